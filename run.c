@@ -1,0 +1,3706 @@
+/* run.c - gated linear attention language models on a CPU, in one file.
+ *
+ *   build   cc -O3 -o run run.c -lm              (-fopenmp uses every core)
+ *   run     ./run model.gguf -i "Once upon a time"
+ *   embed   #define RUN_NO_MAIN, then #include "run.c"; section 1 is the whole interface
+ *
+ *    1 interface   2 platform    3 errors, arena  4 formats    5 kernels   6 GGUF     7 model
+ *    8 state       9 layers     10 forward       11 tokenizer 12 sampler  13 generate 14 command line
+ *
+ * Here to learn? 9 is what one layer does, 8 is what it remembers, 10 stacks the layers, and the
+ * recurrence they share is written out in a dozen lines at recurrence_step in section 5. */
+
+/* ---- 1. interface: everything a program that embeds this file needs ---------------------- */
+#ifndef GLA_H
+#define GLA_H
+#ifndef _DEFAULT_SOURCE
+#define _DEFAULT_SOURCE /* mmap, fsync, sigaction; must precede the first system header */
+#endif
+#include <stddef.h>
+#include <stdint.h>
+
+#define GLA_VERSION "0.1.0"
+
+/* RUN_STATIC keeps the interface private to the including file; RUN_HEADER_ONLY stops after this section. */
+#if defined(RUN_STATIC) && defined(__GNUC__)
+#define GLA_API __attribute__((unused)) static
+#elif defined(RUN_STATIC)
+#define GLA_API static
+#else
+#define GLA_API
+#endif
+
+/* Functions that can fail return GLA_OK or one of these, and leave one sentence in err: what was expected,
+ * what was found, what to try. err has room for GLA_ERR bytes, or is NULL. Nothing here prints or exits. */
+enum {
+    GLA_OK = 0,
+    GLA_IO = -1,          /* the system said no: open, read, write */
+    GLA_FORMAT = -2,      /* the bytes are not what they claim to be */
+    GLA_UNSUPPORTED = -3, /* well-formed, but not implemented here */
+    GLA_MEMORY = -4,
+    GLA_INPUT = -5,       /* an argument is out of range */
+    GLA_CONTEXT = -6,     /* no room left in the context of the softmax layers */
+    GLA_ERR = 320
+};
+
+typedef struct GlaModel GlaModel; /* a mapped file: config, weights, vocabulary. Read-only after gla_open, share it freely */
+typedef struct GlaState GlaState; /* what one conversation remembers. One thread at a time per state */
+
+typedef struct {
+    const char *architecture, *name; /* general.architecture, general.name or "" ; live as long as the model */
+    const char *kernel;              /* instruction set chosen for this processor */
+    int n_layers, dim, vocab_size, seq_len; /* seq_len: the context the model was trained for */
+    uint64_t parameters, file_bytes;
+    uint64_t token_bytes, token_weights; /* bytes and count of the weights read for one generated token */
+    uint64_t run_weights;                /* weights multiplied for a prompt token, which needs no logits */
+    size_t state_bytes;                  /* recurrent state; does not grow with the text */
+    size_t kv_bytes_per_token;           /* what the softmax layers add for every token; 0 without such layers */
+    const char *layer_kinds;             /* "gated-delta x 18, softmax x 6" */
+} GlaInfo;
+
+/* Model ---------------------------------------------------------------------------------- */
+GLA_API int gla_open(GlaModel **m, const char *path, char *err);
+GLA_API int gla_open_memory(GlaModel **m, const void *data, size_t n_bytes, char *err); /* data must outlive the model */
+GLA_API int gla_open_tokenizer(GlaModel *m, const char *path, char *err); /* replaces the vocabulary; before any sharing */
+GLA_API void gla_close(GlaModel *m);
+GLA_API void gla_info(const GlaModel *m, GlaInfo *info);
+
+/* State ---------------------------------------------------------------------------------- */
+/* ctx: positions of the softmax layers, 0 = min(4096, the model's). batch: tokens per run while reading a prompt,
+ * 0 = 512. threads: 0 = all cores. None of them changes a bit of any result. */
+GLA_API int gla_state_new(GlaState **s, const GlaModel *m, int ctx, int batch, int threads, char *err);
+GLA_API size_t gla_state_bytes(const GlaModel *m, int ctx, int batch, int threads); /* memory for gla_state_place; 0: too large */
+GLA_API int gla_state_place(GlaState **s, const GlaModel *m, int ctx, int batch, int threads, void *mem, size_t n_bytes, char *err);
+GLA_API void gla_state_free(GlaState *s);
+GLA_API void gla_state_reset(GlaState *s);                                     /* back to an empty text */
+GLA_API int gla_state_clone(GlaState **copy, const GlaState *s, char *err);
+GLA_API int64_t gla_state_pos(const GlaState *s);                              /* tokens read so far */
+GLA_API int gla_state_ctx(const GlaState *s);                                  /* positions the softmax layers have; 0: no limit */
+
+/* Reads n ids. The last n_logits positions leave a row of vocab_size logits each in logits (NULL when n_logits is 0);
+ * the last position's are kept in the state as well. On error the state is unchanged. */
+GLA_API int gla_eval(GlaState *s, const int32_t *ids, int64_t n, float *logits, int64_t n_logits, char *err);
+GLA_API const float *gla_logits(const GlaState *s);                            /* (vocab_size), of the last token read */
+
+/* Text ----------------------------------------------------------------------------------- */
+enum { GLA_BOS = 1, GLA_SPECIAL = 2, GLA_FIRST = 4 };
+/* Ids of a text; returns how many there are (only cap are written) or an error. GLA_BOS adds the begin/end tokens that
+ * the file asks for, GLA_SPECIAL reads "<|im_end|>" and the like as the token instead of as text. */
+GLA_API int64_t gla_encode(const GlaModel *m, const char *text, size_t len, int flags, int32_t *ids, size_t cap, char *err);
+/* Bytes of one token, possibly part of a UTF-8 character; returns the length (only cap are written). GLA_SPECIAL shows control
+ * tokens, GLA_FIRST drops the leading space that some vocabularies put before the first word. */
+GLA_API size_t gla_piece(const GlaModel *m, int32_t id, int flags, char *buf, size_t cap);
+GLA_API int gla_is_end(const GlaModel *m, int32_t id); /* an end-of-text token? */
+GLA_API int gla_n_tokens(const GlaModel *m);           /* tokens in the vocabulary; 0 = the file has none */
+
+/* Sampling ------------------------------------------------------------------------------- */
+enum { GLA_RECENT = 64 }; /* the penalties look this many tokens back */
+typedef struct {          /* a plain value: copy it to save it. Every field may be changed between tokens */
+    float temperature;    /* 0 = always the likeliest token */
+    float top_p, min_p;   /* 1 and 0 = off */
+    int top_k;            /* 0 = off */
+    float repeat_penalty, presence_penalty; /* 1 and 0 = off */
+    uint64_t rng;
+    int32_t recent[GLA_RECENT];
+    uint32_t n_recent;
+} GlaSampler;
+GLA_API void gla_sampler_init(GlaSampler *p, const GlaModel *m, uint64_t seed); /* the file's general.sampling.*, else 1.0, 0.9, off */
+GLA_API void gla_sampler_note(GlaSampler *p, int32_t id);                       /* a token the penalties should know of */
+GLA_API int32_t gla_sample(GlaSampler *p, GlaState *s);                         /* from the state's last logits */
+
+/* Generation ----------------------------------------------------------------------------- */
+/* Called with each piece of text in whole UTF-8 characters; id is the token that completed it, -1 while the prompt
+ * is being read (n = 0). Not 0 ends the generation after this token. */
+typedef int (*GlaEmit)(void *user, int32_t id, const char *text, size_t n);
+typedef struct {
+    int64_t steps;             /* tokens to generate; 0 = until an end token or the context ends */
+    const char *const *stops;  /* texts that end the generation; they are not emitted */
+    int n_stops, ignore_end;
+    GlaEmit emit;
+    void *user;
+} GlaGenerate;
+enum { GLA_DONE_STEPS = 1, GLA_DONE_END, GLA_DONE_STOP, GLA_DONE_CONTEXT, GLA_DONE_CALLER };
+/* Reads the prompt (may be empty if the state has read something), then generates. Returns GLA_DONE_* or an error;
+ * n_out (or NULL) receives the number of tokens generated. The last token drawn is read by the state too, so going on is seamless. */
+GLA_API int gla_generate(GlaState *s, GlaSampler *p, const int32_t *prompt, int64_t n, const GlaGenerate *how, int64_t *n_out, char *err);
+
+/* Sessions: written to a temporary name, synced, renamed. p may be NULL. A file of another model is refused. */
+GLA_API int gla_state_save(const GlaState *s, const GlaSampler *p, const char *path, char *err);
+GLA_API int gla_state_load(GlaState *s, GlaSampler *p, const char *path, char *err);
+
+/* A complete program:
+ *
+ *   #define RUN_NO_MAIN
+ *   #include "run.c"
+ *   static int show(void *u, int32_t id, const char *text, size_t n) { (void)u, (void)id; fwrite(text, 1, n, stdout); return 0; }
+ *   int main(int argc, char **argv) {
+ *       char err[GLA_ERR] = ""; GlaModel *m; GlaState *s; GlaSampler p; int32_t ids[256];
+ *       if (argc < 3 || gla_open(&m, argv[1], err) || gla_state_new(&s, m, 0, 0, 0, err)) return fprintf(stderr, "%s\n", err), 1;
+ *       gla_sampler_init(&p, m, 42);
+ *       int64_t n = gla_encode(m, argv[2], strlen(argv[2]), GLA_BOS, ids, 256, err);
+ *       int end = n < 0 || n > 256 ? -1 : gla_generate(s, &p, ids, n, &(GlaGenerate){.steps = 100, .emit = show}, NULL, err);
+ *       gla_state_free(s); gla_close(m);
+ *       return end < 0;
+ *   } */
+#endif /* GLA_H */
+#ifndef RUN_HEADER_ONLY
+
+/* ---- 2. platform: the only section with #if on system, compiler or processor --------------- */
+#include <errno.h>
+#include <limits.h>
+#include <math.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#if defined(__unix__) || defined(__APPLE__)
+#define HAVE_POSIX 1
+#include <fcntl.h>
+#include <signal.h>
+#include <sys/mman.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
+#include <unistd.h>
+#endif
+#ifdef _OPENMP
+#include <omp.h>
+#define PRAGMA(text) _Pragma(#text)
+#define PARALLEL_FOR(n_threads) PRAGMA(omp parallel for schedule(static) num_threads(n_threads) if ((n_threads) > 1))
+#define THREAD_ID omp_get_thread_num()
+#define ALL_THREADS omp_get_max_threads()
+#else
+#define PARALLEL_FOR(n_threads)
+#define THREAD_ID 0
+#define ALL_THREADS 1
+#endif
+#if defined(__GNUC__)
+#define PRINTF_LIKE(fmt, args) __attribute__((format(printf, fmt, args)))
+#define INLINE static inline __attribute__((always_inline))
+#define LIKELY_UNUSED __attribute__((unused))
+#if defined(__clang__)
+#define UNROLL _Pragma("unroll")
+#else
+#define UNROLL _Pragma("GCC unroll 4")
+#endif
+#else
+#define UNROLL
+#define PRINTF_LIKE(fmt, args)
+#define INLINE static inline
+#define LIKELY_UNUSED
+#endif
+
+/* A state that only decays reaches denormal numbers, on which many processors crawl. The recurrence (and nothing else) runs
+ * with them flushed to zero, on the thread that does the work; the host's mode is put back right after. */
+#if defined(__SSE2__)
+#include <xmmintrin.h>
+#define FLUSH_DENORMALS unsigned csr_ = _mm_getcsr(); _mm_setcsr(csr_ | 0x8040)
+#define RESTORE_DENORMALS _mm_setcsr(csr_)
+#elif defined(__aarch64__) && defined(__GNUC__)
+#define FLUSH_DENORMALS uint64_t fpcr_, on_; __asm__ volatile("mrs %0, fpcr" : "=r"(fpcr_)); on_ = fpcr_ | 1u << 24; __asm__ volatile("msr fpcr, %0" :: "r"(on_))
+#define RESTORE_DENORMALS __asm__ volatile("msr fpcr, %0" :: "r"(fpcr_))
+#else
+#define FLUSH_DENORMALS (void)0
+#define RESTORE_DENORMALS (void)0
+#endif
+
+/* The two macros through which all memory comes and goes; a host may define its own. */
+#ifndef GLA_CALLOC
+#define GLA_CALLOC(n) calloc(1, n)
+#define GLA_FREE(p) free(p)
+#endif
+
+static int fail(char *err, int code, const char *fmt, ...) PRINTF_LIKE(3, 4);
+
+static double now_s(void) { /* seconds on a clock that never steps back */
+    struct timespec t;
+#ifdef CLOCK_MONOTONIC
+    clock_gettime(CLOCK_MONOTONIC, &t);
+#else
+    timespec_get(&t, TIME_UTC);
+#endif
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+typedef struct { const uint8_t *data; size_t n; int kind; } Mapping; /* kind: 0 the caller's memory, 1 mapped, 2 read */
+
+/* Maps a file read-only. The weights are used where they lie; the system reads pages as they are touched. */
+static int map_file(Mapping *map, const char *path, char *err) {
+#ifdef HAVE_POSIX
+    struct stat st;
+    int fd = open(path, O_RDONLY);
+    if (fd < 0) return fail(err, GLA_IO, "%s: cannot open: %s", path, strerror(errno));
+    if (fstat(fd, &st) || !S_ISREG(st.st_mode)) { close(fd); return fail(err, GLA_IO, "%s: not a regular file", path); }
+    if (st.st_size < 24) { close(fd); return fail(err, GLA_FORMAT, "%s: %lld bytes are too few for a GGUF file", path, (long long)st.st_size); }
+    void *p = mmap(NULL, (size_t)st.st_size, PROT_READ, MAP_SHARED, fd, 0);
+    close(fd);
+    if (p == MAP_FAILED) return fail(err, GLA_IO, "%s: cannot map: %s", path, strerror(errno));
+    *map = (Mapping){p, (size_t)st.st_size, 1};
+#else
+    FILE *f = fopen(path, "rb");
+    long n = -1;
+    if (f && !fseek(f, 0, SEEK_END)) n = ftell(f);
+    void *p = n > 0 ? GLA_CALLOC((size_t)n) : NULL;
+    if (!f || !p || fseek(f, 0, SEEK_SET) || fread(p, 1, (size_t)n, f) != (size_t)n) {
+        if (f) fclose(f);
+        GLA_FREE(p);
+        return fail(err, GLA_IO, "%s: cannot read", path);
+    }
+    fclose(f);
+    *map = (Mapping){p, (size_t)n, 2};
+#endif
+    return GLA_OK;
+}
+
+static void unmap_file(Mapping *map) {
+#ifdef HAVE_POSIX
+    if (map->kind == 1) munmap((void *)(uintptr_t)map->data, map->n);
+#endif
+    if (map->kind == 2) GLA_FREE((void *)(uintptr_t)map->data);
+    *map = (Mapping){0};
+}
+
+/* Closes a file written under a temporary name and moves it over the real one, only when every byte has reached the disk.
+ * On failure the old file is untouched and the temporary one is gone. */
+static int commit_file(FILE *f, const char *temporary, const char *path, char *err) {
+    int bad = fflush(f) != 0 || ferror(f);
+#ifdef HAVE_POSIX
+    bad = bad || fsync(fileno(f)) != 0;
+#endif
+    int why = errno;
+    bad = fclose(f) != 0 || bad;
+    if (!bad && rename(temporary, path)) { why = errno; bad = 1; }
+    if (!bad) return GLA_OK;
+    remove(temporary);
+    return fail(err, GLA_IO, "%s: cannot write: %s", path, strerror(why));
+}
+
+LIKELY_UNUSED static uint64_t resident_bytes(void) { /* 0 when the system does not say */
+#if defined(__linux__)
+    unsigned long long total = 0, resident = 0;
+    FILE *f = fopen("/proc/self/statm", "r");
+    if (f) {
+        if (fscanf(f, "%llu %llu", &total, &resident) != 2) resident = 0;
+        fclose(f);
+    }
+    return resident * (uint64_t)sysconf(_SC_PAGESIZE);
+#elif defined(HAVE_POSIX)
+    struct rusage u;
+    return getrusage(RUSAGE_SELF, &u) ? 0 : (uint64_t)u.ru_maxrss;
+#else
+    return 0;
+#endif
+}
+
+/* ---- 3. errors, arena: messages, and the only calls that take and give back memory ---------- */
+
+static int fail(char *err, int code, const char *fmt, ...) {
+    if (err) {
+        va_list ap;
+        va_start(ap, fmt);
+        vsnprintf(err, GLA_ERR, fmt, ap);
+        va_end(ap);
+    }
+    return code;
+}
+
+static void *gla_alloc(size_t n) { return GLA_CALLOC(n ? n : 1); } /* zeroed; NULL when there is none */
+static void gla_free(void *p) { GLA_FREE(p); }
+
+/* One block of memory, laid out by a function that is run twice: with base NULL it measures, then it hands out. */
+typedef struct { char *base; size_t used; int overflow; } Arena;
+
+enum { ALIGN = 64 }; /* bytes: a cache line */
+
+static void *take_bytes(Arena *a, size_t n, size_t width) { /* n elements of width bytes */
+    size_t at = a->used;
+    if (width && n > (SIZE_MAX / 4 - at) / width) { a->overflow = 1; return NULL; }
+    a->used = (at + n * width + ALIGN - 1) / ALIGN * ALIGN;
+    return a->base ? a->base + at : NULL;
+}
+static float *take(Arena *a, size_t n) { return take_bytes(a, n, sizeof(float)); }
+
+static size_t round_up(size_t n, size_t to) { return (n + to - 1) / to * to; }
+static int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
+static int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
+
+typedef struct { const char *s; size_t n; } Str; /* bytes in the mapped file, not terminated */
+static int str_is(Str a, const char *b) { return a.n == strlen(b) && !memcmp(a.s, b, a.n); }
+
+static uint64_t hash_bytes(uint64_t h, const void *data, size_t n) { /* FNV-1a over 8-byte words, then bytes */
+    const uint8_t *p = data;
+    uint64_t w;
+    for (; n >= 8; n -= 8, p += 8) { memcpy(&w, p, 8); h = (h ^ w) * 0x100000001b3u; h ^= h >> 29; }
+    for (; n; n--, p++) h = (h ^ *p) * 0x100000001b3u;
+    return h ^ h >> 32;
+}
+#define HASH_SEED 0xcbf29ce484222325u
+
+/* ---- 4. formats: how numbers lie in a file, one row of a matrix to float -------------------------
+ * A quantised row is a sequence of blocks; a block is a few scales and small integers. Layouts are GGUF's, byte for byte;
+ * blocks are not aligned, so every field wider than a byte is read by memcpy. Little-endian hosts. */
+
+INLINE uint16_t read_u16(const uint8_t *p) { uint16_t v; memcpy(&v, p, 2); return v; }
+INLINE uint32_t read_u32(const uint8_t *p) { uint32_t v; memcpy(&v, p, 4); return v; }
+INLINE uint64_t read_u64(const uint8_t *p) { uint64_t v; memcpy(&v, p, 8); return v; }
+INLINE float as_float(uint32_t bits) { float f; memcpy(&f, &bits, 4); return f; }
+INLINE uint32_t as_bits(float f) { uint32_t u; memcpy(&u, &f, 4); return u; }
+
+INLINE float from_bf16(uint16_t h) { return as_float((uint32_t)h << 16); }
+INLINE float from_f16(uint16_t h) { /* the exponent bias moves by a multiplication, which also serves subnormals */
+    float f = as_float((uint32_t)(h & 0x7fff) << 13) * 0x1p112f;
+    uint32_t special = (h & 0x7c00) == 0x7c00 ? 0x7f800000u | (uint32_t)(h & 0x3ff) << 13 : as_bits(f);
+    return as_float(special | (uint32_t)(h & 0x8000) << 16);
+}
+INLINE float f16_at(const uint8_t *p) { return from_f16(read_u16(p)); }
+
+enum { /* ggml type ids */
+    F32 = 0, F16 = 1, Q4_0 = 2, Q4_1 = 3, Q5_0 = 6, Q5_1 = 7, Q8_0 = 8, Q2_K = 10, Q3_K = 11, Q4_K = 12, Q5_K = 13, Q6_K = 14,
+    IQ4_NL = 20, IQ4_XS = 23, BF16 = 30, MXFP4 = 39, N_TYPES = 43
+};
+
+/* Every type a file may name, so that tensors which nobody asks for can be stepped over; runs = a row function exists. */
+static const struct { const char *name; int elems, bytes, runs; } types[N_TYPES] = {
+    [F32] = {"F32", 1, 4, 1},       [F16] = {"F16", 1, 2, 1},       [BF16] = {"BF16", 1, 2, 1},      [Q4_0] = {"Q4_0", 32, 18, 1},
+    [Q4_1] = {"Q4_1", 32, 20, 1},   [Q5_0] = {"Q5_0", 32, 22, 1},   [Q5_1] = {"Q5_1", 32, 24, 1},    [Q8_0] = {"Q8_0", 32, 34, 1},
+    [Q2_K] = {"Q2_K", 256, 84, 1},  [Q3_K] = {"Q3_K", 256, 110, 1}, [Q4_K] = {"Q4_K", 256, 144, 1},  [Q5_K] = {"Q5_K", 256, 176, 1},
+    [Q6_K] = {"Q6_K", 256, 210, 1}, [IQ4_NL] = {"IQ4_NL", 32, 18, 1}, [IQ4_XS] = {"IQ4_XS", 256, 136, 1}, [MXFP4] = {"MXFP4", 32, 17, 1},
+    [9] = {"Q8_1", 32, 36, 0},      [15] = {"Q8_K", 256, 292, 0},   [16] = {"IQ2_XXS", 256, 66, 0},  [17] = {"IQ2_XS", 256, 74, 0},
+    [18] = {"IQ3_XXS", 256, 98, 0}, [19] = {"IQ1_S", 256, 50, 0},   [21] = {"IQ3_S", 256, 110, 0},   [22] = {"IQ2_S", 256, 82, 0},
+    [24] = {"I8", 1, 1, 0},         [25] = {"I16", 1, 2, 0},        [26] = {"I32", 1, 4, 0},         [27] = {"I64", 1, 8, 0},
+    [28] = {"F64", 1, 8, 0},        [29] = {"IQ1_M", 256, 56, 0},   [34] = {"TQ1_0", 256, 54, 0},    [35] = {"TQ2_0", 256, 66, 0},
+    [40] = {"NVFP4", 64, 36, 0},    [41] = {"Q1_0", 128, 18, 0},    [42] = {"Q2_0", 64, 18, 0},
+};
+
+static const int8_t iq4_values[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
+static const int8_t mxfp4_doubled[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12}; /* E2M1 x 2 */
+
+/* Blocks of 32: a scale d, perhaps a minimum m, and 16 bytes whose low nibbles are the first half of the block. */
+INLINE void block_q4_0(float *y, const uint8_t *b) {
+    float d = f16_at(b);
+    for (int j = 0; j < 16; j++) { y[j] = d * (float)((b[2 + j] & 15) - 8); y[j + 16] = d * (float)((b[2 + j] >> 4) - 8); }
+}
+INLINE void block_q4_1(float *y, const uint8_t *b) {
+    float d = f16_at(b), m = f16_at(b + 2);
+    for (int j = 0; j < 16; j++) { y[j] = d * (float)(b[4 + j] & 15) + m; y[j + 16] = d * (float)(b[4 + j] >> 4) + m; }
+}
+INLINE void block_q5_0(float *y, const uint8_t *b) {
+    float d = f16_at(b);
+    uint32_t h = read_u32(b + 2); /* bit i is the fifth bit of element i */
+    for (int j = 0; j < 16; j++) {
+        y[j] = d * (float)((int)((b[6 + j] & 15) | (h >> j & 1) << 4) - 16);
+        y[j + 16] = d * (float)((int)(b[6 + j] >> 4 | (h >> (j + 16) & 1) << 4) - 16);
+    }
+}
+INLINE void block_q5_1(float *y, const uint8_t *b) {
+    float d = f16_at(b), m = f16_at(b + 2);
+    uint32_t h = read_u32(b + 4);
+    for (int j = 0; j < 16; j++) {
+        y[j] = d * (float)(int)((b[8 + j] & 15) | (h >> j & 1) << 4) + m;
+        y[j + 16] = d * (float)(int)(b[8 + j] >> 4 | (h >> (j + 16) & 1) << 4) + m;
+    }
+}
+INLINE void block_q8_0(float *y, const uint8_t *b) {
+    float d = f16_at(b);
+    for (int j = 0; j < 32; j++) y[j] = d * (float)(int8_t)b[2 + j];
+}
+INLINE void block_iq4_nl(float *y, const uint8_t *b) {
+    float d = f16_at(b);
+    for (int j = 0; j < 16; j++) { y[j] = d * (float)iq4_values[b[2 + j] & 15]; y[j + 16] = d * (float)iq4_values[b[2 + j] >> 4]; }
+}
+INLINE void block_mxfp4(float *y, const uint8_t *b) { /* the scale is a bare exponent; half of it, as the values are doubled */
+    float d = as_float(b[0] < 2 ? 0x00200000u << b[0] : (uint32_t)(b[0] - 1) << 23);
+    for (int j = 0; j < 16; j++) { y[j] = d * (float)mxfp4_doubled[b[1 + j] & 15]; y[j + 16] = d * (float)mxfp4_doubled[b[1 + j] >> 4]; }
+}
+
+/* Super-blocks of 256: f16 scales of scales, and groups of 16 or 32 with small integer scales of their own. */
+INLINE void block_q2_k(float *y, const uint8_t *b) {
+    float d = f16_at(b + 80), dmin = f16_at(b + 82);
+    for (int g = 0; g < 16; g++) { /* g: a group of 16 */
+        const uint8_t *q = b + 16 + 32 * (g / 8) + 16 * (g & 1);
+        float s = d * (float)(b[g] & 15), m = dmin * (float)(b[g] >> 4);
+        for (int l = 0; l < 16; l++) y[16 * g + l] = s * (float)(q[l] >> (2 * (g % 8 / 2)) & 3) - m;
+    }
+}
+INLINE void block_q3_k(float *y, const uint8_t *b) {
+    float d = f16_at(b + 108);
+    for (int g = 0; g < 16; g++) { /* a clear bit of the mask at b subtracts 4 */
+        const uint8_t *q = b + 32 + 32 * (g / 8) + 16 * (g & 1), *high = b + 16 * (g & 1), *sc = b + 96;
+        int s = (g < 8 ? sc[g] & 15 : sc[g - 8] >> 4) | (sc[8 + g % 4] >> (2 * (g / 4)) & 3) << 4;
+        for (int l = 0; l < 16; l++)
+            y[16 * g + l] = d * (float)(s - 32) * (float)((q[l] >> (2 * (g % 8 / 2)) & 3) - ((high[l] >> (g / 2) & 1) ? 0 : 4));
+    }
+}
+INLINE void scale_min_k4(const uint8_t *sc, int j, float *scale, float *min) { /* 6-bit pairs of Q4_K and Q5_K, j: group of 32 */
+    *scale = (float)(j < 4 ? sc[j] & 63 : (sc[j + 4] & 15) | (sc[j - 4] >> 6) << 4);
+    *min = (float)(j < 4 ? sc[j + 4] & 63 : sc[j + 4] >> 4 | (sc[j] >> 6) << 4);
+}
+INLINE void block_q4_k(float *y, const uint8_t *b) {
+    float d = f16_at(b), dmin = f16_at(b + 2), s, m;
+    for (int j = 0; j < 8; j++) {
+        const uint8_t *q = b + 16 + 32 * (j / 2);
+        scale_min_k4(b + 4, j, &s, &m);
+        s *= d, m *= dmin;
+        for (int l = 0; l < 32; l++) y[32 * j + l] = s * (float)(q[l] >> (4 * (j & 1)) & 15) - m;
+    }
+}
+INLINE void block_q5_k(float *y, const uint8_t *b) {
+    float d = f16_at(b), dmin = f16_at(b + 2), s, m;
+    for (int j = 0; j < 8; j++) {
+        const uint8_t *q = b + 48 + 32 * (j / 2), *high = b + 16;
+        scale_min_k4(b + 4, j, &s, &m);
+        s *= d, m *= dmin;
+        for (int l = 0; l < 32; l++) y[32 * j + l] = s * (float)((q[l] >> (4 * (j & 1)) & 15) | (high[l] >> j & 1) << 4) - m;
+    }
+}
+INLINE void block_q6_k(float *y, const uint8_t *b) { /* d is the last field; the group scales are signed */
+    float d = f16_at(b + 208);
+    for (int g = 0; g < 16; g++) {
+        int n = g / 8, k = g % 8 / 2, at = 16 * (g & 1);
+        const uint8_t *low = b + 64 * n + 32 * (k & 1) + at, *high = b + 128 + 32 * n + at;
+        float s = d * (float)(int8_t)b[192 + g];
+        for (int l = 0; l < 16; l++) y[16 * g + l] = s * (float)(((low[l] >> (4 * (k >> 1)) & 15) | (high[l] >> (2 * k) & 3) << 4) - 32);
+    }
+}
+INLINE void block_iq4_xs(float *y, const uint8_t *b) {
+    float d = f16_at(b);
+    uint32_t high = read_u16(b + 2);
+    for (int k = 0; k < 8; k++) {
+        int s = (b[4 + k / 2] >> (4 * (k & 1)) & 15) | (int)(high >> (2 * k) & 3) << 4;
+        float dl = d * (float)(s - 32);
+        for (int j = 0; j < 16; j++) {
+            y[32 * k + j] = dl * (float)iq4_values[b[8 + 16 * k + j] & 15];
+            y[32 * k + 16 + j] = dl * (float)iq4_values[b[8 + 16 * k + j] >> 4];
+        }
+    }
+}
+
+/* n elements of a row, in any type that runs, to float. n is a multiple of the block length. */
+INLINE void row_to_float(float *y, const uint8_t *b, int type, size_t n) {
+#define BLOCKS(ID, name, elems, bytes) case ID: for (size_t i = 0; i < n; i += elems, b += bytes) block_##name(y + i, b); break;
+    switch (type) {
+    case F32: memcpy(y, b, n * 4); break;
+    case F16: for (size_t i = 0; i < n; i++) y[i] = f16_at(b + 2 * i); break;
+    case BF16: for (size_t i = 0; i < n; i++) y[i] = from_bf16(read_u16(b + 2 * i)); break;
+    BLOCKS(Q4_0, q4_0, 32, 18) BLOCKS(Q4_1, q4_1, 32, 20) BLOCKS(Q5_0, q5_0, 32, 22) BLOCKS(Q5_1, q5_1, 32, 24)
+    BLOCKS(Q8_0, q8_0, 32, 34) BLOCKS(IQ4_NL, iq4_nl, 32, 18) BLOCKS(MXFP4, mxfp4, 32, 17)
+    BLOCKS(Q2_K, q2_k, 256, 84) BLOCKS(Q3_K, q3_k, 256, 110) BLOCKS(Q4_K, q4_k, 256, 144) BLOCKS(Q5_K, q5_k, 256, 176)
+    BLOCKS(Q6_K, q6_k, 256, 210) BLOCKS(IQ4_XS, iq4_xs, 256, 136)
+    }
+#undef BLOCKS
+}
+
+/* ---- 5. kernels: where the time goes ---------------------------------------------------------------
+ * matmul over a run of tokens, the one recurrence, softmax attention. Each is written twice: as plain scalar C, which is the
+ * definition that the tests hold the other against, and with 16-lane vectors, one source compiled for several instruction sets.
+ * A table of function pointers, chosen once when a model is opened, holds the outcome.
+ *
+ * Same bits: an output element is summed by one thread in one order, whatever the number of tokens in the run or of threads. */
+
+typedef struct { const uint8_t *data; int type, n_in, n_out; } Tensor; /* n_out rows of n_in weights; data NULL: absent */
+
+static size_t row_bytes(const Tensor *w) { return (size_t)w->n_in / (size_t)types[w->type].elems * (size_t)types[w->type].bytes; }
+
+enum { LANES = 16, ROWS = 16, KEYS = 64, PANEL = 32 }; /* floats per vector; rows per matmul step; keys per attention step; columns of a state panel */
+
+/* Rows of T tokens holding `heads` heads side by side; stride floats from one token to the next. When a mixer has more heads
+ * than these rows, head h of H reads row head h / (H / heads), or h % heads when tiled (how GGUF stores qwen35). */
+typedef struct { const float *p; size_t stride; int heads; } Rows;
+INLINE const float *row_head(const Rows *r, int t, int h, int H, int tiled, int width) {
+    int source = tiled ? h % r->heads : h / (H / r->heads);
+    return r->p + (size_t)t * r->stride + (size_t)source * (size_t)width;
+}
+
+/* What a mixer passes to the one recurrence (recurrence_step below): the table of the family is who sets what. */
+typedef struct {
+    int H, dk, dv, tiled;
+    int d_width;         /* decay d: 1 = a scalar per head, dk = one per key channel */
+    Rows d, q, k, v;     /* d in (0, 1]; q already scaled; v already times the write strength, where there is one */
+    Rows rho;            /* erase strength, scalar per head; p NULL = nothing is erased before the write */
+} Recurrence;
+
+/* The one recurrence: one head, one token.                                                  (mixers.md section 1.1)
+ *   S (dk, dv) memory, row-major, updated in place;  q, k (dk);  v, o (dv), o apart from v;  d scalar or (dk);  rho in [0, 2]
+ *   S <- Diag(d) S           forget
+ *   u  = v - rho S'k         what k should recall, minus what it does (the delta rule; rho = 0 just adds)
+ *   S <- S + k u'            write
+ *   o  = S'q                 read                              (S' is S transposed)
+ * Forgetting comes first. Taking the error from the undecayed S also runs, and drifts. */
+static void recurrence_step(float *S, int dk, int dv, const float *d, int d_width, float rho, const float *q, const float *k, const float *v, float *o) {
+    for (int j = 0; j < dv; j++) { /* columns of S do not meet */
+        float recall = 0, y = 0;
+        for (int i = 0; i < dk; i++) {
+            S[(size_t)i * (size_t)dv + j] *= d[d_width == 1 ? 0 : i];
+            recall += k[i] * S[(size_t)i * (size_t)dv + j];
+        }
+        float u = v[j] - rho * recall;
+        for (int i = 0; i < dk; i++) {
+            S[(size_t)i * (size_t)dv + j] += k[i] * u;
+            y += q[i] * S[(size_t)i * (size_t)dv + j];
+        }
+        o[j] = y;
+    }
+}
+
+/* Softmax attention of one query head over a cache: positions [from, to] of kv rows `stride` floats apart. */
+typedef struct { const float *q, *k, *v; size_t stride; int64_t from, to; int dk, dv; float scale; } Attend;
+
+/* -- the scalar definitions -- */
+
+/* Sum of a[i] b[i] in 16 partial sums folded as a tree: the order that the vector code follows, too. */
+static float fold16(const float *acc) {
+    float s[LANES];
+    memcpy(s, acc, sizeof s);
+    for (int half = 8; half; half /= 2)
+        for (int l = 0; l < half; l++) s[l] += s[l + half];
+    return s[0];
+}
+static float dot(const float *a, const float *b, size_t n) {
+    float acc[LANES] = {0};
+    size_t i = 0;
+    for (; i + LANES <= n; i += LANES)
+        for (int l = 0; l < LANES; l++) acc[l] += a[i + l] * b[i + l];
+    for (int l = 0; i < n; i++, l++) acc[l] += a[i] * b[i];
+    return fold16(acc);
+}
+
+/* e^x for finite x, within 2 units in the last place; loops over it vectorise, loops over expf do not. */
+INLINE float fast_exp(float x) {
+    x = x > 88.0f ? 88.0f : x < -87.0f ? -87.0f : x;         /* NaN stays NaN */
+    float n = x * 1.44269504f + 12582912.0f;                 /* 1.5 * 2^23: the sum's low bits are round(x / ln 2) */
+    uint32_t e = as_bits(n) << 23;
+    n -= 12582912.0f;
+    float r = x - n * 0.693359375f - n * -2.12194440e-4f;    /* |r| <= ln(2)/2 */
+    float p = 1.0f + r * (1.0f + r * (0.5f + r * (1.66666667e-1f + r * (4.16666651e-2f + r * (8.33345944e-3f + r * 1.38949462e-3f)))));
+    return as_float(as_bits(p) + e);                         /* p 2^n */
+}
+INLINE float sigmoid(float x) { return 1.0f / (1.0f + fast_exp(-x)); }
+INLINE float silu(float x) { return x / (1.0f + fast_exp(-x)); }
+static float softplus(float x) { return x > 20.0f ? x : log1pf(expf(x)); }
+static float logsigmoid(float x) { return (x < 0 ? x : 0) - log1pf(expf(-fabsf(x))); }
+
+/* Rows [row, row + n_rows) of out (T, n_out) = x (T, n_in) W'. buf: ROWS * round_up(n_in, LANES) floats of this thread. */
+static void matmul_scalar(float *out, const Tensor *w, int row, int n_rows, const float *x, int T, float *buf) {
+    for (int r = row; r < row + n_rows; r++) {
+        row_to_float(buf, w->data + (size_t)r * row_bytes(w), w->type, (size_t)w->n_in);
+        for (int t = 0; t < T; t++) out[(size_t)t * (size_t)w->n_out + r] = dot(buf, x + (size_t)t * (size_t)w->n_in, (size_t)w->n_in);
+    }
+}
+
+/* Head h, value columns [j0, j0 + PANEL), all T tokens. S: this head's memory. buf: (PANEL + 2) dk floats of this thread. */
+static void recurrence_scalar(const Recurrence *a, int h, int j0, float *S, float *o, size_t o_stride, int T, float *buf) {
+    (void)buf;
+    if (j0) return; /* all columns at once */
+    for (int t = 0; t < T; t++)
+        recurrence_step(S, a->dk, a->dv, row_head(&a->d, t, h, a->H, a->tiled, a->d_width), a->d_width,
+                        a->rho.p ? *row_head(&a->rho, t, h, a->H, a->tiled, 1) : 0, row_head(&a->q, t, h, a->H, a->tiled, a->dk),
+                        row_head(&a->k, t, h, a->H, a->tiled, a->dk), row_head(&a->v, t, h, a->H, a->tiled, a->dv),
+                        o + (size_t)t * o_stride + (size_t)h * (size_t)a->dv);
+}
+
+/* o (dv) = sum_j softmax_j(scale q.k_j) v_j, in steps of KEYS keys: the sums so far are rescaled when a larger score
+ * appears, so no row of scores as long as the context is needed. Steps begin at `from`, whatever the run of tokens. */
+static void attend_scalar(const Attend *a, float *o) {
+    float p[KEYS], top = -INFINITY, sum = 0;
+    for (int i = 0; i < a->dv; i++) o[i] = 0;
+    for (int64_t j = a->from; j <= a->to; j += KEYS) {
+        int n = (int)min64(KEYS, a->to - j + 1);
+        float best = top;
+        for (int i = 0; i < n; i++) {
+            p[i] = a->scale * dot(a->q, a->k + (size_t)(j + i) * a->stride, (size_t)a->dk);
+            if (p[i] > best) best = p[i];
+        }
+        float keep = fast_exp(top - best);
+        sum *= keep;
+        for (int d = 0; d < a->dv; d++) o[d] *= keep;
+        for (int i = 0; i < n; i++) {
+            const float *v = a->v + (size_t)(j + i) * a->stride;
+            sum += p[i] = fast_exp(p[i] - best);
+            for (int d = 0; d < a->dv; d++) o[d] += p[i] * v[d];
+        }
+        top = best;
+    }
+    for (int i = 0; i < a->dv; i++) o[i] /= sum;
+}
+
+/* -- the same in vectors of 16 floats, which the compiler maps to whatever the instruction set has -- */
+
+#if defined(__GNUC__)
+typedef float V __attribute__((vector_size(64), aligned(4), may_alias)); /* loads and stores need no alignment */
+
+INLINE float fold(const V *v) {
+    float acc[LANES];
+    memcpy(acc, v, sizeof acc);
+    return fold16(acc);
+}
+
+/* R rows of w times T rows of x; w's rows are padded with zeros to whole vectors, x's are not. R, T: constants. */
+INLINE void tile(const float *w, size_t w_stride, const float *x, size_t n, float *out, size_t out_stride, int R, int T) {
+    V acc[4][4] = {{{0}}};
+    size_t i = 0;
+    for (; i + LANES <= n; i += LANES) {
+        V xv[4];
+        UNROLL for (int t = 0; t < T; t++) xv[t] = *(const V *)(x + (size_t)t * n + i);
+        UNROLL for (int r = 0; r < R; r++) {
+            V wv = *(const V *)(w + (size_t)r * w_stride + i);
+            UNROLL for (int t = 0; t < T; t++) acc[r][t] += wv * xv[t];
+        }
+    }
+    if (i < n)
+        UNROLL for (int t = 0; t < T; t++) {
+            V xv = {0};
+            memcpy(&xv, x + (size_t)t * n + i, (n - i) * sizeof(float));
+            UNROLL for (int r = 0; r < R; r++) acc[r][t] += *(const V *)(w + (size_t)r * w_stride + i) * xv;
+        }
+    UNROLL for (int r = 0; r < R; r++)
+        UNROLL for (int t = 0; t < T; t++) out[(size_t)t * out_stride + r] = fold(&acc[r][t]);
+}
+
+INLINE void matmul_body(float *out, const Tensor *w, int row, int n_rows, const float *x, int T, float *buf, int R_TILE, int T_TILE) {
+    size_t n = (size_t)w->n_in, padded = round_up(n, LANES), n_out = (size_t)w->n_out;
+    for (int r = 0; r < n_rows; r++) {
+        row_to_float(buf + (size_t)r * padded, w->data + (size_t)(row + r) * row_bytes(w), w->type, n);
+        for (size_t i = n; i < padded; i++) buf[(size_t)r * padded + i] = 0;
+    }
+    int t = 0;
+    for (; t + T_TILE <= T; t += T_TILE) {
+        int r = 0;
+        for (; r + R_TILE <= n_rows; r += R_TILE) tile(buf + (size_t)r * padded, padded, x + (size_t)t * n, n, out + (size_t)t * n_out + row + r, n_out, R_TILE, T_TILE);
+        for (; r < n_rows; r++) tile(buf + (size_t)r * padded, padded, x + (size_t)t * n, n, out + (size_t)t * n_out + row + r, n_out, 1, T_TILE);
+    }
+    for (; t < T; t++) {
+        int r = 0;
+        for (; r + 4 <= n_rows; r += 4) tile(buf + (size_t)r * padded, padded, x + (size_t)t * n, n, out + (size_t)t * n_out + row + r, n_out, 4, 1);
+        for (; r < n_rows; r++) tile(buf + (size_t)r * padded, padded, x + (size_t)t * n, n, out + (size_t)t * n_out + row + r, n_out, 1, 1);
+    }
+}
+
+/* A panel of N vectors of columns stays in the first-level cache while all tokens pass over it. One sweep per token: the
+ * write of token t-1 is applied while token t reads, and what is read before the write is completed with q.k:
+ *     S'k and S'q over the decayed memory give  u = v - rho S'k  and  o = S'q + (q.k) u. */
+INLINE void panel(const Recurrence *a, int h, int j0, int n_cols, float *S, float *o, size_t o_stride, int T, float *buf, int N) {
+    int dk = a->dk, dv = a->dv, H = a->H;
+    V *P = (V *)buf, u[2] = {{0}};               /* the panel, (dk, N) vectors; the write of the previous token */
+    float *dq = buf + (size_t)dk * PANEL, *de = dq + dk; /* d * q and d * k of this token */
+    const float *k_prev = NULL, *d_prev = NULL;
+    memset(buf, 0, (size_t)dk * (size_t)N * sizeof(V));
+    for (int i = 0; i < dk; i++) memcpy(P + i * N, S + (size_t)i * (size_t)dv + j0, (size_t)n_cols * sizeof(float));
+    for (int t = 0; t <= T; t++) {
+        if (t == T) { /* the last write */
+            for (int i = 0; i < dk && T; i++)
+                UNROLL for (int n = 0; n < N; n++) P[i * N + n] = P[i * N + n] * d_prev[a->d_width == 1 ? 0 : i] + k_prev[i] * u[n];
+            break;
+        }
+        const float *q = row_head(&a->q, t, h, H, a->tiled, dk), *k = row_head(&a->k, t, h, H, a->tiled, dk);
+        const float *d = row_head(&a->d, t, h, H, a->tiled, a->d_width), *v = row_head(&a->v, t, h, H, a->tiled, dv);
+        float rho = a->rho.p ? *row_head(&a->rho, t, h, H, a->tiled, 1) : 0, qk = 0;
+        for (int i = 0; i < dk; i++) { dq[i] = (a->d_width == 1 ? *d : d[i]) * q[i]; de[i] = (a->d_width == 1 ? *d : d[i]) * k[i]; }
+        qk = dot(q, k, (size_t)dk);
+        V recall[2][2] = {{{0}}}, y[2][2] = {{{0}}}; /* even and odd i apart: twice as many additions in flight */
+        for (int i = 0; i < dk; i++)
+            UNROLL for (int n = 0; n < N; n++) {
+                V s = P[i * N + n];
+                if (t) P[i * N + n] = s = s * d_prev[a->d_width == 1 ? 0 : i] + k_prev[i] * u[n];
+                recall[i & 1][n] += de[i] * s;
+                y[i & 1][n] += dq[i] * s;
+            }
+        UNROLL for (int n = 0; n < N; n++) {
+            V vv = {0};
+            int cols = n_cols - n * LANES < LANES ? n_cols - n * LANES : LANES;
+            memcpy(&vv, v + j0 + n * LANES, (size_t)cols * sizeof(float));
+            u[n] = vv - rho * (recall[0][n] + recall[1][n]);
+            V out = y[0][n] + y[1][n] + qk * u[n];
+            memcpy(o + (size_t)t * o_stride + (size_t)h * (size_t)dv + j0 + n * LANES, &out, (size_t)cols * sizeof(float));
+        }
+        k_prev = k, d_prev = d;
+    }
+    for (int i = 0; i < dk; i++) memcpy(S + (size_t)i * (size_t)dv + j0, P + i * N, (size_t)n_cols * sizeof(float));
+}
+
+INLINE void recurrence_body(const Recurrence *a, int h, int j0, float *S, float *o, size_t o_stride, int T, float *buf) {
+    int n_cols = a->dv - j0 < PANEL ? a->dv - j0 : PANEL;
+    if (n_cols > LANES) panel(a, h, j0, n_cols, S, o, o_stride, T, buf, 2);
+    else panel(a, h, j0, n_cols, S, o, o_stride, T, buf, 1);
+}
+
+INLINE float dot_body(const float *a, const float *b, size_t n) {
+    V acc = {0};
+    size_t i = 0;
+    for (; i + LANES <= n; i += LANES) acc += *(const V *)(a + i) * *(const V *)(b + i);
+    float tail[LANES];
+    memcpy(tail, &acc, sizeof tail);
+    for (int l = 0; i < n; i++, l++) tail[l] += a[i] * b[i];
+    return fold16(tail);
+}
+
+INLINE void attend_body(const Attend *a, float *o) {
+    float p[KEYS], top = -INFINITY, sum = 0;
+    for (int i = 0; i < a->dv; i++) o[i] = 0;
+    for (int64_t j = a->from; j <= a->to; j += KEYS) {
+        int n = (int)min64(KEYS, a->to - j + 1);
+        float best = top;
+        for (int i = 0; i < n; i++) {
+            p[i] = a->scale * dot_body(a->q, a->k + (size_t)(j + i) * a->stride, (size_t)a->dk);
+            if (p[i] > best) best = p[i];
+        }
+        float keep = fast_exp(top - best);
+        sum *= keep;
+        for (int i = 0; i < n; i++) sum += p[i] = fast_exp(p[i] - best);
+        int d = 0;
+        for (; d + LANES <= a->dv; d += LANES) {
+            V y = *(V *)(o + d) * keep;
+            for (int i = 0; i < n; i++) y += p[i] * *(const V *)(a->v + (size_t)(j + i) * a->stride + d);
+            *(V *)(o + d) = y;
+        }
+        for (; d < a->dv; d++) {
+            o[d] *= keep;
+            for (int i = 0; i < n; i++) o[d] += p[i] * a->v[(size_t)(j + i) * a->stride + (size_t)d];
+        }
+        top = best;
+    }
+    for (int i = 0; i < a->dv; i++) o[i] /= sum;
+}
+
+/* One set of kernels per instruction set, from the bodies above; R x T outputs of a matmul are in registers at once. */
+#define KERNELS_FOR(isa, attribute, R, T) \
+    attribute static void matmul_##isa(float *out, const Tensor *w, int row, int n_rows, const float *x, int n_tokens, float *buf) { matmul_body(out, w, row, n_rows, x, n_tokens, buf, R, T); } \
+    attribute static void recurrence_##isa(const Recurrence *a, int h, int j0, float *S, float *o, size_t o_stride, int n_tokens, float *buf) { recurrence_body(a, h, j0, S, o, o_stride, n_tokens, buf); } \
+    attribute static void attend_##isa(const Attend *a, float *o) { attend_body(a, o); }
+#if defined(__x86_64__)
+KERNELS_FOR(sse2, , 2, 1)
+KERNELS_FOR(avx2, __attribute__((target("avx2,fma,f16c"))), 2, 2)
+KERNELS_FOR(avx512, __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,fma,f16c"))), 4, 4)
+#else
+KERNELS_FOR(vector, , 2, 2)
+#endif
+#endif
+
+/* The choice. Later entries are faster; the last one that this processor runs is taken, unless RUN_KERNEL names another. */
+typedef struct {
+    const char *name;
+    void (*matmul)(float *out, const Tensor *w, int row, int n_rows, const float *x, int T, float *buf);
+    void (*recurrence)(const Recurrence *a, int h, int j0, float *S, float *o, size_t o_stride, int T, float *buf);
+    void (*attend)(const Attend *a, float *o);
+} Kernels;
+static const Kernels kernels[] = {
+    {"scalar", matmul_scalar, recurrence_scalar, attend_scalar},
+#if defined(__GNUC__) && defined(__x86_64__)
+    {"sse2", matmul_sse2, recurrence_sse2, attend_sse2},
+    {"avx2", matmul_avx2, recurrence_avx2, attend_avx2},
+    {"avx512", matmul_avx512, recurrence_avx512, attend_avx512},
+#elif defined(__GNUC__)
+    {"vector", matmul_vector, recurrence_vector, attend_vector},
+#endif
+};
+enum { N_KERNELS = sizeof kernels / sizeof kernels[0] };
+
+static int kernel_runs(const Kernels *k) {
+#if defined(__GNUC__) && defined(__x86_64__)
+    if (!strcmp(k->name, "avx2")) return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    if (!strcmp(k->name, "avx512")) return __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+#endif
+    (void)k;
+    return 1;
+}
+
+static int choose_kernels(const Kernels **chosen, char *err) {
+    const char *wanted = getenv("RUN_KERNEL");
+    for (int i = N_KERNELS - 1; i >= 0; i--)
+        if (kernel_runs(&kernels[i]) && (!wanted || !strcmp(wanted, kernels[i].name))) { *chosen = &kernels[i]; return GLA_OK; }
+    return fail(err, GLA_INPUT, "RUN_KERNEL=%.40s: this program or processor has no such kernels (scalar always works)", wanted);
+}
+
+/* How the work is spread: threads, and a piece of memory for each. Results do not depend on it. */
+typedef struct { const Kernels *kernels; int n_threads; float *buf; size_t buf_floats; } Team;
+
+static int threads_for(const Team *team, double operations) { /* waking a thread costs about as much as this many */
+    return operations < 40000 ? 1 : team->n_threads;
+}
+
+/* out (T, n_out) = x (T, n_in) W'. The only place that reads large weights. */
+static void matmul(const Team *team, float *out, const Tensor *w, const float *x, int T) {
+    int step = T < 4 ? 4 : ROWS, n_steps = (w->n_out + step - 1) / step, n_threads = threads_for(team, 2.0 * w->n_in * w->n_out * T);
+    PARALLEL_FOR(n_threads)
+    for (int i = 0; i < n_steps; i++) {
+        int row = i * step, n_rows = w->n_out - row < step ? w->n_out - row : step;
+        team->kernels->matmul(out, w, row, n_rows, x, T, team->buf + (size_t)THREAD_ID * team->buf_floats);
+    }
+}
+
+/* T tokens of all heads: S (H, dk, dv) in and out, o (T, H * dv). Heads, and panels of a head's columns, are independent. */
+static void recurrence(const Team *team, const Recurrence *a, float *S, float *o, int T) {
+    int panels = (a->dv + PANEL - 1) / PANEL, n_threads = threads_for(team, 6.0 * a->H * a->dk * a->dv * T);
+    PARALLEL_FOR(n_threads)
+    for (int i = 0; i < a->H * panels; i++) {
+        FLUSH_DENORMALS;
+        int h = i / panels;
+        team->kernels->recurrence(a, h, i % panels * PANEL, S + (size_t)h * (size_t)a->dk * (size_t)a->dv, o,
+                                  (size_t)a->H * (size_t)a->dv, T, team->buf + (size_t)THREAD_ID * team->buf_floats);
+        RESTORE_DENORMALS;
+    }
+}
+
+/* ---- 6. GGUF: every read of untrusted bytes ---------------------------------------------------------
+ * A cursor that knows its end walks the header once; every count, length, type, dimension, product and offset is compared with
+ * the bytes that are left before it is used. Afterwards key and tensor records point into the mapping and can be trusted. */
+
+enum { GGUF_U8, GGUF_I8, GGUF_U16, GGUF_I16, GGUF_U32, GGUF_I32, GGUF_F32, GGUF_BOOL, GGUF_STR, GGUF_ARR, GGUF_U64, GGUF_I64, GGUF_F64, N_GGUF };
+static const uint8_t gguf_width[N_GGUF] = {1, 1, 2, 2, 4, 4, 4, 1, 0, 0, 8, 8, 8};
+
+typedef struct { int type; uint64_t n; const uint8_t *p; } GgufArray;     /* n packed elements; strings each with their length */
+typedef struct { Str key; int type; GgufArray value; } GgufKey;           /* a scalar is an array of one */
+typedef struct { Str name; int type, used; uint64_t ne[4], offset, n_bytes; const uint8_t *data; } GgufTensor; /* used: the model asked for it */
+typedef struct Gguf {
+    Mapping map;
+    size_t data_at;                     /* where the tensors begin */
+    uint64_t n_keys, n_tensors;
+    GgufKey *keys;
+    GgufTensor *tensors;
+    uint32_t *key_table, *tensor_table; /* hash tables of index + 1 */
+    size_t key_slots, tensor_slots;     /* powers of two */
+} Gguf;
+
+typedef struct { const uint8_t *p, *end; int bad; } Cursor;
+
+static const uint8_t *cursor_take(Cursor *c, uint64_t n) { /* n bytes, or NULL and bad for ever */
+    if (c->bad || n > (uint64_t)(c->end - c->p)) { c->bad = 1; return NULL; }
+    const uint8_t *at = c->p;
+    c->p += n;
+    return at;
+}
+static uint32_t cursor_u32(Cursor *c) { const uint8_t *p = cursor_take(c, 4); return p ? read_u32(p) : 0; }
+static uint64_t cursor_u64(Cursor *c) { const uint8_t *p = cursor_take(c, 8); return p ? read_u64(p) : 0; }
+static Str cursor_str(Cursor *c) {
+    uint64_t n = cursor_u64(c);
+    const uint8_t *p = cursor_take(c, n);
+    return (Str){(const char *)p, p ? (size_t)n : 0};
+}
+
+/* A value of the given type. On a malformed one returns 0; the cursor then stands anywhere. */
+static int cursor_value(Cursor *c, int type, GgufArray *v) {
+    *v = (GgufArray){type, 1, c->p};
+    if (type == GGUF_ARR) {
+        v->type = (int)cursor_u32(c), v->n = cursor_u64(c), v->p = c->p;
+        if (c->bad || v->type < 0 || v->type >= N_GGUF || v->type == GGUF_ARR) return 0;
+    }
+    if (v->type == GGUF_STR) {
+        if (v->n > (uint64_t)(c->end - c->p) / 8) return 0;
+        for (uint64_t i = 0; i < v->n && !c->bad; i++) cursor_str(c);
+        return !c->bad;
+    }
+    uint64_t width = gguf_width[v->type];
+    return v->n <= (uint64_t)(c->end - c->p) / width && cursor_take(c, v->n * width) != NULL;
+}
+
+/* Open addressing over names that lie `stride` bytes apart, the Str first. Returns the index or -1; insert: adds i. */
+static int64_t name_find(const uint32_t *table, size_t slots, const void *records, size_t stride, Str name) {
+    for (size_t at = hash_bytes(HASH_SEED, name.s, name.n) & (slots - 1); slots && table[at]; at = (at + 1) & (slots - 1)) {
+        const Str *other = (const Str *)((const char *)records + (table[at] - 1) * stride);
+        if (other->n == name.n && !memcmp(other->s, name.s, name.n)) return (int64_t)table[at] - 1;
+    }
+    return -1;
+}
+static void name_insert(uint32_t *table, size_t slots, uint64_t i, Str name) {
+    size_t at = hash_bytes(HASH_SEED, name.s, name.n) & (slots - 1);
+    while (table[at]) at = (at + 1) & (slots - 1);
+    table[at] = (uint32_t)i + 1;
+}
+static size_t table_slots(uint64_t n) { /* at most half full */
+    size_t slots = 16;
+    while (slots < n * 2) slots *= 2;
+    return slots;
+}
+
+static const char *printable(char out[64], Str s) { /* a name from a file, fit for a message */
+    size_t n = s.n < 60 ? s.n : 60;
+    for (size_t i = 0; i < n; i++) out[i] = s.s[i] >= 32 && s.s[i] < 127 ? s.s[i] : '?';
+    strcpy(out + n, s.n > 60 ? "..." : "");
+    return out;
+}
+
+static void gguf_close(Gguf *g) {
+    gla_free(g->keys), gla_free(g->tensors), gla_free(g->key_table), gla_free(g->tensor_table);
+    unmap_file(&g->map);
+    memset(g, 0, sizeof *g);
+}
+
+static int64_t gguf_key_index(const Gguf *g, const char *key) {
+    return name_find(g->key_table, g->key_slots, g->keys, sizeof *g->keys, (Str){key, strlen(key)});
+}
+
+/* Element i of an array as an integer (any integer type or bool) or as a float (any number); 0 when it is neither. */
+static int array_int(const GgufArray *a, uint64_t i, int64_t *out) {
+    if (i >= a->n) return 0;
+    const uint8_t *p = a->p + i * gguf_width[a->type];
+    switch (a->type) {
+    case GGUF_U8: case GGUF_BOOL: *out = *p; return 1;
+    case GGUF_I8: *out = (int8_t)*p; return 1;
+    case GGUF_U16: *out = read_u16(p); return 1;
+    case GGUF_I16: *out = (int16_t)read_u16(p); return 1;
+    case GGUF_U32: *out = read_u32(p); return 1;
+    case GGUF_I32: *out = (int32_t)read_u32(p); return 1;
+    case GGUF_I64: *out = (int64_t)read_u64(p); return 1;
+    case GGUF_U64: *out = (int64_t)read_u64(p); return *out >= 0;
+    }
+    return 0;
+}
+static int array_float(const GgufArray *a, uint64_t i, double *out) {
+    int64_t whole;
+    if (i >= a->n) return 0;
+    if (a->type == GGUF_F32) { *out = as_float(read_u32(a->p + 4 * i)); return 1; }
+    if (a->type == GGUF_F64) { memcpy(out, a->p + 8 * i, 8); return 1; }
+    if (!array_int(a, i, &whole)) return 0;
+    *out = (double)whole;
+    return 1;
+}
+
+static int gguf_array(const Gguf *g, const char *key, GgufArray *out) {
+    int64_t i = gguf_key_index(g, key);
+    if (i < 0 || g->keys[i].type != GGUF_ARR) return 0;
+    *out = g->keys[i].value;
+    return 1;
+}
+static int gguf_str(const Gguf *g, const char *key, Str *out) {
+    int64_t i = gguf_key_index(g, key);
+    if (i < 0 || g->keys[i].type != GGUF_STR) return 0;
+    const uint8_t *p = g->keys[i].value.p;
+    *out = (Str){(const char *)p + 8, (size_t)read_u64(p)};
+    return 1;
+}
+static int gguf_int(const Gguf *g, const char *key, int64_t *out) {
+    int64_t i = gguf_key_index(g, key);
+    return i >= 0 && g->keys[i].type != GGUF_ARR && array_int(&g->keys[i].value, 0, out);
+}
+static int gguf_float(const Gguf *g, const char *key, double *out) {
+    int64_t i = gguf_key_index(g, key);
+    return i >= 0 && g->keys[i].type != GGUF_ARR && array_float(&g->keys[i].value, 0, out);
+}
+
+static int gguf_read_keys(Gguf *g, Cursor *c, char *err) {
+    char name[64];
+    for (uint64_t i = 0; i < g->n_keys; i++) {
+        GgufKey *k = &g->keys[i];
+        k->key = cursor_str(c), k->type = (int)cursor_u32(c);
+        if (c->bad) return fail(err, GLA_FORMAT, "GGUF header is cut short at key %llu of %llu; download the file again", (unsigned long long)i + 1, (unsigned long long)g->n_keys);
+        printable(name, k->key);
+        if (!k->key.n || k->key.n > 65535) return fail(err, GLA_FORMAT, "GGUF key %llu has a name of %zu bytes", (unsigned long long)i + 1, k->key.n);
+        if (k->type < 0 || k->type >= N_GGUF) return fail(err, GLA_FORMAT, "GGUF key %s has value type %d, known are 0 to 12", name, k->type);
+        if (!cursor_value(c, k->type, &k->value)) return fail(err, GLA_FORMAT, "GGUF key %s: its value is malformed or runs past the end of the file", name);
+        if (name_find(g->key_table, g->key_slots, g->keys, sizeof *k, k->key) >= 0) return fail(err, GLA_FORMAT, "GGUF key %s occurs twice", name);
+        name_insert(g->key_table, g->key_slots, i, k->key);
+    }
+    return GLA_OK;
+}
+
+static int gguf_read_tensors(Gguf *g, Cursor *c, char *err) {
+    char name[64];
+    for (uint64_t i = 0; i < g->n_tensors; i++) {
+        GgufTensor *t = &g->tensors[i];
+        t->name = cursor_str(c);
+        uint32_t n_dims = cursor_u32(c);
+        if (c->bad) return fail(err, GLA_FORMAT, "GGUF header is cut short at tensor %llu of %llu; download the file again", (unsigned long long)i + 1, (unsigned long long)g->n_tensors);
+        printable(name, t->name);
+        if (!t->name.n || t->name.n > 63 || memchr(t->name.s, 0, t->name.n)) return fail(err, GLA_FORMAT, "tensor %llu has a malformed name", (unsigned long long)i + 1);
+        if (n_dims > 4) return fail(err, GLA_FORMAT, "%s has %u dimensions, at most 4 are allowed", name, n_dims);
+        uint64_t elements = 1;
+        for (int d = 0; d < 4; d++) {
+            t->ne[d] = (uint32_t)d < n_dims ? cursor_u64(c) : 1;
+            if (!c->bad && (t->ne[d] == 0 || t->ne[d] > (uint64_t)INT64_MAX / elements)) return fail(err, GLA_FORMAT, "%s: dimension %d is %lld", name, d, (long long)t->ne[d]);
+            elements *= c->bad ? 1 : t->ne[d];
+        }
+        t->type = (int)cursor_u32(c);
+        t->offset = cursor_u64(c);
+        if (c->bad) return fail(err, GLA_FORMAT, "GGUF header is cut short at tensor %s; download the file again", name);
+        if (t->type < 0 || t->type >= N_TYPES || !types[t->type].name) return fail(err, GLA_FORMAT, "%s has the unknown tensor type %d", name, t->type);
+        uint64_t per_block = (uint64_t)types[t->type].elems, block = (uint64_t)types[t->type].bytes;
+        if (t->ne[0] % per_block) return fail(err, GLA_FORMAT, "%s: rows of %llu elements do not divide into %s blocks of %llu", name, (unsigned long long)t->ne[0], types[t->type].name, (unsigned long long)per_block);
+        if (elements / per_block > UINT64_MAX / block) return fail(err, GLA_FORMAT, "%s is larger than any file", name);
+        t->n_bytes = elements / per_block * block;
+        if (name_find(g->tensor_table, g->tensor_slots, g->tensors, sizeof *t, t->name) >= 0) return fail(err, GLA_FORMAT, "tensor %s occurs twice", name);
+        name_insert(g->tensor_table, g->tensor_slots, i, t->name);
+    }
+    return GLA_OK;
+}
+
+/* Reads the header of a mapped file. g->map is set; on failure the caller still closes g. */
+static int gguf_read(Gguf *g, char *err) {
+    Cursor c = {g->map.data, g->map.data + g->map.n, 0};
+    const uint8_t *magic = cursor_take(&c, 4);
+    if (!magic || memcmp(magic, "GGUF", 4)) {
+        if (magic && !memcmp(magic, "vers", 4)) return fail(err, GLA_FORMAT, "not a model but a git-lfs pointer; fetch the file itself (git lfs pull)");
+        if (magic && (magic[0] == '<' || magic[0] == '{')) return fail(err, GLA_FORMAT, "not a GGUF file but text (a web page?)");
+        return fail(err, GLA_FORMAT, "not a GGUF file: it does not begin with the letters GGUF");
+    }
+    uint32_t version = cursor_u32(&c);
+    if (!c.bad && !(version & 0xffff)) return fail(err, GLA_UNSUPPORTED, "a big-endian GGUF file; only little-endian ones are read");
+    if (!c.bad && version != 2 && version != 3) return fail(err, GLA_UNSUPPORTED, "GGUF version %u; versions 2 and 3 are read", version);
+    g->n_tensors = cursor_u64(&c), g->n_keys = cursor_u64(&c);
+    uint64_t left = c.bad ? 0 : (uint64_t)(c.end - c.p);
+    if (c.bad || g->n_keys > left / 13 || g->n_tensors > left / 24 || g->n_keys > UINT32_MAX / 2 || g->n_tensors > UINT32_MAX / 2)
+        return fail(err, GLA_FORMAT, "GGUF header claims %llu keys and %llu tensors, more than %zu bytes can hold; download the file again", (unsigned long long)g->n_keys, (unsigned long long)g->n_tensors, g->map.n);
+    g->key_slots = table_slots(g->n_keys), g->tensor_slots = table_slots(g->n_tensors);
+    g->keys = gla_alloc((size_t)g->n_keys * sizeof *g->keys), g->tensors = gla_alloc((size_t)g->n_tensors * sizeof *g->tensors);
+    g->key_table = gla_alloc(g->key_slots * sizeof(uint32_t)), g->tensor_table = gla_alloc(g->tensor_slots * sizeof(uint32_t));
+    if (!g->keys || !g->tensors || !g->key_table || !g->tensor_table) return fail(err, GLA_MEMORY, "no memory for the GGUF header");
+    int code = gguf_read_keys(g, &c, err);
+    if (!code) code = gguf_read_tensors(g, &c, err);
+    if (code) return code;
+
+    int64_t alignment = 32, parts = 0, part = 0, at = gguf_key_index(g, "general.alignment");
+    if (at >= 0 && (g->keys[at].type != GGUF_U32 || !gguf_int(g, "general.alignment", &alignment) || alignment <= 0 || (alignment & (alignment - 1)) || (uint64_t)alignment > g->map.n))
+        return fail(err, GLA_FORMAT, "general.alignment is %lld, expected a power of two within the file", (long long)alignment);
+    gguf_int(g, "split.count", &parts), gguf_int(g, "split.no", &part);
+    if (parts > 1) return fail(err, GLA_UNSUPPORTED, "part %lld of a model split into %lld files; merge them first (llama-gguf-split --merge)", (long long)part + 1, (long long)parts);
+    g->data_at = round_up((size_t)(c.p - g->map.data), (size_t)alignment);
+    if (g->n_tensors && g->data_at > g->map.n) return fail(err, GLA_FORMAT, "the file ends before its tensors; download it again");
+    uint64_t space = g->n_tensors ? g->map.n - g->data_at : 0;
+    char name[64];
+    for (uint64_t i = 0; i < g->n_tensors; i++) {
+        GgufTensor *t = &g->tensors[i];
+        uint64_t offset = t->offset;
+        printable(name, t->name);
+        if (offset % (uint64_t)alignment) return fail(err, GLA_FORMAT, "%s lies at offset %llu, not a multiple of %lld", name, (unsigned long long)offset, (long long)alignment);
+        if (offset > space || t->n_bytes > space - offset)
+            return fail(err, GLA_FORMAT, "%s needs %llu bytes at offset %llu, the file has %llu there: truncated? download it again", name, (unsigned long long)t->n_bytes, (unsigned long long)offset, (unsigned long long)(offset > space ? 0 : space - offset));
+        t->data = g->map.data + g->data_at + offset;
+    }
+    return GLA_OK;
+}
+
+/* ---- 7. model: config, weights, and which name means what -----------------------------------------------
+ * An architecture is a function that reads its keys and binds its tensors into layer descriptors; every shape is checked here, so
+ * that a file that loads runs. Afterwards nobody looks a name up. */
+
+enum { ACT_SILU, ACT_RELU, ACT_SIGMOID, ACT_GELU, ACT_GELU_TANH, ACT_SQRELU, ACT_POWLU, ACT_LOGSIGMOID, ACT_NONE };
+static const struct { const char *name; int act; } act_names[] = {
+    {"silu", ACT_SILU}, {"swish", ACT_SILU}, {"relu", ACT_RELU}, {"sigmoid", ACT_SIGMOID}, {"gelu", ACT_GELU}, {"gelu_tanh", ACT_GELU_TANH},
+    {"sqrelu", ACT_SQRELU}, {"powlu", ACT_POWLU}, {"logsigmoid", ACT_LOGSIGMOID}, {"identity", ACT_NONE},
+};
+
+enum { MIX_SOFTMAX, MIX_GATED_DELTA, MIX_GLA, N_MIXERS }; /* rows of the table `mixers` in section 9 */
+
+/* A projection y = W x + bias, or through a narrow middle: y = up (W x) + bias. */
+typedef struct { Tensor w, up; const float *bias; } Proj;
+static int proj_out(const Proj *p) { return p->up.data ? p->up.n_out : p->w.n_out; }
+
+enum { MAX_IN = 6, MAX_ROPE = 512 }; /* projections in front of a mixer; rotated channels of a head */
+
+/* One layer: x += out(mixer(in(norm x))), then x += down(act(gate(norm x)) * up(norm x)). Widths in floats. */
+typedef struct {
+    int mixer;
+    int n_heads, n_k_heads;         /* output heads (query heads of softmax, value heads of linear layers), key/value heads */
+    int dk, dv;                     /* key and value width of one head */
+    int n_in; Proj in[MAX_IN], out; /* what the mixer reads, in the order its function documents; output projection */
+    float eps;                      /* of every norm in the layer */
+    const float *norm, *ffn_norm;   /* (dim) */
+    const float *q_norm, *k_norm, *o_norm; /* (dk), (dk), (dv); NULL = no such weight */
+    /* softmax layers */
+    int rope_dims, rope_adjacent;   /* rotated channels of a head; pairs (2i, 2i+1) instead of (i, i + rope_dims/2) */
+    double rope_base;
+    const double *rope_freq;        /* (rope_dims / 2) radians per position; double, since positions reach a million */
+    int window, gated;              /* visible positions, 0 = all; query rows hold [query | gate] per head */
+    float scale;
+    /* linear layers */
+    int d_conv, tiled;              /* taps, 0 = no convolution; head h reads key head h % n_k_heads */
+    const float *conv[3];           /* q, k, v, each (channels, d_conv), or all channels in conv[0]; the last tap is the current token */
+    const float *a, *dt_bias;       /* (n_heads) gated delta: log decay = a softplus(alpha + dt_bias), a < 0 */
+    int feature_map, gate_act;      /* of q and k; of the output gate, or ACT_NONE without one */
+    float decay_divisor, decay_min; /* gla: log decay = max(logsigmoid(.) / divisor, min) */
+    int o_norm_on;                  /* the output of each head is normalised (o_norm may still be NULL: weight one) */
+    Tensor gate, up, down;
+    int ffn_act;
+    /* residual attention: scores of the sources in front of the mixer and of the feed-forward */
+    const float *res_proj[2], *res_norm[2];
+    /* where the state keeps this layer: floats into the constant part, floats into a position of the growing part */
+    size_t fixed_at, fixed, kv_at, kv;
+} Layer;
+
+typedef struct {
+    int dim, vocab_size, n_layers, seq_len;
+    float eps;
+    int res_block;                  /* residual attention: sub-layers per source, 0 = the plain residual stream */
+} Config;
+
+typedef struct Tokenizer Tokenizer;
+static int tokenizer_new(Tokenizer **t, const Gguf *g, char *err);
+static void tokenizer_free(Tokenizer *t);
+
+struct GlaModel {
+    Gguf file, vocab_file;          /* vocab_file only with gla_open_tokenizer */
+    char *architecture, *name, *kinds;
+    Config config;
+    Layer *layers;
+    Tensor embed, head;             /* head is embed in tied models */
+    const float *out_norm, *res_proj, *res_norm;
+    const Kernels *kernels;
+    Tokenizer *vocab;
+    uint64_t parameters, token_bytes, token_weights, run_weights;
+    size_t fixed_floats, kv_floats; /* of all layers; kv per position */
+    size_t row_floats, mid_floats, out_floats, hidden_floats, buf_floats; /* scratch: widest set of projections, narrow middle, mixer output, feed-forward; per thread */
+    struct Block { struct Block *next; } *owned; /* memory to free with the model */
+};
+
+/* While loading: the first failure sticks, and everything after it is skipped, so a config reader reads as a list. */
+typedef struct { GlaModel *m; const Gguf *g; char arch[32]; char *err; int code; } Loader;
+
+static void *keep(Loader *l, size_t n, size_t width) { /* zeroed memory that lives as long as the model */
+    if (l->code) return NULL;
+    struct Block *b = width && n > SIZE_MAX / 4 / width ? NULL : gla_alloc(ALIGN + n * width);
+    if (!b) { l->code = fail(l->err, GLA_MEMORY, "no memory for the model's description"); return NULL; }
+    b->next = l->m->owned, l->m->owned = b;
+    return (char *)b + ALIGN;
+}
+
+static char *keep_str(Loader *l, Str s, const char *otherwise) {
+    if (!s.s) s = (Str){otherwise, strlen(otherwise)};
+    char *p = keep(l, s.n + 1, 1);
+    if (p) memcpy(p, s.s, s.n);
+    return p;
+}
+
+static const char *arch_key(char out[96], const Loader *l, const char *key) {
+    snprintf(out, 96, "%s.%s", l->arch, key);
+    return out;
+}
+
+/* An integer key of the architecture, one for all layers or an array with an element per layer. absent: its default, or below lo
+ * when the key is required. */
+static int int_key(Loader *l, const char *key, int layer, int64_t absent, int64_t lo, int64_t hi) {
+    char full[96];
+    int64_t v = absent, i = gguf_key_index(l->g, arch_key(full, l, key));
+    if (l->code) return (int)max64(absent, lo);
+    if (i < 0 && absent < lo) l->code = fail(l->err, GLA_FORMAT, "%s is missing", full);
+    else if (i >= 0) {
+        const GgufKey *k = &l->g->keys[i];
+        if (!array_int(&k->value, k->type == GGUF_ARR ? (uint64_t)layer : 0, &v))
+            l->code = fail(l->err, GLA_FORMAT, "%s holds no integer for layer %d", full, layer);
+        else if (v < lo || v > hi)
+            l->code = fail(l->err, GLA_FORMAT, "%s is %lld, expected %lld to %lld", full, (long long)v, (long long)lo, (long long)hi);
+    }
+    return (int)(l->code ? lo : v);
+}
+
+static double float_key(Loader *l, const char *key, int layer, double absent, double lo, double hi) {
+    char full[96];
+    double v = absent;
+    int64_t i = gguf_key_index(l->g, arch_key(full, l, key));
+    if (l->code || i < 0) return absent;
+    const GgufKey *k = &l->g->keys[i];
+    if (!array_float(&k->value, k->type == GGUF_ARR ? (uint64_t)layer : 0, &v))
+        l->code = fail(l->err, GLA_FORMAT, "%s holds no number for layer %d", full, layer);
+    else if (!(v >= lo && v <= hi))
+        l->code = fail(l->err, GLA_FORMAT, "%s is %g, expected %g to %g", full, v, lo, hi);
+    return l->code ? absent : v;
+}
+
+static int act_key(Loader *l, const char *key, int absent) {
+    char full[96], name[64];
+    Str s;
+    if (l->code || !gguf_str(l->g, arch_key(full, l, key), &s)) return absent;
+    for (size_t i = 0; i < sizeof act_names / sizeof *act_names; i++)
+        if (str_is(s, act_names[i].name)) return act_names[i].act;
+    l->code = fail(l->err, GLA_UNSUPPORTED, "%s is \"%s\", an activation that is not implemented", full, printable(name, s));
+    return absent;
+}
+
+static GgufTensor *tensor_named(Loader *l, char full[64], const char *name, int layer) {
+    if (layer >= 0) snprintf(full, 64, "blk.%d.%s", layer, name);
+    else snprintf(full, 64, "%s", name);
+    int64_t i = name_find(l->g->tensor_table, l->g->tensor_slots, l->g->tensors, sizeof *l->g->tensors, (Str){full, strlen(full)});
+    return i < 0 ? NULL : &l->g->tensors[i];
+}
+static int has(Loader *l, const char *name, int layer) { char full[64]; return tensor_named(l, full, name, layer) != NULL; }
+
+/* A matrix of n_out rows of n_in; dimensions that are 0 are taken from the file. layer < 0: not in a block. */
+static Tensor matrix(Loader *l, const char *name, int layer, int64_t n_in, int64_t n_out) {
+    char full[64];
+    Tensor none = {NULL, 0, 0, 0};
+    GgufTensor *t = l->code ? NULL : tensor_named(l, full, name, layer);
+    if (l->code) return none;
+    if (!t) { l->code = fail(l->err, GLA_FORMAT, "the tensor %s is missing", full); return none; }
+    if (!n_in) n_in = (int64_t)min64((int64_t)t->ne[0], INT32_MAX);
+    if (!n_out) n_out = (int64_t)min64((int64_t)t->ne[1], INT32_MAX);
+    if ((int64_t)t->ne[0] != n_in || (int64_t)t->ne[1] != n_out || t->ne[2] != 1 || t->ne[3] != 1)
+        l->code = fail(l->err, GLA_FORMAT, "%s is (%llu, %llu, %llu, %llu), expected (%lld, %lld); was it exported for another config?", full,
+                       (unsigned long long)t->ne[0], (unsigned long long)t->ne[1], (unsigned long long)t->ne[2], (unsigned long long)t->ne[3], (long long)n_in, (long long)n_out);
+    else if (!types[t->type].runs)
+        l->code = fail(l->err, GLA_UNSUPPORTED, "%s has the type %s, which is not implemented", full, types[t->type].name);
+    if (l->code) return none;
+    t->used = 1;
+    return (Tensor){t->data, t->type, (int)n_in, (int)n_out};
+}
+
+static Tensor rows_of(Tensor w, int64_t from, int64_t n) { /* some rows of a fused matrix */
+    return (Tensor){w.data ? w.data + (size_t)from * row_bytes(&w) : NULL, w.type, w.n_in, (int)n};
+}
+
+/* n floats: a norm weight, a bias, convolution taps. Used where they lie when they are aligned F32, else converted. */
+static const float *vector_or(Loader *l, const char *name, int layer, int64_t n, int required) {
+    char full[64];
+    GgufTensor *t = l->code ? NULL : tensor_named(l, full, name, layer);
+    if (!t) {
+        if (!l->code && required) l->code = fail(l->err, GLA_FORMAT, "the tensor %s is missing", full);
+        return NULL;
+    }
+    uint64_t elements = t->ne[0] * t->ne[1] * t->ne[2] * t->ne[3];
+    if (elements != (uint64_t)n) l->code = fail(l->err, GLA_FORMAT, "%s has %llu elements, expected %lld; was it exported for another config?", full, (unsigned long long)elements, (long long)n);
+    else if (t->type != F32 && t->type != F16 && t->type != BF16) l->code = fail(l->err, GLA_UNSUPPORTED, "%s has the type %s, expected F32, F16 or BF16", full, types[t->type].name);
+    if (l->code) return NULL;
+    t->used = 1;
+    if (t->type == F32 && (uintptr_t)t->data % sizeof(float) == 0) return (const float *)(const void *)t->data;
+    float *copy = keep(l, (size_t)n, sizeof(float)); /* few and small: norms, biases, taps */
+    if (copy) row_to_float(copy, t->data, t->type, (size_t)n);
+    return copy;
+}
+static const float *vector(Loader *l, const char *name, int layer, int64_t n) { return vector_or(l, name, layer, n, 1); }
+static const float *vector_if(Loader *l, const char *name, int layer, int64_t n) { return vector_or(l, name, layer, n, 0); }
+
+static void add_in(Layer *y, Tensor w, const float *bias) { y->in[y->n_in++] = (Proj){w, {NULL, 0, 0, 0}, bias}; }
+
+/* What nearly every decoder block has: a norm, a mixer (already bound), a norm, a gated feed-forward. */
+static void bind_feed_forward(Loader *l, Layer *y, int i, const char *norm) {
+    int dim = l->m->config.dim, hidden = int_key(l, "feed_forward_length", i, 0, 1, 1 << 28);
+    y->ffn_norm = vector(l, norm, i, dim);
+    y->gate = matrix(l, "ffn_gate.weight", i, dim, hidden);
+    y->up = matrix(l, "ffn_up.weight", i, dim, hidden);
+    y->down = matrix(l, "ffn_down.weight", i, hidden, dim);
+}
+
+/* Grouped-query softmax attention; its projections are q (with gate when gated), k, v.
+ * head_dim 0: dim / heads. A fused attn_qkv holds the rows of q, k, v in this order. */
+static void bind_softmax(Loader *l, Layer *y, int i, int head_dim, int gated, int qk_norm, int adjacent) {
+    int dim = l->m->config.dim;
+    y->mixer = MIX_SOFTMAX, y->gated = gated, y->rope_adjacent = adjacent;
+    y->n_heads = int_key(l, "attention.head_count", i, 0, 1, 65536);
+    y->n_k_heads = int_key(l, "attention.head_count_kv", i, y->n_heads, 1, 65536);
+    if (!head_dim) head_dim = int_key(l, "attention.key_length", i, dim / y->n_heads, 1, 65536);
+    y->dk = y->dv = head_dim;
+    if (l->code) return;
+    if (y->n_heads % y->n_k_heads) { l->code = fail(l->err, GLA_FORMAT, "%d query heads cannot share %d key heads", y->n_heads, y->n_k_heads); return; }
+    if (int_key(l, "attention.value_length", i, head_dim, 1, 65536) != head_dim && !l->code) l->code = fail(l->err, GLA_UNSUPPORTED, "%s.attention.value_length differs from key_length, which is not implemented", l->arch);
+    int64_t q_rows = (int64_t)y->n_heads * head_dim * (gated ? 2 : 1), kv_rows = (int64_t)y->n_k_heads * head_dim;
+    y->rope_dims = int_key(l, "rope.dimension_count", i, head_dim < MAX_ROPE ? head_dim : MAX_ROPE, 0, head_dim < MAX_ROPE ? head_dim : MAX_ROPE);
+    if (y->rope_dims % 2 && !l->code) l->code = fail(l->err, GLA_FORMAT, "%s.rope.dimension_count is odd", l->arch);
+    double base = float_key(l, "rope.freq_base", i, 10000.0, 1.0, 1e15), factor = 1;
+    char key[96], text[64];
+    Str scaling;
+    if (gguf_str(l->g, arch_key(key, l, "rope.scaling.type"), &scaling) && !str_is(scaling, "none")) {
+        if (str_is(scaling, "linear")) factor = float_key(l, "rope.scaling.factor", i, 1.0, 1e-3, 1e6);
+        else if (!l->code) l->code = fail(l->err, GLA_UNSUPPORTED, "%s is \"%s\", which is not implemented", key, printable(text, scaling));
+    }
+    const float *factors = vector_if(l, "rope_freqs.weight", -1, y->rope_dims / 2);
+    Layer *before = NULL; /* an earlier softmax layer with the same rotation */
+    for (Layer *x = l->m->layers; x < y && !before; x++)
+        if (x->mixer == MIX_SOFTMAX && x->rope_dims == y->rope_dims && x->rope_base == base) before = x;
+    y->rope_base = base;
+    double *f = before || l->code ? NULL : keep(l, (size_t)y->rope_dims / 2 + 1, sizeof *f);
+    for (int j = 0; f && j < y->rope_dims / 2; j++) f[j] = pow(base, -2.0 * j / y->rope_dims) / factor / (factors ? factors[j] : 1.0);
+    y->rope_freq = before ? before->rope_freq : f;
+    double scale = float_key(l, "attention.scale", i, 0.0, 0.0, 1e6);
+    y->scale = scale != 0 ? (float)scale : 1.0f / sqrtf((float)head_dim);
+    y->window = int_key(l, "attention.sliding_window", i, 0, 0, INT32_MAX);
+    if (has(l, "attn_qkv.weight", i)) {
+        Tensor w = matrix(l, "attn_qkv.weight", i, dim, q_rows + 2 * kv_rows);
+        const float *b = vector_if(l, "attn_qkv.bias", i, q_rows + 2 * kv_rows);
+        if (l->code) return;
+        add_in(y, rows_of(w, 0, q_rows), b);
+        add_in(y, rows_of(w, q_rows, kv_rows), b ? b + q_rows : NULL);
+        add_in(y, rows_of(w, q_rows + kv_rows, kv_rows), b ? b + q_rows + kv_rows : NULL);
+    } else {
+        add_in(y, matrix(l, "attn_q.weight", i, dim, q_rows), vector_if(l, "attn_q.bias", i, q_rows));
+        add_in(y, matrix(l, "attn_k.weight", i, dim, kv_rows), vector_if(l, "attn_k.bias", i, kv_rows));
+        add_in(y, matrix(l, "attn_v.weight", i, dim, kv_rows), vector_if(l, "attn_v.bias", i, kv_rows));
+    }
+    y->out = (Proj){matrix(l, "attn_output.weight", i, (int64_t)y->n_heads * head_dim, dim), {NULL, 0, 0, 0}, vector_if(l, "attn_output.bias", i, dim)};
+    if (qk_norm) y->q_norm = vector(l, "attn_q_norm.weight", i, head_dim), y->k_norm = vector(l, "attn_k_norm.weight", i, head_dim);
+}
+
+/* llama, qwen3: softmax attention in every layer.                            (gguf-models.md section 3.10) */
+static void read_llama(Loader *l, Layer *y, int i) {
+    if (int_key(l, "expert_count", i, 0, 0, 65536) && !l->code) l->code = fail(l->err, GLA_UNSUPPORTED, "%s with experts is not implemented", l->arch);
+    y->norm = vector(l, "attn_norm.weight", i, l->m->config.dim);
+    int qwen3 = !strcmp(l->arch, "qwen3");
+    bind_softmax(l, y, i, 0, 0, qwen3, !qwen3); /* llama's rows are stored for rotation of adjacent pairs */
+    bind_feed_forward(l, y, i, "ffn_norm.weight");
+}
+
+/* qwen35: three gated delta layers, then one gated softmax layer, and so on.  (gguf-models.md sections 3.3, 4.2-4.4)
+ * Value heads are stored tiled: head h reads key head h % n_k_heads. */
+static void read_qwen35(Loader *l, Layer *y, int i) {
+    int dim = l->m->config.dim, every = int_key(l, "full_attention_interval", i, 4, 1, 1 << 20);
+    int linear = (i + 1) % every != 0;
+    char key[96];
+    if (gguf_key_index(l->g, arch_key(key, l, "attention.recurrent_layers")) >= 0) linear = int_key(l, "attention.recurrent_layers", i, 0, 0, 1);
+    y->norm = vector(l, "attn_norm.weight", i, dim);
+    if (!linear) bind_softmax(l, y, i, 0, 1, 1, 0);
+    else {
+        y->mixer = MIX_GATED_DELTA, y->tiled = 1, y->gate_act = ACT_SILU, y->o_norm_on = 1;
+        y->dk = int_key(l, "ssm.state_size", i, 0, 1, 4096);
+        y->n_k_heads = int_key(l, "ssm.group_count", i, 0, 1, 65536);
+        y->n_heads = int_key(l, "ssm.time_step_rank", i, 0, 1, 65536);
+        int inner = int_key(l, "ssm.inner_size", i, 0, 1, 1 << 28);
+        y->d_conv = int_key(l, "ssm.conv_kernel", i, 4, 1, 64);
+        if (!l->code && (y->n_heads % y->n_k_heads || inner % y->n_heads || inner / y->n_heads > 4096))
+            l->code = fail(l->err, GLA_FORMAT, "qwen35.ssm.*: %d key heads, %d value heads and an inner size of %d do not fit together", y->n_k_heads, y->n_heads, inner);
+        if (l->code) return;
+        y->dv = inner / y->n_heads;
+        int64_t channels = 2 * (int64_t)y->n_k_heads * y->dk + inner;
+        add_in(y, matrix(l, "attn_qkv.weight", i, dim, channels), NULL);
+        add_in(y, matrix(l, "attn_gate.weight", i, dim, inner), NULL);
+        add_in(y, matrix(l, "ssm_alpha.weight", i, dim, y->n_heads), NULL);
+        add_in(y, matrix(l, "ssm_beta.weight", i, dim, y->n_heads), NULL);
+        y->conv[0] = vector(l, "ssm_conv1d.weight", i, channels * y->d_conv);
+        y->a = vector(l, "ssm_a", i, y->n_heads);
+        y->dt_bias = vector(l, has(l, "ssm_dt.bias", i) ? "ssm_dt.bias" : "ssm_dt", i, y->n_heads);
+        y->o_norm = vector(l, "ssm_norm.weight", i, y->dv);
+        y->out = (Proj){matrix(l, "ssm_out.weight", i, inner, dim), {NULL, 0, 0, 0}, NULL};
+    }
+    bind_feed_forward(l, y, i, "post_attention_norm.weight");
+}
+
+/* gla: gated linear attention as the fla library writes it, pure or with softmax layers in between. (mixers.md section 4.6) */
+static void read_gla(Loader *l, Layer *y, int i) {
+    int dim = l->m->config.dim;
+    y->norm = vector(l, "attn_norm.weight", i, dim);
+    if (int_key(l, "attention.head_count", i, 0, 0, 65536)) bind_softmax(l, y, i, 0, 0, 0, 0);
+    else {
+        y->mixer = MIX_GLA;
+        y->n_heads = int_key(l, "mixer.head_count", i, 0, 1, 65536);
+        y->n_k_heads = int_key(l, "mixer.head_count_kv", i, y->n_heads, 1, 65536);
+        y->dk = int_key(l, "mixer.key_length", i, 0, 1, 4096), y->dv = int_key(l, "mixer.value_length", i, 0, 1, 4096);
+        y->d_conv = int_key(l, "mixer.conv_kernel", i, 0, 0, 64);
+        y->feature_map = act_key(l, "mixer.feature_map", ACT_NONE);
+        y->gate_act = act_key(l, "mixer.output_gate", ACT_NONE), y->o_norm_on = 1;
+        y->decay_divisor = (float)float_key(l, "mixer.decay_divisor", i, 16, 1e-6, 1e6);
+        y->decay_min = (float)float_key(l, "mixer.decay_min", i, -INFINITY, -INFINITY, 0);
+        if (!l->code && y->n_heads % y->n_k_heads) l->code = fail(l->err, GLA_FORMAT, "gla: %d heads cannot share %d key heads", y->n_heads, y->n_k_heads);
+        if (l->code) return;
+        int64_t q_rows = (int64_t)y->n_heads * y->dk, k_rows = (int64_t)y->n_k_heads * y->dk, v_rows = (int64_t)y->n_k_heads * y->dv, o_rows = (int64_t)y->n_heads * y->dv;
+        add_in(y, matrix(l, "attn_q.weight", i, dim, q_rows), NULL);
+        add_in(y, matrix(l, "attn_k.weight", i, dim, k_rows), NULL);
+        add_in(y, matrix(l, "attn_v.weight", i, dim, v_rows), NULL);
+        Tensor low = matrix(l, "ssm_f_a.weight", i, dim, 0);
+        y->in[y->n_in++] = (Proj){low, matrix(l, "ssm_f_b.weight", i, low.n_out, k_rows), vector(l, "ssm_f_b.bias", i, k_rows)};
+        if (y->gate_act != ACT_NONE) add_in(y, matrix(l, "attn_gate.weight", i, dim, o_rows), NULL);
+        if (y->d_conv) {
+            y->conv[0] = vector(l, "ssm_conv1d_q.weight", i, q_rows * y->d_conv);
+            y->conv[1] = vector(l, "ssm_conv1d_k.weight", i, k_rows * y->d_conv);
+            y->conv[2] = vector(l, "ssm_conv1d_v.weight", i, v_rows * y->d_conv);
+        }
+        y->o_norm = vector_if(l, "ssm_norm.weight", i, y->dv);
+        y->out = (Proj){matrix(l, "attn_output.weight", i, o_rows, dim), {NULL, 0, 0, 0}, NULL};
+    }
+    y->ffn_act = act_key(l, "feed_forward_activation", ACT_SILU);
+    bind_feed_forward(l, y, i, "ffn_norm.weight");
+    if ((l->m->config.res_block = int_key(l, "residual_attention.block_size", i, 0, 0, 1 << 20))) {
+        y->res_proj[0] = vector(l, "attn_res_proj.weight", i, dim), y->res_norm[0] = vector(l, "attn_res_norm.weight", i, dim);
+        y->res_proj[1] = vector(l, "ffn_res_proj.weight", i, dim), y->res_norm[1] = vector(l, "ffn_res_norm.weight", i, dim);
+    }
+}
+
+static const struct { const char *name; void (*read_layer)(Loader *, Layer *, int); } architectures[] = {
+    {"qwen35", read_qwen35}, {"qwen3", read_llama}, {"llama", read_llama}, {"gla", read_gla},
+};
+
+static void measure_layers(GlaModel *m); /* section 9: sizes of state and scratch, from the table of mixers */
+
+/* Files that are GGUF and yet no text model. */
+static int refuse_other_kinds(const Gguf *g, char *err) {
+    Str type;
+    char text[64];
+    if (gguf_str(g, "general.type", &type) && !str_is(type, "model"))
+        return fail(err, GLA_UNSUPPORTED, "this file holds a %s (general.type), not a text model", printable(text, type));
+    if (gguf_str(g, "general.architecture", &type) && str_is(type, "clip"))
+        return fail(err, GLA_UNSUPPORTED, "this file holds a vision projector, not a text model");
+    if (!g->n_tensors) return fail(err, GLA_UNSUPPORTED, "this file holds no weights; as a vocabulary it goes with -z");
+    return GLA_OK;
+}
+
+/* A tensor of the main blocks that nobody asked for would be arithmetic left out: better no answer than a wrong one. */
+static int refuse_unused(const Gguf *g, int n_layers, const char *arch, char *err) {
+    char text[64];
+    for (uint64_t i = 0; i < g->n_tensors; i++) {
+        const GgufTensor *t = &g->tensors[i];
+        int block = -1;
+        char name[64];
+        if (t->used || t->name.n > 63) continue;
+        memcpy(name, t->name.s, t->name.n), name[t->name.n] = 0;
+        int ignored = sscanf(name, "blk.%d.", &block) == 1 ? block >= n_layers /* multi-token prediction */
+                    : !strncmp(name, "mtp.", 4) || !strncmp(name, "v.", 2) || !strncmp(name, "mm.", 3);
+        const char *end = strrchr(name, '.');
+        if (end && (!strcmp(end, ".input_scale") || !strcmp(end, ".inv_freq"))) ignored = 1;
+        if (!ignored) return fail(err, GLA_UNSUPPORTED, "the tensor %s has no place in %s as implemented here", printable(text, t->name), arch);
+    }
+    return GLA_OK;
+}
+
+static int load_model(GlaModel *m, char *err) {
+    const Gguf *g = &m->file;
+    Loader loader = {m, g, "", err, GLA_OK}, *l = &loader;
+    Str s = {NULL, 0};
+    char text[64];
+    int code = refuse_other_kinds(g, err);
+    if (code) return code;
+    if (!gguf_str(g, "general.architecture", &s)) return fail(err, GLA_FORMAT, "the key general.architecture is missing");
+    size_t which = 0, n = sizeof architectures / sizeof *architectures;
+    while (which < n && !str_is(s, architectures[which].name)) which++;
+    if (which == n) return fail(err, GLA_UNSUPPORTED, "the architecture \"%s\" is not implemented", printable(text, s));
+    snprintf(l->arch, sizeof l->arch, "%s", architectures[which].name);
+    m->architecture = keep_str(l, s, "");
+    s.s = NULL;
+    gguf_str(g, "general.name", &s);
+    m->name = keep_str(l, s, "");
+
+    Config *c = &m->config;
+    int blocks = int_key(l, "block_count", 0, 0, 1, 100000), extra = int_key(l, "nextn_predict_layers", 0, 0, 0, 1000);
+    c->n_layers = blocks - extra;
+    if (!l->code && (uint64_t)blocks > g->n_tensors) l->code = fail(err, GLA_FORMAT, "%s.block_count is %d, but there are only %llu tensors", l->arch, blocks, (unsigned long long)g->n_tensors);
+    if (!l->code && c->n_layers < 1) l->code = fail(err, GLA_UNSUPPORTED, "this file holds only multi-token-prediction blocks, no model");
+    c->dim = int_key(l, "embedding_length", 0, 0, 1, 1 << 24);
+    c->seq_len = int_key(l, "context_length", 0, 4096, 1, INT32_MAX);
+    c->eps = (float)float_key(l, "attention.layer_norm_rms_epsilon", 0, 1e-6, 0, 1);
+    m->embed = matrix(l, "token_embd.weight", -1, c->dim, 0);
+    m->head = has(l, "output.weight", -1) ? matrix(l, "output.weight", -1, c->dim, m->embed.n_out) : m->embed;
+    c->vocab_size = m->embed.n_out;
+    m->out_norm = vector(l, "output_norm.weight", -1, c->dim);
+    m->layers = keep(l, (size_t)max64(c->n_layers, 1), sizeof *m->layers);
+    for (int i = 0; i < c->n_layers && !l->code; i++) {
+        m->layers[i].eps = c->eps;
+        architectures[which].read_layer(l, &m->layers[i], i);
+    }
+    if (c->res_block) m->res_proj = vector(l, "output_res_proj.weight", -1, c->dim), m->res_norm = vector(l, "output_res_norm.weight", -1, c->dim);
+    if (!l->code) l->code = refuse_unused(g, c->n_layers, l->arch, err);
+    m->kinds = keep(l, 160, 1);
+    if (l->code) return l->code;
+
+    for (uint64_t i = 0; i < g->n_tensors; i++)
+        if (g->tensors[i].used) {
+            uint64_t count = g->tensors[i].ne[0] * g->tensors[i].ne[1] * g->tensors[i].ne[2] * g->tensors[i].ne[3];
+            m->parameters += count, m->token_bytes += g->tensors[i].n_bytes, m->token_weights += count;
+        }
+    if (m->head.data != m->embed.data) m->token_bytes -= (uint64_t)m->embed.n_out * row_bytes(&m->embed), m->token_weights -= (uint64_t)m->embed.n_out * (uint64_t)m->embed.n_in;
+    m->run_weights = m->token_weights - (uint64_t)m->head.n_out * (uint64_t)m->head.n_in;
+    measure_layers(m);
+    if (m->fixed_floats * sizeof(float) / 16 > g->map.n + (4 << 20)) /* far beyond any real model: a hostile header */
+        return fail(err, GLA_FORMAT, "a state of %zu bytes is out of proportion to a file of %zu", m->fixed_floats * sizeof(float), g->map.n);
+    return choose_kernels(&m->kernels, err);
+}
+
+/* Takes over the mapping; path only for messages. */
+static int open_mapping(GlaModel **out, Mapping map, const char *path, char *err) {
+    char why[GLA_ERR] = "";
+    GlaModel *m = gla_alloc(sizeof *m);
+    if (!m) { unmap_file(&map); return fail(err, GLA_MEMORY, "no memory"); }
+    m->file.map = map;
+    int code = gguf_read(&m->file, why);
+    if (!code) code = load_model(m, why);
+    if (!code) code = tokenizer_new(&m->vocab, &m->file, why);
+    if (!code) { *out = m; return GLA_OK; }
+    gla_close(m);
+    return fail(err, code, "%s%s%s", path, *path ? ": " : "", why);
+}
+
+GLA_API int gla_open(GlaModel **m, const char *path, char *err) {
+    Mapping map;
+    *m = NULL;
+    int code = map_file(&map, path, err);
+    return code ? code : open_mapping(m, map, path, err);
+}
+
+GLA_API int gla_open_memory(GlaModel **m, const void *data, size_t n_bytes, char *err) {
+    *m = NULL;
+    return open_mapping(m, (Mapping){data, n_bytes, 0}, "", err);
+}
+
+GLA_API int gla_open_tokenizer(GlaModel *m, const char *path, char *err) {
+    char why[GLA_ERR] = "";
+    Gguf g = {0};
+    Tokenizer *t = NULL;
+    int code = map_file(&g.map, path, err);
+    if (code) return code;
+    code = gguf_read(&g, why);
+    if (!code) code = tokenizer_new(&t, &g, why);
+    if (code) { gguf_close(&g); return fail(err, code, "%s: %s", path, why); }
+    tokenizer_free(m->vocab), gguf_close(&m->vocab_file);
+    m->vocab = t, m->vocab_file = g;
+    return GLA_OK;
+}
+
+GLA_API void gla_close(GlaModel *m) {
+    if (!m) return;
+    tokenizer_free(m->vocab);
+    gguf_close(&m->vocab_file), gguf_close(&m->file);
+    while (m->owned) { struct Block *b = m->owned; m->owned = b->next; gla_free(b); }
+    gla_free(m);
+}
+
+GLA_API void gla_info(const GlaModel *m, GlaInfo *i) {
+    *i = (GlaInfo){m->architecture, m->name, m->kernels->name, m->config.n_layers, m->config.dim, m->config.vocab_size, m->config.seq_len,
+                   m->parameters, m->file.map.n, m->token_bytes, m->token_weights, m->run_weights,
+                   m->fixed_floats * sizeof(float), m->kv_floats * sizeof(float), m->kinds};
+}
+
+/* ---- 8. state: what one text has left behind, and the room to work in ---------------------------------
+ * The constant part holds, per layer, the convolution's last inputs and the memories S; the growing part holds keys and values
+ * of the softmax layers, position by position. Zeroed memory is a fresh state. Everything else is scratch. */
+
+typedef struct { float score; int32_t id; } Scored;
+
+struct GlaState {
+    const GlaModel *m;
+    int ctx, batch;
+    int64_t pos;             /* tokens read */
+    float *fixed;            /* (m->fixed_floats) */
+    float *kv;               /* layer after layer, (ctx, layer's kv) */
+    float *logits;           /* (vocab_size) of the last token read */
+    float *x, *xb, *rows, *mid, *o; /* scratch of a run of tokens: residual sources (sources, batch, dim), branch (batch, dim), projections, ... */
+    Scored *candidates;   /* (vocab_size), for the sampler */
+    Team team;
+    void *block;             /* memory to free, NULL when the caller's */
+};
+
+static int residual_sources(const Config *c) { return c->res_block ? (2 * c->n_layers + c->res_block - 1) / c->res_block + 1 : 1; }
+
+/* The one layout. With a->base NULL it only measures. */
+static GlaState *state_layout(Arena *a, const GlaModel *m, int ctx, int batch, int threads) {
+    const Config *c = &m->config;
+    size_t T = (size_t)batch, rows = m->row_floats > 2 * m->hidden_floats ? m->row_floats : 2 * m->hidden_floats;
+    GlaState *self = take_bytes(a, 1, sizeof *self), s = {.m = m, .ctx = ctx, .batch = batch};
+    s.fixed = take(a, m->fixed_floats);
+    s.kv = take_bytes(a, (size_t)ctx, m->kv_floats * sizeof(float));
+    s.logits = take(a, (size_t)c->vocab_size);
+    s.x = take_bytes(a, (size_t)residual_sources(c) * T, (size_t)c->dim * sizeof(float));
+    s.xb = take_bytes(a, T, (size_t)c->dim * sizeof(float));
+    s.rows = take_bytes(a, T, rows * sizeof(float));
+    s.mid = take_bytes(a, T, m->mid_floats * sizeof(float));
+    s.o = take_bytes(a, T, m->out_floats * sizeof(float));
+    s.candidates = take_bytes(a, (size_t)c->vocab_size, sizeof(Scored));
+    s.team = (Team){m->kernels, threads, NULL, round_up(m->buf_floats, LANES)};
+    s.team.buf = take_bytes(a, (size_t)threads, s.team.buf_floats * sizeof(float));
+    if (self) *self = s;
+    return self;
+}
+
+/* Defaults, and a batch small enough that the scratch stays below a quarter of a gigabyte: it changes no result. */
+static int state_settings(const GlaModel *m, int *ctx, int *batch, int *threads, char *err) {
+    if (*ctx < 0 || *batch < 0 || *threads < 0 || *threads > 1024) return fail(err, GLA_INPUT, "context %d, batch %d, threads %d: none may be negative, at most 1024 threads", *ctx, *batch, *threads);
+    if (!*ctx) *ctx = m->config.seq_len < 4096 ? m->config.seq_len : 4096;
+    if (!m->kv_floats) *ctx = 0;
+    if (!*batch) *batch = 512;
+    if (!*threads) *threads = ALL_THREADS;
+    if (*threads > 1024) *threads = 1024;
+    size_t per_token = ((size_t)m->config.dim * (size_t)(residual_sources(&m->config) + 1) + m->row_floats + 2 * m->hidden_floats + m->mid_floats + m->out_floats) * sizeof(float);
+    while (*batch > 1 && (size_t)*batch > ((size_t)1 << 28) / per_token) *batch /= 2;
+    return GLA_OK;
+}
+
+GLA_API size_t gla_state_bytes(const GlaModel *m, int ctx, int batch, int threads) {
+    Arena a = {NULL, 0, 0};
+    if (state_settings(m, &ctx, &batch, &threads, NULL)) return 0;
+    state_layout(&a, m, ctx, batch, threads);
+    return a.overflow ? 0 : a.used + ALIGN;
+}
+
+GLA_API int gla_state_place(GlaState **s, const GlaModel *m, int ctx, int batch, int threads, void *mem, size_t n_bytes, char *err) {
+    size_t need = gla_state_bytes(m, ctx, batch, threads);
+    *s = NULL;
+    if (!need || need > n_bytes) return fail(err, GLA_MEMORY, "a state needs %zu bytes, %zu were given", need, n_bytes);
+    if (state_settings(m, &ctx, &batch, &threads, err)) return GLA_INPUT;
+    Arena a = {(char *)mem + (ALIGN - (uintptr_t)mem % ALIGN) % ALIGN, 0, 0};
+    *s = state_layout(&a, m, ctx, batch, threads);
+    gla_state_reset(*s);
+    return GLA_OK;
+}
+
+GLA_API int gla_state_new(GlaState **s, const GlaModel *m, int ctx, int batch, int threads, char *err) {
+    *s = NULL;
+    if (state_settings(m, &ctx, &batch, &threads, err)) return GLA_INPUT;
+    size_t need = gla_state_bytes(m, ctx, batch, threads);
+    void *mem = need ? gla_alloc(need) : NULL; /* zeroed and, on most systems, not taken from the machine before it is used */
+    if (!mem) return fail(err, GLA_MEMORY, "no memory for a context of %d positions (%zu bytes); try a smaller one (-c)", ctx, need);
+    Arena a = {(char *)mem + (ALIGN - (uintptr_t)mem % ALIGN) % ALIGN, 0, 0};
+    *s = state_layout(&a, m, ctx, batch, threads);
+    (*s)->block = mem;
+    return GLA_OK;
+}
+
+GLA_API void gla_state_free(GlaState *s) { if (s) gla_free(s->block); }
+
+GLA_API void gla_state_reset(GlaState *s) {
+    memset(s->fixed, 0, s->m->fixed_floats * sizeof(float));
+    memset(s->logits, 0, (size_t)s->m->config.vocab_size * sizeof(float));
+    s->pos = 0; /* what the growing part holds beyond pos is never read */
+}
+
+/* Positions at which the growing part has something: the same for every layer. */
+static size_t kv_used(const GlaState *s) { return s->m->kv_floats ? (size_t)s->pos : 0; }
+
+GLA_API int gla_state_clone(GlaState **copy, const GlaState *s, char *err) {
+    const GlaModel *m = s->m;
+    int code = gla_state_new(copy, m, s->ctx, s->batch, s->team.n_threads, err);
+    if (code) return code;
+    memcpy((*copy)->fixed, s->fixed, m->fixed_floats * sizeof(float));
+    memcpy((*copy)->logits, s->logits, (size_t)m->config.vocab_size * sizeof(float));
+    for (int i = 0; i < m->config.n_layers; i++) {
+        const Layer *y = &m->layers[i];
+        memcpy((*copy)->kv + y->kv_at * (size_t)s->ctx, s->kv + y->kv_at * (size_t)s->ctx, kv_used(s) * y->kv * sizeof(float));
+    }
+    (*copy)->pos = s->pos;
+    return GLA_OK;
+}
+
+GLA_API int64_t gla_state_pos(const GlaState *s) { return s->pos; }
+GLA_API int gla_state_ctx(const GlaState *s) { return s->ctx; }
+GLA_API const float *gla_logits(const GlaState *s) { return s->logits; }
+
+/* -- sessions: head, sampler, logits, constant part, used growing part per layer, checksum of all before -- */
+
+typedef struct {
+    char magic[8];
+    uint32_t version, has_sampler;
+    uint64_t model;     /* fingerprint */
+    int64_t pos;
+    uint64_t fixed_floats, kv_floats, vocab_size;
+    GlaSampler sampler;
+} SessionHead;
+enum { SESSION_VERSION = 1 };
+
+/* The header of the file and the first and last bytes of every tensor. */
+static uint64_t fingerprint(const GlaModel *m) {
+    const Gguf *g = &m->file;
+    uint64_t h = hash_bytes(HASH_SEED, g->map.data, g->data_at);
+    for (uint64_t i = 0; i < g->n_tensors; i++) {
+        size_t n = (size_t)(g->tensors[i].n_bytes < 256 ? g->tensors[i].n_bytes : 256);
+        h = hash_bytes(h, g->tensors[i].data, n);
+        h = hash_bytes(h, g->tensors[i].data + g->tensors[i].n_bytes - n, n);
+    }
+    return h;
+}
+
+/* Every part of a session in order, with `step` reading or writing it. */
+typedef struct { FILE *f; uint64_t sum; int bad; } Stream;
+static void stream_write(Stream *t, void *p, size_t n) { t->bad |= fwrite(p, 1, n, t->f) != n; t->sum = hash_bytes(t->sum, p, n); }
+static void stream_read(Stream *t, void *p, size_t n) { if (fread(p, 1, n, t->f) != n) { t->bad = 1; memset(p, 0, n); } t->sum = hash_bytes(t->sum, p, n); }
+static void session_body(GlaState *s, Stream *t, void (*step)(Stream *, void *, size_t)) {
+    const GlaModel *m = s->m;
+    step(t, s->logits, (size_t)m->config.vocab_size * sizeof(float));
+    step(t, s->fixed, m->fixed_floats * sizeof(float));
+    for (int i = 0; i < m->config.n_layers; i++)
+        step(t, s->kv + m->layers[i].kv_at * (size_t)s->ctx, kv_used(s) * m->layers[i].kv * sizeof(float));
+}
+
+GLA_API int gla_state_save(const GlaState *s, const GlaSampler *p, const char *path, char *err) {
+    const GlaModel *m = s->m;
+    size_t n = strlen(path);
+    char *temporary = gla_alloc(n + 5);
+    if (!temporary) return fail(err, GLA_MEMORY, "no memory");
+    memcpy(temporary, path, n), memcpy(temporary + n, ".tmp", 5);
+    Stream t = {fopen(temporary, "wb"), HASH_SEED, 0};
+    int code;
+    if (!t.f) code = fail(err, GLA_IO, "%s: cannot write: %s", temporary, strerror(errno));
+    else {
+        SessionHead head;
+        memset(&head, 0, sizeof head);
+        memcpy(head.magic, "GLASTATE", 8);
+        head.version = SESSION_VERSION, head.has_sampler = p != NULL, head.model = fingerprint(m), head.pos = s->pos;
+        head.fixed_floats = m->fixed_floats, head.kv_floats = m->kv_floats, head.vocab_size = (uint64_t)m->config.vocab_size;
+        if (p) head.sampler = *p;
+        stream_write(&t, &head, sizeof head);
+        session_body((GlaState *)(uintptr_t)s, &t, stream_write);
+        uint64_t sum = t.sum;
+        stream_write(&t, &sum, sizeof sum);
+        code = commit_file(t.f, temporary, path, err);
+    }
+    gla_free(temporary);
+    return code;
+}
+
+GLA_API int gla_state_load(GlaState *s, GlaSampler *p, const char *path, char *err) {
+    const GlaModel *m = s->m;
+    SessionHead head;
+    Stream t = {fopen(path, "rb"), HASH_SEED, 0};
+    if (!t.f) return fail(err, GLA_IO, "%s: cannot open: %s", path, strerror(errno));
+    stream_read(&t, &head, sizeof head);
+    int code = GLA_OK;
+    if (t.bad || memcmp(head.magic, "GLASTATE", 8)) code = fail(err, GLA_FORMAT, "%s: not a session file", path);
+    else if (head.version != SESSION_VERSION) code = fail(err, GLA_UNSUPPORTED, "%s: session version %u, this program reads version %d", path, head.version, SESSION_VERSION);
+    else if (head.model != fingerprint(m) || head.fixed_floats != m->fixed_floats || head.kv_floats != m->kv_floats || head.vocab_size != (uint64_t)m->config.vocab_size)
+        code = fail(err, GLA_INPUT, "%s: saved by another model than %s", path, *m->name ? m->name : m->architecture);
+    else if (head.pos < 0 || (m->kv_floats && head.pos > s->ctx)) code = fail(err, GLA_CONTEXT, "%s: holds %lld positions, the context has %d; give a larger one (-c)", path, (long long)head.pos, s->ctx);
+    else {
+        uint64_t sum, stored;
+        s->pos = head.pos;
+        session_body(s, &t, stream_read);
+        sum = t.sum;
+        stream_read(&t, &stored, sizeof stored);
+        if (t.bad || sum != stored || fgetc(t.f) != EOF) {
+            gla_state_reset(s);
+            code = fail(err, GLA_FORMAT, "%s: damaged or cut short", path);
+        } else if (p && head.has_sampler) *p = head.sampler;
+    }
+    fclose(t.f);
+    return code;
+}
+
+/* ---- 9. layers: a run of T tokens through one layer -----------------------------------------------------
+ * Plain float arrays in and out. No files, no allocation, no globals. Shapes are beside each. */
+
+typedef struct { const Team *team; int T; int64_t pos; } Run; /* T tokens, the first at position pos */
+
+/* y = x / sqrt(mean(x^2) + eps) * w over n floats; w NULL = all ones; y may be x. */
+static void rmsnorm(float *y, const float *x, const float *w, size_t n, float eps) {
+    double sum[8] = {0};
+    size_t i = 0;
+    for (; i + 8 <= n; i += 8)
+        for (int l = 0; l < 8; l++) sum[l] += (double)x[i + l] * x[i + l];
+    for (; i < n; i++) sum[0] += (double)x[i] * x[i];
+    double total = ((sum[0] + sum[1]) + (sum[2] + sum[3])) + ((sum[4] + sum[5]) + (sum[6] + sum[7]));
+    float scale = (float)(1.0 / sqrt(total / (double)n + eps));
+    if (w) for (i = 0; i < n; i++) y[i] = x[i] * scale * w[i];
+    else for (i = 0; i < n; i++) y[i] = x[i] * scale;
+}
+
+static void rmsnorm_rows(const Team *team, float *y, const float *x, const float *w, int n, float eps, int T) {
+    int n_threads = threads_for(team, 4.0 * n * T);
+    PARALLEL_FOR(n_threads)
+    for (int t = 0; t < T; t++) rmsnorm(y + (size_t)t * (size_t)n, x + (size_t)t * (size_t)n, w, (size_t)n, eps);
+}
+
+/* x <- x / sqrt(sum(x^2) + 1e-6) * scale: a sum, not a mean; the epsilon is the models', inside the root. */
+static void l2norm(float *x, int n, float scale) {
+    float r = scale / sqrtf(dot(x, x, (size_t)n) + 1e-6f);
+    for (int i = 0; i < n; i++) x[i] *= r;
+}
+
+INLINE float activate(int act, float x) {
+    switch (act) {
+    case ACT_SILU: return silu(x);
+    case ACT_RELU: return x > 0 ? x : 0;
+    case ACT_SIGMOID: return sigmoid(x);
+    case ACT_GELU: return 0.5f * x * (1.0f + erff(x * 0.70710678f));
+    case ACT_GELU_TANH: return 0.5f * x * (1.0f + tanhf(0.79788456f * (x + 0.044715f * x * x * x)));
+    case ACT_SQRELU: return x > 0 ? x * x : 0;
+    case ACT_POWLU: return (x > 0 ? powf(x, 3.0f / (sqrtf(x) + 1.0f)) : x) * sigmoid(x);
+    case ACT_LOGSIGMOID: return logsigmoid(x);
+    }
+    return x;
+}
+static void activate_row(float *x, int act, size_t n) {
+    if (act == ACT_SILU) for (size_t i = 0; i < n; i++) x[i] = silu(x[i]); /* the common one, so that it vectorises */
+    else if (act != ACT_NONE) for (size_t i = 0; i < n; i++) x[i] = activate(act, x[i]);
+}
+
+/* gate <- act(gate) * up, both (T, n). */
+static void gate_rows(const Team *team, float *gate, const float *up, int act, int n, int T) {
+    int n_threads = threads_for(team, 8.0 * n * T);
+    PARALLEL_FOR(n_threads)
+    for (int t = 0; t < T; t++) {
+        float *g = gate + (size_t)t * (size_t)n;
+        const float *u = up + (size_t)t * (size_t)n;
+        activate_row(g, act, (size_t)n);
+        for (int i = 0; i < n; i++) g[i] *= u[i];
+    }
+}
+
+/* y (T, out) = up (W x) + bias, or W x + bias. mid: T * (rows of W) floats, used with up. */
+static void project(const Team *team, float *y, const Proj *p, const float *x, int T, float *mid) {
+    if (p->up.data) {
+        matmul(team, mid, &p->w, x, T);
+        matmul(team, y, &p->up, mid, T);
+    } else matmul(team, y, &p->w, x, T);
+    if (p->bias)
+        for (int t = 0, n = proj_out(p); t < T; t++)
+            for (int i = 0; i < n; i++) y[(size_t)t * (size_t)n + i] += p->bias[i];
+}
+
+/* Causal depthwise convolution over time, then silu, in place.                      (mixers.md section 2.3)
+ *   x (T, C);  w (C, K), the last tap meets the current token;  last (K-1, C) the K-1 inputs before, oldest first
+ *   y_t = silu( sum_j w[j] x_{t-K+1+j} )      What is remembered are inputs, not outputs. */
+static void short_conv(const Team *team, float *x, const float *w, float *last, int C, int K, int T) {
+    enum { STEP = 32, MAX_TAPS = 64 };
+    int n_threads = threads_for(team, 12.0 * C * T);
+    PARALLEL_FOR(n_threads)
+    for (int c0 = 0; c0 < C; c0 += STEP) {
+        int n = C - c0 < STEP ? C - c0 : STEP;
+        float taps[MAX_TAPS][STEP] = {{0}}, next[MAX_TAPS][STEP];
+        for (int c = 0; c < n; c++)
+            for (int j = 0; j < K; j++) taps[j][c] = w[(size_t)(c0 + c) * (size_t)K + j];
+        for (int j = 0; j < K - 1; j++) { /* the inputs to remember, before they are overwritten */
+            int t = T - (K - 1) + j;
+            memcpy(next[j], t >= 0 ? x + (size_t)t * C + c0 : last + (size_t)(t + K - 1) * C + c0, (size_t)n * sizeof(float));
+        }
+        for (int t = T - 1; t >= 0; t--) { /* from the end, so that the inputs before t are still there */
+            float y[STEP] = {0};
+            for (int j = 0; j < K; j++) {
+                int from = t - (K - 1) + j;
+                const float *in = from >= 0 ? x + (size_t)from * C + c0 : last + (size_t)(from + K - 1) * C + c0;
+                for (int c = 0; c < n; c++) y[c] += taps[j][c] * in[c];
+            }
+            for (int c = 0; c < n; c++) x[(size_t)t * C + c0 + c] = silu(y[c]);
+        }
+        for (int j = 0; j < K - 1; j++) memcpy(last + (size_t)j * C + c0, next[j], (size_t)n * sizeof(float));
+    }
+}
+
+/* Rotary position embedding of one head in place: channels a, b of a pair turn by pos * freq radians.
+ * table: cos and sin of the n/2 angles. Pairs are (i, i + n/2), or (2i, 2i+1) when adjacent. */
+static void rope(float *x, const float *table, int n, int adjacent) {
+    for (int i = 0; i < n / 2; i++) {
+        int ia = adjacent ? 2 * i : i, ib = adjacent ? 2 * i + 1 : i + n / 2;
+        float c = table[2 * i], s = table[2 * i + 1], a = x[ia], b = x[ib];
+        x[ia] = a * c - b * s;
+        x[ib] = a * s + b * c;
+    }
+}
+
+/* o (T, H * dv): each head normalised (weight w (dv) or none), then times act(z) when there is a gate: norm first, gate second. */
+static void gated_norm(const Run *run, float *o, const Layer *y, const float *z) {
+    int H = y->n_heads, n = run->T * H, n_threads = threads_for(run->team, 16.0 * n * y->dv);
+    PARALLEL_FOR(n_threads)
+    for (int i = 0; i < n; i++) {
+        float *row = o + (size_t)i * (size_t)y->dv;
+        rmsnorm(row, row, y->o_norm, (size_t)y->dv, y->eps);
+        if (!z) continue;
+        const float *gate = z + (size_t)i * (size_t)y->dv;
+        if (y->gate_act == ACT_SILU) for (int j = 0; j < y->dv; j++) row[j] *= silu(gate[j]);
+        else for (int j = 0; j < y->dv; j++) row[j] *= activate(y->gate_act, gate[j]);
+    }
+}
+
+/* Softmax attention with grouped queries.          in: q (T, H [, 2] dk), k (T, Hkv dk), v (T, Hkv dv);  o (T, H dv)
+ *   mem: (ctx, Hkv (dk + dv)) keys and values of every position so far
+ *   q, k <- rope(norm(q), pos), rope(norm(k), pos)      o = softmax(scale q K') V * sigmoid(gate)
+ * Gated models store a head's query rows and then its gate rows; the gate is neither normalised nor rotated. */
+static void mix_softmax(const Run *run, const Layer *y, float *mem, float *const *in, float *o) {
+    int H = y->n_heads, Hkv = y->n_k_heads, dk = y->dk, dv = y->dv, q_step = dk * (y->gated ? 2 : 1), half = y->rope_dims / 2;
+    size_t kv = y->kv;
+    int n_threads = threads_for(run->team, 40.0 * run->T * (half + H * dk));
+    PARALLEL_FOR(n_threads)
+    for (int t = 0; t < run->T; t++) { /* normalise, rotate, append */
+        float *q = in[0] + (size_t)t * (size_t)(H * q_step), *k = mem + (size_t)(run->pos + t) * kv, table[MAX_ROPE];
+        memcpy(k, in[1] + (size_t)t * (size_t)(Hkv * dk), (size_t)(Hkv * dk) * sizeof(float));
+        memcpy(k + Hkv * dk, in[2] + (size_t)t * (size_t)(Hkv * dv), (size_t)(Hkv * dv) * sizeof(float));
+        for (int i = 0; i < half; i++) {
+            double angle = (double)(run->pos + t) * y->rope_freq[i];
+            table[2 * i] = (float)cos(angle), table[2 * i + 1] = (float)sin(angle);
+        }
+        for (int h = 0; h < H + Hkv; h++) {
+            float *head = h < H ? q + h * q_step : k + (h - H) * dk;
+            const float *w = h < H ? y->q_norm : y->k_norm;
+            if (w) rmsnorm(head, head, w, (size_t)dk, y->eps);
+            rope(head, table, y->rope_dims, y->rope_adjacent);
+        }
+    }
+    double keys = (double)run->pos + run->T;
+    n_threads = threads_for(run->team, 4.0 * run->T * H * dk * keys);
+    PARALLEL_FOR(n_threads)
+    for (int i = 0; i < run->T * H; i++) { /* heads outermost: every thread gets early and late tokens */
+        int h = i / run->T, t = i % run->T, g = h / (H / Hkv);
+        int64_t to = run->pos + t, from = y->window ? max64(0, to - y->window + 1) : 0;
+        const float *q = in[0] + (size_t)t * (size_t)(H * q_step) + h * q_step;
+        float *out = o + (size_t)t * (size_t)(H * dv) + h * dv;
+        Attend a = {q, mem + g * dk, mem + Hkv * dk + g * dv, kv, from, to, dk, dv, y->scale};
+        run->team->kernels->attend(&a, out);
+        if (y->gated) for (int j = 0; j < dv; j++) out[j] *= sigmoid(q[dk + j]);
+    }
+}
+static size_t softmax_kv(const Layer *y) { return (size_t)y->n_k_heads * (size_t)(y->dk + y->dv); }
+
+/* Gated delta rule.        in: qkv (T, 2 Hk dk + H dv), z (T, H dv), alpha, beta (T, H);  o (T, H dv);  (gguf-models.md section 4.4)
+ *   mem: convolution (K-1, channels), S (H, dk, dv)
+ *   q, k, v <- silu(conv(qkv));  q, k <- l2norm;  d = exp(a softplus(alpha + dt_bias)), b = sigmoid(beta)
+ *   the recurrence with decay d, erase strength b, write b v;  o <- norm(o) * silu(z) */
+static void mix_gated_delta(const Run *run, const Layer *y, float *mem, float *const *in, float *o) {
+    int H = y->n_heads, Hk = y->n_k_heads, dk = y->dk, dv = y->dv, C = 2 * Hk * dk + H * dv;
+    float *qkv = in[0], *decay = in[2], *beta = in[3];
+    short_conv(run->team, qkv, y->conv[0], mem, C, y->d_conv, run->T);
+    int n_threads = threads_for(run->team, 4.0 * C * run->T);
+    PARALLEL_FOR(n_threads)
+    for (int t = 0; t < run->T; t++) {
+        float *q = qkv + (size_t)t * (size_t)C, *k = q + Hk * dk, *v = k + Hk * dk, *d = decay + (size_t)t * (size_t)H, *b = beta + (size_t)t * (size_t)H;
+        for (int h = 0; h < Hk; h++) l2norm(q + h * dk, dk, 1.0f / sqrtf((float)dk)), l2norm(k + h * dk, dk, 1.0f);
+        for (int h = 0; h < H; h++) {
+            d[h] = expf(y->a[h] * softplus(d[h] + y->dt_bias[h]));
+            b[h] = sigmoid(b[h]);
+            for (int j = 0; j < dv; j++) v[h * dv + j] *= b[h];
+        }
+    }
+    size_t c = (size_t)C;
+    Recurrence r = {H, dk, dv, y->tiled, 1, {decay, (size_t)H, H}, {qkv, c, Hk}, {qkv + Hk * dk, c, Hk}, {qkv + 2 * Hk * dk, c, H}, {beta, (size_t)H, H}};
+    recurrence(run->team, &r, mem + (size_t)(y->d_conv - 1) * c, o, run->T);
+    gated_norm(run, o, y, in[1]);
+}
+static size_t gated_delta_fixed(const Layer *y) {
+    size_t channels = 2 * (size_t)y->n_k_heads * (size_t)y->dk + (size_t)y->n_heads * (size_t)y->dv;
+    return (size_t)(y->d_conv - 1) * channels + (size_t)y->n_heads * (size_t)y->dk * (size_t)y->dv;
+}
+
+/* Gated linear attention.  in: q (T, H dk), k (T, Hk dk), v (T, Hk dv), gk (T, Hk dk) [, z (T, H dv)];  o (T, H dv)  (mixers.md section 4.6)
+ *   mem: convolutions of q, k, v, then S (H, dk, dv)
+ *   d = exp(max(logsigmoid(gk) / divisor, min)) per key channel; the recurrence without erase; o <- norm(o) * act(z) */
+static void mix_gla(const Run *run, const Layer *y, float *mem, float *const *in, float *o) {
+    int H = y->n_heads, Hk = y->n_k_heads, dk = y->dk, dv = y->dv, width[3] = {H * dk, Hk * dk, Hk * dv};
+    for (int i = 0; i < 3 && y->d_conv; i++) {
+        short_conv(run->team, in[i], y->conv[i], mem, width[i], y->d_conv, run->T);
+        mem += (size_t)(y->d_conv - 1) * (size_t)width[i];
+    }
+    float scale = 1.0f / sqrtf((float)dk), *gk = in[3];
+    int n_threads = threads_for(run->team, 40.0 * H * dk * run->T);
+    PARALLEL_FOR(n_threads)
+    for (int t = 0; t < run->T; t++) {
+        float *q = in[0] + (size_t)t * (size_t)width[0], *k = in[1] + (size_t)t * (size_t)width[1], *d = gk + (size_t)t * (size_t)width[1];
+        activate_row(q, y->feature_map, (size_t)width[0]);
+        activate_row(k, y->feature_map, (size_t)width[1]);
+        for (int i = 0; i < width[0]; i++) q[i] *= scale;
+        for (int i = 0; i < width[1]; i++) {
+            float g = logsigmoid(d[i]) / y->decay_divisor;
+            d[i] = expf(g < y->decay_min ? y->decay_min : g);
+        }
+    }
+    Recurrence r = {H, dk, dv, 0, dk, {gk, (size_t)width[1], Hk}, {in[0], (size_t)width[0], H}, {in[1], (size_t)width[1], Hk}, {in[2], (size_t)width[2], Hk}, {NULL, 0, 1}};
+    recurrence(run->team, &r, mem, o, run->T);
+    gated_norm(run, o, y, y->gate_act == ACT_NONE ? NULL : in[4]);
+}
+static size_t gla_fixed(const Layer *y) {
+    size_t channels = (size_t)y->n_heads * (size_t)y->dk + (size_t)y->n_k_heads * (size_t)(y->dk + y->dv);
+    return (y->d_conv ? (size_t)(y->d_conv - 1) * channels : 0) + (size_t)y->n_heads * (size_t)y->dk * (size_t)y->dv;
+}
+
+/* The mixers: what each remembers (floats that stay, floats per position) and what it does. */
+static const struct {
+    const char *name;
+    size_t (*fixed)(const Layer *), (*kv)(const Layer *);
+    void (*run)(const Run *run, const Layer *y, float *mem, float *const *in, float *o);
+} mixers[N_MIXERS] = {
+    [MIX_SOFTMAX] = {"softmax", NULL, softmax_kv, mix_softmax},
+    [MIX_GATED_DELTA] = {"gated-delta", gated_delta_fixed, NULL, mix_gated_delta},
+    [MIX_GLA] = {"gla", gla_fixed, NULL, mix_gla},
+};
+
+/* Sizes of state and scratch, and the line that names the layers ("gated-delta x 18, softmax x 6"). */
+static void measure_layers(GlaModel *m) {
+    int counts[N_MIXERS] = {0};
+    size_t widest_in = (size_t)m->config.dim;
+    for (int i = 0; i < m->config.n_layers; i++) {
+        Layer *y = &m->layers[i];
+        size_t rows = 0, o = (size_t)y->n_heads * (size_t)y->dv, hidden = (size_t)y->gate.n_out, dk = (size_t)y->dk;
+        for (int j = 0; j < y->n_in; j++) {
+            rows += round_up((size_t)proj_out(&y->in[j]), LANES);
+            if (y->in[j].up.data && (size_t)y->in[j].w.n_out > m->mid_floats) m->mid_floats = (size_t)y->in[j].w.n_out;
+        }
+        y->fixed = mixers[y->mixer].fixed ? mixers[y->mixer].fixed(y) : 0, y->kv = mixers[y->mixer].kv ? mixers[y->mixer].kv(y) : 0;
+        y->fixed_at = m->fixed_floats, y->kv_at = m->kv_floats;
+        m->fixed_floats += y->fixed, m->kv_floats += y->kv;
+        if (rows > m->row_floats) m->row_floats = rows;
+        if (o > m->out_floats) m->out_floats = o;
+        if (hidden > m->hidden_floats) m->hidden_floats = hidden;
+        if (o > widest_in) widest_in = o;
+        if (hidden > widest_in) widest_in = hidden;
+        if ((PANEL + 2) * dk > m->buf_floats) m->buf_floats = (PANEL + 2) * dk;
+        counts[y->mixer]++;
+    }
+    if (m->mid_floats > widest_in) widest_in = m->mid_floats;
+    if (ROWS * round_up(widest_in, LANES) > m->buf_floats) m->buf_floats = ROWS * round_up(widest_in, LANES);
+    for (int k = 0, n = 0; k < N_MIXERS; k++)
+        if (counts[k]) n += snprintf(m->kinds + n, (size_t)(160 - n), "%s%s x %d", n ? ", " : "", mixers[k].name, counts[k]);
+}
+
+/* ---- 10. forward: a run of tokens through the whole model ---------------------------------------------------
+ * The figure of the paper. It knows nothing of weight types or threads, and does not care whether T is one or many. */
+
+/* Residual attention: a sub-layer reads a softmax mix of the residual sources instead of their sum.   (mixers.md section 3.5)
+ *   p_i = softmax_i( proj . rmsnorm(source_i, w) );   out = sum_i p_i source_i
+ *   sources n times (T, dim), `step` floats apart; out (T, dim). Sums so far are rescaled when a larger score appears. */
+static void mix_sources(float *out, const float *sources, int n, size_t step, int T, size_t dim, const float *proj, const float *w, float eps) {
+    for (int t = 0; t < T; t++) {
+        float *y = out + (size_t)t * dim, top = -INFINITY, sum = 0;
+        memset(y, 0, dim * sizeof(float));
+        for (int i = 0; i < n; i++) {
+            const float *x = sources + (size_t)i * step + (size_t)t * dim;
+            double squares = 0, score = 0;
+            for (size_t d = 0; d < dim; d++) squares += (double)x[d] * x[d], score += (double)proj[d] * w[d] * x[d];
+            float s = (float)(score / sqrt(squares / (double)dim + eps)), best = s > top ? s : top;
+            float keep = expf(top - best), p = expf(s - best);
+            for (size_t d = 0; d < dim; d++) y[d] = y[d] * keep + p * x[d];
+            sum = sum * keep + p, top = best;
+        }
+        for (size_t d = 0; d < dim; d++) y[d] /= sum;
+    }
+}
+
+/* Reads ids[0..T), T <= batch; the last n_logits positions leave rows of logits. */
+static void forward(GlaState *s, const int32_t *ids, int T, float *logits, int n_logits) {
+    const GlaModel *m = s->m;
+    const Config *c = &m->config;
+    const Team *team = &s->team;
+    const Run run = {team, T, s->pos};
+    size_t dim = (size_t)c->dim, step = (size_t)s->batch * dim;
+    float *x = s->x;                      /* the residual stream (T, dim); with residual attention the source being summed */
+    int closed = 0;                       /* residual attention: sources before x that are complete */
+
+    for (int t = 0; t < T; t++) row_to_float(x + (size_t)t * dim, m->embed.data + (size_t)ids[t] * row_bytes(&m->embed), m->embed.type, dim);
+
+    for (int i = 0; i < c->n_layers; i++) {
+        const Layer *y = &m->layers[i];
+        float *mem = mixers[y->mixer].kv ? s->kv + y->kv_at * (size_t)s->ctx : s->fixed + y->fixed_at;
+        for (int half = 0; half < 2; half++) { /* the mixer, then the feed-forward */
+            const float *in = x;
+            if (c->res_block) {
+                mix_sources(s->xb, s->x, closed + 1, step, T, dim, y->res_proj[half], y->res_norm[half], y->eps);
+                in = s->xb;
+                if ((2 * i + half) % c->res_block == 0) { x += step, closed++; memset(x, 0, (size_t)T * dim * sizeof(float)); }
+            }
+            // xb = norm(x)
+            rmsnorm_rows(team, s->xb, in, half ? y->ffn_norm : y->norm, c->dim, y->eps, T);
+            if (half == 0) {
+                // rows = q, k, v, gates ... of xb;  o = mixer(rows, memory);  xb = W o
+                float *rows[MAX_IN], *free_rows = s->rows;
+                for (int j = 0; j < y->n_in; j++) {
+                    project(team, rows[j] = free_rows, &y->in[j], s->xb, T, s->mid);
+                    free_rows += (size_t)T * round_up((size_t)proj_out(&y->in[j]), LANES);
+                }
+                mixers[y->mixer].run(&run, y, mem, rows, s->o);
+                project(team, s->xb, &y->out, s->o, T, s->mid);
+            } else {
+                // xb = down(act(gate xb) * up xb)
+                size_t n = (size_t)T * (size_t)y->gate.n_out;
+                float *gate = s->rows, *up = s->rows + n;
+                matmul(team, gate, &y->gate, s->xb, T);
+                matmul(team, up, &y->up, s->xb, T);
+                gate_rows(team, gate, up, y->ffn_act, y->gate.n_out, T);
+                matmul(team, s->xb, &y->down, gate, T);
+            }
+            for (size_t j = 0; j < (size_t)T * dim; j++) x[j] += s->xb[j];
+        }
+    }
+
+    // logits = head(norm(x)), only where they are wanted
+    const float *last = x + (size_t)(T - n_logits) * dim;
+    if (n_logits && c->res_block) {
+        mix_sources(s->xb, s->x + (size_t)(T - n_logits) * dim, closed + 1, step, n_logits, dim, m->res_proj, m->res_norm, c->eps);
+        last = s->xb;
+    }
+    if (n_logits) {
+        rmsnorm_rows(team, s->xb, last, m->out_norm, c->dim, c->eps, n_logits);
+        matmul(team, logits, &m->head, s->xb, n_logits);
+    }
+    s->pos += T;
+}
+
+GLA_API int gla_eval(GlaState *s, const int32_t *ids, int64_t n, float *logits, int64_t n_logits, char *err) {
+    int vocab = s->m->config.vocab_size;
+    if (n < 0 || n_logits < 0 || n_logits > n) return fail(err, GLA_INPUT, "%lld tokens with logits of %lld", (long long)n, (long long)n_logits);
+    for (int64_t i = 0; i < n; i++)
+        if (ids[i] < 0 || ids[i] >= vocab) return fail(err, GLA_INPUT, "token %lld is %d, the model has 0 to %d", (long long)i, ids[i], vocab - 1);
+    if (s->m->kv_floats && n > s->ctx - s->pos)
+        return fail(err, GLA_CONTEXT, "%lld tokens do not fit behind the %lld in a context of %d; give a larger one (-c)", (long long)n, (long long)s->pos, s->ctx);
+    for (int64_t i = 0; i < n; i += s->batch) {
+        int T = (int)min64(s->batch, n - i);
+        int64_t first = n - n_logits, rows = min64(T, i + T - first); /* positions of this run whose logits the caller wants */
+        if (rows > 0) {
+            forward(s, ids + i, T, logits + (size_t)(i + T - rows - first) * (size_t)vocab, (int)rows);
+            if (i + T == n) memcpy(s->logits, logits + (size_t)(n_logits - 1) * (size_t)vocab, (size_t)vocab * sizeof(float));
+        } else forward(s, ids + i, T, s->logits, i + T == n);
+    }
+    return GLA_OK;
+}
+
+/* ---- 11. tokenizer: text to ids and back -------------------------------------------------------
+ * A GGUF file brings its vocabulary along. Two kinds of it cover the models this program runs:
+ *
+ *   "gpt2"   byte-level BPE. Text -> special tokens cut out -> NFC (Qwen) -> pieces ("Hello", " world", "!") -> each
+ *            piece starts as bytes, and the adjacent pair that stands first in the file's list of merges is joined
+ *            until no pair is in the list.
+ *   "llama"  SentencePiece BPE. No pieces; spaces become U+2581; the pair whose joined text is the token of
+ *            the highest score goes first; characters without a token are spelled in byte tokens <0x00> .. <0xFF>.
+ *
+ * The ids are those of HuggingFace tokenizers, which the models were trained with. Any bytes are text: a byte that is
+ * not UTF-8 is a character of its own, and decoding gives it back. A Tokenizer is read-only once made, so threads may
+ * share one; its token texts stay in the mapped file. */
+
+enum { VOCAB_NONE, VOCAB_BPE, VOCAB_SPM };
+enum { TYPE_NORMAL = 1, TYPE_UNKNOWN, TYPE_CONTROL, TYPE_USER_DEFINED, TYPE_UNUSED, TYPE_BYTE };    /* as in GGUF */
+enum { PROBES = 512,            /* a hash table that needs more steps than this was built to be slow */
+       SPECIAL_LEN = 256 };     /* longest special token in bytes; real ones stay below 64 */
+
+typedef struct { uint32_t hash; int32_t id; } VocabSlot;                /* token id + 1; 0 is an empty slot */
+typedef struct { int32_t left, right, id; uint32_t rank; } PairSlot;    /* left right -> id; rank from 1, 0 is empty */
+typedef struct { Str text; int32_t id; } Special;
+typedef struct { uint32_t c, a, b; } Composite;                         /* c is a followed by b; b = 0: c is just a */
+
+/* Unicode facts, unpacked from the strings at the end of this section. A table of runs holds start << 8 | value. */
+typedef struct {
+    uint32_t *classes, *combining;      /* character class; order of combining marks (0: not a mark) */
+    Composite *composites;              /* every canonical decomposition, by c */
+    Composite *pairs;                   /* those that compose again, by (a, b) */
+    size_t n_pairs;
+    uint8_t low[0x800];                 /* the class of one- and two-byte characters, without a search */
+} Unicode;
+
+/* How text is cut into pieces before merging: one regular expression per family of models, written out in
+ * piece_end. `nfc`: the model's tokenizer normalises first. `whole`: a piece that is a token needs no merges. */
+typedef struct { const char *name; uint8_t gpt2, marks, digits, nfc, whole; } PreTokenizer;
+
+static const PreTokenizer pre_tokenizers[] = {
+    /* name               gpt2 marks digits nfc whole */
+    { "gpt-2",            1, 0, 0, 0, 0 },  { "phi-2",            1, 0, 0, 0, 0 },  { "jais",       1, 0, 0, 0, 0 },
+    { "gigachat",         1, 0, 0, 0, 0 },  { "exaone4",          1, 0, 0, 0, 0 },  { "mellum",     1, 0, 0, 0, 0 },
+    { "trillion",         1, 0, 0, 0, 0 },  { "granite-docling",  1, 0, 0, 0, 0 },  { "a.x-4.0",    1, 0, 0, 0, 0 },
+    { "olmo",             1, 0, 0, 1, 0 },  { "mpt",              1, 0, 0, 1, 0 },  /* both from GPT-NeoX */
+    { "default",          1, 0, 0, 0, 0 },                          /* old files; llama.cpp's mixture is its own */
+    { "qwen2",            0, 0, 1, 1, 0 },  { "deepseek-r1-qwen", 0, 0, 1, 1, 0 },  { "megrez",     0, 0, 1, 1, 0 },
+    { "stablelm2",        0, 0, 1, 0, 0 },  { "hunyuan",          0, 0, 1, 0, 0 },  { "solar-open", 0, 0, 1, 0, 0 },
+    { "qwen35",           0, 1, 1, 1, 0 },                          /* combining marks belong to the word */
+    { "llama-bpe",        0, 0, 3, 0, 1 },  { "llama3",           0, 0, 3, 0, 1 },  { "llama-v3",   0, 0, 3, 0, 1 },
+    { "falcon3",          0, 0, 3, 0, 1 },  { "falcon-h1",        0, 0, 3, 0, 1 },  { "pixtral",    0, 0, 3, 0, 1 },
+    { "lfm2",             0, 0, 3, 0, 1 },  { "dbrx",             0, 0, 3, 0, 0 },  { "smaug-bpe",  0, 0, 3, 0, 0 },
+};
+
+struct Tokenizer {
+    int32_t n;                          /* tokens; 0: the file has no vocabulary */
+    int32_t bos, eos, unk;              /* -1: none */
+    int add_bos, add_eos, add_space;    /* what encoding puts around a text; the leading space of "llama" */
+    int model;                          /* VOCAB_... */
+    const PreTokenizer *pre;            /* "gpt2" only */
+    Str *tokens;                        /* (n) texts in the mapped file; bytes of "gpt2" as in byte_char */
+    GgufArray types, scores;            /* (n) TYPE_... or empty; (n) floats, "llama" only */
+    VocabSlot *vocab;                   /* text -> id, open addressing */
+    PairSlot *pairs;                    /* "gpt2": two ids -> the id they merge into */
+    size_t vocab_mask, pair_mask;       /* slots - 1, both powers of two */
+    Special *special;                   /* tokens cut out of the text before anything else, sorted by bytes */
+    size_t n_special, longest;          /* longest: bytes of the longest token text */
+    uint8_t special_starts[256];        /* whether any special token begins with this byte */
+    int32_t byte_id[256];               /* the token of a single byte, or -1 */
+    int32_t end[48];                    /* tokens that end a generation */
+    int n_end;
+    Unicode unicode;
+};
+
+static int unicode_init(Unicode *u, int nfc);       /* at the end of this section, with its tables */
+
+/* Characters. A byte that is not UTF-8 reads as BAD_BYTE + byte, and is written back as that byte. */
+enum { BAD_BYTE = 0x110000 };
+
+static uint32_t utf8_read(const char *text, size_t n, size_t *len) {       /* n > 0; len: bytes taken */
+    const uint8_t *s = (const uint8_t *)text;
+    int more = s[0] < 0x80 ? 0 : s[0] < 0xC2 ? -1 : s[0] < 0xE0 ? 1 : s[0] < 0xF0 ? 2 : s[0] < 0xF5 ? 3 : -1;
+    uint32_t c = more > 0 ? s[0] & (0x3F >> more) : s[0];
+    *len = 1;
+    if (more < 0 || (size_t)more >= n) return BAD_BYTE + s[0];
+    for (int i = 1; i <= more; i++) {
+        if ((s[i] & 0xC0) != 0x80) return BAD_BYTE + s[0];
+        c = c << 6 | (s[i] & 0x3F);
+    }
+    if ((more == 2 && (c < 0x800 || c - 0xD800 < 0x800)) || (more == 3 && (c < 0x10000 || c >= BAD_BYTE)))
+        return BAD_BYTE + s[0];                     /* longer than needed, a surrogate, or past the last one */
+    *len = (size_t)more + 1;
+    return c;
+}
+
+static size_t utf8_write(char *out, uint32_t c) {                           /* out: room for 4 bytes */
+    if (c < 0x80 || c >= BAD_BYTE) { out[0] = (char)c; return 1; }
+    int more = c < 0x800 ? 1 : c < 0x10000 ? 2 : 3;
+    out[0] = (char)(0xFF00 >> (more + 1) | c >> 6 * more);
+    for (int i = 1; i <= more; i++) out[i] = (char)(0x80 | (c >> 6 * (more - i) & 0x3F));
+    return (size_t)more + 1;
+}
+
+/* "gpt2" files write a byte as a printable character: Latin-1 where that is visible, else U+0100, U+0101, ... in
+ * order. A space is U+0120. char_byte is the way back, or -1. */
+static uint32_t byte_char(uint8_t b) {
+    return b < 0x21 ? 0x100u + b : b < 0x7F ? b : b <= 0xA0 ? 0x121u + b - 0x7F : b == 0xAD ? 0x143 : b;
+}
+
+static int char_byte(uint32_t c) {
+    if (c >= 0x100 && c <= 0x143) return (int)(c < 0x121 ? c - 0x100 : c < 0x143 ? c - 0x121 + 0x7F : 0xAD);
+    return c < 0x100 && byte_char((uint8_t)c) == c ? (int)c : -1;
+}
+
+/* The vocabulary: token text -> id. */
+static int token_type(const Tokenizer *t, int32_t id) {
+    int32_t type = TYPE_NORMAL;
+    if (t->types.n) memcpy(&type, t->types.p + 4 * (size_t)id, 4);
+    return type >= TYPE_NORMAL && type <= TYPE_BYTE ? type : TYPE_NORMAL;
+}
+
+/* May text become this token by merging? Control tokens never do, or a text could forge the end of a turn. */
+static int is_text(const Tokenizer *t, int32_t id) {
+    return id >= 0 && (token_type(t, id) == TYPE_NORMAL || token_type(t, id) == TYPE_USER_DEFINED);
+}
+
+static Str str_of(const char *s) { return (Str){ s, strlen(s) }; }
+
+/* The slot of the text a + b, or the empty slot where it belongs, or NULL when the search takes too long. */
+static VocabSlot *vocab_slot(const Tokenizer *t, Str a, Str b, uint32_t *hash) {
+    uint64_t h = 0xCBF29CE484222325u;                                       /* FNV-1a, then mixed */
+    for (size_t i = 0; i < a.n; i++) h = (h ^ (uint8_t)a.s[i]) * 0x100000001B3u;
+    for (size_t i = 0; i < b.n; i++) h = (h ^ (uint8_t)b.s[i]) * 0x100000001B3u;
+    h = (h ^ h >> 32) * 0x9E3779B97F4A7C15u;
+    *hash = (uint32_t)h;
+    for (size_t i = 0; i < PROBES; i++) {
+        VocabSlot *slot = &t->vocab[((size_t)(h >> 32) + i) & t->vocab_mask];
+        if (!slot->id) return slot;
+        Str s = t->tokens[slot->id - 1];
+        if (slot->hash == *hash && s.n == a.n + b.n && !memcmp(s.s, a.s, a.n) && !memcmp(s.s + a.n, b.s, b.n))
+            return slot;
+    }
+    return NULL;
+}
+
+static int32_t find_token(const Tokenizer *t, Str a, Str b) {               /* the id of the text a + b, or -1 */
+    uint32_t hash;
+    if (a.n + b.n > t->longest) return -1;
+    VocabSlot *slot = vocab_slot(t, a, b, &hash);
+    return slot ? slot->id - 1 : -1;
+}
+
+/* The slot of the pair (left, right), or the empty slot where it belongs, or NULL as above. */
+static PairSlot *pair_slot(const Tokenizer *t, int32_t left, int32_t right) {
+    uint64_t h = ((uint64_t)left << 32 | (uint32_t)right) * 0x9E3779B97F4A7C15u;
+    h = (h ^ h >> 32) * 0xD6E8FEB86659FD93u >> 32;
+    for (size_t i = 0; i < PROBES; i++) {
+        PairSlot *slot = &t->pairs[((size_t)h + i) & t->pair_mask];
+        if (!slot->rank || (slot->left == left && slot->right == right)) return slot;
+    }
+    return NULL;
+}
+
+/* Loading. Every array was checked to lie in the file; counts, types and ids are checked here. */
+static Str next_str(const uint8_t **p) {            /* one element of a string array: u64 length, bytes */
+    uint64_t n;
+    memcpy(&n, *p, 8);
+    Str s = { (const char *)*p + 8, (size_t)n };
+    *p += 8 + n;
+    return s;
+}
+
+static size_t slots_for(uint64_t n) {               /* a power of two, at least twice n */
+    size_t slots = 16;
+    while (slots / 2 < n) slots *= 2;
+    return slots;
+}
+
+static int load_tokens(Tokenizer *t, const GgufArray *texts, char *err) {
+    const uint8_t *p = texts->p;
+    size_t slots = slots_for(texts->n);
+    t->n = (int32_t)texts->n;
+    t->tokens = gla_alloc((size_t)t->n * sizeof *t->tokens);
+    t->vocab = gla_alloc(slots * sizeof *t->vocab);
+    if (!t->tokens || !t->vocab) return fail(err, GLA_MEMORY, "no memory for a vocabulary of %d tokens", (int)t->n);
+    t->vocab_mask = slots - 1;
+    for (int32_t id = 0; id < t->n; id++) {
+        Str text = t->tokens[id] = next_str(&p);
+        if (text.n > t->longest) t->longest = text.n;
+        if (text.n == 0 || token_type(t, id) == TYPE_UNUSED) continue;
+        uint32_t hash;
+        VocabSlot *slot = vocab_slot(t, text, str_of(""), &hash);
+        if (!slot) return fail(err, GLA_FORMAT, "tokenizer.ggml.tokens: too many texts share one hash value");
+        if (!slot->id) *slot = (VocabSlot){ hash, id + 1 };                 /* of equal texts the first counts */
+    }
+    return GLA_OK;
+}
+
+/* tokenizer.ggml.merges: "left right" in order of rank. Pairs whose parts or result are not tokens cannot occur. */
+static int load_merges(Tokenizer *t, const GgufArray *merges, char *err) {
+    const uint8_t *p = merges->p;
+    size_t slots = slots_for(merges->n);
+    t->pairs = gla_alloc(slots * sizeof *t->pairs);
+    if (!t->pairs) return fail(err, GLA_MEMORY, "no memory for %llu merges", (unsigned long long)merges->n);
+    t->pair_mask = slots - 1;
+    for (uint32_t i = 0; i < merges->n; i++) {
+        Str line = next_str(&p);
+        const char *space = line.n < 2 ? NULL : memchr(line.s + 1, ' ', line.n - 1);
+        if (!space) return fail(err, GLA_FORMAT, "tokenizer.ggml.merges: entry %u has no space between its parts", i);
+        Str a = { line.s, (size_t)(space - line.s) }, b = { space + 1, line.n - a.n - 1 };
+        int32_t left = find_token(t, a, str_of("")), right = find_token(t, b, str_of("")), id = find_token(t, a, b);
+        if (!is_text(t, left) || !is_text(t, right) || !is_text(t, id)) continue;
+        PairSlot *slot = pair_slot(t, left, right);
+        if (!slot) return fail(err, GLA_FORMAT, "tokenizer.ggml.merges: too many pairs share one hash value");
+        if (!slot->rank) *slot = (PairSlot){ left, right, id, i + 1 };
+    }
+    return GLA_OK;
+}
+
+static int by_bytes(const void *x, const void *y) {
+    const Special *a = x, *b = y;
+    int order = memcmp(a->text.s, b->text.s, a->text.n < b->text.n ? a->text.n : b->text.n);
+    if (order) return order;
+    if (a->text.n != b->text.n) return a->text.n < b->text.n ? -1 : 1;
+    return a->id < b->id ? -1 : a->id > b->id;
+}
+
+static int is_special(const Tokenizer *t, int32_t id) {
+    int type = token_type(t, id);
+    return t->tokens[id].n && (type == TYPE_CONTROL || type == TYPE_UNKNOWN || type == TYPE_USER_DEFINED);
+}
+
+static int load_special(Tokenizer *t, char *err) {
+    size_t n = 0, kept = 0;
+    for (int32_t id = 0; id < t->n; id++) n += (size_t)is_special(t, id);
+    if (n == 0) return GLA_OK;
+    t->special = gla_alloc(n * sizeof *t->special);
+    if (!t->special) return fail(err, GLA_MEMORY, "no memory for %zu special tokens", n);
+    for (int32_t id = 0; id < t->n; id++) {
+        Str text = t->tokens[id];
+        if (!is_special(t, id)) continue;
+        if (text.n > SPECIAL_LEN)
+            return fail(err, GLA_UNSUPPORTED, "special token %d has %zu bytes, at most %d are supported", (int)id,
+                        text.n, SPECIAL_LEN);
+        t->special[t->n_special++] = (Special){ text, id };
+        t->special_starts[(uint8_t)text.s[0]] = 1;
+    }
+    qsort(t->special, n, sizeof *t->special, by_bytes);
+    for (size_t i = 0; i < n; i++) {                        /* of equal texts the first id counts */
+        Str a = t->special[i].text, b = t->special[kept ? kept - 1 : 0].text;
+        if (kept == 0 || a.n != b.n || memcmp(a.s, b.s, a.n)) t->special[kept++] = t->special[i];
+    }
+    t->n_special = kept;
+    return GLA_OK;
+}
+
+static void add_end(Tokenizer *t, int32_t id) {
+    if (id >= 0 && t->n_end < (int)(sizeof t->end / sizeof *t->end)) t->end[t->n_end++] = id;
+}
+
+/* tokenizer.ggml.NAME_token_id, or `otherwise`; an id outside the vocabulary counts as absent. */
+static int32_t token_key(const Tokenizer *t, const Gguf *g, const char *name, int32_t otherwise) {
+    char key[64];
+    int64_t id = otherwise;
+    snprintf(key, sizeof key, "tokenizer.ggml.%s_token_id", name);
+    if (gguf_int(g, key, &id) && (id < 0 || id >= t->n)) id = otherwise;
+    return id < t->n ? (int32_t)id : -1;
+}
+
+static int flag_key(const Gguf *g, const char *key, int otherwise) {
+    int64_t v = otherwise;
+    gguf_int(g, key, &v);
+    return v != 0;
+}
+
+static void tokenizer_clear(Tokenizer *t) {
+    gla_free(t->tokens); gla_free(t->vocab); gla_free(t->pairs); gla_free(t->special); gla_free(t->unicode.classes);
+    memset(t, 0, sizeof *t);
+}
+
+static int load_vocabulary(Tokenizer *t, const Gguf *g, char *err) {
+    static const char *const end_texts[] = { "<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|eom_id|>", "<|end|>",
+        "<|end_of_text|>", "<end_of_turn>", "</s>", "<EOT>", "[EOT]", "[EOS]", "<eos>", "<|return|>", "<|call|>",
+        "<\xEF\xBD\x9C" "end\xE2\x96\x81" "of\xE2\x96\x81" "sentence\xEF\xBD\x9C>", "<|fim_pad|>", "<|repo_name|>",
+        "<|file_sep|>" };
+    static const char *const end_keys[] = { "eos", "eot", "eom", "fim_pad", "fim_rep", "fim_sep" };
+    GgufArray texts, merges;
+    Str model, pre = str_of("gpt-2");       /* files without a name of their pre-tokenizer are read as GPT-2 */
+    int code, bpe;
+
+    if (!gguf_str(g, "tokenizer.ggml.model", &model) || str_is(model, "no_vocab") || str_is(model, "none"))
+        return GLA_OK;
+    bpe = str_is(model, "gpt2");
+    if (!bpe && !str_is(model, "llama"))
+        return fail(err, GLA_UNSUPPORTED, "tokenizer.ggml.model is \"%.*s\", only \"gpt2\" and \"llama\" are implemented",
+                    (int)(model.n < 40 ? model.n : 40), model.s);
+    t->model = bpe ? VOCAB_BPE : VOCAB_SPM;
+    if (!gguf_array(g, "tokenizer.ggml.tokens", &texts) || texts.type != 8 || texts.n == 0)
+        return fail(err, GLA_FORMAT, "tokenizer.ggml.tokens is missing or not an array of strings");
+    if (texts.n > INT32_MAX || texts.n > SIZE_MAX / 64)
+        return fail(err, GLA_FORMAT, "tokenizer.ggml.tokens has %llu entries", (unsigned long long)texts.n);
+    if (!gguf_array(g, "tokenizer.ggml.token_type", &t->types)) t->types.n = 0;
+    else if ((t->types.type != 4 && t->types.type != 5) || t->types.n != texts.n)
+        return fail(err, GLA_FORMAT, "tokenizer.ggml.token_type is not one 32-bit integer for each of %llu tokens",
+                    (unsigned long long)texts.n);
+    if ((code = load_tokens(t, &texts, err)) || (code = load_special(t, err))) return code;
+
+    for (int b = 0; b < 256; b++) {
+        char s[8];
+        size_t n = bpe ? utf8_write(s, byte_char((uint8_t)b)) : (size_t)snprintf(s, sizeof s, "<0x%02X>", (unsigned)b);
+        int32_t id = find_token(t, (Str){ s, n }, str_of(""));
+        t->byte_id[b] = !bpe || is_text(t, id) ? id : -1;
+    }
+    if (bpe) {
+        gguf_str(g, "tokenizer.ggml.pre", &pre);
+        for (size_t i = 0; i < sizeof pre_tokenizers / sizeof *pre_tokenizers; i++)
+            if (str_is(pre, pre_tokenizers[i].name)) t->pre = &pre_tokenizers[i];
+        if (!t->pre)
+            return fail(err, GLA_UNSUPPORTED, "tokenizer.ggml.pre is \"%.*s\", a pre-tokenizer that is not implemented",
+                        (int)(pre.n < 40 ? pre.n : 40), pre.s);
+        if (!gguf_array(g, "tokenizer.ggml.merges", &merges) || merges.type != 8)
+            return fail(err, GLA_FORMAT, "tokenizer.ggml.merges is missing or not an array of strings");
+        if (merges.n > INT32_MAX || merges.n > SIZE_MAX / 128)
+            return fail(err, GLA_FORMAT, "tokenizer.ggml.merges has %llu entries", (unsigned long long)merges.n);
+        if ((code = load_merges(t, &merges, err))) return code;
+        if (!unicode_init(&t->unicode, t->pre->nfc))
+            return fail(err, GLA_MEMORY, "no memory for the Unicode tables");
+    } else if (!gguf_array(g, "tokenizer.ggml.scores", &t->scores) || t->scores.type != 6 || t->scores.n != texts.n)
+        return fail(err, GLA_FORMAT, "tokenizer.ggml.scores is not one float for each of %llu tokens",
+                    (unsigned long long)texts.n);
+
+    /* llama.cpp takes id 11 for a missing bos or eos of "gpt2" (right for Falcon only); here there is none. */
+    t->bos = token_key(t, g, "bos", bpe ? -1 : 1);
+    t->eos = token_key(t, g, "eos", bpe ? -1 : 2);
+    t->unk = token_key(t, g, "unknown", bpe ? -1 : 0);
+    t->add_bos = flag_key(g, "tokenizer.ggml.add_bos_token", !bpe || t->pre->whole);
+    t->add_eos = flag_key(g, "tokenizer.ggml.add_eos_token", 0);
+    t->add_space = !bpe && flag_key(g, "tokenizer.ggml.add_space_prefix", 1);
+    add_end(t, t->eos);
+    for (size_t i = 0; i < sizeof end_keys / sizeof *end_keys; i++) add_end(t, token_key(t, g, end_keys[i], -1));
+    for (size_t i = 0; i < sizeof end_texts / sizeof *end_texts; i++) {
+        int32_t id = find_token(t, str_of(end_texts[i]), str_of(""));
+        if (id >= 0 && is_special(t, id)) add_end(t, id);   /* "</s>" may also be plain text in a web vocabulary */
+    }
+    return GLA_OK;
+}
+
+/* Reads the tokenizer.* keys of g, whose file has to stay mapped. A file without a vocabulary gives n = 0. */
+static int tokenizer_init(Tokenizer *t, const Gguf *g, char *err) {
+    memset(t, 0, sizeof *t);
+    t->bos = t->eos = t->unk = -1;
+    int code = load_vocabulary(t, g, err);
+    if (code) tokenizer_clear(t);
+    return code;
+}
+
+/* Does this token end a generation? */
+static int tokenizer_is_end(const Tokenizer *t, int32_t id) {
+    for (int i = 0; i < t->n_end; i++)
+        if (t->end[i] == id) return 1;
+    return 0;
+}
+
+/* Special tokens. The longest one that s begins with, or -1; *len is its length. The list is sorted by bytes, so
+ * each further byte of s narrows a range of it: [lo, hi) holds the tokens that share the first d bytes of s. */
+static size_t first_at_least(const Special *list, size_t lo, size_t hi, size_t d, int byte) {
+    while (lo < hi) {
+        size_t mid = lo + (hi - lo) / 2;
+        if ((uint8_t)list[mid].text.s[d] < byte) lo = mid + 1; else hi = mid;
+    }
+    return lo;
+}
+
+static int32_t special_at(const Tokenizer *t, const char *s, size_t n, size_t *len) {
+    size_t lo = 0, hi = t->n_special;
+    int32_t id = -1;
+    if (!t->special_starts[(uint8_t)s[0]]) return -1;
+    for (size_t d = 0; lo < hi; d++) {
+        if (t->special[lo].text.n == d) id = t->special[lo++].id, *len = d;    /* the shortest sorts first */
+        if (d == n) break;
+        lo = first_at_least(t->special, lo, hi, d, (uint8_t)s[d]);
+        hi = first_at_least(t->special, lo, hi, d, (uint8_t)s[d] + 1);
+    }
+    return id;
+}
+
+/* Pieces. What a character is to the regular expressions: \p{L}, \p{N}, \p{M}, \s, none of these, or no character. */
+enum { OTHER, LETTER, NUMBER, MARK, SPACE, NOTHING };
+enum { UNSETTLED = 8 };                 /* a bit beside the class: NFC may change this character or the one before */
+
+typedef struct { uint32_t c; int kind; size_t len; } Char;
+
+static uint32_t run_value(const uint32_t *runs, size_t n, uint32_t c) {     /* the value of the run that holds c */
+    size_t lo = 0;
+    for (size_t hi = n; hi - lo > 1;) {
+        size_t mid = lo + (hi - lo) / 2;
+        if (runs[mid] >> 8 <= c) lo = mid; else hi = mid;
+    }
+    return runs[lo] & 0xFF;
+}
+
+static int char_class(const Unicode *u, uint32_t c);
+
+static Char char_at(const Tokenizer *t, const char *s, size_t n, size_t at) {
+    Char ch = { 0, NOTHING, 0 };
+    if (at >= n) return ch;
+    ch.c = utf8_read(s + at, n - at, &ch.len);
+    ch.kind = char_class(&t->unicode, ch.c) & ~UNSETTLED;
+    if (ch.kind == MARK) ch.kind = t->pre->marks ? LETTER : OTHER;
+    return ch;
+}
+
+/* The end of a run of at most `limit` characters of one kind. */
+static size_t run_end(const Tokenizer *t, const char *s, size_t n, size_t at, int kind, size_t limit) {
+    for (Char c; limit && (c = char_at(t, s, n, at)).kind == kind; limit--) at += c.len;
+    return at;
+}
+
+/* 's 't 'm 'd 're 've 'll at s: its length, or 0. Regardless of case (also of U+017F, a long s) except for GPT-2. */
+static size_t contraction(const PreTokenizer *pre, const char *s, size_t n) {
+    int fold = pre->gpt2 ? 0 : 0x20, a = n > 1 ? s[1] | fold : 0, b = n > 2 ? s[2] | fold : 0;
+    if (a == 's' || a == 't' || a == 'm' || a == 'd') return 2;
+    if (((a == 'r' || a == 'v') && b == 'e') || (a == 'l' && b == 'l')) return 3;
+    return !pre->gpt2 && n > 2 && !memcmp(s + 1, "\xC5\xBF", 2) ? 3 : 0;
+}
+
+/* The end of the piece that starts at s[at]; s holds the text between two special tokens. These alternatives in order,
+ * where L are letters (for qwen35 also marks), N numbers, X all else but white space, {1,d} one (qwen) to three (llama):
+ *   gpt-2   's|'t|'re|'ve|'m|'ll|'d| ?L+| ?N+| ?X+|\s+(?!\S)|\s+
+ *   others  (?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n L N]?L+|N{1,d}| ?X+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+            */
+static size_t piece_end(const Tokenizer *t, const char *s, size_t n, size_t at) {
+    const PreTokenizer *pre = t->pre;
+    Char c = char_at(t, s, n, at), next = char_at(t, s, n, at + c.len);
+    int blank = c.c == ' ', newline = c.c == '\r' || c.c == '\n';
+    size_t end;
+    if (c.c == '\'' && (end = contraction(pre, s + at, n - at))) return at + end;
+    if (c.kind == LETTER) return run_end(t, s, n, at, LETTER, SIZE_MAX);
+    if (next.kind == LETTER && (pre->gpt2 ? blank : c.kind != NUMBER && !newline))
+        return run_end(t, s, n, at + c.len, LETTER, SIZE_MAX);
+    if (c.kind == NUMBER) return run_end(t, s, n, at, NUMBER, pre->digits ? pre->digits : SIZE_MAX);
+    if (next.kind == NUMBER && blank && pre->gpt2) return run_end(t, s, n, at + 1, NUMBER, SIZE_MAX);
+    if (c.kind == OTHER || (blank && next.kind == OTHER)) {
+        end = run_end(t, s, n, at + (size_t)blank, OTHER, SIZE_MAX);
+        while (!pre->gpt2 && end < n && (s[end] == '\r' || s[end] == '\n')) end++;
+        return end;
+    }
+    /* White space: up to the last line end in it, else all of it but one, which the next word takes along. */
+    size_t last = at, line_end = 0;
+    for (end = at; (c = char_at(t, s, n, end)).kind == SPACE; end += c.len) {
+        last = end;
+        if (c.c == '\r' || c.c == '\n') line_end = end + 1;
+    }
+    if (line_end && !pre->gpt2) return line_end;
+    return end == n || last == at ? end : last;
+}
+
+/* Encoding. Scratch memory grows with the longest piece and goes when the text is done. */
+typedef struct { uint32_t at, len, prev, next; int32_t id; } Symbol;        /* a stretch of the piece; ends: NONE */
+typedef struct { uint32_t rank, at, len; int32_t id; } Candidate;           /* a pair that may be joined, at its left */
+typedef struct { const Tokenizer *t; int32_t *ids; size_t cap, n, room; void *scratch; } Encoder;
+enum { NONE = -1 };
+
+static void *need(Encoder *e, size_t bytes) {                   /* contents are not kept */
+    if (bytes > e->room) {
+        gla_free(e->scratch);
+        e->room = bytes > 2 * e->room ? bytes : 2 * e->room;
+        e->scratch = gla_alloc(e->room);
+        if (!e->scratch) e->room = 0;
+    }
+    return e->scratch;
+}
+
+static void emit(Encoder *e, int32_t id) {
+    if (e->n < e->cap) e->ids[e->n] = id;
+    e->n++;
+}
+
+/* A binary heap: the candidate of lowest rank first, of equal ones the leftmost. */
+static int before(const Candidate *a, const Candidate *b) {
+    return a->rank != b->rank ? a->rank < b->rank : a->at < b->at;
+}
+
+static void heap_push(Candidate *heap, size_t *n, Candidate c) {
+    size_t i = (*n)++;
+    for (; i && before(&c, &heap[(i - 1) / 2]); i = (i - 1) / 2) heap[i] = heap[(i - 1) / 2];
+    heap[i] = c;
+}
+
+static Candidate heap_pop(Candidate *heap, size_t *n) {
+    Candidate top = heap[0], last = heap[--*n];
+    size_t i = 0;
+    for (size_t k; (k = 2 * i + 1) < *n; i = k) {
+        if (k + 1 < *n && before(&heap[k + 1], &heap[k])) k++;
+        if (!before(&heap[k], &last)) break;
+        heap[i] = heap[k];
+    }
+    heap[i] = last;
+    return top;
+}
+
+/* Put the pair (sym[at], its right neighbour) on the heap if the two can be joined. */
+static void propose(const Tokenizer *t, const char *s, const Symbol *sym, uint32_t at, Candidate *heap, size_t *n) {
+    const Symbol *a = &sym[at], *b = a->next == (uint32_t)NONE ? NULL : &sym[a->next];
+    Candidate c = { 0, at, 0, NONE };
+    if (!b || a->id < 0 || b->id < 0) return;
+    c.len = a->len + b->len;
+    if (t->model == VOCAB_BPE) {
+        const PairSlot *slot = pair_slot(t, a->id, b->id);
+        if (!slot || !slot->rank) return;
+        c.rank = slot->rank;
+        c.id = slot->id;
+    } else {
+        c.id = find_token(t, (Str){ s + a->at, c.len }, str_of(""));
+        if (!is_text(t, c.id)) return;
+        float score;
+        memcpy(&score, t->scores.p + 4 * (size_t)c.id, 4);
+        score = 0.0f - score;                               /* the highest score first; -0 becomes 0 */
+        memcpy(&c.rank, &score, 4);
+        c.rank = c.rank >> 31 ? ~c.rank : c.rank | 1u << 31;        /* floats in order, as unsigned integers */
+    }
+    heap_push(heap, n, c);
+}
+
+/* The ids of one piece: n bytes, n > 0. Time n log n. */
+static int merge_piece(Encoder *e, const char *s, size_t n) {
+    const Tokenizer *t = e->t;
+    Symbol *sym = need(e, n * (sizeof *sym + 2 * sizeof(Candidate)));
+    Candidate *heap = (Candidate *)(sym + n);       /* each join takes one out and puts two in: 2n are enough */
+    size_t n_sym = 0, n_heap = 0;
+    if (!sym) return GLA_MEMORY;
+
+    if (t->model == VOCAB_BPE && t->pre->whole && n <= t->longest) {
+        char *spelled = (char *)heap;               /* not in use yet */
+        size_t len = 0;
+        for (size_t i = 0; i < n; i++) len += utf8_write(spelled + len, byte_char((uint8_t)s[i]));
+        int32_t id = find_token(t, (Str){ spelled, len }, str_of(""));
+        if (is_text(t, id)) { emit(e, id); return GLA_OK; }
+    }
+    for (size_t at = 0, len; at < n; at += len) {
+        int32_t id;
+        if (t->model == VOCAB_BPE) {
+            len = 1;
+            id = t->byte_id[(uint8_t)s[at]];
+            if (id < 0) continue;                   /* an incomplete vocabulary loses the byte, as the reference does */
+        } else {
+            utf8_read(s + at, n - at, &len);
+            id = find_token(t, (Str){ s + at, len }, str_of(""));
+            if (!is_text(t, id)) id = NONE;
+        }
+        sym[n_sym] = (Symbol){ (uint32_t)at, (uint32_t)len, (uint32_t)n_sym - 1, (uint32_t)n_sym + 1, id };
+        n_sym++;
+    }
+    if (n_sym == 0) return GLA_OK;
+    sym[n_sym - 1].next = (uint32_t)NONE;
+
+    for (uint32_t i = 0; i + 1 < n_sym; i++) propose(t, s, sym, i, heap, &n_heap);
+    while (n_heap) {
+        Candidate c = heap_pop(heap, &n_heap);
+        Symbol *a = &sym[c.at];
+        /* Symbols only grow: the pair is as it was proposed if its left is alive and the two are still this long. */
+        if (!a->len || a->next == (uint32_t)NONE || a->len + sym[a->next].len != c.len) continue;
+        Symbol *b = &sym[a->next];
+        a->id = c.id;
+        a->len = c.len;
+        a->next = b->next;
+        b->len = 0;
+        if (a->next != (uint32_t)NONE) sym[a->next].prev = c.at;
+        if (a->prev != (uint32_t)NONE) propose(t, s, sym, a->prev, heap, &n_heap);
+        propose(t, s, sym, c.at, heap, &n_heap);
+    }
+
+    int unknown = 0;                                /* a row of unknown characters is one unknown token */
+    for (uint32_t i = 0; i != (uint32_t)NONE; i = sym[i].next) {
+        if (sym[i].id >= 0) { emit(e, sym[i].id); unknown = 0; continue; }
+        int spelled = 1;
+        for (uint32_t k = 0; k < sym[i].len; k++) spelled &= t->byte_id[(uint8_t)s[sym[i].at + k]] >= 0;
+        for (uint32_t k = 0; spelled && k < sym[i].len; k++) emit(e, t->byte_id[(uint8_t)s[sym[i].at + k]]);
+        if (!spelled && !unknown && t->unk >= 0) emit(e, t->unk);
+        unknown = !spelled;
+    }
+    return GLA_OK;
+}
+
+static int nfc(Encoder *e, const char *s, size_t n, char **out, size_t *out_n);     /* with the tables */
+
+/* The ids of the text between two special tokens. */
+static int encode_text(Encoder *e, const char *s, size_t n) {
+    const Tokenizer *t = e->t;
+    char *copy = NULL;
+    int code = GLA_OK;
+    if (n == 0) return GLA_OK;
+    if (t->model == VOCAB_SPM) {
+        size_t len = 0;
+        if (!(copy = gla_alloc(3 * (n + 1)))) return GLA_MEMORY;
+        if (t->add_space) len += utf8_write(copy, 0x2581);
+        for (size_t i = 0; i < n; i++)
+            if (s[i] == ' ') len += utf8_write(copy + len, 0x2581); else copy[len++] = s[i];
+        code = merge_piece(e, copy, len);
+    } else {
+        if (t->pre->nfc) code = nfc(e, s, n, &copy, &n);
+        if (copy) s = copy;
+        for (size_t at = 0, end; code == GLA_OK && at < n; at = end) {
+            end = piece_end(t, s, n, at);
+            code = merge_piece(e, s + at, end - at);
+        }
+    }
+    gla_free(copy);
+    return code;
+}
+
+/* The ids of len bytes of text: how many there are, of which the first cap are written; or a negative code.
+ * GLA_BOS puts bos before and eos behind it if the file says so. Special tokens in the text are cut out leftmost first,
+ * the longest of those that start together; without GLA_SPECIAL the control tokens among them stay plain text, so that
+ * "<|im_end|>" typed by a user ends nothing. */
+static int64_t tokenizer_encode(const Tokenizer *t, const char *text, size_t len, int flags, int32_t *ids, size_t cap,
+                                char *err) {
+    Encoder e = { t, ids, cap, 0, 0, NULL };
+    size_t from = 0, at = 0, n_special = 0;
+    int code = GLA_OK;
+    if (t->n == 0) return fail(err, GLA_INPUT, "the model has no vocabulary; name one with -z");
+    if (len > (size_t)1 << 30 || len > SIZE_MAX / 256)
+        return fail(err, GLA_INPUT, "the text has %zu bytes, which is more than this machine can tokenize at once", len);
+    if (flags & GLA_BOS && t->add_bos && t->bos >= 0) emit(&e, t->bos);
+    while (at < len && code == GLA_OK) {
+        int32_t id = special_at(t, text + at, len - at, &n_special);
+        if (id < 0) { at++; continue; }
+        if (flags & GLA_SPECIAL || token_type(t, id) == TYPE_USER_DEFINED) {
+            code = encode_text(&e, text + from, at - from);
+            emit(&e, id);
+            from = at + n_special;
+        }
+        at += n_special;
+    }
+    if (code == GLA_OK) code = encode_text(&e, text + from, len - from);
+    if (flags & GLA_BOS && t->add_eos && t->eos >= 0) emit(&e, t->eos);
+    gla_free(e.scratch);
+    return code ? fail(err, code, "no memory to tokenize %zu bytes", len) : (int64_t)e.n;
+}
+
+/* The bytes of one token: all are counted, the first cap are written. A token may hold part of a character, so whoever
+ * prints collects whole ones. Control tokens are silent without GLA_SPECIAL. GLA_FIRST goes with the first token
+ * of a text that is not a control token: "llama" vocabularies put a space there that was not in the text. */
+static size_t tokenizer_piece(const Tokenizer *t, int32_t id, int flags, char *buf, size_t cap) {
+    if (id < 0 || id >= t->n) return 0;
+    Str s = t->tokens[id];
+    int type = token_type(t, id), mapped = type == TYPE_NORMAL && t->model == VOCAB_BPE;
+    unsigned byte = 0;
+    size_t n = 0, len;
+    if (type == TYPE_UNUSED) return 0;
+    if ((type == TYPE_CONTROL || type == TYPE_UNKNOWN) && !(flags & GLA_SPECIAL)) return 0;
+    if (type == TYPE_BYTE && s.n == 6 && !memcmp(s.s, "<0x", 3) && s.s[5] == '>') {
+        for (int i = 3; i < 5; i++) {
+            const char *hex = "0123456789ABCDEF", *digit = s.s[i] ? strchr(hex, s.s[i]) : NULL;
+            byte = digit ? byte << 4 | (unsigned)(digit - hex) : 0x100;
+            if (byte & 0x100) break;
+        }
+        if (byte < 0x100) {
+            if (cap) buf[0] = (char)byte;
+            return 1;
+        }
+    }
+    for (size_t at = 0; mapped && at < s.n; at += len)      /* texts outside the mapping are taken as they are */
+        mapped = char_byte(utf8_read(s.s + at, s.n - at, &len)) >= 0;
+    for (size_t at = 0; at < s.n; at += len, n++) {
+        char c = s.s[at];
+        len = 1;
+        if (mapped) c = (char)char_byte(utf8_read(s.s + at, s.n - at, &len));
+        else if (type == TYPE_NORMAL && t->model == VOCAB_SPM && s.n - at >= 3 && !memcmp(s.s + at, "\xE2\x96\x81", 3))
+            c = ' ', len = 3;
+        if (at == 0 && c == ' ' && flags & GLA_FIRST && t->add_space) { n--; continue; }
+        if (n < cap) buf[n] = c;
+    }
+    return n;
+}
+
+/* Canonical composition (NFC): "e" followed by U+0301 becomes U+00E9, marks get their standard order. */
+enum { HANGUL = 0xAC00, JAMO_L = 0x1100, JAMO_V = 0x1161, JAMO_T = 0x11A7, N_V = 21, N_T = 28, N_HANGUL = 11172 };
+
+static int by_whole(const void *x, const void *y) {
+    const Composite *a = x, *b = y;
+    return a->c < b->c ? -1 : a->c > b->c;
+}
+
+static int by_parts(const void *x, const void *y) {
+    const Composite *a = x, *b = y;
+    return a->a != b->a ? (a->a < b->a ? -1 : 1) : a->b < b->b ? -1 : a->b > b->b;
+}
+
+static int by_value(const void *x, const void *y) {
+    uint64_t a = *(const uint64_t *)x, b = *(const uint64_t *)y;
+    return a < b ? -1 : a > b;
+}
+
+enum { N_CLASSES = 2185, N_COMBINING = 667, N_COMPOSITES = 2060 };
+
+static int char_class(const Unicode *u, uint32_t c) {
+    return c < sizeof u->low ? u->low[c] : (int)run_value(u->classes, N_CLASSES, c);
+}
+
+static size_t decompose(const Unicode *u, uint32_t c, uint64_t *out) {      /* 1 to 4 characters */
+    if (c - HANGUL < N_HANGUL) {
+        uint32_t k = c - HANGUL;
+        out[0] = JAMO_L + k / (N_V * N_T);
+        out[1] = JAMO_V + k / N_T % N_V;
+        out[2] = JAMO_T + k % N_T;
+        return k % N_T ? 3 : 2;
+    }
+    Composite key = { c, 0, 0 };
+    const Composite *found = bsearch(&key, u->composites, N_COMPOSITES, sizeof key, by_whole);
+    if (!found) { out[0] = c; return 1; }
+    size_t n = decompose(u, found->a, out);
+    return found->b ? n + decompose(u, found->b, out + n) : n;
+}
+
+static uint32_t compose(const Unicode *u, uint32_t a, uint32_t b) {         /* a followed by b as one, or 0 */
+    if (a - JAMO_L < N_HANGUL / (N_V * N_T) && b - JAMO_V < N_V)
+        return HANGUL + ((a - JAMO_L) * N_V + b - JAMO_V) * N_T;
+    if (a - HANGUL < N_HANGUL && (a - HANGUL) % N_T == 0 && b - JAMO_T - 1 < N_T - 1) return a + b - JAMO_T;
+    Composite key = { 0, a, b };
+    const Composite *found = bsearch(&key, u->pairs, u->n_pairs, sizeof key, by_parts);
+    return found ? found->c : 0;
+}
+
+/* Compose the m characters of q in place, each with its combining order in the top byte; returns how many remain. */
+static size_t compose_run(const Unicode *u, uint64_t *q, size_t m) {
+    size_t n = 0, base = SIZE_MAX, end;
+    for (size_t i = 0; i < m; i++)          /* order << 56 | index << 24 | character: sorting keeps equals in place */
+        q[i] |= (uint64_t)run_value(u->combining, N_COMBINING, (uint32_t)q[i]) << 56 | (uint64_t)i << 24;
+    for (size_t i = 0; i < m; i = end + 1) {
+        for (end = i; end < m && q[end] >> 56; end++) {}
+        if (end - i > 1) qsort(q + i, end - i, sizeof *q, by_value);
+    }
+    for (size_t i = 0; i < m; i++) {
+        uint32_t c = q[i] & 0xFFFFFF, order = (uint32_t)(q[i] >> 56), both;
+        /* c reaches the base if nothing stands between, or only marks of a lower order (but not another base). */
+        int open = base != SIZE_MAX && (base + 1 == n || (order && q[n - 1] >> 56 < order));
+        if (open && (both = compose(u, q[base] & 0xFFFFFF, c))) { q[base] = both; continue; }
+        if (order == 0) base = n;
+        q[n++] = (uint64_t)order << 56 | c;
+    }
+    return n;
+}
+
+/* *out stays NULL if s is in NFC, which a look at each character settles for nearly every text. Else the copy is at
+ * most three times as long. A settled character starts a run that no other run can touch. */
+static int nfc(Encoder *e, const char *s, size_t n, char **out, size_t *out_n) {
+    const Unicode *u = &e->t->unicode;
+    size_t at = 0, len = 1, end, written = 0;
+    while (at < n && ((uint8_t)s[at] < 0x80 || !(char_class(u, utf8_read(s + at, n - at, &len)) & UNSETTLED)))
+        at += (uint8_t)s[at] < 0x80 ? 1 : len;
+    if (at == n) return GLA_OK;
+    if (!(*out = gla_alloc(3 * n))) return GLA_MEMORY;
+    for (at = 0; at < n; at = end) {
+        size_t m = 1, k = 0;
+        int first = char_class(u, utf8_read(s + at, n - at, &len));
+        for (end = at + len; end < n; end += len, m++)
+            if (!(char_class(u, utf8_read(s + end, n - end, &len)) & UNSETTLED)) break;
+        if (m == 1 && !(first & UNSETTLED)) {
+            memcpy(*out + written, s + at, end - at);
+            written += end - at;
+            continue;
+        }
+        uint64_t *q = need(e, 4 * m * sizeof *q);
+        if (!q) return GLA_MEMORY;
+        for (size_t i = at; i < end; i += len) k += decompose(u, utf8_read(s + i, end - i, &len), q + k);
+        k = compose_run(u, q, k);
+        for (size_t i = 0; i < k; i++) written += utf8_write(*out + written, q[i] & 0xFFFFFF);
+    }
+    *out_n = written;
+    return GLA_OK;
+}
+
+/* The Unicode tables, written by tests/make_unicode.py, which asks HuggingFace tokenizers about every code point: its
+ * classes are those of Unicode 16.0, its NFC that of Unicode 9.0 (marks added later stay where they are).
+ * A table is a stream of numbers: '#' to '>' are base 28 digits with more to follow, '@' to '[' and ']' to '~' the last
+ * digit, base 62. classes: 10 x length + 2 x class + unsettled, run by run. combining: gap, length, order of each run of
+ * marks. decompositions: 3 x step + kind, then a, then b (absent for kind 0), both as signed steps: from the a before,
+ * from U+0300. Kind 0: c is another name of a; 1: a b composes to c; 2: c is written a b and never composes. */
+static const char unicode_classes[] =
+    "$]{%yR%Z$k$H'N}'N$gR'LR$]L$HXJL_NLJcJ&oJ(BJ%4yi$}%Pu$HLJL%o/vP(QkMJVTkKL}LKaJLJ&PJ0ZJ9]JzZ=sJ)JTL})i$R*WJQJ[J[JQ"
+    "$R'Xik'k$xs)}&`$kiVQ3@JL$OT$EV[JpV$kaTL%eLQ'w'^T1X$wL%P$k(V$dViLTPT&epL$dLfLz%y'Dfi$ss&yJ$@$R$c)s$m%WJ'ro+oZQL%a"
+    "QZLpe$UVZT$kJ%geJ$TTVT&eJ$JJL_kTQLQ$DTZTZQL$RQiWJMVZT$kVT$BTLJPTeJ$@iVT&eJ$JJLMJLMJVTQJyiZTZQ_P$HbLJM$H$kZaP$qeJ"
+    "$_JaJ&eJ$JJVJuTQL$XJeJZQTL%ZVZT$k$]L$DJeJ$TTVT&eJ$JJVJuTQLQ$DTZTZQ$HP[iWJaZT$kJL$B$gPLJ$@_aJk_VJLJV_V_a_$}iQo_eJ"
+    "eQTL}Q%P%J%Fy$TJaJ&oJ%gTPL$NJeJeQ$H[JaTLTVZT$k$R$LJLeJ$TJaJ&oJ$iJuTQLoQZJeJeQ$H[}VJVZT$kJVP${o$_JaJ)iZLQ$DJeJeQL"
+    "saQ$LaZT&HJ$@JeJ%{_&yJ$_JLT$J_QiQyJPJ$NQ}$kTZ%F*qPVofs$JPpeJ$k)RVJLJuJ&yJLJ$iPVo[eLTuJLJpeJ$kTk(JL&m[}&RJQJQJQiZ"
+    "aMkJkMkMkMkM$}Mai$EPQPpZzJ[u$DQoJoQoQoQoQ%BQe$]Q,L)}eQ$XQP[oL$k}$@okeLeV$Nao%H$wQLP$koT)JJLsLT)}J3T&[+F'Y8iJkT$J"
+    "JLJkT)iJkT(VJkT$JJLJkT%]J,NJkT-uTf$]&R_%g%e0yT$@_&3BT%qR'Ns/H_c$T$H%{ZQP$]&FZQ$q%{Z${%HJaJZ${+Z'{QP_LiLQT$k}$k%o"
+    "eJP$k}1X$HuZ(aQLs.T$g(BJ%Bi$cf$g$k'wTu$q*Hi'N}$u(}&o[ei+e$mJQ&T$YTQ$k}$k%FL$R%W%u*yy*g[%VQ$T_$k%o$d${e'w$c[ZV$k*"
+    "HQ$w[${(u&JQ$R$k_a$k(uT$ss)}Ta%efJ%MP$OkQ$@QVP[Ls$&@+tyz$3wT$@T)JT$@T$TJLJLJLJ%{MLMLMLMLMLMLMT+eJuMLJM_aJaMLML_a"
+    "MTuMiaM$JMLJUTaJaMLMLKT^$e'k]sR*eR%eNLT$BsL$k}%H+N%MoQe%C%oLiLT$iJL_u}LJMJLJWVJ$sTksuiLJ+RVw%-{U$8u,o/e&g&4g'y':"
+    "_K$5{$+}}kfV$]NT)JJLsLT,D$HL%ZQ&o$]$JJ$JJ$JJ$JJ$JJ$JJ$JJ$JJ(Q*eL%5uRiVN'B$a$EJuTcVi0yT[TaJ1cJks)}J2L_m$g(L*o%g(J"
+    "$k'u$VJ%_(J$k)R%_$:g$,>P-T'24o-s*]T$2Z_%g$kV&N*gQeJ$nJ(B[.T$k[(}$_T3iT-uTVJLJ$T&X%gPaQkP&oyiP_$B$g+Z${Z+F%kQP$g$"
+    "k}&A$@_LJVP$k'cyfT&o%BQ${'m_o*gQ%BQ%PL$k}uP$i$kuJ)i%V$]aP$TZT$k}&o_Le+FQLfV[u[LQL&waT$syTaPQ$g$@T$@T$@$]$JJ$JJ)}"
+    "J%R}5e$XJPQT$k}%+,}${&oi*{$76N$2fVMLMV$jLMLMVWa.AT4I)H$J${usMQM$_J%IJvJMJWJWJ$`3@(T%%e%y-VT+o)]$}i%k%e%l-TuJ8s&D"
+    "$k$H'N}'N$q1X_$@T$@T$@Ta(i$}J'NJ&FJVJ%]T%R(_6w${*T${,P%oX5NQ7}'m_*{%ZQ'Zi(Lm$]&PN$TNs)Jzs'wT(ui$TJw)q<aT$k}(ui(u"
+    "i)_$R+Z${$sJ%]J$JJVJ$sJ%]J$JJV_+Z${$9L$]&e$g$T&w$@J)sJ$_.H$@TLJ*HJV_LT&oT$V&oT$L(B$R$a*o&FJVsw&e$Bi'N.R,DiXV%iT*"
+    "_LeJZsPQPQkJaJ'mTfiQ$a&m'mXJ'mc(J$TJ'c[iw%e+o$g&eT$V&Fs$V%{&m$L/y.s+w+P%F+P$H$B(uo$R$k}$k'c_yJ&o$*J(DJ)sJZ_V%ea+"
+    "wo'm$kL$R&e$wm'V%{o)q&Z$L&N&o$]e+e%VQ$q'yPVZL$]Qe*R$c[$HP%F'D$H$k}f(uQ$w[J$kiLZL$R(kQTL$]e*q%LQkiPQZJZ$kLJLi&R$q"
+    "%{J'D$c[P}PVP-@$JJLJkJ%]J$i$H*g$m[s$k}oJ$TTVT&eJ$JJVJuJPQLQ$DTZTZQTL}QsuZT$O_z$q$iJLTLJ)JJL$cJPTPJoJyLPL%FZ'k+e%"
+    "LQeQks$kiPa'u*qQ$cQZQo[VJL$R$k=q*gQ$DT$N[&mkZ(_*q%aQP_L$q$k)H)}$w[L$H$k}&R'a'XT%VQi%@i$J$$u*H%a3R-V&H${$TTLT$TJV"
+    "J&y$DJZToLPLZ${$k.R$TT)T$NT$NLJLP'VL$m)_$NLo$RP$RL$w*]%k_L%y.s$'F(V%Z$k}$_J)@$XJ$NQL%Z'os'wT&iJ%V.q$JJVJ)J$D_PJZ"
+    "J$NLP$R$k}$@JVJ(LyJZJyL$H$k$9@&Fo$]ZLP%HJ(a$N_y%F$kP0mL%Z&]){(+o3]4}%o$&i2(J2k%Z)'{%eP$@%a$g:#Xs&-D$..X'w&@$k,>k"
+    "&*s$H(BJ$k}/qJ$k}'wTz$q*q$O$]k${$kJ$LJ&Zs&F%0k*R_$k$&{-V&q3{/HiPL+}$Ho%H-TVJLP$qZ%P$*,m$R*&m)g$i$:0HkJ$JJVJ$5}%Z"
+    "L'kaTL%Pk$R%*y0+P4Rs%H_$_$H$i_PQ;$m$k%>c*aT&s&%R$Iz_$E$R$YT$O'up%F~7sf6u&R${&R4Z'F8q0oJ._JVTLTVTkJ$}JLJ$JJ-aJkT$"
+    "TJ$JJ'cJkJuJL_$JJ$=wT'DJ'DJ(BJ'DJ(BJ'DJ(BJ'DJ(BJ'DJ$TT+H%=e+}i+J$RP%PP&cyJ%a)-D(B}$@$)V$OJ%vT$OJ[Jzs-B(TP5D*R_$N"
+    "$JT$kiL$:q'wP%o*Ho$k%6s'co$k$)a'wZL$k%9N$JJkJVJ%]J$&sT$a$O)g.@$OLi$k'2e,eJcJm/P*TJ%_$&RkJ'XJVJLTLJ$iJkJLJL}LiLJL"
+    "JLJaJVJLTLJLJLJLJLJVJLTkJ$JJkJkJLJ$iJ%qsaJuJ%q&,c%J3$a$k(=H+9%V(J:=B}$*uT$((X%P$2$V%Z&3V1(o&&^+5y$#/is;'J()00R$-"
+    "s$/,5}";
+static const char unicode_combining[] =
+    "/XU&m@A&o@D&c@A&o@A&_@E&c@B&P@D&c@B&P@K&c@EA@D&c@H&m@A&w@A&m@C&c@C&m@B&cAC&m@D&c@A&m@A&o@B&c@A&m@A&p@B&q@A&p@B&q"
+    "@A&p@M&m'[E&m'QA&c@D&m@A&c@C&m@A&e@A&c@F&m@F&c@B&m@A&c@B&m@A&e@A&k@A&m@AJ@AK@AL@AM@AN@AO@AP@AQ@AR@BS@AT@AU@AVAAW"
+    "AAX@AYAA&m@A&cAAR$JH&m@A_@A`@AaqA[@A]@A^@A_@A`@Aa@Ab@Ac@B&m@B&c@E&m@A&c@B&m@A&cPAd$hG&mBD&m@A&c@A&mBB&mAA&c@B&m@"
+    "A&cdAe_A&m@A&c@B&m@A&c@B&m@C&c@A&m@B&c@A&m@A&c@C&m@A&c@A&m@A&c@A&m@A&c@A&m@A&c@B&m%eG&m@A&c@A&mcD&mAI&mAC&mAE&ml"
+    "C&c${N&mAA&c@B&m@A&c@B&m@A&c@C&m@C&c@A[@A]@A^@C&m@A&c@B&m@B&c@E&m}AGPAICA&m@A&c@B&m$jAGPAI$qAGPAI$qAGPAI$qAGPAI%"
+    "CAI%CAIGA$V@A$^$hAGPAI%CAI%@AI$pB$j@AIMD$n$oB$yND$}$NB&c[A&cAA&cAA&_xA%E@A%FAA%HED%FBA%FAB&m@AIAB&m$@A&c$sAGABI$"
+    "TA&c.fC&m2RAI`AI%bAIJA&m&QA&k%SA&e@A&m@A&c&bA&m@A&c$IAITH&mBA&cqE&m@F&c@B&m@A&c$yAGOAIgA&m@A&c@G&mwBI{AGKBI$EAG%"
+    "]C&mAAA@E&c@B&m@D&c@A&mAGADA&cFA&mCB&m&LB&m@A&c@G&m@A&c@B&m@A&q@A&]@A&c@A&P@f&mEA&m@A&p@A&c@A&m@A&c.gB&m@BA@D&m@"
+    "CA@B&mDA&mCBA@A&m@A&c@A&m@BA@D&c@A&m$8aC&m%QAI$ca&m+{A&a@A&k@A&o@A&e@B&g$lBH4-aA&mDJ&maB&m$RB&m']AI&CAI[R&mzC&cf"
+    "AI$bAGLAI&vA&mAB&m@A&cBB&mEB&mAA&muAI&}AI.5}AZ/YG&m@G&c@B&m2lA&c&iA&c%YE&m>HA&cAA&miA&m@AA@A&cDAI%jA&m@A&c9KAIyA"
+    "IzAI@AG$GC&mqBI$@AG$NAIIAG$mAI@AG%wAG@AI$SAGPAIXG&mCE&m&SAICAG$~AI@AG'CAI@AG%BAI$yAI@AG$vAI7|AI.3yEA|G&m/#GAA&$q"
+    "B&_@CACA&i@E&_HH&cBE&m@B&c_D&m%XC&m%#lG&mAQ&mBG&mAB&mAE&m$*lG&c$pF&m@AG";
+static const char unicode_decompositions[] =
+    ",S%F@D@BD@DD@FD@PD@TGD$PDD@D@BD@DD@PDH@D@BD@DD@PGJFDB@D@BD@DD@FD@PJL@D@BD@DD@PDHBJP@D@BD@DD@FD@PD@TGD$PDD@D@BD@D"
+    "D@PDH@D@BD@DD@PGJFDB@D@BD@DD@FD@PJL@D@BD@DD@PDHBG@PD$rHD$BHD$ALD$BLD$A$RD$B$RD|BD$BBD$ADD$BDD$AND$BND$AXD$BXD~XD"
+    "$BXJ~HD$BHD$ALD$BLD$AND$BND$A$RD$B$RD$AXD$BXD|DD$BDD$ALD$BLD$AND$BND$A$PD$B$PD~DD$BDJ~FD$BFD$AHD$BHD$ALD$BLD$A$R"
+    "D$B$RD$ANMBDD$BDD~$PD$B$PG~BD$BBD$A$PD$B$PD$AXD$BXP|BD$BBD$A$PD$B$PD$AXD$BXM~HD$BHD$ALD$BLD$AVD$BVJzBD$BBD$A$PD$"
+    "B$PD$AXD$BXD~BD$BBD$ADD$BDD$A$PD$B$PD$AXD$BXD~$PD$B$PD$AXD$BXJ~FD$BFD$AHD$BHD$ALD$BLD$ATD$BTD$AVD$BVD$A$RD$B$RD|"
+    "DD$BDD|DD$BDD$APDBBD$BBD$AND$BND$AXD$BX$j$WwD$BwltwD$Bw$Z$jXD$BXDpXD$BXDtXD$BXDtXD$BXD&THD$BHD$ABD$BBD$AXD$BXD$A"
+    "@D$B@G$rHD$BHD-XHDBHD.WHD$BHJ(GXD$BXDxXD$BXDx$RD$B$RD/NHDBHD$jXD*DXD4rXM$GBD$BBJr@D$B@D%sBD$BBD~BD$BBD[BD$BBD(x_"
+    "D$B_D$AcD$BcDx_D$B_D$AcD$BcDx_D$B_D$AcD$BcDt_D$B_D$AcD$BcDz_D$B_D$AcD$BcDz_D$B_D$AcD$BcD$E$ND$B$ND~$ND$B$NJ$YXD$"
+    "BXV$OND$BNDx$PD$B$PD&iHD$BHD$CHD$BHD(UND$BND1ZHDBHD2IHD$BH0A7wCBFeEUB%T%b_7dV&aBD;BBC:bD:kBDDBDDBGLBGLBDHBD$DB$Q"
+    "$dPDXPDXBDHBDDBDDBDeB$QdPDXPDKBDLBDHBPRBD@P%I%J@D@PGCBMYPPiBDC@DVLcUL$d$BL$HE@D@PGCBM$HPPxBDC@DVL$K$e_DB_&f&CLD$"
+    "BLl$MLD$BLD$APD$BPJvLD$BLJ(PPDBPD)QPD$BPD~PD$BPJ~HD$BHD$APD$BPDtPD$BPJ(_PDBPD)CPD$BPD$UHD$BHD$APD$BPD$AVD$BVDxPD"
+    "$BPJxPD$BP1X2V>]D@>_D$D>_D$C>aD$H>_*^'_>_Gh>_uc>_$#|6R$:_YP$:_JF$:_$q|$:_EB$:_EB$:_EJ$:_EJ$:_EB$:_ER$:_EH$:_(O'y"
+    "$>kD@%#_s$M$>gEB$>gHZ$>g'F'N%&oKL%&o$n$E%&oEB%&oEJ%&oK_%&o.U,J%/uJ@%/DD@%/ws$M%/@EB%/@%k&g%4@%h$k%3LDB%3LDA%4@)A"
+    "'H%8F(t&y%<LVN%<LD@%<NG@%;eDH%<L)J'@&#eDB&#eDA&$X)x'o&(FG@&(PDF&(FDE&(q4S.i&8@aT&8@QJ&8@QJ&8@QJ&8@jv&7{a$e&5qH@&"
+    "5uE%F&6NHB&6N^%G&6Ny$D&8@aT&8@QJ&8@QJ&8@QJ&8@jv&7{(R's&;u'9n&(s*&yGD*&yGD*&yGD*&yGD*&yMH*&y%@$T*&yGD*&yJD*&yDB*&"
+    "yGF*&y$({*=~$LD$B$LD~ND$BND$A$HD$B$HD$A$eD$B$eD&PBD$BBD(OND$BND$A$HD$B$HD$A$eD$B$eD$A$PD$B$PD$A$]D$B$]D(g@DB@DAB"
+    "DBBD)h$]D$B$]D$A$cD$B$cD1cLDBLD2dND$BND~HD$BHD~ND$BND$A$HD$B$HD$APD$BPD$A$PD$B$PD$A$_D$B$_D~$cD$B$cD&RBD$BBD(QBD"
+    "$BBD$A$HD$B$HD$A$eD$B$eD~$HD$B$HD+9@HDBHD+:C$eD$B$eD$A$]D$B$]D~BD$BBD$AND$BND$A$HD$B$HD~ND$BND$A$HD$B$HD$A$eD$B$"
+    "eD$A$]D$B$]D&TBD$BBD$APD$BPD%s@DB@DABDBBD+IBD$BBD$AND$BND|ND$BND$A$HD$B$HD+9}HDBHD+;A$eD$B$eD~ND$BND$A$HD$B$HD*]"
+    "NDBNDJNDBND+2aNDBND+;MND$BND$A$HD$B$HD$A$eD$B$eD$A$]D$B$]D~$JD$B$JD$A$cD$B$cD$A$]D$B$]D*uBDBBDBPDBPD+zFD$BFD$A$H"
+    "D$B$HD~@D$B@D$ABD$BBD$APD$BPD$AND$BND$A$HD$B$HD~ND$BND$APD$BPD~ND$BND~DD$BDD$A$HD$B$HD$A$eD$B$eDd$eDXPDFTDDTG+]N"
+    "P-O$HD$B$HD$ARD$BRD&HBD$BBD$A@D$B@D$ARD$BRD$AFD$BFD+8gDDBDD+7fBDBBDA@DB@DARDBRDAFDBFD+7cLDBLD+=l$HD$B$HD$ARD$BRD"
+    "$AFD$BFD&PBD$BBD$A@D$B@D$ARD$BRD$AFD$BFD+9HDDBDD+>URD$BRD$A$HD$B$HDt$HD$B$HD$ARD$BRD&PBD$BBD$A@D$B@D$ARD$BRD$AFD"
+    "$BFD+9]DDBDD+3zBDBBDA@DB@DARDBRDAFDBFDA$HDB$HD-l$HD$B$HD$ARD$BRD-HBDBBDA@DB@DARDBRDAFDBFDA$HDB$HD.C@D$B@D$A$HD$B"
+    "$HD$ARD$BRD$AFD$BFV=egD@iD+$a@DB@DABDBBDA%HDB%HD+%dgD@iD+%s@DB@DABDBBDA%HDB%HD+$jgD@iD+$y@DB@DABDBBJ+%|gD@iD+&L@"
+    "DB@DABDBBJ+%GgD@iD+%V@DB@DABDBBDA%HDB%HD+&YgD@iD+&i@DB@DABDBBDA%HDB%HD+%dgD@iD+%s@DB@DABDBBDA%HDB%HD+&vgD@iD+'F@"
+    "DB@DABDBBDA%HDB%HD+%xgD@iD+&H@DB@DABDBBJ+'KgD@iD+'Z@DB@DABDBBJ+&MgD@iD+&]@DB@DABDBBDA%HDB%HG+'`iG+'q@G@BG@%HD+&f"
+    "gD@iD+&u@DB@DABDBBDA%HDB%HD+'xgD@iD+(H@DB@DABDBBDA%HDB%HD+'x@CIDR@CODT@CQDV@CSDa@CZDM@CPDG@CJJ+#e%NDB%NDB%NDB%ND"
+    "B%NDB%NDB%NDB%NDB%NDB%NDB%NDB%NDB%NDB%NDB%NDB%NDc%NDB%NDB%NDB%NDB%NDB%NDB%NDB%NDB%NDB%NDB%NDB%NDB%NDB%NDB%NDB%ND"
+    "$e%NDB%NDB%NDB%NDB%NDB%NDB%NDB%NDB%NDB%NDB%NDB%NDB%NDB%NDB%NDB%ND+(ELD@HD+(H%ND+(G%NDI%NGJ%HD+*X%ND++YLD@HD@@CUD"
+    "V%NF$RJ<S%HD,%T%ND+(C%NDQ%NGR%HD+*m%ND++r@CYD_@C[D]%ND++a@D@BD@%HD+*YLD@HDc@C$vJ$T%HDc%HD$dLD@HD@@C^G+-}@D@BD@%H"
+    "D+,CLD@HDL@CvDcgD@iDH%HDL%HD$MLD@HD@@CnDgiD;b@C:iC<|J,'y%ND+'n%NDJ%NGI%HD++k%ND+-A@CfD{@CtDu%NC;YI,)aCB1K+-GL>rC"
+    "&{(X,5s$sDD$s{D$s$a${$sDH$sDC$s%e$e$sPJ$sJF$s$Kq$sGD$s$To$sJN$sJD$sGF$s$H-$G$sG-${$sch$sD-$S$sDD$sD-%@$sDB$sJZ$s"
+    "DB$sJF$sDB$sVF$sDB$sJN$sDB$sJF$sDB$s$mw$sDL$sDB$sDD$s%X$`$sDB$sDi$sDB$sV$B$sDB$sDB$sDB$s%y&=BCB&.V$1l$s%.W$3u0/c"
+    "GD0/cGD0/cGD0/cGD0/cGD0/cGD0/cGD0/cGD0/cGD0/cGD0/cGD0/cJF0/cGD0/cGD0/cVN0/cD@0/eGF0/cD@0/eGF0/cD@0/eGF0/cD@0/eGF"
+    "0/cD@0/e$H$l0/c`%s0/cl]0/cGD0/cGD0/cGD0/cGD0/cGD0/cGD0/cGD0/cGD0/cGD0/cGD0/cGD0/cJF0/cGD0/cGD0/cVN0/cD@0/eGF0/cD"
+    "@0/eGF0/cD@0/eGF0/cD@0/eGF0/cD@0/e$H$l0/cJ%V0/cDB0/cDB0/cDB0/cMV0/c&'0a=<yC.#OC.7}C3dC+:[C,4WC$6DC9,PC@C77^C35eC"
+    "48vC$&@C%2kC)#wC%6NC$>cC/NC-PC%)kC.-UC<eC$%yC;{C':LC&;sC%1ZC9)zC$/wC)=cC%%cC(<oC*$mC6&IC(0iC)/mC$$iC.-rC,'_C$:uC"
+    "/(SC%/cC$;NC$5@C+9PC6*EC5FC,aC(*sC$9BC%&qC$.}C%6JC$8mC%qC%)cC%7_C$*@C8@C.$EC*uC$)FC$9wC'0qC&-sC(9UC17fC$9oC+5]C$"
+    ")@C''`C$;yC(;yC&#RC5+~C$$NC'$DC$&LC,}C''iC+aC*%uC6<KC00eC08`C`C.;yC$%@C$:LC(/yC&)^C/#AC%&]C,7XC4<tC'#}C$)ZC(7kC2"
+    "qC-&hC.'yC/'`C'6ZC((YC,$yC%'`C)>ZC/(hC$-BC,$@C&<kC$;kC,&^C-3}C--SC%9pC,.]C,)MC()oC..lC9cC&FC)6gC)#]C$4kC%0PC%$mC"
+    "52AC-oC$1wC$4LC%#cC&#ZC%6oC+.]C$.HC$)_C$qC90OC(=cC$-oC-3gC1/CC<kC&gC8_C&&@C4oC=uC$2XC$)XC7_C',aC&#WC&+cC=BC6)YC'"
+    "aC4VC+*eC*%@C2oC/=UC,kC$$FC%.mC';qC%3bC-8|C%-oC$/mC2DC6kC(8oC(yC&+ZC(cC(+DC$.RC%iC)mC8.GC/.}C*%XC$0ZC2;fC(.dC6NC"
+    "&*_C%gC%8NC$+ZC%+XC$+qC',gC&-}C'/ZC39vC1$_C6=fC)'}C&wC$2sC.LC$3sC-uC<VC$-VC+$_C7<tC'=VC2.sC77bC&9qC'=wC,9eC1$OC1"
+    "NC%#VC&-]C-,@C7'bC2kC%/uC%:{C-JC.JC$*@C%%wC2VC%:LC%8FCeC%4iC$1@C6=bC+%{C*:pC+8PC9}C(&cC'<eC$6FC5uC3)[C$:NC(=FC%%"
+    "nC%oC.{C%<EC4pC*;wC4;WC20NC1/`C$hC&7NC$)_C*5sC,:GC((TC$;|C.=kC%$OC'&iC&8UC/3pC'#EC$,JI8_F'']I)$~C,9}C$${C7LC$FCN"
+    "C$VC+8yC*:fC;oF$;RF$/]I$2VC)VL%,gCZC$ZC$,cC&8~C$7RC7=fC-FC&RC/PCwC&aC5}C&XC&JC2NC&VC$%uCTC$)PC)uC$NC&NC>qC'oC(iC"
+    "3HC$/uC(PC+aC5}C)FC3NC$+gC(eCVCACPCLCNC$cCBC(oC%FC-RC5LCkC$sC,uC'oC2oC'aC@C2ZC$.@C'TC.mC$sC0NC$mC9HC'LC$>DC,JC${"
+    "C3/dC(%+RC'7-`I2+|C$$XC%^C2nC1gC$yC-cC$iC8qC%SC%LC%VC7XC%wC'kCaC+mC)XC$%PCNC'iC%LC,iC&sC%OC'TC$^C'mC%HC/yC%uC$oC"
+    "+XC,NC(PCHC$yC$)JC%FC/gC0NC`C%sC+HC-uC$:XC$3|C&{C&}C-cC'sC$mC*RCDC(aCcCsC%qCSC/qC2iC+oC)BC*NC'{C-iC)ZC>PC(DC$$NC"
+    "1mC%NCaC,eC$uC$[C$oCECbC%]C%gC/TC5DC-HC,aC*HC$(NC&TC&mC'RC$JCXC$cC:]C$,_C'&9qCKC&.aC(+6vC$,@C$DC(3,RC&%{C-#wC($/"
+    "OC%Z&T$4,S9THs9ZdQ9oE@9qE%3-T9oE@9qE%3.G9ZE@9]E@9eEB9eEB9eEB9eEB9eEB9eEB9eHD9eEB9eEB9eEB9eEB9eHD9eHD9eEB9eHD9eEB"
+    "9eHD9eEB9eEB9eEB9eEB9eEj9_EG9kET9kER9k,.t%95_%:2ZGD%:2ZoT%:2Z)V'a%:5{DB%:5{=I4L%;+LD@%;,@4q.{%;7]D@%;7HG@%;7c/M+"
+    "N%<#VDB%<#V%>#S$>,V';-_EB';-_EN';-qE@';-sE@';-uE@';-wE@';-y'O%y';-_EB';-_EB';-qEB';-qEA';-sEB';-s'5'y'%*|CICRC'3"
+    "*PC'2<~C%aCZC%RC&wC$@C%aCpC++rC'<,BC'3;ICNCaCgC'30eC';=zC+/uC$NC'31XC'31CCZC:^C:oCRC)$=@C)$:zC]C+3hC+5]CVC$ZCJC+"
+    "5hC+8NCDCwCmCVCBCcC$gCPCRCsCTCDC@C@C'4-gC'+:fC+/dCkC'44cC'44ICLCkC'yC&QCaC$BC$wC%mCuC%JCaC$DC@CkCeCPC_C-}C+pC+sC"
+    ")WC$HC$+bC%$@C,QC$NCsC'KC(XCAC&}C'6#XC'5=GCJC_CiCPC%DC'6,FC%HC'6)pC$aCXC%bC'eC-/xC]C-4kC$oC@C'66cC'62OCkC_CXC'6;"
+    "cC'6;ICNC>PC=UC-9^C-;_C]C%iC$hC'71kC'7+rC'7+wC'7*^CECcC&PCBC.&SC.'LC$XCkC$ZC.)AC('*PC(')YC.*_CFCFCiC)&+HC)&)[C'8"
+    "-RC@C'.$IC-*|C@C.+nC(,)FC0<NC(.7`CRC.-KC..mC$iCTC$FC'XC.3UC|C.4{C'8>NC'8<dC'JCHCDCCC$_CiC$JC[CVC$aCiCHCuCVC%HC%m"
+    "C$HC'@C'9._C'9/EC%EC&_CwC&HC'91FC'9/EC%~CxC/)bC//oCkC$@C$MC/.KC/5JC{C':*RC':&[C+{C(hC/7hC/9}C/:`C$IC)6RCFC)+wC&M"
+    "C*6PC4=SC-.BCHCLC$}CUC':9TC(+8~C0(DC&pC)gC$iC':4{C':4hC&dC*yC0.[C0/{C&HC%RC)HC':5cC':3xC09IC0;ZC';&RC';$hC0;SC0<"
+    "RC$]CwCBC';1@C+6jC+:LC';/pC';>RC';:hC]C&QC(iC$RC$uC$nC$RC_CZC';7ZC';:AC+FC%BC11bC14cCGC';;DC'<%lC/BC';:NC$cC';8z"
+    "C&mCvCEC1<KC1=mC$iCKC$oC'*+HC'*&MC'<'}C'<%IC'</oC'<+MCZCwC'<=]C'<;xCkC'=({C*LC'=(nCcC23fC24]C24CC@C29RCkCkCiC%NC"
+    "2:SC2=NC'==HC'=<QC'>#PC'==hC'1*}C'1%rC'>5oCoC'aC(29dCXC3(cC'>9RCAC$PCuC'>9~CBC@C$XC3)nC3+uC3+YC%eC(38XC(#,OC%@C%"
+    "DC30lC(4*mC(#4bC(#8RC$XC(#7tC%}C37`C3:PCTCJC($,DC,iC@C($0dC39CC(53BC($1~CFC3>zC(58mC($0MC4'dC4(RCIC{C(%+mC(%(`C4"
+    ")GC4,VC$yC%JC4.pC(7&oC$@C(7&bC(7+PC(%2lC(%5}C(%5EC&PCVC(%>qC%VC(%>KC(&&_C(&%|C'3*mC()'KC4=gC%gC4>^C5$XC.-MC(1:BC"
+    "]C2-`CRC'2;nCFC'#TC9'~C5,NCKCeC1&jC1'TCDCTC$TC('#mC('#nC$sC%PC%XC'[C'}C$VC&gC+WC&uCDCaC('#uC,}C'tC(96jC59iCDC$HC"
+    "((<RC((9pC('/iC(:,WCHC(:0cC,TC(:9bC6&yCXCVCDC%DC$CC'TC$YC'wC%fC%JCwC6-YC60VC$BC60QC63VCFC((6gC((2vCNC65^C66XC;:l"
+    "C)&$PC({C(<=[CRC7#RC%_C(DC)cC()-kC()*xCmC%yC%}C()9LC$*'EC&>2WC^C$kC&>8NC&>0vC&NC(+)aCwC(*;IC&@C$BC(+%_C(+%IC,LC("
+    "HCBC%|C/RCyC(+4LC(+(GC9.QC9/mC(+3@C)%=EC95oC3:OC3=VC(,*kC)wC)'&~CPC9:RC(,;]C)'4rC)'9TC(,>dC@C}C(-*yC(-$zC9<`C9>s"
+    "C'DCwC${C:$jC)).kC(.$EC,oC)FC:5IC$@C:7eC(/#NC)*7[C)*9NC+cC'NC(/&rC;#IC;%JCJCNCTCNC$LC(0#B";
+
+static uint32_t table_number(const char **p) {
+    uint32_t v = 0;
+    int c;
+    while ((c = *(*p)++) < '?') v = v * 28 + (uint32_t)(c - '#');
+    return v * 62 + (uint32_t)(c < '\\' ? c - '@' : c - ']' + 28);
+}
+
+static uint32_t table_step(const char **p) {        /* 0, -1, 1, -2, 2 ... modulo 2^32 */
+    uint32_t v = table_number(p);
+    return v & 1 ? ~(v >> 1) : v >> 1;
+}
+
+static int unicode_init(Unicode *u, int with_nfc) {
+    uint32_t c = 0, a = 0, v;
+    const char *p = unicode_classes;
+    u->classes = gla_alloc((N_CLASSES + N_COMBINING) * sizeof(uint32_t) + 2 * N_COMPOSITES * sizeof(Composite));
+    if (!u->classes) return 0;
+    u->combining = u->classes + N_CLASSES;
+    u->composites = (Composite *)(u->combining + N_COMBINING);
+    u->pairs = u->composites + N_COMPOSITES;
+    for (size_t i = 0; i < N_CLASSES; i++, c += v / 10) {
+        v = table_number(&p);
+        u->classes[i] = c << 8 | v % 10 / 2 | (v % 2 ? UNSETTLED : 0);
+    }
+    for (c = 0; c < sizeof u->low; c++) u->low[c] = (uint8_t)run_value(u->classes, N_CLASSES, c);
+    if (!with_nfc) return 1;
+    c = 0;
+    p = unicode_combining;
+    for (size_t i = 0; *p;) {                       /* a run of marks, and the run of others behind it */
+        c += table_number(&p);
+        v = table_number(&p);
+        u->combining[++i] = c << 8 | table_number(&p);
+        c += v;
+        u->combining[++i] = c << 8;
+    }
+    c = 0;
+    p = unicode_decompositions;
+    for (size_t i = 0; i < N_COMPOSITES; i++) {
+        v = table_number(&p);
+        c += v / 3;
+        a += table_step(&p);
+        u->composites[i] = (Composite){ c, a, v % 3 ? 0x300 + table_step(&p) : 0 };
+        if (v % 3 == 1) u->pairs[u->n_pairs++] = u->composites[i];
+    }
+    qsort(u->pairs, u->n_pairs, sizeof *u->pairs, by_parts);
+    return 1;
+}
+
+/* -- the interface -- */
+
+static int tokenizer_new(Tokenizer **t, const Gguf *g, char *err) {
+    *t = gla_alloc(sizeof **t);
+    if (!*t) return fail(err, GLA_MEMORY, "no memory for the vocabulary");
+    int code = tokenizer_init(*t, g, err);
+    if (code) gla_free(*t), *t = NULL;
+    return code;
+}
+static void tokenizer_free(Tokenizer *t) {
+    if (!t) return;
+    tokenizer_clear(t);
+    gla_free(t);
+}
+
+GLA_API int64_t gla_encode(const GlaModel *m, const char *text, size_t len, int flags, int32_t *ids, size_t cap, char *err) {
+    return tokenizer_encode(m->vocab, text, len, flags, ids, cap, err);
+}
+GLA_API size_t gla_piece(const GlaModel *m, int32_t id, int flags, char *buf, size_t cap) { return tokenizer_piece(m->vocab, id, flags, buf, cap); }
+GLA_API int gla_is_end(const GlaModel *m, int32_t id) { return tokenizer_is_end(m->vocab, id); }
+GLA_API int gla_n_tokens(const GlaModel *m) { return m->vocab->n; }
+
+/* ---- 12. sampler: logits to an id ---------------------------------------------------------------------------
+ * Knows nothing of models. Order: penalties, temperature, top-k, top-p, min-p, draw. */
+
+static uint64_t next_random(uint64_t *rng) { /* splitmix64: every seed is as good as any other, 0 included */
+    uint64_t z = *rng += 0x9e3779b97f4a7c15u;
+    z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9u;
+    z = (z ^ z >> 27) * 0x94d049bb133111ebu;
+    return z ^ z >> 31;
+}
+
+static int likelier(Scored a, Scored b) { return a.score > b.score || (a.score == b.score && a.id < b.id); }
+
+static void sift_down(Scored *heap, int n, int i) { /* the best candidate is at 0 */
+    for (int child; (child = 2 * i + 1) < n; i = child) {
+        if (child + 1 < n && likelier(heap[child + 1], heap[child])) child++;
+        if (!likelier(heap[child], heap[i])) return;
+        Scored c = heap[i]; heap[i] = heap[child]; heap[child] = c;
+    }
+}
+
+/* The recent tokens: logits > 0 are divided, others multiplied by repeat_penalty; presence_penalty is subtracted. Once per token. */
+static void penalise(const GlaSampler *p, Scored *c, int n) {
+    int count = p->n_recent < GLA_RECENT ? (int)p->n_recent : GLA_RECENT;
+    for (int i = 0; i < count; i++) {
+        int32_t id = p->recent[i];
+        int seen = id < 0 || id >= n;
+        for (int j = 0; j < i && !seen; j++) seen = p->recent[j] == id;
+        if (seen) continue;
+        c[id].score = c[id].score > 0 ? c[id].score / p->repeat_penalty : c[id].score * p->repeat_penalty;
+        c[id].score -= p->presence_penalty;
+    }
+}
+
+/* An id from n logits; c: n candidates of scratch. Logits that are NaN are never drawn while another is not. */
+static int32_t sample(GlaSampler *p, const float *logits, int n, Scored *c) {
+    for (int i = 0; i < n; i++) c[i] = (Scored){logits[i] == logits[i] ? logits[i] : -INFINITY, i};
+    penalise(p, c, n);
+    Scored best = c[0];
+    for (int i = 1; i < n; i++) if (likelier(c[i], best)) best = c[i];
+    if (!(p->temperature > 0) || p->top_k == 1 || best.score == INFINITY || best.score == -INFINITY) return best.id;
+
+    double total = 0; /* probabilities relative to the best one's */
+    for (int i = 0; i < n; i++) total += c[i].score = expf((c[i].score - best.score) / p->temperature);
+    // candidates leave a heap from the likeliest down until top-k, top-p or min-p has enough; they collect at the end of c
+    for (int i = n / 2 - 1; i >= 0; i--) sift_down(c, n, i);
+    int left = n, k = p->top_k > 0 && p->top_k < n ? p->top_k : n;
+    double mass = 0;
+    if (k < n) { /* top-p is a share of what top-k leaves */
+        for (total = 0; left > n - k; left--) {
+            Scored top = c[0];
+            c[0] = c[left - 1], c[left - 1] = top;
+            total += top.score;
+            sift_down(c, left - 1, 0);
+        }
+        for (int taken = 0; taken < k; taken++) { /* now c[n-1], c[n-2] ... are in order */
+            float q = c[n - 1 - taken].score;
+            if (taken && (q < p->min_p || mass >= p->top_p * total)) { left = n - taken; break; }
+            mass += q;
+        }
+    } else
+        for (; left > 0; left--) {
+            Scored top = c[0];
+            if (left < n && (top.score < p->min_p || mass >= p->top_p * total)) break;
+            mass += top.score;
+            c[0] = c[left - 1], c[left - 1] = top;
+            sift_down(c, left - 1, 0);
+        }
+    double r = (double)(next_random(&p->rng) >> 11) * 0x1p-53 * mass;
+    for (int i = n - 1; i > left; i--)
+        if ((r -= c[i].score) < 0) return c[i].id;
+    return c[left].id;
+}
+
+GLA_API int32_t gla_sample(GlaSampler *p, GlaState *s) { return sample(p, s->logits, s->m->config.vocab_size, s->candidates); }
+
+GLA_API void gla_sampler_note(GlaSampler *p, int32_t id) { p->recent[p->n_recent++ % GLA_RECENT] = id; if (p->n_recent == 1u << 31) p->n_recent -= 1u << 30; }
+
+GLA_API void gla_sampler_init(GlaSampler *p, const GlaModel *m, uint64_t seed) {
+    double v;
+    memset(p, 0, sizeof *p);
+    *p = (GlaSampler){.temperature = 1, .top_p = 0.9f, .repeat_penalty = 1, .rng = seed};
+    const struct { const char *key; float *field; } defaults[] = {
+        {"general.sampling.temp", &p->temperature}, {"general.sampling.top_p", &p->top_p},
+        {"general.sampling.min_p", &p->min_p}, {"general.sampling.penalty_repeat", &p->repeat_penalty},
+    };
+    for (size_t i = 0; i < sizeof defaults / sizeof *defaults; i++)
+        if (gguf_float(&m->file, defaults[i].key, &v) && v >= 0 && v <= 100) *defaults[i].field = (float)v;
+    if (gguf_float(&m->file, "general.sampling.top_k", &v) && v >= 0 && v <= INT_MAX) p->top_k = (int)v;
+    if (p->repeat_penalty <= 0) p->repeat_penalty = 1;
+}
+
+/* ---- 13. generate: prompt in, pieces of text out through a callback ----------------------------------------- */
+
+/* Bytes at the end of text that may be the beginning of a UTF-8 character (at most 3). */
+static size_t utf8_open(const char *text, size_t n) {
+    for (size_t back = 1; back <= 3 && back <= n; back++) {
+        unsigned char b = (unsigned char)text[n - back];
+        size_t whole = b >= 0xf0 && b < 0xf8 ? 4 : b >= 0xe0 ? 3 : b >= 0xc0 ? 2 : 1;
+        if (b >= 0xf8) return 0;
+        if (whole > 1) return whole > back ? back : 0;
+        if (b < 0x80) return 0;
+    }
+    return 0;
+}
+
+enum { HELD = 1024, PIECE = 512 }; /* bytes kept back at most: an open character, the beginning of a stop text */
+
+/* Bytes of held that can be shown now. *stop is set, and the text is cut there, when a stop text is complete. */
+static size_t showable(const GlaGenerate *how, const char *held, size_t n, int *stop) {
+    size_t show = n - utf8_open(held, n);
+    for (int i = 0; i < how->n_stops; i++) {
+        size_t len = strlen(how->stops[i]);
+        for (size_t at = 0; len && at < n; at++) {
+            size_t overlap = n - at < len ? n - at : len;
+            if (memcmp(held + at, how->stops[i], overlap)) continue;
+            if (overlap == len && (!*stop || at < show)) *stop = 1, show = at;
+            else if (at < show) show = at;
+            break;
+        }
+    }
+    return show;
+}
+
+GLA_API int gla_generate(GlaState *s, GlaSampler *p, const int32_t *prompt, int64_t n, const GlaGenerate *how, int64_t *n_out, char *err) {
+    const GlaModel *m = s->m;
+    char held[HELD + PIECE];
+    size_t n_held = 0;
+    int64_t made = 0;
+    int done = 0, first = s->pos == 0 && n <= 1, code; /* the very first word of a text drops its leading space */
+    if (n_out) *n_out = 0;
+    if (s->pos == 0 && n == 0) return fail(err, GLA_INPUT, "nothing to go on: an empty prompt and a model without a begin-of-text token");
+    if (s->m->kv_floats && n > s->ctx - s->pos)
+        return fail(err, GLA_CONTEXT, "a prompt of %lld tokens does not fit behind %lld in a context of %d; give a larger one (-c)", (long long)n, (long long)s->pos, s->ctx);
+    for (int i = 0; i < how->n_stops; i++)
+        if (strlen(how->stops[i]) >= HELD / 2) return fail(err, GLA_INPUT, "a stop text of %zu bytes; at most %d", strlen(how->stops[i]), HELD / 2 - 1);
+    for (int64_t i = 0; i < n; i += s->batch) { /* the prompt, in runs, so that it can be interrupted between them */
+        if ((code = gla_eval(s, prompt + i, min64(s->batch, n - i), NULL, 0, err))) return code;
+        if (i + s->batch < n && how->emit && how->emit(how->user, -1, "", 0)) return GLA_DONE_CALLER;
+    }
+    for (int64_t i = 0; i < n; i++) gla_sampler_note(p, prompt[i]);
+    while (!done) {
+        if (how->steps && made >= how->steps) { done = GLA_DONE_STEPS; break; }
+        if (m->kv_floats && s->pos >= s->ctx) { done = GLA_DONE_CONTEXT; break; }
+        int32_t id = gla_sample(p, s);
+        if (!how->ignore_end && gla_is_end(m, id)) { done = GLA_DONE_END; break; }
+        gla_sampler_note(p, id);
+        made++;
+        size_t got = gla_piece(m, id, first ? GLA_FIRST : 0, held + n_held, PIECE);
+        n_held += got < PIECE ? got : PIECE;
+        if (got) first = 0;
+        int stop = 0;
+        size_t show = showable(how, held, n_held, &stop);
+        if (how->emit && how->emit(how->user, id, held, show)) done = GLA_DONE_CALLER;
+        memmove(held, held + show, n_held - show);
+        n_held -= show;
+        if (stop) n_held = 0, done = GLA_DONE_STOP;
+        if ((code = gla_eval(s, &id, 1, NULL, 0, err))) return code;
+    }
+    if (n_held && how->emit) how->emit(how->user, -1, held, n_held); /* an unfinished character or stop text is text after all */
+    if (n_out) *n_out = made;
+    return done;
+}
+
+/* ---- 14. command line: options, modes, statistics; the only stdout, the only exit ----------------------------- */
+#ifndef RUN_NO_MAIN
+
+typedef struct {
+    const char *model, *prompt, *file, *tokenizer, *mode, *system, *load_state, *save_state, *ids, *out, *stops[16];
+    int n_stops, top_k, threads, ctx, batch, prompt_len, ignore_eos, echo, help, version;
+    double temperature, top_p, min_p, repeat_penalty, presence_penalty;
+    int64_t steps;
+    uint64_t seed;
+    uint64_t given; /* bit i: option i of the table was named */
+} Options;
+
+enum Kind { TEXT, TEXTS, WHOLE, WHOLE64, SEED, REAL_NUMBER, FLAG };
+enum { O_PROMPT, O_FILE, O_STEPS, O_TEMP, O_TOP_P, O_TOP_K, O_MIN_P, O_REPEAT, O_PRESENCE, O_SEED, O_STOP, O_IGNORE, O_ECHO, O_TOK, O_MODE, O_SYSTEM,
+       O_THREADS, O_CTX, O_BATCH, O_LOAD, O_SAVE, O_IDS, O_OUT, O_PLEN, O_HELP, O_VERSION, N_OPTIONS };
+#define AT(field) offsetof(Options, field)
+static const struct { char letter; const char *name; enum Kind kind; size_t at; double lo, hi; const char *value, *help; } options[N_OPTIONS] = {
+    [O_PROMPT] = {'i', "prompt", TEXT, AT(prompt), 0, 0, "TEXT", "prompt; - or a pipe: standard input"},
+    [O_FILE] = {'f', "file", TEXT, AT(file), 0, 0, "FILE", "prompt from a file"},
+    [O_STEPS] = {'n', "steps", WHOLE64, AT(steps), 0, 9e15, "N", "tokens to generate, 0 = until the end (256)"},
+    [O_TEMP] = {'t', "temperature", REAL_NUMBER, AT(temperature), 0, 100, "X", "0 = always the likeliest token (1.0)"},
+    [O_TOP_P] = {'p', "top-p", REAL_NUMBER, AT(top_p), 0, 1, "X", "draw from the likeliest share (0.9)"},
+    [O_TOP_K] = {'k', "top-k", WHOLE, AT(top_k), 0, INT_MAX, "N", "draw from the N likeliest, 0 = off"},
+    [O_MIN_P] = {0, "min-p", REAL_NUMBER, AT(min_p), 0, 1, "X", "drop what is less than X times the likeliest"},
+    [O_REPEAT] = {0, "repeat-penalty", REAL_NUMBER, AT(repeat_penalty), 1e-3, 100, "X", "divide the scores of recent tokens, 1 = off"},
+    [O_PRESENCE] = {0, "presence-penalty", REAL_NUMBER, AT(presence_penalty), -100, 100, "X", "subtract from them, 0 = off"},
+    [O_SEED] = {'s', "seed", SEED, AT(seed), 0, 0, "N", "same seed, same text (from the clock, printed)"},
+    [O_STOP] = {0, "stop", TEXTS, AT(stops), 0, 0, "TEXT", "end before this text; may be repeated"},
+    [O_IGNORE] = {0, "ignore-eos", FLAG, AT(ignore_eos), 0, 0, NULL, "go on past end-of-text tokens"},
+    [O_ECHO] = {0, "echo", FLAG, AT(echo), 0, 0, NULL, "print the prompt before the text"},
+    [O_TOK] = {'z', "tokenizer", TEXT, AT(tokenizer), 0, 0, "FILE", "vocabulary (the model's own)"},
+    [O_MODE] = {'m', "mode", TEXT, AT(mode), 0, 0, "NAME", "generate, logits, perplexity, tokenize, bench, info"},
+    [O_SYSTEM] = {'y', "system", TEXT, AT(system), 0, 0, "TEXT", "system prompt, for a chat"},
+    [O_THREADS] = {'j', "threads", WHOLE, AT(threads), 1, 1024, "N", "threads (all cores)"},
+    [O_CTX] = {'c', "ctx", WHOLE, AT(ctx), 1, INT_MAX, "N", "positions of softmax layers (4096 or the model's)"},
+    [O_BATCH] = {'b', "batch", WHOLE, AT(batch), 1, 1 << 20, "N", "prompt tokens per run (512)"},
+    [O_LOAD] = {0, "load-state", TEXT, AT(load_state), 0, 0, "FILE", "go on from a session"},
+    [O_SAVE] = {0, "save-state", TEXT, AT(save_state), 0, 0, "FILE", "leave a session behind"},
+    [O_IDS] = {0, "ids", TEXT, AT(ids), 0, 0, "FILE", "token ids as text, for logits and tokenize"},
+    [O_OUT] = {0, "out", TEXT, AT(out), 0, 0, "FILE", "where logits go: float32, a row per position"},
+    [O_PLEN] = {0, "prompt-len", WHOLE, AT(prompt_len), 1, 1 << 24, "N", "prompt tokens of the benchmark (512)"},
+    [O_HELP] = {'h', "help", FLAG, AT(help), 0, 0, NULL, "this page"},
+    [O_VERSION] = {0, "version", FLAG, AT(version), 0, 0, NULL, "version and kernels"},
+};
+
+static int given(const Options *o, int option) { return (int)(o->given >> option & 1); }
+
+static int misuse(const char *fmt, ...) PRINTF_LIKE(1, 2);
+static int misuse(const char *fmt, ...) {
+    va_list ap;
+    va_start(ap, fmt);
+    fprintf(stderr, "run: ");
+    vfprintf(stderr, fmt, ap);
+    fprintf(stderr, " (see ./run --help)\n");
+    va_end(ap);
+    return 2;
+}
+static int complain(const char *err) { fprintf(stderr, "run: %s\n", err); return 1; }
+
+static void print_help(void) {
+    printf("usage: ./run MODEL [options]      MODEL: a GGUF file\n\n");
+    for (int i = 0; i < N_OPTIONS; i++) {
+        char left[40];
+        snprintf(left, sizeof left, "%s%.1s%s --%s %s", options[i].letter ? "-" : "", &options[i].letter, options[i].letter ? "," : "   ", options[i].name, options[i].value ? options[i].value : "");
+        printf("  %-27s %s\n", left, options[i].help);
+    }
+    printf("\nThe result goes to standard output, everything else to standard error. Exit: 0 done, 1 failed, 2 misused.\n");
+}
+
+/* One option with its value. Numbers are read whole and range-checked. */
+static int set_option(Options *o, int i, const char *value) {
+    char *end = NULL, *field = (char *)o + options[i].at;
+    const char *name = options[i].name;
+    errno = 0;
+    o->given |= (uint64_t)1 << i;
+    switch (options[i].kind) {
+    case FLAG: *(int *)(void *)field = 1; return 0;
+    case TEXT: *(const char **)(void *)field = value; return 0;
+    case TEXTS:
+        if (o->n_stops == 16) return misuse("at most 16 stop texts");
+        if (!*value) return misuse("--stop with an empty text");
+        o->stops[o->n_stops++] = value;
+        return 0;
+    case SEED:
+        o->seed = strtoull(value, &end, 10);
+        if (end == value || *end || errno || strchr(value, '-')) return misuse("--%s %s: expected a whole number from 0 to 2^64-1", name, value);
+        return 0;
+    case REAL_NUMBER: {
+        double v = strtod(value, &end);
+        if (end == value || *end || !(v >= options[i].lo && v <= options[i].hi)) return misuse("--%s %s: expected a number from %g to %g", name, value, options[i].lo, options[i].hi);
+        *(double *)(void *)field = v;
+        return 0;
+    }
+    case WHOLE: case WHOLE64: {
+        long long v = strtoll(value, &end, 10);
+        if (end == value || *end || errno || (double)v < options[i].lo || (double)v > options[i].hi) return misuse("--%s %s: expected a whole number from %.0f to %.0f", name, value, options[i].lo, options[i].hi);
+        if (options[i].kind == WHOLE) *(int *)(void *)field = (int)v;
+        else *(int64_t *)(void *)field = v;
+        return 0;
+    }
+    }
+    return 0;
+}
+
+static int parse_options(Options *o, int argc, char **argv) {
+    int plain = 0; /* after "--" */
+    for (int a = 1; a < argc; a++) {
+        const char *arg = argv[a], *value = NULL;
+        int i = 0;
+        if (plain || arg[0] != '-' || !arg[1]) {
+            if (o->model) return misuse("two models: %s and %s", o->model, arg);
+            o->model = arg;
+            continue;
+        }
+        if (!strcmp(arg, "--")) { plain = 1; continue; }
+        if (arg[1] == '-') {
+            size_t n = strcspn(arg + 2, "=");
+            while (i < N_OPTIONS && (strncmp(options[i].name, arg + 2, n) || options[i].name[n])) i++;
+            if (arg[2 + n]) value = arg + 3 + n;
+        } else {
+            while (i < N_OPTIONS && options[i].letter != arg[1]) i++;
+            if (i < N_OPTIONS && arg[2]) {
+                if (options[i].kind == FLAG) i = N_OPTIONS;
+                else value = arg + 2;
+            }
+        }
+        if (i == N_OPTIONS) return misuse("unknown option %s", arg);
+        if (options[i].kind == FLAG) { if (value) return misuse("--%s takes no value", options[i].name); }
+        else if (!value && ++a == argc) return misuse("%s needs a value", arg);
+        else if (!value) value = argv[a];
+        int code = set_option(o, i, value);
+        if (code) return code;
+    }
+    return 0;
+}
+
+typedef struct { char *s; size_t n; } Text;
+
+static int read_all(Text *t, FILE *f, const char *name, char *err) {
+    size_t cap = 0;
+    *t = (Text){NULL, 0};
+    for (;;) {
+        if (t->n + 1 >= cap) {
+            char *more = realloc(t->s, cap = cap ? cap * 2 : 1 << 16);
+            if (!more) return fail(err, GLA_MEMORY, "%s: no memory", name);
+            t->s = more;
+        }
+        size_t got = fread(t->s + t->n, 1, cap - t->n - 1, f);
+        t->n += got;
+        t->s[t->n] = 0;
+        if (!got) return ferror(f) ? fail(err, GLA_IO, "%s: cannot read: %s", name, strerror(errno)) : GLA_OK;
+    }
+}
+static int read_file(Text *t, const char *path, char *err) {
+    FILE *f = fopen(path, "rb");
+    *t = (Text){NULL, 0};
+    if (!f) return fail(err, GLA_IO, "%s: cannot open: %s", path, strerror(errno));
+    int code = read_all(t, f, path, err);
+    fclose(f);
+    return code;
+}
+
+static int stdin_is_pipe(void) { /* a pipe or a redirected file, not a terminal */
+#ifdef HAVE_POSIX
+    struct stat st;
+    return !fstat(STDIN_FILENO, &st) && (S_ISFIFO(st.st_mode) || S_ISREG(st.st_mode));
+#else
+    return 0;
+#endif
+}
+
+/* The prompt, from wherever it comes. */
+static int get_text(const Options *o, Text *t, char *err) {
+    if (o->file && o->prompt) return fail(err, GLA_INPUT, "both a prompt and a prompt file were given");
+    if (o->file) return read_file(t, o->file, err);
+    if (o->prompt ? !strcmp(o->prompt, "-") : stdin_is_pipe()) return read_all(t, stdin, "standard input", err);
+    size_t n = o->prompt ? strlen(o->prompt) : 0;
+    *t = (Text){malloc(n + 1), n};
+    if (!t->s) return fail(err, GLA_MEMORY, "no memory");
+    memcpy(t->s, o->prompt ? o->prompt : "", n + 1);
+    return GLA_OK;
+}
+
+typedef struct { int32_t *id; int64_t n; } Ids;
+
+static int get_ids(Ids *ids, const char *path, const GlaModel *m, char *err) { /* decimal numbers separated by white space */
+    Text t;
+    int code = read_file(&t, path, err);
+    *ids = (Ids){NULL, 0};
+    if (!code && !(ids->id = malloc((t.n / 2 + 1) * sizeof *ids->id))) code = fail(err, GLA_MEMORY, "%s: no memory", path);
+    for (char *p = t.s, *end; !code; p = end) {
+        while (*p == ' ' || (*p >= '\t' && *p <= '\r')) p++;
+        end = p;
+        if (p == t.s + t.n) break;
+        errno = 0;
+        long long v = *p >= '0' && *p <= '9' ? strtoll(p, &end, 10) : -1;
+        if (v < 0 || errno || v >= m->config.vocab_size || (*end && !strchr(" \t\n\v\f\r", *end)) || (!*end && end != t.s + t.n))
+            code = fail(err, GLA_FORMAT, "%s: number %lld is not an id from 0 to %d", path, (long long)ids->n + 1, m->config.vocab_size - 1);
+        else ids->id[ids->n++] = (int32_t)v;
+    }
+    free(t.s);
+    return code;
+}
+
+static int text_ids(Ids *ids, const GlaModel *m, Text t, int flags, char *err) {
+    *ids = (Ids){malloc((t.n + 8) * sizeof(int32_t)), 0};
+    if (!ids->id) return fail(err, GLA_MEMORY, "no memory");
+    ids->n = gla_encode(m, t.s, t.n, flags, ids->id, t.n + 8, err);
+    if (ids->n < 0) return (int)ids->n;
+    for (int64_t i = 0; i < ids->n; i++)
+        if (ids->id[i] >= m->config.vocab_size) return fail(err, GLA_INPUT, "the vocabulary has the token %d, the model only %d; is it another model's (-z)?", ids->id[i], m->config.vocab_size);
+    return GLA_OK;
+}
+
+/* -- generate -- */
+
+static volatile sig_atomic_t interrupted; /* the only variable outside a function: a signal handler has no other way */
+static void on_interrupt(int sig) { (void)sig; interrupted = 1; }
+static void catch_interrupt(void) { /* the first Ctrl-C ends after the current token, the second one at once */
+#ifdef HAVE_POSIX
+    struct sigaction a;
+    memset(&a, 0, sizeof a);
+    a.sa_handler = on_interrupt, a.sa_flags = (int)SA_RESETHAND;
+    sigaction(SIGINT, &a, NULL), sigaction(SIGTERM, &a, NULL);
+#endif
+}
+
+typedef struct { double first; int bad; } Shown;
+static int show(void *user, int32_t id, const char *text, size_t n) {
+    Shown *shown = user;
+    if (id >= 0 && !shown->first) shown->first = now_s();
+    if (n && (fwrite(text, 1, n, stdout) != n || fflush(stdout))) shown->bad = 1;
+    return interrupted || shown->bad;
+}
+
+static const char *size_text(char out[32], double bytes) {
+    const char *unit[] = {"B", "KB", "MB", "GB", "TB"};
+    int i = 0;
+    for (; bytes >= 9999.5 && i < 4; i++) bytes /= 1000;
+    snprintf(out, 32, "%.0f %s", bytes, unit[i]);
+    return out;
+}
+
+static int mode_generate(const Options *o, GlaModel *m, GlaState *s, char *err) {
+    Text t;
+    Ids ids = {NULL, 0};
+    GlaSampler p, saved;
+    GlaInfo info;
+    char state_text[32], kv_text[32];
+    gla_info(m, &info);
+    uint64_t seed = given(o, O_SEED) ? o->seed : (uint64_t)time(NULL) * 1000003u + (uint64_t)(now_s() * 1e6);
+    gla_sampler_init(&p, m, seed);
+    if (given(o, O_TEMP)) p.temperature = (float)o->temperature;
+    if (given(o, O_TOP_P)) p.top_p = (float)o->top_p;
+    if (given(o, O_TOP_K)) p.top_k = o->top_k;
+    if (given(o, O_MIN_P)) p.min_p = (float)o->min_p;
+    if (given(o, O_REPEAT)) p.repeat_penalty = (float)o->repeat_penalty;
+    if (given(o, O_PRESENCE)) p.presence_penalty = (float)o->presence_penalty;
+    saved = p;
+    int code = o->load_state ? gla_state_load(s, &saved, o->load_state, err) : GLA_OK;
+    if (o->load_state && !code) { /* its memory of recent tokens, and its place in the random numbers unless a seed is given */
+        memcpy(p.recent, saved.recent, sizeof p.recent), p.n_recent = saved.n_recent;
+        if (!given(o, O_SEED)) p.rng = saved.rng;
+    }
+    if (!code) code = get_text(o, &t, err); else t = (Text){NULL, 0};
+    if (!code && gla_n_tokens(m) == 0 && (t.n || !o->load_state)) code = fail(err, GLA_INPUT, "%s holds no vocabulary; name one with -z", o->model);
+    if (!code && (t.n || !gla_state_pos(s))) code = text_ids(&ids, m, t, GLA_SPECIAL | (gla_state_pos(s) ? 0 : GLA_BOS), err);
+    if (!code && !ids.n && !gla_state_pos(s)) { /* an empty prompt begins where a text begins */
+        int32_t start = m->vocab->bos >= 0 ? m->vocab->bos : m->vocab->eos;
+        if (start >= 0 && start < m->config.vocab_size) ids.id[ids.n++] = start;
+    }
+    catch_interrupt();
+    Shown shown = {0, 0};
+    int64_t made = 0;
+    double begin = now_s();
+    int done = code;
+    if (!code) {
+        if (info.kv_bytes_per_token) fprintf(stderr, "state %s, and %s per token (%d tokens at most)\n", size_text(state_text, (double)info.state_bytes), size_text(kv_text, (double)info.kv_bytes_per_token), gla_state_ctx(s));
+        else fprintf(stderr, "state %s, whatever the length of the text\n", size_text(state_text, (double)info.state_bytes));
+        if (o->echo && fwrite(t.s, 1, t.n, stdout) != t.n) shown.bad = 1;
+        fflush(stdout);
+        done = gla_generate(s, &p, ids.id, ids.n, &(GlaGenerate){o->steps, o->stops, o->n_stops, o->ignore_eos, show, &shown}, &made, err);
+    }
+    if (done >= 0 && !code) {
+        double end = now_s(), first = shown.first ? shown.first : end, prompt_s = first - begin, gen_s = end - first;
+        if (made || o->echo) putchar('\n');
+        if (fflush(stdout) || ferror(stdout)) shown.bad = 1;
+        fprintf(stderr, "prompt %lld tokens, %.1f tok/s | generated %lld tokens, %.1f tok/s, %.2f GB/s | state %s | seed %llu%s\n", (long long)ids.n,
+                prompt_s > 0 ? (double)ids.n / prompt_s : 0, (long long)made, gen_s > 0 ? (double)made / gen_s : 0, gen_s > 0 ? (double)made / gen_s * (double)info.token_bytes / 1e9 : 0,
+                size_text(state_text, (double)info.state_bytes + (double)info.kv_bytes_per_token * (double)gla_state_pos(s)), (unsigned long long)seed,
+                done == GLA_DONE_CONTEXT ? " | the context is full; a larger one: -c" : interrupted ? " | interrupted" : "");
+        if (o->save_state) code = gla_state_save(s, &p, o->save_state, err);
+        if (!code && shown.bad) code = fail(err, GLA_IO, "standard output: cannot write");
+    } else code = done;
+    free(t.s), free(ids.id);
+    return code ? complain(err) : 0;
+}
+
+/* -- logits, perplexity: every position's logits, a few rows at a time -- */
+
+typedef int (*RowFn)(void *user, const float *logits, int64_t i);
+static int each_logits(const Options *o, GlaState *s, const Ids *ids, RowFn row, void *user, char *err) {
+    int64_t vocab = s->m->config.vocab_size, step = max64(1, min64(s->batch, (64 << 20) / (vocab * (int64_t)sizeof(float))));
+    float *logits = malloc((size_t)step * (size_t)vocab * sizeof(float));
+    int code = logits ? GLA_OK : fail(err, GLA_MEMORY, "no memory for %lld rows of logits", (long long)step);
+    catch_interrupt();
+    for (int64_t i = 0; i < ids->n && !code; i += step) {
+        int64_t n = min64(step, ids->n - i);
+        code = gla_eval(s, ids->id + i, n, logits, n, err);
+        for (int64_t j = 0; j < n && !code; j++) code = row(user, logits + j * vocab, i + j);
+        if (interrupted && !code) code = fail(err, GLA_IO, "interrupted at token %lld of %lld", (long long)(i + n), (long long)ids->n);
+    }
+    free(logits);
+    (void)o;
+    return code;
+}
+
+typedef struct { FILE *f; size_t vocab; } LogitsOut;
+static int write_row(void *user, const float *logits, int64_t i) {
+    LogitsOut *out = user;
+    (void)i;
+    fwrite(logits, sizeof(float), out->vocab, out->f); /* failures are seen when the file is committed */
+    return GLA_OK;
+}
+
+static int mode_logits(const Options *o, GlaModel *m, GlaState *s, const Ids *ids, char *err) {
+    char temporary[4096 + 8];
+    if (!o->out || strlen(o->out) > 4096) return misuse("-m logits needs --ids FILE and --out FILE");
+    snprintf(temporary, sizeof temporary, "%s.tmp", o->out);
+    int code = o->load_state ? gla_state_load(s, NULL, o->load_state, err) : GLA_OK;
+    if (code) return complain(err);
+    LogitsOut out = {fopen(temporary, "wb"), (size_t)m->config.vocab_size};
+    if (!out.f) return fprintf(stderr, "run: %s: cannot write: %s\n", temporary, strerror(errno)), 1;
+    code = each_logits(o, s, ids, write_row, &out, err);
+    if (code) fclose(out.f), remove(temporary);
+    else code = commit_file(out.f, temporary, o->out, err);
+    if (!code && o->save_state) code = gla_state_save(s, NULL, o->save_state, err);
+    return code ? complain(err) : 0;
+}
+
+typedef struct { const Ids *ids; int64_t vocab; double nll; } Loss;
+static int add_loss(void *user, const float *logits, int64_t i) { /* -log softmax(logits)[next id], natural logarithm */
+    Loss *l = user;
+    if (i + 1 >= l->ids->n) return GLA_OK;
+    double top = logits[0], sum = 0;
+    for (int64_t j = 1; j < l->vocab; j++) if (logits[j] > top) top = logits[j];
+    for (int64_t j = 0; j < l->vocab; j++) sum += exp(logits[j] - top);
+    l->nll += top + log(sum) - logits[l->ids->id[i + 1]];
+    return GLA_OK;
+}
+
+static int mode_perplexity(const Options *o, GlaModel *m, GlaState *s, const Ids *ids, char *err) {
+    Loss loss = {ids, m->config.vocab_size, 0};
+    if (ids->n < 2) return complain("perplexity needs a text of at least two tokens (-f FILE)");
+    if (each_logits(o, s, ids, add_loss, &loss, err)) return complain(err);
+    double mean = loss.nll / (double)(ids->n - 1);
+    printf("tokens %lld\nnll %.6f\nperplexity %.4f\n", (long long)ids->n - 1, mean, exp(mean));
+    return 0;
+}
+
+/* -- tokenize, info, bench -- */
+
+static int mode_tokenize(const Options *o, GlaModel *m, char *err) {
+    Text t = {NULL, 0};
+    Ids ids = {NULL, 0};
+    int code = o->ids ? get_ids(&ids, o->ids, m, err) : get_text(o, &t, err);
+    if (!code && !gla_n_tokens(m)) code = fail(err, GLA_INPUT, "%s holds no vocabulary; name one with -z", o->model);
+    if (!code && !o->ids) code = text_ids(&ids, m, t, GLA_BOS | GLA_SPECIAL, err);
+    for (int64_t i = 0; i < ids.n && !code; i++) {
+        char piece[PIECE * 4];
+        size_t n = o->ids ? gla_piece(m, ids.id[i], GLA_SPECIAL | (i ? 0 : GLA_FIRST), piece, sizeof piece) : 0;
+        if (o->ids) fwrite(piece, 1, n < sizeof piece ? n : sizeof piece, stdout);
+        else printf("%s%d", i ? " " : "", ids.id[i]);
+    }
+    if (!code) putchar('\n');
+    free(t.s), free(ids.id);
+    return code ? complain(err) : 0;
+}
+
+static int mode_info(const GlaModel *m) {
+    GlaInfo i;
+    int counts[N_TYPES] = {0}, first = 1;
+    gla_info(m, &i);
+    for (uint64_t t = 0; t < m->file.n_tensors; t++) counts[m->file.tensors[t].type]++;
+    printf("architecture %s\n", i.architecture);
+    if (*i.name) printf("name %s\n", i.name);
+    printf("parameters %llu\nfile_bytes %llu\nlayers %d\nmixers %s\ndim %d\nvocabulary %d\nstate_bytes %zu\nkv_bytes_per_token %zu\ncontext %d\ntensor_types ",
+           (unsigned long long)i.parameters, (unsigned long long)i.file_bytes, i.n_layers, i.layer_kinds, i.dim, i.vocab_size, i.state_bytes, i.kv_bytes_per_token, i.seq_len);
+    for (int t = 0; t < N_TYPES; t++)
+        if (counts[t]) printf("%s%s x %d", first ? "" : ", ", types[t].name, counts[t]), first = 0;
+    printf("\n");
+    return 0;
+}
+
+static int mode_bench(const Options *o, const GlaModel *m, GlaState *s, double load_s, char *err) {
+    GlaInfo i;
+    int n = o->prompt_len, steps = given(o, O_STEPS) ? (int)min64(o->steps, 1 << 24) : 64;
+    int32_t *ids = malloc(((size_t)n + 1) * sizeof *ids);
+    uint64_t rng = 1;
+    if (!ids) return complain("no memory");
+    gla_info(m, &i);
+    for (int j = 0; j < n; j++) ids[j] = (int32_t)(next_random(&rng) % (uint64_t)i.vocab_size);
+    double t0 = now_s();
+    int code = gla_eval(s, ids, n, NULL, 0, err);
+    double t1 = now_s();
+    for (int j = 0; j < steps && !code; j++) { /* the ids do not matter to the speed */
+        ids[0] = (int32_t)(next_random(&rng) % (uint64_t)i.vocab_size);
+        code = gla_eval(s, ids, 1, NULL, 0, err);
+    }
+    double t2 = now_s(), prefill = n / (t1 - t0), decode = steps / (t2 - t1);
+    free(ids);
+    if (code) return complain(err);
+    printf("load_s %.4f\nprefill_tok_s %.2f\ndecode_tok_s %.2f\ndecode_GB_s %.3f\nprefill_Gop_s %.2f\nstate_bytes %zu\nkv_bytes_per_token %zu\nrss_bytes %llu\nthreads %d\nkernel %s\n",
+           load_s, prefill, steps ? decode : 0.0, steps ? decode * (double)i.token_bytes / 1e9 : 0.0, prefill * 2 * (double)i.run_weights / 1e9,
+           i.state_bytes, i.kv_bytes_per_token, (unsigned long long)resident_bytes(), s->team.n_threads, i.kernel);
+    return 0;
+}
+
+static int run_mode(const Options *o, GlaModel *m, double load_s, char *err) {
+    const char *mode = o->mode;
+    Text t = {NULL, 0};
+    Ids ids = {NULL, 0};
+    GlaState *s = NULL;
+    int code = GLA_OK, ctx = o->ctx, status = 0, logits = !strcmp(mode, "logits"), perplexity = !strcmp(mode, "perplexity"), bench = !strcmp(mode, "bench");
+    if (o->tokenizer && (code = gla_open_tokenizer(m, o->tokenizer, err))) return complain(err);
+    if (!strcmp(mode, "info")) return mode_info(m);
+    if (!strcmp(mode, "tokenize")) return mode_tokenize(o, m, err);
+    if (logits) code = get_ids(&ids, o->ids, m, err);
+    if (perplexity && !(code = get_text(o, &t, err))) code = text_ids(&ids, m, t, GLA_BOS | GLA_SPECIAL, err);
+    if (!ctx && (bench || logits || perplexity)) { /* these know how much they will read */
+        int64_t need = bench ? (int64_t)o->prompt_len + (given(o, O_STEPS) ? o->steps : 64) : ids.n;
+        if (o->load_state || need <= min64(4096, m->config.seq_len)) need = 0;
+        ctx = (int)min64(need, INT_MAX);
+    }
+    if (!code) code = gla_state_new(&s, m, ctx, o->batch, o->threads, err);
+    if (code) status = complain(err);
+    else if (logits) status = mode_logits(o, m, s, &ids, err);
+    else if (perplexity) status = mode_perplexity(o, m, s, &ids, err);
+    else if (bench) status = mode_bench(o, m, s, load_s, err);
+    else status = mode_generate(o, m, s, err);
+    gla_state_free(s);
+    free(t.s), free(ids.id);
+    return status;
+}
+
+int main(int argc, char **argv) {
+    static const char *const modes[] = {"generate", "logits", "perplexity", "tokenize", "bench", "info"};
+    Options o = {.mode = "generate", .steps = 256, .prompt_len = 512};
+    char err[GLA_ERR] = "";
+    GlaModel *m;
+    size_t mode = 0;
+    int code = parse_options(&o, argc, argv);
+    if (code) return code;
+    if (o.help) { print_help(); return 0; }
+    if (o.version) {
+        const Kernels *k = NULL;
+        if (choose_kernels(&k, err)) return complain(err);
+        printf("gla.c %s, kernels %s, %s\n", GLA_VERSION, k->name, ALL_THREADS > 1 ? "OpenMP" : "one thread");
+        return 0;
+    }
+    if (!strcmp(o.mode, "chat")) return misuse("-m chat is not part of this version");
+    while (mode < sizeof modes / sizeof *modes && strcmp(modes[mode], o.mode)) mode++;
+    if (mode == sizeof modes / sizeof *modes) return misuse("unknown mode %s", o.mode);
+    if (o.system) return misuse("a system prompt goes with -m chat, which is not part of this version");
+    if (!o.model) return misuse("no model was named: ./run MODEL [options]");
+    if (!strcmp(o.mode, "logits") && (!o.ids || !o.out)) return misuse("-m logits needs --ids FILE and --out FILE");
+    double begin = now_s();
+    if (gla_open(&m, o.model, err)) return complain(err);
+    code = run_mode(&o, m, now_s() - begin, err);
+    gla_close(m);
+    if (fflush(stdout) || ferror(stdout)) return complain("standard output: cannot write");
+    return code;
+}
+#endif /* RUN_NO_MAIN */
+#endif /* RUN_HEADER_ONLY */

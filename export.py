@@ -1,0 +1,919 @@
+#!/usr/bin/env python3
+"""HuggingFace checkpoint folder -> one GGUF file for ./run (and, where it knows the architecture, for llama.cpp).
+
+    ./export.py HF_DIR OUT.gguf [--type f32|f16|bf16|q8_0|q4_0] [--ignore FIELD]
+
+ 1 checkpoint   config.json and *.safetensors; every field that was not understood is noticed
+ 2 tensors      what happens to a tensor on its way: permuted rows or columns, an elementwise map, a type
+ 3 models       one configuration function and one table of tensor names per architecture
+ 4 tokenizer    tokenizer.json -> tokenizer.ggml.*
+ 5 file         plan, write, read back, rename
+
+Tensors stream through in slices of rows, so a laptop converts what it can run. The file depends on the folder only.
+To add an architecture: a table of names, a function that reads its config.json, a row in ARCHITECTURES. Nothing else.
+"""
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import re
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+try:
+    import gguf
+    import numpy as np
+    from gguf import GGMLQuantizationType as Type
+    from gguf.utility import LocalTensor, SafetensorsLocal
+    from safetensors import SafetensorError, safe_open
+    from tqdm import tqdm
+except ImportError as error:
+    sys.exit(f"export.py needs {error.name}: pip install -r tests/requirements.txt")
+
+
+class Refusal(Exception):
+    """Why there will be no file, in one sentence."""
+
+
+# ---- 1. checkpoint ---------------------------------------------------------------------------------------------------
+
+# Settings that leave the logits of a single sequence alone: training, caches, kernels, token ids (section 4 reads those).
+HARMLESS = set("""
+    architectures model_type auto_map transformers_version torch_dtype dtype _name_or_path name_or_path language_model_only
+    _attn_implementation attn_implementation _commit_hash id2label label2id return_dict output_attentions
+    output_hidden_states use_cache cache_implementation gradient_checkpointing is_encoder_decoder
+    attention_dropout hidden_dropout resid_dropout embd_dropout attn_dropout dropout initializer_range pretraining_tp
+    bos_token_id eos_token_id pad_token_id unk_token_id sep_token_id decoder_start_token_id image_token_id video_token_id
+    vision_start_token_id vision_end_token_id vision_token_id fuse_norm fuse_swiglu fuse_cross_entropy
+    fuse_linear_cross_entropy use_l2warp attn_mode use_gk use_gv mamba_ssm_dtype unsloth_version unsloth_fixed
+""".split())
+
+
+class Fields:
+    """A JSON object of settings that remembers which were read. A field set to null counts as absent."""
+
+    def __init__(self, data: dict[str, Any], where: str) -> None:
+        self.data, self.where, self.read = data, where, set[str]()
+
+    def get(self, name: str, default: Any = None) -> Any:
+        self.read.add(name)
+        value = self.data.get(name)
+        return default if value is None else value
+
+    def typed(self, name: str, default: Any, ok: Callable[[Any], bool], expected: str) -> Any:
+        value = self.get(name, default)
+        if not ok(value):
+            raise Refusal(f"{self.where}: {name} is {json.dumps(value)}, expected {expected}")
+        return value
+
+    def count(self, name: str, default: int | None = None) -> int:
+        return self.typed(name, default, lambda v: type(v) is int and 0 < v < 2**31, "a whole number above zero")
+
+    def real(self, name: str, default: float | None = None) -> float:
+        return float(self.typed(name, default, lambda v: type(v) in (int, float) and math.isfinite(v), "a number"))
+
+    def flag(self, name: str, default: bool = False) -> bool:
+        return self.typed(name, default, lambda v: type(v) is bool, "true or false")
+
+    def only(self, name: str, *allowed: Any) -> Any:
+        """One of the allowed values; the first of them is the default. Anything else would change the arithmetic."""
+        return self.typed(name, allowed[0], lambda v: v in allowed, "what is supported: " + json.dumps(allowed)[1:-1])
+
+    def no_more(self, ignored: Iterable[str] = ()) -> None:
+        """Refuse what nobody read, unless it is switched off (false, 0, empty) or known to be harmless."""
+        for name, value in self.data.items():
+            if value and name not in self.read and name not in HARMLESS and name not in ignored:
+                raise Refusal(f"{self.where}: {name} = {json.dumps(value)[:80]} is not supported and may change the "
+                              f"arithmetic; pass --ignore {name} if it does not")
+
+
+def read_json(path: Path, missing: Any = Refusal) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        if missing is not Refusal:
+            return missing
+        raise Refusal(f"{path} does not exist; expected a HuggingFace checkpoint folder") from None
+    except (OSError, ValueError) as error:
+        raise Refusal(f"{path} is not readable as JSON: {error}") from None
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """config.json, with the text tower of a multimodal checkpoint lifted to the top (model_type, sizes, rope ...)."""
+    config = read_json(folder / "config.json")
+    if not isinstance(config, dict) or not isinstance(config.get("text_config", {}), dict):
+        raise Refusal(f"{folder / 'config.json'} does not hold a JSON object of settings")
+    if "text_config" in config:
+        tie = config.get("tie_word_embeddings", config["text_config"].get("tie_word_embeddings"))
+        config = {**config, **config["text_config"], "tie_word_embeddings": tie,
+                  "architectures": config.get("architectures"), "text_config": None, "vision_config": None}
+    return config
+
+
+def canonical(name: str) -> str:
+    """Multimodal checkpoints keep the language model one level deeper."""
+    for prefix in ("model.language_model.", "language_model.model."):
+        if name.startswith(prefix):
+            return "model." + name[len(prefix):]
+    return name.removeprefix("model.") if name.startswith("model.mtp.") else name
+
+
+def read_tensors(folder: Path) -> dict[str, LocalTensor]:
+    """Canonical name -> where its bytes lie, over all shards. Nothing is loaded."""
+    index = read_json(folder / "model.safetensors.index.json", missing=None)
+    try:
+        files = sorted(set(index["weight_map"].values())) if index else ["model.safetensors"]
+    except (TypeError, KeyError, AttributeError):
+        raise Refusal(f"{folder / 'model.safetensors.index.json'} has no weight_map of tensor names") from None
+    tensors: dict[str, LocalTensor] = {}
+    for file in files:
+        path = folder / str(file)
+        if not path.is_file():
+            raise Refusal(f"{path} does not exist; only safetensors checkpoints are read")
+        try:
+            with safe_open(path, "np"):  # the library's own validation of header and offsets
+                pass
+            shard = SafetensorsLocal(path).tensors
+        except (SafetensorError, ValueError, OSError) as error:
+            raise Refusal(f"{path} is not a safetensors file: {error}") from None
+        for name, tensor in shard.items():
+            if tensors.setdefault(canonical(name), tensor) is not tensor:
+                raise Refusal(f"{path}: {name} appears twice in the checkpoint")
+    missing = sorted(n for n in (index or {}).get("weight_map", {}) if canonical(n) not in tensors)
+    if missing:
+        raise Refusal(f"{folder}: the index lists {missing[0]}, which no shard holds")
+    return tensors
+
+
+# ---- 2. tensors ------------------------------------------------------------------------------------------------------
+# A tensor is a matrix of rows as they lie in memory: the last dimension is the row, a vector is a column of 1-wide rows.
+
+SOURCE_TYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
+SLICE_BYTES = 32 << 20  # of float32 in flight; memory stays near this, whatever the model's size
+
+
+@dataclass(frozen=True)
+class View:
+    """How a stored tensor is seen: out[i, j] = fn(stored[rows[i], cols[j]]), without the dimension `drop` of size 1."""
+    rows: np.ndarray | None = None
+    cols: np.ndarray | None = None
+    fn: Callable[[np.ndarray], np.ndarray] | None = None
+    drop: int | None = None
+
+
+PLAIN = View()
+PLUS_ONE = View(fn=lambda w: w + np.float32(1))  # norms stored as an offset from one
+SQUEEZE_CONV = View(drop=1)                      # depthwise filters [C, 1, W] -> [C, W]; tap W-1 is the current token
+SQUEEZE_ROW = View(drop=0)                       # a [1, D] projection is a vector
+
+
+@dataclass
+class Piece:
+    """One tensor of the output file."""
+    name: str
+    source: LocalTensor | np.ndarray
+    view: View = PLAIN
+    type: Type = Type.F32
+
+    def __post_init__(self) -> None:
+        self.stored = tuple(self.source.shape)
+        if not self.stored or not all(self.stored):
+            raise Refusal(f"{self.name} would have the shape {self.stored}, with nothing in it")
+        self.width = self.stored[-1] if len(self.stored) > 1 else 1
+        self.height = math.prod(self.stored) // self.width
+        drop = self.view.drop
+        if drop is not None and (drop >= len(self.stored) or self.stored[drop] != 1):
+            raise Refusal(f"{self.name} comes from the shape {self.stored}; dimension {drop} should be 1")
+        self.shape = tuple(n for i, n in enumerate(self.stored) if i != drop)
+        for order, size in ((self.view.rows, self.height), (self.view.cols, self.width)):
+            if order is not None and len(order) != size:
+                raise Refusal(f"{self.name} comes from the shape {self.stored}, but config.json asks for {len(order)} "
+                              f"where it has {size}")
+
+    @property
+    def nbytes(self) -> int:
+        block, size = gguf.GGML_QUANT_SIZES[self.type]
+        return math.prod(self.shape) // block * size
+
+    def slices(self) -> Iterator[np.ndarray]:
+        """The rows in order, as float32 matrices of at most SLICE_BYTES (or one row)."""
+        step = max(1, SLICE_BYTES // (4 * self.width))
+        for start in range(0, self.height, step):
+            end = min(start + step, self.height)
+            if isinstance(self.source, np.ndarray):
+                stored, dtype = self.source.reshape(self.height, self.width), "F32"
+            else:  # mapped anew for every slice, so that pages already used do not count as this program's memory
+                at, dtype = self.source.data_range, self.source.dtype
+                stored = np.memmap(at.filename, SOURCE_TYPES[dtype], "r", at.offset, (self.height, self.width))
+            part = stored[start:end] if self.view.rows is None else stored[self.view.rows[start:end]]
+            part = (part.astype(np.uint32) << 16).view(np.float32) if dtype == "BF16" else part.astype(np.float32)
+            part = part if self.view.cols is None else part[:, self.view.cols]
+            part = self.view.fn(part) if self.view.fn else part
+            if not np.isfinite(part).all():
+                raise Refusal(f"{self.name} holds a value that is not a finite number")
+            yield part
+
+
+# The largest value that a half-precision number or block scale can stand for.
+LARGEST = {Type.F16: 65504.0, Type.Q8_0: 65504.0 * 127, Type.Q4_0: 65504.0 * 8}
+TYPES = {"f32": (Type.F32, 0), "f16": (Type.F16, 1), "bf16": (Type.BF16, 32), "q8_0": (Type.Q8_0, 7), "q4_0": (Type.Q4_0, 2)}
+KEEP_F32 = re.compile(r"_norm\.weight$|ssm_conv1d|ffn_gate_inp")
+
+
+def stored_type(name: str, shape: tuple[int, ...], wanted: Type, head: str) -> Type:
+    """What llama.cpp's converter keeps in float32 stays so; rows that do not fill blocks of 32 become float16. The output
+    matrix `head` gets 8 bits in a q4_0 file: it is the one matrix whose rounding is seen directly in the logits."""
+    if len(shape) == 1 or not name.endswith(".weight") or KEEP_F32.search(name):
+        return Type.F32
+    wanted = Type.Q8_0 if wanted == Type.Q4_0 and name == head else wanted
+    return Type.F16 if shape[-1] % gguf.GGML_QUANT_SIZES[wanted][0] else wanted
+
+
+# ---- 3. models -------------------------------------------------------------------------------------------------------
+
+Table = dict[str, "str | tuple[str, str]"]  # name in the checkpoint -> name in the file, and the plan's view of it
+
+
+@dataclass
+class Plan:
+    """What a configuration function finds out. Keys get the architecture as prefix; bool, int, float, str and lists of
+    them become bool, u32, f32, str and arrays (i32 for whole numbers)."""
+    keys: dict[str, Any]
+    top: list[Table]
+    blocks: list[tuple[str, list[Table]]] = field(default_factory=list)  # prefix in the checkpoint, tables; block N in order
+    views: dict[str, View] = field(default_factory=dict)
+    made: dict[str, np.ndarray] = field(default_factory=dict)            # tensors computed from the configuration
+    left_out: dict[str, str] = field(default_factory=dict)               # prefix of checkpoint names -> why
+    notes: list[str] = field(default_factory=list)
+
+
+VIEWS = {"+1": PLUS_ONE, "conv": SQUEEZE_CONV, "vector": SQUEEZE_ROW}
+TOP: Table = {"model.embed_tokens.weight": "token_embd.weight", "model.norm.weight": "output_norm.weight"}
+HEAD: Table = {"lm_head.weight": "output.weight"}
+NORMS: Table = {"input_layernorm.weight": "attn_norm.weight", "post_attention_layernorm.weight": "ffn_norm.weight"}
+ATTENTION: Table = {
+    "self_attn.q_proj.weight": ("attn_q.weight", "q"),
+    "self_attn.k_proj.weight": ("attn_k.weight", "k"),
+    "self_attn.v_proj.weight": "attn_v.weight",
+    "self_attn.o_proj.weight": "attn_output.weight",
+}
+QK_NORM: Table = {"self_attn.q_norm.weight": ("attn_q_norm.weight", "norm"),
+                  "self_attn.k_norm.weight": ("attn_k_norm.weight", "norm")}
+ATTENTION_BIAS: Table = {source.replace("weight", "bias"): entry.replace("weight", "bias") if isinstance(entry, str) else
+                         (entry[0].replace("weight", "bias"), entry[1]) for source, entry in ATTENTION.items()}
+MLP: Table = {f"mlp.{kind}_proj.weight": f"ffn_{kind}.weight" for kind in ("gate", "up", "down")}
+
+
+def plus_one(table: Table) -> Table:
+    """The same table for norms whose stored weight is an offset from one."""
+    return {source: (name if isinstance(name, str) else name[0], "+1") for source, name in table.items()}
+
+
+def decoder(f: Fields, has: set[str]) -> tuple[Plan, int]:
+    """What the transformers decoders share, and the number of layers. Every matrix that leaves the block is listed."""
+    f.only("hidden_act", "silu")
+    n = f.count("num_hidden_layers")
+    plan = Plan({"block_count": n, "context_length": f.count("max_position_embeddings", 2048),
+                 "embedding_length": f.count("hidden_size"), "feed_forward_length": f.count("intermediate_size"),
+                 "vocab_size": f.count("vocab_size"),
+                 "attention.layer_norm_rms_epsilon": f.real("rms_norm_eps", 1e-6)}, [TOP])
+    output_matrix(plan, f, has)
+    return plan, n
+
+
+def output_matrix(plan: Plan, f: Fields, has: set[str]) -> None:
+    """lm_head becomes output.weight, unless the embedding serves as output matrix too."""
+    if f.flag("tie_word_embeddings"):
+        plan.left_out["lm_head.weight"] = "the embedding is the output matrix"
+    elif "lm_head.weight" in has:
+        plan.top.append(HEAD)
+    else:
+        plan.notes.append("the checkpoint has no lm_head.weight, so the embedding serves as output matrix")
+
+
+def attention(plan: Plan, f: Fields, head_dim: int | None = None) -> tuple[int, int, int, list[Table]]:
+    """Heads, key/value heads, head width and tables of softmax attention; sets their keys."""
+    heads = f.count("num_attention_heads")
+    kv = f.count("num_key_value_heads", heads)
+    width = f.count("head_dim", head_dim or plan.keys["embedding_length"] // heads)
+    if heads % kv:
+        raise Refusal(f"{f.where}: num_attention_heads = {heads} is not a multiple of num_key_value_heads = {kv}")
+    plan.keys |= {"attention.head_count": heads, "attention.head_count_kv": kv,
+                  "attention.key_length": width, "attention.value_length": width}
+    return heads, kv, width, [ATTENTION, ATTENTION_BIAS] if f.flag("attention_bias") else [ATTENTION]
+
+
+def rope(plan: Plan, f: Fields, width: int, kinds: tuple[str, ...], partial: float = 1.0) -> None:
+    """Rotary keys. transformers 5 keeps them in rope_parameters, which wins over the older top-level fields."""
+    old = {name: f.get(name) for name in ("rope_theta", "partial_rotary_factor")}
+    inner = f.get("rope_scaling") or f.get("rope_parameters") or {}
+    f.get("rope_parameters")
+    if not isinstance(inner, dict):
+        raise Refusal(f"{f.where}: rope_parameters is {json.dumps(inner)[:80]}, expected an object")
+    r = Fields({**old, **inner}, f"{f.where}: rope_parameters")
+    kind = r.get("rope_type", r.get("type", "default"))
+    if kind not in kinds:
+        raise Refusal(f"{r.where}: rope_type = {json.dumps(kind)} is not supported for this model, only {', '.join(kinds)}")
+    r.read |= {"type", "rope_type", "original_max_position_embeddings"}
+    dims = int(width * r.real("partial_rotary_factor", partial))
+    if not 0 < dims <= width or dims % 2 or partial == 1.0 and dims != width:
+        raise Refusal(f"{r.where}: {dims} of {width} channels would be rotated, which is not supported for this model")
+    plan.keys |= {"rope.freq_base": r.real("rope_theta", 10000.0), "rope.dimension_count": dims}
+    if kind == "linear":
+        plan.keys |= {"rope.scaling.type": "linear", "rope.scaling.factor": r.real("factor")}
+    if kind == "llama3":
+        plan.made["rope_freqs.weight"] = llama3_factors(r, dims, plan.keys)
+    if partial != 1.0:  # image positions: which pairs follow time, height and width; in a text all three are the same
+        r.flag("mrope_interleaved")
+        plan.keys["rope.dimension_sections"] = [*r.get("mrope_section", [11, 11, 10]), 0, 0][:4]
+    r.no_more()
+
+
+def llama3_factors(r: Fields, dims: int, keys: dict[str, Any]) -> np.ndarray:
+    """Divisor of each pair's frequency, {dims / 2}: 1 for wavelengths (tokens) that the original context holds `high` times,
+    `factor` for those it holds less than `low` times, and between them the mix 1 / ((1 - s) / factor + s)."""
+    factor, low, high = r.real("factor"), r.real("low_freq_factor"), r.real("high_freq_factor")
+    context = r.count("original_max_position_embeddings", keys["context_length"])
+    wavelength = 2 * np.pi * keys["rope.freq_base"] ** (np.arange(0, dims, 2) / dims)
+    s = (context / wavelength - low) / (high - low)
+    mixed = 1 / ((1 - s) / factor + s)
+    divisor = np.where(wavelength < context / high, 1.0, np.where(wavelength > context / low, factor, mixed))
+    return divisor.astype(np.float32)
+
+
+def no_window(f: Fields, n: int, default: bool) -> None:
+    """Every layer sees the whole context. default: whether a window counts where use_sliding_window is absent."""
+    types = f.typed("layer_types", ["full_attention"] * n, lambda v: isinstance(v, list) and len(v) == n, "one per layer")
+    for kind in types:
+        if kind != "full_attention":
+            raise Refusal(f"{f.where}: layer_types contains {json.dumps(kind)}, only full_attention is supported")
+    if f.get("use_sliding_window", default) and f.get("sliding_window") and f.get("max_window_layers", 0) < n and not f.get("layer_types"):
+        raise Refusal(f"{f.where}: sliding_window = {f.get('sliding_window')} is not supported for this model")
+    f.read |= {"sliding_window", "max_window_layers"}
+
+
+def llama(f: Fields, has: set[str]) -> Plan:
+    plan, n = decoder(f, has)
+    heads, kv, width, attend = attention(plan, f)
+    no_window(f, n, True)
+    f.only("mlp_bias", False)
+    rope(plan, f, width, ("default", "linear", "llama3"))
+    # llama.cpp rotates neighbours (2i, 2i + 1) where HuggingFace rotates (i, i + width / 2): rows of every head interleave.
+    plan.views = {name: View(rows=np.arange(h * width).reshape(h, 2, width // 2).swapaxes(1, 2).ravel())
+                  for name, h in (("q", heads), ("k", kv))}
+    plan.blocks = [(f"model.layers.{i}.", [NORMS, *attend, MLP]) for i in range(n)]
+    return plan
+
+
+def qwen3(f: Fields, has: set[str]) -> Plan:
+    plan, n = decoder(f, has)
+    _, _, width, attend = attention(plan, f, 128)
+    no_window(f, n, False)
+    rope(plan, f, width, ("default", "linear"))
+    plan.blocks = [(f"model.layers.{i}.", [NORMS, *attend, QK_NORM, MLP]) for i in range(n)]
+    return plan
+
+
+QWEN35_NORMS = plus_one({"input_layernorm.weight": "attn_norm.weight",
+                         "post_attention_layernorm.weight": "post_attention_norm.weight"})
+QWEN35_LINEAR: Table = {
+    "linear_attn.in_proj_qkv.weight": ("attn_qkv.weight", "qkv rows"),
+    "linear_attn.in_proj_z.weight": ("attn_gate.weight", "v rows"),
+    "linear_attn.in_proj_b.weight": ("ssm_beta.weight", "heads"),
+    "linear_attn.in_proj_a.weight": ("ssm_alpha.weight", "heads"),
+    "linear_attn.conv1d.weight": ("ssm_conv1d.weight", "qkv conv"),
+    "linear_attn.dt_bias": ("ssm_dt.bias", "heads"),
+    "linear_attn.A_log": ("ssm_a", "-exp, heads"),
+    "linear_attn.norm.weight": "ssm_norm.weight",  # an ordinary norm: no offset
+    "linear_attn.out_proj.weight": ("ssm_out.weight", "v columns"),
+}
+QWEN35_MTP: Table = {"fc.weight": "nextn.eh_proj.weight"} | plus_one({
+    "pre_fc_norm_embedding.weight": "nextn.enorm.weight", "pre_fc_norm_hidden.weight": "nextn.hnorm.weight",
+    "norm.weight": "nextn.shared_head_norm.weight"})
+
+
+def qwen35(f: Fields, has: set[str]) -> Plan:
+    plan, n = decoder(f, has)
+    _, _, width, attend = attention(plan, f, 256)
+    f.only("attn_output_gate", True)
+    f.only("output_gate_type", "swish", "silu")
+    rope(plan, f, width, ("default",), partial=0.25)
+    dk, dv = f.count("linear_key_head_dim", 128), f.count("linear_value_head_dim", 128)
+    nk, nv = f.count("linear_num_key_heads", 16), f.count("linear_num_value_heads", 32)
+    if nv % nk:
+        raise Refusal(f"{f.where}: linear_num_value_heads = {nv} is not a multiple of linear_num_key_heads = {nk}")
+    plan.keys |= {"ssm.conv_kernel": f.count("linear_conv_kernel_dim", 4), "ssm.state_size": dk, "ssm.group_count": nk,
+                  "ssm.time_step_rank": nv, "ssm.inner_size": nv * dv}
+    # HuggingFace groups the value heads by key head (h reads h div r), llama.cpp tiles them (h reads h mod nk).
+    def tiled(unit: int, first: int = 0) -> np.ndarray:
+        return np.append(np.arange(first), first + np.arange(nv * unit).reshape(nk, nv // nk, unit).swapaxes(0, 1).ravel())
+    mixed = tiled(dv, 2 * nk * dk)
+    plan.views = {"qkv rows": View(rows=mixed), "qkv conv": View(rows=mixed, drop=1), "v rows": View(rows=tiled(dv)),
+                  "heads": View(rows=tiled(1)), "-exp, heads": View(rows=tiled(1), fn=lambda a: -np.exp(a)),
+                  "v columns": View(cols=tiled(dv))}
+    period = f.count("full_attention_interval", 4)
+    linear = [(i + 1) % period != 0 for i in range(n)]
+    if f.get("layer_types"):
+        names = {"linear_attention": True, "full_attention": False}
+        types = f.typed("layer_types", None, lambda v: isinstance(v, list) and len(v) == n, f"a list of {n}")
+        if unknown := [t for t in types if t not in names]:
+            raise Refusal(f"{f.where}: layer_types contains {json.dumps(unknown[0])}, only {' and '.join(names)} are supported")
+        linear = [names[t] for t in types]
+        period = linear.index(False) + 1 if False in linear else n + 1
+    full = [QWEN35_NORMS, *attend, plus_one(QK_NORM), MLP]
+    plan.top[0] = TOP | plus_one({"model.norm.weight": "output_norm.weight"})
+    plan.blocks = [(f"model.layers.{i}.", [QWEN35_NORMS, QWEN35_LINEAR, MLP] if linear[i] else full) for i in range(n)]
+    # The block that predicts the token after next follows the main stack.
+    if f.get("mtp_num_hidden_layers") == 1 and "mtp.fc.weight" in has and not f.get("mtp_use_dedicated_embeddings"):
+        plan.blocks.append(("mtp.", [{"layers.0." + s: name for t in full for s, name in t.items()}, QWEN35_MTP]))
+        plan.keys |= {"block_count": n + 1, "nextn_predict_layers": 1}
+    f.read |= {"mtp_num_hidden_layers", "mtp_use_dedicated_embeddings", "mlp_only_layers"}
+    plan.keys["full_attention_interval"] = period
+    if linear != [(i + 1) % period != 0 for i in range(n)]:
+        plan.keys["attention.recurrent_layers"] = linear + [False] * (len(plan.blocks) - n)
+    plan.left_out |= {"model.visual.": "the image tower", "mtp.": "the block that predicts the token after next"}
+    return plan
+
+
+# flash-linear-attention: one decoder around many mixers; softmax layers may replace the mixer in some layers.
+FLA_TOP: Table = {"model.embeddings.weight": "token_embd.weight", "model.norm.weight": "output_norm.weight"}
+FLA_BLOCK: Table = {"attn_norm.weight": "attn_norm.weight", "mlp_norm.weight": "ffn_norm.weight"} | MLP
+FLA_QKVO: Table = {f"attn.{p}_proj.weight": f"attn_{name}.weight" for p, name in zip("qkvo", ("q", "k", "v", "output"))}
+FLA_CONV: Table = {f"attn.{p}_conv1d.weight": (f"ssm_conv1d_{p}.weight", "conv") for p in "qkv"}
+FLA_RES: Table = {"attn_res_proj.weight": ("attn_res_proj.weight", "vector"), "attn_res_norm.weight": "attn_res_norm.weight",
+                  "mlp_res_proj.weight": ("ffn_res_proj.weight", "vector"), "mlp_res_norm.weight": "ffn_res_norm.weight"}
+FLA_TOP_RES: Table = {"model.res_proj.weight": ("output_res_proj.weight", "vector"),
+                      "model.res_norm.weight": "output_res_norm.weight"}
+GLA: Table = FLA_QKVO | {"attn.gk_proj.0.weight": "ssm_f_a.weight", "attn.gk_proj.1.weight": "ssm_f_b.weight",
+                         "attn.gk_proj.1.bias": "ssm_f_b.bias"}
+# The library's one-argument activations, and their names in the file: its gelu is the tanh approximation.
+ACT2FN = {"swish": "swish", "silu": "silu", "relu": "relu", "sigmoid": "sigmoid", "logsigmoid": "logsigmoid", "sqrelu": "sqrelu",
+          "gelu": "gelu_tanh"}
+
+
+def fla_decoder(f: Fields, has: set[str], mixer: Callable[[int], list[Table]]) -> Plan:
+    """The decoder around a mixer; mixer(i) names the tensors of layer i where the configuration puts no softmax layer."""
+    n, width = f.count("num_hidden_layers"), f.count("hidden_size")
+    hidden = f.get("intermediate_size") or 256 * -(-int(width * f.real("hidden_ratio", 4) * 2 / 3) // 256)
+    f.read |= {"hidden_ratio"}
+    plan = Plan({"block_count": n, "context_length": f.count("max_position_embeddings", 2048), "embedding_length": width,
+                 "feed_forward_length": int(hidden), "vocab_size": f.count("vocab_size", 32000),
+                 "attention.layer_norm_rms_epsilon": f.real("norm_eps", 1e-6),
+                 "feed_forward_activation": f.only("hidden_act", "swish", "powlu")}, [FLA_TOP])
+    output_matrix(plan, f, has)
+    softmax = fla_softmax(f, n, plan)
+    residual = [FLA_RES] if f.get("attnres_block_size") else []
+    if residual:
+        block = f.count("attnres_block_size")
+        if block != 1 and block % 2:
+            raise Refusal(f"{f.where}: attnres_block_size = {block} is neither 1 nor even")
+        plan.keys["residual_attention.block_size"] = block
+        plan.top.append(FLA_TOP_RES)
+    for i in range(n):
+        kind = [FLA_QKVO, softmax[i]] if i in softmax else mixer(i)
+        plan.blocks.append((f"model.layers.{i}.", [FLA_BLOCK, *residual, *kind]))
+    return plan
+
+
+def fla_softmax(f: Fields, n: int, plan: Plan) -> dict[int, Table]:
+    """The field attn: layers of plain softmax attention -> their bias tensors. Keys are lists with 0 elsewhere."""
+    specs = f.get("attn", [])
+    columns: dict[str, list] = {name: [0] * n for name in ("head_count", "head_count_kv", "sliding_window", "freq_base")}
+    layers: dict[int, Table] = {}
+    for spec in [specs] if isinstance(specs, dict) else specs:
+        s = Fields(spec, f"{f.where}: attn")
+        heads = s.count("num_heads")
+        for i in s.typed("layers", None, lambda v: isinstance(v, (list, tuple)), "a list of layer numbers"):
+            if type(i) is not int or not 0 <= i < n or i in layers:
+                raise Refusal(f"{s.where}: layers contains {i}, expected each layer of 0..{n - 1} at most once")
+            layers[i] = {f"attn.{p}_proj.bias": f"attn_{p}.bias" for p in "qkv"} if s.flag("qkv_bias") else {}
+            row = (heads, s.count("num_kv_heads", heads), s.count("window_size") if s.get("window_size") else 0,
+                   s.real("rope_theta", 10000.0))
+            for column, value in zip(columns.values(), row):
+                column[i] = value
+        if plan.keys["embedding_length"] % heads or heads % s.count("num_kv_heads", heads):
+            raise Refusal(f"{s.where}: num_heads = {heads} does not divide the width, or is no multiple of num_kv_heads")
+        plan.notes += [f"attn: {name} is ignored, as the library does" for name in s.data if name not in s.read]
+    if layers:
+        plan.keys |= {"attention.head_count": columns["head_count"], "attention.head_count_kv": columns["head_count_kv"]}
+        if any(columns["sliding_window"]):
+            plan.keys["attention.sliding_window"] = columns["sliding_window"]
+        bases = [columns["freq_base"][i] for i in layers]
+        other = bases[0]  # never used: what a recurrent layer's place in the list holds
+        plan.keys["rope.freq_base"] = other if len(set(bases)) == 1 else [float(b or other) for b in columns["freq_base"]]
+    return layers
+
+
+def gla(f: Fields, has: set[str]) -> Plan:
+    """Gated linear attention. The low-rank gate (16) and its divisor (16) are not in the configuration."""
+    affine, gated = f.flag("elementwise_affine", True), f.flag("use_output_gate", True)
+    conv = f.count("conv_size", 4) if f.flag("use_short_conv") else 0
+    f.read |= {"conv_size"}
+
+    def mixer(i: int) -> list[Table]:
+        fused = f"model.layers.{i}.attn.g_norm_swish_gate.weight" in has  # one norm, two names
+        norm = {f"attn.{'g_norm_swish_gate' if fused else 'g_norm'}.weight": "ssm_norm.weight"}
+        gate = {"attn.g_proj.weight": "attn_gate.weight"}
+        return [GLA] + [t for t, on in ((FLA_CONV, conv), (gate, gated), (norm, affine)) if on]
+
+    plan = fla_decoder(f, has, mixer)
+    if any(GLA in tables for _, tables in plan.blocks):
+        f.only("hidden_act", "swish")  # also the gate's activation, and the library's table of those lacks powlu
+    heads, width = f.count("num_heads", 4), plan.keys["embedding_length"]
+    kv = f.count("num_kv_heads", heads)
+    key, value = int(width * f.real("expand_k", 0.5)), int(width * f.real("expand_v", 1.0))
+    if heads % kv or key % heads or value % heads:
+        raise Refusal(f"{f.where}: {heads} heads over {kv} key/value heads do not divide the widths {key} and {value}")
+    plan.keys |= {"mixer.head_count": heads, "mixer.head_count_kv": kv, "mixer.key_length": key // heads,
+                  "mixer.value_length": value // heads, "mixer.conv_kernel": conv, "mixer.decay_divisor": 16.0}
+    if f.get("feature_map"):
+        plan.keys["mixer.feature_map"] = ACT2FN[f.only("feature_map", *ACT2FN)]
+    if gated:
+        plan.keys["mixer.output_gate"] = f.get("hidden_act", "swish")
+    if f.get("clamp_min") is not None:
+        plan.keys["mixer.decay_min"] = f.real("clamp_min")
+    return plan
+
+
+@dataclass(frozen=True)
+class Architecture:
+    name: str                                   # general.architecture
+    read: Callable[[Fields, set[str]], Plan]
+    about: str                                  # conventions, recorded in general.description
+
+
+NEOX = "rotary pairs (i, i + n/2)"
+ARCHITECTURES = {
+    "Qwen3_5ForCausalLM": Architecture("qwen35", qwen35, f"norm weights include the one; value heads tiled, head h reads "
+                                       f"key head h mod n; ssm_a is -exp(A_log); {NEOX}"),
+    "Qwen3ForCausalLM": Architecture("qwen3", qwen3, NEOX),
+    "LlamaForCausalLM": Architecture("llama", llama, "rotary pairs (2i, 2i + 1), query and key rows interleaved to match"),
+    "GLAForCausalLM": Architecture("gla", gla, f"head h reads key/value head h div (n / n_kv); {NEOX} in softmax layers"),
+}
+ARCHITECTURES["Qwen3_5ForConditionalGeneration"] = ARCHITECTURES["Qwen3_5ForCausalLM"]
+MODEL_TYPES = {"qwen3_5_text": "Qwen3_5ForCausalLM", "qwen3_5": "Qwen3_5ForCausalLM", "qwen3": "Qwen3ForCausalLM",
+               "llama": "LlamaForCausalLM", "gla": "GLAForCausalLM"}  # where config.json names no class
+
+
+# ---- 4. tokenizer ----------------------------------------------------------------------------------------------------
+
+CONTRACTIONS = r"'s|'t|'re|'ve|'m|'ll|'d"
+
+
+def word_regex(word: str, digits: str) -> str:
+    """The family of pre-tokenizer patterns that starts with case-insensitive contractions."""
+    apart = r"\p{L}\p{N}" if word == r"\p{L}" else r"\p{L}\p{M}\p{N}"
+    return (rf"(?i:{CONTRACTIONS})|[^\r\n\p{{L}}\p{{N}}]?{word}+|{digits}| ?[^\s{apart}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
+
+
+PRE_TOKENIZERS = {
+    word_regex(r"\p{L}", r"\p{N}"): "qwen2",
+    word_regex(r"[\p{L}\p{M}]", r"\p{N}"): "qwen35",
+    word_regex(r"\p{L}", r"\p{N}{1,3}"): "llama-bpe",
+    rf"{CONTRACTIONS}| ?\p{{L}}+| ?\p{{N}}+| ?[^\s\p{{L}}\p{{N}}]+|\s+(?!\S)|\s+": "gpt-2",
+    rf"{CONTRACTIONS}| ?\p{{L}}+| ?\p{{N}}+| ?[^\s\p{{L}}\p{{N}}]+|\s+(?!\S)": "gpt-2",
+}
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
+SPACE = "\u2581"  # how SentencePiece writes a space
+
+
+def pre_tokenizer(tok: dict[str, Any]) -> str:
+    """The name of a byte-level tokenizer's splitting rule, from the rule itself."""
+    pre = tok.get("pre_tokenizer") or {}
+    steps = pre.get("pretokenizers", [pre])
+    if any(s.get("add_prefix_space") for s in steps):
+        raise Refusal("tokenizer.json: add_prefix_space of a byte-level tokenizer is not supported")
+    kinds = [s.get("type") for s in steps]
+    if kinds == ["ByteLevel"] and steps[0].get("use_regex", True):
+        return "gpt-2"
+    if kinds == ["Split", "ByteLevel"] and steps[0].get("behavior") == "Isolated" and not steps[1].get("use_regex", True):
+        regex = steps[0].get("pattern", {}).get("Regex")
+        if regex in PRE_TOKENIZERS and not steps[0].get("invert"):
+            return PRE_TOKENIZERS[regex]
+        raise Refusal(f"tokenizer.json: the splitting pattern {json.dumps(regex)} is not supported")
+    raise Refusal(f"tokenizer.json: the pre_tokenizer {' + '.join(map(str, kinds))} is not supported")
+
+
+def space_prefix(tok: dict[str, Any], notes: list[str]) -> bool:
+    """Whether a SentencePiece-like tokenizer puts a space before the text; its spaces must become SPACE in one known way."""
+    steps = (tok.get("normalizer") or {}).get("normalizers", [tok.get("normalizer") or {}])
+    kinds = [s.get("type") for s in steps]
+    pre = tok.get("pre_tokenizer")
+    if kinds in (["Prepend", "Replace"], ["Replace"]) and not pre:
+        last = steps[-1]
+        if last.get("pattern") == {"String": " "} and last.get("content") == SPACE == steps[0].get("prepend", SPACE):
+            return len(kinds) == 2
+    if kinds == [None] and pre and pre.get("type") == "Metaspace" and pre.get("split") is False:
+        if pre.get("prepend_scheme", "always") == "first":
+            notes.append("the tokenizer puts a space before the start of the text only, ./run also after a special token")
+        return pre.get("prepend_scheme", "always") != "never"
+    raise Refusal(f"tokenizer.json: normalizer {kinds} with pre_tokenizer {(pre or {}).get('type')} is not supported")
+
+
+def merge_pairs(model: dict[str, Any]) -> list[tuple[str, str]]:
+    return [tuple(m) if isinstance(m, list) else tuple(m.split(" ", 1)) for m in model.get("merges", [])]
+
+
+def scores_of(model: dict[str, Any], size: int, notes: list[str]) -> list[float]:
+    """SentencePiece joins the neighbours whose union scores highest; the rank of a token's first merge, negated, is such a
+    score. The two agree when every way of splitting a token into two tokens is a merge."""
+    vocab, merges = model["vocab"], merge_pairs(model)
+    scores = [-float(len(merges) + 1)] * size
+    for rank, (left, right) in reversed(list(enumerate(merges))):
+        if left + right in vocab:
+            scores[vocab[left + right]] = -float(rank)
+    known = set(merges)
+    for token in {left + right for left, right in merges}:
+        if any(token[:i] in vocab and token[i:] in vocab and (token[:i], token[i:]) not in known for i in range(1, len(token))):
+            notes.append("the tokenizer's merges are not those of a SentencePiece model; some texts may encode differently")
+            break
+    return scores
+
+
+def looks_special(text: str) -> bool:
+    return bool(re.fullmatch(r"<\|.*\|>|<\uff5c.*\uff5c>", text, re.DOTALL))
+
+
+def tokenizer_keys(folder: Path, rows: int, notes: list[str]) -> dict[str, Any]:
+    """tokenizer.* keys for a model with this many embedding rows."""
+    tok = read_json(folder / "tokenizer.json", missing=None)
+    if tok is None:
+        notes.append("no tokenizer.json, so the file has no vocabulary: ./run then needs -z, or ids instead of text")
+        return {"tokenizer.ggml.model": "no_vocab"}
+    model = tok.get("model") or {}
+    if model.get("type") != "BPE":
+        raise Refusal(f"tokenizer.json: a tokenizer of type {model.get('type')} is not supported, only BPE")
+    vocab = dict(model["vocab"])
+    added = {t["content"]: t for t in tok.get("added_tokens", [])}
+    vocab |= {text: t["id"] for text, t in added.items()}
+    if max(vocab.values(), default=-1) >= rows:
+        raise Refusal(f"tokenizer.json has an id {max(vocab.values())}, but the embedding has {rows} rows")
+    tokens, types = [f"[PAD{i}]" for i in range(rows)], [UNUSED] * rows
+    sentencepiece = bool(model.get("byte_fallback"))
+    for text, i in vocab.items():
+        tokens[i], types[i] = text, NORMAL
+        if sentencepiece and re.fullmatch(r"<0x[0-9A-F]{2}>", text):
+            types[i] = BYTE
+        if text == model.get("unk_token") and sentencepiece:
+            types[i] = UNKNOWN
+        elif text in added:
+            types[i] = CONTROL if added[text].get("special") or looks_special(text) else USER_DEFINED
+            if any(added[text].get(flag) for flag in ("lstrip", "rstrip", "single_word")):
+                notes.append(f"the tokenizer strips the spaces around {text}, ./run does not")
+    keys: dict[str, Any] = {"tokenizer.ggml.model": "llama" if sentencepiece else "gpt2"}
+    if sentencepiece:
+        keys |= {"tokenizer.ggml.pre": "default", "tokenizer.ggml.add_space_prefix": space_prefix(tok, notes)}
+    else:
+        keys["tokenizer.ggml.pre"] = pre = pre_tokenizer(tok)
+        if (tok.get("normalizer") or {"type": "NFC"}).get("type") != "NFC":
+            raise Refusal(f"tokenizer.json: the normalizer {tok['normalizer'].get('type')} is not supported")
+        if bool(model.get("ignore_merges")) != (pre == "llama-bpe"):
+            notes.append(f"ignore_merges = {bool(model.get('ignore_merges'))} is unusual for {pre}; words that are a token but "
+                         f"no result of merges may encode differently")
+    keys |= {"tokenizer.ggml.tokens": tokens, "tokenizer.ggml.token_type": types}
+    if sentencepiece:
+        keys["tokenizer.ggml.scores"] = scores_of(model, rows, notes)
+    else:
+        keys["tokenizer.ggml.merges"] = [f"{left} {right}" for left, right in merge_pairs(model)]
+    return keys | special_ids(folder, tok, vocab, rows) | chat_template(folder)
+
+
+def special_ids(folder: Path, tok: dict[str, Any], vocab: dict[str, int], rows: int) -> dict[str, Any]:
+    """bos, eos, ... by the tokenizer's own word, else by the configuration; further end tokens as eot and eom."""
+    settings = read_json(folder / "tokenizer_config.json", missing={})
+    config, generation = read_config(folder), read_json(folder / "generation_config.json", missing={})
+    keys, ids = {}, {}
+    for kind, name in (("bos", "bos"), ("eos", "eos"), ("unk", "unknown"), ("pad", "padding")):
+        text = settings.get(f"{kind}_token")
+        text = text.get("content") if isinstance(text, dict) else text
+        found = vocab.get(text) if text else generation.get(f"{kind}_token_id", config.get(f"{kind}_token_id"))
+        found = found[0] if isinstance(found, list) and found else found
+        if type(found) is int and 0 <= found < rows:
+            keys[f"tokenizer.ggml.{name}_token_id"] = ids[kind] = found
+    names = {i: text for text, i in vocab.items()}
+    ends = generation.get("eos_token_id", [])
+    ends = [i for i in (ends if isinstance(ends, list) else [ends]) if i in names and i != ids.get("eos")]
+    for kind, i in zip(("eom", "eot") if ends and "eom" in names[ends[0]] else ("eot", "eom"), ends):
+        keys[f"tokenizer.ggml.{kind}_token_id"] = i
+    # What the encoder adds around a text is written in the post-processor; tokenizer_config.json may overrule it.
+    post = tok.get("post_processor") or {}
+    single = [p for p in post.get("processors", [post]) if p.get("type") == "TemplateProcessing"]
+    single = [next(iter(s.values())).get("id") for s in single[0].get("single", [])] if single else []
+    for kind, place in (("bos", 0), ("eos", -1)):
+        added = bool(single) and ids.get(kind) is not None and vocab.get(single[place]) == ids[kind]
+        asked = settings.get(f"add_{kind}_token")
+        keys[f"tokenizer.ggml.add_{kind}_token"] = asked if isinstance(asked, bool) else added
+    return keys
+
+
+def chat_template(folder: Path) -> dict[str, Any]:
+    """chat_template.jinja, else the field of tokenizer_config.json: a template or a list of named ones."""
+    file = folder / "chat_template.jinja"
+    try:
+        template = file.read_text(encoding="utf-8") if file.is_file() else \
+            read_json(folder / "tokenizer_config.json", missing={}).get("chat_template")
+    except (OSError, UnicodeDecodeError) as error:
+        raise Refusal(f"{file} is not readable: {error}") from None
+    if not isinstance(template, list):
+        return {"tokenizer.chat_template": template} if template else {}
+    named = {t["name"]: t["template"] for t in template}
+    others = sorted(n for n in named if n != "default")
+    keys = {f"tokenizer.chat_template.{n}": named[n] for n in others} | ({"tokenizer.chat_templates": others} if others else {})
+    return keys | ({"tokenizer.chat_template": named["default"]} if "default" in named else {})
+
+
+def sampling_keys(folder: Path) -> dict[str, Any]:
+    """general.sampling.* from generation_config.json, unless it asks for greedy decoding."""
+    g = read_json(folder / "generation_config.json", missing={})
+    if g.get("do_sample") is False:
+        return {}
+    names = {"temperature": "temp", "top_p": "top_p", "min_p": "min_p", "repetition_penalty": "penalty_repeat"}
+    keys = {f"general.sampling.{to}": float(g[name]) for name, to in names.items() if type(g.get(name)) in (int, float)}
+    return keys | ({"general.sampling.top_k": [g["top_k"]]} if type(g.get("top_k")) is int else {})
+
+
+# ---- 5. file ---------------------------------------------------------------------------------------------------------
+
+def add_key(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
+    add = {bool: writer.add_bool, int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}
+    if key == "general.sampling.top_k":
+        writer.add_sampling_top_k(*value)  # signed in llama.cpp
+    elif isinstance(value, list):
+        writer.add_array(key, value)
+    else:
+        add[type(value)](key, value)
+
+
+def plan_pieces(plan: Plan, tensors: dict[str, LocalTensor], wanted: Type) -> tuple[list[Piece], list[str]]:
+    """Tables times checkpoint: every tensor once. Returns the output's tensors in order, and what was left out and why."""
+    left, pieces = dict(tensors), []
+    views = {"q": PLAIN, "k": PLAIN, "norm": PLAIN} | VIEWS | plan.views
+
+    def take(tables: Iterable[Table], source_prefix: str, prefix: str) -> None:
+        for source, entry in (item for table in tables for item in table.items()):
+            name, view = (entry, PLAIN) if isinstance(entry, str) else (entry[0], views[entry[1]])
+            if source_prefix + source not in left:
+                raise Refusal(f"the checkpoint has no tensor {source_prefix + source}, which config.json asks for")
+            tensor = left.pop(source_prefix + source)
+            if tensor.dtype not in SOURCE_TYPES:
+                raise Refusal(f"{source_prefix + source} is stored as {tensor.dtype}; a quantised checkpoint is not supported")
+            pieces.append(Piece(prefix + name, tensor, view))
+
+    take(plan.top, "", "")
+    for i, (source_prefix, tables) in enumerate(plan.blocks):
+        take(tables, source_prefix, f"blk.{i}.")
+    pieces += [Piece(name, array) for name, array in plan.made.items()]
+    head = "output.weight" if HEAD in plan.top else "token_embd.weight"
+    for piece in pieces:
+        piece.type = stored_type(piece.name, piece.shape, wanted, head)
+    if pieces[0].height != plan.keys["vocab_size"]:
+        raise Refusal(f"the embedding has {pieces[0].height} rows, but config.json says vocab_size = {plan.keys['vocab_size']}")
+    reasons = defaultdict(list)
+    for name in left:
+        reason = next((why for prefix, why in plan.left_out.items() if name.startswith(prefix)), None)
+        reason = "recomputed from the configuration" if name.endswith("rotary_emb.inv_freq") else reason
+        if reason is None:
+            raise Refusal(f"the checkpoint holds {name}, which config.json does not account for")
+        reasons[reason].append(name)
+    return pieces, [f"{names[0]}{f' and {len(names) - 1} more' if names[1:] else ''} ({why})" for why, names in reasons.items()]
+
+
+def write(path: Path, arch: str, keys: dict[str, Any], pieces: list[Piece]) -> None:
+    """GGUF v3, alignment 32: keys, tensor infos, then the data in the same order, a slice at a time."""
+    writer = gguf.GGUFWriter(path, arch)
+    for key, value in keys.items():
+        add_key(writer, key, value)
+    for piece in pieces:
+        writer.add_tensor_info(piece.name, piece.shape, np.dtype(np.float32), piece.nbytes, piece.type)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    out = writer.fout[0]
+    writer.write_padding(out, out.tell())
+    with tqdm(total=sum(p.nbytes for p in pieces), unit="B", unit_scale=True, desc="writing", disable=None) as bar:
+        for piece in pieces:
+            for part in piece.slices():
+                limit = LARGEST.get(piece.type, math.inf)
+                if np.abs(part).max() > limit:
+                    raise Refusal(f"{piece.name} holds {np.abs(part).max():g}, beyond what {piece.type.name} can; try --type bf16")
+                with np.errstate(all="ignore"):  # blocks of subnormals round to zero, which is right
+                    data = np.ascontiguousarray(gguf.quants.quantize(part, piece.type))
+                data.tofile(out)
+                bar.update(data.nbytes)
+            writer.write_padding(out, piece.nbytes)
+    out.flush()
+    os.fsync(out.fileno())
+    writer.close()
+
+
+class Reader(gguf.GGUFReader):
+    """gguf's reader without the elements of arrays: it keeps two objects for each, a gigabyte for a large vocabulary."""
+
+    def _get_field_parts(self, orig_offs: int, raw_type: int) -> tuple[int, list, list, list]:
+        if raw_type != gguf.GGUFValueType.ARRAY:
+            return super()._get_field_parts(orig_offs, raw_type)
+        kind, n, at = int(self._get(orig_offs, np.uint32)[0]), int(self._get(orig_offs + 4, np.uint64)[0]), orig_offs + 12
+        if kind == gguf.GGUFValueType.STRING:
+            for _ in range(n):
+                at += 8 + int.from_bytes(self.data[at:at + 8].tobytes(), "little")
+        else:
+            at += n * np.dtype(self.gguf_scalar_to_np[gguf.GGUFValueType(kind)]).itemsize
+        return at - orig_offs, [], [], [gguf.GGUFValueType.ARRAY]
+
+
+def check(path: Path, pieces: list[Piece]) -> dict[Type, tuple[float, str]]:
+    """Read the file back. Per type, the worst |written - source| in units of the tensor's largest value, and where."""
+    written = {t.name: (tuple(reversed(t.shape.tolist())), t.tensor_type, t.data_offset) for t in Reader(path).tensors}
+    worst: dict[Type, tuple[float, str]] = {}
+    for piece in tqdm(pieces, desc="checking", disable=None):
+        shape, kind, offset = written[piece.name]
+        if shape != piece.shape or kind != piece.type:
+            raise Refusal(f"{path}: {piece.name} was not written as planned")
+        row_bytes, start, error, largest = piece.nbytes // piece.height, 0, 0.0, 0.0
+        for part in piece.slices():
+            data = np.fromfile(path, np.uint8, len(part) * row_bytes, offset=offset + start * row_bytes)
+            back = gguf.quants.dequantize(data.reshape(len(part), row_bytes), piece.type)
+            error = max(error, float(np.abs(back - part).max()))
+            largest = max(largest, float(np.abs(part).max()))
+            start += len(part)
+        relative = error / largest if largest else error
+        if relative >= worst.get(piece.type, (-1.0, ""))[0]:
+            worst[piece.type] = (relative, piece.name)
+    return worst
+
+
+def export(folder: Path, out: Path, wanted: str | None, ignored: list[str]) -> None:
+    config = read_config(folder)
+    fields = Fields(config, str(folder / "config.json"))
+    names = config.get("architectures") or [MODEL_TYPES.get(config.get("model_type"), config.get("model_type"))]
+    arch = ARCHITECTURES.get(names[0]) if isinstance(names, list) else None
+    if arch is None:
+        raise Refusal(f"{folder / 'config.json'}: the architecture {names} is not supported, only {', '.join(ARCHITECTURES)}")
+    tensors = read_tensors(folder)
+    plan = arch.read(fields, set(tensors))
+    fields.no_more(ignored)
+    if wanted is None:
+        sizes = defaultdict(int)
+        for t in tensors.values():
+            sizes[t.dtype] += t.data_range.size
+        wanted = "bf16" if max(sizes, key=sizes.__getitem__, default="") == "BF16" else "f16"
+        print(f"type {wanted}, as nothing else was asked for and the checkpoint is mostly {max(sizes, key=sizes.__getitem__)}")
+    kind, file_type = TYPES[wanted]
+    pieces, left_out = plan_pieces(plan, tensors, kind)
+    keys = {"general.type": "model", "general.name": folder.resolve().name, "general.description": arch.about,
+            "general.file_type": file_type, "general.quantization_version": gguf.GGML_QUANT_VERSION}
+    keys |= sampling_keys(folder) | {f"{arch.name}.{k}": v for k, v in plan.keys.items()}
+    keys |= tokenizer_keys(folder, plan.keys["vocab_size"], plan.notes)
+
+    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    try:
+        write(temporary, arch.name, keys, pieces)
+        worst = check(temporary, pieces)
+        os.replace(temporary, out)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+    print(f"{out}: {arch.name}, {sum(math.prod(p.shape) for p in pieces)} parameters in {len(pieces)} tensors, "
+          f"{out.stat().st_size} bytes")
+    for t, (error, where) in sorted(worst.items()):
+        chosen = [p for p in pieces if p.type == t]
+        print(f"  {t.name:5} {len(chosen):5} tensors {sum(p.nbytes for p in chosen):14} bytes, worst error {error:.1e} of the "
+              f"largest weight ({where})")
+    for name in left_out:
+        print(f"  left out: {name}")
+    for note in dict.fromkeys(plan.notes):
+        print(f"  note: {note}")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="export.py", description="Convert a HuggingFace checkpoint folder to a GGUF file.")
+    parser.add_argument("folder", metavar="HF_DIR", type=Path)
+    parser.add_argument("out", metavar="OUT.gguf", type=Path)
+    parser.add_argument("--type", choices=TYPES, help="of the matrices; default: bf16 if the checkpoint is, else f16")
+    parser.add_argument("--ignore", metavar="FIELD", action="append", default=[],
+                        help="a field of config.json that is known not to matter (repeatable)")
+    args = parser.parse_args()
+    try:
+        if not args.out.resolve().parent.is_dir() or args.out.is_dir():
+            raise Refusal(f"{args.out} cannot be written: it is a folder, or its folder does not exist")
+        export(args.folder, args.out, args.type, args.ignore)
+        return 0
+    except Refusal as refusal:
+        print(f"export.py: {refusal}", file=sys.stderr)
+    except OSError as error:
+        print(f"export.py: {error.filename or args.out}: {error.strerror or error}", file=sys.stderr)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        print(f"export.py: {args.folder} is not laid out as expected: {type(error).__name__}: {error}", file=sys.stderr)
+    except KeyboardInterrupt:
+        print("export.py: interrupted, nothing written", file=sys.stderr)
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,415 @@
+#!/usr/bin/env python3
+"""Does ./run compute what the reference libraries compute? parity.py [GOLDEN_FOLDER ...] [--only SECTION,...]
+
+golden      checkpoints with stored logits (tests/golden, or the folders named), exported at f32 and at bf16
+random      other configurations of Qwen3.5, Qwen3, Llama against transformers in float32
+gla         configurations of GLA against a float64 definition (make_models.py)
+quantised   q8_0 and q4_0 files against the same dequantised weights as float32
+tokenizer   ids of a hostile corpus against HuggingFace tokenizers
+exporter    export.py alone: same bytes twice, shards, multimodal checkpoints, the drafting block, everything it must refuse
+
+Bounds of agreement on logits whose standard deviation is about 1.4: max |difference| < 1e-4. Where the readout of a strongly
+decaying head is tiny and a norm follows (Qwen3.5), float32 rounding alone is amplified: there rms < 3e-5 and max < 1e-3.
+"""
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+import gguf
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+
+import make_models as models
+
+ROOT = Path(__file__).resolve().parent.parent
+logging.disable(logging.WARNING)
+
+
+class Tally:
+    passed = failed = 0
+    run = ROOT / "run"
+
+    def line(self, ok: bool, name: str, detail: str) -> None:
+        self.passed, self.failed = self.passed + ok, self.failed + (not ok)
+        print(f"{'ok  ' if ok else 'FAIL'} {name}: {detail}", flush=True)
+
+    def logits(self, name: str, family: str, got: np.ndarray | str, want: np.ndarray) -> None:
+        if isinstance(got, str):
+            return self.line(False, name, got)
+        if got.shape != want.shape:
+            return self.line(False, name, f"logits have the shape {got.shape}, expected {want.shape}")
+        d = got.astype(np.float64) - want
+        worst, rms = np.abs(d).max(), np.sqrt((d * d).mean())
+        margin = min(1e-3 / worst, 3e-5 / rms) if family == "qwen35" else 1e-4 / worst
+        where = "" if margin > 1 else f", worst at position {np.unravel_index(np.abs(d).argmax(), d.shape)[0]}"
+        self.line(bool(margin > 1), name, f"max {worst:.1e} rms {rms:.1e} margin {margin:.1f}x{where}")
+
+
+def call(*command: object) -> subprocess.CompletedProcess:
+    return subprocess.run([str(c) for c in command], capture_output=True, timeout=600)
+
+
+def export(folder: Path, out: Path, *options: object) -> subprocess.CompletedProcess:
+    return call(sys.executable, ROOT / "export.py", folder, out, *options)
+
+
+def run_logits(run: Path, file: Path, ids: np.ndarray, *options: object) -> np.ndarray | str:
+    """(T, vocab) float32 from ./run, or what went wrong."""
+    ids_file, out = file.with_suffix(".ids"), file.with_suffix(".logits")
+    ids_file.write_text(" ".join(str(i) for i in ids))
+    done = call(run, file, "-m", "logits", "--ids", ids_file, "--out", out, *options)
+    if done.returncode:
+        return f"./run ended with {done.returncode}: {done.stderr.decode(errors='replace').strip()[-300:]}"
+    return np.fromfile(out, "<f4").reshape(len(ids), -1)
+
+
+def export_and_compare(t: Tally, name: str, family: str, folder: Path, work: Path, ids: np.ndarray, want: np.ndarray,
+                       types: tuple[str, ...]) -> None:
+    for kind in types:
+        file = work / f"{name}-{kind}.gguf"
+        done = export(folder, file, "--type", kind)
+        if done.returncode:
+            t.line(False, f"{name} {kind}", done.stderr.decode().strip())
+        else:
+            t.logits(f"{name} {kind}", family, run_logits(t.run, file, ids), want)
+
+
+# ---- logits ----------------------------------------------------------------------------------------------------------
+
+def golden(t: Tally, work: Path, folders: list[Path]) -> None:
+    for folder in folders:
+        data = np.load(folder / "golden.npz")
+        family = "qwen35" if "qwen3_5" in json.loads((folder / "config.json").read_text())["model_type"] else ""
+        export_and_compare(t, folder.resolve().name, family, folder, work, data["tokens"], data["logits"], ("f32", "bf16"))
+
+
+def random(t: Tally, work: Path, folders: list[Path]) -> None:
+    for seed, name in enumerate(models.TRANSFORMERS_CASES):
+        family = models.TRANSFORMERS_CASES[name][0]
+        ids, want = models.transformers_case(work / name, name, seed=seed, shards=1 + seed % 3)
+        export_and_compare(t, name, family, work / name, work, ids, want, ("f32",) if seed % 4 else ("f32", "bf16"))
+    for name, dtype, kind in (("qwen35", torch.float16, "f16"), ("llama", torch.float32, "f32")):
+        ids, want = models.transformers_case(work / f"{name}-{kind}", name, dtype=dtype, seed=99)
+        export_and_compare(t, f"{name} from {kind}", name, work / f"{name}-{kind}", work, ids, want, (kind,))
+    ids, step = models.transformers_case(work / "chunked", "qwen35", length=150)
+    _, chunked = models.transformers_case(work / "chunked", "qwen35", length=150, chunked=True)
+    t.logits("transformers' chunked form against its token-by-token form", "qwen35", chunked, step)
+    export_and_compare(t, "qwen35, 150 tokens", "qwen35", work / "chunked", work, ids, step, ("f32",))
+
+
+def gla(t: Tally, work: Path, folders: list[Path]) -> None:
+    for seed, name in enumerate(models.GLA_CASES):
+        ids, want = models.gla_case(work / name, name, seed=seed, shards=1 + seed % 2)
+        export_and_compare(t, name, "gla", work / name, work, ids, want, ("f32",) if seed % 4 else ("f32", "bf16"))
+
+
+def quantised(t: Tally, work: Path, folders: list[Path]) -> None:
+    """Mean KL divergence and share of equal best tokens between a quantised file and its own weights as float32."""
+    for name in ("qwen35-wide", "qwen3-wide", "llama-wide", "gla-wide"):
+        make = models.gla_case if name.startswith("gla") else models.transformers_case
+        ids, _ = make(work / name, name, length=300)
+        for kind in ("q8_0", "q4_0"):
+            file, twin = work / f"{name}-{kind}.gguf", work / f"{name}-{kind}-f32.gguf"
+            done = export(work / name, file, "--type", kind)
+            if done.returncode:
+                t.line(False, f"{name} {kind}", done.stderr.decode().strip())
+                continue
+            dequantised_twin(file, twin)
+            got, want = run_logits(t.run, file, ids), run_logits(t.run, twin, ids)
+            if isinstance(got, str) or isinstance(want, str):
+                t.line(False, f"{name} {kind}", str(got if isinstance(got, str) else want))
+                continue
+            p, q = (z.astype(np.float64) - np.logaddexp.reduce(z.astype(np.float64), 1, keepdims=True) for z in (want, got))
+            kl, same = (np.exp(p) * (p - q)).sum(1).mean(), (p.argmax(1) == q.argmax(1)).mean()
+            t.line(bool(kl < 1e-3 and same > 0.99), f"{name} {kind}", f"KL {kl:.1e} (bound 1e-3), same best token {same:.2%}")
+
+
+def dequantised_twin(file: Path, twin: Path) -> None:
+    """The same keys and, as float32, the same weights."""
+    reader = gguf.GGUFReader(file)
+    writer = gguf.GGUFWriter(twin, reader.fields["general.architecture"].contents())
+    for f in reader.fields.values():
+        if not f.name.startswith("GGUF.") and f.name != "general.architecture":
+            writer.add_key_value(f.name, f.contents(), f.types[0], f.types[-1] if f.types[0] == gguf.GGUFValueType.ARRAY else None)
+    for tensor in reader.tensors:
+        writer.add_tensor(tensor.name, gguf.quants.dequantize(tensor.data, tensor.tensor_type)
+                          .reshape(tuple(reversed(tensor.shape.tolist()))))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+# ---- tokenizer -------------------------------------------------------------------------------------------------------
+
+SPACES = "\t \u0085\u00a0\u1680\u2000\u2009\u2028\u2029\u202f\u205f\u3000"
+CORPUS = [
+    "", " ", "  ", "   x", "x   ", "\n", "\n\n", " \n", "\n ", "\r\n", "\r\n\r\n x", " \r \n \t x", "\t\t\tx", "x\n\n\n  y", "a  b   c    d",
+    "Hello world", " Hello  world ", "hello,world", "it's he'll we're they've I'm you'd don't", "IT'S HE'LL WE'RE THEY'VE I'M YOU'D DON'T",
+    "'s", "''s'", "x's's", "'\u017f", "\u2019s", "a'b 'c d' 've", "'RE'Ll", "1", "12", "123", "1234", "12345678", "3.14159", "1,000,000.50",
+    "x1y22z333", "\u0661\u0662\u0663\u0664", "\u2460\u2461\u00bd\u00b2\u00b3 \u2167", "\uff11\uff12\uff13", "a1 1a", "$100 100$", "!!!???...", "---===+++",
+    " !x", " ! x", "(a)[b]{c}", "a/b\\c|d", "http://example.org/a?b=c&d=e#f", "foo_bar-baz.qux", "<a href='x'>y</a>", "if (x==1) {\n\treturn;\n}\n",
+    "    indented\n        more\n", "caf\u00e9 r\u00e9sum\u00e9 na\u00efve", "\u00fcber Stra\u00dfe \u00c6\u00d8\u00c5", "\u041b\u0438\u0441\u0438\u0446\u0430 \u043f\u0440\u044b\u0433\u0430\u0435\u0442",
+    "\u72d0\u72f8\u8df3\u8fc7\u4e86\u61d2\u72d7\u3002\uff01\uff1f", "\u65e5\u672c\u8a9e\u306e\u30c6\u30ad\u30b9\u30c8", "\ud55c\uad6d\uc5b4 \ud14d\uc2a4\ud2b8",
+    "\u0928\u092e\u0938\u094d\u0924\u0947 \u0926\u0941\u0928\u093f\u092f\u093e", "\u0e2a\u0e27\u0e31\u0e2a\u0e14\u0e35\u0e0a\u0e32\u0e27\u0e42\u0e25\u0e01",
+    "\u0645\u0631\u062d\u0628\u0627\u064b \u0628\u0643\u0645", "\u05e9\u05c1\u05dc\u05d5\u05b9\u05dd", "x\u0301 \u0301x 1\u0301 !\u0301", "\u0301", " \u0301", "\u0315\u0301a",
+    "\U0001f98a\U0001f680", "\U0001f468\u200d\U0001f469\u200d\U0001f467 \U0001f1e9\U0001f1ea \u2764\ufe0f", "\U0001d54f\U0001d7d8 \U00010400", "\u200b\u200d\ufeff", "\u00ad\u00a0\u00ff",
+    *(f"a{s}b" for s in SPACES), *(f"{s}{s}a {s}\n{s}b" for s in SPACES), "\x00\x01\x1f\x7f", "\x0b\x0c\x1c\x1d", "\ue000\U0010ffff\ufffd",
+    "<|im_start|>", "<|im_start|>user\nhi<|im_end|>\n", "x<|im_end|>y", " <|im_end|> ", "<|im_start|><|im_start|>x<|im_end|>", "<|im_start|>xy", "<|im_start|> x", "<|im_startx|>",
+    "<|endoftext|>a<|endoftext|>", "<think>\nx\n</think>\n\ny", "<think></think>", "<|im_", "|im_end|>", "<<|im_end|>>", "<s>x</s>", "[PAD1]", "<0x41>", "<unk>",
+    "\u2581x\u2581", "a" * 300, "ab" * 200, "1" * 100, "!" * 100, " " * 100 + "x", "\n" * 50, "word " * 80, "\u00e9" * 60, "\U0001f98a" * 30,
+    models.TRAINING_TEXT, "The quick brown fox didn't jump over the lazy dog's 12345 bones", "Quick Fox", "the\tquick\r\nbrown", "foxes jumped over",
+]
+DECOMPOSED = ["cafe\u0301 re\u0301sume\u0301", "\u1100\u1161\u11a8", "A\u030a\u0323", "\u212b \u2126", "\u0958", "e\u0301<|im_end|>o\u0308\u0304"]
+
+
+def tokenizer(t: Tally, work: Path, folders: list[Path]) -> None:
+    from tokenizers import Tokenizer
+    for kind in (*models.SPLITS, "llama"):
+        folder, file = work / f"tokenizer-{kind}", work / f"tokenizer-{kind}.gguf"
+        models.tokenizer_case(folder, kind)
+        done = export(folder, file)
+        if done.returncode:
+            t.line(False, f"tokenizer {kind}", done.stderr.decode().strip())
+            continue
+        keys = {f.name: f.contents() for f in gguf.GGUFReader(file).fields.values()}
+        pre = {"llama": "default"}.get(kind, kind)
+        reference = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        token_type = {"<|im_start|>": 3, "<think>": 4, "[PAD%d]" % reference.get_vocab_size(): 5, "a": 1}
+        token_type |= {"<unk>": 2, "<0x0A>": 6} if kind == "llama" else {}
+        end = {"llama": "</s>"}.get(kind, "<|im_end|>")
+        expected = {"pre": pre, "model": "llama" if kind == "llama" else "gpt2", "eos_token_id": reference.token_to_id(end),
+                    "eot_token_id": reference.token_to_id("<|im_start|>"), "padding_token_id": reference.token_to_id("<|im_start|>"),
+                    "add_bos_token": kind in ("llama", "llama-bpe"), "add_eos_token": False}
+        wrong_keys = [k for k, v in expected.items() if keys[f"tokenizer.ggml.{k}"] != v]
+        tokens = keys["tokenizer.ggml.tokens"]
+        wrong_keys += [k for k, v in token_type.items() if keys["tokenizer.ggml.token_type"][tokens.index(k)] != v]
+        wrong_keys += [k for k, v in {"temp": 0.6, "top_p": 0.95, "top_k": 20, "min_p": 0.01, "penalty_repeat": 1.05}.items()
+                       if abs(keys[f"general.sampling.{k}"] - v) > 1e-6]
+        ok = not wrong_keys and keys["tokenizer.chat_template"].startswith("{% for m")
+        t.line(ok, f"tokenizer {kind} keys", " ".join(wrong_keys) or f"pre is {pre}, {len(tokens)} tokens")
+        for title, corpus in (("", CORPUS), (", decomposed text", DECOMPOSED)):
+            if title and not kind.startswith("qwen"):
+                continue
+            wrong, text_file = [], work / "text.txt"
+            for text in corpus:
+                text_file.write_bytes(text.encode())
+                done = call(t.run, file, "-m", "tokenize", "-f", text_file)
+                got = done.stdout.decode().split() if done.returncode == 0 else [f"exit {done.returncode}", done.stderr.decode()[-200:]]
+                want = [str(i) for i in reference.encode(text).ids]
+                if got != want:
+                    wrong.append((text, got, want))
+            t.line(not wrong, f"tokenizer {kind}{title}", f"{len(corpus) - len(wrong)} of {len(corpus)} texts have HuggingFace's ids")
+            for text, got, want in wrong[:5]:
+                first = next((i for i, (a, b) in enumerate(zip(got, want)) if a != b), min(len(got), len(want)))
+                print(f"       {text[:50]!r} from token {first}: got {' '.join(got[first:first + 8])}; expected "
+                      f"{' '.join(want[first:first + 8])} {[reference.id_to_token(int(i)) for i in want[first:first + 4]]}")
+
+
+# ---- exporter --------------------------------------------------------------------------------------------------------
+
+REFUSED: list[tuple[str, dict[str, Any], str]] = [  # family, changes to config.json, what the sentence names
+    *((family, changes, word) for family in ("llama", "qwen3", "qwen35") for changes, word in (
+        ({"hidden_act": "gelu"}, "hidden_act"),
+        ({"num_hidden_layers": 0}, "num_hidden_layers"),
+        ({"hidden_size": "48"}, "hidden_size"),
+        ({"architectures": ["Qwen2ForCausalLM"]}, "Qwen2ForCausalLM"),
+        ({"quantization_config": {"bits": 4}}, "quantization_config"),
+        ({"rope_parameters": {"rope_type": "yarn", "factor": 4.0, "rope_theta": 1e4}}, "yarn"),
+        ({"new_twist": 0.5}, "new_twist"),
+        ({"layer_types": ["chunked_attention"] * 4, "num_hidden_layers": 4}, "chunked_attention"),
+        ({"num_key_value_heads": 5}, "num_key_value_heads"),
+        ({"vocab_size": 130}, "vocab_size"),
+        ({"tie_word_embeddings": "yes"}, "tie_word_embeddings"),
+    )),
+    ("llama", {"mlp_bias": True}, "mlp_bias"),
+    ("llama", {"rope_parameters": {"partial_rotary_factor": 0.5}}, "rotated"),
+    ("llama", {"sliding_window": 16}, "sliding_window"),
+    ("llama", {"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "dynamic"),
+    ("llama", {"head_dim": 10}, "attn_q"),
+    ("llama", {"num_hidden_layers": 4, "layer_types": None}, "model.layers.3"),
+    ("llama", {"num_hidden_layers": 2, "layer_types": None}, "model.layers.2"),
+    ("qwen3", {"attention_bias": True}, "self_attn.q_proj.bias"),
+    ("qwen3", {"rope_parameters": {"rope_type": "llama3"}}, "llama3"),
+    ("qwen3", {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 0, "layer_types": None}, "sliding_window"),
+    ("qwen3", {"layer_types": ["sliding_attention"] * 3}, "sliding_attention"),
+    ("qwen35", {"attn_output_gate": False}, "attn_output_gate"),
+    ("qwen35", {"output_gate_type": "sigmoid"}, "output_gate_type"),
+    ("qwen35", {"linear_num_value_heads": 5}, "linear_num_value_heads"),
+    ("qwen35", {"linear_value_head_dim": 4}, "attn_qkv"),
+    ("gla", {"hidden_act": "gelu"}, "hidden_act"),
+    ("gla", {"hidden_act": "powlu"}, "hidden_act"),
+    ("gla", {"feature_map": "elu"}, "feature_map"),
+    ("gla", {"feature_map": "bias_gelu"}, "feature_map"),
+    ("gla", {"num_kv_heads": 3}, "heads"),
+    ("gla", {"attnres_block_size": 3}, "attnres_block_size"),
+    ("gla", {"attn": {"layers": [7], "num_heads": 4}}, "layers"),
+    ("gla", {"attn": {"layers": [0, 0], "num_heads": 4}}, "layers"),
+    ("llama", {"rope_parameters": {"rope_theta": 1e4, "attention_factor": 1.5}}, "attention_factor"),
+    ("gla", {"attn": {"layers": [1]}}, "num_heads"),
+    ("gla", {"conv_bias": True}, "conv_bias"),
+    ("gla", {"clamp_min": "low"}, "clamp_min"),
+]
+
+
+def exporter(t: Tally, work: Path, folders: list[Path]) -> None:
+    base = {"llama": "llama", "qwen3": "qwen3", "qwen35": "qwen35"}
+    for family, name in base.items():
+        models.transformers_case(work / "base" / family, name)
+    models.gla_case(work / "base" / "gla", "gla")
+
+    for family, changes, word in REFUSED:
+        folder = work / "refused"
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(work / "base" / family, folder)
+        config = json.loads((folder / "config.json").read_text()) | changes
+        (folder / "config.json").write_text(json.dumps(config))
+        refused(t, f"{family} with {json.dumps(changes)[1:-1][:60]}", folder, work, word)
+
+    def spoil(title: str, word: str, change: Any, *options: object, family: str = "qwen35") -> None:
+        folder = work / "spoiled"
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(work / "base" / family, folder)
+        change(folder)
+        refused(t, title, folder, work, word, *options)
+
+    def tensor(name: str, value: torch.Tensor | None) -> Any:
+        def change(folder: Path) -> None:
+            tensors = load_file(folder / "model.safetensors") | {name: value}
+            save_file({n: v for n, v in tensors.items() if v is not None}, folder / "model.safetensors")
+        return change
+
+    norm, up = "model.layers.1.input_layernorm.weight", "model.layers.1.mlp.up_proj.weight"
+    spoil("a missing tensor", norm, tensor(norm, None))
+    spoil("a tensor too many", "model.layers.1.surprise", tensor("model.layers.1.surprise.weight", torch.ones(3)))
+    spoil("a value that is not a number", "ffn_up", tensor(up, torch.full((80, 48), float("nan"))))
+    spoil("a value too large for float16", "ffn_up", tensor(up, torch.full((80, 48), 1e5)), "--type", "f16")
+    spoil("an integer tensor", "I32", tensor(up, torch.ones(80, 48, dtype=torch.int32)))
+    spoil("a cut checkpoint", "model.safetensors", lambda d: os.truncate(d / "model.safetensors", 5000))
+    spoil("no checkpoint", "model.safetensors", lambda d: (d / "model.safetensors").unlink())
+    spoil("no config.json", "config.json", lambda d: (d / "config.json").unlink())
+    spoil("config.json that is not JSON", "config.json", lambda d: (d / "config.json").write_text("{"))
+    spoil("config.json that is a list", "config.json", lambda d: (d / "config.json").write_text("[]"))
+    spoil("a shard that is not there", "other.safetensors",
+          lambda d: (d / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {norm: "other.safetensors"}})))
+    spoil("a tokenizer larger than the embedding", "rows", lambda d: (models.tokenizer_case(work / "tok", "qwen2"), shutil.copy(
+        work / "tok" / "tokenizer.json", d)))
+
+    done = export(work / "base" / "llama", work / "no" / "such" / "folder.gguf")
+    t.line(done.returncode == 1, "an output folder that is not there", done.stderr.decode().strip())
+    done = export(work / "base" / "llama", work / "x.gguf", "--type", "q2_k")
+    t.line(done.returncode == 2, "misuse ends with 2", done.stderr.decode().strip().splitlines()[-1][:80])
+    (work / "ignored").mkdir()
+    shutil.copytree(work / "base" / "llama", work / "ignored" / "llama")
+    config = json.loads((work / "base" / "llama" / "config.json").read_text())
+    (work / "ignored" / "llama" / "config.json").write_text(json.dumps(config | {"new_twist": 0.5}))
+    same(t, "--ignore", work, work / "base" / "llama", [], work / "ignored" / "llama", ["--ignore", "new_twist"])
+
+    for family in base | {"gla": ""}:
+        same(t, f"{family} twice", work, work / "base" / family, [], work / "base" / family, ["--type", "bf16"])
+    models.transformers_case(work / "shards" / "qwen35", "qwen35", shards=4)
+    same(t, "four shards", work, work / "base" / "qwen35", ["--type", "q8_0"], work / "shards" / "qwen35", ["--type", "q8_0"])
+    multimodal(work / "base" / "qwen35", work / "multimodal" / "qwen35")
+    same(t, "the text tower of a multimodal checkpoint", work, work / "base" / "qwen35", [], work / "multimodal" / "qwen35", [])
+    drafting(t, work)
+
+
+def refused(t: Tally, title: str, folder: Path, work: Path, word: str, *options: object) -> None:
+    """Exit 1, one sentence that names the cause, and no file, whole or half."""
+    out = work / "refused-out"
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir()
+    done = export(folder, out / "x.gguf", *options)
+    said = done.stderr.decode().strip()
+    ok = done.returncode == 1 and said.count("\n") == 0 and word in said and "Error:" not in said and not any(out.iterdir())
+    t.line(ok, f"refuses {title}", said[-160:] if ok else f"exit {done.returncode}, {said[-300:]!r}")
+
+
+def same(t: Tally, title: str, work: Path, a: Path, options_a: list, b: Path, options_b: list) -> None:
+    for i, (folder, options) in enumerate(((a, options_a), (b, options_b))):
+        done = export(folder, work / f"same{i}.gguf", *options)
+        if done.returncode:
+            return t.line(False, f"same bytes: {title}", done.stderr.decode().strip())
+    t.line((work / "same0.gguf").read_bytes() == (work / "same1.gguf").read_bytes(), f"same bytes: {title}",
+           f"{(work / 'same0.gguf').stat().st_size} bytes")
+
+
+def multimodal(source: Path, target: Path) -> None:
+    """The same language model as Qwen3_5ForConditionalGeneration stores it."""
+    text = json.loads((source / "config.json").read_text())
+    tensors = {n.replace("model.", "model.language_model.", 1) if n.startswith("model.") else n: v
+               for n, v in load_file(source / "model.safetensors").items()}
+    tensors |= {"model.visual.patch_embed.proj.weight": torch.ones(4, 3, 2, 2), "model.visual.merger.norm.weight": torch.ones(4)}
+    config = {"architectures": ["Qwen3_5ForConditionalGeneration"], "model_type": "qwen3_5", "image_token_id": 3, "vision_start_token_id": 4,
+              "tie_word_embeddings": text.pop("tie_word_embeddings"), "vision_config": {"depth": 2}, "text_config": text}
+    del text["architectures"]
+    models.save(target, config, tensors, shards=2)
+
+
+def drafting(t: Tally, work: Path) -> None:
+    """A checkpoint with the block that predicts the token after next: stored behind the main stack, which stays as it was."""
+    source, target = work / "base" / "qwen35", work / "mtp"
+    tensors = load_file(source / "model.safetensors")
+    width = tensors["model.norm.weight"].shape[0]
+    block = {n.replace("model.layers.3.", "mtp.layers.0."): v.clone() for n, v in tensors.items() if n.startswith("model.layers.3.")}
+    block |= {"mtp.fc.weight": torch.ones(width, 2 * width), **{f"mtp.{n}.weight": torch.zeros(width) for n in (
+        "norm", "pre_fc_norm_embedding", "pre_fc_norm_hidden")}}
+    config = json.loads((source / "config.json").read_text())
+    models.save(target, config | {"mtp_num_hidden_layers": 1, "mtp_use_dedicated_embeddings": False}, tensors | block)
+    done = export(target, work / "mtp.gguf", "--type", "f32")
+    if done.returncode:
+        return t.line(False, "drafting block", done.stderr.decode().strip())
+    reader = gguf.GGUFReader(work / "mtp.gguf")
+    found = {x.name for x in reader.tensors}
+    keys = {f.name: f.contents() for f in reader.fields.values()}
+    extra = {n for n in found if n.startswith("blk.4.")}
+    ok = keys["qwen35.block_count"] == 5 and keys["qwen35.nextn_predict_layers"] == 1 and len(extra) == 15 and {
+        f"blk.4.nextn.{n}.weight" for n in ("eh_proj", "enorm", "hnorm", "shared_head_norm")} < extra
+    t.line(ok, "drafting block", f"{len(extra)} tensors in blk.4, block_count {keys['qwen35.block_count']}")
+    ids = np.arange(1, 40)
+    export(source, work / "no-mtp.gguf", "--type", "f32")
+    if t.run.is_file():
+        a, b = (run_logits(t.run, work / f, ids) for f in ("mtp.gguf", "no-mtp.gguf"))
+        t.line(not isinstance(a, str) and np.array_equal(a, b), "drafting block leaves the logits alone", a if isinstance(a, str) else "")
+
+
+def main() -> int:
+    sections = {f.__name__: f for f in (exporter, golden, random, gla, quantised, tokenizer)}
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folders", nargs="*", type=Path, help="golden folders; naming some runs the section golden alone")
+    parser.add_argument("--only", help=f"sections out of {','.join(sections)}")
+    parser.add_argument("--run", type=Path, default=Tally.run)
+    parser.add_argument("--keep", type=Path, help="leave the checkpoints and files here")
+    args = parser.parse_args()
+    t = Tally()
+    t.run = args.run.resolve()
+    chosen = args.only.split(",") if args.only else ["golden"] if args.folders else list(sections)
+    if unknown := set(chosen) - set(sections):
+        parser.error(f"no section {', '.join(unknown)}")
+    if not t.run.is_file() and chosen != ["exporter"]:
+        parser.error(f"{args.run} does not exist; build it first (make)")
+    folders = args.folders or sorted(p.parent for p in (ROOT / "tests" / "golden").glob("*/golden.npz"))
+    with tempfile.TemporaryDirectory() as temporary:
+        for name in chosen:
+            print(f"-- {name}")
+            work = (args.keep or Path(temporary)) / name
+            shutil.rmtree(work, ignore_errors=True)
+            work.mkdir(parents=True)
+            sections[name](t, work, folders)
+    print(f"{t.passed} passed, {t.failed} failed")
+    return t.failed > 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,16 +1,16 @@
 # gla.c: make, make demo, make test. CC, CFLAGS and LDLIBS can be set from outside.
 CC ?= cc
-# -O3 vectorises the plain loops; fused multiply-add may be used where the processor has it. No -march=native: the
-# kernels for newer instruction sets are compiled in and chosen at run time.
+# -O3 vectorises the plain loops. No -march=native: the kernels for newer instruction sets are compiled in and chosen at run
+# time. gnu11 rather than c11, because it lets gcc fuse a multiplication and an addition where the processor can.
 CFLAGS ?= -O3
 WARN = -Wall -Wextra
-STD = -std=c11 -ffp-contract=fast
+STD = -std=gnu11
 LDLIBS ?= -lm
 # OpenMP when the compiler has it: a program of one line tells.
 OPENMP := $(shell echo 'int main(void){return 0;}' | $(CC) -fopenmp -x c -o /dev/null - 2>/dev/null && echo -fopenmp)
 PYTHON ?= python3
 
-all: run train_tiny
+all: run train_tiny ## both programs (the default)
 
 run: run.c
 	$(CC) $(STD) $(CFLAGS) $(WARN) $(OPENMP) -o $@ $< $(LDLIBS)
@@ -18,4 +18,59 @@ run: run.c
 train_tiny: train_tiny.c run.c
 	$(CC) $(STD) $(CFLAGS) $(WARN) $(OPENMP) -o $@ $< $(LDLIBS)
 
-.PHONY: all
+# ---- tests: everything below needs no download, except for parity ----
+# Threads that wait for work sleep instead of spinning, so that the tests do not fight over a small machine.
+TEST_PROGRAMS := build/test $(patsubst tests/%.c,build/%,$(wildcard tests/test_train.c))
+
+build/%: tests/%.c run.c $(wildcard train_tiny.c)
+	@mkdir -p build
+	$(CC) $(STD) $(CFLAGS) $(WARN) $(OPENMP) -pthread -o $@ $< $(LDLIBS)
+
+test: run $(TEST_PROGRAMS) ## all checks, in seconds; ends with "N passed, M failed"
+	@export OMP_WAIT_POLICY=passive CC="$(CC)"; for t in $(TEST_PROGRAMS) "$(PYTHON) tests/cli.py"; do $$t || echo "# $$t exited with $$?"; done 2>&1 \
+		| awk -v programs=$(words $(TEST_PROGRAMS) cli) -f tests/total.awk
+
+# Undefined behaviour and every access outside of an object stop the program.
+SANITIZE = -O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=undefined
+
+debug: run.c ## build/run-debug, with the address and undefined-behaviour sanitizers
+	@mkdir -p build
+	$(CC) $(STD) $(SANITIZE) $(WARN) -o build/run-debug $< $(LDLIBS)
+
+FUZZ_SECONDS ?= 60
+SEEDS = $(wildcard tests/fixtures/*.gguf tests/fixtures/tokenizer/*.gguf)
+
+fuzz: ## changed models and vocabularies through the reader, for FUZZ_SECONDS (60)
+	@mkdir -p build
+	$(CC) $(STD) $(SANITIZE) $(WARN) -o build/fuzz tests/fuzz.c $(LDLIBS)
+	cd build && ./fuzz -t $(FUZZ_SECONDS) $(addprefix ../,$(SEEDS))
+
+# torch goes first and alone, so that its own version of a wheel is settled before anything else asks for it.
+.venv/ready: tests/requirements.txt
+	$(PYTHON) -m venv .venv
+	.venv/bin/pip install -q --disable-pip-version-check "$$(grep '^torch==' $<)"
+	.venv/bin/pip install -q --disable-pip-version-check -r $<
+	touch $@
+
+parity: run .venv/ready ## against PyTorch: logits, gradients, tokenizers (installs torch in .venv)
+	@export OMP_WAIT_POLICY=passive; for t in parity $(patsubst tests/%.py,%,$(wildcard tests/train_step.py)); do .venv/bin/python tests/$$t.py || bad=1; done; exit $${bad:-0}
+
+.venv-llamacpp/ready: tests/requirements-llamacpp.txt tests/requirements.txt
+	$(PYTHON) -m venv .venv-llamacpp
+	.venv-llamacpp/bin/pip install -q "$$(grep '^torch==' tests/requirements.txt)"
+	CMAKE_ARGS=-DLLAVA_BUILD=OFF .venv-llamacpp/bin/pip install -q -r $<
+	touch $@
+
+parity-llamacpp: run .venv-llamacpp/ready ## against llama.cpp, which is compiled first (15 minutes)
+	.venv-llamacpp/bin/python tests/llamacpp.py
+
+demo: run ## a story from the model in this repository
+	./run model.bin -i "Once upon a time" -t 0.8 --echo
+
+clean: ## what make and the tests have built; .venv stays
+	rm -rf run train_tiny build
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: all test debug fuzz parity parity-llamacpp demo clean help

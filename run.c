@@ -170,7 +170,7 @@ GLA_API int gla_state_load(GlaState *s, GlaSampler *p, const char *path, char *e
 #define THREAD_ID omp_get_thread_num()
 #define ALL_THREADS omp_get_max_threads()
 #else
-#define PARALLEL_FOR(n_threads)
+#define PARALLEL_FOR(n_threads) (void)(n_threads);
 #define THREAD_ID 0
 #define ALL_THREADS 1
 #endif
@@ -180,15 +180,29 @@ GLA_API int gla_state_load(GlaState *s, GlaSampler *p, const char *path, char *e
 #define LIKELY_UNUSED __attribute__((unused))
 #if defined(__clang__)
 #define UNROLL _Pragma("unroll")
+#define UNROLL8 _Pragma("unroll")
 #else
 #define UNROLL _Pragma("GCC unroll 4")
+#define UNROLL8 _Pragma("GCC unroll 8")
 #endif
 #else
 #define UNROLL
+#define UNROLL8
 #define PRINTF_LIKE(fmt, args)
 #define INLINE static inline
 #define LIKELY_UNUSED
 #endif
+
+/* OpenMP threads that wait for each other spin, and on a machine that has other work to do they then take the processor from the very
+ * thread they wait for: everything takes ten times as long. The runtime reads how long to spin before main begins, so the
+ * program sets it and starts itself again, once. For programs, not for a library. */
+LIKELY_UNUSED static void spin_briefly(char **argv) {
+#if defined(_OPENMP) && defined(__linux__)
+    if (getenv("GOMP_SPINCOUNT") || getenv("OMP_WAIT_POLICY") || getenv("KMP_BLOCKTIME")) return;
+    if (setenv("GOMP_SPINCOUNT", "2000", 1) == 0 && setenv("KMP_BLOCKTIME", "0", 1) == 0) execv("/proc/self/exe", argv);
+#endif
+    (void)argv;
+}
 
 /* A state that only decays reaches denormal numbers, on which many processors crawl. The recurrence (and nothing else) runs
  * with them flushed to zero, on the thread that does the work; the host's mode is put back right after. */
@@ -212,7 +226,7 @@ GLA_API int gla_state_load(GlaState *s, GlaSampler *p, const char *path, char *e
 
 static int fail(char *err, int code, const char *fmt, ...) PRINTF_LIKE(3, 4);
 
-static double now_s(void) { /* seconds on a clock that never steps back */
+LIKELY_UNUSED static double now_s(void) { /* seconds on a clock that never steps back */
     struct timespec t;
 #ifdef CLOCK_MONOTONIC
     clock_gettime(CLOCK_MONOTONIC, &t);
@@ -260,6 +274,16 @@ static void unmap_file(Mapping *map) {
     *map = (Mapping){0};
 }
 
+/* A new file, or one that may be renamed over: not a device, a pipe or a folder. */
+static int may_replace(const char *path) {
+#ifdef HAVE_POSIX
+    struct stat st;
+    return stat(path, &st) || S_ISREG(st.st_mode);
+#else
+    return *path != 0;
+#endif
+}
+
 /* Closes a file written under a temporary name and moves it over the real one, only when every byte has reached the disk.
  * On failure the old file is untouched and the temporary one is gone. */
 static int commit_file(FILE *f, const char *temporary, const char *path, char *err) {
@@ -300,6 +324,8 @@ static int fail(char *err, int code, const char *fmt, ...) {
         va_start(ap, fmt);
         vsnprintf(err, GLA_ERR, fmt, ap);
         va_end(ap);
+        for (char *p = err; *p; p++) /* names from files may hold anything */
+            if ((unsigned char)*p < 32 || *p == 127) *p = '?';
     }
     return code;
 }
@@ -336,9 +362,10 @@ static uint64_t hash_bytes(uint64_t h, const void *data, size_t n) { /* FNV-1a o
 }
 #define HASH_SEED 0xcbf29ce484222325u
 
-/* ---- 4. formats: how numbers lie in a file, one row of a matrix to float -------------------------
- * A quantised row is a sequence of blocks; a block is a few scales and small integers. Layouts are GGUF's, byte for byte;
- * blocks are not aligned, so every field wider than a byte is read by memcpy. Little-endian hosts. */
+/* ---- 4. formats: how numbers lie in a file ---------------------------------------------------------------
+ * F32, F16 and BF16 are plain. Everything else is block-quantised: a row is a sequence of blocks, a block a few scales and
+ * small integers. Whatever the packing, it means y = d q - m, with d and m constant over groups of 16 or 32, and q in int8.
+ * Layouts are GGUF's, byte for byte; blocks are not aligned, so fields wider than a byte are read by memcpy. Little-endian hosts. */
 
 INLINE uint16_t read_u16(const uint8_t *p) { uint16_t v; memcpy(&v, p, 2); return v; }
 INLINE uint32_t read_u32(const uint8_t *p) { uint32_t v; memcpy(&v, p, 4); return v; }
@@ -359,149 +386,258 @@ enum { /* ggml type ids */
     IQ4_NL = 20, IQ4_XS = 23, BF16 = 30, MXFP4 = 39, N_TYPES = 43
 };
 
-/* Every type a file may name, so that tensors which nobody asks for can be stepped over; runs = a row function exists. */
-static const struct { const char *name; int elems, bytes, runs; } types[N_TYPES] = {
-    [F32] = {"F32", 1, 4, 1},       [F16] = {"F16", 1, 2, 1},       [BF16] = {"BF16", 1, 2, 1},      [Q4_0] = {"Q4_0", 32, 18, 1},
-    [Q4_1] = {"Q4_1", 32, 20, 1},   [Q5_0] = {"Q5_0", 32, 22, 1},   [Q5_1] = {"Q5_1", 32, 24, 1},    [Q8_0] = {"Q8_0", 32, 34, 1},
-    [Q2_K] = {"Q2_K", 256, 84, 1},  [Q3_K] = {"Q3_K", 256, 110, 1}, [Q4_K] = {"Q4_K", 256, 144, 1},  [Q5_K] = {"Q5_K", 256, 176, 1},
-    [Q6_K] = {"Q6_K", 256, 210, 1}, [IQ4_NL] = {"IQ4_NL", 32, 18, 1}, [IQ4_XS] = {"IQ4_XS", 256, 136, 1}, [MXFP4] = {"MXFP4", 32, 17, 1},
-    [9] = {"Q8_1", 32, 36, 0},      [15] = {"Q8_K", 256, 292, 0},   [16] = {"IQ2_XXS", 256, 66, 0},  [17] = {"IQ2_XS", 256, 74, 0},
-    [18] = {"IQ3_XXS", 256, 98, 0}, [19] = {"IQ1_S", 256, 50, 0},   [21] = {"IQ3_S", 256, 110, 0},   [22] = {"IQ2_S", 256, 82, 0},
-    [24] = {"I8", 1, 1, 0},         [25] = {"I16", 1, 2, 0},        [26] = {"I32", 1, 4, 0},         [27] = {"I64", 1, 8, 0},
-    [28] = {"F64", 1, 8, 0},        [29] = {"IQ1_M", 256, 56, 0},   [34] = {"TQ1_0", 256, 54, 0},    [35] = {"TQ2_0", 256, 66, 0},
-    [40] = {"NVFP4", 64, 36, 0},    [41] = {"Q1_0", 128, 18, 0},    [42] = {"Q2_0", 64, 18, 0},
+/* Every type a file may name, so that tensors which nobody asks for can be stepped over. group: weights per scale, 1 for the
+ * plain types, 0 for types without code; min: groups have a minimum m as well. */
+static const struct { const char *name; int elems, bytes, group, min; } types[N_TYPES] = {
+    [F32] = {"F32", 1, 4, 1, 0},       [F16] = {"F16", 1, 2, 1, 0},        [BF16] = {"BF16", 1, 2, 1, 0},
+    [Q4_0] = {"Q4_0", 32, 18, 32, 0},  [Q4_1] = {"Q4_1", 32, 20, 32, 1},   [Q5_0] = {"Q5_0", 32, 22, 32, 0},   [Q5_1] = {"Q5_1", 32, 24, 32, 1},
+    [Q8_0] = {"Q8_0", 32, 34, 32, 0},  [IQ4_NL] = {"IQ4_NL", 32, 18, 32, 0}, [MXFP4] = {"MXFP4", 32, 17, 32, 0},
+    [Q2_K] = {"Q2_K", 256, 84, 16, 1}, [Q3_K] = {"Q3_K", 256, 110, 16, 0}, [Q4_K] = {"Q4_K", 256, 144, 32, 1}, [Q5_K] = {"Q5_K", 256, 176, 32, 1},
+    [Q6_K] = {"Q6_K", 256, 210, 16, 0}, [IQ4_XS] = {"IQ4_XS", 256, 136, 32, 0},
+    [9] = {"Q8_1", 32, 36, 0, 0},      [15] = {"Q8_K", 256, 292, 0, 0},    [16] = {"IQ2_XXS", 256, 66, 0, 0},  [17] = {"IQ2_XS", 256, 74, 0, 0},
+    [18] = {"IQ3_XXS", 256, 98, 0, 0}, [19] = {"IQ1_S", 256, 50, 0, 0},    [21] = {"IQ3_S", 256, 110, 0, 0},   [22] = {"IQ2_S", 256, 82, 0, 0},
+    [24] = {"I8", 1, 1, 0, 0},         [25] = {"I16", 1, 2, 0, 0},         [26] = {"I32", 1, 4, 0, 0},         [27] = {"I64", 1, 8, 0, 0},
+    [28] = {"F64", 1, 8, 0, 0},        [29] = {"IQ1_M", 256, 56, 0, 0},    [34] = {"TQ1_0", 256, 54, 0, 0},    [35] = {"TQ2_0", 256, 66, 0, 0},
+    [40] = {"NVFP4", 64, 36, 0, 0},    [41] = {"Q1_0", 128, 18, 0, 0},     [42] = {"Q2_0", 64, 18, 0, 0},
 };
 
 static const int8_t iq4_values[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
 static const int8_t mxfp4_doubled[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12}; /* E2M1 x 2 */
 
-/* Blocks of 32: a scale d, perhaps a minimum m, and 16 bytes whose low nibbles are the first half of the block. */
-INLINE void block_q4_0(float *y, const uint8_t *b) {
-    float d = f16_at(b);
-    for (int j = 0; j < 16; j++) { y[j] = d * (float)((b[2 + j] & 15) - 8); y[j + 16] = d * (float)((b[2 + j] >> 4) - 8); }
+/* -- unpackers: n <= 8 blocks of 32, or one block of 256, at b to q, and a d (and m) per group -- */
+
+enum { SEGMENT = 256 }; /* weights unpacked at once */
+
+/* The f16 at the head of each of n <= 8 blocks, to 8 floats (0 beyond n). */
+#if defined(__GNUC__)
+typedef uint16_t H8 __attribute__((vector_size(16)));
+typedef uint32_t U8 __attribute__((vector_size(32)));
+typedef float F8 __attribute__((vector_size(32)));
+INLINE void scales_f16(float *d, const uint8_t *b, size_t step, int n) {
+    H8 h = {0};
+    if (n == 8) h = (H8){read_u16(b), read_u16(b + step), read_u16(b + 2 * step), read_u16(b + 3 * step), read_u16(b + 4 * step), read_u16(b + 5 * step), read_u16(b + 6 * step), read_u16(b + 7 * step)};
+    else for (int i = 0; i < n; i++) h[i] = read_u16(b + (size_t)i * step);
+    U8 u = __builtin_convertvector(h, U8), special = (U8)((u & 0x7c00) == 0x7c00); /* from_f16, eight at once */
+    F8 f = (F8)((u & 0x7fff) << 13) * 0x1p112f;
+    U8 r = ((U8)f & ~special) | ((0x7f800000u | (u & 0x3ff) << 13) & special) | (u & 0x8000) << 16;
+    memcpy(d, &r, sizeof r);
 }
-INLINE void block_q4_1(float *y, const uint8_t *b) {
-    float d = f16_at(b), m = f16_at(b + 2);
-    for (int j = 0; j < 16; j++) { y[j] = d * (float)(b[4 + j] & 15) + m; y[j + 16] = d * (float)(b[4 + j] >> 4) + m; }
+#else
+INLINE void scales_f16(float *d, const uint8_t *b, size_t step, int n) {
+    for (int i = 0; i < 8; i++) d[i] = i < n ? f16_at(b + (size_t)i * step) : 0;
 }
-INLINE void block_q5_0(float *y, const uint8_t *b) {
-    float d = f16_at(b);
-    uint32_t h = read_u32(b + 2); /* bit i is the fifth bit of element i */
-    for (int j = 0; j < 16; j++) {
-        y[j] = d * (float)((int)((b[6 + j] & 15) | (h >> j & 1) << 4) - 16);
-        y[j + 16] = d * (float)((int)(b[6 + j] >> 4 | (h >> (j + 16) & 1) << 4) - 16);
+#endif
+
+/* q[i] = (b[i] >> shift & mask) - offset, and q[i] += (b[i] >> shift & mask) << up, for n = 16 or 32 bytes. Written in vectors of
+ * bytes where the compiler has them: it does not find them by itself. */
+#if defined(__GNUC__)
+typedef uint8_t B16 __attribute__((vector_size(16), aligned(1), may_alias));
+typedef uint8_t B32 __attribute__((vector_size(32), aligned(1), may_alias));
+#define EACH(B) *(B *)(void *)q = (*(const B *)(const void *)b >> (uint8_t)shift & (uint8_t)mask) - (uint8_t)offset
+#define EACH_ADD(B) *(B *)(void *)q += (*(const B *)(const void *)b >> (uint8_t)shift & (uint8_t)mask) << (uint8_t)up
+INLINE void bits(int8_t *q, const uint8_t *b, int n, int shift, int mask, int offset) { if (n == 16) EACH(B16); else EACH(B32); }
+INLINE void add_bits(int8_t *q, const uint8_t *b, int n, int shift, int mask, int up) { if (n == 16) EACH_ADD(B16); else EACH_ADD(B32); }
+#undef EACH
+#undef EACH_ADD
+#else
+INLINE void bits(int8_t *q, const uint8_t *b, int n, int shift, int mask, int offset) { for (int i = 0; i < n; i++) q[i] = (int8_t)((b[i] >> shift & mask) - offset); }
+INLINE void add_bits(int8_t *q, const uint8_t *b, int n, int shift, int mask, int up) { for (int i = 0; i < n; i++) q[i] = (int8_t)(q[i] + ((b[i] >> shift & mask) << up)); }
+#endif
+INLINE void nibbles(int8_t *q, const uint8_t *b, int offset) { /* 16 bytes: low nibbles are the first half, high ones the second */
+    bits(q, b, 16, 0, 15, offset), bits(q + 16, b, 16, 4, 15, offset);
+}
+/* Bit i of the word at b adds 16 to q[i], 0 <= q < 16, i < 32; then offset (0 or 16) is subtracted. Eight bytes at a time: the bit that
+ * is meant is masked out of each copy of its byte, and + 127 carries it to the top of its byte. */
+INLINE void fifth_bits(int8_t *q, const uint8_t *b, int offset) {
+    const uint64_t top = 0x8080808080808080u;
+    for (int i = 0; i < 4; i++) {
+        uint64_t w, set = ((b[i] * 0x0101010101010101u & 0x8040201008040201u) + 0x7f7f7f7f7f7f7f7fu) & top;
+        memcpy(&w, q + 8 * i, 8);
+        if (offset) set ^= top, w |= set | set >> 1 | set >> 2 | set >> 3; /* a clear bit: q - 16 = 0xf0 | q */
+        else w |= set >> 3;
+        memcpy(q + 8 * i, &w, 8);
     }
-}
-INLINE void block_q5_1(float *y, const uint8_t *b) {
-    float d = f16_at(b), m = f16_at(b + 2);
-    uint32_t h = read_u32(b + 4);
-    for (int j = 0; j < 16; j++) {
-        y[j] = d * (float)(int)((b[8 + j] & 15) | (h >> j & 1) << 4) + m;
-        y[j + 16] = d * (float)(int)(b[8 + j] >> 4 | (h >> (j + 16) & 1) << 4) + m;
-    }
-}
-INLINE void block_q8_0(float *y, const uint8_t *b) {
-    float d = f16_at(b);
-    for (int j = 0; j < 32; j++) y[j] = d * (float)(int8_t)b[2 + j];
-}
-INLINE void block_iq4_nl(float *y, const uint8_t *b) {
-    float d = f16_at(b);
-    for (int j = 0; j < 16; j++) { y[j] = d * (float)iq4_values[b[2 + j] & 15]; y[j + 16] = d * (float)iq4_values[b[2 + j] >> 4]; }
-}
-INLINE void block_mxfp4(float *y, const uint8_t *b) { /* the scale is a bare exponent; half of it, as the values are doubled */
-    float d = as_float(b[0] < 2 ? 0x00200000u << b[0] : (uint32_t)(b[0] - 1) << 23);
-    for (int j = 0; j < 16; j++) { y[j] = d * (float)mxfp4_doubled[b[1 + j] & 15]; y[j + 16] = d * (float)mxfp4_doubled[b[1 + j] >> 4]; }
 }
 
-/* Super-blocks of 256: f16 scales of scales, and groups of 16 or 32 with small integer scales of their own. */
-INLINE void block_q2_k(float *y, const uint8_t *b) {
-    float d = f16_at(b + 80), dmin = f16_at(b + 82);
-    for (int g = 0; g < 16; g++) { /* g: a group of 16 */
-        const uint8_t *q = b + 16 + 32 * (g / 8) + 16 * (g & 1);
-        float s = d * (float)(b[g] & 15), m = dmin * (float)(b[g] >> 4);
-        for (int l = 0; l < 16; l++) y[16 * g + l] = s * (float)(q[l] >> (2 * (g % 8 / 2)) & 3) - m;
+INLINE void unpack_q4_0(int8_t *restrict q, float *restrict d, float *restrict m, const uint8_t *restrict b, int n) {
+    (void)m;
+    scales_f16(d, b, 18, n);
+    for (int i = 0; i < n; i++) nibbles(q + 32 * i, b + 18 * i + 2, 8);
+}
+INLINE void unpack_q4_1(int8_t *restrict q, float *restrict d, float *restrict m, const uint8_t *restrict b, int n) {
+    scales_f16(d, b, 20, n), scales_f16(m, b + 2, 20, n);
+    for (int i = 0; i < 8; i++) m[i] = -m[i]; /* stored to be added */
+    for (int i = 0; i < n; i++) nibbles(q + 32 * i, b + 20 * i + 4, 0);
+}
+INLINE void unpack_q5_0(int8_t *restrict q, float *restrict d, float *restrict m, const uint8_t *restrict b, int n) {
+    (void)m;
+    scales_f16(d, b, 22, n);
+    for (int i = 0; i < n; i++) nibbles(q + 32 * i, b + 22 * i + 6, 0), fifth_bits(q + 32 * i, b + 22 * i + 2, 16);
+}
+INLINE void unpack_q5_1(int8_t *restrict q, float *restrict d, float *restrict m, const uint8_t *restrict b, int n) {
+    scales_f16(d, b, 24, n), scales_f16(m, b + 2, 24, n);
+    for (int i = 0; i < 8; i++) m[i] = -m[i];
+    for (int i = 0; i < n; i++) nibbles(q + 32 * i, b + 24 * i + 8, 0), fifth_bits(q + 32 * i, b + 24 * i + 4, 0);
+}
+INLINE void unpack_q8_0(int8_t *restrict q, float *restrict d, float *restrict m, const uint8_t *restrict b, int n) {
+    (void)m;
+    scales_f16(d, b, 34, n);
+    for (int i = 0; i < n; i++) memcpy(q + 32 * i, b + 34 * i + 2, 32);
+}
+INLINE void look_up(int8_t *restrict q, const uint8_t *restrict b, const int8_t *restrict table) { /* as nibbles, through a table */
+#if defined(__GNUC__) && !defined(__clang__)
+    const B16 v = *(const B16 *)(const void *)b, t = *(const B16 *)(const void *)table;
+    *(B16 *)(void *)q = __builtin_shuffle(t, v & 15), *(B16 *)(void *)(q + 16) = __builtin_shuffle(t, v >> 4);
+#else
+    for (int j = 0; j < 16; j++) q[j] = table[b[j] & 15], q[j + 16] = table[b[j] >> 4];
+#endif
+}
+INLINE void unpack_iq4_nl(int8_t *restrict q, float *restrict d, float *restrict m, const uint8_t *restrict b, int n) {
+    (void)m;
+    scales_f16(d, b, 18, n);
+    for (int i = 0; i < n; i++) look_up(q + 32 * i, b + 18 * i + 2, iq4_values);
+}
+INLINE void unpack_mxfp4(int8_t *restrict q, float *restrict d, float *restrict m, const uint8_t *restrict b, int n) {
+    (void)m;
+    for (int i = 0; i < n; i++) { /* the scale is a bare exponent; half of it, as the values are doubled */
+        d[i] = as_float(b[17 * i] < 2 ? 0x00200000u << b[17 * i] : (uint32_t)(b[17 * i] - 1) << 23);
+        look_up(q + 32 * i, b + 17 * i + 1, mxfp4_doubled);
     }
 }
-INLINE void block_q3_k(float *y, const uint8_t *b) {
-    float d = f16_at(b + 108);
-    for (int g = 0; g < 16; g++) { /* a clear bit of the mask at b subtracts 4 */
-        const uint8_t *q = b + 32 + 32 * (g / 8) + 16 * (g & 1), *high = b + 16 * (g & 1), *sc = b + 96;
-        int s = (g < 8 ? sc[g] & 15 : sc[g - 8] >> 4) | (sc[8 + g % 4] >> (2 * (g / 4)) & 3) << 4;
-        for (int l = 0; l < 16; l++)
-            y[16 * g + l] = d * (float)(s - 32) * (float)((q[l] >> (2 * (g % 8 / 2)) & 3) - ((high[l] >> (g / 2) & 1) ? 0 : 4));
+INLINE void unpack_q2_k(int8_t *restrict q, float *restrict d, float *restrict m, const uint8_t *restrict b, int n) {
+    float scale = f16_at(b + 80), min = f16_at(b + 82);
+    (void)n;
+    for (int g = 0; g < 16; g++) d[g] = scale * (float)(b[g] & 15), m[g] = min * (float)(b[g] >> 4);
+    for (int k = 0; k < 8; k++) bits(q + 32 * k, b + 16 + 32 * (k / 4), 32, 2 * (k % 4), 3, 0); /* 32 bytes hold four rows of 32 */
+}
+INLINE void unpack_q3_k(int8_t *restrict q, float *restrict d, float *restrict m, const uint8_t *restrict b, int n) {
+    float scale = f16_at(b + 108);
+    const uint8_t *sc = b + 96;
+    (void)m, (void)n;
+    for (int g = 0; g < 16; g++) d[g] = scale * (float)(((g < 8 ? sc[g] & 15 : sc[g - 8] >> 4) | (sc[8 + g % 4] >> (2 * (g / 4)) & 3) << 4) - 32);
+    for (int k = 0; k < 8; k++) bits(q + 32 * k, b + 32 + 32 * (k / 4), 32, 2 * (k % 4), 3, 4), add_bits(q + 32 * k, b, 32, k, 1, 2);
+}
+/* Q4_K and Q5_K: eight 6-bit scales and minimums in 12 bytes, four at a time as bytes of a word. */
+INLINE void scales_k4(float *restrict d, float *restrict m, const uint8_t *restrict b) {
+    uint32_t w0 = read_u32(b + 4), w1 = read_u32(b + 8), w2 = read_u32(b + 12);
+    uint32_t s[2] = {w0 & 0x3f3f3f3f, (w2 & 0x0f0f0f0f) | (w0 >> 2 & 0x30303030)}, t[2] = {w1 & 0x3f3f3f3f, (w2 >> 4 & 0x0f0f0f0f) | (w1 >> 2 & 0x30303030)};
+    uint8_t scale[8], min[8];
+    memcpy(scale, s, 8), memcpy(min, t, 8);
+    float ds = f16_at(b), dm = f16_at(b + 2);
+    for (int j = 0; j < 8; j++) d[j] = ds * (float)scale[j];
+    for (int j = 0; j < 8; j++) m[j] = dm * (float)min[j];
+}
+INLINE void unpack_q4_k(int8_t *restrict q, float *restrict d, float *restrict m, const uint8_t *restrict b, int n) {
+    (void)n;
+    scales_k4(d, m, b);
+    for (int k = 0; k < 8; k++) bits(q + 32 * k, b + 16 + 32 * (k / 2), 32, 4 * (k & 1), 15, 0);
+}
+INLINE void unpack_q5_k(int8_t *restrict q, float *restrict d, float *restrict m, const uint8_t *restrict b, int n) {
+    (void)n;
+    scales_k4(d, m, b);
+    for (int k = 0; k < 8; k++) bits(q + 32 * k, b + 48 + 32 * (k / 2), 32, 4 * (k & 1), 15, 0), add_bits(q + 32 * k, b + 16, 32, k, 1, 4);
+}
+INLINE void unpack_q6_k(int8_t *restrict q, float *restrict d, float *restrict m, const uint8_t *restrict b, int n) {
+    float scale = f16_at(b + 208); /* the last field; the group scales are signed */
+    (void)m, (void)n;
+    for (int g = 0; g < 16; g++) d[g] = scale * (float)(int8_t)b[192 + g];
+    for (int k = 0; k < 8; k++) { /* two halves of 128: four rows of 32 share 32 bytes of high bits */
+        int h = k / 4, i = k % 4;
+        bits(q + 32 * k, b + 64 * h + 32 * (i & 1), 32, 4 * (i >> 1), 15, 32), add_bits(q + 32 * k, b + 128 + 32 * h, 32, 2 * i, 3, 4);
     }
 }
-INLINE void scale_min_k4(const uint8_t *sc, int j, float *scale, float *min) { /* 6-bit pairs of Q4_K and Q5_K, j: group of 32 */
-    *scale = (float)(j < 4 ? sc[j] & 63 : (sc[j + 4] & 15) | (sc[j - 4] >> 6) << 4);
-    *min = (float)(j < 4 ? sc[j + 4] & 63 : sc[j + 4] >> 4 | (sc[j] >> 6) << 4);
-}
-INLINE void block_q4_k(float *y, const uint8_t *b) {
-    float d = f16_at(b), dmin = f16_at(b + 2), s, m;
-    for (int j = 0; j < 8; j++) {
-        const uint8_t *q = b + 16 + 32 * (j / 2);
-        scale_min_k4(b + 4, j, &s, &m);
-        s *= d, m *= dmin;
-        for (int l = 0; l < 32; l++) y[32 * j + l] = s * (float)(q[l] >> (4 * (j & 1)) & 15) - m;
-    }
-}
-INLINE void block_q5_k(float *y, const uint8_t *b) {
-    float d = f16_at(b), dmin = f16_at(b + 2), s, m;
-    for (int j = 0; j < 8; j++) {
-        const uint8_t *q = b + 48 + 32 * (j / 2), *high = b + 16;
-        scale_min_k4(b + 4, j, &s, &m);
-        s *= d, m *= dmin;
-        for (int l = 0; l < 32; l++) y[32 * j + l] = s * (float)((q[l] >> (4 * (j & 1)) & 15) | (high[l] >> j & 1) << 4) - m;
-    }
-}
-INLINE void block_q6_k(float *y, const uint8_t *b) { /* d is the last field; the group scales are signed */
-    float d = f16_at(b + 208);
-    for (int g = 0; g < 16; g++) {
-        int n = g / 8, k = g % 8 / 2, at = 16 * (g & 1);
-        const uint8_t *low = b + 64 * n + 32 * (k & 1) + at, *high = b + 128 + 32 * n + at;
-        float s = d * (float)(int8_t)b[192 + g];
-        for (int l = 0; l < 16; l++) y[16 * g + l] = s * (float)(((low[l] >> (4 * (k >> 1)) & 15) | (high[l] >> (2 * k) & 3) << 4) - 32);
-    }
-}
-INLINE void block_iq4_xs(float *y, const uint8_t *b) {
-    float d = f16_at(b);
+INLINE void unpack_iq4_xs(int8_t *restrict q, float *restrict d, float *restrict m, const uint8_t *restrict b, int n) {
+    float scale = f16_at(b);
     uint32_t high = read_u16(b + 2);
+    (void)m, (void)n;
     for (int k = 0; k < 8; k++) {
-        int s = (b[4 + k / 2] >> (4 * (k & 1)) & 15) | (int)(high >> (2 * k) & 3) << 4;
-        float dl = d * (float)(s - 32);
-        for (int j = 0; j < 16; j++) {
-            y[32 * k + j] = dl * (float)iq4_values[b[8 + 16 * k + j] & 15];
-            y[32 * k + 16 + j] = dl * (float)iq4_values[b[8 + 16 * k + j] >> 4];
-        }
+        d[k] = scale * (float)(((b[4 + k / 2] >> (4 * (k & 1)) & 15) | (int)(high >> (2 * k) & 3) << 4) - 32);
+        look_up(q + 32 * k, b + 8 + 16 * k, iq4_values);
     }
 }
 
-/* n elements of a row, in any type that runs, to float. n is a multiple of the block length. */
-INLINE void row_to_float(float *y, const uint8_t *b, int type, size_t n) {
-#define BLOCKS(ID, name, elems, bytes) case ID: for (size_t i = 0; i < n; i += elems, b += bytes) block_##name(y + i, b); break;
+/* n <= SEGMENT weights of a block-quantised row. q has room for SEGMENT, d and m for 16. */
+INLINE void unpack(int8_t *restrict q, float *restrict d, float *restrict m, const uint8_t *restrict b, int type, int n) {
     switch (type) {
-    case F32: memcpy(y, b, n * 4); break;
-    case F16: for (size_t i = 0; i < n; i++) y[i] = f16_at(b + 2 * i); break;
-    case BF16: for (size_t i = 0; i < n; i++) y[i] = from_bf16(read_u16(b + 2 * i)); break;
-    BLOCKS(Q4_0, q4_0, 32, 18) BLOCKS(Q4_1, q4_1, 32, 20) BLOCKS(Q5_0, q5_0, 32, 22) BLOCKS(Q5_1, q5_1, 32, 24)
-    BLOCKS(Q8_0, q8_0, 32, 34) BLOCKS(IQ4_NL, iq4_nl, 32, 18) BLOCKS(MXFP4, mxfp4, 32, 17)
-    BLOCKS(Q2_K, q2_k, 256, 84) BLOCKS(Q3_K, q3_k, 256, 110) BLOCKS(Q4_K, q4_k, 256, 144) BLOCKS(Q5_K, q5_k, 256, 176)
-    BLOCKS(Q6_K, q6_k, 256, 210) BLOCKS(IQ4_XS, iq4_xs, 256, 136)
+    case Q4_0: unpack_q4_0(q, d, m, b, n / 32); break;
+    case Q4_1: unpack_q4_1(q, d, m, b, n / 32); break;
+    case Q5_0: unpack_q5_0(q, d, m, b, n / 32); break;
+    case Q5_1: unpack_q5_1(q, d, m, b, n / 32); break;
+    case Q8_0: unpack_q8_0(q, d, m, b, n / 32); break;
+    case IQ4_NL: unpack_iq4_nl(q, d, m, b, n / 32); break;
+    case MXFP4: unpack_mxfp4(q, d, m, b, n / 32); break;
+    case Q2_K: unpack_q2_k(q, d, m, b, 1); break;
+    case Q3_K: unpack_q3_k(q, d, m, b, 1); break;
+    case Q4_K: unpack_q4_k(q, d, m, b, 1); break;
+    case Q5_K: unpack_q5_k(q, d, m, b, 1); break;
+    case Q6_K: unpack_q6_k(q, d, m, b, 1); break;
+    case IQ4_XS: unpack_iq4_xs(q, d, m, b, 1); break;
     }
-#undef BLOCKS
+}
+
+INLINE size_t bytes_of(int type, size_t n) { return n / (size_t)types[type].elems * (size_t)types[type].bytes; }
+
+/* n weights of a row, in any type that has code, to float. n is a multiple of the block length. */
+static void row_to_float(float *y, const uint8_t *b, int type, size_t n) {
+    if (type == F32) memcpy(y, b, n * 4);
+    else if (type == F16) for (size_t i = 0; i < n; i++) y[i] = f16_at(b + 2 * i);
+    else if (type == BF16) for (size_t i = 0; i < n; i++) y[i] = from_bf16(read_u16(b + 2 * i));
+    else
+        for (size_t at = 0; at < n; at += SEGMENT) {
+            int8_t q[SEGMENT];
+            float d[16], m[16];
+            int len = n - at < SEGMENT ? (int)(n - at) : SEGMENT, group = types[type].group;
+            unpack(q, d, m, b + bytes_of(type, at), type, len);
+            for (int i = 0; i < len; i++) y[at + (size_t)i] = d[i / group] * (float)q[i] - (types[type].min ? m[i / group] : 0.0f);
+        }
 }
 
 /* ---- 5. kernels: where the time goes ---------------------------------------------------------------
- * matmul over a run of tokens, the one recurrence, softmax attention. Each is written twice: as plain scalar C, which is the
- * definition that the tests hold the other against, and with 16-lane vectors, one source compiled for several instruction sets.
- * A table of function pointers, chosen once when a model is opened, holds the outcome.
+ * matmul over a run of tokens, the one recurrence, softmax attention. Plain scalar C is the definition that the tests hold
+ * everything else against; 16-lane vectors, one source compiled for several instruction sets, do the work; where a processor has
+ * an instruction made for the job (integer dot products), a few functions use it. A table chosen once when a model is opened
+ * holds the outcome.
  *
  * Same bits: an output element is summed by one thread in one order, whatever the number of tokens in the run or of threads. */
 
 typedef struct { const uint8_t *data; int type, n_in, n_out; } Tensor; /* n_out rows of n_in weights; data NULL: absent */
+static size_t row_bytes(const Tensor *w) { return bytes_of(w->type, (size_t)w->n_in); }
 
-static size_t row_bytes(const Tensor *w) { return (size_t)w->n_in / (size_t)types[w->type].elems * (size_t)types[w->type].bytes; }
+enum {
+    LANES = 16,   /* floats per vector */
+    ROWS = 16,    /* rows of a matrix that are worked on together */
+    FEW = 8,      /* up to so many tokens, rows are read straight through; for more, they are turned into panels first */
+    TILE = 6,     /* tokens that meet a panel at once */
+    BLOCKS_AT_ONCE = 16, /* blocks of 32 weights turned into panels at once: they stay in the first-level cache */
+    KEYS = 64,    /* keys per step of attention */
+    PANEL = 32    /* columns of the state in a panel of the recurrence */
+};
 
-enum { LANES = 16, ROWS = 16, KEYS = 64, PANEL = 32 }; /* floats per vector; rows per matmul step; keys per attention step; columns of a state panel */
+/* The input of a matmul: T rows of n floats; for block-quantised weights also as 16-bit integers, x = q D with one D per token,
+ * made when first needed. Sixteen bits, because eight would move the logits of hybrid models by more than the weights' own
+ * rounding does; where a processor multiplies bytes, q is taken apart as 256 hi + lo.
+ *
+ * An output sums its groups in this order and no other, one rounding each (fma where the processor has it):
+ *   S <- S + isum d;   S <- S - m fsum  where the type has minimums;   out = S D
+ * isum = sum of q_w q over a group and fsum = sum of q are integers, exact in any order. */
+typedef struct {
+    const float *x;
+    int T, n, form;    /* NOT_YET, or the form that the kernels asked for */
+    float *D;          /* (T) */
+    float *fsum;       /* INT16, BYTES: (T, n/16), per 16; a group of 32 adds two */
+    int16_t *q;        /* INT16: (T, n) */
+    int8_t *hi;        /* BYTES: (T, n) */
+    uint8_t *lo;       /* BYTES: (T, n) */
+    int32_t *bias;     /* BYTES: -128 * 256 * sum of hi, (T, n/32 of 32, then n/16 of 16): what w + 128, unsigned, adds too much */
+    uint8_t *tiles;    /* TILES: TILE tokens side by side, per block of 32 (see T_*) */
+} Input;
+enum { NOT_YET, INT16, BYTES, TILES };
+enum { T_LO = 32, T_SUM = 64, T_BYTES = 76 }; /* times TILE: uint8 hi + 128 [8][TILE][4], lo [8][TILE][4]; float fsum[3][TILE] of 32, 16, 16 */
+
+static size_t input_bytes(size_t T, size_t n) { /* scratch for any form */
+    size_t blocks = n / 32 + 1, rows = T * blocks * (64 + 8 + 12) + SEGMENT * 2 + 64, tiles = round_up(T, TILE) * blocks * T_BYTES;
+    return (rows > tiles ? rows : tiles) + T * sizeof(float) + 8 * ALIGN;
+}
 
 /* Rows of T tokens holding `heads` heads side by side; stride floats from one token to the next. When a mixer has more heads
  * than these rows, head h of H reads row head h / (H / heads), or h % heads when tiled (how GGUF stores qwen35). */
@@ -571,7 +707,8 @@ INLINE float fast_exp(float x) {
     uint32_t e = as_bits(n) << 23;
     n -= 12582912.0f;
     float r = x - n * 0.693359375f - n * -2.12194440e-4f;    /* |r| <= ln(2)/2 */
-    float p = 1.0f + r * (1.0f + r * (0.5f + r * (1.66666667e-1f + r * (4.16666651e-2f + r * (8.33345944e-3f + r * 1.38949462e-3f)))));
+    float p = 5.0000001201e-1f + r * (1.6666665459e-1f + r * (4.1665795894e-2f + r * (8.3334519073e-3f + r * (1.3981999507e-3f + r * 1.9875691500e-4f))));
+    p = 1.0f + (r + r * r * p);
     return as_float(as_bits(p) + e);                         /* p 2^n */
 }
 INLINE float sigmoid(float x) { return 1.0f / (1.0f + fast_exp(-x)); }
@@ -579,13 +716,101 @@ INLINE float silu(float x) { return x / (1.0f + fast_exp(-x)); }
 static float softplus(float x) { return x > 20.0f ? x : log1pf(expf(x)); }
 static float logsigmoid(float x) { return (x < 0 ? x : 0) - log1pf(expf(-fabsf(x))); }
 
-/* Rows [row, row + n_rows) of out (T, n_out) = x (T, n_in) W'. buf: ROWS * round_up(n_in, LANES) floats of this thread. */
-static void matmul_scalar(float *out, const Tensor *w, int row, int n_rows, const float *x, int T, float *buf) {
-    for (int r = row; r < row + n_rows; r++) {
-        row_to_float(buf, w->data + (size_t)r * row_bytes(w), w->type, (size_t)w->n_in);
-        for (int t = 0; t < T; t++) out[(size_t)t * (size_t)w->n_out + r] = dot(buf, x + (size_t)t * (size_t)w->n_in, (size_t)w->n_in);
+/* Token t of the input in its form. row: n int16 of scratch. */
+INLINE void quantize_token(Input *in, int t, int16_t *restrict row) {
+    const int n = in->n, blocks = n / 32, form = in->form;
+    const float *restrict x = in->x + (size_t)t * (size_t)n;
+    int16_t *restrict q = form == INT16 ? in->q + (size_t)t * (size_t)n : row;
+    uint32_t top_bits = 0; /* magnitudes compare as integers, which vectorises */
+    for (int i = 0; i < n; i++) { uint32_t u = as_bits(x[i]) & 0x7fffffff; top_bits = u > top_bits ? u : top_bits; }
+    float top = as_float(top_bits);
+    if (!(top > 1e-30f)) top = 1.0f; /* all zero */
+    if (!(top < 1e30f)) top = 1e30f; /* a model gone wrong */
+    float scale = 32767.0f / top;
+    in->D[t] = top / 32767.0f;
+    for (int i = 0; i < n; i++) {
+        float y = x[i] * scale;
+        y = y < -32767.0f ? -32767.0f : y > 32767.0f ? 32767.0f : y;
+        q[i] = (int16_t)(as_bits(y + 12582912.0f) & 0xffff); /* 1.5 * 2^23: the low bits are y to nearest even */
+    }
+    if (form == BYTES) {
+        int8_t *restrict hi = in->hi + (size_t)t * (size_t)n;
+        uint8_t *restrict lo = in->lo + (size_t)t * (size_t)n;
+        for (int i = 0; i < n; i++) hi[i] = (int8_t)(q[i] >> 8), lo[i] = (uint8_t)(q[i] & 255);
+    }
+    for (int b = 0; b < blocks; b++) {
+        int32_t s[2] = {0, 0}, h[2] = {0, 0};
+        for (int half = 0; half < 2; half++)
+            for (int i = 0; i < 16; i++) s[half] += q[32 * b + 16 * half + i], h[half] += q[32 * b + 16 * half + i] >> 8;
+        if (form != TILES) {
+            in->fsum[(t * blocks + b) * 2] = (float)s[0], in->fsum[(t * blocks + b) * 2 + 1] = (float)s[1];
+            if (form == BYTES) {
+                int32_t *bias = in->bias + (size_t)t * (size_t)blocks * 3;
+                bias[b] = -32768 * (h[0] + h[1]), bias[blocks + 2 * b] = -32768 * h[0], bias[blocks + 2 * b + 1] = -32768 * h[1];
+            }
+            continue;
+        }
+        int i = t % TILE;
+        uint8_t *p = in->tiles + ((size_t)(t / TILE) * (size_t)blocks + (size_t)b) * (T_BYTES * TILE);
+        float fsum[3] = {(float)(s[0] + s[1]), (float)s[0], (float)s[1]};
+        uint8_t hi[32], lo[32];
+        for (int k = 0; k < 32; k++) hi[k] = (uint8_t)((q[32 * b + k] >> 8) + 128), lo[k] = (uint8_t)(q[32 * b + k] & 255);
+        for (int j = 0; j < 8; j++) memcpy(p + (j * TILE + i) * 4, hi + 4 * j, 4), memcpy(p + T_LO * TILE + (j * TILE + i) * 4, lo + 4 * j, 4);
+        for (int k = 0; k < 3; k++) memcpy(p + T_SUM * TILE + 4 * (k * TILE + i), &fsum[k], 4);
     }
 }
+
+/* Rows [row, row + n_rows) of w, n_rows <= ROWS, block-quantised, times T tokens from t0 on, T <= FEW. The plain form: integer
+ * sums per group, then the float sum in its fixed order. buf: (T + 2) * groups * ROWS floats. */
+INLINE void few_body(float *out, const Tensor *w, int row, int n_rows, const Input *in, int t0, int T, float *buf) {
+    int n = w->n_in, group = types[w->type].group, min = types[w->type].min, groups = n / group;
+    float *d = buf + (size_t)T * (size_t)groups * ROWS, *m = d + (size_t)groups * ROWS;
+    for (int r = 0; r < n_rows; r++) {
+        const uint8_t *bytes = w->data + (size_t)(row + r) * row_bytes(w);
+        for (int at = 0; at < n; at += SEGMENT) {
+            int8_t q[SEGMENT];
+            float ds[16], ms[16];
+            int len = n - at < SEGMENT ? n - at : SEGMENT;
+            unpack(q, ds, ms, bytes + bytes_of(w->type, (size_t)at), w->type, len);
+            for (int g = 0; g < len / group; g++) {
+                d[(at / group + g) * ROWS + r] = ds[g];
+                if (min) m[(at / group + g) * ROWS + r] = ms[g];
+            }
+            for (int t = 0; t < T; t++) {
+                const int16_t *x = in->q + (size_t)(t0 + t) * (size_t)n + at;
+                for (int g = 0; g < len / group; g++) {
+                    int32_t sum = 0;
+                    if (group == 32) for (int i = 0; i < 32; i++) sum += q[32 * g + i] * x[32 * g + i];
+                    else for (int i = 0; i < 16; i++) sum += q[16 * g + i] * x[16 * g + i];
+                    buf[((size_t)t * (size_t)groups + (size_t)(at / group + g)) * ROWS + r] = (float)sum;
+                }
+            }
+        }
+    }
+    for (int t = 0; t < T; t++) {
+        const float *fsum = in->fsum + (size_t)(t0 + t) * (size_t)(n / 16), *f = buf + (size_t)t * (size_t)groups * ROWS;
+        float s[ROWS] = {0};
+        for (int g = 0; g < groups; g++) {
+            float x = group == 32 ? fsum[2 * g] + fsum[2 * g + 1] : fsum[g];
+            for (int r = 0; r < ROWS; r++) s[r] += f[g * ROWS + r] * d[g * ROWS + r];
+            if (min) for (int r = 0; r < ROWS; r++) s[r] -= m[g * ROWS + r] * x;
+        }
+        for (int r = 0; r < n_rows; r++) out[(size_t)t * (size_t)w->n_out + r] = s[r] * in->D[t0 + t];
+    }
+}
+
+/* The same for the plain types: lanes run along the row, 16 partial sums folded at the end. */
+static void matmul_scalar(float *out, const Tensor *w, int row, int n_rows, const Input *in, float *buf) {
+    if (types[w->type].group > 1) {
+        for (int t = 0; t < in->T; t += FEW) few_body(out + (size_t)t * (size_t)w->n_out + row, w, row, n_rows, in, t, in->T - t < FEW ? in->T - t : FEW, buf);
+        return;
+    }
+    for (int r = row; r < row + n_rows; r++) {
+        row_to_float(buf, w->data + (size_t)r * row_bytes(w), w->type, (size_t)w->n_in);
+        for (int t = 0; t < in->T; t++) out[(size_t)t * (size_t)w->n_out + r] = dot(buf, in->x + (size_t)t * (size_t)w->n_in, (size_t)w->n_in);
+    }
+}
+static void quantize_scalar(Input *in, int t, int16_t *row) { quantize_token(in, t, row); }
 
 /* Head h, value columns [j0, j0 + PANEL), all T tokens. S: this head's memory. buf: (PANEL + 2) dk floats of this thread. */
 static void recurrence_scalar(const Recurrence *a, int h, int j0, float *S, float *o, size_t o_stride, int T, float *buf) {
@@ -627,6 +852,8 @@ static void attend_scalar(const Attend *a, float *o) {
 
 #if defined(__GNUC__)
 typedef float V __attribute__((vector_size(64), aligned(4), may_alias)); /* loads and stores need no alignment */
+typedef uint16_t V16 __attribute__((vector_size(32), aligned(2), may_alias));
+typedef uint32_t V32 __attribute__((vector_size(64), aligned(4), may_alias));
 
 INLINE float fold(const V *v) {
     float acc[LANES];
@@ -634,45 +861,55 @@ INLINE float fold(const V *v) {
     return fold16(acc);
 }
 
-/* R rows of w times T rows of x; w's rows are padded with zeros to whole vectors, x's are not. R, T: constants. */
-INLINE void tile(const float *w, size_t w_stride, const float *x, size_t n, float *out, size_t out_stride, int R, int T) {
+/* 16 weights of a plain row at p, to float. type: a constant; F16 comes converted. */
+INLINE void load_weights(V *v, const uint8_t *p, int type) {
+    if (type == BF16) { V32 u = __builtin_convertvector(*(const V16 *)(const void *)p, V32) << 16; memcpy(v, &u, sizeof u); }
+    else memcpy(v, p, sizeof *v);
+}
+
+/* R rows of w (F32 or BF16, row_step bytes apart) times T rows of x, n long. R, T, type: constants. */
+INLINE void tile(const uint8_t *w, size_t row_step, int type, const float *x, size_t n, float *out, size_t out_stride, int R, int T) {
     V acc[4][4] = {{{0}}};
-    size_t i = 0;
+    size_t i = 0, width = type == BF16 ? 2 : 4;
     for (; i + LANES <= n; i += LANES) {
-        V xv[4];
+        V xv[4], wv;
         UNROLL for (int t = 0; t < T; t++) xv[t] = *(const V *)(x + (size_t)t * n + i);
         UNROLL for (int r = 0; r < R; r++) {
-            V wv = *(const V *)(w + (size_t)r * w_stride + i);
+            load_weights(&wv, w + (size_t)r * row_step + i * width, type);
             UNROLL for (int t = 0; t < T; t++) acc[r][t] += wv * xv[t];
         }
     }
-    if (i < n)
-        UNROLL for (int t = 0; t < T; t++) {
-            V xv = {0};
-            memcpy(&xv, x + (size_t)t * n + i, (n - i) * sizeof(float));
-            UNROLL for (int r = 0; r < R; r++) acc[r][t] += *(const V *)(w + (size_t)r * w_stride + i) * xv;
+    if (i < n) {
+        V xv[4] = {{0}}, wv;
+        uint8_t last[LANES * 4];
+        UNROLL for (int t = 0; t < T; t++) memcpy(&xv[t], x + (size_t)t * n + i, (n - i) * sizeof(float));
+        UNROLL for (int r = 0; r < R; r++) {
+            memset(last, 0, sizeof last), memcpy(last, w + (size_t)r * row_step + i * width, (n - i) * width);
+            load_weights(&wv, last, type);
+            UNROLL for (int t = 0; t < T; t++) acc[r][t] += wv * xv[t];
         }
+    }
     UNROLL for (int r = 0; r < R; r++)
         UNROLL for (int t = 0; t < T; t++) out[(size_t)t * out_stride + r] = fold(&acc[r][t]);
 }
 
-INLINE void matmul_body(float *out, const Tensor *w, int row, int n_rows, const float *x, int T, float *buf, int R_TILE, int T_TILE) {
-    size_t n = (size_t)w->n_in, padded = round_up(n, LANES), n_out = (size_t)w->n_out;
-    for (int r = 0; r < n_rows; r++) {
-        row_to_float(buf + (size_t)r * padded, w->data + (size_t)(row + r) * row_bytes(w), w->type, n);
-        for (size_t i = n; i < padded; i++) buf[(size_t)r * padded + i] = 0;
+/* Plain types. Few tokens: weights are converted as they are read. More: 16 rows to float once, then tiles of R_TILE x T_TILE. */
+INLINE void plain_body(float *out, const Tensor *w, int row, int n_rows, const Input *in, float *buf, int R_TILE, int T_TILE) {
+    size_t n = (size_t)w->n_in, n_out = (size_t)w->n_out, step = row_bytes(w);
+    const uint8_t *rows = w->data + (size_t)row * step;
+    int type = w->type, t = 0;
+    if (type == F16 || (type == BF16 && in->T >= 4)) {
+        for (int r = 0; r < n_rows; r++) row_to_float(buf + (size_t)r * n, rows + (size_t)r * step, type, n);
+        rows = (const uint8_t *)buf, step = n * sizeof(float), type = F32;
     }
-    int t = 0;
-    for (; t + T_TILE <= T; t += T_TILE) {
+#define TILES(TYPE, R, T) for (; r + R <= n_rows; r += R) tile(rows + (size_t)r * step, step, TYPE, in->x + (size_t)t * n, n, out + (size_t)t * n_out + row + r, n_out, R, T)
+    for (; t + T_TILE <= in->T && type == F32; t += T_TILE) { int r = 0; TILES(F32, R_TILE, T_TILE); TILES(F32, 1, T_TILE); }
+    for (; t < in->T; t++) {
         int r = 0;
-        for (; r + R_TILE <= n_rows; r += R_TILE) tile(buf + (size_t)r * padded, padded, x + (size_t)t * n, n, out + (size_t)t * n_out + row + r, n_out, R_TILE, T_TILE);
-        for (; r < n_rows; r++) tile(buf + (size_t)r * padded, padded, x + (size_t)t * n, n, out + (size_t)t * n_out + row + r, n_out, 1, T_TILE);
+        if (type == F32) { TILES(F32, 4, 1); TILES(F32, 1, 1); }
+        else { TILES(BF16, 4, 1); TILES(BF16, 1, 1); }
     }
-    for (; t < T; t++) {
-        int r = 0;
-        for (; r + 4 <= n_rows; r += 4) tile(buf + (size_t)r * padded, padded, x + (size_t)t * n, n, out + (size_t)t * n_out + row + r, n_out, 4, 1);
-        for (; r < n_rows; r++) tile(buf + (size_t)r * padded, padded, x + (size_t)t * n, n, out + (size_t)t * n_out + row + r, n_out, 1, 1);
-    }
+#undef TILES
 }
 
 /* A panel of N vectors of columns stays in the first-level cache while all tokens pass over it. One sweep per token: the
@@ -761,35 +998,268 @@ INLINE void attend_body(const Attend *a, float *o) {
     for (int i = 0; i < a->dv; i++) o[i] /= sum;
 }
 
-/* One set of kernels per instruction set, from the bodies above; R x T outputs of a matmul are in registers at once. */
-#define KERNELS_FOR(isa, attribute, R, T) \
-    attribute static void matmul_##isa(float *out, const Tensor *w, int row, int n_rows, const float *x, int n_tokens, float *buf) { matmul_body(out, w, row, n_rows, x, n_tokens, buf, R, T); } \
+/* Kernels per instruction set, from the bodies above; tr x tt outputs of a plain matmul are in registers at once. */
+#define KERNELS_FOR(isa, attribute) \
+    attribute static void quantize_##isa(Input *in, int t, int16_t *row) { quantize_token(in, t, row); } \
     attribute static void recurrence_##isa(const Recurrence *a, int h, int j0, float *S, float *o, size_t o_stride, int n_tokens, float *buf) { recurrence_body(a, h, j0, S, o, o_stride, n_tokens, buf); } \
     attribute static void attend_##isa(const Attend *a, float *o) { attend_body(a, o); }
+#define MATMUL_FOR(isa, attribute, tr, tt) \
+    attribute static void matmul_##isa(float *out, const Tensor *w, int row, int n_rows, const Input *in, float *buf) { \
+        if (types[w->type].group == 1) plain_body(out, w, row, n_rows, in, buf, tr, tt); \
+        else for (int t = 0; t < in->T; t += FEW) few_body(out + (size_t)t * (size_t)w->n_out + row, w, row, n_rows, in, t, in->T - t < FEW ? in->T - t : FEW, buf); \
+    }
 #if defined(__x86_64__)
-KERNELS_FOR(sse2, , 2, 1)
-KERNELS_FOR(avx2, __attribute__((target("avx2,fma,f16c"))), 2, 2)
-KERNELS_FOR(avx512, __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,fma,f16c"))), 4, 4)
+#include <immintrin.h>
+#define AVX2 __attribute__((target("avx2,fma,f16c")))
+#define AVX512 __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,fma,f16c,avx2,bmi2")))
+KERNELS_FOR(sse2, )
+MATMUL_FOR(sse2, , 2, 1)
+KERNELS_FOR(avx2, AVX2)
+MATMUL_FOR(avx2, AVX2, 2, 2)
+KERNELS_FOR(avx512, AVX512)
+
+/* -- AVX-512 with VNNI: vpdpbusd multiplies 64 unsigned by 64 signed bytes into 16 sums --
+ * Weights are made unsigned by adding 128; the input's bias takes it back. */
+#define INLINE512 static inline __attribute__((always_inline)) AVX512
+
+/* 16 rows x 16 bytes, `step` bytes apart, to 4 vectors: lane l of v[j] = dword j of row l. Rows r, r+4, r+8, r+12 share
+ * a vector, so that the 4x4 transposes inside each 128-bit part leave the rows in order. */
+INLINE512 void transpose16(__m512i v[4], const void *p, size_t step) {
+    const uint8_t *w = p;
+    __m512i a[4];
+    UNROLL for (int r = 0; r < 4; r++) {
+        const uint8_t *s = w + (size_t)r * step;
+        a[r] = _mm512_castsi128_si512(_mm_loadu_si128((const void *)s));
+        a[r] = _mm512_inserti32x4(a[r], _mm_loadu_si128((const void *)(s + 4 * step)), 1);
+        a[r] = _mm512_inserti32x4(a[r], _mm_loadu_si128((const void *)(s + 8 * step)), 2);
+        a[r] = _mm512_inserti32x4(a[r], _mm_loadu_si128((const void *)(s + 12 * step)), 3);
+    }
+    __m512i l01 = _mm512_unpacklo_epi32(a[0], a[1]), h01 = _mm512_unpackhi_epi32(a[0], a[1]);
+    __m512i l23 = _mm512_unpacklo_epi32(a[2], a[3]), h23 = _mm512_unpackhi_epi32(a[2], a[3]);
+    v[0] = _mm512_unpacklo_epi64(l01, l23), v[1] = _mm512_unpackhi_epi64(l01, l23);
+    v[2] = _mm512_unpacklo_epi64(h01, h23), v[3] = _mm512_unpackhi_epi64(h01, h23);
+}
+
+AVX512 static void unpack512(int8_t *q, float *d, float *m, const uint8_t *b, int type, int n) { unpack(q, d, m, b, type, n); }
+
+enum { AHEAD = 8192 }; /* bytes that are asked for before they are needed: the hardware's own guess is not enough */
+
+/* few_body with the block sums of a segment at once. Each row is read from its first byte to its last; sums, scales and minimums
+ * of 16 rows go to buf, are transposed to one row per lane, and meet in the fixed order. group, min, T: constants; n_tokens <= T.
+ *   buf: F (T, ROWS, G) sums, D, M (ROWS, G) scales and minimums; G groups, padded to 16; two rows of weights */
+INLINE512 void few512(float *out, const Tensor *w, int row, int n_rows, const Input *in, int n_tokens, float *buf, const int group, const int min, const int T) {
+    const int n = w->n_in, groups = n / group, blocks = n / 32;
+    const size_t G = round_up((size_t)groups, 16), step = row_bytes(w), segment = bytes_of(w->type, SEGMENT);
+    float *D = buf + (size_t)T * ROWS * G, *M = D + ROWS * G;
+    const __m512i flip = _mm512_set1_epi8(-128);
+    const __m512i order16 = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15), order32 = _mm512_setr_epi32(0, 8, 1, 9, 2, 10, 3, 11, 0, 0, 0, 0, 0, 0, 0, 0);
+    int8_t *q[2]; /* a row is unpacked while the one before is multiplied: bytes just stored in pieces are slow to load whole */
+    q[0] = (int8_t *)(void *)(M + ROWS * G), q[1] = q[0] + round_up((size_t)n, SEGMENT);
+    if (n % SEGMENT) memset(q[0] + n / SEGMENT * SEGMENT, 0, SEGMENT), memset(q[1] + n / SEGMENT * SEGMENT, 0, SEGMENT);
+    for (int r = 0; r <= n_rows; r++) {
+        const uint8_t *bytes = w->data + (size_t)(row + r) * step;
+        for (int at = 0; at < n && r < n_rows; at += SEGMENT, bytes += segment) {
+            size_t g = (size_t)r * G + (size_t)(at / group);
+            for (size_t i = 0; i < segment; i += 64) __builtin_prefetch(bytes + AHEAD + i);
+            unpack512(q[r & 1] + at, D + g, M + g, bytes, w->type, n - at < SEGMENT ? n - at : SEGMENT);
+        }
+        for (int at = 0; at < n && r > 0; at += SEGMENT) {
+            size_t g = (size_t)(at / group);
+            const int8_t *row_q = q[(r - 1) & 1] + at;
+            __m512i v[4], u[4]; /* the weights, and the weights + 128 */
+            UNROLL for (int i = 0; i < 4; i++) v[i] = _mm512_load_si512(row_q + 64 * i), u[i] = _mm512_xor_si512(v[i], flip);
+            UNROLL8 for (int t = 0; t < T; t++) {
+                const size_t token = (size_t)(t < n_tokens ? t : n_tokens - 1);
+                const int8_t *hi = in->hi + token * (size_t)n + at;
+                const uint8_t *lo = in->lo + token * (size_t)n + at;
+                const int32_t *bias = in->bias + token * (size_t)blocks * 3;
+                float *f = buf + ((size_t)t * ROWS + (size_t)(r - 1)) * G + g;
+                __m512i z[4];
+                UNROLL for (int i = 0; i < 4; i++) {
+                    z[i] = _mm512_slli_epi32(_mm512_dpbusd_epi32(_mm512_setzero_si512(), u[i], _mm512_loadu_si512(hi + 64 * i)), 8);
+                    z[i] = _mm512_dpbusd_epi32(z[i], _mm512_loadu_si512(lo + 64 * i), v[i]);
+                }
+                __m512i a = _mm512_add_epi32(_mm512_unpacklo_epi32(z[0], z[1]), _mm512_unpackhi_epi32(z[0], z[1]));
+                __m512i b = _mm512_add_epi32(_mm512_unpacklo_epi32(z[2], z[3]), _mm512_unpackhi_epi32(z[2], z[3]));
+                __m512i s = _mm512_add_epi32(_mm512_unpacklo_epi64(a, b), _mm512_unpackhi_epi64(a, b)); /* part p, lane i: the group of 16 at 4i + p */
+                if (group == 16) {
+                    s = _mm512_add_epi32(_mm512_permutexvar_epi32(order16, s), _mm512_loadu_si512(bias + blocks + at / 16));
+                    _mm512_storeu_ps(f, _mm512_cvtepi32_ps(s));
+                } else {
+                    s = _mm512_permutexvar_epi32(order32, _mm512_add_epi32(s, _mm512_shuffle_i32x4(s, s, 0xb1)));
+                    _mm256_storeu_ps(f, _mm256_cvtepi32_ps(_mm256_add_epi32(_mm512_castsi512_si256(s), _mm256_loadu_si256((const void *)(bias + at / 32)))));
+                }
+            }
+        }
+    }
+    __m512 S[FEW];
+    UNROLL8 for (int t = 0; t < T; t++) S[t] = _mm512_setzero_ps();
+    for (int g = 0; g < groups; g += 4) {
+        __m512i d[4], m[4], f[4];
+        transpose16(d, D + g, G * sizeof(float));
+        if (min) transpose16(m, M + g, G * sizeof(float));
+        int last = groups - g < 4 ? groups - g : 4;
+        UNROLL8 for (int t = 0; t < T; t++) {
+            const size_t token = (size_t)(t < n_tokens ? t : n_tokens - 1);
+            const float *fsum = in->fsum + token * (size_t)blocks * 2;
+            transpose16(f, buf + (size_t)t * ROWS * G + g, G * sizeof(float));
+            UNROLL for (int j = 0; j < 4; j++) {
+                if (j >= last) break;
+                S[t] = _mm512_fmadd_ps(_mm512_castsi512_ps(f[j]), _mm512_castsi512_ps(d[j]), S[t]);
+                if (min) S[t] = _mm512_fnmadd_ps(_mm512_castsi512_ps(m[j]), _mm512_set1_ps(group == 32 ? fsum[2 * (g + j)] + fsum[2 * (g + j) + 1] : fsum[g + j]), S[t]);
+            }
+        }
+    }
+    __mmask16 live = (__mmask16)((1u << n_rows) - 1);
+    UNROLL8 for (int t = 0; t < T; t++)
+        if (t < n_tokens) _mm512_mask_storeu_ps(out + (size_t)t * (size_t)w->n_out + row, live, _mm512_mul_ps(S[t], _mm512_set1_ps(in->D[t])));
+}
+
+/* 16 rows x 32 weights: dword l of q[j] holds weights 4j..4j+3 of row l; per group (one of 32, or two of 16) the scale, the minimum, and
+ * -128 times the sum of the weights, which takes back what hi + 128 adds too much. */
+typedef struct { int8_t q[8][64]; float d[2][16], m[2][16]; int32_t bias[2][16]; } Panel;
+
+/* Rows [row, row + 16) of w, n_blocks (an even number of segments, or the rest) from block b0 on, to panels. Rows beyond the end repeat
+ * the last one. q, d, m: room for 16 rows of BLOCKS_AT_ONCE blocks. */
+AVX512 static void make_panels(Panel *p, const Tensor *w, int row, int b0, int n_blocks, int8_t *q, float *d, float *m) {
+    const int group = types[w->type].group, min = types[w->type].min, per = 32 / group; /* groups per block */
+    const size_t row_q = BLOCKS_AT_ONCE * 32, row_d = BLOCKS_AT_ONCE * 2;
+    const __m512i ones = _mm512_set1_epi8(1);
+    for (int r = 0; r < ROWS; r++) {
+        const uint8_t *bytes = w->data + (size_t)(row + r < w->n_out ? row + r : w->n_out - 1) * row_bytes(w) + bytes_of(w->type, (size_t)b0 * 32);
+        int8_t *qr = q + (size_t)r * row_q;
+        float *dr = d + (size_t)r * row_d, *mr = m + (size_t)r * row_d;
+        __builtin_prefetch(bytes + bytes_of(w->type, BLOCKS_AT_ONCE * 32)), __builtin_prefetch(bytes + bytes_of(w->type, BLOCKS_AT_ONCE * 32) + 64);
+        for (int b = 0; b < n_blocks; b += SEGMENT / 32, bytes += bytes_of(w->type, SEGMENT))
+            unpack512(qr + 32 * b, dr + per * b, mr + per * b, bytes, w->type, 32 * (n_blocks - b < SEGMENT / 32 ? n_blocks - b : SEGMENT / 32));
+    }
+    for (int b = 0; b < n_blocks; b++) {
+        __m512i sum = _mm512_setzero_si512();
+        for (int h = 0; h < 2; h++) {
+            __m512i v[4];
+            transpose16(v, q + 32 * b + 16 * h, row_q);
+            UNROLL for (int j = 0; j < 4; j++) _mm512_store_si512(p[b].q[4 * h + j], v[j]), sum = _mm512_dpbusd_epi32(sum, ones, v[j]);
+            _mm512_store_si512(p[b].bias[group == 16 ? h : 0], _mm512_sub_epi32(_mm512_setzero_si512(), _mm512_slli_epi32(sum, 7)));
+            if (group == 16) sum = _mm512_setzero_si512();
+        }
+    }
+    for (int g = 0; g < n_blocks * per; g += 4) {
+        __m512i v[4], u[4];
+        transpose16(v, d + g, row_d * sizeof(float));
+        if (min) transpose16(u, m + g, row_d * sizeof(float));
+        UNROLL for (int j = 0; j < 4; j++) {
+            if (g + j >= n_blocks * per) break;
+            _mm512_store_si512(p[(g + j) / per].d[(g + j) % per], v[j]);
+            if (min) _mm512_store_si512(p[(g + j) / per].m[(g + j) % per], u[j]);
+        }
+    }
+}
+
+/* Two panels (32 rows) times TILE tokens over n_blocks. S (TILE, 32) holds the float sums between chunks. A broadcast of 4 bytes of x
+ * serves both panels; 12 integer and 12 float sums, 2 weights and the broadcast are in registers. group, min: constants. */
+INLINE512 void tile512(float *S, const Panel *p, const uint8_t *x, int n_blocks, int first, const int group, const int min) {
+    __m512 s[2][TILE];
+    UNROLL8 for (int t = 0; t < TILE; t++)
+        UNROLL for (int r = 0; r < 2; r++) s[r][t] = first ? _mm512_setzero_ps() : _mm512_load_ps(S + 32 * t + 16 * r);
+    for (int b = 0; b < n_blocks; b++, p++, x += T_BYTES * TILE) {
+        __m512i acc[2][TILE];
+        UNROLL for (int h = 0; h < 32 / group; h++) {
+            __m512i b0 = _mm512_load_si512(p->bias[h]), b1 = _mm512_load_si512(p[BLOCKS_AT_ONCE].bias[h]);
+            UNROLL8 for (int t = 0; t < TILE; t++) acc[0][t] = b0, acc[1][t] = b1;
+            UNROLL for (int half = 0; half < 2; half++) { /* hi, then lo: acc = 256 sum(w hi) + sum(w lo) */
+                UNROLL8 for (int j = 0; j < group / 4; j++) {
+                    __m512i w0 = _mm512_load_si512(p->q[h * 4 + j]), w1 = _mm512_load_si512(p[BLOCKS_AT_ONCE].q[h * 4 + j]);
+                    UNROLL8 for (int t = 0; t < TILE; t++) {
+                        __m512i v = _mm512_set1_epi32(*(const int32_t *)(const void *)(x + half * T_LO * TILE + ((h * 4 + j) * TILE + t) * 4));
+                        __asm__("" : "+v"(v)); /* one broadcast load, used twice: else the compiler loads it twice */
+                        acc[0][t] = _mm512_dpbusd_epi32(acc[0][t], v, w0);
+                        acc[1][t] = _mm512_dpbusd_epi32(acc[1][t], v, w1);
+                    }
+                }
+                if (half == 0) UNROLL8 for (int t = 0; t < TILE; t++) acc[0][t] = _mm512_slli_epi32(acc[0][t], 8), acc[1][t] = _mm512_slli_epi32(acc[1][t], 8);
+            }
+            UNROLL for (int r = 0; r < 2; r++) {
+                __m512 d = _mm512_load_ps(p[r * BLOCKS_AT_ONCE].d[h]);
+                UNROLL8 for (int t = 0; t < TILE; t++) {
+                    s[r][t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(acc[r][t]), d, s[r][t]);
+                    if (min) s[r][t] = _mm512_fnmadd_ps(_mm512_load_ps(p[r * BLOCKS_AT_ONCE].m[h]), _mm512_set1_ps(*(const float *)(const void *)(x + TILE * (T_SUM + (group == 16 ? 4 + 4 * h : 0)) + 4 * t)), s[r][t]);
+                }
+            }
+        }
+    }
+    UNROLL8 for (int t = 0; t < TILE; t++)
+        UNROLL for (int r = 0; r < 2; r++) _mm512_store_ps(S + 32 * t + 16 * r, s[r][t]);
+}
+AVX512 static void tile512_32(float *S, const Panel *p, const uint8_t *x, int n_blocks, int first) { tile512(S, p, x, n_blocks, first, 32, 0); }
+AVX512 static void tile512_32m(float *S, const Panel *p, const uint8_t *x, int n_blocks, int first) { tile512(S, p, x, n_blocks, first, 32, 1); }
+AVX512 static void tile512_16(float *S, const Panel *p, const uint8_t *x, int n_blocks, int first) { tile512(S, p, x, n_blocks, first, 16, 0); }
+AVX512 static void tile512_16m(float *S, const Panel *p, const uint8_t *x, int n_blocks, int first) { tile512(S, p, x, n_blocks, first, 16, 1); }
+
+/* Rows [row, row + n_rows), n_rows <= 32, times all tokens of a tiled input.
+ *   buf: 2 BLOCKS_AT_ONCE panels, S (tokens, 32), then q, d, m of 16 rows */
+AVX512 static void many512(float *out, const Tensor *w, int row, int n_rows, const Input *in, float *buf) {
+    const int blocks = w->n_in / 32, group = types[w->type].group, min = types[w->type].min;
+    void (*const tile_fn)(float *, const Panel *, const uint8_t *, int, int) = group == 32 ? (min ? tile512_32m : tile512_32) : (min ? tile512_16m : tile512_16);
+    Panel *panels = (Panel *)(void *)buf;
+    float *S = (float *)(void *)(panels + 2 * BLOCKS_AT_ONCE), *d = S + round_up((size_t)in->T, TILE) * 32, *m = d + ROWS * BLOCKS_AT_ONCE * 2;
+    int8_t *q = (int8_t *)(m + ROWS * BLOCKS_AT_ONCE * 2);
+    for (int b = 0; b < blocks; b += BLOCKS_AT_ONCE) {
+        int n = blocks - b < BLOCKS_AT_ONCE ? blocks - b : BLOCKS_AT_ONCE;
+        make_panels(panels, w, row, b, n, q, d, m);
+        make_panels(panels + BLOCKS_AT_ONCE, w, row + ROWS, b, n, q, d, m);
+        for (int t = 0; t < in->T; t += TILE) {
+            float *s = S + 32 * t;
+            tile_fn(s, panels, in->tiles + ((size_t)(t / TILE) * (size_t)blocks + (size_t)b) * (T_BYTES * TILE), n, b == 0);
+            if (b + n < blocks) continue;
+            for (int i = 0; i < TILE && t + i < in->T; i++)
+                for (int r = 0; r < n_rows; r += ROWS) {
+                    __mmask16 live = n_rows - r >= ROWS ? 0xffff : (__mmask16)((1u << (n_rows - r)) - 1);
+                    _mm512_mask_storeu_ps(out + (size_t)(t + i) * (size_t)w->n_out + row + r, live, _mm512_mul_ps(_mm512_load_ps(s + 32 * i + r), _mm512_set1_ps(in->D[t + i])));
+                }
+        }
+    }
+}
+
+#define FEW512(T) AVX512 static void few512_##T(float *out, const Tensor *w, int row, int n_rows, const Input *in, int n_tokens, float *buf) { \
+    if (types[w->type].group == 32 && !types[w->type].min) few512(out, w, row, n_rows, in, n_tokens, buf, 32, 0, T); \
+    else if (types[w->type].group == 32) few512(out, w, row, n_rows, in, n_tokens, buf, 32, 1, T); \
+    else if (!types[w->type].min) few512(out, w, row, n_rows, in, n_tokens, buf, 16, 0, T); \
+    else few512(out, w, row, n_rows, in, n_tokens, buf, 16, 1, T); \
+}
+FEW512(1) FEW512(2) FEW512(4) FEW512(8)
+
+AVX512 static void matmul_avx512(float *out, const Tensor *w, int row, int n_rows, const Input *in, float *buf) {
+    if (types[w->type].group == 1) plain_body(out, w, row, n_rows, in, buf, 4, 4);
+    else if (in->form == TILES) many512(out, w, row, n_rows, in, buf);
+    else
+        for (int r = 0; r < n_rows; r += ROWS) {
+            int n = n_rows - r < ROWS ? n_rows - r : ROWS;
+            (in->T == 1 ? few512_1 : in->T == 2 ? few512_2 : in->T <= 4 ? few512_4 : few512_8)(out, w, row + r, n, in, in->T, buf);
+        }
+}
 #else
-KERNELS_FOR(vector, , 2, 2)
+KERNELS_FOR(vector, )
+MATMUL_FOR(vector, , 2, 2)
 #endif
 #endif
 
 /* The choice. Later entries are faster; the last one that this processor runs is taken, unless RUN_KERNEL names another. */
 typedef struct {
     const char *name;
-    void (*matmul)(float *out, const Tensor *w, int row, int n_rows, const float *x, int T, float *buf);
+    int bytes; /* wants the input as bytes, and in tiles for more than FEW tokens */
+    void (*quantize)(Input *in, int t, int16_t *row);
+    void (*matmul)(float *out, const Tensor *w, int row, int n_rows, const Input *in, float *buf);
     void (*recurrence)(const Recurrence *a, int h, int j0, float *S, float *o, size_t o_stride, int T, float *buf);
     void (*attend)(const Attend *a, float *o);
 } Kernels;
 static const Kernels kernels[] = {
-    {"scalar", matmul_scalar, recurrence_scalar, attend_scalar},
+    {"scalar", 0, quantize_scalar, matmul_scalar, recurrence_scalar, attend_scalar},
 #if defined(__GNUC__) && defined(__x86_64__)
-    {"sse2", matmul_sse2, recurrence_sse2, attend_sse2},
-    {"avx2", matmul_avx2, recurrence_avx2, attend_avx2},
-    {"avx512", matmul_avx512, recurrence_avx512, attend_avx512},
+    {"sse2", 0, quantize_sse2, matmul_sse2, recurrence_sse2, attend_sse2},
+    {"avx2", 0, quantize_avx2, matmul_avx2, recurrence_avx2, attend_avx2},
+    {"avx512", 1, quantize_avx512, matmul_avx512, recurrence_avx512, attend_avx512},
 #elif defined(__GNUC__)
-    {"vector", matmul_vector, recurrence_vector, attend_vector},
+    {"vector", 0, quantize_vector, matmul_vector, recurrence_vector, attend_vector},
 #endif
 };
 enum { N_KERNELS = sizeof kernels / sizeof kernels[0] };
@@ -797,7 +1267,7 @@ enum { N_KERNELS = sizeof kernels / sizeof kernels[0] };
 static int kernel_runs(const Kernels *k) {
 #if defined(__GNUC__) && defined(__x86_64__)
     if (!strcmp(k->name, "avx2")) return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-    if (!strcmp(k->name, "avx512")) return __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+    if (!strcmp(k->name, "avx512")) return __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vnni");
 #endif
     (void)k;
     return 1;
@@ -811,19 +1281,61 @@ static int choose_kernels(const Kernels **chosen, char *err) {
 }
 
 /* How the work is spread: threads, and a piece of memory for each. Results do not depend on it. */
-typedef struct { const Kernels *kernels; int n_threads; float *buf; size_t buf_floats; } Team;
+typedef struct { const Kernels *kernels; int n_threads; float *buf; size_t buf_floats; uint8_t *input; } Team;
 
 static int threads_for(const Team *team, double operations) { /* waking a thread costs about as much as this many */
     return operations < 40000 ? 1 : team->n_threads;
 }
 
-/* out (T, n_out) = x (T, n_in) W'. The only place that reads large weights. */
-static void matmul(const Team *team, float *out, const Tensor *w, const float *x, int T) {
-    int step = T < 4 ? 4 : ROWS, n_steps = (w->n_out + step - 1) / step, n_threads = threads_for(team, 2.0 * w->n_in * w->n_out * T);
+/* Floats of scratch that a matmul needs per thread: rows of n_in weights, runs of T tokens. */
+static size_t matmul_buf(size_t n_in, size_t T) {
+    size_t few = (FEW + 2) * ROWS * round_up(n_in / 16 + 1, 16) + round_up(n_in, SEGMENT) / 2, plain = ROWS * round_up(n_in, LANES);
+    size_t many = 2 * BLOCKS_AT_ONCE * 224 + round_up(T, TILE) * 32 + ROWS * BLOCKS_AT_ONCE * (4 + 8) + 64; /* Panels are 224 floats */
+    size_t most = few > plain ? few : plain;
+    return most > many ? most : many;
+}
+
+/* The rows of x as a matmul's input. The quantised form is made in team->input when a weight needs it, and then serves all matrices
+ * that read the same rows; the memory is taken over by the next input. */
+static Input input_rows(const float *x, int T, int n) { return (Input){.x = x, .T = T, .n = n}; }
+
+static void quantize(const Team *team, Input *in) {
+    size_t T = (size_t)in->T, blocks = (size_t)in->n / 32;
+    Arena a = {(char *)team->input, 0, 0};
+    in->form = !team->kernels->bytes ? INT16 : in->T > FEW ? TILES : BYTES;
+    in->D = take(&a, T);
+    if (in->form == TILES) in->tiles = take_bytes(&a, round_up(T, TILE) * blocks, T_BYTES);
+    else in->fsum = take(&a, T * blocks * 2);
+    if (in->form == INT16) in->q = take_bytes(&a, T * blocks * 32, sizeof(int16_t));
+    if (in->form == BYTES) in->bias = take_bytes(&a, T * blocks * 3 + 16, sizeof(int32_t)), in->hi = take_bytes(&a, T * blocks * 32 + SEGMENT, 1), in->lo = take_bytes(&a, T * blocks * 32 + SEGMENT, 1);
+    int n_threads = threads_for(team, 20.0 * in->T * in->n);
     PARALLEL_FOR(n_threads)
-    for (int i = 0; i < n_steps; i++) {
-        int row = i * step, n_rows = w->n_out - row < step ? w->n_out - row : step;
-        team->kernels->matmul(out, w, row, n_rows, x, T, team->buf + (size_t)THREAD_ID * team->buf_floats);
+    for (int t = 0; t < in->T; t++) team->kernels->quantize(in, t, (int16_t *)(void *)(team->buf + (size_t)THREAD_ID * team->buf_floats));
+}
+
+/* out (T, n_out) = x (T, n_in) W' for n matrices that read the same input. The only place that reads large weights. */
+typedef struct { float *out; const Tensor *w; } Product;
+static void matmul(const Team *team, const Product *products, int n, Input *in) {
+    double operations = 0;
+    int steps = 0;
+    for (int i = 0; i < n; i++) {
+        const Tensor *w = products[i].w;
+        operations += 2.0 * w->n_in * w->n_out * in->T;
+        steps += (w->n_out + 2 * ROWS - 1) / (2 * ROWS);
+        if (types[w->type].group > 1 && !in->form) quantize(team, in);
+    }
+    int n_threads = threads_for(team, operations);
+    PARALLEL_FOR(n_threads)
+    for (int i = 0; i < steps; i++) {
+        int p = 0, at = i;
+        for (int own; at >= (own = (products[p].w->n_out + 2 * ROWS - 1) / (2 * ROWS)); p++) at -= own;
+        const Tensor *w = products[p].w;
+        float *buf = team->buf + (size_t)THREAD_ID * team->buf_floats;
+        for (int row = at * 2 * ROWS, end = row + 2 * ROWS < w->n_out ? row + 2 * ROWS : w->n_out; row < end;) {
+            int step = types[w->type].group > 1 && in->form == TILES ? 2 * ROWS : ROWS, n_rows = end - row < step ? end - row : step;
+            team->kernels->matmul(products[p].out, w, row, n_rows, in, buf);
+            row += n_rows;
+        }
     }
 }
 
@@ -1096,7 +1608,7 @@ typedef struct {
     const float *q_norm, *k_norm, *o_norm; /* (dk), (dk), (dv); NULL = no such weight */
     /* softmax layers */
     int rope_dims, rope_adjacent;   /* rotated channels of a head; pairs (2i, 2i+1) instead of (i, i + rope_dims/2) */
-    double rope_base;
+    double rope_base, rope_factor;
     const double *rope_freq;        /* (rope_dims / 2) radians per position; double, since positions reach a million */
     int window, gated;              /* visible positions, 0 = all; query rows hold [query | gate] per head */
     float scale;
@@ -1136,7 +1648,7 @@ struct GlaModel {
     Tokenizer *vocab;
     uint64_t parameters, token_bytes, token_weights, run_weights;
     size_t fixed_floats, kv_floats; /* of all layers; kv per position */
-    size_t row_floats, mid_floats, out_floats, hidden_floats, buf_floats; /* scratch: widest set of projections, narrow middle, mixer output, feed-forward; per thread */
+    size_t row_floats, mid_floats, out_floats, hidden_floats, widest_in, widest_dk; /* scratch per token: widest set of projections, narrow middles, mixer output, feed-forward; widest matmul input; head */
     struct Block { struct Block *next; } *owned; /* memory to free with the model */
 };
 
@@ -1223,7 +1735,9 @@ static Tensor matrix(Loader *l, const char *name, int layer, int64_t n_in, int64
     if ((int64_t)t->ne[0] != n_in || (int64_t)t->ne[1] != n_out || t->ne[2] != 1 || t->ne[3] != 1)
         l->code = fail(l->err, GLA_FORMAT, "%s is (%llu, %llu, %llu, %llu), expected (%lld, %lld); was it exported for another config?", full,
                        (unsigned long long)t->ne[0], (unsigned long long)t->ne[1], (unsigned long long)t->ne[2], (unsigned long long)t->ne[3], (long long)n_in, (long long)n_out);
-    else if (!types[t->type].runs)
+    else if (t->ne[1] > INT32_MAX || t->ne[0] > INT32_MAX)
+        l->code = fail(l->err, GLA_UNSUPPORTED, "%s is too large: at most 2^31 - 1 rows and columns", full);
+    else if (!types[t->type].group)
         l->code = fail(l->err, GLA_UNSUPPORTED, "%s has the type %s, which is not implemented", full, types[t->type].name);
     if (l->code) return none;
     t->used = 1;
@@ -1291,8 +1805,8 @@ static void bind_softmax(Loader *l, Layer *y, int i, int head_dim, int gated, in
     const float *factors = vector_if(l, "rope_freqs.weight", -1, y->rope_dims / 2);
     Layer *before = NULL; /* an earlier softmax layer with the same rotation */
     for (Layer *x = l->m->layers; x < y && !before; x++)
-        if (x->mixer == MIX_SOFTMAX && x->rope_dims == y->rope_dims && x->rope_base == base) before = x;
-    y->rope_base = base;
+        if (x->mixer == MIX_SOFTMAX && x->rope_dims == y->rope_dims && x->rope_base == base && x->rope_factor == factor) before = x;
+    y->rope_base = base, y->rope_factor = factor;
     double *f = before || l->code ? NULL : keep(l, (size_t)y->rope_dims / 2 + 1, sizeof *f);
     for (int j = 0; f && j < y->rope_dims / 2; j++) f[j] = pow(base, -2.0 * j / y->rope_dims) / factor / (factors ? factors[j] : 1.0);
     y->rope_freq = before ? before->rope_freq : f;
@@ -1392,7 +1906,10 @@ static void read_gla(Loader *l, Layer *y, int i) {
     }
     y->ffn_act = act_key(l, "feed_forward_activation", ACT_SILU);
     bind_feed_forward(l, y, i, "ffn_norm.weight");
-    if ((l->m->config.res_block = int_key(l, "residual_attention.block_size", i, 0, 0, 1 << 20))) {
+    int block = int_key(l, "residual_attention.block_size", i, 0, 0, 1 << 20);
+    if (i == 0) l->m->config.res_block = block;
+    else if (block != l->m->config.res_block && !l->code) l->code = fail(l->err, GLA_FORMAT, "gla.residual_attention.block_size differs between layers");
+    if (l->m->config.res_block) {
         y->res_proj[0] = vector(l, "attn_res_proj.weight", i, dim), y->res_norm[0] = vector(l, "attn_res_norm.weight", i, dim);
         y->res_proj[1] = vector(l, "ffn_res_proj.weight", i, dim), y->res_norm[1] = vector(l, "ffn_res_norm.weight", i, dim);
     }
@@ -1575,8 +2092,10 @@ static GlaState *state_layout(Arena *a, const GlaModel *m, int ctx, int batch, i
     s.mid = take_bytes(a, T, m->mid_floats * sizeof(float));
     s.o = take_bytes(a, T, m->out_floats * sizeof(float));
     s.candidates = take_bytes(a, (size_t)c->vocab_size, sizeof(Scored));
-    s.team = (Team){m->kernels, threads, NULL, round_up(m->buf_floats, LANES)};
+    size_t matmul_floats = matmul_buf(m->widest_in, T), panel_floats = (PANEL + 2) * m->widest_dk;
+    s.team = (Team){m->kernels, threads, NULL, round_up(matmul_floats > panel_floats ? matmul_floats : panel_floats, LANES), NULL};
     s.team.buf = take_bytes(a, (size_t)threads, s.team.buf_floats * sizeof(float));
+    s.team.input = take_bytes(a, input_bytes(T, m->widest_in), 1);
     if (self) *self = s;
     return self;
 }
@@ -1589,7 +2108,7 @@ static int state_settings(const GlaModel *m, int *ctx, int *batch, int *threads,
     if (!*batch) *batch = 512;
     if (!*threads) *threads = ALL_THREADS;
     if (*threads > 1024) *threads = 1024;
-    size_t per_token = ((size_t)m->config.dim * (size_t)(residual_sources(&m->config) + 1) + m->row_floats + 2 * m->hidden_floats + m->mid_floats + m->out_floats) * sizeof(float);
+    size_t per_token = ((size_t)m->config.dim * (size_t)(residual_sources(&m->config) + 1) + m->row_floats + 2 * m->hidden_floats + m->mid_floats + m->out_floats + m->widest_in) * sizeof(float); /* the last: quantised inputs */
     while (*batch > 1 && (size_t)*batch > ((size_t)1 << 28) / per_token) *batch /= 2;
     return GLA_OK;
 }
@@ -1692,6 +2211,7 @@ static void session_body(GlaState *s, Stream *t, void (*step)(Stream *, void *, 
 GLA_API int gla_state_save(const GlaState *s, const GlaSampler *p, const char *path, char *err) {
     const GlaModel *m = s->m;
     size_t n = strlen(path);
+    if (!may_replace(path)) return fail(err, GLA_IO, "%s: not a regular file", path);
     char *temporary = gla_alloc(n + 5);
     if (!temporary) return fail(err, GLA_MEMORY, "no memory");
     memcpy(temporary, path, n), memcpy(temporary + n, ".tmp", 5);
@@ -1726,7 +2246,8 @@ GLA_API int gla_state_load(GlaState *s, GlaSampler *p, const char *path, char *e
     else if (head.version != SESSION_VERSION) code = fail(err, GLA_UNSUPPORTED, "%s: session version %u, this program reads version %d", path, head.version, SESSION_VERSION);
     else if (head.model != fingerprint(m) || head.fixed_floats != m->fixed_floats || head.kv_floats != m->kv_floats || head.vocab_size != (uint64_t)m->config.vocab_size)
         code = fail(err, GLA_INPUT, "%s: saved by another model than %s", path, *m->name ? m->name : m->architecture);
-    else if (head.pos < 0 || (m->kv_floats && head.pos > s->ctx)) code = fail(err, GLA_CONTEXT, "%s: holds %lld positions, the context has %d; give a larger one (-c)", path, (long long)head.pos, s->ctx);
+    else if (head.pos < 0 || head.pos > (int64_t)1 << 53) code = fail(err, GLA_FORMAT, "%s: damaged, at position %lld", path, (long long)head.pos);
+    else if (m->kv_floats && head.pos > s->ctx) code = fail(err, GLA_CONTEXT, "%s: holds %lld positions, the context has %d; give a larger one (-c)", path, (long long)head.pos, s->ctx);
     else {
         uint64_t sum, stored;
         s->pos = head.pos;
@@ -1802,15 +2323,26 @@ static void gate_rows(const Team *team, float *gate, const float *up, int act, i
     }
 }
 
-/* y (T, out) = up (W x) + bias, or W x + bias. mid: T * (rows of W) floats, used with up. */
-static void project(const Team *team, float *y, const Proj *p, const float *x, int T, float *mid) {
-    if (p->up.data) {
-        matmul(team, mid, &p->w, x, T);
-        matmul(team, y, &p->up, mid, T);
-    } else matmul(team, y, &p->w, x, T);
-    if (p->bias)
-        for (int t = 0, n = proj_out(p); t < T; t++)
-            for (int i = 0; i < n; i++) y[(size_t)t * (size_t)n + i] += p->bias[i];
+/* rows[j] (T, out_j) = up_j (W_j x) + bias_j, or W_j x + bias_j, for n projections of the same x (T, dim). The matrices that read x go in
+ * one matmul. mid: T * (all narrow middles) floats. */
+static void project(const Team *team, float *const *rows, const Proj *p, int n, const float *x, int T, float *mid) {
+    Product first[MAX_IN] = {{NULL, NULL}};
+    Input in = input_rows(x, T, p->w.n_in);
+    float *at = mid;
+    for (int j = 0; j < n; j++) {
+        first[j] = (Product){p[j].up.data ? at : rows[j], &p[j].w};
+        if (p[j].up.data) at += (size_t)T * (size_t)p[j].w.n_out;
+    }
+    matmul(team, first, n, &in);
+    for (int j = 0; j < n; j++) {
+        if (p[j].up.data) {
+            Input middle = input_rows(first[j].out, T, p[j].w.n_out);
+            matmul(team, &(Product){rows[j], &p[j].up}, 1, &middle);
+        }
+        size_t width = (size_t)proj_out(&p[j]);
+        for (int t = 0; t < T && p[j].bias; t++)
+            for (size_t i = 0; i < width; i++) rows[j][(size_t)t * width + i] += p[j].bias[i];
+    }
 }
 
 /* Causal depthwise convolution over time, then silu, in place.                      (mixers.md section 2.3)
@@ -1977,30 +2509,26 @@ static const struct {
     [MIX_GLA] = {"gla", gla_fixed, NULL, mix_gla},
 };
 
+static void raise_to(size_t *most, size_t n) { if (n > *most) *most = n; }
+
 /* Sizes of state and scratch, and the line that names the layers ("gated-delta x 18, softmax x 6"). */
 static void measure_layers(GlaModel *m) {
     int counts[N_MIXERS] = {0};
-    size_t widest_in = (size_t)m->config.dim;
+    m->widest_in = (size_t)m->config.dim;
     for (int i = 0; i < m->config.n_layers; i++) {
         Layer *y = &m->layers[i];
-        size_t rows = 0, o = (size_t)y->n_heads * (size_t)y->dv, hidden = (size_t)y->gate.n_out, dk = (size_t)y->dk;
+        size_t rows = 0, mid = 0, o = (size_t)y->n_heads * (size_t)y->dv, hidden = (size_t)y->gate.n_out;
         for (int j = 0; j < y->n_in; j++) {
             rows += round_up((size_t)proj_out(&y->in[j]), LANES);
-            if (y->in[j].up.data && (size_t)y->in[j].w.n_out > m->mid_floats) m->mid_floats = (size_t)y->in[j].w.n_out;
+            if (y->in[j].up.data) mid += (size_t)y->in[j].w.n_out;
         }
         y->fixed = mixers[y->mixer].fixed ? mixers[y->mixer].fixed(y) : 0, y->kv = mixers[y->mixer].kv ? mixers[y->mixer].kv(y) : 0;
         y->fixed_at = m->fixed_floats, y->kv_at = m->kv_floats;
         m->fixed_floats += y->fixed, m->kv_floats += y->kv;
-        if (rows > m->row_floats) m->row_floats = rows;
-        if (o > m->out_floats) m->out_floats = o;
-        if (hidden > m->hidden_floats) m->hidden_floats = hidden;
-        if (o > widest_in) widest_in = o;
-        if (hidden > widest_in) widest_in = hidden;
-        if ((PANEL + 2) * dk > m->buf_floats) m->buf_floats = (PANEL + 2) * dk;
+        raise_to(&m->row_floats, rows), raise_to(&m->mid_floats, mid), raise_to(&m->out_floats, o), raise_to(&m->hidden_floats, hidden);
+        raise_to(&m->widest_in, mid), raise_to(&m->widest_in, o), raise_to(&m->widest_in, hidden), raise_to(&m->widest_dk, (size_t)y->dk);
         counts[y->mixer]++;
     }
-    if (m->mid_floats > widest_in) widest_in = m->mid_floats;
-    if (ROWS * round_up(widest_in, LANES) > m->buf_floats) m->buf_floats = ROWS * round_up(widest_in, LANES);
     for (int k = 0, n = 0; k < N_MIXERS; k++)
         if (counts[k]) n += snprintf(m->kinds + n, (size_t)(160 - n), "%s%s x %d", n ? ", " : "", mixers[k].name, counts[k]);
 }
@@ -2056,19 +2584,20 @@ static void forward(GlaState *s, const int32_t *ids, int T, float *logits, int n
                 // rows = q, k, v, gates ... of xb;  o = mixer(rows, memory);  xb = W o
                 float *rows[MAX_IN], *free_rows = s->rows;
                 for (int j = 0; j < y->n_in; j++) {
-                    project(team, rows[j] = free_rows, &y->in[j], s->xb, T, s->mid);
+                    rows[j] = free_rows;
                     free_rows += (size_t)T * round_up((size_t)proj_out(&y->in[j]), LANES);
                 }
+                project(team, rows, y->in, y->n_in, s->xb, T, s->mid);
                 mixers[y->mixer].run(&run, y, mem, rows, s->o);
-                project(team, s->xb, &y->out, s->o, T, s->mid);
+                project(team, &s->xb, &y->out, 1, s->o, T, s->mid);
             } else {
                 // xb = down(act(gate xb) * up xb)
                 size_t n = (size_t)T * (size_t)y->gate.n_out;
                 float *gate = s->rows, *up = s->rows + n;
-                matmul(team, gate, &y->gate, s->xb, T);
-                matmul(team, up, &y->up, s->xb, T);
+                Input wide = input_rows(s->xb, T, c->dim), hidden = input_rows(gate, T, y->gate.n_out);
+                matmul(team, (Product[]){{gate, &y->gate}, {up, &y->up}}, 2, &wide);
                 gate_rows(team, gate, up, y->ffn_act, y->gate.n_out, T);
-                matmul(team, s->xb, &y->down, gate, T);
+                matmul(team, &(Product){s->xb, &y->down}, 1, &hidden);
             }
             for (size_t j = 0; j < (size_t)T * dim; j++) x[j] += s->xb[j];
         }
@@ -2082,7 +2611,8 @@ static void forward(GlaState *s, const int32_t *ids, int T, float *logits, int n
     }
     if (n_logits) {
         rmsnorm_rows(team, s->xb, last, m->out_norm, c->dim, c->eps, n_logits);
-        matmul(team, logits, &m->head, s->xb, n_logits);
+        Input wanted = input_rows(s->xb, n_logits, c->dim);
+        matmul(team, &(Product){logits, &m->head}, 1, &wanted);
     }
     s->pos += T;
 }
@@ -2106,82 +2636,85 @@ GLA_API int gla_eval(GlaState *s, const int32_t *ids, int64_t n, float *logits, 
 }
 
 /* ---- 11. tokenizer: text to ids and back -------------------------------------------------------
- * A GGUF file brings its vocabulary along. Two kinds of it cover the models this program runs:
+ * A GGUF file brings its vocabulary along. Two kinds cover the models this program runs:
  *
- *   "gpt2"   byte-level BPE. Text -> special tokens cut out -> NFC (Qwen) -> pieces ("Hello", " world", "!") -> each
- *            piece starts as bytes, and the adjacent pair that stands first in the file's list of merges is joined
- *            until no pair is in the list.
- *   "llama"  SentencePiece BPE. No pieces; spaces become U+2581; the pair whose joined text is the token of
- *            the highest score goes first; characters without a token are spelled in byte tokens <0x00> .. <0xFF>.
+ *   "gpt2"   byte-level BPE. Text -> special tokens cut out -> NFC (Qwen) -> pieces ("Hello", " world", "!"). A piece
+ *            starts as single bytes; of all adjacent pairs the one that stands first in the file's list of merges
+ *            is joined, again and again, until no pair is in the list.
+ *   "llama"  SentencePiece BPE. No pieces; spaces become U+2581; the pair whose joined text is the token of the
+ *            highest score goes first; characters without a token are spelled in byte tokens <0x00> .. <0xFF>.
  *
- * The ids are those of HuggingFace tokenizers, which the models were trained with. Any bytes are text: a byte that is
- * not UTF-8 is a character of its own, and decoding gives it back. A Tokenizer is read-only once made, so threads may
- * share one; its token texts stay in the mapped file. */
+ * Ids are those of HuggingFace tokenizers, which the models were trained with. Any bytes are text: a byte that is not
+ * UTF-8 counts as a character of its own and comes back on decoding. A Tokenizer is read-only once made, so threads
+ * may share one; token texts stay in the mapped file. Encoding allocates scratch memory, decoding nothing. */
 
 enum { VOCAB_NONE, VOCAB_BPE, VOCAB_SPM };
 enum { TYPE_NORMAL = 1, TYPE_UNKNOWN, TYPE_CONTROL, TYPE_USER_DEFINED, TYPE_UNUSED, TYPE_BYTE };    /* as in GGUF */
-enum { PROBES = 512,            /* a hash table that needs more steps than this was built to be slow */
-       SPECIAL_LEN = 256 };     /* longest special token in bytes; real ones stay below 64 */
+enum { SPECIAL_LEN = 256,       /* bytes of the longest special token; real ones stay below 100 */
+       PROBES = 512 };          /* a hash table that needs more steps than this was built to be slow */
 
-typedef struct { uint32_t hash; int32_t id; } VocabSlot;                /* token id + 1; 0 is an empty slot */
-typedef struct { int32_t left, right, id; uint32_t rank; } PairSlot;    /* left right -> id; rank from 1, 0 is empty */
-typedef struct { Str text; int32_t id; } Special;
-typedef struct { uint32_t c, a, b; } Composite;                         /* c is a followed by b; b = 0: c is just a */
-
-/* Unicode facts, unpacked from the strings at the end of this section. A table of runs holds start << 8 | value. */
+/* How text is cut into pieces: one regular expression per family of models, see piece_end. */
 typedef struct {
-    uint32_t *classes, *combining;      /* character class; order of combining marks (0: not a mark) */
-    Composite *composites;              /* every canonical decomposition, by c */
-    Composite *pairs;                   /* those that compose again, by (a, b) */
-    size_t n_pairs;
-    uint8_t low[0x800];                 /* the class of one- and two-byte characters, without a search */
-} Unicode;
-
-/* How text is cut into pieces before merging: one regular expression per family of models, written out in
- * piece_end. `nfc`: the model's tokenizer normalises first. `whole`: a piece that is a token needs no merges. */
-typedef struct { const char *name; uint8_t gpt2, marks, digits, nfc, whole; } PreTokenizer;
+    const char *name;           /* tokenizer.ggml.pre */
+    uint8_t gpt2;               /* the older expression */
+    uint8_t marks;              /* combining marks belong to words */
+    uint8_t digits;             /* most digits in a piece, 0: any number */
+    uint8_t nfc;                /* the model's own tokenizer normalises first */
+    uint8_t whole;              /* a piece that is a token needs no merges; and text begins with bos */
+} PreTokenizer;
 
 static const PreTokenizer pre_tokenizers[] = {
-    /* name               gpt2 marks digits nfc whole */
-    { "gpt-2",            1, 0, 0, 0, 0 },  { "phi-2",            1, 0, 0, 0, 0 },  { "jais",       1, 0, 0, 0, 0 },
-    { "gigachat",         1, 0, 0, 0, 0 },  { "exaone4",          1, 0, 0, 0, 0 },  { "mellum",     1, 0, 0, 0, 0 },
-    { "trillion",         1, 0, 0, 0, 0 },  { "granite-docling",  1, 0, 0, 0, 0 },  { "a.x-4.0",    1, 0, 0, 0, 0 },
-    { "olmo",             1, 0, 0, 1, 0 },  { "mpt",              1, 0, 0, 1, 0 },  /* both from GPT-NeoX */
-    { "default",          1, 0, 0, 0, 0 },                          /* old files; llama.cpp's mixture is its own */
-    { "qwen2",            0, 0, 1, 1, 0 },  { "deepseek-r1-qwen", 0, 0, 1, 1, 0 },  { "megrez",     0, 0, 1, 1, 0 },
-    { "stablelm2",        0, 0, 1, 0, 0 },  { "hunyuan",          0, 0, 1, 0, 0 },  { "solar-open", 0, 0, 1, 0, 0 },
-    { "qwen35",           0, 1, 1, 1, 0 },                          /* combining marks belong to the word */
-    { "llama-bpe",        0, 0, 3, 0, 1 },  { "llama3",           0, 0, 3, 0, 1 },  { "llama-v3",   0, 0, 3, 0, 1 },
-    { "falcon3",          0, 0, 3, 0, 1 },  { "falcon-h1",        0, 0, 3, 0, 1 },  { "pixtral",    0, 0, 3, 0, 1 },
-    { "lfm2",             0, 0, 3, 0, 1 },  { "dbrx",             0, 0, 3, 0, 0 },  { "smaug-bpe",  0, 0, 3, 0, 0 },
+    { "gpt-2",      1, 0, 0, 0, 0 }, { "phi-2",            1, 0, 0, 0, 0 }, { "jais",            1, 0, 0, 0, 0 },
+    { "exaone4",    1, 0, 0, 0, 0 }, { "trillion",         1, 0, 0, 0, 0 }, { "granite-docling", 1, 0, 0, 0, 0 },
+    { "gigachat",   1, 0, 0, 0, 0 }, { "mellum",           1, 0, 0, 0, 0 }, { "a.x-4.0",         1, 0, 0, 0, 0 },
+    { "olmo",       1, 0, 0, 1, 0 }, { "mpt",              1, 0, 0, 1, 0 }, { "default",         1, 0, 0, 0, 0 },
+    { "qwen2",      0, 0, 1, 1, 0 }, { "deepseek-r1-qwen", 0, 0, 1, 1, 0 }, { "megrez",          0, 0, 1, 1, 0 },
+    { "stablelm2",  0, 0, 1, 0, 0 }, { "hunyuan",          0, 0, 1, 0, 0 }, { "solar-open",      0, 0, 1, 0, 0 },
+    { "qwen35",     0, 1, 1, 1, 0 }, { "dbrx",             0, 0, 3, 0, 0 }, { "smaug-bpe",       0, 0, 3, 0, 0 },
+    { "llama-bpe",  0, 0, 3, 0, 1 }, { "llama3",           0, 0, 3, 0, 1 }, { "llama-v3",        0, 0, 3, 0, 1 },
+    { "falcon3",    0, 0, 3, 0, 1 }, { "falcon-h1",        0, 0, 3, 0, 1 }, { "pixtral",         0, 0, 3, 0, 1 },
+    { "lfm2",       0, 0, 3, 0, 1 },
 };
+
+/* Unicode facts, unpacked from the strings at the end of this section. A table of runs holds start << 8 | value. */
+typedef struct { uint32_t c, a, b; } Composite;                         /* c is a followed by b; b = 0: c is just a */
+typedef struct {
+    uint32_t *classes, *combining;      /* runs: class of a character; place of a combining mark, 0: not one */
+    Composite *composites, *pairs;      /* all, sorted by c; those that compose again, sorted by (a, b) */
+    size_t n_pairs;
+    uint8_t low[0x800];                 /* classes of one- and two-byte characters, without a search */
+} Unicode;
+
+typedef struct { uint32_t hash; int32_t id; } VocabSlot;                /* token id + 1; 0: an empty slot */
+typedef struct { int32_t left, right, id; uint32_t rank; } PairSlot;    /* left right -> id; rank from 1; 0: empty */
 
 struct Tokenizer {
     int32_t n;                          /* tokens; 0: the file has no vocabulary */
     int32_t bos, eos, unk;              /* -1: none */
-    int add_bos, add_eos, add_space;    /* what encoding puts around a text; the leading space of "llama" */
+    int add_bos, add_eos, add_space;    /* what encoding puts around a text; "llama": a space before it */
     int model;                          /* VOCAB_... */
     const PreTokenizer *pre;            /* "gpt2" only */
-    Str *tokens;                        /* (n) texts in the mapped file; bytes of "gpt2" as in byte_char */
-    GgufArray types, scores;            /* (n) TYPE_... or empty; (n) floats, "llama" only */
+    Str *tokens;                        /* (n) texts; those of "gpt2" spell bytes as byte_char does */
+    GgufArray types, scores;            /* (n) TYPE_..., or empty: all normal; (n) floats, "llama" only */
     VocabSlot *vocab;                   /* text -> id, open addressing */
     PairSlot *pairs;                    /* "gpt2": two ids -> the id they merge into */
-    size_t vocab_mask, pair_mask;       /* slots - 1, both powers of two */
-    Special *special;                   /* tokens cut out of the text before anything else, sorted by bytes */
-    size_t n_special, longest;          /* longest: bytes of the longest token text */
-    uint8_t special_starts[256];        /* whether any special token begins with this byte */
+    size_t vocab_mask, pair_mask;       /* slots - 1; slots are powers of two */
+    size_t longest;                     /* bytes of the longest token text */
+    uint8_t special_first[256];         /* does a special token begin with this byte? */
+    uint8_t special_len[SPECIAL_LEN + 1];   /* is there one of this length? */
     int32_t byte_id[256];               /* the token of a single byte, or -1 */
-    int32_t end[48];                    /* tokens that end a generation */
+    int32_t end[32];                    /* tokens that end a generation */
     int n_end;
     Unicode unicode;
 };
 
-static int unicode_init(Unicode *u, int nfc);       /* at the end of this section, with its tables */
+static int unicode_init(Unicode *u, int with_nfc);
+static int char_class(const Unicode *u, uint32_t c);
 
-/* Characters. A byte that is not UTF-8 reads as BAD_BYTE + byte, and is written back as that byte. */
+/* Characters. A byte that is not UTF-8 reads as BAD_BYTE + byte, and is written as that byte. */
 enum { BAD_BYTE = 0x110000 };
 
-static uint32_t utf8_read(const char *text, size_t n, size_t *len) {       /* n > 0; len: bytes taken */
+static uint32_t utf8_read(const char *text, size_t n, size_t *len) {        /* n > 0; *len: bytes taken */
     const uint8_t *s = (const uint8_t *)text;
     int more = s[0] < 0x80 ? 0 : s[0] < 0xC2 ? -1 : s[0] < 0xE0 ? 1 : s[0] < 0xF0 ? 2 : s[0] < 0xF5 ? 3 : -1;
     uint32_t c = more > 0 ? s[0] & (0x3F >> more) : s[0];
@@ -2192,7 +2725,7 @@ static uint32_t utf8_read(const char *text, size_t n, size_t *len) {       /* n 
         c = c << 6 | (s[i] & 0x3F);
     }
     if ((more == 2 && (c < 0x800 || c - 0xD800 < 0x800)) || (more == 3 && (c < 0x10000 || c >= BAD_BYTE)))
-        return BAD_BYTE + s[0];                     /* longer than needed, a surrogate, or past the last one */
+        return BAD_BYTE + s[0];                 /* longer than needed, half of a surrogate pair, or past the end */
     *len = (size_t)more + 1;
     return c;
 }
@@ -2205,8 +2738,8 @@ static size_t utf8_write(char *out, uint32_t c) {                           /* o
     return (size_t)more + 1;
 }
 
-/* "gpt2" files write a byte as a printable character: Latin-1 where that is visible, else U+0100, U+0101, ... in
- * order. A space is U+0120. char_byte is the way back, or -1. */
+/* "gpt2" files write a byte as a visible character: Latin-1 where it is one, else U+0100, U+0101 ... in order, so
+ * that a space is U+0120. char_byte is the way back, or -1. */
 static uint32_t byte_char(uint8_t b) {
     return b < 0x21 ? 0x100u + b : b < 0x7F ? b : b <= 0xA0 ? 0x121u + b - 0x7F : b == 0xAD ? 0x143 : b;
 }
@@ -2216,57 +2749,62 @@ static int char_byte(uint32_t c) {
     return c < 0x100 && byte_char((uint8_t)c) == c ? (int)c : -1;
 }
 
-/* The vocabulary: token text -> id. */
+/* Two hash tables: token text -> id, and pair of ids -> merge. Both give the slot of what is asked, or the empty slot
+ * where it belongs, or NULL when the search takes too long, which only a hostile file brings about. */
+static Str str_of(const char *s) { return (Str){ s, strlen(s) }; }
+static int str_joins(Str s, Str a, Str b) {                 /* s = a + b */
+    return s.n == a.n + b.n && !memcmp(s.s, a.s, a.n) && !memcmp(s.s + a.n, b.s, b.n);
+}
+
+static uint64_t hash_text(uint64_t h, Str s) {              /* FNV-1a; h: the hash of what comes before s, or 0 */
+    if (!h) h = 0xCBF29CE484222325u;
+    for (size_t i = 0; i < s.n; i++) h = (h ^ (uint8_t)s.s[i]) * 0x100000001B3u;
+    return h;
+}
+
+static VocabSlot *vocab_slot(const Tokenizer *t, uint64_t h, Str a, Str b) {       /* h: hash of a + b */
+    uint64_t at = (h ^ h >> 32) * 0x9E3779B97F4A7C15u >> 32;
+    for (size_t i = 0; i < PROBES; i++) {
+        VocabSlot *slot = &t->vocab[(at + i) & t->vocab_mask];
+        if (!slot->id || (slot->hash == (uint32_t)h && str_joins(t->tokens[slot->id - 1], a, b))) return slot;
+    }
+    return NULL;
+}
+
+static PairSlot *pair_slot(const Tokenizer *t, int32_t left, int32_t right) {
+    uint64_t at = ((uint64_t)left << 32 | (uint32_t)right) * 0x9E3779B97F4A7C15u;
+    at = (at ^ at >> 32) * 0xD6E8FEB86659FD93u >> 32;
+    for (size_t i = 0; i < PROBES; i++) {
+        PairSlot *slot = &t->pairs[(at + i) & t->pair_mask];
+        if (!slot->rank || (slot->left == left && slot->right == right)) return slot;
+    }
+    return NULL;
+}
+
+static int32_t find_token(const Tokenizer *t, Str a, Str b) {               /* the id of the text a + b, or -1 */
+    if (a.n + b.n > t->longest) return -1;
+    VocabSlot *slot = vocab_slot(t, hash_text(hash_text(0, a), b), a, b);
+    return slot ? slot->id - 1 : -1;
+}
+
 static int token_type(const Tokenizer *t, int32_t id) {
     int32_t type = TYPE_NORMAL;
     if (t->types.n) memcpy(&type, t->types.p + 4 * (size_t)id, 4);
     return type >= TYPE_NORMAL && type <= TYPE_BYTE ? type : TYPE_NORMAL;
 }
 
-/* May text become this token by merging? Control tokens never do, or a text could forge the end of a turn. */
+/* May text become this token by merging? Control tokens never, or a user could forge the end of a turn. */
 static int is_text(const Tokenizer *t, int32_t id) {
     return id >= 0 && (token_type(t, id) == TYPE_NORMAL || token_type(t, id) == TYPE_USER_DEFINED);
 }
 
-static Str str_of(const char *s) { return (Str){ s, strlen(s) }; }
-
-/* The slot of the text a + b, or the empty slot where it belongs, or NULL when the search takes too long. */
-static VocabSlot *vocab_slot(const Tokenizer *t, Str a, Str b, uint32_t *hash) {
-    uint64_t h = 0xCBF29CE484222325u;                                       /* FNV-1a, then mixed */
-    for (size_t i = 0; i < a.n; i++) h = (h ^ (uint8_t)a.s[i]) * 0x100000001B3u;
-    for (size_t i = 0; i < b.n; i++) h = (h ^ (uint8_t)b.s[i]) * 0x100000001B3u;
-    h = (h ^ h >> 32) * 0x9E3779B97F4A7C15u;
-    *hash = (uint32_t)h;
-    for (size_t i = 0; i < PROBES; i++) {
-        VocabSlot *slot = &t->vocab[((size_t)(h >> 32) + i) & t->vocab_mask];
-        if (!slot->id) return slot;
-        Str s = t->tokens[slot->id - 1];
-        if (slot->hash == *hash && s.n == a.n + b.n && !memcmp(s.s, a.s, a.n) && !memcmp(s.s + a.n, b.s, b.n))
-            return slot;
-    }
-    return NULL;
+/* Is it cut out of the text before anything else? */
+static int is_special(const Tokenizer *t, int32_t id) {
+    return id >= 0 && token_type(t, id) >= TYPE_UNKNOWN && token_type(t, id) <= TYPE_USER_DEFINED;
 }
 
-static int32_t find_token(const Tokenizer *t, Str a, Str b) {               /* the id of the text a + b, or -1 */
-    uint32_t hash;
-    if (a.n + b.n > t->longest) return -1;
-    VocabSlot *slot = vocab_slot(t, a, b, &hash);
-    return slot ? slot->id - 1 : -1;
-}
-
-/* The slot of the pair (left, right), or the empty slot where it belongs, or NULL as above. */
-static PairSlot *pair_slot(const Tokenizer *t, int32_t left, int32_t right) {
-    uint64_t h = ((uint64_t)left << 32 | (uint32_t)right) * 0x9E3779B97F4A7C15u;
-    h = (h ^ h >> 32) * 0xD6E8FEB86659FD93u >> 32;
-    for (size_t i = 0; i < PROBES; i++) {
-        PairSlot *slot = &t->pairs[((size_t)h + i) & t->pair_mask];
-        if (!slot->rank || (slot->left == left && slot->right == right)) return slot;
-    }
-    return NULL;
-}
-
-/* Loading. Every array was checked to lie in the file; counts, types and ids are checked here. */
-static Str next_str(const uint8_t **p) {            /* one element of a string array: u64 length, bytes */
+/* Loading. That arrays lie in the file was checked before; their lengths, types and contents are checked here. */
+static Str next_str(const uint8_t **p) {                    /* one element of a string array: u64 length, bytes */
     uint64_t n;
     memcpy(&n, *p, 8);
     Str s = { (const char *)*p + 8, (size_t)n };
@@ -2274,7 +2812,7 @@ static Str next_str(const uint8_t **p) {            /* one element of a string a
     return s;
 }
 
-static size_t slots_for(uint64_t n) {               /* a power of two, at least twice n */
+static size_t slots_for(uint64_t n) {                       /* a power of two, at least twice n */
     size_t slots = 16;
     while (slots / 2 < n) slots *= 2;
     return slots;
@@ -2292,18 +2830,25 @@ static int load_tokens(Tokenizer *t, const GgufArray *texts, char *err) {
         Str text = t->tokens[id] = next_str(&p);
         if (text.n > t->longest) t->longest = text.n;
         if (text.n == 0 || token_type(t, id) == TYPE_UNUSED) continue;
-        uint32_t hash;
-        VocabSlot *slot = vocab_slot(t, text, str_of(""), &hash);
+        uint64_t h = hash_text(0, text);
+        VocabSlot *slot = vocab_slot(t, h, text, str_of(""));
         if (!slot) return fail(err, GLA_FORMAT, "tokenizer.ggml.tokens: too many texts share one hash value");
-        if (!slot->id) *slot = (VocabSlot){ hash, id + 1 };                 /* of equal texts the first counts */
+        if (slot->id) continue;                             /* of equal texts the first counts */
+        *slot = (VocabSlot){ (uint32_t)h, id + 1 };
+        if (!is_special(t, id)) continue;
+        if (text.n > SPECIAL_LEN)
+            return fail(err, GLA_UNSUPPORTED, "special token %d has %zu bytes, at most %d are supported", (int)id,
+                        text.n, (int)SPECIAL_LEN);
+        t->special_first[(uint8_t)text.s[0]] = t->special_len[text.n] = 1;
     }
     return GLA_OK;
 }
 
-/* tokenizer.ggml.merges: "left right" in order of rank. Pairs whose parts or result are not tokens cannot occur. */
+/* tokenizer.ggml.merges: "left right", in order of rank. Merges of or into what is no token cannot happen. */
 static int load_merges(Tokenizer *t, const GgufArray *merges, char *err) {
     const uint8_t *p = merges->p;
     size_t slots = slots_for(merges->n);
+    int32_t id = -1;
     t->pairs = gla_alloc(slots * sizeof *t->pairs);
     if (!t->pairs) return fail(err, GLA_MEMORY, "no memory for %llu merges", (unsigned long long)merges->n);
     t->pair_mask = slots - 1;
@@ -2312,7 +2857,9 @@ static int load_merges(Tokenizer *t, const GgufArray *merges, char *err) {
         const char *space = line.n < 2 ? NULL : memchr(line.s + 1, ' ', line.n - 1);
         if (!space) return fail(err, GLA_FORMAT, "tokenizer.ggml.merges: entry %u has no space between its parts", i);
         Str a = { line.s, (size_t)(space - line.s) }, b = { space + 1, line.n - a.n - 1 };
-        int32_t left = find_token(t, a, str_of("")), right = find_token(t, b, str_of("")), id = find_token(t, a, b);
+        int32_t left = find_token(t, a, str_of("")), right = find_token(t, b, str_of(""));
+        /* Tokens mostly stand in the order of the merges that make them: the next one is tried before searching. */
+        id = id + 1 < t->n && str_joins(t->tokens[id + 1], a, b) ? id + 1 : find_token(t, a, b);
         if (!is_text(t, left) || !is_text(t, right) || !is_text(t, id)) continue;
         PairSlot *slot = pair_slot(t, left, right);
         if (!slot) return fail(err, GLA_FORMAT, "tokenizer.ggml.merges: too many pairs share one hash value");
@@ -2321,93 +2868,50 @@ static int load_merges(Tokenizer *t, const GgufArray *merges, char *err) {
     return GLA_OK;
 }
 
-static int by_bytes(const void *x, const void *y) {
-    const Special *a = x, *b = y;
-    int order = memcmp(a->text.s, b->text.s, a->text.n < b->text.n ? a->text.n : b->text.n);
-    if (order) return order;
-    if (a->text.n != b->text.n) return a->text.n < b->text.n ? -1 : 1;
-    return a->id < b->id ? -1 : a->id > b->id;
+/* tokenizer.ggml.NAME_token_id, or `otherwise`; an id outside the vocabulary counts as absent. */
+static int32_t id_key(const Tokenizer *t, const Gguf *g, const char *name, int32_t otherwise) {
+    char key[64];
+    int64_t id;
+    snprintf(key, sizeof key, "tokenizer.ggml.%s_token_id", name);
+    if (!gguf_int(g, key, &id) || id < 0 || id >= t->n) id = otherwise;
+    return id < t->n ? (int32_t)id : -1;
 }
 
-static int is_special(const Tokenizer *t, int32_t id) {
-    int type = token_type(t, id);
-    return t->tokens[id].n && (type == TYPE_CONTROL || type == TYPE_UNKNOWN || type == TYPE_USER_DEFINED);
-}
-
-static int load_special(Tokenizer *t, char *err) {
-    size_t n = 0, kept = 0;
-    for (int32_t id = 0; id < t->n; id++) n += (size_t)is_special(t, id);
-    if (n == 0) return GLA_OK;
-    t->special = gla_alloc(n * sizeof *t->special);
-    if (!t->special) return fail(err, GLA_MEMORY, "no memory for %zu special tokens", n);
-    for (int32_t id = 0; id < t->n; id++) {
-        Str text = t->tokens[id];
-        if (!is_special(t, id)) continue;
-        if (text.n > SPECIAL_LEN)
-            return fail(err, GLA_UNSUPPORTED, "special token %d has %zu bytes, at most %d are supported", (int)id,
-                        text.n, SPECIAL_LEN);
-        t->special[t->n_special++] = (Special){ text, id };
-        t->special_starts[(uint8_t)text.s[0]] = 1;
-    }
-    qsort(t->special, n, sizeof *t->special, by_bytes);
-    for (size_t i = 0; i < n; i++) {                        /* of equal texts the first id counts */
-        Str a = t->special[i].text, b = t->special[kept ? kept - 1 : 0].text;
-        if (kept == 0 || a.n != b.n || memcmp(a.s, b.s, a.n)) t->special[kept++] = t->special[i];
-    }
-    t->n_special = kept;
-    return GLA_OK;
+static int flag_key(const Gguf *g, const char *key, int otherwise) {
+    int64_t v;
+    return gguf_int(g, key, &v) ? v != 0 : otherwise;
 }
 
 static void add_end(Tokenizer *t, int32_t id) {
     if (id >= 0 && t->n_end < (int)(sizeof t->end / sizeof *t->end)) t->end[t->n_end++] = id;
 }
 
-/* tokenizer.ggml.NAME_token_id, or `otherwise`; an id outside the vocabulary counts as absent. */
-static int32_t token_key(const Tokenizer *t, const Gguf *g, const char *name, int32_t otherwise) {
-    char key[64];
-    int64_t id = otherwise;
-    snprintf(key, sizeof key, "tokenizer.ggml.%s_token_id", name);
-    if (gguf_int(g, key, &id) && (id < 0 || id >= t->n)) id = otherwise;
-    return id < t->n ? (int32_t)id : -1;
-}
-
-static int flag_key(const Gguf *g, const char *key, int otherwise) {
-    int64_t v = otherwise;
-    gguf_int(g, key, &v);
-    return v != 0;
-}
-
-static void tokenizer_clear(Tokenizer *t) {
-    gla_free(t->tokens); gla_free(t->vocab); gla_free(t->pairs); gla_free(t->special); gla_free(t->unicode.classes);
-    memset(t, 0, sizeof *t);
-}
-
 static int load_vocabulary(Tokenizer *t, const Gguf *g, char *err) {
+    static const char *const end_keys[] = { "eot", "eom", "fim_pad", "fim_rep", "fim_sep" };
     static const char *const end_texts[] = { "<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|eom_id|>", "<|end|>",
         "<|end_of_text|>", "<end_of_turn>", "</s>", "<EOT>", "[EOT]", "[EOS]", "<eos>", "<|return|>", "<|call|>",
-        "<\xEF\xBD\x9C" "end\xE2\x96\x81" "of\xE2\x96\x81" "sentence\xEF\xBD\x9C>", "<|fim_pad|>", "<|repo_name|>",
+        "<\357\275\234end\342\226\201of\342\226\201sentence\357\275\234>", "<|fim_pad|>", "<|repo_name|>",
         "<|file_sep|>" };
-    static const char *const end_keys[] = { "eos", "eot", "eom", "fim_pad", "fim_rep", "fim_sep" };
     GgufArray texts, merges;
-    Str model, pre = str_of("gpt-2");       /* files without a name of their pre-tokenizer are read as GPT-2 */
-    int code, bpe;
+    Str model, pre = str_of("gpt-2");           /* old files do not name their pre-tokenizer: read as GPT-2 */
+    int code;
 
     if (!gguf_str(g, "tokenizer.ggml.model", &model) || str_is(model, "no_vocab") || str_is(model, "none"))
         return GLA_OK;
-    bpe = str_is(model, "gpt2");
+    int bpe = str_is(model, "gpt2");
     if (!bpe && !str_is(model, "llama"))
-        return fail(err, GLA_UNSUPPORTED, "tokenizer.ggml.model is \"%.*s\", only \"gpt2\" and \"llama\" are implemented",
+        return fail(err, GLA_UNSUPPORTED, "tokenizer.ggml.model is \"%.*s\", only \"gpt2\" and \"llama\" are known",
                     (int)(model.n < 40 ? model.n : 40), model.s);
     t->model = bpe ? VOCAB_BPE : VOCAB_SPM;
     if (!gguf_array(g, "tokenizer.ggml.tokens", &texts) || texts.type != 8 || texts.n == 0)
-        return fail(err, GLA_FORMAT, "tokenizer.ggml.tokens is missing or not an array of strings");
+        return fail(err, GLA_FORMAT, "tokenizer.ggml.tokens is missing, empty or not an array of strings");
     if (texts.n > INT32_MAX || texts.n > SIZE_MAX / 64)
         return fail(err, GLA_FORMAT, "tokenizer.ggml.tokens has %llu entries", (unsigned long long)texts.n);
     if (!gguf_array(g, "tokenizer.ggml.token_type", &t->types)) t->types.n = 0;
     else if ((t->types.type != 4 && t->types.type != 5) || t->types.n != texts.n)
         return fail(err, GLA_FORMAT, "tokenizer.ggml.token_type is not one 32-bit integer for each of %llu tokens",
                     (unsigned long long)texts.n);
-    if ((code = load_tokens(t, &texts, err)) || (code = load_special(t, err))) return code;
+    if ((code = load_tokens(t, &texts, err))) return code;
 
     for (int b = 0; b < 256; b++) {
         char s[8];
@@ -2422,31 +2926,34 @@ static int load_vocabulary(Tokenizer *t, const Gguf *g, char *err) {
         if (!t->pre)
             return fail(err, GLA_UNSUPPORTED, "tokenizer.ggml.pre is \"%.*s\", a pre-tokenizer that is not implemented",
                         (int)(pre.n < 40 ? pre.n : 40), pre.s);
-        if (!gguf_array(g, "tokenizer.ggml.merges", &merges) || merges.type != 8)
-            return fail(err, GLA_FORMAT, "tokenizer.ggml.merges is missing or not an array of strings");
-        if (merges.n > INT32_MAX || merges.n > SIZE_MAX / 128)
-            return fail(err, GLA_FORMAT, "tokenizer.ggml.merges has %llu entries", (unsigned long long)merges.n);
+        if (!gguf_array(g, "tokenizer.ggml.merges", &merges) || merges.type != 8 || merges.n > INT32_MAX
+            || merges.n > SIZE_MAX / 128)
+            return fail(err, GLA_FORMAT, "tokenizer.ggml.merges is missing, too long or not an array of strings");
         if ((code = load_merges(t, &merges, err))) return code;
-        if (!unicode_init(&t->unicode, t->pre->nfc))
-            return fail(err, GLA_MEMORY, "no memory for the Unicode tables");
+        if (!unicode_init(&t->unicode, t->pre->nfc)) return fail(err, GLA_MEMORY, "no memory for the Unicode tables");
     } else if (!gguf_array(g, "tokenizer.ggml.scores", &t->scores) || t->scores.type != 6 || t->scores.n != texts.n)
         return fail(err, GLA_FORMAT, "tokenizer.ggml.scores is not one float for each of %llu tokens",
                     (unsigned long long)texts.n);
 
-    /* llama.cpp takes id 11 for a missing bos or eos of "gpt2" (right for Falcon only); here there is none. */
-    t->bos = token_key(t, g, "bos", bpe ? -1 : 1);
-    t->eos = token_key(t, g, "eos", bpe ? -1 : 2);
-    t->unk = token_key(t, g, "unknown", bpe ? -1 : 0);
+    /* Where "gpt2" files name no bos or eos, llama.cpp takes id 11, which suits one old model; here there is none. */
+    t->bos = id_key(t, g, "bos", bpe ? -1 : 1);
+    t->eos = id_key(t, g, "eos", bpe ? -1 : 2);
+    t->unk = id_key(t, g, "unknown", bpe ? -1 : 0);
     t->add_bos = flag_key(g, "tokenizer.ggml.add_bos_token", !bpe || t->pre->whole);
     t->add_eos = flag_key(g, "tokenizer.ggml.add_eos_token", 0);
     t->add_space = !bpe && flag_key(g, "tokenizer.ggml.add_space_prefix", 1);
     add_end(t, t->eos);
-    for (size_t i = 0; i < sizeof end_keys / sizeof *end_keys; i++) add_end(t, token_key(t, g, end_keys[i], -1));
+    for (size_t i = 0; i < sizeof end_keys / sizeof *end_keys; i++) add_end(t, id_key(t, g, end_keys[i], -1));
     for (size_t i = 0; i < sizeof end_texts / sizeof *end_texts; i++) {
         int32_t id = find_token(t, str_of(end_texts[i]), str_of(""));
-        if (id >= 0 && is_special(t, id)) add_end(t, id);   /* "</s>" may also be plain text in a web vocabulary */
+        if (is_special(t, id)) add_end(t, id);      /* "</s>" may also be plain text, struck out in HTML */
     }
     return GLA_OK;
+}
+
+static void tokenizer_clear(Tokenizer *t) {
+    gla_free(t->tokens); gla_free(t->vocab); gla_free(t->pairs); gla_free(t->unicode.classes);
+    memset(t, 0, sizeof *t);
 }
 
 /* Reads the tokenizer.* keys of g, whose file has to stay mapped. A file without a vocabulary gives n = 0. */
@@ -2465,62 +2972,28 @@ static int tokenizer_is_end(const Tokenizer *t, int32_t id) {
     return 0;
 }
 
-/* Special tokens. The longest one that s begins with, or -1; *len is its length. The list is sorted by bytes, so
- * each further byte of s narrows a range of it: [lo, hi) holds the tokens that share the first d bytes of s. */
-static size_t first_at_least(const Special *list, size_t lo, size_t hi, size_t d, int byte) {
-    while (lo < hi) {
-        size_t mid = lo + (hi - lo) / 2;
-        if ((uint8_t)list[mid].text.s[d] < byte) lo = mid + 1; else hi = mid;
-    }
-    return lo;
-}
-
-static int32_t special_at(const Tokenizer *t, const char *s, size_t n, size_t *len) {
-    size_t lo = 0, hi = t->n_special;
-    int32_t id = -1;
-    if (!t->special_starts[(uint8_t)s[0]]) return -1;
-    for (size_t d = 0; lo < hi; d++) {
-        if (t->special[lo].text.n == d) id = t->special[lo++].id, *len = d;    /* the shortest sorts first */
-        if (d == n) break;
-        lo = first_at_least(t->special, lo, hi, d, (uint8_t)s[d]);
-        hi = first_at_least(t->special, lo, hi, d, (uint8_t)s[d] + 1);
-    }
-    return id;
-}
-
-/* Pieces. What a character is to the regular expressions: \p{L}, \p{N}, \p{M}, \s, none of these, or no character. */
-enum { OTHER, LETTER, NUMBER, MARK, SPACE, NOTHING };
-enum { UNSETTLED = 8 };                 /* a bit beside the class: NFC may change this character or the one before */
-
+/* Pieces. What a character is to the regular expressions: none of the others, \p{L}, \p{N}, \p{M}, \s, or the end of
+ * the text. The tables keep one more bit: NFC may change this character or join it to the one before. */
+enum { CH_OTHER, CH_LETTER, CH_NUMBER, CH_MARK, CH_SPACE, CH_END, CH_UNSETTLED = 8 };
 typedef struct { uint32_t c; int kind; size_t len; } Char;
 
-static uint32_t run_value(const uint32_t *runs, size_t n, uint32_t c) {     /* the value of the run that holds c */
-    size_t lo = 0;
-    for (size_t hi = n; hi - lo > 1;) {
-        size_t mid = lo + (hi - lo) / 2;
-        if (runs[mid] >> 8 <= c) lo = mid; else hi = mid;
-    }
-    return runs[lo] & 0xFF;
-}
-
-static int char_class(const Unicode *u, uint32_t c);
-
 static Char char_at(const Tokenizer *t, const char *s, size_t n, size_t at) {
-    Char ch = { 0, NOTHING, 0 };
+    Char ch = { 0, CH_END, 0 };
     if (at >= n) return ch;
     ch.c = utf8_read(s + at, n - at, &ch.len);
-    ch.kind = char_class(&t->unicode, ch.c) & ~UNSETTLED;
-    if (ch.kind == MARK) ch.kind = t->pre->marks ? LETTER : OTHER;
+    ch.kind = char_class(&t->unicode, ch.c) & ~CH_UNSETTLED;
+    if (ch.kind == CH_MARK) ch.kind = t->pre->marks ? CH_LETTER : CH_OTHER;
     return ch;
 }
 
-/* The end of a run of at most `limit` characters of one kind. */
+/* The end of a run of at most `limit` characters of one kind (0: any number). */
 static size_t run_end(const Tokenizer *t, const char *s, size_t n, size_t at, int kind, size_t limit) {
-    for (Char c; limit && (c = char_at(t, s, n, at)).kind == kind; limit--) at += c.len;
+    size_t count = 0;
+    for (Char c; (c = char_at(t, s, n, at)).kind == kind && (!limit || count < limit); count++) at += c.len;
     return at;
 }
 
-/* 's 't 'm 'd 're 've 'll at s: its length, or 0. Regardless of case (also of U+017F, a long s) except for GPT-2. */
+/* 's 't 'm 'd 're 've 'll at s: the length, or 0. In any case, except for GPT-2 (U+017F, a long s, is an s then). */
 static size_t contraction(const PreTokenizer *pre, const char *s, size_t n) {
     int fold = pre->gpt2 ? 0 : 0x20, a = n > 1 ? s[1] | fold : 0, b = n > 2 ? s[2] | fold : 0;
     if (a == 's' || a == 't' || a == 'm' || a == 'd') return 2;
@@ -2528,8 +3001,8 @@ static size_t contraction(const PreTokenizer *pre, const char *s, size_t n) {
     return !pre->gpt2 && n > 2 && !memcmp(s + 1, "\xC5\xBF", 2) ? 3 : 0;
 }
 
-/* The end of the piece that starts at s[at]; s holds the text between two special tokens. These alternatives in order,
- * where L are letters (for qwen35 also marks), N numbers, X all else but white space, {1,d} one (qwen) to three (llama):
+/* The end of the piece that starts at s[at], at < n; s is the text between two special tokens. The alternatives are
+ * tried in order; L: letters (qwen35: and marks), N: numbers, X: all else but white space, {1,d}: at most pre->digits.
  *   gpt-2   's|'t|'re|'ve|'m|'ll|'d| ?L+| ?N+| ?X+|\s+(?!\S)|\s+
  *   others  (?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n L N]?L+|N{1,d}| ?X+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+            */
 static size_t piece_end(const Tokenizer *t, const char *s, size_t n, size_t at) {
@@ -2538,19 +3011,19 @@ static size_t piece_end(const Tokenizer *t, const char *s, size_t n, size_t at) 
     int blank = c.c == ' ', newline = c.c == '\r' || c.c == '\n';
     size_t end;
     if (c.c == '\'' && (end = contraction(pre, s + at, n - at))) return at + end;
-    if (c.kind == LETTER) return run_end(t, s, n, at, LETTER, SIZE_MAX);
-    if (next.kind == LETTER && (pre->gpt2 ? blank : c.kind != NUMBER && !newline))
-        return run_end(t, s, n, at + c.len, LETTER, SIZE_MAX);
-    if (c.kind == NUMBER) return run_end(t, s, n, at, NUMBER, pre->digits ? pre->digits : SIZE_MAX);
-    if (next.kind == NUMBER && blank && pre->gpt2) return run_end(t, s, n, at + 1, NUMBER, SIZE_MAX);
-    if (c.kind == OTHER || (blank && next.kind == OTHER)) {
-        end = run_end(t, s, n, at + (size_t)blank, OTHER, SIZE_MAX);
+    if (c.kind == CH_LETTER) return run_end(t, s, n, at, CH_LETTER, 0);
+    if (next.kind == CH_LETTER && (pre->gpt2 ? blank : c.kind != CH_NUMBER && !newline))
+        return run_end(t, s, n, at + c.len, CH_LETTER, 0);
+    if (c.kind == CH_NUMBER) return run_end(t, s, n, at, CH_NUMBER, pre->digits);
+    if (next.kind == CH_NUMBER && blank && pre->gpt2) return run_end(t, s, n, at + 1, CH_NUMBER, 0);
+    if (c.kind == CH_OTHER || (next.kind == CH_OTHER && blank)) {
+        end = run_end(t, s, n, at + (size_t)blank, CH_OTHER, 0);
         while (!pre->gpt2 && end < n && (s[end] == '\r' || s[end] == '\n')) end++;
         return end;
     }
-    /* White space: up to the last line end in it, else all of it but one, which the next word takes along. */
+    /* White space: up to the last line end in it, else all but its last character, which the next word takes along. */
     size_t last = at, line_end = 0;
-    for (end = at; (c = char_at(t, s, n, end)).kind == SPACE; end += c.len) {
+    for (end = at; (c = char_at(t, s, n, end)).kind == CH_SPACE; end += c.len) {
         last = end;
         if (c.c == '\r' || c.c == '\n') line_end = end + 1;
     }
@@ -2558,13 +3031,14 @@ static size_t piece_end(const Tokenizer *t, const char *s, size_t n, size_t at) 
     return end == n || last == at ? end : last;
 }
 
-/* Encoding. Scratch memory grows with the longest piece and goes when the text is done. */
-typedef struct { uint32_t at, len, prev, next; int32_t id; } Symbol;        /* a stretch of the piece; ends: NONE */
-typedef struct { uint32_t rank, at, len; int32_t id; } Candidate;           /* a pair that may be joined, at its left */
+/* Merging. A piece is a linked list of symbols; a heap holds the pairs that can be joined, the one to be joined first
+ * on top. Entries go stale when a neighbour was quicker, and are skipped when they come up. Time n log n. */
+#define NO_SYMBOL UINT32_MAX
+typedef struct { uint32_t at, len, prev, next; int32_t id; } Symbol;        /* a stretch of the piece */
+typedef struct { uint32_t rank, at, len; int32_t id; } Join;                /* of symbol `at` with its right neighbour */
 typedef struct { const Tokenizer *t; int32_t *ids; size_t cap, n, room; void *scratch; } Encoder;
-enum { NONE = -1 };
 
-static void *need(Encoder *e, size_t bytes) {                   /* contents are not kept */
+static void *encoder_scratch(Encoder *e, size_t bytes) {                    /* contents are not kept */
     if (bytes > e->room) {
         gla_free(e->scratch);
         e->room = bytes > 2 * e->room ? bytes : 2 * e->room;
@@ -2574,120 +3048,122 @@ static void *need(Encoder *e, size_t bytes) {                   /* contents are 
     return e->scratch;
 }
 
-static void emit(Encoder *e, int32_t id) {
+static void emit_id(Encoder *e, int32_t id) {
     if (e->n < e->cap) e->ids[e->n] = id;
     e->n++;
 }
 
-/* A binary heap: the candidate of lowest rank first, of equal ones the leftmost. */
-static int before(const Candidate *a, const Candidate *b) {
+static int joins_before(const Join *a, const Join *b) {                     /* lower rank, of equals the leftmost */
     return a->rank != b->rank ? a->rank < b->rank : a->at < b->at;
 }
 
-static void heap_push(Candidate *heap, size_t *n, Candidate c) {
+static void push_join(Join *heap, size_t *n, Join j) {
     size_t i = (*n)++;
-    for (; i && before(&c, &heap[(i - 1) / 2]); i = (i - 1) / 2) heap[i] = heap[(i - 1) / 2];
-    heap[i] = c;
+    for (; i && joins_before(&j, &heap[(i - 1) / 2]); i = (i - 1) / 2) heap[i] = heap[(i - 1) / 2];
+    heap[i] = j;
 }
 
-static Candidate heap_pop(Candidate *heap, size_t *n) {
-    Candidate top = heap[0], last = heap[--*n];
+static Join pop_join(Join *heap, size_t *n) {
+    Join top = heap[0], last = heap[--*n];
     size_t i = 0;
     for (size_t k; (k = 2 * i + 1) < *n; i = k) {
-        if (k + 1 < *n && before(&heap[k + 1], &heap[k])) k++;
-        if (!before(&heap[k], &last)) break;
+        if (k + 1 < *n && joins_before(&heap[k + 1], &heap[k])) k++;
+        if (!joins_before(&heap[k], &last)) break;
         heap[i] = heap[k];
     }
     heap[i] = last;
     return top;
 }
 
-/* Put the pair (sym[at], its right neighbour) on the heap if the two can be joined. */
-static void propose(const Tokenizer *t, const char *s, const Symbol *sym, uint32_t at, Candidate *heap, size_t *n) {
-    const Symbol *a = &sym[at], *b = a->next == (uint32_t)NONE ? NULL : &sym[a->next];
-    Candidate c = { 0, at, 0, NONE };
-    if (!b || a->id < 0 || b->id < 0) return;
-    c.len = a->len + b->len;
+/* Put the pair of symbol `at` and its right neighbour on the heap, if there is a token for the two together. */
+static void propose(const Tokenizer *t, const char *s, const Symbol *sym, uint32_t at, Join *heap, size_t *n) {
+    if (at == NO_SYMBOL || sym[at].next == NO_SYMBOL) return;
+    const Symbol *a = &sym[at], *b = &sym[a->next];
+    Join j = { 0, at, a->len + b->len, -1 };
+    if (a->id < 0 || b->id < 0) return;
     if (t->model == VOCAB_BPE) {
         const PairSlot *slot = pair_slot(t, a->id, b->id);
         if (!slot || !slot->rank) return;
-        c.rank = slot->rank;
-        c.id = slot->id;
+        j.rank = slot->rank;
+        j.id = slot->id;
     } else {
-        c.id = find_token(t, (Str){ s + a->at, c.len }, str_of(""));
-        if (!is_text(t, c.id)) return;
         float score;
-        memcpy(&score, t->scores.p + 4 * (size_t)c.id, 4);
-        score = 0.0f - score;                               /* the highest score first; -0 becomes 0 */
-        memcpy(&c.rank, &score, 4);
-        c.rank = c.rank >> 31 ? ~c.rank : c.rank | 1u << 31;        /* floats in order, as unsigned integers */
+        j.id = find_token(t, (Str){ s + a->at, j.len }, str_of(""));
+        if (!is_text(t, j.id)) return;
+        memcpy(&score, t->scores.p + 4 * (size_t)j.id, 4);
+        score = 0.0f - score;                               /* the highest score first; and -0 becomes 0 */
+        memcpy(&j.rank, &score, 4);
+        j.rank = j.rank >> 31 ? ~j.rank : j.rank | 1u << 31;        /* floats in order, as unsigned integers */
     }
-    heap_push(heap, n, c);
+    push_join(heap, n, j);
 }
 
-/* The ids of one piece: n bytes, n > 0. Time n log n. */
-static int merge_piece(Encoder *e, const char *s, size_t n) {
+/* Symbols of a piece: bytes of "gpt2", characters of "llama". Returns how many. */
+static size_t split_piece(const Tokenizer *t, const char *s, size_t n, Symbol *sym) {
+    size_t count = 0, len = 1;
+    for (size_t at = 0; at < n; at += len) {
+        int32_t id = t->byte_id[(uint8_t)s[at]];
+        if (t->model == VOCAB_BPE && id < 0) continue;      /* an incomplete vocabulary loses the byte, as in HF */
+        if (t->model == VOCAB_SPM) {
+            utf8_read(s + at, n - at, &len);
+            id = find_token(t, (Str){ s + at, len }, str_of(""));
+            if (!is_text(t, id)) id = -1;
+        }
+        sym[count] = (Symbol){ (uint32_t)at, (uint32_t)len, (uint32_t)count - 1, (uint32_t)count + 1, id };
+        count++;
+    }
+    if (count) sym[count - 1].next = NO_SYMBOL;             /* and the first one's prev is, by wrapping */
+    return count;
+}
+
+/* Append the ids of one piece of n > 0 bytes. */
+static int encode_piece(Encoder *e, const char *s, size_t n) {
     const Tokenizer *t = e->t;
-    Symbol *sym = need(e, n * (sizeof *sym + 2 * sizeof(Candidate)));
-    Candidate *heap = (Candidate *)(sym + n);       /* each join takes one out and puts two in: 2n are enough */
-    size_t n_sym = 0, n_heap = 0;
+    Symbol *sym = encoder_scratch(e, n * (sizeof *sym + 2 * sizeof(Join)));
     if (!sym) return GLA_MEMORY;
+    Join *heap = (Join *)(sym + n);                 /* n - 1 at first, and a join takes one and adds at most two */
+    size_t n_heap = 0;
 
     if (t->model == VOCAB_BPE && t->pre->whole && n <= t->longest) {
-        char *spelled = (char *)heap;               /* not in use yet */
+        char *spelled = (char *)heap;               /* which is not in use yet */
         size_t len = 0;
         for (size_t i = 0; i < n; i++) len += utf8_write(spelled + len, byte_char((uint8_t)s[i]));
         int32_t id = find_token(t, (Str){ spelled, len }, str_of(""));
-        if (is_text(t, id)) { emit(e, id); return GLA_OK; }
+        if (is_text(t, id)) { emit_id(e, id); return GLA_OK; }
     }
-    for (size_t at = 0, len; at < n; at += len) {
-        int32_t id;
-        if (t->model == VOCAB_BPE) {
-            len = 1;
-            id = t->byte_id[(uint8_t)s[at]];
-            if (id < 0) continue;                   /* an incomplete vocabulary loses the byte, as the reference does */
-        } else {
-            utf8_read(s + at, n - at, &len);
-            id = find_token(t, (Str){ s + at, len }, str_of(""));
-            if (!is_text(t, id)) id = NONE;
-        }
-        sym[n_sym] = (Symbol){ (uint32_t)at, (uint32_t)len, (uint32_t)n_sym - 1, (uint32_t)n_sym + 1, id };
-        n_sym++;
-    }
+    size_t n_sym = split_piece(t, s, n, sym);
     if (n_sym == 0) return GLA_OK;
-    sym[n_sym - 1].next = (uint32_t)NONE;
-
-    for (uint32_t i = 0; i + 1 < n_sym; i++) propose(t, s, sym, i, heap, &n_heap);
+    for (uint32_t i = 0; i < n_sym; i++) propose(t, s, sym, i, heap, &n_heap);
     while (n_heap) {
-        Candidate c = heap_pop(heap, &n_heap);
-        Symbol *a = &sym[c.at];
-        /* Symbols only grow: the pair is as it was proposed if its left is alive and the two are still this long. */
-        if (!a->len || a->next == (uint32_t)NONE || a->len + sym[a->next].len != c.len) continue;
-        Symbol *b = &sym[a->next];
-        a->id = c.id;
-        a->len = c.len;
-        a->next = b->next;
-        b->len = 0;
-        if (a->next != (uint32_t)NONE) sym[a->next].prev = c.at;
-        if (a->prev != (uint32_t)NONE) propose(t, s, sym, a->prev, heap, &n_heap);
-        propose(t, s, sym, c.at, heap, &n_heap);
+        Join j = pop_join(heap, &n_heap);
+        Symbol *a = &sym[j.at];
+        /* Symbols only grow, so the pair is still the one proposed if both are there and no longer than then. */
+        if (!a->len || a->next == NO_SYMBOL || a->len + sym[a->next].len != j.len) continue;
+        sym[a->next].len = 0;                       /* gone */
+        a->next = sym[a->next].next;
+        a->len = j.len;
+        a->id = j.id;
+        if (a->next != NO_SYMBOL) sym[a->next].prev = j.at;
+        propose(t, s, sym, a->prev, heap, &n_heap);
+        propose(t, s, sym, j.at, heap, &n_heap);
     }
 
-    int unknown = 0;                                /* a row of unknown characters is one unknown token */
-    for (uint32_t i = 0; i != (uint32_t)NONE; i = sym[i].next) {
-        if (sym[i].id >= 0) { emit(e, sym[i].id); unknown = 0; continue; }
+    int unknown = 0;                                /* characters without byte tokens: one unk for a row of them */
+    for (uint32_t i = 0; i != NO_SYMBOL; i = sym[i].next) {
+        const char *text = s + sym[i].at;
         int spelled = 1;
-        for (uint32_t k = 0; k < sym[i].len; k++) spelled &= t->byte_id[(uint8_t)s[sym[i].at + k]] >= 0;
-        for (uint32_t k = 0; spelled && k < sym[i].len; k++) emit(e, t->byte_id[(uint8_t)s[sym[i].at + k]]);
-        if (!spelled && !unknown && t->unk >= 0) emit(e, t->unk);
-        unknown = !spelled;
+        for (uint32_t k = 0; k < sym[i].len; k++) spelled &= t->byte_id[(uint8_t)text[k]] >= 0;
+        if (sym[i].id >= 0) emit_id(e, sym[i].id);
+        else if (spelled) for (uint32_t k = 0; k < sym[i].len; k++) emit_id(e, t->byte_id[(uint8_t)text[k]]);
+        else if (!unknown && t->unk >= 0) emit_id(e, t->unk);
+        unknown = sym[i].id < 0 && !spelled;
     }
     return GLA_OK;
 }
 
-static int nfc(Encoder *e, const char *s, size_t n, char **out, size_t *out_n);     /* with the tables */
+static int nfc(Encoder *e, const char *s, size_t n, char **out, size_t *out_n);
 
-/* The ids of the text between two special tokens. */
+/* Append the ids of the text between two special tokens. */
 static int encode_text(Encoder *e, const char *s, size_t n) {
     const Tokenizer *t = e->t;
     char *copy = NULL;
@@ -2696,89 +3172,111 @@ static int encode_text(Encoder *e, const char *s, size_t n) {
     if (t->model == VOCAB_SPM) {
         size_t len = 0;
         if (!(copy = gla_alloc(3 * (n + 1)))) return GLA_MEMORY;
-        if (t->add_space) len += utf8_write(copy, 0x2581);
+        if (t->add_space) len = utf8_write(copy, 0x2581);
         for (size_t i = 0; i < n; i++)
             if (s[i] == ' ') len += utf8_write(copy + len, 0x2581); else copy[len++] = s[i];
-        code = merge_piece(e, copy, len);
+        code = encode_piece(e, copy, len);
     } else {
         if (t->pre->nfc) code = nfc(e, s, n, &copy, &n);
         if (copy) s = copy;
         for (size_t at = 0, end; code == GLA_OK && at < n; at = end) {
             end = piece_end(t, s, n, at);
-            code = merge_piece(e, s + at, end - at);
+            code = encode_piece(e, s + at, end - at);
         }
     }
     gla_free(copy);
     return code;
 }
 
-/* The ids of len bytes of text: how many there are, of which the first cap are written; or a negative code.
- * GLA_BOS puts bos before and eos behind it if the file says so. Special tokens in the text are cut out leftmost first,
- * the longest of those that start together; without GLA_SPECIAL the control tokens among them stay plain text, so that
- * "<|im_end|>" typed by a user ends nothing. */
+/* The longest special token that s begins with, or -1; *len: its bytes. */
+static int32_t special_at(const Tokenizer *t, const char *s, size_t n, size_t *len) {
+    uint64_t h = 0;
+    int32_t best = -1;
+    if (!t->special_first[(uint8_t)s[0]]) return -1;
+    for (size_t k = 1; k <= n && k <= SPECIAL_LEN; k++) {
+        h = hash_text(h, (Str){ s + k - 1, 1 });
+        VocabSlot *slot = t->special_len[k] ? vocab_slot(t, h, (Str){ s, k }, str_of("")) : NULL;
+        if (slot && is_special(t, slot->id - 1)) best = slot->id - 1, *len = k;
+    }
+    return best;
+}
+
+/* The ids of len bytes of text: returns how many there are, of which the first cap are written, or a negative code.
+ * GLA_BOS puts bos before and eos behind it if the file says so. Special tokens in the text are found leftmost first,
+ * the longest of those that start together. Without GLA_SPECIAL the control tokens among them stay plain text, so
+ * that "<|im_end|>" typed by a user ends nothing; user-defined ones are always tokens. */
 static int64_t tokenizer_encode(const Tokenizer *t, const char *text, size_t len, int flags, int32_t *ids, size_t cap,
                                 char *err) {
     Encoder e = { t, ids, cap, 0, 0, NULL };
-    size_t from = 0, at = 0, n_special = 0;
+    size_t from = 0, at = 0, special_len = 0;
     int code = GLA_OK;
     if (t->n == 0) return fail(err, GLA_INPUT, "the model has no vocabulary; name one with -z");
     if (len > (size_t)1 << 30 || len > SIZE_MAX / 256)
-        return fail(err, GLA_INPUT, "the text has %zu bytes, which is more than this machine can tokenize at once", len);
-    if (flags & GLA_BOS && t->add_bos && t->bos >= 0) emit(&e, t->bos);
+        return fail(err, GLA_INPUT, "the text has %zu bytes, more than can be tokenized in one go", len);
+    if (flags & GLA_BOS && t->add_bos && t->bos >= 0) emit_id(&e, t->bos);
     while (at < len && code == GLA_OK) {
-        int32_t id = special_at(t, text + at, len - at, &n_special);
+        int32_t id = special_at(t, text + at, len - at, &special_len);
         if (id < 0) { at++; continue; }
         if (flags & GLA_SPECIAL || token_type(t, id) == TYPE_USER_DEFINED) {
             code = encode_text(&e, text + from, at - from);
-            emit(&e, id);
-            from = at + n_special;
+            emit_id(&e, id);
+            from = at + special_len;
         }
-        at += n_special;
+        at += special_len;
     }
     if (code == GLA_OK) code = encode_text(&e, text + from, len - from);
-    if (flags & GLA_BOS && t->add_eos && t->eos >= 0) emit(&e, t->eos);
+    if (flags & GLA_BOS && t->add_eos && t->eos >= 0) emit_id(&e, t->eos);
     gla_free(e.scratch);
     return code ? fail(err, code, "no memory to tokenize %zu bytes", len) : (int64_t)e.n;
 }
 
-/* The bytes of one token: all are counted, the first cap are written. A token may hold part of a character, so whoever
- * prints collects whole ones. Control tokens are silent without GLA_SPECIAL. GLA_FIRST goes with the first token
- * of a text that is not a control token: "llama" vocabularies put a space there that was not in the text. */
+/* The bytes of one token: returns how many there are, of which the first cap are written. A token may hold part of a
+ * character, so whoever prints collects whole ones. Control tokens are silent without GLA_SPECIAL. GLA_FIRST goes
+ * with the first token of a text that is not a control token: "llama" encoding put a space there. */
 static size_t tokenizer_piece(const Tokenizer *t, int32_t id, int flags, char *buf, size_t cap) {
     if (id < 0 || id >= t->n) return 0;
     Str s = t->tokens[id];
-    int type = token_type(t, id), mapped = type == TYPE_NORMAL && t->model == VOCAB_BPE;
-    unsigned byte = 0;
+    int type = token_type(t, id), spelled = type == TYPE_NORMAL && t->model == VOCAB_BPE;
     size_t n = 0, len;
     if (type == TYPE_UNUSED) return 0;
     if ((type == TYPE_CONTROL || type == TYPE_UNKNOWN) && !(flags & GLA_SPECIAL)) return 0;
-    if (type == TYPE_BYTE && s.n == 6 && !memcmp(s.s, "<0x", 3) && s.s[5] == '>') {
-        for (int i = 3; i < 5; i++) {
-            const char *hex = "0123456789ABCDEF", *digit = s.s[i] ? strchr(hex, s.s[i]) : NULL;
-            byte = digit ? byte << 4 | (unsigned)(digit - hex) : 0x100;
-            if (byte & 0x100) break;
-        }
-        if (byte < 0x100) {
-            if (cap) buf[0] = (char)byte;
+    for (int b = 0; t->model == VOCAB_SPM && type == TYPE_BYTE && b < 256; b++)
+        if (t->byte_id[b] == id) {
+            if (cap) buf[0] = (char)b;
             return 1;
         }
-    }
-    for (size_t at = 0; mapped && at < s.n; at += len)      /* texts outside the mapping are taken as they are */
-        mapped = char_byte(utf8_read(s.s + at, s.n - at, &len)) >= 0;
-    for (size_t at = 0; at < s.n; at += len, n++) {
-        char c = s.s[at];
-        len = 1;
-        if (mapped) c = (char)char_byte(utf8_read(s.s + at, s.n - at, &len));
-        else if (type == TYPE_NORMAL && t->model == VOCAB_SPM && s.n - at >= 3 && !memcmp(s.s + at, "\xE2\x96\x81", 3))
-            c = ' ', len = 3;
-        if (at == 0 && c == ' ' && flags & GLA_FIRST && t->add_space) { n--; continue; }
-        if (n < cap) buf[n] = c;
+    for (size_t at = 0; spelled && at < s.n; at += len)     /* a text that does not spell bytes is taken literally */
+        spelled = char_byte(utf8_read(s.s + at, s.n - at, &len)) >= 0;
+    for (size_t at = 0; at < s.n; at += len) {
+        uint32_t c = utf8_read(s.s + at, s.n - at, &len);
+        char raw[4];
+        if (spelled) c = BAD_BYTE + (uint32_t)char_byte(c);
+        else if (c == 0x2581 && t->model == VOCAB_SPM && type == TYPE_NORMAL) c = ' ';
+        if (at == 0 && c == ' ' && flags & GLA_FIRST && t->add_space) continue;
+        for (size_t i = 0, k = utf8_write(raw, c); i < k; i++, n++)
+            if (n < cap) buf[n] = raw[i];
     }
     return n;
 }
 
-/* Canonical composition (NFC): "e" followed by U+0301 becomes U+00E9, marks get their standard order. */
-enum { HANGUL = 0xAC00, JAMO_L = 0x1100, JAMO_V = 0x1161, JAMO_T = 0x11A7, N_V = 21, N_T = 28, N_HANGUL = 11172 };
+/* Canonical composition (NFC): "e" and U+0301 become U+00E9, marks on one letter get their standard order. Korean
+ * syllables are composed by arithmetic: leading consonant L, vowel V, perhaps a trailing consonant T. */
+enum { HANGUL = 0xAC00, N_HANGUL = 11172, JAMO_L = 0x1100, N_L = 19, JAMO_V = 0x1161, N_V = 21, JAMO_T = 0x11A7,
+       N_T = 28 };
+enum { N_CLASSES = 2185, N_COMBINING = 667, N_COMPOSITES = 2060 };
+
+static uint32_t run_value(const uint32_t *runs, size_t n, uint32_t c) {     /* the value of the run that c is in */
+    size_t lo = 0;
+    for (size_t hi = n; hi - lo > 1;) {
+        size_t mid = lo + (hi - lo) / 2;
+        if (runs[mid] >> 8 <= c) lo = mid; else hi = mid;
+    }
+    return runs[lo] & 0xFF;
+}
+
+static int char_class(const Unicode *u, uint32_t c) {
+    return c < sizeof u->low ? u->low[c] : (int)run_value(u->classes, N_CLASSES, c);
+}
 
 static int by_whole(const void *x, const void *y) {
     const Composite *a = x, *b = y;
@@ -2791,17 +3289,13 @@ static int by_parts(const void *x, const void *y) {
 }
 
 static int by_value(const void *x, const void *y) {
-    uint64_t a = *(const uint64_t *)x, b = *(const uint64_t *)y;
+    uint64_t a, b;
+    memcpy(&a, x, 8);
+    memcpy(&b, y, 8);
     return a < b ? -1 : a > b;
 }
 
-enum { N_CLASSES = 2185, N_COMBINING = 667, N_COMPOSITES = 2060 };
-
-static int char_class(const Unicode *u, uint32_t c) {
-    return c < sizeof u->low ? u->low[c] : (int)run_value(u->classes, N_CLASSES, c);
-}
-
-static size_t decompose(const Unicode *u, uint32_t c, uint64_t *out) {      /* 1 to 4 characters */
+static size_t decompose(const Unicode *u, uint32_t c, uint64_t *out) {      /* into 1 to 4 characters */
     if (c - HANGUL < N_HANGUL) {
         uint32_t k = c - HANGUL;
         out[0] = JAMO_L + k / (N_V * N_T);
@@ -2817,54 +3311,52 @@ static size_t decompose(const Unicode *u, uint32_t c, uint64_t *out) {      /* 1
 }
 
 static uint32_t compose(const Unicode *u, uint32_t a, uint32_t b) {         /* a followed by b as one, or 0 */
-    if (a - JAMO_L < N_HANGUL / (N_V * N_T) && b - JAMO_V < N_V)
-        return HANGUL + ((a - JAMO_L) * N_V + b - JAMO_V) * N_T;
+    if (a - JAMO_L < N_L && b - JAMO_V < N_V) return HANGUL + ((a - JAMO_L) * N_V + b - JAMO_V) * N_T;
     if (a - HANGUL < N_HANGUL && (a - HANGUL) % N_T == 0 && b - JAMO_T - 1 < N_T - 1) return a + b - JAMO_T;
     Composite key = { 0, a, b };
     const Composite *found = bsearch(&key, u->pairs, u->n_pairs, sizeof key, by_parts);
     return found ? found->c : 0;
 }
 
-/* Compose the m characters of q in place, each with its combining order in the top byte; returns how many remain. */
+/* Order and compose the m characters of q in place; returns how many remain. */
 static size_t compose_run(const Unicode *u, uint64_t *q, size_t m) {
     size_t n = 0, base = SIZE_MAX, end;
-    for (size_t i = 0; i < m; i++)          /* order << 56 | index << 24 | character: sorting keeps equals in place */
+    for (size_t i = 0; i < m; i++)      /* place << 56 | i << 24 | character: sorting leaves equals in their order */
         q[i] |= (uint64_t)run_value(u->combining, N_COMBINING, (uint32_t)q[i]) << 56 | (uint64_t)i << 24;
     for (size_t i = 0; i < m; i = end + 1) {
         for (end = i; end < m && q[end] >> 56; end++) {}
         if (end - i > 1) qsort(q + i, end - i, sizeof *q, by_value);
     }
     for (size_t i = 0; i < m; i++) {
-        uint32_t c = q[i] & 0xFFFFFF, order = (uint32_t)(q[i] >> 56), both;
-        /* c reaches the base if nothing stands between, or only marks of a lower order (but not another base). */
-        int open = base != SIZE_MAX && (base + 1 == n || (order && q[n - 1] >> 56 < order));
-        if (open && (both = compose(u, q[base] & 0xFFFFFF, c))) { q[base] = both; continue; }
-        if (order == 0) base = n;
-        q[n++] = (uint64_t)order << 56 | c;
+        uint32_t c = q[i] & 0xFFFFFF, place = (uint32_t)(q[i] >> 56), both = 0;
+        /* c reaches the base letter if nothing stands between, or only marks of lower places. */
+        if (base != SIZE_MAX && (base + 1 == n || q[n - 1] >> 56 < place)) both = compose(u, q[base] & 0xFFFFFF, c);
+        if (both) { q[base] = both; continue; }
+        if (place == 0) base = n;
+        q[n++] = (uint64_t)place << 56 | c;
     }
     return n;
 }
 
-/* *out stays NULL if s is in NFC, which a look at each character settles for nearly every text. Else the copy is at
- * most three times as long. A settled character starts a run that no other run can touch. */
+/* *out stays NULL if s is in NFC, which a look at each character settles for nearly every text. Otherwise it is a copy,
+ * at most three times as long. A settled character and the unsettled ones behind it are a run that no other touches. */
 static int nfc(Encoder *e, const char *s, size_t n, char **out, size_t *out_n) {
     const Unicode *u = &e->t->unicode;
-    size_t at = 0, len = 1, end, written = 0;
-    while (at < n && ((uint8_t)s[at] < 0x80 || !(char_class(u, utf8_read(s + at, n - at, &len)) & UNSETTLED)))
-        at += (uint8_t)s[at] < 0x80 ? 1 : len;
+    size_t at = 0, len, end, written = 0;
+    for (; at < n && !(char_class(u, utf8_read(s + at, n - at, &len)) & CH_UNSETTLED); at += len) {}
     if (at == n) return GLA_OK;
     if (!(*out = gla_alloc(3 * n))) return GLA_MEMORY;
     for (at = 0; at < n; at = end) {
-        size_t m = 1, k = 0;
-        int first = char_class(u, utf8_read(s + at, n - at, &len));
-        for (end = at + len; end < n; end += len, m++)
-            if (!(char_class(u, utf8_read(s + end, n - end, &len)) & UNSETTLED)) break;
-        if (m == 1 && !(first & UNSETTLED)) {
+        size_t count = 1, k = 0;
+        int unsettled = char_class(u, utf8_read(s + at, n - at, &len)) & CH_UNSETTLED;
+        for (end = at + len; end < n; end += len, count++)
+            if (!(char_class(u, utf8_read(s + end, n - end, &len)) & CH_UNSETTLED)) break;
+        if (count == 1 && !unsettled) {
             memcpy(*out + written, s + at, end - at);
             written += end - at;
             continue;
         }
-        uint64_t *q = need(e, 4 * m * sizeof *q);
+        uint64_t *q = encoder_scratch(e, 4 * count * sizeof *q);
         if (!q) return GLA_MEMORY;
         for (size_t i = at; i < end; i += len) k += decompose(u, utf8_read(s + i, end - i, &len), q + k);
         k = compose_run(u, q, k);
@@ -2874,12 +3366,14 @@ static int nfc(Encoder *e, const char *s, size_t n, char **out, size_t *out_n) {
     return GLA_OK;
 }
 
-/* The Unicode tables, written by tests/make_unicode.py, which asks HuggingFace tokenizers about every code point: its
- * classes are those of Unicode 16.0, its NFC that of Unicode 9.0 (marks added later stay where they are).
- * A table is a stream of numbers: '#' to '>' are base 28 digits with more to follow, '@' to '[' and ']' to '~' the last
- * digit, base 62. classes: 10 x length + 2 x class + unsettled, run by run. combining: gap, length, order of each run of
- * marks. decompositions: 3 x step + kind, then a, then b (absent for kind 0), both as signed steps: from the a before,
- * from U+0300. Kind 0: c is another name of a; 1: a b composes to c; 2: c is written a b and never composes. */
+/* The Unicode tables, written by tests/make_unicode.py, which asks HuggingFace tokenizers about every code point: the
+ * classes are those of Unicode 16.0, the NFC that of Unicode 9.0 (marks added later stay where they are).
+ *   numbers          '#' to '>': base 28 digits, more follow; '@' to '[' and ']' to '~': the last digit, base 62
+ *   classes          10 x length + 2 x class + unsettled, run by run
+ *   combining        gap, length, place: each run of marks
+ *   decompositions   3 x step of c + kind, then steps of a and b; a counts from the a before, b from U+0300, and steps
+ *                    are signed (0 1 2 3 4: 0 -1 1 -2 2). Kind 0: c is another name of a, no b; 1: a b composes to c;
+ *                    2: c is written a b and never composed. */
 static const char unicode_classes[] =
     "$]{%yR%Z$k$H'N}'N$gR'LR$]L$HXJL_NLJcJ&oJ(BJ%4yi$}%Pu$HLJL%o/vP(QkMJVTkKL}LKaJLJ&PJ0ZJ9]JzZ=sJ)JTL})i$R*WJQJ[J[JQ"
     "$R'Xik'k$xs)}&`$kiVQ3@JL$OT$EV[JpV$kaTL%eLQ'w'^T1X$wL%P$k(V$dViLTPT&epL$dLfLz%y'Dfi$ss&yJ$@$R$c)s$m%WJ'ro+oZQL%a"
@@ -3003,7 +3497,7 @@ static uint32_t table_number(const char **p) {
     return v * 62 + (uint32_t)(c < '\\' ? c - '@' : c - ']' + 28);
 }
 
-static uint32_t table_step(const char **p) {        /* 0, -1, 1, -2, 2 ... modulo 2^32 */
+static uint32_t table_step(const char **p) {                /* signed, modulo 2^32 */
     uint32_t v = table_number(p);
     return v & 1 ? ~(v >> 1) : v >> 1;
 }
@@ -3011,28 +3505,27 @@ static uint32_t table_step(const char **p) {        /* 0, -1, 1, -2, 2 ... modul
 static int unicode_init(Unicode *u, int with_nfc) {
     uint32_t c = 0, a = 0, v;
     const char *p = unicode_classes;
-    u->classes = gla_alloc((N_CLASSES + N_COMBINING) * sizeof(uint32_t) + 2 * N_COMPOSITES * sizeof(Composite));
+    u->classes = gla_alloc((N_CLASSES + N_COMBINING) * sizeof *u->classes + 2 * N_COMPOSITES * sizeof *u->pairs);
     if (!u->classes) return 0;
-    u->combining = u->classes + N_CLASSES;
+    u->combining = u->classes + N_CLASSES;                  /* its first run is zero, below the first mark */
     u->composites = (Composite *)(u->combining + N_COMBINING);
     u->pairs = u->composites + N_COMPOSITES;
     for (size_t i = 0; i < N_CLASSES; i++, c += v / 10) {
         v = table_number(&p);
-        u->classes[i] = c << 8 | v % 10 / 2 | (v % 2 ? UNSETTLED : 0);
+        u->classes[i] = c << 8 | v % 10 / 2 | (v & 1 ? CH_UNSETTLED : 0);
     }
     for (c = 0; c < sizeof u->low; c++) u->low[c] = (uint8_t)run_value(u->classes, N_CLASSES, c);
     if (!with_nfc) return 1;
-    c = 0;
     p = unicode_combining;
-    for (size_t i = 0; *p;) {                       /* a run of marks, and the run of others behind it */
+    c = 0;
+    for (size_t i = 1; i < N_COMBINING; i += 2) {           /* a run of marks, and the gap behind it */
         c += table_number(&p);
         v = table_number(&p);
-        u->combining[++i] = c << 8 | table_number(&p);
-        c += v;
-        u->combining[++i] = c << 8;
+        u->combining[i] = c << 8 | table_number(&p);
+        u->combining[i + 1] = (c += v) << 8;
     }
-    c = 0;
     p = unicode_decompositions;
+    c = 0;
     for (size_t i = 0; i < N_COMPOSITES; i++) {
         v = table_number(&p);
         c += v / 3;
@@ -3175,18 +3668,18 @@ enum { HELD = 1024, PIECE = 512 }; /* bytes kept back at most: an open character
 
 /* Bytes of held that can be shown now. *stop is set, and the text is cut there, when a stop text is complete. */
 static size_t showable(const GlaGenerate *how, const char *held, size_t n, int *stop) {
-    size_t show = n - utf8_open(held, n);
+    size_t hold = n - utf8_open(held, n), cut = n;
     for (int i = 0; i < how->n_stops; i++) {
         size_t len = strlen(how->stops[i]);
         for (size_t at = 0; len && at < n; at++) {
             size_t overlap = n - at < len ? n - at : len;
             if (memcmp(held + at, how->stops[i], overlap)) continue;
-            if (overlap == len && (!*stop || at < show)) *stop = 1, show = at;
-            else if (at < show) show = at;
+            if (overlap < len) { if (at < hold) hold = at; }
+            else { *stop = 1; if (at < cut) cut = at; }
             break;
         }
     }
-    return show;
+    return *stop ? cut : hold;
 }
 
 GLA_API int gla_generate(GlaState *s, GlaSampler *p, const int32_t *prompt, int64_t n, const GlaGenerate *how, int64_t *n_out, char *err) {
@@ -3215,7 +3708,7 @@ GLA_API int gla_generate(GlaState *s, GlaSampler *p, const int32_t *prompt, int6
         made++;
         size_t got = gla_piece(m, id, first ? GLA_FIRST : 0, held + n_held, PIECE);
         n_held += got < PIECE ? got : PIECE;
-        if (got) first = 0;
+        first = 0;
         int stop = 0;
         size_t show = showable(how, held, n_held, &stop);
         if (how->emit && how->emit(how->user, id, held, show)) done = GLA_DONE_CALLER;
@@ -3295,7 +3788,7 @@ static void print_help(void) {
         snprintf(left, sizeof left, "%s%.1s%s --%s %s", options[i].letter ? "-" : "", &options[i].letter, options[i].letter ? "," : "   ", options[i].name, options[i].value ? options[i].value : "");
         printf("  %-27s %s\n", left, options[i].help);
     }
-    printf("\nThe result goes to standard output, everything else to standard error. Exit: 0 done, 1 failed, 2 misused.\n");
+    printf("\nThe result goes to standard output, everything else to standard error.\nExit: 0 done, 1 failed, 2 misused.\n");
 }
 
 /* One option with its value. Numbers are read whole and range-checked. */
@@ -3402,6 +3895,7 @@ static int stdin_is_pipe(void) { /* a pipe or a redirected file, not a terminal 
 
 /* The prompt, from wherever it comes. */
 static int get_text(const Options *o, Text *t, char *err) {
+    *t = (Text){NULL, 0};
     if (o->file && o->prompt) return fail(err, GLA_INPUT, "both a prompt and a prompt file were given");
     if (o->file) return read_file(t, o->file, err);
     if (o->prompt ? !strcmp(o->prompt, "-") : stdin_is_pipe()) return read_all(t, stdin, "standard input", err);
@@ -3473,7 +3967,7 @@ static const char *size_text(char out[32], double bytes) {
 }
 
 static int mode_generate(const Options *o, GlaModel *m, GlaState *s, char *err) {
-    Text t;
+    Text t = {NULL, 0};
     Ids ids = {NULL, 0};
     GlaSampler p, saved;
     GlaInfo info;
@@ -3493,7 +3987,7 @@ static int mode_generate(const Options *o, GlaModel *m, GlaState *s, char *err) 
         memcpy(p.recent, saved.recent, sizeof p.recent), p.n_recent = saved.n_recent;
         if (!given(o, O_SEED)) p.rng = saved.rng;
     }
-    if (!code) code = get_text(o, &t, err); else t = (Text){NULL, 0};
+    if (!code) code = get_text(o, &t, err);
     if (!code && gla_n_tokens(m) == 0 && (t.n || !o->load_state)) code = fail(err, GLA_INPUT, "%s holds no vocabulary; name one with -z", o->model);
     if (!code && (t.n || !gla_state_pos(s))) code = text_ids(&ids, m, t, GLA_SPECIAL | (gla_state_pos(s) ? 0 : GLA_BOS), err);
     if (!code && !ids.n && !gla_state_pos(s)) { /* an empty prompt begins where a text begins */
@@ -3559,6 +4053,7 @@ static int mode_logits(const Options *o, GlaModel *m, GlaState *s, const Ids *id
     if (!o->out || strlen(o->out) > 4096) return misuse("-m logits needs --ids FILE and --out FILE");
     snprintf(temporary, sizeof temporary, "%s.tmp", o->out);
     int code = o->load_state ? gla_state_load(s, NULL, o->load_state, err) : GLA_OK;
+    if (!code && !may_replace(o->out)) code = fail(err, GLA_IO, "%s: not a regular file", o->out);
     if (code) return complain(err);
     LogitsOut out = {fopen(temporary, "wb"), (size_t)m->config.vocab_size};
     if (!out.f) return fprintf(stderr, "run: %s: cannot write: %s\n", temporary, strerror(errno)), 1;
@@ -3647,6 +4142,18 @@ static int mode_bench(const Options *o, const GlaModel *m, GlaState *s, double l
     return 0;
 }
 
+/* A model without a vocabulary of its own gets ./tokenizer.bin, if there is one of exactly its size. */
+static void use_default_vocabulary(GlaModel *m) {
+    Mapping map;
+    Gguf g = {0};
+    GgufArray tokens = {0, 0, NULL};
+    if (map_file(&map, "tokenizer.bin", NULL)) return;
+    g.map = map;
+    int fits = !gguf_read(&g, NULL) && gguf_array(&g, "tokenizer.ggml.tokens", &tokens) && tokens.n == (uint64_t)m->config.vocab_size;
+    gguf_close(&g);
+    if (fits) gla_open_tokenizer(m, "tokenizer.bin", NULL);
+}
+
 static int run_mode(const Options *o, GlaModel *m, double load_s, char *err) {
     const char *mode = o->mode;
     Text t = {NULL, 0};
@@ -3654,6 +4161,7 @@ static int run_mode(const Options *o, GlaModel *m, double load_s, char *err) {
     GlaState *s = NULL;
     int code = GLA_OK, ctx = o->ctx, status = 0, logits = !strcmp(mode, "logits"), perplexity = !strcmp(mode, "perplexity"), bench = !strcmp(mode, "bench");
     if (o->tokenizer && (code = gla_open_tokenizer(m, o->tokenizer, err))) return complain(err);
+    if (!o->tokenizer && !gla_n_tokens(m)) use_default_vocabulary(m);
     if (!strcmp(mode, "info")) return mode_info(m);
     if (!strcmp(mode, "tokenize")) return mode_tokenize(o, m, err);
     if (logits) code = get_ids(&ids, o->ids, m, err);
@@ -3682,7 +4190,11 @@ int main(int argc, char **argv) {
     size_t mode = 0;
     int code = parse_options(&o, argc, argv);
     if (code) return code;
-    if (o.help) { print_help(); return 0; }
+    spin_briefly(argv);
+#ifdef HAVE_POSIX
+    signal(SIGPIPE, SIG_IGN); /* a reader that went away is a failed write */
+#endif
+    if (o.help) { print_help(); return fflush(stdout) || ferror(stdout) ? complain("standard output: cannot write") : 0; }
     if (o.version) {
         const Kernels *k = NULL;
         if (choose_kernels(&k, err)) return complain(err);

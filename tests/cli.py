@@ -1,0 +1,365 @@
+#!/usr/bin/env python3
+"""The command line of ./run, and the ways to embed it: cli.py [-v] [PROGRAM]    (./run; standard library only)
+
+The embedding checks compile with $CC (cc) and, where there is one, clang.
+"""
+from __future__ import annotations
+
+import array
+import math
+import os
+import re
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+FIXTURES = ROOT / "tests" / "fixtures"
+TINY, GLA, QWEN = FIXTURES / "tiny.gguf", FIXTURES / "gla.gguf", FIXTURES / "qwen35.gguf"  # only the first has a vocabulary
+VOCAB = 271
+PROMPT = "once upon the time"
+verbose = "-v" in sys.argv
+program = os.path.abspath([ROOT / "run", *(a for a in sys.argv[1:] if a != "-v")][-1])
+passed = failed = 0
+tmp = Path()
+
+
+def check(ok: object, what: str, detail: object = "") -> None:
+    global passed, failed
+    passed, failed = passed + bool(ok), failed + (not ok)
+    if not ok:
+        print(f"FAIL cli: {what}" + (f": {detail}" if detail != "" else ""), flush=True)
+
+
+def run(*args: object, stdin: bytes | None = None, **how) -> subprocess.CompletedProcess:
+    if stdin is None:
+        how.setdefault("stdin", subprocess.DEVNULL)
+    else:
+        how["input"] = stdin
+    how.setdefault("stdout", subprocess.PIPE)
+    try:
+        return subprocess.run([program, *map(str, args)], stderr=subprocess.PIPE, timeout=60, **how)
+    except subprocess.TimeoutExpired:
+        return subprocess.CompletedProcess(args, "timeout", b"", b"")
+
+
+def ran(*args: object, **how) -> bytes:
+    """Standard output of a run that has to succeed."""
+    p = run(*args, **how)
+    check(p.returncode == 0, " ".join(map(str, args)), f"exit {p.returncode}, {p.stderr.decode(errors='replace')}")
+    return p.stdout
+
+
+def refused(code: int, what: str, *args: object, message: str = "", **how) -> None:
+    """Ends with this code, with one line on stderr that holds the message, and nothing on stdout."""
+    p = run(*args, **how)
+    lines = p.stderr.decode(errors="replace").splitlines()
+    ok = p.returncode == code and not p.stdout and len(lines) == 1 and lines[0].startswith("run: ") and message in lines[0]
+    check(ok, what, f"exit {p.returncode}, {len(p.stdout or b'')} bytes out, {lines}")
+    if verbose:
+        print(f"     {what}: {lines}")
+
+
+def write(name: str, data: bytes | str) -> Path:
+    path = tmp / name
+    path.write_bytes(data.encode() if isinstance(data, str) else data)
+    return path
+
+
+def key_values(out: bytes) -> dict[str, str]:
+    return dict((line.split(" ", 1) + [""])[:2] for line in out.decode().splitlines())
+
+
+def floats(path: Path) -> array.array:
+    a = array.array("f")
+    a.frombytes(path.read_bytes())
+    return a
+
+
+# ---- options ---------------------------------------------------------------------------------------------------------
+
+def test_misuse() -> None:
+    cases = [
+        [], ["-i", "x"], [TINY, "--nope"], [TINY, "-q"], [TINY, "--=x"], [TINY, "--steps"], [TINY, "-n"], [TINY, TINY],
+        *([TINY, "-n", v] for v in ("x", "", "1.5", "-1", "5x", "99999999999999999999", "1e3")),
+        *([TINY, "-t", v] for v in ("x", "-0.1", "nan", "inf", "1e9", "")),
+        *([TINY, "-p", v] for v in ("1.1", "-1", "half")), *([TINY, "-k", v] for v in ("-1", "x", "3000000000")),
+        *([TINY, "-s", v] for v in ("-1", "x", "18446744073709551616", "1.5", "")),
+        *([TINY, "-j", v] for v in ("0", "2000")), *([TINY, "-c", v] for v in ("0", "3000000000")), [TINY, "-b", "0"],
+        [TINY, "--min-p", "2"], [TINY, "--repeat-penalty", "0"], [TINY, "--prompt-len", "0"], [TINY, "--echo=1"], [TINY, "--stop="],
+        [TINY, *["--stop", "x"] * 17], [TINY, "-m", "nope"], [TINY, "-m", "logits"], [TINY, "-m", "logits", "--ids", "x"],
+        [TINY, "-m", "logits", "--out", "x"],
+    ]
+    for args in cases:
+        refused(2, f"misuse {[str(a) if a != TINY else 'MODEL' for a in args]}", *args, message="--help")
+
+
+def test_help() -> None:
+    p = run("--help")
+    lines = p.stdout.decode().splitlines()
+    check(p.returncode == 0 and not p.stderr, "--help", p.returncode)
+    check(len(lines) <= 40 and max(map(len, lines)) <= 100, "--help fits a page", f"{len(lines)} lines, {max(map(len, lines))} columns")
+    names = """prompt file steps temperature top-p top-k min-p repeat-penalty presence-penalty seed stop ignore-eos echo tokenizer mode
+               system threads ctx batch load-state save-state ids out prompt-len help version""".split()
+    missing = [n for n in names if f"--{n}" not in p.stdout.decode()]
+    check(not missing, "--help names every option", missing)
+    check(run("-h").stdout == p.stdout, "-h is --help")
+    p = run("--version")
+    check(p.returncode == 0 and p.stdout.count(b"\n") == 1 and re.match(rb"gla\.c \d+\.\d+\.\d+, ", p.stdout), "--version", p.stdout)
+
+
+def test_spellings() -> None:
+    want = ran(TINY, "-i", PROMPT, "-n", 5, "-s", 0)
+    for args in ([TINY, "-i", PROMPT, "-n5", "-s0"], [TINY, f"--prompt={PROMPT}", "--steps=5", "--seed=0"], ["-s", 0, "-n", 5, TINY, "-i", PROMPT],
+                 ["--seed", 0, "--steps", 5, "--prompt", PROMPT, "--", TINY], [TINY, "-i", "other", "-n", 9, "-n", 5, "-i", PROMPT, "-s", 0]):
+        check(ran(*args) == want, f"spelled {args}")
+    shutil.copy(TINY, tmp / "-model")
+    check(run("-n", 5, "-s", 0, "-i", PROMPT, "--", "-model", cwd=tmp).stdout == want, "-- ends the options")
+
+
+# ---- failures --------------------------------------------------------------------------------------------------------
+
+def hostile_models() -> list[tuple[str, bytes]]:
+    good = TINY.read_bytes()
+
+    def patched(anchor: bytes | None, offset: int, value: bytes) -> bytes:
+        at = (good.index(anchor) + len(anchor) if anchor else 0) + offset
+        return good[:at] + value + good[at + len(value):]
+
+    u32, u64 = (lambda v: struct.pack("<I", v)), (lambda v: struct.pack("<Q", v))
+    cut = [(f"cut to {n} bytes", good[:n]) for n in (0, 3, 23, 24, 25, 100, 1000, 5000, len(good) // 2, len(good) - 1000)]
+    return cut + [
+        ("magic", patched(None, 0, b"GGML")), ("git-lfs", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"),
+        ("web page", b"<!DOCTYPE html>" * 10), ("zeros", bytes(5000)), ("ones", b"\xff" * 5000),
+        ("version", patched(None, 4, u32(9))), ("tensors", patched(None, 8, u64(1 << 60))), ("keys", patched(None, 16, u64(2 ** 64 - 1))),
+        ("string length", patched(b"general.architecture", 4, u64(2 ** 63))), ("array length", patched(b"tokenizer.ggml.merges", 8, u64(1 << 40))),
+        ("escape characters in a name", patched(b"general.architecture", 12, b"\x1b[2")),
+        ("escape characters in the vocabulary", patched(b"tokenizer.ggml.model", 12, b"\x1b[2J")),
+        ("escape characters in the pre-tokenizer", patched(b"tokenizer.ggml.pre", 12, b"\x1b[2J")),
+        ("layers", patched(b"gla.block_count", 4, u32(2 ** 31))), ("width", patched(b"gla.embedding_length", 4, u32(1 << 24))),
+        ("dimension", patched(b"blk.0.attn_q.weight", 4, u64(1 << 58))), ("type", patched(b"blk.0.attn_q.weight", 20, u32(200))),
+        ("offset", patched(b"blk.0.attn_q.weight", 24, u64(2 ** 64 - 32))), ("missing tensor", patched(b"blk.0.attn_q", -1, b"x")),
+    ]
+
+
+def test_failures() -> None:
+    for what, data in hostile_models():
+        path = write("hostile.gguf", data)
+        refused(1, f"model with a bad {what}", path, "-i", "x")
+        if not what.startswith(("layers", "width", "dim", "type", "offset", "missing", "cut", "escape characters in a name")):
+            refused(1, f"vocabulary with a bad {what}", TINY, "-z", path, "-i", "x")
+        p = run(path, "-i", "x")
+        check(not re.search(rb"[^\n\x20-\x7e]", p.stderr), f"the message about a bad {what} is printable", p.stderr)
+    refused(1, "no such model", tmp / "none.gguf", "-i", "x", message="none.gguf")
+    refused(1, "a folder", tmp, "-i", "x", message=str(tmp))
+    refused(1, "a vocabulary as a model", FIXTURES / "tokenizer" / "gpt-2.gguf", message="-z")
+    refused(1, "a model without a vocabulary", GLA, "-i", "x", message="-z")
+    refused(1, "no such vocabulary", TINY, "-z", tmp / "none", "-i", "x")
+    refused(1, "no such prompt file", TINY, "-f", tmp / "none")
+    refused(1, "two prompts", TINY, "-f", TINY, "-i", "x")
+    refused(1, "no such kernel", TINY, "-i", "x", env={**os.environ, "RUN_KERNEL": "abacus"}, message="abacus")
+    p = run(TINY, "-c", 20, "-i", "x" * 50)
+    last = (p.stderr.decode().splitlines() or [""])[-1]  # the size of the state stands before it
+    check(p.returncode == 1 and not p.stdout and "50 tokens" in last and "20" in last, "a prompt longer than the context names both numbers", p.stderr)
+    for ids in ("abc", "-1", str(VOCAB), "1 2 x", "1,2", "99999999999999999999", "1.5", "0x10", "+1", "1 2\0 3", "\0", "\xff\xfe"):
+        path = write("ids", ids)
+        refused(1, f"ids {ids!r}", TINY, "-m", "logits", "--ids", path, "--out", tmp / "out")
+        refused(1, f"ids {ids!r} as text", TINY, "-m", "tokenize", "--ids", path)
+        check(not (tmp / "out").exists() and not (tmp / "out.tmp").exists(), f"ids {ids!r}: no output is left")
+    refused(1, "no such ids", TINY, "-m", "logits", "--ids", tmp / "none", "--out", tmp / "out")
+    refused(1, "output in no folder", TINY, "-m", "logits", "--ids", write("ids", "1 2"), "--out", tmp / "no" / "out")
+    refused(1, "one token is no text to measure", TINY, "-m", "perplexity", "-i", "")
+    refused(1, "ids beyond the context", QWEN, "-c", 2, "-m", "logits", "--ids", write("ids", "1 2 3"), "--out", tmp / "out")
+    for mode in ("generate", "logits"):
+        extra = ["--ids", write("ids", "1 2"), "--out", tmp / "out"] if mode == "logits" else ["-i", "x"]
+        refused(1, f"{mode}: no such session", TINY, "-m", mode, *extra, "--load-state", tmp / "none")
+        refused(1, f"{mode}: not a session", TINY, "-m", mode, *extra, "--load-state", TINY)
+
+
+def test_full_disk() -> None:
+    if Path("/dev/full").exists():
+        with open("/dev/full", "wb") as full:
+            for args in (["-i", "x", "-s", 0], ["-m", "info"], ["-m", "tokenize", "-i", "x"], ["-m", "perplexity", "-i", PROMPT], ["--help"]):
+                p = run(TINY, *args, stdout=full)
+                check(p.returncode == 1 and b"standard output" in p.stderr, f"a full disk: {args}", (p.returncode, p.stderr))
+    read, write_end = os.pipe()
+    os.close(read)
+    p = run(TINY, "-i", "x", "-s", 0, stdout=write_end)
+    os.close(write_end)
+    check(p.returncode == 1 and b"standard output" in p.stderr, "a closed pipe", (p.returncode, p.stderr))
+    try:
+        import resource
+    except ImportError:
+        return
+    limit = lambda: (signal.signal(signal.SIGXFSZ, signal.SIG_IGN), resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000)))  # noqa: E731
+    for what, args in (("logits", ["-m", "logits", "--ids", write("ids", "1 2 3 4"), "--out"]), ("a session", ["-i", "x", "-s", 0, "-n", 4, "--save-state"])):
+        old = write("kept", "the old file")
+        p = run(TINY, *args, old, preexec_fn=limit)
+        check(p.returncode == 1 and old.read_text() == "the old file" and not (tmp / "kept.tmp").exists(), f"{what}: a failed write keeps the old file", (p.returncode, p.stderr))
+
+
+# ---- generation ------------------------------------------------------------------------------------------------------
+
+STATUS = re.compile(r"prompt (\d+) tokens, [\d.]+ tok/s \| generated (\d+) tokens, [\d.]+ tok/s, [\d.]+ GB/s \| state \d+ [KMGT]?B \| seed (\d+)( \| .*)?")
+
+
+def test_generate() -> None:
+    p = run(TINY, "-i", PROMPT, "-n", 12, "-s", 0)
+    status = STATUS.fullmatch(p.stderr.decode().splitlines()[-1])
+    check(p.returncode == 0 and status and status[2] == "12" and status[3] == "0", "the status line", p.stderr)
+    check(all(b"\x1b" not in s for s in (p.stdout, p.stderr)) and p.stdout.endswith(b"\n"), "plain output")
+    text = p.stdout
+    check(ran(TINY, "-i", PROMPT, "-n", 12, "-s", 0) == text, "seed 0 repeats itself")
+    check(len({ran(TINY, "-i", PROMPT, "-n", 12, "-s", s) for s in range(4)}) == 4, "seeds differ")
+    check(ran(TINY, "-i", PROMPT, "-n", 12, "-s", 0, "--echo") == PROMPT.encode() + text, "--echo puts the prompt before the text")
+    prompt_file = write("prompt", PROMPT)
+    check(ran(TINY, "-i", "-", "-n", 12, "-s", 0, stdin=PROMPT.encode()) == text, "-i - reads standard input")
+    check(ran(TINY, "-n", 12, "-s", 0, stdin=PROMPT.encode()) == text, "a pipe is the prompt")
+    check(ran(TINY, "-f", prompt_file, "-n", 12, "-s", 0) == text, "-f reads a file")
+    with prompt_file.open("rb") as f:
+        check(subprocess.run([program, TINY, "-n", "12", "-s", "0"], stdin=f, capture_output=True).stdout == text, "a redirected file is the prompt")
+    p = run(TINY, "-i", PROMPT, "-n", 12)
+    seed = STATUS.fullmatch(p.stderr.decode().splitlines()[-1])
+    check(seed and ran(TINY, "-i", PROMPT, "-n", 12, "-s", seed[3]) == p.stdout, "the printed seed repeats the run")
+    for args in (["-j", 1], ["-j", 5], ["-b", 1], ["-b", 3], ["-c", 30], ["-z", TINY]):
+        check(ran(TINY, "-i", PROMPT, "-n", 12, "-s", 0, *args) == text, f"{args} changes nothing")
+    greedy = ran(TINY, "-i", PROMPT, "-n", 12, "-t", 0)
+    for args in (["-s", 7], ["-k", 1, "-t", 1], ["-p", 0, "-t", 1], ["--min-p", 1, "-t", 1]):
+        check(ran(TINY, "-i", PROMPT, "-n", 12, "-t", 0, *args) == greedy, f"greedy, and {args}")
+    check(ran(TINY, "-i", PROMPT, "-n", 30, "-t", 0, "--repeat-penalty", 3) != ran(TINY, "-i", PROMPT, "-n", 30, "-t", 0), "--repeat-penalty does something")
+    check(ran(TINY, "-i", PROMPT, "-n", 30, "-t", 0, "--presence-penalty", 20) != ran(TINY, "-i", PROMPT, "-n", 30, "-t", 0), "--presence-penalty does something")
+    whole = ran(TINY, "-i", PROMPT, "-n", 40, "-s", 3)[:-1]
+    stop = whole[len(whole) // 2:][:2]
+    check(ran(TINY, "-i", PROMPT, "-n", 40, "-s", 3, "--stop", os.fsdecode(stop)) == whole[:whole.index(stop)] + b"\n", "--stop", stop)
+    p = run(TINY, "-i", PROMPT, "-n", 0, "-c", 40, "-s", 3, "--ignore-eos")
+    made = STATUS.fullmatch(p.stderr.decode().splitlines()[-1])
+    check(p.returncode == 0 and made and int(made[1]) + int(made[2]) == 40 and "context" in (made[4] or ""), "-n 0 goes on until the context is full", p.stderr)
+    p = run(TINY, "-n", 3, "-s", 0)
+    check(p.returncode == 0 and b"prompt 1 tokens" in p.stderr, "without a prompt a text begins", p.stderr)
+
+
+def test_sessions() -> None:
+    a, b = tmp / "a", tmp / "b"
+    for how in (["-t", 0], ["-s", 5], ["-s", 5, "--repeat-penalty", 1.3]):
+        straight = ran(TINY, "-i", PROMPT, "-n", 20, *how)[:-1]
+        first = ran(TINY, "-i", PROMPT, "-n", 8, *how, "--save-state", a)[:-1]
+        second = ran(TINY, "-n", 12, *(x for x in how if x not in ("-s", 5)), "--load-state", a, "--save-state", b)[:-1]
+        check(first + second == straight, f"8 tokens, saved, loaded, 12 tokens {how}", (first, second, straight))
+    ids = [(i * 37 + 11) % VOCAB for i in range(60)]
+    for model in (TINY, QWEN, GLA):
+        numbers = [i % 256 for i in ids]
+        ran(model, "-m", "logits", "--ids", write("all", " ".join(map(str, numbers))), "--out", tmp / "whole")
+        whole = (tmp / "whole").read_bytes()
+        for cut in (1, 23, 59):
+            ran(model, "-m", "logits", "--ids", write("1", "\n".join(map(str, numbers[:cut]))), "--out", tmp / "out1", "--save-state", a)
+            ran(model, "-m", "logits", "--ids", write("2", "\t".join(map(str, numbers[cut:])) + "\n"), "--out", tmp / "out2", "--load-state", a)
+            check((tmp / "out1").read_bytes() + (tmp / "out2").read_bytes() == whole, f"{model.name}: logits in two pieces, {cut} ids first")
+        for how in (["-b", 1], ["-b", 7], ["-j", 3], ["-c", 64]):
+            ran(model, "-m", "logits", "--ids", tmp / "all", "--out", tmp / "other", *how)
+            check((tmp / "other").read_bytes() == whole, f"{model.name}: logits with {how}")
+    refused(1, "a session of another model", QWEN, "-m", "logits", "--ids", tmp / "1", "--out", tmp / "out", "--load-state", b, message="another model")
+
+
+def test_modes() -> None:
+    info = key_values(ran(TINY, "-m", "info"))
+    check(set("architecture parameters file_bytes layers mixers state_bytes kv_bytes_per_token context tensor_types".split()) <= set(info), "info", info)
+    check(info["architecture"] == "gla" and info["file_bytes"] == str(TINY.stat().st_size) and info["layers"] == "2" and info["context"] == "512", "values of info", info)
+    check("softmax x 1" in info["mixers"] and "gla x 1" in info["mixers"] and info["tensor_types"] == "F32 x 10, F16 x 19", "mixers and types", info)
+    check(key_values(ran(GLA, "-m", "info"))["kv_bytes_per_token"] == "0", "a model without softmax layers keeps nothing per token")
+    bench = key_values(ran(TINY, "-m", "bench", "--prompt-len", 20, "-n", 5, "-j", 1))
+    names = "load_s prefill_tok_s decode_tok_s decode_GB_s prefill_Gop_s state_bytes kv_bytes_per_token rss_bytes threads kernel".split()
+    check(list(bench) == names and all(float(bench[n]) >= 0 for n in names[:-1]) and float(bench["decode_tok_s"]) > 0 and bench["threads"] == "1", "bench", bench)
+    check(key_values(ran(TINY, "-m", "bench", "--prompt-len", 5, "-n", 1, env={**os.environ, "RUN_KERNEL": "scalar"}))["kernel"] == "scalar", "RUN_KERNEL=scalar")
+
+    text = PROMPT + " \u20ac<|im_end|>\n"
+    ids = ran(TINY, "-m", "tokenize", "-i", text).split()
+    check(len(ids) > 5 and all(i.isdigit() and int(i) < VOCAB for i in ids) and str(VOCAB - 1).encode() in ids, "tokenize", ids)
+    check(ran(TINY, "-m", "tokenize", "--ids", write("ids", b" ".join(ids))) == text.encode() + b"\n", "the text of the ids")
+    check(ran(GLA, "-z", TINY, "-m", "tokenize", "-i", "xyz") == ran(TINY, "-m", "tokenize", "-i", "xyz"), "-z names another vocabulary")
+    refused(1, "a vocabulary larger than the model", GLA, "-z", TINY, "-m", "tokenize", "-i", text, message="-z")
+
+    lines = key_values(ran(TINY, "-m", "perplexity", "-i", PROMPT))
+    ids = [int(i) for i in ran(TINY, "-m", "tokenize", "-i", PROMPT).split()]
+    ran(TINY, "-m", "logits", "--ids", write("ids", " ".join(map(str, ids))), "--out", tmp / "out")
+    rows, nll = floats(tmp / "out"), 0.0
+    check(len(rows) == len(ids) * VOCAB, "a row of logits per id", len(rows))
+    for t, target in enumerate(ids[1:]):
+        row = rows[t * VOCAB:(t + 1) * VOCAB]
+        nll += math.log(sum(math.exp(v - row[target]) for v in row)) / (len(ids) - 1)
+    check(list(lines) == ["tokens", "nll", "perplexity"] and lines["tokens"] == str(len(ids) - 1), "perplexity", lines)
+    check(abs(float(lines["nll"]) - nll) < 2e-6 and abs(float(lines["perplexity"]) / math.exp(nll) - 1) < 1e-4, "perplexity is that of the logits", (lines, nll))
+
+
+def test_interrupt() -> None:
+    if os.name != "posix":
+        return
+    for what, args, data in (("while generating", ["-i", PROMPT, "-n", "0", "--ignore-eos", "-c", "1000000"], None),
+                             ("while reading the prompt", ["-n", "1", "-c", "1000000", "-b", "1"], b"once " * 100000)):
+        session = tmp / "interrupted"
+        session.unlink(missing_ok=True)
+        source = write("long", data or b"")
+        with source.open("rb") as f:
+            p = subprocess.Popen([program, TINY, "-s", "1", "--save-state", session, *args], stdin=f if data else subprocess.DEVNULL,
+                                 stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+            p.stderr.readline()  # "state ...": from here on it listens
+            if not data:
+                p.stdout.read(20)
+            p.send_signal(signal.SIGINT)
+            try:
+                _, err = p.communicate(timeout=60)
+            except subprocess.TimeoutExpired:
+                p.kill()
+                _, err = p.communicate()
+        last = (err.decode().splitlines() or [""])[-1]
+        check(p.returncode == 0 and STATUS.fullmatch(last) and "interrupted" in last, f"Ctrl-C {what}", (p.returncode, err))
+        check(session.exists() and run(TINY, "-n", 1, "-c", 1000000, "--load-state", session).returncode == 0, f"Ctrl-C {what}: the session is saved")
+
+
+# ---- embedding -------------------------------------------------------------------------------------------------------
+
+def test_embedding() -> None:
+    source = (ROOT / "run.c").read_text()
+    comment = re.search(r"/\* A complete program:\n(.*?)\*/", source, re.S)
+    shown = [line.removeprefix(" *").removeprefix("   ").rstrip() for line in comment[1].splitlines()] if comment else []
+    kept = [line.rstrip() for line in (ROOT / "tests" / "embed.c").read_text().splitlines()][1:]
+    check([line for line in shown if line] == kept, "tests/embed.c is the program in run.c")
+
+    header = write("header.c", '#define RUN_HEADER_ONLY\n#include "run.c"\nint version(GlaModel *m);\n'
+                   'int version(GlaModel *m) { GlaInfo i; gla_info(m, &i); return i.n_layers; }\n')
+    body = write("body.c", '#define RUN_NO_MAIN\n#include "run.c"\nint version(GlaModel *m);\n'
+                 'int main(int n, char **a) { GlaModel *m; return n < 2 || gla_open(&m, a[1], NULL) || version(m) != 2 ? 1 : (gla_close(m), 0); }\n')
+    static = write("static.c", '#define RUN_STATIC\n#define RUN_NO_MAIN\n#include "run.c"\nint main(void) { return 0; }\n')
+    twice = write("twice.c", '#define RUN_HEADER_ONLY\n#include "run.c"\n#undef RUN_HEADER_ONLY\n#define RUN_NO_MAIN\n#include "run.c"\nint main(void) { return GLA_OK; }\n')
+    want = run(TINY, "-i", PROMPT, "-s", 42, "-n", 100).stdout[:-1]
+    compilers = [c for c in dict.fromkeys([*os.environ.get("CC", "cc").split()[:1], "gcc", "clang"]) if shutil.which(c)]
+    for i, cc in enumerate(dict.fromkeys(os.path.realpath(shutil.which(c)) for c in compilers)):
+        name = os.path.basename(cc)
+        for what, files in (("the program in the comment", [ROOT / "tests" / "embed.c"]), ("RUN_HEADER_ONLY", [header, body]), ("RUN_STATIC", [static]), ("the header first", [twice])):
+            out = tmp / f"embed{i}"
+            p = subprocess.run([cc, "-std=c11", "-O1", "-Wall", "-Wextra", "-Werror", f"-I{ROOT}", "-o", out, *files, "-lm"], capture_output=True, text=True)
+            check(p.returncode == 0, f"{what} with {name}", p.stderr[:400])
+            if p.returncode == 0 and what.startswith("the program"):
+                check(subprocess.run([out, TINY, PROMPT], capture_output=True).stdout == want, f"{what} with {name} says what ./run says")
+            elif p.returncode == 0 and what == "RUN_HEADER_ONLY":
+                check(subprocess.run([out, TINY]).returncode == 0, f"{what} with {name}, two files")
+
+
+def main() -> int:
+    global tmp
+    with tempfile.TemporaryDirectory() as folder:
+        tmp = Path(folder)
+        for test in (test_misuse, test_help, test_spellings, test_failures, test_full_disk, test_generate, test_sessions, test_modes, test_interrupt, test_embedding):
+            try:
+                test()
+            except Exception as error:  # a test that cannot go on has failed; the others run
+                check(False, test.__name__, repr(error))
+    print(f"{passed} passed, {failed} failed")
+    return failed != 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1587 @@
+/* test.c - everything about run.c that needs no terminal.
+ *   make test                              builds and runs it, with tests/cli.py behind
+ *   build/test [-v] [-k SECTION] [FOLDER]  FOLDER: tests/fixtures; -v: margins and times; -k: the sections whose name holds this
+ *
+ *   1 checking   2 formats   3 kernels   4 layers    5 sampler        6 writing GGUF
+ *   7 generate   8 tokenizer 9 models   10 sessions 11 hostile files  12 the list of sections */
+#define _DEFAULT_SOURCE
+#include <stddef.h>
+static void *counted_calloc(size_t n);
+static void counted_free(void *p);
+#define GLA_CALLOC(n) counted_calloc(n)
+#define GLA_FREE(p) counted_free(p)
+#define RUN_NO_MAIN
+#include "../run.c"
+#ifdef HAVE_POSIX
+#include <pthread.h>
+#endif
+
+/* Under the address sanitizer, memory that cannot be had is NULL here too. */
+const char *__asan_default_options(void);
+const char *__asan_default_options(void) { return "allocator_may_return_null=1"; }
+
+/* ---- 1. checking ------------------------------------------------------------------------------------ */
+
+static int passed, failed, verbose;
+static const char *section = "", *fixtures = "tests/fixtures";
+
+static void check(int ok, const char *fmt, ...) PRINTF_LIKE(2, 3);
+static void check(int ok, const char *fmt, ...) {
+    va_list ap;
+    if (ok) { passed++; return; }
+    failed++;
+    printf("FAIL %s: ", section);
+    va_start(ap, fmt);
+    vprintf(fmt, ap);
+    va_end(ap);
+    printf("\n");
+}
+
+/* error must stay below bound. NaN fails. */
+static void within(double error, double bound, const char *fmt, ...) PRINTF_LIKE(3, 4);
+static void within(double error, double bound, const char *fmt, ...) {
+    char what[160];
+    va_list ap;
+    va_start(ap, fmt);
+    vsnprintf(what, sizeof what, fmt, ap);
+    va_end(ap);
+    check(error < bound, "%s: error %.3g, bound %.3g", what, error, bound);
+    if (verbose) printf("     %s: %s: error %.2g, bound %.2g\n", section, what, error, bound);
+}
+
+/* Memory: every call counted; the n-th can be made to fail. */
+static struct { long calls, live, fail_at; size_t bytes; } heap;
+static void *counted_calloc(size_t n) {
+    heap.calls++, heap.bytes += n;
+    if (heap.fail_at && heap.calls == heap.fail_at) return NULL;
+    void *p = calloc(1, n);
+    heap.live += p != NULL;
+    return p;
+}
+static void counted_free(void *p) { heap.live -= p != NULL; free(p); }
+
+static void *must(void *p) { /* for the test's own memory */
+    if (!p) { printf("no memory for the tests\n"); exit(1); }
+    return p;
+}
+static void *block(size_t n) { return must(calloc(1, n ? n : 1)); } /* exactly n bytes, so that a sanitizer sees one more */
+
+static uint64_t rng = 1;
+static uint32_t rnd(void) { return (uint32_t)(next_random(&rng) >> 32); }
+static double uniform(void) { return (double)rnd() * 0x1p-32; }
+static float noise(void) { return (float)(uniform() + uniform() + uniform() + uniform() - 2) * 1.7f; } /* about normal, std 1 */
+static float *noises(size_t n, float size) {
+    float *x = block(n * sizeof *x);
+    for (size_t i = 0; i < n; i++) x[i] = size * noise();
+    return x;
+}
+static int same(const float *a, const float *b, size_t n) { return !memcmp(a, b, n * sizeof *a); }
+static double largest(const float *a, const float *b, size_t n) { /* max |a - b| */
+    double worst = 0;
+    for (size_t i = 0; i < n; i++) {
+        double d = fabs((double)a[i] - b[i]);
+        if (!(d <= worst)) worst = d;
+    }
+    return worst;
+}
+
+static char *path_of(char out[512], const char *name) { snprintf(out, 512, "%s/%s", fixtures, name); return out; }
+static uint8_t *slurp(const char *path, size_t *n) { /* NULL if it cannot be read */
+    FILE *f = fopen(path, "rb");
+    if (!f) return NULL;
+    fseek(f, 0, SEEK_END);
+    *n = (size_t)ftell(f);
+    rewind(f);
+    uint8_t *p = block(*n);
+    if (fread(p, 1, *n, f) != *n) { free(p); p = NULL; }
+    fclose(f);
+    return p;
+}
+static uint8_t *fixture(const char *name, size_t *n) {
+    char path[512];
+    uint8_t *p = slurp(path_of(path, name), n);
+    if (!p) { printf("cannot read %s; run this from the top of the repository\n", path); exit(1); }
+    return p;
+}
+static void spill(const char *path, const void *p, size_t n) {
+    FILE *f = fopen(path, "wb");
+    check(f && fwrite(p, 1, n, f) == n, "%s: cannot write", path);
+    if (f) fclose(f);
+}
+static const char *scratch(void) { /* a file name of this process */
+    static char name[512];
+    const char *folder = getenv("TMPDIR");
+#ifdef HAVE_POSIX
+    snprintf(name, sizeof name, "%s/gla_test_%ld", folder ? folder : "/tmp", (long)getpid());
+#else
+    snprintf(name, sizeof name, "%s/gla_test", folder ? folder : ".");
+#endif
+    return name;
+}
+
+/* One sentence: something printable (no bytes of a file that a terminal would obey), on one line, not cut off. */
+static int is_sentence(const char *err) {
+    size_t n = strlen(err);
+    for (size_t i = 0; i < n; i++) if ((unsigned char)err[i] < 32 || (unsigned char)err[i] == 127) return 0;
+    return n > 5 && n < GLA_ERR - 1;
+}
+
+/* ---- 2. formats ------------------------------------------------------------------------------------------- */
+
+/* A block of bytes 37 i + 11, then the scale d = 0.25 and, where there is one, the minimum 0.125 (gguf-models.md section 2.2).
+ * All values are exact in float. */
+static const struct { int type, d, m; float first, second, before_mid, mid, last; double sum; } vectors[] = {
+    {Q4_0, 0, -1, -0.75f, 0.5f, -2, -0.75f, 0, -5.25},           {Q4_1, 0, 2, 3.875f, 1.125f, 2.625f, 2.375f, 3.125f, 65.25},
+    {Q5_0, 0, -1, 2.25f, -0.5f, -3, 3.5f, 0.25f, 3.75},          {Q5_1, 0, 2, 4.875f, 6.125f, 7.625f, 4.875f, 1.375f, 130.25},
+    {Q8_0, 0, -1, 21.25f, 30.5f, -32, -22.75f, -12, -44},        {Q2_K, 80, 82, 8.25f, 0, 10.5f, 1.875f, 1.125f, 514.75},
+    {Q3_K, 108, -1, 20.25f, -27, 18, 0.5f, 10.5f, 239.5},        {Q4_K, 0, 2, 78.875f, -6.375f, 20.25f, 105.75f, 12.125f, 13610},
+    {Q5_K, 0, 2, 202.875f, -6.375f, -0.75f, 261.75f, 27.125f, 29054}, {Q6_K, 208, -1, -357.75f, 424, 375, -87.75f, -15, 1153},
+    {IQ4_NL, 0, -1, -8.75f, 6.25f, -31.75f, -8.75f, 0.25f, -64.25}, {IQ4_XS, 0, -1, 16.25f, -0.25f, 49, -146.25f, -4, -2751.25},
+    {MXFP4, -1, -1, 0, 3, -1.5f, 1.5f, 3, 12.5},
+};
+enum { N_VECTORS = sizeof vectors / sizeof *vectors };
+
+static void set_scales(uint8_t *b, int v, uint16_t d, uint16_t m) { /* v: row of the table; MXFP4 has an exponent instead */
+    if (vectors[v].d >= 0) memcpy(b + vectors[v].d, &d, 2);
+    if (vectors[v].m >= 0) memcpy(b + vectors[v].m, &m, 2);
+}
+
+static double slow_f16(uint16_t h) {
+    int e = h >> 10 & 31, f = h & 1023;
+    double v = e == 31 ? (f ? NAN : INFINITY) : e ? ldexp(1024 + f, e - 25) : ldexp(f, -24);
+    return h >> 15 ? -v : v;
+}
+
+static void test_formats(void) {
+    for (int v = 0; v < N_VECTORS; v++) {
+        int type = vectors[v].type, n = types[type].elems, bytes = types[type].bytes;
+        uint8_t *b = block(2 * (size_t)bytes);
+        float y[512];
+        double sum = 0;
+        for (int i = 0; i < bytes; i++) b[i] = (uint8_t)(37 * i + 11);
+        set_scales(b, v, 0x3400, 0x3000);
+        if (type == MXFP4) b[0] = 127;
+        memcpy(b + bytes, b, (size_t)bytes);
+        row_to_float(y, b, type, 2 * (size_t)n);
+        for (int i = 0; i < n; i++) sum += y[i];
+        check(y[0] == vectors[v].first && y[1] == vectors[v].second && y[n / 2 - 1] == vectors[v].before_mid && y[n / 2] == vectors[v].mid &&
+              y[n - 1] == vectors[v].last && sum == vectors[v].sum,
+              "%s: %g %g .. %g %g .. %g, sum %.10g", types[type].name, y[0], y[1], y[n / 2 - 1], y[n / 2], y[n - 1], sum);
+        check(same(y, y + n, (size_t)n), "%s: the second block differs from the first", types[type].name);
+        free(b);
+    }
+    int runs = 0;
+    for (int t = 0; t < N_TYPES; t++) runs += types[t].group > 0;
+    check(runs == N_VECTORS + 3, "%d types run, %d have a test vector (and F32, F16, BF16)", runs, N_VECTORS);
+    for (int e = 0; e < 256; e++) { /* the scale of MXFP4 is 2^(e - 127); 0.5 is its smallest value */
+        uint8_t b[32 * sizeof(float)] = {(uint8_t)e, 1}; /* 17 bytes would do, but gcc warns of what other types would read */
+        float y[32];
+        row_to_float(y, b, MXFP4, 32);
+        check((double)y[0] == ldexp(0.5, e - 127) || e == 255, "MXFP4: exponent %d gives %g", e, y[0]);
+    }
+    for (int h = 0; h < 65536; h++) {
+        float f = from_f16((uint16_t)h), g = from_bf16((uint16_t)h);
+        double want = slow_f16((uint16_t)h);
+        check(want != want ? f != f : (double)f == want && !signbit(f) == !(h >> 15), "f16 %04x is %g, expected %g", (unsigned)h, f, want);
+        check(as_bits(g) == (uint32_t)h << 16, "bf16 %04x", (unsigned)h);
+    }
+}
+
+/* ---- 3. kernels ----------------------------------------------------------------------------------------------- */
+
+/* widest: of the inputs; tokens: the longest run; buf_floats: scratch per thread beyond what a matmul needs. */
+static Team team_of(const Kernels *k, int n_threads, size_t widest, size_t tokens, size_t buf_floats) {
+    size_t floats = matmul_buf(widest, tokens) > buf_floats ? matmul_buf(widest, tokens) : buf_floats;
+    Team team = {k, n_threads, NULL, round_up(floats, LANES), NULL};
+    size_t n_bytes = (size_t)n_threads * team.buf_floats * sizeof(float), input = round_up(input_bytes(tokens, widest), ALIGN);
+    team.buf = memset(aligned_alloc(ALIGN, n_bytes), 0, n_bytes); /* the arena aligns them so */
+    team.input = memset(aligned_alloc(ALIGN, input), 0, input);
+    return team;
+}
+static void free_team(Team team) { free(team.buf), free(team.input); }
+static void product(const Team *team, float *out, const Tensor *w, const float *x, int T) {
+    Input in = input_rows(x, T, w->n_in);
+    matmul(team, &(Product){out, w}, 1, &in);
+}
+
+static uint16_t f16_power(int e) { return (uint16_t)(e >= -14 ? (e + 15) << 10 : 1 << (e + 24)); } /* 2^e, -24 <= e <= 15 */
+
+/* A random matrix of any type, with weights of about 1/sqrt(n_in). Every bit of a block but the scales is random. */
+static Tensor random_matrix(int type, int n_in, int n_out) {
+    Tensor w = {NULL, type, n_in, n_out};
+    size_t elems = (size_t)types[type].elems, bytes = (size_t)types[type].bytes, n = (size_t)n_in * (size_t)n_out / elems;
+    uint8_t *p = block(n * bytes);
+    double size = 1 / sqrt(n_in);
+    int v = 0, e = 0;
+    while (v < N_VECTORS && vectors[v].type != type) v++;
+    for (size_t i = 0; i < n; i++) {
+        uint8_t *b = p + i * bytes;
+        if (v == N_VECTORS) {
+            float f = (float)size * noise();
+            uint32_t u = as_bits(f);
+            if (type == F32) memcpy(b, &f, 4);
+            else if (type == BF16) b[0] = (uint8_t)(u >> 16), b[1] = (uint8_t)(u >> 24);
+            else { uint16_t h = (uint16_t)((rnd() & 1) << 15 | (rnd() & 0x3ff)) | f16_power((int)floor(log2(size)) - (int)(rnd() % 3)); memcpy(b, &h, 2); }
+            continue;
+        }
+        for (size_t j = 0; j < bytes; j++) b[j] = (uint8_t)rnd();
+        if (i == 0) { /* how large are the integers of this type? */
+            float y[256];
+            double sum = 0;
+            set_scales(b, v, 0x3c00, 0x3c00);
+            if (type == MXFP4) b[0] = 127;
+            row_to_float(y, b, type, elems);
+            for (size_t j = 0; j < elems; j++) sum += (double)y[j] * y[j];
+            e = (int)floor(log2(size / sqrt(sum / (double)elems) + 1e-9));
+        }
+        set_scales(b, v, f16_power(e - (int)(rnd() & 1)), f16_power(e));
+        if (type == MXFP4) b[0] = (uint8_t)(127 + e - (int)(rnd() & 1));
+    }
+    w.data = p;
+    return w;
+}
+static void free_matrix(Tensor w) { free((void *)(uintptr_t)w.data); }
+
+static void test_fast_exp(void) {
+    double worst = 0;
+    for (float x = -87.0f; x <= 88.0f; x = nextafterf(x, INFINITY) + (float)uniform() * 4e-4f) {
+        double want = exp((double)x), ulp = ldexp(1, (int)floor(log2(want)) - 23);
+        double error = fabs((double)fast_exp(x) - want) / ulp;
+        if (!(error <= worst)) worst = error;
+    }
+    within(worst, 2, "fast_exp, in units of the last place");
+    float nan = fast_exp(NAN);
+    check(nan != nan, "fast_exp(NaN) is %g", nan);
+    check(fast_exp(0) == 1 && fast_exp(-INFINITY) >= 0 && fast_exp(-1e30f) < 1e-37f && fast_exp(1e30f) > 1e38f && fast_exp(1e30f) < INFINITY, "fast_exp at the ends");
+    check(sigmoid(-200) >= 0 && sigmoid(-200) < 1e-37f && sigmoid(200) == 1 && fabsf(silu(-200)) < 1e-30f && silu(200) == 200, "sigmoid and silu far out");
+    static const struct { const char *name; double got, want; } values[] = { /* mixers.md, C14 */
+        {"logsigmoid(2)", 0, -0.126928011}, {"logsigmoid(-1)", 0, -1.31326169}, {"softplus(-0.7)", 0, 0.403186049}, {"softplus(25)", 0, 25},
+        {"silu(1)", 0, 0.731058579}, {"silu(-2)", 0, -0.238405844}, {"powlu(4)", 0, 3.92805516}, {"powlu(0.25)", 0, 0.0351360313}, {"powlu(-1)", 0, -0.268941421},
+    };
+    const double got[] = {logsigmoid(2), logsigmoid(-1), softplus(-0.7f), softplus(25), activate(ACT_SILU, 1), activate(ACT_SILU, -2),
+                          activate(ACT_POWLU, 4), activate(ACT_POWLU, 0.25f), activate(ACT_POWLU, -1)};
+    for (size_t i = 0; i < sizeof values / sizeof *values; i++) within(fabs(got[i] - values[i].want), 1e-6 * fmax(1, fabs(values[i].want)), "%s", values[i].name);
+    for (float x = -120; x < 120; x += 0.37f) {
+        check(fabs(logsigmoid(x) - (x < 0 ? x - log1p(exp(x)) : -log1p(exp(-(double)x)))) < 1e-6 * fmax(1, fabs(x)), "logsigmoid(%g)", x);
+        check(fabs(softplus(x) - (x > 0 ? x + log1p(exp(-(double)x)) : log1p(exp(x)))) < 1e-6 * fmax(1, x), "softplus(%g)", x);
+    }
+}
+
+/* Every kernel and type against sums in double, and T tokens at once against one by one. */
+static void test_matmul(void) {
+    static const int lengths[] = {1, 2, 3, 4, 5, 6, 7, 8, 9, 33}, outs[] = {1, 3, 16, 37}, widths[] = {1, 7, 16, 40, 100};
+    for (int type = 0; type < N_TYPES; type++) {
+        if (!types[type].group) continue;
+        int elems = types[type].elems, n_widths = elems == 1 ? 5 : 2;
+        for (int i = 0; i < n_widths * 4; i++) {
+            int n = elems == 1 ? widths[i / 4] : elems * (1 + 2 * (i / 4)), n_out = outs[i % 4], T_max = 33;
+            size_t padded = round_up((size_t)n, LANES);
+            Tensor w = random_matrix(type, n, n_out);
+            float *x = noises((size_t)(T_max * n), 1), *row = block((size_t)n * sizeof *row);
+            float *one = block((size_t)(T_max * n_out) * sizeof *one), *y = block((size_t)(T_max * n_out) * sizeof *y);
+            double *want = block((size_t)(T_max * n_out) * sizeof *want), *size = block((size_t)(T_max * n_out) * sizeof *size), *rounding = block((size_t)(T_max * n_out) * sizeof *rounding);
+            for (int r = 0; r < n_out; r++) {
+                row_to_float(row, w.data + (size_t)r * row_bytes(&w), type, (size_t)n);
+                for (int t = 0; t < T_max; t++) {
+                    double top = 0;
+                    for (int j = 0; j < n; j++) top = fmax(top, fabs(x[t * n + j]));
+                    for (int j = 0; j < n; j++) {
+                        double p = (double)row[j] * x[t * n + j];
+                        want[t * n_out + r] += p, size[t * n_out + r] += fabs(p), rounding[t * n_out + r] += fabs(row[j]) * top / 32767 * 0.501;
+                    }
+                }
+            }
+            for (int k = 0; k < N_KERNELS; k++) {
+                if (!kernel_runs(&kernels[k])) continue;
+                Team team = team_of(&kernels[k], 1, (size_t)n, 33, 0);
+                double worst = 0; /* 16 partial sums of n / 16 terms, folded in 4 steps; each addition may be off by half a unit */
+                /* block-quantised weights meet x rounded to 16 bits: half of 1/32767 of the token's largest, times the sum of |w| */
+                for (int t = 0; t < T_max; t++) product(&team, one + t * n_out, &w, x + t * n, 1);
+                for (int j = 0; j < T_max * n_out; j++) {
+                    double bound = ((double)padded / 16 + 6) * 0x1p-24 * size[j] + 1e-37 + (types[type].group > 1 ? rounding[j] : 0), off = fabs(one[j] - want[j]) / bound;
+                    if (!(off <= worst)) worst = off;
+                }
+                check(worst < 1, "matmul %s %s %d x %d: %.2f of the bound", kernels[k].name, types[type].name, n, n_out, worst);
+                for (size_t l = 0; l < sizeof lengths / sizeof *lengths; l++) {
+                    for (int j = 0; j < T_max * n_out; j++) y[j] = -1;
+                    product(&team, y, &w, x, lengths[l]);
+                    check(same(y, one, (size_t)(lengths[l] * n_out)), "matmul %s %s %d x %d: %d tokens at once are not the bits of one by one", kernels[k].name, types[type].name, n, n_out, lengths[l]);
+                }
+                free_team(team);
+            }
+            free_matrix(w), free(x), free(row), free(one), free(y), free(want), free(size), free(rounding);
+        }
+    }
+    /* large enough for the threads to share it */
+    Tensor w = random_matrix(Q8_0, 256, 203);
+    float *x = noises(33 * 256, 1), *one = block(33 * 203 * sizeof *one), *y = block(33 * 203 * sizeof *y);
+    for (int k = 0; k < N_KERNELS; k++)
+        for (int threads = 1; threads <= 5 && kernel_runs(&kernels[k]); threads++) {
+            Team team = team_of(&kernels[k], threads, 256, 33, 0);
+            product(&team, threads == 1 ? one : y, &w, x, 33);
+            check(threads == 1 || same(one, y, 33 * 203), "matmul %s: %d threads give other bits than one", kernels[k].name, threads);
+            free_team(team);
+        }
+    free_matrix(w), free(x), free(one), free(y);
+}
+
+/* mixers.md, C4 and C7: memory and output after each token. */
+static void test_recurrence_tables(void) {
+    static const struct { const char *name; int d_width; float d[3][2], rho[3], q[3][2], k[3][2], v[3][2]; double S[3][4], o[3][2]; } tables[] = {
+        {"GLA", 2, {{0.992098383f, 0.921199314f}, {0.970804848f, 0.987490572f}, {0.940936323f, 0.957603281f}}, {0, 0, 0},
+         {{0.707106781f, -0.35355339f}, {-0.35355339f, 0.707106781f}, {0.176776695f, -0.707106781f}}, {{0.5f, -1}, {1, 0.25f}, {-0.75f, 0.5f}}, {{1, 2}, {-1, 0.5f}, {0.5f, -1.5f}},
+         {{0.5, 1, -1, -2}, {-0.514597576, 1.47080485, -1.23749057, -1.84998114}, {-0.859203551, 2.5089337, -0.935025031, -2.52154801}},
+         {{0.707106781, 1.41421356}, {-0.693100257, -1.82814225}, {0.509275376, 2.22652471}}},
+        {"gated delta", 1, {{0.446474899f}, {0.590630343f}, {0.505449195f}}, {0.5f, 0.731058579f, 0.268941421f},
+         {{0.632455279f, -0.31622764f}, {-0.31622764f, 0.632455279f}, {0.171498504f, -0.685994018f}},
+         {{0.447213417f, -0.894426833f}, {0.970142044f, 0.242535511f}, {-0.832049782f, 0.554699855f}}, {{0.5f, 1}, {-0.731058579f, 0.36552929f}, {0.13447071f, -0.403412131f}},
+         {{0.223606708, 0.447213417, -0.447213417, -0.894426833}, {-0.622597059, 0.527882542, -0.452804305, -0.462339445}, {-0.396393976, 0.523790932, -0.174401042, -0.405004518}},
+         {{0.282842486, 0.565684972}, {-0.0894960748, -0.459340073}, {0.0516570978, 0.367660038}}},
+    };
+    for (size_t i = 0; i < sizeof tables / sizeof *tables; i++) {
+        float S[4] = {0}, o[2];
+        for (int t = 0; t < 3; t++) {
+            double worst = 0;
+            recurrence_step(S, 2, 2, tables[i].d[t], tables[i].d_width, tables[i].rho[t], tables[i].q[t], tables[i].k[t], tables[i].v[t], o);
+            for (int j = 0; j < 4; j++) worst = fmax(worst, fabs(S[j] - tables[i].S[t][j]));
+            for (int j = 0; j < 2; j++) worst = fmax(worst, fabs(o[j] - tables[i].o[t][j]));
+            within(worst, 1e-6, "%s, token %d", tables[i].name, t);
+        }
+    }
+}
+
+static void exact_recurrence(const Recurrence *a, double *S, double *o, int T) { /* the definition in double */
+    for (int t = 0; t < T; t++)
+        for (int h = 0; h < a->H; h++) {
+            const float *d = row_head(&a->d, t, h, a->H, a->tiled, a->d_width), *q = row_head(&a->q, t, h, a->H, a->tiled, a->dk);
+            const float *k = row_head(&a->k, t, h, a->H, a->tiled, a->dk), *v = row_head(&a->v, t, h, a->H, a->tiled, a->dv);
+            double rho = a->rho.p ? *row_head(&a->rho, t, h, a->H, a->tiled, 1) : 0;
+            for (int j = 0; j < a->dv; j++) {
+                double recall = 0, y = 0;
+                for (int i = 0; i < a->dk; i++) {
+                    double *s = &S[((size_t)h * (size_t)a->dk + (size_t)i) * (size_t)a->dv + (size_t)j];
+                    *s *= d[a->d_width == 1 ? 0 : i];
+                    recall += k[i] * *s;
+                }
+                for (int i = 0; i < a->dk; i++) {
+                    double *s = &S[((size_t)h * (size_t)a->dk + (size_t)i) * (size_t)a->dv + (size_t)j];
+                    *s += k[i] * (v[j] - rho * recall);
+                    y += q[i] * *s;
+                }
+                o[((size_t)t * (size_t)a->H + (size_t)h) * (size_t)a->dv + (size_t)j] = y;
+            }
+        }
+}
+
+static void test_recurrence(void) {
+    static const struct { int dk, dv; } sizes[] = {{24, 40}, {17, 17}, {40, 24}, {1, 1}, {16, 32}, {8, 33}, {64, 64}, {5, 100}};
+    enum { T = 33, H = 4, HK = 2 };
+    for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++)
+        for (int variant = 0; variant < 8; variant++) { /* scalar or vector decay, with or without erasing, grouped or tiled heads */
+            int dk = sizes[i].dk, dv = sizes[i].dv, per_channel = variant & 1, erase = variant >> 1 & 1, tiled = variant >> 2, width = per_channel ? dk : 1;
+            size_t n_S = (size_t)(H * dk * dv), n_o = (size_t)(T * H * dv), buf = (size_t)(PANEL + 2) * (size_t)dk;
+            float *d = noises((size_t)(T * HK * width), 1), *q = noises((size_t)(T * H * dk), 1 / sqrtf((float)dk)), *k = noises((size_t)(T * HK * dk), 1 / sqrtf((float)dk));
+            float *v = noises((size_t)(T * H * dv), 1), *rho = noises(T * H, 1), *S0 = noises(n_S, 1);
+            for (int j = 0; j < T * HK * width; j++) d[j] = expf(-0.1f * fabsf(d[j]) - 1e-4f);
+            for (int j = 0; j < T * H; j++) rho[j] = sigmoid(rho[j]);
+            Recurrence a = {H, dk, dv, tiled, width, {d, (size_t)(HK * width), HK}, {q, (size_t)(H * dk), H}, {k, (size_t)(HK * dk), HK}, {v, (size_t)(H * dv), H}, {erase ? rho : NULL, H, H}};
+            double *exact_S = block(n_S * sizeof *exact_S), *exact_o = block(n_o * sizeof *exact_o);
+            for (size_t j = 0; j < n_S; j++) exact_S[j] = S0[j];
+            exact_recurrence(&a, exact_S, exact_o, T);
+            float *S = block(n_S * sizeof *S), *o = block(n_o * sizeof *o), *S2 = block(n_S * sizeof *S), *o2 = block(n_o * sizeof *o);
+            for (int n = 0; n < N_KERNELS; n++) {
+                if (!kernel_runs(&kernels[n])) continue;
+                char what[96];
+                snprintf(what, sizeof what, "%s dk %d dv %d%s%s%s", kernels[n].name, dk, dv, per_channel ? ", decay per channel" : "", erase ? ", erasing" : "", tiled ? ", tiled" : "");
+                Team team = team_of(&kernels[n], 1, 16, 1, buf);
+                memcpy(S, S0, n_S * sizeof *S);
+                recurrence(&team, &a, S, o, T);
+                double worst = 0, size = 0;
+                for (size_t j = 0; j < n_o; j++) worst = fmax(worst, fabs(o[j] - exact_o[j])), size = fmax(size, fabs(exact_o[j]));
+                for (size_t j = 0; j < n_S; j++) worst = fmax(worst, fabs(S[j] - exact_S[j])), size = fmax(size, fabs(exact_S[j]));
+                check(worst < 4e-6 * size, "%s: error %.2g of values up to %.2g", what, worst, size);
+                free_team(team);
+                for (int step = 1; step < T; step += 6) { /* 1, 7, 13 ... tokens at a time; and some threads */
+                    Team other = team_of(&kernels[n], 1 + step % 5, 16, 1, buf);
+                    memcpy(S2, S0, n_S * sizeof *S);
+                    for (int t = 0; t < T; t += step) {
+                        Recurrence part = a;
+                        part.d.p += (size_t)t * a.d.stride, part.q.p += (size_t)t * a.q.stride, part.k.p += (size_t)t * a.k.stride, part.v.p += (size_t)t * a.v.stride;
+                        if (erase) part.rho.p += (size_t)t * a.rho.stride;
+                        recurrence(&other, &part, S2, o2 + (size_t)t * H * (size_t)dv, t + step < T ? step : T - t);
+                    }
+                    check(same(S, S2, n_S) && same(o, o2, n_o), "%s: %d tokens at a time give other bits than %d", what, step, T);
+                    free_team(other);
+                }
+            }
+            free(d), free(q), free(k), free(v), free(rho), free(S0), free(exact_S), free(exact_o), free(S), free(o), free(S2), free(o2);
+        }
+    /* a memory that only decays: flushed to zero in the end, and the mode of the thread is left as it was */
+    float S[2] = {1, 1}, d = 0.5f, zero[2] = {0}, o[2], buf[PANEL + 2];
+    volatile float tiny = 1e-40f;
+    Recurrence a = {1, 1, 2, 0, 1, {&d, 0, 1}, {zero, 0, 1}, {zero, 0, 1}, {zero, 0, 1}, {NULL, 0, 1}};
+    for (int n = 0; n < N_KERNELS; n++) {
+        if (!kernel_runs(&kernels[n])) continue;
+        Team team = {&kernels[n], 1, buf, PANEL + 2, NULL};
+        S[0] = S[1] = 1;
+        for (int t = 0; t < 300; t++) recurrence(&team, &a, S, o, 1);
+        check(S[0] < 1e-37f && o[0] == 0, "%s: after 300 halvings the memory holds %g", kernels[n].name, S[0]);
+        check(tiny * 0.5f > 0, "%s: denormal numbers stay flushed after a call", kernels[n].name);
+    }
+}
+
+static void test_attend(void) {
+    static const struct { int dk, dv, from, to; } cases[] = {{24, 40, 0, 0}, {17, 17, 0, 63}, {16, 16, 0, 64}, {40, 1, 3, 200}, {64, 33, 130, 199}, {1, 5, 0, 127}, {32, 32, 199, 199}};
+    enum { N = 201 };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        int dk = cases[i].dk, dv = cases[i].dv, from = cases[i].from, to = cases[i].to;
+        size_t stride = (size_t)(dk + dv + 3);
+        float *q = noises((size_t)dk, 3), *mem = noises(N * stride, 1), *o = block((size_t)dv * sizeof *o);
+        double p[N], top = -INFINITY, sum = 0;
+        for (int j = from; j <= to; j++) {
+            p[j] = 0;
+            for (int c = 0; c < dk; c++) p[j] += 0.7 * q[c] * mem[(size_t)j * stride + (size_t)c];
+            top = fmax(top, p[j]);
+        }
+        for (int j = from; j <= to; j++) sum += p[j] = exp(p[j] - top);
+        for (int n = 0; n < N_KERNELS; n++) {
+            if (!kernel_runs(&kernels[n])) continue;
+            Attend a = {q, mem, mem + dk, stride, from, to, dk, dv, 0.7f};
+            double worst = 0;
+            kernels[n].attend(&a, o);
+            for (int c = 0; c < dv; c++) {
+                double want = 0;
+                for (int j = from; j <= to; j++) want += p[j] / sum * mem[(size_t)j * stride + (size_t)dk + (size_t)c];
+                worst = fmax(worst, fabs(o[c] - want));
+            }
+            within(worst, 1e-5, "%s dk %d dv %d keys %d to %d", kernels[n].name, dk, dv, from, to);
+        }
+        free(q), free(mem), free(o);
+    }
+}
+
+/* ---- 4. layers (values from mixers.md, C12 and C14) -------------------------------------------------------------- */
+
+static void near(const char *what, const float *got, const double *want, int n, double bound) {
+    double worst = 0;
+    for (int i = 0; i < n; i++) { double d = fabs(got[i] - want[i]); if (!(d <= worst)) worst = d; }
+    within(worst, bound, "%s", what);
+}
+
+static void test_layers(void) {
+    Team team = team_of(&kernels[0], 1, 16, 1, 4096);
+    float x[4] = {1, -2, 0.5f, 3}, y[4], z[4] = {0.5f, -1, 2, 0};
+    rmsnorm(y, x, NULL, 4, 1e-6f);
+    near("rmsnorm", y, (double[]){0.529812868, -1.05962574, 0.264906434, 1.58943861}, 4, 1e-6);
+    rmsnorm(y, x, (float[]){2, 2, 2, 2}, 4, 1e-6f);
+    near("rmsnorm with a weight", y, (double[]){2 * 0.529812868, 2 * -1.05962574, 2 * 0.264906434, 2 * 1.58943861}, 4, 1e-6);
+    Layer gated = {.n_heads = 1, .dv = 4, .eps = 1e-6f, .gate_act = ACT_SILU};
+    Run run = {&team, 1, 0};
+    memcpy(y, x, sizeof y);
+    gated_norm(&run, y, &gated, z);
+    near("norm, then silu of the gate", y, (double[]){0.164893482, 0.284977252, 0.466657626, 0}, 4, 1e-6);
+    gated.gate_act = ACT_SIGMOID;
+    memcpy(y, x, sizeof y);
+    gated_norm(&run, y, &gated, z);
+    near("norm, then sigmoid of the gate", y, (double[]){0.329786964, -0.284977252, 0.233328813, 0.794719303}, 4, 1e-6);
+    float l2[2] = {3, 4};
+    l2norm(l2, 2, 1);
+    near("l2norm", l2, (double[]){0.599999988, 0.799999984}, 2, 1e-7);
+
+    float table[4], halves[4] = {1, 2, 3, 4}, pairs[4] = {1, 2, 3, 4};
+    for (int i = 0; i < 2; i++) table[2 * i] = (float)cos(3 * pow(10000, -i / 2.0)), table[2 * i + 1] = (float)sin(3 * pow(10000, -i / 2.0));
+    rope(halves, table, 4, 0), rope(pairs, table, 4, 1);
+    near("rope, halves", halves, (double[]){-1.41335252, 1.87911807, -2.82885748, 4.05819114}, 4, 1e-6);
+    near("rope, adjacent pairs", pairs, (double[]){-1.27223251, -1.83886499, 2.8786681, 4.08818664}, 4, 1e-6);
+
+    float in[5] = {1, -1, 2, 0.5f, -0.5f}, taps[4] = {0.1f, -0.2f, 0.3f, 0.4f}, last[3] = {0};
+    short_conv(&team, in, taps, last, 1, 4, 5);
+    near("short_conv", in, (double[]){0.239475064, -0.0475020813, 0.172332755, 0.825286116, -0.201225425}, 5, 1e-6);
+    check(last[0] == 2 && last[1] == 0.5f && last[2] == -0.5f, "short_conv remembers %g %g %g", last[0], last[1], last[2]);
+    enum { C = 70, T = 23 };
+    float *w = noises(C * 8, 0.5f), *whole = noises(C * T, 1), *pieces = block(C * T * sizeof *pieces), *before = noises(C * 7, 1), keep[C * 7], mem[C * 7];
+    float *input = block(C * T * sizeof *input);
+    memcpy(input, whole, C * T * sizeof *input);
+    for (int K = 1; K <= 8; K++) {
+        memcpy(whole, input, C * T * sizeof *input), memcpy(keep, before, sizeof keep);
+        short_conv(&team, whole, w, keep, C, K, T);
+        for (int step = 1; step < T; step++) {
+            memcpy(pieces, input, C * T * sizeof *input), memcpy(mem, before, sizeof mem);
+            for (int t = 0; t < T; t += step) short_conv(&team, pieces + t * C, w, mem, C, K, t + step < T ? step : T - t);
+            check(same(whole, pieces, C * T) && same(keep, mem, (size_t)(C * (K - 1))), "short_conv with %d taps, %d tokens at a time", K, step);
+        }
+    }
+    free(w), free(whole), free(pieces), free(before), free(input);
+
+    float sources[4] = {1, 2, 0.5f, -1}, mix[2];
+    mix_sources(mix, sources, 2, 2, 1, 2, (float[]){0.3f, -0.4f}, (float[]){1, 1}, 1e-6f);
+    near("residual attention", mix, (double[]){0.633301331, -0.200192013}, 2, 1e-6);
+
+    /* C12: gated softmax attention; the projection holds query and gate of a token side by side */
+    static const float rows[3][4] = {{1, -0.5f, 0, 1}, {-0.5f, 1, -1, 0.5f}, {0.25f, -1, 2, -2}};
+    static const double plain[6] = {1, 2, -0.339523099, 0.995357676, 0.397604106, 1.0464797}, with_gate[6] = {0.5, 1.46211716, -0.0913118247, 0.619569673, 0.350208535, 0.124743438};
+    static const double windowed[2] = {-0.428793596, -0.261608539};
+    for (int variant = 0; variant < 3; variant++) {
+        int gate = variant == 1, step = gate ? 4 : 2;
+        Layer s = {.n_heads = 1, .n_k_heads = 1, .dk = 2, .dv = 2, .scale = 0.707106781f, .gated = gate, .window = variant == 2 ? 2 : 0, .kv = 4, .eps = 1e-6f};
+        float q[12], k[6] = {0.5f, -1, 1, 0.25f, -0.75f, 0.5f}, v[6] = {1, 2, -1, 0.5f, 0.5f, -1.5f}, cache[12], o[6], *const all[] = {q, k, v};
+        for (int t = 0; t < 3; t++) memcpy(q + t * step, rows[t], (size_t)step * sizeof *q);
+        mix_softmax(&(Run){&team, 3, 0}, &s, cache, all, o);
+        if (variant < 2) near(gate ? "gated softmax attention" : "softmax attention", o, gate ? with_gate : plain, 6, 1e-6);
+        else near("softmax attention with a window of two", o + 4, windowed, 2, 1e-6);
+    }
+    free_team(team);
+}
+
+/* ---- 5. sampler -------------------------------------------------------------------------------------------------------- */
+
+static GlaSampler plain_sampler(float temperature, float top_p, int top_k, float min_p, uint64_t seed) {
+    return (GlaSampler){.temperature = temperature, .top_p = top_p, .top_k = top_k, .min_p = min_p, .repeat_penalty = 1, .rng = seed};
+}
+
+static const float *sort_by; /* for qsort */
+static int by_logit(const void *a, const void *b) {
+    int32_t i = *(const int32_t *)a, j = *(const int32_t *)b;
+    return sort_by[i] != sort_by[j] ? (sort_by[i] > sort_by[j] ? -1 : 1) : i - j;
+}
+
+/* How many of the likeliest tokens the settings leave, by a full sort. order: their ids; weight: their probabilities. */
+static int slow_candidates(const GlaSampler *p, const float *logits, int n, int32_t *order, double *weight) {
+    double total = 0, mass = 0;
+    int kept = 0, k = p->top_k && p->top_k < n ? p->top_k : n;
+    for (int i = 0; i < n; i++) order[i] = i;
+    sort_by = logits;
+    qsort(order, (size_t)n, sizeof *order, by_logit);
+    for (int i = 0; i < k; i++) total += weight[i] = exp(((double)logits[order[i]] - logits[order[0]]) / p->temperature);
+    for (; kept < k && (kept == 0 || (weight[kept] >= p->min_p && mass < p->top_p * total)); kept++) mass += weight[kept];
+    for (int i = 0; i < kept; i++) weight[i] /= mass;
+    return kept;
+}
+
+static void test_sampler(void) {
+    enum { N = 40, DRAWS = 40000 };
+    float logits[N];
+    Scored c[N];
+    int32_t order[N];
+    double weight[N];
+    for (int i = 0; i < N; i++) logits[i] = 2 * noise();
+    static const struct { const char *name; float temperature, top_p; int top_k; float min_p; } settings[] = {
+        {"everything", 1, 1, 0, 0}, {"hot", 2.5f, 1, 0, 0}, {"cold", 0.4f, 1, 0, 0}, {"top-k 5", 1, 1, 5, 0}, {"top-p 0.9", 1, 0.9f, 0, 0}, {"top-p 0", 1, 0, 0, 0},
+        {"min-p 0.1", 1, 1, 0, 0.1f}, {"min-p 1", 1, 1, 0, 1}, {"top-k 10, top-p 0.8", 1.5f, 0.8f, 10, 0}, {"all three", 1.2f, 0.95f, 20, 0.05f}, {"top-k beyond", 1, 1, 1000, 0},
+    };
+    for (size_t s = 0; s < sizeof settings / sizeof *settings; s++) {
+        GlaSampler p = plain_sampler(settings[s].temperature, settings[s].top_p, settings[s].top_k, settings[s].min_p, 7 + s);
+        int count[N] = {0}, kept = slow_candidates(&p, logits, N, order, weight), outside = DRAWS, unseen = 0;
+        double chi2 = 0;
+        for (int i = 0; i < DRAWS; i++) count[sample(&p, logits, N, c)]++;
+        for (int i = 0; i < kept; i++) {
+            double expected = weight[i] * DRAWS, d = count[order[i]] - expected;
+            chi2 += d * d / expected, outside -= count[order[i]], unseen += count[order[i]] == 0 && expected > 20;
+        }
+        check(outside == 0 && unseen == 0, "%s: %d draws from outside, %d likely tokens never drawn", settings[s].name, outside, unseen);
+        within(chi2, kept + 5 * sqrt(2.0 * kept) + 5, "%s: chi squared of %d tokens", settings[s].name, kept);
+    }
+    /* the same set for every combination, with ties among the logits */
+    for (int i = 0; i < 300; i++) {
+        GlaSampler p = plain_sampler(0.5f + (float)uniform() * 2, (float)uniform(), (int)(rnd() % 50), rnd() % 2 ? (float)uniform() * 0.3f : 0, rnd());
+        for (int j = 0; j < N; j++) logits[j] = rnd() % 3 ? 2 * noise() : (float)(rnd() % 4);
+        int kept = slow_candidates(&p, logits, N, order, weight), bad = 0;
+        for (int d = 0; d < 100; d++) {
+            int32_t id = sample(&p, logits, N, c);
+            int at = 0;
+            while (at < kept && order[at] != id) at++;
+            bad += at == kept;
+        }
+        check(!bad, "setting %d (top-p %g, top-k %d, min-p %g): %d draws outside of %d candidates", i, p.top_p, p.top_k, p.min_p, bad, kept);
+    }
+    GlaSampler greedy = plain_sampler(0, 0.9f, 0, 0, 1), first = plain_sampler(1, 1, 1, 0, 1);
+    float ties[4] = {1, 3, 3, 2};
+    check(sample(&greedy, ties, 4, c) == 1 && sample(&first, ties, 4, c) == 1, "of equal logits the lowest id comes first");
+    greedy.temperature = NAN;
+    check(sample(&greedy, ties, 4, c) == 1, "a temperature that is no number is read as 0");
+
+    /* determinism: a copy of the sampler repeats, seeds differ, 0 is a seed */
+    for (int i = 0; i < N; i++) logits[i] = noise();
+    int32_t draws[3][64];
+    for (int s = 0; s < 3; s++) {
+        GlaSampler p = plain_sampler(1, 1, 0, 0, (uint64_t)s / 2);
+        for (int i = 0; i < 64; i++) draws[s][i] = sample(&p, logits, N, c);
+    }
+    check(!memcmp(draws[0], draws[1], sizeof draws[0]) && memcmp(draws[0], draws[2], sizeof draws[0]), "seed 0 repeats itself and differs from seed 1");
+
+    /* penalties */
+    GlaSampler p = plain_sampler(0, 1, 0, 0, 1);
+    float scores[4] = {3, 2.9f, -1, -0.9f};
+    p.repeat_penalty = 2;
+    gla_sampler_note(&p, 0), gla_sampler_note(&p, 0), gla_sampler_note(&p, -5), gla_sampler_note(&p, 1000);
+    check(sample(&p, scores, 4, c) == 1, "a recent token with a positive logit is divided");
+    penalise(&p, (memcpy(c, (Scored[]){{3, 0}, {2.9f, 1}, {-1, 2}, {-0.9f, 3}}, 4 * sizeof *c), c), 4);
+    check(c[0].score == 1.5f && c[1].score == 2.9f, "once per token: %g %g", c[0].score, c[1].score);
+    gla_sampler_note(&p, 3);
+    check(sample(&p, (float[]){-9, -9, -1, -0.9f}, 4, c) == 2, "a recent token with a negative logit is multiplied");
+    p = plain_sampler(0, 1, 0, 0, 1), p.presence_penalty = 0.2f;
+    gla_sampler_note(&p, 0);
+    check(sample(&p, scores, 4, c) == 1, "the presence penalty is subtracted");
+    for (int i = 0; i < GLA_RECENT; i++) gla_sampler_note(&p, 2);
+    check(sample(&p, scores, 4, c) == 0, "tokens from before the last %d are forgotten", GLA_RECENT);
+    p.n_recent = (1u << 31) - 1, gla_sampler_note(&p, 1), gla_sampler_note(&p, 1);
+    check(p.n_recent > GLA_RECENT && sample(&p, scores, 4, c) == 0, "after 2^31 tokens");
+
+    /* values that are no numbers */
+    for (int k = 0; k < 2; k++) {
+        GlaSampler hot = plain_sampler(k ? 1.0f : 0.0f, 0.9f, 0, 0, 3);
+        int bad = 0;
+        for (int i = 0; i < 200; i++) {
+            bad += sample(&hot, (float[]){NAN, 1, NAN, 1}, 4, c) % 2 == 0;
+            bad += sample(&hot, (float[]){0, INFINITY, 3, NAN}, 4, c) != 1;
+            bad += sample(&hot, (float[]){-INFINITY, -INFINITY, 0, NAN}, 4, c) != 2;
+            bad += (uint32_t)sample(&hot, (float[]){NAN, NAN, NAN, NAN}, 4, c) >= 4;
+            bad += (uint32_t)sample(&hot, (float[]){-INFINITY, -INFINITY, -INFINITY, -INFINITY}, 4, c) >= 4;
+            bad += sample(&hot, (float[]){5}, 1, c) != 0;
+            bad += (uint32_t)sample(&hot, (float[]){3e38f, -3e38f, 3e38f, 0}, 4, c) % 2 != 0;
+        }
+        check(!bad, "logits that are no numbers, temperature %d: %d wrong draws", k, bad);
+    }
+    for (int i = 0; i < 1000; i++) { /* settings that are no numbers: an id all the same */
+        GlaSampler odd = plain_sampler(i & 1 ? NAN : 1e-30f, i & 2 ? NAN : -1, i & 4 ? -7 : INT_MAX, i & 8 ? NAN : 5, rnd());
+        odd.repeat_penalty = i & 16 ? NAN : 0, odd.presence_penalty = i & 32 ? INFINITY : NAN;
+        gla_sampler_note(&odd, 1);
+        check((uint32_t)sample(&odd, scores, 4, c) < 4, "odd settings %d", i);
+    }
+}
+
+/* ---- 6. writing GGUF: small models that do exactly what a test needs ------------------------------------------------- */
+
+typedef struct { uint8_t *p; size_t n, cap; } Bytes;
+static void put(Bytes *b, const void *p, size_t n) {
+    if (b->n + n > b->cap) b->p = must(realloc(b->p, b->cap = 2 * (b->n + n) + 64));
+    if (n) memcpy(b->p + b->n, p, n);
+    b->n += n;
+}
+static void put_u32(Bytes *b, uint32_t v) { put(b, &v, 4); }
+static void put_u64(Bytes *b, uint64_t v) { put(b, &v, 8); }
+static void put_str(Bytes *b, const char *s) { put_u64(b, strlen(s)), put(b, s, strlen(s)); }
+
+typedef struct { Bytes keys, infos, data; uint64_t n_keys, n_tensors; } File;
+static void key_head(File *f, const char *key, uint32_t type) { f->n_keys++, put_str(&f->keys, key), put_u32(&f->keys, type); }
+static void key_u32(File *f, const char *key, uint32_t v) { key_head(f, key, GGUF_U32), put_u32(&f->keys, v); }
+static void key_str(File *f, const char *key, const char *s) { key_head(f, key, GGUF_STR), put_str(&f->keys, s); }
+static void key_u32s(File *f, const char *key, const uint32_t *v, uint64_t n) {
+    key_head(f, key, GGUF_ARR), put_u32(&f->keys, GGUF_U32), put_u64(&f->keys, n), put(&f->keys, v, n * 4);
+}
+static void key_strs(File *f, const char *key, const char *const *s, uint64_t n) {
+    key_head(f, key, GGUF_ARR), put_u32(&f->keys, GGUF_STR), put_u64(&f->keys, n);
+    for (uint64_t i = 0; i < n; i++) put_str(&f->keys, s[i]);
+}
+static void add_tensor(File *f, const char *name, Tensor w) {
+    static const uint8_t zeros[32];
+    f->n_tensors++, put_str(&f->infos, name);
+    put_u32(&f->infos, w.n_out ? 2 : 1), put_u64(&f->infos, (uint64_t)w.n_in);
+    if (w.n_out) put_u64(&f->infos, (uint64_t)w.n_out);
+    put_u32(&f->infos, (uint32_t)w.type), put_u64(&f->infos, f->data.n);
+    put(&f->data, w.data, row_bytes(&w) * (size_t)(w.n_out ? w.n_out : 1));
+    put(&f->data, zeros, (32 - f->data.n % 32) % 32);
+}
+static void add_floats(File *f, const char *name, const float *x, int n_in, int n_out) { add_tensor(f, name, (Tensor){(const uint8_t *)x, F32, n_in, n_out}); }
+static uint8_t *file_bytes(File *f, size_t *n) { /* an exact block; f is emptied */
+    static const uint8_t zeros[32];
+    Bytes b = {0};
+    put(&b, "GGUF", 4), put_u32(&b, 3), put_u64(&b, f->n_tensors), put_u64(&b, f->n_keys);
+    put(&b, f->keys.p, f->keys.n), put(&b, f->infos.p, f->infos.n), put(&b, zeros, (32 - b.n % 32) % 32), put(&b, f->data.p, f->data.n);
+    uint8_t *exact = block(*n = b.n);
+    memcpy(exact, b.p, b.n);
+    free(b.p), free(f->keys.p), free(f->infos.p), free(f->data.p);
+    memset(f, 0, sizeof *f);
+    return exact;
+}
+
+/* A model that says token next[i] after token i. Its only layer adds nothing; the embedding is the identity. Tokens are taken
+ * byte for byte (type 4); those of type 3 are control tokens. */
+static uint8_t *chain_model(const char *const *tokens, const int *next, const uint32_t *token_types, int n, uint32_t context, size_t *n_bytes) {
+    File f = {0};
+    key_str(&f, "general.architecture", "llama");
+    key_u32(&f, "llama.block_count", 1), key_u32(&f, "llama.context_length", context), key_u32(&f, "llama.embedding_length", (uint32_t)n), key_u32(&f, "llama.feed_forward_length", 1);
+    key_u32(&f, "llama.attention.head_count", 1), key_u32(&f, "llama.attention.key_length", 2), key_u32(&f, "llama.attention.value_length", 2);
+    key_str(&f, "tokenizer.ggml.model", "gpt2"), key_strs(&f, "tokenizer.ggml.tokens", tokens, (uint64_t)n), key_strs(&f, "tokenizer.ggml.merges", NULL, 0);
+    key_u32s(&f, "tokenizer.ggml.token_type", token_types, (uint64_t)n);
+    float *eye = block((size_t)(n * n) * sizeof *eye), *head = block((size_t)(n * n) * sizeof *head), *zero = block((size_t)(n * n + 2 * n) * sizeof *zero), *one = block((size_t)n * sizeof *one);
+    for (int i = 0; i < n; i++) eye[i * n + i] = 1, head[next[i] * n + i] = 20, one[i] = 1;
+    add_floats(&f, "token_embd.weight", eye, n, n), add_floats(&f, "output.weight", head, n, n), add_floats(&f, "output_norm.weight", one, n, 0);
+    add_floats(&f, "blk.0.attn_norm.weight", one, n, 0), add_floats(&f, "blk.0.ffn_norm.weight", one, n, 0);
+    add_floats(&f, "blk.0.attn_q.weight", zero, n, 2), add_floats(&f, "blk.0.attn_k.weight", zero, n, 2), add_floats(&f, "blk.0.attn_v.weight", zero, n, 2);
+    add_floats(&f, "blk.0.attn_output.weight", zero, 2, n);
+    add_floats(&f, "blk.0.ffn_gate.weight", zero, n, 1), add_floats(&f, "blk.0.ffn_up.weight", zero, n, 1), add_floats(&f, "blk.0.ffn_down.weight", zero, 1, n);
+    free(eye), free(head), free(zero), free(one);
+    return file_bytes(&f, n_bytes);
+}
+
+/* A random hybrid of a GLA and a softmax layer with every matrix of one type (256 wide, so that every block fits), or with the
+ * same values as float32. Without a vocabulary. res: residual attention with so many sub-layers per block, for each layer; NULL = none. */
+static uint8_t *random_model(int type, int as_float32, const uint32_t *res, size_t *n_bytes) {
+    enum { DIM = 256, VOCAB = 100 };
+    static const char *const layer[2][12] = {
+        {"attn_q", "attn_k", "attn_v", "attn_output", "attn_gate", "ssm_f_a", "ssm_f_b", "ffn_gate", "ffn_up", "ffn_down"},
+        {"attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down"},
+    };
+    File f = {0};
+    char name[64];
+    rng = 77;
+    float *norm = noises(DIM, 0.1f), *bias = noises(DIM, 1), *query = noises(DIM, 0.3f);
+    for (int i = 0; i < DIM; i++) norm[i] += 1;
+    key_str(&f, "general.architecture", "gla");
+    key_u32(&f, "gla.block_count", 2), key_u32(&f, "gla.context_length", 1000), key_u32(&f, "gla.embedding_length", DIM), key_u32(&f, "gla.feed_forward_length", DIM);
+    key_u32s(&f, "gla.attention.head_count", (uint32_t[]){0, 4}, 2), key_u32(&f, "gla.attention.key_length", DIM / 4);
+    key_u32(&f, "gla.mixer.head_count", 4), key_u32(&f, "gla.mixer.key_length", 64), key_u32(&f, "gla.mixer.value_length", 64), key_str(&f, "gla.mixer.output_gate", "swish");
+    if (res && res[0] == res[1]) key_u32(&f, "gla.residual_attention.block_size", res[0]);
+    else if (res) key_u32s(&f, "gla.residual_attention.block_size", res, 2);
+    for (int i = -1; i < 2; i++)
+        for (int j = 0; i < 0 ? j < 1 : j < 12 && layer[i][j] != NULL; j++) {
+            Tensor w = random_matrix(type, DIM, i < 0 ? VOCAB : DIM);
+            if (i < 0) snprintf(name, sizeof name, "token_embd.weight");
+            else snprintf(name, sizeof name, "blk.%d.%s.weight", i, layer[i][j]);
+            if (as_float32) {
+                float *x = block((size_t)(w.n_in * w.n_out) * sizeof *x);
+                row_to_float(x, w.data, type, (size_t)(w.n_in * w.n_out));
+                add_floats(&f, name, x, w.n_in, w.n_out);
+                free(x);
+            } else add_tensor(&f, name, w);
+            free_matrix(w);
+        }
+    add_floats(&f, "output_norm.weight", norm, DIM, 0), add_floats(&f, "blk.0.ssm_f_b.bias", bias, DIM, 0);
+    for (int i = 0; i < 2; i++)
+        for (int j = 0; j < (res && res[i] ? 6 : 2); j++) {
+            static const char *const vectors_of[] = {"attn_norm", "ffn_norm", "attn_res_norm", "ffn_res_norm", "attn_res_proj", "ffn_res_proj"};
+            snprintf(name, sizeof name, "blk.%d.%s.weight", i, vectors_of[j]);
+            add_floats(&f, name, j < 4 ? norm : query, DIM, 0);
+        }
+    if (res) add_floats(&f, "output_res_norm.weight", norm, DIM, 0), add_floats(&f, "output_res_proj.weight", query, DIM, 0);
+    free(norm), free(bias), free(query);
+    return file_bytes(&f, n_bytes);
+}
+
+static GlaModel *opened(const void *bytes, size_t n, const char *name) {
+    char err[GLA_ERR] = "";
+    GlaModel *m = NULL;
+    int code = gla_open_memory(&m, bytes, n, err);
+    check(code == GLA_OK, "%s does not open: %s", name, err);
+    if (code) exit(printf("%d passed, %d failed\n", passed, failed) < 0 ? 2 : 1); /* nothing below makes sense without it */
+    return m;
+}
+static GlaState *state_of(const GlaModel *m, int ctx, int batch, int threads) {
+    char err[GLA_ERR] = "";
+    GlaState *s;
+    check(gla_state_new(&s, m, ctx, batch, threads, err) == GLA_OK, "no state: %s", err);
+    return must(s);
+}
+
+/* ---- 7. generate --------------------------------------------------------------------------------------------------------- */
+
+typedef struct { char text[4096]; size_t n; int calls, tokens, broken, stop_after; } Heard;
+static int hear(void *user, int32_t id, const char *text, size_t n) {
+    Heard *h = user;
+    size_t len;
+    for (size_t at = 0; at < n; at += len) /* whole characters? a byte that is no UTF-8 counts as one */
+        if (utf8_read(text + at, n - at, &len) >= BAD_BYTE && utf8_open(text + at, n - at) == n - at) h->broken++;
+    if (h->n + n < sizeof h->text) memcpy(h->text + h->n, text, n), h->n += n;
+    h->calls++, h->tokens += id >= 0;
+    return h->stop_after && h->tokens >= h->stop_after;
+}
+
+static void test_generate(void) {
+    /* Each case is a text cut into tokens at the bars; the model says them one after the other, then "@" for ever. */
+    static const struct { const char *what, *tokens, *stops[3]; int steps; const char *want; int done, made; } cases[] = {
+        {"steps", "a|b|c|d", {0}, 3, "abc", GLA_DONE_STEPS, 3},
+        {"an end token", "a|b|<end>|c", {0}, 10, "ab", GLA_DONE_END, 2},
+        {"an empty token", "a||b", {0}, 3, "ab", GLA_DONE_STEPS, 3},
+        {"stop inside a token", "one|t.wo|three", {".", 0}, 10, "onet", GLA_DONE_STOP, 2},
+        {"stop that is a token", "one|.|three", {"."}, 10, "one", GLA_DONE_STOP, 2},
+        {"stop at once", "END|x", {"END"}, 10, "", GLA_DONE_STOP, 1},
+        {"stop across tokens", "on|e E|N|D two", {" END"}, 10, "one", GLA_DONE_STOP, 4},
+        {"stop that almost comes", "x EN|E END|!", {"END"}, 10, "x ENE ", GLA_DONE_STOP, 2},
+        {"stop that overlaps itself", "a|a|a|b|c", {"aab"}, 10, "a", GLA_DONE_STOP, 4},
+        {"stop that overlaps itself, again", "ab|ab|ac|d", {"abac"}, 10, "ab", GLA_DONE_STOP, 3},
+        {"the earlier of two stops", "x1|y2", {"2", "1"}, 10, "x", GLA_DONE_STOP, 1},
+        {"two stops complete in one token", "xyz", {"z", "y"}, 10, "x", GLA_DONE_STOP, 1},
+        {"a stop, while another one might begin earlier", "xxY|ab|c", {"ab", "Yabc"}, 10, "xxY", GLA_DONE_STOP, 2},
+        {"the same in the other order", "xxY|ab|c", {"Yabc", "ab"}, 10, "xxY", GLA_DONE_STOP, 2},
+        {"the begin of a stop at the end is text", "abc|E|N", {"END"}, 3, "abcEN", GLA_DONE_STEPS, 3},
+        {"the begin of a stop before an end token is text", "abc|E|<end>", {"END"}, 9, "abcE", GLA_DONE_END, 2},
+        {"a character in two tokens", "x\xE2\x82|\xAC.|y", {0}, 3, "x\xE2\x82\xAC.y", GLA_DONE_STEPS, 3},
+        {"a character in four tokens", "\xF0|\x9F|\x98|\x80", {0}, 4, "\xF0\x9F\x98\x80", GLA_DONE_STEPS, 4},
+        {"an unfinished character is text in the end", "x|\xE2\x82", {0}, 2, "x\xE2\x82", GLA_DONE_STEPS, 2},
+        {"an unfinished character before another", "\xE2\x82|x|\xC3|\xA9", {0}, 4, "\xE2\x82x\xC3\xA9", GLA_DONE_STEPS, 4},
+        {"bytes that are no text", "\xFF|\xFE|\x80|\xC0|a", {0}, 5, "\xFF\xFE\x80\xC0" "a", GLA_DONE_STEPS, 5},
+        {"a stop behind an unfinished character", "\xE2\x82|X|y", {"X"}, 9, "\xE2\x82", GLA_DONE_STOP, 2},
+        {"a stop made of a split character", "a|\xC3|\xA9|b", {"\xC3\xA9"}, 9, "a", GLA_DONE_STOP, 3},
+        {"a full context", "a|b|c", {0}, 0, "abc@@@@", GLA_DONE_CONTEXT, 7},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        enum { MAX = 16 };
+        char copy[256];
+        const char *tokens[MAX] = {"^"};
+        uint32_t token_types[MAX] = {TYPE_USER_DEFINED};
+        int next[MAX] = {1}, n = 1;
+        snprintf(copy, sizeof copy, "%s", cases[i].tokens);
+        for (char *p = copy; p; n++) {
+            char *bar = strchr(p, '|');
+            if (bar) *bar++ = 0;
+            tokens[n] = !strcmp(p, "<end>") ? "</s>" : p;
+            token_types[n] = !strcmp(p, "<end>") ? TYPE_CONTROL : TYPE_USER_DEFINED;
+            next[n] = n + 1;
+            p = bar;
+        }
+        tokens[n] = "@", token_types[n] = TYPE_USER_DEFINED, next[n] = n, n++;
+        size_t bytes;
+        uint8_t *file = chain_model(tokens, next, token_types, n, 100, &bytes);
+        GlaModel *m = opened(file, bytes, cases[i].what);
+        GlaState *s = state_of(m, 8, 0, 1);
+        GlaSampler p = plain_sampler(0, 1, 0, 0, 1);
+        GlaGenerate how = {.steps = cases[i].steps, .stops = cases[i].stops, .emit = hear};
+        while (how.n_stops < 3 && cases[i].stops[how.n_stops]) how.n_stops++;
+        char err[GLA_ERR] = "";
+        Heard h = {.n = 0};
+        how.user = &h;
+        int64_t made = -1;
+        int done = gla_generate(s, &p, (int32_t[]){0}, 1, &how, &made, err);
+        check(done == cases[i].done && made == cases[i].made && h.n == strlen(cases[i].want) && !memcmp(h.text, cases[i].want, h.n),
+              "%s: \"%.*s\", expected \"%s\"; ended with %d after %d tokens, expected %d after %d %s", cases[i].what, (int)h.n, h.text, cases[i].want, done, (int)made, cases[i].done, cases[i].made, err);
+        /* bytes that no character can begin with, and a character that another one cuts short, cannot come whole */
+        int excused = strstr(cases[i].what, "unfinished") || strstr(cases[i].what, "no text");
+        check(!h.broken || excused, "%s: %d broken characters", cases[i].what, h.broken);
+        check(gla_state_pos(s) == 1 + made, "%s: the state has read %d tokens", cases[i].what, (int)gla_state_pos(s));
+        gla_state_free(s), gla_close(m), free(file);
+    }
+
+    const char *tokens[] = {"a", "b", "</s>"};
+    size_t bytes;
+    uint8_t *file = chain_model(tokens, (int[]){1, 2, 0}, (uint32_t[]){4, 4, 3}, 3, 5000, &bytes);
+    GlaModel *m = opened(file, bytes, "a chain of three");
+    GlaState *s = state_of(m, 0, 0, 1), *one = state_of(m, 0, 0, 1);
+    GlaSampler p = plain_sampler(0, 1, 0, 0, 1);
+    char err[GLA_ERR] = "", long_stop[HELD];
+    Heard h = {.n = 0};
+    GlaGenerate how = {.steps = 7, .ignore_end = 1, .emit = hear, .user = &h};
+    check(gla_generate(s, &p, NULL, 0, &how, NULL, err) == GLA_INPUT && is_sentence(err), "an empty prompt on an empty state: %s", err);
+    check(gla_generate(s, &p, (int32_t[]){0}, 1, &how, NULL, err) == GLA_DONE_STEPS && h.n == 5 && !memcmp(h.text, "babab", 5), "past the end token: %.*s", (int)h.n, h.text);
+    check(gla_generate(s, &p, NULL, 0, &how, NULL, err) == GLA_DONE_STEPS && h.n == 9 && !memcmp(h.text, "bababbaba", 5), "and on, without a prompt: %.*s", (int)h.n, h.text);
+    h.n = 0, how.steps = 14;
+    check(gla_generate(one, &p, (int32_t[]){0}, 1, &how, NULL, err) == GLA_DONE_STEPS && same(gla_logits(s), gla_logits(one), 3), "7 and 7 tokens are 14");
+    Heard few = {.stop_after = 2};
+    how.user = &few;
+    int64_t made;
+    check(gla_generate(one, &p, NULL, 0, &how, &made, err) == GLA_DONE_CALLER && made == 2, "the caller ends it after two tokens");
+    how.emit = NULL, how.steps = 3;
+    check(gla_generate(one, &p, NULL, 0, &how, &made, err) == GLA_DONE_STEPS && made == 3, "without a listener");
+    memset(long_stop, 'x', sizeof long_stop), long_stop[sizeof long_stop - 1] = 0;
+    how.stops = (const char *const[]){long_stop}, how.n_stops = 1;
+    check(gla_generate(one, &p, NULL, 0, &how, NULL, err) == GLA_INPUT && is_sentence(err), "a stop text of 1023 bytes: %s", err);
+    int32_t many[5000] = {0};
+    gla_state_reset(one);
+    check(gla_generate(one, &p, many, 5000, &(GlaGenerate){.steps = 1}, NULL, err) == GLA_CONTEXT && strstr(err, "5000") && strstr(err, "4096"), "a prompt that is too long names both numbers: %s", err);
+    check(gla_state_pos(one) == 0, "and is not read");
+    gla_state_free(s), gla_state_free(one), gla_close(m), free(file);
+}
+
+/* ---- 8. tokenizer --------------------------------------------------------------------------------------------------------- */
+
+/* NAME.gguf, a vocabulary; NAME.ids, records of: u32 flags, u32 text bytes, u32 count, text, ids (make_tokenizer_fixtures.py). */
+static void test_tokenizer(void) {
+    static const char *const names[] = {"gpt-2", "qwen2", "qwen35", "llama-bpe", "llama", "llama-unk"};
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
+        char path[64], err[GLA_ERR] = "";
+        size_t n, n_file;
+        snprintf(path, sizeof path, "tokenizer/%s.gguf", names[i]);
+        uint8_t *file = fixture(path, &n_file);
+        snprintf(path, sizeof path, "tokenizer/%s.ids", names[i]);
+        uint8_t *records = fixture(path, &n);
+        Gguf g = {.map = {file, n_file, 0}};
+        Tokenizer *t = NULL;
+        int texts = 0;
+        check(!gguf_read(&g, err) && !tokenizer_new(&t, &g, err), "%s: %s", names[i], err);
+        for (uint8_t *p = records; t && p < records + n; texts++) {
+            uint32_t flags = read_u32(p), len = read_u32(p + 4), count = read_u32(p + 8);
+            char *text = block(len);
+            int32_t *want = block(count * sizeof *want), *got = block(count * sizeof *got);
+            memcpy(text, p + 12, len), memcpy(want, p + 12 + len, count * sizeof *want);
+            p += 12 + len + 4 * count;
+            int64_t k = tokenizer_encode(t, text, len, (int)flags, got, count, err);
+            check(k == count && !memcmp(got, want, count * sizeof *want), "%s: text %d has %lld ids, expected %u (or they differ)", names[i], texts, (long long)k, count);
+            check(tokenizer_encode(t, text, len, (int)flags, NULL, 0, err) == k, "%s: text %d, counting alone", names[i], texts);
+            if (!t->pre || !t->pre->nfc) { /* decoding gives the bytes back */
+                Bytes back = {0};
+                int64_t first = flags & GLA_BOS && t->add_bos;
+                for (int64_t j = first; j < k; j++) {
+                    char piece[300];
+                    put(&back, piece, tokenizer_piece(t, got[j], GLA_SPECIAL | (j == first ? GLA_FIRST : 0), piece, sizeof piece));
+                }
+                /* "llama" puts a space before the text after every special token; only texts without one come back whole */
+                int plain = t->model == VOCAB_BPE || !memchr(text, '<', len);
+                check(!plain || (back.n == len && !memcmp(back.p ? back.p : (uint8_t *)"", text, len)), "%s: text %d does not come back: \"%.*s\"", names[i], texts, (int)back.n, (char *)back.p);
+                free(back.p);
+            }
+            free(text), free(want), free(got);
+        }
+        check(texts > 40, "%s: %d texts", names[i], texts);
+        for (int32_t id = -3; t && id < t->n + 3; id++) { /* pieces: counted whole, written to the limit */
+            char piece[300], little[2] = {'#', '#'};
+            size_t len = tokenizer_piece(t, id, GLA_SPECIAL, piece, sizeof piece);
+            check((id >= 0 && id < t->n) || len == 0, "%s: id %d has a piece", names[i], id);
+            check(tokenizer_piece(t, id, GLA_SPECIAL, little, 1) == len && little[1] == '#' && (!len || little[0] == piece[0]), "%s: the piece of %d, cut to one byte", names[i], id);
+        }
+        tokenizer_free(t), gguf_close(&g), free(file), free(records);
+    }
+}
+
+/* ---- 9. models: goldens and properties -------------------------------------------------------------------------------------- */
+
+/* Logits of n ids, all positions, read in runs of `run` tokens (several calls) by a state with this batch and these threads. */
+static float *logits_of(const GlaModel *m, const int32_t *ids, int n, int run, int batch, int threads) {
+    char err[GLA_ERR] = "";
+    size_t vocab = (size_t)m->config.vocab_size;
+    float *logits = block((size_t)n * vocab * sizeof *logits);
+    GlaState *s = state_of(m, n, batch, threads);
+    for (int i = 0; i < n; i += run) {
+        int k = n - i < run ? n - i : run;
+        check(gla_eval(s, ids + i, k, logits + (size_t)i * vocab, k, err) == GLA_OK, "eval: %s", err);
+    }
+    check(same(gla_logits(s), logits + (size_t)(n - 1) * vocab, vocab), "the state keeps the last logits");
+    gla_state_free(s);
+    return logits;
+}
+
+static int32_t *random_ids(int n, int vocab) {
+    int32_t *ids = block((size_t)n * sizeof *ids);
+    for (int i = 0; i < n; i++) ids[i] = (int32_t)(rnd() % (uint32_t)vocab);
+    return ids;
+}
+
+/* Promise 1: neither how a text is split nor the number of threads changes a bit. */
+static void check_same_bits(const GlaModel *m, const char *name, int n) {
+    enum { ALL = 1 << 20 };
+    static const struct { int run, batch, threads; } ways[] = {{ALL, 0, 2}, {ALL, 0, 5}, {1, 0, 1}, {7, 0, 2}, {64, 0, 1}, {ALL, 1, 5}, {ALL, 7, 2}, {ALL, 64, 1}, {33, 16, 3}};
+    int32_t *ids = random_ids(n, m->config.vocab_size);
+    float *whole = logits_of(m, ids, n, n, 0, 1);
+    for (size_t i = 0; i < sizeof ways / sizeof *ways; i++) {
+        float *other = logits_of(m, ids, n, ways[i].run < n ? ways[i].run : n, ways[i].batch, ways[i].threads);
+        check(same(whole, other, (size_t)n * (size_t)m->config.vocab_size), "%s with %s: %d tokens per call, batch %d, %d threads give other bits", name, m->kernels->name, ways[i].run, ways[i].batch, ways[i].threads);
+        free(other);
+    }
+    free(ids), free(whole);
+}
+
+static void test_goldens(void) {
+    static const struct { const char *name; double largest, rms; } cases[] = {{"qwen35", 1e-3, 3e-5}, {"qwen3", 1e-4, 1e-4}, {"gla", 1e-4, 1e-4}};
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        char path[64];
+        size_t n_file, n_ref;
+        snprintf(path, sizeof path, "%s.gguf", cases[i].name);
+        uint8_t *file = fixture(path, &n_file);
+        snprintf(path, sizeof path, "%s.ref", cases[i].name);
+        uint8_t *ref = fixture(path, &n_ref);
+        int T = (int)read_u32(ref), vocab = (int)read_u32(ref + 4);
+        size_t n = (size_t)T * (size_t)vocab;
+        check(n_ref == 8 + 4 * (size_t)T + 4 * n, "%s.ref has %zu bytes", cases[i].name, n_ref);
+        int32_t *ids = block((size_t)T * 4);
+        float *want = block(n * 4);
+        memcpy(ids, ref + 8, (size_t)T * 4), memcpy(want, ref + 8 + 4 * T, n * 4);
+        GlaModel *m = opened(file, n_file, cases[i].name);
+        check(m->config.vocab_size == vocab, "%s: vocabulary of %d", cases[i].name, vocab);
+        float *first = NULL;
+        for (int k = 0; k < N_KERNELS; k++) {
+            if (!kernel_runs(&kernels[k])) continue;
+            m->kernels = &kernels[k];
+            float *got = logits_of(m, ids, T, T, 0, 1);
+            double squares = 0;
+            for (size_t j = 0; j < n; j++) squares += ((double)got[j] - want[j]) * ((double)got[j] - want[j]);
+            within(largest(got, want, n), cases[i].largest, "%s, %s", cases[i].name, kernels[k].name);
+            within(sqrt(squares / (double)n), cases[i].rms, "%s, %s, rms", cases[i].name, kernels[k].name);
+            if (first) within(largest(got, first, n), strcmp(cases[i].name, "qwen35") ? 1e-4 : 1e-3, "%s, %s against %s", cases[i].name, kernels[k].name, kernels[0].name);
+            if (first) free(got); else first = got;
+            check_same_bits(m, cases[i].name, 150);
+        }
+        free(first), free(ids), free(want), gla_close(m), free(file), free(ref);
+    }
+}
+
+/* Mean Kullback-Leibler divergence of n rows of logits, in natural units. */
+static double divergence(const float *p, const float *q, int n, int vocab) {
+    double total = 0;
+    for (int t = 0; t < n; t++, p += vocab, q += vocab) {
+        double zp = 0, zq = 0;
+        for (int i = 0; i < vocab; i++) zp += exp(p[i]), zq += exp(q[i]);
+        for (int i = 0; i < vocab; i++) total += exp(p[i]) / zp * (p[i] - log(zp) - q[i] + log(zq));
+    }
+    return total / n;
+}
+
+/* Every weight type in every place: against the same values as float32. And residual attention. */
+static void test_types(void) {
+    enum { N = 20, VOCAB = 100 };
+    for (int type = 0; type < N_TYPES; type++) {
+        if (!types[type].group) continue;
+        size_t n_a, n_b;
+        uint8_t *a = random_model(type, 0, NULL, &n_a), *b = random_model(type, 1, NULL, &n_b);
+        GlaModel *m = opened(a, n_a, types[type].name), *plain = opened(b, n_b, "the same in F32");
+        int32_t *ids = random_ids(N, VOCAB);
+        for (int k = 0; k < N_KERNELS; k++) {
+            if (!kernel_runs(&kernels[k])) continue;
+            m->kernels = plain->kernels = &kernels[k];
+            float *x = logits_of(m, ids, N, N, 0, 1), *y = logits_of(plain, ids, N, N, 0, 1);
+            double size = 0;
+            for (int i = 0; i < N * VOCAB; i++) size += (double)y[i] * y[i] / (N * VOCAB);
+            check(size > 1e-6 && size < 1e6, "%s, %s: logits of size %g", types[type].name, kernels[k].name, sqrt(size));
+            /* block-quantised weights meet activations of 16 bits: a few units of 2^-15 on the way to the logits */
+            within(largest(x, y, N * VOCAB), (types[type].group > 1 ? 2e-3 : 1e-4) * fmax(1, sqrt(size)), "%s, %s against F32", types[type].name, kernels[k].name);
+            within(divergence(y, x, N, VOCAB), 1e-6, "%s, %s: divergence from F32", types[type].name, kernels[k].name);
+            free(x), free(y);
+        }
+        check_same_bits(m, types[type].name, 37);
+        gla_close(m), gla_close(plain), free(a), free(b), free(ids);
+    }
+    for (uint32_t sources = 1; sources <= 5; sources++) {
+        size_t n;
+        uint8_t *bytes = random_model(F32, 0, (uint32_t[]){sources, sources}, &n);
+        GlaModel *m = opened(bytes, n, "residual attention");
+        check(m->config.res_block == (int)sources, "residual attention in blocks of %u", sources);
+        check_same_bits(m, "residual attention", 37);
+        gla_close(m), free(bytes);
+    }
+}
+
+#ifdef HAVE_POSIX
+typedef struct { const GlaModel *m; GlaState *s; const int32_t *ids; int n; float *logits; int code; } Job;
+static void *work(void *arg) {
+    Job *j = arg;
+    for (int i = 0; i < j->n && !j->code; i += 5) j->code = gla_eval(j->s, j->ids + i, 5, j->logits + (size_t)i * (size_t)j->m->config.vocab_size, 5, NULL);
+    return NULL;
+}
+#endif
+
+/* One model read by two states on two threads at once. */
+static void test_two_threads(void) {
+#ifdef HAVE_POSIX
+    enum { N = 50 };
+    static const char *const names[] = {"qwen35.gguf", "tiny.gguf"};
+    for (int i = 0; i < 2; i++) {
+        size_t n_file;
+        uint8_t *file = fixture(names[i], &n_file);
+        GlaModel *m = opened(file, n_file, names[i]);
+        size_t n = N * (size_t)m->config.vocab_size;
+        int32_t *ids[2] = {random_ids(N, m->config.vocab_size), random_ids(N, m->config.vocab_size)};
+        Job jobs[2];
+        pthread_t threads[2];
+        for (int j = 0; j < 2; j++) jobs[j] = (Job){m, state_of(m, N, 0, j + 1), ids[j], N, block(n * sizeof(float)), 0};
+        for (int j = 0; j < 2; j++) check(!pthread_create(&threads[j], NULL, work, &jobs[j]), "no thread");
+        for (int j = 0; j < 2; j++) pthread_join(threads[j], NULL);
+        for (int j = 0; j < 2; j++) {
+            float *alone = logits_of(m, ids[j], N, N, 0, 1);
+            check(!jobs[j].code && same(alone, jobs[j].logits, n), "%s: thread %d of two computes something else than alone", names[i], j);
+            free(alone), free(ids[j]), free(jobs[j].logits), gla_state_free(jobs[j].s);
+        }
+        gla_close(m), free(file);
+    }
+#endif
+}
+
+static void test_states(void) {
+    enum { N = 60 };
+    static const char *const names[] = {"qwen35.gguf", "qwen3.gguf", "gla.gguf", "tiny.gguf"};
+    char err[GLA_ERR] = "";
+    for (int i = 0; i < 4; i++) {
+        const char *name = names[i];
+        size_t n_file;
+        uint8_t *file = fixture(name, &n_file);
+        GlaModel *m = opened(file, n_file, name);
+        size_t vocab = (size_t)m->config.vocab_size, n = N * vocab;
+        int32_t *ids = random_ids(N, (int)vocab);
+        float *whole = logits_of(m, ids, N, N, 0, 1), *tail = block(n * sizeof *tail), *half = whole + 20 * vocab;
+        GlaState *s = state_of(m, 200, 16, 1), *copy = NULL, *placed = NULL;
+        GlaInfo info;
+        gla_info(m, &info);
+        check(info.n_layers == m->config.n_layers && info.file_bytes == n_file && (int)vocab == info.vocab_size, "%s: gla_info", name);
+        check(gla_state_ctx(s) == (info.kv_bytes_per_token ? 200 : 0), "%s: a context of %d", name, gla_state_ctx(s));
+
+        check(!gla_eval(s, ids, 20, NULL, 0, err) && gla_state_pos(s) == 20 && same(gla_logits(s), whole + 19 * vocab, vocab), "%s: the first 20 without logits", name);
+        check(!gla_state_clone(&copy, s, err), "%s: clone: %s", name, err);
+        check(!gla_eval(s, ids + 20, N - 20, tail, 7, err) && same(tail, whole + (N - 7) * vocab, 7 * vocab), "%s: the logits of the last 7 only", name);
+        gla_state_free(s); /* a clone outlives its parent */
+        check(gla_state_pos(copy) == 20 && same(gla_logits(copy), whole + 19 * vocab, vocab), "%s: a clone begins with its parent's logits", name);
+        check(!gla_eval(copy, ids + 20, N - 20, tail, N - 20, err) && same(tail, half, (N - 20) * vocab), "%s: a clone goes on like its parent", name);
+        gla_state_reset(copy);
+        check(gla_state_pos(copy) == 0 && !gla_eval(copy, ids, N, tail, N, err) && same(tail, whole, n), "%s: reset is not new", name);
+
+        /* what cannot be done leaves the state as it was */
+        int64_t pos = gla_state_pos(copy);
+        static const int32_t bad_ids[3] = {1, -1, 2};
+        check(gla_eval(copy, bad_ids, 3, NULL, 0, err) == GLA_INPUT && is_sentence(err), "%s: a negative id: %s", name, err);
+        check(gla_eval(copy, (int32_t[]){(int32_t)vocab}, 1, NULL, 0, err) == GLA_INPUT && is_sentence(err), "%s: an id beyond the vocabulary: %s", name, err);
+        check(gla_eval(copy, ids, 3, tail, 4, err) == GLA_INPUT && gla_eval(copy, ids, -1, NULL, 0, err) == GLA_INPUT && gla_eval(copy, ids, 3, tail, -1, err) == GLA_INPUT, "%s: counts that do not fit", name);
+        check(gla_eval(copy, NULL, 0, NULL, 0, err) == GLA_OK, "%s: no tokens at all", name);
+        if (info.kv_bytes_per_token) {
+            int32_t *many = random_ids(200, (int)vocab);
+            check(gla_eval(copy, many, 141, NULL, 0, err) == GLA_CONTEXT && is_sentence(err), "%s: beyond the context: %s", name, err);
+            free(many);
+        }
+        check(gla_state_pos(copy) == pos && same(gla_logits(copy), whole + (N - 1) * vocab, vocab), "%s: a refused call changed the state", name);
+
+        /* the caller's memory, poisoned and not aligned */
+        size_t need_bytes = gla_state_bytes(m, 100, 8, 2);
+        char *mem = block(need_bytes + 3);
+        memset(mem, 0xff, need_bytes + 3);
+        long calls = heap.calls;
+        check(gla_state_place(&placed, m, 100, 8, 2, mem + 3, need_bytes, err) == GLA_OK && heap.calls == calls, "%s: place: %s", name, err);
+        if (placed) check(!gla_eval(placed, ids, N, tail, N, err) && same(tail, whole, n), "%s: a state in the caller's memory computes something else", name);
+        gla_state_free(placed);
+        check(gla_state_place(&placed, m, 100, 8, 2, mem + 3, need_bytes - 1, err) == GLA_MEMORY && !placed && is_sentence(err), "%s: one byte too few: %s", name, err);
+        check(gla_state_new(&placed, m, -1, 0, 0, err) == GLA_INPUT && gla_state_new(&placed, m, 0, -1, 0, err) == GLA_INPUT && gla_state_new(&placed, m, 0, 0, 2000, err) == GLA_INPUT, "%s: settings out of range", name);
+        if (info.kv_bytes_per_token && sizeof(size_t) == 8) check(gla_state_new(&placed, m, INT_MAX, 0, 0, err) != GLA_OK ? is_sentence(err) : (gla_state_free(placed), 1), "%s: a context of 2^31: %s", name, err);
+
+        /* the token loop takes no memory */
+        GlaSampler p;
+        gla_sampler_init(&p, m, 5);
+        gla_state_reset(copy);
+        calls = heap.calls;
+        Heard h = {.n = 0};
+        check(gla_generate(copy, &p, ids, 30, &(GlaGenerate){.steps = 100, .ignore_end = 1, .emit = hear, .user = &h}, NULL, err) == GLA_DONE_STEPS, "%s: generate: %s", name, err);
+        check(heap.calls == calls, "%s: 130 tokens took memory %ld times", name, heap.calls - calls);
+        gla_state_free(copy), gla_close(m);
+        free(file), free(ids), free(whole), free(tail), free(mem);
+    }
+    check(heap.live == 0, "%ld blocks of memory were not given back", heap.live);
+    /* two models in one process, taking turns */
+    size_t n_a, n_b;
+    uint8_t *a = fixture("qwen35.gguf", &n_a), *b = fixture("gla.gguf", &n_b);
+    GlaModel *m[2] = {opened(a, n_a, "qwen35"), opened(b, n_b, "gla")};
+    int32_t *ids = random_ids(N, 256);
+    GlaState *s[2] = {state_of(m[0], 0, 0, 1), state_of(m[1], 0, 0, 1)};
+    for (int t = 0; t < N; t++) for (int k = 0; k < 2; k++) check(!gla_eval(s[k], ids + t, 1, NULL, 0, err), "taking turns: %s", err);
+    for (int k = 0; k < 2; k++) {
+        float *alone = logits_of(m[k], ids, N, N, 0, 1);
+        check(same(alone + (N - 1) * 256, gla_logits(s[k]), 256), "two models in one process: model %d differs", k);
+        free(alone), gla_state_free(s[k]), gla_close(m[k]);
+    }
+    free(a), free(b), free(ids);
+}
+
+/* ---- 10. sessions ------------------------------------------------------------------------------------------------------------- */
+
+static void test_sessions(void) {
+    enum { N = 40 };
+    static const char *const names[] = {"qwen35.gguf", "gla.gguf", "tiny.gguf"};
+    char err[GLA_ERR] = "", path[520];
+    snprintf(path, sizeof path, "%s.session", scratch());
+    for (int i = 0; i < 3; i++) {
+        const char *name = names[i];
+        size_t n_file, n, n_other;
+        uint8_t *file = fixture(name, &n_file), *other_file = fixture(names[(i + 1) % 3], &n_other);
+        GlaModel *m = opened(file, n_file, name), *other = opened(other_file, n_other, "another model");
+        size_t vocab = (size_t)m->config.vocab_size;
+        int32_t *ids = random_ids(N, (int)vocab);
+        float *whole = logits_of(m, ids, N, N, 0, 1), *tail = block(N * vocab * sizeof *tail);
+        GlaState *s = state_of(m, 64, 0, 1), *back = state_of(m, 50, 7, 2), *small = state_of(m, 10, 0, 1), *wrong = state_of(other, 0, 0, 1);
+        GlaSampler p, q;
+        gla_sampler_init(&p, m, 9), gla_sampler_init(&q, m, 1);
+        gla_sampler_note(&p, 3), next_random(&p.rng), p.temperature = 0.25f;
+        check(!gla_eval(s, ids, 15, NULL, 0, err) && !gla_state_save(s, &p, path, err), "%s: save: %s", name, err);
+        check(!gla_state_load(back, &q, path, err) && gla_state_pos(back) == 15 && same(gla_logits(back), gla_logits(s), vocab), "%s: load: %s", name, err);
+        check(!memcmp(&p, &q, sizeof p), "%s: the sampler comes back", name);
+        check(!gla_eval(back, ids + 15, N - 15, tail, N - 15, err) && same(tail, whole + 15 * vocab, (N - 15) * vocab), "%s: save and load are not the straight run", name);
+        check(gla_state_load(wrong, NULL, path, err) == GLA_INPUT && is_sentence(err), "%s: a session of another model: %s", name, err);
+        if (m->kv_floats) check(gla_state_load(small, NULL, path, err) == GLA_CONTEXT && strstr(err, "15") && strstr(err, "10"), "%s: a session longer than the context: %s", name, err);
+        check(!gla_state_save(s, NULL, path, err) && !gla_state_load(back, &q, path, err) && !memcmp(&p, &q, sizeof p), "%s: without a sampler", name);
+        uint8_t *good = slurp(path, &n);
+        check(good != NULL, "%s: the session file", name);
+
+        /* damage: refused in one sentence, the sampler untouched, the state still usable */
+        for (size_t k = 0; good && k < 700; k++) {
+            size_t at = k < 300 ? k : k < 350 ? n - 1 - (k - 300) : rnd() % n, cut = k % 2 ? at : n;
+            uint8_t *bad = block(n);
+            memcpy(bad, good, n);
+            if (cut == n) bad[at] ^= (uint8_t)(1 << rnd() % 8);
+            spill(path, bad, cut);
+            memset(&q, 0, sizeof q);
+            int code = gla_state_load(back, &q, path, err);
+            check(code < 0 && is_sentence(err) && q.rng == 0 && q.repeat_penalty == 0, "%s: %s at byte %zu of %zu: %s", name, cut == n ? "a flipped bit" : "cut", at, n, code ? err : "accepted");
+            free(bad);
+        }
+        gla_state_reset(back);
+        check(!gla_eval(back, ids, N, tail, N, err) && same(tail, whole, N * vocab), "%s: the state after failed loads", name);
+        if (good && !m->kv_floats) { /* hostile, with a checksum that is right */
+            static const int64_t positions[] = {-1, INT64_MIN, INT64_MAX, INT64_MAX - 3};
+            for (size_t k = 0; k < sizeof positions / sizeof *positions; k++) {
+                s->pos = positions[k];
+                int code = gla_state_save(s, NULL, path, err);
+                check(code == GLA_OK, "%s: %s", name, err);
+                code = gla_state_load(back, NULL, path, err);
+                check(code < 0 && is_sentence(err), "%s: a session at position %lld: %s", name, (long long)positions[k], code ? err : "accepted");
+            }
+        }
+        spill(path, "GLASTATE", 8);
+        check(gla_state_load(back, NULL, path, err) < 0 && is_sentence(err), "%s: eight bytes: %s", name, err);
+        remove(path);
+        check(gla_state_load(back, NULL, path, err) == GLA_IO && is_sentence(err), "%s: no file: %s", name, err);
+        check(gla_state_save(s, NULL, "/nonexistent/folder/session", err) == GLA_IO && is_sentence(err), "%s: no folder: %s", name, err);
+#ifdef HAVE_POSIX
+        struct rlimit limit, low; /* a disk that is full after 1000 bytes: the old file stays, the temporary one goes */
+        char temporary[530], old[3] = "";
+        snprintf(temporary, sizeof temporary, "%s.tmp", path);
+        spill(path, "old", 3);
+        signal(SIGXFSZ, SIG_IGN);
+        getrlimit(RLIMIT_FSIZE, &limit);
+        low = limit, low.rlim_cur = 1000;
+        setrlimit(RLIMIT_FSIZE, &low);
+        check(gla_state_save(s, NULL, path, err) == GLA_IO && is_sentence(err), "%s: a full disk: %s", name, err);
+        setrlimit(RLIMIT_FSIZE, &limit);
+        FILE *f = fopen(path, "rb"), *left = fopen(temporary, "rb");
+        check(f && fread(old, 1, 3, f) == 3 && !memcmp(old, "old", 3) && !left, "%s: after a failed write the old file is gone or the temporary one is left", name);
+        if (f) fclose(f);
+        if (left) fclose(left);
+        remove(path);
+#endif
+        gla_state_free(s), gla_state_free(back), gla_state_free(small), gla_state_free(wrong), gla_close(m), gla_close(other);
+        free(file), free(other_file), free(ids), free(whole), free(tail), free(good);
+    }
+}
+
+/* Memory that runs out at any moment: an error, and nothing is lost. */
+static void test_no_memory(void) {
+    static const char *const names[] = {"qwen35.gguf", "tiny.gguf", "tokenizer/qwen2.gguf", "tokenizer/llama.gguf"};
+    char err[GLA_ERR] = "", path[512], session[520];
+    snprintf(session, sizeof session, "%s.session", scratch());
+    for (int i = 0; i < 4; i++) {
+        size_t n;
+        uint8_t *file = fixture(names[i], &n);
+        int whole = i < 2, code = -1;
+        GlaModel *m = NULL, *base = NULL;
+        GlaState *s = NULL, *copy = NULL;
+        if (!whole) file = (free(file), fixture("tiny.gguf", &n)), base = opened(file, n, "tiny");
+        long live = heap.live, k;
+        for (k = 1; k < 10000 && code; k++) {
+            m = base, s = copy = NULL, err[0] = 0;
+            heap.calls = 0, heap.fail_at = k;
+            code = whole ? gla_open_memory(&m, file, n, err) : gla_open_tokenizer(m, path_of(path, names[i]), err);
+            if (!code && whole) code = gla_state_new(&s, m, 16, 4, 1, err);
+            if (!code && whole) code = gla_state_clone(&copy, s, err);
+            if (!code && whole) code = gla_state_save(s, NULL, session, err);
+            int64_t count = code ? 0 : gla_n_tokens(m) ? gla_encode(m, "on\xC3\xA9 e\xCC\x81 upon", 12, GLA_SPECIAL, NULL, 0, err) : 0;
+            if (count < 0) code = (int)count;
+            heap.fail_at = 0;
+            check(!code || (code == GLA_MEMORY && is_sentence(err)), "%s: without the %ldth block: %d %s", names[i], k, code, err);
+            gla_state_free(s), gla_state_free(copy);
+            if (whole) gla_close(m);
+            else if (gla_n_tokens(base) && !code) gla_open_tokenizer(base, path_of(path, "tiny.gguf"), err);
+            if (whole) check(heap.live == live, "%s: %ld blocks lost after the %ldth failed", names[i], heap.live - live, k);
+        }
+        check(!code && k > 5, "%s: %ld allocations", names[i], k);
+        gla_close(base), free(file);
+    }
+    remove(session);
+    check(heap.live == 0, "%ld blocks of memory were not given back", heap.live);
+}
+
+/* ---- 11. hostile files ---------------------------------------------------------------------------------------------------------- */
+
+/* Opens bytes as a model (or as a vocabulary) from a block of exactly their size; what opens is also run. Returns the code. */
+static int attempt(const uint8_t *bytes, size_t n, int vocabulary, const char *what, char *err) {
+    uint8_t *exact = block(n);
+    memcpy(exact, bytes, n);
+    long live = heap.live;
+    size_t before = heap.bytes;
+    GlaModel *m = NULL;
+    Gguf g = {.map = {exact, n, 0}};
+    Tokenizer *t = NULL;
+    double start = now_s();
+    int code;
+    err[0] = 0;
+    if (vocabulary) {
+        code = gguf_read(&g, err);
+        if (!code) code = tokenizer_new(&t, &g, err);
+    } else {
+        code = gla_open_memory(&m, exact, n, err);
+        if (!code) t = m->vocab;
+    }
+    check(heap.bytes - before < 400 * n + (1 << 20), "%s: %zu bytes of memory for a file of %zu", what, heap.bytes - before, n);
+    check(code ? code < 0 && is_sentence(err) : 1, "%s: the message is no sentence: \"%s\"", what, err);
+    if (!code) {
+        char piece[64];
+        int32_t ids[64];
+        for (int32_t id = -1; id <= t->n && id < 400; id++) tokenizer_piece(t, id, (int)(rnd() & 7), piece, sizeof piece);
+        if (t->n) tokenizer_encode(t, "once upon \xE2\x82\xAC<|im_end|>e\xCC\x81 1\n\xFF", 27, 3, ids, 64, err);
+    }
+    if (!code && !vocabulary) {
+        GlaState *s;
+        int ok = gla_state_new(&s, m, 6, 4, 1, err) == GLA_OK;
+        if (ok) {
+            int32_t some[6];
+            GlaSampler p;
+            for (int i = 0; i < 6; i++) some[i] = (int32_t)(rnd() % (uint32_t)m->config.vocab_size);
+            gla_eval(s, some, 6, NULL, 0, err);
+            gla_sampler_init(&p, m, 1);
+            int32_t id = gla_sample(&p, s);
+            check(id >= 0 && id < m->config.vocab_size, "%s: sampled %d", what, id);
+            gla_state_free(s);
+        }
+    }
+    if (vocabulary) tokenizer_free(t), gguf_close(&g);
+    gla_close(m);
+    free(exact);
+    check(heap.live == live, "%s: %ld blocks lost", what, heap.live - live);
+    check(now_s() - start < 5, "%s: took %.1f s", what, now_s() - start);
+    return code;
+}
+
+/* One edit of a good file: `width` bytes at `offset` behind the end of the text `anchor` (or from the start of the file), and what
+ * the message must hold; NULL: the file still opens. A string's length stands 8 bytes before it: offset - 8 - its length. */
+typedef struct { const char *file, *what, *anchor; int offset, width; uint64_t value; const char *message; } Edit;
+#define KEY(name) name, 4              /* the value of a key: its name, 4 bytes of type, the value */
+#define ARRAY(name) name, 4 + 4 + 8    /* the first element of an array: ... type of elements, count */
+#define DIMS(name) name, 4             /* of a tensor: its name, 4 bytes of dimension count, the dimensions; then */
+#define TYPE2(name) name, 4 + 16       /* ... of two dimensions the type and the offset */
+#define TYPE1(name) name, 4 + 8
+#define TINY "tiny.gguf"
+#define QWEN "qwen35.gguf"
+#define GLAF "gla.gguf"
+
+static const Edit edits[] = {
+    {TINY, "magic", NULL, 0, 4, 0x4c4d4747, "does not begin with"},
+    {TINY, "a git-lfs pointer", NULL, 0, 4, 0x73726576, "git-lfs"},
+    {TINY, "a web page", NULL, 0, 4, 0x4f44213c, "text"},
+    {TINY, "version 0", NULL, 4, 4, 0, "big-endian"},
+    {TINY, "version 1", NULL, 4, 4, 1, "version 1"},
+    {TINY, "version 2", NULL, 4, 4, 2, NULL},
+    {TINY, "version 4", NULL, 4, 4, 4, "version 4"},
+    {TINY, "big-endian version", NULL, 4, 4, 0x03000000, "big-endian"},
+    {TINY, "no tensors", NULL, 8, 8, 0, "no weights"},
+    {TINY, "too many tensors", NULL, 8, 8, 1000000, "more than"},
+    {TINY, "a negative number of tensors", NULL, 8, 8, UINT64_MAX, "more than"},
+    {TINY, "one tensor too many", NULL, 8, 8, 30, ""},
+    {TINY, "no keys", NULL, 16, 8, 0, ""},
+    {TINY, "too many keys", NULL, 16, 8, 1 << 20, "more than"},
+    {TINY, "a negative number of keys", NULL, 16, 8, (uint64_t)1 << 63, "more than"},
+    {TINY, "one key too many", NULL, 16, 8, 27, ""},
+    {TINY, "an empty key", "general.architecture", -28, 8, 0, "0 bytes"},
+    {TINY, "a key that is too long", "general.architecture", -28, 8, 70000, "70000 bytes"},
+    {TINY, "a key beyond the file", "general.architecture", -28, 8, 1 << 30, "cut short"},
+    {TINY, "a key of 2^64 - 1 bytes", "general.architecture", -28, 8, UINT64_MAX, "cut short"},
+    {TINY, "a key that occurs twice", "tokenizer.ggml.bos", -3, 1, 'e', "occurs twice"},
+    {TINY, "a string beyond the file", KEY("general.architecture"), 8, 1 << 30, "runs past"},
+    {TINY, "a string of 2^64 - 8 bytes", KEY("general.architecture"), 8, UINT64_MAX - 7, "runs past"},
+    {TINY, "value type 13", "general.name", 0, 4, 13, "value type 13"},
+    {TINY, "value type -1", "general.name", 0, 4, 0xffffffff, "value type -1"},
+    {TINY, "an array of arrays", "tokenizer.ggml.merges", 4, 4, 9, "malformed"},
+    {TINY, "an array of type 13", "tokenizer.ggml.merges", 4, 4, 13, "malformed"},
+    {TINY, "an array of 2^63 strings", "tokenizer.ggml.merges", 8, 8, (uint64_t)1 << 63, "malformed"},
+    {TINY, "an array of 2^30 strings", "tokenizer.ggml.merges", 8, 8, 1 << 30, "malformed"},
+    {TINY, "an array of 2^62 integers", "tokenizer.ggml.token_type", 8, 8, (uint64_t)1 << 62, "malformed"},
+    {TINY, "a string in an array beyond the file", ARRAY("tokenizer.ggml.merges"), 8, 1 << 30, "malformed"},
+    {TINY, "alignment 0", KEY("general.alignment"), 4, 0, "general.alignment"},
+    {TINY, "alignment 24", KEY("general.alignment"), 4, 24, "general.alignment"},
+    {TINY, "alignment 2^31", KEY("general.alignment"), 4, (uint64_t)1 << 31, "general.alignment"},
+    {TINY, "alignment as a float", "general.alignment", 0, 4, GGUF_F32, "general.alignment"},
+    {TINY, "alignment 64", KEY("general.alignment"), 4, 64, ""},
+    {TINY, "a bool of 2", KEY("tokenizer.ggml.add_bos_token"), 1, 2, NULL},
+    {TINY, "a tensor name of 64 bytes", "blk.0.attn_q.weight", -27, 8, 64, "malformed name"},
+    {TINY, "a tensor without a name", "blk.0.attn_q.weight", -27, 8, 0, "malformed name"},
+    {TINY, "a tensor name of 2^64 - 1 bytes", "blk.0.attn_q.weight", -27, 8, UINT64_MAX, "cut short"},
+    {TINY, "a NUL in a tensor name", "blk.0.attn_q", 0, 1, 0, "malformed name"},
+    {TINY, "a tensor that occurs twice", "blk.0.attn_q", -1, 1, 'k', "occurs twice"},
+    {TINY, "5 dimensions", "blk.0.attn_q.weight", 0, 4, 5, "5 dimensions"},
+    {TINY, "2^32 - 1 dimensions", "blk.0.attn_q.weight", 0, 4, 0xffffffff, "4294967295 dimensions"},
+    {TINY, "no dimensions", "blk.1.ffn_down.weight", 0, 4, 0, ""},
+    {TINY, "a dimension of 0", DIMS("blk.0.attn_q.weight"), 8, 0, "dimension 0 is 0"},
+    {TINY, "a negative dimension", DIMS("blk.0.attn_q.weight"), 8, UINT64_MAX, "dimension 0 is -1"},
+    {TINY, "dimensions of 2^63 together", DIMS("blk.0.attn_q.weight"), 8, (uint64_t)1 << 58, "dimension 1 is"},
+    {TINY, "a tensor of 2^63 bytes", DIMS("blk.0.attn_q.weight"), 8, (uint64_t)1 << 57, "truncated"},
+    {TINY, "tensor type -1", TYPE2("blk.0.attn_q.weight"), 4, 0xffffffff, "unknown tensor type"},
+    {TINY, "tensor type 4, removed", TYPE2("blk.0.attn_q.weight"), 4, 4, "unknown tensor type 4"},
+    {TINY, "tensor type 31, removed", TYPE2("blk.0.attn_q.weight"), 4, 31, "unknown tensor type 31"},
+    {TINY, "tensor type 38, removed", TYPE2("blk.0.attn_q.weight"), 4, 38, "unknown tensor type 38"},
+    {TINY, "tensor type 43", TYPE2("blk.0.attn_q.weight"), 4, 43, "unknown tensor type 43"},
+    {TINY, "a type that is not implemented", TYPE2("blk.0.attn_q.weight"), 4, 24, "I8"},
+    {TINY, "rows that do not divide into blocks", TYPE2("blk.0.attn_q.weight"), 4, Q4_K, "blocks of 256"},
+    {TINY, "a norm that is quantised", TYPE1("blk.0.attn_norm.weight"), 4, Q8_0, "Q8_0"},
+    {TINY, "an offset that is not aligned", "blk.0.attn_q.weight", 4 + 16 + 4, 8, 16, "offset 16"},
+    {TINY, "an offset beyond the file", "blk.0.attn_q.weight", 4 + 16 + 4, 8, 1 << 20, "truncated"},
+    {TINY, "an offset of 2^64 - 32", "blk.0.attn_q.weight", 4 + 16 + 4, 8, UINT64_MAX - 31, "truncated"},
+    {TINY, "tensors that overlap", "blk.0.attn_q.weight", 4 + 16 + 4, 8, 0, NULL}, /* in bounds, so harmless */
+    {TINY, "a tensor that is missing", "blk.0.attn_q", -6, 1, 'y', "blk.0.attn_q.weight is missing"},
+    {TINY, "a tensor with other dimensions", DIMS("blk.0.attn_q.weight"), 8, 16, "expected (32, 32)"},
+    {TINY, "a norm with other dimensions", DIMS("blk.0.attn_norm.weight"), 8, 31, "31 elements"},
+    {TINY, "no architecture", "general.architecture", -1, 1, 'x', "general.architecture is missing"},
+    {TINY, "another architecture", "general.architecture", 12, 1, 'x', "\"xla\""},
+    {TINY, "an architecture that is no text", "general.architecture", 0, 4, GGUF_U64, ""},
+    {TINY, "no layers", KEY("gla.block_count"), 4, 0, "gla.block_count is 0"},
+    {TINY, "a million layers", KEY("gla.block_count"), 4, 1000000, "gla.block_count is 1000000"},
+    {TINY, "as many layers as tensors", KEY("gla.block_count"), 4, 29, ""},
+    {TINY, "one layer", KEY("gla.block_count"), 4, 1, NULL}, /* the others are taken for drafting blocks */
+    {TINY, "a negative number of layers", KEY("gla.block_count"), 4, 0xffffffff, "gla.block_count is"},
+    {TINY, "layers as a string", "gla.block_count", 0, 4, GGUF_STR, ""},
+    {TINY, "layers as a float", "gla.block_count", 0, 4, GGUF_F32, "no integer"},
+    {TINY, "width 0", KEY("gla.embedding_length"), 4, 0, "gla.embedding_length is 0"},
+    {TINY, "another width", KEY("gla.embedding_length"), 4, 64, "expected (64"},
+    {TINY, "context 0", KEY("gla.context_length"), 4, 0, "gla.context_length is 0"},
+    {TINY, "hidden width 0", KEY("gla.feed_forward_length"), 4, 0, "gla.feed_forward_length is 0"},
+    {TINY, "an epsilon that is no number", KEY("gla.attention.layer_norm_rms_epsilon"), 4, 0x7fc00000, "epsilon is nan"},
+    {TINY, "a negative epsilon", KEY("gla.attention.layer_norm_rms_epsilon"), 4, 0xbf800000, "epsilon is -1"},
+    {TINY, "heads beyond reason", ARRAY("gla.attention.head_count"), 4, 0x7fffffff, "head_count is 2147483647"},
+    {TINY, "a softmax layer without its tensors", ARRAY("gla.attention.head_count"), 4, 2, ""},
+    {TINY, "heads for one layer only", "gla.attention.head_count", 8, 8, 1, ""},
+    {TINY, "key heads 3", "gla.attention.head_count_kv", 4 + 4 + 8 + 4, 4, 3, "cannot share"},
+    {TINY, "key heads 0", "gla.attention.head_count_kv", 4 + 4 + 8 + 4, 4, 0, "head_count_kv is 0"},
+    {TINY, "an odd number of rotated channels", KEY("gla.rope.dimension_count"), 4, 15, "odd"},
+    {TINY, "more rotated channels than there are", KEY("gla.rope.dimension_count"), 4, 18, "dimension_count is 18"},
+    {TINY, "a rotary base of 0", KEY("gla.rope.freq_base"), 4, 0, "freq_base is 0"},
+    {TINY, "linear heads 0", KEY("gla.mixer.head_count"), 4, 0, "gla.mixer.head_count is 0"},
+    {TINY, "key width 0", KEY("gla.mixer.key_length"), 4, 0, "gla.mixer.key_length is 0"},
+    {TINY, "a key width beyond reason", KEY("gla.mixer.key_length"), 4, 1 << 30, "gla.mixer.key_length is"},
+    {TINY, "a value width that does not fit", KEY("gla.mixer.value_length"), 4, 17, "expected ("},
+    {TINY, "65 taps", KEY("gla.mixer.conv_kernel"), 4, 65, "conv_kernel is 65"},
+    {TINY, "3 taps", KEY("gla.mixer.conv_kernel"), 4, 3, "expected 96"},
+    {TINY, "no taps", KEY("gla.mixer.conv_kernel"), 4, 0, "has no place"},
+    {TINY, "an activation that is not known", "gla.mixer.output_gate", 12, 1, 'X', "activation"},
+    {TINY, "a decay divisor of 0", KEY("gla.mixer.decay_divisor"), 4, 0, "decay_divisor is 0"},
+    {TINY, "another kind of vocabulary", "tokenizer.ggml.model", 12, 1, 'b', "tokenizer.ggml.model"},
+    {TINY, "another pre-tokenizer", "tokenizer.ggml.pre", 12, 1, 'x', "tokenizer.ggml.pre"},
+    {TINY, "a merge without a space", "tokenizer.ggml.merges", 4 + 4 + 8 + 8 + 1, 1, '_', "no space"},
+    {TINY, "bos beyond the vocabulary", KEY("tokenizer.ggml.bos_token_id"), 4, 271, NULL},
+    {TINY, "eos of 2^32 - 1", KEY("tokenizer.ggml.eos_token_id"), 4, 0xffffffff, NULL},
+    {TINY, "token types of another kind", "tokenizer.ggml.token_type", 4, 4, GGUF_F32, "token_type"},
+    {TINY, "a token type beyond the known", ARRAY("tokenizer.ggml.token_type"), 4, 0x80000001, NULL},
+    {TINY, "a token that is no UTF-8", ARRAY("tokenizer.ggml.tokens"), 0, 0, NULL},
+    {QWEN, "interval 0", KEY("qwen35.full_attention_interval"), 4, 0, "full_attention_interval is 0"},
+    {QWEN, "another interval", KEY("qwen35.full_attention_interval"), 4, 3, "blk.2.attn_qkv.weight is"},
+    {QWEN, "key groups that do not divide", KEY("qwen35.ssm.group_count"), 4, 3, "do not fit"},
+    {QWEN, "no key groups", KEY("qwen35.ssm.group_count"), 4, 0, "group_count is 0"},
+    {QWEN, "no value heads", KEY("qwen35.ssm.time_step_rank"), 4, 0, "time_step_rank is 0"},
+    {QWEN, "value heads that do not divide", KEY("qwen35.ssm.time_step_rank"), 4, 6, "do not fit"},
+    {QWEN, "taps 0", KEY("qwen35.ssm.conv_kernel"), 4, 0, "conv_kernel is 0"},
+    {QWEN, "taps 65", KEY("qwen35.ssm.conv_kernel"), 4, 65, "conv_kernel is 65"},
+    {QWEN, "a state of no width", KEY("qwen35.ssm.state_size"), 4, 0, "state_size is 0"},
+    {QWEN, "a state beyond reason", KEY("qwen35.ssm.state_size"), 4, 1 << 20, "state_size is"},
+    {QWEN, "an inner size of 2^31", KEY("qwen35.ssm.inner_size"), 4, (uint64_t)1 << 31, "inner_size is"},
+    {QWEN, "heads 0", KEY("qwen35.attention.head_count"), 4, 0, "head_count is 0"},
+    {QWEN, "heads that do not divide", KEY("qwen35.attention.head_count"), 4, 5, "cannot share"},
+    {QWEN, "a head of width 0", KEY("qwen35.attention.key_length"), 4, 0, "key_length is 0"},
+    {QWEN, "values of another width than keys", KEY("qwen35.attention.value_length"), 4, 16, "differs"},
+    {QWEN, "all layers are drafting blocks", KEY("qwen35.block_count"), 4, 5, ""},
+    {QWEN, "the last layer is a drafting block", KEY("qwen35.block_count"), 4, 3, NULL},
+    {QWEN, "a file for another purpose", "general.type", 12, 5, 0x6b656e6b61, "general.type"},
+    {GLAF, "a million heads", KEY("gla.mixer.head_count"), 4, 1000000, "head_count is 1000000"},
+    {GLAF, "key heads that do not divide", KEY("gla.mixer.head_count_kv"), 4, 3, "cannot share"},
+    {"tokenizer/llama.gguf", "scores of another length", "tokenizer.ggml.scores", 8, 8, 3, ""},
+    {"tokenizer/llama.gguf", "scores of another type", "tokenizer.ggml.scores", 4, 4, GGUF_I32, "scores"},
+    {"tokenizer/llama.gguf", "a score that is no number", ARRAY("tokenizer.ggml.scores"), 4, 0x7fc00000, NULL},
+    {"tokenizer/llama.gguf", "a byte token that is none", "<0x00", -2, 1, 'g', NULL},
+    {"tokenizer/llama.gguf", "a negative byte token", "<0x00", -2, 1, '-', NULL},
+    {"tokenizer/llama.gguf", "tokens of another type", "tokenizer.ggml.tokens", 4, 4, GGUF_U8, ""},
+    {"tokenizer/llama.gguf", "an unknown token beyond the vocabulary", KEY("tokenizer.ggml.bos_token_id"), 4, 0x7fffffff, NULL},
+    {"tokenizer/gpt-2.gguf", "as a model", NULL, 0, 0, 0, NULL},
+};
+
+static uint8_t *find(uint8_t *p, size_t n, const char *text) { /* the byte behind the first occurrence */
+    size_t len = strlen(text);
+    for (size_t i = 0; i + len <= n; i++) if (p[i] == (uint8_t)text[0] && !memcmp(p + i, text, len)) return p + i + len;
+    return NULL;
+}
+
+static void test_hostile_fields(void) {
+    char err[GLA_ERR];
+    for (size_t i = 0; i < sizeof edits / sizeof *edits; i++) {
+        const Edit *e = &edits[i];
+        size_t n;
+        uint8_t *p = fixture(e->file, &n), *at = e->anchor ? find(p, n, e->anchor) : p;
+        check(at != NULL, "%s: %s is not in %s", e->what, e->anchor, e->file);
+        if (!at) { free(p); continue; }
+        memcpy(at + e->offset, &e->value, (size_t)e->width); /* little-endian hosts, like run.c */
+        int vocabulary = !strncmp(e->file, "tokenizer/", 10), code = attempt(p, n, vocabulary, e->what, err);
+        if (e->message) check(code < 0 && strstr(err, e->message), "%s: expected \"%s\", got %s", e->what, e->message, code ? err : "a model");
+        else check(code == GLA_OK, "%s: %s", e->what, err);
+        if (verbose && code) printf("     %s: %s\n", e->what, err);
+        free(p);
+    }
+    size_t n;
+    uint8_t *p = fixture("tokenizer/gpt-2.gguf", &n);
+    check(attempt(p, n, 0, "a vocabulary as a model", err) == GLA_UNSUPPORTED && strstr(err, "-z"), "a vocabulary as a model: %s", err);
+    free(p);
+
+    for (uint32_t first = 0; first < 4; first++) { /* residual attention that the layers do not agree on */
+        p = random_model(F32, 0, (uint32_t[]){first, 3 - first}, &n);
+        check(attempt(p, n, 0, "residual attention", err) < 0, "residual attention in blocks of %u in one layer and %u in the other was accepted", first, 3 - first);
+        free(p);
+    }
+}
+
+/* A model cut at every length of its header and at steps through its data; and bytes of the header changed. */
+static void test_hostile_bytes(void) {
+    static const struct { const char *name; int vocabulary; } files[] = {{"tiny.gguf", 0}, {"qwen35.gguf", 0}, {"gla.gguf", 0}, {"tokenizer/gpt-2.gguf", 1}, {"tokenizer/llama.gguf", 1}};
+    char err[GLA_ERR], what[96];
+    for (size_t i = 0; i < sizeof files / sizeof *files; i++) {
+        size_t n;
+        uint8_t *p = fixture(files[i].name, &n);
+        Gguf g = {.map = {p, n, 0}};
+        check(!gguf_read(&g, err), "%s: %s", files[i].name, err);
+        size_t header = g.n_tensors ? g.data_at : n;
+        gguf_close(&g);
+        for (size_t cut = 0; cut < n; cut += cut < header ? files[i].vocabulary ? 7 : 1 : 1 + n / 100) {
+            snprintf(what, sizeof what, "%s cut to %zu of %zu bytes", files[i].name, cut, n);
+            int code = attempt(p, cut, files[i].vocabulary, what, err);
+            /* a vocabulary has no tensors and nothing behind its keys, so each byte counts; padding at the end of a model does not */
+            check(code < 0 || (!files[i].vocabulary && cut + 32 > n), "%s: opened", what);
+        }
+        uint8_t *q = block(n);
+        for (size_t at = 0; at < header; at += files[i].vocabulary ? 11 : 2) {
+            static const uint8_t values[] = {0, 1, 0x7f, 0x80, 0xff};
+            memcpy(q, p, n);
+            for (int k = 0; k < 2; k++) {
+                uint8_t to = k ? (uint8_t)(p[at] ^ 1 << rnd() % 8) : values[rnd() % 5];
+                q[at] = to;
+                snprintf(what, sizeof what, "%s with byte %zu changed to %d", files[i].name, at, to);
+                attempt(q, n, files[i].vocabulary, what, err);
+            }
+        }
+        free(q), free(p);
+    }
+    /* from a path */
+    GlaModel *m;
+    char path[520];
+    snprintf(path, sizeof path, "%s.gguf", scratch());
+    static const struct { const char *what, *bytes; size_t n; } small[] = {{"an empty file", "", 0}, {"23 bytes", "GGUF3..................", 23}, {"a web page", "<!DOCTYPE html><html><body>not found", 36}};
+    for (size_t i = 0; i < sizeof small / sizeof *small; i++) {
+        spill(path, small[i].bytes, small[i].n);
+        check(gla_open(&m, path, err) < 0 && !m && is_sentence(err), "%s: %s", small[i].what, err);
+    }
+    remove(path);
+    check(gla_open(&m, path, err) == GLA_IO && !m && is_sentence(err), "no file: %s", err);
+    check(gla_open(&m, "/", err) < 0 && !m && is_sentence(err), "a folder: %s", err);
+    check(gla_open_memory(&m, "", 0, err) < 0 && !m && is_sentence(err), "no bytes: %s", err);
+    check(gla_open_memory(&m, "", 0, NULL) < 0, "no room for a message");
+}
+
+/* ---- 12. the list of sections --------------------------------------------------------------------------------------------------------- */
+
+static const struct { const char *name; void (*run)(void); } sections[] = {
+    {"formats", test_formats}, {"fast_exp", test_fast_exp}, {"matmul", test_matmul}, {"recurrence tables", test_recurrence_tables}, {"recurrence", test_recurrence},
+    {"attend", test_attend}, {"layers", test_layers}, {"sampler", test_sampler}, {"generate", test_generate}, {"tokenizer", test_tokenizer}, {"goldens", test_goldens},
+    {"types", test_types}, {"states", test_states}, {"two threads", test_two_threads}, {"sessions", test_sessions}, {"no memory", test_no_memory},
+    {"hostile fields", test_hostile_fields}, {"hostile bytes", test_hostile_bytes},
+};
+
+int main(int argc, char **argv) {
+    const char *only = "";
+    for (int i = 1; i < argc; i++) {
+        if (!strcmp(argv[i], "-v")) verbose = 1;
+        else if (!strcmp(argv[i], "-k") && i + 1 < argc) only = argv[++i];
+        else fixtures = argv[i];
+    }
+    setvbuf(stdout, NULL, _IOLBF, 1 << 16);
+    for (size_t i = 0; i < sizeof sections / sizeof *sections; i++) {
+        if (!strstr(sections[i].name, only)) continue;
+        double start = now_s();
+        int before = passed + failed;
+        section = sections[i].name, rng = 1;
+        sections[i].run();
+        if (verbose) printf("%-18s %7d checks, %.2f s\n", section, passed + failed - before, now_s() - start);
+    }
+    printf("%d passed, %d failed\n", passed, failed);
+    return failed != 0;
+}

@@ -1,0 +1,488 @@
+/* test_train.c - the trainer's gradients against central finite differences, in double.
+ *   cc -O2 -o test_train tests/test_train.c -lm && ./test_train */
+#ifndef REAL
+#define REAL double
+#endif
+#define TRAIN_NO_MAIN
+#include "../train_tiny.c"
+
+enum { TRIES = 24 };                       /* elements nudged per array */
+static int passed, failed;
+static uint64_t rng = 12345;
+
+static void check(const char *what, double err, double bound) {
+    bool ok = err < bound;
+    ok ? passed++ : failed++;
+    printf("%-4s %-44s %.1e  (bound %.0e)\n", ok ? "ok" : "FAIL", what, err, bound);
+}
+
+static real *noise(size_t n, double size) {
+    real *p = checked(calloc(n + 64, sizeof *p));
+    for (size_t i = 0; i < n; i++) p[i] = size * rng_normal(&rng);
+    return p;
+}
+
+/* A scalar function of some arrays, and what its backward says. The function is sum(out * mask): mask is the gradient
+ * that goes in. run() makes out from the arrays; the test nudges single elements of each. */
+typedef struct { const char *name; real *x; const real *dx; size_t n; } Arg;
+typedef struct { void (*run)(void *); void *ctx; const real *out, *mask; size_t n_out; } Func;
+
+static double value(const Func *f) {
+    f->run(f->ctx);
+    double s = 0;
+    for (size_t i = 0; i < f->n_out; i++) s += f->out[i] * f->mask[i];
+    return s;
+}
+
+/* Largest |analytic - numeric| over the size of the largest gradient of that array. */
+static void differences(const char *what, const Func *f, const Arg *args, int n_args) {
+    for (int a = 0; a < n_args; a++) {
+        size_t n = args[a].n, tries = n < TRIES ? n : TRIES;
+        real *dx = checked(malloc(n * sizeof *dx));
+        memcpy(dx, args[a].dx, n * sizeof *dx);
+        double worst = 0, size = 1e-12;
+        for (size_t i = 0; i < n; i++) size = fabs(dx[i]) > size ? fabs(dx[i]) : size;
+        for (size_t k = 0; k < tries; k++) {
+            size_t i = n <= TRIES ? k : rng_next(&rng) % n;
+            const double h = 5e-5;                /* four points: the error of the formula is of order h^4 */
+            const real keep = args[a].x[i];
+            double at[4];
+            for (int j = 0; j < 4; j++) args[a].x[i] = keep + h * (j < 2 ? j - 2 : j - 1), at[j] = value(f);
+            args[a].x[i] = keep;
+            double err = fabs((8 * (at[2] - at[1]) - (at[3] - at[0])) / (12 * h) - dx[i]) / size;
+            worst = err > worst || err != err ? err : worst;
+        }
+        char name[96];
+        snprintf(name, sizeof name, "%s: d%s", what, args[a].name);
+        check(name, worst, 1e-6);
+        free(dx);
+    }
+}
+
+/* ---- single pairs ---- */
+typedef struct { int N, heads, n, T, B; real *x, *w, *z, *y, *inv; real scale; } Row;
+
+static void run_matmul(void *p) { Row *r = p; matmul_forward(r->y, r->x, r->w, r->N, r->n, r->heads, 0); }
+static void run_rmsnorm(void *p) { Row *r = p; rmsnorm_forward(r->y, r->heads * r->n, r->n, r->inv, r->x, r->heads * r->n, r->n, r->w, r->N, r->heads, r->n, 1e-6); }
+static void run_gated_norm(void *p) { Row *r = p; gated_norm_forward(r->y, r->inv, r->x, r->z, r->w, r->N, r->heads, r->n, 1e-6); }
+static void run_l2norm(void *p) { Row *r = p; kern.l2norm_forward(r->y, r->inv, r->x, r->heads * r->n, r->N, r->heads, r->n, r->scale); }
+static void run_swiglu(void *p) { Row *r = p; swiglu_forward(r->y, r->x, r->z, (size_t)r->N * r->n); }
+static void run_out_gate(void *p) { Row *r = p; kern.out_gate_forward(r->y, r->x, r->z, r->N, r->heads, r->n); }
+static void run_conv(void *p) { Row *r = p; conv_forward(r->y, r->x, r->w, r->B, r->T, r->n, 4); }
+static void run_decay(void *p) { Row *r = p; gla_decay_forward(r->y, r->x, r->w, r->N, r->n, 16); }
+
+static void test_pairs(void) {
+    for (int shape = 0; shape < 3; shape++) {
+        const int N = (int[]){ 5, 37, 150 }[shape], in = (int[]){ 16, 48, 700 }[shape], out = (int[]){ 3, 70, 33 }[shape];
+        Row r = { .N = N, .n = in, .heads = out, .x = noise((size_t)N * in, 1), .w = noise((size_t)out * in, 1), .y = noise((size_t)N * out, 1) };
+        real *dy = noise((size_t)N * out, 1), *dx = noise((size_t)N * in, 0), *dw = noise((size_t)out * in, 0);
+        matmul_backward(dx, dw, dy, r.x, r.w, N, in, out, 0);
+        char name[40];
+        snprintf(name, sizeof name, "matmul %d x %d x %d", N, in, out);
+        differences(name, &(Func){ run_matmul, &r, r.y, dy, (size_t)N * out }, (Arg[]){ { "x", r.x, dx, (size_t)N * in }, { "w", r.w, dw, (size_t)out * in } }, 2);
+    }
+    enum { N = 70, H = 2, n = 32, S = N * H * n };
+    real *dy = noise(S, 1), *dx = noise(S, 0), *dz = noise(2 * S, 0), *dw = noise(n, 0);
+    Row r = { .N = N, .heads = H, .n = n, .x = noise(S, 1), .w = noise(n, 1), .z = noise(2 * S, 1), .y = noise(S, 1), .inv = noise(S, 1), .scale = 0.3 };
+    run_rmsnorm(&r);
+    rmsnorm_backward(dx, dw, dy, H * n, n, r.x, H * n, n, r.w, r.inv, N, H, n, 0);
+    differences("rmsnorm", &(Func){ run_rmsnorm, &r, r.y, dy, S }, (Arg[]){ { "x", r.x, dx, S }, { "w", r.w, dw, n } }, 2);
+    zeroed(dw, n);
+    run_gated_norm(&r);
+    gated_norm_backward(dx, dz, dw, dy, r.x, r.z, r.w, r.inv, N, H, n);
+    differences("gated norm", &(Func){ run_gated_norm, &r, r.y, dy, S }, (Arg[]){ { "o", r.x, dx, S }, { "z", r.z, dz, S }, { "w", r.w, dw, n } }, 3);
+    run_l2norm(&r);
+    kern.l2norm_backward(dx, H * n, dy, r.x, r.inv, N, H, n, r.scale);
+    differences("l2 norm", &(Func){ run_l2norm, &r, r.y, dy, S }, (Arg[]){ { "x", r.x, dx, S } }, 1);
+    run_out_gate(&r);
+    zeroed(dz, 2 * S);
+    kern.out_gate_backward(dx, dz, dy, r.x, r.z, N, H, n);
+    differences("output gate", &(Func){ run_out_gate, &r, r.y, dy, S }, (Arg[]){ { "o", r.x, dx, S }, { "z", r.z, dz, 2 * S } }, 2);
+    Row f = { .N = 9, .n = 64, .x = noise(576, 2), .z = noise(576, 2), .y = noise(576, 1) };
+    real *df = noise(576, 1);
+    swiglu_backward(dx, dz, df, f.x, f.z, 576);
+    differences("swiglu", &(Func){ run_swiglu, &f, f.y, df, 576 }, (Arg[]){ { "g", f.x, dx, 576 }, { "u", f.z, dz, 576 } }, 2);
+    for (int T = 2; T <= 19; T += 17) {
+        const size_t size = (size_t)3 * T * 32;
+        Row c = { .B = 3, .T = T, .n = 32, .x = noise(size, 1), .w = noise(128, 1), .y = noise(size, 1) };
+        real *dc = noise(size, 1), *keep = noise(size, 0), *dwc = noise(128, 0);
+        memcpy(keep, dc, size * sizeof(real));
+        conv_backward(dx, dwc, keep, c.x, c.w, 3, T, 32, 4);
+        differences(T == 2 ? "conv + silu, T 2" : "conv + silu, T 19", &(Func){ run_conv, &c, c.y, dc, size }, (Arg[]){ { "x", c.x, dx, size }, { "w", c.w, dwc, 128 } }, 2);
+    }
+    Row g = { .N = N, .n = 64, .x = noise(N * 64, 3), .w = noise(64, 3), .y = noise(N * 64, 1) };
+    real *dg = noise(64, 0);
+    run_decay(&g);
+    gla_decay_backward(dx, dg, dy, g.y, g.x, g.w, N, 64, 16);
+    differences("decay of GLA", &(Func){ run_decay, &g, g.y, dy, N * 64 }, (Arg[]){ { "a", g.x, dx, N * 64 }, { "bias", g.w, dg, 64 } }, 2);
+}
+
+/* ---- gates of the gated delta rule: four outputs, so the function is the sum over all of them ---- */
+typedef struct { int N, H, dk, dv; real *a, *b, *a_log, *dt, *k, *v, *out; } Gates;
+
+static void run_gates(void *p) {
+    Gates *g = p;
+    size_t n = (size_t)g->N * g->H;
+    real *d = g->out, *beta = d + n, *e = beta + n, *v = e + n * g->dk;
+    delta_gates_forward(d, beta, e, v, g->a, g->b, g->a_log, g->dt, g->k, g->v, (size_t)g->H * g->dv, g->N, g->H, g->dk, g->dv);
+}
+
+static void test_gates(void) {
+    enum { N = 70, H = 3, dk = 16, dv = 16, R = N * H, OUT = R * (2 + dk + dv) };
+    Gates g = { N, H, dk, dv, noise(R, 2), noise(R, 2), noise(H, 1), noise(H, 1), noise(R * dk, 1), noise(R * dv, 1), noise(OUT, 1) };
+    real *mask = noise(OUT, 1), *da = noise(R, 0), *db = noise(R, 0), *dal = noise(H, 0), *ddt = noise(H, 0), *dk_ = noise(R * dk, 0), *dv_ = noise(R * dv, 0);
+    run_gates(&g);
+    delta_gates_backward(da, db, dal, ddt, dk_, dv_, mask, mask + R, mask + 2 * R, mask + 2 * R + R * dk, g.out, g.out + R, g.a, g.a_log, g.dt, g.k,
+                         g.v, H * dv, N, H, dk, dv);
+    differences("delta gates", &(Func){ run_gates, &g, g.out, mask, OUT },
+                (Arg[]){ { "a", g.a, da, R }, { "b", g.b, db, R }, { "a_log", g.a_log, dal, H }, { "dt", g.dt, ddt, H }, { "k", g.k, dk_, R * dk }, { "v", g.v, dv_, R * dv } }, 6);
+}
+
+/* ---- the recurrence, against its definition and against differences ---- */
+static void run_memory(void *p) { memory_forward(p); }
+
+static void plain_recurrence(const Memory *m, real *o) {
+    real *S = noise((size_t)m->dk * m->dv, 0);
+    for (int n = 0; n < m->B * m->heads; n++) {
+        int h = n % m->heads;
+        zeroed(S, (size_t)m->dk * m->dv);
+        for (int t = 0; t < m->T; t++) {
+            size_t row = ((size_t)(n / m->heads) * m->T + t) * m->heads + h;
+            for (int j = 0; j < m->dv; j++) {
+                double r = 0, out = 0;
+                if (m->e) for (int i = 0; i < m->dk; i++) r += S[i * m->dv + j] * m->e[row * m->dk + i];
+                double w = m->v[row * m->dv + j] - (m->e ? m->rho[row] * r : 0);
+                for (int i = 0; i < m->dk; i++) {
+                    real *s = &S[i * m->dv + j];
+                    *s = *s * (m->vector_decay ? m->d[row * m->dk + i] : m->d[row]) + m->k[row * m->dk + i] * w;
+                    out += *s * m->q[row * m->dk + i];
+                }
+                o[row * m->dv + j] = out;
+            }
+        }
+    }
+    free(S);
+}
+
+static void test_recurrence(void) {
+    const int shapes[][3] = { { 5, 16, 16 }, { 33, 32, 32 }, { 20, 48, 64 }, { 48, 64, 16 } };    /* T, dk, dv */
+    for (int mode = 0; mode < 16; mode++) {
+        const int *sh = shapes[mode / 4], T = sh[0], dk = sh[1], dv = sh[2], B = 2, H = 2;
+        const bool vector = mode & 1, erase = mode & 2;
+        const size_t R = (size_t)B * T * H, K = R * dk, V = R * dv, Dn = vector ? K : R;
+        Memory m = { B, T, H, dk, dv, vector, noise(K, 0.3), noise(K, 0.3), noise(V, 1), noise(Dn, 1), erase ? noise(K, 0.3) : NULL, noise(R, 1), NULL,
+                     noise(V, 1), noise(memory_states(B, T, H, dk, dv), 0), noise(V, 1), noise(K, 0), noise(K, 0), noise(V, 0), noise(Dn, 0), noise(K, 0), noise(R, 0) };
+        m.w = erase ? noise(V, 0) : m.v;
+        for (size_t i = 0; i < Dn; i++) m.d[i] = 1 / (1 + exp(-m.d[i] - 1));
+        for (size_t i = 0; i < R; i++) m.rho[i] = 1 / (1 + exp(-m.rho[i]));
+        char name[64];
+        snprintf(name, sizeof name, "recurrence %s%s T %d dk %d dv %d", vector ? "vector" : "scalar", erase ? " erase" : "", T, dk, dv);
+        memory_forward(&m);
+        real *o = noise(V, 0);
+        double worst = 0;
+        plain_recurrence(&m, o);
+        for (size_t i = 0; i < V; i++) worst = fabs(o[i] - m.o[i]) > worst ? fabs(o[i] - m.o[i]) : worst;
+        check(name, worst, 1e-12);
+        memory_backward(&m);
+        Arg args[6] = { { "q", m.q, m.dq, K }, { "k", m.k, m.dkey, K }, { "v", m.v, m.dval, V }, { "d", m.d, m.dd, Dn }, { "e", m.e, m.de, K }, { "rho", m.rho, m.drho, R } };
+        differences(name, &(Func){ run_memory, &m, m.o, m.d_o, V }, args, erase ? 6 : 4);
+    }
+}
+
+static void run_attention(void *p) { attention_forward(p); }
+
+static void test_attention(void) {
+    for (int shape = 0; shape < 3; shape++) {
+        const int T = (int[]){ 6, 64, 150 }[shape], H = (int[]){ 1, 4, 4 }[shape], G = (int[]){ 1, 2, 1 }[shape], n = (int[]){ 16, 32, 16 }[shape], B = 2;
+        const size_t Q = (size_t)B * T * H * n, K = (size_t)B * T * G * n;
+        real *q = noise(Q, 1), *k = noise(K, 1), *v = noise(K, 1), *o = noise(Q, 0), *d_o = noise(Q, 1);
+        Attention a = { B, T, H, G, n, q, k, v, o, noise((size_t)B * H * T, 0), d_o, noise(Q, 0), noise(K, 0), noise(K, 0) };
+        attention_forward(&a);
+        attention_backward(&a);
+        char name[64];
+        snprintf(name, sizeof name, "attention T %d, %d heads on %d", T, H, G);
+        differences(name, &(Func){ run_attention, &a, o, d_o, Q }, (Arg[]){ { "q", q, a.dq, Q }, { "k", k, a.dk, K }, { "v", v, a.dv, K } }, 3);
+    }
+    enum { B = 2, T = 7, H = 2, n = 16, S = B * T * H * n };     /* turning back is the transpose: <rope x, y> = <x, back y> */
+    real cs[T * 8], *x = noise(S, 1), *y = noise(S, 1), *x0 = noise(S, 0);
+    for (int i = 0; i < T * 4; i++) cs[2 * i] = cos(i), cs[2 * i + 1] = sin(i);
+    memcpy(x0, x, S * sizeof(real));
+    double left = 0, right = 0;
+    rotate(x, cs, B, T, H, n, 8, 1);
+    for (int i = 0; i < S; i++) left += x[i] * y[i];
+    rotate(y, cs, B, T, H, n, 8, -1);
+    for (int i = 0; i < S; i++) right += x0[i] * y[i];
+    check("rope", fabs(left - right), 1e-10);
+}
+
+/* ---- cross-entropy ---- */
+typedef struct { real *x, *copy; int *target; real out[1]; } Ce;
+
+static void run_ce(void *p) {
+    Ce *c = p;
+    memcpy(c->copy, c->x, 5 * 37 * sizeof(real));
+    c->out[0] = kern.cross_entropy(c->copy, c->target, 5, 37, 0.25) * 0.25;
+}
+
+static void test_cross_entropy(void) {
+    int target[5] = { 3, -1, 36, 0, 17 };
+    Ce c = { noise(5 * 37, 3), noise(5 * 37, 0), target, { 0 } };
+    real one = 1;
+    run_ce(&c);
+    real *dx = noise(5 * 37, 0);
+    memcpy(dx, c.copy, 5 * 37 * sizeof(real));
+    differences("cross-entropy", &(Func){ run_ce, &c, c.out, &one, 1 }, (Arg[]){ { "x", c.x, dx, 5 * 37 } }, 1);
+}
+
+/* ---- a whole model: every tensor of both layouts ---- */
+typedef struct { Tiny m; int *id, *target; real out[1]; } Whole;
+
+static void run_whole(void *p) {
+    Whole *w = p;
+    int count;
+    double loss = tiny_step(&w->m, w->id, w->target, false, &count);
+    w->out[0] = loss / count;
+}
+
+static TinyConfig small_config(int mixer) {
+    return (TinyConfig){ .mixer = mixer, .dim = 32, .hidden_dim = 48, .n_layers = mixer == GLA ? 2 : 3, .vocab_size = 50, .seq_len = 21, .n_heads = 2,
+                         .dk = 16, .dv = mixer == GLA ? 32 : 16, .d_conv = 4, .interval = mixer == GLA ? 0 : 3, .q_heads = 2, .kv_heads = 1,
+                         .head_dim = 16, .n_rot = 8, .gate_rank = 16, .eps = 0.01f, .rope_base = 10000, .decay_divisor = 16 };
+}
+
+static void test_whole(int mixer) {
+    Whole w;
+    TinyConfig c = small_config(mixer);
+    tiny_new(&w.m, &c, 2, 7);
+    for (int n = 0; n < w.m.n_tensors; n++) {                   /* no term at 0 or 1 only, and gates that matter */
+        const TinyTensor *t = &w.m.tensors[n];
+        bool gate = strstr(t->name, "ssm_a") || strstr(t->name, "bias");
+        for (size_t i = 0; i < tensor_len(t); i++) {
+            real *p = &w.m.params[t->at + i];
+            *p = gate && !t->rows ? 0.7 * rng_normal(&rng) : *p * 4 + 0.05 * rng_normal(&rng);
+        }
+    }
+    int N = 2 * c.seq_len, id[2 * 21], target[2 * 21], count;
+    for (int i = 0; i < N; i++) id[i] = (int)(rng_next(&rng) % 50), target[i] = i % 9 == 8 ? -1 : (int)(rng_next(&rng) % 50);
+    w.id = id, w.target = target;
+    tiny_step(&w.m, id, target, true, &count);
+    real one = 1;
+    for (int n = 0; n < w.m.n_tensors; n++) {
+        const TinyTensor *t = &w.m.tensors[n];
+        Arg arg = { t->name, w.m.params + t->at, w.m.grads + t->at, tensor_len(t) };
+        differences(mixer == GLA ? "gla" : "qwen35", &(Func){ run_whole, &w, w.out, &one, 1 }, &arg, 1);
+    }
+    tiny_free(&w.m);
+}
+
+/* ---- the program around the numbers ---- */
+
+/* A vocabulary of 300 tokens from a few stories, which also is the text of these tests. */
+static void small_data(Data *d) {
+    char text[6 * STORY_CAP] = "", err[GLA_ERR] = "";
+    size_t n = 0;
+    Out file = {0};
+    for (int i = 0; i < 5; i++) n += story((uint64_t)i, text + n, STORY_CAP);
+    *d = (Data){ .seed = 3 };
+    int code = learn_vocabulary(&file, text, n, 300, err);
+    d->vocab.map = (Mapping){ file.p, file.n, 0 };
+    if (code || gguf_read(&d->vocab, err) || tokenizer_new(&d->tokenizer, &d->vocab, err)) printf("FAIL vocabulary: %s\n", err), exit(1);
+    d->end = d->tokenizer->eos;
+    int32_t ids[6 * STORY_CAP];
+    int64_t got = tokenizer_encode(d->tokenizer, text, n, 0, ids, 6 * STORY_CAP, err);
+    size_t back = 0;
+    bool same = d->tokenizer->n == 300 && d->end == 299;
+    for (int64_t i = 0; i < got; i++) {
+        char piece[512];
+        size_t len = tokenizer_piece(d->tokenizer, ids[i], 0, piece, sizeof piece);
+        same = same && back + len <= n && !memcmp(text + back, piece, len), back += len;
+    }
+    check("vocabulary: encode, then decode", !(same && back == n && got < (int64_t)n), 0.5);
+}
+
+static TinyConfig file_config(int mixer, int vocab_size) {
+    TinyConfig c = small_config(mixer);
+    c.dim = 64, c.hidden_dim = 96, c.vocab_size = vocab_size, c.seq_len = 40, c.dk = 32, c.dv = mixer == GLA ? 64 : 32, c.head_dim = 32, c.n_rot = 16;
+    c.n_heads = mixer == GLA ? 1 : 2, c.eps = 1e-6f;
+    return c;
+}
+
+/* The file that the trainer writes, run by run.c: the same logits. */
+static void test_file(const Data *d, int mixer) {
+    Tiny m;
+    TinyConfig c = file_config(mixer, d->tokenizer->n);
+    const int T = c.seq_len, V = c.vocab_size, types_[4] = { AS_F32, AS_BF16, AS_F16, AS_Q8_0 };
+    const double bounds[4] = { 1e-4, 0.05, 0.01, 0.1 };
+    int id[40], target[40], count;
+    tiny_new(&m, &c, 1, 11);
+    for (size_t i = 0; i < m.n_params; i++) m.params[i] += 0.05 * rng_normal(&rng);
+    fill_batch(d, false, 5, 1, T, id, target);
+    tiny_step(&m, id, target, false, &count);
+    real *mine = noise((size_t)T * V, 0);
+    matmul_forward(mine, m.h_out, m.params + m.embed, T, c.dim, V, 0);
+    float *theirs = checked(malloc((size_t)T * V * sizeof *theirs));
+    for (int k = 0; k < 4; k++) {
+        GlaModel *model;
+        GlaState *state;
+        char err[GLA_ERR] = "", name[64];
+        double worst = 0;
+        Out file = model_file(&m, &d->vocab, types_[k], "test");
+        if (gla_open_memory(&model, file.p, file.n, err) || gla_state_new(&state, model, 0, 0, 1, err) || gla_eval(state, id, T, theirs, T, err)) {
+            printf("FAIL %s\n", err), failed++;
+            continue;
+        }
+        for (int i = 0; i < T * V; i++) worst = fabs(mine[i] - theirs[i]) > worst ? fabs(mine[i] - theirs[i]) : worst;
+        snprintf(name, sizeof name, "logits of the %s file in run.c, %s", (const char *[]){ "F32", "BF16", "F16", "Q8_0" }[k], mixer == GLA ? "gla" : "qwen35");
+        check(name, worst, bounds[k]);
+        gla_state_free(state), gla_close(model), free(file.p);
+    }
+    free(mine), free(theirs), tiny_free(&m);
+}
+
+static void some_steps(Tiny *m, const Data *d, int first, int n) {
+    AdamW opt = { .lr = 1e-3, .beta1 = 0.9, .beta2 = 0.95, .eps = 1e-8, .decay = 0.1, .clip = 1 };
+    const int N = m->B * m->c.seq_len;
+    int *id = checked(malloc(2 * (size_t)N * sizeof *id)), count;
+    for (int s = first; s < first + n; s++) {
+        fill_batch(d, false, (uint64_t)s, m->B, m->c.seq_len, id, id + N);
+        memset(m->grads, 0, m->n_params * sizeof(real));
+        tiny_step(m, id, id + N, true, &count);
+        adamw_step(m, &opt, s + 1);
+    }
+    free(id);
+}
+
+/* Same bits for any number of threads, and for a run that was stopped and taken up again. */
+static void test_same_bits(const Data *d, int mixer) {
+    TinyConfig c = file_config(mixer, d->tokenizer->n);
+    Tiny m, other;
+    char err[GLA_ERR] = "";
+    const char *path = "test_train.ckpt";
+    c.seq_len = 100;
+    tiny_new(&m, &c, 3, 1), some_steps(&m, d, 0, 4);
+    for (int threads = 1; threads <= 7; threads += 3) {
+#ifdef _OPENMP
+        omp_set_num_threads(threads);
+#endif
+        tiny_new(&other, &c, 3, 1), some_steps(&other, d, 0, 4);
+        check(mixer == GLA ? "1, 4, 7 threads: same bits, gla" : "1, 4, 7 threads: same bits, qwen35", memcmp(m.params, other.params, m.n_params * sizeof(real)) != 0, 0.5);
+        tiny_free(&other);
+    }
+    tiny_new(&other, &c, 3, 1), some_steps(&other, d, 0, 2);
+    int code = save_checkpoint(path, &other, (Checkpoint){ .fingerprint = 77, .step = 2 }, err);
+    tiny_free(&other), tiny_new(&other, &c, 3, 9);
+    Checkpoint ck;
+    code = code || load_checkpoint(path, &other, &ck, 77, err) || ck.step != 2;
+    some_steps(&other, d, 2, 2);
+    check("stopped and taken up again: same bits", code || memcmp(m.params, other.params, m.n_params * sizeof(real)), 0.5);
+    check("a checkpoint of other settings is refused", load_checkpoint(path, &other, &ck, 78, err) != GLA_INPUT, 0.5);
+    remove(path), tiny_free(&other), tiny_free(&m);
+}
+
+/* The counting baselines are distributions: over all words they sum to one, after seen and unseen contexts. */
+static void test_counts(void) {
+    enum { V = 40 };
+    Counts c = { .V = V, .uni = checked(calloc(V, sizeof(uint32_t))) };
+    int32_t s[300], probe[3];
+    for (int i = 0; i < 300; i++) s[i] = (int32_t)(rng_next(&rng) % 7 * (rng_next(&rng) % 5));
+    count_sequence(&c, s, 300);
+    for (int order = 2; order <= 3; order++)
+        for (int seen = 0; seen < 2; seen++) {
+            double sum = 0;
+            probe[0] = seen ? s[5] : 39, probe[1] = seen ? s[6] : 38;
+            for (probe[2] = 0; probe[2] < V; probe[2]++) sum += exp(-count_nll(&c, probe, 2, order));
+            check(order == 2 ? "bigram sums to one" : "trigram sums to one", fabs(sum - 1), 1e-12);
+        }
+    counts_free(&c);
+}
+
+static void test_halves(void) {
+    int wrong = 0;
+    for (uint32_t h = 0; h < 0x7c00; h++) {               /* every finite half, and the points half way to the next */
+        uint32_t e = h >> 10, f = h & 1023;
+        double v = e ? ldexp(1024 + f, (int)e - 25) : ldexp(f, -24), next = ldexp(1, e ? (int)e - 25 : -24);
+        wrong += half_of((float)v) != h || half_of((float)-v) != (h | 0x8000);
+        wrong += half_of((float)(v + next * 0.5)) != (h % 2 ? h + 1 : h) || half_of((float)(v + next * 0.499)) != h || half_of((float)(v + next * 0.501)) != h + 1;
+    }
+    check("float to half, all values", wrong, 0.5);
+}
+
+/* For tests/train_step.py: one step of a small model, as text and as doubles. */
+static int dump(const char *dir) {
+    char path[4096];
+    for (int mixer = 0; mixer < 2; mixer++) {
+        Tiny m;
+        TinyConfig c = small_config(mixer ? GLA : GATED_DELTA);
+        const int B = 2, N = B * c.seq_len;
+        int id[64], target[64], count;
+        const real *parts[3];
+        c.eps = 1e-6f;
+        tiny_new(&m, &c, B, 5);
+        for (int n = 0; n < m.n_tensors; n++)
+            for (size_t i = 0; i < tensor_len(&m.tensors[n]); i++) m.params[m.tensors[n].at + i] += (real)(0.05 * rng_normal(&rng));
+        for (int i = 0; i < N; i++) id[i] = (int)(rng_next(&rng) % (uint64_t)c.vocab_size), target[i] = i % 9 == 8 ? -1 : (int)(rng_next(&rng) % (uint64_t)c.vocab_size);
+        real *before = checked(malloc(m.n_params * sizeof(real)));
+        memcpy(before, m.params, m.n_params * sizeof(real));
+        double loss = tiny_step(&m, id, target, true, &count) / count;
+        AdamW opt = { .lr = 1e-2, .beta1 = 0.9, .beta2 = 0.95, .eps = 1e-8, .decay = 0.1, .clip = 0.5 };
+        double norm = adamw_step(&m, &opt, 1);
+        snprintf(path, sizeof path, "%s/step-%d.txt", dir, mixer);
+        FILE *f = fopen(path, "w");
+        if (!f) return perror(path), 1;
+        fprintf(f, "mixer %d\ndim %d\nlayers %d\nseq_len %d\nbatch %d\nheads %d\ndk %d\ndv %d\ninterval %d\nq_heads %d\nkv_heads %d\nhead_dim %d\nn_rot %d\neps %.17g\nloss %.17g\nnorm %.17g\nids", c.mixer,
+                c.dim, c.n_layers, c.seq_len, B, c.n_heads, c.dk, c.dv, c.interval, c.q_heads, c.kv_heads, c.head_dim, c.n_rot, c.eps, loss, norm);
+        for (int i = 0; i < N; i++) fprintf(f, " %d", id[i]);
+        fprintf(f, "\ntargets");
+        for (int i = 0; i < N; i++) fprintf(f, " %d", target[i]);
+        for (int n = 0; n < m.n_tensors; n++) fprintf(f, "\ntensor %s %d %d", m.tensors[n].name, m.tensors[n].rows, m.tensors[n].cols);
+        fprintf(f, "\n");
+        fclose(f);
+        snprintf(path, sizeof path, "%s/step-%d.bin", dir, mixer);
+        if (!(f = fopen(path, "wb"))) return perror(path), 1;
+        parts[0] = before, parts[1] = m.grads, parts[2] = m.params;
+        for (int k = 0; k < 3; k++)
+            for (int n = 0; n < m.n_tensors; n++)
+                for (size_t i = 0; i < tensor_len(&m.tensors[n]); i++) {
+                    double x = parts[k][m.tensors[n].at + i];
+                    fwrite(&x, sizeof x, 1, f);
+                }
+        fclose(f), free(before), tiny_free(&m);
+    }
+    return 0;
+}
+
+int main(int argc, char **argv) {
+#ifdef _OPENMP
+    spin_briefly(argv);
+#endif
+    (void)now_s;
+    choose_tiny_kernels();
+    if (argc == 3 && !strcmp(argv[1], "--dump")) return dump(argv[2]);
+#ifdef _OPENMP
+    omp_set_num_threads(1);             /* the differences are thousands of tiny runs */
+#endif
+    const char *names[3] = { "plain", kern.name, NULL };
+    TinyKernels best = kern;
+    for (int i = 0; i < 2; i++) {
+        kern = i ? best : kernels_plain;
+        if (i && !strcmp(kern.name, "plain")) break;
+        printf("kernels: %s\n", names[i]);
+        test_pairs();
+        test_gates();
+        test_recurrence();
+        test_attention();
+        test_cross_entropy();
+        test_whole(GATED_DELTA);
+        test_whole(GLA);
+    }
+    Data d;
+    small_data(&d);
+    test_file(&d, GATED_DELTA);
+    test_file(&d, GLA);
+    test_same_bits(&d, GATED_DELTA);
+    test_same_bits(&d, GLA);
+    test_counts();
+    test_halves();
+    printf("%d passed, %d failed\n", passed, failed);
+    return failed != 0;
+}

@@ -1,0 +1,3261 @@
+/* train_tiny.c - trains a tiny gated linear attention language model on a CPU, in one file.
+ *
+ *   build   cc -O3 -o train_tiny train_tiny.c -lm      (-fopenmp uses every core)
+ *   run     ./train_tiny                               writes model.bin; ./run model.bin -i "Once upon a time"
+ *           ./train_tiny book.txt -o book.bin          the same from a text of yours
+ *
+ *    1 platform    2 kernels     3 matmul      4 the recurrence   5 pairs, forward and backward
+ *    6 model       7 layers      8 one step    9 AdamW           10 stories   11 vocabulary
+ *   12 data       13 files      14 training, command line
+ *
+ * Every operation is a pair, x_forward then x_backward; above a backward line stands, as //~, the forward line
+ * that it undoes. A leading d is "gradient of the loss with respect to": dx has the shape of x. Gradients of
+ * parameters accumulate (+=); gradients of activations are assigned unless the comment says otherwise.
+ *
+ * Here to learn? 4 is how a memory learns what to keep: a recurrence run forward, and one run from the end. */
+
+#ifndef TARGET
+/* ---- 1. platform ---------------------------------------------------------------------------
+ * Includes, the number type, OpenMP, and the table of kernels that section 2 fills per instruction set. */
+#if !defined(_GNU_SOURCE) && !defined(_WIN32)
+#define _GNU_SOURCE
+#endif
+#include <assert.h>
+#include <ctype.h>
+#include <math.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#ifdef _OPENMP
+#include <omp.h>
+#define PARALLEL _Pragma("omp parallel for schedule(dynamic)")
+#define THREAD omp_get_thread_num()
+#define MAX_THREADS omp_get_max_threads()
+#else
+#define PARALLEL
+#define THREAD 0
+#define MAX_THREADS 1
+#endif
+
+/* The tests compile this file with -DREAL=double, so that finite differences mean something. */
+#ifndef REAL
+#define REAL float
+#define FAST_EXP 1      /* e^x and its relatives as polynomials over vectors; 0: the library's, lane by lane */
+#elif !defined(FAST_EXP)
+#define FAST_EXP 0
+#endif
+typedef REAL real;
+
+#ifdef __GNUC__
+#define FORCE_INLINE inline __attribute__((always_inline))
+#else
+#define FORCE_INLINE inline
+#endif
+
+enum {
+    CHUNK = 16,       /* tokens between two kept states of the recurrence */
+    BLOCK = 64,       /* rows of one unit of parallel work; sums over rows are added block by block, so in one order */
+    DEPTH = 512,      /* terms of a matrix product added before the sum goes to memory */
+    MAX_TILE = 12     /* rows of the largest matmul tile */
+};
+
+/* The recurrence of one head over one sequence, and its gradients: section 4. */
+typedef struct {
+    int T, dk, dv;                          /* tokens, key width, value width */
+    bool vector_decay;                      /* d holds one factor per key channel, else one per token */
+    size_t ldk, ldv, ldd, ldr;              /* reals from a token to the next in q k e, in v w o, in d, in rho */
+    const real *q, *k, *v, *d, *e, *rho;    /* e and rho NULL: nothing is erased */
+    real *w, *o, *S;                        /* written values, outputs, states kept: (ceil(T / CHUNK), dv, dk) */
+    const real *d_o;                        /* gradient in */
+    real *dq, *dkey, *dval, *dd, *de, *drho; /* gradients out, assigned; strides as above */
+    real *scratch;                          /* recurrence_scratch(dk, dv) reals */
+} Scan;
+
+/* What runs once per instruction set. Rows are `heads` vectors of n reals, `hs` apart; a row is `ld` from the next. */
+typedef struct {
+    const char *name;
+    int lanes, tile_rows, tile_cols;
+    void (*tile)(real *c, size_t ldc, int rows, int cols, const real *a, size_t ars, size_t acs, const real *b, int depth, int add);
+    void (*rmsnorm_forward)(real *y, size_t ldy, size_t hsy, real *inv, const real *x, size_t ldx, size_t hsx,
+                            const real *w, int rows, int heads, int n, real eps);
+    void (*rmsnorm_backward)(real *dx, size_t ldx, size_t hsx, real *dw, const real *dy, size_t ldy, size_t hsy, const real *x,
+                             const real *w, const real *inv, int rows, int heads, int n, int add);
+    void (*l2norm_forward)(real *y, real *inv, const real *x, size_t ldx, int rows, int heads, int n, real scale);
+    void (*l2norm_backward)(real *dx, size_t ldx, const real *dy, const real *x, const real *inv, int rows, int heads, int n, real scale);
+    void (*gated_norm_forward)(real *y, real *inv, const real *o, const real *z, const real *w, int rows, int n, real eps);
+    void (*gated_norm_backward)(real *d_o, real *dz, real *dw, const real *dy, const real *o, const real *z, const real *w,
+                                const real *inv, int rows, int n);
+    void (*swiglu_forward)(real *s, const real *g, const real *u, size_t n);
+    void (*swiglu_backward)(real *dg, real *du, const real *ds, const real *g, const real *u, size_t n);
+    void (*out_gate_forward)(real *y, const real *o, const real *z, int rows, int heads, int n);
+    void (*out_gate_backward)(real *d_o, real *dz, const real *dy, const real *o, const real *z, int rows, int heads, int n);
+    void (*conv_forward)(real *y, const real *x, const real *w, int T, int C, int taps);
+    void (*conv_backward)(real *dx, real *dw, real *dy, const real *x, const real *w, int T, int C, int taps);
+    void (*decay_forward)(real *d, const real *a, const real *bias, int rows, int n, real divisor);
+    void (*decay_backward)(real *da, real *dbias, const real *dd, const real *d, const real *a, const real *bias, int rows, int n, real divisor);
+    void (*softmax_forward)(real *p, real *lse, int rows, int first, int n, real scale);
+    void (*softmax_recompute)(real *p, const real *lse, int rows, int first, int n, real scale);
+    void (*softmax_backward)(real *dp, const real *p, int rows, int keys, int n, real scale);
+    double (*cross_entropy)(real *logits, const int *target, int rows, int n, real scale);
+    void (*recurrence_forward)(const Scan *r);
+    void (*recurrence_backward)(const Scan *r);
+    void (*adamw)(real *p, const real *g, real *m, real *v, size_t n, real lr, real b1, real b2, real eps, real decay, real c1, real c2, real gscale);
+} TinyKernels;
+
+static TinyKernels kern;   /* chosen once, in choose_tiny_kernels */
+#endif
+
+#ifdef TARGET
+/* ---- 2. kernels ----------------------------------------------------------------------------
+ * This section is compiled once per instruction set: the file includes itself with TARGET (function attribute),
+ * NAME (suffix of the functions), VECTOR_BYTES, TILE_ROWS and TILE_VECS set. Vectors are the GNU ones that gcc and
+ * clang turn into whatever the target has; with another compiler a vector is one number and the text stays the
+ * same. Rows hold a multiple of 16 reals. Nothing here starts a thread. */
+#ifdef __GNUC__
+typedef real NAME(Vec) __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(real)), may_alias));
+#define LANES ((int)(VECTOR_BYTES / sizeof(real)))
+#else
+typedef real NAME(Vec);
+#define LANES 1
+#endif
+#define Vec NAME(Vec)
+#define AT(p) (*(Vec *)(p))              /* the vector at p, to read or write */
+#define READ(p) (*(const Vec *)(p))
+#define KERNEL static TARGET
+#define HELPER static FORCE_INLINE TARGET
+
+/* Sum of the lanes, halves first: one order, whatever the number of threads. */
+HELPER real NAME(sum)(Vec x) {
+    real b[LANES];
+    memcpy(b, &x, sizeof x);
+    for (int w = LANES / 2; w > 0; w /= 2)
+        for (int l = 0; l < w; l++) b[l] += b[l + w];
+    return b[0];
+}
+
+HELPER Vec NAME(larger)(Vec a, Vec b) {
+#ifdef __GNUC__
+    __typeof__(a > b) more = a > b;
+    return (Vec)((more & (__typeof__(more))a) | (~more & (__typeof__(more))b));
+#else
+    return a > b ? a : b;
+#endif
+}
+
+/* The largest of n values. */
+HELPER real NAME(largest)(const real *x, int n) {
+    real most = x[0], b[LANES];
+    int i = 0;
+    if (n >= LANES) {
+        Vec m = READ(x);
+        for (; i + LANES <= n; i += LANES) m = NAME(larger)(m, READ(x + i));
+        memcpy(b, &m, sizeof m);
+        for (int l = 0; l < LANES; l++) most = b[l] > most ? b[l] : most;
+    }
+    for (; i < n; i++) most = x[i] > most ? x[i] : most;
+    return most;
+}
+
+/* e^x. float: 2^n times a polynomial on [-ln 2 / 2, ln 2 / 2], error about 1e-7; x is clamped to where the result is
+ * a normal number. double (tests): the library's, lane by lane. */
+HELPER Vec NAME(exp)(Vec x) {
+#if FAST_EXP && defined(__GNUC__)
+    typedef int32_t IVec __attribute__((vector_size(VECTOR_BYTES), aligned(4), may_alias));
+    x = NAME(larger)(x, (Vec){0} - 87.0f);
+    x = -NAME(larger)(-x, (Vec){0} - 88.0f);
+    Vec n = x * 1.44269504f + 12582912.0f;          /* 1.5 * 2^23: the low bits of n now hold round(x / ln 2) */
+    IVec shift = (IVec)n << 23;
+    n -= 12582912.0f;
+    Vec r = x - n * 0.693359375f + n * 2.12194440e-4f;
+    Vec p = r * 1.3981999e-3f + 8.3334519e-3f;
+    p = p * r + 4.1665796e-2f;
+    p = p * r + 1.6666666e-1f;
+    p = p * r + 0.5f;
+    p = p * r * r + r + 1.0f;
+    return (Vec)((IVec)p + shift);
+#else
+    real b[LANES];
+    memcpy(b, &x, sizeof x);
+    for (int l = 0; l < LANES; l++) b[l] = (real)exp(b[l]);
+    memcpy(&x, b, sizeof x);
+    return x;
+#endif
+}
+
+/* Square root. float: three Newton steps for 1 / sqrt(x) from a guess that halves the exponent; error about 1e-7. */
+HELPER Vec NAME(sqrt)(Vec x) {
+#if FAST_EXP && defined(__GNUC__)
+    typedef int32_t IVec __attribute__((vector_size(VECTOR_BYTES), aligned(4), may_alias));
+    Vec y = (Vec)(0x5f3759df - ((IVec)x >> 1));
+    for (int i = 0; i < 3; i++) y *= 1.5f - 0.5f * x * y * y;
+    return x * y;
+#else
+    real b[LANES];
+    memcpy(b, &x, sizeof x);
+    for (int l = 0; l < LANES; l++) b[l] = (real)sqrt(b[l]);
+    memcpy(&x, b, sizeof x);
+    return x;
+#endif
+}
+
+/* ln sigmoid(x) = min(x, 0) - ln(1 + t), t = e^-|x|. float: ln(1 + t) = 2 atanh(s), s = t / (t + 2) <= 1/3, as a series. */
+HELPER Vec NAME(logsigmoid)(Vec x) {
+#if FAST_EXP && defined(__GNUC__)
+    typedef int32_t IVec __attribute__((vector_size(VECTOR_BYTES), aligned(4), may_alias));
+    Vec size = (Vec)((IVec)x & 0x7fffffff), t = NAME(exp)(-size), s = t / (t + 2), s2 = s * s;
+    Vec p = s2 * (1.0f / 13) + 1.0f / 11;
+    p = p * s2 + 1.0f / 9;
+    p = p * s2 + 1.0f / 7;
+    p = p * s2 + 1.0f / 5;
+    p = p * s2 + 1.0f / 3;
+    return (x - size) * 0.5f - 2 * (s + s * s2 * p);
+#else
+    real b[LANES];
+    memcpy(b, &x, sizeof x);
+    for (int l = 0; l < LANES; l++) b[l] = (real)((b[l] < 0 ? b[l] : 0) - log1p(exp(-fabs(b[l]))));
+    memcpy(&x, b, sizeof x);
+    return x;
+#endif
+}
+
+HELPER Vec NAME(sigmoid)(Vec x) { return 1 / (1 + NAME(exp)(-x)); }
+
+/* A tile of a matrix product: c (rows, cols) = or += a (rows, depth) b (depth, TILE_COLS).
+ * a(i,k) lies at a[i * ars + k * acs]; b is packed, TILE_COLS reals per k. rows and cols may fall short of the tile;
+ * the missing rows are computed from the last one and not stored. */
+#define TILE_COLS (TILE_VECS * LANES)
+KERNEL void NAME(tile)(real *c, size_t ldc, int rows, int cols, const real *a, size_t ars, size_t acs, const real *b, int depth, int add) {
+    Vec s[TILE_ROWS][TILE_VECS];
+    const real *row[TILE_ROWS];
+    for (int i = 0; i < TILE_ROWS; i++) {
+        row[i] = a + (size_t)(i < rows ? i : rows - 1) * ars;
+        for (int j = 0; j < TILE_VECS; j++) s[i][j] = (Vec){0};
+    }
+    for (int k = 0; k < depth; k++, b += TILE_COLS) {
+        Vec bk[TILE_VECS];
+        for (int j = 0; j < TILE_VECS; j++) bk[j] = READ(b + j * LANES);
+        for (int i = 0; i < TILE_ROWS; i++) {
+            real x = row[i][(size_t)k * acs];
+            for (int j = 0; j < TILE_VECS; j++) s[i][j] += x * bk[j];
+        }
+    }
+    for (int i = 0; i < rows; i++, c += ldc) {
+        if (cols == TILE_COLS) {
+            for (int j = 0; j < TILE_VECS; j++) {
+                if (add) s[i][j] += READ(c + j * LANES);
+                AT(c + j * LANES) = s[i][j];
+            }
+        } else {
+            real edge[TILE_COLS];
+            memcpy(edge, s[i], sizeof edge);
+            for (int j = 0; j < cols; j++) c[j] = add ? c[j] + edge[j] : edge[j];
+        }
+    }
+}
+
+/* y = x / sqrt(mean(x^2) + eps) * w; inv keeps the factor of each vector. */
+KERNEL void NAME(rmsnorm_forward)(real *y, size_t ldy, size_t hsy, real *inv, const real *x, size_t ldx, size_t hsx,
+                                  const real *w, int rows, int heads, int n, real eps) {
+    for (int r = 0; r < rows; r++)
+        for (int h = 0; h < heads; h++) {
+            const real *xr = x + r * ldx + h * hsx;
+            real *yr = y + r * ldy + h * hsy;
+            Vec ss = {0};
+            for (int i = 0; i < n; i += LANES) ss += READ(xr + i) * READ(xr + i);
+            real f = inv[r * heads + h] = 1 / (real)sqrt(NAME(sum)(ss) / n + eps);
+            for (int i = 0; i < n; i += LANES) AT(yr + i) = READ(xr + i) * f * READ(w + i);
+        }
+}
+
+//~ y_i = x_i f w_i,  f = (mean(x^2) + eps)^-1/2, so df/dx_i = -f^3 x_i / n
+KERNEL void NAME(rmsnorm_backward)(real *dx, size_t ldx, size_t hsx, real *dw, const real *dy, size_t ldy, size_t hsy, const real *x,
+                                   const real *w, const real *inv, int rows, int heads, int n, int add) {
+    for (int r = 0; r < rows; r++)
+        for (int h = 0; h < heads; h++) {
+            const real *xr = x + r * ldx + h * hsx, *dyr = dy + r * ldy + h * hsy;
+            real *dxr = dx + r * ldx + h * hsx, f = inv[r * heads + h];
+            Vec dot = {0};
+            for (int i = 0; i < n; i += LANES) dot += READ(dyr + i) * READ(w + i) * READ(xr + i);
+            real c = NAME(sum)(dot) * f * f * f / n;
+            for (int i = 0; i < n; i += LANES) {
+                Vec g = READ(dyr + i) * READ(w + i) * f - READ(xr + i) * c;
+                AT(dw + i) += READ(dyr + i) * READ(xr + i) * f;
+                if (add) g += READ(dxr + i);
+                AT(dxr + i) = g;
+            }
+        }
+}
+
+/* y = scale x / sqrt(sum(x^2) + 1e-6), heads next to each other; y is (rows, heads, n). */
+KERNEL void NAME(l2norm_forward)(real *y, real *inv, const real *x, size_t ldx, int rows, int heads, int n, real scale) {
+    for (int r = 0; r < rows; r++, x += ldx)
+        for (int h = 0; h < heads; h++, y += n) {
+            Vec ss = {0};
+            for (int i = 0; i < n; i += LANES) ss += READ(x + h * n + i) * READ(x + h * n + i);
+            real f = *inv++ = 1 / (real)sqrt(NAME(sum)(ss) + (real)1e-6);
+            for (int i = 0; i < n; i += LANES) AT(y + i) = READ(x + h * n + i) * (f * scale);
+        }
+}
+
+//~ y_i = scale x_i f,  f = (sum(x^2) + 1e-6)^-1/2
+KERNEL void NAME(l2norm_backward)(real *dx, size_t ldx, const real *dy, const real *x, const real *inv, int rows, int heads, int n, real scale) {
+    for (int r = 0; r < rows; r++, x += ldx, dx += ldx)
+        for (int h = 0; h < heads; h++, dy += n) {
+            real f = *inv++;
+            Vec dot = {0};
+            for (int i = 0; i < n; i += LANES) dot += READ(dy + i) * READ(x + h * n + i);
+            real c = NAME(sum)(dot) * f * f;
+            for (int i = 0; i < n; i += LANES) AT(dx + h * n + i) = (READ(dy + i) - READ(x + h * n + i) * c) * (f * scale);
+        }
+}
+
+/* y = rmsnorm(o) * w * silu(z): norm first, then the gate. One row is one head of one token; w is shared by all. */
+KERNEL void NAME(gated_norm_forward)(real *y, real *inv, const real *o, const real *z, const real *w, int rows, int n, real eps) {
+    for (int r = 0; r < rows; r++, y += n, o += n, z += n) {
+        Vec ss = {0};
+        for (int i = 0; i < n; i += LANES) ss += READ(o + i) * READ(o + i);
+        real f = inv[r] = 1 / (real)sqrt(NAME(sum)(ss) / n + eps);
+        for (int i = 0; i < n; i += LANES) AT(y + i) = READ(o + i) * f * READ(w + i) * READ(z + i) * NAME(sigmoid)(READ(z + i));
+    }
+}
+
+//~ y = o f w silu(z);  silu'(z) = s (1 + z (1 - s)),  s = sigmoid(z)
+KERNEL void NAME(gated_norm_backward)(real *d_o, real *dz, real *dw, const real *dy, const real *o, const real *z, const real *w,
+                                      const real *inv, int rows, int n) {
+    for (int r = 0; r < rows; r++, d_o += n, dz += n, dy += n, o += n, z += n) {
+        real f = inv[r];
+        Vec dot = {0};
+        for (int i = 0; i < n; i += LANES) {
+            Vec s = NAME(sigmoid)(READ(z + i)), g = READ(dy + i), on = READ(o + i) * f;
+            AT(dz + i) = g * on * READ(w + i) * s * (1 + READ(z + i) * (1 - s));
+            g *= READ(z + i) * s;                               /* gradient of the normalised row times w */
+            AT(dw + i) += g * on;
+            g *= READ(w + i);
+            dot += g * READ(o + i);
+            AT(d_o + i) = g;
+        }
+        real c = NAME(sum)(dot) * f * f * f / n;
+        for (int i = 0; i < n; i += LANES) AT(d_o + i) = READ(d_o + i) * f - READ(o + i) * c;
+    }
+}
+
+/* s = silu(g) * u. */
+KERNEL void NAME(swiglu_forward)(real *s, const real *g, const real *u, size_t n) {
+    for (size_t i = 0; i < n; i += LANES) AT(s + i) = READ(g + i) * NAME(sigmoid)(READ(g + i)) * READ(u + i);
+}
+
+//~ s = silu(g) * u.  dg may be g, du may be ds or u.
+KERNEL void NAME(swiglu_backward)(real *dg, real *du, const real *ds, const real *g, const real *u, size_t n) {
+    for (size_t i = 0; i < n; i += LANES) {
+        Vec d = READ(ds + i), z = READ(g + i), s = NAME(sigmoid)(z), up = READ(u + i);
+        AT(du + i) = d * z * s;
+        AT(dg + i) = d * up * s * (1 + z * (1 - s));
+    }
+}
+
+/* y = o * sigmoid(z); z is the second half of each head of the double-width query projection (rows, heads, 2 n). */
+KERNEL void NAME(out_gate_forward)(real *y, const real *o, const real *z, int rows, int heads, int n) {
+    for (int r = 0; r < rows * heads; r++, y += n, o += n, z += 2 * n)
+        for (int i = 0; i < n; i += LANES) AT(y + i) = READ(o + i) * NAME(sigmoid)(READ(z + n + i));
+}
+
+//~ y = o * sigmoid(z).  d_o may be dy.
+KERNEL void NAME(out_gate_backward)(real *d_o, real *dz, const real *dy, const real *o, const real *z, int rows, int heads, int n) {
+    for (int r = 0; r < rows * heads; r++, d_o += n, dy += n, o += n, z += 2 * n, dz += 2 * n)
+        for (int i = 0; i < n; i += LANES) {
+            Vec s = NAME(sigmoid)(READ(z + n + i)), d = READ(dy + i);
+            AT(dz + n + i) = d * READ(o + i) * s * (1 - s);
+            AT(d_o + i) = d * s;
+        }
+}
+
+/* Causal depthwise convolution, then silu: y_t = silu(sum_j w_j * x_{t - taps + 1 + j}), zeros before the start.
+ * x, y (T, C), w (taps, C): the last tap meets the current token. */
+KERNEL void NAME(conv_forward)(real *y, const real *x, const real *w, int T, int C, int taps) {
+    for (int t = 0; t < T; t++)
+        for (int c = 0; c < C; c += LANES) {
+            Vec s = {0};
+            for (int j = t < taps - 1 ? taps - 1 - t : 0; j < taps; j++)
+                s += READ(w + (size_t)j * C + c) * READ(x + (size_t)(t - taps + 1 + j) * C + c);
+            AT(y + (size_t)t * C + c) = s * NAME(sigmoid)(s);
+        }
+}
+
+/* The sum before silu is computed again instead of kept. dy is overwritten by the gradient of that sum. */
+KERNEL void NAME(conv_backward)(real *dx, real *dw, real *dy, const real *x, const real *w, int T, int C, int taps) {
+    for (int t = 0; t < T; t++)
+        for (int c = 0; c < C; c += LANES) {
+            const int j0 = t < taps - 1 ? taps - 1 - t : 0;
+            Vec s = {0};
+            for (int j = j0; j < taps; j++) s += READ(w + (size_t)j * C + c) * READ(x + (size_t)(t - taps + 1 + j) * C + c);
+            //~ y = s sigmoid(s)
+            Vec g = NAME(sigmoid)(s);
+            Vec ds = READ(dy + (size_t)t * C + c) * g * (1 + s * (1 - g));
+            AT(dy + (size_t)t * C + c) = ds;
+            //~ s += w_j * x_{t - taps + 1 + j}
+            for (int j = j0; j < taps; j++) AT(dw + (size_t)j * C + c) += ds * READ(x + (size_t)(t - taps + 1 + j) * C + c);
+        }
+    for (int t = 0; t < T; t++)     /* x_t was read by outputs t .. t + taps - 1 */
+        for (int c = 0; c < C; c += LANES) {
+            Vec g = {0};
+            for (int j = taps - 1; j >= 0 && t + taps - 1 - j < T; j--)
+                g += READ(w + (size_t)j * C + c) * READ(dy + (size_t)(t + taps - 1 - j) * C + c);
+            AT(dx + (size_t)t * C + c) = g;
+        }
+}
+
+/* Normalised logsigmoid decay of GLA, per key channel: d = exp(logsigmoid(a + bias) / divisor) = sigmoid(a + bias)^(1 / divisor). */
+KERNEL void NAME(decay_forward)(real *d, const real *a, const real *bias, int rows, int n, real divisor) {
+    for (int r = 0; r < rows; r++, d += n, a += n)
+        for (int i = 0; i < n; i += LANES) AT(d + i) = NAME(exp)(NAME(logsigmoid)(READ(a + i) + READ(bias + i)) / divisor);
+}
+
+//~ d = exp(logsigmoid(x) / divisor);  logsigmoid'(x) = sigmoid(-x).  da may be dd.
+KERNEL void NAME(decay_backward)(real *da, real *dbias, const real *dd, const real *d, const real *a, const real *bias, int rows, int n, real divisor) {
+    for (int r = 0; r < rows; r++, da += n, dd += n, d += n, a += n)
+        for (int i = 0; i < n; i += LANES) {
+            Vec g = READ(dd + i) * READ(d + i) * NAME(sigmoid)(-(READ(a + i) + READ(bias + i))) / divisor;
+            AT(dbias + i) += g;
+            AT(da + i) = g;
+        }
+}
+
+/* Causal softmax of `rows` rows of scores, in place: row r is query first + r and sees keys 0 .. first + r; a row
+ * holds n, a multiple of 16.  p = exp(scale s - lse), lse = ln sum exp(scale s). */
+KERNEL void NAME(softmax_recompute)(real *p, const real *lse, int rows, int first, int n, real scale) {
+    for (int r = 0; r < rows; r++, p += n) {
+        int seen = first + r + 1;
+        for (int i = 0; i < n; i += LANES) AT(p + i) = NAME(exp)(READ(p + i) * scale - lse[r]);
+        for (int i = seen; i < n; i++) p[i] = 0;
+    }
+}
+
+KERNEL void NAME(softmax_forward)(real *p, real *lse, int rows, int first, int n, real scale) {
+    for (int r = 0; r < rows; r++, p += n) {
+        int seen = first + r + 1;
+        const real max = NAME(largest)(p, seen);
+        Vec sum = {0};
+        for (int i = seen; i < n; i++) p[i] = max;              /* finite; taken out of the sum below */
+        for (int i = 0; i < n; i += LANES) {
+            Vec e = NAME(exp)((READ(p + i) - max) * scale);
+            AT(p + i) = e;
+            if (i + LANES <= seen) sum += e;
+        }
+        real total = NAME(sum)(sum);
+        for (int i = seen - seen % LANES; i < seen; i++) total += p[i];
+        for (int i = seen; i < n; i++) p[i] = 0;
+        for (int i = 0; i < n; i += LANES) AT(p + i) = READ(p + i) * (1 / total);
+        lse[r] = max * scale + (real)log(total);
+    }
+}
+
+//~ p_i = exp(scale s_i - lse), so ds_i = scale p_i (dp_i - sum_j p_j dp_j).  In place: dp becomes ds.
+KERNEL void NAME(softmax_backward)(real *dp, const real *p, int rows, int keys, int n, real scale) {
+    for (int r = 0; r < rows; r++, dp += n, p += n) {
+        Vec dot = {0};
+        for (int i = keys; i < n; i++) dp[i] = 0;
+        for (int i = 0; i < n; i += LANES) dot += READ(p + i) * READ(dp + i);
+        real c = NAME(sum)(dot);
+        for (int i = 0; i < n; i += LANES) AT(dp + i) = READ(p + i) * (READ(dp + i) - c) * scale;
+    }
+}
+
+/* Sum over rows of -ln softmax(logits)[target] (nats); rows whose target is negative do not count.
+ * logits become their gradient times scale: softmax - onehot. */
+KERNEL double NAME(cross_entropy)(real *x, const int *target, int rows, int n, real scale) {
+    double loss = 0;
+    for (int r = 0; r < rows; r++, x += n) {
+        if (target[r] < 0) {
+            memset(x, 0, (size_t)n * sizeof *x);
+            continue;
+        }
+        const real max = NAME(largest)(x, n), at = x[target[r]];
+        Vec sum = {0};
+        int i = 0;
+        for (; i + LANES <= n; i += LANES) {
+            AT(x + i) = NAME(exp)(READ(x + i) - max);
+            sum += READ(x + i);
+        }
+        real total = NAME(sum)(sum);
+        for (; i < n; i++) total += x[i] = (real)exp(x[i] - max);
+        loss += log(total) - (double)(at - max);
+        const real f = scale / total;
+        for (i = 0; i < n; i++) x[i] *= f;
+        x[target[r]] -= scale;
+    }
+    return loss;
+}
+
+/* The recurrence, forward. See section 4 for the equations. S is held as (dk, dv): the lanes are value columns, so
+ * recall and readout need no sum across lanes. `wide` vectors of columns are kept in registers at a time. */
+HELPER void NAME(recurrence_forward_)(const Scan *r, const int wide, const bool erase) {
+    const int dk = r->dk, dv = r->dv;
+    real *S = r->scratch;
+    memset(S, 0, (size_t)dk * dv * sizeof *S);
+    for (int t = 0; t < r->T; t++) {
+        const real *q = r->q + t * r->ldk, *k = r->k + t * r->ldk, *v = r->v + t * r->ldv, *d = r->d + t * r->ldd;
+        const real *e = erase ? r->e + t * r->ldk : NULL, rho = erase ? r->rho[t * r->ldr] : 0;
+        real *o = r->o + t * r->ldv, *w = r->w + t * r->ldv;
+        if (t % CHUNK == 0)                                     /* keep the state before this token, transposed */
+            for (int j = 0; j < dv; j++)
+                for (int i = 0; i < dk; i++) r->S[((size_t)(t / CHUNK) * dv + j) * dk + i] = S[(size_t)i * dv + j];
+        for (int j = 0; j < dv; j += wide * LANES) {
+            Vec a[2][8] = {{{0}}};
+            if (erase)                                          // r = S'e
+                for (int i = 0; i < dk; i += 2)
+                    for (int c = 0; c < wide; c++) {
+                        a[0][c] += e[i] * READ(S + (size_t)i * dv + j + c * LANES);
+                        a[1][c] += e[i + 1] * READ(S + (size_t)(i + 1) * dv + j + c * LANES);
+                    }
+            Vec wj[8];
+            for (int c = 0; c < wide; c++) {                    // w = v - rho r
+                wj[c] = READ(v + j + c * LANES);
+                if (erase) wj[c] -= rho * (a[0][c] + a[1][c]), AT(w + j + c * LANES) = wj[c];
+                a[0][c] = a[1][c] = (Vec){0};
+            }
+            for (int i = 0; i < dk; i += 2) {                   // S = Diag(d) S + k w';  o = S'q
+                real d0 = d[r->vector_decay ? i : 0], d1 = d[r->vector_decay ? i + 1 : 0];
+                for (int c = 0; c < wide; c++) {
+                    real *s0 = S + (size_t)i * dv + j + c * LANES, *s1 = s0 + dv;
+                    Vec n0 = d0 * READ(s0) + k[i] * wj[c], n1 = d1 * READ(s1) + k[i + 1] * wj[c];
+                    a[0][c] += q[i] * n0, a[1][c] += q[i + 1] * n1;
+                    AT(s0) = n0, AT(s1) = n1;
+                }
+            }
+            for (int c = 0; c < wide; c++) AT(o + j + c * LANES) = a[0][c] + a[1][c];
+        }
+    }
+}
+
+KERNEL void NAME(recurrence_forward)(const Scan *r) {
+    if (r->dv % 32 == 0 && 32 / LANES <= 8) {
+        if (r->e) NAME(recurrence_forward_)(r, 32 / LANES, true);
+        else NAME(recurrence_forward_)(r, 32 / LANES, false);
+    } else {
+        if (r->e) NAME(recurrence_forward_)(r, 1, true);
+        else NAME(recurrence_forward_)(r, 1, false);
+    }
+}
+
+/* Lanes c of the decay of token t. */
+HELPER Vec NAME(decay)(const Scan *r, size_t t, int c) {
+    if (r->vector_decay) return READ(r->d + t * r->ldd + c * LANES);
+    return (Vec){0} + r->d[t * r->ldd];
+}
+
+/* The recurrence, backward. States and their gradient are held transposed, (dv, dk): the lanes are key channels, one
+ * row is one value column, and only dw needs a sum across lanes. */
+HELPER void NAME(recurrence_backward_)(const Scan *r, const int nv, const bool erase) {
+    enum { MOST = 128 / (LANES < 4 ? 1 : LANES) };
+    const int dk = r->dk, dv = r->dv;
+    const size_t size = (size_t)dk * dv;
+    real *states = r->scratch, *dS = states + (CHUNK + 1) * size;    /* states[n]: before token n of the chunk */
+    memset(dS, 0, size * sizeof *dS);
+    for (int first = (r->T - 1) / CHUNK * CHUNK; first >= 0; first -= CHUNK) {
+        const int n = r->T - first < CHUNK ? r->T - first : CHUNK;
+        Vec q[MOST], k[MOST], d[MOST], e[MOST], dq[MOST], dk_[MOST], dd[MOST], y[MOST];
+        memcpy(states, r->S + first / CHUNK * size, size * sizeof *states);
+        for (int s = 0; s < n; s++) {                           /* the chunk's states again, from the kept one */
+            const size_t t = (size_t)first + s;
+            const real *w = (erase ? r->w : r->v) + t * r->ldv, *S0 = states + s * size;
+            real *S1 = states + (s + 1) * size;
+            for (int c = 0; c < nv; c++) {
+                k[c] = READ(r->k + t * r->ldk + c * LANES);
+                d[c] = NAME(decay)(r, t, c);
+            }
+            for (int j = 0; j < dv; j++)
+                for (int c = 0; c < nv; c++)
+                    AT(S1 + j * dk + c * LANES) = d[c] * READ(S0 + j * dk + c * LANES) + w[j] * k[c];
+        }
+        for (int s = n - 1; s >= 0; s--) {
+            const size_t t = (size_t)first + s;
+            const real *w = (erase ? r->w : r->v) + t * r->ldv, *d_o = r->d_o + t * r->ldv;
+            const real *S0 = states + s * size, *S1 = S0 + size, rho = erase ? r->rho[t * r->ldr] : 0;
+            real *dv_ = r->dval + t * r->ldv;
+            for (int c = 0; c < nv; c++) {
+                q[c] = READ(r->q + t * r->ldk + c * LANES);
+                k[c] = READ(r->k + t * r->ldk + c * LANES);
+                d[c] = NAME(decay)(r, t, c);
+                if (erase) e[c] = READ(r->e + t * r->ldk + c * LANES);
+                dq[c] = dk_[c] = dd[c] = y[c] = (Vec){0};
+            }
+            for (int j = 0; j < dv; j++) {
+                Vec g[MOST], dot = {0};
+                for (int c = 0; c < nv; c++) {
+                    //~ o = S'q
+                    g[c] = READ(dS + j * dk + c * LANES) + d_o[j] * q[c];
+                    dq[c] += d_o[j] * READ(S1 + j * dk + c * LANES);
+                    //~ S += k w'
+                    dot += g[c] * k[c];
+                    dk_[c] += w[j] * g[c];
+                    //~ S = Diag(d) S
+                    dd[c] += g[c] * READ(S0 + j * dk + c * LANES);
+                }
+                //~ w = v - rho r
+                real dw = dv_[j] = NAME(sum)(dot);
+                for (int c = 0; c < nv; c++) {
+                    Vec back = d[c] * g[c];
+                    if (erase) {
+                        //~ r = S'e;  y = S dw, so de = -rho y and drho = -r.dw = -e.y
+                        y[c] += dw * READ(S0 + j * dk + c * LANES);
+                        back -= (rho * dw) * e[c];
+                    }
+                    AT(dS + j * dk + c * LANES) = back;
+                }
+            }
+            Vec dot = {0}, dsum = {0};
+            for (int c = 0; c < nv; c++) {
+                AT(r->dq + t * r->ldk + c * LANES) = dq[c];
+                AT(r->dkey + t * r->ldk + c * LANES) = dk_[c];
+                if (r->vector_decay) AT(r->dd + t * r->ldd + c * LANES) = dd[c];
+                else dsum += dd[c];
+                if (erase) AT(r->de + t * r->ldk + c * LANES) = -rho * y[c], dot += e[c] * y[c];
+            }
+            if (!r->vector_decay) r->dd[t * r->ldd] = NAME(sum)(dsum);
+            if (erase) r->drho[t * r->ldr] = -NAME(sum)(dot);
+        }
+    }
+}
+
+KERNEL void NAME(recurrence_backward)(const Scan *r) {
+    if (r->dk == 32) {
+        if (r->e) NAME(recurrence_backward_)(r, 32 / LANES, true);
+        else NAME(recurrence_backward_)(r, 32 / LANES, false);
+    } else {
+        if (r->e) NAME(recurrence_backward_)(r, r->dk / LANES, true);
+        else NAME(recurrence_backward_)(r, r->dk / LANES, false);
+    }
+}
+
+/* AdamW: m, v running means of the gradient and of its square; c1, c2 undo their start at zero; the decay pulls the
+ * parameter to zero on its own, outside the adaptive step. */
+KERNEL void NAME(adamw)(real *p, const real *g, real *m, real *v, size_t n, real lr, real b1, real b2, real eps, real decay, real c1, real c2, real gscale) {
+    for (size_t i = 0; i < n; i += LANES) {
+        Vec gi = READ(g + i) * gscale;
+        AT(m + i) = b1 * READ(m + i) + (1 - b1) * gi;
+        AT(v + i) = b2 * READ(v + i) + (1 - b2) * gi * gi;
+        AT(p + i) -= lr * (READ(m + i) * c1 / (NAME(sqrt)(READ(v + i) * c2) + eps) + decay * READ(p + i));
+    }
+}
+
+static const TinyKernels NAME(kernels) = {
+    NAME_TEXT, LANES, TILE_ROWS, TILE_COLS, NAME(tile), NAME(rmsnorm_forward), NAME(rmsnorm_backward), NAME(l2norm_forward),
+    NAME(l2norm_backward), NAME(gated_norm_forward), NAME(gated_norm_backward), NAME(swiglu_forward), NAME(swiglu_backward),
+    NAME(out_gate_forward), NAME(out_gate_backward), NAME(conv_forward), NAME(conv_backward), NAME(decay_forward),
+    NAME(decay_backward), NAME(softmax_forward), NAME(softmax_recompute), NAME(softmax_backward), NAME(cross_entropy),
+    NAME(recurrence_forward), NAME(recurrence_backward), NAME(adamw)
+};
+#undef LANES
+#undef Vec
+#undef AT
+#undef READ
+#undef KERNEL
+#undef HELPER
+#undef TILE_COLS
+#undef TARGET
+#undef NAME
+#undef NAME_TEXT
+#undef VECTOR_BYTES
+#undef TILE_ROWS
+#undef TILE_VECS
+#else
+
+/* Tile sizes leave room for the accumulators in the registers of the instruction set: 32 of 64 bytes, 16 of 32, 16 of 16. */
+#if defined(__GNUC__) && defined(__x86_64__)
+#define TARGET __attribute__((target("avx512f")))
+#define NAME(x) x##_avx512
+#define NAME_TEXT "avx512"
+#define VECTOR_BYTES 64
+#define TILE_ROWS 12
+#define TILE_VECS 2
+#include "train_tiny.c"
+#define TARGET __attribute__((target("avx2,fma")))
+#define NAME(x) x##_avx2
+#define NAME_TEXT "avx2"
+#define VECTOR_BYTES 32
+#define TILE_ROWS 6
+#define TILE_VECS 2
+#include "train_tiny.c"
+#endif
+#define TARGET
+#define NAME(x) x##_plain
+#define NAME_TEXT "plain"
+#define VECTOR_BYTES 16
+#define TILE_ROWS 4
+#define TILE_VECS 2
+#include "train_tiny.c"
+
+static void choose_tiny_kernels(void) {
+    kern = kernels_plain;
+#if defined(__GNUC__) && defined(__x86_64__)
+    __builtin_cpu_init();
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) kern = kernels_avx2;
+    if (__builtin_cpu_supports("avx512f")) kern = kernels_avx512;
+#endif
+}
+
+/* ---- 3. matmul -----------------------------------------------------------------------------
+ * Every product is c (M, N) = or += a (M, K) b (K, N), with a and b read through two strides, so the three products of
+ * a layer, Y = X W', dX = dY W, dW = dY' X, are one function. b is packed into panels of kern.tile_cols columns; a is
+ * packed only when its rows are not contiguous. One thread owns an element of c and adds its terms in one order. */
+static void *checked(void *p) {
+    if (!p) fprintf(stderr, "train_tiny: out of memory\n"), exit(1);
+    return p;
+}
+
+/* Work space of one thread (slot = its number) or shared by all (slot = -1), grown on demand, kept for the next call. */
+static real *space(int slot, size_t n) {
+    static struct { real *at; size_t cap; } s[1025];
+    if (s[slot + 1].cap < n) {
+        free(s[slot + 1].at);
+        s[slot + 1].at = checked(malloc(n * sizeof(real)));
+        s[slot + 1].cap = n;
+    }
+    return s[slot + 1].at;
+}
+
+static int ceil_div(int a, int b) { return (a + b - 1) / b; }
+static int least(int a, int b) { return a < b ? a : b; }
+
+static size_t packed_size(int K, int N) { return (size_t)K * ceil_div(N, kern.tile_cols) * kern.tile_cols; }
+
+static void pack_panel(real *to, const real *b, size_t brs, size_t bcs, int K, int cols) {
+    const int nc = kern.tile_cols;
+    if (cols < nc) memset(to, 0, (size_t)K * nc * sizeof *to);
+    if (bcs == 1)
+        for (int k = 0; k < K; k++) memcpy(to + (size_t)k * nc, b + k * brs, cols * sizeof *to);
+    else
+        for (int j = 0; j < cols; j++)
+            for (int k = 0; k < K; k++) to[(size_t)k * nc + j] = b[k * brs + j * bcs];
+}
+
+static int chunk_rows(size_t acs) { return kern.tile_rows * (acs == 1 ? 8 : 2); }
+
+/* Rows i0 .. i0 + rows of c; apack holds 2 tiles of DEPTH columns of a. */
+static void gemm_chunk(real *c, size_t ldc, const real *a, size_t ars, size_t acs, const real *packed,
+                       int i0, int rows, int N, int K, int add, real *apack) {
+    const int mr = kern.tile_rows, nc = kern.tile_cols;
+    for (int k0 = 0; k0 < K; k0 += DEPTH) {
+        const int depth = least(DEPTH, K - k0);
+        if (acs != 1)
+            for (int i = 0; i < rows; i += mr)
+                for (int k = 0; k < depth; k++)
+                    for (int l = 0; l < least(mr, rows - i); l++)
+                        apack[(size_t)i * DEPTH + k * mr + l] = a[(i0 + i + l) * ars + (k0 + k) * acs];
+        for (int j = 0; j < N; j += nc)
+            for (int i = 0; i < rows; i += mr)
+                kern.tile(c + (i0 + i) * ldc + j, ldc, least(mr, rows - i), least(nc, N - j),
+                          acs == 1 ? a + (i0 + i) * ars + k0 : apack + (size_t)i * DEPTH, acs == 1 ? ars : 1, acs == 1 ? 1 : (size_t)mr,
+                          packed + ((size_t)j * K + (size_t)k0 * nc), depth, add || k0);
+    }
+}
+
+/* In the calling thread; buf holds packed_size(K, N) + 2 MAX_TILE DEPTH reals. */
+static void gemm_serial(real *c, size_t ldc, const real *a, size_t ars, size_t acs, const real *b, size_t brs, size_t bcs,
+                        int M, int N, int K, int add, real *buf) {
+    real *apack = buf + packed_size(K, N);
+    for (int j = 0; j < N; j += kern.tile_cols) pack_panel(buf + (size_t)j * K, b + j * bcs, brs, bcs, K, least(kern.tile_cols, N - j));
+    for (int i = 0, step = chunk_rows(acs); i < M; i += step)
+        gemm_chunk(c, ldc, a, ars, acs, buf, i, least(step, M - i), N, K, add, apack);
+}
+
+static void gemm(real *c, size_t ldc, const real *a, size_t ars, size_t acs, const real *b, size_t brs, size_t bcs,
+                 int M, int N, int K, int add) {
+    real *packed = space(-1, packed_size(K, N));
+    const int panels = ceil_div(N, kern.tile_cols), step = chunk_rows(acs), chunks = ceil_div(M, step);
+    PARALLEL
+    for (int p = 0; p < panels; p++) {
+        int j = p * kern.tile_cols;
+        pack_panel(packed + (size_t)j * K, b + j * bcs, brs, bcs, K, least(kern.tile_cols, N - j));
+    }
+    PARALLEL
+    for (int n = 0; n < chunks; n++)
+        gemm_chunk(c, ldc, a, ars, acs, packed, n * step, least(step, M - n * step), N, K, add, space(THREAD, 2 * MAX_TILE * DEPTH));
+}
+
+/* y (n, out) = or += x (n, in) w' , w (out, in). */
+static void matmul_forward(real *y, const real *x, const real *w, int n, int in, int out, int add) {
+    gemm(y, out, x, in, 1, w, 1, in, n, out, in, add);
+}
+
+//~ y = x w'.  dx = or += dy w;  dw += dy' x
+static void matmul_backward(real *dx, real *dw, const real *dy, const real *x, const real *w, int n, int in, int out, int add) {
+    if (dx) gemm(dx, in, dy, out, 1, w, in, 1, n, in, out, add);
+    gemm(dw, in, dy, 1, out, x, in, 1, out, in, n, 1);
+}
+
+/* ---- 4. the recurrence ---------------------------------------------------------------------
+ * One head, one token; S (dk, dv) starts at zero; q, k, e (dk), v, w, r, o (dv), d (dk) or one number:
+ *
+ *   r  = S'e                    what the memory holds under key e      (S' is S transposed)
+ *   w  = v - rho r              the value to write, less what is there already
+ *   S <- Diag(d) S + k w'       forget, then write
+ *   o  = S'q                    read
+ *
+ * Every mixer of the family is a choice of d, e and rho. A gated delta rule passes e = d k, because it recalls from
+ * the decayed memory: S'(d k) = (d S)'k. With no e nothing is erased (GLA, RetNet, Mamba-2 ...).
+ *
+ * Backward, from the last token to the first, with dS the gradient of the state after the token:
+ *
+ *   dS += q do',   dq = S do                   from o = S'q
+ *   dk  = dS w,    dw = dS'k                   from the write
+ *   dd_i = sum_j dS_ij Sold_ij,  dSold = Diag(d) dS
+ *   dv  = dw,      drho = -r.dw,   dr = -rho dw
+ *   de  = Sold dr, dSold += e dr'              from r = Sold'e
+ *
+ * Kept from the forward run: w, and S before every CHUNK-th token, T dk dv / CHUNK reals per head. Recomputed: the
+ * states within a chunk, (CHUNK + 1) dk dv reals per thread. */
+static size_t recurrence_scratch(int dk, int dv) { return (size_t)(CHUNK + 2) * dk * dv; }
+
+/* All heads of B sequences. Arrays are (B T, heads * width); d is (B T, heads * dk) or (B T, heads). */
+typedef struct {
+    int B, T, heads, dk, dv;
+    bool vector_decay;
+    real *q, *k, *v, *d, *e, *rho, *w, *o, *S;
+    real *d_o, *dq, *dkey, *dval, *dd, *de, *drho;
+} Memory;
+
+static size_t memory_states(int B, int T, int heads, int dk, int dv) {
+    return (size_t)B * heads * ceil_div(T, CHUNK) * dk * dv;
+}
+
+static Scan one_head(const Memory *m, int n) {
+    const size_t h = n % m->heads, row = (size_t)(n / m->heads) * m->T, ldd = m->heads * (m->vector_decay ? m->dk : 1);
+    const size_t atk = row * m->heads * m->dk + h * m->dk, atv = row * m->heads * m->dv + h * m->dv;
+    const size_t atd = row * ldd + h * (m->vector_decay ? m->dk : 1), atr = row * m->heads + h;
+    return (Scan){
+        .T = m->T, .dk = m->dk, .dv = m->dv, .vector_decay = m->vector_decay,
+        .ldk = (size_t)m->heads * m->dk, .ldv = (size_t)m->heads * m->dv, .ldd = ldd, .ldr = m->heads,
+        .q = m->q + atk, .k = m->k + atk, .v = m->v + atv, .d = m->d + atd,
+        .e = m->e ? m->e + atk : NULL, .rho = m->e ? m->rho + atr : NULL,
+        .w = m->w + atv, .o = m->o + atv, .S = m->S + (size_t)n * ceil_div(m->T, CHUNK) * m->dk * m->dv,
+        .d_o = m->d_o ? m->d_o + atv : NULL, .dq = m->dq ? m->dq + atk : NULL, .dkey = m->dkey ? m->dkey + atk : NULL,
+        .dval = m->dval ? m->dval + atv : NULL, .dd = m->dd ? m->dd + atd : NULL, .de = m->de ? m->de + atk : NULL,
+        .drho = m->drho ? m->drho + atr : NULL, .scratch = space(THREAD, recurrence_scratch(m->dk, m->dv))
+    };
+}
+
+static void memory_forward(const Memory *m) {
+    PARALLEL
+    for (int n = 0; n < m->B * m->heads; n++) {
+        Scan r = one_head(m, n);
+        kern.recurrence_forward(&r);
+    }
+}
+
+static void memory_backward(const Memory *m) {
+    PARALLEL
+    for (int n = 0; n < m->B * m->heads; n++) {
+        Scan r = one_head(m, n);
+        kern.recurrence_backward(&r);
+    }
+}
+
+/* ---- 5. pairs, forward and backward --------------------------------------------------------
+ * The kernels of section 2 over all N = B T tokens, in blocks of BLOCK rows. A gradient that is summed over tokens goes to
+ * one row per block first; the rows are then added in order, so the number of threads changes no bit. */
+static void add_blocks(real *dw, const real *part, int blocks, int n) {
+    for (int b = 0; b < blocks; b++)
+        for (int i = 0; i < n; i++) dw[i] += part[(size_t)b * n + i];
+}
+
+static real *zeroed(real *p, size_t n) { return memset(p, 0, n * sizeof *p); }
+
+/* Rows of `heads` vectors of n reals, hsx apart; a row of x is ldx from the next. w (n) is shared. */
+static void rmsnorm_forward(real *y, size_t ldy, size_t hsy, real *inv, const real *x, size_t ldx, size_t hsx,
+                            const real *w, int N, int heads, int n, real eps) {
+    PARALLEL
+    for (int r = 0; r < N; r += BLOCK)
+        kern.rmsnorm_forward(y + r * ldy, ldy, hsy, inv + (size_t)r * heads, x + r * ldx, ldx, hsx, w, least(BLOCK, N - r), heads, n, eps);
+}
+
+static void rmsnorm_backward(real *dx, real *dw, const real *dy, size_t ldy, size_t hsy, const real *x, size_t ldx, size_t hsx,
+                             const real *w, const real *inv, int N, int heads, int n, int add) {
+    const int blocks = ceil_div(N, BLOCK);
+    real *part = zeroed(space(-1, (size_t)blocks * n), (size_t)blocks * n);
+    PARALLEL
+    for (int r = 0; r < N; r += BLOCK)
+        kern.rmsnorm_backward(dx + r * ldx, ldx, hsx, part + (size_t)(r / BLOCK) * n, dy + r * ldy, ldy, hsy, x + r * ldx, w,
+                              inv + (size_t)r * heads, least(BLOCK, N - r), heads, n, add);
+    add_blocks(dw, part, blocks, n);
+}
+
+static void gated_norm_forward(real *y, real *inv, const real *o, const real *z, const real *w, int N, int heads, int n, real eps) {
+    PARALLEL
+    for (int r = 0; r < N; r += BLOCK) {
+        size_t at = (size_t)r * heads;
+        kern.gated_norm_forward(y + at * n, inv + at, o + at * n, z + at * n, w, least(BLOCK, N - r) * heads, n, eps);
+    }
+}
+
+static void gated_norm_backward(real *d_o, real *dz, real *dw, const real *dy, const real *o, const real *z, const real *w,
+                                const real *inv, int N, int heads, int n) {
+    const int blocks = ceil_div(N, BLOCK);
+    real *part = zeroed(space(-1, (size_t)blocks * n), (size_t)blocks * n);
+    PARALLEL
+    for (int r = 0; r < N; r += BLOCK) {
+        size_t at = (size_t)r * heads;
+        kern.gated_norm_backward(d_o + at * n, dz + at * n, part + (size_t)(r / BLOCK) * n, dy + at * n, o + at * n, z + at * n, w, inv + at,
+                                 least(BLOCK, N - r) * heads, n);
+    }
+    add_blocks(dw, part, blocks, n);
+}
+
+static void swiglu_forward(real *s, const real *g, const real *u, size_t n) {
+    PARALLEL
+    for (size_t i = 0; i < n; i += 16384) kern.swiglu_forward(s + i, g + i, u + i, n - i < 16384 ? n - i : 16384);
+}
+
+static void swiglu_backward(real *dg, real *du, const real *ds, const real *g, const real *u, size_t n) {
+    PARALLEL
+    for (size_t i = 0; i < n; i += 16384) kern.swiglu_backward(dg + i, du + i, ds + i, g + i, u + i, n - i < 16384 ? n - i : 16384);
+}
+
+/* w is kept as (taps, C), the transpose of the file's (C, taps). */
+static void conv_forward(real *y, const real *x, const real *w, int B, int T, int C, int taps) {
+    PARALLEL
+    for (int b = 0; b < B; b++) kern.conv_forward(y + (size_t)b * T * C, x + (size_t)b * T * C, w, T, C, taps);
+}
+
+static void conv_backward(real *dx, real *dw, real *dy, const real *x, const real *w, int B, int T, int C, int taps) {
+    real *part = zeroed(space(-1, (size_t)B * taps * C), (size_t)B * taps * C);
+    PARALLEL
+    for (int b = 0; b < B; b++) {
+        size_t at = (size_t)b * T * C;
+        kern.conv_backward(dx + at, part + (size_t)b * taps * C, dy + at, x + at, w, T, C, taps);
+    }
+    add_blocks(dw, part, B, taps * C);
+}
+
+static void gla_decay_forward(real *d, const real *a, const real *bias, int N, int n, real divisor) {
+    PARALLEL
+    for (int r = 0; r < N; r += BLOCK) kern.decay_forward(d + (size_t)r * n, a + (size_t)r * n, bias, least(BLOCK, N - r), n, divisor);
+}
+
+static void gla_decay_backward(real *da, real *dbias, const real *dd, const real *d, const real *a, const real *bias, int N, int n, real divisor) {
+    const int blocks = ceil_div(N, BLOCK);
+    real *part = zeroed(space(-1, (size_t)blocks * n), (size_t)blocks * n);
+    PARALLEL
+    for (int r = 0; r < N; r += BLOCK) {
+        size_t at = (size_t)r * n;
+        kern.decay_backward(da + at, part + (size_t)(r / BLOCK) * n, dd + at, d + at, a + at, bias, least(BLOCK, N - r), n, divisor);
+    }
+    add_blocks(dbias, part, blocks, n);
+}
+
+static real sigmoid1(real x) { return x >= 0 ? 1 / (1 + (real)exp(-x)) : (real)exp(x) / (1 + (real)exp(x)); }
+static real softplus1(real x) { return x > 20 ? x : (real)log1p(exp(x)); }
+
+/* The gates of the gated delta rule, one decay and one write strength per head (source: Gated Delta Networks, 2024):
+ *   d = exp(-exp(a_log) softplus(a + dt)),  beta = sigmoid(b);  the recurrence gets rho = beta, e = d k, v = beta act_v.
+ * a, b, d, beta (N, H);  k, e (N, H dk);  act_v rows ldv apart, v (N, H dv). */
+static void delta_gates_forward(real *d, real *beta, real *e, real *v, const real *a, const real *b, const real *a_log, const real *dt,
+                                const real *k, const real *act_v, size_t ldv, int N, int H, int dk, int dv) {
+    PARALLEL
+    for (int r0 = 0; r0 < N; r0 += BLOCK)
+        for (int r = r0; r < least(r0 + BLOCK, N); r++)
+            for (int h = 0; h < H; h++) {
+                size_t at = (size_t)r * H + h;
+                d[at] = (real)exp(-exp(a_log[h]) * softplus1(a[at] + dt[h]));
+                beta[at] = sigmoid1(b[at]);
+                for (int i = 0; i < dk; i++) e[at * dk + i] = d[at] * k[at * dk + i];
+                for (int j = 0; j < dv; j++) v[at * dv + j] = beta[at] * act_v[r * ldv + h * dv + j];
+            }
+}
+
+/* In: dd, drho, dkey, de, dval from the recurrence; out: da, db, dact_v, and dkey with the part through e added. */
+static void delta_gates_backward(real *da, real *db, real *da_log, real *ddt, real *dkey, real *dact_v, const real *dd, const real *drho,
+                                 const real *de, const real *dval, const real *d, const real *beta, const real *a, const real *a_log,
+                                 const real *dt, const real *k, const real *act_v, size_t ldv, int N, int H, int dk, int dv) {
+    const int blocks = ceil_div(N, BLOCK);
+    real *part = zeroed(space(-1, (size_t)blocks * 2 * H), (size_t)blocks * 2 * H);
+    PARALLEL
+    for (int r0 = 0; r0 < N; r0 += BLOCK) {
+        real *pa = part + (size_t)(r0 / BLOCK) * 2 * H, *pt = pa + H;
+        for (int r = r0; r < least(r0 + BLOCK, N); r++)
+            for (int h = 0; h < H; h++) {
+                size_t at = (size_t)r * H + h;
+                real ddt_ = dd[at], dbeta = drho[at], x = a[at] + dt[h], rate = (real)exp(a_log[h]);
+                //~ e = d k
+                for (int i = 0; i < dk; i++) {
+                    ddt_ += de[at * dk + i] * k[at * dk + i];
+                    dkey[at * dk + i] += de[at * dk + i] * d[at];
+                }
+                //~ v = beta act_v
+                for (int j = 0; j < dv; j++) {
+                    dbeta += dval[at * dv + j] * act_v[r * ldv + h * dv + j];
+                    dact_v[r * ldv + h * dv + j] = dval[at * dv + j] * beta[at];
+                }
+                //~ beta = sigmoid(b)
+                db[at] = dbeta * beta[at] * (1 - beta[at]);
+                //~ d = exp(-rate softplus(x)),  x = a + dt;  softplus' = sigmoid
+                real dlog = ddt_ * d[at];
+                da[at] = -dlog * rate * sigmoid1(x);
+                pt[h] += da[at];
+                pa[h] -= dlog * rate * softplus1(x);
+            }
+    }
+    for (int b = 0; b < blocks; b++)
+        for (int h = 0; h < H; h++) da_log[h] += part[(size_t)b * 2 * H + h], ddt[h] += part[(size_t)b * 2 * H + H + h];
+}
+
+/* Rotary positions: the first n_rot dims of each head turn in pairs (i, i + n_rot / 2), by position * base^(-2i / n_rot).
+ * sign -1 turns back, which is also the gradient. */
+static void rotate(real *x, const real *cs, int B, int T, int heads, int n, int n_rot, int sign) {
+    PARALLEL
+    for (int b = 0; b < B; b++)
+        for (int t = 0; t < T; t++)
+            for (int h = 0; h < heads; h++) {
+                real *p = x + (((size_t)b * T + t) * heads + h) * n;
+                for (int i = 0; i < n_rot / 2; i++) {
+                    real c = cs[(size_t)t * n_rot + 2 * i], s = sign * cs[(size_t)t * n_rot + 2 * i + 1], u = p[i], v = p[i + n_rot / 2];
+                    p[i] = u * c - v * s;
+                    p[i + n_rot / 2] = v * c + u * s;
+                }
+            }
+}
+
+/* Causal softmax attention; query head h reads kv head h / (H / Hkv).  q, o (B T, H n), k, v (B T, Hkv n).
+ *   P = softmax(q k' / sqrt(n)),  o = P v
+ * in blocks of BLOCK queries against the keys up to the block's end. Kept: lse (B, H, T). Recomputed: P. */
+typedef struct {
+    int B, T, H, Hkv, n;
+    const real *q, *k, *v;
+    real *o, *lse;
+    const real *d_o;
+    real *dq, *dk, *dv;
+} Attention;
+
+static size_t attention_scratch(const Attention *a) {
+    int wide = a->T > a->n ? a->T : a->n;
+    return 2 * (size_t)BLOCK * (a->T + 15) + packed_size(wide, wide) + 2 * MAX_TILE * DEPTH;
+}
+
+static void attention_forward(const Attention *a) {
+    const int T = a->T, n = a->n, group = a->H / a->Hkv;
+    const size_t ldq = (size_t)a->H * n, ldk = (size_t)a->Hkv * n;
+    const real scale = 1 / (real)sqrt(n);
+    PARALLEL
+    for (int bh = 0; bh < a->B * a->H; bh++) {
+        const int b = bh / a->H, h = bh % a->H;
+        const size_t atq = (size_t)b * T * ldq + (size_t)h * n, atk = (size_t)b * T * ldk + (size_t)(h / group) * n;
+        real *p = space(THREAD, attention_scratch(a)), *buf = p + (size_t)BLOCK * (T + 15);
+        for (int i = 0; i < T; i += BLOCK) {
+            const int rows = least(BLOCK, T - i), keys = i + rows, ld = (keys + 15) / 16 * 16;
+            gemm_serial(p, ld, a->q + atq + i * ldq, ldq, 1, a->k + atk, 1, ldk, rows, keys, n, 0, buf);
+            kern.softmax_forward(p, a->lse + (size_t)bh * T + i, rows, i, ld, scale);
+            gemm_serial(a->o + atq + i * ldq, ldq, p, ld, 1, a->v + atk, ldk, 1, rows, n, keys, 0, buf);
+        }
+    }
+}
+
+static void attention_backward(const Attention *a) {
+    const int T = a->T, n = a->n, group = a->H / a->Hkv;
+    const size_t ldq = (size_t)a->H * n, ldk = (size_t)a->Hkv * n;
+    const real scale = 1 / (real)sqrt(n);
+    PARALLEL
+    for (int bk = 0; bk < a->B * a->Hkv; bk++) {            /* one thread owns the keys and values of a kv head */
+        const int b = bk / a->Hkv, hk = bk % a->Hkv;
+        const size_t atk = (size_t)b * T * ldk + (size_t)hk * n;
+        real *p = space(THREAD, attention_scratch(a)), *dp = p + (size_t)BLOCK * (T + 15), *buf = dp + (size_t)BLOCK * (T + 15);
+        for (int t = 0; t < T; t++) zeroed(a->dk + atk + t * ldk, n), zeroed(a->dv + atk + t * ldk, n);
+        for (int h = hk * group; h < (hk + 1) * group; h++) {
+            const size_t atq = (size_t)b * T * ldq + (size_t)h * n;
+            for (int i = 0; i < T; i += BLOCK) {
+                const int rows = least(BLOCK, T - i), keys = i + rows, ld = (keys + 15) / 16 * 16;
+                const real *q = a->q + atq + i * ldq, *d_o = a->d_o + atq + i * ldq;
+                gemm_serial(p, ld, q, ldq, 1, a->k + atk, 1, ldk, rows, keys, n, 0, buf);
+                kern.softmax_recompute(p, a->lse + ((size_t)b * a->H + h) * T + i, rows, i, ld, scale);
+                //~ o = P v
+                gemm_serial(dp, ld, d_o, ldq, 1, a->v + atk, 1, ldk, rows, keys, n, 0, buf);
+                gemm_serial(a->dv + atk, ldk, p, 1, ld, d_o, ldq, 1, keys, n, rows, 1, buf);
+                //~ P = softmax(scale s)
+                kern.softmax_backward(dp, p, rows, keys, ld, scale);
+                //~ s = q k'
+                gemm_serial(a->dq + atq + i * ldq, ldq, dp, ld, 1, a->k + atk, ldk, 1, rows, n, keys, 0, buf);
+                gemm_serial(a->dk + atk, ldk, dp, 1, ld, q, ldq, 1, keys, n, rows, 1, buf);
+            }
+        }
+    }
+}
+
+/* x = rows of the embedding. */
+static void embedding_forward(real *x, const real *w, const int *id, int N, int D) {
+    for (int r = 0; r < N; r++) memcpy(x + (size_t)r * D, w + (size_t)id[r] * D, D * sizeof *x);
+}
+
+//~ x_r = w_id(r).  A thread owns 64 columns, and adds the tokens in order.
+static void embedding_backward(real *dw, const real *dx, const int *id, int N, int D) {
+    PARALLEL
+    for (int c = 0; c < D; c += BLOCK)
+        for (int r = 0; r < N; r++)
+            for (int i = c; i < least(c + BLOCK, D); i++) dw[(size_t)id[r] * D + i] += dx[(size_t)r * D + i];
+}
+
+/* ---- 6. model ------------------------------------------------------------------------------
+ * Sizes, the list of tensors, and all memory. Parameters, their gradients and the two running means of AdamW are four
+ * arrays with one layout; a tensor is an offset into them. Activations of one step are kept per layer. */
+typedef enum { GATED_DELTA, GLA, ATTENTION } Mixer;
+
+typedef struct {
+    int mixer;                               /* GATED_DELTA (layout qwen35) or GLA (layout gla) */
+    int dim, hidden_dim, n_layers, vocab_size, seq_len;
+    int n_heads, dk, dv, d_conv, interval;   /* linear layers; every interval-th layer is softmax attention, 0: none */
+    int q_heads, kv_heads, head_dim, n_rot;  /* softmax layers */
+    int gate_rank;                           /* GLA: width between the two projections of the decay */
+    float eps, rope_base, decay_divisor;
+} TinyConfig;
+
+enum { DECAYS = 1, KEEP_F32 = 2, TRANSPOSED = 4, NEGATIVE_EXP = 8 };   /* DECAYS: a matrix, pulled to zero by AdamW */
+
+typedef struct {
+    char name[48];                           /* as in the file */
+    int rows, cols;                          /* rows 0: one dimension */
+    int flags;
+    size_t at;
+} TinyTensor;
+
+typedef struct {
+    Mixer mixer;
+    size_t attn_norm, ffn_norm, w_gate, w_up, w_down;        /* every layer; w_o projects back */
+    size_t w_o, w_q, w_k, w_v, w_z, norm;                    /* w_q: q|k|v rows (gated delta), query|gate per head (attention) */
+    size_t w_a, w_b, a_log, dt, conv;                        /* gated delta: decay, write strength, short convolution */
+    size_t w_fa, w_fb, fb_bias;                              /* GLA: decay in two steps */
+    size_t q_norm, k_norm;                                   /* attention */
+    real *x, *inv, *h, *mid, *inv2, *h2, *g, *u, *s;         /* activations: block input, normed, after mixer, normed, FFN */
+    real *raw, *act, *z, *a, *b, *inv_q, *inv_k, *inv_o, *y; /* before and after the convolution, gates, norm factors, mixer output */
+    real *lse;
+    Memory mem;
+} TinyLayer;
+
+typedef struct {
+    TinyConfig c;
+    int B;                                   /* sequences per step */
+    TinyTensor *tensors;
+    int n_tensors;
+    size_t n_params, n_weights;              /* with and without padding of each tensor to 16 reals */
+    real *params, *grads, *mean, *square;
+    TinyLayer *layers;
+    size_t embed, out_norm;
+    real *x_out, *inv_out, *h_out;           /* after the last layer, and normed */
+    real *rope;                              /* (T, n_rot / 2, cos and sin) */
+    real *d_res, *dh;                        /* gradient of the residual stream; of a normed copy */
+    real *pool;                              /* gradients inside one layer */
+    size_t pool_used, pool_cap;
+    real *arena;                             /* activations */
+} Tiny;
+
+/* xorshift64*; the seed goes through one round of splitmix64, so that neighbouring seeds part at once. */
+static uint64_t mix_seed(uint64_t x) {
+    x += 0x9e3779b97f4a7c15u;
+    x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9u;
+    x = (x ^ (x >> 27)) * 0x94d049bb133111ebu;
+    x ^= x >> 31;
+    return x ? x : 1;
+}
+
+static uint64_t rng_next(uint64_t *s) {
+    *s ^= *s >> 12, *s ^= *s << 25, *s ^= *s >> 27;
+    return *s * 0x2545f4914f6cdd1du;
+}
+
+static double rng_uniform(uint64_t *s) { return ((double)(rng_next(s) >> 11) + 0.5) / 9007199254740992.0; }
+
+static double rng_normal(uint64_t *s) {
+    double u = rng_uniform(s), v = rng_uniform(s);
+    return sqrt(-2 * log(u)) * cos(6.283185307179586 * v);
+}
+
+static size_t add_tensor(Tiny *m, int layer, const char *name, int rows, int cols, int flags) {
+    TinyTensor *t = &m->tensors[m->n_tensors++];
+    *t = (TinyTensor){ .rows = rows, .cols = cols, .flags = flags, .at = m->n_params };
+    if (layer < 0) snprintf(t->name, sizeof t->name, "%s", name);
+    else snprintf(t->name, sizeof t->name, "blk.%d.%s", layer, name);
+    size_t n = (size_t)cols * (rows ? rows : 1);
+    m->n_weights += n;
+    m->n_params += (n + 15) / 16 * 16;
+    return t->at;
+}
+
+static size_t tensor_len(const TinyTensor *t) { return (size_t)t->cols * (t->rows ? t->rows : 1); }
+
+/* The names and shapes of the file, in its order (reference: the qwen35 table of llama.cpp; gla: our own). */
+static void list_tensors(Tiny *m) {
+    const TinyConfig *c = &m->c;
+    const int D = c->dim, F = c->hidden_dim, H = c->n_heads, K = H * c->dk, V = H * c->dv, M = DECAYS;
+    m->embed = add_tensor(m, -1, "token_embd.weight", c->vocab_size, D, M);
+    m->out_norm = add_tensor(m, -1, "output_norm.weight", 0, D, KEEP_F32);
+    for (int l = 0; l < c->n_layers; l++) {
+        TinyLayer *L = &m->layers[l];
+        L->mixer = c->interval && (l + 1) % c->interval == 0 ? ATTENTION : (Mixer)c->mixer;
+        L->attn_norm = add_tensor(m, l, "attn_norm.weight", 0, D, KEEP_F32);
+        if (L->mixer == GATED_DELTA) {
+            L->w_q = add_tensor(m, l, "attn_qkv.weight", 2 * K + V, D, M);
+            L->w_z = add_tensor(m, l, "attn_gate.weight", V, D, M);
+            L->w_b = add_tensor(m, l, "ssm_beta.weight", H, D, M);
+            L->w_a = add_tensor(m, l, "ssm_alpha.weight", H, D, M);
+            L->conv = add_tensor(m, l, "ssm_conv1d.weight", c->d_conv, 2 * K + V, KEEP_F32 | TRANSPOSED);
+            L->dt = add_tensor(m, l, "ssm_dt.bias", 0, H, KEEP_F32);
+            L->a_log = add_tensor(m, l, "ssm_a", 0, H, KEEP_F32 | NEGATIVE_EXP);
+            L->norm = add_tensor(m, l, "ssm_norm.weight", 0, c->dv, KEEP_F32);
+            L->w_o = add_tensor(m, l, "ssm_out.weight", D, V, M);
+        } else if (L->mixer == GLA) {
+            L->w_q = add_tensor(m, l, "attn_q.weight", K, D, M);
+            L->w_k = add_tensor(m, l, "attn_k.weight", K, D, M);
+            L->w_v = add_tensor(m, l, "attn_v.weight", V, D, M);
+            L->w_z = add_tensor(m, l, "attn_gate.weight", V, D, M);
+            L->w_fa = add_tensor(m, l, "ssm_f_a.weight", c->gate_rank, D, M);
+            L->w_fb = add_tensor(m, l, "ssm_f_b.weight", K, c->gate_rank, M);
+            L->fb_bias = add_tensor(m, l, "ssm_f_b.bias", 0, K, KEEP_F32);
+            L->norm = add_tensor(m, l, "ssm_norm.weight", 0, c->dv, KEEP_F32);
+            L->w_o = add_tensor(m, l, "attn_output.weight", D, V, M);
+        } else {
+            const int Q = c->q_heads * c->head_dim, KV = c->kv_heads * c->head_dim;
+            L->w_q = add_tensor(m, l, "attn_q.weight", 2 * Q, D, M);
+            L->w_k = add_tensor(m, l, "attn_k.weight", KV, D, M);
+            L->w_v = add_tensor(m, l, "attn_v.weight", KV, D, M);
+            L->q_norm = add_tensor(m, l, "attn_q_norm.weight", 0, c->head_dim, KEEP_F32);
+            L->k_norm = add_tensor(m, l, "attn_k_norm.weight", 0, c->head_dim, KEEP_F32);
+            L->w_o = add_tensor(m, l, "attn_output.weight", D, Q, M);
+        }
+        L->ffn_norm = add_tensor(m, l, c->mixer == GLA ? "ffn_norm.weight" : "post_attention_norm.weight", 0, D, KEEP_F32);
+        L->w_gate = add_tensor(m, l, "ffn_gate.weight", F, D, M);
+        L->w_up = add_tensor(m, l, "ffn_up.weight", F, D, M);
+        L->w_down = add_tensor(m, l, "ffn_down.weight", D, F, M);
+    }
+}
+
+/* Matrices: normal, 0.02, those that write into the residual stream divided by sqrt(2 L). Norms 1. Decay rates uniform in
+ * [1, 16], their softplus(dt) log-uniform in [0.001, 0.1]: memories of a few to a thousand tokens. */
+static void init_params(Tiny *m, uint64_t seed) {
+    uint64_t rng = mix_seed(seed);
+    for (int n = 0; n < m->n_tensors; n++) {
+        const TinyTensor *t = &m->tensors[n];
+        const char *name = strrchr(t->name, '.') ? t->name : "";
+        real *p = m->params + t->at;
+        bool out = strstr(name, "ssm_out") || strstr(name, "attn_output") || strstr(name, "ffn_down");
+        for (size_t i = 0; i < tensor_len(t); i++) {
+            if (strstr(name, "norm.weight")) p[i] = 1;
+            else if (strstr(name, "ssm_a") && !t->rows) p[i] = (real)log(1 + 15 * rng_uniform(&rng));
+            else if (strstr(name, "ssm_dt")) {
+                double dt = exp(log(0.001) + rng_uniform(&rng) * log(100));
+                p[i] = (real)(dt + log(-expm1(-dt)));         /* the inverse of softplus */
+            } else if (strstr(name, "conv1d")) p[i] = (real)(rng_uniform(&rng) - 0.5);
+            else if (!t->rows) p[i] = 0;
+            else p[i] = (real)(rng_normal(&rng) * 0.02 / (out ? sqrt(2.0 * m->c.n_layers) : 1));
+        }
+    }
+}
+
+static real *lay(real *base, size_t *used, size_t n) {
+    real *p = base ? base + *used : NULL;
+    *used += (n + 15) / 16 * 16;
+    return p;
+}
+
+/* Lays the activations out; run twice, first with no base to measure. */
+static size_t lay_out(Tiny *m, real *base) {
+    const TinyConfig *c = &m->c;
+    const size_t N = (size_t)m->B * c->seq_len, D = c->dim, F = c->hidden_dim, H = c->n_heads, K = H * c->dk, V = H * c->dv;
+    const size_t Q = (size_t)c->q_heads * c->head_dim, KV = (size_t)c->kv_heads * c->head_dim, C = 2 * K + V;
+    size_t n = 0, pool = 0, gated = 0;
+    for (int l = 0; l < c->n_layers; l++) {
+        TinyLayer *L = &m->layers[l];
+        Memory *r = &L->mem;
+        *r = (Memory){ .B = m->B, .T = c->seq_len, .heads = (int)H, .dk = c->dk, .dv = c->dv, .vector_decay = L->mixer == GLA };
+        L->x = lay(base, &n, N * D), L->inv = lay(base, &n, N), L->h = lay(base, &n, N * D);
+        L->mid = lay(base, &n, N * D), L->inv2 = lay(base, &n, N), L->h2 = lay(base, &n, N * D);
+        L->g = lay(base, &n, N * F), L->u = lay(base, &n, N * F), L->s = lay(base, &n, N * F);
+        if (L->mixer == ATTENTION) {
+            L->raw = lay(base, &n, N * 2 * Q), L->a = lay(base, &n, N * KV);
+            r->q = lay(base, &n, N * Q), r->k = lay(base, &n, N * KV), r->v = lay(base, &n, N * KV);
+            L->inv_q = lay(base, &n, N * c->q_heads), L->inv_k = lay(base, &n, N * c->kv_heads), L->lse = lay(base, &n, N * c->q_heads);
+            r->o = lay(base, &n, N * Q), L->y = lay(base, &n, N * Q);
+        } else {
+            r->q = lay(base, &n, N * K), r->k = lay(base, &n, N * K), r->v = lay(base, &n, N * V);
+            r->S = lay(base, &n, memory_states(m->B, c->seq_len, c->n_heads, c->dk, c->dv));
+            L->z = lay(base, &n, N * V), r->o = lay(base, &n, N * V), L->inv_o = lay(base, &n, N * H), L->y = lay(base, &n, N * V);
+            if (L->mixer == GATED_DELTA) {
+                L->raw = lay(base, &n, N * C), L->act = lay(base, &n, N * C), L->a = lay(base, &n, N * H), L->b = lay(base, &n, N * H);
+                L->inv_q = lay(base, &n, N * H), L->inv_k = lay(base, &n, N * H);
+                r->d = lay(base, &n, N * H), r->rho = lay(base, &n, N * H), r->e = lay(base, &n, N * K), r->w = lay(base, &n, N * V);
+            } else {
+                L->a = lay(base, &n, N * c->gate_rank), L->b = lay(base, &n, N * K), r->d = lay(base, &n, N * K), r->w = r->v;
+            }
+        }
+    }
+    m->x_out = lay(base, &n, N * D), m->inv_out = lay(base, &n, N), m->h_out = lay(base, &n, N * D);
+    m->d_res = lay(base, &n, N * D), m->dh = lay(base, &n, N * D);
+    m->rope = lay(base, &n, (size_t)c->seq_len * c->n_rot + 16);
+    pool = 3 * N * F;
+    gated = N * (2 * C + 4 * K + 4 * V + 4 * H + c->gate_rank + 128);
+    pool = pool > gated ? pool : gated;
+    gated = N * (4 * Q + 3 * KV + 128);
+    m->pool_cap = pool > gated ? pool : gated;
+    m->pool = lay(base, &n, m->pool_cap);
+    return n;
+}
+
+static void tiny_new(Tiny *m, const TinyConfig *c, int B, uint64_t seed) {
+    *m = (Tiny){ .c = *c, .B = B };
+    m->layers = checked(calloc((size_t)c->n_layers, sizeof *m->layers));
+    m->tensors = checked(calloc(2 + 16 * (size_t)c->n_layers, sizeof *m->tensors));
+    list_tensors(m);
+    m->params = checked(calloc(4 * m->n_params, sizeof(real)));
+    m->grads = m->params + m->n_params, m->mean = m->grads + m->n_params, m->square = m->mean + m->n_params;
+    init_params(m, seed);
+    m->arena = checked(calloc(lay_out(m, NULL), sizeof(real)));
+    lay_out(m, m->arena);
+    for (int t = 0; t < c->seq_len; t++)
+        for (int i = 0; i < c->n_rot / 2; i++) {
+            double angle = t * pow(c->rope_base, -2.0 * i / c->n_rot);
+            m->rope[(size_t)t * c->n_rot + 2 * i] = (real)cos(angle), m->rope[(size_t)t * c->n_rot + 2 * i + 1] = (real)sin(angle);
+        }
+}
+
+static void tiny_free(Tiny *m) {
+    free(m->layers), free(m->tensors), free(m->params), free(m->arena);
+}
+
+/* ---- 7. layers -----------------------------------------------------------------------------
+ * h is the normed input of the mixer, (N, dim); L->mid holds the residual stream, to which the mixer adds. Backward: d_res is the
+ * gradient of that sum, and dh is assigned. */
+#define W(name) (m->params + L->name)
+#define DW(name) (m->grads + L->name)
+#define TMP(n) tiny_tmp(m, (size_t)(n))
+
+static real *tiny_tmp(Tiny *m, size_t n) {
+    real *p = lay(m->pool, &m->pool_used, n);
+    if (m->pool_used > m->pool_cap) fprintf(stderr, "train_tiny: the pool of gradients is too small\n"), abort();
+    return p;
+}
+
+/* Gated DeltaNet (source: Gated Delta Networks, 2024, in the layout of Qwen3.5):
+ *   u = silu(conv(W_qkv h));  q = l2(u_q) / sqrt(dk), k = l2(u_k);  the recurrence with the gates above;
+ *   out = W_o (rmsnorm(o) silu(W_z h)) */
+static void gated_delta_forward(Tiny *m, TinyLayer *L) {
+    const TinyConfig *c = &m->c;
+    const int N = m->B * c->seq_len, D = c->dim, H = c->n_heads, dk = c->dk, dv = c->dv, K = H * dk, V = H * dv, C = 2 * K + V;
+    const real scale = 1 / (real)sqrt(dk);
+    Memory *r = &L->mem;
+    matmul_forward(L->raw, L->h, W(w_q), N, D, C, 0);
+    matmul_forward(L->z, L->h, W(w_z), N, D, V, 0);
+    matmul_forward(L->a, L->h, W(w_a), N, D, H, 0);
+    matmul_forward(L->b, L->h, W(w_b), N, D, H, 0);
+    conv_forward(L->act, L->raw, W(conv), m->B, c->seq_len, C, c->d_conv);
+    PARALLEL
+    for (int i = 0; i < N; i += BLOCK) {
+        const int rows = least(BLOCK, N - i);
+        const real *u = L->act + (size_t)i * C;
+        kern.l2norm_forward(r->q + (size_t)i * K, L->inv_q + (size_t)i * H, u, C, rows, H, dk, scale);
+        kern.l2norm_forward(r->k + (size_t)i * K, L->inv_k + (size_t)i * H, u + K, C, rows, H, dk, 1);
+    }
+    delta_gates_forward(r->d, r->rho, r->e, r->v, L->a, L->b, W(a_log), W(dt), r->k, L->act + 2 * K, C, N, H, dk, dv);
+    memory_forward(r);
+    gated_norm_forward(L->y, L->inv_o, r->o, L->z, W(norm), N, H, dv, (real)c->eps);
+    matmul_forward(L->mid, L->y, W(w_o), N, V, D, 1);
+}
+
+static void gated_delta_backward(Tiny *m, TinyLayer *L, const real *d_res, real *dh) {
+    const TinyConfig *c = &m->c;
+    const int N = m->B * c->seq_len, D = c->dim, H = c->n_heads, dk = c->dk, dv = c->dv, K = H * dk, V = H * dv, C = 2 * K + V;
+    const real scale = 1 / (real)sqrt(dk);
+    Memory *r = &L->mem;
+    real *dy = TMP(N * V), *dz = TMP(N * V), *dact = TMP(N * C), *draw = TMP(N * C), *da = TMP(N * H), *db = TMP(N * H);
+    r->d_o = TMP(N * V), r->dval = TMP(N * V), r->dq = TMP(N * K), r->dkey = TMP(N * K), r->de = TMP(N * K);
+    r->dd = TMP(N * H), r->drho = TMP(N * H);
+    //~ mid += y W_o'
+    matmul_backward(dy, DW(w_o), d_res, L->y, W(w_o), N, V, D, 0);
+    //~ y = rmsnorm(o) silu(z)
+    gated_norm_backward(r->d_o, dz, DW(norm), dy, r->o, L->z, W(norm), L->inv_o, N, H, dv);
+    //~ o = recurrence(q, k, v, d, e, rho)
+    memory_backward(r);
+    //~ d, rho, e, v = gates(a, b, k, act_v)
+    delta_gates_backward(da, db, DW(a_log), DW(dt), r->dkey, dact + 2 * K, r->dd, r->drho, r->de, r->dval, r->d, r->rho, L->a,
+                         W(a_log), W(dt), r->k, L->act + 2 * K, C, N, H, dk, dv);
+    //~ q = l2norm(act_q) / sqrt(dk),  k = l2norm(act_k)
+    PARALLEL
+    for (int i = 0; i < N; i += BLOCK) {
+        const int rows = least(BLOCK, N - i);
+        const size_t at = (size_t)i * C, atk = (size_t)i * K, ath = (size_t)i * H;
+        kern.l2norm_backward(dact + at, C, r->dq + atk, L->act + at, L->inv_q + ath, rows, H, dk, scale);
+        kern.l2norm_backward(dact + at + K, C, r->dkey + atk, L->act + at + K, L->inv_k + ath, rows, H, dk, 1);
+    }
+    //~ act = silu(conv(raw))
+    conv_backward(draw, DW(conv), dact, L->raw, W(conv), m->B, c->seq_len, C, c->d_conv);
+    //~ raw, z, a, b = h W'
+    matmul_backward(dh, DW(w_q), draw, L->h, W(w_q), N, D, C, 0);
+    matmul_backward(dh, DW(w_z), dz, L->h, W(w_z), N, D, V, 1);
+    matmul_backward(dh, DW(w_a), da, L->h, W(w_a), N, D, H, 1);
+    matmul_backward(dh, DW(w_b), db, L->h, W(w_b), N, D, H, 1);
+}
+
+static void scale_rows(real *x, size_t n, real f) {
+    for (size_t i = 0; i < n; i++) x[i] *= f;
+}
+
+/* GLA (source: Gated Linear Attention Transformers, 2023): one decay per key channel, nothing erased.
+ *   d = sigmoid(W_fb W_fa h + bias)^(1/16);  out = W_o (rmsnorm(o) silu(W_z h)) */
+static void gla_forward(Tiny *m, TinyLayer *L) {
+    const TinyConfig *c = &m->c;
+    const int N = m->B * c->seq_len, D = c->dim, H = c->n_heads, K = H * c->dk, V = H * c->dv, R = c->gate_rank;
+    Memory *r = &L->mem;
+    matmul_forward(r->q, L->h, W(w_q), N, D, K, 0);
+    matmul_forward(r->k, L->h, W(w_k), N, D, K, 0);
+    matmul_forward(r->v, L->h, W(w_v), N, D, V, 0);
+    matmul_forward(L->z, L->h, W(w_z), N, D, V, 0);
+    matmul_forward(L->a, L->h, W(w_fa), N, D, R, 0);
+    matmul_forward(L->b, L->a, W(w_fb), N, R, K, 0);
+    scale_rows(r->q, (size_t)N * K, 1 / (real)sqrt(c->dk));
+    gla_decay_forward(r->d, L->b, W(fb_bias), N, K, (real)c->decay_divisor);
+    memory_forward(r);
+    gated_norm_forward(L->y, L->inv_o, r->o, L->z, W(norm), N, H, c->dv, (real)c->eps);
+    matmul_forward(L->mid, L->y, W(w_o), N, V, D, 1);
+}
+
+static void gla_backward(Tiny *m, TinyLayer *L, const real *d_res, real *dh) {
+    const TinyConfig *c = &m->c;
+    const int N = m->B * c->seq_len, D = c->dim, H = c->n_heads, K = H * c->dk, V = H * c->dv, R = c->gate_rank;
+    Memory *r = &L->mem;
+    real *dy = TMP(N * V), *dz = TMP(N * V), *da = TMP(N * R);
+    r->d_o = TMP(N * V), r->dval = TMP(N * V), r->dq = TMP(N * K), r->dkey = TMP(N * K), r->dd = TMP(N * K);
+    //~ mid += y W_o'
+    matmul_backward(dy, DW(w_o), d_res, L->y, W(w_o), N, V, D, 0);
+    //~ y = rmsnorm(o) silu(z)
+    gated_norm_backward(r->d_o, dz, DW(norm), dy, r->o, L->z, W(norm), L->inv_o, N, H, c->dv);
+    //~ o = recurrence(q, k, v, d)
+    memory_backward(r);
+    //~ d = sigmoid(b + bias)^(1 / divisor)
+    gla_decay_backward(r->dd, DW(fb_bias), r->dd, r->d, L->b, W(fb_bias), N, K, (real)c->decay_divisor);
+    //~ q *= 1 / sqrt(dk)
+    scale_rows(r->dq, (size_t)N * K, 1 / (real)sqrt(c->dk));
+    //~ b = a W_fb',  a = h W_fa'
+    matmul_backward(da, DW(w_fb), r->dd, L->a, W(w_fb), N, R, K, 0);
+    matmul_backward(dh, DW(w_fa), da, L->h, W(w_fa), N, D, R, 0);
+    //~ q, k, v, z = h W'
+    matmul_backward(dh, DW(w_q), r->dq, L->h, W(w_q), N, D, K, 1);
+    matmul_backward(dh, DW(w_k), r->dkey, L->h, W(w_k), N, D, K, 1);
+    matmul_backward(dh, DW(w_v), r->dval, L->h, W(w_v), N, D, V, 1);
+    matmul_backward(dh, DW(w_z), dz, L->h, W(w_z), N, D, V, 1);
+}
+
+/* Gated softmax attention (Qwen3.5): per head of W_q, n rows of query, then n of gate; norm and rotation of q and k;
+ *   out = W_o (attention * sigmoid(gate)) */
+static Attention attention_of(const Tiny *m, TinyLayer *L) {
+    return (Attention){ .B = m->B, .T = m->c.seq_len, .H = m->c.q_heads, .Hkv = m->c.kv_heads, .n = m->c.head_dim,
+                        .q = L->mem.q, .k = L->mem.k, .v = L->mem.v, .o = L->mem.o, .lse = L->lse };
+}
+
+static void gated_attention_forward(Tiny *m, TinyLayer *L) {
+    const TinyConfig *c = &m->c;
+    const int T = c->seq_len, N = m->B * T, D = c->dim, n = c->head_dim, H = c->q_heads, G = c->kv_heads, Q = H * n, KV = G * n;
+    Memory *r = &L->mem;
+    matmul_forward(L->raw, L->h, W(w_q), N, D, 2 * Q, 0);
+    matmul_forward(L->a, L->h, W(w_k), N, D, KV, 0);
+    matmul_forward(r->v, L->h, W(w_v), N, D, KV, 0);
+    rmsnorm_forward(r->q, Q, n, L->inv_q, L->raw, 2 * Q, 2 * n, W(q_norm), N, H, n, (real)c->eps);
+    rmsnorm_forward(r->k, KV, n, L->inv_k, L->a, KV, n, W(k_norm), N, G, n, (real)c->eps);
+    rotate(r->q, m->rope, m->B, T, H, n, c->n_rot, 1);
+    rotate(r->k, m->rope, m->B, T, G, n, c->n_rot, 1);
+    Attention a = attention_of(m, L);
+    attention_forward(&a);
+    PARALLEL
+    for (int i = 0; i < N; i += BLOCK)
+        kern.out_gate_forward(L->y + (size_t)i * Q, r->o + (size_t)i * Q, L->raw + (size_t)i * 2 * Q, least(BLOCK, N - i), H, n);
+    matmul_forward(L->mid, L->y, W(w_o), N, Q, D, 1);
+}
+
+static void gated_attention_backward(Tiny *m, TinyLayer *L, const real *d_res, real *dh) {
+    const TinyConfig *c = &m->c;
+    const int T = c->seq_len, N = m->B * T, D = c->dim, n = c->head_dim, H = c->q_heads, G = c->kv_heads, Q = H * n, KV = G * n;
+    Memory *r = &L->mem;
+    real *dy = TMP(N * Q), *draw = TMP(N * 2 * Q), *dq = TMP(N * Q), *dk = TMP(N * KV), *dv = TMP(N * KV), *dkraw = TMP(N * KV);
+    //~ mid += y W_o'
+    matmul_backward(dy, DW(w_o), d_res, L->y, W(w_o), N, Q, D, 0);
+    //~ y = o sigmoid(gate)
+    PARALLEL
+    for (int i = 0; i < N; i += BLOCK)
+        kern.out_gate_backward(dy + (size_t)i * Q, draw + (size_t)i * 2 * Q, dy + (size_t)i * Q, r->o + (size_t)i * Q, L->raw + (size_t)i * 2 * Q,
+                               least(BLOCK, N - i), H, n);
+    //~ o = attention(q, k, v)
+    Attention a = attention_of(m, L);
+    a.d_o = dy, a.dq = dq, a.dk = dk, a.dv = dv;
+    attention_backward(&a);
+    //~ q = rotate(rmsnorm(raw)),  k = rotate(rmsnorm(a))
+    rotate(dq, m->rope, m->B, T, H, n, c->n_rot, -1);
+    rotate(dk, m->rope, m->B, T, G, n, c->n_rot, -1);
+    rmsnorm_backward(draw, DW(q_norm), dq, Q, n, L->raw, 2 * Q, 2 * n, W(q_norm), L->inv_q, N, H, n, 0);
+    rmsnorm_backward(dkraw, DW(k_norm), dk, KV, n, L->a, KV, n, W(k_norm), L->inv_k, N, G, n, 0);
+    //~ raw, a, v = h W'
+    matmul_backward(dh, DW(w_q), draw, L->h, W(w_q), N, D, 2 * Q, 0);
+    matmul_backward(dh, DW(w_k), dkraw, L->h, W(w_k), N, D, KV, 1);
+    matmul_backward(dh, DW(w_v), dv, L->h, W(w_v), N, D, KV, 1);
+}
+
+/* A layer: mid = x + mixer(norm(x));  next = mid + W_down (silu(W_gate h2) * W_up h2),  h2 = norm(mid). */
+static void layer_forward(Tiny *m, TinyLayer *L, real *next) {
+    const TinyConfig *c = &m->c;
+    const int N = m->B * c->seq_len, D = c->dim, F = c->hidden_dim;
+    rmsnorm_forward(L->h, D, D, L->inv, L->x, D, D, W(attn_norm), N, 1, D, (real)c->eps);
+    memcpy(L->mid, L->x, (size_t)N * D * sizeof(real));
+    if (L->mixer == GATED_DELTA) gated_delta_forward(m, L);
+    else if (L->mixer == GLA) gla_forward(m, L);
+    else gated_attention_forward(m, L);
+    rmsnorm_forward(L->h2, D, D, L->inv2, L->mid, D, D, W(ffn_norm), N, 1, D, (real)c->eps);
+    matmul_forward(L->g, L->h2, W(w_gate), N, D, F, 0);
+    matmul_forward(L->u, L->h2, W(w_up), N, D, F, 0);
+    swiglu_forward(L->s, L->g, L->u, (size_t)N * F);
+    memcpy(next, L->mid, (size_t)N * D * sizeof(real));
+    matmul_forward(next, L->s, W(w_down), N, F, D, 1);
+}
+
+/* d_res: the gradient of next on entry, of x on return. */
+static void layer_backward(Tiny *m, TinyLayer *L, real *d_res) {
+    const TinyConfig *c = &m->c;
+    const int N = m->B * c->seq_len, D = c->dim, F = c->hidden_dim;
+    m->pool_used = 0;
+    real *ds = TMP(N * F), *dg = TMP(N * F);
+    //~ next = mid + s W_down'
+    matmul_backward(ds, DW(w_down), d_res, L->s, W(w_down), N, F, D, 0);
+    //~ s = silu(g) * u
+    swiglu_backward(dg, ds, ds, L->g, L->u, (size_t)N * F);
+    //~ g, u = h2 W'
+    matmul_backward(m->dh, DW(w_gate), dg, L->h2, W(w_gate), N, D, F, 0);
+    matmul_backward(m->dh, DW(w_up), ds, L->h2, W(w_up), N, D, F, 1);
+    //~ h2 = rmsnorm(mid)
+    rmsnorm_backward(d_res, DW(ffn_norm), m->dh, D, D, L->mid, D, D, W(ffn_norm), L->inv2, N, 1, D, 1);
+    m->pool_used = 0;
+    //~ mid = x + mixer(h)
+    if (L->mixer == GATED_DELTA) gated_delta_backward(m, L, d_res, m->dh);
+    else if (L->mixer == GLA) gla_backward(m, L, d_res, m->dh);
+    else gated_attention_backward(m, L, d_res, m->dh);
+    //~ h = rmsnorm(x)
+    rmsnorm_backward(d_res, DW(attn_norm), m->dh, D, D, L->x, D, D, W(attn_norm), L->inv, N, 1, D, 1);
+}
+
+/* ---- 8. one step ---------------------------------------------------------------------------
+ * The head shares the embedding's matrix. Its logits are made, turned into their gradient and used in blocks of 4 BLOCK
+ * tokens, so they never leave the cache. Returns the sum of -ln p over the tokens that count (target >= 0), in nats. */
+static double tiny_head(Tiny *m, const int *target, bool train, int *count) {
+    const int N = m->B * m->c.seq_len, D = m->c.dim, V = m->c.vocab_size;
+    const real *w = m->params + m->embed;
+    static real *logits;
+    static size_t cap;
+    if (cap < (size_t)4 * BLOCK * V) logits = checked(realloc(logits, (cap = (size_t)4 * BLOCK * V) * sizeof(real)));
+    double loss = 0;
+    *count = 0;
+    for (int i = 0; i < N; i++) *count += target[i] >= 0;
+    const real scale = 1 / (real)(*count ? *count : 1);
+    for (int i = 0; i < N; i += 4 * BLOCK) {
+        const int rows = least(4 * BLOCK, N - i);
+        double part[16] = {0};
+        matmul_forward(logits, m->h_out + (size_t)i * D, w, rows, D, V, 0);
+        PARALLEL
+        for (int r = 0; r < rows; r += 16) part[r / 16] = kern.cross_entropy(logits + (size_t)r * V, target + i + r, least(16, rows - r), V, scale);
+        for (int r = 0; r < 16; r++) loss += part[r];
+        //~ logits = h E'
+        if (train) matmul_backward(m->dh + (size_t)i * D, m->grads + m->embed, logits, m->h_out + (size_t)i * D, w, rows, D, V, 0);
+    }
+    return loss;
+}
+
+/* id, target: (B, T), target -1: not counted. With train, gradients of the mean loss are added to m->grads. */
+static double tiny_step(Tiny *m, const int *id, const int *target, bool train, int *count) {
+    const TinyConfig *c = &m->c;
+    const int N = m->B * c->seq_len, D = c->dim, n = c->n_layers;
+    real *w = m->params, *dw = m->grads;
+    embedding_forward(m->layers[0].x, w + m->embed, id, N, D);
+    for (int l = 0; l < n; l++) layer_forward(m, &m->layers[l], l + 1 < n ? m->layers[l + 1].x : m->x_out);
+    rmsnorm_forward(m->h_out, D, D, m->inv_out, m->x_out, D, D, w + m->out_norm, N, 1, D, (real)c->eps);
+    double loss = tiny_head(m, target, train, count);
+    if (!train) return loss;
+    //~ h_out = rmsnorm(x_out)
+    rmsnorm_backward(m->d_res, dw + m->out_norm, m->dh, D, D, m->x_out, D, D, w + m->out_norm, m->inv_out, N, 1, D, 0);
+    for (int l = n - 1; l >= 0; l--) layer_backward(m, &m->layers[l], m->d_res);
+    //~ x = E[id]
+    embedding_backward(dw + m->embed, m->d_res, id, N, D);
+    return loss;
+}
+
+/* ---- 9. AdamW ------------------------------------------------------------------------------
+ * Decoupled weight decay on matrices only; the gradient is first scaled to a norm of at most `clip`. Returns the norm. */
+typedef struct { double lr, beta1, beta2, eps, decay, clip; } AdamW;
+
+static double adamw_step(Tiny *m, const AdamW *o, long step) {      /* step counts from 1 */
+    enum { PART = 1 << 14 };
+    const int parts = (int)((m->n_params + PART - 1) / PART);
+    double *sum = checked(calloc((size_t)parts, sizeof *sum)), norm = 0;
+    PARALLEL
+    for (int p = 0; p < parts; p++) {
+        size_t end = (size_t)(p + 1) * PART < m->n_params ? (size_t)(p + 1) * PART : m->n_params;
+        double s[8] = {0};
+        for (size_t i = (size_t)p * PART; i < end; i += 8)
+            for (int l = 0; l < 8; l++) s[l] += (double)m->grads[i + l] * m->grads[i + l];
+        sum[p] = ((s[0] + s[4]) + (s[1] + s[5])) + ((s[2] + s[6]) + (s[3] + s[7]));
+    }
+    for (int p = 0; p < parts; p++) norm += sum[p];
+    free(sum);
+    norm = sqrt(norm);
+    const double c1 = 1 / (1 - pow(o->beta1, (double)step)), c2 = 1 / (1 - pow(o->beta2, (double)step));
+    const double shrink = o->clip > 0 && norm > o->clip ? o->clip / norm : 1;
+    PARALLEL
+    for (int n = 0; n < m->n_tensors; n++) {
+        const TinyTensor *t = &m->tensors[n];
+        kern.adamw(m->params + t->at, m->grads + t->at, m->mean + t->at, m->square + t->at, (tensor_len(t) + 15) / 16 * 16, (real)o->lr,
+                   (real)o->beta1, (real)o->beta2, (real)o->eps, t->flags & DECAYS ? (real)o->decay : 0, (real)c1, (real)c2, (real)shrink);
+    }
+    return norm;
+}
+
+
+/* From here on the program uses run.c: its GGUF reader, its tokenizer, and its inference for the sample at the end. */
+#define RUN_NO_MAIN
+#define RUN_STATIC
+#include "run.c"
+
+/* ---- 10. stories: a small world that tells itself ---------------------------------------------
+ * Training text without a download. story(seed) writes one short story in simple English, the same for the same
+ * seed, and there are far more of them than a training run can read. They are made so that a model of one or two
+ * million weights can learn them and a reader can see whether it did: a name, a color, a hiding place or a promise
+ * from the first lines has to come back, unchanged, in the last ones.
+ *
+ * A plot is one template. Everything in it is copied, except:
+ *
+ *   [a|b|c]       one of them by chance; they may nest, and [a|] is an optional part
+ *   {key}         the text that was bound to key
+ *   <table>       draws one row of a table and binds the columns of the table to it
+ *   <k=a|b|c>     binds k to one of them;  <k,l=a|b|c> binds two different ones
+ *   \n            a new paragraph
+ *   ^             a capital for the next letter
+ *
+ * What is drawn or bound is expanded once and never changes, so {col} is the same color to the end of the story.
+ * Templates are in lower case: story_tidy() sets the capitals, turns "a apple" into "an apple" and removes the
+ * spaces that empty parts leave behind. After ?" and !" it leaves the case alone ("Where?" she asked), so a new
+ * sentence there needs the ^. A row that begins with @h is for human heroes only, with @a for animals.
+ *
+ * Bound for every plot:
+ *   h he him his self kind  the hero            f fhe fhim fhis fkind  another child; {friend} is "her friend Tom"
+ *   g ghe ghim ghis         "her mother"        gn, call  "mother", "Mama"
+ *   p q                     two places indoors  r  a place outdoors     open day night  the first words
+ *   hand others woods hideout judge rival       things of the hero's world
+ * To add a plot: write its template into STORY_PLOTS and its tables, if any, into STORY_TABLES. Its text begins with
+ * {open}. Texts must not use the characters of the notation, []{}<>|^ and in tables ; and /. */
+
+enum { STORY_CAP = 4096 };                            /* bytes that any story fits in, with its final zero */
+
+typedef struct { const char *at; size_t len; } StorySpan;
+
+typedef struct {
+    uint64_t rng;
+    char world;                                       /* 'h' or 'a', see above */
+    struct { StorySpan key, value; } bound[96];            /* the latest binding of a key counts */
+    int n_bound;
+    char text[STORY_CAP], memory[STORY_CAP];          /* the raw story; the values that are bound */
+    size_t text_len, memory_len;
+} StoryTeller;
+
+/* ---- the tables ---- */
+
+/* Rows are divided by /, columns by ; and a column is a template of its own. */
+static const struct { const char *name, *columns, *rows; } STORY_TABLES[] = {
+    { "names", "names",
+      "@h <g1,g2=Lily|Mia|Anna|Emma|Lucy|Rosa|Nina|Ella|Sara|Zoe|Ruby|Ivy|Clara|Maya|Leah|Nora|Amy|Lena|Alice|Molly|"
+      "Jane|Kate><b1,b2=Tom|Ben|Max|Sam|Leo|Tim|Finn|Noah|Jack|Hugo|Adam|Luke|Milo|Theo|Omar|Ravi|Paul|Peter|Felix|"
+      "Otto|Dan|Oscar> / @a <g1,g2=Hazel|Poppy|Coco|Dot|Bella|Honey|Tilly|Nutmeg|Willow|Penny|Maple|"
+      "Clover><b1,b2=Pip|Bruno|Rusty|Benny|Toby|Monty|Chester|Sunny|Rocky|Barney|Hopper|Biscuit><k1,k2=rabbit|mouse|"
+      "fox|bear|squirrel|hedgehog|badger|raccoon>" },
+    { "cast", "h; he; him; his; self; sex; f; fhe; fhim; fhis; fsex",
+      "{g1}; she; her; her; herself; girl; {b1}; he; him; his; boy / "
+      "{g1}; she; her; her; herself; girl; {b1}; he; him; his; boy / "
+      "{g1}; she; her; her; herself; girl; {g2}; she; her; her; girl / "
+      "{b1}; he; him; his; himself; boy; {g1}; she; her; her; girl / "
+      "{b1}; he; him; his; himself; boy; {g1}; she; her; her; girl / "
+      "{b1}; he; him; his; himself; boy; {b2}; he; him; his; boy" },
+    { "grown", "g; gn; call; ghe; ghim; ghis",
+      "{his} mother; mother; Mama; she; her; her / {his} father; father; Papa; he; him; his / "
+      "{his} grandmother; grandmother; Grandma; she; her; her / "
+      "{his} grandfather; grandfather; Grandpa; he; him; his" },
+    { "world", "kind; fkind; friend; hand; others; woods; land; house; r; hideout; judge; rival",
+      "@h {sex}; {fsex}; {his} [best |]friend {f}; hand; children; town; in a small village|near the sea|at the edge "
+      "of a forest|on a quiet street|on a small farm|in a little town|at the foot of a hill|by a wide river; a "
+      "[small|little|white|yellow] house [with a red roof|with a green door|near the river|near the woods|by the "
+      "sea]; by the gate|under the apple tree|next to the well|by the river|behind the barn|near the bridge|on the "
+      "hill|at the edge of the field; an old barn|a small hut|the old mill|an empty stable; the mayor|the teacher|"
+      "the baker; a tall boy|a fast girl|a boy from the next village|a girl with long braids / "
+      "@a {k1}; {k2}; {his} [best |]friend {f} the {k2}; paw; young animals; forest; in a green forest|near a clear "
+      "stream|at the edge of a meadow|by a quiet pond|on a sunny hill|in a deep wood|in a quiet valley; a warm "
+      "burrow under the hill|a small house between the roots of a tree|a dry den under the rocks|a hollow tree by "
+      "the stream|a hut behind the bushes; under the old oak tree|by the stream|behind the big rock|near the bridge|"
+      "next to the berry bush|on the hill|at the edge of the meadow|beside the hollow log; a dry cave|a hollow tree|"
+      "an old barn|a hole under a rock; the old owl|the gray goose|the old turtle; a merry goat|a clever cat|a quick "
+      "pony|a tall stork" },
+    { "common", "adj; fine; love; p; q; day; night",
+      "little|little|little|young|kind|happy|cheerful|curious|clever|gentle|small; sunny|fine|bright|quiet; sing|"
+      "play outside|watch the clouds|listen to stories|count the stars|look for round stones|ask questions|run in "
+      "the grass|smell the flowers|laugh; <p1,p2=under the bed|behind the door|under the table|behind the chair|"
+      "under the pillow|behind the old chest|behind the curtain>{p1}; {p2}; one [day|day|morning|{fine} day|{fine} "
+      "morning]; one night" },
+    { "open", "open",
+      "once upon a time, there was a {adj} {kind} named {h}. {he} loved to {love}. / "
+      "once upon a time, there was a {adj} {kind} named {h} who loved to {love}. / "
+      "once upon a time, there was a {adj} {kind} named {h}. {he} lived with {g} in {house}. / "
+      "once upon a time, {land}, there lived a {adj} {kind} named {h}. [{he} loved to {love}.|] / "
+      "once upon a time, a {adj} {kind} named {h} lived with {g} {land}. / "
+      "there was once a {adj} {kind} named {h}. [{he} loved to {love}.|{he} lived with {g} in {house}.] / "
+      "there was a {adj} {kind} named {h} who lived {land}. / "
+      "{land}, there lived a {adj} {kind} named {h}. [{he} loved to {love}.|] / "
+      "{h} was a {adj} {kind} who lived {land}. [{he} loved to {love}.|] / "
+      "long ago, {land}, there lived a {adj} {kind} named {h}. / "
+      "<day=that [day|morning]><night=that night>one {fine} [day|morning], a {adj} {kind} named {h} [woke up early|"
+      "woke up with a smile|jumped out of bed|looked out and saw the sun]. / "
+      "this is the story of a {adj} {kind} named {h}. {he} lived with {g} in {house}." },
+    { "thing", "toy; col; use",
+      "book; blue|green|thick old; read it under a tree|look at its pictures / "
+      "scarf; red|yellow|purple|striped; wear it on cold days / hat; red|green|yellow|straw; wear it in the sun / "
+      "flute; wooden|silver; play it in the evening / umbrella; yellow|blue|orange|striped; open it in the rain / "
+      "music box; silver|pink|wooden; listen to it before bed" },
+    { "toy", "toy; col; use",
+      "ball; red|blue|green|yellow|orange; kick it across the grass|bounce it on the path / "
+      "kite; red|blue|purple|orange; fly it on windy days / drum; red|blue|small brown; play it in the morning / "
+      "boat; red|blue|white|little wooden; sail it on the pond / "
+      "train; red|green|black|little wooden; push it along the floor / "
+      "doll; little|pretty|soft; carry it everywhere|sing to it / teddy bear; brown|white|soft; hug it at night / "
+      "top; red|green|striped; spin it on the floor / bucket; blue|red|yellow; fill it with sand / "
+      "horse; white|brown|wooden|black; gallop with it through the grass" },
+    { "food", "food; good",
+      "apples; sweet|fresh / pears; sweet|ripe / cookies; warm|sweet / buns; warm|fresh / pancakes; warm|delicious / "
+      "strawberries; sweet|ripe / nuts; fresh|good / carrots; fresh|crisp / cherries; sweet|ripe" },
+    { "even", "many; half",
+      "four; two / six; three / eight; four / ten; five" },
+    { "load", "load; it",
+      "a jar of honey; jar / a loaf of bread; loaf / a basket of eggs; basket / a bottle of milk; bottle / "
+      "a bag of flour; bag / a box of candles; box / a letter; letter / a berry pie; pie" },
+    { "elder", "elder; ehe",
+      "@h the baker; he / @h the old fisherman; he / @h the teacher; she / @h the old gardener; he / "
+      "@h the nurse; she / @h the shoemaker; he / @a the wise old owl; she / @a the old turtle; he / "
+      "@a the gray goose; she / @a the old toad; he" },
+    { "trouble", "pet; was; cry; do; later",
+      "bird; had fallen out of its nest; cheeped sadly; lifted the bird back into the nest; was asleep in its nest / "
+      "@h kitten; was stuck high up in a tree; meowed sadly; climbed up to get the kitten down; was playing with a "
+      "leaf under the tree / beetle; was lying on its back; kicked its legs in the air; turned the beetle over with "
+      "a blade of grass; was sitting on a flower in the sun / "
+      "duckling; had lost its mother; peeped sadly; led the duckling to the pond where its mother was; was swimming "
+      "behind its mother / lamb; was caught in a thorn bush; bleated sadly; pulled the thorns away one by one; was "
+      "jumping in the meadow / butterfly; was caught in a spider web; could hardly move; set the butterfly free with "
+      "a thin twig; was dancing above the flowers / snail; was lost in the middle of the road; hid in its shell; "
+      "carried the snail to the cool grass; was eating a green leaf" },
+    { "outing", "doing; full; it",
+      "picking berries on the hill; a basket full of berries; berries / "
+      "looking for mushrooms in the woods; a basket full of mushrooms; mushrooms / "
+      "gathering nuts under the trees; a bag full of nuts; nuts / "
+      "picking flowers in the meadow; a big bunch of flowers; flowers / "
+      "@h looking for shells on the beach; a bucket full of shells; shells / "
+      "@h picking apples behind the old mill; a bag full of apples; apples" },
+    { "pastime", "idea; did; song",
+      "let us sing a song; they sang {n} songs; song / let us tell stories; they told each other {n} stories; story "
+      "/ let us play a guessing game; they played {n} guessing games; game" },
+    { "skill", "skill; fail; fail2; tip; win",
+      "@h ride a bike; the bike tipped over; it rolled into a bush; look ahead and keep pedaling; rode all the way "
+      "to the gate and back / swim; the water got into {his} nose; {he} sank like a stone; kick your legs and "
+      "breathe slowly; swam from one side of the pond to the other / "
+      "whistle; only air came out; it sounded like a cough; make your lips round and blow softly; whistled a clear "
+      "and happy tune / skate; {he} slipped on the ice; {his} legs went in two directions; bend your knees and take "
+      "small steps; skated all the way around the frozen pond / "
+      "jump rope; the rope caught {his} foot; {he} jumped too late; listen to the rope and jump when it sings; "
+      "jumped twenty times in a row / bake bread; the loaf was as hard as a stone; it was black all over; let the "
+      "dough rest and watch the oven; pulled a round golden loaf out of the oven / "
+      "play the fiddle; it screeched like an angry cat; a string slipped; hold the bow lightly and move it slowly; "
+      "played a whole song from beginning to end / paint; the colors ran together; the picture turned brown; let one "
+      "color dry before you use the next; painted a beautiful picture of the sunset / "
+      "dance; {he} stepped on {his} own feet; {he} turned the wrong way; listen to the music first and count to "
+      "four; danced the whole dance without a mistake / @h read; the letters looked like ants; {he} lost the line; "
+      "say each letter slowly and put them together; read a whole page out loud" },
+    { "gift", "gift; gather; make; use",
+      "crown; picked yellow flowers in the meadow; tied them into a crown; put it on {ghis} head / "
+      "@h necklace; found small white shells on the beach; put them on a string to make a necklace; put it around "
+      "{ghis} neck / pillow; gathered soft feathers by the pond; sewed them into a pillow; put it on {ghis} bed / "
+      "basket; cut long reeds by the river; wove them into a basket; filled it with apples / "
+      "scarf; found a ball of soft red wool; knitted it into a scarf; put it around {ghis} neck / "
+      "bowl; dug some brown clay by the stream; shaped it into a bowl; filled it with berries / "
+      "picture; found paper and some paint; painted a picture of their home; hung it on the wall" },
+    { "build", "what; work; lack; fix; put; joy",
+      "snowman; they rolled three big balls of snow; it has no nose; a long orange carrot; put the carrot in the "
+      "middle of the face; danced around the snowman / @h sandcastle; they made four towers out of wet sand; it has "
+      "no flag; a red leaf on a stick; stuck it into the highest tower; played king and queen / "
+      "birdhouse; they nailed the boards together; it has no roof; a wide piece of bark; laid the bark on top; sat "
+      "in the grass and watched the birds / scarecrow; they filled an old coat with straw; it has no hat; a blue pot "
+      "from the kitchen; put the pot on its head; laughed at the frightened crows / "
+      "raft; they tied six logs together with rope; it has no sail; a white sheet; tied the sheet to a tall stick; "
+      "sailed around the pond / swing; they hung two ropes from a strong branch; it has no seat; a flat board; tied "
+      "the board between the ropes; took turns and flew high up / "
+      "tent; they put up four long sticks; it has no walls; a big green blanket; hung the blanket over the sticks; "
+      "sat inside and told stories / kite; they glued paper to two thin sticks; it has no tail; three long ribbons; "
+      "tied the ribbons to the end; watched it fly above the trees" },
+    { "vase", "item; col; stood",
+      "vase; blue|white|green; on the table / cup; blue|yellow|white; on the shelf / "
+      "teapot; brown|white|yellow; on the table / lamp; green|red|yellow; by the window / "
+      "flower pot; red|orange|brown; by the window" },
+    { "goal", "goal; view",
+      "the sea; the water was blue and went on forever / the waterfall; the water roared and shone in the sun / "
+      "the top of the mountain; the whole world lay below / "
+      "the oldest tree in the land; it was as tall as a tower and as wide as a house / "
+      "the valley of flowers; there were red, yellow and white flowers everywhere / "
+      "the old castle; its towers were made of white stone" },
+    { "pack1", "pack1; need1; use1",
+      "some bread; soon they were very hungry; they sat down on a log and ate the bread / "
+      "an umbrella; soon it began to rain; they opened the umbrella and stayed dry / "
+      "a map; soon the path split in two; they looked at the map and went left / "
+      "a bottle of water; soon the sun was hot and they were thirsty; they drank the cool water" },
+    { "pack2", "pack2; need2; use2",
+      "a lantern; then they came to a dark wood; {h} lit the lantern, and they were not afraid / "
+      "a blanket; then night came, and it was cold; they slept under the blanket until morning / "
+      "a rope; then they came to a steep rock; they tied the rope to a tree and climbed up / "
+      "a whistle; then a thick fog came, and they could hardly see; they blew the whistle until somebody came and "
+      "showed them the way" },
+    { "contest", "game; prep; start; trouble; help",
+      "running race; ran around the pond; they ran past the trees, and {h} was in front; {f} tripped over a root and "
+      "fell; ran back and helped {f} to stand up / cake contest; baked a cake; they mixed flour and milk, and {h} "
+      "was almost done; {f} dropped all {fhis} eggs; gave {f} half of {his} own eggs / "
+      "kite contest; practiced on the hill; the kites rose up, and {h}'s kite was the highest; {f}'s kite got stuck "
+      "in a tree; climbed up and got it down / boat race; rowed across the lake; they rowed fast, and {h} was in "
+      "front; {f}'s boat began to sink; turned around and pulled {f} out of the water / "
+      "painting contest; painted a picture; they began to paint, and {h} was doing well; {f} broke {fhis} only "
+      "brush; gave {f} {his} second brush / singing contest; sang in the garden; everyone clapped for {h}; {f} came "
+      "next and forgot the words; stood next to {f} and sang along softly" },
+    { "noise", "noise; from; it; see; do",
+      "tap, tap, tap; at the window; a branch; a thin branch was knocking in the wind; tied it back with a piece of "
+      "string / @h scratch, scratch; at the door; a kitten; a wet kitten looked up with big eyes; gave it a bowl of "
+      "warm milk / @a scratch, scratch; at the door; a lost duckling; a lost duckling looked up with big eyes; gave "
+      "it some bread and a warm bed / hoo, hoo; above the roof; an owl; an owl was sitting in the moonlight; waved, "
+      "and the owl flew away without a sound / bang, bang; in the next room; the window; the window was open and "
+      "moved in the wind; closed it and looked out at the stars / "
+      "chirp, chirp; in the corner; a cricket; a tiny black cricket was sitting behind a cup; carried it out into "
+      "the garden" },
+    { "break", "item; col; snap; tool; fix; mark",
+      "wagon; red|blue|green; a wheel came off the {item}; a hammer and a nail; put the wheel back on; a shiny nail "
+      "/ kite; red|purple|yellow; the {item} tore on a branch; a needle and thread; closed the hole; a line of tiny "
+      "stitches / doll; little|pretty; an arm came off the {item}; a needle and thread; sewed the arm back on; a "
+      "line of tiny stitches / drum; red|blue; a stick went right through the {item}; leather and glue; covered the "
+      "hole; a round patch / boat; white|blue|red; the mast of the {item} broke; a knife and some glue; carved a new "
+      "mast; a mast of lighter wood / clock; golden|small brown; the {item} fell down and stopped; a tiny "
+      "screwdriver; set the wheels straight; a little scratch / "
+      "book; green|blue|thick old; three pages fell out of the {item}; paper and glue; put the pages back in; a "
+      "strip of white paper" },
+    { "fixer", "fixer",
+      "@h the old carpenter / @h the clockmaker / @h the blacksmith / @a the old beaver / @a the clever crow / "
+      "@a the wise old turtle" },
+    { "plant", "plant; seed; grew; reap",
+      "sunflower; a small striped seed; a sunflower as tall as a door; a bag of seeds / "
+      "pumpkin; a flat white seed; a pumpkin as round as the moon; a pot of pumpkin soup / "
+      "bean; a smooth brown bean; a bean plant as high as the roof; a bowl of green beans / "
+      "rose; a tiny black seed; a bush full of red roses; the most beautiful rose / "
+      "strawberry; a tiny yellow seed; a plant full of red strawberries; a bowl of strawberries" },
+    { "when", "due; sign; just",
+      "before the sun goes down; the sun was very low; the sun was just touching the hills / "
+      "before dinner; there was a smell of soup in the air; dinner was just coming to the table / "
+      "before the first star; the sky was turning pink; the first star was just coming out" },
+    { "magic", "being; plight; free; leave",
+      "golden fish; was caught in the weeds of the pond; pulled the weeds apart; dived into the deep water / "
+      "fairy; was caught in a spider web; opened the web with one finger; flew up to the stars / "
+      "silver bird; was caught in a thorn bush; bent the thorns back; flew over the trees / "
+      "white frog; was stuck under a heavy stone; rolled the stone away; jumped into the green reeds" },
+    { "wish", "need; wish; came",
+      "was ill and had to stay in bed; please make my {gn} well again; {g} was standing in the kitchen and singing / "
+      "had to carry water from the river every day; please give my {gn} a well; there was a round well full of clear "
+      "water / had lost {ghis} ring and was very sad; please bring back my {gn}'s ring; the ring was shining on the "
+      "table / could not sleep because the roof had a hole; please give my {gn} a new roof; there was a new roof "
+      "without any hole / had a garden where nothing grew; please let my {gn}'s garden grow; the garden was green "
+      "and full of flowers" },
+};
+
+/* ---- the plots ---- */
+
+static const char *const STORY_PLOTS[] = {
+    /* lost and found: what, its color, where it was left */
+    "[<toy>|<thing>]{open} {he} had a {col} {toy}[, and {he} loved to {use}|. it was a gift from {g}, and {h} loved "
+    "to {use}].\n{day}, the {toy} was gone. {h} looked {p}[, but it was not there.|. it was not there.] {he} looked "
+    "{q}, but it was not there either. [{h} [felt very sad|began to cry].|\"where is my {toy}?\" {he} asked.]\n"
+    "[soon|then] {friend} [came by|came to play]. \"what is wrong?\" asked {f}. \"I cannot find my {col} {toy},\" "
+    "said {h}. \"where did you play yesterday?\" asked {f}. [{h} thought [about it|hard].|] \"I played {r},\" {he} "
+    "said. \"[then let us look there|maybe you left it there],\" said {f}.\nthey [ran|went] there together, and "
+    "there it was! the {col} {toy} was lying {r}. {h} [hugged {f}|jumped for joy]. \"thank you for helping me,\" "
+    "{he} said. [\"that is what friends are for,\" said {f}.|] [from that day on, {h} always put the {toy} in a safe "
+    "place.|that night, {h} put the {toy} next to {his} bed and fell asleep with a smile.|{h} learned that four eyes "
+    "can see more than two.]",
+    /* sharing: how many, of what, and the other one shares back */
+    "<food><even><treat=a jar of honey|a big piece of pie|a bowl of berries|a warm loaf of bread>{open} {day}, {g} "
+    "gave {him} a [basket|bag] with {many} {food}. [they were {good}, and {h} could not wait to eat them.|the {food} "
+    "were {good}, and {h} went outside to eat them.]\n[on the way|a little later], {he} met {friend} {r}. {f} [was "
+    "sitting alone and|] looked [sad|tired]. \"what is the matter?\" asked {h}. \"[I have not eaten all day|I lost "
+    "my lunch, and I am hungry],\" said {f}.\n{h} looked at the {many} {food}. {he} wanted to eat them all, but {f} "
+    "was {his} friend. \"let us share,\" said {h}. {he} gave {f} {half} {food} and kept {half} for {self}. they sat "
+    "down {r} and ate together. \"these are the best {food} in the world,\" said {f}. [\"they taste better with a "
+    "friend,\" said {h}.|]\nthe next day, {f} came to see {h} and brought {treat}. \"you shared your {food} with "
+    "me,\" said {f}. \"now I want to share this with you.\" [{h} smiled from ear to ear.|when you share, you always "
+    "get something back.|sharing made them both happy.|and they shared everything from that day on.]",
+    /* helping on the way: what was carried to whom, and why it came late */
+    "<load><elder><trouble>{open} {day}, {g} asked {him} to bring {load} to {elder}. \"[please hurry|come back "
+    "before dark],\" said {g}. {h} took the {it} and went on {his} way.\n[near the bridge|behind a hedge|after a "
+    "while], {he} heard a sound. a [small|little] {pet} {was}. it {cry}. {h} was in a hurry, but {he} [could not "
+    "leave the {pet} there|felt sorry for the {pet}]. \"do not be afraid,\" {he} said softly. {he} put the {it} down "
+    "and {do}. [the {pet} was safe.|]\nwhen {h} came to {elder}, it was [late|almost evening]. \"[what took you so "
+    "long?|why are you so late?]\" asked {elder}. \"I am sorry,\" said {h}. \"a {pet} {was}, and I had to help it.\" "
+    "{elder} took the {it} and smiled. [\"you have a kind heart,\" {ehe} said.|\"the {it} could wait, but the {pet} "
+    "could not,\" {ehe} said.]\non the way home, {h} [saw the {pet} again|looked for the {pet}]. it {later}. [{h} "
+    "felt warm inside.|{h} told {g} all about it, and {g} was proud of {him}.|{h} waved and went home with a happy "
+    "heart.]",
+    /* a storm: what they gathered, where they hid, how they passed the time */
+    "<outing><n=three|four|five><pastime>{open} {day}, {h} and {friend} were {doing}. they [worked hard|talked and "
+    "laughed], and soon they had {full}.\n[then|suddenly,] the sky turned [dark|gray|black]. [a cold wind blew.|big "
+    "drops of rain began to fall.] there was a loud [boom|crash]. \"a storm!\" cried {h}. \"we must hide!\" ^they "
+    "ran to {hideout} and went inside.\n{f} [was shaking|held {h}'s {hand}]. \"I am afraid of the thunder,\" said "
+    "{f}. {h} had an idea. \"{idea},\" {he} said. so {did}. [with every {song}, the thunder was farther away.|after "
+    "a while, they could not hear the thunder anymore.]\nat last, the rain stopped and the sun came out. [there was "
+    "a rainbow over the {woods}.|a bright rainbow stood in the sky.] they went home with the {it}, and {h}'s {gn} "
+    "was waiting at the door. \"were you afraid?\" asked {g}. \"[only|yes,] a little,\" said {h}, \"but [we were "
+    "together|we had each other].\" [that evening, they ate hot soup and watched the stars.|then they all sat by the "
+    "fire until they were warm and dry.|a storm is not so bad when you have a friend.]",
+    /* learning: what, the advice, and the advice passed on */
+    "<skill>{open} {he} wanted to learn how to {skill}. [{he} dreamed about it every night.|it looked so easy when "
+    "others did it.|]\n{day}, {h} tried it, but {fail}. {he} tried again, but {fail2}. \"I will never learn to "
+    "{skill},\" {he} [said sadly|cried]. {g} sat down next to {him}. \"[nobody can do it the first time|it is hard "
+    "for everyone at first],\" {ghe} said. \"{tip}.\"\n[so {h} practiced every day.|every day after breakfast, {h} "
+    "practiced.] [{he} thought of what {g} had said.|each day, it was a little easier.] after [one week|two weeks|"
+    "ten days], {h} {win}! \"look, {call}! I can {skill}!\" {he} [shouted|called]. {g} clapped {ghis} {hand}s. \"I "
+    "am so proud of you,\" {ghe} said.\n[the next day|soon after that], {friend} wanted to learn it too. \"it is so "
+    "hard,\" said {f}. {h} smiled and said, \"{tip}.\" [and soon they could both {skill}.|{he} knew that {f} would "
+    "learn it, one small step at a time.|nothing is too hard if you do not give up.]",
+    /* a gift: made of what, hidden where */
+    "<gift>{open} it was almost {g}'s birthday. {h} wanted to give {ghim} a present, but {he} had no money. [{he} "
+    "thought and thought.|\"I will make something,\" {he} said.]\n{day}, {h} went out and {gather}. then {he} "
+    "{make}. \"what are you doing?\" asked {g}. \"it is a secret,\" said {h} [with a smile|and laughed]. {he} hid "
+    "the {gift} {p}, where nobody would look.\non the morning of the birthday, {h} took the {gift} from its place "
+    "{p}. \"happy birthday, {call}!\" {he} [said|called]. \"a {gift}! did you make it all by yourself?\" asked {g}. "
+    "[\"yes,\" said {h}. \"I made it for you.\"|\"yes, just for you,\" said {h}.]\n{g} {use} and [hugged {him}|gave "
+    "{him} a big hug]. \"[this is the best {gift} I have ever had|I will keep this {gift} forever],\" {ghe} said. "
+    "[{h} learned that the best presents come from the heart.|{h} was so happy that {he} danced around the room.|"
+    "they ate cake together, and it was a wonderful day.]",
+    /* making something: what is missing, and what takes its place */
+    "<build>{open} {day}, {h} and {friend} wanted to make a {what}. {work}[. it was hard work.|, and they worked all "
+    "morning.|.] soon the {what} was almost ready.\nbut then {f} [stopped|frowned]. \"something is wrong,\" said "
+    "{f}. \"{lack}!\" {h} looked at the {what}. {f} was right. [they looked around, but they found nothing.|\"what "
+    "can we do?\" asked {f}.|] {h} closed {his} eyes and thought. \"I have an idea,\" {he} said. {he} ran home and "
+    "came back with {fix}. \"[will that work?|what is that for?]\" asked {f}. \"[wait and see|you will see],\" said "
+    "{h}. {he} {put}.\nnow the {what} was [perfect|ready]. \"that was a clever idea,\" said {f}. they {joy} until "
+    "[the sun went down|it was time for dinner]. [{h}'s {gn} came to look at the {what}. \"well done, you two,\" "
+    "said {g}.|it was the best {what} they had ever seen.|] [they were tired, but very happy.|and they were already "
+    "thinking of the next thing to make.|two heads are better than one.]",
+    /* a mistake: what broke, where the pieces were hidden, the truth */
+    "<vase><romp=dancing|jumping|spinning around|playing with a ball|running in circles>{open} {g} had a {col} "
+    "{item} that stood {stood}. \"please do not play near the {item},\" {ghe} always said.\n{day}, {h} was {romp} "
+    "inside. [crash!|bang!] the {col} {item} fell to the floor and broke[| into pieces]. nobody had seen it, so {h} "
+    "hid the pieces {p}. [then {he} went outside, but {he} could not play.|{he} wanted to forget it, but {he} could "
+    "not.] {his} heart felt heavy.\nin the evening, {g} asked, \"where is my {col} {item}?\" {h} [looked at the "
+    "floor|took a deep breath]. \"I broke it,\" {he} said. \"then I hid the pieces {p}. I am so sorry.\" {g} was "
+    "quiet for a moment. then {ghe} took {his} {hand}. \"I am sad about the {item},\" {ghe} said, \"but I am glad "
+    "that you told me the truth.\"\nthey got the pieces from {p} and glued the {item} together. [it had many thin "
+    "lines, but it was still pretty.|soon it stood {stood} again.] [{h} felt light and happy again.|after that, {h} "
+    "always played outside.|{h} learned that telling the truth makes the heart light.]",
+    /* a journey: two things packed, each needed once */
+    "<goal><pack1><pack2>{open} {he} had always wanted to see {goal}. {day}, {he} asked {friend} to come along. "
+    "\"[we must|let us] pack {pack1} and {pack2},\" said {f}. they put everything into a bag and [started early|set "
+    "off].\nfirst they walked [through the fields|along the river|past a mill]. {need1}. \"[I am glad that we packed|"
+    "it is good that we have] {pack1},\" said {h}. {use1}. {need2}. \"do not worry,\" said {h}. \"we have {pack2}.\" "
+    "{use2}.\nat last, they came to {goal}. {view}. [\"it is even more beautiful than I thought,\" said {h}.|\"I "
+    "will never forget this,\" said {h}.]\nwhen they were home again, {h}'s {gn} asked, \"[what did you see?|how was "
+    "it?]\" \"we saw {goal}!\" said {h}. \"{view}!\" [^that night, {h} dreamed about it.|^{g} listened to the whole "
+    "story and smiled.|^the next day, they began to plan another journey.]",
+    /* a contest: the prize, the friend in trouble, the other prize */
+    "<contest><prize=golden cup|silver medal|basket of sweets|big box of paints><extra=blue ribbon|small silver star|"
+    "shiny coin>{open} every year, there was a {game}, and the prize was a {prize}. {h} wanted to win it[.| very "
+    "much.] every day, {he} {prep}. {friend} wanted to win it too.\nthen the big day came. {start}. but then "
+    "{trouble}. \"if I help, I will not win,\" thought {h}. but {f} was {his} friend, so {h} {help}. \"thank you,\" "
+    "said {f}.\n[in the end|at last], {rival} won the {prize}. then {judge} called {h}. \"we have one more prize,\" "
+    "said {judge}. \"it is for the kindest heart.\" {h} got a {extra}[, and everyone clapped|, and {f} clapped the "
+    "loudest|].\n\"did you win?\" asked {g} that evening. \"no,\" said {h}, \"but [I helped {f}|{f} and I are even "
+    "better friends now], and I got a {extra}.\" [{g} was very proud of {him}.|and {h} liked it more than the "
+    "{prize}.|it is good to win, but it is better to be kind.]",
+    /* a new friend: shy at first; a toy helps */
+    "<toy><gift=a bag of marbles|a wooden puzzle|a long rope|a picture book|a box of crayons>{open} [{he} often "
+    "played alone.|{he} had no one to play with.] {he} wished for a friend.\n{day}, {h} saw a {fkind} {r}. {he} had "
+    "never seen {fhim} before. \"[hello, I am|hello! my name is] {h},\" said {h}. the {fkind} [did not answer|looked "
+    "at the ground]. [\"maybe {fhe} is shy,\" thought {h}. {he}|{h} could see that {fhe} was shy, so {he}] went home "
+    "and came back with {his} {col} {toy}. \"would you like to play with my {toy}?\" {he} asked.\n"
+    "the {fkind} [looked up|came closer]. \"yes, please,\" {fhe} said softly. \"my name is {f}. we came here "
+    "[yesterday|last week], and I do not know anyone.\" \"now you know me,\" said {h}. they played with the {col} "
+    "{toy} [until dinner|all afternoon], and {f} laughed for the first time.\nthe next day, {f} was {r} again. this "
+    "time {fhe} had brought {gift}. \"today we can play with this,\" said {f}. [after that, they met there every "
+    "day.|from that day on, {h} was never alone.|and so {h} and {f} became the best of friends.]",
+    /* brave: the noise, the place, what it was */
+    "<noise><light=a candle|a lamp|a lantern>{open} {he} was afraid of the dark. [every night, {he} asked {g} to "
+    "leave a light on.|every night, {he} hid under the blanket.]\n{night}, {h} woke up. {noise}! there was something "
+    "{from}. \"is it a monster?\" {he} whispered. {noise}! {h} wanted to [hide|call {g}|run away]. {his} heart beat "
+    "fast. but then {he} thought, \"[maybe somebody needs help|I want to know what it is].\" {he} took {light} and "
+    "went to look, one step at a time.\n{see}. \"it was only {it}!\" said {h}, and {he} laughed. {he} {do}. then "
+    "{he} went back to bed [and slept well|and fell asleep at once].\nin the morning, {h} told {g} about the noise. "
+    "\"you were very brave,\" said {g}. \"but I was afraid,\" said {h}. \"[that is what being brave means|being "
+    "brave means to be afraid and to go anyway],\" said {g}. [from then on, {h} was not afraid of the dark.|the next "
+    "night, {h} slept without a light.|{h} smiled, and {he} felt very tall.]",
+    /* broken and mended: what broke, who mends it, for what work, the mark that stays */
+    "<break><fixer><chore=sweep my floor|wash my windows|water my flowers>{open} {he} had a {col} {item} and liked "
+    "it more than anything else. [{g} had given it to {him}.|it was a present from {g}.]\n{day}, {snap}. {h} [cried "
+    "and cried|could not believe it]. \"my {item} is broken forever,\" {he} said. \"[do not cry|do not be sad],\" "
+    "said {g}. \"take it to {fixer}.\"\nso {h} [carried|brought] the {item} to {fixer}. \"can you mend it?\" {he} "
+    "asked. \"yes,\" said {fixer}, \"but you must {chore}.\" {h} worked hard, and {fixer} took {tool} and {fix}.\n"
+    "in the evening, the {col} {item} was whole again. you could only see {mark}. [\"do you mind that?\" asked "
+    "{fixer}. \"no,\" said {h}.|\"is that all right?\" asked {fixer}. \"yes, thank you,\" said {h}.] \"now I like it "
+    "even more.\" {he} went home [with the {item} in {his} arms|with a big smile]. [a thing that was mended with "
+    "love is better than new.|{g} was happy too.|{h} took good care of the {item} from then on.]",
+    /* patience: a seed, many days, the harvest shared */
+    "<plant><n=six|seven|nine|ten|twelve>{open} {day}, {g} gave {him} {seed}. \"[plant it and take care of it|put it "
+    "into the ground and give it water],\" said {g}. {h} made a hole {r} and put the seed into it.\n"
+    "[every morning|day after day], {h} brought water, but there was nothing to see. [{friend} came by.|{friend} "
+    "came to look.] \"nothing will grow there,\" said {f}. \"[come and play|forget it].\" {h} was sad. [\"maybe {f} "
+    "is right,\" {he} said.|\"why does it not grow?\" {he} asked.] \"be patient,\" said {g}. \"good things need "
+    "time.\" so {h} [did not give up|kept bringing water].\nafter {n} days, there was a tiny green leaf {r}! [it "
+    "grew and grew, and at the end of the summer|it grew a little every day, and when the summer was over,] there "
+    "was {grew}. \"I was wrong,\" said {f}. \"it is [wonderful|beautiful].\"\n{h} [gave {g} a big hug|thanked {g}]. "
+    "then {he} gave {f} {reap}. [\"good things need time,\" {he} said.|they were both happy, and the next year they "
+    "planted a {plant} together.|{h} was glad that {he} had waited.]",
+    /* a promise: what was borrowed, by when it must be back */
+    "<toy><when><fun=some {others} were playing hide and seek|there was music and dancing|some {others} were having "
+    "a race|a puppet show was starting>{open} {friend} had a {col} {toy}. {h} [liked it very much|wished for one "
+    "too].\n{day}, {h} asked, \"may I have your {toy} for [today|a while]?\" {f} thought about it. \"yes,\" said "
+    "{f}, \"but bring it back {due}.\" \"[I promise|I promise I will],\" said {h}. {he} was so happy that {he} [ran "
+    "home with it|danced all the way home].\nin the afternoon, {fun}. {h} [stayed and had a lot of fun|joined in and "
+    "forgot the time]. then {he} noticed that {sign}. \"[oh no, ^my|my] promise!\" cried {h}. {he} took the {col} "
+    "{toy} and ran [all the way|as fast as {he} could] to {f}'s home.\n{f} was [waiting at the door|looking out of "
+    "the window]. {just}. \"here is your {toy},\" said {h}. \"I am not too late, am I?\" \"no,\" said {f} [with a "
+    "smile|and laughed]. \"you kept your promise[.|. you may have it again tomorrow.]\" [a promise is a promise, and "
+    "both of them knew it.|{h} went home and felt very proud.|they were even better friends after that.]",
+    /* a wish: who gave it, what it was used for */
+    "<magic><wish><self1,self2=mountain of candy|golden crown|room full of toys|flying horse|castle>{open} {his} "
+    "{gn} {need}. [{h} wanted to help, but {he} did not know how.|{h} was worried.|]\n{day}, {h} heard a tiny "
+    "voice[. \"help me!\" it called|].  a {being} {plight}. {h} {free}. \"you [saved me|were kind to me],\" said the "
+    "{being}. \"now you may make one wish.\"\n{h} [thought for a long time|closed {his} eyes and thought]. {he} "
+    "could wish for a {self1} or for a {self2}. but then {he} thought of {g}. \"{wish},\" said {h}. \"[that is a "
+    "good wish|you have a good heart],\" said the {being}. then it {leave}.\n{h} ran home as fast as {he} could. "
+    "{came}! [\"how did this happen?\" asked {g}.|\"look at this!\" said {g}.] {h} told {ghim} about the {being}[, "
+    "and they both laughed with joy|, and {g} hugged {him} for a long time]. [{h} never needed a {self1}.|and they "
+    "lived happily ever after.|{h} never saw the {being} again, but {he} never forgot it.]",
+};
+
+/* ---- the engine ---- */
+
+/* The next number of the generator (splitmix64), below n. */
+static size_t story_pick(StoryTeller *t, size_t n) {
+    uint64_t z = (t->rng += 0x9E3779B97F4A7C15u);
+    z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9u;
+    z = (z ^ z >> 27) * 0x94D049BB133111EBu;
+    return (size_t)(((z ^ z >> 31) >> 32) * n >> 32);
+}
+
+static StorySpan span_of(const char *s) { return (StorySpan){ s, strlen(s) }; }
+
+static bool span_equal(StorySpan a, StorySpan b) { return a.len == b.len && memcmp(a.at, b.at, a.len) == 0; }
+
+/* The length of s before the first stop character that is outside all brackets. */
+static size_t span_until(StorySpan s, char stop) {
+    size_t i = 0;
+    for (int depth = 0; i < s.len; i++) {
+        char c = s.at[i];
+        if (depth == 0 && c == stop) break;
+        depth += (c == '[' || c == '{' || c == '<') - (c == ']' || c == '}' || c == '>');
+    }
+    return i;
+}
+
+/* Cuts the piece before the next stop character off the front of s, and that character with it. */
+static StorySpan span_cut(StorySpan *s, char stop) {
+    StorySpan piece = { s->at, span_until(*s, stop) };
+    size_t gone = piece.len + (piece.len < s->len);
+    s->at += gone, s->len -= gone;
+    return piece;
+}
+
+static StorySpan span_trim(StorySpan s) {
+    while (s.len > 0 && *s.at == ' ') s.at++, s.len--;
+    return s;
+}
+
+/* How many parts the list has that are divided by sep, and the i-th of them, from 0. */
+static size_t span_count_parts(StorySpan list, char sep) {
+    size_t n = 1;
+    while (span_until(list, sep) < list.len) span_cut(&list, sep), n++;
+    return n;
+}
+
+static StorySpan span_part(StorySpan list, char sep, size_t i) {
+    while (i-- > 0) span_cut(&list, sep);
+    return span_cut(&list, sep);
+}
+
+static void story_bind(StoryTeller *t, StorySpan key, StorySpan value) {
+    assert(t->n_bound < (int)(sizeof t->bound / sizeof t->bound[0]));
+    t->bound[t->n_bound].key = key, t->bound[t->n_bound++].value = value;
+}
+
+static StorySpan story_lookup(const StoryTeller *t, StorySpan key) {
+    for (int i = t->n_bound; i-- > 0; )
+        if (span_equal(t->bound[i].key, key)) return t->bound[i].value;
+    assert(!"a story template uses a key that is not bound");
+    return key;
+}
+
+static void story_append(StoryTeller *t, StorySpan s) {
+    assert(s.len <= sizeof t->text - t->text_len);
+    memcpy(t->text + t->text_len, s.at, s.len);
+    t->text_len += s.len;
+}
+
+static void story_expand(StoryTeller *t, StorySpan s);
+
+/* The expansion of s, kept in memory: from now on it is plain text. */
+static StorySpan story_expand_now(StoryTeller *t, StorySpan s) {
+    size_t start = t->text_len;
+    story_expand(t, s);
+    StorySpan fixed = { t->memory + t->memory_len, t->text_len - start };
+    assert(t->memory_len + fixed.len <= sizeof t->memory);
+    memcpy(t->memory + t->memory_len, t->text + start, fixed.len);
+    t->memory_len += fixed.len;
+    t->text_len = start;
+    return fixed;
+}
+
+/* <table>: binds the columns of one row that suits this world. */
+static void story_draw_row(StoryTeller *t, StorySpan name) {
+    size_t i = 0, n_tables = sizeof STORY_TABLES / sizeof STORY_TABLES[0];
+    while (i < n_tables - 1 && !span_equal(span_of(STORY_TABLES[i].name), name)) i++;
+    assert(span_equal(span_of(STORY_TABLES[i].name), name));
+    StorySpan columns = span_of(STORY_TABLES[i].columns), rows = span_of(STORY_TABLES[i].rows), row;
+    size_t n = span_count_parts(rows, '/');
+    do row = span_trim(span_part(rows, '/', story_pick(t, n)));
+    while (row.at[0] == '@' && row.at[1] != t->world);
+    if (row.at[0] == '@') row.at += 2, row.len -= 2;
+    while (row.len > 0) {
+        StorySpan key = span_trim(span_cut(&columns, ';'));
+        story_bind(t, key, story_expand_now(t, span_trim(span_cut(&row, ';'))));
+    }
+}
+
+/* <k,l=a|b|c>: every key gets a different one of the alternatives. */
+static void story_bind_options(StoryTeller *t, StorySpan keys, StorySpan list) {
+    uint64_t taken = 0;
+    size_t n = span_count_parts(list, '|'), i;
+    while (keys.len > 0) {
+        StorySpan key = span_cut(&keys, ',');
+        do i = story_pick(t, n); while (taken >> i & 1);
+        taken |= (uint64_t)1 << i;
+        story_bind(t, key, story_expand_now(t, span_part(list, '|', i)));
+    }
+}
+
+/* Appends the expansion of a template to the text. */
+static void story_expand(StoryTeller *t, StorySpan s) {
+    s = span_part(s, '|', story_pick(t, span_count_parts(s, '|')));
+    while (s.len > 0) {
+        char c = *s.at++;
+        s.len--;
+        if (c == '[') story_expand(t, span_cut(&s, ']'));
+        else if (c == '{') story_append(t, story_lookup(t, span_cut(&s, '}')));
+        else if (c == '<') {
+            StorySpan body = span_cut(&s, '>'), keys = span_cut(&body, '=');
+            if (body.len > 0) story_bind_options(t, keys, body);
+            else story_draw_row(t, keys);
+        } else story_append(t, (StorySpan){ s.at - 1, 1 });
+    }
+}
+
+/* Whether the word at s is spoken with a vowel first; the exceptions are those of this vocabulary. */
+static bool story_vowel(StorySpan s) {
+    if (s.len >= 3 && memcmp(s.at, "one", 3) == 0) return false;
+    return s.len > 0 && strchr("aeiouAEIOU", *s.at) != NULL;
+}
+
+/* Copies the raw text with capitals, "an", and neither double spaces nor spaces before punctuation.
+ * Returns the length; what does not fit into cap - 1 bytes is cut off. */
+static size_t story_tidy(char *out, size_t cap, StorySpan raw) {
+    size_t n = 0;
+    bool quoted = false, capital = true, unfinished = false;   /* unfinished: "Yes," said Tom, "but bring it back." */
+    for (size_t i = 0; i < raw.len && n + 2 < cap; i++) {
+        char c = raw.at[i], before = n > 0 ? out[n - 1] : '\n', next = i + 1 < raw.len ? raw.at[i + 1] : '\n';
+        if (c == '^') { capital = true; continue; }
+        if (c == ' ' && (before == ' ' || before == '\n' || strchr(" \n.,!?", next))) continue;
+        if (c == '"') {
+            quoted = !quoted;
+            if (quoted) capital = !unfinished;
+            else if (before != '.') capital = false;  /* "Where?" she asked */
+            if (!quoted) unfinished = before == ',';
+        } else if (c == '.' || c == '!' || c == '?') capital = true, unfinished = false;
+        else if (c == '\n') capital = true, out[n++] = '\n';
+        else if (capital && isalpha((unsigned char)c)) c = (char)toupper((unsigned char)c), capital = false;
+        out[n++] = c;
+        if ((c == 'a' || c == 'A') && next == ' ' && (before == ' ' || before == '"' || before == '\n')
+            && story_vowel((StorySpan){ raw.at + i + 2, raw.len - i - 2 })) out[n++] = 'n';
+    }
+    out[n] = '\0';
+    return n;
+}
+
+/* Writes the story of this seed: plain ASCII, paragraphs divided by an empty line, no newline at the end.
+ * Returns its length without the final zero. STORY_CAP bytes are always enough; cap is at least 1. */
+static size_t story(uint64_t seed, char *buf, size_t cap) {
+    StoryTeller t;
+    t.rng = seed, t.n_bound = 0, t.text_len = t.memory_len = 0;
+    t.world = story_pick(&t, 5) < 3 ? 'h' : 'a';
+    story_expand(&t, span_of("<names><cast><grown><world><common><open>"));
+    story_expand(&t, span_of(STORY_PLOTS[story_pick(&t, sizeof STORY_PLOTS / sizeof STORY_PLOTS[0])]));
+    return story_tidy(buf, cap, (StorySpan){ t.text, t.text_len });
+}
+
+/* ---- 11. vocabulary: byte-level BPE, learning a vocabulary -------------------------------------------------
+ * Tokens 0..255 are the single bytes, so any text can be encoded. Then, again and again, the pair of neighboring
+ * tokens that occurs most often in the text becomes one token (Sennrich et al. 2016; on bytes: Radford et al. 2019).
+ * Text is cut into pieces first, and pairs never reach across the end of a piece; a natural text has few different
+ * pieces, so each is kept once with its count.
+ *
+ * Ties go to the pair with the smaller left, then the smaller right id, so the result depends on the text alone.
+ * "ab"+"c" and "a"+"bc" are never both learned: no merge has reached across the ends of a token, so its bytes were
+ * joined as they would be if they stood alone, and that is one way only. Every token is a different string. */
+
+typedef struct { int left, right; } BpeMerge;
+
+typedef struct {
+    int n_tokens;                                     /* 256 bytes, then one token for each merge */
+    BpeMerge *merges;                                 /* merge r makes token 256 + r; smaller r are applied first */
+    unsigned char *bytes;                             /* of all tokens, one after the other */
+    size_t *offset;                                   /* token i is bytes[offset[i] .. offset[i + 1]) */
+} BpeVocab;
+
+/* The end of the piece of text[0..len) that begins at pos; more than pos. */
+typedef size_t (*BpeSplit)(const void *ctx, const char *text, size_t len, size_t pos);
+
+enum { BPE_ERR_CAP = 256, BPE_PIECE_MAX = 256 };      /* bytes; longer pieces are counted in parts of this size */
+
+typedef struct { const char *at; uint64_t count; uint32_t len, start; } BpePiece;   /* start: its first symbol */
+typedef struct { uint64_t key; int64_t count; uint32_t places, state; } BpePair;     /* key = left << 32 | right */
+typedef struct { uint64_t key; int64_t count; } BpeCandidate;
+
+typedef struct {
+    BpePiece *pieces;  size_t n_pieces, pieces_cap;
+    uint32_t *piece_slots;  size_t n_piece_slots;     /* hash table: index + 1 into pieces, 0 is empty */
+    int *symbols;  size_t n_symbols;                  /* the pieces as tokens, shrinking in place */
+    BpePair *pairs;  size_t n_pairs, n_pair_slots;    /* hash table; state 0 empty, 1 new, 2 listed */
+    struct { uint32_t piece, next; } *places;  size_t n_places, places_cap;   /* lists: where a pair may be found */
+    BpeCandidate *heap;  size_t n_heap, heap_cap;     /* best first; a count may be out of date, but never too low */
+    uint64_t *fresh;  size_t n_fresh, fresh_cap;      /* pairs that the last merge has made */
+} BpeTrainer;
+
+static void bpe_free(BpeVocab *v) {
+    free(v->merges), free(v->bytes), free(v->offset);
+    memset(v, 0, sizeof *v);
+}
+
+/* Makes room for one more element; returns false when memory is exhausted. */
+static bool bpe_reserve(void *array, size_t n, size_t *cap, size_t size) {
+    if (n < *cap) return true;
+    size_t want = *cap ? 2 * *cap : 1024;
+    void *old, *p;
+    memcpy(&old, array, sizeof old);                  /* array points at a pointer of whatever type */
+    if (want > SIZE_MAX / size || !(p = realloc(old, want * size))) return false;
+    memcpy(array, &p, sizeof p);
+    *cap = want;
+    return true;
+}
+
+static uint64_t bpe_hash(const char *s, size_t n) {   /* FNV-1a, with its high bits folded into the low ones */
+    uint64_t h = 0xCBF29CE484222325u;
+    for (size_t i = 0; i < n; i++) h = (h ^ (unsigned char)s[i]) * 0x100000001B3u;
+    return h ^ h >> 32;
+}
+
+/* Counts one more occurrence of the piece at[0..len). */
+static bool bpe_count_piece(BpeTrainer *t, const char *at, size_t len) {
+    if (t->n_piece_slots == 0 || t->n_pieces * 2 >= t->n_piece_slots) {
+        size_t n = t->n_piece_slots ? 4 * t->n_piece_slots : 4096;
+        uint32_t *slots = calloc(n, sizeof *slots);
+        if (!slots || t->n_pieces >= UINT32_MAX / 2) { free(slots); return false; }
+        for (size_t i = 0; i < t->n_pieces; i++) {
+            size_t h = (size_t)bpe_hash(t->pieces[i].at, t->pieces[i].len) & (n - 1);
+            while (slots[h]) h = (h + 1) & (n - 1);
+            slots[h] = (uint32_t)i + 1;
+        }
+        free(t->piece_slots);
+        t->piece_slots = slots, t->n_piece_slots = n;
+    }
+    size_t h = (size_t)bpe_hash(at, len) & (t->n_piece_slots - 1);
+    for (; t->piece_slots[h]; h = (h + 1) & (t->n_piece_slots - 1)) {
+        BpePiece *p = &t->pieces[t->piece_slots[h] - 1];
+        if (p->len == len && memcmp(p->at, at, len) == 0) { p->count++; return true; }
+    }
+    if (!bpe_reserve(&t->pieces, t->n_pieces, &t->pieces_cap, sizeof *t->pieces)) return false;
+    t->pieces[t->n_pieces] = (BpePiece){ at, 1, (uint32_t)len, 0 };
+    t->piece_slots[h] = (uint32_t)++t->n_pieces;
+    return true;
+}
+
+/* The entry of a pair, made if it is new; NULL when memory is exhausted. */
+static BpePair *bpe_pair(BpeTrainer *t, uint64_t key) {
+    if (t->n_pairs * 2 >= t->n_pair_slots) {
+        size_t n = t->n_pair_slots ? 2 * t->n_pair_slots : 4096;
+        BpePair *old = t->pairs, *new = calloc(n, sizeof *new);
+        if (!new) return NULL;
+        for (size_t i = 0; i < t->n_pair_slots; i++) {
+            if (!old[i].state) continue;
+            size_t h = bpe_hash((const char *)&old[i].key, sizeof old[i].key) & (n - 1);
+            while (new[h].state) h = (h + 1) & (n - 1);
+            new[h] = old[i];
+        }
+        free(old);
+        t->pairs = new, t->n_pair_slots = n;
+    }
+    size_t h = bpe_hash((const char *)&key, sizeof key) & (t->n_pair_slots - 1);
+    while (t->pairs[h].state && t->pairs[h].key != key) h = (h + 1) & (t->n_pair_slots - 1);
+    if (!t->pairs[h].state) t->pairs[h] = (BpePair){ key, 0, 0, 1 }, t->n_pairs++;
+    return &t->pairs[h];
+}
+
+static uint64_t bpe_key(int left, int right) { return (uint64_t)left << 32 | (uint32_t)right; }
+
+static bool bpe_better(BpeCandidate a, BpeCandidate b) {
+    return a.count != b.count ? a.count > b.count : a.key < b.key;
+}
+
+static bool bpe_push(BpeTrainer *t, uint64_t key, int64_t count) {
+    if (!bpe_reserve(&t->heap, t->n_heap, &t->heap_cap, sizeof *t->heap)) return false;
+    BpeCandidate c = { key, count };
+    size_t i = t->n_heap++;
+    for (; i > 0 && bpe_better(c, t->heap[(i - 1) / 2]); i = (i - 1) / 2) t->heap[i] = t->heap[(i - 1) / 2];
+    t->heap[i] = c;
+    return true;
+}
+
+static BpeCandidate bpe_pop(BpeTrainer *t) {
+    BpeCandidate top = t->heap[0], last = t->heap[--t->n_heap];
+    size_t i = 0, child;
+    while ((child = 2 * i + 1) < t->n_heap) {
+        if (child + 1 < t->n_heap && bpe_better(t->heap[child + 1], t->heap[child])) child++;
+        if (!bpe_better(t->heap[child], last)) break;
+        t->heap[i] = t->heap[child], i = child;
+    }
+    t->heap[i] = last;
+    return top;
+}
+
+/* Adds sign * count of piece w to each of its pairs. Pairs that contain token id, the newest, or any pair if id is 0,
+ * are new: they remember the piece, and are listed once in t->fresh to become candidates. */
+static bool bpe_count_pairs(BpeTrainer *t, size_t w, int sign, int id) {
+    const BpePiece *p = &t->pieces[w];
+    for (const int *s = t->symbols + p->start, *end = s + p->len; s + 1 < end; s++) {
+        BpePair *pair = bpe_pair(t, bpe_key(s[0], s[1]));
+        if (!pair) return false;
+        pair->count += sign * (int64_t)p->count;
+        if (sign < 0 || (id > 0 && s[0] != id && s[1] != id)) continue;
+        if (!bpe_reserve(&t->places, t->n_places, &t->places_cap, sizeof *t->places)
+            || !bpe_reserve(&t->fresh, t->n_fresh, &t->fresh_cap, sizeof *t->fresh)
+            || t->n_places >= UINT32_MAX - 1) return false;
+        if (pair->places == 0 || t->places[pair->places - 1].piece != w) {
+            t->places[t->n_places].piece = (uint32_t)w, t->places[t->n_places].next = pair->places;
+            pair->places = (uint32_t)++t->n_places;   /* index + 1; 0 ends a list */
+        }
+        if (pair->state == 1) pair->state = 2, t->fresh[t->n_fresh++] = pair->key;
+    }
+    return true;
+}
+
+static bool bpe_push_fresh(BpeTrainer *t) {
+    for (; t->n_fresh > 0; t->n_fresh--) {
+        uint64_t key = t->fresh[t->n_fresh - 1];
+        if (!bpe_push(t, key, bpe_pair(t, key)->count)) return false;
+    }
+    return true;
+}
+
+/* Replaces left right by token id in piece w, from left to right. */
+static bool bpe_merge_in_piece(BpeTrainer *t, size_t w, BpeMerge m, int id) {
+    BpePiece *p = &t->pieces[w];
+    int *s = t->symbols + p->start;
+    uint32_t n = 0, i = 0;
+    while (i + 1 < p->len && (s[i] != m.left || s[i + 1] != m.right)) i++;
+    if (i + 1 >= p->len) return true;                 /* an earlier merge has taken it */
+    if (!bpe_count_pairs(t, w, -1, 0)) return false;
+    for (i = 0; i < p->len; n++) {
+        bool here = i + 1 < p->len && s[i] == m.left && s[i + 1] == m.right;
+        s[n] = here ? id : s[i];
+        i += here ? 2 : 1;
+    }
+    p->len = n;
+    return bpe_count_pairs(t, w, +1, id);
+}
+
+/* ---- the vocabulary ---- */
+
+/* Appends the token that merge number n_tokens - 256 makes. */
+static bool bpe_add_token(BpeVocab *v, size_t *bytes_cap, BpeMerge m) {
+    size_t a = v->offset[m.left + 1] - v->offset[m.left], b = v->offset[m.right + 1] - v->offset[m.right];
+    size_t end = v->offset[v->n_tokens];
+    while (end + a + b > *bytes_cap)
+        if (!bpe_reserve(&v->bytes, *bytes_cap, bytes_cap, 1)) return false;
+    memcpy(v->bytes + end, v->bytes + v->offset[m.left], a);
+    memcpy(v->bytes + end + a, v->bytes + v->offset[m.right], b);
+    v->merges[v->n_tokens - 256] = m;
+    v->offset[++v->n_tokens] = end + a + b;
+    return true;
+}
+
+static int bpe_learn(BpeTrainer *t, const char *text, size_t len, int vocab_size, BpeSplit split, const void *ctx,
+                     BpeVocab *v, char *err) {
+    size_t bytes_cap = 0;
+
+    // 256 byte tokens
+    v->offset = malloc(((size_t)vocab_size + 1) * sizeof *v->offset);
+    v->merges = malloc(((size_t)vocab_size - 255) * sizeof *v->merges);       /* one more than needed: never 0 */
+    if (!v->offset || !v->merges || !bpe_reserve(&v->bytes, 0, &bytes_cap, 1)) goto memory;
+    for (v->n_tokens = 0; v->n_tokens < 256; v->n_tokens++)
+        v->offset[v->n_tokens] = (size_t)v->n_tokens, v->bytes[v->n_tokens] = (unsigned char)v->n_tokens;
+    v->offset[256] = 256;
+
+    // the different pieces and how often each occurs
+    for (size_t pos = 0, end; pos < len; pos = end) {
+        end = split(ctx, text, len, pos);
+        if (end <= pos || end > len) {
+            snprintf(err, BPE_ERR_CAP, "the splitter went from byte %zu to %zu of %zu", pos, end, len);
+            return -1;
+        }
+        for (size_t part, at = pos; at < end; at += part) {
+            part = end - at < BPE_PIECE_MAX ? end - at : BPE_PIECE_MAX;
+            if (!bpe_count_piece(t, text + at, part)) goto memory;
+        }
+    }
+
+    // their bytes as tokens, and the pairs of those
+    for (size_t w = 0; w < t->n_pieces; w++) t->n_symbols += t->pieces[w].len;
+    if (t->n_symbols > UINT32_MAX || !(t->symbols = malloc(t->n_symbols * sizeof *t->symbols))) goto memory;
+    t->n_symbols = 0;
+    for (size_t w = 0; w < t->n_pieces; w++) {
+        BpePiece *p = &t->pieces[w];
+        p->start = (uint32_t)t->n_symbols;
+        for (uint32_t i = 0; i < p->len; i++) t->symbols[t->n_symbols++] = (unsigned char)p->at[i];
+        if (!bpe_count_pairs(t, w, +1, 0)) goto memory;
+    }
+    if (!bpe_push_fresh(t)) goto memory;
+
+    // the best pair becomes a token, and changes the pieces that have it
+    while (v->n_tokens < vocab_size && t->n_heap > 0) {
+        BpeCandidate c = bpe_pop(t);
+        const BpePair *pair = bpe_pair(t, c.key);
+        if (!pair) goto memory;
+        if (pair->count < 2) continue;
+        if (pair->count < c.count) {                  /* other merges have taken some: it queues again */
+            if (!bpe_push(t, c.key, pair->count)) goto memory;
+            continue;
+        }
+        BpeMerge m = { (int)(c.key >> 32), (int)(c.key & 0xFFFFFFFF) };
+        int id = v->n_tokens;
+        if (!bpe_add_token(v, &bytes_cap, m)) goto memory;
+        for (uint32_t i = pair->places; i; i = t->places[i - 1].next)      /* pair itself may move in its table */
+            if (!bpe_merge_in_piece(t, t->places[i - 1].piece, m, id)) goto memory;
+        if (!bpe_push_fresh(t)) goto memory;
+    }
+    if (v->n_tokens < vocab_size)
+        snprintf(err, BPE_ERR_CAP, "the text has no more pairs that occur twice: %d tokens instead of %d",
+                 v->n_tokens, vocab_size);
+    return 0;
+memory:
+    snprintf(err, BPE_ERR_CAP, "out of memory while learning the vocabulary; use a smaller part of the text");
+    return -1;
+}
+
+/* Learns a vocabulary of vocab_size tokens, the 256 bytes included and special tokens not.
+ * Returns 0, or -1 with a sentence in err (BPE_ERR_CAP bytes). A text that is too small for vocab_size gives fewer
+ * tokens: then the result is 0 and err has a note; otherwise it is empty. The caller gives *out to bpe_free. */
+static int bpe_train(const char *text, size_t len, int vocab_size, BpeSplit split, const void *ctx, BpeVocab *out,
+                     char *err) {
+    memset(out, 0, sizeof *out);
+    err[0] = '\0';
+    if (len == 0) {
+        snprintf(err, BPE_ERR_CAP, "the text is empty, there is nothing to learn a vocabulary from");
+        return -1;
+    }
+    if (vocab_size < 256 || vocab_size > 1 << 24) {
+        snprintf(err, BPE_ERR_CAP, "a vocabulary of %d tokens is not possible, it takes 256 (the bytes) to 2^24",
+                 vocab_size);
+        return -1;
+    }
+    BpeTrainer t = {0};
+    int rc = bpe_learn(&t, text, len, vocab_size, split, ctx, out, err);
+    free(t.pieces), free(t.piece_slots), free(t.symbols), free(t.pairs), free(t.places), free(t.heap), free(t.fresh);
+    if (rc != 0) bpe_free(out);
+    return rc;
+}
+
+/* Writes a token in the form of GPT-2, which has a printable character for every byte: !..~, U+00A1..U+00AC and
+ * U+00AE..U+00FF stand for themselves, the others are U+0100 and following. UTF-8, at most 2 bytes per byte of the
+ * token and a final zero; out must have room for that. Returns the length. */
+static size_t bpe_token_text(const BpeVocab *v, int id, char *out) {
+    size_t n = 0;
+    for (size_t i = v->offset[id]; i < v->offset[id + 1]; i++) {
+        unsigned b = v->bytes[i], c;
+        if (b <= ' ') c = 0x100 + b;
+        else if (b >= 0x7F && b <= 0xA0) c = 0x121 + b - 0x7F;
+        else c = b == 0xAD ? 0x143 : b;
+        if (c < 0x80) out[n++] = (char)c;
+        else out[n++] = (char)(0xC0 | c >> 6), out[n++] = (char)(0x80 | (c & 0x3F));
+    }
+    out[n] = '\0';
+    return n;
+}
+
+/* ---- 12. data ------------------------------------------------------------------------------
+ * Sequences of T + 1 ids: T inputs, and the same shifted by one as targets. Stories: sequence i begins with
+ * <|endoftext|> and holds the stories of its own block of seeds, one after the other, until it is full; held-out ones
+ * have the highest bit of the seed set. Text: a window at a random place of the first 95 %; held out is the rest,
+ * window by window. So a step needs nothing but its number, and training can go on from any of them. */
+typedef struct {
+    Gguf vocab;                              /* the tokenizer.* keys, in the memory of vocab_bytes or a mapped file */
+    Tokenizer *tokenizer;
+    int32_t end;                             /* <|endoftext|> */
+    uint64_t seed;
+    int32_t *ids;                            /* the text; NULL: stories */
+    size_t n_ids, n_train;
+} Data;
+
+enum { STORIES_PER_SEQUENCE = 1 << 10 };
+
+static void fill_sequence(const Data *d, bool held_out, uint64_t i, int32_t *out, int n) {
+    if (d->ids) {
+        uint64_t rng = mix_seed(d->seed ^ mix_seed(i));
+        size_t rest = d->n_ids - d->n_train, at = held_out ? d->n_train + (size_t)i * (n - 1) % (rest - n + 1) : rng_next(&rng) % (d->n_train - n + 1);
+        memcpy(out, d->ids + at, n * sizeof *out);
+        return;
+    }
+    char text[STORY_CAP], err[GLA_ERR];
+    int32_t ids[STORY_CAP];
+    uint64_t seed = (held_out ? (uint64_t)1 << 63 : (d->seed & 0xffff) << 46) + i * STORIES_PER_SEQUENCE;
+    for (int at = 0; at < n;) {
+        out[at++] = d->end;
+        int64_t got = tokenizer_encode(d->tokenizer, text, story(seed++, text, sizeof text), 0, ids, STORY_CAP, err);
+        if (got < 0) fprintf(stderr, "train_tiny: %s\n", err), exit(1);
+        for (int64_t k = 0; k < got && at < n; k++) out[at++] = ids[k];
+    }
+}
+
+/* Batch number `step` of B sequences. */
+static void fill_batch(const Data *d, bool held_out, uint64_t step, int B, int T, int *id, int *target) {
+    int32_t *seq = checked(malloc((size_t)(T + 1) * sizeof *seq));
+    for (int b = 0; b < B; b++) {
+        fill_sequence(d, held_out, step * B + b, seq, T + 1);
+        for (int t = 0; t < T; t++) id[b * T + t] = seq[t], target[b * T + t] = seq[t + 1];
+    }
+    free(seq);
+}
+
+/* Counting baselines: an interpolated Kneser-Ney bigram and trigram, with one discount of 0.75 (source: Chen and Goodman,
+ * 1999). Counts are taken from the sequences that the model was trained on. */
+typedef struct { uint64_t key; uint32_t n; } Gram;
+typedef struct { Gram *at; size_t slots, used; } Grams;
+
+static Gram *gram(Grams *g, uint64_t key, bool add) {           /* key + 1 is stored, 0 marks a free slot */
+    if (add && g->used * 2 >= g->slots) {
+        Grams old = *g;
+        g->slots = old.slots ? old.slots * 2 : 1 << 16;
+        g->at = checked(calloc(g->slots, sizeof *g->at));
+        for (size_t i = 0; i < old.slots; i++)
+            if (old.at[i].key) {
+                size_t s = mix_seed(old.at[i].key) & (g->slots - 1);
+                while (g->at[s].key) s = (s + 1) & (g->slots - 1);
+                g->at[s] = old.at[i];
+            }
+        free(old.at);
+    }
+    size_t s = mix_seed(key + 1) & (g->slots - 1);
+    while (g->at[s].key && g->at[s].key != key + 1) s = (s + 1) & (g->slots - 1);
+    if (!g->at[s].key && add) g->at[s].key = key + 1, g->used++;
+    return &g->at[s];
+}
+
+typedef struct {
+    int V;
+    Grams tri, bi;                           /* counts of (u, v, w) and (v, w) */
+    Grams tri_context, bi_context;           /* of (u, v) and v: how often, n; ... */
+    Grams tri_kinds, bi_kinds;               /* ... and how many different words follow */
+    Grams before, before_sum;                /* different u in front of (v, w), summed over w for v */
+    uint32_t *uni, uni_sum, uni_kinds;       /* different v in front of w, their sum, and how many w there are */
+} Counts;
+
+static void count_sequence(Counts *c, const int32_t *s, int n) {
+    const uint64_t V = (uint64_t)c->V;
+    for (int t = 1; t < n; t++) {
+        uint64_t v = (uint64_t)s[t - 1], w = (uint64_t)s[t], vw = v * V + w;
+        if (gram(&c->bi, vw, true)->n++ == 0) gram(&c->bi_kinds, v, true)->n++, c->uni_kinds += !c->uni[w]++, c->uni_sum++;
+        gram(&c->bi_context, v, true)->n++;
+        if (t < 2) continue;
+        uint64_t u = (uint64_t)s[t - 2], uv = u * V + v;
+        if (gram(&c->tri, uv * V + w, true)->n++ == 0)
+            gram(&c->tri_kinds, uv, true)->n++, gram(&c->before, vw, true)->n++, gram(&c->before_sum, v, true)->n++;
+        gram(&c->tri_context, uv, true)->n++;
+    }
+}
+
+static void counts_free(Counts *c) {
+    free(c->tri.at), free(c->bi.at), free(c->tri_context.at), free(c->bi_context.at), free(c->tri_kinds.at), free(c->bi_kinds.at);
+    free(c->before.at), free(c->before_sum.at), free(c->uni);
+}
+
+/* max(n - 0.75, 0) / total + 0.75 kinds / total * lower. */
+static double discounted(double n, double kinds, double total, double lower) {
+    return total > 0 ? (n > 0.75 ? n - 0.75 : 0) / total + 0.75 * kinds / total * lower : lower;
+}
+
+/* -ln p of the word s[t] after s[t - 1] (order 2), or after s[t - 2] s[t - 1] as well (order 3). */
+static double count_nll(Counts *c, const int32_t *s, int t, int order) {
+    const uint64_t V = (uint64_t)c->V, v = (uint64_t)s[t - 1], w = (uint64_t)s[t];
+    double p = discounted(c->uni[w], c->uni_kinds, c->uni_sum, 1.0 / c->V);
+    if (order == 2 || t < 2) return -log(discounted(gram(&c->bi, v * V + w, false)->n, gram(&c->bi_kinds, v, false)->n, gram(&c->bi_context, v, false)->n, p));
+    uint64_t uv = (uint64_t)s[t - 2] * V + v;
+    p = discounted(gram(&c->before, v * V + w, false)->n, gram(&c->bi_kinds, v, false)->n, gram(&c->before_sum, v, false)->n, p);
+    return -log(discounted(gram(&c->tri, uv * V + w, false)->n, gram(&c->tri_kinds, uv, false)->n, gram(&c->tri_context, uv, false)->n, p));
+}
+
+/* ---- 13. files -----------------------------------------------------------------------------
+ * GGUF version 3: keys, tensor table, data; all little-endian. A file is built in memory, written under a temporary name, synced and renamed. */
+typedef struct { uint8_t *p; size_t n, cap; } Out;
+
+static void put(Out *o, const void *data, size_t n) {
+    if (o->n + n > o->cap) o->p = checked(realloc(o->p, o->cap = (o->n + n) * 2));
+    if (n) memcpy(o->p + o->n, data, n);
+    o->n += n;
+}
+static void put_int(Out *o, uint64_t v, int bytes) {
+    for (int i = 0; i < bytes; i++) put(o, &(uint8_t){ (uint8_t)(v >> 8 * i) }, 1);
+}
+static void put_float(Out *o, float f) { uint32_t u; memcpy(&u, &f, 4); put_int(o, u, 4); }
+static void put_str(Out *o, const char *s, size_t n) { put_int(o, n, 8), put(o, s, n); }
+static void pad(Out *o, size_t to) { while (o->n % to) put(o, "", 1); }
+
+typedef struct { Out body; uint64_t n; } Keys;
+
+static void key(Keys *k, const char *prefix, const char *name, int type) {
+    char full[96];
+    snprintf(full, sizeof full, "%s%s", prefix, name);
+    put_str(&k->body, full, strlen(full)), put_int(&k->body, (uint64_t)type, 4);
+    k->n++;
+}
+static void key_str(Keys *k, const char *prefix, const char *name, const char *s) { key(k, prefix, name, GGUF_STR), put_str(&k->body, s, strlen(s)); }
+static void key_u32(Keys *k, const char *prefix, const char *name, uint32_t v) { key(k, prefix, name, GGUF_U32), put_int(&k->body, v, 4); }
+static void key_f32(Keys *k, const char *prefix, const char *name, float v) { key(k, prefix, name, GGUF_F32), put_float(&k->body, v); }
+static void key_bool(Keys *k, const char *prefix, const char *name, bool v) { key(k, prefix, name, GGUF_BOOL), put_int(&k->body, v, 1); }
+static void key_array(Keys *k, const char *prefix, const char *name, int type, uint64_t n) { key(k, prefix, name, GGUF_ARR), put_int(&k->body, (uint64_t)type, 4), put_int(&k->body, n, 8); }
+
+/* The tokenizer.* keys of another file, byte for byte. */
+static void copy_vocabulary(Keys *k, const Gguf *g) {
+    for (uint64_t i = 0; i < g->n_keys; i++) {
+        const GgufKey *from = &g->keys[i];
+        const uint8_t *end = from->value.p;
+        if (from->key.n < 10 || memcmp(from->key.s, "tokenizer.", 10)) continue;
+        if (from->value.type == GGUF_STR) for (uint64_t s = 0; s < from->value.n; s++) end += 8 + read_u64(end);
+        else end += from->value.n * gguf_width[from->value.type];
+        put_str(&k->body, from->key.s, from->key.n);
+        put(&k->body, from->key.s + from->key.n, (size_t)(end - (const uint8_t *)from->key.s) - from->key.n);
+        k->n++;
+    }
+}
+
+static void put_header(Out *o, const Keys *k, uint64_t n_tensors) {
+    put(o, "GGUF", 4), put_int(o, 3, 4), put_int(o, n_tensors, 8), put_int(o, k->n, 8), put(o, k->body.p, k->body.n);
+}
+
+/* The vocabulary as a file: 256 bytes, what was learned, and <|endoftext|> as the last token, which begins every text. Pieces are
+ * cut as Qwen's tokenizers do ("qwen2"). */
+static void vocabulary_file(Out *file, const BpeVocab *v) {
+    const char *T = "tokenizer.ggml.", *end = "<|endoftext|>";
+    char text[2 * BPE_PIECE_MAX + 1], right[2 * BPE_PIECE_MAX + 1];
+    Keys k = {0};
+    key_str(&k, "general.", "architecture", "tokenizer"), key_str(&k, "general.", "type", "vocab");
+    key_str(&k, T, "model", "gpt2"), key_str(&k, T, "pre", "qwen2");
+    key_array(&k, T, "tokens", GGUF_STR, (uint64_t)v->n_tokens + 1);
+    for (int i = 0; i < v->n_tokens; i++) put_str(&k.body, text, bpe_token_text(v, i, text));
+    put_str(&k.body, end, strlen(end));
+    key_array(&k, T, "token_type", GGUF_I32, (uint64_t)v->n_tokens + 1);
+    for (int i = 0; i <= v->n_tokens; i++) put_int(&k.body, i < v->n_tokens ? 1 : 3, 4);           /* normal, control */
+    key_array(&k, T, "merges", GGUF_STR, (uint64_t)v->n_tokens - 256);
+    for (int i = 0; i < v->n_tokens - 256; i++) {
+        size_t a = bpe_token_text(v, v->merges[i].left, text), b = bpe_token_text(v, v->merges[i].right, right);
+        put_int(&k.body, a + 1 + b, 8), put(&k.body, text, a), put(&k.body, " ", 1), put(&k.body, right, b);
+    }
+    for (int i = 0; i < 3; i++) key_u32(&k, T, (const char *[]){ "bos_token_id", "eos_token_id", "padding_token_id" }[i], (uint32_t)v->n_tokens);
+    key_bool(&k, T, "add_bos_token", true);
+    put_header(file, &k, 0);
+    free(k.body.p);
+}
+
+static size_t qwen_split(const void *tokenizer, const char *text, size_t n, size_t at) { return piece_end(tokenizer, text, n, at); }
+
+static int learn_vocabulary(Out *file, const char *text, size_t n, int vocab_size, char *err) {
+    unsigned char bytes[256];
+    size_t offset[257];
+    for (int i = 0; i < 256; i++) bytes[i] = (unsigned char)i, offset[i] = (size_t)i;
+    offset[256] = 256;
+    Out small = {0};                            /* a vocabulary of bytes only lends its rules for cutting text into pieces */
+    vocabulary_file(&small, &(BpeVocab){ .n_tokens = 256, .bytes = bytes, .offset = offset });
+    Gguf g = { .map = { small.p, small.n, 0 } };
+    Tokenizer *t = NULL;
+    BpeVocab v;
+    char note[BPE_ERR_CAP] = "";
+    int code = gguf_read(&g, err);
+    if (!code) code = tokenizer_new(&t, &g, err);
+    if (!code && bpe_train(text, n, vocab_size - 1, qwen_split, t, &v, note)) code = fail(err, GLA_INPUT, "%s", note);
+    if (!code) {
+        if (note[0]) fprintf(stderr, "train_tiny: %s\n", note);
+        vocabulary_file(file, &v);
+        bpe_free(&v);
+    }
+    if (t) tokenizer_free(t);
+    gguf_close(&g), free(small.p);
+    return code;
+}
+
+/* float32 to float16 and bfloat16, nearest, ties to even. */
+static uint16_t half_of(float f) {
+    uint32_t u;
+    memcpy(&u, &f, 4);
+    const uint32_t sign = u >> 16 & 0x8000, a = u & 0x7fffffff;
+    if (a > 0x7f800000) return (uint16_t)(sign | 0x7e00);
+    if (a >= 0x477ff000) return (uint16_t)(sign | 0x7c00);                  /* rounds beyond 65504 */
+    if (a < 0x38800000) {                                                   /* below 2^-14: a multiple of 2^-24 */
+        double steps = fabs((double)f) * 16777216.0, low = floor(steps), rest = steps - low;
+        uint32_t n = (uint32_t)low;
+        return (uint16_t)(sign | (n + (rest > 0.5 || (rest == 0.5 && n % 2))));
+    }
+    return (uint16_t)(sign | ((a - 0x38000000 + 0xfff + (a >> 13 & 1)) >> 13));
+}
+static uint16_t bfloat_of(float f) {
+    uint32_t u;
+    memcpy(&u, &f, 4);
+    return (uint16_t)((u & 0x7fffffff) > 0x7f800000 ? u >> 16 | 0x40 : (u + 0x7fff + (u >> 16 & 1)) >> 16);
+}
+
+enum { AS_F32 = 0, AS_F16 = 1, AS_Q8_0 = 8, AS_BF16 = 30 };   /* tensor types of GGUF */
+
+static void put_row(Out *o, const float *x, int n, int type) {
+    if (type == AS_F32) for (int i = 0; i < n; i++) put_float(o, x[i]);
+    else if (type == AS_F16) for (int i = 0; i < n; i++) put_int(o, half_of(x[i]), 2);
+    else if (type == AS_BF16) for (int i = 0; i < n; i++) put_int(o, bfloat_of(x[i]), 2);
+    else for (int b = 0; b < n; b += 32) {                                  /* Q8_0: a scale and 32 signed bytes */
+        float most = 0;
+        for (int i = b; i < b + 32; i++) most = fabsf(x[i]) > most ? fabsf(x[i]) : most;
+        put_int(o, half_of(most / 127), 2);
+        for (int i = b; i < b + 32; i++) put_int(o, (uint8_t)(int8_t)(most > 0 ? roundf(x[i] * (1 / (most / 127))) : 0), 1);
+    }
+}
+
+static int type_of(const TinyTensor *t, int type) {
+    if (!t->rows || t->flags & KEEP_F32) return AS_F32;
+    return type == AS_Q8_0 && t->cols % 32 ? AS_F16 : type;
+}
+
+/* The whole model as a GGUF file in memory. */
+static Out model_file(const Tiny *m, const Gguf *vocab, int type, const char *name) {
+    const TinyConfig *c = &m->c;
+    const char *arch = c->mixer == GLA ? "gla" : "qwen35", *p = c->mixer == GLA ? "gla." : "qwen35.", *G = "general.";
+    Keys k = {0};
+    key_str(&k, G, "architecture", arch), key_str(&k, G, "type", "model"), key_str(&k, G, "name", name);
+    key_u32(&k, G, "quantization_version", 2);
+    key_u32(&k, G, "file_type", type == AS_F32 ? 0 : type == AS_F16 ? 1 : type == AS_Q8_0 ? 7 : 32);
+    key_f32(&k, G, "sampling.temp", 0.8f), key_f32(&k, G, "sampling.top_p", 0.95f);
+    key_u32(&k, p, "block_count", (uint32_t)c->n_layers), key_u32(&k, p, "context_length", (uint32_t)c->seq_len);
+    key_u32(&k, p, "embedding_length", (uint32_t)c->dim), key_u32(&k, p, "feed_forward_length", (uint32_t)c->hidden_dim);
+    key_u32(&k, p, "vocab_size", (uint32_t)c->vocab_size), key_f32(&k, p, "attention.layer_norm_rms_epsilon", c->eps);
+    if (c->mixer == GLA) {
+        key_u32(&k, p, "mixer.head_count", (uint32_t)c->n_heads), key_u32(&k, p, "mixer.head_count_kv", (uint32_t)c->n_heads);
+        key_u32(&k, p, "mixer.key_length", (uint32_t)c->dk), key_u32(&k, p, "mixer.value_length", (uint32_t)c->dv);
+        key_u32(&k, p, "mixer.conv_kernel", 0), key_str(&k, p, "mixer.output_gate", "swish");
+        key_f32(&k, p, "mixer.decay_divisor", c->decay_divisor), key_str(&k, p, "feed_forward_activation", "swish");
+    } else {
+        key_u32(&k, p, "attention.head_count", (uint32_t)c->q_heads), key_u32(&k, p, "attention.head_count_kv", (uint32_t)c->kv_heads);
+        key_u32(&k, p, "attention.key_length", (uint32_t)c->head_dim), key_u32(&k, p, "attention.value_length", (uint32_t)c->head_dim);
+        key_f32(&k, p, "rope.freq_base", c->rope_base), key_u32(&k, p, "rope.dimension_count", (uint32_t)c->n_rot);
+        const int third = ceil_div(c->n_rot / 2, 3), sections[4] = { third, least(third, c->n_rot / 2 - third), c->n_rot / 2 - third - least(third, c->n_rot / 2 - third), 0 };
+        key_array(&k, p, "rope.dimension_sections", GGUF_I32, 4);
+        for (int i = 0; i < 4; i++) put_int(&k.body, (uint64_t)sections[i], 4);
+        key_u32(&k, p, "ssm.conv_kernel", (uint32_t)c->d_conv), key_u32(&k, p, "ssm.state_size", (uint32_t)c->dk);
+        key_u32(&k, p, "ssm.group_count", (uint32_t)c->n_heads), key_u32(&k, p, "ssm.time_step_rank", (uint32_t)c->n_heads);
+        key_u32(&k, p, "ssm.inner_size", (uint32_t)(c->n_heads * c->dv)), key_u32(&k, p, "full_attention_interval", (uint32_t)c->interval);
+    }
+    if (vocab) copy_vocabulary(&k, vocab);
+    Out data = {0}, o = {0};
+    size_t *offset = checked(calloc((size_t)m->n_tensors, sizeof *offset));
+    float *row = checked(malloc((size_t)(c->dim + c->hidden_dim + 2 * c->n_heads * c->dk + c->n_heads * c->dv + c->d_conv + 2 * c->q_heads * c->head_dim) * sizeof *row));
+    for (int n = 0; n < m->n_tensors; n++) {
+        const TinyTensor *t = &m->tensors[n];
+        const bool turn = t->flags & TRANSPOSED;
+        const int rows = turn ? t->cols : t->rows ? t->rows : 1, cols = turn ? t->rows : t->cols;
+        offset[n] = data.n;
+        for (int i = 0; i < rows; i++) {
+            for (int j = 0; j < cols; j++) {
+                real x = m->params[t->at + (turn ? (size_t)j * rows + i : (size_t)i * cols + j)];
+                row[j] = (float)(t->flags & NEGATIVE_EXP ? -exp(x) : x);
+            }
+            put_row(&data, row, cols, type_of(t, type));
+        }
+        pad(&data, 32);
+    }
+    put_header(&o, &k, (uint64_t)m->n_tensors);
+    for (int n = 0; n < m->n_tensors; n++) {
+        const TinyTensor *t = &m->tensors[n];
+        const bool turn = t->flags & TRANSPOSED;
+        put_str(&o, t->name, strlen(t->name)), put_int(&o, t->rows ? 2 : 1, 4), put_int(&o, (uint64_t)(turn ? t->rows : t->cols), 8);
+        if (t->rows) put_int(&o, (uint64_t)(turn ? t->cols : t->rows), 8);
+        put_int(&o, (uint64_t)type_of(t, type), 4), put_int(&o, offset[n], 8);
+    }
+    pad(&o, 32);
+    put(&o, data.p, data.n);
+    free(row), free(offset), free(data.p), free(k.body.p);
+    return o;
+}
+
+static int write_file(const char *path, const void *head, size_t n_head, const void *body, size_t n_body, char *err) {
+    char temporary[4096];
+    if (snprintf(temporary, sizeof temporary, "%s.tmp", path) >= (int)sizeof temporary) return fail(err, GLA_INPUT, "%s: the name is too long", path);
+    FILE *f = fopen(temporary, "wb");
+    if (!f) return fail(err, GLA_IO, "%s: cannot write: %s", temporary, strerror(errno));
+    fwrite(head, 1, n_head, f);
+    if (n_body) fwrite(body, 1, n_body, f);
+    return commit_file(f, temporary, path, err);
+}
+
+/* MODEL.ckpt: what training needs to go on as if it had not stopped. Only the program that wrote it, on the same settings, text and vocabulary, takes it. */
+typedef struct {
+    char magic[8];
+    uint64_t fingerprint, n_params;
+    int64_t step;
+    double seconds;
+} Checkpoint;
+
+static int save_checkpoint(const char *path, const Tiny *m, Checkpoint c, char *err) {
+    memcpy(c.magic, "GLATRN01", 8), c.n_params = m->n_params;
+    size_t n = m->n_params * sizeof(real);
+    Out body = {0};
+    put(&body, m->params, n), put(&body, m->mean, n), put(&body, m->square, n);
+    int code = write_file(path, &c, sizeof c, body.p, body.n, err);
+    free(body.p);
+    return code;
+}
+
+static int load_checkpoint(const char *path, Tiny *m, Checkpoint *c, uint64_t fingerprint, char *err) {
+    FILE *f = fopen(path, "rb");
+    if (!f) return fail(err, GLA_IO, "%s: cannot open: %s", path, strerror(errno));
+    size_t n = m->n_params;
+    real *room = checked(malloc(3 * n * sizeof *room));
+    int code = GLA_OK;
+    if (fread(c, sizeof *c, 1, f) != 1 || memcmp(c->magic, "GLATRN01", 8)) code = fail(err, GLA_FORMAT, "%s: not a checkpoint of train_tiny", path);
+    else if (c->fingerprint != fingerprint || c->n_params != n) code = fail(err, GLA_INPUT, "%s: was left by a run with other settings, text or vocabulary", path);
+    else if (fread(room, sizeof *room, 3 * n, f) != 3 * n || fgetc(f) != EOF) code = fail(err, GLA_FORMAT, "%s: is cut short or too long", path);
+    else memcpy(m->params, room, n * sizeof *room), memcpy(m->mean, room + n, 2 * n * sizeof *room);
+    fclose(f), free(room);
+    return code;
+}
+
+/* ---- 14. training, command line ------------------------------------------------------------
+ * What the user sees. Progress goes to standard error, the result and a sample to standard output. */
+#ifndef TRAIN_NO_MAIN
+typedef struct {
+    const char *text, *out, *mixer, *type, *tokenizer, *tokenizer_out, *prompt;
+    int dim, layers, hidden, vocab, context, batch, threads, resume, help;
+    int64_t steps;
+    uint64_t seed;
+    double lr, decay, clip, minutes;
+} TrainOptions;
+
+static const struct { const char *name, *value, *help; } train_help[] = {
+    { "-o, --out", "FILE", "the model (model.bin)" },
+    { "--mixer", "NAME", "gated-delta (as Qwen3.5: 3 gated delta layers, 1 of gated attention) or gla (gated-delta)" },
+    { "--steps", "N", "optimiser steps (%s)" },
+    { "--minutes", "M", "stop after so many minutes instead, at the cost of repeatability" },
+    { "--dim", "N", "model width, a multiple of 32, of 64 for gla (%s)" },
+    { "--layers", "N", "layers; a multiple of 4 ends with attention (%s)" },
+    { "--hidden", "N", "width of the feed-forward, a multiple of 32 (8/3 dim)" },
+    { "--vocab", "N", "tokens, 257 at least (%s)" },
+    { "--context", "N", "tokens per sequence (%s)" },
+    { "--batch", "N", "sequences per step (%s)" },
+    { "--lr", "X", "highest learning rate, after the warm-up (%s)" },
+    { "--decay", "X", "weight decay of the matrices (%s)" },
+    { "--clip", "X", "largest norm of the gradient, 0 = any (%s)" },
+    { "--seed", "N", "same seed, same model, whatever the number of threads (%s)" },
+    { "--type", "NAME", "type of the matrices in the file: f32, f16, bf16, q8_0 (q8_0)" },
+    { "-z", "FILE", "use this vocabulary instead of learning one (a GGUF file with tokenizer.* keys)" },
+    { "--tokenizer", "FILE", "write the vocabulary there as well" },
+    { "-i, --prompt", "TEXT", "beginning of the sample at the end (Once upon a time)" },
+    { "--resume", "", "go on from FILE.ckpt, which Ctrl-C leaves behind" },
+    { "-j, --threads", "N", "threads (all cores)" },
+};
+
+static volatile sig_atomic_t stop_asked;
+static void ask_to_stop(int sig) { (void)sig, stop_asked = 1; }
+
+static int train_misuse(const char *what, const char *value) {
+    fprintf(stderr, "train_tiny: %s%s%s (see ./train_tiny --help)\n", what, value ? " " : "", value ? value : "");
+    return 2;
+}
+
+static int parse_options(TrainOptions *o, int argc, char **argv) {
+    const struct { const char *name; char letter, kind; void *at; double lo, hi; } table[] = {
+        { "--out", 'o', 's', &o->out, 0, 0 }, { "--mixer", 0, 's', &o->mixer, 0, 0 }, { "--type", 0, 's', &o->type, 0, 0 },
+        { "--vocabulary", 'z', 's', &o->tokenizer, 0, 0 }, { "--tokenizer", 0, 's', &o->tokenizer_out, 0, 0 }, { "--prompt", 'i', 's', &o->prompt, 0, 0 },
+        { "--steps", 0, 'l', &o->steps, 1, 1e12 }, { "--dim", 0, 'i', &o->dim, 32, 4096 }, { "--layers", 0, 'i', &o->layers, 1, 256 },
+        { "--hidden", 0, 'i', &o->hidden, 32, 16384 }, { "--vocab", 0, 'i', &o->vocab, 257, 65536 }, { "--context", 0, 'i', &o->context, 16, 8192 },
+        { "--batch", 0, 'i', &o->batch, 1, 4096 }, { "--threads", 'j', 'i', &o->threads, 1, 1024 }, { "--seed", 0, 'u', &o->seed, 0, 0 },
+        { "--lr", 0, 'd', &o->lr, 0, 1 }, { "--decay", 0, 'd', &o->decay, 0, 10 }, { "--clip", 0, 'd', &o->clip, 0, 1e9 }, { "--minutes", 0, 'd', &o->minutes, 0.01, 1e6 },
+        { "--resume", 0, 'f', &o->resume, 0, 0 }, { "--help", 'h', 'f', &o->help, 0, 0 },
+    };
+    for (int a = 1; a < argc; a++) {
+        const char *arg = argv[a], *equal = strchr(arg, '='), *value = NULL;
+        if (arg[0] != '-' || !arg[1]) {
+            if (o->text) return train_misuse("one text at most; there is a second one:", arg);
+            o->text = arg;
+            continue;
+        }
+        size_t n = equal && arg[1] == '-' ? (size_t)(equal - arg) : strlen(arg), i = 0;
+        for (; i < sizeof table / sizeof *table; i++)
+            if ((strlen(table[i].name) == n && !memcmp(arg, table[i].name, n)) || (n == 2 && arg[1] == table[i].letter && arg[1])) break;
+        if (i == sizeof table / sizeof *table) return train_misuse("unknown option", arg);
+        if (table[i].kind == 'f') { *(int *)table[i].at = 1; continue; }
+        value = arg[n] == '=' ? equal + 1 : a + 1 < argc ? argv[++a] : NULL;
+        if (!value) return train_misuse("a value is missing after", arg);
+        if (table[i].kind == 's') { *(const char **)table[i].at = value; continue; }
+        char *end;
+        errno = 0;
+        if (table[i].kind == 'u') {
+            *(uint64_t *)table[i].at = strtoull(value, &end, 10);
+            if (errno || *end || *value < '0' || *value > '9') return train_misuse("not a seed:", value);
+            continue;
+        }
+        double x = strtod(value, &end);
+        if (errno || *end || end == value || !(x >= table[i].lo && x <= table[i].hi) || (table[i].kind != 'd' && x != floor(x))) {
+            char what[96];
+            snprintf(what, sizeof what, "%s wants %s from %g to %g, not", table[i].name, table[i].kind == 'd' ? "a number" : "a whole number", table[i].lo, table[i].hi);
+            return train_misuse(what, value);
+        }
+        if (table[i].kind == 'd') *(double *)table[i].at = x;
+        else if (table[i].kind == 'l') *(int64_t *)table[i].at = (int64_t)x;
+        else *(int *)table[i].at = (int)x;
+    }
+    return 0;
+}
+
+static void print_train_help(const TrainOptions *d) {
+    printf("usage: ./train_tiny [TEXT] [options]      TEXT: a UTF-8 file; without one, made-up stories\n\n");
+    for (size_t i = 0; i < sizeof train_help / sizeof *train_help; i++) {
+        char left[40], value[32] = "";
+        const char *n = train_help[i].name;
+        if (!strcmp(n, "--steps")) snprintf(value, sizeof value, "%lld", (long long)d->steps);
+        if (!strcmp(n, "--dim")) snprintf(value, sizeof value, "%d", d->dim);
+        if (!strcmp(n, "--layers")) snprintf(value, sizeof value, "%d", d->layers);
+        if (!strcmp(n, "--vocab")) snprintf(value, sizeof value, "%d", d->vocab);
+        if (!strcmp(n, "--context")) snprintf(value, sizeof value, "%d", d->context);
+        if (!strcmp(n, "--batch")) snprintf(value, sizeof value, "%d", d->batch);
+        if (!strcmp(n, "--lr")) snprintf(value, sizeof value, "%g", d->lr);
+        if (!strcmp(n, "--decay")) snprintf(value, sizeof value, "%g", d->decay);
+        if (!strcmp(n, "--clip")) snprintf(value, sizeof value, "%g", d->clip);
+        if (!strcmp(n, "--seed")) snprintf(value, sizeof value, "%llu", (unsigned long long)d->seed);
+        snprintf(left, sizeof left, "%s %s", n, train_help[i].value);
+        const char *mark = strstr(train_help[i].help, "%s");
+        if (mark) printf("  %-20s %.*s%s%s\n", left, (int)(mark - train_help[i].help), train_help[i].help, value, mark + 2);
+        else printf("  %-20s %s\n", left, train_help[i].help);
+    }
+    printf("\nProgress goes to standard error. Exit: 0 done or stopped with a checkpoint, 1 failed, 2 misused.\n");
+}
+
+/* The sizes that follow from the options; NULL or what is wrong with them. */
+static const char *configure(TinyConfig *c, const TrainOptions *o, int vocab_size) {
+    const bool gla = !strcmp(o->mixer, "gla");
+    if (!gla && strcmp(o->mixer, "gated-delta")) return "--mixer is gated-delta or gla";
+    if (o->dim % (gla ? 64 : 32)) return gla ? "--dim must be a multiple of 64 for gla" : "--dim must be a multiple of 32";
+    if (o->hidden % 32) return "--hidden must be a multiple of 32";
+    const int heads = o->dim / 32;
+    *c = (TinyConfig){
+        .mixer = gla ? GLA : GATED_DELTA, .dim = o->dim, .hidden_dim = o->hidden ? o->hidden : (o->dim * 8 / 3 + 31) / 32 * 32, .n_layers = o->layers,
+        .vocab_size = vocab_size, .seq_len = o->context, .n_heads = gla ? heads / 2 : heads, .dk = 32, .dv = gla ? 64 : 32, .d_conv = 4,
+        .interval = gla ? 0 : 4, .q_heads = heads, .kv_heads = heads % 2 == 0 ? heads / 2 : heads % 3 == 0 ? heads / 3 : 1, .head_dim = 32, .n_rot = 16,
+        .gate_rank = 16, .eps = 1e-6f, .rope_base = 10000, .decay_divisor = 16
+    };
+    return NULL;
+}
+
+static char *read_text(const char *path, size_t *n, char *err) {
+    FILE *f = fopen(path, "rb");
+    if (!f) return fail(err, GLA_IO, "%s: cannot open: %s", path, strerror(errno)), NULL;
+    Out o = {0};
+    char part[1 << 16];
+    for (size_t got; (got = fread(part, 1, sizeof part, f)) > 0;) put(&o, part, got);
+    if (ferror(f)) { fclose(f), free(o.p); return fail(err, GLA_IO, "%s: cannot read: %s", path, strerror(errno)), NULL; }
+    fclose(f);
+    put(&o, "", 1);
+    *n = o.n - 1;
+    return (char *)o.p;
+}
+
+/* The text that the vocabulary of the stories is learned from: stories of seeds that no training run uses. */
+static char *story_sample(size_t *n) {
+    Out o = {0};
+    char text[STORY_CAP];
+    for (uint64_t i = 0; o.n < (size_t)4 << 20; i++) {
+        size_t len = story(((uint64_t)1 << 62) + i, text, sizeof text);
+        put(&o, text, len), put(&o, "\n", 1);
+    }
+    put(&o, "", 1);
+    *n = o.n - 1;
+    return (char *)o.p;
+}
+
+/* Opens the vocabulary (-z), or learns one from the text. */
+static int open_vocabulary(Data *d, const TrainOptions *o, const char *text, size_t n, char *err) {
+    int code;
+    if (o->tokenizer) code = map_file(&d->vocab.map, o->tokenizer, err);
+    else {
+        Out file = {0};
+        code = learn_vocabulary(&file, text, n, o->vocab, err);
+        d->vocab.map = (Mapping){ file.p, file.n, 0 };
+    }
+    char why[GLA_ERR] = "";
+    if (!code && ((code = gguf_read(&d->vocab, why)) || (code = tokenizer_new(&d->tokenizer, &d->vocab, why))))
+        fail(err, code, "%.100s: %.200s", o->tokenizer ? o->tokenizer : "vocabulary", why);
+    if (code) return code;
+    if (!d->tokenizer->n) return fail(err, GLA_FORMAT, "%s: has no vocabulary", o->tokenizer);
+    d->end = d->tokenizer->eos >= 0 ? d->tokenizer->eos : d->tokenizer->bos;
+    if (d->end < 0) return fail(err, GLA_UNSUPPORTED, "%s: has no end-of-text token", o->tokenizer);
+    return GLA_OK;
+}
+
+static int write_vocabulary(const char *path, const Gguf *vocab, char *err) {
+    Keys k = {0};
+    Out file = {0};
+    key_str(&k, "general.", "architecture", "tokenizer"), key_str(&k, "general.", "type", "vocab");
+    copy_vocabulary(&k, vocab), put_header(&file, &k, 0);
+    int code = write_file(path, file.p, file.n, NULL, 0, err);
+    free(k.body.p), free(file.p);
+    return code;
+}
+
+/* The whole text as ids, <|endoftext|> before and after it; "<|endoftext|>" within it counts as the token. */
+static int encode_text_file(Data *d, const TinyConfig *c, const char *text, size_t n, char *err) {
+    int64_t got = tokenizer_encode(d->tokenizer, text, n, GLA_SPECIAL, NULL, 0, err);
+    if (got < 0) return (int)got;
+    d->ids = checked(malloc((size_t)(got + 2) * sizeof *d->ids));
+    d->ids[0] = d->end;
+    tokenizer_encode(d->tokenizer, text, n, GLA_SPECIAL, d->ids + 1, (size_t)got, err);
+    d->ids[got + 1] = d->end;
+    d->n_ids = (size_t)got + 2;
+    size_t rest = d->n_ids / 20, window = (size_t)c->seq_len + 1;
+    d->n_train = d->n_ids - (rest > window ? rest : window);
+    if (d->n_ids < 3 * window) return fail(err, GLA_INPUT, "the text has %zu tokens; %zu are needed for a context of %d (--context)", d->n_ids, 3 * window, c->seq_len);
+    return GLA_OK;
+}
+
+static int show_piece(void *user, int32_t id, const char *text, size_t n) {
+    (void)user, (void)id;
+    fwrite(text, 1, n, stdout);
+    return 0;
+}
+
+/* Prints a sample from the finished file, by way of run.c. */
+static int print_sample(const Out *file, const TrainOptions *o, char *err) {
+    GlaModel *m;
+    GlaState *s;
+    GlaSampler p;
+    int32_t ids[1024];
+    int code = gla_open_memory(&m, file->p, file->n, err);
+    if (code) return code;
+    if (!(code = gla_state_new(&s, m, 0, 0, o->threads, err))) {
+        int64_t n = gla_encode(m, o->prompt, strlen(o->prompt), GLA_BOS, ids, 1024, err);
+        if (n < 0 || n > 1024) code = n < 0 ? (int)n : fail(err, GLA_INPUT, "a prompt of %lld tokens is too long", (long long)n);
+        else {
+            if (!n) ids[n++] = m->vocab->eos;
+            gla_sampler_init(&p, m, o->seed);
+            printf("\n%s", o->prompt);
+            code = gla_generate(s, &p, ids, n, &(GlaGenerate){ .steps = 400, .emit = show_piece }, NULL, err);
+            printf("\n");
+        }
+        gla_state_free(s);
+    }
+    gla_close(m);
+    return code < 0 ? code : GLA_OK;
+}
+
+typedef struct {
+    const TrainOptions *o;
+    const Data *d;
+    Tiny m;
+    Checkpoint at;                           /* where training stands */
+    int *id, *target;                        /* (B, T) */
+    char ckpt[4096];
+    int64_t first;                           /* steps done before this run, and the seconds they took */
+    double before;
+    bool stopped;
+} Training;
+
+/* Mean held-out loss over `batches` batches, and with counts the two baselines on the same tokens. */
+static double held_out(Training *r, int batches, Counts *counts, double *bigram, double *trigram) {
+    const int B = r->m.B, T = r->m.c.seq_len;
+    double loss = 0, two = 0, three = 0;
+    int64_t n = 0;
+    int32_t *seq = checked(malloc((size_t)(T + 1) * sizeof *seq));
+    for (int i = 0; i < batches; i++) {
+        int count;
+        fill_batch(r->d, true, (uint64_t)i, B, T, r->id, r->target);
+        loss += tiny_step(&r->m, r->id, r->target, false, &count), n += count;
+        for (int b = 0; counts && b < B; b++) {
+            for (int t = 0; t < T; t++) seq[t] = r->id[b * T + t], seq[t + 1] = r->target[b * T + t];
+            for (int t = 1; t <= T; t++) two += count_nll(counts, seq, t, 2), three += count_nll(counts, seq, t, 3);
+        }
+    }
+    free(seq);
+    if (counts) *bigram = two / n, *trigram = three / n;
+    return loss / n;
+}
+
+/* Steps until the end or Ctrl-C. The learning rate climbs over the first steps, then falls along half a cosine to a 50th. */
+static int train_steps(Training *r, char *err) {
+    const TrainOptions *o = r->o;
+    const int N = o->batch * r->m.c.seq_len;
+    const double start = now_s();
+    const int64_t warmup = o->steps / 10 < 100 ? o->steps / 10 + 1 : 100;
+    AdamW opt = { .beta1 = 0.9, .beta2 = 0.95, .eps = 1e-8, .decay = o->decay, .clip = o->clip };
+    double shown = 0, saved = start, smooth = 0, weight = 0, test = 0, testing = 0;
+    int count, part = -1;
+    bool terminal = false;
+#ifdef HAVE_POSIX
+    terminal = isatty(2);
+#endif
+    for (int64_t step = r->first + 1; !r->stopped; step++) {
+        double share = o->minutes > 0 ? (r->before + now_s() - start) / (60 * o->minutes) : (double)(step - 1) / (double)o->steps;
+        if (share >= 1) break;
+        opt.lr = o->lr * (0.51 + 0.49 * cos(3.14159265358979 * share)) * (step < warmup ? (double)step / (double)warmup : 1);
+        fill_batch(r->d, false, (uint64_t)step - 1, o->batch, r->m.c.seq_len, r->id, r->target);
+        memset(r->m.grads, 0, r->m.n_params * sizeof(real));
+        double loss = tiny_step(&r->m, r->id, r->target, true, &count) / count;
+        double norm = adamw_step(&r->m, &opt, (long)step);
+        if (!(loss < 1e9) || !(norm < 1e30)) return fail(err, GLA_INPUT, "the loss is no longer a number at step %lld; a smaller --lr may help", (long long)step);
+        r->at.step = step, r->stopped = stop_asked;
+
+        // progress: the loss averaged over some 20 steps; held out, every 20th part of the way
+        double t = now_s(), rate = (double)(step - r->first) * N / (t - start - testing);
+        r->at.seconds = r->before + t - start;
+        double done = o->minutes > 0 ? r->at.seconds / (60 * o->minutes) : (double)step / (double)o->steps;
+        double left = o->minutes > 0 ? o->minutes - r->at.seconds / 60 : (double)(o->steps - step) * (t - start) / (double)(step - r->first) / 60;
+        smooth = 0.95 * smooth + 0.05 * loss, weight = 0.95 * weight + 0.05;
+        bool milestone = (int)(done * 20) > part || r->stopped;
+        if (milestone) part = (int)(done * 20), test = held_out(r, ceil_div(8192, N), NULL, NULL, NULL), testing += now_s() - t;
+        if (milestone || (terminal && t - shown > 0.5)) {
+            fprintf(stderr, "%sstep %lld %3.0f %%  loss %.3f  held-out %.3f  lr %.1e  %.0f tokens/s  %.1f min left%s", terminal ? "\r" : "", (long long)step,
+                    100 * (done < 1 ? done : 1), smooth / weight, test, opt.lr, rate, left > 0 ? left : 0, terminal ? "   " : "\n");
+            shown = t;
+        }
+        if (t - saved > 300 && !r->stopped) {
+            saved = t;
+            if (save_checkpoint(r->ckpt, &r->m, r->at, err)) fprintf(stderr, "train_tiny: %s; going on without a checkpoint\n", err);
+        }
+    }
+    if (terminal) fprintf(stderr, "\n");
+    return GLA_OK;
+}
+
+/* What was reached: size, speed, held-out perplexity next to the counting baselines, and a sample. */
+static int report(Training *r, const Out *file, char *err) {
+    const Data *d = r->d;
+    const TinyConfig *c = &r->m.c;
+    const int B = r->o->batch, T = c->seq_len, N = B * T;
+    Counts counts = { .V = c->vocab_size, .uni = checked(calloc((size_t)c->vocab_size, sizeof(uint32_t))) };
+    int32_t *seq = checked(malloc((size_t)(T + 1) * sizeof *seq));
+    if (d->ids) count_sequence(&counts, d->ids, (int)(d->n_train < INT32_MAX ? d->n_train : INT32_MAX));
+    else
+        for (int64_t i = 0; i < r->at.step * B; i++) fill_sequence(d, false, (uint64_t)i, seq, T + 1), count_sequence(&counts, seq, T + 1);
+    size_t windows = d->ids ? (d->n_ids - d->n_train) / (size_t)T : SIZE_MAX;
+    int batches = ceil_div(1 << 17, N);
+    if ((size_t)batches * (size_t)B > windows) batches = (int)(windows / (size_t)B) + 1;
+    double bigram, trigram, model = held_out(r, batches, &counts, &bigram, &trigram), seconds = r->at.seconds - r->before;
+    printf("%s: %zu bytes, %zu parameters; %lld tokens in %.1f minutes, %.0f per second\n", r->o->out, file->n, r->m.n_weights,
+           (long long)r->at.step * N, r->at.seconds / 60, (double)(r->at.step - r->first) * N / (seconds > 0 ? seconds : 1));
+    printf("held-out perplexity per token, on %d tokens: model %.3f, trigram %.3f, bigram %.3f\n", batches * N, exp(model), exp(trigram), exp(bigram));
+    free(seq), counts_free(&counts);
+    return print_sample(file, r->o, err);
+}
+
+static int train(const TrainOptions *o, const Data *d, const TinyConfig *c, uint64_t fingerprint, int type, char *err) {
+    Training r = { .o = o, .d = d, .at = { .fingerprint = fingerprint } };
+    Out file = {0};
+    int code = GLA_OK;
+    if (snprintf(r.ckpt, sizeof r.ckpt, "%s.ckpt", o->out) >= (int)sizeof r.ckpt) return fail(err, GLA_INPUT, "%s: the name is too long", o->out);
+    const size_t N = (size_t)o->batch * (size_t)c->seq_len;
+    tiny_new(&r.m, c, o->batch, o->seed);
+    r.id = checked(malloc(N * sizeof *r.id)), r.target = checked(malloc(N * sizeof *r.target));
+    if (o->resume) code = load_checkpoint(r.ckpt, &r.m, &r.at, fingerprint, err);
+    if (!code) {
+        r.first = r.at.step, r.before = r.at.seconds;
+        fprintf(stderr, "%s, %d layers of %d, %d tokens: %zu parameters; %d sequences of %d tokens per step; %s kernels, %d threads\n",
+                o->mixer, c->n_layers, c->dim, c->vocab_size, r.m.n_weights, o->batch, c->seq_len, kern.name, MAX_THREADS);
+#ifdef HAVE_POSIX
+        struct sigaction act, keep_int, keep_term;
+        memset(&act, 0, sizeof act);
+        act.sa_handler = ask_to_stop, act.sa_flags = (int)SA_RESETHAND;   /* a second Ctrl-C ends at once */
+        sigaction(SIGINT, &act, &keep_int), sigaction(SIGTERM, &act, &keep_term);
+#endif
+        code = train_steps(&r, err);
+        if (!code) file = model_file(&r.m, &d->vocab, type, o->text ? "A tiny model trained on a text" : "Tiny stories");
+        if (!code) code = write_file(o->out, file.p, file.n, NULL, 0, err);
+        if (!code && r.stopped) code = save_checkpoint(r.ckpt, &r.m, r.at, err);
+#ifdef HAVE_POSIX
+        sigaction(SIGINT, &keep_int, NULL), sigaction(SIGTERM, &keep_term, NULL);
+#endif
+        if (!code && r.stopped) fprintf(stderr, "stopped after step %lld; --resume goes on from %s\n", (long long)r.at.step, r.ckpt);
+        else if (!code) remove(r.ckpt), code = report(&r, &file, err);
+    }
+    free(file.p), free(r.id), free(r.target), tiny_free(&r.m);
+    return code;
+}
+
+int main(int argc, char **argv) {
+    TrainOptions o = { .out = "model.bin", .mixer = "gated-delta", .type = "q8_0", .dim = 128, .layers = 8, .vocab = 1536, .context = 512, .batch = 4,
+                       .steps = 4000, .lr = 3e-3, .decay = 0.1, .clip = 1 };
+    const TrainOptions defaults = o;
+    const struct { const char *name; int type; } types_known[] = { { "f32", AS_F32 }, { "f16", AS_F16 }, { "bf16", AS_BF16 }, { "q8_0", AS_Q8_0 } };
+    char err[GLA_ERR] = "", *text = NULL;
+    size_t n = 0;
+    int type = -1, code = parse_options(&o, argc, argv);
+    TinyConfig c;
+    Data d = { .seed = o.seed };
+    if (code) return code;
+    spin_briefly(argv);
+    if (o.help) return print_train_help(&defaults), 0;
+    for (int i = 0; i < 4; i++) if (!strcmp(o.type, types_known[i].name)) type = types_known[i].type;
+    if (type < 0) return train_misuse("--type is f32, f16, bf16 or q8_0, not", o.type);
+    const char *wrong = configure(&c, &o, o.vocab);
+    if (wrong) return train_misuse(wrong, NULL);
+    if (!o.prompt) o.prompt = o.text ? "" : "Once upon a time";
+#ifdef _OPENMP
+    if (o.threads || omp_get_max_threads() > 1024) omp_set_num_threads(o.threads ? o.threads : 1024);
+#endif
+    choose_tiny_kernels();
+    if (o.text) code = (text = read_text(o.text, &n, err)) ? GLA_OK : GLA_IO;
+    else if (!o.tokenizer) text = story_sample(&n);
+    if (!code) code = open_vocabulary(&d, &o, text, n, err);
+    if (!code && o.tokenizer_out) code = write_vocabulary(o.tokenizer_out, &d.vocab, err);
+    if (!code) c.vocab_size = d.tokenizer->n;
+    if (!code && o.text) code = encode_text_file(&d, &c, text, n, err);
+    if (!code) {
+        uint64_t mark = hash_bytes(HASH_SEED, &c, sizeof c);      /* everything that shapes a step */
+        mark = hash_bytes(mark, &(int64_t[]){ o.steps, o.batch, (int64_t)o.seed }, 24), mark = hash_bytes(mark, &(double[]){ o.lr, o.decay, o.clip, o.minutes }, 32);
+        mark = hash_bytes(mark, d.vocab.map.data, d.vocab.map.n);
+        if (d.ids) mark = hash_bytes(mark, d.ids, d.n_ids * sizeof *d.ids);
+        code = train(&o, &d, &c, mark, type, err);
+    }
+    if (d.tokenizer) tokenizer_free(d.tokenizer);
+    if (d.vocab.map.kind == 0) free((void *)(uintptr_t)d.vocab.map.data);
+    gguf_close(&d.vocab), free(text), free(d.ids);
+    if (code) fprintf(stderr, "train_tiny: %s\n", err);
+    return code != 0;
+}
+#endif /* TRAIN_NO_MAIN */
+#endif /* TARGET: the part of the file that is compiled once */

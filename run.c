@@ -145,7 +145,7 @@ GLA_API int gla_state_load(GlaState *s, GlaSampler *p, const char *path, char *e
 #endif /* GLA_H */
 #ifndef RUN_HEADER_ONLY
 
-/* ---- 2. platform: the only section with #if on system, compiler or processor --------------- */
+/* ---- 2. platform: no other section asks which operating system this is ----------------------- */
 #include <errno.h>
 #include <limits.h>
 #include <math.h>

@@ -2763,7 +2763,7 @@ static Out model_file(const Tiny *m, const Gguf *vocab, int type, const char *na
     key_str(&k, G, "architecture", arch), key_str(&k, G, "type", "model"), key_str(&k, G, "name", name);
     key_u32(&k, G, "quantization_version", 2);
     key_u32(&k, G, "file_type", type == AS_F32 ? 0 : type == AS_F16 ? 1 : type == AS_Q8_0 ? 7 : 32);
-    key_f32(&k, G, "sampling.temp", 0.8f), key_f32(&k, G, "sampling.top_p", 0.95f);
+    key_f32(&k, G, "sampling.temp", 0.6f), key_f32(&k, G, "sampling.top_p", 0.95f);
     key_u32(&k, p, "block_count", (uint32_t)c->n_layers), key_u32(&k, p, "context_length", (uint32_t)c->seq_len);
     key_u32(&k, p, "embedding_length", (uint32_t)c->dim), key_u32(&k, p, "feed_forward_length", (uint32_t)c->hidden_dim);
     key_u32(&k, p, "vocab_size", (uint32_t)c->vocab_size), key_f32(&k, p, "attention.layer_norm_rms_epsilon", c->eps);

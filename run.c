@@ -1163,7 +1163,7 @@ INLINE512 void tile512(float *S, const Panel *p, const uint8_t *x, int n_blocks,
         UNROLL for (int r = 0; r < 2; r++) s[r][t] = first ? _mm512_setzero_ps() : _mm512_load_ps(S + 32 * t + 16 * r);
     for (int b = 0; b < n_blocks; b++, p++, x += T_BYTES * TILE) {
         __m512i acc[2][TILE];
-        UNROLL for (int h = 0; h < 32 / group; h++) {
+        for (int h = 0; h < 32 / group; h++) {
             __m512i b0 = _mm512_load_si512(p->bias[h]), b1 = _mm512_load_si512(p[BLOCKS_AT_ONCE].bias[h]);
             UNROLL8 for (int t = 0; t < TILE; t++) acc[0][t] = b0, acc[1][t] = b1;
             UNROLL for (int half = 0; half < 2; half++) { /* hi, then lo: acc = 256 sum(w hi) + sum(w lo) */

@@ -76,9 +76,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n) {
 static uint64_t rng = 1;
 static size_t below(size_t n) { return n ? (size_t)(next_random(&rng) % n) : 0; }
 
-typedef struct { uint8_t *p; size_t n; } Input;
-static Input slurp(const char *path) {
-    Input in = {NULL, 0};
+typedef struct { uint8_t *p; size_t n; } Sample;
+static Sample slurp(const char *path) {
+    Sample in = {NULL, 0};
     FILE *f = fopen(path, "rb");
     if (!f || fseek(f, 0, SEEK_END)) { fprintf(stderr, "%s: cannot read\n", path); exit(2); }
     in.n = (size_t)ftell(f), in.p = malloc(in.n + 1);
@@ -118,7 +118,7 @@ static void save_input(int sig) { /* not strictly allowed in a handler, but the 
 
 int main(int argc, char **argv) {
     enum { MAX = 64 };
-    Input seeds[MAX];
+    Sample seeds[MAX];
     int n = 0, once = 0;
     double seconds = 10, slowest = 0;
     long rounds = 0, opened = 0;
@@ -131,7 +131,7 @@ int main(int argc, char **argv) {
     if (!n) { fprintf(stderr, "usage: fuzz [-t SECONDS] [-s SEED] [-1] FILE ...\n"); return 2; }
     signal(SIGABRT, save_input), signal(SIGSEGV, save_input), signal(SIGALRM, save_input);
     for (double end = now_s() + seconds; now_s() < end && rounds < (once ? n : LONG_MAX); rounds++) {
-        const Input *seed = &seeds[once ? (size_t)rounds : below((size_t)n)];
+        const Sample *seed = &seeds[once ? (size_t)rounds : below((size_t)n)];
         uint8_t *p = malloc(seed->n), *exact;
         memcpy(p, seed->p, seed->n);
         size_t len = once ? seed->n : change(p, seed->n, 12000);

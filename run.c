@@ -109,8 +109,8 @@ GLA_API void gla_sampler_note(GlaSampler *p, int32_t id);                       
 GLA_API int32_t gla_sample(GlaSampler *p, GlaState *s);                         /* from the state's last logits */
 
 /* Generation ----------------------------------------------------------------------------- */
-/* Called with each piece of text in whole UTF-8 characters; id is the token that completed it, -1 while the prompt
- * is being read (n = 0). Not 0 ends the generation after this token. */
+/* Called after each token id with the whole UTF-8 characters that are ready (n may be 0); with id -1 between runs of the
+ * prompt (n = 0), and at the end for what was held back, as it is. Not 0 ends the generation after this token. */
 typedef int (*GlaEmit)(void *user, int32_t id, const char *text, size_t n);
 typedef struct {
     int64_t steps;             /* tokens to generate; 0 = until an end token or the context ends */
@@ -124,7 +124,8 @@ enum { GLA_DONE_STEPS = 1, GLA_DONE_END, GLA_DONE_STOP, GLA_DONE_CONTEXT, GLA_DO
  * n_out (or NULL) receives the number of tokens generated. The last token drawn is read by the state too, so going on is seamless. */
 GLA_API int gla_generate(GlaState *s, GlaSampler *p, const int32_t *prompt, int64_t n, const GlaGenerate *how, int64_t *n_out, char *err);
 
-/* Sessions: written to a temporary name, synced, renamed. p may be NULL. A file of another model is refused. */
+/* Sessions: written to a temporary name, synced, renamed. p may be NULL. A file of another model is refused and
+ * changes nothing; a damaged one leaves the state empty. */
 GLA_API int gla_state_save(const GlaState *s, const GlaSampler *p, const char *path, char *err);
 GLA_API int gla_state_load(GlaState *s, GlaSampler *p, const char *path, char *err);
 
@@ -218,7 +219,7 @@ LIKELY_UNUSED static void spin_briefly(char **argv) {
 #define RESTORE_DENORMALS (void)0
 #endif
 
-/* The two macros through which all memory comes and goes; a host may define its own. */
+/* The two macros through which the library's memory comes and goes; a host may define its own. (The command line uses malloc.) */
 #ifndef GLA_CALLOC
 #define GLA_CALLOC(n) calloc(1, n)
 #define GLA_FREE(p) free(p)
@@ -292,7 +293,7 @@ static int commit_file(FILE *f, const char *temporary, const char *path, char *e
     bad = bad || fsync(fileno(f)) != 0;
 #endif
     int why = errno;
-    bad = fclose(f) != 0 || bad;
+    if (fclose(f) && !bad) why = errno, bad = 1;
     if (!bad && rename(temporary, path)) { why = errno; bad = 1; }
     if (!bad) return GLA_OK;
     remove(temporary);
@@ -316,7 +317,7 @@ LIKELY_UNUSED static uint64_t resident_bytes(void) { /* 0 when the system does n
 #endif
 }
 
-/* ---- 3. errors, arena: messages, and the only calls that take and give back memory ---------- */
+/* ---- 3. errors, arena: messages, and the memory of everything that is not a file ------------- */
 
 static int fail(char *err, int code, const char *fmt, ...) {
     if (err) {
@@ -617,7 +618,7 @@ enum {
  * made when first needed. Sixteen bits, because eight would move the logits of hybrid models by more than the weights' own
  * rounding does; where a processor multiplies bytes, q is taken apart as 256 hi + lo.
  *
- * An output sums its groups in this order and no other, one rounding each (fma where the processor has it):
+ * An output sums its groups in this order and no other, one rounding each where the kernel fuses, always in the same way in one build:
  *   S <- S + isum d;   S <- S - m fsum  where the type has minimums;   out = S D
  * isum = sum of q_w q over a group and fsum = sum of q are integers, exact in any order. */
 typedef struct {
@@ -724,10 +725,10 @@ INLINE void quantize_token(Input *in, int t, int16_t *restrict row) {
     uint32_t top_bits = 0; /* magnitudes compare as integers, which vectorises */
     for (int i = 0; i < n; i++) { uint32_t u = as_bits(x[i]) & 0x7fffffff; top_bits = u > top_bits ? u : top_bits; }
     float top = as_float(top_bits);
-    if (!(top > 1e-30f)) top = 1.0f; /* all zero */
-    if (!(top < 1e30f)) top = 1e30f; /* a model gone wrong */
+    if (!(top > 1e-30f)) top = 1.0f; /* so little that it is nothing (or NaN, see D) */
+    if (!(top < 1e30f)) top = 1e30f; /* a model gone wrong: infinity counts as 1e30 */
     float scale = 32767.0f / top;
-    in->D[t] = top / 32767.0f;
+    in->D[t] = top_bits > 0x7f800000 ? as_float(top_bits) : top / 32767.0f; /* NaN stays NaN */
     for (int i = 0; i < n; i++) {
         float y = x[i] * scale;
         y = y < -32767.0f ? -32767.0f : y > 32767.0f ? 32767.0f : y;
@@ -852,7 +853,7 @@ static void attend_scalar(const Attend *a, float *o) {
 
 #if defined(__GNUC__)
 typedef float V __attribute__((vector_size(64), aligned(4), may_alias)); /* loads and stores need no alignment */
-typedef uint16_t V16 __attribute__((vector_size(32), aligned(2), may_alias));
+typedef uint16_t V16 __attribute__((vector_size(32), aligned(1), may_alias)); /* rows in a file may lie anywhere */
 typedef uint32_t V32 __attribute__((vector_size(64), aligned(4), may_alias));
 
 INLINE float fold(const V *v) {
@@ -1010,8 +1011,8 @@ INLINE void attend_body(const Attend *a, float *o) {
     }
 #if defined(__x86_64__)
 #include <immintrin.h>
-#define AVX2 __attribute__((target("avx2,fma,f16c")))
-#define AVX512 __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,fma,f16c,avx2,bmi2")))
+#define AVX2 __attribute__((target("avx2,fma")))
+#define AVX512 __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma")))
 KERNELS_FOR(sse2, )
 MATMUL_FOR(sse2, , 2, 1)
 KERNELS_FOR(avx2, AVX2)
@@ -1119,7 +1120,7 @@ INLINE512 void few512(float *out, const Tensor *w, int row, int n_rows, const In
  * -128 times the sum of the weights, which takes back what hi + 128 adds too much. */
 typedef struct { int8_t q[8][64]; float d[2][16], m[2][16]; int32_t bias[2][16]; } Panel;
 
-/* Rows [row, row + 16) of w, n_blocks (an even number of segments, or the rest) from block b0 on, to panels. Rows beyond the end repeat
+/* Rows [row, row + 16) of w, n_blocks (BLOCKS_AT_ONCE, two segments, or what is left of the row) from block b0 on, to panels. Rows beyond the end repeat
  * the last one. q, d, m: room for 16 rows of BLOCKS_AT_ONCE blocks. */
 AVX512 static void make_panels(Panel *p, const Tensor *w, int row, int b0, int n_blocks, int8_t *q, float *d, float *m) {
     const int group = types[w->type].group, min = types[w->type].min, per = 32 / group; /* groups per block */
@@ -1267,7 +1268,7 @@ enum { N_KERNELS = sizeof kernels / sizeof kernels[0] };
 static int kernel_runs(const Kernels *k) {
 #if defined(__GNUC__) && defined(__x86_64__)
     if (!strcmp(k->name, "avx2")) return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-    if (!strcmp(k->name, "avx512")) return __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vnni");
+    if (!strcmp(k->name, "avx512")) return __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("fma");
 #endif
     (void)k;
     return 1;
@@ -1404,9 +1405,13 @@ static int cursor_value(Cursor *c, int type, GgufArray *v) {
     return v->n <= (uint64_t)(c->end - c->p) / width && cursor_take(c, v->n * width) != NULL;
 }
 
-/* Open addressing over names that lie `stride` bytes apart, the Str first. Returns the index or -1; insert: adds i. */
+/* Open addressing over names that lie `stride` bytes apart, the Str first. Returns the index, -1 when it is not there, or -2 when names
+ * collide so much that someone must have made them to. insert: adds i. */
+enum { NAME_STEPS = 512 };
 static int64_t name_find(const uint32_t *table, size_t slots, const void *records, size_t stride, Str name) {
+    size_t steps = 0;
     for (size_t at = hash_bytes(HASH_SEED, name.s, name.n) & (slots - 1); slots && table[at]; at = (at + 1) & (slots - 1)) {
+        if (++steps > NAME_STEPS) return -2;
         const Str *other = (const Str *)((const char *)records + (table[at] - 1) * stride);
         if (other->n == name.n && !memcmp(other->s, name.s, name.n)) return (int64_t)table[at] - 1;
     }
@@ -1498,7 +1503,7 @@ static int gguf_read_keys(Gguf *g, Cursor *c, char *err) {
         if (!k->key.n || k->key.n > 65535) return fail(err, GLA_FORMAT, "GGUF key %llu has a name of %zu bytes", (unsigned long long)i + 1, k->key.n);
         if (k->type < 0 || k->type >= N_GGUF) return fail(err, GLA_FORMAT, "GGUF key %s has value type %d, known are 0 to 12", name, k->type);
         if (!cursor_value(c, k->type, &k->value)) return fail(err, GLA_FORMAT, "GGUF key %s: its value is malformed or runs past the end of the file", name);
-        if (name_find(g->key_table, g->key_slots, g->keys, sizeof *k, k->key) >= 0) return fail(err, GLA_FORMAT, "GGUF key %s occurs twice", name);
+        if (name_find(g->key_table, g->key_slots, g->keys, sizeof *k, k->key) != -1) return fail(err, GLA_FORMAT, "GGUF key %s occurs twice", name);
         name_insert(g->key_table, g->key_slots, i, k->key);
     }
     return GLA_OK;
@@ -1528,7 +1533,7 @@ static int gguf_read_tensors(Gguf *g, Cursor *c, char *err) {
         if (t->ne[0] % per_block) return fail(err, GLA_FORMAT, "%s: rows of %llu elements do not divide into %s blocks of %llu", name, (unsigned long long)t->ne[0], types[t->type].name, (unsigned long long)per_block);
         if (elements / per_block > UINT64_MAX / block) return fail(err, GLA_FORMAT, "%s is larger than any file", name);
         t->n_bytes = elements / per_block * block;
-        if (name_find(g->tensor_table, g->tensor_slots, g->tensors, sizeof *t, t->name) >= 0) return fail(err, GLA_FORMAT, "tensor %s occurs twice", name);
+        if (name_find(g->tensor_table, g->tensor_slots, g->tensors, sizeof *t, t->name) != -1) return fail(err, GLA_FORMAT, "tensor %s occurs twice", name);
         name_insert(g->tensor_table, g->tensor_slots, i, t->name);
     }
     return GLA_OK;
@@ -1605,7 +1610,7 @@ typedef struct {
     int n_in; Proj in[MAX_IN], out; /* what the mixer reads, in the order its function documents; output projection */
     float eps;                      /* of every norm in the layer */
     const float *norm, *ffn_norm;   /* (dim) */
-    const float *q_norm, *k_norm, *o_norm; /* (dk), (dk), (dv); NULL = no such weight */
+    const float *q_norm, *k_norm, *o_norm; /* (dk), (dk): NULL = not normalised; (dv): NULL = weight one */
     /* softmax layers */
     int rope_dims, rope_adjacent;   /* rotated channels of a head; pairs (2i, 2i+1) instead of (i, i + rope_dims/2) */
     double rope_base, rope_factor;
@@ -1618,7 +1623,6 @@ typedef struct {
     const float *a, *dt_bias;       /* (n_heads) gated delta: log decay = a softplus(alpha + dt_bias), a < 0 */
     int feature_map, gate_act;      /* of q and k; of the output gate, or ACT_NONE without one */
     float decay_divisor, decay_min; /* gla: log decay = max(logsigmoid(.) / divisor, min) */
-    int o_norm_on;                  /* the output of each head is normalised (o_norm may still be NULL: weight one) */
     Tensor gate, up, down;
     int ffn_act;
     /* residual attention: scores of the sources in front of the mixer and of the feed-forward */
@@ -1735,8 +1739,8 @@ static Tensor matrix(Loader *l, const char *name, int layer, int64_t n_in, int64
     if ((int64_t)t->ne[0] != n_in || (int64_t)t->ne[1] != n_out || t->ne[2] != 1 || t->ne[3] != 1)
         l->code = fail(l->err, GLA_FORMAT, "%s is (%llu, %llu, %llu, %llu), expected (%lld, %lld); was it exported for another config?", full,
                        (unsigned long long)t->ne[0], (unsigned long long)t->ne[1], (unsigned long long)t->ne[2], (unsigned long long)t->ne[3], (long long)n_in, (long long)n_out);
-    else if (t->ne[1] > INT32_MAX || t->ne[0] > INT32_MAX)
-        l->code = fail(l->err, GLA_UNSUPPORTED, "%s is too large: at most 2^31 - 1 rows and columns", full);
+    else if (t->ne[1] > INT32_MAX / 8 || t->ne[0] > INT32_MAX / 8)
+        l->code = fail(l->err, GLA_UNSUPPORTED, "%s is too large: at most 2^28 rows and columns", full);
     else if (!types[t->type].group)
         l->code = fail(l->err, GLA_UNSUPPORTED, "%s has the type %s, which is not implemented", full, types[t->type].name);
     if (l->code) return none;
@@ -1848,7 +1852,7 @@ static void read_qwen35(Loader *l, Layer *y, int i) {
     y->norm = vector(l, "attn_norm.weight", i, dim);
     if (!linear) bind_softmax(l, y, i, 0, 1, 1, 0);
     else {
-        y->mixer = MIX_GATED_DELTA, y->tiled = 1, y->gate_act = ACT_SILU, y->o_norm_on = 1;
+        y->mixer = MIX_GATED_DELTA, y->tiled = 1, y->gate_act = ACT_SILU;
         y->dk = int_key(l, "ssm.state_size", i, 0, 1, 4096);
         y->n_k_heads = int_key(l, "ssm.group_count", i, 0, 1, 65536);
         y->n_heads = int_key(l, "ssm.time_step_rank", i, 0, 1, 65536);
@@ -1884,7 +1888,7 @@ static void read_gla(Loader *l, Layer *y, int i) {
         y->dk = int_key(l, "mixer.key_length", i, 0, 1, 4096), y->dv = int_key(l, "mixer.value_length", i, 0, 1, 4096);
         y->d_conv = int_key(l, "mixer.conv_kernel", i, 0, 0, 64);
         y->feature_map = act_key(l, "mixer.feature_map", ACT_NONE);
-        y->gate_act = act_key(l, "mixer.output_gate", ACT_NONE), y->o_norm_on = 1;
+        y->gate_act = act_key(l, "mixer.output_gate", ACT_NONE);
         y->decay_divisor = (float)float_key(l, "mixer.decay_divisor", i, 16, 1e-6, 1e6);
         y->decay_min = (float)float_key(l, "mixer.decay_min", i, -INFINITY, -INFINITY, 0);
         if (!l->code && y->n_heads % y->n_k_heads) l->code = fail(l->err, GLA_FORMAT, "gla: %d heads cannot share %d key heads", y->n_heads, y->n_k_heads);
@@ -2000,6 +2004,8 @@ static int load_model(GlaModel *m, char *err) {
     measure_layers(m);
     if (m->fixed_floats * sizeof(float) / 16 > g->map.n + (4 << 20)) /* far beyond any real model: a hostile header */
         return fail(err, GLA_FORMAT, "a state of %zu bytes is out of proportion to a file of %zu", m->fixed_floats * sizeof(float), g->map.n);
+    if (m->kv_floats * sizeof(float) > g->map.n / 16 + (1 << 20)) /* keys and values of one position are a sliver of the weights that make them */
+        return fail(err, GLA_FORMAT, "%zu bytes for each position are out of proportion to a file of %zu", m->kv_floats * sizeof(float), g->map.n);
     return choose_kernels(&m->kernels, err);
 }
 
@@ -2100,7 +2106,7 @@ static GlaState *state_layout(Arena *a, const GlaModel *m, int ctx, int batch, i
     return self;
 }
 
-/* Defaults, and a batch small enough that the scratch stays below a quarter of a gigabyte: it changes no result. */
+/* Defaults, and a batch small enough that what grows with it stays near a quarter of a gigabyte: it changes no result. */
 static int state_settings(const GlaModel *m, int *ctx, int *batch, int *threads, char *err) {
     if (*ctx < 0 || *batch < 0 || *threads < 0 || *threads > 1024) return fail(err, GLA_INPUT, "context %d, batch %d, threads %d: none may be negative, at most 1024 threads", *ctx, *batch, *threads);
     if (!*ctx) *ctx = m->config.seq_len < 4096 ? m->config.seq_len : 4096;
@@ -2121,10 +2127,11 @@ GLA_API size_t gla_state_bytes(const GlaModel *m, int ctx, int batch, int thread
 }
 
 GLA_API int gla_state_place(GlaState **s, const GlaModel *m, int ctx, int batch, int threads, void *mem, size_t n_bytes, char *err) {
-    size_t need = gla_state_bytes(m, ctx, batch, threads);
     *s = NULL;
-    if (!need || need > n_bytes) return fail(err, GLA_MEMORY, "a state needs %zu bytes, %zu were given", need, n_bytes);
     if (state_settings(m, &ctx, &batch, &threads, err)) return GLA_INPUT;
+    size_t need = gla_state_bytes(m, ctx, batch, threads);
+    if (!need) return fail(err, GLA_MEMORY, "a context of %d positions is larger than any memory", ctx);
+    if (need > n_bytes) return fail(err, GLA_MEMORY, "a state needs %zu bytes, %zu were given", need, n_bytes);
     Arena a = {(char *)mem + (ALIGN - (uintptr_t)mem % ALIGN) % ALIGN, 0, 0};
     *s = state_layout(&a, m, ctx, batch, threads);
     gla_state_reset(*s);
@@ -3687,8 +3694,9 @@ GLA_API int gla_generate(GlaState *s, GlaSampler *p, const int32_t *prompt, int6
     char held[HELD + PIECE];
     size_t n_held = 0;
     int64_t made = 0;
-    int done = 0, first = s->pos == 0 && n <= 1, code; /* the very first word of a text drops its leading space */
+    int done = 0, first = s->pos == 0 && n == 1 && !gla_piece(m, prompt[0], 0, NULL, 0), code; /* after a lone begin token the first word drops its leading space */
     if (n_out) *n_out = 0;
+    if (n < 0) return fail(err, GLA_INPUT, "a prompt of %lld tokens", (long long)n);
     if (s->pos == 0 && n == 0) return fail(err, GLA_INPUT, "nothing to go on: an empty prompt and a model without a begin-of-text token");
     if (s->m->kv_floats && n > s->ctx - s->pos)
         return fail(err, GLA_CONTEXT, "a prompt of %lld tokens does not fit behind %lld in a context of %d; give a larger one (-c)", (long long)n, (long long)s->pos, s->ctx);
@@ -3717,7 +3725,7 @@ GLA_API int gla_generate(GlaState *s, GlaSampler *p, const int32_t *prompt, int6
         if (stop) n_held = 0, done = GLA_DONE_STOP;
         if ((code = gla_eval(s, &id, 1, NULL, 0, err))) return code;
     }
-    if (n_held && how->emit) how->emit(how->user, -1, held, n_held); /* an unfinished character or stop text is text after all */
+    if (n_held && how->emit && done != GLA_DONE_CALLER) how->emit(how->user, -1, held, n_held); /* an unfinished character or stop text is text after all */
     if (n_out) *n_out = made;
     return done;
 }
@@ -3928,9 +3936,11 @@ static int get_ids(Ids *ids, const char *path, const GlaModel *m, char *err) { /
 }
 
 static int text_ids(Ids *ids, const GlaModel *m, Text t, int flags, char *err) {
-    *ids = (Ids){malloc((t.n + 8) * sizeof(int32_t)), 0};
-    if (!ids->id) return fail(err, GLA_MEMORY, "no memory");
-    ids->n = gla_encode(m, t.s, t.n, flags, ids->id, t.n + 8, err);
+    int64_t n = gla_encode(m, t.s, t.n, flags, NULL, 0, err); /* may be more than there are bytes: NFC lengthens some characters */
+    *ids = (Ids){NULL, 0};
+    if (n < 0) return (int)n;
+    if (!(ids->id = malloc(((size_t)n + 1) * sizeof *ids->id))) return fail(err, GLA_MEMORY, "no memory");
+    ids->n = gla_encode(m, t.s, t.n, flags, ids->id, (size_t)n, err);
     if (ids->n < 0) return (int)ids->n;
     for (int64_t i = 0; i < ids->n; i++)
         if (ids->id[i] >= m->config.vocab_size) return fail(err, GLA_INPUT, "the vocabulary has the token %d, the model only %d; is it another model's (-z)?", ids->id[i], m->config.vocab_size);
@@ -4207,6 +4217,7 @@ int main(int argc, char **argv) {
     if (o.system) return misuse("a system prompt goes with -m chat, which is not part of this version");
     if (!o.model) return misuse("no model was named: ./run MODEL [options]");
     if (!strcmp(o.mode, "logits") && (!o.ids || !o.out)) return misuse("-m logits needs --ids FILE and --out FILE");
+    if ((o.load_state || o.save_state) && strcmp(o.mode, "generate") && strcmp(o.mode, "logits")) return misuse("sessions go with -m generate and -m logits");
     double begin = now_s();
     if (gla_open(&m, o.model, err)) return complain(err);
     code = run_mode(&o, m, now_s() - begin, err);

@@ -279,6 +279,8 @@ def test_modes() -> None:
     ids = ran(TINY, "-m", "tokenize", "-i", text).split()
     check(len(ids) > 5 and all(i.isdigit() and int(i) < VOCAB for i in ids) and str(VOCAB - 1).encode() in ids, "tokenize", ids)
     check(ran(TINY, "-m", "tokenize", "--ids", write("ids", b" ".join(ids))) == text.encode() + b"\n", "the text of the ids")
+    longer = ran(ROOT / "model.bin", "-m", "tokenize", "-i", "\u0958" * 300).split()  # NFC makes six bytes of three
+    check(len(longer) > 1500, "a text with more ids than bytes", len(longer))
     check(ran(GLA, "-z", TINY, "-m", "tokenize", "-i", "xyz") == ran(TINY, "-m", "tokenize", "-i", "xyz"), "-z names another vocabulary")
     refused(1, "a vocabulary larger than the model", GLA, "-z", TINY, "-m", "tokenize", "-i", text, message="-z")
 

@@ -285,6 +285,17 @@ static int may_replace(const char *path) {
 #endif
 }
 
+/* Asks before hours of work whether path can be written at their end. */
+LIKELY_UNUSED static int can_write(const char *path, char *err) {
+    char temporary[4096 + 8];
+    FILE *f = NULL;
+    if (!may_replace(path)) return fail(err, GLA_IO, "%s: not a regular file", path);
+    if (snprintf(temporary, sizeof temporary, "%s.tmp", path) < (int)sizeof temporary) f = fopen(temporary, "wb");
+    if (!f) return fail(err, GLA_IO, "%s: cannot write: %s", path, strerror(errno));
+    fclose(f), remove(temporary);
+    return GLA_OK;
+}
+
 /* Closes a file written under a temporary name and moves it over the real one, only when every byte has reached the disk.
  * On failure the old file is untouched and the temporary one is gone. */
 static int commit_file(FILE *f, const char *temporary, const char *path, char *err) {
@@ -1285,7 +1296,7 @@ static int choose_kernels(const Kernels **chosen, char *err) {
 typedef struct { const Kernels *kernels; int n_threads; float *buf; size_t buf_floats; uint8_t *input; } Team;
 
 static int threads_for(const Team *team, double operations) { /* waking a thread costs about as much as this many */
-    return operations < 40000 ? 1 : team->n_threads;
+    return operations < 1e6 ? 1 : team->n_threads;
 }
 
 /* Floats of scratch that a matmul needs per thread: rows of n_in weights, runs of T tokens. */
@@ -1929,6 +1940,8 @@ static void measure_layers(GlaModel *m); /* section 9: sizes of state and scratc
 static int refuse_other_kinds(const Gguf *g, char *err) {
     Str type;
     char text[64];
+    if (gguf_str(g, "general.type", &type) && str_is(type, "vocab"))
+        return fail(err, GLA_UNSUPPORTED, "this file holds a vocabulary, not a model; it goes with -z");
     if (gguf_str(g, "general.type", &type) && !str_is(type, "model"))
         return fail(err, GLA_UNSUPPORTED, "this file holds a %s (general.type), not a text model", printable(text, type));
     if (gguf_str(g, "general.architecture", &type) && str_is(type, "clip"))
@@ -3992,7 +4005,8 @@ static int mode_generate(const Options *o, GlaModel *m, GlaState *s, char *err) 
     if (given(o, O_REPEAT)) p.repeat_penalty = (float)o->repeat_penalty;
     if (given(o, O_PRESENCE)) p.presence_penalty = (float)o->presence_penalty;
     saved = p;
-    int code = o->load_state ? gla_state_load(s, &saved, o->load_state, err) : GLA_OK;
+    int code = o->save_state ? can_write(o->save_state, err) : GLA_OK;
+    if (!code && o->load_state) code = gla_state_load(s, &saved, o->load_state, err);
     if (o->load_state && !code) { /* its memory of recent tokens, and its place in the random numbers unless a seed is given */
         memcpy(p.recent, saved.recent, sizeof p.recent), p.n_recent = saved.n_recent;
         if (!given(o, O_SEED)) p.rng = saved.rng;
@@ -4006,7 +4020,7 @@ static int mode_generate(const Options *o, GlaModel *m, GlaState *s, char *err) 
     }
     catch_interrupt();
     Shown shown = {0, 0};
-    int64_t made = 0;
+    int64_t made = 0, before = gla_state_pos(s), read = 0;
     double begin = now_s();
     int done = code;
     if (!code) {
@@ -4018,12 +4032,14 @@ static int mode_generate(const Options *o, GlaModel *m, GlaState *s, char *err) 
     }
     if (done >= 0 && !code) {
         double end = now_s(), first = shown.first ? shown.first : end, prompt_s = first - begin, gen_s = end - first;
+        read = gla_state_pos(s) - before - made; /* fewer than the prompt has when it was interrupted */
         if (made || o->echo) putchar('\n');
         if (fflush(stdout) || ferror(stdout)) shown.bad = 1;
-        fprintf(stderr, "prompt %lld tokens, %.1f tok/s | generated %lld tokens, %.1f tok/s, %.2f GB/s | state %s | seed %llu%s\n", (long long)ids.n,
-                prompt_s > 0 ? (double)ids.n / prompt_s : 0, (long long)made, gen_s > 0 ? (double)made / gen_s : 0, gen_s > 0 ? (double)made / gen_s * (double)info.token_bytes / 1e9 : 0,
+        fprintf(stderr, "prompt %lld tokens, %.1f tok/s | generated %lld tokens, %.1f tok/s, %.2f GB/s | state %s | seed %llu%s%s\n", (long long)read,
+                prompt_s > 0 ? (double)read / prompt_s : 0, (long long)made, gen_s > 0 ? (double)made / gen_s : 0, gen_s > 0 ? (double)made / gen_s * (double)info.token_bytes / 1e9 : 0,
                 size_text(state_text, (double)info.state_bytes + (double)info.kv_bytes_per_token * (double)gla_state_pos(s)), (unsigned long long)seed,
-                done == GLA_DONE_CONTEXT ? " | the context is full; a larger one: -c" : interrupted ? " | interrupted" : "");
+                done == GLA_DONE_CONTEXT ? " | the context is full; a larger one: -c" : read < ids.n ? " | interrupted within the prompt" : interrupted ? " | interrupted" : "",
+                o->load_state && !given(o, O_SEED) ? " (not used: the session's random numbers go on)" : "");
         if (o->save_state) code = gla_state_save(s, &p, o->save_state, err);
         if (!code && shown.bad) code = fail(err, GLA_IO, "standard output: cannot write");
     } else code = done;
@@ -4174,7 +4190,7 @@ static int run_mode(const Options *o, GlaModel *m, double load_s, char *err) {
     if (!o->tokenizer && !gla_n_tokens(m)) use_default_vocabulary(m);
     if (!strcmp(mode, "info")) return mode_info(m);
     if (!strcmp(mode, "tokenize")) return mode_tokenize(o, m, err);
-    if (logits) code = get_ids(&ids, o->ids, m, err);
+    if (logits && !(code = get_ids(&ids, o->ids, m, err)) && !ids.n) code = fail(err, GLA_INPUT, "%s: holds no ids", o->ids);
     if (perplexity && !(code = get_text(o, &t, err))) code = text_ids(&ids, m, t, GLA_BOS | GLA_SPECIAL, err);
     if (!ctx && (bench || logits || perplexity)) { /* these know how much they will read */
         int64_t need = bench ? (int64_t)o->prompt_len + (given(o, O_STEPS) ? o->steps : 64) : ids.n;
@@ -4222,7 +4238,7 @@ int main(int argc, char **argv) {
     if (gla_open(&m, o.model, err)) return complain(err);
     code = run_mode(&o, m, now_s() - begin, err);
     gla_close(m);
-    if (fflush(stdout) || ferror(stdout)) return complain("standard output: cannot write");
+    if (!code && (fflush(stdout) || ferror(stdout))) return complain("standard output: cannot write");
     return code;
 }
 #endif /* RUN_NO_MAIN */

@@ -3239,8 +3239,9 @@ int main(int argc, char **argv) {
     if (o.threads || omp_get_max_threads() > 1024) omp_set_num_threads(o.threads ? o.threads : 1024);
 #endif
     choose_tiny_kernels();
-    if (o.text) code = (text = read_text(o.text, &n, err)) ? GLA_OK : GLA_IO;
-    else if (!o.tokenizer) text = story_sample(&n);
+    code = can_write(o.out, err);
+    if (!code && o.text) code = (text = read_text(o.text, &n, err)) ? GLA_OK : GLA_IO;
+    else if (!code && !o.tokenizer) text = story_sample(&n);
     if (!code) code = open_vocabulary(&d, &o, text, n, err);
     if (!code && o.tokenizer_out) code = write_vocabulary(o.tokenizer_out, &d.vocab, err);
     if (!code) c.vocab_size = d.tokenizer->n;

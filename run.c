@@ -4050,7 +4050,7 @@ static int mode_generate(const Options *o, GlaModel *m, GlaState *s, char *err) 
 /* -- logits, perplexity: every position's logits, a few rows at a time -- */
 
 typedef int (*RowFn)(void *user, const float *logits, int64_t i);
-static int each_logits(const Options *o, GlaState *s, const Ids *ids, RowFn row, void *user, char *err) {
+static int each_logits(GlaState *s, const Ids *ids, RowFn row, void *user, char *err) {
     int64_t vocab = s->m->config.vocab_size, step = max64(1, min64(s->batch, (64 << 20) / (vocab * (int64_t)sizeof(float))));
     float *logits = malloc((size_t)step * (size_t)vocab * sizeof(float));
     int code = logits ? GLA_OK : fail(err, GLA_MEMORY, "no memory for %lld rows of logits", (long long)step);
@@ -4062,7 +4062,6 @@ static int each_logits(const Options *o, GlaState *s, const Ids *ids, RowFn row,
         if (interrupted && !code) code = fail(err, GLA_IO, "interrupted at token %lld of %lld", (long long)(i + n), (long long)ids->n);
     }
     free(logits);
-    (void)o;
     return code;
 }
 
@@ -4083,7 +4082,7 @@ static int mode_logits(const Options *o, GlaModel *m, GlaState *s, const Ids *id
     if (code) return complain(err);
     LogitsOut out = {fopen(temporary, "wb"), (size_t)m->config.vocab_size};
     if (!out.f) return fprintf(stderr, "run: %s: cannot write: %s\n", temporary, strerror(errno)), 1;
-    code = each_logits(o, s, ids, write_row, &out, err);
+    code = each_logits(s, ids, write_row, &out, err);
     if (code) fclose(out.f), remove(temporary);
     else code = commit_file(out.f, temporary, o->out, err);
     if (!code && o->save_state) code = gla_state_save(s, NULL, o->save_state, err);
@@ -4101,10 +4100,10 @@ static int add_loss(void *user, const float *logits, int64_t i) { /* -log softma
     return GLA_OK;
 }
 
-static int mode_perplexity(const Options *o, GlaModel *m, GlaState *s, const Ids *ids, char *err) {
+static int mode_perplexity(GlaModel *m, GlaState *s, const Ids *ids, char *err) {
     Loss loss = {ids, m->config.vocab_size, 0};
     if (ids->n < 2) return complain("perplexity needs a text of at least two tokens (-f FILE)");
-    if (each_logits(o, s, ids, add_loss, &loss, err)) return complain(err);
+    if (each_logits(s, ids, add_loss, &loss, err)) return complain(err);
     double mean = loss.nll / (double)(ids->n - 1);
     printf("tokens %lld\nnll %.6f\nperplexity %.4f\n", (long long)ids->n - 1, mean, exp(mean));
     return 0;
@@ -4200,7 +4199,7 @@ static int run_mode(const Options *o, GlaModel *m, double load_s, char *err) {
     if (!code) code = gla_state_new(&s, m, ctx, o->batch, o->threads, err);
     if (code) status = complain(err);
     else if (logits) status = mode_logits(o, m, s, &ids, err);
-    else if (perplexity) status = mode_perplexity(o, m, s, &ids, err);
+    else if (perplexity) status = mode_perplexity(m, s, &ids, err);
     else if (bench) status = mode_bench(o, m, s, load_s, err);
     else status = mode_generate(o, m, s, err);
     gla_state_free(s);

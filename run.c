@@ -627,7 +627,7 @@ enum {
 
 /* The input of a matmul: T rows of n floats; for block-quantised weights also as 16-bit integers, x = q D with one D per token,
  * made when first needed. Sixteen bits, because eight would move the logits of hybrid models by more than the weights' own
- * rounding does; where a processor multiplies bytes, q is taken apart as 256 hi + lo.
+ * rounding does; where a processor multiplies bytes, q is taken apart as 256 hi + lo. |q| <= Q_TOP, so that both fit when signed.
  *
  * An output sums its groups in this order and no other, one rounding each where the kernel fuses, always in the same way in one build:
  *   S <- S + isum d;   S <- S - m fsum  where the type has minimums;   out = S D
@@ -636,14 +636,15 @@ typedef struct {
     const float *x;
     int T, n, form;    /* NOT_YET, or the form that the kernels asked for */
     float *D;          /* (T) */
-    float *fsum;       /* INT16, BYTES: (T, n/16), per 16; a group of 32 adds two */
+    float *fsum;       /* all but TILES: (T, n/16), per 16; a group of 32 adds two */
     int16_t *q;        /* INT16: (T, n) */
-    int8_t *hi;        /* BYTES: (T, n) */
-    uint8_t *lo;       /* BYTES: (T, n) */
+    int8_t *hi;        /* BYTES, SIGNED: (T, n) */
+    uint8_t *lo;       /* BYTES: (T, n) in [0, 255]; SIGNED: int8_t in [-128, 127] */
     int32_t *bias;     /* BYTES: -128 * 256 * sum of hi, (T, n/32 of 32, then n/16 of 16): what w + 128, unsigned, adds too much */
     uint8_t *tiles;    /* TILES: TILE tokens side by side, per block of 32 (see T_*) */
 } Input;
-enum { NOT_YET, INT16, BYTES, TILES };
+enum { NOT_YET, INT16, BYTES, SIGNED, TILES };
+enum { Q_TOP = 127 * 256 + 127 };
 enum { T_LO = 32, T_SUM = 64, T_BYTES = 76 }; /* times TILE: uint8 hi + 128 [8][TILE][4], lo [8][TILE][4]; float fsum[3][TILE] of 32, 16, 16 */
 
 static size_t input_bytes(size_t T, size_t n) { /* scratch for any form */
@@ -738,17 +739,18 @@ INLINE void quantize_token(Input *in, int t, int16_t *restrict row) {
     float top = as_float(top_bits);
     if (!(top > 1e-30f)) top = 1.0f; /* so little that it is nothing (or NaN, see D) */
     if (!(top < 1e30f)) top = 1e30f; /* a model gone wrong: infinity counts as 1e30 */
-    float scale = 32767.0f / top;
-    in->D[t] = top_bits > 0x7f800000 ? as_float(top_bits) : top / 32767.0f; /* NaN stays NaN */
+    float scale = Q_TOP / top;
+    in->D[t] = top_bits > 0x7f800000 ? as_float(top_bits) : top / Q_TOP; /* NaN stays NaN */
     for (int i = 0; i < n; i++) {
         float y = x[i] * scale;
-        y = y < -32767.0f ? -32767.0f : y > 32767.0f ? 32767.0f : y;
+        y = y < -Q_TOP ? -Q_TOP : y > Q_TOP ? Q_TOP : y;
         q[i] = (int16_t)(as_bits(y + 12582912.0f) & 0xffff); /* 1.5 * 2^23: the low bits are y to nearest even */
     }
-    if (form == BYTES) {
+    if (form == BYTES || form == SIGNED) {
         int8_t *restrict hi = in->hi + (size_t)t * (size_t)n;
         uint8_t *restrict lo = in->lo + (size_t)t * (size_t)n;
-        for (int i = 0; i < n; i++) hi[i] = (int8_t)(q[i] >> 8), lo[i] = (uint8_t)(q[i] & 255);
+        const int carry = form == SIGNED ? 128 : 0; /* a lo of 128 and more is negative as a signed byte */
+        for (int i = 0; i < n; i++) hi[i] = (int8_t)((q[i] + carry) >> 8), lo[i] = (uint8_t)(q[i] & 255);
     }
     for (int b = 0; b < blocks; b++) {
         int32_t s[2] = {0, 0}, h[2] = {0, 0};
@@ -1258,20 +1260,20 @@ MATMUL_FOR(vector, , 2, 2)
 /* The choice. Later entries are faster; the last one that this processor runs is taken, unless RUN_KERNEL names another. */
 typedef struct {
     const char *name;
-    int bytes; /* wants the input as bytes, and in tiles for more than FEW tokens */
+    int few, many; /* the form of the input for up to FEW tokens, and for more */
     void (*quantize)(Input *in, int t, int16_t *row);
     void (*matmul)(float *out, const Tensor *w, int row, int n_rows, const Input *in, float *buf);
     void (*recurrence)(const Recurrence *a, int h, int j0, float *S, float *o, size_t o_stride, int T, float *buf);
     void (*attend)(const Attend *a, float *o);
 } Kernels;
 static const Kernels kernels[] = {
-    {"scalar", 0, quantize_scalar, matmul_scalar, recurrence_scalar, attend_scalar},
+    {"scalar", INT16, INT16, quantize_scalar, matmul_scalar, recurrence_scalar, attend_scalar},
 #if defined(__GNUC__) && defined(__x86_64__)
-    {"sse2", 0, quantize_sse2, matmul_sse2, recurrence_sse2, attend_sse2},
-    {"avx2", 0, quantize_avx2, matmul_avx2, recurrence_avx2, attend_avx2},
-    {"avx512", 1, quantize_avx512, matmul_avx512, recurrence_avx512, attend_avx512},
+    {"sse2", INT16, INT16, quantize_sse2, matmul_sse2, recurrence_sse2, attend_sse2},
+    {"avx2", INT16, INT16, quantize_avx2, matmul_avx2, recurrence_avx2, attend_avx2},
+    {"avx512", BYTES, TILES, quantize_avx512, matmul_avx512, recurrence_avx512, attend_avx512},
 #elif defined(__GNUC__)
-    {"vector", 0, quantize_vector, matmul_vector, recurrence_vector, attend_vector},
+    {"vector", INT16, INT16, quantize_vector, matmul_vector, recurrence_vector, attend_vector},
 #endif
 };
 enum { N_KERNELS = sizeof kernels / sizeof kernels[0] };
@@ -1289,7 +1291,10 @@ static int choose_kernels(const Kernels **chosen, char *err) {
     const char *wanted = getenv("RUN_KERNEL");
     for (int i = N_KERNELS - 1; i >= 0; i--)
         if (kernel_runs(&kernels[i]) && (!wanted || !strcmp(wanted, kernels[i].name))) { *chosen = &kernels[i]; return GLA_OK; }
-    return fail(err, GLA_INPUT, "RUN_KERNEL=%.40s: this program or processor has no such kernels (scalar always works)", wanted);
+    char names[120] = "";
+    for (int i = 0; i < N_KERNELS; i++)
+        if (kernel_runs(&kernels[i])) strcat(strcat(names, " "), kernels[i].name);
+    return fail(err, GLA_INPUT, "RUN_KERNEL=%.40s: no such kernels; here run:%s", wanted, names);
 }
 
 /* How the work is spread: threads, and a piece of memory for each. Results do not depend on it. */
@@ -1314,12 +1319,13 @@ static Input input_rows(const float *x, int T, int n) { return (Input){.x = x, .
 static void quantize(const Team *team, Input *in) {
     size_t T = (size_t)in->T, blocks = (size_t)in->n / 32;
     Arena a = {(char *)team->input, 0, 0};
-    in->form = !team->kernels->bytes ? INT16 : in->T > FEW ? TILES : BYTES;
+    in->form = in->T > FEW ? team->kernels->many : team->kernels->few;
     in->D = take(&a, T);
     if (in->form == TILES) in->tiles = take_bytes(&a, round_up(T, TILE) * blocks, T_BYTES);
     else in->fsum = take(&a, T * blocks * 2);
-    if (in->form == INT16) in->q = take_bytes(&a, T * blocks * 32, sizeof(int16_t));
-    if (in->form == BYTES) in->bias = take_bytes(&a, T * blocks * 3 + 16, sizeof(int32_t)), in->hi = take_bytes(&a, T * blocks * 32 + SEGMENT, 1), in->lo = take_bytes(&a, T * blocks * 32 + SEGMENT, 1);
+    if (in->form == BYTES) in->bias = take_bytes(&a, T * blocks * 3 + 16, sizeof(int32_t));
+    if (in->form == INT16) in->q = take_bytes(&a, T * blocks * 32 + SEGMENT, sizeof(int16_t)); /* SEGMENT: the last step of a row may read so far */
+    else if (in->form != TILES) in->hi = take_bytes(&a, T * blocks * 32 + SEGMENT, 1), in->lo = take_bytes(&a, T * blocks * 32 + SEGMENT, 1);
     int n_threads = threads_for(team, 20.0 * in->T * in->n);
     PARALLEL_FOR(n_threads)
     for (int t = 0; t < in->T; t++) team->kernels->quantize(in, t, (int16_t *)(void *)(team->buf + (size_t)THREAD_ID * team->buf_floats));

@@ -161,7 +161,7 @@ def test_failures() -> None:
     refused(1, "no such vocabulary", TINY, "-z", tmp / "none", "-i", "x")
     refused(1, "no such prompt file", TINY, "-f", tmp / "none")
     refused(1, "two prompts", TINY, "-f", TINY, "-i", "x")
-    refused(1, "no such kernel", TINY, "-i", "x", env={**os.environ, "RUN_KERNEL": "abacus"}, message="abacus")
+    refused(1, "no such kernel", TINY, "-i", "x", env={**os.environ, "RUN_KERNEL": "abacus"}, message="abacus: no such kernels; here run: scalar")
     p = run(TINY, "-c", 20, "-i", "x" * 50)
     last = (p.stderr.decode().splitlines() or [""])[-1]  # the size of the state stands before it
     check(p.returncode == 1 and not p.stdout and "50 tokens" in last and "20" in last, "a prompt longer than the context names both numbers", p.stderr)

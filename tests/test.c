@@ -287,7 +287,7 @@ static void test_matmul(void) {
                     for (int j = 0; j < n; j++) top = fmax(top, fabs(x[t * n + j]));
                     for (int j = 0; j < n; j++) {
                         double p = (double)row[j] * x[t * n + j];
-                        want[t * n_out + r] += p, size[t * n_out + r] += fabs(p), rounding[t * n_out + r] += fabs(row[j]) * top / 32767 * 0.501;
+                        want[t * n_out + r] += p, size[t * n_out + r] += fabs(p), rounding[t * n_out + r] += fabs(row[j]) * top / Q_TOP * 0.501;
                     }
                 }
             }
@@ -295,7 +295,7 @@ static void test_matmul(void) {
                 if (!kernel_runs(&kernels[k])) continue;
                 Team team = team_of(&kernels[k], 1, (size_t)n, 33, 0);
                 double worst = 0; /* 16 partial sums of n / 16 terms, folded in 4 steps; each addition may be off by half a unit */
-                /* block-quantised weights meet x rounded to 16 bits: half of 1/32767 of the token's largest, times the sum of |w| */
+                /* block-quantised weights meet x rounded to 16 bits: half of 1/Q_TOP of the token's largest, times the sum of |w| */
                 for (int t = 0; t < T_max; t++) product(&team, one + t * n_out, &w, x + t * n, 1);
                 for (int j = 0; j < T_max * n_out; j++) {
                     double bound = ((double)padded / 16 + 6) * 0x1p-24 * size[j] + 1e-37 + (types[type].group > 1 ? rounding[j] : 0), off = fabs(one[j] - want[j]) / bound;

@@ -660,32 +660,56 @@ INLINE const float *row_head(const Rows *r, int t, int h, int H, int tiled, int 
     return r->p + (size_t)t * r->stride + (size_t)source * (size_t)width;
 }
 
-/* What a mixer passes to the one recurrence (recurrence_step below): the table of the family is who sets what. */
+/* What a mixer passes to the one recurrence (recurrence_step below). Rows with p NULL take the default; the family differs in who
+ * sets what (section 7), and most set the first half only. */
 typedef struct {
     int H, dk, dv, tiled;
     int d_width;         /* decay d: 1 = a scalar per head, dk = one per key channel */
-    Rows d, q, k, v;     /* d in (0, 1]; q already scaled; v already times the write strength, where there is one */
-    Rows rho;            /* erase strength, scalar per head; p NULL = nothing is erased before the write */
+    Rows d, q, k, v;     /* d in (0, 1], default 1; q already scaled; v already times the write strength, where there is one */
+    Rows rho;            /* erase strength, scalar per head; default 0, nothing is erased before the write */
+    Rows e;              /* (dk) key of the erase, default k */
+    int undecayed;       /* what is erased is read before the memory fades (Comba, RWKV-7), not after */
+    Rows w;              /* (dk) direction in which what was read is written back; default -rho k */
+    Rows r;              /* (dv) written back along w instead of what e reads */
+    Rows c;              /* (dv) decay of the value channels, default 1 */
+    Rows u;              /* (dk) bonus: the readout precedes the write and sees u times what is written (RWKV-6) */
 } Recurrence;
 
+/* The rows of one token and one head. */
+typedef struct { const float *d, *q, *k, *v, *e, *w, *r, *c, *u; float rho; int d_step; } Step;
+INLINE Step step_of(const Recurrence *a, int t, int h) {
+    static const float one = 1;
+#define HEAD(row, width) (a->row.p ? row_head(&a->row, t, h, a->H, a->tiled, width) : NULL)
+    Step s = {HEAD(d, a->d_width), HEAD(q, a->dk), HEAD(k, a->dk), HEAD(v, a->dv), HEAD(e, a->dk), HEAD(w, a->dk), HEAD(r, a->dv), HEAD(c, a->dv), HEAD(u, a->dk),
+              a->rho.p ? *row_head(&a->rho, t, h, a->H, a->tiled, 1) : 0, a->d.p && a->d_width > 1};
+#undef HEAD
+    if (!s.d) s.d = &one;
+    if (!s.e) s.e = s.k;
+    return s;
+}
+
 /* The one recurrence: one head, one token.                                                  (mixers.md section 1.1)
- *   S (dk, dv) memory, row-major, updated in place;  q, k (dk);  v, o (dv), o apart from v;  d scalar or (dk);  rho in [0, 2]
- *   S <- Diag(d) S           forget
- *   u  = v - rho S'k         what k should recall, minus what it does (the delta rule; rho = 0 just adds)
- *   S <- S + k u'            write
+ *   S (dk, dv) memory, row-major, updated in place;  q, k, e, w (dk);  v, o (dv), o apart from v;  d scalar or (dk);  rho in [0, 2]
+ *   S <- Diag(d) S Diag(c)   forget
+ *   r  = S'e                 recall, along k unless e is given (Comba and RWKV-7 recall before they forget)
+ *   S <- S + k (v - rho r)'  write what k should recall, minus what it does (the delta rule; rho = 0 just adds);
+ *                            with w, S + k v' + w r' instead
  *   o  = S'q                 read                              (S' is S transposed)
- * Forgetting comes first. Taking the error from the undecayed S also runs, and drifts. */
-static void recurrence_step(float *S, int dk, int dv, const float *d, int d_width, float rho, const float *q, const float *k, const float *v, float *o) {
+ * With a bonus u the readout comes first:  o = S'q + (sum of q u k) v, S as it was. */
+static void recurrence_step(float *S, int dk, int dv, const Step *a, int undecayed, float *o) {
     for (int j = 0; j < dv; j++) { /* columns of S do not meet */
         float recall = 0, y = 0;
         for (int i = 0; i < dk; i++) {
-            S[(size_t)i * (size_t)dv + j] *= d[d_width == 1 ? 0 : i];
-            recall += k[i] * S[(size_t)i * (size_t)dv + j];
+            float *s = &S[(size_t)i * (size_t)dv + j], old = *s;
+            *s *= a->d[i * a->d_step] * (a->c ? a->c[j] : 1);
+            recall += a->e[i] * (undecayed ? old : *s);
+            if (a->u) y += a->q[i] * (old + a->u[i] * a->k[i] * a->v[j]);
         }
-        float u = v[j] - rho * recall;
+        float r = a->r ? a->r[j] : recall, u = a->w ? a->v[j] : a->v[j] - a->rho * r;
         for (int i = 0; i < dk; i++) {
-            S[(size_t)i * (size_t)dv + j] += k[i] * u;
-            y += q[i] * S[(size_t)i * (size_t)dv + j];
+            float *s = &S[(size_t)i * (size_t)dv + j];
+            *s += a->k[i] * u + (a->w ? a->w[i] * r : 0);
+            if (!a->u) y += a->q[i] * *s;
         }
         o[j] = y;
     }
@@ -830,11 +854,10 @@ static void quantize_scalar(Input *in, int t, int16_t *row) { quantize_token(in,
 static void recurrence_scalar(const Recurrence *a, int h, int j0, float *S, float *o, size_t o_stride, int T, float *buf) {
     (void)buf;
     if (j0) return; /* all columns at once */
-    for (int t = 0; t < T; t++)
-        recurrence_step(S, a->dk, a->dv, row_head(&a->d, t, h, a->H, a->tiled, a->d_width), a->d_width,
-                        a->rho.p ? *row_head(&a->rho, t, h, a->H, a->tiled, 1) : 0, row_head(&a->q, t, h, a->H, a->tiled, a->dk),
-                        row_head(&a->k, t, h, a->H, a->tiled, a->dk), row_head(&a->v, t, h, a->H, a->tiled, a->dv),
-                        o + (size_t)t * o_stride + (size_t)h * (size_t)a->dv);
+    for (int t = 0; t < T; t++) {
+        Step step = step_of(a, t, h);
+        recurrence_step(S, a->dk, a->dv, &step, a->undecayed, o + (size_t)t * o_stride + (size_t)h * (size_t)a->dv);
+    }
 }
 
 /* o (dv) = sum_j softmax_j(scale q.k_j) v_j, in steps of KEYS keys: the sums so far are rescaled when a larger score
@@ -928,50 +951,86 @@ INLINE void plain_body(float *out, const Tensor *w, int row, int n_rows, const I
 
 /* A panel of N vectors of columns stays in the first-level cache while all tokens pass over it. One sweep per token: the
  * write of token t-1 is applied while token t reads, and what is read before the write is completed with q.k:
- *     S'k and S'q over the decayed memory give  u = v - rho S'k  and  o = S'q + (q.k) u. */
-INLINE void panel(const Recurrence *a, int h, int j0, int n_cols, float *S, float *o, size_t o_stride, int T, float *buf, int N) {
-    int dk = a->dk, dv = a->dv, H = a->H;
-    V *P = (V *)buf, u[2] = {{0}};               /* the panel, (dk, N) vectors; the write of the previous token */
-    float *dq = buf + (size_t)dk * PANEL, *de = dq + dk; /* d * q and d * k of this token */
-    const float *k_prev = NULL, *d_prev = NULL;
+ *     S'k and S'q over the decayed memory give  u = v - rho S'k  and  o = S'q + (q.k) u.
+ * erase, general: constants; without erase nothing is recalled, general adds w, r, c and the bonus. */
+INLINE void panel_write(V *s, float d, float k, float w, const V *u, const V *r, const V *c, int general) {
+    if (general) *s = *s * (*c * d) + k * *u + w * *r;
+    else *s = *s * d + k * *u;
+}
+INLINE void panel(const Recurrence *a, int h, int j0, int n_cols, float *S, float *o, size_t o_stride, int T, float *buf, int N, int erase, int general) {
+    int dk = a->dk, dv = a->dv;
+    V *P = (V *)buf, u[2] = {{0}}, r[2] = {{0}}, c[2] = {{0}}; /* the panel, (dk, N) vectors; the write of the previous token */
+    float *dq = buf + (size_t)dk * PANEL, *de = dq + dk; /* d * q and d * e of this token */
+    const float *k_prev = NULL, *d_prev = NULL, *w_prev = NULL;
+    const int channel = a->d.p && a->d_width > 1; /* else a scalar */
     memset(buf, 0, (size_t)dk * (size_t)N * sizeof(V));
     for (int i = 0; i < dk; i++) memcpy(P + i * N, S + (size_t)i * (size_t)dv + j0, (size_t)n_cols * sizeof(float));
     for (int t = 0; t <= T; t++) {
         if (t == T) { /* the last write */
             for (int i = 0; i < dk && T; i++)
-                UNROLL for (int n = 0; n < N; n++) P[i * N + n] = P[i * N + n] * d_prev[a->d_width == 1 ? 0 : i] + k_prev[i] * u[n];
+                UNROLL for (int n = 0; n < N; n++) panel_write(&P[i * N + n], d_prev[channel ? i : 0], k_prev[i], general ? w_prev[i] : 0, &u[n], &r[n], &c[n], general);
             break;
         }
-        const float *q = row_head(&a->q, t, h, H, a->tiled, dk), *k = row_head(&a->k, t, h, H, a->tiled, dk);
-        const float *d = row_head(&a->d, t, h, H, a->tiled, a->d_width), *v = row_head(&a->v, t, h, H, a->tiled, dv);
-        float rho = a->rho.p ? *row_head(&a->rho, t, h, H, a->tiled, 1) : 0, qk = 0;
-        for (int i = 0; i < dk; i++) { dq[i] = (a->d_width == 1 ? *d : d[i]) * q[i]; de[i] = (a->d_width == 1 ? *d : d[i]) * k[i]; }
-        qk = dot(q, k, (size_t)dk);
+        Step now = step_of(a, t, h);
+        if (general && !now.w) now.w = now.k; /* times r = 0 */
+        for (int i = 0; i < dk; i++) {
+            float d = now.d[channel ? i : 0];
+            dq[i] = d * now.q[i];
+            if (erase) de[i] = d * now.e[i];
+        }
+        if (general && a->undecayed) memcpy(de, now.e, (size_t)dk * sizeof(float));
+        float qk = dot(now.q, now.k, (size_t)dk), qw = general && a->w.p ? dot(now.q, now.w, (size_t)dk) : 0;
+        if (general && now.u) {
+            memcpy(dq, now.q, (size_t)dk * sizeof(float)), qk = 0;
+            for (int i = 0; i < dk; i++) qk += now.q[i] * now.u[i] * now.k[i];
+        }
         V recall[2][2] = {{{0}}}, y[2][2] = {{{0}}}; /* even and odd i apart: twice as many additions in flight */
         for (int i = 0; i < dk; i++)
             UNROLL for (int n = 0; n < N; n++) {
                 V s = P[i * N + n];
-                if (t) P[i * N + n] = s = s * d_prev[a->d_width == 1 ? 0 : i] + k_prev[i] * u[n];
-                recall[i & 1][n] += de[i] * s;
+                if (t) {
+                    panel_write(&s, d_prev[channel ? i : 0], k_prev[i], general ? w_prev[i] : 0, &u[n], &r[n], &c[n], general);
+                    P[i * N + n] = s;
+                }
+                if (erase) recall[i & 1][n] += de[i] * s;
                 y[i & 1][n] += dq[i] * s;
             }
         UNROLL for (int n = 0; n < N; n++) {
-            V vv = {0};
-            int cols = n_cols - n * LANES < LANES ? n_cols - n * LANES : LANES;
-            memcpy(&vv, v + j0 + n * LANES, (size_t)cols * sizeof(float));
-            u[n] = vv - rho * (recall[0][n] + recall[1][n]);
-            V out = y[0][n] + y[1][n] + qk * u[n];
-            memcpy(o + (size_t)t * o_stride + (size_t)h * (size_t)dv + j0 + n * LANES, &out, (size_t)cols * sizeof(float));
+            V v = {0}, out = y[0][n] + y[1][n], read = recall[0][n] + recall[1][n];
+            size_t cols = (size_t)(n_cols - n * LANES < LANES ? n_cols - n * LANES : LANES) * sizeof(float);
+            int at = j0 + n * LANES;
+            memcpy(&v, now.v + at, cols);
+            if (general) {
+                c[n] = (V){0} + 1.0f;
+                if (now.c) memcpy(&c[n], now.c + at, cols);
+                if (!now.u) out *= c[n];
+                if (!a->undecayed) read *= c[n];
+                r[n] = read;
+                if (now.r) memcpy(&r[n], now.r + at, cols);
+                if (!a->w.p) u[n] = v - now.rho * r[n], r[n] = (V){0};
+                else u[n] = v;
+                out += qk * u[n] + qw * r[n];
+            } else {
+                if (erase) v -= now.rho * read;
+                u[n] = v;
+                out += qk * u[n];
+            }
+            memcpy(o + (size_t)t * o_stride + (size_t)h * (size_t)dv + at, &out, cols);
         }
-        k_prev = k, d_prev = d;
+        k_prev = now.k, d_prev = now.d, w_prev = now.w;
     }
     for (int i = 0; i < dk; i++) memcpy(S + (size_t)i * (size_t)dv + j0, P + i * N, (size_t)n_cols * sizeof(float));
 }
 
 INLINE void recurrence_body(const Recurrence *a, int h, int j0, float *S, float *o, size_t o_stride, int T, float *buf) {
-    int n_cols = a->dv - j0 < PANEL ? a->dv - j0 : PANEL;
-    if (n_cols > LANES) panel(a, h, j0, n_cols, S, o, o_stride, T, buf, 2);
-    else panel(a, h, j0, n_cols, S, o, o_stride, T, buf, 1);
+    int n_cols = a->dv - j0 < PANEL ? a->dv - j0 : PANEL, wide = n_cols > LANES, general = a->undecayed || a->w.p || a->c.p || a->u.p;
+#define PANELS(N) \
+    if (general) panel(a, h, j0, n_cols, S, o, o_stride, T, buf, N, 1, 1); \
+    else if (a->rho.p) panel(a, h, j0, n_cols, S, o, o_stride, T, buf, N, 1, 0); \
+    else panel(a, h, j0, n_cols, S, o, o_stride, T, buf, N, 0, 0)
+    if (wide) { PANELS(2); }
+    else { PANELS(1); }
+#undef PANELS
 }
 
 INLINE float dot_body(const float *a, const float *b, size_t n) {
@@ -2484,7 +2543,7 @@ static void mix_gated_delta(const Run *run, const Layer *y, float *mem, float *c
         }
     }
     size_t c = (size_t)C;
-    Recurrence r = {H, dk, dv, y->tiled, 1, {decay, (size_t)H, H}, {qkv, c, Hk}, {qkv + Hk * dk, c, Hk}, {qkv + 2 * Hk * dk, c, H}, {beta, (size_t)H, H}};
+    Recurrence r = {.H = H, .dk = dk, .dv = dv, .tiled = y->tiled, .d_width = 1, .d = {decay, (size_t)H, H}, .q = {qkv, c, Hk}, .k = {qkv + Hk * dk, c, Hk}, .v = {qkv + 2 * Hk * dk, c, H}, .rho = {beta, (size_t)H, H}};
     recurrence(run->team, &r, mem + (size_t)(y->d_conv - 1) * c, o, run->T);
     gated_norm(run, o, y, in[1]);
 }
@@ -2515,7 +2574,7 @@ static void mix_gla(const Run *run, const Layer *y, float *mem, float *const *in
             d[i] = expf(g < y->decay_min ? y->decay_min : g);
         }
     }
-    Recurrence r = {H, dk, dv, 0, dk, {gk, (size_t)width[1], Hk}, {in[0], (size_t)width[0], H}, {in[1], (size_t)width[1], Hk}, {in[2], (size_t)width[2], Hk}, {NULL, 0, 1}};
+    Recurrence r = {.H = H, .dk = dk, .dv = dv, .d_width = dk, .d = {gk, (size_t)width[1], Hk}, .q = {in[0], (size_t)width[0], H}, .k = {in[1], (size_t)width[1], Hk}, .v = {in[2], (size_t)width[2], Hk}};
     recurrence(run->team, &r, mem, o, run->T);
     gated_norm(run, o, y, y->gate_act == ACT_NONE ? NULL : in[4]);
 }

@@ -342,7 +342,8 @@ static void test_recurrence_tables(void) {
         float S[4] = {0}, o[2];
         for (int t = 0; t < 3; t++) {
             double worst = 0;
-            recurrence_step(S, 2, 2, tables[i].d[t], tables[i].d_width, tables[i].rho[t], tables[i].q[t], tables[i].k[t], tables[i].v[t], o);
+            Step step = {.d = tables[i].d[t], .d_step = tables[i].d_width > 1, .rho = tables[i].rho[t], .q = tables[i].q[t], .k = tables[i].k[t], .v = tables[i].v[t], .e = tables[i].k[t]};
+            recurrence_step(S, 2, 2, &step, 0, o);
             for (int j = 0; j < 4; j++) worst = fmax(worst, fabs(S[j] - tables[i].S[t][j]));
             for (int j = 0; j < 2; j++) worst = fmax(worst, fabs(o[j] - tables[i].o[t][j]));
             within(worst, 1e-6, "%s, token %d", tables[i].name, t);
@@ -350,41 +351,54 @@ static void test_recurrence_tables(void) {
     }
 }
 
-static void exact_recurrence(const Recurrence *a, double *S, double *o, int T) { /* the definition in double */
+static void exact_recurrence(const Recurrence *a, double *S, double *o, int T) { /* the definition in double: mixers.md, 1.1 */
     for (int t = 0; t < T; t++)
         for (int h = 0; h < a->H; h++) {
-            const float *d = row_head(&a->d, t, h, a->H, a->tiled, a->d_width), *q = row_head(&a->q, t, h, a->H, a->tiled, a->dk);
-            const float *k = row_head(&a->k, t, h, a->H, a->tiled, a->dk), *v = row_head(&a->v, t, h, a->H, a->tiled, a->dv);
-            double rho = a->rho.p ? *row_head(&a->rho, t, h, a->H, a->tiled, 1) : 0;
+            Step s = step_of(a, t, h);
             for (int j = 0; j < a->dv; j++) {
-                double recall = 0, y = 0;
+                double recall = 0, y = 0, bonus = 0, *column = S + (size_t)h * (size_t)a->dk * (size_t)a->dv + (size_t)j;
                 for (int i = 0; i < a->dk; i++) {
-                    double *s = &S[((size_t)h * (size_t)a->dk + (size_t)i) * (size_t)a->dv + (size_t)j];
-                    *s *= d[a->d_width == 1 ? 0 : i];
-                    recall += k[i] * *s;
+                    double *m = column + (size_t)i * (size_t)a->dv, d = s.d[i * s.d_step];
+                    if (s.u) y += s.q[i] * *m, bonus += (double)s.q[i] * s.u[i] * s.k[i];
+                    recall += (a->undecayed ? 1 : d * (s.c ? s.c[j] : 1)) * s.e[i] * *m;
+                    *m *= d * (s.c ? s.c[j] : 1);
                 }
+                if (s.r) recall = s.r[j];
                 for (int i = 0; i < a->dk; i++) {
-                    double *s = &S[((size_t)h * (size_t)a->dk + (size_t)i) * (size_t)a->dv + (size_t)j];
-                    *s += k[i] * (v[j] - rho * recall);
-                    y += q[i] * *s;
+                    double *m = column + (size_t)i * (size_t)a->dv;
+                    *m += s.w ? s.k[i] * (double)s.v[j] + s.w[i] * recall : s.k[i] * (s.v[j] - s.rho * recall);
+                    if (!s.u) y += s.q[i] * *m;
                 }
-                o[((size_t)t * (size_t)a->H + (size_t)h) * (size_t)a->dv + (size_t)j] = y;
+                o[((size_t)t * (size_t)a->H + (size_t)h) * (size_t)a->dv + (size_t)j] = y + bonus * s.v[j];
             }
         }
 }
 
 static void test_recurrence(void) {
     static const struct { int dk, dv; } sizes[] = {{24, 40}, {17, 17}, {40, 24}, {1, 1}, {16, 32}, {8, 33}, {64, 64}, {5, 100}};
-    enum { T = 33, H = 4, HK = 2 };
+    enum { T = 33, H = 4, HK = 2, NORMAL = -1, NO_DECAY = 0, ERASE_KEY, ERASE_KEY_UNDECAYED, WRITE_BACK, WRITE_BACK_UNDECAYED, SUPPLIED, VALUE_DECAY, VALUE_DECAY_ERASE, BONUS, N_FORMS };
     for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++)
-        for (int variant = 0; variant < 8; variant++) { /* scalar or vector decay, with or without erasing, grouped or tiled heads */
-            int dk = sizes[i].dk, dv = sizes[i].dv, per_channel = variant & 1, erase = variant >> 1 & 1, tiled = variant >> 2, width = per_channel ? dk : 1;
+        for (int variant = 0; variant < 8 + N_FORMS; variant++) { /* scalar or vector decay, with or without erasing, grouped or tiled heads; then the forms */
+            int dk = sizes[i].dk, dv = sizes[i].dv, form = variant < 8 ? NORMAL : variant - 8, per_channel = variant & 1, erase = variant >> 1 & 1, tiled = variant >> 2 & 1, width = per_channel ? dk : 1;
             size_t n_S = (size_t)(H * dk * dv), n_o = (size_t)(T * H * dv), buf = (size_t)(PANEL + 2) * (size_t)dk;
             float *d = noises((size_t)(T * HK * width), 1), *q = noises((size_t)(T * H * dk), 1 / sqrtf((float)dk)), *k = noises((size_t)(T * HK * dk), 1 / sqrtf((float)dk));
             float *v = noises((size_t)(T * H * dv), 1), *rho = noises(T * H, 1), *S0 = noises(n_S, 1);
+            float *e = noises((size_t)(T * H * dk), 1 / sqrtf((float)dk)), *w = noises((size_t)(T * HK * dk), 1 / sqrtf((float)dk)), *c = noises((size_t)(T * HK * dv), 1), *r = noises((size_t)(T * H * dv), 1);
             for (int j = 0; j < T * HK * width; j++) d[j] = expf(-0.1f * fabsf(d[j]) - 1e-4f);
+            for (int j = 0; j < T * HK * dv; j++) c[j] = expf(-0.1f * fabsf(c[j]));
             for (int j = 0; j < T * H; j++) rho[j] = sigmoid(rho[j]);
-            Recurrence a = {H, dk, dv, tiled, width, {d, (size_t)(HK * width), HK}, {q, (size_t)(H * dk), H}, {k, (size_t)(HK * dk), HK}, {v, (size_t)(H * dv), H}, {erase ? rho : NULL, H, H}};
+            Recurrence a = {.H = H, .dk = dk, .dv = dv, .tiled = tiled, .d_width = width, .d = {d, (size_t)(HK * width), HK}, .q = {q, (size_t)(H * dk), H},
+                            .k = {k, (size_t)(HK * dk), HK}, .v = {v, (size_t)(H * dv), H}, .rho = {erase ? rho : NULL, H, H}};
+            Rows keys = {e, (size_t)(H * dk), H}, back = {w, (size_t)(HK * dk), HK};
+            switch (form) {
+            case NO_DECAY: a.d.p = NULL; break;
+            case ERASE_KEY: case ERASE_KEY_UNDECAYED: a.e = keys, a.rho = (Rows){rho, H, H}, a.undecayed = form == ERASE_KEY_UNDECAYED; break;
+            case WRITE_BACK: case WRITE_BACK_UNDECAYED: a.e = keys, a.w = back, a.undecayed = form == WRITE_BACK_UNDECAYED; break;
+            case SUPPLIED: a.w = back, a.r = (Rows){r, (size_t)(H * dv), H}; break;
+            case VALUE_DECAY: a.c = (Rows){c, (size_t)(HK * dv), HK}; break;
+            case VALUE_DECAY_ERASE: a.c = (Rows){c, (size_t)(HK * dv), HK}, a.rho = (Rows){rho, H, H}; break;
+            case BONUS: a.u = (Rows){w, 0, HK}, a.rho.p = NULL; break;
+            }
             double *exact_S = block(n_S * sizeof *exact_S), *exact_o = block(n_o * sizeof *exact_o);
             for (size_t j = 0; j < n_S; j++) exact_S[j] = S0[j];
             exact_recurrence(&a, exact_S, exact_o, T);
@@ -392,7 +406,7 @@ static void test_recurrence(void) {
             for (int n = 0; n < N_KERNELS; n++) {
                 if (!kernel_runs(&kernels[n])) continue;
                 char what[96];
-                snprintf(what, sizeof what, "%s dk %d dv %d%s%s%s", kernels[n].name, dk, dv, per_channel ? ", decay per channel" : "", erase ? ", erasing" : "", tiled ? ", tiled" : "");
+                snprintf(what, sizeof what, "%s dk %d dv %d form %d%s%s%s", kernels[n].name, dk, dv, form, per_channel ? ", decay per channel" : "", erase ? ", erasing" : "", tiled ? ", tiled" : "");
                 Team team = team_of(&kernels[n], 1, 16, 1, buf);
                 memcpy(S, S0, n_S * sizeof *S);
                 recurrence(&team, &a, S, o, T);
@@ -406,20 +420,21 @@ static void test_recurrence(void) {
                     memcpy(S2, S0, n_S * sizeof *S);
                     for (int t = 0; t < T; t += step) {
                         Recurrence part = a;
-                        part.d.p += (size_t)t * a.d.stride, part.q.p += (size_t)t * a.q.stride, part.k.p += (size_t)t * a.k.stride, part.v.p += (size_t)t * a.v.stride;
-                        if (erase) part.rho.p += (size_t)t * a.rho.stride;
+                        Rows *rows[] = {&part.d, &part.q, &part.k, &part.v, &part.rho, &part.e, &part.w, &part.r, &part.c, &part.u};
+                        for (size_t j = 0; j < sizeof rows / sizeof *rows; j++)
+                            if (rows[j]->p) rows[j]->p += (size_t)t * rows[j]->stride;
                         recurrence(&other, &part, S2, o2 + (size_t)t * H * (size_t)dv, t + step < T ? step : T - t);
                     }
                     check(same(S, S2, n_S) && same(o, o2, n_o), "%s: %d tokens at a time give other bits than %d", what, step, T);
                     free_team(other);
                 }
             }
-            free(d), free(q), free(k), free(v), free(rho), free(S0), free(exact_S), free(exact_o), free(S), free(o), free(S2), free(o2);
+            free(d), free(q), free(k), free(v), free(rho), free(e), free(w), free(c), free(r), free(S0), free(exact_S), free(exact_o), free(S), free(o), free(S2), free(o2);
         }
     /* a memory that only decays: flushed to zero in the end, and the mode of the thread is left as it was */
     float S[2] = {1, 1}, d = 0.5f, zero[2] = {0}, o[2], buf[PANEL + 2];
     volatile float tiny = 1e-40f;
-    Recurrence a = {1, 1, 2, 0, 1, {&d, 0, 1}, {zero, 0, 1}, {zero, 0, 1}, {zero, 0, 1}, {NULL, 0, 1}};
+    Recurrence a = {.H = 1, .dk = 1, .dv = 2, .d_width = 1, .d = {&d, 0, 1}, .q = {zero, 0, 1}, .k = {zero, 0, 1}, .v = {zero, 0, 1}};
     for (int n = 0; n < N_KERNELS; n++) {
         if (!kernel_runs(&kernels[n])) continue;
         Team team = {&kernels[n], 1, buf, PANEL + 2, NULL};

@@ -5,7 +5,8 @@
  *   embed   #define RUN_NO_MAIN, then #include "run.c"; section 1 is the whole interface
  *
  *    1 interface   2 platform    3 errors, arena  4 formats    5 kernels   6 GGUF     7 model
- *    8 state       9 layers     10 forward       11 tokenizer 12 sampler  13 generate 14 command line
+ *    8 state       9 layers     10 forward       11 tokenizer 12 sampler  13 generate 14 chat
+ *   15 command line
  *
  * Here to learn? 9 is what one layer does, 8 is what it remembers, 10 stacks the layers, and the
  * recurrence they share is written out in a dozen lines at recurrence_step in section 5. */
@@ -75,12 +76,20 @@ GLA_API void gla_state_free(GlaState *s);
 GLA_API void gla_state_reset(GlaState *s);                                     /* back to an empty text */
 GLA_API int gla_state_clone(GlaState **copy, const GlaState *s, char *err);
 GLA_API int64_t gla_state_pos(const GlaState *s);                              /* tokens read so far */
+GLA_API int64_t gla_state_evaluated(const GlaState *s);                        /* tokens computed in the life of s: rewinding and loading do not change it */
 GLA_API int gla_state_ctx(const GlaState *s);                                  /* positions the softmax layers have; 0: no limit */
 
 /* Reads n ids. The last n_logits positions leave a row of vocab_size logits each in logits (NULL when n_logits is 0);
  * the last position's are kept in the state as well. On error the state is unchanged. */
 GLA_API int gla_eval(GlaState *s, const int32_t *ids, int64_t n, float *logits, int64_t n_logits, char *err);
 GLA_API const float *gla_logits(const GlaState *s);                            /* (vocab_size), of the last token read */
+
+/* A recurrence cannot step back, so a place to come back to is copied when it is passed: the constant part, the last logits and the
+ * position. Keys and values stay where they are, so a snapshot may be gone back to (or forward, to a later one) as long as the state has
+ * not read another text over them in between: snapshots of one line of text, each valid for as long as the text before it is. */
+GLA_API size_t gla_snapshot_bytes(const GlaModel *m);
+GLA_API void gla_snapshot(const GlaState *s, void *snapshot);
+GLA_API void gla_rewind(GlaState *s, const void *snapshot);
 
 /* Text ----------------------------------------------------------------------------------- */
 enum { GLA_BOS = 1, GLA_SPECIAL = 2, GLA_FIRST = 4 };
@@ -94,7 +103,8 @@ GLA_API int gla_is_end(const GlaModel *m, int32_t id); /* an end-of-text token? 
 GLA_API int gla_n_tokens(const GlaModel *m);           /* tokens in the vocabulary; 0 = the file has none */
 
 /* Sampling ------------------------------------------------------------------------------- */
-enum { GLA_RECENT = 64 }; /* the penalties look this many tokens back */
+enum { GLA_RECENT = 64,   /* the penalties look this many tokens back */
+       GLA_BIAS = 32 };
 typedef struct {          /* a plain value: copy it to save it. Every field may be changed between tokens */
     float temperature;    /* 0 = always the likeliest token */
     float top_p, min_p;   /* 1 and 0 = off */
@@ -103,14 +113,17 @@ typedef struct {          /* a plain value: copy it to save it. Every field may 
     uint64_t rng;
     int32_t recent[GLA_RECENT];
     uint32_t n_recent;
+    int n_bias;           /* added to the logits of some tokens before anything else; -INFINITY bans one */
+    struct { int32_t id; float add; } bias[GLA_BIAS];
 } GlaSampler;
 GLA_API void gla_sampler_init(GlaSampler *p, const GlaModel *m, uint64_t seed); /* the file's general.sampling.*, else 1.0, 0.9, off */
 GLA_API void gla_sampler_note(GlaSampler *p, int32_t id);                       /* a token the penalties should know of */
 GLA_API int32_t gla_sample(GlaSampler *p, GlaState *s);                         /* from the state's last logits */
 
 /* Generation ----------------------------------------------------------------------------- */
-/* Called after each token id with the whole UTF-8 characters that are ready (n may be 0); with id -1 between runs of the
- * prompt (n = 0), and at the end for what was held back, as it is. Not 0 ends the generation after this token. */
+/* Called after each token id, before the state reads it, with the whole UTF-8 characters that are ready (n may be 0); with id -1 after each
+ * run of the prompt (n = 0), for the rest of a very long token, and at the end for what was held back, as it is. Not 0 ends the
+ * generation after this token. */
 typedef int (*GlaEmit)(void *user, int32_t id, const char *text, size_t n);
 typedef struct {
     int64_t steps;             /* tokens to generate; 0 = until an end token or the context ends */
@@ -119,15 +132,58 @@ typedef struct {
     GlaEmit emit;
     void *user;
 } GlaGenerate;
-enum { GLA_DONE_STEPS = 1, GLA_DONE_END, GLA_DONE_STOP, GLA_DONE_CONTEXT, GLA_DONE_CALLER };
+enum { GLA_DONE_STEPS = 1, GLA_DONE_END, GLA_DONE_STOP, GLA_DONE_CONTEXT, GLA_DONE_CALLER, GLA_DONE_LOOP /* of a chat only */ };
 /* Reads the prompt (may be empty if the state has read something), then generates. Returns GLA_DONE_* or an error;
  * n_out (or NULL) receives the number of tokens generated. The last token drawn is read by the state too, so going on is seamless. */
 GLA_API int gla_generate(GlaState *s, GlaSampler *p, const int32_t *prompt, int64_t n, const GlaGenerate *how, int64_t *n_out, char *err);
 
-/* Sessions: written to a temporary name, synced, renamed. p may be NULL. A file of another model is refused and
- * changes nothing; a damaged one leaves the state empty. */
-GLA_API int gla_state_save(const GlaState *s, const GlaSampler *p, const char *path, char *err);
+/* Sessions: written to a temporary name, synced, renamed. p may be NULL. ids: all that the state has read, gla_state_pos(s) of them, or
+ * NULL; the state itself does not keep them. A file of another model is refused and changes nothing; a damaged one leaves the state empty. */
+GLA_API int gla_state_save(const GlaState *s, const GlaSampler *p, const int32_t *ids, const char *path, char *err);
 GLA_API int gla_state_load(GlaState *s, GlaSampler *p, const char *path, char *err);
+/* How many ids a session holds, or an error; the first cap are written. Only gla_state_load sees whether the file is damaged. */
+GLA_API int64_t gla_session_ids(const GlaModel *m, const char *path, int32_t *ids, int64_t cap, char *err);
+
+/* Prompt cache: a folder of sessions, one file each, that programs may share. load: goes on from the longest one whose ids are the first of
+ * these n, into an empty state; returns how many they are, 0 = none fits. store: keeps the state under its ids; those that were not used for
+ * the longest time leave, so that the folder stays within max_bytes. Without POSIX there are no folders: GLA_UNSUPPORTED. */
+GLA_API int64_t gla_cache_load(GlaState *s, const char *folder, const int32_t *ids, int64_t n, char *err);
+GLA_API int gla_cache_store(const GlaState *s, const char *folder, const int32_t *ids, uint64_t max_bytes, char *err);
+
+/* Chat ----------------------------------------------------------------------------------- */
+/* A conversation in the words of the model's chat template, kept as the ids that were read and drawn; nothing of it is read twice. The chat
+ * owns the text of its state: use the state through it. One thread at a time for a chat and its clones. */
+typedef struct GlaChat GlaChat;
+typedef struct {
+    const char *system;      /* system prompt, or NULL */
+    int think;               /* 1 think before answering, 0 do not, -1 what the template does */
+    int64_t think_budget;    /* tokens; then the thought is closed. 0 = no limit */
+    int loop_tokens;         /* so many tokens of the same over and over are a loop: the first raises the repeat penalty, the second ends the answer. 0 = off */
+    int64_t snapshot_bytes;  /* memory for places to come back to, one per turn; the oldest leave, and are read again when needed */
+    const char *cache;       /* prompt cache for the system prompt, or NULL */
+    uint64_t cache_bytes;
+} GlaChatSettings;
+typedef struct {             /* what a turn cost and how it ended */
+    int64_t read, made, thought; /* tokens evaluated up to the answer; tokens of the answer, those of them within a thought */
+    int done, loops, budget, said; /* GLA_DONE_*; loops seen; was the thought cut; 0: interrupted before the answer, as if nothing was said */
+} GlaTurn;
+GLA_API int gla_chat_new(GlaChat **c, GlaState *s, const GlaChatSettings *how, char *err);
+GLA_API void gla_chat_free(GlaChat *c); /* the state stays */
+GLA_API const char *gla_chat_template(const GlaChat *c); /* "ChatML"; NULL: none that is known, "User: ..." is used */
+/* A message and its answer: GLA_DONE_* or an error. Text of a thought comes while gla_chat_thinking. retry: another answer to the last message. */
+GLA_API int gla_chat_say(GlaChat *c, GlaSampler *p, const char *text, size_t n, const GlaGenerate *how, GlaTurn *turn, char *err);
+GLA_API int gla_chat_retry(GlaChat *c, GlaSampler *p, const GlaGenerate *how, GlaTurn *turn, char *err);
+GLA_API int gla_chat_thinking(const GlaChat *c);
+GLA_API int gla_chat_may_think(const GlaChat *c);       /* has the model a way to think? */
+GLA_API void gla_chat_think(GlaChat *c, int think);     /* from the next message on */
+GLA_API int gla_chat_go(GlaChat *c, GlaSampler *p, int turns, char *err);   /* -1 undoes a turn, 1 brings it back until something is said */
+GLA_API int gla_chat_turns(const GlaChat *c, int *undone); /* turns so far; those that can be brought back */
+GLA_API int gla_chat_forget(GlaChat *c, int64_t keep, const GlaGenerate *how, char *err); /* drops the oldest turns until keep ids remain, and reads the others again; how many */
+GLA_API int gla_chat_clone(GlaChat **copy, GlaState **state, const GlaChat *c, char *err); /* both to be freed, the chat first */
+GLA_API const int32_t *gla_chat_ids(const GlaChat *c);  /* gla_state_pos of them */
+GLA_API size_t gla_chat_snapshot_bytes(const GlaChat *c);
+GLA_API int gla_chat_save(const GlaChat *c, const GlaSampler *p, const char *path, char *err); /* sessions, as above */
+GLA_API int gla_chat_load(GlaChat *c, GlaSampler *p, const char *path, char *err); /* a failure leaves the conversation as it was */
 
 /* A complete program:
  *
@@ -157,11 +213,16 @@ GLA_API int gla_state_load(GlaState *s, GlaSampler *p, const char *path, char *e
 #include <time.h>
 #if defined(__unix__) || defined(__APPLE__)
 #define HAVE_POSIX 1
+#include <dirent.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <signal.h>
+#include <sys/file.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
+#include <termios.h>
 #include <unistd.h>
 #endif
 #ifdef _OPENMP
@@ -285,30 +346,137 @@ static int may_replace(const char *path) {
 #endif
 }
 
-/* Asks before hours of work whether path can be written at their end. */
-LIKELY_UNUSED static int can_write(const char *path, char *err) {
-    char temporary[4096 + 8];
+/* The terminal. While a line is edited every key arrives at once and by itself; in between (running) Ctrl-C is a signal again, and what is
+ * typed waits unseen for the next line. Nothing that was typed is thrown away at a change. */
+#ifdef HAVE_POSIX
+typedef struct { struct termios normal; int changed; } Terminal;
+LIKELY_UNUSED static int is_terminal(int fd) { return isatty(fd); }
+LIKELY_UNUSED static int terminal_width(void) {
+    struct winsize w;
+    return !ioctl(STDERR_FILENO, TIOCGWINSZ, &w) && w.ws_col > 8 ? w.ws_col : 80;
+}
+LIKELY_UNUSED static int terminal_keys(Terminal *t, int running) { /* 0: done */
+    if (!t->changed && tcgetattr(STDIN_FILENO, &t->normal)) return -1;
+    struct termios now = t->normal;
+    now.c_iflag &= ~(tcflag_t)(ICRNL | INLCR | IGNCR | IXON);
+    now.c_lflag &= ~(tcflag_t)(ICANON | ECHO | IEXTEN);
+    if (!running) now.c_lflag &= ~(tcflag_t)ISIG;
+    now.c_lflag |= NOFLSH;
+    now.c_cc[VMIN] = 1, now.c_cc[VTIME] = 0;
+    t->changed = 1;
+    return tcsetattr(STDIN_FILENO, TCSADRAIN, &now);
+}
+LIKELY_UNUSED static void terminal_normal(Terminal *t) { if (t->changed) tcsetattr(STDIN_FILENO, TCSADRAIN, &t->normal); t->changed = 0; }
+LIKELY_UNUSED static int read_key(int wait_ms) { /* a byte, or -1: none in time, the end, or a signal */
+    unsigned char b;
+    struct pollfd p = {STDIN_FILENO, POLLIN, 0};
+    if (wait_ms >= 0 && poll(&p, 1, wait_ms) <= 0) return -1;
+    return read(STDIN_FILENO, &b, 1) == 1 ? b : -1;
+}
+#else
+typedef struct { int changed; } Terminal;
+LIKELY_UNUSED static int is_terminal(int fd) { return (void)fd, 0; }
+LIKELY_UNUSED static int terminal_width(void) { return 80; }
+LIKELY_UNUSED static int terminal_keys(Terminal *t, int running) { return (void)t, (void)running, -1; }
+LIKELY_UNUSED static void terminal_normal(Terminal *t) { (void)t; }
+LIKELY_UNUSED static int read_key(int wait_ms) { return (void)wait_ms, -1; }
+#endif
+
+/* A file is written under a temporary name and moves over the real one when every byte has reached the disk, so the old one stays whole until
+ * then. A lock keeps two programs from writing the same temporary file; one that a killed program left behind is written over. */
+enum { PATH_LEN = 4096 };
+typedef char Temporary[PATH_LEN + 8];
+
+static FILE *open_temporary(Temporary temporary, const char *path, char *err) {
     FILE *f = NULL;
-    if (!may_replace(path)) return fail(err, GLA_IO, "%s: not a regular file", path);
-    if (snprintf(temporary, sizeof temporary, "%s.tmp", path) < (int)sizeof temporary) f = fopen(temporary, "wb");
-    if (!f) return fail(err, GLA_IO, "%s: cannot write: %s", path, strerror(errno));
-    fclose(f), remove(temporary);
-    return GLA_OK;
+    *temporary = 0;
+    if (!may_replace(path)) fail(err, GLA_IO, "%s: not a regular file", path);
+    else if (snprintf(temporary, sizeof(Temporary), "%s.tmp", path) >= (int)sizeof(Temporary)) fail(err, GLA_INPUT, "%s: the name is too long", path);
+    else {
+#ifdef HAVE_POSIX
+        for (int fd; !f && (fd = open(temporary, O_RDWR | O_CREAT | O_CLOEXEC, 0666)) >= 0;) {
+            struct stat mine, named;
+            if (flock(fd, LOCK_EX | LOCK_NB) && errno == EWOULDBLOCK) {
+                close(fd);
+                fail(err, GLA_IO, "%s: another program is writing it", path);
+                return NULL;
+            }
+            /* between opening and locking, the other program may have renamed the file: then this is no longer the temporary one */
+            if (!fstat(fd, &mine) && !stat(temporary, &named) && mine.st_ino == named.st_ino && mine.st_dev == named.st_dev && !ftruncate(fd, 0)) f = fdopen(fd, "wb");
+            if (!f) close(fd);
+        }
+#else
+        f = fopen(temporary, "wb");
+#endif
+        if (!f) fail(err, GLA_IO, "%s: cannot write: %s", path, strerror(errno));
+    }
+    return f;
 }
 
-/* Closes a file written under a temporary name and moves it over the real one, only when every byte has reached the disk.
- * On failure the old file is untouched and the temporary one is gone. */
+static int drop_file(FILE *f, const char *temporary, int code) { remove(temporary), fclose(f); return code; }
+
+/* On failure the old file is untouched and the temporary one is gone. */
 static int commit_file(FILE *f, const char *temporary, const char *path, char *err) {
     int bad = fflush(f) != 0 || ferror(f);
 #ifdef HAVE_POSIX
-    bad = bad || fsync(fileno(f)) != 0;
+    bad = bad || fsync(fileno(f)) != 0 || rename(temporary, path); /* while the lock is held */
+    if (bad) return drop_file(f, temporary, fail(err, GLA_IO, "%s: cannot write: %s", path, strerror(errno)));
+    fclose(f);
+#else
+    bad |= fclose(f) || (remove(path), rename(temporary, path));
+    if (bad) return remove(temporary), fail(err, GLA_IO, "%s: cannot write: %s", path, strerror(errno));
 #endif
-    int why = errno;
-    if (fclose(f) && !bad) why = errno, bad = 1;
-    if (!bad && rename(temporary, path)) { why = errno; bad = 1; }
-    if (!bad) return GLA_OK;
-    remove(temporary);
-    return fail(err, GLA_IO, "%s: cannot write: %s", path, strerror(why));
+    return GLA_OK;
+}
+
+/* Asks before hours of work whether path can be written at their end. */
+LIKELY_UNUSED static int can_write(const char *path, char *err) {
+    Temporary temporary;
+    FILE *f = open_temporary(temporary, path, err);
+    return f ? drop_file(f, temporary, GLA_OK) : GLA_IO;
+}
+
+/* Calls each(user, path, bytes, age rank) for every file of a folder; the rank grows with the time of the last change. Not 0 ends it. */
+typedef int (*EachFile)(void *user, const char *name, const char *path, uint64_t bytes, double changed);
+static int each_file(const char *folder, EachFile each, void *user, char *err) {
+#ifdef HAVE_POSIX
+    char path[PATH_LEN];
+    DIR *d = opendir(folder);
+    int end = 0;
+    if (!d) return errno == ENOENT ? GLA_OK : fail(err, GLA_IO, "%s: cannot read as a folder: %s", folder, strerror(errno));
+    for (struct dirent *e; !end && (e = readdir(d));) {
+        struct stat st;
+        if (snprintf(path, sizeof path, "%s/%s", folder, e->d_name) >= (int)sizeof path || stat(path, &st) || !S_ISREG(st.st_mode)) continue;
+#ifdef __APPLE__
+        double changed = (double)st.st_mtimespec.tv_sec + 1e-9 * (double)st.st_mtimespec.tv_nsec;
+#else
+        double changed = (double)st.st_mtim.tv_sec + 1e-9 * (double)st.st_mtim.tv_nsec;
+#endif
+        end = each(user, e->d_name, path, (uint64_t)st.st_size, changed);
+    }
+    closedir(d);
+    return GLA_OK;
+#else
+    (void)each, (void)user;
+    return fail(err, GLA_UNSUPPORTED, "%s: folders are not supported on this system", folder);
+#endif
+}
+
+static int make_folder(const char *path, char *err) { /* fine if it is there */
+#ifdef HAVE_POSIX
+    if (!mkdir(path, 0777) || errno == EEXIST) return GLA_OK;
+    return fail(err, GLA_IO, "%s: cannot make a folder: %s", path, strerror(errno));
+#else
+    return fail(err, GLA_UNSUPPORTED, "%s: folders are not supported on this system", path);
+#endif
+}
+
+static int touch_file(const char *path) { /* changed now; not 0 if it is not there */
+#ifdef HAVE_POSIX
+    return utimensat(AT_FDCWD, path, NULL, 0);
+#else
+    return (void)path, -1;
+#endif
 }
 
 LIKELY_UNUSED static uint64_t resident_bytes(void) { /* 0 when the system does not say */
@@ -2150,7 +2318,7 @@ typedef struct { float score; int32_t id; } Scored;
 struct GlaState {
     const GlaModel *m;
     int ctx, batch;
-    int64_t pos;             /* tokens read */
+    int64_t pos, evaluated;  /* tokens read; tokens computed, which only grows */
     float *fixed;            /* (m->fixed_floats) */
     float *kv;               /* layer after layer, (ctx, layer's kv) */
     float *logits;           /* (vocab_size) of the last token read */
@@ -2254,20 +2422,41 @@ GLA_API int gla_state_clone(GlaState **copy, const GlaState *s, char *err) {
 }
 
 GLA_API int64_t gla_state_pos(const GlaState *s) { return s->pos; }
+GLA_API int64_t gla_state_evaluated(const GlaState *s) { return s->evaluated; }
 GLA_API int gla_state_ctx(const GlaState *s) { return s->ctx; }
 GLA_API const float *gla_logits(const GlaState *s) { return s->logits; }
 
-/* -- sessions: head, sampler, logits, constant part, used growing part per layer, checksum of all before -- */
+/* -- snapshots: position, logits, constant part -- */
+
+GLA_API size_t gla_snapshot_bytes(const GlaModel *m) { return sizeof(int64_t) + ((size_t)m->config.vocab_size + m->fixed_floats) * sizeof(float); }
+
+GLA_API void gla_snapshot(const GlaState *s, void *snapshot) {
+    size_t logits = (size_t)s->m->config.vocab_size * sizeof(float);
+    char *to = snapshot;
+    memcpy(to, &s->pos, sizeof s->pos);
+    memcpy(to + sizeof s->pos, s->logits, logits);
+    memcpy(to + sizeof s->pos + logits, s->fixed, s->m->fixed_floats * sizeof(float));
+}
+
+GLA_API void gla_rewind(GlaState *s, const void *snapshot) {
+    size_t logits = (size_t)s->m->config.vocab_size * sizeof(float);
+    const char *from = snapshot;
+    memcpy(&s->pos, from, sizeof s->pos);
+    memcpy(s->logits, from + sizeof s->pos, logits);
+    memcpy(s->fixed, from + sizeof s->pos + logits, s->m->fixed_floats * sizeof(float));
+}
+
+/* -- sessions: head with the sampler, ids, logits, constant part, used growing part per layer, checksum of all before -- */
 
 typedef struct {
     char magic[8];
     uint32_t version, has_sampler;
     uint64_t model;     /* fingerprint */
     int64_t pos;
-    uint64_t fixed_floats, kv_floats, vocab_size;
+    uint64_t fixed_floats, kv_floats, vocab_size, n_ids; /* n_ids: pos or 0 */
     GlaSampler sampler;
 } SessionHead;
-enum { SESSION_VERSION = 1 };
+enum { SESSION_VERSION = 2 };
 
 /* The header of the file and the first and last bytes of every tensor. */
 static uint64_t fingerprint(const GlaModel *m) {
@@ -2285,6 +2474,14 @@ static uint64_t fingerprint(const GlaModel *m) {
 typedef struct { FILE *f; uint64_t sum; int bad; } Stream;
 static void stream_write(Stream *t, void *p, size_t n) { t->bad |= fwrite(p, 1, n, t->f) != n; t->sum = hash_bytes(t->sum, p, n); }
 static void stream_read(Stream *t, void *p, size_t n) { if (fread(p, 1, n, t->f) != n) { t->bad = 1; memset(p, 0, n); } t->sum = hash_bytes(t->sum, p, n); }
+static void session_ids(Stream *t, const int32_t *ids, uint64_t n, int write) { /* in pieces, which the checksum depends on; reading only checks */
+    int32_t piece[1024];
+    for (uint64_t i = 0, k; i < n; i += k) {
+        k = n - i < 1024 ? n - i : 1024;
+        if (write) memcpy(piece, ids + i, (size_t)k * sizeof *piece);
+        (write ? stream_write : stream_read)(t, piece, (size_t)k * sizeof *piece);
+    }
+}
 static void session_body(GlaState *s, Stream *t, void (*step)(Stream *, void *, size_t)) {
     const GlaModel *m = s->m;
     step(t, s->logits, (size_t)m->config.vocab_size * sizeof(float));
@@ -2293,48 +2490,56 @@ static void session_body(GlaState *s, Stream *t, void (*step)(Stream *, void *, 
         step(t, s->kv + m->layers[i].kv_at * (size_t)s->ctx, kv_used(s) * m->layers[i].kv * sizeof(float));
 }
 
-GLA_API int gla_state_save(const GlaState *s, const GlaSampler *p, const char *path, char *err) {
+static void stream_count(Stream *t, void *p, size_t n) { (void)p, t->sum += n; }
+static uint64_t session_bytes(const GlaState *s, int64_t n_ids) {
+    Stream t = {NULL, sizeof(SessionHead) + (uint64_t)n_ids * sizeof(int32_t) + sizeof t.sum, 0};
+    session_body((GlaState *)(uintptr_t)s, &t, stream_count);
+    return t.sum;
+}
+
+GLA_API int gla_state_save(const GlaState *s, const GlaSampler *p, const int32_t *ids, const char *path, char *err) {
     const GlaModel *m = s->m;
-    size_t n = strlen(path);
-    if (!may_replace(path)) return fail(err, GLA_IO, "%s: not a regular file", path);
-    char *temporary = gla_alloc(n + 5);
-    if (!temporary) return fail(err, GLA_MEMORY, "no memory");
-    memcpy(temporary, path, n), memcpy(temporary + n, ".tmp", 5);
-    Stream t = {fopen(temporary, "wb"), HASH_SEED, 0};
-    int code;
-    if (!t.f) code = fail(err, GLA_IO, "%s: cannot write: %s", temporary, strerror(errno));
-    else {
-        SessionHead head;
-        memset(&head, 0, sizeof head);
-        memcpy(head.magic, "GLASTATE", 8);
-        head.version = SESSION_VERSION, head.has_sampler = p != NULL, head.model = fingerprint(m), head.pos = s->pos;
-        head.fixed_floats = m->fixed_floats, head.kv_floats = m->kv_floats, head.vocab_size = (uint64_t)m->config.vocab_size;
-        if (p) head.sampler = *p;
-        stream_write(&t, &head, sizeof head);
-        session_body((GlaState *)(uintptr_t)s, &t, stream_write);
-        uint64_t sum = t.sum;
-        stream_write(&t, &sum, sizeof sum);
-        code = commit_file(t.f, temporary, path, err);
-    }
-    gla_free(temporary);
-    return code;
+    Temporary temporary;
+    SessionHead head;
+    Stream t = {open_temporary(temporary, path, err), HASH_SEED, 0};
+    if (!t.f) return GLA_IO;
+    memset(&head, 0, sizeof head);
+    memcpy(head.magic, "GLASTATE", 8);
+    head.version = SESSION_VERSION, head.has_sampler = p != NULL, head.model = fingerprint(m), head.pos = s->pos, head.n_ids = ids ? (uint64_t)s->pos : 0;
+    head.fixed_floats = m->fixed_floats, head.kv_floats = m->kv_floats, head.vocab_size = (uint64_t)m->config.vocab_size;
+    if (p) head.sampler = *p;
+    stream_write(&t, &head, sizeof head);
+    session_ids(&t, ids, head.n_ids, 1);
+    session_body((GlaState *)(uintptr_t)s, &t, stream_write);
+    uint64_t sum = t.sum;
+    stream_write(&t, &sum, sizeof sum);
+    return commit_file(t.f, temporary, path, err);
+}
+
+/* Opens a session and reads its head; the file is long enough for the ids that it promises. */
+static int session_open(Stream *t, SessionHead *head, const GlaModel *m, const char *path, char *err) {
+    *t = (Stream){fopen(path, "rb"), HASH_SEED, 0};
+    if (!t->f) return fail(err, GLA_IO, "%s: cannot open: %s", path, strerror(errno));
+    stream_read(t, head, sizeof *head);
+    long at = ftell(t->f), size = !t->bad && !fseek(t->f, 0, SEEK_END) ? ftell(t->f) : -1;
+    if (size < 0 || fseek(t->f, at, SEEK_SET) || memcmp(head->magic, "GLASTATE", 8)) return fail(err, GLA_FORMAT, "%s: not a session file", path);
+    if (head->version != SESSION_VERSION) return fail(err, GLA_UNSUPPORTED, "%s: session version %u, this program reads version %d", path, head->version, SESSION_VERSION);
+    if (head->model != fingerprint(m) || head->fixed_floats != m->fixed_floats || head->kv_floats != m->kv_floats || head->vocab_size != (uint64_t)m->config.vocab_size)
+        return fail(err, GLA_INPUT, "%s: saved by another model than %s", path, *m->name ? m->name : m->architecture);
+    if (head->pos < 0 || head->pos > (int64_t)1 << 53) return fail(err, GLA_FORMAT, "%s: damaged, at position %lld", path, (long long)head->pos);
+    if (head->n_ids && (head->n_ids != (uint64_t)head->pos || head->n_ids > (uint64_t)(size - at) / sizeof(int32_t))) return fail(err, GLA_FORMAT, "%s: damaged or cut short", path);
+    return GLA_OK;
 }
 
 GLA_API int gla_state_load(GlaState *s, GlaSampler *p, const char *path, char *err) {
-    const GlaModel *m = s->m;
     SessionHead head;
-    Stream t = {fopen(path, "rb"), HASH_SEED, 0};
-    if (!t.f) return fail(err, GLA_IO, "%s: cannot open: %s", path, strerror(errno));
-    stream_read(&t, &head, sizeof head);
-    int code = GLA_OK;
-    if (t.bad || memcmp(head.magic, "GLASTATE", 8)) code = fail(err, GLA_FORMAT, "%s: not a session file", path);
-    else if (head.version != SESSION_VERSION) code = fail(err, GLA_UNSUPPORTED, "%s: session version %u, this program reads version %d", path, head.version, SESSION_VERSION);
-    else if (head.model != fingerprint(m) || head.fixed_floats != m->fixed_floats || head.kv_floats != m->kv_floats || head.vocab_size != (uint64_t)m->config.vocab_size)
-        code = fail(err, GLA_INPUT, "%s: saved by another model than %s", path, *m->name ? m->name : m->architecture);
-    else if (head.pos < 0 || head.pos > (int64_t)1 << 53) code = fail(err, GLA_FORMAT, "%s: damaged, at position %lld", path, (long long)head.pos);
-    else if (m->kv_floats && head.pos > s->ctx) code = fail(err, GLA_CONTEXT, "%s: holds %lld positions, the context has %d; give a larger one (-c)", path, (long long)head.pos, s->ctx);
-    else {
+    Stream t;
+    int code = session_open(&t, &head, s->m, path, err);
+    if (!code && s->m->kv_floats && head.pos > s->ctx)
+        code = fail(err, GLA_CONTEXT, "%s: holds %lld positions, the context has %d; give a larger one (-c)", path, (long long)head.pos, s->ctx);
+    if (!code) {
         uint64_t sum, stored;
+        session_ids(&t, NULL, head.n_ids, 0);
         s->pos = head.pos;
         session_body(s, &t, stream_read);
         sum = t.sum;
@@ -2344,8 +2549,85 @@ GLA_API int gla_state_load(GlaState *s, GlaSampler *p, const char *path, char *e
             code = fail(err, GLA_FORMAT, "%s: damaged or cut short", path);
         } else if (p && head.has_sampler) *p = head.sampler;
     }
-    fclose(t.f);
+    if (t.f) fclose(t.f);
     return code;
+}
+
+GLA_API int64_t gla_session_ids(const GlaModel *m, const char *path, int32_t *ids, int64_t cap, char *err) {
+    SessionHead head;
+    Stream t;
+    int code = session_open(&t, &head, m, path, err);
+    int64_t n = code ? 0 : (int64_t)head.n_ids, wanted = min64(n, cap);
+    if (!code && wanted > 0) stream_read(&t, ids, (size_t)wanted * sizeof *ids);
+    for (int64_t i = 0; i < wanted && !code; i++)
+        if (t.bad || ids[i] < 0 || ids[i] >= m->config.vocab_size) code = fail(err, GLA_FORMAT, "%s: damaged or cut short", path);
+    if (t.f) fclose(t.f);
+    return code ? code : n;
+}
+
+/* -- prompt cache: a session is called MODEL-IDS-COUNT.gla, two hash values and how many ids. One that was replaced or cut is refused by its
+ *    checksum; one that another program deletes while it is read stays readable. -- */
+
+typedef struct { const GlaModel *m; uint64_t model; const int32_t *ids; int64_t n, best; char path[PATH_LEN]; } CacheSearch;
+
+static int cache_fits(void *user, const char *name, const char *path, uint64_t bytes, double changed) {
+    CacheSearch *c = user;
+    unsigned long long model, hash;
+    long long count;
+    int end = 0;
+    (void)bytes, (void)changed;
+    if (sscanf(name, "%16llx-%16llx-%lld.gla%n", &model, &hash, &count, &end) < 3 || !end || name[end] || model != c->model) return 0;
+    if (count <= c->best || count > c->n || hash != hash_bytes(HASH_SEED, c->ids, (size_t)count * sizeof *c->ids)) return 0;
+    snprintf(c->path, sizeof c->path, "%s", path);
+    c->best = count;
+    return 0;
+}
+
+GLA_API int64_t gla_cache_load(GlaState *s, const char *folder, const int32_t *ids, int64_t n, char *err) {
+    CacheSearch c = {s->m, fingerprint(s->m), ids, n, 0, ""};
+    int code;
+    if (s->pos) return fail(err, GLA_INPUT, "the prompt cache is for a state that has read nothing");
+    for (; !(code = each_file(folder, cache_fits, &c, err)) && c.best; c.n = c.best - 1, c.best = 0) {
+        int same = !gla_state_load(s, NULL, c.path, NULL) && s->pos == c.best;
+        int32_t *stored = same ? gla_alloc((size_t)c.best * sizeof *ids) : NULL;
+        same = stored && gla_session_ids(s->m, c.path, stored, c.best, NULL) == c.best && !memcmp(stored, ids, (size_t)c.best * sizeof *ids);
+        gla_free(stored);
+        if (same) return touch_file(c.path), c.best;
+        gla_state_reset(s); /* damaged, or too long for the context: the next one */
+    }
+    return code;
+}
+
+typedef struct { uint64_t total; double oldest; char path[PATH_LEN]; } CacheOldest;
+static int cache_oldest(void *user, const char *name, const char *path, uint64_t bytes, double changed) {
+    CacheOldest *c = user;
+    if (!strstr(name, ".gla")) return 0; /* also NAME.gla.tmp of a program that was killed */
+    c->total += bytes;
+    if (*c->path && changed >= c->oldest) return 0;
+    c->oldest = changed;
+    snprintf(c->path, sizeof c->path, "%s", path);
+    return 0;
+}
+static int cache_trim(const char *folder, uint64_t max_bytes, char *err) {
+    for (;;) {
+        CacheOldest c = {0, 0, ""};
+        int code = each_file(folder, cache_oldest, &c, err);
+        if (code || c.total <= max_bytes || !*c.path) return code;
+        if (remove(c.path) && errno != ENOENT) return fail(err, GLA_IO, "%s: cannot remove: %s", c.path, strerror(errno));
+    }
+}
+
+GLA_API int gla_cache_store(const GlaState *s, const char *folder, const int32_t *ids, uint64_t max_bytes, char *err) {
+    char path[PATH_LEN];
+    uint64_t bytes = session_bytes(s, s->pos);
+    int code = make_folder(folder, err);
+    if (code) return code;
+    if (bytes > max_bytes) return fail(err, GLA_INPUT, "%s: a snapshot of %llu bytes does not go into a cache of %llu", folder, (unsigned long long)bytes, (unsigned long long)max_bytes);
+    if (snprintf(path, sizeof path, "%s/%016llx-%016llx-%lld.gla", folder, (unsigned long long)fingerprint(s->m),
+                 (unsigned long long)hash_bytes(HASH_SEED, ids, (size_t)s->pos * sizeof *ids), (long long)s->pos) >= (int)sizeof path) return fail(err, GLA_INPUT, "%s: the name is too long", folder);
+    if (!touch_file(path)) return GLA_OK; /* it is there */
+    if ((code = cache_trim(folder, max_bytes - bytes, err)) || (code = gla_state_save(s, NULL, ids, path, err))) return code;
+    return cache_trim(folder, max_bytes, err);
 }
 
 /* ---- 9. layers: a run of T tokens through one layer -----------------------------------------------------
@@ -2699,7 +2981,7 @@ static void forward(GlaState *s, const int32_t *ids, int T, float *logits, int n
         Input wanted = input_rows(s->xb, n_logits, c->dim);
         matmul(team, &(Product){logits, &m->head}, 1, &wanted);
     }
-    s->pos += T;
+    s->pos += T, s->evaluated += T;
 }
 
 GLA_API int gla_eval(GlaState *s, const int32_t *ids, int64_t n, float *logits, int64_t n_logits, char *err) {
@@ -3318,7 +3600,7 @@ static int64_t tokenizer_encode(const Tokenizer *t, const char *text, size_t len
 /* The bytes of one token: returns how many there are, of which the first cap are written. A token may hold part of a
  * character, so whoever prints collects whole ones. Control tokens are silent without GLA_SPECIAL. GLA_FIRST goes
  * with the first token of a text that is not a control token: "llama" encoding put a space there. */
-static size_t tokenizer_piece(const Tokenizer *t, int32_t id, int flags, char *buf, size_t cap) {
+static size_t piece_part(const Tokenizer *t, int32_t id, int flags, size_t from, char *buf, size_t cap) { /* ... from byte `from` on */
     if (id < 0 || id >= t->n) return 0;
     Str s = t->tokens[id];
     int type = token_type(t, id), spelled = type == TYPE_NORMAL && t->model == VOCAB_BPE;
@@ -3327,7 +3609,7 @@ static size_t tokenizer_piece(const Tokenizer *t, int32_t id, int flags, char *b
     if ((type == TYPE_CONTROL || type == TYPE_UNKNOWN) && !(flags & GLA_SPECIAL)) return 0;
     for (int b = 0; t->model == VOCAB_SPM && type == TYPE_BYTE && b < 256; b++)
         if (t->byte_id[b] == id) {
-            if (cap) buf[0] = (char)b;
+            if (cap && !from) buf[0] = (char)b;
             return 1;
         }
     for (size_t at = 0; spelled && at < s.n; at += len)     /* a text that does not spell bytes is taken literally */
@@ -3339,10 +3621,11 @@ static size_t tokenizer_piece(const Tokenizer *t, int32_t id, int flags, char *b
         else if (c == 0x2581 && t->model == VOCAB_SPM && type == TYPE_NORMAL) c = ' ';
         if (at == 0 && c == ' ' && flags & GLA_FIRST && t->add_space) continue;
         for (size_t i = 0, k = utf8_write(raw, c); i < k; i++, n++)
-            if (n < cap) buf[n] = raw[i];
+            if (n >= from && n - from < cap) buf[n - from] = raw[i];
     }
     return n;
 }
+static size_t tokenizer_piece(const Tokenizer *t, int32_t id, int flags, char *buf, size_t cap) { return piece_part(t, id, flags, 0, buf, cap); }
 
 /* Canonical composition (NFC): "e" and U+0301 become U+00E9, marks on one letter get their standard order. Korean
  * syllables are composed by arithmetic: leading consonant L, vowel V, perhaps a trailing consonant T. */
@@ -3645,7 +3928,7 @@ GLA_API int gla_is_end(const GlaModel *m, int32_t id) { return tokenizer_is_end(
 GLA_API int gla_n_tokens(const GlaModel *m) { return m->vocab->n; }
 
 /* ---- 12. sampler: logits to an id ---------------------------------------------------------------------------
- * Knows nothing of models. Order: penalties, temperature, top-k, top-p, min-p, draw. */
+ * Knows nothing of models. Order: biases, penalties, temperature, top-k, top-p, min-p, draw. */
 
 static uint64_t next_random(uint64_t *rng) { /* splitmix64: every seed is as good as any other, 0 included */
     uint64_t z = *rng += 0x9e3779b97f4a7c15u;
@@ -3680,6 +3963,8 @@ static void penalise(const GlaSampler *p, Scored *c, int n) {
 /* An id from n logits; c: n candidates of scratch. Logits that are NaN are never drawn while another is not. */
 static int32_t sample(GlaSampler *p, const float *logits, int n, Scored *c) {
     for (int i = 0; i < n; i++) c[i] = (Scored){logits[i] == logits[i] ? logits[i] : -INFINITY, i};
+    for (int i = 0; i < p->n_bias && i < GLA_BIAS; i++)
+        if (p->bias[i].id >= 0 && p->bias[i].id < n) c[p->bias[i].id].score += p->bias[i].add;
     penalise(p, c, n);
     Scored best = c[0];
     for (int i = 1; i < n; i++) if (likelier(c[i], best)) best = c[i];
@@ -3687,6 +3972,11 @@ static int32_t sample(GlaSampler *p, const float *logits, int n, Scored *c) {
 
     double total = 0; /* probabilities relative to the best one's */
     for (int i = 0; i < n; i++) total += c[i].score = expf((c[i].score - best.score) / p->temperature);
+    if (!(p->top_k > 0 && p->top_k < n) && !(p->top_p < 1) && !(p->min_p > 0)) { /* all of them: no order is needed */
+        double r = (double)(next_random(&p->rng) >> 11) * 0x1p-53 * total;
+        for (int i = 0; i < n; i++) if ((r -= c[i].score) < 0) return i;
+        return best.id;
+    }
     // candidates leave a heap from the likeliest down until top-k, top-p or min-p has enough; they collect at the end of c
     for (int i = n / 2 - 1; i >= 0; i--) sift_down(c, n, i);
     int left = n, k = p->top_k > 0 && p->top_k < n ? p->top_k : n;
@@ -3782,7 +4072,7 @@ GLA_API int gla_generate(GlaState *s, GlaSampler *p, const int32_t *prompt, int6
         if (strlen(how->stops[i]) >= HELD / 2) return fail(err, GLA_INPUT, "a stop text of %zu bytes; at most %d", strlen(how->stops[i]), HELD / 2 - 1);
     for (int64_t i = 0; i < n; i += s->batch) { /* the prompt, in runs, so that it can be interrupted between them */
         if ((code = gla_eval(s, prompt + i, min64(s->batch, n - i), NULL, 0, err))) return code;
-        if (i + s->batch < n && how->emit && how->emit(how->user, -1, "", 0)) return GLA_DONE_CALLER;
+        if (how->emit && how->emit(how->user, -1, "", 0)) return GLA_DONE_CALLER;
     }
     for (int64_t i = 0; i < n; i++) gla_sampler_note(p, prompt[i]);
     while (!done) {
@@ -3792,14 +4082,16 @@ GLA_API int gla_generate(GlaState *s, GlaSampler *p, const int32_t *prompt, int6
         if (!how->ignore_end && gla_is_end(m, id)) { done = GLA_DONE_END; break; }
         gla_sampler_note(p, id);
         made++;
-        size_t got = gla_piece(m, id, first ? GLA_FIRST : 0, held + n_held, PIECE);
-        n_held += got < PIECE ? got : PIECE;
-        first = 0;
         int stop = 0;
-        size_t show = showable(how, held, n_held, &stop);
-        if (how->emit && how->emit(how->user, id, held, show)) done = GLA_DONE_CALLER;
-        memmove(held, held + show, n_held - show);
-        n_held -= show;
+        for (size_t from = 0, len = 1; !stop && (!from || from < len); from += PIECE) { /* nearly always once: a token of more than PIECE bytes comes in parts */
+            len = piece_part(m->vocab, id, first ? GLA_FIRST : 0, from, held + n_held, PIECE);
+            n_held += len - from < PIECE ? len - from : PIECE;
+            size_t show = showable(how, held, n_held, &stop);
+            if (how->emit && how->emit(how->user, from ? -1 : id, held, show)) done = GLA_DONE_CALLER;
+            memmove(held, held + show, n_held - show);
+            n_held -= show;
+        }
+        first = 0;
         if (stop) n_held = 0, done = GLA_DONE_STOP;
         if ((code = gla_eval(s, &id, 1, NULL, 0, err))) return code;
     }
@@ -3808,21 +4100,531 @@ GLA_API int gla_generate(GlaState *s, GlaSampler *p, const int32_t *prompt, int6
     return done;
 }
 
-/* ---- 14. command line: options, modes, statistics; the only stdout, the only exit ----------------------------- */
+/* ---- 14. chat: a conversation that is never read twice ---------------------------------------------------------------
+ * A recurrent state cannot drop its last tokens, so a program that writes the conversation out anew for every turn - and finds that the
+ * template drops earlier thinking, or that sampled text splits into other tokens - reads all of it again. Here the ids that were sampled are
+ * the conversation: a turn adds its own tokens behind them, and nothing else is evaluated. Going back means a snapshot from where the turn
+ * began; when it has left the memory that snapshots may take, the ids are read again up to there, with the same bits. */
+
+/* How a file wants turns written. % is the text; what the vocabulary has as one special token becomes that token, which text that
+ * somebody typed never does. A template is recognised by two marks in tokenizer.chat_template; the first row that has both is it. */
+typedef struct {
+    const char *name, *marks[2];
+    const char *system;  /* NULL: in front of the first message, with an empty line between */
+    const char *user, *answer, *end; /* a message; what an answer begins behind; what follows a whole answer */
+    const char *stop;    /* a text that ends an answer when no token does */
+} ChatTemplate;
+
+static const ChatTemplate chat_templates[] = {
+    {"Kimi", {"<|im_middle|>", ""}, "<|im_system|>system<|im_middle|>%<|im_end|>", "<|im_user|>user<|im_middle|>%<|im_end|>", "<|im_assistant|>assistant<|im_middle|>", "<|im_end|>", NULL},
+    {"Phi-4", {"<|im_start|>", "<|im_sep|>"}, "<|im_start|>system<|im_sep|>%<|im_end|>", "<|im_start|>user<|im_sep|>%<|im_end|>", "<|im_start|>assistant<|im_sep|>", "<|im_end|>", NULL},
+    {"ChatML", {"<|im_start|>", ""}, "<|im_start|>system\n%<|im_end|>\n", "<|im_start|>user\n%<|im_end|>\n", "<|im_start|>assistant\n", "<|im_end|>\n", NULL},
+    {"Llama-3", {"<|start_header_id|>", ""}, "<|start_header_id|>system<|end_header_id|>\n\n%<|eot_id|>", "<|start_header_id|>user<|end_header_id|>\n\n%<|eot_id|>", "<|start_header_id|>assistant<|end_header_id|>\n\n", "<|eot_id|>", NULL},
+    {"Gemma", {"<start_of_turn>", ""}, NULL, "<start_of_turn>user\n%<end_of_turn>\n", "<start_of_turn>model\n", "<end_of_turn>\n", NULL},
+    {"Granite", {"<|start_of_role|>", ""}, "<|start_of_role|>system<|end_of_role|>%<|end_of_text|>\n", "<|start_of_role|>user<|end_of_role|>%<|end_of_text|>\n", "<|start_of_role|>assistant<|end_of_role|>", "<|end_of_text|>\n", NULL},
+    {"DeepSeek", {"<\357\275\234User\357\275\234>", ""}, "%", "<\357\275\234User\357\275\234>%", "<\357\275\234Assistant\357\275\234>", "<\357\275\234end\342\226\201of\342\226\201sentence\357\275\234>", NULL},
+    {"Phi-3", {"<|user|>", "<|end|>"}, "<|system|>\n%<|end|>\n", "<|user|>\n%<|end|>\n", "<|assistant|>\n", "<|end|>\n", NULL},
+    {"Zephyr", {"<|user|>", "eos_token"}, "<|system|>\n%</s>\n", "<|user|>\n%</s>\n", "<|assistant|>\n", "</s>\n", NULL},
+    {"Mistral", {"[INST]", ""}, NULL, "[INST] % [/INST]", "", "</s>", NULL},
+    {"plain", {"User:", "Assistant:"}, "%\n\n", "User: %\n\n", "Assistant:", "\n\n", "\nUser:"}, /* the last one: also for files without a known template */
+};
+enum { N_TEMPLATES = sizeof chat_templates / sizeof *chat_templates, LOOP_PERIODS = 64 };
+
+typedef struct { int32_t *id; int64_t n, cap; } Ids;
+
+static int ids_add(Ids *a, const int32_t *ids, int64_t n, char *err) {
+    if (n > a->cap - a->n) {
+        int64_t cap = a->n + n + a->n / 2 + 64;
+        int32_t *more = gla_alloc((size_t)cap * sizeof *more);
+        if (!more) return fail(err, GLA_MEMORY, "no memory for %lld token ids", (long long)cap);
+        if (a->n) memcpy(more, a->id, (size_t)a->n * sizeof *more);
+        gla_free(a->id);
+        a->id = more, a->cap = cap;
+    }
+    if (n) memcpy(a->id + a->n, ids, (size_t)n * sizeof *ids);
+    a->n += n;
+    return GLA_OK;
+}
+static void ids_free(Ids *a) { gla_free(a->id); *a = (Ids){NULL, 0, 0}; }
+
+static int ids_encode(Ids *a, const GlaModel *m, const char *text, size_t n, int flags, char *err) { /* appends the ids of a text */
+    int64_t more = gla_encode(m, text, n, flags, NULL, 0, err); /* may be more than there are bytes: NFC lengthens some characters */
+    int32_t *ids = more > 0 ? gla_alloc((size_t)more * sizeof *ids) : NULL;
+    int code = more < 0 ? (int)more : more && !ids ? fail(err, GLA_MEMORY, "no memory for %lld token ids", (long long)more) : GLA_OK;
+    if (ids) more = gla_encode(m, text, n, flags, ids, (size_t)more, err), code = more < 0 ? (int)more : GLA_OK;
+    for (int64_t i = 0; i < more && !code; i++)
+        if (ids[i] >= m->config.vocab_size) code = fail(err, GLA_INPUT, "the vocabulary has the token %d, the model only %d; is it another model's (-z)?", ids[i], m->config.vocab_size);
+    if (!code && ids) code = ids_add(a, ids, more, err);
+    gla_free(ids);
+    return code;
+}
+
+typedef struct { int refs; char data[]; } Snapshot; /* shared with the chats that were forked from this one */
+typedef struct {          /* a place between turns, or the beginning of the text behind the system prompt */
+    int64_t pos, answer;  /* ids before it; ids before the answer of the turn that ends here, 0 = not known */
+    int stopped;          /* the answer ended with the template's stop text, which is the beginning of the next message */
+    Snapshot *snap;       /* NULL: read again up to here */
+} Mark;
+
+struct GlaChat {
+    GlaState *s;
+    GlaChatSettings how;
+    char *system;
+    const ChatTemplate *form;
+    int known, may_think, opens, empties; /* is the template known; does the vocabulary have <think>; does the answer begin behind it; behind an empty thought */
+    int32_t think_open, think_close;
+    Ids ids;
+    Mark *marks;          /* 0 .. n_marks - 1; we are at marks[at], or within the turn behind it */
+    int n_marks, cap, at;
+    Snapshot *answer;     /* before the answer of the turn that ends at marks[at] */
+    int64_t snapshot_bytes; /* held by marks and answer */
+    /* the answer that is being given */
+    GlaTurn *turn;
+    const GlaGenerate *listener;
+    GlaSampler *sampler;
+    int thinking, leading, close_thought, failed;
+    int64_t period[LOOP_PERIODS + 1], from; /* how many of the last tokens equal the one so many before; where the answer began */
+};
+
+/* -- ids of a turn -- */
+
+static int chat_write(GlaChat *c, Ids *out, const char *form, const char *text, size_t n, char *err) {
+    const GlaModel *m = c->s->m;
+    size_t len = strlen(form), used = 0;
+    char *plain = gla_alloc(len + n);
+    int code = plain ? GLA_OK : fail(err, GLA_MEMORY, "no memory for a text of %zu bytes", n);
+    for (size_t at = 0, k = 0; at <= len && !code; at += k) {
+        int32_t id = at < len ? special_at(m->vocab, form + at, len - at, &k) : -1;
+        if (id >= 0 || at == len) { /* the text between two special tokens is one text, as the model's own tokenizer sees it */
+            code = ids_encode(out, m, plain, used, 0, err);
+            if (!code && id >= 0) code = ids_add(out, &id, 1, err);
+            used = 0, k += at == len;
+        } else if (k = 1, form[at] == '%') memcpy(plain + used, text, n), used += n;
+        else plain[used++] = form[at];
+    }
+    gla_free(plain);
+    return code;
+}
+
+static int str_has(Str s, const char *what) {
+    size_t n = strlen(what);
+    for (size_t i = 0; n <= s.n && i <= s.n - n; i++) if (!memcmp(s.s + i, what, n)) return 1;
+    return 0;
+}
+
+/* What the template does, read off its text: it is a program in another language, of which only the marks are of use here. */
+static void chat_recognise(GlaChat *c) {
+    const GlaModel *m = c->s->m;
+    Str t = {"", 0}, tail;
+    if (!gguf_str(m->vocab_file.map.data ? &m->vocab_file : &m->file, "tokenizer.chat_template", &t)) gguf_str(&m->file, "tokenizer.chat_template", &t);
+    c->form = &chat_templates[N_TEMPLATES - 1];
+    for (int i = N_TEMPLATES - 1; i >= 0; i--)
+        if (str_has(t, chat_templates[i].marks[0]) && str_has(t, chat_templates[i].marks[1])) c->form = &chat_templates[i], c->known = 1;
+    c->think_open = find_token(m->vocab, str_of("<think>"), str_of("")), c->think_close = find_token(m->vocab, str_of("</think>"), str_of(""));
+    c->may_think = c->think_open >= 0 && c->think_close >= 0 && str_has(t, "think");
+    for (tail = t; str_has(t, "add_generation_prompt"); t.s++, t.n--) tail = t; /* what it writes behind the last message */
+    c->opens = str_has(tail, "<think>\\n'") || str_has(tail, "<think>\\n\"") || str_has(tail, "<think>\n");
+    c->empties = str_has(tail, "enable_thinking is true") || str_has(tail, "enable_thinking == true"); /* thinks only when asked to */
+}
+
+static int chat_thinks(const GlaChat *c) { return c->may_think && (c->how.think < 0 ? !c->empties : c->how.think); }
+
+/* The ids of a message, and of what its answer begins with. */
+static int chat_turn_ids(GlaChat *c, Ids *out, const char *text, size_t n, char *err) {
+    char answer[128], *joined = NULL;
+    int code = GLA_OK, first = c->at == 0;
+    while (n && strchr(" \t\r\n", text[0])) text++, n--; /* templates trim, too */
+    while (n && strchr(" \t\r\n", text[n - 1])) n--;
+    if (first && c->system && !c->form->system) {
+        size_t len = strlen(c->system);
+        if (!(joined = gla_alloc(len + n + 2))) return fail(err, GLA_MEMORY, "no memory for a text of %zu bytes", n);
+        memcpy(joined, c->system, len), memcpy(joined + len, "\n\n", 2), memcpy(joined + len + 2, text, n);
+        text = joined, n += len + 2;
+    }
+    snprintf(answer, sizeof answer, "%s%s", c->form->answer, !c->may_think ? "" : chat_thinks(c) ? (c->opens ? "<think>\n" : "") : "<think>\n\n</think>\n\n");
+    int stopped = c->marks[c->at].stopped;
+    if (!first && !stopped) code = chat_write(c, out, c->form->end, "", 0, err);
+    if (!code) code = chat_write(c, out, c->form->user + (stopped ? strlen(c->form->stop) - 1 : 0), text, n, err);
+    if (!code) code = chat_write(c, out, answer, "", 0, err);
+    gla_free(joined);
+    return code;
+}
+
+/* -- places to come back to -- */
+
+static void snapshot_drop(GlaChat *c, Snapshot **s) {
+    if (!*s) return;
+    c->snapshot_bytes -= (int64_t)gla_snapshot_bytes(c->s->m);
+    if (!--(*s)->refs) gla_free(*s);
+    *s = NULL;
+}
+
+static void snapshot_take(GlaChat *c, Snapshot **s) { /* within the bound: the oldest leave. Without memory there is none */
+    int64_t bytes = (int64_t)gla_snapshot_bytes(c->s->m);
+    snapshot_drop(c, s);
+    for (int i = 0; i < c->n_marks && c->snapshot_bytes + bytes > c->how.snapshot_bytes; i++) snapshot_drop(c, &c->marks[i].snap);
+    if (c->snapshot_bytes + bytes > c->how.snapshot_bytes || !(*s = gla_alloc(sizeof **s + (size_t)bytes))) return;
+    (*s)->refs = 1, c->snapshot_bytes += bytes;
+    gla_snapshot(c->s, (*s)->data);
+}
+
+static void chat_cut(GlaChat *c, int n_marks) { /* turns from here on are forgotten */
+    while (c->n_marks > n_marks) snapshot_drop(c, &c->marks[--c->n_marks].snap);
+    snapshot_drop(c, &c->answer);
+}
+
+static int chat_mark(GlaChat *c, int64_t pos, int64_t answer, char *err) { /* here a turn ends */
+    if (c->n_marks == c->cap) {
+        int cap = 2 * c->cap + 16;
+        Mark *more = gla_alloc((size_t)cap * sizeof *more);
+        if (!more) return fail(err, GLA_MEMORY, "no memory for another turn");
+        if (c->n_marks) memcpy(more, c->marks, (size_t)c->n_marks * sizeof *more);
+        gla_free(c->marks);
+        c->marks = more, c->cap = cap;
+    }
+    c->at = c->n_marks;
+    c->marks[c->n_marks++] = (Mark){pos, answer, 0, NULL};
+    return GLA_OK;
+}
+
+/* Reads ids[from, to) of the conversation. The listener may stop it between runs: GLA_DONE_CALLER. */
+static int chat_read(GlaChat *c, int64_t to, const GlaGenerate *how, char *err) {
+    for (int code; c->s->pos < to;) {
+        if ((code = gla_eval(c->s, c->ids.id + c->s->pos, min64(c->s->batch, to - c->s->pos), NULL, 0, err))) return code;
+        if (how && how->emit && how->emit(how->user, -1, "", 0)) return GLA_DONE_CALLER;
+    }
+    return GLA_OK;
+}
+
+/* Brings the state to marks[to], by its snapshot or from the nearest one before. */
+static int chat_move(GlaChat *c, int to, char *err) {
+    int from = to;
+    while (from >= 0 && !c->marks[from].snap) from--;
+    if (from >= 0) gla_rewind(c->s, c->marks[from].snap->data);
+    else gla_state_reset(c->s);
+    if (to != c->at) snapshot_drop(c, &c->answer);
+    c->at = to;
+    return chat_read(c, c->marks[to].pos, NULL, err);
+}
+
+/* The text before the first message, read when the first message comes. */
+static int chat_begin(GlaChat *c, const GlaGenerate *how, char *err) {
+    Ids *ids = &c->ids;
+    const Tokenizer *t = c->s->m->vocab;
+    Str form = {"", 0};
+    int code = GLA_OK;
+    if (c->n_marks) return GLA_OK;
+    gguf_str(&c->s->m->file, "tokenizer.chat_template", &form);
+    ids->n = 0;
+    if (t->bos >= 0 && t->bos < c->s->m->config.vocab_size && (t->add_bos || str_has(form, "bos_token"))) code = ids_add(ids, &t->bos, 1, err);
+    if (!code && c->system && c->form->system) code = chat_write(c, ids, c->form->system, c->system, strlen(c->system), err);
+    if (!code && c->how.cache && ids->n) {
+        int64_t n = gla_cache_load(c->s, c->how.cache, ids->id, ids->n, err);
+        code = n < 0 ? (int)n : GLA_OK;
+        int all = n == ids->n;
+        if (!code) code = chat_read(c, ids->n, how, err);
+        if (!code && !all && c->system) code = gla_cache_store(c->s, c->how.cache, ids->id, c->how.cache_bytes, err);
+    } else if (!code) code = chat_read(c, ids->n, how, err);
+    if (!code) code = chat_mark(c, c->s->pos, 0, err);
+    if (code) gla_state_reset(c->s);
+    return code;
+}
+
+/* -- answers -- */
+
+/* The text of an answer passes here: thinking is told apart, white space before the text goes, and loops are noticed. A loop: the same at
+ * most LOOP_PERIODS tokens again and again, for how.loop_tokens tokens and at least four times. */
+static int chat_heard(void *user, int32_t id, const char *text, size_t n) {
+    GlaChat *c = user;
+    GlaTurn *turn = c->turn;
+    int stop = 0, tag = c->may_think && id >= 0 && (id == c->think_open || id == c->think_close);
+    if (id >= 0) {
+        if (ids_add(&c->ids, &id, 1, NULL)) c->failed = stop = 1;
+        int64_t at = c->ids.n - 1 - c->from, looping = 0;
+        for (int k = 1; k <= LOOP_PERIODS && k <= at; k++) {
+            c->period[k] = c->ids.id[c->ids.n - 1 - k] == id ? c->period[k] + 1 : 0;
+            if (c->period[k] >= c->how.loop_tokens && c->period[k] >= 3 * k) looping = 1;
+        }
+        if (looping && c->how.loop_tokens > 0) {
+            memset(c->period, 0, sizeof c->period);
+            if (turn->loops++) stop = 1;
+            else if (c->sampler->repeat_penalty < 1.3f) c->sampler->repeat_penalty = 1.3f;
+        }
+    }
+    if (tag && n >= (size_t)(id == c->think_open ? 7 : 8)) n -= id == c->think_open ? 7 : 8; /* the tag itself is not shown */
+    else if (tag) n = 0;
+    while (c->leading && n && strchr(" \t\r\n", *text)) text++, n--;
+    if (n) c->leading = 0;
+    if (c->listener->emit && c->listener->emit(c->listener->user, id, text, n)) stop = 1;
+    if (tag) c->thinking = id == c->think_open, c->leading = 1;
+    else if (id >= 0 && c->thinking && ++turn->thought == c->how.think_budget) c->close_thought = stop = 1;
+    return stop;
+}
+
+/* The answer to what has been read, up to its end. */
+static int chat_answer(GlaChat *c, GlaSampler *p, const GlaGenerate *how, GlaTurn *turn, char *err) {
+    const char *stops[17];
+    float penalty = p->repeat_penalty;
+    int64_t begin = c->s->pos, made = 0;
+    int done = 0, code = GLA_OK;
+    GlaGenerate g = *how;
+    g.emit = chat_heard, g.user = c;
+    if (c->form->stop && how->n_stops < 17) { /* one more stop text */
+        for (int i = 0; i < how->n_stops; i++) stops[i] = how->stops[i];
+        stops[g.n_stops++] = c->form->stop, g.stops = stops;
+    }
+    c->turn = turn, c->listener = how, c->sampler = p, c->thinking = 0, c->leading = 1, c->close_thought = c->failed = 0, c->from = begin;
+    memset(c->period, 0, sizeof c->period);
+    for (int64_t i = begin; i-- > c->marks[c->at].pos && c->may_think;) /* did the template open a thought? */
+        if (c->ids.id[i] == c->think_open || c->ids.id[i] == c->think_close) { c->thinking = c->ids.id[i] == c->think_open; break; }
+    do {
+        Ids forced = {NULL, 0, 0};
+        if (c->close_thought) { /* the budget is spent: the end of the thought is put into its mouth */
+            code = chat_write(c, &forced, "\n</think>\n\n", "", 0, err);
+            if (!code) code = ids_add(&c->ids, forced.id, forced.n, err);
+            c->close_thought = c->thinking = 0, c->leading = 1, turn->budget = 1;
+        }
+        if (how->steps) g.steps = how->steps - turn->made;
+        if (!code) done = code = gla_generate(c->s, p, forced.id, forced.n, &g, &made, err);
+        turn->made += made;
+        ids_free(&forced);
+    } while (code == GLA_DONE_CALLER && c->close_thought && (!how->steps || turn->made < how->steps));
+    if (turn->loops > 1) done = GLA_DONE_LOOP;
+    p->repeat_penalty = penalty;
+    c->ids.n = c->s->pos;
+    if (c->failed && code >= 0) code = fail(err, GLA_MEMORY, "no memory for another token id");
+    if (code >= 0) code = chat_mark(c, c->s->pos, begin, err);
+    if (!code) c->marks[c->at].stopped = done == GLA_DONE_STOP && c->form->stop && !how->n_stops;
+    turn->done = done;
+    return code < 0 ? code : done;
+}
+
+GLA_API int gla_chat_say(GlaChat *c, GlaSampler *p, const char *text, size_t n, const GlaGenerate *how, GlaTurn *turn, char *err) {
+    GlaTurn nobody;
+    int64_t before = c->s->evaluated;
+    if (!turn) turn = &nobody;
+    memset(turn, 0, sizeof *turn);
+    Ids *ids = &c->ids;
+    int code = chat_begin(c, how, err);
+    if (!code && c->s->pos != c->marks[c->at].pos) code = chat_move(c, c->at, err); /* an answer that failed */
+    if (code) return code;
+    chat_cut(c, c->at + 1); /* whatever was undone is gone now */
+    ids->n = c->marks[c->at].pos;
+    if (!c->marks[c->at].snap) snapshot_take(c, &c->marks[c->at].snap);
+    code = chat_turn_ids(c, ids, text, n, err);
+    if (!code && c->s->m->kv_floats && ids->n >= c->s->ctx)
+        code = fail(err, GLA_CONTEXT, "the context of %d positions has room for %lld more tokens, this message needs %lld", c->s->ctx, (long long)(c->s->ctx - c->s->pos), (long long)(ids->n - c->s->pos));
+    if (!code) code = chat_read(c, ids->n, how, err);
+    turn->read = c->s->evaluated - before;
+    if (code) { /* as if nothing had been said */
+        char ignored[GLA_ERR];
+        int moved = c->s->pos == c->marks[c->at].pos ? GLA_OK : chat_move(c, c->at, ignored);
+        ids->n = c->s->pos;
+        return moved ? moved : code;
+    }
+    for (int64_t i = c->marks[c->at].pos; i < ids->n; i++) gla_sampler_note(p, ids->id[i]);
+    snapshot_take(c, &c->answer);
+    turn->said = 1;
+    return chat_answer(c, p, how, turn, err);
+}
+
+static void chat_recent(const GlaChat *c, GlaSampler *p) { /* the penalties forget what was taken back */
+    int64_t n = c->s->pos;
+    p->n_recent = 0;
+    for (int64_t i = max64(0, n - GLA_RECENT); i < n; i++) gla_sampler_note(p, c->ids.id[i]);
+}
+
+GLA_API int gla_chat_retry(GlaChat *c, GlaSampler *p, const GlaGenerate *how, GlaTurn *turn, char *err) {
+    GlaTurn nobody;
+    int code = GLA_OK;
+    if (!turn) turn = &nobody;
+    memset(turn, 0, sizeof *turn);
+    if (c->at == 0) return fail(err, GLA_INPUT, "there is no answer to try again");
+    int64_t answer = c->marks[c->at].answer, before = c->s->evaluated;
+    if (!answer) return fail(err, GLA_INPUT, "where the last answer begins is not known");
+    if (c->answer) { gla_rewind(c->s, c->answer->data), c->at--; }
+    else {
+        code = chat_move(c, c->at - 1, err);
+        if (!code) code = chat_read(c, answer, how, err);
+        if (code == GLA_DONE_CALLER) { chat_cut(c, c->at + 1), c->ids.n = c->marks[c->at].pos; return chat_move(c, c->at, err) ? GLA_MEMORY : code; }
+        if (code) return code;
+        snapshot_take(c, &c->answer);
+    }
+    turn->read = c->s->evaluated - before;
+    c->ids.n = answer;
+    while (c->n_marks > c->at + 1) snapshot_drop(c, &c->marks[--c->n_marks].snap);
+    chat_recent(c, p);
+    return chat_answer(c, p, how, turn, err);
+}
+
+GLA_API int gla_chat_go(GlaChat *c, GlaSampler *p, int turns, char *err) {
+    int to = c->at + turns;
+    if (c->n_marks == 0 || to < 0) return fail(err, GLA_INPUT, "there is nothing to undo");
+    if (to >= c->n_marks) return fail(err, GLA_INPUT, "there is nothing to redo");
+    if (!c->marks[c->at].snap) snapshot_take(c, &c->marks[c->at].snap);
+    int code = chat_move(c, to, err);
+    chat_recent(c, p);
+    return code;
+}
+
+/* Drops the oldest turns until at most `keep` ids remain, and reads the rest again behind the system prompt. The last turn stays. */
+GLA_API int gla_chat_forget(GlaChat *c, int64_t keep, const GlaGenerate *how, char *err) {
+    Ids end = {NULL, 0, 0}, rest = {NULL, 0, 0};
+    int first = 1;
+    if (c->at < 2) return fail(err, GLA_INPUT, "there are no earlier turns to forget");
+    while (first < c->at - 1 && c->marks[0].pos + c->marks[c->at].pos - c->marks[first].pos > keep) first++;
+    int64_t from = c->marks[first].pos, to = c->marks[c->at].pos, head = c->marks[0].pos;
+    int code = chat_write(c, &end, c->form->end, "", 0, err);
+    if (!code && end.n <= to - from && !memcmp(c->ids.id + from, end.id, (size_t)end.n * sizeof *end.id)) from += end.n; /* it ended the turn before */
+    if (!code) code = ids_add(&rest, c->ids.id, head, err);
+    if (!code) code = ids_add(&rest, c->ids.id + from, to - from, err);
+    ids_free(&end);
+    if (code) { ids_free(&rest); return code; }
+    int kept = c->at - first;
+    chat_cut(c, c->at + 1);
+    for (int i = 0; i <= c->at; i++) snapshot_drop(c, &c->marks[i].snap); /* they know the turns that go */
+    for (int i = 1; i <= kept; i++) c->marks[i] = (Mark){c->marks[first + i].pos - from + head, c->marks[first + i].answer ? c->marks[first + i].answer - from + head : 0, c->marks[first + i].stopped, NULL};
+    ids_free(&c->ids);
+    c->ids = rest, c->n_marks = kept + 1, c->at = kept;
+    gla_state_reset(c->s);
+    code = chat_read(c, c->ids.n, how, err);
+    if (code == GLA_DONE_CALLER) code = chat_read(c, c->ids.n, NULL, err); /* no way back from here */
+    return code ? code : first;
+}
+
+/* -- the rest of the interface -- */
+
+GLA_API int gla_chat_new(GlaChat **chat, GlaState *s, const GlaChatSettings *how, char *err) {
+    *chat = NULL;
+    if (!gla_n_tokens(s->m)) return fail(err, GLA_INPUT, "a chat needs a vocabulary, the model's file has none; name one with -z");
+    if (s->pos) return fail(err, GLA_INPUT, "a chat begins with a state that has read nothing");
+    GlaChat *c = gla_alloc(sizeof *c);
+    size_t n = how->system ? strlen(how->system) : 0;
+    if (!c) return fail(err, GLA_MEMORY, "no memory for a chat");
+    c->s = s, c->how = *how;
+    if (n && !(c->system = gla_alloc(n + 1))) { gla_free(c); return fail(err, GLA_MEMORY, "no memory for the system prompt"); }
+    if (n) memcpy(c->system, how->system, n);
+    chat_recognise(c);
+    *chat = c;
+    return GLA_OK;
+}
+
+GLA_API void gla_chat_free(GlaChat *c) {
+    if (!c) return;
+    chat_cut(c, 0);
+    ids_free(&c->ids), gla_free(c->marks), gla_free(c->system), gla_free(c);
+}
+
+GLA_API const char *gla_chat_template(const GlaChat *c) { return c->known ? c->form->name : NULL; }
+GLA_API int gla_chat_thinking(const GlaChat *c) { return c->thinking; }
+GLA_API int gla_chat_may_think(const GlaChat *c) { return c->may_think; }
+GLA_API void gla_chat_think(GlaChat *c, int think) { c->how.think = think; }
+GLA_API int gla_chat_turns(const GlaChat *c, int *undone) { if (undone) *undone = c->n_marks ? c->n_marks - 1 - c->at : 0; return c->at; }
+GLA_API const int32_t *gla_chat_ids(const GlaChat *c) { return c->ids.id; }
+GLA_API size_t gla_chat_snapshot_bytes(const GlaChat *c) { return (size_t)c->snapshot_bytes; }
+
+GLA_API int gla_chat_save(const GlaChat *c, const GlaSampler *p, const char *path, char *err) {
+    if (!c->s->pos) return fail(err, GLA_INPUT, "nothing has been said");
+    return gla_state_save(c->s, p, c->ids.id, path, err);
+}
+
+static int64_t ids_find(const Ids *in, int64_t from, const Ids *what, int64_t n) { /* the first n of `what`, from there on; -1: nowhere */
+    for (int64_t i = from; n > 0 && i + n <= in->n; i++) if (!memcmp(in->id + i, what->id, (size_t)n * sizeof *in->id)) return i;
+    return -1;
+}
+
+/* A session holds ids and no turns; where they begin and end is seen from the ids of the template. */
+static int chat_find_turns(GlaChat *c, char *err) {
+    Ids user = {NULL, 0, 0}, answer = {NULL, 0, 0}, end = {NULL, 0, 0};
+    char head[64];
+    snprintf(head, sizeof head, "%.*s", (int)strcspn(c->form->user, "%"), c->form->user);
+    int code = chat_write(c, &user, head, "", 0, err);
+    if (!code) code = chat_write(c, &answer, c->form->answer, "", 0, err);
+    if (!code) code = chat_write(c, &end, c->form->end, "", 0, err);
+    int64_t n_user = user.n > 1 ? user.n - 1 : user.n; /* the last one may have merged with the message */
+    int64_t last = c->ids.n, at = code ? -1 : ids_find(&c->ids, 0, &user, n_user);
+    chat_cut(c, 0);
+    if (!code) code = chat_mark(c, at < 0 ? last : at, 0, err);
+    for (int64_t next; !code && at >= 0; at = next) { /* for each turn: where it ends and where its answer begins */
+        int64_t begin = ids_find(&c->ids, at, &answer, answer.n);
+        next = ids_find(&c->ids, at + 1, &user, n_user);
+        int64_t turn_end = next < 0 ? last : next;
+        if (next >= end.n && !memcmp(c->ids.id + next - end.n, end.id, (size_t)end.n * sizeof *end.id)) turn_end -= end.n;
+        begin = begin < 0 || begin + answer.n > turn_end ? 0 : begin + answer.n;
+        if (begin && c->may_think && begin < turn_end && c->ids.id[begin] == c->think_open && (!chat_thinks(c) || c->opens)) { /* the thought that the template began */
+            int64_t close = begin;
+            while (!chat_thinks(c) && close < turn_end && c->ids.id[close] != c->think_close) close++;
+            if (close < turn_end) begin = min64(close + 2, turn_end); /* and the line end behind it */
+        }
+        code = chat_mark(c, turn_end, begin, err);
+    }
+    ids_free(&user), ids_free(&answer), ids_free(&end);
+    return code;
+}
+
+GLA_API int gla_chat_load(GlaChat *c, GlaSampler *p, const char *path, char *err) {
+    char why[GLA_ERR] = "";
+    int64_t n = gla_session_ids(c->s->m, path, NULL, 0, err), before = c->s->pos;
+    Ids ids = {NULL, 0, 0}, kept = c->ids;
+    GlaSampler loaded;
+    int code = n < 0 ? (int)n : n == 0 ? fail(err, GLA_INPUT, "%s: holds a state without its token ids, which a chat needs", path) : GLA_OK;
+    if (!code && !(ids.id = gla_alloc((size_t)n * sizeof *ids.id))) code = fail(err, GLA_MEMORY, "no memory for %lld token ids", (long long)n);
+    if (!code) ids.n = ids.cap = n, n = gla_session_ids(c->s->m, path, ids.id, n, err), code = n < 0 ? (int)n : GLA_OK;
+    loaded = *p;
+    if (!code && (code = gla_state_load(c->s, &loaded, path, why))) {
+        if (c->s->pos != before) chat_read(c, before, NULL, NULL); /* a damaged file has emptied the state: read again what was there */
+        fail(err, code, "%s", why);
+    }
+    if (code) { ids_free(&ids); return code; }
+    c->ids = ids;
+    ids_free(&kept);
+    memcpy(p->recent, loaded.recent, sizeof p->recent), p->n_recent = loaded.n_recent, p->rng = loaded.rng;
+    return chat_find_turns(c, err);
+}
+
+GLA_API int gla_chat_clone(GlaChat **copy, GlaState **state, const GlaChat *c, char *err) {
+    GlaChatSettings how = c->how;
+    int code = gla_state_clone(state, c->s, err);
+    *copy = NULL;
+    how.system = c->system;
+    if (code) return code;
+    int64_t pos = (*state)->pos;
+    (*state)->pos = 0;
+    code = gla_chat_new(copy, *state, &how, err);
+    (*state)->pos = pos;
+    GlaChat *d = *copy;
+    if (!code) code = ids_add(&d->ids, c->ids.id, c->marks ? c->marks[c->at].pos : 0, err);
+    if (!code && c->n_marks) {
+        d->cap = c->at + 16;
+        if (!(d->marks = gla_alloc((size_t)d->cap * sizeof *d->marks))) code = fail(err, GLA_MEMORY, "no memory for the turns");
+    }
+    if (code) { gla_chat_free(d), gla_state_free(*state); *copy = NULL, *state = NULL; return code; }
+    for (int i = 0; c->n_marks && i <= c->at; i++) {
+        d->marks[d->n_marks++] = c->marks[i];
+        if (c->marks[i].snap) c->marks[i].snap->refs++, d->snapshot_bytes += (int64_t)gla_snapshot_bytes(c->s->m);
+    }
+    d->at = c->at;
+    if ((d->answer = c->answer)) c->answer->refs++, d->snapshot_bytes += (int64_t)gla_snapshot_bytes(c->s->m);
+    return GLA_OK;
+}
+
+/* ---- 15. command line: options, modes, statistics; the only stdout, the only exit ----------------------------- */
 #ifndef RUN_NO_MAIN
 
 typedef struct {
-    const char *model, *prompt, *file, *tokenizer, *mode, *system, *load_state, *save_state, *ids, *out, *stops[16];
-    int n_stops, top_k, threads, ctx, batch, prompt_len, ignore_eos, echo, help, version;
+    const char *model, *prompt, *file, *tokenizer, *mode, *system, *load_state, *save_state, *prompt_cache, *ids, *out, *stops[16];
+    int n_stops, n_bias, top_k, threads, ctx, batch, prompt_len, ignore_eos, echo, json, logprobs, think, no_think, hide_thinking, loop_guard, forget, help, version;
+    struct { int32_t id; float add; } bias[GLA_BIAS];
+    int64_t think_budget, cache_bytes, snapshot_bytes;
     double temperature, top_p, min_p, repeat_penalty, presence_penalty;
     int64_t steps;
     uint64_t seed;
     uint64_t given; /* bit i: option i of the table was named */
 } Options;
 
-enum Kind { TEXT, TEXTS, WHOLE, WHOLE64, SEED, REAL_NUMBER, FLAG };
-enum { O_PROMPT, O_FILE, O_STEPS, O_TEMP, O_TOP_P, O_TOP_K, O_MIN_P, O_REPEAT, O_PRESENCE, O_SEED, O_STOP, O_IGNORE, O_ECHO, O_TOK, O_MODE, O_SYSTEM,
-       O_THREADS, O_CTX, O_BATCH, O_LOAD, O_SAVE, O_IDS, O_OUT, O_PLEN, O_HELP, O_VERSION, N_OPTIONS };
+enum Kind { TEXT, TEXTS, WHOLE, WHOLE64, SIZE, SEED, REAL_NUMBER, BIAS, FLAG };
+enum { O_PROMPT, O_FILE, O_STEPS, O_TEMP, O_TOP_P, O_TOP_K, O_MIN_P, O_REPEAT, O_PRESENCE, O_SEED, O_BIAS, O_STOP, O_IGNORE, O_ECHO, O_JSON, O_LOGPROBS, O_TOK, O_MODE,
+       O_SYSTEM, O_THINK, O_NO_THINK, O_BUDGET, O_HIDE, O_GUARD, O_SNAPSHOTS, O_FORGET, O_THREADS, O_CTX, O_BATCH, O_LOAD, O_SAVE, O_CACHE, O_CACHE_BYTES, O_IDS, O_OUT, O_PLEN, O_HELP, O_VERSION, N_OPTIONS };
 #define AT(field) offsetof(Options, field)
 static const struct { char letter; const char *name; enum Kind kind; size_t at; double lo, hi; const char *value, *help; } options[N_OPTIONS] = {
     [O_PROMPT] = {'i', "prompt", TEXT, AT(prompt), 0, 0, "TEXT", "prompt; - or a pipe: standard input"},
@@ -3835,17 +4637,29 @@ static const struct { char letter; const char *name; enum Kind kind; size_t at; 
     [O_REPEAT] = {0, "repeat-penalty", REAL_NUMBER, AT(repeat_penalty), 1e-3, 100, "X", "divide the scores of recent tokens, 1 = off"},
     [O_PRESENCE] = {0, "presence-penalty", REAL_NUMBER, AT(presence_penalty), -100, 100, "X", "subtract from them, 0 = off"},
     [O_SEED] = {'s', "seed", SEED, AT(seed), 0, 0, "N", "same seed, same text (from the clock, printed)"},
+    [O_BIAS] = {0, "logit-bias", BIAS, 0, -1000, 1000, "ID=X", "add X to the score of a token, -inf bans it; may be repeated"},
     [O_STOP] = {0, "stop", TEXTS, AT(stops), 0, 0, "TEXT", "end before this text; may be repeated"},
     [O_IGNORE] = {0, "ignore-eos", FLAG, AT(ignore_eos), 0, 0, NULL, "go on past end-of-text tokens"},
     [O_ECHO] = {0, "echo", FLAG, AT(echo), 0, 0, NULL, "print the prompt before the text"},
+    [O_JSON] = {0, "json", FLAG, AT(json), 0, 0, NULL, "print an object with text, ids, timing and how it ended"},
+    [O_LOGPROBS] = {0, "logprobs", WHOLE, AT(logprobs), 0, 100, "N", "in it: log probabilities, and the N likeliest tokens each time"},
     [O_TOK] = {'z', "tokenizer", TEXT, AT(tokenizer), 0, 0, "FILE", "vocabulary (the model's own)"},
-    [O_MODE] = {'m', "mode", TEXT, AT(mode), 0, 0, "NAME", "generate, logits, perplexity, tokenize, bench, info"},
+    [O_MODE] = {'m', "mode", TEXT, AT(mode), 0, 0, "NAME", "generate, chat, logits, perplexity, tokenize, bench, info"},
     [O_SYSTEM] = {'y', "system", TEXT, AT(system), 0, 0, "TEXT", "system prompt, for a chat"},
+    [O_THINK] = {0, "think", FLAG, AT(think), 0, 0, NULL, "think before answering (as the model's template has it)"},
+    [O_NO_THINK] = {0, "no-think", FLAG, AT(no_think), 0, 0, NULL, "answer at once"},
+    [O_BUDGET] = {0, "think-budget", WHOLE64, AT(think_budget), 0, 9e15, "N", "tokens of a thought before it is closed, 0 = no limit"},
+    [O_HIDE] = {0, "hide-thinking", FLAG, AT(hide_thinking), 0, 0, NULL, "do not show thoughts; only a terminal shows them at all"},
+    [O_GUARD] = {0, "loop-guard", WHOLE, AT(loop_guard), 0, 1 << 20, "N", "tokens of repetition that a chat takes for a loop, 0 = off (96)"},
+    [O_SNAPSHOTS] = {0, "snapshot-bytes", SIZE, AT(snapshot_bytes), 0, 9e18, "N", "memory to undo turns without reading again (256M)"},
+    [O_FORGET] = {0, "forget", FLAG, AT(forget), 0, 0, NULL, "a full context drops the oldest turns instead of ending"},
     [O_THREADS] = {'j', "threads", WHOLE, AT(threads), 1, 1024, "N", "threads (all cores)"},
     [O_CTX] = {'c', "ctx", WHOLE, AT(ctx), 1, INT_MAX, "N", "positions of softmax layers (4096 or the model's)"},
     [O_BATCH] = {'b', "batch", WHOLE, AT(batch), 1, 1 << 20, "N", "prompt tokens per run (512)"},
     [O_LOAD] = {0, "load-state", TEXT, AT(load_state), 0, 0, "FILE", "go on from a session"},
     [O_SAVE] = {0, "save-state", TEXT, AT(save_state), 0, 0, "FILE", "leave a session behind"},
+    [O_CACHE] = {0, "prompt-cache", TEXT, AT(prompt_cache), 0, 0, "DIR", "go on from, and leave, snapshots of prompts in a folder"},
+    [O_CACHE_BYTES] = {0, "cache-bytes", SIZE, AT(cache_bytes), 0, 9e18, "N", "its size; K, M, G are understood. The oldest leave (1G)"},
     [O_IDS] = {0, "ids", TEXT, AT(ids), 0, 0, "FILE", "token ids as text, for logits and tokenize"},
     [O_OUT] = {0, "out", TEXT, AT(out), 0, 0, "FILE", "where logits go: float32, a row per position"},
     [O_PLEN] = {0, "prompt-len", WHOLE, AT(prompt_len), 1, 1 << 24, "N", "prompt tokens of the benchmark (512)"},
@@ -3901,10 +4715,21 @@ static int set_option(Options *o, int i, const char *value) {
         *(double *)(void *)field = v;
         return 0;
     }
-    case WHOLE: case WHOLE64: {
+    case BIAS: {
+        long long id = *value >= '0' && *value <= '9' ? strtoll(value, &end, 10) : -1;
+        double v = end && *end == '=' ? strtod(value = end + 1, &end) : NAN;
+        if (id < 0 || id > INT32_MAX || errno || end == value || *end || !((v >= options[i].lo && v <= options[i].hi) || v == -INFINITY)) return misuse("--%s: expected ID=X, X from %g to %g or -inf", name, options[i].lo, options[i].hi);
+        if (o->n_bias == GLA_BIAS) return misuse("at most %d biases", GLA_BIAS);
+        o->bias[o->n_bias].id = (int32_t)id, o->bias[o->n_bias++].add = (float)v;
+        return 0;
+    }
+    case WHOLE: case WHOLE64: case SIZE: {
         long long v = strtoll(value, &end, 10);
+        const char *unit = options[i].kind == SIZE && end != value && *end ? strchr("KMGT", *end) : NULL;
+        for (int k = unit ? (int)(unit - "KMGT") + 1 : 0; k > 0 && !errno; k--) v > LLONG_MAX / 1024 ? (void)(errno = ERANGE) : (void)(v *= 1024);
+        if (unit) end++;
         if (end == value || *end || errno || (double)v < options[i].lo || (double)v > options[i].hi) return misuse("--%s %s: expected a whole number from %.0f to %.0f", name, value, options[i].lo, options[i].hi);
-        if (options[i].kind == WHOLE) *(int *)(void *)field = (int)v;
+        if (options[i].kind == WHOLE) *(int *)(void *)field = (int)v; /* an int or an int64_t */
         else *(int64_t *)(void *)field = v;
         return 0;
     }
@@ -3944,26 +4769,53 @@ static int parse_options(Options *o, int argc, char **argv) {
     return 0;
 }
 
-typedef struct { char *s; size_t n; } Text;
+/* Text that grows. Without memory it stays as it is, and says so in the end. */
+typedef struct { char *s; size_t n, cap; int bad; } Text;
+static void text_put(Text *t, const char *s, size_t n) {
+    if (t->n + n + 1 > t->cap) {
+        size_t cap = t->n + n + 1 + t->n / 2 + 64;
+        char *more = realloc(t->s, cap);
+        if (!more) { t->bad = 1; return; }
+        t->s = more, t->cap = cap;
+    }
+    if (n) memcpy(t->s + t->n, s, n);
+    t->s[t->n += n] = 0;
+}
+static void text_printf(Text *t, const char *fmt, ...) PRINTF_LIKE(2, 3);
+static void text_printf(Text *t, const char *fmt, ...) { /* at most 511 bytes */
+    char line[512];
+    va_list ap;
+    va_start(ap, fmt);
+    vsnprintf(line, sizeof line, fmt, ap);
+    va_end(ap);
+    text_put(t, line, strlen(line));
+}
+static void text_json(Text *t, const char *s, size_t n) { /* as a JSON string; a byte that is no UTF-8 becomes U+FFFD */
+    text_put(t, "\"", 1);
+    for (size_t at = 0, len; at < n; at += len) {
+        uint32_t c = utf8_read(s + at, n - at, &len);
+        if (c >= BAD_BYTE) text_put(t, "\357\277\275", 3);
+        else if (c == '\n') text_put(t, "\\n", 2);
+        else if (c < 32 || c == 127) text_printf(t, "\\u%04x", (unsigned)c);
+        else if (c == '"' || c == '\\') text_put(t, "\\", 1), text_put(t, s + at, 1);
+        else text_put(t, s + at, len);
+    }
+    text_put(t, "\"", 1);
+}
 
 static int read_all(Text *t, FILE *f, const char *name, char *err) {
-    size_t cap = 0;
-    *t = (Text){NULL, 0};
-    for (;;) {
-        if (t->n + 1 >= cap) {
-            char *more = realloc(t->s, cap = cap ? cap * 2 : 1 << 16);
-            if (!more) return fail(err, GLA_MEMORY, "%s: no memory", name);
-            t->s = more;
-        }
-        size_t got = fread(t->s + t->n, 1, cap - t->n - 1, f);
-        t->n += got;
-        t->s[t->n] = 0;
-        if (!got) return ferror(f) ? fail(err, GLA_IO, "%s: cannot read: %s", name, strerror(errno)) : GLA_OK;
+    char block[1 << 14];
+    *t = (Text){0};
+    for (size_t got = 1; got;) {
+        got = fread(block, 1, sizeof block, f);
+        text_put(t, block, got);
     }
+    if (t->bad) return fail(err, GLA_MEMORY, "%s: no memory", name);
+    return ferror(f) ? fail(err, GLA_IO, "%s: cannot read: %s", name, strerror(errno)) : GLA_OK;
 }
 static int read_file(Text *t, const char *path, char *err) {
     FILE *f = fopen(path, "rb");
-    *t = (Text){NULL, 0};
+    *t = (Text){0};
     if (!f) return fail(err, GLA_IO, "%s: cannot open: %s", path, strerror(errno));
     int code = read_all(t, f, path, err);
     fclose(f);
@@ -3981,24 +4833,18 @@ static int stdin_is_pipe(void) { /* a pipe or a redirected file, not a terminal 
 
 /* The prompt, from wherever it comes. */
 static int get_text(const Options *o, Text *t, char *err) {
-    *t = (Text){NULL, 0};
+    *t = (Text){0};
     if (o->file && o->prompt) return fail(err, GLA_INPUT, "both a prompt and a prompt file were given");
     if (o->file) return read_file(t, o->file, err);
     if (o->prompt ? !strcmp(o->prompt, "-") : stdin_is_pipe()) return read_all(t, stdin, "standard input", err);
-    size_t n = o->prompt ? strlen(o->prompt) : 0;
-    *t = (Text){malloc(n + 1), n};
-    if (!t->s) return fail(err, GLA_MEMORY, "no memory");
-    memcpy(t->s, o->prompt ? o->prompt : "", n + 1);
-    return GLA_OK;
+    text_put(t, o->prompt ? o->prompt : "", o->prompt ? strlen(o->prompt) : 0);
+    return t->bad ? fail(err, GLA_MEMORY, "no memory") : GLA_OK;
 }
-
-typedef struct { int32_t *id; int64_t n; } Ids;
 
 static int get_ids(Ids *ids, const char *path, const GlaModel *m, char *err) { /* decimal numbers separated by white space */
     Text t;
     int code = read_file(&t, path, err);
-    *ids = (Ids){NULL, 0};
-    if (!code && !(ids->id = malloc((t.n / 2 + 1) * sizeof *ids->id))) code = fail(err, GLA_MEMORY, "%s: no memory", path);
+    *ids = (Ids){NULL, 0, 0};
     for (char *p = t.s, *end; !code; p = end) {
         while (*p == ' ' || (*p >= '\t' && *p <= '\r')) p++;
         end = p;
@@ -4007,43 +4853,118 @@ static int get_ids(Ids *ids, const char *path, const GlaModel *m, char *err) { /
         long long v = *p >= '0' && *p <= '9' ? strtoll(p, &end, 10) : -1;
         if (v < 0 || errno || v >= m->config.vocab_size || (*end && !strchr(" \t\n\v\f\r", *end)) || (!*end && end != t.s + t.n))
             code = fail(err, GLA_FORMAT, "%s: number %lld is not an id from 0 to %d", path, (long long)ids->n + 1, m->config.vocab_size - 1);
-        else ids->id[ids->n++] = (int32_t)v;
+        else code = ids_add(ids, &(int32_t){(int32_t)v}, 1, err);
     }
     free(t.s);
     return code;
 }
 
-static int text_ids(Ids *ids, const GlaModel *m, Text t, int flags, char *err) {
-    int64_t n = gla_encode(m, t.s, t.n, flags, NULL, 0, err); /* may be more than there are bytes: NFC lengthens some characters */
-    *ids = (Ids){NULL, 0};
-    if (n < 0) return (int)n;
-    if (!(ids->id = malloc(((size_t)n + 1) * sizeof *ids->id))) return fail(err, GLA_MEMORY, "no memory");
-    ids->n = gla_encode(m, t.s, t.n, flags, ids->id, (size_t)n, err);
-    if (ids->n < 0) return (int)ids->n;
-    for (int64_t i = 0; i < ids->n; i++)
-        if (ids->id[i] >= m->config.vocab_size) return fail(err, GLA_INPUT, "the vocabulary has the token %d, the model only %d; is it another model's (-z)?", ids->id[i], m->config.vocab_size);
-    return GLA_OK;
-}
-
-/* -- generate -- */
+/* -- talking: what generate and chat share -- */
 
 static volatile sig_atomic_t interrupted; /* the only variable outside a function: a signal handler has no other way */
-static void on_interrupt(int sig) { (void)sig; interrupted = 1; }
-static void catch_interrupt(void) { /* the first Ctrl-C ends after the current token, the second one at once */
+static void on_interrupt(int sig) { interrupted = sig; }
+enum Interrupt { END_AT_SECOND, COUNT, HOLD };
+static void catch_interrupt(enum Interrupt how) { /* the first Ctrl-C ends after the current token, the second one at once; while a file is written neither does */
 #ifdef HAVE_POSIX
     struct sigaction a;
     memset(&a, 0, sizeof a);
-    a.sa_handler = on_interrupt, a.sa_flags = (int)SA_RESETHAND;
+    a.sa_handler = on_interrupt, a.sa_flags = how == END_AT_SECOND ? (int)SA_RESETHAND : 0;
     sigaction(SIGINT, &a, NULL), sigaction(SIGTERM, &a, NULL);
+#else
+    (void)how;
 #endif
 }
 
-typedef struct { double first; int bad; } Shown;
+/* A session with its ids. Loaded ids are put into *ids (none when the file has none), saved ones are those of the whole text. */
+static int load_session(GlaState *s, GlaSampler *p, Ids *ids, const char *path, char *err) {
+    int code = gla_state_load(s, p, path, err);
+    int64_t n = code ? code : gla_session_ids(s->m, path, NULL, 0, err);
+    *ids = (Ids){NULL, 0, 0};
+    if (n <= 0) return (int)n;
+    if (!(ids->id = gla_alloc((size_t)n * sizeof *ids->id))) return fail(err, GLA_MEMORY, "no memory for %lld token ids", (long long)n);
+    ids->n = ids->cap = n;
+    n = gla_session_ids(s->m, path, ids->id, n, err);
+    return n < 0 ? (int)n : GLA_OK;
+}
+static int save_session(const GlaState *s, const GlaSampler *p, const Ids *ids, const char *path, char *err) {
+    catch_interrupt(HOLD);
+    return gla_state_save(s, p, ids->n == gla_state_pos(s) ? ids->id : NULL, path, err);
+}
+
+/* One text or one turn: what is shown, what is collected for a JSON object, what it took. */
+typedef struct {
+    const Options *o;
+    GlaState *s;
+    GlaChat *chat;           /* NULL: generate */
+    GlaTurn turn;
+    Ids ids;                 /* generate: all that was read; chat: of this answer */
+    Text text, thought, steps; /* --json: collected. steps: log probabilities */
+    double begin, first;     /* seconds: of reading, of the first token */
+    int64_t from, goal, reused; /* positions before and behind the prompt; tokens that the prompt cache had */
+    int bad, progress, dimmed, loops, last; /* output failed; a progress line stands; thoughts are dimmed; loops told; the last byte shown */
+} Talk;
+
+static void step_json(Text *t, const GlaState *s, int32_t id, int top) { /* one token: its log probability, and the likeliest ones */
+    const float *logits = gla_logits(s);
+    int n = s->m->config.vocab_size, found = 0;
+    int32_t best[100];
+    double largest = logits[0], sum = 0;
+    for (int i = 1; i < n; i++) if (logits[i] > largest) largest = logits[i];
+    for (int i = 0; i < n; i++) sum += exp(logits[i] - largest);
+    for (int i = 0; i < n && top; i++) {
+        int at = found;
+        if (found == top && !(logits[i] > logits[best[found - 1]])) continue;
+        if (found < top) found++;
+        else at--;
+        for (; at > 0 && logits[i] > logits[best[at - 1]]; at--) best[at] = best[at - 1];
+        best[at] = i;
+    }
+    text_put(t, t->n ? "," : "", t->n != 0);
+    for (int i = -1; i < found; i++) {
+        char piece[PIECE];
+        int32_t which = i < 0 ? id : best[i];
+        size_t len = gla_piece(s->m, which, GLA_SPECIAL, piece, sizeof piece);
+        text_printf(t, "%s{\"id\":%d,\"text\":", i > 0 ? "," : "", which);
+        text_json(t, piece, len < sizeof piece ? len : sizeof piece);
+        text_printf(t, ",\"logprob\":%.6g", logits[which] - largest - log(sum));
+        text_put(t, i < 0 ? ",\"top\":[" : "}", i < 0 ? 8 : 1);
+    }
+    text_put(t, "]}", 2);
+}
+
+static void dim(Talk *k, int on) {
+    if (k->dimmed != on) fputs(on ? "\033[2m" : "\033[0m", stdout);
+    k->dimmed = on;
+}
+
 static int show(void *user, int32_t id, const char *text, size_t n) {
-    Shown *shown = user;
-    if (id >= 0 && !shown->first) shown->first = now_s();
-    if (n && (fwrite(text, 1, n, stdout) != n || fflush(stdout))) shown->bad = 1;
-    return interrupted || shown->bad;
+    Talk *k = user;
+    const Options *o = k->o;
+    int thinking = k->chat && gla_chat_thinking(k->chat);
+    double now = now_s();
+    if (id < 0 && !n && gla_state_pos(k->s) < k->goal && now - k->begin > 1 && is_terminal(STDERR_FILENO)) {
+        fprintf(stderr, "\rreading %lld of %lld tokens, %.0f tok/s ", (long long)(gla_state_pos(k->s) - k->from), (long long)(k->goal - k->from), (double)(gla_state_pos(k->s) - k->from) / (now - k->begin));
+        k->progress = 1;
+    } else if (k->progress) fprintf(stderr, "\r\033[K"), k->progress = 0;
+    if (id < 0 && !n && !k->chat && o->prompt_cache && gla_state_pos(k->s) == k->goal) {
+        char err[GLA_ERR];
+        if (gla_cache_store(k->s, o->prompt_cache, k->ids.id, (uint64_t)o->cache_bytes, err)) fprintf(stderr, "run: not cached: %s\n", err);
+    }
+    if (id >= 0 && !k->first) k->first = now;
+    if (id >= 0 && given(o, O_LOGPROBS)) step_json(&k->steps, k->s, id, o->logprobs);
+    if (id >= 0 && ids_add(&k->ids, &id, 1, NULL)) k->bad = 1;
+    if (k->turn.loops != k->loops) {
+        k->loops = k->turn.loops;
+        fprintf(stderr, k->loops > 1 ? "\n[the text repeats itself again: stopped]\n" : "\n[the text repeats itself: the repeat penalty is raised]\n");
+    }
+    if (o->json) text_put(thinking ? &k->thought : &k->text, text, n);
+    else if (n && (!thinking || (!o->hide_thinking && is_terminal(STDOUT_FILENO)))) {
+        if (k->last && k->dimmed != thinking && k->chat) fputs("\n\n", stdout); /* between a thought and the answer */
+        dim(k, thinking);
+        if (fwrite(text, 1, n, stdout) != n || fflush(stdout)) k->bad = 1;
+        k->last = (unsigned char)text[n - 1];
+    }
+    return interrupted || k->bad;
 }
 
 static const char *size_text(char out[32], double bytes) {
@@ -4054,61 +4975,473 @@ static const char *size_text(char out[32], double bytes) {
     return out;
 }
 
-static int mode_generate(const Options *o, GlaModel *m, GlaState *s, char *err) {
-    Text t = {NULL, 0};
-    Ids ids = {NULL, 0};
+/* One line of JSON for a text or an answer. */
+static void print_json(Talk *k, const int32_t *ids, int64_t n, int done, int64_t read, uint64_t seed, double load_s, double end) {
+    static const char *const names[] = {[GLA_DONE_STEPS] = "length", [GLA_DONE_END] = "end", [GLA_DONE_STOP] = "stop", [GLA_DONE_CONTEXT] = "context", [GLA_DONE_CALLER] = "interrupted", [GLA_DONE_LOOP] = "loop"};
+    double first = k->first ? k->first : end;
+    Text t = {0};
+    text_put(&t, "{\"text\":", 8);
+    text_json(&t, k->text.s, k->text.n);
+    if (k->chat) text_put(&t, ",\"thinking\":", 12), text_json(&t, k->thought.s, k->thought.n);
+    text_put(&t, ",\"ids\":[", 8);
+    for (int64_t i = 0; i < n; i++) text_printf(&t, "%s%d", i ? "," : "", ids[i]);
+    text_printf(&t, "],\"finish\":\"%s\",\"prompt_tokens\":%lld,\"reused_tokens\":%lld,\"generated_tokens\":%lld,\"position\":%lld,\"seed\":%llu,", names[done],
+                (long long)(read + k->reused), (long long)k->reused, (long long)n, (long long)gla_state_pos(k->s), (unsigned long long)seed);
+    text_printf(&t, "\"timing\":{\"load_s\":%.4f,\"prompt_s\":%.4f,\"generate_s\":%.4f}", load_s, first - k->begin, end - first);
+    if (given(k->o, O_LOGPROBS)) text_put(&t, ",\"logprobs\":[", 13), text_put(&t, k->steps.s ? k->steps.s : "", k->steps.n), text_put(&t, "]", 1);
+    text_put(&t, "}\n", 2);
+    if (t.bad || k->text.bad || k->thought.bad || k->steps.bad || fwrite(t.s, 1, t.n, stdout) != t.n || fflush(stdout)) k->bad = 1;
+    free(t.s);
+}
+
+static void start_sampler(GlaSampler *p, const Options *o, const GlaModel *m, uint64_t seed) {
+    gla_sampler_init(p, m, seed);
+    if (given(o, O_TEMP)) p->temperature = (float)o->temperature;
+    if (given(o, O_TOP_P)) p->top_p = (float)o->top_p;
+    if (given(o, O_TOP_K)) p->top_k = o->top_k;
+    if (given(o, O_MIN_P)) p->min_p = (float)o->min_p;
+    if (given(o, O_REPEAT)) p->repeat_penalty = (float)o->repeat_penalty;
+    if (given(o, O_PRESENCE)) p->presence_penalty = (float)o->presence_penalty;
+    for (p->n_bias = 0; p->n_bias < o->n_bias; p->n_bias++) p->bias[p->n_bias].id = o->bias[p->n_bias].id, p->bias[p->n_bias].add = o->bias[p->n_bias].add;
+}
+static uint64_t start_seed(const Options *o) { return given(o, O_SEED) ? o->seed : (uint64_t)time(NULL) * 1000003u + (uint64_t)(now_s() * 1e6); }
+
+static void print_state_size(const GlaInfo *info, int ctx) {
+    char a[32], b[32];
+    if (info->kv_bytes_per_token) fprintf(stderr, "state %s, and %s per token (%d tokens at most)\n", size_text(a, (double)info->state_bytes), size_text(b, (double)info->kv_bytes_per_token), ctx);
+    else fprintf(stderr, "state %s, whatever the length of the text\n", size_text(a, (double)info->state_bytes));
+}
+
+/* -- generate -- */
+
+static int mode_generate(const Options *o, GlaModel *m, GlaState *s, double load_s, char *err) {
+    Text t = {0};
+    Ids ids = {NULL, 0, 0};
     GlaSampler p, saved;
     GlaInfo info;
-    char state_text[32], kv_text[32];
+    Talk k = {.o = o, .s = s};
+    char state_text[32];
     gla_info(m, &info);
-    uint64_t seed = given(o, O_SEED) ? o->seed : (uint64_t)time(NULL) * 1000003u + (uint64_t)(now_s() * 1e6);
-    gla_sampler_init(&p, m, seed);
-    if (given(o, O_TEMP)) p.temperature = (float)o->temperature;
-    if (given(o, O_TOP_P)) p.top_p = (float)o->top_p;
-    if (given(o, O_TOP_K)) p.top_k = o->top_k;
-    if (given(o, O_MIN_P)) p.min_p = (float)o->min_p;
-    if (given(o, O_REPEAT)) p.repeat_penalty = (float)o->repeat_penalty;
-    if (given(o, O_PRESENCE)) p.presence_penalty = (float)o->presence_penalty;
+    uint64_t seed = start_seed(o);
+    start_sampler(&p, o, m, seed);
     saved = p;
     int code = o->save_state ? can_write(o->save_state, err) : GLA_OK;
-    if (!code && o->load_state) code = gla_state_load(s, &saved, o->load_state, err);
+    if (!code && o->load_state) code = load_session(s, &saved, &k.ids, o->load_state, err);
     if (o->load_state && !code) { /* its memory of recent tokens, and its place in the random numbers unless a seed is given */
         memcpy(p.recent, saved.recent, sizeof p.recent), p.n_recent = saved.n_recent;
         if (!given(o, O_SEED)) p.rng = saved.rng;
     }
     if (!code) code = get_text(o, &t, err);
     if (!code && gla_n_tokens(m) == 0 && (t.n || !o->load_state)) code = fail(err, GLA_INPUT, "%s holds no vocabulary; name one with -z", o->model);
-    if (!code && (t.n || !gla_state_pos(s))) code = text_ids(&ids, m, t, GLA_SPECIAL | (gla_state_pos(s) ? 0 : GLA_BOS), err);
+    if (!code && (t.n || !gla_state_pos(s))) code = ids_encode(&ids, m, t.s, t.n, GLA_SPECIAL | (gla_state_pos(s) ? 0 : GLA_BOS), err);
     if (!code && !ids.n && !gla_state_pos(s)) { /* an empty prompt begins where a text begins */
         int32_t start = m->vocab->bos >= 0 ? m->vocab->bos : m->vocab->eos;
-        if (start >= 0 && start < m->config.vocab_size) ids.id[ids.n++] = start;
+        if (start >= 0 && start < m->config.vocab_size) code = ids_add(&ids, &start, 1, err);
     }
-    catch_interrupt();
-    Shown shown = {0, 0};
-    int64_t made = 0, before = gla_state_pos(s), read = 0;
-    double begin = now_s();
+    if (!code) code = ids_add(&k.ids, ids.id, ids.n, err);
+    if (!code && o->prompt_cache && ids.n > 1 && !gla_state_pos(s)) {
+        k.reused = gla_cache_load(s, o->prompt_cache, ids.id, ids.n, err);
+        code = k.reused < 0 ? (int)k.reused : GLA_OK;
+        if (!code) fprintf(stderr, "reused %lld of %lld tokens\n", (long long)k.reused, (long long)ids.n);
+        for (int64_t i = 0; i < k.reused; i++) gla_sampler_note(&p, ids.id[i]);
+    }
+    catch_interrupt(END_AT_SECOND);
+    int64_t made = 0;
+    k.begin = now_s(), k.from = gla_state_pos(s), k.goal = k.from + ids.n - k.reused;
     int done = code;
     if (!code) {
-        if (info.kv_bytes_per_token) fprintf(stderr, "state %s, and %s per token (%d tokens at most)\n", size_text(state_text, (double)info.state_bytes), size_text(kv_text, (double)info.kv_bytes_per_token), gla_state_ctx(s));
-        else fprintf(stderr, "state %s, whatever the length of the text\n", size_text(state_text, (double)info.state_bytes));
-        if (o->echo && fwrite(t.s, 1, t.n, stdout) != t.n) shown.bad = 1;
+        print_state_size(&info, gla_state_ctx(s));
+        if (o->echo && o->json) text_put(&k.text, t.s, t.n);
+        else if (o->echo && fwrite(t.s, 1, t.n, stdout) != t.n) k.bad = 1;
         fflush(stdout);
-        done = gla_generate(s, &p, ids.id, ids.n, &(GlaGenerate){o->steps, o->stops, o->n_stops, o->ignore_eos, show, &shown}, &made, err);
+        done = gla_generate(s, &p, ids.n ? ids.id + k.reused : NULL, ids.n - k.reused, &(GlaGenerate){o->steps, o->stops, o->n_stops, o->ignore_eos, show, &k}, &made, err);
     }
     if (done >= 0 && !code) {
-        double end = now_s(), first = shown.first ? shown.first : end, prompt_s = first - begin, gen_s = end - first;
-        read = gla_state_pos(s) - before - made; /* fewer than the prompt has when it was interrupted */
-        if (made || o->echo) putchar('\n');
-        if (fflush(stdout) || ferror(stdout)) shown.bad = 1;
+        double end = now_s(), first = k.first ? k.first : end, prompt_s = first - k.begin, gen_s = end - first;
+        int64_t read = gla_state_pos(s) - k.from - made; /* fewer than the prompt has when it was interrupted */
+        if (o->json) print_json(&k, k.ids.id + (k.ids.n - made), made, done, read, seed, load_s, end);
+        else if (made || o->echo) putchar('\n');
+        if (fflush(stdout) || ferror(stdout)) k.bad = 1;
         fprintf(stderr, "prompt %lld tokens, %.1f tok/s | generated %lld tokens, %.1f tok/s, %.2f GB/s | state %s | seed %llu%s%s\n", (long long)read,
                 prompt_s > 0 ? (double)read / prompt_s : 0, (long long)made, gen_s > 0 ? (double)made / gen_s : 0, gen_s > 0 ? (double)made / gen_s * (double)info.token_bytes / 1e9 : 0,
                 size_text(state_text, (double)info.state_bytes + (double)info.kv_bytes_per_token * (double)gla_state_pos(s)), (unsigned long long)seed,
-                done == GLA_DONE_CONTEXT ? " | the context is full; a larger one: -c" : read < ids.n ? " | interrupted within the prompt" : interrupted ? " | interrupted" : "",
+                done == GLA_DONE_CONTEXT ? " | the context is full; a larger one: -c" : read < ids.n - k.reused ? " | interrupted within the prompt" : interrupted ? " | interrupted" : "",
                 o->load_state && !given(o, O_SEED) ? " (not used: the session's random numbers go on)" : "");
-        if (o->save_state) code = gla_state_save(s, &p, o->save_state, err);
-        if (!code && shown.bad) code = fail(err, GLA_IO, "standard output: cannot write");
+        k.ids.n = min64(k.ids.n, gla_state_pos(s));
+        if (o->save_state) code = save_session(s, &p, &k.ids, o->save_state, err);
+        if (o->prompt_cache && made && !code && gla_cache_store(s, o->prompt_cache, k.ids.id, (uint64_t)o->cache_bytes, err)) fprintf(stderr, "run: not cached: %s\n", err);
+        if (!code && k.bad) code = fail(err, GLA_IO, "standard output: cannot write");
     } else code = done;
-    free(t.s), free(ids.id);
+    free(t.s), ids_free(&ids), ids_free(&k.ids), free(k.text.s), free(k.steps.s);
+    return code ? complain(err) : 0;
+}
+
+/* -- chat: one message (-i, -f), a line each from a pipe, or a terminal -- */
+
+/* A line editor: the text, a place in it (bytes), what was said before. Several lines are one text. */
+typedef struct {
+    Terminal terminal;
+    Text text, *history;
+    size_t at;
+    int n_history, row;      /* row: of the cursor, below the first row of the text */
+} Editor;
+
+static int char_width(uint32_t c) { /* columns of a character; a table of the common cases, not of Unicode */
+    if (c < 0x300) return 1;
+    if ((c >= 0x300 && c < 0x370) || (c >= 0x200b && c <= 0x200f) || (c >= 0xfe00 && c <= 0xfe0f) || (c >= 0x1f3fb && c <= 0x1f3ff)) return 0;
+    return 1 + ((c >= 0x1100 && c <= 0x115f) || (c >= 0x2e80 && c <= 0xa4cf) || (c >= 0xac00 && c <= 0xd7a3) || (c >= 0xf900 && c <= 0xfaff) || (c >= 0xfe30 && c <= 0xfe6f) || (c >= 0xff00 && c <= 0xff60)
+        || (c >= 0xffe0 && c <= 0xffe6) || (c >= 0x1f300 && c <= 0x1f64f) || (c >= 0x1f680 && c <= 0x1f6ff) || (c >= 0x1f900 && c <= 0x1f9ff) || (c >= 0x20000 && c <= 0x3fffd));
+}
+
+/* Draws the text anew, from the row where it began. */
+static void edit_draw(Editor *e, size_t cursor) {
+    enum { INDENT = 2 };
+    Text out = {0};
+    int width = terminal_width(), row = 0, col = INDENT, at_row = 0, at_col = INDENT;
+    if (e->row) text_printf(&out, "\033[%dA", e->row);
+    text_put(&out, "\r\033[J> ", 6);
+    for (size_t i = 0, len; i <= e->text.n; i += len) {
+        uint32_t c = i < e->text.n ? utf8_read(e->text.s + i, e->text.n - i, &len) : (len = 1, ' ');
+        int w = c == '\n' ? 0 : c < 32 ? 1 : char_width(c);
+        if (col + w > width) { text_put(&out, "\r\n", 2); row++, col = 0; }
+        if (i == cursor) at_row = row, at_col = col;
+        if (i == e->text.n) break;
+        if (c == '\n') { text_put(&out, "\r\n  ", 4); row++, col = INDENT; }
+        else if (c < 32 || c >= BAD_BYTE) text_put(&out, "?", 1);
+        else text_put(&out, e->text.s + i, len);
+        col += w;
+    }
+    if (row > at_row) text_printf(&out, "\033[%dA", row - at_row);
+    text_printf(&out, "\r");
+    if (at_col) text_printf(&out, "\033[%dC", at_col);
+    e->row = at_row;
+    if (out.s) fwrite(out.s, 1, out.n, stderr);
+    fflush(stderr);
+    free(out.s);
+}
+
+static void edit_replace(Editor *e, size_t from, size_t to, const char *s, size_t n) { /* bytes from .. to by s; the cursor behind it */
+    Text t = {0};
+    text_put(&t, e->text.s ? e->text.s : "", from), text_put(&t, s, n), text_put(&t, e->text.s ? e->text.s + to : "", e->text.n - to);
+    if (t.bad) { free(t.s); return; }
+    free(e->text.s);
+    e->text = t, e->at = from + n;
+}
+static size_t edit_step(const Editor *e, size_t at, int by) { /* the next character, or the one before */
+    if (by < 0) while (at > 0 && ((unsigned char)e->text.s[--at] & 0xc0) == 0x80) {}
+    else if (at < e->text.n) while (++at < e->text.n && ((unsigned char)e->text.s[at] & 0xc0) == 0x80) {}
+    return at;
+}
+static size_t edit_word(const Editor *e, size_t at, int by) { /* over blanks, then over what is none */
+    const char *s = e->text.s;
+    if (by < 0) { while (at > 0 && strchr(" \n", s[at - 1])) at--; while (at > 0 && !strchr(" \n", s[at - 1])) at--; }
+    else { while (at < e->text.n && strchr(" \n", s[at])) at++; while (at < e->text.n && !strchr(" \n", s[at])) at++; }
+    return at;
+}
+static void edit_keep(Editor *e, const char *s, size_t n) { /* in the history */
+    Text *more = n ? realloc(e->history, ((size_t)e->n_history + 1) * sizeof *more) : NULL;
+    if (!more) return;
+    e->history = more, e->history[e->n_history] = (Text){0};
+    text_put(&e->history[e->n_history++], s, n);
+}
+
+/* Reads a message. 1: it is in e->text; 0: the end (Ctrl-D on an empty line, a signal). The text that e->text holds at first can be edited. */
+static int edit(Editor *e) {
+    int shown = e->n_history, key; /* the entry of the history that is shown; n_history: the new text */
+    Text draft = {0};
+    if (terminal_keys(&e->terminal, 0)) return 0;
+    fputs("\033[?2004h", stderr); /* pasted text comes marked as such */
+    e->at = e->text.n, e->row = 0;
+    edit_draw(e, e->at);
+    for (;;) {
+        key = read_key(-1);
+        if (key < 0 || (key == 4 && !e->text.n)) { key = 0; break; }
+        int move = 0; /* through the history */
+        size_t line = e->at, line_end = e->at;
+        while (line > 0 && e->text.s[line - 1] != '\n') line--;
+        while (line_end < e->text.n && e->text.s[line_end] != '\n') line_end++;
+        if (key == 27) { /* ESC [ number ~, ESC [ 1 ; number letter, ESC O letter; Alt and a key */
+            char seq[16] = "";
+            int n = 0, next = read_key(50);
+            if (next == '[' || next == 'O') {
+                while (n < 15 && (key = read_key(50)) >= 0) { seq[n++] = (char)key; if (key >= '@' && key <= '~') break; }
+                if (!strcmp(seq, "200~")) { /* pasted: up to ESC [ 201 ~ */
+                    Text paste = {0};
+                    while (!(paste.n >= 6 && !memcmp(paste.s + paste.n - 6, "\033[201~", 6)) && (key = read_key(1000)) >= 0) text_put(&paste, &(char){(char)(key == '\r' ? '\n' : key)}, 1);
+                    if (paste.n >= 6 && key >= 0) paste.n -= 6;
+                    edit_replace(e, e->at, e->at, paste.s, paste.n);
+                    free(paste.s);
+                }
+                int last = n ? seq[n - 1] : 0, word = n > 1 && strchr(seq, ';') != NULL;
+                if (last == 'C') e->at = word ? edit_word(e, e->at, 1) : edit_step(e, e->at, 1);
+                else if (last == 'D') e->at = word ? edit_word(e, e->at, -1) : edit_step(e, e->at, -1);
+                else if (last == 'H' || !strcmp(seq, "1~") || !strcmp(seq, "7~")) e->at = line;
+                else if (last == 'F' || !strcmp(seq, "4~") || !strcmp(seq, "8~")) e->at = line_end;
+                else if (!strcmp(seq, "3~")) edit_replace(e, e->at, edit_step(e, e->at, 1), "", 0);
+                else if (last == 'A' || last == 'B') move = last == 'A' ? -1 : 1;
+            } else if (next == '\r' || next == '\n') edit_replace(e, e->at, e->at, "\n", 1);
+            else if (next == 'b') e->at = edit_word(e, e->at, -1);
+            else if (next == 'f') e->at = edit_word(e, e->at, 1);
+            else if (next == 127) edit_replace(e, edit_word(e, e->at, -1), e->at, "", 0);
+        } else if (key == '\r') {
+            if (e->at == e->text.n && e->at && e->text.s[e->at - 1] == '\\') edit_replace(e, e->at - 1, e->at, "\n", 1);
+            else { key = 1; break; }
+        } else if (key == '\n') edit_replace(e, e->at, e->at, "\n", 1);
+        else if (key == 3) { /* nothing typed is lost: it is the last entry of the history */
+            edit_draw(e, e->text.n);
+            fprintf(stderr, e->text.n ? "\r\n" : "\r\n[Ctrl-D or /quit ends]\r\n");
+            edit_keep(e, e->text.s, e->text.n);
+            shown = e->n_history, e->row = 0;
+            edit_replace(e, 0, e->text.n, "", 0);
+        } else if (key == 8 || key == 127) { if (e->at) edit_replace(e, edit_step(e, e->at, -1), e->at, "", 0); }
+        else if (key == 4) edit_replace(e, e->at, edit_step(e, e->at, 1), "", 0);
+        else if (key == 1) e->at = line;
+        else if (key == 5) e->at = line_end;
+        else if (key == 2 || key == 6) e->at = edit_step(e, e->at, key == 2 ? -1 : 1);
+        else if (key == 11) edit_replace(e, e->at, line_end, "", 0);
+        else if (key == 21) edit_replace(e, line, e->at, "", 0);
+        else if (key == 23) edit_replace(e, edit_word(e, e->at, -1), e->at, "", 0);
+        else if (key == 12) { fputs("\033[H\033[2J", stderr); e->row = 0; }
+        else if (key == 14 || key == 16) move = key == 16 ? -1 : 1;
+        else if (key == 9) edit_replace(e, e->at, e->at, "    ", 4);
+        else if (key >= 32) { /* with the rest of its character, so that no half of one is shown */
+            char c[4] = {(char)key};
+            int n = 1, whole = key >= 0xf0 ? 4 : key >= 0xe0 ? 3 : key >= 0xc0 ? 2 : 1;
+            while (n < whole && (key = read_key(50)) >= 0) c[n++] = (char)key;
+            edit_replace(e, e->at, e->at, c, (size_t)n);
+        }
+        if (move && (move < 0 ? line > 0 : line_end < e->text.n)) { /* within the text first */
+            size_t col = e->at - line, to = move < 0 ? line - 1 : line_end + 1, end;
+            if (move < 0) while (to > 0 && e->text.s[to - 1] != '\n') to--;
+            for (end = to; end < e->text.n && e->text.s[end] != '\n';) end++;
+            e->at = to + col < end ? to + col : end;
+            while (e->at > 0 && e->at < e->text.n && ((unsigned char)e->text.s[e->at] & 0xc0) == 0x80) e->at--;
+        } else if (move && shown + move >= 0 && shown + move <= e->n_history) {
+            if (shown == e->n_history) { draft.n = 0; text_put(&draft, e->text.s ? e->text.s : "", e->text.n); }
+            shown += move;
+            const Text *h = shown == e->n_history ? &draft : &e->history[shown];
+            edit_replace(e, 0, e->text.n, h->s, h->n);
+        }
+        edit_draw(e, e->at);
+    }
+    edit_draw(e, e->text.n);
+    fputs("\r\n\033[?2004l", stderr);
+    fflush(stderr);
+    terminal_keys(&e->terminal, 1);
+    if (key) edit_keep(e, e->text.s, e->text.n);
+    free(draft.s);
+    return key;
+}
+
+/* A message from a pipe: a line; lines that end with a backslash, or stand between two lines of """, go on. 0: the end. */
+static int read_message(Text *t, FILE *f) {
+    int quoted = 0, got = 0, c;
+    t->n = 0;
+    for (size_t line = 0; (c = fgetc(f)) != EOF;) {
+        got = 1;
+        if (c != '\n') { text_put(t, &(char){(char)c}, 1); continue; }
+        if (t->n > line && t->s[t->n - 1] == '\r') t->n--;
+        int fence = t->n - line == 3 && !memcmp(t->s + line, "\"\"\"", 3);
+        if (fence) { t->n = line; if (quoted) break; quoted = 1; continue; }
+        if (quoted) text_put(t, "\n", 1);
+        else if (t->n > line && t->s[t->n - 1] == '\\') t->s[t->n - 1] = '\n';
+        else break;
+        line = t->n;
+    }
+    text_put(t, "", 0);
+    return got;
+}
+
+typedef struct { int64_t read, made, thought, evaluated; double first_s, total_s; } TurnCost;
+typedef struct { GlaChat *chat; GlaState *s; } Branch;
+typedef struct {
+    const Options *o;
+    const GlaModel *m;
+    GlaSampler p;
+    uint64_t seed;
+    double load_s;
+    Branch branch[16];
+    int n_branches, now, interactive;
+    Editor editor;
+    TurnCost *cost;
+    int n_cost, said_loop;
+} Chat;
+
+static GlaChatSettings chat_settings(const Chat *c, const char *system) {
+    const Options *o = c->o;
+    return (GlaChatSettings){system, o->think ? 1 : o->no_think ? 0 : -1, o->think_budget, o->loop_guard, c->interactive || !(o->prompt || o->file) ? o->snapshot_bytes : 0, o->prompt_cache, (uint64_t)o->cache_bytes};
+}
+
+static int64_t room(const Chat *c) { const GlaState *s = c->branch[c->now].s; return gla_state_ctx(s) ? gla_state_ctx(s) - gla_state_pos(s) : INT64_MAX; }
+
+static int forget(Chat *c, char *err) {
+    Branch *b = &c->branch[c->now];
+    int64_t before = gla_state_evaluated(b->s);
+    int n = gla_chat_forget(b->chat, gla_state_ctx(b->s) ? gla_state_ctx(b->s) / 2 : gla_state_pos(b->s) / 2, NULL, err);
+    if (n > 0) fprintf(stderr, "[the oldest %d turns are forgotten, %lld tokens were read again]\n", n, (long long)(gla_state_evaluated(b->s) - before));
+    return n < 0 ? n : GLA_OK;
+}
+
+/* A turn: a message, or (text NULL) another answer to the last one. 1: the message was not said and should be offered again. */
+static int chat_turn(Chat *c, const Text *text, char *err) {
+    Branch *b = &c->branch[c->now];
+    const Options *o = c->o;
+    Talk k = {.o = o, .s = b->s, .chat = b->chat};
+    GlaGenerate how = {o->steps, o->stops, o->n_stops, o->ignore_eos, show, &k};
+    int64_t evaluated = gla_state_evaluated(b->s);
+    interrupted = 0;
+    catch_interrupt(c->interactive ? COUNT : END_AT_SECOND);
+    if (o->forget && gla_chat_turns(b->chat, NULL) > 1 && text && room(c) < gla_state_ctx(b->s) / 4 + (int64_t)text->n / 2 && forget(c, err)) return -1;
+    k.begin = now_s(), k.from = gla_state_pos(b->s), k.goal = k.from + (text ? (int64_t)text->n / 3 : 0); /* about, for the progress line */
+    int done = text ? gla_chat_say(b->chat, &c->p, text->s ? text->s : "", text->n, &how, &k.turn, err) : gla_chat_retry(b->chat, &c->p, &how, &k.turn, err);
+    double end = now_s(), first = k.first ? k.first : end;
+    dim(&k, 0);
+    if (k.progress) fprintf(stderr, "\r\033[K");
+    if (done >= 0 && k.turn.said + !text > 0) {
+        if (o->json) print_json(&k, k.ids.id, k.ids.n, done, k.turn.read, c->seed, c->load_s, end);
+        else putchar('\n');
+        if (fflush(stdout) || ferror(stdout)) k.bad = 1;
+    }
+    if (k.turn.loops > k.loops) fprintf(stderr, "[the text repeats itself again: stopped]\n");
+    if (done == GLA_DONE_CALLER && !k.bad) fprintf(stderr, k.turn.said || !text ? "[stopped]\n" : "[stopped before the answer; the message is not lost]\n");
+    if (done == GLA_DONE_CONTEXT) fprintf(stderr, "[the context of %d positions is full: /forget drops the oldest turns, /undo goes back, -c gives more]\n", gla_state_ctx(b->s));
+    else if (done > 0 && room(c) < gla_state_ctx(b->s) / 8) fprintf(stderr, "[room for %lld of %d tokens: /forget drops the oldest turns, /undo goes back; or go on until it is full]\n", (long long)room(c), gla_state_ctx(b->s));
+    TurnCost *more = done > 0 ? realloc(c->cost, ((size_t)c->n_cost + 1) * sizeof *more) : NULL;
+    if (more) c->cost = more, more[c->n_cost++] = (TurnCost){k.turn.read, k.turn.made, k.turn.thought, gla_state_evaluated(b->s) - evaluated, first - k.begin, end - k.begin};
+    ids_free(&k.ids), free(k.text.s), free(k.thought.s), free(k.steps.s);
+    if (k.bad) return fail(err, GLA_IO, "standard output: cannot write");
+    return done < 0 ? done : text && !k.turn.said;
+}
+
+static void print_costs(const Chat *c, FILE *f) {
+    const Branch *b = &c->branch[c->now];
+    char kept[32], rss[32];
+    TurnCost sum = {0, 0, 0, 0, 0, 0};
+    fprintf(f, "turn  evaluated  message  answer  thought  first token s  total s\n");
+    for (int i = 0; i < c->n_cost; i++) {
+        const TurnCost *t = &c->cost[i];
+        fprintf(f, "%4d  %9lld  %7lld  %6lld  %7lld  %13.3f  %7.2f\n", i + 1, (long long)t->evaluated, (long long)t->read, (long long)t->made, (long long)t->thought, t->first_s, t->total_s);
+        sum.evaluated += t->evaluated;
+    }
+    fprintf(f, "evaluated %lld tokens, the conversation has %lld", (long long)sum.evaluated, (long long)gla_state_pos(b->s));
+    if (gla_state_ctx(b->s)) fprintf(f, ", room for %lld more", (long long)room(c));
+    fprintf(f, " | snapshots %s | resident %s\n", size_text(kept, (double)gla_chat_snapshot_bytes(b->chat)), size_text(rss, (double)resident_bytes()));
+}
+
+static const char chat_help[] =
+    "/undo  /redo          take a turn back; bring it back\n"
+    "/retry                another answer to the last message\n"
+    "/save FILE  /load FILE   the conversation as a session\n"
+    "/fork  /fork N        go on in a copy; back to branch N\n"
+    "/system TEXT          begin anew with this system prompt\n"
+    "/think on|off         think before answering\n"
+    "/forget               drop the oldest turns to make room\n"
+    "/stats                what every turn cost\n"
+    "/quit                 or Ctrl-D\n"
+    "Several lines: end one with \\, or Alt-Enter, or paste. Ctrl-C stops an answer. // begins a message with /.\n";
+
+/* A line that begins with / . 1: done, 2: quit, negative: an error that ends a script. */
+static int chat_command(Chat *c, const char *line, char *err) {
+    char name[16] = "", rest[PATH_LEN] = "";
+    Branch *b = &c->branch[c->now];
+    sscanf(line, "/%15s", name);
+    const char *arg = line + 1 + strlen(name);
+    while (*arg == ' ') arg++;
+    snprintf(rest, sizeof rest, "%s", arg);
+    for (size_t n = strlen(rest); n && strchr(" \t\r\n", rest[n - 1]);) rest[--n] = 0;
+    int code = GLA_OK;
+    interrupted = 0;
+    if (!strcmp(name, "help")) fputs(chat_help, stderr);
+    else if (!strcmp(name, "quit") || !strcmp(name, "exit")) return 2;
+    else if (!strcmp(name, "stats")) print_costs(c, stderr);
+    else if (!strcmp(name, "retry")) { code = chat_turn(c, NULL, err); if (code > 0) code = 0; }
+    else if (!strcmp(name, "forget")) code = forget(c, err);
+    else if (!strcmp(name, "undo") || !strcmp(name, "redo")) {
+        int64_t before = gla_state_evaluated(b->s);
+        int undone;
+        if (!(code = gla_chat_go(b->chat, &c->p, *name == 'u' ? -1 : 1, err))) {
+            int turns = gla_chat_turns(b->chat, &undone);
+            fprintf(stderr, "[%d turns, %d undone; %lld tokens read again]\n", turns, undone, (long long)(gla_state_evaluated(b->s) - before));
+        }
+    } else if (!strcmp(name, "save") || !strcmp(name, "load")) {
+        if (!*rest) code = fail(err, GLA_INPUT, "/%s needs a file name", name);
+        else if (*name == 's') { catch_interrupt(HOLD); code = gla_chat_save(b->chat, &c->p, rest, err); }
+        else code = gla_chat_load(b->chat, &c->p, rest, err);
+        if (!code) fprintf(stderr, "[%lld tokens, %d turns %s %s]\n", (long long)gla_state_pos(b->s), gla_chat_turns(b->chat, NULL), *name == 's' ? "saved to" : "loaded from", rest);
+    } else if (!strcmp(name, "fork")) {
+        int n = atoi(rest);
+        if (*rest && n >= 1 && n <= c->n_branches) c->now = n - 1;
+        else if (*rest) code = fail(err, GLA_INPUT, "there are the branches 1 to %d", c->n_branches);
+        else if (c->n_branches == (int)(sizeof c->branch / sizeof *c->branch)) code = fail(err, GLA_INPUT, "%d branches are the limit", c->n_branches);
+        else if (!(code = gla_chat_clone(&c->branch[c->n_branches].chat, &c->branch[c->n_branches].s, b->chat, err))) c->now = c->n_branches++;
+        if (!code) fprintf(stderr, "[branch %d of %d, %d turns]\n", c->now + 1, c->n_branches, gla_chat_turns(c->branch[c->now].chat, NULL));
+    } else if (!strcmp(name, "system")) {
+        GlaChat *fresh = NULL;
+        GlaChatSettings how = chat_settings(c, rest);
+        gla_state_reset(b->s); /* the old conversation goes; /save or /fork keeps it */
+        if (!(code = gla_chat_new(&fresh, b->s, &how, err))) gla_chat_free(b->chat), b->chat = fresh, fprintf(stderr, "[a new conversation]\n");
+    } else if (!strcmp(name, "think")) {
+        if (!gla_chat_may_think(b->chat)) code = fail(err, GLA_INPUT, "this model has no way to think");
+        else if (strcmp(rest, "on") && strcmp(rest, "off")) code = fail(err, GLA_INPUT, "/think on or /think off");
+        else gla_chat_think(b->chat, rest[1] == 'n');
+    } else code = fail(err, GLA_INPUT, "no command /%s; /help lists them, // begins a message with /", name);
+    return code ? code : 1;
+}
+
+static int mode_chat(const Options *o, const GlaModel *m, GlaState *s, double load_s, char *err) {
+    Chat c = {.o = o, .m = m, .seed = start_seed(o), .load_s = load_s, .n_branches = 1};
+    Text t = {0};
+    GlaInfo info;
+    int once = o->prompt || o->file, end = 0;
+    c.interactive = !once && is_terminal(STDIN_FILENO) && is_terminal(STDERR_FILENO);
+    gla_info(m, &info);
+    start_sampler(&c.p, o, m, c.seed);
+    GlaChatSettings how = chat_settings(&c, o->system);
+    int code = o->save_state ? can_write(o->save_state, err) : GLA_OK;
+    c.branch[0].s = s;
+    if (!code) code = gla_chat_new(&c.branch[0].chat, s, &how, err);
+    if (!code && o->load_state) code = gla_chat_load(c.branch[0].chat, &c.p, o->load_state, err);
+    if (!code && given(o, O_SEED)) c.p.rng = o->seed;
+    if (!code) {
+        const char *form = gla_chat_template(c.branch[0].chat);
+        print_state_size(&info, gla_state_ctx(s));
+        if (form) fprintf(stderr, "chat template %s%s\n", form, o->think && !gla_chat_may_think(c.branch[0].chat) ? "; this model has no way to think" : "");
+        else fprintf(stderr, "the file has no chat template that is known here: the text is written as \"User: ... Assistant: ...\"\n");
+        if (c.interactive) fprintf(stderr, "/help lists the commands\n");
+    }
+    if (!code && once && !(code = get_text(o, &t, err))) code = chat_turn(&c, &t, err) < 0;
+    else if (!once && !code)
+        while (!end && !interrupted && !code) {
+            if (c.interactive && !edit(&c.editor)) break;
+            if (!c.interactive && !read_message(&t, stdin)) break;
+            const Text *said = c.interactive ? &c.editor.text : &t;
+            size_t blank = said->s ? strspn(said->s, " \t\r\n") : 0;
+            if (blank >= said->n) continue;
+            int kept = 0;
+            if (said->s[0] == '/' && said->s[1] != '/') code = chat_command(&c, said->s, err);
+            else {
+                Text body = *said;
+                if (body.s[0] == '/') body.s++, body.n--;
+                code = chat_turn(&c, &body, err);
+                kept = code != 0; /* not said: it stands in the editor again */
+            }
+            if (code == 2) end = 1;
+            if (code >= 0) code = 0;
+            else if (c.interactive) complain(err), code = strstr(err, "standard output") ? code : 0;
+            if (c.interactive && interrupted == SIGTERM) end = 1;
+            else if (c.interactive) interrupted = 0;
+            if (c.interactive && !kept) c.editor.text.n = 0;
+        }
+    terminal_normal(&c.editor.terminal);
+    if (!code && o->save_state) { catch_interrupt(HOLD); code = gla_chat_save(c.branch[c.now].chat, &c.p, o->save_state, err); }
+    if (c.n_cost && !code) {
+        int64_t evaluated = 0;
+        for (int i = 0; i < c.n_cost; i++) evaluated += c.cost[i].evaluated;
+        fprintf(stderr, "%d answers | evaluated %lld tokens, the conversation has %lld | seed %llu\n", c.n_cost, (long long)evaluated, (long long)gla_state_pos(c.branch[c.now].s), (unsigned long long)c.seed);
+    }
+    for (int i = 0; i < c.n_branches; i++) { gla_chat_free(c.branch[i].chat); if (i) gla_state_free(c.branch[i].s); }
+    for (int i = 0; i < c.editor.n_history; i++) free(c.editor.history[i].s);
+    free(c.editor.history), free(c.editor.text.s), free(t.s), free(c.cost);
     return code ? complain(err) : 0;
 }
 
@@ -4119,7 +5452,7 @@ static int each_logits(GlaState *s, const Ids *ids, RowFn row, void *user, char 
     int64_t vocab = s->m->config.vocab_size, step = max64(1, min64(s->batch, (64 << 20) / (vocab * (int64_t)sizeof(float))));
     float *logits = malloc((size_t)step * (size_t)vocab * sizeof(float));
     int code = logits ? GLA_OK : fail(err, GLA_MEMORY, "no memory for %lld rows of logits", (long long)step);
-    catch_interrupt();
+    catch_interrupt(END_AT_SECOND);
     for (int64_t i = 0; i < ids->n && !code; i += step) {
         int64_t n = min64(step, ids->n - i);
         code = gla_eval(s, ids->id + i, n, logits, n, err);
@@ -4139,18 +5472,17 @@ static int write_row(void *user, const float *logits, int64_t i) {
 }
 
 static int mode_logits(const Options *o, GlaModel *m, GlaState *s, const Ids *ids, char *err) {
-    char temporary[4096 + 8];
-    if (!o->out || strlen(o->out) > 4096) return misuse("-m logits needs --ids FILE and --out FILE");
-    snprintf(temporary, sizeof temporary, "%s.tmp", o->out);
-    int code = o->load_state ? gla_state_load(s, NULL, o->load_state, err) : GLA_OK;
-    if (!code && !may_replace(o->out)) code = fail(err, GLA_IO, "%s: not a regular file", o->out);
-    if (code) return complain(err);
-    LogitsOut out = {fopen(temporary, "wb"), (size_t)m->config.vocab_size};
-    if (!out.f) return fprintf(stderr, "run: %s: cannot write: %s\n", temporary, strerror(errno)), 1;
+    Temporary temporary;
+    Ids all = {NULL, 0, 0}; /* for the session: what the loaded one holds, and these */
+    LogitsOut out = {NULL, (size_t)m->config.vocab_size};
+    int code = o->load_state ? load_session(s, NULL, &all, o->load_state, err) : GLA_OK;
+    if (!code) code = ids_add(&all, ids->id, ids->n, err);
+    if (!code && !(out.f = open_temporary(temporary, o->out, err))) code = GLA_IO;
+    if (code) { ids_free(&all); return complain(err); }
     code = each_logits(s, ids, write_row, &out, err);
-    if (code) fclose(out.f), remove(temporary);
-    else code = commit_file(out.f, temporary, o->out, err);
-    if (!code && o->save_state) code = gla_state_save(s, NULL, o->save_state, err);
+    code = code ? drop_file(out.f, temporary, code) : commit_file(out.f, temporary, o->out, err);
+    if (!code && o->save_state) code = save_session(s, NULL, &all, o->save_state, err);
+    ids_free(&all);
     return code ? complain(err) : 0;
 }
 
@@ -4177,19 +5509,22 @@ static int mode_perplexity(GlaModel *m, GlaState *s, const Ids *ids, char *err) 
 /* -- tokenize, info, bench -- */
 
 static int mode_tokenize(const Options *o, GlaModel *m, char *err) {
-    Text t = {NULL, 0};
-    Ids ids = {NULL, 0};
+    Text t = {0};
+    Ids ids = {NULL, 0, 0};
     int code = o->ids ? get_ids(&ids, o->ids, m, err) : get_text(o, &t, err);
     if (!code && !gla_n_tokens(m)) code = fail(err, GLA_INPUT, "%s holds no vocabulary; name one with -z", o->model);
-    if (!code && !o->ids) code = text_ids(&ids, m, t, GLA_BOS | GLA_SPECIAL, err);
+    if (!code && !o->ids) code = ids_encode(&ids, m, t.s, t.n, GLA_BOS | GLA_SPECIAL, err);
     for (int64_t i = 0; i < ids.n && !code; i++) {
-        char piece[PIECE * 4];
-        size_t n = o->ids ? gla_piece(m, ids.id[i], GLA_SPECIAL | (i ? 0 : GLA_FIRST), piece, sizeof piece) : 0;
-        if (o->ids) fwrite(piece, 1, n < sizeof piece ? n : sizeof piece, stdout);
+        char piece[PIECE];
+        if (o->ids)
+            for (size_t from = 0, n = 1; from < n; from += PIECE) {
+                n = piece_part(m->vocab, ids.id[i], GLA_SPECIAL | (i ? 0 : GLA_FIRST), from, piece, PIECE);
+                if (n > from) fwrite(piece, 1, n - from < PIECE ? n - from : PIECE, stdout);
+            }
         else printf("%s%d", i ? " " : "", ids.id[i]);
     }
     if (!code) putchar('\n');
-    free(t.s), free(ids.id);
+    free(t.s), ids_free(&ids);
     return code ? complain(err) : 0;
 }
 
@@ -4246,8 +5581,8 @@ static void use_default_vocabulary(GlaModel *m) {
 
 static int run_mode(const Options *o, GlaModel *m, double load_s, char *err) {
     const char *mode = o->mode;
-    Text t = {NULL, 0};
-    Ids ids = {NULL, 0};
+    Text t = {0};
+    Ids ids = {NULL, 0, 0};
     GlaState *s = NULL;
     int code = GLA_OK, ctx = o->ctx, status = 0, logits = !strcmp(mode, "logits"), perplexity = !strcmp(mode, "perplexity"), bench = !strcmp(mode, "bench");
     if (o->tokenizer && (code = gla_open_tokenizer(m, o->tokenizer, err))) return complain(err);
@@ -4255,7 +5590,7 @@ static int run_mode(const Options *o, GlaModel *m, double load_s, char *err) {
     if (!strcmp(mode, "info")) return mode_info(m);
     if (!strcmp(mode, "tokenize")) return mode_tokenize(o, m, err);
     if (logits && !(code = get_ids(&ids, o->ids, m, err)) && !ids.n) code = fail(err, GLA_INPUT, "%s: holds no ids", o->ids);
-    if (perplexity && !(code = get_text(o, &t, err))) code = text_ids(&ids, m, t, GLA_BOS | GLA_SPECIAL, err);
+    if (perplexity && !(code = get_text(o, &t, err))) code = ids_encode(&ids, m, t.s, t.n, GLA_BOS | GLA_SPECIAL, err);
     if (!ctx && (bench || logits || perplexity)) { /* these know how much they will read */
         int64_t need = bench ? (int64_t)o->prompt_len + (given(o, O_STEPS) ? o->steps : 64) : ids.n;
         if (o->load_state || need <= min64(4096, m->config.seq_len)) need = 0;
@@ -4266,15 +5601,16 @@ static int run_mode(const Options *o, GlaModel *m, double load_s, char *err) {
     else if (logits) status = mode_logits(o, m, s, &ids, err);
     else if (perplexity) status = mode_perplexity(m, s, &ids, err);
     else if (bench) status = mode_bench(o, m, s, load_s, err);
-    else status = mode_generate(o, m, s, err);
+    else if (!strcmp(mode, "chat")) status = mode_chat(o, m, s, load_s, err);
+    else status = mode_generate(o, m, s, load_s, err);
     gla_state_free(s);
-    free(t.s), free(ids.id);
+    free(t.s), ids_free(&ids);
     return status;
 }
 
 int main(int argc, char **argv) {
-    static const char *const modes[] = {"generate", "logits", "perplexity", "tokenize", "bench", "info"};
-    Options o = {.mode = "generate", .steps = 256, .prompt_len = 512};
+    static const char *const modes[] = {"generate", "chat", "logits", "perplexity", "tokenize", "bench", "info"};
+    Options o = {.mode = "generate", .steps = 256, .prompt_len = 512, .loop_guard = 96, .cache_bytes = (int64_t)1 << 30, .snapshot_bytes = (int64_t)256 << 20};
     char err[GLA_ERR] = "";
     GlaModel *m;
     size_t mode = 0;
@@ -4291,13 +5627,18 @@ int main(int argc, char **argv) {
         printf("gla.c %s, kernels %s, %s\n", GLA_VERSION, k->name, ALL_THREADS > 1 ? "OpenMP" : "one thread");
         return 0;
     }
-    if (!strcmp(o.mode, "chat")) return misuse("-m chat is not part of this version");
     while (mode < sizeof modes / sizeof *modes && strcmp(modes[mode], o.mode)) mode++;
     if (mode == sizeof modes / sizeof *modes) return misuse("unknown mode %s", o.mode);
-    if (o.system) return misuse("a system prompt goes with -m chat, which is not part of this version");
+    int chat = !strcmp(o.mode, "chat"), generate = !strcmp(o.mode, "generate");
+    static const int of_chat[] = {O_SYSTEM, O_THINK, O_NO_THINK, O_BUDGET, O_HIDE, O_GUARD, O_SNAPSHOTS, O_FORGET}, of_text[] = {O_JSON, O_CACHE, O_BIAS};
+    for (size_t i = 0; i < sizeof of_chat / sizeof *of_chat; i++) if (given(&o, of_chat[i]) && !chat) return misuse("--%s goes with -m chat", options[of_chat[i]].name);
+    for (size_t i = 0; i < sizeof of_text / sizeof *of_text; i++) if (given(&o, of_text[i]) && !chat && !generate) return misuse("--%s goes with -m generate and -m chat", options[of_text[i]].name);
+    if (o.think && o.no_think) return misuse("--think and --no-think");
+    if (given(&o, O_LOGPROBS) && !o.json) return misuse("--logprobs goes with --json");
+    if (chat && !given(&o, O_STEPS)) o.steps = 0;
     if (!o.model) return misuse("no model was named: ./run MODEL [options]");
     if (!strcmp(o.mode, "logits") && (!o.ids || !o.out)) return misuse("-m logits needs --ids FILE and --out FILE");
-    if ((o.load_state || o.save_state) && strcmp(o.mode, "generate") && strcmp(o.mode, "logits")) return misuse("sessions go with -m generate and -m logits");
+    if ((o.load_state || o.save_state) && !generate && !chat && strcmp(o.mode, "logits")) return misuse("sessions go with -m generate, -m chat and -m logits");
     double begin = now_s();
     if (gla_open(&m, o.model, err)) return complain(err);
     code = run_mode(&o, m, now_s() - begin, err);

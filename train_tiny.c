@@ -2816,10 +2816,9 @@ static Out model_file(const Tiny *m, const Gguf *vocab, int type, const char *na
 }
 
 static int write_file(const char *path, const void *head, size_t n_head, const void *body, size_t n_body, char *err) {
-    char temporary[4096];
-    if (snprintf(temporary, sizeof temporary, "%s.tmp", path) >= (int)sizeof temporary) return fail(err, GLA_INPUT, "%s: the name is too long", path);
-    FILE *f = fopen(temporary, "wb");
-    if (!f) return fail(err, GLA_IO, "%s: cannot write: %s", temporary, strerror(errno));
+    Temporary temporary;
+    FILE *f = open_temporary(temporary, path, err);
+    if (!f) return GLA_IO;
     fwrite(head, 1, n_head, f);
     if (n_body) fwrite(body, 1, n_body, f);
     return commit_file(f, temporary, path, err);

@@ -1199,13 +1199,13 @@ static void test_sessions(void) {
         GlaSampler p, q;
         gla_sampler_init(&p, m, 9), gla_sampler_init(&q, m, 1);
         gla_sampler_note(&p, 3), next_random(&p.rng), p.temperature = 0.25f;
-        check(!gla_eval(s, ids, 15, NULL, 0, err) && !gla_state_save(s, &p, path, err), "%s: save: %s", name, err);
+        check(!gla_eval(s, ids, 15, NULL, 0, err) && !gla_state_save(s, &p, NULL, path, err), "%s: save: %s", name, err);
         check(!gla_state_load(back, &q, path, err) && gla_state_pos(back) == 15 && same(gla_logits(back), gla_logits(s), vocab), "%s: load: %s", name, err);
         check(!memcmp(&p, &q, sizeof p), "%s: the sampler comes back", name);
         check(!gla_eval(back, ids + 15, N - 15, tail, N - 15, err) && same(tail, whole + 15 * vocab, (N - 15) * vocab), "%s: save and load are not the straight run", name);
         check(gla_state_load(wrong, NULL, path, err) == GLA_INPUT && is_sentence(err), "%s: a session of another model: %s", name, err);
         if (m->kv_floats) check(gla_state_load(small, NULL, path, err) == GLA_CONTEXT && strstr(err, "15") && strstr(err, "10"), "%s: a session longer than the context: %s", name, err);
-        check(!gla_state_save(s, NULL, path, err) && !gla_state_load(back, &q, path, err) && !memcmp(&p, &q, sizeof p), "%s: without a sampler", name);
+        check(!gla_state_save(s, NULL, NULL, path, err) && !gla_state_load(back, &q, path, err) && !memcmp(&p, &q, sizeof p), "%s: without a sampler", name);
         uint8_t *good = slurp(path, &n);
         check(good != NULL, "%s: the session file", name);
 
@@ -1227,7 +1227,7 @@ static void test_sessions(void) {
             static const int64_t positions[] = {-1, INT64_MIN, INT64_MAX, INT64_MAX - 3};
             for (size_t k = 0; k < sizeof positions / sizeof *positions; k++) {
                 s->pos = positions[k];
-                int code = gla_state_save(s, NULL, path, err);
+                int code = gla_state_save(s, NULL, NULL, path, err);
                 check(code == GLA_OK, "%s: %s", name, err);
                 code = gla_state_load(back, NULL, path, err);
                 check(code < 0 && is_sentence(err), "%s: a session at position %lld: %s", name, (long long)positions[k], code ? err : "accepted");
@@ -1237,7 +1237,7 @@ static void test_sessions(void) {
         check(gla_state_load(back, NULL, path, err) < 0 && is_sentence(err), "%s: eight bytes: %s", name, err);
         remove(path);
         check(gla_state_load(back, NULL, path, err) == GLA_IO && is_sentence(err), "%s: no file: %s", name, err);
-        check(gla_state_save(s, NULL, "/nonexistent/folder/session", err) == GLA_IO && is_sentence(err), "%s: no folder: %s", name, err);
+        check(gla_state_save(s, NULL, NULL, "/nonexistent/folder/session", err) == GLA_IO && is_sentence(err), "%s: no folder: %s", name, err);
 #ifdef HAVE_POSIX
         struct rlimit limit, low; /* a disk that is full after 1000 bytes: the old file stays, the temporary one goes */
         char temporary[530], old[3] = "";
@@ -1247,7 +1247,7 @@ static void test_sessions(void) {
         getrlimit(RLIMIT_FSIZE, &limit);
         low = limit, low.rlim_cur = 1000;
         setrlimit(RLIMIT_FSIZE, &low);
-        check(gla_state_save(s, NULL, path, err) == GLA_IO && is_sentence(err), "%s: a full disk: %s", name, err);
+        check(gla_state_save(s, NULL, NULL, path, err) == GLA_IO && is_sentence(err), "%s: a full disk: %s", name, err);
         setrlimit(RLIMIT_FSIZE, &limit);
         FILE *f = fopen(path, "rb"), *left = fopen(temporary, "rb");
         check(f && fread(old, 1, 3, f) == 3 && !memcmp(old, "old", 3) && !left, "%s: after a failed write the old file is gone or the temporary one is left", name);
@@ -1279,7 +1279,7 @@ static void test_no_memory(void) {
             code = whole ? gla_open_memory(&m, file, n, err) : gla_open_tokenizer(m, path_of(path, names[i]), err);
             if (!code && whole) code = gla_state_new(&s, m, 16, 4, 1, err);
             if (!code && whole) code = gla_state_clone(&copy, s, err);
-            if (!code && whole) code = gla_state_save(s, NULL, session, err);
+            if (!code && whole) code = gla_state_save(s, NULL, NULL, session, err);
             int64_t count = code ? 0 : gla_n_tokens(m) ? gla_encode(m, "on\xC3\xA9 e\xCC\x81 upon", 12, GLA_SPECIAL, NULL, 0, err) : 0;
             if (count < 0) code = (int)count;
             heap.fail_at = 0;

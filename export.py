@@ -23,6 +23,7 @@ import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -237,7 +238,8 @@ def stored_type(name: str, shape: tuple[int, ...], wanted: Type, head: str) -> T
 
 # ---- 3. models -------------------------------------------------------------------------------------------------------
 
-Table = dict[str, "str | tuple[str, str]"]  # name in the checkpoint -> name in the file, and the plan's view of it
+# Name in the checkpoint (or several, "a|b", the first that exists) -> name in the file, and the plan's view of it.
+Table = dict[str, "str | tuple[str, str]"]
 
 
 @dataclass
@@ -249,11 +251,12 @@ class Plan:
     blocks: list[tuple[str, list[Table]]] = field(default_factory=list)  # prefix in the checkpoint, tables; block N in order
     views: dict[str, View] = field(default_factory=dict)
     made: dict[str, np.ndarray] = field(default_factory=dict)            # tensors computed from the configuration
+    derived: dict[str, tuple[str, Callable[[np.ndarray], np.ndarray]]] = field(default_factory=dict)  # from a whole small tensor
     left_out: dict[str, str] = field(default_factory=dict)               # prefix of checkpoint names -> why
     notes: list[str] = field(default_factory=list)
 
 
-VIEWS = {"+1": PLUS_ONE, "conv": SQUEEZE_CONV, "vector": SQUEEZE_ROW}
+VIEWS = {"-exp": View(fn=lambda a: -np.exp(a)), "+1": PLUS_ONE, "conv": SQUEEZE_CONV, "vector": SQUEEZE_ROW}
 TOP: Table = {"model.embed_tokens.weight": "token_embd.weight", "model.norm.weight": "output_norm.weight"}
 HEAD: Table = {"lm_head.weight": "output.weight"}
 NORMS: Table = {"input_layernorm.weight": "attn_norm.weight", "post_attention_layernorm.weight": "ffn_norm.weight"}
@@ -450,17 +453,62 @@ FLA_RES: Table = {"attn_res_proj.weight": ("attn_res_proj.weight", "vector"), "a
                   "mlp_res_proj.weight": ("ffn_res_proj.weight", "vector"), "mlp_res_norm.weight": "ffn_res_norm.weight"}
 FLA_TOP_RES: Table = {"model.res_proj.weight": ("output_res_proj.weight", "vector"),
                       "model.res_norm.weight": "output_res_norm.weight"}
-GLA: Table = FLA_QKVO | {"attn.gk_proj.0.weight": "ssm_f_a.weight", "attn.gk_proj.1.weight": "ssm_f_b.weight",
-                         "attn.gk_proj.1.bias": "ssm_f_b.bias"}
+FLA_GATE: Table = {"attn.g_proj.weight": "attn_gate.weight"}
+FLA_LOW_GATE: Table = {"attn.g_proj.0.weight": "ssm_g_a.weight", "attn.g_proj.1.weight": "ssm_g_b.weight", "attn.g_proj.1.bias": "ssm_g_b.bias"}
+FLA_DT: Table = {"attn.A_log": ("ssm_a", "-exp"), "attn.dt_bias": "ssm_dt.bias"}
+FLA_BETA: Table = {"attn.b_proj.weight": "ssm_beta.weight"}
+FLA_LOW_DECAY: Table = {"attn.f_proj.0.weight": "ssm_f_a.weight", "attn.f_proj.1.weight": "ssm_f_b.weight"} | FLA_DT
+# What the mixer of each model_type has in every configuration; the functions below add what switches turn on.
+FLA_MIXERS: dict[str, Table] = {
+    "gla": FLA_QKVO | {"attn.gk_proj.0.weight": "ssm_f_a.weight", "attn.gk_proj.1.weight": "ssm_f_b.weight",
+                       "attn.gk_proj.1.bias": "ssm_f_b.bias"},
+    "gated_deltanet": FLA_QKVO | FLA_BETA | FLA_DT | {"attn.a_proj.weight": "ssm_alpha.weight", "attn.o_norm.weight": "ssm_norm.weight"},
+    "kda": FLA_QKVO | FLA_BETA | FLA_LOW_DECAY | FLA_LOW_GATE | {"attn.o_norm.weight": "ssm_norm.weight"},
+    "gdn2": FLA_QKVO | FLA_BETA | FLA_LOW_DECAY | FLA_LOW_GATE | {"attn.o_norm.weight": "ssm_norm.weight", "attn.w_proj.weight": "ssm_w.weight"},
+    "hgrn2": {"attn.q_proj.weight": "attn_q.weight", "attn.f_proj.weight": "ssm_alpha.weight", "attn.i_proj.weight": "attn_v.weight",
+              "attn.o_proj.weight": "attn_output.weight"},
+}
 # The library's one-argument activations, and their names in the file: its gelu is the tanh approximation.
 ACT2FN = {"swish": "swish", "silu": "silu", "relu": "relu", "sigmoid": "sigmoid", "logsigmoid": "logsigmoid", "sqrelu": "sqrelu",
           "gelu": "gelu_tanh"}
 
 
-def fla_decoder(f: Fields, has: set[str], mixer: Callable[[int], list[Table]]) -> Plan:
-    """The decoder around a mixer; mixer(i) names the tensors of layer i where the configuration puts no softmax layer."""
+@dataclass
+class Mixer:
+    """What a function below finds out about the recurrent layers: keys under mixer.*, tables of their tensors."""
+    keys: dict[str, Any]
+    tables: list[Table]
+    width: int                   # hidden_size
+    layers: int
+    has: set[str]
+    derived: dict[str, tuple[str, Callable[[np.ndarray], np.ndarray]]] = field(default_factory=dict)
+    hidden_ratio: float = 4
+
+    def take(self, table: Table, on: bool = True) -> None:
+        if on:
+            self.tables.append(table)
+
+    def conv(self, f: Fields, default: bool, letters: str = "qkv", names: str = "qkv") -> None:
+        """Short convolutions on these projections, and what the file calls them."""
+        on, self.keys["conv_kernel"] = f.flag("use_short_conv", default), 0
+        size = f.count("conv_size", 4)
+        if on:
+            self.keys["conv_kernel"] = size
+            self.take({f"attn.{p}_conv1d.weight": (f"ssm_conv1d_{n}.weight", "conv") for p, n in zip(letters, names)})
+
+    def shape(self, where: str, heads: int, kv: int, key: int, value: int) -> None:
+        """Output heads, heads of the shared projections, total key and value width of the output heads."""
+        if heads % kv or key % heads or value % heads:
+            raise Refusal(f"{where}: {heads} heads over {kv} key/value heads do not divide the widths {key} and {value}")
+        self.keys |= {"head_count": heads, "head_count_kv": kv, "key_length": key // heads, "value_length": value // heads}
+
+
+def fla(read: Callable[[Fields, Mixer], None], f: Fields, has: set[str], name: str) -> Plan:
+    """The decoder around a mixer, with softmax layers where the configuration puts them."""
     n, width = f.count("num_hidden_layers"), f.count("hidden_size")
-    hidden = f.get("intermediate_size") or 256 * -(-int(width * f.real("hidden_ratio", 4) * 2 / 3) // 256)
+    m = Mixer({}, [FLA_MIXERS[name]], width, n, has)
+    read(f, m)
+    hidden = f.get("intermediate_size") or 256 * -(-int(width * f.real("hidden_ratio", m.hidden_ratio) * 2 / 3) // 256)
     f.read |= {"hidden_ratio"}
     plan = Plan({"block_count": n, "context_length": f.count("max_position_embeddings", 2048), "embedding_length": width,
                  "feed_forward_length": int(hidden), "vocab_size": f.count("vocab_size", 32000),
@@ -476,8 +524,10 @@ def fla_decoder(f: Fields, has: set[str], mixer: Callable[[int], list[Table]]) -
         plan.keys["residual_attention.block_size"] = block
         plan.top.append(FLA_TOP_RES)
     for i in range(n):
-        kind = [FLA_QKVO, softmax[i]] if i in softmax else mixer(i)
+        kind = [FLA_QKVO, softmax[i]] if i in softmax else m.tables
         plan.blocks.append((f"model.layers.{i}.", [FLA_BLOCK, *residual, *kind]))
+    plan.keys |= {f"mixer.{key}": value for key, value in m.keys.items()}
+    plan.derived = {name: d for name, d in m.derived.items() if int(name.split(".")[1]) not in softmax}
     return plan
 
 
@@ -510,35 +560,82 @@ def fla_softmax(f: Fields, n: int, plan: Plan) -> dict[int, Table]:
     return layers
 
 
-def gla(f: Fields, has: set[str]) -> Plan:
+def gla(f: Fields, m: Mixer) -> None:
     """Gated linear attention. The low-rank gate (16) and its divisor (16) are not in the configuration."""
-    affine, gated = f.flag("elementwise_affine", True), f.flag("use_output_gate", True)
-    conv = f.count("conv_size", 4) if f.flag("use_short_conv") else 0
-    f.read |= {"conv_size"}
-
-    def mixer(i: int) -> list[Table]:
-        fused = f"model.layers.{i}.attn.g_norm_swish_gate.weight" in has  # one norm, two names
-        norm = {f"attn.{'g_norm_swish_gate' if fused else 'g_norm'}.weight": "ssm_norm.weight"}
-        gate = {"attn.g_proj.weight": "attn_gate.weight"}
-        return [GLA] + [t for t, on in ((FLA_CONV, conv), (gate, gated), (norm, affine)) if on]
-
-    plan = fla_decoder(f, has, mixer)
-    if any(GLA in tables for _, tables in plan.blocks):
-        f.only("hidden_act", "swish")  # also the gate's activation, and the library's table of those lacks powlu
-    heads, width = f.count("num_heads", 4), plan.keys["embedding_length"]
-    kv = f.count("num_kv_heads", heads)
-    key, value = int(width * f.real("expand_k", 0.5)), int(width * f.real("expand_v", 1.0))
-    if heads % kv or key % heads or value % heads:
-        raise Refusal(f"{f.where}: {heads} heads over {kv} key/value heads do not divide the widths {key} and {value}")
-    plan.keys |= {"mixer.head_count": heads, "mixer.head_count_kv": kv, "mixer.key_length": key // heads,
-                  "mixer.value_length": value // heads, "mixer.conv_kernel": conv, "mixer.decay_divisor": 16.0}
+    m.conv(f, False)
+    heads = f.count("num_heads", 4)
+    m.shape(f.where, heads, f.count("num_kv_heads", heads), int(m.width * f.real("expand_k", 0.5)), int(m.width * f.real("expand_v", 1.0)))
+    m.take({"attn.g_norm_swish_gate.weight|attn.g_norm.weight": "ssm_norm.weight"}, f.flag("elementwise_affine", True))
+    m.keys["decay_divisor"] = 16.0
     if f.get("feature_map"):
-        plan.keys["mixer.feature_map"] = ACT2FN[f.only("feature_map", *ACT2FN)]
-    if gated:
-        plan.keys["mixer.output_gate"] = f.get("hidden_act", "swish")
+        m.keys["feature_map"] = ACT2FN[f.only("feature_map", *ACT2FN)]
+    if f.flag("use_output_gate", True):
+        m.take(FLA_GATE)
+        m.keys["output_gate"] = "swish"
+    if not recurrent_free(f, m):
+        f.only("hidden_act", "swish")  # also the gate's activation, and the library's table of those lacks powlu
     if f.get("clamp_min") is not None:
-        plan.keys["mixer.decay_min"] = f.real("clamp_min")
-    return plan
+        m.keys["decay_min"] = f.real("clamp_min")
+
+
+def recurrent_free(f: Fields, m: Mixer) -> bool:
+    """Whether softmax attention takes every layer."""
+    specs = f.get("attn", [])
+    specs = [specs] if isinstance(specs, dict) else specs
+    return {i for s in specs for i in s.get("layers") or []} >= set(range(m.layers))
+
+
+def delta_heads(f: Fields, m: Mixer, heads: int, width: int, expand_v: float) -> None:
+    """What the gated delta rules share: num_v_heads output heads over num_heads query/key heads, and the range of beta."""
+    heads, dk = f.count("num_heads", heads), f.count("head_dim", width)
+    v_heads = f.count("num_v_heads", heads)
+    dv = dk * f.real("expand_v", expand_v)
+    if dv != int(dv):
+        raise Refusal(f"{f.where}: head_dim times expand_v is {dv}, not a whole number")
+    m.conv(f, True)
+    m.shape(f.where, v_heads, heads, v_heads * dk, v_heads * int(dv))
+    m.keys["beta_scale"] = 2.0 if f.flag("allow_neg_eigval") else 1.0
+
+
+def gated_deltanet(f: Fields, m: Mixer) -> None:
+    delta_heads(f, m, 6, 256, 2.0)
+    m.take(FLA_GATE, f.flag("use_gate", True))
+
+
+def kda(f: Fields, m: Mixer) -> None:
+    delta_heads(f, m, 16, 128, 1.0)
+    if f.get("lower_bound") is not None:
+        m.keys["decay_bound"] = f.typed("lower_bound", None, lambda v: type(v) in (int, float) and -5 <= v < 0, "a number from -5 to below 0") * 1.0
+    elif f.flag("safe_gate"):
+        raise Refusal(f"{f.where}: safe_gate needs a lower_bound")
+    f.read |= {"safe_gate"}
+
+
+def gdn2(f: Fields, m: Mixer) -> None:
+    delta_heads(f, m, 16, 128, 1.0)
+
+
+def lower_bounds(f: Fields, m: Mixer) -> None:
+    """lb of layer l: rows 1..l of the softmax over layers of model.lower_bounds, summed; layer 0 has none."""
+    if f.flag("use_lower_bound", True):
+        def bound(i: int) -> Callable[[np.ndarray], np.ndarray]:
+            def fn(rows: np.ndarray) -> np.ndarray:
+                p = np.exp(rows.astype(np.float64) - rows.max(0))
+                return (p / p.sum(0))[1:i + 1].sum(0).astype(np.float32)
+            return fn
+        m.derived = {f"blk.{i}.ssm_f_low": ("model.lower_bounds", bound(i)) for i in range(m.layers)}
+
+
+def hgrn2(f: Fields, m: Mixer) -> None:
+    """expand_ratio, when set, is the key width of a head, and the number of heads follows from it."""
+    m.conv(f, False, "qfi", "qfv")
+    ratio = f.get("expand_ratio", None) if "expand_ratio" in f.data else 128
+    heads = m.width // f.count("expand_ratio", 128) if ratio else f.count("num_heads")
+    f.read |= {"num_heads"}
+    m.shape(f.where, heads, heads, heads * ratio if ratio else m.width, m.width)
+    m.take({"attn.g_norm.weight": "ssm_norm.weight"}, f.flag("elementwise_affine", True))
+    m.keys["layer_norm_rms_epsilon"] = 1e-5  # of the output norm, whatever norm_eps says
+    lower_bounds(f, m)
 
 
 @dataclass(frozen=True)
@@ -554,11 +651,14 @@ ARCHITECTURES = {
                                        f"key head h mod n; ssm_a is -exp(A_log); {NEOX}"),
     "Qwen3ForCausalLM": Architecture("qwen3", qwen3, NEOX),
     "LlamaForCausalLM": Architecture("llama", llama, "rotary pairs (2i, 2i + 1), query and key rows interleaved to match"),
-    "GLAForCausalLM": Architecture("gla", gla, f"head h reads key/value head h div (n / n_kv); {NEOX} in softmax layers"),
 }
 ARCHITECTURES["Qwen3_5ForConditionalGeneration"] = ARCHITECTURES["Qwen3_5ForCausalLM"]
+FLA_MODELS = {"gla": ("GLAForCausalLM", gla), "gated_deltanet": ("GatedDeltaNetForCausalLM", gated_deltanet), "kda": ("KDAForCausalLM", kda),
+              "gdn2": ("GDN2ForCausalLM", gdn2), "hgrn2": ("HGRN2ForCausalLM", hgrn2)}
+ARCHITECTURES |= {cls: Architecture(name, partial(fla, read, name=name), f"head h reads shared head h div (n / n_kv); {NEOX}")
+                  for name, (cls, read) in FLA_MODELS.items()}
 MODEL_TYPES = {"qwen3_5_text": "Qwen3_5ForCausalLM", "qwen3_5": "Qwen3_5ForCausalLM", "qwen3": "Qwen3ForCausalLM",
-               "llama": "LlamaForCausalLM", "gla": "GLAForCausalLM"}  # where config.json names no class
+               "llama": "LlamaForCausalLM"} | {name: cls for name, (cls, _) in FLA_MODELS.items()}  # where config.json names no class
 
 
 # ---- 4. tokenizer ----------------------------------------------------------------------------------------------------
@@ -758,6 +858,7 @@ def plan_pieces(plan: Plan, tensors: dict[str, LocalTensor], wanted: Type) -> tu
     def take(tables: Iterable[Table], source_prefix: str, prefix: str) -> None:
         for source, entry in (item for table in tables for item in table.items()):
             name, view = (entry, PLAIN) if isinstance(entry, str) else (entry[0], views[entry[1]])
+            source = next((s for s in source.split("|") if source_prefix + s in left), source)
             if source_prefix + source not in left:
                 raise Refusal(f"the checkpoint has no tensor {source_prefix + source}, which config.json asks for")
             tensor = left.pop(source_prefix + source)
@@ -769,6 +870,11 @@ def plan_pieces(plan: Plan, tensors: dict[str, LocalTensor], wanted: Type) -> tu
     for i, (source_prefix, tables) in enumerate(plan.blocks):
         take(tables, source_prefix, f"blk.{i}.")
     pieces += [Piece(name, array) for name, array in plan.made.items()]
+    for name, (source, fn) in plan.derived.items():
+        if source not in tensors:
+            raise Refusal(f"the checkpoint has no tensor {source}, which config.json asks for")
+        pieces.append(Piece(name, fn(np.concatenate(list(Piece(source, tensors[source]).slices())))))
+        left.pop(source, None)
     head = "output.weight" if HEAD in plan.top else "token_embd.weight"
     for piece in pieces:
         piece.type = stored_type(piece.name, piece.shape, wanted, head)

@@ -1838,23 +1838,63 @@ static const struct { const char *name; int act; } act_names[] = {
     {"sqrelu", ACT_SQRELU}, {"powlu", ACT_POWLU}, {"logsigmoid", ACT_LOGSIGMOID}, {"identity", ACT_NONE},
 };
 
-enum { MIX_SOFTMAX, MIX_GATED_DELTA, MIX_GLA, N_MIXERS }; /* rows of the table `mixers` in section 9 */
+enum { MIX_SOFTMAX, MIX_LINEAR, N_MIXERS }; /* rows of the table `mixers` in section 9 */
+
+/* -- the family: every mixer that keeps a matrix memory, by what it hands to the one recurrence (section 5) --
+ *   in       its projections of the normed input: Query, Key, Value, Forget (decay), Beta (strength), Z (output gate), Write gate
+ *   shared   those with n_k_heads heads, which the n_heads output heads share; the others have n_heads
+ *   silu     on q, k, v: behind a short convolution only, also where there is none, on v alone
+ *   map      of q and k after that, unless mixer.feature_map names another;  norm  of q and k, head by head
+ *   decay    d, from f: one per head or one per key channel
+ *   erase    what is read before the write, with strength b;  write  what is written
+ *   out      norm of the readout o, per head or over all heads;  gate  act(z) times that
+ * A file may switch parts off or replace them (doc/format.md): convolutions, gate, norms, strength, bounds of the decay. */
+enum { SILU_NEVER, SILU_CONV, SILU_ALWAYS, SILU_V };
+enum { QK_PLAIN, QK_L2, QK_SUM };          /* x;  x / sqrt(sum x^2 + 1e-6);  x / (sum x + epsilon) */
+enum { DECAY_NONE, DECAY_FIXED,            /* d = 1;  d = ssm_decay, a constant */
+       DECAY_SIGMOID,                      /* d = sigmoid(f)^(1 / divisor), not below exp(min) */
+       DECAY_SOFTPLUS,                     /* d = exp(a softplus(f + dt)), or exp(bound sigmoid(-a (f + dt))) where there is a bound */
+       DECAY_FORGET };                     /* d = low + (1 - low) sigmoid(f) */
+enum { HEADS, CHANNELS };
+enum { ERASE_NONE, ERASE_KEY,              /* -;  b k'S */
+       ERASE_GATED };                      /* (b k)'S, b per key channel */
+enum { WRITE_V, WRITE_BETA_V,              /* k v';  k (b v)' */
+       WRITE_GATED_V,                      /* k (sigmoid(w) v)' */
+       WRITE_REST };                       /* (1 - d) v': what is forgotten makes room for what is new */
+enum { OUT_HEAD, OUT_ALL };
+
+typedef struct { const char *name, *in, *shared; int silu, map, norm, decay, per, erase, write, out, gate; } Family;
+static const Family family[] = {
+    /* name             in         shared   silu         map       norm      decay           per       erase        write          out       gate */
+    {"gla",             "qkvfz",   "kvf",   SILU_CONV,   ACT_NONE, QK_PLAIN, DECAY_SIGMOID,  CHANNELS, ERASE_NONE,  WRITE_V,       OUT_HEAD, ACT_SILU},
+    {"gated_deltanet",  "qkvfbz",  "qk",    SILU_ALWAYS, ACT_NONE, QK_L2,    DECAY_SOFTPLUS, HEADS,    ERASE_KEY,   WRITE_BETA_V,  OUT_HEAD, ACT_SILU},
+    {"kda",             "qkvfbz",  "qk",    SILU_ALWAYS, ACT_NONE, QK_L2,    DECAY_SOFTPLUS, CHANNELS, ERASE_KEY,   WRITE_BETA_V,  OUT_HEAD, ACT_SIGMOID},
+    {"gdn2",            "qkvfbzw", "qkfb",  SILU_ALWAYS, ACT_NONE, QK_L2,    DECAY_SOFTPLUS, CHANNELS, ERASE_GATED, WRITE_GATED_V, OUT_HEAD, ACT_SIGMOID},
+    {"hgrn2",           "qvf",     "",      SILU_NEVER,  ACT_SILU, QK_PLAIN, DECAY_FORGET,   CHANNELS, ERASE_NONE,  WRITE_REST,    OUT_ALL,  ACT_NONE},
+};
+static const Family *family_named(const char *name) {
+    for (size_t i = 0; i < sizeof family / sizeof *family; i++)
+        if (!strcmp(family[i].name, name)) return &family[i];
+    return NULL;
+}
 
 /* A projection y = W x + bias, or through a narrow middle: y = up (W x) + bias. */
 typedef struct { Tensor w, up; const float *bias; } Proj;
 static int proj_out(const Proj *p) { return p->up.data ? p->up.n_out : p->w.n_out; }
 
-enum { MAX_IN = 6, MAX_ROPE = 512 }; /* projections in front of a mixer; rotated channels of a head */
+enum { IN_Q, IN_K, IN_V, IN_F, IN_B, IN_Z, IN_W, MAX_IN, MAX_ROPE = 512 }; /* projections in front of a mixer, in the order of "qkvfbzw"; rotated channels of a head */
 
 /* One layer: x += out(mixer(in(norm x))), then x += down(act(gate(norm x)) * up(norm x)). Widths in floats. */
 typedef struct {
-    int mixer;
+    int mixer, kind_count;
+    const Family *family;           /* row of a mixer with a matrix memory */
     int n_heads, n_k_heads;         /* output heads (query heads of softmax, value heads of linear layers), key/value heads */
     int dk, dv;                     /* key and value width of one head */
-    int n_in; Proj in[MAX_IN], out; /* what the mixer reads, in the order its function documents; output projection */
+    Proj in[MAX_IN], out;           /* what the mixer reads, absent ones without data; output projection */
+    int heads[MAX_IN], width[MAX_IN]; /* of the rows that they make; linear layers */
     float eps;                      /* of every norm in the layer */
     const float *norm, *ffn_norm;   /* (dim) */
-    const float *q_norm, *k_norm, *o_norm; /* (dk), (dk): NULL = not normalised; (dv): NULL = weight one */
+    const float *q_norm, *k_norm, *o_norm; /* (dk), (dk): NULL = not normalised; (dv), or (n_heads dv) over all heads: NULL = weight one */
     /* softmax layers */
     int rope_dims, rope_adjacent;   /* rotated channels of a head; pairs (2i, 2i+1) instead of (i, i + rope_dims/2) */
     double rope_base, rope_factor;
@@ -1862,12 +1902,13 @@ typedef struct {
     int window, gated;              /* visible positions, 0 = all; query rows hold [query | gate] per head */
     float scale;
     /* linear layers */
-    int d_conv, tiled;              /* taps, 0 = no convolution; head h reads key head h % n_k_heads */
-    const float *conv[3];           /* q, k, v, each (channels, d_conv), or all channels in conv[0]; the last tap is the current token */
-    const float *a, *dt_bias;       /* (n_heads) gated delta: log decay = a softplus(alpha + dt_bias), a < 0 */
-    int feature_map, gate_act;      /* of q and k; of the output gate, or ACT_NONE without one */
-    float decay_divisor, decay_min; /* gla: log decay = max(logsigmoid(.) / divisor, min) */
-    Tensor gate, up, down;
+    int d_conv, tiled, fused;       /* taps, 0 = no convolution; head h reads key head h % n_k_heads; in[IN_Q] holds the rows of q, k, v */
+    const float *conv[IN_F + 1];    /* of q, k, v, f, each (channels, d_conv), NULL = none; the last tap is the current token */
+    const float *a, *dt_bias, *low; /* DECAY_SOFTPLUS: a < 0 per head, dt like f;  DECAY_FIXED: a holds the factors;  DECAY_FORGET: low like f, NULL = 0 */
+    int map, norms[2], norm_over, gate_act; /* feature map of q and k; norms of q, k; OUT_*; activation of the output gate, or ACT_NONE without one */
+    float decay_divisor, decay_min, decay_bound, beta_scale, o_eps;
+    size_t scratch;                 /* floats per token that the mixer finds behind the rows of its projections */
+    Tensor gate, up, down;          /* without data: no feed-forward */
     int ffn_act;
     /* residual attention: scores of the sources in front of the mixer and of the feed-forward */
     const float *res_proj[2], *res_norm[2];
@@ -2017,7 +2058,24 @@ static const float *vector_or(Loader *l, const char *name, int layer, int64_t n,
 static const float *vector(Loader *l, const char *name, int layer, int64_t n) { return vector_or(l, name, layer, n, 1); }
 static const float *vector_if(Loader *l, const char *name, int layer, int64_t n) { return vector_or(l, name, layer, n, 0); }
 
-static void add_in(Layer *y, Tensor w, const float *bias) { y->in[y->n_in++] = (Proj){w, {NULL, 0, 0, 0}, bias}; }
+/* name.weight with its bias, where there is one; or, where the file has low_a.weight, two matrices with a narrow middle. */
+static Proj projection(Loader *l, const char *name, const char *low, int layer, int64_t n_in, int64_t n_out) {
+    char text[40];
+    Proj p = {{NULL, 0, 0, 0}, {NULL, 0, 0, 0}, NULL};
+    snprintf(text, sizeof text, "%s_a.weight", low ? low : "");
+    if (low && has(l, text, layer)) {
+        p.w = matrix(l, text, layer, n_in, 0);
+        snprintf(text, sizeof text, "%s_b.weight", name = low);
+        p.up = matrix(l, text, layer, p.w.n_out, n_out);
+        snprintf(text, sizeof text, "%s_b.bias", low);
+    } else {
+        snprintf(text, sizeof text, "%s.weight", name);
+        p.w = matrix(l, text, layer, n_in, n_out);
+        snprintf(text, sizeof text, "%s.bias", name);
+    }
+    p.bias = vector_if(l, text, layer, n_out);
+    return p;
+}
 
 /* What nearly every decoder block has: a norm, a mixer (already bound), a norm, a gated feed-forward. */
 static void bind_feed_forward(Loader *l, Layer *y, int i, const char *norm) {
@@ -2065,15 +2123,15 @@ static void bind_softmax(Loader *l, Layer *y, int i, int head_dim, int gated, in
         Tensor w = matrix(l, "attn_qkv.weight", i, dim, q_rows + 2 * kv_rows);
         const float *b = vector_if(l, "attn_qkv.bias", i, q_rows + 2 * kv_rows);
         if (l->code) return;
-        add_in(y, rows_of(w, 0, q_rows), b);
-        add_in(y, rows_of(w, q_rows, kv_rows), b ? b + q_rows : NULL);
-        add_in(y, rows_of(w, q_rows + kv_rows, kv_rows), b ? b + q_rows + kv_rows : NULL);
+        y->in[IN_Q] = (Proj){.w = rows_of(w, 0, q_rows), .bias = b};
+        y->in[IN_K] = (Proj){.w = rows_of(w, q_rows, kv_rows), .bias = b ? b + q_rows : NULL};
+        y->in[IN_V] = (Proj){.w = rows_of(w, q_rows + kv_rows, kv_rows), .bias = b ? b + q_rows + kv_rows : NULL};
     } else {
-        add_in(y, matrix(l, "attn_q.weight", i, dim, q_rows), vector_if(l, "attn_q.bias", i, q_rows));
-        add_in(y, matrix(l, "attn_k.weight", i, dim, kv_rows), vector_if(l, "attn_k.bias", i, kv_rows));
-        add_in(y, matrix(l, "attn_v.weight", i, dim, kv_rows), vector_if(l, "attn_v.bias", i, kv_rows));
+        y->in[IN_Q] = projection(l, "attn_q", NULL, i, dim, q_rows);
+        y->in[IN_K] = projection(l, "attn_k", NULL, i, dim, kv_rows);
+        y->in[IN_V] = projection(l, "attn_v", NULL, i, dim, kv_rows);
     }
-    y->out = (Proj){matrix(l, "attn_output.weight", i, (int64_t)y->n_heads * head_dim, dim), {NULL, 0, 0, 0}, vector_if(l, "attn_output.bias", i, dim)};
+    y->out = projection(l, "attn_output", NULL, i, (int64_t)y->n_heads * head_dim, dim);
     if (qk_norm) y->q_norm = vector(l, "attn_q_norm.weight", i, head_dim), y->k_norm = vector(l, "attn_k_norm.weight", i, head_dim);
 }
 
@@ -2086,6 +2144,61 @@ static void read_llama(Loader *l, Layer *y, int i) {
     bind_feed_forward(l, y, i, "ffn_norm.weight");
 }
 
+/* What a layer is before its file has a say: the shapes of its projections and the defaults of its row in the family. */
+static void family_defaults(Layer *y) {
+    const Family *f = y->family;
+    const int width[MAX_IN] = {y->dk, y->dk, y->dv, f->per == CHANNELS ? y->dk : 1, f->erase == ERASE_GATED ? y->dk : 1, y->dv, y->dv};
+    for (int j = 0; j < MAX_IN; j++) {
+        char letter = "qkvfbzw"[j];
+        y->heads[j] = !strchr(f->in, letter) ? 0 : strchr(f->shared, letter) ? y->n_k_heads : y->n_heads;
+        y->width[j] = width[j];
+    }
+    y->map = f->map, y->norms[0] = y->norms[1] = f->norm, y->norm_over = f->out, y->gate_act = f->gate;
+    y->decay_divisor = 1, y->decay_min = -INFINITY, y->beta_scale = 1, y->o_eps = y->eps;
+    y->scale = 1.0f / sqrtf((float)y->dk);
+    y->scratch = f->write == WRITE_REST ? (size_t)y->n_heads * (size_t)y->dk : 0;
+}
+
+/* A layer of the family in the layout of doc/format.md: mixer.* keys, one tensor per projection. */
+static void bind_family(Loader *l, Layer *y, int i) {
+    static const char *const names[MAX_IN] = {"attn_q", "attn_k", "attn_v", "ssm_alpha", "ssm_beta", "attn_gate", "ssm_w"};
+    static const char *const low[MAX_IN] = {NULL, NULL, NULL, "ssm_f", NULL, "ssm_g", NULL};
+    const Family *f = y->family = family_named(l->arch);
+    int dim = l->m->config.dim;
+    y->mixer = MIX_LINEAR;
+    y->n_heads = int_key(l, "mixer.head_count", i, 0, 1, 65536);
+    y->n_k_heads = int_key(l, "mixer.head_count_kv", i, y->n_heads, 1, 65536);
+    y->dk = int_key(l, "mixer.key_length", i, 0, 1, 4096), y->dv = int_key(l, "mixer.value_length", i, 0, 1, 4096);
+    y->d_conv = int_key(l, "mixer.conv_kernel", i, 0, 0, 64);
+    if (!l->code && y->n_heads % y->n_k_heads) l->code = fail(l->err, GLA_FORMAT, "%s: %d heads cannot share %d key heads", l->arch, y->n_heads, y->n_k_heads);
+    if (l->code) return;
+    family_defaults(y);
+    y->map = act_key(l, "mixer.feature_map", y->map);
+    y->decay_divisor = (float)float_key(l, "mixer.decay_divisor", i, f->decay == DECAY_SIGMOID ? 16 : 1, 1e-6, 1e6);
+    y->decay_min = (float)float_key(l, "mixer.decay_min", i, -INFINITY, -INFINITY, 0);
+    y->decay_bound = (float)float_key(l, "mixer.decay_bound", i, 0, -1e6, 0);
+    y->beta_scale = (float)float_key(l, "mixer.beta_scale", i, 1, 0, 2);
+    y->o_eps = (float)float_key(l, "mixer.layer_norm_rms_epsilon", i, y->eps, 0, 1);
+    int gated = has(l, "attn_gate.weight", i) || has(l, "ssm_g_a.weight", i);
+    y->gate_act = act_key(l, "mixer.output_gate", gated ? f->gate : ACT_NONE);
+    int64_t rows[MAX_IN];
+    for (int j = 0; j < MAX_IN; j++) {
+        char name[32];
+        rows[j] = (int64_t)y->heads[j] * y->width[j];
+        if (!rows[j] || (j == IN_Z && y->gate_act == ACT_NONE)) continue;
+        if (j == IN_B && !has(l, "ssm_beta.weight", i)) continue; /* strength one */
+        y->in[j] = projection(l, names[j], low[j], i, dim, rows[j]);
+        snprintf(name, sizeof name, "ssm_conv1d_%c.weight", "qkvfbzw"[j]);
+        if (y->d_conv && j <= IN_F && (j < IN_F || has(l, name, i))) y->conv[j] = vector(l, name, i, rows[j] * y->d_conv);
+    }
+    if (f->decay == DECAY_SOFTPLUS) y->a = vector(l, "ssm_a", i, y->heads[IN_F]), y->dt_bias = vector(l, "ssm_dt.bias", i, rows[IN_F]);
+    if (f->decay == DECAY_FIXED) y->a = vector(l, "ssm_decay", i, y->n_heads);
+    if (f->decay == DECAY_FORGET) y->low = vector_if(l, "ssm_f_low", i, rows[IN_F]);
+    int64_t o_rows = (int64_t)y->n_heads * y->dv;
+    y->o_norm = vector_if(l, "ssm_norm.weight", i, f->out == OUT_ALL ? o_rows : y->dv);
+    y->out = projection(l, "attn_output", NULL, i, o_rows, dim);
+}
+
 /* qwen35: three gated delta layers, then one gated softmax layer, and so on.  (gguf-models.md sections 3.3, 4.2-4.4)
  * Value heads are stored tiled: head h reads key head h % n_k_heads. */
 static void read_qwen35(Loader *l, Layer *y, int i) {
@@ -2096,7 +2209,7 @@ static void read_qwen35(Loader *l, Layer *y, int i) {
     y->norm = vector(l, "attn_norm.weight", i, dim);
     if (!linear) bind_softmax(l, y, i, 0, 1, 1, 0);
     else {
-        y->mixer = MIX_GATED_DELTA, y->tiled = 1, y->gate_act = ACT_SILU;
+        y->mixer = MIX_LINEAR, y->family = family_named("gated_deltanet"), y->tiled = y->fused = 1;
         y->dk = int_key(l, "ssm.state_size", i, 0, 1, 4096);
         y->n_k_heads = int_key(l, "ssm.group_count", i, 0, 1, 65536);
         y->n_heads = int_key(l, "ssm.time_step_rank", i, 0, 1, 65536);
@@ -2106,57 +2219,32 @@ static void read_qwen35(Loader *l, Layer *y, int i) {
             l->code = fail(l->err, GLA_FORMAT, "qwen35.ssm.*: %d key heads, %d value heads and an inner size of %d do not fit together", y->n_k_heads, y->n_heads, inner);
         if (l->code) return;
         y->dv = inner / y->n_heads;
+        family_defaults(y);
         int64_t channels = 2 * (int64_t)y->n_k_heads * y->dk + inner;
-        add_in(y, matrix(l, "attn_qkv.weight", i, dim, channels), NULL);
-        add_in(y, matrix(l, "attn_gate.weight", i, dim, inner), NULL);
-        add_in(y, matrix(l, "ssm_alpha.weight", i, dim, y->n_heads), NULL);
-        add_in(y, matrix(l, "ssm_beta.weight", i, dim, y->n_heads), NULL);
-        y->conv[0] = vector(l, "ssm_conv1d.weight", i, channels * y->d_conv);
+        y->in[IN_Q].w = matrix(l, "attn_qkv.weight", i, dim, channels);
+        y->in[IN_Z].w = matrix(l, "attn_gate.weight", i, dim, inner);
+        y->in[IN_F].w = matrix(l, "ssm_alpha.weight", i, dim, y->n_heads);
+        y->in[IN_B].w = matrix(l, "ssm_beta.weight", i, dim, y->n_heads);
+        y->conv[IN_Q] = vector(l, "ssm_conv1d.weight", i, channels * y->d_conv);
         y->a = vector(l, "ssm_a", i, y->n_heads);
         y->dt_bias = vector(l, has(l, "ssm_dt.bias", i) ? "ssm_dt.bias" : "ssm_dt", i, y->n_heads);
         y->o_norm = vector(l, "ssm_norm.weight", i, y->dv);
-        y->out = (Proj){matrix(l, "ssm_out.weight", i, inner, dim), {NULL, 0, 0, 0}, NULL};
+        y->out = projection(l, "ssm_out", NULL, i, inner, dim);
     }
     bind_feed_forward(l, y, i, "post_attention_norm.weight");
 }
 
-/* gla: gated linear attention as the fla library writes it, pure or with softmax layers in between. (mixers.md section 4.6) */
-static void read_gla(Loader *l, Layer *y, int i) {
+/* The decoder of the fla library around any mixer of the family, in some layers softmax attention instead. (mixers.md section 3) */
+static void read_fla(Loader *l, Layer *y, int i) {
     int dim = l->m->config.dim;
     y->norm = vector(l, "attn_norm.weight", i, dim);
     if (int_key(l, "attention.head_count", i, 0, 0, 65536)) bind_softmax(l, y, i, 0, 0, 0, 0);
-    else {
-        y->mixer = MIX_GLA;
-        y->n_heads = int_key(l, "mixer.head_count", i, 0, 1, 65536);
-        y->n_k_heads = int_key(l, "mixer.head_count_kv", i, y->n_heads, 1, 65536);
-        y->dk = int_key(l, "mixer.key_length", i, 0, 1, 4096), y->dv = int_key(l, "mixer.value_length", i, 0, 1, 4096);
-        y->d_conv = int_key(l, "mixer.conv_kernel", i, 0, 0, 64);
-        y->feature_map = act_key(l, "mixer.feature_map", ACT_NONE);
-        y->gate_act = act_key(l, "mixer.output_gate", ACT_NONE);
-        y->decay_divisor = (float)float_key(l, "mixer.decay_divisor", i, 16, 1e-6, 1e6);
-        y->decay_min = (float)float_key(l, "mixer.decay_min", i, -INFINITY, -INFINITY, 0);
-        if (!l->code && y->n_heads % y->n_k_heads) l->code = fail(l->err, GLA_FORMAT, "gla: %d heads cannot share %d key heads", y->n_heads, y->n_k_heads);
-        if (l->code) return;
-        int64_t q_rows = (int64_t)y->n_heads * y->dk, k_rows = (int64_t)y->n_k_heads * y->dk, v_rows = (int64_t)y->n_k_heads * y->dv, o_rows = (int64_t)y->n_heads * y->dv;
-        add_in(y, matrix(l, "attn_q.weight", i, dim, q_rows), NULL);
-        add_in(y, matrix(l, "attn_k.weight", i, dim, k_rows), NULL);
-        add_in(y, matrix(l, "attn_v.weight", i, dim, v_rows), NULL);
-        Tensor low = matrix(l, "ssm_f_a.weight", i, dim, 0);
-        y->in[y->n_in++] = (Proj){low, matrix(l, "ssm_f_b.weight", i, low.n_out, k_rows), vector(l, "ssm_f_b.bias", i, k_rows)};
-        if (y->gate_act != ACT_NONE) add_in(y, matrix(l, "attn_gate.weight", i, dim, o_rows), NULL);
-        if (y->d_conv) {
-            y->conv[0] = vector(l, "ssm_conv1d_q.weight", i, q_rows * y->d_conv);
-            y->conv[1] = vector(l, "ssm_conv1d_k.weight", i, k_rows * y->d_conv);
-            y->conv[2] = vector(l, "ssm_conv1d_v.weight", i, v_rows * y->d_conv);
-        }
-        y->o_norm = vector_if(l, "ssm_norm.weight", i, y->dv);
-        y->out = (Proj){matrix(l, "attn_output.weight", i, o_rows, dim), {NULL, 0, 0, 0}, NULL};
-    }
+    else bind_family(l, y, i);
     y->ffn_act = act_key(l, "feed_forward_activation", ACT_SILU);
     bind_feed_forward(l, y, i, "ffn_norm.weight");
     int block = int_key(l, "residual_attention.block_size", i, 0, 0, 1 << 20);
     if (i == 0) l->m->config.res_block = block;
-    else if (block != l->m->config.res_block && !l->code) l->code = fail(l->err, GLA_FORMAT, "gla.residual_attention.block_size differs between layers");
+    else if (block != l->m->config.res_block && !l->code) l->code = fail(l->err, GLA_FORMAT, "%s.residual_attention.block_size differs between layers", l->arch);
     if (l->m->config.res_block) {
         y->res_proj[0] = vector(l, "attn_res_proj.weight", i, dim), y->res_norm[0] = vector(l, "attn_res_norm.weight", i, dim);
         y->res_proj[1] = vector(l, "ffn_res_proj.weight", i, dim), y->res_norm[1] = vector(l, "ffn_res_norm.weight", i, dim);
@@ -2164,7 +2252,7 @@ static void read_gla(Loader *l, Layer *y, int i) {
 }
 
 static const struct { const char *name; void (*read_layer)(Loader *, Layer *, int); } architectures[] = {
-    {"qwen35", read_qwen35}, {"qwen3", read_llama}, {"llama", read_llama}, {"gla", read_gla},
+    {"qwen35", read_qwen35}, {"qwen3", read_llama}, {"llama", read_llama},
 };
 
 static void measure_layers(GlaModel *m); /* section 9: sizes of state and scratch, from the table of mixers */
@@ -2209,10 +2297,12 @@ static int load_model(GlaModel *m, char *err) {
     int code = refuse_other_kinds(g, err);
     if (code) return code;
     if (!gguf_str(g, "general.architecture", &s)) return fail(err, GLA_FORMAT, "the key general.architecture is missing");
-    size_t which = 0, n = sizeof architectures / sizeof *architectures;
-    while (which < n && !str_is(s, architectures[which].name)) which++;
-    if (which == n) return fail(err, GLA_UNSUPPORTED, "the architecture \"%s\" is not implemented", printable(text, s));
-    snprintf(l->arch, sizeof l->arch, "%s", architectures[which].name);
+    void (*read_layer)(Loader *, Layer *, int) = NULL;
+    for (size_t i = 0; i < sizeof architectures / sizeof *architectures && !read_layer; i++)
+        if (str_is(s, architectures[i].name)) read_layer = architectures[i].read_layer;
+    if (s.n < sizeof l->arch) memcpy(l->arch, s.s, s.n);
+    if (!read_layer && family_named(l->arch)) read_layer = read_fla;
+    if (!read_layer) return fail(err, GLA_UNSUPPORTED, "the architecture \"%s\" is not implemented", printable(text, s));
     m->architecture = keep_str(l, s, "");
     s.s = NULL;
     gguf_str(g, "general.name", &s);
@@ -2233,7 +2323,7 @@ static int load_model(GlaModel *m, char *err) {
     m->layers = keep(l, (size_t)max64(c->n_layers, 1), sizeof *m->layers);
     for (int i = 0; i < c->n_layers && !l->code; i++) {
         m->layers[i].eps = c->eps;
-        architectures[which].read_layer(l, &m->layers[i], i);
+        read_layer(l, &m->layers[i], i);
     }
     if (c->res_block) m->res_proj = vector(l, "output_res_proj.weight", -1, c->dim), m->res_norm = vector(l, "output_res_norm.weight", -1, c->dim);
     if (!l->code) l->code = refuse_unused(g, c->n_layers, l->arch, err);
@@ -2633,7 +2723,8 @@ GLA_API int gla_cache_store(const GlaState *s, const char *folder, const int32_t
 /* ---- 9. layers: a run of T tokens through one layer -----------------------------------------------------
  * Plain float arrays in and out. No files, no allocation, no globals. Shapes are beside each. */
 
-typedef struct { const Team *team; int T; int64_t pos; } Run; /* T tokens, the first at position pos */
+/* T tokens, the first at position pos; x (T, dim) the normed input and mid, scratch of project(), for a mixer with projections of its own. */
+typedef struct { const Team *team; int T; int64_t pos; const float *x; float *mid; } Run;
 
 /* y = x / sqrt(mean(x^2) + eps) * w over n floats; w NULL = all ones; y may be x. */
 static void rmsnorm(float *y, const float *x, const float *w, size_t n, float eps) {
@@ -2690,21 +2781,26 @@ static void gate_rows(const Team *team, float *gate, const float *up, int act, i
     }
 }
 
-/* rows[j] (T, out_j) = up_j (W_j x) + bias_j, or W_j x + bias_j, for n projections of the same x (T, dim). The matrices that read x go in
- * one matmul. mid: T * (all narrow middles) floats. */
+/* rows[j] (T, out_j) = up_j (W_j x) + bias_j, or W_j x + bias_j, for n projections of the same x (T, dim), absent ones left out. The
+ * matrices that read x go in one matmul. mid: T * (all narrow middles) floats. */
 static void project(const Team *team, float *const *rows, const Proj *p, int n, const float *x, int T, float *mid) {
     Product first[MAX_IN] = {{NULL, NULL}};
-    Input in = input_rows(x, T, p->w.n_in);
+    int n_first = 0, n_in = 0;
     float *at = mid;
     for (int j = 0; j < n; j++) {
-        first[j] = (Product){p[j].up.data ? at : rows[j], &p[j].w};
+        if (!p[j].w.data) continue;
+        n_in = p[j].w.n_in;
+        first[n_first++] = (Product){p[j].up.data ? at : rows[j], &p[j].w};
         if (p[j].up.data) at += (size_t)T * (size_t)p[j].w.n_out;
     }
-    matmul(team, first, n, &in);
+    Input in = input_rows(x, T, n_in);
+    matmul(team, first, n_first, &in);
+    at = mid;
     for (int j = 0; j < n; j++) {
         if (p[j].up.data) {
-            Input middle = input_rows(first[j].out, T, p[j].w.n_out);
+            Input middle = input_rows(at, T, p[j].w.n_out);
             matmul(team, &(Product){rows[j], &p[j].up}, 1, &middle);
+            at += (size_t)T * (size_t)p[j].w.n_out;
         }
         size_t width = (size_t)proj_out(&p[j]);
         for (int t = 0; t < T && p[j].bias; t++)
@@ -2712,10 +2808,10 @@ static void project(const Team *team, float *const *rows, const Proj *p, int n, 
     }
 }
 
-/* Causal depthwise convolution over time, then silu, in place.                      (mixers.md section 2.3)
+/* Causal depthwise convolution over time, then act (ACT_SILU or none), in place.    (mixers.md section 2.3)
  *   x (T, C);  w (C, K), the last tap meets the current token;  last (K-1, C) the K-1 inputs before, oldest first
- *   y_t = silu( sum_j w[j] x_{t-K+1+j} )      What is remembered are inputs, not outputs. */
-static void short_conv(const Team *team, float *x, const float *w, float *last, int C, int K, int T) {
+ *   y_t = act( sum_j w[j] x_{t-K+1+j} )       What is remembered are inputs, not outputs. */
+static void short_conv(const Team *team, float *x, const float *w, float *last, int C, int K, int T, int act) {
     enum { STEP = 32, MAX_TAPS = 64 };
     int n_threads = threads_for(team, 12.0 * C * T);
     PARALLEL_FOR(n_threads)
@@ -2735,7 +2831,8 @@ static void short_conv(const Team *team, float *x, const float *w, float *last, 
                 const float *in = from >= 0 ? x + (size_t)from * C + c0 : last + (size_t)(from + K - 1) * C + c0;
                 for (int c = 0; c < n; c++) y[c] += taps[j][c] * in[c];
             }
-            for (int c = 0; c < n; c++) x[(size_t)t * C + c0 + c] = silu(y[c]);
+            if (act == ACT_SILU) for (int c = 0; c < n; c++) x[(size_t)t * C + c0 + c] = silu(y[c]);
+            else memcpy(x + (size_t)t * C + c0, y, (size_t)n * sizeof(float));
         }
         for (int j = 0; j < K - 1; j++) memcpy(last + (size_t)j * C + c0, next[j], (size_t)n * sizeof(float));
     }
@@ -2752,17 +2849,18 @@ static void rope(float *x, const float *table, int n, int adjacent) {
     }
 }
 
-/* o (T, H * dv): each head normalised (weight w (dv) or none), then times act(z) when there is a gate: norm first, gate second. */
+/* o (T, H dv), normalised head by head or over all heads (weights, or none), then times act(z) when there is a gate: norm first, gate second. */
 static void gated_norm(const Run *run, float *o, const Layer *y, const float *z) {
-    int H = y->n_heads, n = run->T * H, n_threads = threads_for(run->team, 16.0 * n * y->dv);
+    int all = y->norm_over == OUT_ALL, width = all ? y->n_heads * y->dv : y->dv, n = all ? run->T : run->T * y->n_heads;
+    int n_threads = threads_for(run->team, 16.0 * n * width);
     PARALLEL_FOR(n_threads)
     for (int i = 0; i < n; i++) {
-        float *row = o + (size_t)i * (size_t)y->dv;
-        rmsnorm(row, row, y->o_norm, (size_t)y->dv, y->eps);
+        float *row = o + (size_t)i * (size_t)width;
+        rmsnorm(row, row, y->o_norm, (size_t)width, y->o_eps);
         if (!z) continue;
-        const float *gate = z + (size_t)i * (size_t)y->dv;
-        if (y->gate_act == ACT_SILU) for (int j = 0; j < y->dv; j++) row[j] *= silu(gate[j]);
-        else for (int j = 0; j < y->dv; j++) row[j] *= activate(y->gate_act, gate[j]);
+        const float *gate = z + (size_t)i * (size_t)width;
+        if (y->gate_act == ACT_SILU) for (int j = 0; j < width; j++) row[j] *= silu(gate[j]);
+        else for (int j = 0; j < width; j++) row[j] *= activate(y->gate_act, gate[j]);
     }
 }
 
@@ -2805,64 +2903,109 @@ static void mix_softmax(const Run *run, const Layer *y, float *mem, float *const
 }
 static size_t softmax_kv(const Layer *y) { return (size_t)y->n_k_heads * (size_t)(y->dk + y->dv); }
 
-/* Gated delta rule.        in: qkv (T, 2 Hk dk + H dv), z (T, H dv), alpha, beta (T, H);  o (T, H dv);  (gguf-models.md section 4.4)
- *   mem: convolution (K-1, channels), S (H, dk, dv)
- *   q, k, v <- silu(conv(qkv));  q, k <- l2norm;  d = exp(a softplus(alpha + dt_bias)), b = sigmoid(beta)
- *   the recurrence with decay d, erase strength b, write b v;  o <- norm(o) * silu(z) */
-static void mix_gated_delta(const Run *run, const Layer *y, float *mem, float *const *in, float *o) {
-    int H = y->n_heads, Hk = y->n_k_heads, dk = y->dk, dv = y->dv, C = 2 * Hk * dk + H * dv;
-    float *qkv = in[0], *decay = in[2], *beta = in[3];
-    short_conv(run->team, qkv, y->conv[0], mem, C, y->d_conv, run->T);
-    int n_threads = threads_for(run->team, 4.0 * C * run->T);
-    PARALLEL_FOR(n_threads)
-    for (int t = 0; t < run->T; t++) {
-        float *q = qkv + (size_t)t * (size_t)C, *k = q + Hk * dk, *v = k + Hk * dk, *d = decay + (size_t)t * (size_t)H, *b = beta + (size_t)t * (size_t)H;
-        for (int h = 0; h < Hk; h++) l2norm(q + h * dk, dk, 1.0f / sqrtf((float)dk)), l2norm(k + h * dk, dk, 1.0f);
-        for (int h = 0; h < H; h++) {
-            d[h] = expf(y->a[h] * softplus(d[h] + y->dt_bias[h]));
-            b[h] = sigmoid(b[h]);
-            for (int j = 0; j < dv; j++) v[h * dv + j] *= b[h];
-        }
-    }
-    size_t c = (size_t)C;
-    Recurrence r = {.H = H, .dk = dk, .dv = dv, .tiled = y->tiled, .d_width = 1, .d = {decay, (size_t)H, H}, .q = {qkv, c, Hk}, .k = {qkv + Hk * dk, c, Hk}, .v = {qkv + 2 * Hk * dk, c, H}, .rho = {beta, (size_t)H, H}};
-    recurrence(run->team, &r, mem + (size_t)(y->d_conv - 1) * c, o, run->T);
-    gated_norm(run, o, y, in[1]);
-}
-static size_t gated_delta_fixed(const Layer *y) {
-    size_t channels = 2 * (size_t)y->n_k_heads * (size_t)y->dk + (size_t)y->n_heads * (size_t)y->dv;
-    return (size_t)(y->d_conv - 1) * channels + (size_t)y->n_heads * (size_t)y->dk * (size_t)y->dv;
+/* The rows of projection j, (T, heads, width); q, k and v side by side in one row when they are fused. */
+static Rows in_rows(const Layer *y, float *const *in, int j) {
+    size_t width = (size_t)y->heads[j] * (size_t)y->width[j], at = 0;
+    if (!y->fused || j > IN_V) return (Rows){y->in[j].w.data ? in[j] : NULL, width, y->heads[j]};
+    for (int i = IN_Q; i < j; i++) at += (size_t)y->heads[i] * (size_t)y->width[i];
+    return (Rows){in[IN_Q] + at, (size_t)proj_out(&y->in[IN_Q]), y->heads[j]};
 }
 
-/* Gated linear attention.  in: q (T, H dk), k (T, Hk dk), v (T, Hk dv), gk (T, Hk dk) [, z (T, H dv)];  o (T, H dv)  (mixers.md section 4.6)
- *   mem: convolutions of q, k, v, then S (H, dk, dv)
- *   d = exp(max(logsigmoid(gk) / divisor, min)) per key channel; the recurrence without erase; o <- norm(o) * act(z) */
-static void mix_gla(const Run *run, const Layer *y, float *mem, float *const *in, float *o) {
-    int H = y->n_heads, Hk = y->n_k_heads, dk = y->dk, dv = y->dv, width[3] = {H * dk, Hk * dk, Hk * dv};
-    for (int i = 0; i < 3 && y->d_conv; i++) {
-        short_conv(run->team, in[i], y->conv[i], mem, width[i], y->d_conv, run->T);
-        mem += (size_t)(y->d_conv - 1) * (size_t)width[i];
-    }
-    float scale = 1.0f / sqrtf((float)dk), *gk = in[3];
-    int n_threads = threads_for(run->team, 40.0 * H * dk * run->T);
-    PARALLEL_FOR(n_threads)
-    for (int t = 0; t < run->T; t++) {
-        float *q = in[0] + (size_t)t * (size_t)width[0], *k = in[1] + (size_t)t * (size_t)width[1], *d = gk + (size_t)t * (size_t)width[1];
-        activate_row(q, y->feature_map, (size_t)width[0]);
-        activate_row(k, y->feature_map, (size_t)width[1]);
-        for (int i = 0; i < width[0]; i++) q[i] *= scale;
-        for (int i = 0; i < width[1]; i++) {
-            float g = logsigmoid(d[i]) / y->decay_divisor;
-            d[i] = expf(g < y->decay_min ? y->decay_min : g);
+/* What follows the projections q, k, v: silu at once or behind a short convolution; f may have a convolution, too.
+ * mem: the last inputs of each convolution; returns what lies behind them. */
+static float *convolve(const Run *run, const Layer *y, float *mem, float *const *in) {
+    for (int j = IN_Q; j <= IN_F; j++) {
+        if (!y->in[j].w.data) continue;
+        int silu = y->family->silu, C = proj_out(&y->in[j]);
+        int act = j < IN_F && (silu == SILU_ALWAYS || (silu == SILU_CONV && y->d_conv) || (silu == SILU_V && j == IN_V)) ? ACT_SILU : ACT_NONE;
+        if (y->conv[j]) {
+            short_conv(run->team, in[j], y->conv[j], mem, C, y->d_conv, run->T, act);
+            mem += (size_t)(y->d_conv - 1) * (size_t)C;
+        } else if (act != ACT_NONE) {
+            int n_threads = threads_for(run->team, 8.0 * C * run->T);
+            PARALLEL_FOR(n_threads)
+            for (int t = 0; t < run->T; t++) activate_row(in[j] + (size_t)t * (size_t)C, act, (size_t)C);
         }
     }
-    Recurrence r = {.H = H, .dk = dk, .dv = dv, .d_width = dk, .d = {gk, (size_t)width[1], Hk}, .q = {in[0], (size_t)width[0], H}, .k = {in[1], (size_t)width[1], Hk}, .v = {in[2], (size_t)width[2], Hk}};
-    recurrence(run->team, &r, mem, o, run->T);
-    gated_norm(run, o, y, y->gate_act == ACT_NONE ? NULL : in[4]);
+    return mem;
 }
-static size_t gla_fixed(const Layer *y) {
-    size_t channels = (size_t)y->n_heads * (size_t)y->dk + (size_t)y->n_k_heads * (size_t)(y->dk + y->dv);
-    return (y->d_conv ? (size_t)(y->d_conv - 1) * channels : 0) + (size_t)y->n_heads * (size_t)y->dk * (size_t)y->dv;
+
+/* The feature map, norm and scale of the heads of q or k. */
+static void map_heads(float *x, int heads, int width, int act, int norm, float scale) {
+    activate_row(x, act, (size_t)heads * (size_t)width);
+    for (int h = 0; h < heads; h++) {
+        float *p = x + h * width, sum = 0;
+        if (norm == QK_L2) { l2norm(p, width, scale); continue; }
+        for (int i = 0; i < width && norm == QK_SUM; i++) sum += p[i];
+        float by = norm == QK_SUM ? scale / sum : scale;
+        if (by != 1.0f) for (int i = 0; i < width; i++) p[i] *= by;
+    }
+}
+
+/* f to the decay d, in place, n values in heads of `width`. See DECAY_* for the equations. */
+static void decay_row(const Layer *y, float *f, int n, int width) {
+    switch (y->family->decay) {
+    case DECAY_SIGMOID:
+        for (int i = 0; i < n; i++) { float g = logsigmoid(f[i]) / y->decay_divisor; f[i] = expf(g < y->decay_min ? y->decay_min : g); }
+        break;
+    case DECAY_SOFTPLUS:
+        for (int i = 0; i < n; i++) {
+            float a = y->a[i / width], x = f[i] + y->dt_bias[i];
+            f[i] = expf(y->decay_bound < 0 ? y->decay_bound * sigmoid(-a * x) : a * softplus(x));
+        }
+        break;
+    case DECAY_FORGET:
+        for (int i = 0; i < n; i++) { float low = y->low ? y->low[i] : 0; f[i] = low + (1 - low) * sigmoid(f[i]); }
+    }
+}
+
+/* Any mixer of the family.   in: the rows of its projections by IN_*, then scratch;  o (T, H dv)     (mixers.md sections 1.3, 4)
+ *   mem: convolutions, then S (H, dk, dv)
+ *   q, k, v <- conv, map, norm;  d, e, b from f and b as the row of the family says;  the recurrence;  o <- norm(o) * act(z) */
+static void mix_linear(const Run *run, const Layer *y, float *mem, float *const *in, float *o) {
+    static const float one = 1;
+    const Family *f = y->family;
+    int H = y->n_heads, dk = y->dk, dv = y->dv;
+    Rows rows[MAX_IN], key = {in[MAX_IN], (size_t)H * (size_t)dk, H};
+    for (int j = 0; j < MAX_IN; j++) rows[j] = in_rows(y, in, j);
+    mem = convolve(run, y, mem, in);
+    int n_threads = threads_for(run->team, 4.0 * run->T * (3 * H * dv + (f->per == CHANNELS ? 10 : 1) * H * dk));
+    PARALLEL_FOR(n_threads)
+    for (int t = 0; t < run->T; t++) {
+        float *p[MAX_IN];
+        for (int j = 0; j < MAX_IN; j++) p[j] = rows[j].p ? (float *)(uintptr_t)rows[j].p + (size_t)t * rows[j].stride : NULL;
+        map_heads(p[IN_Q], y->heads[IN_Q], dk, y->map, y->norms[0], y->scale);
+        if (p[IN_K]) map_heads(p[IN_K], y->heads[IN_K], dk, y->map, y->norms[1], 1.0f);
+        if (p[IN_F]) decay_row(y, p[IN_F], y->heads[IN_F] * y->width[IN_F], y->width[IN_F]);
+        if (f->write == WRITE_REST) {
+            float *k = in[MAX_IN] + (size_t)t * key.stride;
+            for (int i = 0; i < H * dk; i++) k[i] = 1 - p[IN_F][i];
+        }
+        int n_b = y->heads[IN_B] * y->width[IN_B];
+        for (int i = 0; i < n_b && p[IN_B]; i++) p[IN_B][i] = y->beta_scale * sigmoid(p[IN_B][i]);
+        if (f->erase == ERASE_GATED) /* b (Hk, dk) becomes the key of the erase */
+            for (int i = 0; i < n_b; i++) p[IN_B][i] *= p[IN_K][i];
+        if (f->write == WRITE_BETA_V)
+            for (int h = 0; h < H; h++) {
+                float b = p[IN_B] ? p[IN_B][h / (H / y->heads[IN_B])] : y->beta_scale, *v = p[IN_V] + h * dv;
+                for (int j = 0; j < dv; j++) v[j] *= b;
+            }
+        if (f->write == WRITE_GATED_V)
+            for (int j = 0; j < H * dv; j++) p[IN_V][j] *= sigmoid(p[IN_W][j]);
+    }
+    Recurrence r = {.H = H, .dk = dk, .dv = dv, .tiled = y->tiled, .d_width = y->width[IN_F], .d = rows[IN_F], .q = rows[IN_Q],
+                    .k = f->write == WRITE_REST ? key : rows[IN_K], .v = rows[IN_V]};
+    if (f->decay == DECAY_FIXED) r.d = (Rows){y->a, 0, H};
+    if (f->erase == ERASE_KEY) r.rho = rows[IN_B].p ? rows[IN_B] : (Rows){&y->beta_scale, 0, 1};
+    if (f->erase == ERASE_GATED) r.e = rows[IN_B], r.rho = (Rows){&one, 0, 1};
+    recurrence(run->team, &r, mem, o, run->T);
+    gated_norm(run, o, y, rows[IN_Z].p);
+}
+static size_t linear_fixed(const Layer *y) {
+    size_t n = (size_t)y->n_heads * (size_t)y->dk * (size_t)y->dv;
+    for (int j = IN_Q; j <= IN_F; j++)
+        if (y->conv[j]) n += (size_t)(y->d_conv - 1) * (size_t)proj_out(&y->in[j]);
+    return n;
 }
 
 /* The mixers: what each remembers (floats that stay, floats per position) and what it does. */
@@ -2872,32 +3015,35 @@ static const struct {
     void (*run)(const Run *run, const Layer *y, float *mem, float *const *in, float *o);
 } mixers[N_MIXERS] = {
     [MIX_SOFTMAX] = {"softmax", NULL, softmax_kv, mix_softmax},
-    [MIX_GATED_DELTA] = {"gated-delta", gated_delta_fixed, NULL, mix_gated_delta},
-    [MIX_GLA] = {"gla", gla_fixed, NULL, mix_gla},
+    [MIX_LINEAR] = {"linear", linear_fixed, NULL, mix_linear},
 };
+
+static const char *kind_of(const Layer *y) { return y->family ? y->family->name : mixers[y->mixer].name; }
 
 static void raise_to(size_t *most, size_t n) { if (n > *most) *most = n; }
 
 /* Sizes of state and scratch, and the line that names the layers ("gated-delta x 18, softmax x 6"). */
 static void measure_layers(GlaModel *m) {
-    int counts[N_MIXERS] = {0};
     m->widest_in = (size_t)m->config.dim;
     for (int i = 0; i < m->config.n_layers; i++) {
         Layer *y = &m->layers[i];
         size_t rows = 0, mid = 0, o = (size_t)y->n_heads * (size_t)y->dv, hidden = (size_t)y->gate.n_out;
-        for (int j = 0; j < y->n_in; j++) {
+        for (int j = 0; j < MAX_IN; j++) {
             rows += round_up((size_t)proj_out(&y->in[j]), LANES);
             if (y->in[j].up.data) mid += (size_t)y->in[j].w.n_out;
         }
+        rows += round_up(y->scratch, LANES);
         y->fixed = mixers[y->mixer].fixed ? mixers[y->mixer].fixed(y) : 0, y->kv = mixers[y->mixer].kv ? mixers[y->mixer].kv(y) : 0;
         y->fixed_at = m->fixed_floats, y->kv_at = m->kv_floats;
         m->fixed_floats += y->fixed, m->kv_floats += y->kv;
         raise_to(&m->row_floats, rows), raise_to(&m->mid_floats, mid), raise_to(&m->out_floats, o), raise_to(&m->hidden_floats, hidden);
         raise_to(&m->widest_in, mid), raise_to(&m->widest_in, o), raise_to(&m->widest_in, hidden), raise_to(&m->widest_dk, (size_t)y->dk);
-        counts[y->mixer]++;
+        int same = 0; /* an earlier layer of this kind counts for both */
+        while (strcmp(kind_of(&m->layers[same]), kind_of(y))) same++;
+        m->layers[same].kind_count++;
     }
-    for (int k = 0, n = 0; k < N_MIXERS; k++)
-        if (counts[k]) n += snprintf(m->kinds + n, (size_t)(160 - n), "%s%s x %d", n ? ", " : "", mixers[k].name, counts[k]);
+    for (int i = 0, n = 0; i < m->config.n_layers && n < 140; i++)
+        if (m->layers[i].kind_count) n += snprintf(m->kinds + n, (size_t)(160 - n), "%s%.24s x %d", n ? ", " : "", kind_of(&m->layers[i]), m->layers[i].kind_count);
 }
 
 /* ---- 10. forward: a run of tokens through the whole model ---------------------------------------------------
@@ -2928,7 +3074,7 @@ static void forward(GlaState *s, const int32_t *ids, int T, float *logits, int n
     const GlaModel *m = s->m;
     const Config *c = &m->config;
     const Team *team = &s->team;
-    const Run run = {team, T, s->pos};
+    const Run run = {team, T, s->pos, s->xb, s->mid};
     size_t dim = (size_t)c->dim, step = (size_t)s->batch * dim;
     float *x = s->x;                      /* the residual stream (T, dim); with residual attention the source being summed */
     int closed = 0;                       /* residual attention: sources before x that are complete */
@@ -2938,7 +3084,7 @@ static void forward(GlaState *s, const int32_t *ids, int T, float *logits, int n
     for (int i = 0; i < c->n_layers; i++) {
         const Layer *y = &m->layers[i];
         float *mem = mixers[y->mixer].kv ? s->kv + y->kv_at * (size_t)s->ctx : s->fixed + y->fixed_at;
-        for (int half = 0; half < 2; half++) { /* the mixer, then the feed-forward */
+        for (int half = 0; half < (y->gate.data ? 2 : 1); half++) { /* the mixer, then the feed-forward */
             const float *in = x;
             if (c->res_block) {
                 mix_sources(s->xb, s->x, closed + 1, step, T, dim, y->res_proj[half], y->res_norm[half], y->eps);
@@ -2949,12 +3095,12 @@ static void forward(GlaState *s, const int32_t *ids, int T, float *logits, int n
             rmsnorm_rows(team, s->xb, in, half ? y->ffn_norm : y->norm, c->dim, y->eps, T);
             if (half == 0) {
                 // rows = q, k, v, gates ... of xb;  o = mixer(rows, memory);  xb = W o
-                float *rows[MAX_IN], *free_rows = s->rows;
-                for (int j = 0; j < y->n_in; j++) {
+                float *rows[MAX_IN + 1], *free_rows = s->rows;
+                for (int j = 0; j <= MAX_IN; j++) { /* the last are scratch */
                     rows[j] = free_rows;
-                    free_rows += (size_t)T * round_up((size_t)proj_out(&y->in[j]), LANES);
+                    if (j < MAX_IN) free_rows += (size_t)T * round_up((size_t)proj_out(&y->in[j]), LANES);
                 }
-                project(team, rows, y->in, y->n_in, s->xb, T, s->mid);
+                project(team, rows, y->in, MAX_IN, s->xb, T, s->mid);
                 mixers[y->mixer].run(&run, y, mem, rows, s->o);
                 project(team, &s->xb, &y->out, 1, s->o, T, s->mid);
             } else {

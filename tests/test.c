@@ -490,8 +490,8 @@ static void test_layers(void) {
     near("rmsnorm", y, (double[]){0.529812868, -1.05962574, 0.264906434, 1.58943861}, 4, 1e-6);
     rmsnorm(y, x, (float[]){2, 2, 2, 2}, 4, 1e-6f);
     near("rmsnorm with a weight", y, (double[]){2 * 0.529812868, 2 * -1.05962574, 2 * 0.264906434, 2 * 1.58943861}, 4, 1e-6);
-    Layer gated = {.n_heads = 1, .dv = 4, .eps = 1e-6f, .gate_act = ACT_SILU};
-    Run run = {&team, 1, 0};
+    Layer gated = {.n_heads = 1, .dv = 4, .o_eps = 1e-6f, .gate_act = ACT_SILU};
+    Run run = {.team = &team, .T = 1};
     memcpy(y, x, sizeof y);
     gated_norm(&run, y, &gated, z);
     near("norm, then silu of the gate", y, (double[]){0.164893482, 0.284977252, 0.466657626, 0}, 4, 1e-6);
@@ -510,7 +510,7 @@ static void test_layers(void) {
     near("rope, adjacent pairs", pairs, (double[]){-1.27223251, -1.83886499, 2.8786681, 4.08818664}, 4, 1e-6);
 
     float in[5] = {1, -1, 2, 0.5f, -0.5f}, taps[4] = {0.1f, -0.2f, 0.3f, 0.4f}, last[3] = {0};
-    short_conv(&team, in, taps, last, 1, 4, 5);
+    short_conv(&team, in, taps, last, 1, 4, 5, ACT_SILU);
     near("short_conv", in, (double[]){0.239475064, -0.0475020813, 0.172332755, 0.825286116, -0.201225425}, 5, 1e-6);
     check(last[0] == 2 && last[1] == 0.5f && last[2] == -0.5f, "short_conv remembers %g %g %g", last[0], last[1], last[2]);
     enum { C = 70, T = 23 };
@@ -519,10 +519,10 @@ static void test_layers(void) {
     memcpy(input, whole, C * T * sizeof *input);
     for (int K = 1; K <= 8; K++) {
         memcpy(whole, input, C * T * sizeof *input), memcpy(keep, before, sizeof keep);
-        short_conv(&team, whole, w, keep, C, K, T);
+        short_conv(&team, whole, w, keep, C, K, T, ACT_SILU);
         for (int step = 1; step < T; step++) {
             memcpy(pieces, input, C * T * sizeof *input), memcpy(mem, before, sizeof mem);
-            for (int t = 0; t < T; t += step) short_conv(&team, pieces + t * C, w, mem, C, K, t + step < T ? step : T - t);
+            for (int t = 0; t < T; t += step) short_conv(&team, pieces + t * C, w, mem, C, K, t + step < T ? step : T - t, ACT_SILU);
             check(same(whole, pieces, C * T) && same(keep, mem, (size_t)(C * (K - 1))), "short_conv with %d taps, %d tokens at a time", K, step);
         }
     }
@@ -541,7 +541,7 @@ static void test_layers(void) {
         Layer s = {.n_heads = 1, .n_k_heads = 1, .dk = 2, .dv = 2, .scale = 0.707106781f, .gated = gate, .window = variant == 2 ? 2 : 0, .kv = 4, .eps = 1e-6f};
         float q[12], k[6] = {0.5f, -1, 1, 0.25f, -0.75f, 0.5f}, v[6] = {1, 2, -1, 0.5f, 0.5f, -1.5f}, cache[12], o[6], *const all[] = {q, k, v};
         for (int t = 0; t < 3; t++) memcpy(q + t * step, rows[t], (size_t)step * sizeof *q);
-        mix_softmax(&(Run){&team, 3, 0}, &s, cache, all, o);
+        mix_softmax(&(Run){.team = &team, .T = 3}, &s, cache, all, o);
         if (variant < 2) near(gate ? "gated softmax attention" : "softmax attention", o, gate ? with_gate : plain, 6, 1e-6);
         else near("softmax attention with a window of two", o + 4, windowed, 2, 1e-6);
     }

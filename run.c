@@ -201,6 +201,7 @@ GLA_API int gla_chat_load(GlaChat *c, GlaSampler *p, const char *path, char *err
  *   } */
 #endif /* GLA_H */
 #ifndef RUN_HEADER_ONLY
+#ifndef LANES /* the file includes itself for the vectors of section 5 */
 
 /* ---- 2. platform: no other section asks which operating system this is ----------------------- */
 #include <errno.h>
@@ -784,7 +785,7 @@ typedef struct { const uint8_t *data; int type, n_in, n_out; } Tensor; /* n_out 
 static size_t row_bytes(const Tensor *w) { return bytes_of(w->type, (size_t)w->n_in); }
 
 enum {
-    LANES = 16,   /* floats per vector */
+    LANES = 16,   /* partial sums of a dot product; in the part for vectors, floats per vector */
     ROWS = 16,    /* rows of a matrix that are worked on together */
     FEW = 8,      /* up to so many tokens, rows are read straight through; for more, they are turned into panels first */
     TILE = 6,     /* tokens that meet a panel at once */
@@ -1053,22 +1054,40 @@ static void attend_scalar(const Attend *a, float *o) {
     for (int i = 0; i < a->dv; i++) o[i] /= sum;
 }
 
-/* -- the same in vectors of 16 floats, which the compiler maps to whatever the instruction set has -- */
+#endif /* LANES */
+/* -- the same in vectors, of as many floats as a register holds --
+ * The part down to "end of vectors" is compiled for LANES 4, 8 and 16: the file includes itself and skips all the rest. Its functions get the
+ * number behind their names. (Vectors wider than a register would do for clang; gcc keeps them in memory, 30 times slower on AVX2.) */
+#ifdef LANES
+#define NAME(name) NAMED(name, LANES)
+#define V NAME(V)
+#define HALF NAME(HALF)
+#define BITS NAME(BITS)
+#define fold NAME(fold)
+#define load_weights NAME(load_weights)
+#define tile NAME(tile)
+#define plain_body NAME(plain_body)
+#define panel_write NAME(panel_write)
+#define panel NAME(panel)
+#define recurrence_body NAME(recurrence_body)
+#define dot_body NAME(dot_body)
+#define attend_body NAME(attend_body)
 
-#if defined(__GNUC__)
-typedef float V __attribute__((vector_size(64), aligned(4), may_alias)); /* loads and stores need no alignment */
-typedef uint16_t V16 __attribute__((vector_size(32), aligned(1), may_alias)); /* rows in a file may lie anywhere */
-typedef uint32_t V32 __attribute__((vector_size(64), aligned(4), may_alias));
+typedef float V __attribute__((vector_size(LANES * 4), aligned(4), may_alias)); /* loads and stores need no alignment */
+typedef uint16_t HALF __attribute__((vector_size(LANES * 2), aligned(1), may_alias)); /* rows in a file may lie anywhere */
+typedef uint32_t BITS __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
 
 INLINE float fold(const V *v) {
-    float acc[LANES];
-    memcpy(acc, v, sizeof acc);
-    return fold16(acc);
+    float s[LANES];
+    memcpy(s, v, sizeof s);
+    for (int half = LANES / 2; half; half /= 2)
+        for (int l = 0; l < half; l++) s[l] += s[l + half];
+    return s[0];
 }
 
-/* 16 weights of a plain row at p, to float. type: a constant; F16 comes converted. */
+/* LANES weights of a plain row at p, to float. type: a constant; F16 comes converted. */
 INLINE void load_weights(V *v, const uint8_t *p, int type) {
-    if (type == BF16) { V32 u = __builtin_convertvector(*(const V16 *)(const void *)p, V32) << 16; memcpy(v, &u, sizeof u); }
+    if (type == BF16) { BITS u = __builtin_convertvector(*(const HALF *)(const void *)p, BITS) << 16; memcpy(v, &u, sizeof u); }
     else memcpy(v, p, sizeof *v);
 }
 
@@ -1130,9 +1149,10 @@ INLINE void panel(const Recurrence *a, int h, int j0, int n_cols, float *S, floa
     V *P = (V *)buf, u[2] = {{0}}, r[2] = {{0}}, c[2] = {{0}}; /* the panel, (dk, N) vectors; the write of the previous token */
     float *dq = buf + (size_t)dk * PANEL, *de = dq + dk; /* d * q and d * e of this token */
     const float *k_prev = NULL, *d_prev = NULL, *w_prev = NULL;
-    const int channel = a->d.p && a->d_width > 1; /* else a scalar */
-    memset(buf, 0, (size_t)dk * (size_t)N * sizeof(V));
-    for (int i = 0; i < dk; i++) memcpy(P + i * N, S + (size_t)i * (size_t)dv + j0, (size_t)n_cols * sizeof(float));
+    const int channel = a->d.p && a->d_width > 1, whole = n_cols == N * LANES; /* channel: else a scalar */
+    if (!whole) memset(buf, 0, (size_t)dk * (size_t)N * sizeof(V));
+    if (whole) for (int i = 0; i < dk; i++) memcpy(P + i * N, S + (size_t)i * (size_t)dv + j0, (size_t)N * sizeof(V)); /* a constant size */
+    else for (int i = 0; i < dk; i++) memcpy(P + i * N, S + (size_t)i * (size_t)dv + j0, (size_t)n_cols * sizeof(float));
     for (int t = 0; t <= T; t++) {
         if (t == T) { /* the last write */
             for (int i = 0; i < dk && T; i++)
@@ -1187,17 +1207,21 @@ INLINE void panel(const Recurrence *a, int h, int j0, int n_cols, float *S, floa
         }
         k_prev = now.k, d_prev = now.d, w_prev = now.w;
     }
-    for (int i = 0; i < dk; i++) memcpy(S + (size_t)i * (size_t)dv + j0, P + i * N, (size_t)n_cols * sizeof(float));
+    if (whole) for (int i = 0; i < dk; i++) memcpy(S + (size_t)i * (size_t)dv + j0, P + i * N, (size_t)N * sizeof(V));
+    else for (int i = 0; i < dk; i++) memcpy(S + (size_t)i * (size_t)dv + j0, P + i * N, (size_t)n_cols * sizeof(float));
 }
 
 INLINE void recurrence_body(const Recurrence *a, int h, int j0, float *S, float *o, size_t o_stride, int T, float *buf) {
-    int n_cols = a->dv - j0 < PANEL ? a->dv - j0 : PANEL, wide = n_cols > LANES, general = a->undecayed || a->w.p || a->c.p || a->u.p;
+    int end = a->dv - j0 < PANEL ? a->dv : j0 + PANEL, general = a->undecayed || a->w.p || a->c.p || a->u.p;
 #define PANELS(N) \
     if (general) panel(a, h, j0, n_cols, S, o, o_stride, T, buf, N, 1, 1); \
     else if (a->rho.p) panel(a, h, j0, n_cols, S, o, o_stride, T, buf, N, 1, 0); \
     else panel(a, h, j0, n_cols, S, o, o_stride, T, buf, N, 0, 0)
-    if (wide) { PANELS(2); }
-    else { PANELS(1); }
+    for (; j0 < end; j0 += 2 * LANES) {
+        int n_cols = end - j0 < 2 * LANES ? end - j0 : 2 * LANES;
+        if (n_cols > LANES) { PANELS(2); }
+        else { PANELS(1); }
+    }
 #undef PANELS
 }
 
@@ -1205,10 +1229,8 @@ INLINE float dot_body(const float *a, const float *b, size_t n) {
     V acc = {0};
     size_t i = 0;
     for (; i + LANES <= n; i += LANES) acc += *(const V *)(a + i) * *(const V *)(b + i);
-    float tail[LANES];
-    memcpy(tail, &acc, sizeof tail);
-    for (int l = 0; i < n; i++, l++) tail[l] += a[i] * b[i];
-    return fold16(tail);
+    for (int l = 0; i < n; i++, l++) acc[l] += a[i] * b[i];
+    return fold(&acc);
 }
 
 INLINE void attend_body(const Attend *a, float *o) {
@@ -1239,25 +1261,60 @@ INLINE void attend_body(const Attend *a, float *o) {
     for (int i = 0; i < a->dv; i++) o[i] /= sum;
 }
 
+#undef NAME
+#undef V
+#undef HALF
+#undef BITS
+#undef fold
+#undef load_weights
+#undef tile
+#undef plain_body
+#undef panel_write
+#undef panel
+#undef recurrence_body
+#undef dot_body
+#undef attend_body
+#endif /* LANES: end of vectors */
+#ifndef LANES
+#if defined(__GNUC__)
+#define NAMED(name, lanes) NAMED_(name, lanes)
+#define NAMED_(name, lanes) name##_##lanes
+#ifdef __FILE_NAME__
+#define THIS_FILE __FILE_NAME__
+#else
+#define THIS_FILE "run.c"
+#endif
+#define LANES 4
+#include THIS_FILE
+#undef LANES
+#if defined(__x86_64__)
+#define LANES 8
+#include THIS_FILE
+#undef LANES
+#define LANES 16
+#include THIS_FILE
+#undef LANES
+#endif
+
 /* Kernels per instruction set, from the bodies above; tr x tt outputs of a plain matmul are in registers at once. */
-#define KERNELS_FOR(isa, attribute) \
+#define KERNELS_FOR(isa, attribute, lanes) \
     attribute static void quantize_##isa(Input *in, int t, int16_t *row) { quantize_token(in, t, row); } \
-    attribute static void recurrence_##isa(const Recurrence *a, int h, int j0, float *S, float *o, size_t o_stride, int n_tokens, float *buf) { recurrence_body(a, h, j0, S, o, o_stride, n_tokens, buf); } \
-    attribute static void attend_##isa(const Attend *a, float *o) { attend_body(a, o); }
-#define MATMUL_FOR(isa, attribute, tr, tt) \
+    attribute static void recurrence_##isa(const Recurrence *a, int h, int j0, float *S, float *o, size_t o_stride, int n_tokens, float *buf) { recurrence_body_##lanes(a, h, j0, S, o, o_stride, n_tokens, buf); } \
+    attribute static void attend_##isa(const Attend *a, float *o) { attend_body_##lanes(a, o); }
+#define MATMUL_FOR(isa, attribute, lanes, tr, tt) \
     attribute static void matmul_##isa(float *out, const Tensor *w, int row, int n_rows, const Input *in, float *buf) { \
-        if (types[w->type].group == 1) plain_body(out, w, row, n_rows, in, buf, tr, tt); \
+        if (types[w->type].group == 1) plain_body_##lanes(out, w, row, n_rows, in, buf, tr, tt); \
         else for (int t = 0; t < in->T; t += FEW) few_body(out + (size_t)t * (size_t)w->n_out + row, w, row, n_rows, in, t, in->T - t < FEW ? in->T - t : FEW, buf); \
     }
 #if defined(__x86_64__)
 #include <immintrin.h>
 #define AVX2 __attribute__((target("avx2,fma")))
 #define AVX512 __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma")))
-KERNELS_FOR(sse2, )
-MATMUL_FOR(sse2, , 2, 1)
-KERNELS_FOR(avx2, AVX2)
-MATMUL_FOR(avx2, AVX2, 2, 2)
-KERNELS_FOR(avx512, AVX512)
+KERNELS_FOR(sse2, , 4)
+MATMUL_FOR(sse2, , 4, 4, 2)
+KERNELS_FOR(avx2, AVX2, 8)
+MATMUL_FOR(avx2, AVX2, 8, 4, 2)
+KERNELS_FOR(avx512, AVX512, 16)
 
 /* -- AVX-512 with VNNI: vpdpbusd multiplies 64 unsigned by 64 signed bytes into 16 sums --
  * Weights are made unsigned by adding 128; the input's bias takes it back. */
@@ -1470,7 +1527,7 @@ AVX512 static void many512(float *out, const Tensor *w, int row, int n_rows, con
 FEW512(1) FEW512(2) FEW512(4) FEW512(8)
 
 AVX512 static void matmul_avx512(float *out, const Tensor *w, int row, int n_rows, const Input *in, float *buf) {
-    if (types[w->type].group == 1) plain_body(out, w, row, n_rows, in, buf, 4, 4);
+    if (types[w->type].group == 1) plain_body_16(out, w, row, n_rows, in, buf, 4, 4);
     else if (in->form == TILES) many512(out, w, row, n_rows, in, buf);
     else
         for (int r = 0; r < n_rows; r += ROWS) {
@@ -1479,8 +1536,8 @@ AVX512 static void matmul_avx512(float *out, const Tensor *w, int row, int n_row
         }
 }
 #else
-KERNELS_FOR(vector, )
-MATMUL_FOR(vector, , 2, 2)
+KERNELS_FOR(vector, , 4)
+MATMUL_FOR(vector, , 4, 4, 4)
 #endif
 #endif
 
@@ -5793,4 +5850,5 @@ int main(int argc, char **argv) {
     return code;
 }
 #endif /* RUN_NO_MAIN */
+#endif /* LANES */
 #endif /* RUN_HEADER_ONLY */

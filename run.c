@@ -791,7 +791,7 @@ enum {
     TILE = 6,     /* tokens that meet a panel at once */
     BLOCKS_AT_ONCE = 16, /* blocks of 32 weights turned into panels at once: they stay in the first-level cache */
     KEYS = 64,    /* keys per step of attention */
-    PANEL = 32    /* columns of the state in a panel of the recurrence */
+    PANEL = 64    /* columns of the state that a thread takes at once */
 };
 
 /* The input of a matmul: T rows of n floats; for block-quantised weights also as 16-bit integers, x = q D with one D per token,
@@ -1067,7 +1067,7 @@ static void attend_scalar(const Attend *a, float *o) {
 #define load_weights NAME(load_weights)
 #define tile NAME(tile)
 #define plain_body NAME(plain_body)
-#define panel_write NAME(panel_write)
+#define load_part NAME(load_part)
 #define panel NAME(panel)
 #define recurrence_body NAME(recurrence_body)
 #define dot_body NAME(dot_body)
@@ -1083,6 +1083,11 @@ INLINE float fold(const V *v) {
     for (int half = LANES / 2; half; half /= 2)
         for (int l = 0; l < half; l++) s[l] += s[l + half];
     return s[0];
+}
+
+INLINE void load_part(V *v, const float *p, int n) { /* n <= LANES floats, the rest 0 */
+    if (n == LANES) *v = *(const V *)p;
+    else *v = (V){0}, memcpy(v, p, (size_t)n * sizeof(float));
 }
 
 /* LANES weights of a plain row at p, to float. type: a constant; F16 comes converted. */
@@ -1136,65 +1141,81 @@ INLINE void plain_body(float *out, const Tensor *w, int row, int n_rows, const I
 #undef TILES
 }
 
+INLINE float dot_body(const float *a, const float *b, size_t n) {
+    V acc = {0};
+    size_t i = 0;
+    for (; i + LANES <= n; i += LANES) acc += *(const V *)(a + i) * *(const V *)(b + i);
+    for (int l = 0; i < n; i++, l++) acc[l] += a[i] * b[i];
+    return fold(&acc);
+}
+
 /* A panel of N vectors of columns stays in the first-level cache while all tokens pass over it. One sweep per token: the
  * write of token t-1 is applied while token t reads, and what is read before the write is completed with q.k:
  *     S'k and S'q over the decayed memory give  u = v - rho S'k  and  o = S'q + (q.k) u.
- * erase, general: constants; without erase nothing is recalled, general adds w, r, c and the bonus. */
-INLINE void panel_write(V *s, float d, float k, float w, const V *u, const V *r, const V *c, int general) {
-    if (general) *s = *s * (*c * d) + k * *u + w * *r;
-    else *s = *s * d + k * *u;
-}
-INLINE void panel(const Recurrence *a, int h, int j0, int n_cols, float *S, float *o, size_t o_stride, int T, float *buf, int N, int erase, int general) {
-    int dk = a->dk, dv = a->dv;
-    V *P = (V *)buf, u[2] = {{0}}, r[2] = {{0}}, c[2] = {{0}}; /* the panel, (dk, N) vectors; the write of the previous token */
-    float *dq = buf + (size_t)dk * PANEL, *de = dq + dk; /* d * q and d * e of this token */
+ * A single token works where the memory lies. N, erase, general: constants; without erase nothing is recalled, general adds w, r, c
+ * and the bonus. */
+INLINE void panel(const Recurrence *a, int h, int j0, int n_cols, float *S, float *o, size_t o_stride, int T, float *buf, const int N, const int erase, const int general) {
+    const int dk = a->dk, dv = a->dv, copied = T > 1 || n_cols < N * LANES;
+    const size_t step = copied ? (size_t)N * LANES : (size_t)dv; /* floats from one row of the panel to the next */
+    float *P = copied ? buf : S + j0, *dq = buf + (size_t)dk * PANEL, *de = dq + dk; /* the panel (dk, N vectors); d * q and d * e of this token */
     const float *k_prev = NULL, *d_prev = NULL, *w_prev = NULL;
-    const int channel = a->d.p && a->d_width > 1, whole = n_cols == N * LANES; /* channel: else a scalar */
-    if (!whole) memset(buf, 0, (size_t)dk * (size_t)N * sizeof(V));
-    if (whole) for (int i = 0; i < dk; i++) memcpy(P + i * N, S + (size_t)i * (size_t)dv + j0, (size_t)N * sizeof(V)); /* a constant size */
-    else for (int i = 0; i < dk; i++) memcpy(P + i * N, S + (size_t)i * (size_t)dv + j0, (size_t)n_cols * sizeof(float));
-    for (int t = 0; t <= T; t++) {
-        if (t == T) { /* the last write */
-            for (int i = 0; i < dk && T; i++)
-                UNROLL for (int n = 0; n < N; n++) panel_write(&P[i * N + n], d_prev[channel ? i : 0], k_prev[i], general ? w_prev[i] : 0, &u[n], &r[n], &c[n], general);
-            break;
-        }
+    const int channel = a->d.p && a->d_width > 1; /* else a scalar */
+    V u[4] = {{0}}, r[4] = {{0}}, c[4] = {{0}}; /* the write of the previous token */
+    if (T < 1) return;
+    if (copied && n_cols < N * LANES) memset(P, 0, (size_t)dk * step * sizeof(float));
+    for (int i = 0; i < dk && copied; i++) memcpy(P + (size_t)i * step, S + (size_t)i * (size_t)dv + j0, (size_t)n_cols * sizeof(float));
+#define ROW(i, n) (*(V *)(P + (size_t)(i) * step + (n) * LANES))
+#define WRITE(s, n) (general ? (s) * (c[n] * dp) + kp * u[n] + wp * r[n] : (s) * dp + kp * u[n])
+#define SWEEP(i, odd, write) { /* what is read through pointers is read before P is written, which could be the same for all C knows */ \
+        const float kp = write ? k_prev[i] : 0, dp = write ? d_prev[channel ? (i) : 0] : 0, wp = general && write ? w_prev[i] : 0, ke = erase ? de[i] : 0, qe = dq[i]; \
+        UNROLL for (int n = 0; n < N; n++) { \
+            V s = ROW(i, n); \
+            if (write) ROW(i, n) = s = WRITE(s, n); \
+            if (erase) recall[odd][n] += ke * s; \
+            y[odd][n] += qe * s; \
+        } \
+    }
+    for (int t = 0; t < T; t++) {
         Step now = step_of(a, t, h);
         if (general && !now.w) now.w = now.k; /* times r = 0 */
+        const size_t ahead = t + 2 < T ? 2 : 0; /* rows of different tokens lie too far apart for the hardware to guess */
+        for (int i = 0; i < dk; i += LANES) {
+            __builtin_prefetch(now.q + ahead * a->q.stride + i), __builtin_prefetch(now.k + ahead * a->k.stride + i);
+            if (channel) __builtin_prefetch(now.d + ahead * a->d.stride + i);
+        }
+        for (int n = 0; n < N; n++) __builtin_prefetch(now.v + ahead * a->v.stride + j0 + n * LANES);
         for (int i = 0; i < dk; i++) {
             float d = now.d[channel ? i : 0];
             dq[i] = d * now.q[i];
             if (erase) de[i] = d * now.e[i];
         }
         if (general && a->undecayed) memcpy(de, now.e, (size_t)dk * sizeof(float));
-        float qk = dot(now.q, now.k, (size_t)dk), qw = general && a->w.p ? dot(now.q, now.w, (size_t)dk) : 0;
+        float qk = dot_body(now.q, now.k, (size_t)dk), qw = general && a->w.p ? dot_body(now.q, now.w, (size_t)dk) : 0;
         if (general && now.u) {
             memcpy(dq, now.q, (size_t)dk * sizeof(float)), qk = 0;
             for (int i = 0; i < dk; i++) qk += now.q[i] * now.u[i] * now.k[i];
         }
-        V recall[2][2] = {{{0}}}, y[2][2] = {{{0}}}; /* even and odd i apart: twice as many additions in flight */
-        for (int i = 0; i < dk; i++)
-            UNROLL for (int n = 0; n < N; n++) {
-                V s = P[i * N + n];
-                if (t) {
-                    panel_write(&s, d_prev[channel ? i : 0], k_prev[i], general ? w_prev[i] : 0, &u[n], &r[n], &c[n], general);
-                    P[i * N + n] = s;
-                }
-                if (erase) recall[i & 1][n] += de[i] * s;
-                y[i & 1][n] += dq[i] * s;
-            }
+        V recall[2][4] = {{{0}}}, y[2][4] = {{{0}}}; /* few columns: even and odd i apart, for more additions in flight */
+        int i = 0;
+        if (t) {
+            for (; i + 2 <= dk; i += 2) { SWEEP(i, 0, 1) SWEEP(i + 1, N < 4, 1) }
+            if (i < dk) SWEEP(i, 0, 1)
+        } else {
+            for (; i + 2 <= dk; i += 2) { SWEEP(i, 0, 0) SWEEP(i + 1, N < 4, 0) }
+            if (i < dk) SWEEP(i, 0, 0)
+        }
         UNROLL for (int n = 0; n < N; n++) {
-            V v = {0}, out = y[0][n] + y[1][n], read = recall[0][n] + recall[1][n];
-            size_t cols = (size_t)(n_cols - n * LANES < LANES ? n_cols - n * LANES : LANES) * sizeof(float);
-            int at = j0 + n * LANES;
-            memcpy(&v, now.v + at, cols);
+            const int at = j0 + n * LANES, left = n_cols - n * LANES, cols = left > LANES ? LANES : left > 0 ? left : 0;
+            float *to = o + (size_t)t * o_stride + (size_t)h * (size_t)dv + at;
+            V out = y[0][n] + y[1][n], read = recall[0][n] + recall[1][n], v;
+            load_part(&v, now.v + at, cols);
             if (general) {
-                c[n] = (V){0} + 1.0f;
-                if (now.c) memcpy(&c[n], now.c + at, cols);
+                if (now.c) load_part(&c[n], now.c + at, cols);
+                else c[n] = (V){0} + 1.0f;
                 if (!now.u) out *= c[n];
                 if (!a->undecayed) read *= c[n];
-                r[n] = read;
-                if (now.r) memcpy(&r[n], now.r + at, cols);
+                if (now.r) load_part(&r[n], now.r + at, cols);
+                else r[n] = read;
                 if (!a->w.p) u[n] = v - now.rho * r[n], r[n] = (V){0};
                 else u[n] = v;
                 out += qk * u[n] + qw * r[n];
@@ -1203,34 +1224,34 @@ INLINE void panel(const Recurrence *a, int h, int j0, int n_cols, float *S, floa
                 u[n] = v;
                 out += qk * u[n];
             }
-            memcpy(o + (size_t)t * o_stride + (size_t)h * (size_t)dv + at, &out, cols);
+            if (cols == LANES) *(V *)to = out;
+            else memcpy(to, &out, (size_t)cols * sizeof(float));
         }
         k_prev = now.k, d_prev = now.d, w_prev = now.w;
     }
-    if (whole) for (int i = 0; i < dk; i++) memcpy(S + (size_t)i * (size_t)dv + j0, P + i * N, (size_t)N * sizeof(V));
-    else for (int i = 0; i < dk; i++) memcpy(S + (size_t)i * (size_t)dv + j0, P + i * N, (size_t)n_cols * sizeof(float));
+    for (int i = 0; i < dk; i++) { /* the last write */
+        const float kp = k_prev[i], dp = d_prev[channel ? i : 0], wp = general ? w_prev[i] : 0;
+        UNROLL for (int n = 0; n < N; n++) ROW(i, n) = WRITE(ROW(i, n), n);
+        if (copied) memcpy(S + (size_t)i * (size_t)dv + j0, P + (size_t)i * step, (size_t)n_cols * sizeof(float));
+    }
+#undef ROW
+#undef WRITE
+#undef SWEEP
 }
 
 INLINE void recurrence_body(const Recurrence *a, int h, int j0, float *S, float *o, size_t o_stride, int T, float *buf) {
-    int end = a->dv - j0 < PANEL ? a->dv : j0 + PANEL, general = a->undecayed || a->w.p || a->c.p || a->u.p;
+    const int end = j0 + PANEL < a->dv ? j0 + PANEL : a->dv, general = a->undecayed || a->w.p || a->c.p || a->u.p;
 #define PANELS(N) \
-    if (general) panel(a, h, j0, n_cols, S, o, o_stride, T, buf, N, 1, 1); \
-    else if (a->rho.p) panel(a, h, j0, n_cols, S, o, o_stride, T, buf, N, 1, 0); \
-    else panel(a, h, j0, n_cols, S, o, o_stride, T, buf, N, 0, 0)
-    for (; j0 < end; j0 += 2 * LANES) {
-        int n_cols = end - j0 < 2 * LANES ? end - j0 : 2 * LANES;
-        if (n_cols > LANES) { PANELS(2); }
+    if (general) panel(a, h, j, n, S, o, o_stride, T, buf, N, 1, 1); \
+    else if (a->rho.p) panel(a, h, j, n, S, o, o_stride, T, buf, N, 1, 0); \
+    else panel(a, h, j, n, S, o, o_stride, T, buf, N, 0, 0)
+    for (int j = j0, n; j < end; j += n) {
+        n = end - j < 4 * LANES ? end - j : 4 * LANES;
+        if (n > 2 * LANES) { PANELS(4); }
+        else if (n > LANES) { PANELS(2); }
         else { PANELS(1); }
     }
 #undef PANELS
-}
-
-INLINE float dot_body(const float *a, const float *b, size_t n) {
-    V acc = {0};
-    size_t i = 0;
-    for (; i + LANES <= n; i += LANES) acc += *(const V *)(a + i) * *(const V *)(b + i);
-    for (int l = 0; i < n; i++, l++) acc[l] += a[i] * b[i];
-    return fold(&acc);
 }
 
 INLINE void attend_body(const Attend *a, float *o) {

@@ -161,11 +161,13 @@ SLICE_BYTES = 32 << 20  # of float32 in flight; memory stays near this, whatever
 
 @dataclass(frozen=True)
 class View:
-    """How a stored tensor is seen: out[i, j] = fn(stored[rows[i], cols[j]]), without the dimension `drop` of size 1."""
+    """How a stored tensor is seen: out[i, j] = fn(stored[rows[i], cols[j]]), without the dimension `drop` of size 1, and
+    finally in the shape `shape`."""
     rows: np.ndarray | None = None
     cols: np.ndarray | None = None
     fn: Callable[[np.ndarray], np.ndarray] | None = None
     drop: int | None = None
+    shape: tuple[int, ...] | None = None
 
 
 PLAIN = View()
@@ -192,6 +194,8 @@ class Piece:
         if drop is not None and (drop >= len(self.stored) or self.stored[drop] != 1):
             raise Refusal(f"{self.name} comes from the shape {self.stored}; dimension {drop} should be 1")
         self.shape = tuple(n for i, n in enumerate(self.stored) if i != drop)
+        if self.view.shape:
+            self.shape = np.empty(self.stored, np.bool_).reshape(self.view.shape).shape
         for order, size in ((self.view.rows, self.height), (self.view.cols, self.width)):
             if order is not None and len(order) != size:
                 raise Refusal(f"{self.name} comes from the shape {self.stored}, but config.json asks for {len(order)} "
@@ -256,7 +260,8 @@ class Plan:
     notes: list[str] = field(default_factory=list)
 
 
-VIEWS = {"-exp": View(fn=lambda a: -np.exp(a)), "+1": PLUS_ONE, "conv": SQUEEZE_CONV, "vector": SQUEEZE_ROW}
+VIEWS = {"-exp": View(fn=lambda a: -np.exp(a)), "sigmoid": View(fn=lambda a: 1 / (1 + np.exp(-a))), "column": View(shape=(-1, 1)),
+         "-exp column": View(fn=lambda a: -np.exp(a), shape=(-1, 1)), "+1": PLUS_ONE, "conv": SQUEEZE_CONV, "vector": SQUEEZE_ROW}
 TOP: Table = {"model.embed_tokens.weight": "token_embd.weight", "model.norm.weight": "output_norm.weight"}
 HEAD: Table = {"lm_head.weight": "output.weight"}
 NORMS: Table = {"input_layernorm.weight": "attn_norm.weight", "post_attention_layernorm.weight": "ffn_norm.weight"}
@@ -445,8 +450,6 @@ def qwen35(f: Fields, has: set[str]) -> Plan:
 
 
 # flash-linear-attention: one decoder around many mixers; softmax layers may replace the mixer in some layers.
-FLA_TOP: Table = {"model.embeddings.weight": "token_embd.weight", "model.norm.weight": "output_norm.weight"}
-FLA_BLOCK: Table = {"attn_norm.weight": "attn_norm.weight", "mlp_norm.weight": "ffn_norm.weight"} | MLP
 FLA_QKVO: Table = {f"attn.{p}_proj.weight": f"attn_{name}.weight" for p, name in zip("qkvo", ("q", "k", "v", "output"))}
 FLA_CONV: Table = {f"attn.{p}_conv1d.weight": (f"ssm_conv1d_{p}.weight", "conv") for p in "qkv"}
 FLA_RES: Table = {"attn_res_proj.weight": ("attn_res_proj.weight", "vector"), "attn_res_norm.weight": "attn_res_norm.weight",
@@ -458,13 +461,30 @@ FLA_LOW_GATE: Table = {"attn.g_proj.0.weight": "ssm_g_a.weight", "attn.g_proj.1.
 FLA_DT: Table = {"attn.A_log": ("ssm_a", "-exp"), "attn.dt_bias": "ssm_dt.bias"}
 FLA_BETA: Table = {"attn.b_proj.weight": "ssm_beta.weight"}
 FLA_LOW_DECAY: Table = {"attn.f_proj.0.weight": "ssm_f_a.weight", "attn.f_proj.1.weight": "ssm_f_b.weight"} | FLA_DT
+FLA_O_NORM: Table = {"attn.o_norm.weight": "ssm_norm.weight"}
+FLA_G_NORM: Table = {"attn.g_norm_swish_gate.weight|attn.g_norm.weight": "ssm_norm.weight"}  # fused with the gate or not: one norm, two names
+FLA_DECAY: Table = {"attn.a_proj.weight": "ssm_alpha.weight"}
+FLA_MOMENT: Table = {"attn.b_atk_proj.weight": "ssm_m_beta.weight", "attn.A_log_atk": ("ssm_m_a", "-exp"), "attn.dt_bias_atk": "ssm_m_dt.bias",
+                     "attn.log_atk_scale": "ssm_m_scale"}
+FLA_MAMBA2: Table = {"mixer.in_proj.weight": "ssm_in.weight", "mixer.conv1d.weight": ("ssm_conv1d.weight", "conv"), "mixer.dt_bias": "ssm_dt.bias",
+                     "mixer.A_log": ("ssm_a", "-exp column"), "mixer.D": ("ssm_d", "column"), "mixer.out_proj.weight": "ssm_out.weight"}
 # What the mixer of each model_type has in every configuration; the functions below add what switches turn on.
 FLA_MIXERS: dict[str, Table] = {
     "gla": FLA_QKVO | {"attn.gk_proj.0.weight": "ssm_f_a.weight", "attn.gk_proj.1.weight": "ssm_f_b.weight",
                        "attn.gk_proj.1.bias": "ssm_f_b.bias"},
-    "gated_deltanet": FLA_QKVO | FLA_BETA | FLA_DT | {"attn.a_proj.weight": "ssm_alpha.weight", "attn.o_norm.weight": "ssm_norm.weight"},
-    "kda": FLA_QKVO | FLA_BETA | FLA_LOW_DECAY | FLA_LOW_GATE | {"attn.o_norm.weight": "ssm_norm.weight"},
-    "gdn2": FLA_QKVO | FLA_BETA | FLA_LOW_DECAY | FLA_LOW_GATE | {"attn.o_norm.weight": "ssm_norm.weight", "attn.w_proj.weight": "ssm_w.weight"},
+    "gated_deltanet": FLA_QKVO | FLA_BETA | FLA_DT | FLA_DECAY | FLA_O_NORM,
+    "kda": FLA_QKVO | FLA_BETA | FLA_LOW_DECAY | FLA_LOW_GATE | FLA_O_NORM,
+    "gdn2": FLA_QKVO | FLA_BETA | FLA_LOW_DECAY | FLA_LOW_GATE | FLA_O_NORM | {"attn.w_proj.weight": "ssm_w.weight"},
+    "linear_attn": FLA_QKVO | {"attn.norm.weight": "ssm_norm.weight"},
+    "retnet": FLA_QKVO, "lightning_attn": FLA_QKVO,
+    "simple_gla": FLA_QKVO | {"attn.gk_proj.weight": "ssm_alpha.weight", "attn.gk_proj.bias": "ssm_alpha.bias"},
+    "gsa": FLA_QKVO | {"attn.f_proj.weight": "ssm_alpha.weight"},
+    "delta_net": FLA_QKVO | FLA_O_NORM, "gated_deltaproduct": FLA_QKVO | FLA_BETA | FLA_O_NORM,
+    "comba": FLA_QKVO | FLA_BETA | FLA_DT | FLA_DECAY | FLA_O_NORM | {"attn.decay": ("ssm_p", "sigmoid"), "attn.D": "ssm_d"},
+    "precond_gated_deltanet": FLA_QKVO | FLA_BETA | FLA_DT | FLA_DECAY | FLA_O_NORM | FLA_MOMENT | {"attn.a_atk_proj.weight": "ssm_m_alpha.weight"},
+    "precond_kda": FLA_QKVO | FLA_BETA | FLA_LOW_DECAY | FLA_LOW_GATE | FLA_O_NORM | FLA_MOMENT | {"attn.a_proj.weight": "ssm_m_alpha.weight"},
+    "mamba2": FLA_MAMBA2, "log_linear_mamba2": FLA_MAMBA2 | {"mixer.L": "ssm_levels"},
+    "hgrn": {"attn.f_proj.weight": "ssm_alpha.weight", "attn.i_proj.weight": "attn_v.weight", "attn.o_proj.weight": "attn_output.weight"} | FLA_GATE,
     "hgrn2": {"attn.q_proj.weight": "attn_q.weight", "attn.f_proj.weight": "ssm_alpha.weight", "attn.i_proj.weight": "attn_v.weight",
               "attn.o_proj.weight": "attn_output.weight"},
 }
@@ -483,6 +503,12 @@ class Mixer:
     has: set[str]
     derived: dict[str, tuple[str, Callable[[np.ndarray], np.ndarray]]] = field(default_factory=dict)
     hidden_ratio: float = 4
+    hidden: bool = True          # a gated feed-forward in every layer
+    eps: str = "norm_eps"
+    views: dict[str, View] = field(default_factory=dict)
+    plain_keys: dict[str, Any] = field(default_factory=dict)  # of llama.cpp, under their own names
+    left_out: dict[str, str] = field(default_factory=dict)
+    made: Callable[[int], dict[str, np.ndarray]] = lambda i: {}
 
     def take(self, table: Table, on: bool = True) -> None:
         if on:
@@ -503,31 +529,60 @@ class Mixer:
         self.keys |= {"head_count": heads, "head_count_kv": kv, "key_length": key // heads, "value_length": value // heads}
 
 
+@dataclass(frozen=True)
+class FlaNames:
+    """How a model of the library names its parts, and which of the decoder's options it has."""
+    prefix: str = "model"
+    norm: str = "attn_norm"
+    final: str = "norm"
+    res: str = "attn_res"
+    hybrid: bool = True
+    residual: bool = True
+    own_width: bool = False      # its intermediate_size is not the feed-forward's, nor hidden_act
+    eps: float = 1e-6
+
+
+FLA_NAMES = {"mamba2": FlaNames("backbone", "norm", "norm_f", hybrid=False, residual=False, own_width=True, eps=1e-5),
+             "log_linear_mamba2": FlaNames("backbone", "mixer_norm", "norm_f", hybrid=False, own_width=True, eps=1e-5),
+             "precond_gated_deltanet": FlaNames(residual=False), "precond_kda": FlaNames(residual=False)}
+
+
 def fla(read: Callable[[Fields, Mixer], None], f: Fields, has: set[str], name: str) -> Plan:
     """The decoder around a mixer, with softmax layers where the configuration puts them."""
     n, width = f.count("num_hidden_layers"), f.count("hidden_size")
     m = Mixer({}, [FLA_MIXERS[name]], width, n, has)
     read(f, m)
-    hidden = f.get("intermediate_size") or 256 * -(-int(width * f.real("hidden_ratio", m.hidden_ratio) * 2 / 3) // 256)
-    f.read |= {"hidden_ratio"}
+    names = FLA_NAMES.get(name, FlaNames())
+    hidden = 0
+    if m.hidden:
+        hidden = (not names.own_width and f.get("intermediate_size")) or 256 * -(-int(width * f.real("hidden_ratio", m.hidden_ratio) * 2 / 3) // 256)
+        f.read |= {"hidden_ratio"}
     plan = Plan({"block_count": n, "context_length": f.count("max_position_embeddings", 2048), "embedding_length": width,
                  "feed_forward_length": int(hidden), "vocab_size": f.count("vocab_size", 32000),
-                 "attention.layer_norm_rms_epsilon": f.real("norm_eps", 1e-6),
-                 "feed_forward_activation": f.only("hidden_act", "swish", "powlu")}, [FLA_TOP])
+                 "attention.layer_norm_rms_epsilon": f.real(m.eps, names.eps)},
+                [{f"{names.prefix}.embeddings.weight|{names.prefix}.embedding.weight": "token_embd.weight", f"{names.prefix}.{names.final}.weight": "output_norm.weight"}],
+                views=m.views, left_out=m.left_out)
+    if not names.own_width:
+        plan.keys["feed_forward_activation"] = f.only("hidden_act", "swish", "powlu")
     output_matrix(plan, f, has)
-    softmax = fla_softmax(f, n, plan)
-    residual = [FLA_RES] if f.get("attnres_block_size") else []
+    softmax = fla_softmax(f, n, plan) if names.hybrid else {}
+    residual = [{k.replace("attn_res", names.res): v for k, v in FLA_RES.items()}] if names.residual and f.get("attnres_block_size") else []
     if residual:
         block = f.count("attnres_block_size")
         if block != 1 and block % 2:
             raise Refusal(f"{f.where}: attnres_block_size = {block} is neither 1 nor even")
         plan.keys["residual_attention.block_size"] = block
-        plan.top.append(FLA_TOP_RES)
+        plan.top.append({k.replace("model.", names.prefix + "."): v for k, v in FLA_TOP_RES.items()})
     for i in range(n):
         kind = [FLA_QKVO, softmax[i]] if i in softmax else m.tables
-        plan.blocks.append((f"model.layers.{i}.", [FLA_BLOCK, *residual, *kind]))
-    plan.keys |= {f"mixer.{key}": value for key, value in m.keys.items()}
-    plan.derived = {name: d for name, d in m.derived.items() if int(name.split(".")[1]) not in softmax}
+        block = [{f"{names.norm}.weight": "attn_norm.weight"}] + ([{"mlp_norm.weight": "ffn_norm.weight"} | MLP] if hidden else [])
+        plan.blocks.append((f"{names.prefix}.layers.{i}.", [*block, *residual, *kind]))
+        if i not in softmax:
+            plan.made |= {f"blk.{i}.{tensor}": array for tensor, array in m.made(i).items()}
+    plan.keys |= {f"mixer.{key}": value for key, value in m.keys.items()} | m.plain_keys
+    plan.derived = {tensor: d for tensor, d in m.derived.items() if int(tensor.split(".")[1]) not in softmax}
+    if any(source == "model.lower_bounds" for source, _ in m.derived.values()):
+        plan.left_out["model.lower_bounds"] = "folded into ssm_f_low"
     return plan
 
 
@@ -565,7 +620,7 @@ def gla(f: Fields, m: Mixer) -> None:
     m.conv(f, False)
     heads = f.count("num_heads", 4)
     m.shape(f.where, heads, f.count("num_kv_heads", heads), int(m.width * f.real("expand_k", 0.5)), int(m.width * f.real("expand_v", 1.0)))
-    m.take({"attn.g_norm_swish_gate.weight|attn.g_norm.weight": "ssm_norm.weight"}, f.flag("elementwise_affine", True))
+    m.take(FLA_G_NORM, f.flag("elementwise_affine", True))
     m.keys["decay_divisor"] = 16.0
     if f.get("feature_map"):
         m.keys["feature_map"] = ACT2FN[f.only("feature_map", *ACT2FN)]
@@ -615,6 +670,193 @@ def gdn2(f: Fields, m: Mixer) -> None:
     delta_heads(f, m, 16, 128, 1.0)
 
 
+def retnet(f: Fields, m: Mixer) -> None:
+    """The decay of head h is 1 - 2^(-5 - h). use_short_conv has no effect in the library."""
+    f.read |= {"use_short_conv", "conv_size"}
+    m.hidden_ratio = 2
+    scalar_decay(f, m, 8, 1.0, 2.0)
+    heads, dk = m.keys["head_count"], m.keys["key_length"]
+    if dk % 2:
+        raise Refusal(f"{f.where}: keys of {dk} channels cannot be rotated in pairs")
+    m.keys |= {"rope_dimension_count": dk, "rope_freq_base": 10000.0}
+    m.made = lambda i: {"ssm_decay": (1 - 2.0 ** (-5 - np.arange(heads))).astype(np.float32)}
+    names = {"relu": "relu", "silu": "silu", "swish": "silu", "sigmoid": "sigmoid", "gelu": "gelu", "gelu_new": "gelu_tanh",
+             "gelu_pytorch_tanh": "gelu_tanh", "relu2": "sqrelu", "linear": "identity"}  # of the table of transformers
+    if f.get("feature_map"):
+        m.keys["feature_map"] = names[f.only("feature_map", *names)]
+
+
+def scalar_decay(f: Fields, m: Mixer, heads: int, expand_k: float, expand_v: float) -> None:
+    """What RetNet and the models with one decay per head share."""
+    heads = f.count("num_heads", heads)
+    m.shape(f.where, heads, f.count("num_kv_heads", heads), int(m.width * f.real("expand_k", expand_k)), int(m.width * f.real("expand_v", expand_v)))
+    m.take(FLA_G_NORM, f.flag("elementwise_affine", True))
+    m.take(FLA_GATE, f.flag("use_output_gate", True))
+    if f.get("use_output_gate", True) and not recurrent_free(f, m):
+        f.only("hidden_act", "swish")  # also the gate's
+
+
+def simple_gla(f: Fields, m: Mixer) -> None:
+    """One decay per head from the data. The library has the layer; the model around it is that of gla."""
+    scalar_decay(f, m, 4, 1.0, 1.0)
+    m.conv(f, True)
+    m.keys["decay_divisor"] = f.real("gate_logit_normalizer", 16.0)
+    if f.get("feature_map"):
+        m.keys["feature_map"] = ACT2FN[f.only("feature_map", *ACT2FN)]
+
+
+def lightning(f: Fields, m: Mixer) -> None:
+    """Simple GLA with the constant decays of Lightning attention: exp(-8 h / H (1 - layer / layers)) for head h."""
+    scalar_decay(f, m, 4, 1.0, 1.0)
+    m.conv(f, True)
+    heads = m.keys["head_count"]
+    m.made = lambda i: {"ssm_decay": np.exp(-8 / heads * (1 - i / m.layers) * np.arange(heads)).astype(np.float32)}
+    if f.get("feature_map"):
+        m.keys["feature_map"] = ACT2FN[f.only("feature_map", *ACT2FN)]
+
+
+def linear_attn(f: Fields, m: Mixer) -> None:
+    heads = f.count("num_heads", 4)
+    m.shape(f.where, heads, f.count("num_kv_heads", heads), int(m.width * f.real("expand_k", 1.0)), int(m.width * f.real("expand_v", 1.0)))
+    if not f.flag("elementwise_affine", True):  # no weight to take
+        m.tables[0] = FLA_QKVO
+    m.keys["feature_map"] = kind = {"elu": "elu_plus_one"}.get(name := f.only(
+        "feature_map", "elementwise_product", "hedgehog", "t2r", "dpfp", "elu", "relu", "identity"), name)
+    parts = {"elementwise_product": {"layer1": "", "layer2": "2"}, "hedgehog": {"layer": ""}, "t2r": {"layer": ""}}.get(kind, {})
+    tied = f.flag("tie_feature_map_qk")
+    for p in "q" if tied else "qk":
+        both = [f"attn.feature_map_{x}" for x in ("qk" if tied else p)]
+        for part, number in parts.items():
+            for end in ("weight", "bias") if kind != "t2r" else ("weight",):
+                m.take({"|".join(f"{x}.{part}.{end}" for x in both): f"ssm_map_{p}{number}.{end}"})
+    if tied:  # a file may hold the same tensors under the other name, too
+        m.left_out = {f"model.layers.{i}.attn.feature_map_k.": "the feature map of q" for i in range(m.layers)}
+    for p in "qk":
+        if f.flag(f"norm_{p}"):
+            m.keys |= {f"{p}_norm": "sum", "sum_epsilon": 1e-4}
+    if f.flag("norm_feature_map"):
+        m.keys["normalizer_epsilon"] = 1e-10
+
+
+def gsa(f: Fields, m: Mixer) -> None:
+    """use_output_gate, use_norm and the clamps have no effect in the library."""
+    f.read |= {"use_output_gate", "use_norm", "clamp_min", "clamp_max"}
+    heads = f.count("num_heads", 4)
+    m.conv(f, False)
+    m.shape(f.where, heads, f.count("num_kv_heads", heads), int(m.width * f.real("expand_k", 1.0)), int(m.width * f.real("expand_v", 1.0)))
+    kind = f.only("feature_map", "swish", "relu", "t2r")
+    m.take({"attn.feature_map.layer.weight": "ssm_map_q.weight"}, kind == "t2r")
+    m.take({"attn.g_norm.weight": "ssm_norm.weight"}, f.flag("elementwise_affine", True))
+    m.keys |= {"feature_map": kind, "slot_count": f.count("num_slots", 64), "decay_divisor": f.real("gate_logit_normalizer", 8.0),
+               "scale": 1.0, "layer_norm_rms_epsilon": 1e-5}  # the last two whatever the configuration says
+
+
+def delta_net(f: Fields, m: Mixer) -> None:
+    """use_output_norm has no effect in the library."""
+    f.read |= {"use_output_norm"}
+    heads = f.count("num_heads", 16)
+    m.conv(f, True)
+    m.shape(f.where, heads, heads, int(m.width * f.real("expand_k", 1.0)), int(m.width * f.real("expand_v", 1.0)))
+    m.take(FLA_BETA, f.flag("use_beta", True))
+    m.take(FLA_GATE, f.flag("use_gate"))
+    m.keys["beta_scale"] = 2.0 if f.flag("allow_neg_eigval") else 1.0
+    m.keys["feature_map"] = {"elu": "elu_plus_one"}.get(name := f.only("qk_activation", "silu", "relu", "elu", "identity"), name)
+    m.keys |= dict.fromkeys(("q_norm", "k_norm"), f.only("qk_norm", "l2", "sum"))
+
+
+def gated_deltaproduct(f: Fields, m: Mixer) -> None:
+    if f.get("num_v_heads", f.count("num_heads", 6)) != f.count("num_heads", 6):
+        raise Refusal(f"{f.where}: num_v_heads differs from num_heads, which the library's model does not support")
+    delta_heads(f, m, 6, 256, 2.0)
+    m.keys["writes_per_token"] = f.count("num_householder", 1)
+    m.take(FLA_DT | FLA_DECAY, f.flag("use_forget_gate"))
+    m.take(FLA_GATE, f.flag("use_output_gate", True))
+
+
+def comba(f: Fields, m: Mixer) -> None:
+    """use_inner_decay, use_output_correction and correction_factor do not reach the layer in the library: both are always on."""
+    f.read |= {"use_inner_decay", "use_output_correction", "correction_factor"}
+    if f.get("num_v_heads", f.count("num_heads", 6)) != f.count("num_heads", 6):
+        raise Refusal(f"{f.where}: num_v_heads differs from num_heads, which the library does not support")
+    delta_heads(f, m, 6, 256, 2.0)
+    m.keys["beta_scale"] = 1.0
+    m.take(FLA_GATE, f.flag("use_output_gate", True))
+
+
+def preconditioned(f: Fields, m: Mixer) -> None:
+    f.read |= {"a_log_init_lower", "log_atk_scale_init"}  # how a training run starts
+    delta_heads(f, m, 6, 256, 2.0)
+    m.take(FLA_GATE, f.flag("use_gate", True))
+    m.keys |= {"squash": f.real("squash_x", 1.5), "squash_epsilon": f.real("squash_eps", 1e-6)}
+
+
+def precond_kda(f: Fields, m: Mixer) -> None:
+    f.read |= {"a_log_init_lower", "log_atk_scale_init"}
+    kda(f, m)
+    m.keys |= {"squash": f.real("squash_x", 1.5), "squash_epsilon": f.real("squash_eps", 1e-6)}
+
+
+def limits(f: Fields, name: str) -> tuple[float, float]:
+    """A range of time steps; JSON has no infinity, so a bound may be {"__float__": "Infinity"}."""
+    pair = f.typed(name, [0.0, math.inf], lambda v: isinstance(v, (list, tuple)) and len(v) == 2, "a pair of bounds")
+    try:
+        low, high = (float(v["__float__"] if isinstance(v, dict) else v) for v in pair)
+    except (TypeError, ValueError, KeyError):
+        low, high = math.nan, math.nan
+    if not 0 <= low <= high:
+        raise Refusal(f"{f.where}: {name} is {json.dumps(pair)}, expected two bounds from 0 on")
+    return low, high
+
+
+def mamba2(f: Fields, m: Mixer) -> None:
+    """The model_type of two libraries: transformers says layer_norm_epsilon and time_step_limit, fla norm_eps and dt_limit, and
+    only fla knows norm_before_gate, D_has_hdim and norms over each group. The sizes of time steps at the start of training
+    do not matter."""
+    f.read |= {"A_init_range", "chunk_size", "conv_init", "dt_init_floor", "dt_max", "dt_min", "rescale_prenorm_residual", "residual_in_fp32",
+               "time_step_floor", "time_step_max", "time_step_min", "time_step_rank", "rms_norm", "num_heads", "intermediate_size", "time_step_scale",
+               "time_step_init_scheme"}
+    log_linear, transformers = bool(m.tables[0].get("mixer.L")), "layer_norm_epsilon" in f.data
+    inner, width, groups = m.width * f.count("expand", 2), f.count("head_dim", 64), f.count("n_groups", 1)
+    heads = inner // width
+    if inner % width or heads % groups or f.get("num_heads", heads) != heads:
+        raise Refusal(f"{f.where}: {f.get('num_heads', heads)} heads of {width} in {groups} groups do not make the width {inner}")
+    if log_linear and groups != 1:
+        raise Refusal(f"{f.where}: n_groups = {groups} is not supported for this model")
+    m.plain_keys = {"ssm.conv_kernel": f.count("conv_kernel", 4), "ssm.inner_size": inner, "ssm.state_size": f.count("state_size", 128),
+                    "ssm.time_step_rank": heads, "ssm.group_count": groups}
+    f.only("hidden_act", "silu", "swish")
+    m.take({"mixer.conv1d.bias": "ssm_conv1d.bias"}, f.flag("use_conv_bias", True))
+    m.take({"mixer.in_proj.bias": "ssm_in.bias", "mixer.out_proj.bias": "ssm_out.bias"}, f.flag("use_bias"))
+    low, high = limits(f, "time_step_limit" if transformers else "dt_limit")
+    if (low, high) != (0, math.inf):
+        if log_linear:
+            raise Refusal(f"{f.where}: dt_limit is not supported for this model")
+        m.keys |= {"step_min": low, "step_max": high}
+    m.hidden = log_linear
+    norm_groups = groups
+    if transformers:
+        m.eps, norm_groups = "layer_norm_epsilon", 1
+    elif f.flag("norm_before_gate"):
+        m.keys["norm_before_gate"] = 1
+    if not transformers and f.flag("D_has_hdim"):
+        m.keys["skip_per_channel"] = 1
+    if transformers or f.flag("rmsnorm", True):
+        m.take({"mixer.norm.weight": ("ssm_norm.weight", "groups")})
+        m.views["groups"] = View(shape=(norm_groups, -1))
+        if norm_groups != groups:
+            m.keys["norm_groups"] = norm_groups
+
+
+def hgrn(f: Fields, m: Mixer) -> None:
+    channels = m.width * f.count("expand_ratio", 1)
+    m.conv(f, False, "if", "vf")
+    m.shape(f.where, channels, channels, channels, channels)
+    m.take({"attn.g_norm.weight": "ssm_norm.weight"}, f.flag("elementwise_affine", True))
+    if f.flag("use_lower_bound", True) and channels != m.width:
+        raise Refusal(f"{f.where}: expand_ratio = {channels // m.width} does not go with use_lower_bound")
+    lower_bounds(f, m)
+
+
 def lower_bounds(f: Fields, m: Mixer) -> None:
     """lb of layer l: rows 1..l of the softmax over layers of model.lower_bounds, summed; layer 0 has none."""
     if f.flag("use_lower_bound", True):
@@ -653,8 +895,14 @@ ARCHITECTURES = {
     "LlamaForCausalLM": Architecture("llama", llama, "rotary pairs (2i, 2i + 1), query and key rows interleaved to match"),
 }
 ARCHITECTURES["Qwen3_5ForConditionalGeneration"] = ARCHITECTURES["Qwen3_5ForCausalLM"]
-FLA_MODELS = {"gla": ("GLAForCausalLM", gla), "gated_deltanet": ("GatedDeltaNetForCausalLM", gated_deltanet), "kda": ("KDAForCausalLM", kda),
-              "gdn2": ("GDN2ForCausalLM", gdn2), "hgrn2": ("HGRN2ForCausalLM", hgrn2)}
+FLA_MODELS = {"gla": ("GLAForCausalLM", gla), "retnet": ("RetNetForCausalLM", retnet), "linear_attn": ("LinearAttentionForCausalLM", linear_attn),
+              "simple_gla": ("SimpleGLAForCausalLM", simple_gla), "lightning_attn": ("LightningAttentionForCausalLM", lightning),
+              "mamba2": ("Mamba2ForCausalLM", mamba2), "log_linear_mamba2": ("LogLinearMamba2ForCausalLM", mamba2),
+              "hgrn": ("HGRNForCausalLM", hgrn), "hgrn2": ("HGRN2ForCausalLM", hgrn2), "gsa": ("GSAForCausalLM", gsa),
+              "delta_net": ("DeltaNetForCausalLM", delta_net), "gated_deltanet": ("GatedDeltaNetForCausalLM", gated_deltanet),
+              "gated_deltaproduct": ("GatedDeltaProductForCausalLM", gated_deltaproduct), "comba": ("CombaForCausalLM", comba),
+              "kda": ("KDAForCausalLM", kda), "gdn2": ("GDN2ForCausalLM", gdn2),
+              "precond_gated_deltanet": ("PrecondGatedDeltaNetForCausalLM", preconditioned), "precond_kda": ("PrecondKDAForCausalLM", precond_kda)}
 ARCHITECTURES |= {cls: Architecture(name, partial(fla, read, name=name), f"head h reads shared head h div (n / n_kv); {NEOX}")
                   for name, (cls, read) in FLA_MODELS.items()}
 MODEL_TYPES = {"qwen3_5_text": "Qwen3_5ForCausalLM", "qwen3_5": "Qwen3_5ForCausalLM", "qwen3": "Qwen3ForCausalLM",

@@ -1910,45 +1910,67 @@ static int gguf_read(Gguf *g, char *err) {
  * An architecture is a function that reads its keys and binds its tensors into layer descriptors; every shape is checked here, so
  * that a file that loads runs. Afterwards nobody looks a name up. */
 
-enum { ACT_SILU, ACT_RELU, ACT_SIGMOID, ACT_GELU, ACT_GELU_TANH, ACT_SQRELU, ACT_POWLU, ACT_LOGSIGMOID, ACT_NONE };
+enum { ACT_SILU, ACT_RELU, ACT_SIGMOID, ACT_GELU, ACT_GELU_TANH, ACT_SQRELU, ACT_POWLU, ACT_LOGSIGMOID, ACT_ELU1, ACT_NONE,
+       MAP_HADAMARD, MAP_T2R, MAP_HEDGEHOG, MAP_DPFP }; /* feature maps that are no function of one number: see map_head in section 9 */
 static const struct { const char *name; int act; } act_names[] = {
     {"silu", ACT_SILU}, {"swish", ACT_SILU}, {"relu", ACT_RELU}, {"sigmoid", ACT_SIGMOID}, {"gelu", ACT_GELU}, {"gelu_tanh", ACT_GELU_TANH},
-    {"sqrelu", ACT_SQRELU}, {"powlu", ACT_POWLU}, {"logsigmoid", ACT_LOGSIGMOID}, {"identity", ACT_NONE},
+    {"sqrelu", ACT_SQRELU}, {"powlu", ACT_POWLU}, {"logsigmoid", ACT_LOGSIGMOID}, {"elu_plus_one", ACT_ELU1}, {"identity", ACT_NONE},
+    {"elementwise_product", MAP_HADAMARD}, {"t2r", MAP_T2R}, {"hedgehog", MAP_HEDGEHOG}, {"dpfp", MAP_DPFP},
 };
 
-enum { MIX_SOFTMAX, MIX_LINEAR, N_MIXERS }; /* rows of the table `mixers` in section 9 */
+enum { MIX_SOFTMAX, MIX_LINEAR, MIX_HGRN, MIX_SLOTS, MIX_PRODUCT, MIX_LOG_LINEAR, N_MIXERS }; /* rows of the table `mixers` in section 9 */
 
 /* -- the family: every mixer that keeps a matrix memory, by what it hands to the one recurrence (section 5) --
- *   in       its projections of the normed input: Query, Key, Value, Forget (decay), Beta (strength), Z (output gate), Write gate
+ *   in       its projections of the normed input: Query, Key, Value, Forget (decay), Beta (strength), Z (output gate), Write gate,
+ *            Gauge (decay of a second moment) and its Strength
  *   shared   those with n_k_heads heads, which the n_heads output heads share; the others have n_heads
- *   silu     on q, k, v: behind a short convolution only, also where there is none, on v alone
+ *   silu     on q, k, v: behind a short convolution only, always (without one, too), always on v alone
  *   map      of q and k after that, unless mixer.feature_map names another;  norm  of q and k, head by head
- *   decay    d, from f: one per head or one per key channel
+ *   decay    d, from f: one per head, per key channel or per slot
  *   erase    what is read before the write, with strength b;  write  what is written
- *   out      norm of the readout o, per head or over all heads;  gate  act(z) times that
- * A file may switch parts off or replace them (doc/format.md): convolutions, gate, norms, strength, bounds of the decay. */
+ *   out      norm of the readout o, and what it spans;  gate  act(z) times that
+ * A file may switch parts off or replace them (doc/format.md): convolutions, map, gate, norms, strength, bounds of the decay. */
 enum { SILU_NEVER, SILU_CONV, SILU_ALWAYS, SILU_V };
 enum { QK_PLAIN, QK_L2, QK_SUM };          /* x;  x / sqrt(sum x^2 + 1e-6);  x / (sum x + epsilon) */
 enum { DECAY_NONE, DECAY_FIXED,            /* d = 1;  d = ssm_decay, a constant */
        DECAY_SIGMOID,                      /* d = sigmoid(f)^(1 / divisor), not below exp(min) */
        DECAY_SOFTPLUS,                     /* d = exp(a softplus(f + dt)), or exp(bound sigmoid(-a (f + dt))) where there is a bound */
-       DECAY_FORGET };                     /* d = low + (1 - low) sigmoid(f) */
-enum { HEADS, CHANNELS };
-enum { ERASE_NONE, ERASE_KEY,              /* -;  b k'S */
-       ERASE_GATED };                      /* (b k)'S, b per key channel */
+       DECAY_FORGET,                       /* d = low + (1 - low) sigmoid(f) */
+       DECAY_STEP };                       /* d = exp(a D), D = softplus(f + dt) within bounds: the time step */
+enum { HEADS, CHANNELS, SLOTS };
+enum { ERASE_NONE, ERASE_KEY,              /* -;  b k'S, from the faded S */
+       ERASE_GATED,                        /* (b k)'S, b per key channel */
+       ERASE_OLD };                        /* b p'S before S fades, p along k; and q loses its share of p */
 enum { WRITE_V, WRITE_BETA_V,              /* k v';  k (b v)' */
        WRITE_GATED_V,                      /* k (sigmoid(w) v)' */
+       WRITE_STEP_V,                       /* k (D v)' */
+       WRITE_SCALED_K,                     /* (m k) (b v)', m from a running second moment of k */
        WRITE_REST };                       /* (1 - d) v': what is forgotten makes room for what is new */
-enum { OUT_HEAD, OUT_ALL };
+enum { OUT_HEAD, OUT_ALL,                  /* norm of each head;  of all heads as one */
+       OUT_SILU_ALL,                       /* of silu(o), all heads as one */
+       OUT_GATED };                        /* of act(z) o, in groups: the gate comes first */
 
-typedef struct { const char *name, *in, *shared; int silu, map, norm, decay, per, erase, write, out, gate; } Family;
+typedef struct { const char *name, *in, *shared; int silu, map, norm, decay, per, erase, write, out, gate, mixer; } Family;
 static const Family family[] = {
-    /* name             in         shared   silu         map       norm      decay           per       erase        write          out       gate */
-    {"gla",             "qkvfz",   "kvf",   SILU_CONV,   ACT_NONE, QK_PLAIN, DECAY_SIGMOID,  CHANNELS, ERASE_NONE,  WRITE_V,       OUT_HEAD, ACT_SILU},
-    {"gated_deltanet",  "qkvfbz",  "qk",    SILU_ALWAYS, ACT_NONE, QK_L2,    DECAY_SOFTPLUS, HEADS,    ERASE_KEY,   WRITE_BETA_V,  OUT_HEAD, ACT_SILU},
-    {"kda",             "qkvfbz",  "qk",    SILU_ALWAYS, ACT_NONE, QK_L2,    DECAY_SOFTPLUS, CHANNELS, ERASE_KEY,   WRITE_BETA_V,  OUT_HEAD, ACT_SIGMOID},
-    {"gdn2",            "qkvfbzw", "qkfb",  SILU_ALWAYS, ACT_NONE, QK_L2,    DECAY_SOFTPLUS, CHANNELS, ERASE_GATED, WRITE_GATED_V, OUT_HEAD, ACT_SIGMOID},
-    {"hgrn2",           "qvf",     "",      SILU_NEVER,  ACT_SILU, QK_PLAIN, DECAY_FORGET,   CHANNELS, ERASE_NONE,  WRITE_REST,    OUT_ALL,  ACT_NONE},
+    /* name                   in           shared   silu         map           norm      decay           per       erase        write           out           gate         section 9 */
+    {"linear_attn",           "qkv",       "kv",    SILU_NEVER,  MAP_HADAMARD, QK_PLAIN, DECAY_NONE,     HEADS,    ERASE_NONE,  WRITE_V,        OUT_HEAD,     ACT_NONE,    MIX_LINEAR},
+    {"retnet",                "qkvz",      "kv",    SILU_NEVER,  ACT_NONE,     QK_PLAIN, DECAY_FIXED,    HEADS,    ERASE_NONE,  WRITE_V,        OUT_HEAD,     ACT_SILU,    MIX_LINEAR},
+    {"lightning_attn",        "qkvz",      "kv",    SILU_CONV,   ACT_NONE,     QK_PLAIN, DECAY_FIXED,    HEADS,    ERASE_NONE,  WRITE_V,        OUT_HEAD,     ACT_SILU,    MIX_LINEAR},
+    {"simple_gla",            "qkvfz",     "kv",    SILU_CONV,   ACT_NONE,     QK_PLAIN, DECAY_SIGMOID,  HEADS,    ERASE_NONE,  WRITE_V,        OUT_HEAD,     ACT_SILU,    MIX_LINEAR},
+    {"mamba2",                "qkvfz",     "qk",    SILU_ALWAYS, ACT_NONE,     QK_PLAIN, DECAY_STEP,     HEADS,    ERASE_NONE,  WRITE_STEP_V,   OUT_GATED,    ACT_SILU,    MIX_LINEAR},
+    {"log_linear_mamba2",     "qkvfzw",    "qk",    SILU_ALWAYS, ACT_NONE,     QK_PLAIN, DECAY_STEP,     HEADS,    ERASE_NONE,  WRITE_STEP_V,   OUT_GATED,    ACT_SILU,    MIX_LOG_LINEAR},
+    {"gla",                   "qkvfz",     "kvf",   SILU_CONV,   ACT_NONE,     QK_PLAIN, DECAY_SIGMOID,  CHANNELS, ERASE_NONE,  WRITE_V,        OUT_HEAD,     ACT_SILU,    MIX_LINEAR},
+    {"hgrn",                  "vfz",       "",      SILU_V,      ACT_NONE,     QK_PLAIN, DECAY_FORGET,   CHANNELS, ERASE_NONE,  WRITE_REST,     OUT_ALL,      ACT_SILU,    MIX_HGRN},
+    {"hgrn2",                 "qvf",       "",      SILU_NEVER,  ACT_SILU,     QK_PLAIN, DECAY_FORGET,   CHANNELS, ERASE_NONE,  WRITE_REST,     OUT_ALL,      ACT_NONE,    MIX_LINEAR},
+    {"gsa",                   "qkvf",      "kvf",   SILU_CONV,   ACT_SILU,     QK_PLAIN, DECAY_SIGMOID,  SLOTS,    ERASE_NONE,  WRITE_REST,     OUT_SILU_ALL, ACT_NONE,    MIX_SLOTS},
+    {"delta_net",             "qkvbz",     "",      SILU_V,      ACT_SILU,     QK_L2,    DECAY_NONE,     HEADS,    ERASE_KEY,   WRITE_BETA_V,   OUT_HEAD,     ACT_SILU,    MIX_LINEAR},
+    {"gated_deltanet",        "qkvfbz",    "qk",    SILU_ALWAYS, ACT_NONE,     QK_L2,    DECAY_SOFTPLUS, HEADS,    ERASE_KEY,   WRITE_BETA_V,   OUT_HEAD,     ACT_SILU,    MIX_LINEAR},
+    {"gated_deltaproduct",    "qkvfbz",    "qk",    SILU_ALWAYS, ACT_NONE,     QK_L2,    DECAY_SOFTPLUS, HEADS,    ERASE_KEY,   WRITE_BETA_V,   OUT_HEAD,     ACT_SILU,    MIX_PRODUCT},
+    {"comba",                 "qkvfbz",    "",      SILU_ALWAYS, ACT_NONE,     QK_L2,    DECAY_SOFTPLUS, HEADS,    ERASE_OLD,   WRITE_BETA_V,   OUT_HEAD,     ACT_SIGMOID, MIX_LINEAR},
+    {"kda",                   "qkvfbz",    "qk",    SILU_ALWAYS, ACT_NONE,     QK_L2,    DECAY_SOFTPLUS, CHANNELS, ERASE_KEY,   WRITE_BETA_V,   OUT_HEAD,     ACT_SIGMOID, MIX_LINEAR},
+    {"gdn2",                  "qkvfbzw",   "qkfb",  SILU_ALWAYS, ACT_NONE,     QK_L2,    DECAY_SOFTPLUS, CHANNELS, ERASE_GATED, WRITE_GATED_V,  OUT_HEAD,     ACT_SIGMOID, MIX_LINEAR},
+    {"precond_gated_deltanet", "qkvfbzgs", "qkgs",  SILU_ALWAYS, ACT_NONE,     QK_L2,    DECAY_SOFTPLUS, HEADS,    ERASE_KEY,   WRITE_SCALED_K, OUT_HEAD,     ACT_SILU,    MIX_LINEAR},
+    {"precond_kda",           "qkvfbzgs",  "qkb",   SILU_ALWAYS, ACT_NONE,     QK_L2,    DECAY_SOFTPLUS, CHANNELS, ERASE_KEY,   WRITE_SCALED_K, OUT_HEAD,     ACT_SIGMOID, MIX_LINEAR},
 };
 static const Family *family_named(const char *name) {
     for (size_t i = 0; i < sizeof family / sizeof *family; i++)
@@ -1960,7 +1982,9 @@ static const Family *family_named(const char *name) {
 typedef struct { Tensor w, up; const float *bias; } Proj;
 static int proj_out(const Proj *p) { return p->up.data ? p->up.n_out : p->w.n_out; }
 
-enum { IN_Q, IN_K, IN_V, IN_F, IN_B, IN_Z, IN_W, MAX_IN, MAX_ROPE = 512 }; /* projections in front of a mixer, in the order of "qkvfbzw"; rotated channels of a head */
+enum { IN_Q, IN_K, IN_V, IN_F, IN_B, IN_Z, IN_W, IN_G, IN_S, MAX_IN }; /* projections in front of a mixer, in the order of IN_LETTERS */
+#define IN_LETTERS "qkvfbzwgs"
+enum { MAX_ROPE = 512, MAX_LEVELS = 15 }; /* rotated channels of a head; levels of log-linear attention */
 
 /* One layer: x += out(mixer(in(norm x))), then x += down(act(gate(norm x)) * up(norm x)). Widths in floats. */
 typedef struct {
@@ -1981,10 +2005,17 @@ typedef struct {
     float scale;
     /* linear layers */
     int d_conv, tiled, fused;       /* taps, 0 = no convolution; head h reads key head h % n_k_heads; in[IN_Q] holds the rows of q, k, v */
-    const float *conv[IN_F + 1];    /* of q, k, v, f, each (channels, d_conv), NULL = none; the last tap is the current token */
-    const float *a, *dt_bias, *low; /* DECAY_SOFTPLUS: a < 0 per head, dt like f;  DECAY_FIXED: a holds the factors;  DECAY_FORGET: low like f, NULL = 0 */
-    int map, norms[2], norm_over, gate_act; /* feature map of q and k; norms of q, k; OUT_*; activation of the output gate, or ACT_NONE without one */
-    float decay_divisor, decay_min, decay_bound, beta_scale, o_eps;
+    int at[3];                      /* fused: where the rows of q, k and v begin */
+    const float *conv[IN_F + 1], *conv_bias; /* of q, k, v, f, each (channels, d_conv), NULL = none; the last tap is the current token */
+    const float *a, *dt_bias, *low; /* DECAY_SOFTPLUS, _STEP: a < 0 per head, dt like f;  _FIXED: a holds the factors;  _FORGET: low like f, NULL = 0 */
+    const float *skip;              /* D: o += D v, per head or per channel (skip_each); ERASE_OLD: q loses D p */
+    const float *old_key;           /* ERASE_OLD: p = this times k, per head */
+    const float *g_a, *g_bias, *g_scale; /* WRITE_SCALED_K: of the decay of the second moment, and the logarithm of its scale, like g */
+    const float *levels;            /* (n_heads, MAX_LEVELS) log-linear attention: weight of a level = softplus(levels w) */
+    Proj map_in[2][2];              /* learned feature maps of q and of k: one or two matrices */
+    int map, norms[2], gate_act, skip_each, slots, steps; /* feature map of q and k; norms of q, k; activation of the output gate, or ACT_NONE; slots; writes per token */
+    int norm_width, norm_shared, gate_first, out_act; /* output norm: channels that it spans (0 = none), whether all spans have the same weights */
+    float sum_eps, decay_divisor, decay_min, decay_bound, beta_scale, o_eps, normalizer, squash, squash_eps, step_min, step_max;
     size_t scratch;                 /* floats per token that the mixer finds behind the rows of its projections */
     Tensor gate, up, down;          /* without data: no feed-forward */
     int ffn_act;
@@ -1997,6 +2028,7 @@ typedef struct {
 typedef struct {
     int dim, vocab_size, n_layers, seq_len;
     float eps;
+    int limit;                      /* positions that the mixers can count, 0 = any number */
     int res_block;                  /* residual attention: sub-layers per source, 0 = the plain residual stream */
 } Config;
 
@@ -2077,7 +2109,7 @@ static int act_key(Loader *l, const char *key, int absent) {
     Str s;
     if (l->code || !gguf_str(l->g, arch_key(full, l, key), &s)) return absent;
     for (size_t i = 0; i < sizeof act_names / sizeof *act_names; i++)
-        if (str_is(s, act_names[i].name)) return act_names[i].act;
+        if (str_is(s, act_names[i].name) && (act_names[i].act <= ACT_NONE || !strcmp(key, "mixer.feature_map"))) return act_names[i].act;
     l->code = fail(l->err, GLA_UNSUPPORTED, "%s is \"%s\", an activation that is not implemented", full, printable(name, s));
     return absent;
 }
@@ -2164,6 +2196,16 @@ static void bind_feed_forward(Loader *l, Layer *y, int i, const char *norm) {
     y->down = matrix(l, "ffn_down.weight", i, hidden, dim);
 }
 
+/* The angles per position of y's rotated channels, shared with an earlier layer that turns the same way. */
+static const double *rope_frequencies(Loader *l, Layer *y, double base, double factor, const float *factors) {
+    y->rope_base = base, y->rope_factor = factor;
+    for (Layer *x = l->m->layers; x < y; x++)
+        if (x->rope_freq && x->rope_dims == y->rope_dims && x->rope_base == base && x->rope_factor == factor) return x->rope_freq;
+    double *f = keep(l, (size_t)y->rope_dims / 2 + 1, sizeof *f);
+    for (int j = 0; f && j < y->rope_dims / 2; j++) f[j] = pow(base, -2.0 * j / y->rope_dims) / factor / (factors ? factors[j] : 1.0);
+    return f;
+}
+
 /* Grouped-query softmax attention; its projections are q (with gate when gated), k, v.
  * head_dim 0: dim / heads. A fused attn_qkv holds the rows of q, k, v in this order. */
 static void bind_softmax(Loader *l, Layer *y, int i, int head_dim, int gated, int qk_norm, int adjacent) {
@@ -2187,13 +2229,7 @@ static void bind_softmax(Loader *l, Layer *y, int i, int head_dim, int gated, in
         else if (!l->code) l->code = fail(l->err, GLA_UNSUPPORTED, "%s is \"%s\", which is not implemented", key, printable(text, scaling));
     }
     const float *factors = vector_if(l, "rope_freqs.weight", -1, y->rope_dims / 2);
-    Layer *before = NULL; /* an earlier softmax layer with the same rotation */
-    for (Layer *x = l->m->layers; x < y && !before; x++)
-        if (x->mixer == MIX_SOFTMAX && x->rope_dims == y->rope_dims && x->rope_base == base && x->rope_factor == factor) before = x;
-    y->rope_base = base, y->rope_factor = factor;
-    double *f = before || l->code ? NULL : keep(l, (size_t)y->rope_dims / 2 + 1, sizeof *f);
-    for (int j = 0; f && j < y->rope_dims / 2; j++) f[j] = pow(base, -2.0 * j / y->rope_dims) / factor / (factors ? factors[j] : 1.0);
-    y->rope_freq = before ? before->rope_freq : f;
+    y->rope_freq = rope_frequencies(l, y, base, factor, factors);
     double scale = float_key(l, "attention.scale", i, 0.0, 0.0, 1e6);
     y->scale = scale != 0 ? (float)scale : 1.0f / sqrtf((float)head_dim);
     y->window = int_key(l, "attention.sliding_window", i, 0, 0, INT32_MAX);
@@ -2222,41 +2258,80 @@ static void read_llama(Loader *l, Layer *y, int i) {
     bind_feed_forward(l, y, i, "ffn_norm.weight");
 }
 
-/* What a layer is before its file has a say: the shapes of its projections and the defaults of its row in the family. */
-static void family_defaults(Layer *y) {
-    const Family *f = y->family;
-    const int width[MAX_IN] = {y->dk, y->dk, y->dv, f->per == CHANNELS ? y->dk : 1, f->erase == ERASE_GATED ? y->dk : 1, y->dv, y->dv};
+static int map_width(int map, int n) { return map == MAP_HEDGEHOG ? 2 * n : map == MAP_DPFP ? 8 * n : n; }
+
+/* What a layer is before its file has a say: the shapes of its projections and the defaults of its row in the family. The key width
+ * of the memory is y->dk now and, with a feature map that widens, map_width of that at the end of binding. */
+static void family_defaults(Layer *y, const char *name) {
+    const Family *f = y->family = family_named(name);
+    const int width[MAX_IN] = {y->dk, y->dk, y->dv, f->per == CHANNELS ? y->dk : f->per == SLOTS ? y->slots : 1, f->erase == ERASE_GATED ? y->dk : 1, y->dv,
+                               f->mixer == MIX_LOG_LINEAR ? MAX_LEVELS : y->dv, 1, 1};
+    if (!y->steps) y->steps = 1;
+    y->mixer = f->mixer;
     for (int j = 0; j < MAX_IN; j++) {
-        char letter = "qkvfbzw"[j];
-        y->heads[j] = !strchr(f->in, letter) ? 0 : strchr(f->shared, letter) ? y->n_k_heads : y->n_heads;
+        y->heads[j] = !strchr(f->in, IN_LETTERS[j]) ? 0 : strchr(f->shared, IN_LETTERS[j]) ? y->n_k_heads : y->n_heads;
+        if (j == IN_K || j == IN_V || j == IN_B) y->heads[j] *= y->steps;
         y->width[j] = width[j];
     }
-    y->map = f->map, y->norms[0] = y->norms[1] = f->norm, y->norm_over = f->out, y->gate_act = f->gate;
-    y->decay_divisor = 1, y->decay_min = -INFINITY, y->beta_scale = 1, y->o_eps = y->eps;
+    y->map = f->map, y->norms[0] = y->norms[1] = f->norm, y->gate_act = f->gate;
+    y->norm_width = f->out == OUT_HEAD ? y->dv : y->n_heads * y->dv, y->norm_shared = f->out == OUT_HEAD;
+    y->out_act = f->out == OUT_SILU_ALL ? ACT_SILU : ACT_NONE, y->gate_first = f->out == OUT_GATED;
+    y->decay_divisor = 1, y->decay_min = -INFINITY, y->beta_scale = 1, y->o_eps = y->eps, y->step_max = INFINITY;
     y->scale = 1.0f / sqrtf((float)y->dk);
-    y->scratch = f->write == WRITE_REST ? (size_t)y->n_heads * (size_t)y->dk : 0;
+}
+
+/* Floats per token that the mixer needs behind its rows; mix_linear and its relatives in section 9 hand them out in this order. */
+static size_t family_scratch(const Layer *y) {
+    const Family *f = y->family;
+    size_t H = (size_t)y->n_heads, dk = (size_t)y->dk, dv = (size_t)y->dv, n = 0;
+    if (y->map > ACT_NONE) n += 2 * ((size_t)y->heads[IN_Q] + (size_t)y->heads[IN_K]) * dk; /* the map's outputs, and its second matrix */
+    if (f->write == WRITE_REST) n += (size_t)(y->heads[IN_F] * y->width[IN_F]);
+    if (f->write == WRITE_STEP_V) n += H * dv;
+    if (f->erase == ERASE_OLD) n += H * dk;
+    if (f->write == WRITE_SCALED_K) n += (size_t)y->heads[IN_G] * dk;
+    if (y->mixer == MIX_SLOTS) n += H * (size_t)y->slots;
+    if (y->mixer == MIX_PRODUCT) n += (size_t)y->steps * H * (dk + dv + 1);
+    return n + 8 * LANES; /* each begins on a vector */
+}
+
+static int norm_key(Loader *l, const char *key, int absent) {
+    char full[96], text[64];
+    Str s;
+    if (l->code || !gguf_str(l->g, arch_key(full, l, key), &s)) return absent;
+    if (str_is(s, "l2")) return QK_L2;
+    if (str_is(s, "sum")) return QK_SUM;
+    if (str_is(s, "none")) return QK_PLAIN;
+    l->code = fail(l->err, GLA_UNSUPPORTED, "%s is \"%s\", a norm that is not implemented", full, printable(text, s));
+    return absent;
 }
 
 /* A layer of the family in the layout of doc/format.md: mixer.* keys, one tensor per projection. */
 static void bind_family(Loader *l, Layer *y, int i) {
-    static const char *const names[MAX_IN] = {"attn_q", "attn_k", "attn_v", "ssm_alpha", "ssm_beta", "attn_gate", "ssm_w"};
-    static const char *const low[MAX_IN] = {NULL, NULL, NULL, "ssm_f", NULL, "ssm_g", NULL};
-    const Family *f = y->family = family_named(l->arch);
+    static const char *const names[MAX_IN] = {"attn_q", "attn_k", "attn_v", "ssm_alpha", "ssm_beta", "attn_gate", "ssm_w", "ssm_m_alpha", "ssm_m_beta"};
+    static const char *const low[MAX_IN] = {NULL, NULL, NULL, "ssm_f", NULL, "ssm_g", NULL, NULL, NULL};
     int dim = l->m->config.dim;
-    y->mixer = MIX_LINEAR;
     y->n_heads = int_key(l, "mixer.head_count", i, 0, 1, 65536);
     y->n_k_heads = int_key(l, "mixer.head_count_kv", i, y->n_heads, 1, 65536);
     y->dk = int_key(l, "mixer.key_length", i, 0, 1, 4096), y->dv = int_key(l, "mixer.value_length", i, 0, 1, 4096);
     y->d_conv = int_key(l, "mixer.conv_kernel", i, 0, 0, 64);
+    y->slots = int_key(l, "mixer.slot_count", i, family_named(l->arch)->per == SLOTS ? 0 : 1, 1, 4096);
+    y->steps = int_key(l, "mixer.writes_per_token", i, 1, 1, 64);
     if (!l->code && y->n_heads % y->n_k_heads) l->code = fail(l->err, GLA_FORMAT, "%s: %d heads cannot share %d key heads", l->arch, y->n_heads, y->n_k_heads);
+    if (!l->code && (int64_t)y->n_heads * y->steps * (y->dk > y->dv ? y->dk : y->dv) > 1 << 28) l->code = fail(l->err, GLA_UNSUPPORTED, "%s: %d heads of %d x %d are too many", l->arch, y->n_heads, y->dk, y->dv);
     if (l->code) return;
-    family_defaults(y);
+    family_defaults(y, l->arch);
+    const Family *f = y->family;
     y->map = act_key(l, "mixer.feature_map", y->map);
+    y->norms[0] = norm_key(l, "mixer.q_norm", f->norm), y->norms[1] = norm_key(l, "mixer.k_norm", f->norm);
+    y->sum_eps = (float)float_key(l, "mixer.sum_epsilon", i, 0, 0, 1);
+    y->normalizer = (float)float_key(l, "mixer.normalizer_epsilon", i, 0, 0, 1);
     y->decay_divisor = (float)float_key(l, "mixer.decay_divisor", i, f->decay == DECAY_SIGMOID ? 16 : 1, 1e-6, 1e6);
     y->decay_min = (float)float_key(l, "mixer.decay_min", i, -INFINITY, -INFINITY, 0);
     y->decay_bound = (float)float_key(l, "mixer.decay_bound", i, 0, -1e6, 0);
     y->beta_scale = (float)float_key(l, "mixer.beta_scale", i, 1, 0, 2);
     y->o_eps = (float)float_key(l, "mixer.layer_norm_rms_epsilon", i, y->eps, 0, 1);
+    y->rope_dims = int_key(l, "mixer.rope_dimension_count", i, 0, 0, y->dk < MAX_ROPE ? y->dk : MAX_ROPE) / 2 * 2;
+    if (y->rope_dims) y->rope_freq = rope_frequencies(l, y, float_key(l, "mixer.rope_freq_base", i, 10000.0, 1.0, 1e15), 1, NULL);
     int gated = has(l, "attn_gate.weight", i) || has(l, "ssm_g_a.weight", i);
     y->gate_act = act_key(l, "mixer.output_gate", gated ? f->gate : ACT_NONE);
     int64_t rows[MAX_IN];
@@ -2265,16 +2340,75 @@ static void bind_family(Loader *l, Layer *y, int i) {
         rows[j] = (int64_t)y->heads[j] * y->width[j];
         if (!rows[j] || (j == IN_Z && y->gate_act == ACT_NONE)) continue;
         if (j == IN_B && !has(l, "ssm_beta.weight", i)) continue; /* strength one */
+        if (j == IN_F && y->mixer == MIX_PRODUCT && !has(l, "ssm_alpha.weight", i)) continue; /* nothing fades */
         y->in[j] = projection(l, names[j], low[j], i, dim, rows[j]);
-        snprintf(name, sizeof name, "ssm_conv1d_%c.weight", "qkvfbzw"[j]);
+        snprintf(name, sizeof name, "ssm_conv1d_%c.weight", IN_LETTERS[j]);
         if (y->d_conv && j <= IN_F && (j < IN_F || has(l, name, i))) y->conv[j] = vector(l, name, i, rows[j] * y->d_conv);
     }
-    if (f->decay == DECAY_SOFTPLUS) y->a = vector(l, "ssm_a", i, y->heads[IN_F]), y->dt_bias = vector(l, "ssm_dt.bias", i, rows[IN_F]);
+    if (f->decay == DECAY_SOFTPLUS && y->in[IN_F].w.data) y->a = vector(l, "ssm_a", i, y->heads[IN_F]), y->dt_bias = vector(l, "ssm_dt.bias", i, rows[IN_F]);
     if (f->decay == DECAY_FIXED) y->a = vector(l, "ssm_decay", i, y->n_heads);
     if (f->decay == DECAY_FORGET) y->low = vector_if(l, "ssm_f_low", i, rows[IN_F]);
+    if (f->erase == ERASE_OLD) y->old_key = vector(l, "ssm_p", i, y->n_heads), y->skip = vector(l, "ssm_d", i, y->n_heads);
+    if (f->write == WRITE_SCALED_K) {
+        y->g_a = vector(l, "ssm_m_a", i, y->heads[IN_G]), y->g_bias = vector(l, "ssm_m_dt.bias", i, y->heads[IN_G]), y->g_scale = vector(l, "ssm_m_scale", i, y->heads[IN_G]);
+        y->squash = (float)log(float_key(l, "mixer.squash", i, 1.5, 1, 1e6)), y->squash_eps = (float)float_key(l, "mixer.squash_epsilon", i, 1e-6, 0, 1);
+    }
+    for (int which = 0; which < 2 && y->map > ACT_NONE && y->map != MAP_DPFP; which++) { /* q may use k's, or k q's */
+        static const char *const maps[2][2] = {{"ssm_map_q", "ssm_map_q2"}, {"ssm_map_k", "ssm_map_k2"}};
+        char first[32];
+        snprintf(first, sizeof first, "%s.weight", maps[which][0]);
+        int from = has(l, first, i) ? which : !which;
+        for (int n = 0; n < (y->map == MAP_HADAMARD ? 2 : 1); n++) y->map_in[which][n] = projection(l, maps[from][n], NULL, i, y->dk, y->dk);
+    }
+    y->dk = map_width(y->map, y->dk);
+    y->scale = (float)float_key(l, "mixer.scale", i, 1.0 / sqrt(y->dk), 0, 1e6);
     int64_t o_rows = (int64_t)y->n_heads * y->dv;
-    y->o_norm = vector_if(l, "ssm_norm.weight", i, f->out == OUT_ALL ? o_rows : y->dv);
+    y->o_norm = vector_if(l, "ssm_norm.weight", i, y->norm_shared ? y->norm_width : o_rows);
     y->out = projection(l, "attn_output", NULL, i, o_rows, dim);
+    y->scratch = family_scratch(y);
+}
+
+/* mamba2 in the layout of llama.cpp: one matrix for z, v, k, q and the time step, one convolution.        (mixers.md section 4.24)
+ * Keys under mixer.* and biases beyond llama.cpp's are ours. log_linear_mamba2 adds the weights of its levels. */
+static void bind_mamba2(Loader *l, Layer *y, int i) {
+    int dim = l->m->config.dim, inner = int_key(l, "ssm.inner_size", i, 0, 1, 1 << 26);
+    y->n_heads = int_key(l, "ssm.time_step_rank", i, 0, 1, 65536);
+    y->n_k_heads = int_key(l, "ssm.group_count", i, 1, 1, 65536);
+    y->dk = int_key(l, "ssm.state_size", i, 0, 1, 4096);
+    y->d_conv = int_key(l, "ssm.conv_kernel", i, 4, 1, 64);
+    if (!l->code && (y->n_heads % y->n_k_heads || inner % y->n_heads || inner / y->n_heads > 4096 || (int64_t)y->n_k_heads * y->dk > 1 << 26))
+        l->code = fail(l->err, GLA_FORMAT, "%s.ssm.*: %d groups, %d heads and an inner size of %d do not fit together", l->arch, y->n_k_heads, y->n_heads, inner);
+    if (l->code) return;
+    y->dv = inner / y->n_heads, y->fused = 1;
+    family_defaults(y, l->arch);
+    int group = y->n_k_heads * y->dk, channels = inner + 2 * group, levels = y->heads[IN_W] * y->width[IN_W];
+    y->at[IN_V] = 0, y->at[IN_K] = inner, y->at[IN_Q] = inner + group, y->scale = 1;
+    Tensor w = matrix(l, "ssm_in.weight", i, dim, (int64_t)inner + channels + y->n_heads + levels);
+    const float *b = vector_if(l, "ssm_in.bias", i, (int64_t)inner + channels + y->n_heads + levels);
+    if (l->code) return;
+    y->in[IN_Z] = (Proj){.w = rows_of(w, 0, inner), .bias = b};
+    y->in[IN_Q] = (Proj){.w = rows_of(w, inner, channels), .bias = b ? b + inner : NULL};
+    y->in[IN_F] = (Proj){.w = rows_of(w, inner + channels, y->n_heads), .bias = b ? b + inner + channels : NULL};
+    if (levels) {
+        y->in[IN_W] = (Proj){.w = rows_of(w, inner + channels + y->n_heads, levels), .bias = b ? b + inner + channels + y->n_heads : NULL};
+        y->levels = vector(l, "ssm_levels", i, levels);
+        l->m->config.limit = 1 << (MAX_LEVELS - 1);
+    }
+    y->conv[IN_Q] = vector(l, "ssm_conv1d.weight", i, (int64_t)channels * y->d_conv);
+    y->conv_bias = vector_if(l, "ssm_conv1d.bias", i, channels);
+    y->a = vector(l, "ssm_a", i, y->n_heads);
+    y->dt_bias = vector(l, "ssm_dt.bias", i, y->n_heads);
+    y->skip_each = int_key(l, "mixer.skip_per_channel", i, 0, 0, 1);
+    y->skip = vector(l, "ssm_d", i, y->skip_each ? inner : y->n_heads);
+    y->step_min = (float)float_key(l, "mixer.step_min", i, 0, 0, INFINITY), y->step_max = (float)float_key(l, "mixer.step_max", i, INFINITY, 0, INFINITY);
+    int groups = int_key(l, "mixer.norm_groups", i, y->n_k_heads, 1, inner);
+    if (!l->code && inner % groups) l->code = fail(l->err, GLA_FORMAT, "%s.mixer.norm_groups: %d groups of %d channels", l->arch, groups, inner);
+    if (l->code) return;
+    y->o_norm = vector_if(l, "ssm_norm.weight", i, inner);
+    y->norm_width = y->o_norm ? inner / groups : 0;
+    y->gate_first = !int_key(l, "mixer.norm_before_gate", i, 0, 0, 1);
+    y->out = projection(l, "ssm_out", NULL, i, inner, dim);
+    y->scratch = family_scratch(y);
 }
 
 /* qwen35: three gated delta layers, then one gated softmax layer, and so on.  (gguf-models.md sections 3.3, 4.2-4.4)
@@ -2287,7 +2421,7 @@ static void read_qwen35(Loader *l, Layer *y, int i) {
     y->norm = vector(l, "attn_norm.weight", i, dim);
     if (!linear) bind_softmax(l, y, i, 0, 1, 1, 0);
     else {
-        y->mixer = MIX_LINEAR, y->family = family_named("gated_deltanet"), y->tiled = y->fused = 1;
+        y->tiled = y->fused = 1;
         y->dk = int_key(l, "ssm.state_size", i, 0, 1, 4096);
         y->n_k_heads = int_key(l, "ssm.group_count", i, 0, 1, 65536);
         y->n_heads = int_key(l, "ssm.time_step_rank", i, 0, 1, 65536);
@@ -2297,7 +2431,8 @@ static void read_qwen35(Loader *l, Layer *y, int i) {
             l->code = fail(l->err, GLA_FORMAT, "qwen35.ssm.*: %d key heads, %d value heads and an inner size of %d do not fit together", y->n_k_heads, y->n_heads, inner);
         if (l->code) return;
         y->dv = inner / y->n_heads;
-        family_defaults(y);
+        family_defaults(y, "gated_deltanet");
+        y->at[IN_K] = y->n_k_heads * y->dk, y->at[IN_V] = 2 * y->at[IN_K];
         int64_t channels = 2 * (int64_t)y->n_k_heads * y->dk + inner;
         y->in[IN_Q].w = matrix(l, "attn_qkv.weight", i, dim, channels);
         y->in[IN_Z].w = matrix(l, "attn_gate.weight", i, dim, inner);
@@ -2317,7 +2452,9 @@ static void read_fla(Loader *l, Layer *y, int i) {
     int dim = l->m->config.dim;
     y->norm = vector(l, "attn_norm.weight", i, dim);
     if (int_key(l, "attention.head_count", i, 0, 0, 65536)) bind_softmax(l, y, i, 0, 0, 0, 0);
+    else if (family_named(l->arch)->out == OUT_GATED) bind_mamba2(l, y, i);
     else bind_family(l, y, i);
+    if (y->family && y->family->out == OUT_GATED && !has(l, "ffn_norm.weight", i)) return; /* mamba2 has no feed-forward */
     y->ffn_act = act_key(l, "feed_forward_activation", ACT_SILU);
     bind_feed_forward(l, y, i, "ffn_norm.weight");
     int block = int_key(l, "residual_attention.block_size", i, 0, 0, 1 << 20);
@@ -2817,6 +2954,13 @@ static void rmsnorm(float *y, const float *x, const float *w, size_t n, float ep
     else for (i = 0; i < n; i++) y[i] = x[i] * scale;
 }
 
+static void softmax_row(float *x, int n) {
+    float top = x[0], sum = 0;
+    for (int i = 1; i < n; i++) if (x[i] > top) top = x[i];
+    for (int i = 0; i < n; i++) sum += x[i] = expf(x[i] - top);
+    for (int i = 0; i < n; i++) x[i] /= sum;
+}
+
 static void rmsnorm_rows(const Team *team, float *y, const float *x, const float *w, int n, float eps, int T) {
     int n_threads = threads_for(team, 4.0 * n * T);
     PARALLEL_FOR(n_threads)
@@ -2839,6 +2983,7 @@ INLINE float activate(int act, float x) {
     case ACT_SQRELU: return x > 0 ? x * x : 0;
     case ACT_POWLU: return (x > 0 ? powf(x, 3.0f / (sqrtf(x) + 1.0f)) : x) * sigmoid(x);
     case ACT_LOGSIGMOID: return logsigmoid(x);
+    case ACT_ELU1: return x > 0 ? x + 1 : expf(x);
     }
     return x;
 }
@@ -2888,8 +3033,8 @@ static void project(const Team *team, float *const *rows, const Proj *p, int n, 
 
 /* Causal depthwise convolution over time, then act (ACT_SILU or none), in place.    (mixers.md section 2.3)
  *   x (T, C);  w (C, K), the last tap meets the current token;  last (K-1, C) the K-1 inputs before, oldest first
- *   y_t = act( sum_j w[j] x_{t-K+1+j} )       What is remembered are inputs, not outputs. */
-static void short_conv(const Team *team, float *x, const float *w, float *last, int C, int K, int T, int act) {
+ *   y_t = act( bias + sum_j w[j] x_{t-K+1+j} )      What is remembered are inputs, not outputs. bias (C) or NULL */
+static void short_conv(const Team *team, float *x, const float *w, const float *bias, float *last, int C, int K, int T, int act) {
     enum { STEP = 32, MAX_TAPS = 64 };
     int n_threads = threads_for(team, 12.0 * C * T);
     PARALLEL_FOR(n_threads)
@@ -2904,6 +3049,7 @@ static void short_conv(const Team *team, float *x, const float *w, float *last, 
         }
         for (int t = T - 1; t >= 0; t--) { /* from the end, so that the inputs before t are still there */
             float y[STEP] = {0};
+            if (bias) memcpy(y, bias + c0, (size_t)n * sizeof(float));
             for (int j = 0; j < K; j++) {
                 int from = t - (K - 1) + j;
                 const float *in = from >= 0 ? x + (size_t)from * C + c0 : last + (size_t)(from + K - 1) * C + c0;
@@ -2913,6 +3059,13 @@ static void short_conv(const Team *team, float *x, const float *w, float *last, 
             else memcpy(x + (size_t)t * C + c0, y, (size_t)n * sizeof(float));
         }
         for (int j = 0; j < K - 1; j++) memcpy(last + (size_t)j * C + c0, next[j], (size_t)n * sizeof(float));
+    }
+}
+
+static void rope_table(float *table, const Layer *y, int64_t pos) { /* cos and sin of the angles at a position */
+    for (int i = 0; i < y->rope_dims / 2; i++) {
+        double angle = (double)pos * y->rope_freq[i];
+        table[2 * i] = (float)cos(angle), table[2 * i + 1] = (float)sin(angle);
     }
 }
 
@@ -2927,18 +3080,20 @@ static void rope(float *x, const float *table, int n, int adjacent) {
     }
 }
 
-/* o (T, H dv), normalised head by head or over all heads (weights, or none), then times act(z) when there is a gate: norm first, gate second. */
+/* o (T, H dv) <- norm(act(o)) * act(z): RMSNorm over y->norm_width channels at a time, then the gate z, if there is one; the gate first
+ * when y->gate_first. Weights (norm_width), or one per channel, or none. */
 static void gated_norm(const Run *run, float *o, const Layer *y, const float *z) {
-    int all = y->norm_over == OUT_ALL, width = all ? y->n_heads * y->dv : y->dv, n = all ? run->T : run->T * y->n_heads;
+    int all = y->n_heads * y->dv, width = y->norm_width ? y->norm_width : all, spans = all / width, n = run->T * spans;
     int n_threads = threads_for(run->team, 16.0 * n * width);
     PARALLEL_FOR(n_threads)
     for (int i = 0; i < n; i++) {
         float *row = o + (size_t)i * (size_t)width;
-        rmsnorm(row, row, y->o_norm, (size_t)width, y->o_eps);
-        if (!z) continue;
-        const float *gate = z + (size_t)i * (size_t)width;
-        if (y->gate_act == ACT_SILU) for (int j = 0; j < width; j++) row[j] *= silu(gate[j]);
-        else for (int j = 0; j < width; j++) row[j] *= activate(y->gate_act, gate[j]);
+        const float *gate = z ? z + (size_t)i * (size_t)width : NULL, *w = y->o_norm && !y->norm_shared ? y->o_norm + (size_t)(i % spans) * (size_t)width : y->o_norm;
+        activate_row(row, y->out_act, (size_t)width);
+        if (y->norm_width && !y->gate_first) rmsnorm(row, row, w, (size_t)width, y->o_eps);
+        if (gate && y->gate_act == ACT_SILU) for (int j = 0; j < width; j++) row[j] *= silu(gate[j]);
+        else if (gate) for (int j = 0; j < width; j++) row[j] *= activate(y->gate_act, gate[j]);
+        if (y->norm_width && y->gate_first) rmsnorm(row, row, w, (size_t)width, y->o_eps);
     }
 }
 
@@ -2955,10 +3110,7 @@ static void mix_softmax(const Run *run, const Layer *y, float *mem, float *const
         float *q = in[0] + (size_t)t * (size_t)(H * q_step), *k = mem + (size_t)(run->pos + t) * kv, table[MAX_ROPE];
         memcpy(k, in[1] + (size_t)t * (size_t)(Hkv * dk), (size_t)(Hkv * dk) * sizeof(float));
         memcpy(k + Hkv * dk, in[2] + (size_t)t * (size_t)(Hkv * dv), (size_t)(Hkv * dv) * sizeof(float));
-        for (int i = 0; i < half; i++) {
-            double angle = (double)(run->pos + t) * y->rope_freq[i];
-            table[2 * i] = (float)cos(angle), table[2 * i + 1] = (float)sin(angle);
-        }
+        rope_table(table, y, run->pos + t);
         for (int h = 0; h < H + Hkv; h++) {
             float *head = h < H ? q + h * q_step : k + (h - H) * dk;
             const float *w = h < H ? y->q_norm : y->k_norm;
@@ -2983,11 +3135,16 @@ static size_t softmax_kv(const Layer *y) { return (size_t)y->n_k_heads * (size_t
 
 /* The rows of projection j, (T, heads, width); q, k and v side by side in one row when they are fused. */
 static Rows in_rows(const Layer *y, float *const *in, int j) {
-    size_t width = (size_t)y->heads[j] * (size_t)y->width[j], at = 0;
-    if (!y->fused || j > IN_V) return (Rows){y->in[j].w.data ? in[j] : NULL, width, y->heads[j]};
-    for (int i = IN_Q; i < j; i++) at += (size_t)y->heads[i] * (size_t)y->width[i];
-    return (Rows){in[IN_Q] + at, (size_t)proj_out(&y->in[IN_Q]), y->heads[j]};
+    if (y->fused && j <= IN_V) return (Rows){in[IN_Q] + y->at[j], (size_t)proj_out(&y->in[IN_Q]), y->heads[j]};
+    return (Rows){y->in[j].w.data ? in[j] : NULL, (size_t)y->heads[j] * (size_t)y->width[j], y->heads[j]};
 }
+
+static Rows scratch_rows(float **free_rows, int T, int heads, int width) { /* (T, heads, width) */
+    Rows r = {*free_rows, (size_t)heads * (size_t)width, heads};
+    *free_rows += round_up((size_t)T * r.stride, LANES);
+    return r;
+}
+static float *row_at(const Rows *r, int t) { return r->p ? (float *)(uintptr_t)r->p + (size_t)t * r->stride : NULL; }
 
 /* What follows the projections q, k, v: silu at once or behind a short convolution; f may have a convolution, too.
  * mem: the last inputs of each convolution; returns what lies behind them. */
@@ -2997,7 +3154,7 @@ static float *convolve(const Run *run, const Layer *y, float *mem, float *const 
         int silu = y->family->silu, C = proj_out(&y->in[j]);
         int act = j < IN_F && (silu == SILU_ALWAYS || (silu == SILU_CONV && y->d_conv) || (silu == SILU_V && j == IN_V)) ? ACT_SILU : ACT_NONE;
         if (y->conv[j]) {
-            short_conv(run->team, in[j], y->conv[j], mem, C, y->d_conv, run->T, act);
+            short_conv(run->team, in[j], y->conv[j], y->conv_bias, mem, C, y->d_conv, run->T, act);
             mem += (size_t)(y->d_conv - 1) * (size_t)C;
         } else if (act != ACT_NONE) {
             int n_threads = threads_for(run->team, 8.0 * C * run->T);
@@ -3007,16 +3164,62 @@ static float *convolve(const Run *run, const Layer *y, float *mem, float *const 
     }
     return mem;
 }
+static size_t conv_floats(const Layer *y) {
+    size_t n = 0;
+    for (int j = IN_Q; j <= IN_F; j++)
+        if (y->conv[j]) n += (size_t)(y->d_conv - 1) * (size_t)proj_out(&y->in[j]);
+    return n;
+}
+
+/* Feature map of one head: out (map_width) from x or its images a = A1 x + b1, b = A2 x + b2, n long.    (mixers.md section 2.6) */
+static void map_head(int map, float *out, const float *x, const float *a, const float *b, int n) {
+    if (map == MAP_HADAMARD) for (int i = 0; i < n; i++) out[i] = a[i] * b[i];
+    if (map == MAP_T2R) for (int i = 0; i < n; i++) out[i] = a[i] > 0 ? a[i] : 0;
+    if (map == MAP_HEDGEHOG) { /* softmax of (2a, -2a) */
+        float top = 0, sum = 0;
+        for (int i = 0; i < n; i++) if (fabsf(a[i]) > top) top = fabsf(a[i]);
+        for (int i = 0; i < n; i++) sum += (out[i] = expf(2 * (a[i] - top))) + (out[n + i] = expf(2 * (-a[i] - top)));
+        for (int i = 0; i < 2 * n; i++) out[i] /= sum;
+    }
+    if (map == MAP_DPFP) /* p = (relu x, -relu x); p_i times the p that lies 1, 2, 3, 4 places before */
+        for (int j = 0; j < 4; j++)
+            for (int i = 0; i < 2 * n; i++) {
+                int k = (i - j - 1 + 8 * n) % (2 * n);
+                float p = x[i % n] > 0 ? x[i % n] : 0, r = x[k % n] > 0 ? x[k % n] : 0;
+                out[j * 2 * n + i] = (i < n) == (k < n) ? p * r : -(p * r);
+            }
+}
+
+/* Feature maps that are no function of one number, for all heads of q (which 0) or k (1): new rows instead of the projection's. */
+static Rows map_rows(const Run *run, const Layer *y, const Rows *x, int which, int d, float **free_rows) {
+    Rows out = scratch_rows(free_rows, run->T, x->heads, y->dk);
+    float *images[2] = {(float *)(uintptr_t)out.p, *free_rows};
+    *free_rows += round_up((size_t)run->T * (size_t)x->heads * (size_t)y->dk, LANES);
+    for (int n = 0; n < 2 && y->map_in[which][n].w.data; n++) /* T rows at a time, which is what the scratch of a matmul has room for */
+        for (int h = 0; h < x->heads; h++) {
+            float *to = images[y->map == MAP_HEDGEHOG ? 1 : n] + (size_t)h * (size_t)run->T * (size_t)d;
+            project(run->team, &to, &y->map_in[which][n], 1, x->p + (size_t)h * (size_t)run->T * (size_t)d, run->T, run->mid);
+        }
+    int n_threads = threads_for(run->team, 20.0 * run->T * x->heads * y->dk);
+    PARALLEL_FOR(n_threads)
+    for (int i = 0; i < run->T * x->heads; i++) {
+        float *a = images[y->map == MAP_HEDGEHOG ? 1 : 0] + (size_t)i * (size_t)d;
+        map_head(y->map, images[0] + (size_t)i * (size_t)y->dk, x->p + (size_t)i * (size_t)d, a, images[1] + (size_t)i * (size_t)d, d);
+    }
+    return out;
+}
 
 /* The feature map, norm and scale of the heads of q or k. */
-static void map_heads(float *x, int heads, int width, int act, int norm, float scale) {
-    activate_row(x, act, (size_t)heads * (size_t)width);
+static void map_heads(const Layer *y, float *x, int heads, int which) {
+    int n = y->dk;
+    float scale = which ? 1.0f : y->scale;
+    if (y->map < ACT_NONE) activate_row(x, y->map, (size_t)heads * (size_t)n);
     for (int h = 0; h < heads; h++) {
-        float *p = x + h * width, sum = 0;
-        if (norm == QK_L2) { l2norm(p, width, scale); continue; }
-        for (int i = 0; i < width && norm == QK_SUM; i++) sum += p[i];
-        float by = norm == QK_SUM ? scale / sum : scale;
-        if (by != 1.0f) for (int i = 0; i < width; i++) p[i] *= by;
+        float *p = x + h * n, sum = y->sum_eps;
+        if (y->norms[which] == QK_L2) { l2norm(p, n, scale); continue; }
+        for (int i = 0; i < n && y->norms[which] == QK_SUM; i++) sum += p[i];
+        float by = y->norms[which] == QK_SUM ? scale / sum : scale;
+        if (by != 1.0f) for (int i = 0; i < n; i++) p[i] *= by;
     }
 }
 
@@ -3037,54 +3240,224 @@ static void decay_row(const Layer *y, float *f, int n, int width) {
     }
 }
 
-/* Any mixer of the family.   in: the rows of its projections by IN_*, then scratch;  o (T, H dv)     (mixers.md sections 1.3, 4)
- *   mem: convolutions, then S (H, dk, dv)
- *   q, k, v <- conv, map, norm;  d, e, b from f and b as the row of the family says;  the recurrence;  o <- norm(o) * act(z) */
-static void mix_linear(const Run *run, const Layer *y, float *mem, float *const *in, float *o) {
+/* WRITE_SCALED_K: the write key k m of all tokens.                                       (mixers.md section 4.22)
+ *   A <- exp(g) A + s k^2, one per key channel of each head;  r = ln(A + eps) - scale;  m = squash^(-r / (1 + |r|)) */
+static Rows scale_keys(const Run *run, const Layer *y, float *A, float *const *in, const Rows *k, float **free_rows) {
+    int H = y->heads[IN_G], dk = y->dk;
+    Rows out = scratch_rows(free_rows, run->T, H, dk);
+    int n_threads = threads_for(run->team, 60.0 * run->T * H * dk);
+    PARALLEL_FOR(n_threads)
+    for (int h = 0; h < H; h++)
+        for (int t = 0; t < run->T; t++) {
+            size_t at = (size_t)t * (size_t)H + (size_t)h;
+            float fade = expf(y->g_a[h] * softplus(in[IN_G][at] + y->g_bias[h])), strength = sigmoid(in[IN_S][at]);
+            const float *key = row_head(k, t, h, H, 0, dk);
+            float *to = row_at(&out, t) + h * dk;
+            for (int i = 0; i < dk; i++) {
+                float *a = &A[h * dk + i], r;
+                *a = fade * *a + strength * key[i] * key[i];
+                r = logf(*a + y->squash_eps) - y->g_scale[h];
+                to[i] = key[i] * expf(-y->squash * r / (1 + fabsf(r)));
+            }
+        }
+    return out;
+}
+
+/* From the rows of the projections to what the recurrence reads, as the row of the family says.         (mixers.md section 1.3)
+ *   q, k, v <- conv, map, norm;  d, e, b from f and b     mem: moves behind what is remembered here; free_rows: scratch */
+static Recurrence prepare(const Run *run, const Layer *y, float **mem, float *const *in, float **free_rows) {
     static const float one = 1;
     const Family *f = y->family;
-    int H = y->n_heads, dk = y->dk, dv = y->dv;
-    Rows rows[MAX_IN], key = {in[MAX_IN], (size_t)H * (size_t)dk, H};
+    int H = y->n_heads, dk = y->dk, dv = y->dv, n_b = y->heads[IN_B] * y->width[IN_B], n_f = y->heads[IN_F] * y->width[IN_F];
+    *mem = convolve(run, y, *mem, in);
+    Rows rows[MAX_IN], rest = {0}, stepped = {0}, old = {0};
     for (int j = 0; j < MAX_IN; j++) rows[j] = in_rows(y, in, j);
-    mem = convolve(run, y, mem, in);
-    int n_threads = threads_for(run->team, 4.0 * run->T * (3 * H * dv + (f->per == CHANNELS ? 10 : 1) * H * dk));
+    for (int j = IN_Q; j <= IN_K && y->map > ACT_NONE; j++) rows[j] = map_rows(run, y, &rows[j], j, y->width[j], free_rows);
+    if (f->write == WRITE_REST) rest = scratch_rows(free_rows, run->T, y->heads[IN_F], y->width[IN_F]);
+    if (f->write == WRITE_STEP_V) stepped = scratch_rows(free_rows, run->T, H, dv);
+    if (f->erase == ERASE_OLD) old = scratch_rows(free_rows, run->T, H, dk);
+    int n_threads = threads_for(run->team, 4.0 * run->T * (3 * H * dv + (f->per == HEADS ? 1 : 10) * n_f + 2 * H * dk));
     PARALLEL_FOR(n_threads)
     for (int t = 0; t < run->T; t++) {
-        float *p[MAX_IN];
-        for (int j = 0; j < MAX_IN; j++) p[j] = rows[j].p ? (float *)(uintptr_t)rows[j].p + (size_t)t * rows[j].stride : NULL;
-        map_heads(p[IN_Q], y->heads[IN_Q], dk, y->map, y->norms[0], y->scale);
-        if (p[IN_K]) map_heads(p[IN_K], y->heads[IN_K], dk, y->map, y->norms[1], 1.0f);
-        if (p[IN_F]) decay_row(y, p[IN_F], y->heads[IN_F] * y->width[IN_F], y->width[IN_F]);
-        if (f->write == WRITE_REST) {
-            float *k = in[MAX_IN] + (size_t)t * key.stride;
-            for (int i = 0; i < H * dk; i++) k[i] = 1 - p[IN_F][i];
-        }
-        int n_b = y->heads[IN_B] * y->width[IN_B];
-        for (int i = 0; i < n_b && p[IN_B]; i++) p[IN_B][i] = y->beta_scale * sigmoid(p[IN_B][i]);
-        if (f->erase == ERASE_GATED) /* b (Hk, dk) becomes the key of the erase */
-            for (int i = 0; i < n_b; i++) p[IN_B][i] *= p[IN_K][i];
-        if (f->write == WRITE_BETA_V)
+        float *q = row_at(&rows[IN_Q], t), *k = row_at(&rows[IN_K], t), *v = row_at(&rows[IN_V], t), *d = row_at(&rows[IN_F], t), *b = row_at(&rows[IN_B], t);
+        float *w = row_at(&rows[IN_W], t), *p = row_at(&old, t), table[MAX_ROPE];
+        if (f->erase == ERASE_OLD)
             for (int h = 0; h < H; h++) {
-                float b = p[IN_B] ? p[IN_B][h / (H / y->heads[IN_B])] : y->beta_scale, *v = p[IN_V] + h * dv;
-                for (int j = 0; j < dv; j++) v[j] *= b;
+                for (int i = h * dk; i < (h + 1) * dk; i++) p[i] = y->old_key[h] * k[i], q[i] -= y->skip[h] * p[i];
+                l2norm(p + h * dk, dk, 1.0f);
+            }
+        if (q) map_heads(y, q, rows[IN_Q].heads, 0);
+        if (k) map_heads(y, k, rows[IN_K].heads, 1);
+        if (y->rope_dims) {
+            rope_table(table, y, run->pos + t);
+            for (int h = 0; h < rows[IN_Q].heads; h++) rope(q + h * dk, table, y->rope_dims, 0);
+            for (int h = 0; h < rows[IN_K].heads; h++) rope(k + h * dk, table, y->rope_dims, 0);
+        }
+        if (f->decay == DECAY_STEP)
+            for (int h = 0; h < H; h++) {
+                float step = softplus(d[h] + y->dt_bias[h]);
+                step = step < y->step_min ? y->step_min : step > y->step_max ? y->step_max : step;
+                d[h] = expf(y->a[h] * step);
+                for (int j = h * dv; j < (h + 1) * dv; j++) row_at(&stepped, t)[j] = step * v[j];
+            }
+        else if (d) decay_row(y, d, n_f, y->width[IN_F]);
+        for (int i = 0; i < n_f && rest.p; i++) row_at(&rest, t)[i] = 1 - d[i];
+        for (int i = 0; i < n_b && b; i++) b[i] = y->beta_scale * sigmoid(b[i]);
+        if (f->erase == ERASE_GATED) /* b (Hk, dk) becomes the key of the erase */
+            for (int i = 0; i < n_b; i++) b[i] *= k[i];
+        if (f->write == WRITE_BETA_V || f->write == WRITE_SCALED_K)
+            for (int h = 0; h < rows[IN_V].heads; h++) {
+                float strength = b ? b[h / (rows[IN_V].heads / y->heads[IN_B])] : y->beta_scale;
+                for (int j = h * dv; j < (h + 1) * dv; j++) v[j] *= strength;
             }
         if (f->write == WRITE_GATED_V)
-            for (int j = 0; j < H * dv; j++) p[IN_V][j] *= sigmoid(p[IN_W][j]);
+            for (int j = 0; j < H * dv; j++) v[j] *= sigmoid(w[j]);
     }
     Recurrence r = {.H = H, .dk = dk, .dv = dv, .tiled = y->tiled, .d_width = y->width[IN_F], .d = rows[IN_F], .q = rows[IN_Q],
-                    .k = f->write == WRITE_REST ? key : rows[IN_K], .v = rows[IN_V]};
+                    .k = rest.p ? rest : rows[IN_K], .v = stepped.p ? stepped : rows[IN_V]};
     if (f->decay == DECAY_FIXED) r.d = (Rows){y->a, 0, H};
-    if (f->erase == ERASE_KEY) r.rho = rows[IN_B].p ? rows[IN_B] : (Rows){&y->beta_scale, 0, 1};
+    if (f->erase == ERASE_KEY || f->erase == ERASE_OLD) r.rho = rows[IN_B].p ? rows[IN_B] : (Rows){&y->beta_scale, 0, 1};
     if (f->erase == ERASE_GATED) r.e = rows[IN_B], r.rho = (Rows){&one, 0, 1};
+    if (f->erase == ERASE_OLD) r.e = old, r.undecayed = 1;
+    if (y->mixer == MIX_SLOTS) r.e = rows[IN_K]; /* of the first pass */
+    if (f->write == WRITE_SCALED_K) {
+        r.e = r.k, r.k = scale_keys(run, y, *mem, in, &r.e, free_rows);
+        *mem += (size_t)y->heads[IN_G] * (size_t)dk;
+    }
+    return r;
+}
+static size_t prepare_fixed(const Layer *y) { return conv_floats(y) + (y->family->write == WRITE_SCALED_K ? (size_t)y->heads[IN_G] * (size_t)y->dk : 0); }
+
+/* The other end: the skip, the norm and the gate. */
+static void finish(const Run *run, const Layer *y, float *const *in, float *o) {
+    if (y->skip && y->family->erase != ERASE_OLD) {
+        Rows v = in_rows(y, in, IN_V);
+        int n = y->n_heads * y->dv;
+        for (int t = 0; t < run->T; t++)
+            for (int j = 0; j < n; j++) o[(size_t)t * (size_t)n + (size_t)j] += y->skip[y->skip_each ? j : j / y->dv] * row_at(&v, t)[j];
+    }
+    gated_norm(run, o, y, in_rows(y, in, IN_Z).p);
+}
+
+/* o <- o / (q z + epsilon) with z the sum of all keys so far: weights that add up to one, as in softmax.  z (H, dk) */
+static void normalize(const Run *run, const Layer *y, const Recurrence *r, float *z, float *o) {
+    int H = r->H, dk = r->dk, dv = r->dv, n_threads = threads_for(run->team, 4.0 * run->T * H * (dk + dv));
+    PARALLEL_FOR(n_threads)
+    for (int h = 0; h < H; h++)
+        for (int t = 0; t < run->T; t++) {
+            const float *k = row_head(&r->k, t, h, H, r->tiled, dk), *q = row_head(&r->q, t, h, H, r->tiled, dk);
+            float *out = o + ((size_t)t * (size_t)H + (size_t)h) * (size_t)dv;
+            for (int i = 0; i < dk; i++) z[h * dk + i] += k[i];
+            float by = 1.0f / (dot(q, z + h * dk, (size_t)dk) + y->normalizer);
+            for (int j = 0; j < dv; j++) out[j] *= by;
+        }
+}
+
+/* Any mixer that is the one recurrence and nothing else.     in: the rows of its projections by IN_*, then scratch;  o (T, H dv)
+ *   mem: what prepare() keeps, S (H, dk, dv) and, for a normaliser, the sum of the keys (H, dk) */
+static void mix_linear(const Run *run, const Layer *y, float *mem, float *const *in, float *o) {
+    float *free_rows = in[MAX_IN];
+    Recurrence r = prepare(run, y, &mem, in, &free_rows);
     recurrence(run->team, &r, mem, o, run->T);
-    gated_norm(run, o, y, rows[IN_Z].p);
+    if (y->normalizer > 0) normalize(run, y, &r, mem + (size_t)r.H * (size_t)r.dk * (size_t)r.dv, o);
+    finish(run, y, in, o);
 }
 static size_t linear_fixed(const Layer *y) {
-    size_t n = (size_t)y->n_heads * (size_t)y->dk * (size_t)y->dv;
-    for (int j = IN_Q; j <= IN_F; j++)
-        if (y->conv[j]) n += (size_t)(y->d_conv - 1) * (size_t)proj_out(&y->in[j]);
-    return n;
+    return prepare_fixed(y) + (size_t)y->n_heads * (size_t)y->dk * ((size_t)y->dv + (y->normalizer > 0));
 }
+
+/* Gated Delta Product: several writes per token, one decay before the first, one readout after the last.  (mixers.md section 4.18)
+ * The writes are tokens of their own to the recurrence; k, v and b hold them one after the other. */
+static void mix_product(const Run *run, const Layer *y, float *mem, float *const *in, float *o) {
+    float *free_rows = in[MAX_IN];
+    int n = y->steps, T = run->T;
+    Recurrence r = prepare(run, y, &mem, in, &free_rows);
+    Rows q = scratch_rows(&free_rows, T * n, r.q.heads, r.dk), d = scratch_rows(&free_rows, T * n, r.H, 1), out = scratch_rows(&free_rows, T * n, r.H, r.dv);
+    for (int i = 0; i < T * n; i++) {
+        memcpy(row_at(&q, i), row_at(&r.q, i / n), r.q.stride * sizeof(float));
+        for (int h = 0; h < r.H; h++) row_at(&d, i)[h] = r.d.p && i % n == 0 ? row_at(&r.d, i / n)[h] : 1;
+    }
+    r.q = q, r.d = d;
+    r.k = (Rows){r.k.p, r.k.stride / (size_t)n, r.k.heads / n}, r.v = (Rows){r.v.p, r.v.stride / (size_t)n, r.v.heads / n};
+    if (r.rho.stride) r.rho = (Rows){r.rho.p, r.rho.stride / (size_t)n, r.rho.heads / n};
+    recurrence(run->team, &r, mem, row_at(&out, 0), T * n);
+    for (int t = 0; t < T; t++) memcpy(o + (size_t)t * out.stride, row_at(&out, t * n + n - 1), out.stride * sizeof(float));
+    finish(run, y, in, o);
+}
+
+/* Two passes over slots.                                                                  (mixers.md section 4.10)
+ *   a = d, w = 1 - d per slot;  Hk <- Hk Diag(a) + k w';  p = softmax(Hk' q);  Hv <- Diag(a) Hv + w v';  o = Hv' p
+ *   mem: Hk (H, dk, slots), Hv (H, slots, dv). The memory is a table of slots that is read by softmax. */
+static void mix_slots(const Run *run, const Layer *y, float *mem, float *const *in, float *o) {
+    float *free_rows = in[MAX_IN];
+    int H = y->n_heads, M = y->slots, T = run->T, n_v = y->heads[IN_V] * y->dv;
+    Recurrence r = prepare(run, y, &mem, in, &free_rows);
+    for (int t = 0; t < T; t++) activate_row(row_at(&r.v, t), ACT_SILU, (size_t)n_v);
+    Rows scores = scratch_rows(&free_rows, T, H, M);
+    Recurrence first = {.H = H, .dk = r.dk, .dv = M, .q = r.q, .k = r.e, .v = r.k, .c = r.d};
+    recurrence(run->team, &first, mem, row_at(&scores, 0), T);
+    for (int i = 0; i < T * H; i++) softmax_row(row_at(&scores, 0) + (size_t)i * (size_t)M, M);
+    Recurrence second = {.H = H, .dk = M, .dv = r.dv, .d_width = M, .d = r.d, .q = scores, .k = r.k, .v = r.v};
+    recurrence(run->team, &second, mem + (size_t)H * (size_t)y->dk * (size_t)M, o, T);
+    finish(run, y, in, o);
+}
+static size_t slots_fixed(const Layer *y) { return prepare_fixed(y) + (size_t)y->n_heads * (size_t)y->slots * (size_t)(y->dk + y->dv); }
+
+/* HGRN: no matrix, each channel remembers one number.      h <- d h + (1 - d) v;  o = h      (mixers.md section 4.7) */
+static void mix_hgrn(const Run *run, const Layer *y, float *mem, float *const *in, float *o) {
+    float *free_rows = in[MAX_IN];
+    Recurrence r = prepare(run, y, &mem, in, &free_rows);
+    for (int t = 0; t < run->T; t++) {
+        const float *d = row_at(&r.d, t), *rest = row_at(&r.k, t), *v = row_at(&r.v, t);
+        float *out = o + (size_t)t * (size_t)r.H;
+        for (int h = 0; h < r.H; h++) out[h] = mem[h] = d[h] * mem[h] + rest[h] * v[h];
+    }
+    finish(run, y, in, o);
+}
+
+/* Log-linear attention: a memory for every power of two, as in a Fenwick tree.              (mixers.md section 4.27)
+ *   position t reads level b + 1 for each bit b of t that is set, with weight lam, and itself as level 0; afterwards the memories
+ *   of the trailing ones and token t merge into the next level.   lam = softplus(levels * w);  mem: M (H, MAX_LEVELS - 1, dk, dv) */
+static void mix_log_linear(const Run *run, const Layer *y, float *mem, float *const *in, float *o) {
+    float *free_rows = in[MAX_IN];
+    Recurrence r = prepare(run, y, &mem, in, &free_rows);
+    int H = r.H, dk = r.dk, dv = r.dv, n_threads = threads_for(run->team, 20.0 * run->T * H * dk * dv);
+    size_t n = (size_t)dk * (size_t)dv;
+    PARALLEL_FOR(n_threads)
+    for (int h = 0; h < H; h++) {
+        FLUSH_DENORMALS;
+        for (int t = 0; t < run->T; t++) {
+            Step s = step_of(&r, t, h);
+            float *levels = mem + (size_t)h * (MAX_LEVELS - 1) * n, *out = o + ((size_t)t * (size_t)H + (size_t)h) * (size_t)dv;
+            const float *w = in[IN_W] + ((size_t)t * (size_t)H + (size_t)h) * MAX_LEVELS, *scale = y->levels + h * MAX_LEVELS;
+            float own = softplus(scale[0] * w[0]) * dot(s.q, s.k, (size_t)dk);
+            for (int j = 0; j < dv; j++) out[j] = own * s.v[j];
+            int64_t pos = run->pos + t;
+            int top = 0; /* the level that takes the token in */
+            while (pos >> top & 1) top++;
+            if (top > MAX_LEVELS - 2) top = MAX_LEVELS - 2;
+            for (int b = 0; b < MAX_LEVELS - 1; b++) {
+                if (!(pos >> b & 1)) continue; /* empty */
+                float *S = levels + (size_t)b * n, lam = softplus(scale[b + 1] * w[b + 1]);
+                for (int i = 0; i < dk; i++)
+                    for (int j = 0; j < dv; j++) {
+                        float m = S[i * dv + j] *= *s.d;
+                        out[j] += lam * s.q[i] * m;
+                    }
+            }
+            float *into = levels + (size_t)top * n;
+            for (int i = 0; i < dk; i++)
+                for (int j = 0; j < dv; j++) into[i * dv + j] += s.k[i] * s.v[j];
+            for (int b = 0; b < top; b++) {
+                for (size_t i = 0; i < n; i++) into[i] += levels[(size_t)b * n + i];
+                memset(levels + (size_t)b * n, 0, n * sizeof(float));
+            }
+        }
+        RESTORE_DENORMALS;
+    }
+    finish(run, y, in, o);
+}
+static size_t log_linear_fixed(const Layer *y) { return prepare_fixed(y) + (size_t)y->n_heads * (MAX_LEVELS - 1) * (size_t)y->dk * (size_t)y->dv; }
 
 /* The mixers: what each remembers (floats that stay, floats per position) and what it does. */
 static const struct {
@@ -3094,6 +3467,10 @@ static const struct {
 } mixers[N_MIXERS] = {
     [MIX_SOFTMAX] = {"softmax", NULL, softmax_kv, mix_softmax},
     [MIX_LINEAR] = {"linear", linear_fixed, NULL, mix_linear},
+    [MIX_HGRN] = {"hgrn", linear_fixed, NULL, mix_hgrn},
+    [MIX_SLOTS] = {"slots", slots_fixed, NULL, mix_slots},
+    [MIX_PRODUCT] = {"product", linear_fixed, NULL, mix_product},
+    [MIX_LOG_LINEAR] = {"log-linear", log_linear_fixed, NULL, mix_log_linear},
 };
 
 static const char *kind_of(const Layer *y) { return y->family ? y->family->name : mixers[y->mixer].name; }
@@ -3115,7 +3492,7 @@ static void measure_layers(GlaModel *m) {
         y->fixed_at = m->fixed_floats, y->kv_at = m->kv_floats;
         m->fixed_floats += y->fixed, m->kv_floats += y->kv;
         raise_to(&m->row_floats, rows), raise_to(&m->mid_floats, mid), raise_to(&m->out_floats, o), raise_to(&m->hidden_floats, hidden);
-        raise_to(&m->widest_in, mid), raise_to(&m->widest_in, o), raise_to(&m->widest_in, hidden), raise_to(&m->widest_dk, (size_t)y->dk);
+        raise_to(&m->widest_in, mid), raise_to(&m->widest_in, o), raise_to(&m->widest_in, hidden), raise_to(&m->widest_dk, (size_t)(y->dk > y->slots ? y->dk : y->slots));
         int same = 0; /* an earlier layer of this kind counts for both */
         while (strcmp(kind_of(&m->layers[same]), kind_of(y))) same++;
         m->layers[same].kind_count++;
@@ -3213,6 +3590,8 @@ GLA_API int gla_eval(GlaState *s, const int32_t *ids, int64_t n, float *logits, 
     if (n < 0 || n_logits < 0 || n_logits > n) return fail(err, GLA_INPUT, "%lld tokens with logits of %lld", (long long)n, (long long)n_logits);
     for (int64_t i = 0; i < n; i++)
         if (ids[i] < 0 || ids[i] >= vocab) return fail(err, GLA_INPUT, "token %lld is %d, the model has 0 to %d", (long long)i, ids[i], vocab - 1);
+    if (s->m->config.limit && n > s->m->config.limit - s->pos)
+        return fail(err, GLA_CONTEXT, "%lld tokens do not fit behind the %lld: this model counts no more than %d positions", (long long)n, (long long)s->pos, s->m->config.limit);
     if (s->m->kv_floats && n > s->ctx - s->pos)
         return fail(err, GLA_CONTEXT, "%lld tokens do not fit behind the %lld in a context of %d; give a larger one (-c)", (long long)n, (long long)s->pos, s->ctx);
     for (int64_t i = 0; i < n; i += s->batch) {
@@ -4290,6 +4669,8 @@ GLA_API int gla_generate(GlaState *s, GlaSampler *p, const int32_t *prompt, int6
     if (n_out) *n_out = 0;
     if (n < 0) return fail(err, GLA_INPUT, "a prompt of %lld tokens", (long long)n);
     if (s->pos == 0 && n == 0) return fail(err, GLA_INPUT, "nothing to go on: an empty prompt and a model without a begin-of-text token");
+    if (s->m->config.limit && n > s->m->config.limit - s->pos)
+        return fail(err, GLA_CONTEXT, "%lld tokens do not fit behind the %lld: this model counts no more than %d positions", (long long)n, (long long)s->pos, s->m->config.limit);
     if (s->m->kv_floats && n > s->ctx - s->pos)
         return fail(err, GLA_CONTEXT, "a prompt of %lld tokens does not fit behind %lld in a context of %d; give a larger one (-c)", (long long)n, (long long)s->pos, s->ctx);
     for (int i = 0; i < how->n_stops; i++)

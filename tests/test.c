@@ -490,7 +490,7 @@ static void test_layers(void) {
     near("rmsnorm", y, (double[]){0.529812868, -1.05962574, 0.264906434, 1.58943861}, 4, 1e-6);
     rmsnorm(y, x, (float[]){2, 2, 2, 2}, 4, 1e-6f);
     near("rmsnorm with a weight", y, (double[]){2 * 0.529812868, 2 * -1.05962574, 2 * 0.264906434, 2 * 1.58943861}, 4, 1e-6);
-    Layer gated = {.n_heads = 1, .dv = 4, .o_eps = 1e-6f, .gate_act = ACT_SILU};
+    Layer gated = {.n_heads = 1, .dv = 4, .norm_width = 4, .norm_shared = 1, .out_act = ACT_NONE, .o_eps = 1e-6f, .gate_act = ACT_SILU};
     Run run = {.team = &team, .T = 1};
     memcpy(y, x, sizeof y);
     gated_norm(&run, y, &gated, z);
@@ -510,7 +510,7 @@ static void test_layers(void) {
     near("rope, adjacent pairs", pairs, (double[]){-1.27223251, -1.83886499, 2.8786681, 4.08818664}, 4, 1e-6);
 
     float in[5] = {1, -1, 2, 0.5f, -0.5f}, taps[4] = {0.1f, -0.2f, 0.3f, 0.4f}, last[3] = {0};
-    short_conv(&team, in, taps, last, 1, 4, 5, ACT_SILU);
+    short_conv(&team, in, taps, NULL, last, 1, 4, 5, ACT_SILU);
     near("short_conv", in, (double[]){0.239475064, -0.0475020813, 0.172332755, 0.825286116, -0.201225425}, 5, 1e-6);
     check(last[0] == 2 && last[1] == 0.5f && last[2] == -0.5f, "short_conv remembers %g %g %g", last[0], last[1], last[2]);
     enum { C = 70, T = 23 };
@@ -519,10 +519,10 @@ static void test_layers(void) {
     memcpy(input, whole, C * T * sizeof *input);
     for (int K = 1; K <= 8; K++) {
         memcpy(whole, input, C * T * sizeof *input), memcpy(keep, before, sizeof keep);
-        short_conv(&team, whole, w, keep, C, K, T, ACT_SILU);
+        short_conv(&team, whole, w, NULL, keep, C, K, T, ACT_SILU);
         for (int step = 1; step < T; step++) {
             memcpy(pieces, input, C * T * sizeof *input), memcpy(mem, before, sizeof mem);
-            for (int t = 0; t < T; t += step) short_conv(&team, pieces + t * C, w, mem, C, K, t + step < T ? step : T - t, ACT_SILU);
+            for (int t = 0; t < T; t += step) short_conv(&team, pieces + t * C, w, NULL, mem, C, K, t + step < T ? step : T - t, ACT_SILU);
             check(same(whole, pieces, C * T) && same(keep, mem, (size_t)(C * (K - 1))), "short_conv with %d taps, %d tokens at a time", K, step);
         }
     }

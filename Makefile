@@ -64,6 +64,11 @@ parity: run .venv/ready ## against PyTorch: logits, gradients, tokenizers (insta
 parity-llamacpp: run .venv-llamacpp/ready ## against llama.cpp, which is compiled first (15 minutes)
 	.venv-llamacpp/bin/python tests/llamacpp.py
 
+MODEL ?= model.bin
+
+bench: run build/limits ## speed beside the machine's limits: MODEL="a.gguf ..." PEER="path/to/llama-bench ..." BENCH="--rounds 5"
+	@$(PYTHON) tests/bench.py $(BENCH) $(addprefix --peer ,$(PEER)) -- $(MODEL)
+
 demo: run ## a story from the model in this repository
 	./run model.bin -i "Once upon a time" -t 0.8 --echo
 
@@ -73,4 +78,4 @@ clean: ## what make and the tests have built; .venv stays
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-.PHONY: all test debug fuzz parity parity-llamacpp demo clean help
+.PHONY: all test debug fuzz parity parity-llamacpp bench demo clean help

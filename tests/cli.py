@@ -272,7 +272,7 @@ def test_modes() -> None:
     check("softmax x 1" in info["mixers"] and "gla x 1" in info["mixers"] and info["tensor_types"] == "F32 x 10, F16 x 19", "mixers and types", info)
     check(key_values(ran(GLA, "-m", "info"))["kv_bytes_per_token"] == "0", "a model without softmax layers keeps nothing per token")
     bench = key_values(ran(TINY, "-m", "bench", "--prompt-len", 20, "-n", 5, "-j", 1))
-    names = "load_s prefill_tok_s decode_tok_s decode_GB_s prefill_Gop_s state_bytes kv_bytes_per_token rss_bytes threads kernel".split()
+    names = "load_s first_token_s prefill_tok_s decode_tok_s decode_GB_s prefill_Gop_s state_bytes kv_bytes_per_token rss_bytes threads kernel".split()
     check(list(bench) == names and all(float(bench[n]) >= 0 for n in names[:-1]) and float(bench["decode_tok_s"]) > 0 and bench["threads"] == "1", "bench", bench)
     check(key_values(ran(TINY, "-m", "bench", "--prompt-len", 5, "-n", 1, env={**os.environ, "RUN_KERNEL": "scalar"}))["kernel"] == "scalar", "RUN_KERNEL=scalar")
 
@@ -351,11 +351,61 @@ def test_embedding() -> None:
                 check(subprocess.run([out, TINY]).returncode == 0, f"{what} with {name}, two files")
 
 
+# ---- tests/bench.py --------------------------------------------------------------------------------------------------
+
+PEER = """import json, sys
+if "-h" in sys.argv or "broken" in __file__: sys.exit("cannot load this file")
+if "chatty" in __file__: print("[not JSON")
+else: print("a line", json.dumps([{"n_prompt": 9, "n_gen": 0, "avg_ts": 50.0, "build_commit": "abc"}, {"n_prompt": 0, "n_gen": 4, "avg_ts": 4.0, "build_commit": "abc"}]), sep="\\n")
+"""
+
+
+def test_bench() -> None:
+    limits = tmp / "limits"
+    p = subprocess.run([*os.environ.get("CC", "cc").split(), "-O2", "-o", limits, ROOT / "tests" / "limits.c"], capture_output=True, text=True)
+    check(p.returncode == 0, "limits.c compiles", p.stderr)
+    found = key_values(subprocess.run([limits, "-m", "16"], capture_output=True).stdout)
+    check(list(found) == "threads instructions read_GB_s int8_Gop_s bf16_Gop_s f32_Gop_s".split() and all(float(found[k]) > 0 for k in list(found)[2:]), "limits", found)
+    check(subprocess.run([limits, "-m", "x"], capture_output=True).returncode == 2, "limits: misuse")
+    peers = {}
+    for name in ("other", "broken", "chatty"):
+        (tmp / "peers" / name / "bin").mkdir(parents=True)
+        peers[name] = write(f"peers/{name}/bin/llama-bench", f"#!{sys.executable}\n{PEER}")
+        peers[name].chmod(0o755)
+
+    def bench(*args: object) -> subprocess.CompletedProcess:
+        return subprocess.run([sys.executable, str(ROOT / "tests" / "bench.py"), "--program", program, "--limits", limits, *map(str, args)], capture_output=True, text=True, timeout=60)
+
+    short, kept, model = ["--rounds", 1, "--prompt-len", 9, "-n", 4, "-j", 1], tmp / "rounds", ROOT / "model.bin"
+    p = bench(*short, "--keep", kept, *(a for peer in peers.values() for a in ("--peer", peer)), model, GLA)
+    lines = p.stdout.splitlines()
+    cells = [[c.strip() for c in line.strip("|").split("|")] for line in lines[2:]]
+    check(p.returncode == 0 and len(cells) == 11 and {len(row) for row in cells} == {8}, "bench: one table", (p.stdout, p.stderr))
+    check(lines and "MODEL='model.bin gla.gguf'" in lines[0] and "1 threads" in lines[0] and "load average" in lines[0], "bench: the command and the machine", lines[:1])
+    check([row[1] for row in cells[3:]] == ["run", "other abc", "broken", "chatty"] * 2, "bench: a row per program", cells)
+    if len(cells) == 11:
+        mine, other, broken, chatty = cells[3:7]
+        check(mine[0].startswith("model.bin (Q8_0, 1 MB)") and all(float(mine[i]) > 0 for i in (2, 5)), "bench: our speed", mine)
+        check(other[2] == "50.0" and other[5] == "4.00" and abs(float(other[4]) * 50 / float(mine[2]) - 1) < 0.01 and abs(float(other[7]) * 4 / float(mine[5]) - 1) < 0.01,
+              "bench: a peer's speed and the ratio", (mine, other))
+        check(set(broken[2:] + chatty[2:]) == {"-"} and "cannot load this file" in p.stderr and "not the JSON" in p.stderr, "bench: peers that fail", (broken, p.stderr))
+    again = bench(*short, "--rounds", 0, "--keep", kept, "--peer", peers["other"], model)
+    check(again.returncode == 0 and again.stdout.splitlines()[4:] == lines[4:7], "bench: the rounds that were kept", (again.stdout, again.stderr))
+    for what, args, message in (("no such model", [*short, tmp / "none.gguf"], "none.gguf: no such model"), ("no such peer", [*short, "--peer", tmp / "none", model], "none: no such peer"),
+                                ("no such program", [*short, "--program", tmp / "none", model], "none: no such program"), ("a bad model", [*short, kept], "rounds"),
+                                ("kept with other settings", ["-n", 5, "--keep", kept, model], "other settings"), ("softmax layers", [*short, "--million", model], "softmax")):
+        p = bench(*args)
+        check(p.returncode == 1 and not p.stdout and message in p.stderr and "Traceback" not in p.stderr, f"bench: {what}", (p.returncode, p.stderr))
+    for option in ("--first-token", "--runs"):
+        p = bench(*short, option, model)
+        check(p.returncode == 0 and p.stdout.count("\n| model.bin |") == 1, f"bench: {option}", (p.stdout, p.stderr))
+
+
 def main() -> int:
     global tmp
     with tempfile.TemporaryDirectory() as folder:
         tmp = Path(folder)
-        for test in (test_misuse, test_help, test_spellings, test_failures, test_full_disk, test_generate, test_sessions, test_modes, test_interrupt, test_embedding):
+        for test in (test_misuse, test_help, test_spellings, test_failures, test_full_disk, test_generate, test_sessions, test_modes, test_interrupt, test_embedding, test_bench):
             try:
                 test()
             except Exception as error:  # a test that cannot go on has failed; the others run

@@ -244,9 +244,11 @@ GLA_API int gla_chat_load(GlaChat *c, GlaSampler *p, const char *path, char *err
 #if defined(__clang__)
 #define UNROLL _Pragma("unroll")
 #define UNROLL8 _Pragma("unroll")
+#define UNROLL16 _Pragma("unroll")
 #else
 #define UNROLL _Pragma("GCC unroll 4")
 #define UNROLL8 _Pragma("GCC unroll 8")
+#define UNROLL16 _Pragma("GCC unroll 16")
 #endif
 #else
 #define UNROLL
@@ -1328,13 +1330,13 @@ INLINE void attend_body(const Attend *a, float *o) {
         else for (int t = 0; t < in->T; t += FEW) few_body(out + (size_t)t * (size_t)w->n_out + row, w, row, n_rows, in, t, in->T - t < FEW ? in->T - t : FEW, buf); \
     }
 #if defined(__x86_64__)
+#include <cpuid.h>
 #include <immintrin.h>
 #define AVX2 __attribute__((target("avx2,fma")))
 #define AVX512 __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma")))
 KERNELS_FOR(sse2, , 4)
 MATMUL_FOR(sse2, , 4, 4, 2)
 KERNELS_FOR(avx2, AVX2, 8)
-MATMUL_FOR(avx2, AVX2, 8, 4, 2)
 KERNELS_FOR(avx512, AVX512, 16)
 
 /* -- AVX-512 with VNNI: vpdpbusd multiplies 64 unsigned by 64 signed bytes into 16 sums --
@@ -1556,6 +1558,198 @@ AVX512 static void matmul_avx512(float *out, const Tensor *w, int row, int n_row
             (in->T == 1 ? few512_1 : in->T == 2 ? few512_2 : in->T <= 4 ? few512_4 : few512_8)(out, w, row + r, n, in, in->T, buf);
         }
 }
+#endif
+
+/* -- block-quantised weights on every other instruction set --
+ * Two walks, as above: rows straight through for few tokens, panels of 16 rows for many. An instruction set adds how it multiplies
+ * integers: over a row (Sums), and over a panel (Tile). */
+
+/* The group sums of one row, as floats, for all tokens: f (T, f_step). q: the weights, padded with zeros to a multiple of SEGMENT. */
+typedef void Sums(float *f, size_t f_step, const int8_t *q, const Input *in, int group);
+/* S (TILE, 16) of tokens t .. t + TILE - 1 (the last one stands in for those beyond the end) goes on over weights [at, at + n) of 16 rows:
+ * q the panel, d and m (groups, 16), m NULL without minimums. */
+typedef void Tile(float *S, const int8_t *q, const float *d, const float *m, const Input *in, int t, int at, int n, int group);
+typedef void Unpack(int8_t *q, float *d, float *m, const uint8_t *b, int type, int n);
+
+/* 16 rows of 16 bytes, `step` bytes apart, to (16 / unit, 16, unit): unit bytes of each row side by side. unit: 1, 2, 4 or 8, a constant.
+ * Squares of 16 / unit rows are transposed: zipping the upper half with the lower one rotates the index (row, column) by a bit. */
+INLINE void zip(B16 *lo, B16 *hi, B16 a, B16 b, const int unit) {
+#if defined(__clang__)
+#define ZIP(...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define ZIP(...) __builtin_shuffle(a, b, (B16){__VA_ARGS__})
+#endif
+    if (unit == 1) *lo = ZIP(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23), *hi = ZIP(8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+    if (unit == 2) *lo = ZIP(0, 1, 16, 17, 2, 3, 18, 19, 4, 5, 20, 21, 6, 7, 22, 23), *hi = ZIP(8, 9, 24, 25, 10, 11, 26, 27, 12, 13, 28, 29, 14, 15, 30, 31);
+    if (unit == 4) *lo = ZIP(0, 1, 2, 3, 16, 17, 18, 19, 4, 5, 6, 7, 20, 21, 22, 23), *hi = ZIP(8, 9, 10, 11, 24, 25, 26, 27, 12, 13, 14, 15, 28, 29, 30, 31);
+    if (unit == 8) *lo = ZIP(0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23), *hi = ZIP(8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31);
+#undef ZIP
+}
+INLINE void interleave(void *out, const void *in, size_t step, const int unit) {
+    const int m = 16 / unit;
+    for (int g = 0; g < ROWS; g += m) {
+        B16 a[16], b[16];
+        UNROLL16 for (int i = 0; i < m; i++) a[i] = *(const B16 *)(const void *)((const uint8_t *)in + (size_t)(g + i) * step);
+        UNROLL for (int turn = 0; turn < 4; turn++) {
+            if (m >> turn <= 1) break;
+            UNROLL8 for (int i = 0; i < m / 2; i++) zip(&b[2 * i], &b[2 * i + 1], a[i], a[i + m / 2], unit);
+            UNROLL16 for (int i = 0; i < m; i++) a[i] = b[i];
+        }
+        UNROLL16 for (int i = 0; i < m; i++) *(B16 *)(void *)((uint8_t *)out + (16 * i + g) * unit) = a[i];
+    }
+}
+
+/* few_body with rows read straight through. Their sums, scales and minimums are then turned to one row per lane and meet in the fixed order.
+ *   buf: F (T, 16, G) sums, D, M (16, G) scales and minimums; G groups, padded to 16; a row of weights */
+INLINE void few_rows(float *out, const Tensor *w, int row, int n_rows, const Input *in, float *buf, Unpack unpack_fn, Sums sums) {
+    const int n = w->n_in, group = types[w->type].group, min = types[w->type].min, groups = n / group, T = in->T;
+    const size_t G = round_up((size_t)groups, 16), segment = bytes_of(w->type, SEGMENT);
+    float *D = buf + (size_t)T * ROWS * G, *M = D + ROWS * G;
+    int8_t *q = (int8_t *)(void *)(M + ROWS * G);
+    if (n % SEGMENT) memset(q + n / SEGMENT * SEGMENT, 0, SEGMENT);
+    for (int r = 0; r < n_rows; r++) {
+        const uint8_t *bytes = w->data + (size_t)(row + r) * row_bytes(w);
+        for (int at = 0; at < n; at += SEGMENT, bytes += segment) {
+            size_t g = (size_t)r * G + (size_t)(at / group);
+            for (size_t i = 0; i < segment; i += 64) __builtin_prefetch(bytes + AHEAD + i);
+            unpack_fn(q + at, D + g, M + g, bytes, w->type, n - at < SEGMENT ? n - at : SEGMENT);
+        }
+        sums(buf + (size_t)r * G, ROWS * G, q, in, group);
+    }
+    float S[FEW][ROWS] = {{0}}, f[4][ROWS], d[4][ROWS], m[4][ROWS];
+    for (int g = 0; g < groups; g += 4) {
+        interleave(d, D + g, G * sizeof(float), sizeof(float));
+        if (min) interleave(m, M + g, G * sizeof(float), sizeof(float));
+        for (int t = 0; t < T; t++) {
+            const float *fsum = in->fsum + (size_t)t * (size_t)(n / 16);
+            interleave(f, buf + (size_t)t * ROWS * G + g, G * sizeof(float), sizeof(float));
+            for (int j = 0; j < 4 && g + j < groups; j++) {
+                float x = group == 32 ? fsum[2 * (g + j)] + fsum[2 * (g + j) + 1] : fsum[g + j];
+                for (int r = 0; r < ROWS; r++) S[t][r] = fmaf(f[j][r], d[j][r], S[t][r]);
+                if (min) for (int r = 0; r < ROWS; r++) S[t][r] = fmaf(-m[j][r], x, S[t][r]);
+            }
+        }
+    }
+    for (int t = 0; t < T; t++)
+        for (int r = 0; r < n_rows; r++) out[(size_t)t * (size_t)w->n_out + row + r] = S[t][r] * in->D[t];
+}
+
+/* Many tokens: panels of 16 rows x BLOCKS_AT_ONCE blocks, unit weights of each row side by side, wide: as 16-bit integers. Rows beyond
+ * the end repeat the last one.
+ *   buf: the panel, its scales and minimums; S (tokens, 16); and 16 rows as they come: weights, scales, minimums */
+INLINE void many_rows(float *out, const Tensor *w, int row, int n_rows, const Input *in, float *buf, Unpack unpack_fn, Tile tile_fn, const int unit, const int wide) {
+    enum { STEP = BLOCKS_AT_ONCE * 32, GROUPS = STEP / 16 };
+    const int type = w->type, group = types[type].group, min = types[type].min;
+    float *d = buf, *m = d + GROUPS * ROWS, *row_d = m + GROUPS * ROWS, *row_m = row_d + ROWS * GROUPS, *S = row_m + ROWS * GROUPS;
+    int8_t *q = (int8_t *)(void *)(S + round_up((size_t)in->T, TILE) * ROWS), *row_q = q + 2 * STEP * ROWS;
+    memset(S, 0, round_up((size_t)in->T, TILE) * ROWS * sizeof(float));
+    for (int at = 0; at < w->n_in; at += STEP) {
+        int n = w->n_in - at < STEP ? w->n_in - at : STEP;
+        for (int r = 0; r < ROWS; r++) {
+            const uint8_t *bytes = w->data + (size_t)(row + (r < n_rows ? r : n_rows - 1)) * row_bytes(w) + bytes_of(type, (size_t)at);
+            for (size_t i = 0; i < bytes_of(type, STEP); i += 64) __builtin_prefetch(bytes + bytes_of(type, STEP) + i); /* the next chunk */
+            for (int i = 0; i < n; i += SEGMENT, bytes += bytes_of(type, SEGMENT))
+                unpack_fn(row_q + r * STEP + i, row_d + r * GROUPS + i / group, row_m + r * GROUPS + i / group, bytes, type, n - i < SEGMENT ? n - i : SEGMENT);
+        }
+        for (int i = 0; i < n; i += 16) {
+            int8_t part[16 * ROWS];
+            interleave(wide ? part : q + i * ROWS, row_q + i, STEP, unit);
+            if (wide) for (int k = 0; k < 16 * ROWS; k++) ((int16_t *)(void *)q)[i * ROWS + k] = part[k];
+        }
+        for (int g = 0; g < n / group; g += 4) {
+            interleave(d + g * ROWS, row_d + g, GROUPS * sizeof(float), sizeof(float));
+            if (min) interleave(m + g * ROWS, row_m + g, GROUPS * sizeof(float), sizeof(float));
+        }
+        for (int t = 0; t < in->T; t += TILE) tile_fn(S + t * ROWS, q, d, min ? m : NULL, in, t, at, n, group);
+    }
+    for (int t = 0; t < in->T; t++)
+        for (int r = 0; r < n_rows; r++) out[(size_t)t * (size_t)w->n_out + row + r] = S[t * ROWS + r] * in->D[t];
+}
+
+#if defined(__x86_64__)
+/* -- AVX2: vpmaddwd multiplies 16 pairs of 16-bit integers and adds neighbours; AVX-VNNI adds the sum so far in the same instruction -- */
+#define INLINE2 static inline __attribute__((always_inline)) AVX2
+#define AVXVNNI __attribute__((target("avx2,fma,avxvnni")))
+typedef __m256i Madd(__m256i sum, __m256i a, __m256i b);
+AVX2 static inline __m256i madd_avx2(__m256i sum, __m256i a, __m256i b) {
+    sum = _mm256_add_epi32(sum, _mm256_madd_epi16(a, b));
+    __asm__("" : "+x"(sum)); /* added here and now: gcc would collect the products in memory and add them in the end */
+    return sum;
+}
+AVXVNNI static inline __m256i madd_avxvnni(__m256i sum, __m256i a, __m256i b) { return _mm256_dpwssd_avx_epi32(sum, a, b); }
+AVX2 static void unpack_avx2(int8_t *q, float *d, float *m, const uint8_t *b, int type, int n) { unpack(q, d, m, b, type, n); }
+
+/* Lane i of the result: the sum of the lanes of v[i]. */
+INLINE2 __m256i sum_lanes(const __m256i v[8]) {
+    __m256i pair[4], four[2];
+    UNROLL for (int i = 0; i < 4; i++) pair[i] = _mm256_add_epi32(_mm256_unpacklo_epi32(v[2 * i], v[2 * i + 1]), _mm256_unpackhi_epi32(v[2 * i], v[2 * i + 1]));
+    UNROLL for (int i = 0; i < 2; i++) four[i] = _mm256_add_epi32(_mm256_unpacklo_epi64(pair[2 * i], pair[2 * i + 1]), _mm256_unpackhi_epi64(pair[2 * i], pair[2 * i + 1]));
+    return _mm256_add_epi32(_mm256_permute2x128_si256(four[0], four[1], 0x20), _mm256_permute2x128_si256(four[0], four[1], 0x31));
+}
+
+INLINE2 void sums_256(float *f, size_t f_step, const int8_t *q, const Input *in, int group, Madd madd) {
+    const __m256i zero = _mm256_setzero_si256();
+    for (int at = 0; at < in->n; at += SEGMENT, q += SEGMENT)
+        for (int t = 0; t < in->T; t++) {
+            const int16_t *x = in->q + (size_t)t * (size_t)in->n + at;
+            float *out = f + (size_t)t * f_step + at / group;
+#define PRODUCT(sum, i) madd(sum, _mm256_cvtepi8_epi16(_mm_loadu_si128((const void *)(q + (i)))), _mm256_loadu_si256((const void *)(x + (i))))
+            __m256i v[8];
+            if (group == 32) {
+                UNROLL8 for (int i = 0; i < 8; i++) v[i] = PRODUCT(PRODUCT(zero, 32 * i), 32 * i + 16);
+                _mm256_storeu_ps(out, _mm256_cvtepi32_ps(sum_lanes(v)));
+            } else
+                for (int half = 0; half < 2; half++) {
+                    UNROLL8 for (int i = 0; i < 8; i++) v[i] = PRODUCT(zero, 128 * half + 16 * i);
+                    _mm256_storeu_ps(out + 8 * half, _mm256_cvtepi32_ps(sum_lanes(v)));
+                }
+#undef PRODUCT
+        }
+}
+
+/* A pair of inputs, broadcast, meets a pair of weights of each of 16 rows: 12 integer sums, 2 weights, a broadcast and a product in registers. */
+INLINE2 void tile_256(float *S, const int8_t *panel, const float *d, const float *m, const Input *in, int t0, int at, int n, int group, Madd madd) {
+    const __m256i *q = (const void *)panel;
+    const int16_t *x[TILE];
+    const float *fsum[TILE];
+    for (int t = 0; t < TILE; t++) {
+        size_t token = (size_t)(t0 + t < in->T ? t0 + t : in->T - 1);
+        x[t] = in->q + token * (size_t)in->n + at, fsum[t] = in->fsum + token * (size_t)(in->n / 16) + at / 16;
+    }
+    for (int i = 0; i < n; i += group, d += ROWS) {
+        __m256i sum[TILE][2];
+        UNROLL8 for (int t = 0; t < TILE; t++) sum[t][0] = sum[t][1] = _mm256_setzero_si256();
+        for (int j = i; j < i + group; j += 16)
+            UNROLL8 for (int k = 0; k < 16; k += 2, q += 2)
+                UNROLL8 for (int t = 0; t < TILE; t++) {
+                    int32_t pair;
+                    memcpy(&pair, x[t] + j + k, sizeof pair);
+                    __m256i v = _mm256_set1_epi32(pair);
+                    sum[t][0] = madd(sum[t][0], v, _mm256_load_si256(q)), sum[t][1] = madd(sum[t][1], v, _mm256_load_si256(q + 1));
+                }
+        for (int r = 0; r < 2; r++) {
+            __m256 scale = _mm256_load_ps(d + 8 * r);
+            UNROLL8 for (int t = 0; t < TILE; t++) {
+                float *to = S + ROWS * t + 8 * r, *fs = (float *)(uintptr_t)fsum[t] + i / 16;
+                __m256 s = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sum[t][r]), scale, _mm256_load_ps(to));
+                if (m) s = _mm256_fnmadd_ps(_mm256_load_ps(m + 8 * r), _mm256_set1_ps(group == 32 ? fs[0] + fs[1] : fs[0]), s);
+                _mm256_store_ps(to, s);
+            }
+        }
+        if (m) m += ROWS;
+    }
+}
+
+#define MATMUL_256(isa, attribute) \
+    attribute static void sums_##isa(float *f, size_t f_step, const int8_t *q, const Input *in, int group) { sums_256(f, f_step, q, in, group, madd_##isa); } \
+    attribute static void tile_##isa(float *S, const int8_t *q, const float *d, const float *m, const Input *in, int t, int at, int n, int group) { tile_256(S, q, d, m, in, t, at, n, group, madd_##isa); } \
+    attribute static void matmul_##isa(float *out, const Tensor *w, int row, int n_rows, const Input *in, float *buf) { \
+        if (types[w->type].group == 1) plain_body_8(out, w, row, n_rows, in, buf, 4, 2); \
+        else if (in->T > FEW) many_rows(out, w, row, n_rows, in, buf, unpack_avx2, tile_##isa, 2, 1); \
+        else few_rows(out, w, row, n_rows, in, buf, unpack_avx2, sums_##isa); \
+    }
+MATMUL_256(avx2, AVX2)
+MATMUL_256(avxvnni, AVXVNNI)
 #else
 KERNELS_FOR(vector, , 4)
 MATMUL_FOR(vector, , 4, 4, 4)
@@ -1576,6 +1770,7 @@ static const Kernels kernels[] = {
 #if defined(__GNUC__) && defined(__x86_64__)
     {"sse2", INT16, INT16, quantize_sse2, matmul_sse2, recurrence_sse2, attend_sse2},
     {"avx2", INT16, INT16, quantize_avx2, matmul_avx2, recurrence_avx2, attend_avx2},
+    {"avxvnni", INT16, INT16, quantize_avx2, matmul_avxvnni, recurrence_avx2, attend_avx2},
     {"avx512", BYTES, TILES, quantize_avx512, matmul_avx512, recurrence_avx512, attend_avx512},
 #elif defined(__GNUC__)
     {"vector", INT16, INT16, quantize_vector, matmul_vector, recurrence_vector, attend_vector},
@@ -1586,6 +1781,10 @@ enum { N_KERNELS = sizeof kernels / sizeof kernels[0] };
 static int kernel_runs(const Kernels *k) {
 #if defined(__GNUC__) && defined(__x86_64__)
     if (!strcmp(k->name, "avx2")) return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    if (!strcmp(k->name, "avxvnni")) { /* not every compiler knows its name */
+        unsigned a = 0, b, c, d;
+        return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & 1u << 4);
+    }
     if (!strcmp(k->name, "avx512")) return __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("fma");
 #endif
     (void)k;

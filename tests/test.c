@@ -3,7 +3,8 @@
  *   build/test [-v] [-k SECTION] [FOLDER]  FOLDER: tests/fixtures; -v: margins and times; -k: the sections whose name holds this
  *
  *   1 checking   2 formats   3 kernels   4 layers    5 sampler        6 writing GGUF
- *   7 generate   8 tokenizer 9 models   10 sessions 11 hostile files  12 the list of sections */
+ *   7 generate   8 tokenizer 9 models   10 sessions 11 chat           12 hostile files
+ *  13 the list of sections */
 #define _DEFAULT_SOURCE
 #include <stddef.h>
 static void *counted_calloc(size_t n);
@@ -1206,6 +1207,20 @@ static void test_sessions(void) {
         check(gla_state_load(wrong, NULL, path, err) == GLA_INPUT && is_sentence(err), "%s: a session of another model: %s", name, err);
         if (m->kv_floats) check(gla_state_load(small, NULL, path, err) == GLA_CONTEXT && strstr(err, "15") && strstr(err, "10"), "%s: a session longer than the context: %s", name, err);
         check(!gla_state_save(s, NULL, NULL, path, err) && !gla_state_load(back, &q, path, err) && !memcmp(&p, &q, sizeof p), "%s: without a sampler", name);
+        int32_t stored[15], few[4] = {-7, -7, -7, -7};
+        check(gla_session_ids(m, path, NULL, 0, err) == 0, "%s: a session without ids", name);
+        check(!gla_state_save(s, NULL, ids, path, err) && gla_session_ids(m, path, stored, 15, err) == 15 && !memcmp(stored, ids, sizeof stored), "%s: a session with ids: %s", name, err);
+        check(gla_session_ids(m, path, few, 3, err) == 15 && few[2] == ids[2] && few[3] == -7, "%s: three of its ids", name);
+        check(gla_session_ids(other, path, NULL, 0, err) == GLA_INPUT && is_sentence(err), "%s: ids of another model: %s", name, err);
+        check(!gla_state_load(back, NULL, path, err) && same(gla_logits(back), gla_logits(s), vocab), "%s: load with ids: %s", name, err);
+        void *place = block(gla_snapshot_bytes(m)); /* on from a snapshot, twice */
+        gla_snapshot(back, place);
+        for (int k = 0; k < 2; k++) {
+            check(!gla_eval(back, ids + 15, N - 15, tail, N - 15, err) && same(tail, whole + 15 * vocab, (N - 15) * vocab), "%s: on from a snapshot", name);
+            gla_rewind(back, place);
+            check(gla_state_pos(back) == 15 && same(gla_logits(back), gla_logits(s), vocab), "%s: rewound", name);
+        }
+        free(place);
         uint8_t *good = slurp(path, &n);
         check(good != NULL, "%s: the session file", name);
 
@@ -1260,6 +1275,334 @@ static void test_sessions(void) {
     }
 }
 
+/* ---- 11. chat ----------------------------------------------------------------------------------------------------------------- */
+
+/* A copy of a model file with one more string, its chat template: blanks behind it keep the tensors aligned. */
+static uint8_t *with_template(const uint8_t *file, size_t n, const char *text, size_t *n_bytes) {
+    static const char key[] = "tokenizer.chat_template";
+    uint64_t keys, len = strlen(text), key_len = sizeof key - 1;
+    uint32_t type = GGUF_STR;
+    while ((8 + key_len + 4 + 8 + len) % 64) len++;
+    size_t more = (size_t)(8 + key_len + 4 + 8 + len);
+    uint8_t *out = block(n + more), *p = out + 24;
+    memcpy(out, file, 24), memcpy(&keys, out + 16, 8), keys++, memcpy(out + 16, &keys, 8);
+    memcpy(p, &key_len, 8), memcpy(p + 8, key, key_len), memcpy(p + 8 + key_len, &type, 4), memcpy(p + 12 + key_len, &len, 8);
+    memset(p + 20 + key_len, ' ', len), memcpy(p + 20 + key_len, text, strlen(text));
+    memcpy(out + 24 + more, file + 24, n - 24);
+    *n_bytes = n + more;
+    return out;
+}
+
+static void text_of(char *out, size_t cap, const GlaModel *m, const int32_t *ids, int64_t from, int64_t to) { /* special tokens written out */
+    size_t n = 0;
+    for (int64_t i = from; i < to && n + 300 < cap; i++) n += gla_piece(m, ids[i], GLA_SPECIAL, out + n, 300);
+    out[n] = 0;
+}
+
+/* Does the state hold what its ids leave behind in a straight run? */
+static void check_straight(const GlaChat *c, const GlaState *s, const char *what) {
+    char err[GLA_ERR] = "";
+    GlaState *fresh = state_of(s->m, s->ctx, 64, 1);
+    check(!gla_eval(fresh, gla_chat_ids(c), gla_state_pos(s), NULL, 0, err), "%s: %s", what, err);
+    check(gla_state_pos(fresh) == gla_state_pos(s) && same(gla_logits(fresh), gla_logits(s), (size_t)s->m->config.vocab_size), "%s: the logits are not those of a straight run", what);
+    check(same(fresh->fixed, s->fixed, s->m->fixed_floats), "%s: the recurrent state is not that of a straight run", what);
+    gla_state_free(fresh);
+}
+
+static void test_chat_templates(void) {
+    static const struct { const char *name, *marks, *want; } cases[] = { /* two turns after the system prompt; ~ is an answer */
+        {"ChatML", "{{'<|im_start|>'}}", "<|im_start|>system\nBe.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n~<|im_end|>\n<|im_start|>user\nYo<|im_end|>\n<|im_start|>assistant\n~"},
+        {"Llama-3", "<|start_header_id|>", "<|start_header_id|>system<|end_header_id|>\n\nBe.<|eot_id|><|start_header_id|>user<|end_header_id|>\n\nHi<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n~"
+            "<|eot_id|><|start_header_id|>user<|end_header_id|>\n\nYo<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n~"},
+        {"Gemma", "<start_of_turn>", "<start_of_turn>user\nBe.\n\nHi<end_of_turn>\n<start_of_turn>model\n~<end_of_turn>\n<start_of_turn>user\nYo<end_of_turn>\n<start_of_turn>model\n~"},
+        {"Kimi", "<|im_system|> <|im_middle|>", "<|im_system|>system<|im_middle|>Be.<|im_end|><|im_user|>user<|im_middle|>Hi<|im_end|><|im_assistant|>assistant<|im_middle|>~<|im_end|><|im_user|>user<|im_middle|>Yo<|im_end|><|im_assistant|>assistant<|im_middle|>~"},
+        {"Granite", "<|start_of_role|>", "<|start_of_role|>system<|end_of_role|>Be.<|end_of_text|>\n<|start_of_role|>user<|end_of_role|>Hi<|end_of_text|>\n<|start_of_role|>assistant<|end_of_role|>~<|end_of_text|>\n"
+            "<|start_of_role|>user<|end_of_role|>Yo<|end_of_text|>\n<|start_of_role|>assistant<|end_of_role|>~"},
+        {"Phi-3", "<|user|> <|end|>", "<|system|>\nBe.<|end|>\n<|user|>\nHi<|end|>\n<|assistant|>\n~<|end|>\n<|user|>\nYo<|end|>\n<|assistant|>\n~"},
+        {"Phi-4", "<|im_start|> <|im_sep|>", "<|im_start|>system<|im_sep|>Be.<|im_end|><|im_start|>user<|im_sep|>Hi<|im_end|><|im_start|>assistant<|im_sep|>~<|im_end|><|im_start|>user<|im_sep|>Yo<|im_end|><|im_start|>assistant<|im_sep|>~"},
+        {"Zephyr", "<|user|> eos_token", "<|system|>\nBe.</s>\n<|user|>\nHi</s>\n<|assistant|>\n~</s>\n<|user|>\nYo</s>\n<|assistant|>\n~"},
+        {"Mistral", "[INST]", "[INST] Be.\n\nHi [/INST]~</s>[INST] Yo [/INST]~"},
+        {NULL, "{{ messages }}", "Be.\n\nUser: Hi\n\nAssistant:~\n\nUser: Yo\n\nAssistant:~"},
+    };
+    size_t n_tiny;
+    uint8_t *tiny = fixture("tiny.gguf", &n_tiny);
+    char err[GLA_ERR] = "", text[4096];
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        size_t n;
+        const char *what = cases[i].name ? cases[i].name : "no template";
+        uint8_t *file = with_template(tiny, n_tiny, cases[i].marks, &n);
+        GlaModel *m = opened(file, n, what);
+        GlaState *s = state_of(m, 400, 0, 1);
+        GlaChat *c = NULL;
+        GlaSampler p = plain_sampler(0, 1, 0, 0, 1);
+        check(!gla_chat_new(&c, s, &(GlaChatSettings){.system = "Be.", .think = -1, .snapshot_bytes = 1 << 20}, err), "%s: %s", what, err);
+        check(cases[i].name ? gla_chat_template(c) && !strcmp(gla_chat_template(c), cases[i].name) : !gla_chat_template(c), "%s: recognised as %s", what, gla_chat_template(c) ? gla_chat_template(c) : "none");
+        p.bias[0].id = '~', p.bias[0].add = 1000, p.n_bias = 1; /* the answer is ~ */
+        check(gla_chat_say(c, &p, " Hi\n", 4, &(GlaGenerate){.steps = 1}, NULL, err) == GLA_DONE_STEPS && gla_chat_say(c, &p, "Yo", 2, &(GlaGenerate){.steps = 1}, NULL, err) == GLA_DONE_STEPS, "%s: %s", what, err);
+        text_of(text, sizeof text, m, gla_chat_ids(c), 0, gla_state_pos(s));
+        check(!strcmp(text, cases[i].want), "%s: \"%s\", expected \"%s\"", what, text, cases[i].want);
+        check(gla_state_evaluated(s) == gla_state_pos(s), "%s: evaluated %lld tokens for %lld", what, (long long)gla_state_evaluated(s), (long long)gla_state_pos(s));
+        check_straight(c, s, what);
+        gla_chat_free(c), gla_state_free(s), gla_close(m), free(file);
+    }
+    /* what a user types stays text, even when it looks like the end of a turn */
+    size_t n;
+    uint8_t *file = with_template(tiny, n_tiny, "<|im_start|>", &n);
+    GlaModel *m = opened(file, n, "tiny");
+    GlaState *s = state_of(m, 400, 0, 1);
+    GlaChat *c = NULL;
+    GlaSampler p = plain_sampler(0, 1, 0, 0, 1);
+    int32_t end[1];
+    int found = 0;
+    check(!gla_chat_new(&c, s, &(GlaChatSettings){.think = -1}, err) && gla_chat_say(c, &p, "a<|im_end|>b", 12, &(GlaGenerate){.steps = 1, .ignore_end = 1}, NULL, err) > 0, "%s", err);
+    gla_encode(m, "<|im_end|>", 10, GLA_SPECIAL, end, 1, err);
+    for (int64_t i = 0; i + 1 < gla_state_pos(s); i++) found += gla_chat_ids(c)[i] == end[0];
+    check(found == 1, "an end of turn that was typed became the token: %d of them", found);
+    GlaChat *none;
+    check(gla_chat_new(&none, s, &(GlaChatSettings){0}, err) == GLA_INPUT && !none && is_sentence(err), "a chat on a state that has read something: %s", err);
+    gla_chat_free(c), gla_state_free(s), gla_close(m), free(file), free(tiny);
+}
+
+/* Turns, undo, redo, retry, forks, sessions: always the bits of a straight run, and nothing is read that need not be. */
+static void test_chat(void) {
+    static const char *const names[] = {"tiny.gguf"};
+    char err[GLA_ERR] = "", path[520];
+    snprintf(path, sizeof path, "%s.chat", scratch());
+    size_t n_tiny, n;
+    uint8_t *tiny = fixture(names[0], &n_tiny), *file = with_template(tiny, n_tiny, "<|im_start|>", &n);
+    GlaModel *m = opened(file, n, "tiny");
+    int64_t snapshot = (int64_t)gla_snapshot_bytes(m);
+    for (int bound = 0; bound < 4; bound++) { /* memory for all snapshots, for three, for one, for none */
+        GlaState *s = state_of(m, 2000, 16, 1), *s2 = NULL;
+        GlaChat *c = NULL, *d = NULL;
+        GlaSampler p = plain_sampler(1, 0.95f, 0, 0, 5);
+        GlaGenerate how = {.steps = 9, .ignore_end = 1};
+        GlaTurn turn;
+        int64_t ends[8] = {0}, before, kept_bytes = bound == 0 ? 1 << 20 : bound == 1 ? 3 * snapshot : bound == 2 ? snapshot : 0;
+        uint64_t logits[8] = {0};
+        check(!gla_chat_new(&c, s, &(GlaChatSettings){.system = "Once", .think = -1, .loop_tokens = 0, .snapshot_bytes = kept_bytes}, err), "%s", err);
+        for (int t = 1; t < 8; t++) {
+            before = gla_state_evaluated(s);
+            check(gla_chat_say(c, &p, "upon the time", 13, &how, &turn, err) == GLA_DONE_STEPS && turn.made == 9 && turn.said && turn.done == GLA_DONE_STEPS, "say: %s", err);
+            ends[t] = gla_state_pos(s), logits[t] = hash_bytes(HASH_SEED, gla_logits(s), (size_t)m->config.vocab_size * 4);
+            check(gla_state_evaluated(s) - before == ends[t] - ends[t - 1] && turn.read + turn.made == ends[t] - ends[t - 1], "turn %d evaluated %lld tokens for %lld", t, (long long)(gla_state_evaluated(s) - before), (long long)(ends[t] - ends[t - 1]));
+            check((int64_t)gla_chat_snapshot_bytes(c) <= kept_bytes, "snapshots of %zu bytes, the bound is %lld", gla_chat_snapshot_bytes(c), (long long)kept_bytes);
+        }
+        check_straight(c, s, "seven turns");
+        int32_t *all = block((size_t)ends[7] * sizeof *all);
+        memcpy(all, gla_chat_ids(c), (size_t)ends[7] * sizeof *all);
+        int at = 7, undone = -1;
+        for (int i = 0; i < 60; i++) { /* back and forth */
+            int by = (int)(rnd() % 7) - 3, ok = at + by >= 0 && at + by <= 7;
+            before = gla_state_evaluated(s);
+            int code = gla_chat_go(c, &p, by, err);
+            check(ok ? code == GLA_OK : code == GLA_INPUT && is_sentence(err), "from turn %d by %d: %s", at, by, err);
+            if (ok) at += by;
+            check(gla_chat_turns(c, &undone) == at && undone == 7 - at, "at turn %d", at);
+            check(at == 0 || (gla_state_pos(s) == ends[at] && hash_bytes(HASH_SEED, gla_logits(s), (size_t)m->config.vocab_size * 4) == logits[at]), "turn %d after going back and forth has other logits", at);
+            check(bound > 0 || gla_state_evaluated(s) == before, "going by %d read %lld tokens again", by, (long long)(gla_state_evaluated(s) - before));
+        }
+        check(!gla_chat_go(c, &p, 5 - at, err), "to turn 5: %s", err);
+        check_straight(c, s, "five turns of seven");
+        check(gla_chat_turns(c, NULL) == 5 && !memcmp(all, gla_chat_ids(c), (size_t)ends[5] * sizeof *all), "five turns");
+        check(!gla_chat_clone(&d, &s2, c, err), "fork: %s", err);
+        before = gla_state_evaluated(s);
+        check(gla_chat_retry(c, &p, &how, &turn, err) == GLA_DONE_STEPS && turn.made == 9, "retry: %s", err);
+        check(bound > 0 || gla_state_evaluated(s) - before <= 9 + ends[5] - ends[4], "retry evaluated %lld tokens", (long long)(gla_state_evaluated(s) - before));
+        before = gla_state_evaluated(s);
+        check(gla_chat_retry(c, &p, &how, &turn, err) == GLA_DONE_STEPS, "retry again: %s", err);
+        check(bound == 3 || gla_state_evaluated(s) - before == 9, "the second retry evaluated %lld tokens", (long long)(gla_state_evaluated(s) - before));
+        check(gla_state_pos(s) == ends[5] && memcmp(all, gla_chat_ids(c), (size_t)ends[5] * sizeof *all) && !memcmp(all, gla_chat_ids(c), (size_t)(ends[5] - 9) * sizeof *all), "another answer to the same message");
+        check_straight(c, s, "retried");
+        check(gla_chat_go(c, &p, 1, err) == GLA_INPUT, "after another answer nothing is left to redo");
+        check(gla_chat_say(d, &p, "the end", 7, &how, NULL, err) > 0 && gla_chat_turns(d, NULL) == 6 && !memcmp(all, gla_chat_ids(d), (size_t)ends[5] * sizeof *all), "the fork goes on: %s", err);
+        check_straight(d, s2, "the fork");
+        check(!gla_chat_go(d, &p, -4, err) && gla_state_pos(s2) == ends[2], "the fork undoes turns from before it: %s", err);
+        check_straight(d, s2, "the fork, undone");
+
+        /* a session, loaded into another chat: its turns are found again */
+        check(!gla_chat_save(c, &p, path, err), "save: %s", err);
+        int64_t pos = gla_state_pos(s);
+        check(gla_session_ids(m, path, NULL, 0, err) == pos, "the session holds %lld ids", (long long)gla_session_ids(m, path, NULL, 0, err));
+        check(!gla_chat_load(d, &p, path, err) && gla_chat_turns(d, NULL) == 5 && gla_state_pos(s2) == pos && !memcmp(gla_chat_ids(d), gla_chat_ids(c), (size_t)pos * sizeof *all), "load: %s, %d turns", err, gla_chat_turns(d, NULL));
+        check_straight(d, s2, "loaded");
+        check(gla_chat_retry(d, &p, &how, &turn, err) > 0 && gla_state_pos(s2) == pos && !memcmp(all, gla_chat_ids(d), (size_t)(ends[5] - 9) * sizeof *all), "retry after loading: %s", err);
+        check(!gla_chat_go(d, &p, -3, err) && gla_state_pos(s2) == ends[2], "undo after loading: %s, at %lld, expected %lld", err, (long long)gla_state_pos(s2), (long long)ends[2]);
+        check_straight(d, s2, "loaded and undone");
+        size_t n_file;
+        uint8_t *good = slurp(path, &n_file);
+        good[n_file - 20] ^= 1, spill(path, good, n_file), free(good);
+        check(gla_chat_load(d, &p, path, err) == GLA_FORMAT && is_sentence(err) && gla_state_pos(s2) == ends[2], "a damaged session: %s", err);
+        check_straight(d, s2, "after a damaged session");
+
+        /* the oldest turns leave */
+        check(gla_chat_forget(c, 60, NULL, err) > 0 && gla_state_pos(s) <= 60 && gla_chat_turns(c, NULL) >= 1, "forget: %s", err);
+        char text[2048];
+        text_of(text, sizeof text, m, gla_chat_ids(c), 0, gla_state_pos(s));
+        check(!strncmp(text, "<|im_start|>system\nOnce<|im_end|>\n<|im_start|>user\nupon the time<|im_end|>", 70), "what remains: %s", text);
+        check_straight(c, s, "after forgetting");
+        check(gla_chat_say(c, &p, "x", 1, &how, NULL, err) > 0 && !gla_chat_go(c, &p, -1, err) && gla_chat_retry(c, &p, &how, NULL, err) > 0, "and on: %s", err);
+        check_straight(c, s, "after forgetting and going on");
+        gla_chat_free(c), gla_chat_free(d), gla_state_free(s), gla_state_free(s2), free(all);
+    }
+    remove(path);
+    /* a full context */
+    GlaState *s = state_of(m, 40, 16, 1);
+    GlaChat *c = NULL;
+    GlaSampler p = plain_sampler(0, 1, 0, 0, 5);
+    GlaTurn turn;
+    check(!gla_chat_new(&c, s, &(GlaChatSettings){.think = -1, .snapshot_bytes = 1 << 20}, err), "%s", err);
+    check(gla_chat_say(c, &p, "x", 1, &(GlaGenerate){.ignore_end = 1, .steps = 5}, &turn, err) == GLA_DONE_STEPS, "a short answer: %s", err);
+    int64_t pos = gla_state_pos(s);
+    check(gla_chat_say(c, &p, "a message that is too long for it", 33, &(GlaGenerate){.steps = 1}, &turn, err) == GLA_CONTEXT && strstr(err, "40") && is_sentence(err) && gla_state_pos(s) == pos && !turn.said, "a message that does not fit: %s", err);
+    check_straight(c, s, "after a message that did not fit");
+    check(gla_chat_retry(c, &p, &(GlaGenerate){.ignore_end = 1}, &turn, err) == GLA_DONE_CONTEXT && gla_state_pos(s) == 40, "an answer up to the end of the context: %s", err);
+    gla_chat_free(c), gla_state_free(s), gla_close(m), free(file), free(tiny);
+}
+
+typedef struct { char text[2][256]; const GlaChat *c; int stop_at_run; } Told; /* what was said, what was thought */
+static int tell(void *user, int32_t id, const char *text, size_t n) {
+    Told *t = user;
+    strncat(t->text[gla_chat_thinking(t->c) != 0], text, n);
+    return t->stop_at_run && id < 0 && !n && !--t->stop_at_run;
+}
+
+static void test_chat_thinking(void) {
+    static const char *const tokens[] = {"<|im_start|>", "<|im_end|>", "<think>", "</think>", "k", "b", "c", "d", "x"};
+    static const uint32_t token_types[] = {3, 3, 4, 4, 4, 4, 4, 4, 4};
+    static const char qwen3[] = "<|im_start|> <think> {%- if add_generation_prompt %}<|im_start|>assistant\\n{%- if enable_thinking is false %}'<think>\\n\\n</think>\\n\\n'",
+        qwen35[] = "<|im_start|> <think> {%- if add_generation_prompt %}{%- if enable_thinking is true %}'<think>\\n'{% else %}'<think>\\n\\n</think>\\n\\n'";
+    static const struct { const char *what, *form; int think; int64_t budget; const char *said, *thought, *ids; int cut; } cases[] = {
+        {"thinks by itself", qwen3, -1, 0, "cd", "kb", "<|im_start|>x<|im_end|><|im_start|><think>kb</think>cd", 0},
+        {"asked not to think", qwen3, 0, 0, "cd", "", "<|im_start|>x<|im_end|><|im_start|><think></think>cd", 0},
+        {"a budget of one token", qwen3, 1, 1, "cd", "k", "<|im_start|>x<|im_end|><|im_start|><think>k</think>cd", 1},
+        {"a budget of three", qwen3, 1, 3, "cd", "kb", "<|im_start|>x<|im_end|><|im_start|><think>kb</think>cd", 0},
+        {"does not think by itself", qwen35, -1, 0, "cd", "", "<|im_start|>x<|im_end|><|im_start|><think></think>cd", 0},
+        {"asked to think", qwen35, 1, 0, "cd", "kb", "<|im_start|>x<|im_end|><|im_start|><think>kb</think>cd", 0},
+        {"asked to think, with a budget", qwen35, 1, 1, "cd", "k", "<|im_start|>x<|im_end|><|im_start|><think>k</think>cd", 1},
+    };
+    char err[GLA_ERR] = "", text[512];
+    size_t n_plain, n;
+    uint8_t *plain = chain_model(tokens, (int[]){2, 0, 4, 6, 5, 3, 7, 1, 8}, token_types, 9, 1000, &n_plain);
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        uint8_t *file = with_template(plain, n_plain, cases[i].form, &n);
+        GlaModel *m = opened(file, n, cases[i].what);
+        GlaState *s = state_of(m, 0, 2, 1);
+        GlaChat *c = NULL;
+        GlaSampler p = plain_sampler(0, 1, 0, 0, 1);
+        GlaTurn turn;
+        int64_t before = 0;
+        check(!gla_chat_new(&c, s, &(GlaChatSettings){.think = cases[i].think, .think_budget = cases[i].budget, .snapshot_bytes = 1 << 20}, err) && gla_chat_may_think(c), "%s: %s", cases[i].what, err);
+        for (int t = 0; t < 20; t++) { /* sampled ids are kept, thoughts too: nothing is ever read again */
+            Told told = {.c = c};
+            check(gla_chat_say(c, &p, "x", 1, &(GlaGenerate){.emit = tell, .user = &told}, &turn, err) == GLA_DONE_END, "%s: %s", cases[i].what, err);
+            check(!strcmp(told.text[0], cases[i].said) && !strcmp(told.text[1], cases[i].thought) && turn.budget == cases[i].cut, "%s: said \"%s\", thought \"%s\"", cases[i].what, told.text[0], told.text[1]);
+            text_of(text, sizeof text, m, gla_chat_ids(c), before + (t > 0), gla_state_pos(s));
+            check(!strcmp(text, cases[i].ids), "%s: turn %d is %s", cases[i].what, t, text);
+            before = gla_state_pos(s);
+            check(gla_state_evaluated(s) == gla_state_pos(s), "%s: turn %d, evaluated %lld tokens for %lld", cases[i].what, t, (long long)gla_state_evaluated(s), (long long)gla_state_pos(s));
+        }
+        if (i == 0) { /* interrupted while the message is read: as if it had not been said */
+            Told told = {.c = c, .stop_at_run = 1};
+            int64_t pos = gla_state_pos(s);
+            check(gla_chat_say(c, &p, "xxxxxxx", 7, &(GlaGenerate){.emit = tell, .user = &told}, &turn, err) == GLA_DONE_CALLER && !turn.said && gla_state_pos(s) == pos && gla_chat_turns(c, NULL) == 20, "interrupted: %s", err);
+            check_straight(c, s, "interrupted while reading");
+        }
+        gla_chat_free(c), gla_state_free(s), gla_close(m), free(file);
+    }
+    free(plain);
+    /* a text that repeats itself: the penalty is raised, then the answer ends; the caller's penalty comes back */
+    plain = chain_model(tokens, (int[]){8, 0, 4, 6, 8, 3, 7, 1, 4}, token_types, 9, 1000, &n_plain);
+    uint8_t *file = with_template(plain, n_plain, "<|im_start|>", &n);
+    GlaModel *m = opened(file, n, "a loop");
+    for (int guard = 0; guard < 2; guard++) {
+        GlaState *s = state_of(m, 0, 0, 1);
+        GlaChat *c = NULL;
+        GlaSampler p = plain_sampler(0, 1, 0, 0, 1);
+        GlaTurn turn;
+        check(!gla_chat_new(&c, s, &(GlaChatSettings){.think = -1, .loop_tokens = guard ? 30 : 0}, err), "%s", err);
+        int done = gla_chat_say(c, &p, "x", 1, &(GlaGenerate){.steps = 200}, &turn, err);
+        check(guard ? done == GLA_DONE_LOOP && turn.loops == 2 && turn.made == 62 : done == GLA_DONE_STEPS && turn.loops == 0 && turn.made == 200, "a loop, guard %d: ended with %d after %lld tokens, %d loops", guard, done, (long long)turn.made, turn.loops);
+        check(p.repeat_penalty == 1, "the repeat penalty stays %g", p.repeat_penalty);
+        gla_chat_free(c), gla_state_free(s);
+    }
+    gla_close(m), free(file), free(plain);
+}
+
+/* The prompt cache: the longest stored beginning, a bound in bytes, damage. */
+static void test_cache(void) {
+#ifdef HAVE_POSIX
+    enum { N = 60 };
+    char folder[520], path[1200], err[GLA_ERR] = "", command[700];
+    size_t n_file;
+    uint8_t *file = fixture("qwen35.gguf", &n_file);
+    GlaModel *m = opened(file, n_file, "qwen35");
+    int32_t *ids = random_ids(N, m->config.vocab_size), *other = random_ids(N, m->config.vocab_size);
+    memcpy(other, ids, 30 * sizeof *ids);
+    snprintf(folder, sizeof folder, "%s.cache", scratch());
+    snprintf(command, sizeof command, "rm -rf '%s'", folder);
+    if (system(command)) check(0, "cannot remove %s", folder);
+    float *whole = logits_of(m, ids, N, N, 0, 1);
+    GlaState *s = state_of(m, 100, 0, 1), *back = state_of(m, 100, 0, 1), *small = state_of(m, 25, 0, 1);
+    check(gla_cache_load(back, folder, ids, N, err) == 0, "a folder that is not there: %s", err);
+    for (int i = 0; i < 4; i++) check(!gla_eval(s, ids + 10 * i, 10, NULL, 0, err) && !gla_cache_store(s, folder, ids, 1 << 30, err), "store %d: %s", i, err);
+    check(gla_cache_load(back, folder, ids, N, err) == 40 && same(gla_logits(back), gla_logits(s), (size_t)m->config.vocab_size), "the longest of four: %s", err);
+    check(!gla_eval(back, ids + 40, N - 40, NULL, 0, err) && same(gla_logits(back), whole + (size_t)(N - 1) * (size_t)m->config.vocab_size, (size_t)m->config.vocab_size), "from the cache on, the straight run's logits");
+    check(gla_cache_load(back, folder, ids, N, err) == GLA_INPUT && is_sentence(err), "into a state that has read something: %s", err);
+    static const struct { int n, other, want; } asks[] = {{40, 0, 40}, {39, 0, 30}, {10, 0, 10}, {9, 0, 0}, {0, 0, 0}, {N, 1, 30}};
+    for (size_t i = 0; i < sizeof asks / sizeof *asks; i++) {
+        gla_state_reset(back);
+        check(gla_cache_load(back, folder, asks[i].other ? other : ids, asks[i].n, err) == asks[i].want && gla_state_pos(back) == asks[i].want, "asked for %d ids", asks[i].n);
+    }
+    check(gla_cache_load(small, folder, ids, N, err) == 20, "a context of 25 takes the one of 20");
+    /* damage: the next one is taken. A cut file, then one with a wrong name */
+    snprintf(path, sizeof path, "%s/%016llx-%016llx-40.gla", folder, (unsigned long long)fingerprint(m), (unsigned long long)hash_bytes(HASH_SEED, ids, 40 * sizeof *ids));
+    size_t n;
+    uint8_t *good = slurp(path, &n);
+    check(good != NULL, "the name of a snapshot: %s", path);
+    if (good) {
+        for (int k = 0; k < 20; k++) {
+            uint8_t *bad = block(n);
+            memcpy(bad, good, n);
+            if (k % 2) bad[rnd() % n] ^= 4;
+            spill(path, bad, k % 2 ? n : rnd() % n), free(bad);
+            gla_state_reset(back);
+            check(gla_cache_load(back, folder, ids, N, err) == 30, "a damaged snapshot: the one before it, %lld", (long long)gla_state_pos(back));
+        }
+        snprintf(path, sizeof path, "%s/%016llx-%016llx-45.gla", folder, (unsigned long long)fingerprint(m), (unsigned long long)hash_bytes(HASH_SEED, ids, 45 * sizeof *ids));
+        spill(path, good, n); /* says 45, holds 40 */
+        gla_state_reset(back);
+        check(gla_cache_load(back, folder, ids, N, err) == 30, "a snapshot under another's name");
+        remove(path);
+    }
+    /* a bound: the oldest leave */
+    snprintf(command, sizeof command, "rm -rf '%s'", folder);
+    if (system(command)) check(0, "cannot remove %s", folder);
+    gla_state_reset(s);
+    uint64_t bound = 0;
+    for (int i = 0; i < 6; i++) {
+        struct timespec pause = {0, 20000000};
+        nanosleep(&pause, NULL);
+        gla_eval(s, ids + 10 * i, 10, NULL, 0, err);
+        bound = 3 * session_bytes(s, s->pos);
+        check(!gla_cache_store(s, folder, ids, bound, err), "store: %s", err);
+        CacheOldest c = {0, 0, ""};
+        each_file(folder, cache_oldest, &c, err);
+        check(c.total <= bound && c.total >= bound / 4, "%llu bytes of at most %llu", (unsigned long long)c.total, (unsigned long long)bound);
+    }
+    gla_state_reset(back);
+    check(gla_cache_load(back, folder, ids, 30, err) == 0, "the oldest have left: %lld", (long long)gla_state_pos(back));
+    check(gla_cache_load(back, folder, ids, N, err) == N, "the youngest is there");
+    check(gla_cache_store(s, folder, ids, 1000, err) == GLA_INPUT && is_sentence(err), "a snapshot larger than the cache: %s", err);
+    snprintf(path, sizeof path, "%s/file", folder);
+    spill(path, "x", 1);
+    gla_state_reset(back);
+    check(gla_cache_load(back, path, ids, N, err) == GLA_IO && is_sentence(err) && gla_cache_store(s, path, ids, 1 << 30, err) < 0 && is_sentence(err), "a file instead of a folder: %s", err);
+    if (system(command)) check(0, "cannot remove %s", folder);
+    gla_state_free(s), gla_state_free(back), gla_state_free(small), gla_close(m), free(file), free(ids), free(other), free(whole), free(good);
+#endif
+}
+
 /* Memory that runs out at any moment: an error, and nothing is lost. */
 static void test_no_memory(void) {
     static const char *const names[] = {"qwen35.gguf", "tiny.gguf", "tokenizer/qwen2.gguf", "tokenizer/llama.gguf"};
@@ -1296,7 +1639,7 @@ static void test_no_memory(void) {
     check(heap.live == 0, "%ld blocks of memory were not given back", heap.live);
 }
 
-/* ---- 11. hostile files ---------------------------------------------------------------------------------------------------------- */
+/* ---- 12. hostile files ---------------------------------------------------------------------------------------------------------- */
 
 /* Opens bytes as a model (or as a vocabulary) from a block of exactly their size; what opens is also run. Returns the code. */
 static int attempt(const uint8_t *bytes, size_t n, int vocabulary, const char *what, char *err) {
@@ -1574,12 +1917,13 @@ static void test_hostile_bytes(void) {
     check(gla_open_memory(&m, "", 0, NULL) < 0, "no room for a message");
 }
 
-/* ---- 12. the list of sections --------------------------------------------------------------------------------------------------------- */
+/* ---- 13. the list of sections --------------------------------------------------------------------------------------------------------- */
 
 static const struct { const char *name; void (*run)(void); } sections[] = {
     {"formats", test_formats}, {"fast_exp", test_fast_exp}, {"matmul", test_matmul}, {"recurrence tables", test_recurrence_tables}, {"recurrence", test_recurrence},
     {"attend", test_attend}, {"layers", test_layers}, {"sampler", test_sampler}, {"generate", test_generate}, {"tokenizer", test_tokenizer}, {"goldens", test_goldens},
-    {"types", test_types}, {"states", test_states}, {"two threads", test_two_threads}, {"sessions", test_sessions}, {"no memory", test_no_memory},
+    {"types", test_types}, {"states", test_states}, {"two threads", test_two_threads}, {"sessions", test_sessions}, {"chat templates", test_chat_templates}, {"chat", test_chat},
+    {"chat thinking", test_chat_thinking}, {"prompt cache", test_cache}, {"no memory", test_no_memory},
     {"hostile fields", test_hostile_fields}, {"hostile bytes", test_hostile_bytes},
 };
 

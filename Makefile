@@ -27,8 +27,8 @@ build/%: tests/%.c run.c $(wildcard train_tiny.c)
 	$(CC) $(STD) $(CFLAGS) $(WARN) $(OPENMP) -pthread -o $@ $< $(LDLIBS)
 
 test: run $(TEST_PROGRAMS) ## all checks, in seconds; ends with "N passed, M failed"
-	@export OMP_WAIT_POLICY=passive CC="$(CC)"; for t in $(TEST_PROGRAMS) "$(PYTHON) tests/cli.py"; do $$t || echo "# $$t exited with $$?"; done 2>&1 \
-		| awk -v programs=$(words $(TEST_PROGRAMS) cli) -f tests/total.awk
+	@export OMP_WAIT_POLICY=passive CC="$(CC)"; for t in $(TEST_PROGRAMS) "$(PYTHON) tests/cli.py" "$(PYTHON) tests/chat.py"; do $$t || echo "# $$t exited with $$?"; done 2>&1 \
+		| awk -v programs=$(words $(TEST_PROGRAMS) cli chat) -f tests/total.awk
 
 # Undefined behaviour and every access outside of an object stop the program.
 SANITIZE = -O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=undefined

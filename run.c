@@ -5217,7 +5217,7 @@ GLA_API int gla_chat_say(GlaChat *c, GlaSampler *p, const char *text, size_t n, 
     if (!c->marks[c->at].snap) snapshot_take(c, &c->marks[c->at].snap);
     code = chat_turn_ids(c, ids, text, n, err);
     if (!code && c->s->m->kv_floats && ids->n >= c->s->ctx)
-        code = fail(err, GLA_CONTEXT, "the context of %d positions has room for %lld more tokens, this message needs %lld", c->s->ctx, (long long)(c->s->ctx - c->s->pos), (long long)(ids->n - c->s->pos));
+        code = fail(err, GLA_CONTEXT, "the context of %d positions has room for %lld more tokens, this message needs %lld; forget the oldest turns (/forget, --forget) or give a larger context (-c)", c->s->ctx, (long long)(c->s->ctx - c->s->pos), (long long)(ids->n - c->s->pos));
     if (!code) code = chat_read(c, ids->n, how, err);
     turn->read = c->s->evaluated - before;
     if (code) { /* as if nothing had been said */
@@ -6109,7 +6109,7 @@ static int chat_turn(Chat *c, const Text *text, char *err) {
     if (k.turn.loops > k.loops) fprintf(stderr, "[the text repeats itself again: stopped]\n");
     if (done == GLA_DONE_CALLER && !k.bad) fprintf(stderr, k.turn.said || !text ? "[stopped]\n" : "[stopped before the answer; the message is not lost]\n");
     if (done == GLA_DONE_CONTEXT) fprintf(stderr, "[the context of %d positions is full: /forget drops the oldest turns, /undo goes back, -c gives more]\n", gla_state_ctx(b->s));
-    else if (done > 0 && room(c) < gla_state_ctx(b->s) / 8) fprintf(stderr, "[room for %lld of %d tokens: /forget drops the oldest turns, /undo goes back; or go on until it is full]\n", (long long)room(c), gla_state_ctx(b->s));
+    else if (done > 0 && room(c) < gla_state_ctx(b->s) / 4) fprintf(stderr, "[room for %lld of %d tokens: /forget drops the oldest turns, /undo goes back; or go on until it is full]\n", (long long)room(c), gla_state_ctx(b->s));
     TurnCost *more = done > 0 ? realloc(c->cost, ((size_t)c->n_cost + 1) * sizeof *more) : NULL;
     if (more) c->cost = more, more[c->n_cost++] = (TurnCost){k.turn.read, k.turn.made, k.turn.thought, gla_state_evaluated(b->s) - evaluated, first - k.begin, end - k.begin};
     ids_free(&k.ids), free(k.text.s), free(k.thought.s), free(k.steps.s);
@@ -6211,7 +6211,7 @@ static int mode_chat(const Options *o, const GlaModel *m, GlaState *s, double lo
         print_state_size(&info, gla_state_ctx(s));
         if (form) fprintf(stderr, "chat template %s%s\n", form, o->think && !gla_chat_may_think(c.branch[0].chat) ? "; this model has no way to think" : "");
         else fprintf(stderr, "the file has no chat template that is known here: the text is written as \"User: ... Assistant: ...\"\n");
-        if (c.interactive) fprintf(stderr, "/help lists the commands\n");
+        if (c.interactive) fprintf(stderr, "/help lists the commands\n"), catch_interrupt(COUNT);
     }
     if (!code && once && !(code = get_text(o, &t, err))) code = chat_turn(&c, &t, err) < 0;
     else if (!once && !code)

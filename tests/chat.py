@@ -1,0 +1,437 @@
+#!/usr/bin/env python3
+"""Chats, sessions and scripts from outside: chat.py [-v] [PROGRAM]    (./run; standard library only)
+
+What needs a terminal runs on a pseudo-terminal; what needs a full disk runs on a file system of 1 MB, which only root can mount
+(elsewhere a line says that it was skipped).
+"""
+from __future__ import annotations
+
+import json
+import math
+import os
+import random
+import re
+import select
+import signal
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import cli
+from cli import PROMPT, TINY, VOCAB, check, ran, refused, run, write
+
+CHATML = "{{'<|im_start|>'}} <think> {%- if add_generation_prompt %}{%- if enable_thinking is false %}'<think>\\n\\n</think>\\n\\n'{%- else %}'<think>\\n'"
+MODEL = Path()    # tiny.gguf with a chat template and two tokens for thoughts
+
+
+def chat_model(path: Path) -> None:
+    """tiny.gguf with CHATML as its template; the tokens 266 and 267 become <think> and </think>, of type 4 (user-defined)."""
+    data = TINY.read_bytes()
+    n_keys, = struct.unpack_from("<Q", data, 16)
+    at, keys = 24, []
+
+    def string(at: int) -> tuple[bytes, int]:
+        n, = struct.unpack_from("<Q", data, at)
+        return data[at + 8:at + 8 + n], at + 8 + n
+
+    def put(s: bytes) -> bytes:
+        return struct.pack("<Q", len(s)) + s
+
+    widths = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
+    for _ in range(n_keys):
+        name, at = string(at)
+        kind, = struct.unpack_from("<I", data, at)
+        start, at = at, at + 4
+        if kind == 8:
+            at = string(at)[1]
+        elif kind == 9:
+            of, n = struct.unpack_from("<IQ", data, at)
+            at += 12
+            items, first = [], at
+            for _ in range(n):
+                if of == 8:
+                    item, at = string(at)
+                    items.append(put(item))
+                else:
+                    items.append(data[at:at + widths[of]])
+                    at += widths[of]
+            if name == b"tokenizer.ggml.tokens":
+                items[266:268] = [put(b"<think>"), put(b"</think>")]
+            if name == b"tokenizer.ggml.token_type":
+                items[266:268] = [struct.pack("<i", 4)] * 2
+            keys.append(put(name) + data[start:first] + b"".join(items))
+            continue
+        else:
+            at += widths[kind]
+        keys.append(put(name) + data[start:at])
+    keys.append(put(b"tokenizer.chat_template") + struct.pack("<I", 8) + put(CHATML.encode()))
+    infos = at
+    n_tensors, = struct.unpack_from("<Q", data, 8)
+    for _ in range(n_tensors):
+        at = string(at)[1]
+        dims, = struct.unpack_from("<I", data, at)
+        at += 4 + 8 * dims + 12
+    out = data[:16] + struct.pack("<Q", n_keys + 1) + b"".join(keys) + data[infos:at]
+    path.write_bytes(out + bytes(-len(out) % 32) + data[-(-at // 32) * 32:])
+
+
+def chat(text: str, *args: object, **how) -> subprocess.CompletedProcess:
+    return run(MODEL, "-m", "chat", "-s", 1, "-n", 8, *args, stdin=text.encode(), **how)
+
+
+# ---- scripts -----------------------------------------------------------------------------------------------------------
+
+def test_script() -> None:
+    lines = "once upon\nthe time\nand then\n"
+    p = chat(lines, "-y", "be kind")
+    check(p.returncode == 0 and b"3 answers" in p.stderr and b"\x1b" not in p.stdout + p.stderr, "three lines, three answers", p.stderr)
+    check(chat(lines, "-y", "be kind").stdout == p.stdout, "a seed repeats a chat")
+    objects = [json.loads(line) for line in chat(lines, "-y", "be kind", "--json").stdout.splitlines()]
+    check(len(objects) == 3 and all(o["finish"] in ("length", "end", "loop") and o["generated_tokens"] == len(o["ids"]) for o in objects), "an object per answer", objects)
+    check(objects[-1]["position"] == sum(o["prompt_tokens"] + o["generated_tokens"] for o in objects), "every token was evaluated once", objects)
+    one = run(MODEL, "-m", "chat", "-s", 1, "-n", 8, "-i", "once upon", "-y", "be kind")
+    check(one.returncode == 0 and p.stdout.startswith(one.stdout), "-i is one message, and the same one", (one.stdout, p.stdout))
+    check(run(MODEL, "-m", "chat", "-s", 1, "-n", 8, "-f", write("m", "once upon"), "-y", "be kind").stdout == one.stdout, "-f is one message")
+    check(run(MODEL, "-m", "chat", "-s", 1, "-n", 8, "-i", "-", "-y", "be kind", stdin=b"once upon").stdout == one.stdout, "-i - is one message")
+    many = chat('once \\\nupon\n"""\na\nb\n"""\n', "--json")
+    check(many.stdout.count(b"\n") == 2, "lines that go on", many.stdout)
+    check(chat("//undo is text\n", "--json").stdout.count(b"\n") == 1, "// begins a message with /")
+    p = chat("once\n/nope\nupon\n")
+    check(p.returncode == 1 and p.stderr.count(b"answers") == 0 and b"/nope" in p.stderr, "an unknown command ends a script", p.stderr)
+    check(chat("once\n/quit\nupon\n", "--json").stdout.count(b"\n") == 1, "/quit")
+    check(run(MODEL, "-m", "chat").returncode == 0, "no input, no answer")
+    p = run(TINY, "-m", "chat", "-n", 5, "-s", 1, stdin=b"hello\n")
+    check(p.returncode == 0 and b"no chat template" in p.stderr, "a file without a template says so", p.stderr)
+    refused(2, "thoughts without a chat", MODEL, "--think", message="-m chat")
+    refused(2, "a system prompt without a chat", MODEL, "-y", "x", message="-m chat")
+    refused(2, "both ways of thinking", MODEL, "-m", "chat", "--think", "--no-think")
+    refused(2, "log probabilities without json", MODEL, "--logprobs", 1, message="--json")
+    refused(1, "a chat without a vocabulary", cli.GLA, "-m", "chat", "-i", "x", cwd=cli.tmp, message="vocabulary")
+    # sessions: a conversation in two programs is one conversation
+    session = cli.tmp / "talk"
+    both = [json.loads(x) for x in chat("one\ntwo\n", "--json", "-t", 0).stdout.splitlines()]
+    a = json.loads(chat("one\n", "--json", "-t", 0, "--save-state", session).stdout)
+    b = json.loads(chat("two\n", "--json", "-t", 0, "--load-state", session, "--save-state", session).stdout)
+    check([a["ids"], b["ids"]] == [o["ids"] for o in both], "a conversation in two programs", (a, b, both))
+    p = chat("/undo\n/undo\n/redo\n/stats\n", "--load-state", session)
+    check(p.returncode == 0 and b"[0 turns, 2 undone" in p.stderr, "turns of a loaded session", p.stderr)
+    p = chat(f"one\n/save {session}\ntwo\n/load {session}\n/undo\n/fork\nthree\n/fork 1\n/system other\nfour\n/stats\n/help\n/think on\n/retry\n")
+    check(p.returncode == 0 and b"branch 2 of 2" in p.stderr and b"branch 1 of 2" in p.stderr and b"new conversation" in p.stderr and b"/redo" in p.stderr, "commands", p.stderr.decode())
+
+
+def test_twenty_turns() -> None:
+    rng = random.Random(3)
+    words = ["once", "upon", "the", "time", "and", "on", "in"]
+    text = "".join(" ".join(rng.choices(words, k=rng.randint(1, 9))) + "\n" for _ in range(20))
+    for model, how in ((MODEL, ["--no-think", "--logit-bias", "266=-inf"]), (MODEL, ["--think", "--think-budget", 5]), (MODEL, ["--think", "--think-budget", 5, "-b", 3, "-y", "kind"])):
+        p = run(model, "-m", "chat", "-s", 4, "-n", 14, "-c", 4000, "--json", "--loop-guard", 0, *how, stdin=(text + "/stats\n").encode())
+        turns = [json.loads(line) for line in p.stdout.splitlines()]
+        check(len(turns) == 20, f"20 turns {how}", p.stderr)
+        at = 0
+        for i, t in enumerate(turns):
+            check(t["prompt_tokens"] < 14 * 9 and t["generated_tokens"] <= 14 and at + t["prompt_tokens"] + t["generated_tokens"] <= t["position"], f"turn {i} costs its own tokens", t)
+            at = t["position"]
+        last = re.findall(rb"evaluated (\d+) tokens, the conversation has (\d+)", p.stderr)
+        check(len(last) == 2 and last[-1][0] == last[-1][1] == str(at).encode(), f"20 turns evaluate each token once {how}", last)
+        check(("--think" not in how) or any(t["thinking"] for t in turns), "there were thoughts")
+        check(("--no-think" not in how) or not any(t["thinking"] for t in turns), "there were none")
+        back = run(model, "-m", "chat", "-s", 4, "-n", 14, "-c", 4000, "--loop-guard", 0, *how, stdin=(text + "/undo\n" * 20 + "/redo\n" * 20 + "/stats\n").encode())
+        last = re.findall(rb"evaluated (\d+) tokens, the conversation has (\d+)", back.stderr)
+        check(back.returncode == 0 and last and last[-1][0] == last[-1][1] and b" 0 tokens read again" in back.stderr and back.stderr.count(b"tokens read again") == 40 and back.stderr.count(b"; 0 tokens read again") == 40,
+              "20 turns undone and redone read nothing again", back.stderr[-300:])
+
+
+def test_context() -> None:
+    text = "once upon the time\n" * 12
+    p = run(MODEL, "-m", "chat", "-s", 4, "-n", 10, "-c", 200, "--loop-guard", 0, stdin=text.encode())
+    check(p.returncode == 1 and b"room for" in p.stderr and b"/forget" in p.stderr and b"context of 200" in p.stderr, "a full context is announced, then said", p.stderr.decode()[-600:])
+    p = run(MODEL, "-m", "chat", "-s", 4, "-n", 10, "-c", 200, "--loop-guard", 0, "--forget", stdin=text.encode())
+    check(p.returncode == 0 and b"12 answers" in p.stderr and b"are forgotten" in p.stderr, "--forget goes on", p.stderr.decode()[-600:])
+    p = run(MODEL, "-m", "chat", "-s", 1, "-t", 0, "-n", 400, "-c", 1000, "--loop-guard", 12, "--logit-bias", "97=500", "--ignore-eos", "--json", "-i", "a")
+    check(p.returncode == 0 and json.loads(p.stdout)["finish"] == "loop" and b"repeat penalty is raised" in p.stderr and b"stopped" in p.stderr, "a loop is ended, and said", p.stderr)
+
+
+def test_json() -> None:
+    plain = ran(TINY, "-i", PROMPT, "-n", 20, "-s", 3)[:-1]
+    o = json.loads(ran(TINY, "-i", PROMPT, "-n", 20, "-s", 3, "--json", "--logprobs", 4))
+    check(o["text"] == plain.decode(errors="replace") and len(o["ids"]) == 20 and o["finish"] == "length" and o["seed"] == 3, "--json holds the text", o["text"])
+    check(o["prompt_tokens"] == len(ran(TINY, "-m", "tokenize", "-i", PROMPT).split()) and all(v >= 0 for v in o["timing"].values()), "and the counts")
+    check([s["id"] for s in o["logprobs"]] == o["ids"] and all(len(s["top"]) == 4 for s in o["logprobs"]), "log probabilities of every token")
+    ids = ran(TINY, "-m", "tokenize", "-i", PROMPT).decode().split() + [str(i) for i in o["ids"]]
+    ran(TINY, "-m", "logits", "--ids", write("ids", " ".join(ids)), "--out", cli.tmp / "out")
+    rows, worst = cli.floats(cli.tmp / "out"), 0.0
+    for i, s in enumerate(o["logprobs"]):
+        row = rows[(len(ids) - 20 - 1 + i) * VOCAB:][:VOCAB]
+        total = math.log(sum(math.exp(v - max(row)) for v in row)) + max(row)
+        order = sorted(range(VOCAB), key=lambda j: (-row[j], j))[:4]
+        worst = max([worst, abs(row[s["id"]] - total - s["logprob"]), *(abs(row[t["id"]] - total - t["logprob"]) for t in s["top"])])
+        check([t["id"] for t in s["top"]] == order, "the likeliest tokens", (order, s["top"]))
+    check(worst < 1e-4, "log probabilities are those of the logits", worst)
+    banned = ran(TINY, "-i", PROMPT, "-n", 60, "-s", 3, "--json", *(x for i in range(32) for x in ("--logit-bias", f"{i}=-inf")))
+    check(not set(json.loads(banned)["ids"]) & set(range(32)), "--logit-bias -inf bans")
+    forced = json.loads(ran(TINY, "-i", PROMPT, "-n", 5, "-s", 3, "--json", "--logit-bias", "65=900"))
+    check(forced["text"] == "AAAAA", "--logit-bias adds", forced)
+    o = json.loads(ran(TINY, "-i", PROMPT, "-n", 3, "-t", 0, "--json", "--logit-bias", "255=900", "--stop", "x"))
+    check(o["text"] == "\ufffd" * 3, "bytes that are no text", o)
+    o = json.loads(ran(TINY, "-i", PROMPT, "-n", 9, "-t", 0, "--json", "--logit-bias", "34=900", "--logit-bias", "10=899"))
+    check(set(o["text"]) <= {'"', "\n"} and len(o["text"]) == 9, "quotes are escaped", o)
+    for bad in ("x", "1", "1=", "=1", "1=nan", "-1=2", "1=5000", "1=inf"):
+        refused(2, f"--logit-bias {bad}", TINY, "--logit-bias", bad)
+    refused(2, "too many biases", TINY, *["--logit-bias", "1=1"] * 33)
+    for size, ok in (("1K", 0), ("2G", 0), ("1.5G", 2), ("-1", 2), ("9999999999T", 2), ("1X", 2)):
+        check(run(TINY, "-i", "x", "-n", 1, "--cache-bytes", size).returncode == ok, f"--cache-bytes {size}")
+
+
+def test_prompt_cache() -> None:
+    folder, text = cli.tmp / "cache", "once upon the time and then " * 20
+    want = ran(TINY, "-i", text + "on", "-n", 15, "-s", 2)
+    n = len(ran(TINY, "-m", "tokenize", "-i", text).split())
+    first = run(TINY, "-i", text, "-n", 5, "-s", 2, "--prompt-cache", folder)
+    check(first.returncode == 0 and f"reused 0 of {n} tokens".encode() in first.stderr and len(list(folder.iterdir())) == 2, "a prompt is stored", (first.stderr, list(folder.iterdir())))
+    again = run(TINY, "-i", text, "-n", 5, "-s", 2, "--prompt-cache", folder)
+    check(again.stdout == first.stdout and f"reused {n} of {n} tokens".encode() in again.stderr, "the same prompt reads nothing", again.stderr)
+    longer = run(TINY, "-i", text + "on", "-n", 15, "-s", 2, "--prompt-cache", folder, "--repeat-penalty", 1.0)
+    reused = re.search(rb"reused (\d+) of (\d+) tokens", longer.stderr)
+    check(longer.stdout == want and reused and int(reused[1]) >= n - 2 and int(reused[2]) > n - 1, "a longer prompt goes on", longer.stderr)
+    penalised = [ran(TINY, "-i", text, "-n", 25, "-s", 2, "--repeat-penalty", 1.5, *how) for how in ([], ["--prompt-cache", folder])]
+    check(penalised[0] == penalised[1], "penalties know the reused tokens")
+    for f in folder.iterdir():
+        f.write_bytes(f.read_bytes()[:-5])
+    p = run(TINY, "-i", text, "-n", 5, "-s", 2, "--prompt-cache", folder)
+    check(p.returncode == 0 and p.stdout == first.stdout and b"reused 0 of" in p.stderr, "cut snapshots are passed over", p.stderr)
+    refused(1, "a file is no cache", TINY, "-i", text, "--prompt-cache", TINY, message="folder")
+    p = run(TINY, "-i", text, "-n", 5, "-s", 2, "--prompt-cache", folder, "--cache-bytes", 100)
+    check(p.returncode == 0 and p.stdout == first.stdout and b"not cached" in p.stderr, "a cache that is too small", p.stderr)
+    # two programs at once, on the same prompts
+    shared = cli.tmp / "shared"
+    jobs = [subprocess.Popen([cli.program, TINY, "-i", text + "x" * (i % 3), "-n", "5", "-s", "2", "--prompt-cache", shared, "--cache-bytes", "60K"], stdout=subprocess.PIPE, stderr=subprocess.PIPE) for i in range(12)]
+    outs = [(i % 3, *j.communicate(timeout=60), j.returncode) for i, j in enumerate(jobs)]
+    check(all(o[3] == 0 for o in outs) and len({(o[0], o[1]) for o in outs}) == 3, "twelve programs, one cache", outs)
+    check(sum(f.stat().st_size for f in shared.iterdir()) <= 60 * 1024, "the cache keeps its bound", list(shared.iterdir()))
+    # the system prompt of a chat
+    for k in range(2):
+        p = run(MODEL, "-m", "chat", "-s", 1, "-n", 4, "-y", text, "-i", "hello", "--json", "--prompt-cache", cli.tmp / "chats")
+        o = json.loads(p.stdout)
+        check(p.returncode == 0 and (o["prompt_tokens"] > n) == (k == 0), f"the system prompt is read once, run {k}", o)
+
+
+# ---- disks, signals ------------------------------------------------------------------------------------------------------
+
+def test_full_disk() -> None:
+    disk = cli.tmp / "disk"
+    disk.mkdir()
+    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk], capture_output=True) if os.geteuid() == 0 and sys.platform == "linux" else None
+    if not made or made.returncode:
+        print("skipped: a file system of 1 MB needs root and Linux")
+        return
+    try:
+        session, text = disk / "s", "once upon the time " * 120
+        ran(TINY, "-i", PROMPT, "-n", 5, "-t", 0, "-c", 8000, "--save-state", session)
+        old = session.read_bytes()
+        (disk / "ballast").write_bytes(bytes(900_000 - len(old)))
+        p = run(TINY, "-i", text, "-n", 5, "-t", 0, "-c", 8000, "--save-state", session)
+        check(p.returncode == 1 and b"cannot write" in p.stderr and session.read_bytes() == old and not (disk / "s.tmp").exists(), "a full file system keeps the old session", (p.returncode, p.stderr))
+        ids = write("ids", " ".join(["5"] * 1500))
+        p = run(TINY, "-m", "logits", "--ids", ids, "--out", session, "-c", 8000)
+        check(p.returncode == 1 and session.read_bytes() == old and not (disk / "s.tmp").exists(), "logits on a full file system", p.stderr)
+        p = run(TINY, "-i", text, "-n", 5, "-t", 0, "-c", 8000, "--prompt-cache", disk / "cache")
+        check(p.returncode == 0 and p.stdout == ran(TINY, "-i", text, "-n", 5, "-t", 0, "-c", 8000) and b"not cached" in p.stderr, "a prompt cache on a full file system", p.stderr)
+        check(not list((disk / "cache").iterdir()), "nothing is left in it")
+        p = run(MODEL, "-m", "chat", "-n", 4, "-s", 1, "-c", 8000, stdin=f"{text}\n/save {session}\n".encode())
+        check(p.returncode == 1 and session.read_bytes() == old, "/save on a full file system", p.stderr)
+        check(run(TINY, "-n", 3, "-c", 8000, "--load-state", session).returncode == 0, "the old session still loads")
+    finally:
+        subprocess.run(["umount", disk], check=False)
+
+
+def test_killed() -> None:
+    """kill -9 at any moment: the session is the old one or the new one, never half of one."""
+    session, long = cli.tmp / "killed", cli.tmp / "long"
+    ran(TINY, "-f", write("text", "once upon the time and " * 500), "-n", 1, "-t", 0, "-c", 40000, "--save-state", long)
+    args = [cli.program, TINY, "-n", "1", "-t", "0", "-c", "40000", "--load-state", long, "--save-state", session]
+    subprocess.run(args, capture_output=True, check=True)
+    old = session.read_bytes()
+    temporary, rng, within = session.with_name("killed.tmp"), random.Random(1), 0
+    for k in range(40):
+        p = subprocess.Popen(args, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        limit = time.monotonic() + 30
+        while p.poll() is None and time.monotonic() < limit and not (temporary.exists() and temporary.stat().st_size > rng.randrange(len(old))):
+            time.sleep(0.0002)
+        within += p.poll() is None and temporary.exists()
+        p.kill()
+        p.wait()
+        check(session.read_bytes() == old, f"killed, run {k}")
+    check(within > 10, "it was killed while it wrote", within)
+    temporary.write_bytes(b"left behind")
+    subprocess.run(args, capture_output=True, check=True)
+    check(session.read_bytes() == old and not temporary.exists(), "what a killed program left is written over")
+    # Ctrl-C again and again: no temporary file remains, however it ends
+    for k in range(20):
+        p = subprocess.Popen(args, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        p.stderr.readline()
+        while p.poll() is None and not temporary.exists():
+            time.sleep(0.0002)
+        while p.poll() is None:
+            p.send_signal(signal.SIGINT)
+            time.sleep(0.001)
+        p.communicate()
+        check(p.returncode == 0 and session.read_bytes() == old and not temporary.exists(), f"Ctrl-C while a session is written, run {k}", p.returncode)
+    # somebody else is writing it
+    import fcntl
+    with open(temporary, "wb") as f:
+        fcntl.flock(f, fcntl.LOCK_EX)
+        refused(1, "two programs, one session", TINY, "-i", "x", "--save-state", session, message="another program")
+        check(temporary.exists() and session.read_bytes() == old, "and the other's file stays")
+
+
+# ---- a terminal ----------------------------------------------------------------------------------------------------------
+
+class Terminal:
+    """./run on a pseudo-terminal; standard output apart, so that what is an answer can be told."""
+
+    def __init__(self, *args: object) -> None:
+        import pty
+        self.master, slave = pty.openpty()
+        self.out_read, out_write = os.pipe()
+        self.p = subprocess.Popen([cli.program, *map(str, args)], stdin=slave, stdout=out_write, stderr=slave, start_new_session=True,
+                                  preexec_fn=lambda: __import__("fcntl").ioctl(0, __import__("termios").TIOCSCTTY, 0))
+        os.close(slave), os.close(out_write)
+        self.seen, self.out = b"", b""
+
+    def read(self, seconds: float) -> bool:
+        ready, _, _ = select.select([self.master, self.out_read], [], [], seconds)
+        for fd in ready:
+            try:
+                data = os.read(fd, 4096)
+            except OSError:
+                data = b""
+            if fd == self.master:
+                self.seen += data
+            else:
+                self.out += data
+            if not data:
+                return False
+        return bool(ready)
+
+    def wait(self, what: bytes, where: str = "seen", seconds: float = 20) -> bool:
+        end = time.monotonic() + seconds
+        while what not in getattr(self, where) and time.monotonic() < end:
+            self.read(0.05)
+        return what in getattr(self, where)
+
+    def key(self, text: str | bytes) -> None:
+        os.write(self.master, text.encode() if isinstance(text, str) else text)
+
+    def answers(self, n: int, seconds: float = 20) -> bool:
+        end = time.monotonic() + seconds
+        while self.out.count(b"\n") < n and time.monotonic() < end:
+            self.read(0.05)
+        return self.out.count(b"\n") >= n
+
+    def end(self) -> int:
+        self.key("\x15\x04")
+        end = time.monotonic() + 20
+        while self.p.poll() is None and time.monotonic() < end:
+            self.read(0.05)
+        while self.read(0.05):
+            pass
+        self.p.kill()
+        os.close(self.master), os.close(self.out_read)
+        return self.p.wait()
+
+
+def said(*args: object, lines: str) -> list[list[int]]:
+    return [json.loads(line)["ids"] for line in run(MODEL, "-m", "chat", *args, "--json", stdin=lines.encode()).stdout.splitlines()]
+
+
+def test_terminal() -> None:
+    try:
+        import pty, termios  # noqa: F401, E401
+    except ImportError:
+        print("skipped: no pseudo-terminals here")
+        return
+    how = ["-t", 0, "-n", 6, "--json"]
+    # keys: each row is typed, and has to be the same message as its last entry
+    rows = [("once upon\r", "once upon"), ("onXe\x7f\x7fce up\r", "once up"), ("upon\x01once \x05 a\r", "once upon a"), ("once upo\x1b[D\x1b[D\x1b[Dx\x1b[Cy\r", "once xuypo"), ("one two three\x17four\r", "one two four"),
+            ("one two\x1b[1;5Dand \r", "one and two"), ("abc\x15once\r", "once"), ("a\x0ab\r", "a\nb"), ("a\\\rb\r", "a\nb"), ("a\x1b\rb\r", "a\nb"), ("\x1b[200~x\ry\x1b[201~z\r", "x\nyz"),
+            ("\u00e4\u20ac\U0001f600\x7f!\r", "\u00e4\u20ac!"), ("ab\x1b[D\x0b\r", "a"), ("abc\x01\x1b[3~\r", "bc"), ("\x1b[A\r", "bc"), ("\x1b[A\x1b[A\x1b[A!\r", "a!"), ("dra\x1b[A\x1b[Bft\r", "draft"), ("a" * 200 + "\x01b\r", "b" + "a" * 200)]
+    t = Terminal(MODEL, "-m", "chat", "-c", 4000, *how)
+    check(t.wait(b"> "), "a prompt appears", t.seen)
+    for i, (keys, _) in enumerate(rows):
+        t.key(keys)
+        check(t.answers(i + 1), f"an answer to {keys!r}", t.seen[-200:])
+    code = t.end()
+    got = [json.loads(line)["ids"] for line in t.out.splitlines()]
+    want = said("-c", 4000, "-t", 0, "-n", 6, lines="".join('"""\n' + text + '\n"""\n' for _, text in rows))
+    check(code == 0, "Ctrl-D ends", code)
+    for (keys, text), a, b in zip(rows, got, want):
+        check(a == b, f"{keys!r} is {text!r}")
+    check(len(got) == len(want) == len(rows), "as many answers", (len(got), len(want)))
+    check(b"\x1b" not in t.out, "nothing but answers on standard output")
+    # Ctrl-C: ends an answer, keeps what was typed; the terminal is as before
+    import termios
+    t = Terminal(MODEL, "-m", "chat", "-s", 1, "-n", 0, "--ignore-eos", "-c", 1000000, "--loop-guard", 0)
+    before = termios.tcgetattr(t.master)
+    t.wait(b"> ")
+    t.key("some text\x03")
+    check(t.wait(b"\r\n", seconds=5), "Ctrl-C leaves the line")
+    t.key("\x1b[A!\r")  # it is in the history
+    check(t.wait(b"some text!"), "a line that was given up comes back", t.seen[-200:])
+    check(t.wait(b" ", "out"), "an answer begins")
+    t.key("typed ahead")
+    time.sleep(0.2)
+    t.key("\x03")
+    check(t.wait(b"[stopped]"), "Ctrl-C stops an answer", t.seen[-300:])
+    check(t.wait(b"typed ahead"), "what was typed meanwhile is there", t.seen[-300:])
+    t.key("\x15/stats\r")
+    check(t.wait(b"evaluated "), "and commands work", t.seen[-300:])
+    check(t.end() == 0 and b"1 answers" in t.seen, "the end", t.seen[-300:])
+    # Ctrl-C while a message is read: the message is in the editor again
+    t = Terminal(MODEL, "-m", "chat", "-s", 1, "-n", 5, "-b", 1, "-c", 1000000)
+    t.wait(b"> ")
+    t.key("\x1b[200~" + "once upon the time " * 3000 + "\x1b[201~")
+    t.read(0.5), t.read(0.5)
+    t.key("\r")
+    stop = time.monotonic() + 20
+    while b"not lost" not in t.seen and time.monotonic() < stop and not t.out:
+        t.key("\x03")
+        t.read(0.02)
+    if not t.out:
+        check(t.wait(b"not lost"), "a message that was interrupted", t.seen[-300:])
+        t.seen = b""
+        t.read(1), t.read(1), t.read(1)
+        check(b"once upon the time" in t.seen, "stands in the editor again", t.seen[-300:])
+    t.end()
+    # a terminal that goes away
+    t = Terminal(MODEL, "-m", "chat", "-s", 1, "-n", 5)
+    t.wait(b"> ")
+    t.p.send_signal(signal.SIGTERM)
+    time.sleep(0.3)
+    after = termios.tcgetattr(t.master)
+    check(before[3] & termios.ICANON and after[3] & termios.ICANON and after[3] & termios.ECHO, "SIGTERM restores the terminal")
+    t.end()
+
+
+def main() -> int:
+    global MODEL
+    with tempfile.TemporaryDirectory() as folder:
+        cli.tmp = Path(folder)
+        MODEL = cli.tmp / "chat.gguf"
+        chat_model(MODEL)
+        for test in (test_script, test_twenty_turns, test_context, test_json, test_prompt_cache, test_full_disk, test_killed, test_terminal):
+            begin = time.monotonic()
+            try:
+                test()
+            except Exception as error:  # a test that cannot go on has failed; the others run
+                check(False, test.__name__, repr(error))
+            if cli.verbose:
+                print(f"{test.__name__} {time.monotonic() - begin:.1f} s")
+    print(f"{cli.passed} passed, {cli.failed} failed")
+    return cli.failed != 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -283,6 +283,23 @@ LIKELY_UNUSED static void spin_briefly(char **argv) {
 #define RESTORE_DENORMALS (void)0
 #endif
 
+/* What an ARM processor has beyond its baseline. */
+#if defined(__aarch64__)
+#if defined(__linux__)
+#include <sys/auxv.h>
+static int arm_has_dotprod(void) { return getauxval(AT_HWCAP) >> 20 & 1; }
+static int arm_has_i8mm(void) { return getauxval(AT_HWCAP2) >> 13 & 1; }
+#elif defined(__APPLE__)
+#include <sys/sysctl.h>
+static int arm_has(const char *feature) { int has = 0; size_t n = sizeof has; return !sysctlbyname(feature, &has, &n, NULL, 0) && has; }
+static int arm_has_dotprod(void) { return arm_has("hw.optional.arm.FEAT_DotProd"); }
+static int arm_has_i8mm(void) { return arm_has("hw.optional.arm.FEAT_I8MM"); }
+#else
+static int arm_has_dotprod(void) { return 0; }
+static int arm_has_i8mm(void) { return 0; }
+#endif
+#endif
+
 /* The two macros through which the library's memory comes and goes; a host may define its own. (The command line uses malloc.) */
 #ifndef GLA_CALLOC
 #define GLA_CALLOC(n) calloc(1, n)
@@ -792,6 +809,7 @@ enum {
     FEW = 8,      /* up to so many tokens, rows are read straight through; for more, they are turned into panels first */
     TILE = 6,     /* tokens that meet a panel at once */
     BLOCKS_AT_ONCE = 16, /* blocks of 32 weights turned into panels at once: they stay in the first-level cache */
+    AHEAD = 8192, /* bytes of a row that are asked for before they are needed: the hardware's own guess is not enough */
     KEYS = 64,    /* keys per step of attention */
     PANEL = 64    /* columns of the state that a thread takes at once */
 };
@@ -1363,8 +1381,6 @@ INLINE512 void transpose16(__m512i v[4], const void *p, size_t step) {
 
 AVX512 static void unpack512(int8_t *q, float *d, float *m, const uint8_t *b, int type, int n) { unpack(q, d, m, b, type, n); }
 
-enum { AHEAD = 8192 }; /* bytes that are asked for before they are needed: the hardware's own guess is not enough */
-
 /* few_body with the block sums of a segment at once. Each row is read from its first byte to its last; sums, scales and minimums
  * of 16 rows go to buf, are transposed to one row per lane, and meet in the fixed order. group, min, T: constants; n_tokens <= T.
  *   buf: F (T, ROWS, G) sums, D, M (ROWS, G) scales and minimums; G groups, padded to 16; two rows of weights */
@@ -1750,6 +1766,149 @@ INLINE2 void tile_256(float *S, const int8_t *panel, const float *d, const float
     }
 MATMUL_256(avx2, AVX2)
 MATMUL_256(avxvnni, AVXVNNI)
+
+#elif defined(__aarch64__)
+/* -- ARM: NEON multiplies 16-bit integers, four sums at once; dotprod adds four products of signed bytes to each of four sums; i8mm adds
+ * eight to each sum of 2 rows x 2 tokens. The last two see the input as 256 hi + lo, both signed. Written as assembly, because older
+ * headers hide the instructions when the whole file may not use them. -- */
+#include <arm_neon.h>
+KERNELS_FOR(neon, , 4)
+#if defined(__clang__)
+#define DOTPROD __attribute__((target("dotprod")))
+#define I8MM __attribute__((target("dotprod,i8mm")))
+#else
+#define DOTPROD __attribute__((target("arch=armv8.2-a+dotprod")))
+#define I8MM __attribute__((target("arch=armv8.2-a+dotprod+i8mm")))
+#endif
+#define SDOT(sum, a, b) __asm__("sdot %0.4s, %1.16b, %2.16b" : "+w"(sum) : "w"(a), "w"(b))
+#define SDOT_LANE(sum, a, b, lane) __asm__("sdot %0.4s, %1.16b, %2.4b[" #lane "]" : "+w"(sum) : "w"(a), "w"(b)) /* 4 bytes of b for all sums */
+#define SMMLA(sum, a, b) __asm__("smmla %0.4s, %1.16b, %2.16b" : "+w"(sum) : "w"(a), "w"(b))
+static void unpack_neon(int8_t *q, float *d, float *m, const uint8_t *b, int type, int n) { unpack(q, d, m, b, type, n); }
+
+/* 16 weights at q times 16 inputs from `at` on, in four sums. */
+typedef int32x4_t Dot16(const int8_t *q, const Input *in, size_t at);
+static inline int32x4_t dot16_neon(const int8_t *q, const Input *in, size_t at) {
+    int8x16_t w = vld1q_s8(q);
+    int16x8_t w0 = vmovl_s8(vget_low_s8(w)), w1 = vmovl_high_s8(w), x0 = vld1q_s16(in->q + at), x1 = vld1q_s16(in->q + at + 8);
+    int32x4_t sum = vmull_s16(vget_low_s16(w0), vget_low_s16(x0));
+    return vmlal_high_s16(vmlal_s16(vmlal_high_s16(sum, w0, x0), vget_low_s16(w1), vget_low_s16(x1)), w1, x1);
+}
+DOTPROD static inline int32x4_t dot16_dotprod(const int8_t *q, const Input *in, size_t at) {
+    int8x16_t w = vld1q_s8(q), hi = vld1q_s8(in->hi + at), lo = vld1q_s8((const int8_t *)in->lo + at);
+    int32x4_t sum = vdupq_n_s32(0);
+    SDOT(sum, w, hi);
+    sum = vshlq_n_s32(sum, 8);
+    SDOT(sum, w, lo);
+    return sum;
+}
+
+INLINE void sums_128(float *f, size_t f_step, const int8_t *q, const Input *in, int group, Dot16 dot16) {
+    for (int t = 0; t < in->T; t++) {
+        float *out = f + (size_t)t * f_step;
+        for (int i = 0; i < in->n; i += 4 * group, out += 4) {
+            size_t at = (size_t)t * (size_t)in->n + (size_t)i;
+            int32x4_t v[4];
+            UNROLL for (int j = 0; j < 4; j++) {
+                v[j] = dot16(q + i + j * group, in, at + (size_t)(j * group));
+                if (group == 32) v[j] = vaddq_s32(v[j], dot16(q + i + j * 32 + 16, in, at + (size_t)(j * 32 + 16)));
+            }
+            vst1q_f32(out, vcvtq_f32_s32(vpaddq_s32(vpaddq_s32(v[0], v[1]), vpaddq_s32(v[2], v[3]))));
+        }
+    }
+}
+
+/* One group of 8 rows of a panel (those at q) times TILE tokens, whose inputs begin at x[t]: sum[t] are the 8 rows. */
+typedef void Dot8xTile(int32x4_t sum[TILE][2], const int8_t *q, const Input *in, const size_t *x, int group);
+
+INLINE void tile_128(float *S, const int8_t *q, const float *d, const float *m, const Input *in, int t0, int at, int n, int group, const int unit, const int wide, Dot8xTile dot) {
+    size_t x[TILE];
+    for (int t = 0; t < TILE; t++) x[t] = (size_t)(t0 + t < in->T ? t0 + t : in->T - 1) * (size_t)in->n + (size_t)at;
+    for (int i = 0; i < n; i += group, d += ROWS, q += group * ROWS << wide) {
+        for (int r = 0; r < ROWS; r += 8) {
+            int32x4_t sum[TILE][2];
+            dot(sum, q + (r * unit << wide), in, x, group);
+            UNROLL8 for (int t = 0; t < TILE; t++)
+                UNROLL for (int h = 0; h < 2; h++) {
+                    float *to = S + ROWS * t + r + 4 * h;
+                    const float *fsum = in->fsum + x[t] / 16;
+                    float32x4_t s = vfmaq_f32(vld1q_f32(to), vcvtq_f32_s32(sum[t][h]), vld1q_f32(d + r + 4 * h));
+                    if (m) s = vfmsq_f32(s, vld1q_f32(m + r + 4 * h), vdupq_n_f32(group == 32 ? fsum[0] + fsum[1] : fsum[0]));
+                    vst1q_f32(to, s);
+                }
+        }
+        for (int t = 0; t < TILE; t++) x[t] += (size_t)group;
+        if (m) m += ROWS;
+    }
+}
+
+static inline void dot8_neon(int32x4_t sum[TILE][2], const int8_t *panel, const Input *in, const size_t *x, int group) {
+    const int16_t *q = (const void *)panel; /* (group, 16) */
+    UNROLL8 for (int t = 0; t < TILE; t++) sum[t][0] = sum[t][1] = vdupq_n_s32(0);
+    for (int i = 0; i < group; i += 8) {
+        int16x8_t v[TILE], w;
+        UNROLL8 for (int t = 0; t < TILE; t++) v[t] = vld1q_s16(in->q + x[t] + i);
+#define LANE(l) \
+        w = vld1q_s16(q), q += ROWS; \
+        UNROLL8 for (int t = 0; t < TILE; t++) sum[t][0] = vmlal_laneq_s16(sum[t][0], vget_low_s16(w), v[t], l), sum[t][1] = vmlal_high_laneq_s16(sum[t][1], w, v[t], l);
+        LANE(0) LANE(1) LANE(2) LANE(3) LANE(4) LANE(5) LANE(6) LANE(7)
+#undef LANE
+    }
+}
+
+DOTPROD static inline void dot8_dotprod(int32x4_t sum[TILE][2], const int8_t *panel, const Input *in, const size_t *x, int group) {
+    UNROLL8 for (int t = 0; t < TILE; t++) sum[t][0] = sum[t][1] = vdupq_n_s32(0);
+    for (int part = 0; part < 2; part++) { /* hi, then lo: sum = 256 sum(w hi) + sum(w lo) */
+        const int8_t *q = panel, *plane = part ? (const int8_t *)in->lo : in->hi; /* (group / 4, 16, 4) */
+        if (part) UNROLL8 for (int t = 0; t < TILE; t++) sum[t][0] = vshlq_n_s32(sum[t][0], 8), sum[t][1] = vshlq_n_s32(sum[t][1], 8);
+        for (int i = 0; i < group; i += 16) {
+            int8x16_t v[TILE], w0, w1;
+            UNROLL8 for (int t = 0; t < TILE; t++) v[t] = vld1q_s8(plane + x[t] + i);
+#define LANE(l) \
+            w0 = vld1q_s8(q), w1 = vld1q_s8(q + 16), q += 4 * ROWS; \
+            UNROLL8 for (int t = 0; t < TILE; t++) { SDOT_LANE(sum[t][0], w0, v[t], l); SDOT_LANE(sum[t][1], w1, v[t], l); }
+            LANE(0) LANE(1) LANE(2) LANE(3)
+#undef LANE
+        }
+    }
+}
+
+I8MM static inline void dot8_i8mm(int32x4_t sum[TILE][2], const int8_t *panel, const Input *in, const size_t *x, int group) {
+    int32x4_t square[TILE / 2][4]; /* two tokens x two rows */
+    UNROLL for (int t = 0; t < TILE / 2; t++) UNROLL for (int r = 0; r < 4; r++) square[t][r] = vdupq_n_s32(0);
+    for (int part = 0; part < 2; part++) {
+        const int8_t *q = panel, *plane = part ? (const int8_t *)in->lo : in->hi; /* (group / 8, 16, 8) */
+        if (part) UNROLL for (int t = 0; t < TILE / 2; t++) UNROLL for (int r = 0; r < 4; r++) square[t][r] = vshlq_n_s32(square[t][r], 8);
+        for (int i = 0; i < group; i += 16) {
+            int64x2_t v[TILE / 2][2]; /* 8 inputs of a token, 8 of the next */
+            UNROLL for (int t = 0; t < TILE / 2; t++) {
+                int64x2_t a = vreinterpretq_s64_s8(vld1q_s8(plane + x[2 * t] + i)), b = vreinterpretq_s64_s8(vld1q_s8(plane + x[2 * t + 1] + i));
+                v[t][0] = vzip1q_s64(a, b), v[t][1] = vzip2q_s64(a, b);
+            }
+            UNROLL for (int h = 0; h < 2; h++, q += 8 * ROWS)
+                UNROLL for (int r = 0; r < 4; r++) {
+                    int8x16_t w = vld1q_s8(q + 16 * r);
+                    UNROLL for (int t = 0; t < TILE / 2; t++) SMMLA(square[t][r], v[t][h], w);
+                }
+        }
+    }
+    UNROLL for (int t = 0; t < TILE / 2; t++)
+        UNROLL for (int h = 0; h < 2; h++) {
+            int64x2_t a = vreinterpretq_s64_s32(square[t][2 * h]), b = vreinterpretq_s64_s32(square[t][2 * h + 1]);
+            sum[2 * t][h] = vreinterpretq_s32_s64(vzip1q_s64(a, b)), sum[2 * t + 1][h] = vreinterpretq_s32_s64(vzip2q_s64(a, b));
+        }
+}
+
+#define MATMUL_128(isa, attribute, dot16, unit, wide) \
+    attribute static void sums_##isa(float *f, size_t f_step, const int8_t *q, const Input *in, int group) { sums_128(f, f_step, q, in, group, dot16); } \
+    attribute static void tile_##isa(float *S, const int8_t *q, const float *d, const float *m, const Input *in, int t, int at, int n, int group) { tile_128(S, q, d, m, in, t, at, n, group, unit, wide, dot8_##isa); } \
+    attribute static void matmul_##isa(float *out, const Tensor *w, int row, int n_rows, const Input *in, float *buf) { \
+        if (types[w->type].group == 1) plain_body_4(out, w, row, n_rows, in, buf, 4, 4); \
+        else if (in->T > FEW) many_rows(out, w, row, n_rows, in, buf, unpack_neon, tile_##isa, unit, wide); \
+        else few_rows(out, w, row, n_rows, in, buf, unpack_neon, sums_##isa); \
+    }
+MATMUL_128(neon, , dot16_neon, 1, 1)
+MATMUL_128(dotprod, DOTPROD, dot16_dotprod, 4, 0)
+MATMUL_128(i8mm, I8MM, dot16_dotprod, 8, 0)
 #else
 KERNELS_FOR(vector, , 4)
 MATMUL_FOR(vector, , 4, 4, 4)
@@ -1772,6 +1931,10 @@ static const Kernels kernels[] = {
     {"avx2", INT16, INT16, quantize_avx2, matmul_avx2, recurrence_avx2, attend_avx2},
     {"avxvnni", INT16, INT16, quantize_avx2, matmul_avxvnni, recurrence_avx2, attend_avx2},
     {"avx512", BYTES, TILES, quantize_avx512, matmul_avx512, recurrence_avx512, attend_avx512},
+#elif defined(__GNUC__) && defined(__aarch64__)
+    {"neon", INT16, INT16, quantize_neon, matmul_neon, recurrence_neon, attend_neon},
+    {"dotprod", SIGNED, SIGNED, quantize_neon, matmul_dotprod, recurrence_neon, attend_neon},
+    {"i8mm", SIGNED, SIGNED, quantize_neon, matmul_i8mm, recurrence_neon, attend_neon},
 #elif defined(__GNUC__)
     {"vector", INT16, INT16, quantize_vector, matmul_vector, recurrence_vector, attend_vector},
 #endif
@@ -1786,6 +1949,9 @@ static int kernel_runs(const Kernels *k) {
         return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & 1u << 4);
     }
     if (!strcmp(k->name, "avx512")) return __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("fma");
+#elif defined(__GNUC__) && defined(__aarch64__)
+    if (!strcmp(k->name, "dotprod")) return arm_has_dotprod();
+    if (!strcmp(k->name, "i8mm")) return arm_has_dotprod() && arm_has_i8mm();
 #endif
     (void)k;
     return 1;

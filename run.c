@@ -574,10 +574,9 @@ INLINE float as_float(uint32_t bits) { float f; memcpy(&f, &bits, 4); return f; 
 INLINE uint32_t as_bits(float f) { uint32_t u; memcpy(&u, &f, 4); return u; }
 
 INLINE float from_bf16(uint16_t h) { return as_float((uint32_t)h << 16); }
-INLINE float from_f16(uint16_t h) { /* the exponent bias moves by a multiplication, which also serves subnormals */
-    float f = as_float((uint32_t)(h & 0x7fff) << 13) * 0x1p112f;
-    uint32_t special = (h & 0x7c00) == 0x7c00 ? 0x7f800000u | (uint32_t)(h & 0x3ff) << 13 : as_bits(f);
-    return as_float(special | (uint32_t)(h & 0x8000) << 16);
+INLINE float from_f16(uint16_t h) { /* subnormals by way of an integer: as a float, their bits would be one that processors multiply slowly */
+    uint32_t u = h & 0x7fff, e = h & 0x7c00, normal = (u << 13) + (e == 0x7c00 ? 0x70000000u : 0x38000000u);
+    return as_float((e ? normal : as_bits((float)u * 0x1p-24f)) | (uint32_t)(h & 0x8000) << 16);
 }
 INLINE float f16_at(const uint8_t *p) { return from_f16(read_u16(p)); }
 
@@ -612,14 +611,15 @@ enum { SEGMENT = 256 }; /* weights unpacked at once */
 #if defined(__GNUC__)
 typedef uint16_t H8 __attribute__((vector_size(16)));
 typedef uint32_t U8 __attribute__((vector_size(32)));
+typedef int32_t I8 __attribute__((vector_size(32)));
 typedef float F8 __attribute__((vector_size(32)));
 INLINE void scales_f16(float *d, const uint8_t *b, size_t step, int n) {
     H8 h = {0};
     if (n == 8) h = (H8){read_u16(b), read_u16(b + step), read_u16(b + 2 * step), read_u16(b + 3 * step), read_u16(b + 4 * step), read_u16(b + 5 * step), read_u16(b + 6 * step), read_u16(b + 7 * step)};
     else for (int i = 0; i < n; i++) h[i] = read_u16(b + (size_t)i * step);
-    U8 u = __builtin_convertvector(h, U8), special = (U8)((u & 0x7c00) == 0x7c00); /* from_f16, eight at once */
-    F8 f = (F8)((u & 0x7fff) << 13) * 0x1p112f;
-    U8 r = ((U8)f & ~special) | ((0x7f800000u | (u & 0x3ff) << 13) & special) | (u & 0x8000) << 16;
+    U8 w = __builtin_convertvector(h, U8), u = w & 0x7fff, e = w & 0x7c00; /* from_f16, eight at once */
+    U8 normal = (u << 13) + 0x38000000u + ((U8)(e == 0x7c00) & 0x38000000u), small = (U8)(e == 0);
+    U8 r = (normal & ~small) | ((U8)(__builtin_convertvector((I8)u, F8) * 0x1p-24f) & small) | (w & 0x8000) << 16;
     memcpy(d, &r, sizeof r);
 }
 #else
@@ -829,7 +829,7 @@ typedef struct {
     int16_t *q;        /* INT16: (T, n) */
     int8_t *hi;        /* BYTES, SIGNED: (T, n) */
     uint8_t *lo;       /* BYTES: (T, n) in [0, 255]; SIGNED: int8_t in [-128, 127] */
-    int32_t *bias;     /* BYTES: -128 * 256 * sum of hi, (T, n/32 of 32, then n/16 of 16): what w + 128, unsigned, adds too much */
+    int32_t *bias;     /* BYTES: (T, 2, n/32 of 32, then n/16 of 16): -128 * 256 * sum of hi, what w + 128, unsigned, adds too much; and -sum of q */
     uint8_t *tiles;    /* TILES: TILE tokens side by side, per block of 32 (see T_*) */
 } Input;
 enum { NOT_YET, INT16, BYTES, SIGNED, TILES };
@@ -837,7 +837,7 @@ enum { Q_TOP = 127 * 256 + 127 };
 enum { T_LO = 32, T_SUM = 64, T_BYTES = 76 }; /* times TILE: uint8 hi + 128 [8][TILE][4], lo [8][TILE][4]; float fsum[3][TILE] of 32, 16, 16 */
 
 static size_t input_bytes(size_t T, size_t n) { /* scratch for any form */
-    size_t blocks = n / 32 + 1, rows = T * blocks * (64 + 8 + 12) + SEGMENT * 2 + 64, tiles = round_up(T, TILE) * blocks * T_BYTES;
+    size_t blocks = n / 32 + 1, rows = T * blocks * (64 + 8 + 24) + SEGMENT * 2 + 64, tiles = round_up(T, TILE) * blocks * T_BYTES;
     return (rows > tiles ? rows : tiles) + T * sizeof(float) + 8 * ALIGN;
 }
 
@@ -972,8 +972,9 @@ INLINE void quantize_token(Input *in, int t, int16_t *restrict row) {
         if (form != TILES) {
             in->fsum[(t * blocks + b) * 2] = (float)s[0], in->fsum[(t * blocks + b) * 2 + 1] = (float)s[1];
             if (form == BYTES) {
-                int32_t *bias = in->bias + (size_t)t * (size_t)blocks * 3;
+                int32_t *bias = in->bias + (size_t)t * (size_t)blocks * 6, *sum = bias + 3 * blocks;
                 bias[b] = -32768 * (h[0] + h[1]), bias[blocks + 2 * b] = -32768 * h[0], bias[blocks + 2 * b + 1] = -32768 * h[1];
+                sum[b] = -s[0] - s[1], sum[blocks + 2 * b] = -s[0], sum[blocks + 2 * b + 1] = -s[1];
             }
             continue;
         }
@@ -1351,7 +1352,7 @@ INLINE void attend_body(const Attend *a, float *o) {
 #include <cpuid.h>
 #include <immintrin.h>
 #define AVX2 __attribute__((target("avx2,fma")))
-#define AVX512 __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma")))
+#define AVX512 __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")))
 KERNELS_FOR(sse2, , 4)
 MATMUL_FOR(sse2, , 4, 4, 2)
 KERNELS_FOR(avx2, AVX2, 8)
@@ -1379,38 +1380,117 @@ INLINE512 void transpose16(__m512i v[4], const void *p, size_t step) {
     v[2] = _mm512_unpacklo_epi64(h01, h23), v[3] = _mm512_unpackhi_epi64(h01, h23);
 }
 
+/* SEGMENT weights at b to four vectors of bytes, as stored: q + offset where the type has an offset, else q. */
+INLINE512 void load512(__m512i v[4], const uint8_t *b, int type) {
+    const __m512i low4 = _mm512_set1_epi8(15), by4 = _mm512_setr_epi64(0, 0, 4, 4, 0, 0, 4, 4), by32 = _mm512_setr_epi64(0, 0, 0, 0, 4, 4, 4, 4);
+#define L16(p) _mm_loadu_si128((const void *)(p))
+#define L32(p) _mm256_loadu_si256((const void *)(p))
+#define TWICE(p) _mm512_broadcast_i64x4(L32(p)) /* 32 bytes in both halves */
+#define PAIR(p, q) _mm512_mask_broadcast_i32x4(_mm512_broadcast_i32x4(L16(p)), 0xff00, L16(q)) /* each 16 bytes twice */
+#define TABLE(t) _mm512_broadcast_i32x4(L16(t))
+#define BITS_AT(x, k, to, step) _mm512_rolv_epi64(x, _mm512_setr_epi64(((to) - (k)) & 63, ((to) - (k)) & 63, ((to) - (k)) & 63, ((to) - (k)) & 63, \
+        ((to) - (k) - (step)) & 63, ((to) - (k) - (step)) & 63, ((to) - (k) - (step)) & 63, ((to) - (k) - (step)) & 63)) /* bits k, and k + step in the upper half, moved to bit `to` of each byte */
+#define MASKED_OR(x, mask, y) _mm512_ternarylogic_epi64(x, _mm512_set1_epi8(mask), y, 0xea) /* (x & mask) | y */
+    UNROLL for (int j = 0; j < 4; j++) {
+        switch (type) {
+        case Q8_0: v[j] = _mm512_inserti64x4(_mm512_castsi256_si512(L32(b + 68 * j + 2)), L32(b + 68 * j + 36), 1); break;
+        case Q4_0: v[j] = _mm512_and_si512(_mm512_srlv_epi64(PAIR(b + 36 * j + 2, b + 36 * j + 20), by4), low4); break;
+        case Q4_1: v[j] = _mm512_and_si512(_mm512_srlv_epi64(PAIR(b + 40 * j + 4, b + 40 * j + 24), by4), low4); break;
+        case Q5_0: case Q5_1: {
+            const uint8_t *p = b + (type == Q5_0 ? 44 * j + 2 : 48 * j + 4), *next = p + (type == Q5_0 ? 22 : 24);
+            v[j] = _mm512_and_si512(_mm512_srlv_epi64(PAIR(p + 4, next + 4), by4), low4);
+            v[j] = _mm512_mask_add_epi8(v[j], read_u32(p) | (uint64_t)read_u32(next) << 32, v[j], _mm512_set1_epi8(16));
+            break;
+        }
+        case IQ4_NL: v[j] = _mm512_shuffle_epi8(TABLE(iq4_values), _mm512_and_si512(_mm512_srlv_epi64(PAIR(b + 36 * j + 2, b + 36 * j + 20), by4), low4)); break;
+        case MXFP4: v[j] = _mm512_shuffle_epi8(TABLE(mxfp4_doubled), _mm512_and_si512(_mm512_srlv_epi64(PAIR(b + 34 * j + 1, b + 34 * j + 18), by4), low4)); break;
+        case IQ4_XS: v[j] = _mm512_shuffle_epi8(TABLE(iq4_values), _mm512_and_si512(_mm512_srlv_epi64(PAIR(b + 8 + 32 * j, b + 24 + 32 * j), by4), low4)); break;
+        case Q2_K: v[j] = _mm512_and_si512(BITS_AT(TWICE(b + 16 + 32 * (j / 2)), 4 * (j & 1), 0, 2), _mm512_set1_epi8(3)); break;
+        case Q3_K: v[j] = MASKED_OR(BITS_AT(TWICE(b), 2 * j, 2, 1), 4, _mm512_and_si512(BITS_AT(TWICE(b + 32 + 32 * (j / 2)), 4 * (j & 1), 0, 2), _mm512_set1_epi8(3))); break;
+        case Q4_K: v[j] = _mm512_and_si512(_mm512_srlv_epi64(TWICE(b + 16 + 32 * j), by32), low4); break;
+        case Q5_K: v[j] = MASKED_OR(BITS_AT(TWICE(b + 16), 2 * j, 4, 1), 16, _mm512_and_si512(_mm512_srlv_epi64(TWICE(b + 48 + 32 * j), by32), low4)); break;
+        case Q6_K: {
+            __m512i low = _mm512_loadu_si512(b + 64 * (j / 2));
+            v[j] = MASKED_OR(BITS_AT(TWICE(b + 128 + 32 * (j / 2)), 4 * (j & 1), 4, 2), 0x30, _mm512_and_si512(j & 1 ? _mm512_srli_epi16(low, 4) : low, low4));
+            break;
+        }
+        }
+    }
+#undef L16
+#undef L32
+#undef TWICE
+#undef PAIR
+#undef TABLE
+#undef BITS_AT
+#undef MASKED_OR
+}
+static int log_offset(int type) { /* load512 gives q + 2^this; -1: q, never negative; -2: q with its sign */
+    return type == Q4_0 ? 3 : type == Q5_0 ? 4 : type == Q3_K ? 2 : type == Q6_K ? 5 : type == Q8_0 || type == IQ4_NL || type == IQ4_XS || type == MXFP4 ? -2 : -1;
+}
+
 AVX512 static void unpack512(int8_t *q, float *d, float *m, const uint8_t *b, int type, int n) { unpack(q, d, m, b, type, n); }
+/* What unpack gives beside the weights: a scale and a minimum per group. (Of the generic unpack the compiler leaves the weights out.) */
+INLINE512 void scales512(float *d, float *m, const uint8_t *b, int type, int n) {
+#define F16_AT(p) _mm512_set1_ps(_cvtsh_ss(read_u16(p)))
+    if (type == Q6_K) _mm512_storeu_ps(d, _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const void *)(b + 192)))), F16_AT(b + 208)));
+    else if (type == Q4_K || type == Q5_K) { /* six bits each; the upper two of the last four lie above the first four */
+        uint64_t low = read_u64(b + 4), high = read_u32(b + 12), top = low >> 2 & 0x3030303030303030u;
+        uint64_t s = (low & 0x3f3f3f3f) | ((high & 0x0f0f0f0f) | (top & 0xffffffff)) << 32, t = (low >> 32 & 0x3f3f3f3f) | ((high >> 4 & 0x0f0f0f0f) | top >> 32) << 32;
+        __m512 x = _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_set_epi64x((long long)t, (long long)s)));
+        x = _mm512_mul_ps(x, _mm512_mask_blend_ps(0xff00, F16_AT(b), F16_AT(b + 2)));
+        _mm256_storeu_ps(d, _mm512_castps512_ps256(x)), _mm256_storeu_ps(m, _mm512_extractf32x8_ps(x, 1));
+    } else if (n == SEGMENT && (type == Q8_0 || type == Q4_0 || type == IQ4_NL)) {
+        const size_t step = type == Q8_0 ? 34 : 18;
+        __m128i h = _mm_cvtsi32_si128(read_u16(b));
+#define HEAD(i) h = _mm_insert_epi16(h, read_u16(b + i * step), i)
+        HEAD(1), HEAD(2), HEAD(3), HEAD(4), HEAD(5), HEAD(6), HEAD(7);
+#undef HEAD
+        _mm256_storeu_ps(d, _mm256_cvtph_ps(h));
+    } else {
+        int8_t q[SEGMENT];
+        unpack(q, d, m, b, type, n);
+    }
+#undef F16_AT
+}
+
+/* Up to SEGMENT weights at b to v as load512 has them, with zeros behind the end, where reading on could leave the file. */
+INLINE512 void segment512(__m512i v[4], const uint8_t *b, int type, int n) {
+    if (n == SEGMENT) { load512(v, b, type); return; }
+    int8_t q[SEGMENT] __attribute__((aligned(64)));
+    float d[16], m[16];
+    memset(q, 0, sizeof q);
+    unpack512(q, d, m, b, type, n);
+    const __m512i offset = log_offset(type) < 0 ? _mm512_setzero_si512() : _mm512_set1_epi8((char)(1 << log_offset(type)));
+    UNROLL for (int j = 0; j < 4; j++) v[j] = _mm512_add_epi8(_mm512_load_si512(q + 64 * j), offset);
+}
 
 /* few_body with the block sums of a segment at once. Each row is read from its first byte to its last; sums, scales and minimums
  * of 16 rows go to buf, are transposed to one row per lane, and meet in the fixed order. group, min, T: constants; n_tokens <= T.
- *   buf: F (T, ROWS, G) sums, D, M (ROWS, G) scales and minimums; G groups, padded to 16; two rows of weights */
+ *   buf: F (T, ROWS, G) sums, D, M (ROWS, G) scales and minimums; G groups, padded to 16 */
 INLINE512 void few512(float *out, const Tensor *w, int row, int n_rows, const Input *in, int n_tokens, float *buf, const int group, const int min, const int T) {
-    const int n = w->n_in, groups = n / group, blocks = n / 32;
+    const int n = w->n_in, groups = n / group, blocks = n / 32, log = log_offset(w->type);
     const size_t G = round_up((size_t)groups, 16), step = row_bytes(w), segment = bytes_of(w->type, SEGMENT);
     float *D = buf + (size_t)T * ROWS * G, *M = D + ROWS * G;
-    const __m512i flip = _mm512_set1_epi8(-128);
+    const __m512i flip = log == -2 ? _mm512_set1_epi8(-128) : _mm512_setzero_si512(); /* to unsigned */
+    const __mmask16 corrected = log == -1 ? 0 : 0xffff;
+    const __m128i shift = _mm_cvtsi32_si128(log > 0 ? log : 0);
     const __m512i order16 = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15), order32 = _mm512_setr_epi32(0, 8, 1, 9, 2, 10, 3, 11, 0, 0, 0, 0, 0, 0, 0, 0);
-    int8_t *q[2]; /* a row is unpacked while the one before is multiplied: bytes just stored in pieces are slow to load whole */
-    q[0] = (int8_t *)(void *)(M + ROWS * G), q[1] = q[0] + round_up((size_t)n, SEGMENT);
-    if (n % SEGMENT) memset(q[0] + n / SEGMENT * SEGMENT, 0, SEGMENT), memset(q[1] + n / SEGMENT * SEGMENT, 0, SEGMENT);
-    for (int r = 0; r <= n_rows; r++) {
+    for (int r = 0; r < n_rows; r++) {
         const uint8_t *bytes = w->data + (size_t)(row + r) * step;
-        for (int at = 0; at < n && r < n_rows; at += SEGMENT, bytes += segment) {
+        for (int at = 0; at < n; at += SEGMENT, bytes += segment) {
+            const int len = n - at < SEGMENT ? n - at : SEGMENT;
             size_t g = (size_t)r * G + (size_t)(at / group);
             for (size_t i = 0; i < segment; i += 64) __builtin_prefetch(bytes + AHEAD + i);
-            unpack512(q[r & 1] + at, D + g, M + g, bytes, w->type, n - at < SEGMENT ? n - at : SEGMENT);
-        }
-        for (int at = 0; at < n && r > 0; at += SEGMENT) {
-            size_t g = (size_t)(at / group);
-            const int8_t *row_q = q[(r - 1) & 1] + at;
-            __m512i v[4], u[4]; /* the weights, and the weights + 128 */
-            UNROLL for (int i = 0; i < 4; i++) v[i] = _mm512_load_si512(row_q + 64 * i), u[i] = _mm512_xor_si512(v[i], flip);
+            __m512i v[4], u[4];
+            scales512(D + g, M + g, bytes, w->type, len);
+            segment512(v, bytes, w->type, len);
+            UNROLL for (int i = 0; i < 4; i++) u[i] = _mm512_xor_si512(v[i], flip);
             UNROLL8 for (int t = 0; t < T; t++) {
                 const size_t token = (size_t)(t < n_tokens ? t : n_tokens - 1);
                 const int8_t *hi = in->hi + token * (size_t)n + at;
                 const uint8_t *lo = in->lo + token * (size_t)n + at;
-                const int32_t *bias = in->bias + token * (size_t)blocks * 3;
-                float *f = buf + ((size_t)t * ROWS + (size_t)(r - 1)) * G + g;
+                const int32_t *bias = in->bias + (token * 2 + (log > 0)) * (size_t)blocks * 3;
+                float *f = buf + (size_t)t * ROWS * G + g;
                 __m512i z[4];
                 UNROLL for (int i = 0; i < 4; i++) {
                     z[i] = _mm512_slli_epi32(_mm512_dpbusd_epi32(_mm512_setzero_si512(), u[i], _mm512_loadu_si512(hi + 64 * i)), 8);
@@ -1420,11 +1500,12 @@ INLINE512 void few512(float *out, const Tensor *w, int row, int n_rows, const In
                 __m512i b = _mm512_add_epi32(_mm512_unpacklo_epi32(z[2], z[3]), _mm512_unpackhi_epi32(z[2], z[3]));
                 __m512i s = _mm512_add_epi32(_mm512_unpacklo_epi64(a, b), _mm512_unpackhi_epi64(a, b)); /* part p, lane i: the group of 16 at 4i + p */
                 if (group == 16) {
-                    s = _mm512_add_epi32(_mm512_permutexvar_epi32(order16, s), _mm512_loadu_si512(bias + blocks + at / 16));
+                    s = _mm512_add_epi32(_mm512_permutexvar_epi32(order16, s), _mm512_maskz_sll_epi32(corrected, _mm512_loadu_si512(bias + blocks + at / 16), shift));
                     _mm512_storeu_ps(f, _mm512_cvtepi32_ps(s));
                 } else {
                     s = _mm512_permutexvar_epi32(order32, _mm512_add_epi32(s, _mm512_shuffle_i32x4(s, s, 0xb1)));
-                    _mm256_storeu_ps(f, _mm256_cvtepi32_ps(_mm256_add_epi32(_mm512_castsi512_si256(s), _mm256_loadu_si256((const void *)(bias + at / 32)))));
+                    __m256i c = _mm256_maskz_sll_epi32((__mmask8)corrected, _mm256_loadu_si256((const void *)(bias + at / 32)), shift);
+                    _mm256_storeu_ps(f, _mm256_cvtepi32_ps(_mm256_add_epi32(_mm512_castsi512_si256(s), c)));
                 }
             }
         }
@@ -1461,14 +1542,19 @@ typedef struct { int8_t q[8][64]; float d[2][16], m[2][16]; int32_t bias[2][16];
 AVX512 static void make_panels(Panel *p, const Tensor *w, int row, int b0, int n_blocks, int8_t *q, float *d, float *m) {
     const int group = types[w->type].group, min = types[w->type].min, per = 32 / group; /* groups per block */
     const size_t row_q = BLOCKS_AT_ONCE * 32, row_d = BLOCKS_AT_ONCE * 2;
-    const __m512i ones = _mm512_set1_epi8(1);
+    const __m512i ones = _mm512_set1_epi8(1), offset = log_offset(w->type) < 0 ? _mm512_setzero_si512() : _mm512_set1_epi8((char)(1 << log_offset(w->type)));
     for (int r = 0; r < ROWS; r++) {
         const uint8_t *bytes = w->data + (size_t)(row + r < w->n_out ? row + r : w->n_out - 1) * row_bytes(w) + bytes_of(w->type, (size_t)b0 * 32);
         int8_t *qr = q + (size_t)r * row_q;
         float *dr = d + (size_t)r * row_d, *mr = m + (size_t)r * row_d;
         __builtin_prefetch(bytes + bytes_of(w->type, BLOCKS_AT_ONCE * 32)), __builtin_prefetch(bytes + bytes_of(w->type, BLOCKS_AT_ONCE * 32) + 64);
-        for (int b = 0; b < n_blocks; b += SEGMENT / 32, bytes += bytes_of(w->type, SEGMENT))
-            unpack512(qr + 32 * b, dr + per * b, mr + per * b, bytes, w->type, 32 * (n_blocks - b < SEGMENT / 32 ? n_blocks - b : SEGMENT / 32));
+        for (int b = 0; b < n_blocks; b += SEGMENT / 32, bytes += bytes_of(w->type, SEGMENT)) {
+            const int len = 32 * (n_blocks - b < SEGMENT / 32 ? n_blocks - b : SEGMENT / 32);
+            __m512i v[4];
+            scales512(dr + per * b, mr + per * b, bytes, w->type, len);
+            segment512(v, bytes, w->type, len);
+            UNROLL for (int j = 0; j < 4; j++) _mm512_store_si512(qr + 32 * b + 64 * j, _mm512_sub_epi8(v[j], offset));
+        }
     }
     for (int b = 0; b < n_blocks; b++) {
         __m512i sum = _mm512_setzero_si512();
@@ -1976,7 +2062,7 @@ static int threads_for(const Team *team, double operations) { /* waking a thread
 
 /* Floats of scratch that a matmul needs per thread: rows of n_in weights, runs of T tokens. */
 static size_t matmul_buf(size_t n_in, size_t T) {
-    size_t few = (FEW + 2) * ROWS * round_up(n_in / 16 + 1, 16) + round_up(n_in, SEGMENT) / 2, plain = ROWS * round_up(n_in, LANES);
+    size_t few = (FEW + 2) * ROWS * round_up(n_in / 16 + 1, 16), plain = ROWS * round_up(n_in, LANES);
     size_t many = 2 * BLOCKS_AT_ONCE * 224 + round_up(T, TILE) * 32 + ROWS * BLOCKS_AT_ONCE * (4 + 8) + 64; /* Panels are 224 floats */
     size_t most = few > plain ? few : plain;
     return most > many ? most : many;
@@ -1993,7 +2079,7 @@ static void quantize(const Team *team, Input *in) {
     in->D = take(&a, T);
     if (in->form == TILES) in->tiles = take_bytes(&a, round_up(T, TILE) * blocks, T_BYTES);
     else in->fsum = take(&a, T * blocks * 2);
-    if (in->form == BYTES) in->bias = take_bytes(&a, T * blocks * 3 + 16, sizeof(int32_t));
+    if (in->form == BYTES) in->bias = take_bytes(&a, T * blocks * 6 + 16, sizeof(int32_t));
     if (in->form == INT16) in->q = take_bytes(&a, T * blocks * 32 + SEGMENT, sizeof(int16_t)); /* SEGMENT: the last step of a row may read so far */
     else if (in->form != TILES) in->hi = take_bytes(&a, T * blocks * 32 + SEGMENT, 1), in->lo = take_bytes(&a, T * blocks * 32 + SEGMENT, 1);
     int n_threads = threads_for(team, 20.0 * in->T * in->n);

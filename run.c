@@ -241,6 +241,7 @@ GLA_API int gla_chat_load(GlaChat *c, GlaSampler *p, const char *path, char *err
 #define PRINTF_LIKE(fmt, args) __attribute__((format(printf, fmt, args)))
 #define INLINE static inline __attribute__((always_inline))
 #define LIKELY_UNUSED __attribute__((unused))
+#define PREFETCH(p) __builtin_prefetch(p)
 #if defined(__clang__)
 #define UNROLL _Pragma("unroll")
 #define UNROLL8 _Pragma("unroll")
@@ -256,6 +257,7 @@ GLA_API int gla_chat_load(GlaChat *c, GlaSampler *p, const char *path, char *err
 #define PRINTF_LIKE(fmt, args)
 #define INLINE static inline
 #define LIKELY_UNUSED
+#define PREFETCH(p) (void)0
 #endif
 
 /* OpenMP threads that wait for each other spin, and on a machine that has other work to do they then take the processor from the very
@@ -942,6 +944,83 @@ INLINE float silu(float x) { return x / (1.0f + fast_exp(-x)); }
 static float softplus(float x) { return x > 20.0f ? x : log1pf(expf(x)); }
 static float logsigmoid(float x) { return (x < 0 ? x : 0) - log1pf(expf(-fabsf(x))); }
 
+/* What is done to the numbers of a layer one by one. Exponentials only through fast_exp where it is hot: loops over it vectorise. */
+enum { ACT_SILU, ACT_RELU, ACT_SIGMOID, ACT_GELU, ACT_GELU_TANH, ACT_SQRELU, ACT_POWLU, ACT_LOGSIGMOID, ACT_ELU1, ACT_NONE };
+INLINE float activate(int act, float x) {
+    switch (act) {
+    case ACT_SILU: return silu(x);
+    case ACT_RELU: return x > 0 ? x : 0;
+    case ACT_SIGMOID: return sigmoid(x);
+    case ACT_GELU: return 0.5f * x * (1.0f + erff(x * 0.70710678f));
+    case ACT_GELU_TANH: return 0.5f * x * (1.0f + tanhf(0.79788456f * (x + 0.044715f * x * x * x)));
+    case ACT_SQRELU: return x > 0 ? x * x : 0;
+    case ACT_POWLU: return (x > 0 ? powf(x, 3.0f / (sqrtf(x) + 1.0f)) : x) * sigmoid(x);
+    case ACT_LOGSIGMOID: return logsigmoid(x);
+    case ACT_ELU1: return x > 0 ? x + 1 : expf(x);
+    }
+    return x;
+}
+INLINE void activate_row(float *x, int act, size_t n) {
+    if (act == ACT_SILU) for (size_t i = 0; i < n; i++) x[i] = silu(x[i]); /* the common one, so that it vectorises */
+    else if (act != ACT_NONE) for (size_t i = 0; i < n; i++) x[i] = activate(act, x[i]);
+}
+
+/* y <- y * act(z), n floats, apart. */
+INLINE void gate_row(float *restrict y, const float *restrict z, int act, size_t n) {
+    if (act == ACT_SILU) for (size_t i = 0; i < n; i++) y[i] *= silu(z[i]);
+    else if (act == ACT_SIGMOID) for (size_t i = 0; i < n; i++) y[i] *= sigmoid(z[i]);
+    else for (size_t i = 0; i < n; i++) y[i] *= activate(act, z[i]);
+}
+
+/* y = x / sqrt(mean(x^2) + eps) * w over n floats; w NULL = all ones; y may be x. */
+INLINE void rmsnorm(float *y, const float *x, const float *w, size_t n, float eps) {
+    double sum[8] = {0};
+    size_t i = 0;
+    for (; i + 8 <= n; i += 8)
+        for (int l = 0; l < 8; l++) sum[l] += (double)x[i + l] * x[i + l];
+    for (; i < n; i++) sum[0] += (double)x[i] * x[i];
+    double total = ((sum[0] + sum[1]) + (sum[2] + sum[3])) + ((sum[4] + sum[5]) + (sum[6] + sum[7]));
+    float scale = (float)(1.0 / sqrt(total / (double)n + eps));
+    if (w) for (i = 0; i < n; i++) y[i] = x[i] * scale * w[i];
+    else for (i = 0; i < n; i++) y[i] = x[i] * scale;
+}
+
+/* Causal depthwise convolution over time, then act (ACT_SILU or none), in place.    (mixers.md section 2.3)
+ *   x (T, C);  w (C, K), the last tap meets the current token;  last (K-1, C) the K-1 inputs before, oldest first
+ *   y_t = act( bias + sum_j w[j] x_{t-K+1+j} )      What is remembered are inputs, not outputs. bias (C) or NULL
+ * Here for n <= STRIP channels from c on; n a constant where it is STRIP. */
+enum { STRIP = 64, MAX_TAPS = 64 };
+INLINE void conv_strip(float *x, const float *w, const float *bias, float *last, int C, int K, int T, int act, int c, const int n) {
+    float taps[MAX_TAPS][STRIP], past[MAX_TAPS][STRIP], start[STRIP] = {0}; /* past: a ring of the K-1 inputs before */
+    int oldest = 0;
+    for (int j = 0; j < K; j++)
+        for (int i = 0; i < n; i++) taps[j][i] = w[(size_t)(c + i) * (size_t)K + (size_t)j];
+    for (int j = 0; j < K - 1; j++) memcpy(past[j], last + (size_t)j * (size_t)C + c, (size_t)n * sizeof(float));
+    if (bias) memcpy(start, bias + c, (size_t)n * sizeof(float));
+    for (int t = 0; t < T; t++) {
+        float *in = x + (size_t)t * (size_t)C + c, y[STRIP];
+        for (int i = 0; i < n; i += 16) PREFETCH(in + 4 * (size_t)C + i); /* tokens lie too far apart for the hardware to guess */
+        if (K == 4) {
+            const float *a = past[oldest], *b = past[(oldest + 1) % 3], *d = past[(oldest + 2) % 3];
+            for (int i = 0; i < n; i++) y[i] = start[i] + taps[0][i] * a[i] + taps[1][i] * b[i] + taps[2][i] * d[i] + taps[3][i] * in[i];
+        } else {
+            for (int i = 0; i < n; i++) y[i] = start[i];
+            for (int j = 0; j < K; j++) {
+                const float *from = j < K - 1 ? past[(oldest + j) % (K - 1)] : in;
+                for (int i = 0; i < n; i++) y[i] += taps[j][i] * from[i];
+            }
+        }
+        if (K > 1) memcpy(past[oldest], in, (size_t)n * sizeof(float)), oldest = (oldest + 1) % (K - 1);
+        if (act == ACT_SILU) for (int i = 0; i < n; i++) in[i] = silu(y[i]);
+        else memcpy(in, y, (size_t)n * sizeof(float));
+    }
+    for (int j = 0; j < K - 1; j++) memcpy(last + (size_t)j * (size_t)C + c, past[(oldest + j) % (K - 1)], (size_t)n * sizeof(float));
+}
+INLINE void conv_body(float *x, const float *w, const float *bias, float *last, int C, int K, int T, int act, int c) {
+    if (C - c >= STRIP) conv_strip(x, w, bias, last, C, K, T, act, c, STRIP);
+    else conv_strip(x, w, bias, last, C, K, T, act, c, C - c);
+}
+
 /* Token t of the input in its form. row: n int16 of scratch. */
 INLINE void quantize_token(Input *in, int t, int16_t *restrict row) {
     const int n = in->n, blocks = n / 32, form = in->form;
@@ -1038,7 +1117,14 @@ static void matmul_scalar(float *out, const Tensor *w, int row, int n_rows, cons
         for (int t = 0; t < in->T; t++) out[(size_t)t * (size_t)w->n_out + r] = dot(buf, in->x + (size_t)t * (size_t)w->n_in, (size_t)w->n_in);
     }
 }
-static void quantize_scalar(Input *in, int t, int16_t *row) { quantize_token(in, t, row); }
+/* The functions that are one loop, compiled once more for each instruction set. */
+#define LOOPS_FOR(isa, attribute) \
+    attribute static void quantize_##isa(Input *in, int t, int16_t *row) { quantize_token(in, t, row); } \
+    attribute static void norm_##isa(float *y, const float *x, const float *w, size_t n, float eps) { rmsnorm(y, x, w, n, eps); } \
+    attribute static void activate_##isa(float *x, int act, size_t n) { activate_row(x, act, n); } \
+    attribute static void gate_##isa(float *y, const float *z, int act, size_t n) { gate_row(y, z, act, n); } \
+    attribute static void conv_##isa(float *x, const float *w, const float *bias, float *last, int C, int K, int n_tokens, int act, int c) { conv_body(x, w, bias, last, C, K, n_tokens, act, c); }
+LOOPS_FOR(scalar, )
 
 /* Head h, value columns [j0, j0 + PANEL), all T tokens. S: this head's memory. buf: (PANEL + 2) dk floats of this thread. */
 static void recurrence_scalar(const Recurrence *a, int h, int j0, float *S, float *o, size_t o_stride, int T, float *buf) {
@@ -1340,7 +1426,7 @@ INLINE void attend_body(const Attend *a, float *o) {
 
 /* Kernels per instruction set, from the bodies above; tr x tt outputs of a plain matmul are in registers at once. */
 #define KERNELS_FOR(isa, attribute, lanes) \
-    attribute static void quantize_##isa(Input *in, int t, int16_t *row) { quantize_token(in, t, row); } \
+    LOOPS_FOR(isa, attribute) \
     attribute static void recurrence_##isa(const Recurrence *a, int h, int j0, float *S, float *o, size_t o_stride, int n_tokens, float *buf) { recurrence_body_##lanes(a, h, j0, S, o, o_stride, n_tokens, buf); } \
     attribute static void attend_##isa(const Attend *a, float *o) { attend_body_##lanes(a, o); }
 #define MATMUL_FOR(isa, attribute, lanes, tr, tt) \
@@ -1414,6 +1500,7 @@ INLINE512 void load512(__m512i v[4], const uint8_t *b, int type) {
             v[j] = MASKED_OR(BITS_AT(TWICE(b + 128 + 32 * (j / 2)), 4 * (j & 1), 4, 2), 0x30, _mm512_and_si512(j & 1 ? _mm512_srli_epi16(low, 4) : low, low4));
             break;
         }
+        default: v[j] = _mm512_setzero_si512();
         }
     }
 #undef L16
@@ -2006,23 +2093,28 @@ typedef struct {
     const char *name;
     int few, many; /* the form of the input for up to FEW tokens, and for more */
     void (*quantize)(Input *in, int t, int16_t *row);
+    void (*norm)(float *y, const float *x, const float *w, size_t n, float eps);
+    void (*activate)(float *x, int act, size_t n);
+    void (*gate)(float *y, const float *z, int act, size_t n);
+    void (*conv)(float *x, const float *w, const float *bias, float *last, int C, int K, int T, int act, int c);
     void (*matmul)(float *out, const Tensor *w, int row, int n_rows, const Input *in, float *buf);
     void (*recurrence)(const Recurrence *a, int h, int j0, float *S, float *o, size_t o_stride, int T, float *buf);
     void (*attend)(const Attend *a, float *o);
 } Kernels;
+#define LOOPS(isa) quantize_##isa, norm_##isa, activate_##isa, gate_##isa, conv_##isa
 static const Kernels kernels[] = {
-    {"scalar", INT16, INT16, quantize_scalar, matmul_scalar, recurrence_scalar, attend_scalar},
+    {"scalar", INT16, INT16, LOOPS(scalar), matmul_scalar, recurrence_scalar, attend_scalar},
 #if defined(__GNUC__) && defined(__x86_64__)
-    {"sse2", INT16, INT16, quantize_sse2, matmul_sse2, recurrence_sse2, attend_sse2},
-    {"avx2", INT16, INT16, quantize_avx2, matmul_avx2, recurrence_avx2, attend_avx2},
-    {"avxvnni", INT16, INT16, quantize_avx2, matmul_avxvnni, recurrence_avx2, attend_avx2},
-    {"avx512", BYTES, TILES, quantize_avx512, matmul_avx512, recurrence_avx512, attend_avx512},
+    {"sse2", INT16, INT16, LOOPS(sse2), matmul_sse2, recurrence_sse2, attend_sse2},
+    {"avx2", INT16, INT16, LOOPS(avx2), matmul_avx2, recurrence_avx2, attend_avx2},
+    {"avxvnni", INT16, INT16, LOOPS(avx2), matmul_avxvnni, recurrence_avx2, attend_avx2},
+    {"avx512", BYTES, TILES, LOOPS(avx512), matmul_avx512, recurrence_avx512, attend_avx512},
 #elif defined(__GNUC__) && defined(__aarch64__)
-    {"neon", INT16, INT16, quantize_neon, matmul_neon, recurrence_neon, attend_neon},
-    {"dotprod", SIGNED, SIGNED, quantize_neon, matmul_dotprod, recurrence_neon, attend_neon},
-    {"i8mm", SIGNED, SIGNED, quantize_neon, matmul_i8mm, recurrence_neon, attend_neon},
+    {"neon", INT16, INT16, LOOPS(neon), matmul_neon, recurrence_neon, attend_neon},
+    {"dotprod", SIGNED, SIGNED, LOOPS(neon), matmul_dotprod, recurrence_neon, attend_neon},
+    {"i8mm", SIGNED, SIGNED, LOOPS(neon), matmul_i8mm, recurrence_neon, attend_neon},
 #elif defined(__GNUC__)
-    {"vector", INT16, INT16, quantize_vector, matmul_vector, recurrence_vector, attend_vector},
+    {"vector", INT16, INT16, LOOPS(vector), matmul_vector, recurrence_vector, attend_vector},
 #endif
 };
 enum { N_KERNELS = sizeof kernels / sizeof kernels[0] };
@@ -2361,8 +2453,7 @@ static int gguf_read(Gguf *g, char *err) {
  * An architecture is a function that reads its keys and binds its tensors into layer descriptors; every shape is checked here, so
  * that a file that loads runs. Afterwards nobody looks a name up. */
 
-enum { ACT_SILU, ACT_RELU, ACT_SIGMOID, ACT_GELU, ACT_GELU_TANH, ACT_SQRELU, ACT_POWLU, ACT_LOGSIGMOID, ACT_ELU1, ACT_NONE,
-       MAP_HADAMARD, MAP_T2R, MAP_HEDGEHOG, MAP_DPFP }; /* feature maps that are no function of one number: see map_head in section 9 */
+enum { MAP_HADAMARD = ACT_NONE + 1, MAP_T2R, MAP_HEDGEHOG, MAP_DPFP }; /* feature maps that are no function of one number: see map_head in section 9 */
 static const struct { const char *name; int act; } act_names[] = {
     {"silu", ACT_SILU}, {"swish", ACT_SILU}, {"relu", ACT_RELU}, {"sigmoid", ACT_SIGMOID}, {"gelu", ACT_GELU}, {"gelu_tanh", ACT_GELU_TANH},
     {"sqrelu", ACT_SQRELU}, {"powlu", ACT_POWLU}, {"logsigmoid", ACT_LOGSIGMOID}, {"elu_plus_one", ACT_ELU1}, {"identity", ACT_NONE},
@@ -3392,19 +3483,6 @@ GLA_API int gla_cache_store(const GlaState *s, const char *folder, const int32_t
 /* T tokens, the first at position pos; x (T, dim) the normed input and mid, scratch of project(), for a mixer with projections of its own. */
 typedef struct { const Team *team; int T; int64_t pos; const float *x; float *mid; } Run;
 
-/* y = x / sqrt(mean(x^2) + eps) * w over n floats; w NULL = all ones; y may be x. */
-static void rmsnorm(float *y, const float *x, const float *w, size_t n, float eps) {
-    double sum[8] = {0};
-    size_t i = 0;
-    for (; i + 8 <= n; i += 8)
-        for (int l = 0; l < 8; l++) sum[l] += (double)x[i + l] * x[i + l];
-    for (; i < n; i++) sum[0] += (double)x[i] * x[i];
-    double total = ((sum[0] + sum[1]) + (sum[2] + sum[3])) + ((sum[4] + sum[5]) + (sum[6] + sum[7]));
-    float scale = (float)(1.0 / sqrt(total / (double)n + eps));
-    if (w) for (i = 0; i < n; i++) y[i] = x[i] * scale * w[i];
-    else for (i = 0; i < n; i++) y[i] = x[i] * scale;
-}
-
 static void softmax_row(float *x, int n) {
     float top = x[0], sum = 0;
     for (int i = 1; i < n; i++) if (x[i] > top) top = x[i];
@@ -3415,7 +3493,7 @@ static void softmax_row(float *x, int n) {
 static void rmsnorm_rows(const Team *team, float *y, const float *x, const float *w, int n, float eps, int T) {
     int n_threads = threads_for(team, 4.0 * n * T);
     PARALLEL_FOR(n_threads)
-    for (int t = 0; t < T; t++) rmsnorm(y + (size_t)t * (size_t)n, x + (size_t)t * (size_t)n, w, (size_t)n, eps);
+    for (int t = 0; t < T; t++) team->kernels->norm(y + (size_t)t * (size_t)n, x + (size_t)t * (size_t)n, w, (size_t)n, eps);
 }
 
 /* x <- x / sqrt(sum(x^2) + 1e-6) * scale: a sum, not a mean; the epsilon is the models', inside the root. */
@@ -3424,35 +3502,11 @@ static void l2norm(float *x, int n, float scale) {
     for (int i = 0; i < n; i++) x[i] *= r;
 }
 
-INLINE float activate(int act, float x) {
-    switch (act) {
-    case ACT_SILU: return silu(x);
-    case ACT_RELU: return x > 0 ? x : 0;
-    case ACT_SIGMOID: return sigmoid(x);
-    case ACT_GELU: return 0.5f * x * (1.0f + erff(x * 0.70710678f));
-    case ACT_GELU_TANH: return 0.5f * x * (1.0f + tanhf(0.79788456f * (x + 0.044715f * x * x * x)));
-    case ACT_SQRELU: return x > 0 ? x * x : 0;
-    case ACT_POWLU: return (x > 0 ? powf(x, 3.0f / (sqrtf(x) + 1.0f)) : x) * sigmoid(x);
-    case ACT_LOGSIGMOID: return logsigmoid(x);
-    case ACT_ELU1: return x > 0 ? x + 1 : expf(x);
-    }
-    return x;
-}
-static void activate_row(float *x, int act, size_t n) {
-    if (act == ACT_SILU) for (size_t i = 0; i < n; i++) x[i] = silu(x[i]); /* the common one, so that it vectorises */
-    else if (act != ACT_NONE) for (size_t i = 0; i < n; i++) x[i] = activate(act, x[i]);
-}
-
-/* gate <- act(gate) * up, both (T, n). */
-static void gate_rows(const Team *team, float *gate, const float *up, int act, int n, int T) {
+/* y <- y * act(z), both (T, n). */
+static void gate_rows(const Team *team, float *y, const float *z, int act, int n, int T) {
     int n_threads = threads_for(team, 8.0 * n * T);
     PARALLEL_FOR(n_threads)
-    for (int t = 0; t < T; t++) {
-        float *g = gate + (size_t)t * (size_t)n;
-        const float *u = up + (size_t)t * (size_t)n;
-        activate_row(g, act, (size_t)n);
-        for (int i = 0; i < n; i++) g[i] *= u[i];
-    }
+    for (int t = 0; t < T; t++) team->kernels->gate(y + (size_t)t * (size_t)n, z + (size_t)t * (size_t)n, act, (size_t)n);
 }
 
 /* rows[j] (T, out_j) = up_j (W_j x) + bias_j, or W_j x + bias_j, for n projections of the same x (T, dim), absent ones left out. The
@@ -3482,35 +3536,11 @@ static void project(const Team *team, float *const *rows, const Proj *p, int n, 
     }
 }
 
-/* Causal depthwise convolution over time, then act (ACT_SILU or none), in place.    (mixers.md section 2.3)
- *   x (T, C);  w (C, K), the last tap meets the current token;  last (K-1, C) the K-1 inputs before, oldest first
- *   y_t = act( bias + sum_j w[j] x_{t-K+1+j} )      What is remembered are inputs, not outputs. bias (C) or NULL */
+/* short convolution of x (T, C), as in conv_strip */
 static void short_conv(const Team *team, float *x, const float *w, const float *bias, float *last, int C, int K, int T, int act) {
-    enum { STEP = 32, MAX_TAPS = 64 };
     int n_threads = threads_for(team, 12.0 * C * T);
     PARALLEL_FOR(n_threads)
-    for (int c0 = 0; c0 < C; c0 += STEP) {
-        int n = C - c0 < STEP ? C - c0 : STEP;
-        float taps[MAX_TAPS][STEP] = {{0}}, next[MAX_TAPS][STEP];
-        for (int c = 0; c < n; c++)
-            for (int j = 0; j < K; j++) taps[j][c] = w[(size_t)(c0 + c) * (size_t)K + j];
-        for (int j = 0; j < K - 1; j++) { /* the inputs to remember, before they are overwritten */
-            int t = T - (K - 1) + j;
-            memcpy(next[j], t >= 0 ? x + (size_t)t * C + c0 : last + (size_t)(t + K - 1) * C + c0, (size_t)n * sizeof(float));
-        }
-        for (int t = T - 1; t >= 0; t--) { /* from the end, so that the inputs before t are still there */
-            float y[STEP] = {0};
-            if (bias) memcpy(y, bias + c0, (size_t)n * sizeof(float));
-            for (int j = 0; j < K; j++) {
-                int from = t - (K - 1) + j;
-                const float *in = from >= 0 ? x + (size_t)from * C + c0 : last + (size_t)(from + K - 1) * C + c0;
-                for (int c = 0; c < n; c++) y[c] += taps[j][c] * in[c];
-            }
-            if (act == ACT_SILU) for (int c = 0; c < n; c++) x[(size_t)t * C + c0 + c] = silu(y[c]);
-            else memcpy(x + (size_t)t * C + c0, y, (size_t)n * sizeof(float));
-        }
-        for (int j = 0; j < K - 1; j++) memcpy(last + (size_t)j * C + c0, next[j], (size_t)n * sizeof(float));
-    }
+    for (int c = 0; c < C; c += STRIP) team->kernels->conv(x, w, bias, last, C, K, T, act, c);
 }
 
 static void rope_table(float *table, const Layer *y, int64_t pos) { /* cos and sin of the angles at a position */
@@ -3535,16 +3565,16 @@ static void rope(float *x, const float *table, int n, int adjacent) {
  * when y->gate_first. Weights (norm_width), or one per channel, or none. */
 static void gated_norm(const Run *run, float *o, const Layer *y, const float *z) {
     int all = y->n_heads * y->dv, width = y->norm_width ? y->norm_width : all, spans = all / width, n = run->T * spans;
+    const Kernels *f = run->team->kernels;
     int n_threads = threads_for(run->team, 16.0 * n * width);
     PARALLEL_FOR(n_threads)
     for (int i = 0; i < n; i++) {
         float *row = o + (size_t)i * (size_t)width;
         const float *gate = z ? z + (size_t)i * (size_t)width : NULL, *w = y->o_norm && !y->norm_shared ? y->o_norm + (size_t)(i % spans) * (size_t)width : y->o_norm;
-        activate_row(row, y->out_act, (size_t)width);
-        if (y->norm_width && !y->gate_first) rmsnorm(row, row, w, (size_t)width, y->o_eps);
-        if (gate && y->gate_act == ACT_SILU) for (int j = 0; j < width; j++) row[j] *= silu(gate[j]);
-        else if (gate) for (int j = 0; j < width; j++) row[j] *= activate(y->gate_act, gate[j]);
-        if (y->norm_width && y->gate_first) rmsnorm(row, row, w, (size_t)width, y->o_eps);
+        if (y->out_act != ACT_NONE) f->activate(row, y->out_act, (size_t)width);
+        if (y->norm_width && !y->gate_first) f->norm(row, row, w, (size_t)width, y->o_eps);
+        if (gate) f->gate(row, gate, y->gate_act, (size_t)width);
+        if (y->norm_width && y->gate_first) f->norm(row, row, w, (size_t)width, y->o_eps);
     }
 }
 
@@ -3579,7 +3609,7 @@ static void mix_softmax(const Run *run, const Layer *y, float *mem, float *const
         float *out = o + (size_t)t * (size_t)(H * dv) + h * dv;
         Attend a = {q, mem + g * dk, mem + Hkv * dk + g * dv, kv, from, to, dk, dv, y->scale};
         run->team->kernels->attend(&a, out);
-        if (y->gated) for (int j = 0; j < dv; j++) out[j] *= sigmoid(q[dk + j]);
+        if (y->gated) run->team->kernels->gate(out, q + dk, ACT_SIGMOID, (size_t)dv);
     }
 }
 static size_t softmax_kv(const Layer *y) { return (size_t)y->n_k_heads * (size_t)(y->dk + y->dv); }
@@ -3610,7 +3640,7 @@ static float *convolve(const Run *run, const Layer *y, float *mem, float *const 
         } else if (act != ACT_NONE) {
             int n_threads = threads_for(run->team, 8.0 * C * run->T);
             PARALLEL_FOR(n_threads)
-            for (int t = 0; t < run->T; t++) activate_row(in[j] + (size_t)t * (size_t)C, act, (size_t)C);
+            for (int t = 0; t < run->T; t++) run->team->kernels->activate(in[j] + (size_t)t * (size_t)C, act, (size_t)C);
         }
     }
     return mem;
@@ -4010,12 +4040,12 @@ static void forward(GlaState *s, const int32_t *ids, int T, float *logits, int n
                 mixers[y->mixer].run(&run, y, mem, rows, s->o);
                 project(team, &s->xb, &y->out, 1, s->o, T, s->mid);
             } else {
-                // xb = down(act(gate xb) * up xb)
+                // xb = down(up xb * act(gate xb))
                 size_t n = (size_t)T * (size_t)y->gate.n_out;
                 float *gate = s->rows, *up = s->rows + n;
-                Input wide = input_rows(s->xb, T, c->dim), hidden = input_rows(gate, T, y->gate.n_out);
+                Input wide = input_rows(s->xb, T, c->dim), hidden = input_rows(up, T, y->gate.n_out);
                 matmul(team, (Product[]){{gate, &y->gate}, {up, &y->up}}, 2, &wide);
-                gate_rows(team, gate, up, y->ffn_act, y->gate.n_out, T);
+                gate_rows(team, up, gate, y->ffn_act, y->gate.n_out, T);
                 matmul(team, &(Product){s->xb, &y->down}, 1, &hidden);
             }
             for (size_t j = 0; j < (size_t)T * dim; j++) x[j] += s->xb[j];

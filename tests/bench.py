@@ -109,7 +109,14 @@ def cpu() -> str:
         return platform.processor() or platform.machine()
 
 
-def heading(load: str, kernel: object, rounds: int) -> str:
+def commit() -> str:
+    try:
+        return subprocess.run(["git", "-C", ROOT, "describe", "--always", "--dirty"], capture_output=True, text=True).stdout.strip()
+    except OSError:
+        return ""
+
+
+def heading(records: list[dict], kernel: object, rounds: int) -> str:
     words = ["make bench", "MODEL=" + shlex.quote(" ".join(m.name for m in args.models))]
     if args.peer:
         words.append("PEER=" + shlex.quote(" ".join(f"{peer_name(p)}/{p.name}" for p in args.peer)))
@@ -117,12 +124,9 @@ def heading(load: str, kernel: object, rounds: int) -> str:
                if value != parser.get_default(default)] + ([f"--{args.what}"] if args.what != "speed" else [])
     if options:
         words.append("BENCH=" + shlex.quote(" ".join(options)))
-    try:
-        commit = subprocess.run(["git", "-C", ROOT, "describe", "--always", "--dirty"], capture_output=True, text=True).stdout.strip()
-    except OSError:
-        commit = ""
-    return (f"`{' '.join(words)}`: {cpu()}, {os.cpu_count()} cores, {args.threads} threads, {kernel} kernels, load average {load} at the start"
-            + (f", commit {commit}" if commit else "") + f"; medians of {rounds} round{'s' * (rounds != 1)}.\n")
+    commits = sorted({r["commit"] for r in records} - {""})
+    return (f"`{' '.join(words)}`: {cpu()}, {os.cpu_count()} cores, {args.threads} threads, {kernel} kernels, load average {median(r['load'] for r in records):.2f}"
+            + (f", commit {' '.join(commits)}" if commits else "") + f"; medians of {rounds} round{'s' * (rounds != 1)}.\n")
 
 
 def table(rows: list[list[object]], numbers_from: int) -> str:
@@ -262,7 +266,7 @@ def main() -> None:
         stop("two models or two peers have the same name")
     if args.rounds < (args.keep is None) or args.prompt_len < 1 or args.steps < 1:
         stop("--rounds, --prompt-len and -n are at least 1")
-    load = f"{os.getloadavg()[0]:.2f}" if hasattr(os, "getloadavg") else "unknown"
+    start = {"what": args.what, "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0, "commit": commit()}
     first = run(args.models[0], "bench", "--prompt-len", 1, "-n", 1, *([] if args.threads is None else ["-j", args.threads]))
     args.threads = int(first["threads"])  # all programs take what ./run takes
     measure, rows, numbers_from = TABLES[args.what]
@@ -274,7 +278,7 @@ def main() -> None:
             stop(f"{args.keep}: has rounds with other settings")
     for _ in range(args.rounds):
         for model in args.models:
-            record = {"what": args.what, "settings": settings, **measure(model)}
+            record = {**start, "settings": settings, **measure(model)}
             records.append(record)
             if args.keep:
                 with args.keep.open("a") as f:
@@ -282,7 +286,7 @@ def main() -> None:
     counts = [sum(r["model"] == m.name for r in records) for m in args.models]
     if not min(counts):
         stop(f"{args.keep}: no rounds of {args.models[counts.index(0)].name}")
-    print(heading(load, first["kernel"], min(counts)))
+    print(heading([r for r in records if r["model"] in {m.name for m in args.models}], first["kernel"], min(counts)))
     print(table(rows(records), numbers_from))
 
 

@@ -153,9 +153,9 @@ static double burst_s(Burst f, long n, int n_threads) { /* from the first thread
 }
 
 static double peak(Burst f, double ops, int n_threads) { /* in 10^9 operations per second */
-    long n = 500;
+    long n = 1 << 19;
     double best = 0;
-    do { /* the shortest of several: a thread may be made to wait by other programs */
+    do { /* the shortest of several: a thread may be made to wait by other programs; a millisecond's worth at least, as all of them may wait */
         n *= 2, best = 1e9;
         for (int i = 0; i < TRIES && best >= AT_LEAST; i++) {
             double s = burst_s(f, n, n_threads);

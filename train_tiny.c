@@ -226,7 +226,7 @@ HELPER Vec NAME(sigmoid)(Vec x) { return 1 / (1 + NAME(exp)(-x)); }
  * a(i,k) lies at a[i * ars + k * acs]; b is packed, TILE_COLS reals per k. rows and cols may fall short of the tile;
  * the missing rows are computed from the last one and not stored. */
 #define TILE_COLS (TILE_VECS * LANES)
-KERNEL void NAME(tile)(real *c, size_t ldc, int rows, int cols, const real *a, size_t ars, size_t acs, const real *b, int depth, int add) {
+KERNEL void NAME(gemm_tile)(real *c, size_t ldc, int rows, int cols, const real *a, size_t ars, size_t acs, const real *b, int depth, int add) {
     Vec s[TILE_ROWS][TILE_VECS];
     const real *row[TILE_ROWS];
     for (int i = 0; i < TILE_ROWS; i++) {
@@ -641,7 +641,7 @@ KERNEL void NAME(adamw)(real *p, const real *g, real *m, real *v, size_t n, real
 }
 
 static const TinyKernels NAME(kernels) = {
-    NAME_TEXT, LANES, TILE_ROWS, TILE_COLS, NAME(tile), NAME(rmsnorm_forward), NAME(rmsnorm_backward), NAME(l2norm_forward),
+    NAME_TEXT, LANES, TILE_ROWS, TILE_COLS, NAME(gemm_tile), NAME(rmsnorm_forward), NAME(rmsnorm_backward), NAME(l2norm_forward),
     NAME(l2norm_backward), NAME(gated_norm_forward), NAME(gated_norm_backward), NAME(swiglu_forward), NAME(swiglu_backward),
     NAME(out_gate_forward), NAME(out_gate_backward), NAME(conv_forward), NAME(conv_backward), NAME(decay_forward),
     NAME(decay_backward), NAME(softmax_forward), NAME(softmax_recompute), NAME(softmax_backward), NAME(cross_entropy),

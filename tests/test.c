@@ -268,14 +268,44 @@ static void test_fast_exp(void) {
     }
 }
 
-/* Every kernel and type against sums in double, and T tokens at once against one by one. */
+/* One token times a block-quantised matrix, as the comment of Input has it: exact integers per group, then one order of floats. */
+static void definition(float *out, const Tensor *w, const float *x, int fused) {
+    int n = w->n_in, group = types[w->type].group;
+    int *q = block((size_t)n * sizeof *q);
+    float top = 0;
+    for (int i = 0; i < n; i++) top = fmaxf(top, fabsf(x[i]));
+    for (int i = 0; i < n; i++) { volatile float y = x[i] * (Q_TOP / top); q[i] = (int)rint((double)y); }
+    for (int r = 0; r < w->n_out; r++) {
+        volatile float S = 0, product; /* volatile: nothing is fused but what says so */
+        for (int at = 0; at < n; at += SEGMENT) {
+            int8_t v[SEGMENT];
+            float d[16], m[16];
+            int len = n - at < SEGMENT ? n - at : SEGMENT;
+            unpack(v, d, m, w->data + (size_t)r * row_bytes(w) + bytes_of(w->type, (size_t)at), w->type, len);
+            for (int g = 0; g < len / group; g++) {
+                int isum = 0, fsum = 0;
+                for (int i = g * group; i < (g + 1) * group; i++) isum += v[i] * q[at + i], fsum += q[at + i];
+                if (fused) S = fmaf((float)isum, d[g], S);
+                else product = (float)isum * d[g], S = S + product;
+                if (!types[w->type].min) continue;
+                if (fused) S = fmaf(-m[g], (float)fsum, S);
+                else product = m[g] * (float)fsum, S = S - product;
+            }
+        }
+        out[r] = S * (top / Q_TOP);
+    }
+    free(q);
+}
+
+/* Every kernel and type against sums in double and, block-quantised ones, against the bits of the definition; T tokens at once against one by one. */
 static void test_matmul(void) {
-    static const int lengths[] = {1, 2, 3, 4, 5, 6, 7, 8, 9, 33}, outs[] = {1, 3, 16, 37}, widths[] = {1, 7, 16, 40, 100};
+    enum { T_max = 40 };
+    static const int lengths[] = {1, 2, 3, 4, 5, 6, 7, 8, 9, 13, T_max}, outs[] = {1, 3, 16, 37}, widths[] = {1, 7, 16, 40, 100}, blocks[] = {1, 3, 21};
     for (int type = 0; type < N_TYPES; type++) {
         if (!types[type].group) continue;
-        int elems = types[type].elems, n_widths = elems == 1 ? 5 : 2;
+        int elems = types[type].elems, n_widths = elems == 1 ? 5 : elems == 32 ? 3 : 2;
         for (int i = 0; i < n_widths * 4; i++) {
-            int n = elems == 1 ? widths[i / 4] : elems * (1 + 2 * (i / 4)), n_out = outs[i % 4], T_max = 33;
+            int n = elems == 1 ? widths[i / 4] : elems * blocks[i / 4], n_out = outs[i % 4];
             size_t padded = round_up((size_t)n, LANES);
             Tensor w = random_matrix(type, n, n_out);
             float *x = noises((size_t)(T_max * n), 1), *row = block((size_t)n * sizeof *row);
@@ -292,9 +322,12 @@ static void test_matmul(void) {
                     }
                 }
             }
+            float *defined[2] = {block((size_t)(T_max * n_out) * sizeof *one), block((size_t)(T_max * n_out) * sizeof *one)}; /* not fused, fused */
+            for (int t = 0; t < T_max && types[type].group > 1; t++)
+                for (int fused = 0; fused < 2; fused++) definition(defined[fused] + t * n_out, &w, x + t * n, fused);
             for (int k = 0; k < N_KERNELS; k++) {
                 if (!kernel_runs(&kernels[k])) continue;
-                Team team = team_of(&kernels[k], 1, (size_t)n, 33, 0);
+                Team team = team_of(&kernels[k], 1, (size_t)n, T_max, 0);
                 double worst = 0; /* 16 partial sums of n / 16 terms, folded in 4 steps; each addition may be off by half a unit */
                 /* block-quantised weights meet x rounded to 16 bits: half of 1/Q_TOP of the token's largest, times the sum of |w| */
                 for (int t = 0; t < T_max; t++) product(&team, one + t * n_out, &w, x + t * n, 1);
@@ -303,6 +336,10 @@ static void test_matmul(void) {
                     if (!(off <= worst)) worst = off;
                 }
                 check(worst < 1, "matmul %s %s %d x %d: %.2f of the bound", kernels[k].name, types[type].name, n, n_out, worst);
+                if (types[type].group > 1) { /* only these may be compiled for processors that do not fuse */
+                    int either = !strcmp(kernels[k].name, "scalar") || !strcmp(kernels[k].name, "sse2") || !strcmp(kernels[k].name, "vector");
+                    check(same(one, defined[1], (size_t)(T_max * n_out)) || (either && same(one, defined[0], (size_t)(T_max * n_out))), "matmul %s %s %d x %d: not the bits of the definition", kernels[k].name, types[type].name, n, n_out);
+                }
                 for (size_t l = 0; l < sizeof lengths / sizeof *lengths; l++) {
                     for (int j = 0; j < T_max * n_out; j++) y[j] = -1;
                     product(&team, y, &w, x, lengths[l]);
@@ -310,7 +347,7 @@ static void test_matmul(void) {
                 }
                 free_team(team);
             }
-            free_matrix(w), free(x), free(row), free(one), free(y), free(want), free(size), free(rounding);
+            free_matrix(w), free(x), free(row), free(one), free(y), free(want), free(size), free(rounding), free(defined[0]), free(defined[1]);
         }
     }
     /* large enough for the threads to share it */

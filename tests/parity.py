@@ -4,6 +4,7 @@
 golden      checkpoints with stored logits (tests/golden, or the folders named), exported at f32 and at bf16
 random      other configurations of Qwen3.5, Qwen3, Llama against transformers in float32
 gla         configurations of GLA against a float64 definition (make_models.py)
+mixers      configurations of the other mixers against the definitions in definitions/ (make_mixers.py), and same bits in any split
 quantised   q8_0 and q4_0 files against the same dequantised weights as float32
 tokenizer   ids of a hostile corpus against HuggingFace tokenizers
 exporter    export.py alone: same bytes twice, shards, multimodal checkpoints, the drafting block, everything it must refuse
@@ -30,6 +31,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
+import make_mixers as fla
 import make_models as models
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -112,6 +114,66 @@ def gla(t: Tally, work: Path, folders: list[Path]) -> None:
     for seed, name in enumerate(models.GLA_CASES):
         ids, want = models.gla_case(work / name, name, seed=seed, shards=1 + seed % 2)
         export_and_compare(t, name, "gla", work / name, work, ids, want, ("f32",) if seed % 4 else ("f32", "bf16"))
+
+
+def mixers(t: Tally, work: Path, folders: list[Path]) -> None:
+    """Each configuration in one run of tokens against its definition; then token by token, in runs of 7 on two threads, and saved and
+    loaded half-way, which must give the same bits."""
+    for seed, name in enumerate(fla.CASES):
+        folder, file = work / name.replace(" ", "-").replace(",", ""), work / "mixer.gguf"
+        ids, want = fla.mixer_case(folder, name, seed)
+        done = export_here(folder, file, "bf16" if seed % 2 else "f32")
+        if done:
+            t.line(False, name, done)
+            continue
+        whole = run_logits(t.run, file, ids)
+        t.logits(name, "fla", whole, want)
+        if isinstance(whole, str):
+            continue
+        half, session = len(ids) // 2, work / "session"
+        parts = [run_logits(t.run, file, ids, "-b", 1, "-j", 1), run_logits(t.run, file, ids, "-b", 7, "-j", 2)]
+        first, second = run_logits(t.run, file, ids[:half], "--save-state", session), run_logits(t.run, file, ids[half:], "--load-state", session)
+        parts.append(first + second if isinstance(first, str) or isinstance(second, str) else np.concatenate([first, second]))
+        for how, got in zip(("token by token", "seven at a time, two threads", "saved and loaded"), parts):
+            if isinstance(got, str) or not np.array_equal(got, whole):
+                t.line(False, f"{name}, {how}", got if isinstance(got, str) else f"other bits, up to {np.abs(got - whole).max():.1e}")
+
+
+    for i, (kind, changes, word) in enumerate(MIXERS_REFUSED):
+        folder = work / f"refused{i}"
+        fla.mixer_case(folder, kind)
+        config = json.loads((folder / "config.json").read_text()) | changes
+        (folder / "config.json").write_text(json.dumps(config))
+        said = export_here(folder, work / "refused.gguf", "bf16")
+        t.line(word in said and said.count("\n") == 0, f"refuses {kind} with {json.dumps(changes)[1:-1]}", said[-120:])
+
+
+MIXERS_REFUSED: list[tuple[str, dict[str, Any], str]] = [  # case, changes to config.json, what the sentence names
+    ("linear_attn relu", {"feature_map": "rebased"}, "feature_map"), ("linear_attn relu", {"use_short_conv": True}, "use_short_conv"),
+    ("retnet", {"feature_map": "elu"}, "feature_map"), ("retnet", {"hidden_act": "powlu"}, "hidden_act"), ("retnet", {"num_kv_heads": 3}, "heads"),
+    ("simple_gla", {"hidden_act": "gelu"}, "hidden_act"), ("hgrn", {"expand_ratio": 2}, "use_lower_bound"), ("hgrn2", {"use_short_conv": True}, "conv1d"),
+    ("gsa", {"feature_map": "elu"}, "feature_map"), ("delta_net", {"qk_norm": "rms"}, "qk_norm"), ("delta_net", {"qk_activation": "tanh"}, "qk_activation"),
+    ("delta_net", {"use_gate": True}, "g_proj"), ("delta_net", {"conv_bias": True}, "conv_bias"), ("gated_deltanet", {"num_v_heads": 6}, "heads"),
+    ("gated_deltanet", {"expand_v": 1.3}, "expand_v"), ("gated_deltaproduct", {"num_v_heads": 8}, "num_v_heads"), ("comba", {"num_v_heads": 8}, "num_v_heads"),
+    ("kda", {"lower_bound": -6.0}, "lower_bound"), ("kda", {"safe_gate": True}, "safe_gate"), ("precond_kda", {"attnres_block_size": 2}, "attnres_block_size"),
+    ("mamba2", {"dt_limit": [0.1]}, "dt_limit"), ("mamba2", {"hidden_act": "relu"}, "hidden_act"), ("mamba2", {"n_groups": 3}, "groups"),
+    ("mamba2", {"attn": {"layers": [1], "num_heads": 4}}, "attn"), ("log_linear_mamba2", {"n_groups": 2}, "n_groups"),
+    ("log_linear_mamba2", {"dt_limit": [0.1, 1.0]}, "dt_limit"),
+]
+
+
+def export_here(folder: Path, out: Path, kind: str) -> str:
+    """export.py in this process, which saves a second each; what it refused, or nothing."""
+    import contextlib
+    import io
+    sys.path.insert(0, str(ROOT))
+    import export as program
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            program.export(folder, out, kind, [])
+    except program.Refusal as refusal:
+        return str(refusal)
+    return ""
 
 
 def quantised(t: Tally, work: Path, folders: list[Path]) -> None:
@@ -385,7 +447,7 @@ def drafting(t: Tally, work: Path) -> None:
 
 
 def main() -> int:
-    sections = {f.__name__: f for f in (exporter, golden, random, gla, quantised, tokenizer)}
+    sections = {f.__name__: f for f in (exporter, golden, random, gla, mixers, quantised, tokenizer)}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", nargs="*", type=Path, help="golden folders; naming some runs the section golden alone")
     parser.add_argument("--only", help=f"sections out of {','.join(sections)}")

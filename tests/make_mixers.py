@@ -1,0 +1,302 @@
+"""Random checkpoints of the fla library's models in configurations of our own, and the float64 logits that definitions/ gives them.
+
+CASES: name -> model_type and what differs from its base configuration. mixer_case writes the checkpoint and returns ids and
+logits. A model_type needs a base configuration, the shapes of its mixer's tensors, and a definition registered under it.
+"""
+from __future__ import annotations
+
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent / "definitions"))
+import common
+import fla_linear  # noqa: F401  (they register their models)
+import fla_other  # noqa: F401
+from make_models import Ids, save, spread
+
+Config = dict[str, Any]
+Shapes = dict[str, tuple[int, ...]]
+
+DECODER: Config = dict(vocab_size=113, hidden_size=48, num_hidden_layers=3, hidden_act="swish", hidden_ratio=4, intermediate_size=72, norm_eps=1e-6,
+                       attn=None, tie_word_embeddings=False, attnres_block_size=None, fuse_norm=True, max_position_embeddings=512)
+CONV = dict(use_short_conv=True, conv_size=4)
+WINDOWED = dict(layers=[1], num_heads=4, num_kv_heads=2, qkv_bias=True, window_size=9, rope_theta=5000.0)
+HEADS = DECODER | dict(num_heads=4, num_kv_heads=None, expand_k=1.0, expand_v=1.0, elementwise_affine=True)
+# With decays this strong and heads this narrow a readout may nearly vanish; norm_eps keeps the norm from magnifying its rounding.
+DELTA = DECODER | CONV | dict(norm_eps=1e-5, head_dim=12, num_heads=4, num_v_heads=None, expand_v=1.0, allow_neg_eigval=False)
+ATK = dict(squash_x=1.5, squash_eps=1e-6)
+MAMBA2 = DECODER | dict(state_size=16, head_dim=12, expand=2, n_groups=1, conv_kernel=4, use_bias=False, use_conv_bias=True, rmsnorm=True, intermediate_size=None,
+                        norm_before_gate=False, D_has_hdim=False, dt_limit=[0.0, {"__float__": "Infinity"}], norm_eps=1e-5, hidden_act="silu")
+def without(c: Config, *names: str) -> Config:
+    return {n: v for n, v in c.items() if n not in names}
+
+
+BASES: dict[str, Config] = {
+    "linear_attn": HEADS | dict(feature_map="elementwise_product", tie_feature_map_qk=False, norm_q=False, norm_k=False, norm_feature_map=False),
+    "retnet": HEADS | CONV | dict(expand_v=2.0, feature_map=None, use_output_gate=True, use_short_conv=False),
+    "simple_gla": HEADS | CONV | dict(feature_map=None, use_output_gate=True, gate_logit_normalizer=16),
+    "lightning_attn": HEADS | CONV | dict(feature_map=None, use_output_gate=True),
+    "gla": HEADS | CONV | dict(expand_k=0.5, feature_map=None, use_output_gate=True, clamp_min=None),
+    "hgrn": without(HEADS, "num_heads", "num_kv_heads", "expand_k", "expand_v") | CONV | dict(use_short_conv=False, use_lower_bound=True, expand_ratio=1),
+    "hgrn2": without(HEADS, "num_kv_heads", "expand_k", "expand_v") | CONV | dict(use_short_conv=False, use_lower_bound=True, expand_ratio=12),
+    "gsa": HEADS | CONV | dict(use_short_conv=False, num_slots=10, feature_map="swish", gate_logit_normalizer=8),
+    "delta_net": without(HEADS, "num_kv_heads", "elementwise_affine") | CONV | dict(qk_activation="silu", qk_norm="l2", use_beta=True, use_gate=False, allow_neg_eigval=False),
+    "gated_deltanet": DELTA | dict(use_gate=True),
+    "gated_deltaproduct": DELTA | dict(num_householder=2, use_forget_gate=True, use_output_gate=True),
+    "comba": DELTA | dict(use_output_gate=True),
+    "kda": DELTA | dict(lower_bound=None),
+    "gdn2": DELTA,
+    "precond_gated_deltanet": DELTA | ATK | dict(use_gate=True),
+    "precond_kda": DELTA | ATK | dict(lower_bound=None),
+    "mamba2": without(MAMBA2, "hidden_ratio", "intermediate_size"),
+    "log_linear_mamba2": MAMBA2,
+}
+
+CASES: dict[str, tuple[str, Config]] = {
+    **{f"linear_attn {m}": ("linear_attn", dict(feature_map=m)) for m in ("elementwise_product", "t2r", "hedgehog", "dpfp", "elu", "relu")},
+    "linear_attn identity": ("linear_attn", dict(feature_map="identity", norm_eps=1e-3)),  # q.k may cancel: the norm must not amplify what is left
+    "linear_attn tied, kv heads": ("linear_attn", dict(tie_feature_map_qk=True, num_kv_heads=2, expand_v=1.5)),
+    "linear_attn tied hedgehog, normaliser": ("linear_attn", dict(feature_map="hedgehog", tie_feature_map_qk=True, norm_feature_map=True)),
+    "linear_attn norms": ("linear_attn", dict(feature_map="elu", norm_q=True, norm_k=True, norm_feature_map=True, num_kv_heads=1)),
+    "linear_attn dpfp, one norm, hybrid": ("linear_attn", dict(feature_map="dpfp", norm_k=False, norm_q=False, attn=WINDOWED)),
+    "retnet": ("retnet", {}),
+    "retnet kv heads": ("retnet", dict(num_kv_heads=2, expand_k=0.5, expand_v=1.0, hidden_ratio=2, intermediate_size=None)),
+    "retnet relu, no gate, hybrid": ("retnet", dict(feature_map="relu", use_output_gate=False, num_heads=2, attn=WINDOWED)),
+    "retnet head width 24, residual attention": ("retnet", dict(num_heads=2, elementwise_affine=False, attnres_block_size=2)),
+    "simple_gla": ("simple_gla", {}),
+    "simple_gla kv heads, map": ("simple_gla", dict(num_kv_heads=2, feature_map="sqrelu", use_short_conv=False)),
+    "simple_gla no gate, hybrid": ("simple_gla", dict(use_output_gate=False, attn=WINDOWED, expand_k=0.5)),
+    "lightning_attn": ("lightning_attn", {}),
+    "lightning_attn kv heads, swish": ("lightning_attn", dict(num_kv_heads=2, feature_map="swish", use_short_conv=False, num_hidden_layers=2)),
+    "hgrn": ("hgrn", {}),
+    "hgrn convolutions, wider": ("hgrn", dict(use_short_conv=True, use_lower_bound=False, expand_ratio=2)),
+    "hgrn hybrid": ("hgrn", dict(attn=WINDOWED, use_short_conv=True, conv_size=3, elementwise_affine=False)),
+    "hgrn2": ("hgrn2", {}),
+    "hgrn2 by heads, no bounds": ("hgrn2", dict(expand_ratio=None, num_heads=3, use_lower_bound=False, norm_eps=1e-3)),
+    "hgrn2 convolutions, hybrid": ("hgrn2", dict(use_short_conv=True, expand_ratio=24, attn=WINDOWED, num_hidden_layers=4)),
+    "gsa": ("gsa", {}),
+    "gsa t2r, convolutions": ("gsa", dict(feature_map="t2r", use_short_conv=True, num_slots=33)),
+    "gsa kv heads, relu": ("gsa", dict(feature_map="relu", num_kv_heads=2, num_slots=7, gate_logit_normalizer=4, expand_k=0.5)),
+    "gsa hybrid": ("gsa", dict(attn=WINDOWED, elementwise_affine=False)),
+    "delta_net": ("delta_net", {}),
+    "delta_net gate, negative": ("delta_net", dict(use_gate=True, allow_neg_eigval=True, expand_k=0.5, expand_v=1.5)),
+    "delta_net no beta": ("delta_net", dict(use_beta=False, use_short_conv=False)),
+    "delta_net no beta, negative": ("delta_net", dict(use_beta=False, allow_neg_eigval=True, num_heads=2)),
+    "delta_net relu, sum": ("delta_net", dict(qk_activation="relu", qk_norm="sum")),
+    "delta_net elu, sum, no convolution": ("delta_net", dict(qk_activation="elu", qk_norm="sum", use_short_conv=False)),
+    "delta_net identity, hybrid": ("delta_net", dict(qk_activation="identity", attn=WINDOWED)),
+    "gated_deltanet": ("gated_deltanet", dict(expand_v=2.0)),
+    "gated_deltanet value heads": ("gated_deltanet", dict(num_heads=2, num_v_heads=6, allow_neg_eigval=True, head_dim=24)),
+    "gated_deltanet no gate, no convolution": ("gated_deltanet", dict(use_gate=False, use_short_conv=False, attnres_block_size=1)),
+    "gated_deltanet hybrid": ("gated_deltanet", dict(attn=[WINDOWED, dict(layers=[0], num_heads=3)], num_hidden_layers=4, tie_word_embeddings=True, hidden_act="powlu")),
+    "gated_deltaproduct": ("gated_deltaproduct", {}),
+    "gated_deltaproduct three, no forgetting": ("gated_deltaproduct", dict(num_householder=3, use_forget_gate=False, allow_neg_eigval=True, head_dim=17)),
+    "gated_deltaproduct one, no gate": ("gated_deltaproduct", dict(num_householder=1, use_output_gate=False, use_short_conv=False, attn=WINDOWED)),
+    "comba": ("comba", dict(expand_v=2.0)),
+    "comba no gate": ("comba", dict(use_output_gate=False, use_short_conv=False, head_dim=24, num_heads=2)),
+    "comba hybrid": ("comba", dict(attn=WINDOWED, conv_size=3)),
+    "kda": ("kda", {}),
+    "kda value heads, negative": ("kda", dict(num_heads=2, num_v_heads=4, allow_neg_eigval=True, head_dim=24)),
+    "kda bounded": ("kda", dict(lower_bound=-5.0, safe_gate=True, expand_v=1.5)),
+    "kda no convolution, hybrid": ("kda", dict(use_short_conv=False, attn=WINDOWED, norm_eps=1e-5)),
+    "gdn2": ("gdn2", {}),
+    "gdn2 value heads, negative": ("gdn2", dict(num_heads=2, num_v_heads=6, allow_neg_eigval=True, expand_v=2.0)),
+    "gdn2 no convolution, hybrid": ("gdn2", dict(use_short_conv=False, attn=WINDOWED, head_dim=24, num_heads=2)),
+    "precond_gated_deltanet": ("precond_gated_deltanet", dict(expand_v=2.0)),
+    "precond_gated_deltanet value heads": ("precond_gated_deltanet", dict(num_heads=2, num_v_heads=4, allow_neg_eigval=True, squash_x=2.5, squash_eps=1e-4)),
+    "precond_gated_deltanet no gate": ("precond_gated_deltanet", dict(use_gate=False, use_short_conv=False, attn=WINDOWED)),
+    "precond_kda": ("precond_kda", {}),
+    "precond_kda value heads": ("precond_kda", dict(num_heads=2, num_v_heads=4, lower_bound=-3.0, head_dim=24)),
+    "mamba2": ("mamba2", {}),
+    "mamba2 groups": ("mamba2", dict(n_groups=2, head_dim=24, state_size=24)),
+    "mamba2 biases, limits": ("mamba2", dict(use_bias=True, use_conv_bias=False, dt_limit=[0.2, 0.9], conv_kernel=3)),
+    "mamba2 norm first, channels": ("mamba2", dict(norm_before_gate=True, D_has_hdim=True, n_groups=4, tie_word_embeddings=True)),
+    "mamba2 no norm": ("mamba2", dict(rmsnorm=False, head_dim=16)),
+    "log_linear_mamba2": ("log_linear_mamba2", {}),
+    "log_linear_mamba2 no norm": ("log_linear_mamba2", dict(rmsnorm=False, head_dim=24, state_size=8, use_bias=True, hidden_act="swish")),
+}
+LONG = {"linear_attn tied, kv heads", "retnet kv heads", "gsa kv heads, relu", "delta_net", "gated_deltanet value heads", "gated_deltaproduct", "kda value heads, negative",
+        "hgrn", "hgrn2", "mamba2 groups", "log_linear_mamba2", "comba", "gdn2", "simple_gla", "precond_gated_deltanet value heads"}  # beyond a chunk of 64
+
+
+# ---- shapes of the mixers' tensors, named relative to the layer's slot ------------------------------------------------
+
+def rows(c: Config, **widths: int) -> Shapes:
+    return {f"{n}_proj.weight": (w, c["hidden_size"]) for n, w in widths.items()}
+
+
+def convs(c: Config, **channels: int) -> Shapes:
+    return {f"{n}_conv1d.weight": (w, 1, c["conv_size"]) for n, w in channels.items()} if c["use_short_conv"] else {}
+
+
+def by_heads(c: Config) -> tuple[int, int, int, int, int]:
+    """Key and value width of all heads, of the shared ones, and the number of heads."""
+    key, value = int(c["hidden_size"] * c["expand_k"]), int(c["hidden_size"] * c["expand_v"])
+    share = c["num_heads"] // (c.get("num_kv_heads") or c["num_heads"])
+    return key, value, key // share, value // share, c["num_heads"]
+
+
+def gated(c: Config, value: int, width: int, name: str = "g_norm") -> Shapes:
+    gate = c.get("use_output_gate", True)
+    name = "g_norm_swish_gate" if gate and name == "g_norm" and c["fuse_norm"] else name
+    return (rows(c, g=value) if gate else {}) | ({f"{name}.weight": (width,)} if c.get("elementwise_affine", True) else {}) | {"o_proj.weight": (c["hidden_size"], value)}
+
+
+def linear_attn(c: Config) -> Shapes:
+    key, value, key_kv, value_kv, heads = by_heads(c)
+    d, maps = key // heads, {}
+    for p in "k" if c["tie_feature_map_qk"] else "qk":
+        name = f"feature_map_{p}"
+        maps |= {"elementwise_product": {f"{name}.layer{i}.{e}": (d, d) if e == "weight" else (d,) for i in (1, 2) for e in ("weight", "bias")},
+                 "hedgehog": {f"{name}.layer.weight": (d, d), f"{name}.layer.bias": (d,)}, "t2r": {f"{name}.layer.weight": (d, d)}}.get(c["feature_map"], {})
+    return rows(c, q=key, k=key_kv, v=value_kv) | maps | {"norm.weight": (value // heads,), "o_proj.weight": (c["hidden_size"], value)}
+
+
+def scalar_decay(c: Config) -> Shapes:
+    key, value, key_kv, value_kv, heads = by_heads(c)
+    return rows(c, q=key, k=key_kv, v=value_kv) | convs(c, q=key, k=key_kv, v=value_kv) | gated(c, value, value // heads)
+
+
+def simple_gla(c: Config) -> Shapes:
+    return scalar_decay(c) | {"gk_proj.weight": (c["num_heads"], c["hidden_size"]), "gk_proj.bias": (c["num_heads"],)}
+
+
+def hgrn(c: Config) -> Shapes:
+    n = c["hidden_size"] * c["expand_ratio"]
+    return rows(c, i=n, f=n) | convs(c, i=n, f=n) | gated(c | dict(fuse_norm=False), n, n)
+
+
+def hgrn2(c: Config) -> Shapes:
+    width = c["hidden_size"]
+    keys = width // c["expand_ratio"] * c["expand_ratio"] if c["expand_ratio"] else width
+    return rows(c, q=keys, f=keys, i=width) | convs(c, q=keys, f=keys, i=width) | gated(c | dict(use_output_gate=False), width, width)
+
+
+def gsa(c: Config) -> Shapes:
+    key, value, key_kv, value_kv, heads = by_heads(c)
+    slots = (c["num_kv_heads"] or heads) * c["num_slots"]
+    t2r = {"feature_map.layer.weight": (key // heads, key // heads)} if c["feature_map"] == "t2r" else {}
+    return rows(c, q=key, k=key_kv, v=value_kv, f=slots) | convs(c, q=key, k=key_kv, v=value_kv) | t2r | gated(c | dict(use_output_gate=False), value, value)
+
+
+def delta_net(c: Config) -> Shapes:
+    key, value, _, _, heads = by_heads(c)
+    beta = rows(c, b=heads) if c["use_beta"] else {}
+    return rows(c, q=key, k=key, v=value) | convs(c, q=key, k=key, v=value) | beta | gated(c | dict(use_output_gate=c["use_gate"]), value, value // heads, "o_norm")
+
+
+def delta_rule(c: Config, writes: int = 1) -> tuple[Shapes, int, int, int, int]:
+    """What all gated delta rules have, and heads, value heads, dk, dv."""
+    H, dk, width = c["num_heads"], c["head_dim"], c["hidden_size"]
+    HV, dv = c["num_v_heads"] or H, int(dk * c["expand_v"])
+    widths = dict(q=H * dk, k=writes * H * dk, v=writes * HV * dv)
+    return rows(c, **widths) | convs(c, **widths) | {"o_norm.weight": (dv,), "o_proj.weight": (width, HV * dv)}, H, HV, dk, dv
+
+
+def low_rank(c: Config, name: str, middle: int, out: int, bias: bool) -> Shapes:
+    return {f"{name}_proj.0.weight": (middle, c["hidden_size"]), f"{name}_proj.1.weight": (out, middle)} | ({f"{name}_proj.1.bias": (out,)} if bias else {})
+
+
+def gated_deltanet(c: Config) -> Shapes:
+    shapes, _, HV, _, dv = delta_rule(c, c.get("num_householder", 1))
+    gate = rows(c, g=HV * dv) if c.get("use_gate", c.get("use_output_gate")) else {}
+    decay = rows(c, a=HV) | {"A_log": (HV,), "dt_bias": (HV,)} if c.get("use_forget_gate", True) else {}
+    return shapes | gate | decay | rows(c, b=HV * c.get("num_householder", 1))
+
+
+def comba(c: Config) -> Shapes:
+    return gated_deltanet(c) | {"decay": (c["num_heads"],), "D": (c["num_heads"],)}
+
+
+def kda(c: Config) -> Shapes:
+    shapes, _, HV, dk, dv = delta_rule(c)
+    return shapes | low_rank(c, "f", dv, HV * dk, False) | low_rank(c, "g", dv, HV * dv, True) | rows(c, b=HV) | {"A_log": (HV,), "dt_bias": (HV * dk,)}
+
+
+def gdn2(c: Config) -> Shapes:
+    shapes, H, HV, dk, dv = delta_rule(c)
+    return shapes | low_rank(c, "f", dv, H * dk, False) | low_rank(c, "g", dv, HV * dv, True) | rows(c, b=H * dk, w=HV * dv) | {"A_log": (H,), "dt_bias": (H * dk,)}
+
+
+def moment(c: Config, heads: int) -> Shapes:
+    return rows(c, b_atk=heads) | {f"{n}_atk": (heads,) for n in ("A_log", "dt_bias")} | {"log_atk_scale": (heads,)}
+
+
+def precond_gated_deltanet(c: Config) -> Shapes:
+    return gated_deltanet(c) | moment(c, c["num_heads"]) | rows(c, a_atk=c["num_heads"])
+
+
+def precond_kda(c: Config) -> Shapes:
+    HV = c["num_v_heads"] or c["num_heads"]
+    return kda(c) | moment(c, HV) | rows(c, a=HV, b=c["num_heads"])
+
+
+def mamba2(c: Config) -> Shapes:
+    width, inner = c["hidden_size"], c["hidden_size"] * c["expand"]
+    heads, group = inner // c["head_dim"], c["n_groups"] * c["state_size"]
+    out = 2 * inner + 2 * group + heads + (15 * heads if c["model_type"] == "log_linear_mamba2" else 0)
+    shapes: Shapes = {"in_proj.weight": (out, width), "conv1d.weight": (inner + 2 * group, 1, c["conv_kernel"]), "dt_bias": (heads,), "A_log": (heads,),
+                      "D": (inner if c["D_has_hdim"] else heads,), "out_proj.weight": (width, inner)}
+    shapes |= {"conv1d.bias": (inner + 2 * group,)} if c["use_conv_bias"] else {}
+    shapes |= {"in_proj.bias": (out,), "out_proj.bias": (width,)} if c["use_bias"] else {}
+    shapes |= {"norm.weight": (inner,)} if c["rmsnorm"] else {}
+    return shapes | ({"L": (heads, 15)} if c["model_type"] == "log_linear_mamba2" else {})
+
+
+SHAPES = {"linear_attn": linear_attn, "retnet": scalar_decay, "lightning_attn": scalar_decay, "simple_gla": simple_gla, "hgrn": hgrn, "hgrn2": hgrn2, "gsa": gsa,
+          "delta_net": delta_net, "gated_deltanet": gated_deltanet, "gated_deltaproduct": gated_deltanet, "comba": comba, "kda": kda, "gdn2": gdn2,
+          "precond_gated_deltanet": precond_gated_deltanet, "precond_kda": precond_kda, "mamba2": mamba2, "log_linear_mamba2": mamba2}
+# model_type -> prefix, norm in front of the mixer, slot of the mixer, last norm, whether there is a feed-forward
+NAMES = {"mamba2": ("backbone.", "norm", "mixer", "norm_f", False), "log_linear_mamba2": ("backbone.", "mixer_norm", "mixer", "norm_f", True)}
+
+
+def all_shapes(c: Config) -> Shapes:
+    """Every tensor of the checkpoint and its shape."""
+    prefix, norm, slot, final, mlp = NAMES.get(c["model_type"], ("model.", "attn_norm", "attn", "norm", True))
+    width, vocab, block = c["hidden_size"], c["vocab_size"], c["attnres_block_size"]
+    hidden = c.get("intermediate_size") or 256 * math.ceil(int(width * (c.get("hidden_ratio") or 4) * 2 / 3) / 256)
+    shapes: Shapes = {prefix + "embeddings.weight": (vocab, width), f"{prefix}{final}.weight": (width,)}
+    shapes |= {} if c["tie_word_embeddings"] else {"lm_head.weight": (vocab, width)}
+    shapes |= {prefix + "res_proj.weight": (1, width), prefix + "res_norm.weight": (width,)} if block else {}
+    if c.get("use_lower_bound"):
+        shapes["model.lower_bounds"] = (c["num_hidden_layers"], width)
+    for i in range(c["num_hidden_layers"]):
+        p, spec = f"{prefix}layers.{i}.", common.fla_hybrid(c, i)
+        part: Shapes = {f"{norm}.weight": (width,)}
+        if mlp:
+            part |= {"mlp_norm.weight": (width,), "mlp.gate_proj.weight": (hidden, width), "mlp.up_proj.weight": (hidden, width), "mlp.down_proj.weight": (width, hidden)}
+        if block:
+            part |= {f"{kind}_res_{n}.weight": s for kind in ("attn", "mlp") for n, s in (("proj", (1, width)), ("norm", (width,)))}
+        if spec:
+            kv = width // spec["num_heads"] * (spec.get("num_kv_heads") or spec["num_heads"])
+            part |= {f"{slot}.{n}_proj.weight": (r, width) for n, r in (("q", width), ("k", kv), ("v", kv), ("o", width))}
+            part |= {f"{slot}.{n}_proj.bias": (r,) for n, r in (("q", width), ("k", kv), ("v", kv))} if spec.get("qkv_bias") else {}
+        else:
+            part |= {f"{slot}.{n}": s for n, s in SHAPES[c["model_type"]](c).items()}
+        shapes |= {p + n: s for n, s in part.items()}
+    return shapes
+
+
+def mixer_case(folder: Path, name: str, seed: int = 0) -> tuple[Ids, np.ndarray]:
+    """Writes the checkpoint in bfloat16; returns ids (T,) and float64 logits (T, vocab)."""
+    kind, changes = CASES[name]
+    c = {"model_type": kind} | BASES[kind] | changes
+    rng = torch.Generator().manual_seed(seed)
+    tensors = {}
+    for n, shape in all_shapes(c).items():
+        ones = "norm" in n or n.endswith((".D", "_atk_scale"))
+        t = spread(n.replace("A_log_atk", "A_log"), torch.ones(shape) if ones else torch.zeros(shape), rng)
+        if n.endswith(("_res_proj.weight", "backbone.res_proj.weight", "model.res_proj.weight")):
+            t = torch.randn(shape, generator=rng) * 2 / math.sqrt(shape[-1])
+        if n.endswith(("bias", "lower_bounds", "decay", ".L")):
+            t = torch.randn(shape, generator=rng) * (0.5 if n.endswith("bias") else 1)
+        tensors[n] = t.to(torch.bfloat16)
+    save(folder, c, tensors)
+    length = 75 if name in LONG else 40
+    ids = torch.randint(0, c["vocab_size"], (length,), generator=rng).numpy()
+    return ids, common.MODELS[kind](c, {n: t.double().numpy() for n, t in tensors.items()}, ids)

@@ -1931,10 +1931,10 @@ INLINE2 void tile_256(float *S, const int8_t *panel, const float *d, const float
 
 #define MATMUL_256(isa, attribute) \
     attribute static void sums_##isa(float *f, size_t f_step, const int8_t *q, const Input *in, int group) { sums_256(f, f_step, q, in, group, madd_##isa); } \
-    attribute static void tile_##isa(float *S, const int8_t *q, const float *d, const float *m, const Input *in, int t, int at, int n, int group) { tile_256(S, q, d, m, in, t, at, n, group, madd_##isa); } \
+    attribute static void panels_##isa(float *S, const int8_t *q, const float *d, const float *m, const Input *in, int t, int at, int n, int group) { tile_256(S, q, d, m, in, t, at, n, group, madd_##isa); } \
     attribute static void matmul_##isa(float *out, const Tensor *w, int row, int n_rows, const Input *in, float *buf) { \
         if (types[w->type].group == 1) plain_body_8(out, w, row, n_rows, in, buf, 4, 2); \
-        else if (in->T > FEW) many_rows(out, w, row, n_rows, in, buf, unpack_avx2, tile_##isa, 2, 1); \
+        else if (in->T > FEW) many_rows(out, w, row, n_rows, in, buf, unpack_avx2, panels_##isa, 2, 1); \
         else few_rows(out, w, row, n_rows, in, buf, unpack_avx2, sums_##isa); \
     }
 MATMUL_256(avx2, AVX2)
@@ -2073,10 +2073,10 @@ I8MM static inline void dot8_i8mm(int32x4_t sum[TILE][2], const int8_t *panel, c
 
 #define MATMUL_128(isa, attribute, dot16, unit, wide) \
     attribute static void sums_##isa(float *f, size_t f_step, const int8_t *q, const Input *in, int group) { sums_128(f, f_step, q, in, group, dot16); } \
-    attribute static void tile_##isa(float *S, const int8_t *q, const float *d, const float *m, const Input *in, int t, int at, int n, int group) { tile_128(S, q, d, m, in, t, at, n, group, unit, wide, dot8_##isa); } \
+    attribute static void panels_##isa(float *S, const int8_t *q, const float *d, const float *m, const Input *in, int t, int at, int n, int group) { tile_128(S, q, d, m, in, t, at, n, group, unit, wide, dot8_##isa); } \
     attribute static void matmul_##isa(float *out, const Tensor *w, int row, int n_rows, const Input *in, float *buf) { \
         if (types[w->type].group == 1) plain_body_4(out, w, row, n_rows, in, buf, 4, 4); \
-        else if (in->T > FEW) many_rows(out, w, row, n_rows, in, buf, unpack_neon, tile_##isa, unit, wide); \
+        else if (in->T > FEW) many_rows(out, w, row, n_rows, in, buf, unpack_neon, panels_##isa, unit, wide); \
         else few_rows(out, w, row, n_rows, in, buf, unpack_neon, sums_##isa); \
     }
 MATMUL_128(neon, , dot16_neon, 1, 1)

@@ -4166,7 +4166,7 @@ typedef struct {
 } Unicode;
 
 typedef struct { uint32_t hash; int32_t id; } VocabSlot;                /* token id + 1; 0: an empty slot */
-typedef struct { int32_t left, right, id; uint32_t rank; } PairSlot;    /* left right -> id; rank from 1; 0: empty */
+typedef struct { uint32_t hash, at; } MergeSlot;                        /* "left right"; where the line lies, which is its rank; 0: empty */
 
 struct Tokenizer {
     int32_t n;                          /* tokens; 0: the file has no vocabulary */
@@ -4175,9 +4175,9 @@ struct Tokenizer {
     int model;                          /* VOCAB_... */
     const PreTokenizer *pre;            /* "gpt2" only */
     Str *tokens;                        /* (n) texts; those of "gpt2" spell bytes as byte_char does */
-    GgufArray types, scores;            /* (n) TYPE_..., or empty: all normal; (n) floats, "llama" only */
+    GgufArray types, scores, merges;    /* (n) TYPE_..., or empty: all normal; (n) floats, "llama" only; lines, "gpt2" only */
     VocabSlot *vocab;                   /* text -> id, open addressing */
-    PairSlot *pairs;                    /* "gpt2": two ids -> the id they merge into */
+    MergeSlot *pairs;                   /* "gpt2": two texts -> the merge that joins them */
     size_t vocab_mask, pair_mask;       /* slots - 1; slots are powers of two */
     size_t longest;                     /* bytes of the longest token text */
     uint8_t special_first[256];         /* does a special token begin with this byte? */
@@ -4251,12 +4251,25 @@ static VocabSlot *vocab_slot(const Tokenizer *t, uint64_t h, Str a, Str b) {    
     return NULL;
 }
 
-static PairSlot *pair_slot(const Tokenizer *t, int32_t left, int32_t right) {
-    uint64_t at = ((uint64_t)left << 32 | (uint32_t)right) * 0x9E3779B97F4A7C15u;
-    at = (at ^ at >> 32) * 0xD6E8FEB86659FD93u >> 32;
+static Str next_str(const uint8_t **p) {                    /* one element of a string array: u64 length, bytes */
+    uint64_t n;
+    memcpy(&n, *p, 8);
+    Str s = { (const char *)*p + 8, (size_t)n };
+    *p += 8 + n;
+    return s;
+}
+
+/* The slot of the line "left right", or the empty one; h: hash_text of it. A line is split at the first space behind its first byte, so a
+ * left part that has one there is in no line. */
+static Str merge_line(const Tokenizer *t, uint32_t at) { const uint8_t *p = t->merges.p + at - 1; return next_str(&p); }
+static MergeSlot *merge_slot(const Tokenizer *t, uint64_t h, Str left, Str right) {
+    uint64_t at = (h ^ h >> 32) * 0x9E3779B97F4A7C15u >> 32;
     for (size_t i = 0; i < PROBES; i++) {
-        PairSlot *slot = &t->pairs[(at + i) & t->pair_mask];
-        if (!slot->rank || (slot->left == left && slot->right == right)) return slot;
+        MergeSlot *slot = &t->pairs[(at + i) & t->pair_mask];
+        if (!slot->at) return slot;
+        if (slot->hash != (uint32_t)h) continue;
+        Str line = merge_line(t, slot->at);
+        if (line.n == left.n + 1 + right.n && line.s[left.n] == ' ' && !memcmp(line.s, left.s, left.n) && !memcmp(line.s + left.n + 1, right.s, right.n)) return slot;
     }
     return NULL;
 }
@@ -4284,14 +4297,6 @@ static int is_special(const Tokenizer *t, int32_t id) {
 }
 
 /* Loading. That arrays lie in the file was checked before; their lengths, types and contents are checked here. */
-static Str next_str(const uint8_t **p) {                    /* one element of a string array: u64 length, bytes */
-    uint64_t n;
-    memcpy(&n, *p, 8);
-    Str s = { (const char *)*p + 8, (size_t)n };
-    *p += 8 + n;
-    return s;
-}
-
 static size_t slots_for(uint64_t n) {                       /* a power of two, at least twice n */
     size_t slots = 16;
     while (slots / 2 < n) slots *= 2;
@@ -4300,12 +4305,6 @@ static size_t slots_for(uint64_t n) {                       /* a power of two, a
 
 static int load_tokens(Tokenizer *t, const GgufArray *texts, char *err) {
     const uint8_t *p = texts->p;
-    size_t slots = slots_for(texts->n);
-    t->n = (int32_t)texts->n;
-    t->tokens = gla_alloc((size_t)t->n * sizeof *t->tokens);
-    t->vocab = gla_alloc(slots * sizeof *t->vocab);
-    if (!t->tokens || !t->vocab) return fail(err, GLA_MEMORY, "no memory for a vocabulary of %d tokens", (int)t->n);
-    t->vocab_mask = slots - 1;
     for (int32_t id = 0; id < t->n; id++) {
         Str text = t->tokens[id] = next_str(&p);
         if (text.n > t->longest) t->longest = text.n;
@@ -4324,26 +4323,20 @@ static int load_tokens(Tokenizer *t, const GgufArray *texts, char *err) {
     return GLA_OK;
 }
 
-/* tokenizer.ggml.merges: "left right", in order of rank. Merges of or into what is no token cannot happen. */
-static int load_merges(Tokenizer *t, const GgufArray *merges, char *err) {
-    const uint8_t *p = merges->p;
-    size_t slots = slots_for(merges->n);
-    int32_t id = -1;
-    t->pairs = gla_alloc(slots * sizeof *t->pairs);
-    if (!t->pairs) return fail(err, GLA_MEMORY, "no memory for %llu merges", (unsigned long long)merges->n);
-    t->pair_mask = slots - 1;
-    for (uint32_t i = 0; i < merges->n; i++) {
+/* tokenizer.ggml.merges: "left right", in order of rank. Only the lines are put into a table, under the hash of their whole text; the ids
+ * are looked up when a text needs them. Large vocabularies are loaded in a few milliseconds in this way. */
+static int load_merges(Tokenizer *t, char *err) {
+    const uint8_t *p = t->merges.p;
+    for (uint32_t i = 0; i < t->merges.n; i++) {
+        if ((size_t)(p - t->merges.p) >= UINT32_MAX) return fail(err, GLA_UNSUPPORTED, "tokenizer.ggml.merges: more than 4 GB of text");
+        uint32_t at = (uint32_t)(p - t->merges.p) + 1;
         Str line = next_str(&p);
         const char *space = line.n < 2 ? NULL : memchr(line.s + 1, ' ', line.n - 1);
         if (!space) return fail(err, GLA_FORMAT, "tokenizer.ggml.merges: entry %u has no space between its parts", i);
-        Str a = { line.s, (size_t)(space - line.s) }, b = { space + 1, line.n - a.n - 1 };
-        int32_t left = find_token(t, a, str_of("")), right = find_token(t, b, str_of(""));
-        /* Tokens mostly stand in the order of the merges that make them: the next one is tried before searching. */
-        id = id + 1 < t->n && str_joins(t->tokens[id + 1], a, b) ? id + 1 : find_token(t, a, b);
-        if (!is_text(t, left) || !is_text(t, right) || !is_text(t, id)) continue;
-        PairSlot *slot = pair_slot(t, left, right);
-        if (!slot) return fail(err, GLA_FORMAT, "tokenizer.ggml.merges: too many pairs share one hash value");
-        if (!slot->rank) *slot = (PairSlot){ left, right, id, i + 1 };
+        uint64_t h = hash_text(0, line);
+        MergeSlot *slot = merge_slot(t, h, (Str){line.s, (size_t)(space - line.s)}, (Str){space + 1, line.n - (size_t)(space - line.s) - 1});
+        if (!slot) return fail(err, GLA_FORMAT, "tokenizer.ggml.merges: too many lines share one hash value");
+        if (!slot->at) *slot = (MergeSlot){(uint32_t)h, at};
     }
     return GLA_OK;
 }
@@ -4372,9 +4365,8 @@ static int load_vocabulary(Tokenizer *t, const Gguf *g, char *err) {
         "<|end_of_text|>", "<end_of_turn>", "</s>", "<EOT>", "[EOT]", "[EOS]", "<eos>", "<|return|>", "<|call|>",
         "<\357\275\234end\342\226\201of\342\226\201sentence\357\275\234>", "<|fim_pad|>", "<|repo_name|>",
         "<|file_sep|>" };
-    GgufArray texts, merges;
+    GgufArray texts;
     Str model, pre = str_of("gpt-2");           /* old files do not name their pre-tokenizer: read as GPT-2 */
-    int code;
 
     if (!gguf_str(g, "tokenizer.ggml.model", &model) || str_is(model, "no_vocab") || str_is(model, "none"))
         return GLA_OK;
@@ -4391,7 +4383,19 @@ static int load_vocabulary(Tokenizer *t, const Gguf *g, char *err) {
     else if ((t->types.type != 4 && t->types.type != 5) || t->types.n != texts.n)
         return fail(err, GLA_FORMAT, "tokenizer.ggml.token_type is not one 32-bit integer for each of %llu tokens",
                     (unsigned long long)texts.n);
-    if ((code = load_tokens(t, &texts, err))) return code;
+    if (bpe && (!gguf_array(g, "tokenizer.ggml.merges", &t->merges) || t->merges.type != 8 || t->merges.n > INT32_MAX || t->merges.n > SIZE_MAX / 128))
+        return fail(err, GLA_FORMAT, "tokenizer.ggml.merges is missing, too long or not an array of strings");
+    t->n = (int32_t)texts.n;
+    t->vocab_mask = slots_for(texts.n) - 1, t->pair_mask = slots_for(t->merges.n) - 1;
+    t->tokens = gla_alloc((size_t)t->n * sizeof *t->tokens);
+    t->vocab = gla_alloc((t->vocab_mask + 1) * sizeof *t->vocab);
+    t->pairs = gla_alloc((t->pair_mask + 1) * sizeof *t->pairs);
+    if (!t->tokens || !t->vocab || !t->pairs) return fail(err, GLA_MEMORY, "no memory for a vocabulary of %d tokens", (int)t->n);
+    char why[2][GLA_ERR];
+    int codes[2] = {0, 0}, threads = texts.n > 10000 && ALL_THREADS > 1 ? 2 : 1;
+    PARALLEL_FOR(threads)
+    for (int i = 0; i < 2; i++) codes[i] = i ? load_merges(t, why[i]) : load_tokens(t, &texts, why[i]); /* neither needs the other */
+    for (int i = 0; i < 2; i++) if (codes[i]) return fail(err, codes[i], "%s", why[i]);
 
     for (int b = 0; b < 256; b++) {
         char s[8];
@@ -4406,10 +4410,6 @@ static int load_vocabulary(Tokenizer *t, const Gguf *g, char *err) {
         if (!t->pre)
             return fail(err, GLA_UNSUPPORTED, "tokenizer.ggml.pre is \"%.*s\", a pre-tokenizer that is not implemented",
                         (int)(pre.n < 40 ? pre.n : 40), pre.s);
-        if (!gguf_array(g, "tokenizer.ggml.merges", &merges) || merges.type != 8 || merges.n > INT32_MAX
-            || merges.n > SIZE_MAX / 128)
-            return fail(err, GLA_FORMAT, "tokenizer.ggml.merges is missing, too long or not an array of strings");
-        if ((code = load_merges(t, &merges, err))) return code;
         if (!unicode_init(&t->unicode, t->pre->nfc)) return fail(err, GLA_MEMORY, "no memory for the Unicode tables");
     } else if (!gguf_array(g, "tokenizer.ggml.scores", &t->scores) || t->scores.type != 6 || t->scores.n != texts.n)
         return fail(err, GLA_FORMAT, "tokenizer.ggml.scores is not one float for each of %llu tokens",
@@ -4562,10 +4562,13 @@ static void propose(const Tokenizer *t, const char *s, const Symbol *sym, uint32
     Join j = { 0, at, a->len + b->len, -1 };
     if (a->id < 0 || b->id < 0) return;
     if (t->model == VOCAB_BPE) {
-        const PairSlot *slot = pair_slot(t, a->id, b->id);
-        if (!slot || !slot->rank) return;
-        j.rank = slot->rank;
-        j.id = slot->id;
+        Str left = t->tokens[a->id], right = t->tokens[b->id];
+        if (left.n > 1 && memchr(left.s + 1, ' ', left.n - 1)) return;
+        const MergeSlot *slot = merge_slot(t, hash_text(hash_text(hash_text(0, left), str_of(" ")), right), left, right);
+        if (!slot || !slot->at) return;
+        j.rank = slot->at;
+        j.id = find_token(t, left, right);
+        if (!is_text(t, j.id)) return; /* a merge into what is no token cannot happen */
     } else {
         float score;
         j.id = find_token(t, (Str){ s + a->at, j.len }, str_of(""));

@@ -72,10 +72,39 @@ bench: run build/limits ## speed beside the machine's limits: MODEL="a.gguf ..."
 demo: run ## a story from the model in this repository
 	./run model.bin -i "Once upon a time" -t 0.8 --echo
 
+# The interface is section 1 of run.c, cut out by its own guard. DESTDIR is where a package is put together, PREFIX where it will live.
+PREFIX ?= /usr/local
+INSTALL ?= install
+VERSION := $(shell sed -n 's/^.define GLA_VERSION "\(.*\)"/\1/p' run.c)
+
+build/gla.h: run.c
+	@mkdir -p build
+	awk '/^#ifndef GLA_H$$/ { inside = 1 } inside; /^#endif \/\* GLA_H \*\/$$/ { exit }' $< > $@
+
+build/libgla.a: run.c
+	@mkdir -p build
+	$(CC) $(STD) $(CFLAGS) $(WARN) $(OPENMP) -DRUN_NO_MAIN -c -o build/gla.o $<
+	$(AR) rcs $@ build/gla.o
+
+build/gla.pc: run.c Makefile
+	@mkdir -p build
+	printf 'prefix=%s\nName: gla\nDescription: gated linear attention language models\nVersion: %s\nCflags: -I$${prefix}/include\nLibs: -L$${prefix}/lib -lgla %s %s\n' '$(PREFIX)' '$(VERSION)' '$(LDLIBS)' '$(OPENMP)' > $@
+
+install: run build/gla.h build/libgla.a ## gla, its man page, gla.h, libgla.a, gla.pc, completions; PREFIX (/usr/local), DESTDIR
+	@rm -f build/gla.pc && $(MAKE) -s build/gla.pc
+	$(INSTALL) -d $(addprefix $(DESTDIR)$(PREFIX)/,bin include lib/pkgconfig share/man/man1 share/bash-completion/completions share/zsh/site-functions)
+	$(INSTALL) -m 755 run $(DESTDIR)$(PREFIX)/bin/gla
+	$(INSTALL) -m 644 build/gla.h $(DESTDIR)$(PREFIX)/include/gla.h
+	$(INSTALL) -m 644 build/libgla.a $(DESTDIR)$(PREFIX)/lib/libgla.a
+	$(INSTALL) -m 644 build/gla.pc $(DESTDIR)$(PREFIX)/lib/pkgconfig/gla.pc
+	$(INSTALL) -m 644 doc/gla.1 $(DESTDIR)$(PREFIX)/share/man/man1/gla.1
+	$(INSTALL) -m 644 doc/completion.bash $(DESTDIR)$(PREFIX)/share/bash-completion/completions/gla
+	$(INSTALL) -m 644 doc/completion.zsh $(DESTDIR)$(PREFIX)/share/zsh/site-functions/_gla
+
 clean: ## what make and the tests have built; .venv stays
 	rm -rf run train_tiny build
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-.PHONY: all test debug fuzz parity parity-llamacpp bench demo clean help
+.PHONY: all install test debug fuzz parity parity-llamacpp bench demo clean help

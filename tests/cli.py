@@ -401,6 +401,42 @@ def test_bench() -> None:
         check(p.returncode == 0 and p.stdout.count("\n| model.bin |") == 1, f"bench: {option}", (p.stdout, p.stderr))
 
 
+def test_man_page() -> None:
+    """The man page and --help name the same options with the same words."""
+    page = (ROOT / "doc" / "gla.1").read_text().replace("\\-", "-").replace("\\fB", "").replace("\\fR", "").replace("\\fI", "")
+    there = {m[2]: (m[1] or "", m[3] or "", m[4]) for m in re.finditer(r"^\.TP\n(?:-(\w), )?--([a-z-]+)(?: (\S+))?\n(.*)$", page, re.M)}
+    rows = (re.match(r"  (?:-(\w),|   ) --([a-z-]+) (\S*) +(.*)", line) for line in run("--help").stdout.decode().splitlines())
+    here = {m[2]: (m[1] or "", m[3], m[4]) for m in rows if m}
+    check(len(here) > 30 and here == there, "doc/gla.1 and --help", sorted(set(here.items()) ^ set(there.items())))
+
+
+def test_install() -> None:
+    """make install, and the examples built against what it installs."""
+    if not shutil.which("make"):
+        return
+    place = tmp / "root"
+    p = subprocess.run(["make", "-s", "install", f"DESTDIR={place}", "PREFIX=/opt/gla", "CFLAGS=-O1"], cwd=ROOT, capture_output=True, text=True)
+    for built in ("libgla.a", "gla.o"):  # with -O1, not what an installation should find
+        (ROOT / "build" / built).unlink(missing_ok=True)
+    base = place / "opt/gla"
+    names = "bin/gla include/gla.h lib/libgla.a lib/pkgconfig/gla.pc share/man/man1/gla.1 share/bash-completion/completions/gla share/zsh/site-functions/_gla".split()
+    check(p.returncode == 0 and all((base / n).is_file() for n in names), "make install", p.stderr[-500:])
+    pc = (base / "lib/pkgconfig/gla.pc").read_text()
+    check("prefix=/opt/gla\n" in pc and str(place) not in pc, "gla.pc names the prefix", pc)
+    libs = re.search(r"^Libs: (.*)$", pc, re.M)[1].replace("${prefix}", str(base)).split()
+    want = {name: subprocess.run([base / "bin/gla", TINY, "-i", text, "-s", "42", "-n", "60"], capture_output=True).stdout[:-1] for name, text in (("a", PROMPT), ("b", "and then"))}
+    story = write("story.c", '#include <stdio.h>\n#include <string.h>\n' + (ROOT / "tests/embed.c").read_text().replace("#define RUN_NO_MAIN\n", "").replace("run.c", "gla.h").replace(".steps = 100", ".steps = 60"))
+    for source, args, out in ((story, [PROMPT], want["a"]), (ROOT / "examples/from_memory.c", [PROMPT], want["a"] + b"\n"),
+                              (ROOT / "examples/two_threads.c", [PROMPT, "and then"], PROMPT.encode() + want["a"] + b"\nand then" + want["b"] + b"\n")):
+        p = subprocess.run([*os.environ.get("CC", "cc").split(), "-Wall", "-Wextra", "-Werror", "-o", tmp / "example", source, f"-I{base}/include", *libs, "-pthread"], capture_output=True, text=True)
+        check(p.returncode == 0, f"{source.name} builds", p.stderr[:500])
+        if p.returncode == 0:
+            q = subprocess.run([tmp / "example", TINY, *args], capture_output=True)
+            check(q.returncode == 0 and q.stdout == out, f"{source.name} says what gla says", (q.stdout, out))
+    p = subprocess.run(["bash", "-c", f'source doc/completion.bash; COMP_WORDS=({program} --prompt-) COMP_CWORD=1; _gla; echo "${{COMPREPLY[*]}}"'], cwd=ROOT, capture_output=True, text=True)
+    check({"--prompt-cache", "--prompt-len"} == set(p.stdout.split()), "bash completion", (p.stdout, p.stderr))
+
+
 def main() -> int:
     global tmp
     with tempfile.TemporaryDirectory() as folder:

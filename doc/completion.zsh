@@ -1,0 +1,3 @@
+#compdef gla
+# zsh completion for gla: zsh reads the options from --help
+_gnu_generic "$@"

@@ -409,7 +409,9 @@ def test_terminal() -> None:
     t = Terminal(MODEL, "-m", "chat", "-s", 1, "-n", 5)
     t.wait(b"> ")
     t.p.send_signal(signal.SIGTERM)
-    time.sleep(0.3)
+    stop = time.monotonic() + 20
+    while t.p.poll() is None and time.monotonic() < stop:
+        t.read(0.05)
     after = termios.tcgetattr(t.master)
     check(before[3] & termios.ICANON and after[3] & termios.ICANON and after[3] & termios.ECHO, "SIGTERM restores the terminal")
     t.end()

@@ -1511,7 +1511,7 @@ INLINE512 void load512(__m512i v[4], const uint8_t *b, int type) {
 #undef BITS_AT
 #undef MASKED_OR
 }
-static int log_offset(int type) { /* load512 gives q + 2^this; -1: q, never negative; -2: q with its sign */
+INLINE int log_offset(int type) { /* load512 gives q + 2^this; -1: q, never negative; -2: q with its sign */
     return type == Q4_0 ? 3 : type == Q5_0 ? 4 : type == Q3_K ? 2 : type == Q6_K ? 5 : type == Q8_0 || type == IQ4_NL || type == IQ4_XS || type == MXFP4 ? -2 : -1;
 }
 
@@ -1542,7 +1542,11 @@ INLINE512 void scales512(float *d, float *m, const uint8_t *b, int type, int n) 
 
 /* Up to SEGMENT weights at b to v as load512 has them, with zeros behind the end, where reading on could leave the file. */
 INLINE512 void segment512(__m512i v[4], const uint8_t *b, int type, int n) {
-    if (n == SEGMENT) { load512(v, b, type); return; }
+    if (n == SEGMENT) {
+#define OF(TYPE) case TYPE: load512(v, b, TYPE); return; /* one choice, not one for each vector */
+        switch (type) { OF(Q8_0) OF(Q4_0) OF(Q4_1) OF(Q5_0) OF(Q5_1) OF(IQ4_NL) OF(MXFP4) OF(Q2_K) OF(Q3_K) OF(Q4_K) OF(Q5_K) OF(Q6_K) OF(IQ4_XS) }
+#undef OF
+    }
     int8_t q[SEGMENT] __attribute__((aligned(64)));
     float d[16], m[16];
     memset(q, 0, sizeof q);
@@ -1552,11 +1556,11 @@ INLINE512 void segment512(__m512i v[4], const uint8_t *b, int type, int n) {
 }
 
 /* few_body with the block sums of a segment at once. Each row is read from its first byte to its last; sums, scales and minimums
- * of 16 rows go to buf, are transposed to one row per lane, and meet in the fixed order. group, min, T: constants; n_tokens <= T.
+ * of 16 rows go to buf, are transposed to one row per lane, and meet in the fixed order. group, min, T: constants, for one token type, too; n_tokens <= T.
  *   buf: F (T, ROWS, G) sums, D, M (ROWS, G) scales and minimums; G groups, padded to 16 */
-INLINE512 void few512(float *out, const Tensor *w, int row, int n_rows, const Input *in, int n_tokens, float *buf, const int group, const int min, const int T) {
-    const int n = w->n_in, groups = n / group, blocks = n / 32, log = log_offset(w->type);
-    const size_t G = round_up((size_t)groups, 16), step = row_bytes(w), segment = bytes_of(w->type, SEGMENT);
+INLINE512 void few512(float *out, const Tensor *w, int row, int n_rows, const Input *in, int n_tokens, float *buf, const int type, const int group, const int min, const int T) {
+    const int n = w->n_in, groups = n / group, blocks = n / 32, log = log_offset(type);
+    const size_t G = round_up((size_t)groups, 16), step = row_bytes(w), segment = bytes_of(type, SEGMENT);
     float *D = buf + (size_t)T * ROWS * G, *M = D + ROWS * G;
     const __m512i flip = log == -2 ? _mm512_set1_epi8(-128) : _mm512_setzero_si512(); /* to unsigned */
     const __mmask16 corrected = log == -1 ? 0 : 0xffff;
@@ -1569,8 +1573,8 @@ INLINE512 void few512(float *out, const Tensor *w, int row, int n_rows, const In
             size_t g = (size_t)r * G + (size_t)(at / group);
             for (size_t i = 0; i < segment; i += 64) __builtin_prefetch(bytes + AHEAD + i);
             __m512i v[4], u[4];
-            scales512(D + g, M + g, bytes, w->type, len);
-            segment512(v, bytes, w->type, len);
+            scales512(D + g, M + g, bytes, type, len);
+            segment512(v, bytes, type, len);
             UNROLL for (int i = 0; i < 4; i++) u[i] = _mm512_xor_si512(v[i], flip);
             UNROLL8 for (int t = 0; t < T; t++) {
                 const size_t token = (size_t)(t < n_tokens ? t : n_tokens - 1);
@@ -1758,13 +1762,21 @@ AVX512 static void few512_bf16(float *out, const Tensor *w, int row, int n_rows,
 #undef WEIGHTS
 }
 
-#define FEW512(T) AVX512 static void few512_##T(float *out, const Tensor *w, int row, int n_rows, const Input *in, int n_tokens, float *buf) { \
-    if (types[w->type].group == 32 && !types[w->type].min) few512(out, w, row, n_rows, in, n_tokens, buf, 32, 0, T); \
-    else if (types[w->type].group == 32) few512(out, w, row, n_rows, in, n_tokens, buf, 32, 1, T); \
-    else if (!types[w->type].min) few512(out, w, row, n_rows, in, n_tokens, buf, 16, 0, T); \
-    else few512(out, w, row, n_rows, in, n_tokens, buf, 16, 1, T); \
+AVX512 static void few512_1(float *out, const Tensor *w, int row, int n_rows, const Input *in, float *buf) { /* where the memory is the limit, if nothing else is */
+#define OF(TYPE, group, min) case TYPE: few512(out, w, row, n_rows, in, 1, buf, TYPE, group, min, 1); break;
+    switch (w->type) {
+    OF(Q8_0, 32, 0) OF(Q4_0, 32, 0) OF(Q4_1, 32, 1) OF(Q5_0, 32, 0) OF(Q5_1, 32, 1) OF(IQ4_NL, 32, 0) OF(MXFP4, 32, 0)
+    OF(Q2_K, 16, 1) OF(Q3_K, 16, 0) OF(Q4_K, 32, 1) OF(Q5_K, 32, 1) OF(Q6_K, 16, 0) OF(IQ4_XS, 32, 0)
+    }
+#undef OF
 }
-FEW512(1) FEW512(2) FEW512(4) FEW512(8)
+#define FEW512(n) AVX512 static void few512_##n(float *out, const Tensor *w, int row, int n_rows, const Input *in, float *buf) { \
+    if (types[w->type].group == 32 && !types[w->type].min) few512(out, w, row, n_rows, in, in->T, buf, w->type, 32, 0, n); \
+    else if (types[w->type].group == 32) few512(out, w, row, n_rows, in, in->T, buf, w->type, 32, 1, n); \
+    else if (!types[w->type].min) few512(out, w, row, n_rows, in, in->T, buf, w->type, 16, 0, n); \
+    else few512(out, w, row, n_rows, in, in->T, buf, w->type, 16, 1, n); \
+}
+FEW512(2) FEW512(4) FEW512(8)
 
 AVX512 static void matmul_avx512(float *out, const Tensor *w, int row, int n_rows, const Input *in, float *buf) {
     if (w->type == BF16 && in->T < 4) few512_bf16(out, w, row, n_rows, in);
@@ -1773,7 +1785,7 @@ AVX512 static void matmul_avx512(float *out, const Tensor *w, int row, int n_row
     else
         for (int r = 0; r < n_rows; r += ROWS) {
             int n = n_rows - r < ROWS ? n_rows - r : ROWS;
-            (in->T == 1 ? few512_1 : in->T == 2 ? few512_2 : in->T <= 4 ? few512_4 : few512_8)(out, w, row + r, n, in, in->T, buf);
+            (in->T == 1 ? few512_1 : in->T == 2 ? few512_2 : in->T <= 4 ? few512_4 : few512_8)(out, w, row + r, n, in, buf);
         }
 }
 #endif

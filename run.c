@@ -47,6 +47,8 @@ enum {
 typedef struct GlaModel GlaModel; /* a mapped file: config, weights, vocabulary. Read-only after gla_open, share it freely */
 typedef struct GlaState GlaState; /* what one conversation remembers. One thread at a time per state */
 
+enum { GLA_KV_DEFAULT, GLA_KV_F32, GLA_KV_F16, GLA_KV_Q8_0, GLA_N_KV }; /* how softmax layers keep keys and values; the default is F32 */
+
 typedef struct {
     const char *architecture, *name; /* general.architecture, general.name or "" ; live as long as the model */
     const char *kernel;              /* instruction set chosen for this processor */
@@ -55,7 +57,7 @@ typedef struct {
     uint64_t token_bytes, token_weights; /* bytes and count of the weights read for one generated token */
     uint64_t run_weights;                /* weights multiplied for a prompt token, which needs no logits */
     size_t state_bytes;                  /* recurrent state; does not grow with the text */
-    size_t kv_bytes_per_token;           /* what the softmax layers add for every token; 0 without such layers */
+    size_t kv_bytes_per_token[GLA_N_KV]; /* what the softmax layers add for every token, by GLA_KV_*; 0 without such layers */
     const char *layer_kinds;             /* "gated-delta x 18, softmax x 6" */
 } GlaInfo;
 
@@ -67,11 +69,15 @@ GLA_API void gla_close(GlaModel *m);
 GLA_API void gla_info(const GlaModel *m, GlaInfo *info);
 
 /* State ---------------------------------------------------------------------------------- */
-/* ctx: positions of the softmax layers, 0 = min(4096, the model's). batch: tokens per run while reading a prompt,
- * 0 = 512. threads: 0 = all cores. None of them changes a bit of any result. */
-GLA_API int gla_state_new(GlaState **s, const GlaModel *m, int ctx, int batch, int threads, char *err);
-GLA_API size_t gla_state_bytes(const GlaModel *m, int ctx, int batch, int threads); /* memory for gla_state_place; 0: too large */
-GLA_API int gla_state_place(GlaState **s, const GlaModel *m, int ctx, int batch, int threads, void *mem, size_t n_bytes, char *err);
+typedef struct {  /* zero means the default, everywhere. Only kv changes results, no other field changes a bit of them */
+    int ctx;      /* positions of the softmax layers: min(4096, the model's) */
+    int batch;    /* tokens per run while reading a prompt: 512 */
+    int threads;  /* all cores */
+    int kv;       /* GLA_KV_* */
+} GlaSettings;
+GLA_API int gla_state_new(GlaState **s, const GlaModel *m, const GlaSettings *how, char *err);  /* how may be NULL: all defaults */
+GLA_API size_t gla_state_bytes(const GlaModel *m, const GlaSettings *how); /* memory for gla_state_place; 0: too large */
+GLA_API int gla_state_place(GlaState **s, const GlaModel *m, const GlaSettings *how, void *mem, size_t n_bytes, char *err);
 GLA_API void gla_state_free(GlaState *s);
 GLA_API void gla_state_reset(GlaState *s);                                     /* back to an empty text */
 GLA_API int gla_state_clone(GlaState **copy, const GlaState *s, char *err);
@@ -192,7 +198,7 @@ GLA_API int gla_chat_load(GlaChat *c, GlaSampler *p, const char *path, char *err
  *   static int show(void *u, int32_t id, const char *text, size_t n) { (void)u, (void)id; fwrite(text, 1, n, stdout); return 0; }
  *   int main(int argc, char **argv) {
  *       char err[GLA_ERR] = ""; GlaModel *m; GlaState *s; GlaSampler p; int32_t ids[256];
- *       if (argc < 3 || gla_open(&m, argv[1], err) || gla_state_new(&s, m, 0, 0, 0, err)) return fprintf(stderr, "%s\n", err), 1;
+ *       if (argc < 3 || gla_open(&m, argv[1], err) || gla_state_new(&s, m, NULL, err)) return fprintf(stderr, "%s\n", err), 1;
  *       gla_sampler_init(&p, m, 42);
  *       int64_t n = gla_encode(m, argv[2], strlen(argv[2]), GLA_BOS, ids, 256, err);
  *       int end = n < 0 || n > 256 ? -1 : gla_generate(s, &p, ids, n, &(GlaGenerate){.steps = 100, .emit = show}, NULL, err);
@@ -230,10 +236,12 @@ GLA_API int gla_chat_load(GlaChat *c, GlaSampler *p, const char *path, char *err
 #include <omp.h>
 #define PRAGMA(text) _Pragma(#text)
 #define PARALLEL_FOR(n_threads) PRAGMA(omp parallel for schedule(static) num_threads(n_threads) if ((n_threads) > 1))
+#define PARALLEL_TASKS(n_threads) PRAGMA(omp parallel for schedule(dynamic) num_threads(n_threads) if ((n_threads) > 1)) /* of unequal length */
 #define THREAD_ID omp_get_thread_num()
 #define ALL_THREADS omp_get_max_threads()
 #else
 #define PARALLEL_FOR(n_threads) (void)(n_threads);
+#define PARALLEL_TASKS(n_threads) (void)(n_threads);
 #define THREAD_ID 0
 #define ALL_THREADS 1
 #endif
@@ -241,6 +249,7 @@ GLA_API int gla_chat_load(GlaChat *c, GlaSampler *p, const char *path, char *err
 #define PRINTF_LIKE(fmt, args) __attribute__((format(printf, fmt, args)))
 #define INLINE static inline __attribute__((always_inline))
 #define LIKELY_UNUSED __attribute__((unused))
+#define NOINLINE __attribute__((noinline))
 #define PREFETCH(p) __builtin_prefetch(p)
 #if defined(__clang__)
 #define UNROLL _Pragma("unroll")
@@ -252,6 +261,7 @@ GLA_API int gla_chat_load(GlaChat *c, GlaSampler *p, const char *path, char *err
 #define UNROLL16 _Pragma("GCC unroll 16")
 #endif
 #else
+#define PREFETCH(p)
 #define UNROLL
 #define UNROLL8
 #define PRINTF_LIKE(fmt, args)
@@ -548,6 +558,7 @@ static void *take_bytes(Arena *a, size_t n, size_t width) { /* n elements of wid
 }
 static float *take(Arena *a, size_t n) { return take_bytes(a, n, sizeof(float)); }
 
+static void raise_to(size_t *most, size_t n) { if (n > *most) *most = n; }
 static size_t round_up(size_t n, size_t to) { return (n + to - 1) / to * to; }
 static int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
 static int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
@@ -579,6 +590,14 @@ INLINE float from_bf16(uint16_t h) { return as_float((uint32_t)h << 16); }
 INLINE float from_f16(uint16_t h) { /* subnormals by way of an integer: as a float, their bits would be one that processors multiply slowly */
     uint32_t u = h & 0x7fff, e = h & 0x7c00, normal = (u << 13) + (e == 0x7c00 ? 0x70000000u : 0x38000000u);
     return as_float((e ? normal : as_bits((float)u * 0x1p-24f)) | (uint32_t)(h & 0x8000) << 16);
+}
+/* The nearest float16, ties to even, without a branch, so that loops over it vectorise. What is too large becomes the largest, 65504. */
+INLINE uint16_t to_f16(float f) {
+    uint32_t u = as_bits(f), a = u & 0x7fffffff, big = a < 0x477fe000 ? a : 0x477fe000;
+    uint32_t small = as_bits(as_float(a < 0x38800000 ? a : 0) + 0.5f) - as_bits(0.5f); /* below 2^-14 the addition rounds to multiples of 2^-24 */
+    uint32_t normal = (big - 0x38000000 + 0xfff + (big >> 13 & 1)) >> 13;
+    uint32_t h = a > 0x7f800000 ? 0x7e00 : a < 0x38800000 ? small : normal;
+    return (uint16_t)(h | (u >> 16 & 0x8000));
 }
 INLINE float f16_at(const uint8_t *p) { return from_f16(read_u16(p)); }
 
@@ -812,7 +831,10 @@ enum {
     TILE = 6,     /* tokens that meet a panel at once */
     BLOCKS_AT_ONCE = 16, /* blocks of 32 weights turned into panels at once: they stay in the first-level cache */
     AHEAD = 8192, /* bytes of a row that are asked for before they are needed: the hardware's own guess is not enough */
-    KEYS = 64,    /* keys per step of attention */
+    KEYS = 64,    /* keys per step of attention; also the channels in a tile of keys or values */
+    KEY_CHUNK = 512, /* keys whose part of a softmax is summed on its own */
+    QUERIES = 96, /* queries that meet the same keys */
+    FEW_QUERY_TOKENS = 8, /* a run of up to so many is spread over the threads by chunks */
     PANEL = 64    /* columns of the state that a thread takes at once */
 };
 
@@ -906,8 +928,92 @@ static void recurrence_step(float *S, int dk, int dv, const Step *a, int undecay
     }
 }
 
-/* Softmax attention of one query head over a cache: positions [from, to] of kv rows `stride` floats apart. */
-typedef struct { const float *q, *k, *v; size_t stride; int64_t from, to; int dk, dv; float scale; } Attend;
+/* What one softmax layer remembers: keys and values of every position, and (sums > 0) cumulative log decays, that is forget-gate
+ * biases. Positions lie in blocks of KEYS, a block is read from its first byte to its last:
+ *   for each key/value head   K' in tiles of (KEYS channels, KEYS positions), V in tiles of (KEYS positions, KEYS channels)
+ *   then                      double c (sums, KEYS)
+ * so that lanes of a vector are neighbouring positions of K' and neighbouring channels of V, and nothing is transposed when it is read.
+ * The last tile of a head may be narrower. F32 and F16 are plain; a tile of Q8_0 is int8, then a float16 scale for each position
+ * and 32 channels: (channels/32, KEYS) behind keys, (KEYS, channels/32) behind values. */
+typedef struct { uint8_t *mem; int type, heads, dk, dv, sums; } Cache;
+
+static size_t tile_bytes(int type, int width) {
+    size_t n = KEYS * (size_t)width;
+    return type == F32 ? 4 * n : type == F16 ? 2 * n : n + KEYS * 2 * (((size_t)width + 31) / 32);
+}
+static size_t tiles_bytes(int type, int width) { return (size_t)(width / KEYS) * tile_bytes(type, KEYS) + tile_bytes(type, width % KEYS); }
+static size_t cache_block_bytes(const Cache *c) { return (size_t)c->heads * (tiles_bytes(c->type, c->dk) + tiles_bytes(c->type, c->dv)) + (size_t)c->sums * KEYS * sizeof(double); }
+
+/* Tile i of the keys (value 0) or values (1) of a head. */
+INLINE uint8_t *cache_tile(const Cache *c, int64_t block, int head, int value, int i) {
+    size_t k = tiles_bytes(c->type, c->dk), v = tiles_bytes(c->type, c->dv);
+    return c->mem + (size_t)block * cache_block_bytes(c) + (size_t)head * (k + v) + (value ? k : 0) + (size_t)i * tile_bytes(c->type, KEYS);
+}
+static double *cache_sums(const Cache *c, int64_t block) { return (double *)(void *)(c->mem + (size_t)(block + 1) * cache_block_bytes(c)) - (size_t)c->sums * KEYS; }
+
+/* One row of a head, dk or dv numbers, into the cache (rounded to its type) or, with write 0, out of it. */
+static void cache_row(const Cache *c, int64_t pos, int head, int value, float *x, int write) {
+    int width = value ? c->dv : c->dk, j = (int)(pos % KEYS);
+    for (int at = 0; at < width; at += KEYS) {
+        uint8_t *tile = cache_tile(c, pos / KEYS, head, value, at / KEYS);
+        int w = width - at < KEYS ? width - at : KEYS, groups = (w + 31) / 32;
+        int first = value ? j * w : j, step = value ? 1 : KEYS; /* of the row's numbers in the tile */
+        float *f = (float *)(void *)tile + first;
+        uint16_t *h = (uint16_t *)(void *)tile + first, *scale = (uint16_t *)(void *)(tile + KEYS * w) + (value ? j * groups : j);
+        int8_t *q = (int8_t *)tile + first;
+        for (int g = 0; g < groups; g++, scale += value ? 1 : KEYS) {
+            int n = w - 32 * g < 32 ? w - 32 * g : 32;
+            float d = 0, *y = x + at + 32 * g;
+            if (c->type == Q8_0 && write) {
+                float top = 0;
+                for (int i = 0; i < n; i++) top = fabsf(y[i]) > top ? fabsf(y[i]) : top;
+                *scale = to_f16(top / 127.0f);
+            }
+            if (c->type == Q8_0) d = from_f16(*scale);
+            for (int i = 0; i < n; i++) {
+                int at_i = (32 * g + i) * step;
+                if (c->type == F32) { if (write) f[at_i] = y[i]; else y[i] = f[at_i]; }
+                else if (c->type == F16) { if (write) h[at_i] = to_f16(y[i]); else y[i] = from_f16(h[at_i]); }
+                else if (!write) y[i] = d * (float)q[at_i];
+                else {
+                    float v = d > 0 ? y[i] / d : 0;
+                    q[at_i] = (int8_t)lrintf(v > 127 ? 127 : v > -127 ? v : -127);
+                }
+            }
+        }
+    }
+}
+
+/* k (heads, dk), v (heads, dv), sums (c->sums) or NULL of the next position. A block begins as zeros, so that what is saved is determined. */
+static void cache_append(const Cache *c, int64_t pos, const float *k, const float *v, const double *sums) {
+    if (pos % KEYS == 0) memset(c->mem + (size_t)(pos / KEYS) * cache_block_bytes(c), 0, cache_block_bytes(c));
+    for (int h = 0; h < c->heads; h++) {
+        cache_row(c, pos, h, 0, (float *)(uintptr_t)(k + (size_t)h * (size_t)c->dk), 1);
+        cache_row(c, pos, h, 1, (float *)(uintptr_t)(v + (size_t)h * (size_t)c->dv), 1);
+    }
+    for (int h = 0; h < c->sums; h++) cache_sums(c, pos / KEYS)[h * KEYS + pos % KEYS] = sums[h];
+}
+
+/* Softmax attention of T tokens from position pos on, whose keys and values are in the cache already. Query head h of H reads key/value
+ * head h / (H / heads); it sees the last `window` positions, 0 = all. A score is scale q.k_j, plus c_i - c_j of head h where the cache
+ * has sums (forgetting attention, mixers.md section 5.2: the query's own sum minus the key's; doubles, because the sums grow with the text).
+ *
+ * Same bits: positions are split into chunks of KEY_CHUNK, a query's part of every chunk is summed on its own in steps of KEYS, and the
+ * parts are merged in order; chunks and steps begin at multiples of their length, whatever the run of tokens. */
+typedef struct {
+    const Cache *cache;
+    const float *q;          /* query head h of token t at q + t q_stride + h q_step */
+    size_t q_stride, q_step;
+    int H, T, window;
+    int64_t pos;
+    float scale;
+} Attend;
+INLINE int64_t first_visible(const Attend *a, int64_t pos) { return a->window ? max64(0, pos - a->window + 1) : 0; }
+
+/* A part of a query's softmax: o (dv, rounded up) = sum of e^(score - top) v, then top and the sum of the e^(...), which is 0 when
+ * nothing was visible. Queries of a key/value head are numbered t G + (head in the group), G = H / heads. */
+INLINE size_t part_o(int dv) { return round_up((size_t)dv, 32); }
+INLINE size_t part_floats(int dv) { return part_o(dv) + LANES; }
 
 /* -- the scalar definitions -- */
 
@@ -1136,29 +1242,37 @@ static void recurrence_scalar(const Recurrence *a, int h, int j0, float *S, floa
     }
 }
 
-/* o (dv) = sum_j softmax_j(scale q.k_j) v_j, in steps of KEYS keys: the sums so far are rescaled when a larger score
- * appears, so no row of scores as long as the context is needed. Steps begin at `from`, whatever the run of tokens. */
-static void attend_scalar(const Attend *a, float *o) {
-    float p[KEYS], top = -INFINITY, sum = 0;
-    for (int i = 0; i < a->dv; i++) o[i] = 0;
-    for (int64_t j = a->from; j <= a->to; j += KEYS) {
-        int n = (int)min64(KEYS, a->to - j + 1);
-        float best = top;
-        for (int i = 0; i < n; i++) {
-            p[i] = a->scale * dot(a->q, a->k + (size_t)(j + i) * a->stride, (size_t)a->dk);
-            if (p[i] > best) best = p[i];
+/* The parts that `chunk` gives to queries [row, row + n_rows) of key/value head g; q (n_rows, dk) comes scaled.
+ * In steps of KEYS keys: the sums so far are rescaled when a larger score appears, so no row of scores as long as the context is needed. */
+static void attend_scalar(const Attend *a, int g, int row, int n_rows, int64_t chunk, const float *q, float *part, float *buf) {
+    const Cache *c = a->cache;
+    const int G = a->H / c->heads;
+    float *k = buf, *v = k + c->dk, p[KEYS];
+    for (int r = 0; r < n_rows; r++, q += c->dk, part += part_floats(c->dv)) {
+        float *o = part, *top = o + part_o(c->dv), *sum = top + 1;
+        int64_t i = a->pos + (row + r) / G, from = max64(first_visible(a, i), chunk * KEY_CHUNK), end = min64(i + 1, (chunk + 1) * KEY_CHUNK);
+        size_t h = (size_t)(g * G + (row + r) % G);
+        memset(part, 0, part_floats(c->dv) * sizeof(float)), *top = -INFINITY;
+        for (int64_t j = from, next; j < end; j = next) {
+            next = min64(end, (j / KEYS + 1) * KEYS);
+            float best = *top;
+            for (int64_t x = j; x < next; x++) {
+                cache_row(c, x, g, 0, k, 0);
+                p[x - j] = dot(q, k, (size_t)c->dk);
+                if (c->sums) p[x - j] += (float)(cache_sums(c, i / KEYS)[h * KEYS + (size_t)(i % KEYS)] - cache_sums(c, x / KEYS)[h * KEYS + (size_t)(x % KEYS)]);
+                if (p[x - j] > best) best = p[x - j];
+            }
+            float keep = fast_exp(*top - best);
+            *sum *= keep, *top = best;
+            for (int d = 0; d < c->dv; d++) o[d] *= keep;
+            for (int64_t x = j; x < next; x++) {
+                float e = fast_exp(p[x - j] - best);
+                cache_row(c, x, g, 1, v, 0);
+                *sum += e;
+                for (int d = 0; d < c->dv; d++) o[d] += e * v[d];
+            }
         }
-        float keep = fast_exp(top - best);
-        sum *= keep;
-        for (int d = 0; d < a->dv; d++) o[d] *= keep;
-        for (int i = 0; i < n; i++) {
-            const float *v = a->v + (size_t)(j + i) * a->stride;
-            sum += p[i] = fast_exp(p[i] - best);
-            for (int d = 0; d < a->dv; d++) o[d] += p[i] * v[d];
-        }
-        top = best;
     }
-    for (int i = 0; i < a->dv; i++) o[i] /= sum;
 }
 
 #endif /* LANES */
@@ -1178,7 +1292,8 @@ static void attend_scalar(const Attend *a, float *o) {
 #define panel NAME(panel)
 #define recurrence_body NAME(recurrence_body)
 #define dot_body NAME(dot_body)
-#define attend_body NAME(attend_body)
+#define gemm_rows NAME(gemm_rows)
+#define gemm NAME(gemm)
 
 typedef float V __attribute__((vector_size(LANES * 4), aligned(4), may_alias)); /* loads and stores need no alignment */
 typedef uint16_t HALF __attribute__((vector_size(LANES * 2), aligned(1), may_alias)); /* rows in a file may lie anywhere */
@@ -1361,32 +1476,29 @@ INLINE void recurrence_body(const Recurrence *a, int h, int j0, float *S, float 
 #undef PANELS
 }
 
-INLINE void attend_body(const Attend *a, float *o) {
-    float p[KEYS], top = -INFINITY, sum = 0;
-    for (int i = 0; i < a->dv; i++) o[i] = 0;
-    for (int64_t j = a->from; j <= a->to; j += KEYS) {
-        int n = (int)min64(KEYS, a->to - j + 1);
-        float best = top;
-        for (int i = 0; i < n; i++) {
-            p[i] = a->scale * dot_body(a->q, a->k + (size_t)(j + i) * a->stride, (size_t)a->dk);
-            if (p[i] > best) best = p[i];
+/* Softmax attention is two products of matrices, S = Q K' and O += P V, whose right sides are tiles of the cache. Both use this:
+ *   C (rows, cols) = [C +] A (rows, n) B (n, cols), rows cs, as and bs floats apart; cols a multiple of 32
+ * Every element is one chain of multiply-adds in the order of n, whatever the other rows and columns are. Six rows by two vectors are
+ * in registers: 12 chains hide the latency, and 8 loads feed 12 multiply-adds. A few rows alone wait for memory: then `ahead_bytes` from
+ * ahead on, which come next, are fetched on the way, in steps as even as the loop's. R: a constant. */
+INLINE void gemm_rows(float *C, size_t cs, const float *A, size_t as, const float *B, size_t bs, int n, int cols, int add, const uint8_t *ahead, size_t ahead_bytes, const int R) {
+    const size_t step = ahead_bytes / (size_t)(n * cols / (2 * LANES));
+    for (int j = 0; j < cols; j += 2 * LANES) {
+        V acc[6][2] = {{{0}}}, b0, b1;
+        UNROLL8 for (int r = 0; r < R; r++) if (add) acc[r][0] = *(V *)(C + (size_t)r * cs + j), acc[r][1] = *(V *)(C + (size_t)r * cs + j + LANES);
+        for (int i = 0; i < n; i++, ahead += step) {
+            if (R < 6) { PREFETCH(ahead); PREFETCH(ahead + step / 2); }
+            b0 = *(const V *)(B + (size_t)i * bs + j), b1 = *(const V *)(B + (size_t)i * bs + j + LANES);
+            UNROLL8 for (int r = 0; r < R; r++) { float x = A[(size_t)r * as + (size_t)i]; acc[r][0] += x * b0, acc[r][1] += x * b1; }
         }
-        float keep = fast_exp(top - best);
-        sum *= keep;
-        for (int i = 0; i < n; i++) sum += p[i] = fast_exp(p[i] - best);
-        int d = 0;
-        for (; d + LANES <= a->dv; d += LANES) {
-            V y = *(V *)(o + d) * keep;
-            for (int i = 0; i < n; i++) y += p[i] * *(const V *)(a->v + (size_t)(j + i) * a->stride + d);
-            *(V *)(o + d) = y;
-        }
-        for (; d < a->dv; d++) {
-            o[d] *= keep;
-            for (int i = 0; i < n; i++) o[d] += p[i] * a->v[(size_t)(j + i) * a->stride + (size_t)d];
-        }
-        top = best;
+        UNROLL8 for (int r = 0; r < R; r++) *(V *)(C + (size_t)r * cs + j) = acc[r][0], *(V *)(C + (size_t)r * cs + j + LANES) = acc[r][1];
     }
-    for (int i = 0; i < a->dv; i++) o[i] /= sum;
+}
+INLINE void gemm(float *C, size_t cs, const float *A, size_t as, const float *B, size_t bs, int n, int rows, int cols, int add, const uint8_t *ahead, size_t ahead_bytes) {
+    for (; rows >= 6; rows -= 6, C += 6 * cs, A += 6 * as) gemm_rows(C, cs, A, as, B, bs, n, cols, add, ahead, ahead_bytes, 6);
+    if (rows >= 4) gemm_rows(C, cs, A, as, B, bs, n, cols, add, ahead, ahead_bytes, 4), rows -= 4, C += 4 * cs, A += 4 * as;
+    if (rows >= 2) gemm_rows(C, cs, A, as, B, bs, n, cols, add, ahead, ahead_bytes, 2), rows -= 2, C += 2 * cs, A += 2 * as;
+    if (rows >= 1) gemm_rows(C, cs, A, as, B, bs, n, cols, add, ahead, ahead_bytes, 1);
 }
 
 #undef NAME
@@ -1401,7 +1513,8 @@ INLINE void attend_body(const Attend *a, float *o) {
 #undef panel
 #undef recurrence_body
 #undef dot_body
-#undef attend_body
+#undef gemm_rows
+#undef gemm
 #endif /* LANES: end of vectors */
 #ifndef LANES
 #if defined(__GNUC__)
@@ -1424,11 +1537,139 @@ INLINE void attend_body(const Attend *a, float *o) {
 #undef LANES
 #endif
 
+/* -- softmax attention in tiles: what an instruction set must bring, and the rest -- */
+
+typedef void (*Gemm)(float *C, size_t cs, const float *A, size_t as, const float *B, size_t bs, int n, int rows, int cols, int add, const uint8_t *ahead, size_t ahead_bytes);
+typedef struct {
+    Gemm gemm;
+    void (*half_row)(float *y, const uint8_t *x, int n); /* n float16 to float */
+    void (*byte_tile)(float *y, size_t stride, const int8_t *q, const float *scale, int rows, int cols, int value); /* a tile of Q8_0 */
+} AttendOps;
+INLINE void half_row(float *y, const uint8_t *x, int n) { for (int i = 0; i < n; i++) y[i] = f16_at(x + 2 * i); }
+#define BYTE_SCALE(r, i) scale[value ? (r) * ((cols + 31) / 32) + (i) / 32 : (r) / 32 * KEYS + (i)]
+INLINE void byte_tile(float *y, size_t stride, const int8_t *q, const float *scale, int rows, int cols, int value) {
+    for (int r = 0; r < rows; r++)
+        for (int i = 0; i < cols; i++) y[(size_t)r * stride + (size_t)i] = BYTE_SCALE(r, i) * (float)q[r * cols + i];
+}
+
+/* A tile of the cache as floats: itself, or converted to `out`. Keys are (width, KEYS); values (n, width) in rows of `stride` floats. */
+INLINE const float *tile_floats(float *out, size_t stride, const uint8_t *tile, int type, int width, int value, int n, const AttendOps *ops) {
+    int rows = value ? n : width, cols = value ? width : KEYS, groups = (width + 31) / 32;
+    if (type == F32 && (size_t)cols == stride) return (const float *)(const void *)tile;
+    if (type == F16 && (size_t)cols == stride) return ops->half_row(out, tile, rows * cols), out;
+    if (type == Q8_0) {
+        float scale[2 * KEYS];
+        ops->half_row(scale, tile + KEYS * width, KEYS * groups);
+        ops->byte_tile(out, stride, (const int8_t *)tile, scale, rows, cols, value);
+    }
+    for (int r = 0; r < rows; r++) {
+        float *y = out + (size_t)r * stride;
+        if (type == F32) memcpy(y, tile + (size_t)(r * cols) * sizeof(float), (size_t)cols * sizeof(float));
+        if (type == F16) ops->half_row(y, tile + r * cols * 2, cols);
+        for (size_t i = (size_t)cols; i < stride; i++) y[i] = 0;
+    }
+    return out;
+}
+
+/* The largest of top and of the scores s (KEYS); those outside of [lo, hi) become -infinity. NaN is passed over, and found again by the exponential. */
+INLINE float mask_and_max(float *restrict s, int lo, int hi, float top) {
+    float m[KEYS / 2];
+    if (lo > 0 || hi < KEYS) for (int i = 0; i < KEYS; i++) s[i] = i >= lo && i < hi ? s[i] : -INFINITY;
+    for (int i = 0; i < KEYS / 2; i++) m[i] = s[i] > s[i + KEYS / 2] ? s[i] : s[i + KEYS / 2];
+    for (int i = 0; i < LANES; i++) m[i] = m[i] > m[i + LANES] ? m[i] : m[i + LANES];
+    for (int i = 0; i < LANES; i++) top = m[i] > top ? m[i] : top;
+    return top;
+}
+
+/* s (KEYS) becomes e^(s - top), 0 outside of [lo, hi); lanes (LANES) is the sum so far; it and o (n_o) are first multiplied by keep. */
+INLINE void softmax_step(float *restrict s, int lo, int hi, float top, float keep, float *restrict lanes, float *restrict o, size_t n_o) {
+    for (int i = 0; i < KEYS; i++) s[i] = fast_exp(s[i] - top);
+    if (lo > 0 || hi < KEYS) for (int i = 0; i < KEYS; i++) s[i] = i >= lo && i < hi ? s[i] : 0;
+    for (int l = 0; l < LANES; l++) lanes[l] *= keep;
+    for (int i = 0; i < KEYS; i += LANES)
+        for (int l = 0; l < LANES; l++) lanes[l] += s[i + l];
+    if (keep != 1) for (size_t i = 0; i < n_o; i++) o[i] *= keep;
+}
+
+/* attend_scalar in tiles: a tile of keys or values is converted once and serves all queries, six of which are in registers at once.
+ * Where the six do not see the same keys, what only some of them see is added for each alone, before or after the common part. */
+INLINE void attend_body(const Attend *a, int g, int row, int n_rows, int64_t chunk, const float *q, float *part, float *buf, const AttendOps *ops) {
+    const Cache *c = a->cache;
+    const int dk = c->dk, dv = c->dv, G = a->H / c->heads;
+    const size_t stride = part_floats(dv), n_o = part_o(dv);
+    float *S = buf, *lanes = S + n_rows * KEYS, *tile = lanes + n_rows * LANES;
+    int lo[QUERIES], hi[QUERIES]; /* visible keys of the step */
+    float keep[QUERIES] = {0};    /* e^(top before - top after the step) */
+    memset(lanes, 0, (size_t)n_rows * LANES * sizeof(float)), memset(part, 0, (size_t)n_rows * stride * sizeof(float));
+    for (int r = 0; r < n_rows; r++) part[(size_t)r * stride + n_o] = -INFINITY;
+    int64_t from = max64(first_visible(a, a->pos + row / G), chunk * KEY_CHUNK), end = min64(a->pos + (row + n_rows - 1) / G + 1, (chunk + 1) * KEY_CHUNK);
+    for (int64_t b = from / KEYS; b * KEYS < end; b++) {
+        int n = (int)min64(KEYS, end - b * KEYS);
+        for (int r = 0; r < n_rows; r++) {
+            int64_t i = a->pos + (row + r) / G;
+            lo[r] = (int)max64(0, min64(KEYS, first_visible(a, i) - b * KEYS)), hi[r] = (int)max64(lo[r], min64(KEYS, i + 1 - b * KEYS));
+        }
+        // S = Q K'
+        for (int at = 0; at < dk; at += KEYS) {
+            int w = dk - at < KEYS ? dk - at : KEYS;
+            const uint8_t *K = cache_tile(c, b, g, 0, at / KEYS), *ahead = K + tile_bytes(c->type, w);
+            const size_t next = tile_bytes(c->type, w);
+            const float *B = tile_floats(tile, KEYS, K, c->type, w, 0, n, ops);
+            for (size_t i = 0; i < next && n_rows >= 6; i += ALIGN) PREFETCH(ahead + i);
+            for (int r = 0, m; r < n_rows; r += m) {
+                m = n_rows - r < 6 ? n_rows - r : 6;
+                if (hi[r + m - 1] > 0 && lo[r] < KEYS) ops->gemm(S + r * KEYS, KEYS, q + r * dk + at, (size_t)dk, B, KEYS, w, m, (int)round_up((size_t)n, 32), at > 0, ahead, next);
+            }
+        }
+        // P = e^(S - top)
+        for (int r = 0; r < n_rows; r++) {
+            float *s = S + r * KEYS;
+            if (lo[r] == hi[r]) continue;
+            if (c->sums) {
+                int64_t i = a->pos + (row + r) / G;
+                size_t h = (size_t)(g * G + (row + r) % G);
+                const double own = cache_sums(c, i / KEYS)[h * KEYS + (size_t)(i % KEYS)], *cj = cache_sums(c, b) + h * KEYS;
+                for (int j = 0; j < KEYS; j++) s[j] += (float)(own - cj[j]);
+            }
+            float *top = part + (size_t)r * stride + n_o, best = mask_and_max(s, lo[r], hi[r], *top);
+            keep[r] = *top - best, *top = best;
+        }
+        for (int r = 0; r < n_rows; r++) keep[r] = fast_exp(keep[r]);
+        for (int r = 0; r < n_rows; r++)
+            if (lo[r] < hi[r]) softmax_step(S + r * KEYS, lo[r], hi[r], part[(size_t)r * stride + n_o], keep[r], lanes + r * LANES, part + (size_t)r * stride, n_o);
+        // O += P V
+        for (int at = 0; at < dv; at += KEYS) {
+            int w = dv - at < KEYS ? dv - at : KEYS, ws = (int)round_up((size_t)w, 32);
+            const uint8_t *V = cache_tile(c, b, g, 1, at / KEYS), *ahead = at + KEYS < dv ? V + tile_bytes(c->type, w) : cache_tile(c, b + 1, g, 0, 0);
+            const size_t next = tile_bytes(c->type, w);
+            const float *B = tile_floats(tile, (size_t)ws, V, c->type, w, 1, n, ops);
+            for (size_t i = 0; i < next && n_rows >= 6; i += ALIGN) PREFETCH(ahead + i);
+            for (int r = 0, m; r < n_rows; r += m) {
+                int first = 0, last = KEYS; /* seen by all of them */
+                m = n_rows - r < 6 ? n_rows - r : 6;
+                for (int i = r; i < r + m; i++) first = lo[i] > first ? lo[i] : first, last = hi[i] < last ? hi[i] : last;
+                if (first >= last) first = last = KEYS;
+                float *O = part + (size_t)r * stride + at, *P = S + r * KEYS;
+                for (int i = 0; i < m; i++) {
+                    int stop = hi[r + i] < first ? hi[r + i] : first;
+                    if (lo[r + i] < stop) ops->gemm(O + (size_t)i * stride, stride, P + i * KEYS + lo[r + i], KEYS, B + lo[r + i] * ws, (size_t)ws, stop - lo[r + i], 1, ws, 1, ahead, 0);
+                }
+                if (first < last) ops->gemm(O, stride, P + first, KEYS, B + first * ws, (size_t)ws, last - first, m, ws, 1, ahead, next);
+                for (int i = 0; i < m; i++)
+                    if (hi[r + i] > last) ops->gemm(O + (size_t)i * stride, stride, P + i * KEYS + last, KEYS, B + last * ws, (size_t)ws, hi[r + i] - last, 1, ws, 1, ahead, 0);
+            }
+        }
+    }
+    for (int r = 0; r < n_rows; r++) part[(size_t)r * stride + n_o + 1] = fold16(lanes + r * LANES);
+}
+#define ATTEND_FOR(isa, attribute, lanes, half_row, byte_tile) \
+    attribute NOINLINE static void gemm_##isa(float *C, size_t cs, const float *A, size_t as, const float *B, size_t bs, int n, int rows, int cols, int add, const uint8_t *ahead, size_t ahead_bytes) { gemm_##lanes(C, cs, A, as, B, bs, n, rows, cols, add, ahead, ahead_bytes); } \
+    attribute static void attend_##isa(const Attend *a, int g, int row, int n_rows, int64_t chunk, const float *q, float *part, float *buf) { attend_body(a, g, row, n_rows, chunk, q, part, buf, &(const AttendOps){gemm_##isa, half_row, byte_tile}); }
+
 /* Kernels per instruction set, from the bodies above; tr x tt outputs of a plain matmul are in registers at once. */
 #define KERNELS_FOR(isa, attribute, lanes) \
     LOOPS_FOR(isa, attribute) \
-    attribute static void recurrence_##isa(const Recurrence *a, int h, int j0, float *S, float *o, size_t o_stride, int n_tokens, float *buf) { recurrence_body_##lanes(a, h, j0, S, o, o_stride, n_tokens, buf); } \
-    attribute static void attend_##isa(const Attend *a, float *o) { attend_body_##lanes(a, o); }
+    attribute static void recurrence_##isa(const Recurrence *a, int h, int j0, float *S, float *o, size_t o_stride, int n_tokens, float *buf) { recurrence_body_##lanes(a, h, j0, S, o, o_stride, n_tokens, buf); }
 #define MATMUL_FOR(isa, attribute, lanes, tr, tt) \
     attribute static void matmul_##isa(float *out, const Tensor *w, int row, int n_rows, const Input *in, float *buf) { \
         if (types[w->type].group == 1) plain_body_##lanes(out, w, row, n_rows, in, buf, tr, tt); \
@@ -1437,12 +1678,59 @@ INLINE void attend_body(const Attend *a, float *o) {
 #if defined(__x86_64__)
 #include <cpuid.h>
 #include <immintrin.h>
-#define AVX2 __attribute__((target("avx2,fma")))
+#define AVX2 __attribute__((target("avx2,fma,f16c")))
 #define AVX512 __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")))
 KERNELS_FOR(sse2, , 4)
+ATTEND_FOR(sse2, , 4, half_row, byte_tile)
 MATMUL_FOR(sse2, , 4, 4, 2)
 KERNELS_FOR(avx2, AVX2, 8)
+AVX2 static void half_row_avx2(float *y, const uint8_t *x, int n) {
+    int i = 0;
+    for (; i + 8 <= n; i += 8) _mm256_storeu_ps(y + i, _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(const void *)(x + 2 * i))));
+    half_row(y + i, x + 2 * i, n - i);
+}
+#define BYTES_TO_INTS(p) _mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)(const void *)(p)))
+AVX2 static void byte_tile_avx2(float *y, size_t stride, const int8_t *q, const float *scale, int rows, int cols, int value) {
+    if (value) {
+        for (int r = 0; r < rows; r++, q += cols) {
+            int i = 0;
+            for (; i + 8 <= cols; i += 8) _mm256_storeu_ps(y + (size_t)r * stride + i, _mm256_mul_ps(_mm256_set1_ps(BYTE_SCALE(r, i)), _mm256_cvtepi32_ps(BYTES_TO_INTS(q + i))));
+            for (; i < cols; i++) y[(size_t)r * stride + (size_t)i] = BYTE_SCALE(r, i) * (float)q[i];
+        }
+        return;
+    }
+    for (int r = 0; r < rows; r += 32)
+        for (int i = 0; i < KEYS; i += 8) {
+            const __m256 d = _mm256_loadu_ps(scale + r / 32 * KEYS + i);
+            for (int j = r; j < rows && j < r + 32; j++) _mm256_storeu_ps(y + (size_t)j * stride + i, _mm256_mul_ps(d, _mm256_cvtepi32_ps(BYTES_TO_INTS(q + j * KEYS + i))));
+        }
+}
+#undef BYTES_TO_INTS
+ATTEND_FOR(avx2, AVX2, 8, half_row_avx2, byte_tile_avx2)
 KERNELS_FOR(avx512, AVX512, 16)
+AVX512 static void half_row_avx512(float *y, const uint8_t *x, int n) {
+    int i = 0;
+    for (; i + LANES <= n; i += LANES) _mm512_storeu_ps(y + i, _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(const void *)(x + 2 * i))));
+    half_row(y + i, x + 2 * i, n - i);
+}
+#define BYTES_TO_INTS(p) _mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)(const void *)(p)))
+AVX512 static void byte_tile_avx512(float *y, size_t stride, const int8_t *q, const float *scale, int rows, int cols, int value) {
+    if (value) {
+        for (int r = 0; r < rows; r++, q += cols) {
+            int i = 0;
+            for (; i + 16 <= cols; i += 16) _mm512_storeu_ps(y + (size_t)r * stride + i, _mm512_mul_ps(_mm512_set1_ps(BYTE_SCALE(r, i)), _mm512_cvtepi32_ps(BYTES_TO_INTS(q + i))));
+            for (; i < cols; i++) y[(size_t)r * stride + (size_t)i] = BYTE_SCALE(r, i) * (float)q[i];
+        }
+        return;
+    }
+    for (int r = 0; r < rows; r += 32)
+        for (int i = 0; i < KEYS; i += 16) {
+            const __m512 d = _mm512_loadu_ps(scale + r / 32 * KEYS + i);
+            for (int j = r; j < rows && j < r + 32; j++) _mm512_storeu_ps(y + (size_t)j * stride + i, _mm512_mul_ps(d, _mm512_cvtepi32_ps(BYTES_TO_INTS(q + j * KEYS + i))));
+        }
+}
+#undef BYTES_TO_INTS
+ATTEND_FOR(avx512, AVX512, 16, half_row_avx512, byte_tile_avx512)
 
 /* -- AVX-512 with VNNI: vpdpbusd multiplies 64 unsigned by 64 signed bytes into 16 sums --
  * Weights are made unsigned by adding 128; the input's bias takes it back. */
@@ -1899,7 +2187,7 @@ INLINE void many_rows(float *out, const Tensor *w, int row, int n_rows, const In
 #if defined(__x86_64__)
 /* -- AVX2: vpmaddwd multiplies 16 pairs of 16-bit integers and adds neighbours; AVX-VNNI adds the sum so far in the same instruction -- */
 #define INLINE2 static inline __attribute__((always_inline)) AVX2
-#define AVXVNNI __attribute__((target("avx2,fma,avxvnni")))
+#define AVXVNNI __attribute__((target("avx2,fma,f16c,avxvnni")))
 typedef __m256i Madd(__m256i sum, __m256i a, __m256i b);
 AVX2 static inline __m256i madd_avx2(__m256i sum, __m256i a, __m256i b) {
     sum = _mm256_add_epi32(sum, _mm256_madd_epi16(a, b));
@@ -1987,6 +2275,7 @@ MATMUL_256(avxvnni, AVXVNNI)
  * headers hide the instructions when the whole file may not use them. -- */
 #include <arm_neon.h>
 KERNELS_FOR(neon, , 4)
+ATTEND_FOR(neon, , 4, half_row, byte_tile)
 #if defined(__clang__)
 #define DOTPROD __attribute__((target("dotprod")))
 #define I8MM __attribute__((target("dotprod,i8mm")))
@@ -2125,6 +2414,7 @@ MATMUL_128(dotprod, DOTPROD, dot16_dotprod, 4, 0)
 MATMUL_128(i8mm, I8MM, dot16_dotprod, 8, 0)
 #else
 KERNELS_FOR(vector, , 4)
+ATTEND_FOR(vector, , 4, half_row, byte_tile)
 MATMUL_FOR(vector, , 4, 4, 4)
 #endif
 #endif
@@ -2140,7 +2430,7 @@ typedef struct {
     void (*conv)(float *x, const float *w, const float *bias, float *last, int C, int K, int T, int act, int c);
     void (*matmul)(float *out, const Tensor *w, int row, int n_rows, const Input *in, float *buf);
     void (*recurrence)(const Recurrence *a, int h, int j0, float *S, float *o, size_t o_stride, int T, float *buf);
-    void (*attend)(const Attend *a, float *o);
+    void (*attend)(const Attend *a, int g, int row, int n_rows, int64_t chunk, const float *q, float *part, float *buf);
 } Kernels;
 #define LOOPS(isa) quantize_##isa, norm_##isa, activate_##isa, gate_##isa, conv_##isa
 static const Kernels kernels[] = {
@@ -2162,11 +2452,10 @@ enum { N_KERNELS = sizeof kernels / sizeof kernels[0] };
 
 static int kernel_runs(const Kernels *k) {
 #if defined(__GNUC__) && defined(__x86_64__)
-    if (!strcmp(k->name, "avx2")) return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-    if (!strcmp(k->name, "avxvnni")) { /* not every compiler knows its name */
-        unsigned a = 0, b, c, d;
-        return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & 1u << 4);
-    }
+    unsigned a = 0, b, c = 0, d; /* older compilers have no names for f16c and avxvnni */
+    if (!strcmp(k->name, "avx2") || !strcmp(k->name, "avxvnni"))
+        return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C)
+               && (!strcmp(k->name, "avx2") || (__get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & 1u << 4)));
     if (!strcmp(k->name, "avx512")) return __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("fma");
 #elif defined(__GNUC__) && defined(__aarch64__)
     if (!strcmp(k->name, "dotprod")) return arm_has_dotprod();
@@ -2187,7 +2476,7 @@ static int choose_kernels(const Kernels **chosen, char *err) {
 }
 
 /* How the work is spread: threads, and a piece of memory for each. Results do not depend on it. */
-typedef struct { const Kernels *kernels; int n_threads; float *buf; size_t buf_floats; uint8_t *input; } Team;
+typedef struct { const Kernels *kernels; int n_threads; float *buf; size_t buf_floats; uint8_t *input; float *parts; size_t parts_floats; } Team;
 
 static int threads_for(const Team *team, double operations) { /* waking a thread costs about as much as this many */
     return operations < 1e6 ? 1 : team->n_threads;
@@ -2256,6 +2545,71 @@ static void recurrence(const Team *team, const Recurrence *a, float *S, float *o
         team->kernels->recurrence(a, h, i % panels * PANEL, S + (size_t)h * (size_t)a->dk * (size_t)a->dv, o,
                                   (size_t)a->H * (size_t)a->dv, T, team->buf + (size_t)THREAD_ID * team->buf_floats);
         RESTORE_DENORMALS;
+    }
+}
+
+/* Part p of a softmax joins part `into` of the same query. */
+static void merge_part(float *into, const float *p, int dv) {
+    size_t n = part_o(dv);
+    if (p[n + 1] == 0) return;
+    if (into[n + 1] == 0) { memcpy(into, p, (n + 2) * sizeof(float)); return; }
+    float best = p[n] > into[n] ? p[n] : into[n], keep = fast_exp(into[n] - best), add = fast_exp(p[n] - best);
+    for (size_t i = 0; i < n; i++) into[i] *= keep;
+    for (size_t i = 0; i < n; i++) into[i] += add * p[i]; /* a loop of its own: which of two products is fused is the compiler's choice */
+    into[n] = best, into[n + 1] *= keep, into[n + 1] += add * p[n + 1];
+}
+
+static int query_rows(int H, int heads, int T) { int64_t n = (int64_t)(H / heads) * T; return n < QUERIES ? (int)n : QUERIES; }
+
+/* Floats of scratch for attention: per thread; and for all, so that few tokens can be spread over the threads by chunks of the context. */
+static size_t attend_buf(int H, const Cache *c, int T) {
+    size_t rows = (size_t)query_rows(H, c->heads, T), tiles = rows * (KEYS + LANES) + KEYS * KEYS, scalar = (size_t)c->dk + (size_t)c->dv;
+    return rows * ((size_t)c->dk + 2 * part_floats(c->dv)) + (tiles > scalar ? tiles : scalar);
+}
+static size_t attend_parts(int H, const Cache *c, int ctx, int T) {
+    return ((size_t)ctx / KEY_CHUNK + 1) * (size_t)(T < FEW_QUERY_TOKENS ? T : FEW_QUERY_TOKENS) * (size_t)H * part_floats(c->dv);
+}
+
+/* o (T, H dv) of an Attend. */
+static void attention(const Team *team, const Attend *a, float *o) {
+    const Cache *c = a->cache;
+    const int G = a->H / c->heads, rows = G * a->T, dk = c->dk, dv = c->dv;
+    const size_t part = part_floats(dv);
+    const int64_t c0 = first_visible(a, a->pos) / KEY_CHUNK, chunks = (a->pos + a->T - 1) / KEY_CHUNK - c0 + 1;
+    int n_threads = threads_for(team, 2.0 * a->T * a->H * (dk + dv) * (double)min64(a->pos + a->T, chunks * KEY_CHUNK)), block = query_rows(a->H, c->heads, a->T);
+    while (block > 12 && c->heads * ((rows + block - 1) / block) < 2 * n_threads) block = (block + 1) / 2;
+    int blocks = (rows + block - 1) / block, units = c->heads * blocks;
+    int split = n_threads > 1 && chunks > 1 && units < 4 * n_threads && (size_t)chunks * (size_t)a->T * (size_t)a->H * part <= team->parts_floats; /* a unit is one chunk */
+    if (split) units *= (int)chunks;
+    PARALLEL_TASKS(n_threads)
+    for (int u = 0; u < units; u++) {
+        int chunk = split ? u % (int)chunks : 0, unit = split ? u / (int)chunks : u, g = unit / blocks, row = (blocks - 1 - unit % blocks) * block; /* the longest first */
+        int n = rows - row < block ? rows - row : block;
+        float *q = team->buf + (size_t)THREAD_ID * team->buf_floats, *sum = q + n * dk, *next = sum + (size_t)n * part, *buf = next + (size_t)n * part;
+        for (int r = 0; r < n; r++) {
+            const float *from = a->q + (size_t)((row + r) / G) * a->q_stride + (size_t)(g * G + (row + r) % G) * a->q_step;
+            for (int i = 0; i < dk; i++) q[r * dk + i] = a->scale * from[i];
+        }
+        if (split) sum = team->parts + ((size_t)(chunk * c->heads + g) * (size_t)rows + (size_t)row) * part;
+        team->kernels->attend(a, g, row, n, c0 + chunk, q, sum, buf);
+        if (split) continue;
+        for (int64_t i = 1; i < chunks && i * KEY_CHUNK <= a->pos + (row + n - 1) / G - c0 * KEY_CHUNK; i++) {
+            team->kernels->attend(a, g, row, n, c0 + i, q, next, buf);
+            for (int r = 0; r < n; r++) merge_part(sum + (size_t)r * part, next + (size_t)r * part, dv);
+        }
+        for (int r = 0; r < n; r++) {
+            float *y = o + ((size_t)((row + r) / G) * (size_t)a->H + (size_t)(g * G + (row + r) % G)) * (size_t)dv, *p = sum + (size_t)r * part;
+            for (int i = 0; i < dv; i++) y[i] = p[i] / p[part_o(dv) + 1];
+        }
+    }
+    if (!split) return;
+    n_threads = threads_for(team, 4.0 * (double)chunks * c->heads * rows * dv);
+    PARALLEL_FOR(n_threads)
+    for (int u = 0; u < c->heads * rows; u++) {
+        int g = u / rows, r = u % rows;
+        float *y = o + ((size_t)(r / G) * (size_t)a->H + (size_t)(g * G + r % G)) * (size_t)dv, *p = team->parts + (size_t)u * part;
+        for (int64_t i = 1; i < chunks; i++) merge_part(p, p + (size_t)i * (size_t)(c->heads * rows) * part, dv);
+        for (int i = 0; i < dv; i++) y[i] = p[i] / p[part_o(dv) + 1];
     }
 }
 
@@ -2604,8 +2958,8 @@ typedef struct {
     int ffn_act;
     /* residual attention: scores of the sources in front of the mixer and of the feed-forward */
     const float *res_proj[2], *res_norm[2];
-    /* where the state keeps this layer: floats into the constant part, floats into a position of the growing part */
-    size_t fixed_at, fixed, kv_at, kv;
+    /* where the state keeps this layer: floats into the constant part; bytes of KEYS positions in the growing part, of the layers before and of this one, by GLA_KV_* */
+    size_t fixed_at, fixed, kv_at[GLA_N_KV], kv[GLA_N_KV];
 } Layer;
 
 typedef struct {
@@ -2630,6 +2984,7 @@ struct GlaModel {
     Tokenizer *vocab;
     uint64_t parameters, token_bytes, token_weights, run_weights;
     size_t fixed_floats, kv_floats; /* of all layers; kv per position */
+    size_t kv_bytes[GLA_N_KV];      /* of KEYS positions of all layers */
     size_t row_floats, mid_floats, out_floats, hidden_floats, widest_in, widest_dk; /* scratch per token: widest set of projections, narrow middles, mixer output, feed-forward; widest matmul input; head */
     struct Block { struct Block *next; } *owned; /* memory to free with the model */
 };
@@ -3194,7 +3549,8 @@ GLA_API void gla_close(GlaModel *m) {
 GLA_API void gla_info(const GlaModel *m, GlaInfo *i) {
     *i = (GlaInfo){m->architecture, m->name, m->kernels->name, m->config.n_layers, m->config.dim, m->config.vocab_size, m->config.seq_len,
                    m->parameters, m->file.map.n, m->token_bytes, m->token_weights, m->run_weights,
-                   m->fixed_floats * sizeof(float), m->kv_floats * sizeof(float), m->kinds};
+                   m->fixed_floats * sizeof(float), {0}, m->kinds};
+    for (int kv = 0; kv < GLA_N_KV; kv++) i->kv_bytes_per_token[kv] = m->kv_bytes[kv] / KEYS;
 }
 
 /* ---- 8. state: what one text has left behind, and the room to work in ---------------------------------
@@ -3205,10 +3561,10 @@ typedef struct { float score; int32_t id; } Scored;
 
 struct GlaState {
     const GlaModel *m;
-    int ctx, batch;
+    int ctx, batch, kv_type; /* kv_type: GLA_KV_*, not the default */
     int64_t pos, evaluated;  /* tokens read; tokens computed, which only grows */
     float *fixed;            /* (m->fixed_floats) */
-    float *kv;               /* layer after layer, (ctx, layer's kv) */
+    uint8_t *kv;             /* layer after layer, blocks of KEYS positions (see Cache) */
     float *logits;           /* (vocab_size) of the last token read */
     float *x, *xb, *rows, *mid, *o; /* scratch of a run of tokens: residual sources (sources, batch, dim), branch (batch, dim), projections, ... */
     Scored *candidates;   /* (vocab_size), for the sampler */
@@ -3218,13 +3574,21 @@ struct GlaState {
 
 static int residual_sources(const Config *c) { return c->res_block ? (2 * c->n_layers + c->res_block - 1) / c->res_block + 1 : 1; }
 
+static Cache cache_shape(const Layer *y, int kv);
+
+/* Blocks of KEYS positions in a context; those in use; where a layer's begin. */
+static size_t kv_blocks(int64_t positions) { return ((size_t)positions + KEYS - 1) / KEYS; }
+static uint8_t *kv_of(const GlaState *s, const Layer *y) { return s->kv + y->kv_at[s->kv_type] * kv_blocks(s->ctx); }
+static size_t kv_used(const GlaState *s, const Layer *y) { return y->kv[s->kv_type] * kv_blocks(s->pos); } /* bytes */
+
 /* The one layout. With a->base NULL it only measures. */
-static GlaState *state_layout(Arena *a, const GlaModel *m, int ctx, int batch, int threads) {
+static GlaState *state_layout(Arena *a, const GlaModel *m, const GlaSettings *how) {
     const Config *c = &m->config;
+    const int ctx = how->ctx, batch = how->batch, threads = how->threads, kv = how->kv;
     size_t T = (size_t)batch, rows = m->row_floats > 2 * m->hidden_floats ? m->row_floats : 2 * m->hidden_floats;
-    GlaState *self = take_bytes(a, 1, sizeof *self), s = {.m = m, .ctx = ctx, .batch = batch};
+    GlaState *self = take_bytes(a, 1, sizeof *self), s = {.m = m, .ctx = ctx, .batch = batch, .kv_type = kv};
     s.fixed = take(a, m->fixed_floats);
-    s.kv = take_bytes(a, (size_t)ctx, m->kv_floats * sizeof(float));
+    s.kv = take_bytes(a, kv_blocks(ctx), m->kv_bytes[kv]);
     s.logits = take(a, (size_t)c->vocab_size);
     s.x = take_bytes(a, (size_t)residual_sources(c) * T, (size_t)c->dim * sizeof(float));
     s.xb = take_bytes(a, T, (size_t)c->dim * sizeof(float));
@@ -3233,7 +3597,14 @@ static GlaState *state_layout(Arena *a, const GlaModel *m, int ctx, int batch, i
     s.o = take_bytes(a, T, m->out_floats * sizeof(float));
     s.candidates = take_bytes(a, (size_t)c->vocab_size, sizeof(Scored));
     size_t matmul_floats = matmul_buf(m->widest_in, T), panel_floats = (PANEL + 2) * m->widest_dk;
-    s.team = (Team){m->kernels, threads, NULL, round_up(matmul_floats > panel_floats ? matmul_floats : panel_floats, LANES), NULL};
+    size_t buf_floats = matmul_floats > panel_floats ? matmul_floats : panel_floats, parts_floats = 0;
+    for (int i = 0; i < c->n_layers; i++)
+        if (m->layers[i].kv[kv]) {
+            Cache cache = cache_shape(&m->layers[i], kv);
+            raise_to(&buf_floats, attend_buf(m->layers[i].n_heads, &cache, batch));
+            raise_to(&parts_floats, attend_parts(m->layers[i].n_heads, &cache, ctx, batch));
+        }
+    s.team = (Team){m->kernels, threads, NULL, round_up(buf_floats, LANES), NULL, take(a, parts_floats), parts_floats};
     s.team.buf = take_bytes(a, (size_t)threads, s.team.buf_floats * sizeof(float));
     s.team.input = take_bytes(a, input_bytes(T, m->widest_in), 1);
     if (self) *self = s;
@@ -3241,45 +3612,57 @@ static GlaState *state_layout(Arena *a, const GlaModel *m, int ctx, int batch, i
 }
 
 /* Defaults, and a batch small enough that what grows with it stays near a quarter of a gigabyte: it changes no result. */
-static int state_settings(const GlaModel *m, int *ctx, int *batch, int *threads, char *err) {
-    if (*ctx < 0 || *batch < 0 || *threads < 0 || *threads > 1024) return fail(err, GLA_INPUT, "context %d, batch %d, threads %d: none may be negative, at most 1024 threads", *ctx, *batch, *threads);
-    if (!*ctx) *ctx = m->config.seq_len < 4096 ? m->config.seq_len : 4096;
-    if (!m->kv_floats) *ctx = 0;
-    if (!*batch) *batch = 512;
-    if (!*threads) *threads = ALL_THREADS;
-    if (*threads > 1024) *threads = 1024;
+static int state_settings(const GlaModel *m, const GlaSettings *given, GlaSettings *how, char *err) {
+    GlaSettings h = *how = given ? *given : (GlaSettings){0};
+    if (h.ctx < 0 || h.batch < 0 || h.threads < 0 || h.threads > 1024) return fail(err, GLA_INPUT, "context %d, batch %d, threads %d: none may be negative, at most 1024 threads", h.ctx, h.batch, h.threads);
+    if (h.kv < 0 || h.kv >= GLA_N_KV) return fail(err, GLA_INPUT, "%d is not a type of keys and values", h.kv);
+    if (!h.ctx) h.ctx = m->config.seq_len < 4096 ? m->config.seq_len : 4096;
+    if (!m->kv_floats) h.ctx = 0;
+    if (!h.batch) h.batch = 512;
+    if (!h.threads) h.threads = ALL_THREADS;
+    if (h.threads > 1024) h.threads = 1024;
+    if (!h.kv) h.kv = GLA_KV_F32;
     size_t per_token = ((size_t)m->config.dim * (size_t)(residual_sources(&m->config) + 1) + m->row_floats + 2 * m->hidden_floats + m->mid_floats + m->out_floats + m->widest_in) * sizeof(float); /* the last: quantised inputs */
-    while (*batch > 1 && (size_t)*batch > ((size_t)1 << 28) / per_token) *batch /= 2;
+    while (h.batch > 1 && (size_t)h.batch > ((size_t)1 << 28) / per_token) h.batch /= 2;
+    *how = h;
     return GLA_OK;
 }
 
-GLA_API size_t gla_state_bytes(const GlaModel *m, int ctx, int batch, int threads) {
+static size_t settled_bytes(const GlaModel *m, const GlaSettings *how) {
     Arena a = {NULL, 0, 0};
-    if (state_settings(m, &ctx, &batch, &threads, NULL)) return 0;
-    state_layout(&a, m, ctx, batch, threads);
+    state_layout(&a, m, how);
     return a.overflow ? 0 : a.used + ALIGN;
 }
-
-GLA_API int gla_state_place(GlaState **s, const GlaModel *m, int ctx, int batch, int threads, void *mem, size_t n_bytes, char *err) {
-    *s = NULL;
-    if (state_settings(m, &ctx, &batch, &threads, err)) return GLA_INPUT;
-    size_t need = gla_state_bytes(m, ctx, batch, threads);
-    if (!need) return fail(err, GLA_MEMORY, "a context of %d positions is larger than any memory", ctx);
-    if (need > n_bytes) return fail(err, GLA_MEMORY, "a state needs %zu bytes, %zu were given", need, n_bytes);
+static GlaState *state_at(const GlaModel *m, const GlaSettings *how, void *mem) {
     Arena a = {(char *)mem + (ALIGN - (uintptr_t)mem % ALIGN) % ALIGN, 0, 0};
-    *s = state_layout(&a, m, ctx, batch, threads);
+    return state_layout(&a, m, how);
+}
+
+GLA_API size_t gla_state_bytes(const GlaModel *m, const GlaSettings *given) {
+    GlaSettings how;
+    return state_settings(m, given, &how, NULL) ? 0 : settled_bytes(m, &how);
+}
+
+GLA_API int gla_state_place(GlaState **s, const GlaModel *m, const GlaSettings *given, void *mem, size_t n_bytes, char *err) {
+    GlaSettings how;
+    *s = NULL;
+    if (state_settings(m, given, &how, err)) return GLA_INPUT;
+    size_t need = settled_bytes(m, &how);
+    if (!need) return fail(err, GLA_MEMORY, "a context of %d positions is larger than any memory", how.ctx);
+    if (need > n_bytes) return fail(err, GLA_MEMORY, "a state needs %zu bytes, %zu were given", need, n_bytes);
+    *s = state_at(m, &how, mem);
     gla_state_reset(*s);
     return GLA_OK;
 }
 
-GLA_API int gla_state_new(GlaState **s, const GlaModel *m, int ctx, int batch, int threads, char *err) {
+GLA_API int gla_state_new(GlaState **s, const GlaModel *m, const GlaSettings *given, char *err) {
+    GlaSettings how;
     *s = NULL;
-    if (state_settings(m, &ctx, &batch, &threads, err)) return GLA_INPUT;
-    size_t need = gla_state_bytes(m, ctx, batch, threads);
+    if (state_settings(m, given, &how, err)) return GLA_INPUT;
+    size_t need = settled_bytes(m, &how);
     void *mem = need ? gla_alloc(need) : NULL; /* zeroed and, on most systems, not taken from the machine before it is used */
-    if (!mem) return fail(err, GLA_MEMORY, "no memory for a context of %d positions (%zu bytes); try a smaller one (-c)", ctx, need);
-    Arena a = {(char *)mem + (ALIGN - (uintptr_t)mem % ALIGN) % ALIGN, 0, 0};
-    *s = state_layout(&a, m, ctx, batch, threads);
+    if (!mem) return fail(err, GLA_MEMORY, "no memory for a context of %d positions (%zu bytes); try a smaller one (-c)", how.ctx, need);
+    *s = state_at(m, &how, mem);
     (*s)->block = mem;
     return GLA_OK;
 }
@@ -3292,19 +3675,13 @@ GLA_API void gla_state_reset(GlaState *s) {
     s->pos = 0; /* what the growing part holds beyond pos is never read */
 }
 
-/* Positions at which the growing part has something: the same for every layer. */
-static size_t kv_used(const GlaState *s) { return s->m->kv_floats ? (size_t)s->pos : 0; }
-
 GLA_API int gla_state_clone(GlaState **copy, const GlaState *s, char *err) {
     const GlaModel *m = s->m;
-    int code = gla_state_new(copy, m, s->ctx, s->batch, s->team.n_threads, err);
+    int code = gla_state_new(copy, m, &(GlaSettings){s->ctx, s->batch, s->team.n_threads, s->kv_type}, err);
     if (code) return code;
     memcpy((*copy)->fixed, s->fixed, m->fixed_floats * sizeof(float));
     memcpy((*copy)->logits, s->logits, (size_t)m->config.vocab_size * sizeof(float));
-    for (int i = 0; i < m->config.n_layers; i++) {
-        const Layer *y = &m->layers[i];
-        memcpy((*copy)->kv + y->kv_at * (size_t)s->ctx, s->kv + y->kv_at * (size_t)s->ctx, kv_used(s) * y->kv * sizeof(float));
-    }
+    for (int i = 0; i < m->config.n_layers; i++) memcpy(kv_of(*copy, &m->layers[i]), kv_of(s, &m->layers[i]), kv_used(s, &m->layers[i]));
     (*copy)->pos = s->pos;
     return GLA_OK;
 }
@@ -3341,10 +3718,12 @@ typedef struct {
     uint32_t version, has_sampler;
     uint64_t model;     /* fingerprint */
     int64_t pos;
-    uint64_t fixed_floats, kv_floats, vocab_size, n_ids; /* n_ids: pos or 0 */
+    uint64_t fixed_floats, kv_bytes, vocab_size, n_ids; /* kv_bytes: of KEYS positions; n_ids: pos or 0 */
+    uint32_t kv_type, n_keys;                           /* GLA_KV_*, 0 without softmax layers; KEYS */
     GlaSampler sampler;
 } SessionHead;
-enum { SESSION_VERSION = 2 };
+enum { SESSION_VERSION = 3 };
+static const char *const kv_names[GLA_N_KV] = {"f32", "f32", "f16", "q8_0"};
 
 /* The header of the file and the first and last bytes of every tensor. */
 static uint64_t fingerprint(const GlaModel *m) {
@@ -3374,8 +3753,7 @@ static void session_body(GlaState *s, Stream *t, void (*step)(Stream *, void *, 
     const GlaModel *m = s->m;
     step(t, s->logits, (size_t)m->config.vocab_size * sizeof(float));
     step(t, s->fixed, m->fixed_floats * sizeof(float));
-    for (int i = 0; i < m->config.n_layers; i++)
-        step(t, s->kv + m->layers[i].kv_at * (size_t)s->ctx, kv_used(s) * m->layers[i].kv * sizeof(float));
+    for (int i = 0; i < m->config.n_layers; i++) step(t, kv_of(s, &m->layers[i]), kv_used(s, &m->layers[i]));
 }
 
 static void stream_count(Stream *t, void *p, size_t n) { (void)p, t->sum += n; }
@@ -3394,7 +3772,8 @@ GLA_API int gla_state_save(const GlaState *s, const GlaSampler *p, const int32_t
     memset(&head, 0, sizeof head);
     memcpy(head.magic, "GLASTATE", 8);
     head.version = SESSION_VERSION, head.has_sampler = p != NULL, head.model = fingerprint(m), head.pos = s->pos, head.n_ids = ids ? (uint64_t)s->pos : 0;
-    head.fixed_floats = m->fixed_floats, head.kv_floats = m->kv_floats, head.vocab_size = (uint64_t)m->config.vocab_size;
+    head.fixed_floats = m->fixed_floats, head.kv_bytes = m->kv_bytes[s->kv_type], head.vocab_size = (uint64_t)m->config.vocab_size;
+    head.kv_type = m->kv_floats ? (uint32_t)s->kv_type : 0, head.n_keys = KEYS;
     if (p) head.sampler = *p;
     stream_write(&t, &head, sizeof head);
     session_ids(&t, ids, head.n_ids, 1);
@@ -3412,8 +3791,10 @@ static int session_open(Stream *t, SessionHead *head, const GlaModel *m, const c
     long at = ftell(t->f), size = !t->bad && !fseek(t->f, 0, SEEK_END) ? ftell(t->f) : -1;
     if (size < 0 || fseek(t->f, at, SEEK_SET) || memcmp(head->magic, "GLASTATE", 8)) return fail(err, GLA_FORMAT, "%s: not a session file", path);
     if (head->version != SESSION_VERSION) return fail(err, GLA_UNSUPPORTED, "%s: session version %u, this program reads version %d", path, head->version, SESSION_VERSION);
-    if (head->model != fingerprint(m) || head->fixed_floats != m->fixed_floats || head->kv_floats != m->kv_floats || head->vocab_size != (uint64_t)m->config.vocab_size)
+    if (head->model != fingerprint(m) || head->fixed_floats != m->fixed_floats || head->vocab_size != (uint64_t)m->config.vocab_size)
         return fail(err, GLA_INPUT, "%s: saved by another model than %s", path, *m->name ? m->name : m->architecture);
+    if (head->kv_type >= GLA_N_KV || head->kv_bytes != m->kv_bytes[head->kv_type] || !head->kv_type != !m->kv_floats || head->n_keys != KEYS)
+        return fail(err, GLA_FORMAT, "%s: damaged, or its keys and values lie in another way than here", path);
     if (head->pos < 0 || head->pos > (int64_t)1 << 53) return fail(err, GLA_FORMAT, "%s: damaged, at position %lld", path, (long long)head->pos);
     if (head->n_ids && (head->n_ids != (uint64_t)head->pos || head->n_ids > (uint64_t)(size - at) / sizeof(int32_t))) return fail(err, GLA_FORMAT, "%s: damaged or cut short", path);
     return GLA_OK;
@@ -3423,6 +3804,8 @@ GLA_API int gla_state_load(GlaState *s, GlaSampler *p, const char *path, char *e
     SessionHead head;
     Stream t;
     int code = session_open(&t, &head, s->m, path, err);
+    if (!code && head.kv_type && head.kv_type != (uint32_t)s->kv_type)
+        code = fail(err, GLA_INPUT, "%s: its keys and values are %s, this state keeps %s; give --kv %s", path, kv_names[head.kv_type], kv_names[s->kv_type], kv_names[head.kv_type]);
     if (!code && s->m->kv_floats && head.pos > s->ctx)
         code = fail(err, GLA_CONTEXT, "%s: holds %lld positions, the context has %d; give a larger one (-c)", path, (long long)head.pos, s->ctx);
     if (!code) {
@@ -3521,8 +3904,9 @@ GLA_API int gla_cache_store(const GlaState *s, const char *folder, const int32_t
 /* ---- 9. layers: a run of T tokens through one layer -----------------------------------------------------
  * Plain float arrays in and out. No files, no allocation, no globals. Shapes are beside each. */
 
-/* T tokens, the first at position pos; x (T, dim) the normed input and mid, scratch of project(), for a mixer with projections of its own. */
-typedef struct { const Team *team; int T; int64_t pos; const float *x; float *mid; } Run;
+/* T tokens, the first at position pos; x (T, dim) the normed input and mid, scratch of project(), for a mixer with projections of its own;
+ * cache: the layer's keys and values. */
+typedef struct { const Team *team; int T; int64_t pos; const float *x; float *mid; Cache cache; } Run;
 
 static void softmax_row(float *x, int n) {
     float top = x[0], sum = 0;
@@ -3620,40 +4004,35 @@ static void gated_norm(const Run *run, float *o, const Layer *y, const float *z)
 }
 
 /* Softmax attention with grouped queries.          in: q (T, H [, 2] dk), k (T, Hkv dk), v (T, Hkv dv);  o (T, H dv)
- *   mem: (ctx, Hkv (dk + dv)) keys and values of every position so far
+ *   run->cache: keys and values of every position so far
  *   q, k <- rope(norm(q), pos), rope(norm(k), pos)      o = softmax(scale q K') V * sigmoid(gate)
  * Gated models store a head's query rows and then its gate rows; the gate is neither normalised nor rotated. */
 static void mix_softmax(const Run *run, const Layer *y, float *mem, float *const *in, float *o) {
     int H = y->n_heads, Hkv = y->n_k_heads, dk = y->dk, dv = y->dv, q_step = dk * (y->gated ? 2 : 1), half = y->rope_dims / 2;
-    size_t kv = y->kv;
+    (void)mem;
     int n_threads = threads_for(run->team, 40.0 * run->T * (half + H * dk));
+    int64_t first = run->pos / KEYS, last = (run->pos + run->T - 1) / KEYS;
     PARALLEL_FOR(n_threads)
-    for (int t = 0; t < run->T; t++) { /* normalise, rotate, append */
-        float *q = in[0] + (size_t)t * (size_t)(H * q_step), *k = mem + (size_t)(run->pos + t) * kv, table[MAX_ROPE];
-        memcpy(k, in[1] + (size_t)t * (size_t)(Hkv * dk), (size_t)(Hkv * dk) * sizeof(float));
-        memcpy(k + Hkv * dk, in[2] + (size_t)t * (size_t)(Hkv * dv), (size_t)(Hkv * dv) * sizeof(float));
-        rope_table(table, y, run->pos + t);
-        for (int h = 0; h < H + Hkv; h++) {
-            float *head = h < H ? q + h * q_step : k + (h - H) * dk;
-            const float *w = h < H ? y->q_norm : y->k_norm;
-            if (w) rmsnorm(head, head, w, (size_t)dk, y->eps);
-            rope(head, table, y->rope_dims, y->rope_adjacent);
+    for (int64_t block = first; block <= last; block++) /* normalise, rotate, append: one thread owns a block of the cache */
+        for (int64_t pos = max64(run->pos, block * KEYS), end = min64(run->pos + run->T, (block + 1) * KEYS); pos < end; pos++) {
+            size_t t = (size_t)(pos - run->pos);
+            float *q = in[0] + t * (size_t)(H * q_step), *k = in[1] + t * (size_t)(Hkv * dk), table[MAX_ROPE];
+            rope_table(table, y, pos);
+            for (int h = 0; h < H + Hkv; h++) {
+                float *head = h < H ? q + h * q_step : k + (h - H) * dk;
+                const float *w = h < H ? y->q_norm : y->k_norm;
+                if (w) rmsnorm(head, head, w, (size_t)dk, y->eps);
+                rope(head, table, y->rope_dims, y->rope_adjacent);
+            }
+            cache_append(&run->cache, pos, k, in[2] + t * (size_t)(Hkv * dv), NULL);
         }
-    }
-    double keys = (double)run->pos + run->T;
-    n_threads = threads_for(run->team, 4.0 * run->T * H * dk * keys);
+    attention(run->team, &(Attend){&run->cache, in[0], (size_t)(H * q_step), (size_t)q_step, H, run->T, y->window, run->pos, y->scale}, o);
+    if (!y->gated) return;
+    n_threads = threads_for(run->team, 20.0 * run->T * H * dv);
     PARALLEL_FOR(n_threads)
-    for (int i = 0; i < run->T * H; i++) { /* heads outermost: every thread gets early and late tokens */
-        int h = i / run->T, t = i % run->T, g = h / (H / Hkv);
-        int64_t to = run->pos + t, from = y->window ? max64(0, to - y->window + 1) : 0;
-        const float *q = in[0] + (size_t)t * (size_t)(H * q_step) + h * q_step;
-        float *out = o + (size_t)t * (size_t)(H * dv) + h * dv;
-        Attend a = {q, mem + g * dk, mem + Hkv * dk + g * dv, kv, from, to, dk, dv, y->scale};
-        run->team->kernels->attend(&a, out);
-        if (y->gated) run->team->kernels->gate(out, q + dk, ACT_SIGMOID, (size_t)dv);
-    }
+    for (int i = 0; i < run->T * H; i++) run->team->kernels->gate(o + (size_t)i * (size_t)dv, in[0] + (size_t)i * (size_t)q_step + dk, ACT_SIGMOID, (size_t)dv);
 }
-static size_t softmax_kv(const Layer *y) { return (size_t)y->n_k_heads * (size_t)(y->dk + y->dv); }
+static Cache softmax_cache(const Layer *y) { return (Cache){NULL, F32, y->n_k_heads, y->dk, y->dv, 0}; }
 
 /* The rows of projection j, (T, heads, width); q, k and v side by side in one row when they are fused. */
 static Rows in_rows(const Layer *y, float *const *in, int j) {
@@ -3981,13 +4360,14 @@ static void mix_log_linear(const Run *run, const Layer *y, float *mem, float *co
 }
 static size_t log_linear_fixed(const Layer *y) { return prepare_fixed(y) + (size_t)y->n_heads * (MAX_LEVELS - 1) * (size_t)y->dk * (size_t)y->dv; }
 
-/* The mixers: what each remembers (floats that stay, floats per position) and what it does. */
+/* The mixers: what each remembers (floats that stay, keys and values of every position) and what it does. */
 static const struct {
     const char *name;
-    size_t (*fixed)(const Layer *), (*kv)(const Layer *);
+    size_t (*fixed)(const Layer *);
+    Cache (*cache)(const Layer *);
     void (*run)(const Run *run, const Layer *y, float *mem, float *const *in, float *o);
 } mixers[N_MIXERS] = {
-    [MIX_SOFTMAX] = {"softmax", NULL, softmax_kv, mix_softmax},
+    [MIX_SOFTMAX] = {"softmax", NULL, softmax_cache, mix_softmax},
     [MIX_LINEAR] = {"linear", linear_fixed, NULL, mix_linear},
     [MIX_HGRN] = {"hgrn", linear_fixed, NULL, mix_hgrn},
     [MIX_SLOTS] = {"slots", slots_fixed, NULL, mix_slots},
@@ -3997,7 +4377,12 @@ static const struct {
 
 static const char *kind_of(const Layer *y) { return y->family ? y->family->name : mixers[y->mixer].name; }
 
-static void raise_to(size_t *most, size_t n) { if (n > *most) *most = n; }
+static Cache cache_shape(const Layer *y, int kv) {
+    static const int cache_types[GLA_N_KV] = {F32, F32, F16, Q8_0};
+    Cache c = mixers[y->mixer].cache(y);
+    c.type = cache_types[kv];
+    return c;
+}
 
 /* Sizes of state and scratch, and the line that names the layers ("gated-delta x 18, softmax x 6"). */
 static void measure_layers(GlaModel *m) {
@@ -4010,9 +4395,13 @@ static void measure_layers(GlaModel *m) {
             if (y->in[j].up.data) mid += (size_t)y->in[j].w.n_out;
         }
         rows += round_up(y->scratch, LANES);
-        y->fixed = mixers[y->mixer].fixed ? mixers[y->mixer].fixed(y) : 0, y->kv = mixers[y->mixer].kv ? mixers[y->mixer].kv(y) : 0;
-        y->fixed_at = m->fixed_floats, y->kv_at = m->kv_floats;
-        m->fixed_floats += y->fixed, m->kv_floats += y->kv;
+        y->fixed = mixers[y->mixer].fixed ? mixers[y->mixer].fixed(y) : 0;
+        y->fixed_at = m->fixed_floats, m->fixed_floats += y->fixed;
+        for (int kv = 0; kv < GLA_N_KV && mixers[y->mixer].cache; kv++) {
+            Cache c = cache_shape(y, kv);
+            y->kv_at[kv] = m->kv_bytes[kv], m->kv_bytes[kv] += y->kv[kv] = cache_block_bytes(&c);
+            if (!kv) m->kv_floats += y->kv[kv] / sizeof(float) / KEYS;
+        }
         raise_to(&m->row_floats, rows), raise_to(&m->mid_floats, mid), raise_to(&m->out_floats, o), raise_to(&m->hidden_floats, hidden);
         raise_to(&m->widest_in, mid), raise_to(&m->widest_in, o), raise_to(&m->widest_in, hidden), raise_to(&m->widest_dk, (size_t)(y->dk > y->slots ? y->dk : y->slots));
         int same = 0; /* an earlier layer of this kind counts for both */
@@ -4051,7 +4440,7 @@ static void forward(GlaState *s, const int32_t *ids, int T, float *logits, int n
     const GlaModel *m = s->m;
     const Config *c = &m->config;
     const Team *team = &s->team;
-    const Run run = {team, T, s->pos, s->xb, s->mid};
+    Run run = {team, T, s->pos, s->xb, s->mid, {0}};
     size_t dim = (size_t)c->dim, step = (size_t)s->batch * dim;
     float *x = s->x;                      /* the residual stream (T, dim); with residual attention the source being summed */
     int closed = 0;                       /* residual attention: sources before x that are complete */
@@ -4060,7 +4449,8 @@ static void forward(GlaState *s, const int32_t *ids, int T, float *logits, int n
 
     for (int i = 0; i < c->n_layers; i++) {
         const Layer *y = &m->layers[i];
-        float *mem = mixers[y->mixer].kv ? s->kv + y->kv_at * (size_t)s->ctx : s->fixed + y->fixed_at;
+        float *mem = s->fixed + y->fixed_at;
+        if (mixers[y->mixer].cache) run.cache = cache_shape(y, s->kv_type), run.cache.mem = kv_of(s, y);
         for (int half = 0; half < (y->gate.data ? 2 : 1); half++) { /* the mixer, then the feed-forward */
             const float *in = x;
             if (c->res_block) {
@@ -5742,8 +6132,8 @@ GLA_API int gla_chat_clone(GlaChat **copy, GlaState **state, const GlaChat *c, c
 #ifndef RUN_NO_MAIN
 
 typedef struct {
-    const char *model, *prompt, *file, *tokenizer, *mode, *system, *load_state, *save_state, *prompt_cache, *ids, *out, *stops[16];
-    int n_stops, n_bias, top_k, threads, ctx, batch, prompt_len, ignore_eos, echo, json, logprobs, think, no_think, hide_thinking, loop_guard, forget, help, version;
+    const char *model, *prompt, *file, *tokenizer, *mode, *system, *load_state, *save_state, *prompt_cache, *ids, *out, *kv, *stops[16];
+    int n_stops, n_bias, top_k, threads, ctx, batch, prompt_len, depth, ignore_eos, echo, json, logprobs, think, no_think, hide_thinking, loop_guard, forget, help, version;
     struct { int32_t id; float add; } bias[GLA_BIAS];
     int64_t think_budget, cache_bytes, snapshot_bytes;
     double temperature, top_p, min_p, repeat_penalty, presence_penalty;
@@ -5754,7 +6144,7 @@ typedef struct {
 
 enum Kind { TEXT, TEXTS, WHOLE, WHOLE64, SIZE, SEED, REAL_NUMBER, BIAS, FLAG };
 enum { O_PROMPT, O_FILE, O_STEPS, O_TEMP, O_TOP_P, O_TOP_K, O_MIN_P, O_REPEAT, O_PRESENCE, O_SEED, O_BIAS, O_STOP, O_IGNORE, O_ECHO, O_JSON, O_LOGPROBS, O_TOK, O_MODE,
-       O_SYSTEM, O_THINK, O_NO_THINK, O_BUDGET, O_HIDE, O_GUARD, O_SNAPSHOTS, O_FORGET, O_THREADS, O_CTX, O_BATCH, O_LOAD, O_SAVE, O_CACHE, O_CACHE_BYTES, O_IDS, O_OUT, O_PLEN, O_HELP, O_VERSION, N_OPTIONS };
+       O_SYSTEM, O_THINK, O_NO_THINK, O_BUDGET, O_HIDE, O_GUARD, O_SNAPSHOTS, O_FORGET, O_THREADS, O_CTX, O_KV, O_BATCH, O_LOAD, O_SAVE, O_CACHE, O_CACHE_BYTES, O_IDS, O_OUT, O_PLEN, O_DEPTH, O_HELP, O_VERSION, N_OPTIONS };
 #define AT(field) offsetof(Options, field)
 static const struct { char letter; const char *name; enum Kind kind; size_t at; double lo, hi; const char *value, *help; } options[N_OPTIONS] = {
     [O_PROMPT] = {'i', "prompt", TEXT, AT(prompt), 0, 0, "TEXT", "prompt; - or a pipe: standard input"},
@@ -5785,6 +6175,7 @@ static const struct { char letter; const char *name; enum Kind kind; size_t at; 
     [O_FORGET] = {0, "forget", FLAG, AT(forget), 0, 0, NULL, "a full context drops the oldest turns instead of ending"},
     [O_THREADS] = {'j', "threads", WHOLE, AT(threads), 1, 1024, "N", "threads (all cores)"},
     [O_CTX] = {'c', "ctx", WHOLE, AT(ctx), 1, INT_MAX, "N", "positions of softmax layers (4096 or the model's)"},
+    [O_KV] = {0, "kv", TEXT, AT(kv), 0, 0, "TYPE", "keys and values of softmax layers: f32, f16, q8_0 (f32)"},
     [O_BATCH] = {'b', "batch", WHOLE, AT(batch), 1, 1 << 20, "N", "prompt tokens per run (512)"},
     [O_LOAD] = {0, "load-state", TEXT, AT(load_state), 0, 0, "FILE", "go on from a session"},
     [O_SAVE] = {0, "save-state", TEXT, AT(save_state), 0, 0, "FILE", "leave a session behind"},
@@ -5793,6 +6184,7 @@ static const struct { char letter; const char *name; enum Kind kind; size_t at; 
     [O_IDS] = {0, "ids", TEXT, AT(ids), 0, 0, "FILE", "token ids as text, for logits and tokenize"},
     [O_OUT] = {0, "out", TEXT, AT(out), 0, 0, "FILE", "where logits go: float32, a row per position"},
     [O_PLEN] = {0, "prompt-len", WHOLE, AT(prompt_len), 1, 1 << 24, "N", "prompt tokens of the benchmark (512)"},
+    [O_DEPTH] = {0, "depth", WHOLE, AT(depth), 0, 1 << 30, "N", "positions that the benchmark finds filled (0)"},
     [O_HELP] = {'h', "help", FLAG, AT(help), 0, 0, NULL, "this page"},
     [O_VERSION] = {0, "version", FLAG, AT(version), 0, 0, NULL, "version and kernels"},
 };
@@ -6136,9 +6528,10 @@ static void start_sampler(GlaSampler *p, const Options *o, const GlaModel *m, ui
 }
 static uint64_t start_seed(const Options *o) { return given(o, O_SEED) ? o->seed : (uint64_t)time(NULL) * 1000003u + (uint64_t)(now_s() * 1e6); }
 
-static void print_state_size(const GlaInfo *info, int ctx) {
+static void print_state_size(const GlaInfo *info, const GlaState *s) {
     char a[32], b[32];
-    if (info->kv_bytes_per_token) fprintf(stderr, "state %s, and %s per token (%d tokens at most)\n", size_text(a, (double)info->state_bytes), size_text(b, (double)info->kv_bytes_per_token), ctx);
+    size_t kv = info->kv_bytes_per_token[s->kv_type];
+    if (kv) fprintf(stderr, "state %s, and %s per token (%d tokens at most)\n", size_text(a, (double)info->state_bytes), size_text(b, (double)kv), gla_state_ctx(s));
     else fprintf(stderr, "state %s, whatever the length of the text\n", size_text(a, (double)info->state_bytes));
 }
 
@@ -6180,7 +6573,7 @@ static int mode_generate(const Options *o, GlaModel *m, GlaState *s, double load
     k.begin = now_s(), k.from = gla_state_pos(s), k.goal = k.from + ids.n - k.reused;
     int done = code;
     if (!code) {
-        print_state_size(&info, gla_state_ctx(s));
+        print_state_size(&info, s);
         if (o->echo && o->json) text_put(&k.text, t.s, t.n);
         else if (o->echo && fwrite(t.s, 1, t.n, stdout) != t.n) k.bad = 1;
         fflush(stdout);
@@ -6194,7 +6587,7 @@ static int mode_generate(const Options *o, GlaModel *m, GlaState *s, double load
         if (fflush(stdout) || ferror(stdout)) k.bad = 1;
         fprintf(stderr, "prompt %lld tokens, %.1f tok/s | generated %lld tokens, %.1f tok/s, %.2f GB/s | state %s | seed %llu%s%s\n", (long long)read,
                 prompt_s > 0 ? (double)read / prompt_s : 0, (long long)made, gen_s > 0 ? (double)made / gen_s : 0, gen_s > 0 ? (double)made / gen_s * (double)info.token_bytes / 1e9 : 0,
-                size_text(state_text, (double)info.state_bytes + (double)info.kv_bytes_per_token * (double)gla_state_pos(s)), (unsigned long long)seed,
+                size_text(state_text, (double)info.state_bytes + (double)info.kv_bytes_per_token[s->kv_type] * (double)gla_state_pos(s)), (unsigned long long)seed,
                 done == GLA_DONE_CONTEXT ? " | the context is full; a larger one: -c" : read < ids.n - k.reused ? " | interrupted within the prompt" : interrupted ? " | interrupted" : "",
                 o->load_state && !given(o, O_SEED) ? " (not used: the session's random numbers go on)" : "");
         k.ids.n = min64(k.ids.n, gla_state_pos(s));
@@ -6534,7 +6927,7 @@ static int mode_chat(const Options *o, const GlaModel *m, GlaState *s, double lo
     if (!code && given(o, O_SEED)) c.p.rng = o->seed;
     if (!code) {
         const char *form = gla_chat_template(c.branch[0].chat);
-        print_state_size(&info, gla_state_ctx(s));
+        print_state_size(&info, s);
         if (form) fprintf(stderr, "chat template %s%s\n", form, o->think && !gla_chat_may_think(c.branch[0].chat) ? "; this model has no way to think" : "");
         else fprintf(stderr, "the file has no chat template that is known here: the text is written as \"User: ... Assistant: ...\"\n");
         if (c.interactive) fprintf(stderr, "/help lists the commands\n"), catch_interrupt(COUNT);
@@ -6658,7 +7051,7 @@ static int mode_tokenize(const Options *o, GlaModel *m, char *err) {
     return code ? complain(err) : 0;
 }
 
-static int mode_info(const GlaModel *m) {
+static int mode_info(const GlaModel *m, int kv) {
     GlaInfo i;
     int counts[N_TYPES] = {0}, first = 1;
     gla_info(m, &i);
@@ -6666,11 +7059,31 @@ static int mode_info(const GlaModel *m) {
     printf("architecture %s\n", i.architecture);
     if (*i.name) printf("name %s\n", i.name);
     printf("parameters %llu\nfile_bytes %llu\nlayers %d\nmixers %s\ndim %d\nvocabulary %d\nstate_bytes %zu\nkv_bytes_per_token %zu\ncontext %d\ntensor_types ",
-           (unsigned long long)i.parameters, (unsigned long long)i.file_bytes, i.n_layers, i.layer_kinds, i.dim, i.vocab_size, i.state_bytes, i.kv_bytes_per_token, i.seq_len);
+           (unsigned long long)i.parameters, (unsigned long long)i.file_bytes, i.n_layers, i.layer_kinds, i.dim, i.vocab_size, i.state_bytes, i.kv_bytes_per_token[kv], i.seq_len);
     for (int t = 0; t < N_TYPES; t++)
         if (counts[t]) printf("%s%s x %d", first ? "" : ", ", types[t].name, counts[t]), first = 0;
     printf("\n");
     return 0;
+}
+
+/* The first n positions, as if a text had been read: noise, since memory that nobody wrote is one page of zeros, in the nearest cache. */
+static int fill_cache(GlaState *s, int n, char *err) {
+    uint64_t rng = 2;
+    for (int i = 0; i < s->m->config.n_layers && n; i++) {
+        const Layer *y = &s->m->layers[i];
+        if (!y->kv[0]) continue;
+        Cache c = cache_shape(y, s->kv_type);
+        c.mem = kv_of(s, y);
+        size_t nk = (size_t)c.heads * (size_t)c.dk, nv = (size_t)c.heads * (size_t)c.dv;
+        float *x = malloc((nk + nv + 1) * sizeof *x);
+        double *sums = calloc((size_t)c.sums + 1, sizeof *sums);
+        if (!x || !sums) { free(x), free(sums); return fail(err, GLA_MEMORY, "no memory"); }
+        for (size_t j = 0; j < nk + nv; j++) x[j] = (float)((double)(next_random(&rng) >> 40) * 0x1p-24 - 0.5);
+        for (int pos = 0; pos < n; pos++) cache_append(&c, pos, x, x + nk, sums);
+        free(x), free(sums);
+    }
+    s->pos = n;
+    return GLA_OK;
 }
 
 /* The first run of tokens is cold: it maps every page of the weights and of the memory to work in. Counted from opening the file it is
@@ -6686,6 +7099,7 @@ static int mode_bench(const Options *o, const GlaModel *m, GlaState *s, double b
     int code = gla_eval(s, ids, min64(n, s->batch), NULL, 0, err);
     double first_s = now_s() - begin;
     gla_state_reset(s);
+    if (!code) code = fill_cache(s, o->depth, err);
     double t0 = now_s();
     if (!code) code = gla_eval(s, ids, n, NULL, 0, err);
     double t1 = now_s();
@@ -6698,7 +7112,7 @@ static int mode_bench(const Options *o, const GlaModel *m, GlaState *s, double b
     if (code) return complain(err);
     printf("load_s %.4f\nfirst_token_s %.4f\nprefill_tok_s %.2f\ndecode_tok_s %.2f\ndecode_GB_s %.3f\nprefill_Gop_s %.2f\nstate_bytes %zu\nkv_bytes_per_token %zu\nrss_bytes %llu\nthreads %d\nkernel %s\n",
            load_s, first_s, prefill, steps ? decode : 0.0, steps ? decode * (double)i.token_bytes / 1e9 : 0.0, prefill * 2 * (double)i.run_weights / 1e9,
-           i.state_bytes, i.kv_bytes_per_token, (unsigned long long)resident_bytes(), s->team.n_threads, i.kernel);
+           i.state_bytes, i.kv_bytes_per_token[s->kv_type], (unsigned long long)resident_bytes(), s->team.n_threads, i.kernel);
     return 0;
 }
 
@@ -6719,19 +7133,24 @@ static int run_mode(const Options *o, GlaModel *m, double begin, double load_s, 
     Text t = {0};
     Ids ids = {NULL, 0, 0};
     GlaState *s = NULL;
-    int code = GLA_OK, ctx = o->ctx, status = 0, logits = !strcmp(mode, "logits"), perplexity = !strcmp(mode, "perplexity"), bench = !strcmp(mode, "bench");
+    int code = GLA_OK, ctx = o->ctx, kv = 0, status = 0, logits = !strcmp(mode, "logits"), perplexity = !strcmp(mode, "perplexity"), bench = !strcmp(mode, "bench");
+    if (o->kv) {
+        while (kv < GLA_N_KV && strcmp(kv_names[kv], o->kv)) kv++;
+        if (kv == GLA_N_KV) return misuse("--kv %s: expected f32, f16 or q8_0", o->kv);
+    }
     if (o->tokenizer && (code = gla_open_tokenizer(m, o->tokenizer, err))) return complain(err);
     if (!o->tokenizer && !gla_n_tokens(m)) use_default_vocabulary(m);
-    if (!strcmp(mode, "info")) return mode_info(m);
+    if (!strcmp(mode, "info")) return mode_info(m, kv);
     if (!strcmp(mode, "tokenize")) return mode_tokenize(o, m, err);
     if (logits && !(code = get_ids(&ids, o->ids, m, err)) && !ids.n) code = fail(err, GLA_INPUT, "%s: holds no ids", o->ids);
     if (perplexity && !(code = get_text(o, &t, err))) code = ids_encode(&ids, m, t.s, t.n, GLA_BOS | GLA_SPECIAL, err);
     if (!ctx && (bench || logits || perplexity)) { /* these know how much they will read */
-        int64_t need = bench ? (int64_t)o->prompt_len + (given(o, O_STEPS) ? o->steps : 64) : ids.n;
+        int64_t need = bench ? (int64_t)o->depth + o->prompt_len + (given(o, O_STEPS) ? o->steps : 64) : ids.n;
         if (o->load_state || need <= min64(4096, m->config.seq_len)) need = 0;
         ctx = (int)min64(need, INT_MAX);
     }
-    if (!code) code = gla_state_new(&s, m, ctx, o->batch, o->threads, err);
+    if (!code && bench && ctx && o->depth > ctx) code = fail(err, GLA_INPUT, "a depth of %d in a context of %d", o->depth, ctx);
+    if (!code) code = gla_state_new(&s, m, &(GlaSettings){ctx, o->batch, o->threads, kv}, err);
     if (code) status = complain(err);
     else if (logits) status = mode_logits(o, m, s, &ids, err);
     else if (perplexity) status = mode_perplexity(m, s, &ids, err);

@@ -3066,7 +3066,7 @@ static int print_sample(const Out *file, const TrainOptions *o, char *err) {
     int32_t ids[1024];
     int code = gla_open_memory(&m, file->p, file->n, err);
     if (code) return code;
-    if (!(code = gla_state_new(&s, m, 0, 0, o->threads, err))) {
+    if (!(code = gla_state_new(&s, m, &(GlaSettings){.threads = o->threads}, err))) {
         int64_t n = gla_encode(m, o->prompt, strlen(o->prompt), GLA_BOS, ids, 1024, err);
         if (n < 0 || n > 1024) code = n < 0 ? (int)n : fail(err, GLA_INPUT, "a prompt of %lld tokens is too long", (long long)n);
         else {

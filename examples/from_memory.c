@@ -18,9 +18,10 @@ int main(int argc, char **argv) {
     int32_t ids[256];
     if (f) fclose(f);
     if (gla_open_memory(&m, model, n_bytes, err)) return fprintf(stderr, "%s\n", err), 1;
-    size_t need = gla_state_bytes(m, 256, 16, 1); /* known before anything is reserved */
+    const GlaSettings how = {.ctx = 256, .batch = 16, .threads = 1, .kv = GLA_KV_DEFAULT};
+    size_t need = gla_state_bytes(m, &how); /* known before anything is reserved */
     void *room = malloc(need);
-    if (!room || gla_state_place(&s, m, 256, 16, 1, room, need, err)) return fprintf(stderr, "%s\n", err), 1;
+    if (!room || gla_state_place(&s, m, &how, room, need, err)) return fprintf(stderr, "%s\n", err), 1;
     gla_sampler_init(&p, m, 42);
     int64_t n = gla_encode(m, argv[2], strlen(argv[2]), GLA_BOS, ids, 256, err);
     int done = n < 0 || n > 256 ? -1 : gla_generate(s, &p, ids, n, &(GlaGenerate){.steps = 60, .emit = show}, NULL, err);

@@ -20,7 +20,7 @@ static void *tell(void *user) {
     GlaState *s;
     GlaSampler p;
     int32_t ids[256];
-    j->done = gla_state_new(&s, j->m, 0, 0, 1, j->err); /* one thread for each state */
+    j->done = gla_state_new(&s, j->m, &(GlaSettings){.threads = 1}, j->err); /* one thread for each state */
     if (j->done) return NULL;
     gla_sampler_init(&p, j->m, 42);
     int64_t n = gla_encode(j->m, j->prompt, strlen(j->prompt), GLA_BOS, ids, 256, j->err);

@@ -262,6 +262,12 @@ def test_sessions() -> None:
         for how in (["-b", 1], ["-b", 7], ["-j", 3], ["-c", 64]):
             ran(model, "-m", "logits", "--ids", tmp / "all", "--out", tmp / "other", *how)
             check((tmp / "other").read_bytes() == whole, f"{model.name}: logits with {how}")
+    ids = write("all", " ".join(map(str, range(3, 80))))
+    ran(QWEN, "-m", "logits", "--ids", ids, "--out", tmp / "out", "--kv", "f16", "--save-state", tmp / "f16")
+    ran(QWEN, "-m", "logits", "--ids", ids, "--out", tmp / "other")
+    check((tmp / "out").read_bytes() != (tmp / "other").read_bytes(), "--kv f16 changes nothing")
+    refused(1, "a session with keys and values of another type", QWEN, "-m", "logits", "--ids", tmp / "1", "--out", tmp / "out", "--load-state", tmp / "f16", message="--kv f16")
+    ran(QWEN, "-m", "logits", "--ids", tmp / "1", "--out", tmp / "out", "--load-state", tmp / "f16", "--kv=f16")
     refused(1, "a session of another model", QWEN, "-m", "logits", "--ids", tmp / "1", "--out", tmp / "out", "--load-state", b, message="another model")
 
 
@@ -274,6 +280,13 @@ def test_modes() -> None:
     bench = key_values(ran(TINY, "-m", "bench", "--prompt-len", 20, "-n", 5, "-j", 1))
     names = "load_s first_token_s prefill_tok_s decode_tok_s decode_GB_s prefill_Gop_s state_bytes kv_bytes_per_token rss_bytes threads kernel".split()
     check(list(bench) == names and all(float(bench[n]) >= 0 for n in names[:-1]) and float(bench["decode_tok_s"]) > 0 and bench["threads"] == "1", "bench", bench)
+    for kv, least, most in (("f32", 4, 4), ("f16", 2, 2), ("q8_0", 1.06, 1.25)):  # bytes of a number
+        numbers = int(info["kv_bytes_per_token"]) / 4
+        deep = key_values(ran(TINY, "-m", "bench", "--prompt-len", 20, "-n", 5, "-j", 1, "--depth", 600, "--kv", kv))
+        check(least <= int(deep["kv_bytes_per_token"]) / numbers <= most and float(deep["decode_tok_s"]) > 0, f"bench --depth --kv {kv}", deep)
+        check(key_values(ran(TINY, "-m", "info", "--kv", kv))["kv_bytes_per_token"] == deep["kv_bytes_per_token"], f"info --kv {kv}")
+    refused(2, "a type of keys and values that does not exist", TINY, "-m", "bench", "--kv", "f64", message="f16")
+    refused(1, "a depth beyond the context", TINY, "-m", "bench", "--depth", 100, "-c", 50, message="context")
     check(key_values(ran(TINY, "-m", "bench", "--prompt-len", 5, "-n", 1, env={**os.environ, "RUN_KERNEL": "scalar"}))["kernel"] == "scalar", "RUN_KERNEL=scalar")
 
     text = PROMPT + " \u20ac<|im_end|>\n"

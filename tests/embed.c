@@ -4,7 +4,7 @@
 static int show(void *u, int32_t id, const char *text, size_t n) { (void)u, (void)id; fwrite(text, 1, n, stdout); return 0; }
 int main(int argc, char **argv) {
     char err[GLA_ERR] = ""; GlaModel *m; GlaState *s; GlaSampler p; int32_t ids[256];
-    if (argc < 3 || gla_open(&m, argv[1], err) || gla_state_new(&s, m, 0, 0, 0, err)) return fprintf(stderr, "%s\n", err), 1;
+    if (argc < 3 || gla_open(&m, argv[1], err) || gla_state_new(&s, m, NULL, err)) return fprintf(stderr, "%s\n", err), 1;
     gla_sampler_init(&p, m, 42);
     int64_t n = gla_encode(m, argv[2], strlen(argv[2]), GLA_BOS, ids, 256, err);
     int end = n < 0 || n > 256 ? -1 : gla_generate(s, &p, ids, n, &(GlaGenerate){.steps = 100, .emit = show}, NULL, err);

@@ -186,6 +186,11 @@ static void test_formats(void) {
         check(want != want ? f != f : (double)f == want && !signbit(f) == !(h >> 15), "f16 %04x is %g, expected %g", (unsigned)h, f, want);
         check(as_bits(g) == (uint32_t)h << 16, "bf16 %04x", (unsigned)h);
     }
+    for (uint32_t h = 0; h < 0x7bff; h++) { /* to float16: itself, and what lies between goes to the nearer one, ties to even */
+        float a = from_f16((uint16_t)h), b = from_f16((uint16_t)(h + 1)), middle = (a + b) / 2;
+        check(to_f16(a) == h && to_f16(-a) == (h | 0x8000) && to_f16(middle) == h + (h & 1) && to_f16(nextafterf(middle, a)) == h && to_f16(nextafterf(middle, b)) == h + 1, "to_f16 near %g", a);
+    }
+    check(to_f16(65504) == 0x7bff && to_f16(1e30f) == 0x7bff && to_f16(-INFINITY) == 0xfbff && (to_f16(NAN) & 0x7fff) > 0x7c00, "to_f16 of what does not fit");
 }
 
 /* ---- 3. kernels ----------------------------------------------------------------------------------------------- */
@@ -193,7 +198,7 @@ static void test_formats(void) {
 /* widest: of the inputs; tokens: the longest run; buf_floats: scratch per thread beyond what a matmul needs. */
 static Team team_of(const Kernels *k, int n_threads, size_t widest, size_t tokens, size_t buf_floats) {
     size_t floats = matmul_buf(widest, tokens) > buf_floats ? matmul_buf(widest, tokens) : buf_floats;
-    Team team = {k, n_threads, NULL, round_up(floats, LANES), NULL};
+    Team team = {.kernels = k, .n_threads = n_threads, .buf_floats = round_up(floats, LANES)};
     size_t n_bytes = (size_t)n_threads * team.buf_floats * sizeof(float), input = round_up(input_bytes(tokens, widest), ALIGN);
     team.buf = memset(aligned_alloc(ALIGN, n_bytes), 0, n_bytes); /* the arena aligns them so */
     team.input = memset(aligned_alloc(ALIGN, input), 0, input);
@@ -475,7 +480,7 @@ static void test_recurrence(void) {
     Recurrence a = {.H = 1, .dk = 1, .dv = 2, .d_width = 1, .d = {&d, 0, 1}, .q = {zero, 0, 1}, .k = {zero, 0, 1}, .v = {zero, 0, 1}};
     for (int n = 0; n < N_KERNELS; n++) {
         if (!kernel_runs(&kernels[n])) continue;
-        Team team = {&kernels[n], 1, buf, PANEL + 2, NULL};
+        Team team = {.kernels = &kernels[n], .n_threads = 1, .buf = buf, .buf_floats = PANEL + 2};
         S[0] = S[1] = 1;
         for (int t = 0; t < 300; t++) recurrence(&team, &a, S, o, 1);
         check(S[0] < 1e-37f && o[0] == 0, "%s: after 300 halvings the memory holds %g", kernels[n].name, S[0]);
@@ -483,33 +488,98 @@ static void test_recurrence(void) {
     }
 }
 
-static void test_attend(void) {
-    static const struct { int dk, dv, from, to; } cases[] = {{24, 40, 0, 0}, {17, 17, 0, 63}, {16, 16, 0, 64}, {40, 1, 3, 200}, {64, 33, 130, 199}, {1, 5, 0, 127}, {32, 32, 199, 199}};
-    enum { N = 201 };
-    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
-        int dk = cases[i].dk, dv = cases[i].dv, from = cases[i].from, to = cases[i].to;
-        size_t stride = (size_t)(dk + dv + 3);
-        float *q = noises((size_t)dk, 3), *mem = noises(N * stride, 1), *o = block((size_t)dv * sizeof *o);
-        double p[N], top = -INFINITY, sum = 0;
-        for (int j = from; j <= to; j++) {
-            p[j] = 0;
-            for (int c = 0; c < dk; c++) p[j] += 0.7 * q[c] * mem[(size_t)j * stride + (size_t)c];
-            top = fmax(top, p[j]);
+/* Softmax attention in double, over what the cache holds. */
+static void exact_attention(const Attend *a, double *o) {
+    const Cache *c = a->cache;
+    size_t n = (size_t)(a->pos + a->T);
+    float *k = block((size_t)c->dk * sizeof *k), *v = block((size_t)c->dv * sizeof *v);
+    double *p = block(n * sizeof *p);
+    memset(o, 0, (size_t)(a->T * a->H * c->dv) * sizeof *o);
+    for (int t = 0; t < a->T; t++)
+        for (int h = 0; h < a->H; h++, o += c->dv) {
+            int64_t i = a->pos + t, from = a->window && i >= a->window ? i - a->window + 1 : 0;
+            int g = h / (a->H / c->heads);
+            double top = -INFINITY, sum = 0;
+            for (int64_t j = from; j <= i; j++) {
+                p[j] = c->sums ? cache_sums(c, i / KEYS)[h * KEYS + i % KEYS] - cache_sums(c, j / KEYS)[h * KEYS + j % KEYS] : 0;
+                cache_row(c, j, g, 0, k, 0);
+                for (int d = 0; d < c->dk; d++) p[j] += (double)a->scale * a->q[(size_t)t * a->q_stride + (size_t)h * a->q_step + (size_t)d] * k[d];
+                top = fmax(top, p[j]);
+            }
+            for (int64_t j = from; j <= i; j++) sum += p[j] = exp(p[j] - top);
+            for (int64_t j = from; j <= i; j++) {
+                cache_row(c, j, g, 1, v, 0);
+                for (int d = 0; d < c->dv; d++) o[d] += p[j] / sum * v[d];
+            }
         }
-        for (int j = from; j <= to; j++) sum += p[j] = exp(p[j] - top);
+    free(k), free(v), free(p);
+}
+
+static void test_attend(void) {
+    static const struct { int dk, dv, heads, group, T, pos, window, sums; } cases[] = {
+        {24, 40, 2, 1, 1, 0, 0, 0},      {17, 17, 1, 2, 64, 0, 0, 0},      {64, 64, 2, 4, 70, 0, 0, 0},     {256, 256, 1, 4, 5, 1100, 0, 0},  {64, 33, 1, 8, 13, 130, 50, 0},
+        {1, 5, 1, 1, 70, 58, 0, 0},      {96, 64, 2, 2, 20, 600, 7, 0},    {32, 32, 2, 4, 1, 1535, 0, 0},   {40, 1, 3, 1, 66, 450, 0, 1},     {64, 96, 2, 2, 66, 1000, 700, 1},
+        {80, 130, 1, 4, 9, 520, 0, 0},   {24, 24, 1, 8, 40, 1000, 513, 0}, {64, 64, 1, 1, 7, 64, 64, 0},    {16, 16, 1, 4, 3, 510, 1, 1},     {128, 128, 1, 3, 2, 2047, 0, 1},
+    };
+    static const int kinds[3] = {F32, F16, Q8_0};
+    for (size_t i = 0; i < 3 * sizeof cases / sizeof *cases; i++) {
+        int dk = cases[i / 3].dk, dv = cases[i / 3].dv, heads = cases[i / 3].heads, G = cases[i / 3].group, H = heads * G, T = cases[i / 3].T, pos = cases[i / 3].pos;
+        Cache c = {NULL, kinds[i % 3], heads, dk, dv, cases[i / 3].sums ? H : 0};
+        size_t blocks = (size_t)(pos + T) / KEYS + 1, n_mem = blocks * cache_block_bytes(&c), n_o = (size_t)(T * H * dv), q_step = (size_t)dk + 3;
+        c.mem = memset(aligned_alloc(ALIGN, round_up(n_mem, ALIGN)), 0xff, n_mem);
+        float *q = noises((size_t)(T * H) * q_step, 3), *row = block((size_t)(heads * (dk + dv)) * sizeof *row), *o = block(n_o * sizeof *o), *o2 = block(n_o * sizeof *o);
+        double *exact = block(n_o * sizeof *exact), *sums = block((size_t)H * sizeof *sums);
+        for (int j = 0; j < (int)blocks * KEYS; j++) { /* what lies behind the text must not matter */
+            for (int d = 0; d < heads * (dk + dv); d++) row[d] = j < pos + T ? noise() : NAN;
+            for (int h = 0; h < H; h++) sums[h] -= uniform() * 0.02 * h;
+            cache_append(&c, j, row, row + heads * dk, c.sums ? sums : NULL);
+        }
+        Attend a = {&c, q, (size_t)H * q_step, q_step, H, T, cases[i / 3].window, pos, 0.7f / sqrtf((float)dk)};
+        exact_attention(&a, exact);
+        size_t parts = attend_parts(H, &c, pos + T, T);
         for (int n = 0; n < N_KERNELS; n++) {
             if (!kernel_runs(&kernels[n])) continue;
-            Attend a = {q, mem, mem + dk, stride, from, to, dk, dv, 0.7f};
-            double worst = 0;
-            kernels[n].attend(&a, o);
-            for (int c = 0; c < dv; c++) {
-                double want = 0;
-                for (int j = from; j <= to; j++) want += p[j] / sum * mem[(size_t)j * stride + (size_t)dk + (size_t)c];
-                worst = fmax(worst, fabs(o[c] - want));
+            char what[128];
+            snprintf(what, sizeof what, "%s %s dk %d dv %d heads %d x %d, %d tokens at %d, window %d%s", kernels[n].name, types[c.type].name, dk, dv, heads, G, T, pos, a.window, c.sums ? ", with sums" : "");
+            static const struct { int step, threads, parts; } ways[] = {{1000, 1, 0}, {1000, 2, 1}, {1, 1, 0}, {1, 3, 1}, {1, 5, 0}, {7, 2, 1}, {33, 3, 0}};
+            for (size_t w = 0; w < sizeof ways / sizeof *ways; w++) { /* the whole run; then other splits, threads, and with or without room for parts */
+                Team team = team_of(&kernels[n], ways[w].threads, 16, 1, attend_buf(H, &c, T));
+                float *to = w ? o2 : o;
+                if (ways[w].parts) team.parts = block(parts * sizeof *team.parts), team.parts_floats = parts;
+                for (int t = 0; t < T; t += ways[w].step) {
+                    Attend run = a;
+                    run.q += (size_t)t * a.q_stride, run.pos += t, run.T = T - t < ways[w].step ? T - t : ways[w].step;
+                    attention(&team, &run, to + t * H * dv);
+                }
+                if (w) check(same(o, o2, n_o), "%s: %d tokens at a time, %d threads%s give other bits", what, ways[w].step, ways[w].threads, ways[w].parts ? ", by chunks," : "");
+                free(team.parts), free_team(team);
             }
-            within(worst, 1e-5, "%s dk %d dv %d keys %d to %d", kernels[n].name, dk, dv, from, to);
+            double worst = 0;
+            for (size_t j = 0; j < n_o; j++) { double d = fabs(o[j] - exact[j]); if (!(d <= worst)) worst = d; }
+            within(worst, 5e-6, "%s", what);
         }
-        free(q), free(mem), free(o);
+        free(c.mem), free(q), free(row), free(o), free(o2), free(exact), free(sums);
+    }
+
+    /* what goes into the cache comes out again, rounded */
+    for (int kind = 0; kind < 3; kind++) {
+        Cache c = {NULL, kinds[kind], 2, 72, 40, 0};
+        c.mem = block(2 * cache_block_bytes(&c));
+        for (int64_t j = 0; j < 2 * KEYS; j++) {
+            float x[72], y[72];
+            int value = (int)(j % 2), head = (int)(j / 2 % 2), n = value ? c.dv : c.dk;
+            for (int d = 0; d < n; d++) x[d] = j == 5 ? 0 : noise() * (float)(1 + d / 32);
+            cache_row(&c, j, head, value, x, 1), cache_row(&c, j, head, value, y, 0);
+            for (int g = 0; g < n; g += 32) {
+                float top = 0;
+                for (int d = g; d < n && d < g + 32; d++) top = fmaxf(top, fabsf(x[d]));
+                for (int d = g; d < n && d < g + 32; d++) {
+                    float bound = c.type == F32 ? 0 : c.type == F16 ? fabsf(x[d]) * 0x1p-11f + 0x1p-25f : top * (0.5f / 127 + 0x1p-11f);
+                    check(fabsf(x[d] - y[d]) <= bound, "%s: %g came back as %g", types[c.type].name, x[d], y[d]);
+                }
+            }
+        }
+        free(c.mem);
     }
 }
 
@@ -576,13 +646,29 @@ static void test_layers(void) {
     static const double windowed[2] = {-0.428793596, -0.261608539};
     for (int variant = 0; variant < 3; variant++) {
         int gate = variant == 1, step = gate ? 4 : 2;
-        Layer s = {.n_heads = 1, .n_k_heads = 1, .dk = 2, .dv = 2, .scale = 0.707106781f, .gated = gate, .window = variant == 2 ? 2 : 0, .kv = 4, .eps = 1e-6f};
-        float q[12], k[6] = {0.5f, -1, 1, 0.25f, -0.75f, 0.5f}, v[6] = {1, 2, -1, 0.5f, 0.5f, -1.5f}, cache[12], o[6], *const all[] = {q, k, v};
+        Layer s = {.n_heads = 1, .n_k_heads = 1, .dk = 2, .dv = 2, .scale = 0.707106781f, .gated = gate, .window = variant == 2 ? 2 : 0, .eps = 1e-6f};
+        float q[12], k[6] = {0.5f, -1, 1, 0.25f, -0.75f, 0.5f}, v[6] = {1, 2, -1, 0.5f, 0.5f, -1.5f}, cache[4 * KEYS], o[6], *const all[] = {q, k, v};
         for (int t = 0; t < 3; t++) memcpy(q + t * step, rows[t], (size_t)step * sizeof *q);
-        mix_softmax(&(Run){.team = &team, .T = 3}, &s, cache, all, o);
+        Cache keep = softmax_cache(&s);
+        check(cache_block_bytes(&keep) == sizeof cache, "a block of %zu bytes", cache_block_bytes(&keep));
+        keep.mem = (uint8_t *)cache;
+        mix_softmax(&(Run){.team = &team, .T = 3, .cache = keep}, &s, NULL, all, o);
         if (variant < 2) near(gate ? "gated softmax attention" : "softmax attention", o, gate ? with_gate : plain, 6, 1e-6);
         else near("softmax attention with a window of two", o + 4, windowed, 2, 1e-6);
     }
+    /* C11: the same, where every key is forgotten a little with each token */
+    Cache fox = {NULL, F32, 1, 2, 2, 1};
+    double sum = 0;
+    float q[6], k[6] = {0.5f, -1, 1, 0.25f, -0.75f, 0.5f}, v[6] = {1, 2, -1, 0.5f, 0.5f, -1.5f}, o[6];
+    fox.mem = block(cache_block_bytes(&fox));
+    for (int t = 0; t < 3; t++) {
+        sum += logsigmoid((float[]){2, 1, -1}[t]);
+        memcpy(q + 2 * t, rows[t], 2 * sizeof *q);
+        cache_append(&fox, t, k + 2 * t, v + 2 * t, &sum);
+    }
+    attention(&team, &(Attend){&fox, q, 2, 2, 1, 3, 0, 0, 0.707106781f}, o);
+    near("forgetting attention", o, (double[]){1, 2, -0.470088733, 0.89743345, 0.359336249, 0.0630338137}, 6, 1e-6);
+    free(fox.mem);
     free_team(team);
 }
 
@@ -820,10 +906,11 @@ static GlaModel *opened(const void *bytes, size_t n, const char *name) {
     if (code) exit(printf("%d passed, %d failed\n", passed, failed) < 0 ? 2 : 1); /* nothing below makes sense without it */
     return m;
 }
+static int kv_tested; /* GLA_KV_* of the states that the tests make */
 static GlaState *state_of(const GlaModel *m, int ctx, int batch, int threads) {
     char err[GLA_ERR] = "";
     GlaState *s;
-    check(gla_state_new(&s, m, ctx, batch, threads, err) == GLA_OK, "no state: %s", err);
+    check(gla_state_new(&s, m, &(GlaSettings){ctx, batch, threads, kv_tested}, err) == GLA_OK, "no state: %s", err);
     return must(s);
 }
 
@@ -1052,7 +1139,9 @@ static void test_goldens(void) {
             within(sqrt(squares / (double)n), cases[i].rms, "%s, %s, rms", cases[i].name, kernels[k].name);
             if (first) within(largest(got, first, n), strcmp(cases[i].name, "qwen35") ? 1e-4 : 1e-3, "%s, %s against %s", cases[i].name, kernels[k].name, kernels[0].name);
             if (first) free(got); else first = got;
-            check_same_bits(m, cases[i].name, 150);
+            for (kv_tested = 0; kv_tested < GLA_N_KV; kv_tested++)
+                if (!kv_tested || (kv_tested > GLA_KV_F32 && m->kv_floats)) check_same_bits(m, cases[i].name, kv_tested ? 70 : 150);
+            kv_tested = 0;
         }
         free(first), free(ids), free(want), gla_close(m), free(file), free(ref);
     }
@@ -1154,7 +1243,9 @@ static void test_states(void) {
         GlaInfo info;
         gla_info(m, &info);
         check(info.n_layers == m->config.n_layers && info.file_bytes == n_file && (int)vocab == info.vocab_size, "%s: gla_info", name);
-        check(gla_state_ctx(s) == (info.kv_bytes_per_token ? 200 : 0), "%s: a context of %d", name, gla_state_ctx(s));
+        size_t n_kv = m->kv_floats, *per_token = info.kv_bytes_per_token;
+        check(per_token[GLA_KV_DEFAULT] == 4 * n_kv && per_token[GLA_KV_F32] == 4 * n_kv && per_token[GLA_KV_F16] == 2 * n_kv && per_token[GLA_KV_Q8_0] >= n_kv + n_kv / 16 && per_token[GLA_KV_Q8_0] <= n_kv + n_kv / 4, "%s: %zu, %zu, %zu bytes for %zu keys and values", name, per_token[GLA_KV_F32], per_token[GLA_KV_F16], per_token[GLA_KV_Q8_0], n_kv);
+        check(gla_state_ctx(s) == (m->kv_floats ? 200 : 0), "%s: a context of %d", name, gla_state_ctx(s));
 
         check(!gla_eval(s, ids, 20, NULL, 0, err) && gla_state_pos(s) == 20 && same(gla_logits(s), whole + 19 * vocab, vocab), "%s: the first 20 without logits", name);
         check(!gla_state_clone(&copy, s, err), "%s: clone: %s", name, err);
@@ -1172,7 +1263,7 @@ static void test_states(void) {
         check(gla_eval(copy, (int32_t[]){(int32_t)vocab}, 1, NULL, 0, err) == GLA_INPUT && is_sentence(err), "%s: an id beyond the vocabulary: %s", name, err);
         check(gla_eval(copy, ids, 3, tail, 4, err) == GLA_INPUT && gla_eval(copy, ids, -1, NULL, 0, err) == GLA_INPUT && gla_eval(copy, ids, 3, tail, -1, err) == GLA_INPUT, "%s: counts that do not fit", name);
         check(gla_eval(copy, NULL, 0, NULL, 0, err) == GLA_OK, "%s: no tokens at all", name);
-        if (info.kv_bytes_per_token) {
+        if (m->kv_floats) {
             int32_t *many = random_ids(200, (int)vocab);
             check(gla_eval(copy, many, 141, NULL, 0, err) == GLA_CONTEXT && is_sentence(err), "%s: beyond the context: %s", name, err);
             free(many);
@@ -1180,16 +1271,16 @@ static void test_states(void) {
         check(gla_state_pos(copy) == pos && same(gla_logits(copy), whole + (N - 1) * vocab, vocab), "%s: a refused call changed the state", name);
 
         /* the caller's memory, poisoned and not aligned */
-        size_t need_bytes = gla_state_bytes(m, 100, 8, 2);
+        size_t need_bytes = gla_state_bytes(m, &(GlaSettings){100, 8, 2, 0});
         char *mem = block(need_bytes + 3);
         memset(mem, 0xff, need_bytes + 3);
         long calls = heap.calls;
-        check(gla_state_place(&placed, m, 100, 8, 2, mem + 3, need_bytes, err) == GLA_OK && heap.calls == calls, "%s: place: %s", name, err);
+        check(gla_state_place(&placed, m, &(GlaSettings){100, 8, 2, 0}, mem + 3, need_bytes, err) == GLA_OK && heap.calls == calls, "%s: place: %s", name, err);
         if (placed) check(!gla_eval(placed, ids, N, tail, N, err) && same(tail, whole, n), "%s: a state in the caller's memory computes something else", name);
         gla_state_free(placed);
-        check(gla_state_place(&placed, m, 100, 8, 2, mem + 3, need_bytes - 1, err) == GLA_MEMORY && !placed && is_sentence(err), "%s: one byte too few: %s", name, err);
-        check(gla_state_new(&placed, m, -1, 0, 0, err) == GLA_INPUT && gla_state_new(&placed, m, 0, -1, 0, err) == GLA_INPUT && gla_state_new(&placed, m, 0, 0, 2000, err) == GLA_INPUT, "%s: settings out of range", name);
-        if (info.kv_bytes_per_token && sizeof(size_t) == 8) check(gla_state_new(&placed, m, INT_MAX, 0, 0, err) != GLA_OK ? is_sentence(err) : (gla_state_free(placed), 1), "%s: a context of 2^31: %s", name, err);
+        check(gla_state_place(&placed, m, &(GlaSettings){100, 8, 2, 0}, mem + 3, need_bytes - 1, err) == GLA_MEMORY && !placed && is_sentence(err), "%s: one byte too few: %s", name, err);
+        check(gla_state_new(&placed, m, &(GlaSettings){.ctx = -1}, err) == GLA_INPUT && gla_state_new(&placed, m, &(GlaSettings){.batch = -1}, err) == GLA_INPUT && gla_state_new(&placed, m, &(GlaSettings){.threads = 2000}, err) == GLA_INPUT && gla_state_new(&placed, m, &(GlaSettings){.kv = GLA_N_KV}, err) == GLA_INPUT, "%s: settings out of range", name);
+        if (m->kv_floats && sizeof(size_t) == 8) check(gla_state_new(&placed, m, &(GlaSettings){.ctx = INT_MAX}, err) != GLA_OK ? is_sentence(err) : (gla_state_free(placed), 1), "%s: a context of 2^31: %s", name, err);
 
         /* the token loop takes no memory */
         GlaSampler p;
@@ -1640,6 +1731,40 @@ static void test_cache(void) {
 #endif
 }
 
+/* Sessions of every type of keys and values: longer than a block, bit for bit, and not into a state of another type. */
+static void test_kv_sessions(void) {
+    enum { N = 150, SAVED = 70 };
+    size_t n_file;
+    char err[GLA_ERR] = "", path[520];
+    snprintf(path, sizeof path, "%s.session", scratch());
+    uint8_t *file = fixture("qwen35.gguf", &n_file);
+    GlaModel *m = opened(file, n_file, "qwen35");
+    size_t vocab = (size_t)m->config.vocab_size, sizes[GLA_N_KV] = {0};
+    int32_t *ids = random_ids(N, (int)vocab);
+    for (int kv = GLA_KV_F32; kv < GLA_N_KV; kv++) {
+        GlaState *s, *back, *copy = NULL, *other;
+        size_t n, n_copy;
+        kv_tested = kv;
+        float *whole = logits_of(m, ids, N, N, 0, 1), *tail = block(N * vocab * sizeof *tail);
+        s = state_of(m, 200, 0, 1), back = state_of(m, 160, 16, 2);
+        kv_tested = kv == GLA_KV_F32 ? GLA_KV_Q8_0 : kv - 1, other = state_of(m, 200, 0, 1), kv_tested = 0;
+        check(!gla_eval(s, ids, SAVED, NULL, 0, err) && !gla_state_save(s, NULL, NULL, path, err), "save: %s", err);
+        uint8_t *first = slurp(path, &n);
+        check(gla_state_load(other, NULL, path, err) == GLA_INPUT && is_sentence(err) && strstr(err, kv_names[kv]) && strstr(err, "--kv"), "a session of another type: %s", err);
+        check(!gla_eval(back, ids + 80, 40, NULL, 0, err) && !gla_state_load(back, NULL, path, err), "%s: load: %s", kv_names[kv], err);
+        must(gla_state_clone(&copy, back, err) ? NULL : copy);
+        check(!gla_eval(back, ids + SAVED, N - SAVED, tail, N - SAVED, err) && same(tail, whole + SAVED * vocab, (N - SAVED) * vocab), "%s: save and load are not the straight run", kv_names[kv]);
+        check(!gla_state_save(copy, NULL, NULL, path, err), "save: %s", err);
+        uint8_t *second = slurp(path, &n_copy);
+        check(n == n_copy && !memcmp(first, second, n), "%s: the clone of a loaded session is saved differently", kv_names[kv]);
+        check(!gla_eval(copy, ids + SAVED, N - SAVED, tail, N - SAVED, err) && same(tail, whole + SAVED * vocab, (N - SAVED) * vocab), "%s: the clone goes on differently", kv_names[kv]);
+        sizes[kv] = n;
+        gla_state_free(s), gla_state_free(back), gla_state_free(copy), gla_state_free(other), free(whole), free(tail), free(first), free(second);
+    }
+    check(sizes[GLA_KV_F32] > sizes[GLA_KV_F16] && sizes[GLA_KV_F16] > sizes[GLA_KV_Q8_0], "sessions of %zu, %zu, %zu bytes", sizes[GLA_KV_F32], sizes[GLA_KV_F16], sizes[GLA_KV_Q8_0]);
+    remove(path), gla_close(m), free(file), free(ids);
+}
+
 /* Memory that runs out at any moment: an error, and nothing is lost. */
 static void test_no_memory(void) {
     static const char *const names[] = {"qwen35.gguf", "tiny.gguf", "tokenizer/qwen2.gguf", "tokenizer/llama.gguf"};
@@ -1657,7 +1782,7 @@ static void test_no_memory(void) {
             m = base, s = copy = NULL, err[0] = 0;
             heap.calls = 0, heap.fail_at = k;
             code = whole ? gla_open_memory(&m, file, n, err) : gla_open_tokenizer(m, path_of(path, names[i]), err);
-            if (!code && whole) code = gla_state_new(&s, m, 16, 4, 1, err);
+            if (!code && whole) code = gla_state_new(&s, m, &(GlaSettings){16, 4, 1, 0}, err);
             if (!code && whole) code = gla_state_clone(&copy, s, err);
             if (!code && whole) code = gla_state_save(s, NULL, NULL, session, err);
             int64_t count = code ? 0 : gla_n_tokens(m) ? gla_encode(m, "on\xC3\xA9 e\xCC\x81 upon", 12, GLA_SPECIAL, NULL, 0, err) : 0;
@@ -1707,7 +1832,7 @@ static int attempt(const uint8_t *bytes, size_t n, int vocabulary, const char *w
     }
     if (!code && !vocabulary) {
         GlaState *s;
-        int ok = gla_state_new(&s, m, 6, 4, 1, err) == GLA_OK;
+        int ok = gla_state_new(&s, m, &(GlaSettings){6, 4, 1, 0}, err) == GLA_OK;
         if (ok) {
             int32_t some[6];
             GlaSampler p;
@@ -1959,7 +2084,7 @@ static void test_hostile_bytes(void) {
 static const struct { const char *name; void (*run)(void); } sections[] = {
     {"formats", test_formats}, {"fast_exp", test_fast_exp}, {"matmul", test_matmul}, {"recurrence tables", test_recurrence_tables}, {"recurrence", test_recurrence},
     {"attend", test_attend}, {"layers", test_layers}, {"sampler", test_sampler}, {"generate", test_generate}, {"tokenizer", test_tokenizer}, {"goldens", test_goldens},
-    {"types", test_types}, {"states", test_states}, {"two threads", test_two_threads}, {"sessions", test_sessions}, {"chat templates", test_chat_templates}, {"chat", test_chat},
+    {"types", test_types}, {"states", test_states}, {"two threads", test_two_threads}, {"sessions", test_sessions}, {"kv sessions", test_kv_sessions}, {"chat templates", test_chat_templates}, {"chat", test_chat},
     {"chat thinking", test_chat_thinking}, {"prompt cache", test_cache}, {"no memory", test_no_memory},
     {"hostile fields", test_hostile_fields}, {"hostile bytes", test_hostile_bytes},
 };

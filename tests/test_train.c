@@ -335,7 +335,7 @@ static void test_file(const Data *d, int mixer) {
         char err[GLA_ERR] = "", name[64];
         double worst = 0;
         Out file = model_file(&m, &d->vocab, types_[k], "test");
-        if (gla_open_memory(&model, file.p, file.n, err) || gla_state_new(&state, model, 0, 0, 1, err) || gla_eval(state, id, T, theirs, T, err)) {
+        if (gla_open_memory(&model, file.p, file.n, err) || gla_state_new(&state, model, &(GlaSettings){.threads = 1}, err) || gla_eval(state, id, T, theirs, T, err)) {
             printf("FAIL %s\n", err), failed++;
             continue;
         }

@@ -2022,7 +2022,8 @@ AVX512 static void many512(float *out, const Tensor *w, int row, int n_rows, con
     }
 }
 
-/* BF16 rows times few tokens, in the order of `tile`; gcc widens 16-bit vectors badly, and asking ahead pays. */
+/* BF16 rows times few tokens, in the order of `tile`; gcc widens 16-bit vectors badly, and asking ahead pays. Written with * and + as
+ * `tile` is, so that a compiler fuses both or none. */
 AVX512 static void few512_bf16(float *out, const Tensor *w, int row, int n_rows, const Input *in) {
     const size_t n = (size_t)w->n_in, step = row_bytes(w);
 #define WEIGHTS(p) _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(p), 16))
@@ -2037,12 +2038,12 @@ AVX512 static void few512_bf16(float *out, const Tensor *w, int row, int n_rows,
                 UNROLL for (int j = 0; j < 4; j++) {
                     const uint8_t *p = rows[j] + 2 * i;
                     __builtin_prefetch(p + AHEAD);
-                    acc[j] = _mm512_fmadd_ps(WEIGHTS(_mm256_loadu_si256((const void *)p)), _mm512_loadu_ps(x + i), acc[j]);
-                    acc[j] = _mm512_fmadd_ps(WEIGHTS(_mm256_loadu_si256((const void *)(p + 32))), _mm512_loadu_ps(x + i + 16), acc[j]);
+                    acc[j] += WEIGHTS(_mm256_loadu_si256((const void *)p)) * _mm512_loadu_ps(x + i);
+                    acc[j] += WEIGHTS(_mm256_loadu_si256((const void *)(p + 32))) * _mm512_loadu_ps(x + i + 16);
                 }
             for (; i < n; i += 16) {
                 const __mmask16 live = n - i >= 16 ? 0xffff : (__mmask16)((1u << (n - i)) - 1);
-                UNROLL for (int j = 0; j < 4; j++) acc[j] = _mm512_fmadd_ps(WEIGHTS(_mm256_maskz_loadu_epi16(live, rows[j] + 2 * i)), _mm512_maskz_loadu_ps(live, x + i), acc[j]);
+                UNROLL for (int j = 0; j < 4; j++) acc[j] += WEIGHTS(_mm256_maskz_loadu_epi16(live, rows[j] + 2 * i)) * _mm512_maskz_loadu_ps(live, x + i);
             }
             UNROLL for (int j = 0; j < 4; j++)
                 if (r + j < n_rows) { float s[16]; _mm512_storeu_ps(s, acc[j]); out[(size_t)t * (size_t)w->n_out + row + r + j] = fold16(s); }

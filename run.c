@@ -1320,28 +1320,28 @@ INLINE void load_weights(V *v, const uint8_t *p, int type) {
 
 /* R rows of w (F32 or BF16, row_step bytes apart) times T rows of x, n long. R, T, type: constants. */
 INLINE void tile(const uint8_t *w, size_t row_step, int type, const float *x, size_t n, float *out, size_t out_stride, int R, int T) {
-    V acc[4][4] = {{{0}}};
+    V acc[4][6] = {{{0}}};
     size_t i = 0, width = type == BF16 ? 2 : 4;
     for (; i + LANES <= n; i += LANES) {
-        V xv[4], wv;
-        UNROLL for (int t = 0; t < T; t++) xv[t] = *(const V *)(x + (size_t)t * n + i);
+        V xv[6], wv;
+        UNROLL8 for (int t = 0; t < T; t++) xv[t] = *(const V *)(x + (size_t)t * n + i);
         UNROLL for (int r = 0; r < R; r++) {
             load_weights(&wv, w + (size_t)r * row_step + i * width, type);
-            UNROLL for (int t = 0; t < T; t++) acc[r][t] += wv * xv[t];
+            UNROLL8 for (int t = 0; t < T; t++) acc[r][t] += wv * xv[t];
         }
     }
     if (i < n) {
-        V xv[4] = {{0}}, wv;
+        V xv[6] = {{0}}, wv;
         uint8_t last[LANES * 4];
-        UNROLL for (int t = 0; t < T; t++) memcpy(&xv[t], x + (size_t)t * n + i, (n - i) * sizeof(float));
+        UNROLL8 for (int t = 0; t < T; t++) memcpy(&xv[t], x + (size_t)t * n + i, (n - i) * sizeof(float));
         UNROLL for (int r = 0; r < R; r++) {
             memset(last, 0, sizeof last), memcpy(last, w + (size_t)r * row_step + i * width, (n - i) * width);
             load_weights(&wv, last, type);
-            UNROLL for (int t = 0; t < T; t++) acc[r][t] += wv * xv[t];
+            UNROLL8 for (int t = 0; t < T; t++) acc[r][t] += wv * xv[t];
         }
     }
     UNROLL for (int r = 0; r < R; r++)
-        UNROLL for (int t = 0; t < T; t++) out[(size_t)t * out_stride + r] = fold(&acc[r][t]);
+        UNROLL8 for (int t = 0; t < T; t++) out[(size_t)t * out_stride + r] = fold(&acc[r][t]);
 }
 
 /* Plain types. Few tokens: weights are converted as they are read. More: 16 rows to float once, then tiles of R_TILE x T_TILE. */
@@ -2069,7 +2069,7 @@ FEW512(2) FEW512(4) FEW512(8)
 
 AVX512 static void matmul_avx512(float *out, const Tensor *w, int row, int n_rows, const Input *in, float *buf) {
     if (w->type == BF16 && in->T < 4) few512_bf16(out, w, row, n_rows, in);
-    else if (types[w->type].group == 1) plain_body_16(out, w, row, n_rows, in, buf, 4, 4);
+    else if (types[w->type].group == 1) plain_body_16(out, w, row, n_rows, in, buf, 4, 6);
     else if (in->form == TILES) many512(out, w, row, n_rows, in, buf);
     else
         for (int r = 0; r < n_rows; r += ROWS) {

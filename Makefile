@@ -64,6 +64,12 @@ parity: run .venv/ready ## against PyTorch: logits, gradients, tokenizers (insta
 parity-llamacpp: run .venv-llamacpp/ready ## against llama.cpp, which is compiled first (15 minutes)
 	.venv-llamacpp/bin/python tests/llamacpp.py
 
+mqar: train_tiny ## what memories of a fixed size can recall, by mixer: trains 14 small models (20 minutes on two cores)
+	$(PYTHON) tests/mqar.py
+
+bench-train: ## tokens per second of train_tiny next to PyTorch, the same model and step
+	.venv/bin/python tests/train_step.py --bench
+
 MODEL ?= model.bin
 
 bench: run build/limits ## speed beside the machine's limits: MODEL="a.gguf ..." PEER="path/to/llama-bench ..." BENCH="--rounds 5"
@@ -107,4 +113,4 @@ clean: ## what make and the tests have built; .venv stays
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-.PHONY: all install test debug fuzz parity parity-llamacpp bench demo clean help
+.PHONY: all install test debug fuzz parity parity-llamacpp bench mqar bench-train demo clean help

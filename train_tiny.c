@@ -73,7 +73,12 @@ typedef struct {
     real *scratch;                          /* recurrence_scratch(dk, dv) reals */
 } Scan;
 
-/* What runs once per instruction set. Rows are `heads` vectors of n reals, `hs` apart; a row is `ld` from the next. */
+/* Factors of a gate, and what the feature map of a key or query does: y = x, silu(x), sigmoid(x), elu(x) + 1. */
+typedef enum { F_ID, F_SILU, F_SIGMOID, F_ELU1 } Act;
+enum { ADD_DX = 1, ADD_DZ = 2 };            /* these gradients are added to what is there, not assigned */
+
+/* What runs once per instruction set. A row is a token: `heads` vectors of n reals, next to each other or hs apart. Rows of x are ldx
+ * reals apart, of z ldz ...; rows of an array whose stride is not given are next to each other. A gradient has the stride of its array. */
 typedef struct {
     const char *name;
     int lanes, tile_rows, tile_cols;
@@ -84,17 +89,21 @@ typedef struct {
                              const real *w, const real *inv, int rows, int heads, int n, int add);
     void (*l2norm_forward)(real *y, real *inv, const real *x, size_t ldx, int rows, int heads, int n, real scale);
     void (*l2norm_backward)(real *dx, size_t ldx, const real *dy, const real *x, const real *inv, int rows, int heads, int n, real scale);
-    void (*gated_norm_forward)(real *y, real *inv, const real *o, const real *z, const real *w, int rows, int n, real eps);
-    void (*gated_norm_backward)(real *d_o, real *dz, real *dw, const real *dy, const real *o, const real *z, const real *w,
-                                const real *inv, int rows, int n);
-    void (*swiglu_forward)(real *s, const real *g, const real *u, size_t n);
-    void (*swiglu_backward)(real *dg, real *du, const real *ds, const real *g, const real *u, size_t n);
-    void (*out_gate_forward)(real *y, const real *o, const real *z, int rows, int heads, int n);
-    void (*out_gate_backward)(real *d_o, real *dz, const real *dy, const real *o, const real *z, int rows, int heads, int n);
-    void (*conv_forward)(real *y, const real *x, const real *w, int T, int C, int taps);
-    void (*conv_backward)(real *dx, real *dw, real *dy, const real *x, const real *w, int T, int C, int taps);
-    void (*decay_forward)(real *d, const real *a, const real *bias, int rows, int n, real divisor);
-    void (*decay_backward)(real *da, real *dbias, const real *dd, const real *d, const real *a, const real *bias, int rows, int n, real divisor);
+    void (*map_forward)(Act act, real *y, const real *x, size_t ldx, int rows, int n, real scale);
+    void (*map_backward)(Act act, real *dx, size_t ldx, const real *dy, const real *x, int rows, int n, real scale);
+    void (*glu_forward)(Act act, real *y, const real *x, size_t ldx, const real *z, size_t ldz, size_t hsz, int rows, int heads, int n);
+    void (*glu_backward)(Act act, real *dx, real *dz, const real *dy, const real *x, size_t ldx, const real *z, size_t ldz, size_t hsz,
+                         int rows, int heads, int n, int add);
+    void (*scale_forward)(real *y, const real *x, size_t ldx, const real *g, int rows, int heads, int n);
+    void (*scale_backward)(real *dx, real *dg, const real *dy, const real *x, size_t ldx, const real *g, int rows, int heads, int n, int add);
+    void (*gated_norm_forward)(Act act, real *y, real *inv, const real *o, const real *z, size_t ldz, const real *w, int rows, int heads, int n, real eps);
+    void (*gated_norm_backward)(Act act, real *d_o, real *dz, real *dw, const real *dy, const real *o, const real *z, size_t ldz,
+                                const real *w, const real *inv, int rows, int heads, int n);
+    void (*conv_forward)(real *y, size_t ldy, const real *x, size_t ldx, const real *w, const real *bias, bool silu, int T, int C, int taps);
+    void (*conv_backward)(real *dx, real *dw, real *dbias, real *dy, size_t ldy, const real *x, size_t ldx, const real *w, const real *bias, bool silu, int T, int C, int taps);
+    void (*gate_forward)(real *d, const real *a, size_t lda, const real *bias, const real *rate, real sign, int rows, int n);
+    void (*gate_backward)(real *da, real *dbias, real *drate, const real *dd, const real *d, const real *a, size_t lda, const real *bias,
+                          const real *rate, real sign, int rows, int n);
     void (*softmax_forward)(real *p, real *lse, int rows, int first, int n, real scale);
     void (*softmax_recompute)(real *p, const real *lse, int rows, int first, int n, real scale);
     void (*softmax_backward)(real *dp, const real *p, int rows, int keys, int n, real scale);
@@ -311,114 +320,238 @@ KERNEL void NAME(l2norm_backward)(real *dx, size_t ldx, const real *dy, const re
         }
 }
 
-/* y = rmsnorm(o) * w * silu(z): norm first, then the gate. One row is one head of one token; w is shared by all. */
-KERNEL void NAME(gated_norm_forward)(real *y, real *inv, const real *o, const real *z, const real *w, int rows, int n, real eps) {
-    for (int r = 0; r < rows; r++, y += n, o += n, z += n) {
-        Vec ss = {0};
-        for (int i = 0; i < n; i += LANES) ss += READ(o + i) * READ(o + i);
-        real f = inv[r] = 1 / (real)sqrt(NAME(sum)(ss) / n + eps);
-        for (int i = 0; i < n; i += LANES) AT(y + i) = READ(o + i) * f * READ(w + i) * READ(z + i) * NAME(sigmoid)(READ(z + i));
-    }
+/* act(x), and with its derivative. */
+HELPER Vec NAME(act)(Act act, Vec x) {
+    if (act == F_SILU) return x * NAME(sigmoid)(x);
+    if (act == F_SIGMOID) return NAME(sigmoid)(x);
+    if (act == F_ELU1) return NAME(exp)(-NAME(larger)(-x, (Vec){0})) + NAME(larger)(x, (Vec){0});    /* e^x below 0, x + 1 above */
+    return x;
 }
 
-//~ y = o f w silu(z);  silu'(z) = s (1 + z (1 - s)),  s = sigmoid(z)
-KERNEL void NAME(gated_norm_backward)(real *d_o, real *dz, real *dw, const real *dy, const real *o, const real *z, const real *w,
-                                      const real *inv, int rows, int n) {
-    for (int r = 0; r < rows; r++, d_o += n, dz += n, dy += n, o += n, z += n) {
-        real f = inv[r];
-        Vec dot = {0};
+HELPER Vec NAME(act_slope)(Act act, Vec x, Vec *slope) {
+    Vec one = (Vec){0} + 1;
+    if (act == F_SILU) {
+        Vec s = NAME(sigmoid)(x);
+        *slope = s * (1 + x * (1 - s));
+        return x * s;
+    }
+    if (act == F_SIGMOID) {
+        Vec s = NAME(sigmoid)(x);
+        *slope = s * (1 - s);
+        return s;
+    }
+    if (act == F_ELU1) {
+        *slope = NAME(exp)(-NAME(larger)(-x, (Vec){0}));                                              /* 1 above 0 */
+        return *slope + NAME(larger)(x, (Vec){0});
+    }
+    *slope = one;
+    return x;
+}
+
+/* Calls body(act, ...) with act a constant, so that each compiles to a loop without a choice in it. */
+#define WITH_ACT(body, ...)                                              \
+    (act == F_SILU ? body(F_SILU, __VA_ARGS__) : act == F_SIGMOID ? body(F_SIGMOID, __VA_ARGS__) \
+     : act == F_ELU1 ? body(F_ELU1, __VA_ARGS__) : body(F_ID, __VA_ARGS__))
+
+/* y = scale act(x), a feature map of keys or queries; with F_ID a copy. y (rows, n). */
+HELPER void NAME(map_forward_)(const Act act, real *y, const real *x, size_t ldx, int rows, int n, real scale) {
+    for (int r = 0; r < rows; r++, y += n, x += ldx)
+        for (int i = 0; i < n; i += LANES) AT(y + i) = NAME(act)(act, READ(x + i)) * scale;
+}
+
+KERNEL void NAME(map_forward)(Act act, real *y, const real *x, size_t ldx, int rows, int n, real scale) {
+    WITH_ACT(NAME(map_forward_), y, x, ldx, rows, n, scale);
+}
+
+//~ y = scale act(x)
+HELPER void NAME(map_backward_)(const Act act, real *dx, size_t ldx, const real *dy, const real *x, int rows, int n, real scale) {
+    for (int r = 0; r < rows; r++, dy += n, dx += ldx, x += ldx)
         for (int i = 0; i < n; i += LANES) {
-            Vec s = NAME(sigmoid)(READ(z + i)), g = READ(dy + i), on = READ(o + i) * f;
-            AT(dz + i) = g * on * READ(w + i) * s * (1 + READ(z + i) * (1 - s));
-            g *= READ(z + i) * s;                               /* gradient of the normalised row times w */
-            AT(dw + i) += g * on;
-            g *= READ(w + i);
-            dot += g * READ(o + i);
-            AT(d_o + i) = g;
-        }
-        real c = NAME(sum)(dot) * f * f * f / n;
-        for (int i = 0; i < n; i += LANES) AT(d_o + i) = READ(d_o + i) * f - READ(o + i) * c;
-    }
-}
-
-/* s = silu(g) * u. */
-KERNEL void NAME(swiglu_forward)(real *s, const real *g, const real *u, size_t n) {
-    for (size_t i = 0; i < n; i += LANES) AT(s + i) = READ(g + i) * NAME(sigmoid)(READ(g + i)) * READ(u + i);
-}
-
-//~ s = silu(g) * u.  dg may be g, du may be ds or u.
-KERNEL void NAME(swiglu_backward)(real *dg, real *du, const real *ds, const real *g, const real *u, size_t n) {
-    for (size_t i = 0; i < n; i += LANES) {
-        Vec d = READ(ds + i), z = READ(g + i), s = NAME(sigmoid)(z), up = READ(u + i);
-        AT(du + i) = d * z * s;
-        AT(dg + i) = d * up * s * (1 + z * (1 - s));
-    }
-}
-
-/* y = o * sigmoid(z); z is the second half of each head of the double-width query projection (rows, heads, 2 n). */
-KERNEL void NAME(out_gate_forward)(real *y, const real *o, const real *z, int rows, int heads, int n) {
-    for (int r = 0; r < rows * heads; r++, y += n, o += n, z += 2 * n)
-        for (int i = 0; i < n; i += LANES) AT(y + i) = READ(o + i) * NAME(sigmoid)(READ(z + n + i));
-}
-
-//~ y = o * sigmoid(z).  d_o may be dy.
-KERNEL void NAME(out_gate_backward)(real *d_o, real *dz, const real *dy, const real *o, const real *z, int rows, int heads, int n) {
-    for (int r = 0; r < rows * heads; r++, d_o += n, dy += n, o += n, z += 2 * n, dz += 2 * n)
-        for (int i = 0; i < n; i += LANES) {
-            Vec s = NAME(sigmoid)(READ(z + n + i)), d = READ(dy + i);
-            AT(dz + n + i) = d * READ(o + i) * s * (1 - s);
-            AT(d_o + i) = d * s;
+            Vec slope;
+            NAME(act_slope)(act, READ(x + i), &slope);
+            AT(dx + i) = READ(dy + i) * slope * scale;
         }
 }
 
-/* Causal depthwise convolution, then silu: y_t = silu(sum_j w_j * x_{t - taps + 1 + j}), zeros before the start.
- * x, y (T, C), w (taps, C): the last tap meets the current token. */
-KERNEL void NAME(conv_forward)(real *y, const real *x, const real *w, int T, int C, int taps) {
+KERNEL void NAME(map_backward)(Act act, real *dx, size_t ldx, const real *dy, const real *x, int rows, int n, real scale) {
+    WITH_ACT(NAME(map_backward_), dx, ldx, dy, x, rows, n, scale);
+}
+
+/* y = x * act(z), element by element: the feed-forward, output gates, gates per channel. The vectors of z are hsz apart. */
+HELPER void NAME(glu_forward_)(const Act act, real *y, const real *x, size_t ldx, const real *z, size_t ldz, size_t hsz, int rows, int heads, int n) {
+    for (int r = 0; r < rows; r++, x += ldx, z += ldz)
+        for (int h = 0; h < heads; h++, y += n)
+            for (int i = 0; i < n; i += LANES) AT(y + i) = READ(x + h * n + i) * NAME(act)(act, READ(z + h * hsz + i));
+}
+
+KERNEL void NAME(glu_forward)(Act act, real *y, const real *x, size_t ldx, const real *z, size_t ldz, size_t hsz, int rows, int heads, int n) {
+    WITH_ACT(NAME(glu_forward_), y, x, ldx, z, ldz, hsz, rows, heads, n);
+}
+
+//~ y = x * act(z).  dx may be dy where both have one stride.
+HELPER void NAME(glu_backward_)(const Act act, real *dx, real *dz, const real *dy, const real *x, size_t ldx, const real *z, size_t ldz, size_t hsz,
+                                int rows, int heads, int n, int add) {
+    for (int r = 0; r < rows; r++, x += ldx, dx += ldx, z += ldz, dz += ldz)
+        for (int h = 0; h < heads; h++, dy += n)
+            for (int i = 0; i < n; i += LANES) {
+                Vec slope, value = NAME(act_slope)(act, READ(z + h * hsz + i), &slope), g = READ(dy + i);
+                Vec gx = g * value, gz = g * READ(x + h * n + i) * slope;
+                if (add & ADD_DX) gx += READ(dx + h * n + i);
+                if (add & ADD_DZ) gz += READ(dz + h * hsz + i);
+                AT(dx + h * n + i) = gx, AT(dz + h * hsz + i) = gz;
+            }
+}
+
+KERNEL void NAME(glu_backward)(Act act, real *dx, real *dz, const real *dy, const real *x, size_t ldx, const real *z, size_t ldz, size_t hsz,
+                               int rows, int heads, int n, int add) {
+    WITH_ACT(NAME(glu_backward_), dx, dz, dy, x, ldx, z, ldz, hsz, rows, heads, n, add);
+}
+
+/* y = g x with one factor per head: g (rows, heads). */
+KERNEL void NAME(scale_forward)(real *y, const real *x, size_t ldx, const real *g, int rows, int heads, int n) {
+    for (int r = 0; r < rows; r++, x += ldx)
+        for (int h = 0; h < heads; h++, y += n, g++)
+            for (int i = 0; i < n; i += LANES) AT(y + i) = READ(x + h * n + i) * *g;
+}
+
+//~ y = g x.  dg adds.
+KERNEL void NAME(scale_backward)(real *dx, real *dg, const real *dy, const real *x, size_t ldx, const real *g, int rows, int heads, int n, int add) {
+    for (int r = 0; r < rows; r++, x += ldx, dx += ldx)
+        for (int h = 0; h < heads; h++, dy += n, g++, dg++) {
+            Vec dot = {0};
+            for (int i = 0; i < n; i += LANES) {
+                Vec back = READ(dy + i) * *g;
+                dot += READ(dy + i) * READ(x + h * n + i);
+                if (add & ADD_DX) back += READ(dx + h * n + i);
+                AT(dx + h * n + i) = back;
+            }
+            *dg += NAME(sum)(dot);
+        }
+}
+
+/* y = rmsnorm(o) * w * act(z): norm first, then the gate. w (n) is shared by all heads. */
+HELPER void NAME(gated_norm_forward_)(const Act act, real *y, real *inv, const real *o, const real *z, size_t ldz, const real *w, int rows, int heads, int n, real eps) {
+    for (int r = 0; r < rows; r++, z += ldz)
+        for (int h = 0; h < heads; h++, y += n, o += n) {
+            Vec ss = {0};
+            for (int i = 0; i < n; i += LANES) ss += READ(o + i) * READ(o + i);
+            real f = *inv++ = 1 / (real)sqrt(NAME(sum)(ss) / n + eps);
+            for (int i = 0; i < n; i += LANES) AT(y + i) = READ(o + i) * f * READ(w + i) * NAME(act)(act, READ(z + h * n + i));
+        }
+}
+
+KERNEL void NAME(gated_norm_forward)(Act act, real *y, real *inv, const real *o, const real *z, size_t ldz, const real *w, int rows, int heads, int n, real eps) {
+    WITH_ACT(NAME(gated_norm_forward_), y, inv, o, z, ldz, w, rows, heads, n, eps);
+}
+
+//~ y = o f w act(z)
+HELPER void NAME(gated_norm_backward_)(const Act act, real *d_o, real *dz, real *dw, const real *dy, const real *o, const real *z, size_t ldz,
+                                       const real *w, const real *inv, int rows, int heads, int n) {
+    for (int r = 0; r < rows; r++, z += ldz, dz += ldz)
+        for (int h = 0; h < heads; h++, d_o += n, dy += n, o += n) {
+            real f = *inv++;
+            Vec dot = {0};
+            for (int i = 0; i < n; i += LANES) {
+                Vec slope, value = NAME(act_slope)(act, READ(z + h * n + i), &slope), g = READ(dy + i), on = READ(o + i) * f;
+                AT(dz + h * n + i) = g * on * READ(w + i) * slope;
+                g *= value;                                     /* gradient of the normalised row times w */
+                AT(dw + i) += g * on;
+                g *= READ(w + i);
+                dot += g * READ(o + i);
+                AT(d_o + i) = g;
+            }
+            real c = NAME(sum)(dot) * f * f * f / n;
+            for (int i = 0; i < n; i += LANES) AT(d_o + i) = READ(d_o + i) * f - READ(o + i) * c;
+        }
+}
+
+KERNEL void NAME(gated_norm_backward)(Act act, real *d_o, real *dz, real *dw, const real *dy, const real *o, const real *z, size_t ldz,
+                                      const real *w, const real *inv, int rows, int heads, int n) {
+    WITH_ACT(NAME(gated_norm_backward_), d_o, dz, dw, dy, o, z, ldz, w, inv, rows, heads, n);
+}
+
+/* Causal depthwise convolution, then silu or nothing: y_t = act(bias + sum_j w_j * x_{t - taps + 1 + j}), zeros before the start.
+ * x, y (T, C), w (taps, C): the last tap meets the current token. bias may be NULL. */
+HELPER Vec NAME(conv_sum)(const real *x, size_t ldx, const real *w, const real *bias, int t, int c, int C, int taps) {
+    Vec s = {0};
+    if (bias) s = READ(bias + c);
+    for (int j = t < taps - 1 ? taps - 1 - t : 0; j < taps; j++)
+        s += READ(w + (size_t)j * C + c) * READ(x + (size_t)(t - taps + 1 + j) * ldx + c);
+    return s;
+}
+
+KERNEL void NAME(conv_forward)(real *y, size_t ldy, const real *x, size_t ldx, const real *w, const real *bias, bool silu, int T, int C, int taps) {
     for (int t = 0; t < T; t++)
         for (int c = 0; c < C; c += LANES) {
-            Vec s = {0};
-            for (int j = t < taps - 1 ? taps - 1 - t : 0; j < taps; j++)
-                s += READ(w + (size_t)j * C + c) * READ(x + (size_t)(t - taps + 1 + j) * C + c);
-            AT(y + (size_t)t * C + c) = s * NAME(sigmoid)(s);
+            Vec s = NAME(conv_sum)(x, ldx, w, bias, t, c, C, taps);
+            if (silu) s *= NAME(sigmoid)(s);
+            AT(y + (size_t)t * ldy + c) = s;
         }
 }
 
 /* The sum before silu is computed again instead of kept. dy is overwritten by the gradient of that sum. */
-KERNEL void NAME(conv_backward)(real *dx, real *dw, real *dy, const real *x, const real *w, int T, int C, int taps) {
+KERNEL void NAME(conv_backward)(real *dx, real *dw, real *dbias, real *dy, size_t ldy, const real *x, size_t ldx, const real *w, const real *bias, bool silu, int T, int C, int taps) {
     for (int t = 0; t < T; t++)
         for (int c = 0; c < C; c += LANES) {
-            const int j0 = t < taps - 1 ? taps - 1 - t : 0;
-            Vec s = {0};
-            for (int j = j0; j < taps; j++) s += READ(w + (size_t)j * C + c) * READ(x + (size_t)(t - taps + 1 + j) * C + c);
-            //~ y = s sigmoid(s)
-            Vec g = NAME(sigmoid)(s);
-            Vec ds = READ(dy + (size_t)t * C + c) * g * (1 + s * (1 - g));
-            AT(dy + (size_t)t * C + c) = ds;
-            //~ s += w_j * x_{t - taps + 1 + j}
-            for (int j = j0; j < taps; j++) AT(dw + (size_t)j * C + c) += ds * READ(x + (size_t)(t - taps + 1 + j) * C + c);
+            Vec ds = READ(dy + (size_t)t * ldy + c);
+            if (silu) {
+                //~ y = s sigmoid(s)
+                Vec s = NAME(conv_sum)(x, ldx, w, bias, t, c, C, taps), g = NAME(sigmoid)(s);
+                ds *= g * (1 + s * (1 - g));
+                AT(dy + (size_t)t * ldy + c) = ds;
+            }
+            //~ s += bias + w_j * x_{t - taps + 1 + j}
+            if (bias) AT(dbias + c) += ds;
+            for (int j = t < taps - 1 ? taps - 1 - t : 0; j < taps; j++)
+                AT(dw + (size_t)j * C + c) += ds * READ(x + (size_t)(t - taps + 1 + j) * ldx + c);
         }
     for (int t = 0; t < T; t++)     /* x_t was read by outputs t .. t + taps - 1 */
         for (int c = 0; c < C; c += LANES) {
             Vec g = {0};
             for (int j = taps - 1; j >= 0 && t + taps - 1 - j < T; j--)
-                g += READ(w + (size_t)j * C + c) * READ(dy + (size_t)(t + taps - 1 - j) * C + c);
-            AT(dx + (size_t)t * C + c) = g;
+                g += READ(w + (size_t)j * C + c) * READ(dy + (size_t)(t + taps - 1 - j) * ldy + c);
+            AT(dx + (size_t)t * ldx + c) = g;
         }
 }
 
-/* Normalised logsigmoid decay of GLA, per key channel: d = exp(logsigmoid(a + bias) / divisor) = sigmoid(a + bias)^(1 / divisor). */
-KERNEL void NAME(decay_forward)(real *d, const real *a, const real *bias, int rows, int n, real divisor) {
-    for (int r = 0; r < rows; r++, d += n, a += n)
-        for (int i = 0; i < n; i += LANES) AT(d + i) = NAME(exp)(NAME(logsigmoid)(READ(a + i) + READ(bias + i)) / divisor);
+/* n values at p in a vector, zeros behind them; and back. Gates per head may be fewer than the lanes. */
+HELPER Vec NAME(part)(const real *p, int n) {
+    if (n >= LANES) return READ(p);
+    Vec x = {0};
+    memcpy(&x, p, (size_t)n * sizeof(real));
+    return x;
+}
+HELPER void NAME(put_part)(real *p, Vec x, int n) { memcpy(p, &x, (size_t)(n < LANES ? n : LANES) * sizeof(real)); }
+
+/* Every gate between 0 and 1, per head or per channel: d = exp(rate_i ln sigmoid(sign (a_i + bias_i))).
+ *   sign +1, rate 1: sigmoid(a)      rate 1/16: the decay of GLA      sign -1, rate e^A: exp(-e^A softplus(a)), the decay of Mamba
+ * bias and rate may be NULL: 0 and 1. */
+HELPER Vec NAME(gate_log)(const real *a, const real *bias, real sign, int i, int n) {
+    Vec x = NAME(part)(a + i, n - i);
+    if (bias) x += NAME(part)(bias + i, n - i);
+    return x * sign;
 }
 
-//~ d = exp(logsigmoid(x) / divisor);  logsigmoid'(x) = sigmoid(-x).  da may be dd.
-KERNEL void NAME(decay_backward)(real *da, real *dbias, const real *dd, const real *d, const real *a, const real *bias, int rows, int n, real divisor) {
-    for (int r = 0; r < rows; r++, da += n, dd += n, d += n, a += n)
+KERNEL void NAME(gate_forward)(real *d, const real *a, size_t lda, const real *bias, const real *rate, real sign, int rows, int n) {
+    for (int r = 0; r < rows; r++, d += n, a += lda)
         for (int i = 0; i < n; i += LANES) {
-            Vec g = READ(dd + i) * READ(d + i) * NAME(sigmoid)(-(READ(a + i) + READ(bias + i))) / divisor;
-            AT(dbias + i) += g;
-            AT(da + i) = g;
+            Vec log = NAME(logsigmoid)(NAME(gate_log)(a, bias, sign, i, n));
+            if (rate) log *= NAME(part)(rate + i, n - i);
+            NAME(put_part)(d + i, NAME(exp)(log), n - i);
+        }
+}
+
+//~ d = exp(rate logsigmoid(x)),  x = sign (a + bias);  logsigmoid'(x) = sigmoid(-x).  dbias and drate add.
+KERNEL void NAME(gate_backward)(real *da, real *dbias, real *drate, const real *dd, const real *d, const real *a, size_t lda, const real *bias,
+                                const real *rate, real sign, int rows, int n) {
+    for (int r = 0; r < rows; r++, da += lda, dd += n, d += n, a += lda)
+        for (int i = 0; i < n; i += LANES) {
+            Vec x = NAME(gate_log)(a, bias, sign, i, n), g = NAME(part)(dd + i, n - i) * NAME(part)(d + i, n - i);
+            if (drate) NAME(put_part)(drate + i, NAME(part)(drate + i, n - i) + g * NAME(logsigmoid)(x), n - i);
+            if (rate) g *= NAME(part)(rate + i, n - i);
+            g *= NAME(sigmoid)(-x) * sign;
+            if (bias) NAME(put_part)(dbias + i, NAME(part)(dbias + i, n - i) + g, n - i);
+            NAME(put_part)(da + i, g, n - i);
         }
 }
 
@@ -642,9 +775,9 @@ KERNEL void NAME(adamw)(real *p, const real *g, real *m, real *v, size_t n, real
 
 static const TinyKernels NAME(kernels) = {
     NAME_TEXT, LANES, TILE_ROWS, TILE_COLS, NAME(gemm_tile), NAME(rmsnorm_forward), NAME(rmsnorm_backward), NAME(l2norm_forward),
-    NAME(l2norm_backward), NAME(gated_norm_forward), NAME(gated_norm_backward), NAME(swiglu_forward), NAME(swiglu_backward),
-    NAME(out_gate_forward), NAME(out_gate_backward), NAME(conv_forward), NAME(conv_backward), NAME(decay_forward),
-    NAME(decay_backward), NAME(softmax_forward), NAME(softmax_recompute), NAME(softmax_backward), NAME(cross_entropy),
+    NAME(l2norm_backward), NAME(map_forward), NAME(map_backward), NAME(glu_forward), NAME(glu_backward), NAME(scale_forward),
+    NAME(scale_backward), NAME(gated_norm_forward), NAME(gated_norm_backward), NAME(conv_forward), NAME(conv_backward),
+    NAME(gate_forward), NAME(gate_backward), NAME(softmax_forward), NAME(softmax_recompute), NAME(softmax_backward), NAME(cross_entropy),
     NAME(recurrence_forward), NAME(recurrence_backward), NAME(adamw)
 };
 #undef LANES
@@ -654,6 +787,7 @@ static const TinyKernels NAME(kernels) = {
 #undef KERNEL
 #undef HELPER
 #undef TILE_COLS
+#undef WITH_ACT
 #undef TARGET
 #undef NAME
 #undef NAME_TEXT
@@ -665,14 +799,14 @@ static const TinyKernels NAME(kernels) = {
 /* Tile sizes leave room for the accumulators in the registers of the instruction set: 32 of 64 bytes, 16 of 32, 16 of 16. */
 #if defined(__GNUC__) && defined(__x86_64__)
 #define TARGET __attribute__((target("avx512f")))
-#define NAME(x) x##_avx512
+#define NAME(x) x##_tiny_avx512
 #define NAME_TEXT "avx512"
 #define VECTOR_BYTES 64
 #define TILE_ROWS 12
 #define TILE_VECS 2
 #include "train_tiny.c"
 #define TARGET __attribute__((target("avx2,fma")))
-#define NAME(x) x##_avx2
+#define NAME(x) x##_tiny_avx2
 #define NAME_TEXT "avx2"
 #define VECTOR_BYTES 32
 #define TILE_ROWS 6
@@ -680,7 +814,7 @@ static const TinyKernels NAME(kernels) = {
 #include "train_tiny.c"
 #endif
 #define TARGET
-#define NAME(x) x##_plain
+#define NAME(x) x##_tiny_plain
 #define NAME_TEXT "plain"
 #define VECTOR_BYTES 16
 #define TILE_ROWS 4
@@ -688,11 +822,11 @@ static const TinyKernels NAME(kernels) = {
 #include "train_tiny.c"
 
 static void choose_tiny_kernels(void) {
-    kern = kernels_plain;
+    kern = kernels_tiny_plain;
 #if defined(__GNUC__) && defined(__x86_64__)
     __builtin_cpu_init();
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) kern = kernels_avx2;
-    if (__builtin_cpu_supports("avx512f")) kern = kernels_avx512;
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) kern = kernels_tiny_avx2;
+    if (__builtin_cpu_supports("avx512f")) kern = kernels_tiny_avx512;
 #endif
 }
 
@@ -775,15 +909,15 @@ static void gemm(real *c, size_t ldc, const real *a, size_t ars, size_t acs, con
         gemm_chunk(c, ldc, a, ars, acs, packed, n * step, least(step, M - n * step), N, K, add, space(THREAD, 2 * MAX_TILE * DEPTH));
 }
 
-/* y (n, out) = or += x (n, in) w' , w (out, in). */
-static void matmul_forward(real *y, const real *x, const real *w, int n, int in, int out, int add) {
-    gemm(y, out, x, in, 1, w, 1, in, n, out, in, add);
+/* y (n, out) = or += x (n, in) w' , w (out, in). Rows of x and y are ldx and ldy reals apart. */
+static void matmul_forward(real *y, size_t ldy, const real *x, size_t ldx, const real *w, int n, int in, int out, int add) {
+    gemm(y, ldy, x, ldx, 1, w, 1, in, n, out, in, add);
 }
 
 //~ y = x w'.  dx = or += dy w;  dw += dy' x
-static void matmul_backward(real *dx, real *dw, const real *dy, const real *x, const real *w, int n, int in, int out, int add) {
-    if (dx) gemm(dx, in, dy, out, 1, w, in, 1, n, in, out, add);
-    gemm(dw, in, dy, 1, out, x, in, 1, out, in, n, 1);
+static void matmul_backward(real *dx, real *dw, const real *dy, size_t ldy, const real *x, size_t ldx, const real *w, int n, int in, int out, int add) {
+    if (dx) gemm(dx, ldx, dy, ldy, 1, w, in, 1, n, in, out, add);
+    gemm(dw, in, dy, 1, ldy, x, ldx, 1, out, in, n, 1);
 }
 
 /* ---- 4. the recurrence ---------------------------------------------------------------------
@@ -882,123 +1016,61 @@ static void rmsnorm_backward(real *dx, real *dw, const real *dy, size_t ldy, siz
     add_blocks(dw, part, blocks, n);
 }
 
-static void gated_norm_forward(real *y, real *inv, const real *o, const real *z, const real *w, int N, int heads, int n, real eps) {
+/* y = rmsnorm(o) act(z) per head, or without a gate (z NULL). */
+static void gated_norm_forward(Act act, real *y, real *inv, const real *o, const real *z, size_t ldz, const real *w, int N, int heads, int n, real eps) {
+    const size_t V = (size_t)heads * n;
+    if (!z) { rmsnorm_forward(y, V, n, inv, o, V, n, w, N, heads, n, eps); return; }
     PARALLEL
-    for (int r = 0; r < N; r += BLOCK) {
-        size_t at = (size_t)r * heads;
-        kern.gated_norm_forward(y + at * n, inv + at, o + at * n, z + at * n, w, least(BLOCK, N - r) * heads, n, eps);
-    }
+    for (int r = 0; r < N; r += BLOCK)
+        kern.gated_norm_forward(act, y + r * V, inv + (size_t)r * heads, o + r * V, z + r * ldz, ldz, w, least(BLOCK, N - r), heads, n, eps);
 }
 
-static void gated_norm_backward(real *d_o, real *dz, real *dw, const real *dy, const real *o, const real *z, const real *w,
+static void gated_norm_backward(Act act, real *d_o, real *dz, real *dw, const real *dy, const real *o, const real *z, size_t ldz, const real *w,
                                 const real *inv, int N, int heads, int n) {
+    const size_t V = (size_t)heads * n;
+    if (!z) { rmsnorm_backward(d_o, dw, dy, V, n, o, V, n, w, inv, N, heads, n, 0); return; }
     const int blocks = ceil_div(N, BLOCK);
     real *part = zeroed(space(-1, (size_t)blocks * n), (size_t)blocks * n);
     PARALLEL
-    for (int r = 0; r < N; r += BLOCK) {
-        size_t at = (size_t)r * heads;
-        kern.gated_norm_backward(d_o + at * n, dz + at * n, part + (size_t)(r / BLOCK) * n, dy + at * n, o + at * n, z + at * n, w, inv + at,
-                                 least(BLOCK, N - r) * heads, n);
-    }
+    for (int r = 0; r < N; r += BLOCK)
+        kern.gated_norm_backward(act, d_o + r * V, dz + r * ldz, part + (size_t)(r / BLOCK) * n, dy + r * V, o + r * V, z + r * ldz, ldz, w,
+                                 inv + (size_t)r * heads, least(BLOCK, N - r), heads, n);
     add_blocks(dw, part, blocks, n);
 }
 
-static void swiglu_forward(real *s, const real *g, const real *u, size_t n) {
+/* y = x * act(z). */
+static void glu_forward(Act act, real *y, const real *x, size_t ldx, const real *z, size_t ldz, size_t hsz, int N, int heads, int n) {
     PARALLEL
-    for (size_t i = 0; i < n; i += 16384) kern.swiglu_forward(s + i, g + i, u + i, n - i < 16384 ? n - i : 16384);
+    for (int r = 0; r < N; r += BLOCK)
+        kern.glu_forward(act, y + (size_t)r * heads * n, x + r * ldx, ldx, z + r * ldz, ldz, hsz, least(BLOCK, N - r), heads, n);
 }
 
-static void swiglu_backward(real *dg, real *du, const real *ds, const real *g, const real *u, size_t n) {
+static void glu_backward(Act act, real *dx, real *dz, const real *dy, const real *x, size_t ldx, const real *z, size_t ldz, size_t hsz,
+                         int N, int heads, int n, int add) {
     PARALLEL
-    for (size_t i = 0; i < n; i += 16384) kern.swiglu_backward(dg + i, du + i, ds + i, g + i, u + i, n - i < 16384 ? n - i : 16384);
+    for (int r = 0; r < N; r += BLOCK)
+        kern.glu_backward(act, dx + r * ldx, dz + r * ldz, dy + (size_t)r * heads * n, x + r * ldx, ldx, z + r * ldz, ldz, hsz,
+                          least(BLOCK, N - r), heads, n, add);
 }
 
-/* w is kept as (taps, C), the transpose of the file's (C, taps). */
-static void conv_forward(real *y, const real *x, const real *w, int B, int T, int C, int taps) {
+/* A convolution of C channels of rows that hold more. w is kept as (taps, C), the transpose of the file's (C, taps). */
+static void conv_forward(real *y, size_t ldy, const real *x, size_t ldx, const real *w, const real *bias, bool silu, int B, int T, int C, int taps) {
     PARALLEL
-    for (int b = 0; b < B; b++) kern.conv_forward(y + (size_t)b * T * C, x + (size_t)b * T * C, w, T, C, taps);
+    for (int b = 0; b < B; b++) kern.conv_forward(y + (size_t)b * T * ldy, ldy, x + (size_t)b * T * ldx, ldx, w, bias, silu, T, C, taps);
 }
 
-static void conv_backward(real *dx, real *dw, real *dy, const real *x, const real *w, int B, int T, int C, int taps) {
-    real *part = zeroed(space(-1, (size_t)B * taps * C), (size_t)B * taps * C);
+static void conv_backward(real *dx, real *dw, real *dbias, real *dy, size_t ldy, const real *x, size_t ldx, const real *w, const real *bias,
+                          bool silu, int B, int T, int C, int taps) {
+    const size_t n = (size_t)(taps + 1) * C;                /* taps, then bias */
+    real *part = zeroed(space(-1, B * n), B * n);
     PARALLEL
+    for (int b = 0; b < B; b++)
+        kern.conv_backward(dx + (size_t)b * T * ldx, part + b * n, part + b * n + (size_t)taps * C, dy + (size_t)b * T * ldy, ldy,
+                           x + (size_t)b * T * ldx, ldx, w, bias, silu, T, C, taps);
     for (int b = 0; b < B; b++) {
-        size_t at = (size_t)b * T * C;
-        kern.conv_backward(dx + at, part + (size_t)b * taps * C, dy + at, x + at, w, T, C, taps);
+        for (int i = 0; i < taps * C; i++) dw[i] += part[b * n + i];
+        for (int i = 0; bias && i < C; i++) dbias[i] += part[b * n + (size_t)taps * C + i];
     }
-    add_blocks(dw, part, B, taps * C);
-}
-
-static void gla_decay_forward(real *d, const real *a, const real *bias, int N, int n, real divisor) {
-    PARALLEL
-    for (int r = 0; r < N; r += BLOCK) kern.decay_forward(d + (size_t)r * n, a + (size_t)r * n, bias, least(BLOCK, N - r), n, divisor);
-}
-
-static void gla_decay_backward(real *da, real *dbias, const real *dd, const real *d, const real *a, const real *bias, int N, int n, real divisor) {
-    const int blocks = ceil_div(N, BLOCK);
-    real *part = zeroed(space(-1, (size_t)blocks * n), (size_t)blocks * n);
-    PARALLEL
-    for (int r = 0; r < N; r += BLOCK) {
-        size_t at = (size_t)r * n;
-        kern.decay_backward(da + at, part + (size_t)(r / BLOCK) * n, dd + at, d + at, a + at, bias, least(BLOCK, N - r), n, divisor);
-    }
-    add_blocks(dbias, part, blocks, n);
-}
-
-static real sigmoid1(real x) { return x >= 0 ? 1 / (1 + (real)exp(-x)) : (real)exp(x) / (1 + (real)exp(x)); }
-static real softplus1(real x) { return x > 20 ? x : (real)log1p(exp(x)); }
-
-/* The gates of the gated delta rule, one decay and one write strength per head (source: Gated Delta Networks, 2024):
- *   d = exp(-exp(a_log) softplus(a + dt)),  beta = sigmoid(b);  the recurrence gets rho = beta, e = d k, v = beta act_v.
- * a, b, d, beta (N, H);  k, e (N, H dk);  act_v rows ldv apart, v (N, H dv). */
-static void delta_gates_forward(real *d, real *beta, real *e, real *v, const real *a, const real *b, const real *a_log, const real *dt,
-                                const real *k, const real *act_v, size_t ldv, int N, int H, int dk, int dv) {
-    PARALLEL
-    for (int r0 = 0; r0 < N; r0 += BLOCK)
-        for (int r = r0; r < least(r0 + BLOCK, N); r++)
-            for (int h = 0; h < H; h++) {
-                size_t at = (size_t)r * H + h;
-                d[at] = (real)exp(-exp(a_log[h]) * softplus1(a[at] + dt[h]));
-                beta[at] = sigmoid1(b[at]);
-                for (int i = 0; i < dk; i++) e[at * dk + i] = d[at] * k[at * dk + i];
-                for (int j = 0; j < dv; j++) v[at * dv + j] = beta[at] * act_v[r * ldv + h * dv + j];
-            }
-}
-
-/* In: dd, drho, dkey, de, dval from the recurrence; out: da, db, dact_v, and dkey with the part through e added. */
-static void delta_gates_backward(real *da, real *db, real *da_log, real *ddt, real *dkey, real *dact_v, const real *dd, const real *drho,
-                                 const real *de, const real *dval, const real *d, const real *beta, const real *a, const real *a_log,
-                                 const real *dt, const real *k, const real *act_v, size_t ldv, int N, int H, int dk, int dv) {
-    const int blocks = ceil_div(N, BLOCK);
-    real *part = zeroed(space(-1, (size_t)blocks * 2 * H), (size_t)blocks * 2 * H);
-    PARALLEL
-    for (int r0 = 0; r0 < N; r0 += BLOCK) {
-        real *pa = part + (size_t)(r0 / BLOCK) * 2 * H, *pt = pa + H;
-        for (int r = r0; r < least(r0 + BLOCK, N); r++)
-            for (int h = 0; h < H; h++) {
-                size_t at = (size_t)r * H + h;
-                real ddt_ = dd[at], dbeta = drho[at], x = a[at] + dt[h], rate = (real)exp(a_log[h]);
-                //~ e = d k
-                for (int i = 0; i < dk; i++) {
-                    ddt_ += de[at * dk + i] * k[at * dk + i];
-                    dkey[at * dk + i] += de[at * dk + i] * d[at];
-                }
-                //~ v = beta act_v
-                for (int j = 0; j < dv; j++) {
-                    dbeta += dval[at * dv + j] * act_v[r * ldv + h * dv + j];
-                    dact_v[r * ldv + h * dv + j] = dval[at * dv + j] * beta[at];
-                }
-                //~ beta = sigmoid(b)
-                db[at] = dbeta * beta[at] * (1 - beta[at]);
-                //~ d = exp(-rate softplus(x)),  x = a + dt;  softplus' = sigmoid
-                real dlog = ddt_ * d[at];
-                da[at] = -dlog * rate * sigmoid1(x);
-                pt[h] += da[at];
-                pa[h] -= dlog * rate * softplus1(x);
-            }
-    }
-    for (int b = 0; b < blocks; b++)
-        for (int h = 0; h < H; h++) da_log[h] += part[(size_t)b * 2 * H + h], ddt[h] += part[(size_t)b * 2 * H + H + h];
 }
 
 /* Rotary positions: the first n_rot dims of each head turn in pairs (i, i + n_rot / 2), by position * base^(-2i / n_rot).
@@ -1095,20 +1167,59 @@ static void embedding_backward(real *dw, const real *dx, const int *id, int N, i
 }
 
 /* ---- 6. model ------------------------------------------------------------------------------
- * Sizes, the list of tensors, and all memory. Parameters, their gradients and the two running means of AdamW are four
+ * The mixers, sizes, the list of tensors, and all memory. Parameters, their gradients and the two running means of AdamW are four
  * arrays with one layout; a tensor is an offset into them. Activations of one step are kept per layer. */
-typedef enum { GATED_DELTA, GLA, ATTENTION } Mixer;
+/* From here on the program uses run.c: its table of mixers, its GGUF reader, its tokenizer, and its inference for the sample at the end. */
+#define RUN_NO_MAIN
+#define RUN_STATIC
+#include "run.c"
+
+/* The mixers to choose from. What each passes to the recurrence is its row of `family` in run.c, section 7; here stands what a new
+ * model of it begins with. */
+typedef struct {
+    const char *name, *arch, *about;         /* of --mixer, of the file (general.architecture), for the reader */
+    int d_conv;                              /* taps unless --conv says otherwise */
+    bool qwen;                               /* q, k, v in one tensor; softmax layers have a gate and normed q, k */
+    bool elu;                                /* q and k go through elu + 1 */
+    bool rope;                               /* q and k are rotated by their position */
+    bool ungated;                            /* the output gate of its family is left out */
+    float norm_eps;                          /* of the output norm; 0: the model's */
+} MixerKind;
+
+enum { GATED_DELTA, GLA, SOFTMAX };          /* rows of the table that others ask for by name */
+static const MixerKind mixer_kinds[] = {
+    { "gated-delta", "qwen35", "as Qwen3.5: 3 gated delta layers, 1 of gated attention", .d_conv = 4, .qwen = true },
+    { "gla", "gla", "a decay per key channel, nothing erased", .d_conv = 0 },
+    { "softmax", "qwen35", "gated softmax attention in every layer", .qwen = true },
+    { "linear-attention", "linear_attn", "no decay: everything is added up", .elu = true },
+    { "retnet", "retnet", "a fixed decay per head", .rope = true },
+    { "simple-gla", "simple_gla", "a decay per head and token", .d_conv = 4 },
+    { "hgrn2", "hgrn2", "what is not kept is written: key = 1 - decay", .norm_eps = 1e-5f },
+    { "mamba2", "mamba2", "one step size per head is both decay and write strength", .d_conv = 4 },
+    { "deltanet", "delta_net", "erases what is stored under the key before it writes", .d_conv = 4, .ungated = true },
+    { "gated-deltanet", "gated_deltanet", "deltanet with a decay per head", .d_conv = 4 },
+    { "kda", "kda", "deltanet with a decay per key channel", .d_conv = 4 },
+    { "gdn2", "gdn2", "kda with strengths of erase and write per channel", .d_conv = 4 },
+};
+enum { N_KINDS = sizeof mixer_kinds / sizeof *mixer_kinds };
+
+static const Family *family_of(const MixerKind *k) { return family_named(k->qwen ? "gated_deltanet" : k->arch); }
+static bool is_softplus(const Family *f) { return f->decay == DECAY_SOFTPLUS || f->decay == DECAY_STEP; }
+static bool is_mamba(const Family *f) { return f->write == WRITE_STEP_V; }       /* skip, gate before the norm, no feed-forward */
+static bool narrow_gate(const Family *f) { return f->per == CHANNELS && f->erase; }     /* z through a narrow middle, with a bias */
+static Act act_of(int act) { return act == ACT_SILU ? F_SILU : act == ACT_SIGMOID ? F_SIGMOID : act == ACT_ELU1 ? F_ELU1 : F_ID; }
 
 typedef struct {
-    int mixer;                               /* GATED_DELTA (layout qwen35) or GLA (layout gla) */
+    int mixer;                               /* row of mixer_kinds */
     int dim, hidden_dim, n_layers, vocab_size, seq_len;
     int n_heads, dk, dv, d_conv, interval;   /* linear layers; every interval-th layer is softmax attention, 0: none */
     int q_heads, kv_heads, head_dim, n_rot;  /* softmax layers */
-    int gate_rank;                           /* GLA: width between the two projections of the decay */
+    int gate_rank;                           /* width of the narrow middles */
     float eps, rope_base, decay_divisor;
+    bool recall;                             /* --task mqar: one convolution, with silu, for all mixers, and decays that start slow */
 } TinyConfig;
 
-enum { DECAYS = 1, KEEP_F32 = 2, TRANSPOSED = 4, NEGATIVE_EXP = 8 };   /* DECAYS: a matrix, pulled to zero by AdamW */
+enum { DECAYS = 1, KEEP_F32 = 2, TRANSPOSED = 4, NEGATIVE_EXP = 8, CONSTANT = 16 };   /* DECAYS: a matrix, pulled to zero by AdamW */
 
 typedef struct {
     char name[48];                           /* as in the file */
@@ -1117,16 +1228,19 @@ typedef struct {
     size_t at;
 } TinyTensor;
 
+/* All projections of a layer's input stand one below the other and are one matrix w_in; a row of raw = h w_in' holds them side by
+ * side, and at_ are columns of it. u is what the recurrence's q, k, v are made of: the convolution of those columns, or they themselves. */
 typedef struct {
-    Mixer mixer;
-    size_t attn_norm, ffn_norm, w_gate, w_up, w_down;        /* every layer; w_o projects back */
-    size_t w_o, w_q, w_k, w_v, w_z, norm;                    /* w_q: q|k|v rows (gated delta), query|gate per head (attention) */
-    size_t w_a, w_b, a_log, dt, conv;                        /* gated delta: decay, write strength, short convolution */
-    size_t w_fa, w_fb, fb_bias;                              /* GLA: decay in two steps */
-    size_t q_norm, k_norm;                                   /* attention */
-    real *x, *inv, *h, *mid, *inv2, *h2, *g, *u, *s;         /* activations: block input, normed, after mixer, normed, FFN */
-    real *raw, *act, *z, *a, *b, *inv_q, *inv_k, *inv_o, *y; /* before and after the convolution, gates, norm factors, mixer output */
-    real *lse;
+    const MixerKind *kind;                   /* NULL: softmax attention */
+    const Family *family;
+    Act map, gate;                           /* of q, and of k where it has one; of the output */
+    int n_in, at_z, at_a, at_b, at_w;        /* columns of raw: all, output gate, decay, erase strength, write strength */
+    int at_u, at_q, at_k, at_v, n_u;         /* columns of raw where those of u begin; of u */
+    int n_conv, conv_width[3];
+    size_t attn_norm, ffn_norm, w_in, w_ffn, w_down, w_o, norm;      /* w_ffn: gate, then up */
+    size_t conv[3], conv_bias, decay, a_log, bias, w_fb, w_gb, gb_bias, skip, q_norm, k_norm;
+    real *x, *inv, *h, *mid, *inv2, *h2, *gu, *s;            /* block input, normed, after mixer, normed, feed-forward */
+    real *raw, *conved, *f, *z, *rate, *bk, *step, *og, *inv_q, *inv_k, *inv_o, *y, *lse;
     Memory mem;
 } TinyLayer;
 
@@ -1141,6 +1255,7 @@ typedef struct {
     size_t embed, out_norm;
     real *x_out, *inv_out, *h_out;           /* after the last layer, and normed */
     real *rope;                              /* (T, n_rot / 2, cos and sin) */
+    real *rope_k;                            /* the same over dk, for linear layers that rotate */
     real *d_res, *dh;                        /* gradient of the residual stream; of a normed copy */
     real *pool;                              /* gradients inside one layer */
     size_t pool_used, pool_cap;
@@ -1181,54 +1296,99 @@ static size_t add_tensor(Tiny *m, int layer, const char *name, int rows, int col
 
 static size_t tensor_len(const TinyTensor *t) { return (size_t)t->cols * (t->rows ? t->rows : 1); }
 
-/* The names and shapes of the file, in its order (reference: the qwen35 table of llama.cpp; gla: our own). */
+/* One more projection of the layer's input; returns its first column. */
+static int add_in_rows(Tiny *m, TinyLayer *L, int l, const char *name, int rows) {
+    size_t at = add_tensor(m, l, name, rows, m->c.dim, DECAYS);
+    if (!L->n_in) L->w_in = at;
+    L->n_in += rows;
+    return L->n_in - rows;
+}
+
+static void list_attention(Tiny *m, TinyLayer *L, int l, bool gated) {
+    const TinyConfig *c = &m->c;
+    const int Q = c->q_heads * c->head_dim, KV = c->kv_heads * c->head_dim;
+    add_in_rows(m, L, l, "attn_q.weight", gated ? 2 * Q : Q);
+    L->at_k = add_in_rows(m, L, l, "attn_k.weight", KV);
+    L->at_v = add_in_rows(m, L, l, "attn_v.weight", KV);
+    if (c->mixer == SOFTMAX && c->d_conv) {                      /* over k and v */
+        L->n_conv = 1, L->at_u = L->at_k, L->n_u = L->conv_width[0] = 2 * KV;
+        L->conv[0] = add_tensor(m, l, "attn_conv1d.weight", c->d_conv, 2 * KV, KEEP_F32 | TRANSPOSED);
+    }
+    if (gated) L->q_norm = add_tensor(m, l, "attn_q_norm.weight", 0, c->head_dim, KEEP_F32);
+    if (gated) L->k_norm = add_tensor(m, l, "attn_k_norm.weight", 0, c->head_dim, KEEP_F32);
+    L->w_o = add_tensor(m, l, "attn_output.weight", c->dim, Q, DECAYS);
+}
+
+static void list_linear(Tiny *m, TinyLayer *L, int l) {
+    const TinyConfig *c = &m->c;
+    const Family *k = L->family;
+    const int H = c->n_heads, K = H * c->dk, V = H * c->dv, taps = c->d_conv, wide = k->per == CHANNELS ? K : H;
+    const bool narrow = k->per == CHANNELS && k->decay != DECAY_FORGET;
+    L->n_u = 2 * K + V, L->at_k = K, L->at_v = 2 * K;
+    if (is_mamba(k)) {                                              /* one matrix: z, x, B, C, dt */
+        add_in_rows(m, L, l, "ssm_in.weight", V + L->n_u + H);
+        L->at_u = V, L->at_v = 0, L->at_k = V, L->at_q = V + K, L->at_a = V + L->n_u;
+    } else if (L->kind->qwen) {
+        add_in_rows(m, L, l, "attn_qkv.weight", L->n_u);
+    } else {
+        add_in_rows(m, L, l, "attn_q.weight", K);
+        add_in_rows(m, L, l, k->decay == DECAY_FORGET ? "ssm_alpha.weight" : "attn_k.weight", K);
+        add_in_rows(m, L, l, "attn_v.weight", V);
+    }
+    if (L->gate != F_ID && !is_mamba(k)) L->at_z = narrow_gate(k) ? add_in_rows(m, L, l, "ssm_g_a.weight", c->gate_rank) : add_in_rows(m, L, l, "attn_gate.weight", V);
+    if (k->erase) L->at_b = add_in_rows(m, L, l, "ssm_beta.weight", k->erase == ERASE_GATED ? K : H);
+    if (k->erase == ERASE_GATED) L->at_w = add_in_rows(m, L, l, "ssm_w.weight", V);
+    if ((k->decay == DECAY_SIGMOID || is_softplus(k)) && !is_mamba(k))
+        L->at_a = narrow ? add_in_rows(m, L, l, "ssm_f_a.weight", c->gate_rank) : add_in_rows(m, L, l, "ssm_alpha.weight", H);
+    if (narrow) L->w_fb = add_tensor(m, l, "ssm_f_b.weight", K, c->gate_rank, DECAYS);
+    if (taps && (L->kind->qwen || is_mamba(k))) {
+        L->n_conv = 1, L->conv_width[0] = L->n_u;
+        L->conv[0] = add_tensor(m, l, "ssm_conv1d.weight", taps, L->n_u, KEEP_F32 | TRANSPOSED);
+        if (is_mamba(k)) L->conv_bias = add_tensor(m, l, "ssm_conv1d.bias", 0, L->n_u, KEEP_F32);
+    } else if (taps)
+        for (int i = L->n_conv = 0; i < 3; i++, L->n_conv++)
+            L->conv[i] = add_tensor(m, l, (const char *[]){ "ssm_conv1d_q.weight", k->decay == DECAY_FORGET ? "ssm_conv1d_f.weight" : "ssm_conv1d_k.weight", "ssm_conv1d_v.weight" }[i], taps,
+                                    L->conv_width[i] = i < 2 ? K : V, KEEP_F32 | TRANSPOSED);
+    if (k->decay == DECAY_FIXED) L->decay = add_tensor(m, l, "ssm_decay", 0, H, KEEP_F32 | CONSTANT);
+    if (k->decay == DECAY_SIGMOID) L->bias = add_tensor(m, l, narrow ? "ssm_f_b.bias" : "ssm_alpha.bias", 0, wide, KEEP_F32);
+    if (is_softplus(k)) {
+        L->bias = add_tensor(m, l, "ssm_dt.bias", 0, wide, KEEP_F32);
+        L->a_log = add_tensor(m, l, "ssm_a", is_mamba(k) ? H : 0, is_mamba(k) ? 1 : H, KEEP_F32 | NEGATIVE_EXP);
+    }
+    if (is_mamba(k)) L->skip = add_tensor(m, l, "ssm_d", H, 1, KEEP_F32);
+    if (narrow_gate(k)) {
+        L->w_gb = add_tensor(m, l, "ssm_g_b.weight", V, c->gate_rank, DECAYS);
+        L->gb_bias = add_tensor(m, l, "ssm_g_b.bias", 0, V, KEEP_F32);
+    }
+    L->norm = add_tensor(m, l, "ssm_norm.weight", is_mamba(k) ? H : 0, k->out == OUT_ALL ? V : c->dv, KEEP_F32);
+    L->w_o = add_tensor(m, l, L->kind->qwen || is_mamba(k) ? "ssm_out.weight" : "attn_output.weight", c->dim, V, DECAYS);
+}
+
+/* The names and shapes of the file, in its order (reference: the tables of llama.cpp; where it has none, ours: doc/format.md). */
 static void list_tensors(Tiny *m) {
     const TinyConfig *c = &m->c;
-    const int D = c->dim, F = c->hidden_dim, H = c->n_heads, K = H * c->dk, V = H * c->dv, M = DECAYS;
-    m->embed = add_tensor(m, -1, "token_embd.weight", c->vocab_size, D, M);
+    const MixerKind *kind = &mixer_kinds[c->mixer];
+    const int D = c->dim, F = c->hidden_dim;
+    m->embed = add_tensor(m, -1, "token_embd.weight", c->vocab_size, D, DECAYS);
     m->out_norm = add_tensor(m, -1, "output_norm.weight", 0, D, KEEP_F32);
     for (int l = 0; l < c->n_layers; l++) {
         TinyLayer *L = &m->layers[l];
-        L->mixer = c->interval && (l + 1) % c->interval == 0 ? ATTENTION : (Mixer)c->mixer;
+        L->kind = c->interval && (l + 1) % c->interval == 0 ? NULL : kind;
+        L->family = L->kind ? family_of(kind) : NULL;
+        if (L->kind) L->gate = kind->ungated ? F_ID : act_of(L->family->gate), L->map = kind->elu ? F_ELU1 : act_of(L->family->map);
         L->attn_norm = add_tensor(m, l, "attn_norm.weight", 0, D, KEEP_F32);
-        if (L->mixer == GATED_DELTA) {
-            L->w_q = add_tensor(m, l, "attn_qkv.weight", 2 * K + V, D, M);
-            L->w_z = add_tensor(m, l, "attn_gate.weight", V, D, M);
-            L->w_b = add_tensor(m, l, "ssm_beta.weight", H, D, M);
-            L->w_a = add_tensor(m, l, "ssm_alpha.weight", H, D, M);
-            L->conv = add_tensor(m, l, "ssm_conv1d.weight", c->d_conv, 2 * K + V, KEEP_F32 | TRANSPOSED);
-            L->dt = add_tensor(m, l, "ssm_dt.bias", 0, H, KEEP_F32);
-            L->a_log = add_tensor(m, l, "ssm_a", 0, H, KEEP_F32 | NEGATIVE_EXP);
-            L->norm = add_tensor(m, l, "ssm_norm.weight", 0, c->dv, KEEP_F32);
-            L->w_o = add_tensor(m, l, "ssm_out.weight", D, V, M);
-        } else if (L->mixer == GLA) {
-            L->w_q = add_tensor(m, l, "attn_q.weight", K, D, M);
-            L->w_k = add_tensor(m, l, "attn_k.weight", K, D, M);
-            L->w_v = add_tensor(m, l, "attn_v.weight", V, D, M);
-            L->w_z = add_tensor(m, l, "attn_gate.weight", V, D, M);
-            L->w_fa = add_tensor(m, l, "ssm_f_a.weight", c->gate_rank, D, M);
-            L->w_fb = add_tensor(m, l, "ssm_f_b.weight", K, c->gate_rank, M);
-            L->fb_bias = add_tensor(m, l, "ssm_f_b.bias", 0, K, KEEP_F32);
-            L->norm = add_tensor(m, l, "ssm_norm.weight", 0, c->dv, KEEP_F32);
-            L->w_o = add_tensor(m, l, "attn_output.weight", D, V, M);
-        } else {
-            const int Q = c->q_heads * c->head_dim, KV = c->kv_heads * c->head_dim;
-            L->w_q = add_tensor(m, l, "attn_q.weight", 2 * Q, D, M);
-            L->w_k = add_tensor(m, l, "attn_k.weight", KV, D, M);
-            L->w_v = add_tensor(m, l, "attn_v.weight", KV, D, M);
-            L->q_norm = add_tensor(m, l, "attn_q_norm.weight", 0, c->head_dim, KEEP_F32);
-            L->k_norm = add_tensor(m, l, "attn_k_norm.weight", 0, c->head_dim, KEEP_F32);
-            L->w_o = add_tensor(m, l, "attn_output.weight", D, Q, M);
-        }
-        L->ffn_norm = add_tensor(m, l, c->mixer == GLA ? "ffn_norm.weight" : "post_attention_norm.weight", 0, D, KEEP_F32);
-        L->w_gate = add_tensor(m, l, "ffn_gate.weight", F, D, M);
-        L->w_up = add_tensor(m, l, "ffn_up.weight", F, D, M);
-        L->w_down = add_tensor(m, l, "ffn_down.weight", D, F, M);
+        if (L->kind) list_linear(m, L, l);
+        else list_attention(m, L, l, kind->qwen);
+        if (!F) continue;
+        L->ffn_norm = add_tensor(m, l, kind->qwen ? "post_attention_norm.weight" : "ffn_norm.weight", 0, D, KEEP_F32);
+        L->w_ffn = add_tensor(m, l, "ffn_gate.weight", F, D, DECAYS);
+        add_tensor(m, l, "ffn_up.weight", F, D, DECAYS);
+        L->w_down = add_tensor(m, l, "ffn_down.weight", D, F, DECAYS);
     }
 }
 
-/* Matrices: normal, 0.02, those that write into the residual stream divided by sqrt(2 L). Norms 1. Decay rates uniform in
- * [1, 16], their softplus(dt) log-uniform in [0.001, 0.1]: memories of a few to a thousand tokens. */
+/* Matrices: normal, 1 / sqrt(inputs), those that write into the residual stream divided by sqrt(2 L). Norms 1. Decay rates uniform in
+ * [1, 16], their softplus(dt) log-uniform in [0.001, 0.1]: memories of one to a thousand tokens; slow: 1 and [0.001, 0.01], hundreds. */
 static void init_params(Tiny *m, uint64_t seed) {
     uint64_t rng = mix_seed(seed);
     for (int n = 0; n < m->n_tensors; n++) {
@@ -1239,12 +1399,13 @@ static void init_params(Tiny *m, uint64_t seed) {
         double scale = strstr(t->name, "token_embd") ? 0.05 : 1 / sqrt((double)t->cols);
         bool out = strstr(name, "ssm_out") || strstr(name, "attn_output") || strstr(name, "ffn_down");
         for (size_t i = 0; i < tensor_len(t); i++) {
-            if (strstr(name, "norm.weight")) p[i] = 1;
-            else if (strstr(name, "ssm_a") && !t->rows) p[i] = (real)log(1 + 15 * rng_uniform(&rng));
+            if (strstr(name, "norm.weight") || !strcmp(strchr(name, 0) - (strlen(name) < 5 ? 0 : 5), "ssm_d")) p[i] = 1;
+            else if (strstr(name, "ssm_a") && !strstr(name, "ssm_alpha")) p[i] = (real)log(1 + (m->c.recall ? 0 : 15) * rng_uniform(&rng));
+            else if (strstr(name, "ssm_decay")) p[i] = 1 - (real)pow(2, -5 - (double)i);
             else if (strstr(name, "ssm_dt")) {
-                double dt = exp(log(0.001) + rng_uniform(&rng) * log(100));
+                double dt = exp(log(0.001) + rng_uniform(&rng) * log(m->c.recall ? 10 : 100));
                 p[i] = (real)(dt + log(-expm1(-dt)));         /* the inverse of softplus */
-            } else if (strstr(name, "conv1d")) p[i] = (real)(rng_uniform(&rng) - 0.5);
+            } else if (strstr(name, "conv1d") && t->rows) p[i] = (real)(rng_uniform(&rng) - 0.5);
             else if (!t->rows) p[i] = 0;
             else p[i] = (real)(rng_normal(&rng) * scale / (out ? sqrt(2.0 * m->c.n_layers) : 1));
         }
@@ -1261,60 +1422,80 @@ static real *lay(real *base, size_t *used, size_t n) {
 static size_t lay_out(Tiny *m, real *base) {
     const TinyConfig *c = &m->c;
     const size_t N = (size_t)m->B * c->seq_len, D = c->dim, F = c->hidden_dim, H = c->n_heads, K = H * c->dk, V = H * c->dv;
-    const size_t Q = (size_t)c->q_heads * c->head_dim, KV = (size_t)c->kv_heads * c->head_dim, C = 2 * K + V;
-    size_t n = 0, pool = 0, gated = 0;
+    const size_t Q = (size_t)c->q_heads * c->head_dim, KV = (size_t)c->kv_heads * c->head_dim;
+    size_t n = 0, most = 3 * N * F;
     for (int l = 0; l < c->n_layers; l++) {
         TinyLayer *L = &m->layers[l];
         Memory *r = &L->mem;
-        *r = (Memory){ .B = m->B, .T = c->seq_len, .heads = (int)H, .dk = c->dk, .dv = c->dv, .vector_decay = L->mixer == GLA };
-        L->x = lay(base, &n, N * D), L->inv = lay(base, &n, N), L->h = lay(base, &n, N * D);
-        L->mid = lay(base, &n, N * D), L->inv2 = lay(base, &n, N), L->h2 = lay(base, &n, N * D);
-        L->g = lay(base, &n, N * F), L->u = lay(base, &n, N * F), L->s = lay(base, &n, N * F);
-        if (L->mixer == ATTENTION) {
-            L->raw = lay(base, &n, N * 2 * Q), L->a = lay(base, &n, N * KV);
+        const Family *k = L->family;
+        size_t pool;
+        L->x = lay(base, &n, N * D), L->inv = lay(base, &n, N), L->h = lay(base, &n, N * D), L->raw = lay(base, &n, N * L->n_in);
+        if (!k) {
             r->q = lay(base, &n, N * Q), r->k = lay(base, &n, N * KV), r->v = lay(base, &n, N * KV);
             L->inv_q = lay(base, &n, N * c->q_heads), L->inv_k = lay(base, &n, N * c->kv_heads), L->lse = lay(base, &n, N * c->q_heads);
             r->o = lay(base, &n, N * Q), L->y = lay(base, &n, N * Q);
+            if (L->n_conv) L->conved = lay(base, &n, N * L->n_u);
+            pool = N * (L->n_in + L->n_u + 2 * Q + 2 * KV);
         } else {
-            r->q = lay(base, &n, N * K), r->k = lay(base, &n, N * K), r->v = lay(base, &n, N * V);
-            r->S = lay(base, &n, memory_states(m->B, c->seq_len, c->n_heads, c->dk, c->dv));
-            L->z = lay(base, &n, N * V), r->o = lay(base, &n, N * V), L->inv_o = lay(base, &n, N * H), L->y = lay(base, &n, N * V);
-            if (L->mixer == GATED_DELTA) {
-                L->raw = lay(base, &n, N * C), L->act = lay(base, &n, N * C), L->a = lay(base, &n, N * H), L->b = lay(base, &n, N * H);
-                L->inv_q = lay(base, &n, N * H), L->inv_k = lay(base, &n, N * H);
-                r->d = lay(base, &n, N * H), r->rho = lay(base, &n, N * H), r->e = lay(base, &n, N * K), r->w = lay(base, &n, N * V);
-            } else {
-                L->a = lay(base, &n, N * c->gate_rank), L->b = lay(base, &n, N * K), r->d = lay(base, &n, N * K), r->w = r->v;
-            }
+            const size_t wide = k->per == CHANNELS ? K : H;
+            *r = (Memory){ .B = m->B, .T = c->seq_len, .heads = (int)H, .dk = c->dk, .dv = c->dv, .vector_decay = k->per == CHANNELS };
+            r->q = lay(base, &n, N * K), r->k = lay(base, &n, N * K), r->v = lay(base, &n, N * V), r->d = lay(base, &n, N * wide);
+            r->S = lay(base, &n, memory_states(m->B, c->seq_len, c->n_heads, c->dk, c->dv)), r->o = lay(base, &n, N * V), r->w = r->v;
+            if (k->erase) r->rho = lay(base, &n, N * H), r->e = lay(base, &n, N * K), r->w = lay(base, &n, N * V);
+            if (k->erase == ERASE_GATED) L->bk = lay(base, &n, N * K);
+            if (L->w_fb) L->f = lay(base, &n, N * K);
+            if (narrow_gate(k)) L->z = lay(base, &n, N * V);
+            if (is_mamba(k)) L->step = lay(base, &n, N * H), L->og = lay(base, &n, N * V);
+            if (L->n_conv) L->conved = lay(base, &n, N * L->n_u);
+            L->rate = lay(base, &n, wide), L->inv_q = lay(base, &n, N * H), L->inv_k = lay(base, &n, N * H), L->inv_o = lay(base, &n, N * H);
+            L->y = lay(base, &n, N * V);
+            pool = N * (L->n_in + L->n_u + 5 * V + 5 * K + 4 * H);
         }
+        L->mid = lay(base, &n, N * D), L->inv2 = lay(base, &n, N), L->h2 = lay(base, &n, N * D);
+        L->gu = lay(base, &n, N * 2 * F), L->s = lay(base, &n, N * F);
+        most = pool > most ? pool : most;
     }
     m->x_out = lay(base, &n, N * D), m->inv_out = lay(base, &n, N), m->h_out = lay(base, &n, N * D);
     m->d_res = lay(base, &n, N * D), m->dh = lay(base, &n, N * D);
-    m->rope = lay(base, &n, (size_t)c->seq_len * c->n_rot + 16);
-    pool = 3 * N * F;
-    gated = N * (2 * C + 4 * K + 4 * V + 4 * H + c->gate_rank + 128);
-    pool = pool > gated ? pool : gated;
-    gated = N * (4 * Q + 3 * KV + 128);
-    m->pool_cap = pool > gated ? pool : gated;
+    m->rope = lay(base, &n, (size_t)c->seq_len * c->n_rot + 16), m->rope_k = lay(base, &n, (size_t)c->seq_len * c->dk);
+    m->pool_cap = most + 16 * 32;                               /* each piece is rounded up to 16 */
     m->pool = lay(base, &n, m->pool_cap);
     return n;
+}
+
+/* cs (T, n / 2): cosine and sine of position * base^(-2i / n). */
+static void rope_angles(real *cs, int T, int n, double base) {
+    for (int t = 0; t < T; t++)
+        for (int i = 0; i < n / 2; i++) {
+            double angle = t * pow(base, -2.0 * i / n);
+            cs[(size_t)t * n + 2 * i] = (real)cos(angle), cs[(size_t)t * n + 2 * i + 1] = (real)sin(angle);
+        }
+}
+
+/* What does not change from step to step: decays and erase strengths that are constants. */
+static void fill_constants(Tiny *m, TinyLayer *L) {
+    const Family *k = L->family;
+    const size_t N = (size_t)m->B * m->c.seq_len, H = m->c.n_heads;
+    for (size_t i = 0; k && i < N * H; i++) {
+        if (k->decay == DECAY_NONE) L->mem.d[i] = 1;
+        if (k->decay == DECAY_FIXED) L->mem.d[i] = m->params[L->decay + i % H];
+        if (k->erase == ERASE_GATED) L->mem.rho[i] = 1;
+    }
 }
 
 static void tiny_new(Tiny *m, const TinyConfig *c, int B, uint64_t seed) {
     *m = (Tiny){ .c = *c, .B = B };
     m->layers = checked(calloc((size_t)c->n_layers, sizeof *m->layers));
-    m->tensors = checked(calloc(2 + 16 * (size_t)c->n_layers, sizeof *m->tensors));
+    m->tensors = checked(calloc(2 + 24 * (size_t)c->n_layers, sizeof *m->tensors));
     list_tensors(m);
     m->params = checked(calloc(4 * m->n_params, sizeof(real)));
     m->grads = m->params + m->n_params, m->mean = m->grads + m->n_params, m->square = m->mean + m->n_params;
     init_params(m, seed);
     m->arena = checked(calloc(lay_out(m, NULL), sizeof(real)));
     lay_out(m, m->arena);
-    for (int t = 0; t < c->seq_len; t++)
-        for (int i = 0; i < c->n_rot / 2; i++) {
-            double angle = t * pow(c->rope_base, -2.0 * i / c->n_rot);
-            m->rope[(size_t)t * c->n_rot + 2 * i] = (real)cos(angle), m->rope[(size_t)t * c->n_rot + 2 * i + 1] = (real)sin(angle);
-        }
+    rope_angles(m->rope, c->seq_len, c->n_rot, c->rope_base);
+    rope_angles(m->rope_k, c->seq_len, c->dk, c->rope_base);
+    for (int l = 0; l < c->n_layers; l++) fill_constants(m, &m->layers[l]);
 }
 
 static void tiny_free(Tiny *m) {
@@ -1334,183 +1515,319 @@ static real *tiny_tmp(Tiny *m, size_t n) {
     return p;
 }
 
-/* Gated DeltaNet (source: Gated Delta Networks, 2024, in the layout of Qwen3.5):
- *   u = silu(conv(W_qkv h));  q = l2(u_q) / sqrt(dk), k = l2(u_k);  the recurrence with the gates above;
- *   out = W_o (rmsnorm(o) silu(W_z h)) */
-static void gated_delta_forward(Tiny *m, TinyLayer *L) {
-    const TinyConfig *c = &m->c;
-    const int N = m->B * c->seq_len, D = c->dim, H = c->n_heads, dk = c->dk, dv = c->dv, K = H * dk, V = H * dv, C = 2 * K + V;
-    const real scale = 1 / (real)sqrt(dk);
-    Memory *r = &L->mem;
-    matmul_forward(L->raw, L->h, W(w_q), N, D, C, 0);
-    matmul_forward(L->z, L->h, W(w_z), N, D, V, 0);
-    matmul_forward(L->a, L->h, W(w_a), N, D, H, 0);
-    matmul_forward(L->b, L->h, W(w_b), N, D, H, 0);
-    conv_forward(L->act, L->raw, W(conv), m->B, c->seq_len, C, c->d_conv);
-    PARALLEL
-    for (int i = 0; i < N; i += BLOCK) {
-        const int rows = least(BLOCK, N - i);
-        const real *u = L->act + (size_t)i * C;
-        kern.l2norm_forward(r->q + (size_t)i * K, L->inv_q + (size_t)i * H, u, C, rows, H, dk, scale);
-        kern.l2norm_forward(r->k + (size_t)i * K, L->inv_k + (size_t)i * H, u + K, C, rows, H, dk, 1);
-    }
-    delta_gates_forward(r->d, r->rho, r->e, r->v, L->a, L->b, W(a_log), W(dt), r->k, L->act + 2 * K, C, N, H, dk, dv);
-    memory_forward(r);
-    gated_norm_forward(L->y, L->inv_o, r->o, L->z, W(norm), N, H, dv, (real)c->eps);
-    matmul_forward(L->mid, L->y, W(w_o), N, V, D, 1);
+/* The short convolutions of a layer, one or one each for q, k, v, next to each other. */
+static void convs_forward(Tiny *m, TinyLayer *L, bool silu) {
+    for (int i = 0, at = 0; i < L->n_conv; at += L->conv_width[i++])
+        conv_forward(L->conved + at, L->n_u, L->raw + L->at_u + at, L->n_in, W(conv[i]), L->conv_bias ? W(conv_bias) : NULL, silu, m->B, m->c.seq_len,
+                     L->conv_width[i], m->c.d_conv);
 }
 
-static void gated_delta_backward(Tiny *m, TinyLayer *L, const real *d_res, real *dh) {
+static void convs_backward(Tiny *m, TinyLayer *L, real *draw, real *dconved, bool silu) {
+    for (int i = 0, at = 0; i < L->n_conv; at += L->conv_width[i++])
+        conv_backward(draw + L->at_u + at, DW(conv[i]), L->conv_bias ? DW(conv_bias) : NULL, dconved + at, L->n_u, L->raw + L->at_u + at, L->n_in, W(conv[i]),
+                      L->conv_bias ? W(conv_bias) : NULL, silu, m->B, m->c.seq_len, L->conv_width[i], m->c.d_conv);
+}
+
+static real sigmoid1(real x) { return x >= 0 ? 1 / (1 + (real)exp(-x)) : (real)exp(x) / (1 + (real)exp(x)); }
+static real softplus1(real x) { return x > 20 ? x : (real)log1p(exp(x)); }
+
+/* Where the q, k, v of a linear layer come from, the input of its decay and of its output gate, each with the stride of its rows. */
+typedef struct { real *u, *a, *z; size_t ldu, lda, ldz; } Inputs;
+
+static Inputs inputs_of(const TinyLayer *L, int K, int V, real *raw, real *conved, real *f, real *z) {
+    const Family *k = L->family;
+    Inputs in = { raw + L->at_u, raw + L->at_a, L->gate == F_ID ? NULL : raw + L->at_z, (size_t)L->n_in, (size_t)L->n_in, (size_t)L->n_in };
+    if (L->n_conv) in.u = conved, in.ldu = (size_t)L->n_u;
+    if (L->w_fb) in.a = f, in.lda = (size_t)K;
+    if (k->decay == DECAY_FORGET) in.a = in.u + L->at_k, in.lda = in.ldu;
+    if (narrow_gate(k)) in.z = z, in.ldz = (size_t)V;
+    return in;
+}
+
+/* Mamba-2's step size: softplus(a + bias), (rows, H). */
+static void step_forward(real *step, const real *a, size_t lda, const real *bias, int rows, int H) {
+    for (int r = 0; r < rows; r++)
+        for (int h = 0; h < H; h++) step[r * H + h] = softplus1(a[r * lda + h] + bias[h]);
+}
+
+//~ step = softplus(a + bias).  da and dbias add.
+static void step_backward(real *da, real *dbias, const real *dstep, const real *a, size_t lda, const real *bias, int rows, int H) {
+    for (int r = 0; r < rows; r++)
+        for (int h = 0; h < H; h++) {
+            real g = dstep[r * H + h] * sigmoid1(a[r * lda + h] + bias[h]);
+            da[r * lda + h] += g, dbias[h] += g;
+        }
+}
+
+/* Tokens r .. r + rows: from projections to what the recurrence reads, in the order of MixerKind. */
+static void linear_inputs_forward(Tiny *m, TinyLayer *L, int r, int rows) {
     const TinyConfig *c = &m->c;
-    const int N = m->B * c->seq_len, D = c->dim, H = c->n_heads, dk = c->dk, dv = c->dv, K = H * dk, V = H * dv, C = 2 * K + V;
-    const real scale = 1 / (real)sqrt(dk);
+    const Family *k = L->family;
+    const int H = c->n_heads, dk = c->dk, dv = c->dv, K = H * dk, V = H * dv;
+    const real scale = is_mamba(k) ? 1 : 1 / (real)sqrt(dk);
+    const size_t atk = (size_t)r * K, atv = (size_t)r * V, ath = (size_t)r * H, atd = (size_t)r * (k->per == CHANNELS ? K : H);
+    const Inputs in = inputs_of(L, K, V, L->raw, L->conved, L->f, L->z);
+    const real *u = in.u + r * in.ldu, *a = in.a + r * in.lda, *raw = L->raw + (size_t)r * L->n_in;
+    Memory *t = &L->mem;
+    // q, k
+    if (k->norm == QK_L2) {
+        kern.l2norm_forward(t->q + atk, L->inv_q + ath, u + L->at_q, in.ldu, rows, H, dk, scale);
+        kern.l2norm_forward(t->k + atk, L->inv_k + ath, u + L->at_k, in.ldu, rows, H, dk, 1);
+    } else {
+        kern.map_forward(L->map, t->q + atk, u + L->at_q, in.ldu, rows, K, scale);
+        if (k->decay != DECAY_FORGET) kern.map_forward(L->map, t->k + atk, u + L->at_k, in.ldu, rows, K, 1);
+    }
+    // d
+    if (k->decay >= DECAY_SIGMOID)
+        kern.gate_forward(t->d + atd, a, in.lda, L->bias ? W(bias) : NULL, L->rate, is_softplus(k) ? -1 : 1, rows, k->per == CHANNELS ? K : H);
+    if (k->decay == DECAY_FORGET)
+        for (size_t i = atk; i < atk + (size_t)rows * K; i++) t->k[i] = 1 - t->d[i];
+    // rho, v
+    const real *v = u + L->at_v;
+    if (k->erase == ERASE_KEY) {
+        kern.gate_forward(t->rho + ath, raw + L->at_b, L->n_in, NULL, NULL, 1, rows, H);
+        kern.scale_forward(t->v + atv, v, in.ldu, t->rho + ath, rows, H, dv);
+    } else if (k->erase == ERASE_GATED) kern.glu_forward(F_SIGMOID, t->v + atv, v, in.ldu, raw + L->at_w, L->n_in, 0, rows, 1, V);
+    else if (is_mamba(k)) {
+        step_forward(L->step + ath, a, in.lda, W(bias), rows, H);
+        kern.scale_forward(t->v + atv, v, in.ldu, L->step + ath, rows, H, dv);
+    } else kern.map_forward(F_ID, t->v + atv, v, in.ldu, rows, V, 1);
+    // e = d k, or d times k of which each channel is erased by its own strength
+    const real *ek = t->k + atk;
+    if (k->erase == ERASE_GATED) kern.glu_forward(F_SIGMOID, L->bk + atk, t->k + atk, K, raw + L->at_b, L->n_in, 0, rows, 1, K), ek = L->bk + atk;
+    if (k->erase && k->per == CHANNELS) kern.glu_forward(F_ID, t->e + atk, ek, K, t->d + atk, K, 0, rows, 1, K);
+    else if (k->erase) kern.scale_forward(t->e + atk, ek, K, t->d + ath, rows, H, dk);
+}
+
+/* In: the gradients that the recurrence gives, in L->mem; out: draw, du, df; dbias and drate (wide) and dstep's bias add. dbk (N, K) and
+ * dstep (N, H) are room to work in. */
+static void linear_inputs_backward(Tiny *m, TinyLayer *L, int r, int rows, real *draw, real *dconved, real *df, real *dbk, real *dstep,
+                                   real *dbias, real *drate) {
+    const TinyConfig *c = &m->c;
+    const Family *k = L->family;
+    const int H = c->n_heads, dk = c->dk, dv = c->dv, K = H * dk, V = H * dv;
+    const real scale = is_mamba(k) ? 1 : 1 / (real)sqrt(dk);
+    const size_t atk = (size_t)r * K, atv = (size_t)r * V, ath = (size_t)r * H, atd = (size_t)r * (k->per == CHANNELS ? K : H), atr = (size_t)r * L->n_in;
+    const Inputs in = inputs_of(L, K, V, L->raw, L->conved, L->f, L->z), d_in = inputs_of(L, K, V, draw, dconved, df, NULL);
+    const real *u = in.u + r * in.ldu, *a = in.a + r * in.lda, *raw = L->raw + atr;
+    real *du = d_in.u + r * in.ldu, *da = d_in.a + r * in.lda;
+    Memory *t = &L->mem;
+    //~ e = d k,  or d bk with bk = k sigmoid(b)
+    if (k->erase == ERASE_GATED) {
+        kern.glu_backward(F_ID, dbk + atk, t->dd + atk, t->de + atk, L->bk + atk, K, t->d + atk, K, 0, rows, 1, K, ADD_DZ);
+        kern.glu_backward(F_SIGMOID, t->dkey + atk, draw + atr + L->at_b, dbk + atk, t->k + atk, K, raw + L->at_b, L->n_in, 0, rows, 1, K, ADD_DX);
+    } else if (k->erase && k->per == CHANNELS) kern.glu_backward(F_ID, t->dkey + atk, t->dd + atk, t->de + atk, t->k + atk, K, t->d + atk, K, 0, rows, 1, K, ADD_DX | ADD_DZ);
+    else if (k->erase) kern.scale_backward(t->dkey + atk, t->dd + ath, t->de + atk, t->k + atk, K, t->d + ath, rows, H, dk, ADD_DX);
+    //~ v = rho act_v,  rho = sigmoid(b);  or v = act_v sigmoid(w);  or v = step act_v
+    const real *v = u + L->at_v;
+    real *dv_ = du + L->at_v;
+    if (k->erase == ERASE_KEY) {
+        kern.scale_backward(dv_, t->drho + ath, t->dval + atv, v, in.ldu, t->rho + ath, rows, H, dv, 0);
+        kern.gate_backward(draw + atr + L->at_b, NULL, NULL, t->drho + ath, t->rho + ath, raw + L->at_b, L->n_in, NULL, NULL, 1, rows, H);
+    } else if (k->erase == ERASE_GATED) kern.glu_backward(F_SIGMOID, dv_, draw + atr + L->at_w, t->dval + atv, v, in.ldu, raw + L->at_w, L->n_in, 0, rows, 1, V, 0);
+    else if (is_mamba(k)) {
+        memset(dstep + ath, 0, (size_t)rows * H * sizeof(real));
+        kern.scale_backward(dv_, dstep + ath, t->dval + atv, v, in.ldu, L->step + ath, rows, H, dv, 0);
+    } else kern.map_backward(F_ID, dv_, in.ldu, t->dval + atv, v, rows, V, 1);
+    //~ d = gate(a)
+    if (k->decay == DECAY_FORGET)            /* k = 1 - d */
+        for (size_t i = atk; i < atk + (size_t)rows * K; i++) t->dd[i] -= t->dkey[i];
+    if (k->decay >= DECAY_SIGMOID)
+        kern.gate_backward(da, dbias, is_softplus(k) ? drate : NULL, t->dd + atd, t->d + atd, a, in.lda, L->bias ? W(bias) : NULL, L->rate,
+                           is_softplus(k) ? -1 : 1, rows, k->per == CHANNELS ? K : H);
+    if (is_mamba(k)) step_backward(da, dbias, dstep + ath, a, in.lda, W(bias), rows, H);
+    //~ q = scale map(u_q),  k = map(u_k)
+    if (k->norm == QK_L2) {
+        kern.l2norm_backward(du + L->at_q, in.ldu, t->dq + atk, u + L->at_q, L->inv_q + ath, rows, H, dk, scale);
+        kern.l2norm_backward(du + L->at_k, in.ldu, t->dkey + atk, u + L->at_k, L->inv_k + ath, rows, H, dk, 1);
+    } else {
+        kern.map_backward(L->map, du + L->at_q, in.ldu, t->dq + atk, u + L->at_q, rows, K, scale);
+        if (k->decay != DECAY_FORGET) kern.map_backward(L->map, du + L->at_k, in.ldu, t->dkey + atk, u + L->at_k, rows, K, 1);
+    }
+}
+
+/* Mamba-2 around the recurrence: o += D u_v, then rmsnorm(o silu(z)) with a weight per channel. */
+static void mamba_output_forward(Tiny *m, TinyLayer *L, Inputs in) {
+    const TinyConfig *c = &m->c;
+    const int N = m->B * c->seq_len, H = c->n_heads, dv = c->dv, V = H * dv;
+    PARALLEL
+    for (int r = 0; r < N; r++)
+        for (int i = 0; i < V; i++) L->mem.o[(size_t)r * V + i] += W(skip)[i / dv] * in.u[r * in.ldu + L->at_v + i];
+    glu_forward(F_SILU, L->og, L->mem.o, V, in.z, in.ldz, 0, N, 1, V);
+    for (int h = 0; h < H; h++)
+        rmsnorm_forward(L->y + h * dv, V, dv, L->inv_o + (size_t)h * N, L->og + h * dv, V, dv, W(norm) + h * dv, N, 1, dv, (real)c->eps);
+}
+
+static void mamba_output_backward(Tiny *m, TinyLayer *L, Inputs in, real *d_o, real *dog, real *dz, const real *dy) {
+    const TinyConfig *c = &m->c;
+    const int N = m->B * c->seq_len, H = c->n_heads, dv = c->dv, V = H * dv;
+    //~ y = rmsnorm(og) * norm
+    for (int h = 0; h < H; h++)
+        rmsnorm_backward(dog + h * dv, DW(norm) + h * dv, dy + h * dv, V, dv, L->og + h * dv, V, dv, W(norm) + h * dv, L->inv_o + (size_t)h * N, N, 1, dv, 0);
+    //~ og = o silu(z)
+    glu_backward(F_SILU, d_o, dz, dog, L->mem.o, V, in.z, in.ldz, 0, N, 1, V, 0);
+    //~ o += D u_v
+    PARALLEL
+    for (int i = 0; i < H; i++) {
+        double sum = 0;
+        for (int r = 0; r < N; r++)
+            for (int j = i * dv; j < (i + 1) * dv; j++) sum += (double)d_o[(size_t)r * V + j] * in.u[r * in.ldu + L->at_v + j];
+        DW(skip)[i] += (real)sum;
+    }
+}
+
+/* A linear layer: raw = W_in h; q, k, v, gates; the recurrence; out = W_o (normed and gated o). */
+static void linear_forward(Tiny *m, TinyLayer *L) {
+    const TinyConfig *c = &m->c;
+    const Family *k = L->family;
+    const int T = c->seq_len, N = m->B * T, D = c->dim, H = c->n_heads, dk = c->dk, K = H * dk, V = H * c->dv, R = c->gate_rank;
+    const Inputs in = inputs_of(L, K, V, L->raw, L->conved, L->f, L->z);
+    const real eps = (real)(L->kind->norm_eps > 0 ? L->kind->norm_eps : c->eps);
     Memory *r = &L->mem;
-    real *dy = TMP(N * V), *dz = TMP(N * V), *dact = TMP(N * C), *draw = TMP(N * C), *da = TMP(N * H), *db = TMP(N * H);
-    r->d_o = TMP(N * V), r->dval = TMP(N * V), r->dq = TMP(N * K), r->dkey = TMP(N * K), r->de = TMP(N * K);
-    r->dd = TMP(N * H), r->drho = TMP(N * H);
+    matmul_forward(L->raw, L->n_in, L->h, D, W(w_in), N, D, L->n_in, 0);
+    convs_forward(m, L, k->silu != SILU_NEVER || c->recall);
+    if (L->w_fb) matmul_forward(L->f, K, L->raw + L->at_a, L->n_in, W(w_fb), N, R, K, 0);
+    if (narrow_gate(k)) {
+        for (int i = 0; i < N; i++) memcpy(L->z + (size_t)i * V, W(gb_bias), V * sizeof(real));
+        matmul_forward(L->z, V, L->raw + L->at_z, L->n_in, W(w_gb), N, R, V, 1);
+    }
+    for (int i = 0, wide = k->per == CHANNELS ? K : H; i < wide; i++)
+        L->rate[i] = is_softplus(k) ? (real)exp(W(a_log)[i / (wide / H)]) : k->decay == DECAY_SIGMOID ? 1 / (real)c->decay_divisor : 1;
+    PARALLEL
+    for (int i = 0; i < N; i += BLOCK) linear_inputs_forward(m, L, i, least(BLOCK, N - i));
+    if (L->kind->rope) rotate(r->q, m->rope_k, m->B, T, H, dk, dk, 1), rotate(r->k, m->rope_k, m->B, T, H, dk, dk, 1);
+    memory_forward(r);
+    if (is_mamba(k)) mamba_output_forward(m, L, in);
+    else gated_norm_forward(L->gate, L->y, L->inv_o, r->o, in.z, in.ldz, W(norm), N, k->out == OUT_ALL ? 1 : H, k->out == OUT_ALL ? V : c->dv, eps);
+    matmul_forward(L->mid, D, L->y, V, W(w_o), N, V, D, 1);
+}
+
+static void linear_backward(Tiny *m, TinyLayer *L, const real *d_res, real *dh) {
+    const TinyConfig *c = &m->c;
+    const Family *k = L->family;
+    const int T = c->seq_len, N = m->B * T, D = c->dim, H = c->n_heads, dk = c->dk, K = H * dk, V = H * c->dv, R = c->gate_rank;
+    const int wide = k->per == CHANNELS ? K : H, blocks = ceil_div(N, BLOCK);
+    Memory *r = &L->mem;
+    real *dy = TMP(N * V), *draw = TMP(N * L->n_in), *dconved = L->n_conv ? TMP(N * L->n_u) : NULL, *df = L->w_fb ? TMP(N * K) : NULL;
+    real *dbk = k->erase == ERASE_GATED ? TMP(N * K) : NULL, *dstep = is_mamba(k) ? TMP(N * H) : NULL, *dz = narrow_gate(k) ? TMP(N * V) : NULL;
+    r->d_o = TMP(N * V), r->dval = TMP(N * V), r->dq = TMP(N * K), r->dkey = TMP(N * K), r->dd = TMP(N * wide);
+    if (k->erase) r->de = TMP(N * K), r->drho = TMP(N * H);
+    const Inputs in = inputs_of(L, K, V, L->raw, L->conved, L->f, L->z), d_in = inputs_of(L, K, V, draw, dconved, df, dz);
     //~ mid += y W_o'
-    matmul_backward(dy, DW(w_o), d_res, L->y, W(w_o), N, V, D, 0);
-    //~ y = rmsnorm(o) silu(z)
-    gated_norm_backward(r->d_o, dz, DW(norm), dy, r->o, L->z, W(norm), L->inv_o, N, H, dv);
+    matmul_backward(dy, DW(w_o), d_res, D, L->y, V, W(w_o), N, V, D, 0);
+    //~ y = rmsnorm(o) act(z)
+    if (is_mamba(k)) mamba_output_backward(m, L, in, r->d_o, TMP(N * V), d_in.z, dy);
+    else gated_norm_backward(L->gate, r->d_o, d_in.z, DW(norm), dy, r->o, in.z, in.ldz, W(norm), L->inv_o, N, k->out == OUT_ALL ? 1 : H, k->out == OUT_ALL ? V : c->dv);
     //~ o = recurrence(q, k, v, d, e, rho)
     memory_backward(r);
-    //~ d, rho, e, v = gates(a, b, k, act_v)
-    delta_gates_backward(da, db, DW(a_log), DW(dt), r->dkey, dact + 2 * K, r->dd, r->drho, r->de, r->dval, r->d, r->rho, L->a,
-                         W(a_log), W(dt), r->k, L->act + 2 * K, C, N, H, dk, dv);
-    //~ q = l2norm(act_q) / sqrt(dk),  k = l2norm(act_k)
+    if (L->kind->rope) rotate(r->dq, m->rope_k, m->B, T, H, dk, dk, -1), rotate(r->dkey, m->rope_k, m->B, T, H, dk, dk, -1);
+    //~ q, k, v, d, e, rho from u and raw.  Gradients of bias and rate: one row per block, added in order
+    real *part = zeroed(space(-1, (size_t)blocks * 2 * wide), (size_t)blocks * 2 * wide);
     PARALLEL
     for (int i = 0; i < N; i += BLOCK) {
-        const int rows = least(BLOCK, N - i);
-        const size_t at = (size_t)i * C, atk = (size_t)i * K, ath = (size_t)i * H;
-        kern.l2norm_backward(dact + at, C, r->dq + atk, L->act + at, L->inv_q + ath, rows, H, dk, scale);
-        kern.l2norm_backward(dact + at + K, C, r->dkey + atk, L->act + at + K, L->inv_k + ath, rows, H, dk, 1);
+        real *sum = part + (size_t)(i / BLOCK) * 2 * wide;
+        linear_inputs_backward(m, L, i, least(BLOCK, N - i), draw, dconved, df, dbk, dstep, sum, sum + wide);
     }
-    //~ act = silu(conv(raw))
-    conv_backward(draw, DW(conv), dact, L->raw, W(conv), m->B, c->seq_len, C, c->d_conv);
-    //~ raw, z, a, b = h W'
-    matmul_backward(dh, DW(w_q), draw, L->h, W(w_q), N, D, C, 0);
-    matmul_backward(dh, DW(w_z), dz, L->h, W(w_z), N, D, V, 1);
-    matmul_backward(dh, DW(w_a), da, L->h, W(w_a), N, D, H, 1);
-    matmul_backward(dh, DW(w_b), db, L->h, W(w_b), N, D, H, 1);
+    for (int b = 0; b < blocks; b++)
+        for (int i = 0; i < wide; i++) {
+            if (L->bias) DW(bias)[i] += part[(size_t)b * 2 * wide + i];
+            //~ rate = exp(a_log)
+            if (L->a_log) DW(a_log)[i / (wide / H)] += part[(size_t)b * 2 * wide + wide + i] * L->rate[i];
+        }
+    if (is_mamba(k))
+        for (int i = 0; i < N; i++)         //~ o += D u_v
+            for (int j = 0; j < V; j++) d_in.u[i * in.ldu + L->at_v + j] += W(skip)[j / c->dv] * r->d_o[(size_t)i * V + j];
+    //~ f = raw_a W_fb',  z = raw_z W_gb' + bias
+    if (L->w_fb) matmul_backward(draw + L->at_a, DW(w_fb), df, K, L->raw + L->at_a, L->n_in, W(w_fb), N, R, K, 0);
+    if (narrow_gate(k)) {
+        matmul_backward(draw + L->at_z, DW(w_gb), dz, V, L->raw + L->at_z, L->n_in, W(w_gb), N, R, V, 0);
+        for (int i = 0; i < N; i++)
+            for (int j = 0; j < V; j++) DW(gb_bias)[j] += dz[(size_t)i * V + j];
+    }
+    //~ u = act(conv(raw))
+    convs_backward(m, L, draw, dconved, k->silu != SILU_NEVER || c->recall);
+    //~ raw = h W_in'
+    matmul_backward(dh, DW(w_in), draw, L->n_in, L->h, D, W(w_in), N, D, L->n_in, 0);
 }
 
-static void scale_rows(real *x, size_t n, real f) {
-    for (size_t i = 0; i < n; i++) x[i] *= f;
-}
-
-/* GLA (source: Gated Linear Attention Transformers, 2023): one decay per key channel, nothing erased.
- *   d = sigmoid(W_fb W_fa h + bias)^(1/16);  out = W_o (rmsnorm(o) silu(W_z h)) */
-static void gla_forward(Tiny *m, TinyLayer *L) {
-    const TinyConfig *c = &m->c;
-    const int N = m->B * c->seq_len, D = c->dim, H = c->n_heads, K = H * c->dk, V = H * c->dv, R = c->gate_rank;
-    Memory *r = &L->mem;
-    matmul_forward(r->q, L->h, W(w_q), N, D, K, 0);
-    matmul_forward(r->k, L->h, W(w_k), N, D, K, 0);
-    matmul_forward(r->v, L->h, W(w_v), N, D, V, 0);
-    matmul_forward(L->z, L->h, W(w_z), N, D, V, 0);
-    matmul_forward(L->a, L->h, W(w_fa), N, D, R, 0);
-    matmul_forward(L->b, L->a, W(w_fb), N, R, K, 0);
-    scale_rows(r->q, (size_t)N * K, 1 / (real)sqrt(c->dk));
-    gla_decay_forward(r->d, L->b, W(fb_bias), N, K, (real)c->decay_divisor);
-    memory_forward(r);
-    gated_norm_forward(L->y, L->inv_o, r->o, L->z, W(norm), N, H, c->dv, (real)c->eps);
-    matmul_forward(L->mid, L->y, W(w_o), N, V, D, 1);
-}
-
-static void gla_backward(Tiny *m, TinyLayer *L, const real *d_res, real *dh) {
-    const TinyConfig *c = &m->c;
-    const int N = m->B * c->seq_len, D = c->dim, H = c->n_heads, K = H * c->dk, V = H * c->dv, R = c->gate_rank;
-    Memory *r = &L->mem;
-    real *dy = TMP(N * V), *dz = TMP(N * V), *da = TMP(N * R);
-    r->d_o = TMP(N * V), r->dval = TMP(N * V), r->dq = TMP(N * K), r->dkey = TMP(N * K), r->dd = TMP(N * K);
-    //~ mid += y W_o'
-    matmul_backward(dy, DW(w_o), d_res, L->y, W(w_o), N, V, D, 0);
-    //~ y = rmsnorm(o) silu(z)
-    gated_norm_backward(r->d_o, dz, DW(norm), dy, r->o, L->z, W(norm), L->inv_o, N, H, c->dv);
-    //~ o = recurrence(q, k, v, d)
-    memory_backward(r);
-    //~ d = sigmoid(b + bias)^(1 / divisor)
-    gla_decay_backward(r->dd, DW(fb_bias), r->dd, r->d, L->b, W(fb_bias), N, K, (real)c->decay_divisor);
-    //~ q *= 1 / sqrt(dk)
-    scale_rows(r->dq, (size_t)N * K, 1 / (real)sqrt(c->dk));
-    //~ b = a W_fb',  a = h W_fa'
-    matmul_backward(da, DW(w_fb), r->dd, L->a, W(w_fb), N, R, K, 0);
-    matmul_backward(dh, DW(w_fa), da, L->h, W(w_fa), N, D, R, 0);
-    //~ q, k, v, z = h W'
-    matmul_backward(dh, DW(w_q), r->dq, L->h, W(w_q), N, D, K, 1);
-    matmul_backward(dh, DW(w_k), r->dkey, L->h, W(w_k), N, D, K, 1);
-    matmul_backward(dh, DW(w_v), r->dval, L->h, W(w_v), N, D, V, 1);
-    matmul_backward(dh, DW(w_z), dz, L->h, W(w_z), N, D, V, 1);
-}
-
-/* Gated softmax attention (Qwen3.5): per head of W_q, n rows of query, then n of gate; norm and rotation of q and k;
+/* Softmax attention, raw = q | k | v. With a gate (Qwen3.5): per head n rows of query, then n of gate, and q and k are normed;
  *   out = W_o (attention * sigmoid(gate)) */
 static Attention attention_of(const Tiny *m, TinyLayer *L) {
     return (Attention){ .B = m->B, .T = m->c.seq_len, .H = m->c.q_heads, .Hkv = m->c.kv_heads, .n = m->c.head_dim,
                         .q = L->mem.q, .k = L->mem.k, .v = L->mem.v, .o = L->mem.o, .lse = L->lse };
 }
 
-static void gated_attention_forward(Tiny *m, TinyLayer *L) {
+/* Columns of a matrix, copied out of wider rows (dense), or back into them. */
+static void columns(real *wide, size_t ld, real *dense, int N, int n, bool out) {
+    PARALLEL
+    for (int r = 0; r < N; r++) memcpy(out ? dense + (size_t)r * n : wide + r * ld, out ? wide + r * ld : dense + (size_t)r * n, n * sizeof(real));
+}
+
+static void attention_layer_forward(Tiny *m, TinyLayer *L) {
     const TinyConfig *c = &m->c;
-    const int T = c->seq_len, N = m->B * T, D = c->dim, n = c->head_dim, H = c->q_heads, G = c->kv_heads, Q = H * n, KV = G * n;
+    const int T = c->seq_len, N = m->B * T, D = c->dim, n = c->head_dim, H = c->q_heads, G = c->kv_heads, Q = H * n, KV = G * n, P = L->n_in;
+    const bool gated = L->q_norm;
     Memory *r = &L->mem;
-    matmul_forward(L->raw, L->h, W(w_q), N, D, 2 * Q, 0);
-    matmul_forward(L->a, L->h, W(w_k), N, D, KV, 0);
-    matmul_forward(r->v, L->h, W(w_v), N, D, KV, 0);
-    rmsnorm_forward(r->q, Q, n, L->inv_q, L->raw, 2 * Q, 2 * n, W(q_norm), N, H, n, (real)c->eps);
-    rmsnorm_forward(r->k, KV, n, L->inv_k, L->a, KV, n, W(k_norm), N, G, n, (real)c->eps);
+    real *kv = L->n_conv ? L->conved : L->raw + L->at_k;
+    const size_t ldkv = L->n_conv ? L->n_u : P;
+    matmul_forward(L->raw, P, L->h, D, W(w_in), N, D, P, 0);
+    convs_forward(m, L, false);
+    if (gated) {
+        rmsnorm_forward(r->q, Q, n, L->inv_q, L->raw, P, 2 * n, W(q_norm), N, H, n, (real)c->eps);
+        rmsnorm_forward(r->k, KV, n, L->inv_k, kv, ldkv, n, W(k_norm), N, G, n, (real)c->eps);
+    } else columns(L->raw, P, r->q, N, Q, true), columns(kv, ldkv, r->k, N, KV, true);
+    columns(kv + KV, ldkv, r->v, N, KV, true);
     rotate(r->q, m->rope, m->B, T, H, n, c->n_rot, 1);
     rotate(r->k, m->rope, m->B, T, G, n, c->n_rot, 1);
     Attention a = attention_of(m, L);
     attention_forward(&a);
-    PARALLEL
-    for (int i = 0; i < N; i += BLOCK)
-        kern.out_gate_forward(L->y + (size_t)i * Q, r->o + (size_t)i * Q, L->raw + (size_t)i * 2 * Q, least(BLOCK, N - i), H, n);
-    matmul_forward(L->mid, L->y, W(w_o), N, Q, D, 1);
+    if (gated) glu_forward(F_SIGMOID, L->y, r->o, Q, L->raw + n, P, 2 * n, N, H, n);
+    matmul_forward(L->mid, D, gated ? L->y : r->o, Q, W(w_o), N, Q, D, 1);
 }
 
-static void gated_attention_backward(Tiny *m, TinyLayer *L, const real *d_res, real *dh) {
+static void attention_layer_backward(Tiny *m, TinyLayer *L, const real *d_res, real *dh) {
     const TinyConfig *c = &m->c;
-    const int T = c->seq_len, N = m->B * T, D = c->dim, n = c->head_dim, H = c->q_heads, G = c->kv_heads, Q = H * n, KV = G * n;
+    const int T = c->seq_len, N = m->B * T, D = c->dim, n = c->head_dim, H = c->q_heads, G = c->kv_heads, Q = H * n, KV = G * n, P = L->n_in;
+    const bool gated = L->q_norm;
     Memory *r = &L->mem;
-    real *dy = TMP(N * Q), *draw = TMP(N * 2 * Q), *dq = TMP(N * Q), *dk = TMP(N * KV), *dv = TMP(N * KV), *dkraw = TMP(N * KV);
+    real *dy = TMP(N * Q), *draw = TMP(N * P), *dq = TMP(N * Q), *dk = TMP(N * KV), *dv = TMP(N * KV), *dconved = L->n_conv ? TMP(N * L->n_u) : NULL;
+    real *kv = L->n_conv ? L->conved : L->raw + L->at_k, *dkv = L->n_conv ? dconved : draw + L->at_k;
+    const size_t ldkv = L->n_conv ? L->n_u : P;
     //~ mid += y W_o'
-    matmul_backward(dy, DW(w_o), d_res, L->y, W(w_o), N, Q, D, 0);
+    matmul_backward(dy, DW(w_o), d_res, D, gated ? L->y : r->o, Q, W(w_o), N, Q, D, 0);
     //~ y = o sigmoid(gate)
-    PARALLEL
-    for (int i = 0; i < N; i += BLOCK)
-        kern.out_gate_backward(dy + (size_t)i * Q, draw + (size_t)i * 2 * Q, dy + (size_t)i * Q, r->o + (size_t)i * Q, L->raw + (size_t)i * 2 * Q,
-                               least(BLOCK, N - i), H, n);
+    if (gated) glu_backward(F_SIGMOID, dy, draw + n, dy, r->o, Q, L->raw + n, P, 2 * n, N, H, n, 0);
     //~ o = attention(q, k, v)
     Attention a = attention_of(m, L);
     a.d_o = dy, a.dq = dq, a.dk = dk, a.dv = dv;
     attention_backward(&a);
-    //~ q = rotate(rmsnorm(raw)),  k = rotate(rmsnorm(a))
+    //~ q, k = rotate(rmsnorm(raw))
     rotate(dq, m->rope, m->B, T, H, n, c->n_rot, -1);
     rotate(dk, m->rope, m->B, T, G, n, c->n_rot, -1);
-    rmsnorm_backward(draw, DW(q_norm), dq, Q, n, L->raw, 2 * Q, 2 * n, W(q_norm), L->inv_q, N, H, n, 0);
-    rmsnorm_backward(dkraw, DW(k_norm), dk, KV, n, L->a, KV, n, W(k_norm), L->inv_k, N, G, n, 0);
-    //~ raw, a, v = h W'
-    matmul_backward(dh, DW(w_q), draw, L->h, W(w_q), N, D, 2 * Q, 0);
-    matmul_backward(dh, DW(w_k), dkraw, L->h, W(w_k), N, D, KV, 1);
-    matmul_backward(dh, DW(w_v), dv, L->h, W(w_v), N, D, KV, 1);
+    if (gated) {
+        rmsnorm_backward(draw, DW(q_norm), dq, Q, n, L->raw, P, 2 * n, W(q_norm), L->inv_q, N, H, n, 0);
+        rmsnorm_backward(dkv, DW(k_norm), dk, KV, n, kv, ldkv, n, W(k_norm), L->inv_k, N, G, n, 0);
+    } else columns(draw, P, dq, N, Q, false), columns(dkv, ldkv, dk, N, KV, false);
+    columns(dkv + KV, ldkv, dv, N, KV, false);
+    convs_backward(m, L, draw, dconved, false);
+    //~ raw = h W_in'
+    matmul_backward(dh, DW(w_in), draw, P, L->h, D, W(w_in), N, D, P, 0);
 }
 
-/* A layer: mid = x + mixer(norm(x));  next = mid + W_down (silu(W_gate h2) * W_up h2),  h2 = norm(mid). */
+/* A layer: mid = x + mixer(norm(x));  next = mid + W_down (silu(W_gate h2) * W_up h2),  h2 = norm(mid). Mamba-2 has no second half. */
 static void layer_forward(Tiny *m, TinyLayer *L, real *next) {
     const TinyConfig *c = &m->c;
     const int N = m->B * c->seq_len, D = c->dim, F = c->hidden_dim;
     rmsnorm_forward(L->h, D, D, L->inv, L->x, D, D, W(attn_norm), N, 1, D, (real)c->eps);
     memcpy(L->mid, L->x, (size_t)N * D * sizeof(real));
-    if (L->mixer == GATED_DELTA) gated_delta_forward(m, L);
-    else if (L->mixer == GLA) gla_forward(m, L);
-    else gated_attention_forward(m, L);
-    rmsnorm_forward(L->h2, D, D, L->inv2, L->mid, D, D, W(ffn_norm), N, 1, D, (real)c->eps);
-    matmul_forward(L->g, L->h2, W(w_gate), N, D, F, 0);
-    matmul_forward(L->u, L->h2, W(w_up), N, D, F, 0);
-    swiglu_forward(L->s, L->g, L->u, (size_t)N * F);
+    if (L->kind) linear_forward(m, L);
+    else attention_layer_forward(m, L);
     memcpy(next, L->mid, (size_t)N * D * sizeof(real));
-    matmul_forward(next, L->s, W(w_down), N, F, D, 1);
+    if (!F) return;
+    rmsnorm_forward(L->h2, D, D, L->inv2, L->mid, D, D, W(ffn_norm), N, 1, D, (real)c->eps);
+    matmul_forward(L->gu, 2 * F, L->h2, D, W(w_ffn), N, D, 2 * F, 0);
+    glu_forward(F_SILU, L->s, L->gu + F, 2 * F, L->gu, 2 * F, 0, N, 1, F);
+    matmul_forward(next, D, L->s, F, W(w_down), N, F, D, 1);
 }
 
 /* d_res: the gradient of next on entry, of x on return. */
@@ -1518,21 +1835,21 @@ static void layer_backward(Tiny *m, TinyLayer *L, real *d_res) {
     const TinyConfig *c = &m->c;
     const int N = m->B * c->seq_len, D = c->dim, F = c->hidden_dim;
     m->pool_used = 0;
-    real *ds = TMP(N * F), *dg = TMP(N * F);
-    //~ next = mid + s W_down'
-    matmul_backward(ds, DW(w_down), d_res, L->s, W(w_down), N, F, D, 0);
-    //~ s = silu(g) * u
-    swiglu_backward(dg, ds, ds, L->g, L->u, (size_t)N * F);
-    //~ g, u = h2 W'
-    matmul_backward(m->dh, DW(w_gate), dg, L->h2, W(w_gate), N, D, F, 0);
-    matmul_backward(m->dh, DW(w_up), ds, L->h2, W(w_up), N, D, F, 1);
-    //~ h2 = rmsnorm(mid)
-    rmsnorm_backward(d_res, DW(ffn_norm), m->dh, D, D, L->mid, D, D, W(ffn_norm), L->inv2, N, 1, D, 1);
-    m->pool_used = 0;
+    if (F) {
+        real *ds = TMP(N * F), *dgu = TMP(2 * N * F);
+        //~ next = mid + s W_down'
+        matmul_backward(ds, DW(w_down), d_res, D, L->s, F, W(w_down), N, F, D, 0);
+        //~ s = silu(g) * u
+        glu_backward(F_SILU, dgu + F, dgu, ds, L->gu + F, 2 * F, L->gu, 2 * F, 0, N, 1, F, 0);
+        //~ g, u = h2 W'
+        matmul_backward(m->dh, DW(w_ffn), dgu, 2 * F, L->h2, D, W(w_ffn), N, D, 2 * F, 0);
+        //~ h2 = rmsnorm(mid)
+        rmsnorm_backward(d_res, DW(ffn_norm), m->dh, D, D, L->mid, D, D, W(ffn_norm), L->inv2, N, 1, D, 1);
+        m->pool_used = 0;
+    }
     //~ mid = x + mixer(h)
-    if (L->mixer == GATED_DELTA) gated_delta_backward(m, L, d_res, m->dh);
-    else if (L->mixer == GLA) gla_backward(m, L, d_res, m->dh);
-    else gated_attention_backward(m, L, d_res, m->dh);
+    if (L->kind) linear_backward(m, L, d_res, m->dh);
+    else attention_layer_backward(m, L, d_res, m->dh);
     //~ h = rmsnorm(x)
     rmsnorm_backward(d_res, DW(attn_norm), m->dh, D, D, L->x, D, D, W(attn_norm), L->inv, N, 1, D, 1);
 }
@@ -1553,12 +1870,12 @@ static double tiny_head(Tiny *m, const int *target, bool train, int *count) {
     for (int i = 0; i < N; i += 4 * BLOCK) {
         const int rows = least(4 * BLOCK, N - i);
         double part[16] = {0};
-        matmul_forward(logits, m->h_out + (size_t)i * D, w, rows, D, V, 0);
+        matmul_forward(logits, V, m->h_out + (size_t)i * D, D, w, rows, D, V, 0);
         PARALLEL
         for (int r = 0; r < rows; r += 16) part[r / 16] = kern.cross_entropy(logits + (size_t)r * V, target + i + r, least(16, rows - r), V, scale);
         for (int r = 0; r < 16; r++) loss += part[r];
         //~ logits = h E'
-        if (train) matmul_backward(m->dh + (size_t)i * D, m->grads + m->embed, logits, m->h_out + (size_t)i * D, w, rows, D, V, 0);
+        if (train) matmul_backward(m->dh + (size_t)i * D, m->grads + m->embed, logits, V, m->h_out + (size_t)i * D, D, w, rows, D, V, 0);
     }
     return loss;
 }
@@ -1610,12 +1927,6 @@ static double adamw_step(Tiny *m, const AdamW *o, long step) {      /* step coun
     }
     return norm;
 }
-
-
-/* From here on the program uses run.c: its GGUF reader, its tokenizer, and its inference for the sample at the end. */
-#define RUN_NO_MAIN
-#define RUN_STATIC
-#include "run.c"
 
 /* ---- 10. stories: a small world that tells itself ---------------------------------------------
  * Training text without a download. story(seed) writes one short story in simple English, the same for the same
@@ -2519,6 +2830,8 @@ typedef struct {
     uint64_t seed;
     int32_t *ids;                            /* the text; NULL: stories */
     size_t n_ids, n_train;
+    const int *pairs;                        /* associative recall: how many pairs the sequences hold in turn, 0 ends the list; NULL: text */
+    int mqar_vocab;
 } Data;
 
 enum { STORIES_PER_SEQUENCE = 1 << 10 };
@@ -2541,14 +2854,46 @@ static void fill_sequence(const Data *d, bool held_out, uint64_t i, int32_t *out
     }
 }
 
+/* Multi-query associative recall (source: Zoology, Arora et al. 2023). First come `pairs` keys, each with its value behind it; later each
+ * key comes once more, at a place drawn with a probability of 1 / distance, and there its value is what has to be said. Everywhere else
+ * stands token 0, and no answer counts. Keys are ids 1 .. V/2 - 1, values V/2 .. V - 1; which belongs to which is drawn anew each time, so
+ * that only a memory of this sequence can know it. */
+static void mqar_sequence(const Data *d, bool held_out, uint64_t i, int pairs, int T, int *id, int *target) {
+    uint64_t rng = mix_seed(d->seed ^ mix_seed(i * 2 + held_out));
+    const int half = d->mqar_vocab / 2, places = (T - 2 * pairs) / 2;
+    int deck[1 << 10], place[1 << 10];
+    for (int t = 0; t < T; t++) id[t] = 0, target[t] = -1;
+    for (int k = 0; k < half - 1; k++) deck[k] = k + 1;
+    for (int k = 0; k < places; k++) place[k] = k;
+    for (int k = 0; k < pairs; k++) {
+        int pick = k + (int)(rng_next(&rng) % (uint64_t)(half - 1 - k)), key = deck[pick], value = half + (int)(rng_next(&rng) % (uint64_t)half);
+        deck[pick] = deck[k];
+        id[2 * k] = key, id[2 * k + 1] = value;
+        double total = 0, at;                                   /* one of the places that are left */
+        for (int p = 0; p < places - k; p++) total += 1.0 / (place[p] + 1);
+        at = total * rng_uniform(&rng), pick = 0;
+        while (pick < places - k - 1 && (at -= 1.0 / (place[pick] + 1)) > 0) pick++;
+        const int t = 2 * (pairs + place[pick]);
+        for (; pick < places - k - 1; pick++) place[pick] = place[pick + 1];
+        id[t] = key, target[t] = value;
+    }
+}
+
 /* Batch number `step` of B sequences. */
 static void fill_batch(const Data *d, bool held_out, uint64_t step, int B, int T, int *id, int *target) {
-    int32_t *seq = checked(malloc((size_t)(T + 1) * sizeof *seq));
+    int kinds = 0;
+    while (d->pairs && d->pairs[kinds]) kinds++;
+    PARALLEL
     for (int b = 0; b < B; b++) {
+        if (kinds) {
+            mqar_sequence(d, held_out, step * B + b, d->pairs[b % kinds], T, id + b * T, target + b * T);
+            continue;
+        }
+        int32_t *seq = checked(malloc((size_t)(T + 1) * sizeof *seq));
         fill_sequence(d, held_out, step * B + b, seq, T + 1);
         for (int t = 0; t < T; t++) id[b * T + t] = seq[t], target[b * T + t] = seq[t + 1];
+        free(seq);
     }
-    free(seq);
 }
 
 /* Counting baselines: an interpolated Kneser-Ney bigram and trigram, with one discount of 0.75 (source: Chen and Goodman,
@@ -2755,38 +3100,62 @@ static int type_of(const TinyTensor *t, int type) {
     return type == AS_Q8_0 && t->cols % 32 ? AS_F16 : type;
 }
 
+static size_t widest_row(const Tiny *m) {
+    size_t n = 8;                                   /* the taps of a convolution lie in columns here, in rows in the file */
+    for (int i = 0; i < m->n_tensors; i++) n = (size_t)m->tensors[i].cols > n ? (size_t)m->tensors[i].cols : n;
+    return n;
+}
+
 /* The whole model as a GGUF file in memory. */
 static Out model_file(const Tiny *m, const Gguf *vocab, int type, const char *name) {
     const TinyConfig *c = &m->c;
-    const char *arch = c->mixer == GLA ? "gla" : "qwen35", *p = c->mixer == GLA ? "gla." : "qwen35.", *G = "general.";
+    const MixerKind *kind = &mixer_kinds[c->mixer];
+    const char *G = "general.";
+    char p[32];
     Keys k = {0};
-    key_str(&k, G, "architecture", arch), key_str(&k, G, "type", "model"), key_str(&k, G, "name", name);
+    snprintf(p, sizeof p, "%s.", kind->arch);
+    key_str(&k, G, "architecture", kind->arch), key_str(&k, G, "type", "model"), key_str(&k, G, "name", name);
     key_u32(&k, G, "quantization_version", 2);
     key_u32(&k, G, "file_type", type == AS_F32 ? 0 : type == AS_F16 ? 1 : type == AS_Q8_0 ? 7 : 32);
     key_f32(&k, G, "sampling.temp", 0.6f), key_f32(&k, G, "sampling.top_p", 0.95f);
     key_u32(&k, p, "block_count", (uint32_t)c->n_layers), key_u32(&k, p, "context_length", (uint32_t)c->seq_len);
     key_u32(&k, p, "embedding_length", (uint32_t)c->dim), key_u32(&k, p, "feed_forward_length", (uint32_t)c->hidden_dim);
     key_u32(&k, p, "vocab_size", (uint32_t)c->vocab_size), key_f32(&k, p, "attention.layer_norm_rms_epsilon", c->eps);
-    if (c->mixer == GLA) {
-        key_u32(&k, p, "mixer.head_count", (uint32_t)c->n_heads), key_u32(&k, p, "mixer.head_count_kv", (uint32_t)c->n_heads);
-        key_u32(&k, p, "mixer.key_length", (uint32_t)c->dk), key_u32(&k, p, "mixer.value_length", (uint32_t)c->dv);
-        key_u32(&k, p, "mixer.conv_kernel", 0), key_str(&k, p, "mixer.output_gate", "swish");
-        key_f32(&k, p, "mixer.decay_divisor", c->decay_divisor), key_str(&k, p, "feed_forward_activation", "swish");
-    } else {
+    if (kind->qwen) {
         key_u32(&k, p, "attention.head_count", (uint32_t)c->q_heads), key_u32(&k, p, "attention.head_count_kv", (uint32_t)c->kv_heads);
         key_u32(&k, p, "attention.key_length", (uint32_t)c->head_dim), key_u32(&k, p, "attention.value_length", (uint32_t)c->head_dim);
         key_f32(&k, p, "rope.freq_base", c->rope_base), key_u32(&k, p, "rope.dimension_count", (uint32_t)c->n_rot);
         const int third = ceil_div(c->n_rot / 2, 3), sections[4] = { third, least(third, c->n_rot / 2 - third), c->n_rot / 2 - third - least(third, c->n_rot / 2 - third), 0 };
         key_array(&k, p, "rope.dimension_sections", GGUF_I32, 4);
         for (int i = 0; i < 4; i++) put_int(&k.body, (uint64_t)sections[i], 4);
+        key_u32(&k, p, "full_attention_interval", (uint32_t)(c->interval ? c->interval : c->n_layers + 1));
+    }
+    if (kind->qwen || is_mamba(family_of(kind))) {
         key_u32(&k, p, "ssm.conv_kernel", (uint32_t)c->d_conv), key_u32(&k, p, "ssm.state_size", (uint32_t)c->dk);
         key_u32(&k, p, "ssm.group_count", (uint32_t)c->n_heads), key_u32(&k, p, "ssm.time_step_rank", (uint32_t)c->n_heads);
-        key_u32(&k, p, "ssm.inner_size", (uint32_t)(c->n_heads * c->dv)), key_u32(&k, p, "full_attention_interval", (uint32_t)c->interval);
+        key_u32(&k, p, "ssm.inner_size", (uint32_t)(c->n_heads * c->dv));
+    } else {
+        key_u32(&k, p, "mixer.head_count", (uint32_t)c->n_heads), key_u32(&k, p, "mixer.head_count_kv", (uint32_t)c->n_heads);
+        key_u32(&k, p, "mixer.key_length", (uint32_t)c->dk), key_u32(&k, p, "mixer.value_length", (uint32_t)c->dv);
+        key_u32(&k, p, "mixer.conv_kernel", (uint32_t)c->d_conv);
+        if (!kind->ungated && family_of(kind)->gate != ACT_NONE) key_str(&k, p, "mixer.output_gate", family_of(kind)->gate == ACT_SIGMOID ? "sigmoid" : "swish");
+        if (kind->elu) key_str(&k, p, "mixer.feature_map", "elu_plus_one");
+        if (kind->rope) key_u32(&k, p, "mixer.rope_dimension_count", (uint32_t)c->dk), key_f32(&k, p, "mixer.rope_freq_base", c->rope_base);
+        if (kind->norm_eps > 0) key_f32(&k, p, "mixer.layer_norm_rms_epsilon", kind->norm_eps);
+        if (family_of(kind)->decay == DECAY_SIGMOID) key_f32(&k, p, "mixer.decay_divisor", c->decay_divisor);
+        key_str(&k, p, "feed_forward_activation", "swish");
+    }
+    if (!kind->qwen) {
+        for (int kv = 0; kv < 2 && c->interval; kv++) {         /* 0 marks a linear layer */
+            key_array(&k, p, kv ? "attention.head_count_kv" : "attention.head_count", GGUF_I32, (uint64_t)c->n_layers);
+            for (int l = 0; l < c->n_layers; l++) put_int(&k.body, m->layers[l].kind ? 0 : (uint64_t)(kv ? c->kv_heads : c->q_heads), 4);
+        }
+        if (c->interval) key_f32(&k, p, "rope.freq_base", c->rope_base), key_u32(&k, p, "attention.key_length", (uint32_t)c->head_dim);
     }
     if (vocab) copy_vocabulary(&k, vocab);
     Out data = {0}, o = {0};
     size_t *offset = checked(calloc((size_t)m->n_tensors, sizeof *offset));
-    float *row = checked(malloc((size_t)(c->dim + c->hidden_dim + 2 * c->n_heads * c->dk + c->n_heads * c->dv + c->d_conv + 2 * c->q_heads * c->head_dim) * sizeof *row));
+    float *row = checked(malloc(widest_row(m) * sizeof *row));
     for (int n = 0; n < m->n_tensors; n++) {
         const TinyTensor *t = &m->tensors[n];
         const bool turn = t->flags & TRANSPOSED;
@@ -2860,8 +3229,8 @@ static int load_checkpoint(const char *path, Tiny *m, Checkpoint *c, uint64_t fi
  * What the user sees. Progress goes to standard error, the result and a sample to standard output. */
 #ifndef TRAIN_NO_MAIN
 typedef struct {
-    const char *text, *out, *mixer, *type, *tokenizer, *tokenizer_out, *prompt;
-    int dim, layers, hidden, vocab, context, batch, threads, resume, help;
+    const char *text, *task, *out, *mixer, *hybrid, *type, *tokenizer, *tokenizer_out, *prompt;
+    int dim, layers, heads, key_dim, value_dim, conv, hidden, vocab, context, batch, threads, resume, help;
     int64_t steps;
     uint64_t seed;
     double lr, decay, clip, minutes;
@@ -2869,11 +3238,17 @@ typedef struct {
 
 static const struct { const char *name, *value, *help; } train_help[] = {
     { "-o, --out", "FILE", "the model (model.bin)" },
-    { "--mixer", "NAME", "gated-delta (as Qwen3.5: 3 gated delta layers, 1 of gated attention) or gla (gated-delta)" },
+    { "--mixer", "NAME", "one of those below (gated-delta)" },
+    { "--hybrid", "N:1", "N layers of the mixer, then one of softmax attention, and so on" },
+    { "--task", "mqar", "learn and test associative recall instead of a text; writes a file only with -o" },
     { "--steps", "N", "optimiser steps (%s; 3000 with a text)" },
     { "--minutes", "M", "stop after so many minutes instead, at the cost of repeatability" },
-    { "--dim", "N", "model width, a multiple of 32, of 64 for gla (%s)" },
-    { "--layers", "N", "layers; a multiple of 4 ends with attention (%s)" },
+    { "--dim", "N", "model width, a multiple of 32 (%s)" },
+    { "--layers", "N", "layers (%s)" },
+    { "--heads", "N", "heads of the linear layers (dim / value width)" },
+    { "--key-dim", "N", "key width of such a head, a multiple of 16 up to 128 (32)" },
+    { "--value-dim", "N", "value width of such a head, a multiple of 16 (32, gla 64)" },
+    { "--conv", "N", "taps of the short convolution, 0: none (by mixer)" },
     { "--hidden", "N", "width of the feed-forward, a multiple of 32 (8/3 dim)" },
     { "--vocab", "N", "tokens, 257 at least (%s)" },
     { "--context", "N", "tokens per sequence (%s)" },
@@ -2900,10 +3275,11 @@ static int train_misuse(const char *what, const char *value) {
 
 static int parse_options(TrainOptions *o, int argc, char **argv) {
     const struct { const char *name; char letter, kind; void *at; double lo, hi; } table[] = {
-        { "--out", 'o', 's', &o->out, 0, 0 }, { "--mixer", 0, 's', &o->mixer, 0, 0 }, { "--type", 0, 's', &o->type, 0, 0 },
+        { "--task", 0, 's', &o->task, 0, 0 }, { "--out", 'o', 's', &o->out, 0, 0 }, { "--mixer", 0, 's', &o->mixer, 0, 0 }, { "--type", 0, 's', &o->type, 0, 0 },
         { "--vocabulary", 'z', 's', &o->tokenizer, 0, 0 }, { "--tokenizer", 0, 's', &o->tokenizer_out, 0, 0 }, { "--prompt", 'i', 's', &o->prompt, 0, 0 },
         { "--steps", 0, 'l', &o->steps, 1, 1e12 }, { "--dim", 0, 'i', &o->dim, 32, 4096 }, { "--layers", 0, 'i', &o->layers, 1, 256 },
-        { "--hidden", 0, 'i', &o->hidden, 32, 16384 }, { "--vocab", 0, 'i', &o->vocab, 257, 65536 }, { "--context", 0, 'i', &o->context, 16, 8192 },
+        { "--hybrid", 0, 's', &o->hybrid, 0, 0 }, { "--heads", 0, 'i', &o->heads, 1, 256 }, { "--key-dim", 0, 'i', &o->key_dim, 16, 128 },
+        { "--value-dim", 0, 'i', &o->value_dim, 16, 256 }, { "--conv", 0, 'i', &o->conv, 0, 8 }, { "--hidden", 0, 'i', &o->hidden, 32, 16384 }, { "--vocab", 0, 'i', &o->vocab, 257, 65536 }, { "--context", 0, 'i', &o->context, 16, 8192 },
         { "--batch", 0, 'i', &o->batch, 1, 4096 }, { "--threads", 'j', 'i', &o->threads, 1, 1024 }, { "--seed", 0, 'u', &o->seed, 0, 0 },
         { "--lr", 0, 'd', &o->lr, 0, 1 }, { "--decay", 0, 'd', &o->decay, 0, 10 }, { "--clip", 0, 'd', &o->clip, 0, 1e9 }, { "--minutes", 0, 'd', &o->minutes, 0.01, 1e6 },
         { "--resume", 0, 'f', &o->resume, 0, 0 }, { "--help", 'h', 'f', &o->help, 0, 0 },
@@ -2963,22 +3339,37 @@ static void print_train_help(const TrainOptions *d) {
         if (mark) printf("  %-20s %.*s%s%s\n", left, (int)(mark - train_help[i].help), train_help[i].help, value, mark + 2);
         else printf("  %-20s %s\n", left, train_help[i].help);
     }
+    printf("\nmixers:\n");
+    for (int i = 0; i < N_KINDS; i++) printf("  %-20s %s\n", mixer_kinds[i].name, mixer_kinds[i].about);
     printf("\nProgress goes to standard error. Exit: 0 done or stopped with a checkpoint, 1 failed, 2 misused.\n");
 }
 
 /* The sizes that follow from the options; NULL or what is wrong with them. */
 static const char *configure(TinyConfig *c, const TrainOptions *o, int vocab_size) {
-    const bool gla = !strcmp(o->mixer, "gla");
-    if (!gla && strcmp(o->mixer, "gated-delta")) return "--mixer is gated-delta or gla";
-    if (o->dim % (gla ? 64 : 32)) return gla ? "--dim must be a multiple of 64 for gla" : "--dim must be a multiple of 32";
-    if (o->hidden % 32) return "--hidden must be a multiple of 32";
+    int mixer = 0, every = 0, one = 0;
+    char end;
+    while (mixer < N_KINDS && strcmp(o->mixer, mixer_kinds[mixer].name)) mixer++;
+    if (mixer == N_KINDS) return "--mixer is one of the names that --help lists, not";
+    const MixerKind *k = &mixer_kinds[mixer];
+    const Family *f = family_of(k);
     const int heads = o->dim / 32;
+    if (o->dim % 32) return "--dim must be a multiple of 32, not";
+    if (o->hidden % 32) return "--hidden must be a multiple of 32, not";
+    if (o->key_dim % 16 || o->value_dim % 16) return "--key-dim and --value-dim must be multiples of 16, not";
+    if (o->hybrid && (sscanf(o->hybrid, "%d:%d%c", &every, &one, &end) != 2 || every < 1 || every > 255 || one != 1)) return "--hybrid is N:1, N linear layers for each of softmax attention, not";
+    if (o->hybrid && mixer == SOFTMAX) return "--hybrid does not go with --mixer";
+    if (!o->conv && mixer != SOFTMAX && f->silu != SILU_NEVER && f->silu != SILU_CONV) return "--conv 0 does not go with --mixer";
+    if (o->conv > 0 && mixer == SOFTMAX && o->out) return "--conv is not written to files with --mixer";
     *c = (TinyConfig){
-        .mixer = gla ? GLA : GATED_DELTA, .dim = o->dim, .hidden_dim = o->hidden ? o->hidden : (o->dim * 8 / 3 + 31) / 32 * 32, .n_layers = o->layers,
-        .vocab_size = vocab_size, .seq_len = o->context, .n_heads = gla ? heads / 2 : heads, .dk = 32, .dv = gla ? 64 : 32, .d_conv = 4,
-        .interval = gla ? 0 : 4, .q_heads = heads, .kv_heads = heads % 2 == 0 ? heads / 2 : heads % 3 == 0 ? heads / 3 : 1, .head_dim = 32, .n_rot = 16,
-        .gate_rank = 16, .eps = 1e-6f, .rope_base = 10000, .decay_divisor = 16
+        .mixer = mixer, .dim = o->dim, .hidden_dim = (is_mamba(f) && !o->hybrid) || (o->task && !o->hidden) ? 0 : o->hidden ? o->hidden : (o->dim * 8 / 3 + 31) / 32 * 32, .n_layers = o->layers,
+        .vocab_size = vocab_size, .seq_len = o->context, .d_conv = o->conv >= 0 ? o->conv : k->d_conv,
+        .dk = o->key_dim ? o->key_dim : 32, .dv = o->value_dim ? o->value_dim : mixer == GLA && o->dim % 64 == 0 ? 64 : 32,
+        .interval = o->hybrid ? every + 1 : mixer == SOFTMAX ? 1 : mixer == GATED_DELTA ? 4 : 0,
+        .q_heads = heads, .kv_heads = heads % 2 == 0 ? heads / 2 : heads % 3 == 0 ? heads / 3 : 1, .head_dim = 32, .n_rot = k->qwen ? 16 : 32,
+        .gate_rank = 16, .eps = 1e-6f, .rope_base = 10000, .decay_divisor = 16, .recall = o->task != NULL
     };
+    c->n_heads = o->heads ? o->heads : o->dim / c->dv > 0 ? o->dim / c->dv : 1;
+    if (narrow_gate(f)) c->gate_rank = c->dv;
     return NULL;
 }
 
@@ -3181,11 +3572,45 @@ static int report(Training *r, const Out *file, char *err) {
     return print_sample(file, r->o, err);
 }
 
+/* Floats that the linear layers carry from token to token. */
+static size_t state_floats(const Tiny *m) {
+    size_t n = 0;
+    for (int l = 0; l < m->c.n_layers; l++) n += m->layers[l].kind ? (size_t)m->c.n_heads * m->c.dk * m->c.dv : 0;
+    return n;
+}
+
+/* How many answers are right, in percent, by the number of pairs: on sequences that were not trained on. */
+static void report_recall(Training *r) {
+    const int B = r->m.B, T = r->m.c.seq_len, V = r->m.c.vocab_size, N = B * T;
+    real *logits = checked(malloc((size_t)N * V * sizeof *logits));
+    printf("%s", r->o->mixer);
+    if (r->o->hybrid) printf(" %s", r->o->hybrid);
+    printf(": %d layers, %d heads of %d x %d, %zu floats of state", r->m.c.n_layers, r->m.c.n_heads, r->m.c.dk, r->m.c.dv, state_floats(&r->m));
+    for (const int *p = r->d->pairs; *p; p++) {
+        Data d = *r->d;
+        int count, right = 0, asked = 0;
+        d.pairs = (int[]){ *p, 0 };
+        for (int i = 0; i < 20; i++) {
+            fill_batch(&d, true, (uint64_t)i, B, T, r->id, r->target);
+            tiny_step(&r->m, r->id, r->target, false, &count);
+            matmul_forward(logits, V, r->m.h_out, r->m.c.dim, r->m.params + r->m.embed, N, r->m.c.dim, V, 0);
+            for (int t = 0; t < N; t++) {
+                int best = 0;
+                for (int v = 1; v < V && r->target[t] >= 0; v++) best = logits[(size_t)t * V + v] > logits[(size_t)t * V + best] ? v : best;
+                right += best == r->target[t], asked += r->target[t] >= 0;
+            }
+        }
+        printf("; %d pairs %.1f %%", *p, 100.0 * right / asked);
+    }
+    printf("\n");
+    free(logits);
+}
+
 static int train(const TrainOptions *o, const Data *d, const TinyConfig *c, uint64_t fingerprint, int type, char *err) {
     Training r = { .o = o, .d = d, .at = { .fingerprint = fingerprint } };
     Out file = {0};
     int code = GLA_OK;
-    if (snprintf(r.ckpt, sizeof r.ckpt, "%s.ckpt", o->out) >= (int)sizeof r.ckpt) return fail(err, GLA_INPUT, "%s: the name is too long", o->out);
+    if (snprintf(r.ckpt, sizeof r.ckpt, "%s.ckpt", o->out ? o->out : o->task) >= (int)sizeof r.ckpt) return fail(err, GLA_INPUT, "%s: the name is too long", o->out);
     const size_t N = (size_t)o->batch * (size_t)c->seq_len;
     tiny_new(&r.m, c, o->batch, o->seed);
     r.id = checked(malloc(N * sizeof *r.id)), r.target = checked(malloc(N * sizeof *r.target));
@@ -3201,22 +3626,28 @@ static int train(const TrainOptions *o, const Data *d, const TinyConfig *c, uint
         sigaction(SIGINT, &act, &keep_int), sigaction(SIGTERM, &act, &keep_term);
 #endif
         code = train_steps(&r, err);
-        if (!code) file = model_file(&r.m, &d->vocab, type, o->text ? "A tiny model trained on a text" : "Tiny stories");
-        if (!code) code = write_file(o->out, file.p, file.n, NULL, 0, err);
+        if (!code && o->out) {
+            file = model_file(&r.m, d->pairs ? NULL : &d->vocab, type, d->pairs ? "Associative recall" : o->text ? "A tiny model trained on a text" : "Tiny stories");
+            code = write_file(o->out, file.p, file.n, NULL, 0, err);
+        }
         if (!code && r.stopped) code = save_checkpoint(r.ckpt, &r.m, r.at, err);
 #ifdef HAVE_POSIX
         sigaction(SIGINT, &keep_int, NULL), sigaction(SIGTERM, &keep_term, NULL);
 #endif
         if (!code && r.stopped) fprintf(stderr, "stopped after step %lld; --resume goes on from %s\n", (long long)r.at.step, r.ckpt);
-        else if (!code) remove(r.ckpt), code = report(&r, &file, err);
+        else if (!code) {
+            remove(r.ckpt);
+            if (d->pairs) report_recall(&r);
+            else code = report(&r, &file, err);
+        }
     }
     free(file.p), free(r.id), free(r.target), tiny_free(&r.m);
     return code;
 }
 
 int main(int argc, char **argv) {
-    TrainOptions o = { .out = "model.bin", .mixer = "gated-delta", .type = "q8_0", .dim = 128, .layers = 4, .vocab = 1536, .context = 256, .batch = 8,
-                       .steps = 12000, .lr = 8e-3, .decay = 0.1, .clip = 1 };
+    TrainOptions o = { .mixer = "gated-delta", .type = "q8_0", .dim = 128, .layers = 4, .vocab = 1536, .context = 256, .batch = 8,
+                       .steps = 12000, .conv = -1, .lr = 8e-3, .decay = 0.1, .clip = 1 };
     const TrainOptions defaults = o;
     o.steps = 0;
     const struct { const char *name; int type; } types_known[] = { { "f32", AS_F32 }, { "f16", AS_F16 }, { "bf16", AS_BF16 }, { "q8_0", AS_Q8_0 } };
@@ -3230,21 +3661,28 @@ int main(int argc, char **argv) {
     if (o.help) return print_train_help(&defaults), 0;
     for (int i = 0; i < 4; i++) if (!strcmp(o.type, types_known[i].name)) type = types_known[i].type;
     if (type < 0) return train_misuse("--type is f32, f16, bf16 or q8_0, not", o.type);
+    static const int pairs[] = { 4, 8, 16, 0 };
+    if (o.task && strcmp(o.task, "mqar")) return train_misuse("--task is mqar (associative recall), not", o.task);
+    if (o.task && o.text) return train_misuse("--task makes its own sequences; it does not go with the text", o.text);
+    if (o.task) o.vocab = 128, o.context = 64, d.pairs = pairs, d.mqar_vocab = o.vocab;
+    else if (!o.out) o.out = "model.bin";
     const char *wrong = configure(&c, &o, o.vocab);
-    if (wrong) return train_misuse(wrong, NULL);
+    if (wrong) return train_misuse(wrong, strstr(wrong, "--mixer") == wrong || strstr(wrong, "with --mixer") ? o.mixer : strstr(wrong, "--hybrid") ? o.hybrid : NULL);
     if (!o.steps) o.steps = o.text ? 3000 : defaults.steps; /* a text of one megabyte has been read often enough by then */
     if (!o.prompt) o.prompt = o.text ? "" : "Once upon a time";
 #ifdef _OPENMP
     if (o.threads || omp_get_max_threads() > 1024) omp_set_num_threads(o.threads ? o.threads : 1024);
 #endif
     choose_tiny_kernels();
-    code = can_write(o.out, err);
+    if (o.out) code = can_write(o.out, err);
+    if (o.task) goto ready;
     if (!code && o.text) code = (text = read_text(o.text, &n, err)) ? GLA_OK : GLA_IO;
     else if (!code && !o.tokenizer) text = story_sample(&n);
     if (!code) code = open_vocabulary(&d, &o, text, n, err);
     if (!code && o.tokenizer_out) code = write_vocabulary(o.tokenizer_out, &d.vocab, err);
     if (!code) c.vocab_size = d.tokenizer->n;
     if (!code && o.text) code = encode_text_file(&d, &c, text, n, err);
+ready:
     if (!code) {
         uint64_t mark = hash_bytes(HASH_SEED, &c, sizeof c);      /* everything that shapes a step */
         mark = hash_bytes(mark, &(int64_t[]){ o.steps, o.batch, (int64_t)o.seed }, 24), mark = hash_bytes(mark, &(double[]){ o.lr, o.decay, o.clip, o.minutes }, 32);

@@ -1926,7 +1926,7 @@ AVX512 static void make_panels(Panel *p, const Tensor *w, int row, int b0, int n
         const uint8_t *bytes = w->data + (size_t)(row + r < w->n_out ? row + r : w->n_out - 1) * row_bytes(w) + bytes_of(w->type, (size_t)b0 * 32);
         int8_t *qr = q + (size_t)r * row_q;
         float *dr = d + (size_t)r * row_d, *mr = m + (size_t)r * row_d;
-        __builtin_prefetch(bytes + bytes_of(w->type, BLOCKS_AT_ONCE * 32)), __builtin_prefetch(bytes + bytes_of(w->type, BLOCKS_AT_ONCE * 32) + 64);
+        for (size_t i = 0, chunk = bytes_of(w->type, BLOCKS_AT_ONCE * 32); i < chunk; i += 64) __builtin_prefetch(bytes + chunk + i); /* the same row's next blocks */
         for (int b = 0; b < n_blocks; b += SEGMENT / 32, bytes += bytes_of(w->type, SEGMENT)) {
             const int len = 32 * (n_blocks - b < SEGMENT / 32 ? n_blocks - b : SEGMENT / 32);
             __m512i v[4];

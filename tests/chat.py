@@ -247,6 +247,14 @@ def test_full_disk() -> None:
         subprocess.run(["umount", disk], check=False)
 
 
+def size(path: Path) -> int:
+    """Bytes of a file that may be gone at any moment; -1 when it is."""
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return -1
+
+
 def test_killed() -> None:
     """kill -9 at any moment: the session is the old one or the new one, never half of one."""
     session, long = cli.tmp / "killed", cli.tmp / "long"
@@ -258,7 +266,7 @@ def test_killed() -> None:
     for k in range(40):
         p = subprocess.Popen(args, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         limit = time.monotonic() + 30
-        while p.poll() is None and time.monotonic() < limit and not (temporary.exists() and temporary.stat().st_size > rng.randrange(len(old))):
+        while p.poll() is None and time.monotonic() < limit and size(temporary) <= rng.randrange(len(old)):
             time.sleep(0.0002)
         within += p.poll() is None and temporary.exists()
         p.kill()

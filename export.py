@@ -484,6 +484,7 @@ FLA_MIXERS: dict[str, Table] = {
     "precond_gated_deltanet": FLA_QKVO | FLA_BETA | FLA_DT | FLA_DECAY | FLA_O_NORM | FLA_MOMENT | {"attn.a_atk_proj.weight": "ssm_m_alpha.weight"},
     "precond_kda": FLA_QKVO | FLA_BETA | FLA_LOW_DECAY | FLA_LOW_GATE | FLA_O_NORM | FLA_MOMENT | {"attn.a_proj.weight": "ssm_m_alpha.weight"},
     "mamba2": FLA_MAMBA2, "log_linear_mamba2": FLA_MAMBA2 | {"mixer.L": "ssm_levels"},
+    "transformer": FLA_QKVO, "forgetting_transformer": FLA_QKVO | {"attn.f_proj.weight": "attn_forget.weight", "attn.f_proj.bias": "attn_forget.bias"},
     "hgrn": {"attn.f_proj.weight": "ssm_alpha.weight", "attn.i_proj.weight": "attn_v.weight", "attn.o_proj.weight": "attn_output.weight"} | FLA_GATE,
     "hgrn2": {"attn.q_proj.weight": "attn_q.weight", "attn.f_proj.weight": "ssm_alpha.weight", "attn.i_proj.weight": "attn_v.weight",
               "attn.o_proj.weight": "attn_output.weight"},
@@ -544,6 +545,7 @@ class FlaNames:
 
 FLA_NAMES = {"mamba2": FlaNames("backbone", "norm", "norm_f", hybrid=False, residual=False, own_width=True, eps=1e-5),
              "log_linear_mamba2": FlaNames("backbone", "mixer_norm", "norm_f", hybrid=False, own_width=True, eps=1e-5),
+             "transformer": FlaNames(hybrid=False), "forgetting_transformer": FlaNames(hybrid=False),
              "precond_gated_deltanet": FlaNames(residual=False), "precond_kda": FlaNames(residual=False)}
 
 
@@ -880,6 +882,37 @@ def hgrn2(f: Fields, m: Mixer) -> None:
     lower_bounds(f, m)
 
 
+def softmax_heads(f: Fields, m: Mixer) -> None:
+    """Softmax attention in every layer: heads of the full width, optional biases and norms of q and k."""
+    heads = f.count("num_heads", 32)
+    kv = f.count("num_kv_heads", heads)
+    if m.width % heads or heads % kv:
+        raise Refusal(f"{f.where}: num_heads = {heads} does not divide the width, or is no multiple of num_kv_heads = {kv}")
+    m.plain_keys = {"attention.head_count": heads, "attention.head_count_kv": kv}
+    m.take({f"attn.{p}_proj.bias": f"attn_{p}.bias" for p in "qkv"}, f.flag("qkv_bias"))
+    if f.flag("qk_norm"):
+        m.take({f"attn.{p}_norm.weight": f"attn_{p}_norm.weight" for p in "qk"})
+        m.plain_keys["attention.qk_norm_epsilon"] = 1e-5  # whatever norm_eps says
+    f.read |= {"elementwise_affine"}  # of the decoder's norms, which the library gives weights in any case
+
+
+def transformer(f: Fields, m: Mixer) -> None:
+    softmax_heads(f, m)
+    if (m.width // m.plain_keys["attention.head_count"]) % 2:
+        raise Refusal(f"{f.where}: heads of an odd width cannot be rotated in pairs")
+    m.plain_keys["rope.freq_base"] = f.real("rope_theta", 10000.0)
+    if f.get("window_size") is not None:
+        m.plain_keys["attention.sliding_window"] = f.count("window_size")
+
+
+def forgetting_transformer(f: Fields, m: Mixer) -> None:
+    """No rotation. window_size bounds only the cache of the library's decoding, not what a whole sequence sees."""
+    softmax_heads(f, m)
+    f.read |= {"window_size"}
+    m.plain_keys["rope.dimension_count"] = 0
+    m.take(FLA_GATE, f.flag("use_output_gate"))
+
+
 @dataclass(frozen=True)
 class Architecture:
     name: str                                   # general.architecture
@@ -901,6 +934,7 @@ FLA_MODELS = {"gla": ("GLAForCausalLM", gla), "retnet": ("RetNetForCausalLM", re
               "hgrn": ("HGRNForCausalLM", hgrn), "hgrn2": ("HGRN2ForCausalLM", hgrn2), "gsa": ("GSAForCausalLM", gsa),
               "delta_net": ("DeltaNetForCausalLM", delta_net), "gated_deltanet": ("GatedDeltaNetForCausalLM", gated_deltanet),
               "gated_deltaproduct": ("GatedDeltaProductForCausalLM", gated_deltaproduct), "comba": ("CombaForCausalLM", comba),
+              "transformer": ("TransformerForCausalLM", transformer), "forgetting_transformer": ("ForgettingTransformerForCausalLM", forgetting_transformer),
               "kda": ("KDAForCausalLM", kda), "gdn2": ("GDN2ForCausalLM", gdn2),
               "precond_gated_deltanet": ("PrecondGatedDeltaNetForCausalLM", preconditioned), "precond_kda": ("PrecondKDAForCausalLM", precond_kda)}
 ARCHITECTURES |= {cls: Architecture(name, partial(fla, read, name=name), f"head h reads shared head h div (n / n_kv); {NEOX}")

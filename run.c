@@ -991,7 +991,7 @@ static void cache_append(const Cache *c, int64_t pos, const float *k, const floa
         cache_row(c, pos, h, 0, (float *)(uintptr_t)(k + (size_t)h * (size_t)c->dk), 1);
         cache_row(c, pos, h, 1, (float *)(uintptr_t)(v + (size_t)h * (size_t)c->dv), 1);
     }
-    for (int h = 0; h < c->sums; h++) cache_sums(c, pos / KEYS)[h * KEYS + pos % KEYS] = sums[h];
+    for (int h = 0; h < c->sums && sums; h++) cache_sums(c, pos / KEYS)[h * KEYS + pos % KEYS] = sums[h];
 }
 
 /* Softmax attention of T tokens from position pos on, whose keys and values are in the cache already. Query head h of H reads key/value
@@ -2940,6 +2940,8 @@ typedef struct {
     double rope_base, rope_factor;
     const double *rope_freq;        /* (rope_dims / 2) radians per position; double, since positions reach a million */
     int window, gated;              /* visible positions, 0 = all; query rows hold [query | gate] per head */
+    int qk_norm_step;               /* floats between the norm weights of two heads, 0 = all heads have the same */
+    float qk_eps;                   /* of q_norm and k_norm */
     float scale;
     /* linear layers */
     int d_conv, tiled, fused;       /* taps, 0 = no convolution; head h reads key head h % n_k_heads; in[IN_Q] holds the rows of q, k, v */
@@ -3157,6 +3159,7 @@ static void bind_softmax(Loader *l, Layer *y, int i, int head_dim, int gated, in
     if (l->code) return;
     if (y->n_heads % y->n_k_heads) { l->code = fail(l->err, GLA_FORMAT, "%d query heads cannot share %d key heads", y->n_heads, y->n_k_heads); return; }
     if (int_key(l, "attention.value_length", i, head_dim, 1, 65536) != head_dim && !l->code) l->code = fail(l->err, GLA_UNSUPPORTED, "%s.attention.value_length differs from key_length, which is not implemented", l->arch);
+    int forgetting = has(l, "attn_forget.weight", i);
     int64_t q_rows = (int64_t)y->n_heads * head_dim * (gated ? 2 : 1), kv_rows = (int64_t)y->n_k_heads * head_dim;
     y->rope_dims = int_key(l, "rope.dimension_count", i, head_dim < MAX_ROPE ? head_dim : MAX_ROPE, 0, head_dim < MAX_ROPE ? head_dim : MAX_ROPE);
     if (y->rope_dims % 2 && !l->code) l->code = fail(l->err, GLA_FORMAT, "%s.rope.dimension_count is odd", l->arch);
@@ -3185,7 +3188,12 @@ static void bind_softmax(Loader *l, Layer *y, int i, int head_dim, int gated, in
         y->in[IN_V] = projection(l, "attn_v", NULL, i, dim, kv_rows);
     }
     y->out = projection(l, "attn_output", NULL, i, (int64_t)y->n_heads * head_dim, dim);
-    if (qk_norm) y->q_norm = vector(l, "attn_q_norm.weight", i, head_dim), y->k_norm = vector(l, "attn_k_norm.weight", i, head_dim);
+    y->qk_eps = (float)float_key(l, "attention.qk_norm_epsilon", i, y->eps, 0, 1);
+    y->qk_norm_step = forgetting ? head_dim : 0;
+    if (qk_norm) y->q_norm = vector(l, "attn_q_norm.weight", i, forgetting ? q_rows : head_dim), y->k_norm = vector(l, "attn_k_norm.weight", i, forgetting ? kv_rows : head_dim);
+    if (!forgetting) return;
+    y->in[IN_F] = projection(l, "attn_forget", NULL, i, dim, y->n_heads);
+    if (has(l, "attn_gate.weight", i)) y->in[IN_Z] = projection(l, "attn_gate", NULL, i, dim, q_rows);
 }
 
 /* llama, qwen3: softmax attention in every layer.                            (gguf-models.md section 3.10) */
@@ -3390,7 +3398,7 @@ static void read_qwen35(Loader *l, Layer *y, int i) {
 static void read_fla(Loader *l, Layer *y, int i) {
     int dim = l->m->config.dim;
     y->norm = vector(l, "attn_norm.weight", i, dim);
-    if (int_key(l, "attention.head_count", i, 0, 0, 65536)) bind_softmax(l, y, i, 0, 0, 0, 0);
+    if (int_key(l, "attention.head_count", i, 0, 0, 65536)) bind_softmax(l, y, i, 0, 0, has(l, "attn_q_norm.weight", i), 0);
     else if (family_named(l->arch)->out == OUT_GATED) bind_mamba2(l, y, i);
     else bind_family(l, y, i);
     if (y->family && y->family->out == OUT_GATED && !has(l, "ffn_norm.weight", i)) return; /* mamba2 has no feed-forward */
@@ -3406,7 +3414,7 @@ static void read_fla(Loader *l, Layer *y, int i) {
 }
 
 static const struct { const char *name; void (*read_layer)(Loader *, Layer *, int); } architectures[] = {
-    {"qwen35", read_qwen35}, {"qwen3", read_llama}, {"llama", read_llama},
+    {"qwen35", read_qwen35}, {"qwen3", read_llama}, {"llama", read_llama}, {"transformer", read_fla}, {"forgetting_transformer", read_fla},
 };
 
 static void measure_layers(GlaModel *m); /* section 9: sizes of state and scratch, from the table of mixers */
@@ -4006,8 +4014,9 @@ static void gated_norm(const Run *run, float *o, const Layer *y, const float *z)
 
 /* Softmax attention with grouped queries.          in: q (T, H [, 2] dk), k (T, Hkv dk), v (T, Hkv dv);  o (T, H dv)
  *   run->cache: keys and values of every position so far
- *   q, k <- rope(norm(q), pos), rope(norm(k), pos)      o = softmax(scale q K') V * sigmoid(gate)
- * Gated models store a head's query rows and then its gate rows; the gate is neither normalised nor rotated. */
+ *   q, k <- rope(norm(q), pos), rope(norm(k), pos)      o = softmax(scale q K' + c_i - c_j) V * sigmoid(gate)
+ * c, running sums of logsigmoid(f) per query head, exists in models that forget (mixers.md section 5.2); their gate is a projection.
+ * Other gated models store a head's query rows and then its gate rows; the gate is neither normalised nor rotated. */
 static void mix_softmax(const Run *run, const Layer *y, float *mem, float *const *in, float *o) {
     int H = y->n_heads, Hkv = y->n_k_heads, dk = y->dk, dv = y->dv, q_step = dk * (y->gated ? 2 : 1), half = y->rope_dims / 2;
     (void)mem;
@@ -4022,18 +4031,25 @@ static void mix_softmax(const Run *run, const Layer *y, float *mem, float *const
             for (int h = 0; h < H + Hkv; h++) {
                 float *head = h < H ? q + h * q_step : k + (h - H) * dk;
                 const float *w = h < H ? y->q_norm : y->k_norm;
-                if (w) rmsnorm(head, head, w, (size_t)dk, y->eps);
+                if (w) rmsnorm(head, head, w + (h < H ? h : h - H) * y->qk_norm_step, (size_t)dk, y->qk_eps);
                 rope(head, table, y->rope_dims, y->rope_adjacent);
             }
             cache_append(&run->cache, pos, k, in[2] + t * (size_t)(Hkv * dv), NULL);
         }
+    for (int t = 0; t < (run->cache.sums ? run->T : 0); t++) /* c_t = c_(t-1) + logsigmoid(f_t) */
+        for (int h = 0; h < H; h++) {
+            int64_t pos = run->pos + t, before = pos - 1;
+            double sum = pos ? cache_sums(&run->cache, before / KEYS)[h * KEYS + before % KEYS] : 0;
+            cache_sums(&run->cache, pos / KEYS)[h * KEYS + pos % KEYS] = sum + logsigmoid(in[IN_F][(size_t)t * (size_t)H + (size_t)h]);
+        }
     attention(run->team, &(Attend){&run->cache, in[0], (size_t)(H * q_step), (size_t)q_step, H, run->T, y->window, run->pos, y->scale}, o);
+    if (y->in[IN_Z].w.data) gate_rows(run->team, o, in[IN_Z], ACT_SIGMOID, H * dv, run->T);
     if (!y->gated) return;
     n_threads = threads_for(run->team, 20.0 * run->T * H * dv);
     PARALLEL_FOR(n_threads)
     for (int i = 0; i < run->T * H; i++) run->team->kernels->gate(o + (size_t)i * (size_t)dv, in[0] + (size_t)i * (size_t)q_step + dk, ACT_SIGMOID, (size_t)dv);
 }
-static Cache softmax_cache(const Layer *y) { return (Cache){NULL, F32, y->n_k_heads, y->dk, y->dv, 0}; }
+static Cache softmax_cache(const Layer *y) { return (Cache){NULL, F32, y->n_k_heads, y->dk, y->dv, y->in[IN_F].w.data ? y->n_heads : 0}; }
 
 /* The rows of projection j, (T, heads, width); q, k and v side by side in one row when they are fused. */
 static Rows in_rows(const Layer *y, float *const *in, int j) {

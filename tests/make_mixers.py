@@ -36,6 +36,9 @@ def without(c: Config, *names: str) -> Config:
     return {n: v for n, v in c.items() if n not in names}
 
 
+SOFTMAX = without(DECODER, "attn") | dict(num_heads=4, num_kv_heads=None, qk_norm=False, qkv_bias=False, window_size=None, elementwise_affine=True)
+
+
 BASES: dict[str, Config] = {
     "linear_attn": HEADS | dict(feature_map="elementwise_product", tie_feature_map_qk=False, norm_q=False, norm_k=False, norm_feature_map=False),
     "retnet": HEADS | CONV | dict(expand_v=2.0, feature_map=None, use_output_gate=True, use_short_conv=False),
@@ -54,6 +57,7 @@ BASES: dict[str, Config] = {
     "precond_gated_deltanet": DELTA | ATK | dict(use_gate=True),
     "precond_kda": DELTA | ATK | dict(lower_bound=None),
     "mamba2": without(MAMBA2, "hidden_ratio", "intermediate_size"),
+    "transformer": SOFTMAX | dict(rope_theta=10000.0), "forgetting_transformer": SOFTMAX | dict(use_output_gate=False),
     "log_linear_mamba2": MAMBA2,
 }
 
@@ -118,10 +122,16 @@ CASES: dict[str, tuple[str, Config]] = {
     "mamba2 norm first, channels": ("mamba2", dict(norm_before_gate=True, D_has_hdim=True, n_groups=4, tie_word_embeddings=True)),
     "mamba2 no norm": ("mamba2", dict(rmsnorm=False, head_dim=16)),
     "log_linear_mamba2": ("log_linear_mamba2", {}),
+    "transformer": ("transformer", {}),
+    "transformer norms, biases, window": ("transformer", dict(qk_norm=True, qkv_bias=True, window_size=11, num_kv_heads=2, rope_theta=500.0)),
+    "transformer one key head, residual attention": ("transformer", dict(num_heads=2, num_kv_heads=1, attnres_block_size=2, tie_word_embeddings=True, hidden_act="powlu")),
+    "forgetting_transformer": ("forgetting_transformer", {}),
+    "forgetting_transformer pro": ("forgetting_transformer", dict(qk_norm=True, use_output_gate=True, qkv_bias=True, num_kv_heads=2, window_size=5)),
+    "forgetting_transformer wide heads, residual attention": ("forgetting_transformer", dict(num_heads=2, num_kv_heads=1, use_output_gate=True, attnres_block_size=1)),
     "log_linear_mamba2 no norm": ("log_linear_mamba2", dict(rmsnorm=False, head_dim=24, state_size=8, use_bias=True, hidden_act="swish")),
 }
 LONG = {"linear_attn tied, kv heads", "retnet kv heads", "gsa kv heads, relu", "delta_net", "gated_deltanet value heads", "gated_deltaproduct", "kda value heads, negative",
-        "hgrn", "hgrn2", "mamba2 groups", "log_linear_mamba2", "comba", "gdn2", "simple_gla", "precond_gated_deltanet value heads"}  # beyond a chunk of 64
+        "hgrn", "hgrn2", "mamba2 groups", "transformer norms, biases, window", "forgetting_transformer pro", "log_linear_mamba2", "comba", "gdn2", "simple_gla", "precond_gated_deltanet value heads"}  # beyond a chunk of 64
 
 
 # ---- shapes of the mixers' tensors, named relative to the layer's slot ------------------------------------------------
@@ -248,7 +258,17 @@ def mamba2(c: Config) -> Shapes:
     return shapes | ({"L": (heads, 15)} if c["model_type"] == "log_linear_mamba2" else {})
 
 
-SHAPES = {"linear_attn": linear_attn, "retnet": scalar_decay, "lightning_attn": scalar_decay, "simple_gla": simple_gla, "hgrn": hgrn, "hgrn2": hgrn2, "gsa": gsa,
+def softmax(c: Config) -> Shapes:
+    width, d = c["hidden_size"], c["hidden_size"] // c["num_heads"]
+    kv = d * (c["num_kv_heads"] or c["num_heads"])
+    fox = c["model_type"] == "forgetting_transformer"
+    shapes = rows(c, q=width, k=kv, v=kv, o=width) | (rows(c, f=c["num_heads"]) | {"f_proj.bias": (c["num_heads"],)} if fox else {})
+    shapes |= {f"{n}_proj.bias": (r,) for n, r in (("q", width), ("k", kv), ("v", kv))} if c["qkv_bias"] else {}
+    shapes |= {"q_norm.weight": (width if fox else d,), "k_norm.weight": (kv if fox else d,)} if c["qk_norm"] else {}
+    return shapes | (rows(c, g=width) if c.get("use_output_gate") else {})
+
+
+SHAPES = {"transformer": softmax, "forgetting_transformer": softmax, "linear_attn": linear_attn, "retnet": scalar_decay, "lightning_attn": scalar_decay, "simple_gla": simple_gla, "hgrn": hgrn, "hgrn2": hgrn2, "gsa": gsa,
           "delta_net": delta_net, "gated_deltanet": gated_deltanet, "gated_deltaproduct": gated_deltanet, "comba": comba, "kda": kda, "gdn2": gdn2,
           "precond_gated_deltanet": precond_gated_deltanet, "precond_kda": precond_kda, "mamba2": mamba2, "log_linear_mamba2": mamba2}
 # model_type -> prefix, norm in front of the mixer, slot of the mixer, last norm, whether there is a feed-forward

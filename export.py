@@ -468,6 +468,9 @@ FLA_MOMENT: Table = {"attn.b_atk_proj.weight": "ssm_m_beta.weight", "attn.A_log_
                      "attn.log_atk_scale": "ssm_m_scale"}
 FLA_MAMBA2: Table = {"mixer.in_proj.weight": "ssm_in.weight", "mixer.conv1d.weight": ("ssm_conv1d.weight", "conv"), "mixer.dt_bias": "ssm_dt.bias",
                      "mixer.A_log": ("ssm_a", "-exp column"), "mixer.D": ("ssm_d", "column"), "mixer.out_proj.weight": "ssm_out.weight"}
+FLA_MAMBA: Table = {"mixer.in_proj.weight": "ssm_in.weight", "mixer.conv1d.weight": ("ssm_conv1d.weight", "conv"), "mixer.x_proj.weight": "ssm_x.weight",
+                    "mixer.dt_proj.weight": "ssm_dt.weight", "mixer.dt_proj.bias": "ssm_dt.bias", "mixer.A_log": ("ssm_a", "-exp"), "mixer.D": "ssm_d",
+                    "mixer.out_proj.weight": "ssm_out.weight"}
 # What the mixer of each model_type has in every configuration; the functions below add what switches turn on.
 FLA_MIXERS: dict[str, Table] = {
     "gla": FLA_QKVO | {"attn.gk_proj.0.weight": "ssm_f_a.weight", "attn.gk_proj.1.weight": "ssm_f_b.weight",
@@ -483,7 +486,7 @@ FLA_MIXERS: dict[str, Table] = {
     "comba": FLA_QKVO | FLA_BETA | FLA_DT | FLA_DECAY | FLA_O_NORM | {"attn.decay": ("ssm_p", "sigmoid"), "attn.D": "ssm_d"},
     "precond_gated_deltanet": FLA_QKVO | FLA_BETA | FLA_DT | FLA_DECAY | FLA_O_NORM | FLA_MOMENT | {"attn.a_atk_proj.weight": "ssm_m_alpha.weight"},
     "precond_kda": FLA_QKVO | FLA_BETA | FLA_LOW_DECAY | FLA_LOW_GATE | FLA_O_NORM | FLA_MOMENT | {"attn.a_proj.weight": "ssm_m_alpha.weight"},
-    "mamba2": FLA_MAMBA2, "log_linear_mamba2": FLA_MAMBA2 | {"mixer.L": "ssm_levels"},
+    "mamba": FLA_MAMBA, "samba": FLA_MAMBA, "mamba2": FLA_MAMBA2, "log_linear_mamba2": FLA_MAMBA2 | {"mixer.L": "ssm_levels"},
     "transformer": FLA_QKVO, "forgetting_transformer": FLA_QKVO | {"attn.f_proj.weight": "attn_forget.weight", "attn.f_proj.bias": "attn_forget.bias"},
     "hgrn": {"attn.f_proj.weight": "ssm_alpha.weight", "attn.i_proj.weight": "attn_v.weight", "attn.o_proj.weight": "attn_output.weight"} | FLA_GATE,
     "hgrn2": {"attn.q_proj.weight": "attn_q.weight", "attn.f_proj.weight": "ssm_alpha.weight", "attn.i_proj.weight": "attn_v.weight",
@@ -541,9 +544,12 @@ class FlaNames:
     residual: bool = True
     own_width: bool = False      # its intermediate_size is not the feed-forward's, nor hidden_act
     eps: float = 1e-6
+    slot: str = "attn"           # of the softmax layers of a hybrid
 
 
-FLA_NAMES = {"mamba2": FlaNames("backbone", "norm", "norm_f", hybrid=False, residual=False, own_width=True, eps=1e-5),
+FLA_NAMES = {"mamba": FlaNames("backbone", "norm", "norm_f", hybrid=False, residual=False, own_width=True, eps=1e-5),
+             "samba": FlaNames("backbone", "mixer_norm", "norm_f", own_width=True, eps=1e-5, slot="mixer"),
+             "mamba2": FlaNames("backbone", "norm", "norm_f", hybrid=False, residual=False, own_width=True, eps=1e-5),
              "log_linear_mamba2": FlaNames("backbone", "mixer_norm", "norm_f", hybrid=False, own_width=True, eps=1e-5),
              "transformer": FlaNames(hybrid=False), "forgetting_transformer": FlaNames(hybrid=False),
              "precond_gated_deltanet": FlaNames(residual=False), "precond_kda": FlaNames(residual=False)}
@@ -576,7 +582,7 @@ def fla(read: Callable[[Fields, Mixer], None], f: Fields, has: set[str], name: s
         plan.keys["residual_attention.block_size"] = block
         plan.top.append({k.replace("model.", names.prefix + "."): v for k, v in FLA_TOP_RES.items()})
     for i in range(n):
-        kind = [FLA_QKVO, softmax[i]] if i in softmax else m.tables
+        kind = [{k.replace("attn.", names.slot + "."): v for k, v in (FLA_QKVO | softmax[i]).items()}] if i in softmax else m.tables
         block = [{f"{names.norm}.weight": "attn_norm.weight"}] + ([{"mlp_norm.weight": "ffn_norm.weight"} | MLP] if hidden else [])
         plan.blocks.append((f"{names.prefix}.layers.{i}.", [*block, *residual, *kind]))
         if i not in softmax:
@@ -849,6 +855,27 @@ def mamba2(f: Fields, m: Mixer) -> None:
             m.keys["norm_groups"] = norm_groups
 
 
+def mamba(f: Fields, m: Mixer) -> None:
+    """The model_type of two libraries: fla says norm_eps and dt_rank, transformers layer_norm_epsilon and time_step_rank, as does samba for
+    the rank. The sizes of time steps at the start of training do not matter."""
+    f.read |= {"dt_init_floor", "dt_init_scheme", "dt_max", "dt_min", "dt_scale", "rescale_prenorm_residual", "residual_in_fp32", "time_step_floor", "time_step_max",
+               "time_step_min", "time_step_scale", "time_step_init_scheme"}
+    samba = f.get("model_type") == "samba"
+    inner = m.width * f.count("expand", 2)
+    if f.get("intermediate_size", inner) != inner:
+        raise Refusal(f"{f.where}: intermediate_size = {f.get('intermediate_size')} is not expand times hidden_size")
+    rank = "dt_rank" if "dt_rank" in f.data else "time_step_rank"
+    m.plain_keys = {"ssm.conv_kernel": f.count("conv_kernel", 4), "ssm.inner_size": inner, "ssm.state_size": f.count("state_size", 16),
+                    "ssm.time_step_rank": -(-m.width // 16) if f.get(rank, "auto") == "auto" else f.count(rank)}
+    f.only("hidden_act", *(("swish",) if samba else ("silu", "swish")))
+    f.only("use_mambapy", False), f.only("use_bcdt_rms", False)
+    m.take({"mixer.conv1d.bias": "ssm_conv1d.bias"}, f.flag("use_conv_bias", True))
+    m.take({"mixer.in_proj.bias": "ssm_in.bias", "mixer.out_proj.bias": "ssm_out.bias"}, f.flag("use_bias"))
+    m.hidden = samba
+    if "layer_norm_epsilon" in f.data:
+        m.eps = "layer_norm_epsilon"
+
+
 def hgrn(f: Fields, m: Mixer) -> None:
     channels = m.width * f.count("expand_ratio", 1)
     m.conv(f, False, "if", "vf")
@@ -930,7 +957,7 @@ ARCHITECTURES = {
 ARCHITECTURES["Qwen3_5ForConditionalGeneration"] = ARCHITECTURES["Qwen3_5ForCausalLM"]
 FLA_MODELS = {"gla": ("GLAForCausalLM", gla), "retnet": ("RetNetForCausalLM", retnet), "linear_attn": ("LinearAttentionForCausalLM", linear_attn),
               "simple_gla": ("SimpleGLAForCausalLM", simple_gla), "lightning_attn": ("LightningAttentionForCausalLM", lightning),
-              "mamba2": ("Mamba2ForCausalLM", mamba2), "log_linear_mamba2": ("LogLinearMamba2ForCausalLM", mamba2),
+              "mamba": ("MambaForCausalLM", mamba), "samba": ("SambaForCausalLM", mamba), "mamba2": ("Mamba2ForCausalLM", mamba2), "log_linear_mamba2": ("LogLinearMamba2ForCausalLM", mamba2),
               "hgrn": ("HGRNForCausalLM", hgrn), "hgrn2": ("HGRN2ForCausalLM", hgrn2), "gsa": ("GSAForCausalLM", gsa),
               "delta_net": ("DeltaNetForCausalLM", delta_net), "gated_deltanet": ("GatedDeltaNetForCausalLM", gated_deltanet),
               "gated_deltaproduct": ("GatedDeltaProductForCausalLM", gated_deltaproduct), "comba": ("CombaForCausalLM", comba),

@@ -2856,7 +2856,7 @@ static const struct { const char *name; int act; } act_names[] = {
     {"elementwise_product", MAP_HADAMARD}, {"t2r", MAP_T2R}, {"hedgehog", MAP_HEDGEHOG}, {"dpfp", MAP_DPFP},
 };
 
-enum { MIX_SOFTMAX, MIX_LINEAR, MIX_HGRN, MIX_SLOTS, MIX_PRODUCT, MIX_LOG_LINEAR, N_MIXERS }; /* rows of the table `mixers` in section 9 */
+enum { MIX_SOFTMAX, MIX_LINEAR, MIX_HGRN, MIX_SLOTS, MIX_PRODUCT, MIX_LOG_LINEAR, MIX_MAMBA, N_MIXERS }; /* rows of the table `mixers` in section 9 */
 
 /* -- the family: every mixer that keeps a matrix memory, by what it hands to the one recurrence (section 5) --
  *   in       its projections of the normed input: Query, Key, Value, Forget (decay), Beta (strength), Z (output gate), Write gate,
@@ -2895,6 +2895,8 @@ static const Family family[] = {
     {"retnet",                "qkvz",      "kv",    SILU_NEVER,  ACT_NONE,     QK_PLAIN, DECAY_FIXED,    HEADS,    ERASE_NONE,  WRITE_V,        OUT_HEAD,     ACT_SILU,    MIX_LINEAR},
     {"lightning_attn",        "qkvz",      "kv",    SILU_CONV,   ACT_NONE,     QK_PLAIN, DECAY_FIXED,    HEADS,    ERASE_NONE,  WRITE_V,        OUT_HEAD,     ACT_SILU,    MIX_LINEAR},
     {"simple_gla",            "qkvfz",     "kv",    SILU_CONV,   ACT_NONE,     QK_PLAIN, DECAY_SIGMOID,  HEADS,    ERASE_NONE,  WRITE_V,        OUT_HEAD,     ACT_SILU,    MIX_LINEAR},
+    {"mamba",                 "vz",        "",      SILU_ALWAYS, ACT_NONE,     QK_PLAIN, DECAY_STEP,     CHANNELS, ERASE_NONE,  WRITE_STEP_V,   OUT_GATED,    ACT_SILU,    MIX_MAMBA},
+    {"samba",                 "vz",        "",      SILU_ALWAYS, ACT_NONE,     QK_PLAIN, DECAY_STEP,     CHANNELS, ERASE_NONE,  WRITE_STEP_V,   OUT_GATED,    ACT_SILU,    MIX_MAMBA},
     {"mamba2",                "qkvfz",     "qk",    SILU_ALWAYS, ACT_NONE,     QK_PLAIN, DECAY_STEP,     HEADS,    ERASE_NONE,  WRITE_STEP_V,   OUT_GATED,    ACT_SILU,    MIX_LINEAR},
     {"log_linear_mamba2",     "qkvfzw",    "qk",    SILU_ALWAYS, ACT_NONE,     QK_PLAIN, DECAY_STEP,     HEADS,    ERASE_NONE,  WRITE_STEP_V,   OUT_GATED,    ACT_SILU,    MIX_LOG_LINEAR},
     {"gla",                   "qkvfz",     "kvf",   SILU_CONV,   ACT_NONE,     QK_PLAIN, DECAY_SIGMOID,  CHANNELS, ERASE_NONE,  WRITE_V,        OUT_HEAD,     ACT_SILU,    MIX_LINEAR},
@@ -2952,6 +2954,7 @@ typedef struct {
     const float *old_key;           /* ERASE_OLD: p = this times k, per head */
     const float *g_a, *g_bias, *g_scale; /* WRITE_SCALED_K: of the decay of the second moment, and the logarithm of its scale, like g */
     const float *levels;            /* (n_heads, MAX_LEVELS) log-linear attention: weight of a level = softplus(levels w) */
+    Proj step_in, bc_in;            /* MIX_MAMBA: the time step, through a narrow middle, and the rows of k and q, both from v */
     Proj map_in[2][2];              /* learned feature maps of q and of k: one or two matrices */
     int map, norms[2], gate_act, skip_each, slots, steps; /* feature map of q and k; norms of q, k; activation of the output gate, or ACT_NONE; slots; writes per token */
     int norm_width, norm_shared, gate_first, out_act; /* output norm: channels that it spans (0 = none), whether all spans have the same weights */
@@ -3358,6 +3361,30 @@ static void bind_mamba2(Loader *l, Layer *y, int i) {
     y->scratch = family_scratch(y);
 }
 
+/* mamba in the layout of llama.cpp; samba is the same with a feed-forward and with softmax layers.      (mixers.md sections 3.6, 4.23) */
+static void bind_mamba(Loader *l, Layer *y, int i) {
+    int dim = l->m->config.dim, inner = int_key(l, "ssm.inner_size", i, 0, 1, 1 << 24), states = int_key(l, "ssm.state_size", i, 0, 1, 4096);
+    int rank = int_key(l, "ssm.time_step_rank", i, 0, 1, 1 << 20);
+    y->d_conv = int_key(l, "ssm.conv_kernel", i, 4, 1, 64);
+    y->n_heads = y->n_k_heads = inner, y->dk = states, y->dv = 1;
+    if (l->code) return;
+    family_defaults(y, l->arch);
+    Tensor w = matrix(l, "ssm_in.weight", i, dim, 2 * (int64_t)inner), x = matrix(l, "ssm_x.weight", i, inner, rank + 2 * (int64_t)states);
+    const float *b = vector_if(l, "ssm_in.bias", i, 2 * (int64_t)inner);
+    if (l->code) return;
+    y->in[IN_V] = (Proj){.w = rows_of(w, 0, inner), .bias = b};
+    y->in[IN_Z] = (Proj){.w = rows_of(w, inner, inner), .bias = b ? b + inner : NULL};
+    y->conv[IN_V] = vector(l, "ssm_conv1d.weight", i, (int64_t)inner * y->d_conv);
+    y->conv_bias = vector_if(l, "ssm_conv1d.bias", i, inner);
+    y->step_in = (Proj){rows_of(x, 0, rank), matrix(l, "ssm_dt.weight", i, rank, inner), vector(l, "ssm_dt.bias", i, inner)};
+    y->bc_in = (Proj){.w = rows_of(x, rank, 2 * states)};
+    y->a = vector(l, "ssm_a", i, (int64_t)inner * states);
+    y->skip_each = 1, y->skip = vector(l, "ssm_d", i, inner);
+    y->norm_width = 0;
+    y->out = projection(l, "ssm_out", NULL, i, inner, dim);
+    y->scratch = round_up((size_t)inner, LANES) + round_up(2 * (size_t)states, LANES);
+}
+
 /* qwen35: three gated delta layers, then one gated softmax layer, and so on.  (gguf-models.md sections 3.3, 4.2-4.4)
  * Value heads are stored tiled: head h reads key head h % n_k_heads. */
 static void read_qwen35(Loader *l, Layer *y, int i) {
@@ -3399,9 +3426,10 @@ static void read_fla(Loader *l, Layer *y, int i) {
     int dim = l->m->config.dim;
     y->norm = vector(l, "attn_norm.weight", i, dim);
     if (int_key(l, "attention.head_count", i, 0, 0, 65536)) bind_softmax(l, y, i, 0, 0, has(l, "attn_q_norm.weight", i), 0);
+    else if (family_named(l->arch)->mixer == MIX_MAMBA) bind_mamba(l, y, i);
     else if (family_named(l->arch)->out == OUT_GATED) bind_mamba2(l, y, i);
     else bind_family(l, y, i);
-    if (y->family && y->family->out == OUT_GATED && !has(l, "ffn_norm.weight", i)) return; /* mamba2 has no feed-forward */
+    if (y->family && y->family->out == OUT_GATED && !has(l, "ffn_norm.weight", i)) return; /* mamba and mamba2 have no feed-forward */
     y->ffn_act = act_key(l, "feed_forward_activation", ACT_SILU);
     bind_feed_forward(l, y, i, "ffn_norm.weight");
     int block = int_key(l, "residual_attention.block_size", i, 0, 0, 1 << 20);
@@ -4377,6 +4405,34 @@ static void mix_log_linear(const Run *run, const Layer *y, float *mem, float *co
 }
 static size_t log_linear_fixed(const Layer *y) { return prepare_fixed(y) + (size_t)y->n_heads * (MAX_LEVELS - 1) * (size_t)y->dk * (size_t)y->dv; }
 
+/* Mamba: channel i is a head of its own with a value of one number; what fades depends on the channel and the state.  (mixers.md section 4.23)
+ *   D = softplus(step);  h_n <- exp(D a_in) h_n + D v_i B_n;  o_i = sum_n h_n C_n      step, B (k), C (q) projections of v
+ *   mem: h (channels, states) */
+static void mix_mamba(const Run *run, const Layer *y, float *mem, float *const *in, float *o) {
+    float *free_rows = in[MAX_IN];
+    int I = y->n_heads, N = y->dk, T = run->T, n_threads = threads_for(run->team, 20.0 * T * I * N);
+    mem = convolve(run, y, mem, in);
+    Rows step = scratch_rows(&free_rows, T, 1, I), bc = scratch_rows(&free_rows, T, 1, 2 * N);
+    project(run->team, (float *[]){row_at(&step, 0), row_at(&bc, 0)}, (Proj[]){y->step_in, y->bc_in}, 2, in[IN_V], T, run->mid);
+    PARALLEL_FOR(n_threads)
+    for (int i = 0; i < I; i++) {
+        float *h = mem + (size_t)i * (size_t)N;
+        const float *a = y->a + (size_t)i * (size_t)N;
+        FLUSH_DENORMALS;
+        for (int t = 0; t < T; t++) {
+            size_t at = (size_t)t * (size_t)I + (size_t)i;
+            const float *B = row_at(&bc, t), *C = B + N;
+            float D = softplus(row_at(&step, 0)[at]), v = D * in[IN_V][at], sum = 0;
+            for (int n = 0; n < N; n++) h[n] = fast_exp(D * a[n]) * h[n] + v * B[n];
+            for (int n = 0; n < N; n++) sum += h[n] * C[n];
+            o[at] = sum;
+        }
+        RESTORE_DENORMALS;
+    }
+    finish(run, y, in, o);
+}
+static size_t mamba_fixed(const Layer *y) { return conv_floats(y) + (size_t)y->n_heads * (size_t)y->dk; }
+
 /* The mixers: what each remembers (floats that stay, keys and values of every position) and what it does. */
 static const struct {
     const char *name;
@@ -4390,6 +4446,7 @@ static const struct {
     [MIX_SLOTS] = {"slots", slots_fixed, NULL, mix_slots},
     [MIX_PRODUCT] = {"product", linear_fixed, NULL, mix_product},
     [MIX_LOG_LINEAR] = {"log-linear", log_linear_fixed, NULL, mix_log_linear},
+    [MIX_MAMBA] = {"mamba", mamba_fixed, NULL, mix_mamba},
 };
 
 static const char *kind_of(const Layer *y) { return y->family ? y->family->name : mixers[y->mixer].name; }
@@ -4412,6 +4469,7 @@ static void measure_layers(GlaModel *m) {
             if (y->in[j].up.data) mid += (size_t)y->in[j].w.n_out;
         }
         rows += round_up(y->scratch, LANES);
+        if (y->step_in.up.data) raise_to(&mid, (size_t)y->step_in.w.n_out);
         y->fixed = mixers[y->mixer].fixed ? mixers[y->mixer].fixed(y) : 0;
         y->fixed_at = m->fixed_floats, m->fixed_floats += y->fixed;
         for (int kv = 0; kv < GLA_N_KV && mixers[y->mixer].cache; kv++) {

@@ -36,6 +36,7 @@ def without(c: Config, *names: str) -> Config:
     return {n: v for n, v in c.items() if n not in names}
 
 
+MAMBA = DECODER | dict(state_size=16, expand=2, conv_kernel=4, use_bias=False, use_conv_bias=True, dt_rank=4, intermediate_size=None, norm_eps=1e-5, hidden_act="silu")
 SOFTMAX = without(DECODER, "attn") | dict(num_heads=4, num_kv_heads=None, qk_norm=False, qkv_bias=False, window_size=None, elementwise_affine=True)
 
 
@@ -57,6 +58,7 @@ BASES: dict[str, Config] = {
     "precond_gated_deltanet": DELTA | ATK | dict(use_gate=True),
     "precond_kda": DELTA | ATK | dict(lower_bound=None),
     "mamba2": without(MAMBA2, "hidden_ratio", "intermediate_size"),
+    "mamba": without(MAMBA, "hidden_ratio"), "samba": without(MAMBA, "dt_rank") | dict(time_step_rank=5, hidden_act="swish", attn=WINDOWED | dict(qkv_bias=False)),
     "transformer": SOFTMAX | dict(rope_theta=10000.0), "forgetting_transformer": SOFTMAX | dict(use_output_gate=False),
     "log_linear_mamba2": MAMBA2,
 }
@@ -122,6 +124,12 @@ CASES: dict[str, tuple[str, Config]] = {
     "mamba2 norm first, channels": ("mamba2", dict(norm_before_gate=True, D_has_hdim=True, n_groups=4, tie_word_embeddings=True)),
     "mamba2 no norm": ("mamba2", dict(rmsnorm=False, head_dim=16)),
     "log_linear_mamba2": ("log_linear_mamba2", {}),
+    "mamba": ("mamba", {}),
+    "mamba biases, automatic rank": ("mamba", dict(use_bias=True, use_conv_bias=False, state_size=9, dt_rank="auto", conv_kernel=3, tie_word_embeddings=True)),
+    "mamba wide": ("mamba", dict(expand=3, dt_rank=7, state_size=32, num_hidden_layers=2)),
+    "samba": ("samba", {}),
+    "samba all recurrent, residual attention": ("samba", dict(attn=None, use_bias=True, attnres_block_size=2, state_size=5)),
+    "samba other widths": ("samba", dict(hidden_ratio=2, expand=1, attn=WINDOWED | dict(layers=[0, 2], window_size=None), time_step_rank=3)),
     "transformer": ("transformer", {}),
     "transformer norms, biases, window": ("transformer", dict(qk_norm=True, qkv_bias=True, window_size=11, num_kv_heads=2, rope_theta=500.0)),
     "transformer one key head, residual attention": ("transformer", dict(num_heads=2, num_kv_heads=1, attnres_block_size=2, tie_word_embeddings=True, hidden_act="powlu")),
@@ -131,7 +139,7 @@ CASES: dict[str, tuple[str, Config]] = {
     "log_linear_mamba2 no norm": ("log_linear_mamba2", dict(rmsnorm=False, head_dim=24, state_size=8, use_bias=True, hidden_act="swish")),
 }
 LONG = {"linear_attn tied, kv heads", "retnet kv heads", "gsa kv heads, relu", "delta_net", "gated_deltanet value heads", "gated_deltaproduct", "kda value heads, negative",
-        "hgrn", "hgrn2", "mamba2 groups", "transformer norms, biases, window", "forgetting_transformer pro", "log_linear_mamba2", "comba", "gdn2", "simple_gla", "precond_gated_deltanet value heads"}  # beyond a chunk of 64
+        "hgrn", "hgrn2", "mamba2 groups", "mamba", "samba", "transformer norms, biases, window", "forgetting_transformer pro", "log_linear_mamba2", "comba", "gdn2", "simple_gla", "precond_gated_deltanet value heads"}  # beyond a chunk of 64
 
 
 # ---- shapes of the mixers' tensors, named relative to the layer's slot ------------------------------------------------
@@ -258,6 +266,16 @@ def mamba2(c: Config) -> Shapes:
     return shapes | ({"L": (heads, 15)} if c["model_type"] == "log_linear_mamba2" else {})
 
 
+def mamba(c: Config) -> Shapes:
+    width, inner, N = c["hidden_size"], c["hidden_size"] * c["expand"], c["state_size"]
+    rank = c.get("dt_rank") or c["time_step_rank"]
+    rank = math.ceil(width / 16) if rank == "auto" else rank
+    shapes: Shapes = {"in_proj.weight": (2 * inner, width), "conv1d.weight": (inner, 1, c["conv_kernel"]), "x_proj.weight": (rank + 2 * N, inner),
+                      "dt_proj.weight": (inner, rank), "dt_proj.bias": (inner,), "A_log": (inner, N), "D": (inner,), "out_proj.weight": (width, inner)}
+    shapes |= {"conv1d.bias": (inner,)} if c["use_conv_bias"] else {}
+    return shapes | ({"in_proj.bias": (2 * inner,), "out_proj.bias": (width,)} if c["use_bias"] else {})
+
+
 def softmax(c: Config) -> Shapes:
     width, d = c["hidden_size"], c["hidden_size"] // c["num_heads"]
     kv = d * (c["num_kv_heads"] or c["num_heads"])
@@ -268,18 +286,19 @@ def softmax(c: Config) -> Shapes:
     return shapes | (rows(c, g=width) if c.get("use_output_gate") else {})
 
 
-SHAPES = {"transformer": softmax, "forgetting_transformer": softmax, "linear_attn": linear_attn, "retnet": scalar_decay, "lightning_attn": scalar_decay, "simple_gla": simple_gla, "hgrn": hgrn, "hgrn2": hgrn2, "gsa": gsa,
+SHAPES = {"mamba": mamba, "samba": mamba, "transformer": softmax, "forgetting_transformer": softmax, "linear_attn": linear_attn, "retnet": scalar_decay, "lightning_attn": scalar_decay, "simple_gla": simple_gla, "hgrn": hgrn, "hgrn2": hgrn2, "gsa": gsa,
           "delta_net": delta_net, "gated_deltanet": gated_deltanet, "gated_deltaproduct": gated_deltanet, "comba": comba, "kda": kda, "gdn2": gdn2,
           "precond_gated_deltanet": precond_gated_deltanet, "precond_kda": precond_kda, "mamba2": mamba2, "log_linear_mamba2": mamba2}
 # model_type -> prefix, norm in front of the mixer, slot of the mixer, last norm, whether there is a feed-forward
-NAMES = {"mamba2": ("backbone.", "norm", "mixer", "norm_f", False), "log_linear_mamba2": ("backbone.", "mixer_norm", "mixer", "norm_f", True)}
+NAMES = {"mamba": ("backbone.", "norm", "mixer", "norm_f", False), "samba": ("backbone.", "mixer_norm", "mixer", "norm_f", True),
+         "mamba2": ("backbone.", "norm", "mixer", "norm_f", False), "log_linear_mamba2": ("backbone.", "mixer_norm", "mixer", "norm_f", True)}
 
 
 def all_shapes(c: Config) -> Shapes:
     """Every tensor of the checkpoint and its shape."""
     prefix, norm, slot, final, mlp = NAMES.get(c["model_type"], ("model.", "attn_norm", "attn", "norm", True))
     width, vocab, block = c["hidden_size"], c["vocab_size"], c["attnres_block_size"]
-    hidden = c.get("intermediate_size") or 256 * math.ceil(int(width * (c.get("hidden_ratio") or 4) * 2 / 3) / 256)
+    hidden = (c["model_type"] != "samba" and c.get("intermediate_size")) or 256 * math.ceil(int(width * (c.get("hidden_ratio") or 4) * 2 / 3) / 256)
     shapes: Shapes = {prefix + "embeddings.weight": (vocab, width), f"{prefix}{final}.weight": (width,)}
     shapes |= {} if c["tie_word_embeddings"] else {"lm_head.weight": (vocab, width)}
     shapes |= {prefix + "res_proj.weight": (1, width), prefix + "res_norm.weight": (width,)} if block else {}

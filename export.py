@@ -488,6 +488,9 @@ FLA_MIXERS: dict[str, Table] = {
     "precond_kda": FLA_QKVO | FLA_BETA | FLA_LOW_DECAY | FLA_LOW_GATE | FLA_O_NORM | FLA_MOMENT | {"attn.a_proj.weight": "ssm_m_alpha.weight"},
     "mamba": FLA_MAMBA, "samba": FLA_MAMBA, "mamba2": FLA_MAMBA2, "log_linear_mamba2": FLA_MAMBA2 | {"mixer.L": "ssm_levels"},
     "transformer": FLA_QKVO, "forgetting_transformer": FLA_QKVO | {"attn.f_proj.weight": "attn_forget.weight", "attn.f_proj.bias": "attn_forget.bias"},
+    "lightnet": {"attn.q_proj.weight": "attn_q.weight", "attn.k_proj.weight": "ssm_alpha.weight", "attn.v_proj.weight": "attn_v.weight",
+                 "attn.o_proj.weight": "attn_output.weight", "attn.g_proj.0.weight": "ssm_g_a.weight", "attn.g_proj.1.weight": "ssm_g_b.weight"},
+    "abc": FLA_QKVO | FLA_GATE | {"attn.s_proj.weight": "ssm_alpha.weight"},
     "hgrn": {"attn.f_proj.weight": "ssm_alpha.weight", "attn.i_proj.weight": "attn_v.weight", "attn.o_proj.weight": "attn_output.weight"} | FLA_GATE,
     "hgrn2": {"attn.q_proj.weight": "attn_q.weight", "attn.f_proj.weight": "ssm_alpha.weight", "attn.i_proj.weight": "attn_v.weight",
               "attn.o_proj.weight": "attn_output.weight"},
@@ -909,6 +912,35 @@ def hgrn2(f: Fields, m: Mixer) -> None:
     lower_bounds(f, m)
 
 
+def lightnet(f: Fields, m: Mixer) -> None:
+    """The key, weighed against all keys before, is decay and key at once. expand_ratio is the key width of a head."""
+    f.read |= {"gate_low_rank_dim"}  # seen in the tensors
+    m.conv(f, False, "qkv", "qfv")
+    ratio = f.get("expand_ratio", None) if "expand_ratio" in f.data else 128
+    heads = f.count("num_heads") if f.get("num_heads") else m.width // f.count("expand_ratio", 128)
+    m.shape(f.where, heads, heads, heads * f.count("expand_ratio", 128) if ratio else m.width, m.width)
+    m.take({"attn.g_norm.weight": "ssm_norm.weight"}, f.flag("elementwise_affine", True))
+    m.keys["layer_norm_rms_epsilon"] = 1e-6  # whatever norm_eps says
+    specs = f.get("attn", [])  # this model of the library never hands rope_theta on to its softmax layers
+    f.data["attn"] = [spec | {"rope_theta": 10000.0} for spec in ([specs] if isinstance(specs, dict) else specs)]
+
+
+def abc(f: Fields, m: Mixer) -> None:
+    f.read |= {"gate_low_rank_dim"}  # has no effect in the library
+    heads = f.count("num_heads", 4)
+    m.conv(f, False)
+    m.shape(f.where, heads, heads, int(m.width * f.real("expand_k", 0.5)), int(m.width * f.real("expand_v", 1.0)))
+    m.take({"attn.g_norm.weight": "ssm_norm.weight"}, f.flag("elementwise_affine", True))
+    m.keys |= {"slot_count": f.count("num_slots", 64), "score_min": f.real("clamp_min", -32.0), "score_max": f.real("clamp_max", 32.0)}
+    if f.flag("use_rope", True):
+        dk = m.keys["key_length"]
+        if dk % 2:
+            raise Refusal(f"{f.where}: keys of {dk} channels cannot be rotated in pairs")
+        m.keys |= {"rope_dimension_count": dk, "rope_freq_base": 10000.0}
+    if not recurrent_free(f, m):
+        f.only("hidden_act", "swish")  # also the gate's
+
+
 def softmax_heads(f: Fields, m: Mixer) -> None:
     """Softmax attention in every layer: heads of the full width, optional biases and norms of q and k."""
     heads = f.count("num_heads", 32)
@@ -962,6 +994,7 @@ FLA_MODELS = {"gla": ("GLAForCausalLM", gla), "retnet": ("RetNetForCausalLM", re
               "delta_net": ("DeltaNetForCausalLM", delta_net), "gated_deltanet": ("GatedDeltaNetForCausalLM", gated_deltanet),
               "gated_deltaproduct": ("GatedDeltaProductForCausalLM", gated_deltaproduct), "comba": ("CombaForCausalLM", comba),
               "transformer": ("TransformerForCausalLM", transformer), "forgetting_transformer": ("ForgettingTransformerForCausalLM", forgetting_transformer),
+              "lightnet": ("LightNetForCausalLM", lightnet), "abc": ("ABCForCausalLM", abc),
               "kda": ("KDAForCausalLM", kda), "gdn2": ("GDN2ForCausalLM", gdn2),
               "precond_gated_deltanet": ("PrecondGatedDeltaNetForCausalLM", preconditioned), "precond_kda": ("PrecondKDAForCausalLM", precond_kda)}
 ARCHITECTURES |= {cls: Architecture(name, partial(fla, read, name=name), f"head h reads shared head h div (n / n_kv); {NEOX}")

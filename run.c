@@ -2874,7 +2874,8 @@ enum { DECAY_NONE, DECAY_FIXED,            /* d = 1;  d = ssm_decay, a constant 
        DECAY_SIGMOID,                      /* d = sigmoid(f)^(1 / divisor), not below exp(min) */
        DECAY_SOFTPLUS,                     /* d = exp(a softplus(f + dt)), or exp(bound sigmoid(-a (f + dt))) where there is a bound */
        DECAY_FORGET,                       /* d = low + (1 - low) sigmoid(f) */
-       DECAY_STEP };                       /* d = exp(a D), D = softplus(f + dt) within bounds: the time step */
+       DECAY_STEP,                         /* d = exp(a D), D = softplus(f + dt) within bounds: the time step */
+       DECAY_SUM };                        /* z <- ln(e^z + e^f), d = e^(z before - z after): f within bounds, weighed against all f so far */
 enum { HEADS, CHANNELS, SLOTS };
 enum { ERASE_NONE, ERASE_KEY,              /* -;  b k'S, from the faded S */
        ERASE_GATED,                        /* (b k)'S, b per key channel */
@@ -2883,7 +2884,7 @@ enum { WRITE_V, WRITE_BETA_V,              /* k v';  k (b v)' */
        WRITE_GATED_V,                      /* k (sigmoid(w) v)' */
        WRITE_STEP_V,                       /* k (D v)' */
        WRITE_SCALED_K,                     /* (m k) (b v)', m from a running second moment of k */
-       WRITE_REST };                       /* (1 - d) v': what is forgotten makes room for what is new */
+       WRITE_REST };                       /* (1 - d) v': what is forgotten makes room for what is new; DECAY_SUM: e^(f - z) v', the same but without rounding */
 enum { OUT_HEAD, OUT_ALL,                  /* norm of each head;  of all heads as one */
        OUT_SILU_ALL,                       /* of silu(o), all heads as one */
        OUT_GATED };                        /* of act(z) o, in groups: the gate comes first */
@@ -2902,6 +2903,8 @@ static const Family family[] = {
     {"gla",                   "qkvfz",     "kvf",   SILU_CONV,   ACT_NONE,     QK_PLAIN, DECAY_SIGMOID,  CHANNELS, ERASE_NONE,  WRITE_V,        OUT_HEAD,     ACT_SILU,    MIX_LINEAR},
     {"hgrn",                  "vfz",       "",      SILU_V,      ACT_NONE,     QK_PLAIN, DECAY_FORGET,   CHANNELS, ERASE_NONE,  WRITE_REST,     OUT_ALL,      ACT_SILU,    MIX_HGRN},
     {"hgrn2",                 "qvf",       "",      SILU_NEVER,  ACT_SILU,     QK_PLAIN, DECAY_FORGET,   CHANNELS, ERASE_NONE,  WRITE_REST,     OUT_ALL,      ACT_NONE,    MIX_LINEAR},
+    {"lightnet",              "qvfz",      "",      SILU_NEVER,  ACT_SILU,     QK_PLAIN, DECAY_SUM,      CHANNELS, ERASE_NONE,  WRITE_REST,     OUT_ALL,      ACT_SILU,    MIX_LINEAR},
+    {"abc",                   "qkvfz",     "",      SILU_CONV,   ACT_NONE,     QK_PLAIN, DECAY_SUM,      SLOTS,    ERASE_NONE,  WRITE_REST,     OUT_HEAD,     ACT_SILU,    MIX_SLOTS},
     {"gsa",                   "qkvf",      "kvf",   SILU_CONV,   ACT_SILU,     QK_PLAIN, DECAY_SIGMOID,  SLOTS,    ERASE_NONE,  WRITE_REST,     OUT_SILU_ALL, ACT_NONE,    MIX_SLOTS},
     {"delta_net",             "qkvbz",     "",      SILU_V,      ACT_SILU,     QK_L2,    DECAY_NONE,     HEADS,    ERASE_KEY,   WRITE_BETA_V,   OUT_HEAD,     ACT_SILU,    MIX_LINEAR},
     {"gated_deltanet",        "qkvfbz",    "qk",    SILU_ALWAYS, ACT_NONE,     QK_L2,    DECAY_SOFTPLUS, HEADS,    ERASE_KEY,   WRITE_BETA_V,   OUT_HEAD,     ACT_SILU,    MIX_LINEAR},
@@ -2958,7 +2961,7 @@ typedef struct {
     Proj map_in[2][2];              /* learned feature maps of q and of k: one or two matrices */
     int map, norms[2], gate_act, skip_each, slots, steps; /* feature map of q and k; norms of q, k; activation of the output gate, or ACT_NONE; slots; writes per token */
     int norm_width, norm_shared, gate_first, out_act; /* output norm: channels that it spans (0 = none), whether all spans have the same weights */
-    float sum_eps, decay_divisor, decay_min, decay_bound, beta_scale, o_eps, normalizer, squash, squash_eps, step_min, step_max;
+    float sum_eps, decay_divisor, decay_min, decay_bound, beta_scale, o_eps, normalizer, squash, squash_eps, step_min, step_max, score_min, score_max;
     size_t scratch;                 /* floats per token that the mixer finds behind the rows of its projections */
     Tensor gate, up, down;          /* without data: no feed-forward */
     int ffn_act;
@@ -3277,6 +3280,7 @@ static void bind_family(Loader *l, Layer *y, int i) {
     y->normalizer = (float)float_key(l, "mixer.normalizer_epsilon", i, 0, 0, 1);
     y->decay_divisor = (float)float_key(l, "mixer.decay_divisor", i, f->decay == DECAY_SIGMOID ? 16 : 1, 1e-6, 1e6);
     y->decay_min = (float)float_key(l, "mixer.decay_min", i, -INFINITY, -INFINITY, 0);
+    y->score_min = (float)float_key(l, "mixer.score_min", i, -INFINITY, -INFINITY, INFINITY), y->score_max = (float)float_key(l, "mixer.score_max", i, INFINITY, -INFINITY, INFINITY);
     y->decay_bound = (float)float_key(l, "mixer.decay_bound", i, 0, -1e6, 0);
     y->beta_scale = (float)float_key(l, "mixer.beta_scale", i, 1, 0, 2);
     y->o_eps = (float)float_key(l, "mixer.layer_norm_rms_epsilon", i, y->eps, 0, 1);
@@ -4209,6 +4213,21 @@ static Rows scale_keys(const Run *run, const Layer *y, float *A, float *const *i
     return out;
 }
 
+/* DECAY_SUM: f to the decay d, in place, and rest (both (T, n)), the weight of what is written, e^(f - z).      (mixers.md sections 4.9, 4.11)
+ * z (n): running log of the sum of e^f; at position 0 nothing comes before. */
+static void decay_by_sum(const Run *run, const Layer *y, float *z, const Rows *f, const Rows *rest) {
+    int n = (int)f->stride, n_threads = threads_for(run->team, 40.0 * run->T * n);
+    PARALLEL_FOR(n_threads)
+    for (int i = 0; i < n; i++)
+        for (int t = 0; t < run->T; t++) {
+            float s = row_at(f, t)[i], before = run->pos + t ? z[i] : -INFINITY;
+            s = s < y->score_min ? y->score_min : s > y->score_max ? y->score_max : s;
+            float more = expf(-fabsf(before - s)), sum = 1 + more; /* z = the larger + ln(1 + e^-difference) */
+            z[i] = (s > before ? s : before) + log1pf(more);
+            row_at(f, t)[i] = (s > before ? more : 1) / sum, row_at(rest, t)[i] = (s > before ? 1 : more) / sum;
+        }
+}
+
 /* From the rows of the projections to what the recurrence reads, as the row of the family says.         (mixers.md section 1.3)
  *   q, k, v <- conv, map, norm;  d, e, b from f and b     mem: moves behind what is remembered here; free_rows: scratch */
 static Recurrence prepare(const Run *run, const Layer *y, float **mem, float *const *in, float **free_rows) {
@@ -4222,6 +4241,7 @@ static Recurrence prepare(const Run *run, const Layer *y, float **mem, float *co
     if (f->write == WRITE_REST) rest = scratch_rows(free_rows, run->T, y->heads[IN_F], y->width[IN_F]);
     if (f->write == WRITE_STEP_V) stepped = scratch_rows(free_rows, run->T, H, dv);
     if (f->erase == ERASE_OLD) old = scratch_rows(free_rows, run->T, H, dk);
+    if (f->decay == DECAY_SUM) decay_by_sum(run, y, *mem, &rows[IN_F], &rest), *mem += rows[IN_F].stride;
     int n_threads = threads_for(run->team, 4.0 * run->T * (3 * H * dv + (f->per == HEADS ? 1 : 10) * n_f + 2 * H * dk));
     PARALLEL_FOR(n_threads)
     for (int t = 0; t < run->T; t++) {
@@ -4247,7 +4267,7 @@ static Recurrence prepare(const Run *run, const Layer *y, float **mem, float *co
                 for (int j = h * dv; j < (h + 1) * dv; j++) row_at(&stepped, t)[j] = step * v[j];
             }
         else if (d) decay_row(y, d, n_f, y->width[IN_F]);
-        for (int i = 0; i < n_f && rest.p; i++) row_at(&rest, t)[i] = 1 - d[i];
+        for (int i = 0; i < n_f && rest.p && f->decay != DECAY_SUM; i++) row_at(&rest, t)[i] = 1 - d[i];
         for (int i = 0; i < n_b && b; i++) b[i] = y->beta_scale * sigmoid(b[i]);
         if (f->erase == ERASE_GATED) /* b (Hk, dk) becomes the key of the erase */
             for (int i = 0; i < n_b; i++) b[i] *= k[i];
@@ -4272,7 +4292,9 @@ static Recurrence prepare(const Run *run, const Layer *y, float **mem, float *co
     }
     return r;
 }
-static size_t prepare_fixed(const Layer *y) { return conv_floats(y) + (y->family->write == WRITE_SCALED_K ? (size_t)y->heads[IN_G] * (size_t)y->dk : 0); }
+static size_t prepare_fixed(const Layer *y) { /* besides the convolutions: moments of keys or running sums */
+    return conv_floats(y) + (y->family->write == WRITE_SCALED_K ? (size_t)y->heads[IN_G] * (size_t)y->dk : y->family->decay == DECAY_SUM ? (size_t)(y->heads[IN_F] * y->width[IN_F]) : 0);
+}
 
 /* The other end: the skip, the norm and the gate. */
 static void finish(const Run *run, const Layer *y, float *const *in, float *o) {
@@ -4333,12 +4355,12 @@ static void mix_product(const Run *run, const Layer *y, float *mem, float *const
 
 /* Two passes over slots.                                                                  (mixers.md section 4.10)
  *   a = d, w = 1 - d per slot;  Hk <- Hk Diag(a) + k w';  p = softmax(Hk' q);  Hv <- Diag(a) Hv + w v';  o = Hv' p
- *   mem: Hk (H, dk, slots), Hv (H, slots, dv). The memory is a table of slots that is read by softmax. */
+ *   mem: Hk (H, dk, slots), Hv (H, slots, dv). gsa takes silu(v), as it does silu(o); abc has w from a running softmax. The memory is a table of slots that is read by softmax. */
 static void mix_slots(const Run *run, const Layer *y, float *mem, float *const *in, float *o) {
     float *free_rows = in[MAX_IN];
     int H = y->n_heads, M = y->slots, T = run->T, n_v = y->heads[IN_V] * y->dv;
     Recurrence r = prepare(run, y, &mem, in, &free_rows);
-    for (int t = 0; t < T; t++) activate_row(row_at(&r.v, t), ACT_SILU, (size_t)n_v);
+    for (int t = 0; t < T && y->out_act == ACT_SILU; t++) activate_row(row_at(&r.v, t), ACT_SILU, (size_t)n_v);
     Rows scores = scratch_rows(&free_rows, T, H, M);
     Recurrence first = {.H = H, .dk = r.dk, .dv = M, .q = r.q, .k = r.e, .v = r.k, .c = r.d};
     recurrence(run->team, &first, mem, row_at(&scores, 0), T);

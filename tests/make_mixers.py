@@ -59,6 +59,8 @@ BASES: dict[str, Config] = {
     "precond_kda": DELTA | ATK | dict(lower_bound=None),
     "mamba2": without(MAMBA2, "hidden_ratio", "intermediate_size"),
     "mamba": without(MAMBA, "hidden_ratio"), "samba": without(MAMBA, "dt_rank") | dict(time_step_rank=5, hidden_act="swish", attn=WINDOWED | dict(qkv_bias=False)),
+    "lightnet": without(HEADS, "num_kv_heads", "expand_k", "expand_v") | CONV | dict(use_short_conv=False, num_heads=None, expand_ratio=12, gate_low_rank_dim=10),
+    "abc": without(HEADS, "num_kv_heads") | CONV | dict(expand_k=0.5, use_short_conv=False, num_slots=10, clamp_min=-32, clamp_max=32, use_rope=True),
     "transformer": SOFTMAX | dict(rope_theta=10000.0), "forgetting_transformer": SOFTMAX | dict(use_output_gate=False),
     "log_linear_mamba2": MAMBA2,
 }
@@ -130,6 +132,12 @@ CASES: dict[str, tuple[str, Config]] = {
     "samba": ("samba", {}),
     "samba all recurrent, residual attention": ("samba", dict(attn=None, use_bias=True, attnres_block_size=2, state_size=5)),
     "samba other widths": ("samba", dict(hidden_ratio=2, expand=1, attn=WINDOWED | dict(layers=[0, 2], window_size=None), time_step_rank=3)),
+    "lightnet": ("lightnet", {}),
+    "lightnet by heads, convolutions": ("lightnet", dict(expand_ratio=None, num_heads=3, use_short_conv=True, elementwise_affine=False)),
+    "lightnet wide keys, hybrid": ("lightnet", dict(expand_ratio=20, num_heads=4, attn=WINDOWED, tie_word_embeddings=True)),
+    "abc": ("abc", {}),
+    "abc clamped, convolutions, no rotation": ("abc", dict(use_short_conv=True, use_rope=False, clamp_min=-1.0, clamp_max=0.5, expand_v=1.5)),
+    "abc many slots, hybrid": ("abc", dict(num_slots=33, num_heads=2, expand_k=1.0, attn=WINDOWED, elementwise_affine=False)),
     "transformer": ("transformer", {}),
     "transformer norms, biases, window": ("transformer", dict(qk_norm=True, qkv_bias=True, window_size=11, num_kv_heads=2, rope_theta=500.0)),
     "transformer one key head, residual attention": ("transformer", dict(num_heads=2, num_kv_heads=1, attnres_block_size=2, tie_word_embeddings=True, hidden_act="powlu")),
@@ -139,7 +147,7 @@ CASES: dict[str, tuple[str, Config]] = {
     "log_linear_mamba2 no norm": ("log_linear_mamba2", dict(rmsnorm=False, head_dim=24, state_size=8, use_bias=True, hidden_act="swish")),
 }
 LONG = {"linear_attn tied, kv heads", "retnet kv heads", "gsa kv heads, relu", "delta_net", "gated_deltanet value heads", "gated_deltaproduct", "kda value heads, negative",
-        "hgrn", "hgrn2", "mamba2 groups", "mamba", "samba", "transformer norms, biases, window", "forgetting_transformer pro", "log_linear_mamba2", "comba", "gdn2", "simple_gla", "precond_gated_deltanet value heads"}  # beyond a chunk of 64
+        "hgrn", "hgrn2", "mamba2 groups", "mamba", "samba", "lightnet", "abc", "transformer norms, biases, window", "forgetting_transformer pro", "log_linear_mamba2", "comba", "gdn2", "simple_gla", "precond_gated_deltanet value heads"}  # beyond a chunk of 64
 
 
 # ---- shapes of the mixers' tensors, named relative to the layer's slot ------------------------------------------------
@@ -266,6 +274,19 @@ def mamba2(c: Config) -> Shapes:
     return shapes | ({"L": (heads, 15)} if c["model_type"] == "log_linear_mamba2" else {})
 
 
+def lightnet(c: Config) -> Shapes:
+    width, low = c["hidden_size"], c["gate_low_rank_dim"]
+    heads = c["num_heads"] or width // c["expand_ratio"]
+    keys = heads * c["expand_ratio"] if c["expand_ratio"] else width
+    return (rows(c, q=keys, k=keys, v=width) | convs(c, q=keys, k=keys, v=width) | gated(c | dict(use_output_gate=False), width, width)
+            | low_rank(c, "g", low, width, False))
+
+
+def abc(c: Config) -> Shapes:
+    key, value, _, _, heads = by_heads(c)
+    return rows(c, q=key, k=key, v=value, s=heads * c["num_slots"]) | convs(c, q=key, k=key, v=value) | gated(c | dict(fuse_norm=False), value, value // heads)
+
+
 def mamba(c: Config) -> Shapes:
     width, inner, N = c["hidden_size"], c["hidden_size"] * c["expand"], c["state_size"]
     rank = c.get("dt_rank") or c["time_step_rank"]
@@ -286,7 +307,7 @@ def softmax(c: Config) -> Shapes:
     return shapes | (rows(c, g=width) if c.get("use_output_gate") else {})
 
 
-SHAPES = {"mamba": mamba, "samba": mamba, "transformer": softmax, "forgetting_transformer": softmax, "linear_attn": linear_attn, "retnet": scalar_decay, "lightning_attn": scalar_decay, "simple_gla": simple_gla, "hgrn": hgrn, "hgrn2": hgrn2, "gsa": gsa,
+SHAPES = {"lightnet": lightnet, "abc": abc, "mamba": mamba, "samba": mamba, "transformer": softmax, "forgetting_transformer": softmax, "linear_attn": linear_attn, "retnet": scalar_decay, "lightning_attn": scalar_decay, "simple_gla": simple_gla, "hgrn": hgrn, "hgrn2": hgrn2, "gsa": gsa,
           "delta_net": delta_net, "gated_deltanet": gated_deltanet, "gated_deltaproduct": gated_deltanet, "comba": comba, "kda": kda, "gdn2": gdn2,
           "precond_gated_deltanet": precond_gated_deltanet, "precond_kda": precond_kda, "mamba2": mamba2, "log_linear_mamba2": mamba2}
 # model_type -> prefix, norm in front of the mixer, slot of the mixer, last norm, whether there is a feed-forward

@@ -159,6 +159,10 @@ MIXERS_REFUSED: list[tuple[str, dict[str, Any], str]] = [  # case, changes to co
     ("mamba2", {"dt_limit": [0.1]}, "dt_limit"), ("mamba2", {"hidden_act": "relu"}, "hidden_act"), ("mamba2", {"n_groups": 3}, "groups"),
     ("mamba2", {"attn": {"layers": [1], "num_heads": 4}}, "attn"), ("log_linear_mamba2", {"n_groups": 2}, "n_groups"),
     ("log_linear_mamba2", {"dt_limit": [0.1, 1.0]}, "dt_limit"),
+    ("rwkv6", {"hidden_act": "relu"}, "hidden_act"), ("rwkv6", {"num_heads": 5}, "heads"), ("rwkv6", {"norm_first": False}, "pre_norm"),
+    ("rwkv6", {"proj_low_rank_dim": 9}, "time_mix_w1"), ("rwkv7", {"hidden_act": "swish"}, "hidden_act"), ("rwkv7", {"value_dim": [48, 96, 48]}, "value_dim"),
+    ("rwkv7", {"head_dim": 20}, "head_dim"), ("rwkv7", {"num_heads": 3}, "heads"), ("rwkv7", {"attn": {"layers": [1], "num_heads": 4}}, "attn"),
+    ("rwkv7", {"norm_bias": False}, "bias"),
 ]
 
 

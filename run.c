@@ -1478,10 +1478,9 @@ INLINE void recurrence_body(const Recurrence *a, int h, int j0, float *S, float 
     if (general) panel(a, h, j, n, S, o, o_stride, T, buf, N, 1, 1); \
     else if (a->rho.p) panel(a, h, j, n, S, o, o_stride, T, buf, N, 1, 0); \
     else panel(a, h, j, n, S, o, o_stride, T, buf, N, 0, 0)
-    for (int j = j0, n; j < end; j += n) {
-        n = end - j < 4 * LANES ? end - j : 4 * LANES;
-        if (n > 2 * LANES) { PANELS(4); }
-        else if (n > LANES) { PANELS(2); }
+    for (int j = j0, n; j < end; j += n) { /* what is left of four vectors, one by one */
+        n = end - j >= 4 * LANES ? 4 * LANES : end - j < LANES ? end - j : LANES;
+        if (n > LANES) { PANELS(4); }
         else { PANELS(1); }
     }
 #undef PANELS
@@ -1854,6 +1853,9 @@ INLINE512 void segment512(__m512i v[4], const uint8_t *b, int type, int n) {
     UNROLL for (int j = 0; j < 4; j++) v[j] = _mm512_add_epi8(_mm512_load_si512(q + 64 * j), offset);
 }
 
+/* Both, for any type, behind a call: inlined wherever a type is not constant, they would be most of the program. */
+AVX512 static void any512(__m512i v[4], float *d, float *m, const uint8_t *b, int type, int n) { scales512(d, m, b, type, n), segment512(v, b, type, n); }
+
 /* few_body with the block sums of a segment at once. Each row is read from its first byte to its last; sums, scales and minimums
  * of 16 rows go to buf, are transposed to one row per lane, and meet in the fixed order. group, min, T: constants, for one token type, too; n_tokens <= T.
  *   buf: F (T, ROWS, G) sums, D, M (ROWS, G) scales and minimums; G groups, padded to 16 */
@@ -1872,8 +1874,8 @@ INLINE512 void few512(float *out, const Tensor *w, int row, int n_rows, const In
             size_t g = (size_t)r * G + (size_t)(at / group);
             for (size_t i = 0; i < segment; i += 64) __builtin_prefetch(bytes + AHEAD + i);
             __m512i v[4], u[4];
-            scales512(D + g, M + g, bytes, type, len);
-            segment512(v, bytes, type, len);
+            if (T == 1) scales512(D + g, M + g, bytes, type, len), segment512(v, bytes, type, len);
+            else any512(v, D + g, M + g, bytes, type, len);
             UNROLL for (int i = 0; i < 4; i++) u[i] = _mm512_xor_si512(v[i], flip);
             UNROLL8 for (int t = 0; t < T; t++) {
                 const size_t token = (size_t)(t < n_tokens ? t : n_tokens - 1);
@@ -1941,8 +1943,7 @@ AVX512 static void make_panels(Panel *p, const Tensor *w, int row, int b0, int n
         for (int b = 0; b < n_blocks; b += SEGMENT / 32, bytes += bytes_of(w->type, SEGMENT)) {
             const int len = 32 * (n_blocks - b < SEGMENT / 32 ? n_blocks - b : SEGMENT / 32);
             __m512i v[4];
-            scales512(dr + per * b, mr + per * b, bytes, w->type, len);
-            segment512(v, bytes, w->type, len);
+            any512(v, dr + per * b, mr + per * b, bytes, w->type, len);
             UNROLL for (int j = 0; j < 4; j++) _mm512_store_si512(qr + 32 * b + 64 * j, _mm512_sub_epi8(v[j], offset));
         }
     }

@@ -228,7 +228,7 @@ class Piece:
 # The largest value that a half-precision number or block scale can stand for.
 LARGEST = {Type.F16: 65504.0, Type.Q8_0: 65504.0 * 127, Type.Q4_0: 65504.0 * 8}
 TYPES = {"f32": (Type.F32, 0), "f16": (Type.F16, 1), "bf16": (Type.BF16, 32), "q8_0": (Type.Q8_0, 7), "q4_0": (Type.Q4_0, 2)}
-KEEP_F32 = re.compile(r"_norm\.weight$|ssm_conv1d|ffn_gate_inp")
+KEEP_F32 = re.compile(r"_norm\.weight$|ssm_conv1d|ffn_gate_inp|time_mix_(lerp|first|decay|[wavg]\d)|channel_mix_lerp")
 
 
 def stored_type(name: str, shape: tuple[int, ...], wanted: Type, head: str) -> Type:
@@ -255,7 +255,8 @@ class Plan:
     blocks: list[tuple[str, list[Table]]] = field(default_factory=list)  # prefix in the checkpoint, tables; block N in order
     views: dict[str, View] = field(default_factory=dict)
     made: dict[str, np.ndarray] = field(default_factory=dict)            # tensors computed from the configuration
-    derived: dict[str, tuple[str, Callable[[np.ndarray], np.ndarray]]] = field(default_factory=dict)  # from a whole small tensor
+    # From whole small tensors: one, or several "a|b" of which all are there.
+    derived: dict[str, tuple[str, Callable[..., np.ndarray]]] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)               # prefix of checkpoint names -> why
     notes: list[str] = field(default_factory=list)
 
@@ -972,6 +973,96 @@ def forgetting_transformer(f: Fields, m: Mixer) -> None:
     m.take(FLA_GATE, f.flag("use_output_gate"))
 
 
+RWKV_LAYER: Table = {"attn_norm.weight": "attn_norm.weight", "ffn_norm.weight": "attn_norm_2.weight"}
+RWKV_MIX: Table = {"attn.o_proj.weight": "time_mix_output.weight", "attn.g_norm.weight": "time_mix_ln.weight", "attn.g_norm.bias": "time_mix_ln.bias"}
+RWKV7_MIX: Table = RWKV_MIX | {"attn.r_proj.weight": "time_mix_receptance.weight", "attn.k_proj.weight": "time_mix_key.weight",
+                               "attn.v_proj.weight": "time_mix_value.weight", "attn.k_k": "time_mix_k_k.weight", "attn.k_a": "time_mix_k_a.weight",
+                               "attn.r_k": ("time_mix_r_k.weight", "flat")}
+RWKV7_NARROW = {x: {f"attn.{x}_lora.lora.0.weight": f"time_mix_{x}1.weight", f"attn.{x}_lora.lora.2.weight": f"time_mix_{x}2.weight"} |
+                ({} if x == "g" else {f"attn.{x}_lora.lora.2.bias": f"time_mix_{x}0.weight"}) for x in "wavg"}
+RWKV7_FFN: Table = {"ffn.x_k": "channel_mix_lerp_k.weight", "ffn.key.weight": "channel_mix_key.weight", "ffn.value.weight": "channel_mix_value.weight"}
+RWKV6_MIX: Table = RWKV_MIX | {"attn.r_proj.linear.weight": "time_mix_receptance.weight", "attn.k_proj.linear.weight": "time_mix_key.weight",
+                               "attn.v_proj.linear.weight": "time_mix_value.weight", "attn.g_proj.linear.weight": "time_mix_gate.weight",
+                               "attn.w_proj.linear.lora.0.weight": "time_mix_decay_w1.weight", "attn.w_proj.linear.lora.2.weight": "time_mix_decay_w2.weight",
+                               "attn.w_proj.linear.lora.2.bias": "time_mix_decay.weight", "attn.bonus": "time_mix_first.weight",
+                               "attn.x_proj.0.mu": "time_mix_lerp_x.weight", "attn.x_proj.0.linear.weight": ("time_mix_w1.weight", "wkvrg rows"),
+                               "attn.x_bias": ("time_mix_lerp_fused.weight", "wkvrg")}
+RWKV6_FFN: Table = {"ffn.key.mu": "channel_mix_lerp_k.weight", "ffn.key.linear.weight": "channel_mix_key.weight", "ffn.receptance.mu": "channel_mix_lerp_r.weight",
+                    "ffn.receptance.linear.weight": "channel_mix_receptance.weight", "ffn.value.weight": "channel_mix_value.weight"}
+
+
+def rwkv_decoder(f: Fields, has: set[str], hidden_ratio: float, ffn: Table) -> Plan:
+    """What both generations share: LayerNorms, one more behind the embedding, and a channel mix. Its blocks lack the mixer."""
+    n, width = f.count("num_hidden_layers"), f.count("hidden_size")
+    f.only("hidden_act", "sqrelu")
+    hidden = f.count("intermediate_size", 32 * -(-int(width * f.real("hidden_ratio", hidden_ratio)) // 32))
+    plan = Plan({"block_count": n, "context_length": f.count("max_position_embeddings", 2048), "embedding_length": width,
+                 "feed_forward_length": hidden, "vocab_size": f.count("vocab_size", 32000), "attention.head_count": 0, "token_shift_count": 2,
+                 "attention.layer_norm_epsilon": f.real("norm_eps", 1e-5)},
+                [{"model.embeddings.weight": "token_embd.weight", "model.norm.weight": "output_norm.weight"}])
+    first: Table = {"model.layers.0.pre_norm.weight": "token_embd_norm.weight"} if f.flag("norm_first", True) else {}
+    biased = f.flag("norm_bias", True)
+
+    def norms(table: Table) -> Table:
+        return table | ({s.replace("weight", "bias"): str(name).replace("weight", "bias") for s, name in table.items() if "norm" in s} if biased else {})
+    plan.top = [norms(plan.top[0] | first)]
+    output_matrix(plan, f, has)
+    plan.blocks = [(f"model.layers.{i}.", [norms(RWKV_LAYER), ffn]) for i in range(n)]
+    return plan
+
+
+def rwkv7(f: Fields, has: set[str]) -> Plan:
+    plan = rwkv_decoder(f, has, 4, RWKV7_FFN)
+    width, layers = plan.keys["embedding_length"], plan.keys["block_count"]
+    by_heads = "head_dim" in f.data and f.get("head_dim") is None  # only then does num_heads count
+    dk = width // f.count("num_heads") if by_heads else f.count("head_dim", 64)
+    heads = width // dk if dk else 0
+    values = f.get("value_dim", width)
+    values = values if isinstance(values, list) else [values] * layers
+    if not heads or heads * dk != width or f.get("num_heads", heads) != heads:
+        raise Refusal(f"{f.where}: {f.get('num_heads', heads)} heads of head_dim = {dk} do not make the width {width}")
+    if len(values) != layers or set(values) != {values[0]} or type(values[0]) is not int or values[0] < 1 or values[0] % heads:
+        raise Refusal(f"{f.where}: value_dim is {json.dumps(values)[:80]}, expected the same multiple of {heads} for each of {layers} layers")
+    ranks = {"decay": f.get("decay_low_rank_dim", 64), "iclr": f.get("a_low_rank_dim", 64), "value_residual_mix": f.get("v_low_rank_dim", 16),
+             "gate": f.get("gate_low_rank_dim", 128)}  # for llama.cpp; what counts here is in the tensors
+    plan.keys |= {f"attention.{name}_lora_rank": int(rank) for name, rank in ranks.items()}
+    plan.keys |= {"wkv.head_size": dk, "mixer.head_count": heads, "mixer.value_length": values[0] // heads,
+                  "mixer.layer_norm_epsilon": dk * plan.keys["attention.layer_norm_epsilon"]}
+    if f.flag("fuse_norm", True):  # the fused norm of the erase key has an epsilon in the root, the other one a bound of the length
+        plan.keys["mixer.l2_norm_epsilon"] = 1e-6
+    plan.views["flat"] = View(shape=(-1,))
+    for i, (prefix, tables) in enumerate(plan.blocks):
+        tables += [RWKV7_MIX] + [RWKV7_NARROW[x] for x in "wavg" if i or x != "v"]
+        mixes = [f"{prefix}attn.x_{x}" for x in "rwkvag"]
+        if f"{prefix}attn.x_x" in has:  # older files have all six in one
+            mixes = [f"{prefix}attn.x_x"]
+        plan.derived[f"blk.{i}.time_mix_lerp_fused.weight"] = ("|".join(mixes), lambda *x: np.concatenate([a.ravel() for a in x]).reshape(6, 1, 1, width))
+    if values[0] == width:  # llama.cpp wants them, and does not read them
+        for part, source in (("0", "lora.2.bias"), ("1", "lora.0.weight"), ("2", "lora.2.weight")):
+            plan.derived[f"blk.0.time_mix_v{part}.weight"] = (f"model.layers.0.attn.a_lora.{source}", np.ravel if part == "0" else np.asarray)
+    return plan
+
+
+def rwkv6(f: Fields, has: set[str]) -> Plan:
+    plan = rwkv_decoder(f, has, 3.5, RWKV6_FFN)
+    width, heads = plan.keys["embedding_length"], f.count("num_heads", 4)
+    keys, values = int(width * f.real("expand_k", 0.5)), int(width * f.real("expand_v", 1.0))
+    if not keys or not values or keys % heads or values % heads:
+        raise Refusal(f"{f.where}: {heads} heads do not divide the widths {keys} and {values}")
+    rank = f.count("proj_low_rank_dim", 32)
+    plan.keys |= {"wkv.head_size": keys // heads, "mixer.head_count": heads, "mixer.value_length": values // heads, "rescale_every_n_layers": 0,
+                  "time_mix_extra_dim": rank, "time_decay_extra_dim": f.count("gate_low_rank_dim", 64),
+                  "mixer.layer_norm_epsilon": plan.keys["attention.layer_norm_epsilon"]}
+    order = np.array([1, 2, 3, 0, 4])  # fla has r, w, k, v, g, llama.cpp w, k, v, r, g
+    plan.views |= {"wkvrg": View(rows=order, shape=(5, 1, 1, -1)), "wkvrg rows": View(rows=(order[:, None] * rank + np.arange(rank)).ravel())}
+    softmax = fla_softmax(f, len(plan.blocks), plan)
+    for i, (prefix, tables) in enumerate(plan.blocks):
+        tables += [FLA_QKVO, softmax[i]] if i in softmax else [RWKV6_MIX]
+        if i not in softmax:
+            plan.derived[f"blk.{i}.time_mix_w2.weight"] = (f"{prefix}attn.x_proj.2.weight", lambda w: w.reshape(width, 5, rank)[:, order].swapaxes(0, 1))
+    return plan
+
+
 @dataclass(frozen=True)
 class Architecture:
     name: str                                   # general.architecture
@@ -985,6 +1076,8 @@ ARCHITECTURES = {
                                        f"key head h mod n; ssm_a is -exp(A_log); {NEOX}"),
     "Qwen3ForCausalLM": Architecture("qwen3", qwen3, NEOX),
     "LlamaForCausalLM": Architecture("llama", llama, "rotary pairs (2i, 2i + 1), query and key rows interleaved to match"),
+    "RWKV6ForCausalLM": Architecture("rwkv6", rwkv6, "five shares in the order w, k, v, r, g"),
+    "RWKV7ForCausalLM": Architecture("rwkv7", rwkv7, "six shares in the order r, w, k, v, a, g"),
 }
 ARCHITECTURES["Qwen3_5ForConditionalGeneration"] = ARCHITECTURES["Qwen3_5ForCausalLM"]
 FLA_MODELS = {"gla": ("GLAForCausalLM", gla), "retnet": ("RetNetForCausalLM", retnet), "linear_attn": ("LinearAttentionForCausalLM", linear_attn),
@@ -1000,7 +1093,7 @@ FLA_MODELS = {"gla": ("GLAForCausalLM", gla), "retnet": ("RetNetForCausalLM", re
 ARCHITECTURES |= {cls: Architecture(name, partial(fla, read, name=name), f"head h reads shared head h div (n / n_kv); {NEOX}")
                   for name, (cls, read) in FLA_MODELS.items()}
 MODEL_TYPES = {"qwen3_5_text": "Qwen3_5ForCausalLM", "qwen3_5": "Qwen3_5ForCausalLM", "qwen3": "Qwen3ForCausalLM",
-               "llama": "LlamaForCausalLM"} | {name: cls for name, (cls, _) in FLA_MODELS.items()}  # where config.json names no class
+               "llama": "LlamaForCausalLM", "rwkv6": "RWKV6ForCausalLM", "rwkv7": "RWKV7ForCausalLM"} | {name: cls for name, (cls, _) in FLA_MODELS.items()}  # where config.json names no class
 
 
 # ---- 4. tokenizer ----------------------------------------------------------------------------------------------------
@@ -1212,11 +1305,14 @@ def plan_pieces(plan: Plan, tensors: dict[str, LocalTensor], wanted: Type) -> tu
     for i, (source_prefix, tables) in enumerate(plan.blocks):
         take(tables, source_prefix, f"blk.{i}.")
     pieces += [Piece(name, array) for name, array in plan.made.items()]
-    for name, (source, fn) in plan.derived.items():
-        if source not in tensors:
-            raise Refusal(f"the checkpoint has no tensor {source}, which config.json asks for")
-        pieces.append(Piece(name, fn(np.concatenate(list(Piece(source, tensors[source]).slices())))))
-        left.pop(source, None)
+    for name, (sources, fn) in plan.derived.items():
+        whole = []
+        for source in sources.split("|"):
+            if source not in tensors:
+                raise Refusal(f"the checkpoint has no tensor {source}, which config.json asks for")
+            whole.append(np.concatenate(list(Piece(source, tensors[source]).slices())))
+            left.pop(source, None)
+        pieces.append(Piece(name, np.ascontiguousarray(fn(*whole))))
     head = "output.weight" if HEAD in plan.top else "token_embd.weight"
     for piece in pieces:
         piece.type = stored_type(piece.name, piece.shape, wanted, head)

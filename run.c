@@ -1051,7 +1051,7 @@ static float softplus(float x) { return x > 20.0f ? x : log1pf(expf(x)); }
 static float logsigmoid(float x) { return (x < 0 ? x : 0) - log1pf(expf(-fabsf(x))); }
 
 /* What is done to the numbers of a layer one by one. Exponentials only through fast_exp where it is hot: loops over it vectorise. */
-enum { ACT_SILU, ACT_RELU, ACT_SIGMOID, ACT_GELU, ACT_GELU_TANH, ACT_SQRELU, ACT_POWLU, ACT_LOGSIGMOID, ACT_ELU1, ACT_NONE };
+enum { ACT_SILU, ACT_RELU, ACT_SIGMOID, ACT_GELU, ACT_GELU_TANH, ACT_SQRELU, ACT_POWLU, ACT_LOGSIGMOID, ACT_ELU1, ACT_TANH, ACT_NONE };
 INLINE float activate(int act, float x) {
     switch (act) {
     case ACT_SILU: return silu(x);
@@ -1063,6 +1063,7 @@ INLINE float activate(int act, float x) {
     case ACT_POWLU: return (x > 0 ? powf(x, 3.0f / (sqrtf(x) + 1.0f)) : x) * sigmoid(x);
     case ACT_LOGSIGMOID: return logsigmoid(x);
     case ACT_ELU1: return x > 0 ? x + 1 : expf(x);
+    case ACT_TANH: return tanhf(x);
     }
     return x;
 }
@@ -1089,6 +1090,16 @@ INLINE void rmsnorm(float *y, const float *x, const float *w, size_t n, float ep
     float scale = (float)(1.0 / sqrt(total / (double)n + eps));
     if (w) for (i = 0; i < n; i++) y[i] = x[i] * scale * w[i];
     else for (i = 0; i < n; i++) y[i] = x[i] * scale;
+}
+
+/* y = (x - mean(x)) / sqrt(variance(x) + eps) * w + b over n floats; b NULL = none; y may be x. */
+static void layernorm(float *y, const float *x, const float *w, const float *b, size_t n, float eps) {
+    double mean = 0, squares = 0;
+    for (size_t i = 0; i < n; i++) mean += x[i];
+    mean /= (double)n;
+    for (size_t i = 0; i < n; i++) squares += (x[i] - mean) * (x[i] - mean);
+    double scale = 1.0 / sqrt(squares / (double)n + eps);
+    for (size_t i = 0; i < n; i++) y[i] = (float)((x[i] - mean) * scale) * w[i] + (b ? b[i] : 0);
 }
 
 /* Causal depthwise convolution over time, then act (ACT_SILU or none), in place.    (mixers.md section 2.3)
@@ -1467,10 +1478,9 @@ INLINE void recurrence_body(const Recurrence *a, int h, int j0, float *S, float 
     if (general) panel(a, h, j, n, S, o, o_stride, T, buf, N, 1, 1); \
     else if (a->rho.p) panel(a, h, j, n, S, o, o_stride, T, buf, N, 1, 0); \
     else panel(a, h, j, n, S, o, o_stride, T, buf, N, 0, 0)
-    for (int j = j0, n; j < end; j += n) {
-        n = end - j < 4 * LANES ? end - j : 4 * LANES;
-        if (n > 2 * LANES) { PANELS(4); }
-        else if (n > LANES) { PANELS(2); }
+    for (int j = j0, n; j < end; j += n) { /* what is left of four vectors, one by one */
+        n = end - j >= 4 * LANES ? 4 * LANES : end - j < LANES ? end - j : LANES;
+        if (n > LANES) { PANELS(4); }
         else { PANELS(1); }
     }
 #undef PANELS
@@ -1843,6 +1853,9 @@ INLINE512 void segment512(__m512i v[4], const uint8_t *b, int type, int n) {
     UNROLL for (int j = 0; j < 4; j++) v[j] = _mm512_add_epi8(_mm512_load_si512(q + 64 * j), offset);
 }
 
+/* Both, for any type, behind a call: inlined wherever a type is not constant, they would be most of the program. */
+AVX512 static void any512(__m512i v[4], float *d, float *m, const uint8_t *b, int type, int n) { scales512(d, m, b, type, n), segment512(v, b, type, n); }
+
 /* few_body with the block sums of a segment at once. Each row is read from its first byte to its last; sums, scales and minimums
  * of 16 rows go to buf, are transposed to one row per lane, and meet in the fixed order. group, min, T: constants, for one token type, too; n_tokens <= T.
  *   buf: F (T, ROWS, G) sums, D, M (ROWS, G) scales and minimums; G groups, padded to 16 */
@@ -1861,8 +1874,8 @@ INLINE512 void few512(float *out, const Tensor *w, int row, int n_rows, const In
             size_t g = (size_t)r * G + (size_t)(at / group);
             for (size_t i = 0; i < segment; i += 64) __builtin_prefetch(bytes + AHEAD + i);
             __m512i v[4], u[4];
-            scales512(D + g, M + g, bytes, type, len);
-            segment512(v, bytes, type, len);
+            if (T == 1) scales512(D + g, M + g, bytes, type, len), segment512(v, bytes, type, len);
+            else any512(v, D + g, M + g, bytes, type, len);
             UNROLL for (int i = 0; i < 4; i++) u[i] = _mm512_xor_si512(v[i], flip);
             UNROLL8 for (int t = 0; t < T; t++) {
                 const size_t token = (size_t)(t < n_tokens ? t : n_tokens - 1);
@@ -1930,8 +1943,7 @@ AVX512 static void make_panels(Panel *p, const Tensor *w, int row, int b0, int n
         for (int b = 0; b < n_blocks; b += SEGMENT / 32, bytes += bytes_of(w->type, SEGMENT)) {
             const int len = 32 * (n_blocks - b < SEGMENT / 32 ? n_blocks - b : SEGMENT / 32);
             __m512i v[4];
-            scales512(dr + per * b, mr + per * b, bytes, w->type, len);
-            segment512(v, bytes, w->type, len);
+            any512(v, dr + per * b, mr + per * b, bytes, w->type, len);
             UNROLL for (int j = 0; j < 4; j++) _mm512_store_si512(qr + 32 * b + 64 * j, _mm512_sub_epi8(v[j], offset));
         }
     }
@@ -2856,7 +2868,7 @@ static const struct { const char *name; int act; } act_names[] = {
     {"elementwise_product", MAP_HADAMARD}, {"t2r", MAP_T2R}, {"hedgehog", MAP_HEDGEHOG}, {"dpfp", MAP_DPFP},
 };
 
-enum { MIX_SOFTMAX, MIX_LINEAR, MIX_HGRN, MIX_SLOTS, MIX_PRODUCT, MIX_LOG_LINEAR, MIX_MAMBA, N_MIXERS }; /* rows of the table `mixers` in section 9 */
+enum { MIX_SOFTMAX, MIX_LINEAR, MIX_HGRN, MIX_SLOTS, MIX_PRODUCT, MIX_LOG_LINEAR, MIX_MAMBA, MIX_RWKV, N_MIXERS }; /* rows of the table `mixers` in section 9 */
 
 /* -- the family: every mixer that keeps a matrix memory, by what it hands to the one recurrence (section 5) --
  *   in       its projections of the normed input: Query, Key, Value, Forget (decay), Beta (strength), Z (output gate), Write gate,
@@ -2921,8 +2933,8 @@ static const Family *family_named(const char *name) {
     return NULL;
 }
 
-/* A projection y = W x + bias, or through a narrow middle: y = up (W x) + bias. */
-typedef struct { Tensor w, up; const float *bias; } Proj;
+/* A projection y = W x + bias, or through a narrow middle: y = up act(W x) + bias. */
+typedef struct { Tensor w, up; const float *bias; int act; } Proj;
 static int proj_out(const Proj *p) { return p->up.data ? p->up.n_out : p->w.n_out; }
 
 enum { IN_Q, IN_K, IN_V, IN_F, IN_B, IN_Z, IN_W, IN_G, IN_S, MAX_IN }; /* projections in front of a mixer, in the order of IN_LETTERS */
@@ -2963,7 +2975,15 @@ typedef struct {
     int norm_width, norm_shared, gate_first, out_act; /* output norm: channels that it spans (0 = none), whether all spans have the same weights */
     float sum_eps, decay_divisor, decay_min, decay_bound, beta_scale, o_eps, normalizer, squash, squash_eps, step_min, step_max, score_min, score_max;
     size_t scratch;                 /* floats per token that the mixer finds behind the rows of its projections */
-    Tensor gate, up, down;          /* without data: no feed-forward */
+    /* RWKV: what in[j] reads is x + (x of the token before - x) lerp[j] */
+    Proj lerp[MAX_IN];              /* a bias (dim), and in RWKV-6 a part that is projected from the same with lerp_x */
+    const float *lerp_x;            /* (dim), NULL in RWKV-7 */
+    const float *o_bias;            /* (n_heads dv) of the output norm */
+    const float *bonus, *k_k, *k_a; /* (n_heads dk): RWKV-6 u, RWKV-7 r_k; the last two RWKV-7 only */
+    float k_eps;                    /* of the norm of the erase key */
+    const float *ffn_lerp_k, *ffn_lerp_r; /* (dim) the feed-forward is a channel mix; r in RWKV-6 only */
+    const float *norm_bias, *ffn_norm_bias; /* (dim) or NULL; with Config.layer_norm */
+    Tensor gate, up, down;          /* without data: no feed-forward; a channel mix has no gate, or the receptance there */
     int ffn_act;
     /* residual attention: scores of the sources in front of the mixer and of the feed-forward */
     const float *res_proj[2], *res_norm[2];
@@ -2975,6 +2995,8 @@ typedef struct {
     int dim, vocab_size, n_layers, seq_len;
     float eps;
     int limit;                      /* positions that the mixers can count, 0 = any number */
+    int layer_norm;                 /* the norms of the stream are LayerNorm, not RMSNorm */
+    int rescale;                    /* the stream is halved after so many layers, 0 = never */
     int res_block;                  /* residual attention: sub-layers per source, 0 = the plain residual stream */
 } Config;
 
@@ -2989,12 +3011,14 @@ struct GlaModel {
     Layer *layers;
     Tensor embed, head;             /* head is embed in tied models */
     const float *out_norm, *res_proj, *res_norm;
+    const float *out_norm_bias, *embed_norm, *embed_norm_bias; /* (dim), NULL = none */
     const Kernels *kernels;
     Tokenizer *vocab;
     uint64_t parameters, token_bytes, token_weights, run_weights;
     size_t fixed_floats, kv_floats; /* of all layers; kv per position */
     size_t kv_bytes[GLA_N_KV];      /* of KEYS positions of all layers */
     size_t row_floats, mid_floats, out_floats, hidden_floats, widest_in, widest_dk; /* scratch per token: widest set of projections, narrow middles, mixer output, feed-forward; widest matmul input; head */
+    size_t first_floats;            /* RWKV-7: values of the first layer, per token */
     struct Block { struct Block *next; } *owned; /* memory to free with the model */
 };
 
@@ -3069,26 +3093,28 @@ static GgufTensor *tensor_named(Loader *l, char full[64], const char *name, int 
 }
 static int has(Loader *l, const char *name, int layer) { char full[64]; return tensor_named(l, full, name, layer) != NULL; }
 
-/* A matrix of n_out rows of n_in; dimensions that are 0 are taken from the file. layer < 0: not in a block. */
-static Tensor matrix(Loader *l, const char *name, int layer, int64_t n_in, int64_t n_out) {
-    char full[64];
+/* n matrices of n_out rows of n_in, one below the other; dimensions that are 0 are taken from the file. layer < 0: not in a block. */
+static Tensor matrices(Loader *l, const char *name, int layer, int64_t n_in, int64_t n_out, int64_t n) {
+    char full[64], third[24] = "";
     Tensor none = {NULL, 0, 0, 0};
     GgufTensor *t = l->code ? NULL : tensor_named(l, full, name, layer);
     if (l->code) return none;
     if (!t) { l->code = fail(l->err, GLA_FORMAT, "the tensor %s is missing", full); return none; }
+    if (n > 1) snprintf(third, sizeof third, ", %lld", (long long)n);
     if (!n_in) n_in = (int64_t)min64((int64_t)t->ne[0], INT32_MAX);
     if (!n_out) n_out = (int64_t)min64((int64_t)t->ne[1], INT32_MAX);
-    if ((int64_t)t->ne[0] != n_in || (int64_t)t->ne[1] != n_out || t->ne[2] != 1 || t->ne[3] != 1)
-        l->code = fail(l->err, GLA_FORMAT, "%s is (%llu, %llu, %llu, %llu), expected (%lld, %lld); was it exported for another config?", full,
-                       (unsigned long long)t->ne[0], (unsigned long long)t->ne[1], (unsigned long long)t->ne[2], (unsigned long long)t->ne[3], (long long)n_in, (long long)n_out);
-    else if (t->ne[1] > INT32_MAX / 8 || t->ne[0] > INT32_MAX / 8)
+    if ((int64_t)t->ne[0] != n_in || (int64_t)t->ne[1] != n_out || (int64_t)t->ne[2] != n || t->ne[3] != 1)
+        l->code = fail(l->err, GLA_FORMAT, "%s is (%llu, %llu, %llu, %llu), expected (%lld, %lld%s); was it exported for another config?", full,
+                       (unsigned long long)t->ne[0], (unsigned long long)t->ne[1], (unsigned long long)t->ne[2], (unsigned long long)t->ne[3], (long long)n_in, (long long)n_out, third);
+    else if (t->ne[1] > (uint64_t)(INT32_MAX / 8 / n) || t->ne[0] > INT32_MAX / 8)
         l->code = fail(l->err, GLA_UNSUPPORTED, "%s is too large: at most 2^28 rows and columns", full);
     else if (!types[t->type].group)
         l->code = fail(l->err, GLA_UNSUPPORTED, "%s has the type %s, which is not implemented", full, types[t->type].name);
     if (l->code) return none;
     t->used = 1;
-    return (Tensor){t->data, t->type, (int)n_in, (int)n_out};
+    return (Tensor){t->data, t->type, (int)n_in, (int)(n_out * n)};
 }
+static Tensor matrix(Loader *l, const char *name, int layer, int64_t n_in, int64_t n_out) { return matrices(l, name, layer, n_in, n_out, 1); }
 
 static Tensor rows_of(Tensor w, int64_t from, int64_t n) { /* some rows of a fused matrix */
     return (Tensor){w.data ? w.data + (size_t)from * row_bytes(&w) : NULL, w.type, w.n_in, (int)n};
@@ -3118,7 +3144,7 @@ static const float *vector_if(Loader *l, const char *name, int layer, int64_t n)
 /* name.weight with its bias, where there is one; or, where the file has low_a.weight, two matrices with a narrow middle. */
 static Proj projection(Loader *l, const char *name, const char *low, int layer, int64_t n_in, int64_t n_out) {
     char text[40];
-    Proj p = {{NULL, 0, 0, 0}, {NULL, 0, 0, 0}, NULL};
+    Proj p = {{NULL, 0, 0, 0}, {NULL, 0, 0, 0}, NULL, ACT_NONE};
     snprintf(text, sizeof text, "%s_a.weight", low ? low : "");
     if (low && has(l, text, layer)) {
         p.w = matrix(l, text, layer, n_in, 0);
@@ -3380,7 +3406,7 @@ static void bind_mamba(Loader *l, Layer *y, int i) {
     y->in[IN_Z] = (Proj){.w = rows_of(w, inner, inner), .bias = b ? b + inner : NULL};
     y->conv[IN_V] = vector(l, "ssm_conv1d.weight", i, (int64_t)inner * y->d_conv);
     y->conv_bias = vector_if(l, "ssm_conv1d.bias", i, inner);
-    y->step_in = (Proj){rows_of(x, 0, rank), matrix(l, "ssm_dt.weight", i, rank, inner), vector(l, "ssm_dt.bias", i, inner)};
+    y->step_in = (Proj){rows_of(x, 0, rank), matrix(l, "ssm_dt.weight", i, rank, inner), vector(l, "ssm_dt.bias", i, inner), ACT_NONE};
     y->bc_in = (Proj){.w = rows_of(x, rank, 2 * states)};
     y->a = vector(l, "ssm_a", i, (int64_t)inner * states);
     y->skip_each = 1, y->skip = vector(l, "ssm_d", i, inner);
@@ -3445,8 +3471,85 @@ static void read_fla(Loader *l, Layer *y, int i) {
     }
 }
 
+/* y = up act(down x) + bias in RWKV's names: time_mix_<x>1, _<x>2, and _<x>0 for the bias, where there is one. */
+static Proj narrow(Loader *l, char x, int i, int act, int64_t n_out) {
+    char name[32];
+    Proj p = {.act = act};
+    snprintf(name, sizeof name, "time_mix_%c1.weight", x);
+    p.w = matrix(l, name, i, l->m->config.dim, 0);
+    snprintf(name, sizeof name, "time_mix_%c2.weight", x);
+    p.up = matrix(l, name, i, p.w.n_out, n_out);
+    snprintf(name, sizeof name, "time_mix_%c0.weight", x);
+    if (x != 'g') p.bias = vector(l, name, i, n_out);
+    return p;
+}
+
+/* rwkv6, rwkv7 in llama.cpp's layout. mixer.* keys are ours, for heads of other widths and other epsilons. (gguf-models.md section 3.8) */
+static void read_rwkv(Loader *l, Layer *y, int i) {
+    int dim = l->m->config.dim, seven = !strcmp(l->arch, "rwkv7"), hidden = int_key(l, "feed_forward_length", i, 0, 1, 1 << 28);
+    l->m->config.layer_norm = 1;
+    l->m->config.rescale = seven ? 0 : int_key(l, "rescale_every_n_layers", i, 0, 0, 1 << 20);
+    y->norm = vector(l, "attn_norm.weight", i, dim), y->norm_bias = vector_if(l, "attn_norm.bias", i, dim);
+    y->ffn_norm = vector(l, "attn_norm_2.weight", i, dim), y->ffn_norm_bias = vector_if(l, "attn_norm_2.bias", i, dim);
+    y->ffn_lerp_k = vector(l, "channel_mix_lerp_k.weight", i, dim);
+    y->up = matrix(l, "channel_mix_key.weight", i, dim, hidden);
+    y->down = matrix(l, "channel_mix_value.weight", i, hidden, dim);
+    if (!seven) {
+        y->ffn_lerp_r = vector(l, "channel_mix_lerp_r.weight", i, dim);
+        y->gate = matrix(l, "channel_mix_receptance.weight", i, dim, dim);
+    }
+    if (int_key(l, "attention.head_count", i, 0, 0, seven ? 0 : 65536)) { bind_softmax(l, y, i, 0, 0, 0, 0); return; }
+
+    y->mixer = MIX_RWKV;
+    y->dk = int_key(l, "wkv.head_size", i, 0, 1, 4096), y->dv = int_key(l, "mixer.value_length", i, y->dk, 1, 4096);
+    y->n_heads = int_key(l, "mixer.head_count", i, max64(1, dim / y->dk), 1, 65536);
+    y->o_eps = (float)float_key(l, "mixer.layer_norm_epsilon", i, 64e-5, 0, 1);
+    int64_t keys = (int64_t)y->n_heads * y->dk, values = (int64_t)y->n_heads * y->dv;
+    y->in[IN_Q].w = matrix(l, "time_mix_receptance.weight", i, dim, keys);
+    y->in[IN_K].w = matrix(l, "time_mix_key.weight", i, dim, keys);
+    y->in[IN_V].w = matrix(l, "time_mix_value.weight", i, dim, values);
+    y->out.w = matrix(l, "time_mix_output.weight", i, values, dim);
+    y->o_norm = vector(l, "time_mix_ln.weight", i, values), y->o_bias = vector(l, "time_mix_ln.bias", i, values);
+    if (seven) {
+        static const int order[] = {IN_Q, IN_F, IN_K, IN_V, IN_B, IN_Z}; /* of the rows of lerp_fused: r, w, k, v, a, g */
+        const float *lerp = vector(l, "time_mix_lerp_fused.weight", i, 6 * (int64_t)dim);
+        y->in[IN_F] = narrow(l, 'w', i, ACT_TANH, keys);
+        y->in[IN_B] = narrow(l, 'a', i, ACT_NONE, keys);
+        y->in[IN_Z] = narrow(l, 'g', i, ACT_SIGMOID, values);
+        if (i) y->in[IN_W] = narrow(l, 'v', i, ACT_NONE, values);
+        else if (has(l, "time_mix_v0.weight", i)) narrow(l, 'v', i, ACT_NONE, values); /* llama.cpp's files have them, and nobody uses them */
+        for (int j = 0; lerp && j < 6; j++) y->lerp[order[j]].bias = lerp + (size_t)j * (size_t)dim;
+        y->lerp[IN_W] = y->lerp[IN_V];
+        y->k_k = vector(l, "time_mix_k_k.weight", i, keys), y->k_a = vector(l, "time_mix_k_a.weight", i, keys);
+        y->bonus = vector(l, "time_mix_r_k.weight", i, keys);
+        y->k_eps = (float)float_key(l, "mixer.l2_norm_epsilon", i, 0, 0, 1);
+        y->gate_act = ACT_NONE;
+        if (!l->code) l->m->first_floats = (size_t)values;
+        if (!l->code && y->in[IN_V].w.n_out != l->m->layers[0].in[IN_V].w.n_out) l->code = fail(l->err, GLA_FORMAT, "%s: the values of all layers must have the width of the first", l->arch);
+    } else {
+        static const int order[] = {IN_F, IN_K, IN_V, IN_Q, IN_Z}; /* w, k, v, r, g */
+        const float *lerp = vector_if(l, "time_mix_lerp_fused.weight", i, 5 * (int64_t)dim);
+        Tensor w1 = matrix(l, "time_mix_w1.weight", i, dim, 0), w2 = matrices(l, "time_mix_w2.weight", i, w1.n_out / 5, dim, 5);
+        if (!l->code && w1.n_out % 5) l->code = fail(l->err, GLA_FORMAT, "blk.%d.time_mix_w1.weight has %d rows, expected five equal parts", i, w1.n_out);
+        for (int j = 0; j < 5; j++) {
+            char name[32];
+            snprintf(name, sizeof name, "time_mix_lerp_%c.weight", "wkvrg"[j]);
+            y->lerp[order[j]] = (Proj){.w = rows_of(w1, (int64_t)j * (w1.n_out / 5), w1.n_out / 5), .up = rows_of(w2, (int64_t)j * dim, dim), .act = ACT_TANH,
+                                       .bias = lerp ? lerp + (size_t)j * (size_t)dim : vector(l, name, i, dim)};
+        }
+        y->lerp_x = vector(l, "time_mix_lerp_x.weight", i, dim);
+        y->in[IN_F] = (Proj){.w = matrix(l, "time_mix_decay_w1.weight", i, dim, 0), .bias = vector(l, "time_mix_decay.weight", i, keys), .act = ACT_TANH};
+        y->in[IN_F].up = matrix(l, "time_mix_decay_w2.weight", i, y->in[IN_F].w.n_out, keys);
+        y->in[IN_Z].w = matrix(l, "time_mix_gate.weight", i, dim, values);
+        y->bonus = vector(l, "time_mix_first.weight", i, keys);
+        y->gate_act = ACT_SILU;
+    }
+    y->scratch = (size_t)keys + (seven ? 2 : 7) * (size_t)dim + 16 * LANES; /* mix_rwkv: erase key, shift, input, and five shares */
+}
+
 static const struct { const char *name; void (*read_layer)(Loader *, Layer *, int); } architectures[] = {
     {"qwen35", read_qwen35}, {"qwen3", read_llama}, {"llama", read_llama}, {"transformer", read_fla}, {"forgetting_transformer", read_fla},
+    {"rwkv6", read_rwkv}, {"rwkv7", read_rwkv},
 };
 
 static void measure_layers(GlaModel *m); /* section 9: sizes of state and scratch, from the table of mixers */
@@ -3509,7 +3612,7 @@ static int load_model(GlaModel *m, char *err) {
     if (!l->code && c->n_layers < 1) l->code = fail(err, GLA_UNSUPPORTED, "this file holds only multi-token-prediction blocks, no model");
     c->dim = int_key(l, "embedding_length", 0, 0, 1, 1 << 24);
     c->seq_len = int_key(l, "context_length", 0, 4096, 1, INT32_MAX);
-    c->eps = (float)float_key(l, "attention.layer_norm_rms_epsilon", 0, 1e-6, 0, 1);
+    c->eps = (float)float_key(l, "attention.layer_norm_rms_epsilon", 0, float_key(l, "attention.layer_norm_epsilon", 0, 1e-6, 0, 1), 0, 1);
     m->embed = matrix(l, "token_embd.weight", -1, c->dim, 0);
     m->head = has(l, "output.weight", -1) ? matrix(l, "output.weight", -1, c->dim, m->embed.n_out) : m->embed;
     c->vocab_size = m->embed.n_out;
@@ -3518,6 +3621,10 @@ static int load_model(GlaModel *m, char *err) {
     for (int i = 0; i < c->n_layers && !l->code; i++) {
         m->layers[i].eps = c->eps;
         read_layer(l, &m->layers[i], i);
+    }
+    if (c->layer_norm) {
+        m->out_norm_bias = vector_if(l, "output_norm.bias", -1, c->dim);
+        m->embed_norm = vector_if(l, "token_embd_norm.weight", -1, c->dim), m->embed_norm_bias = vector_if(l, "token_embd_norm.bias", -1, c->dim);
     }
     if (c->res_block) m->res_proj = vector(l, "output_res_proj.weight", -1, c->dim), m->res_norm = vector(l, "output_res_norm.weight", -1, c->dim);
     if (!l->code) l->code = refuse_unused(g, c->n_layers, l->arch, err);
@@ -3607,7 +3714,7 @@ struct GlaState {
     float *fixed;            /* (m->fixed_floats) */
     uint8_t *kv;             /* layer after layer, blocks of KEYS positions (see Cache) */
     float *logits;           /* (vocab_size) of the last token read */
-    float *x, *xb, *rows, *mid, *o; /* scratch of a run of tokens: residual sources (sources, batch, dim), branch (batch, dim), projections, ... */
+    float *x, *xb, *rows, *mid, *o, *first; /* scratch of a run of tokens: residual sources (sources, batch, dim), branch (batch, dim), projections, ... */
     Scored *candidates;   /* (vocab_size), for the sampler */
     Team team;
     void *block;             /* memory to free, NULL when the caller's */
@@ -3636,6 +3743,7 @@ static GlaState *state_layout(Arena *a, const GlaModel *m, const GlaSettings *ho
     s.rows = take_bytes(a, T, rows * sizeof(float));
     s.mid = take_bytes(a, T, m->mid_floats * sizeof(float));
     s.o = take_bytes(a, T, m->out_floats * sizeof(float));
+    s.first = take_bytes(a, T, m->first_floats * sizeof(float));
     s.candidates = take_bytes(a, (size_t)c->vocab_size, sizeof(Scored));
     size_t matmul_floats = matmul_buf(m->widest_in, T), panel_floats = (PANEL + 2) * m->widest_dk;
     size_t buf_floats = matmul_floats > panel_floats ? matmul_floats : panel_floats, parts_floats = 0;
@@ -3663,7 +3771,7 @@ static int state_settings(const GlaModel *m, const GlaSettings *given, GlaSettin
     if (!h.threads) h.threads = ALL_THREADS;
     if (h.threads > 1024) h.threads = 1024;
     if (!h.kv) h.kv = GLA_KV_F32;
-    size_t per_token = ((size_t)m->config.dim * (size_t)(residual_sources(&m->config) + 1) + m->row_floats + 2 * m->hidden_floats + m->mid_floats + m->out_floats + m->widest_in) * sizeof(float); /* the last: quantised inputs */
+    size_t per_token = ((size_t)m->config.dim * (size_t)(residual_sources(&m->config) + 1) + m->row_floats + 2 * m->hidden_floats + m->mid_floats + m->out_floats + m->first_floats + m->widest_in) * sizeof(float); /* the last: quantised inputs */
     while (h.batch > 1 && (size_t)h.batch > ((size_t)1 << 28) / per_token) h.batch /= 2;
     *how = h;
     return GLA_OK;
@@ -3946,8 +4054,8 @@ GLA_API int gla_cache_store(const GlaState *s, const char *folder, const int32_t
  * Plain float arrays in and out. No files, no allocation, no globals. Shapes are beside each. */
 
 /* T tokens, the first at position pos; x (T, dim) the normed input and mid, scratch of project(), for a mixer with projections of its own;
- * cache: the layer's keys and values. */
-typedef struct { const Team *team; int T; int64_t pos; const float *x; float *mid; Cache cache; } Run;
+ * cache: the layer's keys and values; first: the values of the first layer, for RWKV-7. */
+typedef struct { const Team *team; int T; int64_t pos; const float *x; float *mid, *first; Cache cache; } Run;
 
 static void softmax_row(float *x, int n) {
     float top = x[0], sum = 0;
@@ -3960,6 +4068,15 @@ static void rmsnorm_rows(const Team *team, float *y, const float *x, const float
     int n_threads = threads_for(team, 4.0 * n * T);
     PARALLEL_FOR(n_threads)
     for (int t = 0; t < T; t++) team->kernels->norm(y + (size_t)t * (size_t)n, x + (size_t)t * (size_t)n, w, (size_t)n, eps);
+}
+
+/* The norm of the stream: RMSNorm, or LayerNorm where the model says so; b NULL = none. */
+static void norm_rows(const Team *team, const Config *c, float *y, const float *x, const float *w, const float *b, int T) {
+    size_t n = (size_t)c->dim;
+    if (!c->layer_norm) { rmsnorm_rows(team, y, x, w, c->dim, c->eps, T); return; }
+    int n_threads = threads_for(team, 8.0 * c->dim * T);
+    PARALLEL_FOR(n_threads)
+    for (int t = 0; t < T; t++) layernorm(y + (size_t)t * n, x + (size_t)t * n, w, b, n, c->eps);
 }
 
 /* x <- x / sqrt(sum(x^2) + 1e-6) * scale: a sum, not a mean; the epsilon is the models', inside the root. */
@@ -3975,7 +4092,7 @@ static void gate_rows(const Team *team, float *y, const float *z, int act, int n
     for (int t = 0; t < T; t++) team->kernels->gate(y + (size_t)t * (size_t)n, z + (size_t)t * (size_t)n, act, (size_t)n);
 }
 
-/* rows[j] (T, out_j) = up_j (W_j x) + bias_j, or W_j x + bias_j, for n projections of the same x (T, dim), absent ones left out. The
+/* rows[j] (T, out_j) = up_j act_j(W_j x) + bias_j, or W_j x + bias_j, for n projections of the same x (T, dim), absent ones left out. The
  * matrices that read x go in one matmul. mid: T * (all narrow middles) floats. */
 static void project(const Team *team, float *const *rows, const Proj *p, int n, const float *x, int T, float *mid) {
     Product first[MAX_IN] = {{NULL, NULL}};
@@ -3993,6 +4110,7 @@ static void project(const Team *team, float *const *rows, const Proj *p, int n, 
     for (int j = 0; j < n; j++) {
         if (p[j].up.data) {
             Input middle = input_rows(at, T, p[j].w.n_out);
+            activate_row(at, p[j].act, (size_t)T * (size_t)p[j].w.n_out);
             matmul(team, &(Product){rows[j], &p[j].up}, 1, &middle);
             at += (size_t)T * (size_t)p[j].w.n_out;
         }
@@ -4455,6 +4573,108 @@ static void mix_mamba(const Run *run, const Layer *y, float *mem, float *const *
 }
 static size_t mamba_fixed(const Layer *y) { return conv_floats(y) + (size_t)y->n_heads * (size_t)y->dk; }
 
+/* Token shift: delta_t = x_{t-1} - x_t, all (T, dim).                                      (mixers.md section 2.4)
+ *   last (dim): x before the run, zero at the start; left behind is the last x of the run */
+static void token_shift(float *delta, const float *x, float *last, int T, size_t dim) {
+    for (int t = 0; t < T; t++) {
+        const float *now = x + (size_t)t * dim, *before = t ? now - dim : last;
+        for (size_t i = 0; i < dim; i++) delta[(size_t)t * dim + i] = before[i] - now[i];
+    }
+    memcpy(last, x + (size_t)(T - 1) * dim, dim * sizeof(float));
+}
+
+/* out = x + delta * share, all (T, dim); share `step` floats apart: 0 when it is the same for every token. */
+static void lerp_rows(float *out, const float *x, const float *delta, const float *share, size_t step, int T, size_t dim) {
+    for (size_t t = 0; t < (size_t)T; t++)
+        for (size_t i = 0; i < dim; i++) out[t * dim + i] = x[t * dim + i] + delta[t * dim + i] * share[t * step + i];
+}
+
+/* RWKV's time mixing.                                              (mixers.md sections 4.14, 4.15)
+ *   every projection reads its own mix of x and the x before;  q is the receptance r, z the gate, f the decay w, b the strength a
+ *   RWKV-6   d = exp(-exp(w));              o = S'r + (r . u k) v;  S <- Diag(d) S + k v'
+ *   RWKV-7   d = exp(-e^-1/2 sigmoid(w));   S <- Diag(d) S - (kk a)(kk'S) + k v', kk'S from the S before it fades;  o = S'r
+ *            kk = k k_k / |k k_k|;  k <- k (1 + (a - 1) k_a);  v <- v + sigmoid(w_v) (v of the first layer - v)
+ *   o <- LayerNorm(o) per head, RWKV-7: + (r . r_k k) v, with the k and v that were written;  o <- o * silu(z), RWKV-7: o * z
+ *   mem: the last x (dim), S (H, dk, dv) */
+static void mix_rwkv(const Run *run, const Layer *y, float *mem, float *const *in, float *o) {
+    int H = y->n_heads, dk = y->dk, dv = y->dv, T = run->T, seven = y->k_k != NULL, dim = y->in[IN_Q].w.n_in;
+    size_t keys = (size_t)H * (size_t)dk, values = (size_t)H * (size_t)dv;
+    float *free_rows = in[MAX_IN], *share[MAX_IN] = {NULL};
+    Rows e = scratch_rows(&free_rows, T, H, dk), a = scratch_rows(&free_rows, T, 1, dim), b = scratch_rows(&free_rows, T, 1, dim);
+    float *erase = row_at(&e, 0), *delta = row_at(&a, 0), *read = row_at(&b, 0);
+    token_shift(delta, run->x, mem, T, (size_t)dim);
+    if (y->lerp_x) {
+        for (int j = 0; j < MAX_IN; j++)
+            if (y->lerp[j].w.data) { Rows rows = scratch_rows(&free_rows, T, 1, dim); share[j] = row_at(&rows, 0); }
+        lerp_rows(read, run->x, delta, y->lerp_x, 0, T, (size_t)dim);
+        project(run->team, share, y->lerp, MAX_IN, read, T, run->mid);
+    }
+    for (int j = 0; j < MAX_IN; j++) {
+        if (!y->in[j].w.data) continue;
+        lerp_rows(read, run->x, delta, share[j] ? share[j] : y->lerp[j].bias, share[j] ? (size_t)dim : 0, T, (size_t)dim);
+        project(run->team, &in[j], &y->in[j], 1, read, T, run->mid);
+    }
+
+    int n_threads = threads_for(run->team, 60.0 * T * H * dk);
+    PARALLEL_FOR(n_threads)
+    for (int t = 0; t < T; t++) {
+        size_t at = (size_t)t * keys, v_at = (size_t)t * values;
+        float *d = in[IN_F] + at, *k = in[IN_K] + at, *kk = erase + at, *strength = in[IN_B] + at, *v = in[IN_V] + v_at, *first = run->first + v_at;
+        for (size_t i = 0; i < keys; i++) d[i] = expf(seven ? -0.60653066f * sigmoid(d[i]) : -expf(d[i]));
+        if (!seven) continue;
+        for (size_t i = 0; i < keys; i++) kk[i] = k[i] * y->k_k[i];
+        for (float *head = kk; head < kk + keys; head += dk) {
+            float length = sqrtf(dot(head, head, (size_t)dk) + y->k_eps);
+            for (int i = 0; i < dk; i++) head[i] /= length > 1e-12f ? length : 1e-12f;
+        }
+        for (size_t i = 0; i < keys; i++) {
+            float s = sigmoid(strength[i]);
+            k[i] *= 1 + (s - 1) * y->k_a[i];
+            strength[i] = -s * kk[i]; /* where what is read is written back */
+        }
+        if (!y->in[IN_W].w.data) memcpy(first, v, values * sizeof(float));
+        else for (size_t i = 0; i < values; i++) v[i] += sigmoid(in[IN_W][v_at + i]) * (first[i] - v[i]);
+    }
+
+    Recurrence r = {.H = H, .dk = dk, .dv = dv, .d_width = dk, .d = {in[IN_F], keys, H}, .q = {in[IN_Q], keys, H}, .k = {in[IN_K], keys, H}, .v = {in[IN_V], values, H}};
+    if (seven) r.e = e, r.undecayed = 1, r.w = (Rows){in[IN_B], keys, H};
+    else r.u = (Rows){y->bonus, 0, H};
+    recurrence(run->team, &r, mem + dim, o, T);
+
+    n_threads = threads_for(run->team, 16.0 * T * H * (dk + dv));
+    PARALLEL_FOR(n_threads)
+    for (int i = 0; i < T * H; i++) {
+        size_t at = (size_t)i * (size_t)dk, v_at = (size_t)i * (size_t)dv, h = (size_t)(i % H);
+        float *out = o + v_at, bonus = 0;
+        layernorm(out, out, y->o_norm + h * (size_t)dv, y->o_bias + h * (size_t)dv, (size_t)dv, y->o_eps);
+        for (int j = 0; j < dk && seven; j++) bonus += in[IN_Q][at + (size_t)j] * y->bonus[h * (size_t)dk + (size_t)j] * in[IN_K][at + (size_t)j];
+        for (int j = 0; j < dv && seven; j++) out[j] += bonus * in[IN_V][v_at + (size_t)j];
+        run->team->kernels->gate(out, in[IN_Z] + v_at, y->gate_act, (size_t)dv);
+    }
+}
+static size_t rwkv_fixed(const Layer *y) { return (size_t)y->in[IN_Q].w.n_in + (size_t)y->n_heads * (size_t)y->dk * (size_t)y->dv; }
+
+/* RWKV's feed-forward, in place on the normed x (T, dim).          (mixers.md sections 4.14, 4.15)
+ *   x <- down(relu(up xk)^2), in RWKV-6 times sigmoid(receptance xr);  xk, xr mixes of x and the x before, which last (dim) keeps */
+static void channel_mix(const Team *team, const Layer *y, float *x, float *last, float *free_rows, int T) {
+    int dim = y->up.n_in, hidden = y->up.n_out;
+    Rows a = scratch_rows(&free_rows, T, 1, dim), b = scratch_rows(&free_rows, T, 1, dim), c = scratch_rows(&free_rows, T, 1, dim);
+    float *delta = row_at(&a, 0), *read = row_at(&b, 0), *gate = row_at(&c, 0), *key = free_rows;
+    token_shift(delta, x, last, T, (size_t)dim);
+    lerp_rows(read, x, delta, y->ffn_lerp_k, 0, T, (size_t)dim);
+    Input for_key = input_rows(read, T, dim);
+    matmul(team, &(Product){key, &y->up}, 1, &for_key);
+    activate_row(key, ACT_SQRELU, (size_t)T * (size_t)hidden);
+    if (y->ffn_lerp_r) {
+        lerp_rows(read, x, delta, y->ffn_lerp_r, 0, T, (size_t)dim);
+        Input for_gate = input_rows(read, T, dim);
+        matmul(team, &(Product){gate, &y->gate}, 1, &for_gate);
+    }
+    Input wide = input_rows(key, T, hidden);
+    matmul(team, &(Product){x, &y->down}, 1, &wide);
+    if (y->ffn_lerp_r) gate_rows(team, x, gate, ACT_SIGMOID, dim, T);
+}
+
 /* The mixers: what each remembers (floats that stay, keys and values of every position) and what it does. */
 static const struct {
     const char *name;
@@ -4469,6 +4689,7 @@ static const struct {
     [MIX_PRODUCT] = {"product", linear_fixed, NULL, mix_product},
     [MIX_LOG_LINEAR] = {"log-linear", log_linear_fixed, NULL, mix_log_linear},
     [MIX_MAMBA] = {"mamba", mamba_fixed, NULL, mix_mamba},
+    [MIX_RWKV] = {"rwkv", rwkv_fixed, NULL, mix_rwkv},
 };
 
 static const char *kind_of(const Layer *y) { return y->family ? y->family->name : mixers[y->mixer].name; }
@@ -4485,14 +4706,18 @@ static void measure_layers(GlaModel *m) {
     m->widest_in = (size_t)m->config.dim;
     for (int i = 0; i < m->config.n_layers; i++) {
         Layer *y = &m->layers[i];
-        size_t rows = 0, mid = 0, o = (size_t)y->n_heads * (size_t)y->dv, hidden = (size_t)y->gate.n_out;
+        size_t rows = 0, mid = 0, o = (size_t)y->n_heads * (size_t)y->dv, hidden = (size_t)y->up.n_out, lerp_mid = 0;
         for (int j = 0; j < MAX_IN; j++) {
             rows += round_up((size_t)proj_out(&y->in[j]), LANES);
             if (y->in[j].up.data) mid += (size_t)y->in[j].w.n_out;
+            if (y->lerp[j].up.data) lerp_mid += (size_t)y->lerp[j].w.n_out;
         }
         rows += round_up(y->scratch, LANES);
         if (y->step_in.up.data) raise_to(&mid, (size_t)y->step_in.w.n_out);
+        raise_to(&mid, lerp_mid);
+        if (y->ffn_lerp_k) raise_to(&rows, 3 * (size_t)m->config.dim + hidden + 4 * LANES);
         y->fixed = mixers[y->mixer].fixed ? mixers[y->mixer].fixed(y) : 0;
+        y->fixed += y->ffn_lerp_k ? (size_t)m->config.dim : 0;
         y->fixed_at = m->fixed_floats, m->fixed_floats += y->fixed;
         for (int kv = 0; kv < GLA_N_KV && mixers[y->mixer].cache; kv++) {
             Cache c = cache_shape(y, kv);
@@ -4537,18 +4762,19 @@ static void forward(GlaState *s, const int32_t *ids, int T, float *logits, int n
     const GlaModel *m = s->m;
     const Config *c = &m->config;
     const Team *team = &s->team;
-    Run run = {team, T, s->pos, s->xb, s->mid, {0}};
+    Run run = {team, T, s->pos, s->xb, s->mid, s->first, {0}};
     size_t dim = (size_t)c->dim, step = (size_t)s->batch * dim;
     float *x = s->x;                      /* the residual stream (T, dim); with residual attention the source being summed */
     int closed = 0;                       /* residual attention: sources before x that are complete */
 
     for (int t = 0; t < T; t++) row_to_float(x + (size_t)t * dim, m->embed.data + (size_t)ids[t] * row_bytes(&m->embed), m->embed.type, dim);
+    if (m->embed_norm) norm_rows(team, c, x, x, m->embed_norm, m->embed_norm_bias, T);
 
     for (int i = 0; i < c->n_layers; i++) {
         const Layer *y = &m->layers[i];
         float *mem = s->fixed + y->fixed_at;
         if (mixers[y->mixer].cache) run.cache = cache_shape(y, s->kv_type), run.cache.mem = kv_of(s, y);
-        for (int half = 0; half < (y->gate.data ? 2 : 1); half++) { /* the mixer, then the feed-forward */
+        for (int half = 0; half < (y->down.data ? 2 : 1); half++) { /* the mixer, then the feed-forward */
             const float *in = x;
             if (c->res_block) {
                 mix_sources(s->xb, s->x, closed + 1, step, T, dim, y->res_proj[half], y->res_norm[half], y->eps);
@@ -4556,7 +4782,7 @@ static void forward(GlaState *s, const int32_t *ids, int T, float *logits, int n
                 if ((2 * i + half) % c->res_block == 0) { x += step, closed++; memset(x, 0, (size_t)T * dim * sizeof(float)); }
             }
             // xb = norm(x)
-            rmsnorm_rows(team, s->xb, in, half ? y->ffn_norm : y->norm, c->dim, y->eps, T);
+            norm_rows(team, c, s->xb, in, half ? y->ffn_norm : y->norm, half ? y->ffn_norm_bias : y->norm_bias, T);
             if (half == 0) {
                 // rows = q, k, v, gates ... of xb;  o = mixer(rows, memory);  xb = W o
                 float *rows[MAX_IN + 1], *free_rows = s->rows;
@@ -4564,10 +4790,11 @@ static void forward(GlaState *s, const int32_t *ids, int T, float *logits, int n
                     rows[j] = free_rows;
                     if (j < MAX_IN) free_rows += (size_t)T * round_up((size_t)proj_out(&y->in[j]), LANES);
                 }
-                project(team, rows, y->in, MAX_IN, s->xb, T, s->mid);
+                if (y->mixer != MIX_RWKV) project(team, rows, y->in, MAX_IN, s->xb, T, s->mid); /* whose projections read each something else */
                 mixers[y->mixer].run(&run, y, mem, rows, s->o);
                 project(team, &s->xb, &y->out, 1, s->o, T, s->mid);
-            } else {
+            } else if (y->ffn_lerp_k) channel_mix(team, y, s->xb, s->fixed + y->fixed_at + y->fixed - dim, s->rows, T);
+            else {
                 // xb = down(up xb * act(gate xb))
                 size_t n = (size_t)T * (size_t)y->gate.n_out;
                 float *gate = s->rows, *up = s->rows + n;
@@ -4578,6 +4805,7 @@ static void forward(GlaState *s, const int32_t *ids, int T, float *logits, int n
             }
             for (size_t j = 0; j < (size_t)T * dim; j++) x[j] += s->xb[j];
         }
+        if (c->rescale && (i + 1) % c->rescale == 0) for (size_t j = 0; j < (size_t)T * dim; j++) x[j] *= 0.5f;
     }
 
     // logits = head(norm(x)), only where they are wanted
@@ -4587,7 +4815,7 @@ static void forward(GlaState *s, const int32_t *ids, int T, float *logits, int n
         last = s->xb;
     }
     if (n_logits) {
-        rmsnorm_rows(team, s->xb, last, m->out_norm, c->dim, c->eps, n_logits);
+        norm_rows(team, c, s->xb, last, m->out_norm, m->out_norm_bias, n_logits);
         Input wanted = input_rows(s->xb, n_logits, c->dim);
         matmul(team, &(Product){logits, &m->head}, 1, &wanted);
     }

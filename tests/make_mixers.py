@@ -6,6 +6,7 @@ logits. A model_type needs a base configuration, the shapes of its mixer's tenso
 from __future__ import annotations
 
 import math
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,7 @@ MAMBA = DECODER | dict(state_size=16, expand=2, conv_kernel=4, use_bias=False, u
 SOFTMAX = without(DECODER, "attn") | dict(num_heads=4, num_kv_heads=None, qk_norm=False, qkv_bias=False, window_size=None, elementwise_affine=True)
 
 
+RWKV = without(DECODER, "attnres_block_size") | dict(hidden_act="sqrelu", norm_eps=1e-5, norm_bias=True, norm_first=True, intermediate_size=None)
 BASES: dict[str, Config] = {
     "linear_attn": HEADS | dict(feature_map="elementwise_product", tie_feature_map_qk=False, norm_q=False, norm_k=False, norm_feature_map=False),
     "retnet": HEADS | CONV | dict(expand_v=2.0, feature_map=None, use_output_gate=True, use_short_conv=False),
@@ -63,6 +65,8 @@ BASES: dict[str, Config] = {
     "abc": without(HEADS, "num_kv_heads") | CONV | dict(expand_k=0.5, use_short_conv=False, num_slots=10, clamp_min=-32, clamp_max=32, use_rope=True),
     "transformer": SOFTMAX | dict(rope_theta=10000.0), "forgetting_transformer": SOFTMAX | dict(use_output_gate=False),
     "log_linear_mamba2": MAMBA2,
+    "rwkv6": RWKV | dict(hidden_ratio=3.5, num_heads=4, expand_k=0.5, expand_v=1.0, proj_low_rank_dim=8, gate_low_rank_dim=16),
+    "rwkv7": without(RWKV, "attn") | dict(head_dim=12, num_heads=4, value_dim=None, decay_low_rank_dim=16, gate_low_rank_dim=20, a_low_rank_dim=12, v_low_rank_dim=8),
 }
 
 CASES: dict[str, tuple[str, Config]] = {
@@ -144,9 +148,16 @@ CASES: dict[str, tuple[str, Config]] = {
     "forgetting_transformer": ("forgetting_transformer", {}),
     "forgetting_transformer pro": ("forgetting_transformer", dict(qk_norm=True, use_output_gate=True, qkv_bias=True, num_kv_heads=2, window_size=5)),
     "forgetting_transformer wide heads, residual attention": ("forgetting_transformer", dict(num_heads=2, num_kv_heads=1, use_output_gate=True, attnres_block_size=1)),
+    "rwkv6": ("rwkv6", {}),
+    "rwkv6 wider, no biases, no first norm": ("rwkv6", dict(num_heads=3, expand_k=1.0, expand_v=2.0, proj_low_rank_dim=5, gate_low_rank_dim=7, norm_bias=False, norm_first=False)),
+    "rwkv6 hybrid, tied": ("rwkv6", dict(attn=WINDOWED, num_heads=2, intermediate_size=72, tie_word_embeddings=True)),
+    "rwkv7": ("rwkv7", {}),
+    "rwkv7 wide values, no biases": ("rwkv7", dict(head_dim=24, num_heads=None, value_dim=[96] * 3, norm_bias=False, intermediate_size=72, tie_word_embeddings=True)),
+    "rwkv7 by heads, plain norm": ("rwkv7", dict(head_dim=None, num_heads=3, fuse_norm=False, norm_first=False, hidden_ratio=2, norm_eps=1e-4)),
+    "rwkv7 one head, shares in one tensor": ("rwkv7", dict(head_dim=48, num_heads=1)),
     "log_linear_mamba2 no norm": ("log_linear_mamba2", dict(rmsnorm=False, head_dim=24, state_size=8, use_bias=True, hidden_act="swish")),
 }
-LONG = {"linear_attn tied, kv heads", "retnet kv heads", "gsa kv heads, relu", "delta_net", "gated_deltanet value heads", "gated_deltaproduct", "kda value heads, negative",
+LONG = {"rwkv6", "rwkv7", "linear_attn tied, kv heads", "retnet kv heads", "gsa kv heads, relu", "delta_net", "gated_deltanet value heads", "gated_deltaproduct", "kda value heads, negative",
         "hgrn", "hgrn2", "mamba2 groups", "mamba", "samba", "lightnet", "abc", "transformer norms, biases, window", "forgetting_transformer pro", "log_linear_mamba2", "comba", "gdn2", "simple_gla", "precond_gated_deltanet value heads"}  # beyond a chunk of 64
 
 
@@ -307,6 +318,49 @@ def softmax(c: Config) -> Shapes:
     return shapes | (rows(c, g=width) if c.get("use_output_gate") else {})
 
 
+def rwkv_layer(c: Config, i: int) -> Shapes:
+    """Mixer and channel mix of layer i; the norms are the decoder's."""
+    D, seven = c["hidden_size"], c["model_type"] == "rwkv7"
+    F = c["intermediate_size"] or 32 * math.ceil(int(D * c["hidden_ratio"]) / 32)
+    if seven:
+        H, V = D // c["head_dim"] if c["head_dim"] else c["num_heads"], (c["value_dim"] or [D])[0]
+        shapes: Shapes = {f"attn.x_{x}": (1, 1, D) for x in "rwkvag"} | {"attn.k_k": (D,), "attn.k_a": (D,), "attn.r_k": (H, D // H)}
+        shapes |= {f"attn.{n}_proj.weight": (o, D) for n, o in (("r", D), ("k", D), ("v", V))}
+        for x, rank, out in (("w", "decay", D), ("a", "a", D), ("g", "gate", V)) + ((("v", "v", V),) if i else ()):
+            r = c[rank + "_low_rank_dim"]
+            shapes |= {f"attn.{x}_lora.lora.0.weight": (r, D), f"attn.{x}_lora.lora.2.weight": (out, r)} | ({} if x == "g" else {f"attn.{x}_lora.lora.2.bias": (out,)})
+        shapes |= {"ffn.x_k": (D,), "ffn.key.weight": (F, D)}
+    else:
+        K, V, R, W = int(D * c["expand_k"]), int(D * c["expand_v"]), c["proj_low_rank_dim"], c["gate_low_rank_dim"]
+        shapes = {"attn.x_proj.0.linear.weight": (5 * R, D), "attn.x_proj.0.mu": (D,), "attn.x_proj.2.weight": (D, 5 * R), "attn.x_bias": (5, D),
+                  "attn.w_proj.linear.lora.0.weight": (W, D), "attn.w_proj.linear.lora.2.weight": (K, W), "attn.w_proj.linear.lora.2.bias": (K,),
+                  "attn.bonus": (c["num_heads"], K // c["num_heads"])}
+        shapes |= {f"attn.{n}_proj.linear.weight": (o, D) for n, o in (("r", K), ("k", K), ("v", V), ("g", V))}
+        if common.fla_hybrid(c, i):
+            shapes, V = {}, D
+        shapes |= {"ffn.key.mu": (D,), "ffn.key.linear.weight": (F, D), "ffn.receptance.mu": (D,), "ffn.receptance.linear.weight": (D, D)}
+    if not common.fla_hybrid(c, i):
+        shapes |= {"attn.o_proj.weight": (D, V), "attn.g_norm.weight": (V,), "attn.g_norm.bias": (V,)}
+    return shapes | {"ffn.value.weight": (D, F)}
+
+
+def rwkv_shapes(c: Config) -> Shapes:
+    D, ends = c["hidden_size"], ("weight", "bias") if c["norm_bias"] else ("weight",)
+    shapes: Shapes = {"model.embeddings.weight": (c["vocab_size"], D)} | ({} if c["tie_word_embeddings"] else {"lm_head.weight": (c["vocab_size"], D)})
+    norms = ["norm"] + (["layers.0.pre_norm"] if c["norm_first"] else [])
+    for i in range(c["num_hidden_layers"]):
+        norms += [f"layers.{i}.attn_norm", f"layers.{i}.ffn_norm"]
+        part, spec = rwkv_layer(c, i), common.fla_hybrid(c, i)
+        shapes |= {f"model.layers.{i}.{n}": s for n, s in (part | (softmax_shapes(D, spec, "attn") if spec else {})).items()}
+    return shapes | {f"model.{n}.{end}": (D,) for n in norms for end in ends}
+
+
+def softmax_shapes(width: int, spec: Config, slot: str) -> Shapes:
+    kv = width // spec["num_heads"] * (spec.get("num_kv_heads") or spec["num_heads"])
+    shapes: Shapes = {f"{slot}.{n}_proj.weight": (r, width) for n, r in (("q", width), ("k", kv), ("v", kv), ("o", width))}
+    return shapes | ({f"{slot}.{n}_proj.bias": (r,) for n, r in (("q", width), ("k", kv), ("v", kv))} if spec.get("qkv_bias") else {})
+
+
 SHAPES = {"lightnet": lightnet, "abc": abc, "mamba": mamba, "samba": mamba, "transformer": softmax, "forgetting_transformer": softmax, "linear_attn": linear_attn, "retnet": scalar_decay, "lightning_attn": scalar_decay, "simple_gla": simple_gla, "hgrn": hgrn, "hgrn2": hgrn2, "gsa": gsa,
           "delta_net": delta_net, "gated_deltanet": gated_deltanet, "gated_deltaproduct": gated_deltanet, "comba": comba, "kda": kda, "gdn2": gdn2,
           "precond_gated_deltanet": precond_gated_deltanet, "precond_kda": precond_kda, "mamba2": mamba2, "log_linear_mamba2": mamba2}
@@ -333,9 +387,7 @@ def all_shapes(c: Config) -> Shapes:
         if block:
             part |= {f"{kind}_res_{n}.weight": s for kind in ("attn", "mlp") for n, s in (("proj", (1, width)), ("norm", (width,)))}
         if spec:
-            kv = width // spec["num_heads"] * (spec.get("num_kv_heads") or spec["num_heads"])
-            part |= {f"{slot}.{n}_proj.weight": (r, width) for n, r in (("q", width), ("k", kv), ("v", kv), ("o", width))}
-            part |= {f"{slot}.{n}_proj.bias": (r,) for n, r in (("q", width), ("k", kv), ("v", kv))} if spec.get("qkv_bias") else {}
+            part |= softmax_shapes(width, spec, slot)
         else:
             part |= {f"{slot}.{n}": s for n, s in SHAPES[c["model_type"]](c).items()}
         shapes |= {p + n: s for n, s in part.items()}
@@ -348,15 +400,21 @@ def mixer_case(folder: Path, name: str, seed: int = 0) -> tuple[Ids, np.ndarray]
     c = {"model_type": kind} | BASES[kind] | changes
     rng = torch.Generator().manual_seed(seed)
     tensors = {}
-    for n, shape in all_shapes(c).items():
+    for n, shape in (rwkv_shapes if kind.startswith("rwkv") else all_shapes)(c).items():
         ones = "norm" in n or n.endswith((".D", "_atk_scale"))
         t = spread(n.replace("A_log_atk", "A_log"), torch.ones(shape) if ones else torch.zeros(shape), rng)
         if n.endswith(("_res_proj.weight", "backbone.res_proj.weight", "model.res_proj.weight")):
             t = torch.randn(shape, generator=rng) * 2 / math.sqrt(shape[-1])
         if n.endswith(("bias", "lower_bounds", "decay", ".L")):
             t = torch.randn(shape, generator=rng) * (0.5 if n.endswith("bias") else 1)
+        if re.search(r"\.(x_.|x_bias|k_k|k_a|r_k|mu|bonus)$", n):
+            t = torch.randn(shape, generator=rng) * 0.5 + 0.3
         tensors[n] = t.to(torch.bfloat16)
-    save(folder, c, tensors)
+    stored = dict(tensors)
+    if "one tensor" in name:  # as older files have it
+        for i in range(c["num_hidden_layers"]):
+            stored[f"model.layers.{i}.attn.x_x"] = torch.cat([stored.pop(f"model.layers.{i}.attn.x_{x}").reshape(1, -1) for x in "rwkvag"])
+    save(folder, c, stored)
     length = 75 if name in LONG else 40
     ids = torch.randint(0, c["vocab_size"], (length,), generator=rng).numpy()
     return ids, common.MODELS[kind](c, {n: t.double().numpy() for n, t in tensors.items()}, ids)

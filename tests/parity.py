@@ -166,6 +166,10 @@ MIXERS_REFUSED: list[tuple[str, dict[str, Any], str]] = [  # case, changes to co
     ("transformer", {"num_heads": 5}, "num_heads"), ("transformer", {"attn": {"layers": [1], "num_heads": 4}}, "attn"), ("transformer", {"qk_norm": True}, "norm"),
     ("transformer", {"hidden_act": "relu"}, "hidden_act"), ("forgetting_transformer", {"num_kv_heads": 3}, "num_kv_heads"),
     ("forgetting_transformer", {"use_output_gate": True}, "g_proj"), ("forgetting_transformer", {"use_rope": True}, "use_rope"),
+    ("rwkv6", {"hidden_act": "relu"}, "hidden_act"), ("rwkv6", {"num_heads": 5}, "heads"), ("rwkv6", {"norm_first": False}, "pre_norm"),
+    ("rwkv6", {"proj_low_rank_dim": 9}, "time_mix_w1"), ("rwkv7", {"hidden_act": "swish"}, "hidden_act"), ("rwkv7", {"value_dim": [48, 96, 48]}, "value_dim"),
+    ("rwkv7", {"head_dim": 20}, "head_dim"), ("rwkv7", {"num_heads": 3}, "heads"), ("rwkv7", {"attn": {"layers": [1], "num_heads": 4}}, "attn"),
+    ("rwkv7", {"norm_bias": False}, "bias"),
 ]
 
 

@@ -399,10 +399,11 @@ LIKELY_UNUSED static int terminal_keys(Terminal *t, int running) { /* 0: done */
     return tcsetattr(STDIN_FILENO, TCSADRAIN, &now);
 }
 LIKELY_UNUSED static void terminal_normal(Terminal *t) { if (t->changed) tcsetattr(STDIN_FILENO, TCSADRAIN, &t->normal); t->changed = 0; }
-LIKELY_UNUSED static int read_key(int wait_ms) { /* a byte, or -1: none in time, the end, or a signal */
+LIKELY_UNUSED static int read_key(int wait_ms) { /* a byte, -1: the end, or a signal, or -2: none in time */
     unsigned char b;
     struct pollfd p = {STDIN_FILENO, POLLIN, 0};
-    if (wait_ms >= 0 && poll(&p, 1, wait_ms) <= 0) return -1;
+    int ready = poll(&p, 1, wait_ms);
+    if (ready <= 0) return ready ? -1 : -2;
     return read(STDIN_FILENO, &b, 1) == 1 ? b : -1;
 }
 #else
@@ -6716,7 +6717,8 @@ static void catch_interrupt(enum Interrupt how) { /* the first Ctrl-C ends after
     struct sigaction a;
     memset(&a, 0, sizeof a);
     a.sa_handler = on_interrupt, a.sa_flags = how == END_AT_SECOND ? (int)SA_RESETHAND : 0;
-    sigaction(SIGINT, &a, NULL), sigaction(SIGTERM, &a, NULL);
+    sigaction(SIGINT, &a, NULL), sigaction(SIGTERM, &a, NULL), sigaction(SIGHUP, &a, NULL); /* HUP: the terminal is gone */
+    signal(SIGXFSZ, SIG_IGN); /* a file that may not grow is a failed write like any other */
 #else
     (void)how;
 #endif
@@ -7002,7 +7004,7 @@ static int edit(Editor *e) {
     e->at = e->text.n, e->row = 0;
     edit_draw(e, e->at);
     for (;;) {
-        key = read_key(-1);
+        do key = read_key(300); while (key == -2 && !interrupted); /* a signal just before would not end a wait without limit */
         if (key < 0 || (key == 4 && !e->text.n)) { key = 0; break; }
         int move = 0; /* through the history */
         size_t line = e->at, line_end = e->at;
@@ -7257,6 +7259,7 @@ static int mode_chat(const Options *o, const GlaModel *m, GlaState *s, double lo
         else fprintf(stderr, "the file has no chat template that is known here: the text is written as \"User: ... Assistant: ...\"\n");
         if (c.interactive) fprintf(stderr, "/help lists the commands\n"), catch_interrupt(COUNT);
     }
+    const int begun = !code;
     if (!code && once && !(code = get_text(o, &t, err))) code = chat_turn(&c, &t, err) < 0;
     else if (!once && !code)
         while (!end && !interrupted && !code) {
@@ -7276,12 +7279,18 @@ static int mode_chat(const Options *o, const GlaModel *m, GlaState *s, double lo
             if (code == 2) end = 1;
             if (code >= 0) code = 0;
             else if (c.interactive) complain(err), code = strstr(err, "standard output") ? code : 0;
-            if (c.interactive && interrupted == SIGTERM) end = 1;
+            if (c.interactive && interrupted && interrupted != SIGINT) end = 1;
             else if (c.interactive) interrupted = 0;
             if (c.interactive && !kept) c.editor.text.n = 0;
         }
     terminal_normal(&c.editor.terminal);
-    if (!code && o->save_state) { catch_interrupt(HOLD); code = gla_chat_save(c.branch[c.now].chat, &c.p, o->save_state, err); }
+    if (begun && o->save_state) { /* also after an error: what was said until then is not lost */
+        char why[GLA_ERR] = "";
+        catch_interrupt(HOLD);
+        int saved = gla_chat_save(c.branch[c.now].chat, &c.p, o->save_state, code ? why : err);
+        if (code && saved) complain(why);
+        if (!code) code = saved;
+    }
     if (c.n_cost && !code) {
         int64_t evaluated = 0;
         for (int i = 0; i < c.n_cost; i++) evaluated += c.cost[i].evaluated;
@@ -7459,6 +7468,8 @@ static int run_mode(const Options *o, GlaModel *m, double begin, double load_s, 
     Ids ids = {NULL, 0, 0};
     GlaState *s = NULL;
     int code = GLA_OK, ctx = o->ctx, kv = 0, status = 0, logits = !strcmp(mode, "logits"), perplexity = !strcmp(mode, "perplexity"), bench = !strcmp(mode, "bench");
+    for (int i = 0; i < o->n_bias; i++)
+        if (o->bias[i].id >= m->config.vocab_size) return misuse("--logit-bias: the model has tokens from 0 to %d, not %d", m->config.vocab_size - 1, o->bias[i].id);
     if (o->kv) {
         while (kv < GLA_N_KV && strcmp(kv_names[kv], o->kv)) kv++;
         if (kv == GLA_N_KV) return misuse("--kv %s: expected f32, f16 or q8_0", o->kv);

@@ -154,6 +154,24 @@ def test_context() -> None:
     check(p.returncode == 0 and json.loads(p.stdout)["finish"] == "loop" and b"repeat penalty is raised" in p.stderr and b"stopped" in p.stderr, "a loop is ended, and said", p.stderr)
 
 
+def test_ends_badly() -> None:
+    """What was said before an error, or before the terminal went away, is in the session."""
+    session = cli.tmp / "badly"
+    args = [cli.program, str(MODEL), "-m", "chat", "-n", "6", "-s", "1", "--save-state", str(session)]
+    p = subprocess.run(args, input=b"Hello\n/undo\n/undo\n", capture_output=True)
+    check(p.returncode == 1 and b"nothing to undo" in p.stderr and session.exists(), "a command that fails in a pipe keeps the session", (p.returncode, p.stderr))
+    session.unlink(missing_ok=True)
+    p = subprocess.Popen(args, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    p.stdin.write(b"Hello\n")
+    p.stdin.flush()
+    p.stdout.read(1)
+    p.send_signal(signal.SIGHUP)
+    p.communicate(timeout=60)
+    check(p.returncode == 0 and session.exists(), "SIGHUP keeps the session", p.returncode)
+    p = subprocess.run([cli.program, str(MODEL), "-i", "x", "-n", "1", "--logit-bias", "999999=1"], capture_output=True)
+    check(p.returncode == 2 and b"999999" in p.stderr, "a bias of no token", (p.returncode, p.stderr))
+
+
 def test_json() -> None:
     plain = ran(TINY, "-i", PROMPT, "-n", 20, "-s", 3)[:-1]
     o = json.loads(ran(TINY, "-i", PROMPT, "-n", 20, "-s", 3, "--json", "--logprobs", 4))
@@ -431,7 +449,7 @@ def main() -> int:
         cli.tmp = Path(folder)
         MODEL = cli.tmp / "chat.gguf"
         chat_model(MODEL)
-        for test in (test_script, test_twenty_turns, test_context, test_json, test_prompt_cache, test_full_disk, test_killed, test_terminal):
+        for test in (test_script, test_twenty_turns, test_context, test_ends_badly, test_json, test_prompt_cache, test_full_disk, test_killed, test_terminal):
             begin = time.monotonic()
             try:
                 test()

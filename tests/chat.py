@@ -158,8 +158,8 @@ def test_ends_badly() -> None:
     """What was said before an error, or before the terminal went away, is in the session."""
     session = cli.tmp / "badly"
     args = [cli.program, str(MODEL), "-m", "chat", "-n", "6", "-s", "1", "--save-state", str(session)]
-    p = subprocess.run(args, input=b"Hello\n/undo\n/undo\n", capture_output=True)
-    check(p.returncode == 1 and b"nothing to undo" in p.stderr and session.exists(), "a command that fails in a pipe keeps the session", (p.returncode, p.stderr))
+    p = subprocess.run(args, input=b"Hello\n/redo\n", capture_output=True)
+    check(p.returncode == 1 and b"nothing to" in p.stderr and session.exists(), "a command that fails in a pipe keeps the session", (p.returncode, p.stderr))
     session.unlink(missing_ok=True)
     p = subprocess.Popen(args, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     p.stdin.write(b"Hello\n")

@@ -3989,7 +3989,9 @@ GLA_API int64_t gla_session_ids(const GlaModel *m, const char *path, int32_t *id
 /* -- prompt cache: a session is called MODEL-IDS-COUNT.gla, two hash values and how many ids. One that was replaced or cut is refused by its
  *    checksum; one that another program deletes while it is read stays readable. -- */
 
-typedef struct { const GlaModel *m; uint64_t model; const int32_t *ids; int64_t n, best; char path[PATH_LEN]; } CacheSearch;
+typedef struct { uint64_t model; const int32_t *ids; int64_t n, best; char path[PATH_LEN]; } CacheSearch;
+/* MODEL: states with another type of keys and values do not fit each other either. */
+static uint64_t cache_model(const GlaState *s) { return fingerprint(s->m) + (s->m->kv_bytes[s->kv_type] ? (uint64_t)s->kv_type : 0); }
 
 static int cache_fits(void *user, const char *name, const char *path, uint64_t bytes, double changed) {
     CacheSearch *c = user;
@@ -4005,11 +4007,12 @@ static int cache_fits(void *user, const char *name, const char *path, uint64_t b
 }
 
 GLA_API int64_t gla_cache_load(GlaState *s, const char *folder, const int32_t *ids, int64_t n, char *err) {
-    CacheSearch c = {s->m, fingerprint(s->m), ids, n, 0, ""};
+    CacheSearch c = {cache_model(s), ids, n, 0, ""};
     int code;
     if (s->pos) return fail(err, GLA_INPUT, "the prompt cache is for a state that has read nothing");
     for (; !(code = each_file(folder, cache_fits, &c, err)) && c.best; c.n = c.best - 1, c.best = 0) {
-        int same = !gla_state_load(s, NULL, c.path, NULL) && s->pos == c.best;
+        int loaded = gla_state_load(s, NULL, c.path, NULL), same = !loaded && s->pos == c.best;
+        if (loaded == GLA_FORMAT) remove(c.path); /* else it would keep a sound one from being stored */
         int32_t *stored = same ? gla_alloc((size_t)c.best * sizeof *ids) : NULL;
         same = stored && gla_session_ids(s->m, c.path, stored, c.best, NULL) == c.best && !memcmp(stored, ids, (size_t)c.best * sizeof *ids);
         gla_free(stored);
@@ -4044,7 +4047,7 @@ GLA_API int gla_cache_store(const GlaState *s, const char *folder, const int32_t
     int code = make_folder(folder, err);
     if (code) return code;
     if (bytes > max_bytes) return fail(err, GLA_INPUT, "%s: a snapshot of %llu bytes does not go into a cache of %llu", folder, (unsigned long long)bytes, (unsigned long long)max_bytes);
-    if (snprintf(path, sizeof path, "%s/%016llx-%016llx-%lld.gla", folder, (unsigned long long)fingerprint(s->m),
+    if (snprintf(path, sizeof path, "%s/%016llx-%016llx-%lld.gla", folder, (unsigned long long)cache_model(s),
                  (unsigned long long)hash_bytes(HASH_SEED, ids, (size_t)s->pos * sizeof *ids), (long long)s->pos) >= (int)sizeof path) return fail(err, GLA_INPUT, "%s: the name is too long", folder);
     if (!touch_file(path)) return GLA_OK; /* it is there */
     if ((code = cache_trim(folder, max_bytes - bytes, err)) || (code = gla_state_save(s, NULL, ids, path, err))) return code;

@@ -220,6 +220,12 @@ def test_prompt_cache() -> None:
         f.write_bytes(f.read_bytes()[:-5])
     p = run(TINY, "-i", text, "-n", 5, "-s", 2, "--prompt-cache", folder)
     check(p.returncode == 0 and p.stdout == first.stdout and b"reused 0 of" in p.stderr, "cut snapshots are passed over", p.stderr)
+    p = run(TINY, "-i", text, "-n", 5, "-s", 2, "--prompt-cache", folder)
+    check(p.stdout == first.stdout and f"reused {n} of {n} tokens".encode() in p.stderr, "and replaced", p.stderr)
+    for kv in ("f16", "f32"):
+        for reused in (0 if kv == "f16" else n, n):
+            p = run(TINY, "-i", text, "-n", 5, "-s", 2, "--prompt-cache", folder, "--kv", kv)
+            check(p.returncode == 0 and f"reused {reused} of {n} tokens".encode() in p.stderr, f"snapshots of {kv} apart from others", p.stderr)
     refused(1, "a file is no cache", TINY, "-i", text, "--prompt-cache", TINY, message="folder")
     p = run(TINY, "-i", text, "-n", 5, "-s", 2, "--prompt-cache", folder, "--cache-bytes", 100)
     check(p.returncode == 0 and p.stdout == first.stdout and b"not cached" in p.stderr, "a cache that is too small", p.stderr)
@@ -321,6 +327,7 @@ class Terminal:
     def __init__(self, *args: object) -> None:
         import pty
         self.master, slave = pty.openpty()
+        self.before = __import__("termios").tcgetattr(self.master)  # now: the program changes it as soon as it runs
         self.out_read, out_write = os.pipe()
         self.p = subprocess.Popen([cli.program, *map(str, args)], stdin=slave, stdout=out_write, stderr=slave, start_new_session=True,
                                   preexec_fn=lambda: __import__("fcntl").ioctl(0, __import__("termios").TIOCSCTTY, 0))
@@ -400,7 +407,7 @@ def test_terminal() -> None:
     # Ctrl-C: ends an answer, keeps what was typed; the terminal is as before
     import termios
     t = Terminal(MODEL, "-m", "chat", "-s", 1, "-n", 0, "--ignore-eos", "-c", 1000000, "--loop-guard", 0)
-    before = termios.tcgetattr(t.master)
+    before = t.before
     t.wait(b"> ")
     t.key("some text\x03")
     check(t.wait(b"\r\n", seconds=5), "Ctrl-C leaves the line")

@@ -3991,7 +3991,7 @@ GLA_API int64_t gla_session_ids(const GlaModel *m, const char *path, int32_t *id
 
 typedef struct { uint64_t model; const int32_t *ids; int64_t n, best; char path[PATH_LEN]; } CacheSearch;
 /* MODEL: states with another type of keys and values do not fit each other either. */
-static uint64_t cache_model(const GlaState *s) { return fingerprint(s->m) + (s->m->kv_bytes[s->kv_type] ? (uint64_t)s->kv_type : 0); }
+static uint64_t cache_model(const GlaState *s) { return fingerprint(s->m) + (s->m->kv_bytes[s->kv_type] && s->kv_type > GLA_KV_F32 ? (uint64_t)s->kv_type : 0); }
 
 static int cache_fits(void *user, const char *name, const char *path, uint64_t bytes, double changed) {
     CacheSearch *c = user;

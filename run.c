@@ -261,7 +261,6 @@ GLA_API int gla_chat_load(GlaChat *c, GlaSampler *p, const char *path, char *err
 #define UNROLL16 _Pragma("GCC unroll 16")
 #endif
 #else
-#define PREFETCH(p)
 #define UNROLL
 #define UNROLL8
 #define PRINTF_LIKE(fmt, args)
@@ -1694,53 +1693,34 @@ INLINE void attend_body(const Attend *a, int g, int row, int n_rows, int64_t chu
 KERNELS_FOR(sse2, , 4)
 ATTEND_FOR(sse2, , 4, half_row, byte_tile)
 MATMUL_FOR(sse2, , 4, 4, 2)
-KERNELS_FOR(avx2, AVX2, 8)
-AVX2 static void half_row_avx2(float *y, const uint8_t *x, int n) {
-    int i = 0;
-    for (; i + 8 <= n; i += 8) _mm256_storeu_ps(y + i, _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(const void *)(x + 2 * i))));
-    half_row(y + i, x + 2 * i, n - i);
-}
-#define BYTES_TO_INTS(p) _mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)(const void *)(p)))
-AVX2 static void byte_tile_avx2(float *y, size_t stride, const int8_t *q, const float *scale, int rows, int cols, int value) {
-    if (value) {
-        for (int r = 0; r < rows; r++, q += cols) {
-            int i = 0;
-            for (; i + 8 <= cols; i += 8) _mm256_storeu_ps(y + (size_t)r * stride + i, _mm256_mul_ps(_mm256_set1_ps(BYTE_SCALE(r, i)), _mm256_cvtepi32_ps(BYTES_TO_INTS(q + i))));
-            for (; i < cols; i++) y[(size_t)r * stride + (size_t)i] = BYTE_SCALE(r, i) * (float)q[i];
-        }
-        return;
+/* f16 rows and q8_0 tiles of the cache to floats, as half_row and byte_tile. MM: the prefix of the instructions; halves, bytes: `lanes` of them at p. */
+#define WIDEN_FOR(isa, attribute, MM, lanes, halves, bytes) \
+    attribute static void half_row_##isa(float *y, const uint8_t *x, int n) { \
+        int i = 0; \
+        for (; i + lanes <= n; i += lanes) MM##_storeu_ps(y + i, MM##_cvtph_ps(halves(x + 2 * i))); \
+        half_row(y + i, x + 2 * i, n - i); \
+    } \
+    attribute static void byte_tile_##isa(float *y, size_t stride, const int8_t *q, const float *scale, int rows, int cols, int value) { \
+        for (int r = 0; value && r < rows; r++, q += cols) { \
+            float *to = y + (size_t)r * stride; \
+            int i = 0; \
+            for (; i + lanes <= cols; i += lanes) MM##_storeu_ps(to + i, MM##_mul_ps(MM##_set1_ps(BYTE_SCALE(r, i)), MM##_cvtepi32_ps(MM##_cvtepi8_epi32(bytes(q + i))))); \
+            for (; i < cols; i++) to[i] = BYTE_SCALE(r, i) * (float)q[i]; \
+        } \
+        for (int r = 0; !value && r < rows; r += 32) \
+            for (int i = 0; i < KEYS; i += lanes) { \
+                const __typeof__(MM##_setzero_ps()) d = MM##_loadu_ps(scale + r / 32 * KEYS + i); \
+                for (int j = r; j < rows && j < r + 32; j++) MM##_storeu_ps(y + (size_t)j * stride + i, MM##_mul_ps(d, MM##_cvtepi32_ps(MM##_cvtepi8_epi32(bytes(q + j * KEYS + i))))); \
+            } \
     }
-    for (int r = 0; r < rows; r += 32)
-        for (int i = 0; i < KEYS; i += 8) {
-            const __m256 d = _mm256_loadu_ps(scale + r / 32 * KEYS + i);
-            for (int j = r; j < rows && j < r + 32; j++) _mm256_storeu_ps(y + (size_t)j * stride + i, _mm256_mul_ps(d, _mm256_cvtepi32_ps(BYTES_TO_INTS(q + j * KEYS + i))));
-        }
-}
-#undef BYTES_TO_INTS
+#define LOAD8(p) _mm_loadl_epi64((const void *)(p))
+#define LOAD16(p) _mm_loadu_si128((const void *)(p))
+#define LOAD32(p) _mm256_loadu_si256((const void *)(p))
+KERNELS_FOR(avx2, AVX2, 8)
+WIDEN_FOR(avx2, AVX2, _mm256, 8, LOAD16, LOAD8)
 ATTEND_FOR(avx2, AVX2, 8, half_row_avx2, byte_tile_avx2)
 KERNELS_FOR(avx512, AVX512, 16)
-AVX512 static void half_row_avx512(float *y, const uint8_t *x, int n) {
-    int i = 0;
-    for (; i + LANES <= n; i += LANES) _mm512_storeu_ps(y + i, _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(const void *)(x + 2 * i))));
-    half_row(y + i, x + 2 * i, n - i);
-}
-#define BYTES_TO_INTS(p) _mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)(const void *)(p)))
-AVX512 static void byte_tile_avx512(float *y, size_t stride, const int8_t *q, const float *scale, int rows, int cols, int value) {
-    if (value) {
-        for (int r = 0; r < rows; r++, q += cols) {
-            int i = 0;
-            for (; i + 16 <= cols; i += 16) _mm512_storeu_ps(y + (size_t)r * stride + i, _mm512_mul_ps(_mm512_set1_ps(BYTE_SCALE(r, i)), _mm512_cvtepi32_ps(BYTES_TO_INTS(q + i))));
-            for (; i < cols; i++) y[(size_t)r * stride + (size_t)i] = BYTE_SCALE(r, i) * (float)q[i];
-        }
-        return;
-    }
-    for (int r = 0; r < rows; r += 32)
-        for (int i = 0; i < KEYS; i += 16) {
-            const __m512 d = _mm512_loadu_ps(scale + r / 32 * KEYS + i);
-            for (int j = r; j < rows && j < r + 32; j++) _mm512_storeu_ps(y + (size_t)j * stride + i, _mm512_mul_ps(d, _mm512_cvtepi32_ps(BYTES_TO_INTS(q + j * KEYS + i))));
-        }
-}
-#undef BYTES_TO_INTS
+WIDEN_FOR(avx512, AVX512, _mm512, 16, LOAD32, LOAD16)
 ATTEND_FOR(avx512, AVX512, 16, half_row_avx512, byte_tile_avx512)
 
 /* -- AVX-512 with VNNI: vpdpbusd multiplies 64 unsigned by 64 signed bytes into 16 sums --
@@ -1814,6 +1794,8 @@ INLINE int log_offset(int type) { /* load512 gives q + 2^this; -1: q, never nega
     return type == Q4_0 ? 3 : type == Q5_0 ? 4 : type == Q3_K ? 2 : type == Q6_K ? 5 : type == Q8_0 || type == IQ4_NL || type == IQ4_XS || type == MXFP4 ? -2 : -1;
 }
 
+INLINE512 __m512i offset512(int type) { return _mm512_set1_epi8((char)(log_offset(type) < 0 ? 0 : 1 << log_offset(type))); }
+
 AVX512 static void unpack512(int8_t *q, float *d, float *m, const uint8_t *b, int type, int n) { unpack(q, d, m, b, type, n); }
 /* What unpack gives beside the weights: a scale and a minimum per group. (Of the generic unpack the compiler leaves the weights out.) */
 INLINE512 void scales512(float *d, float *m, const uint8_t *b, int type, int n) {
@@ -1850,7 +1832,7 @@ INLINE512 void segment512(__m512i v[4], const uint8_t *b, int type, int n) {
     float d[16], m[16];
     memset(q, 0, sizeof q);
     unpack512(q, d, m, b, type, n);
-    const __m512i offset = log_offset(type) < 0 ? _mm512_setzero_si512() : _mm512_set1_epi8((char)(1 << log_offset(type)));
+    const __m512i offset = offset512(type);
     UNROLL for (int j = 0; j < 4; j++) v[j] = _mm512_add_epi8(_mm512_load_si512(q + 64 * j), offset);
 }
 
@@ -1935,7 +1917,7 @@ typedef struct { int8_t q[8][64]; float d[2][16], m[2][16]; int32_t bias[2][16];
 AVX512 static void make_panels(Panel *p, const Tensor *w, int row, int b0, int n_blocks, int8_t *q, float *d, float *m) {
     const int group = types[w->type].group, min = types[w->type].min, per = 32 / group; /* groups per block */
     const size_t row_q = BLOCKS_AT_ONCE * 32, row_d = BLOCKS_AT_ONCE * 2;
-    const __m512i ones = _mm512_set1_epi8(1), offset = log_offset(w->type) < 0 ? _mm512_setzero_si512() : _mm512_set1_epi8((char)(1 << log_offset(w->type)));
+    const __m512i ones = _mm512_set1_epi8(1), offset = offset512(w->type);
     for (int r = 0; r < ROWS; r++) {
         const uint8_t *bytes = w->data + (size_t)(row + r < w->n_out ? row + r : w->n_out - 1) * row_bytes(w) + bytes_of(w->type, (size_t)b0 * 32);
         int8_t *qr = q + (size_t)r * row_q;
@@ -2498,7 +2480,7 @@ static int threads_for(const Team *team, double operations) { /* waking a thread
 
 /* Floats of scratch that a matmul needs per thread: rows of n_in weights, runs of T tokens. */
 static size_t matmul_buf(size_t n_in, size_t T) {
-    size_t few = (FEW + 2) * ROWS * round_up(n_in / 16 + 1, 16), plain = ROWS * round_up(n_in, LANES);
+    size_t few = (FEW + 2) * ROWS * round_up(n_in / 16 + 1, 16) + round_up(n_in, SEGMENT) / sizeof(float), plain = ROWS * round_up(n_in, LANES);
     size_t many = 2 * BLOCKS_AT_ONCE * 224 + round_up(T, TILE) * 32 + ROWS * BLOCKS_AT_ONCE * (4 + 8) + 64; /* Panels are 224 floats */
     size_t most = few > plain ? few : plain;
     return most > many ? most : many;
@@ -6721,7 +6703,6 @@ static void catch_interrupt(enum Interrupt how) { /* the first Ctrl-C ends after
     memset(&a, 0, sizeof a);
     a.sa_handler = on_interrupt, a.sa_flags = how == END_AT_SECOND ? (int)SA_RESETHAND : 0;
     sigaction(SIGINT, &a, NULL), sigaction(SIGTERM, &a, NULL), sigaction(SIGHUP, &a, NULL); /* HUP: the terminal is gone */
-    signal(SIGXFSZ, SIG_IGN); /* a file that may not grow is a failed write like any other */
 #else
     (void)how;
 #endif
@@ -7511,7 +7492,7 @@ int main(int argc, char **argv) {
     if (code) return code;
     spin_briefly(argv);
 #ifdef HAVE_POSIX
-    signal(SIGPIPE, SIG_IGN); /* a reader that went away is a failed write */
+    signal(SIGPIPE, SIG_IGN), signal(SIGXFSZ, SIG_IGN); /* a reader that went away and a file that may not grow are failed writes */
 #endif
     if (o.help) { print_help(); return fflush(stdout) || ferror(stdout) ? complain("standard output: cannot write") : 0; }
     if (o.version) {

@@ -196,7 +196,8 @@ def test_full_disk() -> None:
         import resource
     except ImportError:
         return
-    limit = lambda: (signal.signal(signal.SIGXFSZ, signal.SIG_IGN), resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000)))  # noqa: E731
+    # Python ignores SIGXFSZ and its children would inherit that; here the program has to do it itself.
+    limit = lambda: (signal.signal(signal.SIGXFSZ, signal.SIG_DFL), resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000)))  # noqa: E731
     for what, args in (("logits", ["-m", "logits", "--ids", write("ids", "1 2 3 4"), "--out"]), ("a session", ["-i", "x", "-s", 0, "-n", 4, "--save-state"])):
         old = write("kept", "the old file")
         p = run(TINY, *args, old, preexec_fn=limit)

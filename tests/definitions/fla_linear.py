@@ -179,13 +179,18 @@ def g_norm(w):
     return "g_norm_swish_gate" if "g_norm_swish_gate.weight" in w else "g_norm"
 
 
-@mixer("gla")
-def gla(c, w, x, l):
-    """S = Diag(e^g) S + k v^T, g = lsig(gk_proj x) / 16 per key channel, not below clamp_min."""
+def mapped_qkv(c, w, x):
+    """Heads of queries, of keys and values, and the three (T, heads, d) with the feature map on queries and keys."""
     H = c["num_heads"]
     n = c.get("num_kv_heads") or H
     phi = MAPS[c["feature_map"]]
-    q, k, v = phi(conv_proj(c, w, x, "q", H)), phi(conv_proj(c, w, x, "k", n)), conv_proj(c, w, x, "v", n)
+    return H, n, phi(conv_proj(c, w, x, "q", H)), phi(conv_proj(c, w, x, "k", n)), conv_proj(c, w, x, "v", n)
+
+
+@mixer("gla")
+def gla(c, w, x, l):
+    """S = Diag(e^g) S + k v^T, g = lsig(gk_proj x) / 16 per key channel, not below clamp_min."""
+    H, n, q, k, v = mapped_qkv(c, w, x)
     g = heads(logsigmoid(lowrank(w, x, "gk_proj")) / 16, n)
     if c["clamp_min"] is not None:
         g = np.maximum(g, c["clamp_min"])
@@ -432,10 +437,7 @@ def conjugate_gradient(A, q, steps):
 @mixer("simple_gla")
 def simple_gla(c, w, x, l):
     """S = e^g S + k v^T, g = lsig(gk_proj x) / 16 per query head."""
-    H = c["num_heads"]
-    n = c.get("num_kv_heads") or H
-    phi = MAPS[c["feature_map"]]
-    q, k, v = phi(conv_proj(c, w, x, "q", H)), phi(conv_proj(c, w, x, "k", n)), conv_proj(c, w, x, "v", n)
+    H, _, q, k, v = mapped_qkv(c, w, x)
     a = np.exp(logsigmoid(linear(x, w["gk_proj.weight"], w["gk_proj.bias"])) / c["gate_logit_normalizer"])
     return gated(c, w, x, scan(q, expand(k, H), expand(v, H), a), g_norm(w), c["use_output_gate"])
 
@@ -443,9 +445,6 @@ def simple_gla(c, w, x, l):
 @mixer("lightning_attn")
 def lightning_attn(c, w, x, l):
     """S = e^g S + k v^T, g = -(8 / H) (1 - l / L) h for head h of layer l."""
-    H = c["num_heads"]
-    n = c.get("num_kv_heads") or H
-    phi = MAPS[c["feature_map"]]
-    q, k, v = phi(conv_proj(c, w, x, "q", H)), phi(conv_proj(c, w, x, "k", n)), conv_proj(c, w, x, "v", n)
+    H, _, q, k, v = mapped_qkv(c, w, x)
     a = np.tile(np.exp(-8 / H * (1 - l / c["num_hidden_layers"]) * np.arange(H)), (len(x), 1))
     return gated(c, w, x, scan(q, expand(k, H), expand(v, H), a), g_norm(w), c["use_output_gate"])

@@ -201,9 +201,10 @@ GLA_API int gla_chat_load(GlaChat *c, GlaSampler *p, const char *path, char *err
  *       if (argc < 3 || gla_open(&m, argv[1], err) || gla_state_new(&s, m, NULL, err)) return fprintf(stderr, "%s\n", err), 1;
  *       gla_sampler_init(&p, m, 42);
  *       int64_t n = gla_encode(m, argv[2], strlen(argv[2]), GLA_BOS, ids, 256, err);
- *       int end = n < 0 || n > 256 ? -1 : gla_generate(s, &p, ids, n, &(GlaGenerate){.steps = 100, .emit = show}, NULL, err);
+ *       if (n > 256) return fprintf(stderr, "the prompt has %lld tokens, at most 256 go in here\n", (long long)n), 1;
+ *       if (n < 0 || gla_generate(s, &p, ids, n, &(GlaGenerate){.steps = 100, .emit = show}, NULL, err) < 0) return fprintf(stderr, "%s\n", err), 1;
  *       gla_state_free(s); gla_close(m);
- *       return end < 0;
+ *       return 0;
  *   } */
 #endif /* GLA_H */
 #ifndef RUN_HEADER_ONLY
@@ -2985,6 +2986,7 @@ typedef struct {
 
 typedef struct Tokenizer Tokenizer;
 static int tokenizer_new(Tokenizer **t, const Gguf *g, char *err);
+static int tokenizer_size(const Tokenizer *t);
 static void tokenizer_free(Tokenizer *t);
 
 struct GlaModel {
@@ -3663,6 +3665,8 @@ GLA_API int gla_open_tokenizer(GlaModel *m, const char *path, char *err) {
     if (code) return code;
     code = gguf_read(&g, why);
     if (!code) code = tokenizer_new(&t, &g, why);
+    if (!code && tokenizer_size(t) < m->config.vocab_size) /* what the model draws beyond them would have no text */
+        code = fail(why, GLA_INPUT, "a vocabulary of %d tokens, the model has %d; it is another model's", tokenizer_size(t), m->config.vocab_size), tokenizer_free(t);
     if (code) { gguf_close(&g); return fail(err, code, "%s: %s", path, why); }
     tokenizer_free(m->vocab), gguf_close(&m->vocab_file);
     m->vocab = t, m->vocab_file = g;
@@ -4808,15 +4812,21 @@ static void forward(GlaState *s, const int32_t *ids, int T, float *logits, int n
     s->pos += T, s->evaluated += T;
 }
 
+static int check_room(const GlaState *s, int64_t n, char *err) { /* for n more tokens */
+    char behind[48] = "";
+    if (s->pos) snprintf(behind, sizeof behind, " behind the %lld that were read", (long long)s->pos);
+    if (s->m->config.limit && n > s->m->config.limit - s->pos) return fail(err, GLA_CONTEXT, "%lld tokens do not fit%s: this model counts no more than %d positions", (long long)n, behind, s->m->config.limit);
+    if (s->m->kv_floats && n > s->ctx - s->pos) return fail(err, GLA_CONTEXT, "%lld tokens do not fit%s in a context of %d; give a larger one (-c)", (long long)n, behind, s->ctx);
+    return GLA_OK;
+}
+
 GLA_API int gla_eval(GlaState *s, const int32_t *ids, int64_t n, float *logits, int64_t n_logits, char *err) {
     int vocab = s->m->config.vocab_size;
     if (n < 0 || n_logits < 0 || n_logits > n) return fail(err, GLA_INPUT, "%lld tokens with logits of %lld", (long long)n, (long long)n_logits);
     for (int64_t i = 0; i < n; i++)
         if (ids[i] < 0 || ids[i] >= vocab) return fail(err, GLA_INPUT, "token %lld is %d, the model has 0 to %d", (long long)i, ids[i], vocab - 1);
-    if (s->m->config.limit && n > s->m->config.limit - s->pos)
-        return fail(err, GLA_CONTEXT, "%lld tokens do not fit behind the %lld: this model counts no more than %d positions", (long long)n, (long long)s->pos, s->m->config.limit);
-    if (s->m->kv_floats && n > s->ctx - s->pos)
-        return fail(err, GLA_CONTEXT, "%lld tokens do not fit behind the %lld in a context of %d; give a larger one (-c)", (long long)n, (long long)s->pos, s->ctx);
+    int code = check_room(s, n, err);
+    if (code) return code;
     for (int64_t i = 0; i < n; i += s->batch) {
         int T = (int)min64(s->batch, n - i);
         int64_t first = n - n_logits, rows = min64(T, i + T - first); /* positions of this run whose logits the caller wants */
@@ -5754,6 +5764,7 @@ GLA_API int64_t gla_encode(const GlaModel *m, const char *text, size_t len, int 
 }
 GLA_API size_t gla_piece(const GlaModel *m, int32_t id, int flags, char *buf, size_t cap) { return tokenizer_piece(m->vocab, id, flags, buf, cap); }
 GLA_API int gla_is_end(const GlaModel *m, int32_t id) { return tokenizer_is_end(m->vocab, id); }
+static int tokenizer_size(const Tokenizer *t) { return t->n; }
 GLA_API int gla_n_tokens(const GlaModel *m) { return m->vocab->n; }
 
 /* ---- 12. sampler: logits to an id ---------------------------------------------------------------------------
@@ -5895,10 +5906,7 @@ GLA_API int gla_generate(GlaState *s, GlaSampler *p, const int32_t *prompt, int6
     if (n_out) *n_out = 0;
     if (n < 0) return fail(err, GLA_INPUT, "a prompt of %lld tokens", (long long)n);
     if (s->pos == 0 && n == 0) return fail(err, GLA_INPUT, "nothing to go on: an empty prompt and a model without a begin-of-text token");
-    if (s->m->config.limit && n > s->m->config.limit - s->pos)
-        return fail(err, GLA_CONTEXT, "%lld tokens do not fit behind the %lld: this model counts no more than %d positions", (long long)n, (long long)s->pos, s->m->config.limit);
-    if (s->m->kv_floats && n > s->ctx - s->pos)
-        return fail(err, GLA_CONTEXT, "a prompt of %lld tokens does not fit behind %lld in a context of %d; give a larger one (-c)", (long long)n, (long long)s->pos, s->ctx);
+    if ((code = check_room(s, n, err))) return code;
     for (int i = 0; i < how->n_stops; i++)
         if (strlen(how->stops[i]) >= HELD / 2) return fail(err, GLA_INPUT, "a stop text of %zu bytes; at most %d", strlen(how->stops[i]), HELD / 2 - 1);
     for (int64_t i = 0; i < n; i += s->batch) { /* the prompt, in runs, so that it can be interrupted between them */
@@ -6290,8 +6298,7 @@ GLA_API int gla_chat_retry(GlaChat *c, GlaSampler *p, const GlaGenerate *how, Gl
 
 GLA_API int gla_chat_go(GlaChat *c, GlaSampler *p, int turns, char *err) {
     int to = c->at + turns;
-    if (c->n_marks == 0 || to < 0) return fail(err, GLA_INPUT, "there is nothing to undo");
-    if (to >= c->n_marks) return fail(err, GLA_INPUT, "there is nothing to redo");
+    if (to < 0 || to >= c->n_marks) return fail(err, GLA_INPUT, "there is nothing to %s", turns < 0 ? "undo" : "redo");
     if (!c->marks[c->at].snap) snapshot_take(c, &c->marks[c->at].snap);
     int code = chat_move(c, to, err);
     chat_recent(c, p);
@@ -6456,49 +6463,55 @@ typedef struct {
 enum Kind { TEXT, TEXTS, WHOLE, WHOLE64, SIZE, SEED, REAL_NUMBER, BIAS, FLAG };
 enum { O_PROMPT, O_FILE, O_STEPS, O_TEMP, O_TOP_P, O_TOP_K, O_MIN_P, O_REPEAT, O_PRESENCE, O_SEED, O_BIAS, O_STOP, O_IGNORE, O_ECHO, O_JSON, O_LOGPROBS, O_TOK, O_MODE,
        O_SYSTEM, O_THINK, O_NO_THINK, O_BUDGET, O_HIDE, O_GUARD, O_SNAPSHOTS, O_FORGET, O_THREADS, O_CTX, O_KV, O_BATCH, O_LOAD, O_SAVE, O_CACHE, O_CACHE_BYTES, O_IDS, O_OUT, O_PLEN, O_DEPTH, O_HELP, O_VERSION, N_OPTIONS };
+enum { GENERATE = 1, CHAT = 2, LOGITS = 4, PERPLEXITY = 8, TOKENIZE = 16, BENCH = 32, INFO = 64, TALK = GENERATE | CHAT, ANY = 127 };
+static const char *const modes[] = {"generate", "chat", "logits", "perplexity", "tokenize", "bench", "info", NULL}; /* mode i is the bit 1 << i */
 #define AT(field) offsetof(Options, field)
-static const struct { char letter; const char *name; enum Kind kind; size_t at; double lo, hi; const char *value, *help; } options[N_OPTIONS] = {
-    [O_PROMPT] = {'i', "prompt", TEXT, AT(prompt), 0, 0, "TEXT", "prompt; - or a pipe: standard input"},
-    [O_FILE] = {'f', "file", TEXT, AT(file), 0, 0, "FILE", "prompt from a file"},
-    [O_STEPS] = {'n', "steps", WHOLE64, AT(steps), 0, 9e15, "N", "tokens to generate, 0 = until the end (256)"},
-    [O_TEMP] = {'t', "temperature", REAL_NUMBER, AT(temperature), 0, 100, "X", "0 = always the likeliest token (1.0)"},
-    [O_TOP_P] = {'p', "top-p", REAL_NUMBER, AT(top_p), 0, 1, "X", "draw from the likeliest share (0.9)"},
-    [O_TOP_K] = {'k', "top-k", WHOLE, AT(top_k), 0, INT_MAX, "N", "draw from the N likeliest, 0 = off"},
-    [O_MIN_P] = {0, "min-p", REAL_NUMBER, AT(min_p), 0, 1, "X", "drop what is less than X times the likeliest"},
-    [O_REPEAT] = {0, "repeat-penalty", REAL_NUMBER, AT(repeat_penalty), 1e-3, 100, "X", "divide the scores of recent tokens, 1 = off"},
-    [O_PRESENCE] = {0, "presence-penalty", REAL_NUMBER, AT(presence_penalty), -100, 100, "X", "subtract from them, 0 = off"},
-    [O_SEED] = {'s', "seed", SEED, AT(seed), 0, 0, "N", "same seed, same text (from the clock, printed)"},
-    [O_BIAS] = {0, "logit-bias", BIAS, 0, -1000, 1000, "ID=X", "add X to the score of a token, -inf bans it; may be repeated"},
-    [O_STOP] = {0, "stop", TEXTS, AT(stops), 0, 0, "TEXT", "end before this text; may be repeated"},
-    [O_IGNORE] = {0, "ignore-eos", FLAG, AT(ignore_eos), 0, 0, NULL, "go on past end-of-text tokens"},
-    [O_ECHO] = {0, "echo", FLAG, AT(echo), 0, 0, NULL, "print the prompt before the text"},
-    [O_JSON] = {0, "json", FLAG, AT(json), 0, 0, NULL, "print an object with text, ids, timing and how it ended"},
-    [O_LOGPROBS] = {0, "logprobs", WHOLE, AT(logprobs), 0, 100, "N", "in it: log probabilities, and the N likeliest tokens each time"},
-    [O_TOK] = {'z', "tokenizer", TEXT, AT(tokenizer), 0, 0, "FILE", "vocabulary (the model's own)"},
-    [O_MODE] = {'m', "mode", TEXT, AT(mode), 0, 0, "NAME", "generate, chat, logits, perplexity, tokenize, bench, info"},
-    [O_SYSTEM] = {'y', "system", TEXT, AT(system), 0, 0, "TEXT", "system prompt, for a chat"},
-    [O_THINK] = {0, "think", FLAG, AT(think), 0, 0, NULL, "think before answering (as the model's template has it)"},
-    [O_NO_THINK] = {0, "no-think", FLAG, AT(no_think), 0, 0, NULL, "answer at once"},
-    [O_BUDGET] = {0, "think-budget", WHOLE64, AT(think_budget), 0, 9e15, "N", "tokens of a thought before it is closed, 0 = no limit"},
-    [O_HIDE] = {0, "hide-thinking", FLAG, AT(hide_thinking), 0, 0, NULL, "do not show thoughts; only a terminal shows them at all"},
-    [O_GUARD] = {0, "loop-guard", WHOLE, AT(loop_guard), 0, 1 << 20, "N", "tokens of repetition that a chat takes for a loop, 0 = off (96)"},
-    [O_SNAPSHOTS] = {0, "snapshot-bytes", SIZE, AT(snapshot_bytes), 0, 9e18, "N", "memory to undo turns without reading again (256M)"},
-    [O_FORGET] = {0, "forget", FLAG, AT(forget), 0, 0, NULL, "a full context drops the oldest turns instead of ending"},
-    [O_THREADS] = {'j', "threads", WHOLE, AT(threads), 1, 1024, "N", "threads (all cores)"},
-    [O_CTX] = {'c', "ctx", WHOLE, AT(ctx), 1, INT_MAX, "N", "positions of softmax layers (4096 or the model's)"},
-    [O_KV] = {0, "kv", TEXT, AT(kv), 0, 0, "TYPE", "keys and values of softmax layers: f32, f16, q8_0 (f32)"},
-    [O_BATCH] = {'b', "batch", WHOLE, AT(batch), 1, 1 << 20, "N", "prompt tokens per run (512)"},
-    [O_LOAD] = {0, "load-state", TEXT, AT(load_state), 0, 0, "FILE", "go on from a session"},
-    [O_SAVE] = {0, "save-state", TEXT, AT(save_state), 0, 0, "FILE", "leave a session behind"},
-    [O_CACHE] = {0, "prompt-cache", TEXT, AT(prompt_cache), 0, 0, "DIR", "go on from, and leave, snapshots of prompts in a folder"},
-    [O_CACHE_BYTES] = {0, "cache-bytes", SIZE, AT(cache_bytes), 0, 9e18, "N", "its size; K, M, G are understood. The oldest leave (1G)"},
-    [O_IDS] = {0, "ids", TEXT, AT(ids), 0, 0, "FILE", "token ids as text, for logits and tokenize"},
-    [O_OUT] = {0, "out", TEXT, AT(out), 0, 0, "FILE", "where logits go: float32, a row per position"},
-    [O_PLEN] = {0, "prompt-len", WHOLE, AT(prompt_len), 1, 1 << 24, "N", "prompt tokens of the benchmark (512)"},
-    [O_DEPTH] = {0, "depth", WHOLE, AT(depth), 0, 1 << 30, "N", "positions that the benchmark finds filled (0)"},
-    [O_HELP] = {'h', "help", FLAG, AT(help), 0, 0, NULL, "this page"},
-    [O_VERSION] = {0, "version", FLAG, AT(version), 0, 0, NULL, "version and kernels"},
+/* modes: those that have a use for the option; with any other it is misuse, rather than ignored. What changes no result goes with all. */
+static const struct { char letter; const char *name; enum Kind kind; size_t at; double lo, hi; int modes; const char *value, *help; } options[N_OPTIONS] = {
+    [O_PROMPT] = {'i', "prompt", TEXT, AT(prompt), 0, 0, TALK | PERPLEXITY | TOKENIZE, "TEXT", "prompt; - or a pipe: standard input"},
+    [O_FILE] = {'f', "file", TEXT, AT(file), 0, 0, TALK | PERPLEXITY | TOKENIZE, "FILE", "prompt from a file"},
+    [O_STEPS] = {'n', "steps", WHOLE64, AT(steps), 0, 9e15, TALK | BENCH, "N", "tokens to generate, 0 = until the end (256)"},
+    [O_TEMP] = {'t', "temperature", REAL_NUMBER, AT(temperature), 0, 100, TALK, "X", "0 = always the likeliest token (1.0)"},
+    [O_TOP_P] = {'p', "top-p", REAL_NUMBER, AT(top_p), 0, 1, TALK, "X", "draw from the likeliest share (0.9)"},
+    [O_TOP_K] = {'k', "top-k", WHOLE, AT(top_k), 0, INT_MAX, TALK, "N", "draw from the N likeliest, 0 = off"},
+    [O_MIN_P] = {0, "min-p", REAL_NUMBER, AT(min_p), 0, 1, TALK, "X", "drop what is less than X times the likeliest"},
+    [O_REPEAT] = {0, "repeat-penalty", REAL_NUMBER, AT(repeat_penalty), 1e-3, 100, TALK, "X", "divide the scores of recent tokens, 1 = off"},
+    [O_PRESENCE] = {0, "presence-penalty", REAL_NUMBER, AT(presence_penalty), -100, 100, TALK, "X", "subtract from them, 0 = off"},
+    [O_SEED] = {'s', "seed", SEED, AT(seed), 0, 0, TALK, "N", "same seed, same text (from the clock, printed)"},
+    [O_BIAS] = {0, "logit-bias", BIAS, 0, -1000, 1000, TALK, "ID=X", "add X to the score of a token, -inf bans it; may be repeated"},
+    [O_STOP] = {0, "stop", TEXTS, AT(stops), 0, 0, TALK, "TEXT", "end before this text; may be repeated"},
+    [O_IGNORE] = {0, "ignore-eos", FLAG, AT(ignore_eos), 0, 0, TALK, NULL, "go on past end-of-text tokens"},
+    [O_ECHO] = {0, "echo", FLAG, AT(echo), 0, 0, GENERATE, NULL, "print the prompt before the text"},
+    [O_JSON] = {0, "json", FLAG, AT(json), 0, 0, TALK, NULL, "print an object with text, ids, timing and how it ended"},
+    [O_LOGPROBS] = {0, "logprobs", WHOLE, AT(logprobs), 0, 100, TALK, "N", "in it: log probabilities, and the N likeliest tokens each time"},
+    [O_TOK] = {'z', "tokenizer", TEXT, AT(tokenizer), 0, 0, ANY, "FILE", "vocabulary (the model's own)"},
+    [O_MODE] = {'m', "mode", TEXT, AT(mode), 0, 0, ANY, "NAME", "generate, chat, logits, perplexity, tokenize, bench, info"},
+    [O_SYSTEM] = {'y', "system", TEXT, AT(system), 0, 0, CHAT, "TEXT", "system prompt, for a chat"},
+    [O_THINK] = {0, "think", FLAG, AT(think), 0, 0, CHAT, NULL, "think before answering (as the model's template has it)"},
+    [O_NO_THINK] = {0, "no-think", FLAG, AT(no_think), 0, 0, CHAT, NULL, "answer at once"},
+    [O_BUDGET] = {0, "think-budget", WHOLE64, AT(think_budget), 0, 9e15, CHAT, "N", "tokens of a thought before it is closed, 0 = no limit"},
+    [O_HIDE] = {0, "hide-thinking", FLAG, AT(hide_thinking), 0, 0, CHAT, NULL, "do not show thoughts; only a terminal shows them at all"},
+    [O_GUARD] = {0, "loop-guard", WHOLE, AT(loop_guard), 0, 1 << 20, CHAT, "N", "tokens of repetition that a chat takes for a loop, 0 = off (96)"},
+    [O_SNAPSHOTS] = {0, "snapshot-bytes", SIZE, AT(snapshot_bytes), 0, 9e18, CHAT, "N", "memory to undo turns without reading again (256M)"},
+    [O_FORGET] = {0, "forget", FLAG, AT(forget), 0, 0, CHAT, NULL, "a full context drops the oldest turns instead of ending"},
+    [O_THREADS] = {'j', "threads", WHOLE, AT(threads), 1, 1024, ANY, "N", "threads (all cores)"},
+    [O_CTX] = {'c', "ctx", WHOLE, AT(ctx), 1, INT_MAX, ANY, "N", "positions of softmax layers (4096 or the model's)"},
+    [O_KV] = {0, "kv", TEXT, AT(kv), 0, 0, ANY, "TYPE", "keys and values of softmax layers: f32, f16, q8_0 (f32)"},
+    [O_BATCH] = {'b', "batch", WHOLE, AT(batch), 1, 1 << 20, ANY, "N", "prompt tokens per run (512)"},
+    [O_LOAD] = {0, "load-state", TEXT, AT(load_state), 0, 0, TALK | LOGITS, "FILE", "go on from a session"},
+    [O_SAVE] = {0, "save-state", TEXT, AT(save_state), 0, 0, TALK | LOGITS, "FILE", "leave a session behind"},
+    [O_CACHE] = {0, "prompt-cache", TEXT, AT(prompt_cache), 0, 0, TALK, "DIR", "go on from, and leave, snapshots of prompts in a folder"},
+    [O_CACHE_BYTES] = {0, "cache-bytes", SIZE, AT(cache_bytes), 0, 9e18, TALK, "N", "its size; K, M, G are understood. The oldest leave (1G)"},
+    [O_IDS] = {0, "ids", TEXT, AT(ids), 0, 0, LOGITS | TOKENIZE, "FILE", "token ids as text, for logits and tokenize"},
+    [O_OUT] = {0, "out", TEXT, AT(out), 0, 0, LOGITS, "FILE", "where logits go: float32, a row per position"},
+    [O_PLEN] = {0, "prompt-len", WHOLE, AT(prompt_len), 1, 1 << 24, BENCH, "N", "prompt tokens of the benchmark (512)"},
+    [O_DEPTH] = {0, "depth", WHOLE, AT(depth), 0, 1 << 30, BENCH, "N", "positions that the benchmark finds filled (0)"},
+    [O_HELP] = {'h', "help", FLAG, AT(help), 0, 0, ANY, NULL, "this page"},
+    [O_VERSION] = {0, "version", FLAG, AT(version), 0, 0, ANY, NULL, "version and kernels"},
 };
+
+static const char *invoked = "./run"; /* argv[0]: an installed program has another name. This and `interrupted` are the only variables outside functions */
+static const char *program_name(void) { const char *slash = strrchr(invoked, '/'); return slash ? slash + 1 : invoked; }
 
 static int given(const Options *o, int option) { return (int)(o->given >> option & 1); }
 
@@ -6506,22 +6519,22 @@ static int misuse(const char *fmt, ...) PRINTF_LIKE(1, 2);
 static int misuse(const char *fmt, ...) {
     va_list ap;
     va_start(ap, fmt);
-    fprintf(stderr, "run: ");
+    fprintf(stderr, "%s: ", program_name());
     vfprintf(stderr, fmt, ap);
-    fprintf(stderr, " (see ./run --help)\n");
+    fprintf(stderr, " (see %s --help)\n", invoked);
     va_end(ap);
     return 2;
 }
-static int complain(const char *err) { fprintf(stderr, "run: %s\n", err); return 1; }
+static int complain(const char *err) { fprintf(stderr, "%s: %s\n", program_name(), err); return 1; }
 
 static void print_help(void) {
-    printf("usage: ./run MODEL [options]      MODEL: a GGUF file\n\n");
+    printf("usage: %s MODEL [options]      MODEL: a GGUF file\n\n", invoked);
     for (int i = 0; i < N_OPTIONS; i++) {
         char left[40];
         snprintf(left, sizeof left, "%s%.1s%s --%s %s", options[i].letter ? "-" : "", &options[i].letter, options[i].letter ? "," : "   ", options[i].name, options[i].value ? options[i].value : "");
         printf("  %-27s %s\n", left, options[i].help);
     }
-    printf("\nThe result goes to standard output, everything else to standard error.\nExit: 0 done, 1 failed, 2 misused.\n");
+    printf("\nThe result goes to standard output, everything else to standard error.\nExit: 0 done, 1 failed, 2 misused, 128 + the signal that ended it (Ctrl-C: 130).\n");
 }
 
 /* One option with its value. Numbers are read whole and range-checked. */
@@ -6667,7 +6680,6 @@ static int stdin_is_pipe(void) { /* a pipe or a redirected file, not a terminal 
 /* The prompt, from wherever it comes. */
 static int get_text(const Options *o, Text *t, char *err) {
     *t = (Text){0};
-    if (o->file && o->prompt) return fail(err, GLA_INPUT, "both a prompt and a prompt file were given");
     if (o->file) return read_file(t, o->file, err);
     if (o->prompt ? !strcmp(o->prompt, "-") : stdin_is_pipe()) return read_all(t, stdin, "standard input", err);
     text_put(t, o->prompt ? o->prompt : "", o->prompt ? strlen(o->prompt) : 0);
@@ -6694,8 +6706,9 @@ static int get_ids(Ids *ids, const char *path, const GlaModel *m, char *err) { /
 
 /* -- talking: what generate and chat share -- */
 
-static volatile sig_atomic_t interrupted; /* the only variable outside a function: a signal handler has no other way */
+static volatile sig_atomic_t interrupted; /* the signal; outside a function because a handler has no other way */
 static void on_interrupt(int sig) { interrupted = sig; }
+static int by_signal(void) { return interrupted ? 128 + interrupted : 0; } /* the exit status of what a signal has cut short, as a shell has it */
 enum Interrupt { END_AT_SECOND, COUNT, HOLD };
 static void catch_interrupt(enum Interrupt how) { /* the first Ctrl-C ends after the current token, the second one at once; while a file is written neither does */
 #ifdef HAVE_POSIX
@@ -6781,7 +6794,7 @@ static int show(void *user, int32_t id, const char *text, size_t n) {
     } else if (k->progress) fprintf(stderr, "\r\033[K"), k->progress = 0;
     if (id < 0 && !n && !k->chat && o->prompt_cache && gla_state_pos(k->s) == k->goal) {
         char err[GLA_ERR];
-        if (gla_cache_store(k->s, o->prompt_cache, k->ids.id, (uint64_t)o->cache_bytes, err)) fprintf(stderr, "run: not cached: %s\n", err);
+        if (gla_cache_store(k->s, o->prompt_cache, k->ids.id, (uint64_t)o->cache_bytes, err)) fprintf(stderr, "%s: not cached: %s\n", program_name(), err);
     }
     if (id >= 0 && !k->first) k->first = now;
     if (id >= 0 && given(o, O_LOGPROBS)) step_json(&k->steps, k->s, id, o->logprobs);
@@ -6903,11 +6916,11 @@ static int mode_generate(const Options *o, GlaModel *m, GlaState *s, double load
                 o->load_state && !given(o, O_SEED) ? " (not used: the session's random numbers go on)" : "");
         k.ids.n = min64(k.ids.n, gla_state_pos(s));
         if (o->save_state) code = save_session(s, &p, &k.ids, o->save_state, err);
-        if (o->prompt_cache && made && !code && gla_cache_store(s, o->prompt_cache, k.ids.id, (uint64_t)o->cache_bytes, err)) fprintf(stderr, "run: not cached: %s\n", err);
+        if (o->prompt_cache && made && !code && gla_cache_store(s, o->prompt_cache, k.ids.id, (uint64_t)o->cache_bytes, err)) fprintf(stderr, "%s: not cached: %s\n", program_name(), err);
         if (!code && k.bad) code = fail(err, GLA_IO, "standard output: cannot write");
     } else code = done;
     free(t.s), ids_free(&ids), ids_free(&k.ids), free(k.text.s), free(k.steps.s);
-    return code ? complain(err) : 0;
+    return code ? complain(err) : done == GLA_DONE_CALLER ? by_signal() : 0;
 }
 
 /* -- chat: one message (-i, -f), a line each from a pipe, or a terminal -- */
@@ -6989,6 +7002,7 @@ static int edit(Editor *e) {
     edit_draw(e, e->at);
     for (;;) {
         do key = read_key(300); while (key == -2 && !interrupted); /* a signal just before would not end a wait without limit */
+        if (key < 0 && interrupted == SIGINT) interrupted = 0, key = 3; /* sent by somebody else: the key sends none here */
         if (key < 0 || (key == 4 && !e->text.n)) { key = 0; break; }
         int move = 0; /* through the history */
         size_t line = e->at, line_end = e->at;
@@ -7167,12 +7181,14 @@ static const char chat_help[] =
     "/retry                another answer to the last message\n"
     "/save FILE  /load FILE   the conversation as a session\n"
     "/fork  /fork N        go on in a copy; back to branch N\n"
-    "/system TEXT          begin anew with this system prompt\n"
+    "/system               show the system prompt\n"
+    "/system TEXT          begin anew with this one\n"
+    "/new                  begin anew with the same one\n"
     "/think on|off         think before answering\n"
     "/forget               drop the oldest turns to make room\n"
     "/stats                what every turn cost\n"
     "/quit                 or Ctrl-D\n"
-    "Several lines: end one with \\, or Alt-Enter, or paste. Ctrl-C stops an answer. // begins a message with /.\n";
+    "Several lines: end one with \\, or Alt-Enter, or paste. Ctrl-C stops an answer or gives up a line. // begins a message with /.\n";
 
 /* A line that begins with / . 1: done, 2: quit, negative: an error that ends a script. */
 static int chat_command(Chat *c, const char *line, char *err) {
@@ -7209,9 +7225,12 @@ static int chat_command(Chat *c, const char *line, char *err) {
         else if (c->n_branches == (int)(sizeof c->branch / sizeof *c->branch)) code = fail(err, GLA_INPUT, "%d branches are the limit", c->n_branches);
         else if (!(code = gla_chat_clone(&c->branch[c->n_branches].chat, &c->branch[c->n_branches].s, b->chat, err))) c->now = c->n_branches++;
         if (!code) fprintf(stderr, "[branch %d of %d, %d turns]\n", c->now + 1, c->n_branches, gla_chat_turns(c->branch[c->now].chat, NULL));
-    } else if (!strcmp(name, "system")) {
+    } else if (!strcmp(name, "system") && !*rest) {
+        if (b->chat->system) fprintf(stderr, "[the system prompt: %s]\n", b->chat->system);
+        else fprintf(stderr, "[no system prompt; /system TEXT begins anew with one]\n");
+    } else if (!strcmp(name, "system") || !strcmp(name, "new")) {
         GlaChat *fresh = NULL;
-        GlaChatSettings how = chat_settings(c, rest);
+        GlaChatSettings how = chat_settings(c, *name == 's' ? rest : b->chat->system);
         gla_state_reset(b->s); /* the old conversation goes; /save or /fork keeps it */
         if (!(code = gla_chat_new(&fresh, b->s, &how, err))) gla_chat_free(b->chat), b->chat = fresh, fprintf(stderr, "[a new conversation]\n");
     } else if (!strcmp(name, "think")) {
@@ -7248,7 +7267,7 @@ static int mode_chat(const Options *o, const GlaModel *m, GlaState *s, double lo
     else if (!once && !code)
         while (!end && !interrupted && !code) {
             if (c.interactive && !edit(&c.editor)) break;
-            if (!c.interactive && !read_message(&t, stdin)) break;
+            if (!c.interactive && (!read_message(&t, stdin) || interrupted)) break;
             const Text *said = c.interactive ? &c.editor.text : &t;
             size_t blank = said->s ? strspn(said->s, " \t\r\n") : 0;
             if (blank >= said->n) continue;
@@ -7268,6 +7287,7 @@ static int mode_chat(const Options *o, const GlaModel *m, GlaState *s, double lo
             if (c.interactive && !kept) c.editor.text.n = 0;
         }
     terminal_normal(&c.editor.terminal);
+    const int cut_short = by_signal();
     if (begun && o->save_state) { /* also after an error: what was said until then is not lost */
         char why[GLA_ERR] = "";
         catch_interrupt(HOLD);
@@ -7283,7 +7303,7 @@ static int mode_chat(const Options *o, const GlaModel *m, GlaState *s, double lo
     for (int i = 0; i < c.n_branches; i++) { gla_chat_free(c.branch[i].chat); if (i) gla_state_free(c.branch[i].s); }
     for (int i = 0; i < c.editor.n_history; i++) free(c.editor.history[i].s);
     free(c.editor.history), free(c.editor.text.s), free(t.s), free(c.cost);
-    return code ? complain(err) : 0;
+    return code ? complain(err) : cut_short;
 }
 
 /* -- logits, perplexity: every position's logits, a few rows at a time -- */
@@ -7293,12 +7313,13 @@ static int each_logits(GlaState *s, const Ids *ids, RowFn row, void *user, char 
     int64_t vocab = s->m->config.vocab_size, step = max64(1, min64(s->batch, (64 << 20) / (vocab * (int64_t)sizeof(float))));
     float *logits = malloc((size_t)step * (size_t)vocab * sizeof(float));
     int code = logits ? GLA_OK : fail(err, GLA_MEMORY, "no memory for %lld rows of logits", (long long)step);
+    if (!code) code = check_room(s, ids->n, err); /* the whole text, not the first run that does not fit */
     catch_interrupt(END_AT_SECOND);
     for (int64_t i = 0; i < ids->n && !code; i += step) {
         int64_t n = min64(step, ids->n - i);
         code = gla_eval(s, ids->id + i, n, logits, n, err);
         for (int64_t j = 0; j < n && !code; j++) code = row(user, logits + j * vocab, i + j);
-        if (interrupted && !code) code = fail(err, GLA_IO, "interrupted at token %lld of %lld", (long long)(i + n), (long long)ids->n);
+        if (interrupted && !code) code = fail(err, GLA_DONE_CALLER, "interrupted at token %lld of %lld", (long long)(i + n), (long long)ids->n);
     }
     free(logits);
     return code;
@@ -7324,7 +7345,7 @@ static int mode_logits(const Options *o, GlaModel *m, GlaState *s, const Ids *id
     code = code ? drop_file(out.f, temporary, code) : commit_file(out.f, temporary, o->out, err);
     if (!code && o->save_state) code = save_session(s, NULL, &all, o->save_state, err);
     ids_free(&all);
-    return code ? complain(err) : 0;
+    return code ? complain(err), code == GLA_DONE_CALLER ? by_signal() : 1 : 0;
 }
 
 typedef struct { const Ids *ids; int64_t vocab; double nll; } Loss;
@@ -7341,7 +7362,8 @@ static int add_loss(void *user, const float *logits, int64_t i) { /* -log softma
 static int mode_perplexity(GlaModel *m, GlaState *s, const Ids *ids, char *err) {
     Loss loss = {ids, m->config.vocab_size, 0};
     if (ids->n < 2) return complain("perplexity needs a text of at least two tokens (-f FILE)");
-    if (each_logits(s, ids, add_loss, &loss, err)) return complain(err);
+    int code = each_logits(s, ids, add_loss, &loss, err);
+    if (code) return complain(err), code == GLA_DONE_CALLER ? by_signal() : 1;
     double mean = loss.nll / (double)(ids->n - 1);
     printf("tokens %lld\nnll %.6f\nperplexity %.4f\n", (long long)ids->n - 1, mean, exp(mean));
     return 0;
@@ -7483,11 +7505,11 @@ static int run_mode(const Options *o, GlaModel *m, double begin, double load_s, 
 }
 
 int main(int argc, char **argv) {
-    static const char *const modes[] = {"generate", "chat", "logits", "perplexity", "tokenize", "bench", "info"};
     Options o = {.mode = "generate", .steps = 256, .prompt_len = 512, .loop_guard = 96, .cache_bytes = (int64_t)1 << 30, .snapshot_bytes = (int64_t)256 << 20};
     char err[GLA_ERR] = "";
     GlaModel *m;
     size_t mode = 0;
+    if (argc > 0 && *argv[0]) invoked = argv[0];
     int code = parse_options(&o, argc, argv);
     if (code) return code;
     spin_briefly(argv);
@@ -7501,18 +7523,24 @@ int main(int argc, char **argv) {
         printf("gla.c %s, kernels %s, %s\n", GLA_VERSION, k->name, ALL_THREADS > 1 ? "OpenMP" : "one thread");
         return 0;
     }
-    while (mode < sizeof modes / sizeof *modes && strcmp(modes[mode], o.mode)) mode++;
-    if (mode == sizeof modes / sizeof *modes) return misuse("unknown mode %s", o.mode);
-    int chat = !strcmp(o.mode, "chat"), generate = !strcmp(o.mode, "generate");
-    static const int of_chat[] = {O_SYSTEM, O_THINK, O_NO_THINK, O_BUDGET, O_HIDE, O_GUARD, O_SNAPSHOTS, O_FORGET}, of_text[] = {O_JSON, O_CACHE, O_BIAS};
-    for (size_t i = 0; i < sizeof of_chat / sizeof *of_chat; i++) if (given(&o, of_chat[i]) && !chat) return misuse("--%s goes with -m chat", options[of_chat[i]].name);
-    for (size_t i = 0; i < sizeof of_text / sizeof *of_text; i++) if (given(&o, of_text[i]) && !chat && !generate) return misuse("--%s goes with -m generate and -m chat", options[of_text[i]].name);
+    while (modes[mode] && strcmp(modes[mode], o.mode)) mode++;
+    if (!modes[mode]) return misuse("unknown mode %s", o.mode);
+    for (int i = 0; i < N_OPTIONS; i++) {
+        Text where = {0};
+        if (!given(&o, i) || options[i].modes >> mode & 1) continue;
+        for (int k = 0; modes[k]; k++) if (options[i].modes >> k & 1) text_printf(&where, "%s-m %s", where.n ? ", " : "", modes[k]);
+        misuse("--%s goes with %s", options[i].name, where.s ? where.s : "other modes");
+        free(where.s);
+        return 2;
+    }
     if (o.think && o.no_think) return misuse("--think and --no-think");
+    if (o.no_think && given(&o, O_BUDGET)) return misuse("--think-budget and --no-think");
+    if ((o.prompt != NULL) + (o.file != NULL) + (o.ids != NULL) > 1) return misuse("more than one of --prompt, --file and --ids");
     if (given(&o, O_LOGPROBS) && !o.json) return misuse("--logprobs goes with --json");
-    if (chat && !given(&o, O_STEPS)) o.steps = 0;
-    if (!o.model) return misuse("no model was named: ./run MODEL [options]");
-    if (!strcmp(o.mode, "logits") && (!o.ids || !o.out)) return misuse("-m logits needs --ids FILE and --out FILE");
-    if ((o.load_state || o.save_state) && !generate && !chat && strcmp(o.mode, "logits")) return misuse("sessions go with -m generate, -m chat and -m logits");
+    if (given(&o, O_CACHE_BYTES) && !o.prompt_cache) return misuse("--cache-bytes goes with --prompt-cache");
+    if (1 << mode == CHAT && !given(&o, O_STEPS)) o.steps = 0;
+    if (!o.model) return misuse("no model was named: %s MODEL [options]", invoked);
+    if (1 << mode == LOGITS && (!o.ids || !o.out)) return misuse("-m logits needs --ids FILE and --out FILE");
     double begin = now_s();
     if (gla_open(&m, o.model, err)) return complain(err);
     code = run_mode(&o, m, begin, now_s() - begin, err);

@@ -24,8 +24,9 @@ int main(int argc, char **argv) {
     if (!room || gla_state_place(&s, m, &how, room, need, err)) return fprintf(stderr, "%s\n", err), 1;
     gla_sampler_init(&p, m, 42);
     int64_t n = gla_encode(m, argv[2], strlen(argv[2]), GLA_BOS, ids, 256, err);
-    int done = n < 0 || n > 256 ? -1 : gla_generate(s, &p, ids, n, &(GlaGenerate){.steps = 60, .emit = show}, NULL, err);
+    if (n > 256) return fprintf(stderr, "the prompt has %lld tokens, at most 256 go in here\n", (long long)n), 1;
+    if (n < 0 || gla_generate(s, &p, ids, n, &(GlaGenerate){.steps = 60, .emit = show}, NULL, err) < 0) return fprintf(stderr, "%s\n", err), 1;
     printf("\n");
     gla_state_free(s), gla_close(m), free(room);
-    return done < 0;
+    return 0;
 }

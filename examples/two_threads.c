@@ -24,7 +24,8 @@ static void *tell(void *user) {
     if (j->done) return NULL;
     gla_sampler_init(&p, j->m, 42);
     int64_t n = gla_encode(j->m, j->prompt, strlen(j->prompt), GLA_BOS, ids, 256, j->err);
-    j->done = n < 0 || n > 256 ? -1 : gla_generate(s, &p, ids, n, &(GlaGenerate){.steps = 60, .emit = keep, .user = j}, NULL, j->err);
+    if (n > 256) n = -1, snprintf(j->err, sizeof j->err, "the prompt has more than 256 tokens");
+    j->done = n < 0 ? -1 : gla_generate(s, &p, ids, n, &(GlaGenerate){.steps = 60, .emit = keep, .user = j}, NULL, j->err);
     gla_state_free(s);
     return NULL;
 }
@@ -36,7 +37,8 @@ int main(int argc, char **argv) {
     pthread_t threads[2];
     if (argc < 4 || gla_open(&m, argv[1], err)) return fprintf(stderr, "%s\n", err), 1;
     for (int i = 0; i < 2; i++) jobs[i].m = m, jobs[i].prompt = argv[2 + i], pthread_create(&threads[i], NULL, tell, &jobs[i]);
-    for (int i = 0; i < 2; i++) pthread_join(threads[i], NULL), printf("%s%s\n%s", argv[2 + i], jobs[i].text, jobs[i].err);
+    for (int i = 0; i < 2; i++) pthread_join(threads[i], NULL), printf("%s%s\n", argv[2 + i], jobs[i].text);
+    for (int i = 0; i < 2; i++) if (jobs[i].done < 0) fprintf(stderr, "\"%s\": %s\n", argv[2 + i], jobs[i].err);
     gla_close(m);
     return jobs[0].done < 0 || jobs[1].done < 0;
 }

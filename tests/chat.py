@@ -118,6 +118,12 @@ def test_script() -> None:
     check([a["ids"], b["ids"]] == [o["ids"] for o in both], "a conversation in two programs", (a, b, both))
     p = chat("/undo\n/undo\n/redo\n/stats\n", "--load-state", session)
     check(p.returncode == 0 and b"[0 turns, 2 undone" in p.stderr, "turns of a loaded session", p.stderr)
+    p = chat("/redo\n")
+    check(p.returncode == 1 and b"nothing to redo" in p.stderr, "nothing to redo", p.stderr)
+    p = chat("one\n/system\n/stats\n/system other\n/system\n/new\n/system\n", "-y", "be kind")
+    told = [line for line in p.stderr.decode().splitlines() if line.startswith(("[the system", "[a new"))]
+    check(told == ["[the system prompt: be kind]", "[a new conversation]", "[the system prompt: other]", "[a new conversation]", "[the system prompt: other]"], "/system, /new", told)
+    check(b"no system prompt" in chat("/system\n").stderr, "/system without one")
     p = chat(f"one\n/save {session}\ntwo\n/load {session}\n/undo\n/fork\nthree\n/fork 1\n/system other\nfour\n/stats\n/help\n/think on\n/retry\n")
     check(p.returncode == 0 and b"branch 2 of 2" in p.stderr and b"branch 1 of 2" in p.stderr and b"new conversation" in p.stderr and b"/redo" in p.stderr, "commands", p.stderr.decode())
 
@@ -167,7 +173,15 @@ def test_ends_badly() -> None:
     p.stdout.read(1)
     p.send_signal(signal.SIGHUP)
     p.communicate(timeout=60)
-    check(p.returncode == 0 and session.exists(), "SIGHUP keeps the session", p.returncode)
+    check(p.returncode == 128 + signal.SIGHUP and session.exists(), "SIGHUP keeps the session", p.returncode)
+    p = subprocess.Popen([*args, "--json"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    p.stdin.write(b"Hello\nhalf a mess")
+    p.stdin.flush()
+    first = p.stdout.readline()
+    time.sleep(0.2)
+    p.send_signal(signal.SIGINT)
+    out, _ = p.communicate(timeout=60)
+    check(p.returncode == 128 + signal.SIGINT and first and not out, "Ctrl-C while a message comes: no answer to half of it", (p.returncode, out))
     p = subprocess.run([cli.program, str(MODEL), "-i", "x", "-n", "1", "--logit-bias", "999999=1"], capture_output=True)
     check(p.returncode == 2 and b"999999" in p.stderr, "a bias of no token", (p.returncode, p.stderr))
 
@@ -200,7 +214,7 @@ def test_json() -> None:
         refused(2, f"--logit-bias {bad}", TINY, "--logit-bias", bad)
     refused(2, "too many biases", TINY, *["--logit-bias", "1=1"] * 33)
     for size, ok in (("1K", 0), ("2G", 0), ("1.5G", 2), ("-1", 2), ("9999999999T", 2), ("1X", 2)):
-        check(run(TINY, "-i", "x", "-n", 1, "--cache-bytes", size).returncode == ok, f"--cache-bytes {size}")
+        check(run(TINY, "-i", "x", "-n", 1, "--prompt-cache", cli.tmp / "sizes", "--cache-bytes", size).returncode == ok, f"--cache-bytes {size}")
 
 
 def test_prompt_cache() -> None:
@@ -421,6 +435,8 @@ def test_terminal() -> None:
     check(t.wait(b"typed ahead"), "what was typed meanwhile is there", t.seen[-300:])
     t.key("\x15/stats\r")
     check(t.wait(b"evaluated "), "and commands work", t.seen[-300:])
+    t.p.send_signal(signal.SIGINT)
+    check(t.wait(b"[Ctrl-D or /quit ends]"), "SIGINT at the prompt is Ctrl-C", t.seen[-300:])
     check(t.end() == 0 and b"1 answers" in t.seen, "the end", t.seen[-300:])
     # Ctrl-C while a message is read: the message is in the editor again
     t = Terminal(MODEL, "-m", "chat", "-s", 1, "-n", 5, "-b", 1, "-c", 1000000)
@@ -446,6 +462,7 @@ def test_terminal() -> None:
     while t.p.poll() is None and time.monotonic() < stop:
         t.read(0.05)
     after = termios.tcgetattr(t.master)
+    check(t.p.returncode == 128 + signal.SIGTERM, "SIGTERM is the exit status", t.p.returncode)
     check(before[3] & termios.ICANON and after[3] & termios.ICANON and after[3] & termios.ECHO, "SIGTERM restores the terminal")
     t.end()
 

@@ -58,7 +58,7 @@ def refused(code: int, what: str, *args: object, message: str = "", **how) -> No
     """Ends with this code, with one line on stderr that holds the message, and nothing on stdout."""
     p = run(*args, **how)
     lines = p.stderr.decode(errors="replace").splitlines()
-    ok = p.returncode == code and not p.stdout and len(lines) == 1 and lines[0].startswith("run: ") and message in lines[0]
+    ok = p.returncode == code and not p.stdout and len(lines) == 1 and lines[0].startswith(os.path.basename(program) + ": ") and message in lines[0]
     check(ok, what, f"exit {p.returncode}, {len(p.stdout or b'')} bytes out, {lines}")
     if verbose:
         print(f"     {what}: {lines}")
@@ -92,7 +92,10 @@ def test_misuse() -> None:
         *([TINY, "-j", v] for v in ("0", "2000")), *([TINY, "-c", v] for v in ("0", "3000000000")), [TINY, "-b", "0"],
         [TINY, "--min-p", "2"], [TINY, "--repeat-penalty", "0"], [TINY, "--prompt-len", "0"], [TINY, "--echo=1"], [TINY, "--stop="],
         [TINY, *["--stop", "x"] * 17], [TINY, "-m", "nope"], [TINY, "-m", "logits"], [TINY, "-m", "logits", "--ids", "x"],
-        [TINY, "-m", "logits", "--out", "x"],
+        [TINY, "-m", "logits", "--out", "x"], [TINY, "-f", TINY, "-i", "x"], [TINY, "-m", "tokenize", "--ids", "x", "-i", "x"], [TINY, "--cache-bytes", "1M"],
+        [TINY, "-m", "chat", "--no-think", "--think-budget", "5"],
+        *([TINY, "-m", mode, *option] for mode, option in (("generate", ["--ids", "x"]), ("generate", ["--depth", "1"]), ("chat", ["--echo"]), ("logits", ["-i", "x"]), ("logits", ["-s", "1"]),
+            ("perplexity", ["-n", "1"]), ("perplexity", ["--save-state", "x"]), ("tokenize", ["--stop", "x"]), ("tokenize", ["--out", "x"]), ("bench", ["-i", "x"]), ("bench", ["-t", "0"]), ("info", ["--json"]))),
     ]
     for args in cases:
         refused(2, f"misuse {[str(a) if a != TINY else 'MODEL' for a in args]}", *args, message="--help")
@@ -109,6 +112,14 @@ def test_help() -> None:
     missing = [n for n in names if f"--{n}" not in p.stdout.decode()]
     check(not missing, "--help names every option", missing)
     check(run("-h").stdout == p.stdout, "-h is --help")
+    named = tmp / "another name"
+    named.symlink_to(program)
+    p = subprocess.run([named, "--help"], capture_output=True)
+    check(p.stdout.startswith(f"usage: {named} MODEL".encode()), "--help under another name", p.stdout[:200])
+    p = subprocess.run([named, "--nope"], capture_output=True)
+    check(p.returncode == 2 and p.stderr == f"another name: unknown option --nope (see {named} --help)\n".encode(), "misuse under another name", p.stderr)
+    p = run(TINY, "-m", "info", "-y", "x")
+    check(p.returncode == 2 and b"--system goes with -m chat (see" in p.stderr, "an option that the mode has no use for", p.stderr)
     p = run("--version")
     check(p.returncode == 0 and p.stdout.count(b"\n") == 1 and re.match(rb"gla\.c \d+\.\d+\.\d+, ", p.stdout), "--version", p.stdout)
 
@@ -161,11 +172,11 @@ def test_failures() -> None:
     refused(1, "a model without a vocabulary", GLA, "-i", "x", message="-z")
     refused(1, "no such vocabulary", TINY, "-z", tmp / "none", "-i", "x")
     refused(1, "no such prompt file", TINY, "-f", tmp / "none")
-    refused(1, "two prompts", TINY, "-f", TINY, "-i", "x")
     refused(1, "no such kernel", TINY, "-i", "x", env={**os.environ, "RUN_KERNEL": "abacus"}, message="abacus: no such kernels; here run: scalar")
     p = run(TINY, "-c", 20, "-i", "x" * 50)
     last = (p.stderr.decode().splitlines() or [""])[-1]  # the size of the state stands before it
     check(p.returncode == 1 and not p.stdout and "50 tokens" in last and "20" in last, "a prompt longer than the context names both numbers", p.stderr)
+    refused(1, "a text longer than the context", TINY, "-m", "perplexity", "-c", 20, "-b", 8, "-i", "x" * 50, message="50 tokens do not fit in a context of 20")
     for ids in ("abc", "-1", str(VOCAB), "1 2 x", "1,2", "99999999999999999999", "1.5", "0x10", "+1", "1 2\0 3", "\0", "\xff\xfe"):
         path = write("ids", ids)
         refused(1, f"ids {ids!r}", TINY, "-m", "logits", "--ids", path, "--out", tmp / "out")
@@ -297,6 +308,8 @@ def test_modes() -> None:
     longer = ran(ROOT / "model.bin", "-m", "tokenize", "-i", "\u0958" * 300).split()  # NFC makes six bytes of three
     check(len(longer) > 1500, "a text with more ids than bytes", len(longer))
     check(ran(GLA, "-z", TINY, "-m", "tokenize", "-i", "xyz") == ran(TINY, "-m", "tokenize", "-i", "xyz"), "-z names another vocabulary")
+    for vocabulary in (FIXTURES / "tokenizer" / "gpt-2.gguf", GLA):
+        refused(1, "a vocabulary smaller than the model", ROOT / "model.bin", "-z", vocabulary, "-i", "x", message="it is another model's")
     refused(1, "a vocabulary larger than the model", GLA, "-z", TINY, "-m", "tokenize", "-i", text, message="-z")
 
     lines = key_values(ran(TINY, "-m", "perplexity", "-i", PROMPT))
@@ -332,7 +345,7 @@ def test_interrupt() -> None:
                 p.kill()
                 _, err = p.communicate()
         last = (err.decode().splitlines() or [""])[-1]
-        check(p.returncode == 0 and STATUS.fullmatch(last) and "interrupted" in last, f"Ctrl-C {what}", (p.returncode, err))
+        check(p.returncode == 128 + signal.SIGINT and STATUS.fullmatch(last) and "interrupted" in last, f"Ctrl-C {what}", (p.returncode, err))
         check(session.exists() and run(TINY, "-n", 1, "-c", 1000000, "--load-state", session).returncode == 0, f"Ctrl-C {what}: the session is saved")
 
 
@@ -422,6 +435,9 @@ def test_man_page() -> None:
     rows = (re.match(r"  (?:-(\w),|   ) --([a-z-]+) (\S*) +(.*)", line) for line in run("--help").stdout.decode().splitlines())
     here = {m[2]: (m[1] or "", m[3], m[4]) for m in rows if m}
     check(len(here) > 30 and here == there, "doc/gla.1 and --help", sorted(set(here.items()) ^ set(there.items())))
+    there = dict(re.findall(r"^\.TP\n(/.*)\n(.*)$", page, re.M))
+    here = dict(re.findall(r"^(/.*?) {3,}(.*)$", run(TINY, "-m", "chat", stdin=b"/help\n").stderr.decode(), re.M))
+    check(len(here) > 10 and here == there, "doc/gla.1 and /help", sorted(set(here.items()) ^ set(there.items())))
 
 
 def test_install() -> None:
@@ -455,7 +471,7 @@ def main() -> int:
     global tmp
     with tempfile.TemporaryDirectory() as folder:
         tmp = Path(folder)
-        for test in (test_misuse, test_help, test_spellings, test_failures, test_full_disk, test_generate, test_sessions, test_modes, test_interrupt, test_embedding, test_bench):
+        for test in (test_misuse, test_help, test_spellings, test_failures, test_full_disk, test_generate, test_sessions, test_modes, test_interrupt, test_embedding, test_bench, test_man_page, test_install):
             try:
                 test()
             except Exception as error:  # a test that cannot go on has failed; the others run

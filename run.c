@@ -828,8 +828,9 @@ static size_t row_bytes(const Tensor *w) { return bytes_of(w->type, (size_t)w->n
 enum {
     LANES = 16,   /* partial sums of a dot product; in the part for vectors, floats per vector */
     ROWS = 16,    /* rows of a matrix that are worked on together */
-    FEW = 8,      /* up to so many tokens, rows are read straight through; for more, they are turned into panels first */
+    FEW = 4,      /* up to so many tokens, rows are read straight through; for more, they are turned into panels first */
     TILE = 6,     /* tokens that meet a panel at once */
+    WEIGHTS_AT_ONCE = 1024, /* of a row of floats that meet a tile of tokens at once: those stay in the first-level cache */
     BLOCKS_AT_ONCE = 16, /* blocks of 32 weights turned into panels at once: they stay in the first-level cache */
     AHEAD = 8192, /* bytes of a row that are asked for before they are needed: the hardware's own guess is not enough */
     KEYS = 64,    /* keys per step of attention; also the channels in a tile of keys or values */
@@ -1330,11 +1331,13 @@ INLINE void load_weights(V *v, const uint8_t *p, int type) {
     else memcpy(v, p, sizeof *v);
 }
 
-/* R rows of w (F32 or BF16, row_step bytes apart) times T rows of x, n long. R, T, type: constants. */
-INLINE void tile(const uint8_t *w, size_t row_step, int type, const float *x, size_t n, float *out, size_t out_stride, int R, int T) {
+/* R rows of w (F32 or BF16, row_step bytes apart) times T rows of x, n long, from lane `from` on up to `to`. What is summed before the
+ * end of the rows waits in part (R, T, LANES). R, T, type: constants. */
+INLINE void tile(const uint8_t *w, size_t row_step, int type, const float *x, size_t n, size_t from, size_t to, float *part, float *out, size_t out_stride, int R, int T) {
     V acc[4][6] = {{{0}}};
-    size_t i = 0, width = type == BF16 ? 2 : 4;
-    for (; i + LANES <= n; i += LANES) {
+    size_t i = from, width = type == BF16 ? 2 : 4;
+    if (from) UNROLL for (int r = 0; r < R; r++) UNROLL8 for (int t = 0; t < T; t++) acc[r][t] = ((V *)part)[r * T + t];
+    for (; i + LANES <= to; i += LANES) {
         V xv[6], wv;
         UNROLL8 for (int t = 0; t < T; t++) xv[t] = *(const V *)(x + (size_t)t * n + i);
         UNROLL for (int r = 0; r < R; r++) {
@@ -1342,7 +1345,7 @@ INLINE void tile(const uint8_t *w, size_t row_step, int type, const float *x, si
             UNROLL8 for (int t = 0; t < T; t++) acc[r][t] += wv * xv[t];
         }
     }
-    if (i < n) {
+    if (i < to) {
         V xv[6] = {{0}}, wv;
         uint8_t last[LANES * 4];
         UNROLL8 for (int t = 0; t < T; t++) memcpy(&xv[t], x + (size_t)t * n + i, (n - i) * sizeof(float));
@@ -1353,24 +1356,39 @@ INLINE void tile(const uint8_t *w, size_t row_step, int type, const float *x, si
         }
     }
     UNROLL for (int r = 0; r < R; r++)
-        UNROLL8 for (int t = 0; t < T; t++) out[(size_t)t * out_stride + r] = fold(&acc[r][t]);
+        UNROLL8 for (int t = 0; t < T; t++) {
+            if (to < n) ((V *)part)[r * T + t] = acc[r][t];
+            else out[(size_t)t * out_stride + r] = fold(&acc[r][t]);
+        }
 }
 
-/* Plain types. Few tokens: weights are converted as they are read. More: 16 rows to float once, then tiles of R_TILE x T_TILE. */
+/* Rows [row, row + n_rows) of F32, F16 or BF16 times all tokens. For many, the rows become floats in buf, and T_TILE tokens meet them
+ * WEIGHTS_AT_ONCE of each row at a time, so that what these tokens bring stays in the first-level cache while the rows pass. */
 INLINE void plain_body(float *out, const Tensor *w, int row, int n_rows, const Input *in, float *buf, int R_TILE, int T_TILE) {
     size_t n = (size_t)w->n_in, n_out = (size_t)w->n_out, step = row_bytes(w);
     const uint8_t *rows = w->data + (size_t)row * step;
+    float part[2 * ROWS * 6 * LANES] __attribute__((aligned(64)));
     int type = w->type, t = 0;
     if (type == F16 || (type == BF16 && in->T >= 4)) {
-        for (int r = 0; r < n_rows; r++) row_to_float(buf + (size_t)r * n, rows + (size_t)r * step, type, n);
+        for (int r = 0; r < n_rows; r++) {
+            const uint8_t *bytes = rows + (size_t)r * step;
+            for (size_t i = 0; i < step; i += 64) PREFETCH(bytes + (size_t)n_rows * step + i);
+            row_to_float(buf + (size_t)r * n, bytes, type, n);
+        }
         rows = (const uint8_t *)buf, step = n * sizeof(float), type = F32;
     }
-#define TILES(TYPE, R, T) for (; r + R <= n_rows; r += R) tile(rows + (size_t)r * step, step, TYPE, in->x + (size_t)t * n, n, out + (size_t)t * n_out + row + r, n_out, R, T)
-    for (; t + T_TILE <= in->T && type == F32; t += T_TILE) { int r = 0; TILES(F32, R_TILE, T_TILE); TILES(F32, 1, T_TILE); }
+#define TILES(TYPE, R, T, from, to) for (; r + R <= n_rows; r += R) tile(rows + (size_t)r * step, step, TYPE, in->x + (size_t)t * n, n, from, to, part + (size_t)r * T * LANES, out + (size_t)t * n_out + row + r, n_out, R, T)
+    for (; t + T_TILE <= in->T && type == F32; t += T_TILE)
+        for (size_t at = 0; at < n; at += WEIGHTS_AT_ONCE) {
+            size_t to = n - at > WEIGHTS_AT_ONCE ? at + WEIGHTS_AT_ONCE : n;
+            int r = 0;
+            TILES(F32, R_TILE, T_TILE, at, to);
+            TILES(F32, 1, T_TILE, at, to);
+        }
     for (; t < in->T; t++) {
         int r = 0;
-        if (type == F32) { TILES(F32, 4, 1); TILES(F32, 1, 1); }
-        else { TILES(BF16, 4, 1); TILES(BF16, 1, 1); }
+        if (type == F32) { TILES(F32, 4, 1, 0, n); TILES(F32, 1, 1, 0, n); }
+        else { TILES(BF16, 4, 1, 0, n); TILES(BF16, 1, 1, 0, n); }
     }
 #undef TILES
 }
@@ -1917,14 +1935,14 @@ typedef struct { int8_t q[8][64]; float d[2][16], m[2][16]; int32_t bias[2][16];
  * the last one. q, d, m: room for 16 rows of BLOCKS_AT_ONCE blocks. */
 AVX512 static void make_panels(Panel *p, const Tensor *w, int row, int b0, int n_blocks, int8_t *q, float *d, float *m) {
     const int group = types[w->type].group, min = types[w->type].min, per = 32 / group; /* groups per block */
-    const size_t row_q = BLOCKS_AT_ONCE * 32, row_d = BLOCKS_AT_ONCE * 2;
+    const size_t row_q = BLOCKS_AT_ONCE * 32, row_d = BLOCKS_AT_ONCE * 2, segment = bytes_of(w->type, SEGMENT), next = 2 * ROWS * row_bytes(w);
     const __m512i ones = _mm512_set1_epi8(1), offset = offset512(w->type);
     for (int r = 0; r < ROWS; r++) {
         const uint8_t *bytes = w->data + (size_t)(row + r < w->n_out ? row + r : w->n_out - 1) * row_bytes(w) + bytes_of(w->type, (size_t)b0 * 32);
         int8_t *qr = q + (size_t)r * row_q;
         float *dr = d + (size_t)r * row_d, *mr = m + (size_t)r * row_d;
-        for (size_t i = 0, chunk = bytes_of(w->type, BLOCKS_AT_ONCE * 32); i < chunk; i += 64) __builtin_prefetch(bytes + chunk + i); /* the same row's next blocks */
-        for (int b = 0; b < n_blocks; b += SEGMENT / 32, bytes += bytes_of(w->type, SEGMENT)) {
+        for (int b = 0; b < n_blocks; b += SEGMENT / 32, bytes += segment) {
+            for (size_t i = 0; i < segment; i += 64) __builtin_prefetch(bytes + next + i, 0, 2);
             const int len = 32 * (n_blocks - b < SEGMENT / 32 ? n_blocks - b : SEGMENT / 32);
             __m512i v[4];
             any512(v, dr + per * b, mr + per * b, bytes, w->type, len);
@@ -1953,51 +1971,56 @@ AVX512 static void make_panels(Panel *p, const Tensor *w, int row, int b0, int n
     }
 }
 
-/* Two panels (32 rows) times TILE tokens over n_blocks. S (TILE, 32) holds the float sums between chunks. A broadcast of 4 bytes of x
- * serves both panels; 12 integer and 12 float sums, 2 weights and the broadcast are in registers. group, min: constants. */
-INLINE512 void tile512(float *S, const Panel *p, const uint8_t *x, int n_blocks, int first, const int group, const int min) {
+/* Two panels (32 rows) times T <= TILE tokens over n_blocks. S (T, 32) holds the float sums between chunks. A broadcast of 4 bytes of x
+ * serves both panels; 12 integer and 12 float sums, 2 weights and the broadcast are in registers. group, min, T: constants. */
+INLINE512 void tile512(float *S, const Panel *p, const uint8_t *x, int n_blocks, int first, const int group, const int min, const int T) {
     __m512 s[2][TILE];
-    UNROLL8 for (int t = 0; t < TILE; t++)
+    UNROLL8 for (int t = 0; t < T; t++)
         UNROLL for (int r = 0; r < 2; r++) s[r][t] = first ? _mm512_setzero_ps() : _mm512_load_ps(S + 32 * t + 16 * r);
     for (int b = 0; b < n_blocks; b++, p++, x += T_BYTES * TILE) {
         __m512i acc[2][TILE];
         for (int h = 0; h < 32 / group; h++) {
             __m512i b0 = _mm512_load_si512(p->bias[h]), b1 = _mm512_load_si512(p[BLOCKS_AT_ONCE].bias[h]);
-            UNROLL8 for (int t = 0; t < TILE; t++) acc[0][t] = b0, acc[1][t] = b1;
+            UNROLL8 for (int t = 0; t < T; t++) acc[0][t] = b0, acc[1][t] = b1;
             UNROLL for (int half = 0; half < 2; half++) { /* hi, then lo: acc = 256 sum(w hi) + sum(w lo) */
                 UNROLL8 for (int j = 0; j < group / 4; j++) {
                     __m512i w0 = _mm512_load_si512(p->q[h * 4 + j]), w1 = _mm512_load_si512(p[BLOCKS_AT_ONCE].q[h * 4 + j]);
-                    UNROLL8 for (int t = 0; t < TILE; t++) {
+                    UNROLL8 for (int t = 0; t < T; t++) {
                         __m512i v = _mm512_set1_epi32(*(const int32_t *)(const void *)(x + half * T_LO * TILE + ((h * 4 + j) * TILE + t) * 4));
                         __asm__("" : "+v"(v)); /* one broadcast load, used twice: else the compiler loads it twice */
                         acc[0][t] = _mm512_dpbusd_epi32(acc[0][t], v, w0);
                         acc[1][t] = _mm512_dpbusd_epi32(acc[1][t], v, w1);
                     }
                 }
-                if (half == 0) UNROLL8 for (int t = 0; t < TILE; t++) acc[0][t] = _mm512_slli_epi32(acc[0][t], 8), acc[1][t] = _mm512_slli_epi32(acc[1][t], 8);
+                if (half == 0) UNROLL8 for (int t = 0; t < T; t++) acc[0][t] = _mm512_slli_epi32(acc[0][t], 8), acc[1][t] = _mm512_slli_epi32(acc[1][t], 8);
             }
             UNROLL for (int r = 0; r < 2; r++) {
                 __m512 d = _mm512_load_ps(p[r * BLOCKS_AT_ONCE].d[h]);
-                UNROLL8 for (int t = 0; t < TILE; t++) {
+                UNROLL8 for (int t = 0; t < T; t++) {
                     s[r][t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(acc[r][t]), d, s[r][t]);
                     if (min) s[r][t] = _mm512_fnmadd_ps(_mm512_load_ps(p[r * BLOCKS_AT_ONCE].m[h]), _mm512_set1_ps(*(const float *)(const void *)(x + TILE * (T_SUM + (group == 16 ? 4 + 4 * h : 0)) + 4 * t)), s[r][t]);
                 }
             }
         }
     }
-    UNROLL8 for (int t = 0; t < TILE; t++)
+    UNROLL8 for (int t = 0; t < T; t++)
         UNROLL for (int r = 0; r < 2; r++) _mm512_store_ps(S + 32 * t + 16 * r, s[r][t]);
 }
-AVX512 static void tile512_32(float *S, const Panel *p, const uint8_t *x, int n_blocks, int first) { tile512(S, p, x, n_blocks, first, 32, 0); }
-AVX512 static void tile512_32m(float *S, const Panel *p, const uint8_t *x, int n_blocks, int first) { tile512(S, p, x, n_blocks, first, 32, 1); }
-AVX512 static void tile512_16(float *S, const Panel *p, const uint8_t *x, int n_blocks, int first) { tile512(S, p, x, n_blocks, first, 16, 0); }
-AVX512 static void tile512_16m(float *S, const Panel *p, const uint8_t *x, int n_blocks, int first) { tile512(S, p, x, n_blocks, first, 16, 1); }
+typedef void Tile512(float *S, const Panel *p, const uint8_t *x, int n_blocks, int first);
+#define TILE512(group, min, T) AVX512 static void tile512_##group##_##min##_##T(float *S, const Panel *p, const uint8_t *x, int n_blocks, int first) { tile512(S, p, x, n_blocks, first, group, min, T); }
+#define TILES512(group, min) TILE512(group, min, 2) TILE512(group, min, 4) TILE512(group, min, 6)
+TILES512(32, 0) TILES512(32, 1) TILES512(16, 0) TILES512(16, 1)
+#define TILES512_OF(group, min) {tile512_##group##_##min##_2, tile512_##group##_##min##_4, tile512_##group##_##min##_6}
+static Tile512 *const tiles512[2][2][3] = {{TILES512_OF(32, 0), TILES512_OF(32, 1)}, {TILES512_OF(16, 0), TILES512_OF(16, 1)}}; /* groups of 16; minimums; pairs of tokens - 1 */
+#undef TILE512
+#undef TILES512
+#undef TILES512_OF
 
 /* Rows [row, row + n_rows), n_rows <= 32, times all tokens of a tiled input.
  *   buf: 2 BLOCKS_AT_ONCE panels, S (tokens, 32), then q, d, m of 16 rows */
 AVX512 static void many512(float *out, const Tensor *w, int row, int n_rows, const Input *in, float *buf) {
-    const int blocks = w->n_in / 32, group = types[w->type].group, min = types[w->type].min;
-    void (*const tile_fn)(float *, const Panel *, const uint8_t *, int, int) = group == 32 ? (min ? tile512_32m : tile512_32) : (min ? tile512_16m : tile512_16);
+    const int blocks = w->n_in / 32;
+    Tile512 *const *tile_of = tiles512[types[w->type].group == 16][types[w->type].min];
     Panel *panels = (Panel *)(void *)buf;
     float *S = (float *)(void *)(panels + 2 * BLOCKS_AT_ONCE), *d = S + round_up((size_t)in->T, TILE) * 32, *m = d + ROWS * BLOCKS_AT_ONCE * 2;
     int8_t *q = (int8_t *)(m + ROWS * BLOCKS_AT_ONCE * 2);
@@ -2007,7 +2030,7 @@ AVX512 static void many512(float *out, const Tensor *w, int row, int n_rows, con
         make_panels(panels + BLOCKS_AT_ONCE, w, row + ROWS, b, n, q, d, m);
         for (int t = 0; t < in->T; t += TILE) {
             float *s = S + 32 * t;
-            tile_fn(s, panels, in->tiles + ((size_t)(t / TILE) * (size_t)blocks + (size_t)b) * (T_BYTES * TILE), n, b == 0);
+            tile_of[in->T - t >= TILE ? 2 : (in->T - t - 1) / 2](s, panels, in->tiles + ((size_t)(t / TILE) * (size_t)blocks + (size_t)b) * (T_BYTES * TILE), n, b == 0);
             if (b + n < blocks) continue;
             for (int i = 0; i < TILE && t + i < in->T; i++)
                 for (int r = 0; r < n_rows; r += ROWS) {
@@ -2061,7 +2084,7 @@ AVX512 static void few512_1(float *out, const Tensor *w, int row, int n_rows, co
     else if (!types[w->type].min) few512(out, w, row, n_rows, in, in->T, buf, w->type, 16, 0, n); \
     else few512(out, w, row, n_rows, in, in->T, buf, w->type, 16, 1, n); \
 }
-FEW512(2) FEW512(4) FEW512(8)
+FEW512(2) FEW512(4)
 
 AVX512 static void matmul_avx512(float *out, const Tensor *w, int row, int n_rows, const Input *in, float *buf) {
     if (w->type == BF16 && in->T < 4) few512_bf16(out, w, row, n_rows, in);
@@ -2070,7 +2093,7 @@ AVX512 static void matmul_avx512(float *out, const Tensor *w, int row, int n_row
     else
         for (int r = 0; r < n_rows; r += ROWS) {
             int n = n_rows - r < ROWS ? n_rows - r : ROWS;
-            (in->T == 1 ? few512_1 : in->T == 2 ? few512_2 : in->T <= 4 ? few512_4 : few512_8)(out, w, row + r, n, in, buf);
+            (in->T == 1 ? few512_1 : in->T == 2 ? few512_2 : few512_4)(out, w, row + r, n, in, buf);
         }
 }
 #endif
@@ -2162,7 +2185,7 @@ INLINE void many_rows(float *out, const Tensor *w, int row, int n_rows, const In
         int n = w->n_in - at < STEP ? w->n_in - at : STEP;
         for (int r = 0; r < ROWS; r++) {
             const uint8_t *bytes = w->data + (size_t)(row + (r < n_rows ? r : n_rows - 1)) * row_bytes(w) + bytes_of(type, (size_t)at);
-            for (size_t i = 0; i < bytes_of(type, STEP); i += 64) __builtin_prefetch(bytes + bytes_of(type, STEP) + i); /* the next chunk */
+            for (size_t i = 0; i < bytes_of(type, STEP); i += 64) __builtin_prefetch(bytes + ROWS * row_bytes(w) + i); /* what comes after these rows */
             for (int i = 0; i < n; i += SEGMENT, bytes += bytes_of(type, SEGMENT))
                 unpack_fn(row_q + r * STEP + i, row_d + r * GROUPS + i / group, row_m + r * GROUPS + i / group, bytes, type, n - i < SEGMENT ? n - i : SEGMENT);
         }
@@ -2481,7 +2504,7 @@ static int threads_for(const Team *team, double operations) { /* waking a thread
 
 /* Floats of scratch that a matmul needs per thread: rows of n_in weights, runs of T tokens. */
 static size_t matmul_buf(size_t n_in, size_t T) {
-    size_t few = (FEW + 2) * ROWS * round_up(n_in / 16 + 1, 16) + round_up(n_in, SEGMENT) / sizeof(float), plain = ROWS * round_up(n_in, LANES);
+    size_t few = (FEW + 2) * ROWS * round_up(n_in / 16 + 1, 16) + round_up(n_in, SEGMENT) / sizeof(float), plain = 2 * ROWS * round_up(n_in, LANES);
     size_t many = 2 * BLOCKS_AT_ONCE * 224 + round_up(T, TILE) * 32 + ROWS * BLOCKS_AT_ONCE * (4 + 8) + 64; /* Panels are 224 floats */
     size_t most = few > plain ? few : plain;
     return most > many ? most : many;
@@ -2525,7 +2548,7 @@ static void matmul(const Team *team, const Product *products, int n, Input *in) 
         const Tensor *w = products[p].w;
         float *buf = team->buf + (size_t)THREAD_ID * team->buf_floats;
         for (int row = at * 2 * ROWS, end = row + 2 * ROWS < w->n_out ? row + 2 * ROWS : w->n_out; row < end;) {
-            int step = types[w->type].group > 1 && in->form == TILES ? 2 * ROWS : ROWS, n_rows = end - row < step ? end - row : step;
+            int step = types[w->type].group == 1 || in->form == TILES ? 2 * ROWS : ROWS, n_rows = end - row < step ? end - row : step;
             team->kernels->matmul(products[p].out, w, row, n_rows, in, buf);
             row += n_rows;
         }

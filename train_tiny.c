@@ -1216,7 +1216,7 @@ typedef struct {
     int q_heads, kv_heads, head_dim, n_rot;  /* softmax layers */
     int gate_rank;                           /* width of the narrow middles */
     float eps, rope_base, decay_divisor;
-    bool recall;                             /* --task mqar: one convolution, with silu, for all mixers, and decays that start slow */
+    bool recall;                             /* --task mqar: decays that start slow */
 } TinyConfig;
 
 enum { DECAYS = 1, KEEP_F32 = 2, TRANSPOSED = 4, NEGATIVE_EXP = 8, CONSTANT = 16 };   /* DECAYS: a matrix, pulled to zero by AdamW */
@@ -1388,7 +1388,7 @@ static void list_tensors(Tiny *m) {
 }
 
 /* Matrices: normal, 1 / sqrt(inputs), those that write into the residual stream divided by sqrt(2 L). Norms 1. Decay rates uniform in
- * [1, 16], their softplus(dt) log-uniform in [0.001, 0.1]: memories of one to a thousand tokens; slow: 1 and [0.001, 0.01], hundreds. */
+ * [1, 16], their softplus(dt) log-uniform in [0.001, 0.1]: memories of one to a thousand tokens. For recall: 1 and [0.001, 0.01], hundreds. */
 static void init_params(Tiny *m, uint64_t seed) {
     uint64_t rng = mix_seed(seed);
     for (int n = 0; n < m->n_tensors; n++) {
@@ -1685,7 +1685,7 @@ static void linear_forward(Tiny *m, TinyLayer *L) {
     const real eps = (real)(L->kind->norm_eps > 0 ? L->kind->norm_eps : c->eps);
     Memory *r = &L->mem;
     matmul_forward(L->raw, L->n_in, L->h, D, W(w_in), N, D, L->n_in, 0);
-    convs_forward(m, L, k->silu != SILU_NEVER || c->recall);
+    convs_forward(m, L, k->silu != SILU_NEVER);
     if (L->w_fb) matmul_forward(L->f, K, L->raw + L->at_a, L->n_in, W(w_fb), N, R, K, 0);
     if (narrow_gate(k)) {
         for (int i = 0; i < N; i++) memcpy(L->z + (size_t)i * V, W(gb_bias), V * sizeof(real));
@@ -1745,7 +1745,7 @@ static void linear_backward(Tiny *m, TinyLayer *L, const real *d_res, real *dh) 
             for (int j = 0; j < V; j++) DW(gb_bias)[j] += dz[(size_t)i * V + j];
     }
     //~ u = act(conv(raw))
-    convs_backward(m, L, draw, dconved, k->silu != SILU_NEVER || c->recall);
+    convs_backward(m, L, draw, dconved, k->silu != SILU_NEVER);
     //~ raw = h W_in'
     matmul_backward(dh, DW(w_in), draw, L->n_in, L->h, D, W(w_in), N, D, L->n_in, 0);
 }
@@ -3240,7 +3240,7 @@ static const struct { const char *name, *value, *help; } train_help[] = {
     { "-o, --out", "FILE", "the model (model.bin)" },
     { "--mixer", "NAME", "one of those below (gated-delta)" },
     { "--hybrid", "N:1", "N layers of the mixer, then one of softmax attention, and so on" },
-    { "--task", "mqar", "learn and test associative recall instead of a text; writes a file only with -o" },
+    { "--task", "mqar", "learn and test associative recall instead of a text: 1 layer of 64, 1 head of 16 x 64, 4 taps, batch 32, 1000 steps, lr 0.01" },
     { "--steps", "N", "optimiser steps (%s; 3000 with a text)" },
     { "--minutes", "M", "stop after so many minutes instead, at the cost of repeatability" },
     { "--dim", "N", "model width, a multiple of 32 (%s)" },
@@ -3648,14 +3648,16 @@ static int train(const TrainOptions *o, const Data *d, const TinyConfig *c, uint
 int main(int argc, char **argv) {
     TrainOptions o = { .mixer = "gated-delta", .type = "q8_0", .dim = 128, .layers = 4, .vocab = 1536, .context = 256, .batch = 8,
                        .steps = 12000, .conv = -1, .lr = 8e-3, .decay = 0.1, .clip = 1 };
-    const TrainOptions defaults = o;
+    const TrainOptions defaults = o, recall = { .mixer = o.mixer, .type = o.type, .dim = 64, .layers = 1, .heads = 1, .key_dim = 16, .value_dim = 64, .vocab = 128, .context = 64,
+                                                .batch = 32, .steps = 1000, .conv = 4, .lr = 1e-2, .decay = 0.1, .clip = 1 };
     o.steps = 0;
     const struct { const char *name; int type; } types_known[] = { { "f32", AS_F32 }, { "f16", AS_F16 }, { "bf16", AS_BF16 }, { "q8_0", AS_Q8_0 } };
     char err[GLA_ERR] = "", *text = NULL;
     size_t n = 0;
     int type = -1, code = parse_options(&o, argc, argv);
     TinyConfig c;
-    Data d = { .seed = o.seed };
+    Data d = { .seed = 0 };
+    if (!code && o.task) o = recall, code = parse_options(&o, argc, argv);
     if (code) return code;
     spin_briefly(argv);
     if (o.help) return print_train_help(&defaults), 0;
@@ -3664,7 +3666,8 @@ int main(int argc, char **argv) {
     static const int pairs[] = { 4, 8, 16, 0 };
     if (o.task && strcmp(o.task, "mqar")) return train_misuse("--task is mqar (associative recall), not", o.task);
     if (o.task && o.text) return train_misuse("--task makes its own sequences; it does not go with the text", o.text);
-    if (o.task) o.vocab = 128, o.context = 64, d.pairs = pairs, d.mqar_vocab = o.vocab;
+    d.seed = o.seed;
+    if (o.task) o.vocab = recall.vocab, o.context = recall.context, d.pairs = pairs, d.mqar_vocab = o.vocab;
     else if (!o.out) o.out = "model.bin";
     const char *wrong = configure(&c, &o, o.vocab);
     if (wrong) return train_misuse(wrong, strstr(wrong, "--mixer") == wrong || strstr(wrong, "with --mixer") ? o.mixer : strstr(wrong, "--hybrid") ? o.hybrid : NULL);

@@ -467,11 +467,20 @@ def test_install() -> None:
     check({"--prompt-cache", "--prompt-len"} == set(p.stdout.split()), "bash completion", (p.stdout, p.stderr))
 
 
+def test_pages() -> None:
+    """What doc/recurrence.md names in the code is there."""
+    source = (ROOT / "run.c").read_text() + (ROOT / "train_tiny.c").read_text()
+    page = re.sub(r"^```.*?^```$", "", (ROOT / "doc/recurrence.md").read_text(), flags=re.M | re.S)
+    names = set(re.findall(r"`(\w+)`", page))
+    missing = sorted(n for n in names if not re.search(rf"\b{n}\b", source))
+    check(len(names) > 20 and not missing, "doc/recurrence.md names what the code has", missing)
+
+
 def main() -> int:
     global tmp
     with tempfile.TemporaryDirectory() as folder:
         tmp = Path(folder)
-        for test in (test_misuse, test_help, test_spellings, test_failures, test_full_disk, test_generate, test_sessions, test_modes, test_interrupt, test_embedding, test_bench, test_man_page, test_install):
+        for test in (test_misuse, test_help, test_spellings, test_failures, test_full_disk, test_generate, test_sessions, test_modes, test_interrupt, test_embedding, test_bench, test_man_page, test_install, test_pages):
             try:
                 test()
             except Exception as error:  # a test that cannot go on has failed; the others run

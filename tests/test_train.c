@@ -332,10 +332,11 @@ static void small_data(Data *d) {
     check("vocabulary: encode, then decode", !(same && back == n && got < (int64_t)n), 0.5);
 }
 
-static TinyConfig file_config(int mixer, bool hybrid, int vocab_size) {
+static TinyConfig file_config(int mixer, bool hybrid, bool recall, int vocab_size) {
     TinyConfig c = small_config(mixer, hybrid);
     c.dim = 64, c.hidden_dim *= 2, c.vocab_size = vocab_size, c.seq_len = 40, c.dk = 32, c.dv = mixer == GLA ? 64 : 32, c.head_dim = 32, c.n_rot *= 2;
     c.n_heads = mixer == GLA ? 1 : 2, c.eps = 1e-6f;
+    if (recall) c.recall = true, c.d_conv = 4;
     return c;
 }
 
@@ -348,9 +349,9 @@ static void own_weights(Tiny *m) {
 }
 
 /* The file that the trainer writes, run by run.c: the same logits. */
-static void test_file(const Data *d, int mixer, bool hybrid) {
+static void test_file(const Data *d, int mixer, bool hybrid, bool recall) {
     Tiny m;
-    TinyConfig c = file_config(mixer, hybrid, d->tokenizer->n);
+    TinyConfig c = file_config(mixer, hybrid, recall, d->tokenizer->n);
     const int T = c.seq_len, V = c.vocab_size, types_[4] = { AS_F32, AS_BF16, AS_F16, AS_Q8_0 };
     const double bounds[4] = { 1e-4, 0.05, 0.01, 0.1 };
     int id[40], target[40], count;
@@ -374,13 +375,13 @@ static void test_file(const Data *d, int mixer, bool hybrid) {
         }
         // The largest difference; where bytes are rounded, of mixers whose output norm may turn such a rounding into a sign, the root of the mean square.
         double square = 0;
-        const bool mean = types_[k] != AS_F32 && (mixer > GLA || (mixer == GLA && hybrid));
+        const bool mean = types_[k] != AS_F32 && (mixer > GLA || (mixer == GLA && (hybrid || recall)));
         for (int i = 0; i < T * V; i++) {
             double off = fabs(mine[i] - theirs[i]);
             worst = off > worst || off != off ? off : worst, square += off * off;
         }
         if (mean && worst == worst) worst = sqrt(square / (T * V));
-        snprintf(name, sizeof name, "logits of the %s file in run.c, %s%s", (const char *[]){ "F32", "BF16", "F16", "Q8_0" }[k], mixer_kinds[mixer].name, hybrid ? ", hybrid" : "");
+        snprintf(name, sizeof name, "logits of the %s file in run.c, %s%s%s", (const char *[]){ "F32", "BF16", "F16", "Q8_0" }[k], mixer_kinds[mixer].name, hybrid ? ", hybrid" : "", recall ? ", recall" : "");
         check(name, worst, bounds[k]);
         gla_state_free(state), gla_close(model), free(file.p);
     }
@@ -402,7 +403,7 @@ static void some_steps(Tiny *m, const Data *d, int first, int n) {
 
 /* Same bits for any number of threads, and for a run that was stopped and taken up again. */
 static void test_same_bits(const Data *d, int mixer) {
-    TinyConfig c = file_config(mixer, true, d->tokenizer->n);
+    TinyConfig c = file_config(mixer, true, false, d->tokenizer->n);
     Tiny m, other;
     char err[GLA_ERR] = "", name[64];
     const char *path = "test_train.ckpt";
@@ -525,8 +526,8 @@ int main(int argc, char **argv) {
     small_data(&d);
     for (int mixer = 0; mixer < N_KINDS; mixer++) {
         const MixerKind *k = &mixer_kinds[mixer];
-        test_file(&d, mixer, mixer == GATED_DELTA);
-        if (!k->qwen) test_file(&d, mixer, true);
+        test_file(&d, mixer, mixer == GATED_DELTA, false);
+        if (!k->qwen) test_file(&d, mixer, true, false), test_file(&d, mixer, false, true);
     }
     test_same_bits(&d, GATED_DELTA);
     test_same_bits(&d, GLA);

@@ -492,6 +492,8 @@ FLA_MIXERS: dict[str, Table] = {
     "lightnet": {"attn.q_proj.weight": "attn_q.weight", "attn.k_proj.weight": "ssm_alpha.weight", "attn.v_proj.weight": "attn_v.weight",
                  "attn.o_proj.weight": "attn_output.weight", "attn.g_proj.0.weight": "ssm_g_a.weight", "attn.g_proj.1.weight": "ssm_g_b.weight"},
     "abc": FLA_QKVO | FLA_GATE | {"attn.s_proj.weight": "ssm_alpha.weight"},
+    "mesa_net": FLA_QKVO | FLA_BETA | FLA_DECAY | FLA_O_NORM | {"attn.a_proj.bias": "ssm_alpha.bias", "attn.b_proj.bias": "ssm_beta.bias",
+                                                                "attn.lambda_params": ("ssm_ridge", "ridge")},
     "hgrn": {"attn.f_proj.weight": "ssm_alpha.weight", "attn.i_proj.weight": "attn_v.weight", "attn.o_proj.weight": "attn_output.weight"} | FLA_GATE,
     "hgrn2": {"attn.q_proj.weight": "attn_q.weight", "attn.f_proj.weight": "ssm_alpha.weight", "attn.i_proj.weight": "attn_v.weight",
               "attn.o_proj.weight": "attn_output.weight"},
@@ -942,6 +944,19 @@ def abc(f: Fields, m: Mixer) -> None:
         f.only("hidden_act", "swish")  # also the gate's
 
 
+def mesa_net(f: Fields, m: Mixer) -> None:
+    """The steps of training are those of a whole sequence, which is what defines the model; v has no convolution. use_short_conv has
+    no effect in the library."""
+    f.read |= {"max_cg_step_decoding", "use_short_conv"}
+    heads, width = f.count("num_heads", 16), f.count("head_dim", 128)
+    m.shape(f.where, heads, heads, heads * width, heads * width)
+    m.keys |= {"conv_kernel": f.count("conv_size", 4), "decay_divisor": 1.0, "scale": 1.0, "solver_steps": f.count("max_cg_step_training", 30)}
+    m.take({f"attn.{p}_conv1d.weight": (f"ssm_conv1d_{p}.weight", "conv") for p in "qk"})
+    bound = f.real("lambda_lower_bound", 0.25)
+    m.views["ridge"] = View(fn=lambda x: (np.logaddexp(0, x.astype(np.float64)) + bound).astype(np.float32))
+    m.take(FLA_GATE, f.flag("use_output_gate"))
+
+
 def softmax_heads(f: Fields, m: Mixer) -> None:
     """Softmax attention in every layer: heads of the full width, optional biases and norms of q and k."""
     heads = f.count("num_heads", 32)
@@ -1087,7 +1102,7 @@ FLA_MODELS = {"gla": ("GLAForCausalLM", gla), "retnet": ("RetNetForCausalLM", re
               "delta_net": ("DeltaNetForCausalLM", delta_net), "gated_deltanet": ("GatedDeltaNetForCausalLM", gated_deltanet),
               "gated_deltaproduct": ("GatedDeltaProductForCausalLM", gated_deltaproduct), "comba": ("CombaForCausalLM", comba),
               "transformer": ("TransformerForCausalLM", transformer), "forgetting_transformer": ("ForgettingTransformerForCausalLM", forgetting_transformer),
-              "lightnet": ("LightNetForCausalLM", lightnet), "abc": ("ABCForCausalLM", abc),
+              "lightnet": ("LightNetForCausalLM", lightnet), "abc": ("ABCForCausalLM", abc), "mesa_net": ("MesaNetForCausalLM", mesa_net),
               "kda": ("KDAForCausalLM", kda), "gdn2": ("GDN2ForCausalLM", gdn2),
               "precond_gated_deltanet": ("PrecondGatedDeltaNetForCausalLM", preconditioned), "precond_kda": ("PrecondKDAForCausalLM", precond_kda)}
 ARCHITECTURES |= {cls: Architecture(name, partial(fla, read, name=name), f"head h reads shared head h div (n / n_kv); {NEOX}")

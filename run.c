@@ -2875,7 +2875,7 @@ static const struct { const char *name; int act; } act_names[] = {
     {"elementwise_product", MAP_HADAMARD}, {"t2r", MAP_T2R}, {"hedgehog", MAP_HEDGEHOG}, {"dpfp", MAP_DPFP},
 };
 
-enum { MIX_SOFTMAX, MIX_LINEAR, MIX_HGRN, MIX_SLOTS, MIX_PRODUCT, MIX_LOG_LINEAR, MIX_MAMBA, MIX_RWKV, N_MIXERS }; /* rows of the table `mixers` in section 9 */
+enum { MIX_SOFTMAX, MIX_LINEAR, MIX_HGRN, MIX_SLOTS, MIX_PRODUCT, MIX_LOG_LINEAR, MIX_MAMBA, MIX_RWKV, MIX_MESA, N_MIXERS }; /* rows of the table `mixers` in section 9 */
 
 /* -- the family: every mixer that keeps a matrix memory, by what it hands to the one recurrence (section 5) --
  *   in       its projections of the normed input: Query, Key, Value, Forget (decay), Beta (strength), Z (output gate), Write gate,
@@ -2928,6 +2928,7 @@ static const Family family[] = {
     {"delta_net",             "qkvbz",     "",      SILU_V,      ACT_SILU,     QK_L2,    DECAY_NONE,     HEADS,    ERASE_KEY,   WRITE_BETA_V,   OUT_HEAD,     ACT_SILU,    MIX_LINEAR},
     {"gated_deltanet",        "qkvfbz",    "qk",    SILU_ALWAYS, ACT_NONE,     QK_L2,    DECAY_SOFTPLUS, HEADS,    ERASE_KEY,   WRITE_BETA_V,   OUT_HEAD,     ACT_SILU,    MIX_LINEAR},
     {"gated_deltaproduct",    "qkvfbz",    "qk",    SILU_ALWAYS, ACT_NONE,     QK_L2,    DECAY_SOFTPLUS, HEADS,    ERASE_KEY,   WRITE_BETA_V,   OUT_HEAD,     ACT_SILU,    MIX_PRODUCT},
+    {"mesa_net",              "qkvfbz",    "",      SILU_CONV,   ACT_NONE,     QK_L2,    DECAY_SIGMOID,  HEADS,    ERASE_NONE,  WRITE_V,        OUT_HEAD,     ACT_SILU,    MIX_MESA},
     {"comba",                 "qkvfbz",    "",      SILU_ALWAYS, ACT_NONE,     QK_L2,    DECAY_SOFTPLUS, HEADS,    ERASE_OLD,   WRITE_BETA_V,   OUT_HEAD,     ACT_SIGMOID, MIX_LINEAR},
     {"kda",                   "qkvfbz",    "qk",    SILU_ALWAYS, ACT_NONE,     QK_L2,    DECAY_SOFTPLUS, CHANNELS, ERASE_KEY,   WRITE_BETA_V,   OUT_HEAD,     ACT_SIGMOID, MIX_LINEAR},
     {"gdn2",                  "qkvfbzw",   "qkfb",  SILU_ALWAYS, ACT_NONE,     QK_L2,    DECAY_SOFTPLUS, CHANNELS, ERASE_GATED, WRITE_GATED_V,  OUT_HEAD,     ACT_SIGMOID, MIX_LINEAR},
@@ -2976,6 +2977,8 @@ typedef struct {
     const float *old_key;           /* ERASE_OLD: p = this times k, per head */
     const float *g_a, *g_bias, *g_scale; /* WRITE_SCALED_K: of the decay of the second moment, and the logarithm of its scale, like g */
     const float *levels;            /* (n_heads, MAX_LEVELS) log-linear attention: weight of a level = softplus(levels w) */
+    const float *ridge;             /* MIX_MESA: (n_heads, dk), added to the diagonal; and how many steps its solver takes */
+    int solver_steps;
     Proj step_in, bc_in;            /* MIX_MAMBA: the time step, through a narrow middle, and the rows of k and q, both from v */
     Proj map_in[2][2];              /* learned feature maps of q and of k: one or two matrices */
     int map, norms[2], gate_act, skip_each, slots, steps; /* feature map of q and k; norms of q, k; activation of the output gate, or ACT_NONE; slots; writes per token */
@@ -3276,6 +3279,7 @@ static size_t family_scratch(const Layer *y) {
     if (f->write == WRITE_STEP_V) n += H * dv;
     if (f->erase == ERASE_OLD) n += H * dk;
     if (f->write == WRITE_SCALED_K) n += (size_t)y->heads[IN_G] * dk;
+    if (y->mixer == MIX_MESA) n += 2 * H * dk;
     if (y->mixer == MIX_SLOTS) n += H * (size_t)y->slots;
     if (y->mixer == MIX_PRODUCT) n += (size_t)y->steps * H * (dk + dv + 1);
     return n + 8 * LANES; /* each begins on a vector */
@@ -3331,9 +3335,10 @@ static void bind_family(Loader *l, Layer *y, int i) {
         if (j == IN_F && y->mixer == MIX_PRODUCT && !has(l, "ssm_alpha.weight", i)) continue; /* nothing fades */
         y->in[j] = projection(l, names[j], low[j], i, dim, rows[j]);
         snprintf(name, sizeof name, "ssm_conv1d_%c.weight", IN_LETTERS[j]);
-        if (y->d_conv && j <= IN_F && (j < IN_F || has(l, name, i))) y->conv[j] = vector(l, name, i, rows[j] * y->d_conv);
+        if (y->d_conv && j <= IN_F && (j < (y->mixer == MIX_MESA ? IN_V : IN_F) || has(l, name, i))) y->conv[j] = vector(l, name, i, rows[j] * y->d_conv);
     }
     if (f->decay == DECAY_SOFTPLUS && y->in[IN_F].w.data) y->a = vector(l, "ssm_a", i, y->heads[IN_F]), y->dt_bias = vector(l, "ssm_dt.bias", i, rows[IN_F]);
+    if (y->mixer == MIX_MESA) y->ridge = vector(l, "ssm_ridge", i, rows[IN_K]), y->solver_steps = int_key(l, "mixer.solver_steps", i, 0, 1, 10000);
     if (f->decay == DECAY_FIXED) y->a = vector(l, "ssm_decay", i, y->n_heads);
     if (f->decay == DECAY_FORGET) y->low = vector_if(l, "ssm_f_low", i, rows[IN_F]);
     if (f->erase == ERASE_OLD) y->old_key = vector(l, "ssm_p", i, y->n_heads), y->skip = vector(l, "ssm_d", i, y->n_heads);
@@ -4233,7 +4238,7 @@ static float *convolve(const Run *run, const Layer *y, float *mem, float *const 
     for (int j = IN_Q; j <= IN_F; j++) {
         if (!y->in[j].w.data) continue;
         int silu = y->family->silu, C = proj_out(&y->in[j]);
-        int act = j < IN_F && (silu == SILU_ALWAYS || (silu == SILU_CONV && y->d_conv) || (silu == SILU_V && j == IN_V)) ? ACT_SILU : ACT_NONE;
+        int act = j < IN_F && (silu == SILU_ALWAYS || (silu == SILU_CONV && y->conv[j]) || (silu == SILU_V && j == IN_V)) ? ACT_SILU : ACT_NONE;
         if (y->conv[j]) {
             short_conv(run->team, in[j], y->conv[j], y->conv_bias, mem, C, y->d_conv, run->T, act);
             mem += (size_t)(y->d_conv - 1) * (size_t)C;
@@ -4688,6 +4693,50 @@ static void channel_mix(const Team *team, const Layer *y, float *x, float *last,
     if (y->ffn_lerp_r) gate_rows(team, x, gate, ACT_SIGMOID, dim, T);
 }
 
+/* MesaNet: what is read is the least-squares answer to all that was written.                (mixers.md section 4.26)
+ *   A <- d A + b k k';  S <- d S + b k v';  (A + Diag(ridge)) y = q;  o = S'y      mem: A (H, dk, dk), S (H, dk, dv)
+ * y comes from a fixed number of steps of conjugate gradient from 0. The epsilons in its divisions keep it from converging entirely, and
+ * the norm behind it shows that: the steps are part of the model. */
+static void mix_mesa(const Run *run, const Layer *y, float *mem, float *const *in, float *o) {
+    float *free_rows = in[MAX_IN];
+    Recurrence r = prepare(run, y, &mem, in, &free_rows);
+    int H = r.H, dk = r.dk, dv = r.dv, n_threads = threads_for(run->team, 2.0 * run->T * H * dk * (dk * (y->solver_steps + 2) + 2 * dv));
+    Rows solution = scratch_rows(&free_rows, run->T, H, dk), direction = scratch_rows(&free_rows, run->T, H, dk);
+    PARALLEL_FOR(n_threads)
+    for (int h = 0; h < H; h++) {
+        float *A = mem + (size_t)h * (size_t)dk * (size_t)dk, *S = mem + (size_t)H * (size_t)dk * (size_t)dk + (size_t)h * (size_t)dk * (size_t)dv;
+        const float *ridge = y->ridge + h * dk;
+        FLUSH_DENORMALS;
+        for (int t = 0; t < run->T; t++) {
+            float d = row_at(&r.d, t)[h], b = y->in[IN_B].w.data ? in[IN_B][(size_t)t * (size_t)H + (size_t)h] : 1;
+            float *k = row_at(&r.k, t) + h * dk, *rest = row_at(&r.q, t) + h * dk, *x = row_at(&solution, t) + h * dk, *p = row_at(&direction, t) + h * dk, *Ap = k;
+            const float *v = row_at(&r.v, t) + h * dv;
+            float *out = o + ((size_t)t * (size_t)H + (size_t)h) * (size_t)dv;
+            for (int i = 0; i < dk; i++) {
+                float w = b * k[i];
+                for (int j = 0; j < dk; j++) A[i * dk + j] = d * A[i * dk + j] + w * k[j];
+                for (int j = 0; j < dv; j++) S[i * dv + j] = d * S[i * dv + j] + w * v[j];
+            }
+            for (int i = 0; i < dk; i++) x[i] = 0, p[i] = rest[i]; /* rest = q - (A + ridge) x; from here on, k holds (A + ridge) p */
+            float size = dot(rest, rest, (size_t)dk);
+            for (int n = 0; n < y->solver_steps; n++) {
+                for (int i = 0; i < dk; i++) Ap[i] = dot(A + i * dk, p, (size_t)dk) + ridge[i] * p[i];
+                float step = size / (dot(p, Ap, (size_t)dk) + 1e-5f);
+                for (int i = 0; i < dk; i++) x[i] += step * p[i], rest[i] -= step * Ap[i];
+                float next = dot(rest, rest, (size_t)dk), keep = next / (size + 1e-5f);
+                for (int i = 0; i < dk; i++) p[i] = rest[i] + keep * p[i];
+                size = next;
+            }
+            for (int j = 0; j < dv; j++) out[j] = 0;
+            for (int i = 0; i < dk; i++)
+                for (int j = 0; j < dv; j++) out[j] += x[i] * S[i * dv + j];
+        }
+        RESTORE_DENORMALS;
+    }
+    finish(run, y, in, o);
+}
+static size_t mesa_fixed(const Layer *y) { return prepare_fixed(y) + (size_t)y->n_heads * (size_t)y->dk * (size_t)(y->dk + y->dv); }
+
 /* The mixers: what each remembers (floats that stay, keys and values of every position) and what it does. */
 static const struct {
     const char *name;
@@ -4703,6 +4752,7 @@ static const struct {
     [MIX_LOG_LINEAR] = {"log-linear", log_linear_fixed, NULL, mix_log_linear},
     [MIX_MAMBA] = {"mamba", mamba_fixed, NULL, mix_mamba},
     [MIX_RWKV] = {"rwkv", rwkv_fixed, NULL, mix_rwkv},
+    [MIX_MESA] = {"mesa", mesa_fixed, NULL, mix_mesa},
 };
 
 static const char *kind_of(const Layer *y) { return y->family ? y->family->name : mixers[y->mixer].name; }

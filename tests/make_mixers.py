@@ -63,6 +63,7 @@ BASES: dict[str, Config] = {
     "mamba": without(MAMBA, "hidden_ratio"), "samba": without(MAMBA, "dt_rank") | dict(time_step_rank=5, hidden_act="swish", attn=WINDOWED | dict(qkv_bias=False)),
     "lightnet": without(HEADS, "num_kv_heads", "expand_k", "expand_v") | CONV | dict(use_short_conv=False, num_heads=None, expand_ratio=12, gate_low_rank_dim=10),
     "abc": without(HEADS, "num_kv_heads") | CONV | dict(expand_k=0.5, use_short_conv=False, num_slots=10, clamp_min=-32, clamp_max=32, use_rope=True),
+    "mesa_net": DECODER | CONV | dict(num_heads=4, head_dim=12, lambda_lower_bound=0.25, max_cg_step_training=30, max_cg_step_decoding=30, use_output_gate=False),
     "transformer": SOFTMAX | dict(rope_theta=10000.0), "forgetting_transformer": SOFTMAX | dict(use_output_gate=False),
     "log_linear_mamba2": MAMBA2,
     "rwkv6": RWKV | dict(hidden_ratio=3.5, num_heads=4, expand_k=0.5, expand_v=1.0, proj_low_rank_dim=8, gate_low_rank_dim=16),
@@ -142,6 +143,9 @@ CASES: dict[str, tuple[str, Config]] = {
     "abc": ("abc", {}),
     "abc clamped, convolutions, no rotation": ("abc", dict(use_short_conv=True, use_rope=False, clamp_min=-1.0, clamp_max=0.5, expand_v=1.5)),
     "abc many slots, hybrid": ("abc", dict(num_slots=33, num_heads=2, expand_k=1.0, attn=WINDOWED, elementwise_affine=False)),
+    "mesa_net": ("mesa_net", {}),
+    "mesa_net gate, few steps": ("mesa_net", dict(use_output_gate=True, max_cg_step_training=5, lambda_lower_bound=0.5, num_heads=2, head_dim=24)),
+    "mesa_net hybrid": ("mesa_net", dict(attn=WINDOWED, conv_size=3, head_dim=17, max_cg_step_decoding=7)),
     "transformer": ("transformer", {}),
     "transformer norms, biases, window": ("transformer", dict(qk_norm=True, qkv_bias=True, window_size=11, num_kv_heads=2, rope_theta=500.0)),
     "transformer one key head, residual attention": ("transformer", dict(num_heads=2, num_kv_heads=1, attnres_block_size=2, tie_word_embeddings=True, hidden_act="powlu")),
@@ -158,7 +162,7 @@ CASES: dict[str, tuple[str, Config]] = {
     "log_linear_mamba2 no norm": ("log_linear_mamba2", dict(rmsnorm=False, head_dim=24, state_size=8, use_bias=True, hidden_act="swish")),
 }
 LONG = {"rwkv6", "rwkv7", "linear_attn tied, kv heads", "retnet kv heads", "gsa kv heads, relu", "delta_net", "gated_deltanet value heads", "gated_deltaproduct", "kda value heads, negative",
-        "hgrn", "hgrn2", "mamba2 groups", "mamba", "samba", "lightnet", "abc", "transformer norms, biases, window", "forgetting_transformer pro", "log_linear_mamba2", "comba", "gdn2", "simple_gla", "precond_gated_deltanet value heads"}  # beyond a chunk of 64
+        "hgrn", "hgrn2", "mamba2 groups", "mamba", "samba", "lightnet", "abc", "mesa_net", "transformer norms, biases, window", "forgetting_transformer pro", "log_linear_mamba2", "comba", "gdn2", "simple_gla", "precond_gated_deltanet value heads"}  # beyond a chunk of 64
 
 
 # ---- shapes of the mixers' tensors, named relative to the layer's slot ------------------------------------------------
@@ -298,6 +302,12 @@ def abc(c: Config) -> Shapes:
     return rows(c, q=key, k=key, v=value, s=heads * c["num_slots"]) | convs(c, q=key, k=key, v=value) | gated(c | dict(fuse_norm=False), value, value // heads)
 
 
+def mesa_net(c: Config) -> Shapes:
+    H, n = c["num_heads"], c["num_heads"] * c["head_dim"]
+    shapes = rows(c, q=n, k=n, v=n, a=H, b=H) | convs(c, q=n, k=n) | {"a_proj.bias": (H,), "b_proj.bias": (H,), "lambda_params": (n,), "o_norm.weight": (c["head_dim"],)}
+    return shapes | (rows(c, g=n) if c["use_output_gate"] else {}) | {"o_proj.weight": (c["hidden_size"], n)}
+
+
 def mamba(c: Config) -> Shapes:
     width, inner, N = c["hidden_size"], c["hidden_size"] * c["expand"], c["state_size"]
     rank = c.get("dt_rank") or c["time_step_rank"]
@@ -361,7 +371,7 @@ def softmax_shapes(width: int, spec: Config, slot: str) -> Shapes:
     return shapes | ({f"{slot}.{n}_proj.bias": (r,) for n, r in (("q", width), ("k", kv), ("v", kv))} if spec.get("qkv_bias") else {})
 
 
-SHAPES = {"lightnet": lightnet, "abc": abc, "mamba": mamba, "samba": mamba, "transformer": softmax, "forgetting_transformer": softmax, "linear_attn": linear_attn, "retnet": scalar_decay, "lightning_attn": scalar_decay, "simple_gla": simple_gla, "hgrn": hgrn, "hgrn2": hgrn2, "gsa": gsa,
+SHAPES = {"mesa_net": mesa_net, "lightnet": lightnet, "abc": abc, "mamba": mamba, "samba": mamba, "transformer": softmax, "forgetting_transformer": softmax, "linear_attn": linear_attn, "retnet": scalar_decay, "lightning_attn": scalar_decay, "simple_gla": simple_gla, "hgrn": hgrn, "hgrn2": hgrn2, "gsa": gsa,
           "delta_net": delta_net, "gated_deltanet": gated_deltanet, "gated_deltaproduct": gated_deltanet, "comba": comba, "kda": kda, "gdn2": gdn2,
           "precond_gated_deltanet": precond_gated_deltanet, "precond_kda": precond_kda, "mamba2": mamba2, "log_linear_mamba2": mamba2}
 # model_type -> prefix, norm in front of the mixer, slot of the mixer, last norm, whether there is a feed-forward

@@ -161,6 +161,7 @@ MIXERS_REFUSED: list[tuple[str, dict[str, Any], str]] = [  # case, changes to co
     ("log_linear_mamba2", {"dt_limit": [0.1, 1.0]}, "dt_limit"),
     ("lightnet", {"num_heads": 5}, "heads"), ("lightnet", {"use_short_conv": True}, "conv1d"), ("abc", {"hidden_act": "gelu"}, "hidden_act"),
     ("abc", {"num_heads": 16}, "heads"), ("abc", {"use_short_conv": True}, "conv1d"), ("abc", {"clamp_max": "inf"}, "clamp_max"),
+    ("mesa_net", {"max_cg_step_training": 0}, "max_cg_step_training"), ("mesa_net", {"use_output_gate": True}, "g_proj"), ("mesa_net", {"solver": "exact"}, "solver"),
     ("mamba", {"hidden_act": "gelu"}, "hidden_act"), ("mamba", {"use_bias": True}, "_proj.bias"), ("mamba", {"intermediate_size": 64}, "intermediate_size"),
     ("mamba", {"attn": {"layers": [1], "num_heads": 4}}, "attn"), ("samba", {"hidden_act": "powlu"}, "hidden_act"), ("samba", {"conv_kernel": 0}, "conv_kernel"),
     ("transformer", {"num_heads": 5}, "num_heads"), ("transformer", {"attn": {"layers": [1], "num_heads": 4}}, "attn"), ("transformer", {"qk_norm": True}, "norm"),

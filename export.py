@@ -489,6 +489,7 @@ FLA_MIXERS: dict[str, Table] = {
     "precond_kda": FLA_QKVO | FLA_BETA | FLA_LOW_DECAY | FLA_LOW_GATE | FLA_O_NORM | FLA_MOMENT | {"attn.a_proj.weight": "ssm_m_alpha.weight"},
     "mamba": FLA_MAMBA, "samba": FLA_MAMBA, "mamba2": FLA_MAMBA2, "log_linear_mamba2": FLA_MAMBA2 | {"mixer.L": "ssm_levels"},
     "transformer": FLA_QKVO, "forgetting_transformer": FLA_QKVO | {"attn.f_proj.weight": "attn_forget.weight", "attn.f_proj.bias": "attn_forget.bias"},
+    "path_attn": FLA_QKVO | {"attn.bt_proj.weight": "ssm_beta.weight", "attn.bt_proj.bias": "ssm_beta.bias"},
     "lightnet": {"attn.q_proj.weight": "attn_q.weight", "attn.k_proj.weight": "ssm_alpha.weight", "attn.v_proj.weight": "attn_v.weight",
                  "attn.o_proj.weight": "attn_output.weight", "attn.g_proj.0.weight": "ssm_g_a.weight", "attn.g_proj.1.weight": "ssm_g_b.weight"},
     "abc": FLA_QKVO | FLA_GATE | {"attn.s_proj.weight": "ssm_alpha.weight"},
@@ -558,6 +559,7 @@ FLA_NAMES = {"mamba": FlaNames("backbone", "norm", "norm_f", hybrid=False, resid
              "mamba2": FlaNames("backbone", "norm", "norm_f", hybrid=False, residual=False, own_width=True, eps=1e-5),
              "log_linear_mamba2": FlaNames("backbone", "mixer_norm", "norm_f", hybrid=False, own_width=True, eps=1e-5),
              "transformer": FlaNames(hybrid=False), "forgetting_transformer": FlaNames(hybrid=False),
+             "path_attn": FlaNames(hybrid=False),
              "precond_gated_deltanet": FlaNames(residual=False), "precond_kda": FlaNames(residual=False)}
 
 
@@ -988,6 +990,19 @@ def forgetting_transformer(f: Fields, m: Mixer) -> None:
     m.take(FLA_GATE, f.flag("use_output_gate"))
 
 
+def path_attn(f: Fields, m: Mixer) -> None:
+    """No rotation: w, narrowed to 32 channels unless the configuration says otherwise, marks positions."""
+    softmax_heads(f, m)
+    m.plain_keys["rope.dimension_count"] = 0
+    m.keys["beta_scale"] = 2.0
+    low = f.flag("use_low_rank_w", True)
+    m.take({"attn.w_proj.0.weight": "ssm_w_a.weight", "attn.w_proj.1.weight": "ssm_w_b.weight"} if low else {"attn.w_proj.weight": "ssm_w.weight"})
+    if f.flag("use_w_shortconv", True):
+        m.keys["conv_kernel"] = 3
+        m.take({"attn.w_conv1d.weight": ("ssm_conv1d_w.weight", "conv")})
+    m.take({f"attn.g_proj.{e}": f"attn_forget.{e}" for e in ("weight", "bias")}, f.flag("use_forget_gate"))
+
+
 RWKV_LAYER: Table = {"attn_norm.weight": "attn_norm.weight", "ffn_norm.weight": "attn_norm_2.weight"}
 RWKV_MIX: Table = {"attn.o_proj.weight": "time_mix_output.weight", "attn.g_norm.weight": "time_mix_ln.weight", "attn.g_norm.bias": "time_mix_ln.bias"}
 RWKV7_MIX: Table = RWKV_MIX | {"attn.r_proj.weight": "time_mix_receptance.weight", "attn.k_proj.weight": "time_mix_key.weight",
@@ -1102,6 +1117,7 @@ FLA_MODELS = {"gla": ("GLAForCausalLM", gla), "retnet": ("RetNetForCausalLM", re
               "delta_net": ("DeltaNetForCausalLM", delta_net), "gated_deltanet": ("GatedDeltaNetForCausalLM", gated_deltanet),
               "gated_deltaproduct": ("GatedDeltaProductForCausalLM", gated_deltaproduct), "comba": ("CombaForCausalLM", comba),
               "transformer": ("TransformerForCausalLM", transformer), "forgetting_transformer": ("ForgettingTransformerForCausalLM", forgetting_transformer),
+              "path_attn": ("PaTHAttentionForCausalLM", path_attn),
               "lightnet": ("LightNetForCausalLM", lightnet), "abc": ("ABCForCausalLM", abc), "mesa_net": ("MesaNetForCausalLM", mesa_net),
               "kda": ("KDAForCausalLM", kda), "gdn2": ("GDN2ForCausalLM", gdn2),
               "precond_gated_deltanet": ("PrecondGatedDeltaNetForCausalLM", preconditioned), "precond_kda": ("PrecondKDAForCausalLM", precond_kda)}

@@ -961,6 +961,7 @@ static void cache_row(const Cache *c, int64_t pos, int head, int value, float *x
         int w = width - at < KEYS ? width - at : KEYS, groups = (w + 31) / 32;
         int first = value ? j * w : j, step = value ? 1 : KEYS; /* of the row's numbers in the tile */
         float *f = (float *)(void *)tile + first;
+        if (c->type == F32 && value) { memcpy(write ? f : x + at, write ? x + at : f, (size_t)w * sizeof *f); continue; }
         uint16_t *h = (uint16_t *)(void *)tile + first, *scale = (uint16_t *)(void *)(tile + KEYS * w) + (value ? j * groups : j);
         int8_t *q = (int8_t *)tile + first;
         for (int g = 0; g < groups; g++, scale += value ? 1 : KEYS) {
@@ -2875,7 +2876,7 @@ static const struct { const char *name; int act; } act_names[] = {
     {"elementwise_product", MAP_HADAMARD}, {"t2r", MAP_T2R}, {"hedgehog", MAP_HEDGEHOG}, {"dpfp", MAP_DPFP},
 };
 
-enum { MIX_SOFTMAX, MIX_LINEAR, MIX_HGRN, MIX_SLOTS, MIX_PRODUCT, MIX_LOG_LINEAR, MIX_MAMBA, MIX_RWKV, MIX_MESA, N_MIXERS }; /* rows of the table `mixers` in section 9 */
+enum { MIX_SOFTMAX, MIX_LINEAR, MIX_HGRN, MIX_SLOTS, MIX_PRODUCT, MIX_LOG_LINEAR, MIX_MAMBA, MIX_RWKV, MIX_MESA, MIX_PATH, N_MIXERS }; /* rows of the table `mixers` in section 9 */
 
 /* -- the family: every mixer that keeps a matrix memory, by what it hands to the one recurrence (section 5) --
  *   in       its projections of the normed input: Query, Key, Value, Forget (decay), Beta (strength), Z (output gate), Write gate,
@@ -2971,7 +2972,7 @@ typedef struct {
     /* linear layers */
     int d_conv, tiled, fused;       /* taps, 0 = no convolution; head h reads key head h % n_k_heads; in[IN_Q] holds the rows of q, k, v */
     int at[3];                      /* fused: where the rows of q, k and v begin */
-    const float *conv[IN_F + 1], *conv_bias; /* of q, k, v, f, each (channels, d_conv), NULL = none; the last tap is the current token */
+    const float *conv[MAX_IN], *conv_bias; /* of q, k, v, f and, in MIX_PATH, w, each (channels, d_conv), NULL = none; the last tap is the current token */
     const float *a, *dt_bias, *low; /* DECAY_SOFTPLUS, _STEP: a < 0 per head, dt like f;  _FIXED: a holds the factors;  _FORGET: low like f, NULL = 0 */
     const float *skip;              /* D: o += D v, per head or per channel (skip_each); ERASE_OLD: q loses D p */
     const float *old_key;           /* ERASE_OLD: p = this times k, per head */
@@ -3236,7 +3237,21 @@ static void bind_softmax(Loader *l, Layer *y, int i, int head_dim, int gated, in
     if (qk_norm) y->q_norm = vector(l, "attn_q_norm.weight", i, forgetting ? q_rows : head_dim), y->k_norm = vector(l, "attn_k_norm.weight", i, forgetting ? kv_rows : head_dim);
     if (!forgetting) return;
     y->in[IN_F] = projection(l, "attn_forget", NULL, i, dim, y->n_heads);
-    if (has(l, "attn_gate.weight", i)) y->in[IN_Z] = projection(l, "attn_gate", NULL, i, dim, q_rows);
+}
+
+/* PaTH attention: the same projections, and w with its strength b for each key/value head. */
+static void bind_path(Loader *l, Layer *y, int i) {
+    int dim = l->m->config.dim;
+    bind_softmax(l, y, i, 0, 0, 0, 0);
+    int64_t rows = (int64_t)y->n_k_heads * y->dk;
+    y->mixer = MIX_PATH;
+    y->in[IN_W] = projection(l, "ssm_w", "ssm_w", i, dim, rows);
+    y->in[IN_B] = projection(l, "ssm_beta", NULL, i, dim, y->n_k_heads);
+    y->beta_scale = (float)float_key(l, "mixer.beta_scale", i, 1, 0, 2);
+    y->d_conv = int_key(l, "mixer.conv_kernel", i, 0, 0, 64);
+    if (y->d_conv) y->conv[IN_W] = vector(l, "ssm_conv1d_w.weight", i, rows * y->d_conv);
+    if (y->rope_dims && !l->code) l->code = fail(l->err, GLA_UNSUPPORTED, "%s with rotary positions is not implemented", l->arch);
+    y->scratch = 3 * (size_t)rows + LANES;
 }
 
 /* llama, qwen3: softmax attention in every layer.                            (gguf-models.md section 3.10) */
@@ -3468,8 +3483,12 @@ static void read_qwen35(Loader *l, Layer *y, int i) {
 static void read_fla(Loader *l, Layer *y, int i) {
     int dim = l->m->config.dim;
     y->norm = vector(l, "attn_norm.weight", i, dim);
-    if (int_key(l, "attention.head_count", i, 0, 0, 65536)) bind_softmax(l, y, i, 0, 0, has(l, "attn_q_norm.weight", i), 0);
-    else if (family_named(l->arch)->mixer == MIX_MAMBA) bind_mamba(l, y, i);
+    int softmax = int_key(l, "attention.head_count", i, 0, 0, 65536);
+    if (softmax && !strcmp(l->arch, "path_attn")) bind_path(l, y, i);
+    else if (softmax) {
+        bind_softmax(l, y, i, 0, 0, has(l, "attn_q_norm.weight", i), 0);
+        if (y->in[IN_F].w.data && has(l, "attn_gate.weight", i)) y->in[IN_Z] = projection(l, "attn_gate", NULL, i, dim, (int64_t)y->n_heads * y->dv);
+    } else if (family_named(l->arch)->mixer == MIX_MAMBA) bind_mamba(l, y, i);
     else if (family_named(l->arch)->out == OUT_GATED) bind_mamba2(l, y, i);
     else bind_family(l, y, i);
     if (y->family && y->family->out == OUT_GATED && !has(l, "ffn_norm.weight", i)) return; /* mamba and mamba2 have no feed-forward */
@@ -3561,7 +3580,7 @@ static void read_rwkv(Loader *l, Layer *y, int i) {
 }
 
 static const struct { const char *name; void (*read_layer)(Loader *, Layer *, int); } architectures[] = {
-    {"qwen35", read_qwen35}, {"qwen3", read_llama}, {"llama", read_llama}, {"transformer", read_fla}, {"forgetting_transformer", read_fla},
+    {"qwen35", read_qwen35}, {"qwen3", read_llama}, {"llama", read_llama}, {"transformer", read_fla}, {"forgetting_transformer", read_fla}, {"path_attn", read_fla},
     {"rwkv6", read_rwkv}, {"rwkv7", read_rwkv},
 };
 
@@ -4180,6 +4199,16 @@ static void gated_norm(const Run *run, float *o, const Layer *y, const float *z)
     }
 }
 
+/* c_t = c_(t-1) + logsigmoid(f_t) of each query head into the cache of a model that forgets; f (T, H) */
+static void forget_sums(const Run *run, const float *f, int H) {
+    for (int t = 0; t < (run->cache.sums ? run->T : 0); t++)
+        for (int h = 0; h < H; h++) {
+            int64_t pos = run->pos + t, before = pos - 1;
+            double sum = pos ? cache_sums(&run->cache, before / KEYS)[h * KEYS + before % KEYS] : 0;
+            cache_sums(&run->cache, pos / KEYS)[h * KEYS + pos % KEYS] = sum + logsigmoid(f[(size_t)t * (size_t)H + (size_t)h]);
+        }
+}
+
 /* Softmax attention with grouped queries.          in: q (T, H [, 2] dk), k (T, Hkv dk), v (T, Hkv dv);  o (T, H dv)
  *   run->cache: keys and values of every position so far
  *   q, k <- rope(norm(q), pos), rope(norm(k), pos)      o = softmax(scale q K' + c_i - c_j) V * sigmoid(gate)
@@ -4204,12 +4233,7 @@ static void mix_softmax(const Run *run, const Layer *y, float *mem, float *const
             }
             cache_append(&run->cache, pos, k, in[2] + t * (size_t)(Hkv * dv), NULL);
         }
-    for (int t = 0; t < (run->cache.sums ? run->T : 0); t++) /* c_t = c_(t-1) + logsigmoid(f_t) */
-        for (int h = 0; h < H; h++) {
-            int64_t pos = run->pos + t, before = pos - 1;
-            double sum = pos ? cache_sums(&run->cache, before / KEYS)[h * KEYS + before % KEYS] : 0;
-            cache_sums(&run->cache, pos / KEYS)[h * KEYS + pos % KEYS] = sum + logsigmoid(in[IN_F][(size_t)t * (size_t)H + (size_t)h]);
-        }
+    forget_sums(run, in[IN_F], H);
     attention(run->team, &(Attend){&run->cache, in[0], (size_t)(H * q_step), (size_t)q_step, H, run->T, y->window, run->pos, y->scale}, o);
     if (y->in[IN_Z].w.data) gate_rows(run->team, o, in[IN_Z], ACT_SIGMOID, H * dv, run->T);
     if (!y->gated) return;
@@ -4218,6 +4242,83 @@ static void mix_softmax(const Run *run, const Layer *y, float *mem, float *const
     for (int i = 0; i < run->T * H; i++) run->team->kernels->gate(o + (size_t)i * (size_t)dv, in[0] + (size_t)i * (size_t)q_step + dk, ACT_SIGMOID, (size_t)dv);
 }
 static Cache softmax_cache(const Layer *y) { return (Cache){NULL, F32, y->n_k_heads, y->dk, y->dv, y->in[IN_F].w.data ? y->n_heads : 0}; }
+
+/* PaTH attention: what was said in between, not the distance, turns a key away from the query.      (mixers.md section 5.3)
+ *   w <- silu(conv(w)), where there is a convolution;  u = sqrt(beta_scale sigmoid(b)) w / |w|, one per key/value head
+ *   every token turns all keys before it, k_j <- (I - u u') k_j;   o = softmax(scale (q'k_j + c_t - c_j)) V, c as above
+ * Here the keys stay as they were written, and the query is turned on its way back through the text, which gives the same products:
+ *   for j = t, t-1 ... 0:  score_j = q'k_j;  q <- q - u_j (u_j'q)
+ * So the cache only grows, as with any attention, and a state can go back to a snapshot. Every query walks alone, from the newest block of
+ * KEYS positions to the oldest, and a block's scores join its softmax as in attend_scalar: the same bits in any split of the text.
+ *   mem: last inputs of the convolution;  cache: the row [k | u | v] of each key/value head as a value;  scratch: these rows (T, Hkv, 3 d) */
+static void mix_path(const Run *run, const Layer *y, float *mem, float *const *in, float *o) {
+    enum { WALKERS = 32 }; /* queries that share a row of the cache */
+    const Cache *c = &run->cache;
+    int H = y->n_heads, Hkv = y->n_k_heads, G = H / Hkv, d = y->dk, T = run->T, units = (G * T + WALKERS - 1) / WALKERS;
+    float *rows = in[MAX_IN];
+    if (y->conv[IN_W]) short_conv(run->team, in[IN_W], y->conv[IN_W], NULL, mem, Hkv * d, y->d_conv, T, ACT_SILU);
+    for (int t = 0; t < T; t++) {
+        float *row = rows + (size_t)t * (size_t)(3 * Hkv * d);
+        for (int g = 0; g < Hkv; g++) {
+            size_t at = ((size_t)t * (size_t)Hkv + (size_t)g) * (size_t)d, bytes = (size_t)d * sizeof(float);
+            float *u = row + 3 * g * d + d, b = in[IN_B][(size_t)t * (size_t)Hkv + (size_t)g];
+            memcpy(u - d, in[IN_K] + at, bytes), memcpy(u, in[IN_W] + at, bytes), memcpy(u + d, in[IN_V] + at, bytes);
+            l2norm(u, d, sqrtf(y->beta_scale * sigmoid(b)));
+        }
+        cache_append(c, run->pos + t, row, row, NULL);
+    }
+    forget_sums(run, in[IN_F], H);
+
+    int n_threads = threads_for(run->team, 8.0 * T * H * d * (double)(run->pos + T));
+    PARALLEL_TASKS(n_threads)
+    for (int unit = 0; unit < Hkv * units; unit++) {
+        int g = unit % Hkv, first_row = (units - 1 - unit / Hkv) * WALKERS, n = G * T - first_row < WALKERS ? G * T - first_row : WALKERS; /* the longest first */
+        float *row = run->team->buf + (size_t)THREAD_ID * run->team->buf_floats, *score = row + 3 * d; /* (n, KEYS); attend_buf has room for more */
+        float top[WALKERS], sum[WALKERS], *q[WALKERS], *out[WALKERS];
+        int64_t at[WALKERS], newest = run->pos + (first_row + n - 1) / G;
+        FLUSH_DENORMALS; /* a query may be turned down to nothing */
+        for (int r = 0; r < n; r++) {
+            size_t t = (size_t)((first_row + r) / G), head = t * (size_t)H + (size_t)(g * G + (first_row + r) % G);
+            at[r] = run->pos + (int64_t)t, q[r] = in[IN_Q] + head * (size_t)d, out[r] = o + head * (size_t)d;
+            top[r] = -INFINITY, sum[r] = 0, memset(out[r], 0, (size_t)d * sizeof(float));
+        }
+        for (int64_t b = newest / KEYS; b >= 0; b--) {
+            int64_t first = b * KEYS, last = min64(newest, first + KEYS - 1);
+            for (int64_t j = last; j >= first; j--) {
+                const float *k = row, *u = row + d;
+                cache_row(c, j, g, 1, row, 0);
+                for (int r = 0; r < n; r++) {
+                    if (j > at[r]) continue;
+                    float s = dot(q[r], k, (size_t)d), along = dot(q[r], u, (size_t)d);
+                    int h = g * G + (first_row + r) % G;
+                    if (c->sums) s += (float)(cache_sums(c, at[r] / KEYS)[h * KEYS + at[r] % KEYS] - cache_sums(c, b)[h * KEYS + j % KEYS]);
+                    score[r * KEYS + j % KEYS] = y->scale * s;
+                    for (int i = 0; i < d; i++) q[r][i] -= along * u[i];
+                }
+            }
+            for (int r = 0; r < n; r++) {
+                float *s = score + r * KEYS, best = top[r];
+                int seen = (int)(min64(at[r], last) - first) + 1;
+                for (int j = 0; j < seen; j++) if (s[j] > best) best = s[j];
+                float keep = seen > 0 ? fast_exp(top[r] - best) : 1;
+                top[r] = best, sum[r] *= keep;
+                for (int j = 0; j < seen; j++) sum[r] += s[j] = fast_exp(s[j] - best);
+                for (int i = 0; i < d; i++) out[r][i] *= keep;
+            }
+            for (int64_t j = first; j <= last; j++) {
+                const float *v = row + 2 * d;
+                cache_row(c, j, g, 1, row, 0);
+                for (int r = 0; r < n; r++)
+                    for (int i = 0; i < d && j <= at[r]; i++) out[r][i] += score[r * KEYS + j % KEYS] * v[i];
+            }
+        }
+        for (int r = 0; r < n; r++)
+            for (int i = 0; i < d; i++) out[r][i] /= sum[r];
+        RESTORE_DENORMALS;
+    }
+}
+static size_t path_fixed(const Layer *y) { return y->conv[IN_W] ? (size_t)(y->d_conv - 1) * (size_t)proj_out(&y->in[IN_W]) : 0; }
+static Cache path_cache(const Layer *y) { return (Cache){NULL, F32, y->n_k_heads, 0, 3 * y->dk, y->in[IN_F].w.data ? y->n_heads : 0}; }
 
 /* The rows of projection j, (T, heads, width); q, k and v side by side in one row when they are fused. */
 static Rows in_rows(const Layer *y, float *const *in, int j) {
@@ -4753,6 +4854,7 @@ static const struct {
     [MIX_MAMBA] = {"mamba", mamba_fixed, NULL, mix_mamba},
     [MIX_RWKV] = {"rwkv", rwkv_fixed, NULL, mix_rwkv},
     [MIX_MESA] = {"mesa", mesa_fixed, NULL, mix_mesa},
+    [MIX_PATH] = {"path", path_fixed, path_cache, mix_path},
 };
 
 static const char *kind_of(const Layer *y) { return y->family ? y->family->name : mixers[y->mixer].name; }

@@ -66,6 +66,7 @@ BASES: dict[str, Config] = {
     # At norm_eps 1e-6 the first case is ill-conditioned: weights moved by half a float32 ulp move its float64 logits by 2.5e-4 (here: 2.5e-5).
     "mesa_net": DECODER | CONV | dict(norm_eps=1e-5, num_heads=4, head_dim=12, lambda_lower_bound=0.25, max_cg_step_training=30, max_cg_step_decoding=30, use_output_gate=False),
     "transformer": SOFTMAX | dict(rope_theta=10000.0), "forgetting_transformer": SOFTMAX | dict(use_output_gate=False),
+    "path_attn": without(SOFTMAX, "qk_norm", "qkv_bias", "window_size") | dict(use_forget_gate=False, use_w_shortconv=True, use_low_rank_w=True),
     "log_linear_mamba2": MAMBA2,
     "rwkv6": RWKV | dict(hidden_ratio=3.5, num_heads=4, expand_k=0.5, expand_v=1.0, proj_low_rank_dim=8, gate_low_rank_dim=16),
     "rwkv7": without(RWKV, "attn") | dict(head_dim=12, num_heads=4, value_dim=None, decay_low_rank_dim=16, gate_low_rank_dim=20, a_low_rank_dim=12, v_low_rank_dim=8),
@@ -153,6 +154,10 @@ CASES: dict[str, tuple[str, Config]] = {
     "forgetting_transformer": ("forgetting_transformer", {}),
     "forgetting_transformer pro": ("forgetting_transformer", dict(qk_norm=True, use_output_gate=True, qkv_bias=True, num_kv_heads=2, window_size=5)),
     "forgetting_transformer wide heads, residual attention": ("forgetting_transformer", dict(num_heads=2, num_kv_heads=1, use_output_gate=True, attnres_block_size=1)),
+    "path_attn": ("path_attn", {}),
+    "path_attn forgetting, key heads": ("path_attn", dict(use_forget_gate=True, num_kv_heads=2, use_low_rank_w=False)),
+    "path_attn no convolution, one key head": ("path_attn", dict(num_heads=2, num_kv_heads=1, use_w_shortconv=False, tie_word_embeddings=True)),
+    "path_attn head width 17, residual attention": ("path_attn", dict(hidden_size=51, num_heads=3, use_forget_gate=True, attnres_block_size=2, num_hidden_layers=2)),
     "rwkv6": ("rwkv6", {}),
     "rwkv6 wider, no biases, no first norm": ("rwkv6", dict(num_heads=3, expand_k=1.0, expand_v=2.0, proj_low_rank_dim=5, gate_low_rank_dim=7, norm_bias=False, norm_first=False)),
     "rwkv6 hybrid, tied": ("rwkv6", dict(attn=WINDOWED, num_heads=2, intermediate_size=72, tie_word_embeddings=True)),
@@ -162,7 +167,7 @@ CASES: dict[str, tuple[str, Config]] = {
     "rwkv7 one head, shares in one tensor": ("rwkv7", dict(head_dim=48, num_heads=1)),
     "log_linear_mamba2 no norm": ("log_linear_mamba2", dict(rmsnorm=False, head_dim=24, state_size=8, use_bias=True, hidden_act="swish")),
 }
-LONG = {"rwkv6", "rwkv7", "linear_attn tied, kv heads", "retnet kv heads", "gsa kv heads, relu", "delta_net", "gated_deltanet value heads", "gated_deltaproduct", "kda value heads, negative",
+LONG = {"path_attn", "path_attn forgetting, key heads", "path_attn no convolution, one key head", "rwkv6", "rwkv7", "linear_attn tied, kv heads", "retnet kv heads", "gsa kv heads, relu", "delta_net", "gated_deltanet value heads", "gated_deltaproduct", "kda value heads, negative",
         "hgrn", "hgrn2", "mamba2 groups", "mamba", "samba", "lightnet", "abc", "mesa_net", "transformer norms, biases, window", "forgetting_transformer pro", "log_linear_mamba2", "comba", "gdn2", "simple_gla", "precond_gated_deltanet value heads"}  # beyond a chunk of 64
 
 
@@ -329,6 +334,14 @@ def softmax(c: Config) -> Shapes:
     return shapes | (rows(c, g=width) if c.get("use_output_gate") else {})
 
 
+def path_attn(c: Config) -> Shapes:
+    D, kv = c["hidden_size"], c["hidden_size"] // c["num_heads"] * (c["num_kv_heads"] or c["num_heads"])
+    w = {"w_proj.0.weight": (32, D), "w_proj.1.weight": (kv, 32)} if c["use_low_rank_w"] else {"w_proj.weight": (kv, D)}
+    shapes = rows(c, q=D, k=kv, v=kv, o=D, bt=c["num_kv_heads"] or c["num_heads"]) | w | {"bt_proj.bias": (c["num_kv_heads"] or c["num_heads"],)}
+    shapes |= {"w_conv1d.weight": (kv, 1, 3)} if c["use_w_shortconv"] else {}
+    return shapes | (rows(c, g=c["num_heads"]) | {"g_proj.bias": (c["num_heads"],)} if c["use_forget_gate"] else {})
+
+
 def rwkv_layer(c: Config, i: int) -> Shapes:
     """Mixer and channel mix of layer i; the norms are the decoder's."""
     D, seven = c["hidden_size"], c["model_type"] == "rwkv7"
@@ -372,7 +385,7 @@ def softmax_shapes(width: int, spec: Config, slot: str) -> Shapes:
     return shapes | ({f"{slot}.{n}_proj.bias": (r,) for n, r in (("q", width), ("k", kv), ("v", kv))} if spec.get("qkv_bias") else {})
 
 
-SHAPES = {"mesa_net": mesa_net, "lightnet": lightnet, "abc": abc, "mamba": mamba, "samba": mamba, "transformer": softmax, "forgetting_transformer": softmax, "linear_attn": linear_attn, "retnet": scalar_decay, "lightning_attn": scalar_decay, "simple_gla": simple_gla, "hgrn": hgrn, "hgrn2": hgrn2, "gsa": gsa,
+SHAPES = {"path_attn": path_attn, "mesa_net": mesa_net, "lightnet": lightnet, "abc": abc, "mamba": mamba, "samba": mamba, "transformer": softmax, "forgetting_transformer": softmax, "linear_attn": linear_attn, "retnet": scalar_decay, "lightning_attn": scalar_decay, "simple_gla": simple_gla, "hgrn": hgrn, "hgrn2": hgrn2, "gsa": gsa,
           "delta_net": delta_net, "gated_deltanet": gated_deltanet, "gated_deltaproduct": gated_deltanet, "comba": comba, "kda": kda, "gdn2": gdn2,
           "precond_gated_deltanet": precond_gated_deltanet, "precond_kda": precond_kda, "mamba2": mamba2, "log_linear_mamba2": mamba2}
 # model_type -> prefix, norm in front of the mixer, slot of the mixer, last norm, whether there is a feed-forward

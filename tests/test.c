@@ -898,6 +898,34 @@ static uint8_t *random_model(int type, int as_float32, const uint32_t *res, size
     return file_bytes(&f, n_bytes);
 }
 
+/* A random model of PaTH attention: two layers, four query heads of 6 over two key heads, which turn what came before. */
+static uint8_t *path_model(size_t *n_bytes) {
+    enum { DIM = 24, VOCAB = 40, KV = 12 };
+    static const struct { const char *name; int n_in, n_out; } tensors[] = {
+        {"token_embd.weight", DIM, VOCAB}, {"output_norm.weight", DIM, 0}, {"attn_norm.weight", DIM, 0}, {"ffn_norm.weight", DIM, 0},
+        {"attn_q.weight", DIM, DIM}, {"attn_k.weight", DIM, KV}, {"attn_v.weight", DIM, KV}, {"attn_output.weight", DIM, DIM}, {"ssm_w_a.weight", DIM, 8},
+        {"ssm_w_b.weight", 8, KV}, {"ssm_conv1d_w.weight", 3, KV}, {"ssm_beta.weight", DIM, 2}, {"ssm_beta.bias", 2, 0}, {"ffn_gate.weight", DIM, 16}, {"ffn_up.weight", DIM, 16}, {"ffn_down.weight", 16, DIM},
+    };
+    File f = {0};
+    rng = 78;
+    key_str(&f, "general.architecture", "path_attn");
+    key_u32(&f, "path_attn.block_count", 2), key_u32(&f, "path_attn.context_length", 1000), key_u32(&f, "path_attn.embedding_length", DIM), key_u32(&f, "path_attn.feed_forward_length", 16);
+    key_u32(&f, "path_attn.attention.head_count", 4), key_u32(&f, "path_attn.attention.head_count_kv", 2), key_u32(&f, "path_attn.rope.dimension_count", 0);
+    key_u32(&f, "path_attn.mixer.conv_kernel", 3), key_u32(&f, "path_attn.mixer.beta_scale", 2);
+    for (size_t j = 0; j < sizeof tensors / sizeof *tensors; j++)
+        for (int layer = 0; layer < (j < 2 ? 1 : 2); layer++) {
+            char name[64];
+            int n = tensors[j].n_in * (tensors[j].n_out ? tensors[j].n_out : 1);
+            float *x = noises((size_t)n, 1);
+            snprintf(name, sizeof name, "blk.%d.", layer);
+            snprintf(name + (j < 2 ? 0 : strlen(name)), sizeof name - 8, "%s", tensors[j].name);
+            add_floats(&f, name, x, tensors[j].n_in, tensors[j].n_out);
+            free(x);
+        }
+    return file_bytes(&f, n_bytes);
+}
+static uint8_t *model_named(const char *name, size_t *n) { return strcmp(name, "path") ? fixture(name, n) : path_model(n); }
+
 static GlaModel *opened(const void *bytes, size_t n, const char *name) {
     char err[GLA_ERR] = "";
     GlaModel *m = NULL;
@@ -1158,7 +1186,7 @@ static double divergence(const float *p, const float *q, int n, int vocab) {
     return total / n;
 }
 
-/* Every weight type in every place: against the same values as float32. And residual attention. */
+/* Every weight type in every place: against the same values as float32. And residual attention, and keys that later tokens turn. */
 static void test_types(void) {
     enum { N = 20, VOCAB = 100 };
     for (int type = 0; type < N_TYPES; type++) {
@@ -1182,6 +1210,11 @@ static void test_types(void) {
         check_same_bits(m, types[type].name, 37);
         gla_close(m), gla_close(plain), free(a), free(b), free(ids);
     }
+    size_t n_path;
+    uint8_t *path = path_model(&n_path);
+    GlaModel *turning = opened(path, n_path, "path");
+    for (kv_tested = GLA_KV_F32; kv_tested < GLA_N_KV; kv_tested++) check_same_bits(turning, "path", 150);
+    kv_tested = 0, gla_close(turning), free(path);
     for (uint32_t sources = 1; sources <= 5; sources++) {
         size_t n;
         uint8_t *bytes = random_model(F32, 0, (uint32_t[]){sources, sources}, &n);
@@ -1229,12 +1262,12 @@ static void test_two_threads(void) {
 
 static void test_states(void) {
     enum { N = 60 };
-    static const char *const names[] = {"qwen35.gguf", "qwen3.gguf", "gla.gguf", "tiny.gguf"};
+    static const char *const names[] = {"qwen35.gguf", "qwen3.gguf", "gla.gguf", "tiny.gguf", "path"};
     char err[GLA_ERR] = "";
-    for (int i = 0; i < 4; i++) {
+    for (int i = 0; i < 5; i++) {
         const char *name = names[i];
         size_t n_file;
-        uint8_t *file = fixture(name, &n_file);
+        uint8_t *file = model_named(name, &n_file);
         GlaModel *m = opened(file, n_file, name);
         size_t vocab = (size_t)m->config.vocab_size, n = N * vocab;
         int32_t *ids = random_ids(N, (int)vocab);
@@ -1313,13 +1346,13 @@ static void test_states(void) {
 
 static void test_sessions(void) {
     enum { N = 40 };
-    static const char *const names[] = {"qwen35.gguf", "gla.gguf", "tiny.gguf"};
+    static const char *const names[] = {"qwen35.gguf", "gla.gguf", "tiny.gguf", "path"};
     char err[GLA_ERR] = "", path[520];
     snprintf(path, sizeof path, "%s.session", scratch());
-    for (int i = 0; i < 3; i++) {
+    for (int i = 0; i < 4; i++) {
         const char *name = names[i];
         size_t n_file, n, n_other;
-        uint8_t *file = fixture(name, &n_file), *other_file = fixture(names[(i + 1) % 3], &n_other);
+        uint8_t *file = model_named(name, &n_file), *other_file = model_named(names[(i + 1) % 4], &n_other);
         GlaModel *m = opened(file, n_file, name), *other = opened(other_file, n_other, "another model");
         size_t vocab = (size_t)m->config.vocab_size;
         int32_t *ids = random_ids(N, (int)vocab);

@@ -190,14 +190,18 @@ def export_here(folder: Path, out: Path, kind: str) -> str:
 
 def quantised(t: Tally, work: Path, folders: list[Path]) -> None:
     """Mean KL divergence and share of equal best tokens between a quantised file and its own weights as float32."""
-    for name in ("qwen35-wide", "qwen3-wide", "llama-wide", "gla-wide"):
-        make = models.gla_case if name.startswith("gla") else models.transformers_case
-        ids, _ = make(work / name, name, length=300)
-        for kind in ("q8_0", "q4_0"):
+    cases = [(name, work / name, ("q8_0", "q4_0")) for name in ("qwen35-wide", "qwen3-wide", "llama-wide", "gla-wide")]
+    for name, folder, kinds in cases + [(f.resolve().name, f, ("q8_0",)) for f in folders]:
+        if len(kinds) > 1:
+            make = models.gla_case if name.startswith("gla") else models.transformers_case
+            ids, _ = make(folder, name, length=300)
+        else:
+            ids = np.random.default_rng(0).integers(0, json.loads((folder / "config.json").read_text())["vocab_size"], 300)
+        for kind in kinds:
             file, twin = work / f"{name}-{kind}.gguf", work / f"{name}-{kind}-f32.gguf"
-            done = export(work / name, file, "--type", kind)
-            if done.returncode:
-                t.line(False, f"{name} {kind}", done.stderr.decode().strip())
+            said = export_here(folder, file, kind)
+            if said:
+                t.line(False, f"{name} {kind}", said)
                 continue
             dequantised_twin(file, twin)
             got, want = run_logits(t.run, file, ids), run_logits(t.run, twin, ids)

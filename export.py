@@ -490,6 +490,7 @@ FLA_MIXERS: dict[str, Table] = {
     "mamba": FLA_MAMBA, "samba": FLA_MAMBA, "mamba2": FLA_MAMBA2, "log_linear_mamba2": FLA_MAMBA2 | {"mixer.L": "ssm_levels"},
     "transformer": FLA_QKVO, "forgetting_transformer": FLA_QKVO | {"attn.f_proj.weight": "attn_forget.weight", "attn.f_proj.bias": "attn_forget.bias"},
     "path_attn": FLA_QKVO | {"attn.bt_proj.weight": "ssm_beta.weight", "attn.bt_proj.bias": "ssm_beta.bias"},
+    "wall_transformer": FLA_QKVO | {"attn.g_proj.weight": "attn_fade.weight", "attn.g_proj.bias": "attn_fade.bias"},
     "lightnet": {"attn.q_proj.weight": "attn_q.weight", "attn.k_proj.weight": "ssm_alpha.weight", "attn.v_proj.weight": "attn_v.weight",
                  "attn.o_proj.weight": "attn_output.weight", "attn.g_proj.0.weight": "ssm_g_a.weight", "attn.g_proj.1.weight": "ssm_g_b.weight"},
     "abc": FLA_QKVO | FLA_GATE | {"attn.s_proj.weight": "ssm_alpha.weight"},
@@ -559,7 +560,7 @@ FLA_NAMES = {"mamba": FlaNames("backbone", "norm", "norm_f", hybrid=False, resid
              "mamba2": FlaNames("backbone", "norm", "norm_f", hybrid=False, residual=False, own_width=True, eps=1e-5),
              "log_linear_mamba2": FlaNames("backbone", "mixer_norm", "norm_f", hybrid=False, own_width=True, eps=1e-5),
              "transformer": FlaNames(hybrid=False), "forgetting_transformer": FlaNames(hybrid=False),
-             "path_attn": FlaNames(hybrid=False),
+             "path_attn": FlaNames(hybrid=False), "wall_transformer": FlaNames(hybrid=False),
              "precond_gated_deltanet": FlaNames(residual=False), "precond_kda": FlaNames(residual=False)}
 
 
@@ -1003,6 +1004,17 @@ def path_attn(f: Fields, m: Mixer) -> None:
     m.take({f"attn.g_proj.{e}": f"attn_forget.{e}" for e in ("weight", "bias")}, f.flag("use_forget_gate"))
 
 
+def wall_transformer(f: Fields, m: Mixer) -> None:
+    """No rotation: g fades keys per channel of each query head, gs per query head."""
+    softmax_heads(f, m)
+    m.plain_keys["rope.dimension_count"] = 0
+    if f.get("window_size") is not None:
+        m.plain_keys["attention.sliding_window"] = f.count("window_size")
+    m.take({f"attn.gs_proj.{e}": f"attn_forget.{e}" for e in ("weight", "bias")}, f.flag("use_scalar_gate"))
+    m.take({"attn.o_gate_proj.weight": "attn_gate.weight"}, f.flag("use_output_gate"))
+    f.read |= {"gate_init_bias"}
+
+
 RWKV_LAYER: Table = {"attn_norm.weight": "attn_norm.weight", "ffn_norm.weight": "attn_norm_2.weight"}
 RWKV_MIX: Table = {"attn.o_proj.weight": "time_mix_output.weight", "attn.g_norm.weight": "time_mix_ln.weight", "attn.g_norm.bias": "time_mix_ln.bias"}
 RWKV7_MIX: Table = RWKV_MIX | {"attn.r_proj.weight": "time_mix_receptance.weight", "attn.k_proj.weight": "time_mix_key.weight",
@@ -1117,7 +1129,7 @@ FLA_MODELS = {"gla": ("GLAForCausalLM", gla), "retnet": ("RetNetForCausalLM", re
               "delta_net": ("DeltaNetForCausalLM", delta_net), "gated_deltanet": ("GatedDeltaNetForCausalLM", gated_deltanet),
               "gated_deltaproduct": ("GatedDeltaProductForCausalLM", gated_deltaproduct), "comba": ("CombaForCausalLM", comba),
               "transformer": ("TransformerForCausalLM", transformer), "forgetting_transformer": ("ForgettingTransformerForCausalLM", forgetting_transformer),
-              "path_attn": ("PaTHAttentionForCausalLM", path_attn),
+              "path_attn": ("PaTHAttentionForCausalLM", path_attn), "wall_transformer": ("WallTransformerForCausalLM", wall_transformer),
               "lightnet": ("LightNetForCausalLM", lightnet), "abc": ("ABCForCausalLM", abc), "mesa_net": ("MesaNetForCausalLM", mesa_net),
               "kda": ("KDAForCausalLM", kda), "gdn2": ("GDN2ForCausalLM", gdn2),
               "precond_gated_deltanet": ("PrecondGatedDeltaNetForCausalLM", preconditioned), "precond_kda": ("PrecondKDAForCausalLM", precond_kda)}

@@ -2876,7 +2876,7 @@ static const struct { const char *name; int act; } act_names[] = {
     {"elementwise_product", MAP_HADAMARD}, {"t2r", MAP_T2R}, {"hedgehog", MAP_HEDGEHOG}, {"dpfp", MAP_DPFP},
 };
 
-enum { MIX_SOFTMAX, MIX_LINEAR, MIX_HGRN, MIX_SLOTS, MIX_PRODUCT, MIX_LOG_LINEAR, MIX_MAMBA, MIX_RWKV, MIX_MESA, MIX_PATH, N_MIXERS }; /* rows of the table `mixers` in section 9 */
+enum { MIX_SOFTMAX, MIX_LINEAR, MIX_HGRN, MIX_SLOTS, MIX_PRODUCT, MIX_LOG_LINEAR, MIX_MAMBA, MIX_RWKV, MIX_MESA, MIX_PATH, MIX_WALL, N_MIXERS }; /* rows of the table `mixers` in section 9 */
 
 /* -- the family: every mixer that keeps a matrix memory, by what it hands to the one recurrence (section 5) --
  *   in       its projections of the normed input: Query, Key, Value, Forget (decay), Beta (strength), Z (output gate), Write gate,
@@ -3203,7 +3203,7 @@ static void bind_softmax(Loader *l, Layer *y, int i, int head_dim, int gated, in
     if (l->code) return;
     if (y->n_heads % y->n_k_heads) { l->code = fail(l->err, GLA_FORMAT, "%d query heads cannot share %d key heads", y->n_heads, y->n_k_heads); return; }
     if (int_key(l, "attention.value_length", i, head_dim, 1, 65536) != head_dim && !l->code) l->code = fail(l->err, GLA_UNSUPPORTED, "%s.attention.value_length differs from key_length, which is not implemented", l->arch);
-    int forgetting = has(l, "attn_forget.weight", i);
+    int forgetting = has(l, "attn_forget.weight", i), own_norms = forgetting || !strcmp(l->arch, "wall_transformer"); /* a norm weight per channel of all heads */
     int64_t q_rows = (int64_t)y->n_heads * head_dim * (gated ? 2 : 1), kv_rows = (int64_t)y->n_k_heads * head_dim;
     y->rope_dims = int_key(l, "rope.dimension_count", i, head_dim < MAX_ROPE ? head_dim : MAX_ROPE, 0, head_dim < MAX_ROPE ? head_dim : MAX_ROPE);
     if (y->rope_dims % 2 && !l->code) l->code = fail(l->err, GLA_FORMAT, "%s.rope.dimension_count is odd", l->arch);
@@ -3233,25 +3233,26 @@ static void bind_softmax(Loader *l, Layer *y, int i, int head_dim, int gated, in
     }
     y->out = projection(l, "attn_output", NULL, i, (int64_t)y->n_heads * head_dim, dim);
     y->qk_eps = (float)float_key(l, "attention.qk_norm_epsilon", i, y->eps, 0, 1);
-    y->qk_norm_step = forgetting ? head_dim : 0;
-    if (qk_norm) y->q_norm = vector(l, "attn_q_norm.weight", i, forgetting ? q_rows : head_dim), y->k_norm = vector(l, "attn_k_norm.weight", i, forgetting ? kv_rows : head_dim);
-    if (!forgetting) return;
-    y->in[IN_F] = projection(l, "attn_forget", NULL, i, dim, y->n_heads);
+    y->qk_norm_step = own_norms ? head_dim : 0;
+    if (qk_norm) y->q_norm = vector(l, "attn_q_norm.weight", i, own_norms ? q_rows : head_dim), y->k_norm = vector(l, "attn_k_norm.weight", i, own_norms ? kv_rows : head_dim);
+    if (forgetting) y->in[IN_F] = projection(l, "attn_forget", NULL, i, dim, y->n_heads);
 }
 
-/* PaTH attention: the same projections, and w with its strength b for each key/value head. */
-static void bind_path(Loader *l, Layer *y, int i) {
-    int dim = l->m->config.dim;
-    bind_softmax(l, y, i, 0, 0, 0, 0);
-    int64_t rows = (int64_t)y->n_k_heads * y->dk;
-    y->mixer = MIX_PATH;
+/* PaTH and wall attention: the same projections, and what later tokens do to a key: w and its strength b for each key/value head, or a fading
+ * for each channel of each query head. */
+static void bind_turning(Loader *l, Layer *y, int i) {
+    int dim = l->m->config.dim, wall = !strcmp(l->arch, "wall_transformer");
+    bind_softmax(l, y, i, 0, 0, wall && has(l, "attn_q_norm.weight", i), 0);
+    if (y->rope_dims && !l->code) l->code = fail(l->err, GLA_UNSUPPORTED, "%s with rotary positions is not implemented", l->arch);
+    int64_t rows = (int64_t)y->n_k_heads * y->dk, q_rows = (int64_t)y->n_heads * y->dk;
+    y->mixer = wall ? MIX_WALL : MIX_PATH;
+    y->scratch = (size_t)(2 * rows + (wall ? q_rows : rows)) + LANES; /* the rows of the cache */
+    if (wall) { y->in[IN_W] = projection(l, "attn_fade", NULL, i, dim, q_rows); return; }
     y->in[IN_W] = projection(l, "ssm_w", "ssm_w", i, dim, rows);
     y->in[IN_B] = projection(l, "ssm_beta", NULL, i, dim, y->n_k_heads);
     y->beta_scale = (float)float_key(l, "mixer.beta_scale", i, 1, 0, 2);
     y->d_conv = int_key(l, "mixer.conv_kernel", i, 0, 0, 64);
     if (y->d_conv) y->conv[IN_W] = vector(l, "ssm_conv1d_w.weight", i, rows * y->d_conv);
-    if (y->rope_dims && !l->code) l->code = fail(l->err, GLA_UNSUPPORTED, "%s with rotary positions is not implemented", l->arch);
-    y->scratch = 3 * (size_t)rows + LANES;
 }
 
 /* llama, qwen3: softmax attention in every layer.                            (gguf-models.md section 3.10) */
@@ -3484,10 +3485,10 @@ static void read_fla(Loader *l, Layer *y, int i) {
     int dim = l->m->config.dim;
     y->norm = vector(l, "attn_norm.weight", i, dim);
     int softmax = int_key(l, "attention.head_count", i, 0, 0, 65536);
-    if (softmax && !strcmp(l->arch, "path_attn")) bind_path(l, y, i);
-    else if (softmax) {
-        bind_softmax(l, y, i, 0, 0, has(l, "attn_q_norm.weight", i), 0);
-        if (y->in[IN_F].w.data && has(l, "attn_gate.weight", i)) y->in[IN_Z] = projection(l, "attn_gate", NULL, i, dim, (int64_t)y->n_heads * y->dv);
+    if (softmax) {
+        if (!strcmp(l->arch, "path_attn") || !strcmp(l->arch, "wall_transformer")) bind_turning(l, y, i);
+        else bind_softmax(l, y, i, 0, 0, has(l, "attn_q_norm.weight", i), 0);
+        if ((y->mixer == MIX_WALL || (y->mixer == MIX_SOFTMAX && y->in[IN_F].w.data)) && has(l, "attn_gate.weight", i)) y->in[IN_Z] = projection(l, "attn_gate", NULL, i, dim, (int64_t)y->n_heads * y->dv);
     } else if (family_named(l->arch)->mixer == MIX_MAMBA) bind_mamba(l, y, i);
     else if (family_named(l->arch)->out == OUT_GATED) bind_mamba2(l, y, i);
     else bind_family(l, y, i);
@@ -3580,7 +3581,7 @@ static void read_rwkv(Loader *l, Layer *y, int i) {
 }
 
 static const struct { const char *name; void (*read_layer)(Loader *, Layer *, int); } architectures[] = {
-    {"qwen35", read_qwen35}, {"qwen3", read_llama}, {"llama", read_llama}, {"transformer", read_fla}, {"forgetting_transformer", read_fla}, {"path_attn", read_fla},
+    {"qwen35", read_qwen35}, {"qwen3", read_llama}, {"llama", read_llama}, {"transformer", read_fla}, {"forgetting_transformer", read_fla}, {"path_attn", read_fla}, {"wall_transformer", read_fla},
     {"rwkv6", read_rwkv}, {"rwkv7", read_rwkv},
 };
 
@@ -4243,73 +4244,63 @@ static void mix_softmax(const Run *run, const Layer *y, float *mem, float *const
 }
 static Cache softmax_cache(const Layer *y) { return (Cache){NULL, F32, y->n_k_heads, y->dk, y->dv, y->in[IN_F].w.data ? y->n_heads : 0}; }
 
-/* PaTH attention: what was said in between, not the distance, turns a key away from the query.      (mixers.md section 5.3)
- *   w <- silu(conv(w)), where there is a convolution;  u = sqrt(beta_scale sigmoid(b)) w / |w|, one per key/value head
- *   every token turns all keys before it, k_j <- (I - u u') k_j;   o = softmax(scale (q'k_j + c_t - c_j)) V, c as above
- * Here the keys stay as they were written, and the query is turned on its way back through the text, which gives the same products:
- *   for j = t, t-1 ... 0:  score_j = q'k_j;  q <- q - u_j (u_j'q)
+/* Softmax attention whose keys later tokens change: PaTH turns them, wall fades them.               (mixers.md sections 5.3, 5.4)
+ *   PaTH   every token: k_j <- (I - u u') k_j for all j before it;      wall   k_j <- Diag(fade) k_j, fade in (0, 1), per query head
+ *   o = softmax(scale q'k_j + forget (c_t - c_j)) V, c as above
+ * Here the keys stay as they were written, and the query is changed on its way back through the text, which gives the same products:
+ *   for j = t, t-1 ...:  score_j = q'k_j;  q <- q - u_j (u_j'q), or q <- Diag(fade_j) q
  * So the cache only grows, as with any attention, and a state can go back to a snapshot. Every query walks alone, from the newest block of
  * KEYS positions to the oldest, and a block's scores join its softmax as in attend_scalar: the same bits in any split of the text.
- *   mem: last inputs of the convolution;  cache: the row [k | u | v] of each key/value head as a value;  scratch: these rows (T, Hkv, 3 d) */
-static void mix_path(const Run *run, const Layer *y, float *mem, float *const *in, float *o) {
+ *   q (T, H, d), used up;  the cache holds the rows [k | u or fades of the group's query heads | v] of each key/value head, as values */
+static void walk_back(const Run *run, const Layer *y, float *query, float forget, float *o) {
     enum { WALKERS = 32 }; /* queries that share a row of the cache */
     const Cache *c = &run->cache;
-    int H = y->n_heads, Hkv = y->n_k_heads, G = H / Hkv, d = y->dk, T = run->T, units = (G * T + WALKERS - 1) / WALKERS;
-    float *rows = in[MAX_IN];
-    if (y->conv[IN_W]) short_conv(run->team, in[IN_W], y->conv[IN_W], NULL, mem, Hkv * d, y->d_conv, T, ACT_SILU);
-    for (int t = 0; t < T; t++) {
-        float *row = rows + (size_t)t * (size_t)(3 * Hkv * d);
-        for (int g = 0; g < Hkv; g++) {
-            size_t at = ((size_t)t * (size_t)Hkv + (size_t)g) * (size_t)d, bytes = (size_t)d * sizeof(float);
-            float *u = row + 3 * g * d + d, b = in[IN_B][(size_t)t * (size_t)Hkv + (size_t)g];
-            memcpy(u - d, in[IN_K] + at, bytes), memcpy(u, in[IN_W] + at, bytes), memcpy(u + d, in[IN_V] + at, bytes);
-            l2norm(u, d, sqrtf(y->beta_scale * sigmoid(b)));
-        }
-        cache_append(c, run->pos + t, row, row, NULL);
-    }
-    forget_sums(run, in[IN_F], H);
-
+    const int H = y->n_heads, Hkv = y->n_k_heads, G = H / Hkv, d = y->dk, T = run->T, units = (G * T + WALKERS - 1) / WALKERS, fades = y->mixer == MIX_WALL;
     int n_threads = threads_for(run->team, 8.0 * T * H * d * (double)(run->pos + T));
     PARALLEL_TASKS(n_threads)
     for (int unit = 0; unit < Hkv * units; unit++) {
         int g = unit % Hkv, first_row = (units - 1 - unit / Hkv) * WALKERS, n = G * T - first_row < WALKERS ? G * T - first_row : WALKERS; /* the longest first */
-        float *row = run->team->buf + (size_t)THREAD_ID * run->team->buf_floats, *score = row + 3 * d; /* (n, KEYS); attend_buf has room for more */
+        float *row = run->team->buf + (size_t)THREAD_ID * run->team->buf_floats, *score = row + c->dv; /* (n, KEYS); attend_buf has room for more */
         float top[WALKERS], sum[WALKERS], *q[WALKERS], *out[WALKERS];
-        int64_t at[WALKERS], newest = run->pos + (first_row + n - 1) / G;
-        FLUSH_DENORMALS; /* a query may be turned down to nothing */
+        int64_t at[WALKERS] = {0}, from[WALKERS] = {0}, newest = run->pos + (first_row + n - 1) / G;
+        FLUSH_DENORMALS; /* little may be left of a query */
         for (int r = 0; r < n; r++) {
             size_t t = (size_t)((first_row + r) / G), head = t * (size_t)H + (size_t)(g * G + (first_row + r) % G);
-            at[r] = run->pos + (int64_t)t, q[r] = in[IN_Q] + head * (size_t)d, out[r] = o + head * (size_t)d;
+            at[r] = run->pos + (int64_t)t, from[r] = y->window ? max64(0, at[r] - y->window + 1) : 0;
+            q[r] = query + head * (size_t)d, out[r] = o + head * (size_t)d;
             top[r] = -INFINITY, sum[r] = 0, memset(out[r], 0, (size_t)d * sizeof(float));
         }
-        for (int64_t b = newest / KEYS; b >= 0; b--) {
-            int64_t first = b * KEYS, last = min64(newest, first + KEYS - 1);
+        for (int64_t b = newest / KEYS; b >= from[0] / KEYS; b--) {
+            int64_t first = max64(from[0], b * KEYS), last = min64(newest, b * KEYS + KEYS - 1);
             for (int64_t j = last; j >= first; j--) {
-                const float *k = row, *u = row + d;
                 cache_row(c, j, g, 1, row, 0);
                 for (int r = 0; r < n; r++) {
-                    if (j > at[r]) continue;
-                    float s = dot(q[r], k, (size_t)d), along = dot(q[r], u, (size_t)d);
+                    if (j > at[r] || j < from[r]) continue;
                     int h = g * G + (first_row + r) % G;
-                    if (c->sums) s += (float)(cache_sums(c, at[r] / KEYS)[h * KEYS + at[r] % KEYS] - cache_sums(c, b)[h * KEYS + j % KEYS]);
-                    score[r * KEYS + j % KEYS] = y->scale * s;
-                    for (int i = 0; i < d; i++) q[r][i] -= along * u[i];
+                    const float *k = row, *change = row + d + (fades ? (h - g * G) * d : 0);
+                    float s = y->scale * dot(q[r], k, (size_t)d), along = fades ? 0 : dot(q[r], change, (size_t)d);
+                    if (c->sums) s += forget * (float)(cache_sums(c, at[r] / KEYS)[h * KEYS + at[r] % KEYS] - cache_sums(c, b)[h * KEYS + j % KEYS]);
+                    score[r * KEYS + j % KEYS] = s;
+                    if (fades) for (int i = 0; i < d; i++) q[r][i] *= change[i];
+                    else for (int i = 0; i < d; i++) q[r][i] -= along * change[i];
                 }
             }
             for (int r = 0; r < n; r++) {
                 float *s = score + r * KEYS, best = top[r];
-                int seen = (int)(min64(at[r], last) - first) + 1;
-                for (int j = 0; j < seen; j++) if (s[j] > best) best = s[j];
-                float keep = seen > 0 ? fast_exp(top[r] - best) : 1;
+                int low = (int)(max64(from[r], first) - b * KEYS), end = (int)(min64(at[r], last) - b * KEYS) + 1;
+                if (low >= end) continue;
+                for (int j = low; j < end; j++) if (s[j] > best) best = s[j];
+                float keep = fast_exp(top[r] - best);
                 top[r] = best, sum[r] *= keep;
-                for (int j = 0; j < seen; j++) sum[r] += s[j] = fast_exp(s[j] - best);
+                for (int j = low; j < end; j++) sum[r] += s[j] = fast_exp(s[j] - best);
                 for (int i = 0; i < d; i++) out[r][i] *= keep;
             }
             for (int64_t j = first; j <= last; j++) {
-                const float *v = row + 2 * d;
+                const float *v = row + c->dv - d;
                 cache_row(c, j, g, 1, row, 0);
                 for (int r = 0; r < n; r++)
-                    for (int i = 0; i < d && j <= at[r]; i++) out[r][i] += score[r * KEYS + j % KEYS] * v[i];
+                    if (j <= at[r] && j >= from[r])
+                        for (int i = 0; i < d; i++) out[r][i] += score[r * KEYS + j % KEYS] * v[i];
             }
         }
         for (int r = 0; r < n; r++)
@@ -4317,8 +4308,51 @@ static void mix_path(const Run *run, const Layer *y, float *mem, float *const *i
         RESTORE_DENORMALS;
     }
 }
+
+/* k, change and v, rows of width floats for each key/value head, into the cache; rows: scratch (T, row of the cache) */
+static void append_rows(const Run *run, float *rows, const float *k, const float *change, int width, const float *v) {
+    const Cache *c = &run->cache;
+    const size_t d = (size_t)(c->dv - width) / 2, w = (size_t)width, row = (size_t)c->dv;
+    for (int t = 0; t < run->T; t++) {
+        float *to = rows + (size_t)t * (size_t)c->heads * row;
+        for (size_t g = 0; g < (size_t)c->heads; g++) {
+            size_t at = (size_t)t * (size_t)c->heads + g;
+            memcpy(to + g * row, k + at * d, d * sizeof(float));
+            memcpy(to + g * row + d, change + at * w, w * sizeof(float));
+            memcpy(to + g * row + d + w, v + at * d, d * sizeof(float));
+        }
+        cache_append(c, run->pos + t, to, to, NULL);
+    }
+}
+
+/* PaTH attention: what was said in between, not the distance, turns a key away from the query.
+ *   w <- silu(conv(w)), where there is a convolution;  u = sqrt(beta_scale sigmoid(b)) w / |w|      mem: last inputs of the convolution */
+static void mix_path(const Run *run, const Layer *y, float *mem, float *const *in, float *o) {
+    int rows = run->T * y->n_k_heads, d = y->dk;
+    if (y->conv[IN_W]) short_conv(run->team, in[IN_W], y->conv[IN_W], NULL, mem, y->n_k_heads * d, y->d_conv, run->T, ACT_SILU);
+    for (int i = 0; i < rows; i++) l2norm(in[IN_W] + (size_t)i * (size_t)d, d, sqrtf(y->beta_scale * sigmoid(in[IN_B][i])));
+    append_rows(run, in[MAX_IN], in[IN_K], in[IN_W], d, in[IN_V]);
+    forget_sums(run, in[IN_F], y->n_heads);
+    walk_back(run, y, in[IN_Q], y->scale, o);
+}
 static size_t path_fixed(const Layer *y) { return y->conv[IN_W] ? (size_t)(y->d_conv - 1) * (size_t)proj_out(&y->in[IN_W]) : 0; }
 static Cache path_cache(const Layer *y) { return (Cache){NULL, F32, y->n_k_heads, 0, 3 * y->dk, y->in[IN_F].w.data ? y->n_heads : 0}; }
+
+/* Wall attention: a key fades channel by channel, as the memory of gated linear attention does, under a softmax.   fade = sigmoid(w) */
+static void mix_wall(const Run *run, const Layer *y, float *mem, float *const *in, float *o) {
+    int H = y->n_heads, Hkv = y->n_k_heads, d = y->dk;
+    (void)mem;
+    for (int i = 0; i < run->T * H && y->q_norm; i++) rmsnorm(in[IN_Q] + (size_t)i * (size_t)d, in[IN_Q] + (size_t)i * (size_t)d, y->q_norm + i % H * d, (size_t)d, y->qk_eps);
+    for (int i = 0; i < run->T * Hkv && y->k_norm; i++) rmsnorm(in[IN_K] + (size_t)i * (size_t)d, in[IN_K] + (size_t)i * (size_t)d, y->k_norm + i % Hkv * d, (size_t)d, y->qk_eps);
+    activate_row(in[IN_W], ACT_SIGMOID, (size_t)run->T * (size_t)(H * d));
+    append_rows(run, in[MAX_IN], in[IN_K], in[IN_W], H / Hkv * d, in[IN_V]);
+    forget_sums(run, in[IN_F], H);
+    walk_back(run, y, in[IN_Q], 1, o);
+    if (y->in[IN_Z].w.data) gate_rows(run->team, o, in[IN_Z], ACT_SIGMOID, H * d, run->T);
+}
+static Cache wall_cache(const Layer *y) {
+    return (Cache){NULL, F32, y->n_k_heads, 0, (2 + y->n_heads / y->n_k_heads) * y->dk, y->in[IN_F].w.data ? y->n_heads : 0};
+}
 
 /* The rows of projection j, (T, heads, width); q, k and v side by side in one row when they are fused. */
 static Rows in_rows(const Layer *y, float *const *in, int j) {
@@ -4855,6 +4889,7 @@ static const struct {
     [MIX_RWKV] = {"rwkv", rwkv_fixed, NULL, mix_rwkv},
     [MIX_MESA] = {"mesa", mesa_fixed, NULL, mix_mesa},
     [MIX_PATH] = {"path", path_fixed, path_cache, mix_path},
+    [MIX_WALL] = {"wall", NULL, wall_cache, mix_wall},
 };
 
 static const char *kind_of(const Layer *y) { return y->family ? y->family->name : mixers[y->mixer].name; }

@@ -67,6 +67,7 @@ BASES: dict[str, Config] = {
     "mesa_net": DECODER | CONV | dict(norm_eps=1e-5, num_heads=4, head_dim=12, lambda_lower_bound=0.25, max_cg_step_training=30, max_cg_step_decoding=30, use_output_gate=False),
     "transformer": SOFTMAX | dict(rope_theta=10000.0), "forgetting_transformer": SOFTMAX | dict(use_output_gate=False),
     "path_attn": without(SOFTMAX, "qk_norm", "qkv_bias", "window_size") | dict(use_forget_gate=False, use_w_shortconv=True, use_low_rank_w=True),
+    "wall_transformer": SOFTMAX | dict(use_output_gate=False, use_scalar_gate=False, gate_init_bias=8.0),
     "log_linear_mamba2": MAMBA2,
     "rwkv6": RWKV | dict(hidden_ratio=3.5, num_heads=4, expand_k=0.5, expand_v=1.0, proj_low_rank_dim=8, gate_low_rank_dim=16),
     "rwkv7": without(RWKV, "attn") | dict(head_dim=12, num_heads=4, value_dim=None, decay_low_rank_dim=16, gate_low_rank_dim=20, a_low_rank_dim=12, v_low_rank_dim=8),
@@ -158,6 +159,9 @@ CASES: dict[str, tuple[str, Config]] = {
     "path_attn forgetting, key heads": ("path_attn", dict(use_forget_gate=True, num_kv_heads=2, use_low_rank_w=False)),
     "path_attn no convolution, one key head": ("path_attn", dict(num_heads=2, num_kv_heads=1, use_w_shortconv=False, tie_word_embeddings=True)),
     "path_attn head width 17, residual attention": ("path_attn", dict(hidden_size=51, num_heads=3, use_forget_gate=True, attnres_block_size=2, num_hidden_layers=2)),
+    "wall_transformer": ("wall_transformer", {}),
+    "wall_transformer norms, biases, gates, key heads": ("wall_transformer", dict(qk_norm=True, qkv_bias=True, num_kv_heads=2, use_output_gate=True, use_scalar_gate=True)),
+    "wall_transformer window, one key head": ("wall_transformer", dict(num_heads=2, num_kv_heads=1, window_size=23, tie_word_embeddings=True, attnres_block_size=2)),
     "rwkv6": ("rwkv6", {}),
     "rwkv6 wider, no biases, no first norm": ("rwkv6", dict(num_heads=3, expand_k=1.0, expand_v=2.0, proj_low_rank_dim=5, gate_low_rank_dim=7, norm_bias=False, norm_first=False)),
     "rwkv6 hybrid, tied": ("rwkv6", dict(attn=WINDOWED, num_heads=2, intermediate_size=72, tie_word_embeddings=True)),
@@ -167,7 +171,7 @@ CASES: dict[str, tuple[str, Config]] = {
     "rwkv7 one head, shares in one tensor": ("rwkv7", dict(head_dim=48, num_heads=1)),
     "log_linear_mamba2 no norm": ("log_linear_mamba2", dict(rmsnorm=False, head_dim=24, state_size=8, use_bias=True, hidden_act="swish")),
 }
-LONG = {"path_attn", "path_attn forgetting, key heads", "path_attn no convolution, one key head", "rwkv6", "rwkv7", "linear_attn tied, kv heads", "retnet kv heads", "gsa kv heads, relu", "delta_net", "gated_deltanet value heads", "gated_deltaproduct", "kda value heads, negative",
+LONG = {"wall_transformer norms, biases, gates, key heads", "wall_transformer window, one key head", "path_attn", "path_attn forgetting, key heads", "path_attn no convolution, one key head", "rwkv6", "rwkv7", "linear_attn tied, kv heads", "retnet kv heads", "gsa kv heads, relu", "delta_net", "gated_deltanet value heads", "gated_deltaproduct", "kda value heads, negative",
         "hgrn", "hgrn2", "mamba2 groups", "mamba", "samba", "lightnet", "abc", "mesa_net", "transformer norms, biases, window", "forgetting_transformer pro", "log_linear_mamba2", "comba", "gdn2", "simple_gla", "precond_gated_deltanet value heads"}  # beyond a chunk of 64
 
 
@@ -327,10 +331,10 @@ def mamba(c: Config) -> Shapes:
 def softmax(c: Config) -> Shapes:
     width, d = c["hidden_size"], c["hidden_size"] // c["num_heads"]
     kv = d * (c["num_kv_heads"] or c["num_heads"])
-    fox = c["model_type"] == "forgetting_transformer"
+    fox, own_norms = c["model_type"] == "forgetting_transformer", c["model_type"] in ("forgetting_transformer", "wall_transformer")
     shapes = rows(c, q=width, k=kv, v=kv, o=width) | (rows(c, f=c["num_heads"]) | {"f_proj.bias": (c["num_heads"],)} if fox else {})
     shapes |= {f"{n}_proj.bias": (r,) for n, r in (("q", width), ("k", kv), ("v", kv))} if c["qkv_bias"] else {}
-    shapes |= {"q_norm.weight": (width if fox else d,), "k_norm.weight": (kv if fox else d,)} if c["qk_norm"] else {}
+    shapes |= {"q_norm.weight": (width if own_norms else d,), "k_norm.weight": (kv if own_norms else d,)} if c["qk_norm"] else {}
     return shapes | (rows(c, g=width) if c.get("use_output_gate") else {})
 
 
@@ -340,6 +344,12 @@ def path_attn(c: Config) -> Shapes:
     shapes = rows(c, q=D, k=kv, v=kv, o=D, bt=c["num_kv_heads"] or c["num_heads"]) | w | {"bt_proj.bias": (c["num_kv_heads"] or c["num_heads"],)}
     shapes |= {"w_conv1d.weight": (kv, 1, 3)} if c["use_w_shortconv"] else {}
     return shapes | (rows(c, g=c["num_heads"]) | {"g_proj.bias": (c["num_heads"],)} if c["use_forget_gate"] else {})
+
+
+def wall(c: Config) -> Shapes:
+    D = c["hidden_size"]
+    shapes = softmax(c | dict(use_output_gate=False)) | {"g_proj.weight": (D, D), "g_proj.bias": (D,)} | (rows(c, o_gate=D) if c["use_output_gate"] else {})
+    return shapes | (rows(c, gs=c["num_heads"]) | {"gs_proj.bias": (c["num_heads"],)} if c["use_scalar_gate"] else {})
 
 
 def rwkv_layer(c: Config, i: int) -> Shapes:
@@ -385,7 +395,7 @@ def softmax_shapes(width: int, spec: Config, slot: str) -> Shapes:
     return shapes | ({f"{slot}.{n}_proj.bias": (r,) for n, r in (("q", width), ("k", kv), ("v", kv))} if spec.get("qkv_bias") else {})
 
 
-SHAPES = {"path_attn": path_attn, "mesa_net": mesa_net, "lightnet": lightnet, "abc": abc, "mamba": mamba, "samba": mamba, "transformer": softmax, "forgetting_transformer": softmax, "linear_attn": linear_attn, "retnet": scalar_decay, "lightning_attn": scalar_decay, "simple_gla": simple_gla, "hgrn": hgrn, "hgrn2": hgrn2, "gsa": gsa,
+SHAPES = {"wall_transformer": wall, "path_attn": path_attn, "mesa_net": mesa_net, "lightnet": lightnet, "abc": abc, "mamba": mamba, "samba": mamba, "transformer": softmax, "forgetting_transformer": softmax, "linear_attn": linear_attn, "retnet": scalar_decay, "lightning_attn": scalar_decay, "simple_gla": simple_gla, "hgrn": hgrn, "hgrn2": hgrn2, "gsa": gsa,
           "delta_net": delta_net, "gated_deltanet": gated_deltanet, "gated_deltaproduct": gated_deltanet, "comba": comba, "kda": kda, "gdn2": gdn2,
           "precond_gated_deltanet": precond_gated_deltanet, "precond_kda": precond_kda, "mamba2": mamba2, "log_linear_mamba2": mamba2}
 # model_type -> prefix, norm in front of the mixer, slot of the mixer, last norm, whether there is a feed-forward

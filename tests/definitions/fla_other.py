@@ -87,6 +87,36 @@ def path_attn(cfg, w, tokens):
     return fla_decoder(cfg, w, tokens, lambda l, p, x: path_attention(p, x, H, cfg.get("num_kv_heads") or H))
 
 
+def wall(q, k, v, g, gs, window=None):
+    """logit_tj = d^-1/2 sum_c q_tc k_jc e^(P_tc - P_jc) + C_t - C_j, P and C running sums of g (T, H, d) and gs (T, H)."""
+    (T, H, d), P, C, o = q.shape, np.cumsum(g, 0), np.cumsum(gs, 0), np.zeros(q.shape)
+    k, v = np.repeat(k, H // k.shape[1], 1), np.repeat(v, H // v.shape[1], 1)
+    for t in range(T):
+        seen = slice(max(0, t + 1 - (window or T)), t + 1)
+        s = (q[t] * k[seen] * np.exp(P[t] - P[seen])).sum(-1) * d ** -0.5 + C[t] - C[seen]
+        o[t] = (softmax(s, 0)[..., None] * v[seen]).sum(0)
+    return o
+
+
+@model("wall_transformer")
+def wall_transformer(cfg, w, tokens):
+    """No RoPE. Gates of keys per query head and channel, optionally one more per query head; q and k norms with one weight per channel
+    of the full width (eps 1e-5); o = sigmoid(o_gate_proj x) * o."""
+    H = cfg["num_heads"]
+    Hkv = cfg.get("num_kv_heads") or H
+
+    def attention(l, p, x):
+        q, k, v = qkv(p, x, H, Hkv)
+        if "q_norm.weight" in p:
+            q, k = rmsnorm(q, p["q_norm.weight"].reshape(H, -1), 1e-5), rmsnorm(k, p["k_norm.weight"].reshape(Hkv, -1), 1e-5)
+        gs = logsigmoid(proj(p, "gs_proj", x)) if "gs_proj.weight" in p else np.zeros((len(x), H))
+        o = wall(q, k, v, logsigmoid(heads(proj(p, "g_proj", x), H)), gs, cfg.get("window_size")).reshape(len(x), -1)
+        if "o_gate_proj.weight" in p:
+            o = sigmoid(proj(p, "o_gate_proj", x)) * o
+        return proj(p, "o_proj", o)
+    return fla_decoder(cfg, w, tokens, attention)
+
+
 # Mamba
 
 def mamba_mixer(p, x):
@@ -346,7 +376,22 @@ def gdn2_definition(q, k, v, g, b, w):
     return scan(*k.shape, v.shape[2], step)
 
 
+def small(rows):
+    """(T, 1, channels) of one head."""
+    return np.array(rows, float)[:, None]
+
+
+def check_softmax():
+    """Three tokens of one head worked out by hand: mixers.md sections C0, C4 and C13."""
+    q, k, v = small([(1, -.5), (-.5, 1), (.25, -1)]), small([(.5, -1), (1, .25), (-.75, .5)]), small([(1, 2), (-1, .5), (.5, -1.5)])
+    w, beta, c = l2norm(small([(1, 0), (.6, .8), (0, 1)])), 2 * sigmoid(np.array([[0.], [1], [-1]])), np.cumsum(logsigmoid(np.array([[2.], [1], [-1]])), 0)
+    print(f"path: max|d| {np.abs(path(q, k, v, w, beta, c) - small([(1, 2), (-.323072714, 1.00769546), (.203733744, .102087075)])).max():.1e}")
+    g = logsigmoid(small([(2, -1), (.5, 1.5), (-.5, 0)]))
+    print(f"wall: max|d| {np.abs(wall(q, k, v, g, np.zeros((3, 1))) - small([(1, 2), (-.250256127, 1.06230791), (.234074358, .775566998)])).max():.1e}")
+
+
 def main():
+    check_softmax()
     rng = np.random.default_rng(0)
     T, H, N, P = 70, 2, 4, 3
     n = lambda *shape: rng.standard_normal((T, H) + shape)

@@ -262,7 +262,8 @@ class Plan:
 
 
 VIEWS = {"-exp": View(fn=lambda a: -np.exp(a)), "sigmoid": View(fn=lambda a: 1 / (1 + np.exp(-a))), "column": View(shape=(-1, 1)),
-         "-exp column": View(fn=lambda a: -np.exp(a), shape=(-1, 1)), "+1": PLUS_ONE, "conv": SQUEEZE_CONV, "vector": SQUEEZE_ROW}
+         "-exp column": View(fn=lambda a: -np.exp(a), shape=(-1, 1)), "+1": PLUS_ONE, "conv": SQUEEZE_CONV, "vector": SQUEEZE_ROW,
+         "flat": View(shape=(-1,))}
 TOP: Table = {"model.embed_tokens.weight": "token_embd.weight", "model.norm.weight": "output_norm.weight"}
 HEAD: Table = {"lm_head.weight": "output.weight"}
 NORMS: Table = {"input_layernorm.weight": "attn_norm.weight", "post_attention_layernorm.weight": "ffn_norm.weight"}
@@ -488,6 +489,9 @@ FLA_MIXERS: dict[str, Table] = {
     "precond_gated_deltanet": FLA_QKVO | FLA_BETA | FLA_DT | FLA_DECAY | FLA_O_NORM | FLA_MOMENT | {"attn.a_atk_proj.weight": "ssm_m_alpha.weight"},
     "precond_kda": FLA_QKVO | FLA_BETA | FLA_LOW_DECAY | FLA_LOW_GATE | FLA_O_NORM | FLA_MOMENT | {"attn.a_proj.weight": "ssm_m_alpha.weight"},
     "mamba": FLA_MAMBA, "samba": FLA_MAMBA, "mamba2": FLA_MAMBA2, "log_linear_mamba2": FLA_MAMBA2 | {"mixer.L": "ssm_levels"},
+    "mamba3": {"mixer.in_proj.weight": "ssm_in.weight", "mixer.dt_bias": "ssm_dt.bias", "mixer.B_norm.weight": "ssm_b_norm.weight",
+               "mixer.C_norm.weight": "ssm_c_norm.weight", "mixer.B_bias": ("ssm_b.bias", "flat"), "mixer.C_bias": ("ssm_c.bias", "flat"), "mixer.D": "ssm_d",
+               "mixer.out_proj.weight": "ssm_out.weight"},
     "transformer": FLA_QKVO, "forgetting_transformer": FLA_QKVO | {"attn.f_proj.weight": "attn_forget.weight", "attn.f_proj.bias": "attn_forget.bias"},
     "path_attn": FLA_QKVO | {"attn.bt_proj.weight": "ssm_beta.weight", "attn.bt_proj.bias": "ssm_beta.bias"},
     "wall_transformer": FLA_QKVO | {"attn.g_proj.weight": "attn_fade.weight", "attn.g_proj.bias": "attn_fade.bias"},
@@ -558,6 +562,7 @@ class FlaNames:
 FLA_NAMES = {"mamba": FlaNames("backbone", "norm", "norm_f", hybrid=False, residual=False, own_width=True, eps=1e-5),
              "samba": FlaNames("backbone", "mixer_norm", "norm_f", own_width=True, eps=1e-5, slot="mixer"),
              "mamba2": FlaNames("backbone", "norm", "norm_f", hybrid=False, residual=False, own_width=True, eps=1e-5),
+             "mamba3": FlaNames("backbone", "norm", "norm_f", hybrid=False, residual=False, own_width=True, eps=1e-5),
              "log_linear_mamba2": FlaNames("backbone", "mixer_norm", "norm_f", hybrid=False, own_width=True, eps=1e-5),
              "transformer": FlaNames(hybrid=False), "forgetting_transformer": FlaNames(hybrid=False),
              "path_attn": FlaNames(hybrid=False), "wall_transformer": FlaNames(hybrid=False),
@@ -864,6 +869,24 @@ def mamba2(f: Fields, m: Mixer) -> None:
             m.keys["norm_groups"] = norm_groups
 
 
+def mamba3(f: Fields, m: Mixer) -> None:
+    """One write and one readout per token and head; is_mimo would be several."""
+    f.read |= {"dt_min", "dt_max", "dt_init_floor", "chunk_size", "mimo_rank", "residual_in_fp32", "rescale_prenorm_residual", "num_heads", "intermediate_size", "time_step_rank"}
+    f.only("is_mimo", False), f.only("hidden_act", "silu", "swish")
+    inner, width, groups, states = m.width * f.count("expand", 2), f.count("head_dim", 64), f.count("n_groups", 1), f.count("state_size", 128)
+    heads = inner // width
+    if inner % width or heads % groups or f.get("num_heads", heads) != heads:
+        raise Refusal(f"{f.where}: {f.get('num_heads', heads)} heads of {width} in {groups} groups do not make the width {inner}")
+    fraction = f.real("rope_fraction", 0.5)
+    if fraction not in (0.5, 1):
+        raise Refusal(f"{f.where}: rope_fraction = {fraction} is neither 0.5 nor 1")
+    m.plain_keys = {"ssm.inner_size": inner, "ssm.state_size": states, "ssm.time_step_rank": heads, "ssm.group_count": groups}
+    m.keys |= {"rope_dimension_count": int(states * fraction) // 2 * 2, "rate_min": f.real("A_floor", 1e-4)}
+    m.take({"mixer.in_proj.bias": "ssm_in.bias", "mixer.out_proj.bias": "ssm_out.bias"}, f.flag("use_bias"))
+    m.take({"mixer.norm.weight": "ssm_norm.weight"}, f.flag("is_outproj_norm"))
+    m.hidden = False
+
+
 def mamba(f: Fields, m: Mixer) -> None:
     """The model_type of two libraries: fla says norm_eps and dt_rank, transformers layer_norm_epsilon and time_step_rank, as does samba for
     the rank. The sizes of time steps at the start of training do not matter."""
@@ -1072,7 +1095,6 @@ def rwkv7(f: Fields, has: set[str]) -> Plan:
                   "mixer.layer_norm_epsilon": dk * plan.keys["attention.layer_norm_epsilon"]}
     if f.flag("fuse_norm", True):  # the fused norm of the erase key has an epsilon in the root, the other one a bound of the length
         plan.keys["mixer.l2_norm_epsilon"] = 1e-6
-    plan.views["flat"] = View(shape=(-1,))
     for i, (prefix, tables) in enumerate(plan.blocks):
         tables += [RWKV7_MIX] + [RWKV7_NARROW[x] for x in "wavg" if i or x != "v"]
         mixes = [f"{prefix}attn.x_{x}" for x in "rwkvag"]
@@ -1124,7 +1146,7 @@ ARCHITECTURES = {
 ARCHITECTURES["Qwen3_5ForConditionalGeneration"] = ARCHITECTURES["Qwen3_5ForCausalLM"]
 FLA_MODELS = {"gla": ("GLAForCausalLM", gla), "retnet": ("RetNetForCausalLM", retnet), "linear_attn": ("LinearAttentionForCausalLM", linear_attn),
               "simple_gla": ("SimpleGLAForCausalLM", simple_gla), "lightning_attn": ("LightningAttentionForCausalLM", lightning),
-              "mamba": ("MambaForCausalLM", mamba), "samba": ("SambaForCausalLM", mamba), "mamba2": ("Mamba2ForCausalLM", mamba2), "log_linear_mamba2": ("LogLinearMamba2ForCausalLM", mamba2),
+              "mamba": ("MambaForCausalLM", mamba), "samba": ("SambaForCausalLM", mamba), "mamba2": ("Mamba2ForCausalLM", mamba2), "mamba3": ("Mamba3ForCausalLM", mamba3), "log_linear_mamba2": ("LogLinearMamba2ForCausalLM", mamba2),
               "hgrn": ("HGRNForCausalLM", hgrn), "hgrn2": ("HGRN2ForCausalLM", hgrn2), "gsa": ("GSAForCausalLM", gsa),
               "delta_net": ("DeltaNetForCausalLM", delta_net), "gated_deltanet": ("GatedDeltaNetForCausalLM", gated_deltanet),
               "gated_deltaproduct": ("GatedDeltaProductForCausalLM", gated_deltaproduct), "comba": ("CombaForCausalLM", comba),
@@ -1137,6 +1159,17 @@ ARCHITECTURES |= {cls: Architecture(name, partial(fla, read, name=name), f"head 
                   for name, (cls, read) in FLA_MODELS.items()}
 MODEL_TYPES = {"qwen3_5_text": "Qwen3_5ForCausalLM", "qwen3_5": "Qwen3_5ForCausalLM", "qwen3": "Qwen3ForCausalLM",
                "llama": "LlamaForCausalLM", "rwkv6": "RWKV6ForCausalLM", "rwkv7": "RWKV7ForCausalLM"} | {name: cls for name, (cls, _) in FLA_MODELS.items()}  # where config.json names no class
+
+
+# Relatives that are not converted, and why.
+LEFT_OUT = {
+    "raven": "the router of its slots is not implemented",
+    "rodimus": "its blocks add attention to the input of the feed-forward only, which the decoder here has no place for",
+    "mom": "it keeps several memories, each with the convolution of the tokens routed to it, which the state here has no place for",
+    "yoco": "its upper half reads keys of one layer in the middle, which the state here has no place for",
+    "parallax": "its attention weighs every key a second time, which is not implemented",
+    "based": "it is a layer without a model", "rebased": "it is a layer without a model",
+}
 
 
 # ---- 4. tokenizer ----------------------------------------------------------------------------------------------------
@@ -1440,6 +1473,8 @@ def export(folder: Path, out: Path, wanted: str | None, ignored: list[str]) -> N
     fields = Fields(config, str(folder / "config.json"))
     names = config.get("architectures") or [MODEL_TYPES.get(config.get("model_type"), config.get("model_type"))]
     arch = ARCHITECTURES.get(names[0]) if isinstance(names, list) else None
+    if arch is None and config.get("model_type") in LEFT_OUT:
+        raise Refusal(f"{folder / 'config.json'}: model_type {config['model_type']} is not supported: {LEFT_OUT[config['model_type']]}")
     if arch is None:
         raise Refusal(f"{folder / 'config.json'}: the architecture {names} is not supported, only {', '.join(ARCHITECTURES)}")
     tensors = read_tensors(folder)

@@ -2876,7 +2876,7 @@ static const struct { const char *name; int act; } act_names[] = {
     {"elementwise_product", MAP_HADAMARD}, {"t2r", MAP_T2R}, {"hedgehog", MAP_HEDGEHOG}, {"dpfp", MAP_DPFP},
 };
 
-enum { MIX_SOFTMAX, MIX_LINEAR, MIX_HGRN, MIX_SLOTS, MIX_PRODUCT, MIX_LOG_LINEAR, MIX_MAMBA, MIX_RWKV, MIX_MESA, MIX_PATH, MIX_WALL, N_MIXERS }; /* rows of the table `mixers` in section 9 */
+enum { MIX_SOFTMAX, MIX_LINEAR, MIX_HGRN, MIX_SLOTS, MIX_PRODUCT, MIX_LOG_LINEAR, MIX_MAMBA, MIX_RWKV, MIX_MESA, MIX_PATH, MIX_WALL, MIX_TRAPEZOID, N_MIXERS }; /* rows of the table `mixers` in section 9 */
 
 /* -- the family: every mixer that keeps a matrix memory, by what it hands to the one recurrence (section 5) --
  *   in       its projections of the normed input: Query, Key, Value, Forget (decay), Beta (strength), Z (output gate), Write gate,
@@ -2887,7 +2887,9 @@ enum { MIX_SOFTMAX, MIX_LINEAR, MIX_HGRN, MIX_SLOTS, MIX_PRODUCT, MIX_LOG_LINEAR
  *   decay    d, from f: one per head, per key channel or per slot
  *   erase    what is read before the write, with strength b;  write  what is written
  *   out      norm of the readout o, and what it spans;  gate  act(z) times that
- * A file may switch parts off or replace them (doc/format.md): convolutions, map, gate, norms, strength, bounds of the decay. */
+ * A file may switch parts off or replace them (doc/format.md): convolutions, map, gate, norms, strength, bounds of the decay.
+ * RWKV-6 and -7 are of the family, too, with what they need in front of it: see read_rwkv and mix_rwkv. Softmax attention and its relatives that forget,
+ * fade or turn keys (forgetting_transformer, wall_transformer, path_attn) keep every key and value instead. */
 enum { SILU_NEVER, SILU_CONV, SILU_ALWAYS, SILU_V };
 enum { QK_PLAIN, QK_L2, QK_SUM };          /* x;  x / sqrt(sum x^2 + 1e-6);  x / (sum x + epsilon) */
 enum { DECAY_NONE, DECAY_FIXED,            /* d = 1;  d = ssm_decay, a constant */
@@ -2903,6 +2905,7 @@ enum { ERASE_NONE, ERASE_KEY,              /* -;  b k'S, from the faded S */
 enum { WRITE_V, WRITE_BETA_V,              /* k v';  k (b v)' */
        WRITE_GATED_V,                      /* k (sigmoid(w) v)' */
        WRITE_STEP_V,                       /* k (D v)' */
+       WRITE_TRAPEZOID,                    /* k (s D v)', and the k (1 - s) D v' of the token before with d */
        WRITE_SCALED_K,                     /* (m k) (b v)', m from a running second moment of k */
        WRITE_REST };                       /* (1 - d) v': what is forgotten makes room for what is new; DECAY_SUM: e^(f - z) v', the same but without rounding */
 enum { OUT_HEAD, OUT_ALL,                  /* norm of each head;  of all heads as one */
@@ -2920,6 +2923,7 @@ static const Family family[] = {
     {"samba",                 "vz",        "",      SILU_ALWAYS, ACT_NONE,     QK_PLAIN, DECAY_STEP,     CHANNELS, ERASE_NONE,  WRITE_STEP_V,   OUT_GATED,    ACT_SILU,    MIX_MAMBA},
     {"mamba2",                "qkvfz",     "qk",    SILU_ALWAYS, ACT_NONE,     QK_PLAIN, DECAY_STEP,     HEADS,    ERASE_NONE,  WRITE_STEP_V,   OUT_GATED,    ACT_SILU,    MIX_LINEAR},
     {"log_linear_mamba2",     "qkvfzw",    "qk",    SILU_ALWAYS, ACT_NONE,     QK_PLAIN, DECAY_STEP,     HEADS,    ERASE_NONE,  WRITE_STEP_V,   OUT_GATED,    ACT_SILU,    MIX_LOG_LINEAR},
+    {"mamba3",                "qkvfzwbg",  "qk",    SILU_NEVER,  ACT_NONE,     QK_PLAIN, DECAY_STEP,     HEADS,    ERASE_NONE,  WRITE_TRAPEZOID, OUT_GATED,   ACT_SILU,    MIX_TRAPEZOID},
     {"gla",                   "qkvfz",     "kvf",   SILU_CONV,   ACT_NONE,     QK_PLAIN, DECAY_SIGMOID,  CHANNELS, ERASE_NONE,  WRITE_V,        OUT_HEAD,     ACT_SILU,    MIX_LINEAR},
     {"hgrn",                  "vfz",       "",      SILU_V,      ACT_NONE,     QK_PLAIN, DECAY_FORGET,   CHANNELS, ERASE_NONE,  WRITE_REST,     OUT_ALL,      ACT_SILU,    MIX_HGRN},
     {"hgrn2",                 "qvf",       "",      SILU_NEVER,  ACT_SILU,     QK_PLAIN, DECAY_FORGET,   CHANNELS, ERASE_NONE,  WRITE_REST,     OUT_ALL,      ACT_NONE,    MIX_LINEAR},
@@ -2977,6 +2981,8 @@ typedef struct {
     const float *skip;              /* D: o += D v, per head or per channel (skip_each); ERASE_OLD: q loses D p */
     const float *old_key;           /* ERASE_OLD: p = this times k, per head */
     const float *g_a, *g_bias, *g_scale; /* WRITE_SCALED_K: of the decay of the second moment, and the logarithm of its scale, like g */
+    const float *k_bias, *q_bias;   /* MIX_TRAPEZOID: (n_heads, dk), behind k_norm and q_norm; the slowest decay allowed */
+    float rate_min;
     const float *levels;            /* (n_heads, MAX_LEVELS) log-linear attention: weight of a level = softplus(levels w) */
     const float *ridge;             /* MIX_MESA: (n_heads, dk), added to the diagonal; and how many steps its solver takes */
     int solver_steps;
@@ -3420,6 +3426,33 @@ static void bind_mamba2(Loader *l, Layer *y, int i) {
     y->scratch = family_scratch(y);
 }
 
+/* mamba3: one matrix for z, v, k, q, the time step, the rate of decay, the share of the step that is this token's, and angles.  (mixers.md section 4.25) */
+static void bind_mamba3(Loader *l, Layer *y, int i) {
+    int dim = l->m->config.dim, inner = int_key(l, "ssm.inner_size", i, 0, 1, 1 << 26);
+    y->n_heads = int_key(l, "ssm.time_step_rank", i, 0, 1, 65536), y->n_k_heads = int_key(l, "ssm.group_count", i, 1, 1, 65536);
+    y->dk = int_key(l, "ssm.state_size", i, 0, 1, 4096);
+    y->rope_dims = int_key(l, "mixer.rope_dimension_count", i, 0, 2, y->dk < MAX_ROPE ? y->dk : MAX_ROPE) / 2 * 2;
+    if (!l->code && (y->n_heads % y->n_k_heads || inner % y->n_heads || inner / y->n_heads > 4096 || (int64_t)y->n_heads * y->dk > 1 << 26))
+        l->code = fail(l->err, GLA_FORMAT, "%s.ssm.*: %d groups, %d heads and an inner size of %d do not fit together", l->arch, y->n_k_heads, y->n_heads, inner);
+    if (l->code) return;
+    y->dv = inner / y->n_heads;
+    family_defaults(y, l->arch);
+    static const int order[] = {IN_Z, IN_V, IN_K, IN_Q, IN_F, IN_W, IN_B, IN_G};
+    const int H = y->n_heads, group = y->n_k_heads * y->dk, rows[] = {inner, inner, group, group, H, H, H, y->rope_dims / 2};
+    int64_t all = 2 * (int64_t)inner + 2 * group + 3 * H + y->rope_dims / 2, at = 0;
+    Tensor w = matrix(l, "ssm_in.weight", i, dim, all);
+    const float *b = vector_if(l, "ssm_in.bias", i, all);
+    for (int j = 0; j < 8 && !l->code; at += rows[j++]) y->in[order[j]] = (Proj){.w = rows_of(w, at, rows[j]), .bias = b ? b + at : NULL};
+    y->k_norm = vector(l, "ssm_b_norm.weight", i, y->dk), y->q_norm = vector(l, "ssm_c_norm.weight", i, y->dk);
+    y->k_bias = vector(l, "ssm_b.bias", i, (int64_t)H * y->dk), y->q_bias = vector(l, "ssm_c.bias", i, (int64_t)H * y->dk);
+    y->dt_bias = vector(l, "ssm_dt.bias", i, H), y->skip = vector(l, "ssm_d", i, H);
+    y->rate_min = (float)float_key(l, "mixer.rate_min", i, 0, 0, 1e6);
+    y->o_norm = vector_if(l, "ssm_norm.weight", i, inner);
+    y->norm_width = y->o_norm ? y->dv : 0, y->gate_first = 0;
+    y->out = projection(l, "ssm_out", NULL, i, inner, dim);
+    y->scratch = 4 * (size_t)H * (size_t)(y->dk + y->dv) + 2 * (size_t)H + 8 * LANES;
+}
+
 /* mamba in the layout of llama.cpp; samba is the same with a feed-forward and with softmax layers.      (mixers.md sections 3.6, 4.23) */
 static void bind_mamba(Loader *l, Layer *y, int i) {
     int dim = l->m->config.dim, inner = int_key(l, "ssm.inner_size", i, 0, 1, 1 << 24), states = int_key(l, "ssm.state_size", i, 0, 1, 4096);
@@ -3490,6 +3523,7 @@ static void read_fla(Loader *l, Layer *y, int i) {
         else bind_softmax(l, y, i, 0, 0, has(l, "attn_q_norm.weight", i), 0);
         if ((y->mixer == MIX_WALL || (y->mixer == MIX_SOFTMAX && y->in[IN_F].w.data)) && has(l, "attn_gate.weight", i)) y->in[IN_Z] = projection(l, "attn_gate", NULL, i, dim, (int64_t)y->n_heads * y->dv);
     } else if (family_named(l->arch)->mixer == MIX_MAMBA) bind_mamba(l, y, i);
+    else if (family_named(l->arch)->mixer == MIX_TRAPEZOID) bind_mamba3(l, y, i);
     else if (family_named(l->arch)->out == OUT_GATED) bind_mamba2(l, y, i);
     else bind_family(l, y, i);
     if (y->family && y->family->out == OUT_GATED && !has(l, "ffn_norm.weight", i)) return; /* mamba and mamba2 have no feed-forward */
@@ -4726,6 +4760,47 @@ static void mix_mamba(const Run *run, const Layer *y, float *mem, float *const *
 }
 static size_t mamba_fixed(const Layer *y) { return conv_floats(y) + (size_t)y->n_heads * (size_t)y->dk; }
 
+/* Mamba-3: what arrived during a step is taken from both its ends, as in the trapezoidal rule.      (mixers.md section 4.25)
+ *   D = softplus(f + dt);  d = exp(-max(softplus(w), rate_min) D);  s = sigmoid(b)
+ *   k, q <- rope(norm(k) + bias, angle), each head its own bias and angle <- angle + pi tanh(g) D, pairs (2i, 2i+1)
+ *   S <- d S + d (1 - s) D k_(t-1) v_(t-1)' + s D k v';   o = S'q:  two writes per token to the recurrence, the first for the token before
+ *   mem: k and v of the last token, angles (H, rope_dims / 2), S (H, dk, dv) */
+static void mix_trapezoid(const Run *run, const Layer *y, float *mem, float *const *in, float *o) {
+    float *free_rows = in[MAX_IN];
+    int H = y->n_heads, dk = y->dk, dv = y->dv, T = run->T, pairs = y->rope_dims / 2;
+    float *last_k = mem, *last_v = last_k + (size_t)H * (size_t)dk, *angles = last_v + (size_t)H * (size_t)dv, *S = angles + (size_t)H * (size_t)pairs;
+    Rows q = scratch_rows(&free_rows, 2 * T, H, dk), k = scratch_rows(&free_rows, 2 * T, H, dk), v = scratch_rows(&free_rows, 2 * T, H, dv);
+    Rows d = scratch_rows(&free_rows, 2 * T, H, 1), out = scratch_rows(&free_rows, 2 * T, H, dv), key = in_rows(y, in, IN_K), query = in_rows(y, in, IN_Q);
+    int n_threads = threads_for(run->team, 40.0 * T * H * (dk + dv + 2 * pairs));
+    PARALLEL_FOR(n_threads)
+    for (int h = 0; h < H; h++) {
+        float table[MAX_ROPE], *angle = angles + h * pairs, *k0 = last_k + h * dk, *v0 = last_v + h * dv;
+        for (int t = 0; t < T; t++) {
+            size_t at = (size_t)t * (size_t)H + (size_t)h;
+            float D = softplus(in[IN_F][at] + y->dt_bias[h]), rate = softplus(in[IN_W][at]), s = sigmoid(in[IN_B][at]);
+            float fade = expf(-(rate > y->rate_min ? rate : y->rate_min) * D);
+            float *k1 = row_at(&k, 2 * t + 1) + h * dk, *q1 = row_at(&q, 2 * t + 1) + h * dk, *w = row_at(&v, 2 * t) + h * dv;
+            const float *x = in[IN_V] + at * (size_t)dv;
+            for (int i = 0; i < pairs; i++) {
+                angle[i] = (float)fmod(angle[i] + 3.14159265358979 * tanh(in[IN_G][t * pairs + i]) * D, 6.28318530717959);
+                table[2 * i] = cosf(angle[i]), table[2 * i + 1] = sinf(angle[i]);
+            }
+            rmsnorm(k1, row_head(&key, t, h, H, 0, dk), y->k_norm, (size_t)dk, y->eps);
+            rmsnorm(q1, row_head(&query, t, h, H, 0, dk), y->q_norm, (size_t)dk, y->eps);
+            for (int i = 0; i < dk; i++) k1[i] += y->k_bias[h * dk + i], q1[i] += y->q_bias[h * dk + i];
+            rope(k1, table, y->rope_dims, 1), rope(q1, table, y->rope_dims, 1);
+            memcpy(row_at(&k, 2 * t) + h * dk, k0, (size_t)dk * sizeof(float)), memcpy(k0, k1, (size_t)dk * sizeof(float));
+            memcpy(row_at(&q, 2 * t) + h * dk, q1, (size_t)dk * sizeof(float)); /* what is read after the first write is dropped */
+            for (int j = 0; j < dv; j++) w[j] = fade * (1 - s) * D * v0[j], w[v.stride + (size_t)j] = s * D * x[j], v0[j] = x[j];
+            row_at(&d, 2 * t)[h] = fade, row_at(&d, 2 * t + 1)[h] = 1;
+        }
+    }
+    recurrence(run->team, &(Recurrence){.H = H, .dk = dk, .dv = dv, .d_width = 1, .d = d, .q = q, .k = k, .v = v}, S, row_at(&out, 0), 2 * T);
+    for (int t = 0; t < T; t++) memcpy(o + (size_t)t * out.stride, row_at(&out, 2 * t + 1), out.stride * sizeof(float));
+    finish(run, y, in, o);
+}
+static size_t trapezoid_fixed(const Layer *y) { return (size_t)y->n_heads * (size_t)(y->dk + y->dv + y->rope_dims / 2 + y->dk * y->dv); }
+
 /* Token shift: delta_t = x_{t-1} - x_t, all (T, dim).                                      (mixers.md section 2.4)
  *   last (dim): x before the run, zero at the start; left behind is the last x of the run */
 static void token_shift(float *delta, const float *x, float *last, int T, size_t dim) {
@@ -4890,6 +4965,7 @@ static const struct {
     [MIX_MESA] = {"mesa", mesa_fixed, NULL, mix_mesa},
     [MIX_PATH] = {"path", path_fixed, path_cache, mix_path},
     [MIX_WALL] = {"wall", NULL, wall_cache, mix_wall},
+    [MIX_TRAPEZOID] = {"trapezoid", trapezoid_fixed, NULL, mix_trapezoid},
 };
 
 static const char *kind_of(const Layer *y) { return y->family ? y->family->name : mixers[y->mixer].name; }

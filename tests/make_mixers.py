@@ -67,6 +67,8 @@ BASES: dict[str, Config] = {
     "mesa_net": DECODER | CONV | dict(norm_eps=1e-5, num_heads=4, head_dim=12, lambda_lower_bound=0.25, max_cg_step_training=30, max_cg_step_decoding=30, use_output_gate=False),
     "transformer": SOFTMAX | dict(rope_theta=10000.0), "forgetting_transformer": SOFTMAX | dict(use_output_gate=False),
     "path_attn": without(SOFTMAX, "qk_norm", "qkv_bias", "window_size") | dict(use_forget_gate=False, use_w_shortconv=True, use_low_rank_w=True),
+    "mamba3": without(MAMBA2, "hidden_ratio", "intermediate_size", "conv_kernel", "use_conv_bias", "rmsnorm", "norm_before_gate", "D_has_hdim", "dt_limit", "attn", "attnres_block_size")
+              | dict(rope_fraction=0.5, A_floor=1e-4, is_outproj_norm=False, is_mimo=False, attn=None, attnres_block_size=None),
     "wall_transformer": SOFTMAX | dict(use_output_gate=False, use_scalar_gate=False, gate_init_bias=8.0),
     "log_linear_mamba2": MAMBA2,
     "rwkv6": RWKV | dict(hidden_ratio=3.5, num_heads=4, expand_k=0.5, expand_v=1.0, proj_low_rank_dim=8, gate_low_rank_dim=16),
@@ -162,6 +164,9 @@ CASES: dict[str, tuple[str, Config]] = {
     "wall_transformer": ("wall_transformer", {}),
     "wall_transformer norms, biases, gates, key heads": ("wall_transformer", dict(qk_norm=True, qkv_bias=True, num_kv_heads=2, use_output_gate=True, use_scalar_gate=True)),
     "wall_transformer window, one key head": ("wall_transformer", dict(num_heads=2, num_kv_heads=1, window_size=23, tie_word_embeddings=True, attnres_block_size=2)),
+    "mamba3": ("mamba3", {}),
+    "mamba3 norm, groups, biases": ("mamba3", dict(is_outproj_norm=True, n_groups=2, use_bias=True, head_dim=24, state_size=18, tie_word_embeddings=True)),
+    "mamba3 turned whole, slow": ("mamba3", dict(rope_fraction=1.0, A_floor=0.5, state_size=24, expand=1, num_hidden_layers=2)),
     "rwkv6": ("rwkv6", {}),
     "rwkv6 wider, no biases, no first norm": ("rwkv6", dict(num_heads=3, expand_k=1.0, expand_v=2.0, proj_low_rank_dim=5, gate_low_rank_dim=7, norm_bias=False, norm_first=False)),
     "rwkv6 hybrid, tied": ("rwkv6", dict(attn=WINDOWED, num_heads=2, intermediate_size=72, tie_word_embeddings=True)),
@@ -171,7 +176,7 @@ CASES: dict[str, tuple[str, Config]] = {
     "rwkv7 one head, shares in one tensor": ("rwkv7", dict(head_dim=48, num_heads=1)),
     "log_linear_mamba2 no norm": ("log_linear_mamba2", dict(rmsnorm=False, head_dim=24, state_size=8, use_bias=True, hidden_act="swish")),
 }
-LONG = {"wall_transformer norms, biases, gates, key heads", "wall_transformer window, one key head", "path_attn", "path_attn forgetting, key heads", "path_attn no convolution, one key head", "rwkv6", "rwkv7", "linear_attn tied, kv heads", "retnet kv heads", "gsa kv heads, relu", "delta_net", "gated_deltanet value heads", "gated_deltaproduct", "kda value heads, negative",
+LONG = {"mamba3", "wall_transformer norms, biases, gates, key heads", "wall_transformer window, one key head", "path_attn", "path_attn forgetting, key heads", "path_attn no convolution, one key head", "rwkv6", "rwkv7", "linear_attn tied, kv heads", "retnet kv heads", "gsa kv heads, relu", "delta_net", "gated_deltanet value heads", "gated_deltaproduct", "kda value heads, negative",
         "hgrn", "hgrn2", "mamba2 groups", "mamba", "samba", "lightnet", "abc", "mesa_net", "transformer norms, biases, window", "forgetting_transformer pro", "log_linear_mamba2", "comba", "gdn2", "simple_gla", "precond_gated_deltanet value heads"}  # beyond a chunk of 64
 
 
@@ -299,6 +304,15 @@ def mamba2(c: Config) -> Shapes:
     return shapes | ({"L": (heads, 15)} if c["model_type"] == "log_linear_mamba2" else {})
 
 
+def mamba3(c: Config) -> Shapes:
+    width, inner, N = c["hidden_size"], c["hidden_size"] * c["expand"], c["state_size"]
+    heads, out = inner // c["head_dim"], 2 * inner + 2 * c["n_groups"] * N + 3 * (inner // c["head_dim"]) + int(N * c["rope_fraction"]) // 2
+    shapes: Shapes = {"in_proj.weight": (out, width), "dt_bias": (heads,), "B_norm.weight": (N,), "C_norm.weight": (N,), "B_bias": (heads, 1, N), "C_bias": (heads, 1, N),
+                      "D": (heads,), "out_proj.weight": (width, inner)}
+    shapes |= {"in_proj.bias": (out,), "out_proj.bias": (width,)} if c["use_bias"] else {}
+    return shapes | ({"norm.weight": (inner,)} if c["is_outproj_norm"] else {})
+
+
 def lightnet(c: Config) -> Shapes:
     width, low = c["hidden_size"], c["gate_low_rank_dim"]
     heads = c["num_heads"] or width // c["expand_ratio"]
@@ -395,11 +409,11 @@ def softmax_shapes(width: int, spec: Config, slot: str) -> Shapes:
     return shapes | ({f"{slot}.{n}_proj.bias": (r,) for n, r in (("q", width), ("k", kv), ("v", kv))} if spec.get("qkv_bias") else {})
 
 
-SHAPES = {"wall_transformer": wall, "path_attn": path_attn, "mesa_net": mesa_net, "lightnet": lightnet, "abc": abc, "mamba": mamba, "samba": mamba, "transformer": softmax, "forgetting_transformer": softmax, "linear_attn": linear_attn, "retnet": scalar_decay, "lightning_attn": scalar_decay, "simple_gla": simple_gla, "hgrn": hgrn, "hgrn2": hgrn2, "gsa": gsa,
+SHAPES = {"mamba3": mamba3, "wall_transformer": wall, "path_attn": path_attn, "mesa_net": mesa_net, "lightnet": lightnet, "abc": abc, "mamba": mamba, "samba": mamba, "transformer": softmax, "forgetting_transformer": softmax, "linear_attn": linear_attn, "retnet": scalar_decay, "lightning_attn": scalar_decay, "simple_gla": simple_gla, "hgrn": hgrn, "hgrn2": hgrn2, "gsa": gsa,
           "delta_net": delta_net, "gated_deltanet": gated_deltanet, "gated_deltaproduct": gated_deltanet, "comba": comba, "kda": kda, "gdn2": gdn2,
           "precond_gated_deltanet": precond_gated_deltanet, "precond_kda": precond_kda, "mamba2": mamba2, "log_linear_mamba2": mamba2}
 # model_type -> prefix, norm in front of the mixer, slot of the mixer, last norm, whether there is a feed-forward
-NAMES = {"mamba": ("backbone.", "norm", "mixer", "norm_f", False), "samba": ("backbone.", "mixer_norm", "mixer", "norm_f", True),
+NAMES = {"mamba3": ("backbone.", "norm", "mixer", "norm_f", False), "mamba": ("backbone.", "norm", "mixer", "norm_f", False), "samba": ("backbone.", "mixer_norm", "mixer", "norm_f", True),
          "mamba2": ("backbone.", "norm", "mixer", "norm_f", False), "log_linear_mamba2": ("backbone.", "mixer_norm", "mixer", "norm_f", True)}
 
 

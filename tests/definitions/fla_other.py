@@ -208,6 +208,47 @@ def samba(cfg, w, tokens):
     return fla_decoder(cfg, w, tokens, lambda l, p, x: mamba_mixer(p, x), "backbone.", "mixer_norm", "mixer", "norm_f")
 
 
+def trapezoid(C, B, x, dt, A, lam):
+    """S = a S + (1 - lam) dt a B_{t-1} x_{t-1}^T + lam dt B x^T, a = e^(A dt); o = S^T C.   C, B (T, H, N), x (T, H, P), dt, A, lam (T, H)"""
+    def step(t, h, S):
+        a = np.exp(A[t, h] * dt[t, h])
+        S = a * S + lam[t, h] * dt[t, h] * np.outer(B[t, h], x[t, h])
+        if t:
+            S = S + (1 - lam[t, h]) * dt[t, h] * a * np.outer(B[t - 1, h], x[t - 1, h])
+        return S, S.T @ C[t, h]
+    return scan(*B.shape, x.shape[2], step)
+
+
+def turn(z, theta):
+    """Pairs (2i, 2i + 1) of the first channels of z (T, H, N) by the angles theta (T, H, A)."""
+    y, n = z.copy(), 2 * theta.shape[2]
+    a, b = z[..., 0:n:2], z[..., 1:n:2]
+    y[..., 0:n:2], y[..., 1:n:2] = a * np.cos(theta) - b * np.sin(theta), a * np.sin(theta) + b * np.cos(theta)
+    return y
+
+
+def mamba3_mixer(cfg, p, x):
+    """in_proj rows z, x, B, C, dt, A, trap, angles; B and C normed per group, biased and turned per head; y silu(z), or the norm of y in between."""
+    N, P, G, eps = cfg["state_size"], cfg["head_dim"], cfg["n_groups"], cfg["norm_eps"]
+    inner = cfg["expand"] * cfg["hidden_size"]
+    H, angles = inner // P, int(N * cfg["rope_fraction"]) // 2
+    z, xs, B, C, dt, A, trap, angle = np.split(proj(p, "in_proj", x), np.cumsum([inner, inner, G * N, G * N, H, H, H]), 1)
+    assert angle.shape[1] == angles
+    dt, A, lam = softplus(dt + p["dt_bias"]), np.minimum(-softplus(A), -cfg["A_floor"]), sigmoid(trap)
+    theta = np.cumsum(np.pi * np.tanh(angle)[:, None] * dt[..., None], 0)
+    B, C = (turn(np.repeat(rmsnorm(v.reshape(len(x), G, N), p[f"{n}_norm.weight"], eps), H // G, 1) + p[f"{n}_bias"][:, 0], theta) for v, n in ((B, "B"), (C, "C")))
+    xs = xs.reshape(len(x), H, P)
+    y = trapezoid(C, B, xs, dt, A, lam) + p["D"][:, None] * xs
+    if cfg["is_outproj_norm"]:
+        y = rmsnorm(y, p["norm.weight"].reshape(H, P), eps)
+    return proj(p, "out_proj", y.reshape(len(x), -1) * silu(z))
+
+
+@model("mamba3")
+def mamba3(cfg, w, tokens):
+    return fla_decoder(cfg, w, tokens, lambda l, p, x: mamba3_mixer(cfg, p, x), "backbone.", "norm", "mixer", "norm_f")
+
+
 @model("mamba2")
 def mamba2(cfg, w, tokens):
     return fla_decoder(cfg, w, tokens, lambda l, p, x: mamba2_mixer(cfg, p, x), "backbone.", "norm", "mixer", "norm_f")
@@ -390,8 +431,18 @@ def check_softmax():
     print(f"wall: max|d| {np.abs(wall(q, k, v, g, np.zeros((3, 1))) - small([(1, 2), (-.250256127, 1.06230791), (.234074358, .775566998)])).max():.1e}")
 
 
+def check_mamba3():
+    """The same tokens as one head of Mamba-3."""
+    q, k, v, n = small([(1, -.5), (-.5, 1), (.25, -1)]), small([(.5, -1), (1, .25), (-.75, .5)]), small([(1, 2), (-1, .5), (.5, -1.5)]), lambda *a: np.array(a, float)[:, None]
+    dt = softplus(n(.3, -.2, .1) - 1)
+    B, C = (turn(rmsnorm(z, None, 1e-5) + 1, np.cumsum(np.pi * np.tanh(n(.7, -.4, .2))[:, None] * dt[..., None], 0)) for z in (k, q))
+    o = trapezoid(C, B, v, dt, -softplus(n(.2, -.3, .4)), sigmoid(n(.5, -.5, 1))) + 0.5 * v
+    print(f"mamba3: max|d| {np.abs(o - small([(1.40347448, 2.80694896), (-.468457373, 1.28560503), (.282616412, .993506557)])).max():.1e}")
+
+
 def main():
     check_softmax()
+    check_mamba3()
     rng = np.random.default_rng(0)
     T, H, N, P = 70, 2, 4, 3
     n = lambda *shape: rng.standard_normal((T, H) + shape)

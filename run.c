@@ -3834,6 +3834,8 @@ static int state_settings(const GlaModel *m, const GlaSettings *given, GlaSettin
     GlaSettings h = *how = given ? *given : (GlaSettings){0};
     if (h.ctx < 0 || h.batch < 0 || h.threads < 0 || h.threads > 1024) return fail(err, GLA_INPUT, "context %d, batch %d, threads %d: none may be negative, at most 1024 threads", h.ctx, h.batch, h.threads);
     if (h.kv < 0 || h.kv >= GLA_N_KV) return fail(err, GLA_INPUT, "%d is not a type of keys and values", h.kv);
+    for (int i = 0; i < m->config.n_layers && h.kv > GLA_KV_F32; i++) /* the fadings lie between 0.99 and 1, where a rounded one is another memory */
+        if (m->layers[i].mixer == MIX_WALL) return fail(err, GLA_INPUT, "%s keeps its keys and values as f32 only", m->architecture);
     if (!h.ctx) h.ctx = m->config.seq_len < 4096 ? m->config.seq_len : 4096;
     if (!m->kv_floats) h.ctx = 0;
     if (!h.batch) h.batch = 512;

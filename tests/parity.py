@@ -137,6 +137,9 @@ def mixers(t: Tally, work: Path, folders: list[Path]) -> None:
         for how, got in zip(("token by token", "seven at a time, two threads", "saved and loaded"), parts):
             if isinstance(got, str) or not np.array_equal(got, whole):
                 t.line(False, f"{name}, {how}", got if isinstance(got, str) else f"other bits, up to {np.abs(got - whole).max():.1e}")
+        if name == "wall_transformer":
+            said = run_logits(t.run, file, ids, "--kv", "f16")
+            t.line(isinstance(said, str) and "f32 only" in said, f"{name} refuses --kv f16", str(said)[-120:])
 
 
     for i, (kind, changes, word) in enumerate(MIXERS_REFUSED):

@@ -837,7 +837,8 @@ enum {
     KEY_CHUNK = 512, /* keys whose part of a softmax is summed on its own */
     QUERIES = 96, /* queries that meet the same keys */
     FEW_QUERY_TOKENS = 8, /* a run of up to so many is spread over the threads by chunks */
-    PANEL = 64    /* columns of the state that a thread takes at once */
+    PANEL = 64,   /* columns of the state that a thread takes at once */
+    WALKERS = 16  /* queries that go back through the text together: see walk_back */
 };
 
 /* The input of a matmul: T rows of n floats; for block-quantised weights also as 16-bit integers, x = q D with one D per token,
@@ -961,7 +962,6 @@ static void cache_row(const Cache *c, int64_t pos, int head, int value, float *x
         int w = width - at < KEYS ? width - at : KEYS, groups = (w + 31) / 32;
         int first = value ? j * w : j, step = value ? 1 : KEYS; /* of the row's numbers in the tile */
         float *f = (float *)(void *)tile + first;
-        if (c->type == F32 && value) { memcpy(write ? f : x + at, write ? x + at : f, (size_t)w * sizeof *f); continue; }
         uint16_t *h = (uint16_t *)(void *)tile + first, *scale = (uint16_t *)(void *)(tile + KEYS * w) + (value ? j * groups : j);
         int8_t *q = (int8_t *)tile + first;
         for (int g = 0; g < groups; g++, scale += value ? 1 : KEYS) {
@@ -983,6 +983,20 @@ static void cache_row(const Cache *c, int64_t pos, int head, int value, float *x
                     q[at_i] = (int8_t)lrintf(v > 127 ? 127 : v > -127 ? v : -127);
                 }
             }
+        }
+    }
+}
+
+/* Values of a head at the positions last, last - 1 ..., n of them in one block, as rows (n, dv). */
+static void cache_values(const Cache *c, int64_t last, int n, int head, float *rows) {
+    if (c->type != F32) { for (int i = 0; i < n; i++) cache_row(c, last - i, head, 1, rows + i * c->dv, 0); return; }
+    for (int at = 0; at < c->dv; at += KEYS) {
+        const int w = c->dv - at < KEYS ? c->dv - at : KEYS;
+        const float *from = (const float *)(const void *)cache_tile(c, last / KEYS, head, 1, at / KEYS) + last % KEYS * w;
+        for (int i = 0; i < n; i++, from -= w) {
+            int j = 0;
+            for (; j + LANES <= w; j += LANES) memcpy(rows + i * c->dv + at + j, from + j, LANES * sizeof(float)); /* pieces of a known size: gcc makes a slow instruction of others */
+            for (; j < w; j++) rows[i * c->dv + at + j] = from[j];
         }
     }
 }
@@ -2587,6 +2601,7 @@ static size_t attend_buf(int H, const Cache *c, int T) {
     size_t rows = (size_t)query_rows(H, c->heads, T), tiles = rows * (KEYS + LANES) + KEYS * KEYS, scalar = (size_t)c->dk + (size_t)c->dv;
     return rows * ((size_t)c->dk + 2 * part_floats(c->dv)) + (tiles > scalar ? tiles : scalar);
 }
+static size_t walk_buf(const Cache *c, int d) { return KEYS * (size_t)c->dv + (size_t)d * (WALKERS + PANEL + 3) + (KEYS + 1) * WALKERS; } /* of walk_back */
 static size_t attend_parts(int H, const Cache *c, int ctx, int T) {
     return ((size_t)ctx / KEY_CHUNK + 1) * (size_t)(T < FEW_QUERY_TOKENS ? T : FEW_QUERY_TOKENS) * (size_t)H * part_floats(c->dv);
 }
@@ -3819,8 +3834,8 @@ static GlaState *state_layout(Arena *a, const GlaModel *m, const GlaSettings *ho
     for (int i = 0; i < c->n_layers; i++)
         if (m->layers[i].kv[kv]) {
             Cache cache = cache_shape(&m->layers[i], kv);
-            raise_to(&buf_floats, attend_buf(m->layers[i].n_heads, &cache, batch));
-            raise_to(&parts_floats, attend_parts(m->layers[i].n_heads, &cache, ctx, batch));
+            raise_to(&buf_floats, cache.dk ? attend_buf(m->layers[i].n_heads, &cache, batch) : walk_buf(&cache, m->layers[i].dk));
+            if (cache.dk) raise_to(&parts_floats, attend_parts(m->layers[i].n_heads, &cache, ctx, batch));
         }
     s.team = (Team){m->kernels, threads, NULL, round_up(buf_floats, LANES), NULL, take(a, parts_floats), parts_floats};
     s.team.buf = take_bytes(a, (size_t)threads, s.team.buf_floats * sizeof(float));
@@ -4285,62 +4300,73 @@ static Cache softmax_cache(const Layer *y) { return (Cache){NULL, F32, y->n_k_he
  *   o = softmax(scale q'k_j + forget (c_t - c_j)) V, c as above
  * Here the keys stay as they were written, and the query is changed on its way back through the text, which gives the same products:
  *   for j = t, t-1 ...:  score_j = q'k_j;  q <- q - u_j (u_j'q), or q <- Diag(fade_j) q
- * So the cache only grows, as with any attention, and a state can go back to a snapshot. Every query walks alone, from the newest block of
- * KEYS positions to the oldest, and a block's scores join its softmax as in attend_scalar: the same bits in any split of the text.
- *   q (T, H, d), used up;  the cache holds the rows [k | u or fades of the group's query heads | v] of each key/value head, as values */
-static void walk_back(const Run *run, const Layer *y, float *query, float forget, float *o) {
-    enum { WALKERS = 32 }; /* queries that share a row of the cache */
+ * This is the one recurrence again, with a memory whose columns are queries: erase along u, or decay, and read along k before that. The cache only
+ * grows, as with any attention, so a state can go back to a snapshot. A column meets no other, there are always WALKERS of them, zero until
+ * their token comes, and a block's scores join its softmax as in attend_scalar: the same bits in any split of the text.
+ *   q (T, H, d);  the cache holds the rows [k | u or fades of the group's query heads | v] of each key/value head, as values */
+static void walk_back(const Run *run, const Layer *y, const float *q, float forget, float *o) {
+    static const float one = 1;
     const Cache *c = &run->cache;
-    const int H = y->n_heads, Hkv = y->n_k_heads, G = H / Hkv, d = y->dk, T = run->T, units = (G * T + WALKERS - 1) / WALKERS, fades = y->mixer == MIX_WALL;
+    const int H = y->n_heads, Hkv = y->n_k_heads, d = y->dk, T = run->T, fades = y->mixer == MIX_WALL, G = fades ? 1 : H / Hkv; /* query heads that are changed alike */
+    const int rows = G * T, units = (rows + WALKERS - 1) / WALKERS, width = c->dv;
     int n_threads = threads_for(run->team, 8.0 * T * H * d * (double)(run->pos + T));
     PARALLEL_TASKS(n_threads)
-    for (int unit = 0; unit < Hkv * units; unit++) {
-        int g = unit % Hkv, first_row = (units - 1 - unit / Hkv) * WALKERS, n = G * T - first_row < WALKERS ? G * T - first_row : WALKERS; /* the longest first */
-        float *row = run->team->buf + (size_t)THREAD_ID * run->team->buf_floats, *score = row + c->dv; /* (n, KEYS); attend_buf has room for more */
-        float top[WALKERS], sum[WALKERS], *q[WALKERS], *out[WALKERS];
+    for (int unit = 0; unit < H / G * units; unit++) {
+        int group = unit % (H / G), g = group * G / (H / Hkv), first_row = (units - 1 - unit / (H / G)) * WALKERS, n = rows - first_row < WALKERS ? rows - first_row : WALKERS; /* the longest first */
+        float *block = run->team->buf + (size_t)THREAD_ID * run->team->buf_floats, *Q = block + KEYS * width, *scores = Q + d * WALKERS, *zero = scores + KEYS * WALKERS, *buf = zero + d + WALKERS;
+        float top[WALKERS] = {0}, sum[WALKERS], *out[WALKERS];
+        int begin[WALKERS] = {0}, end[WALKERS] = {0};
         int64_t at[WALKERS] = {0}, from[WALKERS] = {0}, newest = run->pos + (first_row + n - 1) / G;
+        const float *change = block + d + (fades ? group % (H / Hkv) * d : 0);
+        Recurrence walk = {.H = 1, .dk = d, .dv = WALKERS, .q = {block, (size_t)width, 1}, .k = {zero, 0, 1}, .v = {zero, 0, 1}, .u = {zero, 0, 1}};
+        if (fades) walk.d = (Rows){change, (size_t)width, 1}, walk.d_width = d;
+        else walk.k = (Rows){change, (size_t)width, 1}, walk.rho = (Rows){&one, 0, 1};
         FLUSH_DENORMALS; /* little may be left of a query */
+        memset(Q, 0, (size_t)(d * WALKERS) * sizeof(float)), memset(zero, 0, (size_t)(d + WALKERS) * sizeof(float));
         for (int r = 0; r < n; r++) {
-            size_t t = (size_t)((first_row + r) / G), head = t * (size_t)H + (size_t)(g * G + (first_row + r) % G);
-            at[r] = run->pos + (int64_t)t, from[r] = y->window ? max64(0, at[r] - y->window + 1) : 0;
-            q[r] = query + head * (size_t)d, out[r] = o + head * (size_t)d;
+            at[r] = run->pos + (first_row + r) / G, from[r] = y->window ? max64(0, at[r] - y->window + 1) : 0;
+            out[r] = o + ((size_t)((first_row + r) / G) * (size_t)H + (size_t)(group * G + (first_row + r) % G)) * (size_t)d;
             top[r] = -INFINITY, sum[r] = 0, memset(out[r], 0, (size_t)d * sizeof(float));
         }
         for (int64_t b = newest / KEYS; b >= from[0] / KEYS; b--) {
             int64_t first = max64(from[0], b * KEYS), last = min64(newest, b * KEYS + KEYS - 1);
-            for (int64_t j = last; j >= first; j--) {
-                cache_row(c, j, g, 1, row, 0);
-                for (int r = 0; r < n; r++) {
-                    if (j > at[r] || j < from[r]) continue;
-                    int h = g * G + (first_row + r) % G;
-                    const float *k = row, *change = row + d + (fades ? (h - g * G) * d : 0);
-                    float s = y->scale * dot(q[r], k, (size_t)d), along = fades ? 0 : dot(q[r], change, (size_t)d);
-                    if (c->sums) s += forget * (float)(cache_sums(c, at[r] / KEYS)[h * KEYS + at[r] % KEYS] - cache_sums(c, b)[h * KEYS + j % KEYS]);
-                    score[r * KEYS + j % KEYS] = s;
-                    if (fades) for (int i = 0; i < d; i++) q[r][i] *= change[i];
-                    else for (int i = 0; i < d; i++) q[r][i] -= along * change[i];
-                }
+            int steps = (int)(last - first) + 1; /* step i is position last - i */
+            cache_values(c, last, steps, g, block);
+            for (int i = 0, next; i < steps; i = next) { /* queries set out where they are; then up to the next of them at once */
+                next = last - i > at[0] ? i + 1 : steps;
+                for (int r = 0; r < n; r++)
+                    for (int k = 0; k < d && at[r] == last - i; k++) Q[k * WALKERS + r] = y->scale * q[(size_t)(out[r] - o) + (size_t)k];
+                walk.q.p = block + i * width;
+                if (fades) walk.d.p = change + i * width;
+                else walk.k.p = change + i * width;
+                run->team->kernels->recurrence(&walk, 0, 0, Q, scores + i * WALKERS, WALKERS, next - i, buf);
             }
             for (int r = 0; r < n; r++) {
-                float *s = score + r * KEYS, best = top[r];
-                int low = (int)(max64(from[r], first) - b * KEYS), end = (int)(min64(at[r], last) - b * KEYS) + 1;
-                if (low >= end) continue;
-                for (int j = low; j < end; j++) if (s[j] > best) best = s[j];
-                float keep = fast_exp(top[r] - best);
+                begin[r] = (int)max64(0, last - at[r]), end[r] = (int)(last - max64(from[r], first)) + 1; /* the steps that it takes */
+                int h = group * G + (first_row + r) % G;
+                float best = top[r];
+                for (int i = begin[r]; i < end[r]; i++) {
+                    float *s = &scores[i * WALKERS + r];
+                    if (c->sums) *s += forget * (float)(cache_sums(c, at[r] / KEYS)[h * KEYS + at[r] % KEYS] - cache_sums(c, b)[h * KEYS + (last - i) % KEYS]);
+                    if (*s > best) best = *s;
+                }
+                float keep = best > -INFINITY ? fast_exp(top[r] - best) : 1;
                 top[r] = best, sum[r] *= keep;
-                for (int j = low; j < end; j++) sum[r] += s[j] = fast_exp(s[j] - best);
-                for (int i = 0; i < d; i++) out[r][i] *= keep;
+                for (int k = 0; k < d; k++) out[r][k] *= keep;
             }
-            for (int64_t j = first; j <= last; j++) {
-                const float *v = row + c->dv - d;
-                cache_row(c, j, g, 1, row, 0);
-                for (int r = 0; r < n; r++)
-                    if (j <= at[r] && j >= from[r])
-                        for (int i = 0; i < d; i++) out[r][i] += score[r * KEYS + j % KEYS] * v[i];
+            for (int i = 0; i < steps; i++) {
+                float *e = scores + i * WALKERS;
+                const float *v = block + i * width + width - d;
+                for (int r = 0; r < WALKERS; r++) e[r] = fast_exp(e[r] - top[r]);
+                for (int r = 0; r < n; r++) {
+                    if (i < begin[r] || i >= end[r]) continue;
+                    sum[r] += e[r];
+                    for (int k = 0; k < d; k++) out[r][k] += e[r] * v[k];
+                }
             }
         }
         for (int r = 0; r < n; r++)
-            for (int i = 0; i < d; i++) out[r][i] /= sum[r];
+            for (int k = 0; k < d; k++) out[r][k] /= sum[r];
         RESTORE_DENORMALS;
     }
 }

@@ -1213,7 +1213,11 @@ static void test_types(void) {
     size_t n_path;
     uint8_t *path = path_model(&n_path);
     GlaModel *turning = opened(path, n_path, "path");
-    for (kv_tested = GLA_KV_F32; kv_tested < GLA_N_KV; kv_tested++) check_same_bits(turning, "path", 150);
+    for (int k = 0; k < N_KERNELS; k++)
+        for (kv_tested = GLA_KV_F32; kv_tested < (k ? GLA_KV_F16 : GLA_N_KV) && kernel_runs(&kernels[k]); kv_tested++) {
+            turning->kernels = &kernels[k];
+            check_same_bits(turning, "path", 150);
+        }
     kv_tested = 0, gla_close(turning), free(path);
     for (uint32_t sources = 1; sources <= 5; sources++) {
         size_t n;

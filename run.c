@@ -989,14 +989,15 @@ static void cache_row(const Cache *c, int64_t pos, int head, int value, float *x
 
 /* Values of a head at the positions last, last - 1 ..., n of them in one block, as rows (n, dv). */
 static void cache_values(const Cache *c, int64_t last, int n, int head, float *rows) {
-    if (c->type != F32) { for (int i = 0; i < n; i++) cache_row(c, last - i, head, 1, rows + i * c->dv, 0); return; }
+    if (c->type != F32) { for (int i = 0; i < n; i++) cache_row(c, last - i, head, 1, rows + (size_t)i * (size_t)c->dv, 0); return; }
     for (int at = 0; at < c->dv; at += KEYS) {
         const int w = c->dv - at < KEYS ? c->dv - at : KEYS;
         const float *from = (const float *)(const void *)cache_tile(c, last / KEYS, head, 1, at / KEYS) + last % KEYS * w;
         for (int i = 0; i < n; i++, from -= w) {
+            float *to = rows + (size_t)i * (size_t)c->dv + at;
             int j = 0;
-            for (; j + LANES <= w; j += LANES) memcpy(rows + i * c->dv + at + j, from + j, LANES * sizeof(float)); /* pieces of a known size: gcc makes a slow instruction of others */
-            for (; j < w; j++) rows[i * c->dv + at + j] = from[j];
+            for (; j + LANES <= w; j += LANES) memcpy(to + j, from + j, LANES * sizeof(float)); /* pieces of a known size: gcc makes a slow instruction of others */
+            for (; j < w; j++) to[j] = from[j];
         }
     }
 }
@@ -4308,7 +4309,8 @@ static void walk_back(const Run *run, const Layer *y, const float *q, float forg
     static const float one = 1;
     const Cache *c = &run->cache;
     const int H = y->n_heads, Hkv = y->n_k_heads, d = y->dk, T = run->T, fades = y->mixer == MIX_WALL, G = fades ? 1 : H / Hkv; /* query heads that are changed alike */
-    const int rows = G * T, units = (rows + WALKERS - 1) / WALKERS, width = c->dv;
+    const int rows = G * T, units = (rows + WALKERS - 1) / WALKERS;
+    const size_t width = (size_t)c->dv; /* of a row */
     int n_threads = threads_for(run->team, 8.0 * T * H * d * (double)(run->pos + T));
     PARALLEL_TASKS(n_threads)
     for (int unit = 0; unit < H / G * units; unit++) {
@@ -4318,9 +4320,9 @@ static void walk_back(const Run *run, const Layer *y, const float *q, float forg
         int begin[WALKERS] = {0}, end[WALKERS] = {0};
         int64_t at[WALKERS] = {0}, from[WALKERS] = {0}, newest = run->pos + (first_row + n - 1) / G;
         const float *change = block + d + (fades ? group % (H / Hkv) * d : 0);
-        Recurrence walk = {.H = 1, .dk = d, .dv = WALKERS, .q = {block, (size_t)width, 1}, .k = {zero, 0, 1}, .v = {zero, 0, 1}, .u = {zero, 0, 1}};
-        if (fades) walk.d = (Rows){change, (size_t)width, 1}, walk.d_width = d;
-        else walk.k = (Rows){change, (size_t)width, 1}, walk.rho = (Rows){&one, 0, 1};
+        Recurrence walk = {.H = 1, .dk = d, .dv = WALKERS, .q = {block, width, 1}, .k = {zero, 0, 1}, .v = {zero, 0, 1}, .u = {zero, 0, 1}};
+        if (fades) walk.d = (Rows){change, width, 1}, walk.d_width = d;
+        else walk.k = (Rows){change, width, 1}, walk.rho = (Rows){&one, 0, 1};
         FLUSH_DENORMALS; /* little may be left of a query */
         memset(Q, 0, (size_t)(d * WALKERS) * sizeof(float)), memset(zero, 0, (size_t)(d + WALKERS) * sizeof(float));
         for (int r = 0; r < n; r++) {
@@ -4336,9 +4338,9 @@ static void walk_back(const Run *run, const Layer *y, const float *q, float forg
                 next = last - i > at[0] ? i + 1 : steps;
                 for (int r = 0; r < n; r++)
                     for (int k = 0; k < d && at[r] == last - i; k++) Q[k * WALKERS + r] = y->scale * q[(size_t)(out[r] - o) + (size_t)k];
-                walk.q.p = block + i * width;
-                if (fades) walk.d.p = change + i * width;
-                else walk.k.p = change + i * width;
+                walk.q.p = block + (size_t)i * width;
+                if (fades) walk.d.p = change + (size_t)i * width;
+                else walk.k.p = change + (size_t)i * width;
                 run->team->kernels->recurrence(&walk, 0, 0, Q, scores + i * WALKERS, WALKERS, next - i, buf);
             }
             for (int r = 0; r < n; r++) {
@@ -4356,7 +4358,7 @@ static void walk_back(const Run *run, const Layer *y, const float *q, float forg
             }
             for (int i = 0; i < steps; i++) {
                 float *e = scores + i * WALKERS;
-                const float *v = block + i * width + width - d;
+                const float *v = block + (size_t)i * width + width - d;
                 for (int r = 0; r < WALKERS; r++) e[r] = fast_exp(e[r] - top[r]);
                 for (int r = 0; r < n; r++) {
                     if (i < begin[r] || i >= end[r]) continue;

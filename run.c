@@ -1858,11 +1858,7 @@ INLINE512 void scales512(float *d, float *m, const uint8_t *b, int type, int n) 
 
 /* Up to SEGMENT weights at b to v as load512 has them, with zeros behind the end, where reading on could leave the file. */
 INLINE512 void segment512(__m512i v[4], const uint8_t *b, int type, int n) {
-    if (n == SEGMENT) {
-#define OF(TYPE) case TYPE: load512(v, b, TYPE); return; /* one choice, not one for each vector */
-        switch (type) { OF(Q8_0) OF(Q4_0) OF(Q4_1) OF(Q5_0) OF(Q5_1) OF(IQ4_NL) OF(MXFP4) OF(Q2_K) OF(Q3_K) OF(Q4_K) OF(Q5_K) OF(Q6_K) OF(IQ4_XS) }
-#undef OF
-    }
+    if (n == SEGMENT) { load512(v, b, type); return; }
     int8_t q[SEGMENT] __attribute__((aligned(64)));
     float d[16], m[16];
     memset(q, 0, sizeof q);
@@ -1871,29 +1867,51 @@ INLINE512 void segment512(__m512i v[4], const uint8_t *b, int type, int n) {
     UNROLL for (int j = 0; j < 4; j++) v[j] = _mm512_add_epi8(_mm512_load_si512(q + 64 * j), offset);
 }
 
-/* Both, for any type, behind a call: inlined wherever a type is not constant, they would be most of the program. */
-AVX512 static void any512(__m512i v[4], float *d, float *m, const uint8_t *b, int type, int n) { scales512(d, m, b, type, n), segment512(v, b, type, n); }
+/* n weights of each of n_rows rows, `step` bytes apart, to q (n_rows, row_q), as load512 has them, padded with zeros to a segment; their scales
+ * and minimums to d, m (n_rows, row_d). What lies `next` bytes further on is asked for. One copy per type: the weights of a row then
+ * cost what the memory lets them cost. */
+INLINE512 void rows_of_type512(int8_t *q, size_t row_q, float *d, float *m, size_t row_d, const uint8_t *b, size_t step, size_t next, int n_rows, int n, const int type) {
+    const size_t segment = bytes_of(type, SEGMENT);
+    for (int r = 0; r < n_rows; r++)
+        for (int at = 0; at < n; at += SEGMENT) {
+            const uint8_t *bytes = b + (size_t)r * step + (size_t)(at / SEGMENT) * segment;
+            const size_t g = (size_t)r * row_d + (size_t)(at / types[type].group);
+            const int len = n - at < SEGMENT ? n - at : SEGMENT;
+            for (size_t i = 0; i < segment; i += 64) __builtin_prefetch(bytes + next + i, 0, 2);
+            __m512i v[4];
+            scales512(d + g, m + g, bytes, type, len), segment512(v, bytes, type, len);
+            UNROLL for (int j = 0; j < 4; j++) _mm512_storeu_si512(q + (size_t)r * row_q + at + 64 * j, v[j]);
+        }
+}
+AVX512 static void rows512(int8_t *q, size_t row_q, float *d, float *m, size_t row_d, const uint8_t *b, size_t step, size_t next, int n_rows, int n, int type) {
+#define OF(TYPE) case TYPE: rows_of_type512(q, row_q, d, m, row_d, b, step, next, n_rows, n, TYPE); break;
+    switch (type) { OF(Q8_0) OF(Q4_0) OF(Q4_1) OF(Q5_0) OF(Q5_1) OF(IQ4_NL) OF(MXFP4) OF(Q2_K) OF(Q3_K) OF(Q4_K) OF(Q5_K) OF(Q6_K) OF(IQ4_XS) }
+#undef OF
+}
 
 /* few_body with the block sums of a segment at once. Each row is read from its first byte to its last; sums, scales and minimums
  * of 16 rows go to buf, are transposed to one row per lane, and meet in the fixed order. group, min, T: constants, for one token type, too; n_tokens <= T.
- *   buf: F (T, ROWS, G) sums, D, M (ROWS, G) scales and minimums; G groups, padded to 16 */
+ *   buf: F (T, ROWS, G) sums, D, M (ROWS, G) scales and minimums; G groups, padded to 16; for more than one token a row of weights */
 INLINE512 void few512(float *out, const Tensor *w, int row, int n_rows, const Input *in, int n_tokens, float *buf, const int type, const int group, const int min, const int T) {
     const int n = w->n_in, groups = n / group, blocks = n / 32, log = log_offset(type);
     const size_t G = round_up((size_t)groups, 16), step = row_bytes(w), segment = bytes_of(type, SEGMENT);
     float *D = buf + (size_t)T * ROWS * G, *M = D + ROWS * G;
+    int8_t *q = (int8_t *)(void *)(M + ROWS * G);
     const __m512i flip = log == -2 ? _mm512_set1_epi8(-128) : _mm512_setzero_si512(); /* to unsigned */
     const __mmask16 corrected = log == -1 ? 0 : 0xffff;
     const __m128i shift = _mm_cvtsi32_si128(log > 0 ? log : 0);
     const __m512i order16 = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15), order32 = _mm512_setr_epi32(0, 8, 1, 9, 2, 10, 3, 11, 0, 0, 0, 0, 0, 0, 0, 0);
     for (int r = 0; r < n_rows; r++) {
         const uint8_t *bytes = w->data + (size_t)(row + r) * step;
+        if (T > 1) rows512(q, 0, D + (size_t)r * G, M + (size_t)r * G, 0, bytes, 0, AHEAD, 1, n, type);
         for (int at = 0; at < n; at += SEGMENT, bytes += segment) {
             const int len = n - at < SEGMENT ? n - at : SEGMENT;
             size_t g = (size_t)r * G + (size_t)(at / group);
-            for (size_t i = 0; i < segment; i += 64) __builtin_prefetch(bytes + AHEAD + i);
             __m512i v[4], u[4];
-            if (T == 1) scales512(D + g, M + g, bytes, type, len), segment512(v, bytes, type, len);
-            else any512(v, D + g, M + g, bytes, type, len);
+            if (T == 1) {
+                for (size_t i = 0; i < segment; i += 64) __builtin_prefetch(bytes + AHEAD + i);
+                scales512(D + g, M + g, bytes, type, len), segment512(v, bytes, type, len);
+            } else UNROLL for (int i = 0; i < 4; i++) v[i] = _mm512_loadu_si512(q + at + 64 * i);
             UNROLL for (int i = 0; i < 4; i++) u[i] = _mm512_xor_si512(v[i], flip);
             UNROLL8 for (int t = 0; t < T; t++) {
                 const size_t token = (size_t)(t < n_tokens ? t : n_tokens - 1);
@@ -1951,26 +1969,16 @@ typedef struct { int8_t q[8][64]; float d[2][16], m[2][16]; int32_t bias[2][16];
  * the last one. q, d, m: room for 16 rows of BLOCKS_AT_ONCE blocks. */
 AVX512 static void make_panels(Panel *p, const Tensor *w, int row, int b0, int n_blocks, int8_t *q, float *d, float *m) {
     const int group = types[w->type].group, min = types[w->type].min, per = 32 / group; /* groups per block */
-    const size_t row_q = BLOCKS_AT_ONCE * 32, row_d = BLOCKS_AT_ONCE * 2, segment = bytes_of(w->type, SEGMENT), next = 2 * ROWS * row_bytes(w);
+    const size_t row_q = BLOCKS_AT_ONCE * 32, row_d = BLOCKS_AT_ONCE * 2;
     const __m512i ones = _mm512_set1_epi8(1), offset = offset512(w->type);
-    for (int r = 0; r < ROWS; r++) {
-        const uint8_t *bytes = w->data + (size_t)(row + r < w->n_out ? row + r : w->n_out - 1) * row_bytes(w) + bytes_of(w->type, (size_t)b0 * 32);
-        int8_t *qr = q + (size_t)r * row_q;
-        float *dr = d + (size_t)r * row_d, *mr = m + (size_t)r * row_d;
-        for (int b = 0; b < n_blocks; b += SEGMENT / 32, bytes += segment) {
-            for (size_t i = 0; i < segment; i += 64) __builtin_prefetch(bytes + next + i, 0, 2);
-            const int len = 32 * (n_blocks - b < SEGMENT / 32 ? n_blocks - b : SEGMENT / 32);
-            __m512i v[4];
-            any512(v, dr + per * b, mr + per * b, bytes, w->type, len);
-            UNROLL for (int j = 0; j < 4; j++) _mm512_store_si512(qr + 32 * b + 64 * j, _mm512_sub_epi8(v[j], offset));
-        }
-    }
+    const int rows = w->n_out - row < ROWS ? (w->n_out > row ? w->n_out - row : 0) : ROWS;
+    rows512(q, row_q, d, m, row_d, w->data + (size_t)row * row_bytes(w) + bytes_of(w->type, (size_t)b0 * 32), row_bytes(w), 2 * ROWS * row_bytes(w), rows, 32 * n_blocks, w->type);
     for (int b = 0; b < n_blocks; b++) {
         __m512i sum = _mm512_setzero_si512();
         for (int h = 0; h < 2; h++) {
             __m512i v[4];
             transpose16(v, q + 32 * b + 16 * h, row_q);
-            UNROLL for (int j = 0; j < 4; j++) _mm512_store_si512(p[b].q[4 * h + j], v[j]), sum = _mm512_dpbusd_epi32(sum, ones, v[j]);
+            UNROLL for (int j = 0; j < 4; j++) v[j] = _mm512_sub_epi8(v[j], offset), _mm512_store_si512(p[b].q[4 * h + j], v[j]), sum = _mm512_dpbusd_epi32(sum, ones, v[j]);
             _mm512_store_si512(p[b].bias[group == 16 ? h : 0], _mm512_sub_epi32(_mm512_setzero_si512(), _mm512_slli_epi32(sum, 7)));
             if (group == 16) sum = _mm512_setzero_si512();
         }

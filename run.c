@@ -69,11 +69,12 @@ GLA_API void gla_close(GlaModel *m);
 GLA_API void gla_info(const GlaModel *m, GlaInfo *info);
 
 /* State ---------------------------------------------------------------------------------- */
-typedef struct {  /* zero means the default, everywhere. Only kv changes results, no other field changes a bit of them */
+typedef struct {  /* zero means the default, everywhere. kv and fast change results, no other field changes a bit of them */
     int ctx;      /* positions of the softmax layers: min(4096, the model's) */
     int batch;    /* tokens per run while reading a prompt: 512 */
     int threads;  /* all cores */
     int kv;       /* GLA_KV_* */
+    int fast;     /* 1: activations keep 8 bits (of 16 before quantised weights, of 24 before BF16) */
 } GlaSettings;
 GLA_API int gla_state_new(GlaState **s, const GlaModel *m, const GlaSettings *how, char *err);  /* how may be NULL: all defaults */
 GLA_API size_t gla_state_bytes(const GlaModel *m, const GlaSettings *how); /* memory for gla_state_place; 0: too large */
@@ -844,28 +845,33 @@ enum {
 /* The input of a matmul: T rows of n floats; for block-quantised weights also as 16-bit integers, x = q D with one D per token,
  * made when first needed. Sixteen bits, because eight would move the logits of hybrid models by more than the weights' own
  * rounding does; where a processor multiplies bytes, q is taken apart as 256 hi + lo. |q| <= Q_TOP, so that both fit when signed.
+ * When speed matters more (fast), the q of 32 inputs keep their 7 leading bits and the sign: q = q8 2^shift. That is still a q, so every
+ * kernel gives the same bits for it; the panels of AVX-512 multiply q8 alone and shift the sum.
  *
  * An output sums its groups in this order and no other, one rounding each where the kernel fuses, always in the same way in one build:
  *   S <- S + isum d;   S <- S - m fsum  where the type has minimums;   out = S D
  * isum = sum of q_w q over a group and fsum = sum of q are integers, exact in any order. */
 typedef struct {
     const float *x;
-    int T, n, form;    /* NOT_YET, or the form that the kernels asked for */
+    int T, n, fast, form; /* NOT_YET, or the form that the kernels asked for */
     float *D;          /* (T) */
     float *fsum;       /* all but TILES: (T, n/16), per 16; a group of 32 adds two */
     int16_t *q;        /* INT16: (T, n) */
     int8_t *hi;        /* BYTES, SIGNED: (T, n) */
     uint8_t *lo;       /* BYTES: (T, n) in [0, 255]; SIGNED: int8_t in [-128, 127] */
     int32_t *bias;     /* BYTES: (T, 2, n/32 of 32, then n/16 of 16): -128 * 256 * sum of hi, what w + 128, unsigned, adds too much; and -sum of q */
-    uint8_t *tiles;    /* TILES: TILE tokens side by side, per block of 32 (see T_*) */
+    uint16_t *half;    /* NULL, or for BF16 weights and fast (T, n) bfloat16 */
+    uint8_t *tiles;    /* TILES: TILE tokens side by side, per block of 32 (see T_*), tile_bytes_of(fast) each */
 } Input;
 enum { NOT_YET, INT16, BYTES, SIGNED, TILES };
 enum { Q_TOP = 127 * 256 + 127 };
-enum { T_LO = 32, T_SUM = 64, T_BYTES = 76 }; /* times TILE: uint8 hi + 128 [8][TILE][4], lo [8][TILE][4]; float fsum[3][TILE] of 32, 16, 16 */
+/* A block in tiles: uint8 hi + 128 (fast: q8 + 128) [TILE][32]; float fsum[TILE][3] of 32, 16, 16; then uint8 lo [TILE][32], or fast int32 shift[TILE]. */
+enum { T_SUM = 32 * TILE, T_LO = 44 * TILE, T_SHIFT = 44 * TILE, T_BYTES = 76 * TILE, T_FAST = 48 * TILE };
+INLINE size_t tile_bytes_of(int fast) { return fast ? T_FAST : T_BYTES; }
 
-static size_t input_bytes(size_t T, size_t n) { /* scratch for any form */
-    size_t blocks = n / 32 + 1, rows = T * blocks * (64 + 8 + 24) + SEGMENT * 2 + 64, tiles = round_up(T, TILE) * blocks * T_BYTES;
-    return (rows > tiles ? rows : tiles) + T * sizeof(float) + 8 * ALIGN;
+static size_t input_bytes(size_t T, size_t n) { /* scratch for any form; behind it (T, n) bfloat16 */
+    size_t blocks = n / 32 + 1, rows = T * blocks * (64 + 8 + 24) + SEGMENT * 2 + 64, tiles = round_up(T, TILE) / TILE * blocks * T_BYTES;
+    return round_up((rows > tiles ? rows : tiles) + T * sizeof(float) + 8 * ALIGN, ALIGN);
 }
 
 /* Rows of T tokens holding `heads` heads side by side; stride floats from one token to the next. When a mixer has more heads
@@ -1156,11 +1162,34 @@ INLINE void conv_body(float *x, const float *w, const float *bias, float *last, 
     else conv_strip(x, w, bias, last, C, K, T, act, c, C - c);
 }
 
-/* Token t of the input in its form. row: n int16 of scratch. */
-INLINE void quantize_token(Input *in, int t, int16_t *restrict row) {
+/* 32 q keep 7 leading bits and the sign; returns the shift that brings them there. */
+INLINE int keep_8_bits(int16_t *restrict q) {
+    unsigned all = 0;
+    for (int i = 0; i < 32; i++) all |= (unsigned)(q[i] < 0 ? -q[i] : q[i]);
+    int shift = (int)(as_bits((float)all) >> 23) - (127 + 6); /* the exponent is the place of the leading bit */
+    if (shift <= 0) return 0;
+    const int16_t half = (int16_t)(1 << shift >> 1);
+    for (int i = 0; i < 32; i++) {
+        int16_t v = (int16_t)((int16_t)(q[i] + half) >> shift);
+        v = v > 127 ? 127 : v;
+        v = v < -127 ? -127 : v;
+        q[i] = (int16_t)((uint16_t)v << shift);
+    }
+    return shift;
+}
+
+/* sums (n/16) of 16 neighbours of q >> shift; quads: n/4 of scratch. Two steps of four, which compilers turn into vectors. */
+INLINE void sums_of_16(int32_t *restrict sums, int32_t *restrict quads, const int16_t *restrict q, int n, int shift) {
+    for (int i = 0; i < n / 4; i++) quads[i] = (q[4 * i] >> shift) + (q[4 * i + 1] >> shift) + (q[4 * i + 2] >> shift) + (q[4 * i + 3] >> shift);
+    for (int i = 0; i < n / 16; i++) sums[i] = quads[4 * i] + quads[4 * i + 1] + quads[4 * i + 2] + quads[4 * i + 3];
+}
+
+/* Token t of the input in its form. buf: n floats of scratch. */
+INLINE void quantize_token(Input *in, int t, float *buf) {
     const int n = in->n, blocks = n / 32, form = in->form;
     const float *restrict x = in->x + (size_t)t * (size_t)n;
-    int16_t *restrict q = form == INT16 ? in->q + (size_t)t * (size_t)n : row;
+    int16_t *restrict q = form == INT16 ? in->q + (size_t)t * (size_t)n : (int16_t *)(void *)(buf + 3 * (n / 8));
+    int32_t *restrict s = (int32_t *)(void *)buf, *restrict h = s + n / 16, *restrict quads = h + n / 16, *shifts = h; /* sums of q, of hi */
     uint32_t top_bits = 0; /* magnitudes compare as integers, which vectorises */
     for (int i = 0; i < n; i++) { uint32_t u = as_bits(x[i]) & 0x7fffffff; top_bits = u > top_bits ? u : top_bits; }
     float top = as_float(top_bits);
@@ -1173,32 +1202,32 @@ INLINE void quantize_token(Input *in, int t, int16_t *restrict row) {
         y = y < -Q_TOP ? -Q_TOP : y > Q_TOP ? Q_TOP : y;
         q[i] = (int16_t)(as_bits(y + 12582912.0f) & 0xffff); /* 1.5 * 2^23: the low bits are y to nearest even */
     }
+    if (in->fast) for (int b = 0; b < blocks; b++) shifts[b] = keep_8_bits(q + 32 * b);
+    sums_of_16(s, quads, q, n, 0);
+    if (form == BYTES) sums_of_16(h, quads, q, n, 8);
+    for (int b = 0; b < blocks; b++) {
+        const int32_t first = s[2 * b], second = s[2 * b + 1];
+        if (form != TILES) {
+            in->fsum[(t * blocks + b) * 2] = (float)first, in->fsum[(t * blocks + b) * 2 + 1] = (float)second;
+            if (form == BYTES) {
+                int32_t *bias = in->bias + (size_t)t * (size_t)blocks * 6, *sum = bias + 3 * blocks;
+                bias[b] = -32768 * (h[2 * b] + h[2 * b + 1]), bias[blocks + 2 * b] = -32768 * h[2 * b], bias[blocks + 2 * b + 1] = -32768 * h[2 * b + 1];
+                sum[b] = -first - second, sum[blocks + 2 * b] = -first, sum[blocks + 2 * b + 1] = -second;
+            }
+            continue;
+        }
+        const int i = t % TILE, shift = in->fast ? shifts[b] : 8;
+        uint8_t *restrict p = in->tiles + ((size_t)(t / TILE) * (size_t)blocks + (size_t)b) * tile_bytes_of(in->fast);
+        memcpy(p + T_SUM + 12 * i, (float[]){(float)(first + second), (float)first, (float)second}, 12);
+        for (int k = 0; k < 32; k++) p[32 * i + k] = (uint8_t)((q[32 * b + k] >> shift) + 128);
+        if (in->fast) memcpy(p + T_SHIFT + 4 * i, &shift, 4);
+        else for (int k = 0; k < 32; k++) p[T_LO + 32 * i + k] = (uint8_t)(q[32 * b + k] & 255);
+    }
     if (form == BYTES || form == SIGNED) {
         int8_t *restrict hi = in->hi + (size_t)t * (size_t)n;
         uint8_t *restrict lo = in->lo + (size_t)t * (size_t)n;
         const int carry = form == SIGNED ? 128 : 0; /* a lo of 128 and more is negative as a signed byte */
         for (int i = 0; i < n; i++) hi[i] = (int8_t)((q[i] + carry) >> 8), lo[i] = (uint8_t)(q[i] & 255);
-    }
-    for (int b = 0; b < blocks; b++) {
-        int32_t s[2] = {0, 0}, h[2] = {0, 0};
-        for (int half = 0; half < 2; half++)
-            for (int i = 0; i < 16; i++) s[half] += q[32 * b + 16 * half + i], h[half] += q[32 * b + 16 * half + i] >> 8;
-        if (form != TILES) {
-            in->fsum[(t * blocks + b) * 2] = (float)s[0], in->fsum[(t * blocks + b) * 2 + 1] = (float)s[1];
-            if (form == BYTES) {
-                int32_t *bias = in->bias + (size_t)t * (size_t)blocks * 6, *sum = bias + 3 * blocks;
-                bias[b] = -32768 * (h[0] + h[1]), bias[blocks + 2 * b] = -32768 * h[0], bias[blocks + 2 * b + 1] = -32768 * h[1];
-                sum[b] = -s[0] - s[1], sum[blocks + 2 * b] = -s[0], sum[blocks + 2 * b + 1] = -s[1];
-            }
-            continue;
-        }
-        int i = t % TILE;
-        uint8_t *p = in->tiles + ((size_t)(t / TILE) * (size_t)blocks + (size_t)b) * (T_BYTES * TILE);
-        float fsum[3] = {(float)(s[0] + s[1]), (float)s[0], (float)s[1]};
-        uint8_t hi[32], lo[32];
-        for (int k = 0; k < 32; k++) hi[k] = (uint8_t)((q[32 * b + k] >> 8) + 128), lo[k] = (uint8_t)(q[32 * b + k] & 255);
-        for (int j = 0; j < 8; j++) memcpy(p + (j * TILE + i) * 4, hi + 4 * j, 4), memcpy(p + T_LO * TILE + (j * TILE + i) * 4, lo + 4 * j, 4);
-        for (int k = 0; k < 3; k++) memcpy(p + T_SUM * TILE + 4 * (k * TILE + i), &fsum[k], 4);
     }
 }
 
@@ -1254,7 +1283,7 @@ static void matmul_scalar(float *out, const Tensor *w, int row, int n_rows, cons
 }
 /* The functions that are one loop, compiled once more for each instruction set. */
 #define LOOPS_FOR(isa, attribute) \
-    attribute static void quantize_##isa(Input *in, int t, int16_t *row) { quantize_token(in, t, row); } \
+    attribute static void quantize_##isa(Input *in, int t, float *buf) { quantize_token(in, t, buf); } \
     attribute static void norm_##isa(float *y, const float *x, const float *w, size_t n, float eps) { rmsnorm(y, x, w, n, eps); } \
     attribute static void activate_##isa(float *x, int act, size_t n) { activate_row(x, act, n); } \
     attribute static void gate_##isa(float *y, const float *z, int act, size_t n) { gate_row(y, z, act, n); } \
@@ -1328,12 +1357,18 @@ typedef float V __attribute__((vector_size(LANES * 4), aligned(4), may_alias)); 
 typedef uint16_t HALF __attribute__((vector_size(LANES * 2), aligned(1), may_alias)); /* rows in a file may lie anywhere */
 typedef uint32_t BITS __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
 
-INLINE float fold(const V *v) {
+INLINE float fold(const V *v) { /* lane l takes lane l + half, again and again, as fold16 */
+    typedef float F8 __attribute__((vector_size(32), aligned(4), may_alias, unused));
+    typedef float F4 __attribute__((vector_size(16), aligned(4), may_alias, unused));
     float s[LANES];
     memcpy(s, v, sizeof s);
-    for (int half = LANES / 2; half; half /= 2)
-        for (int l = 0; l < half; l++) s[l] += s[l + half];
-    return s[0];
+#if LANES == 16
+    *(F8 *)s += *(F8 *)(s + 8);
+#endif
+#if LANES >= 8
+    *(F4 *)s += *(F4 *)(s + 4);
+#endif
+    return s[0] + s[2] + (s[1] + s[3]);
 }
 
 INLINE void load_part(V *v, const float *p, int n) { /* n <= LANES floats, the rest 0 */
@@ -1996,33 +2031,36 @@ AVX512 static void make_panels(Panel *p, const Tensor *w, int row, int b0, int n
 }
 
 /* Two panels (32 rows) times T <= TILE tokens over n_blocks. S (T, 32) holds the float sums between chunks. A broadcast of 4 bytes of x
- * serves both panels; 12 integer and 12 float sums, 2 weights and the broadcast are in registers. group, min, T: constants. */
-INLINE512 void tile512(float *S, const Panel *p, const uint8_t *x, int n_blocks, int first, const int group, const int min, const int T) {
+ * serves both panels; 12 integer and 12 float sums, 2 weights and the broadcast are in registers. group, min, fast, T: constants. */
+INLINE512 void tile512(float *S, const Panel *p, const uint8_t *x, int n_blocks, int first, const int group, const int min, const int fast, const int T) {
     __m512 s[2][TILE];
     UNROLL8 for (int t = 0; t < T; t++)
         UNROLL for (int r = 0; r < 2; r++) s[r][t] = first ? _mm512_setzero_ps() : _mm512_load_ps(S + 32 * t + 16 * r);
-    for (int b = 0; b < n_blocks; b++, p++, x += T_BYTES * TILE) {
+    for (int b = 0; b < n_blocks; b++, p++, x += tile_bytes_of(fast)) {
         __m512i acc[2][TILE];
         for (int h = 0; h < 32 / group; h++) {
             __m512i b0 = _mm512_load_si512(p->bias[h]), b1 = _mm512_load_si512(p[BLOCKS_AT_ONCE].bias[h]);
             UNROLL8 for (int t = 0; t < T; t++) acc[0][t] = b0, acc[1][t] = b1;
-            UNROLL for (int half = 0; half < 2; half++) { /* hi, then lo: acc = 256 sum(w hi) + sum(w lo) */
+            for (int half = 0; half < 2 - fast; half++) { /* hi, then lo: acc = 256 sum(w hi) + sum(w lo) */
                 UNROLL8 for (int j = 0; j < group / 4; j++) {
                     __m512i w0 = _mm512_load_si512(p->q[h * 4 + j]), w1 = _mm512_load_si512(p[BLOCKS_AT_ONCE].q[h * 4 + j]);
                     UNROLL8 for (int t = 0; t < T; t++) {
-                        __m512i v = _mm512_set1_epi32(*(const int32_t *)(const void *)(x + half * T_LO * TILE + ((h * 4 + j) * TILE + t) * 4));
+                        __m512i v = _mm512_set1_epi32(*(const int32_t *)(const void *)(x + half * T_LO + 32 * t + (h * 4 + j) * 4));
                         __asm__("" : "+v"(v)); /* one broadcast load, used twice: else the compiler loads it twice */
                         acc[0][t] = _mm512_dpbusd_epi32(acc[0][t], v, w0);
                         acc[1][t] = _mm512_dpbusd_epi32(acc[1][t], v, w1);
                     }
                 }
-                if (half == 0) UNROLL8 for (int t = 0; t < T; t++) acc[0][t] = _mm512_slli_epi32(acc[0][t], 8), acc[1][t] = _mm512_slli_epi32(acc[1][t], 8);
+                if (half == 0) UNROLL8 for (int t = 0; t < T; t++) {
+                    const __m512i shift = fast ? _mm512_set1_epi32(*(const int32_t *)(const void *)(x + T_SHIFT + 4 * t)) : _mm512_set1_epi32(8);
+                    acc[0][t] = _mm512_sllv_epi32(acc[0][t], shift), acc[1][t] = _mm512_sllv_epi32(acc[1][t], shift);
+                }
             }
             UNROLL for (int r = 0; r < 2; r++) {
                 __m512 d = _mm512_load_ps(p[r * BLOCKS_AT_ONCE].d[h]);
                 UNROLL8 for (int t = 0; t < T; t++) {
                     s[r][t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(acc[r][t]), d, s[r][t]);
-                    if (min) s[r][t] = _mm512_fnmadd_ps(_mm512_load_ps(p[r * BLOCKS_AT_ONCE].m[h]), _mm512_set1_ps(*(const float *)(const void *)(x + TILE * (T_SUM + (group == 16 ? 4 + 4 * h : 0)) + 4 * t)), s[r][t]);
+                    if (min) s[r][t] = _mm512_fnmadd_ps(_mm512_load_ps(p[r * BLOCKS_AT_ONCE].m[h]), _mm512_set1_ps(*(const float *)(const void *)(x + T_SUM + 12 * t + (group == 16 ? 4 + 4 * h : 0))), s[r][t]);
                 }
             }
         }
@@ -2031,20 +2069,20 @@ INLINE512 void tile512(float *S, const Panel *p, const uint8_t *x, int n_blocks,
         UNROLL for (int r = 0; r < 2; r++) _mm512_store_ps(S + 32 * t + 16 * r, s[r][t]);
 }
 typedef void Tile512(float *S, const Panel *p, const uint8_t *x, int n_blocks, int first);
-#define TILE512(group, min, T) AVX512 static void tile512_##group##_##min##_##T(float *S, const Panel *p, const uint8_t *x, int n_blocks, int first) { tile512(S, p, x, n_blocks, first, group, min, T); }
-#define TILES512(group, min) TILE512(group, min, 2) TILE512(group, min, 4) TILE512(group, min, 6)
+#define TILE512(group, min, fast, T) AVX512 static void tile512_##group##_##min##_##fast##_##T(float *S, const Panel *p, const uint8_t *x, int n_blocks, int first) { tile512(S, p, x, n_blocks, first, group, min, fast, T); }
+#define TILES512(group, min) TILE512(group, min, 0, 2) TILE512(group, min, 0, 4) TILE512(group, min, 0, 6) TILE512(group, min, 1, 2) TILE512(group, min, 1, 4) TILE512(group, min, 1, 6)
 TILES512(32, 0) TILES512(32, 1) TILES512(16, 0) TILES512(16, 1)
-#define TILES512_OF(group, min) {tile512_##group##_##min##_2, tile512_##group##_##min##_4, tile512_##group##_##min##_6}
-static Tile512 *const tiles512[2][2][3] = {{TILES512_OF(32, 0), TILES512_OF(32, 1)}, {TILES512_OF(16, 0), TILES512_OF(16, 1)}}; /* groups of 16; minimums; pairs of tokens - 1 */
+#define OF(group, min, fast) {tile512_##group##_##min##_##fast##_2, tile512_##group##_##min##_##fast##_4, tile512_##group##_##min##_##fast##_6}
+static Tile512 *const tiles512[2][2][2][3] = {{{OF(32, 0, 0), OF(32, 1, 0)}, {OF(16, 0, 0), OF(16, 1, 0)}}, {{OF(32, 0, 1), OF(32, 1, 1)}, {OF(16, 0, 1), OF(16, 1, 1)}}}; /* fast; groups of 16; minimums; pairs of tokens - 1 */
 #undef TILE512
 #undef TILES512
-#undef TILES512_OF
+#undef OF
 
 /* Rows [row, row + n_rows), n_rows <= 32, times all tokens of a tiled input.
  *   buf: 2 BLOCKS_AT_ONCE panels, S (tokens, 32), then q, d, m of 16 rows */
 AVX512 static void many512(float *out, const Tensor *w, int row, int n_rows, const Input *in, float *buf) {
     const int blocks = w->n_in / 32;
-    Tile512 *const *tile_of = tiles512[types[w->type].group == 16][types[w->type].min];
+    Tile512 *const *tile_of = tiles512[in->fast][types[w->type].group == 16][types[w->type].min];
     Panel *panels = (Panel *)(void *)buf;
     float *S = (float *)(void *)(panels + 2 * BLOCKS_AT_ONCE), *d = S + round_up((size_t)in->T, TILE) * 32, *m = d + ROWS * BLOCKS_AT_ONCE * 2;
     int8_t *q = (int8_t *)(m + ROWS * BLOCKS_AT_ONCE * 2);
@@ -2054,7 +2092,7 @@ AVX512 static void many512(float *out, const Tensor *w, int row, int n_rows, con
         make_panels(panels + BLOCKS_AT_ONCE, w, row + ROWS, b, n, q, d, m);
         for (int t = 0; t < in->T; t += TILE) {
             float *s = S + 32 * t;
-            tile_of[in->T - t >= TILE ? 2 : (in->T - t - 1) / 2](s, panels, in->tiles + ((size_t)(t / TILE) * (size_t)blocks + (size_t)b) * (T_BYTES * TILE), n, b == 0);
+            tile_of[in->T - t >= TILE ? 2 : (in->T - t - 1) / 2](s, panels, in->tiles + ((size_t)(t / TILE) * (size_t)blocks + (size_t)b) * tile_bytes_of(in->fast), n, b == 0);
             if (b + n < blocks) continue;
             for (int i = 0; i < TILE && t + i < in->T; i++)
                 for (int r = 0; r < n_rows; r += ROWS) {
@@ -2089,9 +2127,51 @@ AVX512 static void few512_bf16(float *out, const Tensor *w, int row, int n_rows,
                 UNROLL for (int j = 0; j < 4; j++) acc[j] += WEIGHTS(_mm256_maskz_loadu_epi16(live, rows[j] + 2 * i)) * _mm512_maskz_loadu_ps(live, x + i);
             }
             UNROLL for (int j = 0; j < 4; j++)
-                if (r + j < n_rows) { float s[16]; _mm512_storeu_ps(s, acc[j]); out[(size_t)t * (size_t)w->n_out + row + r + j] = fold16(s); }
+                if (r + j < n_rows) out[(size_t)t * (size_t)w->n_out + row + r + j] = _mm512_reduce_add_ps(acc[j]); /* in fold's order */
         }
 #undef WEIGHTS
+}
+
+/* BF16 rows times tokens rounded to BF16 (fast): vdpbf16ps adds two products to each of 16 sums. R rows, T tokens: constants; the sums wait in
+ * part while a piece of the rows is over, as in `tile`. */
+#define AVX512BF16 __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512bf16,fma,f16c,avx2")))
+static inline __attribute__((always_inline)) AVX512BF16 void tile512_bf16(float *out, const Tensor *w, int row, const Input *in, int t, size_t from, size_t to, float *part, const int R, const int T) {
+    const size_t n = (size_t)w->n_in, step = row_bytes(w);
+    const uint8_t *rows = w->data + (size_t)row * step;
+    const uint16_t *x = in->half + (size_t)t * n;
+    __m512 acc[4][6];
+    UNROLL for (int r = 0; r < R; r++) UNROLL8 for (int j = 0; j < T; j++) acc[r][j] = from ? _mm512_load_ps(part + (r * T + j) * 16) : _mm512_setzero_ps();
+    for (size_t i = from; i < to; i += 32) {
+        const __mmask32 live = n - i >= 32 ? 0xffffffff : (1u << (n - i)) - 1;
+        __m512bh v[6];
+        UNROLL8 for (int j = 0; j < T; j++) v[j] = (__m512bh)_mm512_maskz_loadu_epi16(live, x + (size_t)j * n + i);
+        UNROLL for (int r = 0; r < R; r++) {
+            const uint8_t *p = rows + (size_t)r * step + 2 * i;
+            if (T == 1) __builtin_prefetch(p + AHEAD);
+            __m512bh u = (__m512bh)_mm512_maskz_loadu_epi16(live, p);
+            UNROLL8 for (int j = 0; j < T; j++) acc[r][j] = _mm512_dpbf16_ps(acc[r][j], u, v[j]);
+        }
+    }
+    UNROLL for (int r = 0; r < R; r++)
+        UNROLL8 for (int j = 0; j < T; j++) {
+            if (to < n) _mm512_store_ps(part + (r * T + j) * 16, acc[r][j]);
+            else out[(size_t)(t + j) * (size_t)w->n_out + row + r] = _mm512_reduce_add_ps(acc[r][j]);
+        }
+}
+AVX512BF16 static void fast512_bf16(float *out, const Tensor *w, int row, int n_rows, const Input *in) {
+    float part[2 * ROWS * TILE * 16] __attribute__((aligned(64)));
+    const size_t n = (size_t)w->n_in;
+    int t = 0;
+#define TILES(R, T, from, to) for (; r + R <= n_rows; r += R) tile512_bf16(out, w, row + r, in, t, from, to, part + r * T * 16, R, T)
+    for (; t + TILE <= in->T; t += TILE)
+        for (size_t at = 0; at < n; at += 2 * WEIGHTS_AT_ONCE) {
+            size_t to = n - at > 2 * WEIGHTS_AT_ONCE ? at + 2 * WEIGHTS_AT_ONCE : n;
+            int r = 0;
+            TILES(4, 6, at, to);
+            TILES(1, 6, at, to);
+        }
+    for (; t < in->T; t++) { int r = 0; TILES(4, 1, 0, n); TILES(1, 1, 0, n); }
+#undef TILES
 }
 
 AVX512 static void few512_1(float *out, const Tensor *w, int row, int n_rows, const Input *in, float *buf) { /* where the memory is the limit, if nothing else is */
@@ -2119,6 +2199,10 @@ AVX512 static void matmul_avx512(float *out, const Tensor *w, int row, int n_row
             int n = n_rows - r < ROWS ? n_rows - r : ROWS;
             (in->T == 1 ? few512_1 : in->T == 2 ? few512_2 : few512_4)(out, w, row + r, n, in, buf);
         }
+}
+AVX512 static void matmul_avx512bf16(float *out, const Tensor *w, int row, int n_rows, const Input *in, float *buf) {
+    if (w->type == BF16 && in->half) fast512_bf16(out, w, row, n_rows, in);
+    else matmul_avx512(out, w, row, n_rows, in, buf);
 }
 #endif
 
@@ -2467,7 +2551,7 @@ MATMUL_FOR(vector, , 4, 4, 4)
 typedef struct {
     const char *name;
     int few, many; /* the form of the input for up to FEW tokens, and for more */
-    void (*quantize)(Input *in, int t, int16_t *row);
+    void (*quantize)(Input *in, int t, float *buf);
     void (*norm)(float *y, const float *x, const float *w, size_t n, float eps);
     void (*activate)(float *x, int act, size_t n);
     void (*gate)(float *y, const float *z, int act, size_t n);
@@ -2484,6 +2568,7 @@ static const Kernels kernels[] = {
     {"avx2", INT16, INT16, LOOPS(avx2), matmul_avx2, recurrence_avx2, attend_avx2},
     {"avxvnni", INT16, INT16, LOOPS(avx2), matmul_avxvnni, recurrence_avx2, attend_avx2},
     {"avx512", BYTES, TILES, LOOPS(avx512), matmul_avx512, recurrence_avx512, attend_avx512},
+    {"avx512bf16", BYTES, TILES, LOOPS(avx512), matmul_avx512bf16, recurrence_avx512, attend_avx512},
 #elif defined(__GNUC__) && defined(__aarch64__)
     {"neon", INT16, INT16, LOOPS(neon), matmul_neon, recurrence_neon, attend_neon},
     {"dotprod", SIGNED, SIGNED, LOOPS(neon), matmul_dotprod, recurrence_neon, attend_neon},
@@ -2500,7 +2585,8 @@ static int kernel_runs(const Kernels *k) {
     if (!strcmp(k->name, "avx2") || !strcmp(k->name, "avxvnni"))
         return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C)
                && (!strcmp(k->name, "avx2") || (__get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & 1u << 4)));
-    if (!strcmp(k->name, "avx512")) return __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("fma");
+    if (!strcmp(k->name, "avx512bf16") && (!__get_cpuid_count(7, 1, &a, &b, &c, &d) || !(a & 1u << 5))) return 0;
+    if (!strncmp(k->name, "avx512", 6)) return __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("fma");
 #elif defined(__GNUC__) && defined(__aarch64__)
     if (!strcmp(k->name, "dotprod")) return arm_has_dotprod();
     if (!strcmp(k->name, "i8mm")) return arm_has_dotprod() && arm_has_i8mm();
@@ -2520,7 +2606,7 @@ static int choose_kernels(const Kernels **chosen, char *err) {
 }
 
 /* How the work is spread: threads, and a piece of memory for each. Results do not depend on it. */
-typedef struct { const Kernels *kernels; int n_threads; float *buf; size_t buf_floats; uint8_t *input; float *parts; size_t parts_floats; } Team;
+typedef struct { const Kernels *kernels; int n_threads, fast; float *buf; size_t buf_floats; uint8_t *input; float *parts; size_t parts_floats; } Team;
 
 static int threads_for(const Team *team, double operations) { /* waking a thread costs about as much as this many */
     return operations < 1e6 ? 1 : team->n_threads;
@@ -2541,16 +2627,28 @@ static Input input_rows(const float *x, int T, int n) { return (Input){.x = x, .
 static void quantize(const Team *team, Input *in) {
     size_t T = (size_t)in->T, blocks = (size_t)in->n / 32;
     Arena a = {(char *)team->input, 0, 0};
+    in->fast = team->fast;
     in->form = in->T > FEW ? team->kernels->many : team->kernels->few;
     in->D = take(&a, T);
-    if (in->form == TILES) in->tiles = take_bytes(&a, round_up(T, TILE) * blocks, T_BYTES);
+    if (in->form == TILES) in->tiles = take_bytes(&a, round_up(T, TILE) / TILE * blocks, tile_bytes_of(in->fast));
     else in->fsum = take(&a, T * blocks * 2);
     if (in->form == BYTES) in->bias = take_bytes(&a, T * blocks * 6 + 16, sizeof(int32_t));
     if (in->form == INT16) in->q = take_bytes(&a, T * blocks * 32 + SEGMENT, sizeof(int16_t)); /* SEGMENT: the last step of a row may read so far */
     else if (in->form != TILES) in->hi = take_bytes(&a, T * blocks * 32 + SEGMENT, 1), in->lo = take_bytes(&a, T * blocks * 32 + SEGMENT, 1);
     int n_threads = threads_for(team, 20.0 * in->T * in->n);
     PARALLEL_FOR(n_threads)
-    for (int t = 0; t < in->T; t++) team->kernels->quantize(in, t, (int16_t *)(void *)(team->buf + (size_t)THREAD_ID * team->buf_floats));
+    for (int t = 0; t < in->T; t++) team->kernels->quantize(in, t, team->buf + (size_t)THREAD_ID * team->buf_floats);
+}
+
+/* The input rounded to bfloat16, to nearest even; NaN stays NaN. */
+static void halve(const Team *team, Input *in) {
+    size_t n = (size_t)in->T * (size_t)in->n;
+    uint16_t *restrict to = (uint16_t *)(void *)(team->input + input_bytes((size_t)in->T, (size_t)in->n));
+    for (size_t i = 0; i < n; i++) {
+        uint32_t u = as_bits(in->x[i]), rounded = (u + 0x7fff + (u >> 16 & 1)) >> 16;
+        to[i] = (uint16_t)((u & 0x7fffffff) > 0x7f800000 ? u >> 16 | 0x40 : rounded);
+    }
+    in->half = to;
 }
 
 /* out (T, n_out) = x (T, n_in) W' for n matrices that read the same input. The only place that reads large weights. */
@@ -2563,6 +2661,7 @@ static void matmul(const Team *team, const Product *products, int n, Input *in) 
         operations += 2.0 * w->n_in * w->n_out * in->T;
         steps += (w->n_out + 2 * ROWS - 1) / (2 * ROWS);
         if (types[w->type].group > 1 && !in->form) quantize(team, in);
+        if (w->type == BF16 && team->fast && !in->half) halve(team, in);
     }
     int n_threads = threads_for(team, operations);
     PARALLEL_FOR(n_threads)
@@ -3846,9 +3945,9 @@ static GlaState *state_layout(Arena *a, const GlaModel *m, const GlaSettings *ho
             raise_to(&buf_floats, cache.dk ? attend_buf(m->layers[i].n_heads, &cache, batch) : walk_buf(&cache, m->layers[i].dk));
             if (cache.dk) raise_to(&parts_floats, attend_parts(m->layers[i].n_heads, &cache, ctx, batch));
         }
-    s.team = (Team){m->kernels, threads, NULL, round_up(buf_floats, LANES), NULL, take(a, parts_floats), parts_floats};
+    s.team = (Team){m->kernels, threads, how->fast, NULL, round_up(buf_floats, LANES), NULL, take(a, parts_floats), parts_floats};
     s.team.buf = take_bytes(a, (size_t)threads, s.team.buf_floats * sizeof(float));
-    s.team.input = take_bytes(a, input_bytes(T, m->widest_in), 1);
+    s.team.input = take_bytes(a, input_bytes(T, m->widest_in) + T * m->widest_in * sizeof(uint16_t), 1);
     if (self) *self = s;
     return self;
 }
@@ -3921,7 +4020,7 @@ GLA_API void gla_state_reset(GlaState *s) {
 
 GLA_API int gla_state_clone(GlaState **copy, const GlaState *s, char *err) {
     const GlaModel *m = s->m;
-    int code = gla_state_new(copy, m, &(GlaSettings){s->ctx, s->batch, s->team.n_threads, s->kv_type}, err);
+    int code = gla_state_new(copy, m, &(GlaSettings){s->ctx, s->batch, s->team.n_threads, s->kv_type, s->team.fast}, err);
     if (code) return code;
     memcpy((*copy)->fixed, s->fixed, m->fixed_floats * sizeof(float));
     memcpy((*copy)->logits, s->logits, (size_t)m->config.vocab_size * sizeof(float));
@@ -4085,7 +4184,7 @@ GLA_API int64_t gla_session_ids(const GlaModel *m, const char *path, int32_t *id
 
 typedef struct { uint64_t model; const int32_t *ids; int64_t n, best; char path[PATH_LEN]; } CacheSearch;
 /* MODEL: states with another type of keys and values do not fit each other either. */
-static uint64_t cache_model(const GlaState *s) { return fingerprint(s->m) + (s->m->kv_bytes[s->kv_type] && s->kv_type > GLA_KV_F32 ? (uint64_t)s->kv_type : 0); }
+static uint64_t cache_model(const GlaState *s) { return fingerprint(s->m) + (s->m->kv_bytes[s->kv_type] && s->kv_type > GLA_KV_F32 ? (uint64_t)s->kv_type : 0) + (s->team.fast ? 16 : 0); }
 
 static int cache_fits(void *user, const char *name, const char *path, uint64_t bytes, double changed) {
     CacheSearch *c = user;
@@ -6775,7 +6874,7 @@ GLA_API int gla_chat_clone(GlaChat **copy, GlaState **state, const GlaChat *c, c
 
 typedef struct {
     const char *model, *prompt, *file, *tokenizer, *mode, *system, *load_state, *save_state, *prompt_cache, *ids, *out, *kv, *stops[16];
-    int n_stops, n_bias, top_k, threads, ctx, batch, prompt_len, depth, ignore_eos, echo, json, logprobs, think, no_think, hide_thinking, loop_guard, forget, help, version;
+    int n_stops, n_bias, top_k, threads, ctx, batch, prompt_len, depth, ignore_eos, echo, json, logprobs, fast, think, no_think, hide_thinking, loop_guard, forget, help, version;
     struct { int32_t id; float add; } bias[GLA_BIAS];
     int64_t think_budget, cache_bytes, snapshot_bytes;
     double temperature, top_p, min_p, repeat_penalty, presence_penalty;
@@ -6786,7 +6885,7 @@ typedef struct {
 
 enum Kind { TEXT, TEXTS, WHOLE, WHOLE64, SIZE, SEED, REAL_NUMBER, BIAS, FLAG };
 enum { O_PROMPT, O_FILE, O_STEPS, O_TEMP, O_TOP_P, O_TOP_K, O_MIN_P, O_REPEAT, O_PRESENCE, O_SEED, O_BIAS, O_STOP, O_IGNORE, O_ECHO, O_JSON, O_LOGPROBS, O_TOK, O_MODE,
-       O_SYSTEM, O_THINK, O_NO_THINK, O_BUDGET, O_HIDE, O_GUARD, O_SNAPSHOTS, O_FORGET, O_THREADS, O_CTX, O_KV, O_BATCH, O_LOAD, O_SAVE, O_CACHE, O_CACHE_BYTES, O_IDS, O_OUT, O_PLEN, O_DEPTH, O_HELP, O_VERSION, N_OPTIONS };
+       O_SYSTEM, O_THINK, O_NO_THINK, O_BUDGET, O_HIDE, O_GUARD, O_SNAPSHOTS, O_FORGET, O_THREADS, O_CTX, O_KV, O_FAST, O_BATCH, O_LOAD, O_SAVE, O_CACHE, O_CACHE_BYTES, O_IDS, O_OUT, O_PLEN, O_DEPTH, O_HELP, O_VERSION, N_OPTIONS };
 enum { GENERATE = 1, CHAT = 2, LOGITS = 4, PERPLEXITY = 8, TOKENIZE = 16, BENCH = 32, INFO = 64, TALK = GENERATE | CHAT, ANY = 127 };
 static const char *const modes[] = {"generate", "chat", "logits", "perplexity", "tokenize", "bench", "info", NULL}; /* mode i is the bit 1 << i */
 #define AT(field) offsetof(Options, field)
@@ -6820,6 +6919,7 @@ static const struct { char letter; const char *name; enum Kind kind; size_t at; 
     [O_FORGET] = {0, "forget", FLAG, AT(forget), 0, 0, CHAT, NULL, "a full context drops the oldest turns instead of ending"},
     [O_THREADS] = {'j', "threads", WHOLE, AT(threads), 1, 1024, ANY, "N", "threads (all cores)"},
     [O_CTX] = {'c', "ctx", WHOLE, AT(ctx), 1, INT_MAX, ANY, "N", "positions of softmax layers (4096 or the model's)"},
+    [O_FAST] = {0, "fast", FLAG, AT(fast), 0, 0, ANY, NULL, "activations of 8 bits, not 16 or 32: less exact, faster prompts"},
     [O_KV] = {0, "kv", TEXT, AT(kv), 0, 0, ANY, "TYPE", "keys and values of softmax layers: f32, f16, q8_0 (f32)"},
     [O_BATCH] = {'b', "batch", WHOLE, AT(batch), 1, 1 << 20, ANY, "N", "prompt tokens per run (512)"},
     [O_LOAD] = {0, "load-state", TEXT, AT(load_state), 0, 0, TALK | LOGITS, "FILE", "go on from a session"},
@@ -7816,7 +7916,7 @@ static int run_mode(const Options *o, GlaModel *m, double begin, double load_s, 
         ctx = (int)min64(need, INT_MAX);
     }
     if (!code && bench && ctx && o->depth > ctx) code = fail(err, GLA_INPUT, "a depth of %d in a context of %d", o->depth, ctx);
-    if (!code) code = gla_state_new(&s, m, &(GlaSettings){ctx, o->batch, o->threads, kv}, err);
+    if (!code) code = gla_state_new(&s, m, &(GlaSettings){ctx, o->batch, o->threads, kv, o->fast}, err);
     if (code) status = complain(err);
     else if (logits) status = mode_logits(o, m, s, &ids, err);
     else if (perplexity) status = mode_perplexity(m, s, &ids, err);

@@ -7,7 +7,7 @@ table. Python 3 and its standard library only.
 
     share of peak     2 x weights x tokens / s over the int8 peak (block types), the bf16 peak (BF16) or the f32 peak (F16, F32)
     share of read     bytes of weights x tokens / s over the fastest streaming read
-    run / it          how many times as fast ./run is in the same round
+    run / it          how many times as fast ./run is in the same round; of prefill, also with --fast
 """
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ def table(rows: list[list[object]], numbers_from: int) -> str:
 
 def measure_speed(model: Path) -> dict:
     before = limits()
-    record = {"run": ours(model, args.prompt_len, args.steps), "peers": {peer_name(p): peer(p, model) for p in args.peer}}
+    record = {"run": ours(model, args.prompt_len, args.steps), "fast": ours(model, args.prompt_len, args.steps, "--fast"), "peers": {peer_name(p): peer(p, model) for p in args.peer}}
     after = limits()
     ceilings = {k: max(float(v), float(after[k])) for k, v in before.items() if k.endswith("_s")}  # a ceiling found too low would flatter
     return {"model": model.name, "limits": ceilings, **record}
@@ -165,12 +165,15 @@ def speed(records: list[dict]) -> list[list[object]]:
         prefill, decode = (lambda r: r["run"]["prefill_tok_s"]), (lambda r: r["run"]["decode_tok_s"])
         rows.append([f"{name} ({kind}, {model.stat().st_size / 1e6:.0f} MB)", "run", text(of(name, prefill), 1), text(of(name, lambda r: prefill(r) * gop(r)), 2), "",
                      text(of(name, decode), 2), text(of(name, lambda r: decode(r) * gb(r)), 2), ""])
+        fast = lambda r: r["fast"]["prefill_tok_s"]  # noqa: E731
+        rows.append([name, "run --fast", text(of(name, fast), 1), text(of(name, lambda r: fast(r) * gop(r)), 2), "",
+                     text(of(name, lambda r: r["fast"]["decode_tok_s"]), 2), text(of(name, lambda r: r["fast"]["decode_tok_s"] * gb(r)), 2), ""])
         for p in map(peer_name, args.peer):
             it = lambda r, what: (r["peers"].get(p) or {}).get(what)  # noqa: E731, B023
             versions = {it(r, "commit") for r in records} - {None, "", "unknown"}
             rows.append([name, " ".join([p, *sorted(versions)]),
                          text(of(name, lambda r: it(r, "prefill")), 1), text(of(name, lambda r: it(r, "prefill") and it(r, "prefill") * gop(r)), 2),
-                         text(of(name, lambda r: it(r, "prefill") and prefill(r) / it(r, "prefill")), 2),
+                         " / ".join(text(of(name, lambda r: it(r, "prefill") and f(r) / it(r, "prefill")), 2) for f in (prefill, fast)),  # noqa: B023
                          text(of(name, lambda r: it(r, "decode")), 2), text(of(name, lambda r: it(r, "decode") and it(r, "decode") * gb(r)), 2),
                          text(of(name, lambda r: it(r, "decode") and decode(r) / it(r, "decode")), 2)])
     return rows

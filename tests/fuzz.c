@@ -41,7 +41,7 @@ static void use_model(GlaModel *m) {
     gla_info(m, &info);
     if (info.state_bytes > 1 << 24 || info.token_weights > 1 << 22) return; /* honest, but slow */
     gla_sampler_init(&p, m, 1);
-    if (gla_state_new(&s, m, &(GlaSettings){8, 3, 1, 0}, err)) return;
+    if (gla_state_new(&s, m, &(GlaSettings){.ctx = 8, .batch = 3, .threads = 1}, err)) return;
     for (int i = 0; i < 5; i++) ids[i] = (int32_t)(next_random(&p.rng) % (uint64_t)info.vocab_size);
     insist(gla_eval(s, ids, 5, NULL, 0, err) == GLA_OK, "eval", err);
     if (!gla_state_clone(&copy, s, err)) {

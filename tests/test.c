@@ -199,7 +199,7 @@ static void test_formats(void) {
 static Team team_of(const Kernels *k, int n_threads, size_t widest, size_t tokens, size_t buf_floats) {
     size_t floats = matmul_buf(widest, tokens) > buf_floats ? matmul_buf(widest, tokens) : buf_floats;
     Team team = {.kernels = k, .n_threads = n_threads, .buf_floats = round_up(floats, LANES)};
-    size_t n_bytes = (size_t)n_threads * team.buf_floats * sizeof(float), input = round_up(input_bytes(tokens, widest), ALIGN);
+    size_t n_bytes = (size_t)n_threads * team.buf_floats * sizeof(float), input = round_up(input_bytes(tokens, widest) + tokens * widest * sizeof(uint16_t), ALIGN);
     team.buf = memset(aligned_alloc(ALIGN, n_bytes), 0, n_bytes); /* the arena aligns them so */
     team.input = memset(aligned_alloc(ALIGN, input), 0, input);
     return team;
@@ -274,12 +274,18 @@ static void test_fast_exp(void) {
 }
 
 /* One token times a block-quantised matrix, as the comment of Input has it: exact integers per group, then one order of floats. */
-static void definition(float *out, const Tensor *w, const float *x, int fused) {
+static void definition(float *out, const Tensor *w, const float *x, int fused, int fast) {
     int n = w->n_in, group = types[w->type].group;
     int *q = block((size_t)n * sizeof *q);
     float top = 0;
     for (int i = 0; i < n; i++) top = fmaxf(top, fabsf(x[i]));
     for (int i = 0; i < n; i++) { volatile float y = x[i] * (Q_TOP / top); q[i] = (int)rint((double)y); }
+    for (int i = 0; i < n && fast; i += 32) { /* 7 bits and a sign for each 32: the nearest multiple of a power of two, a half upward */
+        int most = 0, step = 1;
+        for (int j = i; j < i + 32; j++) most = abs(q[j]) > most ? abs(q[j]) : most;
+        while (most >= 128 * step) step *= 2;
+        for (int j = i; j < i + 32 && step > 1; j++) q[j] = (int)fmax(-127, fmin(127, floor((double)q[j] / step + 0.5))) * step;
+    }
     for (int r = 0; r < w->n_out; r++) {
         volatile float S = 0, product; /* volatile: nothing is fused but what says so */
         for (int at = 0; at < n; at += SEGMENT) {
@@ -306,8 +312,8 @@ static void definition(float *out, const Tensor *w, const float *x, int fused) {
 static void test_matmul(void) {
     enum { T_max = 40 };
     static const int lengths[] = {1, 2, 3, 4, 5, 6, 7, 8, 9, 13, T_max}, outs[] = {1, 3, 16, 37}, widths[] = {1, 7, 16, 40, 100}, blocks[] = {1, 3, 21};
-    for (int type = 0; type < N_TYPES; type++) {
-        if (!types[type].group) continue;
+    for (int type = 0; type < N_TYPES; type++)
+        for (int fast = 0; fast < (types[type].group > 1 ? 2 : types[type].group); fast++) {
         int elems = types[type].elems, n_widths = elems == 1 ? 5 : elems == 32 ? 3 : 2;
         for (int i = 0; i < n_widths * 4; i++) {
             int n = elems == 1 ? widths[i / 4] : elems * blocks[i / 4], n_out = outs[i % 4];
@@ -319,22 +325,24 @@ static void test_matmul(void) {
             for (int r = 0; r < n_out; r++) {
                 row_to_float(row, w.data + (size_t)r * row_bytes(&w), type, (size_t)n);
                 for (int t = 0; t < T_max; t++) {
-                    double top = 0;
+                    double top = 0, near = 0; /* largest of the token; of these 32 */
                     for (int j = 0; j < n; j++) top = fmax(top, fabs(x[t * n + j]));
                     for (int j = 0; j < n; j++) {
                         double p = (double)row[j] * x[t * n + j];
-                        want[t * n_out + r] += p, size[t * n_out + r] += fabs(p), rounding[t * n_out + r] += fabs(row[j]) * top / Q_TOP * 0.501;
+                        if (fast && j % 32 == 0) { near = 0; for (int l = j; l < j + 32; l++) near = fmax(near, fabs(x[t * n + l])); }
+                        want[t * n_out + r] += p, size[t * n_out + r] += fabs(p), rounding[t * n_out + r] += fabs(row[j]) * (top / Q_TOP * 0.501 + near / 64);
                     }
                 }
             }
             float *defined[2] = {block((size_t)(T_max * n_out) * sizeof *one), block((size_t)(T_max * n_out) * sizeof *one)}; /* not fused, fused */
             for (int t = 0; t < T_max && types[type].group > 1; t++)
-                for (int fused = 0; fused < 2; fused++) definition(defined[fused] + t * n_out, &w, x + t * n, fused);
+                for (int fused = 0; fused < 2; fused++) definition(defined[fused] + t * n_out, &w, x + t * n, fused, fast);
             for (int k = 0; k < N_KERNELS; k++) {
                 if (!kernel_runs(&kernels[k])) continue;
                 Team team = team_of(&kernels[k], 1, (size_t)n, T_max, 0);
+                team.fast = fast;
                 double worst = 0; /* 16 partial sums of n / 16 terms, folded in 4 steps; each addition may be off by half a unit */
-                /* block-quantised weights meet x rounded to 16 bits: half of 1/Q_TOP of the token's largest, times the sum of |w| */
+                /* block-quantised weights meet x rounded to 16 bits: half of 1/Q_TOP of the token's largest, times the sum of |w|; fast ones to 8: a step of 1/64 of the 32's largest */
                 for (int t = 0; t < T_max; t++) product(&team, one + t * n_out, &w, x + t * n, 1);
                 for (int j = 0; j < T_max * n_out; j++) {
                     double bound = ((double)padded / 16 + 6) * 0x1p-24 * size[j] + 1e-37 + (types[type].group > 1 ? rounding[j] : 0), off = fabs(one[j] - want[j]) / bound;
@@ -934,11 +942,11 @@ static GlaModel *opened(const void *bytes, size_t n, const char *name) {
     if (code) exit(printf("%d passed, %d failed\n", passed, failed) < 0 ? 2 : 1); /* nothing below makes sense without it */
     return m;
 }
-static int kv_tested; /* GLA_KV_* of the states that the tests make */
+static int kv_tested, fast_tested; /* GLA_KV_* and fast of the states that the tests make */
 static GlaState *state_of(const GlaModel *m, int ctx, int batch, int threads) {
     char err[GLA_ERR] = "";
     GlaState *s;
-    check(gla_state_new(&s, m, &(GlaSettings){ctx, batch, threads, kv_tested}, err) == GLA_OK, "no state: %s", err);
+    check(gla_state_new(&s, m, &(GlaSettings){ctx, batch, threads, kv_tested, fast_tested}, err) == GLA_OK, "no state: %s", err);
     return must(s);
 }
 
@@ -1205,9 +1213,18 @@ static void test_types(void) {
             /* block-quantised weights meet activations of 16 bits: a few units of 2^-15 on the way to the logits */
             within(largest(x, y, N * VOCAB), (types[type].group > 1 ? 2e-3 : 1e-4) * fmax(1, sqrt(size)), "%s, %s against F32", types[type].name, kernels[k].name);
             within(divergence(y, x, N, VOCAB), 1e-6, "%s, %s: divergence from F32", types[type].name, kernels[k].name);
+            if (types[type].group > 1 || type == BF16) { /* fast: something else, but not much */
+                fast_tested = 1;
+                float *z = logits_of(m, ids, N, N, 0, 1);
+                fast_tested = 0;
+                double far = divergence(y, z, N, VOCAB);
+                check((far > 1e-9 || (type == BF16 && strcmp(kernels[k].name, "avx512bf16"))) && far < 1e-2, "%s, %s, fast: divergence %g", types[type].name, kernels[k].name, far);
+                free(z);
+            }
             free(x), free(y);
         }
-        check_same_bits(m, types[type].name, 37);
+        for (fast_tested = 0; fast_tested < (types[type].group > 1 || type == BF16 ? 2 : 1); fast_tested++) check_same_bits(m, types[type].name, 37);
+        fast_tested = 0;
         gla_close(m), gla_close(plain), free(a), free(b), free(ids);
     }
     size_t n_path;
@@ -1308,14 +1325,14 @@ static void test_states(void) {
         check(gla_state_pos(copy) == pos && same(gla_logits(copy), whole + (N - 1) * vocab, vocab), "%s: a refused call changed the state", name);
 
         /* the caller's memory, poisoned and not aligned */
-        size_t need_bytes = gla_state_bytes(m, &(GlaSettings){100, 8, 2, 0});
+        size_t need_bytes = gla_state_bytes(m, &(GlaSettings){.ctx = 100, .batch = 8, .threads = 2});
         char *mem = block(need_bytes + 3);
         memset(mem, 0xff, need_bytes + 3);
         long calls = heap.calls;
-        check(gla_state_place(&placed, m, &(GlaSettings){100, 8, 2, 0}, mem + 3, need_bytes, err) == GLA_OK && heap.calls == calls, "%s: place: %s", name, err);
+        check(gla_state_place(&placed, m, &(GlaSettings){.ctx = 100, .batch = 8, .threads = 2}, mem + 3, need_bytes, err) == GLA_OK && heap.calls == calls, "%s: place: %s", name, err);
         if (placed) check(!gla_eval(placed, ids, N, tail, N, err) && same(tail, whole, n), "%s: a state in the caller's memory computes something else", name);
         gla_state_free(placed);
-        check(gla_state_place(&placed, m, &(GlaSettings){100, 8, 2, 0}, mem + 3, need_bytes - 1, err) == GLA_MEMORY && !placed && is_sentence(err), "%s: one byte too few: %s", name, err);
+        check(gla_state_place(&placed, m, &(GlaSettings){.ctx = 100, .batch = 8, .threads = 2}, mem + 3, need_bytes - 1, err) == GLA_MEMORY && !placed && is_sentence(err), "%s: one byte too few: %s", name, err);
         check(gla_state_new(&placed, m, &(GlaSettings){.ctx = -1}, err) == GLA_INPUT && gla_state_new(&placed, m, &(GlaSettings){.batch = -1}, err) == GLA_INPUT && gla_state_new(&placed, m, &(GlaSettings){.threads = 2000}, err) == GLA_INPUT && gla_state_new(&placed, m, &(GlaSettings){.kv = GLA_N_KV}, err) == GLA_INPUT, "%s: settings out of range", name);
         if (m->kv_floats && sizeof(size_t) == 8) check(gla_state_new(&placed, m, &(GlaSettings){.ctx = INT_MAX}, err) != GLA_OK ? is_sentence(err) : (gla_state_free(placed), 1), "%s: a context of 2^31: %s", name, err);
 
@@ -1819,7 +1836,7 @@ static void test_no_memory(void) {
             m = base, s = copy = NULL, err[0] = 0;
             heap.calls = 0, heap.fail_at = k;
             code = whole ? gla_open_memory(&m, file, n, err) : gla_open_tokenizer(m, path_of(path, names[i]), err);
-            if (!code && whole) code = gla_state_new(&s, m, &(GlaSettings){16, 4, 1, 0}, err);
+            if (!code && whole) code = gla_state_new(&s, m, &(GlaSettings){.ctx = 16, .batch = 4, .threads = 1}, err);
             if (!code && whole) code = gla_state_clone(&copy, s, err);
             if (!code && whole) code = gla_state_save(s, NULL, NULL, session, err);
             int64_t count = code ? 0 : gla_n_tokens(m) ? gla_encode(m, "on\xC3\xA9 e\xCC\x81 upon", 12, GLA_SPECIAL, NULL, 0, err) : 0;
@@ -1869,7 +1886,7 @@ static int attempt(const uint8_t *bytes, size_t n, int vocabulary, const char *w
     }
     if (!code && !vocabulary) {
         GlaState *s;
-        int ok = gla_state_new(&s, m, &(GlaSettings){6, 4, 1, 0}, err) == GLA_OK;
+        int ok = gla_state_new(&s, m, &(GlaSettings){.ctx = 6, .batch = 4, .threads = 1}, err) == GLA_OK;
         if (ok) {
             int32_t some[6];
             GlaSampler p;

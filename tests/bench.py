@@ -173,7 +173,7 @@ def speed(records: list[dict]) -> list[list[object]]:
             versions = {it(r, "commit") for r in records} - {None, "", "unknown"}
             rows.append([name, " ".join([p, *sorted(versions)]),
                          text(of(name, lambda r: it(r, "prefill")), 1), text(of(name, lambda r: it(r, "prefill") and it(r, "prefill") * gop(r)), 2),
-                         " / ".join(text(of(name, lambda r: it(r, "prefill") and f(r) / it(r, "prefill")), 2) for f in (prefill, fast)),  # noqa: B023
+                         text(of(name, lambda r: it(r, "prefill") and prefill(r) / it(r, "prefill")), 2) + (" / " + text(of(name, lambda r: it(r, "prefill") and fast(r) / it(r, "prefill")), 2)) * any(it(r, "prefill") for r in records if r["model"] == name),  # noqa: B023
                          text(of(name, lambda r: it(r, "decode")), 2), text(of(name, lambda r: it(r, "decode") and it(r, "decode") * gb(r)), 2),
                          text(of(name, lambda r: it(r, "decode") and decode(r) / it(r, "decode")), 2)])
     return rows

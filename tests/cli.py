@@ -407,17 +407,18 @@ def test_bench() -> None:
     p = bench(*short, "--keep", kept, *(a for peer in peers.values() for a in ("--peer", peer)), model, GLA)
     lines = p.stdout.splitlines()
     cells = [[c.strip() for c in line.strip("|").split("|")] for line in lines[2:]]
-    check(p.returncode == 0 and len(cells) == 11 and {len(row) for row in cells} == {8}, "bench: one table", (p.stdout, p.stderr))
+    check(p.returncode == 0 and len(cells) == 13 and {len(row) for row in cells} == {8}, "bench: one table", (p.stdout, p.stderr))
     check(lines and "MODEL='model.bin gla.gguf'" in lines[0] and "1 threads" in lines[0] and "load average" in lines[0], "bench: the command and the machine", lines[:1])
-    check([row[1] for row in cells[3:]] == ["run", "other abc", "broken", "chatty"] * 2, "bench: a row per program", cells)
-    if len(cells) == 11:
-        mine, other, broken, chatty = cells[3:7]
+    check([row[1] for row in cells[3:]] == ["run", "run --fast", "other abc", "broken", "chatty"] * 2, "bench: a row per program", cells)
+    if len(cells) == 13:
+        mine, fast, other, broken, chatty = cells[3:8]
+        ratios = [float(x) * 50 for x in other[4].split(" / ")]
         check(mine[0].startswith("model.bin (Q8_0, 1 MB)") and all(float(mine[i]) > 0 for i in (2, 5)), "bench: our speed", mine)
-        check(other[2] == "50.0" and other[5] == "4.00" and abs(float(other[4]) * 50 / float(mine[2]) - 1) < 0.01 and abs(float(other[7]) * 4 / float(mine[5]) - 1) < 0.01,
+        check(other[2] == "50.0" and other[5] == "4.00" and len(ratios) == 2 and all(abs(r / float(our[2]) - 1) < 0.01 for r, our in zip(ratios, (mine, fast))) and abs(float(other[7]) * 4 / float(mine[5]) - 1) < 0.01,
               "bench: a peer's speed and the ratio", (mine, other))
         check(set(broken[2:] + chatty[2:]) == {"-"} and "cannot load this file" in p.stderr and "not the JSON" in p.stderr, "bench: peers that fail", (broken, p.stderr))
     again = bench(*short, "--rounds", 0, "--keep", kept, "--peer", peers["other"], model)
-    check(again.returncode == 0 and again.stdout.splitlines()[4:] == lines[4:7], "bench: the rounds that were kept", (again.stdout, again.stderr))
+    check(again.returncode == 0 and again.stdout.splitlines()[4:] == lines[4:8], "bench: the rounds that were kept", (again.stdout, again.stderr))
     for what, args, message in (("no such model", [*short, tmp / "none.gguf"], "none.gguf: no such model"), ("no such peer", [*short, "--peer", tmp / "none", model], "none: no such peer"),
                                 ("no such program", [*short, "--program", tmp / "none", model], "none: no such program"), ("a bad model", [*short, kept], "rounds"),
                                 ("kept with other settings", ["-n", 5, "--keep", kept, model], "other settings"), ("softmax layers", [*short, "--million", model], "softmax")):

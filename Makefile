@@ -45,11 +45,15 @@ fuzz: ## changed models and vocabularies through the reader, for FUZZ_SECONDS (6
 	$(CC) $(STD) $(SANITIZE) $(WARN) -o build/fuzz tests/fuzz.c $(LDLIBS)
 	cd build && ./fuzz -t $(FUZZ_SECONDS) $(addprefix ../,$(SEEDS))
 
-# torch goes first and alone, so that its own version of a wheel is settled before anything else asks for it.
+# torch goes first and alone, so that its own version of a wheel is settled before anything else asks for it. A download that breaks off is
+# tried again: pip itself repeats requests, not files that stop in the middle.
+PIP = pip install -q --disable-pip-version-check --retries 10 --timeout 180
+again = for i in 1 2 3; do $(1) && exit 0; sleep 10; done; exit 1
+
 .venv/ready: tests/requirements.txt
 	$(PYTHON) -m venv .venv
-	.venv/bin/pip install -q --disable-pip-version-check "$$(grep '^torch==' $<)"
-	.venv/bin/pip install -q --disable-pip-version-check -r $<
+	$(call again,.venv/bin/$(PIP) "$$(grep '^torch==' $<)")
+	$(call again,.venv/bin/$(PIP) -r $<)
 	touch $@
 
 parity: run .venv/ready ## against PyTorch: logits, gradients, tokenizers (installs torch in .venv)
@@ -57,8 +61,8 @@ parity: run .venv/ready ## against PyTorch: logits, gradients, tokenizers (insta
 
 .venv-llamacpp/ready: tests/requirements-llamacpp.txt tests/requirements.txt
 	$(PYTHON) -m venv .venv-llamacpp
-	.venv-llamacpp/bin/pip install -q "$$(grep '^torch==' tests/requirements.txt)"
-	CMAKE_ARGS=-DLLAVA_BUILD=OFF .venv-llamacpp/bin/pip install -q -r $<
+	$(call again,.venv-llamacpp/bin/$(PIP) "$$(grep '^torch==' tests/requirements.txt)")
+	$(call again,CMAKE_ARGS=-DLLAVA_BUILD=OFF .venv-llamacpp/bin/$(PIP) -r $<)
 	touch $@
 
 parity-llamacpp: run .venv-llamacpp/ready ## against llama.cpp, which is compiled first (15 minutes)
@@ -74,6 +78,9 @@ MODEL ?= model.bin
 
 bench: run build/limits ## speed beside the machine's limits: MODEL="a.gguf ..." PEER="path/to/llama-bench ..." BENCH="--rounds 5"
 	@$(PYTHON) tests/bench.py $(BENCH) $(addprefix --peer ,$(PEER)) -- $(MODEL)
+
+bench-sessions: run build/sessions ## saving and loading sessions, a chat of 20 turns: MODEL="a.gguf ..." BENCH="-z vocabulary.gguf"
+	@$(PYTHON) tests/sessions_bench.py $(BENCH) $(MODEL)
 
 demo: run ## a story from the model in this repository
 	./run model.bin -i "Once upon a time" -t 0.8 --echo
@@ -113,4 +120,4 @@ clean: ## what make and the tests have built; .venv stays
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-.PHONY: all install test debug fuzz parity parity-llamacpp bench mqar bench-train demo clean help
+.PHONY: all install test debug fuzz parity parity-llamacpp bench bench-sessions mqar bench-train demo clean help

@@ -315,9 +315,19 @@ static int arm_has_i8mm(void) { return 0; }
 
 /* The two macros through which the library's memory comes and goes; a host may define its own. (The command line uses malloc.) */
 #ifndef GLA_CALLOC
-#define GLA_CALLOC(n) calloc(1, n)
+#define GLA_CALLOC(n) zero_pages(n)
 #define GLA_FREE(p) free(p)
 #endif
+
+/* Megabytes are asked for in large pages, where the system has such: to get them 4 KB at a time costs more than filling them. */
+LIKELY_UNUSED static void *zero_pages(size_t n) {
+    char *p = calloc(1, n);
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+    const uintptr_t page = 4096, from = ((uintptr_t)p + page - 1) & ~(page - 1);
+    if (p && n >= (size_t)2 << 20) (void)madvise((void *)from, ((uintptr_t)p + n - from) & ~(page - 1), MADV_HUGEPAGE); /* a hint: with larger pages it is refused */
+#endif
+    return p;
+}
 
 static int fail(char *err, int code, const char *fmt, ...) PRINTF_LIKE(3, 4);
 
@@ -5388,8 +5398,10 @@ static uint64_t hash_text(uint64_t h, Str s) {              /* FNV-1a; h: the ha
     return h;
 }
 
+static size_t first_slot(uint64_t h) { return (size_t)((h ^ h >> 32) * 0x9E3779B97F4A7C15u >> 32); }
+
 static VocabSlot *vocab_slot(const Tokenizer *t, uint64_t h, Str a, Str b) {       /* h: hash of a + b */
-    uint64_t at = (h ^ h >> 32) * 0x9E3779B97F4A7C15u >> 32;
+    size_t at = first_slot(h);
     for (size_t i = 0; i < PROBES; i++) {
         VocabSlot *slot = &t->vocab[(at + i) & t->vocab_mask];
         if (!slot->id || (slot->hash == (uint32_t)h && str_joins(t->tokens[slot->id - 1], a, b))) return slot;
@@ -5409,7 +5421,7 @@ static Str next_str(const uint8_t **p) {                    /* one element of a 
  * left part that has one there is in no line. */
 static Str merge_line(const Tokenizer *t, uint32_t at) { const uint8_t *p = t->merges.p + at - 1; return next_str(&p); }
 static MergeSlot *merge_slot(const Tokenizer *t, uint64_t h, Str left, Str right) {
-    uint64_t at = (h ^ h >> 32) * 0x9E3779B97F4A7C15u >> 32;
+    size_t at = first_slot(h);
     for (size_t i = 0; i < PROBES; i++) {
         MergeSlot *slot = &t->pairs[(at + i) & t->pair_mask];
         if (!slot->at) return slot;
@@ -5443,28 +5455,38 @@ static int is_special(const Tokenizer *t, int32_t id) {
 }
 
 /* Loading. That arrays lie in the file was checked before; their lengths, types and contents are checked here. */
-static size_t slots_for(uint64_t n) {                       /* a power of two, at least twice n */
+static size_t slots_for(uint64_t n) {                       /* a power of two, at most two thirds of it used */
     size_t slots = 16;
-    while (slots / 2 < n) slots *= 2;
+    while (slots / 3 * 2 < n) slots *= 2;
     return slots;
 }
 
+/* A slot is a place anywhere in megabytes, so the tables are filled a block at a time: all of its slots are asked for before the first is read. */
+enum { SLOTS_AHEAD = 32 };
+
 static int load_tokens(Tokenizer *t, const GgufArray *texts, char *err) {
     const uint8_t *p = texts->p;
-    for (int32_t id = 0; id < t->n; id++) {
-        Str text = t->tokens[id] = next_str(&p);
-        if (text.n > t->longest) t->longest = text.n;
-        if (text.n == 0 || token_type(t, id) == TYPE_UNUSED) continue;
-        uint64_t h = hash_text(0, text);
-        VocabSlot *slot = vocab_slot(t, h, text, str_of(""));
-        if (!slot) return fail(err, GLA_FORMAT, "tokenizer.ggml.tokens: too many texts share one hash value");
-        if (slot->id) continue;                             /* of equal texts the first counts */
-        *slot = (VocabSlot){ (uint32_t)h, id + 1 };
-        if (!is_special(t, id)) continue;
-        if (text.n > SPECIAL_LEN)
-            return fail(err, GLA_UNSUPPORTED, "special token %d has %zu bytes, at most %d are supported", (int)id,
-                        text.n, (int)SPECIAL_LEN);
-        t->special_first[(uint8_t)text.s[0]] = t->special_len[text.n] = 1;
+    for (int32_t id = 0, n; id < t->n; id += n) {
+        uint64_t h[SLOTS_AHEAD];
+        n = (int32_t)min64(SLOTS_AHEAD, t->n - id);
+        for (int32_t i = 0; i < n; i++) {
+            t->tokens[id + i] = next_str(&p);
+            h[i] = hash_text(0, t->tokens[id + i]);
+            PREFETCH(&t->vocab[first_slot(h[i]) & t->vocab_mask]);
+        }
+        for (int32_t i = 0; i < n; i++) {
+            Str text = t->tokens[id + i];
+            if (text.n > t->longest) t->longest = text.n;
+            if (text.n == 0 || token_type(t, id + i) == TYPE_UNUSED) continue;
+            VocabSlot *slot = vocab_slot(t, h[i], text, str_of(""));
+            if (!slot) return fail(err, GLA_FORMAT, "tokenizer.ggml.tokens: too many texts share one hash value");
+            if (slot->id) continue;                         /* of equal texts the first counts */
+            *slot = (VocabSlot){ (uint32_t)h[i], id + i + 1 };
+            if (!is_special(t, id + i)) continue;
+            if (text.n > SPECIAL_LEN)
+                return fail(err, GLA_UNSUPPORTED, "special token %d has %zu bytes, at most %d are supported", (int)(id + i), text.n, (int)SPECIAL_LEN);
+            t->special_first[(uint8_t)text.s[0]] = t->special_len[text.n] = 1;
+        }
     }
     return GLA_OK;
 }
@@ -5473,16 +5495,24 @@ static int load_tokens(Tokenizer *t, const GgufArray *texts, char *err) {
  * are looked up when a text needs them. Large vocabularies are loaded in a few milliseconds in this way. */
 static int load_merges(Tokenizer *t, char *err) {
     const uint8_t *p = t->merges.p;
-    for (uint32_t i = 0; i < t->merges.n; i++) {
-        if ((size_t)(p - t->merges.p) >= UINT32_MAX) return fail(err, GLA_UNSUPPORTED, "tokenizer.ggml.merges: more than 4 GB of text");
-        uint32_t at = (uint32_t)(p - t->merges.p) + 1;
-        Str line = next_str(&p);
-        const char *space = line.n < 2 ? NULL : memchr(line.s + 1, ' ', line.n - 1);
-        if (!space) return fail(err, GLA_FORMAT, "tokenizer.ggml.merges: entry %u has no space between its parts", i);
-        uint64_t h = hash_text(0, line);
-        MergeSlot *slot = merge_slot(t, h, (Str){line.s, (size_t)(space - line.s)}, (Str){space + 1, line.n - (size_t)(space - line.s) - 1});
-        if (!slot) return fail(err, GLA_FORMAT, "tokenizer.ggml.merges: too many lines share one hash value");
-        if (!slot->at) *slot = (MergeSlot){(uint32_t)h, at};
+    for (uint32_t i = 0, n; i < t->merges.n; i += n) {
+        uint64_t h[SLOTS_AHEAD];
+        Str lines[SLOTS_AHEAD];
+        n = (uint32_t)min64(SLOTS_AHEAD, (int64_t)t->merges.n - i);
+        for (uint32_t k = 0; k < n; k++) {
+            h[k] = hash_text(0, lines[k] = next_str(&p));
+            PREFETCH(&t->pairs[first_slot(h[k]) & t->pair_mask]);
+        }
+        for (uint32_t k = 0; k < n; k++) {
+            Str line = lines[k];
+            size_t at = (size_t)((const uint8_t *)line.s - t->merges.p) - 8 + 1;
+            if (at > UINT32_MAX) return fail(err, GLA_UNSUPPORTED, "tokenizer.ggml.merges: more than 4 GB of text");
+            const char *space = line.n < 2 ? NULL : memchr(line.s + 1, ' ', line.n - 1);
+            if (!space) return fail(err, GLA_FORMAT, "tokenizer.ggml.merges: entry %u has no space between its parts", i + k);
+            MergeSlot *slot = merge_slot(t, h[k], (Str){line.s, (size_t)(space - line.s)}, (Str){space + 1, line.n - (size_t)(space - line.s) - 1});
+            if (!slot) return fail(err, GLA_FORMAT, "tokenizer.ggml.merges: too many lines share one hash value");
+            if (!slot->at) *slot = (MergeSlot){(uint32_t)h[k], (uint32_t)at};
+        }
     }
     return GLA_OK;
 }
@@ -5537,11 +5567,9 @@ static int load_vocabulary(Tokenizer *t, const Gguf *g, char *err) {
     t->vocab = gla_alloc((t->vocab_mask + 1) * sizeof *t->vocab);
     t->pairs = gla_alloc((t->pair_mask + 1) * sizeof *t->pairs);
     if (!t->tokens || !t->vocab || !t->pairs) return fail(err, GLA_MEMORY, "no memory for a vocabulary of %d tokens", (int)t->n);
-    char why[2][GLA_ERR];
-    int codes[2] = {0, 0}, threads = texts.n > 10000 && ALL_THREADS > 1 ? 2 : 1;
-    PARALLEL_FOR(threads)
-    for (int i = 0; i < 2; i++) codes[i] = i ? load_merges(t, why[i]) : load_tokens(t, &texts, why[i]); /* neither needs the other */
-    for (int i = 0; i < 2; i++) if (codes[i]) return fail(err, codes[i], "%s", why[i]);
+    int code = load_tokens(t, &texts, err);
+    if (!code) code = load_merges(t, err);
+    if (code) return code;
 
     for (int b = 0; b < 256; b++) {
         char s[8];

@@ -454,6 +454,19 @@ def test_terminal() -> None:
         t.read(1), t.read(1), t.read(1)
         check(b"once upon the time" in t.seen, "stands in the editor again", t.seen[-300:])
     t.end()
+    # a long prompt: a progress line after a second, on a terminal only; Ctrl-C ends it
+    long = ["-f", write("long prompt", "once upon the time " * 40000), "-n", 1, "-b", 2, "-c", 1000000]
+    t = Terminal(TINY, *long)
+    check(t.wait(b"reading ") and t.wait(b" tok/s", seconds=5), "a progress line", t.seen[-300:])
+    t.key("\x03")
+    check(t.wait(b"interrupted within the prompt"), "Ctrl-C within a prompt", t.seen[-300:])
+    check(t.end() == 128 + signal.SIGINT, "and its exit status", t.p.returncode)
+    p = subprocess.Popen([cli.program, *map(str, [TINY, *long])], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    p.stderr.readline()
+    time.sleep(2)
+    p.send_signal(signal.SIGINT)
+    err = p.communicate(timeout=60)[1]
+    check(b"interrupted within" in err and b"reading" not in err and b"\r" not in err, "no progress line in a pipe", err[-300:])
     # a terminal that goes away
     t = Terminal(MODEL, "-m", "chat", "-s", 1, "-n", 5)
     t.wait(b"> ")

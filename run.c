@@ -136,6 +136,7 @@ typedef struct {
     int64_t steps;             /* tokens to generate; 0 = until an end token or the context ends */
     const char *const *stops;  /* texts that end the generation; they are not emitted */
     int n_stops, ignore_end;
+    int json;                  /* draw only what makes the text one JSON object or array, and end behind it */
     GlaEmit emit;
     void *user;
 } GlaGenerate;
@@ -6348,7 +6349,110 @@ static size_t showable(const GlaGenerate *how, const char *held, size_t n, int *
     return *stop ? cut : hold;
 }
 
-GLA_API int gla_generate(GlaState *s, GlaSampler *p, const int32_t *prompt, int64_t n, const GlaGenerate *how, int64_t *n_out, char *err) {
+/* -- JSON: what may follow, so that a text is one object or array (RFC 8259) --
+ * An automaton over bytes whose stack is one bit for each bracket that is open. Before a token is drawn, all those whose bytes it does not take are
+ * ruled out. White space has a limit in a row, because a model may like it too much. */
+enum { JSON_DEPTH = 64, JSON_BLANKS = 32 };
+enum { J_BEGIN, J_VALUE, J_FIRST_VALUE, J_NAME, J_FIRST_NAME, J_COLON, J_NEXT, J_END, /* what is due; "first": or the closing bracket */
+       J_STRING, J_ESCAPE, J_HEX, J_UTF8, J_WORD,                                      /* within a string, within true, false, null */
+       J_MINUS, J_ZERO, J_WHOLE, J_POINT, J_FRACTION, J_E, J_SIGN, J_EXPONENT };       /* behind this part of a number */
+typedef struct {
+    uint64_t objects;               /* bit i: bracket i is a brace */
+    const char *rest;               /* of a word */
+    uint8_t depth, at, blanks, name, left, lo, hi; /* name: the string is one; left: hexadecimal digits, bytes of a character; lo, hi: bounds of its next byte */
+} Json;
+
+static int json_byte(Json *j, uint8_t c) { /* 0: cannot stand here */
+    const int digit = c >= '0' && c <= '9', object = j->depth && j->objects >> (j->depth - 1) & 1;
+    switch (j->at) {
+    case J_STRING:
+        if (c == '"') j->at = j->name ? J_COLON : J_NEXT;
+        else if (c == '\\') j->at = J_ESCAPE;
+        else if (c >= 0x80) { /* the forms of UTF-8: nothing longer than needed, no surrogates, nothing above U+10FFFF */
+            j->at = J_UTF8, j->left = c < 0xE0 ? 1 : c < 0xF0 ? 2 : 3;
+            j->lo = c == 0xE0 ? 0xA0 : c == 0xF0 ? 0x90 : 0x80, j->hi = c == 0xED ? 0x9F : c == 0xF4 ? 0x8F : 0xBF;
+            return c >= 0xC2 && c <= 0xF4;
+        }
+        return c >= 0x20;
+    case J_UTF8:
+        if (c < j->lo || c > j->hi) return 0;
+        j->lo = 0x80, j->hi = 0xBF;
+        if (!--j->left) j->at = J_STRING;
+        return 1;
+    case J_ESCAPE:
+        j->at = c == 'u' ? J_HEX : J_STRING, j->left = 4;
+        return c && strchr("\"\\/bfnrtu", c) != NULL;
+    case J_HEX:
+        if (!--j->left) j->at = J_STRING;
+        return digit || (c >= 'a' && c <= 'f') || (c >= 'A' && c <= 'F');
+    case J_WORD:
+        if (c != (uint8_t)*j->rest) return 0;
+        if (!*++j->rest) j->at = J_NEXT;
+        return 1;
+    case J_MINUS: j->at = c == '0' ? J_ZERO : J_WHOLE; return digit;
+    case J_POINT: j->at = J_FRACTION; return digit;
+    case J_E: j->at = c == '+' || c == '-' ? J_SIGN : J_EXPONENT; return digit || j->at == J_SIGN;
+    case J_SIGN: j->at = J_EXPONENT; return digit;
+    case J_ZERO: case J_WHOLE: case J_FRACTION: case J_EXPONENT:
+        if (digit) return j->at != J_ZERO;
+        if (c == '.' && (j->at == J_ZERO || j->at == J_WHOLE)) return j->at = J_POINT, 1;
+        if ((c == 'e' || c == 'E') && j->at != J_EXPONENT) return j->at = J_E, 1;
+        j->at = J_NEXT; /* the number ended before c */
+    }
+    if (j->at == J_END) return 0;
+    if (c == ' ' || c == '\n' || c == '\r' || c == '\t') return ++j->blanks <= JSON_BLANKS;
+    j->blanks = 0;
+    const int at = j->at, name = at == J_NAME || at == J_FIRST_NAME, value = at == J_VALUE || at == J_FIRST_VALUE;
+    if (c == ',' && at == J_NEXT) return j->at = object ? J_NAME : J_VALUE, 1;
+    if (c == ':' && at == J_COLON) return j->at = J_VALUE, 1;
+    if (c == '"' && (name || value)) return j->at = J_STRING, j->name = (uint8_t)name, 1;
+    if (c == (object ? '}' : ']') && (at == J_NEXT || at == J_FIRST_NAME || at == J_FIRST_VALUE)) return j->at = --j->depth ? J_NEXT : J_END, 1;
+    if ((c == '{' || c == '[') && (value || at == J_BEGIN) && j->depth < JSON_DEPTH) {
+        const uint64_t bit = (uint64_t)1 << j->depth++;
+        j->objects = c == '{' ? j->objects | bit : j->objects & ~bit;
+        return j->at = c == '{' ? J_FIRST_NAME : J_FIRST_VALUE, 1;
+    }
+    if (!value) return 0;
+    if (c == '-' || digit) return j->at = c == '-' ? J_MINUS : c == '0' ? J_ZERO : J_WHOLE, 1;
+    j->rest = c == 't' ? "rue" : c == 'f' ? "alse" : "ull", j->at = J_WORD;
+    return c == 't' || c == 'f' || c == 'n';
+}
+
+/* The bytes of every token, side by side: token i has those from at[i] to at[i + 1]. Control tokens have none. */
+typedef struct { Json now; float *logits; size_t *at; char *bytes; } JsonTokens;
+
+static int json_tokens(JsonTokens *j, const GlaModel *m, char *err) {
+    const int n = m->config.vocab_size;
+    size_t total = 0;
+    memset(j, 0, sizeof *j);
+    for (int i = 0; i < n; i++) total += gla_piece(m, i, 0, NULL, 0);
+    j->at = gla_alloc(((size_t)n + 1) * sizeof *j->at), j->bytes = gla_alloc(total), j->logits = gla_alloc((size_t)n * sizeof *j->logits);
+    if (!j->at || !j->bytes || !j->logits) return fail(err, GLA_MEMORY, "no memory for the bytes of %d tokens", n);
+    for (int i = 0; i < n; i++) j->at[i + 1] = j->at[i] + gla_piece(m, i, 0, j->bytes + j->at[i], total - j->at[i]);
+    return GLA_OK;
+}
+static void json_free(JsonTokens *j) { gla_free(j->at), gla_free(j->bytes), gla_free(j->logits); }
+
+static int json_takes(const JsonTokens *j, int32_t id, Json *after) {
+    *after = j->now;
+    for (size_t i = j->at[id]; i < j->at[id + 1]; i++) if (!json_byte(after, (uint8_t)j->bytes[i])) return 0;
+    return j->at[id + 1] > j->at[id];
+}
+
+static int32_t json_sample(JsonTokens *j, GlaSampler *p, GlaState *s) { /* -1: no token can stand here */
+    Json after;
+    int n = s->m->config.vocab_size, some = 0;
+    for (int32_t i = 0; i < n; i++) {
+        const int takes = json_takes(j, i, &after);
+        j->logits[i] = takes ? s->logits[i] : -INFINITY, some |= takes;
+    }
+    const int32_t id = sample(p, j->logits, n, s->candidates);
+    if (!some || !json_takes(j, id, &after)) return -1;
+    j->now = after;
+    return id;
+}
+
+static int generate(GlaState *s, GlaSampler *p, const int32_t *prompt, int64_t n, const GlaGenerate *how, JsonTokens *json, int64_t *n_out, char *err) {
     const GlaModel *m = s->m;
     char held[HELD + PIECE];
     size_t n_held = 0;
@@ -6368,7 +6472,8 @@ GLA_API int gla_generate(GlaState *s, GlaSampler *p, const int32_t *prompt, int6
     while (!done) {
         if (how->steps && made >= how->steps) { done = GLA_DONE_STEPS; break; }
         if (m->kv_floats && s->pos >= s->ctx) { done = GLA_DONE_CONTEXT; break; }
-        int32_t id = gla_sample(p, s);
+        int32_t id = how->json ? json_sample(json, p, s) : gla_sample(p, s);
+        if (id < 0) return fail(err, GLA_INPUT, "no token of this vocabulary can go on with the JSON text");
         if (!how->ignore_end && gla_is_end(m, id)) { done = GLA_DONE_END; break; }
         gla_sampler_note(p, id);
         made++;
@@ -6383,11 +6488,21 @@ GLA_API int gla_generate(GlaState *s, GlaSampler *p, const int32_t *prompt, int6
         }
         first = 0;
         if (stop) n_held = 0, done = GLA_DONE_STOP;
+        else if (how->json && json->now.at == J_END && !done) done = GLA_DONE_END;
         if ((code = gla_eval(s, &id, 1, NULL, 0, err))) return code;
     }
     if (n_held && how->emit && done != GLA_DONE_CALLER) how->emit(how->user, -1, held, n_held); /* an unfinished character or stop text is text after all */
     if (n_out) *n_out = made;
     return done;
+}
+
+GLA_API int gla_generate(GlaState *s, GlaSampler *p, const int32_t *prompt, int64_t n, const GlaGenerate *how, int64_t *n_out, char *err) {
+    JsonTokens json;
+    if (!how->json) return generate(s, p, prompt, n, how, NULL, n_out, err);
+    int code = json_tokens(&json, s->m, err);
+    if (!code) code = generate(s, p, prompt, n, how, &json, n_out, err);
+    json_free(&json);
+    return code;
 }
 
 /* ---- 14. chat: a conversation that is never read twice ---------------------------------------------------------------
@@ -6902,7 +7017,7 @@ GLA_API int gla_chat_clone(GlaChat **copy, GlaState **state, const GlaChat *c, c
 
 typedef struct {
     const char *model, *prompt, *file, *tokenizer, *mode, *system, *load_state, *save_state, *prompt_cache, *ids, *out, *kv, *stops[16];
-    int n_stops, n_bias, top_k, threads, ctx, batch, prompt_len, depth, ignore_eos, echo, json, logprobs, fast, think, no_think, hide_thinking, loop_guard, forget, help, version;
+    int n_stops, n_bias, top_k, threads, ctx, batch, prompt_len, depth, ignore_eos, echo, json, json_only, logprobs, fast, think, no_think, hide_thinking, loop_guard, forget, help, version;
     struct { int32_t id; float add; } bias[GLA_BIAS];
     int64_t think_budget, cache_bytes, snapshot_bytes;
     double temperature, top_p, min_p, repeat_penalty, presence_penalty;
@@ -6912,7 +7027,7 @@ typedef struct {
 } Options;
 
 enum Kind { TEXT, TEXTS, WHOLE, WHOLE64, SIZE, SEED, REAL_NUMBER, BIAS, FLAG };
-enum { O_PROMPT, O_FILE, O_STEPS, O_TEMP, O_TOP_P, O_TOP_K, O_MIN_P, O_REPEAT, O_PRESENCE, O_SEED, O_BIAS, O_STOP, O_IGNORE, O_ECHO, O_JSON, O_LOGPROBS, O_TOK, O_MODE,
+enum { O_PROMPT, O_FILE, O_STEPS, O_TEMP, O_TOP_P, O_TOP_K, O_MIN_P, O_REPEAT, O_PRESENCE, O_SEED, O_BIAS, O_STOP, O_IGNORE, O_ECHO, O_JSON, O_JSON_ONLY, O_LOGPROBS, O_TOK, O_MODE,
        O_SYSTEM, O_THINK, O_NO_THINK, O_BUDGET, O_HIDE, O_GUARD, O_SNAPSHOTS, O_FORGET, O_THREADS, O_CTX, O_KV, O_FAST, O_BATCH, O_LOAD, O_SAVE, O_CACHE, O_CACHE_BYTES, O_IDS, O_OUT, O_PLEN, O_DEPTH, O_HELP, O_VERSION, N_OPTIONS };
 enum { GENERATE = 1, CHAT = 2, LOGITS = 4, PERPLEXITY = 8, TOKENIZE = 16, BENCH = 32, INFO = 64, TALK = GENERATE | CHAT, ANY = 127 };
 static const char *const modes[] = {"generate", "chat", "logits", "perplexity", "tokenize", "bench", "info", NULL}; /* mode i is the bit 1 << i */
@@ -6934,6 +7049,7 @@ static const struct { char letter; const char *name; enum Kind kind; size_t at; 
     [O_IGNORE] = {0, "ignore-eos", FLAG, AT(ignore_eos), 0, 0, TALK, NULL, "go on past end-of-text tokens"},
     [O_ECHO] = {0, "echo", FLAG, AT(echo), 0, 0, GENERATE, NULL, "print the prompt before the text"},
     [O_JSON] = {0, "json", FLAG, AT(json), 0, 0, TALK, NULL, "print an object with text, ids, timing and how it ended"},
+    [O_JSON_ONLY] = {0, "json-only", FLAG, AT(json_only), 0, 0, TALK, NULL, "the text itself is one JSON object or array, and ends behind it"},
     [O_LOGPROBS] = {0, "logprobs", WHOLE, AT(logprobs), 0, 100, TALK, "N", "in it: log probabilities, and the N likeliest tokens each time"},
     [O_TOK] = {'z', "tokenizer", TEXT, AT(tokenizer), 0, 0, ANY, "FILE", "vocabulary (the model's own)"},
     [O_MODE] = {'m', "mode", TEXT, AT(mode), 0, 0, ANY, "NAME", "generate, chat, logits, perplexity, tokenize, bench, info"},
@@ -7353,7 +7469,7 @@ static int mode_generate(const Options *o, GlaModel *m, GlaState *s, double load
         if (o->echo && o->json) text_put(&k.text, t.s, t.n);
         else if (o->echo && fwrite(t.s, 1, t.n, stdout) != t.n) k.bad = 1;
         fflush(stdout);
-        done = gla_generate(s, &p, ids.n ? ids.id + k.reused : NULL, ids.n - k.reused, &(GlaGenerate){o->steps, o->stops, o->n_stops, o->ignore_eos, show, &k}, &made, err);
+        done = gla_generate(s, &p, ids.n ? ids.id + k.reused : NULL, ids.n - k.reused, &(GlaGenerate){o->steps, o->stops, o->n_stops, o->ignore_eos, o->json_only, show, &k}, &made, err);
     }
     if (done >= 0 && !code) {
         double end = now_s(), first = k.first ? k.first : end, prompt_s = first - k.begin, gen_s = end - first;
@@ -7569,7 +7685,7 @@ typedef struct {
 
 static GlaChatSettings chat_settings(const Chat *c, const char *system) {
     const Options *o = c->o;
-    return (GlaChatSettings){system, o->think ? 1 : o->no_think ? 0 : -1, o->think_budget, o->loop_guard, c->interactive || !(o->prompt || o->file) ? o->snapshot_bytes : 0, o->prompt_cache, (uint64_t)o->cache_bytes};
+    return (GlaChatSettings){system, o->think ? 1 : o->no_think || o->json_only ? 0 : -1, o->think_budget, o->loop_guard, c->interactive || !(o->prompt || o->file) ? o->snapshot_bytes : 0, o->prompt_cache, (uint64_t)o->cache_bytes};
 }
 
 static int64_t room(const Chat *c) { const GlaState *s = c->branch[c->now].s; return gla_state_ctx(s) ? gla_state_ctx(s) - gla_state_pos(s) : INT64_MAX; }
@@ -7587,7 +7703,7 @@ static int chat_turn(Chat *c, const Text *text, char *err) {
     Branch *b = &c->branch[c->now];
     const Options *o = c->o;
     Talk k = {.o = o, .s = b->s, .chat = b->chat};
-    GlaGenerate how = {o->steps, o->stops, o->n_stops, o->ignore_eos, show, &k};
+    GlaGenerate how = {o->steps, o->stops, o->n_stops, o->ignore_eos, o->json_only, show, &k};
     int64_t evaluated = gla_state_evaluated(b->s);
     interrupted = 0;
     catch_interrupt(c->interactive ? COUNT : END_AT_SECOND);
@@ -7986,6 +8102,7 @@ int main(int argc, char **argv) {
         return 2;
     }
     if (o.think && o.no_think) return misuse("--think and --no-think");
+    if (o.think && o.json_only) return misuse("--think and --json-only"); /* a thought is not JSON */
     if (o.no_think && given(&o, O_BUDGET)) return misuse("--think-budget and --no-think");
     if ((o.prompt != NULL) + (o.file != NULL) + (o.ids != NULL) > 1) return misuse("more than one of --prompt, --file and --ids");
     if (given(&o, O_LOGPROBS) && !o.json) return misuse("--logprobs goes with --json");

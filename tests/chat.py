@@ -217,6 +217,25 @@ def test_json() -> None:
         check(run(TINY, "-i", "x", "-n", 1, "--prompt-cache", cli.tmp / "sizes", "--cache-bytes", size).returncode == ok, f"--cache-bytes {size}")
 
 
+def test_json_only() -> None:
+    close = [x for c in '"]}' for x in ("--logit-bias", f"{ord(c)}=5")]  # the weights are random: without these a string would hardly ever end
+    kinds, ends = set(), 0
+    for seed in range(24):
+        o = json.loads(ran(TINY, "-i", PROMPT, "-n", 300, "-s", seed, "--json-only", "--json", *close))
+        ends += o["finish"] == "end"
+        if o["finish"] == "end":
+            value = json.loads(o["text"])
+            kinds.add(type(value))
+    check(ends > 8 and kinds == {dict, list}, "--json-only: what ends is JSON", (ends, kinds))
+    o = json.loads(ran(TINY, "-i", PROMPT, "-n", 4, "-s", 1, "--json-only", "--json", "--logit-bias", "93=-inf", "--logit-bias", "125=-inf"))
+    check(o["finish"] == "length" and o["text"].lstrip()[0] in "{[", "--json-only: -n ends it earlier", o)
+    o = json.loads(ran(MODEL, "-m", "chat", "-i", "hello", "-n", 300, "-s", 3, "--json-only", "--json", *close))
+    check(o["thinking"] == "" and o["text"].lstrip()[0] in "{[", "--json-only in a chat", o)
+    p = run(TINY, "-i", PROMPT, "--json-only", "--logit-bias", "123=-inf", "--logit-bias", "91=-inf", "-s", 1)
+    check(p.returncode == 1 and b"JSON" in p.stderr, "--json-only: no token for it", (p.returncode, p.stderr))
+    refused(2, "thoughts are not JSON", MODEL, "-m", "chat", "--think", "--json-only")
+
+
 def test_prompt_cache() -> None:
     folder, text = cli.tmp / "cache", "once upon the time and then " * 20
     want = ran(TINY, "-i", text + "on", "-n", 15, "-s", 2)
@@ -486,7 +505,7 @@ def main() -> int:
         cli.tmp = Path(folder)
         MODEL = cli.tmp / "chat.gguf"
         chat_model(MODEL)
-        for test in (test_script, test_twenty_turns, test_context, test_ends_badly, test_json, test_prompt_cache, test_full_disk, test_killed, test_terminal):
+        for test in (test_script, test_twenty_turns, test_context, test_ends_badly, test_json, test_json_only, test_prompt_cache, test_full_disk, test_killed, test_terminal):
             begin = time.monotonic()
             try:
                 test()

@@ -107,7 +107,7 @@ def test_help() -> None:
     lines = p.stdout.decode().splitlines()
     check(p.returncode == 0 and not p.stderr, "--help", p.returncode)
     check(len(lines) <= 50 and max(map(len, lines)) <= 100, "--help fits a page", f"{len(lines)} lines, {max(map(len, lines))} columns")
-    names = """prompt file steps temperature top-p top-k min-p repeat-penalty presence-penalty seed logit-bias stop ignore-eos echo json
+    names = """prompt file steps temperature top-p top-k min-p repeat-penalty presence-penalty seed logit-bias stop ignore-eos echo json json-only
                logprobs tokenizer mode system think no-think think-budget hide-thinking loop-guard snapshot-bytes forget threads ctx batch load-state
                save-state prompt-cache cache-bytes ids out prompt-len help version""".split()
     missing = [n for n in names if f"--{n}" not in p.stdout.decode()]

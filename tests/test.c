@@ -963,6 +963,26 @@ static int hear(void *user, int32_t id, const char *text, size_t n) {
     return h->stop_after && h->tokens >= h->stop_after;
 }
 
+static int json_text(const char *text, size_t n) { /* 1: whole, 0: not yet, -1: cannot become one */
+    Json j = {0};
+    for (size_t i = 0; i < n; i++) if (!json_byte(&j, (uint8_t)text[i])) return -1;
+    return j.at == J_END;
+}
+static void test_json(void) {
+    static const char *const good[] = {"{}", "[]", " {\"a\":1}", "[1,-2.5e+3,0,-0,1E9,0.5e-1,10]", "{\"a\":{\"b\":[true,false,null]},\"c\":\"\\u00e9\\n\\\"\\/\"}", "[ [ ] , { } ]", "[1 , 2 ]",
+        "[\"\xc3\xa9\xe2\x82\xac\xed\x9f\xbf\xf0\x9f\x98\x80\xf4\x8f\xbf\xbf\x7f\"]", "{\"\" : [[{\"x\":[]}],1 ] }"};
+    static const char *const bad[] = {"1", "\"x\"", "true", "]", "{]", "[}", "{\"a\"}", "{1:2}", "[01]", "[1.]", "[.5]", "[+1]", "[1e]", "[1e+]", "[--1]", "[-]", "[1,]", "[,1]", "{\"a\":1,}", "{\"a\":}", "{,}", "[tru]", "[nul1]", "[True]", "[1.2.3]", "[1e2e3]",
+        "[\"\n\"]", "[\"\\x\"]", "[\"\\u12g4\"]", "[\"\xff\"]", "[\"\x80\"]", "[\"\xc0\x80\"]", "[\"\xe0\x80\x80\"]", "[\"\xed\xa0\x80\"]", "[\"\xf4\x90\x80\x80\"]", "[\"\xc3\"]", "{}{}", "[] ", "[1 2]", "[\"a\" \"b\"]", "{\"a\" 1}", "{\"a\":1 \"b\":2}"};
+    char deep[JSON_DEPTH + 2], blanks[JSON_BLANKS + 3] = "[";
+    for (size_t i = 0; i < sizeof good / sizeof *good; i++)
+        for (size_t n = strlen(good[i]), k = 0; k <= n; k++) check(json_text(good[i], k) == (k == n), "%zu bytes of %s", k, good[i]);
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) check(json_text(bad[i], strlen(bad[i])) < 0, "taken: %s", bad[i]);
+    memset(deep, '[', sizeof deep);
+    check(json_text(deep, JSON_DEPTH) == 0 && json_text(deep, JSON_DEPTH + 1) < 0, "at most %d brackets are open", JSON_DEPTH);
+    memset(blanks + 1, ' ', JSON_BLANKS + 1);
+    check(json_text(blanks, JSON_BLANKS + 1) == 0 && json_text(blanks, JSON_BLANKS + 2) < 0, "at most %d blanks in a row", JSON_BLANKS);
+}
+
 static void test_generate(void) {
     /* Each case is a text cut into tokens at the bars; the model says them one after the other, then "@" for ever. */
     static const struct { const char *what, *tokens, *stops[3]; int steps; const char *want; int done, made; } cases[] = {
@@ -2137,7 +2157,7 @@ static void test_hostile_bytes(void) {
 
 static const struct { const char *name; void (*run)(void); } sections[] = {
     {"formats", test_formats}, {"fast_exp", test_fast_exp}, {"matmul", test_matmul}, {"recurrence tables", test_recurrence_tables}, {"recurrence", test_recurrence},
-    {"attend", test_attend}, {"layers", test_layers}, {"sampler", test_sampler}, {"generate", test_generate}, {"tokenizer", test_tokenizer}, {"goldens", test_goldens},
+    {"attend", test_attend}, {"layers", test_layers}, {"sampler", test_sampler}, {"json", test_json}, {"generate", test_generate}, {"tokenizer", test_tokenizer}, {"goldens", test_goldens},
     {"types", test_types}, {"states", test_states}, {"two threads", test_two_threads}, {"sessions", test_sessions}, {"kv sessions", test_kv_sessions}, {"chat templates", test_chat_templates}, {"chat", test_chat},
     {"chat thinking", test_chat_thinking}, {"prompt cache", test_cache}, {"no memory", test_no_memory},
     {"hostile fields", test_hostile_fields}, {"hostile bytes", test_hostile_bytes},

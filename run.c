@@ -72,7 +72,7 @@ GLA_API void gla_info(const GlaModel *m, GlaInfo *info);
 typedef struct {  /* zero means the default, everywhere. kv and fast change results, no other field changes a bit of them */
     int ctx;      /* positions of the softmax layers: min(4096, the model's) */
     int batch;    /* tokens per run while reading a prompt: 512 */
-    int threads;  /* all cores */
+    int threads;  /* one per core */
     int kv;       /* GLA_KV_* */
     int fast;     /* 1: activations keep 8 bits (of 16 before quantised weights, of 24 before BF16) */
 } GlaSettings;
@@ -281,6 +281,23 @@ LIKELY_UNUSED static void spin_briefly(char **argv) {
     if (setenv("GOMP_SPINCOUNT", "2000", 1) == 0 && setenv("KMP_BLOCKTIME", "0", 1) == 0) execv("/proc/self/exe", argv);
 #endif
     (void)argv;
+}
+
+/* Threads, when nobody says how many: one per core and no more than OpenMP would start. Two threads on one core share the units that multiply,
+ * which one keeps busy. A file lists the processors that are threads of the same core ("0,4" or "0-1"); each core is counted at its first. */
+static int default_threads(void) {
+    int cores = 0, all = ALL_THREADS;
+#if defined(_OPENMP) && defined(__linux__)
+    for (long cpu = 0, end = getenv("OMP_NUM_THREADS") ? 0 : sysconf(_SC_NPROCESSORS_CONF); cpu < end; cpu++) {
+        char path[96];
+        long first = -1;
+        snprintf(path, sizeof path, "/sys/devices/system/cpu/cpu%ld/topology/thread_siblings_list", cpu);
+        FILE *f = fopen(path, "r");
+        if (f && fscanf(f, "%ld", &first) == 1) cores += first == cpu;
+        if (f) fclose(f);
+    }
+#endif
+    return cores && cores < all ? cores : all;
 }
 
 /* A state that only decays reaches denormal numbers, on which many processors crawl. The recurrence (and nothing else) runs
@@ -1145,13 +1162,18 @@ enum { STRIP = 64, MAX_TAPS = 64 };
 INLINE void conv_strip(float *x, const float *w, const float *bias, float *last, int C, int K, int T, int act, int c, const int n) {
     float taps[MAX_TAPS][STRIP], past[MAX_TAPS][STRIP], start[STRIP] = {0}; /* past: a ring of the K-1 inputs before */
     int oldest = 0;
+    for (int j = 0; j < K && T < 4; j++) /* one token waits for nothing else: what the strip after the next will read */
+        for (int i = 2 * n; i < 3 * n; i += 16) {
+            PREFETCH(w + (size_t)(c + 2 * n) * (size_t)K + (size_t)(j * n + i - 2 * n));
+            if (j < K - 1) PREFETCH(last + (size_t)j * (size_t)C + c + i);
+        }
     for (int j = 0; j < K; j++)
         for (int i = 0; i < n; i++) taps[j][i] = w[(size_t)(c + i) * (size_t)K + (size_t)j];
     for (int j = 0; j < K - 1; j++) memcpy(past[j], last + (size_t)j * (size_t)C + c, (size_t)n * sizeof(float));
     if (bias) memcpy(start, bias + c, (size_t)n * sizeof(float));
     for (int t = 0; t < T; t++) {
         float *in = x + (size_t)t * (size_t)C + c, y[STRIP];
-        for (int i = 0; i < n; i += 16) PREFETCH(in + 4 * (size_t)C + i); /* tokens lie too far apart for the hardware to guess */
+        for (int i = 0; i < n && t + 4 < T; i += 16) PREFETCH(in + 4 * (size_t)C + i); /* tokens lie too far apart for the hardware to guess */
         if (K == 4) {
             const float *a = past[oldest], *b = past[(oldest + 1) % 3], *d = past[(oldest + 2) % 3];
             for (int i = 0; i < n; i++) y[i] = start[i] + taps[0][i] * a[i] + taps[1][i] * b[i] + taps[2][i] * d[i] + taps[3][i] * in[i];
@@ -3973,7 +3995,7 @@ static int state_settings(const GlaModel *m, const GlaSettings *given, GlaSettin
     if (!h.ctx) h.ctx = m->config.seq_len < 4096 ? m->config.seq_len : 4096;
     if (!m->kv_floats) h.ctx = 0;
     if (!h.batch) h.batch = 512;
-    if (!h.threads) h.threads = ALL_THREADS;
+    if (!h.threads) h.threads = default_threads();
     if (h.threads > 1024) h.threads = 1024;
     if (!h.kv) h.kv = GLA_KV_F32;
     size_t per_token = ((size_t)m->config.dim * (size_t)(residual_sources(&m->config) + 1) + m->row_floats + 2 * m->hidden_floats + m->mid_floats + m->out_floats + m->first_floats + m->widest_in) * sizeof(float); /* the last: quantised inputs */
@@ -7061,7 +7083,7 @@ static const struct { char letter; const char *name; enum Kind kind; size_t at; 
     [O_GUARD] = {0, "loop-guard", WHOLE, AT(loop_guard), 0, 1 << 20, CHAT, "N", "tokens of repetition that a chat takes for a loop, 0 = off (96)"},
     [O_SNAPSHOTS] = {0, "snapshot-bytes", SIZE, AT(snapshot_bytes), 0, 9e18, CHAT, "N", "memory to undo turns without reading again (256M)"},
     [O_FORGET] = {0, "forget", FLAG, AT(forget), 0, 0, CHAT, NULL, "a full context drops the oldest turns instead of ending"},
-    [O_THREADS] = {'j', "threads", WHOLE, AT(threads), 1, 1024, ANY, "N", "threads (all cores)"},
+    [O_THREADS] = {'j', "threads", WHOLE, AT(threads), 1, 1024, ANY, "N", "threads (one per core)"},
     [O_CTX] = {'c', "ctx", WHOLE, AT(ctx), 1, INT_MAX, ANY, "N", "positions of softmax layers (4096 or the model's)"},
     [O_FAST] = {0, "fast", FLAG, AT(fast), 0, 0, ANY, NULL, "activations of 8 bits, not 16 or 32: less exact, faster prompts"},
     [O_KV] = {0, "kv", TEXT, AT(kv), 0, 0, ANY, "TYPE", "keys and values of softmax layers: f32, f16, q8_0 (f32)"},

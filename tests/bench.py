@@ -259,6 +259,7 @@ for option, text in (("first-token", "instead: load to first token, 16-token pro
 def main() -> None:
     global args
     args = parser.parse_args()
+    args.program, args.limits = args.program.absolute(), args.limits.absolute()  # a bare name would be looked for on PATH
     for path, what in [(args.program, "program; make builds it"), *([(args.limits, "program; make build/limits builds it")] if args.what == "speed" else []),
                        *((m, "model") for m in args.models), *((p, "peer") for p in args.peer)]:
         if not path.is_file():

@@ -655,7 +655,7 @@ static void test_layers(void) {
     for (int variant = 0; variant < 3; variant++) {
         int gate = variant == 1, step = gate ? 4 : 2;
         Layer s = {.n_heads = 1, .n_k_heads = 1, .dk = 2, .dv = 2, .scale = 0.707106781f, .gated = gate, .window = variant == 2 ? 2 : 0, .eps = 1e-6f};
-        float q[12], k[6] = {0.5f, -1, 1, 0.25f, -0.75f, 0.5f}, v[6] = {1, 2, -1, 0.5f, 0.5f, -1.5f}, cache[4 * KEYS], o[6], *const all[] = {q, k, v};
+        float q[12], k[6] = {0.5f, -1, 1, 0.25f, -0.75f, 0.5f}, v[6] = {1, 2, -1, 0.5f, 0.5f, -1.5f}, cache[4 * KEYS], o[6], *const all[MAX_IN] = {q, k, v};
         for (int t = 0; t < 3; t++) memcpy(q + t * step, rows[t], (size_t)step * sizeof *q);
         Cache keep = softmax_cache(&s);
         check(cache_block_bytes(&keep) == sizeof cache, "a block of %zu bytes", cache_block_bytes(&keep));

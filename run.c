@@ -2033,8 +2033,8 @@ INLINE512 void few512(float *out, const Tensor *w, int row, int n_rows, const In
  * -128 times the sum of the weights, which takes back what hi + 128 adds too much. */
 typedef struct { int8_t q[8][64]; float d[2][16], m[2][16]; int32_t bias[2][16]; } Panel;
 
-/* Rows [row, row + 16) of w, n_blocks (BLOCKS_AT_ONCE, two segments, or what is left of the row) from block b0 on, to panels. Rows beyond the end repeat
- * the last one. q, d, m: room for 16 rows of BLOCKS_AT_ONCE blocks. */
+/* Rows [row, row + 16) of w, n_blocks (BLOCKS_AT_ONCE, two segments, or what is left of the row) from block b0 on, to panels. Rows beyond the end are
+ * what happens to lie in q, d, m, room for 16 rows of BLOCKS_AT_ONCE blocks; nobody stores their sums. */
 AVX512 static void make_panels(Panel *p, const Tensor *w, int row, int b0, int n_blocks, int8_t *q, float *d, float *m) {
     const int group = types[w->type].group, min = types[w->type].min, per = 32 / group; /* groups per block */
     const size_t row_q = BLOCKS_AT_ONCE * 32, row_d = BLOCKS_AT_ONCE * 2;

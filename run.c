@@ -3673,14 +3673,14 @@ static void read_qwen35(Loader *l, Layer *y, int i) {
 static void read_fla(Loader *l, Layer *y, int i) {
     int dim = l->m->config.dim;
     y->norm = vector(l, "attn_norm.weight", i, dim);
-    int softmax = int_key(l, "attention.head_count", i, 0, 0, 65536);
-    if (softmax) {
+    const Family *recurrent = family_named(l->arch); /* NULL: all layers are softmax layers */
+    if (int_key(l, "attention.head_count", i, 0, recurrent ? 0 : 1, 65536)) {
         if (!strcmp(l->arch, "path_attn") || !strcmp(l->arch, "wall_transformer")) bind_turning(l, y, i);
         else bind_softmax(l, y, i, 0, 0, has(l, "attn_q_norm.weight", i), 0);
         if ((y->mixer == MIX_WALL || (y->mixer == MIX_SOFTMAX && y->in[IN_F].w.data)) && has(l, "attn_gate.weight", i)) y->in[IN_Z] = projection(l, "attn_gate", NULL, i, dim, (int64_t)y->n_heads * y->dv);
-    } else if (family_named(l->arch)->mixer == MIX_MAMBA) bind_mamba(l, y, i);
-    else if (family_named(l->arch)->mixer == MIX_TRAPEZOID) bind_mamba3(l, y, i);
-    else if (family_named(l->arch)->out == OUT_GATED) bind_mamba2(l, y, i);
+    } else if (recurrent->mixer == MIX_MAMBA) bind_mamba(l, y, i);
+    else if (recurrent->mixer == MIX_TRAPEZOID) bind_mamba3(l, y, i);
+    else if (recurrent->out == OUT_GATED) bind_mamba2(l, y, i);
     else bind_family(l, y, i);
     if (y->family && y->family->out == OUT_GATED && !has(l, "ffn_norm.weight", i)) return; /* mamba and mamba2 have no feed-forward */
     y->ffn_act = act_key(l, "feed_forward_activation", ACT_SILU);

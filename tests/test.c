@@ -2064,6 +2064,10 @@ static const Edit edits[] = {
     {QWEN, "a file for another purpose", "general.type", 12, 5, 0x6b656e6b61, "general.type"},
     {GLAF, "a million heads", KEY("gla.mixer.head_count"), 4, 1000000, "head_count is 1000000"},
     {GLAF, "key heads that do not divide", KEY("gla.mixer.head_count_kv"), 4, 3, "cannot share"},
+    {"path", "softmax layers without heads", KEY("path_attn.attention.head_count"), 4, 0, "head_count is 0"},
+    {"path", "softmax layers that do not say how many heads", "path_attn.attention.head_count", -1, 1, 'x', "head_count is missing"},
+    {"path", "positions that rotate", KEY("path_attn.rope.dimension_count"), 4, 2, "rotary"},
+    {"path", "taps 65", KEY("path_attn.mixer.conv_kernel"), 4, 65, "conv_kernel is 65"},
     {"tokenizer/llama.gguf", "scores of another length", "tokenizer.ggml.scores", 8, 8, 3, ""},
     {"tokenizer/llama.gguf", "scores of another type", "tokenizer.ggml.scores", 4, 4, GGUF_I32, "scores"},
     {"tokenizer/llama.gguf", "a score that is no number", ARRAY("tokenizer.ggml.scores"), 4, 0x7fc00000, NULL},
@@ -2085,7 +2089,7 @@ static void test_hostile_fields(void) {
     for (size_t i = 0; i < sizeof edits / sizeof *edits; i++) {
         const Edit *e = &edits[i];
         size_t n;
-        uint8_t *p = fixture(e->file, &n), *at = e->anchor ? find(p, n, e->anchor) : p;
+        uint8_t *p = model_named(e->file, &n), *at = e->anchor ? find(p, n, e->anchor) : p;
         check(at != NULL, "%s: %s is not in %s", e->what, e->anchor, e->file);
         if (!at) { free(p); continue; }
         memcpy(at + e->offset, &e->value, (size_t)e->width); /* little-endian hosts, like run.c */
@@ -2109,11 +2113,11 @@ static void test_hostile_fields(void) {
 
 /* A model cut at every length of its header and at steps through its data; and bytes of the header changed. */
 static void test_hostile_bytes(void) {
-    static const struct { const char *name; int vocabulary; } files[] = {{"tiny.gguf", 0}, {"qwen35.gguf", 0}, {"gla.gguf", 0}, {"tokenizer/gpt-2.gguf", 1}, {"tokenizer/llama.gguf", 1}};
+    static const struct { const char *name; int vocabulary; } files[] = {{"tiny.gguf", 0}, {"qwen35.gguf", 0}, {"gla.gguf", 0}, {"path", 0}, {"tokenizer/gpt-2.gguf", 1}, {"tokenizer/llama.gguf", 1}};
     char err[GLA_ERR], what[96];
     for (size_t i = 0; i < sizeof files / sizeof *files; i++) {
         size_t n;
-        uint8_t *p = fixture(files[i].name, &n);
+        uint8_t *p = model_named(files[i].name, &n);
         Gguf g = {.map = {p, n, 0}};
         check(!gguf_read(&g, err), "%s: %s", files[i].name, err);
         size_t header = g.n_tensors ? g.data_at : n;

@@ -71,7 +71,7 @@ parity-llamacpp: run .venv-llamacpp/ready ## against llama.cpp, which is compile
 mqar: train_tiny ## what memories of a fixed size can recall, by mixer: trains 14 small models (20 minutes on two cores)
 	$(PYTHON) tests/mqar.py
 
-bench-train: ## tokens per second of train_tiny next to PyTorch, the same model and step
+bench-train: train_tiny .venv/ready ## tokens per second of train_tiny next to PyTorch, the same model and step
 	.venv/bin/python tests/train_step.py --bench
 
 MODEL ?= model.bin

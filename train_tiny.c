@@ -83,6 +83,8 @@ typedef struct {
     const char *name;
     int lanes, tile_rows, tile_cols;
     void (*tile)(real *c, size_t ldc, int rows, int cols, const real *a, size_t ars, size_t acs, const real *b, int depth, int add);
+    void (*pack_rows)(real *to, const real *a, size_t acs, int rows, int depth);
+    void (*pack_panel)(real *to, const real *b, size_t brs, size_t bcs, int depth, int cols);
     void (*rmsnorm_forward)(real *y, size_t ldy, size_t hsy, real *inv, const real *x, size_t ldx, size_t hsx,
                             const real *w, int rows, int heads, int n, real eps);
     void (*rmsnorm_backward)(real *dx, size_t ldx, size_t hsx, real *dw, const real *dy, size_t ldy, size_t hsy, const real *x,
@@ -100,7 +102,7 @@ typedef struct {
     void (*gated_norm_backward)(Act act, real *d_o, real *dz, real *dw, const real *dy, const real *o, const real *z, size_t ldz,
                                 const real *w, const real *inv, int rows, int heads, int n);
     void (*conv_forward)(real *y, size_t ldy, const real *x, size_t ldx, const real *w, const real *bias, bool silu, int T, int C, int taps);
-    void (*conv_backward)(real *dx, real *dw, real *dbias, real *dy, size_t ldy, const real *x, size_t ldx, const real *w, const real *bias, bool silu, int T, int C, int taps);
+    void (*conv_backward)(real *dx, real *dw, real *dbias, const real *dy, size_t ldy, const real *x, size_t ldx, const real *w, const real *bias, bool silu, int T, int C, int taps);
     void (*gate_forward)(real *d, const real *a, size_t lda, const real *bias, const real *rate, real sign, int rows, int n);
     void (*gate_backward)(real *da, real *dbias, real *drate, const real *dd, const real *d, const real *a, size_t lda, const real *bias,
                           const real *rate, real sign, int rows, int n);
@@ -137,11 +139,27 @@ typedef real NAME(Vec);
 
 /* Sum of the lanes, halves first: one order, whatever the number of threads. */
 HELPER real NAME(sum)(Vec x) {
-    real b[LANES];
-    memcpy(b, &x, sizeof x);
-    for (int w = LANES / 2; w > 0; w /= 2)
-        for (int l = 0; l < w; l++) b[l] += b[l + w];
-    return b[0];
+#ifdef __GNUC__
+    enum { N = 16 / sizeof(real) };
+#define FOLD(y, x, bytes)                                                \
+    typedef real y##_type __attribute__((vector_size(bytes)));           \
+    y##_type y, y##_high;                                                \
+    memcpy(&y, &x, bytes), memcpy(&y##_high, (char *)&x + bytes, bytes); \
+    y += y##_high;
+#if VECTOR_BYTES == 64
+    FOLD(half, x, 32)
+    FOLD(last, half, 16)
+#elif VECTOR_BYTES == 32
+    FOLD(last, x, 16)
+#else
+    Vec last = x;
+#endif
+#undef FOLD
+    real s = last[0] + last[N / 2];
+    return N == 4 ? s + (last[1] + last[N - 1]) : s;
+#else
+    return x;
+#endif
 }
 
 HELPER Vec NAME(larger)(Vec a, Vec b) {
@@ -262,6 +280,27 @@ KERNEL void NAME(gemm_tile)(real *c, size_t ldc, int rows, int cols, const real 
             for (int j = 0; j < cols; j++) c[j] = add ? c[j] + edge[j] : edge[j];
         }
     }
+}
+
+/* What the tile above reads, side by side: columns of a' in tiles (depth, TILE_ROWS), DEPTH of them apart; columns of b as (depth, TILE_COLS). */
+KERNEL void NAME(pack_rows)(real *to, const real *a, size_t acs, int rows, int depth) {
+    for (int k = 0; k < depth; k++, to += TILE_ROWS, a += acs)
+        for (int i = 0; i < rows; i += TILE_ROWS) {
+            if (rows - i >= TILE_ROWS) memcpy(to + (size_t)i * DEPTH, a + i, TILE_ROWS * sizeof *to);
+            else memcpy(to + (size_t)i * DEPTH, a + i, (size_t)(rows - i) * sizeof *to);
+        }
+}
+
+KERNEL void NAME(pack_panel)(real *to, const real *b, size_t brs, size_t bcs, int depth, int cols) {
+    if (cols < TILE_COLS) memset(to, 0, (size_t)depth * TILE_COLS * sizeof *to);
+    if (bcs == 1)
+        for (int k = 0; k < depth; k++) {
+            if (cols == TILE_COLS) memcpy(to + (size_t)k * TILE_COLS, b + k * brs, TILE_COLS * sizeof *to);
+            else memcpy(to + (size_t)k * TILE_COLS, b + k * brs, (size_t)cols * sizeof *to);
+        }
+    else
+        for (int j = 0; j < cols; j++)
+            for (int k = 0; k < depth; k++) to[(size_t)k * TILE_COLS + j] = b[k * brs + j * bcs];
 }
 
 /* y = x / sqrt(mean(x^2) + eps) * w; inv keeps the factor of each vector. */
@@ -489,29 +528,44 @@ KERNEL void NAME(conv_forward)(real *y, size_t ldy, const real *x, size_t ldx, c
         }
 }
 
-/* The sum before silu is computed again instead of kept. dy is overwritten by the gradient of that sum. */
-KERNEL void NAME(conv_backward)(real *dx, real *dw, real *dbias, real *dy, size_t ldy, const real *x, size_t ldx, const real *w, const real *bias, bool silu, int T, int C, int taps) {
-    for (int t = 0; t < T; t++)
-        for (int c = 0; c < C; c += LANES) {
-            Vec ds = READ(dy + (size_t)t * ldy + c);
-            if (silu) {
-                //~ y = s sigmoid(s)
-                Vec s = NAME(conv_sum)(x, ldx, w, bias, t, c, C, taps), g = NAME(sigmoid)(s);
-                ds *= g * (1 + s * (1 - g));
-                AT(dy + (size_t)t * ldy + c) = ds;
+/* One pass over the tokens for each vector of channels, with the last `taps` inputs and gradients in registers. The sum before silu is
+ * computed again instead of kept. */
+HELPER void NAME(conv_backward_)(const int taps, real *dx, real *dw, real *dbias, const real *dy, size_t ldy, const real *x, size_t ldx, const real *w, const real *bias, bool silu, int T, int C) {
+    for (int c = 0; c < C; c += LANES) {
+        Vec wj[8], dwj[8] = {{0}}, xs[8] = {{0}}, ds[8] = {{0}}, db = {0}, b = {0};
+        for (int j = 0; j < taps; j++) wj[j] = READ(w + (size_t)j * C + c);
+        if (bias) b = READ(bias + c);
+        for (int t = 0; t < T + taps - 1; t++) {
+            for (int j = 0; j < taps - 1; j++) xs[j] = xs[j + 1], ds[j] = ds[j + 1];
+            ds[taps - 1] = (Vec){0};
+            if (t < T) {
+                xs[taps - 1] = READ(x + (size_t)t * ldx + c);
+                Vec d = READ(dy + (size_t)t * ldy + c);
+                if (silu) {
+                    //~ y = s sigmoid(s)
+                    Vec s = b;
+                    for (int j = 0; j < taps; j++) s += wj[j] * xs[j];
+                    Vec g = NAME(sigmoid)(s);
+                    d *= g * (1 + s * (1 - g));
+                }
+                //~ s_t = bias + sum_j w_j * x_{t - taps + 1 + j}
+                db += d;
+                for (int j = 0; j < taps; j++) dwj[j] += d * xs[j];
+                ds[taps - 1] = d;
             }
-            //~ s += bias + w_j * x_{t - taps + 1 + j}
-            if (bias) AT(dbias + c) += ds;
-            for (int j = t < taps - 1 ? taps - 1 - t : 0; j < taps; j++)
-                AT(dw + (size_t)j * C + c) += ds * READ(x + (size_t)(t - taps + 1 + j) * ldx + c);
+            if (t < taps - 1) continue;
+            Vec g = {0};                                        /* x_{t - taps + 1} was read by outputs t - taps + 1 .. t */
+            for (int j = taps - 1; j >= 0; j--) g += wj[j] * ds[taps - 1 - j];
+            AT(dx + (size_t)(t - taps + 1) * ldx + c) = g;
         }
-    for (int t = 0; t < T; t++)     /* x_t was read by outputs t .. t + taps - 1 */
-        for (int c = 0; c < C; c += LANES) {
-            Vec g = {0};
-            for (int j = taps - 1; j >= 0 && t + taps - 1 - j < T; j--)
-                g += READ(w + (size_t)j * C + c) * READ(dy + (size_t)(t + taps - 1 - j) * ldy + c);
-            AT(dx + (size_t)t * ldx + c) = g;
-        }
+        for (int j = 0; j < taps; j++) AT(dw + (size_t)j * C + c) += dwj[j];
+        if (bias) AT(dbias + c) += db;
+    }
+}
+
+KERNEL void NAME(conv_backward)(real *dx, real *dw, real *dbias, const real *dy, size_t ldy, const real *x, size_t ldx, const real *w, const real *bias, bool silu, int T, int C, int taps) {
+    if (taps == 4) NAME(conv_backward_)(4, dx, dw, dbias, dy, ldy, x, ldx, w, bias, silu, T, C);
+    else NAME(conv_backward_)(taps, dx, dw, dbias, dy, ldy, x, ldx, w, bias, silu, T, C);
 }
 
 /* n values at p in a vector, zeros behind them; and back. Gates per head may be fewer than the lanes. */
@@ -774,7 +828,7 @@ KERNEL void NAME(adamw)(real *p, const real *g, real *m, real *v, size_t n, real
 }
 
 static const TinyKernels NAME(kernels) = {
-    NAME_TEXT, LANES, TILE_ROWS, TILE_COLS, NAME(gemm_tile), NAME(rmsnorm_forward), NAME(rmsnorm_backward), NAME(l2norm_forward),
+    NAME_TEXT, LANES, TILE_ROWS, TILE_COLS, NAME(gemm_tile), NAME(pack_rows), NAME(pack_panel), NAME(rmsnorm_forward), NAME(rmsnorm_backward), NAME(l2norm_forward),
     NAME(l2norm_backward), NAME(map_forward), NAME(map_backward), NAME(glu_forward), NAME(glu_backward), NAME(scale_forward),
     NAME(scale_backward), NAME(gated_norm_forward), NAME(gated_norm_backward), NAME(conv_forward), NAME(conv_backward),
     NAME(gate_forward), NAME(gate_backward), NAME(softmax_forward), NAME(softmax_recompute), NAME(softmax_backward), NAME(cross_entropy),
@@ -855,29 +909,16 @@ static int least(int a, int b) { return a < b ? a : b; }
 
 static size_t packed_size(int K, int N) { return (size_t)K * ceil_div(N, kern.tile_cols) * kern.tile_cols; }
 
-static void pack_panel(real *to, const real *b, size_t brs, size_t bcs, int K, int cols) {
-    const int nc = kern.tile_cols;
-    if (cols < nc) memset(to, 0, (size_t)K * nc * sizeof *to);
-    if (bcs == 1)
-        for (int k = 0; k < K; k++) memcpy(to + (size_t)k * nc, b + k * brs, cols * sizeof *to);
-    else
-        for (int j = 0; j < cols; j++)
-            for (int k = 0; k < K; k++) to[(size_t)k * nc + j] = b[k * brs + j * bcs];
-}
-
-static int chunk_rows(size_t acs) { return kern.tile_rows * (acs == 1 ? 8 : 2); }
+static int chunk_rows(size_t acs) { return kern.tile_rows * (acs == 1 ? 4 : 2); }
 
 /* Rows i0 .. i0 + rows of c; apack holds 2 tiles of DEPTH columns of a. */
 static void gemm_chunk(real *c, size_t ldc, const real *a, size_t ars, size_t acs, const real *packed,
                        int i0, int rows, int N, int K, int add, real *apack) {
     const int mr = kern.tile_rows, nc = kern.tile_cols;
-    for (int k0 = 0; k0 < K; k0 += DEPTH) {
-        const int depth = least(DEPTH, K - k0);
-        if (acs != 1)
-            for (int i = 0; i < rows; i += mr)
-                for (int k = 0; k < depth; k++)
-                    for (int l = 0; l < least(mr, rows - i); l++)
-                        apack[(size_t)i * DEPTH + k * mr + l] = a[(i0 + i + l) * ars + (k0 + k) * acs];
+    const int most = ceil_div(K, ceil_div(K, DEPTH));               /* parts of one size: each reads and writes all of c */
+    for (int k0 = 0; k0 < K; k0 += most) {
+        const int depth = least(most, K - k0);
+        if (acs != 1) kern.pack_rows(apack, a + i0 + k0 * acs, acs, rows, depth);      /* a transposed: ars is 1 */
         for (int j = 0; j < N; j += nc)
             for (int i = 0; i < rows; i += mr)
                 kern.tile(c + (i0 + i) * ldc + j, ldc, least(mr, rows - i), least(nc, N - j),
@@ -890,7 +931,7 @@ static void gemm_chunk(real *c, size_t ldc, const real *a, size_t ars, size_t ac
 static void gemm_serial(real *c, size_t ldc, const real *a, size_t ars, size_t acs, const real *b, size_t brs, size_t bcs,
                         int M, int N, int K, int add, real *buf) {
     real *apack = buf + packed_size(K, N);
-    for (int j = 0; j < N; j += kern.tile_cols) pack_panel(buf + (size_t)j * K, b + j * bcs, brs, bcs, K, least(kern.tile_cols, N - j));
+    for (int j = 0; j < N; j += kern.tile_cols) kern.pack_panel(buf + (size_t)j * K, b + j * bcs, brs, bcs, K, least(kern.tile_cols, N - j));
     for (int i = 0, step = chunk_rows(acs); i < M; i += step)
         gemm_chunk(c, ldc, a, ars, acs, buf, i, least(step, M - i), N, K, add, apack);
 }
@@ -902,7 +943,7 @@ static void gemm(real *c, size_t ldc, const real *a, size_t ars, size_t acs, con
     PARALLEL
     for (int p = 0; p < panels; p++) {
         int j = p * kern.tile_cols;
-        pack_panel(packed + (size_t)j * K, b + j * bcs, brs, bcs, K, least(kern.tile_cols, N - j));
+        kern.pack_panel(packed + (size_t)j * K, b + j * bcs, brs, bcs, K, least(kern.tile_cols, N - j));
     }
     PARALLEL
     for (int n = 0; n < chunks; n++)
@@ -1059,7 +1100,7 @@ static void conv_forward(real *y, size_t ldy, const real *x, size_t ldx, const r
     for (int b = 0; b < B; b++) kern.conv_forward(y + (size_t)b * T * ldy, ldy, x + (size_t)b * T * ldx, ldx, w, bias, silu, T, C, taps);
 }
 
-static void conv_backward(real *dx, real *dw, real *dbias, real *dy, size_t ldy, const real *x, size_t ldx, const real *w, const real *bias,
+static void conv_backward(real *dx, real *dw, real *dbias, const real *dy, size_t ldy, const real *x, size_t ldx, const real *w, const real *bias,
                           bool silu, int B, int T, int C, int taps) {
     const size_t n = (size_t)(taps + 1) * C;                /* taps, then bias */
     real *part = zeroed(space(-1, B * n), B * n);
@@ -1819,10 +1860,10 @@ static void layer_forward(Tiny *m, TinyLayer *L, real *next) {
     const TinyConfig *c = &m->c;
     const int N = m->B * c->seq_len, D = c->dim, F = c->hidden_dim;
     rmsnorm_forward(L->h, D, D, L->inv, L->x, D, D, W(attn_norm), N, 1, D, (real)c->eps);
-    memcpy(L->mid, L->x, (size_t)N * D * sizeof(real));
+    columns(L->x, D, L->mid, N, D, true);
     if (L->kind) linear_forward(m, L);
     else attention_layer_forward(m, L);
-    memcpy(next, L->mid, (size_t)N * D * sizeof(real));
+    columns(L->mid, D, next, N, D, true);
     if (!F) return;
     rmsnorm_forward(L->h2, D, D, L->inv2, L->mid, D, D, W(ffn_norm), N, 1, D, (real)c->eps);
     matmul_forward(L->gu, 2 * F, L->h2, D, W(w_ffn), N, D, 2 * F, 0);
@@ -1855,25 +1896,26 @@ static void layer_backward(Tiny *m, TinyLayer *L, real *d_res) {
 }
 
 /* ---- 8. one step ---------------------------------------------------------------------------
- * The head shares the embedding's matrix. Its logits are made, turned into their gradient and used in blocks of 4 BLOCK
- * tokens, so they never leave the cache. Returns the sum of -ln p over the tokens that count (target >= 0), in nats. */
+ * The head shares the embedding's matrix. Its logits are made, turned into their gradient and used in blocks of
+ * tokens that a second-level cache nearly holds; each block packs the matrix once more. Returns the sum of -ln p over the tokens that count (target >= 0), in nats. */
 static double tiny_head(Tiny *m, const int *target, bool train, int *count) {
+    enum { ROWS_AT_ONCE = 8 * BLOCK };
     const int N = m->B * m->c.seq_len, D = m->c.dim, V = m->c.vocab_size;
     const real *w = m->params + m->embed;
     static real *logits;
     static size_t cap;
-    if (cap < (size_t)4 * BLOCK * V) logits = checked(realloc(logits, (cap = (size_t)4 * BLOCK * V) * sizeof(real)));
+    if (cap < (size_t)ROWS_AT_ONCE * V) logits = checked(realloc(logits, (cap = (size_t)ROWS_AT_ONCE * V) * sizeof(real)));
     double loss = 0;
     *count = 0;
     for (int i = 0; i < N; i++) *count += target[i] >= 0;
     const real scale = 1 / (real)(*count ? *count : 1);
-    for (int i = 0; i < N; i += 4 * BLOCK) {
-        const int rows = least(4 * BLOCK, N - i);
-        double part[16] = {0};
+    for (int i = 0; i < N; i += ROWS_AT_ONCE) {
+        const int rows = least(ROWS_AT_ONCE, N - i);
+        double part[ROWS_AT_ONCE / 16] = {0};
         matmul_forward(logits, V, m->h_out + (size_t)i * D, D, w, rows, D, V, 0);
         PARALLEL
         for (int r = 0; r < rows; r += 16) part[r / 16] = kern.cross_entropy(logits + (size_t)r * V, target + i + r, least(16, rows - r), V, scale);
-        for (int r = 0; r < 16; r++) loss += part[r];
+        for (int r = 0; r < ROWS_AT_ONCE / 16; r++) loss += part[r];
         //~ logits = h E'
         if (train) matmul_backward(m->dh + (size_t)i * D, m->grads + m->embed, logits, V, m->h_out + (size_t)i * D, D, w, rows, D, V, 0);
     }

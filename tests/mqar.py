@@ -3,10 +3,10 @@
 
     python3 tests/mqar.py [--jobs 2] [--only NAME]
 
-Every row is ./train_tiny --task mqar with its defaults; rows differ in the mixer and its key width. Hybrids have four layers instead of one, and three
-times the steps. Each row is trained with every learning rate of RATES (the hybrids: of DEEP_RATES) on one seed, then with the best of them, by the mean
-accuracy, on two more seeds. Steps and batches are the same for all rows but the hybrids. The table has the median of the three seeds, and for the most
-pairs also the lowest and the highest. Progress goes to standard error.
+Every row is ./train_tiny --task mqar with its defaults; rows differ in the mixer and its key width. Each is trained with every learning rate of
+RATES on one seed, then with the best of them, by the mean accuracy, on two more seeds. Steps and batches are the same for all rows but the hybrid, which has
+four layers instead of one, three times the steps, and one learning rate. The table has the median of the three seeds, and for the most pairs also
+the lowest and the highest. Progress goes to standard error.
 """
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 RATES = (0.01, 0.03, 0.1)
-DEEP_RATES = (0.003, 0.01)
+HYBRID_RATES = (0.005,)  # the best of 0.003, 0.005, 0.01 after 1000 steps
 HYBRID = ("--hybrid", "3:1", "--layers", "4", "--steps", "3000")
 SEEDS = (0, 1, 2)
 ROWS = (  # what the memory does, mixer, key width, options
@@ -39,8 +39,7 @@ ROWS = (  # what the memory does, mixer, key width, options
     ("adds, twice the state", "linear-attention", 32, ()),
     ("fixed decay, twice the state", "retnet", 32, ()),
     ("a decay per channel, twice the state", "gla", 32, ()),
-    ("3 layers of it, 1 of softmax", "retnet", 16, HYBRID),
-    ("", "gla", 16, HYBRID),
+    ("3 layers of it, 1 of softmax", "gla", 16, HYBRID),
 )
 
 
@@ -58,7 +57,7 @@ def train(job):
 
 
 def rates(row):
-    return DEEP_RATES if row[3] else RATES
+    return HYBRID_RATES if row[3] else RATES
 
 
 def mean(recall):

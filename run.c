@@ -74,7 +74,7 @@ typedef struct {  /* zero means the default, everywhere. kv and fast change resu
     int batch;    /* tokens per run while reading a prompt: 512 */
     int threads;  /* one per core */
     int kv;       /* GLA_KV_* */
-    int fast;     /* 1: activations keep 8 bits (of 16 before quantised weights, of 24 before BF16) */
+    int fast;     /* 1: activations keep 8 bits (of 16 before quantised weights; of 24 before BF16, where the processor multiplies that) */
 } GlaSettings;
 GLA_API int gla_state_new(GlaState **s, const GlaModel *m, const GlaSettings *how, char *err);  /* how may be NULL: all defaults */
 GLA_API size_t gla_state_bytes(const GlaModel *m, const GlaSettings *how); /* memory for gla_state_place; 0: too large */
@@ -856,7 +856,7 @@ static size_t row_bytes(const Tensor *w) { return bytes_of(w->type, (size_t)w->n
 
 enum {
     LANES = 16,   /* partial sums of a dot product; in the part for vectors, floats per vector */
-    ROWS = 16,    /* rows of a matrix that are worked on together */
+    ROWS = 16,    /* rows of a matrix that are worked on together; twice as many at a call for panels and for floats */
     FEW = 4,      /* up to so many tokens, rows are read straight through; for more, they are turned into panels first */
     TILE = 6,     /* tokens that meet a panel at once */
     WEIGHTS_AT_ONCE = 1024, /* of a row of floats that meet a tile of tokens at once: those stay in the first-level cache */
@@ -888,7 +888,7 @@ typedef struct {
     int8_t *hi;        /* BYTES, SIGNED: (T, n) */
     uint8_t *lo;       /* BYTES: (T, n) in [0, 255]; SIGNED: int8_t in [-128, 127] */
     int32_t *bias;     /* BYTES: (T, 2, n/32 of 32, then n/16 of 16): -128 * 256 * sum of hi, what w + 128, unsigned, adds too much; and -sum of q */
-    uint16_t *half;    /* NULL, or for BF16 weights and fast (T, n) bfloat16 */
+    uint16_t *half;    /* NULL, or for BF16 weights, fast and kernels that multiply them (T, n) bfloat16 */
     uint8_t *tiles;    /* TILES: TILE tokens side by side, per block of 32 (see T_*), tile_bytes_of(fast) each */
 } Input;
 enum { NOT_YET, INT16, BYTES, SIGNED, TILES };
@@ -1446,7 +1446,7 @@ INLINE void tile(const uint8_t *w, size_t row_step, int type, const float *x, si
         }
 }
 
-/* Rows [row, row + n_rows) of F32, F16 or BF16 times all tokens. For many, the rows become floats in buf, and T_TILE tokens meet them
+/* Rows [row, row + n_rows) of F32, F16 or BF16 times all tokens, n_rows <= 2 ROWS. For many, the rows become floats in buf (n_rows, n), and T_TILE tokens meet them
  * WEIGHTS_AT_ONCE of each row at a time, so that what these tokens bring stays in the first-level cache while the rows pass. */
 INLINE void plain_body(float *out, const Tensor *w, int row, int n_rows, const Input *in, float *buf, int R_TILE, int T_TILE) {
     size_t n = (size_t)w->n_in, n_out = (size_t)w->n_out, step = row_bytes(w);
@@ -2584,6 +2584,7 @@ MATMUL_FOR(vector, , 4, 4, 4)
 typedef struct {
     const char *name;
     int few, many; /* the form of the input for up to FEW tokens, and for more */
+    int half;      /* multiplies bfloat16: fast rounds what meets BF16 weights */
     void (*quantize)(Input *in, int t, float *buf);
     void (*norm)(float *y, const float *x, const float *w, size_t n, float eps);
     void (*activate)(float *x, int act, size_t n);
@@ -2595,19 +2596,19 @@ typedef struct {
 } Kernels;
 #define LOOPS(isa) quantize_##isa, norm_##isa, activate_##isa, gate_##isa, conv_##isa
 static const Kernels kernels[] = {
-    {"scalar", INT16, INT16, LOOPS(scalar), matmul_scalar, recurrence_scalar, attend_scalar},
+    {"scalar", INT16, INT16, 0, LOOPS(scalar), matmul_scalar, recurrence_scalar, attend_scalar},
 #if defined(__GNUC__) && defined(__x86_64__)
-    {"sse2", INT16, INT16, LOOPS(sse2), matmul_sse2, recurrence_sse2, attend_sse2},
-    {"avx2", INT16, INT16, LOOPS(avx2), matmul_avx2, recurrence_avx2, attend_avx2},
-    {"avxvnni", INT16, INT16, LOOPS(avx2), matmul_avxvnni, recurrence_avx2, attend_avx2},
-    {"avx512", BYTES, TILES, LOOPS(avx512), matmul_avx512, recurrence_avx512, attend_avx512},
-    {"avx512bf16", BYTES, TILES, LOOPS(avx512), matmul_avx512bf16, recurrence_avx512, attend_avx512},
+    {"sse2", INT16, INT16, 0, LOOPS(sse2), matmul_sse2, recurrence_sse2, attend_sse2},
+    {"avx2", INT16, INT16, 0, LOOPS(avx2), matmul_avx2, recurrence_avx2, attend_avx2},
+    {"avxvnni", INT16, INT16, 0, LOOPS(avx2), matmul_avxvnni, recurrence_avx2, attend_avx2},
+    {"avx512", BYTES, TILES, 0, LOOPS(avx512), matmul_avx512, recurrence_avx512, attend_avx512},
+    {"avx512bf16", BYTES, TILES, 1, LOOPS(avx512), matmul_avx512bf16, recurrence_avx512, attend_avx512},
 #elif defined(__GNUC__) && defined(__aarch64__)
-    {"neon", INT16, INT16, LOOPS(neon), matmul_neon, recurrence_neon, attend_neon},
-    {"dotprod", SIGNED, SIGNED, LOOPS(neon), matmul_dotprod, recurrence_neon, attend_neon},
-    {"i8mm", SIGNED, SIGNED, LOOPS(neon), matmul_i8mm, recurrence_neon, attend_neon},
+    {"neon", INT16, INT16, 0, LOOPS(neon), matmul_neon, recurrence_neon, attend_neon},
+    {"dotprod", SIGNED, SIGNED, 0, LOOPS(neon), matmul_dotprod, recurrence_neon, attend_neon},
+    {"i8mm", SIGNED, SIGNED, 0, LOOPS(neon), matmul_i8mm, recurrence_neon, attend_neon},
 #elif defined(__GNUC__)
-    {"vector", INT16, INT16, LOOPS(vector), matmul_vector, recurrence_vector, attend_vector},
+    {"vector", INT16, INT16, 0, LOOPS(vector), matmul_vector, recurrence_vector, attend_vector},
 #endif
 };
 enum { N_KERNELS = sizeof kernels / sizeof kernels[0] };
@@ -2694,7 +2695,7 @@ static void matmul(const Team *team, const Product *products, int n, Input *in) 
         operations += 2.0 * w->n_in * w->n_out * in->T;
         steps += (w->n_out + 2 * ROWS - 1) / (2 * ROWS);
         if (types[w->type].group > 1 && !in->form) quantize(team, in);
-        if (w->type == BF16 && team->fast && !in->half) halve(team, in);
+        if (w->type == BF16 && team->fast && team->kernels->half && !in->half) halve(team, in);
     }
     int n_threads = threads_for(team, operations);
     PARALLEL_FOR(n_threads)
@@ -3980,7 +3981,7 @@ static GlaState *state_layout(Arena *a, const GlaModel *m, const GlaSettings *ho
         }
     s.team = (Team){m->kernels, threads, how->fast, NULL, round_up(buf_floats, LANES), NULL, take(a, parts_floats), parts_floats};
     s.team.buf = take_bytes(a, (size_t)threads, s.team.buf_floats * sizeof(float));
-    s.team.input = take_bytes(a, input_bytes(T, m->widest_in) + T * m->widest_in * sizeof(uint16_t), 1);
+    s.team.input = take_bytes(a, input_bytes(T, m->widest_in) + (how->fast ? T * m->widest_in * sizeof(uint16_t) : 0), 1);
     if (self) *self = s;
     return self;
 }
@@ -3990,6 +3991,7 @@ static int state_settings(const GlaModel *m, const GlaSettings *given, GlaSettin
     GlaSettings h = *how = given ? *given : (GlaSettings){0};
     if (h.ctx < 0 || h.batch < 0 || h.threads < 0 || h.threads > 1024) return fail(err, GLA_INPUT, "context %d, batch %d, threads %d: none may be negative, at most 1024 threads", h.ctx, h.batch, h.threads);
     if (h.kv < 0 || h.kv >= GLA_N_KV) return fail(err, GLA_INPUT, "%d is not a type of keys and values", h.kv);
+    if (h.fast != 0 && h.fast != 1) return fail(err, GLA_INPUT, "fast is 0 or 1, not %d", h.fast);
     for (int i = 0; i < m->config.n_layers && h.kv > GLA_KV_F32; i++) /* the fadings lie between 0.99 and 1, where a rounded one is another memory */
         if (m->layers[i].mixer == MIX_WALL) return fail(err, GLA_INPUT, "%s keeps its keys and values as f32 only", m->architecture);
     if (!h.ctx) h.ctx = m->config.seq_len < 4096 ? m->config.seq_len : 4096;
@@ -3998,7 +4000,7 @@ static int state_settings(const GlaModel *m, const GlaSettings *given, GlaSettin
     if (!h.threads) h.threads = default_threads();
     if (h.threads > 1024) h.threads = 1024;
     if (!h.kv) h.kv = GLA_KV_F32;
-    size_t per_token = ((size_t)m->config.dim * (size_t)(residual_sources(&m->config) + 1) + m->row_floats + 2 * m->hidden_floats + m->mid_floats + m->out_floats + m->first_floats + m->widest_in) * sizeof(float); /* the last: quantised inputs */
+    size_t per_token = ((size_t)m->config.dim * (size_t)(residual_sources(&m->config) + 1) + m->row_floats + 2 * m->hidden_floats + m->mid_floats + m->out_floats + m->first_floats + 2 * m->widest_in) * sizeof(float); /* the last: quantised inputs */
     while (h.batch > 1 && (size_t)h.batch > ((size_t)1 << 28) / per_token) h.batch /= 2;
     *how = h;
     return GLA_OK;
@@ -6447,10 +6449,10 @@ static int json_tokens(JsonTokens *j, const GlaModel *m, char *err) {
     const int n = m->config.vocab_size;
     size_t total = 0;
     memset(j, 0, sizeof *j);
-    for (int i = 0; i < n; i++) total += gla_piece(m, i, 0, NULL, 0);
+    for (int i = 0; i < n; i++) if (!gla_is_end(m, i)) total += gla_piece(m, i, 0, NULL, 0); /* what ends a text is no part of it */
     j->at = gla_alloc(((size_t)n + 1) * sizeof *j->at), j->bytes = gla_alloc(total), j->logits = gla_alloc((size_t)n * sizeof *j->logits);
     if (!j->at || !j->bytes || !j->logits) return fail(err, GLA_MEMORY, "no memory for the bytes of %d tokens", n);
-    for (int i = 0; i < n; i++) j->at[i + 1] = j->at[i] + gla_piece(m, i, 0, j->bytes + j->at[i], total - j->at[i]);
+    for (int i = 0; i < n; i++) j->at[i + 1] = j->at[i] + (gla_is_end(m, i) ? 0 : gla_piece(m, i, 0, j->bytes + j->at[i], total - j->at[i]));
     return GLA_OK;
 }
 static void json_free(JsonTokens *j) { gla_free(j->at), gla_free(j->bytes), gla_free(j->logits); }
@@ -6764,7 +6766,7 @@ static int chat_begin(GlaChat *c, const GlaGenerate *how, char *err) {
 static int chat_heard(void *user, int32_t id, const char *text, size_t n) {
     GlaChat *c = user;
     GlaTurn *turn = c->turn;
-    int stop = 0, tag = c->may_think && id >= 0 && (id == c->think_open || id == c->think_close);
+    int stop = 0, tag = c->may_think && !c->listener->json && id >= 0 && (id == c->think_open || id == c->think_close);
     if (id >= 0) {
         if (ids_add(&c->ids, &id, 1, NULL)) c->failed = stop = 1;
         int64_t at = c->ids.n - 1 - c->from, looping = 0;
@@ -6786,6 +6788,10 @@ static int chat_heard(void *user, int32_t id, const char *text, size_t n) {
     if (tag) c->thinking = id == c->think_open, c->leading = 1;
     else if (id >= 0 && c->thinking && ++turn->thought == c->how.think_budget) c->close_thought = stop = 1;
     return stop;
+}
+
+static int chat_may_answer(const GlaChat *c, const GlaGenerate *how, char *err) {
+    return how->json && chat_thinks(c) ? fail(err, GLA_INPUT, "a thought is no JSON; an answer in JSON needs a chat that does not think") : GLA_OK;
 }
 
 /* The answer to what has been read, up to its end. */
@@ -6832,7 +6838,8 @@ GLA_API int gla_chat_say(GlaChat *c, GlaSampler *p, const char *text, size_t n, 
     if (!turn) turn = &nobody;
     memset(turn, 0, sizeof *turn);
     Ids *ids = &c->ids;
-    int code = chat_begin(c, how, err);
+    int code = chat_may_answer(c, how, err);
+    if (!code) code = chat_begin(c, how, err);
     if (!code && c->s->pos != c->marks[c->at].pos) code = chat_move(c, c->at, err); /* an answer that failed */
     if (code) return code;
     chat_cut(c, c->at + 1); /* whatever was undone is gone now */
@@ -6868,6 +6875,7 @@ GLA_API int gla_chat_retry(GlaChat *c, GlaSampler *p, const GlaGenerate *how, Gl
     memset(turn, 0, sizeof *turn);
     if (c->at == 0) return fail(err, GLA_INPUT, "there is no answer to try again");
     int64_t answer = c->marks[c->at].answer, before = c->s->evaluated;
+    if (chat_may_answer(c, how, err)) return GLA_INPUT;
     if (!answer) return fail(err, GLA_INPUT, "where the last answer begins is not known");
     if (c->answer) { gla_rewind(c->s, c->answer->data), c->at--; }
     else {
@@ -7054,7 +7062,7 @@ enum { O_PROMPT, O_FILE, O_STEPS, O_TEMP, O_TOP_P, O_TOP_K, O_MIN_P, O_REPEAT, O
 enum { GENERATE = 1, CHAT = 2, LOGITS = 4, PERPLEXITY = 8, TOKENIZE = 16, BENCH = 32, INFO = 64, TALK = GENERATE | CHAT, ANY = 127 };
 static const char *const modes[] = {"generate", "chat", "logits", "perplexity", "tokenize", "bench", "info", NULL}; /* mode i is the bit 1 << i */
 #define AT(field) offsetof(Options, field)
-/* modes: those that have a use for the option; with any other it is misuse, rather than ignored. What changes no result goes with all. */
+/* modes: those that have a use for the option; with any other it is misuse, rather than ignored. What changes no result, and how a model computes, goes with all. */
 static const struct { char letter; const char *name; enum Kind kind; size_t at; double lo, hi; int modes; const char *value, *help; } options[N_OPTIONS] = {
     [O_PROMPT] = {'i', "prompt", TEXT, AT(prompt), 0, 0, TALK | PERPLEXITY | TOKENIZE, "TEXT", "prompt; - or a pipe: standard input"},
     [O_FILE] = {'f', "file", TEXT, AT(file), 0, 0, TALK | PERPLEXITY | TOKENIZE, "FILE", "prompt from a file"},
@@ -7085,7 +7093,7 @@ static const struct { char letter; const char *name; enum Kind kind; size_t at; 
     [O_FORGET] = {0, "forget", FLAG, AT(forget), 0, 0, CHAT, NULL, "a full context drops the oldest turns instead of ending"},
     [O_THREADS] = {'j', "threads", WHOLE, AT(threads), 1, 1024, ANY, "N", "threads (one per core)"},
     [O_CTX] = {'c', "ctx", WHOLE, AT(ctx), 1, INT_MAX, ANY, "N", "positions of softmax layers (4096 or the model's)"},
-    [O_FAST] = {0, "fast", FLAG, AT(fast), 0, 0, ANY, NULL, "activations of 8 bits, not 16 or 32: less exact, faster prompts"},
+    [O_FAST] = {0, "fast", FLAG, AT(fast), 0, 0, ANY, NULL, "activations of 8 bits, not 16 or 24: less exact, faster prompts"},
     [O_KV] = {0, "kv", TEXT, AT(kv), 0, 0, ANY, "TYPE", "keys and values of softmax layers: f32, f16, q8_0 (f32)"},
     [O_BATCH] = {'b', "batch", WHOLE, AT(batch), 1, 1 << 20, ANY, "N", "prompt tokens per run (512)"},
     [O_LOAD] = {0, "load-state", TEXT, AT(load_state), 0, 0, TALK | LOGITS, "FILE", "go on from a session"},
@@ -7826,6 +7834,7 @@ static int chat_command(Chat *c, const char *line, char *err) {
     } else if (!strcmp(name, "think")) {
         if (!gla_chat_may_think(b->chat)) code = fail(err, GLA_INPUT, "this model has no way to think");
         else if (strcmp(rest, "on") && strcmp(rest, "off")) code = fail(err, GLA_INPUT, "/think on or /think off");
+        else if (rest[1] == 'n' && c->o->json_only) code = fail(err, GLA_INPUT, "a thought is no JSON, which --json-only wants");
         else gla_chat_think(b->chat, rest[1] == 'n');
     } else code = fail(err, GLA_INPUT, "no command /%s; /help lists them, // begins a message with /", name);
     return code ? code : 1;

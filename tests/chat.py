@@ -233,6 +233,8 @@ def test_json_only() -> None:
     check(o["thinking"] == "" and o["text"].lstrip()[0] in "{[", "--json-only in a chat", o)
     p = run(TINY, "-i", PROMPT, "--json-only", "--logit-bias", "123=-inf", "--logit-bias", "91=-inf", "-s", 1)
     check(p.returncode == 1 and b"JSON" in p.stderr, "--json-only: no token for it", (p.returncode, p.stderr))
+    p = subprocess.run([cli.program, str(MODEL), "-m", "chat", "--json-only", "-s", "1"], input=b"/think on\n", capture_output=True)
+    check(b"JSON" in p.stderr, "/think on is refused where JSON is wanted", p.stderr)
     refused(2, "thoughts are not JSON", MODEL, "-m", "chat", "--think", "--json-only")
 
 
@@ -244,6 +246,8 @@ def test_prompt_cache() -> None:
     check(first.returncode == 0 and f"reused 0 of {n} tokens".encode() in first.stderr and len(list(folder.iterdir())) == 2, "a prompt is stored", (first.stderr, list(folder.iterdir())))
     again = run(TINY, "-i", text, "-n", 5, "-s", 2, "--prompt-cache", folder)
     check(again.stdout == first.stdout and f"reused {n} of {n} tokens".encode() in again.stderr, "the same prompt reads nothing", again.stderr)
+    quantised = [run(cli.ROOT / "model.bin", "-i", "Tom", "-n", 2, "-s", 2, "--prompt-cache", folder, *how).stderr for how in ([], [], ["--fast"], ["--fast"])]
+    check([b"reused 0 of" in e for e in quantised] == [True, False, True, False], "--fast keeps prompts of its own", quantised)
     longer = run(TINY, "-i", text + "on", "-n", 15, "-s", 2, "--prompt-cache", folder, "--repeat-penalty", 1.0)
     reused = re.search(rb"reused (\d+) of (\d+) tokens", longer.stderr)
     check(longer.stdout == want and reused and int(reused[1]) >= n - 2 and int(reused[2]) > n - 1, "a longer prompt goes on", longer.stderr)
@@ -454,6 +458,8 @@ def test_terminal() -> None:
     check(t.wait(b"typed ahead"), "what was typed meanwhile is there", t.seen[-300:])
     t.key("\x15/stats\r")
     check(t.wait(b"evaluated "), "and commands work", t.seen[-300:])
+    check(t.wait(b"resident "), "the end of it", t.seen[-300:])  # a signal that comes before the next prompt has nothing to give up
+    time.sleep(0.2)
     t.p.send_signal(signal.SIGINT)
     check(t.wait(b"[Ctrl-D or /quit ends]"), "SIGINT at the prompt is Ctrl-C", t.seen[-300:])
     check(t.end() == 0 and b"1 answers" in t.seen, "the end", t.seen[-300:])

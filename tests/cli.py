@@ -279,6 +279,12 @@ def test_sessions() -> None:
     ran(QWEN, "-m", "logits", "--ids", ids, "--out", tmp / "out", "--kv", "f16", "--save-state", tmp / "f16")
     ran(QWEN, "-m", "logits", "--ids", ids, "--out", tmp / "other")
     check((tmp / "out").read_bytes() != (tmp / "other").read_bytes(), "--kv f16 changes nothing")
+    outs = [tmp / "exact", tmp / "fast", tmp / "fast1"]
+    for out, how in zip(outs, ([], ["--fast"], ["--fast", "-b", 1])):
+        ran(ROOT / "model.bin", "-m", "logits", "--ids", ids, "--out", out, *how)
+    exact, fast, fast1 = (array.array("f", out.read_bytes()) for out in outs)
+    largest = max(abs(x - y) for x, y in zip(exact, fast))
+    check(0 < largest < 3 and fast == fast1, "--fast: other logits, not far away, and the same in any run", largest)
     refused(1, "a session with keys and values of another type", QWEN, "-m", "logits", "--ids", tmp / "1", "--out", tmp / "out", "--load-state", tmp / "f16", message="--kv f16")
     ran(QWEN, "-m", "logits", "--ids", tmp / "1", "--out", tmp / "out", "--load-state", tmp / "f16", "--kv=f16")
     refused(1, "a session of another model", QWEN, "-m", "logits", "--ids", tmp / "1", "--out", tmp / "out", "--load-state", b, message="another model")

@@ -1321,6 +1321,11 @@ static void test_states(void) {
         check(per_token[GLA_KV_DEFAULT] == 4 * n_kv && per_token[GLA_KV_F32] == 4 * n_kv && per_token[GLA_KV_F16] == 2 * n_kv && per_token[GLA_KV_Q8_0] >= n_kv + n_kv / 16 && per_token[GLA_KV_Q8_0] <= n_kv + n_kv / 4, "%s: %zu, %zu, %zu bytes for %zu keys and values", name, per_token[GLA_KV_F32], per_token[GLA_KV_F16], per_token[GLA_KV_Q8_0], n_kv);
         check(gla_state_ctx(s) == (m->kv_floats ? 200 : 0), "%s: a context of %d", name, gla_state_ctx(s));
 
+        fast_tested = 1;
+        GlaState *rounding = state_of(m, 200, 0, 1);
+        fast_tested = 0;
+        check(!gla_state_clone(&copy, rounding, err) && copy->team.fast == 1, "%s: a clone rounds as its original", name);
+        gla_state_free(rounding), gla_state_free(copy);
         check(!gla_eval(s, ids, 20, NULL, 0, err) && gla_state_pos(s) == 20 && same(gla_logits(s), whole + 19 * vocab, vocab), "%s: the first 20 without logits", name);
         check(!gla_state_clone(&copy, s, err), "%s: clone: %s", name, err);
         check(!gla_eval(s, ids + 20, N - 20, tail, 7, err) && same(tail, whole + (N - 7) * vocab, 7 * vocab), "%s: the logits of the last 7 only", name);
@@ -1353,7 +1358,7 @@ static void test_states(void) {
         if (placed) check(!gla_eval(placed, ids, N, tail, N, err) && same(tail, whole, n), "%s: a state in the caller's memory computes something else", name);
         gla_state_free(placed);
         check(gla_state_place(&placed, m, &(GlaSettings){.ctx = 100, .batch = 8, .threads = 2}, mem + 3, need_bytes - 1, err) == GLA_MEMORY && !placed && is_sentence(err), "%s: one byte too few: %s", name, err);
-        check(gla_state_new(&placed, m, &(GlaSettings){.ctx = -1}, err) == GLA_INPUT && gla_state_new(&placed, m, &(GlaSettings){.batch = -1}, err) == GLA_INPUT && gla_state_new(&placed, m, &(GlaSettings){.threads = 2000}, err) == GLA_INPUT && gla_state_new(&placed, m, &(GlaSettings){.kv = GLA_N_KV}, err) == GLA_INPUT, "%s: settings out of range", name);
+        check(gla_state_new(&placed, m, &(GlaSettings){.ctx = -1}, err) == GLA_INPUT && gla_state_new(&placed, m, &(GlaSettings){.batch = -1}, err) == GLA_INPUT && gla_state_new(&placed, m, &(GlaSettings){.threads = 2000}, err) == GLA_INPUT && gla_state_new(&placed, m, &(GlaSettings){.kv = GLA_N_KV}, err) == GLA_INPUT && gla_state_new(&placed, m, &(GlaSettings){.fast = 2}, err) == GLA_INPUT, "%s: settings out of range", name);
         if (m->kv_floats && sizeof(size_t) == 8) check(gla_state_new(&placed, m, &(GlaSettings){.ctx = INT_MAX}, err) != GLA_OK ? is_sentence(err) : (gla_state_free(placed), 1), "%s: a context of 2^31: %s", name, err);
 
         /* the token loop takes no memory */
@@ -2090,7 +2095,7 @@ static void test_hostile_fields(void) {
         const Edit *e = &edits[i];
         size_t n;
         uint8_t *p = model_named(e->file, &n), *at = e->anchor ? find(p, n, e->anchor) : p;
-        check(at != NULL, "%s: %s is not in %s", e->what, e->anchor, e->file);
+        check(at != NULL, "%s: %s is not in %s", e->what ? e->what : "", e->anchor ? e->anchor : "", e->file);
         if (!at) { free(p); continue; }
         memcpy(at + e->offset, &e->value, (size_t)e->width); /* little-endian hosts, like run.c */
         int vocabulary = !strncmp(e->file, "tokenizer/", 10), code = attempt(p, n, vocabulary, e->what, err);

@@ -498,6 +498,16 @@ LIKELY_UNUSED static int can_write(const char *path, char *err) {
     return f ? drop_file(f, temporary, GLA_OK) : GLA_IO;
 }
 
+/* Do both names lead to one file that is there? An output must not be written over what is read. */
+LIKELY_UNUSED static int same_file(const char *a, const char *b) {
+#ifdef HAVE_POSIX
+    struct stat x, y;
+    return !stat(a, &x) && !stat(b, &y) && x.st_dev == y.st_dev && x.st_ino == y.st_ino;
+#else
+    return !strcmp(a, b);
+#endif
+}
+
 /* Calls each(user, path, bytes, age rank) for every file of a folder; the rank grows with the time of the last change. Not 0 ends it. */
 typedef int (*EachFile)(void *user, const char *name, const char *path, uint64_t bytes, double changed);
 static int each_file(const char *folder, EachFile each, void *user, char *err) {
@@ -7512,6 +7522,7 @@ static int mode_generate(const Options *o, GlaModel *m, GlaState *s, double load
                 size_text(state_text, (double)info.state_bytes + (double)info.kv_bytes_per_token[s->kv_type] * (double)gla_state_pos(s)), (unsigned long long)seed,
                 done == GLA_DONE_CONTEXT ? " | the context is full; a larger one: -c" : read < ids.n - k.reused ? " | interrupted within the prompt" : interrupted ? " | interrupted" : "",
                 o->load_state && !given(o, O_SEED) ? " (not used: the session's random numbers go on)" : "");
+        if (o->json_only && done != GLA_DONE_END) fprintf(stderr, "%s: the JSON is not complete\n", program_name());
         k.ids.n = min64(k.ids.n, gla_state_pos(s));
         if (o->save_state) code = save_session(s, &p, &k.ids, o->save_state, err);
         if (o->prompt_cache && made && !code && gla_cache_store(s, o->prompt_cache, k.ids.id, (uint64_t)o->cache_bytes, err)) fprintf(stderr, "%s: not cached: %s\n", program_name(), err);
@@ -7699,7 +7710,7 @@ static int read_message(Text *t, FILE *f) {
 }
 
 typedef struct { int64_t read, made, thought, evaluated; double first_s, total_s; } TurnCost;
-typedef struct { GlaChat *chat; GlaState *s; } Branch;
+typedef struct { GlaChat *chat; GlaState *s; int loaded; } Branch; /* loaded: it began with a session, whose system prompt only its text knows */
 typedef struct {
     const Options *o;
     const GlaModel *m;
@@ -7748,6 +7759,7 @@ static int chat_turn(Chat *c, const Text *text, char *err) {
         else putchar('\n');
         if (fflush(stdout) || ferror(stdout)) k.bad = 1;
     }
+    if (done > 0 && o->json_only && done != GLA_DONE_END) fprintf(stderr, "[the JSON is not complete]\n");
     if (k.turn.loops > k.loops) fprintf(stderr, "[the text repeats itself again: stopped]\n");
     if (done == GLA_DONE_CALLER && !k.bad) fprintf(stderr, k.turn.said || !text ? "[stopped]\n" : "[stopped before the answer; the message is not lost]\n");
     if (done == GLA_DONE_CONTEXT) fprintf(stderr, "[the context of %d positions is full: /forget drops the oldest turns, /undo goes back, -c gives more]\n", gla_state_ctx(b->s));
@@ -7813,8 +7825,9 @@ static int chat_command(Chat *c, const char *line, char *err) {
         }
     } else if (!strcmp(name, "save") || !strcmp(name, "load")) {
         if (!*rest) code = fail(err, GLA_INPUT, "/%s needs a file name", name);
+        else if (*name == 's' && (same_file(rest, c->o->model) || (c->o->tokenizer && same_file(rest, c->o->tokenizer)))) code = fail(err, GLA_INPUT, "%s is read here; a session would replace it", rest);
         else if (*name == 's') { catch_interrupt(HOLD); code = gla_chat_save(b->chat, &c->p, rest, err); }
-        else code = gla_chat_load(b->chat, &c->p, rest, err);
+        else if (!(code = gla_chat_load(b->chat, &c->p, rest, err))) b->loaded = 1;
         if (!code) fprintf(stderr, "[%lld tokens, %d turns %s %s]\n", (long long)gla_state_pos(b->s), gla_chat_turns(b->chat, NULL), *name == 's' ? "saved to" : "loaded from", rest);
     } else if (!strcmp(name, "fork")) {
         int n = atoi(rest);
@@ -7824,13 +7837,14 @@ static int chat_command(Chat *c, const char *line, char *err) {
         else if (!(code = gla_chat_clone(&c->branch[c->n_branches].chat, &c->branch[c->n_branches].s, b->chat, err))) c->now = c->n_branches++;
         if (!code) fprintf(stderr, "[branch %d of %d, %d turns]\n", c->now + 1, c->n_branches, gla_chat_turns(c->branch[c->now].chat, NULL));
     } else if (!strcmp(name, "system") && !*rest) {
-        if (b->chat->system) fprintf(stderr, "[the system prompt: %s]\n", b->chat->system);
+        if (b->loaded) fprintf(stderr, "[the conversation goes on with the system prompt of its session; /system TEXT begins anew with another]\n");
+        else if (b->chat->system) fprintf(stderr, "[the system prompt: %s]\n", b->chat->system);
         else fprintf(stderr, "[no system prompt; /system TEXT begins anew with one]\n");
     } else if (!strcmp(name, "system") || !strcmp(name, "new")) {
         GlaChat *fresh = NULL;
         GlaChatSettings how = chat_settings(c, *name == 's' ? rest : b->chat->system);
         gla_state_reset(b->s); /* the old conversation goes; /save or /fork keeps it */
-        if (!(code = gla_chat_new(&fresh, b->s, &how, err))) gla_chat_free(b->chat), b->chat = fresh, fprintf(stderr, "[a new conversation]\n");
+        if (!(code = gla_chat_new(&fresh, b->s, &how, err))) gla_chat_free(b->chat), b->chat = fresh, b->loaded = 0, fprintf(stderr, "[a new conversation]\n");
     } else if (!strcmp(name, "think")) {
         if (!gla_chat_may_think(b->chat)) code = fail(err, GLA_INPUT, "this model has no way to think");
         else if (strcmp(rest, "on") && strcmp(rest, "off")) code = fail(err, GLA_INPUT, "/think on or /think off");
@@ -7852,7 +7866,10 @@ static int mode_chat(const Options *o, const GlaModel *m, GlaState *s, double lo
     int code = o->save_state ? can_write(o->save_state, err) : GLA_OK;
     c.branch[0].s = s;
     if (!code) code = gla_chat_new(&c.branch[0].chat, s, &how, err);
-    if (!code && o->load_state) code = gla_chat_load(c.branch[0].chat, &c.p, o->load_state, err);
+    if (!code && o->load_state && !(code = gla_chat_load(c.branch[0].chat, &c.p, o->load_state, err))) {
+        c.branch[0].loaded = 1;
+        if (o->system) fprintf(stderr, "the session goes on with its own system prompt; /new begins one with that of -y\n");
+    }
     if (!code && given(o, O_SEED)) c.p.rng = o->seed;
     if (!code) {
         const char *form = gla_chat_template(c.branch[0].chat);
@@ -8141,6 +8158,9 @@ int main(int argc, char **argv) {
     if (1 << mode == CHAT && !given(&o, O_STEPS)) o.steps = 0;
     if (!o.model) return misuse("no model was named: %s MODEL [options]", invoked);
     if (1 << mode == LOGITS && (!o.ids || !o.out)) return misuse("-m logits needs --ids FILE and --out FILE");
+    const char *read[] = {o.model, o.tokenizer, o.file, o.ids}, *written[] = {o.save_state, o.out};
+    for (int i = 0; i < 8; i++)
+        if (read[i % 4] && written[i / 4] && same_file(read[i % 4], written[i / 4])) return misuse("%s is read here and would be replaced; give another file to write", read[i % 4]);
     double begin = now_s();
     if (gla_open(&m, o.model, err)) return complain(err);
     code = run_mode(&o, m, begin, now_s() - begin, err);

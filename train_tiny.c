@@ -3395,11 +3395,13 @@ static const char *configure(TinyConfig *c, const TrainOptions *o, int vocab_siz
     const MixerKind *k = &mixer_kinds[mixer];
     const Family *f = family_of(k);
     const int heads = o->dim / 32;
-    if (o->dim % 32) return "--dim must be a multiple of 32, not";
-    if (o->hidden % 32) return "--hidden must be a multiple of 32, not";
-    if (o->key_dim % 16 || o->value_dim % 16) return "--key-dim and --value-dim must be multiples of 16, not";
+    if (o->dim % 32) return "--dim must be a multiple of 32";
+    if (o->hidden % 32) return "--hidden must be a multiple of 32";
+    if (o->key_dim % 16 || o->value_dim % 16) return "--key-dim and --value-dim must be multiples of 16";
     if (o->hybrid && (sscanf(o->hybrid, "%d:%d%c", &every, &one, &end) != 2 || every < 1 || every > 255 || one != 1)) return "--hybrid is N:1, N linear layers for each of softmax attention, not";
     if (o->hybrid && mixer == SOFTMAX) return "--hybrid does not go with --mixer";
+    if (o->hybrid && every >= o->layers) return "--layers are too few for a layer of softmax attention with --hybrid";
+    if (o->task && o->out && k->qwen && !o->hidden) return "--out needs a feed-forward network (--hidden) with --mixer"; /* run's Qwen files have one */
     if (!o->conv && mixer != SOFTMAX && f->silu != SILU_NEVER && f->silu != SILU_CONV) return "--conv 0 does not go with --mixer";
     if (o->conv > 0 && mixer == SOFTMAX && o->out) return "--conv is not written to files with --mixer";
     *c = (TinyConfig){
@@ -3719,6 +3721,9 @@ int main(int argc, char **argv) {
     if (o.threads || omp_get_max_threads() > 1024) omp_set_num_threads(o.threads ? o.threads : 1024);
 #endif
     choose_tiny_kernels();
+    const char *read[] = { o.text, o.tokenizer }, *written[] = { o.out, o.tokenizer_out };
+    for (int i = 0; i < 4; i++) if (read[i % 2] && written[i / 2] && same_file(read[i % 2], written[i / 2])) return train_misuse("a file that is read would be replaced:", read[i % 2]);
+    if (o.out && o.tokenizer_out && !strcmp(o.out, o.tokenizer_out)) return train_misuse("--out and --tokenizer are the same file:", o.out);
     if (o.out) code = can_write(o.out, err);
     if (o.task) goto ready;
     if (!code && o.text) code = (text = read_text(o.text, &n, err)) ? GLA_OK : GLA_IO;

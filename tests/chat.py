@@ -160,6 +160,14 @@ def test_context() -> None:
     check(p.returncode == 0 and json.loads(p.stdout)["finish"] == "loop" and b"repeat penalty is raised" in p.stderr and b"stopped" in p.stderr, "a loop is ended, and said", p.stderr)
 
 
+def test_system_of_a_session() -> None:
+    session, args = cli.tmp / "bob", [cli.program, str(MODEL), "-m", "chat", "-n", "3", "-s", "1"]
+    subprocess.run([*args, "-y", "You are Bob.", "--save-state", str(session)], input=b"Hi\n", capture_output=True)
+    p = subprocess.run([*args, "-y", "Be brief.", "--load-state", str(session)], input=b"/system\n/new\n/system\n", capture_output=True)
+    said = p.stderr.decode()
+    check("its own system prompt" in said and said.index("of its session") < said.index("a new conversation") < said.index("[the system prompt: Be brief.]"), "a session has its own system prompt", said)
+
+
 def test_ends_badly() -> None:
     """What was said before an error, or before the terminal went away, is in the session."""
     session = cli.tmp / "badly"
@@ -233,6 +241,7 @@ def test_json_only() -> None:
     check(o["thinking"] == "" and o["text"].lstrip()[0] in "{[", "--json-only in a chat", o)
     p = run(TINY, "-i", PROMPT, "--json-only", "--logit-bias", "123=-inf", "--logit-bias", "91=-inf", "-s", 1)
     check(p.returncode == 1 and b"JSON" in p.stderr, "--json-only: no token for it", (p.returncode, p.stderr))
+    check(b"not complete" in run(TINY, "-i", PROMPT, "-n", 4, "-s", 1, "--json-only", "--logit-bias", "93=-inf", "--logit-bias", "125=-inf").stderr, "--json-only: a cut text is said to be one")
     p = subprocess.run([cli.program, str(MODEL), "-m", "chat", "--json-only", "-s", "1"], input=b"/think on\n", capture_output=True)
     check(b"JSON" in p.stderr, "/think on is refused where JSON is wanted", p.stderr)
     refused(2, "thoughts are not JSON", MODEL, "-m", "chat", "--think", "--json-only")
@@ -511,7 +520,7 @@ def main() -> int:
         cli.tmp = Path(folder)
         MODEL = cli.tmp / "chat.gguf"
         chat_model(MODEL)
-        for test in (test_script, test_twenty_turns, test_context, test_ends_badly, test_json, test_json_only, test_prompt_cache, test_full_disk, test_killed, test_terminal):
+        for test in (test_script, test_twenty_turns, test_context, test_system_of_a_session, test_ends_badly, test_json, test_json_only, test_prompt_cache, test_full_disk, test_killed, test_terminal):
             begin = time.monotonic()
             try:
                 test()

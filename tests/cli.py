@@ -285,6 +285,11 @@ def test_sessions() -> None:
     exact, fast, fast1 = (array.array("f", out.read_bytes()) for out in outs)
     largest = max(abs(x - y) for x, y in zip(exact, fast))
     check(0 < largest < 3 and fast == fast1, "--fast: other logits, not far away, and the same in any run", largest)
+    mine = write("mine.gguf", TINY.read_bytes())
+    for what, args in (("a session over the model", [mine, "-i", "x", "-n", 1, "--save-state", mine]), ("logits over the ids", [mine, "-m", "logits", "--ids", ids, "--out", ids])):
+        before = [f.read_bytes() for f in (mine, ids)]
+        refused(2, what, *args, message="would be replaced")
+        check(before == [f.read_bytes() for f in (mine, ids)], f"{what}: nothing changed")
     refused(1, "a session with keys and values of another type", QWEN, "-m", "logits", "--ids", tmp / "1", "--out", tmp / "out", "--load-state", tmp / "f16", message="--kv f16")
     ran(QWEN, "-m", "logits", "--ids", tmp / "1", "--out", tmp / "out", "--load-state", tmp / "f16", "--kv=f16")
     refused(1, "a session of another model", QWEN, "-m", "logits", "--ids", tmp / "1", "--out", tmp / "out", "--load-state", b, message="another model")

@@ -26,7 +26,7 @@ build/%: tests/%.c run.c $(wildcard train_tiny.c)
 	@mkdir -p build
 	$(CC) $(STD) $(CFLAGS) $(WARN) $(OPENMP) -pthread -o $@ $< $(LDLIBS)
 
-test: run $(TEST_PROGRAMS) ## all checks, in seconds; ends with "N passed, M failed"
+test: run $(TEST_PROGRAMS) ## all checks, a minute or two; ends with "N passed, M failed"
 	@export OMP_WAIT_POLICY=passive CC="$(CC)"; for t in $(TEST_PROGRAMS) "$(PYTHON) tests/cli.py" "$(PYTHON) tests/chat.py"; do $$t || echo "# $$t exited with $$?"; done 2>&1 \
 		| awk -v programs=$(words $(TEST_PROGRAMS) cli chat) -f tests/total.awk
 

@@ -3732,7 +3732,7 @@ static void read_rwkv(Loader *l, Layer *y, int i) {
         y->ffn_lerp_r = vector(l, "channel_mix_lerp_r.weight", i, dim);
         y->gate = matrix(l, "channel_mix_receptance.weight", i, dim, dim);
     }
-    if (int_key(l, "attention.head_count", i, 0, 0, seven ? 0 : 65536)) { bind_softmax(l, y, i, 0, 0, 0, 0); return; }
+    if (int_key(l, "attention.head_count", i, 0, 0, seven && !i ? 0 : 65536)) { /* RWKV-7 needs the values of its first layer */ bind_softmax(l, y, i, 0, 0, 0, 0); return; }
 
     y->mixer = MIX_RWKV;
     y->dk = int_key(l, "wkv.head_size", i, 0, 1, 4096), y->dv = int_key(l, "mixer.value_length", i, y->dk, 1, 4096);

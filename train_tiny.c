@@ -62,19 +62,23 @@ enum {
 };
 
 /* The recurrence of one head over one sequence, and its gradients: section 4. */
+enum { SCAN_ERASES = 1, SCAN_WRITES_BACK = 2, SCAN_FADES_VALUES = 4, SCAN_READS_FIRST = 8 };
 typedef struct {
     int T, dk, dv;                          /* tokens, key width, value width */
     bool vector_decay;                      /* d holds one factor per key channel, else one per token */
-    size_t ldk, ldv, ldd, ldr;              /* reals from a token to the next in q k e, in v w o, in d, in rho */
-    const real *q, *k, *v, *d, *e, *rho;    /* e and rho NULL: nothing is erased */
-    real *w, *o, *S;                        /* written values, outputs, states kept: (ceil(T / CHUNK), dv, dk) */
+    size_t ldk, ldv, ldd, ldr;              /* reals from a token to the next in q k e b, in v w o c, in d, in rho */
+    int mode;                               /* what it does besides: SCAN_ERASES ... */
+    const real *q, *k, *v, *d, *e, *rho, *c, *b; /* those that the mode has no use for are NULL */
+    real *w, *o, *S;                        /* written values, or what was recalled; outputs; states kept: (ceil(T / CHUNK), dv, dk) */
     const real *d_o;                        /* gradient in */
-    real *dq, *dkey, *dval, *dd, *de, *drho; /* gradients out, assigned; strides as above */
+    real *dq, *dkey, *dval, *dd, *de, *drho, *dc, *db; /* gradients out, assigned; strides as above */
     real *scratch;                          /* recurrence_scratch(dk, dv) reals */
 } Scan;
 
-/* Factors of a gate, and what the feature map of a key or query does: y = x, silu(x), sigmoid(x), elu(x) + 1. */
-typedef enum { F_ID, F_SILU, F_SIGMOID, F_ELU1 } Act;
+/* Factors of a gate, and what the feature map of a key or query does: y = x, silu(x), sigmoid(x), elu(x) + 1. Of maps only: tanh(x),
+ * relu(x)^2, and the decays of RWKV-6 and -7, exp(-e^x) and exp(-e^(-1/2) sigmoid(x)). */
+typedef enum { F_ID, F_SILU, F_SIGMOID, F_ELU1, F_TANH, F_SQRELU, F_DECAY6, F_DECAY7 } Act;
+#define DECAY7 ((real)0.60653065971263342)  /* e^(-1/2) */
 enum { ADD_DX = 1, ADD_DZ = 2 };            /* these gradients are added to what is there, not assigned */
 
 /* What runs once per instruction set. A row is a token: `heads` vectors of n reals, next to each other or hs apart. Rows of x are ldx
@@ -364,6 +368,10 @@ HELPER Vec NAME(act)(Act act, Vec x) {
     if (act == F_SILU) return x * NAME(sigmoid)(x);
     if (act == F_SIGMOID) return NAME(sigmoid)(x);
     if (act == F_ELU1) return NAME(exp)(-NAME(larger)(-x, (Vec){0})) + NAME(larger)(x, (Vec){0});    /* e^x below 0, x + 1 above */
+    if (act == F_TANH) return 2 * NAME(sigmoid)(2 * x) - 1;
+    if (act == F_SQRELU) return NAME(larger)(x, (Vec){0}) * NAME(larger)(x, (Vec){0});
+    if (act == F_DECAY6) return NAME(exp)(-NAME(exp)(x));
+    if (act == F_DECAY7) return NAME(exp)(-DECAY7 * NAME(sigmoid)(x));
     return x;
 }
 
@@ -383,6 +391,26 @@ HELPER Vec NAME(act_slope)(Act act, Vec x, Vec *slope) {
         *slope = NAME(exp)(-NAME(larger)(-x, (Vec){0}));                                              /* 1 above 0 */
         return *slope + NAME(larger)(x, (Vec){0});
     }
+    if (act == F_TANH) {
+        Vec t = NAME(act)(F_TANH, x);
+        *slope = 1 - t * t;
+        return t;
+    }
+    if (act == F_SQRELU) {
+        Vec p = NAME(larger)(x, (Vec){0});
+        *slope = 2 * p;
+        return p * p;
+    }
+    if (act == F_DECAY6) {
+        Vec rate = NAME(exp)(x), d = NAME(exp)(-rate);
+        *slope = -rate * d;
+        return d;
+    }
+    if (act == F_DECAY7) {
+        Vec s = NAME(sigmoid)(x), d = NAME(exp)(-DECAY7 * s);
+        *slope = -DECAY7 * s * (1 - s) * d;
+        return d;
+    }
     *slope = one;
     return x;
 }
@@ -391,6 +419,9 @@ HELPER Vec NAME(act_slope)(Act act, Vec x, Vec *slope) {
 #define WITH_ACT(body, ...)                                              \
     (act == F_SILU ? body(F_SILU, __VA_ARGS__) : act == F_SIGMOID ? body(F_SIGMOID, __VA_ARGS__) \
      : act == F_ELU1 ? body(F_ELU1, __VA_ARGS__) : body(F_ID, __VA_ARGS__))
+#define WITH_MAP(body, ...)                                              \
+    (act == F_TANH ? body(F_TANH, __VA_ARGS__) : act == F_SQRELU ? body(F_SQRELU, __VA_ARGS__) : act == F_DECAY6 ? body(F_DECAY6, __VA_ARGS__) \
+     : act == F_DECAY7 ? body(F_DECAY7, __VA_ARGS__) : WITH_ACT(body, __VA_ARGS__))
 
 /* y = scale act(x), a feature map of keys or queries; with F_ID a copy. y (rows, n). */
 HELPER void NAME(map_forward_)(const Act act, real *y, const real *x, size_t ldx, int rows, int n, real scale) {
@@ -399,7 +430,7 @@ HELPER void NAME(map_forward_)(const Act act, real *y, const real *x, size_t ldx
 }
 
 KERNEL void NAME(map_forward)(Act act, real *y, const real *x, size_t ldx, int rows, int n, real scale) {
-    WITH_ACT(NAME(map_forward_), y, x, ldx, rows, n, scale);
+    WITH_MAP(NAME(map_forward_), y, x, ldx, rows, n, scale);
 }
 
 //~ y = scale act(x)
@@ -413,7 +444,7 @@ HELPER void NAME(map_backward_)(const Act act, real *dx, size_t ldx, const real 
 }
 
 KERNEL void NAME(map_backward)(Act act, real *dx, size_t ldx, const real *dy, const real *x, int rows, int n, real scale) {
-    WITH_ACT(NAME(map_backward_), dx, ldx, dy, x, rows, n, scale);
+    WITH_MAP(NAME(map_backward_), dx, ldx, dy, x, rows, n, scale);
 }
 
 /* y = x * act(z), element by element: the feed-forward, output gates, gates per channel. The vectors of z are hsz apart. */
@@ -677,20 +708,21 @@ KERNEL double NAME(cross_entropy)(real *x, const int *target, int rows, int n, r
 
 /* The recurrence, forward. See section 4 for the equations. S is held as (dk, dv): the lanes are value columns, so
  * recall and readout need no sum across lanes. `wide` vectors of columns are kept in registers at a time. */
-HELPER void NAME(recurrence_forward_)(const Scan *r, const int wide, const bool erase) {
+HELPER void NAME(recurrence_forward_)(const Scan *r, const int wide, const int mode) {
+    const bool erase = mode & SCAN_ERASES, back = mode & SCAN_WRITES_BACK, fade = mode & SCAN_FADES_VALUES, first = mode & SCAN_READS_FIRST;
     const int dk = r->dk, dv = r->dv;
     real *S = r->scratch;
     memset(S, 0, (size_t)dk * dv * sizeof *S);
     for (int t = 0; t < r->T; t++) {
         const real *q = r->q + t * r->ldk, *k = r->k + t * r->ldk, *v = r->v + t * r->ldv, *d = r->d + t * r->ldd;
-        const real *e = erase ? r->e + t * r->ldk : NULL, rho = erase ? r->rho[t * r->ldr] : 0;
+        const real *e = erase || back ? r->e + t * r->ldk : NULL, *b = back ? r->b + t * r->ldk : NULL, rho = erase ? r->rho[t * r->ldr] : 0;
         real *o = r->o + t * r->ldv, *w = r->w + t * r->ldv;
         if (t % CHUNK == 0)                                     /* keep the state before this token, transposed */
             for (int j = 0; j < dv; j++)
                 for (int i = 0; i < dk; i++) r->S[((size_t)(t / CHUNK) * dv + j) * dk + i] = S[(size_t)i * dv + j];
         for (int j = 0; j < dv; j += wide * LANES) {
-            Vec a[2][8] = {{{0}}};
-            if (erase)                                          // r = S'e
+            Vec a[2][8] = {{{0}}}, rj[8], cj[8];
+            if (erase || back)                                  // r = S'e
                 for (int i = 0; i < dk; i += 2)
                     for (int c = 0; c < wide; c++) {
                         a[0][c] += e[i] * READ(S + (size_t)i * dv + j + c * LANES);
@@ -700,14 +732,20 @@ HELPER void NAME(recurrence_forward_)(const Scan *r, const int wide, const bool 
             for (int c = 0; c < wide; c++) {                    // w = v - rho r
                 wj[c] = READ(v + j + c * LANES);
                 if (erase) wj[c] -= rho * (a[0][c] + a[1][c]), AT(w + j + c * LANES) = wj[c];
+                if (back) AT(w + j + c * LANES) = rj[c] = a[0][c] + a[1][c];
+                if (fade) cj[c] = READ(r->c + t * r->ldv + j + c * LANES);
                 a[0][c] = a[1][c] = (Vec){0};
             }
-            for (int i = 0; i < dk; i += 2) {                   // S = Diag(d) S + k w';  o = S'q
+            for (int i = 0; i < dk; i += 2) {                   // S = Diag(d) S Diag(c) + k w' + b r';  o = S'q
                 real d0 = d[r->vector_decay ? i : 0], d1 = d[r->vector_decay ? i + 1 : 0];
                 for (int c = 0; c < wide; c++) {
                     real *s0 = S + (size_t)i * dv + j + c * LANES, *s1 = s0 + dv;
-                    Vec n0 = d0 * READ(s0) + k[i] * wj[c], n1 = d1 * READ(s1) + k[i + 1] * wj[c];
-                    a[0][c] += q[i] * n0, a[1][c] += q[i + 1] * n1;
+                    if (first) a[0][c] += q[i] * READ(s0), a[1][c] += q[i + 1] * READ(s1);
+                    Vec n0 = d0 * READ(s0), n1 = d1 * READ(s1);
+                    if (fade) n0 *= cj[c], n1 *= cj[c];
+                    n0 += k[i] * wj[c], n1 += k[i + 1] * wj[c];
+                    if (back) n0 += b[i] * rj[c], n1 += b[i + 1] * rj[c];
+                    if (!first) a[0][c] += q[i] * n0, a[1][c] += q[i + 1] * n1;
                     AT(s0) = n0, AT(s1) = n1;
                 }
             }
@@ -716,14 +754,14 @@ HELPER void NAME(recurrence_forward_)(const Scan *r, const int wide, const bool 
     }
 }
 
+/* Calls body(r, n, mode) with the mode a constant. */
+#define WITH_MODE(body, n)                                                                                                \
+    (r->mode == SCAN_ERASES ? body(r, n, SCAN_ERASES) : r->mode == SCAN_WRITES_BACK ? body(r, n, SCAN_WRITES_BACK)         \
+     : r->mode == SCAN_FADES_VALUES ? body(r, n, SCAN_FADES_VALUES) : r->mode == SCAN_READS_FIRST ? body(r, n, SCAN_READS_FIRST) : body(r, n, 0))
+
 KERNEL void NAME(recurrence_forward)(const Scan *r) {
-    if (r->dv % 32 == 0 && 32 / LANES <= 8) {
-        if (r->e) NAME(recurrence_forward_)(r, 32 / LANES, true);
-        else NAME(recurrence_forward_)(r, 32 / LANES, false);
-    } else {
-        if (r->e) NAME(recurrence_forward_)(r, 1, true);
-        else NAME(recurrence_forward_)(r, 1, false);
-    }
+    if (r->dv % 32 == 0 && 32 / LANES <= 8) WITH_MODE(NAME(recurrence_forward_), 32 / LANES);
+    else WITH_MODE(NAME(recurrence_forward_), 1);
 }
 
 /* Lanes c of the decay of token t. */
@@ -733,63 +771,77 @@ HELPER Vec NAME(decay)(const Scan *r, size_t t, int c) {
 }
 
 /* The recurrence, backward. States and their gradient are held transposed, (dv, dk): the lanes are key channels, one
- * row is one value column, and only dw needs a sum across lanes. */
-HELPER void NAME(recurrence_backward_)(const Scan *r, const int nv, const bool erase) {
+ * row is one value column, and only dw, dr and dc need a sum across lanes. */
+HELPER void NAME(recurrence_backward_)(const Scan *r, const int nv, const int mode) {
     enum { MOST = 128 / (LANES < 4 ? 1 : LANES) };
+    const bool erase = mode & SCAN_ERASES, back = mode & SCAN_WRITES_BACK, fade = mode & SCAN_FADES_VALUES, first = mode & SCAN_READS_FIRST;
     const int dk = r->dk, dv = r->dv;
     const size_t size = (size_t)dk * dv;
     real *states = r->scratch, *dS = states + (CHUNK + 1) * size;    /* states[n]: before token n of the chunk */
     memset(dS, 0, size * sizeof *dS);
-    for (int first = (r->T - 1) / CHUNK * CHUNK; first >= 0; first -= CHUNK) {
-        const int n = r->T - first < CHUNK ? r->T - first : CHUNK;
-        Vec q[MOST], k[MOST], d[MOST], e[MOST], dq[MOST], dk_[MOST], dd[MOST], y[MOST];
-        memcpy(states, r->S + first / CHUNK * size, size * sizeof *states);
+    for (int begin = (r->T - 1) / CHUNK * CHUNK; begin >= 0; begin -= CHUNK) {
+        const int n = r->T - begin < CHUNK ? r->T - begin : CHUNK;
+        Vec q[MOST], k[MOST], d[MOST], e[MOST], b[MOST], dq[MOST], dk_[MOST], dd[MOST], db[MOST], y[MOST];
+        memcpy(states, r->S + begin / CHUNK * size, size * sizeof *states);
         for (int s = 0; s < n; s++) {                           /* the chunk's states again, from the kept one */
-            const size_t t = (size_t)first + s;
-            const real *w = (erase ? r->w : r->v) + t * r->ldv, *S0 = states + s * size;
+            const size_t t = (size_t)begin + s;
+            const real *w = (erase ? r->w : r->v) + t * r->ldv, *recalled = r->w + t * r->ldv, *S0 = states + s * size;
             real *S1 = states + (s + 1) * size;
             for (int c = 0; c < nv; c++) {
                 k[c] = READ(r->k + t * r->ldk + c * LANES);
                 d[c] = NAME(decay)(r, t, c);
+                if (back) b[c] = READ(r->b + t * r->ldk + c * LANES);
             }
             for (int j = 0; j < dv; j++)
-                for (int c = 0; c < nv; c++)
-                    AT(S1 + j * dk + c * LANES) = d[c] * READ(S0 + j * dk + c * LANES) + w[j] * k[c];
+                for (int c = 0; c < nv; c++) {
+                    Vec kept = d[c] * READ(S0 + j * dk + c * LANES);
+                    if (fade) kept *= r->c[t * r->ldv + j];
+                    if (back) kept += recalled[j] * b[c];
+                    AT(S1 + j * dk + c * LANES) = kept + w[j] * k[c];
+                }
         }
         for (int s = n - 1; s >= 0; s--) {
-            const size_t t = (size_t)first + s;
-            const real *w = (erase ? r->w : r->v) + t * r->ldv, *d_o = r->d_o + t * r->ldv;
+            const size_t t = (size_t)begin + s;
+            const real *w = (erase ? r->w : r->v) + t * r->ldv, *recalled = r->w + t * r->ldv, *d_o = r->d_o + t * r->ldv;
             const real *S0 = states + s * size, *S1 = S0 + size, rho = erase ? r->rho[t * r->ldr] : 0;
             real *dv_ = r->dval + t * r->ldv;
             for (int c = 0; c < nv; c++) {
                 q[c] = READ(r->q + t * r->ldk + c * LANES);
                 k[c] = READ(r->k + t * r->ldk + c * LANES);
                 d[c] = NAME(decay)(r, t, c);
-                if (erase) e[c] = READ(r->e + t * r->ldk + c * LANES);
-                dq[c] = dk_[c] = dd[c] = y[c] = (Vec){0};
+                if (erase || back) e[c] = READ(r->e + t * r->ldk + c * LANES);
+                if (back) b[c] = READ(r->b + t * r->ldk + c * LANES);
+                dq[c] = dk_[c] = dd[c] = db[c] = y[c] = (Vec){0};
             }
             for (int j = 0; j < dv; j++) {
-                Vec g[MOST], dot = {0};
+                Vec g[MOST], dot = {0}, along_b = {0}, along_d = {0};
                 for (int c = 0; c < nv; c++) {
-                    //~ o = S'q
-                    g[c] = READ(dS + j * dk + c * LANES) + d_o[j] * q[c];
-                    dq[c] += d_o[j] * READ(S1 + j * dk + c * LANES);
-                    //~ S += k w'
+                    const Vec before = READ(S0 + j * dk + c * LANES);
+                    //~ o = S'q, after the write or before it
+                    g[c] = READ(dS + j * dk + c * LANES);
+                    if (!first) g[c] += d_o[j] * q[c];
+                    dq[c] += d_o[j] * (first ? before : READ(S1 + j * dk + c * LANES));
+                    //~ S += k w' + b r'
                     dot += g[c] * k[c];
                     dk_[c] += w[j] * g[c];
-                    //~ S = Diag(d) S
-                    dd[c] += g[c] * READ(S0 + j * dk + c * LANES);
+                    if (back) along_b += g[c] * b[c], db[c] += recalled[j] * g[c];
+                    //~ S = Diag(d) S Diag(c)
+                    if (fade) along_d += g[c] * before * d[c], dd[c] += r->c[t * r->ldv + j] * g[c] * before;
+                    else dd[c] += g[c] * before;
                 }
+                if (fade) r->dc[t * r->ldv + j] = NAME(sum)(along_d);
                 //~ w = v - rho r
-                real dw = dv_[j] = NAME(sum)(dot);
+                real dw = dv_[j] = NAME(sum)(dot), dr = back ? NAME(sum)(along_b) : -rho * dw;
                 for (int c = 0; c < nv; c++) {
-                    Vec back = d[c] * g[c];
-                    if (erase) {
-                        //~ r = S'e;  y = S dw, so de = -rho y and drho = -r.dw = -e.y
-                        y[c] += dw * READ(S0 + j * dk + c * LANES);
-                        back -= (rho * dw) * e[c];
+                    Vec gone = d[c] * g[c];
+                    if (fade) gone *= r->c[t * r->ldv + j];
+                    if (first) gone += d_o[j] * q[c];
+                    if (erase || back) {
+                        //~ r = S'e;  y = S dw or S dr:  de = -rho y and drho = -r.dw = -e.y, or de = y
+                        y[c] += (back ? dr : dw) * READ(S0 + j * dk + c * LANES);
+                        gone += dr * e[c];
                     }
-                    AT(dS + j * dk + c * LANES) = back;
+                    AT(dS + j * dk + c * LANES) = gone;
                 }
             }
             Vec dot = {0}, dsum = {0};
@@ -799,6 +851,7 @@ HELPER void NAME(recurrence_backward_)(const Scan *r, const int nv, const bool e
                 if (r->vector_decay) AT(r->dd + t * r->ldd + c * LANES) = dd[c];
                 else dsum += dd[c];
                 if (erase) AT(r->de + t * r->ldk + c * LANES) = -rho * y[c], dot += e[c] * y[c];
+                if (back) AT(r->de + t * r->ldk + c * LANES) = y[c], AT(r->db + t * r->ldk + c * LANES) = db[c];
             }
             if (!r->vector_decay) r->dd[t * r->ldd] = NAME(sum)(dsum);
             if (erase) r->drho[t * r->ldr] = -NAME(sum)(dot);
@@ -807,13 +860,8 @@ HELPER void NAME(recurrence_backward_)(const Scan *r, const int nv, const bool e
 }
 
 KERNEL void NAME(recurrence_backward)(const Scan *r) {
-    if (r->dk == 32) {
-        if (r->e) NAME(recurrence_backward_)(r, 32 / LANES, true);
-        else NAME(recurrence_backward_)(r, 32 / LANES, false);
-    } else {
-        if (r->e) NAME(recurrence_backward_)(r, r->dk / LANES, true);
-        else NAME(recurrence_backward_)(r, r->dk / LANES, false);
-    }
+    if (r->dk == 32) WITH_MODE(NAME(recurrence_backward_), 32 / LANES);
+    else WITH_MODE(NAME(recurrence_backward_), r->dk / LANES);
 }
 
 /* AdamW: m, v running means of the gradient and of its square; c1, c2 undo their start at zero; the decay pulls the
@@ -842,6 +890,8 @@ static const TinyKernels NAME(kernels) = {
 #undef HELPER
 #undef TILE_COLS
 #undef WITH_ACT
+#undef WITH_MAP
+#undef WITH_MODE
 #undef TARGET
 #undef NAME
 #undef NAME_TEXT
@@ -962,7 +1012,7 @@ static void matmul_backward(real *dx, real *dw, const real *dy, size_t ldy, cons
 }
 
 /* ---- 4. the recurrence ---------------------------------------------------------------------
- * One head, one token; S (dk, dv) starts at zero; q, k, e (dk), v, w, r, o (dv), d (dk) or one number:
+ * One head, one token; S (dk, dv) starts at zero; q, k, e, b (dk), v, w, r, o, c (dv), d (dk) or one number:
  *
  *   r  = S'e                    what the memory holds under key e      (S' is S transposed)
  *   w  = v - rho r              the value to write, less what is there already
@@ -970,17 +1020,22 @@ static void matmul_backward(real *dx, real *dw, const real *dy, size_t ldy, cons
  *   o  = S'q                    read
  *
  * Every mixer of the family is a choice of d, e and rho. A gated delta rule passes e = d k, because it recalls from
- * the decayed memory: S'(d k) = (d S)'k. With no e nothing is erased (GLA, RetNet, Mamba-2 ...).
+ * the decayed memory: S'(d k) = (d S)'k. With no e nothing is erased (GLA, RetNet, Mamba-2 ...). Some do one thing more:
+ *
+ *   SCAN_WRITES_BACK     S <- Diag(d) S + k v' + b r'      what was recalled goes back under another key (RWKV-7)
+ *   SCAN_FADES_VALUES    S <- Diag(d) S Diag(c) + k v'     columns fade, too (the keys of GSA's slots)
+ *   SCAN_READS_FIRST     o is read before the write (RWKV-6)
  *
  * Backward, from the last token to the first, with dS the gradient of the state after the token:
  *
- *   dS += q do',   dq = S do                   from o = S'q
+ *   dS += q do',   dq = S do                   from o = S'q; when read first, dSold += q do', dq = Sold do
  *   dk  = dS w,    dw = dS'k                   from the write
- *   dd_i = sum_j dS_ij Sold_ij,  dSold = Diag(d) dS
+ *   db  = dS r,    dr = dS'b                   from the write back
+ *   dd_i = sum_j dS_ij Sold_ij c_j,  dc_j = sum_i d_i dS_ij Sold_ij,  dSold = Diag(d) dS Diag(c)
  *   dv  = dw,      drho = -r.dw,   dr = -rho dw
  *   de  = Sold dr, dSold += e dr'              from r = Sold'e
  *
- * Kept from the forward run: w, and S before every CHUNK-th token, T dk dv / CHUNK reals per head. Recomputed: the
+ * Kept from the forward run: w (or r, where that is written back), and S before every CHUNK-th token, T dk dv / CHUNK reals per head. Recomputed: the
  * states within a chunk, (CHUNK + 1) dk dv reals per thread. */
 static size_t recurrence_scratch(int dk, int dv) { return (size_t)(CHUNK + 2) * dk * dv; }
 
@@ -988,27 +1043,28 @@ static size_t recurrence_scratch(int dk, int dv) { return (size_t)(CHUNK + 2) * 
 typedef struct {
     int B, T, heads, dk, dv;
     bool vector_decay;
-    real *q, *k, *v, *d, *e, *rho, *w, *o, *S;
-    real *d_o, *dq, *dkey, *dval, *dd, *de, *drho;
+    int mode;
+    real *q, *k, *v, *d, *e, *rho, *c, *b, *w, *o, *S;
+    real *d_o, *dq, *dkey, *dval, *dd, *de, *drho, *dc, *db;
 } Memory;
 
 static size_t memory_states(int B, int T, int heads, int dk, int dv) {
     return (size_t)B * heads * ceil_div(T, CHUNK) * dk * dv;
 }
 
+static real *from(real *p, size_t at) { return p ? p + at : NULL; }
+
 static Scan one_head(const Memory *m, int n) {
     const size_t h = n % m->heads, row = (size_t)(n / m->heads) * m->T, ldd = m->heads * (m->vector_decay ? m->dk : 1);
-    const size_t atk = row * m->heads * m->dk + h * m->dk, atv = row * m->heads * m->dv + h * m->dv;
-    const size_t atd = row * ldd + h * (m->vector_decay ? m->dk : 1), atr = row * m->heads + h;
+    const size_t k = row * m->heads * m->dk + h * m->dk, v = row * m->heads * m->dv + h * m->dv;
+    const size_t d = row * ldd + h * (m->vector_decay ? m->dk : 1), rho = row * m->heads + h;
     return (Scan){
-        .T = m->T, .dk = m->dk, .dv = m->dv, .vector_decay = m->vector_decay,
+        .T = m->T, .dk = m->dk, .dv = m->dv, .vector_decay = m->vector_decay, .mode = m->mode,
         .ldk = (size_t)m->heads * m->dk, .ldv = (size_t)m->heads * m->dv, .ldd = ldd, .ldr = m->heads,
-        .q = m->q + atk, .k = m->k + atk, .v = m->v + atv, .d = m->d + atd,
-        .e = m->e ? m->e + atk : NULL, .rho = m->e ? m->rho + atr : NULL,
-        .w = m->w + atv, .o = m->o + atv, .S = m->S + (size_t)n * ceil_div(m->T, CHUNK) * m->dk * m->dv,
-        .d_o = m->d_o ? m->d_o + atv : NULL, .dq = m->dq ? m->dq + atk : NULL, .dkey = m->dkey ? m->dkey + atk : NULL,
-        .dval = m->dval ? m->dval + atv : NULL, .dd = m->dd ? m->dd + atd : NULL, .de = m->de ? m->de + atk : NULL,
-        .drho = m->drho ? m->drho + atr : NULL, .scratch = space(THREAD, recurrence_scratch(m->dk, m->dv))
+        .q = from(m->q, k), .k = from(m->k, k), .v = from(m->v, v), .d = from(m->d, d), .e = from(m->e, k), .rho = from(m->rho, rho), .c = from(m->c, v), .b = from(m->b, k),
+        .w = from(m->w, v), .o = from(m->o, v), .S = m->S + (size_t)n * ceil_div(m->T, CHUNK) * m->dk * m->dv,
+        .d_o = from(m->d_o, v), .dq = from(m->dq, k), .dkey = from(m->dkey, k), .dval = from(m->dval, v), .dd = from(m->dd, d), .de = from(m->de, k),
+        .drho = from(m->drho, rho), .dc = from(m->dc, v), .db = from(m->db, k), .scratch = space(THREAD, recurrence_scratch(m->dk, m->dv))
     };
 }
 
@@ -1092,6 +1148,183 @@ static void glu_backward(Act act, real *dx, real *dz, const real *dy, const real
     for (int r = 0; r < N; r += BLOCK)
         kern.glu_backward(act, dx + r * ldx, dz + r * ldz, dy + (size_t)r * heads * n, x + r * ldx, ldx, z + r * ldz, ldz, hsz,
                           least(BLOCK, N - r), heads, n, add);
+}
+
+/* y = scale act(x) over all tokens, x and y (N, n); dx may be dy. */
+static void act_forward(Act act, real *y, const real *x, int N, int n) {
+    PARALLEL
+    for (int r = 0; r < N; r += BLOCK) kern.map_forward(act, y + (size_t)r * n, x + (size_t)r * n, n, least(BLOCK, N - r), n, 1);
+}
+
+static void act_backward(Act act, real *dx, const real *dy, const real *x, int N, int n) {
+    PARALLEL
+    for (int r = 0; r < N; r += BLOCK) kern.map_backward(act, dx + (size_t)r * n, n, dy + (size_t)r * n, x + (size_t)r * n, least(BLOCK, N - r), n, 1);
+}
+
+/* Rows that begin as a bias, to which a product is added; and its gradient, the sum of the rows. */
+static void bias_forward(real *y, const real *b, int N, int n) {
+    PARALLEL
+    for (int r = 0; r < N; r++) memcpy(y + (size_t)r * n, b, n * sizeof *y);
+}
+
+static void bias_backward(real *db, const real *dy, int N, int n) {
+    for (int r = 0; r < N; r++)
+        for (int i = 0; i < n; i++) db[i] += dy[(size_t)r * n + i];
+}
+
+/* y = (x - mean(x)) / sqrt(var(x) + eps) * w + b for `heads` vectors of n per row, next to each other; w, b (heads n).
+ * stat (N, heads, 2) keeps mean and factor. */
+static void layernorm_forward(real *y, real *stat, const real *x, const real *w, const real *b, int N, int heads, int n, real eps) {
+    PARALLEL
+    for (int r = 0; r < N * heads; r++) {
+        const real *xr = x + (size_t)r * n, *wr = w + (size_t)(r % heads) * n, *br = b + (size_t)(r % heads) * n;
+        double mean = 0, var = 0;
+        for (int i = 0; i < n; i++) mean += xr[i];
+        mean /= n;
+        for (int i = 0; i < n; i++) var += (xr[i] - mean) * (xr[i] - mean);
+        const real f = (real)(1 / sqrt(var / n + eps)), mu = (real)mean;
+        for (int i = 0; i < n; i++) y[(size_t)r * n + i] = (xr[i] - mu) * f * wr[i] + br[i];
+        stat[2 * r] = mu, stat[2 * r + 1] = f;
+    }
+}
+
+//~ y = c w + b,  c = (x - mean) f:  dx = f (g - mean(g) - c mean(g c)),  g = dy w
+static void layernorm_backward(real *dx, real *dw, real *db, const real *dy, const real *x, const real *w, const real *stat, int N, int heads, int n, int add) {
+    const int blocks = ceil_div(N, BLOCK), all = heads * n;
+    real *part = zeroed(space(-1, (size_t)blocks * 2 * all), (size_t)blocks * 2 * all);
+    PARALLEL
+    for (int block = 0; block < blocks; block++) {
+        real *pw = part + (size_t)block * all, *pb = pw + (size_t)blocks * all;
+        for (int r = block * BLOCK * heads; r < least((block + 1) * BLOCK, N) * heads; r++) {
+            const real mu = stat[2 * r], f = stat[2 * r + 1], *xr = x + (size_t)r * n, *dyr = dy + (size_t)r * n, *wr = w + (size_t)(r % heads) * n;
+            double mean = 0, along = 0;
+            for (int i = 0; i < n; i++) {
+                const real g = dyr[i] * wr[i], c = (xr[i] - mu) * f;
+                mean += g, along += g * c;
+                pw[(r % heads) * n + i] += dyr[i] * c, pb[(r % heads) * n + i] += dyr[i];
+            }
+            for (int i = 0; i < n; i++) {
+                const real g = f * (dyr[i] * wr[i] - (real)(mean / n) - (xr[i] - mu) * f * (real)(along / n));
+                real *to = dx + (size_t)r * n + i;
+                *to = add ? *to + g : g;
+            }
+        }
+    }
+    add_blocks(dw, part, blocks, all), add_blocks(db, part + (size_t)blocks * all, blocks, all);
+}
+
+/* Token shift: y_t = x_t + (x_(t-1) - x_t) share, nothing before the first; x, y (B T, D), shares `step` reals apart: 0 when every token has the same. */
+static void shift_forward(real *y, const real *x, const real *share, size_t step, int B, int T, int D) {
+    PARALLEL
+    for (int r = 0; r < B * T; r++)
+        for (int i = 0; i < D; i++) {
+            const real now = x[(size_t)r * D + i], before = r % T ? x[(size_t)(r - 1) * D + i] : 0;
+            y[(size_t)r * D + i] = now + (before - now) * share[r * step + i];
+        }
+}
+
+//~ y_t = x_t (1 - share_t) + x_(t-1) share_t.  dx adds; dshare adds with step 0, else it is assigned.
+static void shift_backward(real *dx, real *dshare, const real *dy, const real *x, const real *share, size_t step, int B, int T, int D) {
+    real *part = step ? NULL : zeroed(space(-1, (size_t)B * D), (size_t)B * D);
+    PARALLEL
+    for (int b = 0; b < B; b++)
+        for (int t = 0; t < T; t++) {
+            const size_t r = (size_t)b * T + t;
+            for (int i = 0; i < D; i++) {
+                const real g = dy[r * D + i], s = share[r * step + i], before = t ? x[(r - 1) * D + i] : 0, ds = g * (before - x[r * D + i]);
+                dx[r * D + i] += g * (1 - s);
+                if (t) dx[(r - 1) * D + i] += g * s;
+                if (step) dshare[r * D + i] = ds;
+                else part[(size_t)b * D + i] += ds;
+            }
+        }
+    if (!step) add_blocks(dshare, part, B, D);
+}
+
+/* The bonus of the token that is being read: o += (q . u k) v per head; o, v (N, H dv), q, k (N, H dk), u (H dk). */
+static void bonus_forward(real *o, const real *q, const real *k, const real *v, const real *u, int N, int H, int dk, int dv) {
+    PARALLEL
+    for (int r = 0; r < N * H; r++) {
+        double sum = 0;
+        for (int i = 0; i < dk; i++) sum += q[(size_t)r * dk + i] * u[r % H * dk + i] * k[(size_t)r * dk + i];
+        for (int j = 0; j < dv; j++) o[(size_t)r * dv + j] += (real)sum * v[(size_t)r * dv + j];
+    }
+}
+
+//~ o += s v,  s = q . u k.  All gradients add.
+static void bonus_backward(real *dq, real *dk_, real *dv_, real *du, const real *d_o, const real *q, const real *k, const real *v, const real *u, int N, int H, int dk, int dv) {
+    const int blocks = ceil_div(N, BLOCK);
+    real *part = zeroed(space(-1, (size_t)blocks * H * dk), (size_t)blocks * H * dk);
+    PARALLEL
+    for (int r0 = 0; r0 < N; r0 += BLOCK)
+        for (int r = r0 * H; r < least(r0 + BLOCK, N) * H; r++) {
+            const real *qr = q + (size_t)r * dk, *kr = k + (size_t)r * dk, *ur = u + r % H * dk;
+            double sum = 0, ds = 0;
+            for (int i = 0; i < dk; i++) sum += qr[i] * ur[i] * kr[i];
+            for (int j = 0; j < dv; j++) ds += d_o[(size_t)r * dv + j] * v[(size_t)r * dv + j], dv_[(size_t)r * dv + j] += (real)sum * d_o[(size_t)r * dv + j];
+            for (int i = 0; i < dk; i++) {
+                dq[(size_t)r * dk + i] += (real)ds * ur[i] * kr[i], dk_[(size_t)r * dk + i] += (real)ds * ur[i] * qr[i];
+                part[((size_t)(r0 / BLOCK) * H + r % H) * dk + i] += (real)ds * qr[i] * kr[i];
+            }
+        }
+    add_blocks(du, part, blocks, H * dk);
+}
+
+/* What RWKV-7 makes of a key, all (N, H dk), with s = sigmoid(a):
+ *   e = key k_k / |key k_k|   is recalled;   b = -s e   is where that goes back;   k = key (1 + (s - 1) k_a)   is written */
+static void rwkv7_keys_forward(real *k, real *e, real *b, real *scaled, real *inv, const real *key, const real *a, const real *k_k, const real *k_a, int N, int H, int dk) {
+    const int K = H * dk;
+    PARALLEL
+    for (int r = 0; r < N; r++) {
+        const size_t at = (size_t)r * K;
+        for (int i = 0; i < K; i++) scaled[at + i] = key[at + i] * k_k[i];
+        kern.l2norm_forward(e + at, inv + (size_t)r * H, scaled + at, K, 1, H, dk, 1);
+        for (int i = 0; i < K; i++) {
+            const real s = 1 / (1 + (real)exp(-a[at + i]));
+            k[at + i] = key[at + i] * (1 + (s - 1) * k_a[i]), b[at + i] = -s * e[at + i];
+        }
+    }
+}
+
+//~ as above.  de is used up; dk_k and dk_a add.
+static void rwkv7_keys_backward(real *dkey, real *da, real *dk_k, real *dk_a, const real *dk_, real *de, const real *db, const real *e, const real *scaled, const real *inv,
+                                const real *key, const real *a, const real *k_k, const real *k_a, int N, int H, int dk) {
+    const int K = H * dk, blocks = ceil_div(N, BLOCK);
+    real *part = zeroed(space(-1, (size_t)blocks * 2 * K), (size_t)blocks * 2 * K);
+    PARALLEL
+    for (int r0 = 0; r0 < N; r0 += BLOCK)
+        for (int r = r0; r < least(r0 + BLOCK, N); r++) {
+            const size_t at = (size_t)r * K;
+            real *p_k = part + (size_t)(r0 / BLOCK) * K, *p_a = p_k + (size_t)blocks * K;
+            for (int i = 0; i < K; i++) {
+                const real s = 1 / (1 + (real)exp(-a[at + i])), ds = key[at + i] * k_a[i] * dk_[at + i] - e[at + i] * db[at + i];
+                de[at + i] -= s * db[at + i];
+                da[at + i] = ds * s * (1 - s);
+                p_a[i] += dk_[at + i] * key[at + i] * (s - 1);
+            }
+            kern.l2norm_backward(dkey + at, K, de + at, scaled + at, inv + (size_t)r * H, 1, H, dk, 1); /* of the scaled key, for now */
+            for (int i = 0; i < K; i++) {
+                const real s = 1 / (1 + (real)exp(-a[at + i])), dscaled = dkey[at + i];
+                p_k[i] += dscaled * key[at + i];
+                dkey[at + i] = dscaled * k_k[i] + dk_[at + i] * (1 + (s - 1) * k_a[i]);
+            }
+        }
+    add_blocks(dk_k, part, blocks, K), add_blocks(dk_a, part + (size_t)blocks * K, blocks, K);
+}
+
+/* y = x + s (first - x), s = sigmoid(f): how much of the first layer's values a layer of RWKV-7 takes; all n long. */
+static void blend_forward(real *y, const real *x, const real *first, const real *f, size_t n) {
+    PARALLEL
+    for (size_t i = 0; i < n; i++) y[i] = x[i] + (first[i] - x[i]) / (1 + (real)exp(-f[i]));
+}
+
+//~ y = x (1 - s) + first s.  dfirst adds.
+static void blend_backward(real *dx, real *dfirst, real *df, const real *dy, const real *x, const real *first, const real *f, size_t n) {
+    PARALLEL
+    for (size_t i = 0; i < n; i++) {
+        const real s = 1 / (1 + (real)exp(-f[i]));
+        dx[i] = dy[i] * (1 - s), dfirst[i] += dy[i] * s, df[i] = dy[i] * (first[i] - x[i]) * s * (1 - s);
+    }
 }
 
 /* A convolution of C channels of rows that hold more. w is kept as (taps, C), the transpose of the file's (C, taps). */
@@ -1225,6 +1458,7 @@ typedef struct {
     bool rope;                               /* q and k are rotated by their position */
     bool ungated;                            /* the output gate of its family is left out */
     float norm_eps;                          /* of the output norm; 0: the model's */
+    int rwkv;                                /* 6 or 7: layers of their own, see section 7 */
 } MixerKind;
 
 enum { GATED_DELTA, GLA, SOFTMAX };          /* rows of the table that others ask for by name */
@@ -1241,13 +1475,15 @@ static const MixerKind mixer_kinds[] = {
     { "gated-deltanet", "gated_deltanet", "deltanet with a decay per head", .d_conv = 4 },
     { "kda", "kda", "deltanet with a decay per key channel", .d_conv = 4 },
     { "gdn2", "gdn2", "kda with strengths of erase and write per channel", .d_conv = 4 },
+    { "rwkv6", "rwkv6", "gla that reads before it writes, and sees the token before instead of a convolution", .norm_eps = 64e-5f, .rwkv = 6 },
+    { "rwkv7", "rwkv7", "a decay per key channel; what is recalled under one key goes back under another", .norm_eps = 64e-5f, .rwkv = 7 },
 };
 enum { N_KINDS = sizeof mixer_kinds / sizeof *mixer_kinds };
 
-static const Family *family_of(const MixerKind *k) { return family_named(k->qwen ? "gated_deltanet" : k->arch); }
+static const Family *family_of(const MixerKind *k) { return family_named(k->qwen ? "gated_deltanet" : k->arch); } /* NULL: RWKV */
 static bool is_softplus(const Family *f) { return f->decay == DECAY_SOFTPLUS || f->decay == DECAY_STEP; }
-static bool is_mamba(const Family *f) { return f->write == WRITE_STEP_V; }       /* skip, gate before the norm, no feed-forward */
-static bool narrow_gate(const Family *f) { return f->per == CHANNELS && f->erase; }     /* z through a narrow middle, with a bias */
+static bool is_mamba(const Family *f) { return f && f->write == WRITE_STEP_V; }       /* skip, gate before the norm, no feed-forward */
+static bool narrow_gate(const Family *f) { return f && f->per == CHANNELS && f->erase; }     /* z through a narrow middle, with a bias */
 static Act act_of(int act) { return act == ACT_SILU ? F_SILU : act == ACT_SIGMOID ? F_SIGMOID : act == ACT_ELU1 ? F_ELU1 : F_ID; }
 
 typedef struct {
@@ -1264,10 +1500,25 @@ enum { DECAYS = 1, KEEP_F32 = 2, TRANSPOSED = 4, NEGATIVE_EXP = 8, CONSTANT = 16
 
 typedef struct {
     char name[48];                           /* as in the file */
-    int rows, cols;                          /* rows 0: one dimension */
+    int rows, cols, parts;                   /* rows 0: one dimension; the file has this many matrices of rows / parts */
     int flags;
     size_t at;
 } TinyTensor;
+
+/* A projection through a narrow middle: y = up act(down x) + bias; middle = down x and bent = act(middle) are (N, rank). */
+typedef struct { size_t down, up, bias; int rank; Act act; bool biased; real *middle, *bent; } Narrow;
+
+/* What a layer of RWKV has of its own. Projections read h shifted by a share each: read[] (N, dim). In RWKV-6 the shares are lerp plus something
+ * projected from mixed, h shifted by lerp_x, through a narrow middle of which each has a part. */
+enum { R_R, R_W, R_K, R_V, R_A, R_G, N_READ }; /* receptance (q), decay, key, value, erase strength, output gate */
+typedef struct {
+    size_t norm_bias, ffn_norm_bias, o_bias;                        /* of the LayerNorms */
+    size_t lerp, lerp_x, mix_down, mix_up, w_r, w_k, w_v, w_g, bonus, k_k, k_a;
+    size_t ffn_lerp_k, ffn_lerp_r, w_recept;
+    Narrow decay, strength, gate, blend;
+    real *read[N_READ], *share[N_READ], *mixed, *low, *bent, *key, *value, *a, *scaled, *take, *normed;
+    real *ffn_read[2], *recept, *wide;
+} Rwkv;
 
 /* All projections of a layer's input stand one below the other and are one matrix w_in; a row of raw = h w_in' holds them side by
  * side, and at_ are columns of it. u is what the recurrence's q, k, v are made of: the convolution of those columns, or they themselves. */
@@ -1283,6 +1534,7 @@ typedef struct {
     real *x, *inv, *h, *mid, *inv2, *h2, *gu, *s;            /* block input, normed, after mixer, normed, feed-forward */
     real *raw, *conved, *f, *z, *rate, *bk, *step, *og, *inv_q, *inv_k, *inv_o, *y, *lse;
     Memory mem;
+    Rwkv rwkv;
 } TinyLayer;
 
 typedef struct {
@@ -1293,11 +1545,12 @@ typedef struct {
     size_t n_params, n_weights;              /* with and without padding of each tensor to 16 reals */
     real *params, *grads, *mean, *square;
     TinyLayer *layers;
-    size_t embed, out_norm;
+    size_t embed, out_norm, out_norm_bias;
     real *x_out, *inv_out, *h_out;           /* after the last layer, and normed */
     real *rope;                              /* (T, n_rot / 2, cos and sin) */
     real *rope_k;                            /* the same over dk, for linear layers that rotate */
     real *d_res, *dh;                        /* gradient of the residual stream; of a normed copy */
+    real *d_first;                           /* RWKV-7: gradient of the first layer's values, from all later ones */
     real *pool;                              /* gradients inside one layer */
     size_t pool_used, pool_cap;
     real *arena;                             /* activations */
@@ -1326,7 +1579,7 @@ static double rng_normal(uint64_t *s) {
 
 static size_t add_tensor(Tiny *m, int layer, const char *name, int rows, int cols, int flags) {
     TinyTensor *t = &m->tensors[m->n_tensors++];
-    *t = (TinyTensor){ .rows = rows, .cols = cols, .flags = flags, .at = m->n_params };
+    *t = (TinyTensor){ .rows = rows, .cols = cols, .parts = 1, .flags = flags, .at = m->n_params };
     if (layer < 0) snprintf(t->name, sizeof t->name, "%s", name);
     else snprintf(t->name, sizeof t->name, "blk.%d.%s", layer, name);
     size_t n = (size_t)cols * (rows ? rows : 1);
@@ -1405,6 +1658,54 @@ static void list_linear(Tiny *m, TinyLayer *L, int l) {
     L->w_o = add_tensor(m, l, L->kind->qwen || is_mamba(k) ? "ssm_out.weight" : "attn_output.weight", c->dim, V, DECAYS);
 }
 
+static Narrow add_narrow(Tiny *m, int l, char letter, int out, Act act) {
+    char name[32];
+    Narrow p = { .rank = m->c.gate_rank, .act = act, .biased = letter != 'g' };
+    snprintf(name, sizeof name, "time_mix_%c1.weight", letter), p.down = add_tensor(m, l, name, p.rank, m->c.dim, DECAYS);
+    snprintf(name, sizeof name, "time_mix_%c2.weight", letter), p.up = add_tensor(m, l, name, out, p.rank, DECAYS);
+    snprintf(name, sizeof name, "time_mix_%c0.weight", letter);
+    if (p.biased) p.bias = add_tensor(m, l, name, 0, out, KEEP_F32);
+    return p;
+}
+
+static void list_rwkv(Tiny *m, TinyLayer *L, int l) {
+    const TinyConfig *c = &m->c;
+    const int D = c->dim, K = c->n_heads * c->dk, V = c->n_heads * c->dv, R = c->gate_rank, seven = L->kind->rwkv == 7;
+    Rwkv *w = &L->rwkv;
+    w->lerp = add_tensor(m, l, "time_mix_lerp_fused.weight", 0, (seven ? 6 : 5) * D, KEEP_F32);
+    w->w_r = add_tensor(m, l, "time_mix_receptance.weight", K, D, DECAYS);
+    w->w_k = add_tensor(m, l, "time_mix_key.weight", K, D, DECAYS);
+    w->w_v = add_tensor(m, l, "time_mix_value.weight", V, D, DECAYS);
+    if (seven) {
+        w->decay = add_narrow(m, l, 'w', K, F_TANH), w->strength = add_narrow(m, l, 'a', K, F_ID), w->gate = add_narrow(m, l, 'g', V, F_SIGMOID);
+        if (l) w->blend = add_narrow(m, l, 'v', V, F_ID);
+        w->k_k = add_tensor(m, l, "time_mix_k_k.weight", 0, K, KEEP_F32), w->k_a = add_tensor(m, l, "time_mix_k_a.weight", 0, K, KEEP_F32);
+        w->bonus = add_tensor(m, l, "time_mix_r_k.weight", 0, K, KEEP_F32);
+    } else {
+        w->lerp_x = add_tensor(m, l, "time_mix_lerp_x.weight", 0, D, KEEP_F32);
+        w->mix_down = add_tensor(m, l, "time_mix_w1.weight", 5 * R, D, DECAYS);
+        w->mix_up = add_tensor(m, l, "time_mix_w2.weight", 5 * D, R, DECAYS);
+        m->tensors[m->n_tensors - 1].parts = 5;
+        w->decay = (Narrow){ .rank = R, .act = F_TANH, .biased = true, .bias = add_tensor(m, l, "time_mix_decay.weight", 0, K, KEEP_F32),
+                             .down = add_tensor(m, l, "time_mix_decay_w1.weight", R, D, DECAYS), .up = add_tensor(m, l, "time_mix_decay_w2.weight", K, R, DECAYS) };
+        w->w_g = add_tensor(m, l, "time_mix_gate.weight", V, D, DECAYS);
+        w->bonus = add_tensor(m, l, "time_mix_first.weight", 0, K, KEEP_F32);
+    }
+    L->norm = add_tensor(m, l, "time_mix_ln.weight", 0, V, KEEP_F32), w->o_bias = add_tensor(m, l, "time_mix_ln.bias", 0, V, KEEP_F32);
+    L->w_o = add_tensor(m, l, "time_mix_output.weight", D, V, DECAYS);
+}
+
+/* The feed-forward of RWKV, in its layers of softmax attention, too. */
+static void list_channel_mix(Tiny *m, TinyLayer *L, int l, bool gated) {
+    const int D = m->c.dim, F = m->c.hidden_dim;
+    Rwkv *w = &L->rwkv;
+    L->ffn_norm = add_tensor(m, l, "attn_norm_2.weight", 0, D, KEEP_F32), w->ffn_norm_bias = add_tensor(m, l, "attn_norm_2.bias", 0, D, KEEP_F32);
+    w->ffn_lerp_k = add_tensor(m, l, "channel_mix_lerp_k.weight", 0, D, KEEP_F32);
+    L->w_ffn = add_tensor(m, l, "channel_mix_key.weight", F, D, DECAYS);
+    L->w_down = add_tensor(m, l, "channel_mix_value.weight", D, F, DECAYS);
+    if (gated) w->ffn_lerp_r = add_tensor(m, l, "channel_mix_lerp_r.weight", 0, D, KEEP_F32), w->w_recept = add_tensor(m, l, "channel_mix_receptance.weight", D, D, DECAYS);
+}
+
 /* The names and shapes of the file, in its order (reference: the tables of llama.cpp; where it has none, ours: doc/format.md). */
 static void list_tensors(Tiny *m) {
     const TinyConfig *c = &m->c;
@@ -1412,15 +1713,19 @@ static void list_tensors(Tiny *m) {
     const int D = c->dim, F = c->hidden_dim;
     m->embed = add_tensor(m, -1, "token_embd.weight", c->vocab_size, D, DECAYS);
     m->out_norm = add_tensor(m, -1, "output_norm.weight", 0, D, KEEP_F32);
+    if (kind->rwkv) m->out_norm_bias = add_tensor(m, -1, "output_norm.bias", 0, D, KEEP_F32);
     for (int l = 0; l < c->n_layers; l++) {
         TinyLayer *L = &m->layers[l];
         L->kind = c->interval && (l + 1) % c->interval == 0 ? NULL : kind;
         L->family = L->kind ? family_of(kind) : NULL;
-        if (L->kind) L->gate = kind->ungated ? F_ID : act_of(L->family->gate), L->map = kind->elu ? F_ELU1 : act_of(L->family->map);
+        if (L->family) L->gate = kind->ungated ? F_ID : act_of(L->family->gate), L->map = kind->elu ? F_ELU1 : act_of(L->family->map);
         L->attn_norm = add_tensor(m, l, "attn_norm.weight", 0, D, KEEP_F32);
-        if (L->kind) list_linear(m, L, l);
+        if (kind->rwkv) L->rwkv.norm_bias = add_tensor(m, l, "attn_norm.bias", 0, D, KEEP_F32);
+        if (L->family) list_linear(m, L, l);
+        else if (L->kind) list_rwkv(m, L, l);
         else list_attention(m, L, l, kind->qwen);
         if (!F) continue;
+        if (kind->rwkv) { list_channel_mix(m, L, l, kind->rwkv == 6); continue; }
         L->ffn_norm = add_tensor(m, l, kind->qwen ? "post_attention_norm.weight" : "ffn_norm.weight", 0, D, KEEP_F32);
         L->w_ffn = add_tensor(m, l, "ffn_gate.weight", F, D, DECAYS);
         add_tensor(m, l, "ffn_up.weight", F, D, DECAYS);
@@ -1430,6 +1735,12 @@ static void list_tensors(Tiny *m) {
 
 /* Matrices: normal, 1 / sqrt(inputs), those that write into the residual stream divided by sqrt(2 L). Norms 1. Decay rates uniform in
  * [1, 16], their softplus(dt) log-uniform in [0.001, 0.1]: memories of one to a thousand tokens. For recall: 1 and [0.001, 0.01], hundreds. */
+static const struct { const char *part; double first, last; } ramps[] = { /* of RWKV: values that go from the first channel to the last, as in its own trainer */
+    { "_lerp_", 0, 1 }, { "time_mix_ln.weight", 1, 1 }, { "attn_norm_2.weight", 1, 1 }, { "time_mix_decay", -6, -1 }, { "time_mix_w0", -7, -2 },
+    { "time_mix_first", 1, 0 }, { "time_mix_k_k", 0.85, 0.85 }, { "time_mix_k_a", 1, 1 }, { "time_mix_v0", 1, 1 },
+};
+enum { N_RAMPS = sizeof ramps / sizeof *ramps };
+
 static void init_params(Tiny *m, uint64_t seed) {
     uint64_t rng = mix_seed(seed);
     for (int n = 0; n < m->n_tensors; n++) {
@@ -1438,9 +1749,13 @@ static void init_params(Tiny *m, uint64_t seed) {
         real *p = m->params + t->at;
         /* matrices keep the size of what they multiply, those that write to the residual stream a share of it; the table of tokens starts small */
         double scale = strstr(t->name, "token_embd") ? 0.05 : 1 / sqrt((double)t->cols);
-        bool out = strstr(name, "ssm_out") || strstr(name, "attn_output") || strstr(name, "ffn_down");
+        bool out = strstr(name, "ssm_out") || strstr(name, "attn_output") || strstr(name, "ffn_down") || strstr(name, "mix_output") || strstr(name, "channel_mix_value");
+        const size_t per = strstr(name, "lerp") ? (size_t)m->c.dim : tensor_len(t);
+        int from_to = 0;
+        while (from_to < N_RAMPS && (t->rows || !strstr(name, ramps[from_to].part))) from_to++;
         for (size_t i = 0; i < tensor_len(t); i++) {
-            if (strstr(name, "norm.weight") || !strcmp(strchr(name, 0) - (strlen(name) < 5 ? 0 : 5), "ssm_d")) p[i] = 1;
+            if (from_to < N_RAMPS) p[i] = (real)(ramps[from_to].first + (ramps[from_to].last - ramps[from_to].first) * (double)(i % per) / (double)per);
+            else if (strstr(name, "norm.weight") || !strcmp(strchr(name, 0) - (strlen(name) < 5 ? 0 : 5), "ssm_d")) p[i] = 1;
             else if (strstr(name, "ssm_a") && !strstr(name, "ssm_alpha")) p[i] = (real)log(1 + (m->c.recall ? 0 : 15) * rng_uniform(&rng));
             else if (strstr(name, "ssm_decay")) p[i] = 1 - (real)pow(2, -5 - (double)i);
             else if (strstr(name, "ssm_dt")) {
@@ -1459,19 +1774,45 @@ static real *lay(real *base, size_t *used, size_t n) {
     return p;
 }
 
+static void lay_narrow(Narrow *p, real *base, size_t *n, size_t N) {
+    if (p->rank) p->middle = lay(base, n, N * (size_t)p->rank), p->bent = p->act == F_ID ? p->middle : lay(base, n, N * (size_t)p->rank);
+}
+
+/* Returns the reals that its backward needs besides. */
+static size_t lay_out_rwkv(Tiny *m, TinyLayer *L, real *base, size_t *n) {
+    const TinyConfig *c = &m->c;
+    const size_t N = (size_t)m->B * c->seq_len, D = c->dim, H = c->n_heads, K = H * c->dk, V = H * c->dv, R = c->gate_rank, seven = L->kind->rwkv == 7;
+    Memory *r = &L->mem;
+    Rwkv *w = &L->rwkv;
+    *r = (Memory){ .B = m->B, .T = c->seq_len, .heads = (int)H, .dk = c->dk, .dv = c->dv, .vector_decay = true, .mode = seven ? SCAN_WRITES_BACK : SCAN_READS_FIRST };
+    r->q = lay(base, n, N * K), r->k = lay(base, n, N * K), r->v = lay(base, n, N * V), r->d = lay(base, n, N * K);
+    r->S = lay(base, n, memory_states(m->B, c->seq_len, c->n_heads, c->dk, c->dv)), r->o = lay(base, n, N * V), r->w = seven ? lay(base, n, N * V) : r->v;
+    for (int j = 0; j < N_READ; j++) if (seven || j != R_A) w->read[j] = lay(base, n, N * D);
+    for (int j = 0; j < N_READ && !seven; j++) if (j != R_A) w->share[j] = lay(base, n, N * D);
+    if (!seven) w->mixed = lay(base, n, N * D), w->low = lay(base, n, N * 5 * R), w->bent = lay(base, n, N * 5 * R);
+    else r->e = lay(base, n, N * K), r->b = lay(base, n, N * K), w->a = lay(base, n, N * K), w->scaled = lay(base, n, N * K), L->inv_k = lay(base, n, N * H);
+    w->key = seven ? lay(base, n, N * K) : r->k;
+    w->value = w->blend.rank ? lay(base, n, N * V) : r->v;
+    if (w->blend.rank) w->take = lay(base, n, N * V);
+    lay_narrow(&w->decay, base, n, N), lay_narrow(&w->strength, base, n, N), lay_narrow(&w->gate, base, n, N), lay_narrow(&w->blend, base, n, N);
+    L->f = lay(base, n, N * K), L->z = lay(base, n, N * V), w->normed = lay(base, n, N * V), L->inv_o = lay(base, n, 2 * N * H), L->y = lay(base, n, N * V);
+    return N * (7 * V + 8 * K + 8 * D + 18 * R) + 16 * 8;
+}
+
 /* Lays the activations out; run twice, first with no base to measure. */
 static size_t lay_out(Tiny *m, real *base) {
     const TinyConfig *c = &m->c;
     const size_t N = (size_t)m->B * c->seq_len, D = c->dim, F = c->hidden_dim, H = c->n_heads, K = H * c->dk, V = H * c->dv;
     const size_t Q = (size_t)c->q_heads * c->head_dim, KV = (size_t)c->kv_heads * c->head_dim;
-    size_t n = 0, most = 3 * N * F;
+    size_t n = 0, most = 3 * N * F + 6 * N * D;
     for (int l = 0; l < c->n_layers; l++) {
         TinyLayer *L = &m->layers[l];
         Memory *r = &L->mem;
         const Family *k = L->family;
         size_t pool;
-        L->x = lay(base, &n, N * D), L->inv = lay(base, &n, N), L->h = lay(base, &n, N * D), L->raw = lay(base, &n, N * L->n_in);
-        if (!k) {
+        L->x = lay(base, &n, N * D), L->inv = lay(base, &n, 2 * N), L->h = lay(base, &n, N * D), L->raw = lay(base, &n, N * L->n_in);
+        if (L->kind && L->kind->rwkv) pool = lay_out_rwkv(m, L, base, &n);
+        else if (!k) {
             r->q = lay(base, &n, N * Q), r->k = lay(base, &n, N * KV), r->v = lay(base, &n, N * KV);
             L->inv_q = lay(base, &n, N * c->q_heads), L->inv_k = lay(base, &n, N * c->kv_heads), L->lse = lay(base, &n, N * c->q_heads);
             r->o = lay(base, &n, N * Q), L->y = lay(base, &n, N * Q);
@@ -1492,12 +1833,14 @@ static size_t lay_out(Tiny *m, real *base) {
             L->y = lay(base, &n, N * V);
             pool = N * (L->n_in + L->n_u + 5 * V + 5 * K + 4 * H);
         }
-        L->mid = lay(base, &n, N * D), L->inv2 = lay(base, &n, N), L->h2 = lay(base, &n, N * D);
+        L->mid = lay(base, &n, N * D), L->inv2 = lay(base, &n, 2 * N), L->h2 = lay(base, &n, N * D);
         L->gu = lay(base, &n, N * 2 * F), L->s = lay(base, &n, N * F);
+        for (int i = 0; i < 2 && mixer_kinds[c->mixer].rwkv; i++) L->rwkv.ffn_read[i] = lay(base, &n, N * D);
+        if (L->rwkv.w_recept) L->rwkv.recept = lay(base, &n, N * D), L->rwkv.wide = lay(base, &n, N * D);
         most = pool > most ? pool : most;
     }
-    m->x_out = lay(base, &n, N * D), m->inv_out = lay(base, &n, N), m->h_out = lay(base, &n, N * D);
-    m->d_res = lay(base, &n, N * D), m->dh = lay(base, &n, N * D);
+    m->x_out = lay(base, &n, N * D), m->inv_out = lay(base, &n, 2 * N), m->h_out = lay(base, &n, N * D);
+    m->d_res = lay(base, &n, N * D), m->dh = lay(base, &n, N * D), m->d_first = lay(base, &n, mixer_kinds[c->mixer].rwkv == 7 ? N * V : 0);
     m->rope = lay(base, &n, (size_t)c->seq_len * c->n_rot + 16), m->rope_k = lay(base, &n, (size_t)c->seq_len * c->dk);
     m->pool_cap = most + 16 * 32;                               /* each piece is rounded up to 16 */
     m->pool = lay(base, &n, m->pool_cap);
@@ -1517,6 +1860,7 @@ static void rope_angles(real *cs, int T, int n, double base) {
 static void fill_constants(Tiny *m, TinyLayer *L) {
     const Family *k = L->family;
     const size_t N = (size_t)m->B * m->c.seq_len, H = m->c.n_heads;
+    if (k && k->erase) L->mem.mode = SCAN_ERASES;
     for (size_t i = 0; k && i < N * H; i++) {
         if (k->decay == DECAY_NONE) L->mem.d[i] = 1;
         if (k->decay == DECAY_FIXED) L->mem.d[i] = m->params[L->decay + i % H];
@@ -1527,7 +1871,7 @@ static void fill_constants(Tiny *m, TinyLayer *L) {
 static void tiny_new(Tiny *m, const TinyConfig *c, int B, uint64_t seed) {
     *m = (Tiny){ .c = *c, .B = B };
     m->layers = checked(calloc((size_t)c->n_layers, sizeof *m->layers));
-    m->tensors = checked(calloc(2 + 24 * (size_t)c->n_layers, sizeof *m->tensors));
+    m->tensors = checked(calloc(3 + 32 * (size_t)c->n_layers, sizeof *m->tensors));
     list_tensors(m);
     m->params = checked(calloc(4 * m->n_params, sizeof(real)));
     m->grads = m->params + m->n_params, m->mean = m->grads + m->n_params, m->square = m->mean + m->n_params;
@@ -1546,8 +1890,10 @@ static void tiny_free(Tiny *m) {
 /* ---- 7. layers -----------------------------------------------------------------------------
  * h is the normed input of the mixer, (N, dim); L->mid holds the residual stream, to which the mixer adds. Backward: d_res is the
  * gradient of that sum, and dh is assigned. */
-#define W(name) (m->params + L->name)
-#define DW(name) (m->grads + L->name)
+#define W_(at) (m->params + (at))
+#define DW_(at) (m->grads + (at))
+#define W(name) W_(L->name)
+#define DW(name) DW_(L->name)
 #define TMP(n) tiny_tmp(m, (size_t)(n))
 
 static real *tiny_tmp(Tiny *m, size_t n) {
@@ -1729,7 +2075,7 @@ static void linear_forward(Tiny *m, TinyLayer *L) {
     convs_forward(m, L, k->silu != SILU_NEVER);
     if (L->w_fb) matmul_forward(L->f, K, L->raw + L->at_a, L->n_in, W(w_fb), N, R, K, 0);
     if (narrow_gate(k)) {
-        for (int i = 0; i < N; i++) memcpy(L->z + (size_t)i * V, W(gb_bias), V * sizeof(real));
+        bias_forward(L->z, W(gb_bias), N, V);
         matmul_forward(L->z, V, L->raw + L->at_z, L->n_in, W(w_gb), N, R, V, 1);
     }
     for (int i = 0, wide = k->per == CHANNELS ? K : H; i < wide; i++)
@@ -1782,8 +2128,7 @@ static void linear_backward(Tiny *m, TinyLayer *L, const real *d_res, real *dh) 
     if (L->w_fb) matmul_backward(draw + L->at_a, DW(w_fb), df, K, L->raw + L->at_a, L->n_in, W(w_fb), N, R, K, 0);
     if (narrow_gate(k)) {
         matmul_backward(draw + L->at_z, DW(w_gb), dz, V, L->raw + L->at_z, L->n_in, W(w_gb), N, R, V, 0);
-        for (int i = 0; i < N; i++)
-            for (int j = 0; j < V; j++) DW(gb_bias)[j] += dz[(size_t)i * V + j];
+        bias_backward(DW(gb_bias), dz, N, V);
     }
     //~ u = act(conv(raw))
     convs_backward(m, L, draw, dconved, k->silu != SILU_NEVER);
@@ -1855,17 +2200,191 @@ static void attention_layer_backward(Tiny *m, TinyLayer *L, const real *d_res, r
     matmul_backward(dh, DW(w_in), draw, P, L->h, D, W(w_in), N, D, P, 0);
 }
 
+/* RWKV.                                                                      (run.c: mix_rwkv, channel_mix; mixers.md 4.14, 4.15)
+ * The projections r, w, k, v, a, g read h shifted by a share of the token before; w, a, g and blend go through narrow middles.
+ *   RWKV-6   share_j = lerp_j + up_j tanh(down_j (h shifted by lerp_x));  d = exp(-e^w);  o = S'r + (r . u k) v, then S <- Diag(d) S + k v'
+ *            mid = x + W_o (norm(o) silu(g))
+ *   RWKV-7   d = exp(-e^(-1/2) sigmoid(w));  k, e, b: rwkv7_keys_forward;  v: blended with the first layer's;  S <- Diag(d) S + k v' + b (S'e)';  o = S'r
+ *            mid = x + W_o ((norm(o) + (r . u k) v) g) */
+static const int read_order[2][N_READ] = { { R_W, R_K, R_V, R_R, R_G }, { R_R, R_W, R_K, R_V, R_A, R_G } }; /* of the rows of lerp, RWKV-6 and -7 */
+
+static void narrow_forward(Tiny *m, const Narrow *p, real *y, const real *x, int N, int out) {
+    const int D = m->c.dim;
+    matmul_forward(p->middle, p->rank, x, D, W_(p->down), N, D, p->rank, 0);
+    if (p->act != F_ID) act_forward(p->act, p->bent, p->middle, N, p->rank);
+    if (p->biased) bias_forward(y, W_(p->bias), N, out);
+    matmul_forward(y, out, p->bent, p->rank, W_(p->up), N, p->rank, out, p->biased);
+}
+
+//~ y = up act(down x) + bias.  dx is added to or assigned.
+static void narrow_backward(Tiny *m, const Narrow *p, real *dx, const real *dy, const real *x, int N, int out, int add) {
+    const int D = m->c.dim;
+    real *dbent = TMP(N * p->rank);
+    if (p->biased) bias_backward(DW_(p->bias), dy, N, out);
+    matmul_backward(dbent, DW_(p->up), dy, out, p->bent, p->rank, W_(p->up), N, p->rank, out, 0);
+    if (p->act != F_ID) act_backward(p->act, dbent, dbent, p->middle, N, p->rank);
+    matmul_backward(dx, DW_(p->down), dbent, p->rank, x, D, W_(p->down), N, D, p->rank, add);
+}
+
+static void rwkv_forward(Tiny *m, TinyLayer *L) {
+    const TinyConfig *c = &m->c;
+    const int T = c->seq_len, N = m->B * T, D = c->dim, H = c->n_heads, dk = c->dk, dv = c->dv, K = H * dk, V = H * dv, R = c->gate_rank, seven = L->kind->rwkv == 7;
+    const int *order = read_order[seven];
+    Rwkv *w = &L->rwkv;
+    Memory *r = &L->mem;
+    if (!seven) {
+        shift_forward(w->mixed, L->h, W(rwkv.lerp_x), 0, m->B, T, D);
+        matmul_forward(w->low, 5 * R, w->mixed, D, W(rwkv.mix_down), N, D, 5 * R, 0);
+        act_forward(F_TANH, w->bent, w->low, N, 5 * R);
+        for (int j = 0; j < 5; j++) {
+            bias_forward(w->share[order[j]], W(rwkv.lerp) + j * D, N, D);
+            matmul_forward(w->share[order[j]], D, w->bent + j * R, 5 * R, W(rwkv.mix_up) + (size_t)j * D * R, N, R, D, 1);
+        }
+    }
+    for (int j = 0; j < 5 + seven; j++)
+        shift_forward(w->read[order[j]], L->h, seven ? W(rwkv.lerp) + j * D : w->share[order[j]], seven ? 0 : D, m->B, T, D);
+    matmul_forward(r->q, K, w->read[R_R], D, W(rwkv.w_r), N, D, K, 0);
+    matmul_forward(w->key, K, w->read[R_K], D, W(rwkv.w_k), N, D, K, 0);
+    matmul_forward(w->value, V, w->read[R_V], D, W(rwkv.w_v), N, D, V, 0);
+    narrow_forward(m, &w->decay, L->f, w->read[R_W], N, K);
+    act_forward(seven ? F_DECAY7 : F_DECAY6, r->d, L->f, N, K);
+    if (seven) {
+        narrow_forward(m, &w->strength, w->a, w->read[R_A], N, K);
+        narrow_forward(m, &w->gate, L->z, w->read[R_G], N, V);
+        rwkv7_keys_forward(r->k, r->e, r->b, w->scaled, L->inv_k, w->key, w->a, W(rwkv.k_k), W(rwkv.k_a), N, H, dk);
+        if (w->blend.rank) {
+            narrow_forward(m, &w->blend, w->take, w->read[R_V], N, V);
+            blend_forward(r->v, w->value, m->layers[0].rwkv.value, w->take, (size_t)N * V);
+        }
+    } else matmul_forward(L->z, V, w->read[R_G], D, W(rwkv.w_g), N, D, V, 0);
+    memory_forward(r);
+    if (!seven) bonus_forward(r->o, r->q, r->k, r->v, W(rwkv.bonus), N, H, dk, dv);
+    layernorm_forward(w->normed, L->inv_o, r->o, W(norm), W(rwkv.o_bias), N, H, dv, (real)L->kind->norm_eps);
+    if (seven) bonus_forward(w->normed, r->q, r->k, r->v, W(rwkv.bonus), N, H, dk, dv);
+    glu_forward(seven ? F_ID : F_SILU, L->y, w->normed, V, L->z, V, 0, N, 1, V);
+    matmul_forward(L->mid, D, L->y, V, W(w_o), N, V, D, 1);
+}
+
+static void rwkv_backward(Tiny *m, TinyLayer *L, const real *d_res, real *dh) {
+    const TinyConfig *c = &m->c;
+    const int T = c->seq_len, N = m->B * T, D = c->dim, H = c->n_heads, dk = c->dk, dv = c->dv, K = H * dk, V = H * dv, R = c->gate_rank, seven = L->kind->rwkv == 7;
+    const int *order = read_order[seven];
+    Rwkv *w = &L->rwkv;
+    Memory *r = &L->mem;
+    real *dy = TMP(N * V), *dz = TMP(N * V), *dnormed = TMP(N * V), *dkey = TMP(N * K), *da = NULL, *dread[N_READ];
+    r->d_o = TMP(N * V), r->dval = TMP(N * V), r->dq = TMP(N * K), r->dkey = TMP(N * K), r->dd = TMP(N * K);
+    if (seven) r->de = TMP(N * K), r->db = TMP(N * K), da = TMP(N * K);
+    for (int j = 0; j < 5 + seven; j++) dread[order[j]] = TMP(N * D);
+    //~ mid += y W_o'
+    matmul_backward(dy, DW(w_o), d_res, D, L->y, V, W(w_o), N, V, D, 0);
+    //~ y = normed act(z)
+    glu_backward(seven ? F_ID : F_SILU, dnormed, dz, dy, w->normed, V, L->z, V, 0, N, 1, V, 0);
+    //~ normed = layernorm(o),  o = recurrence;  the bonus behind one or the other
+    layernorm_backward(r->d_o, DW(norm), DW(rwkv.o_bias), dnormed, r->o, W(norm), L->inv_o, N, H, dv, 0);
+    memory_backward(r);
+    bonus_backward(r->dq, r->dkey, r->dval, DW(rwkv.bonus), seven ? dnormed : r->d_o, r->q, r->k, r->v, W(rwkv.bonus), N, H, dk, dv);
+    //~ d = decay(f)
+    act_backward(seven ? F_DECAY7 : F_DECAY6, r->dd, r->dd, L->f, N, K);
+    narrow_backward(m, &w->decay, dread[R_W], r->dd, w->read[R_W], N, K, 0);
+    //~ k, e, b, v, z
+    real *dvalue = r->dval, *dkey_in = r->dkey;
+    if (seven) {
+        rwkv7_keys_backward(dkey, da, DW(rwkv.k_k), DW(rwkv.k_a), r->dkey, r->de, r->db, r->e, w->scaled, L->inv_k, w->key, w->a, W(rwkv.k_k), W(rwkv.k_a), N, H, dk);
+        dkey_in = dkey;
+        narrow_backward(m, &w->strength, dread[R_A], da, w->read[R_A], N, K, 0);
+        narrow_backward(m, &w->gate, dread[R_G], dz, w->read[R_G], N, V, 0);
+        if (w->blend.rank) {
+            real *dtake = TMP(N * V);
+            dvalue = TMP(N * V);
+            blend_backward(dvalue, m->d_first, dtake, r->dval, w->value, m->layers[0].rwkv.value, w->take, (size_t)N * V);
+            narrow_backward(m, &w->blend, dread[R_V], dtake, w->read[R_V], N, V, 0);
+        } else for (size_t i = 0; i < (size_t)N * V; i++) dvalue[i] += m->d_first[i];
+    } else matmul_backward(dread[R_G], DW(rwkv.w_g), dz, V, w->read[R_G], D, W(rwkv.w_g), N, D, V, 0);
+    //~ q, key, value
+    matmul_backward(dread[R_R], DW(rwkv.w_r), r->dq, K, w->read[R_R], D, W(rwkv.w_r), N, D, K, 0);
+    matmul_backward(dread[R_K], DW(rwkv.w_k), dkey_in, K, w->read[R_K], D, W(rwkv.w_k), N, D, K, 0);
+    matmul_backward(dread[R_V], DW(rwkv.w_v), dvalue, V, w->read[R_V], D, W(rwkv.w_v), N, D, V, w->blend.rank > 0);
+    //~ read_j = h shifted by share_j
+    zeroed(dh, (size_t)N * D);
+    if (seven) {
+        for (int j = 0; j < 6; j++) shift_backward(dh, DW(rwkv.lerp) + j * D, dread[order[j]], L->h, W(rwkv.lerp) + j * D, 0, m->B, T, D);
+        return;
+    }
+    real *dshare = TMP(N * D), *dbent = TMP(N * 5 * R);
+    for (int j = 0; j < 5; j++) {
+        shift_backward(dh, dshare, dread[order[j]], L->h, w->share[order[j]], D, m->B, T, D);
+        //~ share_j = lerp_j + bent_j up_j'
+        bias_backward(DW(rwkv.lerp) + j * D, dshare, N, D);
+        matmul_backward(dbent + j * R, DW(rwkv.mix_up) + (size_t)j * D * R, dshare, D, w->bent + j * R, 5 * R, W(rwkv.mix_up) + (size_t)j * D * R, N, R, D, 0);
+    }
+    //~ bent = tanh(mixed down'),  mixed = h shifted by lerp_x
+    act_backward(F_TANH, dbent, dbent, w->low, N, 5 * R);
+    matmul_backward(dshare, DW(rwkv.mix_down), dbent, 5 * R, w->mixed, D, W(rwkv.mix_down), N, D, 5 * R, 0);
+    shift_backward(dh, DW(rwkv.lerp_x), dshare, L->h, W(rwkv.lerp_x), 0, m->B, T, D);
+}
+
+/* next += W_down relu(W_key (h2 shifted by lerp_k))^2, in RWKV-6 times sigmoid(W_recept (h2 shifted by lerp_r)) */
+static void channel_mix_forward(Tiny *m, TinyLayer *L, real *next) {
+    const int T = m->c.seq_len, N = m->B * T, D = m->c.dim, F = m->c.hidden_dim;
+    Rwkv *w = &L->rwkv;
+    shift_forward(w->ffn_read[0], L->h2, W(rwkv.ffn_lerp_k), 0, m->B, T, D);
+    matmul_forward(L->gu, F, w->ffn_read[0], D, W(w_ffn), N, D, F, 0);
+    act_forward(F_SQRELU, L->s, L->gu, N, F);
+    if (!w->w_recept) { matmul_forward(next, D, L->s, F, W(w_down), N, F, D, 1); return; }
+    matmul_forward(w->wide, D, L->s, F, W(w_down), N, F, D, 0);
+    shift_forward(w->ffn_read[1], L->h2, W(rwkv.ffn_lerp_r), 0, m->B, T, D);
+    matmul_forward(w->recept, D, w->ffn_read[1], D, W(rwkv.w_recept), N, D, D, 0);
+    real *gated = space(-1, (size_t)N * D);
+    glu_forward(F_SIGMOID, gated, w->wide, D, w->recept, D, 0, N, 1, D);
+    for (size_t i = 0; i < (size_t)N * D; i++) next[i] += gated[i];
+}
+
+static void channel_mix_backward(Tiny *m, TinyLayer *L, const real *d_res, real *dh) {
+    const int T = m->c.seq_len, N = m->B * T, D = m->c.dim, F = m->c.hidden_dim;
+    Rwkv *w = &L->rwkv;
+    real *ds = TMP(N * F), *dread = TMP(N * D), *dwide = TMP(N * D), *drecept = TMP(N * D);
+    const real *dout = d_res;
+    zeroed(dh, (size_t)N * D);
+    if (w->w_recept) {
+        //~ next += wide sigmoid(recept)
+        glu_backward(F_SIGMOID, dwide, drecept, d_res, w->wide, D, w->recept, D, 0, N, 1, D, 0);
+        matmul_backward(dread, DW(rwkv.w_recept), drecept, D, w->ffn_read[1], D, W(rwkv.w_recept), N, D, D, 0);
+        shift_backward(dh, DW(rwkv.ffn_lerp_r), dread, L->h2, W(rwkv.ffn_lerp_r), 0, m->B, T, D);
+        dout = dwide;
+    }
+    //~ wide = s W_down',  s = relu(key)^2,  key = read W_key'
+    matmul_backward(ds, DW(w_down), dout, D, L->s, F, W(w_down), N, F, D, 0);
+    act_backward(F_SQRELU, ds, ds, L->gu, N, F);
+    matmul_backward(dread, DW(w_ffn), ds, F, w->ffn_read[0], D, W(w_ffn), N, D, F, 0);
+    shift_backward(dh, DW(rwkv.ffn_lerp_k), dread, L->h2, W(rwkv.ffn_lerp_k), 0, m->B, T, D);
+}
+
+/* The norm of the residual stream: RMSNorm, in RWKV LayerNorm with a bias (a tensor's offset, which is 0 for no other). */
+static void stream_norm_forward(Tiny *m, real *y, real *inv, const real *x, size_t w, size_t b) {
+    const int N = m->B * m->c.seq_len, D = m->c.dim;
+    if (b) layernorm_forward(y, inv, x, W_(w), W_(b), N, 1, D, (real)m->c.eps);
+    else rmsnorm_forward(y, D, D, inv, x, D, D, W_(w), N, 1, D, (real)m->c.eps);
+}
+
+static void stream_norm_backward(Tiny *m, real *dx, const real *dy, const real *x, const real *inv, size_t w, size_t b, int add) {
+    const int N = m->B * m->c.seq_len, D = m->c.dim;
+    if (b) layernorm_backward(dx, DW_(w), DW_(b), dy, x, W_(w), inv, N, 1, D, add);
+    else rmsnorm_backward(dx, DW_(w), dy, D, D, x, D, D, W_(w), inv, N, 1, D, add);
+}
+
 /* A layer: mid = x + mixer(norm(x));  next = mid + W_down (silu(W_gate h2) * W_up h2),  h2 = norm(mid). Mamba-2 has no second half. */
 static void layer_forward(Tiny *m, TinyLayer *L, real *next) {
     const TinyConfig *c = &m->c;
     const int N = m->B * c->seq_len, D = c->dim, F = c->hidden_dim;
-    rmsnorm_forward(L->h, D, D, L->inv, L->x, D, D, W(attn_norm), N, 1, D, (real)c->eps);
+    stream_norm_forward(m, L->h, L->inv, L->x, L->attn_norm, L->rwkv.norm_bias);
     columns(L->x, D, L->mid, N, D, true);
-    if (L->kind) linear_forward(m, L);
+    if (L->family) linear_forward(m, L);
+    else if (L->kind) rwkv_forward(m, L);
     else attention_layer_forward(m, L);
     columns(L->mid, D, next, N, D, true);
     if (!F) return;
-    rmsnorm_forward(L->h2, D, D, L->inv2, L->mid, D, D, W(ffn_norm), N, 1, D, (real)c->eps);
+    stream_norm_forward(m, L->h2, L->inv2, L->mid, L->ffn_norm, L->rwkv.ffn_norm_bias);
+    if (L->rwkv.ffn_lerp_k) { channel_mix_forward(m, L, next); return; }
     matmul_forward(L->gu, 2 * F, L->h2, D, W(w_ffn), N, D, 2 * F, 0);
     glu_forward(F_SILU, L->s, L->gu + F, 2 * F, L->gu, 2 * F, 0, N, 1, F);
     matmul_forward(next, D, L->s, F, W(w_down), N, F, D, 1);
@@ -1877,22 +2396,26 @@ static void layer_backward(Tiny *m, TinyLayer *L, real *d_res) {
     const int N = m->B * c->seq_len, D = c->dim, F = c->hidden_dim;
     m->pool_used = 0;
     if (F) {
-        real *ds = TMP(N * F), *dgu = TMP(2 * N * F);
-        //~ next = mid + s W_down'
-        matmul_backward(ds, DW(w_down), d_res, D, L->s, F, W(w_down), N, F, D, 0);
-        //~ s = silu(g) * u
-        glu_backward(F_SILU, dgu + F, dgu, ds, L->gu + F, 2 * F, L->gu, 2 * F, 0, N, 1, F, 0);
-        //~ g, u = h2 W'
-        matmul_backward(m->dh, DW(w_ffn), dgu, 2 * F, L->h2, D, W(w_ffn), N, D, 2 * F, 0);
-        //~ h2 = rmsnorm(mid)
-        rmsnorm_backward(d_res, DW(ffn_norm), m->dh, D, D, L->mid, D, D, W(ffn_norm), L->inv2, N, 1, D, 1);
+        if (L->rwkv.ffn_lerp_k) channel_mix_backward(m, L, d_res, m->dh);
+        else {
+            real *ds = TMP(N * F), *dgu = TMP(2 * N * F);
+            //~ next = mid + s W_down'
+            matmul_backward(ds, DW(w_down), d_res, D, L->s, F, W(w_down), N, F, D, 0);
+            //~ s = silu(g) * u
+            glu_backward(F_SILU, dgu + F, dgu, ds, L->gu + F, 2 * F, L->gu, 2 * F, 0, N, 1, F, 0);
+            //~ g, u = h2 W'
+            matmul_backward(m->dh, DW(w_ffn), dgu, 2 * F, L->h2, D, W(w_ffn), N, D, 2 * F, 0);
+        }
+        //~ h2 = norm(mid)
+        stream_norm_backward(m, d_res, m->dh, L->mid, L->inv2, L->ffn_norm, L->rwkv.ffn_norm_bias, 1);
         m->pool_used = 0;
     }
     //~ mid = x + mixer(h)
-    if (L->kind) linear_backward(m, L, d_res, m->dh);
+    if (L->family) linear_backward(m, L, d_res, m->dh);
+    else if (L->kind) rwkv_backward(m, L, d_res, m->dh);
     else attention_layer_backward(m, L, d_res, m->dh);
-    //~ h = rmsnorm(x)
-    rmsnorm_backward(d_res, DW(attn_norm), m->dh, D, D, L->x, D, D, W(attn_norm), L->inv, N, 1, D, 1);
+    //~ h = norm(x)
+    stream_norm_backward(m, d_res, m->dh, L->x, L->inv, L->attn_norm, L->rwkv.norm_bias, 1);
 }
 
 /* ---- 8. one step ---------------------------------------------------------------------------
@@ -1929,11 +2452,12 @@ static double tiny_step(Tiny *m, const int *id, const int *target, bool train, i
     real *w = m->params, *dw = m->grads;
     embedding_forward(m->layers[0].x, w + m->embed, id, N, D);
     for (int l = 0; l < n; l++) layer_forward(m, &m->layers[l], l + 1 < n ? m->layers[l + 1].x : m->x_out);
-    rmsnorm_forward(m->h_out, D, D, m->inv_out, m->x_out, D, D, w + m->out_norm, N, 1, D, (real)c->eps);
+    stream_norm_forward(m, m->h_out, m->inv_out, m->x_out, m->out_norm, m->out_norm_bias);
     double loss = tiny_head(m, target, train, count);
     if (!train) return loss;
-    //~ h_out = rmsnorm(x_out)
-    rmsnorm_backward(m->d_res, dw + m->out_norm, m->dh, D, D, m->x_out, D, D, w + m->out_norm, m->inv_out, N, 1, D, 0);
+    //~ h_out = norm(x_out)
+    stream_norm_backward(m, m->d_res, m->dh, m->x_out, m->inv_out, m->out_norm, m->out_norm_bias, 0);
+    if (mixer_kinds[c->mixer].rwkv == 7) zeroed(m->d_first, (size_t)N * c->n_heads * c->dv);
     for (int l = n - 1; l >= 0; l--) layer_backward(m, &m->layers[l], m->d_res);
     //~ x = E[id]
     embedding_backward(dw + m->embed, m->d_res, id, N, D);
@@ -3162,7 +3686,7 @@ static Out model_file(const Tiny *m, const Gguf *vocab, int type, const char *na
     key_f32(&k, G, "sampling.temp", 0.6f), key_f32(&k, G, "sampling.top_p", 0.95f);
     key_u32(&k, p, "block_count", (uint32_t)c->n_layers), key_u32(&k, p, "context_length", (uint32_t)c->seq_len);
     key_u32(&k, p, "embedding_length", (uint32_t)c->dim), key_u32(&k, p, "feed_forward_length", (uint32_t)c->hidden_dim);
-    key_u32(&k, p, "vocab_size", (uint32_t)c->vocab_size), key_f32(&k, p, "attention.layer_norm_rms_epsilon", c->eps);
+    key_u32(&k, p, "vocab_size", (uint32_t)c->vocab_size), key_f32(&k, p, kind->rwkv ? "attention.layer_norm_epsilon" : "attention.layer_norm_rms_epsilon", c->eps);
     if (kind->qwen) {
         key_u32(&k, p, "attention.head_count", (uint32_t)c->q_heads), key_u32(&k, p, "attention.head_count_kv", (uint32_t)c->kv_heads);
         key_u32(&k, p, "attention.key_length", (uint32_t)c->head_dim), key_u32(&k, p, "attention.value_length", (uint32_t)c->head_dim);
@@ -3176,6 +3700,10 @@ static Out model_file(const Tiny *m, const Gguf *vocab, int type, const char *na
         key_u32(&k, p, "ssm.conv_kernel", (uint32_t)c->d_conv), key_u32(&k, p, "ssm.state_size", (uint32_t)c->dk);
         key_u32(&k, p, "ssm.group_count", (uint32_t)c->n_heads), key_u32(&k, p, "ssm.time_step_rank", (uint32_t)c->n_heads);
         key_u32(&k, p, "ssm.inner_size", (uint32_t)(c->n_heads * c->dv));
+    } else if (kind->rwkv) {
+        key_u32(&k, p, "wkv.head_size", (uint32_t)c->dk), key_u32(&k, p, "mixer.head_count", (uint32_t)c->n_heads), key_u32(&k, p, "mixer.value_length", (uint32_t)c->dv);
+        key_f32(&k, p, "mixer.layer_norm_epsilon", kind->norm_eps);
+        if (kind->rwkv == 7) key_f32(&k, p, "mixer.l2_norm_epsilon", 1e-6f);
     } else {
         key_u32(&k, p, "mixer.head_count", (uint32_t)c->n_heads), key_u32(&k, p, "mixer.head_count_kv", (uint32_t)c->n_heads);
         key_u32(&k, p, "mixer.key_length", (uint32_t)c->dk), key_u32(&k, p, "mixer.value_length", (uint32_t)c->dv);
@@ -3216,8 +3744,9 @@ static Out model_file(const Tiny *m, const Gguf *vocab, int type, const char *na
     for (int n = 0; n < m->n_tensors; n++) {
         const TinyTensor *t = &m->tensors[n];
         const bool turn = t->flags & TRANSPOSED;
-        put_str(&o, t->name, strlen(t->name)), put_int(&o, t->rows ? 2 : 1, 4), put_int(&o, (uint64_t)(turn ? t->rows : t->cols), 8);
-        if (t->rows) put_int(&o, (uint64_t)(turn ? t->cols : t->rows), 8);
+        put_str(&o, t->name, strlen(t->name)), put_int(&o, t->rows ? 2 + (t->parts > 1) : 1, 4), put_int(&o, (uint64_t)(turn ? t->rows : t->cols), 8);
+        if (t->rows) put_int(&o, (uint64_t)((turn ? t->cols : t->rows) / t->parts), 8);
+        if (t->parts > 1) put_int(&o, (uint64_t)t->parts, 8);
         put_int(&o, (uint64_t)type_of(t, type), 4), put_int(&o, offset[n], 8);
     }
     pad(&o, 32);
@@ -3401,8 +3930,8 @@ static const char *configure(TinyConfig *c, const TrainOptions *o, int vocab_siz
     if (o->hybrid && (sscanf(o->hybrid, "%d:%d%c", &every, &one, &end) != 2 || every < 1 || every > 255 || one != 1)) return "--hybrid is N:1, N linear layers for each of softmax attention, not";
     if (o->hybrid && mixer == SOFTMAX) return "--hybrid does not go with --mixer";
     if (o->hybrid && every >= o->layers) return "--layers are too few for a layer of softmax attention with --hybrid";
-    if (o->task && o->out && k->qwen && !o->hidden) return "--out needs a feed-forward network (--hidden) with --mixer"; /* run's Qwen files have one */
-    if (!o->conv && mixer != SOFTMAX && f->silu != SILU_NEVER && f->silu != SILU_CONV) return "--conv 0 does not go with --mixer";
+    if (o->task && o->out && (k->qwen || k->rwkv) && !o->hidden) return "--out needs a feed-forward network (--hidden) with --mixer"; /* run's Qwen and RWKV files have one */
+    if (!o->conv && f && mixer != SOFTMAX && f->silu != SILU_NEVER && f->silu != SILU_CONV) return "--conv 0 does not go with --mixer";
     if (o->conv > 0 && mixer == SOFTMAX && o->out) return "--conv is not written to files with --mixer";
     *c = (TinyConfig){
         .mixer = mixer, .dim = o->dim, .hidden_dim = (is_mamba(f) && !o->hybrid) || (o->task && !o->hidden) ? 0 : o->hidden ? o->hidden : (o->dim * 8 / 3 + 31) / 32 * 32, .n_layers = o->layers,
@@ -3410,7 +3939,7 @@ static const char *configure(TinyConfig *c, const TrainOptions *o, int vocab_siz
         .dk = o->key_dim ? o->key_dim : 32, .dv = o->value_dim ? o->value_dim : mixer == GLA && o->dim % 64 == 0 ? 64 : 32,
         .interval = o->hybrid ? every + 1 : mixer == SOFTMAX ? 1 : mixer == GATED_DELTA ? 4 : 0,
         .q_heads = heads, .kv_heads = heads % 2 == 0 ? heads / 2 : heads % 3 == 0 ? heads / 3 : 1, .head_dim = 32, .n_rot = k->qwen ? 16 : 32,
-        .gate_rank = 16, .eps = 1e-6f, .rope_base = 10000, .decay_divisor = 16, .recall = o->task != NULL
+        .gate_rank = 16, .eps = k->rwkv ? 1e-5f : 1e-6f, .rope_base = 10000, .decay_divisor = 16, .recall = o->task != NULL
     };
     c->n_heads = o->heads ? o->heads : o->dim / c->dv > 0 ? o->dim / c->dv : 1;
     if (narrow_gate(f)) c->gate_rank = c->dv;

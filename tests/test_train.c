@@ -44,12 +44,14 @@ static void differences(const char *what, const Func *f, const Arg *args, int n_
         for (size_t i = 0; i < n; i++) size = fabs(dx[i]) > size ? fabs(dx[i]) : size;
         for (size_t k = 0; k < tries; k++) {
             size_t i = n <= TRIES ? k : rng_next(&rng) % n;
-            const double h = 5e-5;                /* four points: the error of the formula is of order h^4 */
             const real keep = args[a].x[i];
-            double at[4];
-            for (int j = 0; j < 4; j++) args[a].x[i] = keep + h * (j < 2 ? j - 2 : j - 1), at[j] = value(f);
+            double at[4], err = INFINITY;
+            for (double h = 5e-5; h > 1e-6 && !(err < 1e-7); h /= 20) {     /* four points: the error of the formula is of order h^4; a smaller h where relu^2 bends in between */
+                for (int j = 0; j < 4; j++) args[a].x[i] = keep + h * (j < 2 ? j - 2 : j - 1), at[j] = value(f);
+                double now = fabs((8 * (at[2] - at[1]) - (at[3] - at[0])) / (12 * h) - dx[i]) / size;
+                err = now < err || now != now ? now : err;
+            }
             args[a].x[i] = keep;
-            double err = fabs((8 * (at[2] - at[1]) - (at[3] - at[0])) / (12 * h) - dx[i]) / size;
             worst = err > worst || err != err ? err : worst;
         }
         char name[96];
@@ -71,6 +73,35 @@ static void run_glu(void *p) { Row *r = p; glu_forward(r->act, r->y, r->x, r->ld
 static void run_scale(void *p) { Row *r = p; kern.scale_forward(r->y, r->x, r->ld, r->z, r->N, r->heads, r->n); }
 static void run_conv(void *p) { Row *r = p; conv_forward(r->y, r->n, r->x, r->ld, r->w, r->b, r->silu, r->B, r->T, r->n, 4); }
 static void run_gate(void *p) { Row *r = p; kern.gate_forward(r->y, r->x, r->ld, r->b, r->w, r->scale, r->N, r->n); }
+
+static void run_layernorm(void *p) { Row *r = p; layernorm_forward(r->y, r->inv, r->x, r->w, r->b, r->N, r->heads, r->n, 1e-3); }
+static void run_shift(void *p) { Row *r = p; shift_forward(r->y, r->x, r->w, r->ld, r->B, r->T, r->n); }
+
+/* ---- what RWKV has of its own: outputs of a pair stand one behind the other in y ---- */
+enum { RN = 70, RH = 2, RDK = 16, RDV = 32, RK = RN * RH * RDK, RV = RN * RH * RDV };
+typedef struct { real *a, *b, *c, *d, *scaled, *inv, *y; } Own;
+
+static void run_bonus(void *p) { Own *r = p; bonus_forward(zeroed(r->y, RV), r->a, r->b, r->c, r->d, RN, RH, RDK, RDV); }
+static void run_keys(void *p) { Own *r = p; rwkv7_keys_forward(r->y, r->y + RK, r->y + 2 * RK, r->scaled, r->inv, r->a, r->b, r->c, r->d, RN, RH, RDK); }
+static void run_blend(void *p) { Own *r = p; blend_forward(r->y, r->a, r->b, r->c, RV); }
+
+static void test_rwkv_pairs(void) {
+    real *dy = noise(3 * RK + RV, 1), *da = noise(RV, 0), *db = noise(RV, 0), *dc = noise(RV, 0), *dd = noise(RV, 0);
+    Own bonus = { noise(RK, 1), noise(RK, 1), noise(RV, 1), noise(RH * RDK, 1), NULL, NULL, noise(RV, 0) };
+    bonus_backward(da, db, dc, dd, dy, bonus.a, bonus.b, bonus.c, bonus.d, RN, RH, RDK, RDV);
+    differences("bonus", &(Func){ run_bonus, &bonus, bonus.y, dy, RV }, (Arg[]){ { "q", bonus.a, da, RK }, { "k", bonus.b, db, RK }, { "v", bonus.c, dc, RV }, { "u", bonus.d, dd, RH * RDK } }, 4);
+    Own keys = { noise(RK, 1), noise(RK, 1), noise(RH * RDK, 1), noise(RH * RDK, 1), noise(RK, 0), noise(RN * RH, 0), noise(3 * RK, 0) };
+    run_keys(&keys);
+    zeroed(da, RV), zeroed(db, RV), zeroed(dc, RV), zeroed(dd, RV);
+    real *de = noise(RK, 0);
+    memcpy(de, dy + RK, RK * sizeof *de);
+    rwkv7_keys_backward(da, db, dc, dd, dy, de, dy + 2 * RK, keys.y + RK, keys.scaled, keys.inv, keys.a, keys.b, keys.c, keys.d, RN, RH, RDK);
+    differences("keys of RWKV-7", &(Func){ run_keys, &keys, keys.y, dy, 3 * RK }, (Arg[]){ { "key", keys.a, da, RK }, { "a", keys.b, db, RK }, { "k_k", keys.c, dc, RH * RDK }, { "k_a", keys.d, dd, RH * RDK } }, 4);
+    Own blend = { noise(RV, 1), noise(RV, 1), noise(RV, 1), NULL, NULL, NULL, noise(RV, 0) };
+    zeroed(db, RV);
+    blend_backward(da, db, dc, dy, blend.a, blend.b, blend.c, RV);
+    differences("blended values", &(Func){ run_blend, &blend, blend.y, dy, RV }, (Arg[]){ { "x", blend.a, da, RV }, { "first", blend.b, db, RV }, { "f", blend.c, dc, RV } }, 3);
+}
 
 static void test_pairs(void) {
     for (int shape = 0; shape < 3; shape++) {
@@ -143,6 +174,33 @@ static void test_pairs(void) {
         Arg args[3] = { { "a", g.x, da, (size_t)N * ld }, { "bias", g.b, db, wide }, { "rate", g.w, dr, wide } };
         differences(name, &(Func){ run_gate, &g, g.y, dd, (size_t)N * wide }, args, g.w ? 3 : g.b ? 2 : 1);
     }
+    const char *maps[] = { "tanh", "relu^2", "exp(-e^x)", "exp(-e^-1/2 sigmoid(x))" };
+    for (Act act = F_TANH; act <= F_DECAY7; act++) {
+        Row f = { .N = 9, .n = 64, .ld = 64, .act = act, .x = noise(576, 1), .y = noise(576, 1), .scale = 1 };
+        real *df = noise(576, 1), *dfx = noise(576, 0);
+        act_backward(act, dfx, df, f.x, 9, 64);
+        differences(maps[act - F_TANH], &(Func){ run_map, &f, f.y, df, 576 }, (Arg[]){ { "x", f.x, dfx, 576 } }, 1);
+    }
+    for (int add = 0; add < 2; add++) {                     /* weights per head; the gradient of x added to what is there, here itself */
+        Row l = { .N = N, .heads = H, .n = n, .x = noise(S, 1), .w = noise(H * n, 1), .b = noise(H * n, 1), .y = noise(S, 1), .inv = noise(2 * N * H, 0) };
+        real *dl = noise(S, 0), *dlw = noise(H * n, 0), *dlb = noise(H * n, 0);
+        run_layernorm(&l);
+        layernorm_backward(dl, dlw, dlb, dy, l.x, l.w, l.inv, N, H, n, 0);
+        if (add) {
+            zeroed(dlw, H * n), zeroed(dlb, H * n);
+            layernorm_backward(dl, dlw, dlb, dy, l.x, l.w, l.inv, N, H, n, 1);
+            for (int i = 0; i < S; i++) dl[i] /= 2;
+        }
+        differences(add ? "layer norm, added" : "layer norm", &(Func){ run_layernorm, &l, l.y, dy, S }, (Arg[]){ { "x", l.x, dl, S }, { "w", l.w, dlw, H * n }, { "b", l.b, dlb, H * n } }, 3);
+    }
+    for (int own = 0; own < 2; own++) {                     /* a share per channel, or per channel and token */
+        const int T = 7, D = 32, all = 3 * T * D;
+        Row h = { .B = 3, .T = T, .n = D, .ld = own ? D : 0, .x = noise(all, 1), .w = noise(all, 1), .y = noise(all, 1) };
+        real *dh = noise(all, 1), *dhx = noise(all, 0), *dhw = noise(all, 0);
+        shift_backward(dhx, dhw, dh, h.x, h.w, h.ld, 3, T, D);
+        differences(own ? "token shift, a share per token" : "token shift", &(Func){ run_shift, &h, h.y, dh, all }, (Arg[]){ { "x", h.x, dhx, all }, { "share", h.w, dhw, own ? all : D } }, 2);
+    }
+    test_rwkv_pairs();
     real step_bias[3] = { 0.3, -2, 1 }, *a = noise(N * 3, 2), *step = noise(N * 3, 0), *dstep = noise(N * 3, 1), *da = noise(N * 3, 0), db[3] = { 0 };
     step_backward(da, db, dstep, a, 3, step_bias, N, 3);
     for (int k = 0; k < 3; k++) {
@@ -165,34 +223,43 @@ static void plain_recurrence(const Memory *m, real *o) {
         for (int t = 0; t < m->T; t++) {
             size_t row = ((size_t)(n / m->heads) * m->T + t) * m->heads + h;
             for (int j = 0; j < m->dv; j++) {
-                double r = 0, out = 0;
+                double r = 0, before = 0, after = 0;
                 if (m->e) for (int i = 0; i < m->dk; i++) r += S[i * m->dv + j] * m->e[row * m->dk + i];
-                double w = m->v[row * m->dv + j] - (m->e ? m->rho[row] * r : 0);
+                double w = m->v[row * m->dv + j] - (m->rho ? m->rho[row] * r : 0);
                 for (int i = 0; i < m->dk; i++) {
                     real *s = &S[i * m->dv + j];
-                    *s = *s * (m->vector_decay ? m->d[row * m->dk + i] : m->d[row]) + m->k[row * m->dk + i] * w;
-                    out += *s * m->q[row * m->dk + i];
+                    before += *s * m->q[row * m->dk + i];
+                    *s *= (m->vector_decay ? m->d[row * m->dk + i] : m->d[row]) * (m->c ? m->c[row * m->dv + j] : 1);
+                    *s += m->k[row * m->dk + i] * w + (m->b ? m->b[row * m->dk + i] * r : 0);
+                    after += *s * m->q[row * m->dk + i];
                 }
-                o[row * m->dv + j] = out;
+                o[row * m->dv + j] = m->mode == SCAN_READS_FIRST ? before : after;
             }
         }
     }
     free(S);
 }
 
+static real *sigmoids(size_t n, double shift) {
+    real *p = noise(n, 1);
+    for (size_t i = 0; i < n; i++) p[i] = 1 / (1 + exp(-p[i] - shift));
+    return p;
+}
+
 static void test_recurrence(void) {
     const int shapes[][3] = { { 5, 16, 16 }, { 33, 32, 32 }, { 20, 48, 64 }, { 48, 64, 16 } };    /* T, dk, dv */
-    for (int mode = 0; mode < 16; mode++) {
-        const int *sh = shapes[mode / 4], T = sh[0], dk = sh[1], dv = sh[2], B = 2, H = 2;
-        const bool vector = mode & 1, erase = mode & 2;
+    const struct { int mode; const char *name; } modes[] = { { 0, "" }, { SCAN_ERASES, " erases" }, { SCAN_WRITES_BACK, " writes back" }, { SCAN_FADES_VALUES, " fades values" }, { SCAN_READS_FIRST, " reads first" } };
+    for (int run = 0; run < 40; run++) {
+        const int *sh = shapes[run / 10], T = sh[0], dk = sh[1], dv = sh[2], B = 2, H = 2, mode = modes[run / 2 % 5].mode;
+        const bool vector = run & 1, erase = mode == SCAN_ERASES, back = mode == SCAN_WRITES_BACK, fade = mode == SCAN_FADES_VALUES;
         const size_t R = (size_t)B * T * H, K = R * dk, V = R * dv, Dn = vector ? K : R;
-        Memory m = { B, T, H, dk, dv, vector, noise(K, 0.3), noise(K, 0.3), noise(V, 1), noise(Dn, 1), erase ? noise(K, 0.3) : NULL, noise(R, 1), NULL,
-                     noise(V, 1), noise(memory_states(B, T, H, dk, dv), 0), noise(V, 1), noise(K, 0), noise(K, 0), noise(V, 0), noise(Dn, 0), noise(K, 0), noise(R, 0) };
-        m.w = erase ? noise(V, 0) : m.v;
-        for (size_t i = 0; i < Dn; i++) m.d[i] = 1 / (1 + exp(-m.d[i] - 1));
-        for (size_t i = 0; i < R; i++) m.rho[i] = 1 / (1 + exp(-m.rho[i]));
+        Memory m = { .B = B, .T = T, .heads = H, .dk = dk, .dv = dv, .vector_decay = vector, .mode = mode, .q = noise(K, 0.3), .k = noise(K, 0.3), .v = noise(V, 1), .d = sigmoids(Dn, 1),
+                     .e = erase || back ? noise(K, 0.3) : NULL, .rho = erase ? sigmoids(R, 0) : NULL, .c = fade ? sigmoids(V, 1) : NULL, .b = back ? noise(K, 0.3) : NULL,
+                     .o = noise(V, 1), .S = noise(memory_states(B, T, H, dk, dv), 0), .d_o = noise(V, 1), .dq = noise(K, 0), .dkey = noise(K, 0), .dval = noise(V, 0), .dd = noise(Dn, 0),
+                     .de = noise(K, 0), .drho = noise(R, 0), .dc = noise(V, 0), .db = noise(K, 0) };
+        m.w = erase || back ? noise(V, 0) : m.v;
         char name[64];
-        snprintf(name, sizeof name, "recurrence %s%s T %d dk %d dv %d", vector ? "vector" : "scalar", erase ? " erase" : "", T, dk, dv);
+        snprintf(name, sizeof name, "recurrence %s%s T %d dk %d dv %d", vector ? "vector" : "scalar", modes[run / 2 % 5].name, T, dk, dv);
         memory_forward(&m);
         real *o = noise(V, 0);
         double worst = 0;
@@ -200,8 +267,13 @@ static void test_recurrence(void) {
         for (size_t i = 0; i < V; i++) worst = fabs(o[i] - m.o[i]) > worst ? fabs(o[i] - m.o[i]) : worst;
         check(name, worst, 1e-12);
         memory_backward(&m);
-        Arg args[6] = { { "q", m.q, m.dq, K }, { "k", m.k, m.dkey, K }, { "v", m.v, m.dval, V }, { "d", m.d, m.dd, Dn }, { "e", m.e, m.de, K }, { "rho", m.rho, m.drho, R } };
-        differences(name, &(Func){ run_memory, &m, m.o, m.d_o, V }, args, erase ? 6 : 4);
+        Arg args[6] = { { "q", m.q, m.dq, K }, { "k", m.k, m.dkey, K }, { "v", m.v, m.dval, V }, { "d", m.d, m.dd, Dn } };
+        int n = 4;
+        if (erase || back) args[n++] = (Arg){ "e", m.e, m.de, K };
+        if (erase) args[n++] = (Arg){ "rho", m.rho, m.drho, R };
+        if (back) args[n++] = (Arg){ "b", m.b, m.db, K };
+        if (fade) args[n++] = (Arg){ "c", m.c, m.dc, V };
+        differences(name, &(Func){ run_memory, &m, m.o, m.d_o, V }, args, n);
     }
 }
 
@@ -273,7 +345,7 @@ static void test_whole(TinyConfig c, const char *what) {
     tiny_new(&w.m, &c, 2, 7);
     for (int n = 0; n < w.m.n_tensors; n++) {                   /* no term at 0 or 1 only, and gates that matter */
         const TinyTensor *t = &w.m.tensors[n];
-        bool gate = strstr(t->name, "ssm_a") || strstr(t->name, "bias");
+        bool gate = strstr(t->name, "ssm_a") || strstr(t->name, "bias") || strstr(t->name, "time_mix_w0") || strstr(t->name, "time_mix_decay") || strstr(t->name, "_lerp_");
         for (size_t i = 0; i < tensor_len(t); i++) {
             real *p = &w.m.params[t->at + i];
             if (t->flags & CONSTANT) continue;

@@ -1327,6 +1327,89 @@ static void blend_backward(real *dx, real *dfirst, real *df, const real *dy, con
     }
 }
 
+/* Softmax of N rows of n. */
+static void softmax_forward(real *p, const real *x, int N, int n) {
+    PARALLEL
+    for (int r = 0; r < N; r++) {
+        const real *xr = x + (size_t)r * n;
+        real *pr = p + (size_t)r * n, top = xr[0], sum = 0;
+        for (int i = 1; i < n; i++) top = xr[i] > top ? xr[i] : top;
+        for (int i = 0; i < n; i++) sum += pr[i] = (real)exp(xr[i] - top);
+        for (int i = 0; i < n; i++) pr[i] /= sum;
+    }
+}
+
+//~ p = softmax(x):  dx_i = p_i (dp_i - sum_j p_j dp_j)
+static void softmax_backward(real *dx, const real *dp, const real *p, int N, int n) {
+    PARALLEL
+    for (int r = 0; r < N; r++) {
+        const size_t at = (size_t)r * n;
+        real dot = 0;
+        for (int i = 0; i < n; i++) dot += p[at + i] * dp[at + i];
+        for (int i = 0; i < n; i++) dx[at + i] = p[at + i] * (dp[at + i] - dot);
+    }
+}
+
+/* A decay that keeps the weights of all tokens so far a softmax (LightNet, ABC), channel by channel: with z_t = ln sum_(s <= t) e^f_s
+ *   rest_t = e^(f_t - z_t) = sigmoid(f_t - z_(t-1))   is written,   d_t = e^(z_(t-1) - z_t) = 1 - rest_t   is kept
+ * d, rest (B T, n) */
+static void sum_decay_forward(real *d, real *rest, const real *f, size_t ldf, int B, int T, int n) {
+    PARALLEL
+    for (int b = 0; b < B; b++) {
+        double *z = checked(malloc(n * sizeof *z));
+        for (int r = b * T; r < (b + 1) * T; r++)
+            for (int i = 0; i < n; i++) {
+                const double x = f[r * ldf + i], more = r % T ? exp(-fabs(x - z[i])) : 0, larger = 1 / (1 + more), smaller = more / (1 + more);
+                const bool above = r % T == 0 || x > z[i];
+                z[i] = (above ? x : z[i]) + log1p(more);
+                rest[(size_t)r * n + i] = (real)(above ? larger : smaller), d[(size_t)r * n + i] = (real)(above ? smaller : larger);
+            }
+        free(z);
+    }
+}
+
+//~ from the last token: with g = drest - dd and c = dz_t,  df_t = g rest d + c rest;  dz_(t-1) = c d - g rest d
+static void sum_decay_backward(real *df, size_t ldf, const real *dd, const real *drest, const real *d, const real *rest, int B, int T, int n) {
+    PARALLEL
+    for (int b = 0; b < B; b++) {
+        real *c = checked(calloc((size_t)n, sizeof *c));
+        for (int r = (b + 1) * T - 1; r >= b * T; r--)
+            for (int i = 0; i < n; i++) {
+                const size_t at = (size_t)r * n + i;
+                const real g = (drest[at] - dd[at]) * rest[at] * d[at];
+                df[r * ldf + i] = g + c[i] * rest[at];
+                c[i] = c[i] * d[at] - g;
+            }
+        free(c);
+    }
+}
+
+/* What Comba makes of q and k, (N, H dk) in rows ldu apart:  p = old k is erased along;  q <- q - skip p.  old, skip (H) */
+static void comba_forward(real *p, real *q, const real *uq, const real *uk, size_t ldu, const real *old, const real *skip, int N, int H, int dk) {
+    PARALLEL
+    for (int r = 0; r < N; r++)
+        for (int i = 0; i < H * dk; i++) {
+            const size_t at = (size_t)r * H * dk + i;
+            p[at] = old[i / dk] * uk[r * ldu + i], q[at] = uq[r * ldu + i] - skip[i / dk] * p[at];
+        }
+}
+
+//~ as above.  dp is used up; duk, dold and dskip add.
+static void comba_backward(real *duq, real *duk, real *dold, real *dskip, real *dp, const real *dq, const real *p, const real *uk, size_t ldu, const real *old, const real *skip, int N, int H, int dk) {
+    const int blocks = ceil_div(N, BLOCK);
+    real *part = zeroed(space(-1, (size_t)blocks * 2 * H), (size_t)blocks * 2 * H);
+    PARALLEL
+    for (int r0 = 0; r0 < N; r0 += BLOCK)
+        for (int r = r0; r < least(r0 + BLOCK, N); r++)
+            for (int i = 0; i < H * dk; i++) {
+                const size_t at = (size_t)r * H * dk + i;
+                real *sum = part + (size_t)(r0 / BLOCK) * H + i / dk;
+                duq[r * ldu + i] = dq[at], sum[(size_t)blocks * H] -= dq[at] * p[at], dp[at] -= skip[i / dk] * dq[at];
+                duk[r * ldu + i] += old[i / dk] * dp[at], *sum += dp[at] * uk[r * ldu + i];
+            }
+    add_blocks(dold, part, blocks, H), add_blocks(dskip, part + (size_t)blocks * H, blocks, H);
+}
+
 /* A convolution of C channels of rows that hold more. w is kept as (taps, C), the transpose of the file's (C, taps). */
 static void conv_forward(real *y, size_t ldy, const real *x, size_t ldx, const real *w, const real *bias, bool silu, int B, int T, int C, int taps) {
     PARALLEL
@@ -1468,11 +1551,16 @@ static const MixerKind mixer_kinds[] = {
     { "softmax", "qwen35", "gated softmax attention in every layer", .qwen = true },
     { "linear-attention", "linear_attn", "no decay: everything is added up", .elu = true },
     { "retnet", "retnet", "a fixed decay per head", .rope = true },
+    { "lightning", "lightning_attn", "retnet behind a convolution instead of a rotation", .d_conv = 4 },
     { "simple-gla", "simple_gla", "a decay per head and token", .d_conv = 4 },
     { "hgrn2", "hgrn2", "what is not kept is written: key = 1 - decay", .norm_eps = 1e-5f },
+    { "lightnet", "lightnet", "a decay that weighs all tokens so far by a softmax", .d_conv = 0 },
+    { "gsa", "gsa", "a table of slots, each with a decay, read by softmax", .norm_eps = 1e-5f },
+    { "abc", "abc", "gsa with the decay of lightnet", .d_conv = 0 },
     { "mamba2", "mamba2", "one step size per head is both decay and write strength", .d_conv = 4 },
     { "deltanet", "delta_net", "erases what is stored under the key before it writes", .d_conv = 4, .ungated = true },
     { "gated-deltanet", "gated_deltanet", "deltanet with a decay per head", .d_conv = 4 },
+    { "comba", "comba", "gated-deltanet that erases along a key of its own", .d_conv = 4 },
     { "kda", "kda", "deltanet with a decay per key channel", .d_conv = 4 },
     { "gdn2", "gdn2", "kda with strengths of erase and write per channel", .d_conv = 4 },
     { "rwkv6", "rwkv6", "gla that reads before it writes, and sees the token before instead of a convolution", .norm_eps = 64e-5f, .rwkv = 6 },
@@ -1482,6 +1570,7 @@ enum { N_KINDS = sizeof mixer_kinds / sizeof *mixer_kinds };
 
 static const Family *family_of(const MixerKind *k) { return family_named(k->qwen ? "gated_deltanet" : k->arch); } /* NULL: RWKV */
 static bool is_softplus(const Family *f) { return f->decay == DECAY_SOFTPLUS || f->decay == DECAY_STEP; }
+static bool keys_from_decay(const Family *f) { return f->write == WRITE_REST && f->per == CHANNELS; }    /* k = 1 - d, from the projection of the decay */
 static bool is_mamba(const Family *f) { return f && f->write == WRITE_STEP_V; }       /* skip, gate before the norm, no feed-forward */
 static bool narrow_gate(const Family *f) { return f && f->per == CHANNELS && f->erase; }     /* z through a narrow middle, with a bias */
 static Act act_of(int act) { return act == ACT_SILU ? F_SILU : act == ACT_SIGMOID ? F_SIGMOID : act == ACT_ELU1 ? F_ELU1 : F_ID; }
@@ -1530,10 +1619,10 @@ typedef struct {
     int at_u, at_q, at_k, at_v, n_u;         /* columns of raw where those of u begin; of u */
     int n_conv, conv_width[3];
     size_t attn_norm, ffn_norm, w_in, w_ffn, w_down, w_o, norm;      /* w_ffn: gate, then up */
-    size_t conv[3], conv_bias, decay, a_log, bias, w_fb, w_gb, gb_bias, skip, q_norm, k_norm;
+    size_t conv[3], conv_bias, decay, a_log, bias, w_fb, w_gb, gb_bias, skip, old_key, q_norm, k_norm;
     real *x, *inv, *h, *mid, *inv2, *h2, *gu, *s;            /* block input, normed, after mixer, normed, feed-forward */
-    real *raw, *conved, *f, *z, *rate, *bk, *step, *og, *inv_q, *inv_k, *inv_o, *y, *lse;
-    Memory mem;
+    real *raw, *conved, *f, *z, *rate, *bk, *step, *og, *old, *q_less, *inv_q, *inv_k, *inv_e, *inv_o, *y, *lse;
+    Memory mem, keys;                        /* keys: of the table of slots, as many as a key is wide, whose values are in mem */
     Rwkv rwkv;
 } TinyLayer;
 
@@ -1616,8 +1705,8 @@ static void list_attention(Tiny *m, TinyLayer *L, int l, bool gated) {
 static void list_linear(Tiny *m, TinyLayer *L, int l) {
     const TinyConfig *c = &m->c;
     const Family *k = L->family;
-    const int H = c->n_heads, K = H * c->dk, V = H * c->dv, taps = c->d_conv, wide = k->per == CHANNELS ? K : H;
-    const bool narrow = k->per == CHANNELS && k->decay != DECAY_FORGET;
+    const int H = c->n_heads, K = H * c->dk, V = H * c->dv, taps = c->d_conv, wide = k->per == HEADS ? H : K;
+    const bool narrow = k->per == CHANNELS && !keys_from_decay(k), slots = k->per == SLOTS;
     L->n_u = 2 * K + V, L->at_k = K, L->at_v = 2 * K;
     if (is_mamba(k)) {                                              /* one matrix: z, x, B, C, dt */
         add_in_rows(m, L, l, "ssm_in.weight", V + L->n_u + H);
@@ -1626,14 +1715,14 @@ static void list_linear(Tiny *m, TinyLayer *L, int l) {
         add_in_rows(m, L, l, "attn_qkv.weight", L->n_u);
     } else {
         add_in_rows(m, L, l, "attn_q.weight", K);
-        add_in_rows(m, L, l, k->decay == DECAY_FORGET ? "ssm_alpha.weight" : "attn_k.weight", K);
+        add_in_rows(m, L, l, keys_from_decay(k) ? "ssm_alpha.weight" : "attn_k.weight", K);
         add_in_rows(m, L, l, "attn_v.weight", V);
     }
     if (L->gate != F_ID && !is_mamba(k)) L->at_z = narrow_gate(k) ? add_in_rows(m, L, l, "ssm_g_a.weight", c->gate_rank) : add_in_rows(m, L, l, "attn_gate.weight", V);
     if (k->erase) L->at_b = add_in_rows(m, L, l, "ssm_beta.weight", k->erase == ERASE_GATED ? K : H);
     if (k->erase == ERASE_GATED) L->at_w = add_in_rows(m, L, l, "ssm_w.weight", V);
-    if ((k->decay == DECAY_SIGMOID || is_softplus(k)) && !is_mamba(k))
-        L->at_a = narrow ? add_in_rows(m, L, l, "ssm_f_a.weight", c->gate_rank) : add_in_rows(m, L, l, "ssm_alpha.weight", H);
+    if ((k->decay == DECAY_SIGMOID || is_softplus(k) || slots) && !is_mamba(k))
+        L->at_a = narrow ? add_in_rows(m, L, l, "ssm_f_a.weight", c->gate_rank) : add_in_rows(m, L, l, "ssm_alpha.weight", wide);
     if (narrow) L->w_fb = add_tensor(m, l, "ssm_f_b.weight", K, c->gate_rank, DECAYS);
     if (taps && (L->kind->qwen || is_mamba(k))) {
         L->n_conv = 1, L->conv_width[0] = L->n_u;
@@ -1641,7 +1730,7 @@ static void list_linear(Tiny *m, TinyLayer *L, int l) {
         if (is_mamba(k)) L->conv_bias = add_tensor(m, l, "ssm_conv1d.bias", 0, L->n_u, KEEP_F32);
     } else if (taps)
         for (int i = L->n_conv = 0; i < 3; i++, L->n_conv++)
-            L->conv[i] = add_tensor(m, l, (const char *[]){ "ssm_conv1d_q.weight", k->decay == DECAY_FORGET ? "ssm_conv1d_f.weight" : "ssm_conv1d_k.weight", "ssm_conv1d_v.weight" }[i], taps,
+            L->conv[i] = add_tensor(m, l, (const char *[]){ "ssm_conv1d_q.weight", keys_from_decay(k) ? "ssm_conv1d_f.weight" : "ssm_conv1d_k.weight", "ssm_conv1d_v.weight" }[i], taps,
                                     L->conv_width[i] = i < 2 ? K : V, KEEP_F32 | TRANSPOSED);
     if (k->decay == DECAY_FIXED) L->decay = add_tensor(m, l, "ssm_decay", 0, H, KEEP_F32 | CONSTANT);
     if (k->decay == DECAY_SIGMOID) L->bias = add_tensor(m, l, narrow ? "ssm_f_b.bias" : "ssm_alpha.bias", 0, wide, KEEP_F32);
@@ -1650,11 +1739,12 @@ static void list_linear(Tiny *m, TinyLayer *L, int l) {
         L->a_log = add_tensor(m, l, "ssm_a", is_mamba(k) ? H : 0, is_mamba(k) ? 1 : H, KEEP_F32 | NEGATIVE_EXP);
     }
     if (is_mamba(k)) L->skip = add_tensor(m, l, "ssm_d", H, 1, KEEP_F32);
+    if (k->erase == ERASE_OLD) L->old_key = add_tensor(m, l, "ssm_p", 0, H, KEEP_F32), L->skip = add_tensor(m, l, "ssm_d", 0, H, KEEP_F32);
     if (narrow_gate(k)) {
         L->w_gb = add_tensor(m, l, "ssm_g_b.weight", V, c->gate_rank, DECAYS);
         L->gb_bias = add_tensor(m, l, "ssm_g_b.bias", 0, V, KEEP_F32);
     }
-    L->norm = add_tensor(m, l, "ssm_norm.weight", is_mamba(k) ? H : 0, k->out == OUT_ALL ? V : c->dv, KEEP_F32);
+    L->norm = add_tensor(m, l, "ssm_norm.weight", is_mamba(k) ? H : 0, k->out == OUT_HEAD || is_mamba(k) ? c->dv : V, KEEP_F32);
     L->w_o = add_tensor(m, l, L->kind->qwen || is_mamba(k) ? "ssm_out.weight" : "attn_output.weight", c->dim, V, DECAYS);
 }
 
@@ -1755,7 +1845,7 @@ static void init_params(Tiny *m, uint64_t seed) {
         while (from_to < N_RAMPS && (t->rows || !strstr(name, ramps[from_to].part))) from_to++;
         for (size_t i = 0; i < tensor_len(t); i++) {
             if (from_to < N_RAMPS) p[i] = (real)(ramps[from_to].first + (ramps[from_to].last - ramps[from_to].first) * (double)(i % per) / (double)per);
-            else if (strstr(name, "norm.weight") || !strcmp(strchr(name, 0) - (strlen(name) < 5 ? 0 : 5), "ssm_d")) p[i] = 1;
+            else if (strstr(name, "norm.weight") || !strcmp(strchr(name, 0) - (strlen(name) < 5 ? 0 : 5), "ssm_d") || strstr(name, "ssm_p")) p[i] = 1;
             else if (strstr(name, "ssm_a") && !strstr(name, "ssm_alpha")) p[i] = (real)log(1 + (m->c.recall ? 0 : 15) * rng_uniform(&rng));
             else if (strstr(name, "ssm_decay")) p[i] = 1 - (real)pow(2, -5 - (double)i);
             else if (strstr(name, "ssm_dt")) {
@@ -1819,19 +1909,26 @@ static size_t lay_out(Tiny *m, real *base) {
             if (L->n_conv) L->conved = lay(base, &n, N * L->n_u);
             pool = N * (L->n_in + L->n_u + 2 * Q + 2 * KV);
         } else {
-            const size_t wide = k->per == CHANNELS ? K : H;
-            *r = (Memory){ .B = m->B, .T = c->seq_len, .heads = (int)H, .dk = c->dk, .dv = c->dv, .vector_decay = k->per == CHANNELS };
+            const size_t wide = k->per == HEADS ? H : K;
+            *r = (Memory){ .B = m->B, .T = c->seq_len, .heads = (int)H, .dk = c->dk, .dv = c->dv, .vector_decay = k->per != HEADS };
             r->q = lay(base, &n, N * K), r->k = lay(base, &n, N * K), r->v = lay(base, &n, N * V), r->d = lay(base, &n, N * wide);
             r->S = lay(base, &n, memory_states(m->B, c->seq_len, c->n_heads, c->dk, c->dv)), r->o = lay(base, &n, N * V), r->w = r->v;
             if (k->erase) r->rho = lay(base, &n, N * H), r->e = lay(base, &n, N * K), r->w = lay(base, &n, N * V);
             if (k->erase == ERASE_GATED) L->bk = lay(base, &n, N * K);
+            if (k->erase == ERASE_OLD) L->old = lay(base, &n, N * K), L->q_less = lay(base, &n, N * K), L->inv_e = lay(base, &n, N * H);
+            if (k->per == SLOTS) {          /* S (dk, slots) <- S Diag(d) + k rest';  scores = S'q */
+                L->keys = (Memory){ .B = m->B, .T = c->seq_len, .heads = (int)H, .dk = c->dk, .dv = c->dk, .mode = SCAN_FADES_VALUES, .v = r->k, .w = r->k, .c = r->d };
+                L->keys.q = lay(base, &n, N * K), L->keys.k = lay(base, &n, N * K), L->keys.d = lay(base, &n, N * H), L->keys.o = lay(base, &n, N * K);
+                L->keys.S = lay(base, &n, memory_states(m->B, c->seq_len, c->n_heads, c->dk, c->dk));
+            }
+            if (k->out == OUT_SILU_ALL) L->og = lay(base, &n, N * V);
             if (L->w_fb) L->f = lay(base, &n, N * K);
             if (narrow_gate(k)) L->z = lay(base, &n, N * V);
             if (is_mamba(k)) L->step = lay(base, &n, N * H), L->og = lay(base, &n, N * V);
             if (L->n_conv) L->conved = lay(base, &n, N * L->n_u);
             L->rate = lay(base, &n, wide), L->inv_q = lay(base, &n, N * H), L->inv_k = lay(base, &n, N * H), L->inv_o = lay(base, &n, N * H);
             L->y = lay(base, &n, N * V);
-            pool = N * (L->n_in + L->n_u + 5 * V + 5 * K + 4 * H);
+            pool = N * (L->n_in + L->n_u + 5 * V + 11 * K + 4 * H);
         }
         L->mid = lay(base, &n, N * D), L->inv2 = lay(base, &n, 2 * N), L->h2 = lay(base, &n, N * D);
         L->gu = lay(base, &n, N * 2 * F), L->s = lay(base, &n, N * F);
@@ -1862,9 +1959,10 @@ static void fill_constants(Tiny *m, TinyLayer *L) {
     const size_t N = (size_t)m->B * m->c.seq_len, H = m->c.n_heads;
     if (k && k->erase) L->mem.mode = SCAN_ERASES;
     for (size_t i = 0; k && i < N * H; i++) {
-        if (k->decay == DECAY_NONE) L->mem.d[i] = 1;
+        if (k->decay == DECAY_NONE) L->mem.d[i] = 1; /* these are per head */
         if (k->decay == DECAY_FIXED) L->mem.d[i] = m->params[L->decay + i % H];
         if (k->erase == ERASE_GATED) L->mem.rho[i] = 1;
+        if (k->per == SLOTS) L->keys.d[i] = 1;
     }
 }
 
@@ -1926,7 +2024,7 @@ static Inputs inputs_of(const TinyLayer *L, int K, int V, real *raw, real *conve
     Inputs in = { raw + L->at_u, raw + L->at_a, L->gate == F_ID ? NULL : raw + L->at_z, (size_t)L->n_in, (size_t)L->n_in, (size_t)L->n_in };
     if (L->n_conv) in.u = conved, in.ldu = (size_t)L->n_u;
     if (L->w_fb) in.a = f, in.lda = (size_t)K;
-    if (k->decay == DECAY_FORGET) in.a = in.u + L->at_k, in.lda = in.ldu;
+    if (keys_from_decay(k)) in.a = in.u + L->at_k, in.lda = in.ldu;
     if (narrow_gate(k)) in.z = z, in.ldz = (size_t)V;
     return in;
 }
@@ -1946,42 +2044,46 @@ static void step_backward(real *da, real *dbias, const real *dstep, const real *
         }
 }
 
+static bool has_gate(const Family *f) { return f->decay >= DECAY_SIGMOID && f->decay != DECAY_SUM; }   /* d from a, token by token */
+
 /* Tokens r .. r + rows: from projections to what the recurrence reads, in the order of MixerKind. */
 static void linear_inputs_forward(Tiny *m, TinyLayer *L, int r, int rows) {
     const TinyConfig *c = &m->c;
     const Family *k = L->family;
     const int H = c->n_heads, dk = c->dk, dv = c->dv, K = H * dk, V = H * dv;
     const real scale = is_mamba(k) ? 1 : 1 / (real)sqrt(dk);
-    const size_t atk = (size_t)r * K, atv = (size_t)r * V, ath = (size_t)r * H, atd = (size_t)r * (k->per == CHANNELS ? K : H);
+    const size_t atk = (size_t)r * K, atv = (size_t)r * V, ath = (size_t)r * H, atd = (size_t)r * (k->per == HEADS ? H : K);
     const Inputs in = inputs_of(L, K, V, L->raw, L->conved, L->f, L->z);
     const real *u = in.u + r * in.ldu, *a = in.a + r * in.lda, *raw = L->raw + (size_t)r * L->n_in;
-    Memory *t = &L->mem;
+    Memory *t = &L->mem, *keys = k->per == SLOTS ? &L->keys : t;
     // q, k
-    if (k->norm == QK_L2) {
-        kern.l2norm_forward(t->q + atk, L->inv_q + ath, u + L->at_q, in.ldu, rows, H, dk, scale);
-        kern.l2norm_forward(t->k + atk, L->inv_k + ath, u + L->at_k, in.ldu, rows, H, dk, 1);
-    } else {
-        kern.map_forward(L->map, t->q + atk, u + L->at_q, in.ldu, rows, K, scale);
-        if (k->decay != DECAY_FORGET) kern.map_forward(L->map, t->k + atk, u + L->at_k, in.ldu, rows, K, 1);
-    }
-    // d
-    if (k->decay >= DECAY_SIGMOID)
-        kern.gate_forward(t->d + atd, a, in.lda, L->bias ? W(bias) : NULL, L->rate, is_softplus(k) ? -1 : 1, rows, k->per == CHANNELS ? K : H);
-    if (k->decay == DECAY_FORGET)
+    if (k->erase == ERASE_OLD) {
+        comba_forward(L->old + atk, L->q_less + atk, u + L->at_q, u + L->at_k, in.ldu, W(old_key), W(skip), rows, H, dk);
+        kern.l2norm_forward(t->q + atk, L->inv_q + ath, L->q_less + atk, K, rows, H, dk, scale);
+        kern.l2norm_forward(t->e + atk, L->inv_e + ath, L->old + atk, K, rows, H, dk, 1);
+    } else if (k->norm == QK_L2) kern.l2norm_forward(t->q + atk, L->inv_q + ath, u + L->at_q, in.ldu, rows, H, dk, scale);
+    else kern.map_forward(L->map, keys->q + atk, u + L->at_q, in.ldu, rows, K, scale);
+    if (k->norm == QK_L2) kern.l2norm_forward(t->k + atk, L->inv_k + ath, u + L->at_k, in.ldu, rows, H, dk, 1);
+    else if (!keys_from_decay(k)) kern.map_forward(L->map, keys->k + atk, u + L->at_k, in.ldu, rows, K, 1);
+    // d, and what it leaves to be written
+    if (has_gate(k))
+        kern.gate_forward(t->d + atd, a, in.lda, L->bias ? W(bias) : NULL, L->rate, is_softplus(k) ? -1 : 1, rows, k->per == HEADS ? H : K);
+    if (has_gate(k) && k->write == WRITE_REST)
         for (size_t i = atk; i < atk + (size_t)rows * K; i++) t->k[i] = 1 - t->d[i];
     // rho, v
     const real *v = u + L->at_v;
-    if (k->erase == ERASE_KEY) {
+    if (k->write == WRITE_BETA_V) {
         kern.gate_forward(t->rho + ath, raw + L->at_b, L->n_in, NULL, NULL, 1, rows, H);
         kern.scale_forward(t->v + atv, v, in.ldu, t->rho + ath, rows, H, dv);
     } else if (k->erase == ERASE_GATED) kern.glu_forward(F_SIGMOID, t->v + atv, v, in.ldu, raw + L->at_w, L->n_in, 0, rows, 1, V);
     else if (is_mamba(k)) {
         step_forward(L->step + ath, a, in.lda, W(bias), rows, H);
         kern.scale_forward(t->v + atv, v, in.ldu, L->step + ath, rows, H, dv);
-    } else kern.map_forward(F_ID, t->v + atv, v, in.ldu, rows, V, 1);
+    } else kern.map_forward(k->out == OUT_SILU_ALL ? F_SILU : F_ID, t->v + atv, v, in.ldu, rows, V, 1);
     // e = d k, or d times k of which each channel is erased by its own strength
     const real *ek = t->k + atk;
     if (k->erase == ERASE_GATED) kern.glu_forward(F_SIGMOID, L->bk + atk, t->k + atk, K, raw + L->at_b, L->n_in, 0, rows, 1, K), ek = L->bk + atk;
+    if (k->erase == ERASE_OLD) return;       /* from the memory that has not faded */
     if (k->erase && k->per == CHANNELS) kern.glu_forward(F_ID, t->e + atk, ek, K, t->d + atk, K, 0, rows, 1, K);
     else if (k->erase) kern.scale_forward(t->e + atk, ek, K, t->d + ath, rows, H, dk);
 }
@@ -1994,43 +2096,44 @@ static void linear_inputs_backward(Tiny *m, TinyLayer *L, int r, int rows, real 
     const Family *k = L->family;
     const int H = c->n_heads, dk = c->dk, dv = c->dv, K = H * dk, V = H * dv;
     const real scale = is_mamba(k) ? 1 : 1 / (real)sqrt(dk);
-    const size_t atk = (size_t)r * K, atv = (size_t)r * V, ath = (size_t)r * H, atd = (size_t)r * (k->per == CHANNELS ? K : H), atr = (size_t)r * L->n_in;
+    const size_t atk = (size_t)r * K, atv = (size_t)r * V, ath = (size_t)r * H, atd = (size_t)r * (k->per == HEADS ? H : K), atr = (size_t)r * L->n_in;
     const Inputs in = inputs_of(L, K, V, L->raw, L->conved, L->f, L->z), d_in = inputs_of(L, K, V, draw, dconved, df, NULL);
     const real *u = in.u + r * in.ldu, *a = in.a + r * in.lda, *raw = L->raw + atr;
     real *du = d_in.u + r * in.ldu, *da = d_in.a + r * in.lda;
-    Memory *t = &L->mem;
+    Memory *t = &L->mem, *keys = k->per == SLOTS ? &L->keys : t;
     //~ e = d k,  or d bk with bk = k sigmoid(b)
     if (k->erase == ERASE_GATED) {
         kern.glu_backward(F_ID, dbk + atk, t->dd + atk, t->de + atk, L->bk + atk, K, t->d + atk, K, 0, rows, 1, K, ADD_DZ);
         kern.glu_backward(F_SIGMOID, t->dkey + atk, draw + atr + L->at_b, dbk + atk, t->k + atk, K, raw + L->at_b, L->n_in, 0, rows, 1, K, ADD_DX);
-    } else if (k->erase && k->per == CHANNELS) kern.glu_backward(F_ID, t->dkey + atk, t->dd + atk, t->de + atk, t->k + atk, K, t->d + atk, K, 0, rows, 1, K, ADD_DX | ADD_DZ);
+    } else if (k->erase == ERASE_OLD) ;
+    else if (k->erase && k->per == CHANNELS) kern.glu_backward(F_ID, t->dkey + atk, t->dd + atk, t->de + atk, t->k + atk, K, t->d + atk, K, 0, rows, 1, K, ADD_DX | ADD_DZ);
     else if (k->erase) kern.scale_backward(t->dkey + atk, t->dd + ath, t->de + atk, t->k + atk, K, t->d + ath, rows, H, dk, ADD_DX);
     //~ v = rho act_v,  rho = sigmoid(b);  or v = act_v sigmoid(w);  or v = step act_v
     const real *v = u + L->at_v;
     real *dv_ = du + L->at_v;
-    if (k->erase == ERASE_KEY) {
+    if (k->write == WRITE_BETA_V) {
         kern.scale_backward(dv_, t->drho + ath, t->dval + atv, v, in.ldu, t->rho + ath, rows, H, dv, 0);
         kern.gate_backward(draw + atr + L->at_b, NULL, NULL, t->drho + ath, t->rho + ath, raw + L->at_b, L->n_in, NULL, NULL, 1, rows, H);
     } else if (k->erase == ERASE_GATED) kern.glu_backward(F_SIGMOID, dv_, draw + atr + L->at_w, t->dval + atv, v, in.ldu, raw + L->at_w, L->n_in, 0, rows, 1, V, 0);
     else if (is_mamba(k)) {
         memset(dstep + ath, 0, (size_t)rows * H * sizeof(real));
         kern.scale_backward(dv_, dstep + ath, t->dval + atv, v, in.ldu, L->step + ath, rows, H, dv, 0);
-    } else kern.map_backward(F_ID, dv_, in.ldu, t->dval + atv, v, rows, V, 1);
+    } else kern.map_backward(k->out == OUT_SILU_ALL ? F_SILU : F_ID, dv_, in.ldu, t->dval + atv, v, rows, V, 1);
     //~ d = gate(a)
-    if (k->decay == DECAY_FORGET)            /* k = 1 - d */
+    if (has_gate(k) && k->write == WRITE_REST)            /* k = 1 - d */
         for (size_t i = atk; i < atk + (size_t)rows * K; i++) t->dd[i] -= t->dkey[i];
-    if (k->decay >= DECAY_SIGMOID)
+    if (has_gate(k))
         kern.gate_backward(da, dbias, is_softplus(k) ? drate : NULL, t->dd + atd, t->d + atd, a, in.lda, L->bias ? W(bias) : NULL, L->rate,
-                           is_softplus(k) ? -1 : 1, rows, k->per == CHANNELS ? K : H);
+                           is_softplus(k) ? -1 : 1, rows, k->per == HEADS ? H : K);
     if (is_mamba(k)) step_backward(da, dbias, dstep + ath, a, in.lda, W(bias), rows, H);
     //~ q = scale map(u_q),  k = map(u_k)
-    if (k->norm == QK_L2) {
-        kern.l2norm_backward(du + L->at_q, in.ldu, t->dq + atk, u + L->at_q, L->inv_q + ath, rows, H, dk, scale);
-        kern.l2norm_backward(du + L->at_k, in.ldu, t->dkey + atk, u + L->at_k, L->inv_k + ath, rows, H, dk, 1);
-    } else {
-        kern.map_backward(L->map, du + L->at_q, in.ldu, t->dq + atk, u + L->at_q, rows, K, scale);
-        if (k->decay != DECAY_FORGET) kern.map_backward(L->map, du + L->at_k, in.ldu, t->dkey + atk, u + L->at_k, rows, K, 1);
-    }
+    if (k->norm == QK_L2) kern.l2norm_backward(du + L->at_k, in.ldu, t->dkey + atk, u + L->at_k, L->inv_k + ath, rows, H, dk, 1);
+    else if (!keys_from_decay(k)) kern.map_backward(L->map, du + L->at_k, in.ldu, keys->dkey + atk, u + L->at_k, rows, K, 1);
+    if (k->erase == ERASE_OLD) {             /* Comba's q and e go on in linear_backward; here to where their norms began */
+        kern.l2norm_backward(t->dq + atk, K, t->dq + atk, L->q_less + atk, L->inv_q + ath, rows, H, dk, scale);
+        kern.l2norm_backward(t->de + atk, K, t->de + atk, L->old + atk, L->inv_e + ath, rows, H, dk, 1);
+    } else if (k->norm == QK_L2) kern.l2norm_backward(du + L->at_q, in.ldu, t->dq + atk, u + L->at_q, L->inv_q + ath, rows, H, dk, scale);
+    else kern.map_backward(L->map, du + L->at_q, in.ldu, keys->dq + atk, u + L->at_q, rows, K, scale);
 }
 
 /* Mamba-2 around the recurrence: o += D u_v, then rmsnorm(o silu(z)) with a weight per channel. */
@@ -2078,14 +2181,20 @@ static void linear_forward(Tiny *m, TinyLayer *L) {
         bias_forward(L->z, W(gb_bias), N, V);
         matmul_forward(L->z, V, L->raw + L->at_z, L->n_in, W(w_gb), N, R, V, 1);
     }
-    for (int i = 0, wide = k->per == CHANNELS ? K : H; i < wide; i++)
+    if (k->decay == DECAY_SUM) sum_decay_forward(r->d, r->k, in.a, in.lda, m->B, T, K);
+    for (int i = 0, wide = k->per == HEADS ? H : K; i < wide; i++)
         L->rate[i] = is_softplus(k) ? (real)exp(W(a_log)[i / (wide / H)]) : k->decay == DECAY_SIGMOID ? 1 / (real)c->decay_divisor : 1;
     PARALLEL
     for (int i = 0; i < N; i += BLOCK) linear_inputs_forward(m, L, i, least(BLOCK, N - i));
     if (L->kind->rope) rotate(r->q, m->rope_k, m->B, T, H, dk, dk, 1), rotate(r->k, m->rope_k, m->B, T, H, dk, dk, 1);
+    if (k->per == SLOTS) {                   /* which slots hold what is asked for */
+        memory_forward(&L->keys);
+        softmax_forward(r->q, L->keys.o, N * H, dk);
+    }
     memory_forward(r);
+    if (k->out == OUT_SILU_ALL) act_forward(F_SILU, L->og, r->o, N, V);
     if (is_mamba(k)) mamba_output_forward(m, L, in);
-    else gated_norm_forward(L->gate, L->y, L->inv_o, r->o, in.z, in.ldz, W(norm), N, k->out == OUT_ALL ? 1 : H, k->out == OUT_ALL ? V : c->dv, eps);
+    else gated_norm_forward(L->gate, L->y, L->inv_o, L->og ? L->og : r->o, in.z, in.ldz, W(norm), N, k->out == OUT_HEAD ? H : 1, k->out == OUT_HEAD ? c->dv : V, eps);
     matmul_forward(L->mid, D, L->y, V, W(w_o), N, V, D, 1);
 }
 
@@ -2093,7 +2202,7 @@ static void linear_backward(Tiny *m, TinyLayer *L, const real *d_res, real *dh) 
     const TinyConfig *c = &m->c;
     const Family *k = L->family;
     const int T = c->seq_len, N = m->B * T, D = c->dim, H = c->n_heads, dk = c->dk, K = H * dk, V = H * c->dv, R = c->gate_rank;
-    const int wide = k->per == CHANNELS ? K : H, blocks = ceil_div(N, BLOCK);
+    const int wide = k->per == HEADS ? H : K, blocks = ceil_div(N, BLOCK);
     Memory *r = &L->mem;
     real *dy = TMP(N * V), *draw = TMP(N * L->n_in), *dconved = L->n_conv ? TMP(N * L->n_u) : NULL, *df = L->w_fb ? TMP(N * K) : NULL;
     real *dbk = k->erase == ERASE_GATED ? TMP(N * K) : NULL, *dstep = is_mamba(k) ? TMP(N * H) : NULL, *dz = narrow_gate(k) ? TMP(N * V) : NULL;
@@ -2104,9 +2213,20 @@ static void linear_backward(Tiny *m, TinyLayer *L, const real *d_res, real *dh) 
     matmul_backward(dy, DW(w_o), d_res, D, L->y, V, W(w_o), N, V, D, 0);
     //~ y = rmsnorm(o) act(z)
     if (is_mamba(k)) mamba_output_backward(m, L, in, r->d_o, TMP(N * V), d_in.z, dy);
-    else gated_norm_backward(L->gate, r->d_o, d_in.z, DW(norm), dy, r->o, in.z, in.ldz, W(norm), L->inv_o, N, k->out == OUT_ALL ? 1 : H, k->out == OUT_ALL ? V : c->dv);
+    else gated_norm_backward(L->gate, r->d_o, d_in.z, DW(norm), dy, L->og ? L->og : r->o, in.z, in.ldz, W(norm), L->inv_o, N, k->out == OUT_HEAD ? H : 1, k->out == OUT_HEAD ? c->dv : V);
+    if (k->out == OUT_SILU_ALL) act_backward(F_SILU, r->d_o, r->d_o, r->o, N, V);
     //~ o = recurrence(q, k, v, d, e, rho)
     memory_backward(r);
+    if (k->per == SLOTS) {
+        //~ q = softmax(recurrence of the keys), which has d and 1 - d in common with the values
+        Memory *t = &L->keys;
+        t->d_o = TMP(N * K), t->dval = TMP(N * K), t->dq = TMP(N * K), t->dkey = TMP(N * K), t->dd = TMP(N * H), t->dc = TMP(N * K);
+        softmax_backward(t->d_o, r->dq, r->q, N * H, dk);
+        memory_backward(t);
+        for (size_t i = 0; i < (size_t)N * K; i++) r->dkey[i] += t->dval[i], r->dd[i] += t->dc[i];
+    }
+    //~ d, k = softmax over time
+    if (k->decay == DECAY_SUM) sum_decay_backward(d_in.a, in.lda, r->dd, r->dkey, r->d, r->k, m->B, T, K);
     if (L->kind->rope) rotate(r->dq, m->rope_k, m->B, T, H, dk, dk, -1), rotate(r->dkey, m->rope_k, m->B, T, H, dk, dk, -1);
     //~ q, k, v, d, e, rho from u and raw.  Gradients of bias and rate: one row per block, added in order
     real *part = zeroed(space(-1, (size_t)blocks * 2 * wide), (size_t)blocks * 2 * wide);
@@ -2121,6 +2241,9 @@ static void linear_backward(Tiny *m, TinyLayer *L, const real *d_res, real *dh) 
             //~ rate = exp(a_log)
             if (L->a_log) DW(a_log)[i / (wide / H)] += part[(size_t)b * 2 * wide + wide + i] * L->rate[i];
         }
+    //~ e = old k,  q = u_q - skip e,  before their norms
+    if (k->erase == ERASE_OLD)
+        comba_backward(d_in.u + L->at_q, d_in.u + L->at_k, DW(old_key), DW(skip), r->de, r->dq, L->old, in.u + L->at_k, in.ldu, W(old_key), W(skip), N, H, dk);
     if (is_mamba(k))
         for (int i = 0; i < N; i++)         //~ o += D u_v
             for (int j = 0; j < V; j++) d_in.u[i * in.ldu + L->at_v + j] += W(skip)[j / c->dv] * r->d_o[(size_t)i * V + j];
@@ -3709,6 +3832,7 @@ static Out model_file(const Tiny *m, const Gguf *vocab, int type, const char *na
         key_u32(&k, p, "mixer.key_length", (uint32_t)c->dk), key_u32(&k, p, "mixer.value_length", (uint32_t)c->dv);
         key_u32(&k, p, "mixer.conv_kernel", (uint32_t)c->d_conv);
         if (!kind->ungated && family_of(kind)->gate != ACT_NONE) key_str(&k, p, "mixer.output_gate", family_of(kind)->gate == ACT_SIGMOID ? "sigmoid" : "swish");
+        if (family_of(kind)->per == SLOTS) key_u32(&k, p, "mixer.slot_count", (uint32_t)c->dk);
         if (kind->elu) key_str(&k, p, "mixer.feature_map", "elu_plus_one");
         if (kind->rope) key_u32(&k, p, "mixer.rope_dimension_count", (uint32_t)c->dk), key_f32(&k, p, "mixer.rope_freq_base", c->rope_base);
         if (kind->norm_eps > 0) key_f32(&k, p, "mixer.layer_norm_rms_epsilon", kind->norm_eps);
@@ -4148,7 +4272,10 @@ static int report(Training *r, const Out *file, char *err) {
 /* Floats that the linear layers carry from token to token. */
 static size_t state_floats(const Tiny *m) {
     size_t n = 0;
-    for (int l = 0; l < m->c.n_layers; l++) n += m->layers[l].kind ? (size_t)m->c.n_heads * m->c.dk * m->c.dv : 0;
+    for (int l = 0; l < m->c.n_layers; l++) {
+        const TinyLayer *L = &m->layers[l];
+        n += L->kind ? (size_t)m->c.n_heads * m->c.dk * (m->c.dv + (L->keys.heads ? m->c.dk : 0)) : 0;
+    }
     return n;
 }
 

@@ -1410,6 +1410,46 @@ static void comba_backward(real *duq, real *duk, real *dold, real *dskip, real *
     add_blocks(dold, part, blocks, H), add_blocks(dskip, part + (size_t)blocks * H, blocks, H);
 }
 
+/* The key that is written: k m, smaller where much was written, by a second moment A of each channel.             (mixers.md 4.22)
+ *   A <- fade A + share k^2;   r = ln(A + eps) - scale;   m = SQUASH^(-r / (1 + |r|))
+ * to, A, k (B T, H dk), fade, share (B T, H), scale (H) */
+#define SQUASH ((real)0.40546510810816438)  /* ln 1.5 */
+enum { MICRO = 1000000 };                   /* 1 / eps */
+static void moment_forward(real *to, real *A, const real *k, const real *fade, const real *share, const real *scale, int B, int T, int H, int dk) {
+    PARALLEL
+    for (int b = 0; b < B; b++)
+        for (int r = b * T; r < (b + 1) * T; r++)
+            for (int i = 0; i < H * dk; i++) {
+                const size_t at = (size_t)r * H * dk + i, h = (size_t)r * H + i / dk;
+                A[at] = (r % T ? fade[h] * A[at - H * dk] : 0) + share[h] * k[at] * k[at];
+                const real x = (real)log(A[at] + (real)1 / MICRO) - scale[i / dk];
+                to[at] = k[at] * (real)exp(-SQUASH * x / (1 + (real)fabs(x)));
+            }
+}
+
+//~ from the last token, c = dA of the tokens behind.  In place: the gradient of to becomes that of k. dfade, dshare are assigned, dscale adds.
+static void moment_backward(real *dkey, real *dfade, real *dshare, real *dscale, const real *A, const real *k, const real *fade, const real *share, const real *scale, int B, int T, int H, int dk) {
+    real *part = zeroed(space(-1, (size_t)B * H), (size_t)B * H);
+    PARALLEL
+    for (int b = 0; b < B; b++) {
+        real *c = checked(calloc((size_t)H * dk, sizeof *c));
+        for (int r = (b + 1) * T - 1; r >= b * T; r--)
+            for (int i = 0; i < H * dk; i++) {
+                const size_t at = (size_t)r * H * dk + i, h = (size_t)r * H + i / dk;
+                const real total = A[at] + (real)1 / MICRO, x = (real)log(total) - scale[i / dk], size = 1 + (real)fabs(x), f = (real)exp(-SQUASH * x / size);
+                const real dx = -dkey[at] * k[at] * f * SQUASH / (size * size), dA = c[i] + dx / total;
+                if (i % dk == 0) dfade[h] = dshare[h] = 0;
+                part[(size_t)b * H + i / dk] -= dx;
+                if (r % T) dfade[h] += dA * A[at - H * dk];
+                dshare[h] += dA * k[at] * k[at];
+                dkey[at] = dkey[at] * f + dA * share[h] * 2 * k[at];
+                c[i] = dA * fade[h];
+            }
+        free(c);
+    }
+    add_blocks(dscale, part, B, H);
+}
+
 /* A convolution of C channels of rows that hold more. w is kept as (taps, C), the transpose of the file's (C, taps). */
 static void conv_forward(real *y, size_t ldy, const real *x, size_t ldx, const real *w, const real *bias, bool silu, int B, int T, int C, int taps) {
     PARALLEL
@@ -1542,6 +1582,7 @@ typedef struct {
     bool ungated;                            /* the output gate of its family is left out */
     float norm_eps;                          /* of the output norm; 0: the model's */
     int rwkv;                                /* 6 or 7: layers of their own, see section 7 */
+    int writes;                              /* per token; 0: one */
 } MixerKind;
 
 enum { GATED_DELTA, GLA, SOFTMAX };          /* rows of the table that others ask for by name */
@@ -1560,8 +1601,11 @@ static const MixerKind mixer_kinds[] = {
     { "mamba2", "mamba2", "one step size per head is both decay and write strength", .d_conv = 4 },
     { "deltanet", "delta_net", "erases what is stored under the key before it writes", .d_conv = 4, .ungated = true },
     { "gated-deltanet", "gated_deltanet", "deltanet with a decay per head", .d_conv = 4 },
+    { "gated-deltaproduct", "gated_deltaproduct", "gated-deltanet that erases and writes twice for each token", .d_conv = 4, .writes = 2 },
     { "comba", "comba", "gated-deltanet that erases along a key of its own", .d_conv = 4 },
     { "kda", "kda", "deltanet with a decay per key channel", .d_conv = 4 },
+    { "precond-deltanet", "precond_gated_deltanet", "gated-deltanet that writes less to channels that were written much", .d_conv = 4 },
+    { "precond-kda", "precond_kda", "kda likewise", .d_conv = 4 },
     { "gdn2", "gdn2", "kda with strengths of erase and write per channel", .d_conv = 4 },
     { "rwkv6", "rwkv6", "gla that reads before it writes, and sees the token before instead of a convolution", .norm_eps = 64e-5f, .rwkv = 6 },
     { "rwkv7", "rwkv7", "a decay per key channel; what is recalled under one key goes back under another", .norm_eps = 64e-5f, .rwkv = 7 },
@@ -1570,6 +1614,8 @@ enum { N_KINDS = sizeof mixer_kinds / sizeof *mixer_kinds };
 
 static const Family *family_of(const MixerKind *k) { return family_named(k->qwen ? "gated_deltanet" : k->arch); } /* NULL: RWKV */
 static bool is_softplus(const Family *f) { return f->decay == DECAY_SOFTPLUS || f->decay == DECAY_STEP; }
+static int writes_of(const MixerKind *k) { return k->writes ? k->writes : 1; }
+static bool is_scaled(const Family *f) { return f && f->write == WRITE_SCALED_K; }      /* the key that is written is k times a factor from a second moment */
 static bool keys_from_decay(const Family *f) { return f->write == WRITE_REST && f->per == CHANNELS; }    /* k = 1 - d, from the projection of the decay */
 static bool is_mamba(const Family *f) { return f && f->write == WRITE_STEP_V; }       /* skip, gate before the norm, no feed-forward */
 static bool narrow_gate(const Family *f) { return f && f->per == CHANNELS && f->erase; }     /* z through a narrow middle, with a bias */
@@ -1615,13 +1661,13 @@ typedef struct {
     const MixerKind *kind;                   /* NULL: softmax attention */
     const Family *family;
     Act map, gate;                           /* of q, and of k where it has one; of the output */
-    int n_in, at_z, at_a, at_b, at_w;        /* columns of raw: all, output gate, decay, erase strength, write strength */
+    int n_in, at_z, at_a, at_b, at_w, at_g, at_s;    /* columns of raw: all, output gate, decay, erase strength, write strength, decay of the second moment and its strength */
     int at_u, at_q, at_k, at_v, n_u;         /* columns of raw where those of u begin; of u */
     int n_conv, conv_width[3];
     size_t attn_norm, ffn_norm, w_in, w_ffn, w_down, w_o, norm;      /* w_ffn: gate, then up */
-    size_t conv[3], conv_bias, decay, a_log, bias, w_fb, w_gb, gb_bias, skip, old_key, q_norm, k_norm;
+    size_t conv[3], conv_bias, decay, a_log, bias, w_fb, w_gb, gb_bias, skip, old_key, m_a, m_bias, m_scale, q_norm, k_norm;
     real *x, *inv, *h, *mid, *inv2, *h2, *gu, *s;            /* block input, normed, after mixer, normed, feed-forward */
-    real *raw, *conved, *f, *z, *rate, *bk, *step, *og, *old, *q_less, *inv_q, *inv_k, *inv_e, *inv_o, *y, *lse;
+    real *raw, *conved, *f, *z, *rate, *bk, *step, *og, *one_q, *one_d, *d_one_q, *d_one_d, *unit, *moment, *fade, *share, *m_rate, *old, *q_less, *inv_q, *inv_k, *inv_e, *inv_o, *y, *lse;
     Memory mem, keys;                        /* keys: of the table of slots, as many as a key is wide, whose values are in mem */
     Rwkv rwkv;
 } TinyLayer;
@@ -1707,7 +1753,8 @@ static void list_linear(Tiny *m, TinyLayer *L, int l) {
     const Family *k = L->family;
     const int H = c->n_heads, K = H * c->dk, V = H * c->dv, taps = c->d_conv, wide = k->per == HEADS ? H : K;
     const bool narrow = k->per == CHANNELS && !keys_from_decay(k), slots = k->per == SLOTS;
-    L->n_u = 2 * K + V, L->at_k = K, L->at_v = 2 * K;
+    const int n = writes_of(L->kind), nK = n * K, nV = n * V;
+    L->n_u = K + nK + nV, L->at_k = K, L->at_v = K + nK;
     if (is_mamba(k)) {                                              /* one matrix: z, x, B, C, dt */
         add_in_rows(m, L, l, "ssm_in.weight", V + L->n_u + H);
         L->at_u = V, L->at_v = 0, L->at_k = V, L->at_q = V + K, L->at_a = V + L->n_u;
@@ -1715,14 +1762,15 @@ static void list_linear(Tiny *m, TinyLayer *L, int l) {
         add_in_rows(m, L, l, "attn_qkv.weight", L->n_u);
     } else {
         add_in_rows(m, L, l, "attn_q.weight", K);
-        add_in_rows(m, L, l, keys_from_decay(k) ? "ssm_alpha.weight" : "attn_k.weight", K);
-        add_in_rows(m, L, l, "attn_v.weight", V);
+        add_in_rows(m, L, l, keys_from_decay(k) ? "ssm_alpha.weight" : "attn_k.weight", nK);
+        add_in_rows(m, L, l, "attn_v.weight", nV);
     }
     if (L->gate != F_ID && !is_mamba(k)) L->at_z = narrow_gate(k) ? add_in_rows(m, L, l, "ssm_g_a.weight", c->gate_rank) : add_in_rows(m, L, l, "attn_gate.weight", V);
-    if (k->erase) L->at_b = add_in_rows(m, L, l, "ssm_beta.weight", k->erase == ERASE_GATED ? K : H);
+    if (k->erase) L->at_b = add_in_rows(m, L, l, "ssm_beta.weight", k->erase == ERASE_GATED ? K : n * H);
     if (k->erase == ERASE_GATED) L->at_w = add_in_rows(m, L, l, "ssm_w.weight", V);
     if ((k->decay == DECAY_SIGMOID || is_softplus(k) || slots) && !is_mamba(k))
         L->at_a = narrow ? add_in_rows(m, L, l, "ssm_f_a.weight", c->gate_rank) : add_in_rows(m, L, l, "ssm_alpha.weight", wide);
+    if (is_scaled(k)) L->at_g = add_in_rows(m, L, l, "ssm_m_alpha.weight", H), L->at_s = add_in_rows(m, L, l, "ssm_m_beta.weight", H);
     if (narrow) L->w_fb = add_tensor(m, l, "ssm_f_b.weight", K, c->gate_rank, DECAYS);
     if (taps && (L->kind->qwen || is_mamba(k))) {
         L->n_conv = 1, L->conv_width[0] = L->n_u;
@@ -1731,12 +1779,16 @@ static void list_linear(Tiny *m, TinyLayer *L, int l) {
     } else if (taps)
         for (int i = L->n_conv = 0; i < 3; i++, L->n_conv++)
             L->conv[i] = add_tensor(m, l, (const char *[]){ "ssm_conv1d_q.weight", keys_from_decay(k) ? "ssm_conv1d_f.weight" : "ssm_conv1d_k.weight", "ssm_conv1d_v.weight" }[i], taps,
-                                    L->conv_width[i] = i < 2 ? K : V, KEEP_F32 | TRANSPOSED);
+                                    L->conv_width[i] = i == 0 ? K : i == 1 ? nK : nV, KEEP_F32 | TRANSPOSED);
     if (k->decay == DECAY_FIXED) L->decay = add_tensor(m, l, "ssm_decay", 0, H, KEEP_F32 | CONSTANT);
     if (k->decay == DECAY_SIGMOID) L->bias = add_tensor(m, l, narrow ? "ssm_f_b.bias" : "ssm_alpha.bias", 0, wide, KEEP_F32);
     if (is_softplus(k)) {
         L->bias = add_tensor(m, l, "ssm_dt.bias", 0, wide, KEEP_F32);
         L->a_log = add_tensor(m, l, "ssm_a", is_mamba(k) ? H : 0, is_mamba(k) ? 1 : H, KEEP_F32 | NEGATIVE_EXP);
+    }
+    if (is_scaled(k)) {
+        L->m_bias = add_tensor(m, l, "ssm_m_dt.bias", 0, H, KEEP_F32), L->m_scale = add_tensor(m, l, "ssm_m_scale", 0, H, KEEP_F32);
+        L->m_a = add_tensor(m, l, "ssm_m_a", 0, H, KEEP_F32 | NEGATIVE_EXP);
     }
     if (is_mamba(k)) L->skip = add_tensor(m, l, "ssm_d", H, 1, KEEP_F32);
     if (k->erase == ERASE_OLD) L->old_key = add_tensor(m, l, "ssm_p", 0, H, KEEP_F32), L->skip = add_tensor(m, l, "ssm_d", 0, H, KEEP_F32);
@@ -1846,9 +1898,9 @@ static void init_params(Tiny *m, uint64_t seed) {
         for (size_t i = 0; i < tensor_len(t); i++) {
             if (from_to < N_RAMPS) p[i] = (real)(ramps[from_to].first + (ramps[from_to].last - ramps[from_to].first) * (double)(i % per) / (double)per);
             else if (strstr(name, "norm.weight") || !strcmp(strchr(name, 0) - (strlen(name) < 5 ? 0 : 5), "ssm_d") || strstr(name, "ssm_p")) p[i] = 1;
-            else if (strstr(name, "ssm_a") && !strstr(name, "ssm_alpha")) p[i] = (real)log(1 + (m->c.recall ? 0 : 15) * rng_uniform(&rng));
+            else if ((strstr(name, "ssm_a") && !strstr(name, "ssm_alpha")) || (strstr(name, "ssm_m_a") && !t->rows)) p[i] = (real)log(1 + (m->c.recall ? 0 : 15) * rng_uniform(&rng));
             else if (strstr(name, "ssm_decay")) p[i] = 1 - (real)pow(2, -5 - (double)i);
-            else if (strstr(name, "ssm_dt")) {
+            else if (strstr(name, "ssm_dt") || strstr(name, "ssm_m_dt")) {
                 double dt = exp(log(0.001) + rng_uniform(&rng) * log(m->c.recall ? 10 : 100));
                 p[i] = (real)(dt + log(-expm1(-dt)));         /* the inverse of softplus */
             } else if (strstr(name, "conv1d") && t->rows) p[i] = (real)(rng_uniform(&rng) - 0.5);
@@ -1909,11 +1961,13 @@ static size_t lay_out(Tiny *m, real *base) {
             if (L->n_conv) L->conved = lay(base, &n, N * L->n_u);
             pool = N * (L->n_in + L->n_u + 2 * Q + 2 * KV);
         } else {
-            const size_t wide = k->per == HEADS ? H : K;
-            *r = (Memory){ .B = m->B, .T = c->seq_len, .heads = (int)H, .dk = c->dk, .dv = c->dv, .vector_decay = k->per != HEADS };
-            r->q = lay(base, &n, N * K), r->k = lay(base, &n, N * K), r->v = lay(base, &n, N * V), r->d = lay(base, &n, N * wide);
-            r->S = lay(base, &n, memory_states(m->B, c->seq_len, c->n_heads, c->dk, c->dv)), r->o = lay(base, &n, N * V), r->w = r->v;
-            if (k->erase) r->rho = lay(base, &n, N * H), r->e = lay(base, &n, N * K), r->w = lay(base, &n, N * V);
+            const size_t wide = k->per == HEADS ? H : K, writes = writes_of(L->kind), M = N * writes;
+            *r = (Memory){ .B = m->B, .T = c->seq_len * (int)writes, .heads = (int)H, .dk = c->dk, .dv = c->dv, .vector_decay = k->per != HEADS };
+            r->q = lay(base, &n, M * K), r->k = lay(base, &n, M * K), r->v = lay(base, &n, M * V), r->d = lay(base, &n, M * wide);
+            r->S = lay(base, &n, memory_states(m->B, r->T, c->n_heads, c->dk, c->dv)), r->o = lay(base, &n, M * V), r->w = r->v;
+            if (k->erase) r->rho = lay(base, &n, M * H), r->e = lay(base, &n, M * K), r->w = lay(base, &n, M * V);
+            if (writes > 1) L->one_q = lay(base, &n, N * K), L->one_d = lay(base, &n, N * H), L->og = lay(base, &n, N * V);
+            if (is_scaled(k)) L->unit = lay(base, &n, N * K), L->moment = lay(base, &n, N * K), L->fade = lay(base, &n, N * H), L->share = lay(base, &n, N * H), L->m_rate = lay(base, &n, H);
             if (k->erase == ERASE_GATED) L->bk = lay(base, &n, N * K);
             if (k->erase == ERASE_OLD) L->old = lay(base, &n, N * K), L->q_less = lay(base, &n, N * K), L->inv_e = lay(base, &n, N * H);
             if (k->per == SLOTS) {          /* S (dk, slots) <- S Diag(d) + k rest';  scores = S'q */
@@ -1926,9 +1980,9 @@ static size_t lay_out(Tiny *m, real *base) {
             if (narrow_gate(k)) L->z = lay(base, &n, N * V);
             if (is_mamba(k)) L->step = lay(base, &n, N * H), L->og = lay(base, &n, N * V);
             if (L->n_conv) L->conved = lay(base, &n, N * L->n_u);
-            L->rate = lay(base, &n, wide), L->inv_q = lay(base, &n, N * H), L->inv_k = lay(base, &n, N * H), L->inv_o = lay(base, &n, N * H);
+            L->rate = lay(base, &n, wide), L->inv_q = lay(base, &n, N * H), L->inv_k = lay(base, &n, M * H), L->inv_o = lay(base, &n, N * H);
             L->y = lay(base, &n, N * V);
-            pool = N * (L->n_in + L->n_u + 5 * V + 11 * K + 4 * H);
+            pool = N * (L->n_in + L->n_u + 3 * V + 8 * K + 5 * H) + M * (2 * V + 4 * K + 3 * H) + 2 * H * writes;
         }
         L->mid = lay(base, &n, N * D), L->inv2 = lay(base, &n, 2 * N), L->h2 = lay(base, &n, N * D);
         L->gu = lay(base, &n, N * 2 * F), L->s = lay(base, &n, N * F);
@@ -1958,6 +2012,7 @@ static void fill_constants(Tiny *m, TinyLayer *L) {
     const Family *k = L->family;
     const size_t N = (size_t)m->B * m->c.seq_len, H = m->c.n_heads;
     if (k && k->erase) L->mem.mode = SCAN_ERASES;
+    for (size_t i = 0; k && L->kind->writes && i < (size_t)L->mem.B * L->mem.T * H; i++) L->mem.d[i] = 1;      /* between the writes of a token */
     for (size_t i = 0; k && i < N * H; i++) {
         if (k->decay == DECAY_NONE) L->mem.d[i] = 1; /* these are per head */
         if (k->decay == DECAY_FIXED) L->mem.d[i] = m->params[L->decay + i % H];
@@ -2055,43 +2110,50 @@ static void linear_inputs_forward(Tiny *m, TinyLayer *L, int r, int rows) {
     const size_t atk = (size_t)r * K, atv = (size_t)r * V, ath = (size_t)r * H, atd = (size_t)r * (k->per == HEADS ? H : K);
     const Inputs in = inputs_of(L, K, V, L->raw, L->conved, L->f, L->z);
     const real *u = in.u + r * in.ldu, *a = in.a + r * in.lda, *raw = L->raw + (size_t)r * L->n_in;
+    const int n = writes_of(L->kind);        /* k, v and rho of each write, one after the other */
     Memory *t = &L->mem, *keys = k->per == SLOTS ? &L->keys : t;
+    real *q = L->one_q ? L->one_q : keys->q, *d = L->one_d ? L->one_d : t->d, *key = L->unit ? L->unit : keys->k;
     // q, k
     if (k->erase == ERASE_OLD) {
         comba_forward(L->old + atk, L->q_less + atk, u + L->at_q, u + L->at_k, in.ldu, W(old_key), W(skip), rows, H, dk);
         kern.l2norm_forward(t->q + atk, L->inv_q + ath, L->q_less + atk, K, rows, H, dk, scale);
         kern.l2norm_forward(t->e + atk, L->inv_e + ath, L->old + atk, K, rows, H, dk, 1);
-    } else if (k->norm == QK_L2) kern.l2norm_forward(t->q + atk, L->inv_q + ath, u + L->at_q, in.ldu, rows, H, dk, scale);
-    else kern.map_forward(L->map, keys->q + atk, u + L->at_q, in.ldu, rows, K, scale);
-    if (k->norm == QK_L2) kern.l2norm_forward(t->k + atk, L->inv_k + ath, u + L->at_k, in.ldu, rows, H, dk, 1);
-    else if (!keys_from_decay(k)) kern.map_forward(L->map, keys->k + atk, u + L->at_k, in.ldu, rows, K, 1);
+    } else if (k->norm == QK_L2) kern.l2norm_forward(q + atk, L->inv_q + ath, u + L->at_q, in.ldu, rows, H, dk, scale);
+    else kern.map_forward(L->map, q + atk, u + L->at_q, in.ldu, rows, K, scale);
+    if (k->norm == QK_L2) kern.l2norm_forward(key + n * atk, L->inv_k + n * ath, u + L->at_k, in.ldu, rows, n * H, dk, 1);
+    else if (!keys_from_decay(k)) kern.map_forward(L->map, key + atk, u + L->at_k, in.ldu, rows, K, 1);
     // d, and what it leaves to be written
     if (has_gate(k))
-        kern.gate_forward(t->d + atd, a, in.lda, L->bias ? W(bias) : NULL, L->rate, is_softplus(k) ? -1 : 1, rows, k->per == HEADS ? H : K);
+        kern.gate_forward(d + atd, a, in.lda, L->bias ? W(bias) : NULL, L->rate, is_softplus(k) ? -1 : 1, rows, k->per == HEADS ? H : K);
     if (has_gate(k) && k->write == WRITE_REST)
         for (size_t i = atk; i < atk + (size_t)rows * K; i++) t->k[i] = 1 - t->d[i];
+    for (int i = r; i < r + rows && n > 1; i++) { /* all fades before the first write and is read after the last */
+        memcpy(t->d + (size_t)i * n * H, d + (size_t)i * H, H * sizeof *d);
+        memcpy(t->q + ((size_t)i * n + n - 1) * K, q + (size_t)i * K, K * sizeof *q);
+    }
     // rho, v
     const real *v = u + L->at_v;
-    if (k->write == WRITE_BETA_V) {
-        kern.gate_forward(t->rho + ath, raw + L->at_b, L->n_in, NULL, NULL, 1, rows, H);
-        kern.scale_forward(t->v + atv, v, in.ldu, t->rho + ath, rows, H, dv);
+    if (k->write == WRITE_BETA_V || is_scaled(k)) {
+        kern.gate_forward(t->rho + n * ath, raw + L->at_b, L->n_in, NULL, NULL, 1, rows, n * H);
+        kern.scale_forward(t->v + n * atv, v, in.ldu, t->rho + n * ath, rows, n * H, dv);
     } else if (k->erase == ERASE_GATED) kern.glu_forward(F_SIGMOID, t->v + atv, v, in.ldu, raw + L->at_w, L->n_in, 0, rows, 1, V);
     else if (is_mamba(k)) {
         step_forward(L->step + ath, a, in.lda, W(bias), rows, H);
         kern.scale_forward(t->v + atv, v, in.ldu, L->step + ath, rows, H, dv);
     } else kern.map_forward(k->out == OUT_SILU_ALL ? F_SILU : F_ID, t->v + atv, v, in.ldu, rows, V, 1);
     // e = d k, or d times k of which each channel is erased by its own strength
-    const real *ek = t->k + atk;
+    const real *ek = key + n * atk;
+    if (is_scaled(k)) kern.gate_forward(L->fade + ath, raw + L->at_g, L->n_in, W(m_bias), L->m_rate, -1, rows, H), kern.gate_forward(L->share + ath, raw + L->at_s, L->n_in, NULL, NULL, 1, rows, H);
     if (k->erase == ERASE_GATED) kern.glu_forward(F_SIGMOID, L->bk + atk, t->k + atk, K, raw + L->at_b, L->n_in, 0, rows, 1, K), ek = L->bk + atk;
     if (k->erase == ERASE_OLD) return;       /* from the memory that has not faded */
     if (k->erase && k->per == CHANNELS) kern.glu_forward(F_ID, t->e + atk, ek, K, t->d + atk, K, 0, rows, 1, K);
-    else if (k->erase) kern.scale_forward(t->e + atk, ek, K, t->d + ath, rows, H, dk);
+    else if (k->erase) kern.scale_forward(t->e + n * atk, ek, K, t->d + n * ath, n * rows, H, dk);
 }
 
 /* In: the gradients that the recurrence gives, in L->mem; out: draw, du, df; dbias and drate (wide) and dstep's bias add. dbk (N, K) and
- * dstep (N, H) are room to work in. */
+ * dstep (N, H) are room to work in; dfade and dshare (N, H) come from the second moment, whose bias and rate follow those of the decay. */
 static void linear_inputs_backward(Tiny *m, TinyLayer *L, int r, int rows, real *draw, real *dconved, real *df, real *dbk, real *dstep,
-                                   real *dbias, real *drate) {
+                                   real *dfade, real *dshare, real *dbias, real *drate) {
     const TinyConfig *c = &m->c;
     const Family *k = L->family;
     const int H = c->n_heads, dk = c->dk, dv = c->dv, K = H * dk, V = H * dv;
@@ -2100,40 +2162,51 @@ static void linear_inputs_backward(Tiny *m, TinyLayer *L, int r, int rows, real 
     const Inputs in = inputs_of(L, K, V, L->raw, L->conved, L->f, L->z), d_in = inputs_of(L, K, V, draw, dconved, df, NULL);
     const real *u = in.u + r * in.ldu, *a = in.a + r * in.lda, *raw = L->raw + atr;
     real *du = d_in.u + r * in.ldu, *da = d_in.a + r * in.lda;
+    const int n = writes_of(L->kind);
     Memory *t = &L->mem, *keys = k->per == SLOTS ? &L->keys : t;
+    real *key = L->unit ? L->unit : t->k, *d = L->one_d ? L->one_d : t->d, *dd = n > 1 ? L->d_one_d : t->dd, *dq = n > 1 ? L->d_one_q : keys->dq;
     //~ e = d k,  or d bk with bk = k sigmoid(b)
     if (k->erase == ERASE_GATED) {
         kern.glu_backward(F_ID, dbk + atk, t->dd + atk, t->de + atk, L->bk + atk, K, t->d + atk, K, 0, rows, 1, K, ADD_DZ);
         kern.glu_backward(F_SIGMOID, t->dkey + atk, draw + atr + L->at_b, dbk + atk, t->k + atk, K, raw + L->at_b, L->n_in, 0, rows, 1, K, ADD_DX);
     } else if (k->erase == ERASE_OLD) ;
-    else if (k->erase && k->per == CHANNELS) kern.glu_backward(F_ID, t->dkey + atk, t->dd + atk, t->de + atk, t->k + atk, K, t->d + atk, K, 0, rows, 1, K, ADD_DX | ADD_DZ);
-    else if (k->erase) kern.scale_backward(t->dkey + atk, t->dd + ath, t->de + atk, t->k + atk, K, t->d + ath, rows, H, dk, ADD_DX);
+    else if (k->erase && k->per == CHANNELS) kern.glu_backward(F_ID, t->dkey + atk, t->dd + atk, t->de + atk, key + atk, K, t->d + atk, K, 0, rows, 1, K, ADD_DX | ADD_DZ);
+    else if (k->erase) kern.scale_backward(t->dkey + n * atk, t->dd + n * ath, t->de + n * atk, key + n * atk, K, t->d + n * ath, n * rows, H, dk, ADD_DX);
+    if (is_scaled(k)) {
+        const size_t wide = k->per == HEADS ? H : K;
+        kern.gate_backward(draw + atr + L->at_g, dbias + 2 * wide, dbias + 2 * wide + H, dfade + ath, L->fade + ath, raw + L->at_g, L->n_in, W(m_bias), L->m_rate, -1, rows, H);
+        kern.gate_backward(draw + atr + L->at_s, NULL, NULL, dshare + ath, L->share + ath, raw + L->at_s, L->n_in, NULL, NULL, 1, rows, H);
+    }
     //~ v = rho act_v,  rho = sigmoid(b);  or v = act_v sigmoid(w);  or v = step act_v
     const real *v = u + L->at_v;
     real *dv_ = du + L->at_v;
-    if (k->write == WRITE_BETA_V) {
-        kern.scale_backward(dv_, t->drho + ath, t->dval + atv, v, in.ldu, t->rho + ath, rows, H, dv, 0);
-        kern.gate_backward(draw + atr + L->at_b, NULL, NULL, t->drho + ath, t->rho + ath, raw + L->at_b, L->n_in, NULL, NULL, 1, rows, H);
+    if (k->write == WRITE_BETA_V || is_scaled(k)) {
+        kern.scale_backward(dv_, t->drho + n * ath, t->dval + n * atv, v, in.ldu, t->rho + n * ath, rows, n * H, dv, 0);
+        kern.gate_backward(draw + atr + L->at_b, NULL, NULL, t->drho + n * ath, t->rho + n * ath, raw + L->at_b, L->n_in, NULL, NULL, 1, rows, n * H);
     } else if (k->erase == ERASE_GATED) kern.glu_backward(F_SIGMOID, dv_, draw + atr + L->at_w, t->dval + atv, v, in.ldu, raw + L->at_w, L->n_in, 0, rows, 1, V, 0);
     else if (is_mamba(k)) {
         memset(dstep + ath, 0, (size_t)rows * H * sizeof(real));
         kern.scale_backward(dv_, dstep + ath, t->dval + atv, v, in.ldu, L->step + ath, rows, H, dv, 0);
     } else kern.map_backward(k->out == OUT_SILU_ALL ? F_SILU : F_ID, dv_, in.ldu, t->dval + atv, v, rows, V, 1);
+    for (int i = r; i < r + rows && n > 1; i++) {
+        memcpy(dd + (size_t)i * H, t->dd + (size_t)i * n * H, H * sizeof *dd);
+        memcpy(dq + (size_t)i * K, t->dq + ((size_t)i * n + n - 1) * K, K * sizeof *dq);
+    }
     //~ d = gate(a)
     if (has_gate(k) && k->write == WRITE_REST)            /* k = 1 - d */
         for (size_t i = atk; i < atk + (size_t)rows * K; i++) t->dd[i] -= t->dkey[i];
     if (has_gate(k))
-        kern.gate_backward(da, dbias, is_softplus(k) ? drate : NULL, t->dd + atd, t->d + atd, a, in.lda, L->bias ? W(bias) : NULL, L->rate,
+        kern.gate_backward(da, dbias, is_softplus(k) ? drate : NULL, dd + atd, d + atd, a, in.lda, L->bias ? W(bias) : NULL, L->rate,
                            is_softplus(k) ? -1 : 1, rows, k->per == HEADS ? H : K);
     if (is_mamba(k)) step_backward(da, dbias, dstep + ath, a, in.lda, W(bias), rows, H);
     //~ q = scale map(u_q),  k = map(u_k)
-    if (k->norm == QK_L2) kern.l2norm_backward(du + L->at_k, in.ldu, t->dkey + atk, u + L->at_k, L->inv_k + ath, rows, H, dk, 1);
+    if (k->norm == QK_L2) kern.l2norm_backward(du + L->at_k, in.ldu, t->dkey + n * atk, u + L->at_k, L->inv_k + n * ath, rows, n * H, dk, 1);
     else if (!keys_from_decay(k)) kern.map_backward(L->map, du + L->at_k, in.ldu, keys->dkey + atk, u + L->at_k, rows, K, 1);
     if (k->erase == ERASE_OLD) {             /* Comba's q and e go on in linear_backward; here to where their norms began */
         kern.l2norm_backward(t->dq + atk, K, t->dq + atk, L->q_less + atk, L->inv_q + ath, rows, H, dk, scale);
         kern.l2norm_backward(t->de + atk, K, t->de + atk, L->old + atk, L->inv_e + ath, rows, H, dk, 1);
-    } else if (k->norm == QK_L2) kern.l2norm_backward(du + L->at_q, in.ldu, t->dq + atk, u + L->at_q, L->inv_q + ath, rows, H, dk, scale);
-    else kern.map_backward(L->map, du + L->at_q, in.ldu, keys->dq + atk, u + L->at_q, rows, K, scale);
+    } else if (k->norm == QK_L2) kern.l2norm_backward(du + L->at_q, in.ldu, dq + atk, u + L->at_q, L->inv_q + ath, rows, H, dk, scale);
+    else kern.map_backward(L->map, du + L->at_q, in.ldu, dq + atk, u + L->at_q, rows, K, scale);
 }
 
 /* Mamba-2 around the recurrence: o += D u_v, then rmsnorm(o silu(z)) with a weight per channel. */
@@ -2184,6 +2257,7 @@ static void linear_forward(Tiny *m, TinyLayer *L) {
     if (k->decay == DECAY_SUM) sum_decay_forward(r->d, r->k, in.a, in.lda, m->B, T, K);
     for (int i = 0, wide = k->per == HEADS ? H : K; i < wide; i++)
         L->rate[i] = is_softplus(k) ? (real)exp(W(a_log)[i / (wide / H)]) : k->decay == DECAY_SIGMOID ? 1 / (real)c->decay_divisor : 1;
+    for (int i = 0; i < H && is_scaled(k); i++) L->m_rate[i] = (real)exp(W(m_a)[i]);
     PARALLEL
     for (int i = 0; i < N; i += BLOCK) linear_inputs_forward(m, L, i, least(BLOCK, N - i));
     if (L->kind->rope) rotate(r->q, m->rope_k, m->B, T, H, dk, dk, 1), rotate(r->k, m->rope_k, m->B, T, H, dk, dk, 1);
@@ -2191,7 +2265,9 @@ static void linear_forward(Tiny *m, TinyLayer *L) {
         memory_forward(&L->keys);
         softmax_forward(r->q, L->keys.o, N * H, dk);
     }
+    if (is_scaled(k)) moment_forward(r->k, L->moment, L->unit, L->fade, L->share, W(m_scale), m->B, T, H, dk);
     memory_forward(r);
+    for (int i = 0, n = writes_of(L->kind); i < N && n > 1; i++) memcpy(L->og + (size_t)i * V, r->o + ((size_t)i * n + n - 1) * V, V * sizeof(real));
     if (k->out == OUT_SILU_ALL) act_forward(F_SILU, L->og, r->o, N, V);
     if (is_mamba(k)) mamba_output_forward(m, L, in);
     else gated_norm_forward(L->gate, L->y, L->inv_o, L->og ? L->og : r->o, in.z, in.ldz, W(norm), N, k->out == OUT_HEAD ? H : 1, k->out == OUT_HEAD ? c->dv : V, eps);
@@ -2206,8 +2282,10 @@ static void linear_backward(Tiny *m, TinyLayer *L, const real *d_res, real *dh) 
     Memory *r = &L->mem;
     real *dy = TMP(N * V), *draw = TMP(N * L->n_in), *dconved = L->n_conv ? TMP(N * L->n_u) : NULL, *df = L->w_fb ? TMP(N * K) : NULL;
     real *dbk = k->erase == ERASE_GATED ? TMP(N * K) : NULL, *dstep = is_mamba(k) ? TMP(N * H) : NULL, *dz = narrow_gate(k) ? TMP(N * V) : NULL;
-    r->d_o = TMP(N * V), r->dval = TMP(N * V), r->dq = TMP(N * K), r->dkey = TMP(N * K), r->dd = TMP(N * wide);
-    if (k->erase) r->de = TMP(N * K), r->drho = TMP(N * H);
+    const int n = writes_of(L->kind), M = N * n;
+    r->d_o = TMP(M * V), r->dval = TMP(M * V), r->dq = TMP(M * K), r->dkey = TMP(M * K), r->dd = TMP(M * wide);
+    if (k->erase) r->de = TMP(M * K), r->drho = TMP(M * H);
+    if (n > 1) L->d_one_q = TMP(N * K), L->d_one_d = TMP(N * H);
     const Inputs in = inputs_of(L, K, V, L->raw, L->conved, L->f, L->z), d_in = inputs_of(L, K, V, draw, dconved, df, dz);
     //~ mid += y W_o'
     matmul_backward(dy, DW(w_o), d_res, D, L->y, V, W(w_o), N, V, D, 0);
@@ -2215,6 +2293,11 @@ static void linear_backward(Tiny *m, TinyLayer *L, const real *d_res, real *dh) 
     if (is_mamba(k)) mamba_output_backward(m, L, in, r->d_o, TMP(N * V), d_in.z, dy);
     else gated_norm_backward(L->gate, r->d_o, d_in.z, DW(norm), dy, L->og ? L->og : r->o, in.z, in.ldz, W(norm), L->inv_o, N, k->out == OUT_HEAD ? H : 1, k->out == OUT_HEAD ? c->dv : V);
     if (k->out == OUT_SILU_ALL) act_backward(F_SILU, r->d_o, r->d_o, r->o, N, V);
+    //~ o is what is read after the last write; rows move from the end, into room that is free
+    for (int i = N - 1; i >= 0 && n > 1; i--) {
+        memmove(r->d_o + ((size_t)i * n + n - 1) * V, r->d_o + (size_t)i * V, V * sizeof(real));
+        zeroed(r->d_o + (size_t)i * n * V, (size_t)(n - 1) * V);
+    }
     //~ o = recurrence(q, k, v, d, e, rho)
     memory_backward(r);
     if (k->per == SLOTS) {
@@ -2228,19 +2311,29 @@ static void linear_backward(Tiny *m, TinyLayer *L, const real *d_res, real *dh) 
     //~ d, k = softmax over time
     if (k->decay == DECAY_SUM) sum_decay_backward(d_in.a, in.lda, r->dd, r->dkey, r->d, r->k, m->B, T, K);
     if (L->kind->rope) rotate(r->dq, m->rope_k, m->B, T, H, dk, dk, -1), rotate(r->dkey, m->rope_k, m->B, T, H, dk, dk, -1);
+    //~ k = unit key times a factor
+    real *dfade = NULL, *dshare = NULL;
+    if (is_scaled(k)) {
+        dfade = TMP(N * H), dshare = TMP(N * H);
+        moment_backward(r->dkey, dfade, dshare, DW(m_scale), L->moment, L->unit, L->fade, L->share, W(m_scale), m->B, T, H, dk);
+    }
     //~ q, k, v, d, e, rho from u and raw.  Gradients of bias and rate: one row per block, added in order
-    real *part = zeroed(space(-1, (size_t)blocks * 2 * wide), (size_t)blocks * 2 * wide);
+    const size_t row = 2 * (size_t)wide + 2 * H;
+    real *part = zeroed(space(-1, blocks * row), blocks * row);
     PARALLEL
     for (int i = 0; i < N; i += BLOCK) {
-        real *sum = part + (size_t)(i / BLOCK) * 2 * wide;
-        linear_inputs_backward(m, L, i, least(BLOCK, N - i), draw, dconved, df, dbk, dstep, sum, sum + wide);
+        real *sum = part + i / BLOCK * row;
+        linear_inputs_backward(m, L, i, least(BLOCK, N - i), draw, dconved, df, dbk, dstep, dfade, dshare, sum, sum + wide);
     }
-    for (int b = 0; b < blocks; b++)
+    for (int b = 0; b < blocks; b++) {
+        const real *sum = part + b * row;
         for (int i = 0; i < wide; i++) {
-            if (L->bias) DW(bias)[i] += part[(size_t)b * 2 * wide + i];
+            if (L->bias) DW(bias)[i] += sum[i];
             //~ rate = exp(a_log)
-            if (L->a_log) DW(a_log)[i / (wide / H)] += part[(size_t)b * 2 * wide + wide + i] * L->rate[i];
+            if (L->a_log) DW(a_log)[i / (wide / H)] += sum[wide + i] * L->rate[i];
         }
+        for (int i = 0; i < H && is_scaled(k); i++) DW(m_bias)[i] += sum[2 * wide + i], DW(m_a)[i] += sum[2 * wide + H + i] * L->m_rate[i];
+    }
     //~ e = old k,  q = u_q - skip e,  before their norms
     if (k->erase == ERASE_OLD)
         comba_backward(d_in.u + L->at_q, d_in.u + L->at_k, DW(old_key), DW(skip), r->de, r->dq, L->old, in.u + L->at_k, in.ldu, W(old_key), W(skip), N, H, dk);
@@ -3832,6 +3925,7 @@ static Out model_file(const Tiny *m, const Gguf *vocab, int type, const char *na
         key_u32(&k, p, "mixer.key_length", (uint32_t)c->dk), key_u32(&k, p, "mixer.value_length", (uint32_t)c->dv);
         key_u32(&k, p, "mixer.conv_kernel", (uint32_t)c->d_conv);
         if (!kind->ungated && family_of(kind)->gate != ACT_NONE) key_str(&k, p, "mixer.output_gate", family_of(kind)->gate == ACT_SIGMOID ? "sigmoid" : "swish");
+        if (kind->writes) key_u32(&k, p, "mixer.writes_per_token", (uint32_t)kind->writes);
         if (family_of(kind)->per == SLOTS) key_u32(&k, p, "mixer.slot_count", (uint32_t)c->dk);
         if (kind->elu) key_str(&k, p, "mixer.feature_map", "elu_plus_one");
         if (kind->rope) key_u32(&k, p, "mixer.rope_dimension_count", (uint32_t)c->dk), key_f32(&k, p, "mixer.rope_freq_base", c->rope_base);

@@ -46,7 +46,7 @@ static void differences(const char *what, const Func *f, const Arg *args, int n_
             size_t i = n <= TRIES ? k : rng_next(&rng) % n;
             const real keep = args[a].x[i];
             double at[4], err = INFINITY;
-            for (double h = 5e-5; h > 1e-6 && !(err < 1e-7); h /= 20) {     /* four points: the error of the formula is of order h^4; a smaller h where relu^2 bends in between */
+            for (double h = 5e-5; h > 1e-6 && !(err < 1e-7); h /= 5) {     /* four points: the error of the formula is of order h^4; a smaller h where relu^2 bends in between */
                 for (int j = 0; j < 4; j++) args[a].x[i] = keep + h * (j < 2 ? j - 2 : j - 1), at[j] = value(f);
                 double now = fabs((8 * (at[2] - at[1]) - (at[3] - at[0])) / (12 * h) - dx[i]) / size;
                 err = now < err || now != now ? now : err;

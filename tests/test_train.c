@@ -459,7 +459,8 @@ static void test_halves(void) {
 
 /* Whether a mixer works both with a short convolution and without. */
 static bool either_conv(const MixerKind *k) {
-    return k == &mixer_kinds[SOFTMAX] || (!k->qwen && (family_of(k)->silu == SILU_NEVER || family_of(k)->silu == SILU_CONV));
+    const Family *f = k->qwen ? NULL : family_of(k);
+    return k == &mixer_kinds[SOFTMAX] || (f && (f->silu == SILU_NEVER || f->silu == SILU_CONV));
 }
 
 /* One step of a small model: DIR/NAME.txt describes it, DIR/NAME.bin holds the parameters, their gradients, and the parameters afterwards. */

@@ -1,11 +1,12 @@
-"""The mixers that train_tiny.c learns with, in PyTorch: forward passes whose gradients torch.autograd finds by itself.
+"""The mixers in PyTorch: forward passes whose gradients torch.autograd finds by itself, to check the ones that train_tiny.c has by hand.
 
-Written from the equations (numpy definitions beside this file; numbers of the reference libraries in tests/golden), for batches
-(B, T, width), in whatever float type the weights have. check() compares logits with those two.
+Written from the equations, for batches (B, T, width), in whatever float type the weights have. tests/train_step.py compares logits
+with the numpy definitions beside this file and with the numbers of the reference libraries in tests/golden.
 
-Weights are named as in the GGUF file (doc/format.md) and stored as the trainer keeps them: matrices (out, in), convolutions (taps,
-channels), ssm_a as ln of the rate, ssm_p as the argument of its sigmoid. A new mixer is a row of FAMILY and the few lines that say
-what it passes to recurrence().
+Weights are named as in the GGUF file (doc/format.md; llama.cpp's names for qwen35, mamba2, rwkv6, rwkv7) and stored as the trainer
+keeps them: matrices (out, in), convolutions (taps, channels), ssm_a as ln of the rate, ssm_p as the argument of its sigmoid. What a
+layer is, and which of its parts are there, is seen from the names. A new mixer is a row of FAMILY, and the few lines that say what it
+passes to recurrence().
 """
 from __future__ import annotations
 
@@ -103,11 +104,9 @@ def recurrence(q, k, v, d=None, c=None, e=None, rho=None, w=None, u=None):
     return torch.stack(out, 1)
 
 
-# ---- decays: x.d, from the rows x.f; x.share, the weight of what is written, where that is made of the same ----
-
-def constant(x, w, c):
-    return None
-
+# ---- decays ----
+# x: what inputs() below made, w: the weights of the layer, c: the sizes. x.d is made of the rows x.f; and so is x.share, the weight of
+# what is written, in mixers that write as much as they forget.
 
 def fixed(x, w, c):
     x.d = w["ssm_decay"][:, None].expand(*x.v.shape[:2], -1, 1)
@@ -206,12 +205,13 @@ def silu_all_heads(o, w, eps):
     return rms(F.silu(o).flatten(2), w, eps)
 
 
-# silu: on q, k, v -- "conv" with a short convolution only, "always" without one, too.  map, norm: of q and k.  scale: exponent of dk in
-# the factor of q.  gate: y act(z), where the file has a gate.  eps: of the output norm, where it is not the model's
+# silu: on q, k, v; "conv" behind a short convolution only, "always" without one, too. map, norm: of q and k. scale: the exponent of dk
+# in the factor of q. out: norm of the readout. gate: y act(z), where the file has a gate. eps: of that norm, where it is not the
+# model's. rotate: q and k, by their position.
 Row = namedtuple("Row", "silu map norm scale decay mix out gate eps rotate", defaults=(None, False))
 FAMILY = {
     #                          silu      map     norm  scale  decay        mix                out             gate
-    "linear_attn":        Row("never",  elu1,   same, -0.5,  constant,    add,               each_head,      same),
+    "linear_attn":        Row("never",  elu1,   same, -0.5,  None,        add,               each_head,      same),
     "retnet":             Row("never",  same,   same, -0.5,  fixed,       add,               each_head,      F.silu, rotate=True),
     "simple_gla":         Row("conv",   same,   same, -0.5,  sigmoid,     add,               each_head,      F.silu),
     "gla":                Row("conv",   same,   same, -0.5,  sigmoid,     add,               each_head,      F.silu),
@@ -220,7 +220,7 @@ FAMILY = {
     "mamba2":             Row("always", same,   same,  0.0,  softplus,    add_step,          None,           None),
     "gsa":                Row("conv",   F.silu, same,  0.0,  sigmoid,     silu_slots,        silu_all_heads, same, 1e-5),
     "abc":                Row("conv",   same,   same, -0.5,  running_sum, slots,             each_head,      F.silu, rotate=True),
-    "delta_net":          Row("always", same,   l2,   -0.5,  constant,    delta,             each_head,      F.silu),
+    "delta_net":          Row("always", same,   l2,   -0.5,  None,        delta,             each_head,      F.silu),
     "gated_deltanet":     Row("always", same,   l2,   -0.5,  softplus,    delta,             each_head,      F.silu),
     "gated_deltaproduct": Row("always", same,   l2,   -0.5,  softplus,    delta_product,     each_head,      F.silu),
     "comba":              Row("always", same,   same,  0.0,  softplus,    comba,             each_head,      torch.sigmoid),
@@ -269,7 +269,7 @@ def linear_layer(w, h, c):
     x.q, x.k = row.norm(row.map(x.q)) * c["dk"] ** row.scale, None if x.k is None else row.norm(row.map(x.k))
     if row.rotate:
         x.q, x.k = rope(x.q, c["dk"]), rope(x.k, c["dk"])
-    if x.f is not None or "ssm_decay" in w:
+    if row.decay is fixed or x.f is not None:
         row.decay(x, w, c)
     o = row.mix(x, w, c)
     if row.out is None:                                                    # Mamba-2: the gate comes first, and the norm spans groups
@@ -334,6 +334,9 @@ def rwkv6(w, h, c):
     d = torch.exp(-torch.exp(log_rate)).reshape(k.shape)
     o = recurrence(r, k, v, d, u=w["time_mix_first.weight"].reshape(k.shape[2:]))
     return project(w, rwkv_norm(w, o, c["eps"]) * F.silu(project(w, xg, "time_mix_gate")), "time_mix_output")
+
+
+UNUSED = ("blk.0.time_mix_v0", "blk.0.time_mix_v1", "blk.0.time_mix_v2")     # files may have them, and the first layer has no use for them
 
 
 def rwkv7(w, h, c, first):

@@ -529,46 +529,67 @@ static void test_halves(void) {
     check("float to half, all values", wrong, 0.5);
 }
 
-/* For tests/train_step.py: one step of a small model, as text and as doubles. */
-static int dump(const char *dir) {
+/* Whether a mixer works both with a short convolution and without. */
+static bool either_conv(const MixerKind *k) {
+    const Family *f = k->qwen ? NULL : family_of(k);
+    return k == &mixer_kinds[SOFTMAX] || (f && (f->silu == SILU_NEVER || f->silu == SILU_CONV));
+}
+
+/* One step of a small model: DIR/NAME.txt describes it, DIR/NAME.bin holds the parameters, their gradients, and the parameters afterwards. */
+static void dump_step(const char *dir, const char *name, const TinyConfig *c) {
+    enum { B = 2 };
+    const int N = B * c->seq_len;
+    int id[64], target[64], count;
     char path[4096];
-    for (int mixer = 0; mixer < 2; mixer++) {
-        Tiny m;
-        TinyConfig c = small_config(mixer, mixer == GATED_DELTA);
-        const int B = 2, N = B * c.seq_len;
-        int id[64], target[64], count;
-        const real *parts[3];
-        c.eps = 1e-6f;
-        tiny_new(&m, &c, B, 5);
-        own_weights(&m);
-        for (int i = 0; i < N; i++) id[i] = (int)(rng_next(&rng) % (uint64_t)c.vocab_size), target[i] = i % 9 == 8 ? -1 : (int)(rng_next(&rng) % (uint64_t)c.vocab_size);
-        real *before = checked(malloc(m.n_params * sizeof(real)));
-        memcpy(before, m.params, m.n_params * sizeof(real));
-        double loss = tiny_step(&m, id, target, true, &count) / count;
-        AdamW opt = { .lr = 1e-2, .beta1 = 0.9, .beta2 = 0.95, .eps = 1e-8, .decay = 0.1, .clip = 0.5 };
-        double norm = adamw_step(&m, &opt, 1);
-        snprintf(path, sizeof path, "%s/step-%d.txt", dir, mixer);
-        FILE *f = fopen(path, "w");
-        if (!f) return perror(path), 1;
-        fprintf(f, "mixer %d\ndim %d\nlayers %d\nseq_len %d\nbatch %d\nheads %d\ndk %d\ndv %d\ninterval %d\nq_heads %d\nkv_heads %d\nhead_dim %d\nn_rot %d\neps %.17g\nloss %.17g\nnorm %.17g\nids", c.mixer,
-                c.dim, c.n_layers, c.seq_len, B, c.n_heads, c.dk, c.dv, c.interval, c.q_heads, c.kv_heads, c.head_dim, c.n_rot, c.eps, loss, norm);
-        for (int i = 0; i < N; i++) fprintf(f, " %d", id[i]);
-        fprintf(f, "\ntargets");
-        for (int i = 0; i < N; i++) fprintf(f, " %d", target[i]);
-        for (int n = 0; n < m.n_tensors; n++) fprintf(f, "\ntensor %s %d %d", m.tensors[n].name, m.tensors[n].rows, m.tensors[n].cols);
-        fprintf(f, "\n");
-        fclose(f);
-        snprintf(path, sizeof path, "%s/step-%d.bin", dir, mixer);
-        if (!(f = fopen(path, "wb"))) return perror(path), 1;
-        parts[0] = before, parts[1] = m.grads, parts[2] = m.params;
-        for (int k = 0; k < 3; k++)
-            for (int n = 0; n < m.n_tensors; n++)
-                for (size_t i = 0; i < tensor_len(&m.tensors[n]); i++) {
-                    double x = parts[k][m.tensors[n].at + i];
-                    fwrite(&x, sizeof x, 1, f);
-                }
-        fclose(f), free(before), tiny_free(&m);
+    Tiny m;
+    rng = 1;
+    tiny_new(&m, c, B, 5);
+    for (int n = 0; n < m.n_tensors; n++) {                     /* nothing at 0 or 1 only, decays from slow to fast, tokens of the size of what is added to them */
+        const TinyTensor *t = &m.tensors[n];
+        bool gate = strstr(t->name, "ssm_a") || strstr(t->name, "bias");
+        for (size_t i = 0; i < tensor_len(t) && !(t->flags & CONSTANT); i++) {
+            real *p = &m.params[t->at + i];
+            *p = (real)(gate && !(t->flags & DECAYS) ? 0.7 * rng_normal(&rng) : *p * (n == 0 ? 4 : 1) + 0.05 * rng_normal(&rng));
+        }
     }
+    for (int i = 0; i < N; i++) id[i] = (int)(rng_next(&rng) % (uint64_t)c->vocab_size), target[i] = i % 9 == 8 ? -1 : (int)(rng_next(&rng) % (uint64_t)c->vocab_size);
+    real *before = checked(malloc(m.n_params * sizeof(real)));
+    memcpy(before, m.params, m.n_params * sizeof(real));
+    double loss = tiny_step(&m, id, target, true, &count) / count;
+    double norm = adamw_step(&m, &(AdamW){ .lr = 1e-2, .beta1 = 0.9, .beta2 = 0.95, .eps = 1e-8, .decay = 0.1, .clip = 0.5 }, 1);
+
+    snprintf(path, sizeof path, "%s/%s.txt", dir, name);
+    FILE *f = fopen(path, "w");
+    if (!f) perror(path), exit(1);
+    fprintf(f, "arch %s\nlayers %d\nseq_len %d\nbatch %d\nheads %d\ndk %d\ndv %d\nq_heads %d\nkv_heads %d\nhead_dim %d\nn_rot %d\neps %.17g\ndivisor %.17g\nloss %.17g\nnorm %.17g\nids",
+            mixer_kinds[c->mixer].arch, c->n_layers, c->seq_len, B, c->n_heads, c->dk, c->dv, c->q_heads, c->kv_heads, c->head_dim, c->n_rot, (double)(real)c->eps, c->decay_divisor, loss, norm);
+    for (int i = 0; i < N; i++) fprintf(f, " %d", id[i]);
+    fprintf(f, "\ntargets");
+    for (int i = 0; i < N; i++) fprintf(f, " %d", target[i]);
+    for (int n = 0; n < m.n_tensors; n++) fprintf(f, "\ntensor %s %d %d", m.tensors[n].name, m.tensors[n].rows, m.tensors[n].cols);
+    fprintf(f, "\n");
+    fclose(f);
+    snprintf(path, sizeof path, "%s/%s.bin", dir, name);
+    if (!(f = fopen(path, "wb"))) perror(path), exit(1);
+    const real *parts[3] = { before, m.grads, m.params };
+    for (int k = 0; k < 3; k++)
+        for (int n = 0; n < m.n_tensors; n++)
+            for (size_t i = 0; i < tensor_len(&m.tensors[n]); i++) fwrite(&(double){ parts[k][m.tensors[n].at + i] }, sizeof(double), 1, f);
+    fclose(f), free(before), tiny_free(&m);
+}
+
+/* For tests/train_step.py: every mixer, alone and as a hybrid, with and without a short convolution where it has the choice. */
+static int dump(const char *dir) {
+    for (int mixer = 0; mixer < N_KINDS; mixer++)
+        for (int hybrid = 0; hybrid < 2 - (mixer == SOFTMAX); hybrid++)
+            for (int other = 0; other < 1 + either_conv(&mixer_kinds[mixer]); other++) {
+                char name[64];
+                TinyConfig c = small_config(mixer, hybrid);
+                c.dv = 32, c.eps = sizeof(real) > 4 ? 1e-6f : 1e-3f;   /* a norm magnifies the rounding of a readout that nearly vanishes: in float, 30 times less so */
+                if (other) c.d_conv = 4 - c.d_conv;
+                snprintf(name, sizeof name, "%02d %s%s%s", mixer, mixer_kinds[mixer].name, hybrid ? ", hybrid" : "", c.d_conv ? ", conv" : "");
+                dump_step(dir, name, &c);
+            }
     return 0;
 }
 

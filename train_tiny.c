@@ -1580,6 +1580,7 @@ typedef struct {
     bool elu;                                /* q and k go through elu + 1 */
     bool rope;                               /* q and k are rotated by their position */
     bool ungated;                            /* the output gate of its family is left out */
+    bool unscaled;                           /* q is not divided by sqrt(dk) */
     float norm_eps;                          /* of the output norm; 0: the model's */
     int rwkv;                                /* 6 or 7: layers of their own, see section 7 */
     int writes;                              /* per token; 0: one */
@@ -1596,8 +1597,8 @@ static const MixerKind mixer_kinds[] = {
     { "simple-gla", "simple_gla", "a decay per head and token", .d_conv = 4 },
     { "hgrn2", "hgrn2", "what is not kept is written: key = 1 - decay", .norm_eps = 1e-5f },
     { "lightnet", "lightnet", "a decay that weighs all tokens so far by a softmax", .d_conv = 0 },
-    { "gsa", "gsa", "a table of slots, each with a decay, read by softmax", .norm_eps = 1e-5f },
-    { "abc", "abc", "gsa with the decay of lightnet", .d_conv = 0 },
+    { "gsa", "gsa", "a table of slots, each with a decay, read by softmax", .norm_eps = 1e-5f, .unscaled = true },
+    { "abc", "abc", "gsa with the decay of lightnet, and positions", .rope = true },
     { "mamba2", "mamba2", "one step size per head is both decay and write strength", .d_conv = 4 },
     { "deltanet", "delta_net", "erases what is stored under the key before it writes", .d_conv = 4, .ungated = true },
     { "gated-deltanet", "gated_deltanet", "deltanet with a decay per head", .d_conv = 4 },
@@ -1631,7 +1632,7 @@ typedef struct {
     bool recall;                             /* --task mqar: decays that start slow */
 } TinyConfig;
 
-enum { DECAYS = 1, KEEP_F32 = 2, TRANSPOSED = 4, NEGATIVE_EXP = 8, CONSTANT = 16 };   /* DECAYS: a matrix, pulled to zero by AdamW */
+enum { DECAYS = 1, KEEP_F32 = 2, TRANSPOSED = 4, NEGATIVE_EXP = 8, CONSTANT = 16, SIGMOID = 32 };   /* DECAYS: a matrix, pulled to zero by AdamW */
 
 typedef struct {
     char name[48];                           /* as in the file */
@@ -1667,7 +1668,7 @@ typedef struct {
     size_t attn_norm, ffn_norm, w_in, w_ffn, w_down, w_o, norm;      /* w_ffn: gate, then up */
     size_t conv[3], conv_bias, decay, a_log, bias, w_fb, w_gb, gb_bias, skip, old_key, m_a, m_bias, m_scale, q_norm, k_norm;
     real *x, *inv, *h, *mid, *inv2, *h2, *gu, *s;            /* block input, normed, after mixer, normed, feed-forward */
-    real *raw, *conved, *f, *z, *rate, *bk, *step, *og, *one_q, *one_d, *d_one_q, *d_one_d, *unit, *moment, *fade, *share, *m_rate, *old, *q_less, *inv_q, *inv_k, *inv_e, *inv_o, *y, *lse;
+    real *raw, *conved, *f, *z, *rate, *bk, *step, *og, *one_q, *one_d, *d_one_q, *d_one_d, *unit, *moment, *fade, *share, *per_head, *old, *q_less, *inv_q, *inv_k, *inv_e, *inv_o, *y, *lse;
     Memory mem, keys;                        /* keys: of the table of slots, as many as a key is wide, whose values are in mem */
     Rwkv rwkv;
 } TinyLayer;
@@ -1791,7 +1792,7 @@ static void list_linear(Tiny *m, TinyLayer *L, int l) {
         L->m_a = add_tensor(m, l, "ssm_m_a", 0, H, KEEP_F32 | NEGATIVE_EXP);
     }
     if (is_mamba(k)) L->skip = add_tensor(m, l, "ssm_d", H, 1, KEEP_F32);
-    if (k->erase == ERASE_OLD) L->old_key = add_tensor(m, l, "ssm_p", 0, H, KEEP_F32), L->skip = add_tensor(m, l, "ssm_d", 0, H, KEEP_F32);
+    if (k->erase == ERASE_OLD) L->old_key = add_tensor(m, l, "ssm_p", 0, H, KEEP_F32 | SIGMOID), L->skip = add_tensor(m, l, "ssm_d", 0, H, KEEP_F32);
     if (narrow_gate(k)) {
         L->w_gb = add_tensor(m, l, "ssm_g_b.weight", V, c->gate_rank, DECAYS);
         L->gb_bias = add_tensor(m, l, "ssm_g_b.bias", 0, V, KEEP_F32);
@@ -1897,7 +1898,7 @@ static void init_params(Tiny *m, uint64_t seed) {
         while (from_to < N_RAMPS && (t->rows || !strstr(name, ramps[from_to].part))) from_to++;
         for (size_t i = 0; i < tensor_len(t); i++) {
             if (from_to < N_RAMPS) p[i] = (real)(ramps[from_to].first + (ramps[from_to].last - ramps[from_to].first) * (double)(i % per) / (double)per);
-            else if (strstr(name, "norm.weight") || !strcmp(strchr(name, 0) - (strlen(name) < 5 ? 0 : 5), "ssm_d") || strstr(name, "ssm_p")) p[i] = 1;
+            else if (strstr(name, "norm.weight") || !strcmp(strchr(name, 0) - (strlen(name) < 5 ? 0 : 5), "ssm_d")) p[i] = 1;
             else if ((strstr(name, "ssm_a") && !strstr(name, "ssm_alpha")) || (strstr(name, "ssm_m_a") && !t->rows)) p[i] = (real)log(1 + (m->c.recall ? 0 : 15) * rng_uniform(&rng));
             else if (strstr(name, "ssm_decay")) p[i] = 1 - (real)pow(2, -5 - (double)i);
             else if (strstr(name, "ssm_dt") || strstr(name, "ssm_m_dt")) {
@@ -1967,9 +1968,9 @@ static size_t lay_out(Tiny *m, real *base) {
             r->S = lay(base, &n, memory_states(m->B, r->T, c->n_heads, c->dk, c->dv)), r->o = lay(base, &n, M * V), r->w = r->v;
             if (k->erase) r->rho = lay(base, &n, M * H), r->e = lay(base, &n, M * K), r->w = lay(base, &n, M * V);
             if (writes > 1) L->one_q = lay(base, &n, N * K), L->one_d = lay(base, &n, N * H), L->og = lay(base, &n, N * V);
-            if (is_scaled(k)) L->unit = lay(base, &n, N * K), L->moment = lay(base, &n, N * K), L->fade = lay(base, &n, N * H), L->share = lay(base, &n, N * H), L->m_rate = lay(base, &n, H);
+            if (is_scaled(k)) L->unit = lay(base, &n, N * K), L->moment = lay(base, &n, N * K), L->fade = lay(base, &n, N * H), L->share = lay(base, &n, N * H), L->per_head = lay(base, &n, H);
             if (k->erase == ERASE_GATED) L->bk = lay(base, &n, N * K);
-            if (k->erase == ERASE_OLD) L->old = lay(base, &n, N * K), L->q_less = lay(base, &n, N * K), L->inv_e = lay(base, &n, N * H);
+            if (k->erase == ERASE_OLD) L->per_head = lay(base, &n, H), L->old = lay(base, &n, N * K), L->q_less = lay(base, &n, N * K), L->inv_e = lay(base, &n, N * H);
             if (k->per == SLOTS) {          /* S (dk, slots) <- S Diag(d) + k rest';  scores = S'q */
                 L->keys = (Memory){ .B = m->B, .T = c->seq_len, .heads = (int)H, .dk = c->dk, .dv = c->dk, .mode = SCAN_FADES_VALUES, .v = r->k, .w = r->k, .c = r->d };
                 L->keys.q = lay(base, &n, N * K), L->keys.k = lay(base, &n, N * K), L->keys.d = lay(base, &n, N * H), L->keys.o = lay(base, &n, N * K);
@@ -1982,7 +1983,7 @@ static size_t lay_out(Tiny *m, real *base) {
             if (L->n_conv) L->conved = lay(base, &n, N * L->n_u);
             L->rate = lay(base, &n, wide), L->inv_q = lay(base, &n, N * H), L->inv_k = lay(base, &n, M * H), L->inv_o = lay(base, &n, N * H);
             L->y = lay(base, &n, N * V);
-            pool = N * (L->n_in + L->n_u + 3 * V + 8 * K + 5 * H) + M * (2 * V + 4 * K + 3 * H) + 2 * H * writes;
+            pool = N * (L->n_in + L->n_u + 3 * V + 8 * K + 5 * H) + M * (2 * V + 4 * K + 3 * H) + 2 * H * writes + H;
         }
         L->mid = lay(base, &n, N * D), L->inv2 = lay(base, &n, 2 * N), L->h2 = lay(base, &n, N * D);
         L->gu = lay(base, &n, N * 2 * F), L->s = lay(base, &n, N * F);
@@ -2106,7 +2107,7 @@ static void linear_inputs_forward(Tiny *m, TinyLayer *L, int r, int rows) {
     const TinyConfig *c = &m->c;
     const Family *k = L->family;
     const int H = c->n_heads, dk = c->dk, dv = c->dv, K = H * dk, V = H * dv;
-    const real scale = is_mamba(k) ? 1 : 1 / (real)sqrt(dk);
+    const real scale = is_mamba(k) || L->kind->unscaled ? 1 : 1 / (real)sqrt(dk);
     const size_t atk = (size_t)r * K, atv = (size_t)r * V, ath = (size_t)r * H, atd = (size_t)r * (k->per == HEADS ? H : K);
     const Inputs in = inputs_of(L, K, V, L->raw, L->conved, L->f, L->z);
     const real *u = in.u + r * in.ldu, *a = in.a + r * in.lda, *raw = L->raw + (size_t)r * L->n_in;
@@ -2115,7 +2116,7 @@ static void linear_inputs_forward(Tiny *m, TinyLayer *L, int r, int rows) {
     real *q = L->one_q ? L->one_q : keys->q, *d = L->one_d ? L->one_d : t->d, *key = L->unit ? L->unit : keys->k;
     // q, k
     if (k->erase == ERASE_OLD) {
-        comba_forward(L->old + atk, L->q_less + atk, u + L->at_q, u + L->at_k, in.ldu, W(old_key), W(skip), rows, H, dk);
+        comba_forward(L->old + atk, L->q_less + atk, u + L->at_q, u + L->at_k, in.ldu, L->per_head, W(skip), rows, H, dk);
         kern.l2norm_forward(t->q + atk, L->inv_q + ath, L->q_less + atk, K, rows, H, dk, scale);
         kern.l2norm_forward(t->e + atk, L->inv_e + ath, L->old + atk, K, rows, H, dk, 1);
     } else if (k->norm == QK_L2) kern.l2norm_forward(q + atk, L->inv_q + ath, u + L->at_q, in.ldu, rows, H, dk, scale);
@@ -2143,7 +2144,7 @@ static void linear_inputs_forward(Tiny *m, TinyLayer *L, int r, int rows) {
     } else kern.map_forward(k->out == OUT_SILU_ALL ? F_SILU : F_ID, t->v + atv, v, in.ldu, rows, V, 1);
     // e = d k, or d times k of which each channel is erased by its own strength
     const real *ek = key + n * atk;
-    if (is_scaled(k)) kern.gate_forward(L->fade + ath, raw + L->at_g, L->n_in, W(m_bias), L->m_rate, -1, rows, H), kern.gate_forward(L->share + ath, raw + L->at_s, L->n_in, NULL, NULL, 1, rows, H);
+    if (is_scaled(k)) kern.gate_forward(L->fade + ath, raw + L->at_g, L->n_in, W(m_bias), L->per_head, -1, rows, H), kern.gate_forward(L->share + ath, raw + L->at_s, L->n_in, NULL, NULL, 1, rows, H);
     if (k->erase == ERASE_GATED) kern.glu_forward(F_SIGMOID, L->bk + atk, t->k + atk, K, raw + L->at_b, L->n_in, 0, rows, 1, K), ek = L->bk + atk;
     if (k->erase == ERASE_OLD) return;       /* from the memory that has not faded */
     if (k->erase && k->per == CHANNELS) kern.glu_forward(F_ID, t->e + atk, ek, K, t->d + atk, K, 0, rows, 1, K);
@@ -2157,7 +2158,7 @@ static void linear_inputs_backward(Tiny *m, TinyLayer *L, int r, int rows, real 
     const TinyConfig *c = &m->c;
     const Family *k = L->family;
     const int H = c->n_heads, dk = c->dk, dv = c->dv, K = H * dk, V = H * dv;
-    const real scale = is_mamba(k) ? 1 : 1 / (real)sqrt(dk);
+    const real scale = is_mamba(k) || L->kind->unscaled ? 1 : 1 / (real)sqrt(dk);
     const size_t atk = (size_t)r * K, atv = (size_t)r * V, ath = (size_t)r * H, atd = (size_t)r * (k->per == HEADS ? H : K), atr = (size_t)r * L->n_in;
     const Inputs in = inputs_of(L, K, V, L->raw, L->conved, L->f, L->z), d_in = inputs_of(L, K, V, draw, dconved, df, NULL);
     const real *u = in.u + r * in.ldu, *a = in.a + r * in.lda, *raw = L->raw + atr;
@@ -2174,7 +2175,7 @@ static void linear_inputs_backward(Tiny *m, TinyLayer *L, int r, int rows, real 
     else if (k->erase) kern.scale_backward(t->dkey + n * atk, t->dd + n * ath, t->de + n * atk, key + n * atk, K, t->d + n * ath, n * rows, H, dk, ADD_DX);
     if (is_scaled(k)) {
         const size_t wide = k->per == HEADS ? H : K;
-        kern.gate_backward(draw + atr + L->at_g, dbias + 2 * wide, dbias + 2 * wide + H, dfade + ath, L->fade + ath, raw + L->at_g, L->n_in, W(m_bias), L->m_rate, -1, rows, H);
+        kern.gate_backward(draw + atr + L->at_g, dbias + 2 * wide, dbias + 2 * wide + H, dfade + ath, L->fade + ath, raw + L->at_g, L->n_in, W(m_bias), L->per_head, -1, rows, H);
         kern.gate_backward(draw + atr + L->at_s, NULL, NULL, dshare + ath, L->share + ath, raw + L->at_s, L->n_in, NULL, NULL, 1, rows, H);
     }
     //~ v = rho act_v,  rho = sigmoid(b);  or v = act_v sigmoid(w);  or v = step act_v
@@ -2257,10 +2258,11 @@ static void linear_forward(Tiny *m, TinyLayer *L) {
     if (k->decay == DECAY_SUM) sum_decay_forward(r->d, r->k, in.a, in.lda, m->B, T, K);
     for (int i = 0, wide = k->per == HEADS ? H : K; i < wide; i++)
         L->rate[i] = is_softplus(k) ? (real)exp(W(a_log)[i / (wide / H)]) : k->decay == DECAY_SIGMOID ? 1 / (real)c->decay_divisor : 1;
-    for (int i = 0; i < H && is_scaled(k); i++) L->m_rate[i] = (real)exp(W(m_a)[i]);
+    for (int i = 0; i < H && L->per_head; i++) L->per_head[i] = is_scaled(k) ? (real)exp(W(m_a)[i]) : sigmoid1(W(old_key)[i]);
     PARALLEL
     for (int i = 0; i < N; i += BLOCK) linear_inputs_forward(m, L, i, least(BLOCK, N - i));
-    if (L->kind->rope) rotate(r->q, m->rope_k, m->B, T, H, dk, dk, 1), rotate(r->k, m->rope_k, m->B, T, H, dk, dk, 1);
+    const Memory *keys = k->per == SLOTS ? &L->keys : r;
+    if (L->kind->rope) rotate(keys->q, m->rope_k, m->B, T, H, dk, dk, 1), rotate(keys->k, m->rope_k, m->B, T, H, dk, dk, 1);
     if (k->per == SLOTS) {                   /* which slots hold what is asked for */
         memory_forward(&L->keys);
         softmax_forward(r->q, L->keys.o, N * H, dk);
@@ -2308,9 +2310,10 @@ static void linear_backward(Tiny *m, TinyLayer *L, const real *d_res, real *dh) 
         memory_backward(t);
         for (size_t i = 0; i < (size_t)N * K; i++) r->dkey[i] += t->dval[i], r->dd[i] += t->dc[i];
     }
+    const Memory *keys = k->per == SLOTS ? &L->keys : r;
+    if (L->kind->rope) rotate(keys->dq, m->rope_k, m->B, T, H, dk, dk, -1), rotate(keys->dkey, m->rope_k, m->B, T, H, dk, dk, -1);
     //~ d, k = softmax over time
     if (k->decay == DECAY_SUM) sum_decay_backward(d_in.a, in.lda, r->dd, r->dkey, r->d, r->k, m->B, T, K);
-    if (L->kind->rope) rotate(r->dq, m->rope_k, m->B, T, H, dk, dk, -1), rotate(r->dkey, m->rope_k, m->B, T, H, dk, dk, -1);
     //~ k = unit key times a factor
     real *dfade = NULL, *dshare = NULL;
     if (is_scaled(k)) {
@@ -2332,11 +2335,14 @@ static void linear_backward(Tiny *m, TinyLayer *L, const real *d_res, real *dh) 
             //~ rate = exp(a_log)
             if (L->a_log) DW(a_log)[i / (wide / H)] += sum[wide + i] * L->rate[i];
         }
-        for (int i = 0; i < H && is_scaled(k); i++) DW(m_bias)[i] += sum[2 * wide + i], DW(m_a)[i] += sum[2 * wide + H + i] * L->m_rate[i];
+        for (int i = 0; i < H && is_scaled(k); i++) DW(m_bias)[i] += sum[2 * wide + i], DW(m_a)[i] += sum[2 * wide + H + i] * L->per_head[i];
     }
     //~ e = old k,  q = u_q - skip e,  before their norms
-    if (k->erase == ERASE_OLD)
-        comba_backward(d_in.u + L->at_q, d_in.u + L->at_k, DW(old_key), DW(skip), r->de, r->dq, L->old, in.u + L->at_k, in.ldu, W(old_key), W(skip), N, H, dk);
+    if (k->erase == ERASE_OLD) {
+        real *dold = zeroed(TMP(H), H);
+        comba_backward(d_in.u + L->at_q, d_in.u + L->at_k, dold, DW(skip), r->de, r->dq, L->old, in.u + L->at_k, in.ldu, L->per_head, W(skip), N, H, dk);
+        for (int i = 0; i < H; i++) DW(old_key)[i] += dold[i] * L->per_head[i] * (1 - L->per_head[i]);
+    }
     if (is_mamba(k))
         for (int i = 0; i < N; i++)         //~ o += D u_v
             for (int j = 0; j < V; j++) d_in.u[i * in.ldu + L->at_v + j] += W(skip)[j / c->dv] * r->d_o[(size_t)i * V + j];
@@ -3928,6 +3934,7 @@ static Out model_file(const Tiny *m, const Gguf *vocab, int type, const char *na
         if (kind->writes) key_u32(&k, p, "mixer.writes_per_token", (uint32_t)kind->writes);
         if (family_of(kind)->per == SLOTS) key_u32(&k, p, "mixer.slot_count", (uint32_t)c->dk);
         if (kind->elu) key_str(&k, p, "mixer.feature_map", "elu_plus_one");
+        if (kind->unscaled) key_f32(&k, p, "mixer.scale", 1);
         if (kind->rope) key_u32(&k, p, "mixer.rope_dimension_count", (uint32_t)c->dk), key_f32(&k, p, "mixer.rope_freq_base", c->rope_base);
         if (kind->norm_eps > 0) key_f32(&k, p, "mixer.layer_norm_rms_epsilon", kind->norm_eps);
         if (family_of(kind)->decay == DECAY_SIGMOID) key_f32(&k, p, "mixer.decay_divisor", c->decay_divisor);
@@ -3952,7 +3959,7 @@ static Out model_file(const Tiny *m, const Gguf *vocab, int type, const char *na
         for (int i = 0; i < rows; i++) {
             for (int j = 0; j < cols; j++) {
                 real x = m->params[t->at + (turn ? (size_t)j * rows + i : (size_t)i * cols + j)];
-                row[j] = (float)(t->flags & NEGATIVE_EXP ? -exp(x) : x);
+                row[j] = (float)(t->flags & NEGATIVE_EXP ? -exp(x) : t->flags & SIGMOID ? sigmoid1(x) : x);
             }
             put_row(&data, row, cols, type_of(t, type));
         }

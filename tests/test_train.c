@@ -345,7 +345,7 @@ static void test_whole(TinyConfig c, const char *what) {
     tiny_new(&w.m, &c, 2, 7);
     for (int n = 0; n < w.m.n_tensors; n++) {                   /* no term at 0 or 1 only, and gates that matter */
         const TinyTensor *t = &w.m.tensors[n];
-        bool gate = strstr(t->name, "ssm_a") || strstr(t->name, "bias") || strstr(t->name, "time_mix_w0") || strstr(t->name, "time_mix_decay") || strstr(t->name, "_lerp_");
+        bool gate = strstr(t->name, "ssm_a") || strstr(t->name, "ssm_p") || strstr(t->name, "bias") || strstr(t->name, "time_mix_w0") || strstr(t->name, "time_mix_decay") || strstr(t->name, "_lerp_");
         for (size_t i = 0; i < tensor_len(t); i++) {
             real *p = &w.m.params[t->at + i];
             if (t->flags & CONSTANT) continue;
@@ -546,7 +546,7 @@ static void dump_step(const char *dir, const char *name, const TinyConfig *c) {
     tiny_new(&m, c, B, 5);
     for (int n = 0; n < m.n_tensors; n++) {                     /* nothing at 0 or 1 only, decays from slow to fast, tokens of the size of what is added to them */
         const TinyTensor *t = &m.tensors[n];
-        bool gate = strstr(t->name, "ssm_a") || strstr(t->name, "bias");
+        bool gate = strstr(t->name, "ssm_a") || strstr(t->name, "ssm_p") || strstr(t->name, "bias");
         for (size_t i = 0; i < tensor_len(t) && !(t->flags & CONSTANT); i++) {
             real *p = &m.params[t->at + i];
             *p = (real)(gate && !(t->flags & DECAYS) ? 0.7 * rng_normal(&rng) : *p * (n == 0 ? 4 : 1) + 0.05 * rng_normal(&rng));
@@ -561,8 +561,8 @@ static void dump_step(const char *dir, const char *name, const TinyConfig *c) {
     snprintf(path, sizeof path, "%s/%s.txt", dir, name);
     FILE *f = fopen(path, "w");
     if (!f) perror(path), exit(1);
-    fprintf(f, "arch %s\nlayers %d\nseq_len %d\nbatch %d\nheads %d\ndk %d\ndv %d\nq_heads %d\nkv_heads %d\nhead_dim %d\nn_rot %d\neps %.17g\ndivisor %.17g\nloss %.17g\nnorm %.17g\nids",
-            mixer_kinds[c->mixer].arch, c->n_layers, c->seq_len, B, c->n_heads, c->dk, c->dv, c->q_heads, c->kv_heads, c->head_dim, c->n_rot, (double)(real)c->eps, c->decay_divisor, loss, norm);
+    fprintf(f, "arch %s\nlayers %d\nseq_len %d\nbatch %d\nheads %d\ndk %d\ndv %d\nq_heads %d\nkv_heads %d\nhead_dim %d\nn_rot %d\neps %.17g\no_eps %.17g\ndivisor %.17g\nloss %.17g\nnorm %.17g\nids",
+            mixer_kinds[c->mixer].arch, c->n_layers, c->seq_len, B, c->n_heads, c->dk, c->dv, c->q_heads, c->kv_heads, c->head_dim, c->n_rot, (double)(real)c->eps, (double)(real)(mixer_kinds[c->mixer].norm_eps > 0 ? mixer_kinds[c->mixer].norm_eps : c->eps), c->decay_divisor, loss, norm);
     for (int i = 0; i < N; i++) fprintf(f, " %d", id[i]);
     fprintf(f, "\ntargets");
     for (int i = 0; i < N; i++) fprintf(f, " %d", target[i]);

@@ -39,7 +39,7 @@ import make_models
 
 CHECKPOINTS = ["gla", "gla-conv-3", "linear_attn elu", "retnet", "simple_gla", "hgrn2 by heads, no bounds", "lightnet", "lightnet by heads, convolutions",
                "gsa", "abc", "mamba2", "mamba2 groups", "delta_net", "delta_net gate, negative", "gated_deltanet", "gated_deltaproduct",
-               "gated_deltaproduct three, no forgetting", "comba", "kda", "gdn2", "rwkv6", "rwkv7", "transformer"]
+               "gated_deltaproduct three, no forgetting", "comba", "kda", "gdn2", "precond_gated_deltanet", "precond_kda", "rwkv6", "rwkv7", "transformer"]
 GOLDENS = ["gla", "retnet", "hgrn2", "lightnet", "gsa", "abc", "mamba2", "mamba2hf", "deltanet", "gdn", "gdp", "comba", "kda", "rwkv6", "rwkv7",
            "transformer", "qwen35"]
 
@@ -62,7 +62,7 @@ def read_gguf(path: Path, bfloat16: bool):
         x = torch.from_numpy(t.data.astype(np.float64))
         if "conv1d" in t.name and x.dim() == 2:
             x = x.T
-        if t.name.endswith(("ssm_a", "ssm_p")):
+        if t.name.endswith(("ssm_a", "ssm_m_a", "ssm_p")):
             x = (-x).log() if t.name.endswith("a") else x.logit()
             x = x.bfloat16().double() if bfloat16 else x
         p[t.name] = x
@@ -134,7 +134,7 @@ def take_step(p) -> float:
 
 def read_dump(path: Path):
     """The description, and three dictionaries of tensors: parameters, gradients, parameters after the step."""
-    c, tensors = {"literal": lambda x: float(np.float32(x))}, []     # epsilons that are not in the description are floats over there, too
+    c, tensors = {}, []
     for line in path.read_text().splitlines():
         name, *rest = line.split()
         if name == "tensor":
@@ -143,7 +143,7 @@ def read_dump(path: Path):
         elif name in ("ids", "targets"):
             c[name] = torch.tensor([int(x) for x in rest]).reshape(c["batch"], c["seq_len"])
         else:
-            c[name] = rest[0] if name == "arch" else float(rest[0]) if name in ("eps", "divisor", "loss", "norm") else int(rest[0])
+            c[name] = rest[0] if name == "arch" else float(rest[0]) if name in ("eps", "o_eps", "divisor", "loss", "norm") else int(rest[0])
     data, at, parts = torch.from_numpy(np.fromfile(path.with_suffix(".bin"))), 0, []
     for _ in range(3):
         part = {}

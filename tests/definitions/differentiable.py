@@ -180,6 +180,19 @@ def comba(x, w, c):
     return c["recurrence"](q, l2(x.k), beta * x.v, x.d, e=l2(p), rho=beta)
 
 
+def delta_scaled(x, w, c):
+    """The key that is written shrinks in channels that were written much: A <- fade A + share k^2, by how far ln A is above a level, at most
+    1.5 times either way. What is erased is under the whole key."""
+    fade = torch.exp(-w["ssm_m_a"].exp() * F.softplus(x.g[..., 0] + w["ssm_m_dt.bias"]))[..., None]
+    added, A, moments = torch.sigmoid(x.s) * x.k.square(), 0.0, []
+    for t in range(x.k.shape[1]):
+        A = fade[:, t] * A + added[:, t]
+        moments.append(A)
+    level = torch.log(torch.stack(moments, 1) + 1e-6) - w["ssm_m_scale"][:, None]
+    beta, k = strength(x, c), x.k * 1.5 ** (-level / (1 + level.abs()))
+    return c["recurrence"](x.q, k, beta * x.v, x.d, e=x.d * x.k, rho=beta)
+
+
 def slots(x, w, c):
     """Keys are written into slots, and read out as a softmax over them; then values, read out with that."""
     scores = recurrence(x.q, x.k, x.share, c=x.d)
@@ -213,6 +226,7 @@ FAMILY = {
     #                          silu      map     norm  scale  decay        mix                out             gate
     "linear_attn":        Row("never",  elu1,   same, -0.5,  None,        add,               each_head,      same),
     "retnet":             Row("never",  same,   same, -0.5,  fixed,       add,               each_head,      F.silu, rotate=True),
+    "lightning_attn":     Row("conv",   same,   same, -0.5,  fixed,       add,               each_head,      F.silu),
     "simple_gla":         Row("conv",   same,   same, -0.5,  sigmoid,     add,               each_head,      F.silu),
     "gla":                Row("conv",   same,   same, -0.5,  sigmoid,     add,               each_head,      F.silu),
     "hgrn2":              Row("never",  F.silu, same, -0.5,  forget,      add_share,         all_heads,      same, 1e-5),
@@ -227,6 +241,8 @@ FAMILY = {
     "kda":                Row("always", same,   l2,   -0.5,  softplus,    delta,             each_head,      torch.sigmoid),
     "gdn2":               Row("always", same,   l2,   -0.5,  softplus,    delta_per_channel, each_head,      torch.sigmoid),
 }
+for name in ("gated_deltanet", "kda"):
+    FAMILY["precond_" + name] = FAMILY[name]._replace(mix=delta_scaled)
 FAMILY["qwen35"] = FAMILY["gated_deltanet"]
 
 
@@ -236,7 +252,7 @@ def inputs(w, h, c, row):
     """q, k, v by heads, after convolution and activation, and what decay (f), erase (b), write (w) and output gate (z) are made of."""
     H, dk, dv, n = c["heads"], c["dk"], c["dv"], c.get("k_heads", c["heads"])
     K, V = n * dk, H * dv
-    x = SimpleNamespace(q=None, k=None, v=None, f=None, b=None, w=None, z=None, d=None)
+    x = SimpleNamespace(q=None, k=None, v=None, f=None, b=None, w=None, z=None, d=None, g=None, s=None)
     act = same if row.silu == "never" else F.silu
     if "attn_qkv.weight" in w:                                             # one convolution over all three
         x.q, x.k, x.v = conv(project(w, h, "attn_qkv"), w["ssm_conv1d.weight"]).split([K, K, V], -1)
@@ -244,7 +260,7 @@ def inputs(w, h, c, row):
         x.z, u, x.f = project(w, h, "ssm_in").split([V, V + 2 * K, H], -1)
         x.v, x.k, x.q = conv(u, w["ssm_conv1d.weight"], w.get("ssm_conv1d.bias")).split([V, K, K], -1)
     for letter, name, narrow in (("q", "attn_q", "-"), ("k", "attn_k", "-"), ("v", "attn_v", "-"), ("f", "ssm_alpha", "ssm_f"),
-                                 ("b", "ssm_beta", "-"), ("w", "ssm_w", "-"), ("z", "attn_gate", "ssm_g")):
+                                 ("b", "ssm_beta", "-"), ("w", "ssm_w", "-"), ("z", "attn_gate", "ssm_g"), ("g", "ssm_m_alpha", "-"), ("s", "ssm_m_beta", "-")):
         y, taps = project(w, h, name, narrow), w.get(f"ssm_conv1d_{letter}.weight")
         if y is None:
             continue
@@ -259,7 +275,7 @@ def inputs(w, h, c, row):
         x.q, x.k = spread(x.q), spread(x.k)
     x.v = heads(x.v, dv)
     x.w, x.z = (None if y is None else heads(y, dv) for y in (x.w, x.z))
-    x.f, x.b = (None if y is None else y.unflatten(-1, (H, -1)) for y in (x.f, x.b))
+    x.f, x.b, x.g, x.s = (None if y is None else y.unflatten(-1, (H, -1)) for y in (x.f, x.b, x.g, x.s))
     return x
 
 
@@ -276,7 +292,7 @@ def linear_layer(w, h, c):
         o = (o * F.silu(x.z)).flatten(2)
         norm = w["ssm_norm.weight"]
         return project(w, rms(o.unflatten(-1, norm.shape), norm, c["eps"]).flatten(2), "ssm_out")
-    y = row.out(o, w.get("ssm_norm.weight", 1.0), c["literal"](row.eps) if row.eps else c["eps"])
+    y = row.out(o, w.get("ssm_norm.weight", 1.0), c.get("o_eps") or row.eps or c["eps"])
     if x.z is not None:
         y = y * row.gate(x.z.reshape(y.shape))
     return project(w, y.reshape(*h.shape[:2], -1), "ssm_out" if "ssm_out.weight" in w else "attn_output")
@@ -333,7 +349,7 @@ def rwkv6(w, h, c):
     log_rate = torch.tanh(xw @ w["time_mix_decay_w1.weight"].T) @ w["time_mix_decay_w2.weight"].T + w["time_mix_decay.weight"].flatten()
     d = torch.exp(-torch.exp(log_rate)).reshape(k.shape)
     o = recurrence(r, k, v, d, u=w["time_mix_first.weight"].reshape(k.shape[2:]))
-    return project(w, rwkv_norm(w, o, c["eps"]) * F.silu(project(w, xg, "time_mix_gate")), "time_mix_output")
+    return project(w, rwkv_norm(w, o, c.get("o_eps") or c["eps"]) * F.silu(project(w, xg, "time_mix_gate")), "time_mix_output")
 
 
 UNUSED = ("blk.0.time_mix_v0", "blk.0.time_mix_v1", "blk.0.time_mix_v2")     # files may have them, and the first layer has no use for them
@@ -356,7 +372,7 @@ def rwkv7(w, h, c, first):
     r, d, k, v, a = (by_head(x) for x in (r, d, k, v, a))
     o = recurrence(r, k, v, d, e=-erased, w=erased * a)
     bonus = (r * k * w["time_mix_r_k.weight"].reshape(r.shape[2:])).sum(-1, keepdim=True) * v
-    return project(w, (rwkv_norm(w, o, r.shape[-1] * c["eps"]) + bonus.flatten(2)) * narrow(w, xg, "g", torch.sigmoid), "time_mix_output")
+    return project(w, (rwkv_norm(w, o, c.get("o_eps") or r.shape[-1] * c["eps"]) + bonus.flatten(2)) * narrow(w, xg, "g", torch.sigmoid), "time_mix_output")
 
 
 def channel_mix(w, h):
@@ -371,7 +387,7 @@ def channel_mix(w, h):
 
 def logits(p, ids, c):
     """ids (B, T) -> (B, T, vocabulary)."""
-    c = {"recurrence": recurrence, "rope_base": 10000.0, "literal": same} | c
+    c = {"recurrence": recurrence, "rope_base": 10000.0} | c
     rwkv = c["arch"].startswith("rwkv")
 
     def norm(w, name, x):

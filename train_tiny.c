@@ -1022,7 +1022,7 @@ static void matmul_backward(real *dx, real *dw, const real *dy, size_t ldy, cons
  * Every mixer of the family is a choice of d, e and rho. A gated delta rule passes e = d k, because it recalls from
  * the decayed memory: S'(d k) = (d S)'k. With no e nothing is erased (GLA, RetNet, Mamba-2 ...). Some do one thing more:
  *
- *   SCAN_WRITES_BACK     S <- Diag(d) S + k v' + b r'      what was recalled goes back under another key (RWKV-7)
+ *   SCAN_WRITES_BACK     S <- Diag(d) S + k v' + b r'      what was recalled goes back under another key (RWKV-7; b is w in run.c)
  *   SCAN_FADES_VALUES    S <- Diag(d) S Diag(c) + k v'     columns fade, too (the keys of GSA's slots)
  *   SCAN_READS_FIRST     o is read before the write (RWKV-6)
  *
@@ -2170,9 +2170,8 @@ static void linear_inputs_backward(Tiny *m, TinyLayer *L, int r, int rows, real 
     if (k->erase == ERASE_GATED) {
         kern.glu_backward(F_ID, dbk + atk, t->dd + atk, t->de + atk, L->bk + atk, K, t->d + atk, K, 0, rows, 1, K, ADD_DZ);
         kern.glu_backward(F_SIGMOID, t->dkey + atk, draw + atr + L->at_b, dbk + atk, t->k + atk, K, raw + L->at_b, L->n_in, 0, rows, 1, K, ADD_DX);
-    } else if (k->erase == ERASE_OLD) ;
-    else if (k->erase && k->per == CHANNELS) kern.glu_backward(F_ID, t->dkey + atk, t->dd + atk, t->de + atk, key + atk, K, t->d + atk, K, 0, rows, 1, K, ADD_DX | ADD_DZ);
-    else if (k->erase) kern.scale_backward(t->dkey + n * atk, t->dd + n * ath, t->de + n * atk, key + n * atk, K, t->d + n * ath, n * rows, H, dk, ADD_DX);
+    } else if (k->erase == ERASE_KEY && k->per == CHANNELS) kern.glu_backward(F_ID, t->dkey + atk, t->dd + atk, t->de + atk, key + atk, K, t->d + atk, K, 0, rows, 1, K, ADD_DX | ADD_DZ);
+    else if (k->erase == ERASE_KEY) kern.scale_backward(t->dkey + n * atk, t->dd + n * ath, t->de + n * atk, key + n * atk, K, t->d + n * ath, n * rows, H, dk, ADD_DX);
     if (is_scaled(k)) {
         const size_t wide = k->per == HEADS ? H : K;
         kern.gate_backward(draw + atr + L->at_g, dbias + 2 * wide, dbias + 2 * wide + H, dfade + ath, L->fade + ath, raw + L->at_g, L->n_in, W(m_bias), L->per_head, -1, rows, H);

@@ -901,7 +901,7 @@ def mamba(f: Fields, m: Mixer) -> None:
                     "ssm.time_step_rank": -(-m.width // 16) if f.get(rank, "auto") == "auto" else f.count(rank)}
     f.only("hidden_act", *(("swish",) if samba else ("silu", "swish")))
     f.only("use_mambapy", False), f.only("use_bcdt_rms", False)
-    m.take({"mixer.conv1d.bias": "ssm_conv1d.bias"}, f.flag("use_conv_bias", True))
+    m.take({"mixer.conv1d.bias": "ssm_conv1d.bias"}, f.flag("use_conv_bias", True) or samba)  # which samba never hands on to the mixer
     m.take({"mixer.in_proj.bias": "ssm_in.bias", "mixer.out_proj.bias": "ssm_out.bias"}, f.flag("use_bias"))
     m.hidden = samba
     if "layer_norm_epsilon" in f.data:

@@ -682,7 +682,8 @@ def gated_deltanet(f: Fields, m: Mixer) -> None:
 def kda(f: Fields, m: Mixer) -> None:
     delta_heads(f, m, 16, 128, 1.0)
     if f.get("lower_bound") is not None:
-        m.keys["decay_bound"] = f.typed("lower_bound", None, lambda v: type(v) in (int, float) and -5 <= v < 0, "a number from -5 to below 0") * 1.0
+        low = -5 if f.flag("safe_gate") else -1e6
+        m.keys["decay_bound"] = f.typed("lower_bound", None, lambda v: type(v) in (int, float) and low <= v < 0, f"a number from {low:g} to below 0") * 1.0
     elif f.flag("safe_gate"):
         raise Refusal(f"{f.where}: safe_gate needs a lower_bound")
     f.read |= {"safe_gate"}

@@ -703,8 +703,9 @@ def retnet(f: Fields, m: Mixer) -> None:
         raise Refusal(f"{f.where}: keys of {dk} channels cannot be rotated in pairs")
     m.keys |= {"rope_dimension_count": dk, "rope_freq_base": 10000.0}
     m.made = lambda i: {"ssm_decay": (1 - 2.0 ** (-5 - np.arange(heads))).astype(np.float32)}
-    names = {"relu": "relu", "silu": "silu", "swish": "silu", "sigmoid": "sigmoid", "gelu": "gelu", "gelu_new": "gelu_tanh",
-             "gelu_pytorch_tanh": "gelu_tanh", "relu2": "sqrelu", "linear": "identity"}  # of the table of transformers
+    names = {"relu": "relu", "silu": "silu", "swish": "silu", "sigmoid": "sigmoid", "tanh": "tanh", "relu2": "sqrelu", "linear": "identity",
+             **dict.fromkeys(("gelu", "gelu_python"), "gelu"), **dict.fromkeys(  # of the table of transformers, which has several spellings
+                 ("gelu_new", "gelu_pytorch_tanh", "gelu_python_tanh", "gelu_fast", "gelu_accurate"), "gelu_tanh")}
     if f.get("feature_map"):
         m.keys["feature_map"] = names[f.only("feature_map", *names)]
 

@@ -3039,7 +3039,7 @@ static int gguf_read(Gguf *g, char *err) {
 enum { MAP_HADAMARD = ACT_NONE + 1, MAP_T2R, MAP_HEDGEHOG, MAP_DPFP }; /* feature maps that are no function of one number: see map_head in section 9 */
 static const struct { const char *name; int act; } act_names[] = {
     {"silu", ACT_SILU}, {"swish", ACT_SILU}, {"relu", ACT_RELU}, {"sigmoid", ACT_SIGMOID}, {"gelu", ACT_GELU}, {"gelu_tanh", ACT_GELU_TANH},
-    {"sqrelu", ACT_SQRELU}, {"powlu", ACT_POWLU}, {"logsigmoid", ACT_LOGSIGMOID}, {"elu_plus_one", ACT_ELU1}, {"identity", ACT_NONE},
+    {"sqrelu", ACT_SQRELU}, {"powlu", ACT_POWLU}, {"logsigmoid", ACT_LOGSIGMOID}, {"elu_plus_one", ACT_ELU1}, {"tanh", ACT_TANH}, {"identity", ACT_NONE},
     {"elementwise_product", MAP_HADAMARD}, {"t2r", MAP_T2R}, {"hedgehog", MAP_HEDGEHOG}, {"dpfp", MAP_DPFP},
 };
 

@@ -1061,12 +1061,14 @@ RWKV6_FFN: Table = {"ffn.key.mu": "channel_mix_lerp_k.weight", "ffn.key.linear.w
 def rwkv_decoder(f: Fields, has: set[str], hidden_ratio: float, ffn: Table) -> Plan:
     """What both generations share: LayerNorms, one more behind the embedding, and a channel mix. Its blocks lack the mixer."""
     n, width = f.count("num_hidden_layers"), f.count("hidden_size")
-    f.only("hidden_act", "sqrelu")
+    act = ACT2FN[f.only("hidden_act", "sqrelu", *ACT2FN)]
     hidden = f.count("intermediate_size", 32 * -(-int(width * f.real("hidden_ratio", hidden_ratio)) // 32))
     plan = Plan({"block_count": n, "context_length": f.count("max_position_embeddings", 2048), "embedding_length": width,
                  "feed_forward_length": hidden, "vocab_size": f.count("vocab_size", 32000), "attention.head_count": 0, "token_shift_count": 2,
                  "attention.layer_norm_epsilon": f.real("norm_eps", 1e-5)},
                 [{"model.embeddings.weight": "token_embd.weight", "model.norm.weight": "output_norm.weight"}])
+    if act != "sqrelu":
+        plan.keys["feed_forward_activation"] = act
     first: Table = {"model.layers.0.pre_norm.weight": "token_embd_norm.weight"} if f.flag("norm_first", True) else {}
     biased = f.flag("norm_bias", True)
 

@@ -1061,7 +1061,7 @@ RWKV6_FFN: Table = {"ffn.key.mu": "channel_mix_lerp_k.weight", "ffn.key.linear.w
 def rwkv_decoder(f: Fields, has: set[str], hidden_ratio: float, ffn: Table) -> Plan:
     """What both generations share: LayerNorms, one more behind the embedding, and a channel mix. Its blocks lack the mixer."""
     n, width = f.count("num_hidden_layers"), f.count("hidden_size")
-    act = ACT2FN[f.only("hidden_act", "sqrelu", *ACT2FN)]
+    act = ACT2FN[f.only("hidden_act", *dict.fromkeys(["sqrelu", *ACT2FN]))]
     hidden = f.count("intermediate_size", 32 * -(-int(width * f.real("hidden_ratio", hidden_ratio)) // 32))
     plan = Plan({"block_count": n, "context_length": f.count("max_position_embeddings", 2048), "embedding_length": width,
                  "feed_forward_length": hidden, "vocab_size": f.count("vocab_size", 32000), "attention.head_count": 0, "token_shift_count": 2,
@@ -1083,13 +1083,14 @@ def rwkv_decoder(f: Fields, has: set[str], hidden_ratio: float, ffn: Table) -> P
 def rwkv7(f: Fields, has: set[str]) -> Plan:
     plan = rwkv_decoder(f, has, 4, RWKV7_FFN)
     width, layers = plan.keys["embedding_length"], plan.keys["block_count"]
-    by_heads = "head_dim" in f.data and f.get("head_dim") is None  # only then does num_heads count
+    by_heads = "head_dim" in f.data and f.get("head_dim") is None  # only then does num_heads count, whatever it says
     dk = width // f.count("num_heads") if by_heads else f.count("head_dim", 64)
     heads = width // dk if dk else 0
     values = f.get("value_dim", width)
     values = values if isinstance(values, list) else [values] * layers
-    if not heads or heads * dk != width or f.get("num_heads", heads) != heads:
-        raise Refusal(f"{f.where}: {f.get('num_heads', heads)} heads of head_dim = {dk} do not make the width {width}")
+    f.read |= {"num_heads"}
+    if not heads or heads * dk != width:
+        raise Refusal(f"{f.where}: {heads} heads of head_dim = {dk} do not make the width {width}")
     if len(values) != layers or set(values) != {values[0]} or type(values[0]) is not int or values[0] < 1 or values[0] % heads:
         raise Refusal(f"{f.where}: value_dim is {json.dumps(values)[:80]}, expected the same multiple of {heads} for each of {layers} layers")
     ranks = {"decay": f.get("decay_low_rank_dim", 64), "iclr": f.get("a_low_rank_dim", 64), "value_residual_mix": f.get("v_low_rank_dim", 16),

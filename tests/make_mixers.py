@@ -176,7 +176,7 @@ CASES: dict[str, tuple[str, Config]] = {
     "rwkv7 one head, shares in one tensor": ("rwkv7", dict(head_dim=48, num_heads=1)),
     "log_linear_mamba2 no norm": ("log_linear_mamba2", dict(rmsnorm=False, head_dim=24, state_size=8, use_bias=True, hidden_act="swish")),
     "rwkv6 swish in the channel mix": ("rwkv6", dict(hidden_act="swish", expand_k=1.0, num_heads=2)),
-    "rwkv7 gelu in the channel mix": ("rwkv7", dict(hidden_act="gelu", head_dim=24, num_heads=2)),
+    "rwkv7 gelu in the channel mix": ("rwkv7", dict(hidden_act="gelu", head_dim=24, num_heads=6)),  # num_heads does not count
     "samba biased whatever the switch says": ("samba", dict(use_conv_bias=False, attn=None, num_hidden_layers=2)),
     "retnet tanh": ("retnet", dict(feature_map="tanh", num_hidden_layers=2)),
     "retnet gelu, another spelling": ("retnet", dict(feature_map="gelu_fast", num_heads=2, num_hidden_layers=2)),

@@ -177,7 +177,7 @@ MIXERS_REFUSED: list[tuple[str, dict[str, Any], str]] = [  # case, changes to co
     *(("gsa", {"model_type": left_out}, left_out) for left_out in ("based", "rebased", "mom", "parallax", "raven", "rodimus", "yoco")),
     ("rwkv6", {"hidden_act": "bias_gelu"}, "hidden_act"), ("rwkv6", {"num_heads": 5}, "heads"), ("rwkv6", {"norm_first": False}, "pre_norm"),
     ("rwkv6", {"proj_low_rank_dim": 9}, "time_mix_w1"), ("rwkv7", {"hidden_act": "powlu"}, "hidden_act"), ("rwkv7", {"value_dim": [48, 96, 48]}, "value_dim"),
-    ("rwkv7", {"head_dim": 20}, "head_dim"), ("rwkv7", {"num_heads": 3}, "heads"), ("rwkv7", {"attn": {"layers": [1], "num_heads": 4}}, "attn"),
+    ("rwkv7", {"head_dim": 20}, "head_dim"), ("rwkv7", {"head_dim": None, "num_heads": 5}, "heads"), ("rwkv7", {"attn": {"layers": [1], "num_heads": 4}}, "attn"),
     ("rwkv7", {"norm_bias": False}, "bias"),
 ]
 

@@ -57,7 +57,7 @@ HARMLESS = set("""
 
 
 class Fields:
-    """A JSON object of settings that remembers which were read. A field set to null counts as absent."""
+    """A JSON object of settings that remembers which were read. A field set to null counts as absent, a flag set to null as false."""
 
     def __init__(self, data: dict[str, Any], where: str) -> None:
         self.data, self.where, self.read = data, where, set[str]()
@@ -80,6 +80,7 @@ class Fields:
         return float(self.typed(name, default, lambda v: type(v) in (int, float) and math.isfinite(v), "a number"))
 
     def flag(self, name: str, default: bool = False) -> bool:
+        default = default and self.data.get(name, True) is not None
         return self.typed(name, default, lambda v: type(v) is bool, "true or false")
 
     def only(self, name: str, *allowed: Any) -> Any:
@@ -577,7 +578,7 @@ def fla(read: Callable[[Fields, Mixer], None], f: Fields, has: set[str], name: s
     names = FLA_NAMES.get(name, FlaNames())
     hidden = 0
     if m.hidden:
-        hidden = (not names.own_width and f.get("intermediate_size")) or 256 * -(-int(width * f.real("hidden_ratio", m.hidden_ratio) * 2 / 3) // 256)
+        hidden = (not names.own_width and f.get("intermediate_size")) or 256 * -(-int(width * f.real("hidden_ratio", 4 if "hidden_ratio" in f.data else m.hidden_ratio) * 2 / 3) // 256)
         f.read |= {"hidden_ratio"}
     plan = Plan({"block_count": n, "context_length": f.count("max_position_embeddings", 2048), "embedding_length": width,
                  "feed_forward_length": int(hidden), "vocab_size": f.count("vocab_size", 32000),
@@ -762,6 +763,11 @@ def linear_attn(f: Fields, m: Mixer) -> None:
         m.keys["normalizer_epsilon"] = 1e-10
 
 
+def slots(f: Fields, m: Mixer) -> int:
+    """null: as many as a key has channels."""
+    return f.count("num_slots", m.keys["key_length"] if "num_slots" in f.data else 64)
+
+
 def gsa(f: Fields, m: Mixer) -> None:
     """use_output_gate, use_norm and the clamps have no effect in the library."""
     f.read |= {"use_output_gate", "use_norm", "clamp_min", "clamp_max"}
@@ -771,7 +777,7 @@ def gsa(f: Fields, m: Mixer) -> None:
     kind = f.only("feature_map", "swish", "relu", "t2r")
     m.take({"attn.feature_map.layer.weight": "ssm_map_q.weight"}, kind == "t2r")
     m.take({"attn.g_norm.weight": "ssm_norm.weight"}, f.flag("elementwise_affine", True))
-    m.keys |= {"feature_map": kind, "slot_count": f.count("num_slots", 64), "decay_divisor": f.real("gate_logit_normalizer", 8.0),
+    m.keys |= {"feature_map": kind, "slot_count": slots(f, m), "decay_divisor": f.real("gate_logit_normalizer", 8.0),
                "scale": 1.0, "layer_norm_rms_epsilon": 1e-5}  # the last two whatever the configuration says
 
 
@@ -962,7 +968,7 @@ def abc(f: Fields, m: Mixer) -> None:
     m.conv(f, False)
     m.shape(f.where, heads, heads, int(m.width * f.real("expand_k", 0.5)), int(m.width * f.real("expand_v", 1.0)))
     m.take({"attn.g_norm.weight": "ssm_norm.weight"}, f.flag("elementwise_affine", True))
-    m.keys |= {"slot_count": f.count("num_slots", 64), "score_min": f.real("clamp_min", -32.0), "score_max": f.real("clamp_max", 32.0)}
+    m.keys |= {"slot_count": slots(f, m), "score_min": f.real("clamp_min", -32.0), "score_max": f.real("clamp_max", 32.0)}
     if f.flag("use_rope", True):
         dk = m.keys["key_length"]
         if dk % 2:

@@ -181,6 +181,8 @@ CASES: dict[str, tuple[str, Config]] = {
     "retnet tanh": ("retnet", dict(feature_map="tanh", num_hidden_layers=2)),
     "retnet gelu, another spelling": ("retnet", dict(feature_map="gelu_fast", num_heads=2, num_hidden_layers=2)),
     "kda bounded from far below": ("kda", dict(lower_bound=-8.0, num_hidden_layers=2)),
+    "gsa nothing said": ("gsa", dict(num_slots=None, elementwise_affine=None, hidden_ratio=None, use_short_conv=None, num_hidden_layers=2)),
+    "retnet nothing said": ("retnet", dict(use_output_gate=None, hidden_ratio=None, intermediate_size=None, hidden_size=112, num_hidden_layers=2)),
 }
 LONG = {"mamba3", "wall_transformer norms, biases, gates, key heads", "wall_transformer window, one key head", "path_attn", "path_attn forgetting, key heads", "path_attn no convolution, one key head", "rwkv6", "rwkv7", "linear_attn tied, kv heads", "retnet kv heads", "gsa kv heads, relu", "delta_net", "gated_deltanet value heads", "gated_deltaproduct", "kda value heads, negative",
         "hgrn", "hgrn2", "mamba2 groups", "mamba", "samba", "lightnet", "abc", "mesa_net", "transformer norms, biases, window", "forgetting_transformer pro", "log_linear_mamba2", "comba", "gdn2", "simple_gla", "precond_gated_deltanet value heads"}  # beyond a chunk of 64
@@ -241,7 +243,7 @@ def hgrn2(c: Config) -> Shapes:
 
 def gsa(c: Config) -> Shapes:
     key, value, key_kv, value_kv, heads = by_heads(c)
-    slots = (c["num_kv_heads"] or heads) * c["num_slots"]
+    slots = (c["num_kv_heads"] or heads) * (c["num_slots"] or key // heads)
     t2r = {"feature_map.layer.weight": (key // heads, key // heads)} if c["feature_map"] == "t2r" else {}
     return rows(c, q=key, k=key_kv, v=value_kv, f=slots) | convs(c, q=key, k=key_kv, v=value_kv) | t2r | gated(c | dict(use_output_gate=False), value, value)
 

@@ -57,7 +57,7 @@ HARMLESS = set("""
 
 
 class Fields:
-    """A JSON object of settings that remembers which were read. A field set to null counts as absent."""
+    """A JSON object of settings that remembers which were read. A field set to null counts as absent, a flag set to null as false."""
 
     def __init__(self, data: dict[str, Any], where: str) -> None:
         self.data, self.where, self.read = data, where, set[str]()
@@ -80,6 +80,7 @@ class Fields:
         return float(self.typed(name, default, lambda v: type(v) in (int, float) and math.isfinite(v), "a number"))
 
     def flag(self, name: str, default: bool = False) -> bool:
+        default = default and self.data.get(name, True) is not None
         return self.typed(name, default, lambda v: type(v) is bool, "true or false")
 
     def only(self, name: str, *allowed: Any) -> Any:
@@ -577,7 +578,7 @@ def fla(read: Callable[[Fields, Mixer], None], f: Fields, has: set[str], name: s
     names = FLA_NAMES.get(name, FlaNames())
     hidden = 0
     if m.hidden:
-        hidden = (not names.own_width and f.get("intermediate_size")) or 256 * -(-int(width * f.real("hidden_ratio", m.hidden_ratio) * 2 / 3) // 256)
+        hidden = (not names.own_width and f.get("intermediate_size")) or 256 * -(-int(width * f.real("hidden_ratio", 4 if "hidden_ratio" in f.data else m.hidden_ratio) * 2 / 3) // 256)
         f.read |= {"hidden_ratio"}
     plan = Plan({"block_count": n, "context_length": f.count("max_position_embeddings", 2048), "embedding_length": width,
                  "feed_forward_length": int(hidden), "vocab_size": f.count("vocab_size", 32000),
@@ -682,7 +683,8 @@ def gated_deltanet(f: Fields, m: Mixer) -> None:
 def kda(f: Fields, m: Mixer) -> None:
     delta_heads(f, m, 16, 128, 1.0)
     if f.get("lower_bound") is not None:
-        m.keys["decay_bound"] = f.typed("lower_bound", None, lambda v: type(v) in (int, float) and -5 <= v < 0, "a number from -5 to below 0") * 1.0
+        low = -5 if f.flag("safe_gate") else -1e6
+        m.keys["decay_bound"] = f.typed("lower_bound", None, lambda v: type(v) in (int, float) and low <= v < 0, f"a number from {low:g} to below 0") * 1.0
     elif f.flag("safe_gate"):
         raise Refusal(f"{f.where}: safe_gate needs a lower_bound")
     f.read |= {"safe_gate"}
@@ -702,8 +704,9 @@ def retnet(f: Fields, m: Mixer) -> None:
         raise Refusal(f"{f.where}: keys of {dk} channels cannot be rotated in pairs")
     m.keys |= {"rope_dimension_count": dk, "rope_freq_base": 10000.0}
     m.made = lambda i: {"ssm_decay": (1 - 2.0 ** (-5 - np.arange(heads))).astype(np.float32)}
-    names = {"relu": "relu", "silu": "silu", "swish": "silu", "sigmoid": "sigmoid", "gelu": "gelu", "gelu_new": "gelu_tanh",
-             "gelu_pytorch_tanh": "gelu_tanh", "relu2": "sqrelu", "linear": "identity"}  # of the table of transformers
+    names = {"relu": "relu", "silu": "silu", "swish": "silu", "sigmoid": "sigmoid", "tanh": "tanh", "relu2": "sqrelu", "linear": "identity",
+             **dict.fromkeys(("gelu", "gelu_python"), "gelu"), **dict.fromkeys(  # of the table of transformers, which has several spellings
+                 ("gelu_new", "gelu_pytorch_tanh", "gelu_python_tanh", "gelu_fast", "gelu_accurate"), "gelu_tanh")}
     if f.get("feature_map"):
         m.keys["feature_map"] = names[f.only("feature_map", *names)]
 
@@ -760,6 +763,11 @@ def linear_attn(f: Fields, m: Mixer) -> None:
         m.keys["normalizer_epsilon"] = 1e-10
 
 
+def slots(f: Fields, m: Mixer) -> int:
+    """null: as many as a key has channels."""
+    return f.count("num_slots", m.keys["key_length"] if "num_slots" in f.data else 64)
+
+
 def gsa(f: Fields, m: Mixer) -> None:
     """use_output_gate, use_norm and the clamps have no effect in the library."""
     f.read |= {"use_output_gate", "use_norm", "clamp_min", "clamp_max"}
@@ -769,7 +777,7 @@ def gsa(f: Fields, m: Mixer) -> None:
     kind = f.only("feature_map", "swish", "relu", "t2r")
     m.take({"attn.feature_map.layer.weight": "ssm_map_q.weight"}, kind == "t2r")
     m.take({"attn.g_norm.weight": "ssm_norm.weight"}, f.flag("elementwise_affine", True))
-    m.keys |= {"feature_map": kind, "slot_count": f.count("num_slots", 64), "decay_divisor": f.real("gate_logit_normalizer", 8.0),
+    m.keys |= {"feature_map": kind, "slot_count": slots(f, m), "decay_divisor": f.real("gate_logit_normalizer", 8.0),
                "scale": 1.0, "layer_norm_rms_epsilon": 1e-5}  # the last two whatever the configuration says
 
 
@@ -901,7 +909,7 @@ def mamba(f: Fields, m: Mixer) -> None:
                     "ssm.time_step_rank": -(-m.width // 16) if f.get(rank, "auto") == "auto" else f.count(rank)}
     f.only("hidden_act", *(("swish",) if samba else ("silu", "swish")))
     f.only("use_mambapy", False), f.only("use_bcdt_rms", False)
-    m.take({"mixer.conv1d.bias": "ssm_conv1d.bias"}, f.flag("use_conv_bias", True))
+    m.take({"mixer.conv1d.bias": "ssm_conv1d.bias"}, f.flag("use_conv_bias", True) or samba)  # which samba never hands on to the mixer
     m.take({"mixer.in_proj.bias": "ssm_in.bias", "mixer.out_proj.bias": "ssm_out.bias"}, f.flag("use_bias"))
     m.hidden = samba
     if "layer_norm_epsilon" in f.data:
@@ -960,7 +968,7 @@ def abc(f: Fields, m: Mixer) -> None:
     m.conv(f, False)
     m.shape(f.where, heads, heads, int(m.width * f.real("expand_k", 0.5)), int(m.width * f.real("expand_v", 1.0)))
     m.take({"attn.g_norm.weight": "ssm_norm.weight"}, f.flag("elementwise_affine", True))
-    m.keys |= {"slot_count": f.count("num_slots", 64), "score_min": f.real("clamp_min", -32.0), "score_max": f.real("clamp_max", 32.0)}
+    m.keys |= {"slot_count": slots(f, m), "score_min": f.real("clamp_min", -32.0), "score_max": f.real("clamp_max", 32.0)}
     if f.flag("use_rope", True):
         dk = m.keys["key_length"]
         if dk % 2:
@@ -1059,12 +1067,14 @@ RWKV6_FFN: Table = {"ffn.key.mu": "channel_mix_lerp_k.weight", "ffn.key.linear.w
 def rwkv_decoder(f: Fields, has: set[str], hidden_ratio: float, ffn: Table) -> Plan:
     """What both generations share: LayerNorms, one more behind the embedding, and a channel mix. Its blocks lack the mixer."""
     n, width = f.count("num_hidden_layers"), f.count("hidden_size")
-    f.only("hidden_act", "sqrelu")
+    act = ACT2FN[f.only("hidden_act", *dict.fromkeys(["sqrelu", *ACT2FN]))]
     hidden = f.count("intermediate_size", 32 * -(-int(width * f.real("hidden_ratio", hidden_ratio)) // 32))
     plan = Plan({"block_count": n, "context_length": f.count("max_position_embeddings", 2048), "embedding_length": width,
                  "feed_forward_length": hidden, "vocab_size": f.count("vocab_size", 32000), "attention.head_count": 0, "token_shift_count": 2,
                  "attention.layer_norm_epsilon": f.real("norm_eps", 1e-5)},
                 [{"model.embeddings.weight": "token_embd.weight", "model.norm.weight": "output_norm.weight"}])
+    if act != "sqrelu":
+        plan.keys["feed_forward_activation"] = act
     first: Table = {"model.layers.0.pre_norm.weight": "token_embd_norm.weight"} if f.flag("norm_first", True) else {}
     biased = f.flag("norm_bias", True)
 
@@ -1079,13 +1089,14 @@ def rwkv_decoder(f: Fields, has: set[str], hidden_ratio: float, ffn: Table) -> P
 def rwkv7(f: Fields, has: set[str]) -> Plan:
     plan = rwkv_decoder(f, has, 4, RWKV7_FFN)
     width, layers = plan.keys["embedding_length"], plan.keys["block_count"]
-    by_heads = "head_dim" in f.data and f.get("head_dim") is None  # only then does num_heads count
+    by_heads = "head_dim" in f.data and f.get("head_dim") is None  # only then does num_heads count, whatever it says
     dk = width // f.count("num_heads") if by_heads else f.count("head_dim", 64)
     heads = width // dk if dk else 0
     values = f.get("value_dim", width)
     values = values if isinstance(values, list) else [values] * layers
-    if not heads or heads * dk != width or f.get("num_heads", heads) != heads:
-        raise Refusal(f"{f.where}: {f.get('num_heads', heads)} heads of head_dim = {dk} do not make the width {width}")
+    f.read |= {"num_heads"}
+    if not heads or heads * dk != width:
+        raise Refusal(f"{f.where}: {heads} heads of head_dim = {dk} do not make the width {width}")
     if len(values) != layers or set(values) != {values[0]} or type(values[0]) is not int or values[0] < 1 or values[0] % heads:
         raise Refusal(f"{f.where}: value_dim is {json.dumps(values)[:80]}, expected the same multiple of {heads} for each of {layers} layers")
     ranks = {"decay": f.get("decay_low_rank_dim", 64), "iclr": f.get("a_low_rank_dim", 64), "value_residual_mix": f.get("v_low_rank_dim", 16),

@@ -175,6 +175,14 @@ CASES: dict[str, tuple[str, Config]] = {
     "rwkv7 by heads, plain norm": ("rwkv7", dict(head_dim=None, num_heads=3, fuse_norm=False, norm_first=False, hidden_ratio=2, norm_eps=1e-4)),
     "rwkv7 one head, shares in one tensor": ("rwkv7", dict(head_dim=48, num_heads=1)),
     "log_linear_mamba2 no norm": ("log_linear_mamba2", dict(rmsnorm=False, head_dim=24, state_size=8, use_bias=True, hidden_act="swish")),
+    "rwkv6 swish in the channel mix": ("rwkv6", dict(hidden_act="swish", expand_k=1.0, num_heads=2)),
+    "rwkv7 gelu in the channel mix": ("rwkv7", dict(hidden_act="gelu", head_dim=24, num_heads=6)),  # num_heads does not count
+    "samba biased whatever the switch says": ("samba", dict(use_conv_bias=False, attn=None, num_hidden_layers=2)),
+    "retnet tanh": ("retnet", dict(feature_map="tanh", num_hidden_layers=2)),
+    "retnet gelu, another spelling": ("retnet", dict(feature_map="gelu_fast", num_heads=2, num_hidden_layers=2)),
+    "kda bounded from far below": ("kda", dict(lower_bound=-8.0, num_hidden_layers=2)),
+    "gsa nothing said": ("gsa", dict(num_slots=None, elementwise_affine=None, hidden_ratio=None, use_short_conv=None, num_hidden_layers=2)),
+    "retnet nothing said": ("retnet", dict(use_output_gate=None, hidden_ratio=None, intermediate_size=None, hidden_size=112, num_hidden_layers=2)),
 }
 LONG = {"mamba3", "wall_transformer norms, biases, gates, key heads", "wall_transformer window, one key head", "path_attn", "path_attn forgetting, key heads", "path_attn no convolution, one key head", "rwkv6", "rwkv7", "linear_attn tied, kv heads", "retnet kv heads", "gsa kv heads, relu", "delta_net", "gated_deltanet value heads", "gated_deltaproduct", "kda value heads, negative",
         "hgrn", "hgrn2", "mamba2 groups", "mamba", "samba", "lightnet", "abc", "mesa_net", "transformer norms, biases, window", "forgetting_transformer pro", "log_linear_mamba2", "comba", "gdn2", "simple_gla", "precond_gated_deltanet value heads"}  # beyond a chunk of 64
@@ -235,7 +243,7 @@ def hgrn2(c: Config) -> Shapes:
 
 def gsa(c: Config) -> Shapes:
     key, value, key_kv, value_kv, heads = by_heads(c)
-    slots = (c["num_kv_heads"] or heads) * c["num_slots"]
+    slots = (c["num_kv_heads"] or heads) * (c["num_slots"] or key // heads)
     t2r = {"feature_map.layer.weight": (key // heads, key // heads)} if c["feature_map"] == "t2r" else {}
     return rows(c, q=key, k=key_kv, v=value_kv, f=slots) | convs(c, q=key, k=key_kv, v=value_kv) | t2r | gated(c | dict(use_output_gate=False), value, value)
 
@@ -338,7 +346,7 @@ def mamba(c: Config) -> Shapes:
     rank = math.ceil(width / 16) if rank == "auto" else rank
     shapes: Shapes = {"in_proj.weight": (2 * inner, width), "conv1d.weight": (inner, 1, c["conv_kernel"]), "x_proj.weight": (rank + 2 * N, inner),
                       "dt_proj.weight": (inner, rank), "dt_proj.bias": (inner,), "A_log": (inner, N), "D": (inner,), "out_proj.weight": (width, inner)}
-    shapes |= {"conv1d.bias": (inner,)} if c["use_conv_bias"] else {}
+    shapes |= {"conv1d.bias": (inner,)} if c["use_conv_bias"] or c["model_type"] == "samba" else {}
     return shapes | ({"in_proj.bias": (2 * inner,), "out_proj.bias": (width,)} if c["use_bias"] else {})
 
 

@@ -158,7 +158,7 @@ MIXERS_REFUSED: list[tuple[str, dict[str, Any], str]] = [  # case, changes to co
     ("gsa", {"feature_map": "elu"}, "feature_map"), ("delta_net", {"qk_norm": "rms"}, "qk_norm"), ("delta_net", {"qk_activation": "tanh"}, "qk_activation"),
     ("delta_net", {"use_gate": True}, "g_proj"), ("delta_net", {"conv_bias": True}, "conv_bias"), ("gated_deltanet", {"num_v_heads": 6}, "heads"),
     ("gated_deltanet", {"expand_v": 1.3}, "expand_v"), ("gated_deltaproduct", {"num_v_heads": 8}, "num_v_heads"), ("comba", {"num_v_heads": 8}, "num_v_heads"),
-    ("kda", {"lower_bound": -6.0}, "lower_bound"), ("kda", {"safe_gate": True}, "safe_gate"), ("precond_kda", {"attnres_block_size": 2}, "attnres_block_size"),
+    ("kda", {"lower_bound": -6.0, "safe_gate": True}, "lower_bound"), ("kda", {"lower_bound": 1.0}, "lower_bound"), ("kda", {"safe_gate": True}, "safe_gate"), ("precond_kda", {"attnres_block_size": 2}, "attnres_block_size"),
     ("mamba2", {"dt_limit": [0.1]}, "dt_limit"), ("mamba2", {"hidden_act": "relu"}, "hidden_act"), ("mamba2", {"n_groups": 3}, "groups"),
     ("mamba2", {"attn": {"layers": [1], "num_heads": 4}}, "attn"), ("log_linear_mamba2", {"n_groups": 2}, "n_groups"),
     ("log_linear_mamba2", {"dt_limit": [0.1, 1.0]}, "dt_limit"),
@@ -175,9 +175,9 @@ MIXERS_REFUSED: list[tuple[str, dict[str, Any], str]] = [  # case, changes to co
     ("wall_transformer", {"qk_norm": True}, "norm"), ("wall_transformer", {"sink_bias": True}, "sink_bias"),
     ("mamba3", {"is_mimo": True}, "is_mimo"), ("mamba3", {"rope_fraction": 0.25}, "rope_fraction"), ("mamba3", {"head_dim": 20}, "heads"), ("mamba3", {"use_bias": True}, "_proj.bias"),
     *(("gsa", {"model_type": left_out}, left_out) for left_out in ("based", "rebased", "mom", "parallax", "raven", "rodimus", "yoco")),
-    ("rwkv6", {"hidden_act": "relu"}, "hidden_act"), ("rwkv6", {"num_heads": 5}, "heads"), ("rwkv6", {"norm_first": False}, "pre_norm"),
-    ("rwkv6", {"proj_low_rank_dim": 9}, "time_mix_w1"), ("rwkv7", {"hidden_act": "swish"}, "hidden_act"), ("rwkv7", {"value_dim": [48, 96, 48]}, "value_dim"),
-    ("rwkv7", {"head_dim": 20}, "head_dim"), ("rwkv7", {"num_heads": 3}, "heads"), ("rwkv7", {"attn": {"layers": [1], "num_heads": 4}}, "attn"),
+    ("rwkv6", {"hidden_act": "bias_gelu"}, "hidden_act"), ("rwkv6", {"num_heads": 5}, "heads"), ("rwkv6", {"norm_first": False}, "pre_norm"),
+    ("rwkv6", {"proj_low_rank_dim": 9}, "time_mix_w1"), ("rwkv7", {"hidden_act": "powlu"}, "hidden_act"), ("rwkv7", {"value_dim": [48, 96, 48]}, "value_dim"),
+    ("rwkv7", {"head_dim": 20}, "head_dim"), ("rwkv7", {"head_dim": None, "num_heads": 5}, "heads"), ("rwkv7", {"attn": {"layers": [1], "num_heads": 4}}, "attn"),
     ("rwkv7", {"norm_bias": False}, "bias"),
 ]
 

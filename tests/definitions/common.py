@@ -33,6 +33,15 @@ def logsigmoid(z):
     return -softplus(-z)
 
 
+def gelu_tanh(z):
+    return 0.5 * z * (1 + np.tanh(np.sqrt(2 / np.pi) * (z + 0.044715 * z ** 3)))
+
+
+# The library's own activations by name; its gelu is the tanh approximation.
+ACTIVATIONS = {"relu": lambda z: np.maximum(z, 0), "sqrelu": lambda z: np.maximum(z, 0) ** 2, "swish": silu, "silu": silu, "sigmoid": sigmoid,
+               "logsigmoid": logsigmoid, "gelu": gelu_tanh}
+
+
 def softmax(z, axis=-1):
     e = np.exp(z - z.max(axis, keepdims=True))
     return e / e.sum(axis, keepdims=True)

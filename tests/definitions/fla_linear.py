@@ -4,9 +4,11 @@ Every mixer maps the normed input x (T, D) of one unpadded sequence to (T, D). c
 relative to the layer's attn. prefix (model-level tensors keep their full name), l the layer index. Per-token quantities
 are (T, heads, channels); H, dk, dv as in section 0.
 """
+import math
+
 import numpy as np
 
-from common import (fla_decoder, l2norm, linear, logsigmoid, model, recurrence, rmsnorm, rope, short_conv, sigmoid, silu,
+from common import (ACTIVATIONS, fla_decoder, gelu_tanh, l2norm, linear, logsigmoid, model, recurrence, rmsnorm, rope, short_conv, sigmoid, silu,
                     softmax, softplus)
 
 
@@ -36,8 +38,10 @@ def elu1(z):
     return np.where(z > 0, z + 1, np.exp(np.minimum(z, 0)))
 
 
-MAPS = {None: lambda z: z, "identity": lambda z: z, "relu": lambda z: np.maximum(z, 0), "sqrelu": lambda z: np.maximum(z, 0) ** 2,
-        "elu": elu1, "swish": silu, "silu": silu, "sigmoid": sigmoid}
+MAPS = ACTIVATIONS | {None: lambda z: z, "identity": lambda z: z, "elu": elu1}
+# RetNet looks its names up in the table of transformers, whose gelu is the exact one.
+RETNET_MAPS = MAPS | {"gelu": lambda z: 0.5 * z * (1 + np.vectorize(math.erf)(z / np.sqrt(2))), "gelu_new": gelu_tanh, "gelu_accurate": gelu_tanh, "gelu_fast": gelu_tanh,
+                      "relu2": MAPS["sqrelu"], "tanh": np.tanh, "linear": MAPS["identity"]}
 
 
 def feature_map(kind, w, z, name="feature_map"):
@@ -168,7 +172,7 @@ def retnet(c, w, x, l):
     """S = gamma_h S + k v^T, gamma_h = 1 - 2^(-5-h); q and k rotated; never a convolution."""
     H = c["num_heads"]
     n = c.get("num_kv_heads") or H
-    phi = MAPS[c["feature_map"]]
+    phi = RETNET_MAPS[c["feature_map"]]
     q, k, v = rope(phi(proj(w, x, "q", H)), 10000.0), rope(phi(proj(w, x, "k", n)), 10000.0), proj(w, x, "v", n)
     gamma = np.tile(1 - 2.0 ** (-5 - np.arange(H)), (len(x), 1))
     return gated(c, w, x, scan(q, expand(k, H), expand(v, H), gamma), g_norm(w), c["use_output_gate"])

@@ -6,7 +6,7 @@ checkpoint exercises with their definitions.
 """
 import numpy as np
 
-from common import (fla_attention, fla_decoder, fla_hybrid, l2norm, layernorm, linear, logsigmoid, model, recurrence, rmsnorm,
+from common import (ACTIVATIONS, fla_attention, fla_decoder, fla_hybrid, l2norm, layernorm, linear, logsigmoid, model, recurrence, rmsnorm,
                     sdpa, short_conv, sigmoid, silu, softmax, softplus, within)
 
 
@@ -291,10 +291,10 @@ def rwkv6_mixer(p, x, eps):
     return proj(p, "o_proj", group_norm(p, o, eps) * silu(proj(p, "g_proj.linear", xg)))
 
 
-def rwkv6_channel_mix(p, x):
-    """sigmoid(receptance) * value(relu(key)^2), each on its own shifted input."""
+def rwkv6_channel_mix(p, x, act):
+    """sigmoid(receptance) * value(act(key)), each on its own shifted input; act is max(z, 0)^2 unless hidden_act names another."""
     delta = token_shift(x)
-    k = np.maximum(proj(p, "key.linear", x + delta * p["key.mu"]), 0) ** 2
+    k = act(proj(p, "key.linear", x + delta * p["key.mu"]))
     return sigmoid(proj(p, "receptance.linear", x + delta * p["receptance.mu"])) * proj(p, "value", k)
 
 
@@ -318,13 +318,13 @@ def rwkv7_mixer(p, x, v_first, eps, norm):
     return proj(p, "o_proj", o * lora(p, "g_lora", xg, sigmoid)), v_first
 
 
-def rwkv7_channel_mix(p, x):
-    """value(relu(key(x + delta x_k))^2)."""
-    return proj(p, "value", np.maximum(proj(p, "key", x + token_shift(x) * p["x_k"]), 0) ** 2)
+def rwkv7_channel_mix(p, x, act):
+    """value(act(key(x + delta x_k)))."""
+    return proj(p, "value", act(proj(p, "key", x + token_shift(x) * p["x_k"])))
 
 
 def rwkv_decoder(cfg, w, tokens, mixer, channel_mix):
-    """As fla_decoder with LayerNorms and channel_mix(p, x) as mlp; the residual of layer 0 starts after pre_norm."""
+    """As fla_decoder with LayerNorms and channel_mix(p, x, act) as mlp; the residual of layer 0 starts after pre_norm."""
     def norm(p, name, z):
         return layernorm(z, p[name + ".weight"], p.get(name + ".bias"), cfg["norm_eps"])
     table = w["model.embeddings.weight"]
@@ -334,7 +334,7 @@ def rwkv_decoder(cfg, w, tokens, mixer, channel_mix):
         if "pre_norm.weight" in p:
             h = norm(p, "pre_norm", h)
         h = h + mixer(l, within(p, "attn."), norm(p, "attn_norm", h))
-        h = h + channel_mix(within(p, "ffn."), norm(p, "ffn_norm", h))
+        h = h + channel_mix(within(p, "ffn."), norm(p, "ffn_norm", h), ACTIVATIONS[cfg["hidden_act"]])
     head = table if cfg.get("tie_word_embeddings") else w.get("lm_head.weight", table)
     return linear(norm(w, "model.norm", h), head)
 

@@ -1629,7 +1629,8 @@ typedef struct {
     int q_heads, kv_heads, head_dim, n_rot;  /* softmax layers */
     int gate_rank;                           /* width of the narrow middles */
     float eps, rope_base, decay_divisor;
-    bool recall;                             /* --task mqar: decays that start slow */
+    bool plain, keep;                        /* --plain: no map, no output gate, no rotation; --no-decay */
+    double half_life;                        /* tokens, of all decays at first; 0: as each mixer usually begins (without it hgrn2 has no bias) */
 } TinyConfig;
 
 enum { DECAYS = 1, KEEP_F32 = 2, TRANSPOSED = 4, NEGATIVE_EXP = 8, CONSTANT = 16, SIGMOID = 32 };   /* DECAYS: a matrix, pulled to zero by AdamW */
@@ -1782,7 +1783,7 @@ static void list_linear(Tiny *m, TinyLayer *L, int l) {
             L->conv[i] = add_tensor(m, l, (const char *[]){ "ssm_conv1d_q.weight", keys_from_decay(k) ? "ssm_conv1d_f.weight" : "ssm_conv1d_k.weight", "ssm_conv1d_v.weight" }[i], taps,
                                     L->conv_width[i] = i == 0 ? K : i == 1 ? nK : nV, KEEP_F32 | TRANSPOSED);
     if (k->decay == DECAY_FIXED) L->decay = add_tensor(m, l, "ssm_decay", 0, H, KEEP_F32 | CONSTANT);
-    if (k->decay == DECAY_SIGMOID) L->bias = add_tensor(m, l, narrow ? "ssm_f_b.bias" : "ssm_alpha.bias", 0, wide, KEEP_F32);
+    if (k->decay == DECAY_SIGMOID || (k->decay == DECAY_FORGET && c->half_life > 0)) L->bias = add_tensor(m, l, narrow ? "ssm_f_b.bias" : "ssm_alpha.bias", 0, wide, KEEP_F32);
     if (is_softplus(k)) {
         L->bias = add_tensor(m, l, "ssm_dt.bias", 0, wide, KEEP_F32);
         L->a_log = add_tensor(m, l, "ssm_a", is_mamba(k) ? H : 0, is_mamba(k) ? 1 : H, KEEP_F32 | NEGATIVE_EXP);
@@ -1861,7 +1862,8 @@ static void list_tensors(Tiny *m) {
         TinyLayer *L = &m->layers[l];
         L->kind = c->interval && (l + 1) % c->interval == 0 ? NULL : kind;
         L->family = L->kind ? family_of(kind) : NULL;
-        if (L->family) L->gate = kind->ungated ? F_ID : act_of(L->family->gate), L->map = kind->elu ? F_ELU1 : act_of(L->family->map);
+        if (L->family) L->gate = kind->ungated || (c->plain && !narrow_gate(L->family)) ? F_ID : act_of(L->family->gate);
+        if (L->family) L->map = c->plain ? F_ID : kind->elu ? F_ELU1 : act_of(L->family->map);
         L->attn_norm = add_tensor(m, l, "attn_norm.weight", 0, D, KEEP_F32);
         if (kind->rwkv) L->rwkv.norm_bias = add_tensor(m, l, "attn_norm.bias", 0, D, KEEP_F32);
         if (L->family) list_linear(m, L, l);
@@ -1877,7 +1879,9 @@ static void list_tensors(Tiny *m) {
 }
 
 /* Matrices: normal, 1 / sqrt(inputs), those that write into the residual stream divided by sqrt(2 L). Norms 1. Decay rates uniform in
- * [1, 16], their softplus(dt) log-uniform in [0.001, 0.1]: memories of one to a thousand tokens. For recall: 1 and [0.001, 0.01], hundreds. */
+ * [1, 16], their softplus(dt) log-uniform in [0.001, 0.1]: memories of one to a thousand tokens. With half_life every decay, learned or fixed,
+ * begins at 2^(-1 / half_life), by way of its bias: the logarithm -f of what softplus, logsigmoid / divisor, logsigmoid, and in RWKV -e^x and
+ * -e^(-1/2) sigmoid(x) have to give. */
 static const struct { const char *part; double first, last; } ramps[] = { /* of RWKV: values that go from the first channel to the last, as in its own trainer */
     { "_lerp_", 0, 1 }, { "time_mix_ln.weight", 1, 1 }, { "attn_norm_2.weight", 1, 1 }, { "time_mix_decay", -6, -1 }, { "time_mix_w0", -7, -2 },
     { "time_mix_first", 1, 0 }, { "time_mix_k_k", 0.85, 0.85 }, { "time_mix_k_a", 1, 1 }, { "time_mix_v0", 1, 1 },
@@ -1892,19 +1896,23 @@ static void init_params(Tiny *m, uint64_t seed) {
         real *p = m->params + t->at;
         /* matrices keep the size of what they multiply, those that write to the residual stream a share of it; the table of tokens starts small */
         double scale = strstr(t->name, "token_embd") ? 0.05 : 1 / sqrt((double)t->cols);
+        const double f = m->c.half_life > 0 ? log(2) / m->c.half_life : 0, f16 = f * (m->layers[0].family && m->layers[0].family->decay == DECAY_SIGMOID ? m->c.decay_divisor : 1);
         bool out = strstr(name, "ssm_out") || strstr(name, "attn_output") || strstr(name, "ffn_down") || strstr(name, "mix_output") || strstr(name, "channel_mix_value");
         const size_t per = strstr(name, "lerp") ? (size_t)m->c.dim : tensor_len(t);
-        int from_to = 0;
-        while (from_to < N_RAMPS && (t->rows || !strstr(name, ramps[from_to].part))) from_to++;
+        int ramp = 0;
+        while (ramp < N_RAMPS && (t->rows || !strstr(name, ramps[ramp].part))) ramp++;
         for (size_t i = 0; i < tensor_len(t); i++) {
-            if (from_to < N_RAMPS) p[i] = (real)(ramps[from_to].first + (ramps[from_to].last - ramps[from_to].first) * (double)(i % per) / (double)per);
+            if (f > 0 && !t->rows && strstr(name, "time_mix_decay")) p[i] = (real)log(f);
+            else if (f > 0 && !t->rows && strstr(name, "time_mix_w0")) p[i] = (real)-log(DECAY7 / (f < 0.6 ? f : 0.6) - 1);
+            else if (ramp < N_RAMPS) p[i] = (real)(ramps[ramp].first + (ramps[ramp].last - ramps[ramp].first) * (double)(i % per) / (double)per);
             else if (strstr(name, "norm.weight") || !strcmp(strchr(name, 0) - (strlen(name) < 5 ? 0 : 5), "ssm_d")) p[i] = 1;
-            else if ((strstr(name, "ssm_a") && !strstr(name, "ssm_alpha")) || (strstr(name, "ssm_m_a") && !t->rows)) p[i] = (real)log(1 + (m->c.recall ? 0 : 15) * rng_uniform(&rng));
-            else if (strstr(name, "ssm_decay")) p[i] = 1 - (real)pow(2, -5 - (double)i);
+            else if ((strstr(name, "ssm_a") && !strstr(name, "ssm_alpha")) || (strstr(name, "ssm_m_a") && !t->rows)) p[i] = (real)log(1 + (f > 0 ? 0 : 15) * rng_uniform(&rng));
+            else if (strstr(name, "ssm_decay")) p[i] = f > 0 ? (real)exp(-f) : 1 - (real)pow(2, -5 - (double)i);
             else if (strstr(name, "ssm_dt") || strstr(name, "ssm_m_dt")) {
-                double dt = exp(log(0.001) + rng_uniform(&rng) * log(m->c.recall ? 10 : 100));
+                double dt = f > 0 ? f : exp(log(0.001) + rng_uniform(&rng) * log(100));
                 p[i] = (real)(dt + log(-expm1(-dt)));         /* the inverse of softplus */
-            } else if (strstr(name, "conv1d") && t->rows) p[i] = (real)(rng_uniform(&rng) - 0.5);
+            } else if (f > 0 && (strstr(name, "ssm_alpha.bias") || strstr(name, "ssm_f_b.bias"))) p[i] = (real)(-f16 - log(-expm1(-f16)));     /* of logsigmoid */
+            else if (strstr(name, "conv1d") && t->rows) p[i] = (real)(rng_uniform(&rng) - 0.5);
             else if (!t->rows) p[i] = 0;
             else p[i] = (real)(rng_normal(&rng) * scale / (out ? sqrt(2.0 * m->c.n_layers) : 1));
         }
@@ -2016,7 +2024,7 @@ static void fill_constants(Tiny *m, TinyLayer *L) {
     for (size_t i = 0; k && L->kind->writes && i < (size_t)L->mem.B * L->mem.T * H; i++) L->mem.d[i] = 1;      /* between the writes of a token */
     for (size_t i = 0; k && i < N * H; i++) {
         if (k->decay == DECAY_NONE) L->mem.d[i] = 1; /* these are per head */
-        if (k->decay == DECAY_FIXED) L->mem.d[i] = m->params[L->decay + i % H];
+        if (k->decay == DECAY_FIXED) L->mem.d[i] = m->c.keep ? 1 : m->params[L->decay + i % H];
         if (k->erase == ERASE_GATED) L->mem.rho[i] = 1;
         if (k->per == SLOTS) L->keys.d[i] = 1;
     }
@@ -2128,6 +2136,7 @@ static void linear_inputs_forward(Tiny *m, TinyLayer *L, int r, int rows) {
         kern.gate_forward(d + atd, a, in.lda, L->bias ? W(bias) : NULL, L->rate, is_softplus(k) ? -1 : 1, rows, k->per == HEADS ? H : K);
     if (has_gate(k) && k->write == WRITE_REST)
         for (size_t i = atk; i < atk + (size_t)rows * K; i++) t->k[i] = 1 - t->d[i];
+    for (size_t i = atd; c->keep && i < atd + (size_t)rows * (k->per == HEADS ? H : K); i++) d[i] = 1;
     for (int i = r; i < r + rows && n > 1; i++) { /* all fades before the first write and is read after the last */
         memcpy(t->d + (size_t)i * n * H, d + (size_t)i * H, H * sizeof *d);
         memcpy(t->q + ((size_t)i * n + n - 1) * K, q + (size_t)i * K, K * sizeof *q);
@@ -2192,7 +2201,8 @@ static void linear_inputs_backward(Tiny *m, TinyLayer *L, int r, int rows, real 
         memcpy(dd + (size_t)i * H, t->dd + (size_t)i * n * H, H * sizeof *dd);
         memcpy(dq + (size_t)i * K, t->dq + ((size_t)i * n + n - 1) * K, K * sizeof *dq);
     }
-    //~ d = gate(a)
+    //~ d = gate(a), or 1
+    if (c->keep) memset(dd + atd, 0, (size_t)rows * (k->per == HEADS ? H : K) * sizeof(real));
     if (has_gate(k) && k->write == WRITE_REST)            /* k = 1 - d */
         for (size_t i = atk; i < atk + (size_t)rows * K; i++) t->dd[i] -= t->dkey[i];
     if (has_gate(k))
@@ -2261,7 +2271,7 @@ static void linear_forward(Tiny *m, TinyLayer *L) {
     PARALLEL
     for (int i = 0; i < N; i += BLOCK) linear_inputs_forward(m, L, i, least(BLOCK, N - i));
     const Memory *keys = k->per == SLOTS ? &L->keys : r;
-    if (L->kind->rope) rotate(keys->q, m->rope_k, m->B, T, H, dk, dk, 1), rotate(keys->k, m->rope_k, m->B, T, H, dk, dk, 1);
+    if (L->kind->rope && !c->plain) rotate(keys->q, m->rope_k, m->B, T, H, dk, dk, 1), rotate(keys->k, m->rope_k, m->B, T, H, dk, dk, 1);
     if (k->per == SLOTS) {                   /* which slots hold what is asked for */
         memory_forward(&L->keys);
         softmax_forward(r->q, L->keys.o, N * H, dk);
@@ -2310,7 +2320,7 @@ static void linear_backward(Tiny *m, TinyLayer *L, const real *d_res, real *dh) 
         for (size_t i = 0; i < (size_t)N * K; i++) r->dkey[i] += t->dval[i], r->dd[i] += t->dc[i];
     }
     const Memory *keys = k->per == SLOTS ? &L->keys : r;
-    if (L->kind->rope) rotate(keys->dq, m->rope_k, m->B, T, H, dk, dk, -1), rotate(keys->dkey, m->rope_k, m->B, T, H, dk, dk, -1);
+    if (L->kind->rope && !c->plain) rotate(keys->dq, m->rope_k, m->B, T, H, dk, dk, -1), rotate(keys->dkey, m->rope_k, m->B, T, H, dk, dk, -1);
     //~ d, k = softmax over time
     if (k->decay == DECAY_SUM) sum_decay_backward(d_in.a, in.lda, r->dd, r->dkey, r->d, r->k, m->B, T, K);
     //~ k = unit key times a factor
@@ -3619,6 +3629,7 @@ typedef struct {
     size_t n_ids, n_train;
     const int *pairs;                        /* associative recall: how many pairs the sequences hold in turn, 0 ends the list; NULL: text */
     int mqar_vocab;
+    bool rebind;                             /* half of the keys get a second value, and that one counts */
 } Data;
 
 enum { STORIES_PER_SEQUENCE = 1 << 10 };
@@ -3643,24 +3654,31 @@ static void fill_sequence(const Data *d, bool held_out, uint64_t i, int32_t *out
 
 /* Multi-query associative recall (source: Zoology, Arora et al. 2023). First come `pairs` keys, each with its value behind it; later each
  * key comes once more, at a place drawn with a probability of 1 / distance, and there its value is what has to be said. Everywhere else
- * stands token 0, and no answer counts. Keys are ids 1 .. V/2 - 1, values V/2 .. V - 1; which belongs to which is drawn anew each time, so
- * that only a memory of this sequence can know it. */
+ * stands token 0, and no answer counts. To rebind: between the pairs and the questions, half of the keys come again, each with a new value.
+ * Keys are ids 1 .. V/2 - 1, values V/2 .. V - 1; which belongs to which is drawn anew each time, so that only a memory of this sequence can
+ * know it. */
 static void mqar_sequence(const Data *d, bool held_out, uint64_t i, int pairs, int T, int *id, int *target) {
     uint64_t rng = mix_seed(d->seed ^ mix_seed(i * 2 + held_out));
-    const int half = d->mqar_vocab / 2, places = (T - 2 * pairs) / 2;
-    int deck[1 << 10], place[1 << 10];
+    const int half = d->mqar_vocab / 2, again = d->rebind ? pairs / 2 : 0, places = (T - 2 * (pairs + again)) / 2;
+    int deck[1 << 10], place[1 << 10], pair[1 << 10];
     for (int t = 0; t < T; t++) id[t] = 0, target[t] = -1;
+    for (int k = 0; k < pairs; k++) {                           /* to rebind, the pairs stand in any order: old ones stay true, too */
+        const int other = d->rebind ? (int)(rng_next(&rng) % (uint64_t)(k + 1)) : k;
+        if (other != k) pair[k] = pair[other];
+        pair[other] = k;
+    }
     for (int k = 0; k < half - 1; k++) deck[k] = k + 1;
     for (int k = 0; k < places; k++) place[k] = k;
     for (int k = 0; k < pairs; k++) {
         int pick = k + (int)(rng_next(&rng) % (uint64_t)(half - 1 - k)), key = deck[pick], value = half + (int)(rng_next(&rng) % (uint64_t)half);
         deck[pick] = deck[k];
-        id[2 * k] = key, id[2 * k + 1] = value;
+        id[2 * pair[k]] = key, id[2 * pair[k] + 1] = value;
+        if (k < again) id[2 * (pairs + k)] = key, id[2 * (pairs + k) + 1] = value = half + (int)(rng_next(&rng) % (uint64_t)half);
         double total = 0, at;                                   /* one of the places that are left */
         for (int p = 0; p < places - k; p++) total += 1.0 / (place[p] + 1);
         at = total * rng_uniform(&rng), pick = 0;
         while (pick < places - k - 1 && (at -= 1.0 / (place[pick] + 1)) > 0) pick++;
-        const int t = 2 * (pairs + place[pick]);
+        const int t = 2 * (pairs + again + place[pick]);
         for (; pick < places - k - 1; pick++) place[pick] = place[pick + 1];
         id[t] = key, target[t] = value;
     }
@@ -4025,17 +4043,20 @@ static int load_checkpoint(const char *path, Tiny *m, Checkpoint *c, uint64_t fi
 #ifndef TRAIN_NO_MAIN
 typedef struct {
     const char *text, *task, *out, *mixer, *hybrid, *type, *tokenizer, *tokenizer_out, *prompt;
-    int dim, layers, heads, key_dim, value_dim, conv, hidden, vocab, context, batch, threads, resume, help;
+    int dim, layers, heads, key_dim, value_dim, conv, hidden, vocab, context, batch, threads, resume, help, plain, no_decay;
     int64_t steps;
     uint64_t seed;
-    double lr, decay, clip, minutes;
+    double lr, decay, clip, minutes, half_life;
 } TrainOptions;
 
 static const struct { const char *name, *value, *help; } train_help[] = {
     { "-o, --out", "FILE", "the model (model.bin)" },
     { "--mixer", "NAME", "one of those below (gated-delta)" },
     { "--hybrid", "N:1", "N layers of the mixer, then one of softmax attention, and so on" },
-    { "--task", "mqar", "learn and test associative recall instead of a text: 1 layer of 64, 1 head of 16 x 64, 4 taps, batch 32, 1000 steps, lr 0.01" },
+    { "--task", "NAME", "mqar: learn and test associative recall instead of a text; rebind: half of the keys get a second value. 1 layer of 64, 1 head of 16 x 64, 4 taps, batch 32, 1000 steps, lr 0.01, half-life 200" },
+    { "--half-life", "N", "tokens after which a new model has half forgotten, for all decays alike; 0: as each mixer usually begins (0)" },
+    { "--no-decay", "", "with --task, to compare: all decays are 1 and stay so" },
+    { "--plain", "", "with --task, to compare: no feature map, no rotation, no output gate (but for kda, gdn2, mamba2)" },
     { "--steps", "N", "optimiser steps (%s; 3000 with a text)" },
     { "--minutes", "M", "stop after so many minutes instead, at the cost of repeatability" },
     { "--dim", "N", "model width, a multiple of 32 (%s)" },
@@ -4077,6 +4098,7 @@ static int parse_options(TrainOptions *o, int argc, char **argv) {
         { "--value-dim", 0, 'i', &o->value_dim, 16, 256 }, { "--conv", 0, 'i', &o->conv, 0, 8 }, { "--hidden", 0, 'i', &o->hidden, 32, 16384 }, { "--vocab", 0, 'i', &o->vocab, 257, 65536 }, { "--context", 0, 'i', &o->context, 16, 8192 },
         { "--batch", 0, 'i', &o->batch, 1, 4096 }, { "--threads", 'j', 'i', &o->threads, 1, 1024 }, { "--seed", 0, 'u', &o->seed, 0, 0 },
         { "--lr", 0, 'd', &o->lr, 0, 1 }, { "--decay", 0, 'd', &o->decay, 0, 10 }, { "--clip", 0, 'd', &o->clip, 0, 1e9 }, { "--minutes", 0, 'd', &o->minutes, 0.01, 1e6 },
+        { "--half-life", 0, 'd', &o->half_life, 0, 1e9 }, { "--no-decay", 0, 'f', &o->no_decay, 0, 0 }, { "--plain", 0, 'f', &o->plain, 0, 0 },
         { "--resume", 0, 'f', &o->resume, 0, 0 }, { "--help", 'h', 'f', &o->help, 0, 0 },
     };
     for (int a = 1; a < argc; a++) {
@@ -4151,11 +4173,15 @@ static const char *configure(TinyConfig *c, const TrainOptions *o, int vocab_siz
     if (o->dim % 32) return "--dim must be a multiple of 32";
     if (o->hidden % 32) return "--hidden must be a multiple of 32";
     if (o->key_dim % 16 || o->value_dim % 16) return "--key-dim and --value-dim must be multiples of 16";
+    if (o->half_life > 0 && o->half_life < 1) return "--half-life is 0, or one token at least";
     if (o->hybrid && (sscanf(o->hybrid, "%d:%d%c", &every, &one, &end) != 2 || every < 1 || every > 255 || one != 1)) return "--hybrid is N:1, N linear layers for each of softmax attention, not";
     if (o->hybrid && mixer == SOFTMAX) return "--hybrid does not go with --mixer";
     if (o->hybrid && every >= o->layers) return "--layers are too few for a layer of softmax attention with --hybrid";
     if (o->task && o->out && (k->qwen || k->rwkv) && !o->hidden) return "--out needs a feed-forward network (--hidden) with --mixer"; /* run's Qwen and RWKV files have one */
     if (!o->conv && f && mixer != SOFTMAX && f->silu != SILU_NEVER && f->silu != SILU_CONV) return "--conv 0 does not go with --mixer";
+    if (o->half_life > 0 && o->conv > 0 && f && f->decay == DECAY_FORGET && o->out) return "--out needs --half-life 0 or --conv 0 with --mixer";    /* files have no bias behind the convolution of f */
+    if (o->plain && k->rwkv) return "--plain does not go with --mixer";
+    if (o->no_decay && (!f || f->decay == DECAY_NONE || f->write == WRITE_REST)) return "--no-decay does not go with --mixer";    /* nothing fades, or what does is what is written */
     if (o->conv > 0 && mixer == SOFTMAX && o->out) return "--conv is not written to files with --mixer";
     *c = (TinyConfig){
         .mixer = mixer, .dim = o->dim, .hidden_dim = (is_mamba(f) && !o->hybrid) || (o->task && !o->hidden) ? 0 : o->hidden ? o->hidden : (o->dim * 8 / 3 + 31) / 32 * 32, .n_layers = o->layers,
@@ -4163,7 +4189,7 @@ static const char *configure(TinyConfig *c, const TrainOptions *o, int vocab_siz
         .dk = o->key_dim ? o->key_dim : 32, .dv = o->value_dim ? o->value_dim : mixer == GLA && o->dim % 64 == 0 ? 64 : 32,
         .interval = o->hybrid ? every + 1 : mixer == SOFTMAX ? 1 : mixer == GATED_DELTA ? 4 : 0,
         .q_heads = heads, .kv_heads = heads % 2 == 0 ? heads / 2 : heads % 3 == 0 ? heads / 3 : 1, .head_dim = 32, .n_rot = k->qwen ? 16 : 32,
-        .gate_rank = 16, .eps = k->rwkv ? 1e-5f : 1e-6f, .rope_base = 10000, .decay_divisor = 16, .recall = o->task != NULL
+        .gate_rank = 16, .eps = k->rwkv ? 1e-5f : 1e-6f, .rope_base = 10000, .decay_divisor = 16, .plain = o->plain, .keep = o->no_decay, .half_life = o->half_life
     };
     c->n_heads = o->heads ? o->heads : o->dim / c->dv > 0 ? o->dim / c->dv : 1;
     if (narrow_gate(f)) c->gate_rank = c->dv;
@@ -4449,7 +4475,7 @@ int main(int argc, char **argv) {
     TrainOptions o = { .mixer = "gated-delta", .type = "q8_0", .dim = 128, .layers = 4, .vocab = 1536, .context = 256, .batch = 8,
                        .steps = 12000, .conv = -1, .lr = 8e-3, .decay = 0.1, .clip = 1 };
     const TrainOptions defaults = o, recall = { .mixer = o.mixer, .type = o.type, .dim = 64, .layers = 1, .heads = 1, .key_dim = 16, .value_dim = 64, .vocab = 128, .context = 64,
-                                                .batch = 32, .steps = 1000, .conv = 4, .lr = 1e-2, .decay = 0.1, .clip = 1 };
+                                                .batch = 32, .steps = 1000, .conv = 4, .lr = 1e-2, .decay = 0.1, .clip = 1, .half_life = 200 };
     o.steps = 0;
     const struct { const char *name; int type; } types_known[] = { { "f32", AS_F32 }, { "f16", AS_F16 }, { "bf16", AS_BF16 }, { "q8_0", AS_Q8_0 } };
     char err[GLA_ERR] = "", *text = NULL;
@@ -4463,11 +4489,13 @@ int main(int argc, char **argv) {
     if (o.help) return print_train_help(&defaults), 0;
     for (int i = 0; i < 4; i++) if (!strcmp(o.type, types_known[i].name)) type = types_known[i].type;
     if (type < 0) return train_misuse("--type is f32, f16, bf16 or q8_0, not", o.type);
-    static const int pairs[] = { 4, 8, 16, 0 };
-    if (o.task && strcmp(o.task, "mqar")) return train_misuse("--task is mqar (associative recall), not", o.task);
+    static const int pairs[] = { 4, 8, 16, 0 }, rebound[] = { 4, 8, 12, 0 };
+    d.rebind = o.task && !strcmp(o.task, "rebind");
+    if (o.task && strcmp(o.task, "mqar") && !d.rebind) return train_misuse("--task is mqar or rebind (associative recall), not", o.task);
+    if ((o.plain || o.no_decay) && (!o.task || o.out)) return train_misuse("--plain and --no-decay go with --task, and without --out", NULL);
     if (o.task && o.text) return train_misuse("--task makes its own sequences; it does not go with the text", o.text);
     d.seed = o.seed;
-    if (o.task) o.vocab = recall.vocab, o.context = recall.context, d.pairs = pairs, d.mqar_vocab = o.vocab;
+    if (o.task) o.vocab = recall.vocab, o.context = recall.context, d.pairs = d.rebind ? rebound : pairs, d.mqar_vocab = o.vocab;
     else if (!o.out) o.out = "model.bin";
     const char *wrong = configure(&c, &o, o.vocab);
     if (wrong) return train_misuse(wrong, strstr(wrong, "--mixer") == wrong || strstr(wrong, "with --mixer") ? o.mixer : strstr(wrong, "--hybrid") ? o.hybrid : NULL);
@@ -4491,7 +4519,7 @@ int main(int argc, char **argv) {
 ready:
     if (!code) {
         uint64_t mark = hash_bytes(HASH_SEED, &c, sizeof c);      /* everything that shapes a step */
-        mark = hash_bytes(mark, &(int64_t[]){ o.steps, o.batch, (int64_t)o.seed }, 24), mark = hash_bytes(mark, &(double[]){ o.lr, o.decay, o.clip, o.minutes }, 32);
+        mark = hash_bytes(mark, &(int64_t[]){ o.steps, o.batch, (int64_t)o.seed, d.rebind }, 32), mark = hash_bytes(mark, &(double[]){ o.lr, o.decay, o.clip, o.minutes }, 32);
         mark = hash_bytes(mark, d.vocab.map.data, d.vocab.map.n);
         if (d.ids) mark = hash_bytes(mark, d.ids, d.n_ids * sizeof *d.ids);
         code = train(&o, &d, &c, mark, type, err);

@@ -1,12 +1,16 @@
 #!/usr/bin/env python3
 """Multi-query associative recall, the table of the README: what each mixer's memory of a fixed size can hold.
 
-    python3 tests/mqar.py [--jobs 2] [--only NAME]
+    python3 tests/mqar.py [--jobs 2] [--only NAME] [--controls] [--steps N]
 
-Every row is ./train_tiny --task mqar with its defaults; rows differ in the mixer and its key width. Each is trained with every learning rate of
-RATES on one seed, then with the best of them, by the mean accuracy, on two more seeds. Steps and batches are the same for all rows but the hybrid, which has
-four layers instead of one, three times the steps, and one learning rate. The table has the median of the three seeds, and for the most pairs also
-the lowest and the highest. Progress goes to standard error.
+Every row is ./train_tiny with the same task, steps and batches, and with decays that begin with the same half-life; rows differ in the mixer and its
+key width. Each is trained to recall (--task mqar) with every learning rate of RATES on one seed, then with the best of them, by the mean accuracy, on
+two more; with that rate and the same seeds also where half of the keys get a second value (--task rebind). The hybrid alone, which has four
+layers instead of one, gets one learning rate and half as many steps again. The table has the median of the seeds, and for the most pairs also the
+lowest and the highest.
+
+--controls prints another table, which takes single causes apart: one row with and without them, at one learning rate and half the steps.
+Progress, with the result of every run, goes to standard error.
 """
 from __future__ import annotations
 
@@ -18,75 +22,115 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
-RATES = (0.01, 0.03, 0.1)
-HYBRID_RATES = (0.005,)  # the best of 0.003, 0.005, 0.01 after 1000 steps
-HYBRID = ("--hybrid", "3:1", "--layers", "4", "--steps", "3000")
+STEPS = 2000
 SEEDS = (0, 1, 2)
-ROWS = (  # what the memory does, mixer, key width, options
-    ("keeps every key", "softmax", 16, ()),
-    ("adds", "linear-attention", 16, ()),
-    ("fixed decay", "retnet", 16, ()),
-    ("a decay per head, from the data", "simple-gla", 16, ()),
-    ("", "mamba2", 16, ()),
-    ("a decay per channel, from the data", "gla", 16, ()),
-    ("", "hgrn2", 16, ()),
-    ("erases before it writes", "deltanet", 16, ()),
-    ("erases and decays", "gated-deltanet", 16, ()),
-    ("", "kda", 16, ()),
-    ("", "gdn2", 16, ()),
-    ("adds, twice the state", "linear-attention", 32, ()),
-    ("fixed decay, twice the state", "retnet", 32, ()),
-    ("a decay per channel, twice the state", "gla", 32, ()),
-    ("3 layers of it, 1 of softmax", "gla", 16, HYBRID),
+RATES = (0.01, 0.03, 0.1)
+
+
+class Row(NamedTuple):
+    about: str                   # what the memory does, or what is taken apart
+    mixer: str
+    options: tuple[str, ...] = ()
+    rates: tuple[float, ...] = RATES
+    steps: float = 1             # times --steps
+
+
+TWICE = ("--key-dim", "32")
+ROWS = (
+    Row("keeps every key", "softmax"),
+    Row("adds", "linear-attention"),
+    Row("fixed decay", "retnet"),
+    Row("a decay per head, from the data", "simple-gla"),
+    Row("", "mamba2"),
+    Row("a decay per channel, from the data", "gla"),
+    Row("", "hgrn2"),
+    Row("", "rwkv6"),
+    Row("slots with a decay each", "gsa"),
+    Row("erases before it writes", "deltanet"),
+    Row("erases and decays", "gated-deltanet"),
+    Row("", "kda"),
+    Row("", "gdn2"),
+    Row("", "rwkv7"),
+    Row("adds, twice the state", "linear-attention", TWICE),
+    Row("a decay per channel, twice the state", "gla", TWICE),
+    Row("3 layers of it, 1 of softmax", "gla", ("--hybrid", "3:1", "--layers", "4"), (0.005,), 1.5),
 )
+OLD, KEEP, PLAIN = ("--half-life", "0"), ("--no-decay",), ("--plain",)
+CONTROLS = tuple(Row(about, mixer, options, (0.01,), 0.5) for about, mixer, options in (
+    ("", "gla", ()),
+    ("begins with 16 tokens", "gla", OLD),
+    ("no decay", "gla", KEEP),
+    ("no decay, no output gate", "gla", KEEP + PLAIN),
+    ("", "hgrn2", ()),
+    ("begins with 1 token", "hgrn2", OLD),
+    ("", "retnet", ()),
+    ("begins with 22 tokens", "retnet", OLD),
+    ("no decay", "retnet", KEEP),
+    ("no rotation, no output gate", "retnet", PLAIN),
+    ("", "linear-attention", ()),
+    ("without elu + 1", "linear-attention", PLAIN),
+))
 
 
 def train(job):
-    """(row, rate, seed): accuracies in percent by the number of pairs, and floats of state."""
-    (_, mixer, key, options), rate, seed = job
-    command = [str(ROOT / "train_tiny"), "--task", "mqar", "-j", "1", "--mixer", mixer, "--key-dim", str(key), *options, "--lr", str(rate), "--seed", str(seed)]
+    """(row, task, rate, seed, steps): accuracies in percent by the number of pairs, and floats of state."""
+    row, task, rate, seed, steps = job
+    command = [str(ROOT / "train_tiny"), "--task", task, "-j", "1", "--mixer", row.mixer, *row.options, "--steps", str(int(steps * row.steps)), "--lr", str(rate), "--seed", str(seed)]
     start = time.perf_counter()
     done = subprocess.run(command, capture_output=True, text=True, errors="replace")
     if done.returncode:
         sys.exit(f"{' '.join(command)}: {done.stderr.strip().splitlines()[-1]}")
     recall = {int(n): float(x) for n, x in re.findall(r"(\d+) pairs ([\d.]+) %", done.stdout)}
-    print(f"# {' '.join(command[6:])}: {recall} {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
+    print(f"# {task} {' '.join(command[5:])}: {recall} {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
     return recall, int(re.search(r"(\d+) floats of state", done.stdout)[1])
-
-
-def rates(row):
-    return HYBRID_RATES if row[3] else RATES
 
 
 def mean(recall):
     return sum(recall.values()) / len(recall)
 
 
+def name(row):
+    return " ".join((row.mixer, *(o for o in row.options if o.endswith(":1"))))
+
+
 def main() -> int:
     args = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     args.add_argument("--jobs", type=int, default=min(2, len(os.sched_getaffinity(0))))
     args.add_argument("--only", help="rows of this mixer")
+    args.add_argument("--controls", action="store_true", help="the table of causes instead")
+    args.add_argument("--steps", type=int, default=STEPS)
     o = args.parse_args()
-    rows = [r for r in ROWS if o.only in (None, r[1])]
+    rows = [r for r in (CONTROLS if o.controls else ROWS) if o.only in (None, r.mixer)]
     start = time.perf_counter()
+    tried = {}
+
+    def all_of(jobs):
+        jobs = [j for j in jobs if j not in tried]
+        tried.update(zip(jobs, pool.map(train, jobs)))
+
     with ThreadPoolExecutor(o.jobs) as pool:
-        sweep = [(r, rate, SEEDS[0]) for r in rows for rate in rates(r)]
-        tried = dict(zip(sweep, pool.map(train, sweep)))
-        best = {r: max(rates(r), key=lambda rate: mean(tried[r, rate, SEEDS[0]][0])) for r in rows}
-        again = [(r, best[r], seed) for r in rows for seed in SEEDS[1:]]
-        tried |= zip(again, pool.map(train, again))
+        all_of([(r, "mqar", rate, SEEDS[0], o.steps) for r in rows for rate in r.rates])
+        best = {r: max(r.rates, key=lambda rate: mean(tried[r, "mqar", rate, SEEDS[0], o.steps][0])) for r in rows}
+        for task in ("mqar", "rebind"):
+            all_of([(r, task, best[r], seed, o.steps) for r in rows for seed in SEEDS])
     for i, row in enumerate(rows):
-        runs = [tried[row, best[row], seed] for seed in SEEDS]
-        pairs = list(runs[0][0])
+        cells, spread = [], []
+        for task in ("mqar", "rebind"):
+            runs = [tried[row, task, best[row], seed, o.steps] for seed in SEEDS]
+            pairs = list(runs[0][0])
+            values = [sorted(recall[n] for recall, _ in runs) for n in pairs]
+            few = 1 if task == "rebind" or o.controls else len(pairs)                 # columns
+            cells += [(f"{n} pairs" if task == "mqar" else f"{n}, half re-bound", f"{v[len(v) // 2]:.1f} %") for n, v in list(zip(pairs, values))[-few:]]
+            cells += [("lowest to highest", f"{values[-1][0]:.1f}-{values[-1][-1]:.1f}")]
         if i == 0:
-            print("| memory | mixer | floats of state | " + " | ".join(f"{n} pairs" for n in pairs) + " | lowest to highest | learning rate |")
-            print("|---|---|---:|" + "---:|" * len(pairs) + "---|---:|")
-        about, mixer, _, options = row
-        values = [sorted(recall[n] for recall, _ in runs) for n in pairs]
-        state = "grows" if mixer == "softmax" else f"{runs[0][1]} and keys" if options else str(runs[0][1])
-        print(f"| {about} | {' '.join((mixer, *options[1:2]))} | {state} | " + " | ".join(f"{v[len(v) // 2]:.1f} %" for v in values) + f" | {values[-1][0]:.1f}-{values[-1][-1]:.1f} | {best[row]} |")
+            print(f"| {'cause' if o.controls else 'memory'} | mixer | floats of state | " + " | ".join(c for c, _ in cells) + " | learning rate |")
+            print("|---|---|---:|" + "---:|" * len(cells) + "---:|")
+        floats = runs[0][1]
+        state = "grows" if not floats else f"{floats} and keys" if "--hybrid" in row.options else str(floats)
+        print(f"| {row.about} | {name(row)} | {state} | " + " | ".join(x for _, x in cells) + f" | {best[row]} |")
     print(f"# {len(tried)} runs in {(time.perf_counter() - start) / 60:.1f} minutes", file=sys.stderr)
     return 0
 

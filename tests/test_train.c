@@ -373,7 +373,7 @@ static void test_every_mixer(bool quick) {
         test_whole(small_config(mixer, mixer == GATED_DELTA), k->name);
         if (quick || mixer == SOFTMAX) continue;
         TinyConfig c = small_config(mixer, mixer != GATED_DELTA);
-        c.d_conv = 4 - c.d_conv;
+        c.d_conv = 4 - c.d_conv, c.half_life = 50;
         snprintf(name, sizeof name, "%s, %s conv%s", k->name, c.d_conv ? "with" : "no", c.interval ? ", hybrid" : "");
         test_whole(c, name);
     }
@@ -408,7 +408,8 @@ static TinyConfig file_config(int mixer, bool hybrid, bool recall, int vocab_siz
     TinyConfig c = small_config(mixer, hybrid);
     c.dim = 64, c.hidden_dim *= 2, c.vocab_size = vocab_size, c.seq_len = 40, c.dk = 32, c.dv = mixer == GLA ? 64 : 32, c.head_dim = 32, c.n_rot *= 2;
     c.n_heads = mixer == GLA ? 1 : 2, c.eps = 1e-6f;
-    if (recall) c.recall = true, c.d_conv = 4;
+    const Family *f = family_of(&mixer_kinds[mixer]);
+    if (recall) c.d_conv = 4, c.half_life = f && f->decay == DECAY_FORGET ? 0 : 200;
     return c;
 }
 

@@ -6273,7 +6273,7 @@ static void sift_down(Scored *heap, int n, int i) { /* the best candidate is at 
     }
 }
 
-/* The recent tokens: logits > 0 are divided, others multiplied by repeat_penalty; presence_penalty is subtracted. Once per token. */
+/* The recent tokens, each once: logits > 0 are divided by repeat_penalty, others multiplied; presence_penalty is subtracted. */
 static void penalise(const GlaSampler *p, Scored *c, int n) {
     int count = p->n_recent < GLA_RECENT ? (int)p->n_recent : GLA_RECENT;
     for (int i = 0; i < count; i++) {
@@ -6303,7 +6303,7 @@ static int32_t sample(GlaSampler *p, const float *logits, int n, Scored *c) {
         for (int i = 0; i < n; i++) if ((r -= c[i].score) < 0) return i;
         return best.id;
     }
-    // candidates leave a heap from the likeliest down until top-k, top-p or min-p has enough; they collect at the end of c
+    // candidates leave a heap from the likeliest down until top-k, top-p or min-p has enough, and collect at the end of c
     for (int i = n / 2 - 1; i >= 0; i--) sift_down(c, n, i);
     int left = n, k = p->top_k > 0 && p->top_k < n ? p->top_k : n;
     double mass = 0;
@@ -6333,9 +6333,14 @@ static int32_t sample(GlaSampler *p, const float *logits, int n, Scored *c) {
     return c[left].id;
 }
 
-GLA_API int32_t gla_sample(GlaSampler *p, GlaState *s) { return sample(p, s->logits, s->m->config.vocab_size, s->candidates); }
+GLA_API int32_t gla_sample(GlaSampler *p, GlaState *s) {
+    return sample(p, s->logits, s->m->config.vocab_size, s->candidates);
+}
 
-GLA_API void gla_sampler_note(GlaSampler *p, int32_t id) { p->recent[p->n_recent++ % GLA_RECENT] = id; if (p->n_recent == 1u << 31) p->n_recent -= 1u << 30; }
+GLA_API void gla_sampler_note(GlaSampler *p, int32_t id) {
+    p->recent[p->n_recent++ % GLA_RECENT] = id;
+    if (p->n_recent == 1u << 31) p->n_recent -= 1u << 30; /* the count never wraps, and keeps its place in the ring */
+}
 
 GLA_API void gla_sampler_init(GlaSampler *p, const GlaModel *m, uint64_t seed) {
     double v;
@@ -6375,8 +6380,9 @@ static size_t showable(const GlaGenerate *how, const char *held, size_t n, int *
         for (size_t at = 0; len && at < n; at++) {
             size_t overlap = n - at < len ? n - at : len;
             if (memcmp(held + at, how->stops[i], overlap)) continue;
-            if (overlap < len) { if (at < hold) hold = at; }
-            else { *stop = 1; if (at < cut) cut = at; }
+            if (overlap == len) *stop = 1;
+            size_t *end = overlap == len ? &cut : &hold;
+            if (at < *end) *end = at;
             break;
         }
     }
@@ -6384,8 +6390,8 @@ static size_t showable(const GlaGenerate *how, const char *held, size_t n, int *
 }
 
 /* -- JSON: what may follow, so that a text is one object or array (RFC 8259) --
- * An automaton over bytes whose stack is one bit for each bracket that is open. Before a token is drawn, all those whose bytes it does not take are
- * ruled out. White space has a limit in a row, because a model may like it too much. */
+ * An automaton over bytes whose stack is one bit for each bracket that is open. Before a token is drawn, all those whose
+ * bytes it does not take are ruled out. White space has a limit in a row, because a model may like it too much. */
 enum { JSON_DEPTH = 64, JSON_BLANKS = 32 };
 enum { J_BEGIN, J_VALUE, J_FIRST_VALUE, J_NAME, J_FIRST_NAME, J_COLON, J_NEXT, J_END, /* what is due; "first": or the closing bracket */
        J_STRING, J_ESCAPE, J_HEX, J_UTF8, J_WORD,                                      /* within a string, within true, false, null */
@@ -6393,7 +6399,9 @@ enum { J_BEGIN, J_VALUE, J_FIRST_VALUE, J_NAME, J_FIRST_NAME, J_COLON, J_NEXT, J
 typedef struct {
     uint64_t objects;               /* bit i: bracket i is a brace */
     const char *rest;               /* of a word */
-    uint8_t depth, at, blanks, name, left, lo, hi; /* name: the string is one; left: hexadecimal digits, bytes of a character; lo, hi: bounds of its next byte */
+    uint8_t depth, at, blanks;      /* brackets that are open; a J_ state; white space in a row */
+    uint8_t name;                   /* the string is a name */
+    uint8_t left, lo, hi;           /* hexadecimal digits, or bytes of a character, to come; bounds of the next byte */
 } Json;
 
 static int json_byte(Json *j, uint8_t c) { /* 0: cannot stand here */
@@ -6403,8 +6411,10 @@ static int json_byte(Json *j, uint8_t c) { /* 0: cannot stand here */
         if (c == '"') j->at = j->name ? J_COLON : J_NEXT;
         else if (c == '\\') j->at = J_ESCAPE;
         else if (c >= 0x80) { /* the forms of UTF-8: nothing longer than needed, no surrogates, nothing above U+10FFFF */
-            j->at = J_UTF8, j->left = c < 0xE0 ? 1 : c < 0xF0 ? 2 : 3;
-            j->lo = c == 0xE0 ? 0xA0 : c == 0xF0 ? 0x90 : 0x80, j->hi = c == 0xED ? 0x9F : c == 0xF4 ? 0x8F : 0xBF;
+            j->at = J_UTF8;
+            j->left = c < 0xE0 ? 1 : c < 0xF0 ? 2 : 3;
+            j->lo = c == 0xE0 ? 0xA0 : c == 0xF0 ? 0x90 : 0x80;
+            j->hi = c == 0xED ? 0x9F : c == 0xF4 ? 0x8F : 0xBF;
             return c >= 0xC2 && c <= 0xF4;
         }
         return c >= 0x20;
@@ -6414,7 +6424,8 @@ static int json_byte(Json *j, uint8_t c) { /* 0: cannot stand here */
         if (!--j->left) j->at = J_STRING;
         return 1;
     case J_ESCAPE:
-        j->at = c == 'u' ? J_HEX : J_STRING, j->left = 4;
+        j->at = c == 'u' ? J_HEX : J_STRING;
+        j->left = 4;
         return c && strchr("\"\\/bfnrtu", c) != NULL;
     case J_HEX:
         if (!--j->left) j->at = J_STRING;
@@ -6440,7 +6451,8 @@ static int json_byte(Json *j, uint8_t c) { /* 0: cannot stand here */
     if (c == ',' && at == J_NEXT) return j->at = object ? J_NAME : J_VALUE, 1;
     if (c == ':' && at == J_COLON) return j->at = J_VALUE, 1;
     if (c == '"' && (name || value)) return j->at = J_STRING, j->name = (uint8_t)name, 1;
-    if (c == (object ? '}' : ']') && (at == J_NEXT || at == J_FIRST_NAME || at == J_FIRST_VALUE)) return j->at = --j->depth ? J_NEXT : J_END, 1;
+    if (c == (object ? '}' : ']') && (at == J_NEXT || at == J_FIRST_NAME || at == J_FIRST_VALUE))
+        return j->at = --j->depth ? J_NEXT : J_END, 1;
     if ((c == '{' || c == '[') && (value || at == J_BEGIN) && j->depth < JSON_DEPTH) {
         const uint64_t bit = (uint64_t)1 << j->depth++;
         j->objects = c == '{' ? j->objects | bit : j->objects & ~bit;
@@ -6448,24 +6460,30 @@ static int json_byte(Json *j, uint8_t c) { /* 0: cannot stand here */
     }
     if (!value) return 0;
     if (c == '-' || digit) return j->at = c == '-' ? J_MINUS : c == '0' ? J_ZERO : J_WHOLE, 1;
-    j->rest = c == 't' ? "rue" : c == 'f' ? "alse" : "ull", j->at = J_WORD;
+    j->rest = c == 't' ? "rue" : c == 'f' ? "alse" : "ull";
+    j->at = J_WORD;
     return c == 't' || c == 'f' || c == 'n';
 }
 
-/* The bytes of every token, side by side: token i has those from at[i] to at[i + 1]. Control tokens have none. */
+/* The bytes of every token, side by side: token i has those from at[i] to at[i + 1]. Control tokens have none, nor has
+ * what ends a text: it is no part of it. */
 typedef struct { Json now; float *logits; size_t *at; char *bytes; } JsonTokens;
 
 static int json_tokens(JsonTokens *j, const GlaModel *m, char *err) {
     const int n = m->config.vocab_size;
     size_t total = 0;
     memset(j, 0, sizeof *j);
-    for (int i = 0; i < n; i++) if (!gla_is_end(m, i)) total += gla_piece(m, i, 0, NULL, 0); /* what ends a text is no part of it */
-    j->at = gla_alloc(((size_t)n + 1) * sizeof *j->at), j->bytes = gla_alloc(total), j->logits = gla_alloc((size_t)n * sizeof *j->logits);
+    for (int i = 0; i < n; i++) if (!gla_is_end(m, i)) total += gla_piece(m, i, 0, NULL, 0);
+    j->at = gla_alloc(((size_t)n + 1) * sizeof *j->at);
+    j->bytes = gla_alloc(total);
+    j->logits = gla_alloc((size_t)n * sizeof *j->logits);
     if (!j->at || !j->bytes || !j->logits) return fail(err, GLA_MEMORY, "no memory for the bytes of %d tokens", n);
-    for (int i = 0; i < n; i++) j->at[i + 1] = j->at[i] + (gla_is_end(m, i) ? 0 : gla_piece(m, i, 0, j->bytes + j->at[i], total - j->at[i]));
+    for (int i = 0; i < n; i++) {
+        const size_t at = j->at[i];
+        j->at[i + 1] = at + (gla_is_end(m, i) ? 0 : gla_piece(m, i, 0, j->bytes + at, total - at));
+    }
     return GLA_OK;
 }
-static void json_free(JsonTokens *j) { gla_free(j->at), gla_free(j->bytes), gla_free(j->logits); }
 
 static int json_takes(const JsonTokens *j, int32_t id, Json *after) {
     *after = j->now;
@@ -6478,7 +6496,8 @@ static int32_t json_sample(JsonTokens *j, GlaSampler *p, GlaState *s) { /* -1: n
     int n = s->m->config.vocab_size, some = 0;
     for (int32_t i = 0; i < n; i++) {
         const int takes = json_takes(j, i, &after);
-        j->logits[i] = takes ? s->logits[i] : -INFINITY, some |= takes;
+        j->logits[i] = takes ? s->logits[i] : -INFINITY;
+        some |= takes;
     }
     const int32_t id = sample(p, j->logits, n, s->candidates);
     if (!some || !json_takes(j, id, &after)) return -1;
@@ -6486,18 +6505,24 @@ static int32_t json_sample(JsonTokens *j, GlaSampler *p, GlaState *s) { /* -1: n
     return id;
 }
 
-static int generate(GlaState *s, GlaSampler *p, const int32_t *prompt, int64_t n, const GlaGenerate *how, JsonTokens *json, int64_t *n_out, char *err) {
+/* json: NULL, or what how->json needs. */
+static int generate(GlaState *s, GlaSampler *p, const int32_t *prompt, int64_t n, const GlaGenerate *how, JsonTokens *json,
+                    int64_t *n_out, char *err) {
     const GlaModel *m = s->m;
     char held[HELD + PIECE];
     size_t n_held = 0;
     int64_t made = 0;
-    int done = 0, first = s->pos == 0 && n == 1 && !gla_piece(m, prompt[0], 0, NULL, 0), code; /* after a lone begin token the first word drops its leading space */
+    int done = 0, code;
+    int first = s->pos == 0 && n == 1 && !gla_piece(m, prompt[0], 0, NULL, 0); /* after a lone begin token: no leading space */
     if (n_out) *n_out = 0;
     if (n < 0) return fail(err, GLA_INPUT, "a prompt of %lld tokens", (long long)n);
-    if (s->pos == 0 && n == 0) return fail(err, GLA_INPUT, "nothing to go on: an empty prompt and a model without a begin-of-text token");
+    if (s->pos == 0 && n == 0)
+        return fail(err, GLA_INPUT, "nothing to go on: an empty prompt and a model without a begin-of-text token");
     if ((code = check_room(s, n, err))) return code;
-    for (int i = 0; i < how->n_stops; i++)
-        if (strlen(how->stops[i]) >= HELD / 2) return fail(err, GLA_INPUT, "a stop text of %zu bytes; at most %d", strlen(how->stops[i]), HELD / 2 - 1);
+    for (int i = 0; i < how->n_stops; i++) {
+        const size_t len = strlen(how->stops[i]);
+        if (len >= HELD / 2) return fail(err, GLA_INPUT, "a stop text of %zu bytes; at most %d", len, HELD / 2 - 1);
+    }
     for (int64_t i = 0; i < n; i += s->batch) { /* the prompt, in runs, so that it can be interrupted between them */
         if ((code = gla_eval(s, prompt + i, min64(s->batch, n - i), NULL, 0, err))) return code;
         if (how->emit && how->emit(how->user, -1, "", 0)) return GLA_DONE_CALLER;
@@ -6512,7 +6537,8 @@ static int generate(GlaState *s, GlaSampler *p, const int32_t *prompt, int64_t n
         gla_sampler_note(p, id);
         made++;
         int stop = 0;
-        for (size_t from = 0, len = 1; !stop && (!from || from < len); from += PIECE) { /* nearly always once: a token of more than PIECE bytes comes in parts */
+        // the text of the token: nearly always one round, more than PIECE bytes come in parts
+        for (size_t from = 0, len = 1; !stop && (!from || from < len); from += PIECE) {
             len = piece_part(m->vocab, id, first ? GLA_FIRST : 0, from, held + n_held, PIECE);
             n_held += len - from < PIECE ? len - from : PIECE;
             size_t show = showable(how, held, n_held, &stop);
@@ -6525,17 +6551,19 @@ static int generate(GlaState *s, GlaSampler *p, const int32_t *prompt, int64_t n
         else if (how->json && json->now.at == J_END && !done) done = GLA_DONE_END;
         if ((code = gla_eval(s, &id, 1, NULL, 0, err))) return code;
     }
-    if (n_held && how->emit && done != GLA_DONE_CALLER) how->emit(how->user, -1, held, n_held); /* an unfinished character or stop text is text after all */
+    // an unfinished character or stop text is text after all
+    if (n_held && how->emit && done != GLA_DONE_CALLER) how->emit(how->user, -1, held, n_held);
     if (n_out) *n_out = made;
     return done;
 }
 
-GLA_API int gla_generate(GlaState *s, GlaSampler *p, const int32_t *prompt, int64_t n, const GlaGenerate *how, int64_t *n_out, char *err) {
+GLA_API int gla_generate(GlaState *s, GlaSampler *p, const int32_t *prompt, int64_t n, const GlaGenerate *how,
+                         int64_t *n_out, char *err) {
     JsonTokens json;
     if (!how->json) return generate(s, p, prompt, n, how, NULL, n_out, err);
     int code = json_tokens(&json, s->m, err);
     if (!code) code = generate(s, p, prompt, n, how, &json, n_out, err);
-    json_free(&json);
+    gla_free(json.at), gla_free(json.bytes), gla_free(json.logits);
     return code;
 }
 

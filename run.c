@@ -6568,13 +6568,15 @@ GLA_API int gla_generate(GlaState *s, GlaSampler *p, const int32_t *prompt, int6
 }
 
 /* ---- 14. chat: a conversation that is never read twice ---------------------------------------------------------------
- * A recurrent state cannot drop its last tokens, so a program that writes the conversation out anew for every turn - and finds that the
- * template drops earlier thinking, or that sampled text splits into other tokens - reads all of it again. Here the ids that were sampled are
- * the conversation: a turn adds its own tokens behind them, and nothing else is evaluated. Going back means a snapshot from where the turn
- * began; when it has left the memory that snapshots may take, the ids are read again up to there, with the same bits. */
+ * A recurrent state cannot drop its last tokens, so a program that writes the conversation out anew for every turn - and
+ * finds that the template drops earlier thinking, or that sampled text splits into other tokens - reads all of it again.
+ * Here the ids that were sampled are the conversation: a turn adds its own tokens behind them, and nothing else is
+ * evaluated. Going back means a snapshot from where the turn began; when it has left the memory that snapshots may take,
+ * the ids are read again up to there, with the same bits. */
 
-/* How a file wants turns written. % is the text; what the vocabulary has as one special token becomes that token, which text that
- * somebody typed never does. A template is recognised by two marks in tokenizer.chat_template; the first row that has both is it. */
+/* How a file wants turns written. % is the text; what the vocabulary has as one special token becomes that token, which
+ * text that somebody typed never does. A template is recognised by two marks in tokenizer.chat_template; the first row
+ * that has both is it. */
 typedef struct {
     const char *name, *marks[2];
     const char *system;  /* NULL: in front of the first message, with an empty line between */
@@ -6583,17 +6585,40 @@ typedef struct {
 } ChatTemplate;
 
 static const ChatTemplate chat_templates[] = {
-    {"Kimi", {"<|im_middle|>", ""}, "<|im_system|>system<|im_middle|>%<|im_end|>", "<|im_user|>user<|im_middle|>%<|im_end|>", "<|im_assistant|>assistant<|im_middle|>", "<|im_end|>", NULL},
-    {"Phi-4", {"<|im_start|>", "<|im_sep|>"}, "<|im_start|>system<|im_sep|>%<|im_end|>", "<|im_start|>user<|im_sep|>%<|im_end|>", "<|im_start|>assistant<|im_sep|>", "<|im_end|>", NULL},
-    {"ChatML", {"<|im_start|>", ""}, "<|im_start|>system\n%<|im_end|>\n", "<|im_start|>user\n%<|im_end|>\n", "<|im_start|>assistant\n", "<|im_end|>\n", NULL},
-    {"Llama-3", {"<|start_header_id|>", ""}, "<|start_header_id|>system<|end_header_id|>\n\n%<|eot_id|>", "<|start_header_id|>user<|end_header_id|>\n\n%<|eot_id|>", "<|start_header_id|>assistant<|end_header_id|>\n\n", "<|eot_id|>", NULL},
-    {"Gemma", {"<start_of_turn>", ""}, NULL, "<start_of_turn>user\n%<end_of_turn>\n", "<start_of_turn>model\n", "<end_of_turn>\n", NULL},
-    {"Granite", {"<|start_of_role|>", ""}, "<|start_of_role|>system<|end_of_role|>%<|end_of_text|>\n", "<|start_of_role|>user<|end_of_role|>%<|end_of_text|>\n", "<|start_of_role|>assistant<|end_of_role|>", "<|end_of_text|>\n", NULL},
-    {"DeepSeek", {"<\357\275\234User\357\275\234>", ""}, "%", "<\357\275\234User\357\275\234>%", "<\357\275\234Assistant\357\275\234>", "<\357\275\234end\342\226\201of\342\226\201sentence\357\275\234>", NULL},
-    {"Phi-3", {"<|user|>", "<|end|>"}, "<|system|>\n%<|end|>\n", "<|user|>\n%<|end|>\n", "<|assistant|>\n", "<|end|>\n", NULL},
-    {"Zephyr", {"<|user|>", "eos_token"}, "<|system|>\n%</s>\n", "<|user|>\n%</s>\n", "<|assistant|>\n", "</s>\n", NULL},
-    {"Mistral", {"[INST]", ""}, NULL, "[INST] % [/INST]", "", "</s>", NULL},
-    {"plain", {"User:", "Assistant:"}, "%\n\n", "User: %\n\n", "Assistant:", "\n\n", "\nUser:"}, /* the last one: also for files without a known template */
+    {"Kimi", {"<|im_middle|>", ""},
+     "<|im_system|>system<|im_middle|>%<|im_end|>", "<|im_user|>user<|im_middle|>%<|im_end|>",
+     "<|im_assistant|>assistant<|im_middle|>", "<|im_end|>", NULL},
+    {"Phi-4", {"<|im_start|>", "<|im_sep|>"},
+     "<|im_start|>system<|im_sep|>%<|im_end|>", "<|im_start|>user<|im_sep|>%<|im_end|>",
+     "<|im_start|>assistant<|im_sep|>", "<|im_end|>", NULL},
+    {"ChatML", {"<|im_start|>", ""},
+     "<|im_start|>system\n%<|im_end|>\n", "<|im_start|>user\n%<|im_end|>\n",
+     "<|im_start|>assistant\n", "<|im_end|>\n", NULL},
+    {"Llama-3", {"<|start_header_id|>", ""},
+     "<|start_header_id|>system<|end_header_id|>\n\n%<|eot_id|>", "<|start_header_id|>user<|end_header_id|>\n\n%<|eot_id|>",
+     "<|start_header_id|>assistant<|end_header_id|>\n\n", "<|eot_id|>", NULL},
+    {"Gemma", {"<start_of_turn>", ""},
+     NULL, "<start_of_turn>user\n%<end_of_turn>\n",
+     "<start_of_turn>model\n", "<end_of_turn>\n", NULL},
+    {"Granite", {"<|start_of_role|>", ""},
+     "<|start_of_role|>system<|end_of_role|>%<|end_of_text|>\n", "<|start_of_role|>user<|end_of_role|>%<|end_of_text|>\n",
+     "<|start_of_role|>assistant<|end_of_role|>", "<|end_of_text|>\n", NULL},
+    {"DeepSeek", {"<\357\275\234User\357\275\234>", ""},
+     "%", "<\357\275\234User\357\275\234>%",
+     "<\357\275\234Assistant\357\275\234>", "<\357\275\234end\342\226\201of\342\226\201sentence\357\275\234>", NULL},
+    {"Phi-3", {"<|user|>", "<|end|>"},
+     "<|system|>\n%<|end|>\n", "<|user|>\n%<|end|>\n",
+     "<|assistant|>\n", "<|end|>\n", NULL},
+    {"Zephyr", {"<|user|>", "eos_token"},
+     "<|system|>\n%</s>\n", "<|user|>\n%</s>\n",
+     "<|assistant|>\n", "</s>\n", NULL},
+    {"Mistral", {"[INST]", ""},
+     NULL, "[INST] % [/INST]",
+     "", "</s>", NULL},
+    /* the last one: also for files without a known template */
+    {"plain", {"User:", "Assistant:"},
+     "%\n\n", "User: %\n\n",
+     "Assistant:", "\n\n", "\nUser:"},
 };
 enum { N_TEMPLATES = sizeof chat_templates / sizeof *chat_templates, LOOP_PERIODS = 64 };
 
@@ -6614,16 +6639,32 @@ static int ids_add(Ids *a, const int32_t *ids, int64_t n, char *err) {
 }
 static void ids_free(Ids *a) { gla_free(a->id); *a = (Ids){NULL, 0, 0}; }
 
-static int ids_encode(Ids *a, const GlaModel *m, const char *text, size_t n, int flags, char *err) { /* appends the ids of a text */
+/* Appends the ids of a text. */
+static int ids_encode(Ids *a, const GlaModel *m, const char *text, size_t n, int flags, char *err) {
     int64_t more = gla_encode(m, text, n, flags, NULL, 0, err); /* may be more than there are bytes: NFC lengthens some characters */
-    int32_t *ids = more > 0 ? gla_alloc((size_t)more * sizeof *ids) : NULL;
-    int code = more < 0 ? (int)more : more && !ids ? fail(err, GLA_MEMORY, "no memory for %lld token ids", (long long)more) : GLA_OK;
-    if (ids) more = gla_encode(m, text, n, flags, ids, (size_t)more, err), code = more < 0 ? (int)more : GLA_OK;
+    if (more <= 0) return (int)more;
+    int32_t *ids = gla_alloc((size_t)more * sizeof *ids);
+    if (!ids) return fail(err, GLA_MEMORY, "no memory for %lld token ids", (long long)more);
+    more = gla_encode(m, text, n, flags, ids, (size_t)more, err);
+    int code = more < 0 ? (int)more : GLA_OK;
     for (int64_t i = 0; i < more && !code; i++)
-        if (ids[i] >= m->config.vocab_size) code = fail(err, GLA_INPUT, "the vocabulary has the token %d, the model only %d; is it another model's (-z)?", ids[i], m->config.vocab_size);
-    if (!code && ids) code = ids_add(a, ids, more, err);
+        if (ids[i] >= m->config.vocab_size)
+            code = fail(err, GLA_INPUT, "the vocabulary has the token %d, the model only %d; is it another model's (-z)?",
+                        ids[i], m->config.vocab_size);
+    if (!code) code = ids_add(a, ids, more, err);
     gla_free(ids);
     return code;
+}
+
+/* The ids that a session holds; some hold none. */
+static int ids_of_session(Ids *ids, const GlaModel *m, const char *path, char *err) {
+    int64_t n = gla_session_ids(m, path, NULL, 0, err);
+    *ids = (Ids){NULL, 0, 0};
+    if (n <= 0) return (int)n;
+    if (!(ids->id = gla_alloc((size_t)n * sizeof *ids->id))) return fail(err, GLA_MEMORY, "no memory for %lld token ids", (long long)n);
+    ids->n = ids->cap = n;
+    n = gla_session_ids(m, path, ids->id, n, err);
+    return n < 0 ? (int)n : GLA_OK;
 }
 
 typedef struct { int refs; char data[]; } Snapshot; /* shared with the chats that were forked from this one */
@@ -6638,7 +6679,9 @@ struct GlaChat {
     GlaChatSettings how;
     char *system;
     const ChatTemplate *form;
-    int known, may_think, opens, empties; /* is the template known; does the vocabulary have <think>; does the answer begin behind it; behind an empty thought */
+    int known;            /* is the template known? */
+    int may_think;        /* have the template and the vocabulary thoughts? */
+    int opens, empties;   /* answers begin behind <think>; behind an empty thought, unless asked to think */
     int32_t think_open, think_close;
     Ids ids;
     Mark *marks;          /* 0 .. n_marks - 1; we are at marks[at], or within the turn behind it */
@@ -6650,11 +6693,13 @@ struct GlaChat {
     const GlaGenerate *listener;
     GlaSampler *sampler;
     int thinking, leading, close_thought, failed;
-    int64_t period[LOOP_PERIODS + 1], from; /* how many of the last tokens equal the one so many before; where the answer began */
+    int64_t period[LOOP_PERIODS + 1]; /* [k]: how many of the last tokens equal the one k before */
+    int64_t from;         /* where the answer began */
 };
 
 /* -- ids of a turn -- */
 
+/* Appends the ids of a form of the template, with the text where it has a %. */
 static int chat_write(GlaChat *c, Ids *out, const char *form, const char *text, size_t n, char *err) {
     const GlaModel *m = c->s->m;
     size_t len = strlen(form), used = 0;
@@ -6665,8 +6710,12 @@ static int chat_write(GlaChat *c, Ids *out, const char *form, const char *text, 
         if (id >= 0 || at == len) { /* the text between two special tokens is one text, as the model's own tokenizer sees it */
             code = ids_encode(out, m, plain, used, 0, err);
             if (!code && id >= 0) code = ids_add(out, &id, 1, err);
-            used = 0, k += at == len;
-        } else if (k = 1, form[at] == '%') memcpy(plain + used, text, n), used += n;
+            used = 0;
+            if (at == len) k = 1;
+            continue;
+        }
+        k = 1;
+        if (form[at] == '%') memcpy(plain + used, text, n), used += n;
         else plain[used++] = form[at];
     }
     gla_free(plain);
@@ -6683,11 +6732,16 @@ static int str_has(Str s, const char *what) {
 static void chat_recognise(GlaChat *c) {
     const GlaModel *m = c->s->m;
     Str t = {"", 0}, tail;
-    if (!gguf_str(m->vocab_file.map.data ? &m->vocab_file : &m->file, "tokenizer.chat_template", &t)) gguf_str(&m->file, "tokenizer.chat_template", &t);
+    if (!m->vocab_file.map.data || !gguf_str(&m->vocab_file, "tokenizer.chat_template", &t))
+        gguf_str(&m->file, "tokenizer.chat_template", &t);
     c->form = &chat_templates[N_TEMPLATES - 1];
     for (int i = N_TEMPLATES - 1; i >= 0; i--)
-        if (str_has(t, chat_templates[i].marks[0]) && str_has(t, chat_templates[i].marks[1])) c->form = &chat_templates[i], c->known = 1;
-    c->think_open = find_token(m->vocab, str_of("<think>"), str_of("")), c->think_close = find_token(m->vocab, str_of("</think>"), str_of(""));
+        if (str_has(t, chat_templates[i].marks[0]) && str_has(t, chat_templates[i].marks[1])) {
+            c->form = &chat_templates[i];
+            c->known = 1;
+        }
+    c->think_open = find_token(m->vocab, str_of("<think>"), str_of(""));
+    c->think_close = find_token(m->vocab, str_of("</think>"), str_of(""));
     c->may_think = c->think_open >= 0 && c->think_close >= 0 && str_has(t, "think");
     for (tail = t; str_has(t, "add_generation_prompt"); t.s++, t.n--) tail = t; /* what it writes behind the last message */
     c->opens = str_has(tail, "<think>\\n'") || str_has(tail, "<think>\\n\"") || str_has(tail, "<think>\n");
@@ -6699,17 +6753,22 @@ static int chat_thinks(const GlaChat *c) { return c->may_think && (c->how.think 
 /* The ids of a message, and of what its answer begins with. */
 static int chat_turn_ids(GlaChat *c, Ids *out, const char *text, size_t n, char *err) {
     char answer[128], *joined = NULL;
-    int code = GLA_OK, first = c->at == 0;
+    const char *thought = "";
+    int code = GLA_OK, first = c->at == 0, stopped = c->marks[c->at].stopped;
     while (n && strchr(" \t\r\n", text[0])) text++, n--; /* templates trim, too */
     while (n && strchr(" \t\r\n", text[n - 1])) n--;
     if (first && c->system && !c->form->system) {
         size_t len = strlen(c->system);
         if (!(joined = gla_alloc(len + n + 2))) return fail(err, GLA_MEMORY, "no memory for a text of %zu bytes", n);
-        memcpy(joined, c->system, len), memcpy(joined + len, "\n\n", 2), memcpy(joined + len + 2, text, n);
-        text = joined, n += len + 2;
+        memcpy(joined, c->system, len);
+        memcpy(joined + len, "\n\n", 2);
+        memcpy(joined + len + 2, text, n);
+        text = joined;
+        n += len + 2;
     }
-    snprintf(answer, sizeof answer, "%s%s", c->form->answer, !c->may_think ? "" : chat_thinks(c) ? (c->opens ? "<think>\n" : "") : "<think>\n\n</think>\n\n");
-    int stopped = c->marks[c->at].stopped;
+    if (c->may_think && !chat_thinks(c)) thought = "<think>\n\n</think>\n\n";
+    else if (c->may_think && c->opens) thought = "<think>\n";
+    snprintf(answer, sizeof answer, "%s%s", c->form->answer, thought);
     if (!first && !stopped) code = chat_write(c, out, c->form->end, "", 0, err);
     if (!code) code = chat_write(c, out, c->form->user + (stopped ? strlen(c->form->stop) - 1 : 0), text, n, err);
     if (!code) code = chat_write(c, out, answer, "", 0, err);
@@ -6727,12 +6786,19 @@ static void snapshot_drop(GlaChat *c, Snapshot **s) {
 }
 
 static void snapshot_take(GlaChat *c, Snapshot **s) { /* within the bound: the oldest leave. Without memory there is none */
-    int64_t bytes = (int64_t)gla_snapshot_bytes(c->s->m);
+    int64_t bytes = (int64_t)gla_snapshot_bytes(c->s->m), rest = c->how.snapshot_bytes - bytes;
     snapshot_drop(c, s);
-    for (int i = 0; i < c->n_marks && c->snapshot_bytes + bytes > c->how.snapshot_bytes; i++) snapshot_drop(c, &c->marks[i].snap);
-    if (c->snapshot_bytes + bytes > c->how.snapshot_bytes || !(*s = gla_alloc(sizeof **s + (size_t)bytes))) return;
-    (*s)->refs = 1, c->snapshot_bytes += bytes;
+    for (int i = 0; i < c->n_marks && c->snapshot_bytes > rest; i++) snapshot_drop(c, &c->marks[i].snap);
+    if (c->snapshot_bytes > rest || !(*s = gla_alloc(sizeof **s + (size_t)bytes))) return;
+    (*s)->refs = 1;
+    c->snapshot_bytes += bytes;
     gla_snapshot(c->s, (*s)->data);
+}
+
+static void snapshot_share(GlaChat *c, Snapshot *s) { /* another chat's is c's as well */
+    if (!s) return;
+    s->refs++;
+    c->snapshot_bytes += (int64_t)gla_snapshot_bytes(c->s->m);
 }
 
 static void chat_cut(GlaChat *c, int n_marks) { /* turns from here on are forgotten */
@@ -6783,15 +6849,19 @@ static int chat_begin(GlaChat *c, const GlaGenerate *how, char *err) {
     if (c->n_marks) return GLA_OK;
     gguf_str(&c->s->m->file, "tokenizer.chat_template", &form);
     ids->n = 0;
-    if (t->bos >= 0 && t->bos < c->s->m->config.vocab_size && (t->add_bos || str_has(form, "bos_token"))) code = ids_add(ids, &t->bos, 1, err);
-    if (!code && c->system && c->form->system) code = chat_write(c, ids, c->form->system, c->system, strlen(c->system), err);
-    if (!code && c->how.cache && ids->n) {
-        int64_t n = gla_cache_load(c->s, c->how.cache, ids->id, ids->n, err);
-        code = n < 0 ? (int)n : GLA_OK;
-        int all = n == ids->n;
-        if (!code) code = chat_read(c, ids->n, how, err);
-        if (!code && !all && c->system) code = gla_cache_store(c->s, c->how.cache, ids->id, c->how.cache_bytes, err);
-    } else if (!code) code = chat_read(c, ids->n, how, err);
+    if (t->bos >= 0 && t->bos < c->s->m->config.vocab_size && (t->add_bos || str_has(form, "bos_token")))
+        code = ids_add(ids, &t->bos, 1, err);
+    if (!code && c->system && c->form->system)
+        code = chat_write(c, ids, c->form->system, c->system, strlen(c->system), err);
+    const int cached = c->how.cache && ids->n;
+    int64_t reused = 0;
+    if (!code && cached) {
+        reused = gla_cache_load(c->s, c->how.cache, ids->id, ids->n, err);
+        code = reused < 0 ? (int)reused : GLA_OK;
+    }
+    if (!code) code = chat_read(c, ids->n, how, err);
+    if (!code && cached && reused < ids->n && c->system)
+        code = gla_cache_store(c->s, c->how.cache, ids->id, c->how.cache_bytes, err);
     if (!code) code = chat_mark(c, c->s->pos, 0, err);
     if (code) gla_state_reset(c->s);
     return code;
@@ -6799,37 +6869,46 @@ static int chat_begin(GlaChat *c, const GlaGenerate *how, char *err) {
 
 /* -- answers -- */
 
-/* The text of an answer passes here: thinking is told apart, white space before the text goes, and loops are noticed. A loop: the same at
- * most LOOP_PERIODS tokens again and again, for how.loop_tokens tokens and at least four times. */
+/* Is the last of the ids, which is id, in a loop: the same at most LOOP_PERIODS tokens again and again, for how.loop_tokens
+ * tokens and at least four times? */
+static int chat_loops(GlaChat *c, int32_t id) {
+    int64_t last = c->ids.n - 1;
+    int looping = 0;
+    for (int k = 1; k <= LOOP_PERIODS && k <= last - c->from; k++) {
+        c->period[k] = c->ids.id[last - k] == id ? c->period[k] + 1 : 0;
+        if (c->period[k] >= c->how.loop_tokens && c->period[k] >= 3 * k) looping = 1;
+    }
+    if (!looping || c->how.loop_tokens <= 0) return 0;
+    memset(c->period, 0, sizeof c->period);
+    return 1;
+}
+
+/* The text of an answer passes here: thinking is told apart, white space before the text goes, and loops are noticed. */
 static int chat_heard(void *user, int32_t id, const char *text, size_t n) {
     GlaChat *c = user;
     GlaTurn *turn = c->turn;
-    int stop = 0, tag = c->may_think && !c->listener->json && id >= 0 && (id == c->think_open || id == c->think_close);
-    if (id >= 0) {
-        if (ids_add(&c->ids, &id, 1, NULL)) c->failed = stop = 1;
-        int64_t at = c->ids.n - 1 - c->from, looping = 0;
-        for (int k = 1; k <= LOOP_PERIODS && k <= at; k++) {
-            c->period[k] = c->ids.id[c->ids.n - 1 - k] == id ? c->period[k] + 1 : 0;
-            if (c->period[k] >= c->how.loop_tokens && c->period[k] >= 3 * k) looping = 1;
-        }
-        if (looping && c->how.loop_tokens > 0) {
-            memset(c->period, 0, sizeof c->period);
-            if (turn->loops++) stop = 1;
-            else if (c->sampler->repeat_penalty < 1.3f) c->sampler->repeat_penalty = 1.3f;
-        }
+    const int opens = id == c->think_open, tag = c->may_think && !c->listener->json && id >= 0 && (opens || id == c->think_close);
+    int stop = 0;
+    if (id >= 0 && ids_add(&c->ids, &id, 1, NULL)) c->failed = stop = 1;
+    else if (id >= 0 && chat_loops(c, id)) {
+        if (turn->loops++) stop = 1;
+        else if (c->sampler->repeat_penalty < 1.3f) c->sampler->repeat_penalty = 1.3f;
     }
-    if (tag && n >= (size_t)(id == c->think_open ? 7 : 8)) n -= id == c->think_open ? 7 : 8; /* the tag itself is not shown */
-    else if (tag) n = 0;
+    if (tag) { /* the tag itself is not shown */
+        const size_t len = strlen(opens ? "<think>" : "</think>");
+        n = n > len ? n - len : 0;
+    }
     while (c->leading && n && strchr(" \t\r\n", *text)) text++, n--;
     if (n) c->leading = 0;
     if (c->listener->emit && c->listener->emit(c->listener->user, id, text, n)) stop = 1;
-    if (tag) c->thinking = id == c->think_open, c->leading = 1;
+    if (tag) c->thinking = opens, c->leading = 1;
     else if (id >= 0 && c->thinking && ++turn->thought == c->how.think_budget) c->close_thought = stop = 1;
     return stop;
 }
 
 static int chat_may_answer(const GlaChat *c, const GlaGenerate *how, char *err) {
-    return how->json && chat_thinks(c) ? fail(err, GLA_INPUT, "a thought is no JSON; an answer in JSON needs a chat that does not think") : GLA_OK;
+    if (!how->json || !chat_thinks(c)) return GLA_OK;
+    return fail(err, GLA_INPUT, "a thought is no JSON; an answer in JSON needs a chat that does not think");
 }
 
 /* The answer to what has been read, up to its end. */
@@ -6844,16 +6923,22 @@ static int chat_answer(GlaChat *c, GlaSampler *p, const GlaGenerate *how, GlaTur
         for (int i = 0; i < how->n_stops; i++) stops[i] = how->stops[i];
         stops[g.n_stops++] = c->form->stop, g.stops = stops;
     }
-    c->turn = turn, c->listener = how, c->sampler = p, c->thinking = 0, c->leading = 1, c->close_thought = c->failed = 0, c->from = begin;
+    c->turn = turn, c->listener = how, c->sampler = p;
+    c->thinking = c->close_thought = c->failed = 0;
+    c->leading = 1;
+    c->from = begin;
     memset(c->period, 0, sizeof c->period);
-    for (int64_t i = begin; i-- > c->marks[c->at].pos && c->may_think;) /* did the template open a thought? */
-        if (c->ids.id[i] == c->think_open || c->ids.id[i] == c->think_close) { c->thinking = c->ids.id[i] == c->think_open; break; }
+    for (int64_t i = c->marks[c->at].pos; i < begin && c->may_think; i++) { /* did the template open a thought? */
+        if (c->ids.id[i] == c->think_open) c->thinking = 1;
+        if (c->ids.id[i] == c->think_close) c->thinking = 0;
+    }
     do {
         Ids forced = {NULL, 0, 0};
         if (c->close_thought) { /* the budget is spent: the end of the thought is put into its mouth */
             code = chat_write(c, &forced, "\n</think>\n\n", "", 0, err);
             if (!code) code = ids_add(&c->ids, forced.id, forced.n, err);
-            c->close_thought = c->thinking = 0, c->leading = 1, turn->budget = 1;
+            c->close_thought = c->thinking = 0;
+            c->leading = turn->budget = 1;
         }
         if (how->steps) g.steps = how->steps - turn->made;
         if (!code) done = code = gla_generate(c->s, p, forced.id, forced.n, &g, &made, err);
@@ -6885,7 +6970,10 @@ GLA_API int gla_chat_say(GlaChat *c, GlaSampler *p, const char *text, size_t n, 
     if (!c->marks[c->at].snap) snapshot_take(c, &c->marks[c->at].snap);
     code = chat_turn_ids(c, ids, text, n, err);
     if (!code && c->s->m->kv_floats && ids->n >= c->s->ctx)
-        code = fail(err, GLA_CONTEXT, "the context of %d positions has room for %lld more tokens, this message needs %lld; forget the oldest turns (/forget, --forget) or give a larger context (-c)", c->s->ctx, (long long)(c->s->ctx - c->s->pos), (long long)(ids->n - c->s->pos));
+        code = fail(err, GLA_CONTEXT,
+                    "the context of %d positions has room for %lld more tokens, this message needs %lld; forget the oldest turns "
+                    "(/forget, --forget) or give a larger context (-c)",
+                    c->s->ctx, (long long)(c->s->ctx - c->s->pos), (long long)(ids->n - c->s->pos));
     if (!code) code = chat_read(c, ids->n, how, err);
     turn->read = c->s->evaluated - before;
     if (code) { /* as if nothing had been said */
@@ -6915,11 +7003,17 @@ GLA_API int gla_chat_retry(GlaChat *c, GlaSampler *p, const GlaGenerate *how, Gl
     int64_t answer = c->marks[c->at].answer, before = c->s->evaluated;
     if (chat_may_answer(c, how, err)) return GLA_INPUT;
     if (!answer) return fail(err, GLA_INPUT, "where the last answer begins is not known");
-    if (c->answer) { gla_rewind(c->s, c->answer->data), c->at--; }
-    else {
+    if (c->answer) {
+        gla_rewind(c->s, c->answer->data);
+        c->at--;
+    } else {
         code = chat_move(c, c->at - 1, err);
         if (!code) code = chat_read(c, answer, how, err);
-        if (code == GLA_DONE_CALLER) { chat_cut(c, c->at + 1), c->ids.n = c->marks[c->at].pos; return chat_move(c, c->at, err) ? GLA_MEMORY : code; }
+        if (code == GLA_DONE_CALLER) {
+            chat_cut(c, c->at + 1);
+            c->ids.n = c->marks[c->at].pos;
+            if (chat_move(c, c->at, err)) return GLA_MEMORY;
+        }
         if (code) return code;
         snapshot_take(c, &c->answer);
     }
@@ -6947,7 +7041,8 @@ GLA_API int gla_chat_forget(GlaChat *c, int64_t keep, const GlaGenerate *how, ch
     while (first < c->at - 1 && c->marks[0].pos + c->marks[c->at].pos - c->marks[first].pos > keep) first++;
     int64_t from = c->marks[first].pos, to = c->marks[c->at].pos, head = c->marks[0].pos;
     int code = chat_write(c, &end, c->form->end, "", 0, err);
-    if (!code && end.n <= to - from && !memcmp(c->ids.id + from, end.id, (size_t)end.n * sizeof *end.id)) from += end.n; /* it ended the turn before */
+    if (!code && end.n <= to - from && !memcmp(c->ids.id + from, end.id, (size_t)end.n * sizeof *end.id))
+        from += end.n; /* it ended the turn before */
     if (!code) code = ids_add(&rest, c->ids.id, head, err);
     if (!code) code = ids_add(&rest, c->ids.id + from, to - from, err);
     ids_free(&end);
@@ -6955,9 +7050,16 @@ GLA_API int gla_chat_forget(GlaChat *c, int64_t keep, const GlaGenerate *how, ch
     int kept = c->at - first;
     chat_cut(c, c->at + 1);
     for (int i = 0; i <= c->at; i++) snapshot_drop(c, &c->marks[i].snap); /* they know the turns that go */
-    for (int i = 1; i <= kept; i++) c->marks[i] = (Mark){c->marks[first + i].pos - from + head, c->marks[first + i].answer ? c->marks[first + i].answer - from + head : 0, c->marks[first + i].stopped, NULL};
+    for (int i = 1; i <= kept; i++) {
+        Mark *mark = &c->marks[i];
+        *mark = c->marks[first + i];
+        mark->pos += head - from;
+        if (mark->answer) mark->answer += head - from;
+    }
     ids_free(&c->ids);
-    c->ids = rest, c->n_marks = kept + 1, c->at = kept;
+    c->ids = rest;
+    c->at = kept;
+    c->n_marks = kept + 1;
     gla_state_reset(c->s);
     code = chat_read(c, c->ids.n, how, err);
     if (code == GLA_DONE_CALLER) code = chat_read(c, c->ids.n, NULL, err); /* no way back from here */
@@ -6973,8 +7075,12 @@ GLA_API int gla_chat_new(GlaChat **chat, GlaState *s, const GlaChatSettings *how
     GlaChat *c = gla_alloc(sizeof *c);
     size_t n = how->system ? strlen(how->system) : 0;
     if (!c) return fail(err, GLA_MEMORY, "no memory for a chat");
-    c->s = s, c->how = *how;
-    if (n && !(c->system = gla_alloc(n + 1))) { gla_free(c); return fail(err, GLA_MEMORY, "no memory for the system prompt"); }
+    c->s = s;
+    c->how = *how;
+    if (n && !(c->system = gla_alloc(n + 1))) {
+        gla_free(c);
+        return fail(err, GLA_MEMORY, "no memory for the system prompt");
+    }
     if (n) memcpy(c->system, how->system, n);
     chat_recognise(c);
     *chat = c;
@@ -6991,17 +7097,22 @@ GLA_API const char *gla_chat_template(const GlaChat *c) { return c->known ? c->f
 GLA_API int gla_chat_thinking(const GlaChat *c) { return c->thinking; }
 GLA_API int gla_chat_may_think(const GlaChat *c) { return c->may_think; }
 GLA_API void gla_chat_think(GlaChat *c, int think) { c->how.think = think; }
-GLA_API int gla_chat_turns(const GlaChat *c, int *undone) { if (undone) *undone = c->n_marks ? c->n_marks - 1 - c->at : 0; return c->at; }
 GLA_API const int32_t *gla_chat_ids(const GlaChat *c) { return c->ids.id; }
 GLA_API size_t gla_chat_snapshot_bytes(const GlaChat *c) { return (size_t)c->snapshot_bytes; }
+
+GLA_API int gla_chat_turns(const GlaChat *c, int *undone) {
+    if (undone) *undone = c->n_marks ? c->n_marks - 1 - c->at : 0;
+    return c->at;
+}
 
 GLA_API int gla_chat_save(const GlaChat *c, const GlaSampler *p, const char *path, char *err) {
     if (!c->s->pos) return fail(err, GLA_INPUT, "nothing has been said");
     return gla_state_save(c->s, p, c->ids.id, path, err);
 }
 
-static int64_t ids_find(const Ids *in, int64_t from, const Ids *what, int64_t n) { /* the first n of `what`, from there on; -1: nowhere */
-    for (int64_t i = from; n > 0 && i + n <= in->n; i++) if (!memcmp(in->id + i, what->id, (size_t)n * sizeof *in->id)) return i;
+static int64_t ids_find(const Ids *in, int64_t from, const Ids *what, int64_t n) { /* the first n of `what`; -1: nowhere */
+    for (int64_t i = from; n > 0 && i + n <= in->n; i++)
+        if (!memcmp(in->id + i, what->id, (size_t)n * sizeof *in->id)) return i;
     return -1;
 }
 
@@ -7023,7 +7134,8 @@ static int chat_find_turns(GlaChat *c, char *err) {
         int64_t turn_end = next < 0 ? last : next;
         if (next >= end.n && !memcmp(c->ids.id + next - end.n, end.id, (size_t)end.n * sizeof *end.id)) turn_end -= end.n;
         begin = begin < 0 || begin + answer.n > turn_end ? 0 : begin + answer.n;
-        if (begin && c->may_think && begin < turn_end && c->ids.id[begin] == c->think_open && (!chat_thinks(c) || c->opens)) { /* the thought that the template began */
+        const int thought = begin && begin < turn_end && c->may_think && c->ids.id[begin] == c->think_open;
+        if (thought && (c->opens || !chat_thinks(c))) { /* the template began it, and ended it where it is to stay empty */
             int64_t close = begin;
             while (!chat_thinks(c) && close < turn_end && c->ids.id[close] != c->think_close) close++;
             if (close < turn_end) begin = min64(close + 2, turn_end); /* and the line end behind it */
@@ -7036,21 +7148,21 @@ static int chat_find_turns(GlaChat *c, char *err) {
 
 GLA_API int gla_chat_load(GlaChat *c, GlaSampler *p, const char *path, char *err) {
     char why[GLA_ERR] = "";
-    int64_t n = gla_session_ids(c->s->m, path, NULL, 0, err), before = c->s->pos;
-    Ids ids = {NULL, 0, 0}, kept = c->ids;
-    GlaSampler loaded;
-    int code = n < 0 ? (int)n : n == 0 ? fail(err, GLA_INPUT, "%s: holds a state without its token ids, which a chat needs", path) : GLA_OK;
-    if (!code && !(ids.id = gla_alloc((size_t)n * sizeof *ids.id))) code = fail(err, GLA_MEMORY, "no memory for %lld token ids", (long long)n);
-    if (!code) ids.n = ids.cap = n, n = gla_session_ids(c->s->m, path, ids.id, n, err), code = n < 0 ? (int)n : GLA_OK;
-    loaded = *p;
+    Ids ids;
+    GlaSampler loaded = *p;
+    int64_t before = c->s->pos;
+    int code = ids_of_session(&ids, c->s->m, path, err);
+    if (!code && !ids.n) code = fail(err, GLA_INPUT, "%s: holds a state without its token ids, which a chat needs", path);
     if (!code && (code = gla_state_load(c->s, &loaded, path, why))) {
         if (c->s->pos != before) chat_read(c, before, NULL, NULL); /* a damaged file has emptied the state: read again what was there */
         fail(err, code, "%s", why);
     }
     if (code) { ids_free(&ids); return code; }
+    ids_free(&c->ids);
     c->ids = ids;
-    ids_free(&kept);
-    memcpy(p->recent, loaded.recent, sizeof p->recent), p->n_recent = loaded.n_recent, p->rng = loaded.rng;
+    memcpy(p->recent, loaded.recent, sizeof p->recent);
+    p->n_recent = loaded.n_recent;
+    p->rng = loaded.rng;
     return chat_find_turns(c, err);
 }
 
@@ -7070,13 +7182,18 @@ GLA_API int gla_chat_clone(GlaChat **copy, GlaState **state, const GlaChat *c, c
         d->cap = c->at + 16;
         if (!(d->marks = gla_alloc((size_t)d->cap * sizeof *d->marks))) code = fail(err, GLA_MEMORY, "no memory for the turns");
     }
-    if (code) { gla_chat_free(d), gla_state_free(*state); *copy = NULL, *state = NULL; return code; }
+    if (code) {
+        gla_chat_free(d), gla_state_free(*state);
+        *copy = NULL, *state = NULL;
+        return code;
+    }
     for (int i = 0; c->n_marks && i <= c->at; i++) {
         d->marks[d->n_marks++] = c->marks[i];
-        if (c->marks[i].snap) c->marks[i].snap->refs++, d->snapshot_bytes += (int64_t)gla_snapshot_bytes(c->s->m);
+        snapshot_share(d, c->marks[i].snap);
     }
     d->at = c->at;
-    if ((d->answer = c->answer)) c->answer->refs++, d->snapshot_bytes += (int64_t)gla_snapshot_bytes(c->s->m);
+    d->answer = c->answer;
+    snapshot_share(d, d->answer);
     return GLA_OK;
 }
 

@@ -7197,28 +7197,54 @@ GLA_API int gla_chat_clone(GlaChat **copy, GlaState **state, const GlaChat *c, c
     return GLA_OK;
 }
 
-/* ---- 15. command line: options, modes, statistics; the only stdout, the only exit ----------------------------- */
+/* ---- 15. command line: options, modes, statistics; the only stdout, the only exit -----------------------------
+ *   options       the table, the help page, reading argv
+ *   input         text that grows, files, standard input, ids
+ *   signals       what Ctrl-C does
+ *   line editor   a message typed on a terminal; knows nothing of models
+ *   talking       what generate and chat share: showing text, JSON, the sampler, sessions
+ *   generate, chat, logits and perplexity, tokenize, info, bench: a function mode_X for each
+ *   main          which mode, with which model */
 #ifndef RUN_NO_MAIN
 
+/* -- options -- */
+
 typedef struct {
-    const char *model, *prompt, *file, *tokenizer, *mode, *system, *load_state, *save_state, *prompt_cache, *ids, *out, *kv, *stops[16];
-    int n_stops, n_bias, top_k, threads, ctx, batch, prompt_len, depth, ignore_eos, echo, json, json_only, logprobs, fast, think, no_think, hide_thinking, loop_guard, forget, help, version;
+    const char *model, *prompt, *file, *tokenizer, *mode, *system, *kv;
+    const char *load_state, *save_state, *prompt_cache, *ids, *out;
+    const char *stops[16];
     struct { int32_t id; float add; } bias[GLA_BIAS];
-    int64_t think_budget, cache_bytes, snapshot_bytes;
+    int n_stops, n_bias;
+    int top_k, logprobs, loop_guard, threads, ctx, batch, prompt_len, depth;
+    int ignore_eos, echo, json, json_only, think, no_think, hide_thinking, forget, fast, help, version; /* flags */
+    int64_t steps, think_budget, cache_bytes, snapshot_bytes;
     double temperature, top_p, min_p, repeat_penalty, presence_penalty;
-    int64_t steps;
     uint64_t seed;
     uint64_t given; /* bit i: option i of the table was named */
+    int mode_bit;   /* GENERATE, CHAT ... */
 } Options;
 
 enum Kind { TEXT, TEXTS, WHOLE, WHOLE64, SIZE, SEED, REAL_NUMBER, BIAS, FLAG };
-enum { O_PROMPT, O_FILE, O_STEPS, O_TEMP, O_TOP_P, O_TOP_K, O_MIN_P, O_REPEAT, O_PRESENCE, O_SEED, O_BIAS, O_STOP, O_IGNORE, O_ECHO, O_JSON, O_JSON_ONLY, O_LOGPROBS, O_TOK, O_MODE,
-       O_SYSTEM, O_THINK, O_NO_THINK, O_BUDGET, O_HIDE, O_GUARD, O_SNAPSHOTS, O_FORGET, O_THREADS, O_CTX, O_KV, O_FAST, O_BATCH, O_LOAD, O_SAVE, O_CACHE, O_CACHE_BYTES, O_IDS, O_OUT, O_PLEN, O_DEPTH, O_HELP, O_VERSION, N_OPTIONS };
+enum { O_PROMPT, O_FILE, O_STEPS, O_TEMP, O_TOP_P, O_TOP_K, O_MIN_P, O_REPEAT, O_PRESENCE, O_SEED, O_BIAS, O_STOP, O_IGNORE,
+       O_ECHO, O_JSON, O_JSON_ONLY, O_LOGPROBS, O_TOK, O_MODE, O_SYSTEM, O_THINK, O_NO_THINK, O_BUDGET, O_HIDE, O_GUARD,
+       O_SNAPSHOTS, O_FORGET, O_THREADS, O_CTX, O_KV, O_FAST, O_BATCH, O_LOAD, O_SAVE, O_CACHE, O_CACHE_BYTES, O_IDS, O_OUT,
+       O_PLEN, O_DEPTH, O_HELP, O_VERSION, N_OPTIONS }; /* in the order of the help page */
 enum { GENERATE = 1, CHAT = 2, LOGITS = 4, PERPLEXITY = 8, TOKENIZE = 16, BENCH = 32, INFO = 64, TALK = GENERATE | CHAT, ANY = 127 };
-static const char *const modes[] = {"generate", "chat", "logits", "perplexity", "tokenize", "bench", "info", NULL}; /* mode i is the bit 1 << i */
+static const char *const modes[] = {"generate", "chat", "logits", "perplexity", "tokenize", "bench", "info", NULL}; /* i: bit 1 << i */
+
+typedef struct {
+    char letter;
+    const char *name;
+    enum Kind kind;
+    size_t at;          /* its field in Options */
+    double lo, hi;
+    int modes;          /* those that have a use for it; with any other it is misuse, rather than ignored. What changes no
+                           result, and how a model computes, goes with all */
+    const char *value, *help;
+} Option;
+
 #define AT(field) offsetof(Options, field)
-/* modes: those that have a use for the option; with any other it is misuse, rather than ignored. What changes no result, and how a model computes, goes with all. */
-static const struct { char letter; const char *name; enum Kind kind; size_t at; double lo, hi; int modes; const char *value, *help; } options[N_OPTIONS] = {
+static const Option options[N_OPTIONS] = {
     [O_PROMPT] = {'i', "prompt", TEXT, AT(prompt), 0, 0, TALK | PERPLEXITY | TOKENIZE, "TEXT", "prompt; - or a pipe: standard input"},
     [O_FILE] = {'f', "file", TEXT, AT(file), 0, 0, TALK | PERPLEXITY | TOKENIZE, "FILE", "prompt from a file"},
     [O_STEPS] = {'n', "steps", WHOLE64, AT(steps), 0, 9e15, TALK | BENCH, "N", "tokens to generate, 0 = until the end (256)"},
@@ -7263,8 +7289,12 @@ static const struct { char letter; const char *name; enum Kind kind; size_t at; 
     [O_VERSION] = {0, "version", FLAG, AT(version), 0, 0, ANY, NULL, "version and kernels"},
 };
 
-static const char *invoked = "./run"; /* argv[0]: an installed program has another name. This and `interrupted` are the only variables outside functions */
-static const char *program_name(void) { const char *slash = strrchr(invoked, '/'); return slash ? slash + 1 : invoked; }
+/* argv[0]: an installed program has another name. This and `interrupted` are the only variables outside functions. */
+static const char *invoked = "./run";
+static const char *program_name(void) {
+    const char *slash = strrchr(invoked, '/');
+    return slash ? slash + 1 : invoked;
+}
 
 static int given(const Options *o, int option) { return (int)(o->given >> option & 1); }
 
@@ -7278,27 +7308,36 @@ static int misuse(const char *fmt, ...) {
     va_end(ap);
     return 2;
 }
-static int complain(const char *err) { fprintf(stderr, "%s: %s\n", program_name(), err); return 1; }
+static int complain(const char *err) {
+    fprintf(stderr, "%s: %s\n", program_name(), err);
+    return 1;
+}
 
 static void print_help(void) {
     printf("usage: %s MODEL [options]      MODEL: a GGUF file\n\n", invoked);
-    for (int i = 0; i < N_OPTIONS; i++) {
-        char left[40];
-        snprintf(left, sizeof left, "%s%.1s%s --%s %s", options[i].letter ? "-" : "", &options[i].letter, options[i].letter ? "," : "   ", options[i].name, options[i].value ? options[i].value : "");
-        printf("  %-27s %s\n", left, options[i].help);
+    for (const Option *p = options; p < options + N_OPTIONS; p++) {
+        char letter[] = "    ", left[40];
+        if (p->letter) letter[0] = '-', letter[1] = p->letter, letter[2] = ',';
+        snprintf(left, sizeof left, "%s--%s %s", letter, p->name, p->value ? p->value : "");
+        printf("  %-27s %s\n", left, p->help);
     }
-    printf("\nThe result goes to standard output, everything else to standard error.\nExit: 0 done, 1 failed, 2 misused, 128 + the signal that ended it (Ctrl-C: 130).\n");
+    printf("\nThe result goes to standard output, everything else to standard error.\n"
+           "Exit: 0 done, 1 failed, 2 misused, 128 + the signal that ended it (Ctrl-C: 130).\n");
 }
 
 /* One option with its value. Numbers are read whole and range-checked. */
-static int set_option(Options *o, int i, const char *value) {
-    char *end = NULL, *field = (char *)o + options[i].at;
-    const char *name = options[i].name;
+static int set_option(Options *o, const Option *p, const char *value) {
+    char *end = NULL;
+    void *field = (char *)o + p->at;
     errno = 0;
-    o->given |= (uint64_t)1 << i;
-    switch (options[i].kind) {
-    case FLAG: *(int *)(void *)field = 1; return 0;
-    case TEXT: *(const char **)(void *)field = value; return 0;
+    o->given |= (uint64_t)1 << (p - options);
+    switch (p->kind) {
+    case FLAG:
+        *(int *)field = 1;
+        return 0;
+    case TEXT:
+        *(const char **)field = value;
+        return 0;
     case TEXTS:
         if (o->n_stops == 16) return misuse("at most 16 stop texts");
         if (!*value) return misuse("--stop with an empty text");
@@ -7306,41 +7345,49 @@ static int set_option(Options *o, int i, const char *value) {
         return 0;
     case SEED:
         o->seed = strtoull(value, &end, 10);
-        if (end == value || *end || errno || strchr(value, '-')) return misuse("--%s %s: expected a whole number from 0 to 2^64-1", name, value);
+        if (end == value || *end || errno || strchr(value, '-'))
+            return misuse("--%s %s: expected a whole number from 0 to 2^64-1", p->name, value);
         return 0;
     case REAL_NUMBER: {
         double v = strtod(value, &end);
-        if (end == value || *end || !(v >= options[i].lo && v <= options[i].hi)) return misuse("--%s %s: expected a number from %g to %g", name, value, options[i].lo, options[i].hi);
-        *(double *)(void *)field = v;
+        if (end == value || *end || !(v >= p->lo && v <= p->hi))
+            return misuse("--%s %s: expected a number from %g to %g", p->name, value, p->lo, p->hi);
+        *(double *)field = v;
         return 0;
     }
     case BIAS: {
         long long id = *value >= '0' && *value <= '9' ? strtoll(value, &end, 10) : -1;
         double v = end && *end == '=' ? strtod(value = end + 1, &end) : NAN;
-        if (id < 0 || id > INT32_MAX || errno || end == value || *end || !((v >= options[i].lo && v <= options[i].hi) || v == -INFINITY)) return misuse("--%s: expected ID=X, X from %g to %g or -inf", name, options[i].lo, options[i].hi);
+        if (id < 0 || id > INT32_MAX || errno || end == value || *end || !((v >= p->lo && v <= p->hi) || v == -INFINITY))
+            return misuse("--%s: expected ID=X, X from %g to %g or -inf", p->name, p->lo, p->hi);
         if (o->n_bias == GLA_BIAS) return misuse("at most %d biases", GLA_BIAS);
-        o->bias[o->n_bias].id = (int32_t)id, o->bias[o->n_bias++].add = (float)v;
+        o->bias[o->n_bias].id = (int32_t)id;
+        o->bias[o->n_bias++].add = (float)v;
         return 0;
     }
     case WHOLE: case WHOLE64: case SIZE: {
         long long v = strtoll(value, &end, 10);
-        const char *unit = options[i].kind == SIZE && end != value && *end ? strchr("KMGT", *end) : NULL;
-        for (int k = unit ? (int)(unit - "KMGT") + 1 : 0; k > 0 && !errno; k--) v > LLONG_MAX / 1024 ? (void)(errno = ERANGE) : (void)(v *= 1024);
-        if (unit) end++;
-        if (end == value || *end || errno || (double)v < options[i].lo || (double)v > options[i].hi) return misuse("--%s %s: expected a whole number from %.0f to %.0f", name, value, options[i].lo, options[i].hi);
-        if (options[i].kind == WHOLE) *(int *)(void *)field = (int)v; /* an int or an int64_t */
-        else *(int64_t *)(void *)field = v;
+        if (p->kind == SIZE && end != value && *end && strchr("KMGT", *end))
+            for (int power = (int)(strchr("KMGT", *end++) - "KMGT"); power >= 0; power--) {
+                if (v > LLONG_MAX / 1024 || v < LLONG_MIN / 1024) errno = ERANGE;
+                else v *= 1024;
+            }
+        if (end == value || *end || errno || (double)v < p->lo || (double)v > p->hi)
+            return misuse("--%s %s: expected a whole number from %.0f to %.0f", p->name, value, p->lo, p->hi);
+        if (p->kind == WHOLE) *(int *)field = (int)v;
+        else *(int64_t *)field = v;
         return 0;
     }
     }
     return 0;
 }
 
+/* A plain word is the model; --name value, --name=value, -n value, -nvalue; behind "--" all words are plain. */
 static int parse_options(Options *o, int argc, char **argv) {
-    int plain = 0; /* after "--" */
+    int plain = 0;
     for (int a = 1; a < argc; a++) {
         const char *arg = argv[a], *value = NULL;
-        int i = 0;
+        const Option *p = options, *none = options + N_OPTIONS;
         if (plain || arg[0] != '-' || !arg[1]) {
             if (o->model) return misuse("two models: %s and %s", o->model, arg);
             o->model = arg;
@@ -7349,24 +7396,56 @@ static int parse_options(Options *o, int argc, char **argv) {
         if (!strcmp(arg, "--")) { plain = 1; continue; }
         if (arg[1] == '-') {
             size_t n = strcspn(arg + 2, "=");
-            while (i < N_OPTIONS && (strncmp(options[i].name, arg + 2, n) || options[i].name[n])) i++;
+            while (p < none && (strncmp(p->name, arg + 2, n) || p->name[n])) p++;
             if (arg[2 + n]) value = arg + 3 + n;
         } else {
-            while (i < N_OPTIONS && options[i].letter != arg[1]) i++;
-            if (i < N_OPTIONS && arg[2]) {
-                if (options[i].kind == FLAG) i = N_OPTIONS;
-                else value = arg + 2;
-            }
+            while (p < none && p->letter != arg[1]) p++;
+            if (arg[2]) value = arg + 2;
+            if (value && p < none && p->kind == FLAG) p = none; /* several letters in one word are not understood */
         }
-        if (i == N_OPTIONS) return misuse("unknown option %s", arg);
-        if (options[i].kind == FLAG) { if (value) return misuse("--%s takes no value", options[i].name); }
-        else if (!value && ++a == argc) return misuse("%s needs a value", arg);
-        else if (!value) value = argv[a];
-        int code = set_option(o, i, value);
+        if (p == none) return misuse("unknown option %s", arg);
+        if (p->kind == FLAG && value) return misuse("--%s takes no value", p->name);
+        if (p->kind != FLAG && !value) {
+            if (++a == argc) return misuse("%s needs a value", arg);
+            value = argv[a];
+        }
+        int code = set_option(o, p, value);
         if (code) return code;
     }
     return 0;
 }
+
+/* What parse_options cannot see: whether the options go together, and with the mode. */
+static int check_options(Options *o) {
+    int mode = 0;
+    while (modes[mode] && strcmp(modes[mode], o->mode)) mode++;
+    if (!modes[mode]) return misuse("unknown mode %s", o->mode);
+    o->mode_bit = 1 << mode;
+    for (int i = 0; i < N_OPTIONS; i++) {
+        char where[128] = "";
+        if (!given(o, i) || options[i].modes & o->mode_bit) continue;
+        for (int k = 0; modes[k]; k++)
+            if (options[i].modes >> k & 1)
+                snprintf(where + strlen(where), sizeof where - strlen(where), "%s-m %s", *where ? ", " : "", modes[k]);
+        return misuse("--%s goes with %s", options[i].name, where);
+    }
+    if (o->think && o->no_think) return misuse("--think and --no-think");
+    if (o->think && o->json_only) return misuse("--think and --json-only"); /* a thought is not JSON */
+    if (o->no_think && given(o, O_BUDGET)) return misuse("--think-budget and --no-think");
+    if ((o->prompt != NULL) + (o->file != NULL) + (o->ids != NULL) > 1) return misuse("more than one of --prompt, --file and --ids");
+    if (given(o, O_LOGPROBS) && !o->json) return misuse("--logprobs goes with --json");
+    if (given(o, O_CACHE_BYTES) && !o->prompt_cache) return misuse("--cache-bytes goes with --prompt-cache");
+    if (o->mode_bit == CHAT && !given(o, O_STEPS)) o->steps = 0;
+    if (!o->model) return misuse("no model was named: %s MODEL [options]", invoked);
+    if (o->mode_bit == LOGITS && (!o->ids || !o->out)) return misuse("-m logits needs --ids FILE and --out FILE");
+    const char *read[] = {o->model, o->tokenizer, o->file, o->ids}, *written[] = {o->save_state, o->out};
+    for (int i = 0; i < 8; i++)
+        if (read[i % 4] && written[i / 4] && same_file(read[i % 4], written[i / 4]))
+            return misuse("%s is read here and would be replaced; give another file to write", read[i % 4]);
+    return 0;
+}
+
+/* -- input -- */
 
 /* Text that grows. Without memory it stays as it is, and says so in the end. */
 typedef struct { char *s; size_t n, cap; int bad; } Text;
@@ -7449,7 +7528,8 @@ static int get_ids(Ids *ids, const char *path, const GlaModel *m, char *err) { /
         if (p == t.s + t.n) break;
         errno = 0;
         long long v = *p >= '0' && *p <= '9' ? strtoll(p, &end, 10) : -1;
-        if (v < 0 || errno || v >= m->config.vocab_size || (*end && !strchr(" \t\n\v\f\r", *end)) || (!*end && end != t.s + t.n))
+        const int ends = *end ? strchr(" \t\n\v\f\r", *end) != NULL : end == t.s + t.n;
+        if (v < 0 || errno || v >= m->config.vocab_size || !ends)
             code = fail(err, GLA_FORMAT, "%s: number %lld is not an id from 0 to %d", path, (long long)ids->n + 1, m->config.vocab_size - 1);
         else code = ids_add(ids, &(int32_t){(int32_t)v}, 1, err);
     }
@@ -8080,7 +8160,8 @@ static int each_logits(GlaState *s, const Ids *ids, RowFn row, void *user, char 
         int64_t n = min64(step, ids->n - i);
         code = gla_eval(s, ids->id + i, n, logits, n, err);
         for (int64_t j = 0; j < n && !code; j++) code = row(user, logits + j * vocab, i + j);
-        if (interrupted && !code) code = fail(err, GLA_DONE_CALLER, "interrupted at token %lld of %lld", (long long)(i + n), (long long)ids->n);
+        if (interrupted && !code)
+            code = fail(err, GLA_DONE_CALLER, "interrupted at token %lld of %lld", (long long)(i + n), (long long)ids->n);
     }
     free(logits);
     return code;
@@ -8159,15 +8240,18 @@ static int mode_info(const GlaModel *m, int kv) {
     for (uint64_t t = 0; t < m->file.n_tensors; t++) counts[m->file.tensors[t].type]++;
     printf("architecture %s\n", i.architecture);
     if (*i.name) printf("name %s\n", i.name);
-    printf("parameters %llu\nfile_bytes %llu\nlayers %d\nmixers %s\ndim %d\nvocabulary %d\nstate_bytes %zu\nkv_bytes_per_token %zu\ncontext %d\ntensor_types ",
-           (unsigned long long)i.parameters, (unsigned long long)i.file_bytes, i.n_layers, i.layer_kinds, i.dim, i.vocab_size, i.state_bytes, i.kv_bytes_per_token[kv], i.seq_len);
+    printf("parameters %llu\nfile_bytes %llu\n", (unsigned long long)i.parameters, (unsigned long long)i.file_bytes);
+    printf("layers %d\nmixers %s\ndim %d\nvocabulary %d\n", i.n_layers, i.layer_kinds, i.dim, i.vocab_size);
+    printf("state_bytes %zu\nkv_bytes_per_token %zu\n", i.state_bytes, i.kv_bytes_per_token[kv]);
+    printf("context %d\ntensor_types", i.seq_len);
     for (int t = 0; t < N_TYPES; t++)
-        if (counts[t]) printf("%s%s x %d", first ? "" : ", ", types[t].name, counts[t]), first = 0;
+        if (counts[t]) printf("%s %s x %d", first ? "" : ",", types[t].name, counts[t]), first = 0;
     printf("\n");
     return 0;
 }
 
-/* The first n positions, as if a text had been read: noise, since memory that nobody wrote is one page of zeros, in the nearest cache. */
+/* The first n positions, as if a text had been read: noise, since memory that nobody wrote is one page of zeros, in the
+ * nearest cache. */
 static int fill_cache(GlaState *s, int n, char *err) {
     uint64_t rng = 2;
     for (int i = 0; i < s->m->config.n_layers && n; i++) {
@@ -8187,11 +8271,13 @@ static int fill_cache(GlaState *s, int n, char *err) {
     return GLA_OK;
 }
 
+static int64_t bench_steps(const Options *o) { return given(o, O_STEPS) ? o->steps : 64; }
+
 /* The first run of tokens is cold: it maps every page of the weights and of the memory to work in. Counted from opening the file it is
  * first_token_s; the state is then emptied, and the other figures are those of a program that has been running. */
 static int mode_bench(const Options *o, const GlaModel *m, GlaState *s, double begin, double load_s, char *err) {
     GlaInfo i;
-    int n = o->prompt_len, steps = given(o, O_STEPS) ? (int)min64(o->steps, 1 << 24) : 64;
+    int n = o->prompt_len, steps = (int)min64(bench_steps(o), 1 << 24);
     int32_t *ids = malloc(((size_t)n + 1) * sizeof *ids);
     uint64_t rng = 1;
     if (!ids) return complain("no memory");
@@ -8208,12 +8294,16 @@ static int mode_bench(const Options *o, const GlaModel *m, GlaState *s, double b
         ids[0] = (int32_t)(next_random(&rng) % (uint64_t)i.vocab_size);
         code = gla_eval(s, ids, 1, NULL, 0, err);
     }
-    double t2 = now_s(), prefill = n / (t1 - t0), decode = steps / (t2 - t1);
+    double t2 = now_s(), prefill = n / (t1 - t0), decode = steps ? steps / (t2 - t1) : 0;
     free(ids);
     if (code) return complain(err);
-    printf("load_s %.4f\nfirst_token_s %.4f\nprefill_tok_s %.2f\ndecode_tok_s %.2f\ndecode_GB_s %.3f\nprefill_Gop_s %.2f\nstate_bytes %zu\nkv_bytes_per_token %zu\nrss_bytes %llu\nthreads %d\nkernel %s\n",
-           load_s, first_s, prefill, steps ? decode : 0.0, steps ? decode * (double)i.token_bytes / 1e9 : 0.0, prefill * 2 * (double)i.run_weights / 1e9,
-           i.state_bytes, i.kv_bytes_per_token[s->kv_type], (unsigned long long)resident_bytes(), s->team.n_threads, i.kernel);
+    printf("load_s %.4f\nfirst_token_s %.4f\n", load_s, first_s);
+    printf("prefill_tok_s %.2f\ndecode_tok_s %.2f\n", prefill, decode);
+    printf("decode_GB_s %.3f\n", decode * (double)i.token_bytes / 1e9);
+    printf("prefill_Gop_s %.2f\n", prefill * 2 * (double)i.run_weights / 1e9);
+    printf("state_bytes %zu\nkv_bytes_per_token %zu\n", i.state_bytes, i.kv_bytes_per_token[s->kv_type]);
+    printf("rss_bytes %llu\n", (unsigned long long)resident_bytes());
+    printf("threads %d\nkernel %s\n", s->team.n_threads, i.kernel);
     return 0;
 }
 
@@ -8229,36 +8319,39 @@ static void use_default_vocabulary(GlaModel *m) {
     if (fits) gla_open_tokenizer(m, "tokenizer.bin", NULL);
 }
 
+/* -- main -- */
+
 static int run_mode(const Options *o, GlaModel *m, double begin, double load_s, char *err) {
-    const char *mode = o->mode;
+    const int mode = o->mode_bit;
     Text t = {0};
     Ids ids = {NULL, 0, 0};
     GlaState *s = NULL;
-    int code = GLA_OK, ctx = o->ctx, kv = 0, status = 0, logits = !strcmp(mode, "logits"), perplexity = !strcmp(mode, "perplexity"), bench = !strcmp(mode, "bench");
+    int code = GLA_OK, ctx = o->ctx, kv = 0, status = 0;
     for (int i = 0; i < o->n_bias; i++)
-        if (o->bias[i].id >= m->config.vocab_size) return misuse("--logit-bias: the model has tokens from 0 to %d, not %d", m->config.vocab_size - 1, o->bias[i].id);
-    if (o->kv) {
-        while (kv < GLA_N_KV && strcmp(kv_names[kv], o->kv)) kv++;
-        if (kv == GLA_N_KV) return misuse("--kv %s: expected f32, f16 or q8_0", o->kv);
-    }
+        if (o->bias[i].id >= m->config.vocab_size)
+            return misuse("--logit-bias: the model has tokens from 0 to %d, not %d", m->config.vocab_size - 1, o->bias[i].id);
+    while (o->kv && kv < GLA_N_KV && strcmp(kv_names[kv], o->kv)) kv++;
+    if (kv == GLA_N_KV) return misuse("--kv %s: expected f32, f16 or q8_0", o->kv);
     if (o->tokenizer && (code = gla_open_tokenizer(m, o->tokenizer, err))) return complain(err);
     if (!o->tokenizer && !gla_n_tokens(m)) use_default_vocabulary(m);
-    if (!strcmp(mode, "info")) return mode_info(m, kv);
-    if (!strcmp(mode, "tokenize")) return mode_tokenize(o, m, err);
-    if (logits && !(code = get_ids(&ids, o->ids, m, err)) && !ids.n) code = fail(err, GLA_INPUT, "%s: holds no ids", o->ids);
-    if (perplexity && !(code = get_text(o, &t, err))) code = ids_encode(&ids, m, t.s, t.n, GLA_BOS | GLA_SPECIAL, err);
-    if (!ctx && (bench || logits || perplexity)) { /* these know how much they will read */
-        int64_t need = bench ? (int64_t)o->depth + o->prompt_len + (given(o, O_STEPS) ? o->steps : 64) : ids.n;
+    if (mode == INFO) return mode_info(m, kv);
+    if (mode == TOKENIZE) return mode_tokenize(o, m, err);
+    if (mode == LOGITS && !(code = get_ids(&ids, o->ids, m, err)) && !ids.n)
+        code = fail(err, GLA_INPUT, "%s: holds no ids", o->ids);
+    if (mode == PERPLEXITY && !(code = get_text(o, &t, err)))
+        code = ids_encode(&ids, m, t.s, t.n, GLA_BOS | GLA_SPECIAL, err);
+    if (!ctx && mode & (BENCH | LOGITS | PERPLEXITY)) { /* these know how much they will read */
+        int64_t need = mode == BENCH ? o->depth + o->prompt_len + bench_steps(o) : ids.n;
         if (o->load_state || need <= min64(4096, m->config.seq_len)) need = 0;
         ctx = (int)min64(need, INT_MAX);
     }
-    if (!code && bench && ctx && o->depth > ctx) code = fail(err, GLA_INPUT, "a depth of %d in a context of %d", o->depth, ctx);
+    if (!code && mode == BENCH && ctx && o->depth > ctx) code = fail(err, GLA_INPUT, "a depth of %d in a context of %d", o->depth, ctx);
     if (!code) code = gla_state_new(&s, m, &(GlaSettings){ctx, o->batch, o->threads, kv, o->fast}, err);
     if (code) status = complain(err);
-    else if (logits) status = mode_logits(o, m, s, &ids, err);
-    else if (perplexity) status = mode_perplexity(m, s, &ids, err);
-    else if (bench) status = mode_bench(o, m, s, begin, load_s, err);
-    else if (!strcmp(mode, "chat")) status = mode_chat(o, m, s, load_s, err);
+    else if (mode == LOGITS) status = mode_logits(o, m, s, &ids, err);
+    else if (mode == PERPLEXITY) status = mode_perplexity(m, s, &ids, err);
+    else if (mode == BENCH) status = mode_bench(o, m, s, begin, load_s, err);
+    else if (mode == CHAT) status = mode_chat(o, m, s, load_s, err);
     else status = mode_generate(o, m, s, load_s, err);
     gla_state_free(s);
     free(t.s), ids_free(&ids);
@@ -8266,10 +8359,10 @@ static int run_mode(const Options *o, GlaModel *m, double begin, double load_s, 
 }
 
 int main(int argc, char **argv) {
-    Options o = {.mode = "generate", .steps = 256, .prompt_len = 512, .loop_guard = 96, .cache_bytes = (int64_t)1 << 30, .snapshot_bytes = (int64_t)256 << 20};
+    Options o = {.mode = "generate", .steps = 256, .prompt_len = 512, .loop_guard = 96,
+                 .cache_bytes = (int64_t)1 << 30, .snapshot_bytes = (int64_t)256 << 20};
     char err[GLA_ERR] = "";
     GlaModel *m;
-    size_t mode = 0;
     if (argc > 0 && *argv[0]) invoked = argv[0];
     int code = parse_options(&o, argc, argv);
     if (code) return code;
@@ -8277,35 +8370,17 @@ int main(int argc, char **argv) {
 #ifdef HAVE_POSIX
     signal(SIGPIPE, SIG_IGN), signal(SIGXFSZ, SIG_IGN); /* a reader that went away and a file that may not grow are failed writes */
 #endif
-    if (o.help) { print_help(); return fflush(stdout) || ferror(stdout) ? complain("standard output: cannot write") : 0; }
+    if (o.help) {
+        print_help();
+        return fflush(stdout) || ferror(stdout) ? complain("standard output: cannot write") : 0;
+    }
     if (o.version) {
         const Kernels *k = NULL;
         if (choose_kernels(&k, err)) return complain(err);
         printf("gla.c %s, kernels %s, %s\n", GLA_VERSION, k->name, ALL_THREADS > 1 ? "OpenMP" : "one thread");
         return 0;
     }
-    while (modes[mode] && strcmp(modes[mode], o.mode)) mode++;
-    if (!modes[mode]) return misuse("unknown mode %s", o.mode);
-    for (int i = 0; i < N_OPTIONS; i++) {
-        Text where = {0};
-        if (!given(&o, i) || options[i].modes >> mode & 1) continue;
-        for (int k = 0; modes[k]; k++) if (options[i].modes >> k & 1) text_printf(&where, "%s-m %s", where.n ? ", " : "", modes[k]);
-        misuse("--%s goes with %s", options[i].name, where.s ? where.s : "other modes");
-        free(where.s);
-        return 2;
-    }
-    if (o.think && o.no_think) return misuse("--think and --no-think");
-    if (o.think && o.json_only) return misuse("--think and --json-only"); /* a thought is not JSON */
-    if (o.no_think && given(&o, O_BUDGET)) return misuse("--think-budget and --no-think");
-    if ((o.prompt != NULL) + (o.file != NULL) + (o.ids != NULL) > 1) return misuse("more than one of --prompt, --file and --ids");
-    if (given(&o, O_LOGPROBS) && !o.json) return misuse("--logprobs goes with --json");
-    if (given(&o, O_CACHE_BYTES) && !o.prompt_cache) return misuse("--cache-bytes goes with --prompt-cache");
-    if (1 << mode == CHAT && !given(&o, O_STEPS)) o.steps = 0;
-    if (!o.model) return misuse("no model was named: %s MODEL [options]", invoked);
-    if (1 << mode == LOGITS && (!o.ids || !o.out)) return misuse("-m logits needs --ids FILE and --out FILE");
-    const char *read[] = {o.model, o.tokenizer, o.file, o.ids}, *written[] = {o.save_state, o.out};
-    for (int i = 0; i < 8; i++)
-        if (read[i % 4] && written[i / 4] && same_file(read[i % 4], written[i / 4])) return misuse("%s is read here and would be replaced; give another file to write", read[i % 4]);
+    if ((code = check_options(&o))) return code;
     double begin = now_s();
     if (gla_open(&m, o.model, err)) return complain(err);
     code = run_mode(&o, m, begin, now_s() - begin, err);

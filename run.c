@@ -7537,22 +7537,293 @@ static int get_ids(Ids *ids, const char *path, const GlaModel *m, char *err) { /
     return code;
 }
 
-/* -- talking: what generate and chat share -- */
+/* A message from a pipe: a line; lines that end with a backslash, or stand between two lines of """, go on. 0: the end. */
+static int read_message(Text *t, FILE *f) {
+    int quoted = 0, got = 0, c;
+    size_t line = 0; /* where it begins */
+    t->n = 0;
+    while ((c = fgetc(f)) != EOF) {
+        got = 1;
+        if (c != '\n') { text_put(t, &(char){(char)c}, 1); continue; }
+        if (t->n > line && t->s[t->n - 1] == '\r') t->n--;
+        int fence = t->n - line == 3 && !memcmp(t->s + line, "\"\"\"", 3);
+        if (fence) t->n = line;
+        if (fence && quoted) break;
+        if (fence) quoted = 1;
+        else if (quoted) text_put(t, "\n", 1);
+        else if (t->n > line && t->s[t->n - 1] == '\\') t->s[t->n - 1] = '\n';
+        else break;
+        line = t->n;
+    }
+    text_put(t, "", 0);
+    return got;
+}
+
+/* -- signals -- */
 
 static volatile sig_atomic_t interrupted; /* the signal; outside a function because a handler has no other way */
 static void on_interrupt(int sig) { interrupted = sig; }
-static int by_signal(void) { return interrupted ? 128 + interrupted : 0; } /* the exit status of what a signal has cut short, as a shell has it */
+
+/* The exit status of what a signal has cut short, as a shell has it. */
+static int by_signal(void) { return interrupted ? 128 + interrupted : 0; }
+
+/* END_AT_SECOND: the first Ctrl-C ends after the current token, the second one at once. COUNT: neither ends the program.
+ * HOLD: nor here, while a file is written. */
 enum Interrupt { END_AT_SECOND, COUNT, HOLD };
-static void catch_interrupt(enum Interrupt how) { /* the first Ctrl-C ends after the current token, the second one at once; while a file is written neither does */
+static void catch_interrupt(enum Interrupt how) {
 #ifdef HAVE_POSIX
     struct sigaction a;
     memset(&a, 0, sizeof a);
-    a.sa_handler = on_interrupt, a.sa_flags = how == END_AT_SECOND ? (int)SA_RESETHAND : 0;
+    a.sa_handler = on_interrupt;
+    a.sa_flags = how == END_AT_SECOND ? (int)SA_RESETHAND : 0;
     sigaction(SIGINT, &a, NULL), sigaction(SIGTERM, &a, NULL), sigaction(SIGHUP, &a, NULL); /* HUP: the terminal is gone */
 #else
     (void)how;
 #endif
 }
+
+/* -- line editor: a message typed on a terminal -- */
+
+/* The text, a place in it (bytes), what was said before. Several lines are one text. */
+typedef struct {
+    Terminal terminal;
+    Text text, draft, *history; /* draft: the new text, while an entry of the history is shown */
+    size_t at;
+    int n_history, shown;       /* shown: an entry, or n_history: the new text */
+    int row;                    /* of the cursor, below the first row of the text */
+} Editor;
+
+static int char_width(uint32_t c) { /* columns of a character; the common cases, not all of Unicode */
+    static const uint32_t narrow[][2] = {{0x300, 0x36f}, {0x200b, 0x200f}, {0xfe00, 0xfe0f}, {0x1f3fb, 0x1f3ff}};
+    static const uint32_t wide[][2] = {{0x1100, 0x115f}, {0x2e80, 0xa4cf}, {0xac00, 0xd7a3}, {0xf900, 0xfaff},
+                                       {0xfe30, 0xfe6f}, {0xff00, 0xff60}, {0xffe0, 0xffe6}, {0x1f300, 0x1f64f},
+                                       {0x1f680, 0x1f6ff}, {0x1f900, 0x1f9ff}, {0x20000, 0x3fffd}};
+    for (size_t i = 0; i < sizeof narrow / sizeof *narrow; i++) if (c >= narrow[i][0] && c <= narrow[i][1]) return 0;
+    for (size_t i = 0; i < sizeof wide / sizeof *wide; i++) if (c >= wide[i][0] && c <= wide[i][1]) return 2;
+    return 1;
+}
+
+/* Draws the text anew, from the row where it began. */
+static void edit_draw(Editor *e, size_t cursor) {
+    enum { INDENT = 2 };
+    Text out = {0};
+    int width = terminal_width(), row = 0, col = INDENT, at_row = 0, at_col = INDENT;
+    if (e->row) text_printf(&out, "\033[%dA", e->row);
+    text_printf(&out, "\r\033[J> ");
+    for (size_t i = 0, len = 1; i <= e->text.n; i += len) {
+        uint32_t c = i < e->text.n ? utf8_read(e->text.s + i, e->text.n - i, &len) : ' ';
+        int w = c == '\n' ? 0 : c < 32 ? 1 : char_width(c);
+        if (col + w > width) {
+            text_printf(&out, "\r\n");
+            row++, col = 0;
+        }
+        if (i == cursor) at_row = row, at_col = col;
+        if (i == e->text.n) break;
+        if (c == '\n') {
+            text_printf(&out, "\r\n  ");
+            row++, col = INDENT;
+        } else if (c < 32 || c >= BAD_BYTE) text_put(&out, "?", 1);
+        else text_put(&out, e->text.s + i, len);
+        col += w;
+    }
+    if (row > at_row) text_printf(&out, "\033[%dA", row - at_row);
+    text_printf(&out, "\r");
+    if (at_col) text_printf(&out, "\033[%dC", at_col);
+    e->row = at_row;
+    if (out.s) fwrite(out.s, 1, out.n, stderr);
+    fflush(stderr);
+    free(out.s);
+}
+
+static void edit_replace(Editor *e, size_t from, size_t to, const char *s, size_t n) { /* bytes from .. to by s; the cursor behind it */
+    Text t = {0};
+    text_put(&t, e->text.s, from);
+    text_put(&t, s, n);
+    text_put(&t, e->text.s + to, e->text.n - to);
+    if (t.bad) { free(t.s); return; }
+    free(e->text.s);
+    e->text = t;
+    e->at = from + n;
+}
+static void edit_insert(Editor *e, const char *s, size_t n) { edit_replace(e, e->at, e->at, s, n); }
+static void edit_erase(Editor *e, size_t from, size_t to) { edit_replace(e, from, to, "", 0); }
+
+/* Places from `at`, forwards (by = 1) or backwards (-1). */
+static int within_character(const Editor *e, size_t at) {
+    return at > 0 && at < e->text.n && ((unsigned char)e->text.s[at] & 0xc0) == 0x80;
+}
+static size_t edit_step(const Editor *e, size_t at, int by) { /* the next character */
+    if (by < 0 ? at == 0 : at == e->text.n) return at;
+    do at += (size_t)by; while (within_character(e, at));
+    return at;
+}
+static size_t edit_word(const Editor *e, size_t at, int by) { /* over blanks, then over what is none */
+    const size_t end = by < 0 ? 0 : e->text.n;
+    for (int blanks = 1; blanks >= 0; blanks--)
+        while (at != end && (strchr(" \n", e->text.s[by < 0 ? at - 1 : at]) != NULL) == blanks) at += (size_t)by;
+    return at;
+}
+static size_t edit_line(const Editor *e, size_t at, int by) { /* the end of the line, or its beginning */
+    if (by < 0) while (at > 0 && e->text.s[at - 1] != '\n') at--;
+    else while (at < e->text.n && e->text.s[at] != '\n') at++;
+    return at;
+}
+
+static void edit_keep(Editor *e, const char *s, size_t n) { /* in the history */
+    Text *more = n ? realloc(e->history, ((size_t)e->n_history + 1) * sizeof *more) : NULL;
+    if (!more) return;
+    e->history = more;
+    more[e->n_history] = (Text){0};
+    text_put(&more[e->n_history++], s, n);
+}
+
+/* A line up (by = -1) or down; behind the first and the last one, through the history. */
+static void edit_vertical(Editor *e, int by) {
+    const size_t begin = edit_line(e, e->at, -1), end = edit_line(e, e->at, 1);
+    if (by < 0 ? begin > 0 : end < e->text.n) {
+        const size_t other = edit_line(e, by < 0 ? begin - 1 : end + 1, -1), other_end = edit_line(e, other, 1);
+        const size_t at = other + (e->at - begin);
+        e->at = at < other_end ? at : other_end;
+        while (within_character(e, e->at)) e->at--;
+    } else if (e->shown + by >= 0 && e->shown + by <= e->n_history) {
+        if (e->shown == e->n_history) {
+            e->draft.n = 0;
+            text_put(&e->draft, e->text.s, e->text.n);
+        }
+        e->shown += by;
+        const Text *entry = e->shown == e->n_history ? &e->draft : &e->history[e->shown];
+        edit_replace(e, 0, e->text.n, entry->s, entry->n);
+    }
+}
+
+#define CONTROL(letter) ((letter) & 31)
+enum { KEY_NONE = 0, KEY_BACKSPACE = 127, KEY_DELETE = 256, KEY_WORD_LEFT, KEY_WORD_RIGHT, KEY_PASTE };
+
+/* What comes behind ESC, as the control key that does the same: ESC [ number ~, ESC [ 1 ; number letter, ESC O letter, or
+ * ESC and a key, which is Alt. */
+static int escape_key(void) {
+    char seq[16] = "";
+    int n = 0, key, next = read_key(50);
+    if (next == '\r' || next == '\n') return '\n';
+    if (next == 'b') return KEY_WORD_LEFT;
+    if (next == 'f') return KEY_WORD_RIGHT;
+    if (next == KEY_BACKSPACE) return CONTROL('W');
+    if (next != '[' && next != 'O') return KEY_NONE;
+    while (n < 15 && (key = read_key(50)) >= 0) {
+        seq[n++] = (char)key;
+        if (key >= '@' && key <= '~') break;
+    }
+    const int word = n > 1 && strchr(seq, ';'); /* with Ctrl, Alt or Shift */
+    switch (n ? seq[n - 1] : 0) {
+    case 'A': return CONTROL('P');
+    case 'B': return CONTROL('N');
+    case 'C': return word ? KEY_WORD_RIGHT : CONTROL('F');
+    case 'D': return word ? KEY_WORD_LEFT : CONTROL('B');
+    case 'F': return CONTROL('E');
+    case 'H': return CONTROL('A');
+    }
+    if (!strcmp(seq, "1~") || !strcmp(seq, "7~")) return CONTROL('A');
+    if (!strcmp(seq, "4~") || !strcmp(seq, "8~")) return CONTROL('E');
+    if (!strcmp(seq, "3~")) return KEY_DELETE;
+    if (!strcmp(seq, "200~")) return KEY_PASTE;
+    return KEY_NONE;
+}
+
+static int edit_key(void) { /* a byte, KEY_*, or negative: the end, or a signal */
+    int key;
+    do key = read_key(300); while (key == -2 && !interrupted); /* a signal just before would not end a wait without limit */
+    if (key < 0 && interrupted == SIGINT) { /* sent by somebody else: the key sends none here */
+        interrupted = 0;
+        return CONTROL('C');
+    }
+    return key == 27 ? escape_key() : key;
+}
+
+static void edit_paste(Editor *e) { /* what comes before ESC [ 201 ~ */
+    Text paste = {0};
+    int key, whole = 0;
+    while (!whole && (key = read_key(1000)) >= 0) {
+        text_put(&paste, &(char){(char)(key == '\r' ? '\n' : key)}, 1);
+        whole = paste.n >= 6 && !memcmp(paste.s + paste.n - 6, "\033[201~", 6);
+    }
+    edit_insert(e, paste.s, whole ? paste.n - 6 : paste.n);
+    free(paste.s);
+}
+
+static void edit_do(Editor *e, int key) {
+    switch (key) {
+    case CONTROL('A'): e->at = edit_line(e, e->at, -1); break;
+    case CONTROL('E'): e->at = edit_line(e, e->at, 1); break;
+    case CONTROL('B'): e->at = edit_step(e, e->at, -1); break;
+    case CONTROL('F'): e->at = edit_step(e, e->at, 1); break;
+    case KEY_WORD_LEFT: e->at = edit_word(e, e->at, -1); break;
+    case KEY_WORD_RIGHT: e->at = edit_word(e, e->at, 1); break;
+    case CONTROL('P'): edit_vertical(e, -1); break;
+    case CONTROL('N'): edit_vertical(e, 1); break;
+    case CONTROL('H'): case KEY_BACKSPACE: edit_erase(e, edit_step(e, e->at, -1), e->at); break;
+    case CONTROL('D'): case KEY_DELETE: edit_erase(e, e->at, edit_step(e, e->at, 1)); break;
+    case CONTROL('K'): edit_erase(e, e->at, edit_line(e, e->at, 1)); break;
+    case CONTROL('U'): edit_erase(e, edit_line(e, e->at, -1), e->at); break;
+    case CONTROL('W'): edit_erase(e, edit_word(e, e->at, -1), e->at); break;
+    case '\n': edit_insert(e, "\n", 1); break;
+    case '\t': edit_insert(e, "    ", 4); break;
+    case KEY_PASTE: edit_paste(e); break;
+    case CONTROL('L'):
+        fputs("\033[H\033[2J", stderr);
+        e->row = 0;
+        break;
+    case CONTROL('C'): /* nothing typed is lost: it is the last entry of the history */
+        edit_draw(e, e->text.n);
+        fprintf(stderr, e->text.n ? "\r\n" : "\r\n[Ctrl-D or /quit ends]\r\n");
+        edit_keep(e, e->text.s, e->text.n);
+        e->shown = e->n_history;
+        e->row = 0;
+        edit_erase(e, 0, e->text.n);
+        break;
+    default:
+        if (key >= 32) { /* with the rest of its character, so that no half of one is shown */
+            char c[4] = {(char)key};
+            size_t n = 1, whole = key >= 0xf0 ? 4 : key >= 0xe0 ? 3 : key >= 0xc0 ? 2 : 1;
+            while (n < whole && (key = read_key(50)) >= 0) c[n++] = (char)key;
+            edit_insert(e, c, n);
+        }
+    }
+}
+
+/* Reads a message. 1: it is in e->text; 0: the end (Ctrl-D on an empty line, a signal). What e->text holds at first can be
+ * edited. */
+static int edit(Editor *e) {
+    int key;
+    if (terminal_keys(&e->terminal, 0)) return 0;
+    fputs("\033[?2004h", stderr); /* pasted text comes marked as such */
+    text_put(&e->text, "", 0);
+    e->at = e->text.n;
+    e->row = 0;
+    e->shown = e->n_history;
+    edit_draw(e, e->at);
+    for (;;) {
+        key = edit_key();
+        const int goes_on = e->at && e->at == e->text.n && e->text.s[e->at - 1] == '\\';
+        if (key < 0 || (key == CONTROL('D') && !e->text.n) || (key == '\r' && !goes_on)) break;
+        if (key == '\r') edit_replace(e, e->at - 1, e->at, "\n", 1);
+        else edit_do(e, key);
+        edit_draw(e, e->at);
+    }
+    const int said = key == '\r';
+    edit_draw(e, e->text.n);
+    fputs("\r\n\033[?2004l", stderr);
+    fflush(stderr);
+    terminal_keys(&e->terminal, 1);
+    if (said) edit_keep(e, e->text.s, e->text.n);
+    return said;
+}
+
+static void edit_free(Editor *e) {
+    for (int i = 0; i < e->n_history; i++) free(e->history[i].s);
+    free(e->history), free(e->text.s), free(e->draft.s);
+}
+
+/* -- talking: what generate and chat share -- */
 
 /* A session with its ids. Loaded ids are put into *ids (none when the file has none), saved ones are those of the whole text. */
 static int load_session(GlaState *s, GlaSampler *p, Ids *ids, const char *path, char *err) {
@@ -7758,181 +8029,6 @@ static int mode_generate(const Options *o, GlaModel *m, GlaState *s, double load
 }
 
 /* -- chat: one message (-i, -f), a line each from a pipe, or a terminal -- */
-
-/* A line editor: the text, a place in it (bytes), what was said before. Several lines are one text. */
-typedef struct {
-    Terminal terminal;
-    Text text, *history;
-    size_t at;
-    int n_history, row;      /* row: of the cursor, below the first row of the text */
-} Editor;
-
-static int char_width(uint32_t c) { /* columns of a character; a table of the common cases, not of Unicode */
-    if (c < 0x300) return 1;
-    if ((c >= 0x300 && c < 0x370) || (c >= 0x200b && c <= 0x200f) || (c >= 0xfe00 && c <= 0xfe0f) || (c >= 0x1f3fb && c <= 0x1f3ff)) return 0;
-    return 1 + ((c >= 0x1100 && c <= 0x115f) || (c >= 0x2e80 && c <= 0xa4cf) || (c >= 0xac00 && c <= 0xd7a3) || (c >= 0xf900 && c <= 0xfaff) || (c >= 0xfe30 && c <= 0xfe6f) || (c >= 0xff00 && c <= 0xff60)
-        || (c >= 0xffe0 && c <= 0xffe6) || (c >= 0x1f300 && c <= 0x1f64f) || (c >= 0x1f680 && c <= 0x1f6ff) || (c >= 0x1f900 && c <= 0x1f9ff) || (c >= 0x20000 && c <= 0x3fffd));
-}
-
-/* Draws the text anew, from the row where it began. */
-static void edit_draw(Editor *e, size_t cursor) {
-    enum { INDENT = 2 };
-    Text out = {0};
-    int width = terminal_width(), row = 0, col = INDENT, at_row = 0, at_col = INDENT;
-    if (e->row) text_printf(&out, "\033[%dA", e->row);
-    text_put(&out, "\r\033[J> ", 6);
-    for (size_t i = 0, len; i <= e->text.n; i += len) {
-        uint32_t c = i < e->text.n ? utf8_read(e->text.s + i, e->text.n - i, &len) : (len = 1, ' ');
-        int w = c == '\n' ? 0 : c < 32 ? 1 : char_width(c);
-        if (col + w > width) { text_put(&out, "\r\n", 2); row++, col = 0; }
-        if (i == cursor) at_row = row, at_col = col;
-        if (i == e->text.n) break;
-        if (c == '\n') { text_put(&out, "\r\n  ", 4); row++, col = INDENT; }
-        else if (c < 32 || c >= BAD_BYTE) text_put(&out, "?", 1);
-        else text_put(&out, e->text.s + i, len);
-        col += w;
-    }
-    if (row > at_row) text_printf(&out, "\033[%dA", row - at_row);
-    text_printf(&out, "\r");
-    if (at_col) text_printf(&out, "\033[%dC", at_col);
-    e->row = at_row;
-    if (out.s) fwrite(out.s, 1, out.n, stderr);
-    fflush(stderr);
-    free(out.s);
-}
-
-static void edit_replace(Editor *e, size_t from, size_t to, const char *s, size_t n) { /* bytes from .. to by s; the cursor behind it */
-    Text t = {0};
-    text_put(&t, e->text.s ? e->text.s : "", from), text_put(&t, s, n), text_put(&t, e->text.s ? e->text.s + to : "", e->text.n - to);
-    if (t.bad) { free(t.s); return; }
-    free(e->text.s);
-    e->text = t, e->at = from + n;
-}
-static size_t edit_step(const Editor *e, size_t at, int by) { /* the next character, or the one before */
-    if (by < 0) while (at > 0 && ((unsigned char)e->text.s[--at] & 0xc0) == 0x80) {}
-    else if (at < e->text.n) while (++at < e->text.n && ((unsigned char)e->text.s[at] & 0xc0) == 0x80) {}
-    return at;
-}
-static size_t edit_word(const Editor *e, size_t at, int by) { /* over blanks, then over what is none */
-    const char *s = e->text.s;
-    if (by < 0) { while (at > 0 && strchr(" \n", s[at - 1])) at--; while (at > 0 && !strchr(" \n", s[at - 1])) at--; }
-    else { while (at < e->text.n && strchr(" \n", s[at])) at++; while (at < e->text.n && !strchr(" \n", s[at])) at++; }
-    return at;
-}
-static void edit_keep(Editor *e, const char *s, size_t n) { /* in the history */
-    Text *more = n ? realloc(e->history, ((size_t)e->n_history + 1) * sizeof *more) : NULL;
-    if (!more) return;
-    e->history = more, e->history[e->n_history] = (Text){0};
-    text_put(&e->history[e->n_history++], s, n);
-}
-
-/* Reads a message. 1: it is in e->text; 0: the end (Ctrl-D on an empty line, a signal). The text that e->text holds at first can be edited. */
-static int edit(Editor *e) {
-    int shown = e->n_history, key; /* the entry of the history that is shown; n_history: the new text */
-    Text draft = {0};
-    if (terminal_keys(&e->terminal, 0)) return 0;
-    fputs("\033[?2004h", stderr); /* pasted text comes marked as such */
-    e->at = e->text.n, e->row = 0;
-    edit_draw(e, e->at);
-    for (;;) {
-        do key = read_key(300); while (key == -2 && !interrupted); /* a signal just before would not end a wait without limit */
-        if (key < 0 && interrupted == SIGINT) interrupted = 0, key = 3; /* sent by somebody else: the key sends none here */
-        if (key < 0 || (key == 4 && !e->text.n)) { key = 0; break; }
-        int move = 0; /* through the history */
-        size_t line = e->at, line_end = e->at;
-        while (line > 0 && e->text.s[line - 1] != '\n') line--;
-        while (line_end < e->text.n && e->text.s[line_end] != '\n') line_end++;
-        if (key == 27) { /* ESC [ number ~, ESC [ 1 ; number letter, ESC O letter; Alt and a key */
-            char seq[16] = "";
-            int n = 0, next = read_key(50);
-            if (next == '[' || next == 'O') {
-                while (n < 15 && (key = read_key(50)) >= 0) { seq[n++] = (char)key; if (key >= '@' && key <= '~') break; }
-                if (!strcmp(seq, "200~")) { /* pasted: up to ESC [ 201 ~ */
-                    Text paste = {0};
-                    while (!(paste.n >= 6 && !memcmp(paste.s + paste.n - 6, "\033[201~", 6)) && (key = read_key(1000)) >= 0) text_put(&paste, &(char){(char)(key == '\r' ? '\n' : key)}, 1);
-                    if (paste.n >= 6 && key >= 0) paste.n -= 6;
-                    edit_replace(e, e->at, e->at, paste.s, paste.n);
-                    free(paste.s);
-                }
-                int last = n ? seq[n - 1] : 0, word = n > 1 && strchr(seq, ';') != NULL;
-                if (last == 'C') e->at = word ? edit_word(e, e->at, 1) : edit_step(e, e->at, 1);
-                else if (last == 'D') e->at = word ? edit_word(e, e->at, -1) : edit_step(e, e->at, -1);
-                else if (last == 'H' || !strcmp(seq, "1~") || !strcmp(seq, "7~")) e->at = line;
-                else if (last == 'F' || !strcmp(seq, "4~") || !strcmp(seq, "8~")) e->at = line_end;
-                else if (!strcmp(seq, "3~")) edit_replace(e, e->at, edit_step(e, e->at, 1), "", 0);
-                else if (last == 'A' || last == 'B') move = last == 'A' ? -1 : 1;
-            } else if (next == '\r' || next == '\n') edit_replace(e, e->at, e->at, "\n", 1);
-            else if (next == 'b') e->at = edit_word(e, e->at, -1);
-            else if (next == 'f') e->at = edit_word(e, e->at, 1);
-            else if (next == 127) edit_replace(e, edit_word(e, e->at, -1), e->at, "", 0);
-        } else if (key == '\r') {
-            if (e->at == e->text.n && e->at && e->text.s[e->at - 1] == '\\') edit_replace(e, e->at - 1, e->at, "\n", 1);
-            else { key = 1; break; }
-        } else if (key == '\n') edit_replace(e, e->at, e->at, "\n", 1);
-        else if (key == 3) { /* nothing typed is lost: it is the last entry of the history */
-            edit_draw(e, e->text.n);
-            fprintf(stderr, e->text.n ? "\r\n" : "\r\n[Ctrl-D or /quit ends]\r\n");
-            edit_keep(e, e->text.s, e->text.n);
-            shown = e->n_history, e->row = 0;
-            edit_replace(e, 0, e->text.n, "", 0);
-        } else if (key == 8 || key == 127) { if (e->at) edit_replace(e, edit_step(e, e->at, -1), e->at, "", 0); }
-        else if (key == 4) edit_replace(e, e->at, edit_step(e, e->at, 1), "", 0);
-        else if (key == 1) e->at = line;
-        else if (key == 5) e->at = line_end;
-        else if (key == 2 || key == 6) e->at = edit_step(e, e->at, key == 2 ? -1 : 1);
-        else if (key == 11) edit_replace(e, e->at, line_end, "", 0);
-        else if (key == 21) edit_replace(e, line, e->at, "", 0);
-        else if (key == 23) edit_replace(e, edit_word(e, e->at, -1), e->at, "", 0);
-        else if (key == 12) { fputs("\033[H\033[2J", stderr); e->row = 0; }
-        else if (key == 14 || key == 16) move = key == 16 ? -1 : 1;
-        else if (key == 9) edit_replace(e, e->at, e->at, "    ", 4);
-        else if (key >= 32) { /* with the rest of its character, so that no half of one is shown */
-            char c[4] = {(char)key};
-            int n = 1, whole = key >= 0xf0 ? 4 : key >= 0xe0 ? 3 : key >= 0xc0 ? 2 : 1;
-            while (n < whole && (key = read_key(50)) >= 0) c[n++] = (char)key;
-            edit_replace(e, e->at, e->at, c, (size_t)n);
-        }
-        if (move && (move < 0 ? line > 0 : line_end < e->text.n)) { /* within the text first */
-            size_t col = e->at - line, to = move < 0 ? line - 1 : line_end + 1, end;
-            if (move < 0) while (to > 0 && e->text.s[to - 1] != '\n') to--;
-            for (end = to; end < e->text.n && e->text.s[end] != '\n';) end++;
-            e->at = to + col < end ? to + col : end;
-            while (e->at > 0 && e->at < e->text.n && ((unsigned char)e->text.s[e->at] & 0xc0) == 0x80) e->at--;
-        } else if (move && shown + move >= 0 && shown + move <= e->n_history) {
-            if (shown == e->n_history) { draft.n = 0; text_put(&draft, e->text.s ? e->text.s : "", e->text.n); }
-            shown += move;
-            const Text *h = shown == e->n_history ? &draft : &e->history[shown];
-            edit_replace(e, 0, e->text.n, h->s, h->n);
-        }
-        edit_draw(e, e->at);
-    }
-    edit_draw(e, e->text.n);
-    fputs("\r\n\033[?2004l", stderr);
-    fflush(stderr);
-    terminal_keys(&e->terminal, 1);
-    if (key) edit_keep(e, e->text.s, e->text.n);
-    free(draft.s);
-    return key;
-}
-
-/* A message from a pipe: a line; lines that end with a backslash, or stand between two lines of """, go on. 0: the end. */
-static int read_message(Text *t, FILE *f) {
-    int quoted = 0, got = 0, c;
-    t->n = 0;
-    for (size_t line = 0; (c = fgetc(f)) != EOF;) {
-        got = 1;
-        if (c != '\n') { text_put(t, &(char){(char)c}, 1); continue; }
-        if (t->n > line && t->s[t->n - 1] == '\r') t->n--;
-        int fence = t->n - line == 3 && !memcmp(t->s + line, "\"\"\"", 3);
-        if (fence) { t->n = line; if (quoted) break; quoted = 1; continue; }
-        if (quoted) text_put(t, "\n", 1);
-        else if (t->n > line && t->s[t->n - 1] == '\\') t->s[t->n - 1] = '\n';
-        else break;
-        line = t->n;
-    }
-    text_put(t, "", 0);
-    return got;
-}
 
 typedef struct { int64_t read, made, thought, evaluated; double first_s, total_s; } TurnCost;
 typedef struct { GlaChat *chat; GlaState *s; int loaded; } Branch; /* loaded: it began with a session, whose system prompt only its text knows */
@@ -8142,8 +8238,8 @@ static int mode_chat(const Options *o, const GlaModel *m, GlaState *s, double lo
         fprintf(stderr, "%d answers | evaluated %lld tokens, the conversation has %lld | seed %llu\n", c.n_cost, (long long)evaluated, (long long)gla_state_pos(c.branch[c.now].s), (unsigned long long)c.seed);
     }
     for (int i = 0; i < c.n_branches; i++) { gla_chat_free(c.branch[i].chat); if (i) gla_state_free(c.branch[i].s); }
-    for (int i = 0; i < c.editor.n_history; i++) free(c.editor.history[i].s);
-    free(c.editor.history), free(c.editor.text.s), free(t.s), free(c.cost);
+    edit_free(&c.editor);
+    free(t.s), free(c.cost);
     return code ? complain(err) : cut_short;
 }
 

@@ -7828,13 +7828,7 @@ static void edit_free(Editor *e) {
 /* A session with its ids. Loaded ids are put into *ids (none when the file has none), saved ones are those of the whole text. */
 static int load_session(GlaState *s, GlaSampler *p, Ids *ids, const char *path, char *err) {
     int code = gla_state_load(s, p, path, err);
-    int64_t n = code ? code : gla_session_ids(s->m, path, NULL, 0, err);
-    *ids = (Ids){NULL, 0, 0};
-    if (n <= 0) return (int)n;
-    if (!(ids->id = gla_alloc((size_t)n * sizeof *ids->id))) return fail(err, GLA_MEMORY, "no memory for %lld token ids", (long long)n);
-    ids->n = ids->cap = n;
-    n = gla_session_ids(s->m, path, ids->id, n, err);
-    return n < 0 ? (int)n : GLA_OK;
+    return code ? code : ids_of_session(ids, s->m, path, err);
 }
 static int save_session(const GlaState *s, const GlaSampler *p, const Ids *ids, const char *path, char *err) {
     catch_interrupt(HOLD);
@@ -7851,16 +7845,23 @@ typedef struct {
     Text text, thought, steps; /* --json: collected. steps: log probabilities */
     double begin, first;     /* seconds: of reading, of the first token */
     int64_t from, goal, reused; /* positions before and behind the prompt; tokens that the prompt cache had */
-    int bad, progress, dimmed, loops, last; /* output failed; a progress line stands; thoughts are dimmed; loops told; the last byte shown */
+    int bad;                 /* output failed */
+    int progress, dimmed;    /* a progress line stands; text is dimmed, as thoughts are */
+    int loops, last;         /* told so far; the last byte shown */
 } Talk;
 
-static void step_json(Text *t, const GlaState *s, int32_t id, int top) { /* one token: its log probability, and the likeliest ones */
-    const float *logits = gla_logits(s);
-    int n = s->m->config.vocab_size, found = 0;
-    int32_t best[100];
-    double largest = logits[0], sum = 0;
-    for (int i = 1; i < n; i++) if (logits[i] > largest) largest = logits[i];
-    for (int i = 0; i < n; i++) sum += exp(logits[i] - largest);
+/* log sum exp(logits - top), with top the largest of them: what a log probability is short of, logits[i] - top - this. */
+static double log_sum(const float *logits, int64_t n, double *top) {
+    double sum = 0;
+    *top = logits[0];
+    for (int64_t i = 1; i < n; i++) if (logits[i] > *top) *top = logits[i];
+    for (int64_t i = 0; i < n; i++) sum += exp(logits[i] - *top);
+    return log(sum);
+}
+
+/* The likeliest ids, at most `top` of them; how many. */
+static int likeliest(int32_t *best, int top, const float *logits, int n) {
+    int found = 0;
     for (int i = 0; i < n && top; i++) {
         int at = found;
         if (found == top && !(logits[i] > logits[best[found - 1]])) continue;
@@ -7869,15 +7870,23 @@ static void step_json(Text *t, const GlaState *s, int32_t id, int top) { /* one 
         for (; at > 0 && logits[i] > logits[best[at - 1]]; at--) best[at] = best[at - 1];
         best[at] = i;
     }
-    text_put(t, t->n ? "," : "", t->n != 0);
+    return found;
+}
+
+static void step_json(Text *t, const GlaState *s, int32_t id, int top) { /* one token: its log probability, and the likeliest ones */
+    const float *logits = gla_logits(s);
+    const int n = s->m->config.vocab_size;
+    int32_t best[100];
+    double largest, sum = log_sum(logits, n, &largest);
+    const int found = likeliest(best, top, logits, n);
+    if (t->n) text_put(t, ",", 1);
     for (int i = -1; i < found; i++) {
         char piece[PIECE];
-        int32_t which = i < 0 ? id : best[i];
+        const int32_t which = i < 0 ? id : best[i];
         size_t len = gla_piece(s->m, which, GLA_SPECIAL, piece, sizeof piece);
         text_printf(t, "%s{\"id\":%d,\"text\":", i > 0 ? "," : "", which);
         text_json(t, piece, len < sizeof piece ? len : sizeof piece);
-        text_printf(t, ",\"logprob\":%.6g", logits[which] - largest - log(sum));
-        text_put(t, i < 0 ? ",\"top\":[" : "}", i < 0 ? 8 : 1);
+        text_printf(t, ",\"logprob\":%.6g%s", logits[which] - largest - sum, i < 0 ? ",\"top\":[" : "}");
     }
     text_put(t, "]}", 2);
 }
@@ -7887,25 +7896,41 @@ static void dim(Talk *k, int on) {
     k->dimmed = on;
 }
 
+static void show_progress(Talk *k, double seconds) {
+    const int64_t read = gla_state_pos(k->s) - k->from, of = k->goal - k->from;
+    fprintf(stderr, "\rreading %lld of %lld tokens, %.0f tok/s ", (long long)read, (long long)of, (double)read / seconds);
+    k->progress = 1;
+}
+static void clear_progress(Talk *k) {
+    if (k->progress) fprintf(stderr, "\r\033[K");
+    k->progress = 0;
+}
+
+/* Leaves what was read in the prompt cache, when there is one; if it has no room, the text goes on all the same. */
+static void keep_prompt(const Talk *k) {
+    const Options *o = k->o;
+    char err[GLA_ERR];
+    if (o->prompt_cache && gla_cache_store(k->s, o->prompt_cache, k->ids.id, (uint64_t)o->cache_bytes, err))
+        fprintf(stderr, "%s: not cached: %s\n", program_name(), err);
+}
+
 static int show(void *user, int32_t id, const char *text, size_t n) {
     Talk *k = user;
     const Options *o = k->o;
-    int thinking = k->chat && gla_chat_thinking(k->chat);
-    double now = now_s();
-    if (id < 0 && !n && gla_state_pos(k->s) < k->goal && now - k->begin > 1 && is_terminal(STDERR_FILENO)) {
-        fprintf(stderr, "\rreading %lld of %lld tokens, %.0f tok/s ", (long long)(gla_state_pos(k->s) - k->from), (long long)(k->goal - k->from), (double)(gla_state_pos(k->s) - k->from) / (now - k->begin));
-        k->progress = 1;
-    } else if (k->progress) fprintf(stderr, "\r\033[K"), k->progress = 0;
-    if (id < 0 && !n && !k->chat && o->prompt_cache && gla_state_pos(k->s) == k->goal) {
-        char err[GLA_ERR];
-        if (gla_cache_store(k->s, o->prompt_cache, k->ids.id, (uint64_t)o->cache_bytes, err)) fprintf(stderr, "%s: not cached: %s\n", program_name(), err);
+    const int thinking = k->chat && gla_chat_thinking(k->chat), reading = id < 0 && !n;
+    const double now = now_s();
+    if (reading && gla_state_pos(k->s) < k->goal && now - k->begin > 1 && is_terminal(STDERR_FILENO)) show_progress(k, now - k->begin);
+    else clear_progress(k);
+    if (reading && !k->chat && gla_state_pos(k->s) == k->goal) keep_prompt(k);
+    if (id >= 0) {
+        if (!k->first) k->first = now;
+        if (given(o, O_LOGPROBS)) step_json(&k->steps, k->s, id, o->logprobs);
+        if (ids_add(&k->ids, &id, 1, NULL)) k->bad = 1;
     }
-    if (id >= 0 && !k->first) k->first = now;
-    if (id >= 0 && given(o, O_LOGPROBS)) step_json(&k->steps, k->s, id, o->logprobs);
-    if (id >= 0 && ids_add(&k->ids, &id, 1, NULL)) k->bad = 1;
     if (k->turn.loops != k->loops) {
         k->loops = k->turn.loops;
-        fprintf(stderr, k->loops > 1 ? "\n[the text repeats itself again: stopped]\n" : "\n[the text repeats itself: the repeat penalty is raised]\n");
+        fprintf(stderr, k->loops > 1 ? "\n[the text repeats itself again: stopped]\n"
+                                     : "\n[the text repeats itself: the repeat penalty is raised]\n");
     }
     if (o->json) text_put(thinking ? &k->thought : &k->text, text, n);
     else if (n && (!thinking || (!o->hide_thinking && is_terminal(STDOUT_FILENO)))) {
@@ -7915,6 +7940,11 @@ static int show(void *user, int32_t id, const char *text, size_t n) {
         k->last = (unsigned char)text[n - 1];
     }
     return interrupted || k->bad;
+}
+
+static GlaGenerate talk_settings(Talk *k) {
+    const Options *o = k->o;
+    return (GlaGenerate){o->steps, o->stops, o->n_stops, o->ignore_eos, o->json_only, show, k};
 }
 
 static const char *size_text(char out[32], double bytes) {
@@ -7927,23 +7957,36 @@ static const char *size_text(char out[32], double bytes) {
 
 /* One line of JSON for a text or an answer. */
 static void print_json(Talk *k, const int32_t *ids, int64_t n, int done, int64_t read, uint64_t seed, double load_s, double end) {
-    static const char *const names[] = {[GLA_DONE_STEPS] = "length", [GLA_DONE_END] = "end", [GLA_DONE_STOP] = "stop", [GLA_DONE_CONTEXT] = "context", [GLA_DONE_CALLER] = "interrupted", [GLA_DONE_LOOP] = "loop"};
-    double first = k->first ? k->first : end;
+    static const char *const names[] = {
+        [GLA_DONE_STEPS] = "length", [GLA_DONE_END] = "end", [GLA_DONE_STOP] = "stop", [GLA_DONE_CONTEXT] = "context",
+        [GLA_DONE_CALLER] = "interrupted", [GLA_DONE_LOOP] = "loop"};
+    const double first = k->first ? k->first : end;
     Text t = {0};
-    text_put(&t, "{\"text\":", 8);
+    text_printf(&t, "{\"text\":");
     text_json(&t, k->text.s, k->text.n);
-    if (k->chat) text_put(&t, ",\"thinking\":", 12), text_json(&t, k->thought.s, k->thought.n);
-    text_put(&t, ",\"ids\":[", 8);
+    if (k->chat) {
+        text_printf(&t, ",\"thinking\":");
+        text_json(&t, k->thought.s, k->thought.n);
+    }
+    text_printf(&t, ",\"ids\":[");
     for (int64_t i = 0; i < n; i++) text_printf(&t, "%s%d", i ? "," : "", ids[i]);
-    text_printf(&t, "],\"finish\":\"%s\",\"prompt_tokens\":%lld,\"reused_tokens\":%lld,\"generated_tokens\":%lld,\"position\":%lld,\"seed\":%llu,", names[done],
-                (long long)(read + k->reused), (long long)k->reused, (long long)n, (long long)gla_state_pos(k->s), (unsigned long long)seed);
+    text_printf(&t, "],\"finish\":\"%s\",\"prompt_tokens\":%lld,", names[done], (long long)(read + k->reused));
+    text_printf(&t, "\"reused_tokens\":%lld,\"generated_tokens\":%lld,", (long long)k->reused, (long long)n);
+    text_printf(&t, "\"position\":%lld,\"seed\":%llu,", (long long)gla_state_pos(k->s), (unsigned long long)seed);
     text_printf(&t, "\"timing\":{\"load_s\":%.4f,\"prompt_s\":%.4f,\"generate_s\":%.4f}", load_s, first - k->begin, end - first);
-    if (given(k->o, O_LOGPROBS)) text_put(&t, ",\"logprobs\":[", 13), text_put(&t, k->steps.s ? k->steps.s : "", k->steps.n), text_put(&t, "]", 1);
-    text_put(&t, "}\n", 2);
+    if (given(k->o, O_LOGPROBS)) {
+        text_printf(&t, ",\"logprobs\":[");
+        text_put(&t, k->steps.s, k->steps.n);
+        text_printf(&t, "]");
+    }
+    text_printf(&t, "}\n");
     if (t.bad || k->text.bad || k->thought.bad || k->steps.bad || fwrite(t.s, 1, t.n, stdout) != t.n || fflush(stdout)) k->bad = 1;
     free(t.s);
 }
 
+static uint64_t start_seed(const Options *o) {
+    return given(o, O_SEED) ? o->seed : (uint64_t)time(NULL) * 1000003u + (uint64_t)(now_s() * 1e6);
+}
 static void start_sampler(GlaSampler *p, const Options *o, const GlaModel *m, uint64_t seed) {
     gla_sampler_init(p, m, seed);
     if (given(o, O_TEMP)) p->temperature = (float)o->temperature;
@@ -7952,18 +7995,51 @@ static void start_sampler(GlaSampler *p, const Options *o, const GlaModel *m, ui
     if (given(o, O_MIN_P)) p->min_p = (float)o->min_p;
     if (given(o, O_REPEAT)) p->repeat_penalty = (float)o->repeat_penalty;
     if (given(o, O_PRESENCE)) p->presence_penalty = (float)o->presence_penalty;
-    for (p->n_bias = 0; p->n_bias < o->n_bias; p->n_bias++) p->bias[p->n_bias].id = o->bias[p->n_bias].id, p->bias[p->n_bias].add = o->bias[p->n_bias].add;
+    p->n_bias = o->n_bias;
+    for (int i = 0; i < o->n_bias; i++) {
+        p->bias[i].id = o->bias[i].id;
+        p->bias[i].add = o->bias[i].add;
+    }
 }
-static uint64_t start_seed(const Options *o) { return given(o, O_SEED) ? o->seed : (uint64_t)time(NULL) * 1000003u + (uint64_t)(now_s() * 1e6); }
 
 static void print_state_size(const GlaInfo *info, const GlaState *s) {
-    char a[32], b[32];
-    size_t kv = info->kv_bytes_per_token[s->kv_type];
-    if (kv) fprintf(stderr, "state %s, and %s per token (%d tokens at most)\n", size_text(a, (double)info->state_bytes), size_text(b, (double)kv), gla_state_ctx(s));
-    else fprintf(stderr, "state %s, whatever the length of the text\n", size_text(a, (double)info->state_bytes));
+    char state[32], token[32];
+    const size_t kv = info->kv_bytes_per_token[s->kv_type];
+    size_text(state, (double)info->state_bytes);
+    if (!kv) fprintf(stderr, "state %s, whatever the length of the text\n", state);
+    else fprintf(stderr, "state %s, and %s per token (%d tokens at most)\n", state, size_text(token, (double)kv), gla_state_ctx(s));
 }
 
 /* -- generate -- */
+
+/* The ids of the prompt. An empty one begins where a text begins, unless it goes on from a session. */
+static int prompt_ids(Ids *ids, const Text *t, const Options *o, const GlaModel *m, const GlaState *s, char *err) {
+    const int fresh = !gla_state_pos(s);
+    int code = GLA_OK;
+    if (gla_n_tokens(m) == 0 && (t->n || !o->load_state))
+        return fail(err, GLA_INPUT, "%s holds no vocabulary; name one with -z", o->model);
+    if (t->n || fresh) code = ids_encode(ids, m, t->s, t->n, GLA_SPECIAL | (fresh ? GLA_BOS : 0), err);
+    if (code || ids->n || !fresh) return code;
+    int32_t start = m->vocab->bos >= 0 ? m->vocab->bos : m->vocab->eos;
+    return start >= 0 && start < m->config.vocab_size ? ids_add(ids, &start, 1, err) : GLA_OK;
+}
+
+static double per_second(int64_t n, double seconds) { return seconds > 0 ? (double)n / seconds : 0; }
+
+/* The line that ends a text: n prompt tokens were to be read, `read` were. */
+static void print_speed(const Talk *k, const GlaInfo *info, int64_t n, int64_t read, int64_t made, int done, uint64_t seed, double end) {
+    const double first = k->first ? k->first : end, made_s = per_second(made, end - first);
+    const double kv_bytes = (double)info->kv_bytes_per_token[k->s->kv_type] * (double)gla_state_pos(k->s);
+    char state[32];
+    fprintf(stderr, "prompt %lld tokens, %.1f tok/s | ", (long long)read, per_second(read, first - k->begin));
+    fprintf(stderr, "generated %lld tokens, %.1f tok/s, %.2f GB/s | ", (long long)made, made_s, made_s * (double)info->token_bytes / 1e9);
+    fprintf(stderr, "state %s | seed %llu", size_text(state, (double)info->state_bytes + kv_bytes), (unsigned long long)seed);
+    if (done == GLA_DONE_CONTEXT) fprintf(stderr, " | the context is full; a larger one: -c");
+    else if (read < n) fprintf(stderr, " | interrupted within the prompt");
+    else if (interrupted) fprintf(stderr, " | interrupted");
+    if (k->o->load_state && !given(k->o, O_SEED)) fprintf(stderr, " (not used: the session's random numbers go on)");
+    fprintf(stderr, "\n");
+}
 
 static int mode_generate(const Options *o, GlaModel *m, GlaState *s, double load_s, char *err) {
     Text t = {0};
@@ -7971,24 +8047,21 @@ static int mode_generate(const Options *o, GlaModel *m, GlaState *s, double load
     GlaSampler p, saved;
     GlaInfo info;
     Talk k = {.o = o, .s = s};
-    char state_text[32];
+    const uint64_t seed = start_seed(o);
+    int64_t made = 0;
+    int done = 0;
     gla_info(m, &info);
-    uint64_t seed = start_seed(o);
     start_sampler(&p, o, m, seed);
     saved = p;
     int code = o->save_state ? can_write(o->save_state, err) : GLA_OK;
     if (!code && o->load_state) code = load_session(s, &saved, &k.ids, o->load_state, err);
-    if (o->load_state && !code) { /* its memory of recent tokens, and its place in the random numbers unless a seed is given */
-        memcpy(p.recent, saved.recent, sizeof p.recent), p.n_recent = saved.n_recent;
+    if (!code && o->load_state) { /* its memory of recent tokens, and its place in the random numbers unless a seed is given */
+        memcpy(p.recent, saved.recent, sizeof p.recent);
+        p.n_recent = saved.n_recent;
         if (!given(o, O_SEED)) p.rng = saved.rng;
     }
     if (!code) code = get_text(o, &t, err);
-    if (!code && gla_n_tokens(m) == 0 && (t.n || !o->load_state)) code = fail(err, GLA_INPUT, "%s holds no vocabulary; name one with -z", o->model);
-    if (!code && (t.n || !gla_state_pos(s))) code = ids_encode(&ids, m, t.s, t.n, GLA_SPECIAL | (gla_state_pos(s) ? 0 : GLA_BOS), err);
-    if (!code && !ids.n && !gla_state_pos(s)) { /* an empty prompt begins where a text begins */
-        int32_t start = m->vocab->bos >= 0 ? m->vocab->bos : m->vocab->eos;
-        if (start >= 0 && start < m->config.vocab_size) code = ids_add(&ids, &start, 1, err);
-    }
+    if (!code) code = prompt_ids(&ids, &t, o, m, s, err);
     if (!code) code = ids_add(&k.ids, ids.id, ids.n, err);
     if (!code && o->prompt_cache && ids.n > 1 && !gla_state_pos(s)) {
         k.reused = gla_cache_load(s, o->prompt_cache, ids.id, ids.n, err);
@@ -7997,33 +8070,32 @@ static int mode_generate(const Options *o, GlaModel *m, GlaState *s, double load
         for (int64_t i = 0; i < k.reused; i++) gla_sampler_note(&p, ids.id[i]);
     }
     catch_interrupt(END_AT_SECOND);
-    int64_t made = 0;
-    k.begin = now_s(), k.from = gla_state_pos(s), k.goal = k.from + ids.n - k.reused;
-    int done = code;
     if (!code) {
+        const GlaGenerate how = talk_settings(&k);
+        const int64_t n = ids.n - k.reused;
         print_state_size(&info, s);
         if (o->echo && o->json) text_put(&k.text, t.s, t.n);
         else if (o->echo && fwrite(t.s, 1, t.n, stdout) != t.n) k.bad = 1;
         fflush(stdout);
-        done = gla_generate(s, &p, ids.n ? ids.id + k.reused : NULL, ids.n - k.reused, &(GlaGenerate){o->steps, o->stops, o->n_stops, o->ignore_eos, o->json_only, show, &k}, &made, err);
+        k.begin = now_s();
+        k.from = gla_state_pos(s);
+        k.goal = k.from + n;
+        done = gla_generate(s, &p, n ? ids.id + k.reused : NULL, n, &how, &made, err);
+        if (done < 0) code = done;
     }
-    if (done >= 0 && !code) {
-        double end = now_s(), first = k.first ? k.first : end, prompt_s = first - k.begin, gen_s = end - first;
-        int64_t read = gla_state_pos(s) - k.from - made; /* fewer than the prompt has when it was interrupted */
+    if (!code) {
+        const double end = now_s();
+        const int64_t read = gla_state_pos(s) - k.from - made; /* fewer than the prompt has when it was interrupted */
         if (o->json) print_json(&k, k.ids.id + (k.ids.n - made), made, done, read, seed, load_s, end);
         else if (made || o->echo) putchar('\n');
         if (fflush(stdout) || ferror(stdout)) k.bad = 1;
-        fprintf(stderr, "prompt %lld tokens, %.1f tok/s | generated %lld tokens, %.1f tok/s, %.2f GB/s | state %s | seed %llu%s%s\n", (long long)read,
-                prompt_s > 0 ? (double)read / prompt_s : 0, (long long)made, gen_s > 0 ? (double)made / gen_s : 0, gen_s > 0 ? (double)made / gen_s * (double)info.token_bytes / 1e9 : 0,
-                size_text(state_text, (double)info.state_bytes + (double)info.kv_bytes_per_token[s->kv_type] * (double)gla_state_pos(s)), (unsigned long long)seed,
-                done == GLA_DONE_CONTEXT ? " | the context is full; a larger one: -c" : read < ids.n - k.reused ? " | interrupted within the prompt" : interrupted ? " | interrupted" : "",
-                o->load_state && !given(o, O_SEED) ? " (not used: the session's random numbers go on)" : "");
+        print_speed(&k, &info, ids.n - k.reused, read, made, done, seed, end);
         if (o->json_only && done != GLA_DONE_END) fprintf(stderr, "%s: the JSON is not complete\n", program_name());
         k.ids.n = min64(k.ids.n, gla_state_pos(s));
         if (o->save_state) code = save_session(s, &p, &k.ids, o->save_state, err);
-        if (o->prompt_cache && made && !code && gla_cache_store(s, o->prompt_cache, k.ids.id, (uint64_t)o->cache_bytes, err)) fprintf(stderr, "%s: not cached: %s\n", program_name(), err);
+        if (made && !code) keep_prompt(&k);
         if (!code && k.bad) code = fail(err, GLA_IO, "standard output: cannot write");
-    } else code = done;
+    }
     free(t.s), ids_free(&ids), ids_free(&k.ids), free(k.text.s), free(k.steps.s);
     return code ? complain(err) : done == GLA_DONE_CALLER ? by_signal() : 0;
 }
@@ -8290,10 +8362,8 @@ typedef struct { const Ids *ids; int64_t vocab; double nll; } Loss;
 static int add_loss(void *user, const float *logits, int64_t i) { /* -log softmax(logits)[next id], natural logarithm */
     Loss *l = user;
     if (i + 1 >= l->ids->n) return GLA_OK;
-    double top = logits[0], sum = 0;
-    for (int64_t j = 1; j < l->vocab; j++) if (logits[j] > top) top = logits[j];
-    for (int64_t j = 0; j < l->vocab; j++) sum += exp(logits[j] - top);
-    l->nll += top + log(sum) - logits[l->ids->id[i + 1]];
+    double top, sum = log_sum(logits, l->vocab, &top);
+    l->nll += top + sum - logits[l->ids->id[i + 1]];
     return GLA_OK;
 }
 

@@ -8103,33 +8103,65 @@ static int mode_generate(const Options *o, GlaModel *m, GlaState *s, double load
 /* -- chat: one message (-i, -f), a line each from a pipe, or a terminal -- */
 
 typedef struct { int64_t read, made, thought, evaluated; double first_s, total_s; } TurnCost;
-typedef struct { GlaChat *chat; GlaState *s; int loaded; } Branch; /* loaded: it began with a session, whose system prompt only its text knows */
+typedef struct {
+    GlaChat *chat;
+    GlaState *s;
+    int loaded; /* it began with a session, whose system prompt only its text knows */
+} Branch;
 typedef struct {
     const Options *o;
-    const GlaModel *m;
     GlaSampler p;
     uint64_t seed;
     double load_s;
     Branch branch[16];
-    int n_branches, now, interactive;
+    int n_branches, now;
+    int interactive; /* on a terminal; else a script */
+    int bad;         /* standard output failed: nothing can go on */
     Editor editor;
     TurnCost *cost;
-    int n_cost, said_loop;
+    int n_cost;
 } Chat;
 
 static GlaChatSettings chat_settings(const Chat *c, const char *system) {
     const Options *o = c->o;
-    return (GlaChatSettings){system, o->think ? 1 : o->no_think || o->json_only ? 0 : -1, o->think_budget, o->loop_guard, c->interactive || !(o->prompt || o->file) ? o->snapshot_bytes : 0, o->prompt_cache, (uint64_t)o->cache_bytes};
+    const int once = o->prompt || o->file; /* one message: no place to come back to is needed */
+    return (GlaChatSettings){
+        .system = system,
+        .think = o->think ? 1 : o->no_think || o->json_only ? 0 : -1,
+        .think_budget = o->think_budget,
+        .loop_tokens = o->loop_guard,
+        .snapshot_bytes = once ? 0 : o->snapshot_bytes,
+        .cache = o->prompt_cache,
+        .cache_bytes = (uint64_t)o->cache_bytes};
 }
 
-static int64_t room(const Chat *c) { const GlaState *s = c->branch[c->now].s; return gla_state_ctx(s) ? gla_state_ctx(s) - gla_state_pos(s) : INT64_MAX; }
+static int64_t room(const Chat *c) { /* positions left in the context */
+    const GlaState *s = c->branch[c->now].s;
+    return gla_state_ctx(s) ? gla_state_ctx(s) - gla_state_pos(s) : INT64_MAX;
+}
 
 static int forget(Chat *c, char *err) {
     Branch *b = &c->branch[c->now];
-    int64_t before = gla_state_evaluated(b->s);
-    int n = gla_chat_forget(b->chat, gla_state_ctx(b->s) ? gla_state_ctx(b->s) / 2 : gla_state_pos(b->s) / 2, NULL, err);
-    if (n > 0) fprintf(stderr, "[the oldest %d turns are forgotten, %lld tokens were read again]\n", n, (long long)(gla_state_evaluated(b->s) - before));
-    return n < 0 ? n : GLA_OK;
+    const int64_t before = gla_state_evaluated(b->s), of = gla_state_ctx(b->s) ? gla_state_ctx(b->s) : gla_state_pos(b->s);
+    int n = gla_chat_forget(b->chat, of / 2, NULL, err);
+    if (n < 0) return n;
+    fprintf(stderr, "[the oldest %d turns are forgotten, %lld tokens were read again]\n",
+            n, (long long)(gla_state_evaluated(b->s) - before));
+    return GLA_OK;
+}
+
+/* How a turn ended, where that is not the usual way. begun: there is an answer, or some of one. */
+static void print_end(const Chat *c, const Talk *k, int done, int begun) {
+    const int ctx = gla_state_ctx(k->s);
+    if (done > 0 && k->o->json_only && done != GLA_DONE_END) fprintf(stderr, "[the JSON is not complete]\n");
+    if (k->turn.loops > k->loops) fprintf(stderr, "[the text repeats itself again: stopped]\n");
+    if (done == GLA_DONE_CALLER && !k->bad)
+        fprintf(stderr, begun ? "[stopped]\n" : "[stopped before the answer; the message is not lost]\n");
+    if (done == GLA_DONE_CONTEXT)
+        fprintf(stderr, "[the context of %d positions is full: /forget drops the oldest turns, /undo goes back, -c gives more]\n", ctx);
+    else if (done > 0 && room(c) < ctx / 4)
+        fprintf(stderr, "[room for %lld of %d tokens: /forget drops the oldest turns, /undo goes back; or go on until it is full]\n",
+                (long long)room(c), ctx);
 }
 
 /* A turn: a message, or (text NULL) another answer to the last one. 1: the message was not said and should be offered again. */
@@ -8137,46 +8169,63 @@ static int chat_turn(Chat *c, const Text *text, char *err) {
     Branch *b = &c->branch[c->now];
     const Options *o = c->o;
     Talk k = {.o = o, .s = b->s, .chat = b->chat};
-    GlaGenerate how = {o->steps, o->stops, o->n_stops, o->ignore_eos, o->json_only, show, &k};
-    int64_t evaluated = gla_state_evaluated(b->s);
+    const GlaGenerate how = talk_settings(&k);
+    const int64_t evaluated = gla_state_evaluated(b->s);
+    int done;
     interrupted = 0;
     catch_interrupt(c->interactive ? COUNT : END_AT_SECOND);
-    if (o->forget && gla_chat_turns(b->chat, NULL) > 1 && text && room(c) < gla_state_ctx(b->s) / 4 + (int64_t)text->n / 2 && forget(c, err)) return -1;
-    k.begin = now_s(), k.from = gla_state_pos(b->s), k.goal = k.from + (text ? (int64_t)text->n / 3 : 0); /* about, for the progress line */
-    int done = text ? gla_chat_say(b->chat, &c->p, text->s ? text->s : "", text->n, &how, &k.turn, err) : gla_chat_retry(b->chat, &c->p, &how, &k.turn, err);
-    double end = now_s(), first = k.first ? k.first : end;
+    if (text && o->forget && gla_chat_turns(b->chat, NULL) > 1) {
+        const int64_t about = gla_state_ctx(b->s) / 4 + (int64_t)text->n / 2; /* an answer and the message */
+        if (room(c) < about && forget(c, err)) return -1;
+    }
+    k.begin = now_s();
+    k.from = gla_state_pos(b->s);
+    k.goal = k.from + (text ? (int64_t)text->n / 3 : 0); /* about, for the progress line */
+    if (text) done = gla_chat_say(b->chat, &c->p, text->s ? text->s : "", text->n, &how, &k.turn, err);
+    else done = gla_chat_retry(b->chat, &c->p, &how, &k.turn, err);
+    const double end = now_s(), first = k.first ? k.first : end;
+    const int begun = k.turn.said || !text;
     dim(&k, 0);
-    if (k.progress) fprintf(stderr, "\r\033[K");
-    if (done >= 0 && k.turn.said + !text > 0) {
+    clear_progress(&k);
+    if (done >= 0 && begun) {
         if (o->json) print_json(&k, k.ids.id, k.ids.n, done, k.turn.read, c->seed, c->load_s, end);
         else putchar('\n');
         if (fflush(stdout) || ferror(stdout)) k.bad = 1;
     }
-    if (done > 0 && o->json_only && done != GLA_DONE_END) fprintf(stderr, "[the JSON is not complete]\n");
-    if (k.turn.loops > k.loops) fprintf(stderr, "[the text repeats itself again: stopped]\n");
-    if (done == GLA_DONE_CALLER && !k.bad) fprintf(stderr, k.turn.said || !text ? "[stopped]\n" : "[stopped before the answer; the message is not lost]\n");
-    if (done == GLA_DONE_CONTEXT) fprintf(stderr, "[the context of %d positions is full: /forget drops the oldest turns, /undo goes back, -c gives more]\n", gla_state_ctx(b->s));
-    else if (done > 0 && room(c) < gla_state_ctx(b->s) / 4) fprintf(stderr, "[room for %lld of %d tokens: /forget drops the oldest turns, /undo goes back; or go on until it is full]\n", (long long)room(c), gla_state_ctx(b->s));
+    print_end(c, &k, done, begun);
     TurnCost *more = done > 0 ? realloc(c->cost, ((size_t)c->n_cost + 1) * sizeof *more) : NULL;
-    if (more) c->cost = more, more[c->n_cost++] = (TurnCost){k.turn.read, k.turn.made, k.turn.thought, gla_state_evaluated(b->s) - evaluated, first - k.begin, end - k.begin};
+    if (more) {
+        c->cost = more;
+        more[c->n_cost++] = (TurnCost){k.turn.read, k.turn.made, k.turn.thought, gla_state_evaluated(b->s) - evaluated,
+                                       first - k.begin, end - k.begin};
+    }
     ids_free(&k.ids), free(k.text.s), free(k.thought.s), free(k.steps.s);
+    c->bad |= k.bad;
     if (k.bad) return fail(err, GLA_IO, "standard output: cannot write");
-    return done < 0 ? done : text && !k.turn.said;
+    return done < 0 ? done : !begun;
 }
 
-static void print_costs(const Chat *c, FILE *f) {
+/* What all turns evaluated, beside how long the conversation is. */
+static void print_evaluated(const Chat *c) {
+    int64_t evaluated = 0;
+    for (int i = 0; i < c->n_cost; i++) evaluated += c->cost[i].evaluated;
+    fprintf(stderr, "evaluated %lld tokens, the conversation has %lld",
+            (long long)evaluated, (long long)gla_state_pos(c->branch[c->now].s));
+}
+
+static void print_costs(const Chat *c) {
     const Branch *b = &c->branch[c->now];
     char kept[32], rss[32];
-    TurnCost sum = {0, 0, 0, 0, 0, 0};
-    fprintf(f, "turn  evaluated  message  answer  thought  first token s  total s\n");
+    fprintf(stderr, "turn  evaluated  message  answer  thought  first token s  total s\n");
     for (int i = 0; i < c->n_cost; i++) {
         const TurnCost *t = &c->cost[i];
-        fprintf(f, "%4d  %9lld  %7lld  %6lld  %7lld  %13.3f  %7.2f\n", i + 1, (long long)t->evaluated, (long long)t->read, (long long)t->made, (long long)t->thought, t->first_s, t->total_s);
-        sum.evaluated += t->evaluated;
+        fprintf(stderr, "%4d  %9lld  %7lld  %6lld  %7lld  %13.3f  %7.2f\n", i + 1, (long long)t->evaluated,
+                (long long)t->read, (long long)t->made, (long long)t->thought, t->first_s, t->total_s);
     }
-    fprintf(f, "evaluated %lld tokens, the conversation has %lld", (long long)sum.evaluated, (long long)gla_state_pos(b->s));
-    if (gla_state_ctx(b->s)) fprintf(f, ", room for %lld more", (long long)room(c));
-    fprintf(f, " | snapshots %s | resident %s\n", size_text(kept, (double)gla_chat_snapshot_bytes(b->chat)), size_text(rss, (double)resident_bytes()));
+    print_evaluated(c);
+    if (gla_state_ctx(b->s)) fprintf(stderr, ", room for %lld more", (long long)room(c));
+    size_text(kept, (double)gla_chat_snapshot_bytes(b->chat));
+    fprintf(stderr, " | snapshots %s | resident %s\n", kept, size_text(rss, (double)resident_bytes()));
 }
 
 static const char chat_help[] =
@@ -8193,7 +8242,81 @@ static const char chat_help[] =
     "/quit                 or Ctrl-D\n"
     "Several lines: end one with \\, or Alt-Enter, or paste. Ctrl-C stops an answer or gives up a line. // begins a message with /.\n";
 
-/* A line that begins with / . 1: done, 2: quit, negative: an error that ends a script. */
+static int chat_go(Chat *c, int turns, char *err) { /* /undo, /redo */
+    Branch *b = &c->branch[c->now];
+    const int64_t before = gla_state_evaluated(b->s);
+    int undone, code = gla_chat_go(b->chat, &c->p, turns, err);
+    if (code) return code;
+    turns = gla_chat_turns(b->chat, &undone);
+    fprintf(stderr, "[%d turns, %d undone; %lld tokens read again]\n",
+            turns, undone, (long long)(gla_state_evaluated(b->s) - before));
+    return GLA_OK;
+}
+
+static int chat_file(Chat *c, const char *name, const char *path, char *err) { /* /save, /load */
+    Branch *b = &c->branch[c->now];
+    const Options *o = c->o;
+    const int save = *name == 's';
+    int code;
+    if (!*path) return fail(err, GLA_INPUT, "/%s needs a file name", name);
+    if (save && (same_file(path, o->model) || (o->tokenizer && same_file(path, o->tokenizer))))
+        return fail(err, GLA_INPUT, "%s is read here; a session would replace it", path);
+    if (save) catch_interrupt(HOLD);
+    if ((code = save ? gla_chat_save(b->chat, &c->p, path, err) : gla_chat_load(b->chat, &c->p, path, err))) return code;
+    if (!save) b->loaded = 1;
+    fprintf(stderr, "[%lld tokens, %d turns %s %s]\n", (long long)gla_state_pos(b->s), gla_chat_turns(b->chat, NULL),
+            save ? "saved to" : "loaded from", path);
+    return GLA_OK;
+}
+
+static int chat_fork(Chat *c, const char *which, char *err) {
+    const int n = atoi(which), limit = (int)(sizeof c->branch / sizeof *c->branch);
+    if (*which) {
+        if (n < 1 || n > c->n_branches) return fail(err, GLA_INPUT, "there are the branches 1 to %d", c->n_branches);
+        c->now = n - 1;
+    } else {
+        Branch *copy = &c->branch[c->n_branches];
+        if (c->n_branches == limit) return fail(err, GLA_INPUT, "%d branches are the limit", limit);
+        int code = gla_chat_clone(&copy->chat, &copy->s, c->branch[c->now].chat, err);
+        if (code) return code;
+        c->now = c->n_branches++;
+    }
+    fprintf(stderr, "[branch %d of %d, %d turns]\n", c->now + 1, c->n_branches, gla_chat_turns(c->branch[c->now].chat, NULL));
+    return GLA_OK;
+}
+
+static void print_system(const Branch *b) {
+    if (b->loaded)
+        fprintf(stderr, "[the conversation goes on with the system prompt of its session; /system TEXT begins anew with another]\n");
+    else if (b->chat->system) fprintf(stderr, "[the system prompt: %s]\n", b->chat->system);
+    else fprintf(stderr, "[no system prompt; /system TEXT begins anew with one]\n");
+}
+
+static int chat_anew(Chat *c, const char *system, char *err) { /* the old conversation goes; /save or /fork keeps it */
+    Branch *b = &c->branch[c->now];
+    const GlaChatSettings how = chat_settings(c, system);
+    GlaChat *fresh = NULL;
+    gla_state_reset(b->s);
+    int code = gla_chat_new(&fresh, b->s, &how, err);
+    if (code) return code;
+    gla_chat_free(b->chat);
+    b->chat = fresh;
+    b->loaded = 0;
+    fprintf(stderr, "[a new conversation]\n");
+    return GLA_OK;
+}
+
+static int chat_set_thinking(const Chat *c, const char *how, char *err) {
+    const int on = !strcmp(how, "on");
+    GlaChat *chat = c->branch[c->now].chat;
+    if (!gla_chat_may_think(chat)) return fail(err, GLA_INPUT, "this model has no way to think");
+    if (!on && strcmp(how, "off")) return fail(err, GLA_INPUT, "/think on or /think off");
+    if (on && c->o->json_only) return fail(err, GLA_INPUT, "a thought is no JSON, which --json-only wants");
+    gla_chat_think(chat, on);
+    return GLA_OK;
+}
+
+/* A line that begins with / . 1: quit. */
 static int chat_command(Chat *c, const char *line, char *err) {
     char name[16] = "", rest[PATH_LEN] = "";
     Branch *b = &c->branch[c->now];
@@ -8202,99 +8325,84 @@ static int chat_command(Chat *c, const char *line, char *err) {
     while (*arg == ' ') arg++;
     snprintf(rest, sizeof rest, "%s", arg);
     for (size_t n = strlen(rest); n && strchr(" \t\r\n", rest[n - 1]);) rest[--n] = 0;
-    int code = GLA_OK;
+    const int system = !strcmp(name, "system");
     interrupted = 0;
-    if (!strcmp(name, "help")) fputs(chat_help, stderr);
-    else if (!strcmp(name, "quit") || !strcmp(name, "exit")) return 2;
-    else if (!strcmp(name, "stats")) print_costs(c, stderr);
-    else if (!strcmp(name, "retry")) { code = chat_turn(c, NULL, err); if (code > 0) code = 0; }
-    else if (!strcmp(name, "forget")) code = forget(c, err);
-    else if (!strcmp(name, "undo") || !strcmp(name, "redo")) {
-        int64_t before = gla_state_evaluated(b->s);
-        int undone;
-        if (!(code = gla_chat_go(b->chat, &c->p, *name == 'u' ? -1 : 1, err))) {
-            int turns = gla_chat_turns(b->chat, &undone);
-            fprintf(stderr, "[%d turns, %d undone; %lld tokens read again]\n", turns, undone, (long long)(gla_state_evaluated(b->s) - before));
+    if (!strcmp(name, "quit") || !strcmp(name, "exit")) return 1;
+    if (!strcmp(name, "retry")) return chat_turn(c, NULL, err);
+    if (!strcmp(name, "forget")) return forget(c, err);
+    if (!strcmp(name, "undo")) return chat_go(c, -1, err);
+    if (!strcmp(name, "redo")) return chat_go(c, 1, err);
+    if (!strcmp(name, "save") || !strcmp(name, "load")) return chat_file(c, name, rest, err);
+    if (!strcmp(name, "fork")) return chat_fork(c, rest, err);
+    if (!strcmp(name, "new") || (system && *rest)) return chat_anew(c, system ? rest : b->chat->system, err);
+    if (!strcmp(name, "think")) return chat_set_thinking(c, rest, err);
+    if (system) print_system(b);
+    else if (!strcmp(name, "help")) fputs(chat_help, stderr);
+    else if (!strcmp(name, "stats")) print_costs(c);
+    else return fail(err, GLA_INPUT, "no command /%s; /help lists them, // begins a message with /", name);
+    return GLA_OK;
+}
+
+/* Messages and commands, until the input or somebody ends it. On a terminal an error ends nothing, as long as there is
+ * somewhere to write. */
+static int chat_loop(Chat *c, char *err) {
+    Text *said = &c->editor.text;
+    int code = GLA_OK, end = 0;
+    while (!end && !interrupted && !code) {
+        if (c->interactive ? !edit(&c->editor) : !read_message(said, stdin) || interrupted) break;
+        if (!said->s || strspn(said->s, " \t\r\n") >= said->n) continue;
+        int kept = 0;
+        if (said->s[0] == '/' && said->s[1] != '/') {
+            code = chat_command(c, said->s, err);
+            end = code == 1;
+        } else {
+            const size_t skip = said->s[0] == '/';
+            code = chat_turn(c, &(Text){.s = said->s + skip, .n = said->n - skip}, err);
+            kept = code != 0; /* not said: it stands in the editor again */
         }
-    } else if (!strcmp(name, "save") || !strcmp(name, "load")) {
-        if (!*rest) code = fail(err, GLA_INPUT, "/%s needs a file name", name);
-        else if (*name == 's' && (same_file(rest, c->o->model) || (c->o->tokenizer && same_file(rest, c->o->tokenizer)))) code = fail(err, GLA_INPUT, "%s is read here; a session would replace it", rest);
-        else if (*name == 's') { catch_interrupt(HOLD); code = gla_chat_save(b->chat, &c->p, rest, err); }
-        else if (!(code = gla_chat_load(b->chat, &c->p, rest, err))) b->loaded = 1;
-        if (!code) fprintf(stderr, "[%lld tokens, %d turns %s %s]\n", (long long)gla_state_pos(b->s), gla_chat_turns(b->chat, NULL), *name == 's' ? "saved to" : "loaded from", rest);
-    } else if (!strcmp(name, "fork")) {
-        int n = atoi(rest);
-        if (*rest && n >= 1 && n <= c->n_branches) c->now = n - 1;
-        else if (*rest) code = fail(err, GLA_INPUT, "there are the branches 1 to %d", c->n_branches);
-        else if (c->n_branches == (int)(sizeof c->branch / sizeof *c->branch)) code = fail(err, GLA_INPUT, "%d branches are the limit", c->n_branches);
-        else if (!(code = gla_chat_clone(&c->branch[c->n_branches].chat, &c->branch[c->n_branches].s, b->chat, err))) c->now = c->n_branches++;
-        if (!code) fprintf(stderr, "[branch %d of %d, %d turns]\n", c->now + 1, c->n_branches, gla_chat_turns(c->branch[c->now].chat, NULL));
-    } else if (!strcmp(name, "system") && !*rest) {
-        if (b->loaded) fprintf(stderr, "[the conversation goes on with the system prompt of its session; /system TEXT begins anew with another]\n");
-        else if (b->chat->system) fprintf(stderr, "[the system prompt: %s]\n", b->chat->system);
-        else fprintf(stderr, "[no system prompt; /system TEXT begins anew with one]\n");
-    } else if (!strcmp(name, "system") || !strcmp(name, "new")) {
-        GlaChat *fresh = NULL;
-        GlaChatSettings how = chat_settings(c, *name == 's' ? rest : b->chat->system);
-        gla_state_reset(b->s); /* the old conversation goes; /save or /fork keeps it */
-        if (!(code = gla_chat_new(&fresh, b->s, &how, err))) gla_chat_free(b->chat), b->chat = fresh, b->loaded = 0, fprintf(stderr, "[a new conversation]\n");
-    } else if (!strcmp(name, "think")) {
-        if (!gla_chat_may_think(b->chat)) code = fail(err, GLA_INPUT, "this model has no way to think");
-        else if (strcmp(rest, "on") && strcmp(rest, "off")) code = fail(err, GLA_INPUT, "/think on or /think off");
-        else if (rest[1] == 'n' && c->o->json_only) code = fail(err, GLA_INPUT, "a thought is no JSON, which --json-only wants");
-        else gla_chat_think(b->chat, rest[1] == 'n');
-    } else code = fail(err, GLA_INPUT, "no command /%s; /help lists them, // begins a message with /", name);
-    return code ? code : 1;
+        if (code > 0) code = GLA_OK;
+        if (code && c->interactive && !c->bad) {
+            complain(err);
+            code = GLA_OK;
+        }
+        if (c->interactive && interrupted == SIGINT) interrupted = 0; /* it has stopped what was going on */
+        if (!kept) said->n = 0;
+    }
+    return code;
 }
 
 static int mode_chat(const Options *o, const GlaModel *m, GlaState *s, double load_s, char *err) {
-    Chat c = {.o = o, .m = m, .seed = start_seed(o), .load_s = load_s, .n_branches = 1};
+    Chat c = {.o = o, .seed = start_seed(o), .load_s = load_s, .n_branches = 1};
+    GlaChat **chat = &c.branch[0].chat;
     Text t = {0};
     GlaInfo info;
-    int once = o->prompt || o->file, end = 0;
+    const int once = o->prompt || o->file;
+    c.branch[0].s = s;
     c.interactive = !once && is_terminal(STDIN_FILENO) && is_terminal(STDERR_FILENO);
     gla_info(m, &info);
     start_sampler(&c.p, o, m, c.seed);
-    GlaChatSettings how = chat_settings(&c, o->system);
+    const GlaChatSettings how = chat_settings(&c, o->system);
     int code = o->save_state ? can_write(o->save_state, err) : GLA_OK;
-    c.branch[0].s = s;
-    if (!code) code = gla_chat_new(&c.branch[0].chat, s, &how, err);
-    if (!code && o->load_state && !(code = gla_chat_load(c.branch[0].chat, &c.p, o->load_state, err))) {
+    if (!code) code = gla_chat_new(chat, s, &how, err);
+    if (!code && o->load_state && !(code = gla_chat_load(*chat, &c.p, o->load_state, err))) {
         c.branch[0].loaded = 1;
         if (o->system) fprintf(stderr, "the session goes on with its own system prompt; /new begins one with that of -y\n");
     }
     if (!code && given(o, O_SEED)) c.p.rng = o->seed;
-    if (!code) {
-        const char *form = gla_chat_template(c.branch[0].chat);
-        print_state_size(&info, s);
-        if (form) fprintf(stderr, "chat template %s%s\n", form, o->think && !gla_chat_may_think(c.branch[0].chat) ? "; this model has no way to think" : "");
-        else fprintf(stderr, "the file has no chat template that is known here: the text is written as \"User: ... Assistant: ...\"\n");
-        if (c.interactive) fprintf(stderr, "/help lists the commands\n"), catch_interrupt(COUNT);
-    }
     const int begun = !code;
-    if (!code && once && !(code = get_text(o, &t, err))) code = chat_turn(&c, &t, err) < 0;
-    else if (!once && !code)
-        while (!end && !interrupted && !code) {
-            if (c.interactive && !edit(&c.editor)) break;
-            if (!c.interactive && (!read_message(&t, stdin) || interrupted)) break;
-            const Text *said = c.interactive ? &c.editor.text : &t;
-            size_t blank = said->s ? strspn(said->s, " \t\r\n") : 0;
-            if (blank >= said->n) continue;
-            int kept = 0;
-            if (said->s[0] == '/' && said->s[1] != '/') code = chat_command(&c, said->s, err);
-            else {
-                Text body = *said;
-                if (body.s[0] == '/') body.s++, body.n--;
-                code = chat_turn(&c, &body, err);
-                kept = code != 0; /* not said: it stands in the editor again */
-            }
-            if (code == 2) end = 1;
-            if (code >= 0) code = 0;
-            else if (c.interactive) complain(err), code = strstr(err, "standard output") ? code : 0;
-            if (c.interactive && interrupted && interrupted != SIGINT) end = 1;
-            else if (c.interactive) interrupted = 0;
-            if (c.interactive && !kept) c.editor.text.n = 0;
+    if (begun) {
+        const char *form = gla_chat_template(*chat);
+        print_state_size(&info, s);
+        const int in_vain = o->think && !gla_chat_may_think(*chat);
+        if (form) fprintf(stderr, "chat template %s%s\n", form, in_vain ? "; this model has no way to think" : "");
+        else fprintf(stderr, "the file has no chat template that is known here: the text is written as \"User: ... Assistant: ...\"\n");
+        if (c.interactive) {
+            fprintf(stderr, "/help lists the commands\n");
+            catch_interrupt(COUNT);
         }
+    }
+    if (begun && once) code = get_text(o, &t, err) || chat_turn(&c, &t, err) < 0;
+    else if (begun) code = chat_loop(&c, err);
     terminal_normal(&c.editor.terminal);
     const int cut_short = by_signal();
     if (begun && o->save_state) { /* also after an error: what was said until then is not lost */
@@ -8305,11 +8413,14 @@ static int mode_chat(const Options *o, const GlaModel *m, GlaState *s, double lo
         if (!code) code = saved;
     }
     if (c.n_cost && !code) {
-        int64_t evaluated = 0;
-        for (int i = 0; i < c.n_cost; i++) evaluated += c.cost[i].evaluated;
-        fprintf(stderr, "%d answers | evaluated %lld tokens, the conversation has %lld | seed %llu\n", c.n_cost, (long long)evaluated, (long long)gla_state_pos(c.branch[c.now].s), (unsigned long long)c.seed);
+        fprintf(stderr, "%d answers | ", c.n_cost);
+        print_evaluated(&c);
+        fprintf(stderr, " | seed %llu\n", (unsigned long long)c.seed);
     }
-    for (int i = 0; i < c.n_branches; i++) { gla_chat_free(c.branch[i].chat); if (i) gla_state_free(c.branch[i].s); }
+    for (int i = 0; i < c.n_branches; i++) {
+        gla_chat_free(c.branch[i].chat);
+        if (i) gla_state_free(c.branch[i].s); /* the first one is the caller's */
+    }
     edit_free(&c.editor);
     free(t.s), free(c.cost);
     return code ? complain(err) : cut_short;

@@ -8116,6 +8116,7 @@ typedef struct {
     Branch branch[16];
     int n_branches, now;
     int interactive; /* on a terminal; else a script */
+    int failed;      /* a command did, in a script */
     int bad;         /* standard output failed: nothing can go on */
     Editor editor;
     TurnCost *cost;
@@ -8343,16 +8344,17 @@ static int chat_command(Chat *c, const char *line, char *err) {
     return GLA_OK;
 }
 
-/* Messages and commands, until the input or somebody ends it. On a terminal an error ends nothing, as long as there is
- * somewhere to write. */
+/* Messages and commands, until the input or somebody ends it. A command that fails ends nothing, nor does a message on a
+ * terminal, as long as there is somewhere to write. In a script one that cannot be said ends it: what follows builds on it. */
 static int chat_loop(Chat *c, char *err) {
     Text *said = &c->editor.text;
     int code = GLA_OK, end = 0;
     while (!end && !interrupted && !code) {
         if (c->interactive ? !edit(&c->editor) : !read_message(said, stdin) || interrupted) break;
         if (!said->s || strspn(said->s, " \t\r\n") >= said->n) continue;
+        const int command = said->s[0] == '/' && said->s[1] != '/';
         int kept = 0;
-        if (said->s[0] == '/' && said->s[1] != '/') {
+        if (command) {
             code = chat_command(c, said->s, err);
             end = code == 1;
         } else {
@@ -8361,8 +8363,9 @@ static int chat_loop(Chat *c, char *err) {
             kept = code != 0; /* not said: it stands in the editor again */
         }
         if (code > 0) code = GLA_OK;
-        if (code && c->interactive && !c->bad) {
+        if (code && (command || c->interactive) && !c->bad) {
             complain(err);
+            c->failed = !c->interactive;
             code = GLA_OK;
         }
         if (c->interactive && interrupted == SIGINT) interrupted = 0; /* it has stopped what was going on */
@@ -8423,7 +8426,7 @@ static int mode_chat(const Options *o, const GlaModel *m, GlaState *s, double lo
     }
     edit_free(&c.editor);
     free(t.s), free(c.cost);
-    return code ? complain(err) : cut_short;
+    return code ? complain(err) : cut_short ? cut_short : c.failed;
 }
 
 /* -- logits, perplexity: every position's logits, a few rows at a time -- */

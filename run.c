@@ -7530,7 +7530,8 @@ static int get_ids(Ids *ids, const char *path, const GlaModel *m, char *err) { /
         long long v = *p >= '0' && *p <= '9' ? strtoll(p, &end, 10) : -1;
         const int ends = *end ? strchr(" \t\n\v\f\r", *end) != NULL : end == t.s + t.n;
         if (v < 0 || errno || v >= m->config.vocab_size || !ends)
-            code = fail(err, GLA_FORMAT, "%s: number %lld is not an id from 0 to %d", path, (long long)ids->n + 1, m->config.vocab_size - 1);
+            code = fail(err, GLA_FORMAT, "%s: number %lld is not an id from 0 to %d",
+                        path, (long long)ids->n + 1, m->config.vocab_size - 1);
         else code = ids_add(ids, &(int32_t){(int32_t)v}, 1, err);
     }
     free(t.s);
@@ -8584,6 +8585,7 @@ static int mode_bench(const Options *o, const GlaModel *m, GlaState *s, double b
     printf("state_bytes %zu\nkv_bytes_per_token %zu\n", i.state_bytes, i.kv_bytes_per_token[s->kv_type]);
     printf("rss_bytes %llu\n", (unsigned long long)resident_bytes());
     printf("threads %d\nkernel %s\n", s->team.n_threads, i.kernel);
+    printf("kv %s\nfast %d\n", kv_names[s->kv_type], s->team.fast);
     return 0;
 }
 

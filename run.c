@@ -7228,7 +7228,7 @@ enum Kind { TEXT, TEXTS, WHOLE, WHOLE64, SIZE, SEED, REAL_NUMBER, BIAS, FLAG };
 enum { O_PROMPT, O_FILE, O_STEPS, O_TEMP, O_TOP_P, O_TOP_K, O_MIN_P, O_REPEAT, O_PRESENCE, O_SEED, O_BIAS, O_STOP, O_IGNORE,
        O_ECHO, O_JSON, O_JSON_ONLY, O_LOGPROBS, O_TOK, O_MODE, O_SYSTEM, O_THINK, O_NO_THINK, O_BUDGET, O_HIDE, O_GUARD,
        O_SNAPSHOTS, O_FORGET, O_THREADS, O_CTX, O_KV, O_FAST, O_BATCH, O_LOAD, O_SAVE, O_CACHE, O_CACHE_BYTES, O_IDS, O_OUT,
-       O_PLEN, O_DEPTH, O_HELP, O_VERSION, N_OPTIONS }; /* in the order of the help page */
+       O_PLEN, O_DEPTH, O_HELP, O_VERSION, N_OPTIONS }; /* in the order of the help page; O_THINK to O_HIDE are about thoughts */
 enum { GENERATE = 1, CHAT = 2, LOGITS = 4, PERPLEXITY = 8, TOKENIZE = 16, BENCH = 32, INFO = 64, TALK = GENERATE | CHAT, ANY = 127 };
 static const char *const modes[] = {"generate", "chat", "logits", "perplexity", "tokenize", "bench", "info", NULL}; /* i: bit 1 << i */
 
@@ -8397,9 +8397,13 @@ static int mode_chat(const Options *o, const GlaModel *m, GlaState *s, double lo
     if (begun) {
         const char *form = gla_chat_template(*chat);
         print_state_size(&info, s);
-        const int in_vain = o->think && !gla_chat_may_think(*chat);
-        if (form) fprintf(stderr, "chat template %s%s\n", form, in_vain ? "; this model has no way to think" : "");
+        if (form) fprintf(stderr, "chat template %s\n", form);
         else fprintf(stderr, "the file has no chat template that is known here: the text is written as \"User: ... Assistant: ...\"\n");
+        int in_vain = 0;
+        for (int i = O_THINK; i <= O_HIDE && !gla_chat_may_think(*chat); i++)
+            if (given(o, i))
+                fprintf(stderr, "%s--%s", in_vain++ ? ", " : "this model has no way to think; without effect: ", options[i].name);
+        if (in_vain) fprintf(stderr, "\n");
         if (c.interactive) {
             fprintf(stderr, "/help lists the commands\n");
             catch_interrupt(COUNT);

@@ -116,6 +116,10 @@ def test_script() -> None:
     refused(2, "both ways of thinking", MODEL, "-m", "chat", "--think", "--no-think")
     refused(2, "log probabilities without json", MODEL, "--logprobs", 1, message="--json")
     refused(1, "a chat without a vocabulary", cli.GLA, "-m", "chat", "-i", "x", cwd=cli.tmp, message="vocabulary")
+    for model, how, names in ((TINY, ["--think"], "--think"), (TINY, ["--no-think", "--hide-thinking"], "--no-think, --hide-thinking"),
+                              (TINY, ["--think-budget", 5], "--think-budget"), (TINY, [], ""), (MODEL, ["--think", "--think-budget", 5], "")):
+        told = [line for line in run(model, "-m", "chat", "-n", 1, "-s", 1, "-i", "x", *how).stderr.decode().splitlines() if "no way to think" in line]
+        check(told == ([f"this model has no way to think; without effect: {names}"] if names else []), f"options of thoughts in vain {how}", told)
     # sessions: a conversation in two programs is one conversation
     session = cli.tmp / "talk"
     both = [json.loads(x) for x in chat("one\ntwo\n", "--json", "-t", 0).stdout.splitlines()]

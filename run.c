@@ -6547,8 +6547,10 @@ static int generate(GlaState *s, GlaSampler *p, const int32_t *prompt, int64_t n
             n_held -= show;
         }
         first = 0;
-        if (stop) n_held = 0, done = GLA_DONE_STOP;
-        else if (how->json && json->now.at == J_END && !done) done = GLA_DONE_END;
+        if (stop) {
+            done = GLA_DONE_STOP;
+            n_held = 0;
+        } else if (how->json && json->now.at == J_END && !done) done = GLA_DONE_END;
         if ((code = gla_eval(s, &id, 1, NULL, 0, err))) return code;
     }
     // an unfinished character or stop text is text after all
@@ -7804,7 +7806,7 @@ static int edit(Editor *e) {
     edit_draw(e, e->at);
     for (;;) {
         key = edit_key();
-        const int goes_on = e->at && e->at == e->text.n && e->text.s[e->at - 1] == '\\';
+        const int goes_on = e->at && e->at == e->text.n && e->text.s[e->at - 1] == '\\'; /* Enter behind a backslash */
         if (key < 0 || (key == CONTROL('D') && !e->text.n) || (key == '\r' && !goes_on)) break;
         if (key == '\r') edit_replace(e, e->at - 1, e->at, "\n", 1);
         else edit_do(e, key);
@@ -7851,7 +7853,7 @@ typedef struct {
     int loops, last;         /* told so far; the last byte shown */
 } Talk;
 
-/* log sum exp(logits - top), with top the largest of them: what a log probability is short of, logits[i] - top - this. */
+/* log sum_j exp(logits[j] - top), with top the largest of them: log softmax(logits)[i] is logits[i] - top - this. */
 static double log_sum(const float *logits, int64_t n, double *top) {
     double sum = 0;
     *top = logits[0];
@@ -8375,6 +8377,20 @@ static int chat_loop(Chat *c, char *err) {
     return code;
 }
 
+/* How the turns are written, and what was asked for in vain. */
+static void print_greeting(const Chat *c) {
+    const GlaChat *chat = c->branch[c->now].chat;
+    const char *form = gla_chat_template(chat);
+    int in_vain = 0;
+    if (form) fprintf(stderr, "chat template %s\n", form);
+    else fprintf(stderr, "the file has no chat template that is known here: the text is written as \"User: ... Assistant: ...\"\n");
+    for (int i = O_THINK; i <= O_HIDE && !gla_chat_may_think(chat); i++)
+        if (given(c->o, i))
+            fprintf(stderr, "%s--%s", in_vain++ ? ", " : "this model has no way to think; without effect: ", options[i].name);
+    if (in_vain) fprintf(stderr, "\n");
+    if (c->interactive) fprintf(stderr, "/help lists the commands\n");
+}
+
 static int mode_chat(const Options *o, const GlaModel *m, GlaState *s, double load_s, char *err) {
     Chat c = {.o = o, .seed = start_seed(o), .load_s = load_s, .n_branches = 1};
     GlaChat **chat = &c.branch[0].chat;
@@ -8395,19 +8411,9 @@ static int mode_chat(const Options *o, const GlaModel *m, GlaState *s, double lo
     if (!code && given(o, O_SEED)) c.p.rng = o->seed;
     const int begun = !code;
     if (begun) {
-        const char *form = gla_chat_template(*chat);
         print_state_size(&info, s);
-        if (form) fprintf(stderr, "chat template %s\n", form);
-        else fprintf(stderr, "the file has no chat template that is known here: the text is written as \"User: ... Assistant: ...\"\n");
-        int in_vain = 0;
-        for (int i = O_THINK; i <= O_HIDE && !gla_chat_may_think(*chat); i++)
-            if (given(o, i))
-                fprintf(stderr, "%s--%s", in_vain++ ? ", " : "this model has no way to think; without effect: ", options[i].name);
-        if (in_vain) fprintf(stderr, "\n");
-        if (c.interactive) {
-            fprintf(stderr, "/help lists the commands\n");
-            catch_interrupt(COUNT);
-        }
+        print_greeting(&c);
+        if (c.interactive) catch_interrupt(COUNT);
     }
     if (begun && once) code = get_text(o, &t, err) || chat_turn(&c, &t, err) < 0;
     else if (begun) code = chat_loop(&c, err);

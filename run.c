@@ -6275,7 +6275,7 @@ static void sift_down(Scored *heap, int n, int i) { /* the best candidate is at 
     }
 }
 
-/* The recent tokens: logits > 0 are divided, others multiplied by repeat_penalty; presence_penalty is subtracted. Once per token. */
+/* The recent tokens, each once: logits > 0 are divided by repeat_penalty, others multiplied; presence_penalty is subtracted. */
 static void penalise(const GlaSampler *p, Scored *c, int n) {
     int count = p->n_recent < GLA_RECENT ? (int)p->n_recent : GLA_RECENT;
     for (int i = 0; i < count; i++) {
@@ -6305,7 +6305,7 @@ static int32_t sample(GlaSampler *p, const float *logits, int n, Scored *c) {
         for (int i = 0; i < n; i++) if ((r -= c[i].score) < 0) return i;
         return best.id;
     }
-    // candidates leave a heap from the likeliest down until top-k, top-p or min-p has enough; they collect at the end of c
+    // candidates leave a heap from the likeliest down until top-k, top-p or min-p has enough, and collect at the end of c
     for (int i = n / 2 - 1; i >= 0; i--) sift_down(c, n, i);
     int left = n, k = p->top_k > 0 && p->top_k < n ? p->top_k : n;
     double mass = 0;
@@ -6335,9 +6335,14 @@ static int32_t sample(GlaSampler *p, const float *logits, int n, Scored *c) {
     return c[left].id;
 }
 
-GLA_API int32_t gla_sample(GlaSampler *p, GlaState *s) { return sample(p, s->logits, s->m->config.vocab_size, s->candidates); }
+GLA_API int32_t gla_sample(GlaSampler *p, GlaState *s) {
+    return sample(p, s->logits, s->m->config.vocab_size, s->candidates);
+}
 
-GLA_API void gla_sampler_note(GlaSampler *p, int32_t id) { p->recent[p->n_recent++ % GLA_RECENT] = id; if (p->n_recent == 1u << 31) p->n_recent -= 1u << 30; }
+GLA_API void gla_sampler_note(GlaSampler *p, int32_t id) {
+    p->recent[p->n_recent++ % GLA_RECENT] = id;
+    if (p->n_recent == 1u << 31) p->n_recent -= 1u << 30; /* the count never wraps, and keeps its place in the ring */
+}
 
 GLA_API void gla_sampler_init(GlaSampler *p, const GlaModel *m, uint64_t seed) {
     double v;
@@ -6377,8 +6382,9 @@ static size_t showable(const GlaGenerate *how, const char *held, size_t n, int *
         for (size_t at = 0; len && at < n; at++) {
             size_t overlap = n - at < len ? n - at : len;
             if (memcmp(held + at, how->stops[i], overlap)) continue;
-            if (overlap < len) { if (at < hold) hold = at; }
-            else { *stop = 1; if (at < cut) cut = at; }
+            if (overlap == len) *stop = 1;
+            size_t *end = overlap == len ? &cut : &hold;
+            if (at < *end) *end = at;
             break;
         }
     }
@@ -6386,8 +6392,8 @@ static size_t showable(const GlaGenerate *how, const char *held, size_t n, int *
 }
 
 /* -- JSON: what may follow, so that a text is one object or array (RFC 8259) --
- * An automaton over bytes whose stack is one bit for each bracket that is open. Before a token is drawn, all those whose bytes it does not take are
- * ruled out. White space has a limit in a row, because a model may like it too much. */
+ * An automaton over bytes whose stack is one bit for each bracket that is open. Before a token is drawn, all those whose
+ * bytes it does not take are ruled out. White space has a limit in a row, because a model may like it too much. */
 enum { JSON_DEPTH = 64, JSON_BLANKS = 32 };
 enum { J_BEGIN, J_VALUE, J_FIRST_VALUE, J_NAME, J_FIRST_NAME, J_COLON, J_NEXT, J_END, /* what is due; "first": or the closing bracket */
        J_STRING, J_ESCAPE, J_HEX, J_UTF8, J_WORD,                                      /* within a string, within true, false, null */
@@ -6395,7 +6401,9 @@ enum { J_BEGIN, J_VALUE, J_FIRST_VALUE, J_NAME, J_FIRST_NAME, J_COLON, J_NEXT, J
 typedef struct {
     uint64_t objects;               /* bit i: bracket i is a brace */
     const char *rest;               /* of a word */
-    uint8_t depth, at, blanks, name, left, lo, hi; /* name: the string is one; left: hexadecimal digits, bytes of a character; lo, hi: bounds of its next byte */
+    uint8_t depth, at, blanks;      /* brackets that are open; a J_ state; white space in a row */
+    uint8_t name;                   /* the string is a name */
+    uint8_t left, lo, hi;           /* hexadecimal digits, or bytes of a character, to come; bounds of the next byte */
 } Json;
 
 static int json_byte(Json *j, uint8_t c) { /* 0: cannot stand here */
@@ -6405,8 +6413,10 @@ static int json_byte(Json *j, uint8_t c) { /* 0: cannot stand here */
         if (c == '"') j->at = j->name ? J_COLON : J_NEXT;
         else if (c == '\\') j->at = J_ESCAPE;
         else if (c >= 0x80) { /* the forms of UTF-8: nothing longer than needed, no surrogates, nothing above U+10FFFF */
-            j->at = J_UTF8, j->left = c < 0xE0 ? 1 : c < 0xF0 ? 2 : 3;
-            j->lo = c == 0xE0 ? 0xA0 : c == 0xF0 ? 0x90 : 0x80, j->hi = c == 0xED ? 0x9F : c == 0xF4 ? 0x8F : 0xBF;
+            j->at = J_UTF8;
+            j->left = c < 0xE0 ? 1 : c < 0xF0 ? 2 : 3;
+            j->lo = c == 0xE0 ? 0xA0 : c == 0xF0 ? 0x90 : 0x80;
+            j->hi = c == 0xED ? 0x9F : c == 0xF4 ? 0x8F : 0xBF;
             return c >= 0xC2 && c <= 0xF4;
         }
         return c >= 0x20;
@@ -6416,7 +6426,8 @@ static int json_byte(Json *j, uint8_t c) { /* 0: cannot stand here */
         if (!--j->left) j->at = J_STRING;
         return 1;
     case J_ESCAPE:
-        j->at = c == 'u' ? J_HEX : J_STRING, j->left = 4;
+        j->at = c == 'u' ? J_HEX : J_STRING;
+        j->left = 4;
         return c && strchr("\"\\/bfnrtu", c) != NULL;
     case J_HEX:
         if (!--j->left) j->at = J_STRING;
@@ -6442,7 +6453,8 @@ static int json_byte(Json *j, uint8_t c) { /* 0: cannot stand here */
     if (c == ',' && at == J_NEXT) return j->at = object ? J_NAME : J_VALUE, 1;
     if (c == ':' && at == J_COLON) return j->at = J_VALUE, 1;
     if (c == '"' && (name || value)) return j->at = J_STRING, j->name = (uint8_t)name, 1;
-    if (c == (object ? '}' : ']') && (at == J_NEXT || at == J_FIRST_NAME || at == J_FIRST_VALUE)) return j->at = --j->depth ? J_NEXT : J_END, 1;
+    if (c == (object ? '}' : ']') && (at == J_NEXT || at == J_FIRST_NAME || at == J_FIRST_VALUE))
+        return j->at = --j->depth ? J_NEXT : J_END, 1;
     if ((c == '{' || c == '[') && (value || at == J_BEGIN) && j->depth < JSON_DEPTH) {
         const uint64_t bit = (uint64_t)1 << j->depth++;
         j->objects = c == '{' ? j->objects | bit : j->objects & ~bit;
@@ -6450,24 +6462,30 @@ static int json_byte(Json *j, uint8_t c) { /* 0: cannot stand here */
     }
     if (!value) return 0;
     if (c == '-' || digit) return j->at = c == '-' ? J_MINUS : c == '0' ? J_ZERO : J_WHOLE, 1;
-    j->rest = c == 't' ? "rue" : c == 'f' ? "alse" : "ull", j->at = J_WORD;
+    j->rest = c == 't' ? "rue" : c == 'f' ? "alse" : "ull";
+    j->at = J_WORD;
     return c == 't' || c == 'f' || c == 'n';
 }
 
-/* The bytes of every token, side by side: token i has those from at[i] to at[i + 1]. Control tokens have none. */
+/* The bytes of every token, side by side: token i has those from at[i] to at[i + 1]. Control tokens have none, nor has
+ * what ends a text: it is no part of it. */
 typedef struct { Json now; float *logits; size_t *at; char *bytes; } JsonTokens;
 
 static int json_tokens(JsonTokens *j, const GlaModel *m, char *err) {
     const int n = m->config.vocab_size;
     size_t total = 0;
     memset(j, 0, sizeof *j);
-    for (int i = 0; i < n; i++) if (!gla_is_end(m, i)) total += gla_piece(m, i, 0, NULL, 0); /* what ends a text is no part of it */
-    j->at = gla_alloc(((size_t)n + 1) * sizeof *j->at), j->bytes = gla_alloc(total), j->logits = gla_alloc((size_t)n * sizeof *j->logits);
+    for (int i = 0; i < n; i++) if (!gla_is_end(m, i)) total += gla_piece(m, i, 0, NULL, 0);
+    j->at = gla_alloc(((size_t)n + 1) * sizeof *j->at);
+    j->bytes = gla_alloc(total);
+    j->logits = gla_alloc((size_t)n * sizeof *j->logits);
     if (!j->at || !j->bytes || !j->logits) return fail(err, GLA_MEMORY, "no memory for the bytes of %d tokens", n);
-    for (int i = 0; i < n; i++) j->at[i + 1] = j->at[i] + (gla_is_end(m, i) ? 0 : gla_piece(m, i, 0, j->bytes + j->at[i], total - j->at[i]));
+    for (int i = 0; i < n; i++) {
+        const size_t at = j->at[i];
+        j->at[i + 1] = at + (gla_is_end(m, i) ? 0 : gla_piece(m, i, 0, j->bytes + at, total - at));
+    }
     return GLA_OK;
 }
-static void json_free(JsonTokens *j) { gla_free(j->at), gla_free(j->bytes), gla_free(j->logits); }
 
 static int json_takes(const JsonTokens *j, int32_t id, Json *after) {
     *after = j->now;
@@ -6480,7 +6498,8 @@ static int32_t json_sample(JsonTokens *j, GlaSampler *p, GlaState *s) { /* -1: n
     int n = s->m->config.vocab_size, some = 0;
     for (int32_t i = 0; i < n; i++) {
         const int takes = json_takes(j, i, &after);
-        j->logits[i] = takes ? s->logits[i] : -INFINITY, some |= takes;
+        j->logits[i] = takes ? s->logits[i] : -INFINITY;
+        some |= takes;
     }
     const int32_t id = sample(p, j->logits, n, s->candidates);
     if (!some || !json_takes(j, id, &after)) return -1;
@@ -6488,18 +6507,24 @@ static int32_t json_sample(JsonTokens *j, GlaSampler *p, GlaState *s) { /* -1: n
     return id;
 }
 
-static int generate(GlaState *s, GlaSampler *p, const int32_t *prompt, int64_t n, const GlaGenerate *how, JsonTokens *json, int64_t *n_out, char *err) {
+/* json: NULL, or what how->json needs. */
+static int generate(GlaState *s, GlaSampler *p, const int32_t *prompt, int64_t n, const GlaGenerate *how, JsonTokens *json,
+                    int64_t *n_out, char *err) {
     const GlaModel *m = s->m;
     char held[HELD + PIECE];
     size_t n_held = 0;
     int64_t made = 0;
-    int done = 0, first = s->pos == 0 && n == 1 && !gla_piece(m, prompt[0], 0, NULL, 0), code; /* after a lone begin token the first word drops its leading space */
+    int done = 0, code;
+    int first = s->pos == 0 && n == 1 && !gla_piece(m, prompt[0], 0, NULL, 0); /* after a lone begin token: no leading space */
     if (n_out) *n_out = 0;
     if (n < 0) return fail(err, GLA_INPUT, "a prompt of %lld tokens", (long long)n);
-    if (s->pos == 0 && n == 0) return fail(err, GLA_INPUT, "nothing to go on: an empty prompt and a model without a begin-of-text token");
+    if (s->pos == 0 && n == 0)
+        return fail(err, GLA_INPUT, "nothing to go on: an empty prompt and a model without a begin-of-text token");
     if ((code = check_room(s, n, err))) return code;
-    for (int i = 0; i < how->n_stops; i++)
-        if (strlen(how->stops[i]) >= HELD / 2) return fail(err, GLA_INPUT, "a stop text of %zu bytes; at most %d", strlen(how->stops[i]), HELD / 2 - 1);
+    for (int i = 0; i < how->n_stops; i++) {
+        const size_t len = strlen(how->stops[i]);
+        if (len >= HELD / 2) return fail(err, GLA_INPUT, "a stop text of %zu bytes; at most %d", len, HELD / 2 - 1);
+    }
     for (int64_t i = 0; i < n; i += s->batch) { /* the prompt, in runs, so that it can be interrupted between them */
         if ((code = gla_eval(s, prompt + i, min64(s->batch, n - i), NULL, 0, err))) return code;
         if (how->emit && how->emit(how->user, -1, "", 0)) return GLA_DONE_CALLER;
@@ -6514,7 +6539,8 @@ static int generate(GlaState *s, GlaSampler *p, const int32_t *prompt, int64_t n
         gla_sampler_note(p, id);
         made++;
         int stop = 0;
-        for (size_t from = 0, len = 1; !stop && (!from || from < len); from += PIECE) { /* nearly always once: a token of more than PIECE bytes comes in parts */
+        // the text of the token: nearly always one round, more than PIECE bytes come in parts
+        for (size_t from = 0, len = 1; !stop && (!from || from < len); from += PIECE) {
             len = piece_part(m->vocab, id, first ? GLA_FIRST : 0, from, held + n_held, PIECE);
             n_held += len - from < PIECE ? len - from : PIECE;
             size_t show = showable(how, held, n_held, &stop);
@@ -6523,32 +6549,38 @@ static int generate(GlaState *s, GlaSampler *p, const int32_t *prompt, int64_t n
             n_held -= show;
         }
         first = 0;
-        if (stop) n_held = 0, done = GLA_DONE_STOP;
-        else if (how->json && json->now.at == J_END && !done) done = GLA_DONE_END;
+        if (stop) {
+            done = GLA_DONE_STOP;
+            n_held = 0;
+        } else if (how->json && json->now.at == J_END && !done) done = GLA_DONE_END;
         if ((code = gla_eval(s, &id, 1, NULL, 0, err))) return code;
     }
-    if (n_held && how->emit && done != GLA_DONE_CALLER) how->emit(how->user, -1, held, n_held); /* an unfinished character or stop text is text after all */
+    // an unfinished character or stop text is text after all
+    if (n_held && how->emit && done != GLA_DONE_CALLER) how->emit(how->user, -1, held, n_held);
     if (n_out) *n_out = made;
     return done;
 }
 
-GLA_API int gla_generate(GlaState *s, GlaSampler *p, const int32_t *prompt, int64_t n, const GlaGenerate *how, int64_t *n_out, char *err) {
+GLA_API int gla_generate(GlaState *s, GlaSampler *p, const int32_t *prompt, int64_t n, const GlaGenerate *how,
+                         int64_t *n_out, char *err) {
     JsonTokens json;
     if (!how->json) return generate(s, p, prompt, n, how, NULL, n_out, err);
     int code = json_tokens(&json, s->m, err);
     if (!code) code = generate(s, p, prompt, n, how, &json, n_out, err);
-    json_free(&json);
+    gla_free(json.at), gla_free(json.bytes), gla_free(json.logits);
     return code;
 }
 
 /* ---- 14. chat: a conversation that is never read twice ---------------------------------------------------------------
- * A recurrent state cannot drop its last tokens, so a program that writes the conversation out anew for every turn - and finds that the
- * template drops earlier thinking, or that sampled text splits into other tokens - reads all of it again. Here the ids that were sampled are
- * the conversation: a turn adds its own tokens behind them, and nothing else is evaluated. Going back means a snapshot from where the turn
- * began; when it has left the memory that snapshots may take, the ids are read again up to there, with the same bits. */
+ * A recurrent state cannot drop its last tokens, so a program that writes the conversation out anew for every turn - and
+ * finds that the template drops earlier thinking, or that sampled text splits into other tokens - reads all of it again.
+ * Here the ids that were sampled are the conversation: a turn adds its own tokens behind them, and nothing else is
+ * evaluated. Going back means a snapshot from where the turn began; when it has left the memory that snapshots may take,
+ * the ids are read again up to there, with the same bits. */
 
-/* How a file wants turns written. % is the text; what the vocabulary has as one special token becomes that token, which text that
- * somebody typed never does. A template is recognised by two marks in tokenizer.chat_template; the first row that has both is it. */
+/* How a file wants turns written. % is the text; what the vocabulary has as one special token becomes that token, which
+ * text that somebody typed never does. A template is recognised by two marks in tokenizer.chat_template; the first row
+ * that has both is it. */
 typedef struct {
     const char *name, *marks[2];
     const char *system;  /* NULL: in front of the first message, with an empty line between */
@@ -6557,17 +6589,40 @@ typedef struct {
 } ChatTemplate;
 
 static const ChatTemplate chat_templates[] = {
-    {"Kimi", {"<|im_middle|>", ""}, "<|im_system|>system<|im_middle|>%<|im_end|>", "<|im_user|>user<|im_middle|>%<|im_end|>", "<|im_assistant|>assistant<|im_middle|>", "<|im_end|>", NULL},
-    {"Phi-4", {"<|im_start|>", "<|im_sep|>"}, "<|im_start|>system<|im_sep|>%<|im_end|>", "<|im_start|>user<|im_sep|>%<|im_end|>", "<|im_start|>assistant<|im_sep|>", "<|im_end|>", NULL},
-    {"ChatML", {"<|im_start|>", ""}, "<|im_start|>system\n%<|im_end|>\n", "<|im_start|>user\n%<|im_end|>\n", "<|im_start|>assistant\n", "<|im_end|>\n", NULL},
-    {"Llama-3", {"<|start_header_id|>", ""}, "<|start_header_id|>system<|end_header_id|>\n\n%<|eot_id|>", "<|start_header_id|>user<|end_header_id|>\n\n%<|eot_id|>", "<|start_header_id|>assistant<|end_header_id|>\n\n", "<|eot_id|>", NULL},
-    {"Gemma", {"<start_of_turn>", ""}, NULL, "<start_of_turn>user\n%<end_of_turn>\n", "<start_of_turn>model\n", "<end_of_turn>\n", NULL},
-    {"Granite", {"<|start_of_role|>", ""}, "<|start_of_role|>system<|end_of_role|>%<|end_of_text|>\n", "<|start_of_role|>user<|end_of_role|>%<|end_of_text|>\n", "<|start_of_role|>assistant<|end_of_role|>", "<|end_of_text|>\n", NULL},
-    {"DeepSeek", {"<\357\275\234User\357\275\234>", ""}, "%", "<\357\275\234User\357\275\234>%", "<\357\275\234Assistant\357\275\234>", "<\357\275\234end\342\226\201of\342\226\201sentence\357\275\234>", NULL},
-    {"Phi-3", {"<|user|>", "<|end|>"}, "<|system|>\n%<|end|>\n", "<|user|>\n%<|end|>\n", "<|assistant|>\n", "<|end|>\n", NULL},
-    {"Zephyr", {"<|user|>", "eos_token"}, "<|system|>\n%</s>\n", "<|user|>\n%</s>\n", "<|assistant|>\n", "</s>\n", NULL},
-    {"Mistral", {"[INST]", ""}, NULL, "[INST] % [/INST]", "", "</s>", NULL},
-    {"plain", {"User:", "Assistant:"}, "%\n\n", "User: %\n\n", "Assistant:", "\n\n", "\nUser:"}, /* the last one: also for files without a known template */
+    {"Kimi", {"<|im_middle|>", ""},
+     "<|im_system|>system<|im_middle|>%<|im_end|>", "<|im_user|>user<|im_middle|>%<|im_end|>",
+     "<|im_assistant|>assistant<|im_middle|>", "<|im_end|>", NULL},
+    {"Phi-4", {"<|im_start|>", "<|im_sep|>"},
+     "<|im_start|>system<|im_sep|>%<|im_end|>", "<|im_start|>user<|im_sep|>%<|im_end|>",
+     "<|im_start|>assistant<|im_sep|>", "<|im_end|>", NULL},
+    {"ChatML", {"<|im_start|>", ""},
+     "<|im_start|>system\n%<|im_end|>\n", "<|im_start|>user\n%<|im_end|>\n",
+     "<|im_start|>assistant\n", "<|im_end|>\n", NULL},
+    {"Llama-3", {"<|start_header_id|>", ""},
+     "<|start_header_id|>system<|end_header_id|>\n\n%<|eot_id|>", "<|start_header_id|>user<|end_header_id|>\n\n%<|eot_id|>",
+     "<|start_header_id|>assistant<|end_header_id|>\n\n", "<|eot_id|>", NULL},
+    {"Gemma", {"<start_of_turn>", ""},
+     NULL, "<start_of_turn>user\n%<end_of_turn>\n",
+     "<start_of_turn>model\n", "<end_of_turn>\n", NULL},
+    {"Granite", {"<|start_of_role|>", ""},
+     "<|start_of_role|>system<|end_of_role|>%<|end_of_text|>\n", "<|start_of_role|>user<|end_of_role|>%<|end_of_text|>\n",
+     "<|start_of_role|>assistant<|end_of_role|>", "<|end_of_text|>\n", NULL},
+    {"DeepSeek", {"<\357\275\234User\357\275\234>", ""},
+     "%", "<\357\275\234User\357\275\234>%",
+     "<\357\275\234Assistant\357\275\234>", "<\357\275\234end\342\226\201of\342\226\201sentence\357\275\234>", NULL},
+    {"Phi-3", {"<|user|>", "<|end|>"},
+     "<|system|>\n%<|end|>\n", "<|user|>\n%<|end|>\n",
+     "<|assistant|>\n", "<|end|>\n", NULL},
+    {"Zephyr", {"<|user|>", "eos_token"},
+     "<|system|>\n%</s>\n", "<|user|>\n%</s>\n",
+     "<|assistant|>\n", "</s>\n", NULL},
+    {"Mistral", {"[INST]", ""},
+     NULL, "[INST] % [/INST]",
+     "", "</s>", NULL},
+    /* the last one: also for files without a known template */
+    {"plain", {"User:", "Assistant:"},
+     "%\n\n", "User: %\n\n",
+     "Assistant:", "\n\n", "\nUser:"},
 };
 enum { N_TEMPLATES = sizeof chat_templates / sizeof *chat_templates, LOOP_PERIODS = 64 };
 
@@ -6588,16 +6643,32 @@ static int ids_add(Ids *a, const int32_t *ids, int64_t n, char *err) {
 }
 static void ids_free(Ids *a) { gla_free(a->id); *a = (Ids){NULL, 0, 0}; }
 
-static int ids_encode(Ids *a, const GlaModel *m, const char *text, size_t n, int flags, char *err) { /* appends the ids of a text */
+/* Appends the ids of a text. */
+static int ids_encode(Ids *a, const GlaModel *m, const char *text, size_t n, int flags, char *err) {
     int64_t more = gla_encode(m, text, n, flags, NULL, 0, err); /* may be more than there are bytes: NFC lengthens some characters */
-    int32_t *ids = more > 0 ? gla_alloc((size_t)more * sizeof *ids) : NULL;
-    int code = more < 0 ? (int)more : more && !ids ? fail(err, GLA_MEMORY, "no memory for %lld token ids", (long long)more) : GLA_OK;
-    if (ids) more = gla_encode(m, text, n, flags, ids, (size_t)more, err), code = more < 0 ? (int)more : GLA_OK;
+    if (more <= 0) return (int)more;
+    int32_t *ids = gla_alloc((size_t)more * sizeof *ids);
+    if (!ids) return fail(err, GLA_MEMORY, "no memory for %lld token ids", (long long)more);
+    more = gla_encode(m, text, n, flags, ids, (size_t)more, err);
+    int code = more < 0 ? (int)more : GLA_OK;
     for (int64_t i = 0; i < more && !code; i++)
-        if (ids[i] >= m->config.vocab_size) code = fail(err, GLA_INPUT, "the vocabulary has the token %d, the model only %d; is it another model's (-z)?", ids[i], m->config.vocab_size);
-    if (!code && ids) code = ids_add(a, ids, more, err);
+        if (ids[i] >= m->config.vocab_size)
+            code = fail(err, GLA_INPUT, "the vocabulary has the token %d, the model only %d; is it another model's (-z)?",
+                        ids[i], m->config.vocab_size);
+    if (!code) code = ids_add(a, ids, more, err);
     gla_free(ids);
     return code;
+}
+
+/* The ids that a session holds; some hold none. */
+static int ids_of_session(Ids *ids, const GlaModel *m, const char *path, char *err) {
+    int64_t n = gla_session_ids(m, path, NULL, 0, err);
+    *ids = (Ids){NULL, 0, 0};
+    if (n <= 0) return (int)n;
+    if (!(ids->id = gla_alloc((size_t)n * sizeof *ids->id))) return fail(err, GLA_MEMORY, "no memory for %lld token ids", (long long)n);
+    ids->n = ids->cap = n;
+    n = gla_session_ids(m, path, ids->id, n, err);
+    return n < 0 ? (int)n : GLA_OK;
 }
 
 typedef struct { int refs; char data[]; } Snapshot; /* shared with the chats that were forked from this one */
@@ -6612,7 +6683,9 @@ struct GlaChat {
     GlaChatSettings how;
     char *system;
     const ChatTemplate *form;
-    int known, may_think, opens, empties; /* is the template known; does the vocabulary have <think>; does the answer begin behind it; behind an empty thought */
+    int known;            /* is the template known? */
+    int may_think;        /* have the template and the vocabulary thoughts? */
+    int opens, empties;   /* answers begin behind <think>; behind an empty thought, unless asked to think */
     int32_t think_open, think_close;
     Ids ids;
     Mark *marks;          /* 0 .. n_marks - 1; we are at marks[at], or within the turn behind it */
@@ -6624,11 +6697,13 @@ struct GlaChat {
     const GlaGenerate *listener;
     GlaSampler *sampler;
     int thinking, leading, close_thought, failed;
-    int64_t period[LOOP_PERIODS + 1], from; /* how many of the last tokens equal the one so many before; where the answer began */
+    int64_t period[LOOP_PERIODS + 1]; /* [k]: how many of the last tokens equal the one k before */
+    int64_t from;         /* where the answer began */
 };
 
 /* -- ids of a turn -- */
 
+/* Appends the ids of a form of the template, with the text where it has a %. */
 static int chat_write(GlaChat *c, Ids *out, const char *form, const char *text, size_t n, char *err) {
     const GlaModel *m = c->s->m;
     size_t len = strlen(form), used = 0;
@@ -6639,8 +6714,12 @@ static int chat_write(GlaChat *c, Ids *out, const char *form, const char *text, 
         if (id >= 0 || at == len) { /* the text between two special tokens is one text, as the model's own tokenizer sees it */
             code = ids_encode(out, m, plain, used, 0, err);
             if (!code && id >= 0) code = ids_add(out, &id, 1, err);
-            used = 0, k += at == len;
-        } else if (k = 1, form[at] == '%') memcpy(plain + used, text, n), used += n;
+            used = 0;
+            if (at == len) k = 1;
+            continue;
+        }
+        k = 1;
+        if (form[at] == '%') memcpy(plain + used, text, n), used += n;
         else plain[used++] = form[at];
     }
     gla_free(plain);
@@ -6657,11 +6736,16 @@ static int str_has(Str s, const char *what) {
 static void chat_recognise(GlaChat *c) {
     const GlaModel *m = c->s->m;
     Str t = {"", 0}, tail;
-    if (!gguf_str(m->vocab_file.map.data ? &m->vocab_file : &m->file, "tokenizer.chat_template", &t)) gguf_str(&m->file, "tokenizer.chat_template", &t);
+    if (!m->vocab_file.map.data || !gguf_str(&m->vocab_file, "tokenizer.chat_template", &t))
+        gguf_str(&m->file, "tokenizer.chat_template", &t);
     c->form = &chat_templates[N_TEMPLATES - 1];
     for (int i = N_TEMPLATES - 1; i >= 0; i--)
-        if (str_has(t, chat_templates[i].marks[0]) && str_has(t, chat_templates[i].marks[1])) c->form = &chat_templates[i], c->known = 1;
-    c->think_open = find_token(m->vocab, str_of("<think>"), str_of("")), c->think_close = find_token(m->vocab, str_of("</think>"), str_of(""));
+        if (str_has(t, chat_templates[i].marks[0]) && str_has(t, chat_templates[i].marks[1])) {
+            c->form = &chat_templates[i];
+            c->known = 1;
+        }
+    c->think_open = find_token(m->vocab, str_of("<think>"), str_of(""));
+    c->think_close = find_token(m->vocab, str_of("</think>"), str_of(""));
     c->may_think = c->think_open >= 0 && c->think_close >= 0 && str_has(t, "think");
     for (tail = t; str_has(t, "add_generation_prompt"); t.s++, t.n--) tail = t; /* what it writes behind the last message */
     c->opens = str_has(tail, "<think>\\n'") || str_has(tail, "<think>\\n\"") || str_has(tail, "<think>\n");
@@ -6673,17 +6757,22 @@ static int chat_thinks(const GlaChat *c) { return c->may_think && (c->how.think 
 /* The ids of a message, and of what its answer begins with. */
 static int chat_turn_ids(GlaChat *c, Ids *out, const char *text, size_t n, char *err) {
     char answer[128], *joined = NULL;
-    int code = GLA_OK, first = c->at == 0;
+    const char *thought = "";
+    int code = GLA_OK, first = c->at == 0, stopped = c->marks[c->at].stopped;
     while (n && strchr(" \t\r\n", text[0])) text++, n--; /* templates trim, too */
     while (n && strchr(" \t\r\n", text[n - 1])) n--;
     if (first && c->system && !c->form->system) {
         size_t len = strlen(c->system);
         if (!(joined = gla_alloc(len + n + 2))) return fail(err, GLA_MEMORY, "no memory for a text of %zu bytes", n);
-        memcpy(joined, c->system, len), memcpy(joined + len, "\n\n", 2), memcpy(joined + len + 2, text, n);
-        text = joined, n += len + 2;
+        memcpy(joined, c->system, len);
+        memcpy(joined + len, "\n\n", 2);
+        memcpy(joined + len + 2, text, n);
+        text = joined;
+        n += len + 2;
     }
-    snprintf(answer, sizeof answer, "%s%s", c->form->answer, !c->may_think ? "" : chat_thinks(c) ? (c->opens ? "<think>\n" : "") : "<think>\n\n</think>\n\n");
-    int stopped = c->marks[c->at].stopped;
+    if (c->may_think && !chat_thinks(c)) thought = "<think>\n\n</think>\n\n";
+    else if (c->may_think && c->opens) thought = "<think>\n";
+    snprintf(answer, sizeof answer, "%s%s", c->form->answer, thought);
     if (!first && !stopped) code = chat_write(c, out, c->form->end, "", 0, err);
     if (!code) code = chat_write(c, out, c->form->user + (stopped ? strlen(c->form->stop) - 1 : 0), text, n, err);
     if (!code) code = chat_write(c, out, answer, "", 0, err);
@@ -6701,12 +6790,19 @@ static void snapshot_drop(GlaChat *c, Snapshot **s) {
 }
 
 static void snapshot_take(GlaChat *c, Snapshot **s) { /* within the bound: the oldest leave. Without memory there is none */
-    int64_t bytes = (int64_t)gla_snapshot_bytes(c->s->m);
+    int64_t bytes = (int64_t)gla_snapshot_bytes(c->s->m), rest = c->how.snapshot_bytes - bytes;
     snapshot_drop(c, s);
-    for (int i = 0; i < c->n_marks && c->snapshot_bytes + bytes > c->how.snapshot_bytes; i++) snapshot_drop(c, &c->marks[i].snap);
-    if (c->snapshot_bytes + bytes > c->how.snapshot_bytes || !(*s = gla_alloc(sizeof **s + (size_t)bytes))) return;
-    (*s)->refs = 1, c->snapshot_bytes += bytes;
+    for (int i = 0; i < c->n_marks && c->snapshot_bytes > rest; i++) snapshot_drop(c, &c->marks[i].snap);
+    if (c->snapshot_bytes > rest || !(*s = gla_alloc(sizeof **s + (size_t)bytes))) return;
+    (*s)->refs = 1;
+    c->snapshot_bytes += bytes;
     gla_snapshot(c->s, (*s)->data);
+}
+
+static void snapshot_share(GlaChat *c, Snapshot *s) { /* another chat's is c's as well */
+    if (!s) return;
+    s->refs++;
+    c->snapshot_bytes += (int64_t)gla_snapshot_bytes(c->s->m);
 }
 
 static void chat_cut(GlaChat *c, int n_marks) { /* turns from here on are forgotten */
@@ -6757,15 +6853,19 @@ static int chat_begin(GlaChat *c, const GlaGenerate *how, char *err) {
     if (c->n_marks) return GLA_OK;
     gguf_str(&c->s->m->file, "tokenizer.chat_template", &form);
     ids->n = 0;
-    if (t->bos >= 0 && t->bos < c->s->m->config.vocab_size && (t->add_bos || str_has(form, "bos_token"))) code = ids_add(ids, &t->bos, 1, err);
-    if (!code && c->system && c->form->system) code = chat_write(c, ids, c->form->system, c->system, strlen(c->system), err);
-    if (!code && c->how.cache && ids->n) {
-        int64_t n = gla_cache_load(c->s, c->how.cache, ids->id, ids->n, err);
-        code = n < 0 ? (int)n : GLA_OK;
-        int all = n == ids->n;
-        if (!code) code = chat_read(c, ids->n, how, err);
-        if (!code && !all && c->system) code = gla_cache_store(c->s, c->how.cache, ids->id, c->how.cache_bytes, err);
-    } else if (!code) code = chat_read(c, ids->n, how, err);
+    if (t->bos >= 0 && t->bos < c->s->m->config.vocab_size && (t->add_bos || str_has(form, "bos_token")))
+        code = ids_add(ids, &t->bos, 1, err);
+    if (!code && c->system && c->form->system)
+        code = chat_write(c, ids, c->form->system, c->system, strlen(c->system), err);
+    const int cached = c->how.cache && ids->n;
+    int64_t reused = 0;
+    if (!code && cached) {
+        reused = gla_cache_load(c->s, c->how.cache, ids->id, ids->n, err);
+        code = reused < 0 ? (int)reused : GLA_OK;
+    }
+    if (!code) code = chat_read(c, ids->n, how, err);
+    if (!code && cached && reused < ids->n && c->system)
+        code = gla_cache_store(c->s, c->how.cache, ids->id, c->how.cache_bytes, err);
     if (!code) code = chat_mark(c, c->s->pos, 0, err);
     if (code) gla_state_reset(c->s);
     return code;
@@ -6773,37 +6873,46 @@ static int chat_begin(GlaChat *c, const GlaGenerate *how, char *err) {
 
 /* -- answers -- */
 
-/* The text of an answer passes here: thinking is told apart, white space before the text goes, and loops are noticed. A loop: the same at
- * most LOOP_PERIODS tokens again and again, for how.loop_tokens tokens and at least four times. */
+/* Is the last of the ids, which is id, in a loop: the same at most LOOP_PERIODS tokens again and again, for how.loop_tokens
+ * tokens and at least four times? */
+static int chat_loops(GlaChat *c, int32_t id) {
+    int64_t last = c->ids.n - 1;
+    int looping = 0;
+    for (int k = 1; k <= LOOP_PERIODS && k <= last - c->from; k++) {
+        c->period[k] = c->ids.id[last - k] == id ? c->period[k] + 1 : 0;
+        if (c->period[k] >= c->how.loop_tokens && c->period[k] >= 3 * k) looping = 1;
+    }
+    if (!looping || c->how.loop_tokens <= 0) return 0;
+    memset(c->period, 0, sizeof c->period);
+    return 1;
+}
+
+/* The text of an answer passes here: thinking is told apart, white space before the text goes, and loops are noticed. */
 static int chat_heard(void *user, int32_t id, const char *text, size_t n) {
     GlaChat *c = user;
     GlaTurn *turn = c->turn;
-    int stop = 0, tag = c->may_think && !c->listener->json && id >= 0 && (id == c->think_open || id == c->think_close);
-    if (id >= 0) {
-        if (ids_add(&c->ids, &id, 1, NULL)) c->failed = stop = 1;
-        int64_t at = c->ids.n - 1 - c->from, looping = 0;
-        for (int k = 1; k <= LOOP_PERIODS && k <= at; k++) {
-            c->period[k] = c->ids.id[c->ids.n - 1 - k] == id ? c->period[k] + 1 : 0;
-            if (c->period[k] >= c->how.loop_tokens && c->period[k] >= 3 * k) looping = 1;
-        }
-        if (looping && c->how.loop_tokens > 0) {
-            memset(c->period, 0, sizeof c->period);
-            if (turn->loops++) stop = 1;
-            else if (c->sampler->repeat_penalty < 1.3f) c->sampler->repeat_penalty = 1.3f;
-        }
+    const int opens = id == c->think_open, tag = c->may_think && !c->listener->json && id >= 0 && (opens || id == c->think_close);
+    int stop = 0;
+    if (id >= 0 && ids_add(&c->ids, &id, 1, NULL)) c->failed = stop = 1;
+    else if (id >= 0 && chat_loops(c, id)) {
+        if (turn->loops++) stop = 1;
+        else if (c->sampler->repeat_penalty < 1.3f) c->sampler->repeat_penalty = 1.3f;
     }
-    if (tag && n >= (size_t)(id == c->think_open ? 7 : 8)) n -= id == c->think_open ? 7 : 8; /* the tag itself is not shown */
-    else if (tag) n = 0;
+    if (tag) { /* the tag itself is not shown */
+        const size_t len = strlen(opens ? "<think>" : "</think>");
+        n = n > len ? n - len : 0;
+    }
     while (c->leading && n && strchr(" \t\r\n", *text)) text++, n--;
     if (n) c->leading = 0;
     if (c->listener->emit && c->listener->emit(c->listener->user, id, text, n)) stop = 1;
-    if (tag) c->thinking = id == c->think_open, c->leading = 1;
+    if (tag) c->thinking = opens, c->leading = 1;
     else if (id >= 0 && c->thinking && ++turn->thought == c->how.think_budget) c->close_thought = stop = 1;
     return stop;
 }
 
 static int chat_may_answer(const GlaChat *c, const GlaGenerate *how, char *err) {
-    return how->json && chat_thinks(c) ? fail(err, GLA_INPUT, "a thought is no JSON; an answer in JSON needs a chat that does not think") : GLA_OK;
+    if (!how->json || !chat_thinks(c)) return GLA_OK;
+    return fail(err, GLA_INPUT, "a thought is no JSON; an answer in JSON needs a chat that does not think");
 }
 
 /* The answer to what has been read, up to its end. */
@@ -6818,16 +6927,22 @@ static int chat_answer(GlaChat *c, GlaSampler *p, const GlaGenerate *how, GlaTur
         for (int i = 0; i < how->n_stops; i++) stops[i] = how->stops[i];
         stops[g.n_stops++] = c->form->stop, g.stops = stops;
     }
-    c->turn = turn, c->listener = how, c->sampler = p, c->thinking = 0, c->leading = 1, c->close_thought = c->failed = 0, c->from = begin;
+    c->turn = turn, c->listener = how, c->sampler = p;
+    c->thinking = c->close_thought = c->failed = 0;
+    c->leading = 1;
+    c->from = begin;
     memset(c->period, 0, sizeof c->period);
-    for (int64_t i = begin; i-- > c->marks[c->at].pos && c->may_think;) /* did the template open a thought? */
-        if (c->ids.id[i] == c->think_open || c->ids.id[i] == c->think_close) { c->thinking = c->ids.id[i] == c->think_open; break; }
+    for (int64_t i = c->marks[c->at].pos; i < begin && c->may_think; i++) { /* did the template open a thought? */
+        if (c->ids.id[i] == c->think_open) c->thinking = 1;
+        if (c->ids.id[i] == c->think_close) c->thinking = 0;
+    }
     do {
         Ids forced = {NULL, 0, 0};
         if (c->close_thought) { /* the budget is spent: the end of the thought is put into its mouth */
             code = chat_write(c, &forced, "\n</think>\n\n", "", 0, err);
             if (!code) code = ids_add(&c->ids, forced.id, forced.n, err);
-            c->close_thought = c->thinking = 0, c->leading = 1, turn->budget = 1;
+            c->close_thought = c->thinking = 0;
+            c->leading = turn->budget = 1;
         }
         if (how->steps) g.steps = how->steps - turn->made;
         if (!code) done = code = gla_generate(c->s, p, forced.id, forced.n, &g, &made, err);
@@ -6859,7 +6974,10 @@ GLA_API int gla_chat_say(GlaChat *c, GlaSampler *p, const char *text, size_t n, 
     if (!c->marks[c->at].snap) snapshot_take(c, &c->marks[c->at].snap);
     code = chat_turn_ids(c, ids, text, n, err);
     if (!code && c->s->m->kv_floats && ids->n >= c->s->ctx)
-        code = fail(err, GLA_CONTEXT, "the context of %d positions has room for %lld more tokens, this message needs %lld; forget the oldest turns (/forget, --forget) or give a larger context (-c)", c->s->ctx, (long long)(c->s->ctx - c->s->pos), (long long)(ids->n - c->s->pos));
+        code = fail(err, GLA_CONTEXT,
+                    "the context of %d positions has room for %lld more tokens, this message needs %lld; forget the oldest turns "
+                    "(/forget, --forget) or give a larger context (-c)",
+                    c->s->ctx, (long long)(c->s->ctx - c->s->pos), (long long)(ids->n - c->s->pos));
     if (!code) code = chat_read(c, ids->n, how, err);
     turn->read = c->s->evaluated - before;
     if (code) { /* as if nothing had been said */
@@ -6889,11 +7007,17 @@ GLA_API int gla_chat_retry(GlaChat *c, GlaSampler *p, const GlaGenerate *how, Gl
     int64_t answer = c->marks[c->at].answer, before = c->s->evaluated;
     if (chat_may_answer(c, how, err)) return GLA_INPUT;
     if (!answer) return fail(err, GLA_INPUT, "where the last answer begins is not known");
-    if (c->answer) { gla_rewind(c->s, c->answer->data), c->at--; }
-    else {
+    if (c->answer) {
+        gla_rewind(c->s, c->answer->data);
+        c->at--;
+    } else {
         code = chat_move(c, c->at - 1, err);
         if (!code) code = chat_read(c, answer, how, err);
-        if (code == GLA_DONE_CALLER) { chat_cut(c, c->at + 1), c->ids.n = c->marks[c->at].pos; return chat_move(c, c->at, err) ? GLA_MEMORY : code; }
+        if (code == GLA_DONE_CALLER) {
+            chat_cut(c, c->at + 1);
+            c->ids.n = c->marks[c->at].pos;
+            if (chat_move(c, c->at, err)) return GLA_MEMORY;
+        }
         if (code) return code;
         snapshot_take(c, &c->answer);
     }
@@ -6921,7 +7045,8 @@ GLA_API int gla_chat_forget(GlaChat *c, int64_t keep, const GlaGenerate *how, ch
     while (first < c->at - 1 && c->marks[0].pos + c->marks[c->at].pos - c->marks[first].pos > keep) first++;
     int64_t from = c->marks[first].pos, to = c->marks[c->at].pos, head = c->marks[0].pos;
     int code = chat_write(c, &end, c->form->end, "", 0, err);
-    if (!code && end.n <= to - from && !memcmp(c->ids.id + from, end.id, (size_t)end.n * sizeof *end.id)) from += end.n; /* it ended the turn before */
+    if (!code && end.n <= to - from && !memcmp(c->ids.id + from, end.id, (size_t)end.n * sizeof *end.id))
+        from += end.n; /* it ended the turn before */
     if (!code) code = ids_add(&rest, c->ids.id, head, err);
     if (!code) code = ids_add(&rest, c->ids.id + from, to - from, err);
     ids_free(&end);
@@ -6929,9 +7054,16 @@ GLA_API int gla_chat_forget(GlaChat *c, int64_t keep, const GlaGenerate *how, ch
     int kept = c->at - first;
     chat_cut(c, c->at + 1);
     for (int i = 0; i <= c->at; i++) snapshot_drop(c, &c->marks[i].snap); /* they know the turns that go */
-    for (int i = 1; i <= kept; i++) c->marks[i] = (Mark){c->marks[first + i].pos - from + head, c->marks[first + i].answer ? c->marks[first + i].answer - from + head : 0, c->marks[first + i].stopped, NULL};
+    for (int i = 1; i <= kept; i++) {
+        Mark *mark = &c->marks[i];
+        *mark = c->marks[first + i];
+        mark->pos += head - from;
+        if (mark->answer) mark->answer += head - from;
+    }
     ids_free(&c->ids);
-    c->ids = rest, c->n_marks = kept + 1, c->at = kept;
+    c->ids = rest;
+    c->at = kept;
+    c->n_marks = kept + 1;
     gla_state_reset(c->s);
     code = chat_read(c, c->ids.n, how, err);
     if (code == GLA_DONE_CALLER) code = chat_read(c, c->ids.n, NULL, err); /* no way back from here */
@@ -6947,8 +7079,12 @@ GLA_API int gla_chat_new(GlaChat **chat, GlaState *s, const GlaChatSettings *how
     GlaChat *c = gla_alloc(sizeof *c);
     size_t n = how->system ? strlen(how->system) : 0;
     if (!c) return fail(err, GLA_MEMORY, "no memory for a chat");
-    c->s = s, c->how = *how;
-    if (n && !(c->system = gla_alloc(n + 1))) { gla_free(c); return fail(err, GLA_MEMORY, "no memory for the system prompt"); }
+    c->s = s;
+    c->how = *how;
+    if (n && !(c->system = gla_alloc(n + 1))) {
+        gla_free(c);
+        return fail(err, GLA_MEMORY, "no memory for the system prompt");
+    }
     if (n) memcpy(c->system, how->system, n);
     chat_recognise(c);
     *chat = c;
@@ -6965,17 +7101,22 @@ GLA_API const char *gla_chat_template(const GlaChat *c) { return c->known ? c->f
 GLA_API int gla_chat_thinking(const GlaChat *c) { return c->thinking; }
 GLA_API int gla_chat_may_think(const GlaChat *c) { return c->may_think; }
 GLA_API void gla_chat_think(GlaChat *c, int think) { c->how.think = think; }
-GLA_API int gla_chat_turns(const GlaChat *c, int *undone) { if (undone) *undone = c->n_marks ? c->n_marks - 1 - c->at : 0; return c->at; }
 GLA_API const int32_t *gla_chat_ids(const GlaChat *c) { return c->ids.id; }
 GLA_API size_t gla_chat_snapshot_bytes(const GlaChat *c) { return (size_t)c->snapshot_bytes; }
+
+GLA_API int gla_chat_turns(const GlaChat *c, int *undone) {
+    if (undone) *undone = c->n_marks ? c->n_marks - 1 - c->at : 0;
+    return c->at;
+}
 
 GLA_API int gla_chat_save(const GlaChat *c, const GlaSampler *p, const char *path, char *err) {
     if (!c->s->pos) return fail(err, GLA_INPUT, "nothing has been said");
     return gla_state_save(c->s, p, c->ids.id, path, err);
 }
 
-static int64_t ids_find(const Ids *in, int64_t from, const Ids *what, int64_t n) { /* the first n of `what`, from there on; -1: nowhere */
-    for (int64_t i = from; n > 0 && i + n <= in->n; i++) if (!memcmp(in->id + i, what->id, (size_t)n * sizeof *in->id)) return i;
+static int64_t ids_find(const Ids *in, int64_t from, const Ids *what, int64_t n) { /* the first n of `what`; -1: nowhere */
+    for (int64_t i = from; n > 0 && i + n <= in->n; i++)
+        if (!memcmp(in->id + i, what->id, (size_t)n * sizeof *in->id)) return i;
     return -1;
 }
 
@@ -6997,7 +7138,8 @@ static int chat_find_turns(GlaChat *c, char *err) {
         int64_t turn_end = next < 0 ? last : next;
         if (next >= end.n && !memcmp(c->ids.id + next - end.n, end.id, (size_t)end.n * sizeof *end.id)) turn_end -= end.n;
         begin = begin < 0 || begin + answer.n > turn_end ? 0 : begin + answer.n;
-        if (begin && c->may_think && begin < turn_end && c->ids.id[begin] == c->think_open && (!chat_thinks(c) || c->opens)) { /* the thought that the template began */
+        const int thought = begin && begin < turn_end && c->may_think && c->ids.id[begin] == c->think_open;
+        if (thought && (c->opens || !chat_thinks(c))) { /* the template began it, and ended it where it is to stay empty */
             int64_t close = begin;
             while (!chat_thinks(c) && close < turn_end && c->ids.id[close] != c->think_close) close++;
             if (close < turn_end) begin = min64(close + 2, turn_end); /* and the line end behind it */
@@ -7010,21 +7152,21 @@ static int chat_find_turns(GlaChat *c, char *err) {
 
 GLA_API int gla_chat_load(GlaChat *c, GlaSampler *p, const char *path, char *err) {
     char why[GLA_ERR] = "";
-    int64_t n = gla_session_ids(c->s->m, path, NULL, 0, err), before = c->s->pos;
-    Ids ids = {NULL, 0, 0}, kept = c->ids;
-    GlaSampler loaded;
-    int code = n < 0 ? (int)n : n == 0 ? fail(err, GLA_INPUT, "%s: holds a state without its token ids, which a chat needs", path) : GLA_OK;
-    if (!code && !(ids.id = gla_alloc((size_t)n * sizeof *ids.id))) code = fail(err, GLA_MEMORY, "no memory for %lld token ids", (long long)n);
-    if (!code) ids.n = ids.cap = n, n = gla_session_ids(c->s->m, path, ids.id, n, err), code = n < 0 ? (int)n : GLA_OK;
-    loaded = *p;
+    Ids ids;
+    GlaSampler loaded = *p;
+    int64_t before = c->s->pos;
+    int code = ids_of_session(&ids, c->s->m, path, err);
+    if (!code && !ids.n) code = fail(err, GLA_INPUT, "%s: holds a state without its token ids, which a chat needs", path);
     if (!code && (code = gla_state_load(c->s, &loaded, path, why))) {
         if (c->s->pos != before) chat_read(c, before, NULL, NULL); /* a damaged file has emptied the state: read again what was there */
         fail(err, code, "%s", why);
     }
     if (code) { ids_free(&ids); return code; }
+    ids_free(&c->ids);
     c->ids = ids;
-    ids_free(&kept);
-    memcpy(p->recent, loaded.recent, sizeof p->recent), p->n_recent = loaded.n_recent, p->rng = loaded.rng;
+    memcpy(p->recent, loaded.recent, sizeof p->recent);
+    p->n_recent = loaded.n_recent;
+    p->rng = loaded.rng;
     return chat_find_turns(c, err);
 }
 
@@ -7044,38 +7186,69 @@ GLA_API int gla_chat_clone(GlaChat **copy, GlaState **state, const GlaChat *c, c
         d->cap = c->at + 16;
         if (!(d->marks = gla_alloc((size_t)d->cap * sizeof *d->marks))) code = fail(err, GLA_MEMORY, "no memory for the turns");
     }
-    if (code) { gla_chat_free(d), gla_state_free(*state); *copy = NULL, *state = NULL; return code; }
+    if (code) {
+        gla_chat_free(d), gla_state_free(*state);
+        *copy = NULL, *state = NULL;
+        return code;
+    }
     for (int i = 0; c->n_marks && i <= c->at; i++) {
         d->marks[d->n_marks++] = c->marks[i];
-        if (c->marks[i].snap) c->marks[i].snap->refs++, d->snapshot_bytes += (int64_t)gla_snapshot_bytes(c->s->m);
+        snapshot_share(d, c->marks[i].snap);
     }
     d->at = c->at;
-    if ((d->answer = c->answer)) c->answer->refs++, d->snapshot_bytes += (int64_t)gla_snapshot_bytes(c->s->m);
+    d->answer = c->answer;
+    snapshot_share(d, d->answer);
     return GLA_OK;
 }
 
-/* ---- 15. command line: options, modes, statistics; the only stdout, the only exit ----------------------------- */
+/* ---- 15. command line: options, modes, statistics; the only stdout, the only exit -----------------------------
+ *   options       the table, the help page, reading argv
+ *   input         text that grows, files, standard input, ids
+ *   signals       what Ctrl-C does
+ *   line editor   a message typed on a terminal; knows nothing of models
+ *   talking       what generate and chat share: showing text, JSON, the sampler, sessions
+ *   generate, chat, logits and perplexity, tokenize, info, bench: a function mode_X for each
+ *   main          which mode, with which model */
 #ifndef RUN_NO_MAIN
 
+/* -- options -- */
+
 typedef struct {
-    const char *model, *prompt, *file, *tokenizer, *mode, *system, *load_state, *save_state, *prompt_cache, *ids, *out, *kv, *stops[16];
-    int n_stops, n_bias, top_k, threads, ctx, batch, prompt_len, depth, ignore_eos, echo, json, json_only, logprobs, fast, think, no_think, hide_thinking, loop_guard, forget, help, version;
+    const char *model, *prompt, *file, *tokenizer, *mode, *system, *kv;
+    const char *load_state, *save_state, *prompt_cache, *ids, *out;
+    const char *stops[16];
     struct { int32_t id; float add; } bias[GLA_BIAS];
-    int64_t think_budget, cache_bytes, snapshot_bytes;
+    int n_stops, n_bias;
+    int top_k, logprobs, loop_guard, threads, ctx, batch, prompt_len, depth;
+    int ignore_eos, echo, json, json_only, think, no_think, hide_thinking, forget, fast, help, version; /* flags */
+    int64_t steps, think_budget, cache_bytes, snapshot_bytes;
     double temperature, top_p, min_p, repeat_penalty, presence_penalty;
-    int64_t steps;
     uint64_t seed;
     uint64_t given; /* bit i: option i of the table was named */
+    int mode_bit;   /* GENERATE, CHAT ... */
 } Options;
 
 enum Kind { TEXT, TEXTS, WHOLE, WHOLE64, SIZE, SEED, REAL_NUMBER, BIAS, FLAG };
-enum { O_PROMPT, O_FILE, O_STEPS, O_TEMP, O_TOP_P, O_TOP_K, O_MIN_P, O_REPEAT, O_PRESENCE, O_SEED, O_BIAS, O_STOP, O_IGNORE, O_ECHO, O_JSON, O_JSON_ONLY, O_LOGPROBS, O_TOK, O_MODE,
-       O_SYSTEM, O_THINK, O_NO_THINK, O_BUDGET, O_HIDE, O_GUARD, O_SNAPSHOTS, O_FORGET, O_THREADS, O_CTX, O_KV, O_FAST, O_BATCH, O_LOAD, O_SAVE, O_CACHE, O_CACHE_BYTES, O_IDS, O_OUT, O_PLEN, O_DEPTH, O_HELP, O_VERSION, N_OPTIONS };
+enum { O_PROMPT, O_FILE, O_STEPS, O_TEMP, O_TOP_P, O_TOP_K, O_MIN_P, O_REPEAT, O_PRESENCE, O_SEED, O_BIAS, O_STOP, O_IGNORE,
+       O_ECHO, O_JSON, O_JSON_ONLY, O_LOGPROBS, O_TOK, O_MODE, O_SYSTEM, O_THINK, O_NO_THINK, O_BUDGET, O_HIDE, O_GUARD,
+       O_SNAPSHOTS, O_FORGET, O_THREADS, O_CTX, O_KV, O_FAST, O_BATCH, O_LOAD, O_SAVE, O_CACHE, O_CACHE_BYTES, O_IDS, O_OUT,
+       O_PLEN, O_DEPTH, O_HELP, O_VERSION, N_OPTIONS }; /* in the order of the help page; O_THINK to O_HIDE are about thoughts */
 enum { GENERATE = 1, CHAT = 2, LOGITS = 4, PERPLEXITY = 8, TOKENIZE = 16, BENCH = 32, INFO = 64, TALK = GENERATE | CHAT, ANY = 127 };
-static const char *const modes[] = {"generate", "chat", "logits", "perplexity", "tokenize", "bench", "info", NULL}; /* mode i is the bit 1 << i */
+static const char *const modes[] = {"generate", "chat", "logits", "perplexity", "tokenize", "bench", "info", NULL}; /* i: bit 1 << i */
+
+typedef struct {
+    char letter;
+    const char *name;
+    enum Kind kind;
+    size_t at;          /* its field in Options */
+    double lo, hi;
+    int modes;          /* those that have a use for it; with any other it is misuse, rather than ignored. What changes no
+                           result, and how a model computes, goes with all */
+    const char *value, *help;
+} Option;
+
 #define AT(field) offsetof(Options, field)
-/* modes: those that have a use for the option; with any other it is misuse, rather than ignored. What changes no result, and how a model computes, goes with all. */
-static const struct { char letter; const char *name; enum Kind kind; size_t at; double lo, hi; int modes; const char *value, *help; } options[N_OPTIONS] = {
+static const Option options[N_OPTIONS] = {
     [O_PROMPT] = {'i', "prompt", TEXT, AT(prompt), 0, 0, TALK | PERPLEXITY | TOKENIZE, "TEXT", "prompt; - or a pipe: standard input"},
     [O_FILE] = {'f', "file", TEXT, AT(file), 0, 0, TALK | PERPLEXITY | TOKENIZE, "FILE", "prompt from a file"},
     [O_STEPS] = {'n', "steps", WHOLE64, AT(steps), 0, 9e15, TALK | BENCH, "N", "tokens to generate, 0 = until the end (256)"},
@@ -7120,8 +7293,12 @@ static const struct { char letter; const char *name; enum Kind kind; size_t at; 
     [O_VERSION] = {0, "version", FLAG, AT(version), 0, 0, ANY, NULL, "version and kernels"},
 };
 
-static const char *invoked = "./run"; /* argv[0]: an installed program has another name. This and `interrupted` are the only variables outside functions */
-static const char *program_name(void) { const char *slash = strrchr(invoked, '/'); return slash ? slash + 1 : invoked; }
+/* argv[0]: an installed program has another name. This and `interrupted` are the only variables outside functions. */
+static const char *invoked = "./run";
+static const char *program_name(void) {
+    const char *slash = strrchr(invoked, '/');
+    return slash ? slash + 1 : invoked;
+}
 
 static int given(const Options *o, int option) { return (int)(o->given >> option & 1); }
 
@@ -7135,27 +7312,36 @@ static int misuse(const char *fmt, ...) {
     va_end(ap);
     return 2;
 }
-static int complain(const char *err) { fprintf(stderr, "%s: %s\n", program_name(), err); return 1; }
+static int complain(const char *err) {
+    fprintf(stderr, "%s: %s\n", program_name(), err);
+    return 1;
+}
 
 static void print_help(void) {
     printf("usage: %s MODEL [options]      MODEL: a GGUF file\n\n", invoked);
-    for (int i = 0; i < N_OPTIONS; i++) {
-        char left[40];
-        snprintf(left, sizeof left, "%s%.1s%s --%s %s", options[i].letter ? "-" : "", &options[i].letter, options[i].letter ? "," : "   ", options[i].name, options[i].value ? options[i].value : "");
-        printf("  %-27s %s\n", left, options[i].help);
+    for (const Option *p = options; p < options + N_OPTIONS; p++) {
+        char letter[] = "    ", left[40];
+        if (p->letter) letter[0] = '-', letter[1] = p->letter, letter[2] = ',';
+        snprintf(left, sizeof left, "%s--%s %s", letter, p->name, p->value ? p->value : "");
+        printf("  %-27s %s\n", left, p->help);
     }
-    printf("\nThe result goes to standard output, everything else to standard error.\nExit: 0 done, 1 failed, 2 misused, 128 + the signal that ended it (Ctrl-C: 130).\n");
+    printf("\nThe result goes to standard output, everything else to standard error.\n"
+           "Exit: 0 done, 1 failed, 2 misused, 128 + the signal that ended it (Ctrl-C: 130).\n");
 }
 
 /* One option with its value. Numbers are read whole and range-checked. */
-static int set_option(Options *o, int i, const char *value) {
-    char *end = NULL, *field = (char *)o + options[i].at;
-    const char *name = options[i].name;
+static int set_option(Options *o, const Option *p, const char *value) {
+    char *end = NULL;
+    void *field = (char *)o + p->at;
     errno = 0;
-    o->given |= (uint64_t)1 << i;
-    switch (options[i].kind) {
-    case FLAG: *(int *)(void *)field = 1; return 0;
-    case TEXT: *(const char **)(void *)field = value; return 0;
+    o->given |= (uint64_t)1 << (p - options);
+    switch (p->kind) {
+    case FLAG:
+        *(int *)field = 1;
+        return 0;
+    case TEXT:
+        *(const char **)field = value;
+        return 0;
     case TEXTS:
         if (o->n_stops == 16) return misuse("at most 16 stop texts");
         if (!*value) return misuse("--stop with an empty text");
@@ -7163,41 +7349,49 @@ static int set_option(Options *o, int i, const char *value) {
         return 0;
     case SEED:
         o->seed = strtoull(value, &end, 10);
-        if (end == value || *end || errno || strchr(value, '-')) return misuse("--%s %s: expected a whole number from 0 to 2^64-1", name, value);
+        if (end == value || *end || errno || strchr(value, '-'))
+            return misuse("--%s %s: expected a whole number from 0 to 2^64-1", p->name, value);
         return 0;
     case REAL_NUMBER: {
         double v = strtod(value, &end);
-        if (end == value || *end || !(v >= options[i].lo && v <= options[i].hi)) return misuse("--%s %s: expected a number from %g to %g", name, value, options[i].lo, options[i].hi);
-        *(double *)(void *)field = v;
+        if (end == value || *end || !(v >= p->lo && v <= p->hi))
+            return misuse("--%s %s: expected a number from %g to %g", p->name, value, p->lo, p->hi);
+        *(double *)field = v;
         return 0;
     }
     case BIAS: {
         long long id = *value >= '0' && *value <= '9' ? strtoll(value, &end, 10) : -1;
         double v = end && *end == '=' ? strtod(value = end + 1, &end) : NAN;
-        if (id < 0 || id > INT32_MAX || errno || end == value || *end || !((v >= options[i].lo && v <= options[i].hi) || v == -INFINITY)) return misuse("--%s: expected ID=X, X from %g to %g or -inf", name, options[i].lo, options[i].hi);
+        if (id < 0 || id > INT32_MAX || errno || end == value || *end || !((v >= p->lo && v <= p->hi) || v == -INFINITY))
+            return misuse("--%s: expected ID=X, X from %g to %g or -inf", p->name, p->lo, p->hi);
         if (o->n_bias == GLA_BIAS) return misuse("at most %d biases", GLA_BIAS);
-        o->bias[o->n_bias].id = (int32_t)id, o->bias[o->n_bias++].add = (float)v;
+        o->bias[o->n_bias].id = (int32_t)id;
+        o->bias[o->n_bias++].add = (float)v;
         return 0;
     }
     case WHOLE: case WHOLE64: case SIZE: {
         long long v = strtoll(value, &end, 10);
-        const char *unit = options[i].kind == SIZE && end != value && *end ? strchr("KMGT", *end) : NULL;
-        for (int k = unit ? (int)(unit - "KMGT") + 1 : 0; k > 0 && !errno; k--) v > LLONG_MAX / 1024 ? (void)(errno = ERANGE) : (void)(v *= 1024);
-        if (unit) end++;
-        if (end == value || *end || errno || (double)v < options[i].lo || (double)v > options[i].hi) return misuse("--%s %s: expected a whole number from %.0f to %.0f", name, value, options[i].lo, options[i].hi);
-        if (options[i].kind == WHOLE) *(int *)(void *)field = (int)v; /* an int or an int64_t */
-        else *(int64_t *)(void *)field = v;
+        if (p->kind == SIZE && end != value && *end && strchr("KMGT", *end))
+            for (int power = (int)(strchr("KMGT", *end++) - "KMGT"); power >= 0; power--) {
+                if (v > LLONG_MAX / 1024 || v < LLONG_MIN / 1024) errno = ERANGE;
+                else v *= 1024;
+            }
+        if (end == value || *end || errno || (double)v < p->lo || (double)v > p->hi)
+            return misuse("--%s %s: expected a whole number from %.0f to %.0f", p->name, value, p->lo, p->hi);
+        if (p->kind == WHOLE) *(int *)field = (int)v;
+        else *(int64_t *)field = v;
         return 0;
     }
     }
     return 0;
 }
 
+/* A plain word is the model; --name value, --name=value, -n value, -nvalue; behind "--" all words are plain. */
 static int parse_options(Options *o, int argc, char **argv) {
-    int plain = 0; /* after "--" */
+    int plain = 0;
     for (int a = 1; a < argc; a++) {
         const char *arg = argv[a], *value = NULL;
-        int i = 0;
+        const Option *p = options, *none = options + N_OPTIONS;
         if (plain || arg[0] != '-' || !arg[1]) {
             if (o->model) return misuse("two models: %s and %s", o->model, arg);
             o->model = arg;
@@ -7206,24 +7400,56 @@ static int parse_options(Options *o, int argc, char **argv) {
         if (!strcmp(arg, "--")) { plain = 1; continue; }
         if (arg[1] == '-') {
             size_t n = strcspn(arg + 2, "=");
-            while (i < N_OPTIONS && (strncmp(options[i].name, arg + 2, n) || options[i].name[n])) i++;
+            while (p < none && (strncmp(p->name, arg + 2, n) || p->name[n])) p++;
             if (arg[2 + n]) value = arg + 3 + n;
         } else {
-            while (i < N_OPTIONS && options[i].letter != arg[1]) i++;
-            if (i < N_OPTIONS && arg[2]) {
-                if (options[i].kind == FLAG) i = N_OPTIONS;
-                else value = arg + 2;
-            }
+            while (p < none && p->letter != arg[1]) p++;
+            if (arg[2]) value = arg + 2;
+            if (value && p < none && p->kind == FLAG) p = none; /* several letters in one word are not understood */
         }
-        if (i == N_OPTIONS) return misuse("unknown option %s", arg);
-        if (options[i].kind == FLAG) { if (value) return misuse("--%s takes no value", options[i].name); }
-        else if (!value && ++a == argc) return misuse("%s needs a value", arg);
-        else if (!value) value = argv[a];
-        int code = set_option(o, i, value);
+        if (p == none) return misuse("unknown option %s", arg);
+        if (p->kind == FLAG && value) return misuse("--%s takes no value", p->name);
+        if (p->kind != FLAG && !value) {
+            if (++a == argc) return misuse("%s needs a value", arg);
+            value = argv[a];
+        }
+        int code = set_option(o, p, value);
         if (code) return code;
     }
     return 0;
 }
+
+/* What parse_options cannot see: whether the options go together, and with the mode. */
+static int check_options(Options *o) {
+    int mode = 0;
+    while (modes[mode] && strcmp(modes[mode], o->mode)) mode++;
+    if (!modes[mode]) return misuse("unknown mode %s", o->mode);
+    o->mode_bit = 1 << mode;
+    for (int i = 0; i < N_OPTIONS; i++) {
+        char where[128] = "";
+        if (!given(o, i) || options[i].modes & o->mode_bit) continue;
+        for (int k = 0; modes[k]; k++)
+            if (options[i].modes >> k & 1)
+                snprintf(where + strlen(where), sizeof where - strlen(where), "%s-m %s", *where ? ", " : "", modes[k]);
+        return misuse("--%s goes with %s", options[i].name, where);
+    }
+    if (o->think && o->no_think) return misuse("--think and --no-think");
+    if (o->think && o->json_only) return misuse("--think and --json-only"); /* a thought is not JSON */
+    if (o->no_think && given(o, O_BUDGET)) return misuse("--think-budget and --no-think");
+    if ((o->prompt != NULL) + (o->file != NULL) + (o->ids != NULL) > 1) return misuse("more than one of --prompt, --file and --ids");
+    if (given(o, O_LOGPROBS) && !o->json) return misuse("--logprobs goes with --json");
+    if (given(o, O_CACHE_BYTES) && !o->prompt_cache) return misuse("--cache-bytes goes with --prompt-cache");
+    if (o->mode_bit == CHAT && !given(o, O_STEPS)) o->steps = 0;
+    if (!o->model) return misuse("no model was named: %s MODEL [options]", invoked);
+    if (o->mode_bit == LOGITS && (!o->ids || !o->out)) return misuse("-m logits needs --ids FILE and --out FILE");
+    const char *read[] = {o->model, o->tokenizer, o->file, o->ids}, *written[] = {o->save_state, o->out};
+    for (int i = 0; i < 8; i++)
+        if (read[i % 4] && written[i / 4] && same_file(read[i % 4], written[i / 4]))
+            return misuse("%s is read here and would be replaced; give another file to write", read[i % 4]);
+    return 0;
+}
+
+/* -- input -- */
 
 /* Text that grows. Without memory it stays as it is, and says so in the end. */
 typedef struct { char *s; size_t n, cap; int bad; } Text;
@@ -7306,41 +7532,308 @@ static int get_ids(Ids *ids, const char *path, const GlaModel *m, char *err) { /
         if (p == t.s + t.n) break;
         errno = 0;
         long long v = *p >= '0' && *p <= '9' ? strtoll(p, &end, 10) : -1;
-        if (v < 0 || errno || v >= m->config.vocab_size || (*end && !strchr(" \t\n\v\f\r", *end)) || (!*end && end != t.s + t.n))
-            code = fail(err, GLA_FORMAT, "%s: number %lld is not an id from 0 to %d", path, (long long)ids->n + 1, m->config.vocab_size - 1);
+        const int ends = *end ? strchr(" \t\n\v\f\r", *end) != NULL : end == t.s + t.n;
+        if (v < 0 || errno || v >= m->config.vocab_size || !ends)
+            code = fail(err, GLA_FORMAT, "%s: number %lld is not an id from 0 to %d",
+                        path, (long long)ids->n + 1, m->config.vocab_size - 1);
         else code = ids_add(ids, &(int32_t){(int32_t)v}, 1, err);
     }
     free(t.s);
     return code;
 }
 
-/* -- talking: what generate and chat share -- */
+/* A message from a pipe: a line; lines that end with a backslash, or stand between two lines of """, go on. 0: the end. */
+static int read_message(Text *t, FILE *f) {
+    int quoted = 0, got = 0, c;
+    size_t line = 0; /* where it begins */
+    t->n = 0;
+    while ((c = fgetc(f)) != EOF) {
+        got = 1;
+        if (c != '\n') { text_put(t, &(char){(char)c}, 1); continue; }
+        if (t->n > line && t->s[t->n - 1] == '\r') t->n--;
+        int fence = t->n - line == 3 && !memcmp(t->s + line, "\"\"\"", 3);
+        if (fence) t->n = line;
+        if (fence && quoted) break;
+        if (fence) quoted = 1;
+        else if (quoted) text_put(t, "\n", 1);
+        else if (t->n > line && t->s[t->n - 1] == '\\') t->s[t->n - 1] = '\n';
+        else break;
+        line = t->n;
+    }
+    text_put(t, "", 0);
+    return got;
+}
+
+/* -- signals -- */
 
 static volatile sig_atomic_t interrupted; /* the signal; outside a function because a handler has no other way */
 static void on_interrupt(int sig) { interrupted = sig; }
-static int by_signal(void) { return interrupted ? 128 + interrupted : 0; } /* the exit status of what a signal has cut short, as a shell has it */
+
+/* The exit status of what a signal has cut short, as a shell has it. */
+static int by_signal(void) { return interrupted ? 128 + interrupted : 0; }
+
+/* END_AT_SECOND: the first Ctrl-C ends after the current token, the second one at once. COUNT: neither ends the program.
+ * HOLD: nor here, while a file is written. */
 enum Interrupt { END_AT_SECOND, COUNT, HOLD };
-static void catch_interrupt(enum Interrupt how) { /* the first Ctrl-C ends after the current token, the second one at once; while a file is written neither does */
+static void catch_interrupt(enum Interrupt how) {
 #ifdef HAVE_POSIX
     struct sigaction a;
     memset(&a, 0, sizeof a);
-    a.sa_handler = on_interrupt, a.sa_flags = how == END_AT_SECOND ? (int)SA_RESETHAND : 0;
+    a.sa_handler = on_interrupt;
+    a.sa_flags = how == END_AT_SECOND ? (int)SA_RESETHAND : 0;
     sigaction(SIGINT, &a, NULL), sigaction(SIGTERM, &a, NULL), sigaction(SIGHUP, &a, NULL); /* HUP: the terminal is gone */
 #else
     (void)how;
 #endif
 }
 
+/* -- line editor: a message typed on a terminal -- */
+
+/* The text, a place in it (bytes), what was said before. Several lines are one text. */
+typedef struct {
+    Terminal terminal;
+    Text text, draft, *history; /* draft: the new text, while an entry of the history is shown */
+    size_t at;
+    int n_history, shown;       /* shown: an entry, or n_history: the new text */
+    int row;                    /* of the cursor, below the first row of the text */
+} Editor;
+
+static int char_width(uint32_t c) { /* columns of a character; the common cases, not all of Unicode */
+    static const uint32_t narrow[][2] = {{0x300, 0x36f}, {0x200b, 0x200f}, {0xfe00, 0xfe0f}, {0x1f3fb, 0x1f3ff}};
+    static const uint32_t wide[][2] = {{0x1100, 0x115f}, {0x2e80, 0xa4cf}, {0xac00, 0xd7a3}, {0xf900, 0xfaff},
+                                       {0xfe30, 0xfe6f}, {0xff00, 0xff60}, {0xffe0, 0xffe6}, {0x1f300, 0x1f64f},
+                                       {0x1f680, 0x1f6ff}, {0x1f900, 0x1f9ff}, {0x20000, 0x3fffd}};
+    for (size_t i = 0; i < sizeof narrow / sizeof *narrow; i++) if (c >= narrow[i][0] && c <= narrow[i][1]) return 0;
+    for (size_t i = 0; i < sizeof wide / sizeof *wide; i++) if (c >= wide[i][0] && c <= wide[i][1]) return 2;
+    return 1;
+}
+
+/* Draws the text anew, from the row where it began. */
+static void edit_draw(Editor *e, size_t cursor) {
+    enum { INDENT = 2 };
+    Text out = {0};
+    int width = terminal_width(), row = 0, col = INDENT, at_row = 0, at_col = INDENT;
+    if (e->row) text_printf(&out, "\033[%dA", e->row);
+    text_printf(&out, "\r\033[J> ");
+    for (size_t i = 0, len = 1; i <= e->text.n; i += len) {
+        uint32_t c = i < e->text.n ? utf8_read(e->text.s + i, e->text.n - i, &len) : ' ';
+        int w = c == '\n' ? 0 : c < 32 ? 1 : char_width(c);
+        if (col + w > width) {
+            text_printf(&out, "\r\n");
+            row++, col = 0;
+        }
+        if (i == cursor) at_row = row, at_col = col;
+        if (i == e->text.n) break;
+        if (c == '\n') {
+            text_printf(&out, "\r\n  ");
+            row++, col = INDENT;
+        } else if (c < 32 || c >= BAD_BYTE) text_put(&out, "?", 1);
+        else text_put(&out, e->text.s + i, len);
+        col += w;
+    }
+    if (row > at_row) text_printf(&out, "\033[%dA", row - at_row);
+    text_printf(&out, "\r");
+    if (at_col) text_printf(&out, "\033[%dC", at_col);
+    e->row = at_row;
+    if (out.s) fwrite(out.s, 1, out.n, stderr);
+    fflush(stderr);
+    free(out.s);
+}
+
+static void edit_replace(Editor *e, size_t from, size_t to, const char *s, size_t n) { /* bytes from .. to by s; the cursor behind it */
+    Text t = {0};
+    text_put(&t, e->text.s, from);
+    text_put(&t, s, n);
+    text_put(&t, e->text.s + to, e->text.n - to);
+    if (t.bad) { free(t.s); return; }
+    free(e->text.s);
+    e->text = t;
+    e->at = from + n;
+}
+static void edit_insert(Editor *e, const char *s, size_t n) { edit_replace(e, e->at, e->at, s, n); }
+static void edit_erase(Editor *e, size_t from, size_t to) { edit_replace(e, from, to, "", 0); }
+
+/* Places from `at`, forwards (by = 1) or backwards (-1). */
+static int within_character(const Editor *e, size_t at) {
+    return at > 0 && at < e->text.n && ((unsigned char)e->text.s[at] & 0xc0) == 0x80;
+}
+static size_t edit_step(const Editor *e, size_t at, int by) { /* the next character */
+    if (by < 0 ? at == 0 : at == e->text.n) return at;
+    do at += (size_t)by; while (within_character(e, at));
+    return at;
+}
+static size_t edit_word(const Editor *e, size_t at, int by) { /* over blanks, then over what is none */
+    const size_t end = by < 0 ? 0 : e->text.n;
+    for (int blanks = 1; blanks >= 0; blanks--)
+        while (at != end && (strchr(" \n", e->text.s[by < 0 ? at - 1 : at]) != NULL) == blanks) at += (size_t)by;
+    return at;
+}
+static size_t edit_line(const Editor *e, size_t at, int by) { /* the end of the line, or its beginning */
+    if (by < 0) while (at > 0 && e->text.s[at - 1] != '\n') at--;
+    else while (at < e->text.n && e->text.s[at] != '\n') at++;
+    return at;
+}
+
+static void edit_keep(Editor *e, const char *s, size_t n) { /* in the history */
+    Text *more = n ? realloc(e->history, ((size_t)e->n_history + 1) * sizeof *more) : NULL;
+    if (!more) return;
+    e->history = more;
+    more[e->n_history] = (Text){0};
+    text_put(&more[e->n_history++], s, n);
+}
+
+/* A line up (by = -1) or down; behind the first and the last one, through the history. */
+static void edit_vertical(Editor *e, int by) {
+    const size_t begin = edit_line(e, e->at, -1), end = edit_line(e, e->at, 1);
+    if (by < 0 ? begin > 0 : end < e->text.n) {
+        const size_t other = edit_line(e, by < 0 ? begin - 1 : end + 1, -1), other_end = edit_line(e, other, 1);
+        const size_t at = other + (e->at - begin);
+        e->at = at < other_end ? at : other_end;
+        while (within_character(e, e->at)) e->at--;
+    } else if (e->shown + by >= 0 && e->shown + by <= e->n_history) {
+        if (e->shown == e->n_history) {
+            e->draft.n = 0;
+            text_put(&e->draft, e->text.s, e->text.n);
+        }
+        e->shown += by;
+        const Text *entry = e->shown == e->n_history ? &e->draft : &e->history[e->shown];
+        edit_replace(e, 0, e->text.n, entry->s, entry->n);
+    }
+}
+
+#define CONTROL(letter) ((letter) & 31)
+enum { KEY_NONE = 0, KEY_BACKSPACE = 127, KEY_DELETE = 256, KEY_WORD_LEFT, KEY_WORD_RIGHT, KEY_PASTE };
+
+/* What comes behind ESC, as the control key that does the same: ESC [ number ~, ESC [ 1 ; number letter, ESC O letter, or
+ * ESC and a key, which is Alt. */
+static int escape_key(void) {
+    char seq[16] = "";
+    int n = 0, key, next = read_key(50);
+    if (next == '\r' || next == '\n') return '\n';
+    if (next == 'b') return KEY_WORD_LEFT;
+    if (next == 'f') return KEY_WORD_RIGHT;
+    if (next == KEY_BACKSPACE) return CONTROL('W');
+    if (next != '[' && next != 'O') return KEY_NONE;
+    while (n < 15 && (key = read_key(50)) >= 0) {
+        seq[n++] = (char)key;
+        if (key >= '@' && key <= '~') break;
+    }
+    const int word = n > 1 && strchr(seq, ';'); /* with Ctrl, Alt or Shift */
+    switch (n ? seq[n - 1] : 0) {
+    case 'A': return CONTROL('P');
+    case 'B': return CONTROL('N');
+    case 'C': return word ? KEY_WORD_RIGHT : CONTROL('F');
+    case 'D': return word ? KEY_WORD_LEFT : CONTROL('B');
+    case 'F': return CONTROL('E');
+    case 'H': return CONTROL('A');
+    }
+    if (!strcmp(seq, "1~") || !strcmp(seq, "7~")) return CONTROL('A');
+    if (!strcmp(seq, "4~") || !strcmp(seq, "8~")) return CONTROL('E');
+    if (!strcmp(seq, "3~")) return KEY_DELETE;
+    if (!strcmp(seq, "200~")) return KEY_PASTE;
+    return KEY_NONE;
+}
+
+static int edit_key(void) { /* a byte, KEY_*, or negative: the end, or a signal */
+    int key;
+    do key = read_key(300); while (key == -2 && !interrupted); /* a signal just before would not end a wait without limit */
+    if (key < 0 && interrupted == SIGINT) { /* sent by somebody else: the key sends none here */
+        interrupted = 0;
+        return CONTROL('C');
+    }
+    return key == 27 ? escape_key() : key;
+}
+
+static void edit_paste(Editor *e) { /* what comes before ESC [ 201 ~ */
+    Text paste = {0};
+    int key, whole = 0;
+    while (!whole && (key = read_key(1000)) >= 0) {
+        text_put(&paste, &(char){(char)(key == '\r' ? '\n' : key)}, 1);
+        whole = paste.n >= 6 && !memcmp(paste.s + paste.n - 6, "\033[201~", 6);
+    }
+    edit_insert(e, paste.s, whole ? paste.n - 6 : paste.n);
+    free(paste.s);
+}
+
+static void edit_do(Editor *e, int key) {
+    switch (key) {
+    case CONTROL('A'): e->at = edit_line(e, e->at, -1); break;
+    case CONTROL('E'): e->at = edit_line(e, e->at, 1); break;
+    case CONTROL('B'): e->at = edit_step(e, e->at, -1); break;
+    case CONTROL('F'): e->at = edit_step(e, e->at, 1); break;
+    case KEY_WORD_LEFT: e->at = edit_word(e, e->at, -1); break;
+    case KEY_WORD_RIGHT: e->at = edit_word(e, e->at, 1); break;
+    case CONTROL('P'): edit_vertical(e, -1); break;
+    case CONTROL('N'): edit_vertical(e, 1); break;
+    case CONTROL('H'): case KEY_BACKSPACE: edit_erase(e, edit_step(e, e->at, -1), e->at); break;
+    case CONTROL('D'): case KEY_DELETE: edit_erase(e, e->at, edit_step(e, e->at, 1)); break;
+    case CONTROL('K'): edit_erase(e, e->at, edit_line(e, e->at, 1)); break;
+    case CONTROL('U'): edit_erase(e, edit_line(e, e->at, -1), e->at); break;
+    case CONTROL('W'): edit_erase(e, edit_word(e, e->at, -1), e->at); break;
+    case '\n': edit_insert(e, "\n", 1); break;
+    case '\t': edit_insert(e, "    ", 4); break;
+    case KEY_PASTE: edit_paste(e); break;
+    case CONTROL('L'):
+        fputs("\033[H\033[2J", stderr);
+        e->row = 0;
+        break;
+    case CONTROL('C'): /* nothing typed is lost: it is the last entry of the history */
+        edit_draw(e, e->text.n);
+        fprintf(stderr, e->text.n ? "\r\n" : "\r\n[Ctrl-D or /quit ends]\r\n");
+        edit_keep(e, e->text.s, e->text.n);
+        e->shown = e->n_history;
+        e->row = 0;
+        edit_erase(e, 0, e->text.n);
+        break;
+    default:
+        if (key >= 32) { /* with the rest of its character, so that no half of one is shown */
+            char c[4] = {(char)key};
+            size_t n = 1, whole = key >= 0xf0 ? 4 : key >= 0xe0 ? 3 : key >= 0xc0 ? 2 : 1;
+            while (n < whole && (key = read_key(50)) >= 0) c[n++] = (char)key;
+            edit_insert(e, c, n);
+        }
+    }
+}
+
+/* Reads a message. 1: it is in e->text; 0: the end (Ctrl-D on an empty line, a signal). What e->text holds at first can be
+ * edited. */
+static int edit(Editor *e) {
+    int key;
+    if (terminal_keys(&e->terminal, 0)) return 0;
+    fputs("\033[?2004h", stderr); /* pasted text comes marked as such */
+    text_put(&e->text, "", 0);
+    e->at = e->text.n;
+    e->row = 0;
+    e->shown = e->n_history;
+    edit_draw(e, e->at);
+    for (;;) {
+        key = edit_key();
+        const int goes_on = e->at && e->at == e->text.n && e->text.s[e->at - 1] == '\\'; /* Enter behind a backslash */
+        if (key < 0 || (key == CONTROL('D') && !e->text.n) || (key == '\r' && !goes_on)) break;
+        if (key == '\r') edit_replace(e, e->at - 1, e->at, "\n", 1);
+        else edit_do(e, key);
+        edit_draw(e, e->at);
+    }
+    const int said = key == '\r';
+    edit_draw(e, e->text.n);
+    fputs("\r\n\033[?2004l", stderr);
+    fflush(stderr);
+    terminal_keys(&e->terminal, 1);
+    if (said) edit_keep(e, e->text.s, e->text.n);
+    return said;
+}
+
+static void edit_free(Editor *e) {
+    for (int i = 0; i < e->n_history; i++) free(e->history[i].s);
+    free(e->history), free(e->text.s), free(e->draft.s);
+}
+
+/* -- talking: what generate and chat share -- */
+
 /* A session with its ids. Loaded ids are put into *ids (none when the file has none), saved ones are those of the whole text. */
 static int load_session(GlaState *s, GlaSampler *p, Ids *ids, const char *path, char *err) {
     int code = gla_state_load(s, p, path, err);
-    int64_t n = code ? code : gla_session_ids(s->m, path, NULL, 0, err);
-    *ids = (Ids){NULL, 0, 0};
-    if (n <= 0) return (int)n;
-    if (!(ids->id = gla_alloc((size_t)n * sizeof *ids->id))) return fail(err, GLA_MEMORY, "no memory for %lld token ids", (long long)n);
-    ids->n = ids->cap = n;
-    n = gla_session_ids(s->m, path, ids->id, n, err);
-    return n < 0 ? (int)n : GLA_OK;
+    return code ? code : ids_of_session(ids, s->m, path, err);
 }
 static int save_session(const GlaState *s, const GlaSampler *p, const Ids *ids, const char *path, char *err) {
     catch_interrupt(HOLD);
@@ -7357,16 +7850,23 @@ typedef struct {
     Text text, thought, steps; /* --json: collected. steps: log probabilities */
     double begin, first;     /* seconds: of reading, of the first token */
     int64_t from, goal, reused; /* positions before and behind the prompt; tokens that the prompt cache had */
-    int bad, progress, dimmed, loops, last; /* output failed; a progress line stands; thoughts are dimmed; loops told; the last byte shown */
+    int bad;                 /* output failed */
+    int progress, dimmed;    /* a progress line stands; text is dimmed, as thoughts are */
+    int loops, last;         /* told so far; the last byte shown */
 } Talk;
 
-static void step_json(Text *t, const GlaState *s, int32_t id, int top) { /* one token: its log probability, and the likeliest ones */
-    const float *logits = gla_logits(s);
-    int n = s->m->config.vocab_size, found = 0;
-    int32_t best[100];
-    double largest = logits[0], sum = 0;
-    for (int i = 1; i < n; i++) if (logits[i] > largest) largest = logits[i];
-    for (int i = 0; i < n; i++) sum += exp(logits[i] - largest);
+/* log sum_j exp(logits[j] - top), with top the largest of them: log softmax(logits)[i] is logits[i] - top - this. */
+static double log_sum(const float *logits, int64_t n, double *top) {
+    double sum = 0;
+    *top = logits[0];
+    for (int64_t i = 1; i < n; i++) if (logits[i] > *top) *top = logits[i];
+    for (int64_t i = 0; i < n; i++) sum += exp(logits[i] - *top);
+    return log(sum);
+}
+
+/* The likeliest ids, at most `top` of them; how many. */
+static int likeliest(int32_t *best, int top, const float *logits, int n) {
+    int found = 0;
     for (int i = 0; i < n && top; i++) {
         int at = found;
         if (found == top && !(logits[i] > logits[best[found - 1]])) continue;
@@ -7375,15 +7875,23 @@ static void step_json(Text *t, const GlaState *s, int32_t id, int top) { /* one 
         for (; at > 0 && logits[i] > logits[best[at - 1]]; at--) best[at] = best[at - 1];
         best[at] = i;
     }
-    text_put(t, t->n ? "," : "", t->n != 0);
+    return found;
+}
+
+static void step_json(Text *t, const GlaState *s, int32_t id, int top) { /* one token: its log probability, and the likeliest ones */
+    const float *logits = gla_logits(s);
+    const int n = s->m->config.vocab_size;
+    int32_t best[100];
+    double largest, sum = log_sum(logits, n, &largest);
+    const int found = likeliest(best, top, logits, n);
+    if (t->n) text_put(t, ",", 1);
     for (int i = -1; i < found; i++) {
         char piece[PIECE];
-        int32_t which = i < 0 ? id : best[i];
+        const int32_t which = i < 0 ? id : best[i];
         size_t len = gla_piece(s->m, which, GLA_SPECIAL, piece, sizeof piece);
         text_printf(t, "%s{\"id\":%d,\"text\":", i > 0 ? "," : "", which);
         text_json(t, piece, len < sizeof piece ? len : sizeof piece);
-        text_printf(t, ",\"logprob\":%.6g", logits[which] - largest - log(sum));
-        text_put(t, i < 0 ? ",\"top\":[" : "}", i < 0 ? 8 : 1);
+        text_printf(t, ",\"logprob\":%.6g%s", logits[which] - largest - sum, i < 0 ? ",\"top\":[" : "}");
     }
     text_put(t, "]}", 2);
 }
@@ -7393,25 +7901,41 @@ static void dim(Talk *k, int on) {
     k->dimmed = on;
 }
 
+static void show_progress(Talk *k, double seconds) {
+    const int64_t read = gla_state_pos(k->s) - k->from, of = k->goal - k->from;
+    fprintf(stderr, "\rreading %lld of %lld tokens, %.0f tok/s ", (long long)read, (long long)of, (double)read / seconds);
+    k->progress = 1;
+}
+static void clear_progress(Talk *k) {
+    if (k->progress) fprintf(stderr, "\r\033[K");
+    k->progress = 0;
+}
+
+/* Leaves what was read in the prompt cache, when there is one; if it has no room, the text goes on all the same. */
+static void keep_prompt(const Talk *k) {
+    const Options *o = k->o;
+    char err[GLA_ERR];
+    if (o->prompt_cache && gla_cache_store(k->s, o->prompt_cache, k->ids.id, (uint64_t)o->cache_bytes, err))
+        fprintf(stderr, "%s: not cached: %s\n", program_name(), err);
+}
+
 static int show(void *user, int32_t id, const char *text, size_t n) {
     Talk *k = user;
     const Options *o = k->o;
-    int thinking = k->chat && gla_chat_thinking(k->chat);
-    double now = now_s();
-    if (id < 0 && !n && gla_state_pos(k->s) < k->goal && now - k->begin > 1 && is_terminal(STDERR_FILENO)) {
-        fprintf(stderr, "\rreading %lld of %lld tokens, %.0f tok/s ", (long long)(gla_state_pos(k->s) - k->from), (long long)(k->goal - k->from), (double)(gla_state_pos(k->s) - k->from) / (now - k->begin));
-        k->progress = 1;
-    } else if (k->progress) fprintf(stderr, "\r\033[K"), k->progress = 0;
-    if (id < 0 && !n && !k->chat && o->prompt_cache && gla_state_pos(k->s) == k->goal) {
-        char err[GLA_ERR];
-        if (gla_cache_store(k->s, o->prompt_cache, k->ids.id, (uint64_t)o->cache_bytes, err)) fprintf(stderr, "%s: not cached: %s\n", program_name(), err);
+    const int thinking = k->chat && gla_chat_thinking(k->chat), reading = id < 0 && !n;
+    const double now = now_s();
+    if (reading && gla_state_pos(k->s) < k->goal && now - k->begin > 1 && is_terminal(STDERR_FILENO)) show_progress(k, now - k->begin);
+    else clear_progress(k);
+    if (reading && !k->chat && gla_state_pos(k->s) == k->goal) keep_prompt(k);
+    if (id >= 0) {
+        if (!k->first) k->first = now;
+        if (given(o, O_LOGPROBS)) step_json(&k->steps, k->s, id, o->logprobs);
+        if (ids_add(&k->ids, &id, 1, NULL)) k->bad = 1;
     }
-    if (id >= 0 && !k->first) k->first = now;
-    if (id >= 0 && given(o, O_LOGPROBS)) step_json(&k->steps, k->s, id, o->logprobs);
-    if (id >= 0 && ids_add(&k->ids, &id, 1, NULL)) k->bad = 1;
     if (k->turn.loops != k->loops) {
         k->loops = k->turn.loops;
-        fprintf(stderr, k->loops > 1 ? "\n[the text repeats itself again: stopped]\n" : "\n[the text repeats itself: the repeat penalty is raised]\n");
+        fprintf(stderr, k->loops > 1 ? "\n[the text repeats itself again: stopped]\n"
+                                     : "\n[the text repeats itself: the repeat penalty is raised]\n");
     }
     if (o->json) text_put(thinking ? &k->thought : &k->text, text, n);
     else if (n && (!thinking || (!o->hide_thinking && is_terminal(STDOUT_FILENO)))) {
@@ -7421,6 +7945,11 @@ static int show(void *user, int32_t id, const char *text, size_t n) {
         k->last = (unsigned char)text[n - 1];
     }
     return interrupted || k->bad;
+}
+
+static GlaGenerate talk_settings(Talk *k) {
+    const Options *o = k->o;
+    return (GlaGenerate){o->steps, o->stops, o->n_stops, o->ignore_eos, o->json_only, show, k};
 }
 
 static const char *size_text(char out[32], double bytes) {
@@ -7433,23 +7962,36 @@ static const char *size_text(char out[32], double bytes) {
 
 /* One line of JSON for a text or an answer. */
 static void print_json(Talk *k, const int32_t *ids, int64_t n, int done, int64_t read, uint64_t seed, double load_s, double end) {
-    static const char *const names[] = {[GLA_DONE_STEPS] = "length", [GLA_DONE_END] = "end", [GLA_DONE_STOP] = "stop", [GLA_DONE_CONTEXT] = "context", [GLA_DONE_CALLER] = "interrupted", [GLA_DONE_LOOP] = "loop"};
-    double first = k->first ? k->first : end;
+    static const char *const names[] = {
+        [GLA_DONE_STEPS] = "length", [GLA_DONE_END] = "end", [GLA_DONE_STOP] = "stop", [GLA_DONE_CONTEXT] = "context",
+        [GLA_DONE_CALLER] = "interrupted", [GLA_DONE_LOOP] = "loop"};
+    const double first = k->first ? k->first : end;
     Text t = {0};
-    text_put(&t, "{\"text\":", 8);
+    text_printf(&t, "{\"text\":");
     text_json(&t, k->text.s, k->text.n);
-    if (k->chat) text_put(&t, ",\"thinking\":", 12), text_json(&t, k->thought.s, k->thought.n);
-    text_put(&t, ",\"ids\":[", 8);
+    if (k->chat) {
+        text_printf(&t, ",\"thinking\":");
+        text_json(&t, k->thought.s, k->thought.n);
+    }
+    text_printf(&t, ",\"ids\":[");
     for (int64_t i = 0; i < n; i++) text_printf(&t, "%s%d", i ? "," : "", ids[i]);
-    text_printf(&t, "],\"finish\":\"%s\",\"prompt_tokens\":%lld,\"reused_tokens\":%lld,\"generated_tokens\":%lld,\"position\":%lld,\"seed\":%llu,", names[done],
-                (long long)(read + k->reused), (long long)k->reused, (long long)n, (long long)gla_state_pos(k->s), (unsigned long long)seed);
+    text_printf(&t, "],\"finish\":\"%s\",\"prompt_tokens\":%lld,", names[done], (long long)(read + k->reused));
+    text_printf(&t, "\"reused_tokens\":%lld,\"generated_tokens\":%lld,", (long long)k->reused, (long long)n);
+    text_printf(&t, "\"position\":%lld,\"seed\":%llu,", (long long)gla_state_pos(k->s), (unsigned long long)seed);
     text_printf(&t, "\"timing\":{\"load_s\":%.4f,\"prompt_s\":%.4f,\"generate_s\":%.4f}", load_s, first - k->begin, end - first);
-    if (given(k->o, O_LOGPROBS)) text_put(&t, ",\"logprobs\":[", 13), text_put(&t, k->steps.s ? k->steps.s : "", k->steps.n), text_put(&t, "]", 1);
-    text_put(&t, "}\n", 2);
+    if (given(k->o, O_LOGPROBS)) {
+        text_printf(&t, ",\"logprobs\":[");
+        text_put(&t, k->steps.s, k->steps.n);
+        text_printf(&t, "]");
+    }
+    text_printf(&t, "}\n");
     if (t.bad || k->text.bad || k->thought.bad || k->steps.bad || fwrite(t.s, 1, t.n, stdout) != t.n || fflush(stdout)) k->bad = 1;
     free(t.s);
 }
 
+static uint64_t start_seed(const Options *o) {
+    return given(o, O_SEED) ? o->seed : (uint64_t)time(NULL) * 1000003u + (uint64_t)(now_s() * 1e6);
+}
 static void start_sampler(GlaSampler *p, const Options *o, const GlaModel *m, uint64_t seed) {
     gla_sampler_init(p, m, seed);
     if (given(o, O_TEMP)) p->temperature = (float)o->temperature;
@@ -7458,18 +8000,51 @@ static void start_sampler(GlaSampler *p, const Options *o, const GlaModel *m, ui
     if (given(o, O_MIN_P)) p->min_p = (float)o->min_p;
     if (given(o, O_REPEAT)) p->repeat_penalty = (float)o->repeat_penalty;
     if (given(o, O_PRESENCE)) p->presence_penalty = (float)o->presence_penalty;
-    for (p->n_bias = 0; p->n_bias < o->n_bias; p->n_bias++) p->bias[p->n_bias].id = o->bias[p->n_bias].id, p->bias[p->n_bias].add = o->bias[p->n_bias].add;
+    p->n_bias = o->n_bias;
+    for (int i = 0; i < o->n_bias; i++) {
+        p->bias[i].id = o->bias[i].id;
+        p->bias[i].add = o->bias[i].add;
+    }
 }
-static uint64_t start_seed(const Options *o) { return given(o, O_SEED) ? o->seed : (uint64_t)time(NULL) * 1000003u + (uint64_t)(now_s() * 1e6); }
 
 static void print_state_size(const GlaInfo *info, const GlaState *s) {
-    char a[32], b[32];
-    size_t kv = info->kv_bytes_per_token[s->kv_type];
-    if (kv) fprintf(stderr, "state %s, and %s per token (%d tokens at most)\n", size_text(a, (double)info->state_bytes), size_text(b, (double)kv), gla_state_ctx(s));
-    else fprintf(stderr, "state %s, whatever the length of the text\n", size_text(a, (double)info->state_bytes));
+    char state[32], token[32];
+    const size_t kv = info->kv_bytes_per_token[s->kv_type];
+    size_text(state, (double)info->state_bytes);
+    if (!kv) fprintf(stderr, "state %s, whatever the length of the text\n", state);
+    else fprintf(stderr, "state %s, and %s per token (%d tokens at most)\n", state, size_text(token, (double)kv), gla_state_ctx(s));
 }
 
 /* -- generate -- */
+
+/* The ids of the prompt. An empty one begins where a text begins, unless it goes on from a session. */
+static int prompt_ids(Ids *ids, const Text *t, const Options *o, const GlaModel *m, const GlaState *s, char *err) {
+    const int fresh = !gla_state_pos(s);
+    int code = GLA_OK;
+    if (gla_n_tokens(m) == 0 && (t->n || !o->load_state))
+        return fail(err, GLA_INPUT, "%s holds no vocabulary; name one with -z", o->model);
+    if (t->n || fresh) code = ids_encode(ids, m, t->s, t->n, GLA_SPECIAL | (fresh ? GLA_BOS : 0), err);
+    if (code || ids->n || !fresh) return code;
+    int32_t start = m->vocab->bos >= 0 ? m->vocab->bos : m->vocab->eos;
+    return start >= 0 && start < m->config.vocab_size ? ids_add(ids, &start, 1, err) : GLA_OK;
+}
+
+static double per_second(int64_t n, double seconds) { return seconds > 0 ? (double)n / seconds : 0; }
+
+/* The line that ends a text: n prompt tokens were to be read, `read` were. */
+static void print_speed(const Talk *k, const GlaInfo *info, int64_t n, int64_t read, int64_t made, int done, uint64_t seed, double end) {
+    const double first = k->first ? k->first : end, made_s = per_second(made, end - first);
+    const double kv_bytes = (double)info->kv_bytes_per_token[k->s->kv_type] * (double)gla_state_pos(k->s);
+    char state[32];
+    fprintf(stderr, "prompt %lld tokens, %.1f tok/s | ", (long long)read, per_second(read, first - k->begin));
+    fprintf(stderr, "generated %lld tokens, %.1f tok/s, %.2f GB/s | ", (long long)made, made_s, made_s * (double)info->token_bytes / 1e9);
+    fprintf(stderr, "state %s | seed %llu", size_text(state, (double)info->state_bytes + kv_bytes), (unsigned long long)seed);
+    if (done == GLA_DONE_CONTEXT) fprintf(stderr, " | the context is full; a larger one: -c");
+    else if (read < n) fprintf(stderr, " | interrupted within the prompt");
+    else if (interrupted) fprintf(stderr, " | interrupted");
+    if (k->o->load_state && !given(k->o, O_SEED)) fprintf(stderr, " (not used: the session's random numbers go on)");
+    fprintf(stderr, "\n");
+}
 
 static int mode_generate(const Options *o, GlaModel *m, GlaState *s, double load_s, char *err) {
     Text t = {0};
@@ -7477,24 +8052,21 @@ static int mode_generate(const Options *o, GlaModel *m, GlaState *s, double load
     GlaSampler p, saved;
     GlaInfo info;
     Talk k = {.o = o, .s = s};
-    char state_text[32];
+    const uint64_t seed = start_seed(o);
+    int64_t made = 0;
+    int done = 0;
     gla_info(m, &info);
-    uint64_t seed = start_seed(o);
     start_sampler(&p, o, m, seed);
     saved = p;
     int code = o->save_state ? can_write(o->save_state, err) : GLA_OK;
     if (!code && o->load_state) code = load_session(s, &saved, &k.ids, o->load_state, err);
-    if (o->load_state && !code) { /* its memory of recent tokens, and its place in the random numbers unless a seed is given */
-        memcpy(p.recent, saved.recent, sizeof p.recent), p.n_recent = saved.n_recent;
+    if (!code && o->load_state) { /* its memory of recent tokens, and its place in the random numbers unless a seed is given */
+        memcpy(p.recent, saved.recent, sizeof p.recent);
+        p.n_recent = saved.n_recent;
         if (!given(o, O_SEED)) p.rng = saved.rng;
     }
     if (!code) code = get_text(o, &t, err);
-    if (!code && gla_n_tokens(m) == 0 && (t.n || !o->load_state)) code = fail(err, GLA_INPUT, "%s holds no vocabulary; name one with -z", o->model);
-    if (!code && (t.n || !gla_state_pos(s))) code = ids_encode(&ids, m, t.s, t.n, GLA_SPECIAL | (gla_state_pos(s) ? 0 : GLA_BOS), err);
-    if (!code && !ids.n && !gla_state_pos(s)) { /* an empty prompt begins where a text begins */
-        int32_t start = m->vocab->bos >= 0 ? m->vocab->bos : m->vocab->eos;
-        if (start >= 0 && start < m->config.vocab_size) code = ids_add(&ids, &start, 1, err);
-    }
+    if (!code) code = prompt_ids(&ids, &t, o, m, s, err);
     if (!code) code = ids_add(&k.ids, ids.id, ids.n, err);
     if (!code && o->prompt_cache && ids.n > 1 && !gla_state_pos(s)) {
         k.reused = gla_cache_load(s, o->prompt_cache, ids.id, ids.n, err);
@@ -7503,242 +8075,99 @@ static int mode_generate(const Options *o, GlaModel *m, GlaState *s, double load
         for (int64_t i = 0; i < k.reused; i++) gla_sampler_note(&p, ids.id[i]);
     }
     catch_interrupt(END_AT_SECOND);
-    int64_t made = 0;
-    k.begin = now_s(), k.from = gla_state_pos(s), k.goal = k.from + ids.n - k.reused;
-    int done = code;
     if (!code) {
+        const GlaGenerate how = talk_settings(&k);
+        const int64_t n = ids.n - k.reused;
         print_state_size(&info, s);
         if (o->echo && o->json) text_put(&k.text, t.s, t.n);
         else if (o->echo && fwrite(t.s, 1, t.n, stdout) != t.n) k.bad = 1;
         fflush(stdout);
-        done = gla_generate(s, &p, ids.n ? ids.id + k.reused : NULL, ids.n - k.reused, &(GlaGenerate){o->steps, o->stops, o->n_stops, o->ignore_eos, o->json_only, show, &k}, &made, err);
+        k.begin = now_s();
+        k.from = gla_state_pos(s);
+        k.goal = k.from + n;
+        done = gla_generate(s, &p, n ? ids.id + k.reused : NULL, n, &how, &made, err);
+        if (done < 0) code = done;
     }
-    if (done >= 0 && !code) {
-        double end = now_s(), first = k.first ? k.first : end, prompt_s = first - k.begin, gen_s = end - first;
-        int64_t read = gla_state_pos(s) - k.from - made; /* fewer than the prompt has when it was interrupted */
+    if (!code) {
+        const double end = now_s();
+        const int64_t read = gla_state_pos(s) - k.from - made; /* fewer than the prompt has when it was interrupted */
         if (o->json) print_json(&k, k.ids.id + (k.ids.n - made), made, done, read, seed, load_s, end);
         else if (made || o->echo) putchar('\n');
         if (fflush(stdout) || ferror(stdout)) k.bad = 1;
-        fprintf(stderr, "prompt %lld tokens, %.1f tok/s | generated %lld tokens, %.1f tok/s, %.2f GB/s | state %s | seed %llu%s%s\n", (long long)read,
-                prompt_s > 0 ? (double)read / prompt_s : 0, (long long)made, gen_s > 0 ? (double)made / gen_s : 0, gen_s > 0 ? (double)made / gen_s * (double)info.token_bytes / 1e9 : 0,
-                size_text(state_text, (double)info.state_bytes + (double)info.kv_bytes_per_token[s->kv_type] * (double)gla_state_pos(s)), (unsigned long long)seed,
-                done == GLA_DONE_CONTEXT ? " | the context is full; a larger one: -c" : read < ids.n - k.reused ? " | interrupted within the prompt" : interrupted ? " | interrupted" : "",
-                o->load_state && !given(o, O_SEED) ? " (not used: the session's random numbers go on)" : "");
+        print_speed(&k, &info, ids.n - k.reused, read, made, done, seed, end);
         if (o->json_only && done != GLA_DONE_END) fprintf(stderr, "%s: the JSON is not complete\n", program_name());
         k.ids.n = min64(k.ids.n, gla_state_pos(s));
         if (o->save_state) code = save_session(s, &p, &k.ids, o->save_state, err);
-        if (o->prompt_cache && made && !code && gla_cache_store(s, o->prompt_cache, k.ids.id, (uint64_t)o->cache_bytes, err)) fprintf(stderr, "%s: not cached: %s\n", program_name(), err);
+        if (made && !code) keep_prompt(&k);
         if (!code && k.bad) code = fail(err, GLA_IO, "standard output: cannot write");
-    } else code = done;
+    }
     free(t.s), ids_free(&ids), ids_free(&k.ids), free(k.text.s), free(k.steps.s);
     return code ? complain(err) : done == GLA_DONE_CALLER ? by_signal() : 0;
 }
 
 /* -- chat: one message (-i, -f), a line each from a pipe, or a terminal -- */
 
-/* A line editor: the text, a place in it (bytes), what was said before. Several lines are one text. */
-typedef struct {
-    Terminal terminal;
-    Text text, *history;
-    size_t at;
-    int n_history, row;      /* row: of the cursor, below the first row of the text */
-} Editor;
-
-static int char_width(uint32_t c) { /* columns of a character; a table of the common cases, not of Unicode */
-    if (c < 0x300) return 1;
-    if ((c >= 0x300 && c < 0x370) || (c >= 0x200b && c <= 0x200f) || (c >= 0xfe00 && c <= 0xfe0f) || (c >= 0x1f3fb && c <= 0x1f3ff)) return 0;
-    return 1 + ((c >= 0x1100 && c <= 0x115f) || (c >= 0x2e80 && c <= 0xa4cf) || (c >= 0xac00 && c <= 0xd7a3) || (c >= 0xf900 && c <= 0xfaff) || (c >= 0xfe30 && c <= 0xfe6f) || (c >= 0xff00 && c <= 0xff60)
-        || (c >= 0xffe0 && c <= 0xffe6) || (c >= 0x1f300 && c <= 0x1f64f) || (c >= 0x1f680 && c <= 0x1f6ff) || (c >= 0x1f900 && c <= 0x1f9ff) || (c >= 0x20000 && c <= 0x3fffd));
-}
-
-/* Draws the text anew, from the row where it began. */
-static void edit_draw(Editor *e, size_t cursor) {
-    enum { INDENT = 2 };
-    Text out = {0};
-    int width = terminal_width(), row = 0, col = INDENT, at_row = 0, at_col = INDENT;
-    if (e->row) text_printf(&out, "\033[%dA", e->row);
-    text_put(&out, "\r\033[J> ", 6);
-    for (size_t i = 0, len; i <= e->text.n; i += len) {
-        uint32_t c = i < e->text.n ? utf8_read(e->text.s + i, e->text.n - i, &len) : (len = 1, ' ');
-        int w = c == '\n' ? 0 : c < 32 ? 1 : char_width(c);
-        if (col + w > width) { text_put(&out, "\r\n", 2); row++, col = 0; }
-        if (i == cursor) at_row = row, at_col = col;
-        if (i == e->text.n) break;
-        if (c == '\n') { text_put(&out, "\r\n  ", 4); row++, col = INDENT; }
-        else if (c < 32 || c >= BAD_BYTE) text_put(&out, "?", 1);
-        else text_put(&out, e->text.s + i, len);
-        col += w;
-    }
-    if (row > at_row) text_printf(&out, "\033[%dA", row - at_row);
-    text_printf(&out, "\r");
-    if (at_col) text_printf(&out, "\033[%dC", at_col);
-    e->row = at_row;
-    if (out.s) fwrite(out.s, 1, out.n, stderr);
-    fflush(stderr);
-    free(out.s);
-}
-
-static void edit_replace(Editor *e, size_t from, size_t to, const char *s, size_t n) { /* bytes from .. to by s; the cursor behind it */
-    Text t = {0};
-    text_put(&t, e->text.s ? e->text.s : "", from), text_put(&t, s, n), text_put(&t, e->text.s ? e->text.s + to : "", e->text.n - to);
-    if (t.bad) { free(t.s); return; }
-    free(e->text.s);
-    e->text = t, e->at = from + n;
-}
-static size_t edit_step(const Editor *e, size_t at, int by) { /* the next character, or the one before */
-    if (by < 0) while (at > 0 && ((unsigned char)e->text.s[--at] & 0xc0) == 0x80) {}
-    else if (at < e->text.n) while (++at < e->text.n && ((unsigned char)e->text.s[at] & 0xc0) == 0x80) {}
-    return at;
-}
-static size_t edit_word(const Editor *e, size_t at, int by) { /* over blanks, then over what is none */
-    const char *s = e->text.s;
-    if (by < 0) { while (at > 0 && strchr(" \n", s[at - 1])) at--; while (at > 0 && !strchr(" \n", s[at - 1])) at--; }
-    else { while (at < e->text.n && strchr(" \n", s[at])) at++; while (at < e->text.n && !strchr(" \n", s[at])) at++; }
-    return at;
-}
-static void edit_keep(Editor *e, const char *s, size_t n) { /* in the history */
-    Text *more = n ? realloc(e->history, ((size_t)e->n_history + 1) * sizeof *more) : NULL;
-    if (!more) return;
-    e->history = more, e->history[e->n_history] = (Text){0};
-    text_put(&e->history[e->n_history++], s, n);
-}
-
-/* Reads a message. 1: it is in e->text; 0: the end (Ctrl-D on an empty line, a signal). The text that e->text holds at first can be edited. */
-static int edit(Editor *e) {
-    int shown = e->n_history, key; /* the entry of the history that is shown; n_history: the new text */
-    Text draft = {0};
-    if (terminal_keys(&e->terminal, 0)) return 0;
-    fputs("\033[?2004h", stderr); /* pasted text comes marked as such */
-    e->at = e->text.n, e->row = 0;
-    edit_draw(e, e->at);
-    for (;;) {
-        do key = read_key(300); while (key == -2 && !interrupted); /* a signal just before would not end a wait without limit */
-        if (key < 0 && interrupted == SIGINT) interrupted = 0, key = 3; /* sent by somebody else: the key sends none here */
-        if (key < 0 || (key == 4 && !e->text.n)) { key = 0; break; }
-        int move = 0; /* through the history */
-        size_t line = e->at, line_end = e->at;
-        while (line > 0 && e->text.s[line - 1] != '\n') line--;
-        while (line_end < e->text.n && e->text.s[line_end] != '\n') line_end++;
-        if (key == 27) { /* ESC [ number ~, ESC [ 1 ; number letter, ESC O letter; Alt and a key */
-            char seq[16] = "";
-            int n = 0, next = read_key(50);
-            if (next == '[' || next == 'O') {
-                while (n < 15 && (key = read_key(50)) >= 0) { seq[n++] = (char)key; if (key >= '@' && key <= '~') break; }
-                if (!strcmp(seq, "200~")) { /* pasted: up to ESC [ 201 ~ */
-                    Text paste = {0};
-                    while (!(paste.n >= 6 && !memcmp(paste.s + paste.n - 6, "\033[201~", 6)) && (key = read_key(1000)) >= 0) text_put(&paste, &(char){(char)(key == '\r' ? '\n' : key)}, 1);
-                    if (paste.n >= 6 && key >= 0) paste.n -= 6;
-                    edit_replace(e, e->at, e->at, paste.s, paste.n);
-                    free(paste.s);
-                }
-                int last = n ? seq[n - 1] : 0, word = n > 1 && strchr(seq, ';') != NULL;
-                if (last == 'C') e->at = word ? edit_word(e, e->at, 1) : edit_step(e, e->at, 1);
-                else if (last == 'D') e->at = word ? edit_word(e, e->at, -1) : edit_step(e, e->at, -1);
-                else if (last == 'H' || !strcmp(seq, "1~") || !strcmp(seq, "7~")) e->at = line;
-                else if (last == 'F' || !strcmp(seq, "4~") || !strcmp(seq, "8~")) e->at = line_end;
-                else if (!strcmp(seq, "3~")) edit_replace(e, e->at, edit_step(e, e->at, 1), "", 0);
-                else if (last == 'A' || last == 'B') move = last == 'A' ? -1 : 1;
-            } else if (next == '\r' || next == '\n') edit_replace(e, e->at, e->at, "\n", 1);
-            else if (next == 'b') e->at = edit_word(e, e->at, -1);
-            else if (next == 'f') e->at = edit_word(e, e->at, 1);
-            else if (next == 127) edit_replace(e, edit_word(e, e->at, -1), e->at, "", 0);
-        } else if (key == '\r') {
-            if (e->at == e->text.n && e->at && e->text.s[e->at - 1] == '\\') edit_replace(e, e->at - 1, e->at, "\n", 1);
-            else { key = 1; break; }
-        } else if (key == '\n') edit_replace(e, e->at, e->at, "\n", 1);
-        else if (key == 3) { /* nothing typed is lost: it is the last entry of the history */
-            edit_draw(e, e->text.n);
-            fprintf(stderr, e->text.n ? "\r\n" : "\r\n[Ctrl-D or /quit ends]\r\n");
-            edit_keep(e, e->text.s, e->text.n);
-            shown = e->n_history, e->row = 0;
-            edit_replace(e, 0, e->text.n, "", 0);
-        } else if (key == 8 || key == 127) { if (e->at) edit_replace(e, edit_step(e, e->at, -1), e->at, "", 0); }
-        else if (key == 4) edit_replace(e, e->at, edit_step(e, e->at, 1), "", 0);
-        else if (key == 1) e->at = line;
-        else if (key == 5) e->at = line_end;
-        else if (key == 2 || key == 6) e->at = edit_step(e, e->at, key == 2 ? -1 : 1);
-        else if (key == 11) edit_replace(e, e->at, line_end, "", 0);
-        else if (key == 21) edit_replace(e, line, e->at, "", 0);
-        else if (key == 23) edit_replace(e, edit_word(e, e->at, -1), e->at, "", 0);
-        else if (key == 12) { fputs("\033[H\033[2J", stderr); e->row = 0; }
-        else if (key == 14 || key == 16) move = key == 16 ? -1 : 1;
-        else if (key == 9) edit_replace(e, e->at, e->at, "    ", 4);
-        else if (key >= 32) { /* with the rest of its character, so that no half of one is shown */
-            char c[4] = {(char)key};
-            int n = 1, whole = key >= 0xf0 ? 4 : key >= 0xe0 ? 3 : key >= 0xc0 ? 2 : 1;
-            while (n < whole && (key = read_key(50)) >= 0) c[n++] = (char)key;
-            edit_replace(e, e->at, e->at, c, (size_t)n);
-        }
-        if (move && (move < 0 ? line > 0 : line_end < e->text.n)) { /* within the text first */
-            size_t col = e->at - line, to = move < 0 ? line - 1 : line_end + 1, end;
-            if (move < 0) while (to > 0 && e->text.s[to - 1] != '\n') to--;
-            for (end = to; end < e->text.n && e->text.s[end] != '\n';) end++;
-            e->at = to + col < end ? to + col : end;
-            while (e->at > 0 && e->at < e->text.n && ((unsigned char)e->text.s[e->at] & 0xc0) == 0x80) e->at--;
-        } else if (move && shown + move >= 0 && shown + move <= e->n_history) {
-            if (shown == e->n_history) { draft.n = 0; text_put(&draft, e->text.s ? e->text.s : "", e->text.n); }
-            shown += move;
-            const Text *h = shown == e->n_history ? &draft : &e->history[shown];
-            edit_replace(e, 0, e->text.n, h->s, h->n);
-        }
-        edit_draw(e, e->at);
-    }
-    edit_draw(e, e->text.n);
-    fputs("\r\n\033[?2004l", stderr);
-    fflush(stderr);
-    terminal_keys(&e->terminal, 1);
-    if (key) edit_keep(e, e->text.s, e->text.n);
-    free(draft.s);
-    return key;
-}
-
-/* A message from a pipe: a line; lines that end with a backslash, or stand between two lines of """, go on. 0: the end. */
-static int read_message(Text *t, FILE *f) {
-    int quoted = 0, got = 0, c;
-    t->n = 0;
-    for (size_t line = 0; (c = fgetc(f)) != EOF;) {
-        got = 1;
-        if (c != '\n') { text_put(t, &(char){(char)c}, 1); continue; }
-        if (t->n > line && t->s[t->n - 1] == '\r') t->n--;
-        int fence = t->n - line == 3 && !memcmp(t->s + line, "\"\"\"", 3);
-        if (fence) { t->n = line; if (quoted) break; quoted = 1; continue; }
-        if (quoted) text_put(t, "\n", 1);
-        else if (t->n > line && t->s[t->n - 1] == '\\') t->s[t->n - 1] = '\n';
-        else break;
-        line = t->n;
-    }
-    text_put(t, "", 0);
-    return got;
-}
-
 typedef struct { int64_t read, made, thought, evaluated; double first_s, total_s; } TurnCost;
-typedef struct { GlaChat *chat; GlaState *s; int loaded; } Branch; /* loaded: it began with a session, whose system prompt only its text knows */
+typedef struct {
+    GlaChat *chat;
+    GlaState *s;
+    int loaded; /* it began with a session, whose system prompt only its text knows */
+} Branch;
 typedef struct {
     const Options *o;
-    const GlaModel *m;
     GlaSampler p;
     uint64_t seed;
     double load_s;
     Branch branch[16];
-    int n_branches, now, interactive;
+    int n_branches, now;
+    int interactive; /* on a terminal; else a script */
+    int failed;      /* a command did, in a script */
+    int bad;         /* standard output failed: nothing can go on */
     Editor editor;
     TurnCost *cost;
-    int n_cost, said_loop;
+    int n_cost;
 } Chat;
 
 static GlaChatSettings chat_settings(const Chat *c, const char *system) {
     const Options *o = c->o;
-    return (GlaChatSettings){system, o->think ? 1 : o->no_think || o->json_only ? 0 : -1, o->think_budget, o->loop_guard, c->interactive || !(o->prompt || o->file) ? o->snapshot_bytes : 0, o->prompt_cache, (uint64_t)o->cache_bytes};
+    const int once = o->prompt || o->file; /* one message: no place to come back to is needed */
+    return (GlaChatSettings){
+        .system = system,
+        .think = o->think ? 1 : o->no_think || o->json_only ? 0 : -1,
+        .think_budget = o->think_budget,
+        .loop_tokens = o->loop_guard,
+        .snapshot_bytes = once ? 0 : o->snapshot_bytes,
+        .cache = o->prompt_cache,
+        .cache_bytes = (uint64_t)o->cache_bytes};
 }
 
-static int64_t room(const Chat *c) { const GlaState *s = c->branch[c->now].s; return gla_state_ctx(s) ? gla_state_ctx(s) - gla_state_pos(s) : INT64_MAX; }
+static int64_t room(const Chat *c) { /* positions left in the context */
+    const GlaState *s = c->branch[c->now].s;
+    return gla_state_ctx(s) ? gla_state_ctx(s) - gla_state_pos(s) : INT64_MAX;
+}
 
 static int forget(Chat *c, char *err) {
     Branch *b = &c->branch[c->now];
-    int64_t before = gla_state_evaluated(b->s);
-    int n = gla_chat_forget(b->chat, gla_state_ctx(b->s) ? gla_state_ctx(b->s) / 2 : gla_state_pos(b->s) / 2, NULL, err);
-    if (n > 0) fprintf(stderr, "[the oldest %d turns are forgotten, %lld tokens were read again]\n", n, (long long)(gla_state_evaluated(b->s) - before));
-    return n < 0 ? n : GLA_OK;
+    const int64_t before = gla_state_evaluated(b->s), of = gla_state_ctx(b->s) ? gla_state_ctx(b->s) : gla_state_pos(b->s);
+    int n = gla_chat_forget(b->chat, of / 2, NULL, err);
+    if (n < 0) return n;
+    fprintf(stderr, "[the oldest %d turns are forgotten, %lld tokens were read again]\n",
+            n, (long long)(gla_state_evaluated(b->s) - before));
+    return GLA_OK;
+}
+
+/* How a turn ended, where that is not the usual way. begun: there is an answer, or some of one. */
+static void print_end(const Chat *c, const Talk *k, int done, int begun) {
+    const int ctx = gla_state_ctx(k->s);
+    if (done > 0 && k->o->json_only && done != GLA_DONE_END) fprintf(stderr, "[the JSON is not complete]\n");
+    if (k->turn.loops > k->loops) fprintf(stderr, "[the text repeats itself again: stopped]\n");
+    if (done == GLA_DONE_CALLER && !k->bad)
+        fprintf(stderr, begun ? "[stopped]\n" : "[stopped before the answer; the message is not lost]\n");
+    if (done == GLA_DONE_CONTEXT)
+        fprintf(stderr, "[the context of %d positions is full: /forget drops the oldest turns, /undo goes back, -c gives more]\n", ctx);
+    else if (done > 0 && room(c) < ctx / 4)
+        fprintf(stderr, "[room for %lld of %d tokens: /forget drops the oldest turns, /undo goes back; or go on until it is full]\n",
+                (long long)room(c), ctx);
 }
 
 /* A turn: a message, or (text NULL) another answer to the last one. 1: the message was not said and should be offered again. */
@@ -7746,46 +8175,63 @@ static int chat_turn(Chat *c, const Text *text, char *err) {
     Branch *b = &c->branch[c->now];
     const Options *o = c->o;
     Talk k = {.o = o, .s = b->s, .chat = b->chat};
-    GlaGenerate how = {o->steps, o->stops, o->n_stops, o->ignore_eos, o->json_only, show, &k};
-    int64_t evaluated = gla_state_evaluated(b->s);
+    const GlaGenerate how = talk_settings(&k);
+    const int64_t evaluated = gla_state_evaluated(b->s);
+    int done;
     interrupted = 0;
     catch_interrupt(c->interactive ? COUNT : END_AT_SECOND);
-    if (o->forget && gla_chat_turns(b->chat, NULL) > 1 && text && room(c) < gla_state_ctx(b->s) / 4 + (int64_t)text->n / 2 && forget(c, err)) return -1;
-    k.begin = now_s(), k.from = gla_state_pos(b->s), k.goal = k.from + (text ? (int64_t)text->n / 3 : 0); /* about, for the progress line */
-    int done = text ? gla_chat_say(b->chat, &c->p, text->s ? text->s : "", text->n, &how, &k.turn, err) : gla_chat_retry(b->chat, &c->p, &how, &k.turn, err);
-    double end = now_s(), first = k.first ? k.first : end;
+    if (text && o->forget && gla_chat_turns(b->chat, NULL) > 1) {
+        const int64_t about = gla_state_ctx(b->s) / 4 + (int64_t)text->n / 2; /* an answer and the message */
+        if (room(c) < about && forget(c, err)) return -1;
+    }
+    k.begin = now_s();
+    k.from = gla_state_pos(b->s);
+    k.goal = k.from + (text ? (int64_t)text->n / 3 : 0); /* about, for the progress line */
+    if (text) done = gla_chat_say(b->chat, &c->p, text->s ? text->s : "", text->n, &how, &k.turn, err);
+    else done = gla_chat_retry(b->chat, &c->p, &how, &k.turn, err);
+    const double end = now_s(), first = k.first ? k.first : end;
+    const int begun = k.turn.said || !text;
     dim(&k, 0);
-    if (k.progress) fprintf(stderr, "\r\033[K");
-    if (done >= 0 && k.turn.said + !text > 0) {
+    clear_progress(&k);
+    if (done >= 0 && begun) {
         if (o->json) print_json(&k, k.ids.id, k.ids.n, done, k.turn.read, c->seed, c->load_s, end);
         else putchar('\n');
         if (fflush(stdout) || ferror(stdout)) k.bad = 1;
     }
-    if (done > 0 && o->json_only && done != GLA_DONE_END) fprintf(stderr, "[the JSON is not complete]\n");
-    if (k.turn.loops > k.loops) fprintf(stderr, "[the text repeats itself again: stopped]\n");
-    if (done == GLA_DONE_CALLER && !k.bad) fprintf(stderr, k.turn.said || !text ? "[stopped]\n" : "[stopped before the answer; the message is not lost]\n");
-    if (done == GLA_DONE_CONTEXT) fprintf(stderr, "[the context of %d positions is full: /forget drops the oldest turns, /undo goes back, -c gives more]\n", gla_state_ctx(b->s));
-    else if (done > 0 && room(c) < gla_state_ctx(b->s) / 4) fprintf(stderr, "[room for %lld of %d tokens: /forget drops the oldest turns, /undo goes back; or go on until it is full]\n", (long long)room(c), gla_state_ctx(b->s));
+    print_end(c, &k, done, begun);
     TurnCost *more = done > 0 ? realloc(c->cost, ((size_t)c->n_cost + 1) * sizeof *more) : NULL;
-    if (more) c->cost = more, more[c->n_cost++] = (TurnCost){k.turn.read, k.turn.made, k.turn.thought, gla_state_evaluated(b->s) - evaluated, first - k.begin, end - k.begin};
+    if (more) {
+        c->cost = more;
+        more[c->n_cost++] = (TurnCost){k.turn.read, k.turn.made, k.turn.thought, gla_state_evaluated(b->s) - evaluated,
+                                       first - k.begin, end - k.begin};
+    }
     ids_free(&k.ids), free(k.text.s), free(k.thought.s), free(k.steps.s);
+    c->bad |= k.bad;
     if (k.bad) return fail(err, GLA_IO, "standard output: cannot write");
-    return done < 0 ? done : text && !k.turn.said;
+    return done < 0 ? done : !begun;
 }
 
-static void print_costs(const Chat *c, FILE *f) {
+/* What all turns evaluated, beside how long the conversation is. */
+static void print_evaluated(const Chat *c) {
+    int64_t evaluated = 0;
+    for (int i = 0; i < c->n_cost; i++) evaluated += c->cost[i].evaluated;
+    fprintf(stderr, "evaluated %lld tokens, the conversation has %lld",
+            (long long)evaluated, (long long)gla_state_pos(c->branch[c->now].s));
+}
+
+static void print_costs(const Chat *c) {
     const Branch *b = &c->branch[c->now];
     char kept[32], rss[32];
-    TurnCost sum = {0, 0, 0, 0, 0, 0};
-    fprintf(f, "turn  evaluated  message  answer  thought  first token s  total s\n");
+    fprintf(stderr, "turn  evaluated  message  answer  thought  first token s  total s\n");
     for (int i = 0; i < c->n_cost; i++) {
         const TurnCost *t = &c->cost[i];
-        fprintf(f, "%4d  %9lld  %7lld  %6lld  %7lld  %13.3f  %7.2f\n", i + 1, (long long)t->evaluated, (long long)t->read, (long long)t->made, (long long)t->thought, t->first_s, t->total_s);
-        sum.evaluated += t->evaluated;
+        fprintf(stderr, "%4d  %9lld  %7lld  %6lld  %7lld  %13.3f  %7.2f\n", i + 1, (long long)t->evaluated,
+                (long long)t->read, (long long)t->made, (long long)t->thought, t->first_s, t->total_s);
     }
-    fprintf(f, "evaluated %lld tokens, the conversation has %lld", (long long)sum.evaluated, (long long)gla_state_pos(b->s));
-    if (gla_state_ctx(b->s)) fprintf(f, ", room for %lld more", (long long)room(c));
-    fprintf(f, " | snapshots %s | resident %s\n", size_text(kept, (double)gla_chat_snapshot_bytes(b->chat)), size_text(rss, (double)resident_bytes()));
+    print_evaluated(c);
+    if (gla_state_ctx(b->s)) fprintf(stderr, ", room for %lld more", (long long)room(c));
+    size_text(kept, (double)gla_chat_snapshot_bytes(b->chat));
+    fprintf(stderr, " | snapshots %s | resident %s\n", kept, size_text(rss, (double)resident_bytes()));
 }
 
 static const char chat_help[] =
@@ -7802,7 +8248,81 @@ static const char chat_help[] =
     "/quit                 or Ctrl-D\n"
     "Several lines: end one with \\, or Alt-Enter, or paste. Ctrl-C stops an answer or gives up a line. // begins a message with /.\n";
 
-/* A line that begins with / . 1: done, 2: quit, negative: an error that ends a script. */
+static int chat_go(Chat *c, int turns, char *err) { /* /undo, /redo */
+    Branch *b = &c->branch[c->now];
+    const int64_t before = gla_state_evaluated(b->s);
+    int undone, code = gla_chat_go(b->chat, &c->p, turns, err);
+    if (code) return code;
+    turns = gla_chat_turns(b->chat, &undone);
+    fprintf(stderr, "[%d turns, %d undone; %lld tokens read again]\n",
+            turns, undone, (long long)(gla_state_evaluated(b->s) - before));
+    return GLA_OK;
+}
+
+static int chat_file(Chat *c, const char *name, const char *path, char *err) { /* /save, /load */
+    Branch *b = &c->branch[c->now];
+    const Options *o = c->o;
+    const int save = *name == 's';
+    int code;
+    if (!*path) return fail(err, GLA_INPUT, "/%s needs a file name", name);
+    if (save && (same_file(path, o->model) || (o->tokenizer && same_file(path, o->tokenizer))))
+        return fail(err, GLA_INPUT, "%s is read here; a session would replace it", path);
+    if (save) catch_interrupt(HOLD);
+    if ((code = save ? gla_chat_save(b->chat, &c->p, path, err) : gla_chat_load(b->chat, &c->p, path, err))) return code;
+    if (!save) b->loaded = 1;
+    fprintf(stderr, "[%lld tokens, %d turns %s %s]\n", (long long)gla_state_pos(b->s), gla_chat_turns(b->chat, NULL),
+            save ? "saved to" : "loaded from", path);
+    return GLA_OK;
+}
+
+static int chat_fork(Chat *c, const char *which, char *err) {
+    const int n = atoi(which), limit = (int)(sizeof c->branch / sizeof *c->branch);
+    if (*which) {
+        if (n < 1 || n > c->n_branches) return fail(err, GLA_INPUT, "there are the branches 1 to %d", c->n_branches);
+        c->now = n - 1;
+    } else {
+        Branch *copy = &c->branch[c->n_branches];
+        if (c->n_branches == limit) return fail(err, GLA_INPUT, "%d branches are the limit", limit);
+        int code = gla_chat_clone(&copy->chat, &copy->s, c->branch[c->now].chat, err);
+        if (code) return code;
+        c->now = c->n_branches++;
+    }
+    fprintf(stderr, "[branch %d of %d, %d turns]\n", c->now + 1, c->n_branches, gla_chat_turns(c->branch[c->now].chat, NULL));
+    return GLA_OK;
+}
+
+static void print_system(const Branch *b) {
+    if (b->loaded)
+        fprintf(stderr, "[the conversation goes on with the system prompt of its session; /system TEXT begins anew with another]\n");
+    else if (b->chat->system) fprintf(stderr, "[the system prompt: %s]\n", b->chat->system);
+    else fprintf(stderr, "[no system prompt; /system TEXT begins anew with one]\n");
+}
+
+static int chat_anew(Chat *c, const char *system, char *err) { /* the old conversation goes; /save or /fork keeps it */
+    Branch *b = &c->branch[c->now];
+    const GlaChatSettings how = chat_settings(c, system);
+    GlaChat *fresh = NULL;
+    gla_state_reset(b->s);
+    int code = gla_chat_new(&fresh, b->s, &how, err);
+    if (code) return code;
+    gla_chat_free(b->chat);
+    b->chat = fresh;
+    b->loaded = 0;
+    fprintf(stderr, "[a new conversation]\n");
+    return GLA_OK;
+}
+
+static int chat_set_thinking(const Chat *c, const char *how, char *err) {
+    const int on = !strcmp(how, "on");
+    GlaChat *chat = c->branch[c->now].chat;
+    if (!gla_chat_may_think(chat)) return fail(err, GLA_INPUT, "this model has no way to think");
+    if (!on && strcmp(how, "off")) return fail(err, GLA_INPUT, "/think on or /think off");
+    if (on && c->o->json_only) return fail(err, GLA_INPUT, "a thought is no JSON, which --json-only wants");
+    gla_chat_think(chat, on);
+    return GLA_OK;
+}
+
+/* A line that begins with / . 1: quit. */
 static int chat_command(Chat *c, const char *line, char *err) {
     char name[16] = "", rest[PATH_LEN] = "";
     Branch *b = &c->branch[c->now];
@@ -7811,99 +8331,94 @@ static int chat_command(Chat *c, const char *line, char *err) {
     while (*arg == ' ') arg++;
     snprintf(rest, sizeof rest, "%s", arg);
     for (size_t n = strlen(rest); n && strchr(" \t\r\n", rest[n - 1]);) rest[--n] = 0;
-    int code = GLA_OK;
+    const int system = !strcmp(name, "system");
     interrupted = 0;
-    if (!strcmp(name, "help")) fputs(chat_help, stderr);
-    else if (!strcmp(name, "quit") || !strcmp(name, "exit")) return 2;
-    else if (!strcmp(name, "stats")) print_costs(c, stderr);
-    else if (!strcmp(name, "retry")) { code = chat_turn(c, NULL, err); if (code > 0) code = 0; }
-    else if (!strcmp(name, "forget")) code = forget(c, err);
-    else if (!strcmp(name, "undo") || !strcmp(name, "redo")) {
-        int64_t before = gla_state_evaluated(b->s);
-        int undone;
-        if (!(code = gla_chat_go(b->chat, &c->p, *name == 'u' ? -1 : 1, err))) {
-            int turns = gla_chat_turns(b->chat, &undone);
-            fprintf(stderr, "[%d turns, %d undone; %lld tokens read again]\n", turns, undone, (long long)(gla_state_evaluated(b->s) - before));
+    if (!strcmp(name, "quit") || !strcmp(name, "exit")) return 1;
+    if (!strcmp(name, "retry")) return chat_turn(c, NULL, err);
+    if (!strcmp(name, "forget")) return forget(c, err);
+    if (!strcmp(name, "undo")) return chat_go(c, -1, err);
+    if (!strcmp(name, "redo")) return chat_go(c, 1, err);
+    if (!strcmp(name, "save") || !strcmp(name, "load")) return chat_file(c, name, rest, err);
+    if (!strcmp(name, "fork")) return chat_fork(c, rest, err);
+    if (!strcmp(name, "new") || (system && *rest)) return chat_anew(c, system ? rest : b->chat->system, err);
+    if (!strcmp(name, "think")) return chat_set_thinking(c, rest, err);
+    if (system) print_system(b);
+    else if (!strcmp(name, "help")) fputs(chat_help, stderr);
+    else if (!strcmp(name, "stats")) print_costs(c);
+    else return fail(err, GLA_INPUT, "no command /%s; /help lists them, // begins a message with /", name);
+    return GLA_OK;
+}
+
+/* Messages and commands, until the input or somebody ends it. A command that fails ends nothing, nor does a message on a
+ * terminal, as long as there is somewhere to write. In a script one that cannot be said ends it: what follows builds on it. */
+static int chat_loop(Chat *c, char *err) {
+    Text *said = &c->editor.text;
+    int code = GLA_OK, end = 0;
+    while (!end && !interrupted && !code) {
+        if (c->interactive ? !edit(&c->editor) : !read_message(said, stdin) || interrupted) break;
+        if (!said->s || strspn(said->s, " \t\r\n") >= said->n) continue;
+        const int command = said->s[0] == '/' && said->s[1] != '/';
+        int kept = 0;
+        if (command) {
+            code = chat_command(c, said->s, err);
+            end = code == 1;
+        } else {
+            const size_t skip = said->s[0] == '/';
+            code = chat_turn(c, &(Text){.s = said->s + skip, .n = said->n - skip}, err);
+            kept = code != 0; /* not said: it stands in the editor again */
         }
-    } else if (!strcmp(name, "save") || !strcmp(name, "load")) {
-        if (!*rest) code = fail(err, GLA_INPUT, "/%s needs a file name", name);
-        else if (*name == 's' && (same_file(rest, c->o->model) || (c->o->tokenizer && same_file(rest, c->o->tokenizer)))) code = fail(err, GLA_INPUT, "%s is read here; a session would replace it", rest);
-        else if (*name == 's') { catch_interrupt(HOLD); code = gla_chat_save(b->chat, &c->p, rest, err); }
-        else if (!(code = gla_chat_load(b->chat, &c->p, rest, err))) b->loaded = 1;
-        if (!code) fprintf(stderr, "[%lld tokens, %d turns %s %s]\n", (long long)gla_state_pos(b->s), gla_chat_turns(b->chat, NULL), *name == 's' ? "saved to" : "loaded from", rest);
-    } else if (!strcmp(name, "fork")) {
-        int n = atoi(rest);
-        if (*rest && n >= 1 && n <= c->n_branches) c->now = n - 1;
-        else if (*rest) code = fail(err, GLA_INPUT, "there are the branches 1 to %d", c->n_branches);
-        else if (c->n_branches == (int)(sizeof c->branch / sizeof *c->branch)) code = fail(err, GLA_INPUT, "%d branches are the limit", c->n_branches);
-        else if (!(code = gla_chat_clone(&c->branch[c->n_branches].chat, &c->branch[c->n_branches].s, b->chat, err))) c->now = c->n_branches++;
-        if (!code) fprintf(stderr, "[branch %d of %d, %d turns]\n", c->now + 1, c->n_branches, gla_chat_turns(c->branch[c->now].chat, NULL));
-    } else if (!strcmp(name, "system") && !*rest) {
-        if (b->loaded) fprintf(stderr, "[the conversation goes on with the system prompt of its session; /system TEXT begins anew with another]\n");
-        else if (b->chat->system) fprintf(stderr, "[the system prompt: %s]\n", b->chat->system);
-        else fprintf(stderr, "[no system prompt; /system TEXT begins anew with one]\n");
-    } else if (!strcmp(name, "system") || !strcmp(name, "new")) {
-        GlaChat *fresh = NULL;
-        GlaChatSettings how = chat_settings(c, *name == 's' ? rest : b->chat->system);
-        gla_state_reset(b->s); /* the old conversation goes; /save or /fork keeps it */
-        if (!(code = gla_chat_new(&fresh, b->s, &how, err))) gla_chat_free(b->chat), b->chat = fresh, b->loaded = 0, fprintf(stderr, "[a new conversation]\n");
-    } else if (!strcmp(name, "think")) {
-        if (!gla_chat_may_think(b->chat)) code = fail(err, GLA_INPUT, "this model has no way to think");
-        else if (strcmp(rest, "on") && strcmp(rest, "off")) code = fail(err, GLA_INPUT, "/think on or /think off");
-        else if (rest[1] == 'n' && c->o->json_only) code = fail(err, GLA_INPUT, "a thought is no JSON, which --json-only wants");
-        else gla_chat_think(b->chat, rest[1] == 'n');
-    } else code = fail(err, GLA_INPUT, "no command /%s; /help lists them, // begins a message with /", name);
-    return code ? code : 1;
+        if (code > 0) code = GLA_OK;
+        if (code && (command || c->interactive) && !c->bad) {
+            complain(err);
+            c->failed = !c->interactive;
+            code = GLA_OK;
+        }
+        if (c->interactive && interrupted == SIGINT) interrupted = 0; /* it has stopped what was going on */
+        if (!kept) said->n = 0;
+    }
+    return code;
+}
+
+/* How the turns are written, and what was asked for in vain. */
+static void print_greeting(const Chat *c) {
+    const GlaChat *chat = c->branch[c->now].chat;
+    const char *form = gla_chat_template(chat);
+    int in_vain = 0;
+    if (form) fprintf(stderr, "chat template %s\n", form);
+    else fprintf(stderr, "the file has no chat template that is known here: the text is written as \"User: ... Assistant: ...\"\n");
+    for (int i = O_THINK; i <= O_HIDE && !gla_chat_may_think(chat); i++)
+        if (given(c->o, i))
+            fprintf(stderr, "%s--%s", in_vain++ ? ", " : "this model has no way to think; without effect: ", options[i].name);
+    if (in_vain) fprintf(stderr, "\n");
+    if (c->interactive) fprintf(stderr, "/help lists the commands\n");
 }
 
 static int mode_chat(const Options *o, const GlaModel *m, GlaState *s, double load_s, char *err) {
-    Chat c = {.o = o, .m = m, .seed = start_seed(o), .load_s = load_s, .n_branches = 1};
+    Chat c = {.o = o, .seed = start_seed(o), .load_s = load_s, .n_branches = 1};
+    GlaChat **chat = &c.branch[0].chat;
     Text t = {0};
     GlaInfo info;
-    int once = o->prompt || o->file, end = 0;
+    const int once = o->prompt || o->file;
+    c.branch[0].s = s;
     c.interactive = !once && is_terminal(STDIN_FILENO) && is_terminal(STDERR_FILENO);
     gla_info(m, &info);
     start_sampler(&c.p, o, m, c.seed);
-    GlaChatSettings how = chat_settings(&c, o->system);
+    const GlaChatSettings how = chat_settings(&c, o->system);
     int code = o->save_state ? can_write(o->save_state, err) : GLA_OK;
-    c.branch[0].s = s;
-    if (!code) code = gla_chat_new(&c.branch[0].chat, s, &how, err);
-    if (!code && o->load_state && !(code = gla_chat_load(c.branch[0].chat, &c.p, o->load_state, err))) {
+    if (!code) code = gla_chat_new(chat, s, &how, err);
+    if (!code && o->load_state && !(code = gla_chat_load(*chat, &c.p, o->load_state, err))) {
         c.branch[0].loaded = 1;
         if (o->system) fprintf(stderr, "the session goes on with its own system prompt; /new begins one with that of -y\n");
     }
     if (!code && given(o, O_SEED)) c.p.rng = o->seed;
-    if (!code) {
-        const char *form = gla_chat_template(c.branch[0].chat);
-        print_state_size(&info, s);
-        if (form) fprintf(stderr, "chat template %s%s\n", form, o->think && !gla_chat_may_think(c.branch[0].chat) ? "; this model has no way to think" : "");
-        else fprintf(stderr, "the file has no chat template that is known here: the text is written as \"User: ... Assistant: ...\"\n");
-        if (c.interactive) fprintf(stderr, "/help lists the commands\n"), catch_interrupt(COUNT);
-    }
     const int begun = !code;
-    if (!code && once && !(code = get_text(o, &t, err))) code = chat_turn(&c, &t, err) < 0;
-    else if (!once && !code)
-        while (!end && !interrupted && !code) {
-            if (c.interactive && !edit(&c.editor)) break;
-            if (!c.interactive && (!read_message(&t, stdin) || interrupted)) break;
-            const Text *said = c.interactive ? &c.editor.text : &t;
-            size_t blank = said->s ? strspn(said->s, " \t\r\n") : 0;
-            if (blank >= said->n) continue;
-            int kept = 0;
-            if (said->s[0] == '/' && said->s[1] != '/') code = chat_command(&c, said->s, err);
-            else {
-                Text body = *said;
-                if (body.s[0] == '/') body.s++, body.n--;
-                code = chat_turn(&c, &body, err);
-                kept = code != 0; /* not said: it stands in the editor again */
-            }
-            if (code == 2) end = 1;
-            if (code >= 0) code = 0;
-            else if (c.interactive) complain(err), code = strstr(err, "standard output") ? code : 0;
-            if (c.interactive && interrupted && interrupted != SIGINT) end = 1;
-            else if (c.interactive) interrupted = 0;
-            if (c.interactive && !kept) c.editor.text.n = 0;
-        }
+    if (begun) {
+        print_state_size(&info, s);
+        print_greeting(&c);
+        if (c.interactive) catch_interrupt(COUNT);
+    }
+    if (begun && once) code = get_text(o, &t, err) || chat_turn(&c, &t, err) < 0;
+    else if (begun) code = chat_loop(&c, err);
     terminal_normal(&c.editor.terminal);
     const int cut_short = by_signal();
     if (begun && o->save_state) { /* also after an error: what was said until then is not lost */
@@ -7914,14 +8429,17 @@ static int mode_chat(const Options *o, const GlaModel *m, GlaState *s, double lo
         if (!code) code = saved;
     }
     if (c.n_cost && !code) {
-        int64_t evaluated = 0;
-        for (int i = 0; i < c.n_cost; i++) evaluated += c.cost[i].evaluated;
-        fprintf(stderr, "%d answers | evaluated %lld tokens, the conversation has %lld | seed %llu\n", c.n_cost, (long long)evaluated, (long long)gla_state_pos(c.branch[c.now].s), (unsigned long long)c.seed);
+        fprintf(stderr, "%d answers | ", c.n_cost);
+        print_evaluated(&c);
+        fprintf(stderr, " | seed %llu\n", (unsigned long long)c.seed);
     }
-    for (int i = 0; i < c.n_branches; i++) { gla_chat_free(c.branch[i].chat); if (i) gla_state_free(c.branch[i].s); }
-    for (int i = 0; i < c.editor.n_history; i++) free(c.editor.history[i].s);
-    free(c.editor.history), free(c.editor.text.s), free(t.s), free(c.cost);
-    return code ? complain(err) : cut_short;
+    for (int i = 0; i < c.n_branches; i++) {
+        gla_chat_free(c.branch[i].chat);
+        if (i) gla_state_free(c.branch[i].s); /* the first one is the caller's */
+    }
+    edit_free(&c.editor);
+    free(t.s), free(c.cost);
+    return code ? complain(err) : cut_short ? cut_short : c.failed;
 }
 
 /* -- logits, perplexity: every position's logits, a few rows at a time -- */
@@ -7937,7 +8455,8 @@ static int each_logits(GlaState *s, const Ids *ids, RowFn row, void *user, char 
         int64_t n = min64(step, ids->n - i);
         code = gla_eval(s, ids->id + i, n, logits, n, err);
         for (int64_t j = 0; j < n && !code; j++) code = row(user, logits + j * vocab, i + j);
-        if (interrupted && !code) code = fail(err, GLA_DONE_CALLER, "interrupted at token %lld of %lld", (long long)(i + n), (long long)ids->n);
+        if (interrupted && !code)
+            code = fail(err, GLA_DONE_CALLER, "interrupted at token %lld of %lld", (long long)(i + n), (long long)ids->n);
     }
     free(logits);
     return code;
@@ -7970,10 +8489,8 @@ typedef struct { const Ids *ids; int64_t vocab; double nll; } Loss;
 static int add_loss(void *user, const float *logits, int64_t i) { /* -log softmax(logits)[next id], natural logarithm */
     Loss *l = user;
     if (i + 1 >= l->ids->n) return GLA_OK;
-    double top = logits[0], sum = 0;
-    for (int64_t j = 1; j < l->vocab; j++) if (logits[j] > top) top = logits[j];
-    for (int64_t j = 0; j < l->vocab; j++) sum += exp(logits[j] - top);
-    l->nll += top + log(sum) - logits[l->ids->id[i + 1]];
+    double top, sum = log_sum(logits, l->vocab, &top);
+    l->nll += top + sum - logits[l->ids->id[i + 1]];
     return GLA_OK;
 }
 
@@ -8016,15 +8533,18 @@ static int mode_info(const GlaModel *m, int kv) {
     for (uint64_t t = 0; t < m->file.n_tensors; t++) counts[m->file.tensors[t].type]++;
     printf("architecture %s\n", i.architecture);
     if (*i.name) printf("name %s\n", i.name);
-    printf("parameters %llu\nfile_bytes %llu\nlayers %d\nmixers %s\ndim %d\nvocabulary %d\nstate_bytes %zu\nkv_bytes_per_token %zu\ncontext %d\ntensor_types ",
-           (unsigned long long)i.parameters, (unsigned long long)i.file_bytes, i.n_layers, i.layer_kinds, i.dim, i.vocab_size, i.state_bytes, i.kv_bytes_per_token[kv], i.seq_len);
+    printf("parameters %llu\nfile_bytes %llu\n", (unsigned long long)i.parameters, (unsigned long long)i.file_bytes);
+    printf("layers %d\nmixers %s\ndim %d\nvocabulary %d\n", i.n_layers, i.layer_kinds, i.dim, i.vocab_size);
+    printf("state_bytes %zu\nkv_bytes_per_token %zu\n", i.state_bytes, i.kv_bytes_per_token[kv]);
+    printf("context %d\ntensor_types", i.seq_len);
     for (int t = 0; t < N_TYPES; t++)
-        if (counts[t]) printf("%s%s x %d", first ? "" : ", ", types[t].name, counts[t]), first = 0;
+        if (counts[t]) printf("%s %s x %d", first ? "" : ",", types[t].name, counts[t]), first = 0;
     printf("\n");
     return 0;
 }
 
-/* The first n positions, as if a text had been read: noise, since memory that nobody wrote is one page of zeros, in the nearest cache. */
+/* The first n positions, as if a text had been read: noise, since memory that nobody wrote is one page of zeros, in the
+ * nearest cache. */
 static int fill_cache(GlaState *s, int n, char *err) {
     uint64_t rng = 2;
     for (int i = 0; i < s->m->config.n_layers && n; i++) {
@@ -8044,11 +8564,13 @@ static int fill_cache(GlaState *s, int n, char *err) {
     return GLA_OK;
 }
 
+static int64_t bench_steps(const Options *o) { return given(o, O_STEPS) ? o->steps : 64; }
+
 /* The first run of tokens is cold: it maps every page of the weights and of the memory to work in. Counted from opening the file it is
  * first_token_s; the state is then emptied, and the other figures are those of a program that has been running. */
 static int mode_bench(const Options *o, const GlaModel *m, GlaState *s, double begin, double load_s, char *err) {
     GlaInfo i;
-    int n = o->prompt_len, steps = given(o, O_STEPS) ? (int)min64(o->steps, 1 << 24) : 64;
+    int n = o->prompt_len, steps = (int)min64(bench_steps(o), 1 << 24);
     int32_t *ids = malloc(((size_t)n + 1) * sizeof *ids);
     uint64_t rng = 1;
     if (!ids) return complain("no memory");
@@ -8065,12 +8587,17 @@ static int mode_bench(const Options *o, const GlaModel *m, GlaState *s, double b
         ids[0] = (int32_t)(next_random(&rng) % (uint64_t)i.vocab_size);
         code = gla_eval(s, ids, 1, NULL, 0, err);
     }
-    double t2 = now_s(), prefill = n / (t1 - t0), decode = steps / (t2 - t1);
+    double t2 = now_s(), prefill = n / (t1 - t0), decode = steps ? steps / (t2 - t1) : 0;
     free(ids);
     if (code) return complain(err);
-    printf("load_s %.4f\nfirst_token_s %.4f\nprefill_tok_s %.2f\ndecode_tok_s %.2f\ndecode_GB_s %.3f\nprefill_Gop_s %.2f\nstate_bytes %zu\nkv_bytes_per_token %zu\nrss_bytes %llu\nthreads %d\nkernel %s\n",
-           load_s, first_s, prefill, steps ? decode : 0.0, steps ? decode * (double)i.token_bytes / 1e9 : 0.0, prefill * 2 * (double)i.run_weights / 1e9,
-           i.state_bytes, i.kv_bytes_per_token[s->kv_type], (unsigned long long)resident_bytes(), s->team.n_threads, i.kernel);
+    printf("load_s %.4f\nfirst_token_s %.4f\n", load_s, first_s);
+    printf("prefill_tok_s %.2f\ndecode_tok_s %.2f\n", prefill, decode);
+    printf("decode_GB_s %.3f\n", decode * (double)i.token_bytes / 1e9);
+    printf("prefill_Gop_s %.2f\n", prefill * 2 * (double)i.run_weights / 1e9);
+    printf("state_bytes %zu\nkv_bytes_per_token %zu\n", i.state_bytes, i.kv_bytes_per_token[s->kv_type]);
+    printf("rss_bytes %llu\n", (unsigned long long)resident_bytes());
+    printf("threads %d\nkernel %s\n", s->team.n_threads, i.kernel);
+    printf("kv %s\nfast %d\n", kv_names[s->kv_type], s->team.fast);
     return 0;
 }
 
@@ -8086,36 +8613,39 @@ static void use_default_vocabulary(GlaModel *m) {
     if (fits) gla_open_tokenizer(m, "tokenizer.bin", NULL);
 }
 
+/* -- main -- */
+
 static int run_mode(const Options *o, GlaModel *m, double begin, double load_s, char *err) {
-    const char *mode = o->mode;
+    const int mode = o->mode_bit;
     Text t = {0};
     Ids ids = {NULL, 0, 0};
     GlaState *s = NULL;
-    int code = GLA_OK, ctx = o->ctx, kv = 0, status = 0, logits = !strcmp(mode, "logits"), perplexity = !strcmp(mode, "perplexity"), bench = !strcmp(mode, "bench");
+    int code = GLA_OK, ctx = o->ctx, kv = 0, status = 0;
     for (int i = 0; i < o->n_bias; i++)
-        if (o->bias[i].id >= m->config.vocab_size) return misuse("--logit-bias: the model has tokens from 0 to %d, not %d", m->config.vocab_size - 1, o->bias[i].id);
-    if (o->kv) {
-        while (kv < GLA_N_KV && strcmp(kv_names[kv], o->kv)) kv++;
-        if (kv == GLA_N_KV) return misuse("--kv %s: expected f32, f16 or q8_0", o->kv);
-    }
+        if (o->bias[i].id >= m->config.vocab_size)
+            return misuse("--logit-bias: the model has tokens from 0 to %d, not %d", m->config.vocab_size - 1, o->bias[i].id);
+    while (o->kv && kv < GLA_N_KV && strcmp(kv_names[kv], o->kv)) kv++;
+    if (kv == GLA_N_KV) return misuse("--kv %s: expected f32, f16 or q8_0", o->kv);
     if (o->tokenizer && (code = gla_open_tokenizer(m, o->tokenizer, err))) return complain(err);
     if (!o->tokenizer && !gla_n_tokens(m)) use_default_vocabulary(m);
-    if (!strcmp(mode, "info")) return mode_info(m, kv);
-    if (!strcmp(mode, "tokenize")) return mode_tokenize(o, m, err);
-    if (logits && !(code = get_ids(&ids, o->ids, m, err)) && !ids.n) code = fail(err, GLA_INPUT, "%s: holds no ids", o->ids);
-    if (perplexity && !(code = get_text(o, &t, err))) code = ids_encode(&ids, m, t.s, t.n, GLA_BOS | GLA_SPECIAL, err);
-    if (!ctx && (bench || logits || perplexity)) { /* these know how much they will read */
-        int64_t need = bench ? (int64_t)o->depth + o->prompt_len + (given(o, O_STEPS) ? o->steps : 64) : ids.n;
+    if (mode == INFO) return mode_info(m, kv);
+    if (mode == TOKENIZE) return mode_tokenize(o, m, err);
+    if (mode == LOGITS && !(code = get_ids(&ids, o->ids, m, err)) && !ids.n)
+        code = fail(err, GLA_INPUT, "%s: holds no ids", o->ids);
+    if (mode == PERPLEXITY && !(code = get_text(o, &t, err)))
+        code = ids_encode(&ids, m, t.s, t.n, GLA_BOS | GLA_SPECIAL, err);
+    if (!ctx && mode & (BENCH | LOGITS | PERPLEXITY)) { /* these know how much they will read */
+        int64_t need = mode == BENCH ? o->depth + o->prompt_len + bench_steps(o) : ids.n;
         if (o->load_state || need <= min64(4096, m->config.seq_len)) need = 0;
         ctx = (int)min64(need, INT_MAX);
     }
-    if (!code && bench && ctx && o->depth > ctx) code = fail(err, GLA_INPUT, "a depth of %d in a context of %d", o->depth, ctx);
+    if (!code && mode == BENCH && ctx && o->depth > ctx) code = fail(err, GLA_INPUT, "a depth of %d in a context of %d", o->depth, ctx);
     if (!code) code = gla_state_new(&s, m, &(GlaSettings){ctx, o->batch, o->threads, kv, o->fast}, err);
     if (code) status = complain(err);
-    else if (logits) status = mode_logits(o, m, s, &ids, err);
-    else if (perplexity) status = mode_perplexity(m, s, &ids, err);
-    else if (bench) status = mode_bench(o, m, s, begin, load_s, err);
-    else if (!strcmp(mode, "chat")) status = mode_chat(o, m, s, load_s, err);
+    else if (mode == LOGITS) status = mode_logits(o, m, s, &ids, err);
+    else if (mode == PERPLEXITY) status = mode_perplexity(m, s, &ids, err);
+    else if (mode == BENCH) status = mode_bench(o, m, s, begin, load_s, err);
+    else if (mode == CHAT) status = mode_chat(o, m, s, load_s, err);
     else status = mode_generate(o, m, s, load_s, err);
     gla_state_free(s);
     free(t.s), ids_free(&ids);
@@ -8123,10 +8653,10 @@ static int run_mode(const Options *o, GlaModel *m, double begin, double load_s, 
 }
 
 int main(int argc, char **argv) {
-    Options o = {.mode = "generate", .steps = 256, .prompt_len = 512, .loop_guard = 96, .cache_bytes = (int64_t)1 << 30, .snapshot_bytes = (int64_t)256 << 20};
+    Options o = {.mode = "generate", .steps = 256, .prompt_len = 512, .loop_guard = 96,
+                 .cache_bytes = (int64_t)1 << 30, .snapshot_bytes = (int64_t)256 << 20};
     char err[GLA_ERR] = "";
     GlaModel *m;
-    size_t mode = 0;
     if (argc > 0 && *argv[0]) invoked = argv[0];
     int code = parse_options(&o, argc, argv);
     if (code) return code;
@@ -8134,35 +8664,17 @@ int main(int argc, char **argv) {
 #ifdef HAVE_POSIX
     signal(SIGPIPE, SIG_IGN), signal(SIGXFSZ, SIG_IGN); /* a reader that went away and a file that may not grow are failed writes */
 #endif
-    if (o.help) { print_help(); return fflush(stdout) || ferror(stdout) ? complain("standard output: cannot write") : 0; }
+    if (o.help) {
+        print_help();
+        return fflush(stdout) || ferror(stdout) ? complain("standard output: cannot write") : 0;
+    }
     if (o.version) {
         const Kernels *k = NULL;
         if (choose_kernels(&k, err)) return complain(err);
         printf("gla.c %s, kernels %s, %s\n", GLA_VERSION, k->name, ALL_THREADS > 1 ? "OpenMP" : "one thread");
         return 0;
     }
-    while (modes[mode] && strcmp(modes[mode], o.mode)) mode++;
-    if (!modes[mode]) return misuse("unknown mode %s", o.mode);
-    for (int i = 0; i < N_OPTIONS; i++) {
-        Text where = {0};
-        if (!given(&o, i) || options[i].modes >> mode & 1) continue;
-        for (int k = 0; modes[k]; k++) if (options[i].modes >> k & 1) text_printf(&where, "%s-m %s", where.n ? ", " : "", modes[k]);
-        misuse("--%s goes with %s", options[i].name, where.s ? where.s : "other modes");
-        free(where.s);
-        return 2;
-    }
-    if (o.think && o.no_think) return misuse("--think and --no-think");
-    if (o.think && o.json_only) return misuse("--think and --json-only"); /* a thought is not JSON */
-    if (o.no_think && given(&o, O_BUDGET)) return misuse("--think-budget and --no-think");
-    if ((o.prompt != NULL) + (o.file != NULL) + (o.ids != NULL) > 1) return misuse("more than one of --prompt, --file and --ids");
-    if (given(&o, O_LOGPROBS) && !o.json) return misuse("--logprobs goes with --json");
-    if (given(&o, O_CACHE_BYTES) && !o.prompt_cache) return misuse("--cache-bytes goes with --prompt-cache");
-    if (1 << mode == CHAT && !given(&o, O_STEPS)) o.steps = 0;
-    if (!o.model) return misuse("no model was named: %s MODEL [options]", invoked);
-    if (1 << mode == LOGITS && (!o.ids || !o.out)) return misuse("-m logits needs --ids FILE and --out FILE");
-    const char *read[] = {o.model, o.tokenizer, o.file, o.ids}, *written[] = {o.save_state, o.out};
-    for (int i = 0; i < 8; i++)
-        if (read[i % 4] && written[i / 4] && same_file(read[i % 4], written[i / 4])) return misuse("%s is read here and would be replaced; give another file to write", read[i % 4]);
+    if ((code = check_options(&o))) return code;
     double begin = now_s();
     if (gla_open(&m, o.model, err)) return complain(err);
     code = run_mode(&o, m, begin, now_s() - begin, err);

@@ -100,7 +100,13 @@ def test_script() -> None:
     check(many.stdout.count(b"\n") == 2, "lines that go on", many.stdout)
     check(chat("//undo is text\n", "--json").stdout.count(b"\n") == 1, "// begins a message with /")
     p = chat("once\n/nope\nupon\n")
-    check(p.returncode == 1 and p.stderr.count(b"answers") == 0 and b"/nope" in p.stderr, "an unknown command ends a script", p.stderr)
+    check(p.returncode == 1 and b"2 answers" in p.stderr and p.stderr.count(b"/nope") == 1, "an unknown command is told, and is the exit status of a script that goes on", p.stderr)
+    session = cli.tmp / "nowhere"
+    p = chat(f"once\n/load {session}\n/undo\n/redo\n/redo\n/save\nupon\n", "--json")
+    told = [line for line in p.stderr.decode().splitlines() if line.startswith(f"{os.path.basename(cli.program)}: ")]
+    check(p.returncode == 1 and len(told) == 3 and str(session) in told[0] and "nothing to redo" in told[1] and "file name" in told[2], "a sentence for every command that fails", told)
+    kept = chat("once\nupon\n", "--json")
+    check([json.loads(x)["ids"] for x in p.stdout.splitlines()][0] == json.loads(kept.stdout.splitlines()[0])["ids"] and p.stdout.count(b"\n") == 2, "and the answers around them", p.stdout)
     check(chat("once\n/quit\nupon\n", "--json").stdout.count(b"\n") == 1, "/quit")
     check(run(MODEL, "-m", "chat").returncode == 0, "no input, no answer")
     p = run(TINY, "-m", "chat", "-n", 5, "-s", 1, stdin=b"hello\n")
@@ -110,6 +116,10 @@ def test_script() -> None:
     refused(2, "both ways of thinking", MODEL, "-m", "chat", "--think", "--no-think")
     refused(2, "log probabilities without json", MODEL, "--logprobs", 1, message="--json")
     refused(1, "a chat without a vocabulary", cli.GLA, "-m", "chat", "-i", "x", cwd=cli.tmp, message="vocabulary")
+    for model, how, names in ((TINY, ["--think"], "--think"), (TINY, ["--no-think", "--hide-thinking"], "--no-think, --hide-thinking"),
+                              (TINY, ["--think-budget", 5], "--think-budget"), (TINY, [], ""), (MODEL, ["--think", "--think-budget", 5], "")):
+        told = [line for line in run(model, "-m", "chat", "-n", 1, "-s", 1, "-i", "x", *how).stderr.decode().splitlines() if "no way to think" in line]
+        check(told == ([f"this model has no way to think; without effect: {names}"] if names else []), f"options of thoughts in vain {how}", told)
     # sessions: a conversation in two programs is one conversation
     session = cli.tmp / "talk"
     both = [json.loads(x) for x in chat("one\ntwo\n", "--json", "-t", 0).stdout.splitlines()]
@@ -174,6 +184,9 @@ def test_ends_badly() -> None:
     args = [cli.program, str(MODEL), "-m", "chat", "-n", "6", "-s", "1", "--save-state", str(session)]
     p = subprocess.run(args, input=b"Hello\n/redo\n", capture_output=True)
     check(p.returncode == 1 and b"nothing to" in p.stderr and session.exists(), "a command that fails in a pipe keeps the session", (p.returncode, p.stderr))
+    session.unlink(missing_ok=True)
+    p = subprocess.run([*args, "-c", "40"], input=b"Hello\n" + b"once upon the time " * 40 + b"\nHello\n", capture_output=True)
+    check(p.returncode == 1 and b"context of 40" in p.stderr and b"answers" not in p.stderr and session.exists(), "a message that cannot be said ends a script and keeps the session", (p.returncode, p.stderr))
     session.unlink(missing_ok=True)
     p = subprocess.Popen(args, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     p.stdin.write(b"Hello\n")

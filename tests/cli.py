@@ -302,16 +302,19 @@ def test_modes() -> None:
     check("softmax x 1" in info["mixers"] and "gla x 1" in info["mixers"] and info["tensor_types"] == "F32 x 10, F16 x 19", "mixers and types", info)
     check(key_values(ran(GLA, "-m", "info"))["kv_bytes_per_token"] == "0", "a model without softmax layers keeps nothing per token")
     bench = key_values(ran(TINY, "-m", "bench", "--prompt-len", 20, "-n", 5, "-j", 1))
-    names = "load_s first_token_s prefill_tok_s decode_tok_s decode_GB_s prefill_Gop_s state_bytes kv_bytes_per_token rss_bytes threads kernel".split()
-    check(list(bench) == names and all(float(bench[n]) >= 0 for n in names[:-1]) and float(bench["decode_tok_s"]) > 0 and bench["threads"] == "1", "bench", bench)
+    names = "load_s first_token_s prefill_tok_s decode_tok_s decode_GB_s prefill_Gop_s state_bytes kv_bytes_per_token rss_bytes threads kernel kv fast".split()
+    check(list(bench) == names and all(float(bench[n]) >= 0 for n in names if n not in ("kernel", "kv")) and float(bench["decode_tok_s"]) > 0 and bench["threads"] == "1", "bench", bench)
     for kv, least, most in (("f32", 4, 4), ("f16", 2, 2), ("q8_0", 1.06, 1.25)):  # bytes of a number
         numbers = int(info["kv_bytes_per_token"]) / 4
         deep = key_values(ran(TINY, "-m", "bench", "--prompt-len", 20, "-n", 5, "-j", 1, "--depth", 600, "--kv", kv))
         check(least <= int(deep["kv_bytes_per_token"]) / numbers <= most and float(deep["decode_tok_s"]) > 0, f"bench --depth --kv {kv}", deep)
+        check(deep["kv"] == kv and deep["fast"] == "0", f"bench names --kv {kv}", deep)
         check(key_values(ran(TINY, "-m", "info", "--kv", kv))["kv_bytes_per_token"] == deep["kv_bytes_per_token"], f"info --kv {kv}")
     refused(2, "a type of keys and values that does not exist", TINY, "-m", "bench", "--kv", "f64", message="f16")
     refused(1, "a depth beyond the context", TINY, "-m", "bench", "--depth", 100, "-c", 50, message="context")
     check(key_values(ran(TINY, "-m", "bench", "--prompt-len", 5, "-n", 1, env={**os.environ, "RUN_KERNEL": "scalar"}))["kernel"] == "scalar", "RUN_KERNEL=scalar")
+    bench = key_values(ran(TINY, "-m", "bench", "--prompt-len", 5, "-n", 1, "--fast"))
+    check(bench["kv"] == "f32" and bench["fast"] == "1", "bench names --fast", bench)
 
     text = PROMPT + " \u20ac<|im_end|>\n"
     ids = ran(TINY, "-m", "tokenize", "-i", text).split()

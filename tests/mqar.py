@@ -66,6 +66,8 @@ CONTROLS = tuple(Row(about, mixer, options, (0.01,), 0.5) for about, mixer, opti
     ("no decay, no output gate", "gla", KEEP + PLAIN),
     ("", "hgrn2", ()),
     ("begins with 1 token", "hgrn2", OLD),
+    ("", "gsa", ()),
+    ("begins with 16 tokens", "gsa", OLD),
     ("", "retnet", ()),
     ("begins with 22 tokens", "retnet", OLD),
     ("no decay", "retnet", KEEP),

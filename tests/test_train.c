@@ -6,9 +6,10 @@
 #define TRAIN_NO_MAIN
 #include "../train_tiny.c"
 
-enum { TRIES = 24 };                       /* elements nudged per array */
+enum { TRIES = 24, TRIES_OF_A_MODEL = 8 };   /* elements nudged per array, and per tensor of a whole model: train_step.py compares all of those with PyTorch */
 static int passed, failed;
 static uint64_t rng = 12345;
+static size_t most = TRIES;
 
 static void check(const char *what, double err, double bound) {
     bool ok = err < bound;
@@ -37,13 +38,13 @@ static double value(const Func *f) {
 /* Largest |analytic - numeric| over the size of the largest gradient of that array. */
 static void differences(const char *what, const Func *f, const Arg *args, int n_args) {
     for (int a = 0; a < n_args; a++) {
-        size_t n = args[a].n, tries = n < TRIES ? n : TRIES;
+        size_t n = args[a].n, tries = n < most ? n : most;
         real *dx = checked(malloc(n * sizeof *dx));
         memcpy(dx, args[a].dx, n * sizeof *dx);
         double worst = 0, size = 1e-12;
         for (size_t i = 0; i < n; i++) size = fabs(dx[i]) > size ? fabs(dx[i]) : size;
         for (size_t k = 0; k < tries; k++) {
-            size_t i = n <= TRIES ? k : rng_next(&rng) % n;
+            size_t i = n <= most ? k : rng_next(&rng) % n;
             const real keep = args[a].x[i];
             double at[4], err = INFINITY;
             for (double h = 5e-5; h > 1e-6 && !(err < 1e-7); h /= 5) {     /* four points: the error of the formula is of order h^4; a smaller h where relu^2 bends in between */
@@ -345,7 +346,7 @@ static void test_whole(TinyConfig c, const char *what) {
     tiny_new(&w.m, &c, 2, 7);
     for (int n = 0; n < w.m.n_tensors; n++) {                   /* no term at 0 or 1 only, and gates that matter */
         const TinyTensor *t = &w.m.tensors[n];
-        bool gate = strstr(t->name, "ssm_a") || strstr(t->name, "ssm_p") || strstr(t->name, "bias") || strstr(t->name, "time_mix_w0") || strstr(t->name, "time_mix_decay") || strstr(t->name, "_lerp_");
+        bool gate = strstr(t->name, "ssm_a") || strstr(t->name, "ssm_m_") || strstr(t->name, "ssm_p") || strstr(t->name, "bias") || strstr(t->name, "time_mix_w0") || strstr(t->name, "time_mix_decay") || strstr(t->name, "_lerp_");
         for (size_t i = 0; i < tensor_len(t); i++) {
             real *p = &w.m.params[t->at + i];
             if (t->flags & CONSTANT) continue;
@@ -367,6 +368,7 @@ static void test_whole(TinyConfig c, const char *what) {
 
 /* Every mixer alone and in a hybrid; those without a convolution with one, the others without. */
 static void test_every_mixer(bool quick) {
+    most = TRIES_OF_A_MODEL;
     for (int mixer = 0; mixer < N_KINDS; mixer++) {
         char name[64];
         const MixerKind *k = &mixer_kinds[mixer];
@@ -377,6 +379,7 @@ static void test_every_mixer(bool quick) {
         snprintf(name, sizeof name, "%s, %s conv%s", k->name, c.d_conv ? "with" : "no", c.interval ? ", hybrid" : "");
         test_whole(c, name);
     }
+    most = TRIES;
 }
 
 /* ---- the program around the numbers ---- */
@@ -547,7 +550,7 @@ static void dump_step(const char *dir, const char *name, const TinyConfig *c) {
     tiny_new(&m, c, B, 5);
     for (int n = 0; n < m.n_tensors; n++) {                     /* nothing at 0 or 1 only, decays from slow to fast, tokens of the size of what is added to them */
         const TinyTensor *t = &m.tensors[n];
-        bool gate = strstr(t->name, "ssm_a") || strstr(t->name, "ssm_p") || strstr(t->name, "bias");
+        bool gate = strstr(t->name, "ssm_a") || strstr(t->name, "ssm_m_") || strstr(t->name, "ssm_p") || strstr(t->name, "bias");
         for (size_t i = 0; i < tensor_len(t) && !(t->flags & CONSTANT); i++) {
             real *p = &m.params[t->at + i];
             *p = (real)(gate && !(t->flags & DECAYS) ? 0.7 * rng_normal(&rng) : *p * (n == 0 ? 4 : 1) + 0.05 * rng_normal(&rng));

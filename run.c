@@ -3034,29 +3034,43 @@ static int gguf_read(Gguf *g, char *err) {
 
 /* ---- 7. model: config, weights, and which name means what -----------------------------------------------
  * An architecture is a function that reads its keys and binds its tensors into layer descriptors; every shape is checked here, so
- * that a file that loads runs. Afterwards nobody looks a name up. */
+ * that a file that loads runs. Afterwards nobody looks a name up.
+ *
+ *   family       what each linear mixer does with its projections, a row per mixer: the overview of this program's models
+ *   Layer        one layer, after its names have become pointers
+ *   bind_*       one kind of mixer: its keys and tensors into a Layer
+ *   read_*       one kind of decoder around the mixers: norms, feed-forward, which layer has which mixer
+ *   load_model   the whole file */
 
-enum { MAP_HADAMARD = ACT_NONE + 1, MAP_T2R, MAP_HEDGEHOG, MAP_DPFP }; /* feature maps that are no function of one number: see map_head in section 9 */
+/* Feature maps that are no function of one number: see map_head in section 9. Their numbers follow those of the activations. */
+enum { MAP_HADAMARD = ACT_NONE + 1, MAP_T2R, MAP_HEDGEHOG, MAP_DPFP };
 static const struct { const char *name; int act; } act_names[] = {
-    {"silu", ACT_SILU}, {"swish", ACT_SILU}, {"relu", ACT_RELU}, {"sigmoid", ACT_SIGMOID}, {"gelu", ACT_GELU}, {"gelu_tanh", ACT_GELU_TANH},
-    {"sqrelu", ACT_SQRELU}, {"powlu", ACT_POWLU}, {"logsigmoid", ACT_LOGSIGMOID}, {"elu_plus_one", ACT_ELU1}, {"identity", ACT_NONE},
+    {"silu", ACT_SILU}, {"swish", ACT_SILU}, {"relu", ACT_RELU}, {"sigmoid", ACT_SIGMOID}, {"gelu", ACT_GELU},
+    {"gelu_tanh", ACT_GELU_TANH}, {"sqrelu", ACT_SQRELU}, {"powlu", ACT_POWLU}, {"logsigmoid", ACT_LOGSIGMOID},
+    {"elu_plus_one", ACT_ELU1}, {"identity", ACT_NONE},
     {"elementwise_product", MAP_HADAMARD}, {"t2r", MAP_T2R}, {"hedgehog", MAP_HEDGEHOG}, {"dpfp", MAP_DPFP},
 };
 
-enum { MIX_SOFTMAX, MIX_LINEAR, MIX_HGRN, MIX_SLOTS, MIX_PRODUCT, MIX_LOG_LINEAR, MIX_MAMBA, MIX_RWKV, MIX_MESA, MIX_PATH, MIX_WALL, MIX_TRAPEZOID, N_MIXERS }; /* rows of the table `mixers` in section 9 */
+/* What computes a layer: rows of the table `mixers` in section 9. */
+enum { MIX_SOFTMAX, MIX_LINEAR, MIX_HGRN, MIX_SLOTS, MIX_PRODUCT, MIX_LOG_LINEAR,
+       MIX_MAMBA, MIX_RWKV, MIX_MESA, MIX_PATH, MIX_WALL, MIX_TRAPEZOID, N_MIXERS };
 
 /* -- the family: every mixer that keeps a matrix memory, by what it hands to the one recurrence (section 5) --
  *   in       its projections of the normed input: Query, Key, Value, Forget (decay), Beta (strength), Z (output gate), Write gate,
  *            Gauge (decay of a second moment) and its Strength
  *   shared   those with n_k_heads heads, which the n_heads output heads share; the others have n_heads
- *   silu     on q, k, v: behind a short convolution only, always (without one, too), always on v alone
- *   map      of q and k after that, unless mixer.feature_map names another;  norm  of q and k, head by head
- *   decay    d, from f: one per head, per key channel or per slot
- *   erase    what is read before the write, with strength b;  write  what is written
- *   out      norm of the readout o, and what it spans;  gate  act(z) times that
+ *   silu     on q, k, v: never; behind a short convolution only; always, with or without one; always on v alone
+ *   map      of q and k after that, unless mixer.feature_map names another
+ *   norm     of q and k, head by head
+ *   decay    d, from f
+ *   per      how many decays a token has: one for each head, each key channel of a head, or each slot of a head
+ *   erase    what is read before the write, with strength b
+ *   write    what is written
+ *   out      norm of the readout o, and what it spans
+ *   gate     act(z) times that
  * A file may switch parts off or replace them (doc/format.md): convolutions, map, gate, norms, strength, bounds of the decay.
- * RWKV-6 and -7 are of the family, too, with what they need in front of it: see read_rwkv and mix_rwkv. Softmax attention and its relatives that forget,
- * fade or turn keys (forgetting_transformer, wall_transformer, path_attn) keep every key and value instead. */
+ * RWKV-6 and -7 are of the family, too, with what they need in front of it: see read_rwkv and mix_rwkv. Softmax attention and its
+ * relatives that forget, fade or turn keys (forgetting_transformer, wall_transformer, path_attn) keep every key and value instead. */
 enum { SILU_NEVER, SILU_CONV, SILU_ALWAYS, SILU_V };
 enum { QK_PLAIN, QK_L2, QK_SUM };          /* x;  x / sqrt(sum x^2 + 1e-6);  x / (sum x + epsilon) */
 enum { DECAY_NONE, DECAY_FIXED,            /* d = 1;  d = ssm_decay, a constant */
@@ -3064,7 +3078,7 @@ enum { DECAY_NONE, DECAY_FIXED,            /* d = 1;  d = ssm_decay, a constant 
        DECAY_SOFTPLUS,                     /* d = exp(a softplus(f + dt)), or exp(bound sigmoid(-a (f + dt))) where there is a bound */
        DECAY_FORGET,                       /* d = low + (1 - low) sigmoid(f) */
        DECAY_STEP,                         /* d = exp(a D), D = softplus(f + dt) within bounds: the time step */
-       DECAY_SUM };                        /* z <- ln(e^z + e^f), d = e^(z before - z after): f within bounds, weighed against all f so far */
+       DECAY_SUM };                        /* z <- ln(e^z + e^f), d = e^(z before - z after): f, within bounds, against all f so far */
 enum { HEADS, CHANNELS, SLOTS };
 enum { ERASE_NONE, ERASE_KEY,              /* -;  b k'S, from the faded S */
        ERASE_GATED,                        /* (b k)'S, b per key channel */
@@ -3074,7 +3088,8 @@ enum { WRITE_V, WRITE_BETA_V,              /* k v';  k (b v)' */
        WRITE_STEP_V,                       /* k (D v)' */
        WRITE_TRAPEZOID,                    /* k (s D v)', and the k (1 - s) D v' of the token before with d */
        WRITE_SCALED_K,                     /* (m k) (b v)', m from a running second moment of k */
-       WRITE_REST };                       /* (1 - d) v': what is forgotten makes room for what is new; DECAY_SUM: e^(f - z) v', the same but without rounding */
+       WRITE_REST };                       /* (1 - d) v': what is forgotten makes room for what is new;
+                                              with DECAY_SUM e^(f - z) v', which is the same without the rounding of 1 - d */
 enum { OUT_HEAD, OUT_ALL,                  /* norm of each head;  of all heads as one */
        OUT_SILU_ALL,                       /* of silu(o), all heads as one */
        OUT_GATED };                        /* of act(z) o, in groups: the gate comes first */
@@ -3113,66 +3128,101 @@ static const Family *family_named(const char *name) {
     return NULL;
 }
 
-/* A projection y = W x + bias, or through a narrow middle: y = up act(W x) + bias. */
+/* A projection y = W x + bias, or through a narrow middle: y = up act(W x) + bias. Without w.data it is absent. */
 typedef struct { Tensor w, up; const float *bias; int act; } Proj;
 static int proj_out(const Proj *p) { return p->up.data ? p->up.n_out : p->w.n_out; }
 
-enum { IN_Q, IN_K, IN_V, IN_F, IN_B, IN_Z, IN_W, IN_G, IN_S, MAX_IN }; /* projections in front of a mixer, in the order of IN_LETTERS */
+/* The projections in front of a mixer, in the order of IN_LETTERS: see `in` of the family. */
+enum { IN_Q, IN_K, IN_V, IN_F, IN_B, IN_Z, IN_W, IN_G, IN_S, MAX_IN };
 #define IN_LETTERS "qkvfbzwgs"
 enum { MAX_ROPE = 512, MAX_LEVELS = 15 }; /* rotated channels of a head; levels of log-linear attention */
 
 /* One layer: x += out(mixer(in(norm x))), then x += down(act(gate(norm x)) * up(norm x)). Widths in floats. */
 typedef struct {
-    int mixer, kind_count;
+    int mixer, kind_count;          /* MIX_*; layers of this kind, counted at the first of them */
     const Family *family;           /* row of a mixer with a matrix memory */
     int n_heads, n_k_heads;         /* output heads (query heads of softmax, value heads of linear layers), key/value heads */
     int dk, dv;                     /* key and value width of one head */
     Proj in[MAX_IN], out;           /* what the mixer reads, absent ones without data; output projection */
     int heads[MAX_IN], width[MAX_IN]; /* of the rows that they make; linear layers */
-    float eps;                      /* of every norm in the layer */
-    const float *norm, *ffn_norm;   /* (dim) */
-    const float *q_norm, *k_norm, *o_norm; /* (dk), (dk): NULL = not normalised; (dv), or (n_heads dv) over all heads: NULL = weight one */
-    /* softmax layers */
+    size_t scratch;                 /* floats per token that the mixer finds behind the rows of its projections */
+    float eps;                      /* of the norms in the layer, where the mixer has none of its own */
+    const float *norm, *norm_bias;  /* (dim) in front of the mixer; the bias or NULL, with Config.layer_norm */
+    const float *q_norm, *k_norm;   /* (dk) in front of the mixer's equations, NULL = not normalised */
+    const float *o_norm;            /* behind them: (dv), or (n_heads dv) over all heads, NULL = weight one */
+    float scale;                    /* of q */
+
+    /* rotary positions */
     int rope_dims, rope_adjacent;   /* rotated channels of a head; pairs (2i, 2i+1) instead of (i, i + rope_dims/2) */
     double rope_base, rope_factor;
     const double *rope_freq;        /* (rope_dims / 2) radians per position; double, since positions reach a million */
+
+    /* softmax layers */
     int window, gated;              /* visible positions, 0 = all; query rows hold [query | gate] per head */
     int qk_norm_step;               /* floats between the norm weights of two heads, 0 = all heads have the same */
     float qk_eps;                   /* of q_norm and k_norm */
-    float scale;
-    /* linear layers */
-    int d_conv, tiled, fused;       /* taps, 0 = no convolution; head h reads key head h % n_k_heads; in[IN_Q] holds the rows of q, k, v */
+
+    /* linear layers, before the recurrence: projections, convolution, feature map, norm */
+    int tiled, fused;               /* head h reads key head h % n_k_heads; in[IN_Q] holds the rows of q, k, v */
     int at[3];                      /* fused: where the rows of q, k and v begin */
-    const float *conv[MAX_IN], *conv_bias; /* of q, k, v, f and, in MIX_PATH, w, each (channels, d_conv), NULL = none; the last tap is the current token */
-    const float *a, *dt_bias, *low; /* DECAY_SOFTPLUS, _STEP: a < 0 per head, dt like f;  _FIXED: a holds the factors;  _FORGET: low like f, NULL = 0 */
-    const float *skip;              /* D: o += D v, per head or per channel (skip_each); ERASE_OLD: q loses D p */
+    int d_conv;                     /* taps, 0 = no convolution */
+    const float *conv[MAX_IN];      /* (channels, d_conv) of q, k, v, f and, in MIX_PATH, w; NULL = none; the last tap is this token */
+    const float *conv_bias;         /* (channels) or NULL */
+    int map, norms[2];              /* feature map of q and k; QK_* of q, of k */
+    Proj map_in[2][2];              /* learned feature maps of q and of k: one or two matrices */
+    float sum_eps;                  /* QK_SUM */
+
+    /* linear layers, decay */
+    const float *a, *dt_bias;       /* DECAY_SOFTPLUS, _STEP: a < 0 per head, dt like f;  _FIXED: a holds the factors */
+    float decay_bound;              /* DECAY_SOFTPLUS: 0 = none */
+    float step_min, step_max;       /* DECAY_STEP */
+    float decay_divisor, decay_min; /* DECAY_SIGMOID; the least logarithm of a decay */
+    const float *low;               /* DECAY_FORGET: like f, NULL = 0 */
+    float score_min, score_max;     /* DECAY_SUM */
+
+    /* linear layers, erase and write */
+    float beta_scale;               /* strength = this times sigmoid(b), or this where there is no b */
     const float *old_key;           /* ERASE_OLD: p = this times k, per head */
     const float *g_a, *g_bias, *g_scale; /* WRITE_SCALED_K: of the decay of the second moment, and the logarithm of its scale, like g */
-    const float *k_bias, *q_bias;   /* MIX_TRAPEZOID: (n_heads, dk), behind k_norm and q_norm; the slowest decay allowed */
-    float rate_min;
-    const float *levels;            /* (n_heads, MAX_LEVELS) log-linear attention: weight of a level = softplus(levels w) */
-    const float *ridge;             /* MIX_MESA: (n_heads, dk), added to the diagonal; and how many steps its solver takes */
-    int solver_steps;
+    float squash, squash_eps;       /* WRITE_SCALED_K: m lies between e^-squash and e^squash */
+
+    /* linear layers, after the recurrence */
+    float normalizer;               /* epsilon of normalize(), 0 = no normaliser */
+    const float *skip;              /* D: o += D v, per head or per channel (skip_each); ERASE_OLD: q loses D p */
+    int skip_each;
+    int out_act;                    /* activation of o in front of the norm, or ACT_NONE */
+    int norm_width, norm_shared;    /* output norm: channels that it spans (0 = none), whether all spans have the same weights */
+    float o_eps;                    /* of the output norm */
+    int gate_act, gate_first;       /* activation of the output gate, or ACT_NONE; whether it comes before the norm */
+
+    /* what one mixer alone has */
+    int slots, steps;               /* MIX_SLOTS: rows of the table; MIX_PRODUCT: writes per token */
+    const float *levels;            /* MIX_LOG_LINEAR: (n_heads, MAX_LEVELS), the weight of a level is softplus(levels w) */
+    const float *ridge;             /* MIX_MESA: (n_heads, dk), added to the diagonal */
+    int solver_steps;               /* MIX_MESA */
     Proj step_in, bc_in;            /* MIX_MAMBA: the time step, through a narrow middle, and the rows of k and q, both from v */
-    Proj map_in[2][2];              /* learned feature maps of q and of k: one or two matrices */
-    int map, norms[2], gate_act, skip_each, slots, steps; /* feature map of q and k; norms of q, k; activation of the output gate, or ACT_NONE; slots; writes per token */
-    int norm_width, norm_shared, gate_first, out_act; /* output norm: channels that it spans (0 = none), whether all spans have the same weights */
-    float sum_eps, decay_divisor, decay_min, decay_bound, beta_scale, o_eps, normalizer, squash, squash_eps, step_min, step_max, score_min, score_max;
-    size_t scratch;                 /* floats per token that the mixer finds behind the rows of its projections */
+    const float *k_bias, *q_bias;   /* MIX_TRAPEZOID: (n_heads, dk), behind k_norm and q_norm */
+    float rate_min;                 /* MIX_TRAPEZOID: the slowest decay allowed */
+
     /* RWKV: what in[j] reads is x + (x of the token before - x) lerp[j] */
     Proj lerp[MAX_IN];              /* a bias (dim), and in RWKV-6 a part that is projected from the same with lerp_x */
     const float *lerp_x;            /* (dim), NULL in RWKV-7 */
     const float *o_bias;            /* (n_heads dv) of the output norm */
     const float *bonus, *k_k, *k_a; /* (n_heads dk): RWKV-6 u, RWKV-7 r_k; the last two RWKV-7 only */
     float k_eps;                    /* of the norm of the erase key */
-    const float *ffn_lerp_k, *ffn_lerp_r; /* (dim) the feed-forward is a channel mix; r in RWKV-6 only */
-    const float *norm_bias, *ffn_norm_bias; /* (dim) or NULL; with Config.layer_norm */
+
+    /* feed-forward */
+    const float *ffn_norm, *ffn_norm_bias; /* (dim), like norm */
     Tensor gate, up, down;          /* without data: no feed-forward; a channel mix has no gate, or the receptance there */
     int ffn_act;
-    /* residual attention: scores of the sources in front of the mixer and of the feed-forward */
+    const float *ffn_lerp_k, *ffn_lerp_r; /* (dim) the feed-forward is RWKV's channel mix; r in RWKV-6 only */
+
+    /* residual attention: scores of the sources in front of the mixer and of the feed-forward, (dim) */
     const float *res_proj[2], *res_norm[2];
-    /* where the state keeps this layer: floats into the constant part; bytes of KEYS positions in the growing part, of the layers before and of this one, by GLA_KV_* */
-    size_t fixed_at, fixed, kv_at[GLA_N_KV], kv[GLA_N_KV];
+
+    /* where the state keeps this layer */
+    size_t fixed_at, fixed;         /* floats: where its constant part begins, and its length */
+    size_t kv_at[GLA_N_KV], kv[GLA_N_KV]; /* bytes of KEYS positions in the growing part, of the layers before and of this one, by GLA_KV_* */
 } Layer;
 
 typedef struct {
@@ -3202,7 +3252,9 @@ struct GlaModel {
     uint64_t parameters, token_bytes, token_weights, run_weights;
     size_t fixed_floats, kv_floats; /* of all layers; kv per position */
     size_t kv_bytes[GLA_N_KV];      /* of KEYS positions of all layers */
-    size_t row_floats, mid_floats, out_floats, hidden_floats, widest_in, widest_dk; /* scratch per token: widest set of projections, narrow middles, mixer output, feed-forward; widest matmul input; head */
+    size_t row_floats, mid_floats;  /* scratch per token: widest set of projections; of narrow middles */
+    size_t out_floats, hidden_floats; /* scratch per token: widest mixer output; feed-forward */
+    size_t widest_in, widest_dk;    /* widest input of a matmul; rows of the tallest memory */
     size_t first_floats;            /* RWKV-7: values of the first layer, per token */
     struct Block { struct Block *next; } *owned; /* memory to free with the model */
 };

@@ -3222,7 +3222,7 @@ typedef struct {
 
     /* where the state keeps this layer */
     size_t fixed_at, fixed;         /* floats: where its constant part begins, and its length */
-    size_t kv_at[GLA_N_KV], kv[GLA_N_KV]; /* bytes of KEYS positions in the growing part, of the layers before and of this one, by GLA_KV_* */
+    size_t kv_at[GLA_N_KV], kv[GLA_N_KV]; /* bytes of KEYS positions in the growing part, by GLA_KV_*: of the layers before, of this one */
 } Layer;
 
 typedef struct {
@@ -3261,11 +3261,12 @@ struct GlaModel {
 
 /* While loading: the first failure sticks, and everything after it is skipped, so a config reader reads as a list. */
 typedef struct { GlaModel *m; const Gguf *g; char arch[32]; char *err; int code; } Loader;
+#define REFUSE(l, kind, ...) ((l)->code = (l)->code ? (l)->code : fail((l)->err, kind, __VA_ARGS__))
 
 static void *keep(Loader *l, size_t n, size_t width) { /* zeroed memory that lives as long as the model */
     if (l->code) return NULL;
     struct Block *b = width && n > SIZE_MAX / 4 / width ? NULL : gla_alloc(ALIGN + n * width);
-    if (!b) { l->code = fail(l->err, GLA_MEMORY, "no memory for the model's description"); return NULL; }
+    if (!b) { REFUSE(l, GLA_MEMORY, "no memory for the model's description"); return NULL; }
     b->next = l->m->owned, l->m->owned = b;
     return (char *)b + ALIGN;
 }
@@ -3288,13 +3289,13 @@ static int int_key(Loader *l, const char *key, int layer, int64_t absent, int64_
     char full[96];
     int64_t v = absent, i = gguf_key_index(l->g, arch_key(full, l, key));
     if (l->code) return (int)max64(absent, lo);
-    if (i < 0 && absent < lo) l->code = fail(l->err, GLA_FORMAT, "%s is missing", full);
+    if (i < 0 && absent < lo) REFUSE(l, GLA_FORMAT, "%s is missing", full);
     else if (i >= 0) {
         const GgufKey *k = &l->g->keys[i];
         if (!array_int(&k->value, k->type == GGUF_ARR ? (uint64_t)layer : 0, &v))
-            l->code = fail(l->err, GLA_FORMAT, "%s holds no integer for layer %d", full, layer);
+            REFUSE(l, GLA_FORMAT, "%s holds no integer for layer %d", full, layer);
         else if (v < lo || v > hi)
-            l->code = fail(l->err, GLA_FORMAT, "%s is %lld, expected %lld to %lld", full, (long long)v, (long long)lo, (long long)hi);
+            REFUSE(l, GLA_FORMAT, "%s is %lld, expected %lld to %lld", full, (long long)v, (long long)lo, (long long)hi);
     }
     return (int)(l->code ? lo : v);
 }
@@ -3306,19 +3307,21 @@ static double float_key(Loader *l, const char *key, int layer, double absent, do
     if (l->code || i < 0) return absent;
     const GgufKey *k = &l->g->keys[i];
     if (!array_float(&k->value, k->type == GGUF_ARR ? (uint64_t)layer : 0, &v))
-        l->code = fail(l->err, GLA_FORMAT, "%s holds no number for layer %d", full, layer);
-    else if (!(v >= lo && v <= hi))
-        l->code = fail(l->err, GLA_FORMAT, "%s is %g, expected %g to %g", full, v, lo, hi);
+        REFUSE(l, GLA_FORMAT, "%s holds no number for layer %d", full, layer);
+    else if (!(v >= lo && v <= hi)) /* NaN, too */
+        REFUSE(l, GLA_FORMAT, "%s is %g, expected %g to %g", full, v, lo, hi);
     return l->code ? absent : v;
 }
 
+/* The name of an activation or, in mixer.feature_map only, of a feature map. */
 static int act_key(Loader *l, const char *key, int absent) {
     char full[96], name[64];
     Str s;
     if (l->code || !gguf_str(l->g, arch_key(full, l, key), &s)) return absent;
+    int maps = !strcmp(key, "mixer.feature_map");
     for (size_t i = 0; i < sizeof act_names / sizeof *act_names; i++)
-        if (str_is(s, act_names[i].name) && (act_names[i].act <= ACT_NONE || !strcmp(key, "mixer.feature_map"))) return act_names[i].act;
-    l->code = fail(l->err, GLA_UNSUPPORTED, "%s is \"%s\", an activation that is not implemented", full, printable(name, s));
+        if (str_is(s, act_names[i].name) && (act_names[i].act <= ACT_NONE || maps)) return act_names[i].act;
+    REFUSE(l, GLA_UNSUPPORTED, "%s is \"%s\", an activation that is not implemented", full, printable(name, s));
     return absent;
 }
 
@@ -3328,7 +3331,10 @@ static GgufTensor *tensor_named(Loader *l, char full[64], const char *name, int 
     int64_t i = name_find(l->g->tensor_table, l->g->tensor_slots, l->g->tensors, sizeof *l->g->tensors, (Str){full, strlen(full)});
     return i < 0 ? NULL : &l->g->tensors[i];
 }
-static int has(Loader *l, const char *name, int layer) { char full[64]; return tensor_named(l, full, name, layer) != NULL; }
+static int has(Loader *l, const char *name, int layer) {
+    char full[64];
+    return tensor_named(l, full, name, layer) != NULL;
+}
 
 /* n matrices of n_out rows of n_in, one below the other; dimensions that are 0 are taken from the file. layer < 0: not in a block. */
 static Tensor matrices(Loader *l, const char *name, int layer, int64_t n_in, int64_t n_out, int64_t n) {
@@ -3336,22 +3342,25 @@ static Tensor matrices(Loader *l, const char *name, int layer, int64_t n_in, int
     Tensor none = {NULL, 0, 0, 0};
     GgufTensor *t = l->code ? NULL : tensor_named(l, full, name, layer);
     if (l->code) return none;
-    if (!t) { l->code = fail(l->err, GLA_FORMAT, "the tensor %s is missing", full); return none; }
+    if (!t) { REFUSE(l, GLA_FORMAT, "the tensor %s is missing", full); return none; }
     if (n > 1) snprintf(third, sizeof third, ", %lld", (long long)n);
     if (!n_in) n_in = (int64_t)min64((int64_t)t->ne[0], INT32_MAX);
     if (!n_out) n_out = (int64_t)min64((int64_t)t->ne[1], INT32_MAX);
     if ((int64_t)t->ne[0] != n_in || (int64_t)t->ne[1] != n_out || (int64_t)t->ne[2] != n || t->ne[3] != 1)
-        l->code = fail(l->err, GLA_FORMAT, "%s is (%llu, %llu, %llu, %llu), expected (%lld, %lld%s); was it exported for another config?", full,
-                       (unsigned long long)t->ne[0], (unsigned long long)t->ne[1], (unsigned long long)t->ne[2], (unsigned long long)t->ne[3], (long long)n_in, (long long)n_out, third);
+        REFUSE(l, GLA_FORMAT, "%s is (%llu, %llu, %llu, %llu), expected (%lld, %lld%s); was it exported for another config?", full,
+               (unsigned long long)t->ne[0], (unsigned long long)t->ne[1], (unsigned long long)t->ne[2], (unsigned long long)t->ne[3],
+               (long long)n_in, (long long)n_out, third);
     else if (t->ne[1] > (uint64_t)(INT32_MAX / 8 / n) || t->ne[0] > INT32_MAX / 8)
-        l->code = fail(l->err, GLA_UNSUPPORTED, "%s is too large: at most 2^28 rows and columns", full);
+        REFUSE(l, GLA_UNSUPPORTED, "%s is too large: at most 2^28 rows and columns", full);
     else if (!types[t->type].group)
-        l->code = fail(l->err, GLA_UNSUPPORTED, "%s has the type %s, which is not implemented", full, types[t->type].name);
+        REFUSE(l, GLA_UNSUPPORTED, "%s has the type %s, which is not implemented", full, types[t->type].name);
     if (l->code) return none;
     t->used = 1;
     return (Tensor){t->data, t->type, (int)n_in, (int)(n_out * n)};
 }
-static Tensor matrix(Loader *l, const char *name, int layer, int64_t n_in, int64_t n_out) { return matrices(l, name, layer, n_in, n_out, 1); }
+static Tensor matrix(Loader *l, const char *name, int layer, int64_t n_in, int64_t n_out) {
+    return matrices(l, name, layer, n_in, n_out, 1);
+}
 
 static Tensor rows_of(Tensor w, int64_t from, int64_t n) { /* some rows of a fused matrix */
     return (Tensor){w.data ? w.data + (size_t)from * row_bytes(&w) : NULL, w.type, w.n_in, (int)n};
@@ -3362,12 +3371,15 @@ static const float *vector_or(Loader *l, const char *name, int layer, int64_t n,
     char full[64];
     GgufTensor *t = l->code ? NULL : tensor_named(l, full, name, layer);
     if (!t) {
-        if (!l->code && required) l->code = fail(l->err, GLA_FORMAT, "the tensor %s is missing", full);
+        if (required) REFUSE(l, GLA_FORMAT, "the tensor %s is missing", full);
         return NULL;
     }
     uint64_t elements = t->ne[0] * t->ne[1] * t->ne[2] * t->ne[3];
-    if (elements != (uint64_t)n) l->code = fail(l->err, GLA_FORMAT, "%s has %llu elements, expected %lld; was it exported for another config?", full, (unsigned long long)elements, (long long)n);
-    else if (t->type != F32 && t->type != F16 && t->type != BF16) l->code = fail(l->err, GLA_UNSUPPORTED, "%s has the type %s, expected F32, F16 or BF16", full, types[t->type].name);
+    if (elements != (uint64_t)n)
+        REFUSE(l, GLA_FORMAT, "%s has %llu elements, expected %lld; was it exported for another config?", full,
+               (unsigned long long)elements, (long long)n);
+    else if (t->type != F32 && t->type != F16 && t->type != BF16)
+        REFUSE(l, GLA_UNSUPPORTED, "%s has the type %s, expected F32, F16 or BF16", full, types[t->type].name);
     if (l->code) return NULL;
     t->used = 1;
     if (t->type == F32 && (uintptr_t)t->data % sizeof(float) == 0) return (const float *)(const void *)t->data;
@@ -3397,7 +3409,7 @@ static Proj projection(Loader *l, const char *name, const char *low, int layer, 
     return p;
 }
 
-/* What nearly every decoder block has: a norm, a mixer (already bound), a norm, a gated feed-forward. */
+/* What nearly every decoder block has behind its mixer: a norm (its name differs) and a gated feed-forward. */
 static void bind_feed_forward(Loader *l, Layer *y, int i, const char *norm) {
     int dim = l->m->config.dim, hidden = int_key(l, "feed_forward_length", i, 0, 1, 1 << 28);
     y->ffn_norm = vector(l, norm, i, dim);
@@ -3412,38 +3424,52 @@ static const double *rope_frequencies(Loader *l, Layer *y, double base, double f
     for (Layer *x = l->m->layers; x < y; x++)
         if (x->rope_freq && x->rope_dims == y->rope_dims && x->rope_base == base && x->rope_factor == factor) return x->rope_freq;
     double *f = keep(l, (size_t)y->rope_dims / 2 + 1, sizeof *f);
-    for (int j = 0; f && j < y->rope_dims / 2; j++) f[j] = pow(base, -2.0 * j / y->rope_dims) / factor / (factors ? factors[j] : 1.0);
+    for (int j = 0; f && j < y->rope_dims / 2; j++)
+        f[j] = pow(base, -2.0 * j / y->rope_dims) / factor / (factors ? factors[j] : 1.0);
     return f;
 }
 
-/* Grouped-query softmax attention; its projections are q (with gate when gated), k, v.
- * head_dim 0: dim / heads. A fused attn_qkv holds the rows of q, k, v in this order. */
-static void bind_softmax(Loader *l, Layer *y, int i, int head_dim, int gated, int qk_norm, int adjacent) {
-    int dim = l->m->config.dim;
-    y->mixer = MIX_SOFTMAX, y->gated = gated, y->rope_adjacent = adjacent;
-    y->n_heads = int_key(l, "attention.head_count", i, 0, 1, 65536);
-    y->n_k_heads = int_key(l, "attention.head_count_kv", i, y->n_heads, 1, 65536);
-    if (!head_dim) head_dim = int_key(l, "attention.key_length", i, dim / y->n_heads, 1, 65536);
-    y->dk = y->dv = head_dim;
-    if (l->code) return;
-    if (y->n_heads % y->n_k_heads) { l->code = fail(l->err, GLA_FORMAT, "%d query heads cannot share %d key heads", y->n_heads, y->n_k_heads); return; }
-    if (int_key(l, "attention.value_length", i, head_dim, 1, 65536) != head_dim && !l->code) l->code = fail(l->err, GLA_UNSUPPORTED, "%s.attention.value_length differs from key_length, which is not implemented", l->arch);
-    int forgetting = has(l, "attn_forget.weight", i), own_norms = forgetting || !strcmp(l->arch, "wall_transformer"); /* a norm weight per channel of all heads */
-    int64_t q_rows = (int64_t)y->n_heads * head_dim * (gated ? 2 : 1), kv_rows = (int64_t)y->n_k_heads * head_dim;
-    y->rope_dims = int_key(l, "rope.dimension_count", i, head_dim < MAX_ROPE ? head_dim : MAX_ROPE, 0, head_dim < MAX_ROPE ? head_dim : MAX_ROPE);
-    if (y->rope_dims % 2 && !l->code) l->code = fail(l->err, GLA_FORMAT, "%s.rope.dimension_count is odd", l->arch);
+/* The rotary positions of a softmax layer with heads of head_dim channels. */
+static void bind_rope(Loader *l, Layer *y, int i, int head_dim) {
+    int most = head_dim < MAX_ROPE ? head_dim : MAX_ROPE;
+    y->rope_dims = int_key(l, "rope.dimension_count", i, most, 0, most);
+    if (y->rope_dims % 2) REFUSE(l, GLA_FORMAT, "%s.rope.dimension_count is odd", l->arch);
     double base = float_key(l, "rope.freq_base", i, 10000.0, 1.0, 1e15), factor = 1;
     char key[96], text[64];
     Str scaling;
     if (gguf_str(l->g, arch_key(key, l, "rope.scaling.type"), &scaling) && !str_is(scaling, "none")) {
         if (str_is(scaling, "linear")) factor = float_key(l, "rope.scaling.factor", i, 1.0, 1e-3, 1e6);
-        else if (!l->code) l->code = fail(l->err, GLA_UNSUPPORTED, "%s is \"%s\", which is not implemented", key, printable(text, scaling));
+        else REFUSE(l, GLA_UNSUPPORTED, "%s is \"%s\", which is not implemented", key, printable(text, scaling));
     }
     const float *factors = vector_if(l, "rope_freqs.weight", -1, y->rope_dims / 2);
     y->rope_freq = rope_frequencies(l, y, base, factor, factors);
+}
+
+/* Grouped-query softmax attention; its projections are q (with gate when gated), k, v, and f where there are forget gates.
+ * A fused attn_qkv holds the rows of q, k, v in this order. */
+static void bind_softmax(Loader *l, Layer *y, int i, int gated, int qk_norm, int adjacent) {
+    int dim = l->m->config.dim;
+    y->mixer = MIX_SOFTMAX;
+    y->gated = gated;
+    y->rope_adjacent = adjacent;
+    y->n_heads = int_key(l, "attention.head_count", i, 0, 1, 65536);
+    y->n_k_heads = int_key(l, "attention.head_count_kv", i, y->n_heads, 1, 65536);
+    int head_dim = y->dk = y->dv = int_key(l, "attention.key_length", i, dim / y->n_heads, 1, 65536);
+    if (l->code) return;
+    if (y->n_heads % y->n_k_heads) {
+        REFUSE(l, GLA_FORMAT, "%d query heads cannot share %d key heads", y->n_heads, y->n_k_heads);
+        return;
+    }
+    if (int_key(l, "attention.value_length", i, head_dim, 1, 65536) != head_dim)
+        REFUSE(l, GLA_UNSUPPORTED, "%s.attention.value_length differs from key_length, which is not implemented", l->arch);
+    bind_rope(l, y, i, head_dim);
     double scale = float_key(l, "attention.scale", i, 0.0, 0.0, 1e6);
     y->scale = scale != 0 ? (float)scale : 1.0f / sqrtf((float)head_dim);
     y->window = int_key(l, "attention.sliding_window", i, 0, 0, INT32_MAX);
+
+    int forgetting = has(l, "attn_forget.weight", i);
+    int own_norms = forgetting || !strcmp(l->arch, "wall_transformer"); /* a norm weight per channel of all heads */
+    int64_t q_rows = (int64_t)y->n_heads * head_dim * (gated ? 2 : 1), kv_rows = (int64_t)y->n_k_heads * head_dim;
     if (has(l, "attn_qkv.weight", i)) {
         Tensor w = matrix(l, "attn_qkv.weight", i, dim, q_rows + 2 * kv_rows);
         const float *b = vector_if(l, "attn_qkv.bias", i, q_rows + 2 * kv_rows);
@@ -3459,16 +3485,19 @@ static void bind_softmax(Loader *l, Layer *y, int i, int head_dim, int gated, in
     y->out = projection(l, "attn_output", NULL, i, (int64_t)y->n_heads * head_dim, dim);
     y->qk_eps = (float)float_key(l, "attention.qk_norm_epsilon", i, y->eps, 0, 1);
     y->qk_norm_step = own_norms ? head_dim : 0;
-    if (qk_norm) y->q_norm = vector(l, "attn_q_norm.weight", i, own_norms ? q_rows : head_dim), y->k_norm = vector(l, "attn_k_norm.weight", i, own_norms ? kv_rows : head_dim);
+    if (qk_norm) {
+        y->q_norm = vector(l, "attn_q_norm.weight", i, own_norms ? q_rows : head_dim);
+        y->k_norm = vector(l, "attn_k_norm.weight", i, own_norms ? kv_rows : head_dim);
+    }
     if (forgetting) y->in[IN_F] = projection(l, "attn_forget", NULL, i, dim, y->n_heads);
 }
 
-/* PaTH and wall attention: the same projections, and what later tokens do to a key: w and its strength b for each key/value head, or a fading
- * for each channel of each query head. */
+/* PaTH and wall attention: the same projections, and what later tokens do to a key. PaTH has w and its strength b for each key/value
+ * head, wall has a fading for each channel of each query head. */
 static void bind_turning(Loader *l, Layer *y, int i) {
     int dim = l->m->config.dim, wall = !strcmp(l->arch, "wall_transformer");
-    bind_softmax(l, y, i, 0, 0, wall && has(l, "attn_q_norm.weight", i), 0);
-    if (y->rope_dims && !l->code) l->code = fail(l->err, GLA_UNSUPPORTED, "%s with rotary positions is not implemented", l->arch);
+    bind_softmax(l, y, i, 0, wall && has(l, "attn_q_norm.weight", i), 0);
+    if (y->rope_dims) REFUSE(l, GLA_UNSUPPORTED, "%s with rotary positions is not implemented", l->arch);
     int64_t rows = (int64_t)y->n_k_heads * y->dk, q_rows = (int64_t)y->n_heads * y->dk;
     y->mixer = wall ? MIX_WALL : MIX_PATH;
     y->scratch = (size_t)(2 * rows + (wall ? q_rows : rows)) + LANES; /* the rows of the cache */
@@ -3482,10 +3511,10 @@ static void bind_turning(Loader *l, Layer *y, int i) {
 
 /* llama, qwen3: softmax attention in every layer.                            (gguf-models.md section 3.10) */
 static void read_llama(Loader *l, Layer *y, int i) {
-    if (int_key(l, "expert_count", i, 0, 0, 65536) && !l->code) l->code = fail(l->err, GLA_UNSUPPORTED, "%s with experts is not implemented", l->arch);
+    if (int_key(l, "expert_count", i, 0, 0, 65536)) REFUSE(l, GLA_UNSUPPORTED, "%s with experts is not implemented", l->arch);
     y->norm = vector(l, "attn_norm.weight", i, l->m->config.dim);
     int qwen3 = !strcmp(l->arch, "qwen3");
-    bind_softmax(l, y, i, 0, 0, qwen3, !qwen3); /* llama's rows are stored for rotation of adjacent pairs */
+    bind_softmax(l, y, i, 0, qwen3, !qwen3); /* llama's rows are stored for rotation of adjacent pairs */
     bind_feed_forward(l, y, i, "ffn_norm.weight");
 }
 
@@ -3495,8 +3524,12 @@ static int map_width(int map, int n) { return map == MAP_HEDGEHOG ? 2 * n : map 
  * of the memory is y->dk now and, with a feature map that widens, map_width of that at the end of binding. */
 static void family_defaults(Layer *y, const char *name) {
     const Family *f = y->family = family_named(name);
-    const int width[MAX_IN] = {y->dk, y->dk, y->dv, f->per == CHANNELS ? y->dk : f->per == SLOTS ? y->slots : 1, f->erase == ERASE_GATED ? y->dk : 1, y->dv,
-                               f->mixer == MIX_LOG_LINEAR ? MAX_LEVELS : y->dv, 1, 1};
+    const int width[MAX_IN] = {
+        [IN_Q] = y->dk, [IN_K] = y->dk, [IN_V] = y->dv, [IN_Z] = y->dv, [IN_G] = 1, [IN_S] = 1,
+        [IN_F] = f->per == CHANNELS ? y->dk : f->per == SLOTS ? y->slots : 1,
+        [IN_B] = f->erase == ERASE_GATED ? y->dk : 1,
+        [IN_W] = f->mixer == MIX_LOG_LINEAR ? MAX_LEVELS : y->dv,
+    };
     if (!y->steps) y->steps = 1;
     y->mixer = f->mixer;
     for (int j = 0; j < MAX_IN; j++) {
@@ -3504,10 +3537,16 @@ static void family_defaults(Layer *y, const char *name) {
         if (j == IN_K || j == IN_V || j == IN_B) y->heads[j] *= y->steps;
         y->width[j] = width[j];
     }
-    y->map = f->map, y->norms[0] = y->norms[1] = f->norm, y->gate_act = f->gate;
-    y->norm_width = f->out == OUT_HEAD ? y->dv : y->n_heads * y->dv, y->norm_shared = f->out == OUT_HEAD;
-    y->out_act = f->out == OUT_SILU_ALL ? ACT_SILU : ACT_NONE, y->gate_first = f->out == OUT_GATED;
-    y->decay_divisor = 1, y->decay_min = -INFINITY, y->beta_scale = 1, y->o_eps = y->eps, y->step_max = INFINITY;
+    y->map = f->map;
+    y->norms[0] = y->norms[1] = f->norm;
+    y->norm_width = f->out == OUT_HEAD ? y->dv : y->n_heads * y->dv;
+    y->norm_shared = f->out == OUT_HEAD;
+    y->out_act = f->out == OUT_SILU_ALL ? ACT_SILU : ACT_NONE;
+    y->gate_act = f->gate;
+    y->gate_first = f->out == OUT_GATED;
+    y->decay_divisor = 1, y->decay_min = -INFINITY, y->step_max = INFINITY;
+    y->beta_scale = 1;
+    y->o_eps = y->eps;
     y->scale = 1.0f / sqrtf((float)y->dk);
 }
 
@@ -3533,33 +3572,38 @@ static int norm_key(Loader *l, const char *key, int absent) {
     if (str_is(s, "l2")) return QK_L2;
     if (str_is(s, "sum")) return QK_SUM;
     if (str_is(s, "none")) return QK_PLAIN;
-    l->code = fail(l->err, GLA_UNSUPPORTED, "%s is \"%s\", a norm that is not implemented", full, printable(text, s));
+    REFUSE(l, GLA_UNSUPPORTED, "%s is \"%s\", a norm that is not implemented", full, printable(text, s));
     return absent;
 }
 
 /* A layer of the family in the layout of doc/format.md: mixer.* keys, one tensor per projection. */
 static void bind_family(Loader *l, Layer *y, int i) {
-    static const char *const names[MAX_IN] = {"attn_q", "attn_k", "attn_v", "ssm_alpha", "ssm_beta", "attn_gate", "ssm_w", "ssm_m_alpha", "ssm_m_beta"};
-    static const char *const low[MAX_IN] = {NULL, NULL, NULL, "ssm_f", NULL, "ssm_g", NULL, NULL, NULL};
+    static const char *const names[MAX_IN] = {"attn_q", "attn_k", "attn_v", "ssm_alpha", "ssm_beta",
+                                              "attn_gate", "ssm_w", "ssm_m_alpha", "ssm_m_beta"};
+    static const char *const narrow_names[MAX_IN] = {[IN_F] = "ssm_f", [IN_Z] = "ssm_g"}; /* through a narrow middle */
     int dim = l->m->config.dim;
     y->n_heads = int_key(l, "mixer.head_count", i, 0, 1, 65536);
     y->n_k_heads = int_key(l, "mixer.head_count_kv", i, y->n_heads, 1, 65536);
-    y->dk = int_key(l, "mixer.key_length", i, 0, 1, 4096), y->dv = int_key(l, "mixer.value_length", i, 0, 1, 4096);
+    y->dk = int_key(l, "mixer.key_length", i, 0, 1, 4096);
+    y->dv = int_key(l, "mixer.value_length", i, 0, 1, 4096);
     y->d_conv = int_key(l, "mixer.conv_kernel", i, 0, 0, 64);
     y->slots = int_key(l, "mixer.slot_count", i, family_named(l->arch)->per == SLOTS ? 0 : 1, 1, 4096);
     y->steps = int_key(l, "mixer.writes_per_token", i, 1, 1, 64);
-    if (!l->code && y->n_heads % y->n_k_heads) l->code = fail(l->err, GLA_FORMAT, "%s: %d heads cannot share %d key heads", l->arch, y->n_heads, y->n_k_heads);
-    if (!l->code && (int64_t)y->n_heads * y->steps * (y->dk > y->dv ? y->dk : y->dv) > 1 << 28) l->code = fail(l->err, GLA_UNSUPPORTED, "%s: %d heads of %d x %d are too many", l->arch, y->n_heads, y->dk, y->dv);
+    if (y->n_heads % y->n_k_heads) REFUSE(l, GLA_FORMAT, "%s: %d heads cannot share %d key heads", l->arch, y->n_heads, y->n_k_heads);
+    if ((int64_t)y->n_heads * y->steps * (y->dk > y->dv ? y->dk : y->dv) > 1 << 28)
+        REFUSE(l, GLA_UNSUPPORTED, "%s: %d heads of %d x %d are too many", l->arch, y->n_heads, y->dk, y->dv);
     if (l->code) return;
     family_defaults(y, l->arch);
     const Family *f = y->family;
     y->map = act_key(l, "mixer.feature_map", y->map);
-    y->norms[0] = norm_key(l, "mixer.q_norm", f->norm), y->norms[1] = norm_key(l, "mixer.k_norm", f->norm);
+    y->norms[0] = norm_key(l, "mixer.q_norm", f->norm);
+    y->norms[1] = norm_key(l, "mixer.k_norm", f->norm);
     y->sum_eps = (float)float_key(l, "mixer.sum_epsilon", i, 0, 0, 1);
     y->normalizer = (float)float_key(l, "mixer.normalizer_epsilon", i, 0, 0, 1);
     y->decay_divisor = (float)float_key(l, "mixer.decay_divisor", i, f->decay == DECAY_SIGMOID ? 16 : 1, 1e-6, 1e6);
     y->decay_min = (float)float_key(l, "mixer.decay_min", i, -INFINITY, -INFINITY, 0);
-    y->score_min = (float)float_key(l, "mixer.score_min", i, -INFINITY, -INFINITY, INFINITY), y->score_max = (float)float_key(l, "mixer.score_max", i, INFINITY, -INFINITY, INFINITY);
+    y->score_min = (float)float_key(l, "mixer.score_min", i, -INFINITY, -INFINITY, INFINITY);
+    y->score_max = (float)float_key(l, "mixer.score_max", i, INFINITY, -INFINITY, INFINITY);
     y->decay_bound = (float)float_key(l, "mixer.decay_bound", i, 0, -1e6, 0);
     y->beta_scale = (float)float_key(l, "mixer.beta_scale", i, 1, 0, 2);
     y->o_eps = (float)float_key(l, "mixer.layer_norm_rms_epsilon", i, y->eps, 0, 1);
@@ -3574,25 +3618,39 @@ static void bind_family(Loader *l, Layer *y, int i) {
         if (!rows[j] || (j == IN_Z && y->gate_act == ACT_NONE)) continue;
         if (j == IN_B && !has(l, "ssm_beta.weight", i)) continue; /* strength one */
         if (j == IN_F && y->mixer == MIX_PRODUCT && !has(l, "ssm_alpha.weight", i)) continue; /* nothing fades */
-        y->in[j] = projection(l, names[j], low[j], i, dim, rows[j]);
+        y->in[j] = projection(l, names[j], narrow_names[j], i, dim, rows[j]);
         snprintf(name, sizeof name, "ssm_conv1d_%c.weight", IN_LETTERS[j]);
-        if (y->d_conv && j <= IN_F && (j < (y->mixer == MIX_MESA ? IN_V : IN_F) || has(l, name, i))) y->conv[j] = vector(l, name, i, rows[j] * y->d_conv);
+        int required = j < (y->mixer == MIX_MESA ? IN_V : IN_F); /* f, and MesaNet's v, may go without */
+        if (y->d_conv && j <= IN_F && (required || has(l, name, i))) y->conv[j] = vector(l, name, i, rows[j] * y->d_conv);
     }
-    if (f->decay == DECAY_SOFTPLUS && y->in[IN_F].w.data) y->a = vector(l, "ssm_a", i, y->heads[IN_F]), y->dt_bias = vector(l, "ssm_dt.bias", i, rows[IN_F]);
-    if (y->mixer == MIX_MESA) y->ridge = vector(l, "ssm_ridge", i, rows[IN_K]), y->solver_steps = int_key(l, "mixer.solver_steps", i, 0, 1, 10000);
+    if (f->decay == DECAY_SOFTPLUS && y->in[IN_F].w.data) {
+        y->a = vector(l, "ssm_a", i, y->heads[IN_F]);
+        y->dt_bias = vector(l, "ssm_dt.bias", i, rows[IN_F]);
+    }
+    if (y->mixer == MIX_MESA) {
+        y->ridge = vector(l, "ssm_ridge", i, rows[IN_K]);
+        y->solver_steps = int_key(l, "mixer.solver_steps", i, 0, 1, 10000);
+    }
     if (f->decay == DECAY_FIXED) y->a = vector(l, "ssm_decay", i, y->n_heads);
     if (f->decay == DECAY_FORGET) y->low = vector_if(l, "ssm_f_low", i, rows[IN_F]);
-    if (f->erase == ERASE_OLD) y->old_key = vector(l, "ssm_p", i, y->n_heads), y->skip = vector(l, "ssm_d", i, y->n_heads);
+    if (f->erase == ERASE_OLD) {
+        y->old_key = vector(l, "ssm_p", i, y->n_heads);
+        y->skip = vector(l, "ssm_d", i, y->n_heads);
+    }
     if (f->write == WRITE_SCALED_K) {
-        y->g_a = vector(l, "ssm_m_a", i, y->heads[IN_G]), y->g_bias = vector(l, "ssm_m_dt.bias", i, y->heads[IN_G]), y->g_scale = vector(l, "ssm_m_scale", i, y->heads[IN_G]);
-        y->squash = (float)log(float_key(l, "mixer.squash", i, 1.5, 1, 1e6)), y->squash_eps = (float)float_key(l, "mixer.squash_epsilon", i, 1e-6, 0, 1);
+        y->g_a = vector(l, "ssm_m_a", i, y->heads[IN_G]);
+        y->g_bias = vector(l, "ssm_m_dt.bias", i, y->heads[IN_G]);
+        y->g_scale = vector(l, "ssm_m_scale", i, y->heads[IN_G]);
+        y->squash = (float)log(float_key(l, "mixer.squash", i, 1.5, 1, 1e6));
+        y->squash_eps = (float)float_key(l, "mixer.squash_epsilon", i, 1e-6, 0, 1);
     }
     for (int which = 0; which < 2 && y->map > ACT_NONE && y->map != MAP_DPFP; which++) { /* q may use k's, or k q's */
         static const char *const maps[2][2] = {{"ssm_map_q", "ssm_map_q2"}, {"ssm_map_k", "ssm_map_k2"}};
         char first[32];
         snprintf(first, sizeof first, "%s.weight", maps[which][0]);
         int from = has(l, first, i) ? which : !which;
-        for (int n = 0; n < (y->map == MAP_HADAMARD ? 2 : 1); n++) y->map_in[which][n] = projection(l, maps[from][n], NULL, i, y->dk, y->dk);
+        for (int n = 0; n < (y->map == MAP_HADAMARD ? 2 : 1); n++)
+            y->map_in[which][n] = projection(l, maps[from][n], NULL, i, y->dk, y->dk);
     }
     y->dk = map_width(y->map, y->dk);
     y->scale = (float)float_key(l, "mixer.scale", i, 1.0 / sqrt(y->dk), 0, 1e6);
@@ -3610,13 +3668,15 @@ static void bind_mamba2(Loader *l, Layer *y, int i) {
     y->n_k_heads = int_key(l, "ssm.group_count", i, 1, 1, 65536);
     y->dk = int_key(l, "ssm.state_size", i, 0, 1, 4096);
     y->d_conv = int_key(l, "ssm.conv_kernel", i, 4, 1, 64);
-    if (!l->code && (y->n_heads % y->n_k_heads || inner % y->n_heads || inner / y->n_heads > 4096 || (int64_t)y->n_k_heads * y->dk > 1 << 26))
-        l->code = fail(l->err, GLA_FORMAT, "%s.ssm.*: %d groups, %d heads and an inner size of %d do not fit together", l->arch, y->n_k_heads, y->n_heads, inner);
+    if (y->n_heads % y->n_k_heads || inner % y->n_heads || inner / y->n_heads > 4096 || (int64_t)y->n_k_heads * y->dk > 1 << 26)
+        REFUSE(l, GLA_FORMAT, "%s.ssm.*: %d groups, %d heads and an inner size of %d do not fit together", l->arch,
+               y->n_k_heads, y->n_heads, inner);
     if (l->code) return;
     y->dv = inner / y->n_heads, y->fused = 1;
     family_defaults(y, l->arch);
     int group = y->n_k_heads * y->dk, channels = inner + 2 * group, levels = y->heads[IN_W] * y->width[IN_W];
-    y->at[IN_V] = 0, y->at[IN_K] = inner, y->at[IN_Q] = inner + group, y->scale = 1;
+    y->at[IN_V] = 0, y->at[IN_K] = inner, y->at[IN_Q] = inner + group; /* v, k, q in one matrix and one convolution */
+    y->scale = 1;
     Tensor w = matrix(l, "ssm_in.weight", i, dim, (int64_t)inner + channels + y->n_heads + levels);
     const float *b = vector_if(l, "ssm_in.bias", i, (int64_t)inner + channels + y->n_heads + levels);
     if (l->code) return;
@@ -3624,7 +3684,8 @@ static void bind_mamba2(Loader *l, Layer *y, int i) {
     y->in[IN_Q] = (Proj){.w = rows_of(w, inner, channels), .bias = b ? b + inner : NULL};
     y->in[IN_F] = (Proj){.w = rows_of(w, inner + channels, y->n_heads), .bias = b ? b + inner + channels : NULL};
     if (levels) {
-        y->in[IN_W] = (Proj){.w = rows_of(w, inner + channels + y->n_heads, levels), .bias = b ? b + inner + channels + y->n_heads : NULL};
+        int at = inner + channels + y->n_heads;
+        y->in[IN_W] = (Proj){.w = rows_of(w, at, levels), .bias = b ? b + at : NULL};
         y->levels = vector(l, "ssm_levels", i, levels);
         l->m->config.limit = 1 << (MAX_LEVELS - 1);
     }
@@ -3634,9 +3695,10 @@ static void bind_mamba2(Loader *l, Layer *y, int i) {
     y->dt_bias = vector(l, "ssm_dt.bias", i, y->n_heads);
     y->skip_each = int_key(l, "mixer.skip_per_channel", i, 0, 0, 1);
     y->skip = vector(l, "ssm_d", i, y->skip_each ? inner : y->n_heads);
-    y->step_min = (float)float_key(l, "mixer.step_min", i, 0, 0, INFINITY), y->step_max = (float)float_key(l, "mixer.step_max", i, INFINITY, 0, INFINITY);
+    y->step_min = (float)float_key(l, "mixer.step_min", i, 0, 0, INFINITY);
+    y->step_max = (float)float_key(l, "mixer.step_max", i, INFINITY, 0, INFINITY);
     int groups = int_key(l, "mixer.norm_groups", i, y->n_k_heads, 1, inner);
-    if (!l->code && inner % groups) l->code = fail(l->err, GLA_FORMAT, "%s.mixer.norm_groups: %d groups of %d channels", l->arch, groups, inner);
+    if (inner % groups) REFUSE(l, GLA_FORMAT, "%s.mixer.norm_groups: %d groups of %d channels", l->arch, groups, inner);
     if (l->code) return;
     y->o_norm = vector_if(l, "ssm_norm.weight", i, inner);
     y->norm_width = y->o_norm ? inner / groups : 0;
@@ -3645,26 +3707,34 @@ static void bind_mamba2(Loader *l, Layer *y, int i) {
     y->scratch = family_scratch(y);
 }
 
-/* mamba3: one matrix for z, v, k, q, the time step, the rate of decay, the share of the step that is this token's, and angles.  (mixers.md section 4.25) */
+/* mamba3: one matrix for z, v, k, q, the time step, the rate of decay, the share of the step that is this token's, and angles.
+ *                                                                                         (mixers.md section 4.25) */
 static void bind_mamba3(Loader *l, Layer *y, int i) {
     int dim = l->m->config.dim, inner = int_key(l, "ssm.inner_size", i, 0, 1, 1 << 26);
-    y->n_heads = int_key(l, "ssm.time_step_rank", i, 0, 1, 65536), y->n_k_heads = int_key(l, "ssm.group_count", i, 1, 1, 65536);
+    y->n_heads = int_key(l, "ssm.time_step_rank", i, 0, 1, 65536);
+    y->n_k_heads = int_key(l, "ssm.group_count", i, 1, 1, 65536);
     y->dk = int_key(l, "ssm.state_size", i, 0, 1, 4096);
     y->rope_dims = int_key(l, "mixer.rope_dimension_count", i, 0, 2, y->dk < MAX_ROPE ? y->dk : MAX_ROPE) / 2 * 2;
-    if (!l->code && (y->n_heads % y->n_k_heads || inner % y->n_heads || inner / y->n_heads > 4096 || (int64_t)y->n_heads * y->dk > 1 << 26))
-        l->code = fail(l->err, GLA_FORMAT, "%s.ssm.*: %d groups, %d heads and an inner size of %d do not fit together", l->arch, y->n_k_heads, y->n_heads, inner);
+    if (y->n_heads % y->n_k_heads || inner % y->n_heads || inner / y->n_heads > 4096 || (int64_t)y->n_heads * y->dk > 1 << 26)
+        REFUSE(l, GLA_FORMAT, "%s.ssm.*: %d groups, %d heads and an inner size of %d do not fit together", l->arch,
+               y->n_k_heads, y->n_heads, inner);
     if (l->code) return;
     y->dv = inner / y->n_heads;
     family_defaults(y, l->arch);
     static const int order[] = {IN_Z, IN_V, IN_K, IN_Q, IN_F, IN_W, IN_B, IN_G};
-    const int H = y->n_heads, group = y->n_k_heads * y->dk, rows[] = {inner, inner, group, group, H, H, H, y->rope_dims / 2};
+    const int H = y->n_heads, group = y->n_k_heads * y->dk;
+    const int rows[] = {inner, inner, group, group, H, H, H, y->rope_dims / 2};
     int64_t all = 2 * (int64_t)inner + 2 * group + 3 * H + y->rope_dims / 2, at = 0;
     Tensor w = matrix(l, "ssm_in.weight", i, dim, all);
     const float *b = vector_if(l, "ssm_in.bias", i, all);
-    for (int j = 0; j < 8 && !l->code; at += rows[j++]) y->in[order[j]] = (Proj){.w = rows_of(w, at, rows[j]), .bias = b ? b + at : NULL};
-    y->k_norm = vector(l, "ssm_b_norm.weight", i, y->dk), y->q_norm = vector(l, "ssm_c_norm.weight", i, y->dk);
-    y->k_bias = vector(l, "ssm_b.bias", i, (int64_t)H * y->dk), y->q_bias = vector(l, "ssm_c.bias", i, (int64_t)H * y->dk);
-    y->dt_bias = vector(l, "ssm_dt.bias", i, H), y->skip = vector(l, "ssm_d", i, H);
+    for (int j = 0; j < 8 && !l->code; at += rows[j++])
+        y->in[order[j]] = (Proj){.w = rows_of(w, at, rows[j]), .bias = b ? b + at : NULL};
+    y->k_norm = vector(l, "ssm_b_norm.weight", i, y->dk); /* Mamba calls k B and q C */
+    y->q_norm = vector(l, "ssm_c_norm.weight", i, y->dk);
+    y->k_bias = vector(l, "ssm_b.bias", i, (int64_t)H * y->dk);
+    y->q_bias = vector(l, "ssm_c.bias", i, (int64_t)H * y->dk);
+    y->dt_bias = vector(l, "ssm_dt.bias", i, H);
+    y->skip = vector(l, "ssm_d", i, H);
     y->rate_min = (float)float_key(l, "mixer.rate_min", i, 0, 0, 1e6);
     y->o_norm = vector_if(l, "ssm_norm.weight", i, inner);
     y->norm_width = y->o_norm ? y->dv : 0, y->gate_first = 0;
@@ -3674,20 +3744,24 @@ static void bind_mamba3(Loader *l, Layer *y, int i) {
 
 /* mamba in the layout of llama.cpp; samba is the same with a feed-forward and with softmax layers.      (mixers.md sections 3.6, 4.23) */
 static void bind_mamba(Loader *l, Layer *y, int i) {
-    int dim = l->m->config.dim, inner = int_key(l, "ssm.inner_size", i, 0, 1, 1 << 24), states = int_key(l, "ssm.state_size", i, 0, 1, 4096);
+    int dim = l->m->config.dim, inner = int_key(l, "ssm.inner_size", i, 0, 1, 1 << 24);
+    int states = int_key(l, "ssm.state_size", i, 0, 1, 4096);
     int rank = int_key(l, "ssm.time_step_rank", i, 0, 1, 1 << 20);
     y->d_conv = int_key(l, "ssm.conv_kernel", i, 4, 1, 64);
     y->n_heads = y->n_k_heads = inner, y->dk = states, y->dv = 1;
     if (l->code) return;
     family_defaults(y, l->arch);
-    Tensor w = matrix(l, "ssm_in.weight", i, dim, 2 * (int64_t)inner), x = matrix(l, "ssm_x.weight", i, inner, rank + 2 * (int64_t)states);
+    Tensor w = matrix(l, "ssm_in.weight", i, dim, 2 * (int64_t)inner);
+    Tensor x = matrix(l, "ssm_x.weight", i, inner, rank + 2 * (int64_t)states);
     const float *b = vector_if(l, "ssm_in.bias", i, 2 * (int64_t)inner);
     if (l->code) return;
     y->in[IN_V] = (Proj){.w = rows_of(w, 0, inner), .bias = b};
     y->in[IN_Z] = (Proj){.w = rows_of(w, inner, inner), .bias = b ? b + inner : NULL};
     y->conv[IN_V] = vector(l, "ssm_conv1d.weight", i, (int64_t)inner * y->d_conv);
     y->conv_bias = vector_if(l, "ssm_conv1d.bias", i, inner);
-    y->step_in = (Proj){rows_of(x, 0, rank), matrix(l, "ssm_dt.weight", i, rank, inner), vector(l, "ssm_dt.bias", i, inner), ACT_NONE};
+    y->step_in = (Proj){.w = rows_of(x, 0, rank), .act = ACT_NONE};
+    y->step_in.up = matrix(l, "ssm_dt.weight", i, rank, inner);
+    y->step_in.bias = vector(l, "ssm_dt.bias", i, inner);
     y->bc_in = (Proj){.w = rows_of(x, rank, 2 * states)};
     y->a = vector(l, "ssm_a", i, (int64_t)inner * states);
     y->skip_each = 1, y->skip = vector(l, "ssm_d", i, inner);
@@ -3702,9 +3776,10 @@ static void read_qwen35(Loader *l, Layer *y, int i) {
     int dim = l->m->config.dim, every = int_key(l, "full_attention_interval", i, 4, 1, 1 << 20);
     int linear = (i + 1) % every != 0;
     char key[96];
-    if (gguf_key_index(l->g, arch_key(key, l, "attention.recurrent_layers")) >= 0) linear = int_key(l, "attention.recurrent_layers", i, 0, 0, 1);
+    if (gguf_key_index(l->g, arch_key(key, l, "attention.recurrent_layers")) >= 0)
+        linear = int_key(l, "attention.recurrent_layers", i, 0, 0, 1);
     y->norm = vector(l, "attn_norm.weight", i, dim);
-    if (!linear) bind_softmax(l, y, i, 0, 1, 1, 0);
+    if (!linear) bind_softmax(l, y, i, 1, 1, 0);
     else {
         y->tiled = y->fused = 1;
         y->dk = int_key(l, "ssm.state_size", i, 0, 1, 4096);
@@ -3712,8 +3787,9 @@ static void read_qwen35(Loader *l, Layer *y, int i) {
         y->n_heads = int_key(l, "ssm.time_step_rank", i, 0, 1, 65536);
         int inner = int_key(l, "ssm.inner_size", i, 0, 1, 1 << 28);
         y->d_conv = int_key(l, "ssm.conv_kernel", i, 4, 1, 64);
-        if (!l->code && (y->n_heads % y->n_k_heads || inner % y->n_heads || inner / y->n_heads > 4096))
-            l->code = fail(l->err, GLA_FORMAT, "qwen35.ssm.*: %d key heads, %d value heads and an inner size of %d do not fit together", y->n_k_heads, y->n_heads, inner);
+        if (y->n_heads % y->n_k_heads || inner % y->n_heads || inner / y->n_heads > 4096)
+            REFUSE(l, GLA_FORMAT, "qwen35.ssm.*: %d key heads, %d value heads and an inner size of %d do not fit together",
+                   y->n_k_heads, y->n_heads, inner);
         if (l->code) return;
         y->dv = inner / y->n_heads;
         family_defaults(y, "gated_deltanet");
@@ -3739,8 +3815,10 @@ static void read_fla(Loader *l, Layer *y, int i) {
     const Family *recurrent = family_named(l->arch); /* NULL: all layers are softmax layers */
     if (int_key(l, "attention.head_count", i, 0, recurrent ? 0 : 1, 65536)) {
         if (!strcmp(l->arch, "path_attn") || !strcmp(l->arch, "wall_transformer")) bind_turning(l, y, i);
-        else bind_softmax(l, y, i, 0, 0, has(l, "attn_q_norm.weight", i), 0);
-        if ((y->mixer == MIX_WALL || (y->mixer == MIX_SOFTMAX && y->in[IN_F].w.data)) && has(l, "attn_gate.weight", i)) y->in[IN_Z] = projection(l, "attn_gate", NULL, i, dim, (int64_t)y->n_heads * y->dv);
+        else bind_softmax(l, y, i, 0, has(l, "attn_q_norm.weight", i), 0);
+        int may_gate = y->mixer == MIX_WALL || (y->mixer == MIX_SOFTMAX && y->in[IN_F].w.data);
+        if (may_gate && has(l, "attn_gate.weight", i))
+            y->in[IN_Z] = projection(l, "attn_gate", NULL, i, dim, (int64_t)y->n_heads * y->dv);
     } else if (recurrent->mixer == MIX_MAMBA) bind_mamba(l, y, i);
     else if (recurrent->mixer == MIX_TRAPEZOID) bind_mamba3(l, y, i);
     else if (recurrent->out == OUT_GATED) bind_mamba2(l, y, i);
@@ -3750,10 +3828,13 @@ static void read_fla(Loader *l, Layer *y, int i) {
     bind_feed_forward(l, y, i, "ffn_norm.weight");
     int block = int_key(l, "residual_attention.block_size", i, 0, 0, 1 << 20);
     if (i == 0) l->m->config.res_block = block;
-    else if (block != l->m->config.res_block && !l->code) l->code = fail(l->err, GLA_FORMAT, "%s.residual_attention.block_size differs between layers", l->arch);
+    else if (block != l->m->config.res_block)
+        REFUSE(l, GLA_FORMAT, "%s.residual_attention.block_size differs between layers", l->arch);
     if (l->m->config.res_block) {
-        y->res_proj[0] = vector(l, "attn_res_proj.weight", i, dim), y->res_norm[0] = vector(l, "attn_res_norm.weight", i, dim);
-        y->res_proj[1] = vector(l, "ffn_res_proj.weight", i, dim), y->res_norm[1] = vector(l, "ffn_res_norm.weight", i, dim);
+        y->res_proj[0] = vector(l, "attn_res_proj.weight", i, dim);
+        y->res_norm[0] = vector(l, "attn_res_norm.weight", i, dim);
+        y->res_proj[1] = vector(l, "ffn_res_proj.weight", i, dim);
+        y->res_norm[1] = vector(l, "ffn_res_norm.weight", i, dim);
     }
 }
 
@@ -3770,13 +3851,65 @@ static Proj narrow(Loader *l, char x, int i, int act, int64_t n_out) {
     return p;
 }
 
+/* What RWKV-7 alone has: the narrow projections of w, a, g and v, and the constants of k. */
+static void bind_rwkv7(Loader *l, Layer *y, int i, int64_t keys, int64_t values) {
+    static const int order[] = {IN_Q, IN_F, IN_K, IN_V, IN_B, IN_Z}; /* of the rows of lerp_fused: r, w, k, v, a, g */
+    int dim = l->m->config.dim;
+    const float *lerp = vector(l, "time_mix_lerp_fused.weight", i, 6 * (int64_t)dim);
+    y->in[IN_F] = narrow(l, 'w', i, ACT_TANH, keys);
+    y->in[IN_B] = narrow(l, 'a', i, ACT_NONE, keys);
+    y->in[IN_Z] = narrow(l, 'g', i, ACT_SIGMOID, values);
+    if (i) y->in[IN_W] = narrow(l, 'v', i, ACT_NONE, values);
+    else if (has(l, "time_mix_v0.weight", i)) narrow(l, 'v', i, ACT_NONE, values); /* in llama.cpp's files, and nobody uses it */
+    for (int j = 0; lerp && j < 6; j++) y->lerp[order[j]].bias = lerp + (size_t)j * (size_t)dim;
+    y->lerp[IN_W] = y->lerp[IN_V];
+    y->k_k = vector(l, "time_mix_k_k.weight", i, keys);
+    y->k_a = vector(l, "time_mix_k_a.weight", i, keys);
+    y->bonus = vector(l, "time_mix_r_k.weight", i, keys);
+    y->k_eps = (float)float_key(l, "mixer.l2_norm_epsilon", i, 0, 0, 1);
+    y->gate_act = ACT_NONE;
+    if (!l->code) l->m->first_floats = (size_t)values;
+    if (y->in[IN_V].w.n_out != l->m->layers[0].in[IN_V].w.n_out)
+        REFUSE(l, GLA_FORMAT, "%s: the values of all layers must have the width of the first", l->arch);
+}
+
+/* What RWKV-6 alone has: a mix of x and the x before that depends on both, the narrow projection of w, and the bonus u. */
+static void bind_rwkv6(Loader *l, Layer *y, int i, int64_t keys, int64_t values) {
+    static const int order[] = {IN_F, IN_K, IN_V, IN_Q, IN_Z}; /* w, k, v, r, g */
+    int dim = l->m->config.dim;
+    const float *lerp = vector_if(l, "time_mix_lerp_fused.weight", i, 5 * (int64_t)dim);
+    Tensor w1 = matrix(l, "time_mix_w1.weight", i, dim, 0);
+    Tensor w2 = matrices(l, "time_mix_w2.weight", i, w1.n_out / 5, dim, 5);
+    if (w1.n_out % 5) REFUSE(l, GLA_FORMAT, "blk.%d.time_mix_w1.weight has %d rows, expected five equal parts", i, w1.n_out);
+    for (int j = 0; j < 5; j++) {
+        char name[32];
+        snprintf(name, sizeof name, "time_mix_lerp_%c.weight", "wkvrg"[j]);
+        Proj *p = &y->lerp[order[j]];
+        p->w = rows_of(w1, (int64_t)j * (w1.n_out / 5), w1.n_out / 5);
+        p->up = rows_of(w2, (int64_t)j * dim, dim);
+        p->act = ACT_TANH;
+        p->bias = lerp ? lerp + (size_t)j * (size_t)dim : vector(l, name, i, dim);
+    }
+    y->lerp_x = vector(l, "time_mix_lerp_x.weight", i, dim);
+    y->in[IN_F].w = matrix(l, "time_mix_decay_w1.weight", i, dim, 0);
+    y->in[IN_F].bias = vector(l, "time_mix_decay.weight", i, keys);
+    y->in[IN_F].up = matrix(l, "time_mix_decay_w2.weight", i, y->in[IN_F].w.n_out, keys);
+    y->in[IN_F].act = ACT_TANH;
+    y->in[IN_Z].w = matrix(l, "time_mix_gate.weight", i, dim, values);
+    y->bonus = vector(l, "time_mix_first.weight", i, keys);
+    y->gate_act = ACT_SILU;
+}
+
 /* rwkv6, rwkv7 in llama.cpp's layout. mixer.* keys are ours, for heads of other widths and other epsilons. (gguf-models.md section 3.8) */
 static void read_rwkv(Loader *l, Layer *y, int i) {
-    int dim = l->m->config.dim, seven = !strcmp(l->arch, "rwkv7"), hidden = int_key(l, "feed_forward_length", i, 0, 1, 1 << 28);
+    int dim = l->m->config.dim, hidden = int_key(l, "feed_forward_length", i, 0, 1, 1 << 28);
+    int seven = !strcmp(l->arch, "rwkv7");
     l->m->config.layer_norm = 1;
     l->m->config.rescale = seven ? 0 : int_key(l, "rescale_every_n_layers", i, 0, 0, 1 << 20);
-    y->norm = vector(l, "attn_norm.weight", i, dim), y->norm_bias = vector_if(l, "attn_norm.bias", i, dim);
-    y->ffn_norm = vector(l, "attn_norm_2.weight", i, dim), y->ffn_norm_bias = vector_if(l, "attn_norm_2.bias", i, dim);
+    y->norm = vector(l, "attn_norm.weight", i, dim);
+    y->norm_bias = vector_if(l, "attn_norm.bias", i, dim);
+    y->ffn_norm = vector(l, "attn_norm_2.weight", i, dim);
+    y->ffn_norm_bias = vector_if(l, "attn_norm_2.bias", i, dim);
     y->ffn_lerp_k = vector(l, "channel_mix_lerp_k.weight", i, dim);
     y->up = matrix(l, "channel_mix_key.weight", i, dim, hidden);
     y->down = matrix(l, "channel_mix_value.weight", i, hidden, dim);
@@ -3784,10 +3917,15 @@ static void read_rwkv(Loader *l, Layer *y, int i) {
         y->ffn_lerp_r = vector(l, "channel_mix_lerp_r.weight", i, dim);
         y->gate = matrix(l, "channel_mix_receptance.weight", i, dim, dim);
     }
-    if (int_key(l, "attention.head_count", i, 0, 0, seven && !i ? 0 : 65536)) { /* RWKV-7 needs the values of its first layer */ bind_softmax(l, y, i, 0, 0, 0, 0); return; }
+    int most_softmax_heads = seven && !i ? 0 : 65536; /* RWKV-7 needs the values of its first layer */
+    if (int_key(l, "attention.head_count", i, 0, 0, most_softmax_heads)) {
+        bind_softmax(l, y, i, 0, 0, 0);
+        return;
+    }
 
     y->mixer = MIX_RWKV;
-    y->dk = int_key(l, "wkv.head_size", i, 0, 1, 4096), y->dv = int_key(l, "mixer.value_length", i, y->dk, 1, 4096);
+    y->dk = int_key(l, "wkv.head_size", i, 0, 1, 4096);
+    y->dv = int_key(l, "mixer.value_length", i, y->dk, 1, 4096);
     y->n_heads = int_key(l, "mixer.head_count", i, max64(1, dim / y->dk), 1, 65536);
     y->o_eps = (float)float_key(l, "mixer.layer_norm_epsilon", i, 64e-5, 0, 1);
     int64_t keys = (int64_t)y->n_heads * y->dk, values = (int64_t)y->n_heads * y->dv;
@@ -3795,48 +3933,17 @@ static void read_rwkv(Loader *l, Layer *y, int i) {
     y->in[IN_K].w = matrix(l, "time_mix_key.weight", i, dim, keys);
     y->in[IN_V].w = matrix(l, "time_mix_value.weight", i, dim, values);
     y->out.w = matrix(l, "time_mix_output.weight", i, values, dim);
-    y->o_norm = vector(l, "time_mix_ln.weight", i, values), y->o_bias = vector(l, "time_mix_ln.bias", i, values);
-    if (seven) {
-        static const int order[] = {IN_Q, IN_F, IN_K, IN_V, IN_B, IN_Z}; /* of the rows of lerp_fused: r, w, k, v, a, g */
-        const float *lerp = vector(l, "time_mix_lerp_fused.weight", i, 6 * (int64_t)dim);
-        y->in[IN_F] = narrow(l, 'w', i, ACT_TANH, keys);
-        y->in[IN_B] = narrow(l, 'a', i, ACT_NONE, keys);
-        y->in[IN_Z] = narrow(l, 'g', i, ACT_SIGMOID, values);
-        if (i) y->in[IN_W] = narrow(l, 'v', i, ACT_NONE, values);
-        else if (has(l, "time_mix_v0.weight", i)) narrow(l, 'v', i, ACT_NONE, values); /* llama.cpp's files have them, and nobody uses them */
-        for (int j = 0; lerp && j < 6; j++) y->lerp[order[j]].bias = lerp + (size_t)j * (size_t)dim;
-        y->lerp[IN_W] = y->lerp[IN_V];
-        y->k_k = vector(l, "time_mix_k_k.weight", i, keys), y->k_a = vector(l, "time_mix_k_a.weight", i, keys);
-        y->bonus = vector(l, "time_mix_r_k.weight", i, keys);
-        y->k_eps = (float)float_key(l, "mixer.l2_norm_epsilon", i, 0, 0, 1);
-        y->gate_act = ACT_NONE;
-        if (!l->code) l->m->first_floats = (size_t)values;
-        if (!l->code && y->in[IN_V].w.n_out != l->m->layers[0].in[IN_V].w.n_out) l->code = fail(l->err, GLA_FORMAT, "%s: the values of all layers must have the width of the first", l->arch);
-    } else {
-        static const int order[] = {IN_F, IN_K, IN_V, IN_Q, IN_Z}; /* w, k, v, r, g */
-        const float *lerp = vector_if(l, "time_mix_lerp_fused.weight", i, 5 * (int64_t)dim);
-        Tensor w1 = matrix(l, "time_mix_w1.weight", i, dim, 0), w2 = matrices(l, "time_mix_w2.weight", i, w1.n_out / 5, dim, 5);
-        if (!l->code && w1.n_out % 5) l->code = fail(l->err, GLA_FORMAT, "blk.%d.time_mix_w1.weight has %d rows, expected five equal parts", i, w1.n_out);
-        for (int j = 0; j < 5; j++) {
-            char name[32];
-            snprintf(name, sizeof name, "time_mix_lerp_%c.weight", "wkvrg"[j]);
-            y->lerp[order[j]] = (Proj){.w = rows_of(w1, (int64_t)j * (w1.n_out / 5), w1.n_out / 5), .up = rows_of(w2, (int64_t)j * dim, dim), .act = ACT_TANH,
-                                       .bias = lerp ? lerp + (size_t)j * (size_t)dim : vector(l, name, i, dim)};
-        }
-        y->lerp_x = vector(l, "time_mix_lerp_x.weight", i, dim);
-        y->in[IN_F] = (Proj){.w = matrix(l, "time_mix_decay_w1.weight", i, dim, 0), .bias = vector(l, "time_mix_decay.weight", i, keys), .act = ACT_TANH};
-        y->in[IN_F].up = matrix(l, "time_mix_decay_w2.weight", i, y->in[IN_F].w.n_out, keys);
-        y->in[IN_Z].w = matrix(l, "time_mix_gate.weight", i, dim, values);
-        y->bonus = vector(l, "time_mix_first.weight", i, keys);
-        y->gate_act = ACT_SILU;
-    }
+    y->o_norm = vector(l, "time_mix_ln.weight", i, values);
+    y->o_bias = vector(l, "time_mix_ln.bias", i, values);
+    if (seven) bind_rwkv7(l, y, i, keys, values);
+    else bind_rwkv6(l, y, i, keys, values);
     y->scratch = (size_t)keys + (seven ? 2 : 7) * (size_t)dim + 16 * LANES; /* mix_rwkv: erase key, shift, input, and five shares */
 }
 
 static const struct { const char *name; void (*read_layer)(Loader *, Layer *, int); } architectures[] = {
-    {"qwen35", read_qwen35}, {"qwen3", read_llama}, {"llama", read_llama}, {"transformer", read_fla}, {"forgetting_transformer", read_fla}, {"path_attn", read_fla}, {"wall_transformer", read_fla},
-    {"rwkv6", read_rwkv}, {"rwkv7", read_rwkv},
-};
+    {"qwen35", read_qwen35}, {"qwen3", read_llama}, {"llama", read_llama}, {"rwkv6", read_rwkv}, {"rwkv7", read_rwkv},
+    {"transformer", read_fla}, {"forgetting_transformer", read_fla}, {"path_attn", read_fla}, {"wall_transformer", read_fla},
+}; /* and all rows of the family: read_fla */
 
 static void measure_layers(GlaModel *m); /* section 9: sizes of state and scratch, from the table of mixers */
 
@@ -3867,7 +3974,8 @@ static int refuse_unused(const Gguf *g, int n_layers, const char *arch, char *er
                     : !strncmp(name, "mtp.", 4) || !strncmp(name, "v.", 2) || !strncmp(name, "mm.", 3);
         const char *end = strrchr(name, '.');
         if (end && (!strcmp(end, ".input_scale") || !strcmp(end, ".inv_freq"))) ignored = 1;
-        if (!ignored) return fail(err, GLA_UNSUPPORTED, "the tensor %s has no place in %s as implemented here", printable(text, t->name), arch);
+        if (!ignored)
+            return fail(err, GLA_UNSUPPORTED, "the tensor %s has no place in %s as implemented here", printable(text, t->name), arch);
     }
     return GLA_OK;
 }
@@ -3892,13 +4000,16 @@ static int load_model(GlaModel *m, char *err) {
     m->name = keep_str(l, s, "");
 
     Config *c = &m->config;
-    int blocks = int_key(l, "block_count", 0, 0, 1, 100000), extra = int_key(l, "nextn_predict_layers", 0, 0, 0, 1000);
+    int blocks = int_key(l, "block_count", 0, 0, 1, 100000);
+    int extra = int_key(l, "nextn_predict_layers", 0, 0, 0, 1000);
     c->n_layers = blocks - extra;
-    if (!l->code && (uint64_t)blocks > g->n_tensors) l->code = fail(err, GLA_FORMAT, "%s.block_count is %d, but there are only %llu tensors", l->arch, blocks, (unsigned long long)g->n_tensors);
-    if (!l->code && c->n_layers < 1) l->code = fail(err, GLA_UNSUPPORTED, "this file holds only multi-token-prediction blocks, no model");
+    if ((uint64_t)blocks > g->n_tensors)
+        REFUSE(l, GLA_FORMAT, "%s.block_count is %d, but there are only %llu tensors", l->arch, blocks, (unsigned long long)g->n_tensors);
+    if (c->n_layers < 1) REFUSE(l, GLA_UNSUPPORTED, "this file holds only multi-token-prediction blocks, no model");
     c->dim = int_key(l, "embedding_length", 0, 0, 1, 1 << 24);
     c->seq_len = int_key(l, "context_length", 0, 4096, 1, INT32_MAX);
-    c->eps = (float)float_key(l, "attention.layer_norm_rms_epsilon", 0, float_key(l, "attention.layer_norm_epsilon", 0, 1e-6, 0, 1), 0, 1);
+    double eps = float_key(l, "attention.layer_norm_epsilon", 0, 1e-6, 0, 1);
+    c->eps = (float)float_key(l, "attention.layer_norm_rms_epsilon", 0, eps, 0, 1);
     m->embed = matrix(l, "token_embd.weight", -1, c->dim, 0);
     m->head = has(l, "output.weight", -1) ? matrix(l, "output.weight", -1, c->dim, m->embed.n_out) : m->embed;
     c->vocab_size = m->embed.n_out;
@@ -3910,9 +4021,13 @@ static int load_model(GlaModel *m, char *err) {
     }
     if (c->layer_norm) {
         m->out_norm_bias = vector_if(l, "output_norm.bias", -1, c->dim);
-        m->embed_norm = vector_if(l, "token_embd_norm.weight", -1, c->dim), m->embed_norm_bias = vector_if(l, "token_embd_norm.bias", -1, c->dim);
+        m->embed_norm = vector_if(l, "token_embd_norm.weight", -1, c->dim);
+        m->embed_norm_bias = vector_if(l, "token_embd_norm.bias", -1, c->dim);
     }
-    if (c->res_block) m->res_proj = vector(l, "output_res_proj.weight", -1, c->dim), m->res_norm = vector(l, "output_res_norm.weight", -1, c->dim);
+    if (c->res_block) {
+        m->res_proj = vector(l, "output_res_proj.weight", -1, c->dim);
+        m->res_norm = vector(l, "output_res_norm.weight", -1, c->dim);
+    }
     if (!l->code) l->code = refuse_unused(g, c->n_layers, l->arch, err);
     m->kinds = keep(l, 160, 1);
     if (l->code) return l->code;
@@ -3920,15 +4035,21 @@ static int load_model(GlaModel *m, char *err) {
     for (uint64_t i = 0; i < g->n_tensors; i++)
         if (g->tensors[i].used) {
             uint64_t count = g->tensors[i].ne[0] * g->tensors[i].ne[1] * g->tensors[i].ne[2] * g->tensors[i].ne[3];
-            m->parameters += count, m->token_bytes += g->tensors[i].n_bytes, m->token_weights += count;
+            m->parameters += count, m->token_weights += count;
+            m->token_bytes += g->tensors[i].n_bytes;
         }
-    if (m->head.data != m->embed.data) m->token_bytes -= (uint64_t)m->embed.n_out * row_bytes(&m->embed), m->token_weights -= (uint64_t)m->embed.n_out * (uint64_t)m->embed.n_in;
+    if (m->head.data != m->embed.data) { /* of the embedding, a token reads one row */
+        m->token_bytes -= (uint64_t)m->embed.n_out * row_bytes(&m->embed);
+        m->token_weights -= (uint64_t)m->embed.n_out * (uint64_t)m->embed.n_in;
+    }
     m->run_weights = m->token_weights - (uint64_t)m->head.n_out * (uint64_t)m->head.n_in;
     measure_layers(m);
-    if (m->fixed_floats * sizeof(float) / 16 > g->map.n + (4 << 20)) /* far beyond any real model: a hostile header */
-        return fail(err, GLA_FORMAT, "a state of %zu bytes is out of proportion to a file of %zu", m->fixed_floats * sizeof(float), g->map.n);
-    if (m->kv_floats * sizeof(float) > g->map.n / 16 + (1 << 20)) /* keys and values of one position are a sliver of the weights that make them */
-        return fail(err, GLA_FORMAT, "%zu bytes for each position are out of proportion to a file of %zu", m->kv_floats * sizeof(float), g->map.n);
+    /* Far beyond any real model, it is a hostile header; keys and values of one position are a sliver of the weights that make them. */
+    const size_t fixed_bytes = m->fixed_floats * sizeof(float), position_bytes = m->kv_floats * sizeof(float);
+    if (fixed_bytes / 16 > g->map.n + (4 << 20))
+        return fail(err, GLA_FORMAT, "a state of %zu bytes is out of proportion to a file of %zu", fixed_bytes, g->map.n);
+    if (position_bytes > g->map.n / 16 + (1 << 20))
+        return fail(err, GLA_FORMAT, "%zu bytes for each position are out of proportion to a file of %zu", position_bytes, g->map.n);
     return choose_kernels(&m->kernels, err);
 }
 

@@ -3255,7 +3255,7 @@ struct GlaModel {
     size_t row_floats, mid_floats;  /* scratch per token: widest set of projections; of narrow middles */
     size_t out_floats, hidden_floats; /* scratch per token: widest mixer output; feed-forward */
     size_t widest_in, widest_dk;    /* widest input of a matmul; rows of the tallest memory */
-    size_t first_floats;            /* RWKV-7: values of the first layer, per token */
+    size_t v_first_floats;          /* RWKV-7: values of the first layer, per token */
     struct Block { struct Block *next; } *owned; /* memory to free with the model */
 };
 
@@ -3868,7 +3868,7 @@ static void bind_rwkv7(Loader *l, Layer *y, int i, int64_t keys, int64_t values)
     y->bonus = vector(l, "time_mix_r_k.weight", i, keys);
     y->k_eps = (float)float_key(l, "mixer.l2_norm_epsilon", i, 0, 0, 1);
     y->gate_act = ACT_NONE;
-    if (!l->code) l->m->first_floats = (size_t)values;
+    if (!l->code) l->m->v_first_floats = (size_t)values;
     if (y->in[IN_V].w.n_out != l->m->layers[0].in[IN_V].w.n_out)
         REFUSE(l, GLA_FORMAT, "%s: the values of all layers must have the width of the first", l->arch);
 }
@@ -4123,7 +4123,7 @@ struct GlaState {
     float *fixed;            /* (m->fixed_floats) */
     uint8_t *kv;             /* layer after layer, blocks of KEYS positions (see Cache) */
     float *logits;           /* (vocab_size) of the last token read */
-    float *x, *xb, *rows, *mid, *o, *first; /* scratch of a run of tokens: residual sources (sources, batch, dim), branch (batch, dim), projections, ... */
+    float *x, *xb, *rows, *mid, *o, *v_first; /* scratch of a run of tokens: residual sources (sources, batch, dim), branch (batch, dim), projections, ... */
     Scored *candidates;   /* (vocab_size), for the sampler */
     Team team;
     void *block;             /* memory to free, NULL when the caller's */
@@ -4152,7 +4152,7 @@ static GlaState *state_layout(Arena *a, const GlaModel *m, const GlaSettings *ho
     s.rows = take_bytes(a, T, rows * sizeof(float));
     s.mid = take_bytes(a, T, m->mid_floats * sizeof(float));
     s.o = take_bytes(a, T, m->out_floats * sizeof(float));
-    s.first = take_bytes(a, T, m->first_floats * sizeof(float));
+    s.v_first = take_bytes(a, T, m->v_first_floats * sizeof(float));
     s.candidates = take_bytes(a, (size_t)c->vocab_size, sizeof(Scored));
     size_t matmul_floats = matmul_buf(m->widest_in, T), panel_floats = (PANEL + 2) * m->widest_dk;
     size_t buf_floats = matmul_floats > panel_floats ? matmul_floats : panel_floats, parts_floats = 0;
@@ -4183,7 +4183,7 @@ static int state_settings(const GlaModel *m, const GlaSettings *given, GlaSettin
     if (!h.threads) h.threads = default_threads();
     if (h.threads > 1024) h.threads = 1024;
     if (!h.kv) h.kv = GLA_KV_F32;
-    size_t per_token = ((size_t)m->config.dim * (size_t)(residual_sources(&m->config) + 1) + m->row_floats + 2 * m->hidden_floats + m->mid_floats + m->out_floats + m->first_floats + 2 * m->widest_in) * sizeof(float); /* the last: quantised inputs */
+    size_t per_token = ((size_t)m->config.dim * (size_t)(residual_sources(&m->config) + 1) + m->row_floats + 2 * m->hidden_floats + m->mid_floats + m->out_floats + m->v_first_floats + 2 * m->widest_in) * sizeof(float); /* the last: quantised inputs */
     while (h.batch > 1 && (size_t)h.batch > ((size_t)1 << 28) / per_token) h.batch /= 2;
     *how = h;
     return GLA_OK;
@@ -4466,19 +4466,50 @@ GLA_API int gla_cache_store(const GlaState *s, const char *folder, const int32_t
 }
 
 /* ---- 9. layers: a run of T tokens through one layer -----------------------------------------------------
- * Plain float arrays in and out. No files, no allocation, no globals. Shapes are beside each. */
+ * Plain float arrays in and out. No files, no allocation, no globals. Shapes are beside each.
+ *
+ * A mixer is a function mix_*(run, y, mem, in, o): from the rows of the layer's projections `in` (IN_Q, IN_K ...) and from `mem`, what
+ * the layer remembers, to the rows o (T, n_heads dv). Read mix_linear first: it is four lines, and most models of this program need no
+ * other mixer. Then what it calls: prepare (from projections to what the recurrence reads), recurrence_step (section 5), and finish
+ * (skip, norm, gate). Each of the others is one idea more:
+ *
+ *   mix_linear      the one recurrence: linear attention, GLA, Mamba-2, DeltaNet, Gated DeltaNet, KDA ...
+ *   mix_hgrn        a memory of one number per channel: the smallest of all
+ *   mix_product     several writes per token
+ *   mix_slots       two memories, one read after the other, with a softmax between them
+ *   mix_log_linear  several memories, each for twice as many tokens as the one before
+ *   mix_mamba       a decay for every number of the memory
+ *   mix_trapezoid   Mamba-3: a token is written in two parts, the second together with the next token
+ *   mix_rwkv        what is erased and what is written need not be along the same key; and its feed-forward, channel_mix
+ *   mix_mesa        not the readout of one memory but the least-squares answer from two
+ *   mix_softmax     no memory of a fixed size: all keys and values
+ *   mix_path, mix_wall   the same, with keys that later tokens turn or fade
+ *
+ * The table `mixers` at the end of the section names them all. */
 
-/* T tokens, the first at position pos; x (T, dim) the normed input and mid, scratch of project(), for a mixer with projections of its own;
- * cache: the layer's keys and values; first: the values of the first layer, for RWKV-7. */
-typedef struct { const Team *team; int T; int64_t pos; const float *x; float *mid, *first; Cache cache; } Run;
+/* What all mixers of a run know. */
+typedef struct {
+    const Team *team;
+    int T;                   /* tokens */
+    int64_t pos;             /* position of the first of them */
+    const float *x;          /* (T, dim) the normed input, for a mixer that calls project() itself */
+    float *mid;              /* scratch of project() */
+    float *v_first;          /* (T, n_heads dv) RWKV-7: values of the first layer */
+    Cache cache;             /* the layer's keys and values */
+} Run;
 
+/* -- pieces that many layers share: norms, gates, projections, convolution, rotary positions -- */
+
+/* x <- softmax(x), in place. */
 static void softmax_row(float *x, int n) {
     float top = x[0], sum = 0;
-    for (int i = 1; i < n; i++) if (x[i] > top) top = x[i];
+    for (int i = 1; i < n; i++)
+        if (x[i] > top) top = x[i];
     for (int i = 0; i < n; i++) sum += x[i] = expf(x[i] - top);
     for (int i = 0; i < n; i++) x[i] /= sum;
 }
 
+/* y <- rmsnorm(x) * w, row by row; both (T, n), w (n). */
 static void rmsnorm_rows(const Team *team, float *y, const float *x, const float *w, int n, float eps, int T) {
     int n_threads = threads_for(team, 4.0 * n * T);
     PARALLEL_FOR(n_threads)
@@ -4507,8 +4538,8 @@ static void gate_rows(const Team *team, float *y, const float *z, int act, int n
     for (int t = 0; t < T; t++) team->kernels->gate(y + (size_t)t * (size_t)n, z + (size_t)t * (size_t)n, act, (size_t)n);
 }
 
-/* rows[j] (T, out_j) = up_j act_j(W_j x) + bias_j, or W_j x + bias_j, for n projections of the same x (T, dim), absent ones left out. The
- * matrices that read x go in one matmul. mid: T * (all narrow middles) floats. */
+/* rows[j] (T, out_j) = up_j act_j(W_j x) + bias_j, or W_j x + bias_j, for n projections of the same x (T, dim), absent ones left out.
+ * The matrices that read x go in one matmul. mid: T * (all narrow middles) floats. */
 static void project(const Team *team, float *const *rows, const Proj *p, int n, const float *x, int T, float *mid) {
     Product first[MAX_IN] = {{NULL, NULL}};
     int n_first = 0, n_in = 0;
@@ -4535,7 +4566,7 @@ static void project(const Team *team, float *const *rows, const Proj *p, int n, 
     }
 }
 
-/* short convolution of x (T, C), as in conv_strip */
+/* Short convolution of x (T, C) in place, as in conv_strip: K taps w (C, K), then act. last: the K - 1 inputs before x; moves on. */
 static void short_conv(const Team *team, float *x, const float *w, const float *bias, float *last, int C, int K, int T, int act) {
     int n_threads = threads_for(team, 12.0 * C * T);
     PARALLEL_FOR(n_threads)
@@ -4563,13 +4594,15 @@ static void rope(float *x, const float *table, int n, int adjacent) {
 /* o (T, H dv) <- norm(act(o)) * act(z): RMSNorm over y->norm_width channels at a time, then the gate z, if there is one; the gate first
  * when y->gate_first. Weights (norm_width), or one per channel, or none. */
 static void gated_norm(const Run *run, float *o, const Layer *y, const float *z) {
-    int all = y->n_heads * y->dv, width = y->norm_width ? y->norm_width : all, spans = all / width, n = run->T * spans;
+    int all = y->n_heads * y->dv, width = y->norm_width ? y->norm_width : all;
+    int spans = all / width, n = run->T * spans;
     const Kernels *f = run->team->kernels;
     int n_threads = threads_for(run->team, 16.0 * n * width);
     PARALLEL_FOR(n_threads)
     for (int i = 0; i < n; i++) {
         float *row = o + (size_t)i * (size_t)width;
-        const float *gate = z ? z + (size_t)i * (size_t)width : NULL, *w = y->o_norm && !y->norm_shared ? y->o_norm + (size_t)(i % spans) * (size_t)width : y->o_norm;
+        const float *gate = z ? z + (size_t)i * (size_t)width : NULL, *w = y->o_norm;
+        if (w && !y->norm_shared) w += (size_t)(i % spans) * (size_t)width;
         if (y->out_act != ACT_NONE) f->activate(row, y->out_act, (size_t)width);
         if (y->norm_width && !y->gate_first) f->norm(row, row, w, (size_t)width, y->o_eps);
         if (gate) f->gate(row, gate, y->gate_act, (size_t)width);
@@ -4593,33 +4626,53 @@ static void forget_sums(const Run *run, const float *f, int H) {
  * c, running sums of logsigmoid(f) per query head, exists in models that forget (mixers.md section 5.2); their gate is a projection.
  * Other gated models store a head's query rows and then its gate rows; the gate is neither normalised nor rotated. */
 static void mix_softmax(const Run *run, const Layer *y, float *mem, float *const *in, float *o) {
-    int H = y->n_heads, Hkv = y->n_k_heads, dk = y->dk, dv = y->dv, q_step = dk * (y->gated ? 2 : 1), half = y->rope_dims / 2;
+    int H = y->n_heads, Hkv = y->n_k_heads, dk = y->dk, dv = y->dv;
+    int q_step = dk * (y->gated ? 2 : 1), q_row = H * q_step; /* floats from one query head to the next, and from one token to the next */
+    int T = run->T;
+    int64_t end = run->pos + T;
     (void)mem;
-    int n_threads = threads_for(run->team, 40.0 * run->T * (half + H * dk));
-    int64_t first = run->pos / KEYS, last = (run->pos + run->T - 1) / KEYS;
+
+    // q, k <- rope(norm(q)), rope(norm(k)); k, v go into the cache, of which one thread owns a block
+    int n_threads = threads_for(run->team, 40.0 * T * (y->rope_dims / 2 + H * dk));
+    int64_t first = run->pos / KEYS, last = (end - 1) / KEYS;
     PARALLEL_FOR(n_threads)
-    for (int64_t block = first; block <= last; block++) /* normalise, rotate, append: one thread owns a block of the cache */
-        for (int64_t pos = max64(run->pos, block * KEYS), end = min64(run->pos + run->T, (block + 1) * KEYS); pos < end; pos++) {
+    for (int64_t block = first; block <= last; block++)
+        for (int64_t pos = max64(run->pos, block * KEYS); pos < min64(end, (block + 1) * KEYS); pos++) {
             size_t t = (size_t)(pos - run->pos);
-            float *q = in[0] + t * (size_t)(H * q_step), *k = in[1] + t * (size_t)(Hkv * dk), table[MAX_ROPE];
+            float *q = in[IN_Q] + t * (size_t)q_row, *k = in[IN_K] + t * (size_t)(Hkv * dk), *v = in[IN_V] + t * (size_t)(Hkv * dv);
+            float table[MAX_ROPE];
             rope_table(table, y, pos);
-            for (int h = 0; h < H + Hkv; h++) {
-                float *head = h < H ? q + h * q_step : k + (h - H) * dk;
-                const float *w = h < H ? y->q_norm : y->k_norm;
-                if (w) rmsnorm(head, head, w + (h < H ? h : h - H) * y->qk_norm_step, (size_t)dk, y->qk_eps);
+            for (int h = 0; h < H; h++) {
+                float *head = q + h * q_step;
+                if (y->q_norm) rmsnorm(head, head, y->q_norm + h * y->qk_norm_step, (size_t)dk, y->qk_eps);
                 rope(head, table, y->rope_dims, y->rope_adjacent);
             }
-            cache_append(&run->cache, pos, k, in[2] + t * (size_t)(Hkv * dv), NULL);
+            for (int h = 0; h < Hkv; h++) {
+                float *head = k + h * dk;
+                if (y->k_norm) rmsnorm(head, head, y->k_norm + h * y->qk_norm_step, (size_t)dk, y->qk_eps);
+                rope(head, table, y->rope_dims, y->rope_adjacent);
+            }
+            cache_append(&run->cache, pos, k, v, NULL);
         }
     forget_sums(run, in[IN_F], H);
-    attention(run->team, &(Attend){&run->cache, in[0], (size_t)(H * q_step), (size_t)q_step, H, run->T, y->window, run->pos, y->scale}, o);
-    if (y->in[IN_Z].w.data) gate_rows(run->team, o, in[IN_Z], ACT_SIGMOID, H * dv, run->T);
+
+    // o = softmax(scale q K' + c_i - c_j) V
+    Attend attend = {.cache = &run->cache, .q = in[IN_Q], .q_stride = (size_t)q_row, .q_step = (size_t)q_step,
+                     .H = H, .T = T, .window = y->window, .pos = run->pos, .scale = y->scale};
+    attention(run->team, &attend, o);
+
+    // o <- o * sigmoid(gate)
+    if (y->in[IN_Z].w.data) gate_rows(run->team, o, in[IN_Z], ACT_SIGMOID, H * dv, T);
     if (!y->gated) return;
-    n_threads = threads_for(run->team, 20.0 * run->T * H * dv);
+    n_threads = threads_for(run->team, 20.0 * T * H * dv);
     PARALLEL_FOR(n_threads)
-    for (int i = 0; i < run->T * H; i++) run->team->kernels->gate(o + (size_t)i * (size_t)dv, in[0] + (size_t)i * (size_t)q_step + dk, ACT_SIGMOID, (size_t)dv);
+    for (int i = 0; i < T * H; i++) {
+        const float *gate = in[IN_Q] + (size_t)i * (size_t)q_step + dk; /* behind the head's query */
+        run->team->kernels->gate(o + (size_t)i * (size_t)dv, gate, ACT_SIGMOID, (size_t)dv);
+    }
 }
-static Cache softmax_cache(const Layer *y) { return (Cache){NULL, F32, y->n_k_heads, y->dk, y->dv, y->in[IN_F].w.data ? y->n_heads : 0}; }
+static int forget_heads(const Layer *y) { return y->in[IN_F].w.data ? y->n_heads : 0; } /* sums that the cache keeps */
+static Cache softmax_cache(const Layer *y) { return (Cache){NULL, F32, y->n_k_heads, y->dk, y->dv, forget_heads(y)}; }
 
 /* Softmax attention whose keys later tokens change: PaTH turns them, wall fades them.               (mixers.md sections 5.3, 5.4)
  *   PaTH   every token: k_j <- (I - u u') k_j for all j before it;      wall   k_j <- Diag(fade) k_j, fade in (0, 1), per query head
@@ -4725,14 +4778,20 @@ static void mix_path(const Run *run, const Layer *y, float *mem, float *const *i
     walk_back(run, y, in[IN_Q], y->scale, o);
 }
 static size_t path_fixed(const Layer *y) { return y->conv[IN_W] ? (size_t)(y->d_conv - 1) * (size_t)proj_out(&y->in[IN_W]) : 0; }
-static Cache path_cache(const Layer *y) { return (Cache){NULL, F32, y->n_k_heads, 0, 3 * y->dk, y->in[IN_F].w.data ? y->n_heads : 0}; }
+static Cache path_cache(const Layer *y) { return (Cache){NULL, F32, y->n_k_heads, 0, 3 * y->dk, forget_heads(y)}; }
 
 /* Wall attention: a key fades channel by channel, as the memory of gated linear attention does, under a softmax.   fade = sigmoid(w) */
 static void mix_wall(const Run *run, const Layer *y, float *mem, float *const *in, float *o) {
     int H = y->n_heads, Hkv = y->n_k_heads, d = y->dk;
     (void)mem;
-    for (int i = 0; i < run->T * H && y->q_norm; i++) rmsnorm(in[IN_Q] + (size_t)i * (size_t)d, in[IN_Q] + (size_t)i * (size_t)d, y->q_norm + i % H * d, (size_t)d, y->qk_eps);
-    for (int i = 0; i < run->T * Hkv && y->k_norm; i++) rmsnorm(in[IN_K] + (size_t)i * (size_t)d, in[IN_K] + (size_t)i * (size_t)d, y->k_norm + i % Hkv * d, (size_t)d, y->qk_eps);
+    for (int i = 0; i < run->T * H && y->q_norm; i++) {
+        float *q = in[IN_Q] + (size_t)i * (size_t)d;
+        rmsnorm(q, q, y->q_norm + i % H * d, (size_t)d, y->qk_eps);
+    }
+    for (int i = 0; i < run->T * Hkv && y->k_norm; i++) {
+        float *k = in[IN_K] + (size_t)i * (size_t)d;
+        rmsnorm(k, k, y->k_norm + i % Hkv * d, (size_t)d, y->qk_eps);
+    }
     activate_row(in[IN_W], ACT_SIGMOID, (size_t)run->T * (size_t)(H * d));
     append_rows(run, in[MAX_IN], in[IN_K], in[IN_W], H / Hkv * d, in[IN_V]);
     forget_sums(run, in[IN_F], H);
@@ -4740,7 +4799,7 @@ static void mix_wall(const Run *run, const Layer *y, float *mem, float *const *i
     if (y->in[IN_Z].w.data) gate_rows(run->team, o, in[IN_Z], ACT_SIGMOID, H * d, run->T);
 }
 static Cache wall_cache(const Layer *y) {
-    return (Cache){NULL, F32, y->n_k_heads, 0, (2 + y->n_heads / y->n_k_heads) * y->dk, y->in[IN_F].w.data ? y->n_heads : 0};
+    return (Cache){NULL, F32, y->n_k_heads, 0, (2 + y->n_heads / y->n_k_heads) * y->dk, forget_heads(y)};
 }
 
 /* The rows of projection j, (T, heads, width); q, k and v side by side in one row when they are fused. */
@@ -5202,7 +5261,7 @@ static void mix_rwkv(const Run *run, const Layer *y, float *mem, float *const *i
     PARALLEL_FOR(n_threads)
     for (int t = 0; t < T; t++) {
         size_t at = (size_t)t * keys, v_at = (size_t)t * values;
-        float *d = in[IN_F] + at, *k = in[IN_K] + at, *kk = erase + at, *strength = in[IN_B] + at, *v = in[IN_V] + v_at, *first = run->first + v_at;
+        float *d = in[IN_F] + at, *k = in[IN_K] + at, *kk = erase + at, *strength = in[IN_B] + at, *v = in[IN_V] + v_at, *v_first = run->v_first + v_at;
         for (size_t i = 0; i < keys; i++) d[i] = expf(seven ? -0.60653066f * sigmoid(d[i]) : -expf(d[i]));
         if (!seven) continue;
         for (size_t i = 0; i < keys; i++) kk[i] = k[i] * y->k_k[i];
@@ -5215,8 +5274,8 @@ static void mix_rwkv(const Run *run, const Layer *y, float *mem, float *const *i
             k[i] *= 1 + (s - 1) * y->k_a[i];
             strength[i] = -s * kk[i]; /* where what is read is written back */
         }
-        if (!y->in[IN_W].w.data) memcpy(first, v, values * sizeof(float));
-        else for (size_t i = 0; i < values; i++) v[i] += sigmoid(in[IN_W][v_at + i]) * (first[i] - v[i]);
+        if (!y->in[IN_W].w.data) memcpy(v_first, v, values * sizeof(float));
+        else for (size_t i = 0; i < values; i++) v[i] += sigmoid(in[IN_W][v_at + i]) * (v_first[i] - v[i]);
     }
 
     Recurrence r = {.H = H, .dk = dk, .dv = dv, .d_width = dk, .d = {in[IN_F], keys, H}, .q = {in[IN_Q], keys, H}, .k = {in[IN_K], keys, H}, .v = {in[IN_V], values, H}};
@@ -5393,7 +5452,7 @@ static void forward(GlaState *s, const int32_t *ids, int T, float *logits, int n
     const GlaModel *m = s->m;
     const Config *c = &m->config;
     const Team *team = &s->team;
-    Run run = {team, T, s->pos, s->xb, s->mid, s->first, {0}};
+    Run run = {team, T, s->pos, s->xb, s->mid, s->v_first, {0}};
     size_t dim = (size_t)c->dim, step = (size_t)s->batch * dim;
     float *x = s->x;                      /* the residual stream (T, dim); with residual attention the source being summed */
     int closed = 0;                       /* residual attention: sources before x that are complete */

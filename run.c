@@ -4842,11 +4842,14 @@ static size_t conv_floats(const Layer *y) {
 
 /* Feature map of one head: out (map_width) from x or its images a = A1 x + b1, b = A2 x + b2, n long.    (mixers.md section 2.6) */
 static void map_head(int map, float *out, const float *x, const float *a, const float *b, int n) {
-    if (map == MAP_HADAMARD) for (int i = 0; i < n; i++) out[i] = a[i] * b[i];
-    if (map == MAP_T2R) for (int i = 0; i < n; i++) out[i] = a[i] > 0 ? a[i] : 0;
+    if (map == MAP_HADAMARD)
+        for (int i = 0; i < n; i++) out[i] = a[i] * b[i];
+    if (map == MAP_T2R)
+        for (int i = 0; i < n; i++) out[i] = a[i] > 0 ? a[i] : 0;
     if (map == MAP_HEDGEHOG) { /* softmax of (2a, -2a) */
         float top = 0, sum = 0;
-        for (int i = 0; i < n; i++) if (fabsf(a[i]) > top) top = fabsf(a[i]);
+        for (int i = 0; i < n; i++)
+            if (fabsf(a[i]) > top) top = fabsf(a[i]);
         for (int i = 0; i < n; i++) sum += (out[i] = expf(2 * (a[i] - top))) + (out[n + i] = expf(2 * (-a[i] - top)));
         for (int i = 0; i < 2 * n; i++) out[i] /= sum;
     }
@@ -4859,7 +4862,8 @@ static void map_head(int map, float *out, const float *x, const float *a, const 
             }
 }
 
-/* Feature maps that are no function of one number, for all heads of q (which 0) or k (1): new rows instead of the projection's. */
+/* Feature maps that are no function of one number, for all heads of q (which 0) or k (1): x (T, heads, d) to new rows
+ * (T, heads, y->dk), which take the place of the projection's. */
 static Rows map_rows(const Run *run, const Layer *y, const Rows *x, int which, int d, float **free_rows) {
     Rows out = scratch_rows(free_rows, run->T, x->heads, y->dk);
     float *images[2] = {(float *)(uintptr_t)out.p, *free_rows};
@@ -4878,7 +4882,7 @@ static Rows map_rows(const Run *run, const Layer *y, const Rows *x, int which, i
     return out;
 }
 
-/* The feature map, norm and scale of the heads of q or k. */
+/* The feature map, norm and scale of the heads of q (which 0) or k (1) of one token; x (heads, y->dk) in place. Only q is scaled. */
 static void map_heads(const Layer *y, float *x, int heads, int which) {
     int n = y->dk;
     float scale = which ? 1.0f : y->scale;
@@ -4896,7 +4900,10 @@ static void map_heads(const Layer *y, float *x, int heads, int which) {
 static void decay_row(const Layer *y, float *f, int n, int width) {
     switch (y->family->decay) {
     case DECAY_SIGMOID:
-        for (int i = 0; i < n; i++) { float g = logsigmoid(f[i]) / y->decay_divisor; f[i] = expf(g < y->decay_min ? y->decay_min : g); }
+        for (int i = 0; i < n; i++) {
+            float log_d = logsigmoid(f[i]) / y->decay_divisor;
+            f[i] = expf(log_d < y->decay_min ? y->decay_min : log_d);
+        }
         break;
     case DECAY_SOFTPLUS:
         for (int i = 0; i < n; i++) {
@@ -4905,7 +4912,10 @@ static void decay_row(const Layer *y, float *f, int n, int width) {
         }
         break;
     case DECAY_FORGET:
-        for (int i = 0; i < n; i++) { float low = y->low ? y->low[i] : 0; f[i] = low + (1 - low) * sigmoid(f[i]); }
+        for (int i = 0; i < n; i++) {
+            float low = y->low ? y->low[i] : 0;
+            f[i] = low + (1 - low) * sigmoid(f[i]);
+        }
     }
 }
 
@@ -4932,7 +4942,8 @@ static Rows scale_keys(const Run *run, const Layer *y, float *A, float *const *i
     return out;
 }
 
-/* DECAY_SUM: f to the decay d, in place, and rest (both (T, n)), the weight of what is written, e^(f - z).      (mixers.md sections 4.9, 4.11)
+/* DECAY_SUM: f to the decay d, in place, and rest (both (T, n)), the weight of what is written, e^(f - z).
+ *                                                                                         (mixers.md sections 4.9, 4.11)
  * z (n): running log of the sum of e^f; at position 0 nothing comes before. */
 static void decay_by_sum(const Run *run, const Layer *y, float *z, const Rows *f, const Rows *rest) {
     int n = (int)f->stride, n_threads = threads_for(run->team, 40.0 * run->T * n);
@@ -4943,34 +4954,69 @@ static void decay_by_sum(const Run *run, const Layer *y, float *z, const Rows *f
             s = s < y->score_min ? y->score_min : s > y->score_max ? y->score_max : s;
             float more = expf(-fabsf(before - s)), sum = 1 + more; /* z = the larger + ln(1 + e^-difference) */
             z[i] = (s > before ? s : before) + log1pf(more);
-            row_at(f, t)[i] = (s > before ? more : 1) / sum, row_at(rest, t)[i] = (s > before ? 1 : more) / sum;
+            row_at(f, t)[i] = (s > before ? more : 1) / sum;
+            row_at(rest, t)[i] = (s > before ? 1 : more) / sum;
         }
 }
 
+/* ERASE_OLD (Comba): p = old_key k, of length one, is what is erased along, and q loses its share of p: q <- q - skip p.
+ *   one token: p, k, q (H, dk); k as it came from the convolution */
+static void old_keys(const Layer *y, float *p, const float *k, float *q) {
+    int dk = y->dk;
+    for (int h = 0; h < y->n_heads; h++) {
+        for (int i = h * dk; i < (h + 1) * dk; i++) {
+            p[i] = y->old_key[h] * k[i];
+            q[i] -= y->skip[h] * p[i];
+        }
+        l2norm(p + h * dk, dk, 1.0f);
+    }
+}
+
+/* DECAY_STEP (Mamba-2): the time step D = softplus(d + dt) within bounds says both how much fades and how much is written.
+ *   one token: d (H) to exp(a D), in place;  stepped (H, dv) = D v */
+static void time_steps(const Layer *y, float *d, float *stepped, const float *v) {
+    int dv = y->dv;
+    for (int h = 0; h < y->n_heads; h++) {
+        float step = softplus(d[h] + y->dt_bias[h]);
+        step = step < y->step_min ? y->step_min : step > y->step_max ? y->step_max : step;
+        d[h] = expf(y->a[h] * step);
+        for (int j = h * dv; j < (h + 1) * dv; j++) stepped[j] = step * v[j];
+    }
+}
+
 /* From the rows of the projections to what the recurrence reads, as the row of the family says.         (mixers.md section 1.3)
- *   q, k, v <- conv, map, norm;  d, e, b from f and b     mem: moves behind what is remembered here; free_rows: scratch */
+ *   q, k, v <- conv, map, norm, rope;  d from f, what is erased and what is written from b, w and k
+ *   in: the rows of the projections, changed in place;  mem: moves behind what is remembered here;  free_rows: scratch, likewise */
 static Recurrence prepare(const Run *run, const Layer *y, float **mem, float *const *in, float **free_rows) {
     static const float one = 1;
     const Family *f = y->family;
-    int H = y->n_heads, dk = y->dk, dv = y->dv, n_b = y->heads[IN_B] * y->width[IN_B], n_f = y->heads[IN_F] * y->width[IN_F];
+    int H = y->n_heads, dk = y->dk, dv = y->dv;
+    int n_b = y->heads[IN_B] * y->width[IN_B], n_f = y->heads[IN_F] * y->width[IN_F]; /* numbers per token */
+
+    // all tokens: convolutions, wide feature maps, decay against the sum so far
     *mem = convolve(run, y, *mem, in);
-    Rows rows[MAX_IN], rest = {0}, stepped = {0}, old = {0};
+    Rows rows[MAX_IN], rest = {0}, stepped = {0}, old = {0}; /* what is written: 1 - d, D v; Comba's keys of the erase */
     for (int j = 0; j < MAX_IN; j++) rows[j] = in_rows(y, in, j);
-    for (int j = IN_Q; j <= IN_K && y->map > ACT_NONE; j++) rows[j] = map_rows(run, y, &rows[j], j, y->width[j], free_rows);
+    for (int j = IN_Q; j <= IN_K && y->map > ACT_NONE; j++)
+        rows[j] = map_rows(run, y, &rows[j], j, y->width[j], free_rows);
     if (f->write == WRITE_REST) rest = scratch_rows(free_rows, run->T, y->heads[IN_F], y->width[IN_F]);
     if (f->write == WRITE_STEP_V) stepped = scratch_rows(free_rows, run->T, H, dv);
     if (f->erase == ERASE_OLD) old = scratch_rows(free_rows, run->T, H, dk);
-    if (f->decay == DECAY_SUM) decay_by_sum(run, y, *mem, &rows[IN_F], &rest), *mem += rows[IN_F].stride;
+    if (f->decay == DECAY_SUM) {
+        decay_by_sum(run, y, *mem, &rows[IN_F], &rest);
+        *mem += rows[IN_F].stride;
+    }
+
+    // token by token: everything else
     int n_threads = threads_for(run->team, 4.0 * run->T * (3 * H * dv + (f->per == HEADS ? 1 : 10) * n_f + 2 * H * dk));
     PARALLEL_FOR(n_threads)
     for (int t = 0; t < run->T; t++) {
-        float *q = row_at(&rows[IN_Q], t), *k = row_at(&rows[IN_K], t), *v = row_at(&rows[IN_V], t), *d = row_at(&rows[IN_F], t), *b = row_at(&rows[IN_B], t);
-        float *w = row_at(&rows[IN_W], t), *p = row_at(&old, t), table[MAX_ROPE];
-        if (f->erase == ERASE_OLD)
-            for (int h = 0; h < H; h++) {
-                for (int i = h * dk; i < (h + 1) * dk; i++) p[i] = y->old_key[h] * k[i], q[i] -= y->skip[h] * p[i];
-                l2norm(p + h * dk, dk, 1.0f);
-            }
+        float *q = row_at(&rows[IN_Q], t), *k = row_at(&rows[IN_K], t), *v = row_at(&rows[IN_V], t);
+        float *d = row_at(&rows[IN_F], t), *b = row_at(&rows[IN_B], t), *w = row_at(&rows[IN_W], t);
+        float table[MAX_ROPE];
+
+        // q, k <- rope(scale norm(map(.)))
+        if (f->erase == ERASE_OLD) old_keys(y, row_at(&old, t), k, q);
         if (q) map_heads(y, q, rows[IN_Q].heads, 0);
         if (k) map_heads(y, k, rows[IN_K].heads, 1);
         if (y->rope_dims) {
@@ -4978,17 +5024,15 @@ static Recurrence prepare(const Run *run, const Layer *y, float **mem, float *co
             for (int h = 0; h < rows[IN_Q].heads; h++) rope(q + h * dk, table, y->rope_dims, 0);
             for (int h = 0; h < rows[IN_K].heads; h++) rope(k + h * dk, table, y->rope_dims, 0);
         }
-        if (f->decay == DECAY_STEP)
-            for (int h = 0; h < H; h++) {
-                float step = softplus(d[h] + y->dt_bias[h]);
-                step = step < y->step_min ? y->step_min : step > y->step_max ? y->step_max : step;
-                d[h] = expf(y->a[h] * step);
-                for (int j = h * dv; j < (h + 1) * dv; j++) row_at(&stepped, t)[j] = step * v[j];
-            }
+
+        // d: how much of the memory stays
+        if (f->decay == DECAY_STEP) time_steps(y, d, row_at(&stepped, t), v);
         else if (d) decay_row(y, d, n_f, y->width[IN_F]);
         for (int i = 0; i < n_f && rest.p && f->decay != DECAY_SUM; i++) row_at(&rest, t)[i] = 1 - d[i];
+
+        // b: how strongly is erased and written
         for (int i = 0; i < n_b && b; i++) b[i] = y->beta_scale * sigmoid(b[i]);
-        if (f->erase == ERASE_GATED) /* b (Hk, dk) becomes the key of the erase */
+        if (f->erase == ERASE_GATED) /* b (n_k_heads, dk) becomes the key of the erase */
             for (int i = 0; i < n_b; i++) b[i] *= k[i];
         if (f->write == WRITE_BETA_V || f->write == WRITE_SCALED_K)
             for (int h = 0; h < rows[IN_V].heads; h++) {
@@ -4998,30 +5042,37 @@ static Recurrence prepare(const Run *run, const Layer *y, float **mem, float *co
         if (f->write == WRITE_GATED_V)
             for (int j = 0; j < H * dv; j++) v[j] *= sigmoid(w[j]);
     }
+
+    // who gets what
     Recurrence r = {.H = H, .dk = dk, .dv = dv, .tiled = y->tiled, .d_width = y->width[IN_F], .d = rows[IN_F], .q = rows[IN_Q],
                     .k = rest.p ? rest : rows[IN_K], .v = stepped.p ? stepped : rows[IN_V]};
     if (f->decay == DECAY_FIXED) r.d = (Rows){y->a, 0, H};
     if (f->erase == ERASE_KEY || f->erase == ERASE_OLD) r.rho = rows[IN_B].p ? rows[IN_B] : (Rows){&y->beta_scale, 0, 1};
     if (f->erase == ERASE_GATED) r.e = rows[IN_B], r.rho = (Rows){&one, 0, 1};
     if (f->erase == ERASE_OLD) r.e = old, r.undecayed = 1;
-    if (y->mixer == MIX_SLOTS) r.e = rows[IN_K]; /* of the first pass */
-    if (f->write == WRITE_SCALED_K) {
-        r.e = r.k, r.k = scale_keys(run, y, *mem, in, &r.e, free_rows);
+    if (y->mixer == MIX_SLOTS) r.e = rows[IN_K]; /* the keys of its first pass */
+    if (f->write == WRITE_SCALED_K) { /* erased along k, written along m k */
+        r.e = r.k;
+        r.k = scale_keys(run, y, *mem, in, &r.e, free_rows);
         *mem += (size_t)y->heads[IN_G] * (size_t)dk;
     }
     return r;
 }
-static size_t prepare_fixed(const Layer *y) { /* besides the convolutions: moments of keys or running sums */
-    return conv_floats(y) + (y->family->write == WRITE_SCALED_K ? (size_t)y->heads[IN_G] * (size_t)y->dk : y->family->decay == DECAY_SUM ? (size_t)(y->heads[IN_F] * y->width[IN_F]) : 0);
+static size_t prepare_fixed(const Layer *y) { /* floats of `mem`: convolutions, then moments of keys or running sums */
+    size_t n = conv_floats(y);
+    if (y->family->write == WRITE_SCALED_K) n += (size_t)y->heads[IN_G] * (size_t)y->dk;
+    else if (y->family->decay == DECAY_SUM) n += (size_t)(y->heads[IN_F] * y->width[IN_F]);
+    return n;
 }
 
-/* The other end: the skip, the norm and the gate. */
+/* The other end, in place on o (T, H dv): the skip o += D v, the norm and the gate. */
 static void finish(const Run *run, const Layer *y, float *const *in, float *o) {
     if (y->skip && y->family->erase != ERASE_OLD) {
         Rows v = in_rows(y, in, IN_V);
         int n = y->n_heads * y->dv;
         for (int t = 0; t < run->T; t++)
-            for (int j = 0; j < n; j++) o[(size_t)t * (size_t)n + (size_t)j] += y->skip[y->skip_each ? j : j / y->dv] * row_at(&v, t)[j];
+            for (int j = 0; j < n; j++)
+                o[(size_t)t * (size_t)n + (size_t)j] += y->skip[y->skip_each ? j : j / y->dv] * row_at(&v, t)[j];
     }
     gated_norm(run, o, y, in_rows(y, in, IN_Z).p);
 }
@@ -5059,22 +5110,26 @@ static void mix_product(const Run *run, const Layer *y, float *mem, float *const
     float *free_rows = in[MAX_IN];
     int n = y->steps, T = run->T;
     Recurrence r = prepare(run, y, &mem, in, &free_rows);
-    Rows q = scratch_rows(&free_rows, T * n, r.q.heads, r.dk), d = scratch_rows(&free_rows, T * n, r.H, 1), out = scratch_rows(&free_rows, T * n, r.H, r.dv);
+    Rows q = scratch_rows(&free_rows, T * n, r.q.heads, r.dk);
+    Rows d = scratch_rows(&free_rows, T * n, r.H, 1);
+    Rows out = scratch_rows(&free_rows, T * n, r.H, r.dv);
     for (int i = 0; i < T * n; i++) {
         memcpy(row_at(&q, i), row_at(&r.q, i / n), r.q.stride * sizeof(float));
         for (int h = 0; h < r.H; h++) row_at(&d, i)[h] = r.d.p && i % n == 0 ? row_at(&r.d, i / n)[h] : 1;
     }
     r.q = q, r.d = d;
-    r.k = (Rows){r.k.p, r.k.stride / (size_t)n, r.k.heads / n}, r.v = (Rows){r.v.p, r.v.stride / (size_t)n, r.v.heads / n};
+    r.k = (Rows){r.k.p, r.k.stride / (size_t)n, r.k.heads / n};
+    r.v = (Rows){r.v.p, r.v.stride / (size_t)n, r.v.heads / n};
     if (r.rho.stride) r.rho = (Rows){r.rho.p, r.rho.stride / (size_t)n, r.rho.heads / n};
     recurrence(run->team, &r, mem, row_at(&out, 0), T * n);
     for (int t = 0; t < T; t++) memcpy(o + (size_t)t * out.stride, row_at(&out, t * n + n - 1), out.stride * sizeof(float));
     finish(run, y, in, o);
 }
 
-/* Two passes over slots.                                                                  (mixers.md section 4.10)
- *   a = d, w = 1 - d per slot;  Hk <- Hk Diag(a) + k w';  p = softmax(Hk' q);  Hv <- Diag(a) Hv + w v';  o = Hv' p
- *   mem: Hk (H, dk, slots), Hv (H, slots, dv). gsa takes silu(v), as it does silu(o); abc has w from a running softmax. The memory is a table of slots that is read by softmax. */
+/* The memory is a table of slots that is read by softmax: two passes of the recurrence, the first over the keys of the slots, the
+ * second over their values.                                                               (mixers.md section 4.10)
+ *   d decay, w = 1 - d, per slot;  Hk <- Hk Diag(d) + k w';  p = softmax(Hk' q);  Hv <- Diag(d) Hv + w v';  o = Hv' p
+ *   mem: Hk (H, dk, slots), Hv (H, slots, dv). gsa takes silu(v), as it does silu(o); abc has w from a running softmax. */
 static void mix_slots(const Run *run, const Layer *y, float *mem, float *const *in, float *o) {
     float *free_rows = in[MAX_IN];
     int H = y->n_heads, M = y->slots, T = run->T, n_v = y->heads[IN_V] * y->dv;
@@ -5144,9 +5199,12 @@ static void mix_log_linear(const Run *run, const Layer *y, float *mem, float *co
     }
     finish(run, y, in, o);
 }
-static size_t log_linear_fixed(const Layer *y) { return prepare_fixed(y) + (size_t)y->n_heads * (MAX_LEVELS - 1) * (size_t)y->dk * (size_t)y->dv; }
+static size_t log_linear_fixed(const Layer *y) {
+    return prepare_fixed(y) + (size_t)y->n_heads * (MAX_LEVELS - 1) * (size_t)y->dk * (size_t)y->dv;
+}
 
-/* Mamba: channel i is a head of its own with a value of one number; what fades depends on the channel and the state.  (mixers.md section 4.23)
+/* Mamba: channel i is a head of its own with a value of one number; what fades depends on the channel and the state.
+ *                                                                                         (mixers.md section 4.23)
  *   D = softplus(step);  h_n <- exp(D a_in) h_n + D v_i B_n;  o_i = sum_n h_n C_n      step, B (k), C (q) projections of v
  *   mem: h (channels, states) */
 static void mix_mamba(const Run *run, const Layer *y, float *mem, float *const *in, float *o) {
@@ -5154,7 +5212,9 @@ static void mix_mamba(const Run *run, const Layer *y, float *mem, float *const *
     int I = y->n_heads, N = y->dk, T = run->T, n_threads = threads_for(run->team, 20.0 * T * I * N);
     mem = convolve(run, y, mem, in);
     Rows step = scratch_rows(&free_rows, T, 1, I), bc = scratch_rows(&free_rows, T, 1, 2 * N);
-    project(run->team, (float *[]){row_at(&step, 0), row_at(&bc, 0)}, (Proj[]){y->step_in, y->bc_in}, 2, in[IN_V], T, run->mid);
+    float *rows[] = {row_at(&step, 0), row_at(&bc, 0)};
+    const Proj from_v[] = {y->step_in, y->bc_in};
+    project(run->team, rows, from_v, 2, in[IN_V], T, run->mid);
     PARALLEL_FOR(n_threads)
     for (int i = 0; i < I; i++) {
         float *h = mem + (size_t)i * (size_t)N;
@@ -5182,9 +5242,11 @@ static size_t mamba_fixed(const Layer *y) { return conv_floats(y) + (size_t)y->n
 static void mix_trapezoid(const Run *run, const Layer *y, float *mem, float *const *in, float *o) {
     float *free_rows = in[MAX_IN];
     int H = y->n_heads, dk = y->dk, dv = y->dv, T = run->T, pairs = y->rope_dims / 2;
-    float *last_k = mem, *last_v = last_k + (size_t)H * (size_t)dk, *angles = last_v + (size_t)H * (size_t)dv, *S = angles + (size_t)H * (size_t)pairs;
+    float *last_k = mem, *last_v = last_k + (size_t)H * (size_t)dk;
+    float *angles = last_v + (size_t)H * (size_t)dv, *S = angles + (size_t)H * (size_t)pairs;
+    Rows query = in_rows(y, in, IN_Q), key = in_rows(y, in, IN_K);
     Rows q = scratch_rows(&free_rows, 2 * T, H, dk), k = scratch_rows(&free_rows, 2 * T, H, dk), v = scratch_rows(&free_rows, 2 * T, H, dv);
-    Rows d = scratch_rows(&free_rows, 2 * T, H, 1), out = scratch_rows(&free_rows, 2 * T, H, dv), key = in_rows(y, in, IN_K), query = in_rows(y, in, IN_Q);
+    Rows d = scratch_rows(&free_rows, 2 * T, H, 1), out = scratch_rows(&free_rows, 2 * T, H, dv);
     int n_threads = threads_for(run->team, 40.0 * T * H * (dk + dv + 2 * pairs));
     PARALLEL_FOR(n_threads)
     for (int h = 0; h < H; h++) {
@@ -5203,13 +5265,20 @@ static void mix_trapezoid(const Run *run, const Layer *y, float *mem, float *con
             rmsnorm(q1, row_head(&query, t, h, H, 0, dk), y->q_norm, (size_t)dk, y->eps);
             for (int i = 0; i < dk; i++) k1[i] += y->k_bias[h * dk + i], q1[i] += y->q_bias[h * dk + i];
             rope(k1, table, y->rope_dims, 1), rope(q1, table, y->rope_dims, 1);
-            memcpy(row_at(&k, 2 * t) + h * dk, k0, (size_t)dk * sizeof(float)), memcpy(k0, k1, (size_t)dk * sizeof(float));
+            memcpy(row_at(&k, 2 * t) + h * dk, k0, (size_t)dk * sizeof(float));
+            memcpy(k0, k1, (size_t)dk * sizeof(float));
             memcpy(row_at(&q, 2 * t) + h * dk, q1, (size_t)dk * sizeof(float)); /* what is read after the first write is dropped */
-            for (int j = 0; j < dv; j++) w[j] = fade * (1 - s) * D * v0[j], w[v.stride + (size_t)j] = s * D * x[j], v0[j] = x[j];
-            row_at(&d, 2 * t)[h] = fade, row_at(&d, 2 * t + 1)[h] = 1;
+            for (int j = 0; j < dv; j++) {
+                w[j] = fade * (1 - s) * D * v0[j];
+                w[v.stride + (size_t)j] = s * D * x[j];
+                v0[j] = x[j];
+            }
+            row_at(&d, 2 * t)[h] = fade;
+            row_at(&d, 2 * t + 1)[h] = 1;
         }
     }
-    recurrence(run->team, &(Recurrence){.H = H, .dk = dk, .dv = dv, .d_width = 1, .d = d, .q = q, .k = k, .v = v}, S, row_at(&out, 0), 2 * T);
+    Recurrence r = {.H = H, .dk = dk, .dv = dv, .d_width = 1, .d = d, .q = q, .k = k, .v = v};
+    recurrence(run->team, &r, S, row_at(&out, 0), 2 * T);
     for (int t = 0; t < T; t++) memcpy(o + (size_t)t * out.stride, row_at(&out, 2 * t + 1), out.stride * sizeof(float));
     finish(run, y, in, o);
 }

@@ -5300,23 +5300,20 @@ static void lerp_rows(float *out, const float *x, const float *delta, const floa
         for (size_t i = 0; i < dim; i++) out[t * dim + i] = x[t * dim + i] + delta[t * dim + i] * share[t * step + i];
 }
 
-/* RWKV's time mixing.                                              (mixers.md sections 4.14, 4.15)
- *   every projection reads its own mix of x and the x before;  q is the receptance r, z the gate, f the decay w, b the strength a
- *   RWKV-6   d = exp(-exp(w));              o = S'r + (r . u k) v;  S <- Diag(d) S + k v'
- *   RWKV-7   d = exp(-e^-1/2 sigmoid(w));   S <- Diag(d) S - (kk a)(kk'S) + k v', kk'S from the S before it fades;  o = S'r
- *            kk = k k_k / |k k_k|;  k <- k (1 + (a - 1) k_a);  v <- v + sigmoid(w_v) (v of the first layer - v)
- *   o <- LayerNorm(o) per head, RWKV-7: + (r . r_k k) v, with the k and v that were written;  o <- o * silu(z), RWKV-7: o * z
- *   mem: the last x (dim), S (H, dk, dv) */
-static void mix_rwkv(const Run *run, const Layer *y, float *mem, float *const *in, float *o) {
-    int H = y->n_heads, dk = y->dk, dv = y->dv, T = run->T, seven = y->k_k != NULL, dim = y->in[IN_Q].w.n_in;
-    size_t keys = (size_t)H * (size_t)dk, values = (size_t)H * (size_t)dv;
-    float *free_rows = in[MAX_IN], *share[MAX_IN] = {NULL};
-    Rows e = scratch_rows(&free_rows, T, H, dk), a = scratch_rows(&free_rows, T, 1, dim), b = scratch_rows(&free_rows, T, 1, dim);
-    float *erase = row_at(&e, 0), *delta = row_at(&a, 0), *read = row_at(&b, 0);
-    token_shift(delta, run->x, mem, T, (size_t)dim);
+/* The rows of RWKV's projections: each reads its own mix of x and the x before.             (mixers.md sections 4.14, 4.15)
+ *   in[j] = W_j (x + delta lerp_j), delta = x before - x;  in RWKV-6 lerp_j depends on x, too, by a projection of x + delta lerp_x
+ *   last (dim): see token_shift;  free_rows: scratch, delta, what is read and up to five shares */
+static void rwkv_project(const Run *run, const Layer *y, float *last, float *const *in, float *free_rows) {
+    int T = run->T, dim = y->in[IN_Q].w.n_in;
+    Rows a = scratch_rows(&free_rows, T, 1, dim), b = scratch_rows(&free_rows, T, 1, dim);
+    float *delta = row_at(&a, 0), *read = row_at(&b, 0), *share[MAX_IN] = {NULL}; /* share[j] (T, dim) */
+    token_shift(delta, run->x, last, T, (size_t)dim);
     if (y->lerp_x) {
-        for (int j = 0; j < MAX_IN; j++)
-            if (y->lerp[j].w.data) { Rows rows = scratch_rows(&free_rows, T, 1, dim); share[j] = row_at(&rows, 0); }
+        for (int j = 0; j < MAX_IN; j++) {
+            if (!y->lerp[j].w.data) continue;
+            Rows rows = scratch_rows(&free_rows, T, 1, dim);
+            share[j] = row_at(&rows, 0);
+        }
         lerp_rows(read, run->x, delta, y->lerp_x, 0, T, (size_t)dim);
         project(run->team, share, y->lerp, MAX_IN, read, T, run->mid);
     }
@@ -5325,40 +5322,68 @@ static void mix_rwkv(const Run *run, const Layer *y, float *mem, float *const *i
         lerp_rows(read, run->x, delta, share[j] ? share[j] : y->lerp[j].bias, share[j] ? (size_t)dim : 0, T, (size_t)dim);
         project(run->team, &in[j], &y->in[j], 1, read, T, run->mid);
     }
+}
+
+/* What RWKV-7 makes of one token's k, strength a, v and kk; v_first (values) is written in the first layer and read in the others.
+ *   kk = k k_k / |k k_k|;  a = sigmoid(a);  k <- k (1 + (a - 1) k_a);  v <- v + sigmoid(w_v) (v_first - v)
+ *   strength becomes -a kk, the direction in which what is read along kk is written back */
+static void rwkv7_token(const Layer *y, float *k, float *kk, float *strength, float *v, const float *w_v, float *v_first) {
+    int dk = y->dk;
+    size_t keys = (size_t)y->n_heads * (size_t)dk, values = (size_t)y->n_heads * (size_t)y->dv;
+    for (size_t i = 0; i < keys; i++) kk[i] = k[i] * y->k_k[i];
+    for (float *head = kk; head < kk + keys; head += dk) {
+        float length = sqrtf(dot(head, head, (size_t)dk) + y->k_eps);
+        for (int i = 0; i < dk; i++) head[i] /= length > 1e-12f ? length : 1e-12f;
+    }
+    for (size_t i = 0; i < keys; i++) {
+        float a = sigmoid(strength[i]);
+        k[i] *= 1 + (a - 1) * y->k_a[i];
+        strength[i] = -a * kk[i];
+    }
+    if (!y->in[IN_W].w.data) memcpy(v_first, v, values * sizeof(float));
+    else
+        for (size_t i = 0; i < values; i++) v[i] += sigmoid(w_v[i]) * (v_first[i] - v[i]);
+}
+
+/* RWKV's time mixing.                                              (mixers.md sections 4.14, 4.15)
+ *   q is the receptance r, z the gate, f the decay w, b the strength a
+ *   RWKV-6   d = exp(-exp(w));              o = S'r + (r . u k) v;  S <- Diag(d) S + k v'
+ *   RWKV-7   d = exp(-e^-1/2 sigmoid(w));   S <- Diag(d) S - (kk a)(kk'S) + k v', kk'S from the S before it fades;  o = S'r
+ *            kk, k and v as in rwkv7_token
+ *   o <- LayerNorm(o) per head, RWKV-7: + (r . r_k k) v, with the k and v that were written;  o <- o * silu(z), RWKV-7: o * z
+ *   mem: the last x (dim), S (H, dk, dv) */
+static void mix_rwkv(const Run *run, const Layer *y, float *mem, float *const *in, float *o) {
+    int H = y->n_heads, dk = y->dk, dv = y->dv, T = run->T, seven = y->k_k != NULL, dim = y->in[IN_Q].w.n_in;
+    size_t keys = (size_t)H * (size_t)dk, values = (size_t)H * (size_t)dv;
+    float *free_rows = in[MAX_IN];
+    Rows erase = scratch_rows(&free_rows, T, H, dk); /* kk */
+    rwkv_project(run, y, mem, in, free_rows);
 
     int n_threads = threads_for(run->team, 60.0 * T * H * dk);
     PARALLEL_FOR(n_threads)
     for (int t = 0; t < T; t++) {
         size_t at = (size_t)t * keys, v_at = (size_t)t * values;
-        float *d = in[IN_F] + at, *k = in[IN_K] + at, *kk = erase + at, *strength = in[IN_B] + at, *v = in[IN_V] + v_at, *v_first = run->v_first + v_at;
+        float *d = in[IN_F] + at;
         for (size_t i = 0; i < keys; i++) d[i] = expf(seven ? -0.60653066f * sigmoid(d[i]) : -expf(d[i]));
-        if (!seven) continue;
-        for (size_t i = 0; i < keys; i++) kk[i] = k[i] * y->k_k[i];
-        for (float *head = kk; head < kk + keys; head += dk) {
-            float length = sqrtf(dot(head, head, (size_t)dk) + y->k_eps);
-            for (int i = 0; i < dk; i++) head[i] /= length > 1e-12f ? length : 1e-12f;
-        }
-        for (size_t i = 0; i < keys; i++) {
-            float s = sigmoid(strength[i]);
-            k[i] *= 1 + (s - 1) * y->k_a[i];
-            strength[i] = -s * kk[i]; /* where what is read is written back */
-        }
-        if (!y->in[IN_W].w.data) memcpy(v_first, v, values * sizeof(float));
-        else for (size_t i = 0; i < values; i++) v[i] += sigmoid(in[IN_W][v_at + i]) * (v_first[i] - v[i]);
+        if (seven)
+            rwkv7_token(y, in[IN_K] + at, row_at(&erase, t), in[IN_B] + at, in[IN_V] + v_at, in[IN_W] + v_at, run->v_first + v_at);
     }
 
-    Recurrence r = {.H = H, .dk = dk, .dv = dv, .d_width = dk, .d = {in[IN_F], keys, H}, .q = {in[IN_Q], keys, H}, .k = {in[IN_K], keys, H}, .v = {in[IN_V], values, H}};
-    if (seven) r.e = e, r.undecayed = 1, r.w = (Rows){in[IN_B], keys, H};
+    Recurrence r = {.H = H, .dk = dk, .dv = dv, .d_width = dk, .d = {in[IN_F], keys, H},
+                    .q = {in[IN_Q], keys, H}, .k = {in[IN_K], keys, H}, .v = {in[IN_V], values, H}};
+    if (seven) r.e = erase, r.undecayed = 1, r.w = (Rows){in[IN_B], keys, H};
     else r.u = (Rows){y->bonus, 0, H};
     recurrence(run->team, &r, mem + dim, o, T);
 
+    // norm, RWKV-7's bonus, gate
     n_threads = threads_for(run->team, 16.0 * T * H * (dk + dv));
     PARALLEL_FOR(n_threads)
     for (int i = 0; i < T * H; i++) {
         size_t at = (size_t)i * (size_t)dk, v_at = (size_t)i * (size_t)dv, h = (size_t)(i % H);
         float *out = o + v_at, bonus = 0;
         layernorm(out, out, y->o_norm + h * (size_t)dv, y->o_bias + h * (size_t)dv, (size_t)dv, y->o_eps);
-        for (int j = 0; j < dk && seven; j++) bonus += in[IN_Q][at + (size_t)j] * y->bonus[h * (size_t)dk + (size_t)j] * in[IN_K][at + (size_t)j];
+        for (int j = 0; j < dk && seven; j++)
+            bonus += in[IN_Q][at + (size_t)j] * y->bonus[h * (size_t)dk + (size_t)j] * in[IN_K][at + (size_t)j];
         for (int j = 0; j < dv && seven; j++) out[j] += bonus * in[IN_V][v_at + (size_t)j];
         run->team->kernels->gate(out, in[IN_Z] + v_at, y->gate_act, (size_t)dv);
     }
@@ -5387,30 +5412,38 @@ static void channel_mix(const Team *team, const Layer *y, float *x, float *last,
 }
 
 /* MesaNet: what is read is the least-squares answer to all that was written.                (mixers.md section 4.26)
- *   A <- d A + b k k';  S <- d S + b k v';  (A + Diag(ridge)) y = q;  o = S'y      mem: A (H, dk, dk), S (H, dk, dv)
- * y comes from a fixed number of steps of conjugate gradient from 0. The epsilons in its divisions keep it from converging entirely, and
+ *   A <- d A + b k k';  S <- d S + b k v';  (A + Diag(ridge)) x = q;  o = S'x      mem: A (H, dk, dk), S (H, dk, dv)
+ * x comes from a fixed number of steps of conjugate gradient from 0. The epsilons in its divisions keep it from converging entirely, and
  * the norm behind it shows that: the steps are part of the model. */
 static void mix_mesa(const Run *run, const Layer *y, float *mem, float *const *in, float *o) {
     float *free_rows = in[MAX_IN];
     Recurrence r = prepare(run, y, &mem, in, &free_rows);
-    int H = r.H, dk = r.dk, dv = r.dv, n_threads = threads_for(run->team, 2.0 * run->T * H * dk * (dk * (y->solver_steps + 2) + 2 * dv));
+    int H = r.H, dk = r.dk, dv = r.dv;
+    int n_threads = threads_for(run->team, 2.0 * run->T * H * dk * (dk * (y->solver_steps + 2) + 2 * dv));
     Rows solution = scratch_rows(&free_rows, run->T, H, dk), direction = scratch_rows(&free_rows, run->T, H, dk);
     PARALLEL_FOR(n_threads)
     for (int h = 0; h < H; h++) {
-        float *A = mem + (size_t)h * (size_t)dk * (size_t)dk, *S = mem + (size_t)H * (size_t)dk * (size_t)dk + (size_t)h * (size_t)dk * (size_t)dv;
+        float *A = mem + (size_t)h * (size_t)dk * (size_t)dk;
+        float *S = mem + (size_t)H * (size_t)dk * (size_t)dk + (size_t)h * (size_t)dk * (size_t)dv;
         const float *ridge = y->ridge + h * dk;
         FLUSH_DENORMALS;
         for (int t = 0; t < run->T; t++) {
             float d = row_at(&r.d, t)[h], b = y->in[IN_B].w.data ? in[IN_B][(size_t)t * (size_t)H + (size_t)h] : 1;
-            float *k = row_at(&r.k, t) + h * dk, *rest = row_at(&r.q, t) + h * dk, *x = row_at(&solution, t) + h * dk, *p = row_at(&direction, t) + h * dk, *Ap = k;
+            float *k = row_at(&r.k, t) + h * dk, *Ap = k;               /* k, after it was written (A + ridge) p */
+            float *x = row_at(&solution, t) + h * dk, *p = row_at(&direction, t) + h * dk;
+            float *rest = row_at(&r.q, t) + h * dk;                     /* q, then q - (A + ridge) x */
             const float *v = row_at(&r.v, t) + h * dv;
             float *out = o + ((size_t)t * (size_t)H + (size_t)h) * (size_t)dv;
+
+            // A <- d A + b k k';  S <- d S + b k v'
             for (int i = 0; i < dk; i++) {
                 float w = b * k[i];
                 for (int j = 0; j < dk; j++) A[i * dk + j] = d * A[i * dk + j] + w * k[j];
                 for (int j = 0; j < dv; j++) S[i * dv + j] = d * S[i * dv + j] + w * v[j];
             }
-            for (int i = 0; i < dk; i++) x[i] = 0, p[i] = rest[i]; /* rest = q - (A + ridge) x; from here on, k holds (A + ridge) p */
+
+            // x: (A + Diag(ridge)) x = q
+            for (int i = 0; i < dk; i++) x[i] = 0, p[i] = rest[i];
             float size = dot(rest, rest, (size_t)dk);
             for (int n = 0; n < y->solver_steps; n++) {
                 for (int i = 0; i < dk; i++) Ap[i] = dot(A + i * dk, p, (size_t)dk) + ridge[i] * p[i];
@@ -5420,6 +5453,8 @@ static void mix_mesa(const Run *run, const Layer *y, float *mem, float *const *i
                 for (int i = 0; i < dk; i++) p[i] = rest[i] + keep * p[i];
                 size = next;
             }
+
+            // o = S'x
             for (int j = 0; j < dv; j++) out[j] = 0;
             for (int i = 0; i < dk; i++)
                 for (int j = 0; j < dv; j++) out[j] += x[i] * S[i * dv + j];
@@ -5465,7 +5500,8 @@ static void measure_layers(GlaModel *m) {
     m->widest_in = (size_t)m->config.dim;
     for (int i = 0; i < m->config.n_layers; i++) {
         Layer *y = &m->layers[i];
-        size_t rows = 0, mid = 0, o = (size_t)y->n_heads * (size_t)y->dv, hidden = (size_t)y->up.n_out, lerp_mid = 0;
+        size_t rows = 0, mid = 0, lerp_mid = 0; /* floats per token: projections with the mixer's scratch; narrow middles */
+        size_t o = (size_t)y->n_heads * (size_t)y->dv, hidden = (size_t)y->up.n_out;
         for (int j = 0; j < MAX_IN; j++) {
             rows += round_up((size_t)proj_out(&y->in[j]), LANES);
             if (y->in[j].up.data) mid += (size_t)y->in[j].w.n_out;
@@ -5480,17 +5516,22 @@ static void measure_layers(GlaModel *m) {
         y->fixed_at = m->fixed_floats, m->fixed_floats += y->fixed;
         for (int kv = 0; kv < GLA_N_KV && mixers[y->mixer].cache; kv++) {
             Cache c = cache_shape(y, kv);
-            y->kv_at[kv] = m->kv_bytes[kv], m->kv_bytes[kv] += y->kv[kv] = cache_block_bytes(&c);
+            y->kv[kv] = cache_block_bytes(&c);
+            y->kv_at[kv] = m->kv_bytes[kv], m->kv_bytes[kv] += y->kv[kv];
             if (!kv) m->kv_floats += y->kv[kv] / sizeof(float) / KEYS;
         }
-        raise_to(&m->row_floats, rows), raise_to(&m->mid_floats, mid), raise_to(&m->out_floats, o), raise_to(&m->hidden_floats, hidden);
-        raise_to(&m->widest_in, mid), raise_to(&m->widest_in, o), raise_to(&m->widest_in, hidden), raise_to(&m->widest_dk, (size_t)(y->dk > y->slots ? y->dk : y->slots));
+        raise_to(&m->row_floats, rows);
+        raise_to(&m->mid_floats, mid), raise_to(&m->widest_in, mid);
+        raise_to(&m->out_floats, o), raise_to(&m->widest_in, o);
+        raise_to(&m->hidden_floats, hidden), raise_to(&m->widest_in, hidden);
+        raise_to(&m->widest_dk, (size_t)(y->dk > y->slots ? y->dk : y->slots));
         int same = 0; /* an earlier layer of this kind counts for both */
         while (strcmp(kind_of(&m->layers[same]), kind_of(y))) same++;
         m->layers[same].kind_count++;
     }
     for (int i = 0, n = 0; i < m->config.n_layers && n < 140; i++)
-        if (m->layers[i].kind_count) n += snprintf(m->kinds + n, (size_t)(160 - n), "%s%.24s x %d", n ? ", " : "", kind_of(&m->layers[i]), m->layers[i].kind_count);
+        if (m->layers[i].kind_count)
+            n += snprintf(m->kinds + n, (size_t)(160 - n), "%s%.24s x %d", n ? ", " : "", kind_of(&m->layers[i]), m->layers[i].kind_count);
 }
 
 /* ---- 10. forward: a run of tokens through the whole model ---------------------------------------------------
@@ -5499,7 +5540,8 @@ static void measure_layers(GlaModel *m) {
 /* Residual attention: a sub-layer reads a softmax mix of the residual sources instead of their sum.   (mixers.md section 3.5)
  *   p_i = softmax_i( proj . rmsnorm(source_i, w) );   out = sum_i p_i source_i
  *   sources n times (T, dim), `step` floats apart; out (T, dim). Sums so far are rescaled when a larger score appears. */
-static void mix_sources(float *out, const float *sources, int n, size_t step, int T, size_t dim, const float *proj, const float *w, float eps) {
+static void mix_sources(float *out, const float *sources, int n, size_t step, int T, size_t dim,
+                        const float *proj, const float *w, float eps) {
     for (int t = 0; t < T; t++) {
         float *y = out + (size_t)t * dim, top = -INFINITY, sum = 0;
         memset(y, 0, dim * sizeof(float));
@@ -5526,34 +5568,46 @@ static void forward(GlaState *s, const int32_t *ids, int T, float *logits, int n
     float *x = s->x;                      /* the residual stream (T, dim); with residual attention the source being summed */
     int closed = 0;                       /* residual attention: sources before x that are complete */
 
-    for (int t = 0; t < T; t++) row_to_float(x + (size_t)t * dim, m->embed.data + (size_t)ids[t] * row_bytes(&m->embed), m->embed.type, dim);
+    // x = rows of the embedding
+    for (int t = 0; t < T; t++) {
+        const uint8_t *row = m->embed.data + (size_t)ids[t] * row_bytes(&m->embed);
+        row_to_float(x + (size_t)t * dim, row, m->embed.type, dim);
+    }
     if (m->embed_norm) norm_rows(team, c, x, x, m->embed_norm, m->embed_norm_bias, T);
 
     for (int i = 0; i < c->n_layers; i++) {
         const Layer *y = &m->layers[i];
         float *mem = s->fixed + y->fixed_at;
         if (mixers[y->mixer].cache) run.cache = cache_shape(y, s->kv_type), run.cache.mem = kv_of(s, y);
-        for (int half = 0; half < (y->down.data ? 2 : 1); half++) { /* the mixer, then the feed-forward */
+        for (int ffn = 0; ffn <= (y->down.data != NULL); ffn++) { /* the mixer, then the feed-forward, if there is one */
             const float *in = x;
             if (c->res_block) {
-                mix_sources(s->xb, s->x, closed + 1, step, T, dim, y->res_proj[half], y->res_norm[half], y->eps);
+                mix_sources(s->xb, s->x, closed + 1, step, T, dim, y->res_proj[ffn], y->res_norm[ffn], y->eps);
                 in = s->xb;
-                if ((2 * i + half) % c->res_block == 0) { x += step, closed++; memset(x, 0, (size_t)T * dim * sizeof(float)); }
+                if ((2 * i + ffn) % c->res_block == 0) { /* a new source begins */
+                    x += step, closed++;
+                    memset(x, 0, (size_t)T * dim * sizeof(float));
+                }
             }
+
             // xb = norm(x)
-            norm_rows(team, c, s->xb, in, half ? y->ffn_norm : y->norm, half ? y->ffn_norm_bias : y->norm_bias, T);
-            if (half == 0) {
+            norm_rows(team, c, s->xb, in, ffn ? y->ffn_norm : y->norm, ffn ? y->ffn_norm_bias : y->norm_bias, T);
+
+            if (!ffn) {
                 // rows = q, k, v, gates ... of xb;  o = mixer(rows, memory);  xb = W o
                 float *rows[MAX_IN + 1], *free_rows = s->rows;
-                for (int j = 0; j <= MAX_IN; j++) { /* the last are scratch */
+                for (int j = 0; j < MAX_IN; j++) {
                     rows[j] = free_rows;
-                    if (j < MAX_IN) free_rows += (size_t)T * round_up((size_t)proj_out(&y->in[j]), LANES);
+                    free_rows += (size_t)T * round_up((size_t)proj_out(&y->in[j]), LANES);
                 }
-                if (y->mixer != MIX_RWKV) project(team, rows, y->in, MAX_IN, s->xb, T, s->mid); /* whose projections read each something else */
+                rows[MAX_IN] = free_rows; /* the mixer's scratch */
+                if (y->mixer != MIX_RWKV) project(team, rows, y->in, MAX_IN, s->xb, T, s->mid); /* RWKV's read each something else */
                 mixers[y->mixer].run(&run, y, mem, rows, s->o);
                 project(team, &s->xb, &y->out, 1, s->o, T, s->mid);
-            } else if (y->ffn_lerp_k) channel_mix(team, y, s->xb, s->fixed + y->fixed_at + y->fixed - dim, s->rows, T);
-            else {
+            } else if (y->ffn_lerp_k) {
+                // xb = channel_mix(xb), whose last x lies behind the mixer's memory
+                channel_mix(team, y, s->xb, mem + y->fixed - dim, s->rows, T);
+            } else {
                 // xb = down(up xb * act(gate xb))
                 size_t n = (size_t)T * (size_t)y->gate.n_out;
                 float *gate = s->rows, *up = s->rows + n;
@@ -5562,9 +5616,12 @@ static void forward(GlaState *s, const int32_t *ids, int T, float *logits, int n
                 gate_rows(team, up, gate, y->ffn_act, y->gate.n_out, T);
                 matmul(team, &(Product){s->xb, &y->down}, 1, &hidden);
             }
+
+            // x += xb
             for (size_t j = 0; j < (size_t)T * dim; j++) x[j] += s->xb[j];
         }
-        if (c->rescale && (i + 1) % c->rescale == 0) for (size_t j = 0; j < (size_t)T * dim; j++) x[j] *= 0.5f;
+        if (c->rescale && (i + 1) % c->rescale == 0) /* RWKV-6 */
+            for (size_t j = 0; j < (size_t)T * dim; j++) x[j] *= 0.5f;
     }
 
     // logits = head(norm(x)), only where they are wanted
@@ -5584,8 +5641,11 @@ static void forward(GlaState *s, const int32_t *ids, int T, float *logits, int n
 static int check_room(const GlaState *s, int64_t n, char *err) { /* for n more tokens */
     char behind[48] = "";
     if (s->pos) snprintf(behind, sizeof behind, " behind the %lld that were read", (long long)s->pos);
-    if (s->m->config.limit && n > s->m->config.limit - s->pos) return fail(err, GLA_CONTEXT, "%lld tokens do not fit%s: this model counts no more than %d positions", (long long)n, behind, s->m->config.limit);
-    if (s->m->kv_floats && n > s->ctx - s->pos) return fail(err, GLA_CONTEXT, "%lld tokens do not fit%s in a context of %d; give a larger one (-c)", (long long)n, behind, s->ctx);
+    if (s->m->config.limit && n > s->m->config.limit - s->pos)
+        return fail(err, GLA_CONTEXT, "%lld tokens do not fit%s: this model counts no more than %d positions",
+                    (long long)n, behind, s->m->config.limit);
+    if (s->m->kv_floats && n > s->ctx - s->pos)
+        return fail(err, GLA_CONTEXT, "%lld tokens do not fit%s in a context of %d; give a larger one (-c)", (long long)n, behind, s->ctx);
     return GLA_OK;
 }
 

@@ -4679,40 +4679,58 @@ static Cache softmax_cache(const Layer *y) { return (Cache){NULL, F32, y->n_k_he
  *   o = softmax(scale q'k_j + forget (c_t - c_j)) V, c as above
  * Here the keys stay as they were written, and the query is changed on its way back through the text, which gives the same products:
  *   for j = t, t-1 ...:  score_j = q'k_j;  q <- q - u_j (u_j'q), or q <- Diag(fade_j) q
- * This is the one recurrence again, with a memory whose columns are queries: erase along u, or decay, and read along k before that. The cache only
- * grows, as with any attention, so a state can go back to a snapshot. A column meets no other, there are always WALKERS of them, zero until
- * their token comes, and a block's scores join its softmax as in attend_scalar: the same bits in any split of the text.
- *   q (T, H, d);  the cache holds the rows [k | u or fades of the group's query heads | v] of each key/value head, as values */
+ * This is the one recurrence again, with a memory whose columns are queries: erase along u, or decay, and read along k before that.
+ * The cache only grows, as with any attention, so a state can go back to a snapshot. A column meets no other, there are always WALKERS
+ * of them, zero until their token comes, and a block's scores join its softmax as in attend_scalar: the same bits in any split of the
+ * text.
+ *   q (T, H, d), o (T, H, d);  the cache holds the rows [k | u or fades of the group's query heads | v] of each key/value head, as values
+ * A unit of work is WALKERS queries, with newest the position of the last, whose keys change alike: for PaTH, of all G query heads that
+ * share a key/value head; for wall, of one query head. Row r of the G T rows is token r / G, query head r % G of those. */
 static void walk_back(const Run *run, const Layer *y, const float *q, float forget, float *o) {
     static const float one = 1;
     const Cache *c = &run->cache;
-    const int H = y->n_heads, Hkv = y->n_k_heads, d = y->dk, T = run->T, fades = y->mixer == MIX_WALL, G = fades ? 1 : H / Hkv; /* query heads that are changed alike */
-    const int rows = G * T, units = (rows + WALKERS - 1) / WALKERS;
+    const int H = y->n_heads, Hkv = y->n_k_heads, d = y->dk, T = run->T;
+    const int fades = y->mixer == MIX_WALL, G = fades ? 1 : H / Hkv, groups = H / G;
+    const int rows = G * T, units = (rows + WALKERS - 1) / WALKERS; /* of one group */
     const size_t width = (size_t)c->dv; /* of a row */
     int n_threads = threads_for(run->team, 8.0 * T * H * d * (double)(run->pos + T));
     PARALLEL_TASKS(n_threads)
-    for (int unit = 0; unit < H / G * units; unit++) {
-        int group = unit % (H / G), g = group * G / (H / Hkv), first_row = (units - 1 - unit / (H / G)) * WALKERS, n = rows - first_row < WALKERS ? rows - first_row : WALKERS; /* the longest first */
-        float *block = run->team->buf + (size_t)THREAD_ID * run->team->buf_floats, *Q = block + KEYS * width, *scores = Q + d * WALKERS, *zero = scores + KEYS * WALKERS, *buf = zero + d + WALKERS;
-        float top[WALKERS] = {0}, sum[WALKERS], *out[WALKERS];
-        int begin[WALKERS] = {0}, end[WALKERS] = {0};
-        int64_t at[WALKERS] = {0}, from[WALKERS] = {0}, newest = run->pos + (first_row + n - 1) / G;
+    for (int unit = 0; unit < groups * units; unit++) {
+        int group = unit % groups, g = group * G / (H / Hkv); /* g: its key/value head */
+        int first_row = (units - 1 - unit / groups) * WALKERS, n = rows - first_row < WALKERS ? rows - first_row : WALKERS; /* the longest first */
+        float *block = run->team->buf + (size_t)THREAD_ID * run->team->buf_floats; /* (KEYS, width) rows of the cache, newest first */
+        float *Q = block + KEYS * width;          /* (d, WALKERS) the queries, as they are by now */
+        float *scores = Q + d * WALKERS;          /* (KEYS, WALKERS) */
+        float *zero = scores + KEYS * WALKERS, *buf = zero + d + WALKERS;
+        float top[WALKERS] = {0}, sum[WALKERS], *out[WALKERS]; /* the softmax so far: its maximum, its denominator, its numerator (d) */
+        int64_t at[WALKERS] = {0}, from[WALKERS] = {0}; /* position of each query, and the oldest that it sees */
+        int64_t newest = run->pos + (first_row + n - 1) / G;
+        int begin[WALKERS] = {0}, end[WALKERS] = {0};   /* the steps of a block that each query takes part in */
         const float *change = block + d + (fades ? group % (H / Hkv) * d : 0);
         Recurrence walk = {.H = 1, .dk = d, .dv = WALKERS, .q = {block, width, 1}, .k = {zero, 0, 1}, .v = {zero, 0, 1}, .u = {zero, 0, 1}};
         if (fades) walk.d = (Rows){change, width, 1}, walk.d_width = d;
         else walk.k = (Rows){change, width, 1}, walk.rho = (Rows){&one, 0, 1};
+
         FLUSH_DENORMALS; /* little may be left of a query */
-        memset(Q, 0, (size_t)(d * WALKERS) * sizeof(float)), memset(zero, 0, (size_t)(d + WALKERS) * sizeof(float));
+        memset(Q, 0, (size_t)(d * WALKERS) * sizeof(float));
+        memset(zero, 0, (size_t)(d + WALKERS) * sizeof(float));
         for (int r = 0; r < n; r++) {
-            at[r] = run->pos + (first_row + r) / G, from[r] = y->window ? max64(0, at[r] - y->window + 1) : 0;
-            out[r] = o + ((size_t)((first_row + r) / G) * (size_t)H + (size_t)(group * G + (first_row + r) % G)) * (size_t)d;
-            top[r] = -INFINITY, sum[r] = 0, memset(out[r], 0, (size_t)d * sizeof(float));
+            int t = (first_row + r) / G, h = group * G + (first_row + r) % G;
+            at[r] = run->pos + t;
+            from[r] = y->window ? max64(0, at[r] - y->window + 1) : 0;
+            out[r] = o + ((size_t)t * (size_t)H + (size_t)h) * (size_t)d;
+            top[r] = -INFINITY, sum[r] = 0;
+            memset(out[r], 0, (size_t)d * sizeof(float));
         }
+
+        // block after block of the cache, the newest first
         for (int64_t b = newest / KEYS; b >= from[0] / KEYS; b--) {
             int64_t first = max64(from[0], b * KEYS), last = min64(newest, b * KEYS + KEYS - 1);
             int steps = (int)(last - first) + 1; /* step i is position last - i */
             cache_values(c, last, steps, g, block);
-            for (int i = 0, next; i < steps; i = next) { /* queries set out where they are; then up to the next of them at once */
+
+            // scores: queries set out where they are; then up to the next of them at once
+            for (int i = 0, next; i < steps; i = next) {
                 next = last - i > at[0] ? i + 1 : steps;
                 for (int r = 0; r < n; r++)
                     for (int k = 0; k < d && at[r] == last - i; k++) Q[k * WALKERS + r] = y->scale * q[(size_t)(out[r] - o) + (size_t)k];
@@ -4721,19 +4739,28 @@ static void walk_back(const Run *run, const Layer *y, const float *q, float forg
                 else walk.k.p = change + (size_t)i * width;
                 run->team->kernels->recurrence(&walk, 0, 0, Q, scores + i * WALKERS, WALKERS, next - i, buf);
             }
+
+            // forget-gate biases, and the maximum of each query
             for (int r = 0; r < n; r++) {
-                begin[r] = (int)max64(0, last - at[r]), end[r] = (int)(last - max64(from[r], first)) + 1; /* the steps that it takes */
+                begin[r] = (int)max64(0, last - at[r]);
+                end[r] = (int)(last - max64(from[r], first)) + 1;
                 int h = group * G + (first_row + r) % G;
                 float best = top[r];
                 for (int i = begin[r]; i < end[r]; i++) {
                     float *s = &scores[i * WALKERS + r];
-                    if (c->sums) *s += forget * (float)(cache_sums(c, at[r] / KEYS)[h * KEYS + at[r] % KEYS] - cache_sums(c, b)[h * KEYS + (last - i) % KEYS]);
+                    if (c->sums) {
+                        double c_t = cache_sums(c, at[r] / KEYS)[h * KEYS + at[r] % KEYS];
+                        double c_j = cache_sums(c, b)[h * KEYS + (last - i) % KEYS];
+                        *s += forget * (float)(c_t - c_j);
+                    }
                     if (*s > best) best = *s;
                 }
                 float keep = best > -INFINITY ? fast_exp(top[r] - best) : 1;
                 top[r] = best, sum[r] *= keep;
                 for (int k = 0; k < d; k++) out[r][k] *= keep;
             }
+
+            // out <- out + e^(score - top) v
             for (int i = 0; i < steps; i++) {
                 float *e = scores + i * WALKERS;
                 const float *v = block + (size_t)i * width + width - d;
@@ -4821,7 +4848,8 @@ static float *convolve(const Run *run, const Layer *y, float *mem, float *const 
     for (int j = IN_Q; j <= IN_F; j++) {
         if (!y->in[j].w.data) continue;
         int silu = y->family->silu, C = proj_out(&y->in[j]);
-        int act = j < IN_F && (silu == SILU_ALWAYS || (silu == SILU_CONV && y->conv[j]) || (silu == SILU_V && j == IN_V)) ? ACT_SILU : ACT_NONE;
+        int wanted = silu == SILU_ALWAYS || (silu == SILU_CONV && y->conv[j]) || (silu == SILU_V && j == IN_V);
+        int act = j < IN_F && wanted ? ACT_SILU : ACT_NONE;
         if (y->conv[j]) {
             short_conv(run->team, in[j], y->conv[j], y->conv_bias, mem, C, y->d_conv, run->T, act);
             mem += (size_t)(y->d_conv - 1) * (size_t)C;
@@ -5651,9 +5679,11 @@ static int check_room(const GlaState *s, int64_t n, char *err) { /* for n more t
 
 GLA_API int gla_eval(GlaState *s, const int32_t *ids, int64_t n, float *logits, int64_t n_logits, char *err) {
     int vocab = s->m->config.vocab_size;
-    if (n < 0 || n_logits < 0 || n_logits > n) return fail(err, GLA_INPUT, "%lld tokens with logits of %lld", (long long)n, (long long)n_logits);
+    if (n < 0 || n_logits < 0 || n_logits > n)
+        return fail(err, GLA_INPUT, "%lld tokens with logits of %lld", (long long)n, (long long)n_logits);
     for (int64_t i = 0; i < n; i++)
-        if (ids[i] < 0 || ids[i] >= vocab) return fail(err, GLA_INPUT, "token %lld is %d, the model has 0 to %d", (long long)i, ids[i], vocab - 1);
+        if (ids[i] < 0 || ids[i] >= vocab)
+            return fail(err, GLA_INPUT, "token %lld is %d, the model has 0 to %d", (long long)i, ids[i], vocab - 1);
     int code = check_room(s, n, err);
     if (code) return code;
     for (int64_t i = 0; i < n; i += s->batch) {

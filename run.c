@@ -4087,8 +4087,11 @@ GLA_API int gla_open_tokenizer(GlaModel *m, const char *path, char *err) {
     if (code) return code;
     code = gguf_read(&g, why);
     if (!code) code = tokenizer_new(&t, &g, why);
-    if (!code && tokenizer_size(t) < m->config.vocab_size) /* what the model draws beyond them would have no text */
-        code = fail(why, GLA_INPUT, "a vocabulary of %d tokens, the model has %d; it is another model's", tokenizer_size(t), m->config.vocab_size), tokenizer_free(t);
+    if (!code && tokenizer_size(t) < m->config.vocab_size) { /* what the model draws beyond them would have no text */
+        code = fail(why, GLA_INPUT, "a vocabulary of %d tokens, the model has %d; it is another model's",
+                    tokenizer_size(t), m->config.vocab_size);
+        tokenizer_free(t);
+    }
     if (code) { gguf_close(&g); return fail(err, code, "%s: %s", path, why); }
     tokenizer_free(m->vocab), gguf_close(&m->vocab_file);
     m->vocab = t, m->vocab_file = g;
@@ -4123,13 +4126,21 @@ struct GlaState {
     float *fixed;            /* (m->fixed_floats) */
     uint8_t *kv;             /* layer after layer, blocks of KEYS positions (see Cache) */
     float *logits;           /* (vocab_size) of the last token read */
-    float *x, *xb, *rows, *mid, *o, *v_first; /* scratch of a run of tokens: residual sources (sources, batch, dim), branch (batch, dim), projections, ... */
-    Scored *candidates;   /* (vocab_size), for the sampler */
+    /* scratch of a run of tokens */
+    float *x;                /* (sources, batch, dim) the residual stream; with residual attention all its sources */
+    float *xb;               /* (batch, dim) what a branch reads and leaves */
+    float *rows;             /* (batch, m->row_floats) projections of a mixer, then its scratch; or two rows of the feed-forward */
+    float *mid;              /* (batch, m->mid_floats) narrow middles of projections */
+    float *o;                /* (batch, n_heads dv) output of a mixer */
+    float *v_first;          /* RWKV-7: values of the first layer */
+    Scored *candidates;      /* (vocab_size), for the sampler */
     Team team;
     void *block;             /* memory to free, NULL when the caller's */
 };
 
-static int residual_sources(const Config *c) { return c->res_block ? (2 * c->n_layers + c->res_block - 1) / c->res_block + 1 : 1; }
+static int residual_sources(const Config *c) { /* the embedding, and one for every res_block sub-layers; 1 without residual attention */
+    return c->res_block ? (2 * c->n_layers + c->res_block - 1) / c->res_block + 1 : 1;
+}
 
 static Cache cache_shape(const Layer *y, int kv);
 
@@ -4172,10 +4183,13 @@ static GlaState *state_layout(Arena *a, const GlaModel *m, const GlaSettings *ho
 /* Defaults, and a batch small enough that what grows with it stays near a quarter of a gigabyte: it changes no result. */
 static int state_settings(const GlaModel *m, const GlaSettings *given, GlaSettings *how, char *err) {
     GlaSettings h = *how = given ? *given : (GlaSettings){0};
-    if (h.ctx < 0 || h.batch < 0 || h.threads < 0 || h.threads > 1024) return fail(err, GLA_INPUT, "context %d, batch %d, threads %d: none may be negative, at most 1024 threads", h.ctx, h.batch, h.threads);
+    if (h.ctx < 0 || h.batch < 0 || h.threads < 0 || h.threads > 1024)
+        return fail(err, GLA_INPUT, "context %d, batch %d, threads %d: none may be negative, at most 1024 threads",
+                    h.ctx, h.batch, h.threads);
     if (h.kv < 0 || h.kv >= GLA_N_KV) return fail(err, GLA_INPUT, "%d is not a type of keys and values", h.kv);
     if (h.fast != 0 && h.fast != 1) return fail(err, GLA_INPUT, "fast is 0 or 1, not %d", h.fast);
-    for (int i = 0; i < m->config.n_layers && h.kv > GLA_KV_F32; i++) /* the fadings lie between 0.99 and 1, where a rounded one is another memory */
+    /* wall's fadings lie between 0.99 and 1, where a rounded one is another memory */
+    for (int i = 0; i < m->config.n_layers && h.kv > GLA_KV_F32; i++)
         if (m->layers[i].mixer == MIX_WALL) return fail(err, GLA_INPUT, "%s keeps its keys and values as f32 only", m->architecture);
     if (!h.ctx) h.ctx = m->config.seq_len < 4096 ? m->config.seq_len : 4096;
     if (!m->kv_floats) h.ctx = 0;
@@ -4183,7 +4197,9 @@ static int state_settings(const GlaModel *m, const GlaSettings *given, GlaSettin
     if (!h.threads) h.threads = default_threads();
     if (h.threads > 1024) h.threads = 1024;
     if (!h.kv) h.kv = GLA_KV_F32;
-    size_t per_token = ((size_t)m->config.dim * (size_t)(residual_sources(&m->config) + 1) + m->row_floats + 2 * m->hidden_floats + m->mid_floats + m->out_floats + m->v_first_floats + 2 * m->widest_in) * sizeof(float); /* the last: quantised inputs */
+    size_t floats = (size_t)m->config.dim * (size_t)(residual_sources(&m->config) + 1) + m->row_floats + 2 * m->hidden_floats
+                  + m->mid_floats + m->out_floats + m->v_first_floats + 2 * m->widest_in; /* the last: quantised inputs */
+    size_t per_token = floats * sizeof(float);
     while (h.batch > 1 && (size_t)h.batch > ((size_t)1 << 28) / per_token) h.batch /= 2;
     *how = h;
     return GLA_OK;
@@ -4254,7 +4270,9 @@ GLA_API const float *gla_logits(const GlaState *s) { return s->logits; }
 
 /* -- snapshots: position, logits, constant part -- */
 
-GLA_API size_t gla_snapshot_bytes(const GlaModel *m) { return sizeof(int64_t) + ((size_t)m->config.vocab_size + m->fixed_floats) * sizeof(float); }
+GLA_API size_t gla_snapshot_bytes(const GlaModel *m) {
+    return sizeof(int64_t) + ((size_t)m->config.vocab_size + m->fixed_floats) * sizeof(float);
+}
 
 GLA_API void gla_snapshot(const GlaState *s, void *snapshot) {
     size_t logits = (size_t)s->m->config.vocab_size * sizeof(float);
@@ -4298,11 +4316,19 @@ static uint64_t fingerprint(const GlaModel *m) {
     return h;
 }
 
-/* Every part of a session in order, with `step` reading or writing it. */
+/* A session that is written or read: the checksum of all so far, and whether a step failed. */
 typedef struct { FILE *f; uint64_t sum; int bad; } Stream;
-static void stream_write(Stream *t, void *p, size_t n) { t->bad |= fwrite(p, 1, n, t->f) != n; t->sum = hash_bytes(t->sum, p, n); }
-static void stream_read(Stream *t, void *p, size_t n) { if (fread(p, 1, n, t->f) != n) { t->bad = 1; memset(p, 0, n); } t->sum = hash_bytes(t->sum, p, n); }
-static void session_ids(Stream *t, const int32_t *ids, uint64_t n, int write) { /* in pieces, which the checksum depends on; reading only checks */
+static void stream_write(Stream *t, void *p, size_t n) {
+    t->bad |= fwrite(p, 1, n, t->f) != n;
+    t->sum = hash_bytes(t->sum, p, n);
+}
+static void stream_read(Stream *t, void *p, size_t n) {
+    if (fread(p, 1, n, t->f) != n) t->bad = 1, memset(p, 0, n);
+    t->sum = hash_bytes(t->sum, p, n);
+}
+
+/* The ids, in pieces, which the checksum depends on; reading only checks. */
+static void session_ids(Stream *t, const int32_t *ids, uint64_t n, int write) {
     int32_t piece[1024];
     for (uint64_t i = 0, k; i < n; i += k) {
         k = n - i < 1024 ? n - i : 1024;
@@ -4310,6 +4336,8 @@ static void session_ids(Stream *t, const int32_t *ids, uint64_t n, int write) { 
         (write ? stream_write : stream_read)(t, piece, (size_t)k * sizeof *piece);
     }
 }
+
+/* Every part behind the ids in order, with `step` reading or writing it. */
 static void session_body(GlaState *s, Stream *t, void (*step)(Stream *, void *, size_t)) {
     const GlaModel *m = s->m;
     step(t, s->logits, (size_t)m->config.vocab_size * sizeof(float));
@@ -4332,9 +4360,16 @@ GLA_API int gla_state_save(const GlaState *s, const GlaSampler *p, const int32_t
     if (!t.f) return GLA_IO;
     memset(&head, 0, sizeof head);
     memcpy(head.magic, "GLASTATE", 8);
-    head.version = SESSION_VERSION, head.has_sampler = p != NULL, head.model = fingerprint(m), head.pos = s->pos, head.n_ids = ids ? (uint64_t)s->pos : 0;
-    head.fixed_floats = m->fixed_floats, head.kv_bytes = m->kv_bytes[s->kv_type], head.vocab_size = (uint64_t)m->config.vocab_size;
-    head.kv_type = m->kv_floats ? (uint32_t)s->kv_type : 0, head.n_keys = KEYS;
+    head.version = SESSION_VERSION;
+    head.has_sampler = p != NULL;
+    head.model = fingerprint(m);
+    head.pos = s->pos;
+    head.n_ids = ids ? (uint64_t)s->pos : 0;
+    head.fixed_floats = m->fixed_floats;
+    head.kv_bytes = m->kv_bytes[s->kv_type];
+    head.vocab_size = (uint64_t)m->config.vocab_size;
+    head.kv_type = m->kv_floats ? (uint32_t)s->kv_type : 0;
+    head.n_keys = KEYS;
     if (p) head.sampler = *p;
     stream_write(&t, &head, sizeof head);
     session_ids(&t, ids, head.n_ids, 1);
@@ -4350,14 +4385,19 @@ static int session_open(Stream *t, SessionHead *head, const GlaModel *m, const c
     if (!t->f) return fail(err, GLA_IO, "%s: cannot open: %s", path, strerror(errno));
     stream_read(t, head, sizeof *head);
     long at = ftell(t->f), size = !t->bad && !fseek(t->f, 0, SEEK_END) ? ftell(t->f) : -1;
-    if (size < 0 || fseek(t->f, at, SEEK_SET) || memcmp(head->magic, "GLASTATE", 8)) return fail(err, GLA_FORMAT, "%s: not a session file", path);
-    if (head->version != SESSION_VERSION) return fail(err, GLA_UNSUPPORTED, "%s: session version %u, this program reads version %d", path, head->version, SESSION_VERSION);
+    if (size < 0 || fseek(t->f, at, SEEK_SET) || memcmp(head->magic, "GLASTATE", 8))
+        return fail(err, GLA_FORMAT, "%s: not a session file", path);
+    if (head->version != SESSION_VERSION)
+        return fail(err, GLA_UNSUPPORTED, "%s: session version %u, this program reads version %d", path, head->version, SESSION_VERSION);
     if (head->model != fingerprint(m) || head->fixed_floats != m->fixed_floats || head->vocab_size != (uint64_t)m->config.vocab_size)
         return fail(err, GLA_INPUT, "%s: saved by another model than %s", path, *m->name ? m->name : m->architecture);
-    if (head->kv_type >= GLA_N_KV || head->kv_bytes != m->kv_bytes[head->kv_type] || !head->kv_type != !m->kv_floats || head->n_keys != KEYS)
+    if (head->kv_type >= GLA_N_KV || head->kv_bytes != m->kv_bytes[head->kv_type] || !head->kv_type != !m->kv_floats
+        || head->n_keys != KEYS)
         return fail(err, GLA_FORMAT, "%s: damaged, or its keys and values lie in another way than here", path);
-    if (head->pos < 0 || head->pos > (int64_t)1 << 53) return fail(err, GLA_FORMAT, "%s: damaged, at position %lld", path, (long long)head->pos);
-    if (head->n_ids && (head->n_ids != (uint64_t)head->pos || head->n_ids > (uint64_t)(size - at) / sizeof(int32_t))) return fail(err, GLA_FORMAT, "%s: damaged or cut short", path);
+    if (head->pos < 0 || head->pos > (int64_t)1 << 53)
+        return fail(err, GLA_FORMAT, "%s: damaged, at position %lld", path, (long long)head->pos);
+    if (head->n_ids && (head->n_ids != (uint64_t)head->pos || head->n_ids > (uint64_t)(size - at) / sizeof(int32_t)))
+        return fail(err, GLA_FORMAT, "%s: damaged or cut short", path);
     return GLA_OK;
 }
 
@@ -4366,9 +4406,11 @@ GLA_API int gla_state_load(GlaState *s, GlaSampler *p, const char *path, char *e
     Stream t;
     int code = session_open(&t, &head, s->m, path, err);
     if (!code && head.kv_type && head.kv_type != (uint32_t)s->kv_type)
-        code = fail(err, GLA_INPUT, "%s: its keys and values are %s, this state keeps %s; give --kv %s", path, kv_names[head.kv_type], kv_names[s->kv_type], kv_names[head.kv_type]);
+        code = fail(err, GLA_INPUT, "%s: its keys and values are %s, this state keeps %s; give --kv %s",
+                    path, kv_names[head.kv_type], kv_names[s->kv_type], kv_names[head.kv_type]);
     if (!code && s->m->kv_floats && head.pos > s->ctx)
-        code = fail(err, GLA_CONTEXT, "%s: holds %lld positions, the context has %d; give a larger one (-c)", path, (long long)head.pos, s->ctx);
+        code = fail(err, GLA_CONTEXT, "%s: holds %lld positions, the context has %d; give a larger one (-c)",
+                    path, (long long)head.pos, s->ctx);
     if (!code) {
         uint64_t sum, stored;
         session_ids(&t, NULL, head.n_ids, 0);
@@ -4397,12 +4439,15 @@ GLA_API int64_t gla_session_ids(const GlaModel *m, const char *path, int32_t *id
     return code ? code : n;
 }
 
-/* -- prompt cache: a session is called MODEL-IDS-COUNT.gla, two hash values and how many ids. One that was replaced or cut is refused by its
- *    checksum; one that another program deletes while it is read stays readable. -- */
+/* -- prompt cache: a session is called MODEL-IDS-COUNT.gla, two hash values and how many ids. One that was replaced or cut is refused
+ *    by its checksum; one that another program deletes while it is read stays readable. -- */
 
 typedef struct { uint64_t model; const int32_t *ids; int64_t n, best; char path[PATH_LEN]; } CacheSearch;
 /* MODEL: states with another type of keys and values do not fit each other either. */
-static uint64_t cache_model(const GlaState *s) { return fingerprint(s->m) + (s->m->kv_bytes[s->kv_type] && s->kv_type > GLA_KV_F32 ? (uint64_t)s->kv_type : 0) + (s->team.fast ? 16 : 0); }
+static uint64_t cache_model(const GlaState *s) {
+    uint64_t kv = s->m->kv_bytes[s->kv_type] && s->kv_type > GLA_KV_F32 ? (uint64_t)s->kv_type : 0;
+    return fingerprint(s->m) + kv + (s->team.fast ? 16 : 0);
+}
 
 static int cache_fits(void *user, const char *name, const char *path, uint64_t bytes, double changed) {
     CacheSearch *c = user;
@@ -4425,7 +4470,8 @@ GLA_API int64_t gla_cache_load(GlaState *s, const char *folder, const int32_t *i
         int loaded = gla_state_load(s, NULL, c.path, NULL), same = !loaded && s->pos == c.best;
         if (loaded == GLA_FORMAT) remove(c.path); /* else it would keep a sound one from being stored */
         int32_t *stored = same ? gla_alloc((size_t)c.best * sizeof *ids) : NULL;
-        same = stored && gla_session_ids(s->m, c.path, stored, c.best, NULL) == c.best && !memcmp(stored, ids, (size_t)c.best * sizeof *ids);
+        same = stored && gla_session_ids(s->m, c.path, stored, c.best, NULL) == c.best
+            && !memcmp(stored, ids, (size_t)c.best * sizeof *ids);
         gla_free(stored);
         if (same) return touch_file(c.path), c.best;
         gla_state_reset(s); /* damaged, or too long for the context: the next one */
@@ -4457,9 +4503,13 @@ GLA_API int gla_cache_store(const GlaState *s, const char *folder, const int32_t
     uint64_t bytes = session_bytes(s, s->pos);
     int code = make_folder(folder, err);
     if (code) return code;
-    if (bytes > max_bytes) return fail(err, GLA_INPUT, "%s: a snapshot of %llu bytes does not go into a cache of %llu", folder, (unsigned long long)bytes, (unsigned long long)max_bytes);
-    if (snprintf(path, sizeof path, "%s/%016llx-%016llx-%lld.gla", folder, (unsigned long long)cache_model(s),
-                 (unsigned long long)hash_bytes(HASH_SEED, ids, (size_t)s->pos * sizeof *ids), (long long)s->pos) >= (int)sizeof path) return fail(err, GLA_INPUT, "%s: the name is too long", folder);
+    if (bytes > max_bytes)
+        return fail(err, GLA_INPUT, "%s: a snapshot of %llu bytes does not go into a cache of %llu",
+                    folder, (unsigned long long)bytes, (unsigned long long)max_bytes);
+    uint64_t text = hash_bytes(HASH_SEED, ids, (size_t)s->pos * sizeof *ids);
+    int length = snprintf(path, sizeof path, "%s/%016llx-%016llx-%lld.gla", folder,
+                          (unsigned long long)cache_model(s), (unsigned long long)text, (long long)s->pos);
+    if (length >= (int)sizeof path) return fail(err, GLA_INPUT, "%s: the name is too long", folder);
     if (!touch_file(path)) return GLA_OK; /* it is there */
     if ((code = cache_trim(folder, max_bytes - bytes, err)) || (code = gla_state_save(s, NULL, ids, path, err))) return code;
     return cache_trim(folder, max_bytes, err);
@@ -4697,7 +4747,8 @@ static void walk_back(const Run *run, const Layer *y, const float *q, float forg
     PARALLEL_TASKS(n_threads)
     for (int unit = 0; unit < groups * units; unit++) {
         int group = unit % groups, g = group * G / (H / Hkv); /* g: its key/value head */
-        int first_row = (units - 1 - unit / groups) * WALKERS, n = rows - first_row < WALKERS ? rows - first_row : WALKERS; /* the longest first */
+        int first_row = (units - 1 - unit / groups) * WALKERS; /* the longest way first */
+        int n = rows - first_row < WALKERS ? rows - first_row : WALKERS;
         float *block = run->team->buf + (size_t)THREAD_ID * run->team->buf_floats; /* (KEYS, width) rows of the cache, newest first */
         float *Q = block + KEYS * width;          /* (d, WALKERS) the queries, as they are by now */
         float *scores = Q + d * WALKERS;          /* (KEYS, WALKERS) */

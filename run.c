@@ -4660,225 +4660,7 @@ static void gated_norm(const Run *run, float *o, const Layer *y, const float *z)
     }
 }
 
-/* c_t = c_(t-1) + logsigmoid(f_t) of each query head into the cache of a model that forgets; f (T, H) */
-static void forget_sums(const Run *run, const float *f, int H) {
-    for (int t = 0; t < (run->cache.sums ? run->T : 0); t++)
-        for (int h = 0; h < H; h++) {
-            int64_t pos = run->pos + t, before = pos - 1;
-            double sum = pos ? cache_sums(&run->cache, before / KEYS)[h * KEYS + before % KEYS] : 0;
-            cache_sums(&run->cache, pos / KEYS)[h * KEYS + pos % KEYS] = sum + logsigmoid(f[(size_t)t * (size_t)H + (size_t)h]);
-        }
-}
-
-/* Softmax attention with grouped queries.          in: q (T, H [, 2] dk), k (T, Hkv dk), v (T, Hkv dv);  o (T, H dv)
- *   run->cache: keys and values of every position so far
- *   q, k <- rope(norm(q), pos), rope(norm(k), pos)      o = softmax(scale q K' + c_i - c_j) V * sigmoid(gate)
- * c, running sums of logsigmoid(f) per query head, exists in models that forget (mixers.md section 5.2); their gate is a projection.
- * Other gated models store a head's query rows and then its gate rows; the gate is neither normalised nor rotated. */
-static void mix_softmax(const Run *run, const Layer *y, float *mem, float *const *in, float *o) {
-    int H = y->n_heads, Hkv = y->n_k_heads, dk = y->dk, dv = y->dv;
-    int q_step = dk * (y->gated ? 2 : 1), q_row = H * q_step; /* floats from one query head to the next, and from one token to the next */
-    int T = run->T;
-    int64_t end = run->pos + T;
-    (void)mem;
-
-    // q, k <- rope(norm(q)), rope(norm(k)); k, v go into the cache, of which one thread owns a block
-    int n_threads = threads_for(run->team, 40.0 * T * (y->rope_dims / 2 + H * dk));
-    int64_t first = run->pos / KEYS, last = (end - 1) / KEYS;
-    PARALLEL_FOR(n_threads)
-    for (int64_t block = first; block <= last; block++)
-        for (int64_t pos = max64(run->pos, block * KEYS); pos < min64(end, (block + 1) * KEYS); pos++) {
-            size_t t = (size_t)(pos - run->pos);
-            float *q = in[IN_Q] + t * (size_t)q_row, *k = in[IN_K] + t * (size_t)(Hkv * dk), *v = in[IN_V] + t * (size_t)(Hkv * dv);
-            float table[MAX_ROPE];
-            rope_table(table, y, pos);
-            for (int h = 0; h < H; h++) {
-                float *head = q + h * q_step;
-                if (y->q_norm) rmsnorm(head, head, y->q_norm + h * y->qk_norm_step, (size_t)dk, y->qk_eps);
-                rope(head, table, y->rope_dims, y->rope_adjacent);
-            }
-            for (int h = 0; h < Hkv; h++) {
-                float *head = k + h * dk;
-                if (y->k_norm) rmsnorm(head, head, y->k_norm + h * y->qk_norm_step, (size_t)dk, y->qk_eps);
-                rope(head, table, y->rope_dims, y->rope_adjacent);
-            }
-            cache_append(&run->cache, pos, k, v, NULL);
-        }
-    forget_sums(run, in[IN_F], H);
-
-    // o = softmax(scale q K' + c_i - c_j) V
-    Attend attend = {.cache = &run->cache, .q = in[IN_Q], .q_stride = (size_t)q_row, .q_step = (size_t)q_step,
-                     .H = H, .T = T, .window = y->window, .pos = run->pos, .scale = y->scale};
-    attention(run->team, &attend, o);
-
-    // o <- o * sigmoid(gate)
-    if (y->in[IN_Z].w.data) gate_rows(run->team, o, in[IN_Z], ACT_SIGMOID, H * dv, T);
-    if (!y->gated) return;
-    n_threads = threads_for(run->team, 20.0 * T * H * dv);
-    PARALLEL_FOR(n_threads)
-    for (int i = 0; i < T * H; i++) {
-        const float *gate = in[IN_Q] + (size_t)i * (size_t)q_step + dk; /* behind the head's query */
-        run->team->kernels->gate(o + (size_t)i * (size_t)dv, gate, ACT_SIGMOID, (size_t)dv);
-    }
-}
-static int forget_heads(const Layer *y) { return y->in[IN_F].w.data ? y->n_heads : 0; } /* sums that the cache keeps */
-static Cache softmax_cache(const Layer *y) { return (Cache){NULL, F32, y->n_k_heads, y->dk, y->dv, forget_heads(y)}; }
-
-/* Softmax attention whose keys later tokens change: PaTH turns them, wall fades them.               (mixers.md sections 5.3, 5.4)
- *   PaTH   every token: k_j <- (I - u u') k_j for all j before it;      wall   k_j <- Diag(fade) k_j, fade in (0, 1), per query head
- *   o = softmax(scale q'k_j + forget (c_t - c_j)) V, c as above
- * Here the keys stay as they were written, and the query is changed on its way back through the text, which gives the same products:
- *   for j = t, t-1 ...:  score_j = q'k_j;  q <- q - u_j (u_j'q), or q <- Diag(fade_j) q
- * This is the one recurrence again, with a memory whose columns are queries: erase along u, or decay, and read along k before that.
- * The cache only grows, as with any attention, so a state can go back to a snapshot. A column meets no other, there are always WALKERS
- * of them, zero until their token comes, and a block's scores join its softmax as in attend_scalar: the same bits in any split of the
- * text.
- *   q (T, H, d), o (T, H, d);  the cache holds the rows [k | u or fades of the group's query heads | v] of each key/value head, as values
- * A unit of work is WALKERS queries, with newest the position of the last, whose keys change alike: for PaTH, of all G query heads that
- * share a key/value head; for wall, of one query head. Row r of the G T rows is token r / G, query head r % G of those. */
-static void walk_back(const Run *run, const Layer *y, const float *q, float forget, float *o) {
-    static const float one = 1;
-    const Cache *c = &run->cache;
-    const int H = y->n_heads, Hkv = y->n_k_heads, d = y->dk, T = run->T;
-    const int fades = y->mixer == MIX_WALL, G = fades ? 1 : H / Hkv, groups = H / G;
-    const int rows = G * T, units = (rows + WALKERS - 1) / WALKERS; /* of one group */
-    const size_t width = (size_t)c->dv; /* of a row */
-    int n_threads = threads_for(run->team, 8.0 * T * H * d * (double)(run->pos + T));
-    PARALLEL_TASKS(n_threads)
-    for (int unit = 0; unit < groups * units; unit++) {
-        int group = unit % groups, g = group * G / (H / Hkv); /* g: its key/value head */
-        int first_row = (units - 1 - unit / groups) * WALKERS; /* the longest way first */
-        int n = rows - first_row < WALKERS ? rows - first_row : WALKERS;
-        float *block = run->team->buf + (size_t)THREAD_ID * run->team->buf_floats; /* (KEYS, width) rows of the cache, newest first */
-        float *Q = block + KEYS * width;          /* (d, WALKERS) the queries, as they are by now */
-        float *scores = Q + d * WALKERS;          /* (KEYS, WALKERS) */
-        float *zero = scores + KEYS * WALKERS, *buf = zero + d + WALKERS;
-        float top[WALKERS] = {0}, sum[WALKERS], *out[WALKERS]; /* the softmax so far: its maximum, its denominator, its numerator (d) */
-        int64_t at[WALKERS] = {0}, from[WALKERS] = {0}; /* position of each query, and the oldest that it sees */
-        int64_t newest = run->pos + (first_row + n - 1) / G;
-        int begin[WALKERS] = {0}, end[WALKERS] = {0};   /* the steps of a block that each query takes part in */
-        const float *change = block + d + (fades ? group % (H / Hkv) * d : 0);
-        Recurrence walk = {.H = 1, .dk = d, .dv = WALKERS, .q = {block, width, 1}, .k = {zero, 0, 1}, .v = {zero, 0, 1}, .u = {zero, 0, 1}};
-        if (fades) walk.d = (Rows){change, width, 1}, walk.d_width = d;
-        else walk.k = (Rows){change, width, 1}, walk.rho = (Rows){&one, 0, 1};
-
-        FLUSH_DENORMALS; /* little may be left of a query */
-        memset(Q, 0, (size_t)(d * WALKERS) * sizeof(float));
-        memset(zero, 0, (size_t)(d + WALKERS) * sizeof(float));
-        for (int r = 0; r < n; r++) {
-            int t = (first_row + r) / G, h = group * G + (first_row + r) % G;
-            at[r] = run->pos + t;
-            from[r] = y->window ? max64(0, at[r] - y->window + 1) : 0;
-            out[r] = o + ((size_t)t * (size_t)H + (size_t)h) * (size_t)d;
-            top[r] = -INFINITY, sum[r] = 0;
-            memset(out[r], 0, (size_t)d * sizeof(float));
-        }
-
-        // block after block of the cache, the newest first
-        for (int64_t b = newest / KEYS; b >= from[0] / KEYS; b--) {
-            int64_t first = max64(from[0], b * KEYS), last = min64(newest, b * KEYS + KEYS - 1);
-            int steps = (int)(last - first) + 1; /* step i is position last - i */
-            cache_values(c, last, steps, g, block);
-
-            // scores: queries set out where they are; then up to the next of them at once
-            for (int i = 0, next; i < steps; i = next) {
-                next = last - i > at[0] ? i + 1 : steps;
-                for (int r = 0; r < n; r++)
-                    for (int k = 0; k < d && at[r] == last - i; k++) Q[k * WALKERS + r] = y->scale * q[(size_t)(out[r] - o) + (size_t)k];
-                walk.q.p = block + (size_t)i * width;
-                if (fades) walk.d.p = change + (size_t)i * width;
-                else walk.k.p = change + (size_t)i * width;
-                run->team->kernels->recurrence(&walk, 0, 0, Q, scores + i * WALKERS, WALKERS, next - i, buf);
-            }
-
-            // forget-gate biases, and the maximum of each query
-            for (int r = 0; r < n; r++) {
-                begin[r] = (int)max64(0, last - at[r]);
-                end[r] = (int)(last - max64(from[r], first)) + 1;
-                int h = group * G + (first_row + r) % G;
-                float best = top[r];
-                for (int i = begin[r]; i < end[r]; i++) {
-                    float *s = &scores[i * WALKERS + r];
-                    if (c->sums) {
-                        double c_t = cache_sums(c, at[r] / KEYS)[h * KEYS + at[r] % KEYS];
-                        double c_j = cache_sums(c, b)[h * KEYS + (last - i) % KEYS];
-                        *s += forget * (float)(c_t - c_j);
-                    }
-                    if (*s > best) best = *s;
-                }
-                float keep = best > -INFINITY ? fast_exp(top[r] - best) : 1;
-                top[r] = best, sum[r] *= keep;
-                for (int k = 0; k < d; k++) out[r][k] *= keep;
-            }
-
-            // out <- out + e^(score - top) v
-            for (int i = 0; i < steps; i++) {
-                float *e = scores + i * WALKERS;
-                const float *v = block + (size_t)i * width + width - d;
-                for (int r = 0; r < WALKERS; r++) e[r] = fast_exp(e[r] - top[r]);
-                for (int r = 0; r < n; r++) {
-                    if (i < begin[r] || i >= end[r]) continue;
-                    sum[r] += e[r];
-                    for (int k = 0; k < d; k++) out[r][k] += e[r] * v[k];
-                }
-            }
-        }
-        for (int r = 0; r < n; r++)
-            for (int k = 0; k < d; k++) out[r][k] /= sum[r];
-        RESTORE_DENORMALS;
-    }
-}
-
-/* k, change and v, rows of width floats for each key/value head, into the cache; rows: scratch (T, row of the cache) */
-static void append_rows(const Run *run, float *rows, const float *k, const float *change, int width, const float *v) {
-    const Cache *c = &run->cache;
-    const size_t d = (size_t)(c->dv - width) / 2, w = (size_t)width, row = (size_t)c->dv;
-    for (int t = 0; t < run->T; t++) {
-        float *to = rows + (size_t)t * (size_t)c->heads * row;
-        for (size_t g = 0; g < (size_t)c->heads; g++) {
-            size_t at = (size_t)t * (size_t)c->heads + g;
-            memcpy(to + g * row, k + at * d, d * sizeof(float));
-            memcpy(to + g * row + d, change + at * w, w * sizeof(float));
-            memcpy(to + g * row + d + w, v + at * d, d * sizeof(float));
-        }
-        cache_append(c, run->pos + t, to, to, NULL);
-    }
-}
-
-/* PaTH attention: what was said in between, not the distance, turns a key away from the query.
- *   w <- silu(conv(w)), where there is a convolution;  u = sqrt(beta_scale sigmoid(b)) w / |w|      mem: last inputs of the convolution */
-static void mix_path(const Run *run, const Layer *y, float *mem, float *const *in, float *o) {
-    int rows = run->T * y->n_k_heads, d = y->dk;
-    if (y->conv[IN_W]) short_conv(run->team, in[IN_W], y->conv[IN_W], NULL, mem, y->n_k_heads * d, y->d_conv, run->T, ACT_SILU);
-    for (int i = 0; i < rows; i++) l2norm(in[IN_W] + (size_t)i * (size_t)d, d, sqrtf(y->beta_scale * sigmoid(in[IN_B][i])));
-    append_rows(run, in[MAX_IN], in[IN_K], in[IN_W], d, in[IN_V]);
-    forget_sums(run, in[IN_F], y->n_heads);
-    walk_back(run, y, in[IN_Q], y->scale, o);
-}
-static size_t path_fixed(const Layer *y) { return y->conv[IN_W] ? (size_t)(y->d_conv - 1) * (size_t)proj_out(&y->in[IN_W]) : 0; }
-static Cache path_cache(const Layer *y) { return (Cache){NULL, F32, y->n_k_heads, 0, 3 * y->dk, forget_heads(y)}; }
-
-/* Wall attention: a key fades channel by channel, as the memory of gated linear attention does, under a softmax.   fade = sigmoid(w) */
-static void mix_wall(const Run *run, const Layer *y, float *mem, float *const *in, float *o) {
-    int H = y->n_heads, Hkv = y->n_k_heads, d = y->dk;
-    (void)mem;
-    for (int i = 0; i < run->T * H && y->q_norm; i++) {
-        float *q = in[IN_Q] + (size_t)i * (size_t)d;
-        rmsnorm(q, q, y->q_norm + i % H * d, (size_t)d, y->qk_eps);
-    }
-    for (int i = 0; i < run->T * Hkv && y->k_norm; i++) {
-        float *k = in[IN_K] + (size_t)i * (size_t)d;
-        rmsnorm(k, k, y->k_norm + i % Hkv * d, (size_t)d, y->qk_eps);
-    }
-    activate_row(in[IN_W], ACT_SIGMOID, (size_t)run->T * (size_t)(H * d));
-    append_rows(run, in[MAX_IN], in[IN_K], in[IN_W], H / Hkv * d, in[IN_V]);
-    forget_sums(run, in[IN_F], H);
-    walk_back(run, y, in[IN_Q], 1, o);
-    if (y->in[IN_Z].w.data) gate_rows(run->team, o, in[IN_Z], ACT_SIGMOID, H * d, run->T);
-}
-static Cache wall_cache(const Layer *y) {
-    return (Cache){NULL, F32, y->n_k_heads, 0, (2 + y->n_heads / y->n_k_heads) * y->dk, forget_heads(y)};
-}
+/* -- the family: from projections to the recurrence and back -- */
 
 /* The rows of projection j, (T, heads, width); q, k and v side by side in one row when they are fused. */
 static Rows in_rows(const Layer *y, float *const *in, int j) {
@@ -5183,6 +4965,20 @@ static size_t linear_fixed(const Layer *y) {
     return prepare_fixed(y) + (size_t)y->n_heads * (size_t)y->dk * ((size_t)y->dv + (y->normalizer > 0));
 }
 
+/* -- the same with one idea more -- */
+
+/* HGRN: no matrix, each channel remembers one number.      h <- d h + (1 - d) v;  o = h      (mixers.md section 4.7) */
+static void mix_hgrn(const Run *run, const Layer *y, float *mem, float *const *in, float *o) {
+    float *free_rows = in[MAX_IN];
+    Recurrence r = prepare(run, y, &mem, in, &free_rows);
+    for (int t = 0; t < run->T; t++) {
+        const float *d = row_at(&r.d, t), *rest = row_at(&r.k, t), *v = row_at(&r.v, t);
+        float *out = o + (size_t)t * (size_t)r.H;
+        for (int h = 0; h < r.H; h++) out[h] = mem[h] = d[h] * mem[h] + rest[h] * v[h];
+    }
+    finish(run, y, in, o);
+}
+
 /* Gated Delta Product: several writes per token, one decay before the first, one readout after the last.  (mixers.md section 4.18)
  * The writes are tokens of their own to the recurrence; k, v and b hold them one after the other. */
 static void mix_product(const Run *run, const Layer *y, float *mem, float *const *in, float *o) {
@@ -5223,18 +5019,6 @@ static void mix_slots(const Run *run, const Layer *y, float *mem, float *const *
     finish(run, y, in, o);
 }
 static size_t slots_fixed(const Layer *y) { return prepare_fixed(y) + (size_t)y->n_heads * (size_t)y->slots * (size_t)(y->dk + y->dv); }
-
-/* HGRN: no matrix, each channel remembers one number.      h <- d h + (1 - d) v;  o = h      (mixers.md section 4.7) */
-static void mix_hgrn(const Run *run, const Layer *y, float *mem, float *const *in, float *o) {
-    float *free_rows = in[MAX_IN];
-    Recurrence r = prepare(run, y, &mem, in, &free_rows);
-    for (int t = 0; t < run->T; t++) {
-        const float *d = row_at(&r.d, t), *rest = row_at(&r.k, t), *v = row_at(&r.v, t);
-        float *out = o + (size_t)t * (size_t)r.H;
-        for (int h = 0; h < r.H; h++) out[h] = mem[h] = d[h] * mem[h] + rest[h] * v[h];
-    }
-    finish(run, y, in, o);
-}
 
 /* Log-linear attention: a memory for every power of two, as in a Fenwick tree.              (mixers.md section 4.27)
  *   position t reads level b + 1 for each bit b of t that is set, with weight lam, and itself as level 0; afterwards the memories
@@ -5543,6 +5327,230 @@ static void mix_mesa(const Run *run, const Layer *y, float *mem, float *const *i
     finish(run, y, in, o);
 }
 static size_t mesa_fixed(const Layer *y) { return prepare_fixed(y) + (size_t)y->n_heads * (size_t)y->dk * (size_t)(y->dk + y->dv); }
+
+/* -- softmax attention: keys and values of every position -- */
+
+/* c_t = c_(t-1) + logsigmoid(f_t) of each query head into the cache of a model that forgets; f (T, H) */
+static void forget_sums(const Run *run, const float *f, int H) {
+    for (int t = 0; t < (run->cache.sums ? run->T : 0); t++)
+        for (int h = 0; h < H; h++) {
+            int64_t pos = run->pos + t, before = pos - 1;
+            double sum = pos ? cache_sums(&run->cache, before / KEYS)[h * KEYS + before % KEYS] : 0;
+            cache_sums(&run->cache, pos / KEYS)[h * KEYS + pos % KEYS] = sum + logsigmoid(f[(size_t)t * (size_t)H + (size_t)h]);
+        }
+}
+
+/* Softmax attention with grouped queries.          in: q (T, H [, 2] dk), k (T, Hkv dk), v (T, Hkv dv);  o (T, H dv)
+ *   run->cache: keys and values of every position so far
+ *   q, k <- rope(norm(q), pos), rope(norm(k), pos)      o = softmax(scale q K' + c_i - c_j) V * sigmoid(gate)
+ * c, running sums of logsigmoid(f) per query head, exists in models that forget (mixers.md section 5.2); their gate is a projection.
+ * Other gated models store a head's query rows and then its gate rows; the gate is neither normalised nor rotated. */
+static void mix_softmax(const Run *run, const Layer *y, float *mem, float *const *in, float *o) {
+    int H = y->n_heads, Hkv = y->n_k_heads, dk = y->dk, dv = y->dv;
+    int q_step = dk * (y->gated ? 2 : 1), q_row = H * q_step; /* floats from one query head to the next, and from one token to the next */
+    int T = run->T;
+    int64_t end = run->pos + T;
+    (void)mem;
+
+    // q, k <- rope(norm(q)), rope(norm(k)); k, v go into the cache, of which one thread owns a block
+    int n_threads = threads_for(run->team, 40.0 * T * (y->rope_dims / 2 + H * dk));
+    int64_t first = run->pos / KEYS, last = (end - 1) / KEYS;
+    PARALLEL_FOR(n_threads)
+    for (int64_t block = first; block <= last; block++)
+        for (int64_t pos = max64(run->pos, block * KEYS); pos < min64(end, (block + 1) * KEYS); pos++) {
+            size_t t = (size_t)(pos - run->pos);
+            float *q = in[IN_Q] + t * (size_t)q_row, *k = in[IN_K] + t * (size_t)(Hkv * dk), *v = in[IN_V] + t * (size_t)(Hkv * dv);
+            float table[MAX_ROPE];
+            rope_table(table, y, pos);
+            for (int h = 0; h < H; h++) {
+                float *head = q + h * q_step;
+                if (y->q_norm) rmsnorm(head, head, y->q_norm + h * y->qk_norm_step, (size_t)dk, y->qk_eps);
+                rope(head, table, y->rope_dims, y->rope_adjacent);
+            }
+            for (int h = 0; h < Hkv; h++) {
+                float *head = k + h * dk;
+                if (y->k_norm) rmsnorm(head, head, y->k_norm + h * y->qk_norm_step, (size_t)dk, y->qk_eps);
+                rope(head, table, y->rope_dims, y->rope_adjacent);
+            }
+            cache_append(&run->cache, pos, k, v, NULL);
+        }
+    forget_sums(run, in[IN_F], H);
+
+    // o = softmax(scale q K' + c_i - c_j) V
+    Attend attend = {.cache = &run->cache, .q = in[IN_Q], .q_stride = (size_t)q_row, .q_step = (size_t)q_step,
+                     .H = H, .T = T, .window = y->window, .pos = run->pos, .scale = y->scale};
+    attention(run->team, &attend, o);
+
+    // o <- o * sigmoid(gate)
+    if (y->in[IN_Z].w.data) gate_rows(run->team, o, in[IN_Z], ACT_SIGMOID, H * dv, T);
+    if (!y->gated) return;
+    n_threads = threads_for(run->team, 20.0 * T * H * dv);
+    PARALLEL_FOR(n_threads)
+    for (int i = 0; i < T * H; i++) {
+        const float *gate = in[IN_Q] + (size_t)i * (size_t)q_step + dk; /* behind the head's query */
+        run->team->kernels->gate(o + (size_t)i * (size_t)dv, gate, ACT_SIGMOID, (size_t)dv);
+    }
+}
+static int forget_heads(const Layer *y) { return y->in[IN_F].w.data ? y->n_heads : 0; } /* sums that the cache keeps */
+static Cache softmax_cache(const Layer *y) { return (Cache){NULL, F32, y->n_k_heads, y->dk, y->dv, forget_heads(y)}; }
+
+/* Softmax attention whose keys later tokens change: PaTH turns them, wall fades them.               (mixers.md sections 5.3, 5.4)
+ *   PaTH   every token: k_j <- (I - u u') k_j for all j before it;      wall   k_j <- Diag(fade) k_j, fade in (0, 1), per query head
+ *   o = softmax(scale q'k_j + forget (c_t - c_j)) V, c as above
+ * Here the keys stay as they were written, and the query is changed on its way back through the text, which gives the same products:
+ *   for j = t, t-1 ...:  score_j = q'k_j;  q <- q - u_j (u_j'q), or q <- Diag(fade_j) q
+ * This is the one recurrence again, with a memory whose columns are queries: erase along u, or decay, and read along k before that.
+ * The cache only grows, as with any attention, so a state can go back to a snapshot. A column meets no other, there are always WALKERS
+ * of them, zero until their token comes, and a block's scores join its softmax as in attend_scalar: the same bits in any split of the
+ * text.
+ *   q (T, H, d), o (T, H, d);  the cache holds the rows [k | u or fades of the group's query heads | v] of each key/value head, as values
+ * A unit of work is WALKERS queries, with newest the position of the last, whose keys change alike: for PaTH, of all G query heads that
+ * share a key/value head; for wall, of one query head. Row r of the G T rows is token r / G, query head r % G of those. */
+static void walk_back(const Run *run, const Layer *y, const float *q, float forget, float *o) {
+    static const float one = 1;
+    const Cache *c = &run->cache;
+    const int H = y->n_heads, Hkv = y->n_k_heads, d = y->dk, T = run->T;
+    const int fades = y->mixer == MIX_WALL, G = fades ? 1 : H / Hkv, groups = H / G;
+    const int rows = G * T, units = (rows + WALKERS - 1) / WALKERS; /* of one group */
+    const size_t width = (size_t)c->dv; /* of a row */
+    int n_threads = threads_for(run->team, 8.0 * T * H * d * (double)(run->pos + T));
+    PARALLEL_TASKS(n_threads)
+    for (int unit = 0; unit < groups * units; unit++) {
+        int group = unit % groups, g = group * G / (H / Hkv); /* g: its key/value head */
+        int first_row = (units - 1 - unit / groups) * WALKERS; /* the longest way first */
+        int n = rows - first_row < WALKERS ? rows - first_row : WALKERS;
+        float *block = run->team->buf + (size_t)THREAD_ID * run->team->buf_floats; /* (KEYS, width) rows of the cache, newest first */
+        float *Q = block + KEYS * width;          /* (d, WALKERS) the queries, as they are by now */
+        float *scores = Q + d * WALKERS;          /* (KEYS, WALKERS) */
+        float *zero = scores + KEYS * WALKERS, *buf = zero + d + WALKERS;
+        float top[WALKERS] = {0}, sum[WALKERS], *out[WALKERS]; /* the softmax so far: its maximum, its denominator, its numerator (d) */
+        int64_t at[WALKERS] = {0}, from[WALKERS] = {0}; /* position of each query, and the oldest that it sees */
+        int64_t newest = run->pos + (first_row + n - 1) / G;
+        int begin[WALKERS] = {0}, end[WALKERS] = {0};   /* the steps of a block that each query takes part in */
+        const float *change = block + d + (fades ? group % (H / Hkv) * d : 0);
+        Recurrence walk = {.H = 1, .dk = d, .dv = WALKERS, .q = {block, width, 1}, .k = {zero, 0, 1}, .v = {zero, 0, 1}, .u = {zero, 0, 1}};
+        if (fades) walk.d = (Rows){change, width, 1}, walk.d_width = d;
+        else walk.k = (Rows){change, width, 1}, walk.rho = (Rows){&one, 0, 1};
+
+        FLUSH_DENORMALS; /* little may be left of a query */
+        memset(Q, 0, (size_t)(d * WALKERS) * sizeof(float));
+        memset(zero, 0, (size_t)(d + WALKERS) * sizeof(float));
+        for (int r = 0; r < n; r++) {
+            int t = (first_row + r) / G, h = group * G + (first_row + r) % G;
+            at[r] = run->pos + t;
+            from[r] = y->window ? max64(0, at[r] - y->window + 1) : 0;
+            out[r] = o + ((size_t)t * (size_t)H + (size_t)h) * (size_t)d;
+            top[r] = -INFINITY, sum[r] = 0;
+            memset(out[r], 0, (size_t)d * sizeof(float));
+        }
+
+        // block after block of the cache, the newest first
+        for (int64_t b = newest / KEYS; b >= from[0] / KEYS; b--) {
+            int64_t first = max64(from[0], b * KEYS), last = min64(newest, b * KEYS + KEYS - 1);
+            int steps = (int)(last - first) + 1; /* step i is position last - i */
+            cache_values(c, last, steps, g, block);
+
+            // scores: queries set out where they are; then up to the next of them at once
+            for (int i = 0, next; i < steps; i = next) {
+                next = last - i > at[0] ? i + 1 : steps;
+                for (int r = 0; r < n; r++)
+                    for (int k = 0; k < d && at[r] == last - i; k++) Q[k * WALKERS + r] = y->scale * q[(size_t)(out[r] - o) + (size_t)k];
+                walk.q.p = block + (size_t)i * width;
+                if (fades) walk.d.p = change + (size_t)i * width;
+                else walk.k.p = change + (size_t)i * width;
+                run->team->kernels->recurrence(&walk, 0, 0, Q, scores + i * WALKERS, WALKERS, next - i, buf);
+            }
+
+            // forget-gate biases, and the maximum of each query
+            for (int r = 0; r < n; r++) {
+                begin[r] = (int)max64(0, last - at[r]);
+                end[r] = (int)(last - max64(from[r], first)) + 1;
+                int h = group * G + (first_row + r) % G;
+                float best = top[r];
+                for (int i = begin[r]; i < end[r]; i++) {
+                    float *s = &scores[i * WALKERS + r];
+                    if (c->sums) {
+                        double c_t = cache_sums(c, at[r] / KEYS)[h * KEYS + at[r] % KEYS];
+                        double c_j = cache_sums(c, b)[h * KEYS + (last - i) % KEYS];
+                        *s += forget * (float)(c_t - c_j);
+                    }
+                    if (*s > best) best = *s;
+                }
+                float keep = best > -INFINITY ? fast_exp(top[r] - best) : 1;
+                top[r] = best, sum[r] *= keep;
+                for (int k = 0; k < d; k++) out[r][k] *= keep;
+            }
+
+            // out <- out + e^(score - top) v
+            for (int i = 0; i < steps; i++) {
+                float *e = scores + i * WALKERS;
+                const float *v = block + (size_t)i * width + width - d;
+                for (int r = 0; r < WALKERS; r++) e[r] = fast_exp(e[r] - top[r]);
+                for (int r = 0; r < n; r++) {
+                    if (i < begin[r] || i >= end[r]) continue;
+                    sum[r] += e[r];
+                    for (int k = 0; k < d; k++) out[r][k] += e[r] * v[k];
+                }
+            }
+        }
+        for (int r = 0; r < n; r++)
+            for (int k = 0; k < d; k++) out[r][k] /= sum[r];
+        RESTORE_DENORMALS;
+    }
+}
+
+/* k, change and v, rows of width floats for each key/value head, into the cache; rows: scratch (T, row of the cache) */
+static void append_rows(const Run *run, float *rows, const float *k, const float *change, int width, const float *v) {
+    const Cache *c = &run->cache;
+    const size_t d = (size_t)(c->dv - width) / 2, w = (size_t)width, row = (size_t)c->dv;
+    for (int t = 0; t < run->T; t++) {
+        float *to = rows + (size_t)t * (size_t)c->heads * row;
+        for (size_t g = 0; g < (size_t)c->heads; g++) {
+            size_t at = (size_t)t * (size_t)c->heads + g;
+            memcpy(to + g * row, k + at * d, d * sizeof(float));
+            memcpy(to + g * row + d, change + at * w, w * sizeof(float));
+            memcpy(to + g * row + d + w, v + at * d, d * sizeof(float));
+        }
+        cache_append(c, run->pos + t, to, to, NULL);
+    }
+}
+
+/* PaTH attention: what was said in between, not the distance, turns a key away from the query.
+ *   w <- silu(conv(w)), where there is a convolution;  u = sqrt(beta_scale sigmoid(b)) w / |w|      mem: last inputs of the convolution */
+static void mix_path(const Run *run, const Layer *y, float *mem, float *const *in, float *o) {
+    int rows = run->T * y->n_k_heads, d = y->dk;
+    if (y->conv[IN_W]) short_conv(run->team, in[IN_W], y->conv[IN_W], NULL, mem, y->n_k_heads * d, y->d_conv, run->T, ACT_SILU);
+    for (int i = 0; i < rows; i++) l2norm(in[IN_W] + (size_t)i * (size_t)d, d, sqrtf(y->beta_scale * sigmoid(in[IN_B][i])));
+    append_rows(run, in[MAX_IN], in[IN_K], in[IN_W], d, in[IN_V]);
+    forget_sums(run, in[IN_F], y->n_heads);
+    walk_back(run, y, in[IN_Q], y->scale, o);
+}
+static size_t path_fixed(const Layer *y) { return y->conv[IN_W] ? (size_t)(y->d_conv - 1) * (size_t)proj_out(&y->in[IN_W]) : 0; }
+static Cache path_cache(const Layer *y) { return (Cache){NULL, F32, y->n_k_heads, 0, 3 * y->dk, forget_heads(y)}; }
+
+/* Wall attention: a key fades channel by channel, as the memory of gated linear attention does, under a softmax.   fade = sigmoid(w) */
+static void mix_wall(const Run *run, const Layer *y, float *mem, float *const *in, float *o) {
+    int H = y->n_heads, Hkv = y->n_k_heads, d = y->dk;
+    (void)mem;
+    for (int i = 0; i < run->T * H && y->q_norm; i++) {
+        float *q = in[IN_Q] + (size_t)i * (size_t)d;
+        rmsnorm(q, q, y->q_norm + i % H * d, (size_t)d, y->qk_eps);
+    }
+    for (int i = 0; i < run->T * Hkv && y->k_norm; i++) {
+        float *k = in[IN_K] + (size_t)i * (size_t)d;
+        rmsnorm(k, k, y->k_norm + i % Hkv * d, (size_t)d, y->qk_eps);
+    }
+    activate_row(in[IN_W], ACT_SIGMOID, (size_t)run->T * (size_t)(H * d));
+    append_rows(run, in[MAX_IN], in[IN_K], in[IN_W], H / Hkv * d, in[IN_V]);
+    forget_sums(run, in[IN_F], H);
+    walk_back(run, y, in[IN_Q], 1, o);
+    if (y->in[IN_Z].w.data) gate_rows(run->team, o, in[IN_Z], ACT_SIGMOID, H * d, run->T);
+}
+static Cache wall_cache(const Layer *y) {
+    return (Cache){NULL, F32, y->n_k_heads, 0, (2 + y->n_heads / y->n_k_heads) * y->dk, forget_heads(y)};
+}
+
+/* -- all of them -- */
 
 /* The mixers: what each remembers (floats that stay, keys and values of every position) and what it does. */
 static const struct {

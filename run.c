@@ -3034,29 +3034,43 @@ static int gguf_read(Gguf *g, char *err) {
 
 /* ---- 7. model: config, weights, and which name means what -----------------------------------------------
  * An architecture is a function that reads its keys and binds its tensors into layer descriptors; every shape is checked here, so
- * that a file that loads runs. Afterwards nobody looks a name up. */
+ * that a file that loads runs. Afterwards nobody looks a name up.
+ *
+ *   family       what each linear mixer does with its projections, a row per mixer: the overview of this program's models
+ *   Layer        one layer, after its names have become pointers
+ *   bind_*       one kind of mixer: its keys and tensors into a Layer
+ *   read_*       one kind of decoder around the mixers: norms, feed-forward, which layer has which mixer
+ *   load_model   the whole file */
 
-enum { MAP_HADAMARD = ACT_NONE + 1, MAP_T2R, MAP_HEDGEHOG, MAP_DPFP }; /* feature maps that are no function of one number: see map_head in section 9 */
+/* Feature maps that are no function of one number: see map_head in section 9. Their numbers follow those of the activations. */
+enum { MAP_HADAMARD = ACT_NONE + 1, MAP_T2R, MAP_HEDGEHOG, MAP_DPFP };
 static const struct { const char *name; int act; } act_names[] = {
-    {"silu", ACT_SILU}, {"swish", ACT_SILU}, {"relu", ACT_RELU}, {"sigmoid", ACT_SIGMOID}, {"gelu", ACT_GELU}, {"gelu_tanh", ACT_GELU_TANH},
-    {"sqrelu", ACT_SQRELU}, {"powlu", ACT_POWLU}, {"logsigmoid", ACT_LOGSIGMOID}, {"elu_plus_one", ACT_ELU1}, {"tanh", ACT_TANH}, {"identity", ACT_NONE},
+    {"silu", ACT_SILU}, {"swish", ACT_SILU}, {"relu", ACT_RELU}, {"sigmoid", ACT_SIGMOID}, {"gelu", ACT_GELU},
+    {"gelu_tanh", ACT_GELU_TANH}, {"sqrelu", ACT_SQRELU}, {"powlu", ACT_POWLU}, {"logsigmoid", ACT_LOGSIGMOID},
+    {"elu_plus_one", ACT_ELU1}, {"identity", ACT_NONE},
     {"elementwise_product", MAP_HADAMARD}, {"t2r", MAP_T2R}, {"hedgehog", MAP_HEDGEHOG}, {"dpfp", MAP_DPFP},
 };
 
-enum { MIX_SOFTMAX, MIX_LINEAR, MIX_HGRN, MIX_SLOTS, MIX_PRODUCT, MIX_LOG_LINEAR, MIX_MAMBA, MIX_RWKV, MIX_MESA, MIX_PATH, MIX_WALL, MIX_TRAPEZOID, N_MIXERS }; /* rows of the table `mixers` in section 9 */
+/* What computes a layer: rows of the table `mixers` in section 9. */
+enum { MIX_SOFTMAX, MIX_LINEAR, MIX_HGRN, MIX_SLOTS, MIX_PRODUCT, MIX_LOG_LINEAR,
+       MIX_MAMBA, MIX_RWKV, MIX_MESA, MIX_PATH, MIX_WALL, MIX_TRAPEZOID, N_MIXERS };
 
 /* -- the family: every mixer that keeps a matrix memory, by what it hands to the one recurrence (section 5) --
  *   in       its projections of the normed input: Query, Key, Value, Forget (decay), Beta (strength), Z (output gate), Write gate,
  *            Gauge (decay of a second moment) and its Strength
  *   shared   those with n_k_heads heads, which the n_heads output heads share; the others have n_heads
- *   silu     on q, k, v: behind a short convolution only, always (without one, too), always on v alone
- *   map      of q and k after that, unless mixer.feature_map names another;  norm  of q and k, head by head
- *   decay    d, from f: one per head, per key channel or per slot
- *   erase    what is read before the write, with strength b;  write  what is written
- *   out      norm of the readout o, and what it spans;  gate  act(z) times that
+ *   silu     on q, k, v: never; behind a short convolution only; always, with or without one; always on v alone
+ *   map      of q and k after that, unless mixer.feature_map names another
+ *   norm     of q and k, head by head
+ *   decay    d, from f
+ *   per      how many decays a token has: one for each head, each key channel of a head, or each slot of a head
+ *   erase    what is read before the write, with strength b
+ *   write    what is written
+ *   out      norm of the readout o, and what it spans
+ *   gate     act(z) times that
  * A file may switch parts off or replace them (doc/format.md): convolutions, map, gate, norms, strength, bounds of the decay.
- * RWKV-6 and -7 are of the family, too, with what they need in front of it: see read_rwkv and mix_rwkv. Softmax attention and its relatives that forget,
- * fade or turn keys (forgetting_transformer, wall_transformer, path_attn) keep every key and value instead. */
+ * RWKV-6 and -7 are of the family, too, with what they need in front of it: see read_rwkv and mix_rwkv. Softmax attention and its
+ * relatives that forget, fade or turn keys (forgetting_transformer, wall_transformer, path_attn) keep every key and value instead. */
 enum { SILU_NEVER, SILU_CONV, SILU_ALWAYS, SILU_V };
 enum { QK_PLAIN, QK_L2, QK_SUM };          /* x;  x / sqrt(sum x^2 + 1e-6);  x / (sum x + epsilon) */
 enum { DECAY_NONE, DECAY_FIXED,            /* d = 1;  d = ssm_decay, a constant */
@@ -3064,7 +3078,7 @@ enum { DECAY_NONE, DECAY_FIXED,            /* d = 1;  d = ssm_decay, a constant 
        DECAY_SOFTPLUS,                     /* d = exp(a softplus(f + dt)), or exp(bound sigmoid(-a (f + dt))) where there is a bound */
        DECAY_FORGET,                       /* d = low + (1 - low) sigmoid(f) */
        DECAY_STEP,                         /* d = exp(a D), D = softplus(f + dt) within bounds: the time step */
-       DECAY_SUM };                        /* z <- ln(e^z + e^f), d = e^(z before - z after): f within bounds, weighed against all f so far */
+       DECAY_SUM };                        /* z <- ln(e^z + e^f), d = e^(z before - z after): f, within bounds, against all f so far */
 enum { HEADS, CHANNELS, SLOTS };
 enum { ERASE_NONE, ERASE_KEY,              /* -;  b k'S, from the faded S */
        ERASE_GATED,                        /* (b k)'S, b per key channel */
@@ -3074,7 +3088,8 @@ enum { WRITE_V, WRITE_BETA_V,              /* k v';  k (b v)' */
        WRITE_STEP_V,                       /* k (D v)' */
        WRITE_TRAPEZOID,                    /* k (s D v)', and the k (1 - s) D v' of the token before with d */
        WRITE_SCALED_K,                     /* (m k) (b v)', m from a running second moment of k */
-       WRITE_REST };                       /* (1 - d) v': what is forgotten makes room for what is new; DECAY_SUM: e^(f - z) v', the same but without rounding */
+       WRITE_REST };                       /* (1 - d) v': what is forgotten makes room for what is new;
+                                              with DECAY_SUM e^(f - z) v', which is the same without the rounding of 1 - d */
 enum { OUT_HEAD, OUT_ALL,                  /* norm of each head;  of all heads as one */
        OUT_SILU_ALL,                       /* of silu(o), all heads as one */
        OUT_GATED };                        /* of act(z) o, in groups: the gate comes first */
@@ -3113,66 +3128,101 @@ static const Family *family_named(const char *name) {
     return NULL;
 }
 
-/* A projection y = W x + bias, or through a narrow middle: y = up act(W x) + bias. */
+/* A projection y = W x + bias, or through a narrow middle: y = up act(W x) + bias. Without w.data it is absent. */
 typedef struct { Tensor w, up; const float *bias; int act; } Proj;
 static int proj_out(const Proj *p) { return p->up.data ? p->up.n_out : p->w.n_out; }
 
-enum { IN_Q, IN_K, IN_V, IN_F, IN_B, IN_Z, IN_W, IN_G, IN_S, MAX_IN }; /* projections in front of a mixer, in the order of IN_LETTERS */
+/* The projections in front of a mixer, in the order of IN_LETTERS: see `in` of the family. */
+enum { IN_Q, IN_K, IN_V, IN_F, IN_B, IN_Z, IN_W, IN_G, IN_S, MAX_IN };
 #define IN_LETTERS "qkvfbzwgs"
 enum { MAX_ROPE = 512, MAX_LEVELS = 15 }; /* rotated channels of a head; levels of log-linear attention */
 
 /* One layer: x += out(mixer(in(norm x))), then x += down(act(gate(norm x)) * up(norm x)). Widths in floats. */
 typedef struct {
-    int mixer, kind_count;
+    int mixer, kind_count;          /* MIX_*; layers of this kind, counted at the first of them */
     const Family *family;           /* row of a mixer with a matrix memory */
     int n_heads, n_k_heads;         /* output heads (query heads of softmax, value heads of linear layers), key/value heads */
     int dk, dv;                     /* key and value width of one head */
     Proj in[MAX_IN], out;           /* what the mixer reads, absent ones without data; output projection */
     int heads[MAX_IN], width[MAX_IN]; /* of the rows that they make; linear layers */
-    float eps;                      /* of every norm in the layer */
-    const float *norm, *ffn_norm;   /* (dim) */
-    const float *q_norm, *k_norm, *o_norm; /* (dk), (dk): NULL = not normalised; (dv), or (n_heads dv) over all heads: NULL = weight one */
-    /* softmax layers */
+    size_t scratch;                 /* floats per token that the mixer finds behind the rows of its projections */
+    float eps;                      /* of the norms in the layer, where the mixer has none of its own */
+    const float *norm, *norm_bias;  /* (dim) in front of the mixer; the bias or NULL, with Config.layer_norm */
+    const float *q_norm, *k_norm;   /* (dk) in front of the mixer's equations, NULL = not normalised */
+    const float *o_norm;            /* behind them: (dv), or (n_heads dv) over all heads, NULL = weight one */
+    float scale;                    /* of q */
+
+    /* rotary positions */
     int rope_dims, rope_adjacent;   /* rotated channels of a head; pairs (2i, 2i+1) instead of (i, i + rope_dims/2) */
     double rope_base, rope_factor;
     const double *rope_freq;        /* (rope_dims / 2) radians per position; double, since positions reach a million */
+
+    /* softmax layers */
     int window, gated;              /* visible positions, 0 = all; query rows hold [query | gate] per head */
     int qk_norm_step;               /* floats between the norm weights of two heads, 0 = all heads have the same */
     float qk_eps;                   /* of q_norm and k_norm */
-    float scale;
-    /* linear layers */
-    int d_conv, tiled, fused;       /* taps, 0 = no convolution; head h reads key head h % n_k_heads; in[IN_Q] holds the rows of q, k, v */
+
+    /* linear layers, before the recurrence: projections, convolution, feature map, norm */
+    int tiled, fused;               /* head h reads key head h % n_k_heads; in[IN_Q] holds the rows of q, k, v */
     int at[3];                      /* fused: where the rows of q, k and v begin */
-    const float *conv[MAX_IN], *conv_bias; /* of q, k, v, f and, in MIX_PATH, w, each (channels, d_conv), NULL = none; the last tap is the current token */
-    const float *a, *dt_bias, *low; /* DECAY_SOFTPLUS, _STEP: a < 0 per head, dt like f;  _FIXED: a holds the factors;  _FORGET: low like f, NULL = 0 */
-    const float *skip;              /* D: o += D v, per head or per channel (skip_each); ERASE_OLD: q loses D p */
+    int d_conv;                     /* taps, 0 = no convolution */
+    const float *conv[MAX_IN];      /* (channels, d_conv) of q, k, v, f and, in MIX_PATH, w; NULL = none; the last tap is this token */
+    const float *conv_bias;         /* (channels) or NULL */
+    int map, norms[2];              /* feature map of q and k; QK_* of q, of k */
+    Proj map_in[2][2];              /* learned feature maps of q and of k: one or two matrices */
+    float sum_eps;                  /* QK_SUM */
+
+    /* linear layers, decay */
+    const float *a, *dt_bias;       /* DECAY_SOFTPLUS, _STEP: a < 0 per head, dt like f;  _FIXED: a holds the factors */
+    float decay_bound;              /* DECAY_SOFTPLUS: 0 = none */
+    float step_min, step_max;       /* DECAY_STEP */
+    float decay_divisor, decay_min; /* DECAY_SIGMOID; the least logarithm of a decay */
+    const float *low;               /* DECAY_FORGET: like f, NULL = 0 */
+    float score_min, score_max;     /* DECAY_SUM */
+
+    /* linear layers, erase and write */
+    float beta_scale;               /* strength = this times sigmoid(b), or this where there is no b */
     const float *old_key;           /* ERASE_OLD: p = this times k, per head */
     const float *g_a, *g_bias, *g_scale; /* WRITE_SCALED_K: of the decay of the second moment, and the logarithm of its scale, like g */
-    const float *k_bias, *q_bias;   /* MIX_TRAPEZOID: (n_heads, dk), behind k_norm and q_norm; the slowest decay allowed */
-    float rate_min;
-    const float *levels;            /* (n_heads, MAX_LEVELS) log-linear attention: weight of a level = softplus(levels w) */
-    const float *ridge;             /* MIX_MESA: (n_heads, dk), added to the diagonal; and how many steps its solver takes */
-    int solver_steps;
+    float squash, squash_eps;       /* WRITE_SCALED_K: m lies between e^-squash and e^squash */
+
+    /* linear layers, after the recurrence */
+    float normalizer;               /* epsilon of normalize(), 0 = no normaliser */
+    const float *skip;              /* D: o += D v, per head or per channel (skip_each); ERASE_OLD: q loses D p */
+    int skip_each;
+    int out_act;                    /* activation of o in front of the norm, or ACT_NONE */
+    int norm_width, norm_shared;    /* output norm: channels that it spans (0 = none), whether all spans have the same weights */
+    float o_eps;                    /* of the output norm */
+    int gate_act, gate_first;       /* activation of the output gate, or ACT_NONE; whether it comes before the norm */
+
+    /* what one mixer alone has */
+    int slots, steps;               /* MIX_SLOTS: rows of the table; MIX_PRODUCT: writes per token */
+    const float *levels;            /* MIX_LOG_LINEAR: (n_heads, MAX_LEVELS), the weight of a level is softplus(levels w) */
+    const float *ridge;             /* MIX_MESA: (n_heads, dk), added to the diagonal */
+    int solver_steps;               /* MIX_MESA */
     Proj step_in, bc_in;            /* MIX_MAMBA: the time step, through a narrow middle, and the rows of k and q, both from v */
-    Proj map_in[2][2];              /* learned feature maps of q and of k: one or two matrices */
-    int map, norms[2], gate_act, skip_each, slots, steps; /* feature map of q and k; norms of q, k; activation of the output gate, or ACT_NONE; slots; writes per token */
-    int norm_width, norm_shared, gate_first, out_act; /* output norm: channels that it spans (0 = none), whether all spans have the same weights */
-    float sum_eps, decay_divisor, decay_min, decay_bound, beta_scale, o_eps, normalizer, squash, squash_eps, step_min, step_max, score_min, score_max;
-    size_t scratch;                 /* floats per token that the mixer finds behind the rows of its projections */
+    const float *k_bias, *q_bias;   /* MIX_TRAPEZOID: (n_heads, dk), behind k_norm and q_norm */
+    float rate_min;                 /* MIX_TRAPEZOID: the slowest decay allowed */
+
     /* RWKV: what in[j] reads is x + (x of the token before - x) lerp[j] */
     Proj lerp[MAX_IN];              /* a bias (dim), and in RWKV-6 a part that is projected from the same with lerp_x */
     const float *lerp_x;            /* (dim), NULL in RWKV-7 */
     const float *o_bias;            /* (n_heads dv) of the output norm */
     const float *bonus, *k_k, *k_a; /* (n_heads dk): RWKV-6 u, RWKV-7 r_k; the last two RWKV-7 only */
     float k_eps;                    /* of the norm of the erase key */
-    const float *ffn_lerp_k, *ffn_lerp_r; /* (dim) the feed-forward is a channel mix; r in RWKV-6 only */
-    const float *norm_bias, *ffn_norm_bias; /* (dim) or NULL; with Config.layer_norm */
+
+    /* feed-forward */
+    const float *ffn_norm, *ffn_norm_bias; /* (dim), like norm */
     Tensor gate, up, down;          /* without data: no feed-forward; a channel mix has no gate, or the receptance there */
     int ffn_act;
-    /* residual attention: scores of the sources in front of the mixer and of the feed-forward */
+    const float *ffn_lerp_k, *ffn_lerp_r; /* (dim) the feed-forward is RWKV's channel mix; r in RWKV-6 only */
+
+    /* residual attention: scores of the sources in front of the mixer and of the feed-forward, (dim) */
     const float *res_proj[2], *res_norm[2];
-    /* where the state keeps this layer: floats into the constant part; bytes of KEYS positions in the growing part, of the layers before and of this one, by GLA_KV_* */
-    size_t fixed_at, fixed, kv_at[GLA_N_KV], kv[GLA_N_KV];
+
+    /* where the state keeps this layer */
+    size_t fixed_at, fixed;         /* floats: where its constant part begins, and its length */
+    size_t kv_at[GLA_N_KV], kv[GLA_N_KV]; /* bytes of KEYS positions in the growing part, by GLA_KV_*: of the layers before, of this one */
 } Layer;
 
 typedef struct {
@@ -3202,18 +3252,21 @@ struct GlaModel {
     uint64_t parameters, token_bytes, token_weights, run_weights;
     size_t fixed_floats, kv_floats; /* of all layers; kv per position */
     size_t kv_bytes[GLA_N_KV];      /* of KEYS positions of all layers */
-    size_t row_floats, mid_floats, out_floats, hidden_floats, widest_in, widest_dk; /* scratch per token: widest set of projections, narrow middles, mixer output, feed-forward; widest matmul input; head */
-    size_t first_floats;            /* RWKV-7: values of the first layer, per token */
+    size_t row_floats, mid_floats;  /* scratch per token: widest set of projections; of narrow middles */
+    size_t out_floats, hidden_floats; /* scratch per token: widest mixer output; feed-forward */
+    size_t widest_in, widest_dk;    /* widest input of a matmul; rows of the tallest memory */
+    size_t v_first_floats;          /* RWKV-7: values of the first layer, per token */
     struct Block { struct Block *next; } *owned; /* memory to free with the model */
 };
 
 /* While loading: the first failure sticks, and everything after it is skipped, so a config reader reads as a list. */
 typedef struct { GlaModel *m; const Gguf *g; char arch[32]; char *err; int code; } Loader;
+#define REFUSE(l, kind, ...) ((l)->code = (l)->code ? (l)->code : fail((l)->err, kind, __VA_ARGS__))
 
 static void *keep(Loader *l, size_t n, size_t width) { /* zeroed memory that lives as long as the model */
     if (l->code) return NULL;
     struct Block *b = width && n > SIZE_MAX / 4 / width ? NULL : gla_alloc(ALIGN + n * width);
-    if (!b) { l->code = fail(l->err, GLA_MEMORY, "no memory for the model's description"); return NULL; }
+    if (!b) { REFUSE(l, GLA_MEMORY, "no memory for the model's description"); return NULL; }
     b->next = l->m->owned, l->m->owned = b;
     return (char *)b + ALIGN;
 }
@@ -3236,13 +3289,13 @@ static int int_key(Loader *l, const char *key, int layer, int64_t absent, int64_
     char full[96];
     int64_t v = absent, i = gguf_key_index(l->g, arch_key(full, l, key));
     if (l->code) return (int)max64(absent, lo);
-    if (i < 0 && absent < lo) l->code = fail(l->err, GLA_FORMAT, "%s is missing", full);
+    if (i < 0 && absent < lo) REFUSE(l, GLA_FORMAT, "%s is missing", full);
     else if (i >= 0) {
         const GgufKey *k = &l->g->keys[i];
         if (!array_int(&k->value, k->type == GGUF_ARR ? (uint64_t)layer : 0, &v))
-            l->code = fail(l->err, GLA_FORMAT, "%s holds no integer for layer %d", full, layer);
+            REFUSE(l, GLA_FORMAT, "%s holds no integer for layer %d", full, layer);
         else if (v < lo || v > hi)
-            l->code = fail(l->err, GLA_FORMAT, "%s is %lld, expected %lld to %lld", full, (long long)v, (long long)lo, (long long)hi);
+            REFUSE(l, GLA_FORMAT, "%s is %lld, expected %lld to %lld", full, (long long)v, (long long)lo, (long long)hi);
     }
     return (int)(l->code ? lo : v);
 }
@@ -3254,19 +3307,21 @@ static double float_key(Loader *l, const char *key, int layer, double absent, do
     if (l->code || i < 0) return absent;
     const GgufKey *k = &l->g->keys[i];
     if (!array_float(&k->value, k->type == GGUF_ARR ? (uint64_t)layer : 0, &v))
-        l->code = fail(l->err, GLA_FORMAT, "%s holds no number for layer %d", full, layer);
-    else if (!(v >= lo && v <= hi))
-        l->code = fail(l->err, GLA_FORMAT, "%s is %g, expected %g to %g", full, v, lo, hi);
+        REFUSE(l, GLA_FORMAT, "%s holds no number for layer %d", full, layer);
+    else if (!(v >= lo && v <= hi)) /* NaN, too */
+        REFUSE(l, GLA_FORMAT, "%s is %g, expected %g to %g", full, v, lo, hi);
     return l->code ? absent : v;
 }
 
+/* The name of an activation or, in mixer.feature_map only, of a feature map. */
 static int act_key(Loader *l, const char *key, int absent) {
     char full[96], name[64];
     Str s;
     if (l->code || !gguf_str(l->g, arch_key(full, l, key), &s)) return absent;
+    int maps = !strcmp(key, "mixer.feature_map");
     for (size_t i = 0; i < sizeof act_names / sizeof *act_names; i++)
-        if (str_is(s, act_names[i].name) && (act_names[i].act <= ACT_NONE || !strcmp(key, "mixer.feature_map"))) return act_names[i].act;
-    l->code = fail(l->err, GLA_UNSUPPORTED, "%s is \"%s\", an activation that is not implemented", full, printable(name, s));
+        if (str_is(s, act_names[i].name) && (act_names[i].act <= ACT_NONE || maps)) return act_names[i].act;
+    REFUSE(l, GLA_UNSUPPORTED, "%s is \"%s\", an activation that is not implemented", full, printable(name, s));
     return absent;
 }
 
@@ -3276,7 +3331,10 @@ static GgufTensor *tensor_named(Loader *l, char full[64], const char *name, int 
     int64_t i = name_find(l->g->tensor_table, l->g->tensor_slots, l->g->tensors, sizeof *l->g->tensors, (Str){full, strlen(full)});
     return i < 0 ? NULL : &l->g->tensors[i];
 }
-static int has(Loader *l, const char *name, int layer) { char full[64]; return tensor_named(l, full, name, layer) != NULL; }
+static int has(Loader *l, const char *name, int layer) {
+    char full[64];
+    return tensor_named(l, full, name, layer) != NULL;
+}
 
 /* n matrices of n_out rows of n_in, one below the other; dimensions that are 0 are taken from the file. layer < 0: not in a block. */
 static Tensor matrices(Loader *l, const char *name, int layer, int64_t n_in, int64_t n_out, int64_t n) {
@@ -3284,22 +3342,25 @@ static Tensor matrices(Loader *l, const char *name, int layer, int64_t n_in, int
     Tensor none = {NULL, 0, 0, 0};
     GgufTensor *t = l->code ? NULL : tensor_named(l, full, name, layer);
     if (l->code) return none;
-    if (!t) { l->code = fail(l->err, GLA_FORMAT, "the tensor %s is missing", full); return none; }
+    if (!t) { REFUSE(l, GLA_FORMAT, "the tensor %s is missing", full); return none; }
     if (n > 1) snprintf(third, sizeof third, ", %lld", (long long)n);
     if (!n_in) n_in = (int64_t)min64((int64_t)t->ne[0], INT32_MAX);
     if (!n_out) n_out = (int64_t)min64((int64_t)t->ne[1], INT32_MAX);
     if ((int64_t)t->ne[0] != n_in || (int64_t)t->ne[1] != n_out || (int64_t)t->ne[2] != n || t->ne[3] != 1)
-        l->code = fail(l->err, GLA_FORMAT, "%s is (%llu, %llu, %llu, %llu), expected (%lld, %lld%s); was it exported for another config?", full,
-                       (unsigned long long)t->ne[0], (unsigned long long)t->ne[1], (unsigned long long)t->ne[2], (unsigned long long)t->ne[3], (long long)n_in, (long long)n_out, third);
+        REFUSE(l, GLA_FORMAT, "%s is (%llu, %llu, %llu, %llu), expected (%lld, %lld%s); was it exported for another config?", full,
+               (unsigned long long)t->ne[0], (unsigned long long)t->ne[1], (unsigned long long)t->ne[2], (unsigned long long)t->ne[3],
+               (long long)n_in, (long long)n_out, third);
     else if (t->ne[1] > (uint64_t)(INT32_MAX / 8 / n) || t->ne[0] > INT32_MAX / 8)
-        l->code = fail(l->err, GLA_UNSUPPORTED, "%s is too large: at most 2^28 rows and columns", full);
+        REFUSE(l, GLA_UNSUPPORTED, "%s is too large: at most 2^28 rows and columns", full);
     else if (!types[t->type].group)
-        l->code = fail(l->err, GLA_UNSUPPORTED, "%s has the type %s, which is not implemented", full, types[t->type].name);
+        REFUSE(l, GLA_UNSUPPORTED, "%s has the type %s, which is not implemented", full, types[t->type].name);
     if (l->code) return none;
     t->used = 1;
     return (Tensor){t->data, t->type, (int)n_in, (int)(n_out * n)};
 }
-static Tensor matrix(Loader *l, const char *name, int layer, int64_t n_in, int64_t n_out) { return matrices(l, name, layer, n_in, n_out, 1); }
+static Tensor matrix(Loader *l, const char *name, int layer, int64_t n_in, int64_t n_out) {
+    return matrices(l, name, layer, n_in, n_out, 1);
+}
 
 static Tensor rows_of(Tensor w, int64_t from, int64_t n) { /* some rows of a fused matrix */
     return (Tensor){w.data ? w.data + (size_t)from * row_bytes(&w) : NULL, w.type, w.n_in, (int)n};
@@ -3310,12 +3371,15 @@ static const float *vector_or(Loader *l, const char *name, int layer, int64_t n,
     char full[64];
     GgufTensor *t = l->code ? NULL : tensor_named(l, full, name, layer);
     if (!t) {
-        if (!l->code && required) l->code = fail(l->err, GLA_FORMAT, "the tensor %s is missing", full);
+        if (required) REFUSE(l, GLA_FORMAT, "the tensor %s is missing", full);
         return NULL;
     }
     uint64_t elements = t->ne[0] * t->ne[1] * t->ne[2] * t->ne[3];
-    if (elements != (uint64_t)n) l->code = fail(l->err, GLA_FORMAT, "%s has %llu elements, expected %lld; was it exported for another config?", full, (unsigned long long)elements, (long long)n);
-    else if (t->type != F32 && t->type != F16 && t->type != BF16) l->code = fail(l->err, GLA_UNSUPPORTED, "%s has the type %s, expected F32, F16 or BF16", full, types[t->type].name);
+    if (elements != (uint64_t)n)
+        REFUSE(l, GLA_FORMAT, "%s has %llu elements, expected %lld; was it exported for another config?", full,
+               (unsigned long long)elements, (long long)n);
+    else if (t->type != F32 && t->type != F16 && t->type != BF16)
+        REFUSE(l, GLA_UNSUPPORTED, "%s has the type %s, expected F32, F16 or BF16", full, types[t->type].name);
     if (l->code) return NULL;
     t->used = 1;
     if (t->type == F32 && (uintptr_t)t->data % sizeof(float) == 0) return (const float *)(const void *)t->data;
@@ -3345,7 +3409,7 @@ static Proj projection(Loader *l, const char *name, const char *low, int layer, 
     return p;
 }
 
-/* What nearly every decoder block has: a norm, a mixer (already bound), a norm, a gated feed-forward. */
+/* What nearly every decoder block has behind its mixer: a norm (its name differs) and a gated feed-forward. */
 static void bind_feed_forward(Loader *l, Layer *y, int i, const char *norm) {
     int dim = l->m->config.dim, hidden = int_key(l, "feed_forward_length", i, 0, 1, 1 << 28);
     y->ffn_norm = vector(l, norm, i, dim);
@@ -3360,38 +3424,52 @@ static const double *rope_frequencies(Loader *l, Layer *y, double base, double f
     for (Layer *x = l->m->layers; x < y; x++)
         if (x->rope_freq && x->rope_dims == y->rope_dims && x->rope_base == base && x->rope_factor == factor) return x->rope_freq;
     double *f = keep(l, (size_t)y->rope_dims / 2 + 1, sizeof *f);
-    for (int j = 0; f && j < y->rope_dims / 2; j++) f[j] = pow(base, -2.0 * j / y->rope_dims) / factor / (factors ? factors[j] : 1.0);
+    for (int j = 0; f && j < y->rope_dims / 2; j++)
+        f[j] = pow(base, -2.0 * j / y->rope_dims) / factor / (factors ? factors[j] : 1.0);
     return f;
 }
 
-/* Grouped-query softmax attention; its projections are q (with gate when gated), k, v.
- * head_dim 0: dim / heads. A fused attn_qkv holds the rows of q, k, v in this order. */
-static void bind_softmax(Loader *l, Layer *y, int i, int head_dim, int gated, int qk_norm, int adjacent) {
-    int dim = l->m->config.dim;
-    y->mixer = MIX_SOFTMAX, y->gated = gated, y->rope_adjacent = adjacent;
-    y->n_heads = int_key(l, "attention.head_count", i, 0, 1, 65536);
-    y->n_k_heads = int_key(l, "attention.head_count_kv", i, y->n_heads, 1, 65536);
-    if (!head_dim) head_dim = int_key(l, "attention.key_length", i, dim / y->n_heads, 1, 65536);
-    y->dk = y->dv = head_dim;
-    if (l->code) return;
-    if (y->n_heads % y->n_k_heads) { l->code = fail(l->err, GLA_FORMAT, "%d query heads cannot share %d key heads", y->n_heads, y->n_k_heads); return; }
-    if (int_key(l, "attention.value_length", i, head_dim, 1, 65536) != head_dim && !l->code) l->code = fail(l->err, GLA_UNSUPPORTED, "%s.attention.value_length differs from key_length, which is not implemented", l->arch);
-    int forgetting = has(l, "attn_forget.weight", i), own_norms = forgetting || !strcmp(l->arch, "wall_transformer"); /* a norm weight per channel of all heads */
-    int64_t q_rows = (int64_t)y->n_heads * head_dim * (gated ? 2 : 1), kv_rows = (int64_t)y->n_k_heads * head_dim;
-    y->rope_dims = int_key(l, "rope.dimension_count", i, head_dim < MAX_ROPE ? head_dim : MAX_ROPE, 0, head_dim < MAX_ROPE ? head_dim : MAX_ROPE);
-    if (y->rope_dims % 2 && !l->code) l->code = fail(l->err, GLA_FORMAT, "%s.rope.dimension_count is odd", l->arch);
+/* The rotary positions of a softmax layer with heads of head_dim channels. */
+static void bind_rope(Loader *l, Layer *y, int i, int head_dim) {
+    int most = head_dim < MAX_ROPE ? head_dim : MAX_ROPE;
+    y->rope_dims = int_key(l, "rope.dimension_count", i, most, 0, most);
+    if (y->rope_dims % 2) REFUSE(l, GLA_FORMAT, "%s.rope.dimension_count is odd", l->arch);
     double base = float_key(l, "rope.freq_base", i, 10000.0, 1.0, 1e15), factor = 1;
     char key[96], text[64];
     Str scaling;
     if (gguf_str(l->g, arch_key(key, l, "rope.scaling.type"), &scaling) && !str_is(scaling, "none")) {
         if (str_is(scaling, "linear")) factor = float_key(l, "rope.scaling.factor", i, 1.0, 1e-3, 1e6);
-        else if (!l->code) l->code = fail(l->err, GLA_UNSUPPORTED, "%s is \"%s\", which is not implemented", key, printable(text, scaling));
+        else REFUSE(l, GLA_UNSUPPORTED, "%s is \"%s\", which is not implemented", key, printable(text, scaling));
     }
     const float *factors = vector_if(l, "rope_freqs.weight", -1, y->rope_dims / 2);
     y->rope_freq = rope_frequencies(l, y, base, factor, factors);
+}
+
+/* Grouped-query softmax attention; its projections are q (with gate when gated), k, v, and f where there are forget gates.
+ * A fused attn_qkv holds the rows of q, k, v in this order. */
+static void bind_softmax(Loader *l, Layer *y, int i, int gated, int qk_norm, int adjacent) {
+    int dim = l->m->config.dim;
+    y->mixer = MIX_SOFTMAX;
+    y->gated = gated;
+    y->rope_adjacent = adjacent;
+    y->n_heads = int_key(l, "attention.head_count", i, 0, 1, 65536);
+    y->n_k_heads = int_key(l, "attention.head_count_kv", i, y->n_heads, 1, 65536);
+    int head_dim = y->dk = y->dv = int_key(l, "attention.key_length", i, dim / y->n_heads, 1, 65536);
+    if (l->code) return;
+    if (y->n_heads % y->n_k_heads) {
+        REFUSE(l, GLA_FORMAT, "%d query heads cannot share %d key heads", y->n_heads, y->n_k_heads);
+        return;
+    }
+    if (int_key(l, "attention.value_length", i, head_dim, 1, 65536) != head_dim)
+        REFUSE(l, GLA_UNSUPPORTED, "%s.attention.value_length differs from key_length, which is not implemented", l->arch);
+    bind_rope(l, y, i, head_dim);
     double scale = float_key(l, "attention.scale", i, 0.0, 0.0, 1e6);
     y->scale = scale != 0 ? (float)scale : 1.0f / sqrtf((float)head_dim);
     y->window = int_key(l, "attention.sliding_window", i, 0, 0, INT32_MAX);
+
+    int forgetting = has(l, "attn_forget.weight", i);
+    int own_norms = forgetting || !strcmp(l->arch, "wall_transformer"); /* a norm weight per channel of all heads */
+    int64_t q_rows = (int64_t)y->n_heads * head_dim * (gated ? 2 : 1), kv_rows = (int64_t)y->n_k_heads * head_dim;
     if (has(l, "attn_qkv.weight", i)) {
         Tensor w = matrix(l, "attn_qkv.weight", i, dim, q_rows + 2 * kv_rows);
         const float *b = vector_if(l, "attn_qkv.bias", i, q_rows + 2 * kv_rows);
@@ -3407,16 +3485,19 @@ static void bind_softmax(Loader *l, Layer *y, int i, int head_dim, int gated, in
     y->out = projection(l, "attn_output", NULL, i, (int64_t)y->n_heads * head_dim, dim);
     y->qk_eps = (float)float_key(l, "attention.qk_norm_epsilon", i, y->eps, 0, 1);
     y->qk_norm_step = own_norms ? head_dim : 0;
-    if (qk_norm) y->q_norm = vector(l, "attn_q_norm.weight", i, own_norms ? q_rows : head_dim), y->k_norm = vector(l, "attn_k_norm.weight", i, own_norms ? kv_rows : head_dim);
+    if (qk_norm) {
+        y->q_norm = vector(l, "attn_q_norm.weight", i, own_norms ? q_rows : head_dim);
+        y->k_norm = vector(l, "attn_k_norm.weight", i, own_norms ? kv_rows : head_dim);
+    }
     if (forgetting) y->in[IN_F] = projection(l, "attn_forget", NULL, i, dim, y->n_heads);
 }
 
-/* PaTH and wall attention: the same projections, and what later tokens do to a key: w and its strength b for each key/value head, or a fading
- * for each channel of each query head. */
+/* PaTH and wall attention: the same projections, and what later tokens do to a key. PaTH has w and its strength b for each key/value
+ * head, wall has a fading for each channel of each query head. */
 static void bind_turning(Loader *l, Layer *y, int i) {
     int dim = l->m->config.dim, wall = !strcmp(l->arch, "wall_transformer");
-    bind_softmax(l, y, i, 0, 0, wall && has(l, "attn_q_norm.weight", i), 0);
-    if (y->rope_dims && !l->code) l->code = fail(l->err, GLA_UNSUPPORTED, "%s with rotary positions is not implemented", l->arch);
+    bind_softmax(l, y, i, 0, wall && has(l, "attn_q_norm.weight", i), 0);
+    if (y->rope_dims) REFUSE(l, GLA_UNSUPPORTED, "%s with rotary positions is not implemented", l->arch);
     int64_t rows = (int64_t)y->n_k_heads * y->dk, q_rows = (int64_t)y->n_heads * y->dk;
     y->mixer = wall ? MIX_WALL : MIX_PATH;
     y->scratch = (size_t)(2 * rows + (wall ? q_rows : rows)) + LANES; /* the rows of the cache */
@@ -3430,10 +3511,10 @@ static void bind_turning(Loader *l, Layer *y, int i) {
 
 /* llama, qwen3: softmax attention in every layer.                            (gguf-models.md section 3.10) */
 static void read_llama(Loader *l, Layer *y, int i) {
-    if (int_key(l, "expert_count", i, 0, 0, 65536) && !l->code) l->code = fail(l->err, GLA_UNSUPPORTED, "%s with experts is not implemented", l->arch);
+    if (int_key(l, "expert_count", i, 0, 0, 65536)) REFUSE(l, GLA_UNSUPPORTED, "%s with experts is not implemented", l->arch);
     y->norm = vector(l, "attn_norm.weight", i, l->m->config.dim);
     int qwen3 = !strcmp(l->arch, "qwen3");
-    bind_softmax(l, y, i, 0, 0, qwen3, !qwen3); /* llama's rows are stored for rotation of adjacent pairs */
+    bind_softmax(l, y, i, 0, qwen3, !qwen3); /* llama's rows are stored for rotation of adjacent pairs */
     bind_feed_forward(l, y, i, "ffn_norm.weight");
 }
 
@@ -3443,8 +3524,12 @@ static int map_width(int map, int n) { return map == MAP_HEDGEHOG ? 2 * n : map 
  * of the memory is y->dk now and, with a feature map that widens, map_width of that at the end of binding. */
 static void family_defaults(Layer *y, const char *name) {
     const Family *f = y->family = family_named(name);
-    const int width[MAX_IN] = {y->dk, y->dk, y->dv, f->per == CHANNELS ? y->dk : f->per == SLOTS ? y->slots : 1, f->erase == ERASE_GATED ? y->dk : 1, y->dv,
-                               f->mixer == MIX_LOG_LINEAR ? MAX_LEVELS : y->dv, 1, 1};
+    const int width[MAX_IN] = {
+        [IN_Q] = y->dk, [IN_K] = y->dk, [IN_V] = y->dv, [IN_Z] = y->dv, [IN_G] = 1, [IN_S] = 1,
+        [IN_F] = f->per == CHANNELS ? y->dk : f->per == SLOTS ? y->slots : 1,
+        [IN_B] = f->erase == ERASE_GATED ? y->dk : 1,
+        [IN_W] = f->mixer == MIX_LOG_LINEAR ? MAX_LEVELS : y->dv,
+    };
     if (!y->steps) y->steps = 1;
     y->mixer = f->mixer;
     for (int j = 0; j < MAX_IN; j++) {
@@ -3452,10 +3537,16 @@ static void family_defaults(Layer *y, const char *name) {
         if (j == IN_K || j == IN_V || j == IN_B) y->heads[j] *= y->steps;
         y->width[j] = width[j];
     }
-    y->map = f->map, y->norms[0] = y->norms[1] = f->norm, y->gate_act = f->gate;
-    y->norm_width = f->out == OUT_HEAD ? y->dv : y->n_heads * y->dv, y->norm_shared = f->out == OUT_HEAD;
-    y->out_act = f->out == OUT_SILU_ALL ? ACT_SILU : ACT_NONE, y->gate_first = f->out == OUT_GATED;
-    y->decay_divisor = 1, y->decay_min = -INFINITY, y->beta_scale = 1, y->o_eps = y->eps, y->step_max = INFINITY;
+    y->map = f->map;
+    y->norms[0] = y->norms[1] = f->norm;
+    y->norm_width = f->out == OUT_HEAD ? y->dv : y->n_heads * y->dv;
+    y->norm_shared = f->out == OUT_HEAD;
+    y->out_act = f->out == OUT_SILU_ALL ? ACT_SILU : ACT_NONE;
+    y->gate_act = f->gate;
+    y->gate_first = f->out == OUT_GATED;
+    y->decay_divisor = 1, y->decay_min = -INFINITY, y->step_max = INFINITY;
+    y->beta_scale = 1;
+    y->o_eps = y->eps;
     y->scale = 1.0f / sqrtf((float)y->dk);
 }
 
@@ -3481,33 +3572,38 @@ static int norm_key(Loader *l, const char *key, int absent) {
     if (str_is(s, "l2")) return QK_L2;
     if (str_is(s, "sum")) return QK_SUM;
     if (str_is(s, "none")) return QK_PLAIN;
-    l->code = fail(l->err, GLA_UNSUPPORTED, "%s is \"%s\", a norm that is not implemented", full, printable(text, s));
+    REFUSE(l, GLA_UNSUPPORTED, "%s is \"%s\", a norm that is not implemented", full, printable(text, s));
     return absent;
 }
 
 /* A layer of the family in the layout of doc/format.md: mixer.* keys, one tensor per projection. */
 static void bind_family(Loader *l, Layer *y, int i) {
-    static const char *const names[MAX_IN] = {"attn_q", "attn_k", "attn_v", "ssm_alpha", "ssm_beta", "attn_gate", "ssm_w", "ssm_m_alpha", "ssm_m_beta"};
-    static const char *const low[MAX_IN] = {NULL, NULL, NULL, "ssm_f", NULL, "ssm_g", NULL, NULL, NULL};
+    static const char *const names[MAX_IN] = {"attn_q", "attn_k", "attn_v", "ssm_alpha", "ssm_beta",
+                                              "attn_gate", "ssm_w", "ssm_m_alpha", "ssm_m_beta"};
+    static const char *const narrow_names[MAX_IN] = {[IN_F] = "ssm_f", [IN_Z] = "ssm_g"}; /* through a narrow middle */
     int dim = l->m->config.dim;
     y->n_heads = int_key(l, "mixer.head_count", i, 0, 1, 65536);
     y->n_k_heads = int_key(l, "mixer.head_count_kv", i, y->n_heads, 1, 65536);
-    y->dk = int_key(l, "mixer.key_length", i, 0, 1, 4096), y->dv = int_key(l, "mixer.value_length", i, 0, 1, 4096);
+    y->dk = int_key(l, "mixer.key_length", i, 0, 1, 4096);
+    y->dv = int_key(l, "mixer.value_length", i, 0, 1, 4096);
     y->d_conv = int_key(l, "mixer.conv_kernel", i, 0, 0, 64);
     y->slots = int_key(l, "mixer.slot_count", i, family_named(l->arch)->per == SLOTS ? 0 : 1, 1, 4096);
     y->steps = int_key(l, "mixer.writes_per_token", i, 1, 1, 64);
-    if (!l->code && y->n_heads % y->n_k_heads) l->code = fail(l->err, GLA_FORMAT, "%s: %d heads cannot share %d key heads", l->arch, y->n_heads, y->n_k_heads);
-    if (!l->code && (int64_t)y->n_heads * y->steps * (y->dk > y->dv ? y->dk : y->dv) > 1 << 28) l->code = fail(l->err, GLA_UNSUPPORTED, "%s: %d heads of %d x %d are too many", l->arch, y->n_heads, y->dk, y->dv);
+    if (y->n_heads % y->n_k_heads) REFUSE(l, GLA_FORMAT, "%s: %d heads cannot share %d key heads", l->arch, y->n_heads, y->n_k_heads);
+    if ((int64_t)y->n_heads * y->steps * (y->dk > y->dv ? y->dk : y->dv) > 1 << 28)
+        REFUSE(l, GLA_UNSUPPORTED, "%s: %d heads of %d x %d are too many", l->arch, y->n_heads, y->dk, y->dv);
     if (l->code) return;
     family_defaults(y, l->arch);
     const Family *f = y->family;
     y->map = act_key(l, "mixer.feature_map", y->map);
-    y->norms[0] = norm_key(l, "mixer.q_norm", f->norm), y->norms[1] = norm_key(l, "mixer.k_norm", f->norm);
+    y->norms[0] = norm_key(l, "mixer.q_norm", f->norm);
+    y->norms[1] = norm_key(l, "mixer.k_norm", f->norm);
     y->sum_eps = (float)float_key(l, "mixer.sum_epsilon", i, 0, 0, 1);
     y->normalizer = (float)float_key(l, "mixer.normalizer_epsilon", i, 0, 0, 1);
     y->decay_divisor = (float)float_key(l, "mixer.decay_divisor", i, f->decay == DECAY_SIGMOID ? 16 : 1, 1e-6, 1e6);
     y->decay_min = (float)float_key(l, "mixer.decay_min", i, -INFINITY, -INFINITY, 0);
-    y->score_min = (float)float_key(l, "mixer.score_min", i, -INFINITY, -INFINITY, INFINITY), y->score_max = (float)float_key(l, "mixer.score_max", i, INFINITY, -INFINITY, INFINITY);
+    y->score_min = (float)float_key(l, "mixer.score_min", i, -INFINITY, -INFINITY, INFINITY);
+    y->score_max = (float)float_key(l, "mixer.score_max", i, INFINITY, -INFINITY, INFINITY);
     y->decay_bound = (float)float_key(l, "mixer.decay_bound", i, 0, -1e6, 0);
     y->beta_scale = (float)float_key(l, "mixer.beta_scale", i, 1, 0, 2);
     y->o_eps = (float)float_key(l, "mixer.layer_norm_rms_epsilon", i, y->eps, 0, 1);
@@ -3522,25 +3618,39 @@ static void bind_family(Loader *l, Layer *y, int i) {
         if (!rows[j] || (j == IN_Z && y->gate_act == ACT_NONE)) continue;
         if (j == IN_B && !has(l, "ssm_beta.weight", i)) continue; /* strength one */
         if (j == IN_F && y->mixer == MIX_PRODUCT && !has(l, "ssm_alpha.weight", i)) continue; /* nothing fades */
-        y->in[j] = projection(l, names[j], low[j], i, dim, rows[j]);
+        y->in[j] = projection(l, names[j], narrow_names[j], i, dim, rows[j]);
         snprintf(name, sizeof name, "ssm_conv1d_%c.weight", IN_LETTERS[j]);
-        if (y->d_conv && j <= IN_F && (j < (y->mixer == MIX_MESA ? IN_V : IN_F) || has(l, name, i))) y->conv[j] = vector(l, name, i, rows[j] * y->d_conv);
+        int required = j < (y->mixer == MIX_MESA ? IN_V : IN_F); /* f, and MesaNet's v, may go without */
+        if (y->d_conv && j <= IN_F && (required || has(l, name, i))) y->conv[j] = vector(l, name, i, rows[j] * y->d_conv);
     }
-    if (f->decay == DECAY_SOFTPLUS && y->in[IN_F].w.data) y->a = vector(l, "ssm_a", i, y->heads[IN_F]), y->dt_bias = vector(l, "ssm_dt.bias", i, rows[IN_F]);
-    if (y->mixer == MIX_MESA) y->ridge = vector(l, "ssm_ridge", i, rows[IN_K]), y->solver_steps = int_key(l, "mixer.solver_steps", i, 0, 1, 10000);
+    if (f->decay == DECAY_SOFTPLUS && y->in[IN_F].w.data) {
+        y->a = vector(l, "ssm_a", i, y->heads[IN_F]);
+        y->dt_bias = vector(l, "ssm_dt.bias", i, rows[IN_F]);
+    }
+    if (y->mixer == MIX_MESA) {
+        y->ridge = vector(l, "ssm_ridge", i, rows[IN_K]);
+        y->solver_steps = int_key(l, "mixer.solver_steps", i, 0, 1, 10000);
+    }
     if (f->decay == DECAY_FIXED) y->a = vector(l, "ssm_decay", i, y->n_heads);
     if (f->decay == DECAY_FORGET) y->low = vector_if(l, "ssm_f_low", i, rows[IN_F]);
-    if (f->erase == ERASE_OLD) y->old_key = vector(l, "ssm_p", i, y->n_heads), y->skip = vector(l, "ssm_d", i, y->n_heads);
+    if (f->erase == ERASE_OLD) {
+        y->old_key = vector(l, "ssm_p", i, y->n_heads);
+        y->skip = vector(l, "ssm_d", i, y->n_heads);
+    }
     if (f->write == WRITE_SCALED_K) {
-        y->g_a = vector(l, "ssm_m_a", i, y->heads[IN_G]), y->g_bias = vector(l, "ssm_m_dt.bias", i, y->heads[IN_G]), y->g_scale = vector(l, "ssm_m_scale", i, y->heads[IN_G]);
-        y->squash = (float)log(float_key(l, "mixer.squash", i, 1.5, 1, 1e6)), y->squash_eps = (float)float_key(l, "mixer.squash_epsilon", i, 1e-6, 0, 1);
+        y->g_a = vector(l, "ssm_m_a", i, y->heads[IN_G]);
+        y->g_bias = vector(l, "ssm_m_dt.bias", i, y->heads[IN_G]);
+        y->g_scale = vector(l, "ssm_m_scale", i, y->heads[IN_G]);
+        y->squash = (float)log(float_key(l, "mixer.squash", i, 1.5, 1, 1e6));
+        y->squash_eps = (float)float_key(l, "mixer.squash_epsilon", i, 1e-6, 0, 1);
     }
     for (int which = 0; which < 2 && y->map > ACT_NONE && y->map != MAP_DPFP; which++) { /* q may use k's, or k q's */
         static const char *const maps[2][2] = {{"ssm_map_q", "ssm_map_q2"}, {"ssm_map_k", "ssm_map_k2"}};
         char first[32];
         snprintf(first, sizeof first, "%s.weight", maps[which][0]);
         int from = has(l, first, i) ? which : !which;
-        for (int n = 0; n < (y->map == MAP_HADAMARD ? 2 : 1); n++) y->map_in[which][n] = projection(l, maps[from][n], NULL, i, y->dk, y->dk);
+        for (int n = 0; n < (y->map == MAP_HADAMARD ? 2 : 1); n++)
+            y->map_in[which][n] = projection(l, maps[from][n], NULL, i, y->dk, y->dk);
     }
     y->dk = map_width(y->map, y->dk);
     y->scale = (float)float_key(l, "mixer.scale", i, 1.0 / sqrt(y->dk), 0, 1e6);
@@ -3558,13 +3668,15 @@ static void bind_mamba2(Loader *l, Layer *y, int i) {
     y->n_k_heads = int_key(l, "ssm.group_count", i, 1, 1, 65536);
     y->dk = int_key(l, "ssm.state_size", i, 0, 1, 4096);
     y->d_conv = int_key(l, "ssm.conv_kernel", i, 4, 1, 64);
-    if (!l->code && (y->n_heads % y->n_k_heads || inner % y->n_heads || inner / y->n_heads > 4096 || (int64_t)y->n_k_heads * y->dk > 1 << 26))
-        l->code = fail(l->err, GLA_FORMAT, "%s.ssm.*: %d groups, %d heads and an inner size of %d do not fit together", l->arch, y->n_k_heads, y->n_heads, inner);
+    if (y->n_heads % y->n_k_heads || inner % y->n_heads || inner / y->n_heads > 4096 || (int64_t)y->n_k_heads * y->dk > 1 << 26)
+        REFUSE(l, GLA_FORMAT, "%s.ssm.*: %d groups, %d heads and an inner size of %d do not fit together", l->arch,
+               y->n_k_heads, y->n_heads, inner);
     if (l->code) return;
     y->dv = inner / y->n_heads, y->fused = 1;
     family_defaults(y, l->arch);
     int group = y->n_k_heads * y->dk, channels = inner + 2 * group, levels = y->heads[IN_W] * y->width[IN_W];
-    y->at[IN_V] = 0, y->at[IN_K] = inner, y->at[IN_Q] = inner + group, y->scale = 1;
+    y->at[IN_V] = 0, y->at[IN_K] = inner, y->at[IN_Q] = inner + group; /* v, k, q in one matrix and one convolution */
+    y->scale = 1;
     Tensor w = matrix(l, "ssm_in.weight", i, dim, (int64_t)inner + channels + y->n_heads + levels);
     const float *b = vector_if(l, "ssm_in.bias", i, (int64_t)inner + channels + y->n_heads + levels);
     if (l->code) return;
@@ -3572,7 +3684,8 @@ static void bind_mamba2(Loader *l, Layer *y, int i) {
     y->in[IN_Q] = (Proj){.w = rows_of(w, inner, channels), .bias = b ? b + inner : NULL};
     y->in[IN_F] = (Proj){.w = rows_of(w, inner + channels, y->n_heads), .bias = b ? b + inner + channels : NULL};
     if (levels) {
-        y->in[IN_W] = (Proj){.w = rows_of(w, inner + channels + y->n_heads, levels), .bias = b ? b + inner + channels + y->n_heads : NULL};
+        int at = inner + channels + y->n_heads;
+        y->in[IN_W] = (Proj){.w = rows_of(w, at, levels), .bias = b ? b + at : NULL};
         y->levels = vector(l, "ssm_levels", i, levels);
         l->m->config.limit = 1 << (MAX_LEVELS - 1);
     }
@@ -3582,9 +3695,10 @@ static void bind_mamba2(Loader *l, Layer *y, int i) {
     y->dt_bias = vector(l, "ssm_dt.bias", i, y->n_heads);
     y->skip_each = int_key(l, "mixer.skip_per_channel", i, 0, 0, 1);
     y->skip = vector(l, "ssm_d", i, y->skip_each ? inner : y->n_heads);
-    y->step_min = (float)float_key(l, "mixer.step_min", i, 0, 0, INFINITY), y->step_max = (float)float_key(l, "mixer.step_max", i, INFINITY, 0, INFINITY);
+    y->step_min = (float)float_key(l, "mixer.step_min", i, 0, 0, INFINITY);
+    y->step_max = (float)float_key(l, "mixer.step_max", i, INFINITY, 0, INFINITY);
     int groups = int_key(l, "mixer.norm_groups", i, y->n_k_heads, 1, inner);
-    if (!l->code && inner % groups) l->code = fail(l->err, GLA_FORMAT, "%s.mixer.norm_groups: %d groups of %d channels", l->arch, groups, inner);
+    if (inner % groups) REFUSE(l, GLA_FORMAT, "%s.mixer.norm_groups: %d groups of %d channels", l->arch, groups, inner);
     if (l->code) return;
     y->o_norm = vector_if(l, "ssm_norm.weight", i, inner);
     y->norm_width = y->o_norm ? inner / groups : 0;
@@ -3593,26 +3707,34 @@ static void bind_mamba2(Loader *l, Layer *y, int i) {
     y->scratch = family_scratch(y);
 }
 
-/* mamba3: one matrix for z, v, k, q, the time step, the rate of decay, the share of the step that is this token's, and angles.  (mixers.md section 4.25) */
+/* mamba3: one matrix for z, v, k, q, the time step, the rate of decay, the share of the step that is this token's, and angles.
+ *                                                                                         (mixers.md section 4.25) */
 static void bind_mamba3(Loader *l, Layer *y, int i) {
     int dim = l->m->config.dim, inner = int_key(l, "ssm.inner_size", i, 0, 1, 1 << 26);
-    y->n_heads = int_key(l, "ssm.time_step_rank", i, 0, 1, 65536), y->n_k_heads = int_key(l, "ssm.group_count", i, 1, 1, 65536);
+    y->n_heads = int_key(l, "ssm.time_step_rank", i, 0, 1, 65536);
+    y->n_k_heads = int_key(l, "ssm.group_count", i, 1, 1, 65536);
     y->dk = int_key(l, "ssm.state_size", i, 0, 1, 4096);
     y->rope_dims = int_key(l, "mixer.rope_dimension_count", i, 0, 2, y->dk < MAX_ROPE ? y->dk : MAX_ROPE) / 2 * 2;
-    if (!l->code && (y->n_heads % y->n_k_heads || inner % y->n_heads || inner / y->n_heads > 4096 || (int64_t)y->n_heads * y->dk > 1 << 26))
-        l->code = fail(l->err, GLA_FORMAT, "%s.ssm.*: %d groups, %d heads and an inner size of %d do not fit together", l->arch, y->n_k_heads, y->n_heads, inner);
+    if (y->n_heads % y->n_k_heads || inner % y->n_heads || inner / y->n_heads > 4096 || (int64_t)y->n_heads * y->dk > 1 << 26)
+        REFUSE(l, GLA_FORMAT, "%s.ssm.*: %d groups, %d heads and an inner size of %d do not fit together", l->arch,
+               y->n_k_heads, y->n_heads, inner);
     if (l->code) return;
     y->dv = inner / y->n_heads;
     family_defaults(y, l->arch);
     static const int order[] = {IN_Z, IN_V, IN_K, IN_Q, IN_F, IN_W, IN_B, IN_G};
-    const int H = y->n_heads, group = y->n_k_heads * y->dk, rows[] = {inner, inner, group, group, H, H, H, y->rope_dims / 2};
+    const int H = y->n_heads, group = y->n_k_heads * y->dk;
+    const int rows[] = {inner, inner, group, group, H, H, H, y->rope_dims / 2};
     int64_t all = 2 * (int64_t)inner + 2 * group + 3 * H + y->rope_dims / 2, at = 0;
     Tensor w = matrix(l, "ssm_in.weight", i, dim, all);
     const float *b = vector_if(l, "ssm_in.bias", i, all);
-    for (int j = 0; j < 8 && !l->code; at += rows[j++]) y->in[order[j]] = (Proj){.w = rows_of(w, at, rows[j]), .bias = b ? b + at : NULL};
-    y->k_norm = vector(l, "ssm_b_norm.weight", i, y->dk), y->q_norm = vector(l, "ssm_c_norm.weight", i, y->dk);
-    y->k_bias = vector(l, "ssm_b.bias", i, (int64_t)H * y->dk), y->q_bias = vector(l, "ssm_c.bias", i, (int64_t)H * y->dk);
-    y->dt_bias = vector(l, "ssm_dt.bias", i, H), y->skip = vector(l, "ssm_d", i, H);
+    for (int j = 0; j < 8 && !l->code; at += rows[j++])
+        y->in[order[j]] = (Proj){.w = rows_of(w, at, rows[j]), .bias = b ? b + at : NULL};
+    y->k_norm = vector(l, "ssm_b_norm.weight", i, y->dk); /* Mamba calls k B and q C */
+    y->q_norm = vector(l, "ssm_c_norm.weight", i, y->dk);
+    y->k_bias = vector(l, "ssm_b.bias", i, (int64_t)H * y->dk);
+    y->q_bias = vector(l, "ssm_c.bias", i, (int64_t)H * y->dk);
+    y->dt_bias = vector(l, "ssm_dt.bias", i, H);
+    y->skip = vector(l, "ssm_d", i, H);
     y->rate_min = (float)float_key(l, "mixer.rate_min", i, 0, 0, 1e6);
     y->o_norm = vector_if(l, "ssm_norm.weight", i, inner);
     y->norm_width = y->o_norm ? y->dv : 0, y->gate_first = 0;
@@ -3622,20 +3744,24 @@ static void bind_mamba3(Loader *l, Layer *y, int i) {
 
 /* mamba in the layout of llama.cpp; samba is the same with a feed-forward and with softmax layers.      (mixers.md sections 3.6, 4.23) */
 static void bind_mamba(Loader *l, Layer *y, int i) {
-    int dim = l->m->config.dim, inner = int_key(l, "ssm.inner_size", i, 0, 1, 1 << 24), states = int_key(l, "ssm.state_size", i, 0, 1, 4096);
+    int dim = l->m->config.dim, inner = int_key(l, "ssm.inner_size", i, 0, 1, 1 << 24);
+    int states = int_key(l, "ssm.state_size", i, 0, 1, 4096);
     int rank = int_key(l, "ssm.time_step_rank", i, 0, 1, 1 << 20);
     y->d_conv = int_key(l, "ssm.conv_kernel", i, 4, 1, 64);
     y->n_heads = y->n_k_heads = inner, y->dk = states, y->dv = 1;
     if (l->code) return;
     family_defaults(y, l->arch);
-    Tensor w = matrix(l, "ssm_in.weight", i, dim, 2 * (int64_t)inner), x = matrix(l, "ssm_x.weight", i, inner, rank + 2 * (int64_t)states);
+    Tensor w = matrix(l, "ssm_in.weight", i, dim, 2 * (int64_t)inner);
+    Tensor x = matrix(l, "ssm_x.weight", i, inner, rank + 2 * (int64_t)states);
     const float *b = vector_if(l, "ssm_in.bias", i, 2 * (int64_t)inner);
     if (l->code) return;
     y->in[IN_V] = (Proj){.w = rows_of(w, 0, inner), .bias = b};
     y->in[IN_Z] = (Proj){.w = rows_of(w, inner, inner), .bias = b ? b + inner : NULL};
     y->conv[IN_V] = vector(l, "ssm_conv1d.weight", i, (int64_t)inner * y->d_conv);
     y->conv_bias = vector_if(l, "ssm_conv1d.bias", i, inner);
-    y->step_in = (Proj){rows_of(x, 0, rank), matrix(l, "ssm_dt.weight", i, rank, inner), vector(l, "ssm_dt.bias", i, inner), ACT_NONE};
+    y->step_in = (Proj){.w = rows_of(x, 0, rank), .act = ACT_NONE};
+    y->step_in.up = matrix(l, "ssm_dt.weight", i, rank, inner);
+    y->step_in.bias = vector(l, "ssm_dt.bias", i, inner);
     y->bc_in = (Proj){.w = rows_of(x, rank, 2 * states)};
     y->a = vector(l, "ssm_a", i, (int64_t)inner * states);
     y->skip_each = 1, y->skip = vector(l, "ssm_d", i, inner);
@@ -3650,9 +3776,10 @@ static void read_qwen35(Loader *l, Layer *y, int i) {
     int dim = l->m->config.dim, every = int_key(l, "full_attention_interval", i, 4, 1, 1 << 20);
     int linear = (i + 1) % every != 0;
     char key[96];
-    if (gguf_key_index(l->g, arch_key(key, l, "attention.recurrent_layers")) >= 0) linear = int_key(l, "attention.recurrent_layers", i, 0, 0, 1);
+    if (gguf_key_index(l->g, arch_key(key, l, "attention.recurrent_layers")) >= 0)
+        linear = int_key(l, "attention.recurrent_layers", i, 0, 0, 1);
     y->norm = vector(l, "attn_norm.weight", i, dim);
-    if (!linear) bind_softmax(l, y, i, 0, 1, 1, 0);
+    if (!linear) bind_softmax(l, y, i, 1, 1, 0);
     else {
         y->tiled = y->fused = 1;
         y->dk = int_key(l, "ssm.state_size", i, 0, 1, 4096);
@@ -3660,8 +3787,9 @@ static void read_qwen35(Loader *l, Layer *y, int i) {
         y->n_heads = int_key(l, "ssm.time_step_rank", i, 0, 1, 65536);
         int inner = int_key(l, "ssm.inner_size", i, 0, 1, 1 << 28);
         y->d_conv = int_key(l, "ssm.conv_kernel", i, 4, 1, 64);
-        if (!l->code && (y->n_heads % y->n_k_heads || inner % y->n_heads || inner / y->n_heads > 4096))
-            l->code = fail(l->err, GLA_FORMAT, "qwen35.ssm.*: %d key heads, %d value heads and an inner size of %d do not fit together", y->n_k_heads, y->n_heads, inner);
+        if (y->n_heads % y->n_k_heads || inner % y->n_heads || inner / y->n_heads > 4096)
+            REFUSE(l, GLA_FORMAT, "qwen35.ssm.*: %d key heads, %d value heads and an inner size of %d do not fit together",
+                   y->n_k_heads, y->n_heads, inner);
         if (l->code) return;
         y->dv = inner / y->n_heads;
         family_defaults(y, "gated_deltanet");
@@ -3687,8 +3815,10 @@ static void read_fla(Loader *l, Layer *y, int i) {
     const Family *recurrent = family_named(l->arch); /* NULL: all layers are softmax layers */
     if (int_key(l, "attention.head_count", i, 0, recurrent ? 0 : 1, 65536)) {
         if (!strcmp(l->arch, "path_attn") || !strcmp(l->arch, "wall_transformer")) bind_turning(l, y, i);
-        else bind_softmax(l, y, i, 0, 0, has(l, "attn_q_norm.weight", i), 0);
-        if ((y->mixer == MIX_WALL || (y->mixer == MIX_SOFTMAX && y->in[IN_F].w.data)) && has(l, "attn_gate.weight", i)) y->in[IN_Z] = projection(l, "attn_gate", NULL, i, dim, (int64_t)y->n_heads * y->dv);
+        else bind_softmax(l, y, i, 0, has(l, "attn_q_norm.weight", i), 0);
+        int may_gate = y->mixer == MIX_WALL || (y->mixer == MIX_SOFTMAX && y->in[IN_F].w.data);
+        if (may_gate && has(l, "attn_gate.weight", i))
+            y->in[IN_Z] = projection(l, "attn_gate", NULL, i, dim, (int64_t)y->n_heads * y->dv);
     } else if (recurrent->mixer == MIX_MAMBA) bind_mamba(l, y, i);
     else if (recurrent->mixer == MIX_TRAPEZOID) bind_mamba3(l, y, i);
     else if (recurrent->out == OUT_GATED) bind_mamba2(l, y, i);
@@ -3698,10 +3828,13 @@ static void read_fla(Loader *l, Layer *y, int i) {
     bind_feed_forward(l, y, i, "ffn_norm.weight");
     int block = int_key(l, "residual_attention.block_size", i, 0, 0, 1 << 20);
     if (i == 0) l->m->config.res_block = block;
-    else if (block != l->m->config.res_block && !l->code) l->code = fail(l->err, GLA_FORMAT, "%s.residual_attention.block_size differs between layers", l->arch);
+    else if (block != l->m->config.res_block)
+        REFUSE(l, GLA_FORMAT, "%s.residual_attention.block_size differs between layers", l->arch);
     if (l->m->config.res_block) {
-        y->res_proj[0] = vector(l, "attn_res_proj.weight", i, dim), y->res_norm[0] = vector(l, "attn_res_norm.weight", i, dim);
-        y->res_proj[1] = vector(l, "ffn_res_proj.weight", i, dim), y->res_norm[1] = vector(l, "ffn_res_norm.weight", i, dim);
+        y->res_proj[0] = vector(l, "attn_res_proj.weight", i, dim);
+        y->res_norm[0] = vector(l, "attn_res_norm.weight", i, dim);
+        y->res_proj[1] = vector(l, "ffn_res_proj.weight", i, dim);
+        y->res_norm[1] = vector(l, "ffn_res_norm.weight", i, dim);
     }
 }
 
@@ -3718,14 +3851,65 @@ static Proj narrow(Loader *l, char x, int i, int act, int64_t n_out) {
     return p;
 }
 
+/* What RWKV-7 alone has: the narrow projections of w, a, g and v, and the constants of k. */
+static void bind_rwkv7(Loader *l, Layer *y, int i, int64_t keys, int64_t values) {
+    static const int order[] = {IN_Q, IN_F, IN_K, IN_V, IN_B, IN_Z}; /* of the rows of lerp_fused: r, w, k, v, a, g */
+    int dim = l->m->config.dim;
+    const float *lerp = vector(l, "time_mix_lerp_fused.weight", i, 6 * (int64_t)dim);
+    y->in[IN_F] = narrow(l, 'w', i, ACT_TANH, keys);
+    y->in[IN_B] = narrow(l, 'a', i, ACT_NONE, keys);
+    y->in[IN_Z] = narrow(l, 'g', i, ACT_SIGMOID, values);
+    if (i) y->in[IN_W] = narrow(l, 'v', i, ACT_NONE, values);
+    else if (has(l, "time_mix_v0.weight", i)) narrow(l, 'v', i, ACT_NONE, values); /* in llama.cpp's files, and nobody uses it */
+    for (int j = 0; lerp && j < 6; j++) y->lerp[order[j]].bias = lerp + (size_t)j * (size_t)dim;
+    y->lerp[IN_W] = y->lerp[IN_V];
+    y->k_k = vector(l, "time_mix_k_k.weight", i, keys);
+    y->k_a = vector(l, "time_mix_k_a.weight", i, keys);
+    y->bonus = vector(l, "time_mix_r_k.weight", i, keys);
+    y->k_eps = (float)float_key(l, "mixer.l2_norm_epsilon", i, 0, 0, 1);
+    y->gate_act = ACT_NONE;
+    if (!l->code) l->m->v_first_floats = (size_t)values;
+    if (y->in[IN_V].w.n_out != l->m->layers[0].in[IN_V].w.n_out)
+        REFUSE(l, GLA_FORMAT, "%s: the values of all layers must have the width of the first", l->arch);
+}
+
+/* What RWKV-6 alone has: a mix of x and the x before that depends on both, the narrow projection of w, and the bonus u. */
+static void bind_rwkv6(Loader *l, Layer *y, int i, int64_t keys, int64_t values) {
+    static const int order[] = {IN_F, IN_K, IN_V, IN_Q, IN_Z}; /* w, k, v, r, g */
+    int dim = l->m->config.dim;
+    const float *lerp = vector_if(l, "time_mix_lerp_fused.weight", i, 5 * (int64_t)dim);
+    Tensor w1 = matrix(l, "time_mix_w1.weight", i, dim, 0);
+    Tensor w2 = matrices(l, "time_mix_w2.weight", i, w1.n_out / 5, dim, 5);
+    if (w1.n_out % 5) REFUSE(l, GLA_FORMAT, "blk.%d.time_mix_w1.weight has %d rows, expected five equal parts", i, w1.n_out);
+    for (int j = 0; j < 5; j++) {
+        char name[32];
+        snprintf(name, sizeof name, "time_mix_lerp_%c.weight", "wkvrg"[j]);
+        Proj *p = &y->lerp[order[j]];
+        p->w = rows_of(w1, (int64_t)j * (w1.n_out / 5), w1.n_out / 5);
+        p->up = rows_of(w2, (int64_t)j * dim, dim);
+        p->act = ACT_TANH;
+        p->bias = lerp ? lerp + (size_t)j * (size_t)dim : vector(l, name, i, dim);
+    }
+    y->lerp_x = vector(l, "time_mix_lerp_x.weight", i, dim);
+    y->in[IN_F].w = matrix(l, "time_mix_decay_w1.weight", i, dim, 0);
+    y->in[IN_F].bias = vector(l, "time_mix_decay.weight", i, keys);
+    y->in[IN_F].up = matrix(l, "time_mix_decay_w2.weight", i, y->in[IN_F].w.n_out, keys);
+    y->in[IN_F].act = ACT_TANH;
+    y->in[IN_Z].w = matrix(l, "time_mix_gate.weight", i, dim, values);
+    y->bonus = vector(l, "time_mix_first.weight", i, keys);
+    y->gate_act = ACT_SILU;
+}
+
 /* rwkv6, rwkv7 in llama.cpp's layout. mixer.* keys are ours, for heads of other widths and other epsilons. (gguf-models.md section 3.8) */
 static void read_rwkv(Loader *l, Layer *y, int i) {
-    int dim = l->m->config.dim, seven = !strcmp(l->arch, "rwkv7"), hidden = int_key(l, "feed_forward_length", i, 0, 1, 1 << 28);
+    int dim = l->m->config.dim, hidden = int_key(l, "feed_forward_length", i, 0, 1, 1 << 28);
+    int seven = !strcmp(l->arch, "rwkv7");
     l->m->config.layer_norm = 1;
     l->m->config.rescale = seven ? 0 : int_key(l, "rescale_every_n_layers", i, 0, 0, 1 << 20);
-    y->norm = vector(l, "attn_norm.weight", i, dim), y->norm_bias = vector_if(l, "attn_norm.bias", i, dim);
-    y->ffn_norm = vector(l, "attn_norm_2.weight", i, dim), y->ffn_norm_bias = vector_if(l, "attn_norm_2.bias", i, dim);
-    y->ffn_act = act_key(l, "feed_forward_activation", ACT_SQRELU);
+    y->norm = vector(l, "attn_norm.weight", i, dim);
+    y->norm_bias = vector_if(l, "attn_norm.bias", i, dim);
+    y->ffn_norm = vector(l, "attn_norm_2.weight", i, dim);
+    y->ffn_norm_bias = vector_if(l, "attn_norm_2.bias", i, dim);
     y->ffn_lerp_k = vector(l, "channel_mix_lerp_k.weight", i, dim);
     y->up = matrix(l, "channel_mix_key.weight", i, dim, hidden);
     y->down = matrix(l, "channel_mix_value.weight", i, hidden, dim);
@@ -3733,10 +3917,15 @@ static void read_rwkv(Loader *l, Layer *y, int i) {
         y->ffn_lerp_r = vector(l, "channel_mix_lerp_r.weight", i, dim);
         y->gate = matrix(l, "channel_mix_receptance.weight", i, dim, dim);
     }
-    if (int_key(l, "attention.head_count", i, 0, 0, seven && !i ? 0 : 65536)) { /* RWKV-7 needs the values of its first layer */ bind_softmax(l, y, i, 0, 0, 0, 0); return; }
+    int most_softmax_heads = seven && !i ? 0 : 65536; /* RWKV-7 needs the values of its first layer */
+    if (int_key(l, "attention.head_count", i, 0, 0, most_softmax_heads)) {
+        bind_softmax(l, y, i, 0, 0, 0);
+        return;
+    }
 
     y->mixer = MIX_RWKV;
-    y->dk = int_key(l, "wkv.head_size", i, 0, 1, 4096), y->dv = int_key(l, "mixer.value_length", i, y->dk, 1, 4096);
+    y->dk = int_key(l, "wkv.head_size", i, 0, 1, 4096);
+    y->dv = int_key(l, "mixer.value_length", i, y->dk, 1, 4096);
     y->n_heads = int_key(l, "mixer.head_count", i, max64(1, dim / y->dk), 1, 65536);
     y->o_eps = (float)float_key(l, "mixer.layer_norm_epsilon", i, 64e-5, 0, 1);
     int64_t keys = (int64_t)y->n_heads * y->dk, values = (int64_t)y->n_heads * y->dv;
@@ -3744,48 +3933,17 @@ static void read_rwkv(Loader *l, Layer *y, int i) {
     y->in[IN_K].w = matrix(l, "time_mix_key.weight", i, dim, keys);
     y->in[IN_V].w = matrix(l, "time_mix_value.weight", i, dim, values);
     y->out.w = matrix(l, "time_mix_output.weight", i, values, dim);
-    y->o_norm = vector(l, "time_mix_ln.weight", i, values), y->o_bias = vector(l, "time_mix_ln.bias", i, values);
-    if (seven) {
-        static const int order[] = {IN_Q, IN_F, IN_K, IN_V, IN_B, IN_Z}; /* of the rows of lerp_fused: r, w, k, v, a, g */
-        const float *lerp = vector(l, "time_mix_lerp_fused.weight", i, 6 * (int64_t)dim);
-        y->in[IN_F] = narrow(l, 'w', i, ACT_TANH, keys);
-        y->in[IN_B] = narrow(l, 'a', i, ACT_NONE, keys);
-        y->in[IN_Z] = narrow(l, 'g', i, ACT_SIGMOID, values);
-        if (i) y->in[IN_W] = narrow(l, 'v', i, ACT_NONE, values);
-        else if (has(l, "time_mix_v0.weight", i)) narrow(l, 'v', i, ACT_NONE, values); /* llama.cpp's files have them, and nobody uses them */
-        for (int j = 0; lerp && j < 6; j++) y->lerp[order[j]].bias = lerp + (size_t)j * (size_t)dim;
-        y->lerp[IN_W] = y->lerp[IN_V];
-        y->k_k = vector(l, "time_mix_k_k.weight", i, keys), y->k_a = vector(l, "time_mix_k_a.weight", i, keys);
-        y->bonus = vector(l, "time_mix_r_k.weight", i, keys);
-        y->k_eps = (float)float_key(l, "mixer.l2_norm_epsilon", i, 0, 0, 1);
-        y->gate_act = ACT_NONE;
-        if (!l->code) l->m->first_floats = (size_t)values;
-        if (!l->code && y->in[IN_V].w.n_out != l->m->layers[0].in[IN_V].w.n_out) l->code = fail(l->err, GLA_FORMAT, "%s: the values of all layers must have the width of the first", l->arch);
-    } else {
-        static const int order[] = {IN_F, IN_K, IN_V, IN_Q, IN_Z}; /* w, k, v, r, g */
-        const float *lerp = vector_if(l, "time_mix_lerp_fused.weight", i, 5 * (int64_t)dim);
-        Tensor w1 = matrix(l, "time_mix_w1.weight", i, dim, 0), w2 = matrices(l, "time_mix_w2.weight", i, w1.n_out / 5, dim, 5);
-        if (!l->code && w1.n_out % 5) l->code = fail(l->err, GLA_FORMAT, "blk.%d.time_mix_w1.weight has %d rows, expected five equal parts", i, w1.n_out);
-        for (int j = 0; j < 5; j++) {
-            char name[32];
-            snprintf(name, sizeof name, "time_mix_lerp_%c.weight", "wkvrg"[j]);
-            y->lerp[order[j]] = (Proj){.w = rows_of(w1, (int64_t)j * (w1.n_out / 5), w1.n_out / 5), .up = rows_of(w2, (int64_t)j * dim, dim), .act = ACT_TANH,
-                                       .bias = lerp ? lerp + (size_t)j * (size_t)dim : vector(l, name, i, dim)};
-        }
-        y->lerp_x = vector(l, "time_mix_lerp_x.weight", i, dim);
-        y->in[IN_F] = (Proj){.w = matrix(l, "time_mix_decay_w1.weight", i, dim, 0), .bias = vector(l, "time_mix_decay.weight", i, keys), .act = ACT_TANH};
-        y->in[IN_F].up = matrix(l, "time_mix_decay_w2.weight", i, y->in[IN_F].w.n_out, keys);
-        y->in[IN_Z].w = matrix(l, "time_mix_gate.weight", i, dim, values);
-        y->bonus = vector(l, "time_mix_first.weight", i, keys);
-        y->gate_act = ACT_SILU;
-    }
+    y->o_norm = vector(l, "time_mix_ln.weight", i, values);
+    y->o_bias = vector(l, "time_mix_ln.bias", i, values);
+    if (seven) bind_rwkv7(l, y, i, keys, values);
+    else bind_rwkv6(l, y, i, keys, values);
     y->scratch = (size_t)keys + (seven ? 2 : 7) * (size_t)dim + 16 * LANES; /* mix_rwkv: erase key, shift, input, and five shares */
 }
 
 static const struct { const char *name; void (*read_layer)(Loader *, Layer *, int); } architectures[] = {
-    {"qwen35", read_qwen35}, {"qwen3", read_llama}, {"llama", read_llama}, {"transformer", read_fla}, {"forgetting_transformer", read_fla}, {"path_attn", read_fla}, {"wall_transformer", read_fla},
-    {"rwkv6", read_rwkv}, {"rwkv7", read_rwkv},
-};
+    {"qwen35", read_qwen35}, {"qwen3", read_llama}, {"llama", read_llama}, {"rwkv6", read_rwkv}, {"rwkv7", read_rwkv},
+    {"transformer", read_fla}, {"forgetting_transformer", read_fla}, {"path_attn", read_fla}, {"wall_transformer", read_fla},
+}; /* and all rows of the family: read_fla */
 
 static void measure_layers(GlaModel *m); /* section 9: sizes of state and scratch, from the table of mixers */
 
@@ -3816,7 +3974,8 @@ static int refuse_unused(const Gguf *g, int n_layers, const char *arch, char *er
                     : !strncmp(name, "mtp.", 4) || !strncmp(name, "v.", 2) || !strncmp(name, "mm.", 3);
         const char *end = strrchr(name, '.');
         if (end && (!strcmp(end, ".input_scale") || !strcmp(end, ".inv_freq"))) ignored = 1;
-        if (!ignored) return fail(err, GLA_UNSUPPORTED, "the tensor %s has no place in %s as implemented here", printable(text, t->name), arch);
+        if (!ignored)
+            return fail(err, GLA_UNSUPPORTED, "the tensor %s has no place in %s as implemented here", printable(text, t->name), arch);
     }
     return GLA_OK;
 }
@@ -3841,13 +4000,16 @@ static int load_model(GlaModel *m, char *err) {
     m->name = keep_str(l, s, "");
 
     Config *c = &m->config;
-    int blocks = int_key(l, "block_count", 0, 0, 1, 100000), extra = int_key(l, "nextn_predict_layers", 0, 0, 0, 1000);
+    int blocks = int_key(l, "block_count", 0, 0, 1, 100000);
+    int extra = int_key(l, "nextn_predict_layers", 0, 0, 0, 1000);
     c->n_layers = blocks - extra;
-    if (!l->code && (uint64_t)blocks > g->n_tensors) l->code = fail(err, GLA_FORMAT, "%s.block_count is %d, but there are only %llu tensors", l->arch, blocks, (unsigned long long)g->n_tensors);
-    if (!l->code && c->n_layers < 1) l->code = fail(err, GLA_UNSUPPORTED, "this file holds only multi-token-prediction blocks, no model");
+    if ((uint64_t)blocks > g->n_tensors)
+        REFUSE(l, GLA_FORMAT, "%s.block_count is %d, but there are only %llu tensors", l->arch, blocks, (unsigned long long)g->n_tensors);
+    if (c->n_layers < 1) REFUSE(l, GLA_UNSUPPORTED, "this file holds only multi-token-prediction blocks, no model");
     c->dim = int_key(l, "embedding_length", 0, 0, 1, 1 << 24);
     c->seq_len = int_key(l, "context_length", 0, 4096, 1, INT32_MAX);
-    c->eps = (float)float_key(l, "attention.layer_norm_rms_epsilon", 0, float_key(l, "attention.layer_norm_epsilon", 0, 1e-6, 0, 1), 0, 1);
+    double eps = float_key(l, "attention.layer_norm_epsilon", 0, 1e-6, 0, 1);
+    c->eps = (float)float_key(l, "attention.layer_norm_rms_epsilon", 0, eps, 0, 1);
     m->embed = matrix(l, "token_embd.weight", -1, c->dim, 0);
     m->head = has(l, "output.weight", -1) ? matrix(l, "output.weight", -1, c->dim, m->embed.n_out) : m->embed;
     c->vocab_size = m->embed.n_out;
@@ -3859,9 +4021,13 @@ static int load_model(GlaModel *m, char *err) {
     }
     if (c->layer_norm) {
         m->out_norm_bias = vector_if(l, "output_norm.bias", -1, c->dim);
-        m->embed_norm = vector_if(l, "token_embd_norm.weight", -1, c->dim), m->embed_norm_bias = vector_if(l, "token_embd_norm.bias", -1, c->dim);
+        m->embed_norm = vector_if(l, "token_embd_norm.weight", -1, c->dim);
+        m->embed_norm_bias = vector_if(l, "token_embd_norm.bias", -1, c->dim);
     }
-    if (c->res_block) m->res_proj = vector(l, "output_res_proj.weight", -1, c->dim), m->res_norm = vector(l, "output_res_norm.weight", -1, c->dim);
+    if (c->res_block) {
+        m->res_proj = vector(l, "output_res_proj.weight", -1, c->dim);
+        m->res_norm = vector(l, "output_res_norm.weight", -1, c->dim);
+    }
     if (!l->code) l->code = refuse_unused(g, c->n_layers, l->arch, err);
     m->kinds = keep(l, 160, 1);
     if (l->code) return l->code;
@@ -3869,15 +4035,21 @@ static int load_model(GlaModel *m, char *err) {
     for (uint64_t i = 0; i < g->n_tensors; i++)
         if (g->tensors[i].used) {
             uint64_t count = g->tensors[i].ne[0] * g->tensors[i].ne[1] * g->tensors[i].ne[2] * g->tensors[i].ne[3];
-            m->parameters += count, m->token_bytes += g->tensors[i].n_bytes, m->token_weights += count;
+            m->parameters += count, m->token_weights += count;
+            m->token_bytes += g->tensors[i].n_bytes;
         }
-    if (m->head.data != m->embed.data) m->token_bytes -= (uint64_t)m->embed.n_out * row_bytes(&m->embed), m->token_weights -= (uint64_t)m->embed.n_out * (uint64_t)m->embed.n_in;
+    if (m->head.data != m->embed.data) { /* of the embedding, a token reads one row */
+        m->token_bytes -= (uint64_t)m->embed.n_out * row_bytes(&m->embed);
+        m->token_weights -= (uint64_t)m->embed.n_out * (uint64_t)m->embed.n_in;
+    }
     m->run_weights = m->token_weights - (uint64_t)m->head.n_out * (uint64_t)m->head.n_in;
     measure_layers(m);
-    if (m->fixed_floats * sizeof(float) / 16 > g->map.n + (4 << 20)) /* far beyond any real model: a hostile header */
-        return fail(err, GLA_FORMAT, "a state of %zu bytes is out of proportion to a file of %zu", m->fixed_floats * sizeof(float), g->map.n);
-    if (m->kv_floats * sizeof(float) > g->map.n / 16 + (1 << 20)) /* keys and values of one position are a sliver of the weights that make them */
-        return fail(err, GLA_FORMAT, "%zu bytes for each position are out of proportion to a file of %zu", m->kv_floats * sizeof(float), g->map.n);
+    /* Far beyond any real model, it is a hostile header; keys and values of one position are a sliver of the weights that make them. */
+    const size_t fixed_bytes = m->fixed_floats * sizeof(float), position_bytes = m->kv_floats * sizeof(float);
+    if (fixed_bytes / 16 > g->map.n + (4 << 20))
+        return fail(err, GLA_FORMAT, "a state of %zu bytes is out of proportion to a file of %zu", fixed_bytes, g->map.n);
+    if (position_bytes > g->map.n / 16 + (1 << 20))
+        return fail(err, GLA_FORMAT, "%zu bytes for each position are out of proportion to a file of %zu", position_bytes, g->map.n);
     return choose_kernels(&m->kernels, err);
 }
 
@@ -3915,8 +4087,11 @@ GLA_API int gla_open_tokenizer(GlaModel *m, const char *path, char *err) {
     if (code) return code;
     code = gguf_read(&g, why);
     if (!code) code = tokenizer_new(&t, &g, why);
-    if (!code && tokenizer_size(t) < m->config.vocab_size) /* what the model draws beyond them would have no text */
-        code = fail(why, GLA_INPUT, "a vocabulary of %d tokens, the model has %d; it is another model's", tokenizer_size(t), m->config.vocab_size), tokenizer_free(t);
+    if (!code && tokenizer_size(t) < m->config.vocab_size) { /* what the model draws beyond them would have no text */
+        code = fail(why, GLA_INPUT, "a vocabulary of %d tokens, the model has %d; it is another model's",
+                    tokenizer_size(t), m->config.vocab_size);
+        tokenizer_free(t);
+    }
     if (code) { gguf_close(&g); return fail(err, code, "%s: %s", path, why); }
     tokenizer_free(m->vocab), gguf_close(&m->vocab_file);
     m->vocab = t, m->vocab_file = g;
@@ -3951,13 +4126,21 @@ struct GlaState {
     float *fixed;            /* (m->fixed_floats) */
     uint8_t *kv;             /* layer after layer, blocks of KEYS positions (see Cache) */
     float *logits;           /* (vocab_size) of the last token read */
-    float *x, *xb, *rows, *mid, *o, *first; /* scratch of a run of tokens: residual sources (sources, batch, dim), branch (batch, dim), projections, ... */
-    Scored *candidates;   /* (vocab_size), for the sampler */
+    /* scratch of a run of tokens */
+    float *x;                /* (sources, batch, dim) the residual stream; with residual attention all its sources */
+    float *xb;               /* (batch, dim) what a branch reads and leaves */
+    float *rows;             /* (batch, m->row_floats) projections of a mixer, then its scratch; or two rows of the feed-forward */
+    float *mid;              /* (batch, m->mid_floats) narrow middles of projections */
+    float *o;                /* (batch, n_heads dv) output of a mixer */
+    float *v_first;          /* RWKV-7: values of the first layer */
+    Scored *candidates;      /* (vocab_size), for the sampler */
     Team team;
     void *block;             /* memory to free, NULL when the caller's */
 };
 
-static int residual_sources(const Config *c) { return c->res_block ? (2 * c->n_layers + c->res_block - 1) / c->res_block + 1 : 1; }
+static int residual_sources(const Config *c) { /* the embedding, and one for every res_block sub-layers; 1 without residual attention */
+    return c->res_block ? (2 * c->n_layers + c->res_block - 1) / c->res_block + 1 : 1;
+}
 
 static Cache cache_shape(const Layer *y, int kv);
 
@@ -3980,7 +4163,7 @@ static GlaState *state_layout(Arena *a, const GlaModel *m, const GlaSettings *ho
     s.rows = take_bytes(a, T, rows * sizeof(float));
     s.mid = take_bytes(a, T, m->mid_floats * sizeof(float));
     s.o = take_bytes(a, T, m->out_floats * sizeof(float));
-    s.first = take_bytes(a, T, m->first_floats * sizeof(float));
+    s.v_first = take_bytes(a, T, m->v_first_floats * sizeof(float));
     s.candidates = take_bytes(a, (size_t)c->vocab_size, sizeof(Scored));
     size_t matmul_floats = matmul_buf(m->widest_in, T), panel_floats = (PANEL + 2) * m->widest_dk;
     size_t buf_floats = matmul_floats > panel_floats ? matmul_floats : panel_floats, parts_floats = 0;
@@ -4000,10 +4183,13 @@ static GlaState *state_layout(Arena *a, const GlaModel *m, const GlaSettings *ho
 /* Defaults, and a batch small enough that what grows with it stays near a quarter of a gigabyte: it changes no result. */
 static int state_settings(const GlaModel *m, const GlaSettings *given, GlaSettings *how, char *err) {
     GlaSettings h = *how = given ? *given : (GlaSettings){0};
-    if (h.ctx < 0 || h.batch < 0 || h.threads < 0 || h.threads > 1024) return fail(err, GLA_INPUT, "context %d, batch %d, threads %d: none may be negative, at most 1024 threads", h.ctx, h.batch, h.threads);
+    if (h.ctx < 0 || h.batch < 0 || h.threads < 0 || h.threads > 1024)
+        return fail(err, GLA_INPUT, "context %d, batch %d, threads %d: none may be negative, at most 1024 threads",
+                    h.ctx, h.batch, h.threads);
     if (h.kv < 0 || h.kv >= GLA_N_KV) return fail(err, GLA_INPUT, "%d is not a type of keys and values", h.kv);
     if (h.fast != 0 && h.fast != 1) return fail(err, GLA_INPUT, "fast is 0 or 1, not %d", h.fast);
-    for (int i = 0; i < m->config.n_layers && h.kv > GLA_KV_F32; i++) /* the fadings lie between 0.99 and 1, where a rounded one is another memory */
+    /* wall's fadings lie between 0.99 and 1, where a rounded one is another memory */
+    for (int i = 0; i < m->config.n_layers && h.kv > GLA_KV_F32; i++)
         if (m->layers[i].mixer == MIX_WALL) return fail(err, GLA_INPUT, "%s keeps its keys and values as f32 only", m->architecture);
     if (!h.ctx) h.ctx = m->config.seq_len < 4096 ? m->config.seq_len : 4096;
     if (!m->kv_floats) h.ctx = 0;
@@ -4011,7 +4197,9 @@ static int state_settings(const GlaModel *m, const GlaSettings *given, GlaSettin
     if (!h.threads) h.threads = default_threads();
     if (h.threads > 1024) h.threads = 1024;
     if (!h.kv) h.kv = GLA_KV_F32;
-    size_t per_token = ((size_t)m->config.dim * (size_t)(residual_sources(&m->config) + 1) + m->row_floats + 2 * m->hidden_floats + m->mid_floats + m->out_floats + m->first_floats + 2 * m->widest_in) * sizeof(float); /* the last: quantised inputs */
+    size_t floats = (size_t)m->config.dim * (size_t)(residual_sources(&m->config) + 1) + m->row_floats + 2 * m->hidden_floats
+                  + m->mid_floats + m->out_floats + m->v_first_floats + 2 * m->widest_in; /* the last: quantised inputs */
+    size_t per_token = floats * sizeof(float);
     while (h.batch > 1 && (size_t)h.batch > ((size_t)1 << 28) / per_token) h.batch /= 2;
     *how = h;
     return GLA_OK;
@@ -4082,7 +4270,9 @@ GLA_API const float *gla_logits(const GlaState *s) { return s->logits; }
 
 /* -- snapshots: position, logits, constant part -- */
 
-GLA_API size_t gla_snapshot_bytes(const GlaModel *m) { return sizeof(int64_t) + ((size_t)m->config.vocab_size + m->fixed_floats) * sizeof(float); }
+GLA_API size_t gla_snapshot_bytes(const GlaModel *m) {
+    return sizeof(int64_t) + ((size_t)m->config.vocab_size + m->fixed_floats) * sizeof(float);
+}
 
 GLA_API void gla_snapshot(const GlaState *s, void *snapshot) {
     size_t logits = (size_t)s->m->config.vocab_size * sizeof(float);
@@ -4126,11 +4316,19 @@ static uint64_t fingerprint(const GlaModel *m) {
     return h;
 }
 
-/* Every part of a session in order, with `step` reading or writing it. */
+/* A session that is written or read: the checksum of all so far, and whether a step failed. */
 typedef struct { FILE *f; uint64_t sum; int bad; } Stream;
-static void stream_write(Stream *t, void *p, size_t n) { t->bad |= fwrite(p, 1, n, t->f) != n; t->sum = hash_bytes(t->sum, p, n); }
-static void stream_read(Stream *t, void *p, size_t n) { if (fread(p, 1, n, t->f) != n) { t->bad = 1; memset(p, 0, n); } t->sum = hash_bytes(t->sum, p, n); }
-static void session_ids(Stream *t, const int32_t *ids, uint64_t n, int write) { /* in pieces, which the checksum depends on; reading only checks */
+static void stream_write(Stream *t, void *p, size_t n) {
+    t->bad |= fwrite(p, 1, n, t->f) != n;
+    t->sum = hash_bytes(t->sum, p, n);
+}
+static void stream_read(Stream *t, void *p, size_t n) {
+    if (fread(p, 1, n, t->f) != n) t->bad = 1, memset(p, 0, n);
+    t->sum = hash_bytes(t->sum, p, n);
+}
+
+/* The ids, in pieces, which the checksum depends on; reading only checks. */
+static void session_ids(Stream *t, const int32_t *ids, uint64_t n, int write) {
     int32_t piece[1024];
     for (uint64_t i = 0, k; i < n; i += k) {
         k = n - i < 1024 ? n - i : 1024;
@@ -4138,6 +4336,8 @@ static void session_ids(Stream *t, const int32_t *ids, uint64_t n, int write) { 
         (write ? stream_write : stream_read)(t, piece, (size_t)k * sizeof *piece);
     }
 }
+
+/* Every part behind the ids in order, with `step` reading or writing it. */
 static void session_body(GlaState *s, Stream *t, void (*step)(Stream *, void *, size_t)) {
     const GlaModel *m = s->m;
     step(t, s->logits, (size_t)m->config.vocab_size * sizeof(float));
@@ -4160,9 +4360,16 @@ GLA_API int gla_state_save(const GlaState *s, const GlaSampler *p, const int32_t
     if (!t.f) return GLA_IO;
     memset(&head, 0, sizeof head);
     memcpy(head.magic, "GLASTATE", 8);
-    head.version = SESSION_VERSION, head.has_sampler = p != NULL, head.model = fingerprint(m), head.pos = s->pos, head.n_ids = ids ? (uint64_t)s->pos : 0;
-    head.fixed_floats = m->fixed_floats, head.kv_bytes = m->kv_bytes[s->kv_type], head.vocab_size = (uint64_t)m->config.vocab_size;
-    head.kv_type = m->kv_floats ? (uint32_t)s->kv_type : 0, head.n_keys = KEYS;
+    head.version = SESSION_VERSION;
+    head.has_sampler = p != NULL;
+    head.model = fingerprint(m);
+    head.pos = s->pos;
+    head.n_ids = ids ? (uint64_t)s->pos : 0;
+    head.fixed_floats = m->fixed_floats;
+    head.kv_bytes = m->kv_bytes[s->kv_type];
+    head.vocab_size = (uint64_t)m->config.vocab_size;
+    head.kv_type = m->kv_floats ? (uint32_t)s->kv_type : 0;
+    head.n_keys = KEYS;
     if (p) head.sampler = *p;
     stream_write(&t, &head, sizeof head);
     session_ids(&t, ids, head.n_ids, 1);
@@ -4178,14 +4385,19 @@ static int session_open(Stream *t, SessionHead *head, const GlaModel *m, const c
     if (!t->f) return fail(err, GLA_IO, "%s: cannot open: %s", path, strerror(errno));
     stream_read(t, head, sizeof *head);
     long at = ftell(t->f), size = !t->bad && !fseek(t->f, 0, SEEK_END) ? ftell(t->f) : -1;
-    if (size < 0 || fseek(t->f, at, SEEK_SET) || memcmp(head->magic, "GLASTATE", 8)) return fail(err, GLA_FORMAT, "%s: not a session file", path);
-    if (head->version != SESSION_VERSION) return fail(err, GLA_UNSUPPORTED, "%s: session version %u, this program reads version %d", path, head->version, SESSION_VERSION);
+    if (size < 0 || fseek(t->f, at, SEEK_SET) || memcmp(head->magic, "GLASTATE", 8))
+        return fail(err, GLA_FORMAT, "%s: not a session file", path);
+    if (head->version != SESSION_VERSION)
+        return fail(err, GLA_UNSUPPORTED, "%s: session version %u, this program reads version %d", path, head->version, SESSION_VERSION);
     if (head->model != fingerprint(m) || head->fixed_floats != m->fixed_floats || head->vocab_size != (uint64_t)m->config.vocab_size)
         return fail(err, GLA_INPUT, "%s: saved by another model than %s", path, *m->name ? m->name : m->architecture);
-    if (head->kv_type >= GLA_N_KV || head->kv_bytes != m->kv_bytes[head->kv_type] || !head->kv_type != !m->kv_floats || head->n_keys != KEYS)
+    if (head->kv_type >= GLA_N_KV || head->kv_bytes != m->kv_bytes[head->kv_type] || !head->kv_type != !m->kv_floats
+        || head->n_keys != KEYS)
         return fail(err, GLA_FORMAT, "%s: damaged, or its keys and values lie in another way than here", path);
-    if (head->pos < 0 || head->pos > (int64_t)1 << 53) return fail(err, GLA_FORMAT, "%s: damaged, at position %lld", path, (long long)head->pos);
-    if (head->n_ids && (head->n_ids != (uint64_t)head->pos || head->n_ids > (uint64_t)(size - at) / sizeof(int32_t))) return fail(err, GLA_FORMAT, "%s: damaged or cut short", path);
+    if (head->pos < 0 || head->pos > (int64_t)1 << 53)
+        return fail(err, GLA_FORMAT, "%s: damaged, at position %lld", path, (long long)head->pos);
+    if (head->n_ids && (head->n_ids != (uint64_t)head->pos || head->n_ids > (uint64_t)(size - at) / sizeof(int32_t)))
+        return fail(err, GLA_FORMAT, "%s: damaged or cut short", path);
     return GLA_OK;
 }
 
@@ -4194,9 +4406,11 @@ GLA_API int gla_state_load(GlaState *s, GlaSampler *p, const char *path, char *e
     Stream t;
     int code = session_open(&t, &head, s->m, path, err);
     if (!code && head.kv_type && head.kv_type != (uint32_t)s->kv_type)
-        code = fail(err, GLA_INPUT, "%s: its keys and values are %s, this state keeps %s; give --kv %s", path, kv_names[head.kv_type], kv_names[s->kv_type], kv_names[head.kv_type]);
+        code = fail(err, GLA_INPUT, "%s: its keys and values are %s, this state keeps %s; give --kv %s",
+                    path, kv_names[head.kv_type], kv_names[s->kv_type], kv_names[head.kv_type]);
     if (!code && s->m->kv_floats && head.pos > s->ctx)
-        code = fail(err, GLA_CONTEXT, "%s: holds %lld positions, the context has %d; give a larger one (-c)", path, (long long)head.pos, s->ctx);
+        code = fail(err, GLA_CONTEXT, "%s: holds %lld positions, the context has %d; give a larger one (-c)",
+                    path, (long long)head.pos, s->ctx);
     if (!code) {
         uint64_t sum, stored;
         session_ids(&t, NULL, head.n_ids, 0);
@@ -4225,12 +4439,15 @@ GLA_API int64_t gla_session_ids(const GlaModel *m, const char *path, int32_t *id
     return code ? code : n;
 }
 
-/* -- prompt cache: a session is called MODEL-IDS-COUNT.gla, two hash values and how many ids. One that was replaced or cut is refused by its
- *    checksum; one that another program deletes while it is read stays readable. -- */
+/* -- prompt cache: a session is called MODEL-IDS-COUNT.gla, two hash values and how many ids. One that was replaced or cut is refused
+ *    by its checksum; one that another program deletes while it is read stays readable. -- */
 
 typedef struct { uint64_t model; const int32_t *ids; int64_t n, best; char path[PATH_LEN]; } CacheSearch;
 /* MODEL: states with another type of keys and values do not fit each other either. */
-static uint64_t cache_model(const GlaState *s) { return fingerprint(s->m) + (s->m->kv_bytes[s->kv_type] && s->kv_type > GLA_KV_F32 ? (uint64_t)s->kv_type : 0) + (s->team.fast ? 16 : 0); }
+static uint64_t cache_model(const GlaState *s) {
+    uint64_t kv = s->m->kv_bytes[s->kv_type] && s->kv_type > GLA_KV_F32 ? (uint64_t)s->kv_type : 0;
+    return fingerprint(s->m) + kv + (s->team.fast ? 16 : 0);
+}
 
 static int cache_fits(void *user, const char *name, const char *path, uint64_t bytes, double changed) {
     CacheSearch *c = user;
@@ -4253,7 +4470,8 @@ GLA_API int64_t gla_cache_load(GlaState *s, const char *folder, const int32_t *i
         int loaded = gla_state_load(s, NULL, c.path, NULL), same = !loaded && s->pos == c.best;
         if (loaded == GLA_FORMAT) remove(c.path); /* else it would keep a sound one from being stored */
         int32_t *stored = same ? gla_alloc((size_t)c.best * sizeof *ids) : NULL;
-        same = stored && gla_session_ids(s->m, c.path, stored, c.best, NULL) == c.best && !memcmp(stored, ids, (size_t)c.best * sizeof *ids);
+        same = stored && gla_session_ids(s->m, c.path, stored, c.best, NULL) == c.best
+            && !memcmp(stored, ids, (size_t)c.best * sizeof *ids);
         gla_free(stored);
         if (same) return touch_file(c.path), c.best;
         gla_state_reset(s); /* damaged, or too long for the context: the next one */
@@ -4285,28 +4503,63 @@ GLA_API int gla_cache_store(const GlaState *s, const char *folder, const int32_t
     uint64_t bytes = session_bytes(s, s->pos);
     int code = make_folder(folder, err);
     if (code) return code;
-    if (bytes > max_bytes) return fail(err, GLA_INPUT, "%s: a snapshot of %llu bytes does not go into a cache of %llu", folder, (unsigned long long)bytes, (unsigned long long)max_bytes);
-    if (snprintf(path, sizeof path, "%s/%016llx-%016llx-%lld.gla", folder, (unsigned long long)cache_model(s),
-                 (unsigned long long)hash_bytes(HASH_SEED, ids, (size_t)s->pos * sizeof *ids), (long long)s->pos) >= (int)sizeof path) return fail(err, GLA_INPUT, "%s: the name is too long", folder);
+    if (bytes > max_bytes)
+        return fail(err, GLA_INPUT, "%s: a snapshot of %llu bytes does not go into a cache of %llu",
+                    folder, (unsigned long long)bytes, (unsigned long long)max_bytes);
+    uint64_t text = hash_bytes(HASH_SEED, ids, (size_t)s->pos * sizeof *ids);
+    int length = snprintf(path, sizeof path, "%s/%016llx-%016llx-%lld.gla", folder,
+                          (unsigned long long)cache_model(s), (unsigned long long)text, (long long)s->pos);
+    if (length >= (int)sizeof path) return fail(err, GLA_INPUT, "%s: the name is too long", folder);
     if (!touch_file(path)) return GLA_OK; /* it is there */
     if ((code = cache_trim(folder, max_bytes - bytes, err)) || (code = gla_state_save(s, NULL, ids, path, err))) return code;
     return cache_trim(folder, max_bytes, err);
 }
 
 /* ---- 9. layers: a run of T tokens through one layer -----------------------------------------------------
- * Plain float arrays in and out. No files, no allocation, no globals. Shapes are beside each. */
+ * Plain float arrays in and out. No files, no allocation, no globals. Shapes are beside each.
+ *
+ * A mixer is a function mix_*(run, y, mem, in, o): from the rows of the layer's projections `in` (IN_Q, IN_K ...) and from `mem`, what
+ * the layer remembers, to the rows o (T, n_heads dv). Read mix_linear first: it is four lines, and most models of this program need no
+ * other mixer. Then what it calls: prepare (from projections to what the recurrence reads), recurrence_step (section 5), and finish
+ * (skip, norm, gate). Each of the others is one idea more:
+ *
+ *   mix_linear      the one recurrence: linear attention, GLA, Mamba-2, DeltaNet, Gated DeltaNet, KDA ...
+ *   mix_hgrn        a memory of one number per channel: the smallest of all
+ *   mix_product     several writes per token
+ *   mix_slots       two memories, one read after the other, with a softmax between them
+ *   mix_log_linear  several memories, each for twice as many tokens as the one before
+ *   mix_mamba       a decay for every number of the memory
+ *   mix_trapezoid   Mamba-3: a token is written in two parts, the second together with the next token
+ *   mix_rwkv        what is erased and what is written need not be along the same key; and its feed-forward, channel_mix
+ *   mix_mesa        not the readout of one memory but the least-squares answer from two
+ *   mix_softmax     no memory of a fixed size: all keys and values
+ *   mix_path, mix_wall   the same, with keys that later tokens turn or fade
+ *
+ * The table `mixers` at the end of the section names them all. */
 
-/* T tokens, the first at position pos; x (T, dim) the normed input and mid, scratch of project(), for a mixer with projections of its own;
- * cache: the layer's keys and values; first: the values of the first layer, for RWKV-7. */
-typedef struct { const Team *team; int T; int64_t pos; const float *x; float *mid, *first; Cache cache; } Run;
+/* What all mixers of a run know. */
+typedef struct {
+    const Team *team;
+    int T;                   /* tokens */
+    int64_t pos;             /* position of the first of them */
+    const float *x;          /* (T, dim) the normed input, for a mixer that calls project() itself */
+    float *mid;              /* scratch of project() */
+    float *v_first;          /* (T, n_heads dv) RWKV-7: values of the first layer */
+    Cache cache;             /* the layer's keys and values */
+} Run;
 
+/* -- pieces that many layers share: norms, gates, projections, convolution, rotary positions -- */
+
+/* x <- softmax(x), in place. */
 static void softmax_row(float *x, int n) {
     float top = x[0], sum = 0;
-    for (int i = 1; i < n; i++) if (x[i] > top) top = x[i];
+    for (int i = 1; i < n; i++)
+        if (x[i] > top) top = x[i];
     for (int i = 0; i < n; i++) sum += x[i] = expf(x[i] - top);
     for (int i = 0; i < n; i++) x[i] /= sum;
 }
 
+/* y <- rmsnorm(x) * w, row by row; both (T, n), w (n). */
 static void rmsnorm_rows(const Team *team, float *y, const float *x, const float *w, int n, float eps, int T) {
     int n_threads = threads_for(team, 4.0 * n * T);
     PARALLEL_FOR(n_threads)
@@ -4335,8 +4588,8 @@ static void gate_rows(const Team *team, float *y, const float *z, int act, int n
     for (int t = 0; t < T; t++) team->kernels->gate(y + (size_t)t * (size_t)n, z + (size_t)t * (size_t)n, act, (size_t)n);
 }
 
-/* rows[j] (T, out_j) = up_j act_j(W_j x) + bias_j, or W_j x + bias_j, for n projections of the same x (T, dim), absent ones left out. The
- * matrices that read x go in one matmul. mid: T * (all narrow middles) floats. */
+/* rows[j] (T, out_j) = up_j act_j(W_j x) + bias_j, or W_j x + bias_j, for n projections of the same x (T, dim), absent ones left out.
+ * The matrices that read x go in one matmul. mid: T * (all narrow middles) floats. */
 static void project(const Team *team, float *const *rows, const Proj *p, int n, const float *x, int T, float *mid) {
     Product first[MAX_IN] = {{NULL, NULL}};
     int n_first = 0, n_in = 0;
@@ -4363,7 +4616,7 @@ static void project(const Team *team, float *const *rows, const Proj *p, int n, 
     }
 }
 
-/* short convolution of x (T, C), as in conv_strip */
+/* Short convolution of x (T, C) in place, as in conv_strip: K taps w (C, K), then act. last: the K - 1 inputs before x; moves on. */
 static void short_conv(const Team *team, float *x, const float *w, const float *bias, float *last, int C, int K, int T, int act) {
     int n_threads = threads_for(team, 12.0 * C * T);
     PARALLEL_FOR(n_threads)
@@ -4391,19 +4644,691 @@ static void rope(float *x, const float *table, int n, int adjacent) {
 /* o (T, H dv) <- norm(act(o)) * act(z): RMSNorm over y->norm_width channels at a time, then the gate z, if there is one; the gate first
  * when y->gate_first. Weights (norm_width), or one per channel, or none. */
 static void gated_norm(const Run *run, float *o, const Layer *y, const float *z) {
-    int all = y->n_heads * y->dv, width = y->norm_width ? y->norm_width : all, spans = all / width, n = run->T * spans;
+    int all = y->n_heads * y->dv, width = y->norm_width ? y->norm_width : all;
+    int spans = all / width, n = run->T * spans;
     const Kernels *f = run->team->kernels;
     int n_threads = threads_for(run->team, 16.0 * n * width);
     PARALLEL_FOR(n_threads)
     for (int i = 0; i < n; i++) {
         float *row = o + (size_t)i * (size_t)width;
-        const float *gate = z ? z + (size_t)i * (size_t)width : NULL, *w = y->o_norm && !y->norm_shared ? y->o_norm + (size_t)(i % spans) * (size_t)width : y->o_norm;
+        const float *gate = z ? z + (size_t)i * (size_t)width : NULL, *w = y->o_norm;
+        if (w && !y->norm_shared) w += (size_t)(i % spans) * (size_t)width;
         if (y->out_act != ACT_NONE) f->activate(row, y->out_act, (size_t)width);
         if (y->norm_width && !y->gate_first) f->norm(row, row, w, (size_t)width, y->o_eps);
         if (gate) f->gate(row, gate, y->gate_act, (size_t)width);
         if (y->norm_width && y->gate_first) f->norm(row, row, w, (size_t)width, y->o_eps);
     }
 }
+
+/* -- the family: from projections to the recurrence and back -- */
+
+/* The rows of projection j, (T, heads, width); q, k and v side by side in one row when they are fused. */
+static Rows in_rows(const Layer *y, float *const *in, int j) {
+    if (y->fused && j <= IN_V) return (Rows){in[IN_Q] + y->at[j], (size_t)proj_out(&y->in[IN_Q]), y->heads[j]};
+    return (Rows){y->in[j].w.data ? in[j] : NULL, (size_t)y->heads[j] * (size_t)y->width[j], y->heads[j]};
+}
+
+static Rows scratch_rows(float **free_rows, int T, int heads, int width) { /* (T, heads, width) */
+    Rows r = {*free_rows, (size_t)heads * (size_t)width, heads};
+    *free_rows += round_up((size_t)T * r.stride, LANES);
+    return r;
+}
+static float *row_at(const Rows *r, int t) { return r->p ? (float *)(uintptr_t)r->p + (size_t)t * r->stride : NULL; }
+
+/* What follows the projections q, k, v: silu at once or behind a short convolution; f may have a convolution, too.
+ * mem: the last inputs of each convolution; returns what lies behind them. */
+static float *convolve(const Run *run, const Layer *y, float *mem, float *const *in) {
+    for (int j = IN_Q; j <= IN_F; j++) {
+        if (!y->in[j].w.data) continue;
+        int silu = y->family->silu, C = proj_out(&y->in[j]);
+        int wanted = silu == SILU_ALWAYS || (silu == SILU_CONV && y->conv[j]) || (silu == SILU_V && j == IN_V);
+        int act = j < IN_F && wanted ? ACT_SILU : ACT_NONE;
+        if (y->conv[j]) {
+            short_conv(run->team, in[j], y->conv[j], y->conv_bias, mem, C, y->d_conv, run->T, act);
+            mem += (size_t)(y->d_conv - 1) * (size_t)C;
+        } else if (act != ACT_NONE) {
+            int n_threads = threads_for(run->team, 8.0 * C * run->T);
+            PARALLEL_FOR(n_threads)
+            for (int t = 0; t < run->T; t++) run->team->kernels->activate(in[j] + (size_t)t * (size_t)C, act, (size_t)C);
+        }
+    }
+    return mem;
+}
+static size_t conv_floats(const Layer *y) {
+    size_t n = 0;
+    for (int j = IN_Q; j <= IN_F; j++)
+        if (y->conv[j]) n += (size_t)(y->d_conv - 1) * (size_t)proj_out(&y->in[j]);
+    return n;
+}
+
+/* Feature map of one head: out (map_width) from x or its images a = A1 x + b1, b = A2 x + b2, n long.    (mixers.md section 2.6) */
+static void map_head(int map, float *out, const float *x, const float *a, const float *b, int n) {
+    if (map == MAP_HADAMARD)
+        for (int i = 0; i < n; i++) out[i] = a[i] * b[i];
+    if (map == MAP_T2R)
+        for (int i = 0; i < n; i++) out[i] = a[i] > 0 ? a[i] : 0;
+    if (map == MAP_HEDGEHOG) { /* softmax of (2a, -2a) */
+        float top = 0, sum = 0;
+        for (int i = 0; i < n; i++)
+            if (fabsf(a[i]) > top) top = fabsf(a[i]);
+        for (int i = 0; i < n; i++) sum += (out[i] = expf(2 * (a[i] - top))) + (out[n + i] = expf(2 * (-a[i] - top)));
+        for (int i = 0; i < 2 * n; i++) out[i] /= sum;
+    }
+    if (map == MAP_DPFP) /* p = (relu x, -relu x); p_i times the p that lies 1, 2, 3, 4 places before */
+        for (int j = 0; j < 4; j++)
+            for (int i = 0; i < 2 * n; i++) {
+                int k = (i - j - 1 + 8 * n) % (2 * n);
+                float p = x[i % n] > 0 ? x[i % n] : 0, r = x[k % n] > 0 ? x[k % n] : 0;
+                out[j * 2 * n + i] = (i < n) == (k < n) ? p * r : -(p * r);
+            }
+}
+
+/* Feature maps that are no function of one number, for all heads of q (which 0) or k (1): x (T, heads, d) to new rows
+ * (T, heads, y->dk), which take the place of the projection's. */
+static Rows map_rows(const Run *run, const Layer *y, const Rows *x, int which, int d, float **free_rows) {
+    Rows out = scratch_rows(free_rows, run->T, x->heads, y->dk);
+    float *images[2] = {(float *)(uintptr_t)out.p, *free_rows};
+    *free_rows += round_up((size_t)run->T * (size_t)x->heads * (size_t)y->dk, LANES);
+    for (int n = 0; n < 2 && y->map_in[which][n].w.data; n++) /* T rows at a time, which is what the scratch of a matmul has room for */
+        for (int h = 0; h < x->heads; h++) {
+            float *to = images[y->map == MAP_HEDGEHOG ? 1 : n] + (size_t)h * (size_t)run->T * (size_t)d;
+            project(run->team, &to, &y->map_in[which][n], 1, x->p + (size_t)h * (size_t)run->T * (size_t)d, run->T, run->mid);
+        }
+    int n_threads = threads_for(run->team, 20.0 * run->T * x->heads * y->dk);
+    PARALLEL_FOR(n_threads)
+    for (int i = 0; i < run->T * x->heads; i++) {
+        float *a = images[y->map == MAP_HEDGEHOG ? 1 : 0] + (size_t)i * (size_t)d;
+        map_head(y->map, images[0] + (size_t)i * (size_t)y->dk, x->p + (size_t)i * (size_t)d, a, images[1] + (size_t)i * (size_t)d, d);
+    }
+    return out;
+}
+
+/* The feature map, norm and scale of the heads of q (which 0) or k (1) of one token; x (heads, y->dk) in place. Only q is scaled. */
+static void map_heads(const Layer *y, float *x, int heads, int which) {
+    int n = y->dk;
+    float scale = which ? 1.0f : y->scale;
+    if (y->map < ACT_NONE) activate_row(x, y->map, (size_t)heads * (size_t)n);
+    for (int h = 0; h < heads; h++) {
+        float *p = x + h * n, sum = y->sum_eps;
+        if (y->norms[which] == QK_L2) { l2norm(p, n, scale); continue; }
+        for (int i = 0; i < n && y->norms[which] == QK_SUM; i++) sum += p[i];
+        float by = y->norms[which] == QK_SUM ? scale / sum : scale;
+        if (by != 1.0f) for (int i = 0; i < n; i++) p[i] *= by;
+    }
+}
+
+/* f to the decay d, in place, n values in heads of `width`. See DECAY_* for the equations. */
+static void decay_row(const Layer *y, float *f, int n, int width) {
+    switch (y->family->decay) {
+    case DECAY_SIGMOID:
+        for (int i = 0; i < n; i++) {
+            float log_d = logsigmoid(f[i]) / y->decay_divisor;
+            f[i] = expf(log_d < y->decay_min ? y->decay_min : log_d);
+        }
+        break;
+    case DECAY_SOFTPLUS:
+        for (int i = 0; i < n; i++) {
+            float a = y->a[i / width], x = f[i] + y->dt_bias[i];
+            f[i] = expf(y->decay_bound < 0 ? y->decay_bound * sigmoid(-a * x) : a * softplus(x));
+        }
+        break;
+    case DECAY_FORGET:
+        for (int i = 0; i < n; i++) {
+            float low = y->low ? y->low[i] : 0;
+            f[i] = low + (1 - low) * sigmoid(f[i]);
+        }
+    }
+}
+
+/* WRITE_SCALED_K: the write key k m of all tokens.                                       (mixers.md section 4.22)
+ *   A <- exp(g) A + s k^2, one per key channel of each head;  r = ln(A + eps) - scale;  m = squash^(-r / (1 + |r|)) */
+static Rows scale_keys(const Run *run, const Layer *y, float *A, float *const *in, const Rows *k, float **free_rows) {
+    int H = y->heads[IN_G], dk = y->dk;
+    Rows out = scratch_rows(free_rows, run->T, H, dk);
+    int n_threads = threads_for(run->team, 60.0 * run->T * H * dk);
+    PARALLEL_FOR(n_threads)
+    for (int h = 0; h < H; h++)
+        for (int t = 0; t < run->T; t++) {
+            size_t at = (size_t)t * (size_t)H + (size_t)h;
+            float fade = expf(y->g_a[h] * softplus(in[IN_G][at] + y->g_bias[h])), strength = sigmoid(in[IN_S][at]);
+            const float *key = row_head(k, t, h, H, 0, dk);
+            float *to = row_at(&out, t) + h * dk;
+            for (int i = 0; i < dk; i++) {
+                float *a = &A[h * dk + i], r;
+                *a = fade * *a + strength * key[i] * key[i];
+                r = logf(*a + y->squash_eps) - y->g_scale[h];
+                to[i] = key[i] * expf(-y->squash * r / (1 + fabsf(r)));
+            }
+        }
+    return out;
+}
+
+/* DECAY_SUM: f to the decay d, in place, and rest (both (T, n)), the weight of what is written, e^(f - z).
+ *                                                                                         (mixers.md sections 4.9, 4.11)
+ * z (n): running log of the sum of e^f; at position 0 nothing comes before. */
+static void decay_by_sum(const Run *run, const Layer *y, float *z, const Rows *f, const Rows *rest) {
+    int n = (int)f->stride, n_threads = threads_for(run->team, 40.0 * run->T * n);
+    PARALLEL_FOR(n_threads)
+    for (int i = 0; i < n; i++)
+        for (int t = 0; t < run->T; t++) {
+            float s = row_at(f, t)[i], before = run->pos + t ? z[i] : -INFINITY;
+            s = s < y->score_min ? y->score_min : s > y->score_max ? y->score_max : s;
+            float more = expf(-fabsf(before - s)), sum = 1 + more; /* z = the larger + ln(1 + e^-difference) */
+            z[i] = (s > before ? s : before) + log1pf(more);
+            row_at(f, t)[i] = (s > before ? more : 1) / sum;
+            row_at(rest, t)[i] = (s > before ? 1 : more) / sum;
+        }
+}
+
+/* ERASE_OLD (Comba): p = old_key k, of length one, is what is erased along, and q loses its share of p: q <- q - skip p.
+ *   one token: p, k, q (H, dk); k as it came from the convolution */
+static void old_keys(const Layer *y, float *p, const float *k, float *q) {
+    int dk = y->dk;
+    for (int h = 0; h < y->n_heads; h++) {
+        for (int i = h * dk; i < (h + 1) * dk; i++) {
+            p[i] = y->old_key[h] * k[i];
+            q[i] -= y->skip[h] * p[i];
+        }
+        l2norm(p + h * dk, dk, 1.0f);
+    }
+}
+
+/* DECAY_STEP (Mamba-2): the time step D = softplus(d + dt) within bounds says both how much fades and how much is written.
+ *   one token: d (H) to exp(a D), in place;  stepped (H, dv) = D v */
+static void time_steps(const Layer *y, float *d, float *stepped, const float *v) {
+    int dv = y->dv;
+    for (int h = 0; h < y->n_heads; h++) {
+        float step = softplus(d[h] + y->dt_bias[h]);
+        step = step < y->step_min ? y->step_min : step > y->step_max ? y->step_max : step;
+        d[h] = expf(y->a[h] * step);
+        for (int j = h * dv; j < (h + 1) * dv; j++) stepped[j] = step * v[j];
+    }
+}
+
+/* From the rows of the projections to what the recurrence reads, as the row of the family says.         (mixers.md section 1.3)
+ *   q, k, v <- conv, map, norm, rope;  d from f, what is erased and what is written from b, w and k
+ *   in: the rows of the projections, changed in place;  mem: moves behind what is remembered here;  free_rows: scratch, likewise */
+static Recurrence prepare(const Run *run, const Layer *y, float **mem, float *const *in, float **free_rows) {
+    static const float one = 1;
+    const Family *f = y->family;
+    int H = y->n_heads, dk = y->dk, dv = y->dv;
+    int n_b = y->heads[IN_B] * y->width[IN_B], n_f = y->heads[IN_F] * y->width[IN_F]; /* numbers per token */
+
+    // all tokens: convolutions, wide feature maps, decay against the sum so far
+    *mem = convolve(run, y, *mem, in);
+    Rows rows[MAX_IN], rest = {0}, stepped = {0}, old = {0}; /* what is written: 1 - d, D v; Comba's keys of the erase */
+    for (int j = 0; j < MAX_IN; j++) rows[j] = in_rows(y, in, j);
+    for (int j = IN_Q; j <= IN_K && y->map > ACT_NONE; j++)
+        rows[j] = map_rows(run, y, &rows[j], j, y->width[j], free_rows);
+    if (f->write == WRITE_REST) rest = scratch_rows(free_rows, run->T, y->heads[IN_F], y->width[IN_F]);
+    if (f->write == WRITE_STEP_V) stepped = scratch_rows(free_rows, run->T, H, dv);
+    if (f->erase == ERASE_OLD) old = scratch_rows(free_rows, run->T, H, dk);
+    if (f->decay == DECAY_SUM) {
+        decay_by_sum(run, y, *mem, &rows[IN_F], &rest);
+        *mem += rows[IN_F].stride;
+    }
+
+    // token by token: everything else
+    int n_threads = threads_for(run->team, 4.0 * run->T * (3 * H * dv + (f->per == HEADS ? 1 : 10) * n_f + 2 * H * dk));
+    PARALLEL_FOR(n_threads)
+    for (int t = 0; t < run->T; t++) {
+        float *q = row_at(&rows[IN_Q], t), *k = row_at(&rows[IN_K], t), *v = row_at(&rows[IN_V], t);
+        float *d = row_at(&rows[IN_F], t), *b = row_at(&rows[IN_B], t), *w = row_at(&rows[IN_W], t);
+        float table[MAX_ROPE];
+
+        // q, k <- rope(scale norm(map(.)))
+        if (f->erase == ERASE_OLD) old_keys(y, row_at(&old, t), k, q);
+        if (q) map_heads(y, q, rows[IN_Q].heads, 0);
+        if (k) map_heads(y, k, rows[IN_K].heads, 1);
+        if (y->rope_dims) {
+            rope_table(table, y, run->pos + t);
+            for (int h = 0; h < rows[IN_Q].heads; h++) rope(q + h * dk, table, y->rope_dims, 0);
+            for (int h = 0; h < rows[IN_K].heads; h++) rope(k + h * dk, table, y->rope_dims, 0);
+        }
+
+        // d: how much of the memory stays
+        if (f->decay == DECAY_STEP) time_steps(y, d, row_at(&stepped, t), v);
+        else if (d) decay_row(y, d, n_f, y->width[IN_F]);
+        for (int i = 0; i < n_f && rest.p && f->decay != DECAY_SUM; i++) row_at(&rest, t)[i] = 1 - d[i];
+
+        // b: how strongly is erased and written
+        for (int i = 0; i < n_b && b; i++) b[i] = y->beta_scale * sigmoid(b[i]);
+        if (f->erase == ERASE_GATED) /* b (n_k_heads, dk) becomes the key of the erase */
+            for (int i = 0; i < n_b; i++) b[i] *= k[i];
+        if (f->write == WRITE_BETA_V || f->write == WRITE_SCALED_K)
+            for (int h = 0; h < rows[IN_V].heads; h++) {
+                float strength = b ? b[h / (rows[IN_V].heads / y->heads[IN_B])] : y->beta_scale;
+                for (int j = h * dv; j < (h + 1) * dv; j++) v[j] *= strength;
+            }
+        if (f->write == WRITE_GATED_V)
+            for (int j = 0; j < H * dv; j++) v[j] *= sigmoid(w[j]);
+    }
+
+    // who gets what
+    Recurrence r = {.H = H, .dk = dk, .dv = dv, .tiled = y->tiled, .d_width = y->width[IN_F], .d = rows[IN_F], .q = rows[IN_Q],
+                    .k = rest.p ? rest : rows[IN_K], .v = stepped.p ? stepped : rows[IN_V]};
+    if (f->decay == DECAY_FIXED) r.d = (Rows){y->a, 0, H};
+    if (f->erase == ERASE_KEY || f->erase == ERASE_OLD) r.rho = rows[IN_B].p ? rows[IN_B] : (Rows){&y->beta_scale, 0, 1};
+    if (f->erase == ERASE_GATED) r.e = rows[IN_B], r.rho = (Rows){&one, 0, 1};
+    if (f->erase == ERASE_OLD) r.e = old, r.undecayed = 1;
+    if (y->mixer == MIX_SLOTS) r.e = rows[IN_K]; /* the keys of its first pass */
+    if (f->write == WRITE_SCALED_K) { /* erased along k, written along m k */
+        r.e = r.k;
+        r.k = scale_keys(run, y, *mem, in, &r.e, free_rows);
+        *mem += (size_t)y->heads[IN_G] * (size_t)dk;
+    }
+    return r;
+}
+static size_t prepare_fixed(const Layer *y) { /* floats of `mem`: convolutions, then moments of keys or running sums */
+    size_t n = conv_floats(y);
+    if (y->family->write == WRITE_SCALED_K) n += (size_t)y->heads[IN_G] * (size_t)y->dk;
+    else if (y->family->decay == DECAY_SUM) n += (size_t)(y->heads[IN_F] * y->width[IN_F]);
+    return n;
+}
+
+/* The other end, in place on o (T, H dv): the skip o += D v, the norm and the gate. */
+static void finish(const Run *run, const Layer *y, float *const *in, float *o) {
+    if (y->skip && y->family->erase != ERASE_OLD) {
+        Rows v = in_rows(y, in, IN_V);
+        int n = y->n_heads * y->dv;
+        for (int t = 0; t < run->T; t++)
+            for (int j = 0; j < n; j++)
+                o[(size_t)t * (size_t)n + (size_t)j] += y->skip[y->skip_each ? j : j / y->dv] * row_at(&v, t)[j];
+    }
+    gated_norm(run, o, y, in_rows(y, in, IN_Z).p);
+}
+
+/* o <- o / (q z + epsilon) with z the sum of all keys so far: weights that add up to one, as in softmax.  z (H, dk) */
+static void normalize(const Run *run, const Layer *y, const Recurrence *r, float *z, float *o) {
+    int H = r->H, dk = r->dk, dv = r->dv, n_threads = threads_for(run->team, 4.0 * run->T * H * (dk + dv));
+    PARALLEL_FOR(n_threads)
+    for (int h = 0; h < H; h++)
+        for (int t = 0; t < run->T; t++) {
+            const float *k = row_head(&r->k, t, h, H, r->tiled, dk), *q = row_head(&r->q, t, h, H, r->tiled, dk);
+            float *out = o + ((size_t)t * (size_t)H + (size_t)h) * (size_t)dv;
+            for (int i = 0; i < dk; i++) z[h * dk + i] += k[i];
+            float by = 1.0f / (dot(q, z + h * dk, (size_t)dk) + y->normalizer);
+            for (int j = 0; j < dv; j++) out[j] *= by;
+        }
+}
+
+/* Any mixer that is the one recurrence and nothing else.     in: the rows of its projections by IN_*, then scratch;  o (T, H dv)
+ *   mem: what prepare() keeps, S (H, dk, dv) and, for a normaliser, the sum of the keys (H, dk) */
+static void mix_linear(const Run *run, const Layer *y, float *mem, float *const *in, float *o) {
+    float *free_rows = in[MAX_IN];
+    Recurrence r = prepare(run, y, &mem, in, &free_rows);
+    recurrence(run->team, &r, mem, o, run->T);
+    if (y->normalizer > 0) normalize(run, y, &r, mem + (size_t)r.H * (size_t)r.dk * (size_t)r.dv, o);
+    finish(run, y, in, o);
+}
+static size_t linear_fixed(const Layer *y) {
+    return prepare_fixed(y) + (size_t)y->n_heads * (size_t)y->dk * ((size_t)y->dv + (y->normalizer > 0));
+}
+
+/* -- the same with one idea more -- */
+
+/* HGRN: no matrix, each channel remembers one number.      h <- d h + (1 - d) v;  o = h      (mixers.md section 4.7) */
+static void mix_hgrn(const Run *run, const Layer *y, float *mem, float *const *in, float *o) {
+    float *free_rows = in[MAX_IN];
+    Recurrence r = prepare(run, y, &mem, in, &free_rows);
+    for (int t = 0; t < run->T; t++) {
+        const float *d = row_at(&r.d, t), *rest = row_at(&r.k, t), *v = row_at(&r.v, t);
+        float *out = o + (size_t)t * (size_t)r.H;
+        for (int h = 0; h < r.H; h++) out[h] = mem[h] = d[h] * mem[h] + rest[h] * v[h];
+    }
+    finish(run, y, in, o);
+}
+
+/* Gated Delta Product: several writes per token, one decay before the first, one readout after the last.  (mixers.md section 4.18)
+ * The writes are tokens of their own to the recurrence; k, v and b hold them one after the other. */
+static void mix_product(const Run *run, const Layer *y, float *mem, float *const *in, float *o) {
+    float *free_rows = in[MAX_IN];
+    int n = y->steps, T = run->T;
+    Recurrence r = prepare(run, y, &mem, in, &free_rows);
+    Rows q = scratch_rows(&free_rows, T * n, r.q.heads, r.dk);
+    Rows d = scratch_rows(&free_rows, T * n, r.H, 1);
+    Rows out = scratch_rows(&free_rows, T * n, r.H, r.dv);
+    for (int i = 0; i < T * n; i++) {
+        memcpy(row_at(&q, i), row_at(&r.q, i / n), r.q.stride * sizeof(float));
+        for (int h = 0; h < r.H; h++) row_at(&d, i)[h] = r.d.p && i % n == 0 ? row_at(&r.d, i / n)[h] : 1;
+    }
+    r.q = q, r.d = d;
+    r.k = (Rows){r.k.p, r.k.stride / (size_t)n, r.k.heads / n};
+    r.v = (Rows){r.v.p, r.v.stride / (size_t)n, r.v.heads / n};
+    if (r.rho.stride) r.rho = (Rows){r.rho.p, r.rho.stride / (size_t)n, r.rho.heads / n};
+    recurrence(run->team, &r, mem, row_at(&out, 0), T * n);
+    for (int t = 0; t < T; t++) memcpy(o + (size_t)t * out.stride, row_at(&out, t * n + n - 1), out.stride * sizeof(float));
+    finish(run, y, in, o);
+}
+
+/* The memory is a table of slots that is read by softmax: two passes of the recurrence, the first over the keys of the slots, the
+ * second over their values.                                                               (mixers.md section 4.10)
+ *   d decay, w = 1 - d, per slot;  Hk <- Hk Diag(d) + k w';  p = softmax(Hk' q);  Hv <- Diag(d) Hv + w v';  o = Hv' p
+ *   mem: Hk (H, dk, slots), Hv (H, slots, dv). gsa takes silu(v), as it does silu(o); abc has w from a running softmax. */
+static void mix_slots(const Run *run, const Layer *y, float *mem, float *const *in, float *o) {
+    float *free_rows = in[MAX_IN];
+    int H = y->n_heads, M = y->slots, T = run->T, n_v = y->heads[IN_V] * y->dv;
+    Recurrence r = prepare(run, y, &mem, in, &free_rows);
+    for (int t = 0; t < T && y->out_act == ACT_SILU; t++) activate_row(row_at(&r.v, t), ACT_SILU, (size_t)n_v);
+    Rows scores = scratch_rows(&free_rows, T, H, M);
+    Recurrence first = {.H = H, .dk = r.dk, .dv = M, .q = r.q, .k = r.e, .v = r.k, .c = r.d};
+    recurrence(run->team, &first, mem, row_at(&scores, 0), T);
+    for (int i = 0; i < T * H; i++) softmax_row(row_at(&scores, 0) + (size_t)i * (size_t)M, M);
+    Recurrence second = {.H = H, .dk = M, .dv = r.dv, .d_width = M, .d = r.d, .q = scores, .k = r.k, .v = r.v};
+    recurrence(run->team, &second, mem + (size_t)H * (size_t)y->dk * (size_t)M, o, T);
+    finish(run, y, in, o);
+}
+static size_t slots_fixed(const Layer *y) { return prepare_fixed(y) + (size_t)y->n_heads * (size_t)y->slots * (size_t)(y->dk + y->dv); }
+
+/* Log-linear attention: a memory for every power of two, as in a Fenwick tree.              (mixers.md section 4.27)
+ *   position t reads level b + 1 for each bit b of t that is set, with weight lam, and itself as level 0; afterwards the memories
+ *   of the trailing ones and token t merge into the next level.   lam = softplus(levels * w);  mem: M (H, MAX_LEVELS - 1, dk, dv) */
+static void mix_log_linear(const Run *run, const Layer *y, float *mem, float *const *in, float *o) {
+    float *free_rows = in[MAX_IN];
+    Recurrence r = prepare(run, y, &mem, in, &free_rows);
+    int H = r.H, dk = r.dk, dv = r.dv, n_threads = threads_for(run->team, 20.0 * run->T * H * dk * dv);
+    size_t n = (size_t)dk * (size_t)dv;
+    PARALLEL_FOR(n_threads)
+    for (int h = 0; h < H; h++) {
+        FLUSH_DENORMALS;
+        for (int t = 0; t < run->T; t++) {
+            Step s = step_of(&r, t, h);
+            float *levels = mem + (size_t)h * (MAX_LEVELS - 1) * n, *out = o + ((size_t)t * (size_t)H + (size_t)h) * (size_t)dv;
+            const float *w = in[IN_W] + ((size_t)t * (size_t)H + (size_t)h) * MAX_LEVELS, *scale = y->levels + h * MAX_LEVELS;
+            float own = softplus(scale[0] * w[0]) * dot(s.q, s.k, (size_t)dk);
+            for (int j = 0; j < dv; j++) out[j] = own * s.v[j];
+            int64_t pos = run->pos + t;
+            int top = 0; /* the level that takes the token in */
+            while (pos >> top & 1) top++;
+            if (top > MAX_LEVELS - 2) top = MAX_LEVELS - 2;
+            for (int b = 0; b < MAX_LEVELS - 1; b++) {
+                if (!(pos >> b & 1)) continue; /* empty */
+                float *S = levels + (size_t)b * n, lam = softplus(scale[b + 1] * w[b + 1]);
+                for (int i = 0; i < dk; i++)
+                    for (int j = 0; j < dv; j++) {
+                        float m = S[i * dv + j] *= *s.d;
+                        out[j] += lam * s.q[i] * m;
+                    }
+            }
+            float *into = levels + (size_t)top * n;
+            for (int i = 0; i < dk; i++)
+                for (int j = 0; j < dv; j++) into[i * dv + j] += s.k[i] * s.v[j];
+            for (int b = 0; b < top; b++) {
+                for (size_t i = 0; i < n; i++) into[i] += levels[(size_t)b * n + i];
+                memset(levels + (size_t)b * n, 0, n * sizeof(float));
+            }
+        }
+        RESTORE_DENORMALS;
+    }
+    finish(run, y, in, o);
+}
+static size_t log_linear_fixed(const Layer *y) {
+    return prepare_fixed(y) + (size_t)y->n_heads * (MAX_LEVELS - 1) * (size_t)y->dk * (size_t)y->dv;
+}
+
+/* Mamba: channel i is a head of its own with a value of one number; what fades depends on the channel and the state.
+ *                                                                                         (mixers.md section 4.23)
+ *   D = softplus(step);  h_n <- exp(D a_in) h_n + D v_i B_n;  o_i = sum_n h_n C_n      step, B (k), C (q) projections of v
+ *   mem: h (channels, states) */
+static void mix_mamba(const Run *run, const Layer *y, float *mem, float *const *in, float *o) {
+    float *free_rows = in[MAX_IN];
+    int I = y->n_heads, N = y->dk, T = run->T, n_threads = threads_for(run->team, 20.0 * T * I * N);
+    mem = convolve(run, y, mem, in);
+    Rows step = scratch_rows(&free_rows, T, 1, I), bc = scratch_rows(&free_rows, T, 1, 2 * N);
+    float *rows[] = {row_at(&step, 0), row_at(&bc, 0)};
+    const Proj from_v[] = {y->step_in, y->bc_in};
+    project(run->team, rows, from_v, 2, in[IN_V], T, run->mid);
+    PARALLEL_FOR(n_threads)
+    for (int i = 0; i < I; i++) {
+        float *h = mem + (size_t)i * (size_t)N;
+        const float *a = y->a + (size_t)i * (size_t)N;
+        FLUSH_DENORMALS;
+        for (int t = 0; t < T; t++) {
+            size_t at = (size_t)t * (size_t)I + (size_t)i;
+            const float *B = row_at(&bc, t), *C = B + N;
+            float D = softplus(row_at(&step, 0)[at]), v = D * in[IN_V][at], sum = 0;
+            for (int n = 0; n < N; n++) h[n] = fast_exp(D * a[n]) * h[n] + v * B[n];
+            for (int n = 0; n < N; n++) sum += h[n] * C[n];
+            o[at] = sum;
+        }
+        RESTORE_DENORMALS;
+    }
+    finish(run, y, in, o);
+}
+static size_t mamba_fixed(const Layer *y) { return conv_floats(y) + (size_t)y->n_heads * (size_t)y->dk; }
+
+/* Mamba-3: what arrived during a step is taken from both its ends, as in the trapezoidal rule.      (mixers.md section 4.25)
+ *   D = softplus(f + dt);  d = exp(-max(softplus(w), rate_min) D);  s = sigmoid(b)
+ *   k, q <- rope(norm(k) + bias, angle), each head its own bias and angle <- angle + pi tanh(g) D, pairs (2i, 2i+1)
+ *   S <- d S + d (1 - s) D k_(t-1) v_(t-1)' + s D k v';   o = S'q:  two writes per token to the recurrence, the first for the token before
+ *   mem: k and v of the last token, angles (H, rope_dims / 2), S (H, dk, dv) */
+static void mix_trapezoid(const Run *run, const Layer *y, float *mem, float *const *in, float *o) {
+    float *free_rows = in[MAX_IN];
+    int H = y->n_heads, dk = y->dk, dv = y->dv, T = run->T, pairs = y->rope_dims / 2;
+    float *last_k = mem, *last_v = last_k + (size_t)H * (size_t)dk;
+    float *angles = last_v + (size_t)H * (size_t)dv, *S = angles + (size_t)H * (size_t)pairs;
+    Rows query = in_rows(y, in, IN_Q), key = in_rows(y, in, IN_K);
+    Rows q = scratch_rows(&free_rows, 2 * T, H, dk), k = scratch_rows(&free_rows, 2 * T, H, dk), v = scratch_rows(&free_rows, 2 * T, H, dv);
+    Rows d = scratch_rows(&free_rows, 2 * T, H, 1), out = scratch_rows(&free_rows, 2 * T, H, dv);
+    int n_threads = threads_for(run->team, 40.0 * T * H * (dk + dv + 2 * pairs));
+    PARALLEL_FOR(n_threads)
+    for (int h = 0; h < H; h++) {
+        float table[MAX_ROPE], *angle = angles + h * pairs, *k0 = last_k + h * dk, *v0 = last_v + h * dv;
+        for (int t = 0; t < T; t++) {
+            size_t at = (size_t)t * (size_t)H + (size_t)h;
+            float D = softplus(in[IN_F][at] + y->dt_bias[h]), rate = softplus(in[IN_W][at]), s = sigmoid(in[IN_B][at]);
+            float fade = expf(-(rate > y->rate_min ? rate : y->rate_min) * D);
+            float *k1 = row_at(&k, 2 * t + 1) + h * dk, *q1 = row_at(&q, 2 * t + 1) + h * dk, *w = row_at(&v, 2 * t) + h * dv;
+            const float *x = in[IN_V] + at * (size_t)dv;
+            for (int i = 0; i < pairs; i++) {
+                angle[i] = (float)fmod(angle[i] + 3.14159265358979 * tanh(in[IN_G][t * pairs + i]) * D, 6.28318530717959);
+                table[2 * i] = cosf(angle[i]), table[2 * i + 1] = sinf(angle[i]);
+            }
+            rmsnorm(k1, row_head(&key, t, h, H, 0, dk), y->k_norm, (size_t)dk, y->eps);
+            rmsnorm(q1, row_head(&query, t, h, H, 0, dk), y->q_norm, (size_t)dk, y->eps);
+            for (int i = 0; i < dk; i++) k1[i] += y->k_bias[h * dk + i], q1[i] += y->q_bias[h * dk + i];
+            rope(k1, table, y->rope_dims, 1), rope(q1, table, y->rope_dims, 1);
+            memcpy(row_at(&k, 2 * t) + h * dk, k0, (size_t)dk * sizeof(float));
+            memcpy(k0, k1, (size_t)dk * sizeof(float));
+            memcpy(row_at(&q, 2 * t) + h * dk, q1, (size_t)dk * sizeof(float)); /* what is read after the first write is dropped */
+            for (int j = 0; j < dv; j++) {
+                w[j] = fade * (1 - s) * D * v0[j];
+                w[v.stride + (size_t)j] = s * D * x[j];
+                v0[j] = x[j];
+            }
+            row_at(&d, 2 * t)[h] = fade;
+            row_at(&d, 2 * t + 1)[h] = 1;
+        }
+    }
+    Recurrence r = {.H = H, .dk = dk, .dv = dv, .d_width = 1, .d = d, .q = q, .k = k, .v = v};
+    recurrence(run->team, &r, S, row_at(&out, 0), 2 * T);
+    for (int t = 0; t < T; t++) memcpy(o + (size_t)t * out.stride, row_at(&out, 2 * t + 1), out.stride * sizeof(float));
+    finish(run, y, in, o);
+}
+static size_t trapezoid_fixed(const Layer *y) { return (size_t)y->n_heads * (size_t)(y->dk + y->dv + y->rope_dims / 2 + y->dk * y->dv); }
+
+/* Token shift: delta_t = x_{t-1} - x_t, all (T, dim).                                      (mixers.md section 2.4)
+ *   last (dim): x before the run, zero at the start; left behind is the last x of the run */
+static void token_shift(float *delta, const float *x, float *last, int T, size_t dim) {
+    for (int t = 0; t < T; t++) {
+        const float *now = x + (size_t)t * dim, *before = t ? now - dim : last;
+        for (size_t i = 0; i < dim; i++) delta[(size_t)t * dim + i] = before[i] - now[i];
+    }
+    memcpy(last, x + (size_t)(T - 1) * dim, dim * sizeof(float));
+}
+
+/* out = x + delta * share, all (T, dim); share `step` floats apart: 0 when it is the same for every token. */
+static void lerp_rows(float *out, const float *x, const float *delta, const float *share, size_t step, int T, size_t dim) {
+    for (size_t t = 0; t < (size_t)T; t++)
+        for (size_t i = 0; i < dim; i++) out[t * dim + i] = x[t * dim + i] + delta[t * dim + i] * share[t * step + i];
+}
+
+/* The rows of RWKV's projections: each reads its own mix of x and the x before.             (mixers.md sections 4.14, 4.15)
+ *   in[j] = W_j (x + delta lerp_j), delta = x before - x;  in RWKV-6 lerp_j depends on x, too, by a projection of x + delta lerp_x
+ *   last (dim): see token_shift;  free_rows: scratch, delta, what is read and up to five shares */
+static void rwkv_project(const Run *run, const Layer *y, float *last, float *const *in, float *free_rows) {
+    int T = run->T, dim = y->in[IN_Q].w.n_in;
+    Rows a = scratch_rows(&free_rows, T, 1, dim), b = scratch_rows(&free_rows, T, 1, dim);
+    float *delta = row_at(&a, 0), *read = row_at(&b, 0), *share[MAX_IN] = {NULL}; /* share[j] (T, dim) */
+    token_shift(delta, run->x, last, T, (size_t)dim);
+    if (y->lerp_x) {
+        for (int j = 0; j < MAX_IN; j++) {
+            if (!y->lerp[j].w.data) continue;
+            Rows rows = scratch_rows(&free_rows, T, 1, dim);
+            share[j] = row_at(&rows, 0);
+        }
+        lerp_rows(read, run->x, delta, y->lerp_x, 0, T, (size_t)dim);
+        project(run->team, share, y->lerp, MAX_IN, read, T, run->mid);
+    }
+    for (int j = 0; j < MAX_IN; j++) {
+        if (!y->in[j].w.data) continue;
+        lerp_rows(read, run->x, delta, share[j] ? share[j] : y->lerp[j].bias, share[j] ? (size_t)dim : 0, T, (size_t)dim);
+        project(run->team, &in[j], &y->in[j], 1, read, T, run->mid);
+    }
+}
+
+/* What RWKV-7 makes of one token's k, strength a, v and kk; v_first (values) is written in the first layer and read in the others.
+ *   kk = k k_k / |k k_k|;  a = sigmoid(a);  k <- k (1 + (a - 1) k_a);  v <- v + sigmoid(w_v) (v_first - v)
+ *   strength becomes -a kk, the direction in which what is read along kk is written back */
+static void rwkv7_token(const Layer *y, float *k, float *kk, float *strength, float *v, const float *w_v, float *v_first) {
+    int dk = y->dk;
+    size_t keys = (size_t)y->n_heads * (size_t)dk, values = (size_t)y->n_heads * (size_t)y->dv;
+    for (size_t i = 0; i < keys; i++) kk[i] = k[i] * y->k_k[i];
+    for (float *head = kk; head < kk + keys; head += dk) {
+        float length = sqrtf(dot(head, head, (size_t)dk) + y->k_eps);
+        for (int i = 0; i < dk; i++) head[i] /= length > 1e-12f ? length : 1e-12f;
+    }
+    for (size_t i = 0; i < keys; i++) {
+        float a = sigmoid(strength[i]);
+        k[i] *= 1 + (a - 1) * y->k_a[i];
+        strength[i] = -a * kk[i];
+    }
+    if (!y->in[IN_W].w.data) memcpy(v_first, v, values * sizeof(float));
+    else
+        for (size_t i = 0; i < values; i++) v[i] += sigmoid(w_v[i]) * (v_first[i] - v[i]);
+}
+
+/* RWKV's time mixing.                                              (mixers.md sections 4.14, 4.15)
+ *   q is the receptance r, z the gate, f the decay w, b the strength a
+ *   RWKV-6   d = exp(-exp(w));              o = S'r + (r . u k) v;  S <- Diag(d) S + k v'
+ *   RWKV-7   d = exp(-e^-1/2 sigmoid(w));   S <- Diag(d) S - (kk a)(kk'S) + k v', kk'S from the S before it fades;  o = S'r
+ *            kk, k and v as in rwkv7_token
+ *   o <- LayerNorm(o) per head, RWKV-7: + (r . r_k k) v, with the k and v that were written;  o <- o * silu(z), RWKV-7: o * z
+ *   mem: the last x (dim), S (H, dk, dv) */
+static void mix_rwkv(const Run *run, const Layer *y, float *mem, float *const *in, float *o) {
+    int H = y->n_heads, dk = y->dk, dv = y->dv, T = run->T, seven = y->k_k != NULL, dim = y->in[IN_Q].w.n_in;
+    size_t keys = (size_t)H * (size_t)dk, values = (size_t)H * (size_t)dv;
+    float *free_rows = in[MAX_IN];
+    Rows erase = scratch_rows(&free_rows, T, H, dk); /* kk */
+    rwkv_project(run, y, mem, in, free_rows);
+
+    int n_threads = threads_for(run->team, 60.0 * T * H * dk);
+    PARALLEL_FOR(n_threads)
+    for (int t = 0; t < T; t++) {
+        size_t at = (size_t)t * keys, v_at = (size_t)t * values;
+        float *d = in[IN_F] + at;
+        for (size_t i = 0; i < keys; i++) d[i] = expf(seven ? -0.60653066f * sigmoid(d[i]) : -expf(d[i]));
+        if (seven)
+            rwkv7_token(y, in[IN_K] + at, row_at(&erase, t), in[IN_B] + at, in[IN_V] + v_at, in[IN_W] + v_at, run->v_first + v_at);
+    }
+
+    Recurrence r = {.H = H, .dk = dk, .dv = dv, .d_width = dk, .d = {in[IN_F], keys, H},
+                    .q = {in[IN_Q], keys, H}, .k = {in[IN_K], keys, H}, .v = {in[IN_V], values, H}};
+    if (seven) r.e = erase, r.undecayed = 1, r.w = (Rows){in[IN_B], keys, H};
+    else r.u = (Rows){y->bonus, 0, H};
+    recurrence(run->team, &r, mem + dim, o, T);
+
+    // norm, RWKV-7's bonus, gate
+    n_threads = threads_for(run->team, 16.0 * T * H * (dk + dv));
+    PARALLEL_FOR(n_threads)
+    for (int i = 0; i < T * H; i++) {
+        size_t at = (size_t)i * (size_t)dk, v_at = (size_t)i * (size_t)dv, h = (size_t)(i % H);
+        float *out = o + v_at, bonus = 0;
+        layernorm(out, out, y->o_norm + h * (size_t)dv, y->o_bias + h * (size_t)dv, (size_t)dv, y->o_eps);
+        for (int j = 0; j < dk && seven; j++)
+            bonus += in[IN_Q][at + (size_t)j] * y->bonus[h * (size_t)dk + (size_t)j] * in[IN_K][at + (size_t)j];
+        for (int j = 0; j < dv && seven; j++) out[j] += bonus * in[IN_V][v_at + (size_t)j];
+        run->team->kernels->gate(out, in[IN_Z] + v_at, y->gate_act, (size_t)dv);
+    }
+}
+static size_t rwkv_fixed(const Layer *y) { return (size_t)y->in[IN_Q].w.n_in + (size_t)y->n_heads * (size_t)y->dk * (size_t)y->dv; }
+
+/* RWKV's feed-forward, in place on the normed x (T, dim).          (mixers.md sections 4.14, 4.15)
+ *   x <- down(relu(up xk)^2), in RWKV-6 times sigmoid(receptance xr);  xk, xr mixes of x and the x before, which last (dim) keeps */
+static void channel_mix(const Team *team, const Layer *y, float *x, float *last, float *free_rows, int T) {
+    int dim = y->up.n_in, hidden = y->up.n_out;
+    Rows a = scratch_rows(&free_rows, T, 1, dim), b = scratch_rows(&free_rows, T, 1, dim), c = scratch_rows(&free_rows, T, 1, dim);
+    float *delta = row_at(&a, 0), *read = row_at(&b, 0), *gate = row_at(&c, 0), *key = free_rows;
+    token_shift(delta, x, last, T, (size_t)dim);
+    lerp_rows(read, x, delta, y->ffn_lerp_k, 0, T, (size_t)dim);
+    Input for_key = input_rows(read, T, dim);
+    matmul(team, &(Product){key, &y->up}, 1, &for_key);
+    activate_row(key, ACT_SQRELU, (size_t)T * (size_t)hidden);
+    if (y->ffn_lerp_r) {
+        lerp_rows(read, x, delta, y->ffn_lerp_r, 0, T, (size_t)dim);
+        Input for_gate = input_rows(read, T, dim);
+        matmul(team, &(Product){gate, &y->gate}, 1, &for_gate);
+    }
+    Input wide = input_rows(key, T, hidden);
+    matmul(team, &(Product){x, &y->down}, 1, &wide);
+    if (y->ffn_lerp_r) gate_rows(team, x, gate, ACT_SIGMOID, dim, T);
+}
+
+/* MesaNet: what is read is the least-squares answer to all that was written.                (mixers.md section 4.26)
+ *   A <- d A + b k k';  S <- d S + b k v';  (A + Diag(ridge)) x = q;  o = S'x      mem: A (H, dk, dk), S (H, dk, dv)
+ * x comes from a fixed number of steps of conjugate gradient from 0. The epsilons in its divisions keep it from converging entirely, and
+ * the norm behind it shows that: the steps are part of the model. */
+static void mix_mesa(const Run *run, const Layer *y, float *mem, float *const *in, float *o) {
+    float *free_rows = in[MAX_IN];
+    Recurrence r = prepare(run, y, &mem, in, &free_rows);
+    int H = r.H, dk = r.dk, dv = r.dv;
+    int n_threads = threads_for(run->team, 2.0 * run->T * H * dk * (dk * (y->solver_steps + 2) + 2 * dv));
+    Rows solution = scratch_rows(&free_rows, run->T, H, dk), direction = scratch_rows(&free_rows, run->T, H, dk);
+    PARALLEL_FOR(n_threads)
+    for (int h = 0; h < H; h++) {
+        float *A = mem + (size_t)h * (size_t)dk * (size_t)dk;
+        float *S = mem + (size_t)H * (size_t)dk * (size_t)dk + (size_t)h * (size_t)dk * (size_t)dv;
+        const float *ridge = y->ridge + h * dk;
+        FLUSH_DENORMALS;
+        for (int t = 0; t < run->T; t++) {
+            float d = row_at(&r.d, t)[h], b = y->in[IN_B].w.data ? in[IN_B][(size_t)t * (size_t)H + (size_t)h] : 1;
+            float *k = row_at(&r.k, t) + h * dk, *Ap = k;               /* k, after it was written (A + ridge) p */
+            float *x = row_at(&solution, t) + h * dk, *p = row_at(&direction, t) + h * dk;
+            float *rest = row_at(&r.q, t) + h * dk;                     /* q, then q - (A + ridge) x */
+            const float *v = row_at(&r.v, t) + h * dv;
+            float *out = o + ((size_t)t * (size_t)H + (size_t)h) * (size_t)dv;
+
+            // A <- d A + b k k';  S <- d S + b k v'
+            for (int i = 0; i < dk; i++) {
+                float w = b * k[i];
+                for (int j = 0; j < dk; j++) A[i * dk + j] = d * A[i * dk + j] + w * k[j];
+                for (int j = 0; j < dv; j++) S[i * dv + j] = d * S[i * dv + j] + w * v[j];
+            }
+
+            // x: (A + Diag(ridge)) x = q
+            for (int i = 0; i < dk; i++) x[i] = 0, p[i] = rest[i];
+            float size = dot(rest, rest, (size_t)dk);
+            for (int n = 0; n < y->solver_steps; n++) {
+                for (int i = 0; i < dk; i++) Ap[i] = dot(A + i * dk, p, (size_t)dk) + ridge[i] * p[i];
+                float step = size / (dot(p, Ap, (size_t)dk) + 1e-5f);
+                for (int i = 0; i < dk; i++) x[i] += step * p[i], rest[i] -= step * Ap[i];
+                float next = dot(rest, rest, (size_t)dk), keep = next / (size + 1e-5f);
+                for (int i = 0; i < dk; i++) p[i] = rest[i] + keep * p[i];
+                size = next;
+            }
+
+            // o = S'x
+            for (int j = 0; j < dv; j++) out[j] = 0;
+            for (int i = 0; i < dk; i++)
+                for (int j = 0; j < dv; j++) out[j] += x[i] * S[i * dv + j];
+        }
+        RESTORE_DENORMALS;
+    }
+    finish(run, y, in, o);
+}
+static size_t mesa_fixed(const Layer *y) { return prepare_fixed(y) + (size_t)y->n_heads * (size_t)y->dk * (size_t)(y->dk + y->dv); }
+
+/* -- softmax attention: keys and values of every position -- */
 
 /* c_t = c_(t-1) + logsigmoid(f_t) of each query head into the cache of a model that forgets; f (T, H) */
 static void forget_sums(const Run *run, const float *f, int H) {
@@ -4421,73 +5346,112 @@ static void forget_sums(const Run *run, const float *f, int H) {
  * c, running sums of logsigmoid(f) per query head, exists in models that forget (mixers.md section 5.2); their gate is a projection.
  * Other gated models store a head's query rows and then its gate rows; the gate is neither normalised nor rotated. */
 static void mix_softmax(const Run *run, const Layer *y, float *mem, float *const *in, float *o) {
-    int H = y->n_heads, Hkv = y->n_k_heads, dk = y->dk, dv = y->dv, q_step = dk * (y->gated ? 2 : 1), half = y->rope_dims / 2;
+    int H = y->n_heads, Hkv = y->n_k_heads, dk = y->dk, dv = y->dv;
+    int q_step = dk * (y->gated ? 2 : 1), q_row = H * q_step; /* floats from one query head to the next, and from one token to the next */
+    int T = run->T;
+    int64_t end = run->pos + T;
     (void)mem;
-    int n_threads = threads_for(run->team, 40.0 * run->T * (half + H * dk));
-    int64_t first = run->pos / KEYS, last = (run->pos + run->T - 1) / KEYS;
+
+    // q, k <- rope(norm(q)), rope(norm(k)); k, v go into the cache, of which one thread owns a block
+    int n_threads = threads_for(run->team, 40.0 * T * (y->rope_dims / 2 + H * dk));
+    int64_t first = run->pos / KEYS, last = (end - 1) / KEYS;
     PARALLEL_FOR(n_threads)
-    for (int64_t block = first; block <= last; block++) /* normalise, rotate, append: one thread owns a block of the cache */
-        for (int64_t pos = max64(run->pos, block * KEYS), end = min64(run->pos + run->T, (block + 1) * KEYS); pos < end; pos++) {
+    for (int64_t block = first; block <= last; block++)
+        for (int64_t pos = max64(run->pos, block * KEYS); pos < min64(end, (block + 1) * KEYS); pos++) {
             size_t t = (size_t)(pos - run->pos);
-            float *q = in[0] + t * (size_t)(H * q_step), *k = in[1] + t * (size_t)(Hkv * dk), table[MAX_ROPE];
+            float *q = in[IN_Q] + t * (size_t)q_row, *k = in[IN_K] + t * (size_t)(Hkv * dk), *v = in[IN_V] + t * (size_t)(Hkv * dv);
+            float table[MAX_ROPE];
             rope_table(table, y, pos);
-            for (int h = 0; h < H + Hkv; h++) {
-                float *head = h < H ? q + h * q_step : k + (h - H) * dk;
-                const float *w = h < H ? y->q_norm : y->k_norm;
-                if (w) rmsnorm(head, head, w + (h < H ? h : h - H) * y->qk_norm_step, (size_t)dk, y->qk_eps);
+            for (int h = 0; h < H; h++) {
+                float *head = q + h * q_step;
+                if (y->q_norm) rmsnorm(head, head, y->q_norm + h * y->qk_norm_step, (size_t)dk, y->qk_eps);
                 rope(head, table, y->rope_dims, y->rope_adjacent);
             }
-            cache_append(&run->cache, pos, k, in[2] + t * (size_t)(Hkv * dv), NULL);
+            for (int h = 0; h < Hkv; h++) {
+                float *head = k + h * dk;
+                if (y->k_norm) rmsnorm(head, head, y->k_norm + h * y->qk_norm_step, (size_t)dk, y->qk_eps);
+                rope(head, table, y->rope_dims, y->rope_adjacent);
+            }
+            cache_append(&run->cache, pos, k, v, NULL);
         }
     forget_sums(run, in[IN_F], H);
-    attention(run->team, &(Attend){&run->cache, in[0], (size_t)(H * q_step), (size_t)q_step, H, run->T, y->window, run->pos, y->scale}, o);
-    if (y->in[IN_Z].w.data) gate_rows(run->team, o, in[IN_Z], ACT_SIGMOID, H * dv, run->T);
+
+    // o = softmax(scale q K' + c_i - c_j) V
+    Attend attend = {.cache = &run->cache, .q = in[IN_Q], .q_stride = (size_t)q_row, .q_step = (size_t)q_step,
+                     .H = H, .T = T, .window = y->window, .pos = run->pos, .scale = y->scale};
+    attention(run->team, &attend, o);
+
+    // o <- o * sigmoid(gate)
+    if (y->in[IN_Z].w.data) gate_rows(run->team, o, in[IN_Z], ACT_SIGMOID, H * dv, T);
     if (!y->gated) return;
-    n_threads = threads_for(run->team, 20.0 * run->T * H * dv);
+    n_threads = threads_for(run->team, 20.0 * T * H * dv);
     PARALLEL_FOR(n_threads)
-    for (int i = 0; i < run->T * H; i++) run->team->kernels->gate(o + (size_t)i * (size_t)dv, in[0] + (size_t)i * (size_t)q_step + dk, ACT_SIGMOID, (size_t)dv);
+    for (int i = 0; i < T * H; i++) {
+        const float *gate = in[IN_Q] + (size_t)i * (size_t)q_step + dk; /* behind the head's query */
+        run->team->kernels->gate(o + (size_t)i * (size_t)dv, gate, ACT_SIGMOID, (size_t)dv);
+    }
 }
-static Cache softmax_cache(const Layer *y) { return (Cache){NULL, F32, y->n_k_heads, y->dk, y->dv, y->in[IN_F].w.data ? y->n_heads : 0}; }
+static int forget_heads(const Layer *y) { return y->in[IN_F].w.data ? y->n_heads : 0; } /* sums that the cache keeps */
+static Cache softmax_cache(const Layer *y) { return (Cache){NULL, F32, y->n_k_heads, y->dk, y->dv, forget_heads(y)}; }
 
 /* Softmax attention whose keys later tokens change: PaTH turns them, wall fades them.               (mixers.md sections 5.3, 5.4)
  *   PaTH   every token: k_j <- (I - u u') k_j for all j before it;      wall   k_j <- Diag(fade) k_j, fade in (0, 1), per query head
  *   o = softmax(scale q'k_j + forget (c_t - c_j)) V, c as above
  * Here the keys stay as they were written, and the query is changed on its way back through the text, which gives the same products:
  *   for j = t, t-1 ...:  score_j = q'k_j;  q <- q - u_j (u_j'q), or q <- Diag(fade_j) q
- * This is the one recurrence again, with a memory whose columns are queries: erase along u, or decay, and read along k before that. The cache only
- * grows, as with any attention, so a state can go back to a snapshot. A column meets no other, there are always WALKERS of them, zero until
- * their token comes, and a block's scores join its softmax as in attend_scalar: the same bits in any split of the text.
- *   q (T, H, d);  the cache holds the rows [k | u or fades of the group's query heads | v] of each key/value head, as values */
+ * This is the one recurrence again, with a memory whose columns are queries: erase along u, or decay, and read along k before that.
+ * The cache only grows, as with any attention, so a state can go back to a snapshot. A column meets no other, there are always WALKERS
+ * of them, zero until their token comes, and a block's scores join its softmax as in attend_scalar: the same bits in any split of the
+ * text.
+ *   q (T, H, d), o (T, H, d);  the cache holds the rows [k | u or fades of the group's query heads | v] of each key/value head, as values
+ * A unit of work is WALKERS queries, with newest the position of the last, whose keys change alike: for PaTH, of all G query heads that
+ * share a key/value head; for wall, of one query head. Row r of the G T rows is token r / G, query head r % G of those. */
 static void walk_back(const Run *run, const Layer *y, const float *q, float forget, float *o) {
     static const float one = 1;
     const Cache *c = &run->cache;
-    const int H = y->n_heads, Hkv = y->n_k_heads, d = y->dk, T = run->T, fades = y->mixer == MIX_WALL, G = fades ? 1 : H / Hkv; /* query heads that are changed alike */
-    const int rows = G * T, units = (rows + WALKERS - 1) / WALKERS;
+    const int H = y->n_heads, Hkv = y->n_k_heads, d = y->dk, T = run->T;
+    const int fades = y->mixer == MIX_WALL, G = fades ? 1 : H / Hkv, groups = H / G;
+    const int rows = G * T, units = (rows + WALKERS - 1) / WALKERS; /* of one group */
     const size_t width = (size_t)c->dv; /* of a row */
     int n_threads = threads_for(run->team, 8.0 * T * H * d * (double)(run->pos + T));
     PARALLEL_TASKS(n_threads)
-    for (int unit = 0; unit < H / G * units; unit++) {
-        int group = unit % (H / G), g = group * G / (H / Hkv), first_row = (units - 1 - unit / (H / G)) * WALKERS, n = rows - first_row < WALKERS ? rows - first_row : WALKERS; /* the longest first */
-        float *block = run->team->buf + (size_t)THREAD_ID * run->team->buf_floats, *Q = block + KEYS * width, *scores = Q + d * WALKERS, *zero = scores + KEYS * WALKERS, *buf = zero + d + WALKERS;
-        float top[WALKERS] = {0}, sum[WALKERS], *out[WALKERS];
-        int begin[WALKERS] = {0}, end[WALKERS] = {0};
-        int64_t at[WALKERS] = {0}, from[WALKERS] = {0}, newest = run->pos + (first_row + n - 1) / G;
+    for (int unit = 0; unit < groups * units; unit++) {
+        int group = unit % groups, g = group * G / (H / Hkv); /* g: its key/value head */
+        int first_row = (units - 1 - unit / groups) * WALKERS; /* the longest way first */
+        int n = rows - first_row < WALKERS ? rows - first_row : WALKERS;
+        float *block = run->team->buf + (size_t)THREAD_ID * run->team->buf_floats; /* (KEYS, width) rows of the cache, newest first */
+        float *Q = block + KEYS * width;          /* (d, WALKERS) the queries, as they are by now */
+        float *scores = Q + d * WALKERS;          /* (KEYS, WALKERS) */
+        float *zero = scores + KEYS * WALKERS, *buf = zero + d + WALKERS;
+        float top[WALKERS] = {0}, sum[WALKERS], *out[WALKERS]; /* the softmax so far: its maximum, its denominator, its numerator (d) */
+        int64_t at[WALKERS] = {0}, from[WALKERS] = {0}; /* position of each query, and the oldest that it sees */
+        int64_t newest = run->pos + (first_row + n - 1) / G;
+        int begin[WALKERS] = {0}, end[WALKERS] = {0};   /* the steps of a block that each query takes part in */
         const float *change = block + d + (fades ? group % (H / Hkv) * d : 0);
         Recurrence walk = {.H = 1, .dk = d, .dv = WALKERS, .q = {block, width, 1}, .k = {zero, 0, 1}, .v = {zero, 0, 1}, .u = {zero, 0, 1}};
         if (fades) walk.d = (Rows){change, width, 1}, walk.d_width = d;
         else walk.k = (Rows){change, width, 1}, walk.rho = (Rows){&one, 0, 1};
+
         FLUSH_DENORMALS; /* little may be left of a query */
-        memset(Q, 0, (size_t)(d * WALKERS) * sizeof(float)), memset(zero, 0, (size_t)(d + WALKERS) * sizeof(float));
+        memset(Q, 0, (size_t)(d * WALKERS) * sizeof(float));
+        memset(zero, 0, (size_t)(d + WALKERS) * sizeof(float));
         for (int r = 0; r < n; r++) {
-            at[r] = run->pos + (first_row + r) / G, from[r] = y->window ? max64(0, at[r] - y->window + 1) : 0;
-            out[r] = o + ((size_t)((first_row + r) / G) * (size_t)H + (size_t)(group * G + (first_row + r) % G)) * (size_t)d;
-            top[r] = -INFINITY, sum[r] = 0, memset(out[r], 0, (size_t)d * sizeof(float));
+            int t = (first_row + r) / G, h = group * G + (first_row + r) % G;
+            at[r] = run->pos + t;
+            from[r] = y->window ? max64(0, at[r] - y->window + 1) : 0;
+            out[r] = o + ((size_t)t * (size_t)H + (size_t)h) * (size_t)d;
+            top[r] = -INFINITY, sum[r] = 0;
+            memset(out[r], 0, (size_t)d * sizeof(float));
         }
+
+        // block after block of the cache, the newest first
         for (int64_t b = newest / KEYS; b >= from[0] / KEYS; b--) {
             int64_t first = max64(from[0], b * KEYS), last = min64(newest, b * KEYS + KEYS - 1);
             int steps = (int)(last - first) + 1; /* step i is position last - i */
             cache_values(c, last, steps, g, block);
-            for (int i = 0, next; i < steps; i = next) { /* queries set out where they are; then up to the next of them at once */
+
+            // scores: queries set out where they are; then up to the next of them at once
+            for (int i = 0, next; i < steps; i = next) {
                 next = last - i > at[0] ? i + 1 : steps;
                 for (int r = 0; r < n; r++)
                     for (int k = 0; k < d && at[r] == last - i; k++) Q[k * WALKERS + r] = y->scale * q[(size_t)(out[r] - o) + (size_t)k];
@@ -4496,19 +5460,28 @@ static void walk_back(const Run *run, const Layer *y, const float *q, float forg
                 else walk.k.p = change + (size_t)i * width;
                 run->team->kernels->recurrence(&walk, 0, 0, Q, scores + i * WALKERS, WALKERS, next - i, buf);
             }
+
+            // forget-gate biases, and the maximum of each query
             for (int r = 0; r < n; r++) {
-                begin[r] = (int)max64(0, last - at[r]), end[r] = (int)(last - max64(from[r], first)) + 1; /* the steps that it takes */
+                begin[r] = (int)max64(0, last - at[r]);
+                end[r] = (int)(last - max64(from[r], first)) + 1;
                 int h = group * G + (first_row + r) % G;
                 float best = top[r];
                 for (int i = begin[r]; i < end[r]; i++) {
                     float *s = &scores[i * WALKERS + r];
-                    if (c->sums) *s += forget * (float)(cache_sums(c, at[r] / KEYS)[h * KEYS + at[r] % KEYS] - cache_sums(c, b)[h * KEYS + (last - i) % KEYS]);
+                    if (c->sums) {
+                        double c_t = cache_sums(c, at[r] / KEYS)[h * KEYS + at[r] % KEYS];
+                        double c_j = cache_sums(c, b)[h * KEYS + (last - i) % KEYS];
+                        *s += forget * (float)(c_t - c_j);
+                    }
                     if (*s > best) best = *s;
                 }
                 float keep = best > -INFINITY ? fast_exp(top[r] - best) : 1;
                 top[r] = best, sum[r] *= keep;
                 for (int k = 0; k < d; k++) out[r][k] *= keep;
             }
+
+            // out <- out + e^(score - top) v
             for (int i = 0; i < steps; i++) {
                 float *e = scores + i * WALKERS;
                 const float *v = block + (size_t)i * width + width - d;
@@ -4553,14 +5526,20 @@ static void mix_path(const Run *run, const Layer *y, float *mem, float *const *i
     walk_back(run, y, in[IN_Q], y->scale, o);
 }
 static size_t path_fixed(const Layer *y) { return y->conv[IN_W] ? (size_t)(y->d_conv - 1) * (size_t)proj_out(&y->in[IN_W]) : 0; }
-static Cache path_cache(const Layer *y) { return (Cache){NULL, F32, y->n_k_heads, 0, 3 * y->dk, y->in[IN_F].w.data ? y->n_heads : 0}; }
+static Cache path_cache(const Layer *y) { return (Cache){NULL, F32, y->n_k_heads, 0, 3 * y->dk, forget_heads(y)}; }
 
 /* Wall attention: a key fades channel by channel, as the memory of gated linear attention does, under a softmax.   fade = sigmoid(w) */
 static void mix_wall(const Run *run, const Layer *y, float *mem, float *const *in, float *o) {
     int H = y->n_heads, Hkv = y->n_k_heads, d = y->dk;
     (void)mem;
-    for (int i = 0; i < run->T * H && y->q_norm; i++) rmsnorm(in[IN_Q] + (size_t)i * (size_t)d, in[IN_Q] + (size_t)i * (size_t)d, y->q_norm + i % H * d, (size_t)d, y->qk_eps);
-    for (int i = 0; i < run->T * Hkv && y->k_norm; i++) rmsnorm(in[IN_K] + (size_t)i * (size_t)d, in[IN_K] + (size_t)i * (size_t)d, y->k_norm + i % Hkv * d, (size_t)d, y->qk_eps);
+    for (int i = 0; i < run->T * H && y->q_norm; i++) {
+        float *q = in[IN_Q] + (size_t)i * (size_t)d;
+        rmsnorm(q, q, y->q_norm + i % H * d, (size_t)d, y->qk_eps);
+    }
+    for (int i = 0; i < run->T * Hkv && y->k_norm; i++) {
+        float *k = in[IN_K] + (size_t)i * (size_t)d;
+        rmsnorm(k, k, y->k_norm + i % Hkv * d, (size_t)d, y->qk_eps);
+    }
     activate_row(in[IN_W], ACT_SIGMOID, (size_t)run->T * (size_t)(H * d));
     append_rows(run, in[MAX_IN], in[IN_K], in[IN_W], H / Hkv * d, in[IN_V]);
     forget_sums(run, in[IN_F], H);
@@ -4568,568 +5547,10 @@ static void mix_wall(const Run *run, const Layer *y, float *mem, float *const *i
     if (y->in[IN_Z].w.data) gate_rows(run->team, o, in[IN_Z], ACT_SIGMOID, H * d, run->T);
 }
 static Cache wall_cache(const Layer *y) {
-    return (Cache){NULL, F32, y->n_k_heads, 0, (2 + y->n_heads / y->n_k_heads) * y->dk, y->in[IN_F].w.data ? y->n_heads : 0};
+    return (Cache){NULL, F32, y->n_k_heads, 0, (2 + y->n_heads / y->n_k_heads) * y->dk, forget_heads(y)};
 }
 
-/* The rows of projection j, (T, heads, width); q, k and v side by side in one row when they are fused. */
-static Rows in_rows(const Layer *y, float *const *in, int j) {
-    if (y->fused && j <= IN_V) return (Rows){in[IN_Q] + y->at[j], (size_t)proj_out(&y->in[IN_Q]), y->heads[j]};
-    return (Rows){y->in[j].w.data ? in[j] : NULL, (size_t)y->heads[j] * (size_t)y->width[j], y->heads[j]};
-}
-
-static Rows scratch_rows(float **free_rows, int T, int heads, int width) { /* (T, heads, width) */
-    Rows r = {*free_rows, (size_t)heads * (size_t)width, heads};
-    *free_rows += round_up((size_t)T * r.stride, LANES);
-    return r;
-}
-static float *row_at(const Rows *r, int t) { return r->p ? (float *)(uintptr_t)r->p + (size_t)t * r->stride : NULL; }
-
-/* What follows the projections q, k, v: silu at once or behind a short convolution; f may have a convolution, too.
- * mem: the last inputs of each convolution; returns what lies behind them. */
-static float *convolve(const Run *run, const Layer *y, float *mem, float *const *in) {
-    for (int j = IN_Q; j <= IN_F; j++) {
-        if (!y->in[j].w.data) continue;
-        int silu = y->family->silu, C = proj_out(&y->in[j]);
-        int act = j < IN_F && (silu == SILU_ALWAYS || (silu == SILU_CONV && y->conv[j]) || (silu == SILU_V && j == IN_V)) ? ACT_SILU : ACT_NONE;
-        if (y->conv[j]) {
-            short_conv(run->team, in[j], y->conv[j], y->conv_bias, mem, C, y->d_conv, run->T, act);
-            mem += (size_t)(y->d_conv - 1) * (size_t)C;
-        } else if (act != ACT_NONE) {
-            int n_threads = threads_for(run->team, 8.0 * C * run->T);
-            PARALLEL_FOR(n_threads)
-            for (int t = 0; t < run->T; t++) run->team->kernels->activate(in[j] + (size_t)t * (size_t)C, act, (size_t)C);
-        }
-    }
-    return mem;
-}
-static size_t conv_floats(const Layer *y) {
-    size_t n = 0;
-    for (int j = IN_Q; j <= IN_F; j++)
-        if (y->conv[j]) n += (size_t)(y->d_conv - 1) * (size_t)proj_out(&y->in[j]);
-    return n;
-}
-
-/* Feature map of one head: out (map_width) from x or its images a = A1 x + b1, b = A2 x + b2, n long.    (mixers.md section 2.6) */
-static void map_head(int map, float *out, const float *x, const float *a, const float *b, int n) {
-    if (map == MAP_HADAMARD) for (int i = 0; i < n; i++) out[i] = a[i] * b[i];
-    if (map == MAP_T2R) for (int i = 0; i < n; i++) out[i] = a[i] > 0 ? a[i] : 0;
-    if (map == MAP_HEDGEHOG) { /* softmax of (2a, -2a) */
-        float top = 0, sum = 0;
-        for (int i = 0; i < n; i++) if (fabsf(a[i]) > top) top = fabsf(a[i]);
-        for (int i = 0; i < n; i++) sum += (out[i] = expf(2 * (a[i] - top))) + (out[n + i] = expf(2 * (-a[i] - top)));
-        for (int i = 0; i < 2 * n; i++) out[i] /= sum;
-    }
-    if (map == MAP_DPFP) /* p = (relu x, -relu x); p_i times the p that lies 1, 2, 3, 4 places before */
-        for (int j = 0; j < 4; j++)
-            for (int i = 0; i < 2 * n; i++) {
-                int k = (i - j - 1 + 8 * n) % (2 * n);
-                float p = x[i % n] > 0 ? x[i % n] : 0, r = x[k % n] > 0 ? x[k % n] : 0;
-                out[j * 2 * n + i] = (i < n) == (k < n) ? p * r : -(p * r);
-            }
-}
-
-/* Feature maps that are no function of one number, for all heads of q (which 0) or k (1): new rows instead of the projection's. */
-static Rows map_rows(const Run *run, const Layer *y, const Rows *x, int which, int d, float **free_rows) {
-    Rows out = scratch_rows(free_rows, run->T, x->heads, y->dk);
-    float *images[2] = {(float *)(uintptr_t)out.p, *free_rows};
-    *free_rows += round_up((size_t)run->T * (size_t)x->heads * (size_t)y->dk, LANES);
-    for (int n = 0; n < 2 && y->map_in[which][n].w.data; n++) /* T rows at a time, which is what the scratch of a matmul has room for */
-        for (int h = 0; h < x->heads; h++) {
-            float *to = images[y->map == MAP_HEDGEHOG ? 1 : n] + (size_t)h * (size_t)run->T * (size_t)d;
-            project(run->team, &to, &y->map_in[which][n], 1, x->p + (size_t)h * (size_t)run->T * (size_t)d, run->T, run->mid);
-        }
-    int n_threads = threads_for(run->team, 20.0 * run->T * x->heads * y->dk);
-    PARALLEL_FOR(n_threads)
-    for (int i = 0; i < run->T * x->heads; i++) {
-        float *a = images[y->map == MAP_HEDGEHOG ? 1 : 0] + (size_t)i * (size_t)d;
-        map_head(y->map, images[0] + (size_t)i * (size_t)y->dk, x->p + (size_t)i * (size_t)d, a, images[1] + (size_t)i * (size_t)d, d);
-    }
-    return out;
-}
-
-/* The feature map, norm and scale of the heads of q or k. */
-static void map_heads(const Layer *y, float *x, int heads, int which) {
-    int n = y->dk;
-    float scale = which ? 1.0f : y->scale;
-    if (y->map < ACT_NONE) activate_row(x, y->map, (size_t)heads * (size_t)n);
-    for (int h = 0; h < heads; h++) {
-        float *p = x + h * n, sum = y->sum_eps;
-        if (y->norms[which] == QK_L2) { l2norm(p, n, scale); continue; }
-        for (int i = 0; i < n && y->norms[which] == QK_SUM; i++) sum += p[i];
-        float by = y->norms[which] == QK_SUM ? scale / sum : scale;
-        if (by != 1.0f) for (int i = 0; i < n; i++) p[i] *= by;
-    }
-}
-
-/* f to the decay d, in place, n values in heads of `width`. See DECAY_* for the equations. */
-static void decay_row(const Layer *y, float *f, int n, int width) {
-    switch (y->family->decay) {
-    case DECAY_SIGMOID:
-        for (int i = 0; i < n; i++) { float g = logsigmoid(f[i]) / y->decay_divisor; f[i] = expf(g < y->decay_min ? y->decay_min : g); }
-        break;
-    case DECAY_SOFTPLUS:
-        for (int i = 0; i < n; i++) {
-            float a = y->a[i / width], x = f[i] + y->dt_bias[i];
-            f[i] = expf(y->decay_bound < 0 ? y->decay_bound * sigmoid(-a * x) : a * softplus(x));
-        }
-        break;
-    case DECAY_FORGET:
-        for (int i = 0; i < n; i++) { float low = y->low ? y->low[i] : 0; f[i] = low + (1 - low) * sigmoid(f[i]); }
-    }
-}
-
-/* WRITE_SCALED_K: the write key k m of all tokens.                                       (mixers.md section 4.22)
- *   A <- exp(g) A + s k^2, one per key channel of each head;  r = ln(A + eps) - scale;  m = squash^(-r / (1 + |r|)) */
-static Rows scale_keys(const Run *run, const Layer *y, float *A, float *const *in, const Rows *k, float **free_rows) {
-    int H = y->heads[IN_G], dk = y->dk;
-    Rows out = scratch_rows(free_rows, run->T, H, dk);
-    int n_threads = threads_for(run->team, 60.0 * run->T * H * dk);
-    PARALLEL_FOR(n_threads)
-    for (int h = 0; h < H; h++)
-        for (int t = 0; t < run->T; t++) {
-            size_t at = (size_t)t * (size_t)H + (size_t)h;
-            float fade = expf(y->g_a[h] * softplus(in[IN_G][at] + y->g_bias[h])), strength = sigmoid(in[IN_S][at]);
-            const float *key = row_head(k, t, h, H, 0, dk);
-            float *to = row_at(&out, t) + h * dk;
-            for (int i = 0; i < dk; i++) {
-                float *a = &A[h * dk + i], r;
-                *a = fade * *a + strength * key[i] * key[i];
-                r = logf(*a + y->squash_eps) - y->g_scale[h];
-                to[i] = key[i] * expf(-y->squash * r / (1 + fabsf(r)));
-            }
-        }
-    return out;
-}
-
-/* DECAY_SUM: f to the decay d, in place, and rest (both (T, n)), the weight of what is written, e^(f - z).      (mixers.md sections 4.9, 4.11)
- * z (n): running log of the sum of e^f; at position 0 nothing comes before. */
-static void decay_by_sum(const Run *run, const Layer *y, float *z, const Rows *f, const Rows *rest) {
-    int n = (int)f->stride, n_threads = threads_for(run->team, 40.0 * run->T * n);
-    PARALLEL_FOR(n_threads)
-    for (int i = 0; i < n; i++)
-        for (int t = 0; t < run->T; t++) {
-            float s = row_at(f, t)[i], before = run->pos + t ? z[i] : -INFINITY;
-            s = s < y->score_min ? y->score_min : s > y->score_max ? y->score_max : s;
-            float more = expf(-fabsf(before - s)), sum = 1 + more; /* z = the larger + ln(1 + e^-difference) */
-            z[i] = (s > before ? s : before) + log1pf(more);
-            row_at(f, t)[i] = (s > before ? more : 1) / sum, row_at(rest, t)[i] = (s > before ? 1 : more) / sum;
-        }
-}
-
-/* From the rows of the projections to what the recurrence reads, as the row of the family says.         (mixers.md section 1.3)
- *   q, k, v <- conv, map, norm;  d, e, b from f and b     mem: moves behind what is remembered here; free_rows: scratch */
-static Recurrence prepare(const Run *run, const Layer *y, float **mem, float *const *in, float **free_rows) {
-    static const float one = 1;
-    const Family *f = y->family;
-    int H = y->n_heads, dk = y->dk, dv = y->dv, n_b = y->heads[IN_B] * y->width[IN_B], n_f = y->heads[IN_F] * y->width[IN_F];
-    *mem = convolve(run, y, *mem, in);
-    Rows rows[MAX_IN], rest = {0}, stepped = {0}, old = {0};
-    for (int j = 0; j < MAX_IN; j++) rows[j] = in_rows(y, in, j);
-    for (int j = IN_Q; j <= IN_K && y->map > ACT_NONE; j++) rows[j] = map_rows(run, y, &rows[j], j, y->width[j], free_rows);
-    if (f->write == WRITE_REST) rest = scratch_rows(free_rows, run->T, y->heads[IN_F], y->width[IN_F]);
-    if (f->write == WRITE_STEP_V) stepped = scratch_rows(free_rows, run->T, H, dv);
-    if (f->erase == ERASE_OLD) old = scratch_rows(free_rows, run->T, H, dk);
-    if (f->decay == DECAY_SUM) decay_by_sum(run, y, *mem, &rows[IN_F], &rest), *mem += rows[IN_F].stride;
-    int n_threads = threads_for(run->team, 4.0 * run->T * (3 * H * dv + (f->per == HEADS ? 1 : 10) * n_f + 2 * H * dk));
-    PARALLEL_FOR(n_threads)
-    for (int t = 0; t < run->T; t++) {
-        float *q = row_at(&rows[IN_Q], t), *k = row_at(&rows[IN_K], t), *v = row_at(&rows[IN_V], t), *d = row_at(&rows[IN_F], t), *b = row_at(&rows[IN_B], t);
-        float *w = row_at(&rows[IN_W], t), *p = row_at(&old, t), table[MAX_ROPE];
-        if (f->erase == ERASE_OLD)
-            for (int h = 0; h < H; h++) {
-                for (int i = h * dk; i < (h + 1) * dk; i++) p[i] = y->old_key[h] * k[i], q[i] -= y->skip[h] * p[i];
-                l2norm(p + h * dk, dk, 1.0f);
-            }
-        if (q) map_heads(y, q, rows[IN_Q].heads, 0);
-        if (k) map_heads(y, k, rows[IN_K].heads, 1);
-        if (y->rope_dims) {
-            rope_table(table, y, run->pos + t);
-            for (int h = 0; h < rows[IN_Q].heads; h++) rope(q + h * dk, table, y->rope_dims, 0);
-            for (int h = 0; h < rows[IN_K].heads; h++) rope(k + h * dk, table, y->rope_dims, 0);
-        }
-        if (f->decay == DECAY_STEP)
-            for (int h = 0; h < H; h++) {
-                float step = softplus(d[h] + y->dt_bias[h]);
-                step = step < y->step_min ? y->step_min : step > y->step_max ? y->step_max : step;
-                d[h] = expf(y->a[h] * step);
-                for (int j = h * dv; j < (h + 1) * dv; j++) row_at(&stepped, t)[j] = step * v[j];
-            }
-        else if (d) decay_row(y, d, n_f, y->width[IN_F]);
-        for (int i = 0; i < n_f && rest.p && f->decay != DECAY_SUM; i++) row_at(&rest, t)[i] = 1 - d[i];
-        for (int i = 0; i < n_b && b; i++) b[i] = y->beta_scale * sigmoid(b[i]);
-        if (f->erase == ERASE_GATED) /* b (Hk, dk) becomes the key of the erase */
-            for (int i = 0; i < n_b; i++) b[i] *= k[i];
-        if (f->write == WRITE_BETA_V || f->write == WRITE_SCALED_K)
-            for (int h = 0; h < rows[IN_V].heads; h++) {
-                float strength = b ? b[h / (rows[IN_V].heads / y->heads[IN_B])] : y->beta_scale;
-                for (int j = h * dv; j < (h + 1) * dv; j++) v[j] *= strength;
-            }
-        if (f->write == WRITE_GATED_V)
-            for (int j = 0; j < H * dv; j++) v[j] *= sigmoid(w[j]);
-    }
-    Recurrence r = {.H = H, .dk = dk, .dv = dv, .tiled = y->tiled, .d_width = y->width[IN_F], .d = rows[IN_F], .q = rows[IN_Q],
-                    .k = rest.p ? rest : rows[IN_K], .v = stepped.p ? stepped : rows[IN_V]};
-    if (f->decay == DECAY_FIXED) r.d = (Rows){y->a, 0, H};
-    if (f->erase == ERASE_KEY || f->erase == ERASE_OLD) r.rho = rows[IN_B].p ? rows[IN_B] : (Rows){&y->beta_scale, 0, 1};
-    if (f->erase == ERASE_GATED) r.e = rows[IN_B], r.rho = (Rows){&one, 0, 1};
-    if (f->erase == ERASE_OLD) r.e = old, r.undecayed = 1;
-    if (y->mixer == MIX_SLOTS) r.e = rows[IN_K]; /* of the first pass */
-    if (f->write == WRITE_SCALED_K) {
-        r.e = r.k, r.k = scale_keys(run, y, *mem, in, &r.e, free_rows);
-        *mem += (size_t)y->heads[IN_G] * (size_t)dk;
-    }
-    return r;
-}
-static size_t prepare_fixed(const Layer *y) { /* besides the convolutions: moments of keys or running sums */
-    return conv_floats(y) + (y->family->write == WRITE_SCALED_K ? (size_t)y->heads[IN_G] * (size_t)y->dk : y->family->decay == DECAY_SUM ? (size_t)(y->heads[IN_F] * y->width[IN_F]) : 0);
-}
-
-/* The other end: the skip, the norm and the gate. */
-static void finish(const Run *run, const Layer *y, float *const *in, float *o) {
-    if (y->skip && y->family->erase != ERASE_OLD) {
-        Rows v = in_rows(y, in, IN_V);
-        int n = y->n_heads * y->dv;
-        for (int t = 0; t < run->T; t++)
-            for (int j = 0; j < n; j++) o[(size_t)t * (size_t)n + (size_t)j] += y->skip[y->skip_each ? j : j / y->dv] * row_at(&v, t)[j];
-    }
-    gated_norm(run, o, y, in_rows(y, in, IN_Z).p);
-}
-
-/* o <- o / (q z + epsilon) with z the sum of all keys so far: weights that add up to one, as in softmax.  z (H, dk) */
-static void normalize(const Run *run, const Layer *y, const Recurrence *r, float *z, float *o) {
-    int H = r->H, dk = r->dk, dv = r->dv, n_threads = threads_for(run->team, 4.0 * run->T * H * (dk + dv));
-    PARALLEL_FOR(n_threads)
-    for (int h = 0; h < H; h++)
-        for (int t = 0; t < run->T; t++) {
-            const float *k = row_head(&r->k, t, h, H, r->tiled, dk), *q = row_head(&r->q, t, h, H, r->tiled, dk);
-            float *out = o + ((size_t)t * (size_t)H + (size_t)h) * (size_t)dv;
-            for (int i = 0; i < dk; i++) z[h * dk + i] += k[i];
-            float by = 1.0f / (dot(q, z + h * dk, (size_t)dk) + y->normalizer);
-            for (int j = 0; j < dv; j++) out[j] *= by;
-        }
-}
-
-/* Any mixer that is the one recurrence and nothing else.     in: the rows of its projections by IN_*, then scratch;  o (T, H dv)
- *   mem: what prepare() keeps, S (H, dk, dv) and, for a normaliser, the sum of the keys (H, dk) */
-static void mix_linear(const Run *run, const Layer *y, float *mem, float *const *in, float *o) {
-    float *free_rows = in[MAX_IN];
-    Recurrence r = prepare(run, y, &mem, in, &free_rows);
-    recurrence(run->team, &r, mem, o, run->T);
-    if (y->normalizer > 0) normalize(run, y, &r, mem + (size_t)r.H * (size_t)r.dk * (size_t)r.dv, o);
-    finish(run, y, in, o);
-}
-static size_t linear_fixed(const Layer *y) {
-    return prepare_fixed(y) + (size_t)y->n_heads * (size_t)y->dk * ((size_t)y->dv + (y->normalizer > 0));
-}
-
-/* Gated Delta Product: several writes per token, one decay before the first, one readout after the last.  (mixers.md section 4.18)
- * The writes are tokens of their own to the recurrence; k, v and b hold them one after the other. */
-static void mix_product(const Run *run, const Layer *y, float *mem, float *const *in, float *o) {
-    float *free_rows = in[MAX_IN];
-    int n = y->steps, T = run->T;
-    Recurrence r = prepare(run, y, &mem, in, &free_rows);
-    Rows q = scratch_rows(&free_rows, T * n, r.q.heads, r.dk), d = scratch_rows(&free_rows, T * n, r.H, 1), out = scratch_rows(&free_rows, T * n, r.H, r.dv);
-    for (int i = 0; i < T * n; i++) {
-        memcpy(row_at(&q, i), row_at(&r.q, i / n), r.q.stride * sizeof(float));
-        for (int h = 0; h < r.H; h++) row_at(&d, i)[h] = r.d.p && i % n == 0 ? row_at(&r.d, i / n)[h] : 1;
-    }
-    r.q = q, r.d = d;
-    r.k = (Rows){r.k.p, r.k.stride / (size_t)n, r.k.heads / n}, r.v = (Rows){r.v.p, r.v.stride / (size_t)n, r.v.heads / n};
-    if (r.rho.stride) r.rho = (Rows){r.rho.p, r.rho.stride / (size_t)n, r.rho.heads / n};
-    recurrence(run->team, &r, mem, row_at(&out, 0), T * n);
-    for (int t = 0; t < T; t++) memcpy(o + (size_t)t * out.stride, row_at(&out, t * n + n - 1), out.stride * sizeof(float));
-    finish(run, y, in, o);
-}
-
-/* Two passes over slots.                                                                  (mixers.md section 4.10)
- *   a = d, w = 1 - d per slot;  Hk <- Hk Diag(a) + k w';  p = softmax(Hk' q);  Hv <- Diag(a) Hv + w v';  o = Hv' p
- *   mem: Hk (H, dk, slots), Hv (H, slots, dv). gsa takes silu(v), as it does silu(o); abc has w from a running softmax. The memory is a table of slots that is read by softmax. */
-static void mix_slots(const Run *run, const Layer *y, float *mem, float *const *in, float *o) {
-    float *free_rows = in[MAX_IN];
-    int H = y->n_heads, M = y->slots, T = run->T, n_v = y->heads[IN_V] * y->dv;
-    Recurrence r = prepare(run, y, &mem, in, &free_rows);
-    for (int t = 0; t < T && y->out_act == ACT_SILU; t++) activate_row(row_at(&r.v, t), ACT_SILU, (size_t)n_v);
-    Rows scores = scratch_rows(&free_rows, T, H, M);
-    Recurrence first = {.H = H, .dk = r.dk, .dv = M, .q = r.q, .k = r.e, .v = r.k, .c = r.d};
-    recurrence(run->team, &first, mem, row_at(&scores, 0), T);
-    for (int i = 0; i < T * H; i++) softmax_row(row_at(&scores, 0) + (size_t)i * (size_t)M, M);
-    Recurrence second = {.H = H, .dk = M, .dv = r.dv, .d_width = M, .d = r.d, .q = scores, .k = r.k, .v = r.v};
-    recurrence(run->team, &second, mem + (size_t)H * (size_t)y->dk * (size_t)M, o, T);
-    finish(run, y, in, o);
-}
-static size_t slots_fixed(const Layer *y) { return prepare_fixed(y) + (size_t)y->n_heads * (size_t)y->slots * (size_t)(y->dk + y->dv); }
-
-/* HGRN: no matrix, each channel remembers one number.      h <- d h + (1 - d) v;  o = h      (mixers.md section 4.7) */
-static void mix_hgrn(const Run *run, const Layer *y, float *mem, float *const *in, float *o) {
-    float *free_rows = in[MAX_IN];
-    Recurrence r = prepare(run, y, &mem, in, &free_rows);
-    for (int t = 0; t < run->T; t++) {
-        const float *d = row_at(&r.d, t), *rest = row_at(&r.k, t), *v = row_at(&r.v, t);
-        float *out = o + (size_t)t * (size_t)r.H;
-        for (int h = 0; h < r.H; h++) out[h] = mem[h] = d[h] * mem[h] + rest[h] * v[h];
-    }
-    finish(run, y, in, o);
-}
-
-/* Log-linear attention: a memory for every power of two, as in a Fenwick tree.              (mixers.md section 4.27)
- *   position t reads level b + 1 for each bit b of t that is set, with weight lam, and itself as level 0; afterwards the memories
- *   of the trailing ones and token t merge into the next level.   lam = softplus(levels * w);  mem: M (H, MAX_LEVELS - 1, dk, dv) */
-static void mix_log_linear(const Run *run, const Layer *y, float *mem, float *const *in, float *o) {
-    float *free_rows = in[MAX_IN];
-    Recurrence r = prepare(run, y, &mem, in, &free_rows);
-    int H = r.H, dk = r.dk, dv = r.dv, n_threads = threads_for(run->team, 20.0 * run->T * H * dk * dv);
-    size_t n = (size_t)dk * (size_t)dv;
-    PARALLEL_FOR(n_threads)
-    for (int h = 0; h < H; h++) {
-        FLUSH_DENORMALS;
-        for (int t = 0; t < run->T; t++) {
-            Step s = step_of(&r, t, h);
-            float *levels = mem + (size_t)h * (MAX_LEVELS - 1) * n, *out = o + ((size_t)t * (size_t)H + (size_t)h) * (size_t)dv;
-            const float *w = in[IN_W] + ((size_t)t * (size_t)H + (size_t)h) * MAX_LEVELS, *scale = y->levels + h * MAX_LEVELS;
-            float own = softplus(scale[0] * w[0]) * dot(s.q, s.k, (size_t)dk);
-            for (int j = 0; j < dv; j++) out[j] = own * s.v[j];
-            int64_t pos = run->pos + t;
-            int top = 0; /* the level that takes the token in */
-            while (pos >> top & 1) top++;
-            if (top > MAX_LEVELS - 2) top = MAX_LEVELS - 2;
-            for (int b = 0; b < MAX_LEVELS - 1; b++) {
-                if (!(pos >> b & 1)) continue; /* empty */
-                float *S = levels + (size_t)b * n, lam = softplus(scale[b + 1] * w[b + 1]);
-                for (int i = 0; i < dk; i++)
-                    for (int j = 0; j < dv; j++) {
-                        float m = S[i * dv + j] *= *s.d;
-                        out[j] += lam * s.q[i] * m;
-                    }
-            }
-            float *into = levels + (size_t)top * n;
-            for (int i = 0; i < dk; i++)
-                for (int j = 0; j < dv; j++) into[i * dv + j] += s.k[i] * s.v[j];
-            for (int b = 0; b < top; b++) {
-                for (size_t i = 0; i < n; i++) into[i] += levels[(size_t)b * n + i];
-                memset(levels + (size_t)b * n, 0, n * sizeof(float));
-            }
-        }
-        RESTORE_DENORMALS;
-    }
-    finish(run, y, in, o);
-}
-static size_t log_linear_fixed(const Layer *y) { return prepare_fixed(y) + (size_t)y->n_heads * (MAX_LEVELS - 1) * (size_t)y->dk * (size_t)y->dv; }
-
-/* Mamba: channel i is a head of its own with a value of one number; what fades depends on the channel and the state.  (mixers.md section 4.23)
- *   D = softplus(step);  h_n <- exp(D a_in) h_n + D v_i B_n;  o_i = sum_n h_n C_n      step, B (k), C (q) projections of v
- *   mem: h (channels, states) */
-static void mix_mamba(const Run *run, const Layer *y, float *mem, float *const *in, float *o) {
-    float *free_rows = in[MAX_IN];
-    int I = y->n_heads, N = y->dk, T = run->T, n_threads = threads_for(run->team, 20.0 * T * I * N);
-    mem = convolve(run, y, mem, in);
-    Rows step = scratch_rows(&free_rows, T, 1, I), bc = scratch_rows(&free_rows, T, 1, 2 * N);
-    project(run->team, (float *[]){row_at(&step, 0), row_at(&bc, 0)}, (Proj[]){y->step_in, y->bc_in}, 2, in[IN_V], T, run->mid);
-    PARALLEL_FOR(n_threads)
-    for (int i = 0; i < I; i++) {
-        float *h = mem + (size_t)i * (size_t)N;
-        const float *a = y->a + (size_t)i * (size_t)N;
-        FLUSH_DENORMALS;
-        for (int t = 0; t < T; t++) {
-            size_t at = (size_t)t * (size_t)I + (size_t)i;
-            const float *B = row_at(&bc, t), *C = B + N;
-            float D = softplus(row_at(&step, 0)[at]), v = D * in[IN_V][at], sum = 0;
-            for (int n = 0; n < N; n++) h[n] = fast_exp(D * a[n]) * h[n] + v * B[n];
-            for (int n = 0; n < N; n++) sum += h[n] * C[n];
-            o[at] = sum;
-        }
-        RESTORE_DENORMALS;
-    }
-    finish(run, y, in, o);
-}
-static size_t mamba_fixed(const Layer *y) { return conv_floats(y) + (size_t)y->n_heads * (size_t)y->dk; }
-
-/* Mamba-3: what arrived during a step is taken from both its ends, as in the trapezoidal rule.      (mixers.md section 4.25)
- *   D = softplus(f + dt);  d = exp(-max(softplus(w), rate_min) D);  s = sigmoid(b)
- *   k, q <- rope(norm(k) + bias, angle), each head its own bias and angle <- angle + pi tanh(g) D, pairs (2i, 2i+1)
- *   S <- d S + d (1 - s) D k_(t-1) v_(t-1)' + s D k v';   o = S'q:  two writes per token to the recurrence, the first for the token before
- *   mem: k and v of the last token, angles (H, rope_dims / 2), S (H, dk, dv) */
-static void mix_trapezoid(const Run *run, const Layer *y, float *mem, float *const *in, float *o) {
-    float *free_rows = in[MAX_IN];
-    int H = y->n_heads, dk = y->dk, dv = y->dv, T = run->T, pairs = y->rope_dims / 2;
-    float *last_k = mem, *last_v = last_k + (size_t)H * (size_t)dk, *angles = last_v + (size_t)H * (size_t)dv, *S = angles + (size_t)H * (size_t)pairs;
-    Rows q = scratch_rows(&free_rows, 2 * T, H, dk), k = scratch_rows(&free_rows, 2 * T, H, dk), v = scratch_rows(&free_rows, 2 * T, H, dv);
-    Rows d = scratch_rows(&free_rows, 2 * T, H, 1), out = scratch_rows(&free_rows, 2 * T, H, dv), key = in_rows(y, in, IN_K), query = in_rows(y, in, IN_Q);
-    int n_threads = threads_for(run->team, 40.0 * T * H * (dk + dv + 2 * pairs));
-    PARALLEL_FOR(n_threads)
-    for (int h = 0; h < H; h++) {
-        float table[MAX_ROPE], *angle = angles + h * pairs, *k0 = last_k + h * dk, *v0 = last_v + h * dv;
-        for (int t = 0; t < T; t++) {
-            size_t at = (size_t)t * (size_t)H + (size_t)h;
-            float D = softplus(in[IN_F][at] + y->dt_bias[h]), rate = softplus(in[IN_W][at]), s = sigmoid(in[IN_B][at]);
-            float fade = expf(-(rate > y->rate_min ? rate : y->rate_min) * D);
-            float *k1 = row_at(&k, 2 * t + 1) + h * dk, *q1 = row_at(&q, 2 * t + 1) + h * dk, *w = row_at(&v, 2 * t) + h * dv;
-            const float *x = in[IN_V] + at * (size_t)dv;
-            for (int i = 0; i < pairs; i++) {
-                angle[i] = (float)fmod(angle[i] + 3.14159265358979 * tanh(in[IN_G][t * pairs + i]) * D, 6.28318530717959);
-                table[2 * i] = cosf(angle[i]), table[2 * i + 1] = sinf(angle[i]);
-            }
-            rmsnorm(k1, row_head(&key, t, h, H, 0, dk), y->k_norm, (size_t)dk, y->eps);
-            rmsnorm(q1, row_head(&query, t, h, H, 0, dk), y->q_norm, (size_t)dk, y->eps);
-            for (int i = 0; i < dk; i++) k1[i] += y->k_bias[h * dk + i], q1[i] += y->q_bias[h * dk + i];
-            rope(k1, table, y->rope_dims, 1), rope(q1, table, y->rope_dims, 1);
-            memcpy(row_at(&k, 2 * t) + h * dk, k0, (size_t)dk * sizeof(float)), memcpy(k0, k1, (size_t)dk * sizeof(float));
-            memcpy(row_at(&q, 2 * t) + h * dk, q1, (size_t)dk * sizeof(float)); /* what is read after the first write is dropped */
-            for (int j = 0; j < dv; j++) w[j] = fade * (1 - s) * D * v0[j], w[v.stride + (size_t)j] = s * D * x[j], v0[j] = x[j];
-            row_at(&d, 2 * t)[h] = fade, row_at(&d, 2 * t + 1)[h] = 1;
-        }
-    }
-    recurrence(run->team, &(Recurrence){.H = H, .dk = dk, .dv = dv, .d_width = 1, .d = d, .q = q, .k = k, .v = v}, S, row_at(&out, 0), 2 * T);
-    for (int t = 0; t < T; t++) memcpy(o + (size_t)t * out.stride, row_at(&out, 2 * t + 1), out.stride * sizeof(float));
-    finish(run, y, in, o);
-}
-static size_t trapezoid_fixed(const Layer *y) { return (size_t)y->n_heads * (size_t)(y->dk + y->dv + y->rope_dims / 2 + y->dk * y->dv); }
-
-/* Token shift: delta_t = x_{t-1} - x_t, all (T, dim).                                      (mixers.md section 2.4)
- *   last (dim): x before the run, zero at the start; left behind is the last x of the run */
-static void token_shift(float *delta, const float *x, float *last, int T, size_t dim) {
-    for (int t = 0; t < T; t++) {
-        const float *now = x + (size_t)t * dim, *before = t ? now - dim : last;
-        for (size_t i = 0; i < dim; i++) delta[(size_t)t * dim + i] = before[i] - now[i];
-    }
-    memcpy(last, x + (size_t)(T - 1) * dim, dim * sizeof(float));
-}
-
-/* out = x + delta * share, all (T, dim); share `step` floats apart: 0 when it is the same for every token. */
-static void lerp_rows(float *out, const float *x, const float *delta, const float *share, size_t step, int T, size_t dim) {
-    for (size_t t = 0; t < (size_t)T; t++)
-        for (size_t i = 0; i < dim; i++) out[t * dim + i] = x[t * dim + i] + delta[t * dim + i] * share[t * step + i];
-}
-
-/* RWKV's time mixing.                                              (mixers.md sections 4.14, 4.15)
- *   every projection reads its own mix of x and the x before;  q is the receptance r, z the gate, f the decay w, b the strength a
- *   RWKV-6   d = exp(-exp(w));              o = S'r + (r . u k) v;  S <- Diag(d) S + k v'
- *   RWKV-7   d = exp(-e^-1/2 sigmoid(w));   S <- Diag(d) S - (kk a)(kk'S) + k v', kk'S from the S before it fades;  o = S'r
- *            kk = k k_k / |k k_k|;  k <- k (1 + (a - 1) k_a);  v <- v + sigmoid(w_v) (v of the first layer - v)
- *   o <- LayerNorm(o) per head, RWKV-7: + (r . r_k k) v, with the k and v that were written;  o <- o * silu(z), RWKV-7: o * z
- *   mem: the last x (dim), S (H, dk, dv) */
-static void mix_rwkv(const Run *run, const Layer *y, float *mem, float *const *in, float *o) {
-    int H = y->n_heads, dk = y->dk, dv = y->dv, T = run->T, seven = y->k_k != NULL, dim = y->in[IN_Q].w.n_in;
-    size_t keys = (size_t)H * (size_t)dk, values = (size_t)H * (size_t)dv;
-    float *free_rows = in[MAX_IN], *share[MAX_IN] = {NULL};
-    Rows e = scratch_rows(&free_rows, T, H, dk), a = scratch_rows(&free_rows, T, 1, dim), b = scratch_rows(&free_rows, T, 1, dim);
-    float *erase = row_at(&e, 0), *delta = row_at(&a, 0), *read = row_at(&b, 0);
-    token_shift(delta, run->x, mem, T, (size_t)dim);
-    if (y->lerp_x) {
-        for (int j = 0; j < MAX_IN; j++)
-            if (y->lerp[j].w.data) { Rows rows = scratch_rows(&free_rows, T, 1, dim); share[j] = row_at(&rows, 0); }
-        lerp_rows(read, run->x, delta, y->lerp_x, 0, T, (size_t)dim);
-        project(run->team, share, y->lerp, MAX_IN, read, T, run->mid);
-    }
-    for (int j = 0; j < MAX_IN; j++) {
-        if (!y->in[j].w.data) continue;
-        lerp_rows(read, run->x, delta, share[j] ? share[j] : y->lerp[j].bias, share[j] ? (size_t)dim : 0, T, (size_t)dim);
-        project(run->team, &in[j], &y->in[j], 1, read, T, run->mid);
-    }
-
-    int n_threads = threads_for(run->team, 60.0 * T * H * dk);
-    PARALLEL_FOR(n_threads)
-    for (int t = 0; t < T; t++) {
-        size_t at = (size_t)t * keys, v_at = (size_t)t * values;
-        float *d = in[IN_F] + at, *k = in[IN_K] + at, *kk = erase + at, *strength = in[IN_B] + at, *v = in[IN_V] + v_at, *first = run->first + v_at;
-        for (size_t i = 0; i < keys; i++) d[i] = expf(seven ? -0.60653066f * sigmoid(d[i]) : -expf(d[i]));
-        if (!seven) continue;
-        for (size_t i = 0; i < keys; i++) kk[i] = k[i] * y->k_k[i];
-        for (float *head = kk; head < kk + keys; head += dk) {
-            float length = sqrtf(dot(head, head, (size_t)dk) + y->k_eps);
-            for (int i = 0; i < dk; i++) head[i] /= length > 1e-12f ? length : 1e-12f;
-        }
-        for (size_t i = 0; i < keys; i++) {
-            float s = sigmoid(strength[i]);
-            k[i] *= 1 + (s - 1) * y->k_a[i];
-            strength[i] = -s * kk[i]; /* where what is read is written back */
-        }
-        if (!y->in[IN_W].w.data) memcpy(first, v, values * sizeof(float));
-        else for (size_t i = 0; i < values; i++) v[i] += sigmoid(in[IN_W][v_at + i]) * (first[i] - v[i]);
-    }
-
-    Recurrence r = {.H = H, .dk = dk, .dv = dv, .d_width = dk, .d = {in[IN_F], keys, H}, .q = {in[IN_Q], keys, H}, .k = {in[IN_K], keys, H}, .v = {in[IN_V], values, H}};
-    if (seven) r.e = e, r.undecayed = 1, r.w = (Rows){in[IN_B], keys, H};
-    else r.u = (Rows){y->bonus, 0, H};
-    recurrence(run->team, &r, mem + dim, o, T);
-
-    n_threads = threads_for(run->team, 16.0 * T * H * (dk + dv));
-    PARALLEL_FOR(n_threads)
-    for (int i = 0; i < T * H; i++) {
-        size_t at = (size_t)i * (size_t)dk, v_at = (size_t)i * (size_t)dv, h = (size_t)(i % H);
-        float *out = o + v_at, bonus = 0;
-        layernorm(out, out, y->o_norm + h * (size_t)dv, y->o_bias + h * (size_t)dv, (size_t)dv, y->o_eps);
-        for (int j = 0; j < dk && seven; j++) bonus += in[IN_Q][at + (size_t)j] * y->bonus[h * (size_t)dk + (size_t)j] * in[IN_K][at + (size_t)j];
-        for (int j = 0; j < dv && seven; j++) out[j] += bonus * in[IN_V][v_at + (size_t)j];
-        run->team->kernels->gate(out, in[IN_Z] + v_at, y->gate_act, (size_t)dv);
-    }
-}
-static size_t rwkv_fixed(const Layer *y) { return (size_t)y->in[IN_Q].w.n_in + (size_t)y->n_heads * (size_t)y->dk * (size_t)y->dv; }
-
-/* RWKV's feed-forward, in place on the normed x (T, dim).          (mixers.md sections 4.14, 4.15)
- *   x <- down(act(up xk)), in RWKV-6 times sigmoid(receptance xr);  xk, xr mixes of x and the x before, which last (dim) keeps
- * act(z) is max(z, 0)^2 unless the file names another. */
-static void channel_mix(const Team *team, const Layer *y, float *x, float *last, float *free_rows, int T) {
-    int dim = y->up.n_in, hidden = y->up.n_out;
-    Rows a = scratch_rows(&free_rows, T, 1, dim), b = scratch_rows(&free_rows, T, 1, dim), c = scratch_rows(&free_rows, T, 1, dim);
-    float *delta = row_at(&a, 0), *read = row_at(&b, 0), *gate = row_at(&c, 0), *key = free_rows;
-    token_shift(delta, x, last, T, (size_t)dim);
-    lerp_rows(read, x, delta, y->ffn_lerp_k, 0, T, (size_t)dim);
-    Input for_key = input_rows(read, T, dim);
-    matmul(team, &(Product){key, &y->up}, 1, &for_key);
-    activate_row(key, y->ffn_act, (size_t)T * (size_t)hidden);
-    if (y->ffn_lerp_r) {
-        lerp_rows(read, x, delta, y->ffn_lerp_r, 0, T, (size_t)dim);
-        Input for_gate = input_rows(read, T, dim);
-        matmul(team, &(Product){gate, &y->gate}, 1, &for_gate);
-    }
-    Input wide = input_rows(key, T, hidden);
-    matmul(team, &(Product){x, &y->down}, 1, &wide);
-    if (y->ffn_lerp_r) gate_rows(team, x, gate, ACT_SIGMOID, dim, T);
-}
-
-/* MesaNet: what is read is the least-squares answer to all that was written.                (mixers.md section 4.26)
- *   A <- d A + b k k';  S <- d S + b k v';  (A + Diag(ridge)) y = q;  o = S'y      mem: A (H, dk, dk), S (H, dk, dv)
- * y comes from a fixed number of steps of conjugate gradient from 0. The epsilons in its divisions keep it from converging entirely, and
- * the norm behind it shows that: the steps are part of the model. */
-static void mix_mesa(const Run *run, const Layer *y, float *mem, float *const *in, float *o) {
-    float *free_rows = in[MAX_IN];
-    Recurrence r = prepare(run, y, &mem, in, &free_rows);
-    int H = r.H, dk = r.dk, dv = r.dv, n_threads = threads_for(run->team, 2.0 * run->T * H * dk * (dk * (y->solver_steps + 2) + 2 * dv));
-    Rows solution = scratch_rows(&free_rows, run->T, H, dk), direction = scratch_rows(&free_rows, run->T, H, dk);
-    PARALLEL_FOR(n_threads)
-    for (int h = 0; h < H; h++) {
-        float *A = mem + (size_t)h * (size_t)dk * (size_t)dk, *S = mem + (size_t)H * (size_t)dk * (size_t)dk + (size_t)h * (size_t)dk * (size_t)dv;
-        const float *ridge = y->ridge + h * dk;
-        FLUSH_DENORMALS;
-        for (int t = 0; t < run->T; t++) {
-            float d = row_at(&r.d, t)[h], b = y->in[IN_B].w.data ? in[IN_B][(size_t)t * (size_t)H + (size_t)h] : 1;
-            float *k = row_at(&r.k, t) + h * dk, *rest = row_at(&r.q, t) + h * dk, *x = row_at(&solution, t) + h * dk, *p = row_at(&direction, t) + h * dk, *Ap = k;
-            const float *v = row_at(&r.v, t) + h * dv;
-            float *out = o + ((size_t)t * (size_t)H + (size_t)h) * (size_t)dv;
-            for (int i = 0; i < dk; i++) {
-                float w = b * k[i];
-                for (int j = 0; j < dk; j++) A[i * dk + j] = d * A[i * dk + j] + w * k[j];
-                for (int j = 0; j < dv; j++) S[i * dv + j] = d * S[i * dv + j] + w * v[j];
-            }
-            for (int i = 0; i < dk; i++) x[i] = 0, p[i] = rest[i]; /* rest = q - (A + ridge) x; from here on, k holds (A + ridge) p */
-            float size = dot(rest, rest, (size_t)dk);
-            for (int n = 0; n < y->solver_steps; n++) {
-                for (int i = 0; i < dk; i++) Ap[i] = dot(A + i * dk, p, (size_t)dk) + ridge[i] * p[i];
-                float step = size / (dot(p, Ap, (size_t)dk) + 1e-5f);
-                for (int i = 0; i < dk; i++) x[i] += step * p[i], rest[i] -= step * Ap[i];
-                float next = dot(rest, rest, (size_t)dk), keep = next / (size + 1e-5f);
-                for (int i = 0; i < dk; i++) p[i] = rest[i] + keep * p[i];
-                size = next;
-            }
-            for (int j = 0; j < dv; j++) out[j] = 0;
-            for (int i = 0; i < dk; i++)
-                for (int j = 0; j < dv; j++) out[j] += x[i] * S[i * dv + j];
-        }
-        RESTORE_DENORMALS;
-    }
-    finish(run, y, in, o);
-}
-static size_t mesa_fixed(const Layer *y) { return prepare_fixed(y) + (size_t)y->n_heads * (size_t)y->dk * (size_t)(y->dk + y->dv); }
+/* -- all of them -- */
 
 /* The mixers: what each remembers (floats that stay, keys and values of every position) and what it does. */
 static const struct {
@@ -5166,7 +5587,8 @@ static void measure_layers(GlaModel *m) {
     m->widest_in = (size_t)m->config.dim;
     for (int i = 0; i < m->config.n_layers; i++) {
         Layer *y = &m->layers[i];
-        size_t rows = 0, mid = 0, o = (size_t)y->n_heads * (size_t)y->dv, hidden = (size_t)y->up.n_out, lerp_mid = 0;
+        size_t rows = 0, mid = 0, lerp_mid = 0; /* floats per token: projections with the mixer's scratch; narrow middles */
+        size_t o = (size_t)y->n_heads * (size_t)y->dv, hidden = (size_t)y->up.n_out;
         for (int j = 0; j < MAX_IN; j++) {
             rows += round_up((size_t)proj_out(&y->in[j]), LANES);
             if (y->in[j].up.data) mid += (size_t)y->in[j].w.n_out;
@@ -5181,17 +5603,22 @@ static void measure_layers(GlaModel *m) {
         y->fixed_at = m->fixed_floats, m->fixed_floats += y->fixed;
         for (int kv = 0; kv < GLA_N_KV && mixers[y->mixer].cache; kv++) {
             Cache c = cache_shape(y, kv);
-            y->kv_at[kv] = m->kv_bytes[kv], m->kv_bytes[kv] += y->kv[kv] = cache_block_bytes(&c);
+            y->kv[kv] = cache_block_bytes(&c);
+            y->kv_at[kv] = m->kv_bytes[kv], m->kv_bytes[kv] += y->kv[kv];
             if (!kv) m->kv_floats += y->kv[kv] / sizeof(float) / KEYS;
         }
-        raise_to(&m->row_floats, rows), raise_to(&m->mid_floats, mid), raise_to(&m->out_floats, o), raise_to(&m->hidden_floats, hidden);
-        raise_to(&m->widest_in, mid), raise_to(&m->widest_in, o), raise_to(&m->widest_in, hidden), raise_to(&m->widest_dk, (size_t)(y->dk > y->slots ? y->dk : y->slots));
+        raise_to(&m->row_floats, rows);
+        raise_to(&m->mid_floats, mid), raise_to(&m->widest_in, mid);
+        raise_to(&m->out_floats, o), raise_to(&m->widest_in, o);
+        raise_to(&m->hidden_floats, hidden), raise_to(&m->widest_in, hidden);
+        raise_to(&m->widest_dk, (size_t)(y->dk > y->slots ? y->dk : y->slots));
         int same = 0; /* an earlier layer of this kind counts for both */
         while (strcmp(kind_of(&m->layers[same]), kind_of(y))) same++;
         m->layers[same].kind_count++;
     }
     for (int i = 0, n = 0; i < m->config.n_layers && n < 140; i++)
-        if (m->layers[i].kind_count) n += snprintf(m->kinds + n, (size_t)(160 - n), "%s%.24s x %d", n ? ", " : "", kind_of(&m->layers[i]), m->layers[i].kind_count);
+        if (m->layers[i].kind_count)
+            n += snprintf(m->kinds + n, (size_t)(160 - n), "%s%.24s x %d", n ? ", " : "", kind_of(&m->layers[i]), m->layers[i].kind_count);
 }
 
 /* ---- 10. forward: a run of tokens through the whole model ---------------------------------------------------
@@ -5200,7 +5627,8 @@ static void measure_layers(GlaModel *m) {
 /* Residual attention: a sub-layer reads a softmax mix of the residual sources instead of their sum.   (mixers.md section 3.5)
  *   p_i = softmax_i( proj . rmsnorm(source_i, w) );   out = sum_i p_i source_i
  *   sources n times (T, dim), `step` floats apart; out (T, dim). Sums so far are rescaled when a larger score appears. */
-static void mix_sources(float *out, const float *sources, int n, size_t step, int T, size_t dim, const float *proj, const float *w, float eps) {
+static void mix_sources(float *out, const float *sources, int n, size_t step, int T, size_t dim,
+                        const float *proj, const float *w, float eps) {
     for (int t = 0; t < T; t++) {
         float *y = out + (size_t)t * dim, top = -INFINITY, sum = 0;
         memset(y, 0, dim * sizeof(float));
@@ -5222,39 +5650,51 @@ static void forward(GlaState *s, const int32_t *ids, int T, float *logits, int n
     const GlaModel *m = s->m;
     const Config *c = &m->config;
     const Team *team = &s->team;
-    Run run = {team, T, s->pos, s->xb, s->mid, s->first, {0}};
+    Run run = {team, T, s->pos, s->xb, s->mid, s->v_first, {0}};
     size_t dim = (size_t)c->dim, step = (size_t)s->batch * dim;
     float *x = s->x;                      /* the residual stream (T, dim); with residual attention the source being summed */
     int closed = 0;                       /* residual attention: sources before x that are complete */
 
-    for (int t = 0; t < T; t++) row_to_float(x + (size_t)t * dim, m->embed.data + (size_t)ids[t] * row_bytes(&m->embed), m->embed.type, dim);
+    // x = rows of the embedding
+    for (int t = 0; t < T; t++) {
+        const uint8_t *row = m->embed.data + (size_t)ids[t] * row_bytes(&m->embed);
+        row_to_float(x + (size_t)t * dim, row, m->embed.type, dim);
+    }
     if (m->embed_norm) norm_rows(team, c, x, x, m->embed_norm, m->embed_norm_bias, T);
 
     for (int i = 0; i < c->n_layers; i++) {
         const Layer *y = &m->layers[i];
         float *mem = s->fixed + y->fixed_at;
         if (mixers[y->mixer].cache) run.cache = cache_shape(y, s->kv_type), run.cache.mem = kv_of(s, y);
-        for (int half = 0; half < (y->down.data ? 2 : 1); half++) { /* the mixer, then the feed-forward */
+        for (int ffn = 0; ffn <= (y->down.data != NULL); ffn++) { /* the mixer, then the feed-forward, if there is one */
             const float *in = x;
             if (c->res_block) {
-                mix_sources(s->xb, s->x, closed + 1, step, T, dim, y->res_proj[half], y->res_norm[half], y->eps);
+                mix_sources(s->xb, s->x, closed + 1, step, T, dim, y->res_proj[ffn], y->res_norm[ffn], y->eps);
                 in = s->xb;
-                if ((2 * i + half) % c->res_block == 0) { x += step, closed++; memset(x, 0, (size_t)T * dim * sizeof(float)); }
+                if ((2 * i + ffn) % c->res_block == 0) { /* a new source begins */
+                    x += step, closed++;
+                    memset(x, 0, (size_t)T * dim * sizeof(float));
+                }
             }
+
             // xb = norm(x)
-            norm_rows(team, c, s->xb, in, half ? y->ffn_norm : y->norm, half ? y->ffn_norm_bias : y->norm_bias, T);
-            if (half == 0) {
+            norm_rows(team, c, s->xb, in, ffn ? y->ffn_norm : y->norm, ffn ? y->ffn_norm_bias : y->norm_bias, T);
+
+            if (!ffn) {
                 // rows = q, k, v, gates ... of xb;  o = mixer(rows, memory);  xb = W o
                 float *rows[MAX_IN + 1], *free_rows = s->rows;
-                for (int j = 0; j <= MAX_IN; j++) { /* the last are scratch */
+                for (int j = 0; j < MAX_IN; j++) {
                     rows[j] = free_rows;
-                    if (j < MAX_IN) free_rows += (size_t)T * round_up((size_t)proj_out(&y->in[j]), LANES);
+                    free_rows += (size_t)T * round_up((size_t)proj_out(&y->in[j]), LANES);
                 }
-                if (y->mixer != MIX_RWKV) project(team, rows, y->in, MAX_IN, s->xb, T, s->mid); /* whose projections read each something else */
+                rows[MAX_IN] = free_rows; /* the mixer's scratch */
+                if (y->mixer != MIX_RWKV) project(team, rows, y->in, MAX_IN, s->xb, T, s->mid); /* RWKV's read each something else */
                 mixers[y->mixer].run(&run, y, mem, rows, s->o);
                 project(team, &s->xb, &y->out, 1, s->o, T, s->mid);
-            } else if (y->ffn_lerp_k) channel_mix(team, y, s->xb, s->fixed + y->fixed_at + y->fixed - dim, s->rows, T);
-            else {
+            } else if (y->ffn_lerp_k) {
+                // xb = channel_mix(xb), whose last x lies behind the mixer's memory
+                channel_mix(team, y, s->xb, mem + y->fixed - dim, s->rows, T);
+            } else {
                 // xb = down(up xb * act(gate xb))
                 size_t n = (size_t)T * (size_t)y->gate.n_out;
                 float *gate = s->rows, *up = s->rows + n;
@@ -5263,9 +5703,12 @@ static void forward(GlaState *s, const int32_t *ids, int T, float *logits, int n
                 gate_rows(team, up, gate, y->ffn_act, y->gate.n_out, T);
                 matmul(team, &(Product){s->xb, &y->down}, 1, &hidden);
             }
+
+            // x += xb
             for (size_t j = 0; j < (size_t)T * dim; j++) x[j] += s->xb[j];
         }
-        if (c->rescale && (i + 1) % c->rescale == 0) for (size_t j = 0; j < (size_t)T * dim; j++) x[j] *= 0.5f;
+        if (c->rescale && (i + 1) % c->rescale == 0) /* RWKV-6 */
+            for (size_t j = 0; j < (size_t)T * dim; j++) x[j] *= 0.5f;
     }
 
     // logits = head(norm(x)), only where they are wanted
@@ -5285,16 +5728,21 @@ static void forward(GlaState *s, const int32_t *ids, int T, float *logits, int n
 static int check_room(const GlaState *s, int64_t n, char *err) { /* for n more tokens */
     char behind[48] = "";
     if (s->pos) snprintf(behind, sizeof behind, " behind the %lld that were read", (long long)s->pos);
-    if (s->m->config.limit && n > s->m->config.limit - s->pos) return fail(err, GLA_CONTEXT, "%lld tokens do not fit%s: this model counts no more than %d positions", (long long)n, behind, s->m->config.limit);
-    if (s->m->kv_floats && n > s->ctx - s->pos) return fail(err, GLA_CONTEXT, "%lld tokens do not fit%s in a context of %d; give a larger one (-c)", (long long)n, behind, s->ctx);
+    if (s->m->config.limit && n > s->m->config.limit - s->pos)
+        return fail(err, GLA_CONTEXT, "%lld tokens do not fit%s: this model counts no more than %d positions",
+                    (long long)n, behind, s->m->config.limit);
+    if (s->m->kv_floats && n > s->ctx - s->pos)
+        return fail(err, GLA_CONTEXT, "%lld tokens do not fit%s in a context of %d; give a larger one (-c)", (long long)n, behind, s->ctx);
     return GLA_OK;
 }
 
 GLA_API int gla_eval(GlaState *s, const int32_t *ids, int64_t n, float *logits, int64_t n_logits, char *err) {
     int vocab = s->m->config.vocab_size;
-    if (n < 0 || n_logits < 0 || n_logits > n) return fail(err, GLA_INPUT, "%lld tokens with logits of %lld", (long long)n, (long long)n_logits);
+    if (n < 0 || n_logits < 0 || n_logits > n)
+        return fail(err, GLA_INPUT, "%lld tokens with logits of %lld", (long long)n, (long long)n_logits);
     for (int64_t i = 0; i < n; i++)
-        if (ids[i] < 0 || ids[i] >= vocab) return fail(err, GLA_INPUT, "token %lld is %d, the model has 0 to %d", (long long)i, ids[i], vocab - 1);
+        if (ids[i] < 0 || ids[i] >= vocab)
+            return fail(err, GLA_INPUT, "token %lld is %d, the model has 0 to %d", (long long)i, ids[i], vocab - 1);
     int code = check_room(s, n, err);
     if (code) return code;
     for (int64_t i = 0; i < n; i += s->batch) {

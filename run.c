@@ -3047,7 +3047,7 @@ enum { MAP_HADAMARD = ACT_NONE + 1, MAP_T2R, MAP_HEDGEHOG, MAP_DPFP };
 static const struct { const char *name; int act; } act_names[] = {
     {"silu", ACT_SILU}, {"swish", ACT_SILU}, {"relu", ACT_RELU}, {"sigmoid", ACT_SIGMOID}, {"gelu", ACT_GELU},
     {"gelu_tanh", ACT_GELU_TANH}, {"sqrelu", ACT_SQRELU}, {"powlu", ACT_POWLU}, {"logsigmoid", ACT_LOGSIGMOID},
-    {"elu_plus_one", ACT_ELU1}, {"identity", ACT_NONE},
+    {"elu_plus_one", ACT_ELU1}, {"tanh", ACT_TANH}, {"identity", ACT_NONE},
     {"elementwise_product", MAP_HADAMARD}, {"t2r", MAP_T2R}, {"hedgehog", MAP_HEDGEHOG}, {"dpfp", MAP_DPFP},
 };
 
@@ -3910,6 +3910,7 @@ static void read_rwkv(Loader *l, Layer *y, int i) {
     y->norm_bias = vector_if(l, "attn_norm.bias", i, dim);
     y->ffn_norm = vector(l, "attn_norm_2.weight", i, dim);
     y->ffn_norm_bias = vector_if(l, "attn_norm_2.bias", i, dim);
+    y->ffn_act = act_key(l, "feed_forward_activation", ACT_SQRELU);
     y->ffn_lerp_k = vector(l, "channel_mix_lerp_k.weight", i, dim);
     y->up = matrix(l, "channel_mix_key.weight", i, dim, hidden);
     y->down = matrix(l, "channel_mix_value.weight", i, hidden, dim);
@@ -5254,7 +5255,8 @@ static void mix_rwkv(const Run *run, const Layer *y, float *mem, float *const *i
 static size_t rwkv_fixed(const Layer *y) { return (size_t)y->in[IN_Q].w.n_in + (size_t)y->n_heads * (size_t)y->dk * (size_t)y->dv; }
 
 /* RWKV's feed-forward, in place on the normed x (T, dim).          (mixers.md sections 4.14, 4.15)
- *   x <- down(relu(up xk)^2), in RWKV-6 times sigmoid(receptance xr);  xk, xr mixes of x and the x before, which last (dim) keeps */
+ *   x <- down(act(up xk)), in RWKV-6 times sigmoid(receptance xr);  xk, xr mixes of x and the x before, which last (dim) keeps
+ * act(z) is max(z, 0)^2 unless the file names another. */
 static void channel_mix(const Team *team, const Layer *y, float *x, float *last, float *free_rows, int T) {
     int dim = y->up.n_in, hidden = y->up.n_out;
     Rows a = scratch_rows(&free_rows, T, 1, dim), b = scratch_rows(&free_rows, T, 1, dim), c = scratch_rows(&free_rows, T, 1, dim);
@@ -5263,7 +5265,7 @@ static void channel_mix(const Team *team, const Layer *y, float *x, float *last,
     lerp_rows(read, x, delta, y->ffn_lerp_k, 0, T, (size_t)dim);
     Input for_key = input_rows(read, T, dim);
     matmul(team, &(Product){key, &y->up}, 1, &for_key);
-    activate_row(key, ACT_SQRELU, (size_t)T * (size_t)hidden);
+    activate_row(key, y->ffn_act, (size_t)T * (size_t)hidden);
     if (y->ffn_lerp_r) {
         lerp_rows(read, x, delta, y->ffn_lerp_r, 0, T, (size_t)dim);
         Input for_gate = input_rows(read, T, dim);

@@ -1061,7 +1061,8 @@ static Scan one_head(const Memory *m, int n) {
     return (Scan){
         .T = m->T, .dk = m->dk, .dv = m->dv, .vector_decay = m->vector_decay, .mode = m->mode,
         .ldk = (size_t)m->heads * m->dk, .ldv = (size_t)m->heads * m->dv, .ldd = ldd, .ldr = m->heads,
-        .q = from(m->q, k), .k = from(m->k, k), .v = from(m->v, v), .d = from(m->d, d), .e = from(m->e, k), .rho = from(m->rho, rho), .c = from(m->c, v), .b = from(m->b, k),
+        .q = from(m->q, k), .k = from(m->k, k), .v = from(m->v, v), .d = from(m->d, d),
+        .e = from(m->e, k), .rho = from(m->rho, rho), .c = from(m->c, v), .b = from(m->b, k),
         .w = from(m->w, v), .o = from(m->o, v), .S = m->S + (size_t)n * ceil_div(m->T, CHUNK) * m->dk * m->dv,
         .d_o = from(m->d_o, v), .dq = from(m->dq, k), .dkey = from(m->dkey, k), .dval = from(m->dval, v), .dd = from(m->dd, d), .de = from(m->de, k),
         .drho = from(m->drho, rho), .dc = from(m->dc, v), .db = from(m->db, k), .scratch = space(THREAD, recurrence_scratch(m->dk, m->dv))
@@ -1252,7 +1253,8 @@ static void bonus_forward(real *o, const real *q, const real *k, const real *v, 
 }
 
 //~ o += s v,  s = q . u k.  All gradients add.
-static void bonus_backward(real *dq, real *dk_, real *dv_, real *du, const real *d_o, const real *q, const real *k, const real *v, const real *u, int N, int H, int dk, int dv) {
+static void bonus_backward(real *dq, real *dk_, real *dv_, real *du, const real *d_o, const real *q, const real *k, const real *v, const real *u,
+                           int N, int H, int dk, int dv) {
     const int blocks = ceil_div(N, BLOCK);
     real *part = zeroed(space(-1, (size_t)blocks * H * dk), (size_t)blocks * H * dk);
     PARALLEL
@@ -1261,9 +1263,14 @@ static void bonus_backward(real *dq, real *dk_, real *dv_, real *du, const real 
             const real *qr = q + (size_t)r * dk, *kr = k + (size_t)r * dk, *ur = u + r % H * dk;
             double sum = 0, ds = 0;
             for (int i = 0; i < dk; i++) sum += qr[i] * ur[i] * kr[i];
-            for (int j = 0; j < dv; j++) ds += d_o[(size_t)r * dv + j] * v[(size_t)r * dv + j], dv_[(size_t)r * dv + j] += (real)sum * d_o[(size_t)r * dv + j];
+            for (int j = 0; j < dv; j++) {
+                const size_t at = (size_t)r * dv + j;
+                ds += d_o[at] * v[at];
+                dv_[at] += (real)sum * d_o[at];
+            }
             for (int i = 0; i < dk; i++) {
-                dq[(size_t)r * dk + i] += (real)ds * ur[i] * kr[i], dk_[(size_t)r * dk + i] += (real)ds * ur[i] * qr[i];
+                dq[(size_t)r * dk + i] += (real)ds * ur[i] * kr[i];
+                dk_[(size_t)r * dk + i] += (real)ds * ur[i] * qr[i];
                 part[((size_t)(r0 / BLOCK) * H + r % H) * dk + i] += (real)ds * qr[i] * kr[i];
             }
         }
@@ -1272,7 +1279,8 @@ static void bonus_backward(real *dq, real *dk_, real *dv_, real *du, const real 
 
 /* What RWKV-7 makes of a key, all (N, H dk), with s = sigmoid(a):
  *   e = key k_k / |key k_k|   is recalled;   b = -s e   is where that goes back;   k = key (1 + (s - 1) k_a)   is written */
-static void rwkv7_keys_forward(real *k, real *e, real *b, real *scaled, real *inv, const real *key, const real *a, const real *k_k, const real *k_a, int N, int H, int dk) {
+static void rwkv7_keys_forward(real *k, real *e, real *b, real *scaled, real *inv, const real *key, const real *a, const real *k_k, const real *k_a,
+                               int N, int H, int dk) {
     const int K = H * dk;
     PARALLEL
     for (int r = 0; r < N; r++) {
@@ -1287,8 +1295,9 @@ static void rwkv7_keys_forward(real *k, real *e, real *b, real *scaled, real *in
 }
 
 //~ as above.  de is used up; dk_k and dk_a add.
-static void rwkv7_keys_backward(real *dkey, real *da, real *dk_k, real *dk_a, const real *dk_, real *de, const real *db, const real *e, const real *scaled, const real *inv,
-                                const real *key, const real *a, const real *k_k, const real *k_a, int N, int H, int dk) {
+static void rwkv7_keys_backward(real *dkey, real *da, real *dk_k, real *dk_a, const real *dk_, real *de, const real *db, const real *e,
+                                const real *scaled, const real *inv, const real *key, const real *a, const real *k_k, const real *k_a,
+                                int N, int H, int dk) {
     const int K = H * dk, blocks = ceil_div(N, BLOCK);
     real *part = zeroed(space(-1, (size_t)blocks * 2 * K), (size_t)blocks * 2 * K);
     PARALLEL
@@ -1395,7 +1404,8 @@ static void comba_forward(real *p, real *q, const real *uq, const real *uk, size
 }
 
 //~ as above.  dp is used up; duk, dold and dskip add.
-static void comba_backward(real *duq, real *duk, real *dold, real *dskip, real *dp, const real *dq, const real *p, const real *uk, size_t ldu, const real *old, const real *skip, int N, int H, int dk) {
+static void comba_backward(real *duq, real *duk, real *dold, real *dskip, real *dp, const real *dq, const real *p, const real *uk, size_t ldu,
+                           const real *old, const real *skip, int N, int H, int dk) {
     const int blocks = ceil_div(N, BLOCK);
     real *part = zeroed(space(-1, (size_t)blocks * 2 * H), (size_t)blocks * 2 * H);
     PARALLEL
@@ -1404,8 +1414,11 @@ static void comba_backward(real *duq, real *duk, real *dold, real *dskip, real *
             for (int i = 0; i < H * dk; i++) {
                 const size_t at = (size_t)r * H * dk + i;
                 real *sum = part + (size_t)(r0 / BLOCK) * H + i / dk;
-                duq[r * ldu + i] = dq[at], sum[(size_t)blocks * H] -= dq[at] * p[at], dp[at] -= skip[i / dk] * dq[at];
-                duk[r * ldu + i] += old[i / dk] * dp[at], *sum += dp[at] * uk[r * ldu + i];
+                duq[r * ldu + i] = dq[at];
+                sum[(size_t)blocks * H] -= dq[at] * p[at];
+                dp[at] -= skip[i / dk] * dq[at];
+                duk[r * ldu + i] += old[i / dk] * dp[at];
+                *sum += dp[at] * uk[r * ldu + i];
             }
     add_blocks(dold, part, blocks, H), add_blocks(dskip, part + (size_t)blocks * H, blocks, H);
 }
@@ -1428,7 +1441,8 @@ static void moment_forward(real *to, real *A, const real *k, const real *fade, c
 }
 
 //~ from the last token, c = dA of the tokens behind.  In place: the gradient of to becomes that of k. dfade, dshare are assigned, dscale adds.
-static void moment_backward(real *dkey, real *dfade, real *dshare, real *dscale, const real *A, const real *k, const real *fade, const real *share, const real *scale, int B, int T, int H, int dk) {
+static void moment_backward(real *dkey, real *dfade, real *dshare, real *dscale, const real *A, const real *k, const real *fade, const real *share,
+                            const real *scale, int B, int T, int H, int dk) {
     real *part = zeroed(space(-1, (size_t)B * H), (size_t)B * H);
     PARALLEL
     for (int b = 0; b < B; b++) {
@@ -1436,7 +1450,8 @@ static void moment_backward(real *dkey, real *dfade, real *dshare, real *dscale,
         for (int r = (b + 1) * T - 1; r >= b * T; r--)
             for (int i = 0; i < H * dk; i++) {
                 const size_t at = (size_t)r * H * dk + i, h = (size_t)r * H + i / dk;
-                const real total = A[at] + (real)1 / MICRO, x = (real)log(total) - scale[i / dk], size = 1 + (real)fabs(x), f = (real)exp(-SQUASH * x / size);
+                const real total = A[at] + (real)1 / MICRO, x = (real)log(total) - scale[i / dk];
+                const real size = 1 + (real)fabs(x), f = (real)exp(-SQUASH * x / size);
                 const real dx = -dkey[at] * k[at] * f * SQUASH / (size * size), dA = c[i] + dx / total;
                 if (i % dk == 0) dfade[h] = dshare[h] = 0;
                 part[(size_t)b * H + i / dk] -= dx;
@@ -1663,13 +1678,19 @@ typedef struct {
     const MixerKind *kind;                   /* NULL: softmax attention */
     const Family *family;
     Act map, gate;                           /* of q, and of k where it has one; of the output */
-    int n_in, at_z, at_a, at_b, at_w, at_g, at_s;    /* columns of raw: all, output gate, decay, erase strength, write strength, decay of the second moment and its strength */
+    int n_in, at_z, at_a, at_b, at_w;        /* columns of raw: all, output gate, decay, erase strength, write strength */
+    int at_g, at_s;                          /* of the second moment: decay, strength */
     int at_u, at_q, at_k, at_v, n_u;         /* columns of raw where those of u begin; of u */
     int n_conv, conv_width[3];
     size_t attn_norm, ffn_norm, w_in, w_ffn, w_down, w_o, norm;      /* w_ffn: gate, then up */
     size_t conv[3], conv_bias, decay, a_log, bias, w_fb, w_gb, gb_bias, skip, old_key, m_a, m_bias, m_scale, q_norm, k_norm;
     real *x, *inv, *h, *mid, *inv2, *h2, *gu, *s;            /* block input, normed, after mixer, normed, feed-forward */
-    real *raw, *conved, *f, *z, *rate, *bk, *step, *og, *one_q, *one_d, *d_one_q, *d_one_d, *unit, *moment, *fade, *share, *per_head, *old, *q_less, *inv_q, *inv_k, *inv_e, *inv_o, *y, *lse;
+    real *raw, *conved, *f, *z, *rate;       /* projections; behind their convolution; decay and gate behind a narrow middle; rate of the decay */
+    real *bk, *step, *og, *inv_q, *inv_k, *inv_o, *y, *lse;  /* k that is erased per channel; Mamba-2's step; o before norms that come late */
+    real *one_q, *one_d, *d_one_q, *d_one_d; /* several writes: q and d by token, and their gradients */
+    real *unit, *moment, *fade, *share;      /* WRITE_SCALED_K: the key before it is scaled, the second moment and what it is made with */
+    real *old, *q_less, *inv_e;              /* Comba: the key of the erase and the query without its share, before their norms */
+    real *per_head;                          /* exp(m_a), or sigmoid(old_key) */
     Memory mem, keys;                        /* keys: of the table of slots, as many as a key is wide, whose values are in mem */
     Rwkv rwkv;
 } TinyLayer;
@@ -1847,7 +1868,9 @@ static void list_channel_mix(Tiny *m, TinyLayer *L, int l, bool gated) {
     w->ffn_lerp_k = add_tensor(m, l, "channel_mix_lerp_k.weight", 0, D, KEEP_F32);
     L->w_ffn = add_tensor(m, l, "channel_mix_key.weight", F, D, DECAYS);
     L->w_down = add_tensor(m, l, "channel_mix_value.weight", D, F, DECAYS);
-    if (gated) w->ffn_lerp_r = add_tensor(m, l, "channel_mix_lerp_r.weight", 0, D, KEEP_F32), w->w_recept = add_tensor(m, l, "channel_mix_receptance.weight", D, D, DECAYS);
+    if (!gated) return;
+    w->ffn_lerp_r = add_tensor(m, l, "channel_mix_lerp_r.weight", 0, D, KEEP_F32);
+    w->w_recept = add_tensor(m, l, "channel_mix_receptance.weight", D, D, DECAYS);
 }
 
 /* The names and shapes of the file, in its order (reference: the tables of llama.cpp; where it has none, ours: doc/format.md). */
@@ -1896,8 +1919,11 @@ static void init_params(Tiny *m, uint64_t seed) {
         real *p = m->params + t->at;
         /* matrices keep the size of what they multiply, those that write to the residual stream a share of it; the table of tokens starts small */
         double scale = strstr(t->name, "token_embd") ? 0.05 : 1 / sqrt((double)t->cols);
-        const double f = m->c.half_life > 0 ? log(2) / m->c.half_life : 0, f16 = f * (m->layers[0].family && m->layers[0].family->decay == DECAY_SIGMOID ? m->c.decay_divisor : 1);
-        bool out = strstr(name, "ssm_out") || strstr(name, "attn_output") || strstr(name, "ffn_down") || strstr(name, "mix_output") || strstr(name, "channel_mix_value");
+        const Family *k = m->layers[0].family;
+        const double f = m->c.half_life > 0 ? log(2) / m->c.half_life : 0, f16 = f * (k && k->decay == DECAY_SIGMOID ? m->c.decay_divisor : 1);
+        bool out = strstr(name, "ssm_out") || strstr(name, "attn_output") || strstr(name, "ffn_down")
+                   || strstr(name, "mix_output") || strstr(name, "channel_mix_value");
+        bool rate = (strstr(name, "ssm_a") && !strstr(name, "ssm_alpha")) || (strstr(name, "ssm_m_a") && !t->rows);
         const size_t per = strstr(name, "lerp") ? (size_t)m->c.dim : tensor_len(t);
         int ramp = 0;
         while (ramp < N_RAMPS && (t->rows || !strstr(name, ramps[ramp].part))) ramp++;
@@ -1906,7 +1932,7 @@ static void init_params(Tiny *m, uint64_t seed) {
             else if (f > 0 && !t->rows && strstr(name, "time_mix_w0")) p[i] = (real)-log(DECAY7 / (f < 0.6 ? f : 0.6) - 1);
             else if (ramp < N_RAMPS) p[i] = (real)(ramps[ramp].first + (ramps[ramp].last - ramps[ramp].first) * (double)(i % per) / (double)per);
             else if (strstr(name, "norm.weight") || !strcmp(strchr(name, 0) - (strlen(name) < 5 ? 0 : 5), "ssm_d")) p[i] = 1;
-            else if ((strstr(name, "ssm_a") && !strstr(name, "ssm_alpha")) || (strstr(name, "ssm_m_a") && !t->rows)) p[i] = (real)log(1 + (f > 0 ? 0 : 15) * rng_uniform(&rng));
+            else if (rate) p[i] = (real)log(1 + (f > 0 ? 0 : 15) * rng_uniform(&rng));
             else if (strstr(name, "ssm_decay")) p[i] = f > 0 ? (real)exp(-f) : 1 - (real)pow(2, -5 - (double)i);
             else if (strstr(name, "ssm_dt") || strstr(name, "ssm_m_dt")) {
                 double dt = f > 0 ? f : exp(log(0.001) + rng_uniform(&rng) * log(100));
@@ -1935,7 +1961,8 @@ static size_t lay_out_rwkv(Tiny *m, TinyLayer *L, real *base, size_t *n) {
     const size_t N = (size_t)m->B * c->seq_len, D = c->dim, H = c->n_heads, K = H * c->dk, V = H * c->dv, R = c->gate_rank, seven = L->kind->rwkv == 7;
     Memory *r = &L->mem;
     Rwkv *w = &L->rwkv;
-    *r = (Memory){ .B = m->B, .T = c->seq_len, .heads = (int)H, .dk = c->dk, .dv = c->dv, .vector_decay = true, .mode = seven ? SCAN_WRITES_BACK : SCAN_READS_FIRST };
+    *r = (Memory){ .B = m->B, .T = c->seq_len, .heads = (int)H, .dk = c->dk, .dv = c->dv, .vector_decay = true,
+                   .mode = seven ? SCAN_WRITES_BACK : SCAN_READS_FIRST };
     r->q = lay(base, n, N * K), r->k = lay(base, n, N * K), r->v = lay(base, n, N * V), r->d = lay(base, n, N * K);
     r->S = lay(base, n, memory_states(m->B, c->seq_len, c->n_heads, c->dk, c->dv)), r->o = lay(base, n, N * V), r->w = seven ? lay(base, n, N * V) : r->v;
     for (int j = 0; j < N_READ; j++) if (seven || j != R_A) w->read[j] = lay(base, n, N * D);
@@ -1976,11 +2003,18 @@ static size_t lay_out(Tiny *m, real *base) {
             r->S = lay(base, &n, memory_states(m->B, r->T, c->n_heads, c->dk, c->dv)), r->o = lay(base, &n, M * V), r->w = r->v;
             if (k->erase) r->rho = lay(base, &n, M * H), r->e = lay(base, &n, M * K), r->w = lay(base, &n, M * V);
             if (writes > 1) L->one_q = lay(base, &n, N * K), L->one_d = lay(base, &n, N * H), L->og = lay(base, &n, N * V);
-            if (is_scaled(k)) L->unit = lay(base, &n, N * K), L->moment = lay(base, &n, N * K), L->fade = lay(base, &n, N * H), L->share = lay(base, &n, N * H), L->per_head = lay(base, &n, H);
+            if (is_scaled(k)) {
+                L->unit = lay(base, &n, N * K), L->moment = lay(base, &n, N * K), L->per_head = lay(base, &n, H);
+                L->fade = lay(base, &n, N * H), L->share = lay(base, &n, N * H);
+            }
             if (k->erase == ERASE_GATED) L->bk = lay(base, &n, N * K);
-            if (k->erase == ERASE_OLD) L->per_head = lay(base, &n, H), L->old = lay(base, &n, N * K), L->q_less = lay(base, &n, N * K), L->inv_e = lay(base, &n, N * H);
+            if (k->erase == ERASE_OLD) {
+                L->per_head = lay(base, &n, H), L->inv_e = lay(base, &n, N * H);
+                L->old = lay(base, &n, N * K), L->q_less = lay(base, &n, N * K);
+            }
             if (k->per == SLOTS) {          /* S (dk, slots) <- S Diag(d) + k rest';  scores = S'q */
-                L->keys = (Memory){ .B = m->B, .T = c->seq_len, .heads = (int)H, .dk = c->dk, .dv = c->dk, .mode = SCAN_FADES_VALUES, .v = r->k, .w = r->k, .c = r->d };
+                L->keys = (Memory){ .B = m->B, .T = c->seq_len, .heads = (int)H, .dk = c->dk, .dv = c->dk, .mode = SCAN_FADES_VALUES,
+                                    .v = r->k, .w = r->k, .c = r->d };
                 L->keys.q = lay(base, &n, N * K), L->keys.k = lay(base, &n, N * K), L->keys.d = lay(base, &n, N * H), L->keys.o = lay(base, &n, N * K);
                 L->keys.S = lay(base, &n, memory_states(m->B, c->seq_len, c->n_heads, c->dk, c->dk));
             }
@@ -2153,7 +2187,10 @@ static void linear_inputs_forward(Tiny *m, TinyLayer *L, int r, int rows) {
     } else kern.map_forward(k->out == OUT_SILU_ALL ? F_SILU : F_ID, t->v + atv, v, in.ldu, rows, V, 1);
     // e = d k, or d times k of which each channel is erased by its own strength
     const real *ek = key + n * atk;
-    if (is_scaled(k)) kern.gate_forward(L->fade + ath, raw + L->at_g, L->n_in, W(m_bias), L->per_head, -1, rows, H), kern.gate_forward(L->share + ath, raw + L->at_s, L->n_in, NULL, NULL, 1, rows, H);
+    if (is_scaled(k)) {
+        kern.gate_forward(L->fade + ath, raw + L->at_g, L->n_in, W(m_bias), L->per_head, -1, rows, H);
+        kern.gate_forward(L->share + ath, raw + L->at_s, L->n_in, NULL, NULL, 1, rows, H);
+    }
     if (k->erase == ERASE_GATED) kern.glu_forward(F_SIGMOID, L->bk + atk, t->k + atk, K, raw + L->at_b, L->n_in, 0, rows, 1, K), ek = L->bk + atk;
     if (k->erase == ERASE_OLD) return;       /* from the memory that has not faded */
     if (k->erase && k->per == CHANNELS) kern.glu_forward(F_ID, t->e + atk, ek, K, t->d + atk, K, 0, rows, 1, K);
@@ -2179,11 +2216,14 @@ static void linear_inputs_backward(Tiny *m, TinyLayer *L, int r, int rows, real 
     if (k->erase == ERASE_GATED) {
         kern.glu_backward(F_ID, dbk + atk, t->dd + atk, t->de + atk, L->bk + atk, K, t->d + atk, K, 0, rows, 1, K, ADD_DZ);
         kern.glu_backward(F_SIGMOID, t->dkey + atk, draw + atr + L->at_b, dbk + atk, t->k + atk, K, raw + L->at_b, L->n_in, 0, rows, 1, K, ADD_DX);
-    } else if (k->erase == ERASE_KEY && k->per == CHANNELS) kern.glu_backward(F_ID, t->dkey + atk, t->dd + atk, t->de + atk, key + atk, K, t->d + atk, K, 0, rows, 1, K, ADD_DX | ADD_DZ);
-    else if (k->erase == ERASE_KEY) kern.scale_backward(t->dkey + n * atk, t->dd + n * ath, t->de + n * atk, key + n * atk, K, t->d + n * ath, n * rows, H, dk, ADD_DX);
+    } else if (k->erase == ERASE_KEY && k->per == CHANNELS)
+        kern.glu_backward(F_ID, t->dkey + atk, t->dd + atk, t->de + atk, key + atk, K, t->d + atk, K, 0, rows, 1, K, ADD_DX | ADD_DZ);
+    else if (k->erase == ERASE_KEY)
+        kern.scale_backward(t->dkey + n * atk, t->dd + n * ath, t->de + n * atk, key + n * atk, K, t->d + n * ath, n * rows, H, dk, ADD_DX);
     if (is_scaled(k)) {
         const size_t wide = k->per == HEADS ? H : K;
-        kern.gate_backward(draw + atr + L->at_g, dbias + 2 * wide, dbias + 2 * wide + H, dfade + ath, L->fade + ath, raw + L->at_g, L->n_in, W(m_bias), L->per_head, -1, rows, H);
+        kern.gate_backward(draw + atr + L->at_g, dbias + 2 * wide, dbias + 2 * wide + H, dfade + ath, L->fade + ath, raw + L->at_g, L->n_in,
+                           W(m_bias), L->per_head, -1, rows, H);
         kern.gate_backward(draw + atr + L->at_s, NULL, NULL, dshare + ath, L->share + ath, raw + L->at_s, L->n_in, NULL, NULL, 1, rows, H);
     }
     //~ v = rho act_v,  rho = sigmoid(b);  or v = act_v sigmoid(w);  or v = step act_v
@@ -2281,7 +2321,10 @@ static void linear_forward(Tiny *m, TinyLayer *L) {
     for (int i = 0, n = writes_of(L->kind); i < N && n > 1; i++) memcpy(L->og + (size_t)i * V, r->o + ((size_t)i * n + n - 1) * V, V * sizeof(real));
     if (k->out == OUT_SILU_ALL) act_forward(F_SILU, L->og, r->o, N, V);
     if (is_mamba(k)) mamba_output_forward(m, L, in);
-    else gated_norm_forward(L->gate, L->y, L->inv_o, L->og ? L->og : r->o, in.z, in.ldz, W(norm), N, k->out == OUT_HEAD ? H : 1, k->out == OUT_HEAD ? c->dv : V, eps);
+    else {
+        const int spans = k->out == OUT_HEAD ? H : 1;
+        gated_norm_forward(L->gate, L->y, L->inv_o, L->og ? L->og : r->o, in.z, in.ldz, W(norm), N, spans, V / spans, eps);
+    }
     matmul_forward(L->mid, D, L->y, V, W(w_o), N, V, D, 1);
 }
 
@@ -2302,7 +2345,10 @@ static void linear_backward(Tiny *m, TinyLayer *L, const real *d_res, real *dh) 
     matmul_backward(dy, DW(w_o), d_res, D, L->y, V, W(w_o), N, V, D, 0);
     //~ y = rmsnorm(o) act(z)
     if (is_mamba(k)) mamba_output_backward(m, L, in, r->d_o, TMP(N * V), d_in.z, dy);
-    else gated_norm_backward(L->gate, r->d_o, d_in.z, DW(norm), dy, L->og ? L->og : r->o, in.z, in.ldz, W(norm), L->inv_o, N, k->out == OUT_HEAD ? H : 1, k->out == OUT_HEAD ? c->dv : V);
+    else {
+        const int spans = k->out == OUT_HEAD ? H : 1;
+        gated_norm_backward(L->gate, r->d_o, d_in.z, DW(norm), dy, L->og ? L->og : r->o, in.z, in.ldz, W(norm), L->inv_o, N, spans, V / spans);
+    }
     if (k->out == OUT_SILU_ALL) act_backward(F_SILU, r->d_o, r->d_o, r->o, N, V);
     //~ o is what is read after the last write; rows move from the end, into room that is free
     for (int i = N - 1; i >= 0 && n > 1; i--) {
@@ -2520,7 +2566,8 @@ static void rwkv_backward(Tiny *m, TinyLayer *L, const real *d_res, real *dh) {
     //~ k, e, b, v, z
     real *dvalue = r->dval, *dkey_in = r->dkey;
     if (seven) {
-        rwkv7_keys_backward(dkey, da, DW(rwkv.k_k), DW(rwkv.k_a), r->dkey, r->de, r->db, r->e, w->scaled, L->inv_k, w->key, w->a, W(rwkv.k_k), W(rwkv.k_a), N, H, dk);
+        rwkv7_keys_backward(dkey, da, DW(rwkv.k_k), DW(rwkv.k_a), r->dkey, r->de, r->db, r->e, w->scaled, L->inv_k,
+                            w->key, w->a, W(rwkv.k_k), W(rwkv.k_a), N, H, dk);
         dkey_in = dkey;
         narrow_backward(m, &w->strength, dread[R_A], da, w->read[R_A], N, K, 0);
         narrow_backward(m, &w->gate, dread[R_G], dz, w->read[R_G], N, V, 0);
@@ -3940,7 +3987,8 @@ static Out model_file(const Tiny *m, const Gguf *vocab, int type, const char *na
         key_u32(&k, p, "ssm.group_count", (uint32_t)c->n_heads), key_u32(&k, p, "ssm.time_step_rank", (uint32_t)c->n_heads);
         key_u32(&k, p, "ssm.inner_size", (uint32_t)(c->n_heads * c->dv));
     } else if (kind->rwkv) {
-        key_u32(&k, p, "wkv.head_size", (uint32_t)c->dk), key_u32(&k, p, "mixer.head_count", (uint32_t)c->n_heads), key_u32(&k, p, "mixer.value_length", (uint32_t)c->dv);
+        key_u32(&k, p, "wkv.head_size", (uint32_t)c->dk), key_u32(&k, p, "mixer.head_count", (uint32_t)c->n_heads);
+        key_u32(&k, p, "mixer.value_length", (uint32_t)c->dv);
         key_f32(&k, p, "mixer.layer_norm_epsilon", kind->norm_eps);
         if (kind->rwkv == 7) key_f32(&k, p, "mixer.l2_norm_epsilon", 1e-6f);
     } else {
@@ -4177,11 +4225,14 @@ static const char *configure(TinyConfig *c, const TrainOptions *o, int vocab_siz
     if (o->hybrid && (sscanf(o->hybrid, "%d:%d%c", &every, &one, &end) != 2 || every < 1 || every > 255 || one != 1)) return "--hybrid is N:1, N linear layers for each of softmax attention, not";
     if (o->hybrid && mixer == SOFTMAX) return "--hybrid does not go with --mixer";
     if (o->hybrid && every >= o->layers) return "--layers are too few for a layer of softmax attention with --hybrid";
-    if (o->task && o->out && (k->qwen || k->rwkv) && !o->hidden) return "--out needs a feed-forward network (--hidden) with --mixer"; /* run's Qwen and RWKV files have one */
+    if (o->task && o->out && (k->qwen || k->rwkv) && !o->hidden) /* run's Qwen and RWKV files have one */
+        return "--out needs a feed-forward network (--hidden) with --mixer";
     if (!o->conv && f && mixer != SOFTMAX && f->silu != SILU_NEVER && f->silu != SILU_CONV) return "--conv 0 does not go with --mixer";
-    if (o->half_life > 0 && o->conv > 0 && f && f->decay == DECAY_FORGET && o->out) return "--out needs --half-life 0 or --conv 0 with --mixer";    /* files have no bias behind the convolution of f */
+    if (o->half_life > 0 && o->conv > 0 && f && f->decay == DECAY_FORGET && o->out) /* files have no bias behind the convolution of f */
+        return "--out needs --half-life 0 or --conv 0 with --mixer";
     if (o->plain && k->rwkv) return "--plain does not go with --mixer";
-    if (o->no_decay && (!f || f->decay == DECAY_NONE || f->write == WRITE_REST)) return "--no-decay does not go with --mixer";    /* nothing fades, or what does is what is written */
+    if (o->no_decay && (!f || f->decay == DECAY_NONE || f->write == WRITE_REST)) /* nothing fades, or what does is what is written */
+        return "--no-decay does not go with --mixer";
     if (o->conv > 0 && mixer == SOFTMAX && o->out) return "--conv is not written to files with --mixer";
     *c = (TinyConfig){
         .mixer = mixer, .dim = o->dim, .hidden_dim = (is_mamba(f) && !o->hybrid) || (o->task && !o->hidden) ? 0 : o->hidden ? o->hidden : (o->dim * 8 / 3 + 31) / 32 * 32, .n_layers = o->layers,

@@ -4102,7 +4102,7 @@ static const struct { const char *name, *value, *help; } train_help[] = {
     { "--mixer", "NAME", "one of those below (gated-delta)" },
     { "--hybrid", "N:1", "N layers of the mixer, then one of softmax attention, and so on" },
     { "--task", "NAME", "mqar: learn and test associative recall instead of a text; rebind: half of the keys get a second value. 1 layer of 64, 1 head of 16 x 64, 4 taps, batch 32, 1000 steps, lr 0.01, half-life 200" },
-    { "--half-life", "N", "tokens after which a new model has half forgotten, for all decays alike; 0: as each mixer usually begins (0)" },
+    { "--half-life", "N", "tokens after which a new model has half forgotten, for all decays but those of lightnet and abc; 0: as each mixer usually begins (0, with --task 200)" },
     { "--no-decay", "", "with --task, to compare: all decays are 1 and stay so" },
     { "--plain", "", "with --task, to compare: no feature map, no rotation, no output gate (but for kda, gdn2, mamba2)" },
     { "--steps", "N", "optimiser steps (%s; 3000 with a text)" },
@@ -4110,7 +4110,7 @@ static const struct { const char *name, *value, *help; } train_help[] = {
     { "--dim", "N", "model width, a multiple of 32 (%s)" },
     { "--layers", "N", "layers (%s)" },
     { "--heads", "N", "heads of the linear layers (dim / value width)" },
-    { "--key-dim", "N", "key width of such a head, a multiple of 16 up to 128 (32)" },
+    { "--key-dim", "N", "key width of such a head, and slots of gsa and abc, a multiple of 16 up to 128 (32)" },
     { "--value-dim", "N", "value width of such a head, a multiple of 16 (32, gla 64)" },
     { "--conv", "N", "taps of the short convolution, 0: none (by mixer)" },
     { "--hidden", "N", "width of the feed-forward, a multiple of 32 (8/3 dim)" },
@@ -4225,11 +4225,12 @@ static const char *configure(TinyConfig *c, const TrainOptions *o, int vocab_siz
     if (o->hybrid && (sscanf(o->hybrid, "%d:%d%c", &every, &one, &end) != 2 || every < 1 || every > 255 || one != 1)) return "--hybrid is N:1, N linear layers for each of softmax attention, not";
     if (o->hybrid && mixer == SOFTMAX) return "--hybrid does not go with --mixer";
     if (o->hybrid && every >= o->layers) return "--layers are too few for a layer of softmax attention with --hybrid";
-    if (o->task && o->out && (k->qwen || k->rwkv) && !o->hidden) /* run's Qwen and RWKV files have one */
+    if (o->task && o->out && !o->hidden && !(is_mamba(f) && !o->hybrid)) /* in run's files only Mamba-2 has none */
         return "--out needs a feed-forward network (--hidden) with --mixer";
     if (!o->conv && f && mixer != SOFTMAX && f->silu != SILU_NEVER && f->silu != SILU_CONV) return "--conv 0 does not go with --mixer";
     if (o->half_life > 0 && o->conv > 0 && f && f->decay == DECAY_FORGET && o->out) /* files have no bias behind the convolution of f */
-        return "--out needs --half-life 0 or --conv 0 with --mixer";
+        return "--out needs --half-life 0 or --conv 0, since a file has no bias behind that convolution, with --mixer";
+    if (o->conv > 0 && k->rwkv && !o->task) return "--conv does not go with --mixer"; /* it sees the token before without one */
     if (o->plain && k->rwkv) return "--plain does not go with --mixer";
     if (o->no_decay && (!f || f->decay == DECAY_NONE || f->write == WRITE_REST)) /* nothing fades, or what does is what is written */
         return "--no-decay does not go with --mixer";
@@ -4255,6 +4256,7 @@ static char *read_text(const char *path, size_t *n, char *err) {
     for (size_t got; (got = fread(part, 1, sizeof part, f)) > 0;) put(&o, part, got);
     if (ferror(f)) { fclose(f), free(o.p); return fail(err, GLA_IO, "%s: cannot read: %s", path, strerror(errno)), NULL; }
     fclose(f);
+    if (o.n && memchr(o.p, 0, o.n)) { free(o.p); return fail(err, GLA_INPUT, "%s: has zero bytes; it is no text", path), NULL; }
     put(&o, "", 1);
     *n = o.n - 1;
     return (char *)o.p;

@@ -106,6 +106,8 @@ def main() -> int:
     args.add_argument("--steps", type=int, default=STEPS)
     o = args.parse_args()
     rows = [r for r in (CONTROLS if o.controls else ROWS) if o.only in (None, r.mixer)]
+    if not rows:
+        sys.exit(f"no rows of {o.only}; there are {', '.join(dict.fromkeys(r.mixer for r in (CONTROLS if o.controls else ROWS)))}")
     start = time.perf_counter()
     tried = {}
 

@@ -392,21 +392,22 @@ class Terminal:
                                   preexec_fn=lambda: __import__("fcntl").ioctl(0, __import__("termios").TIOCSCTTY, 0))
         os.close(slave), os.close(out_write)
         self.seen, self.out = b"", b""
+        self.open = {self.master, self.out_read}
 
-    def read(self, seconds: float) -> bool:
-        ready, _, _ = select.select([self.master, self.out_read], [], [], seconds)
+    def read(self, seconds: float) -> None:
+        """What has come on either side; one that has ended is not looked at again, and the other may still have something."""
+        ready, _, _ = select.select(list(self.open), [], [], seconds)
         for fd in ready:
             try:
                 data = os.read(fd, 4096)
-            except OSError:
+            except OSError:  # a terminal whose other side is closed
                 data = b""
             if fd == self.master:
                 self.seen += data
             else:
                 self.out += data
             if not data:
-                return False
-        return bool(ready)
+                self.open.remove(fd)
 
     def wait(self, what: bytes, where: str = "seen", seconds: float = 20) -> bool:
         end = time.monotonic() + seconds
@@ -426,9 +427,11 @@ class Terminal:
     def end(self) -> int:
         self.key("\x15\x04")
         end = time.monotonic() + 20
-        while self.p.poll() is None and time.monotonic() < end:
+        while self.open and time.monotonic() < end:
             self.read(0.05)
-        while self.read(0.05):
+        try:
+            self.p.wait(max(0, end - time.monotonic()))
+        except subprocess.TimeoutExpired:
             pass
         self.p.kill()
         os.close(self.master), os.close(self.out_read)

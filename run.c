@@ -22,7 +22,8 @@
 
 #define GLA_VERSION "0.1.0"
 
-/* RUN_STATIC keeps the interface private to the including file; RUN_HEADER_ONLY stops after this section. */
+/* RUN_STATIC keeps the interface private to the including file; RUN_HEADER_ONLY stops after this section; RUN_SCALAR leaves out the kernels for
+ * vectors, half of the program: the same bits, several times slower. */
 #if defined(RUN_STATIC) && defined(__GNUC__)
 #define GLA_API __attribute__((unused)) static
 #elif defined(RUN_STATIC)
@@ -268,6 +269,7 @@ GLA_API int gla_chat_load(GlaChat *c, GlaSampler *p, const char *path, char *err
 #define UNROLL8
 #define PRINTF_LIKE(fmt, args)
 #define INLINE static inline
+#define NOINLINE
 #define LIKELY_UNUSED
 #define PREFETCH(p) (void)0
 #endif
@@ -314,8 +316,12 @@ static int default_threads(void) {
 #define RESTORE_DENORMALS (void)0
 #endif
 
+#if defined(__GNUC__) && !defined(RUN_SCALAR)
+#define HAVE_VECTORS /* of the compiler; section 5 is a few scalar functions otherwise */
+#endif
+
 /* What an ARM processor has beyond its baseline. */
-#if defined(__aarch64__)
+#if defined(__aarch64__) && defined(HAVE_VECTORS)
 #if defined(__linux__)
 #include <sys/auxv.h>
 static int arm_has_dotprod(void) { return getauxval(AT_HWCAP) >> 20 & 1; }
@@ -817,7 +823,7 @@ INLINE void unpack_iq4_xs(int8_t *restrict q, float *restrict d, float *restrict
     }
 }
 
-/* n <= SEGMENT weights of a block-quantised row. q has room for SEGMENT, d and m for 16. */
+/* n <= SEGMENT weights of a block-quantised row. q has room for SEGMENT, d and m for 16. Compiled once per instruction set, by who inlines it. */
 INLINE void unpack(int8_t *restrict q, float *restrict d, float *restrict m, const uint8_t *restrict b, int type, int n) {
     switch (type) {
     case Q4_0: unpack_q4_0(q, d, m, b, n / 32); break;
@@ -835,6 +841,7 @@ INLINE void unpack(int8_t *restrict q, float *restrict d, float *restrict m, con
     case IQ4_XS: unpack_iq4_xs(q, d, m, b, 1); break;
     }
 }
+static NOINLINE void unpack_plain(int8_t *q, float *d, float *m, const uint8_t *b, int type, int n) { unpack(q, d, m, b, type, n); }
 
 INLINE size_t bytes_of(int type, size_t n) { return n / (size_t)types[type].elems * (size_t)types[type].bytes; }
 
@@ -848,7 +855,7 @@ static void row_to_float(float *y, const uint8_t *b, int type, size_t n) {
             int8_t q[SEGMENT];
             float d[16], m[16];
             int len = n - at < SEGMENT ? (int)(n - at) : SEGMENT, group = types[type].group;
-            unpack(q, d, m, b + bytes_of(type, at), type, len);
+            unpack_plain(q, d, m, b + bytes_of(type, at), type, len);
             for (int i = 0; i < len; i++) y[at + (size_t)i] = d[i / group] * (float)q[i] - (types[type].min ? m[i / group] : 0.0f);
         }
 }
@@ -1285,7 +1292,7 @@ INLINE void few_body(float *out, const Tensor *w, int row, int n_rows, const Inp
             int8_t q[SEGMENT];
             float ds[16], ms[16];
             int len = n - at < SEGMENT ? n - at : SEGMENT;
-            unpack(q, ds, ms, bytes + bytes_of(w->type, (size_t)at), w->type, len);
+            unpack_plain(q, ds, ms, bytes + bytes_of(w->type, (size_t)at), w->type, len);
             for (int g = 0; g < len / group; g++) {
                 d[(at / group + g) * ROWS + r] = ds[g];
                 if (min) m[(at / group + g) * ROWS + r] = ms[g];
@@ -1640,7 +1647,7 @@ INLINE void gemm(float *C, size_t cs, const float *A, size_t as, const float *B,
 #undef gemm
 #endif /* LANES: end of vectors */
 #ifndef LANES
-#if defined(__GNUC__)
+#if defined(HAVE_VECTORS)
 #define NAMED(name, lanes) NAMED_(name, lanes)
 #define NAMED_(name, lanes) name##_##lanes
 #ifdef __FILE_NAME__
@@ -2457,7 +2464,6 @@ ATTEND_FOR(neon, , 4, half_row, byte_tile)
 #define SDOT(sum, a, b) __asm__("sdot %0.4s, %1.16b, %2.16b" : "+w"(sum) : "w"(a), "w"(b))
 #define SDOT_LANE(sum, a, b, lane) __asm__("sdot %0.4s, %1.16b, %2.4b[" #lane "]" : "+w"(sum) : "w"(a), "w"(b)) /* 4 bytes of b for all sums */
 #define SMMLA(sum, a, b) __asm__("smmla %0.4s, %1.16b, %2.16b" : "+w"(sum) : "w"(a), "w"(b))
-static void unpack_neon(int8_t *q, float *d, float *m, const uint8_t *b, int type, int n) { unpack(q, d, m, b, type, n); }
 
 /* 16 weights at q times 16 inputs from `at` on, in four sums. */
 typedef int32x4_t Dot16(const int8_t *q, const Input *in, size_t at);
@@ -2577,8 +2583,8 @@ I8MM static inline void dot8_i8mm(int32x4_t sum[TILE][2], const int8_t *panel, c
     attribute static void panels_##isa(float *S, const int8_t *q, const float *d, const float *m, const Input *in, int t, int at, int n, int group) { tile_128(S, q, d, m, in, t, at, n, group, unit, wide, dot8_##isa); } \
     attribute static void matmul_##isa(float *out, const Tensor *w, int row, int n_rows, const Input *in, float *buf) { \
         if (types[w->type].group == 1) plain_body_4(out, w, row, n_rows, in, buf, 4, 4); \
-        else if (in->T > FEW) many_rows(out, w, row, n_rows, in, buf, unpack_neon, panels_##isa, unit, wide); \
-        else few_rows(out, w, row, n_rows, in, buf, unpack_neon, sums_##isa); \
+        else if (in->T > FEW) many_rows(out, w, row, n_rows, in, buf, unpack_plain, panels_##isa, unit, wide); \
+        else few_rows(out, w, row, n_rows, in, buf, unpack_plain, sums_##isa); \
     }
 MATMUL_128(neon, , dot16_neon, 1, 1)
 MATMUL_128(dotprod, DOTPROD, dot16_dotprod, 4, 0)
@@ -2607,31 +2613,33 @@ typedef struct {
 #define LOOPS(isa) quantize_##isa, norm_##isa, activate_##isa, gate_##isa, conv_##isa
 static const Kernels kernels[] = {
     {"scalar", INT16, INT16, 0, LOOPS(scalar), matmul_scalar, recurrence_scalar, attend_scalar},
-#if defined(__GNUC__) && defined(__x86_64__)
+#if !defined(HAVE_VECTORS)
+#elif defined(__x86_64__)
     {"sse2", INT16, INT16, 0, LOOPS(sse2), matmul_sse2, recurrence_sse2, attend_sse2},
     {"avx2", INT16, INT16, 0, LOOPS(avx2), matmul_avx2, recurrence_avx2, attend_avx2},
     {"avxvnni", INT16, INT16, 0, LOOPS(avx2), matmul_avxvnni, recurrence_avx2, attend_avx2},
     {"avx512", BYTES, TILES, 0, LOOPS(avx512), matmul_avx512, recurrence_avx512, attend_avx512},
     {"avx512bf16", BYTES, TILES, 1, LOOPS(avx512), matmul_avx512bf16, recurrence_avx512, attend_avx512},
-#elif defined(__GNUC__) && defined(__aarch64__)
+#elif defined(__aarch64__)
     {"neon", INT16, INT16, 0, LOOPS(neon), matmul_neon, recurrence_neon, attend_neon},
     {"dotprod", SIGNED, SIGNED, 0, LOOPS(neon), matmul_dotprod, recurrence_neon, attend_neon},
     {"i8mm", SIGNED, SIGNED, 0, LOOPS(neon), matmul_i8mm, recurrence_neon, attend_neon},
-#elif defined(__GNUC__)
+#else
     {"vector", INT16, INT16, 0, LOOPS(vector), matmul_vector, recurrence_vector, attend_vector},
 #endif
 };
 enum { N_KERNELS = sizeof kernels / sizeof kernels[0] };
 
 static int kernel_runs(const Kernels *k) {
-#if defined(__GNUC__) && defined(__x86_64__)
+#if !defined(HAVE_VECTORS)
+#elif defined(__x86_64__)
     unsigned a = 0, b, c = 0, d; /* older compilers have no names for f16c and avxvnni */
     if (!strcmp(k->name, "avx2") || !strcmp(k->name, "avxvnni"))
         return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C)
                && (!strcmp(k->name, "avx2") || (__get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & 1u << 4)));
     if (!strcmp(k->name, "avx512bf16") && (!__get_cpuid_count(7, 1, &a, &b, &c, &d) || !(a & 1u << 5))) return 0;
     if (!strncmp(k->name, "avx512", 6)) return __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("fma");
-#elif defined(__GNUC__) && defined(__aarch64__)
+#elif defined(__aarch64__)
     if (!strcmp(k->name, "dotprod")) return arm_has_dotprod();
     if (!strcmp(k->name, "i8mm")) return arm_has_dotprod() && arm_has_i8mm();
 #endif

@@ -1584,6 +1584,9 @@ static void embedding_backward(real *dw, const real *dx, const int *id, int N, i
 /* From here on the program uses run.c: its table of mixers, its GGUF reader, its tokenizer, and its inference for the sample at the end. */
 #define RUN_NO_MAIN
 #define RUN_STATIC
+#ifndef RUN_SCALAR
+#define RUN_SCALAR /* the sample is short, and the other kernels take long to compile */
+#endif
 #include "run.c"
 
 /* The mixers to choose from. What each passes to the recurrence is its row of `family` in run.c, section 7; here stands what a new

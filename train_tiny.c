@@ -468,7 +468,8 @@ HELPER void NAME(glu_backward_)(const Act act, real *dx, real *dz, const real *d
                 Vec gx = g * value, gz = g * READ(x + h * n + i) * slope;
                 if (add & ADD_DX) gx += READ(dx + h * n + i);
                 if (add & ADD_DZ) gz += READ(dz + h * hsz + i);
-                AT(dx + h * n + i) = gx, AT(dz + h * hsz + i) = gz;
+                AT(dx + h * n + i) = gx;
+                AT(dz + h * hsz + i) = gz;
             }
 }
 
@@ -731,7 +732,10 @@ HELPER void NAME(recurrence_forward_)(const Scan *r, const int wide, const int m
             Vec wj[8];
             for (int c = 0; c < wide; c++) {                    // w = v - rho r
                 wj[c] = READ(v + j + c * LANES);
-                if (erase) wj[c] -= rho * (a[0][c] + a[1][c]), AT(w + j + c * LANES) = wj[c];
+                if (erase) {
+                    wj[c] -= rho * (a[0][c] + a[1][c]);
+                    AT(w + j + c * LANES) = wj[c];
+                }
                 if (back) AT(w + j + c * LANES) = rj[c] = a[0][c] + a[1][c];
                 if (fade) cj[c] = READ(r->c + t * r->ldv + j + c * LANES);
                 a[0][c] = a[1][c] = (Vec){0};
@@ -824,10 +828,15 @@ HELPER void NAME(recurrence_backward_)(const Scan *r, const int nv, const int mo
                     //~ S += k w' + b r'
                     dot += g[c] * k[c];
                     dk_[c] += w[j] * g[c];
-                    if (back) along_b += g[c] * b[c], db[c] += recalled[j] * g[c];
+                    if (back) {
+                        along_b += g[c] * b[c];
+                        db[c] += recalled[j] * g[c];
+                    }
                     //~ S = Diag(d) S Diag(c)
-                    if (fade) along_d += g[c] * before * d[c], dd[c] += r->c[t * r->ldv + j] * g[c] * before;
-                    else dd[c] += g[c] * before;
+                    if (fade) {
+                        along_d += g[c] * before * d[c];
+                        dd[c] += r->c[t * r->ldv + j] * g[c] * before;
+                    } else dd[c] += g[c] * before;
                 }
                 if (fade) r->dc[t * r->ldv + j] = NAME(sum)(along_d);
                 //~ w = v - rho r
@@ -850,8 +859,14 @@ HELPER void NAME(recurrence_backward_)(const Scan *r, const int nv, const int mo
                 AT(r->dkey + t * r->ldk + c * LANES) = dk_[c];
                 if (r->vector_decay) AT(r->dd + t * r->ldd + c * LANES) = dd[c];
                 else dsum += dd[c];
-                if (erase) AT(r->de + t * r->ldk + c * LANES) = -rho * y[c], dot += e[c] * y[c];
-                if (back) AT(r->de + t * r->ldk + c * LANES) = y[c], AT(r->db + t * r->ldk + c * LANES) = db[c];
+                if (erase) {
+                    AT(r->de + t * r->ldk + c * LANES) = -rho * y[c];
+                    dot += e[c] * y[c];
+                }
+                if (back) {
+                    AT(r->de + t * r->ldk + c * LANES) = y[c];
+                    AT(r->db + t * r->ldk + c * LANES) = db[c];
+                }
             }
             if (!r->vector_decay) r->dd[t * r->ldd] = NAME(sum)(dsum);
             if (erase) r->drho[t * r->ldr] = -NAME(sum)(dot);
@@ -1185,7 +1200,8 @@ static void layernorm_forward(real *y, real *stat, const real *x, const real *w,
         for (int i = 0; i < n; i++) var += (xr[i] - mean) * (xr[i] - mean);
         const real f = (real)(1 / sqrt(var / n + eps)), mu = (real)mean;
         for (int i = 0; i < n; i++) y[(size_t)r * n + i] = (xr[i] - mu) * f * wr[i] + br[i];
-        stat[2 * r] = mu, stat[2 * r + 1] = f;
+        stat[2 * r] = mu;
+        stat[2 * r + 1] = f;
     }
 }
 
@@ -1201,8 +1217,10 @@ static void layernorm_backward(real *dx, real *dw, real *db, const real *dy, con
             double mean = 0, along = 0;
             for (int i = 0; i < n; i++) {
                 const real g = dyr[i] * wr[i], c = (xr[i] - mu) * f;
-                mean += g, along += g * c;
-                pw[(r % heads) * n + i] += dyr[i] * c, pb[(r % heads) * n + i] += dyr[i];
+                mean += g;
+                along += g * c;
+                pw[(r % heads) * n + i] += dyr[i] * c;
+                pb[(r % heads) * n + i] += dyr[i];
             }
             for (int i = 0; i < n; i++) {
                 const real g = f * (dyr[i] * wr[i] - (real)(mean / n) - (xr[i] - mu) * f * (real)(along / n));
@@ -1211,7 +1229,8 @@ static void layernorm_backward(real *dx, real *dw, real *db, const real *dy, con
             }
         }
     }
-    add_blocks(dw, part, blocks, all), add_blocks(db, part + (size_t)blocks * all, blocks, all);
+    add_blocks(dw, part, blocks, all);
+    add_blocks(db, part + (size_t)blocks * all, blocks, all);
 }
 
 /* Token shift: y_t = x_t + (x_(t-1) - x_t) share, nothing before the first; x, y (B T, D), shares `step` reals apart: 0 when every token has the same. */
@@ -1289,7 +1308,8 @@ static void rwkv7_keys_forward(real *k, real *e, real *b, real *scaled, real *in
         kern.l2norm_forward(e + at, inv + (size_t)r * H, scaled + at, K, 1, H, dk, 1);
         for (int i = 0; i < K; i++) {
             const real s = 1 / (1 + (real)exp(-a[at + i]));
-            k[at + i] = key[at + i] * (1 + (s - 1) * k_a[i]), b[at + i] = -s * e[at + i];
+            k[at + i] = key[at + i] * (1 + (s - 1) * k_a[i]);
+            b[at + i] = -s * e[at + i];
         }
     }
 }
@@ -1318,7 +1338,8 @@ static void rwkv7_keys_backward(real *dkey, real *da, real *dk_k, real *dk_a, co
                 dkey[at + i] = dscaled * k_k[i] + dk_[at + i] * (1 + (s - 1) * k_a[i]);
             }
         }
-    add_blocks(dk_k, part, blocks, K), add_blocks(dk_a, part + (size_t)blocks * K, blocks, K);
+    add_blocks(dk_k, part, blocks, K);
+    add_blocks(dk_a, part + (size_t)blocks * K, blocks, K);
 }
 
 /* y = x + s (first - x), s = sigmoid(f): how much of the first layer's values a layer of RWKV-7 takes; all n long. */
@@ -1332,7 +1353,9 @@ static void blend_backward(real *dx, real *dfirst, real *df, const real *dy, con
     PARALLEL
     for (size_t i = 0; i < n; i++) {
         const real s = 1 / (1 + (real)exp(-f[i]));
-        dx[i] = dy[i] * (1 - s), dfirst[i] += dy[i] * s, df[i] = dy[i] * (first[i] - x[i]) * s * (1 - s);
+        dx[i] = dy[i] * (1 - s);
+        dfirst[i] += dy[i] * s;
+        df[i] = dy[i] * (first[i] - x[i]) * s * (1 - s);
     }
 }
 
@@ -1371,7 +1394,8 @@ static void sum_decay_forward(real *d, real *rest, const real *f, size_t ldf, in
                 const double x = f[r * ldf + i], more = r % T ? exp(-fabs(x - z[i])) : 0, larger = 1 / (1 + more), smaller = more / (1 + more);
                 const bool above = r % T == 0 || x > z[i];
                 z[i] = (above ? x : z[i]) + log1p(more);
-                rest[(size_t)r * n + i] = (real)(above ? larger : smaller), d[(size_t)r * n + i] = (real)(above ? smaller : larger);
+                rest[(size_t)r * n + i] = (real)(above ? larger : smaller);
+                d[(size_t)r * n + i] = (real)(above ? smaller : larger);
             }
         free(z);
     }
@@ -1399,7 +1423,8 @@ static void comba_forward(real *p, real *q, const real *uq, const real *uk, size
     for (int r = 0; r < N; r++)
         for (int i = 0; i < H * dk; i++) {
             const size_t at = (size_t)r * H * dk + i;
-            p[at] = old[i / dk] * uk[r * ldu + i], q[at] = uq[r * ldu + i] - skip[i / dk] * p[at];
+            p[at] = old[i / dk] * uk[r * ldu + i];
+            q[at] = uq[r * ldu + i] - skip[i / dk] * p[at];
         }
 }
 
@@ -1420,7 +1445,8 @@ static void comba_backward(real *duq, real *duk, real *dold, real *dskip, real *
                 duk[r * ldu + i] += old[i / dk] * dp[at];
                 *sum += dp[at] * uk[r * ldu + i];
             }
-    add_blocks(dold, part, blocks, H), add_blocks(dskip, part + (size_t)blocks * H, blocks, H);
+    add_blocks(dold, part, blocks, H);
+    add_blocks(dskip, part + (size_t)blocks * H, blocks, H);
 }
 
 /* The key that is written: k m, smaller where much was written, by a second moment A of each channel.             (mixers.md 4.22)
@@ -1544,7 +1570,10 @@ static void attention_backward(const Attention *a) {
         const int b = bk / a->Hkv, hk = bk % a->Hkv;
         const size_t atk = (size_t)b * T * ldk + (size_t)hk * n;
         real *p = space(THREAD, attention_scratch(a)), *dp = p + (size_t)BLOCK * (T + 15), *buf = dp + (size_t)BLOCK * (T + 15);
-        for (int t = 0; t < T; t++) zeroed(a->dk + atk + t * ldk, n), zeroed(a->dv + atk + t * ldk, n);
+        for (int t = 0; t < T; t++) {
+            zeroed(a->dk + atk + t * ldk, n);
+            zeroed(a->dv + atk + t * ldk, n);
+        }
         for (int h = hk * group; h < (hk + 1) * group; h++) {
             const size_t atq = (size_t)b * T * ldq + (size_t)h * n;
             for (int i = 0; i < T; i += BLOCK) {
@@ -1727,7 +1756,9 @@ static uint64_t mix_seed(uint64_t x) {
 }
 
 static uint64_t rng_next(uint64_t *s) {
-    *s ^= *s >> 12, *s ^= *s << 25, *s ^= *s >> 27;
+    *s ^= *s >> 12;
+    *s ^= *s << 25;
+    *s ^= *s >> 27;
     return *s * 0x2545f4914f6cdd1du;
 }
 
@@ -1766,7 +1797,9 @@ static void list_attention(Tiny *m, TinyLayer *L, int l, bool gated) {
     L->at_k = add_in_rows(m, L, l, "attn_k.weight", KV);
     L->at_v = add_in_rows(m, L, l, "attn_v.weight", KV);
     if (c->mixer == SOFTMAX && c->d_conv) {                      /* over k and v */
-        L->n_conv = 1, L->at_u = L->at_k, L->n_u = L->conv_width[0] = 2 * KV;
+        L->n_conv = 1;
+        L->at_u = L->at_k;
+        L->n_u = L->conv_width[0] = 2 * KV;
         L->conv[0] = add_tensor(m, l, "attn_conv1d.weight", c->d_conv, 2 * KV, KEEP_F32 | TRANSPOSED);
     }
     if (gated) L->q_norm = add_tensor(m, l, "attn_q_norm.weight", 0, c->head_dim, KEEP_F32);
@@ -1780,10 +1813,16 @@ static void list_linear(Tiny *m, TinyLayer *L, int l) {
     const int H = c->n_heads, K = H * c->dk, V = H * c->dv, taps = c->d_conv, wide = k->per == HEADS ? H : K;
     const bool narrow = k->per == CHANNELS && !keys_from_decay(k), slots = k->per == SLOTS;
     const int n = writes_of(L->kind), nK = n * K, nV = n * V;
-    L->n_u = K + nK + nV, L->at_k = K, L->at_v = K + nK;
+    L->n_u = K + nK + nV;
+    L->at_k = K;
+    L->at_v = K + nK;
     if (is_mamba(k)) {                                              /* one matrix: z, x, B, C, dt */
         add_in_rows(m, L, l, "ssm_in.weight", V + L->n_u + H);
-        L->at_u = V, L->at_v = 0, L->at_k = V, L->at_q = V + K, L->at_a = V + L->n_u;
+        L->at_u = V;
+        L->at_v = 0;
+        L->at_k = V;
+        L->at_q = V + K;
+        L->at_a = V + L->n_u;
     } else if (L->kind->qwen) {
         add_in_rows(m, L, l, "attn_qkv.weight", L->n_u);
     } else {
@@ -1796,10 +1835,14 @@ static void list_linear(Tiny *m, TinyLayer *L, int l) {
     if (k->erase == ERASE_GATED) L->at_w = add_in_rows(m, L, l, "ssm_w.weight", V);
     if ((k->decay == DECAY_SIGMOID || is_softplus(k) || slots) && !is_mamba(k))
         L->at_a = narrow ? add_in_rows(m, L, l, "ssm_f_a.weight", c->gate_rank) : add_in_rows(m, L, l, "ssm_alpha.weight", wide);
-    if (is_scaled(k)) L->at_g = add_in_rows(m, L, l, "ssm_m_alpha.weight", H), L->at_s = add_in_rows(m, L, l, "ssm_m_beta.weight", H);
+    if (is_scaled(k)) {
+        L->at_g = add_in_rows(m, L, l, "ssm_m_alpha.weight", H);
+        L->at_s = add_in_rows(m, L, l, "ssm_m_beta.weight", H);
+    }
     if (narrow) L->w_fb = add_tensor(m, l, "ssm_f_b.weight", K, c->gate_rank, DECAYS);
     if (taps && (L->kind->qwen || is_mamba(k))) {
-        L->n_conv = 1, L->conv_width[0] = L->n_u;
+        L->n_conv = 1;
+        L->conv_width[0] = L->n_u;
         L->conv[0] = add_tensor(m, l, "ssm_conv1d.weight", taps, L->n_u, KEEP_F32 | TRANSPOSED);
         if (is_mamba(k)) L->conv_bias = add_tensor(m, l, "ssm_conv1d.bias", 0, L->n_u, KEEP_F32);
     } else if (taps)
@@ -1813,11 +1856,15 @@ static void list_linear(Tiny *m, TinyLayer *L, int l) {
         L->a_log = add_tensor(m, l, "ssm_a", is_mamba(k) ? H : 0, is_mamba(k) ? 1 : H, KEEP_F32 | NEGATIVE_EXP);
     }
     if (is_scaled(k)) {
-        L->m_bias = add_tensor(m, l, "ssm_m_dt.bias", 0, H, KEEP_F32), L->m_scale = add_tensor(m, l, "ssm_m_scale", 0, H, KEEP_F32);
+        L->m_bias = add_tensor(m, l, "ssm_m_dt.bias", 0, H, KEEP_F32);
+        L->m_scale = add_tensor(m, l, "ssm_m_scale", 0, H, KEEP_F32);
         L->m_a = add_tensor(m, l, "ssm_m_a", 0, H, KEEP_F32 | NEGATIVE_EXP);
     }
     if (is_mamba(k)) L->skip = add_tensor(m, l, "ssm_d", H, 1, KEEP_F32);
-    if (k->erase == ERASE_OLD) L->old_key = add_tensor(m, l, "ssm_p", 0, H, KEEP_F32 | SIGMOID), L->skip = add_tensor(m, l, "ssm_d", 0, H, KEEP_F32);
+    if (k->erase == ERASE_OLD) {
+        L->old_key = add_tensor(m, l, "ssm_p", 0, H, KEEP_F32 | SIGMOID);
+        L->skip = add_tensor(m, l, "ssm_d", 0, H, KEEP_F32);
+    }
     if (narrow_gate(k)) {
         L->w_gb = add_tensor(m, l, "ssm_g_b.weight", V, c->gate_rank, DECAYS);
         L->gb_bias = add_tensor(m, l, "ssm_g_b.bias", 0, V, KEEP_F32);
@@ -1829,8 +1876,10 @@ static void list_linear(Tiny *m, TinyLayer *L, int l) {
 static Narrow add_narrow(Tiny *m, int l, char letter, int out, Act act) {
     char name[32];
     Narrow p = { .rank = m->c.gate_rank, .act = act, .biased = letter != 'g' };
-    snprintf(name, sizeof name, "time_mix_%c1.weight", letter), p.down = add_tensor(m, l, name, p.rank, m->c.dim, DECAYS);
-    snprintf(name, sizeof name, "time_mix_%c2.weight", letter), p.up = add_tensor(m, l, name, out, p.rank, DECAYS);
+    snprintf(name, sizeof name, "time_mix_%c1.weight", letter);
+    p.down = add_tensor(m, l, name, p.rank, m->c.dim, DECAYS);
+    snprintf(name, sizeof name, "time_mix_%c2.weight", letter);
+    p.up = add_tensor(m, l, name, out, p.rank, DECAYS);
     snprintf(name, sizeof name, "time_mix_%c0.weight", letter);
     if (p.biased) p.bias = add_tensor(m, l, name, 0, out, KEEP_F32);
     return p;
@@ -1845,9 +1894,12 @@ static void list_rwkv(Tiny *m, TinyLayer *L, int l) {
     w->w_k = add_tensor(m, l, "time_mix_key.weight", K, D, DECAYS);
     w->w_v = add_tensor(m, l, "time_mix_value.weight", V, D, DECAYS);
     if (seven) {
-        w->decay = add_narrow(m, l, 'w', K, F_TANH), w->strength = add_narrow(m, l, 'a', K, F_ID), w->gate = add_narrow(m, l, 'g', V, F_SIGMOID);
+        w->decay = add_narrow(m, l, 'w', K, F_TANH);
+        w->strength = add_narrow(m, l, 'a', K, F_ID);
+        w->gate = add_narrow(m, l, 'g', V, F_SIGMOID);
         if (l) w->blend = add_narrow(m, l, 'v', V, F_ID);
-        w->k_k = add_tensor(m, l, "time_mix_k_k.weight", 0, K, KEEP_F32), w->k_a = add_tensor(m, l, "time_mix_k_a.weight", 0, K, KEEP_F32);
+        w->k_k = add_tensor(m, l, "time_mix_k_k.weight", 0, K, KEEP_F32);
+        w->k_a = add_tensor(m, l, "time_mix_k_a.weight", 0, K, KEEP_F32);
         w->bonus = add_tensor(m, l, "time_mix_r_k.weight", 0, K, KEEP_F32);
     } else {
         w->lerp_x = add_tensor(m, l, "time_mix_lerp_x.weight", 0, D, KEEP_F32);
@@ -1859,7 +1911,8 @@ static void list_rwkv(Tiny *m, TinyLayer *L, int l) {
         w->w_g = add_tensor(m, l, "time_mix_gate.weight", V, D, DECAYS);
         w->bonus = add_tensor(m, l, "time_mix_first.weight", 0, K, KEEP_F32);
     }
-    L->norm = add_tensor(m, l, "time_mix_ln.weight", 0, V, KEEP_F32), w->o_bias = add_tensor(m, l, "time_mix_ln.bias", 0, V, KEEP_F32);
+    L->norm = add_tensor(m, l, "time_mix_ln.weight", 0, V, KEEP_F32);
+    w->o_bias = add_tensor(m, l, "time_mix_ln.bias", 0, V, KEEP_F32);
     L->w_o = add_tensor(m, l, "time_mix_output.weight", D, V, DECAYS);
 }
 
@@ -1867,7 +1920,8 @@ static void list_rwkv(Tiny *m, TinyLayer *L, int l) {
 static void list_channel_mix(Tiny *m, TinyLayer *L, int l, bool gated) {
     const int D = m->c.dim, F = m->c.hidden_dim;
     Rwkv *w = &L->rwkv;
-    L->ffn_norm = add_tensor(m, l, "attn_norm_2.weight", 0, D, KEEP_F32), w->ffn_norm_bias = add_tensor(m, l, "attn_norm_2.bias", 0, D, KEEP_F32);
+    L->ffn_norm = add_tensor(m, l, "attn_norm_2.weight", 0, D, KEEP_F32);
+    w->ffn_norm_bias = add_tensor(m, l, "attn_norm_2.bias", 0, D, KEEP_F32);
     w->ffn_lerp_k = add_tensor(m, l, "channel_mix_lerp_k.weight", 0, D, KEEP_F32);
     L->w_ffn = add_tensor(m, l, "channel_mix_key.weight", F, D, DECAYS);
     L->w_down = add_tensor(m, l, "channel_mix_value.weight", D, F, DECAYS);
@@ -1955,7 +2009,10 @@ static real *lay(real *base, size_t *used, size_t n) {
 }
 
 static void lay_narrow(Narrow *p, real *base, size_t *n, size_t N) {
-    if (p->rank) p->middle = lay(base, n, N * (size_t)p->rank), p->bent = p->act == F_ID ? p->middle : lay(base, n, N * (size_t)p->rank);
+    if (p->rank) {
+        p->middle = lay(base, n, N * (size_t)p->rank);
+        p->bent = p->act == F_ID ? p->middle : lay(base, n, N * (size_t)p->rank);
+    }
 }
 
 /* Returns the reals that its backward needs besides. */
@@ -1966,17 +2023,38 @@ static size_t lay_out_rwkv(Tiny *m, TinyLayer *L, real *base, size_t *n) {
     Rwkv *w = &L->rwkv;
     *r = (Memory){ .B = m->B, .T = c->seq_len, .heads = (int)H, .dk = c->dk, .dv = c->dv, .vector_decay = true,
                    .mode = seven ? SCAN_WRITES_BACK : SCAN_READS_FIRST };
-    r->q = lay(base, n, N * K), r->k = lay(base, n, N * K), r->v = lay(base, n, N * V), r->d = lay(base, n, N * K);
-    r->S = lay(base, n, memory_states(m->B, c->seq_len, c->n_heads, c->dk, c->dv)), r->o = lay(base, n, N * V), r->w = seven ? lay(base, n, N * V) : r->v;
+    r->q = lay(base, n, N * K);
+    r->k = lay(base, n, N * K);
+    r->v = lay(base, n, N * V);
+    r->d = lay(base, n, N * K);
+    r->S = lay(base, n, memory_states(m->B, c->seq_len, c->n_heads, c->dk, c->dv));
+    r->o = lay(base, n, N * V);
+    r->w = seven ? lay(base, n, N * V) : r->v;
     for (int j = 0; j < N_READ; j++) if (seven || j != R_A) w->read[j] = lay(base, n, N * D);
     for (int j = 0; j < N_READ && !seven; j++) if (j != R_A) w->share[j] = lay(base, n, N * D);
-    if (!seven) w->mixed = lay(base, n, N * D), w->low = lay(base, n, N * 5 * R), w->bent = lay(base, n, N * 5 * R);
-    else r->e = lay(base, n, N * K), r->b = lay(base, n, N * K), w->a = lay(base, n, N * K), w->scaled = lay(base, n, N * K), L->inv_k = lay(base, n, N * H);
+    if (!seven) {
+        w->mixed = lay(base, n, N * D);
+        w->low = lay(base, n, N * 5 * R);
+        w->bent = lay(base, n, N * 5 * R);
+    } else {
+        r->e = lay(base, n, N * K);
+        r->b = lay(base, n, N * K);
+        w->a = lay(base, n, N * K);
+        w->scaled = lay(base, n, N * K);
+        L->inv_k = lay(base, n, N * H);
+    }
     w->key = seven ? lay(base, n, N * K) : r->k;
     w->value = w->blend.rank ? lay(base, n, N * V) : r->v;
     if (w->blend.rank) w->take = lay(base, n, N * V);
-    lay_narrow(&w->decay, base, n, N), lay_narrow(&w->strength, base, n, N), lay_narrow(&w->gate, base, n, N), lay_narrow(&w->blend, base, n, N);
-    L->f = lay(base, n, N * K), L->z = lay(base, n, N * V), w->normed = lay(base, n, N * V), L->inv_o = lay(base, n, 2 * N * H), L->y = lay(base, n, N * V);
+    lay_narrow(&w->decay, base, n, N);
+    lay_narrow(&w->strength, base, n, N);
+    lay_narrow(&w->gate, base, n, N);
+    lay_narrow(&w->blend, base, n, N);
+    L->f = lay(base, n, N * K);
+    L->z = lay(base, n, N * V);
+    w->normed = lay(base, n, N * V);
+    L->inv_o = lay(base, n, 2 * N * H);
+    L->y = lay(base, n, N * V);
     return N * (7 * V + 8 * K + 8 * D + 18 * R) + 16 * 8;
 }
 
@@ -1991,54 +2069,100 @@ static size_t lay_out(Tiny *m, real *base) {
         Memory *r = &L->mem;
         const Family *k = L->family;
         size_t pool;
-        L->x = lay(base, &n, N * D), L->inv = lay(base, &n, 2 * N), L->h = lay(base, &n, N * D), L->raw = lay(base, &n, N * L->n_in);
+        L->x = lay(base, &n, N * D);
+        L->inv = lay(base, &n, 2 * N);
+        L->h = lay(base, &n, N * D);
+        L->raw = lay(base, &n, N * L->n_in);
         if (L->kind && L->kind->rwkv) pool = lay_out_rwkv(m, L, base, &n);
         else if (!k) {
-            r->q = lay(base, &n, N * Q), r->k = lay(base, &n, N * KV), r->v = lay(base, &n, N * KV);
-            L->inv_q = lay(base, &n, N * c->q_heads), L->inv_k = lay(base, &n, N * c->kv_heads), L->lse = lay(base, &n, N * c->q_heads);
-            r->o = lay(base, &n, N * Q), L->y = lay(base, &n, N * Q);
+            r->q = lay(base, &n, N * Q);
+            r->k = lay(base, &n, N * KV);
+            r->v = lay(base, &n, N * KV);
+            L->inv_q = lay(base, &n, N * c->q_heads);
+            L->inv_k = lay(base, &n, N * c->kv_heads);
+            L->lse = lay(base, &n, N * c->q_heads);
+            r->o = lay(base, &n, N * Q);
+            L->y = lay(base, &n, N * Q);
             if (L->n_conv) L->conved = lay(base, &n, N * L->n_u);
             pool = N * (L->n_in + L->n_u + 2 * Q + 2 * KV);
         } else {
             const size_t wide = k->per == HEADS ? H : K, writes = writes_of(L->kind), M = N * writes;
             *r = (Memory){ .B = m->B, .T = c->seq_len * (int)writes, .heads = (int)H, .dk = c->dk, .dv = c->dv, .vector_decay = k->per != HEADS };
-            r->q = lay(base, &n, M * K), r->k = lay(base, &n, M * K), r->v = lay(base, &n, M * V), r->d = lay(base, &n, M * wide);
-            r->S = lay(base, &n, memory_states(m->B, r->T, c->n_heads, c->dk, c->dv)), r->o = lay(base, &n, M * V), r->w = r->v;
-            if (k->erase) r->rho = lay(base, &n, M * H), r->e = lay(base, &n, M * K), r->w = lay(base, &n, M * V);
-            if (writes > 1) L->one_q = lay(base, &n, N * K), L->one_d = lay(base, &n, N * H), L->og = lay(base, &n, N * V);
+            r->q = lay(base, &n, M * K);
+            r->k = lay(base, &n, M * K);
+            r->v = lay(base, &n, M * V);
+            r->d = lay(base, &n, M * wide);
+            r->S = lay(base, &n, memory_states(m->B, r->T, c->n_heads, c->dk, c->dv));
+            r->o = lay(base, &n, M * V);
+            r->w = r->v;
+            if (k->erase) {
+                r->rho = lay(base, &n, M * H);
+                r->e = lay(base, &n, M * K);
+                r->w = lay(base, &n, M * V);
+            }
+            if (writes > 1) {
+                L->one_q = lay(base, &n, N * K);
+                L->one_d = lay(base, &n, N * H);
+                L->og = lay(base, &n, N * V);
+            }
             if (is_scaled(k)) {
-                L->unit = lay(base, &n, N * K), L->moment = lay(base, &n, N * K), L->per_head = lay(base, &n, H);
-                L->fade = lay(base, &n, N * H), L->share = lay(base, &n, N * H);
+                L->unit = lay(base, &n, N * K);
+                L->moment = lay(base, &n, N * K);
+                L->per_head = lay(base, &n, H);
+                L->fade = lay(base, &n, N * H);
+                L->share = lay(base, &n, N * H);
             }
             if (k->erase == ERASE_GATED) L->bk = lay(base, &n, N * K);
             if (k->erase == ERASE_OLD) {
-                L->per_head = lay(base, &n, H), L->inv_e = lay(base, &n, N * H);
-                L->old = lay(base, &n, N * K), L->q_less = lay(base, &n, N * K);
+                L->per_head = lay(base, &n, H);
+                L->inv_e = lay(base, &n, N * H);
+                L->old = lay(base, &n, N * K);
+                L->q_less = lay(base, &n, N * K);
             }
             if (k->per == SLOTS) {          /* S (dk, slots) <- S Diag(d) + k rest';  scores = S'q */
                 L->keys = (Memory){ .B = m->B, .T = c->seq_len, .heads = (int)H, .dk = c->dk, .dv = c->dk, .mode = SCAN_FADES_VALUES,
                                     .v = r->k, .w = r->k, .c = r->d };
-                L->keys.q = lay(base, &n, N * K), L->keys.k = lay(base, &n, N * K), L->keys.d = lay(base, &n, N * H), L->keys.o = lay(base, &n, N * K);
+                L->keys.q = lay(base, &n, N * K);
+                L->keys.k = lay(base, &n, N * K);
+                L->keys.d = lay(base, &n, N * H);
+                L->keys.o = lay(base, &n, N * K);
                 L->keys.S = lay(base, &n, memory_states(m->B, c->seq_len, c->n_heads, c->dk, c->dk));
             }
             if (k->out == OUT_SILU_ALL) L->og = lay(base, &n, N * V);
             if (L->w_fb) L->f = lay(base, &n, N * K);
             if (narrow_gate(k)) L->z = lay(base, &n, N * V);
-            if (is_mamba(k)) L->step = lay(base, &n, N * H), L->og = lay(base, &n, N * V);
+            if (is_mamba(k)) {
+                L->step = lay(base, &n, N * H);
+                L->og = lay(base, &n, N * V);
+            }
             if (L->n_conv) L->conved = lay(base, &n, N * L->n_u);
-            L->rate = lay(base, &n, wide), L->inv_q = lay(base, &n, N * H), L->inv_k = lay(base, &n, M * H), L->inv_o = lay(base, &n, N * H);
+            L->rate = lay(base, &n, wide);
+            L->inv_q = lay(base, &n, N * H);
+            L->inv_k = lay(base, &n, M * H);
+            L->inv_o = lay(base, &n, N * H);
             L->y = lay(base, &n, N * V);
             pool = N * (L->n_in + L->n_u + 3 * V + 8 * K + 5 * H) + M * (2 * V + 4 * K + 3 * H) + 2 * H * writes + H;
         }
-        L->mid = lay(base, &n, N * D), L->inv2 = lay(base, &n, 2 * N), L->h2 = lay(base, &n, N * D);
-        L->gu = lay(base, &n, N * 2 * F), L->s = lay(base, &n, N * F);
+        L->mid = lay(base, &n, N * D);
+        L->inv2 = lay(base, &n, 2 * N);
+        L->h2 = lay(base, &n, N * D);
+        L->gu = lay(base, &n, N * 2 * F);
+        L->s = lay(base, &n, N * F);
         for (int i = 0; i < 2 && mixer_kinds[c->mixer].rwkv; i++) L->rwkv.ffn_read[i] = lay(base, &n, N * D);
-        if (L->rwkv.w_recept) L->rwkv.recept = lay(base, &n, N * D), L->rwkv.wide = lay(base, &n, N * D);
+        if (L->rwkv.w_recept) {
+            L->rwkv.recept = lay(base, &n, N * D);
+            L->rwkv.wide = lay(base, &n, N * D);
+        }
         most = pool > most ? pool : most;
     }
-    m->x_out = lay(base, &n, N * D), m->inv_out = lay(base, &n, 2 * N), m->h_out = lay(base, &n, N * D);
-    m->d_res = lay(base, &n, N * D), m->dh = lay(base, &n, N * D), m->d_first = lay(base, &n, mixer_kinds[c->mixer].rwkv == 7 ? N * V : 0);
-    m->rope = lay(base, &n, (size_t)c->seq_len * c->n_rot + 16), m->rope_k = lay(base, &n, (size_t)c->seq_len * c->dk);
+    m->x_out = lay(base, &n, N * D);
+    m->inv_out = lay(base, &n, 2 * N);
+    m->h_out = lay(base, &n, N * D);
+    m->d_res = lay(base, &n, N * D);
+    m->dh = lay(base, &n, N * D);
+    m->d_first = lay(base, &n, mixer_kinds[c->mixer].rwkv == 7 ? N * V : 0);
+    m->rope = lay(base, &n, (size_t)c->seq_len * c->n_rot + 16);
+    m->rope_k = lay(base, &n, (size_t)c->seq_len * c->dk);
     m->pool_cap = most + 16 * 32;                               /* each piece is rounded up to 16 */
     m->pool = lay(base, &n, m->pool_cap);
     return n;
@@ -2049,7 +2173,8 @@ static void rope_angles(real *cs, int T, int n, double base) {
     for (int t = 0; t < T; t++)
         for (int i = 0; i < n / 2; i++) {
             double angle = t * pow(base, -2.0 * i / n);
-            cs[(size_t)t * n + 2 * i] = (real)cos(angle), cs[(size_t)t * n + 2 * i + 1] = (real)sin(angle);
+            cs[(size_t)t * n + 2 * i] = (real)cos(angle);
+            cs[(size_t)t * n + 2 * i + 1] = (real)sin(angle);
         }
 }
 
@@ -2073,7 +2198,9 @@ static void tiny_new(Tiny *m, const TinyConfig *c, int B, uint64_t seed) {
     m->tensors = checked(calloc(3 + 32 * (size_t)c->n_layers, sizeof *m->tensors));
     list_tensors(m);
     m->params = checked(calloc(4 * m->n_params, sizeof(real)));
-    m->grads = m->params + m->n_params, m->mean = m->grads + m->n_params, m->square = m->mean + m->n_params;
+    m->grads = m->params + m->n_params;
+    m->mean = m->grads + m->n_params;
+    m->square = m->mean + m->n_params;
     init_params(m, seed);
     m->arena = checked(calloc(lay_out(m, NULL), sizeof(real)));
     lay_out(m, m->arena);
@@ -2083,7 +2210,10 @@ static void tiny_new(Tiny *m, const TinyConfig *c, int B, uint64_t seed) {
 }
 
 static void tiny_free(Tiny *m) {
-    free(m->layers), free(m->tensors), free(m->params), free(m->arena);
+    free(m->layers);
+    free(m->tensors);
+    free(m->params);
+    free(m->arena);
 }
 
 /* ---- 7. layers -----------------------------------------------------------------------------
@@ -2141,7 +2271,8 @@ static void step_backward(real *da, real *dbias, const real *dstep, const real *
     for (int r = 0; r < rows; r++)
         for (int h = 0; h < H; h++) {
             real g = dstep[r * H + h] * sigmoid1(a[r * lda + h] + bias[h]);
-            da[r * lda + h] += g, dbias[h] += g;
+            da[r * lda + h] += g;
+            dbias[h] += g;
         }
 }
 
@@ -2194,7 +2325,10 @@ static void linear_inputs_forward(Tiny *m, TinyLayer *L, int r, int rows) {
         kern.gate_forward(L->fade + ath, raw + L->at_g, L->n_in, W(m_bias), L->per_head, -1, rows, H);
         kern.gate_forward(L->share + ath, raw + L->at_s, L->n_in, NULL, NULL, 1, rows, H);
     }
-    if (k->erase == ERASE_GATED) kern.glu_forward(F_SIGMOID, L->bk + atk, t->k + atk, K, raw + L->at_b, L->n_in, 0, rows, 1, K), ek = L->bk + atk;
+    if (k->erase == ERASE_GATED) {
+        kern.glu_forward(F_SIGMOID, L->bk + atk, t->k + atk, K, raw + L->at_b, L->n_in, 0, rows, 1, K);
+        ek = L->bk + atk;
+    }
     if (k->erase == ERASE_OLD) return;       /* from the memory that has not faded */
     if (k->erase && k->per == CHANNELS) kern.glu_forward(F_ID, t->e + atk, ek, K, t->d + atk, K, 0, rows, 1, K);
     else if (k->erase) kern.scale_forward(t->e + n * atk, ek, K, t->d + n * ath, n * rows, H, dk);
@@ -2314,7 +2448,10 @@ static void linear_forward(Tiny *m, TinyLayer *L) {
     PARALLEL
     for (int i = 0; i < N; i += BLOCK) linear_inputs_forward(m, L, i, least(BLOCK, N - i));
     const Memory *keys = k->per == SLOTS ? &L->keys : r;
-    if (L->kind->rope && !c->plain) rotate(keys->q, m->rope_k, m->B, T, H, dk, dk, 1), rotate(keys->k, m->rope_k, m->B, T, H, dk, dk, 1);
+    if (L->kind->rope && !c->plain) {
+        rotate(keys->q, m->rope_k, m->B, T, H, dk, dk, 1);
+        rotate(keys->k, m->rope_k, m->B, T, H, dk, dk, 1);
+    }
     if (k->per == SLOTS) {                   /* which slots hold what is asked for */
         memory_forward(&L->keys);
         softmax_forward(r->q, L->keys.o, N * H, dk);
@@ -2340,9 +2477,19 @@ static void linear_backward(Tiny *m, TinyLayer *L, const real *d_res, real *dh) 
     real *dy = TMP(N * V), *draw = TMP(N * L->n_in), *dconved = L->n_conv ? TMP(N * L->n_u) : NULL, *df = L->w_fb ? TMP(N * K) : NULL;
     real *dbk = k->erase == ERASE_GATED ? TMP(N * K) : NULL, *dstep = is_mamba(k) ? TMP(N * H) : NULL, *dz = narrow_gate(k) ? TMP(N * V) : NULL;
     const int n = writes_of(L->kind), M = N * n;
-    r->d_o = TMP(M * V), r->dval = TMP(M * V), r->dq = TMP(M * K), r->dkey = TMP(M * K), r->dd = TMP(M * wide);
-    if (k->erase) r->de = TMP(M * K), r->drho = TMP(M * H);
-    if (n > 1) L->d_one_q = TMP(N * K), L->d_one_d = TMP(N * H);
+    r->d_o = TMP(M * V);
+    r->dval = TMP(M * V);
+    r->dq = TMP(M * K);
+    r->dkey = TMP(M * K);
+    r->dd = TMP(M * wide);
+    if (k->erase) {
+        r->de = TMP(M * K);
+        r->drho = TMP(M * H);
+    }
+    if (n > 1) {
+        L->d_one_q = TMP(N * K);
+        L->d_one_d = TMP(N * H);
+    }
     const Inputs in = inputs_of(L, K, V, L->raw, L->conved, L->f, L->z), d_in = inputs_of(L, K, V, draw, dconved, df, dz);
     //~ mid += y W_o'
     matmul_backward(dy, DW(w_o), d_res, D, L->y, V, W(w_o), N, V, D, 0);
@@ -2363,19 +2510,31 @@ static void linear_backward(Tiny *m, TinyLayer *L, const real *d_res, real *dh) 
     if (k->per == SLOTS) {
         //~ q = softmax(recurrence of the keys), which has d and 1 - d in common with the values
         Memory *t = &L->keys;
-        t->d_o = TMP(N * K), t->dval = TMP(N * K), t->dq = TMP(N * K), t->dkey = TMP(N * K), t->dd = TMP(N * H), t->dc = TMP(N * K);
+        t->d_o = TMP(N * K);
+        t->dval = TMP(N * K);
+        t->dq = TMP(N * K);
+        t->dkey = TMP(N * K);
+        t->dd = TMP(N * H);
+        t->dc = TMP(N * K);
         softmax_backward(t->d_o, r->dq, r->q, N * H, dk);
         memory_backward(t);
-        for (size_t i = 0; i < (size_t)N * K; i++) r->dkey[i] += t->dval[i], r->dd[i] += t->dc[i];
+        for (size_t i = 0; i < (size_t)N * K; i++) {
+            r->dkey[i] += t->dval[i];
+            r->dd[i] += t->dc[i];
+        }
     }
     const Memory *keys = k->per == SLOTS ? &L->keys : r;
-    if (L->kind->rope && !c->plain) rotate(keys->dq, m->rope_k, m->B, T, H, dk, dk, -1), rotate(keys->dkey, m->rope_k, m->B, T, H, dk, dk, -1);
+    if (L->kind->rope && !c->plain) {
+        rotate(keys->dq, m->rope_k, m->B, T, H, dk, dk, -1);
+        rotate(keys->dkey, m->rope_k, m->B, T, H, dk, dk, -1);
+    }
     //~ d, k = softmax over time
     if (k->decay == DECAY_SUM) sum_decay_backward(d_in.a, in.lda, r->dd, r->dkey, r->d, r->k, m->B, T, K);
     //~ k = unit key times a factor
     real *dfade = NULL, *dshare = NULL;
     if (is_scaled(k)) {
-        dfade = TMP(N * H), dshare = TMP(N * H);
+        dfade = TMP(N * H);
+        dshare = TMP(N * H);
         moment_backward(r->dkey, dfade, dshare, DW(m_scale), L->moment, L->unit, L->fade, L->share, W(m_scale), m->B, T, H, dk);
     }
     //~ q, k, v, d, e, rho from u and raw.  Gradients of bias and rate: one row per block, added in order
@@ -2393,7 +2552,10 @@ static void linear_backward(Tiny *m, TinyLayer *L, const real *d_res, real *dh) 
             //~ rate = exp(a_log)
             if (L->a_log) DW(a_log)[i / (wide / H)] += sum[wide + i] * L->rate[i];
         }
-        for (int i = 0; i < H && is_scaled(k); i++) DW(m_bias)[i] += sum[2 * wide + i], DW(m_a)[i] += sum[2 * wide + H + i] * L->per_head[i];
+        for (int i = 0; i < H && is_scaled(k); i++) {
+            DW(m_bias)[i] += sum[2 * wide + i];
+            DW(m_a)[i] += sum[2 * wide + H + i] * L->per_head[i];
+        }
     }
     //~ e = old k,  q = u_q - skip e,  before their norms
     if (k->erase == ERASE_OLD) {
@@ -2441,7 +2603,10 @@ static void attention_layer_forward(Tiny *m, TinyLayer *L) {
     if (gated) {
         rmsnorm_forward(r->q, Q, n, L->inv_q, L->raw, P, 2 * n, W(q_norm), N, H, n, (real)c->eps);
         rmsnorm_forward(r->k, KV, n, L->inv_k, kv, ldkv, n, W(k_norm), N, G, n, (real)c->eps);
-    } else columns(L->raw, P, r->q, N, Q, true), columns(kv, ldkv, r->k, N, KV, true);
+    } else {
+        columns(L->raw, P, r->q, N, Q, true);
+        columns(kv, ldkv, r->k, N, KV, true);
+    }
     columns(kv + KV, ldkv, r->v, N, KV, true);
     rotate(r->q, m->rope, m->B, T, H, n, c->n_rot, 1);
     rotate(r->k, m->rope, m->B, T, G, n, c->n_rot, 1);
@@ -2465,7 +2630,10 @@ static void attention_layer_backward(Tiny *m, TinyLayer *L, const real *d_res, r
     if (gated) glu_backward(F_SIGMOID, dy, draw + n, dy, r->o, Q, L->raw + n, P, 2 * n, N, H, n, 0);
     //~ o = attention(q, k, v)
     Attention a = attention_of(m, L);
-    a.d_o = dy, a.dq = dq, a.dk = dk, a.dv = dv;
+    a.d_o = dy;
+    a.dq = dq;
+    a.dk = dk;
+    a.dv = dv;
     attention_backward(&a);
     //~ q, k = rotate(rmsnorm(raw))
     rotate(dq, m->rope, m->B, T, H, n, c->n_rot, -1);
@@ -2473,7 +2641,10 @@ static void attention_layer_backward(Tiny *m, TinyLayer *L, const real *d_res, r
     if (gated) {
         rmsnorm_backward(draw, DW(q_norm), dq, Q, n, L->raw, P, 2 * n, W(q_norm), L->inv_q, N, H, n, 0);
         rmsnorm_backward(dkv, DW(k_norm), dk, KV, n, kv, ldkv, n, W(k_norm), L->inv_k, N, G, n, 0);
-    } else columns(draw, P, dq, N, Q, false), columns(dkv, ldkv, dk, N, KV, false);
+    } else {
+        columns(draw, P, dq, N, Q, false);
+        columns(dkv, ldkv, dk, N, KV, false);
+    }
     columns(dkv + KV, ldkv, dv, N, KV, false);
     convs_backward(m, L, draw, dconved, false);
     //~ raw = h W_in'
@@ -2552,8 +2723,16 @@ static void rwkv_backward(Tiny *m, TinyLayer *L, const real *d_res, real *dh) {
     Rwkv *w = &L->rwkv;
     Memory *r = &L->mem;
     real *dy = TMP(N * V), *dz = TMP(N * V), *dnormed = TMP(N * V), *dkey = TMP(N * K), *da = NULL, *dread[N_READ];
-    r->d_o = TMP(N * V), r->dval = TMP(N * V), r->dq = TMP(N * K), r->dkey = TMP(N * K), r->dd = TMP(N * K);
-    if (seven) r->de = TMP(N * K), r->db = TMP(N * K), da = TMP(N * K);
+    r->d_o = TMP(N * V);
+    r->dval = TMP(N * V);
+    r->dq = TMP(N * K);
+    r->dkey = TMP(N * K);
+    r->dd = TMP(N * K);
+    if (seven) {
+        r->de = TMP(N * K);
+        r->db = TMP(N * K);
+        da = TMP(N * K);
+    }
     for (int j = 0; j < 5 + seven; j++) dread[order[j]] = TMP(N * D);
     //~ mid += y W_o'
     matmul_backward(dy, DW(w_o), d_res, D, L->y, V, W(w_o), N, V, D, 0);
@@ -3251,7 +3430,8 @@ static StorySpan span_part(StorySpan list, char sep, size_t i) {
 
 static void story_bind(StoryTeller *t, StorySpan key, StorySpan value) {
     assert(t->n_bound < (int)(sizeof t->bound / sizeof t->bound[0]));
-    t->bound[t->n_bound].key = key, t->bound[t->n_bound++].value = value;
+    t->bound[t->n_bound].key = key;
+    t->bound[t->n_bound++].value = value;
 }
 
 static StorySpan story_lookup(const StoryTeller *t, StorySpan key) {
@@ -3345,9 +3525,16 @@ static size_t story_tidy(char *out, size_t cap, StorySpan raw) {
             if (quoted) capital = !unfinished;
             else if (before != '.') capital = false;  /* "Where?" she asked */
             if (!quoted) unfinished = before == ',';
-        } else if (c == '.' || c == '!' || c == '?') capital = true, unfinished = false;
-        else if (c == '\n') capital = true, out[n++] = '\n';
-        else if (capital && isalpha((unsigned char)c)) c = (char)toupper((unsigned char)c), capital = false;
+        } else if (c == '.' || c == '!' || c == '?') {
+            capital = true;
+            unfinished = false;
+        } else if (c == '\n') {
+            capital = true;
+            out[n++] = '\n';
+        } else if (capital && isalpha((unsigned char)c)) {
+            c = (char)toupper((unsigned char)c);
+            capital = false;
+        }
         out[n++] = c;
         if ((c == 'a' || c == 'A') && next == ' ' && (before == ' ' || before == '"' || before == '\n')
             && story_vowel((StorySpan){ raw.at + i + 2, raw.len - i - 2 })) out[n++] = 'n';
@@ -3360,7 +3547,9 @@ static size_t story_tidy(char *out, size_t cap, StorySpan raw) {
  * Returns its length without the final zero. STORY_CAP bytes are always enough; cap is at least 1. */
 static size_t story(uint64_t seed, char *buf, size_t cap) {
     StoryTeller t;
-    t.rng = seed, t.n_bound = 0, t.text_len = t.memory_len = 0;
+    t.rng = seed;
+    t.n_bound = 0;
+    t.text_len = t.memory_len = 0;
     t.world = story_pick(&t, 5) < 3 ? 'h' : 'a';
     story_expand(&t, span_of("<names><cast><grown><world><common><open>"));
     story_expand(&t, span_of(STORY_PLOTS[story_pick(&t, sizeof STORY_PLOTS / sizeof STORY_PLOTS[0])]));
@@ -3406,7 +3595,9 @@ typedef struct {
 } BpeTrainer;
 
 static void bpe_free(BpeVocab *v) {
-    free(v->merges), free(v->bytes), free(v->offset);
+    free(v->merges);
+    free(v->bytes);
+    free(v->offset);
     memset(v, 0, sizeof *v);
 }
 
@@ -3440,7 +3631,8 @@ static bool bpe_count_piece(BpeTrainer *t, const char *at, size_t len) {
             slots[h] = (uint32_t)i + 1;
         }
         free(t->piece_slots);
-        t->piece_slots = slots, t->n_piece_slots = n;
+        t->piece_slots = slots;
+        t->n_piece_slots = n;
     }
     size_t h = (size_t)bpe_hash(at, len) & (t->n_piece_slots - 1);
     for (; t->piece_slots[h]; h = (h + 1) & (t->n_piece_slots - 1)) {
@@ -3466,11 +3658,15 @@ static BpePair *bpe_pair(BpeTrainer *t, uint64_t key) {
             new[h] = old[i];
         }
         free(old);
-        t->pairs = new, t->n_pair_slots = n;
+        t->pairs = new;
+        t->n_pair_slots = n;
     }
     size_t h = bpe_hash((const char *)&key, sizeof key) & (t->n_pair_slots - 1);
     while (t->pairs[h].state && t->pairs[h].key != key) h = (h + 1) & (t->n_pair_slots - 1);
-    if (!t->pairs[h].state) t->pairs[h] = (BpePair){ key, 0, 0, 1 }, t->n_pairs++;
+    if (!t->pairs[h].state) {
+        t->pairs[h] = (BpePair){ key, 0, 0, 1 };
+        t->n_pairs++;
+    }
     return &t->pairs[h];
 }
 
@@ -3514,10 +3710,14 @@ static bool bpe_count_pairs(BpeTrainer *t, size_t w, int sign, int id) {
             || !bpe_reserve(&t->fresh, t->n_fresh, &t->fresh_cap, sizeof *t->fresh)
             || t->n_places >= UINT32_MAX - 1) return false;
         if (pair->places == 0 || t->places[pair->places - 1].piece != w) {
-            t->places[t->n_places].piece = (uint32_t)w, t->places[t->n_places].next = pair->places;
+            t->places[t->n_places].piece = (uint32_t)w;
+            t->places[t->n_places].next = pair->places;
             pair->places = (uint32_t)++t->n_places;   /* index + 1; 0 ends a list */
         }
-        if (pair->state == 1) pair->state = 2, t->fresh[t->n_fresh++] = pair->key;
+        if (pair->state == 1) {
+            pair->state = 2;
+            t->fresh[t->n_fresh++] = pair->key;
+        }
     }
     return true;
 }
@@ -3570,8 +3770,10 @@ static int bpe_learn(BpeTrainer *t, const char *text, size_t len, int vocab_size
     v->offset = malloc(((size_t)vocab_size + 1) * sizeof *v->offset);
     v->merges = malloc(((size_t)vocab_size - 255) * sizeof *v->merges);       /* one more than needed: never 0 */
     if (!v->offset || !v->merges || !bpe_reserve(&v->bytes, 0, &bytes_cap, 1)) goto memory;
-    for (v->n_tokens = 0; v->n_tokens < 256; v->n_tokens++)
-        v->offset[v->n_tokens] = (size_t)v->n_tokens, v->bytes[v->n_tokens] = (unsigned char)v->n_tokens;
+    for (v->n_tokens = 0; v->n_tokens < 256; v->n_tokens++) {
+        v->offset[v->n_tokens] = (size_t)v->n_tokens;
+        v->bytes[v->n_tokens] = (unsigned char)v->n_tokens;
+    }
     v->offset[256] = 256;
 
     // the different pieces and how often each occurs
@@ -3643,7 +3845,13 @@ static int bpe_train(const char *text, size_t len, int vocab_size, BpeSplit spli
     }
     BpeTrainer t = {0};
     int rc = bpe_learn(&t, text, len, vocab_size, split, ctx, out, err);
-    free(t.pieces), free(t.piece_slots), free(t.symbols), free(t.pairs), free(t.places), free(t.heap), free(t.fresh);
+    free(t.pieces);
+    free(t.piece_slots);
+    free(t.symbols);
+    free(t.pairs);
+    free(t.places);
+    free(t.heap);
+    free(t.fresh);
     if (rc != 0) bpe_free(out);
     return rc;
 }
@@ -3659,7 +3867,10 @@ static size_t bpe_token_text(const BpeVocab *v, int id, char *out) {
         else if (b >= 0x7F && b <= 0xA0) c = 0x121 + b - 0x7F;
         else c = b == 0xAD ? 0x143 : b;
         if (c < 0x80) out[n++] = (char)c;
-        else out[n++] = (char)(0xC0 | c >> 6), out[n++] = (char)(0x80 | (c & 0x3F));
+        else {
+            out[n++] = (char)(0xC0 | c >> 6);
+            out[n++] = (char)(0x80 | (c & 0x3F));
+        }
     }
     out[n] = '\0';
     return n;
@@ -3722,15 +3933,21 @@ static void mqar_sequence(const Data *d, bool held_out, uint64_t i, int pairs, i
     for (int k = 0; k < pairs; k++) {
         int pick = k + (int)(rng_next(&rng) % (uint64_t)(half - 1 - k)), key = deck[pick], value = half + (int)(rng_next(&rng) % (uint64_t)half);
         deck[pick] = deck[k];
-        id[2 * pair[k]] = key, id[2 * pair[k] + 1] = value;
-        if (k < again) id[2 * (pairs + k)] = key, id[2 * (pairs + k) + 1] = value = half + (int)(rng_next(&rng) % (uint64_t)half);
+        id[2 * pair[k]] = key;
+        id[2 * pair[k] + 1] = value;
+        if (k < again) {
+            id[2 * (pairs + k)] = key;
+            id[2 * (pairs + k) + 1] = value = half + (int)(rng_next(&rng) % (uint64_t)half);
+        }
         double total = 0, at;                                   /* one of the places that are left */
         for (int p = 0; p < places - k; p++) total += 1.0 / (place[p] + 1);
-        at = total * rng_uniform(&rng), pick = 0;
+        at = total * rng_uniform(&rng);
+        pick = 0;
         while (pick < places - k - 1 && (at -= 1.0 / (place[pick] + 1)) > 0) pick++;
         const int t = 2 * (pairs + again + place[pick]);
         for (; pick < places - k - 1; pick++) place[pick] = place[pick + 1];
-        id[t] = key, target[t] = value;
+        id[t] = key;
+        target[t] = value;
     }
 }
 
@@ -3771,7 +3988,10 @@ static Gram *gram(Grams *g, uint64_t key, bool add) {           /* key + 1 is st
     }
     size_t s = mix_seed(key + 1) & (g->slots - 1);
     while (g->at[s].key && g->at[s].key != key + 1) s = (s + 1) & (g->slots - 1);
-    if (!g->at[s].key && add) g->at[s].key = key + 1, g->used++;
+    if (!g->at[s].key && add) {
+        g->at[s].key = key + 1;
+        g->used++;
+    }
     return &g->at[s];
 }
 
@@ -3788,19 +4008,33 @@ static void count_sequence(Counts *c, const int32_t *s, int n) {
     const uint64_t V = (uint64_t)c->V;
     for (int t = 1; t < n; t++) {
         uint64_t v = (uint64_t)s[t - 1], w = (uint64_t)s[t], vw = v * V + w;
-        if (gram(&c->bi, vw, true)->n++ == 0) gram(&c->bi_kinds, v, true)->n++, c->uni_kinds += !c->uni[w]++, c->uni_sum++;
+        if (gram(&c->bi, vw, true)->n++ == 0) {
+            gram(&c->bi_kinds, v, true)->n++;
+            c->uni_kinds += !c->uni[w]++;
+            c->uni_sum++;
+        }
         gram(&c->bi_context, v, true)->n++;
         if (t < 2) continue;
         uint64_t u = (uint64_t)s[t - 2], uv = u * V + v;
-        if (gram(&c->tri, uv * V + w, true)->n++ == 0)
-            gram(&c->tri_kinds, uv, true)->n++, gram(&c->before, vw, true)->n++, gram(&c->before_sum, v, true)->n++;
+        if (gram(&c->tri, uv * V + w, true)->n++ == 0) {
+            gram(&c->tri_kinds, uv, true)->n++;
+            gram(&c->before, vw, true)->n++;
+            gram(&c->before_sum, v, true)->n++;
+        }
         gram(&c->tri_context, uv, true)->n++;
     }
 }
 
 static void counts_free(Counts *c) {
-    free(c->tri.at), free(c->bi.at), free(c->tri_context.at), free(c->bi_context.at), free(c->tri_kinds.at), free(c->bi_kinds.at);
-    free(c->before.at), free(c->before_sum.at), free(c->uni);
+    free(c->tri.at);
+    free(c->bi.at);
+    free(c->tri_context.at);
+    free(c->bi_context.at);
+    free(c->tri_kinds.at);
+    free(c->bi_kinds.at);
+    free(c->before.at);
+    free(c->before_sum.at);
+    free(c->uni);
 }
 
 /* max(n - 0.75, 0) / total + 0.75 kinds / total * lower. */
@@ -3839,7 +4073,8 @@ typedef struct { Out body; uint64_t n; } Keys;
 static void key(Keys *k, const char *prefix, const char *name, int type) {
     char full[96];
     snprintf(full, sizeof full, "%s%s", prefix, name);
-    put_str(&k->body, full, strlen(full)), put_int(&k->body, (uint64_t)type, 4);
+    put_str(&k->body, full, strlen(full));
+    put_int(&k->body, (uint64_t)type, 4);
     k->n++;
 }
 static void key_str(Keys *k, const char *prefix, const char *name, const char *s) { key(k, prefix, name, GGUF_STR), put_str(&k->body, s, strlen(s)); }
@@ -3863,7 +4098,11 @@ static void copy_vocabulary(Keys *k, const Gguf *g) {
 }
 
 static void put_header(Out *o, const Keys *k, uint64_t n_tensors) {
-    put(o, "GGUF", 4), put_int(o, 3, 4), put_int(o, n_tensors, 8), put_int(o, k->n, 8), put(o, k->body.p, k->body.n);
+    put(o, "GGUF", 4);
+    put_int(o, 3, 4);
+    put_int(o, n_tensors, 8);
+    put_int(o, k->n, 8);
+    put(o, k->body.p, k->body.n);
 }
 
 /* The vocabulary as a file: 256 bytes, what was learned, and <|endoftext|> as the last token, which begins every text. Pieces are
@@ -3872,8 +4111,10 @@ static void vocabulary_file(Out *file, const BpeVocab *v) {
     const char *T = "tokenizer.ggml.", *end = "<|endoftext|>";
     char text[2 * BPE_PIECE_MAX + 1], right[2 * BPE_PIECE_MAX + 1];
     Keys k = {0};
-    key_str(&k, "general.", "architecture", "tokenizer"), key_str(&k, "general.", "type", "vocab");
-    key_str(&k, T, "model", "gpt2"), key_str(&k, T, "pre", "qwen2");
+    key_str(&k, "general.", "architecture", "tokenizer");
+    key_str(&k, "general.", "type", "vocab");
+    key_str(&k, T, "model", "gpt2");
+    key_str(&k, T, "pre", "qwen2");
     key_array(&k, T, "tokens", GGUF_STR, (uint64_t)v->n_tokens + 1);
     for (int i = 0; i < v->n_tokens; i++) put_str(&k.body, text, bpe_token_text(v, i, text));
     put_str(&k.body, end, strlen(end));
@@ -3882,7 +4123,10 @@ static void vocabulary_file(Out *file, const BpeVocab *v) {
     key_array(&k, T, "merges", GGUF_STR, (uint64_t)v->n_tokens - 256);
     for (int i = 0; i < v->n_tokens - 256; i++) {
         size_t a = bpe_token_text(v, v->merges[i].left, text), b = bpe_token_text(v, v->merges[i].right, right);
-        put_int(&k.body, a + 1 + b, 8), put(&k.body, text, a), put(&k.body, " ", 1), put(&k.body, right, b);
+        put_int(&k.body, a + 1 + b, 8);
+        put(&k.body, text, a);
+        put(&k.body, " ", 1);
+        put(&k.body, right, b);
     }
     for (int i = 0; i < 3; i++) key_u32(&k, T, (const char *[]){ "bos_token_id", "eos_token_id", "padding_token_id" }[i], (uint32_t)v->n_tokens);
     key_bool(&k, T, "add_bos_token", true);
@@ -3895,7 +4139,10 @@ static size_t qwen_split(const void *tokenizer, const char *text, size_t n, size
 static int learn_vocabulary(Out *file, const char *text, size_t n, int vocab_size, char *err) {
     unsigned char bytes[256];
     size_t offset[257];
-    for (int i = 0; i < 256; i++) bytes[i] = (unsigned char)i, offset[i] = (size_t)i;
+    for (int i = 0; i < 256; i++) {
+        bytes[i] = (unsigned char)i;
+        offset[i] = (size_t)i;
+    }
     offset[256] = 256;
     Out small = {0};                            /* a vocabulary of bytes only lends its rules for cutting text into pieces */
     vocabulary_file(&small, &(BpeVocab){ .n_tokens = 256, .bytes = bytes, .offset = offset });
@@ -3912,7 +4159,8 @@ static int learn_vocabulary(Out *file, const char *text, size_t n, int vocab_siz
         bpe_free(&v);
     }
     if (t) tokenizer_free(t);
-    gguf_close(&g), free(small.p);
+    gguf_close(&g);
+    free(small.p);
     return code;
 }
 
@@ -3969,41 +4217,58 @@ static Out model_file(const Tiny *m, const Gguf *vocab, int type, const char *na
     char p[32];
     Keys k = {0};
     snprintf(p, sizeof p, "%s.", kind->arch);
-    key_str(&k, G, "architecture", kind->arch), key_str(&k, G, "type", "model"), key_str(&k, G, "name", name);
+    key_str(&k, G, "architecture", kind->arch);
+    key_str(&k, G, "type", "model");
+    key_str(&k, G, "name", name);
     key_u32(&k, G, "quantization_version", 2);
     key_u32(&k, G, "file_type", type == AS_F32 ? 0 : type == AS_F16 ? 1 : type == AS_Q8_0 ? 7 : 32);
-    key_f32(&k, G, "sampling.temp", 0.6f), key_f32(&k, G, "sampling.top_p", 0.95f);
-    key_u32(&k, p, "block_count", (uint32_t)c->n_layers), key_u32(&k, p, "context_length", (uint32_t)c->seq_len);
-    key_u32(&k, p, "embedding_length", (uint32_t)c->dim), key_u32(&k, p, "feed_forward_length", (uint32_t)c->hidden_dim);
-    key_u32(&k, p, "vocab_size", (uint32_t)c->vocab_size), key_f32(&k, p, kind->rwkv ? "attention.layer_norm_epsilon" : "attention.layer_norm_rms_epsilon", c->eps);
+    key_f32(&k, G, "sampling.temp", 0.6f);
+    key_f32(&k, G, "sampling.top_p", 0.95f);
+    key_u32(&k, p, "block_count", (uint32_t)c->n_layers);
+    key_u32(&k, p, "context_length", (uint32_t)c->seq_len);
+    key_u32(&k, p, "embedding_length", (uint32_t)c->dim);
+    key_u32(&k, p, "feed_forward_length", (uint32_t)c->hidden_dim);
+    key_u32(&k, p, "vocab_size", (uint32_t)c->vocab_size);
+    key_f32(&k, p, kind->rwkv ? "attention.layer_norm_epsilon" : "attention.layer_norm_rms_epsilon", c->eps);
     if (kind->qwen) {
-        key_u32(&k, p, "attention.head_count", (uint32_t)c->q_heads), key_u32(&k, p, "attention.head_count_kv", (uint32_t)c->kv_heads);
-        key_u32(&k, p, "attention.key_length", (uint32_t)c->head_dim), key_u32(&k, p, "attention.value_length", (uint32_t)c->head_dim);
-        key_f32(&k, p, "rope.freq_base", c->rope_base), key_u32(&k, p, "rope.dimension_count", (uint32_t)c->n_rot);
+        key_u32(&k, p, "attention.head_count", (uint32_t)c->q_heads);
+        key_u32(&k, p, "attention.head_count_kv", (uint32_t)c->kv_heads);
+        key_u32(&k, p, "attention.key_length", (uint32_t)c->head_dim);
+        key_u32(&k, p, "attention.value_length", (uint32_t)c->head_dim);
+        key_f32(&k, p, "rope.freq_base", c->rope_base);
+        key_u32(&k, p, "rope.dimension_count", (uint32_t)c->n_rot);
         const int third = ceil_div(c->n_rot / 2, 3), sections[4] = { third, least(third, c->n_rot / 2 - third), c->n_rot / 2 - third - least(third, c->n_rot / 2 - third), 0 };
         key_array(&k, p, "rope.dimension_sections", GGUF_I32, 4);
         for (int i = 0; i < 4; i++) put_int(&k.body, (uint64_t)sections[i], 4);
         key_u32(&k, p, "full_attention_interval", (uint32_t)(c->interval ? c->interval : c->n_layers + 1));
     }
     if (kind->qwen || is_mamba(family_of(kind))) {
-        key_u32(&k, p, "ssm.conv_kernel", (uint32_t)c->d_conv), key_u32(&k, p, "ssm.state_size", (uint32_t)c->dk);
-        key_u32(&k, p, "ssm.group_count", (uint32_t)c->n_heads), key_u32(&k, p, "ssm.time_step_rank", (uint32_t)c->n_heads);
+        key_u32(&k, p, "ssm.conv_kernel", (uint32_t)c->d_conv);
+        key_u32(&k, p, "ssm.state_size", (uint32_t)c->dk);
+        key_u32(&k, p, "ssm.group_count", (uint32_t)c->n_heads);
+        key_u32(&k, p, "ssm.time_step_rank", (uint32_t)c->n_heads);
         key_u32(&k, p, "ssm.inner_size", (uint32_t)(c->n_heads * c->dv));
     } else if (kind->rwkv) {
-        key_u32(&k, p, "wkv.head_size", (uint32_t)c->dk), key_u32(&k, p, "mixer.head_count", (uint32_t)c->n_heads);
+        key_u32(&k, p, "wkv.head_size", (uint32_t)c->dk);
+        key_u32(&k, p, "mixer.head_count", (uint32_t)c->n_heads);
         key_u32(&k, p, "mixer.value_length", (uint32_t)c->dv);
         key_f32(&k, p, "mixer.layer_norm_epsilon", kind->norm_eps);
         if (kind->rwkv == 7) key_f32(&k, p, "mixer.l2_norm_epsilon", 1e-6f);
     } else {
-        key_u32(&k, p, "mixer.head_count", (uint32_t)c->n_heads), key_u32(&k, p, "mixer.head_count_kv", (uint32_t)c->n_heads);
-        key_u32(&k, p, "mixer.key_length", (uint32_t)c->dk), key_u32(&k, p, "mixer.value_length", (uint32_t)c->dv);
+        key_u32(&k, p, "mixer.head_count", (uint32_t)c->n_heads);
+        key_u32(&k, p, "mixer.head_count_kv", (uint32_t)c->n_heads);
+        key_u32(&k, p, "mixer.key_length", (uint32_t)c->dk);
+        key_u32(&k, p, "mixer.value_length", (uint32_t)c->dv);
         key_u32(&k, p, "mixer.conv_kernel", (uint32_t)c->d_conv);
         if (!kind->ungated && family_of(kind)->gate != ACT_NONE) key_str(&k, p, "mixer.output_gate", family_of(kind)->gate == ACT_SIGMOID ? "sigmoid" : "swish");
         if (kind->writes) key_u32(&k, p, "mixer.writes_per_token", (uint32_t)kind->writes);
         if (family_of(kind)->per == SLOTS) key_u32(&k, p, "mixer.slot_count", (uint32_t)c->dk);
         if (kind->elu) key_str(&k, p, "mixer.feature_map", "elu_plus_one");
         if (kind->unscaled) key_f32(&k, p, "mixer.scale", 1);
-        if (kind->rope) key_u32(&k, p, "mixer.rope_dimension_count", (uint32_t)c->dk), key_f32(&k, p, "mixer.rope_freq_base", c->rope_base);
+        if (kind->rope) {
+            key_u32(&k, p, "mixer.rope_dimension_count", (uint32_t)c->dk);
+            key_f32(&k, p, "mixer.rope_freq_base", c->rope_base);
+        }
         if (kind->norm_eps > 0) key_f32(&k, p, "mixer.layer_norm_rms_epsilon", kind->norm_eps);
         if (family_of(kind)->decay == DECAY_SIGMOID) key_f32(&k, p, "mixer.decay_divisor", c->decay_divisor);
         key_str(&k, p, "feed_forward_activation", "swish");
@@ -4013,7 +4278,10 @@ static Out model_file(const Tiny *m, const Gguf *vocab, int type, const char *na
             key_array(&k, p, kv ? "attention.head_count_kv" : "attention.head_count", GGUF_I32, (uint64_t)c->n_layers);
             for (int l = 0; l < c->n_layers; l++) put_int(&k.body, m->layers[l].kind ? 0 : (uint64_t)(kv ? c->kv_heads : c->q_heads), 4);
         }
-        if (c->interval) key_f32(&k, p, "rope.freq_base", c->rope_base), key_u32(&k, p, "attention.key_length", (uint32_t)c->head_dim);
+        if (c->interval) {
+            key_f32(&k, p, "rope.freq_base", c->rope_base);
+            key_u32(&k, p, "attention.key_length", (uint32_t)c->head_dim);
+        }
     }
     if (vocab) copy_vocabulary(&k, vocab);
     Out data = {0}, o = {0};
@@ -4037,14 +4305,20 @@ static Out model_file(const Tiny *m, const Gguf *vocab, int type, const char *na
     for (int n = 0; n < m->n_tensors; n++) {
         const TinyTensor *t = &m->tensors[n];
         const bool turn = t->flags & TRANSPOSED;
-        put_str(&o, t->name, strlen(t->name)), put_int(&o, t->rows ? 2 + (t->parts > 1) : 1, 4), put_int(&o, (uint64_t)(turn ? t->rows : t->cols), 8);
+        put_str(&o, t->name, strlen(t->name));
+        put_int(&o, t->rows ? 2 + (t->parts > 1) : 1, 4);
+        put_int(&o, (uint64_t)(turn ? t->rows : t->cols), 8);
         if (t->rows) put_int(&o, (uint64_t)((turn ? t->cols : t->rows) / t->parts), 8);
         if (t->parts > 1) put_int(&o, (uint64_t)t->parts, 8);
-        put_int(&o, (uint64_t)type_of(t, type), 4), put_int(&o, offset[n], 8);
+        put_int(&o, (uint64_t)type_of(t, type), 4);
+        put_int(&o, offset[n], 8);
     }
     pad(&o, 32);
     put(&o, data.p, data.n);
-    free(row), free(offset), free(data.p), free(k.body.p);
+    free(row);
+    free(offset);
+    free(data.p);
+    free(k.body.p);
     return o;
 }
 
@@ -4066,10 +4340,13 @@ typedef struct {
 } Checkpoint;
 
 static int save_checkpoint(const char *path, const Tiny *m, Checkpoint c, char *err) {
-    memcpy(c.magic, "GLATRN01", 8), c.n_params = m->n_params;
+    memcpy(c.magic, "GLATRN01", 8);
+    c.n_params = m->n_params;
     size_t n = m->n_params * sizeof(real);
     Out body = {0};
-    put(&body, m->params, n), put(&body, m->mean, n), put(&body, m->square, n);
+    put(&body, m->params, n);
+    put(&body, m->mean, n);
+    put(&body, m->square, n);
     int code = write_file(path, &c, sizeof c, body.p, body.n, err);
     free(body.p);
     return code;
@@ -4084,8 +4361,12 @@ static int load_checkpoint(const char *path, Tiny *m, Checkpoint *c, uint64_t fi
     if (fread(c, sizeof *c, 1, f) != 1 || memcmp(c->magic, "GLATRN01", 8)) code = fail(err, GLA_FORMAT, "%s: not a checkpoint of train_tiny", path);
     else if (c->fingerprint != fingerprint || c->n_params != n) code = fail(err, GLA_INPUT, "%s: was left by a run with other settings, text or vocabulary", path);
     else if (fread(room, sizeof *room, 3 * n, f) != 3 * n || fgetc(f) != EOF) code = fail(err, GLA_FORMAT, "%s: is cut short or too long", path);
-    else memcpy(m->params, room, n * sizeof *room), memcpy(m->mean, room + n, 2 * n * sizeof *room);
-    fclose(f), free(room);
+    else {
+        memcpy(m->params, room, n * sizeof *room);
+        memcpy(m->mean, room + n, 2 * n * sizeof *room);
+    }
+    fclose(f);
+    free(room);
     return code;
 }
 
@@ -4300,10 +4581,13 @@ static int open_vocabulary(Data *d, const TrainOptions *o, const char *text, siz
 static int write_vocabulary(const char *path, const Gguf *vocab, char *err) {
     Keys k = {0};
     Out file = {0};
-    key_str(&k, "general.", "architecture", "tokenizer"), key_str(&k, "general.", "type", "vocab");
-    copy_vocabulary(&k, vocab), put_header(&file, &k, 0);
+    key_str(&k, "general.", "architecture", "tokenizer");
+    key_str(&k, "general.", "type", "vocab");
+    copy_vocabulary(&k, vocab);
+    put_header(&file, &k, 0);
     int code = write_file(path, file.p, file.n, NULL, 0, err);
-    free(k.body.p), free(file.p);
+    free(k.body.p);
+    free(file.p);
     return code;
 }
 
@@ -4373,14 +4657,18 @@ static double held_out(Training *r, int batches, Counts *counts, double *bigram,
     for (int i = 0; i < batches; i++) {
         int count;
         fill_batch(r->d, true, (uint64_t)i, B, T, r->id, r->target);
-        loss += tiny_step(&r->m, r->id, r->target, false, &count), n += count;
+        loss += tiny_step(&r->m, r->id, r->target, false, &count);
+        n += count;
         for (int b = 0; counts && b < B; b++) {
             for (int t = 0; t < T; t++) seq[t] = r->id[b * T + t], seq[t + 1] = r->target[b * T + t];
             for (int t = 1; t <= T; t++) two += count_nll(counts, seq, t, 2), three += count_nll(counts, seq, t, 3);
         }
     }
     free(seq);
-    if (counts) *bigram = two / n, *trigram = three / n;
+    if (counts) {
+        *bigram = two / n;
+        *trigram = three / n;
+    }
     return loss / n;
 }
 
@@ -4406,16 +4694,22 @@ static int train_steps(Training *r, char *err) {
         double loss = tiny_step(&r->m, r->id, r->target, true, &count) / count;
         double norm = adamw_step(&r->m, &opt, (long)step);
         if (!(loss < 1e9) || !(norm < 1e30)) return fail(err, GLA_INPUT, "the loss is no longer a number at step %lld; a smaller --lr may help", (long long)step);
-        r->at.step = step, r->stopped = stop_asked;
+        r->at.step = step;
+        r->stopped = stop_asked;
 
         // progress: the loss averaged over some 20 steps; held out, every 20th part of the way
         double t = now_s(), rate = (double)(step - r->first) * N / (t - start - testing);
         r->at.seconds = r->before + t - start;
         double done = o->minutes > 0 ? r->at.seconds / (60 * o->minutes) : (double)step / (double)o->steps;
         double left = o->minutes > 0 ? o->minutes - r->at.seconds / 60 : (double)(o->steps - step) * (t - start) / (double)(step - r->first) / 60;
-        smooth = 0.95 * smooth + 0.05 * loss, weight = 0.95 * weight + 0.05;
+        smooth = 0.95 * smooth + 0.05 * loss;
+        weight = 0.95 * weight + 0.05;
         bool milestone = (int)(done * 20) > part || r->stopped;
-        if (milestone) part = (int)(done * 20), test = held_out(r, ceil_div(8192, N), NULL, NULL, NULL), testing += now_s() - t;
+        if (milestone) {
+            part = (int)(done * 20);
+            test = held_out(r, ceil_div(8192, N), NULL, NULL, NULL);
+            testing += now_s() - t;
+        }
         if (milestone || (terminal && t - shown > 0.5)) {
             fprintf(stderr, "%sstep %lld %3.0f %%  loss %.3f  held-out %.3f  lr %.1e  %.0f tokens/s  %.1f min left%s", terminal ? "\r" : "", (long long)step,
                     100 * (done < 1 ? done : 1), smooth / weight, test, opt.lr, rate, left > 0 ? left : 0, terminal ? "   " : "\n");
@@ -4439,7 +4733,10 @@ static int report(Training *r, const Out *file, char *err) {
     int32_t *seq = checked(malloc((size_t)(T + 1) * sizeof *seq));
     if (d->ids) count_sequence(&counts, d->ids, (int)(d->n_train < INT32_MAX ? d->n_train : INT32_MAX));
     else
-        for (int64_t i = 0; i < r->at.step * B; i++) fill_sequence(d, false, (uint64_t)i, seq, T + 1), count_sequence(&counts, seq, T + 1);
+        for (int64_t i = 0; i < r->at.step * B; i++) {
+            fill_sequence(d, false, (uint64_t)i, seq, T + 1);
+            count_sequence(&counts, seq, T + 1);
+        }
     size_t windows = d->ids ? (d->n_ids - d->n_train) / (size_t)T : SIZE_MAX;
     int batches = ceil_div(1 << 17, N);
     if ((size_t)batches * (size_t)B > windows) batches = (int)(windows / (size_t)B) + 1;
@@ -4447,7 +4744,8 @@ static int report(Training *r, const Out *file, char *err) {
     printf("%s: %zu bytes, %zu parameters; %lld tokens in %.1f minutes, %.0f per second\n", r->o->out, file->n, r->m.n_weights,
            (long long)r->at.step * N, r->at.seconds / 60, (double)(r->at.step - r->first) * N / (seconds > 0 ? seconds : 1));
     printf("held-out perplexity per token, on %d tokens: model %.3f, trigram %.3f, bigram %.3f\n", batches * N, exp(model), exp(trigram), exp(bigram));
-    free(seq), counts_free(&counts);
+    free(seq);
+    counts_free(&counts);
     return print_sample(file, r->o, err);
 }
 
@@ -4479,7 +4777,8 @@ static void report_recall(Training *r) {
             for (int t = 0; t < N; t++) {
                 int best = 0;
                 for (int v = 1; v < V && r->target[t] >= 0; v++) best = logits[(size_t)t * V + v] > logits[(size_t)t * V + best] ? v : best;
-                right += best == r->target[t], asked += r->target[t] >= 0;
+                right += best == r->target[t];
+                asked += r->target[t] >= 0;
             }
         }
         printf("; %d pairs %.1f %%", *p, 100.0 * right / asked);
@@ -4495,17 +4794,21 @@ static int train(const TrainOptions *o, const Data *d, const TinyConfig *c, uint
     if (snprintf(r.ckpt, sizeof r.ckpt, "%s.ckpt", o->out ? o->out : o->task) >= (int)sizeof r.ckpt) return fail(err, GLA_INPUT, "%s: the name is too long", o->out);
     const size_t N = (size_t)o->batch * (size_t)c->seq_len;
     tiny_new(&r.m, c, o->batch, o->seed);
-    r.id = checked(malloc(N * sizeof *r.id)), r.target = checked(malloc(N * sizeof *r.target));
+    r.id = checked(malloc(N * sizeof *r.id));
+    r.target = checked(malloc(N * sizeof *r.target));
     if (o->resume) code = load_checkpoint(r.ckpt, &r.m, &r.at, fingerprint, err);
     if (!code) {
-        r.first = r.at.step, r.before = r.at.seconds;
+        r.first = r.at.step;
+        r.before = r.at.seconds;
         fprintf(stderr, "%s, %d layers of %d, %d tokens: %zu parameters; %d sequences of %d tokens per step; %s kernels, %d threads\n",
                 o->mixer, c->n_layers, c->dim, c->vocab_size, r.m.n_weights, o->batch, c->seq_len, kern.name, MAX_THREADS);
 #ifdef HAVE_POSIX
         struct sigaction act, keep_int, keep_term;
         memset(&act, 0, sizeof act);
-        act.sa_handler = ask_to_stop, act.sa_flags = (int)SA_RESETHAND;   /* a second Ctrl-C ends at once */
-        sigaction(SIGINT, &act, &keep_int), sigaction(SIGTERM, &act, &keep_term);
+        act.sa_handler = ask_to_stop;
+        act.sa_flags = (int)SA_RESETHAND;  /* a second Ctrl-C ends at once */
+        sigaction(SIGINT, &act, &keep_int);
+        sigaction(SIGTERM, &act, &keep_term);
 #endif
         code = train_steps(&r, err);
         if (!code && o->out) {
@@ -4514,7 +4817,8 @@ static int train(const TrainOptions *o, const Data *d, const TinyConfig *c, uint
         }
         if (!code && r.stopped) code = save_checkpoint(r.ckpt, &r.m, r.at, err);
 #ifdef HAVE_POSIX
-        sigaction(SIGINT, &keep_int, NULL), sigaction(SIGTERM, &keep_term, NULL);
+        sigaction(SIGINT, &keep_int, NULL);
+        sigaction(SIGTERM, &keep_term, NULL);
 #endif
         if (!code && r.stopped) fprintf(stderr, "stopped after step %lld; --resume goes on from %s\n", (long long)r.at.step, r.ckpt);
         else if (!code) {
@@ -4523,7 +4827,10 @@ static int train(const TrainOptions *o, const Data *d, const TinyConfig *c, uint
             else code = report(&r, &file, err);
         }
     }
-    free(file.p), free(r.id), free(r.target), tiny_free(&r.m);
+    free(file.p);
+    free(r.id);
+    free(r.target);
+    tiny_free(&r.m);
     return code;
 }
 
@@ -4539,7 +4846,10 @@ int main(int argc, char **argv) {
     int type = -1, code = parse_options(&o, argc, argv);
     TinyConfig c;
     Data d = { .seed = 0 };
-    if (!code && o.task) o = recall, code = parse_options(&o, argc, argv);
+    if (!code && o.task) {
+        o = recall;
+        code = parse_options(&o, argc, argv);
+    }
     if (code) return code;
     spin_briefly(argv);
     if (o.help) return print_train_help(&defaults), 0;
@@ -4551,8 +4861,12 @@ int main(int argc, char **argv) {
     if ((o.plain || o.no_decay) && (!o.task || o.out)) return train_misuse("--plain and --no-decay go with --task, and without --out", NULL);
     if (o.task && o.text) return train_misuse("--task makes its own sequences; it does not go with the text", o.text);
     d.seed = o.seed;
-    if (o.task) o.vocab = recall.vocab, o.context = recall.context, d.pairs = d.rebind ? rebound : pairs, d.mqar_vocab = o.vocab;
-    else if (!o.out) o.out = "model.bin";
+    if (o.task) {
+        o.vocab = recall.vocab;
+        o.context = recall.context;
+        d.pairs = d.rebind ? rebound : pairs;
+        d.mqar_vocab = o.vocab;
+    } else if (!o.out) o.out = "model.bin";
     const char *wrong = configure(&c, &o, o.vocab);
     if (wrong) return train_misuse(wrong, strstr(wrong, "--mixer") == wrong || strstr(wrong, "with --mixer") ? o.mixer : strstr(wrong, "--hybrid") ? o.hybrid : NULL);
     if (!o.steps) o.steps = o.text ? 3000 : defaults.steps; /* a text of one megabyte has been read often enough by then */
@@ -4575,14 +4889,17 @@ int main(int argc, char **argv) {
 ready:
     if (!code) {
         uint64_t mark = hash_bytes(HASH_SEED, &c, sizeof c);      /* everything that shapes a step */
-        mark = hash_bytes(mark, &(int64_t[]){ o.steps, o.batch, (int64_t)o.seed, d.rebind }, 32), mark = hash_bytes(mark, &(double[]){ o.lr, o.decay, o.clip, o.minutes }, 32);
+        mark = hash_bytes(mark, &(int64_t[]){ o.steps, o.batch, (int64_t)o.seed, d.rebind }, 32);
+        mark = hash_bytes(mark, &(double[]){ o.lr, o.decay, o.clip, o.minutes }, 32);
         mark = hash_bytes(mark, d.vocab.map.data, d.vocab.map.n);
         if (d.ids) mark = hash_bytes(mark, d.ids, d.n_ids * sizeof *d.ids);
         code = train(&o, &d, &c, mark, type, err);
     }
     if (d.tokenizer) tokenizer_free(d.tokenizer);
     if (d.vocab.map.kind == 0) free((void *)(uintptr_t)d.vocab.map.data);
-    gguf_close(&d.vocab), free(text), free(d.ids);
+    gguf_close(&d.vocab);
+    free(text);
+    free(d.ids);
     if (code) fprintf(stderr, "train_tiny: %s\n", err);
     return code != 0;
 }

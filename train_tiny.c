@@ -101,12 +101,16 @@ typedef struct {
     void (*glu_backward)(Act act, real *dx, real *dz, const real *dy, const real *x, size_t ldx, const real *z, size_t ldz, size_t hsz,
                          int rows, int heads, int n, int add);
     void (*scale_forward)(real *y, const real *x, size_t ldx, const real *g, int rows, int heads, int n);
-    void (*scale_backward)(real *dx, real *dg, const real *dy, const real *x, size_t ldx, const real *g, int rows, int heads, int n, int add);
-    void (*gated_norm_forward)(Act act, real *y, real *inv, const real *o, const real *z, size_t ldz, const real *w, int rows, int heads, int n, real eps);
+    void (*scale_backward)(real *dx, real *dg, const real *dy, const real *x, size_t ldx, const real *g,
+                           int rows, int heads, int n, int add);
+    void (*gated_norm_forward)(Act act, real *y, real *inv, const real *o, const real *z, size_t ldz, const real *w,
+                               int rows, int heads, int n, real eps);
     void (*gated_norm_backward)(Act act, real *d_o, real *dz, real *dw, const real *dy, const real *o, const real *z, size_t ldz,
                                 const real *w, const real *inv, int rows, int heads, int n);
-    void (*conv_forward)(real *y, size_t ldy, const real *x, size_t ldx, const real *w, const real *bias, bool silu, int T, int C, int taps);
-    void (*conv_backward)(real *dx, real *dw, real *dbias, const real *dy, size_t ldy, const real *x, size_t ldx, const real *w, const real *bias, bool silu, int T, int C, int taps);
+    void (*conv_forward)(real *y, size_t ldy, const real *x, size_t ldx, const real *w, const real *bias, bool silu,
+                         int T, int C, int taps);
+    void (*conv_backward)(real *dx, real *dw, real *dbias, const real *dy, size_t ldy, const real *x, size_t ldx, const real *w,
+                          const real *bias, bool silu, int T, int C, int taps);
     void (*gate_forward)(real *d, const real *a, size_t lda, const real *bias, const real *rate, real sign, int rows, int n);
     void (*gate_backward)(real *da, real *dbias, real *drate, const real *dd, const real *d, const real *a, size_t lda, const real *bias,
                           const real *rate, real sign, int rows, int n);
@@ -116,7 +120,8 @@ typedef struct {
     double (*cross_entropy)(real *logits, const int *target, int rows, int n, real scale);
     void (*recurrence_forward)(const Scan *r);
     void (*recurrence_backward)(const Scan *r);
-    void (*adamw)(real *p, const real *g, real *m, real *v, size_t n, real lr, real b1, real b2, real eps, real decay, real c1, real c2, real gscale);
+    void (*adamw)(real *p, const real *g, real *m, real *v, size_t n, real lr, real b1, real b2, real eps, real decay, real c1,
+                  real c2, real gscale);
 } TinyKernels;
 
 static TinyKernels kern;   /* chosen once, in choose_tiny_kernels */
@@ -257,7 +262,8 @@ HELPER Vec NAME(sigmoid)(Vec x) { return 1 / (1 + NAME(exp)(-x)); }
  * a(i,k) lies at a[i * ars + k * acs]; b is packed, TILE_COLS reals per k. rows and cols may fall short of the tile;
  * the missing rows are computed from the last one and not stored. */
 #define TILE_COLS (TILE_VECS * LANES)
-KERNEL void NAME(gemm_tile)(real *c, size_t ldc, int rows, int cols, const real *a, size_t ars, size_t acs, const real *b, int depth, int add) {
+KERNEL void NAME(gemm_tile)(real *c, size_t ldc, int rows, int cols, const real *a, size_t ars, size_t acs, const real *b,
+                            int depth, int add) {
     Vec s[TILE_ROWS][TILE_VECS];
     const real *row[TILE_ROWS];
     for (int i = 0; i < TILE_ROWS; i++) {
@@ -352,7 +358,8 @@ KERNEL void NAME(l2norm_forward)(real *y, real *inv, const real *x, size_t ldx, 
 }
 
 //~ y_i = scale x_i f,  f = (sum(x^2) + 1e-6)^-1/2
-KERNEL void NAME(l2norm_backward)(real *dx, size_t ldx, const real *dy, const real *x, const real *inv, int rows, int heads, int n, real scale) {
+KERNEL void NAME(l2norm_backward)(real *dx, size_t ldx, const real *dy, const real *x, const real *inv,
+                                  int rows, int heads, int n, real scale) {
     for (int r = 0; r < rows; r++, x += ldx, dx += ldx)
         for (int h = 0; h < heads; h++, dy += n) {
             real f = *inv++;
@@ -448,19 +455,21 @@ KERNEL void NAME(map_backward)(Act act, real *dx, size_t ldx, const real *dy, co
 }
 
 /* y = x * act(z), element by element: the feed-forward, output gates, gates per channel. The vectors of z are hsz apart. */
-HELPER void NAME(glu_forward_)(const Act act, real *y, const real *x, size_t ldx, const real *z, size_t ldz, size_t hsz, int rows, int heads, int n) {
+HELPER void NAME(glu_forward_)(const Act act, real *y, const real *x, size_t ldx, const real *z, size_t ldz, size_t hsz,
+                               int rows, int heads, int n) {
     for (int r = 0; r < rows; r++, x += ldx, z += ldz)
         for (int h = 0; h < heads; h++, y += n)
             for (int i = 0; i < n; i += LANES) AT(y + i) = READ(x + h * n + i) * NAME(act)(act, READ(z + h * hsz + i));
 }
 
-KERNEL void NAME(glu_forward)(Act act, real *y, const real *x, size_t ldx, const real *z, size_t ldz, size_t hsz, int rows, int heads, int n) {
+KERNEL void NAME(glu_forward)(Act act, real *y, const real *x, size_t ldx, const real *z, size_t ldz, size_t hsz,
+                              int rows, int heads, int n) {
     WITH_ACT(NAME(glu_forward_), y, x, ldx, z, ldz, hsz, rows, heads, n);
 }
 
 //~ y = x * act(z).  dx may be dy where both have one stride.
-HELPER void NAME(glu_backward_)(const Act act, real *dx, real *dz, const real *dy, const real *x, size_t ldx, const real *z, size_t ldz, size_t hsz,
-                                int rows, int heads, int n, int add) {
+HELPER void NAME(glu_backward_)(const Act act, real *dx, real *dz, const real *dy, const real *x, size_t ldx,
+                                const real *z, size_t ldz, size_t hsz, int rows, int heads, int n, int add) {
     for (int r = 0; r < rows; r++, x += ldx, dx += ldx, z += ldz, dz += ldz)
         for (int h = 0; h < heads; h++, dy += n)
             for (int i = 0; i < n; i += LANES) {
@@ -473,8 +482,8 @@ HELPER void NAME(glu_backward_)(const Act act, real *dx, real *dz, const real *d
             }
 }
 
-KERNEL void NAME(glu_backward)(Act act, real *dx, real *dz, const real *dy, const real *x, size_t ldx, const real *z, size_t ldz, size_t hsz,
-                               int rows, int heads, int n, int add) {
+KERNEL void NAME(glu_backward)(Act act, real *dx, real *dz, const real *dy, const real *x, size_t ldx,
+                               const real *z, size_t ldz, size_t hsz, int rows, int heads, int n, int add) {
     WITH_ACT(NAME(glu_backward_), dx, dz, dy, x, ldx, z, ldz, hsz, rows, heads, n, add);
 }
 
@@ -486,7 +495,8 @@ KERNEL void NAME(scale_forward)(real *y, const real *x, size_t ldx, const real *
 }
 
 //~ y = g x.  dg adds.
-KERNEL void NAME(scale_backward)(real *dx, real *dg, const real *dy, const real *x, size_t ldx, const real *g, int rows, int heads, int n, int add) {
+KERNEL void NAME(scale_backward)(real *dx, real *dg, const real *dy, const real *x, size_t ldx, const real *g,
+                                 int rows, int heads, int n, int add) {
     for (int r = 0; r < rows; r++, x += ldx, dx += ldx)
         for (int h = 0; h < heads; h++, dy += n, g++, dg++) {
             Vec dot = {0};
@@ -501,7 +511,8 @@ KERNEL void NAME(scale_backward)(real *dx, real *dg, const real *dy, const real 
 }
 
 /* y = rmsnorm(o) * w * act(z): norm first, then the gate. w (n) is shared by all heads. */
-HELPER void NAME(gated_norm_forward_)(const Act act, real *y, real *inv, const real *o, const real *z, size_t ldz, const real *w, int rows, int heads, int n, real eps) {
+HELPER void NAME(gated_norm_forward_)(const Act act, real *y, real *inv, const real *o, const real *z, size_t ldz, const real *w,
+                                      int rows, int heads, int n, real eps) {
     for (int r = 0; r < rows; r++, z += ldz)
         for (int h = 0; h < heads; h++, y += n, o += n) {
             Vec ss = {0};
@@ -511,13 +522,14 @@ HELPER void NAME(gated_norm_forward_)(const Act act, real *y, real *inv, const r
         }
 }
 
-KERNEL void NAME(gated_norm_forward)(Act act, real *y, real *inv, const real *o, const real *z, size_t ldz, const real *w, int rows, int heads, int n, real eps) {
+KERNEL void NAME(gated_norm_forward)(Act act, real *y, real *inv, const real *o, const real *z, size_t ldz, const real *w,
+                                     int rows, int heads, int n, real eps) {
     WITH_ACT(NAME(gated_norm_forward_), y, inv, o, z, ldz, w, rows, heads, n, eps);
 }
 
 //~ y = o f w act(z)
-HELPER void NAME(gated_norm_backward_)(const Act act, real *d_o, real *dz, real *dw, const real *dy, const real *o, const real *z, size_t ldz,
-                                       const real *w, const real *inv, int rows, int heads, int n) {
+HELPER void NAME(gated_norm_backward_)(const Act act, real *d_o, real *dz, real *dw, const real *dy, const real *o,
+                                       const real *z, size_t ldz, const real *w, const real *inv, int rows, int heads, int n) {
     for (int r = 0; r < rows; r++, z += ldz, dz += ldz)
         for (int h = 0; h < heads; h++, d_o += n, dy += n, o += n) {
             real f = *inv++;
@@ -551,7 +563,8 @@ HELPER Vec NAME(conv_sum)(const real *x, size_t ldx, const real *w, const real *
     return s;
 }
 
-KERNEL void NAME(conv_forward)(real *y, size_t ldy, const real *x, size_t ldx, const real *w, const real *bias, bool silu, int T, int C, int taps) {
+KERNEL void NAME(conv_forward)(real *y, size_t ldy, const real *x, size_t ldx, const real *w, const real *bias, bool silu,
+                               int T, int C, int taps) {
     for (int t = 0; t < T; t++)
         for (int c = 0; c < C; c += LANES) {
             Vec s = NAME(conv_sum)(x, ldx, w, bias, t, c, C, taps);
@@ -562,7 +575,8 @@ KERNEL void NAME(conv_forward)(real *y, size_t ldy, const real *x, size_t ldx, c
 
 /* One pass over the tokens for each vector of channels, with the last `taps` inputs and gradients in registers. The sum before silu is
  * computed again instead of kept. */
-HELPER void NAME(conv_backward_)(const int taps, real *dx, real *dw, real *dbias, const real *dy, size_t ldy, const real *x, size_t ldx, const real *w, const real *bias, bool silu, int T, int C) {
+HELPER void NAME(conv_backward_)(const int taps, real *dx, real *dw, real *dbias, const real *dy, size_t ldy,
+                                 const real *x, size_t ldx, const real *w, const real *bias, bool silu, int T, int C) {
     for (int c = 0; c < C; c += LANES) {
         Vec wj[8], dwj[8] = {{0}}, xs[8] = {{0}}, ds[8] = {{0}}, db = {0}, b = {0};
         for (int j = 0; j < taps; j++) wj[j] = READ(w + (size_t)j * C + c);
@@ -595,7 +609,8 @@ HELPER void NAME(conv_backward_)(const int taps, real *dx, real *dw, real *dbias
     }
 }
 
-KERNEL void NAME(conv_backward)(real *dx, real *dw, real *dbias, const real *dy, size_t ldy, const real *x, size_t ldx, const real *w, const real *bias, bool silu, int T, int C, int taps) {
+KERNEL void NAME(conv_backward)(real *dx, real *dw, real *dbias, const real *dy, size_t ldy, const real *x, size_t ldx,
+                                const real *w, const real *bias, bool silu, int T, int C, int taps) {
     if (taps == 4) NAME(conv_backward_)(4, dx, dw, dbias, dy, ldy, x, ldx, w, bias, silu, T, C);
     else NAME(conv_backward_)(taps, dx, dw, dbias, dy, ldy, x, ldx, w, bias, silu, T, C);
 }
@@ -628,8 +643,8 @@ KERNEL void NAME(gate_forward)(real *d, const real *a, size_t lda, const real *b
 }
 
 //~ d = exp(rate logsigmoid(x)),  x = sign (a + bias);  logsigmoid'(x) = sigmoid(-x).  dbias and drate add.
-KERNEL void NAME(gate_backward)(real *da, real *dbias, real *drate, const real *dd, const real *d, const real *a, size_t lda, const real *bias,
-                                const real *rate, real sign, int rows, int n) {
+KERNEL void NAME(gate_backward)(real *da, real *dbias, real *drate, const real *dd, const real *d, const real *a, size_t lda,
+                                const real *bias, const real *rate, real sign, int rows, int n) {
     for (int r = 0; r < rows; r++, da += lda, dd += n, d += n, a += lda)
         for (int i = 0; i < n; i += LANES) {
             Vec x = NAME(gate_log)(a, bias, sign, i, n), g = NAME(part)(dd + i, n - i) * NAME(part)(d + i, n - i);
@@ -881,7 +896,8 @@ KERNEL void NAME(recurrence_backward)(const Scan *r) {
 
 /* AdamW: m, v running means of the gradient and of its square; c1, c2 undo their start at zero; the decay pulls the
  * parameter to zero on its own, outside the adaptive step. */
-KERNEL void NAME(adamw)(real *p, const real *g, real *m, real *v, size_t n, real lr, real b1, real b2, real eps, real decay, real c1, real c2, real gscale) {
+KERNEL void NAME(adamw)(real *p, const real *g, real *m, real *v, size_t n, real lr, real b1, real b2, real eps, real decay,
+                        real c1, real c2, real gscale) {
     for (size_t i = 0; i < n; i += LANES) {
         Vec gi = READ(g + i) * gscale;
         AT(m + i) = b1 * READ(m + i) + (1 - b1) * gi;
@@ -1021,7 +1037,8 @@ static void matmul_forward(real *y, size_t ldy, const real *x, size_t ldx, const
 }
 
 //~ y = x w'.  dx = or += dy w;  dw += dy' x
-static void matmul_backward(real *dx, real *dw, const real *dy, size_t ldy, const real *x, size_t ldx, const real *w, int n, int in, int out, int add) {
+static void matmul_backward(real *dx, real *dw, const real *dy, size_t ldy, const real *x, size_t ldx, const real *w,
+                            int n, int in, int out, int add) {
     if (dx) gemm(dx, ldx, dy, ldy, 1, w, in, 1, n, in, out, add);
     gemm(dw, in, dy, 1, ldy, x, ldx, 1, out, in, n, 1);
 }
@@ -1130,7 +1147,8 @@ static void rmsnorm_backward(real *dx, real *dw, const real *dy, size_t ldy, siz
 }
 
 /* y = rmsnorm(o) act(z) per head, or without a gate (z NULL). */
-static void gated_norm_forward(Act act, real *y, real *inv, const real *o, const real *z, size_t ldz, const real *w, int N, int heads, int n, real eps) {
+static void gated_norm_forward(Act act, real *y, real *inv, const real *o, const real *z, size_t ldz, const real *w,
+                               int N, int heads, int n, real eps) {
     const size_t V = (size_t)heads * n;
     if (!z) { rmsnorm_forward(y, V, n, inv, o, V, n, w, N, heads, n, eps); return; }
     PARALLEL
@@ -1138,8 +1156,8 @@ static void gated_norm_forward(Act act, real *y, real *inv, const real *o, const
         kern.gated_norm_forward(act, y + r * V, inv + (size_t)r * heads, o + r * V, z + r * ldz, ldz, w, least(BLOCK, N - r), heads, n, eps);
 }
 
-static void gated_norm_backward(Act act, real *d_o, real *dz, real *dw, const real *dy, const real *o, const real *z, size_t ldz, const real *w,
-                                const real *inv, int N, int heads, int n) {
+static void gated_norm_backward(Act act, real *d_o, real *dz, real *dw, const real *dy, const real *o, const real *z, size_t ldz,
+                                const real *w, const real *inv, int N, int heads, int n) {
     const size_t V = (size_t)heads * n;
     if (!z) { rmsnorm_backward(d_o, dw, dy, V, n, o, V, n, w, inv, N, heads, n, 0); return; }
     const int blocks = ceil_div(N, BLOCK);
@@ -1206,7 +1224,8 @@ static void layernorm_forward(real *y, real *stat, const real *x, const real *w,
 }
 
 //~ y = c w + b,  c = (x - mean) f:  dx = f (g - mean(g) - c mean(g c)),  g = dy w
-static void layernorm_backward(real *dx, real *dw, real *db, const real *dy, const real *x, const real *w, const real *stat, int N, int heads, int n, int add) {
+static void layernorm_backward(real *dx, real *dw, real *db, const real *dy, const real *x, const real *w, const real *stat,
+                               int N, int heads, int n, int add) {
     const int blocks = ceil_div(N, BLOCK), all = heads * n;
     real *part = zeroed(space(-1, (size_t)blocks * 2 * all), (size_t)blocks * 2 * all);
     PARALLEL
@@ -1272,8 +1291,8 @@ static void bonus_forward(real *o, const real *q, const real *k, const real *v, 
 }
 
 //~ o += s v,  s = q . u k.  All gradients add.
-static void bonus_backward(real *dq, real *dk_, real *dv_, real *du, const real *d_o, const real *q, const real *k, const real *v, const real *u,
-                           int N, int H, int dk, int dv) {
+static void bonus_backward(real *dq, real *dk_, real *dv_, real *du, const real *d_o, const real *q, const real *k, const real *v,
+                           const real *u, int N, int H, int dk, int dv) {
     const int blocks = ceil_div(N, BLOCK);
     real *part = zeroed(space(-1, (size_t)blocks * H * dk), (size_t)blocks * H * dk);
     PARALLEL
@@ -1298,8 +1317,8 @@ static void bonus_backward(real *dq, real *dk_, real *dv_, real *du, const real 
 
 /* What RWKV-7 makes of a key, all (N, H dk), with s = sigmoid(a):
  *   e = key k_k / |key k_k|   is recalled;   b = -s e   is where that goes back;   k = key (1 + (s - 1) k_a)   is written */
-static void rwkv7_keys_forward(real *k, real *e, real *b, real *scaled, real *inv, const real *key, const real *a, const real *k_k, const real *k_a,
-                               int N, int H, int dk) {
+static void rwkv7_keys_forward(real *k, real *e, real *b, real *scaled, real *inv, const real *key, const real *a, const real *k_k,
+                               const real *k_a, int N, int H, int dk) {
     const int K = H * dk;
     PARALLEL
     for (int r = 0; r < N; r++) {
@@ -1402,7 +1421,8 @@ static void sum_decay_forward(real *d, real *rest, const real *f, size_t ldf, in
 }
 
 //~ from the last token: with g = drest - dd and c = dz_t,  df_t = g rest d + c rest;  dz_(t-1) = c d - g rest d
-static void sum_decay_backward(real *df, size_t ldf, const real *dd, const real *drest, const real *d, const real *rest, int B, int T, int n) {
+static void sum_decay_backward(real *df, size_t ldf, const real *dd, const real *drest, const real *d, const real *rest,
+                               int B, int T, int n) {
     PARALLEL
     for (int b = 0; b < B; b++) {
         real *c = checked(calloc((size_t)n, sizeof *c));
@@ -1418,7 +1438,8 @@ static void sum_decay_backward(real *df, size_t ldf, const real *dd, const real 
 }
 
 /* What Comba makes of q and k, (N, H dk) in rows ldu apart:  p = old k is erased along;  q <- q - skip p.  old, skip (H) */
-static void comba_forward(real *p, real *q, const real *uq, const real *uk, size_t ldu, const real *old, const real *skip, int N, int H, int dk) {
+static void comba_forward(real *p, real *q, const real *uq, const real *uk, size_t ldu, const real *old, const real *skip,
+                          int N, int H, int dk) {
     PARALLEL
     for (int r = 0; r < N; r++)
         for (int i = 0; i < H * dk; i++) {
@@ -1429,8 +1450,8 @@ static void comba_forward(real *p, real *q, const real *uq, const real *uk, size
 }
 
 //~ as above.  dp is used up; duk, dold and dskip add.
-static void comba_backward(real *duq, real *duk, real *dold, real *dskip, real *dp, const real *dq, const real *p, const real *uk, size_t ldu,
-                           const real *old, const real *skip, int N, int H, int dk) {
+static void comba_backward(real *duq, real *duk, real *dold, real *dskip, real *dp, const real *dq, const real *p,
+                           const real *uk, size_t ldu, const real *old, const real *skip, int N, int H, int dk) {
     const int blocks = ceil_div(N, BLOCK);
     real *part = zeroed(space(-1, (size_t)blocks * 2 * H), (size_t)blocks * 2 * H);
     PARALLEL
@@ -1454,7 +1475,8 @@ static void comba_backward(real *duq, real *duk, real *dold, real *dskip, real *
  * to, A, k (B T, H dk), fade, share (B T, H), scale (H) */
 #define SQUASH ((real)0.40546510810816438)  /* ln 1.5 */
 enum { MICRO = 1000000 };                   /* 1 / eps */
-static void moment_forward(real *to, real *A, const real *k, const real *fade, const real *share, const real *scale, int B, int T, int H, int dk) {
+static void moment_forward(real *to, real *A, const real *k, const real *fade, const real *share, const real *scale,
+                           int B, int T, int H, int dk) {
     PARALLEL
     for (int b = 0; b < B; b++)
         for (int r = b * T; r < (b + 1) * T; r++)
@@ -1467,8 +1489,8 @@ static void moment_forward(real *to, real *A, const real *k, const real *fade, c
 }
 
 //~ from the last token, c = dA of the tokens behind.  In place: the gradient of to becomes that of k. dfade, dshare are assigned, dscale adds.
-static void moment_backward(real *dkey, real *dfade, real *dshare, real *dscale, const real *A, const real *k, const real *fade, const real *share,
-                            const real *scale, int B, int T, int H, int dk) {
+static void moment_backward(real *dkey, real *dfade, real *dshare, real *dscale, const real *A, const real *k, const real *fade,
+                            const real *share, const real *scale, int B, int T, int H, int dk) {
     real *part = zeroed(space(-1, (size_t)B * H), (size_t)B * H);
     PARALLEL
     for (int b = 0; b < B; b++) {
@@ -1492,13 +1514,14 @@ static void moment_backward(real *dkey, real *dfade, real *dshare, real *dscale,
 }
 
 /* A convolution of C channels of rows that hold more. w is kept as (taps, C), the transpose of the file's (C, taps). */
-static void conv_forward(real *y, size_t ldy, const real *x, size_t ldx, const real *w, const real *bias, bool silu, int B, int T, int C, int taps) {
+static void conv_forward(real *y, size_t ldy, const real *x, size_t ldx, const real *w, const real *bias, bool silu,
+                         int B, int T, int C, int taps) {
     PARALLEL
     for (int b = 0; b < B; b++) kern.conv_forward(y + (size_t)b * T * ldy, ldy, x + (size_t)b * T * ldx, ldx, w, bias, silu, T, C, taps);
 }
 
-static void conv_backward(real *dx, real *dw, real *dbias, const real *dy, size_t ldy, const real *x, size_t ldx, const real *w, const real *bias,
-                          bool silu, int B, int T, int C, int taps) {
+static void conv_backward(real *dx, real *dw, real *dbias, const real *dy, size_t ldy, const real *x, size_t ldx, const real *w,
+                          const real *bias, bool silu, int B, int T, int C, int taps) {
     const size_t n = (size_t)(taps + 1) * C;                /* taps, then bias */
     real *part = zeroed(space(-1, B * n), B * n);
     PARALLEL

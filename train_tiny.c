@@ -61,7 +61,8 @@ enum {
     MAX_TILE = 12     /* rows of the largest matmul tile */
 };
 
-/* The recurrence of one head over one sequence, and its gradients: section 4. */
+/* The recurrence of one head over one sequence, and its gradients: the equations and the names are those of section 4. The letters
+ * stay short there, so here dkey and dval are the gradients of k and v: dk and dv are the widths. */
 enum { SCAN_ERASES = 1, SCAN_WRITES_BACK = 2, SCAN_FADES_VALUES = 4, SCAN_READS_FIRST = 8 };
 typedef struct {
     int T, dk, dv;                          /* tokens, key width, value width */
@@ -69,7 +70,9 @@ typedef struct {
     size_t ldk, ldv, ldd, ldr;              /* reals from a token to the next in q k e b, in v w o c, in d, in rho */
     int mode;                               /* what it does besides: SCAN_ERASES ... */
     const real *q, *k, *v, *d, *e, *rho, *c, *b; /* those that the mode has no use for are NULL */
-    real *w, *o, *S;                        /* written values, or what was recalled; outputs; states kept: (ceil(T / CHUNK), dv, dk) */
+    real *w;                                /* (T, dv) what is written; with SCAN_WRITES_BACK what was recalled */
+    real *o;                                /* (T, dv) what is read */
+    real *S;                                /* (ceil(T / CHUNK), dv, dk) the states that are kept for the way back */
     const real *d_o;                        /* gradient in */
     real *dq, *dkey, *dval, *dd, *de, *drho, *dc, *db; /* gradients out, assigned; strides as above */
     real *scratch;                          /* recurrence_scratch(dk, dv) reals */
@@ -81,11 +84,12 @@ typedef enum { F_ID, F_SILU, F_SIGMOID, F_ELU1, F_TANH, F_SQRELU, F_DECAY6, F_DE
 #define DECAY7 ((real)0.60653065971263342)  /* e^(-1/2) */
 enum { ADD_DX = 1, ADD_DZ = 2 };            /* these gradients are added to what is there, not assigned */
 
-/* What runs once per instruction set. A row is a token: `heads` vectors of n reals, next to each other or hs apart. Rows of x are ldx
- * reals apart, of z ldz ...; rows of an array whose stride is not given are next to each other. A gradient has the stride of its array. */
+/* What is compiled once per instruction set; what each computes stands at its definition in section 2. A row is a token: `heads` vectors
+ * of n reals, next to each other or hs apart. Rows of x are ldx reals apart, of z ldz ...; rows of an array whose stride is not given are
+ * next to each other. A gradient has the stride of its array. */
 typedef struct {
     const char *name;
-    int lanes, tile_rows, tile_cols;
+    int lanes, tile_rows, tile_cols;        /* reals in a vector; rows and columns of gemm_tile */
     void (*tile)(real *c, size_t ldc, int rows, int cols, const real *a, size_t ars, size_t acs, const real *b, int depth, int add);
     void (*pack_rows)(real *to, const real *a, size_t acs, int rows, int depth);
     void (*pack_panel)(real *to, const real *b, size_t brs, size_t bcs, int depth, int cols);
@@ -132,7 +136,23 @@ static TinyKernels kern;   /* chosen once, in choose_tiny_kernels */
  * This section is compiled once per instruction set: the file includes itself with TARGET (function attribute),
  * NAME (suffix of the functions), VECTOR_BYTES, TILE_ROWS and TILE_VECS set. Vectors are the GNU ones that gcc and
  * clang turn into whatever the target has; with another compiler a vector is one number and the text stays the
- * same. Rows hold a multiple of 16 reals. Nothing here starts a thread. */
+ * same. Rows hold a multiple of 16 reals. Nothing here starts a thread. Its rooms:
+ *
+ *   vectors             a vector of numbers, the sum and the largest of its lanes, e^x, square root, ln sigmoid
+ *   matrix product      one tile of it, and what lays its inputs side by side
+ *   norms               rmsnorm, l2norm
+ *   element by element  activations, feature maps, gates that multiply, the gated norm
+ *   convolution         over the last few tokens, channel by channel
+ *   decays              every gate between 0 and 1
+ *   softmax             of attention, and cross-entropy with its gradient
+ *   the recurrence      forward and backward: the equations of section 4 in vectors
+ *   AdamW               one step
+ *   the table           of all of these, one per instruction set; and which one runs
+ *
+ * Start with the recurrence, after section 4. The other pairs are short, and each stands on its own. */
+
+/* -- vectors -- */
+
 #ifdef __GNUC__
 typedef real NAME(Vec) __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(real)), may_alias));
 #define LANES ((int)(VECTOR_BYTES / sizeof(real)))
@@ -171,6 +191,7 @@ HELPER real NAME(sum)(Vec x) {
 #endif
 }
 
+/* The larger of a and b, lane by lane: a comparison of vectors gives all ones or all zeros, which then picks the bits. */
 HELPER Vec NAME(larger)(Vec a, Vec b) {
 #ifdef __GNUC__
     __typeof__(a > b) more = a > b;
@@ -180,7 +201,7 @@ HELPER Vec NAME(larger)(Vec a, Vec b) {
 #endif
 }
 
-/* The largest of n values. */
+/* The largest of n values; n >= 1, and not necessarily a multiple of the lanes. */
 HELPER real NAME(largest)(const real *x, int n) {
     real most = x[0], b[LANES];
     int i = 0;
@@ -258,7 +279,9 @@ HELPER Vec NAME(logsigmoid)(Vec x) {
 
 HELPER Vec NAME(sigmoid)(Vec x) { return 1 / (1 + NAME(exp)(-x)); }
 
-/* A tile of a matrix product: c (rows, cols) = or += a (rows, depth) b (depth, TILE_COLS).
+/* -- matrix product -- */
+
+/* A tile of it: c (rows, cols) = or += a (rows, depth) b (depth, TILE_COLS), with the whole tile of c in registers.
  * a(i,k) lies at a[i * ars + k * acs]; b is packed, TILE_COLS reals per k. rows and cols may fall short of the tile;
  * the missing rows are computed from the last one and not stored. */
 #define TILE_COLS (TILE_VECS * LANES)
@@ -292,7 +315,8 @@ KERNEL void NAME(gemm_tile)(real *c, size_t ldc, int rows, int cols, const real 
     }
 }
 
-/* What the tile above reads, side by side: columns of a' in tiles (depth, TILE_ROWS), DEPTH of them apart; columns of b as (depth, TILE_COLS). */
+/* Rows of a, whose columns lie acs apart, side by side for the tile above: one (depth, TILE_ROWS) after the other, DEPTH TILE_ROWS apart.
+ * A last tile may be short: its missing rows are never read. */
 KERNEL void NAME(pack_rows)(real *to, const real *a, size_t acs, int rows, int depth) {
     for (int k = 0; k < depth; k++, to += TILE_ROWS, a += acs)
         for (int i = 0; i < rows; i += TILE_ROWS) {
@@ -301,6 +325,7 @@ KERNEL void NAME(pack_rows)(real *to, const real *a, size_t acs, int rows, int d
         }
 }
 
+/* cols columns of b as (depth, TILE_COLS), zeros where there are fewer; b(k,j) lies at b[k * brs + j * bcs]. */
 KERNEL void NAME(pack_panel)(real *to, const real *b, size_t brs, size_t bcs, int depth, int cols) {
     if (cols < TILE_COLS) memset(to, 0, (size_t)depth * TILE_COLS * sizeof *to);
     if (bcs == 1)
@@ -313,7 +338,9 @@ KERNEL void NAME(pack_panel)(real *to, const real *b, size_t brs, size_t bcs, in
             for (int k = 0; k < depth; k++) to[(size_t)k * TILE_COLS + j] = b[k * brs + j * bcs];
 }
 
-/* y = x / sqrt(mean(x^2) + eps) * w; inv keeps the factor of each vector. */
+/* -- norms -- */
+
+/* y = x / sqrt(mean(x^2) + eps) * w; w (n), inv (rows, heads) keeps the factor of each vector. */
 KERNEL void NAME(rmsnorm_forward)(real *y, size_t ldy, size_t hsy, real *inv, const real *x, size_t ldx, size_t hsx,
                                   const real *w, int rows, int heads, int n, real eps) {
     for (int r = 0; r < rows; r++)
@@ -327,7 +354,7 @@ KERNEL void NAME(rmsnorm_forward)(real *y, size_t ldy, size_t hsy, real *inv, co
         }
 }
 
-//~ y_i = x_i f w_i,  f = (mean(x^2) + eps)^-1/2, so df/dx_i = -f^3 x_i / n
+//~ y_i = x_i f w_i,  f = (mean(x^2) + eps)^-1/2, so df/dx_i = -f^3 x_i / n.  dw adds; dx does with `add`.
 KERNEL void NAME(rmsnorm_backward)(real *dx, size_t ldx, size_t hsx, real *dw, const real *dy, size_t ldy, size_t hsy, const real *x,
                                    const real *w, const real *inv, int rows, int heads, int n, int add) {
     for (int r = 0; r < rows; r++)
@@ -346,7 +373,7 @@ KERNEL void NAME(rmsnorm_backward)(real *dx, size_t ldx, size_t hsx, real *dw, c
         }
 }
 
-/* y = scale x / sqrt(sum(x^2) + 1e-6), heads next to each other; y is (rows, heads, n). */
+/* y = scale x / sqrt(sum(x^2) + 1e-6), heads next to each other; y is (rows, heads, n). A sum, not a mean. */
 KERNEL void NAME(l2norm_forward)(real *y, real *inv, const real *x, size_t ldx, int rows, int heads, int n, real scale) {
     for (int r = 0; r < rows; r++, x += ldx)
         for (int h = 0; h < heads; h++, y += n) {
@@ -357,7 +384,7 @@ KERNEL void NAME(l2norm_forward)(real *y, real *inv, const real *x, size_t ldx, 
         }
 }
 
-//~ y_i = scale x_i f,  f = (sum(x^2) + 1e-6)^-1/2
+//~ y_i = scale x_i f,  f = (sum(x^2) + 1e-6)^-1/2, so df/dx_i = -f^3 x_i.  dx may be dy.
 KERNEL void NAME(l2norm_backward)(real *dx, size_t ldx, const real *dy, const real *x, const real *inv,
                                   int rows, int heads, int n, real scale) {
     for (int r = 0; r < rows; r++, x += ldx, dx += ldx)
@@ -370,11 +397,13 @@ KERNEL void NAME(l2norm_backward)(real *dx, size_t ldx, const real *dy, const re
         }
 }
 
-/* act(x), and with its derivative. */
+/* -- element by element -- */
+
+/* y = act(x). */
 HELPER Vec NAME(act)(Act act, Vec x) {
     if (act == F_SILU) return x * NAME(sigmoid)(x);
     if (act == F_SIGMOID) return NAME(sigmoid)(x);
-    if (act == F_ELU1) return NAME(exp)(-NAME(larger)(-x, (Vec){0})) + NAME(larger)(x, (Vec){0});    /* e^x below 0, x + 1 above */
+    if (act == F_ELU1) return NAME(exp)(-NAME(larger)(-x, (Vec){0})) + NAME(larger)(x, (Vec){0}); /* e^x below 0, x + 1 above */
     if (act == F_TANH) return 2 * NAME(sigmoid)(2 * x) - 1;
     if (act == F_SQRELU) return NAME(larger)(x, (Vec){0}) * NAME(larger)(x, (Vec){0});
     if (act == F_DECAY6) return NAME(exp)(-NAME(exp)(x));
@@ -382,6 +411,7 @@ HELPER Vec NAME(act)(Act act, Vec x) {
     return x;
 }
 
+/* The same, and its derivative in *slope. */
 HELPER Vec NAME(act_slope)(Act act, Vec x, Vec *slope) {
     Vec one = (Vec){0} + 1;
     if (act == F_SILU) {
@@ -395,7 +425,7 @@ HELPER Vec NAME(act_slope)(Act act, Vec x, Vec *slope) {
         return s;
     }
     if (act == F_ELU1) {
-        *slope = NAME(exp)(-NAME(larger)(-x, (Vec){0}));                                              /* 1 above 0 */
+        *slope = NAME(exp)(-NAME(larger)(-x, (Vec){0}));        /* 1 above 0 */
         return *slope + NAME(larger)(x, (Vec){0});
     }
     if (act == F_TANH) {
@@ -422,13 +452,18 @@ HELPER Vec NAME(act_slope)(Act act, Vec x, Vec *slope) {
     return x;
 }
 
-/* Calls body(act, ...) with act a constant, so that each compiles to a loop without a choice in it. */
-#define WITH_ACT(body, ...)                                              \
-    (act == F_SILU ? body(F_SILU, __VA_ARGS__) : act == F_SIGMOID ? body(F_SIGMOID, __VA_ARGS__) \
-     : act == F_ELU1 ? body(F_ELU1, __VA_ARGS__) : body(F_ID, __VA_ARGS__))
-#define WITH_MAP(body, ...)                                              \
-    (act == F_TANH ? body(F_TANH, __VA_ARGS__) : act == F_SQRELU ? body(F_SQRELU, __VA_ARGS__) : act == F_DECAY6 ? body(F_DECAY6, __VA_ARGS__) \
-     : act == F_DECAY7 ? body(F_DECAY7, __VA_ARGS__) : WITH_ACT(body, __VA_ARGS__))
+/* Calls body(act, ...) with act a constant, so that each compiles to a loop without a choice in it. The body of kernel x is called x_. */
+#define WITH_ACT(body, ...)                          \
+    (act == F_SILU      ? body(F_SILU, __VA_ARGS__)    \
+     : act == F_SIGMOID ? body(F_SIGMOID, __VA_ARGS__) \
+     : act == F_ELU1    ? body(F_ELU1, __VA_ARGS__)    \
+                        : body(F_ID, __VA_ARGS__))
+#define WITH_MAP(body, ...)                          \
+    (act == F_TANH     ? body(F_TANH, __VA_ARGS__)   \
+     : act == F_SQRELU ? body(F_SQRELU, __VA_ARGS__) \
+     : act == F_DECAY6 ? body(F_DECAY6, __VA_ARGS__) \
+     : act == F_DECAY7 ? body(F_DECAY7, __VA_ARGS__) \
+                       : WITH_ACT(body, __VA_ARGS__))
 
 /* y = scale act(x), a feature map of keys or queries; with F_ID a copy. y (rows, n). */
 HELPER void NAME(map_forward_)(const Act act, real *y, const real *x, size_t ldx, int rows, int n, real scale) {
@@ -440,7 +475,7 @@ KERNEL void NAME(map_forward)(Act act, real *y, const real *x, size_t ldx, int r
     WITH_MAP(NAME(map_forward_), y, x, ldx, rows, n, scale);
 }
 
-//~ y = scale act(x)
+//~ y = scale act(x).  dx may be dy where rows are next to each other.
 HELPER void NAME(map_backward_)(const Act act, real *dx, size_t ldx, const real *dy, const real *x, int rows, int n, real scale) {
     for (int r = 0; r < rows; r++, dy += n, dx += ldx, x += ldx)
         for (int i = 0; i < n; i += LANES) {
@@ -473,8 +508,8 @@ HELPER void NAME(glu_backward_)(const Act act, real *dx, real *dz, const real *d
     for (int r = 0; r < rows; r++, x += ldx, dx += ldx, z += ldz, dz += ldz)
         for (int h = 0; h < heads; h++, dy += n)
             for (int i = 0; i < n; i += LANES) {
-                Vec slope, value = NAME(act_slope)(act, READ(z + h * hsz + i), &slope), g = READ(dy + i);
-                Vec gx = g * value, gz = g * READ(x + h * n + i) * slope;
+                Vec slope, value = NAME(act_slope)(act, READ(z + h * hsz + i), &slope);
+                Vec g = READ(dy + i), gx = g * value, gz = g * READ(x + h * n + i) * slope;
                 if (add & ADD_DX) gx += READ(dx + h * n + i);
                 if (add & ADD_DZ) gz += READ(dz + h * hsz + i);
                 AT(dx + h * n + i) = gx;
@@ -518,7 +553,8 @@ HELPER void NAME(gated_norm_forward_)(const Act act, real *y, real *inv, const r
             Vec ss = {0};
             for (int i = 0; i < n; i += LANES) ss += READ(o + i) * READ(o + i);
             real f = *inv++ = 1 / (real)sqrt(NAME(sum)(ss) / n + eps);
-            for (int i = 0; i < n; i += LANES) AT(y + i) = READ(o + i) * f * READ(w + i) * NAME(act)(act, READ(z + h * n + i));
+            for (int i = 0; i < n; i += LANES)
+                AT(y + i) = READ(o + i) * f * READ(w + i) * NAME(act)(act, READ(z + h * n + i));
         }
 }
 
@@ -527,7 +563,7 @@ KERNEL void NAME(gated_norm_forward)(Act act, real *y, real *inv, const real *o,
     WITH_ACT(NAME(gated_norm_forward_), y, inv, o, z, ldz, w, rows, heads, n, eps);
 }
 
-//~ y = o f w act(z)
+//~ y_i = o_i f w_i act(z_i),  f = (mean(o^2) + eps)^-1/2, so df/do_i = -f^3 o_i / n.  dw adds.
 HELPER void NAME(gated_norm_backward_)(const Act act, real *d_o, real *dz, real *dw, const real *dy, const real *o,
                                        const real *z, size_t ldz, const real *w, const real *inv, int rows, int heads, int n) {
     for (int r = 0; r < rows; r++, z += ldz, dz += ldz)
@@ -535,7 +571,8 @@ HELPER void NAME(gated_norm_backward_)(const Act act, real *d_o, real *dz, real 
             real f = *inv++;
             Vec dot = {0};
             for (int i = 0; i < n; i += LANES) {
-                Vec slope, value = NAME(act_slope)(act, READ(z + h * n + i), &slope), g = READ(dy + i), on = READ(o + i) * f;
+                Vec slope, value = NAME(act_slope)(act, READ(z + h * n + i), &slope);
+                Vec g = READ(dy + i), on = READ(o + i) * f;
                 AT(dz + h * n + i) = g * on * READ(w + i) * slope;
                 g *= value;                                     /* gradient of the normalised row times w */
                 AT(dw + i) += g * on;
@@ -553,8 +590,10 @@ KERNEL void NAME(gated_norm_backward)(Act act, real *d_o, real *dz, real *dw, co
     WITH_ACT(NAME(gated_norm_backward_), d_o, dz, dw, dy, o, z, ldz, w, inv, rows, heads, n);
 }
 
+/* -- convolution -- */
+
 /* Causal depthwise convolution, then silu or nothing: y_t = act(bias + sum_j w_j * x_{t - taps + 1 + j}), zeros before the start.
- * x, y (T, C), w (taps, C): the last tap meets the current token. bias may be NULL. */
+ * x, y (T, C), w (taps, C): the last tap meets the current token. bias may be NULL. Here the sum of token t, channels c .. c + LANES. */
 HELPER Vec NAME(conv_sum)(const real *x, size_t ldx, const real *w, const real *bias, int t, int c, int C, int taps) {
     Vec s = {0};
     if (bias) s = READ(bias + c);
@@ -573,8 +612,9 @@ KERNEL void NAME(conv_forward)(real *y, size_t ldy, const real *x, size_t ldx, c
         }
 }
 
-/* One pass over the tokens for each vector of channels, with the last `taps` inputs and gradients in registers. The sum before silu is
- * computed again instead of kept. */
+/* One pass over the tokens for each vector of channels, with the last `taps` inputs xs and gradients ds of the sum in registers (8 at
+ * most). The sum before silu is computed again instead of kept. dw and dbias add. */
+//~ y_t = act(s_t),  s_t = bias + sum_j w_j * x_{t - taps + 1 + j}:  dx_t = sum_j w_j ds_{t + taps - 1 - j}
 HELPER void NAME(conv_backward_)(const int taps, real *dx, real *dw, real *dbias, const real *dy, size_t ldy,
                                  const real *x, size_t ldx, const real *w, const real *bias, bool silu, int T, int C) {
     for (int c = 0; c < C; c += LANES) {
@@ -582,7 +622,10 @@ HELPER void NAME(conv_backward_)(const int taps, real *dx, real *dw, real *dbias
         for (int j = 0; j < taps; j++) wj[j] = READ(w + (size_t)j * C + c);
         if (bias) b = READ(bias + c);
         for (int t = 0; t < T + taps - 1; t++) {
-            for (int j = 0; j < taps - 1; j++) xs[j] = xs[j + 1], ds[j] = ds[j + 1];
+            for (int j = 0; j < taps - 1; j++) {
+                xs[j] = xs[j + 1];
+                ds[j] = ds[j + 1];
+            }
             ds[taps - 1] = (Vec){0};
             if (t < T) {
                 xs[taps - 1] = READ(x + (size_t)t * ldx + c);
@@ -600,7 +643,7 @@ HELPER void NAME(conv_backward_)(const int taps, real *dx, real *dw, real *dbias
                 ds[taps - 1] = d;
             }
             if (t < taps - 1) continue;
-            Vec g = {0};                                        /* x_{t - taps + 1} was read by outputs t - taps + 1 .. t */
+            Vec g = {0};                     /* x_{t - taps + 1} was read by outputs t - taps + 1 .. t */
             for (int j = taps - 1; j >= 0; j--) g += wj[j] * ds[taps - 1 - j];
             AT(dx + (size_t)(t - taps + 1) * ldx + c) = g;
         }
@@ -609,11 +652,14 @@ HELPER void NAME(conv_backward_)(const int taps, real *dx, real *dw, real *dbias
     }
 }
 
+/* Four taps, the usual number, as a constant. */
 KERNEL void NAME(conv_backward)(real *dx, real *dw, real *dbias, const real *dy, size_t ldy, const real *x, size_t ldx,
                                 const real *w, const real *bias, bool silu, int T, int C, int taps) {
     if (taps == 4) NAME(conv_backward_)(4, dx, dw, dbias, dy, ldy, x, ldx, w, bias, silu, T, C);
     else NAME(conv_backward_)(taps, dx, dw, dbias, dy, ldy, x, ldx, w, bias, silu, T, C);
 }
+
+/* -- decays -- */
 
 /* n values at p in a vector, zeros behind them; and back. Gates per head may be fewer than the lanes. */
 HELPER Vec NAME(part)(const real *p, int n) {
@@ -625,9 +671,11 @@ HELPER Vec NAME(part)(const real *p, int n) {
 HELPER void NAME(put_part)(real *p, Vec x, int n) { memcpy(p, &x, (size_t)(n < LANES ? n : LANES) * sizeof(real)); }
 
 /* Every gate between 0 and 1, per head or per channel: d = exp(rate_i ln sigmoid(sign (a_i + bias_i))).
- *   sign +1, rate 1: sigmoid(a)      rate 1/16: the decay of GLA      sign -1, rate e^A: exp(-e^A softplus(a)), the decay of Mamba
- * bias and rate may be NULL: 0 and 1. */
-HELPER Vec NAME(gate_log)(const real *a, const real *bias, real sign, int i, int n) {
+ *   sign +1, rate 1      sigmoid(a)
+ *   sign +1, rate 1/16   the decay of GLA
+ *   sign -1, rate e^A    exp(-e^A softplus(a)), the decay of Mamba
+ * bias (n) and rate (n) may be NULL: 0 and 1. d (rows, n). Here x = sign (a + bias), of which ln sigmoid is taken. */
+HELPER Vec NAME(gate_input)(const real *a, const real *bias, real sign, int i, int n) {
     Vec x = NAME(part)(a + i, n - i);
     if (bias) x += NAME(part)(bias + i, n - i);
     return x * sign;
@@ -636,7 +684,7 @@ HELPER Vec NAME(gate_log)(const real *a, const real *bias, real sign, int i, int
 KERNEL void NAME(gate_forward)(real *d, const real *a, size_t lda, const real *bias, const real *rate, real sign, int rows, int n) {
     for (int r = 0; r < rows; r++, d += n, a += lda)
         for (int i = 0; i < n; i += LANES) {
-            Vec log = NAME(logsigmoid)(NAME(gate_log)(a, bias, sign, i, n));
+            Vec log = NAME(logsigmoid)(NAME(gate_input)(a, bias, sign, i, n));
             if (rate) log *= NAME(part)(rate + i, n - i);
             NAME(put_part)(d + i, NAME(exp)(log), n - i);
         }
@@ -647,7 +695,8 @@ KERNEL void NAME(gate_backward)(real *da, real *dbias, real *drate, const real *
                                 const real *bias, const real *rate, real sign, int rows, int n) {
     for (int r = 0; r < rows; r++, da += lda, dd += n, d += n, a += lda)
         for (int i = 0; i < n; i += LANES) {
-            Vec x = NAME(gate_log)(a, bias, sign, i, n), g = NAME(part)(dd + i, n - i) * NAME(part)(d + i, n - i);
+            Vec x = NAME(gate_input)(a, bias, sign, i, n);
+            Vec g = NAME(part)(dd + i, n - i) * NAME(part)(d + i, n - i); /* gradient of the logarithm of d */
             if (drate) NAME(put_part)(drate + i, NAME(part)(drate + i, n - i) + g * NAME(logsigmoid)(x), n - i);
             if (rate) g *= NAME(part)(rate + i, n - i);
             g *= NAME(sigmoid)(-x) * sign;
@@ -656,8 +705,10 @@ KERNEL void NAME(gate_backward)(real *da, real *dbias, real *drate, const real *
         }
 }
 
+/* -- softmax -- */
+
 /* Causal softmax of `rows` rows of scores, in place: row r is query first + r and sees keys 0 .. first + r; a row
- * holds n, a multiple of 16.  p = exp(scale s - lse), lse = ln sum exp(scale s). */
+ * holds n, a multiple of 16.  p = exp(scale s - lse), lse = ln sum exp(scale s). This one is for the way back, when lse is known. */
 KERNEL void NAME(softmax_recompute)(real *p, const real *lse, int rows, int first, int n, real scale) {
     for (int r = 0; r < rows; r++, p += n) {
         int seen = first + r + 1;
@@ -666,6 +717,7 @@ KERNEL void NAME(softmax_recompute)(real *p, const real *lse, int rows, int firs
     }
 }
 
+/* The same for the first time: it finds lse (rows). The largest score is taken out first, so that no e^x overflows. */
 KERNEL void NAME(softmax_forward)(real *p, real *lse, int rows, int first, int n, real scale) {
     for (int r = 0; r < rows; r++, p += n) {
         int seen = first + r + 1;
@@ -696,8 +748,8 @@ KERNEL void NAME(softmax_backward)(real *dp, const real *p, int rows, int keys, 
     }
 }
 
-/* Sum over rows of -ln softmax(logits)[target] (nats); rows whose target is negative do not count.
- * logits become their gradient times scale: softmax - onehot. */
+/* Sum over rows of -ln softmax(x)[target] (nats); rows whose target is negative do not count.
+ * The logits x (rows, n) become their gradient times scale: softmax - onehot. n need not be a multiple of the lanes. */
 KERNEL double NAME(cross_entropy)(real *x, const int *target, int rows, int n, real scale) {
     double loss = 0;
     for (int r = 0; r < rows; r++, x += n) {
@@ -722,22 +774,26 @@ KERNEL double NAME(cross_entropy)(real *x, const int *target, int rows, int n, r
     return loss;
 }
 
-/* The recurrence, forward. See section 4 for the equations. S is held as (dk, dv): the lanes are value columns, so
- * recall and readout need no sum across lanes. `wide` vectors of columns are kept in registers at a time. */
+/* -- the recurrence -- */
+
+/* Forward: see section 4 for the equations. S is held as (dk, dv): the lanes are value columns, so recall and readout need no
+ * sum across lanes. `wide` vectors of columns are kept in registers at a time, and rows go in twos (0 and 1) into two sums. */
 HELPER void NAME(recurrence_forward_)(const Scan *r, const int wide, const int mode) {
-    const bool erase = mode & SCAN_ERASES, back = mode & SCAN_WRITES_BACK, fade = mode & SCAN_FADES_VALUES, first = mode & SCAN_READS_FIRST;
+    const bool erase = mode & SCAN_ERASES, back = mode & SCAN_WRITES_BACK;
+    const bool fade = mode & SCAN_FADES_VALUES, first = mode & SCAN_READS_FIRST;
     const int dk = r->dk, dv = r->dv;
     real *S = r->scratch;
     memset(S, 0, (size_t)dk * dv * sizeof *S);
     for (int t = 0; t < r->T; t++) {
         const real *q = r->q + t * r->ldk, *k = r->k + t * r->ldk, *v = r->v + t * r->ldv, *d = r->d + t * r->ldd;
-        const real *e = erase || back ? r->e + t * r->ldk : NULL, *b = back ? r->b + t * r->ldk : NULL, rho = erase ? r->rho[t * r->ldr] : 0;
+        const real *e = erase || back ? r->e + t * r->ldk : NULL, *b = back ? r->b + t * r->ldk : NULL;
+        const real rho = erase ? r->rho[t * r->ldr] : 0;
         real *o = r->o + t * r->ldv, *w = r->w + t * r->ldv;
         if (t % CHUNK == 0)                                     /* keep the state before this token, transposed */
             for (int j = 0; j < dv; j++)
                 for (int i = 0; i < dk; i++) r->S[((size_t)(t / CHUNK) * dv + j) * dk + i] = S[(size_t)i * dv + j];
         for (int j = 0; j < dv; j += wide * LANES) {
-            Vec a[2][8] = {{{0}}}, rj[8], cj[8];
+            Vec a[2][8] = {{{0}}}, rj[8], cj[8];                /* two sums over rows; r and c of these columns */
             if (erase || back)                                  // r = S'e
                 for (int i = 0; i < dk; i += 2)
                     for (int c = 0; c < wide; c++) {
@@ -774,26 +830,32 @@ HELPER void NAME(recurrence_forward_)(const Scan *r, const int wide, const int m
 }
 
 /* Calls body(r, n, mode) with the mode a constant. */
-#define WITH_MODE(body, n)                                                                                                \
-    (r->mode == SCAN_ERASES ? body(r, n, SCAN_ERASES) : r->mode == SCAN_WRITES_BACK ? body(r, n, SCAN_WRITES_BACK)         \
-     : r->mode == SCAN_FADES_VALUES ? body(r, n, SCAN_FADES_VALUES) : r->mode == SCAN_READS_FIRST ? body(r, n, SCAN_READS_FIRST) : body(r, n, 0))
+#define WITH_MODE(body, n)                                            \
+    (r->mode == SCAN_ERASES         ? body(r, n, SCAN_ERASES)         \
+     : r->mode == SCAN_WRITES_BACK  ? body(r, n, SCAN_WRITES_BACK)    \
+     : r->mode == SCAN_FADES_VALUES ? body(r, n, SCAN_FADES_VALUES)   \
+     : r->mode == SCAN_READS_FIRST  ? body(r, n, SCAN_READS_FIRST)    \
+                                    : body(r, n, 0))
 
 KERNEL void NAME(recurrence_forward)(const Scan *r) {
     if (r->dv % 32 == 0 && 32 / LANES <= 8) WITH_MODE(NAME(recurrence_forward_), 32 / LANES);
     else WITH_MODE(NAME(recurrence_forward_), 1);
 }
 
-/* Lanes c of the decay of token t. */
+/* Vector c of the decay of token t. */
 HELPER Vec NAME(decay)(const Scan *r, size_t t, int c) {
     if (r->vector_decay) return READ(r->d + t * r->ldd + c * LANES);
     return (Vec){0} + r->d[t * r->ldd];
 }
 
-/* The recurrence, backward. States and their gradient are held transposed, (dv, dk): the lanes are key channels, one
- * row is one value column, and only dw, dr and dc need a sum across lanes. */
+/* Backward, from the last token to the first: again the equations of section 4. Chunk by chunk the states are computed again from the
+ * one that was kept; then dS, the gradient of the state behind a token, walks back over them. States and dS are held transposed,
+ * (dv, dk): the lanes are key channels, nv vectors of them make a row, which is one value column, and only dw, dr and dc need a sum
+ * across lanes. */
 HELPER void NAME(recurrence_backward_)(const Scan *r, const int nv, const int mode) {
-    enum { MOST = 128 / (LANES < 4 ? 1 : LANES) };
-    const bool erase = mode & SCAN_ERASES, back = mode & SCAN_WRITES_BACK, fade = mode & SCAN_FADES_VALUES, first = mode & SCAN_READS_FIRST;
+    enum { MOST = 128 / (LANES < 4 ? 1 : LANES) };                   /* vectors of the widest key, 128 */
+    const bool erase = mode & SCAN_ERASES, back = mode & SCAN_WRITES_BACK;
+    const bool fade = mode & SCAN_FADES_VALUES, first = mode & SCAN_READS_FIRST;
     const int dk = r->dk, dv = r->dv;
     const size_t size = (size_t)dk * dv;
     real *states = r->scratch, *dS = states + (CHUNK + 1) * size;    /* states[n]: before token n of the chunk */
@@ -819,7 +881,7 @@ HELPER void NAME(recurrence_backward_)(const Scan *r, const int nv, const int mo
                     AT(S1 + j * dk + c * LANES) = kept + w[j] * k[c];
                 }
         }
-        for (int s = n - 1; s >= 0; s--) {
+        for (int s = n - 1; s >= 0; s--) {                      /* dS is that of S1; it leaves as that of S0 */
             const size_t t = (size_t)begin + s;
             const real *w = (erase ? r->w : r->v) + t * r->ldv, *recalled = r->w + t * r->ldv, *d_o = r->d_o + t * r->ldv;
             const real *S0 = states + s * size, *S1 = S0 + size, rho = erase ? r->rho[t * r->ldr] : 0;
@@ -840,7 +902,7 @@ HELPER void NAME(recurrence_backward_)(const Scan *r, const int nv, const int mo
                     g[c] = READ(dS + j * dk + c * LANES);
                     if (!first) g[c] += d_o[j] * q[c];
                     dq[c] += d_o[j] * (first ? before : READ(S1 + j * dk + c * LANES));
-                    //~ S += k w' + b r'
+                    //~ S = ... + k w' + b r'
                     dot += g[c] * k[c];
                     dk_[c] += w[j] * g[c];
                     if (back) {
@@ -855,9 +917,10 @@ HELPER void NAME(recurrence_backward_)(const Scan *r, const int nv, const int mo
                 }
                 if (fade) r->dc[t * r->ldv + j] = NAME(sum)(along_d);
                 //~ w = v - rho r
-                real dw = dv_[j] = NAME(sum)(dot), dr = back ? NAME(sum)(along_b) : -rho * dw;
+                real dw = dv_[j] = NAME(sum)(dot);
+                real dr = back ? NAME(sum)(along_b) : -rho * dw;
                 for (int c = 0; c < nv; c++) {
-                    Vec gone = d[c] * g[c];
+                    Vec gone = d[c] * g[c];                     /* gradient of the state before the token */
                     if (fade) gone *= r->c[t * r->ldv + j];
                     if (first) gone += d_o[j] * q[c];
                     if (erase || back) {
@@ -894,8 +957,10 @@ KERNEL void NAME(recurrence_backward)(const Scan *r) {
     else WITH_MODE(NAME(recurrence_backward_), r->dk / LANES);
 }
 
-/* AdamW: m, v running means of the gradient and of its square; c1, c2 undo their start at zero; the decay pulls the
- * parameter to zero on its own, outside the adaptive step. */
+/* -- AdamW -- */
+
+/* m, v: running means of the gradient, times gscale, and of its square; c1, c2 undo their start at zero; the decay pulls the
+ * parameter to zero on its own, outside the adaptive step (source: Loshchilov and Hutter 2019). All (n), n a multiple of 16. */
 KERNEL void NAME(adamw)(real *p, const real *g, real *m, real *v, size_t n, real lr, real b1, real b2, real eps, real decay,
                         real c1, real c2, real gscale) {
     for (size_t i = 0; i < n; i += LANES) {
@@ -906,12 +971,23 @@ KERNEL void NAME(adamw)(real *p, const real *g, real *m, real *v, size_t n, real
     }
 }
 
+/* -- the table -- */
+
 static const TinyKernels NAME(kernels) = {
-    NAME_TEXT, LANES, TILE_ROWS, TILE_COLS, NAME(gemm_tile), NAME(pack_rows), NAME(pack_panel), NAME(rmsnorm_forward), NAME(rmsnorm_backward), NAME(l2norm_forward),
-    NAME(l2norm_backward), NAME(map_forward), NAME(map_backward), NAME(glu_forward), NAME(glu_backward), NAME(scale_forward),
-    NAME(scale_backward), NAME(gated_norm_forward), NAME(gated_norm_backward), NAME(conv_forward), NAME(conv_backward),
-    NAME(gate_forward), NAME(gate_backward), NAME(softmax_forward), NAME(softmax_recompute), NAME(softmax_backward), NAME(cross_entropy),
-    NAME(recurrence_forward), NAME(recurrence_backward), NAME(adamw)
+    NAME_TEXT, LANES, TILE_ROWS, TILE_COLS,
+    NAME(gemm_tile), NAME(pack_rows), NAME(pack_panel),
+    NAME(rmsnorm_forward), NAME(rmsnorm_backward),
+    NAME(l2norm_forward), NAME(l2norm_backward),
+    NAME(map_forward), NAME(map_backward),
+    NAME(glu_forward), NAME(glu_backward),
+    NAME(scale_forward), NAME(scale_backward),
+    NAME(gated_norm_forward), NAME(gated_norm_backward),
+    NAME(conv_forward), NAME(conv_backward),
+    NAME(gate_forward), NAME(gate_backward),
+    NAME(softmax_forward), NAME(softmax_recompute), NAME(softmax_backward),
+    NAME(cross_entropy),
+    NAME(recurrence_forward), NAME(recurrence_backward),
+    NAME(adamw)
 };
 #undef LANES
 #undef Vec
@@ -956,6 +1032,7 @@ static const TinyKernels NAME(kernels) = {
 #define TILE_VECS 2
 #include "train_tiny.c"
 
+/* The table of the widest instruction set that this processor has. */
 static void choose_tiny_kernels(void) {
     kern = kernels_tiny_plain;
 #if defined(__GNUC__) && defined(__x86_64__)
@@ -969,6 +1046,8 @@ static void choose_tiny_kernels(void) {
  * Every product is c (M, N) = or += a (M, K) b (K, N), with a and b read through two strides, so the three products of
  * a layer, Y = X W', dX = dY W, dW = dY' X, are one function. b is packed into panels of kern.tile_cols columns; a is
  * packed only when its rows are not contiguous. One thread owns an element of c and adds its terms in one order. */
+
+/* Memory that the program cannot do without: p, or the end. */
 static void *checked(void *p) {
     if (!p) fprintf(stderr, "train_tiny: out of memory\n"), exit(1);
     return p;
@@ -988,35 +1067,40 @@ static real *space(int slot, size_t n) {
 static int ceil_div(int a, int b) { return (a + b - 1) / b; }
 static int least(int a, int b) { return a < b ? a : b; }
 
+/* Reals that b (K, N) takes in panels of whole tiles. */
 static size_t packed_size(int K, int N) { return (size_t)K * ceil_div(N, kern.tile_cols) * kern.tile_cols; }
 
+/* Rows of c of one unit of parallel work; where a has to be packed, as many as there is room for. */
 static int chunk_rows(size_t acs) { return kern.tile_rows * (acs == 1 ? 4 : 2); }
 
-/* Rows i0 .. i0 + rows of c; apack holds 2 tiles of DEPTH columns of a. */
+/* Rows i0 .. i0 + rows of c (M, N), from a and the packed b; apack holds 2 tiles of DEPTH columns of a. */
 static void gemm_chunk(real *c, size_t ldc, const real *a, size_t ars, size_t acs, const real *packed,
                        int i0, int rows, int N, int K, int add, real *apack) {
     const int mr = kern.tile_rows, nc = kern.tile_cols;
-    const int most = ceil_div(K, ceil_div(K, DEPTH));               /* parts of one size: each reads and writes all of c */
+    const int most = ceil_div(K, ceil_div(K, DEPTH));                             /* parts of one size: each reads and writes all of c */
     for (int k0 = 0; k0 < K; k0 += most) {
         const int depth = least(most, K - k0);
-        if (acs != 1) kern.pack_rows(apack, a + i0 + k0 * acs, acs, rows, depth);      /* a transposed: ars is 1 */
+        if (acs != 1) kern.pack_rows(apack, a + i0 + k0 * acs, acs, rows, depth); /* a transposed: ars is 1 */
         for (int j = 0; j < N; j += nc)
             for (int i = 0; i < rows; i += mr)
                 kern.tile(c + (i0 + i) * ldc + j, ldc, least(mr, rows - i), least(nc, N - j),
-                          acs == 1 ? a + (i0 + i) * ars + k0 : apack + (size_t)i * DEPTH, acs == 1 ? ars : 1, acs == 1 ? 1 : (size_t)mr,
+                          acs == 1 ? a + (i0 + i) * ars + k0 : apack + (size_t)i * DEPTH,
+                          acs == 1 ? ars : 1, acs == 1 ? 1 : (size_t)mr,
                           packed + ((size_t)j * K + (size_t)k0 * nc), depth, add || k0);
     }
 }
 
-/* In the calling thread; buf holds packed_size(K, N) + 2 MAX_TILE DEPTH reals. */
+/* c = or += a b in the calling thread; buf holds packed_size(K, N) + 2 MAX_TILE DEPTH reals. */
 static void gemm_serial(real *c, size_t ldc, const real *a, size_t ars, size_t acs, const real *b, size_t brs, size_t bcs,
                         int M, int N, int K, int add, real *buf) {
     real *apack = buf + packed_size(K, N);
-    for (int j = 0; j < N; j += kern.tile_cols) kern.pack_panel(buf + (size_t)j * K, b + j * bcs, brs, bcs, K, least(kern.tile_cols, N - j));
+    for (int j = 0; j < N; j += kern.tile_cols)
+        kern.pack_panel(buf + (size_t)j * K, b + j * bcs, brs, bcs, K, least(kern.tile_cols, N - j));
     for (int i = 0, step = chunk_rows(acs); i < M; i += step)
         gemm_chunk(c, ldc, a, ars, acs, buf, i, least(step, M - i), N, K, add, apack);
 }
 
+/* The same with all threads. */
 static void gemm(real *c, size_t ldc, const real *a, size_t ars, size_t acs, const real *b, size_t brs, size_t bcs,
                  int M, int N, int K, int add) {
     real *packed = space(-1, packed_size(K, N));
@@ -1036,7 +1120,7 @@ static void matmul_forward(real *y, size_t ldy, const real *x, size_t ldx, const
     gemm(y, ldy, x, ldx, 1, w, 1, in, n, out, in, add);
 }
 
-//~ y = x w'.  dx = or += dy w;  dw += dy' x
+//~ y = x w'.  dx = or += dy w, or dx is NULL and not wanted;  dw += dy' x
 static void matmul_backward(real *dx, real *dw, const real *dy, size_t ldy, const real *x, size_t ldx, const real *w,
                             int n, int in, int out, int add) {
     if (dx) gemm(dx, ldx, dy, ldy, 1, w, in, 1, n, in, out, add);
@@ -1067,11 +1151,15 @@ static void matmul_backward(real *dx, real *dw, const real *dy, size_t ldy, cons
  *   dv  = dw,      drho = -r.dw,   dr = -rho dw
  *   de  = Sold dr, dSold += e dr'              from r = Sold'e
  *
- * Kept from the forward run: w (or r, where that is written back), and S before every CHUNK-th token, T dk dv / CHUNK reals per head. Recomputed: the
- * states within a chunk, (CHUNK + 1) dk dv reals per thread. */
+ * Kept from the forward run: w (or r, where that is written back), and S before every CHUNK-th token, T dk dv / CHUNK
+ * reals per head. Recomputed: the states within a chunk, (CHUNK + 1) dk dv reals per thread.
+ *
+ * What computes this is recurrence_forward and recurrence_backward in section 2; here it is handed out by heads. */
+
+/* The states of a chunk, and dS. */
 static size_t recurrence_scratch(int dk, int dv) { return (size_t)(CHUNK + 2) * dk * dv; }
 
-/* All heads of B sequences. Arrays are (B T, heads * width); d is (B T, heads * dk) or (B T, heads). */
+/* All heads of B sequences; names as in Scan. Arrays are (B T, heads * width); d is (B T, heads * dk) or (B T, heads), rho (B T, heads). */
 typedef struct {
     int B, T, heads, dk, dv;
     bool vector_decay;
@@ -1080,15 +1168,17 @@ typedef struct {
     real *d_o, *dq, *dkey, *dval, *dd, *de, *drho, *dc, *db;
 } Memory;
 
+/* Reals of the states that are kept. */
 static size_t memory_states(int B, int T, int heads, int dk, int dv) {
     return (size_t)B * heads * ceil_div(T, CHUNK) * dk * dv;
 }
 
 static real *from(real *p, size_t at) { return p ? p + at : NULL; }
 
+/* Head n % heads of sequence n / heads, with the scratch of the calling thread. */
 static Scan one_head(const Memory *m, int n) {
     const size_t h = n % m->heads, row = (size_t)(n / m->heads) * m->T, ldd = m->heads * (m->vector_decay ? m->dk : 1);
-    const size_t k = row * m->heads * m->dk + h * m->dk, v = row * m->heads * m->dv + h * m->dv;
+    const size_t k = row * m->heads * m->dk + h * m->dk, v = row * m->heads * m->dv + h * m->dv;  /* where its arrays begin */
     const size_t d = row * ldd + h * (m->vector_decay ? m->dk : 1), rho = row * m->heads + h;
     return (Scan){
         .T = m->T, .dk = m->dk, .dv = m->dv, .vector_decay = m->vector_decay, .mode = m->mode,
@@ -1096,11 +1186,13 @@ static Scan one_head(const Memory *m, int n) {
         .q = from(m->q, k), .k = from(m->k, k), .v = from(m->v, v), .d = from(m->d, d),
         .e = from(m->e, k), .rho = from(m->rho, rho), .c = from(m->c, v), .b = from(m->b, k),
         .w = from(m->w, v), .o = from(m->o, v), .S = m->S + (size_t)n * ceil_div(m->T, CHUNK) * m->dk * m->dv,
-        .d_o = from(m->d_o, v), .dq = from(m->dq, k), .dkey = from(m->dkey, k), .dval = from(m->dval, v), .dd = from(m->dd, d), .de = from(m->de, k),
-        .drho = from(m->drho, rho), .dc = from(m->dc, v), .db = from(m->db, k), .scratch = space(THREAD, recurrence_scratch(m->dk, m->dv))
+        .d_o = from(m->d_o, v), .dq = from(m->dq, k), .dkey = from(m->dkey, k), .dval = from(m->dval, v), .dd = from(m->dd, d),
+        .de = from(m->de, k), .drho = from(m->drho, rho), .dc = from(m->dc, v), .db = from(m->db, k),
+        .scratch = space(THREAD, recurrence_scratch(m->dk, m->dv))
     };
 }
 
+/* o, and what backward needs: w and S. */
 static void memory_forward(const Memory *m) {
     PARALLEL
     for (int n = 0; n < m->B * m->heads; n++) {
@@ -1109,6 +1201,7 @@ static void memory_forward(const Memory *m) {
     }
 }
 
+//~ w, o, S = the recurrence over q, k, v, d, e, rho, c, b
 static void memory_backward(const Memory *m) {
     PARALLEL
     for (int n = 0; n < m->B * m->heads; n++) {

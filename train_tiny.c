@@ -1211,8 +1211,18 @@ static void memory_backward(const Memory *m) {
 }
 
 /* ---- 5. pairs, forward and backward --------------------------------------------------------
- * The kernels of section 2 over all N = B T tokens, in blocks of BLOCK rows. A gradient that is summed over tokens goes to
- * one row per block first; the rows are then added in order, so the number of threads changes no bit. */
+ * The kernels of section 2 over all N = B T tokens, in blocks of BLOCK rows, and what is too rare to be a kernel. A gradient
+ * that is summed over tokens goes to one row per block first; the rows are then added in order, so the number of threads
+ * changes no bit. Backward functions take the arguments of their forward ones, with gradients in front. Its rooms:
+ *
+ *   norms, gates, biases     rmsnorm, gated norm, glu, activations, a bias, layernorm
+ *   what RWKV adds           the shift to the token before, the bonus, the keys of RWKV-7, values blended with the first layer's
+ *   what other mixers add    softmax over slots, a decay that is a softmax over time, Comba's keys, keys divided by a second moment
+ *   order                    the short convolution, rotary positions
+ *   softmax attention        in blocks of queries
+ *   embedding */
+
+/* dw (n) += the rows of part (blocks, n), in order. */
 static void add_blocks(real *dw, const real *part, int blocks, int n) {
     for (int b = 0; b < blocks; b++)
         for (int i = 0; i < n; i++) dw[i] += part[(size_t)b * n + i];
@@ -1220,14 +1230,18 @@ static void add_blocks(real *dw, const real *part, int blocks, int n) {
 
 static real *zeroed(real *p, size_t n) { return memset(p, 0, n * sizeof *p); }
 
-/* Rows of `heads` vectors of n reals, hsx apart; a row of x is ldx from the next. w (n) is shared. */
+/* -- norms, gates, biases -- */
+
+/* y = rmsnorm(x) w for rows of `heads` vectors of n reals, hsx apart; a row of x is ldx from the next. w (n) is shared; inv (N, heads). */
 static void rmsnorm_forward(real *y, size_t ldy, size_t hsy, real *inv, const real *x, size_t ldx, size_t hsx,
                             const real *w, int N, int heads, int n, real eps) {
     PARALLEL
     for (int r = 0; r < N; r += BLOCK)
-        kern.rmsnorm_forward(y + r * ldy, ldy, hsy, inv + (size_t)r * heads, x + r * ldx, ldx, hsx, w, least(BLOCK, N - r), heads, n, eps);
+        kern.rmsnorm_forward(y + r * ldy, ldy, hsy, inv + (size_t)r * heads, x + r * ldx, ldx, hsx, w,
+                             least(BLOCK, N - r), heads, n, eps);
 }
 
+//~ y = x inv w.  dx is assigned, or added to with `add`.
 static void rmsnorm_backward(real *dx, real *dw, const real *dy, size_t ldy, size_t hsy, const real *x, size_t ldx, size_t hsx,
                              const real *w, const real *inv, int N, int heads, int n, int add) {
     const int blocks = ceil_div(N, BLOCK);
@@ -1239,16 +1253,18 @@ static void rmsnorm_backward(real *dx, real *dw, const real *dy, size_t ldy, siz
     add_blocks(dw, part, blocks, n);
 }
 
-/* y = rmsnorm(o) act(z) per head, or without a gate (z NULL). */
+/* y = rmsnorm(o) w act(z) per head, or without a gate (z NULL); y, o, z (N, heads n), of z in rows ldz apart; w (n), inv (N, heads). */
 static void gated_norm_forward(Act act, real *y, real *inv, const real *o, const real *z, size_t ldz, const real *w,
                                int N, int heads, int n, real eps) {
     const size_t V = (size_t)heads * n;
     if (!z) { rmsnorm_forward(y, V, n, inv, o, V, n, w, N, heads, n, eps); return; }
     PARALLEL
     for (int r = 0; r < N; r += BLOCK)
-        kern.gated_norm_forward(act, y + r * V, inv + (size_t)r * heads, o + r * V, z + r * ldz, ldz, w, least(BLOCK, N - r), heads, n, eps);
+        kern.gated_norm_forward(act, y + r * V, inv + (size_t)r * heads, o + r * V, z + r * ldz, ldz, w,
+                                least(BLOCK, N - r), heads, n, eps);
 }
 
+//~ y = o inv w act(z)
 static void gated_norm_backward(Act act, real *d_o, real *dz, real *dw, const real *dy, const real *o, const real *z, size_t ldz,
                                 const real *w, const real *inv, int N, int heads, int n) {
     const size_t V = (size_t)heads * n;
@@ -1257,18 +1273,19 @@ static void gated_norm_backward(Act act, real *d_o, real *dz, real *dw, const re
     real *part = zeroed(space(-1, (size_t)blocks * n), (size_t)blocks * n);
     PARALLEL
     for (int r = 0; r < N; r += BLOCK)
-        kern.gated_norm_backward(act, d_o + r * V, dz + r * ldz, part + (size_t)(r / BLOCK) * n, dy + r * V, o + r * V, z + r * ldz, ldz, w,
-                                 inv + (size_t)r * heads, least(BLOCK, N - r), heads, n);
+        kern.gated_norm_backward(act, d_o + r * V, dz + r * ldz, part + (size_t)(r / BLOCK) * n, dy + r * V, o + r * V,
+                                 z + r * ldz, ldz, w, inv + (size_t)r * heads, least(BLOCK, N - r), heads, n);
     add_blocks(dw, part, blocks, n);
 }
 
-/* y = x * act(z). */
+/* y = x act(z), element by element; y (N, heads n), the vectors of z hsz apart. */
 static void glu_forward(Act act, real *y, const real *x, size_t ldx, const real *z, size_t ldz, size_t hsz, int N, int heads, int n) {
     PARALLEL
     for (int r = 0; r < N; r += BLOCK)
         kern.glu_forward(act, y + (size_t)r * heads * n, x + r * ldx, ldx, z + r * ldz, ldz, hsz, least(BLOCK, N - r), heads, n);
 }
 
+//~ y = x act(z).  add: ADD_DX, ADD_DZ.
 static void glu_backward(Act act, real *dx, real *dz, const real *dy, const real *x, size_t ldx, const real *z, size_t ldz, size_t hsz,
                          int N, int heads, int n, int add) {
     PARALLEL
@@ -1277,23 +1294,26 @@ static void glu_backward(Act act, real *dx, real *dz, const real *dy, const real
                           least(BLOCK, N - r), heads, n, add);
 }
 
-/* y = scale act(x) over all tokens, x and y (N, n); dx may be dy. */
+/* y = act(x), x and y (N, n). */
 static void act_forward(Act act, real *y, const real *x, int N, int n) {
     PARALLEL
     for (int r = 0; r < N; r += BLOCK) kern.map_forward(act, y + (size_t)r * n, x + (size_t)r * n, n, least(BLOCK, N - r), n, 1);
 }
 
+//~ y = act(x).  dx may be dy.
 static void act_backward(Act act, real *dx, const real *dy, const real *x, int N, int n) {
     PARALLEL
-    for (int r = 0; r < N; r += BLOCK) kern.map_backward(act, dx + (size_t)r * n, n, dy + (size_t)r * n, x + (size_t)r * n, least(BLOCK, N - r), n, 1);
+    for (int r = 0; r < N; r += BLOCK)
+        kern.map_backward(act, dx + (size_t)r * n, n, dy + (size_t)r * n, x + (size_t)r * n, least(BLOCK, N - r), n, 1);
 }
 
-/* Rows that begin as a bias, to which a product is added; and its gradient, the sum of the rows. */
+/* Rows y (N, n) that begin as a bias b (n); a product is added to them afterwards. */
 static void bias_forward(real *y, const real *b, int N, int n) {
     PARALLEL
     for (int r = 0; r < N; r++) memcpy(y + (size_t)r * n, b, n * sizeof *y);
 }
 
+//~ y_r = b + ...
 static void bias_backward(real *db, const real *dy, int N, int n) {
     for (int r = 0; r < N; r++)
         for (int i = 0; i < n; i++) db[i] += dy[(size_t)r * n + i];
@@ -1316,17 +1336,18 @@ static void layernorm_forward(real *y, real *stat, const real *x, const real *w,
     }
 }
 
-//~ y = c w + b,  c = (x - mean) f:  dx = f (g - mean(g) - c mean(g c)),  g = dy w
+//~ y = c w + b,  c = (x - mean) f:  dx = f (g - mean(g) - c mean(g c)),  g = dy w.  dw, db add; dx does with `add`.
 static void layernorm_backward(real *dx, real *dw, real *db, const real *dy, const real *x, const real *w, const real *stat,
                                int N, int heads, int n, int add) {
     const int blocks = ceil_div(N, BLOCK), all = heads * n;
     real *part = zeroed(space(-1, (size_t)blocks * 2 * all), (size_t)blocks * 2 * all);
     PARALLEL
     for (int block = 0; block < blocks; block++) {
-        real *pw = part + (size_t)block * all, *pb = pw + (size_t)blocks * all;
+        real *pw = part + (size_t)block * all, *pb = pw + (size_t)blocks * all;     /* of dw; of db */
         for (int r = block * BLOCK * heads; r < least((block + 1) * BLOCK, N) * heads; r++) {
-            const real mu = stat[2 * r], f = stat[2 * r + 1], *xr = x + (size_t)r * n, *dyr = dy + (size_t)r * n, *wr = w + (size_t)(r % heads) * n;
-            double mean = 0, along = 0;
+            const real mu = stat[2 * r], f = stat[2 * r + 1];
+            const real *xr = x + (size_t)r * n, *dyr = dy + (size_t)r * n, *wr = w + (size_t)(r % heads) * n;
+            double mean = 0, along = 0;                         /* sums of g and of g c */
             for (int i = 0; i < n; i++) {
                 const real g = dyr[i] * wr[i], c = (xr[i] - mu) * f;
                 mean += g;
@@ -1345,7 +1366,10 @@ static void layernorm_backward(real *dx, real *dw, real *db, const real *dy, con
     add_blocks(db, part + (size_t)blocks * all, blocks, all);
 }
 
-/* Token shift: y_t = x_t + (x_(t-1) - x_t) share, nothing before the first; x, y (B T, D), shares `step` reals apart: 0 when every token has the same. */
+/* -- what RWKV adds -- */
+
+/* Token shift: y_t = x_t + (x_(t-1) - x_t) share_t, zeros before the first; x, y (B T, D). The shares (D) of a token are `step` reals
+ * from those of the next: 0 when every token has the same. */
 static void shift_forward(real *y, const real *x, const real *share, size_t step, int B, int T, int D) {
     PARALLEL
     for (int r = 0; r < B * T; r++)
@@ -1363,7 +1387,8 @@ static void shift_backward(real *dx, real *dshare, const real *dy, const real *x
         for (int t = 0; t < T; t++) {
             const size_t r = (size_t)b * T + t;
             for (int i = 0; i < D; i++) {
-                const real g = dy[r * D + i], s = share[r * step + i], before = t ? x[(r - 1) * D + i] : 0, ds = g * (before - x[r * D + i]);
+                const real g = dy[r * D + i], s = share[r * step + i];
+                const real before = t ? x[(r - 1) * D + i] : 0, ds = g * (before - x[r * D + i]);
                 dx[r * D + i] += g * (1 - s);
                 if (t) dx[(r - 1) * D + i] += g * s;
                 if (step) dshare[r * D + i] = ds;
@@ -1426,7 +1451,7 @@ static void rwkv7_keys_forward(real *k, real *e, real *b, real *scaled, real *in
     }
 }
 
-//~ as above.  de is used up; dk_k and dk_a add.
+//~ as above: k = key (1 + (s - 1) k_a),  b = -s e,  e = l2norm(key k_k),  s = sigmoid(a).  de is used up; dk_k and dk_a add.
 static void rwkv7_keys_backward(real *dkey, real *da, real *dk_k, real *dk_a, const real *dk_, real *de, const real *db, const real *e,
                                 const real *scaled, const real *inv, const real *key, const real *a, const real *k_k, const real *k_a,
                                 int N, int H, int dk) {
@@ -1438,12 +1463,13 @@ static void rwkv7_keys_backward(real *dkey, real *da, real *dk_k, real *dk_a, co
             const size_t at = (size_t)r * K;
             real *p_k = part + (size_t)(r0 / BLOCK) * K, *p_a = p_k + (size_t)blocks * K;
             for (int i = 0; i < K; i++) {
-                const real s = 1 / (1 + (real)exp(-a[at + i])), ds = key[at + i] * k_a[i] * dk_[at + i] - e[at + i] * db[at + i];
+                const real s = 1 / (1 + (real)exp(-a[at + i]));
+                const real ds = key[at + i] * k_a[i] * dk_[at + i] - e[at + i] * db[at + i];
                 de[at + i] -= s * db[at + i];
                 da[at + i] = ds * s * (1 - s);
                 p_a[i] += dk_[at + i] * key[at + i] * (s - 1);
             }
-            kern.l2norm_backward(dkey + at, K, de + at, scaled + at, inv + (size_t)r * H, 1, H, dk, 1); /* of the scaled key, for now */
+            kern.l2norm_backward(dkey + at, K, de + at, scaled + at, inv + (size_t)r * H, 1, H, dk, 1);  /* of the scaled key, for now */
             for (int i = 0; i < K; i++) {
                 const real s = 1 / (1 + (real)exp(-a[at + i])), dscaled = dkey[at + i];
                 p_k[i] += dscaled * key[at + i];
@@ -1471,7 +1497,9 @@ static void blend_backward(real *dx, real *dfirst, real *df, const real *dy, con
     }
 }
 
-/* Softmax of N rows of n. */
+/* -- what other mixers add -- */
+
+/* p = softmax(x), N rows of n: which slots are read. */
 static void softmax_forward(real *p, const real *x, int N, int n) {
     PARALLEL
     for (int r = 0; r < N; r++) {
@@ -1496,14 +1524,15 @@ static void softmax_backward(real *dx, const real *dp, const real *p, int N, int
 
 /* A decay that keeps the weights of all tokens so far a softmax (LightNet, ABC), channel by channel: with z_t = ln sum_(s <= t) e^f_s
  *   rest_t = e^(f_t - z_t) = sigmoid(f_t - z_(t-1))   is written,   d_t = e^(z_(t-1) - z_t) = 1 - rest_t   is kept
- * d, rest (B T, n) */
+ * d, rest (B T, n), f (B T, n) in rows ldf apart. The first token has no z before it: rest 1, d 0. */
 static void sum_decay_forward(real *d, real *rest, const real *f, size_t ldf, int B, int T, int n) {
     PARALLEL
     for (int b = 0; b < B; b++) {
         double *z = checked(malloc(n * sizeof *z));
         for (int r = b * T; r < (b + 1) * T; r++)
             for (int i = 0; i < n; i++) {
-                const double x = f[r * ldf + i], more = r % T ? exp(-fabs(x - z[i])) : 0, larger = 1 / (1 + more), smaller = more / (1 + more);
+                const double x = f[r * ldf + i], more = r % T ? exp(-fabs(x - z[i])) : 0;
+                const double larger = 1 / (1 + more), smaller = more / (1 + more);
                 const bool above = r % T == 0 || x > z[i];
                 z[i] = (above ? x : z[i]) + log1p(more);
                 rest[(size_t)r * n + i] = (real)(above ? larger : smaller);
@@ -1530,7 +1559,8 @@ static void sum_decay_backward(real *df, size_t ldf, const real *dd, const real 
     }
 }
 
-/* What Comba makes of q and k, (N, H dk) in rows ldu apart:  p = old k is erased along;  q <- q - skip p.  old, skip (H) */
+/* What Comba makes of its q and k, uq and uk (N, H dk) in rows ldu apart:  p = old k is erased along;  q = uq - skip p.
+ * p, q (N, H dk), old, skip (H). */
 static void comba_forward(real *p, real *q, const real *uq, const real *uk, size_t ldu, const real *old, const real *skip,
                           int N, int H, int dk) {
     PARALLEL
@@ -1542,7 +1572,7 @@ static void comba_forward(real *p, real *q, const real *uq, const real *uk, size
         }
 }
 
-//~ as above.  dp is used up; duk, dold and dskip add.
+//~ p = old uk,  q = uq - skip p.  dp is used up; duk, dold and dskip add.
 static void comba_backward(real *duq, real *duk, real *dold, real *dskip, real *dp, const real *dq, const real *p,
                            const real *uk, size_t ldu, const real *old, const real *skip, int N, int H, int dk) {
     const int blocks = ceil_div(N, BLOCK);
@@ -1552,7 +1582,7 @@ static void comba_backward(real *duq, real *duk, real *dold, real *dskip, real *
         for (int r = r0; r < least(r0 + BLOCK, N); r++)
             for (int i = 0; i < H * dk; i++) {
                 const size_t at = (size_t)r * H * dk + i;
-                real *sum = part + (size_t)(r0 / BLOCK) * H + i / dk;
+                real *sum = part + (size_t)(r0 / BLOCK) * H + i / dk;   /* of dold; that of dskip is blocks H further on */
                 duq[r * ldu + i] = dq[at];
                 sum[(size_t)blocks * H] -= dq[at] * p[at];
                 dp[at] -= skip[i / dk] * dq[at];
@@ -1563,9 +1593,9 @@ static void comba_backward(real *duq, real *duk, real *dold, real *dskip, real *
     add_blocks(dskip, part + (size_t)blocks * H, blocks, H);
 }
 
-/* The key that is written: k m, smaller where much was written, by a second moment A of each channel.             (mixers.md 4.22)
+/* The key that is written: k m, smaller where much was written, by a second moment A of each channel.     (mixers.md 4.22)
  *   A <- fade A + share k^2;   r = ln(A + eps) - scale;   m = SQUASH^(-r / (1 + |r|))
- * to, A, k (B T, H dk), fade, share (B T, H), scale (H) */
+ * to = k m, A, k (B T, H dk), fade, share (B T, H), scale (H) */
 #define SQUASH ((real)0.40546510810816438)  /* ln 1.5 */
 enum { MICRO = 1000000 };                   /* 1 / eps */
 static void moment_forward(real *to, real *A, const real *k, const real *fade, const real *share, const real *scale,
@@ -1581,7 +1611,8 @@ static void moment_forward(real *to, real *A, const real *k, const real *fade, c
             }
 }
 
-//~ from the last token, c = dA of the tokens behind.  In place: the gradient of to becomes that of k. dfade, dshare are assigned, dscale adds.
+//~ as above, from the last token; c = dA from the tokens behind.  In place: in dkey the gradient of `to` becomes that of k.
+//  dfade and dshare are assigned, dscale adds.
 static void moment_backward(real *dkey, real *dfade, real *dshare, real *dscale, const real *A, const real *k, const real *fade,
                             const real *share, const real *scale, int B, int T, int H, int dk) {
     real *part = zeroed(space(-1, (size_t)B * H), (size_t)B * H);
@@ -1606,16 +1637,20 @@ static void moment_backward(real *dkey, real *dfade, real *dshare, real *dscale,
     add_blocks(dscale, part, B, H);
 }
 
-/* A convolution of C channels of rows that hold more. w is kept as (taps, C), the transpose of the file's (C, taps). */
+/* -- order -- */
+
+/* y = act(conv(x) + bias): a convolution of C channels of rows that hold more; act is silu or nothing. w is kept as (taps, C), the
+ * transpose of the file's (C, taps). */
 static void conv_forward(real *y, size_t ldy, const real *x, size_t ldx, const real *w, const real *bias, bool silu,
                          int B, int T, int C, int taps) {
     PARALLEL
     for (int b = 0; b < B; b++) kern.conv_forward(y + (size_t)b * T * ldy, ldy, x + (size_t)b * T * ldx, ldx, w, bias, silu, T, C, taps);
 }
 
+//~ y = act(conv(x) + bias).  dx is assigned, dw and dbias add.
 static void conv_backward(real *dx, real *dw, real *dbias, const real *dy, size_t ldy, const real *x, size_t ldx, const real *w,
                           const real *bias, bool silu, int B, int T, int C, int taps) {
-    const size_t n = (size_t)(taps + 1) * C;                /* taps, then bias */
+    const size_t n = (size_t)(taps + 1) * C;                    /* taps, then bias */
     real *part = zeroed(space(-1, B * n), B * n);
     PARALLEL
     for (int b = 0; b < B; b++)
@@ -1628,7 +1663,7 @@ static void conv_backward(real *dx, real *dw, real *dbias, const real *dy, size_
 }
 
 /* Rotary positions: the first n_rot dims of each head turn in pairs (i, i + n_rot / 2), by position * base^(-2i / n_rot).
- * sign -1 turns back, which is also the gradient. */
+ * x (B T, heads n) in place; cs: see rope_angles. sign -1 turns back, which is also the gradient. */
 static void rotate(real *x, const real *cs, int B, int T, int heads, int n, int n_rot, int sign) {
     PARALLEL
     for (int b = 0; b < B; b++)
@@ -1636,24 +1671,28 @@ static void rotate(real *x, const real *cs, int B, int T, int heads, int n, int 
             for (int h = 0; h < heads; h++) {
                 real *p = x + (((size_t)b * T + t) * heads + h) * n;
                 for (int i = 0; i < n_rot / 2; i++) {
-                    real c = cs[(size_t)t * n_rot + 2 * i], s = sign * cs[(size_t)t * n_rot + 2 * i + 1], u = p[i], v = p[i + n_rot / 2];
+                    real c = cs[(size_t)t * n_rot + 2 * i], s = sign * cs[(size_t)t * n_rot + 2 * i + 1];
+                    real u = p[i], v = p[i + n_rot / 2];
                     p[i] = u * c - v * s;
                     p[i + n_rot / 2] = v * c + u * s;
                 }
             }
 }
 
-/* Causal softmax attention; query head h reads kv head h / (H / Hkv).  q, o (B T, H n), k, v (B T, Hkv n).
+/* -- softmax attention -- */
+
+/* Causal; query head h reads kv head h / (H / Hkv).
  *   P = softmax(q k' / sqrt(n)),  o = P v
  * in blocks of BLOCK queries against the keys up to the block's end. Kept: lse (B, H, T). Recomputed: P. */
 typedef struct {
-    int B, T, H, Hkv, n;
-    const real *q, *k, *v;
-    real *o, *lse;
-    const real *d_o;
-    real *dq, *dk, *dv;
+    int B, T, H, Hkv, n;                        /* sequences, tokens, heads of queries, of keys and values, width of a head */
+    const real *q, *k, *v;                      /* (B T, H n), (B T, Hkv n), (B T, Hkv n) */
+    real *o, *lse;                              /* (B T, H n); ln of the sum of e^score of each query */
+    const real *d_o;                            /* gradient in */
+    real *dq, *dk, *dv;                         /* gradients out, assigned */
 } Attention;
 
+/* P, its gradient, and what gemm_serial needs. */
 static size_t attention_scratch(const Attention *a) {
     int wide = a->T > a->n ? a->T : a->n;
     return 2 * (size_t)BLOCK * (a->T + 15) + packed_size(wide, wide) + 2 * MAX_TILE * DEPTH;
@@ -1677,12 +1716,13 @@ static void attention_forward(const Attention *a) {
     }
 }
 
+//~ s = q k',  P = softmax(s / sqrt(n)),  o = P v
 static void attention_backward(const Attention *a) {
     const int T = a->T, n = a->n, group = a->H / a->Hkv;
     const size_t ldq = (size_t)a->H * n, ldk = (size_t)a->Hkv * n;
     const real scale = 1 / (real)sqrt(n);
     PARALLEL
-    for (int bk = 0; bk < a->B * a->Hkv; bk++) {            /* one thread owns the keys and values of a kv head */
+    for (int bk = 0; bk < a->B * a->Hkv; bk++) {                /* one thread owns the keys and values of a kv head */
         const int b = bk / a->Hkv, hk = bk % a->Hkv;
         const size_t atk = (size_t)b * T * ldk + (size_t)hk * n;
         real *p = space(THREAD, attention_scratch(a)), *dp = p + (size_t)BLOCK * (T + 15), *buf = dp + (size_t)BLOCK * (T + 15);
@@ -1700,7 +1740,7 @@ static void attention_backward(const Attention *a) {
                 //~ o = P v
                 gemm_serial(dp, ld, d_o, ldq, 1, a->v + atk, 1, ldk, rows, keys, n, 0, buf);
                 gemm_serial(a->dv + atk, ldk, p, 1, ld, d_o, ldq, 1, keys, n, rows, 1, buf);
-                //~ P = softmax(scale s)
+                //~ P = softmax(s / sqrt(n))
                 kern.softmax_backward(dp, p, rows, keys, ld, scale);
                 //~ s = q k'
                 gemm_serial(a->dq + atq + i * ldq, ldq, dp, ld, 1, a->k + atk, ldk, 1, rows, n, keys, 0, buf);
@@ -1710,12 +1750,14 @@ static void attention_backward(const Attention *a) {
     }
 }
 
-/* x = rows of the embedding. */
+/* -- embedding -- */
+
+/* x_r = row id_r of w;  x (N, D), w (vocabulary, D). */
 static void embedding_forward(real *x, const real *w, const int *id, int N, int D) {
     for (int r = 0; r < N; r++) memcpy(x + (size_t)r * D, w + (size_t)id[r] * D, D * sizeof *x);
 }
 
-//~ x_r = w_id(r).  A thread owns 64 columns, and adds the tokens in order.
+//~ x_r = row id_r of w.  A thread owns BLOCK columns, and adds the tokens in order.
 static void embedding_backward(real *dw, const real *dx, const int *id, int N, int D) {
     PARALLEL
     for (int c = 0; c < D; c += BLOCK)
@@ -1725,8 +1767,18 @@ static void embedding_backward(real *dw, const real *dx, const int *id, int N, i
 
 /* ---- 6. model ------------------------------------------------------------------------------
  * The mixers, sizes, the list of tensors, and all memory. Parameters, their gradients and the two running means of AdamW are four
- * arrays with one layout; a tensor is an offset into them. Activations of one step are kept per layer. */
-/* From here on the program uses run.c: its table of mixers, its GGUF reader, its tokenizer, and its inference for the sample at the end. */
+ * arrays with one layout; a tensor is an offset into them. Activations of one step are kept per layer. Its rooms:
+ *
+ *   the mixers to choose from     a table, and questions about its rows
+ *   what a model is made of       TinyConfig (sizes), TinyTensor, TinyLayer (offsets and activations), Tiny (all of it)
+ *   random numbers
+ *   the list of tensors           names and shapes of each kind of layer, in the order of the file
+ *   first values                  what each tensor begins with
+ *   where activations lie         one arena, laid out twice: first to measure
+ *   a new model
+ *
+ * From here on the program uses run.c: its table of mixers, its GGUF reader, its tokenizer, and its inference for the sample at
+ * the end. */
 #define RUN_NO_MAIN
 #define RUN_STATIC
 #ifndef RUN_SCALAR
@@ -1734,8 +1786,9 @@ static void embedding_backward(real *dw, const real *dx, const int *id, int N, i
 #endif
 #include "run.c"
 
-/* The mixers to choose from. What each passes to the recurrence is its row of `family` in run.c, section 7; here stands what a new
- * model of it begins with. */
+/* -- the mixers to choose from -- */
+
+/* What each passes to the recurrence is its row of `family` in run.c, section 7; here stands what a new model of it begins with. */
 typedef struct {
     const char *name, *arch, *about;         /* of --mixer, of the file (general.architecture), for the reader */
     int d_conv;                              /* taps unless --conv says otherwise */
@@ -1776,14 +1829,22 @@ static const MixerKind mixer_kinds[] = {
 };
 enum { N_KINDS = sizeof mixer_kinds / sizeof *mixer_kinds };
 
-static const Family *family_of(const MixerKind *k) { return family_named(k->qwen ? "gated_deltanet" : k->arch); } /* NULL: RWKV */
+/* NULL: RWKV, which is no row of that table. */
+static const Family *family_of(const MixerKind *k) { return family_named(k->qwen ? "gated_deltanet" : k->arch); }
+/* The decay is exp(-rate softplus(a + bias)). */
 static bool is_softplus(const Family *f) { return f->decay == DECAY_SOFTPLUS || f->decay == DECAY_STEP; }
 static int writes_of(const MixerKind *k) { return k->writes ? k->writes : 1; }
-static bool is_scaled(const Family *f) { return f && f->write == WRITE_SCALED_K; }      /* the key that is written is k times a factor from a second moment */
-static bool keys_from_decay(const Family *f) { return f->write == WRITE_REST && f->per == CHANNELS; }    /* k = 1 - d, from the projection of the decay */
-static bool is_mamba(const Family *f) { return f && f->write == WRITE_STEP_V; }       /* skip, gate before the norm, no feed-forward */
-static bool narrow_gate(const Family *f) { return f && f->per == CHANNELS && f->erase; }     /* z through a narrow middle, with a bias */
+/* The key that is written is k times a factor from a second moment. */
+static bool is_scaled(const Family *f) { return f && f->write == WRITE_SCALED_K; }
+/* k = 1 - d, from the projection of the decay. */
+static bool keys_from_decay(const Family *f) { return f->write == WRITE_REST && f->per == CHANNELS; }
+/* Mamba-2: a skip, the gate before the norm, no feed-forward. */
+static bool is_mamba(const Family *f) { return f && f->write == WRITE_STEP_V; }
+/* The output gate z goes through a narrow middle, with a bias. */
+static bool narrow_gate(const Family *f) { return f && f->per == CHANNELS && f->erase; }
 static Act act_of(int act) { return act == ACT_SILU ? F_SILU : act == ACT_SIGMOID ? F_SIGMOID : act == ACT_ELU1 ? F_ELU1 : F_ID; }
+
+/* -- what a model is made of -- */
 
 typedef struct {
     int mixer;                               /* row of mixer_kinds */
@@ -1793,52 +1854,92 @@ typedef struct {
     int gate_rank;                           /* width of the narrow middles */
     float eps, rope_base, decay_divisor;
     bool plain, keep;                        /* --plain: no map, no output gate, no rotation; --no-decay */
-    double half_life;                        /* tokens, of all decays at first; 0: as each mixer usually begins (without it hgrn2 has no bias) */
+    double half_life;                        /* tokens, of all decays at first (without it hgrn2 has no bias); 0: as each mixer usually */
 } TinyConfig;
 
-enum { DECAYS = 1, KEEP_F32 = 2, TRANSPOSED = 4, NEGATIVE_EXP = 8, CONSTANT = 16, SIGMOID = 32 };   /* DECAYS: a matrix, pulled to zero by AdamW */
+enum {
+    DECAYS = 1,                              /* a matrix, pulled to zero by AdamW */
+    KEEP_F32 = 2,                            /* float32 in the file, whatever the matrices are */
+    TRANSPOSED = 4,                          /* the file has rows and columns the other way round */
+    NEGATIVE_EXP = 8,                        /* the file has -e^x of it */
+    CONSTANT = 16,                           /* is not learned: it has no gradient */
+    SIGMOID = 32                             /* the file has sigmoid(x) of it */
+};
 
 typedef struct {
     char name[48];                           /* as in the file */
     int rows, cols, parts;                   /* rows 0: one dimension; the file has this many matrices of rows / parts */
-    int flags;
-    size_t at;
+    int flags;                               /* DECAYS ... */
+    size_t at;                               /* where it begins in params, grads, mean, square */
 } TinyTensor;
 
-/* A projection through a narrow middle: y = up act(down x) + bias; middle = down x and bent = act(middle) are (N, rank). */
-typedef struct { size_t down, up, bias; int rank; Act act; bool biased; real *middle, *bent; } Narrow;
+/* A projection through a narrow middle: y = up act(down x) + bias;  down (rank, dim), up (out, rank), bias (out). */
+typedef struct {
+    size_t down, up, bias;
+    int rank;
+    Act act;
+    bool biased;
+    real *middle, *bent;                     /* (N, rank): down x, and act of it */
+} Narrow;
 
-/* What a layer of RWKV has of its own. Projections read h shifted by a share each: read[] (N, dim). In RWKV-6 the shares are lerp plus something
- * projected from mixed, h shifted by lerp_x, through a narrow middle of which each has a part. */
+/* What a layer of RWKV has of its own: first the tensors, as offsets into the parameters, then what is kept of a step. Projections
+ * read h shifted by a share each. In RWKV-6 the shares are lerp plus something projected from mixed, h shifted by lerp_x, through a
+ * narrow middle of which each has a part. D is dim, R the rank of the narrow middles, K and V all heads' key and value widths. */
 enum { R_R, R_W, R_K, R_V, R_A, R_G, N_READ }; /* receptance (q), decay, key, value, erase strength, output gate */
 typedef struct {
-    size_t norm_bias, ffn_norm_bias, o_bias;                        /* of the LayerNorms */
-    size_t lerp, lerp_x, mix_down, mix_up, w_r, w_k, w_v, w_g, bonus, k_k, k_a;
-    size_t ffn_lerp_k, ffn_lerp_r, w_recept;
+    size_t norm_bias, ffn_norm_bias, o_bias; /* of the LayerNorms */
+    size_t lerp, lerp_x, mix_down, mix_up;   /* (5 or 6, D), (D), (5 R, D), (5 D, R): the shares */
+    size_t w_r, w_k, w_v, w_g;               /* (K, D), (K, D), (V, D), (V, D) */
+    size_t bonus, k_k, k_a;                  /* (K) each */
+    size_t ffn_lerp_k, ffn_lerp_r, w_recept; /* (D), (D), (D, D) of the feed-forward */
     Narrow decay, strength, gate, blend;
-    real *read[N_READ], *share[N_READ], *mixed, *low, *bent, *key, *value, *a, *scaled, *take, *normed;
-    real *ffn_read[2], *recept, *wide;
+    real *read[N_READ], *share[N_READ];      /* (N, D) what each projection reads, and by what share it is shifted */
+    real *mixed, *low, *bent;                /* (N, D), (N, 5 R), and tanh of that */
+    real *key, *value;                       /* (N, K), (N, V) as projected */
+    real *a, *scaled;                        /* (N, K) erase strength; key k_k, before its norm */
+    real *take;                              /* (N, V) how much of the first layer's values */
+    real *normed;                            /* (N, V) the output, normed */
+    real *ffn_read[2], *recept, *wide;       /* (N, D) each: what the feed-forward reads, its gate, its output */
 } Rwkv;
 
 /* All projections of a layer's input stand one below the other and are one matrix w_in; a row of raw = h w_in' holds them side by
- * side, and at_ are columns of it. u is what the recurrence's q, k, v are made of: the convolution of those columns, or they themselves. */
+ * side, and at_ are columns of it. u is what the recurrence's q, k, v are made of: the convolution of those columns, or they themselves.
+ * N = B T tokens, D is dim, F hidden_dim, H heads, K = H dk, V = H dv. */
 typedef struct {
     const MixerKind *kind;                   /* NULL: softmax attention */
-    const Family *family;
+    const Family *family;                    /* NULL: softmax attention or RWKV */
     Act map, gate;                           /* of q, and of k where it has one; of the output */
     int n_in, at_z, at_a, at_b, at_w;        /* columns of raw: all, output gate, decay, erase strength, write strength */
     int at_g, at_s;                          /* of the second moment: decay, strength */
-    int at_u, at_q, at_k, at_v, n_u;         /* columns of raw where those of u begin; of u */
-    int n_conv, conv_width[3];
-    size_t attn_norm, ffn_norm, w_in, w_ffn, w_down, w_o, norm;      /* w_ffn: gate, then up */
-    size_t conv[3], conv_bias, decay, a_log, bias, w_fb, w_gb, gb_bias, skip, old_key, m_a, m_bias, m_scale, q_norm, k_norm;
-    real *x, *inv, *h, *mid, *inv2, *h2, *gu, *s;            /* block input, normed, after mixer, normed, feed-forward */
-    real *raw, *conved, *f, *z, *rate;       /* projections; behind their convolution; decay and gate behind a narrow middle; rate of the decay */
-    real *bk, *step, *og, *inv_q, *inv_k, *inv_o, *y, *lse;  /* k that is erased per channel; Mamba-2's step; o before norms that come late */
+    int at_u, at_q, at_k, at_v, n_u;         /* column of raw where u begins; columns of u where q, k, v begin; all of u */
+    int n_conv, conv_width[3];               /* convolutions, and the channels of each */
+    /* tensors, as offsets into the parameters */
+    size_t attn_norm, ffn_norm;              /* (D) */
+    size_t w_in, w_ffn, w_down, w_o;         /* (n_in, D), (2 F, D): gate, then up, (D, F), (D, V) */
+    size_t norm;                             /* (dv), (V) or (H, dv) */
+    size_t conv[3], conv_bias;               /* (taps, conv_width), (n_u) */
+    size_t decay, a_log, bias;               /* fixed decays (H); ln of the rate (H); (H) or (K), with a_log softplus(bias) is the step */
+    size_t w_fb, w_gb, gb_bias;              /* from narrow middles: decay (K, rank), output gate (V, rank), (V) */
+    size_t skip, old_key;                    /* (H) of Mamba-2 or Comba; (H) of Comba */
+    size_t m_a, m_bias, m_scale;             /* (H) of the second moment */
+    size_t q_norm, k_norm;                   /* (head_dim) of softmax attention */
+    /* what is kept of a step */
+    real *x, *inv, *h;                       /* (N, D) block input, the factors of its norm, and normed */
+    real *mid, *inv2, *h2;                   /* (N, D) after the mixer, the factors, and normed */
+    real *gu, *s;                            /* (N, 2 F) gate and up side by side; (N, F) silu(gate) up */
+    real *raw, *conved;                      /* (N, n_in) projections; (N, n_u) behind their convolution */
+    real *f, *z;                             /* (N, K) decay and (N, V) output gate, where they come from a narrow middle */
+    real *rate;                              /* (H) or (K) of the decay */
+    real *bk;                                /* (N, K) k that is erased per channel */
+    real *step;                              /* (N, H) Mamba-2's step size */
+    real *og;                                /* (N, V) o after the step that lies between recurrence and norm, where there is one */
+    real *inv_q, *inv_k, *inv_o;             /* factors of norms */
+    real *y;                                 /* (N, V) what w_o reads */
+    real *lse;                               /* (B, heads, T) of softmax attention */
     real *one_q, *one_d, *d_one_q, *d_one_d; /* several writes: q and d by token, and their gradients */
     real *unit, *moment, *fade, *share;      /* WRITE_SCALED_K: the key before it is scaled, the second moment and what it is made with */
     real *old, *q_less, *inv_e;              /* Comba: the key of the erase and the query without its share, before their norms */
-    real *per_head;                          /* exp(m_a), or sigmoid(old_key) */
+    real *per_head;                          /* (H) exp(m_a), or sigmoid(old_key) */
     Memory mem, keys;                        /* keys: of the table of slots, as many as a key is wide, whose values are in mem */
     Rwkv rwkv;
 } TinyLayer;
@@ -1849,9 +1950,9 @@ typedef struct {
     TinyTensor *tensors;
     int n_tensors;
     size_t n_params, n_weights;              /* with and without padding of each tensor to 16 reals */
-    real *params, *grads, *mean, *square;
+    real *params, *grads, *mean, *square;    /* (n_params) each; the last two are AdamW's */
     TinyLayer *layers;
-    size_t embed, out_norm, out_norm_bias;
+    size_t embed, out_norm, out_norm_bias;   /* tensors: (vocab_size, D), (D), (D) in RWKV */
     real *x_out, *inv_out, *h_out;           /* after the last layer, and normed */
     real *rope;                              /* (T, n_rot / 2, cos and sin) */
     real *rope_k;                            /* the same over dk, for linear layers that rotate */
@@ -1862,7 +1963,9 @@ typedef struct {
     real *arena;                             /* activations */
 } Tiny;
 
-/* xorshift64*; the seed goes through one round of splitmix64, so that neighbouring seeds part at once. */
+/* -- random numbers -- */
+
+/* xorshift64*; the seed goes through one round of splitmix64, so that neighbouring seeds part at once. Its state is never 0. */
 static uint64_t mix_seed(uint64_t x) {
     x += 0x9e3779b97f4a7c15u;
     x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9u;
@@ -1878,13 +1981,18 @@ static uint64_t rng_next(uint64_t *s) {
     return *s * 0x2545f4914f6cdd1du;
 }
 
+/* Between 0 and 1, never one of them. */
 static double rng_uniform(uint64_t *s) { return ((double)(rng_next(s) >> 11) + 0.5) / 9007199254740992.0; }
 
+/* Mean 0, variance 1 (Box and Muller). */
 static double rng_normal(uint64_t *s) {
     double u = rng_uniform(s), v = rng_uniform(s);
     return sqrt(-2 * log(u)) * cos(6.283185307179586 * v);
 }
 
+/* -- the list of tensors -- */
+
+/* One more tensor, (rows, cols) or, with rows 0, (cols); returns where it begins. layer -1: of the model. */
 static size_t add_tensor(Tiny *m, int layer, const char *name, int rows, int cols, int flags) {
     TinyTensor *t = &m->tensors[m->n_tensors++];
     *t = (TinyTensor){ .rows = rows, .cols = cols, .parts = 1, .flags = flags, .at = m->n_params };
@@ -1906,13 +2014,14 @@ static int add_in_rows(Tiny *m, TinyLayer *L, int l, const char *name, int rows)
     return L->n_in - rows;
 }
 
+/* A layer of softmax attention: q, k, v are one matrix. With a gate q has twice the rows, and q and k are normed. */
 static void list_attention(Tiny *m, TinyLayer *L, int l, bool gated) {
     const TinyConfig *c = &m->c;
     const int Q = c->q_heads * c->head_dim, KV = c->kv_heads * c->head_dim;
     add_in_rows(m, L, l, "attn_q.weight", gated ? 2 * Q : Q);
     L->at_k = add_in_rows(m, L, l, "attn_k.weight", KV);
     L->at_v = add_in_rows(m, L, l, "attn_v.weight", KV);
-    if (c->mixer == SOFTMAX && c->d_conv) {                      /* over k and v */
+    if (c->mixer == SOFTMAX && c->d_conv) {                         /* over k and v */
         L->n_conv = 1;
         L->at_u = L->at_k;
         L->n_u = L->conv_width[0] = 2 * KV;
@@ -1923,12 +2032,16 @@ static void list_attention(Tiny *m, TinyLayer *L, int l, bool gated) {
     L->w_o = add_tensor(m, l, "attn_output.weight", c->dim, Q, DECAYS);
 }
 
+/* A layer of the family: first all rows of w_in, which have to follow each other, then what is not a projection of the input. */
 static void list_linear(Tiny *m, TinyLayer *L, int l) {
     const TinyConfig *c = &m->c;
     const Family *k = L->family;
-    const int H = c->n_heads, K = H * c->dk, V = H * c->dv, taps = c->d_conv, wide = k->per == HEADS ? H : K;
-    const bool narrow = k->per == CHANNELS && !keys_from_decay(k), slots = k->per == SLOTS;
+    const int H = c->n_heads, K = H * c->dk, V = H * c->dv, taps = c->d_conv;
+    const int wide = k->per == HEADS ? H : K;                       /* factors of a decay */
+    const bool narrow = k->per == CHANNELS && !keys_from_decay(k);  /* the decay comes from a narrow middle */
+    const bool slots = k->per == SLOTS;
     const int n = writes_of(L->kind), nK = n * K, nV = n * V;
+    // q, k, v
     L->n_u = K + nK + nV;
     L->at_k = K;
     L->at_v = K + nK;
@@ -1946,7 +2059,9 @@ static void list_linear(Tiny *m, TinyLayer *L, int l) {
         add_in_rows(m, L, l, keys_from_decay(k) ? "ssm_alpha.weight" : "attn_k.weight", nK);
         add_in_rows(m, L, l, "attn_v.weight", nV);
     }
-    if (L->gate != F_ID && !is_mamba(k)) L->at_z = narrow_gate(k) ? add_in_rows(m, L, l, "ssm_g_a.weight", c->gate_rank) : add_in_rows(m, L, l, "attn_gate.weight", V);
+    // output gate, erase and write strengths, decay, second moment
+    if (L->gate != F_ID && !is_mamba(k))
+        L->at_z = narrow_gate(k) ? add_in_rows(m, L, l, "ssm_g_a.weight", c->gate_rank) : add_in_rows(m, L, l, "attn_gate.weight", V);
     if (k->erase) L->at_b = add_in_rows(m, L, l, "ssm_beta.weight", k->erase == ERASE_GATED ? K : n * H);
     if (k->erase == ERASE_GATED) L->at_w = add_in_rows(m, L, l, "ssm_w.weight", V);
     if ((k->decay == DECAY_SIGMOID || is_softplus(k) || slots) && !is_mamba(k))
@@ -1955,7 +2070,9 @@ static void list_linear(Tiny *m, TinyLayer *L, int l) {
         L->at_g = add_in_rows(m, L, l, "ssm_m_alpha.weight", H);
         L->at_s = add_in_rows(m, L, l, "ssm_m_beta.weight", H);
     }
+    // here w_in ends
     if (narrow) L->w_fb = add_tensor(m, l, "ssm_f_b.weight", K, c->gate_rank, DECAYS);
+    // convolutions
     if (taps && (L->kind->qwen || is_mamba(k))) {
         L->n_conv = 1;
         L->conv_width[0] = L->n_u;
@@ -1963,10 +2080,15 @@ static void list_linear(Tiny *m, TinyLayer *L, int l) {
         if (is_mamba(k)) L->conv_bias = add_tensor(m, l, "ssm_conv1d.bias", 0, L->n_u, KEEP_F32);
     } else if (taps)
         for (int i = L->n_conv = 0; i < 3; i++, L->n_conv++)
-            L->conv[i] = add_tensor(m, l, (const char *[]){ "ssm_conv1d_q.weight", keys_from_decay(k) ? "ssm_conv1d_f.weight" : "ssm_conv1d_k.weight", "ssm_conv1d_v.weight" }[i], taps,
-                                    L->conv_width[i] = i == 0 ? K : i == 1 ? nK : nV, KEEP_F32 | TRANSPOSED);
+            L->conv[i] = add_tensor(m, l,
+                                    (const char *[]){ "ssm_conv1d_q.weight",
+                                                      keys_from_decay(k) ? "ssm_conv1d_f.weight" : "ssm_conv1d_k.weight",
+                                                      "ssm_conv1d_v.weight" }[i],
+                                    taps, L->conv_width[i] = i == 0 ? K : i == 1 ? nK : nV, KEEP_F32 | TRANSPOSED);
+    // decays, in the several ways there are
     if (k->decay == DECAY_FIXED) L->decay = add_tensor(m, l, "ssm_decay", 0, H, KEEP_F32 | CONSTANT);
-    if (k->decay == DECAY_SIGMOID || (k->decay == DECAY_FORGET && c->half_life > 0)) L->bias = add_tensor(m, l, narrow ? "ssm_f_b.bias" : "ssm_alpha.bias", 0, wide, KEEP_F32);
+    if (k->decay == DECAY_SIGMOID || (k->decay == DECAY_FORGET && c->half_life > 0))
+        L->bias = add_tensor(m, l, narrow ? "ssm_f_b.bias" : "ssm_alpha.bias", 0, wide, KEEP_F32);
     if (is_softplus(k)) {
         L->bias = add_tensor(m, l, "ssm_dt.bias", 0, wide, KEEP_F32);
         L->a_log = add_tensor(m, l, "ssm_a", is_mamba(k) ? H : 0, is_mamba(k) ? 1 : H, KEEP_F32 | NEGATIVE_EXP);
@@ -1976,6 +2098,7 @@ static void list_linear(Tiny *m, TinyLayer *L, int l) {
         L->m_scale = add_tensor(m, l, "ssm_m_scale", 0, H, KEEP_F32);
         L->m_a = add_tensor(m, l, "ssm_m_a", 0, H, KEEP_F32 | NEGATIVE_EXP);
     }
+    // what goes around the recurrence, the norm and the way out
     if (is_mamba(k)) L->skip = add_tensor(m, l, "ssm_d", H, 1, KEEP_F32);
     if (k->erase == ERASE_OLD) {
         L->old_key = add_tensor(m, l, "ssm_p", 0, H, KEEP_F32 | SIGMOID);
@@ -1989,6 +2112,7 @@ static void list_linear(Tiny *m, TinyLayer *L, int l) {
     L->w_o = add_tensor(m, l, L->kind->qwen || is_mamba(k) ? "ssm_out.weight" : "attn_output.weight", c->dim, V, DECAYS);
 }
 
+/* A narrow projection of RWKV-7 to `out` channels; `letter` is w, a, g or v, and only g has no bias. */
 static Narrow add_narrow(Tiny *m, int l, char letter, int out, Act act) {
     char name[32];
     Narrow p = { .rank = m->c.gate_rank, .act = act, .biased = letter != 'g' };
@@ -2001,6 +2125,7 @@ static Narrow add_narrow(Tiny *m, int l, char letter, int out, Act act) {
     return p;
 }
 
+/* A layer of RWKV-6 or -7, without its feed-forward. */
 static void list_rwkv(Tiny *m, TinyLayer *L, int l) {
     const TinyConfig *c = &m->c;
     const int D = c->dim, K = c->n_heads * c->dk, V = c->n_heads * c->dv, R = c->gate_rank, seven = L->kind->rwkv == 7;
@@ -2013,7 +2138,7 @@ static void list_rwkv(Tiny *m, TinyLayer *L, int l) {
         w->decay = add_narrow(m, l, 'w', K, F_TANH);
         w->strength = add_narrow(m, l, 'a', K, F_ID);
         w->gate = add_narrow(m, l, 'g', V, F_SIGMOID);
-        if (l) w->blend = add_narrow(m, l, 'v', V, F_ID);
+        if (l) w->blend = add_narrow(m, l, 'v', V, F_ID);           /* the first layer has no earlier values */
         w->k_k = add_tensor(m, l, "time_mix_k_k.weight", 0, K, KEEP_F32);
         w->k_a = add_tensor(m, l, "time_mix_k_a.weight", 0, K, KEEP_F32);
         w->bonus = add_tensor(m, l, "time_mix_r_k.weight", 0, K, KEEP_F32);
@@ -2022,8 +2147,10 @@ static void list_rwkv(Tiny *m, TinyLayer *L, int l) {
         w->mix_down = add_tensor(m, l, "time_mix_w1.weight", 5 * R, D, DECAYS);
         w->mix_up = add_tensor(m, l, "time_mix_w2.weight", 5 * D, R, DECAYS);
         m->tensors[m->n_tensors - 1].parts = 5;
-        w->decay = (Narrow){ .rank = R, .act = F_TANH, .biased = true, .bias = add_tensor(m, l, "time_mix_decay.weight", 0, K, KEEP_F32),
-                             .down = add_tensor(m, l, "time_mix_decay_w1.weight", R, D, DECAYS), .up = add_tensor(m, l, "time_mix_decay_w2.weight", K, R, DECAYS) };
+        w->decay = (Narrow){ .rank = R, .act = F_TANH, .biased = true,
+                             .bias = add_tensor(m, l, "time_mix_decay.weight", 0, K, KEEP_F32),
+                             .down = add_tensor(m, l, "time_mix_decay_w1.weight", R, D, DECAYS),
+                             .up = add_tensor(m, l, "time_mix_decay_w2.weight", K, R, DECAYS) };
         w->w_g = add_tensor(m, l, "time_mix_gate.weight", V, D, DECAYS);
         w->bonus = add_tensor(m, l, "time_mix_first.weight", 0, K, KEEP_F32);
     }
@@ -2032,7 +2159,7 @@ static void list_rwkv(Tiny *m, TinyLayer *L, int l) {
     L->w_o = add_tensor(m, l, "time_mix_output.weight", D, V, DECAYS);
 }
 
-/* The feed-forward of RWKV, in its layers of softmax attention, too. */
+/* The feed-forward of RWKV, in its layers of softmax attention, too; RWKV-6 has a gate behind it. */
 static void list_channel_mix(Tiny *m, TinyLayer *L, int l, bool gated) {
     const int D = m->c.dim, F = m->c.hidden_dim;
     Rwkv *w = &L->rwkv;
@@ -2074,43 +2201,51 @@ static void list_tensors(Tiny *m) {
     }
 }
 
-/* Matrices: normal, 1 / sqrt(inputs), those that write into the residual stream divided by sqrt(2 L). Norms 1. Decay rates uniform in
- * [1, 16], their softplus(dt) log-uniform in [0.001, 0.1]: memories of one to a thousand tokens. With half_life every decay, learned or fixed,
- * begins at 2^(-1 / half_life), by way of its bias: the logarithm -f of what softplus, logsigmoid / divisor, logsigmoid, and in RWKV -e^x and
- * -e^(-1/2) sigmoid(x) have to give. */
-static const struct { const char *part; double first, last; } ramps[] = { /* of RWKV: values that go from the first channel to the last, as in its own trainer */
-    { "_lerp_", 0, 1 }, { "time_mix_ln.weight", 1, 1 }, { "attn_norm_2.weight", 1, 1 }, { "time_mix_decay", -6, -1 }, { "time_mix_w0", -7, -2 },
-    { "time_mix_first", 1, 0 }, { "time_mix_k_k", 0.85, 0.85 }, { "time_mix_k_a", 1, 1 }, { "time_mix_v0", 1, 1 },
+/* -- first values -- */
+
+/* Of RWKV: values that go from the first channel to the last, as in its own trainer. */
+static const struct { const char *part; double first, last; } ramps[] = {
+    { "_lerp_", 0, 1 }, { "time_mix_ln.weight", 1, 1 }, { "attn_norm_2.weight", 1, 1 },
+    { "time_mix_decay", -6, -1 }, { "time_mix_w0", -7, -2 }, { "time_mix_first", 1, 0 },
+    { "time_mix_k_k", 0.85, 0.85 }, { "time_mix_k_a", 1, 1 }, { "time_mix_v0", 1, 1 },
 };
 enum { N_RAMPS = sizeof ramps / sizeof *ramps };
 
+/* Matrices: normal, 1 / sqrt(inputs), those that write into the residual stream divided by sqrt(2 L). Norms 1. Decay rates uniform in
+ * [1, 16], their softplus(dt) log-uniform in [0.001, 0.1]: memories of one to a thousand tokens. With half_life every decay, learned or
+ * fixed, begins at 2^(-1 / half_life) = e^-f, by way of its bias: -f is the logarithm that softplus, logsigmoid / divisor, logsigmoid,
+ * and in RWKV -e^x and -e^(-1/2) sigmoid(x) have to give. A tensor is known by its name. */
 static void init_params(Tiny *m, uint64_t seed) {
     uint64_t rng = mix_seed(seed);
     for (int n = 0; n < m->n_tensors; n++) {
         const TinyTensor *t = &m->tensors[n];
         const char *name = strrchr(t->name, '.') ? t->name : "";
         real *p = m->params + t->at;
-        /* matrices keep the size of what they multiply, those that write to the residual stream a share of it; the table of tokens starts small */
+        /* matrices keep the size of what they multiply, those that write to the residual stream a share of it;
+         * the table of tokens starts small */
         double scale = strstr(t->name, "token_embd") ? 0.05 : 1 / sqrt((double)t->cols);
         const Family *k = m->layers[0].family;
-        const double f = m->c.half_life > 0 ? log(2) / m->c.half_life : 0, f16 = f * (k && k->decay == DECAY_SIGMOID ? m->c.decay_divisor : 1);
+        const double f = m->c.half_life > 0 ? log(2) / m->c.half_life : 0;
+        const double f16 = f * (k && k->decay == DECAY_SIGMOID ? m->c.decay_divisor : 1); /* before it is divided, by 16 as a rule */
         bool out = strstr(name, "ssm_out") || strstr(name, "attn_output") || strstr(name, "ffn_down")
                    || strstr(name, "mix_output") || strstr(name, "channel_mix_value");
         bool rate = (strstr(name, "ssm_a") && !strstr(name, "ssm_alpha")) || (strstr(name, "ssm_m_a") && !t->rows);
-        const size_t per = strstr(name, "lerp") ? (size_t)m->c.dim : tensor_len(t);
+        const size_t per = strstr(name, "lerp") ? (size_t)m->c.dim : tensor_len(t);     /* channels of a ramp */
         int ramp = 0;
         while (ramp < N_RAMPS && (t->rows || !strstr(name, ramps[ramp].part))) ramp++;
         for (size_t i = 0; i < tensor_len(t); i++) {
             if (f > 0 && !t->rows && strstr(name, "time_mix_decay")) p[i] = (real)log(f);
             else if (f > 0 && !t->rows && strstr(name, "time_mix_w0")) p[i] = (real)-log(DECAY7 / (f < 0.6 ? f : 0.6) - 1);
-            else if (ramp < N_RAMPS) p[i] = (real)(ramps[ramp].first + (ramps[ramp].last - ramps[ramp].first) * (double)(i % per) / (double)per);
+            else if (ramp < N_RAMPS)
+                p[i] = (real)(ramps[ramp].first + (ramps[ramp].last - ramps[ramp].first) * (double)(i % per) / (double)per);
             else if (strstr(name, "norm.weight") || !strcmp(strchr(name, 0) - (strlen(name) < 5 ? 0 : 5), "ssm_d")) p[i] = 1;
             else if (rate) p[i] = (real)log(1 + (f > 0 ? 0 : 15) * rng_uniform(&rng));
             else if (strstr(name, "ssm_decay")) p[i] = f > 0 ? (real)exp(-f) : 1 - (real)pow(2, -5 - (double)i);
             else if (strstr(name, "ssm_dt") || strstr(name, "ssm_m_dt")) {
                 double dt = f > 0 ? f : exp(log(0.001) + rng_uniform(&rng) * log(100));
-                p[i] = (real)(dt + log(-expm1(-dt)));         /* the inverse of softplus */
-            } else if (f > 0 && (strstr(name, "ssm_alpha.bias") || strstr(name, "ssm_f_b.bias"))) p[i] = (real)(-f16 - log(-expm1(-f16)));     /* of logsigmoid */
+                p[i] = (real)(dt + log(-expm1(-dt)));           /* the inverse of softplus */
+            } else if (f > 0 && (strstr(name, "ssm_alpha.bias") || strstr(name, "ssm_f_b.bias")))
+                p[i] = (real)(-f16 - log(-expm1(-f16)));        /* the inverse of logsigmoid */
             else if (strstr(name, "conv1d") && t->rows) p[i] = (real)(rng_uniform(&rng) - 0.5);
             else if (!t->rows) p[i] = 0;
             else p[i] = (real)(rng_normal(&rng) * scale / (out ? sqrt(2.0 * m->c.n_layers) : 1));
@@ -2118,6 +2253,9 @@ static void init_params(Tiny *m, uint64_t seed) {
     }
 }
 
+/* -- where activations lie -- */
+
+/* The next n reals of an arena, of which *used are taken; without a base it only counts. */
 static real *lay(real *base, size_t *used, size_t n) {
     real *p = base ? base + *used : NULL;
     *used += (n + 15) / 16 * 16;
@@ -2131,10 +2269,11 @@ static void lay_narrow(Narrow *p, real *base, size_t *n, size_t N) {
     }
 }
 
-/* Returns the reals that its backward needs besides. */
+/* A layer of RWKV. Returns the reals that its backward needs besides, from the pool. */
 static size_t lay_out_rwkv(Tiny *m, TinyLayer *L, real *base, size_t *n) {
     const TinyConfig *c = &m->c;
-    const size_t N = (size_t)m->B * c->seq_len, D = c->dim, H = c->n_heads, K = H * c->dk, V = H * c->dv, R = c->gate_rank, seven = L->kind->rwkv == 7;
+    const size_t N = (size_t)m->B * c->seq_len, D = c->dim, H = c->n_heads, K = H * c->dk, V = H * c->dv, R = c->gate_rank;
+    const size_t seven = L->kind->rwkv == 7;
     Memory *r = &L->mem;
     Rwkv *w = &L->rwkv;
     *r = (Memory){ .B = m->B, .T = c->seq_len, .heads = (int)H, .dk = c->dk, .dv = c->dv, .vector_decay = true,
@@ -2146,8 +2285,10 @@ static size_t lay_out_rwkv(Tiny *m, TinyLayer *L, real *base, size_t *n) {
     r->S = lay(base, n, memory_states(m->B, c->seq_len, c->n_heads, c->dk, c->dv));
     r->o = lay(base, n, N * V);
     r->w = seven ? lay(base, n, N * V) : r->v;
-    for (int j = 0; j < N_READ; j++) if (seven || j != R_A) w->read[j] = lay(base, n, N * D);
-    for (int j = 0; j < N_READ && !seven; j++) if (j != R_A) w->share[j] = lay(base, n, N * D);
+    for (int j = 0; j < N_READ; j++)
+        if (seven || j != R_A) w->read[j] = lay(base, n, N * D);
+    for (int j = 0; j < N_READ && !seven; j++)
+        if (j != R_A) w->share[j] = lay(base, n, N * D);
     if (!seven) {
         w->mixed = lay(base, n, N * D);
         w->low = lay(base, n, N * 5 * R);
@@ -2174,7 +2315,8 @@ static size_t lay_out_rwkv(Tiny *m, TinyLayer *L, real *base, size_t *n) {
     return N * (7 * V + 8 * K + 8 * D + 18 * R) + 16 * 8;
 }
 
-/* Lays the activations out; run twice, first with no base to measure. */
+/* Lays the activations out; run twice, first with no base to measure. The pool holds the gradients inside one layer, as many as the
+ * greediest layer takes. */
 static size_t lay_out(Tiny *m, real *base) {
     const TinyConfig *c = &m->c;
     const size_t N = (size_t)m->B * c->seq_len, D = c->dim, F = c->hidden_dim, H = c->n_heads, K = H * c->dk, V = H * c->dv;
@@ -2203,7 +2345,8 @@ static size_t lay_out(Tiny *m, real *base) {
             pool = N * (L->n_in + L->n_u + 2 * Q + 2 * KV);
         } else {
             const size_t wide = k->per == HEADS ? H : K, writes = writes_of(L->kind), M = N * writes;
-            *r = (Memory){ .B = m->B, .T = c->seq_len * (int)writes, .heads = (int)H, .dk = c->dk, .dv = c->dv, .vector_decay = k->per != HEADS };
+            *r = (Memory){ .B = m->B, .T = c->seq_len * (int)writes, .heads = (int)H, .dk = c->dk, .dv = c->dv,
+                           .vector_decay = k->per != HEADS };
             r->q = lay(base, &n, M * K);
             r->k = lay(base, &n, M * K);
             r->v = lay(base, &n, M * V);
@@ -2284,7 +2427,9 @@ static size_t lay_out(Tiny *m, real *base) {
     return n;
 }
 
-/* cs (T, n / 2): cosine and sine of position * base^(-2i / n). */
+/* -- a new model -- */
+
+/* cs (T, n / 2, 2): cosine and sine of position * base^(-2i / n). */
 static void rope_angles(real *cs, int T, int n, double base) {
     for (int t = 0; t < T; t++)
         for (int i = 0; i < n / 2; i++) {
@@ -2299,15 +2444,17 @@ static void fill_constants(Tiny *m, TinyLayer *L) {
     const Family *k = L->family;
     const size_t N = (size_t)m->B * m->c.seq_len, H = m->c.n_heads;
     if (k && k->erase) L->mem.mode = SCAN_ERASES;
-    for (size_t i = 0; k && L->kind->writes && i < (size_t)L->mem.B * L->mem.T * H; i++) L->mem.d[i] = 1;      /* between the writes of a token */
+    for (size_t i = 0; k && L->kind->writes && i < (size_t)L->mem.B * L->mem.T * H; i++)
+        L->mem.d[i] = 1;                                            /* between the writes of a token */
     for (size_t i = 0; k && i < N * H; i++) {
-        if (k->decay == DECAY_NONE) L->mem.d[i] = 1; /* these are per head */
+        if (k->decay == DECAY_NONE) L->mem.d[i] = 1;                /* these are per head */
         if (k->decay == DECAY_FIXED) L->mem.d[i] = m->c.keep ? 1 : m->params[L->decay + i % H];
         if (k->erase == ERASE_GATED) L->mem.rho[i] = 1;
         if (k->per == SLOTS) L->keys.d[i] = 1;
     }
 }
 
+/* A model of these sizes that trains on B sequences at a time. */
 static void tiny_new(Tiny *m, const TinyConfig *c, int B, uint64_t seed) {
     *m = (Tiny){ .c = *c, .B = B };
     m->layers = checked(calloc((size_t)c->n_layers, sizeof *m->layers));

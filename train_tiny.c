@@ -1824,8 +1824,10 @@ static const MixerKind mixer_kinds[] = {
     { "precond-deltanet", "precond_gated_deltanet", "gated-deltanet that writes less to channels that were written much", .d_conv = 4 },
     { "precond-kda", "precond_kda", "kda likewise", .d_conv = 4 },
     { "gdn2", "gdn2", "kda with strengths of erase and write per channel", .d_conv = 4 },
-    { "rwkv6", "rwkv6", "gla that reads before it writes, and sees the token before instead of a convolution", .norm_eps = 64e-5f, .rwkv = 6 },
-    { "rwkv7", "rwkv7", "a decay per key channel; what is recalled under one key goes back under another", .norm_eps = 64e-5f, .rwkv = 7 },
+    { "rwkv6", "rwkv6", "gla that reads before it writes, and sees the token before instead of a convolution",
+      .norm_eps = 64e-5f, .rwkv = 6 },
+    { "rwkv7", "rwkv7", "a decay per key channel; what is recalled under one key goes back under another",
+      .norm_eps = 64e-5f, .rwkv = 7 },
 };
 enum { N_KINDS = sizeof mixer_kinds / sizeof *mixer_kinds };
 
@@ -1981,7 +1983,7 @@ static uint64_t rng_next(uint64_t *s) {
     return *s * 0x2545f4914f6cdd1du;
 }
 
-/* Between 0 and 1, never one of them. */
+/* Between 0 and 1, never 0: its logarithm is taken. */
 static double rng_uniform(uint64_t *s) { return ((double)(rng_next(s) >> 11) + 0.5) / 9007199254740992.0; }
 
 /* Mean 0, variance 1 (Box and Muller). */
@@ -2480,8 +2482,21 @@ static void tiny_free(Tiny *m) {
 }
 
 /* ---- 7. layers -----------------------------------------------------------------------------
- * h is the normed input of the mixer, (N, dim); L->mid holds the residual stream, to which the mixer adds. Backward: d_res is the
- * gradient of that sum, and dh is assigned. */
+ * h is the normed input of the mixer, (N, dim); L->mid holds the residual stream, to which the mixer adds. Backward: d_res (N, dim) is
+ * the gradient of that sum, and dh (N, dim) is assigned. Read a layer, at the end, then linear_forward. Its rooms:
+ *
+ *   parameters, gradients, room   W(name), DW(name) and TMP(n)
+ *   linear layers                 projections, convolution, what the recurrence reads, the recurrence, norm and gate, out
+ *   softmax attention             the same with keys and values of all tokens instead of a memory
+ *   RWKV                          its mixer, and its feed-forward, channel_mix
+ *   a layer                       norm, mixer, norm, feed-forward, around the residual stream
+ *
+ * Local names: N = B T tokens, D dim, F hidden_dim, H heads, K = H dk and V = H dv, R the rank of the narrow middles. */
+
+/* -- parameters, gradients, room -- */
+
+/* The parameters of a tensor and their gradients: by where it begins (W_, DW_), or by its name in the layer L (W, DW). TMP(n) is room
+ * for n reals until the layer is done: see layer_backward. */
 #define W_(at) (m->params + (at))
 #define DW_(at) (m->grads + (at))
 #define W(name) W_(L->name)
@@ -2494,17 +2509,21 @@ static real *tiny_tmp(Tiny *m, size_t n) {
     return p;
 }
 
-/* The short convolutions of a layer, one or one each for q, k, v, next to each other. */
+/* -- linear layers -- */
+
+/* The short convolutions of a layer, one or one each for q, k, v, next to each other: conved (N, n_u) from columns of raw. */
 static void convs_forward(Tiny *m, TinyLayer *L, bool silu) {
     for (int i = 0, at = 0; i < L->n_conv; at += L->conv_width[i++])
-        conv_forward(L->conved + at, L->n_u, L->raw + L->at_u + at, L->n_in, W(conv[i]), L->conv_bias ? W(conv_bias) : NULL, silu, m->B, m->c.seq_len,
-                     L->conv_width[i], m->c.d_conv);
+        conv_forward(L->conved + at, L->n_u, L->raw + L->at_u + at, L->n_in, W(conv[i]), L->conv_bias ? W(conv_bias) : NULL,
+                     silu, m->B, m->c.seq_len, L->conv_width[i], m->c.d_conv);
 }
 
+//~ conved = act(conv(raw) + bias).  Without a convolution dconved is not looked at.
 static void convs_backward(Tiny *m, TinyLayer *L, real *draw, real *dconved, bool silu) {
     for (int i = 0, at = 0; i < L->n_conv; at += L->conv_width[i++])
-        conv_backward(draw + L->at_u + at, DW(conv[i]), L->conv_bias ? DW(conv_bias) : NULL, dconved + at, L->n_u, L->raw + L->at_u + at, L->n_in, W(conv[i]),
-                      L->conv_bias ? W(conv_bias) : NULL, silu, m->B, m->c.seq_len, L->conv_width[i], m->c.d_conv);
+        conv_backward(draw + L->at_u + at, DW(conv[i]), L->conv_bias ? DW(conv_bias) : NULL, dconved + at, L->n_u,
+                      L->raw + L->at_u + at, L->n_in, W(conv[i]), L->conv_bias ? W(conv_bias) : NULL,
+                      silu, m->B, m->c.seq_len, L->conv_width[i], m->c.d_conv);
 }
 
 static real sigmoid1(real x) { return x >= 0 ? 1 / (1 + (real)exp(-x)) : (real)exp(x) / (1 + (real)exp(x)); }
@@ -2513,9 +2532,11 @@ static real softplus1(real x) { return x > 20 ? x : (real)log1p(exp(x)); }
 /* Where the q, k, v of a linear layer come from, the input of its decay and of its output gate, each with the stride of its rows. */
 typedef struct { real *u, *a, *z; size_t ldu, lda, ldz; } Inputs;
 
+/* Of the activations or, given their gradients, of the gradients. */
 static Inputs inputs_of(const TinyLayer *L, int K, int V, real *raw, real *conved, real *f, real *z) {
     const Family *k = L->family;
-    Inputs in = { raw + L->at_u, raw + L->at_a, L->gate == F_ID ? NULL : raw + L->at_z, (size_t)L->n_in, (size_t)L->n_in, (size_t)L->n_in };
+    Inputs in = { raw + L->at_u, raw + L->at_a, L->gate == F_ID ? NULL : raw + L->at_z,
+                  (size_t)L->n_in, (size_t)L->n_in, (size_t)L->n_in };
     if (L->n_conv) in.u = conved, in.ldu = (size_t)L->n_u;
     if (L->w_fb) in.a = f, in.lda = (size_t)K;
     if (keys_from_decay(k)) in.a = in.u + L->at_k, in.lda = in.ldu;
@@ -2539,9 +2560,11 @@ static void step_backward(real *da, real *dbias, const real *dstep, const real *
         }
 }
 
-static bool has_gate(const Family *f) { return f->decay >= DECAY_SIGMOID && f->decay != DECAY_SUM; }   /* d from a, token by token */
+/* d is made from a, token by token. */
+static bool has_gate(const Family *f) { return f->decay >= DECAY_SIGMOID && f->decay != DECAY_SUM; }
 
-/* Tokens r .. r + rows: from projections to what the recurrence reads, in the order of MixerKind. */
+/* Tokens r .. r + rows: from projections to what the recurrence reads, q, k, d, rho, v and e, as the row of `family` says. The
+ * pointers with at.. begin at token r: atk of arrays (N, K), atv of (N, V), ath of (N, H), atd of the decay. */
 static void linear_inputs_forward(Tiny *m, TinyLayer *L, int r, int rows) {
     const TinyConfig *c = &m->c;
     const Family *k = L->family;
@@ -2552,7 +2575,8 @@ static void linear_inputs_forward(Tiny *m, TinyLayer *L, int r, int rows) {
     const real *u = in.u + r * in.ldu, *a = in.a + r * in.lda, *raw = L->raw + (size_t)r * L->n_in;
     const int n = writes_of(L->kind);        /* k, v and rho of each write, one after the other */
     Memory *t = &L->mem, *keys = k->per == SLOTS ? &L->keys : t;
-    real *q = L->one_q ? L->one_q : keys->q, *d = L->one_d ? L->one_d : t->d, *key = L->unit ? L->unit : keys->k;
+    real *q = L->one_q ? L->one_q : keys->q; /* where q, d and k go, if something is still to happen to them */
+    real *d = L->one_d ? L->one_d : t->d, *key = L->unit ? L->unit : keys->k;
     // q, k
     if (k->erase == ERASE_OLD) {
         comba_forward(L->old + atk, L->q_less + atk, u + L->at_q, u + L->at_k, in.ldu, L->per_head, W(skip), rows, H, dk);
@@ -2568,7 +2592,7 @@ static void linear_inputs_forward(Tiny *m, TinyLayer *L, int r, int rows) {
     if (has_gate(k) && k->write == WRITE_REST)
         for (size_t i = atk; i < atk + (size_t)rows * K; i++) t->k[i] = 1 - t->d[i];
     for (size_t i = atd; c->keep && i < atd + (size_t)rows * (k->per == HEADS ? H : K); i++) d[i] = 1;
-    for (int i = r; i < r + rows && n > 1; i++) { /* all fades before the first write and is read after the last */
+    for (int i = r; i < r + rows && n > 1; i++) { /* the memory fades before the first write and is read after the last */
         memcpy(t->d + (size_t)i * n * H, d + (size_t)i * H, H * sizeof *d);
         memcpy(t->q + ((size_t)i * n + n - 1) * K, q + (size_t)i * K, K * sizeof *q);
     }
@@ -2582,12 +2606,13 @@ static void linear_inputs_forward(Tiny *m, TinyLayer *L, int r, int rows) {
         step_forward(L->step + ath, a, in.lda, W(bias), rows, H);
         kern.scale_forward(t->v + atv, v, in.ldu, L->step + ath, rows, H, dv);
     } else kern.map_forward(k->out == OUT_SILU_ALL ? F_SILU : F_ID, t->v + atv, v, in.ldu, rows, V, 1);
-    // e = d k, or d times k of which each channel is erased by its own strength
+    // what the second moment is made with
     const real *ek = key + n * atk;
     if (is_scaled(k)) {
         kern.gate_forward(L->fade + ath, raw + L->at_g, L->n_in, W(m_bias), L->per_head, -1, rows, H);
         kern.gate_forward(L->share + ath, raw + L->at_s, L->n_in, NULL, NULL, 1, rows, H);
     }
+    // e = d k, or d times k of which each channel is erased by its own strength
     if (k->erase == ERASE_GATED) {
         kern.glu_forward(F_SIGMOID, L->bk + atk, t->k + atk, K, raw + L->at_b, L->n_in, 0, rows, 1, K);
         ek = L->bk + atk;
@@ -2597,29 +2622,34 @@ static void linear_inputs_forward(Tiny *m, TinyLayer *L, int r, int rows) {
     else if (k->erase) kern.scale_forward(t->e + n * atk, ek, K, t->d + n * ath, n * rows, H, dk);
 }
 
-/* In: the gradients that the recurrence gives, in L->mem; out: draw, du, df; dbias and drate (wide) and dstep's bias add. dbk (N, K) and
- * dstep (N, H) are room to work in; dfade and dshare (N, H) come from the second moment, whose bias and rate follow those of the decay. */
+/* The way back, in the opposite order. In: the gradients that the recurrence gives, in L->mem. Out, assigned: draw (N, n_in), dconved
+ * (N, n_u), df (N, K); dbias and drate (wide) add. dbk (N, K) and dstep (N, H) are room to work in; dfade and dshare (N, H) come from
+ * the second moment, whose bias and rate (H) follow 2 wide behind dbias. */
 static void linear_inputs_backward(Tiny *m, TinyLayer *L, int r, int rows, real *draw, real *dconved, real *df, real *dbk, real *dstep,
                                    real *dfade, real *dshare, real *dbias, real *drate) {
     const TinyConfig *c = &m->c;
     const Family *k = L->family;
     const int H = c->n_heads, dk = c->dk, dv = c->dv, K = H * dk, V = H * dv;
     const real scale = is_mamba(k) || L->kind->unscaled ? 1 : 1 / (real)sqrt(dk);
-    const size_t atk = (size_t)r * K, atv = (size_t)r * V, ath = (size_t)r * H, atd = (size_t)r * (k->per == HEADS ? H : K), atr = (size_t)r * L->n_in;
+    const size_t atk = (size_t)r * K, atv = (size_t)r * V, ath = (size_t)r * H, atd = (size_t)r * (k->per == HEADS ? H : K);
+    const size_t atr = (size_t)r * L->n_in;
     const Inputs in = inputs_of(L, K, V, L->raw, L->conved, L->f, L->z), d_in = inputs_of(L, K, V, draw, dconved, df, NULL);
     const real *u = in.u + r * in.ldu, *a = in.a + r * in.lda, *raw = L->raw + atr;
     real *du = d_in.u + r * in.ldu, *da = d_in.a + r * in.lda;
     const int n = writes_of(L->kind);
     Memory *t = &L->mem, *keys = k->per == SLOTS ? &L->keys : t;
-    real *key = L->unit ? L->unit : t->k, *d = L->one_d ? L->one_d : t->d, *dd = n > 1 ? L->d_one_d : t->dd, *dq = n > 1 ? L->d_one_q : keys->dq;
+    real *key = L->unit ? L->unit : t->k, *d = L->one_d ? L->one_d : t->d;
+    real *dd = n > 1 ? L->d_one_d : t->dd, *dq = n > 1 ? L->d_one_q : keys->dq;
     //~ e = d k,  or d bk with bk = k sigmoid(b)
     if (k->erase == ERASE_GATED) {
         kern.glu_backward(F_ID, dbk + atk, t->dd + atk, t->de + atk, L->bk + atk, K, t->d + atk, K, 0, rows, 1, K, ADD_DZ);
-        kern.glu_backward(F_SIGMOID, t->dkey + atk, draw + atr + L->at_b, dbk + atk, t->k + atk, K, raw + L->at_b, L->n_in, 0, rows, 1, K, ADD_DX);
+        kern.glu_backward(F_SIGMOID, t->dkey + atk, draw + atr + L->at_b, dbk + atk, t->k + atk, K, raw + L->at_b, L->n_in, 0,
+                          rows, 1, K, ADD_DX);
     } else if (k->erase == ERASE_KEY && k->per == CHANNELS)
         kern.glu_backward(F_ID, t->dkey + atk, t->dd + atk, t->de + atk, key + atk, K, t->d + atk, K, 0, rows, 1, K, ADD_DX | ADD_DZ);
     else if (k->erase == ERASE_KEY)
         kern.scale_backward(t->dkey + n * atk, t->dd + n * ath, t->de + n * atk, key + n * atk, K, t->d + n * ath, n * rows, H, dk, ADD_DX);
+    //~ fade = gate(g),  share = sigmoid(s)
     if (is_scaled(k)) {
         const size_t wide = k->per == HEADS ? H : K;
         kern.gate_backward(draw + atr + L->at_g, dbias + 2 * wide, dbias + 2 * wide + H, dfade + ath, L->fade + ath, raw + L->at_g, L->n_in,
@@ -2631,35 +2661,39 @@ static void linear_inputs_backward(Tiny *m, TinyLayer *L, int r, int rows, real 
     real *dv_ = du + L->at_v;
     if (k->write == WRITE_BETA_V || is_scaled(k)) {
         kern.scale_backward(dv_, t->drho + n * ath, t->dval + n * atv, v, in.ldu, t->rho + n * ath, rows, n * H, dv, 0);
-        kern.gate_backward(draw + atr + L->at_b, NULL, NULL, t->drho + n * ath, t->rho + n * ath, raw + L->at_b, L->n_in, NULL, NULL, 1, rows, n * H);
-    } else if (k->erase == ERASE_GATED) kern.glu_backward(F_SIGMOID, dv_, draw + atr + L->at_w, t->dval + atv, v, in.ldu, raw + L->at_w, L->n_in, 0, rows, 1, V, 0);
+        kern.gate_backward(draw + atr + L->at_b, NULL, NULL, t->drho + n * ath, t->rho + n * ath, raw + L->at_b, L->n_in,
+                           NULL, NULL, 1, rows, n * H);
+    } else if (k->erase == ERASE_GATED)
+        kern.glu_backward(F_SIGMOID, dv_, draw + atr + L->at_w, t->dval + atv, v, in.ldu, raw + L->at_w, L->n_in, 0, rows, 1, V, 0);
     else if (is_mamba(k)) {
         memset(dstep + ath, 0, (size_t)rows * H * sizeof(real));
         kern.scale_backward(dv_, dstep + ath, t->dval + atv, v, in.ldu, L->step + ath, rows, H, dv, 0);
     } else kern.map_backward(k->out == OUT_SILU_ALL ? F_SILU : F_ID, dv_, in.ldu, t->dval + atv, v, rows, V, 1);
+    //~ d of the first write, q of the last
     for (int i = r; i < r + rows && n > 1; i++) {
         memcpy(dd + (size_t)i * H, t->dd + (size_t)i * n * H, H * sizeof *dd);
         memcpy(dq + (size_t)i * K, t->dq + ((size_t)i * n + n - 1) * K, K * sizeof *dq);
     }
     //~ d = gate(a), or 1
     if (c->keep) memset(dd + atd, 0, (size_t)rows * (k->per == HEADS ? H : K) * sizeof(real));
-    if (has_gate(k) && k->write == WRITE_REST)            /* k = 1 - d */
+    if (has_gate(k) && k->write == WRITE_REST)      //~ k = 1 - d
         for (size_t i = atk; i < atk + (size_t)rows * K; i++) t->dd[i] -= t->dkey[i];
     if (has_gate(k))
         kern.gate_backward(da, dbias, is_softplus(k) ? drate : NULL, dd + atd, d + atd, a, in.lda, L->bias ? W(bias) : NULL, L->rate,
                            is_softplus(k) ? -1 : 1, rows, k->per == HEADS ? H : K);
     if (is_mamba(k)) step_backward(da, dbias, dstep + ath, a, in.lda, W(bias), rows, H);
     //~ q = scale map(u_q),  k = map(u_k)
-    if (k->norm == QK_L2) kern.l2norm_backward(du + L->at_k, in.ldu, t->dkey + n * atk, u + L->at_k, L->inv_k + n * ath, rows, n * H, dk, 1);
+    if (k->norm == QK_L2)
+        kern.l2norm_backward(du + L->at_k, in.ldu, t->dkey + n * atk, u + L->at_k, L->inv_k + n * ath, rows, n * H, dk, 1);
     else if (!keys_from_decay(k)) kern.map_backward(L->map, du + L->at_k, in.ldu, keys->dkey + atk, u + L->at_k, rows, K, 1);
-    if (k->erase == ERASE_OLD) {             /* Comba's q and e go on in linear_backward; here to where their norms began */
+    if (k->erase == ERASE_OLD) {                    /* Comba's q and e go on in linear_backward; here to where their norms began */
         kern.l2norm_backward(t->dq + atk, K, t->dq + atk, L->q_less + atk, L->inv_q + ath, rows, H, dk, scale);
         kern.l2norm_backward(t->de + atk, K, t->de + atk, L->old + atk, L->inv_e + ath, rows, H, dk, 1);
     } else if (k->norm == QK_L2) kern.l2norm_backward(du + L->at_q, in.ldu, dq + atk, u + L->at_q, L->inv_q + ath, rows, H, dk, scale);
     else kern.map_backward(L->map, du + L->at_q, in.ldu, dq + atk, u + L->at_q, rows, K, scale);
 }
 
-/* Mamba-2 around the recurrence: o += D u_v, then rmsnorm(o silu(z)) with a weight per channel. */
+/* Mamba-2 behind the recurrence: o += D u_v, og = o silu(z), y = rmsnorm(og) with a weight (H, dv) per channel: gate first, then norm. */
 static void mamba_output_forward(Tiny *m, TinyLayer *L, Inputs in) {
     const TinyConfig *c = &m->c;
     const int N = m->B * c->seq_len, H = c->n_heads, dv = c->dv, V = H * dv;
@@ -2671,12 +2705,14 @@ static void mamba_output_forward(Tiny *m, TinyLayer *L, Inputs in) {
         rmsnorm_forward(L->y + h * dv, V, dv, L->inv_o + (size_t)h * N, L->og + h * dv, V, dv, W(norm) + h * dv, N, 1, dv, (real)c->eps);
 }
 
+/* d_o, dog (N, V), dz (in the rows of in.z). Of o += D u_v it does the gradient of D; that of u_v is linear_backward's. */
 static void mamba_output_backward(Tiny *m, TinyLayer *L, Inputs in, real *d_o, real *dog, real *dz, const real *dy) {
     const TinyConfig *c = &m->c;
     const int N = m->B * c->seq_len, H = c->n_heads, dv = c->dv, V = H * dv;
     //~ y = rmsnorm(og) * norm
     for (int h = 0; h < H; h++)
-        rmsnorm_backward(dog + h * dv, DW(norm) + h * dv, dy + h * dv, V, dv, L->og + h * dv, V, dv, W(norm) + h * dv, L->inv_o + (size_t)h * N, N, 1, dv, 0);
+        rmsnorm_backward(dog + h * dv, DW(norm) + h * dv, dy + h * dv, V, dv, L->og + h * dv, V, dv,
+                         W(norm) + h * dv, L->inv_o + (size_t)h * N, N, 1, dv, 0);
     //~ og = o silu(z)
     glu_backward(F_SILU, d_o, dz, dog, L->mem.o, V, in.z, in.ldz, 0, N, 1, V, 0);
     //~ o += D u_v
@@ -2684,12 +2720,14 @@ static void mamba_output_backward(Tiny *m, TinyLayer *L, Inputs in, real *d_o, r
     for (int i = 0; i < H; i++) {
         double sum = 0;
         for (int r = 0; r < N; r++)
-            for (int j = i * dv; j < (i + 1) * dv; j++) sum += (double)d_o[(size_t)r * V + j] * in.u[r * in.ldu + L->at_v + j];
+            for (int j = i * dv; j < (i + 1) * dv; j++)
+                sum += (double)d_o[(size_t)r * V + j] * in.u[r * in.ldu + L->at_v + j];
         DW(skip)[i] += (real)sum;
     }
 }
 
-/* A linear layer: raw = W_in h; q, k, v, gates; the recurrence; out = W_o (normed and gated o). */
+/* A linear layer: raw = W_in h; q, k, v, gates; the recurrence; mid += W_o (normed and gated o). Most mixers take the plain way down;
+ * each `if` is what one or a few of them do besides. */
 static void linear_forward(Tiny *m, TinyLayer *L) {
     const TinyConfig *c = &m->c;
     const Family *k = L->family;
@@ -2697,6 +2735,7 @@ static void linear_forward(Tiny *m, TinyLayer *L) {
     const Inputs in = inputs_of(L, K, V, L->raw, L->conved, L->f, L->z);
     const real eps = (real)(L->kind->norm_eps > 0 ? L->kind->norm_eps : c->eps);
     Memory *r = &L->mem;
+    // projections, their convolution, what goes through a narrow middle
     matmul_forward(L->raw, L->n_in, L->h, D, W(w_in), N, D, L->n_in, 0);
     convs_forward(m, L, k->silu != SILU_NEVER);
     if (L->w_fb) matmul_forward(L->f, K, L->raw + L->at_a, L->n_in, W(w_fb), N, R, K, 0);
@@ -2704,12 +2743,16 @@ static void linear_forward(Tiny *m, TinyLayer *L) {
         bias_forward(L->z, W(gb_bias), N, V);
         matmul_forward(L->z, V, L->raw + L->at_z, L->n_in, W(w_gb), N, R, V, 1);
     }
+    // decays, and all that the recurrence reads
     if (k->decay == DECAY_SUM) sum_decay_forward(r->d, r->k, in.a, in.lda, m->B, T, K);
     for (int i = 0, wide = k->per == HEADS ? H : K; i < wide; i++)
-        L->rate[i] = is_softplus(k) ? (real)exp(W(a_log)[i / (wide / H)]) : k->decay == DECAY_SIGMOID ? 1 / (real)c->decay_divisor : 1;
+        L->rate[i] = is_softplus(k)                ? (real)exp(W(a_log)[i / (wide / H)])
+                     : k->decay == DECAY_SIGMOID ? 1 / (real)c->decay_divisor
+                                                 : 1;
     for (int i = 0; i < H && L->per_head; i++) L->per_head[i] = is_scaled(k) ? (real)exp(W(m_a)[i]) : sigmoid1(W(old_key)[i]);
     PARALLEL
     for (int i = 0; i < N; i += BLOCK) linear_inputs_forward(m, L, i, least(BLOCK, N - i));
+    // positions, slots, second moment
     const Memory *keys = k->per == SLOTS ? &L->keys : r;
     if (L->kind->rope && !c->plain) {
         rotate(keys->q, m->rope_k, m->B, T, H, dk, dk, 1);
@@ -2721,7 +2764,9 @@ static void linear_forward(Tiny *m, TinyLayer *L) {
     }
     if (is_scaled(k)) moment_forward(r->k, L->moment, L->unit, L->fade, L->share, W(m_scale), m->B, T, H, dk);
     memory_forward(r);
-    for (int i = 0, n = writes_of(L->kind); i < N && n > 1; i++) memcpy(L->og + (size_t)i * V, r->o + ((size_t)i * n + n - 1) * V, V * sizeof(real));
+    // norm and gate, then out
+    for (int i = 0, n = writes_of(L->kind); i < N && n > 1; i++)    /* after the last write of a token */
+        memcpy(L->og + (size_t)i * V, r->o + ((size_t)i * n + n - 1) * V, V * sizeof(real));
     if (k->out == OUT_SILU_ALL) act_forward(F_SILU, L->og, r->o, N, V);
     if (is_mamba(k)) mamba_output_forward(m, L, in);
     else {
@@ -2731,14 +2776,17 @@ static void linear_forward(Tiny *m, TinyLayer *L) {
     matmul_forward(L->mid, D, L->y, V, W(w_o), N, V, D, 1);
 }
 
+/* The way back, in the opposite order. */
 static void linear_backward(Tiny *m, TinyLayer *L, const real *d_res, real *dh) {
     const TinyConfig *c = &m->c;
     const Family *k = L->family;
     const int T = c->seq_len, N = m->B * T, D = c->dim, H = c->n_heads, dk = c->dk, K = H * dk, V = H * c->dv, R = c->gate_rank;
     const int wide = k->per == HEADS ? H : K, blocks = ceil_div(N, BLOCK);
     Memory *r = &L->mem;
-    real *dy = TMP(N * V), *draw = TMP(N * L->n_in), *dconved = L->n_conv ? TMP(N * L->n_u) : NULL, *df = L->w_fb ? TMP(N * K) : NULL;
-    real *dbk = k->erase == ERASE_GATED ? TMP(N * K) : NULL, *dstep = is_mamba(k) ? TMP(N * H) : NULL, *dz = narrow_gate(k) ? TMP(N * V) : NULL;
+    real *dy = TMP(N * V), *draw = TMP(N * L->n_in);
+    real *dconved = L->n_conv ? TMP(N * L->n_u) : NULL, *df = L->w_fb ? TMP(N * K) : NULL;
+    real *dbk = k->erase == ERASE_GATED ? TMP(N * K) : NULL, *dstep = is_mamba(k) ? TMP(N * H) : NULL;
+    real *dz = narrow_gate(k) ? TMP(N * V) : NULL;
     const int n = writes_of(L->kind), M = N * n;
     r->d_o = TMP(M * V);
     r->dval = TMP(M * V);
@@ -2760,9 +2808,10 @@ static void linear_backward(Tiny *m, TinyLayer *L, const real *d_res, real *dh) 
     if (is_mamba(k)) mamba_output_backward(m, L, in, r->d_o, TMP(N * V), d_in.z, dy);
     else {
         const int spans = k->out == OUT_HEAD ? H : 1;
-        gated_norm_backward(L->gate, r->d_o, d_in.z, DW(norm), dy, L->og ? L->og : r->o, in.z, in.ldz, W(norm), L->inv_o, N, spans, V / spans);
+        gated_norm_backward(L->gate, r->d_o, d_in.z, DW(norm), dy, L->og ? L->og : r->o, in.z, in.ldz, W(norm), L->inv_o,
+                            N, spans, V / spans);
     }
-    if (k->out == OUT_SILU_ALL) act_backward(F_SILU, r->d_o, r->d_o, r->o, N, V);
+    if (k->out == OUT_SILU_ALL) act_backward(F_SILU, r->d_o, r->d_o, r->o, N, V);       //~ og = silu(o)
     //~ o is what is read after the last write; rows move from the end, into room that is free
     for (int i = N - 1; i >= 0 && n > 1; i--) {
         memmove(r->d_o + ((size_t)i * n + n - 1) * V, r->d_o + (size_t)i * V, V * sizeof(real));
@@ -2786,6 +2835,7 @@ static void linear_backward(Tiny *m, TinyLayer *L, const real *d_res, real *dh) 
             r->dd[i] += t->dc[i];
         }
     }
+    //~ q, k = rotate(q, k)
     const Memory *keys = k->per == SLOTS ? &L->keys : r;
     if (L->kind->rope && !c->plain) {
         rotate(keys->dq, m->rope_k, m->B, T, H, dk, dk, -1);
@@ -2823,7 +2873,9 @@ static void linear_backward(Tiny *m, TinyLayer *L, const real *d_res, real *dh) 
     //~ e = old k,  q = u_q - skip e,  before their norms
     if (k->erase == ERASE_OLD) {
         real *dold = zeroed(TMP(H), H);
-        comba_backward(d_in.u + L->at_q, d_in.u + L->at_k, dold, DW(skip), r->de, r->dq, L->old, in.u + L->at_k, in.ldu, L->per_head, W(skip), N, H, dk);
+        comba_backward(d_in.u + L->at_q, d_in.u + L->at_k, dold, DW(skip), r->de, r->dq, L->old, in.u + L->at_k, in.ldu,
+                       L->per_head, W(skip), N, H, dk);
+        //~ old = sigmoid(old_key)
         for (int i = 0; i < H; i++) DW(old_key)[i] += dold[i] * L->per_head[i] * (1 - L->per_head[i]);
     }
     if (is_mamba(k))
@@ -2841,24 +2893,28 @@ static void linear_backward(Tiny *m, TinyLayer *L, const real *d_res, real *dh) 
     matmul_backward(dh, DW(w_in), draw, L->n_in, L->h, D, W(w_in), N, D, L->n_in, 0);
 }
 
-/* Softmax attention, raw = q | k | v. With a gate (Qwen3.5): per head n rows of query, then n of gate, and q and k are normed;
- *   out = W_o (attention * sigmoid(gate)) */
+/* -- softmax attention -- */
+
+/* raw = q | k | v, side by side. With a gate (Qwen3.5): per head n columns of query, then n of gate, and q and k are normed;
+ *   mid += W_o (attention(q, k, v) * sigmoid(gate)) */
 static Attention attention_of(const Tiny *m, TinyLayer *L) {
     return (Attention){ .B = m->B, .T = m->c.seq_len, .H = m->c.q_heads, .Hkv = m->c.kv_heads, .n = m->c.head_dim,
                         .q = L->mem.q, .k = L->mem.k, .v = L->mem.v, .o = L->mem.o, .lse = L->lse };
 }
 
-/* Columns of a matrix, copied out of wider rows (dense), or back into them. */
+/* n columns of N wider rows, ld apart: copied out of them to dense (N, n), or back into them. */
 static void columns(real *wide, size_t ld, real *dense, int N, int n, bool out) {
     PARALLEL
-    for (int r = 0; r < N; r++) memcpy(out ? dense + (size_t)r * n : wide + r * ld, out ? wide + r * ld : dense + (size_t)r * n, n * sizeof(real));
+    for (int r = 0; r < N; r++)
+        memcpy(out ? dense + (size_t)r * n : wide + r * ld, out ? wide + r * ld : dense + (size_t)r * n, n * sizeof(real));
 }
 
 static void attention_layer_forward(Tiny *m, TinyLayer *L) {
     const TinyConfig *c = &m->c;
-    const int T = c->seq_len, N = m->B * T, D = c->dim, n = c->head_dim, H = c->q_heads, G = c->kv_heads, Q = H * n, KV = G * n, P = L->n_in;
+    const int T = c->seq_len, N = m->B * T, D = c->dim, n = c->head_dim, H = c->q_heads, G = c->kv_heads;
+    const int Q = H * n, KV = G * n, P = L->n_in;
     const bool gated = L->q_norm;
-    Memory *r = &L->mem;
+    Memory *r = &L->mem;                     /* here only for its q, k, v, o */
     real *kv = L->n_conv ? L->conved : L->raw + L->at_k;
     const size_t ldkv = L->n_conv ? L->n_u : P;
     matmul_forward(L->raw, P, L->h, D, W(w_in), N, D, P, 0);
@@ -2881,10 +2937,12 @@ static void attention_layer_forward(Tiny *m, TinyLayer *L) {
 
 static void attention_layer_backward(Tiny *m, TinyLayer *L, const real *d_res, real *dh) {
     const TinyConfig *c = &m->c;
-    const int T = c->seq_len, N = m->B * T, D = c->dim, n = c->head_dim, H = c->q_heads, G = c->kv_heads, Q = H * n, KV = G * n, P = L->n_in;
+    const int T = c->seq_len, N = m->B * T, D = c->dim, n = c->head_dim, H = c->q_heads, G = c->kv_heads;
+    const int Q = H * n, KV = G * n, P = L->n_in;
     const bool gated = L->q_norm;
     Memory *r = &L->mem;
-    real *dy = TMP(N * Q), *draw = TMP(N * P), *dq = TMP(N * Q), *dk = TMP(N * KV), *dv = TMP(N * KV), *dconved = L->n_conv ? TMP(N * L->n_u) : NULL;
+    real *dy = TMP(N * Q), *draw = TMP(N * P), *dq = TMP(N * Q), *dk = TMP(N * KV), *dv = TMP(N * KV);
+    real *dconved = L->n_conv ? TMP(N * L->n_u) : NULL;
     real *kv = L->n_conv ? L->conved : L->raw + L->at_k, *dkv = L->n_conv ? dconved : draw + L->at_k;
     const size_t ldkv = L->n_conv ? L->n_u : P;
     //~ mid += y W_o'
@@ -2909,19 +2967,27 @@ static void attention_layer_backward(Tiny *m, TinyLayer *L, const real *d_res, r
         columns(dkv, ldkv, dk, N, KV, false);
     }
     columns(dkv + KV, ldkv, dv, N, KV, false);
+    //~ conved = conv(raw)
     convs_backward(m, L, draw, dconved, false);
     //~ raw = h W_in'
     matmul_backward(dh, DW(w_in), draw, P, L->h, D, W(w_in), N, D, P, 0);
 }
 
-/* RWKV.                                                                      (run.c: mix_rwkv, channel_mix; mixers.md 4.14, 4.15)
- * The projections r, w, k, v, a, g read h shifted by a share of the token before; w, a, g and blend go through narrow middles.
- *   RWKV-6   share_j = lerp_j + up_j tanh(down_j (h shifted by lerp_x));  d = exp(-e^w);  o = S'r + (r . u k) v, then S <- Diag(d) S + k v'
- *            mid = x + W_o (norm(o) silu(g))
- *   RWKV-7   d = exp(-e^(-1/2) sigmoid(w));  k, e, b: rwkv7_keys_forward;  v: blended with the first layer's;  S <- Diag(d) S + k v' + b (S'e)';  o = S'r
- *            mid = x + W_o ((norm(o) + (r . u k) v) g) */
-static const int read_order[2][N_READ] = { { R_W, R_K, R_V, R_R, R_G }, { R_R, R_W, R_K, R_V, R_A, R_G } }; /* of the rows of lerp, RWKV-6 and -7 */
+/* -- RWKV -- */
 
+/* The projections r, w, k, v, a, g read h shifted by a share of the token before; w, a, g and blend go through narrow middles.
+ *                                                                  (run.c: mix_rwkv, channel_mix; mixers.md 4.14, 4.15)
+ *   RWKV-6   share_j = lerp_j + up_j tanh(down_j (h shifted by lerp_x));  d = exp(-e^w)
+ *            o = S'r + (r . u k) v, then S <- Diag(d) S + k v'
+ *            mid = x + W_o (norm(o) silu(g))
+ *   RWKV-7   d = exp(-e^(-1/2) sigmoid(w));  k, e, b: rwkv7_keys_forward;  v: blended with the first layer's
+ *            S <- Diag(d) S + k v' + b (S'e)', then o = S'r
+ *            mid = x + W_o ((norm(o) + (r . u k) v) g) */
+
+/* Of the rows of lerp, in RWKV-6 and -7. */
+static const int read_order[2][N_READ] = { { R_W, R_K, R_V, R_R, R_G }, { R_R, R_W, R_K, R_V, R_A, R_G } };
+
+/* y = up act(down x) + bias;  y (N, out), x (N, D). */
 static void narrow_forward(Tiny *m, const Narrow *p, real *y, const real *x, int N, int out) {
     const int D = m->c.dim;
     matmul_forward(p->middle, p->rank, x, D, W_(p->down), N, D, p->rank, 0);
@@ -2930,7 +2996,7 @@ static void narrow_forward(Tiny *m, const Narrow *p, real *y, const real *x, int
     matmul_forward(y, out, p->bent, p->rank, W_(p->up), N, p->rank, out, p->biased);
 }
 
-//~ y = up act(down x) + bias.  dx is added to or assigned.
+//~ y = up bent + bias,  bent = act(middle),  middle = down x.  dx is added to or assigned.
 static void narrow_backward(Tiny *m, const Narrow *p, real *dx, const real *dy, const real *x, int N, int out, int add) {
     const int D = m->c.dim;
     real *dbent = TMP(N * p->rank);
@@ -2942,10 +3008,12 @@ static void narrow_backward(Tiny *m, const Narrow *p, real *dx, const real *dy, 
 
 static void rwkv_forward(Tiny *m, TinyLayer *L) {
     const TinyConfig *c = &m->c;
-    const int T = c->seq_len, N = m->B * T, D = c->dim, H = c->n_heads, dk = c->dk, dv = c->dv, K = H * dk, V = H * dv, R = c->gate_rank, seven = L->kind->rwkv == 7;
+    const int T = c->seq_len, N = m->B * T, D = c->dim, H = c->n_heads, dk = c->dk, dv = c->dv, K = H * dk, V = H * dv, R = c->gate_rank;
+    const int seven = L->kind->rwkv == 7;
     const int *order = read_order[seven];
     Rwkv *w = &L->rwkv;
     Memory *r = &L->mem;
+    // what each projection reads
     if (!seven) {
         shift_forward(w->mixed, L->h, W(rwkv.lerp_x), 0, m->B, T, D);
         matmul_forward(w->low, 5 * R, w->mixed, D, W(rwkv.mix_down), N, D, 5 * R, 0);
@@ -2957,6 +3025,7 @@ static void rwkv_forward(Tiny *m, TinyLayer *L) {
     }
     for (int j = 0; j < 5 + seven; j++)
         shift_forward(w->read[order[j]], L->h, seven ? W(rwkv.lerp) + j * D : w->share[order[j]], seven ? 0 : D, m->B, T, D);
+    // q, key, value; d; in RWKV-7 k, e, b, v; z
     matmul_forward(r->q, K, w->read[R_R], D, W(rwkv.w_r), N, D, K, 0);
     matmul_forward(w->key, K, w->read[R_K], D, W(rwkv.w_k), N, D, K, 0);
     matmul_forward(w->value, V, w->read[R_V], D, W(rwkv.w_v), N, D, V, 0);
@@ -2971,6 +3040,7 @@ static void rwkv_forward(Tiny *m, TinyLayer *L) {
             blend_forward(r->v, w->value, m->layers[0].rwkv.value, w->take, (size_t)N * V);
         }
     } else matmul_forward(L->z, V, w->read[R_G], D, W(rwkv.w_g), N, D, V, 0);
+    // the recurrence, the bonus behind it or behind the norm, gate, out
     memory_forward(r);
     if (!seven) bonus_forward(r->o, r->q, r->k, r->v, W(rwkv.bonus), N, H, dk, dv);
     layernorm_forward(w->normed, L->inv_o, r->o, W(norm), W(rwkv.o_bias), N, H, dv, (real)L->kind->norm_eps);
@@ -2979,9 +3049,11 @@ static void rwkv_forward(Tiny *m, TinyLayer *L) {
     matmul_forward(L->mid, D, L->y, V, W(w_o), N, V, D, 1);
 }
 
+/* The way back, in the opposite order. */
 static void rwkv_backward(Tiny *m, TinyLayer *L, const real *d_res, real *dh) {
     const TinyConfig *c = &m->c;
-    const int T = c->seq_len, N = m->B * T, D = c->dim, H = c->n_heads, dk = c->dk, dv = c->dv, K = H * dk, V = H * dv, R = c->gate_rank, seven = L->kind->rwkv == 7;
+    const int T = c->seq_len, N = m->B * T, D = c->dim, H = c->n_heads, dk = c->dk, dv = c->dv, K = H * dk, V = H * dv, R = c->gate_rank;
+    const int seven = L->kind->rwkv == 7;
     const int *order = read_order[seven];
     Rwkv *w = &L->rwkv;
     Memory *r = &L->mem;
@@ -3005,7 +3077,7 @@ static void rwkv_backward(Tiny *m, TinyLayer *L, const real *d_res, real *dh) {
     layernorm_backward(r->d_o, DW(norm), DW(rwkv.o_bias), dnormed, r->o, W(norm), L->inv_o, N, H, dv, 0);
     memory_backward(r);
     bonus_backward(r->dq, r->dkey, r->dval, DW(rwkv.bonus), seven ? dnormed : r->d_o, r->q, r->k, r->v, W(rwkv.bonus), N, H, dk, dv);
-    //~ d = decay(f)
+    //~ d = decay(f),  f = narrow(read)
     act_backward(seven ? F_DECAY7 : F_DECAY6, r->dd, r->dd, L->f, N, K);
     narrow_backward(m, &w->decay, dread[R_W], r->dd, w->read[R_W], N, K, 0);
     //~ k, e, b, v, z
@@ -3038,7 +3110,8 @@ static void rwkv_backward(Tiny *m, TinyLayer *L, const real *d_res, real *dh) {
         shift_backward(dh, dshare, dread[order[j]], L->h, w->share[order[j]], D, m->B, T, D);
         //~ share_j = lerp_j + bent_j up_j'
         bias_backward(DW(rwkv.lerp) + j * D, dshare, N, D);
-        matmul_backward(dbent + j * R, DW(rwkv.mix_up) + (size_t)j * D * R, dshare, D, w->bent + j * R, 5 * R, W(rwkv.mix_up) + (size_t)j * D * R, N, R, D, 0);
+        matmul_backward(dbent + j * R, DW(rwkv.mix_up) + (size_t)j * D * R, dshare, D, w->bent + j * R, 5 * R,
+                        W(rwkv.mix_up) + (size_t)j * D * R, N, R, D, 0);
     }
     //~ bent = tanh(mixed down'),  mixed = h shifted by lerp_x
     act_backward(F_TANH, dbent, dbent, w->low, N, 5 * R);
@@ -3046,7 +3119,7 @@ static void rwkv_backward(Tiny *m, TinyLayer *L, const real *d_res, real *dh) {
     shift_backward(dh, DW(rwkv.lerp_x), dshare, L->h, W(rwkv.lerp_x), 0, m->B, T, D);
 }
 
-/* next += W_down relu(W_key (h2 shifted by lerp_k))^2, in RWKV-6 times sigmoid(W_recept (h2 shifted by lerp_r)) */
+/* The feed-forward: next += W_down relu(W_key (h2 shifted by lerp_k))^2, in RWKV-6 times sigmoid(W_recept (h2 shifted by lerp_r)). */
 static void channel_mix_forward(Tiny *m, TinyLayer *L, real *next) {
     const int T = m->c.seq_len, N = m->B * T, D = m->c.dim, F = m->c.hidden_dim;
     Rwkv *w = &L->rwkv;
@@ -3069,33 +3142,37 @@ static void channel_mix_backward(Tiny *m, TinyLayer *L, const real *d_res, real 
     const real *dout = d_res;
     zeroed(dh, (size_t)N * D);
     if (w->w_recept) {
-        //~ next += wide sigmoid(recept)
+        //~ next += wide sigmoid(recept),  recept = read W_recept'
         glu_backward(F_SIGMOID, dwide, drecept, d_res, w->wide, D, w->recept, D, 0, N, 1, D, 0);
         matmul_backward(dread, DW(rwkv.w_recept), drecept, D, w->ffn_read[1], D, W(rwkv.w_recept), N, D, D, 0);
         shift_backward(dh, DW(rwkv.ffn_lerp_r), dread, L->h2, W(rwkv.ffn_lerp_r), 0, m->B, T, D);
         dout = dwide;
     }
-    //~ wide = s W_down',  s = relu(key)^2,  key = read W_key'
+    //~ next += s W_down' (in RWKV-6 wide =),  s = relu(gu)^2,  gu = read W_key'
     matmul_backward(ds, DW(w_down), dout, D, L->s, F, W(w_down), N, F, D, 0);
     act_backward(F_SQRELU, ds, ds, L->gu, N, F);
     matmul_backward(dread, DW(w_ffn), ds, F, w->ffn_read[0], D, W(w_ffn), N, D, F, 0);
     shift_backward(dh, DW(rwkv.ffn_lerp_k), dread, L->h2, W(rwkv.ffn_lerp_k), 0, m->B, T, D);
 }
 
-/* The norm of the residual stream: RMSNorm, in RWKV LayerNorm with a bias (a tensor's offset, which is 0 for no other). */
+/* -- a layer -- */
+
+/* The norm of the residual stream: RMSNorm, in RWKV LayerNorm. w and b are offsets of tensors; b is 0 where there is no bias, since
+ * the tensor at 0 is the embedding. */
 static void stream_norm_forward(Tiny *m, real *y, real *inv, const real *x, size_t w, size_t b) {
     const int N = m->B * m->c.seq_len, D = m->c.dim;
     if (b) layernorm_forward(y, inv, x, W_(w), W_(b), N, 1, D, (real)m->c.eps);
     else rmsnorm_forward(y, D, D, inv, x, D, D, W_(w), N, 1, D, (real)m->c.eps);
 }
 
+//~ y = norm(x)
 static void stream_norm_backward(Tiny *m, real *dx, const real *dy, const real *x, const real *inv, size_t w, size_t b, int add) {
     const int N = m->B * m->c.seq_len, D = m->c.dim;
     if (b) layernorm_backward(dx, DW_(w), DW_(b), dy, x, W_(w), inv, N, 1, D, add);
     else rmsnorm_backward(dx, DW_(w), dy, D, D, x, D, D, W_(w), inv, N, 1, D, add);
 }
 
-/* A layer: mid = x + mixer(norm(x));  next = mid + W_down (silu(W_gate h2) * W_up h2),  h2 = norm(mid). Mamba-2 has no second half. */
+/* mid = x + mixer(norm(x));  next = mid + W_down (silu(W_gate h2) * W_up h2),  h2 = norm(mid). Mamba-2 has no second half (F 0). */
 static void layer_forward(Tiny *m, TinyLayer *L, real *next) {
     const TinyConfig *c = &m->c;
     const int N = m->B * c->seq_len, D = c->dim, F = c->hidden_dim;
@@ -3113,7 +3190,7 @@ static void layer_forward(Tiny *m, TinyLayer *L, real *next) {
     matmul_forward(next, D, L->s, F, W(w_down), N, F, D, 1);
 }
 
-/* d_res: the gradient of next on entry, of x on return. */
+/* d_res: the gradient of next on entry, of x on return. What TMP gave to one half is free for the other. */
 static void layer_backward(Tiny *m, TinyLayer *L, real *d_res) {
     const TinyConfig *c = &m->c;
     const int N = m->B * c->seq_len, D = c->dim, F = c->hidden_dim;

@@ -12,7 +12,8 @@
  * that it undoes. A leading d is "gradient of the loss with respect to": dx has the shape of x. Gradients of
  * parameters accumulate (+=); gradients of activations are assigned unless the comment says otherwise.
  *
- * Here to learn? 4 is how a memory learns what to keep: a recurrence run forward, and one run from the end. */
+ * Here to learn? 4 is how a memory learns what to keep: a recurrence run forward, and one run from the end. 7 is what one layer
+ * does, 8 stacks the layers, 14 is the loop around it all. The long sections begin with a map of their rooms. */
 
 #ifndef TARGET
 /* ---- 1. platform ---------------------------------------------------------------------------
@@ -2563,8 +2564,8 @@ static void step_backward(real *da, real *dbias, const real *dstep, const real *
 /* d is made from a, token by token. */
 static bool has_gate(const Family *f) { return f->decay >= DECAY_SIGMOID && f->decay != DECAY_SUM; }
 
-/* Tokens r .. r + rows: from projections to what the recurrence reads, q, k, d, rho, v and e, as the row of `family` says. The
- * pointers with at.. begin at token r: atk of arrays (N, K), atv of (N, V), ath of (N, H), atd of the decay. */
+/* Tokens r .. r + rows: from projections to what the recurrence reads, q, k, d, rho, v and e, as the row of `family` says. Token r
+ * begins at atk in arrays (N, K), at atv in (N, V), at ath in (N, H), at atd in the decay. */
 static void linear_inputs_forward(Tiny *m, TinyLayer *L, int r, int rows) {
     const TinyConfig *c = &m->c;
     const Family *k = L->family;
@@ -2669,7 +2670,7 @@ static void linear_inputs_backward(Tiny *m, TinyLayer *L, int r, int rows, real 
         memset(dstep + ath, 0, (size_t)rows * H * sizeof(real));
         kern.scale_backward(dv_, dstep + ath, t->dval + atv, v, in.ldu, L->step + ath, rows, H, dv, 0);
     } else kern.map_backward(k->out == OUT_SILU_ALL ? F_SILU : F_ID, dv_, in.ldu, t->dval + atv, v, rows, V, 1);
-    //~ d of the first write, q of the last
+    //~ d goes to the first write of a token, q to the last
     for (int i = r; i < r + rows && n > 1; i++) {
         memcpy(dd + (size_t)i * H, t->dd + (size_t)i * n * H, H * sizeof *dd);
         memcpy(dq + (size_t)i * K, t->dq + ((size_t)i * n + n - 1) * K, K * sizeof *dq);
@@ -3219,15 +3220,20 @@ static void layer_backward(Tiny *m, TinyLayer *L, real *d_res) {
 }
 
 /* ---- 8. one step ---------------------------------------------------------------------------
- * The head shares the embedding's matrix. Its logits are made, turned into their gradient and used in blocks of
- * tokens that a second-level cache nearly holds; each block packs the matrix once more. Returns the sum of -ln p over the tokens that count (target >= 0), in nats. */
+ * From ids to the loss, and back to all gradients. */
+
+/* The head, logits = h_out E', shares the embedding's matrix E (V, D). Logits are made, turned into their gradient and used in
+ * blocks of tokens that a second-level cache nearly holds; each block packs the matrix once more. Returns the sum of -ln p over
+ * the tokens that count (target >= 0), in nats, and how many they are; the gradient is that of the mean. With train, m->dh (N, D)
+ * is assigned. */
 static double tiny_head(Tiny *m, const int *target, bool train, int *count) {
     enum { ROWS_AT_ONCE = 8 * BLOCK };
     const int N = m->B * m->c.seq_len, D = m->c.dim, V = m->c.vocab_size;
     const real *w = m->params + m->embed;
     static real *logits;
     static size_t cap;
-    if (cap < (size_t)ROWS_AT_ONCE * V) logits = checked(realloc(logits, (cap = (size_t)ROWS_AT_ONCE * V) * sizeof(real)));
+    if (cap < (size_t)ROWS_AT_ONCE * V)
+        logits = checked(realloc(logits, (cap = (size_t)ROWS_AT_ONCE * V) * sizeof(real)));
     double loss = 0;
     *count = 0;
     for (int i = 0; i < N; i++) *count += target[i] >= 0;
@@ -3237,15 +3243,18 @@ static double tiny_head(Tiny *m, const int *target, bool train, int *count) {
         double part[ROWS_AT_ONCE / 16] = {0};
         matmul_forward(logits, V, m->h_out + (size_t)i * D, D, w, rows, D, V, 0);
         PARALLEL
-        for (int r = 0; r < rows; r += 16) part[r / 16] = kern.cross_entropy(logits + (size_t)r * V, target + i + r, least(16, rows - r), V, scale);
+        for (int r = 0; r < rows; r += 16)
+            part[r / 16] = kern.cross_entropy(logits + (size_t)r * V, target + i + r, least(16, rows - r), V, scale);
         for (int r = 0; r < ROWS_AT_ONCE / 16; r++) loss += part[r];
-        //~ logits = h E'
-        if (train) matmul_backward(m->dh + (size_t)i * D, m->grads + m->embed, logits, V, m->h_out + (size_t)i * D, D, w, rows, D, V, 0);
+        //~ logits = h_out E'
+        if (train)
+            matmul_backward(m->dh + (size_t)i * D, m->grads + m->embed, logits, V, m->h_out + (size_t)i * D, D, w, rows, D, V, 0);
     }
     return loss;
 }
 
-/* id, target: (B, T), target -1: not counted. With train, gradients of the mean loss are added to m->grads. */
+/* id, target: (B, T), target -1: not counted. Returns the sum of the losses of `count` tokens. With train, gradients of the mean loss
+ * are added to m->grads. */
 static double tiny_step(Tiny *m, const int *id, const int *target, bool train, int *count) {
     const TinyConfig *c = &m->c;
     const int N = m->B * c->seq_len, D = c->dim, n = c->n_layers;
@@ -3255,9 +3264,11 @@ static double tiny_step(Tiny *m, const int *id, const int *target, bool train, i
     stream_norm_forward(m, m->h_out, m->inv_out, m->x_out, m->out_norm, m->out_norm_bias);
     double loss = tiny_head(m, target, train, count);
     if (!train) return loss;
+    //~ logits = h_out E', in tiny_head
     //~ h_out = norm(x_out)
     stream_norm_backward(m, m->d_res, m->dh, m->x_out, m->inv_out, m->out_norm, m->out_norm_bias, 0);
     if (mixer_kinds[c->mixer].rwkv == 7) zeroed(m->d_first, (size_t)N * c->n_heads * c->dv);
+    //~ x_(l+1) = layer(x_l)
     for (int l = n - 1; l >= 0; l--) layer_backward(m, &m->layers[l], m->d_res);
     //~ x = E[id]
     embedding_backward(dw + m->embed, m->d_res, id, N, D);
@@ -3265,10 +3276,12 @@ static double tiny_step(Tiny *m, const int *id, const int *target, bool train, i
 }
 
 /* ---- 9. AdamW ------------------------------------------------------------------------------
- * Decoupled weight decay on matrices only; the gradient is first scaled to a norm of at most `clip`. Returns the norm. */
+ * Decoupled weight decay on matrices only; the gradient is first scaled to a norm of at most `clip` (0: of any norm). */
 typedef struct { double lr, beta1, beta2, eps, decay, clip; } AdamW;
 
-static double adamw_step(Tiny *m, const AdamW *o, long step) {      /* step counts from 1 */
+/* One step from m->grads; step counts from 1. Returns the norm that the gradient had. Squares are added in parts of PART parameters
+ * and the parts in order, so the number of threads changes no bit. */
+static double adamw_step(Tiny *m, const AdamW *o, long step) {
     enum { PART = 1 << 14 };
     const int parts = (int)((m->n_params + PART - 1) / PART);
     double *sum = checked(calloc((size_t)parts, sizeof *sum)), norm = 0;
@@ -3288,8 +3301,9 @@ static double adamw_step(Tiny *m, const AdamW *o, long step) {      /* step coun
     PARALLEL
     for (int n = 0; n < m->n_tensors; n++) {
         const TinyTensor *t = &m->tensors[n];
-        kern.adamw(m->params + t->at, m->grads + t->at, m->mean + t->at, m->square + t->at, (tensor_len(t) + 15) / 16 * 16, (real)o->lr,
-                   (real)o->beta1, (real)o->beta2, (real)o->eps, t->flags & DECAYS ? (real)o->decay : 0, (real)c1, (real)c2, (real)shrink);
+        kern.adamw(m->params + t->at, m->grads + t->at, m->mean + t->at, m->square + t->at, (tensor_len(t) + 15) / 16 * 16,
+                   (real)o->lr, (real)o->beta1, (real)o->beta2, (real)o->eps, t->flags & DECAYS ? (real)o->decay : 0,
+                   (real)c1, (real)c2, (real)shrink);
     }
     return norm;
 }
@@ -3320,22 +3334,24 @@ static double adamw_step(Tiny *m, const AdamW *o, long step) {      /* step coun
  *   p q                     two places indoors  r  a place outdoors     open day night  the first words
  *   hand others woods hideout judge rival       things of the hero's world
  * To add a plot: write its template into STORY_PLOTS and its tables, if any, into STORY_TABLES. Its text begins with
- * {open}. Texts must not use the characters of the notation, []{}<>|^ and in tables ; and /. */
+ * {open}. Texts must not use the characters of the notation, []{}<>|^ and in tables ; and /.
+ *
+ * First come the tables, then the plots, then the engine that expands them: story(), at the end, is what others call. */
 
 enum { STORY_CAP = 4096 };                            /* bytes that any story fits in, with its final zero */
 
-typedef struct { const char *at; size_t len; } StorySpan;
+typedef struct { const char *at; size_t len; } StorySpan;   /* a piece of text, without a final zero */
 
 typedef struct {
     uint64_t rng;
     char world;                                       /* 'h' or 'a', see above */
-    struct { StorySpan key, value; } bound[96];            /* the latest binding of a key counts */
+    struct { StorySpan key, value; } bound[96];       /* the latest binding of a key counts */
     int n_bound;
     char text[STORY_CAP], memory[STORY_CAP];          /* the raw story; the values that are bound */
     size_t text_len, memory_len;
 } StoryTeller;
 
-/* ---- the tables ---- */
+/* -- the tables -- */
 
 /* Rows are divided by /, columns by ; and a column is a template of its own. */
 static const struct { const char *name, *columns, *rows; } STORY_TABLES[] = {
@@ -3546,7 +3562,7 @@ static const struct { const char *name, *columns, *rows; } STORY_TABLES[] = {
       "and full of flowers" },
 };
 
-/* ---- the plots ---- */
+/* -- the plots -- */
 
 static const char *const STORY_PLOTS[] = {
     /* lost and found: what, its color, where it was left */
@@ -3718,7 +3734,7 @@ static const char *const STORY_PLOTS[] = {
     "lived happily ever after.|{h} never saw the {being} again, but {he} never forgot it.]",
 };
 
-/* ---- the engine ---- */
+/* -- the engine -- */
 
 /* The next number of the generator (splitmix64), below n. */
 static size_t story_pick(StoryTeller *t, size_t n) {
@@ -3751,6 +3767,7 @@ static StorySpan span_cut(StorySpan *s, char stop) {
     return piece;
 }
 
+/* s without the spaces in front. */
 static StorySpan span_trim(StorySpan s) {
     while (s.len > 0 && *s.at == ' ') s.at++, s.len--;
     return s;
@@ -3768,12 +3785,14 @@ static StorySpan span_part(StorySpan list, char sep, size_t i) {
     return span_cut(&list, sep);
 }
 
+/* From now on {key} is value. */
 static void story_bind(StoryTeller *t, StorySpan key, StorySpan value) {
     assert(t->n_bound < (int)(sizeof t->bound / sizeof t->bound[0]));
     t->bound[t->n_bound].key = key;
     t->bound[t->n_bound++].value = value;
 }
 
+/* What key is bound to. */
 static StorySpan story_lookup(const StoryTeller *t, StorySpan key) {
     for (int i = t->n_bound; i-- > 0; )
         if (span_equal(t->bound[i].key, key)) return t->bound[i].value;
@@ -3781,6 +3800,7 @@ static StorySpan story_lookup(const StoryTeller *t, StorySpan key) {
     return key;
 }
 
+/* Adds s to the raw text. */
 static void story_append(StoryTeller *t, StorySpan s) {
     assert(s.len <= sizeof t->text - t->text_len);
     memcpy(t->text + t->text_len, s.at, s.len);
@@ -3904,7 +3924,15 @@ static size_t story(uint64_t seed, char *buf, size_t cap) {
  *
  * Ties go to the pair with the smaller left, then the smaller right id, so the result depends on the text alone.
  * "ab"+"c" and "a"+"bc" are never both learned: no merge has reached across the ends of a token, so its bytes were
- * joined as they would be if they stood alone, and that is one way only. Every token is a different string. */
+ * joined as they would be if they stood alone, and that is one way only. Every token is a different string. Its rooms:
+ *
+ *   what is kept             the vocabulary, and all that learning it needs
+ *   pieces and pairs         how often each occurs, in hash tables; the best pair, from a heap
+ *   the vocabulary           bpe_train, which others call, and how a token is written
+ *
+ * Start with bpe_learn: its four steps are the whole method. */
+
+/* -- what is kept -- */
 
 typedef struct { int left, right; } BpeMerge;
 
@@ -3934,6 +3962,8 @@ typedef struct {
     uint64_t *fresh;  size_t n_fresh, fresh_cap;      /* pairs that the last merge has made */
 } BpeTrainer;
 
+/* -- pieces and pairs -- */
+
 static void bpe_free(BpeVocab *v) {
     free(v->merges);
     free(v->bytes);
@@ -3941,7 +3971,7 @@ static void bpe_free(BpeVocab *v) {
     memset(v, 0, sizeof *v);
 }
 
-/* Makes room for one more element; returns false when memory is exhausted. */
+/* Makes room in *array, n elements of `size` bytes long, for one more; returns false when memory is exhausted. */
 static bool bpe_reserve(void *array, size_t n, size_t *cap, size_t size) {
     if (n < *cap) return true;
     size_t want = *cap ? 2 * *cap : 1024;
@@ -4012,10 +4042,12 @@ static BpePair *bpe_pair(BpeTrainer *t, uint64_t key) {
 
 static uint64_t bpe_key(int left, int right) { return (uint64_t)left << 32 | (uint32_t)right; }
 
+/* Whether a comes before b: more often, or as often and with smaller ids. */
 static bool bpe_better(BpeCandidate a, BpeCandidate b) {
     return a.count != b.count ? a.count > b.count : a.key < b.key;
 }
 
+/* Into the heap, and the best out of it: every element is at least as good as its children, 2 i + 1 and 2 i + 2. */
 static bool bpe_push(BpeTrainer *t, uint64_t key, int64_t count) {
     if (!bpe_reserve(&t->heap, t->n_heap, &t->heap_cap, sizeof *t->heap)) return false;
     BpeCandidate c = { key, count };
@@ -4062,6 +4094,7 @@ static bool bpe_count_pairs(BpeTrainer *t, size_t w, int sign, int id) {
     return true;
 }
 
+/* The pairs that are new become candidates, with their counts of now. */
 static bool bpe_push_fresh(BpeTrainer *t) {
     for (; t->n_fresh > 0; t->n_fresh--) {
         uint64_t key = t->fresh[t->n_fresh - 1];
@@ -4087,7 +4120,7 @@ static bool bpe_merge_in_piece(BpeTrainer *t, size_t w, BpeMerge m, int id) {
     return bpe_count_pairs(t, w, +1, id);
 }
 
-/* ---- the vocabulary ---- */
+/* -- the vocabulary -- */
 
 /* Appends the token that merge number n_tokens - 256 makes. */
 static bool bpe_add_token(BpeVocab *v, size_t *bytes_cap, BpeMerge m) {
@@ -4102,6 +4135,7 @@ static bool bpe_add_token(BpeVocab *v, size_t *bytes_cap, BpeMerge m) {
     return true;
 }
 
+/* The method; bpe_train has checked what it is given, and frees what t holds. */
 static int bpe_learn(BpeTrainer *t, const char *text, size_t len, int vocab_size, BpeSplit split, const void *ctx,
                      BpeVocab *v, char *err) {
     size_t bytes_cap = 0;
@@ -4220,7 +4254,13 @@ static size_t bpe_token_text(const BpeVocab *v, int id, char *out) {
  * Sequences of T + 1 ids: T inputs, and the same shifted by one as targets. Stories: sequence i begins with
  * <|endoftext|> and holds the stories of its own block of seeds, one after the other, until it is full; held-out ones
  * have the highest bit of the seed set. Text: a window at a random place of the first 95 %; held out is the rest,
- * window by window. So a step needs nothing but its number, and training can go on from any of them. */
+ * window by window. So a step needs nothing but its number, and training can go on from any of them. Its rooms:
+ *
+ *   sequences               of stories, of a text, of associative recall; a batch of them
+ *   counting baselines      a bigram and a trigram, to compare the model with */
+
+/* -- sequences -- */
+
 typedef struct {
     Gguf vocab;                              /* the tokenizer.* keys, in the memory of vocab_bytes or a mapped file */
     Tokenizer *tokenizer;
@@ -4228,17 +4268,19 @@ typedef struct {
     uint64_t seed;
     int32_t *ids;                            /* the text; NULL: stories */
     size_t n_ids, n_train;
-    const int *pairs;                        /* associative recall: how many pairs the sequences hold in turn, 0 ends the list; NULL: text */
-    int mqar_vocab;
+    const int *pairs;                        /* associative recall: how many pairs the sequences hold in turn, 0 ends the list */
+    int mqar_vocab;                          /* tokens there; without associative recall pairs is NULL */
     bool rebind;                             /* half of the keys get a second value, and that one counts */
 } Data;
 
 enum { STORIES_PER_SEQUENCE = 1 << 10 };
 
+/* Sequence number i: n ids of a text or of stories. */
 static void fill_sequence(const Data *d, bool held_out, uint64_t i, int32_t *out, int n) {
     if (d->ids) {
         uint64_t rng = mix_seed(d->seed ^ mix_seed(i));
-        size_t rest = d->n_ids - d->n_train, at = held_out ? d->n_train + (size_t)i * (n - 1) % (rest - n + 1) : rng_next(&rng) % (d->n_train - n + 1);
+        size_t rest = d->n_ids - d->n_train;
+        size_t at = held_out ? d->n_train + (size_t)i * (n - 1) % (rest - n + 1) : rng_next(&rng) % (d->n_train - n + 1);
         memcpy(out, d->ids + at, n * sizeof *out);
         return;
     }
@@ -4253,15 +4295,17 @@ static void fill_sequence(const Data *d, bool held_out, uint64_t i, int32_t *out
     }
 }
 
-/* Multi-query associative recall (source: Zoology, Arora et al. 2023). First come `pairs` keys, each with its value behind it; later each
- * key comes once more, at a place drawn with a probability of 1 / distance, and there its value is what has to be said. Everywhere else
- * stands token 0, and no answer counts. To rebind: between the pairs and the questions, half of the keys come again, each with a new value.
- * Keys are ids 1 .. V/2 - 1, values V/2 .. V - 1; which belongs to which is drawn anew each time, so that only a memory of this sequence can
- * know it. */
+/* Multi-query associative recall (source: Zoology, Arora et al. 2023). First come `pairs` keys, each with its value behind it; later
+ * each key comes once more, at a place drawn with a probability of 1 / distance, and there its value is what has to be said.
+ * Everywhere else stands token 0, and no answer counts. To rebind: between the pairs and the questions, half of the keys come
+ * again, each with a new value. Keys are ids 1 .. V/2 - 1, values V/2 .. V - 1; which belongs to which is drawn anew each time, so
+ * that only a memory of this sequence can know it. id, target (T). */
 static void mqar_sequence(const Data *d, bool held_out, uint64_t i, int pairs, int T, int *id, int *target) {
     uint64_t rng = mix_seed(d->seed ^ mix_seed(i * 2 + held_out));
     const int half = d->mqar_vocab / 2, again = d->rebind ? pairs / 2 : 0, places = (T - 2 * (pairs + again)) / 2;
-    int deck[1 << 10], place[1 << 10], pair[1 << 10];
+    int deck[1 << 10];                                          /* keys; those not drawn yet lie behind the others */
+    int place[1 << 10];                                         /* places for questions, two tokens each; those that are left */
+    int pair[1 << 10];                                          /* where the k-th key stands among the pairs */
     for (int t = 0; t < T; t++) id[t] = 0, target[t] = -1;
     for (int k = 0; k < pairs; k++) {                           /* to rebind, the pairs stand in any order: old ones stay true, too */
         const int other = d->rebind ? (int)(rng_next(&rng) % (uint64_t)(k + 1)) : k;
@@ -4271,7 +4315,8 @@ static void mqar_sequence(const Data *d, bool held_out, uint64_t i, int pairs, i
     for (int k = 0; k < half - 1; k++) deck[k] = k + 1;
     for (int k = 0; k < places; k++) place[k] = k;
     for (int k = 0; k < pairs; k++) {
-        int pick = k + (int)(rng_next(&rng) % (uint64_t)(half - 1 - k)), key = deck[pick], value = half + (int)(rng_next(&rng) % (uint64_t)half);
+        int pick = k + (int)(rng_next(&rng) % (uint64_t)(half - 1 - k)), key = deck[pick];
+        int value = half + (int)(rng_next(&rng) % (uint64_t)half);
         deck[pick] = deck[k];
         id[2 * pair[k]] = key;
         id[2 * pair[k] + 1] = value;
@@ -4308,12 +4353,15 @@ static void fill_batch(const Data *d, bool held_out, uint64_t step, int B, int T
     }
 }
 
-/* Counting baselines: an interpolated Kneser-Ney bigram and trigram, with one discount of 0.75 (source: Chen and Goodman,
- * 1999). Counts are taken from the sequences that the model was trained on. */
-typedef struct { uint64_t key; uint32_t n; } Gram;
-typedef struct { Gram *at; size_t slots, used; } Grams;
+/* -- counting baselines -- */
 
-static Gram *gram(Grams *g, uint64_t key, bool add) {           /* key + 1 is stored, 0 marks a free slot */
+/* An interpolated Kneser-Ney bigram and trigram, with one discount of 0.75 (source: Chen and Goodman, 1999). Counts are taken from
+ * the sequences that the model was trained on. */
+typedef struct { uint64_t key; uint32_t n; } Gram;
+typedef struct { Gram *at; size_t slots, used; } Grams;         /* a hash table */
+
+/* The count of key; without `add` a key that is not there gives a slot that is free, with n 0. Stored is key + 1, 0 marks a free slot. */
+static Gram *gram(Grams *g, uint64_t key, bool add) {
     if (add && g->used * 2 >= g->slots) {
         Grams old = *g;
         g->slots = old.slots ? old.slots * 2 : 1 << 16;
@@ -4344,6 +4392,7 @@ typedef struct {
     uint32_t *uni, uni_sum, uni_kinds;       /* different v in front of w, their sum, and how many w there are */
 } Counts;
 
+/* Counts the n words of s. */
 static void count_sequence(Counts *c, const int32_t *s, int n) {
     const uint64_t V = (uint64_t)c->V;
     for (int t = 1; t < n; t++) {
@@ -4386,14 +4435,26 @@ static double discounted(double n, double kinds, double total, double lower) {
 static double count_nll(Counts *c, const int32_t *s, int t, int order) {
     const uint64_t V = (uint64_t)c->V, v = (uint64_t)s[t - 1], w = (uint64_t)s[t];
     double p = discounted(c->uni[w], c->uni_kinds, c->uni_sum, 1.0 / c->V);
-    if (order == 2 || t < 2) return -log(discounted(gram(&c->bi, v * V + w, false)->n, gram(&c->bi_kinds, v, false)->n, gram(&c->bi_context, v, false)->n, p));
+    if (order == 2 || t < 2)
+        return -log(discounted(gram(&c->bi, v * V + w, false)->n, gram(&c->bi_kinds, v, false)->n,
+                               gram(&c->bi_context, v, false)->n, p));
     uint64_t uv = (uint64_t)s[t - 2] * V + v;
     p = discounted(gram(&c->before, v * V + w, false)->n, gram(&c->bi_kinds, v, false)->n, gram(&c->before_sum, v, false)->n, p);
-    return -log(discounted(gram(&c->tri, uv * V + w, false)->n, gram(&c->tri_kinds, uv, false)->n, gram(&c->tri_context, uv, false)->n, p));
+    return -log(discounted(gram(&c->tri, uv * V + w, false)->n, gram(&c->tri_kinds, uv, false)->n,
+                           gram(&c->tri_context, uv, false)->n, p));
 }
 
 /* ---- 13. files -----------------------------------------------------------------------------
- * GGUF version 3: keys, tensor table, data; all little-endian. A file is built in memory, written under a temporary name, synced and renamed. */
+ * GGUF version 3: keys, tensor table, data; all little-endian. A file is built in memory, written under a temporary name, synced
+ * and renamed. Its rooms:
+ *
+ *   bytes and keys         put_.. appends to a file in memory, key_.. to the keys of one
+ *   the vocabulary         as a file of its own, or copied from one
+ *   the model              types of tensors, and the whole file
+ *   checkpoints            what training needs to go on */
+
+/* -- bytes and keys -- */
+
 typedef struct { uint8_t *p; size_t n, cap; } Out;
 
 static void put(Out *o, const void *data, size_t n) {
@@ -4404,12 +4465,23 @@ static void put(Out *o, const void *data, size_t n) {
 static void put_int(Out *o, uint64_t v, int bytes) {
     for (int i = 0; i < bytes; i++) put(o, &(uint8_t){ (uint8_t)(v >> 8 * i) }, 1);
 }
-static void put_float(Out *o, float f) { uint32_t u; memcpy(&u, &f, 4); put_int(o, u, 4); }
-static void put_str(Out *o, const char *s, size_t n) { put_int(o, n, 8), put(o, s, n); }
-static void pad(Out *o, size_t to) { while (o->n % to) put(o, "", 1); }
+static void put_float(Out *o, float f) {
+    uint32_t u;
+    memcpy(&u, &f, 4);
+    put_int(o, u, 4);
+}
+static void put_str(Out *o, const char *s, size_t n) {
+    put_int(o, n, 8);
+    put(o, s, n);
+}
+/* Zeros up to a multiple of `to` bytes. */
+static void pad(Out *o, size_t to) {
+    while (o->n % to) put(o, "", 1);
+}
 
 typedef struct { Out body; uint64_t n; } Keys;
 
+/* The name, prefix and name together, and the type of a key; its value is put behind them. */
 static void key(Keys *k, const char *prefix, const char *name, int type) {
     char full[96];
     snprintf(full, sizeof full, "%s%s", prefix, name);
@@ -4417,11 +4489,30 @@ static void key(Keys *k, const char *prefix, const char *name, int type) {
     put_int(&k->body, (uint64_t)type, 4);
     k->n++;
 }
-static void key_str(Keys *k, const char *prefix, const char *name, const char *s) { key(k, prefix, name, GGUF_STR), put_str(&k->body, s, strlen(s)); }
-static void key_u32(Keys *k, const char *prefix, const char *name, uint32_t v) { key(k, prefix, name, GGUF_U32), put_int(&k->body, v, 4); }
-static void key_f32(Keys *k, const char *prefix, const char *name, float v) { key(k, prefix, name, GGUF_F32), put_float(&k->body, v); }
-static void key_bool(Keys *k, const char *prefix, const char *name, bool v) { key(k, prefix, name, GGUF_BOOL), put_int(&k->body, v, 1); }
-static void key_array(Keys *k, const char *prefix, const char *name, int type, uint64_t n) { key(k, prefix, name, GGUF_ARR), put_int(&k->body, (uint64_t)type, 4), put_int(&k->body, n, 8); }
+static void key_str(Keys *k, const char *prefix, const char *name, const char *s) {
+    key(k, prefix, name, GGUF_STR);
+    put_str(&k->body, s, strlen(s));
+}
+static void key_u32(Keys *k, const char *prefix, const char *name, uint32_t v) {
+    key(k, prefix, name, GGUF_U32);
+    put_int(&k->body, v, 4);
+}
+static void key_f32(Keys *k, const char *prefix, const char *name, float v) {
+    key(k, prefix, name, GGUF_F32);
+    put_float(&k->body, v);
+}
+static void key_bool(Keys *k, const char *prefix, const char *name, bool v) {
+    key(k, prefix, name, GGUF_BOOL);
+    put_int(&k->body, v, 1);
+}
+/* The head of an array; its n elements are put behind it. */
+static void key_array(Keys *k, const char *prefix, const char *name, int type, uint64_t n) {
+    key(k, prefix, name, GGUF_ARR);
+    put_int(&k->body, (uint64_t)type, 4);
+    put_int(&k->body, n, 8);
+}
+
+/* -- the vocabulary -- */
 
 /* The tokenizer.* keys of another file, byte for byte. */
 static void copy_vocabulary(Keys *k, const Gguf *g) {
@@ -4429,7 +4520,8 @@ static void copy_vocabulary(Keys *k, const Gguf *g) {
         const GgufKey *from = &g->keys[i];
         const uint8_t *end = from->value.p;
         if (from->key.n < 10 || memcmp(from->key.s, "tokenizer.", 10)) continue;
-        if (from->value.type == GGUF_STR) for (uint64_t s = 0; s < from->value.n; s++) end += 8 + read_u64(end);
+        if (from->value.type == GGUF_STR)
+            for (uint64_t s = 0; s < from->value.n; s++) end += 8 + read_u64(end);
         else end += from->value.n * gguf_width[from->value.type];
         put_str(&k->body, from->key.s, from->key.n);
         put(&k->body, from->key.s + from->key.n, (size_t)(end - (const uint8_t *)from->key.s) - from->key.n);
@@ -4437,6 +4529,7 @@ static void copy_vocabulary(Keys *k, const Gguf *g) {
     }
 }
 
+/* How a file begins: the keys; a tensor table of n_tensors rows has to follow. */
 static void put_header(Out *o, const Keys *k, uint64_t n_tensors) {
     put(o, "GGUF", 4);
     put_int(o, 3, 4);
@@ -4468,14 +4561,17 @@ static void vocabulary_file(Out *file, const BpeVocab *v) {
         put(&k.body, " ", 1);
         put(&k.body, right, b);
     }
-    for (int i = 0; i < 3; i++) key_u32(&k, T, (const char *[]){ "bos_token_id", "eos_token_id", "padding_token_id" }[i], (uint32_t)v->n_tokens);
+    for (int i = 0; i < 3; i++)
+        key_u32(&k, T, (const char *[]){ "bos_token_id", "eos_token_id", "padding_token_id" }[i], (uint32_t)v->n_tokens);
     key_bool(&k, T, "add_bos_token", true);
     put_header(file, &k, 0);
     free(k.body.p);
 }
 
+/* A BpeSplit: the rules of run.c's tokenizer. */
 static size_t qwen_split(const void *tokenizer, const char *text, size_t n, size_t at) { return piece_end(tokenizer, text, n, at); }
 
+/* A vocabulary of vocab_size tokens, <|endoftext|> among them, as a file in memory. */
 static int learn_vocabulary(Out *file, const char *text, size_t n, int vocab_size, char *err) {
     unsigned char bytes[256];
     size_t offset[257];
@@ -4504,6 +4600,8 @@ static int learn_vocabulary(Out *file, const char *text, size_t n, int vocab_siz
     return code;
 }
 
+/* -- the model -- */
+
 /* float32 to float16 and bfloat16, nearest, ties to even. */
 static uint16_t half_of(float f) {
     uint32_t u;
@@ -4526,23 +4624,31 @@ static uint16_t bfloat_of(float f) {
 
 enum { AS_F32 = 0, AS_F16 = 1, AS_Q8_0 = 8, AS_BF16 = 30 };   /* tensor types of GGUF */
 
+/* n numbers, the row of a tensor, in the type of the file; for Q8_0 n is a multiple of 32. */
 static void put_row(Out *o, const float *x, int n, int type) {
-    if (type == AS_F32) for (int i = 0; i < n; i++) put_float(o, x[i]);
-    else if (type == AS_F16) for (int i = 0; i < n; i++) put_int(o, half_of(x[i]), 2);
-    else if (type == AS_BF16) for (int i = 0; i < n; i++) put_int(o, bfloat_of(x[i]), 2);
-    else for (int b = 0; b < n; b += 32) {                                  /* Q8_0: a scale and 32 signed bytes */
-        float most = 0;
-        for (int i = b; i < b + 32; i++) most = fabsf(x[i]) > most ? fabsf(x[i]) : most;
-        put_int(o, half_of(most / 127), 2);
-        for (int i = b; i < b + 32; i++) put_int(o, (uint8_t)(int8_t)(most > 0 ? roundf(x[i] * (1 / (most / 127))) : 0), 1);
+    if (type == AS_F32) {
+        for (int i = 0; i < n; i++) put_float(o, x[i]);
+    } else if (type == AS_F16) {
+        for (int i = 0; i < n; i++) put_int(o, half_of(x[i]), 2);
+    } else if (type == AS_BF16) {
+        for (int i = 0; i < n; i++) put_int(o, bfloat_of(x[i]), 2);
+    } else {
+        for (int b = 0; b < n; b += 32) {                                   /* Q8_0: a scale and 32 signed bytes */
+            float most = 0;
+            for (int i = b; i < b + 32; i++) most = fabsf(x[i]) > most ? fabsf(x[i]) : most;
+            put_int(o, half_of(most / 127), 2);
+            for (int i = b; i < b + 32; i++) put_int(o, (uint8_t)(int8_t)(most > 0 ? roundf(x[i] * (1 / (most / 127))) : 0), 1);
+        }
     }
 }
 
+/* The type that a tensor has in a file whose matrices are of `type`. */
 static int type_of(const TinyTensor *t, int type) {
     if (!t->rows || t->flags & KEEP_F32) return AS_F32;
     return type == AS_Q8_0 && t->cols % 32 ? AS_F16 : type;
 }
 
+/* Of any tensor, as it lies in the file. */
 static size_t widest_row(const Tiny *m) {
     size_t n = 8;                                   /* the taps of a convolution lie in columns here, in rows in the file */
     for (int i = 0; i < m->n_tensors; i++) n = (size_t)m->tensors[i].cols > n ? (size_t)m->tensors[i].cols : n;
@@ -4556,6 +4662,7 @@ static Out model_file(const Tiny *m, const Gguf *vocab, int type, const char *na
     const char *G = "general.";
     char p[32];
     Keys k = {0};
+    // keys of every model
     snprintf(p, sizeof p, "%s.", kind->arch);
     key_str(&k, G, "architecture", kind->arch);
     key_str(&k, G, "type", "model");
@@ -4570,6 +4677,7 @@ static Out model_file(const Tiny *m, const Gguf *vocab, int type, const char *na
     key_u32(&k, p, "feed_forward_length", (uint32_t)c->hidden_dim);
     key_u32(&k, p, "vocab_size", (uint32_t)c->vocab_size);
     key_f32(&k, p, kind->rwkv ? "attention.layer_norm_epsilon" : "attention.layer_norm_rms_epsilon", c->eps);
+    // of its softmax layers, where the architecture has them
     if (kind->qwen) {
         key_u32(&k, p, "attention.head_count", (uint32_t)c->q_heads);
         key_u32(&k, p, "attention.head_count_kv", (uint32_t)c->kv_heads);
@@ -4577,11 +4685,14 @@ static Out model_file(const Tiny *m, const Gguf *vocab, int type, const char *na
         key_u32(&k, p, "attention.value_length", (uint32_t)c->head_dim);
         key_f32(&k, p, "rope.freq_base", c->rope_base);
         key_u32(&k, p, "rope.dimension_count", (uint32_t)c->n_rot);
-        const int third = ceil_div(c->n_rot / 2, 3), sections[4] = { third, least(third, c->n_rot / 2 - third), c->n_rot / 2 - third - least(third, c->n_rot / 2 - third), 0 };
+        const int third = ceil_div(c->n_rot / 2, 3);
+        const int sections[4] = { third, least(third, c->n_rot / 2 - third),
+                                  c->n_rot / 2 - third - least(third, c->n_rot / 2 - third), 0 };
         key_array(&k, p, "rope.dimension_sections", GGUF_I32, 4);
         for (int i = 0; i < 4; i++) put_int(&k.body, (uint64_t)sections[i], 4);
         key_u32(&k, p, "full_attention_interval", (uint32_t)(c->interval ? c->interval : c->n_layers + 1));
     }
+    // of its linear layers
     if (kind->qwen || is_mamba(family_of(kind))) {
         key_u32(&k, p, "ssm.conv_kernel", (uint32_t)c->d_conv);
         key_u32(&k, p, "ssm.state_size", (uint32_t)c->dk);
@@ -4600,7 +4711,8 @@ static Out model_file(const Tiny *m, const Gguf *vocab, int type, const char *na
         key_u32(&k, p, "mixer.key_length", (uint32_t)c->dk);
         key_u32(&k, p, "mixer.value_length", (uint32_t)c->dv);
         key_u32(&k, p, "mixer.conv_kernel", (uint32_t)c->d_conv);
-        if (!kind->ungated && family_of(kind)->gate != ACT_NONE) key_str(&k, p, "mixer.output_gate", family_of(kind)->gate == ACT_SIGMOID ? "sigmoid" : "swish");
+        if (!kind->ungated && family_of(kind)->gate != ACT_NONE)
+            key_str(&k, p, "mixer.output_gate", family_of(kind)->gate == ACT_SIGMOID ? "sigmoid" : "swish");
         if (kind->writes) key_u32(&k, p, "mixer.writes_per_token", (uint32_t)kind->writes);
         if (family_of(kind)->per == SLOTS) key_u32(&k, p, "mixer.slot_count", (uint32_t)c->dk);
         if (kind->elu) key_str(&k, p, "mixer.feature_map", "elu_plus_one");
@@ -4613,10 +4725,12 @@ static Out model_file(const Tiny *m, const Gguf *vocab, int type, const char *na
         if (family_of(kind)->decay == DECAY_SIGMOID) key_f32(&k, p, "mixer.decay_divisor", c->decay_divisor);
         key_str(&k, p, "feed_forward_activation", "swish");
     }
+    // of softmax layers between them (--hybrid)
     if (!kind->qwen) {
         for (int kv = 0; kv < 2 && c->interval; kv++) {         /* 0 marks a linear layer */
             key_array(&k, p, kv ? "attention.head_count_kv" : "attention.head_count", GGUF_I32, (uint64_t)c->n_layers);
-            for (int l = 0; l < c->n_layers; l++) put_int(&k.body, m->layers[l].kind ? 0 : (uint64_t)(kv ? c->kv_heads : c->q_heads), 4);
+            for (int l = 0; l < c->n_layers; l++)
+                put_int(&k.body, m->layers[l].kind ? 0 : (uint64_t)(kv ? c->kv_heads : c->q_heads), 4);
         }
         if (c->interval) {
             key_f32(&k, p, "rope.freq_base", c->rope_base);
@@ -4624,6 +4738,8 @@ static Out model_file(const Tiny *m, const Gguf *vocab, int type, const char *na
         }
     }
     if (vocab) copy_vocabulary(&k, vocab);
+
+    // the tensors, each from a multiple of 32 bytes on
     Out data = {0}, o = {0};
     size_t *offset = checked(calloc((size_t)m->n_tensors, sizeof *offset));
     float *row = checked(malloc(widest_row(m) * sizeof *row));
@@ -4641,6 +4757,8 @@ static Out model_file(const Tiny *m, const Gguf *vocab, int type, const char *na
         }
         pad(&data, 32);
     }
+
+    // the file: keys, tensor table, tensors
     put_header(&o, &k, (uint64_t)m->n_tensors);
     for (int n = 0; n < m->n_tensors; n++) {
         const TinyTensor *t = &m->tensors[n];
@@ -4662,6 +4780,7 @@ static Out model_file(const Tiny *m, const Gguf *vocab, int type, const char *na
     return o;
 }
 
+/* head and body to path, or not at all. */
 static int write_file(const char *path, const void *head, size_t n_head, const void *body, size_t n_body, char *err) {
     Temporary temporary;
     FILE *f = open_temporary(temporary, path, err);
@@ -4671,12 +4790,15 @@ static int write_file(const char *path, const void *head, size_t n_head, const v
     return commit_file(f, temporary, path, err);
 }
 
-/* MODEL.ckpt: what training needs to go on as if it had not stopped. Only the program that wrote it, on the same settings, text and vocabulary, takes it. */
+/* -- checkpoints -- */
+
+/* MODEL.ckpt: what training needs to go on as if it had not stopped. Only the program that wrote it, on the same settings, text and
+ * vocabulary, takes it. Behind this head: params, mean, square. */
 typedef struct {
     char magic[8];
-    uint64_t fingerprint, n_params;
-    int64_t step;
-    double seconds;
+    uint64_t fingerprint, n_params;          /* of the settings, text and vocabulary; reals of each of the three */
+    int64_t step;                            /* steps done */
+    double seconds;                          /* that they took */
 } Checkpoint;
 
 static int save_checkpoint(const char *path, const Tiny *m, Checkpoint c, char *err) {
@@ -4698,9 +4820,12 @@ static int load_checkpoint(const char *path, Tiny *m, Checkpoint *c, uint64_t fi
     size_t n = m->n_params;
     real *room = checked(malloc(3 * n * sizeof *room));
     int code = GLA_OK;
-    if (fread(c, sizeof *c, 1, f) != 1 || memcmp(c->magic, "GLATRN01", 8)) code = fail(err, GLA_FORMAT, "%s: not a checkpoint of train_tiny", path);
-    else if (c->fingerprint != fingerprint || c->n_params != n) code = fail(err, GLA_INPUT, "%s: was left by a run with other settings, text or vocabulary", path);
-    else if (fread(room, sizeof *room, 3 * n, f) != 3 * n || fgetc(f) != EOF) code = fail(err, GLA_FORMAT, "%s: is cut short or too long", path);
+    if (fread(c, sizeof *c, 1, f) != 1 || memcmp(c->magic, "GLATRN01", 8))
+        code = fail(err, GLA_FORMAT, "%s: not a checkpoint of train_tiny", path);
+    else if (c->fingerprint != fingerprint || c->n_params != n)
+        code = fail(err, GLA_INPUT, "%s: was left by a run with other settings, text or vocabulary", path);
+    else if (fread(room, sizeof *room, 3 * n, f) != 3 * n || fgetc(f) != EOF)
+        code = fail(err, GLA_FORMAT, "%s: is cut short or too long", path);
     else {
         memcpy(m->params, room, n * sizeof *room);
         memcpy(m->mean, room + n, 2 * n * sizeof *room);

@@ -3962,14 +3962,14 @@ typedef struct {
     uint64_t *fresh;  size_t n_fresh, fresh_cap;      /* pairs that the last merge has made */
 } BpeTrainer;
 
-/* -- pieces and pairs -- */
-
 static void bpe_free(BpeVocab *v) {
     free(v->merges);
     free(v->bytes);
     free(v->offset);
     memset(v, 0, sizeof *v);
 }
+
+/* -- pieces and pairs -- */
 
 /* Makes room in *array, n elements of `size` bytes long, for one more; returns false when memory is exhausted. */
 static bool bpe_reserve(void *array, size_t n, size_t *cap, size_t size) {
@@ -4836,8 +4836,17 @@ static int load_checkpoint(const char *path, Tiny *m, Checkpoint *c, uint64_t fi
 }
 
 /* ---- 14. training, command line ------------------------------------------------------------
- * What the user sees. Progress goes to standard error, the result and a sample to standard output. */
+ * What the user sees. Progress goes to standard error, the result and a sample to standard output. Its rooms:
+ *
+ *   options                  what --help says, how they are read, and the sizes that follow from them
+ *   text and vocabulary      read or made up, learned, encoded
+ *   a sample                 from the finished file, by way of run.c
+ *   training                 the held-out loss, and the loop: read train_steps first
+ *   reports                  what was reached
+ *   main                     from the options to the exit */
 #ifndef TRAIN_NO_MAIN
+/* -- options -- */
+
 typedef struct {
     const char *text, *task, *out, *mixer, *hybrid, *type, *tokenizer, *tokenizer_out, *prompt;
     int dim, layers, heads, key_dim, value_dim, conv, hidden, vocab, context, batch, threads, resume, help, plain, no_decay;
@@ -4846,12 +4855,15 @@ typedef struct {
     double lr, decay, clip, minutes, half_life;
 } TrainOptions;
 
+/* Where a text has %s, print_train_help puts the value that an option has by itself. */
 static const struct { const char *name, *value, *help; } train_help[] = {
     { "-o, --out", "FILE", "the model (model.bin)" },
     { "--mixer", "NAME", "one of those below (gated-delta)" },
     { "--hybrid", "N:1", "N layers of the mixer, then one of softmax attention, and so on" },
-    { "--task", "NAME", "mqar: learn and test associative recall instead of a text; rebind: half of the keys get a second value. 1 layer of 64, 1 head of 16 x 64, 4 taps, batch 32, 1000 steps, lr 0.01, half-life 200" },
-    { "--half-life", "N", "tokens after which a new model has half forgotten, for all decays but those of lightnet and abc; 0: as each mixer usually begins (0, with --task 200)" },
+    { "--task", "NAME", "mqar: learn and test associative recall instead of a text; rebind: half of the keys get a second value. "
+                        "1 layer of 64, 1 head of 16 x 64, 4 taps, batch 32, 1000 steps, lr 0.01, half-life 200" },
+    { "--half-life", "N", "tokens after which a new model has half forgotten, for all decays but those of lightnet and abc; "
+                          "0: as each mixer usually begins (0, with --task 200)" },
     { "--no-decay", "", "with --task, to compare: all decays are 1 and stay so" },
     { "--plain", "", "with --task, to compare: no feature map, no rotation, no output gate (but for kda, gdn2, mamba2)" },
     { "--steps", "N", "optimiser steps (%s; 3000 with a text)" },
@@ -4881,22 +4893,46 @@ static const struct { const char *name, *value, *help; } train_help[] = {
 static volatile sig_atomic_t stop_asked;
 static void ask_to_stop(int sig) { (void)sig, stop_asked = 1; }
 
+/* Says what is wrong with the options; returns the exit code. */
 static int train_misuse(const char *what, const char *value) {
     fprintf(stderr, "train_tiny: %s%s%s (see ./train_tiny --help)\n", what, value ? " " : "", value ? value : "");
     return 2;
 }
 
+/* Fills o from the arguments; returns 0 or the exit code. */
 static int parse_options(TrainOptions *o, int argc, char **argv) {
+    /* kind: s text, i int, l int64_t, u uint64_t, d double, from lo to hi; f a flag, which takes no value */
     const struct { const char *name; char letter, kind; void *at; double lo, hi; } table[] = {
-        { "--task", 0, 's', &o->task, 0, 0 }, { "--out", 'o', 's', &o->out, 0, 0 }, { "--mixer", 0, 's', &o->mixer, 0, 0 }, { "--type", 0, 's', &o->type, 0, 0 },
-        { "--vocabulary", 'z', 's', &o->tokenizer, 0, 0 }, { "--tokenizer", 0, 's', &o->tokenizer_out, 0, 0 }, { "--prompt", 'i', 's', &o->prompt, 0, 0 },
-        { "--steps", 0, 'l', &o->steps, 1, 1e12 }, { "--dim", 0, 'i', &o->dim, 32, 4096 }, { "--layers", 0, 'i', &o->layers, 1, 256 },
-        { "--hybrid", 0, 's', &o->hybrid, 0, 0 }, { "--heads", 0, 'i', &o->heads, 1, 256 }, { "--key-dim", 0, 'i', &o->key_dim, 16, 128 },
-        { "--value-dim", 0, 'i', &o->value_dim, 16, 256 }, { "--conv", 0, 'i', &o->conv, 0, 8 }, { "--hidden", 0, 'i', &o->hidden, 32, 16384 }, { "--vocab", 0, 'i', &o->vocab, 257, 65536 }, { "--context", 0, 'i', &o->context, 16, 8192 },
-        { "--batch", 0, 'i', &o->batch, 1, 4096 }, { "--threads", 'j', 'i', &o->threads, 1, 1024 }, { "--seed", 0, 'u', &o->seed, 0, 0 },
-        { "--lr", 0, 'd', &o->lr, 0, 1 }, { "--decay", 0, 'd', &o->decay, 0, 10 }, { "--clip", 0, 'd', &o->clip, 0, 1e9 }, { "--minutes", 0, 'd', &o->minutes, 0.01, 1e6 },
-        { "--half-life", 0, 'd', &o->half_life, 0, 1e9 }, { "--no-decay", 0, 'f', &o->no_decay, 0, 0 }, { "--plain", 0, 'f', &o->plain, 0, 0 },
-        { "--resume", 0, 'f', &o->resume, 0, 0 }, { "--help", 'h', 'f', &o->help, 0, 0 },
+        { "--task", 0, 's', &o->task, 0, 0 },
+        { "--out", 'o', 's', &o->out, 0, 0 },
+        { "--mixer", 0, 's', &o->mixer, 0, 0 },
+        { "--type", 0, 's', &o->type, 0, 0 },
+        { "--vocabulary", 'z', 's', &o->tokenizer, 0, 0 },
+        { "--tokenizer", 0, 's', &o->tokenizer_out, 0, 0 },
+        { "--prompt", 'i', 's', &o->prompt, 0, 0 },
+        { "--steps", 0, 'l', &o->steps, 1, 1e12 },
+        { "--dim", 0, 'i', &o->dim, 32, 4096 },
+        { "--layers", 0, 'i', &o->layers, 1, 256 },
+        { "--hybrid", 0, 's', &o->hybrid, 0, 0 },
+        { "--heads", 0, 'i', &o->heads, 1, 256 },
+        { "--key-dim", 0, 'i', &o->key_dim, 16, 128 },
+        { "--value-dim", 0, 'i', &o->value_dim, 16, 256 },
+        { "--conv", 0, 'i', &o->conv, 0, 8 },
+        { "--hidden", 0, 'i', &o->hidden, 32, 16384 },
+        { "--vocab", 0, 'i', &o->vocab, 257, 65536 },
+        { "--context", 0, 'i', &o->context, 16, 8192 },
+        { "--batch", 0, 'i', &o->batch, 1, 4096 },
+        { "--threads", 'j', 'i', &o->threads, 1, 1024 },
+        { "--seed", 0, 'u', &o->seed, 0, 0 },
+        { "--lr", 0, 'd', &o->lr, 0, 1 },
+        { "--decay", 0, 'd', &o->decay, 0, 10 },
+        { "--clip", 0, 'd', &o->clip, 0, 1e9 },
+        { "--minutes", 0, 'd', &o->minutes, 0.01, 1e6 },
+        { "--half-life", 0, 'd', &o->half_life, 0, 1e9 },
+        { "--no-decay", 0, 'f', &o->no_decay, 0, 0 },
+        { "--plain", 0, 'f', &o->plain, 0, 0 },
+        { "--resume", 0, 'f', &o->resume, 0, 0 },
+        { "--help", 'h', 'f', &o->help, 0, 0 },
     };
     for (int a = 1; a < argc; a++) {
         const char *arg = argv[a], *equal = strchr(arg, '='), *value = NULL;
@@ -4907,7 +4943,8 @@ static int parse_options(TrainOptions *o, int argc, char **argv) {
         }
         size_t n = equal && arg[1] == '-' ? (size_t)(equal - arg) : strlen(arg), i = 0;
         for (; i < sizeof table / sizeof *table; i++)
-            if ((strlen(table[i].name) == n && !memcmp(arg, table[i].name, n)) || (n == 2 && arg[1] == table[i].letter && arg[1])) break;
+            if ((strlen(table[i].name) == n && !memcmp(arg, table[i].name, n)) || (n == 2 && arg[1] == table[i].letter && arg[1]))
+                break;
         if (i == sizeof table / sizeof *table) return train_misuse("unknown option", arg);
         if (table[i].kind == 'f') { *(int *)table[i].at = 1; continue; }
         value = arg[n] == '=' ? equal + 1 : a + 1 < argc ? argv[++a] : NULL;
@@ -4923,7 +4960,8 @@ static int parse_options(TrainOptions *o, int argc, char **argv) {
         double x = strtod(value, &end);
         if (errno || *end || end == value || !(x >= table[i].lo && x <= table[i].hi) || (table[i].kind != 'd' && x != floor(x))) {
             char what[96];
-            snprintf(what, sizeof what, "%s wants %s from %g to %g, not", table[i].name, table[i].kind == 'd' ? "a number" : "a whole number", table[i].lo, table[i].hi);
+            snprintf(what, sizeof what, "%s wants %s from %g to %g, not", table[i].name,
+                     table[i].kind == 'd' ? "a number" : "a whole number", table[i].lo, table[i].hi);
             return train_misuse(what, value);
         }
         if (table[i].kind == 'd') *(double *)table[i].at = x;
@@ -4933,6 +4971,7 @@ static int parse_options(TrainOptions *o, int argc, char **argv) {
     return 0;
 }
 
+/* d: the options as they are by themselves. */
 static void print_train_help(const TrainOptions *d) {
     printf("usage: ./train_tiny [TEXT] [options]      TEXT: a UTF-8 file; without one, made-up stories\n\n");
     for (size_t i = 0; i < sizeof train_help / sizeof *train_help; i++) {
@@ -4958,7 +4997,7 @@ static void print_train_help(const TrainOptions *d) {
     printf("\nProgress goes to standard error. Exit: 0 done or stopped with a checkpoint, 1 failed, 2 misused.\n");
 }
 
-/* The sizes that follow from the options; NULL or what is wrong with them. */
+/* The sizes that follow from the options; returns NULL, or what is wrong with them, to which main adds the value. */
 static const char *configure(TinyConfig *c, const TrainOptions *o, int vocab_size) {
     int mixer = 0, every = 0, one = 0;
     char end;
@@ -4971,12 +5010,14 @@ static const char *configure(TinyConfig *c, const TrainOptions *o, int vocab_siz
     if (o->hidden % 32) return "--hidden must be a multiple of 32";
     if (o->key_dim % 16 || o->value_dim % 16) return "--key-dim and --value-dim must be multiples of 16";
     if (o->half_life > 0 && o->half_life < 1) return "--half-life is 0, or one token at least";
-    if (o->hybrid && (sscanf(o->hybrid, "%d:%d%c", &every, &one, &end) != 2 || every < 1 || every > 255 || one != 1)) return "--hybrid is N:1, N linear layers for each of softmax attention, not";
+    if (o->hybrid && (sscanf(o->hybrid, "%d:%d%c", &every, &one, &end) != 2 || every < 1 || every > 255 || one != 1))
+        return "--hybrid is N:1, N linear layers for each of softmax attention, not";
     if (o->hybrid && mixer == SOFTMAX) return "--hybrid does not go with --mixer";
     if (o->hybrid && every >= o->layers) return "--layers are too few for a layer of softmax attention with --hybrid";
     if (o->task && o->out && !o->hidden && !(is_mamba(f) && !o->hybrid)) /* in run's files only Mamba-2 has none */
         return "--out needs a feed-forward network (--hidden) with --mixer";
-    if (!o->conv && f && mixer != SOFTMAX && f->silu != SILU_NEVER && f->silu != SILU_CONV) return "--conv 0 does not go with --mixer";
+    if (!o->conv && f && mixer != SOFTMAX && f->silu != SILU_NEVER && f->silu != SILU_CONV)
+        return "--conv 0 does not go with --mixer";
     if (o->half_life > 0 && o->conv > 0 && f && f->decay == DECAY_FORGET && o->out) /* files have no bias behind the convolution of f */
         return "--out needs --half-life 0 or --conv 0, since a file has no bias behind that convolution, with --mixer";
     if (o->conv > 0 && k->rwkv && !o->task) return "--conv does not go with --mixer"; /* it sees the token before without one */
@@ -4985,18 +5026,38 @@ static const char *configure(TinyConfig *c, const TrainOptions *o, int vocab_siz
         return "--no-decay does not go with --mixer";
     if (o->conv > 0 && mixer == SOFTMAX && o->out) return "--conv is not written to files with --mixer";
     *c = (TinyConfig){
-        .mixer = mixer, .dim = o->dim, .hidden_dim = (is_mamba(f) && !o->hybrid) || (o->task && !o->hidden) ? 0 : o->hidden ? o->hidden : (o->dim * 8 / 3 + 31) / 32 * 32, .n_layers = o->layers,
-        .vocab_size = vocab_size, .seq_len = o->context, .d_conv = o->conv >= 0 ? o->conv : k->d_conv,
-        .dk = o->key_dim ? o->key_dim : 32, .dv = o->value_dim ? o->value_dim : mixer == GLA && o->dim % 64 == 0 ? 64 : 32,
+        .mixer = mixer,
+        .dim = o->dim,
+        .hidden_dim = (is_mamba(f) && !o->hybrid) || (o->task && !o->hidden) ? 0
+                      : o->hidden                                            ? o->hidden
+                                                                             : (o->dim * 8 / 3 + 31) / 32 * 32,
+        .n_layers = o->layers,
+        .vocab_size = vocab_size,
+        .seq_len = o->context,
+        .d_conv = o->conv >= 0 ? o->conv : k->d_conv,
+        .dk = o->key_dim ? o->key_dim : 32,
+        .dv = o->value_dim ? o->value_dim : mixer == GLA && o->dim % 64 == 0 ? 64 : 32,
         .interval = o->hybrid ? every + 1 : mixer == SOFTMAX ? 1 : mixer == GATED_DELTA ? 4 : 0,
-        .q_heads = heads, .kv_heads = heads % 2 == 0 ? heads / 2 : heads % 3 == 0 ? heads / 3 : 1, .head_dim = 32, .n_rot = k->qwen ? 16 : 32,
-        .gate_rank = 16, .eps = k->rwkv ? 1e-5f : 1e-6f, .rope_base = 10000, .decay_divisor = 16, .plain = o->plain, .keep = o->no_decay, .half_life = o->half_life
+        .q_heads = heads,
+        .kv_heads = heads % 2 == 0 ? heads / 2 : heads % 3 == 0 ? heads / 3 : 1,
+        .head_dim = 32,
+        .n_rot = k->qwen ? 16 : 32,
+        .gate_rank = 16,
+        .eps = k->rwkv ? 1e-5f : 1e-6f,
+        .rope_base = 10000,
+        .decay_divisor = 16,
+        .plain = o->plain,
+        .keep = o->no_decay,
+        .half_life = o->half_life
     };
     c->n_heads = o->heads ? o->heads : o->dim / c->dv > 0 ? o->dim / c->dv : 1;
     if (narrow_gate(f)) c->gate_rank = c->dv;
     return NULL;
 }
 
+/* -- text and vocabulary -- */
+
+/* The whole file and a zero byte behind it, n without it; NULL with a sentence in err. */
 static char *read_text(const char *path, size_t *n, char *err) {
     FILE *f = fopen(path, "rb");
     if (!f) return fail(err, GLA_IO, "%s: cannot open: %s", path, strerror(errno)), NULL;
@@ -5043,6 +5104,7 @@ static int open_vocabulary(Data *d, const TrainOptions *o, const char *text, siz
     return GLA_OK;
 }
 
+/* The vocabulary as a file of its own (--tokenizer). */
 static int write_vocabulary(const char *path, const Gguf *vocab, char *err) {
     Keys k = {0};
     Out file = {0};
@@ -5067,9 +5129,13 @@ static int encode_text_file(Data *d, const TinyConfig *c, const char *text, size
     d->n_ids = (size_t)got + 2;
     size_t rest = d->n_ids / 20, window = (size_t)c->seq_len + 1;
     d->n_train = d->n_ids - (rest > window ? rest : window);
-    if (d->n_ids < 3 * window) return fail(err, GLA_INPUT, "the text has %zu tokens; %zu are needed for a context of %d (--context)", d->n_ids, 3 * window, c->seq_len);
+    if (d->n_ids < 3 * window)
+        return fail(err, GLA_INPUT, "the text has %zu tokens; %zu are needed for a context of %d (--context)",
+                    d->n_ids, 3 * window, c->seq_len);
     return GLA_OK;
 }
+
+/* -- a sample -- */
 
 static int show_piece(void *user, int32_t id, const char *text, size_t n) {
     (void)user, (void)id;
@@ -5101,19 +5167,21 @@ static int print_sample(const Out *file, const TrainOptions *o, char *err) {
     return code < 0 ? code : GLA_OK;
 }
 
+/* -- training -- */
+
 typedef struct {
     const TrainOptions *o;
     const Data *d;
     Tiny m;
     Checkpoint at;                           /* where training stands */
     int *id, *target;                        /* (B, T) */
-    char ckpt[4096];
-    int64_t first;                           /* steps done before this run, and the seconds they took */
-    double before;
-    bool stopped;
+    char ckpt[4096];                         /* name of the checkpoint */
+    int64_t first;                           /* steps done before this run, */
+    double before;                           /* and the seconds they took */
+    bool stopped;                            /* by Ctrl-C */
 } Training;
 
-/* Mean held-out loss over `batches` batches, and with counts the two baselines on the same tokens. */
+/* Mean held-out loss (nats per token) over `batches` batches, and with counts the two baselines on the same tokens. */
 static double held_out(Training *r, int batches, Counts *counts, double *bigram, double *trigram) {
     const int B = r->m.B, T = r->m.c.seq_len;
     double loss = 0, two = 0, three = 0;
@@ -5137,7 +5205,8 @@ static double held_out(Training *r, int batches, Counts *counts, double *bigram,
     return loss / n;
 }
 
-/* Steps until the end or Ctrl-C. The learning rate climbs over the first steps, then falls along half a cosine to a 50th. */
+/* Steps until the end or Ctrl-C: a batch, the gradients of its loss, AdamW. The learning rate climbs over the first steps, then falls
+ * along half a cosine to a 50th. */
 static int train_steps(Training *r, char *err) {
     const TrainOptions *o = r->o;
     const int N = o->batch * r->m.c.seq_len;
@@ -5151,6 +5220,7 @@ static int train_steps(Training *r, char *err) {
     terminal = isatty(2);
 #endif
     for (int64_t step = r->first + 1; !r->stopped; step++) {
+        // one step; share: how much of the way is done
         double share = o->minutes > 0 ? (r->before + now_s() - start) / (60 * o->minutes) : (double)(step - 1) / (double)o->steps;
         if (share >= 1) break;
         opt.lr = o->lr * (0.51 + 0.49 * cos(3.14159265358979 * share)) * (step < warmup ? (double)step / (double)warmup : 1);
@@ -5158,7 +5228,8 @@ static int train_steps(Training *r, char *err) {
         memset(r->m.grads, 0, r->m.n_params * sizeof(real));
         double loss = tiny_step(&r->m, r->id, r->target, true, &count) / count;
         double norm = adamw_step(&r->m, &opt, (long)step);
-        if (!(loss < 1e9) || !(norm < 1e30)) return fail(err, GLA_INPUT, "the loss is no longer a number at step %lld; a smaller --lr may help", (long long)step);
+        if (!(loss < 1e9) || !(norm < 1e30))
+            return fail(err, GLA_INPUT, "the loss is no longer a number at step %lld; a smaller --lr may help", (long long)step);
         r->at.step = step;
         r->stopped = stop_asked;
 
@@ -5166,7 +5237,8 @@ static int train_steps(Training *r, char *err) {
         double t = now_s(), rate = (double)(step - r->first) * N / (t - start - testing);
         r->at.seconds = r->before + t - start;
         double done = o->minutes > 0 ? r->at.seconds / (60 * o->minutes) : (double)step / (double)o->steps;
-        double left = o->minutes > 0 ? o->minutes - r->at.seconds / 60 : (double)(o->steps - step) * (t - start) / (double)(step - r->first) / 60;
+        double left = o->minutes > 0 ? o->minutes - r->at.seconds / 60
+                                     : (double)(o->steps - step) * (t - start) / (double)(step - r->first) / 60;
         smooth = 0.95 * smooth + 0.05 * loss;
         weight = 0.95 * weight + 0.05;
         bool milestone = (int)(done * 20) > part || r->stopped;
@@ -5176,10 +5248,13 @@ static int train_steps(Training *r, char *err) {
             testing += now_s() - t;
         }
         if (milestone || (terminal && t - shown > 0.5)) {
-            fprintf(stderr, "%sstep %lld %3.0f %%  loss %.3f  held-out %.3f  lr %.1e  %.0f tokens/s  %.1f min left%s", terminal ? "\r" : "", (long long)step,
-                    100 * (done < 1 ? done : 1), smooth / weight, test, opt.lr, rate, left > 0 ? left : 0, terminal ? "   " : "\n");
+            fprintf(stderr, "%sstep %lld %3.0f %%  loss %.3f  held-out %.3f  lr %.1e  %.0f tokens/s  %.1f min left%s",
+                    terminal ? "\r" : "", (long long)step, 100 * (done < 1 ? done : 1), smooth / weight, test, opt.lr, rate,
+                    left > 0 ? left : 0, terminal ? "   " : "\n");
             shown = t;
         }
+
+        // a checkpoint every five minutes
         if (t - saved > 300 && !r->stopped) {
             saved = t;
             if (save_checkpoint(r->ckpt, &r->m, r->at, err)) fprintf(stderr, "train_tiny: %s; going on without a checkpoint\n", err);
@@ -5188,6 +5263,8 @@ static int train_steps(Training *r, char *err) {
     if (terminal) fprintf(stderr, "\n");
     return GLA_OK;
 }
+
+/* -- reports -- */
 
 /* What was reached: size, speed, held-out perplexity next to the counting baselines, and a sample. */
 static int report(Training *r, const Out *file, char *err) {
@@ -5205,10 +5282,12 @@ static int report(Training *r, const Out *file, char *err) {
     size_t windows = d->ids ? (d->n_ids - d->n_train) / (size_t)T : SIZE_MAX;
     int batches = ceil_div(1 << 17, N);
     if ((size_t)batches * (size_t)B > windows) batches = (int)(windows / (size_t)B) + 1;
-    double bigram, trigram, model = held_out(r, batches, &counts, &bigram, &trigram), seconds = r->at.seconds - r->before;
+    double bigram, trigram, model = held_out(r, batches, &counts, &bigram, &trigram);
+    double seconds = r->at.seconds - r->before;
     printf("%s: %zu bytes, %zu parameters; %lld tokens in %.1f minutes, %.0f per second\n", r->o->out, file->n, r->m.n_weights,
            (long long)r->at.step * N, r->at.seconds / 60, (double)(r->at.step - r->first) * N / (seconds > 0 ? seconds : 1));
-    printf("held-out perplexity per token, on %d tokens: model %.3f, trigram %.3f, bigram %.3f\n", batches * N, exp(model), exp(trigram), exp(bigram));
+    printf("held-out perplexity per token, on %d tokens: model %.3f, trigram %.3f, bigram %.3f\n",
+           batches * N, exp(model), exp(trigram), exp(bigram));
     free(seq);
     counts_free(&counts);
     return print_sample(file, r->o, err);
@@ -5230,7 +5309,8 @@ static void report_recall(Training *r) {
     real *logits = checked(malloc((size_t)N * V * sizeof *logits));
     printf("%s", r->o->mixer);
     if (r->o->hybrid) printf(" %s", r->o->hybrid);
-    printf(": %d layers, %d heads of %d x %d, %zu floats of state", r->m.c.n_layers, r->m.c.n_heads, r->m.c.dk, r->m.c.dv, state_floats(&r->m));
+    printf(": %d layers, %d heads of %d x %d, %zu floats of state",
+           r->m.c.n_layers, r->m.c.n_heads, r->m.c.dk, r->m.c.dv, state_floats(&r->m));
     for (const int *p = r->d->pairs; *p; p++) {
         Data d = *r->d;
         int count, right = 0, asked = 0;
@@ -5241,7 +5321,8 @@ static void report_recall(Training *r) {
             matmul_forward(logits, V, r->m.h_out, r->m.c.dim, r->m.params + r->m.embed, N, r->m.c.dim, V, 0);
             for (int t = 0; t < N; t++) {
                 int best = 0;
-                for (int v = 1; v < V && r->target[t] >= 0; v++) best = logits[(size_t)t * V + v] > logits[(size_t)t * V + best] ? v : best;
+                for (int v = 1; v < V && r->target[t] >= 0; v++)
+                    best = logits[(size_t)t * V + v] > logits[(size_t)t * V + best] ? v : best;
                 right += best == r->target[t];
                 asked += r->target[t] >= 0;
             }
@@ -5252,11 +5333,15 @@ static void report_recall(Training *r) {
     free(logits);
 }
 
+/* -- main -- */
+
+/* A new model or a checkpoint, training, the file, the report. Ctrl-C ends it with a checkpoint. */
 static int train(const TrainOptions *o, const Data *d, const TinyConfig *c, uint64_t fingerprint, int type, char *err) {
     Training r = { .o = o, .d = d, .at = { .fingerprint = fingerprint } };
     Out file = {0};
     int code = GLA_OK;
-    if (snprintf(r.ckpt, sizeof r.ckpt, "%s.ckpt", o->out ? o->out : o->task) >= (int)sizeof r.ckpt) return fail(err, GLA_INPUT, "%s: the name is too long", o->out);
+    if (snprintf(r.ckpt, sizeof r.ckpt, "%s.ckpt", o->out ? o->out : o->task) >= (int)sizeof r.ckpt)
+        return fail(err, GLA_INPUT, "%s: the name is too long", o->out);
     const size_t N = (size_t)o->batch * (size_t)c->seq_len;
     tiny_new(&r.m, c, o->batch, o->seed);
     r.id = checked(malloc(N * sizeof *r.id));
@@ -5277,7 +5362,10 @@ static int train(const TrainOptions *o, const Data *d, const TinyConfig *c, uint
 #endif
         code = train_steps(&r, err);
         if (!code && o->out) {
-            file = model_file(&r.m, d->pairs ? NULL : &d->vocab, type, d->pairs ? "Associative recall" : o->text ? "A tiny model trained on a text" : "Tiny stories");
+            file = model_file(&r.m, d->pairs ? NULL : &d->vocab, type,
+                              d->pairs  ? "Associative recall"
+                              : o->text ? "A tiny model trained on a text"
+                                        : "Tiny stories");
             code = write_file(o->out, file.p, file.n, NULL, 0, err);
         }
         if (!code && r.stopped) code = save_checkpoint(r.ckpt, &r.m, r.at, err);
@@ -5302,10 +5390,14 @@ static int train(const TrainOptions *o, const Data *d, const TinyConfig *c, uint
 int main(int argc, char **argv) {
     TrainOptions o = { .mixer = "gated-delta", .type = "q8_0", .dim = 128, .layers = 4, .vocab = 1536, .context = 256, .batch = 8,
                        .steps = 12000, .conv = -1, .lr = 8e-3, .decay = 0.1, .clip = 1 };
-    const TrainOptions defaults = o, recall = { .mixer = o.mixer, .type = o.type, .dim = 64, .layers = 1, .heads = 1, .key_dim = 16, .value_dim = 64, .vocab = 128, .context = 64,
-                                                .batch = 32, .steps = 1000, .conv = 4, .lr = 1e-2, .decay = 0.1, .clip = 1, .half_life = 200 };
+    const TrainOptions defaults = o;
+    const TrainOptions recall = { .mixer = o.mixer, .type = o.type, .dim = 64, .layers = 1, .heads = 1, .key_dim = 16, .value_dim = 64,
+                                  .vocab = 128, .context = 64, .batch = 32, .steps = 1000, .conv = 4, .lr = 1e-2, .decay = 0.1,
+                                  .clip = 1, .half_life = 200 };        /* with --task */
     o.steps = 0;
-    const struct { const char *name; int type; } types_known[] = { { "f32", AS_F32 }, { "f16", AS_F16 }, { "bf16", AS_BF16 }, { "q8_0", AS_Q8_0 } };
+    const struct { const char *name; int type; } types_known[] = {
+        { "f32", AS_F32 }, { "f16", AS_F16 }, { "bf16", AS_BF16 }, { "q8_0", AS_Q8_0 }
+    };
     char err[GLA_ERR] = "", *text = NULL;
     size_t n = 0;
     int type = -1, code = parse_options(&o, argc, argv);
@@ -5318,12 +5410,15 @@ int main(int argc, char **argv) {
     if (code) return code;
     spin_briefly(argv);
     if (o.help) return print_train_help(&defaults), 0;
-    for (int i = 0; i < 4; i++) if (!strcmp(o.type, types_known[i].name)) type = types_known[i].type;
+    for (int i = 0; i < 4; i++)
+        if (!strcmp(o.type, types_known[i].name)) type = types_known[i].type;
     if (type < 0) return train_misuse("--type is f32, f16, bf16 or q8_0, not", o.type);
     static const int pairs[] = { 4, 8, 16, 0 }, rebound[] = { 4, 8, 12, 0 };
     d.rebind = o.task && !strcmp(o.task, "rebind");
-    if (o.task && strcmp(o.task, "mqar") && !d.rebind) return train_misuse("--task is mqar or rebind (associative recall), not", o.task);
-    if ((o.plain || o.no_decay) && (!o.task || o.out)) return train_misuse("--plain and --no-decay go with --task, and without --out", NULL);
+    if (o.task && strcmp(o.task, "mqar") && !d.rebind)
+        return train_misuse("--task is mqar or rebind (associative recall), not", o.task);
+    if ((o.plain || o.no_decay) && (!o.task || o.out))
+        return train_misuse("--plain and --no-decay go with --task, and without --out", NULL);
     if (o.task && o.text) return train_misuse("--task makes its own sequences; it does not go with the text", o.text);
     d.seed = o.seed;
     if (o.task) {
@@ -5333,7 +5428,10 @@ int main(int argc, char **argv) {
         d.mqar_vocab = o.vocab;
     } else if (!o.out) o.out = "model.bin";
     const char *wrong = configure(&c, &o, o.vocab);
-    if (wrong) return train_misuse(wrong, strstr(wrong, "--mixer") == wrong || strstr(wrong, "with --mixer") ? o.mixer : strstr(wrong, "--hybrid") ? o.hybrid : NULL);
+    if (wrong)
+        return train_misuse(wrong, strstr(wrong, "--mixer") == wrong || strstr(wrong, "with --mixer") ? o.mixer
+                                   : strstr(wrong, "--hybrid")                                        ? o.hybrid
+                                                                                                      : NULL);
     if (!o.steps) o.steps = o.text ? 3000 : defaults.steps; /* a text of one megabyte has been read often enough by then */
     if (!o.prompt) o.prompt = o.text ? "" : "Once upon a time";
 #ifdef _OPENMP
@@ -5341,7 +5439,9 @@ int main(int argc, char **argv) {
 #endif
     choose_tiny_kernels();
     const char *read[] = { o.text, o.tokenizer }, *written[] = { o.out, o.tokenizer_out };
-    for (int i = 0; i < 4; i++) if (read[i % 2] && written[i / 2] && same_file(read[i % 2], written[i / 2])) return train_misuse("a file that is read would be replaced:", read[i % 2]);
+    for (int i = 0; i < 4; i++)
+        if (read[i % 2] && written[i / 2] && same_file(read[i % 2], written[i / 2]))
+            return train_misuse("a file that is read would be replaced:", read[i % 2]);
     if (o.out && o.tokenizer_out && !strcmp(o.out, o.tokenizer_out)) return train_misuse("--out and --tokenizer are the same file:", o.out);
     if (o.out) code = can_write(o.out, err);
     if (o.task) goto ready;

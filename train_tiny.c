@@ -454,7 +454,7 @@ HELPER Vec NAME(act_slope)(Act act, Vec x, Vec *slope) {
 }
 
 /* Calls body(act, ...) with act a constant, so that each compiles to a loop without a choice in it. The body of kernel x is called x_. */
-#define WITH_ACT(body, ...)                          \
+#define WITH_ACT(body, ...)                            \
     (act == F_SILU      ? body(F_SILU, __VA_ARGS__)    \
      : act == F_SIGMOID ? body(F_SIGMOID, __VA_ARGS__) \
      : act == F_ELU1    ? body(F_ELU1, __VA_ARGS__)    \
@@ -1699,6 +1699,7 @@ static size_t attention_scratch(const Attention *a) {
     return 2 * (size_t)BLOCK * (a->T + 15) + packed_size(wide, wide) + 2 * MAX_TILE * DEPTH;
 }
 
+/* o and lse, head by head. */
 static void attention_forward(const Attention *a) {
     const int T = a->T, n = a->n, group = a->H / a->Hkv;
     const size_t ldq = (size_t)a->H * n, ldk = (size_t)a->Hkv * n;
@@ -1857,7 +1858,7 @@ typedef struct {
     int gate_rank;                           /* width of the narrow middles */
     float eps, rope_base, decay_divisor;
     bool plain, keep;                        /* --plain: no map, no output gate, no rotation; --no-decay */
-    double half_life;                        /* tokens, of all decays at first (without it hgrn2 has no bias); 0: as each mixer usually */
+    double half_life;                        /* tokens, of all decays at first; 0: as each mixer usually begins, and hgrn2 has no bias */
 } TinyConfig;
 
 enum {
@@ -1977,6 +1978,7 @@ static uint64_t mix_seed(uint64_t x) {
     return x ? x : 1;
 }
 
+/* The next 64 bits. */
 static uint64_t rng_next(uint64_t *s) {
     *s ^= *s >> 12;
     *s ^= *s << 25;
@@ -2048,7 +2050,7 @@ static void list_linear(Tiny *m, TinyLayer *L, int l) {
     L->n_u = K + nK + nV;
     L->at_k = K;
     L->at_v = K + nK;
-    if (is_mamba(k)) {                                              /* one matrix: z, x, B, C, dt */
+    if (is_mamba(k)) {                                              /* one matrix: z, x, B, C, dt; v, k, q are x, B, C */
         add_in_rows(m, L, l, "ssm_in.weight", V + L->n_u + H);
         L->at_u = V;
         L->at_v = 0;
@@ -2229,7 +2231,7 @@ static void init_params(Tiny *m, uint64_t seed) {
         double scale = strstr(t->name, "token_embd") ? 0.05 : 1 / sqrt((double)t->cols);
         const Family *k = m->layers[0].family;
         const double f = m->c.half_life > 0 ? log(2) / m->c.half_life : 0;
-        const double f16 = f * (k && k->decay == DECAY_SIGMOID ? m->c.decay_divisor : 1); /* before it is divided, by 16 as a rule */
+        const double undivided = f * (k && k->decay == DECAY_SIGMOID ? m->c.decay_divisor : 1); /* what logsigmoid has to give */
         bool out = strstr(name, "ssm_out") || strstr(name, "attn_output") || strstr(name, "ffn_down")
                    || strstr(name, "mix_output") || strstr(name, "channel_mix_value");
         bool rate = (strstr(name, "ssm_a") && !strstr(name, "ssm_alpha")) || (strstr(name, "ssm_m_a") && !t->rows);
@@ -2237,18 +2239,22 @@ static void init_params(Tiny *m, uint64_t seed) {
         int ramp = 0;
         while (ramp < N_RAMPS && (t->rows || !strstr(name, ramps[ramp].part))) ramp++;
         for (size_t i = 0; i < tensor_len(t); i++) {
+            // what RWKV has of its own
             if (f > 0 && !t->rows && strstr(name, "time_mix_decay")) p[i] = (real)log(f);
             else if (f > 0 && !t->rows && strstr(name, "time_mix_w0")) p[i] = (real)-log(DECAY7 / (f < 0.6 ? f : 0.6) - 1);
             else if (ramp < N_RAMPS)
                 p[i] = (real)(ramps[ramp].first + (ramps[ramp].last - ramps[ramp].first) * (double)(i % per) / (double)per);
+            // norms and skips, whose name ends in ssm_d
             else if (strstr(name, "norm.weight") || !strcmp(strchr(name, 0) - (strlen(name) < 5 ? 0 : 5), "ssm_d")) p[i] = 1;
+            // decays
             else if (rate) p[i] = (real)log(1 + (f > 0 ? 0 : 15) * rng_uniform(&rng));
             else if (strstr(name, "ssm_decay")) p[i] = f > 0 ? (real)exp(-f) : 1 - (real)pow(2, -5 - (double)i);
             else if (strstr(name, "ssm_dt") || strstr(name, "ssm_m_dt")) {
                 double dt = f > 0 ? f : exp(log(0.001) + rng_uniform(&rng) * log(100));
                 p[i] = (real)(dt + log(-expm1(-dt)));           /* the inverse of softplus */
             } else if (f > 0 && (strstr(name, "ssm_alpha.bias") || strstr(name, "ssm_f_b.bias")))
-                p[i] = (real)(-f16 - log(-expm1(-f16)));        /* the inverse of logsigmoid */
+                p[i] = (real)(-undivided - log(-expm1(-undivided)));    /* the inverse of logsigmoid */
+            // convolutions, biases, matrices
             else if (strstr(name, "conv1d") && t->rows) p[i] = (real)(rng_uniform(&rng) - 0.5);
             else if (!t->rows) p[i] = 0;
             else p[i] = (real)(rng_normal(&rng) * scale / (out ? sqrt(2.0 * m->c.n_layers) : 1));
@@ -2265,6 +2271,7 @@ static real *lay(real *base, size_t *used, size_t n) {
     return p;
 }
 
+/* The middle of a narrow projection, if the layer has it. */
 static void lay_narrow(Narrow *p, real *base, size_t *n, size_t N) {
     if (p->rank) {
         p->middle = lay(base, n, N * (size_t)p->rank);
@@ -2527,6 +2534,7 @@ static void convs_backward(Tiny *m, TinyLayer *L, real *draw, real *dconved, boo
                       silu, m->B, m->c.seq_len, L->conv_width[i], m->c.d_conv);
 }
 
+/* Of one number: sigmoid without overflow, softplus = ln(1 + e^x). */
 static real sigmoid1(real x) { return x >= 0 ? 1 / (1 + (real)exp(-x)) : (real)exp(x) / (1 + (real)exp(x)); }
 static real softplus1(real x) { return x > 20 ? x : (real)log1p(exp(x)); }
 
@@ -2910,6 +2918,7 @@ static void columns(real *wide, size_t ld, real *dense, int N, int n, bool out) 
         memcpy(out ? dense + (size_t)r * n : wide + r * ld, out ? wide + r * ld : dense + (size_t)r * n, n * sizeof(real));
 }
 
+/* Query, key, value; positions; attention; gate; out. */
 static void attention_layer_forward(Tiny *m, TinyLayer *L) {
     const TinyConfig *c = &m->c;
     const int T = c->seq_len, N = m->B * T, D = c->dim, n = c->head_dim, H = c->q_heads, G = c->kv_heads;
@@ -2936,6 +2945,7 @@ static void attention_layer_forward(Tiny *m, TinyLayer *L) {
     matmul_forward(L->mid, D, gated ? L->y : r->o, Q, W(w_o), N, Q, D, 1);
 }
 
+/* The way back, in the opposite order. */
 static void attention_layer_backward(Tiny *m, TinyLayer *L, const real *d_res, real *dh) {
     const TinyConfig *c = &m->c;
     const int T = c->seq_len, N = m->B * T, D = c->dim, n = c->head_dim, H = c->q_heads, G = c->kv_heads;
@@ -3136,6 +3146,7 @@ static void channel_mix_forward(Tiny *m, TinyLayer *L, real *next) {
     for (size_t i = 0; i < (size_t)N * D; i++) next[i] += gated[i];
 }
 
+/* The way back; dh (N, D) is assigned. */
 static void channel_mix_backward(Tiny *m, TinyLayer *L, const real *d_res, real *dh) {
     const int T = m->c.seq_len, N = m->B * T, D = m->c.dim, F = m->c.hidden_dim;
     Rwkv *w = &L->rwkv;
@@ -4462,6 +4473,7 @@ static void put(Out *o, const void *data, size_t n) {
     if (n) memcpy(o->p + o->n, data, n);
     o->n += n;
 }
+/* The low bytes of v, little-endian. */
 static void put_int(Out *o, uint64_t v, int bytes) {
     for (int i = 0; i < bytes; i++) put(o, &(uint8_t){ (uint8_t)(v >> 8 * i) }, 1);
 }
@@ -4801,6 +4813,7 @@ typedef struct {
     double seconds;                          /* that they took */
 } Checkpoint;
 
+/* c with its magic and size, and the model behind it. */
 static int save_checkpoint(const char *path, const Tiny *m, Checkpoint c, char *err) {
     memcpy(c.magic, "GLATRN01", 8);
     c.n_params = m->n_params;
@@ -4814,6 +4827,7 @@ static int save_checkpoint(const char *path, const Tiny *m, Checkpoint c, char *
     return code;
 }
 
+/* Into m, and the head into c; m stays as it is when the file is not of this run. */
 static int load_checkpoint(const char *path, Tiny *m, Checkpoint *c, uint64_t fingerprint, char *err) {
     FILE *f = fopen(path, "rb");
     if (!f) return fail(err, GLA_IO, "%s: cannot open: %s", path, strerror(errno));
@@ -5137,6 +5151,7 @@ static int encode_text_file(Data *d, const TinyConfig *c, const char *text, size
 
 /* -- a sample -- */
 
+/* A GlaGenerate's emit: a piece of the sample to standard output. */
 static int show_piece(void *user, int32_t id, const char *text, size_t n) {
     (void)user, (void)id;
     fwrite(text, 1, n, stdout);
@@ -5394,16 +5409,18 @@ int main(int argc, char **argv) {
     const TrainOptions recall = { .mixer = o.mixer, .type = o.type, .dim = 64, .layers = 1, .heads = 1, .key_dim = 16, .value_dim = 64,
                                   .vocab = 128, .context = 64, .batch = 32, .steps = 1000, .conv = 4, .lr = 1e-2, .decay = 0.1,
                                   .clip = 1, .half_life = 200 };        /* with --task */
-    o.steps = 0;
+    o.steps = 0;                             /* not given: depends on the text, see below */
     const struct { const char *name; int type; } types_known[] = {
         { "f32", AS_F32 }, { "f16", AS_F16 }, { "bf16", AS_BF16 }, { "q8_0", AS_Q8_0 }
     };
     char err[GLA_ERR] = "", *text = NULL;
     size_t n = 0;
+
+    // the options, and which of them do not go together
     int type = -1, code = parse_options(&o, argc, argv);
     TinyConfig c;
     Data d = { .seed = 0 };
-    if (!code && o.task) {
+    if (!code && o.task) {                   /* again, over the defaults of a task */
         o = recall;
         code = parse_options(&o, argc, argv);
     }
@@ -5438,12 +5455,17 @@ int main(int argc, char **argv) {
     if (o.threads || omp_get_max_threads() > 1024) omp_set_num_threads(o.threads ? o.threads : 1024);
 #endif
     choose_tiny_kernels();
+
+    // files: none that is read may be written, and what is written at the end must be possible now
     const char *read[] = { o.text, o.tokenizer }, *written[] = { o.out, o.tokenizer_out };
     for (int i = 0; i < 4; i++)
         if (read[i % 2] && written[i / 2] && same_file(read[i % 2], written[i / 2]))
             return train_misuse("a file that is read would be replaced:", read[i % 2]);
-    if (o.out && o.tokenizer_out && !strcmp(o.out, o.tokenizer_out)) return train_misuse("--out and --tokenizer are the same file:", o.out);
+    if (o.out && o.tokenizer_out && !strcmp(o.out, o.tokenizer_out))
+        return train_misuse("--out and --tokenizer are the same file:", o.out);
     if (o.out) code = can_write(o.out, err);
+
+    // text and vocabulary, which a task has no need of
     if (o.task) goto ready;
     if (!code && o.text) code = (text = read_text(o.text, &n, err)) ? GLA_OK : GLA_IO;
     else if (!code && !o.tokenizer) text = story_sample(&n);
@@ -5451,9 +5473,11 @@ int main(int argc, char **argv) {
     if (!code && o.tokenizer_out) code = write_vocabulary(o.tokenizer_out, &d.vocab, err);
     if (!code) c.vocab_size = d.tokenizer->n;
     if (!code && o.text) code = encode_text_file(&d, &c, text, n, err);
+
+    // training; mark: the fingerprint of everything that shapes a step
 ready:
     if (!code) {
-        uint64_t mark = hash_bytes(HASH_SEED, &c, sizeof c);      /* everything that shapes a step */
+        uint64_t mark = hash_bytes(HASH_SEED, &c, sizeof c);
         mark = hash_bytes(mark, &(int64_t[]){ o.steps, o.batch, (int64_t)o.seed, d.rebind }, 32);
         mark = hash_bytes(mark, &(double[]){ o.lr, o.decay, o.clip, o.minutes }, 32);
         mark = hash_bytes(mark, d.vocab.map.data, d.vocab.map.n);

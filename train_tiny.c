@@ -2755,7 +2755,7 @@ static void linear_forward(Tiny *m, TinyLayer *L) {
     // decays, and all that the recurrence reads
     if (k->decay == DECAY_SUM) sum_decay_forward(r->d, r->k, in.a, in.lda, m->B, T, K);
     for (int i = 0, wide = k->per == HEADS ? H : K; i < wide; i++)
-        L->rate[i] = is_softplus(k)                ? (real)exp(W(a_log)[i / (wide / H)])
+        L->rate[i] = is_softplus(k)              ? (real)exp(W(a_log)[i / (wide / H)])
                      : k->decay == DECAY_SIGMOID ? 1 / (real)c->decay_divisor
                                                  : 1;
     for (int i = 0; i < H && L->per_head; i++) L->per_head[i] = is_scaled(k) ? (real)exp(W(m_a)[i]) : sigmoid1(W(old_key)[i]);

@@ -12,7 +12,8 @@
  * that it undoes. A leading d is "gradient of the loss with respect to": dx has the shape of x. Gradients of
  * parameters accumulate (+=); gradients of activations are assigned unless the comment says otherwise.
  *
- * Here to learn? 4 is how a memory learns what to keep: a recurrence run forward, and one run from the end. */
+ * Here to learn? 4 is how a memory learns what to keep: a recurrence run forward, and one run from the end. 7 is what one layer
+ * does, 8 stacks the layers, 14 is the loop around it all. The long sections begin with a map of their rooms. */
 
 #ifndef TARGET
 /* ---- 1. platform ---------------------------------------------------------------------------
@@ -61,7 +62,8 @@ enum {
     MAX_TILE = 12     /* rows of the largest matmul tile */
 };
 
-/* The recurrence of one head over one sequence, and its gradients: section 4. */
+/* The recurrence of one head over one sequence, and its gradients: the equations and the names are those of section 4. The letters
+ * stay short there, so here dkey and dval are the gradients of k and v: dk and dv are the widths. */
 enum { SCAN_ERASES = 1, SCAN_WRITES_BACK = 2, SCAN_FADES_VALUES = 4, SCAN_READS_FIRST = 8 };
 typedef struct {
     int T, dk, dv;                          /* tokens, key width, value width */
@@ -69,7 +71,9 @@ typedef struct {
     size_t ldk, ldv, ldd, ldr;              /* reals from a token to the next in q k e b, in v w o c, in d, in rho */
     int mode;                               /* what it does besides: SCAN_ERASES ... */
     const real *q, *k, *v, *d, *e, *rho, *c, *b; /* those that the mode has no use for are NULL */
-    real *w, *o, *S;                        /* written values, or what was recalled; outputs; states kept: (ceil(T / CHUNK), dv, dk) */
+    real *w;                                /* (T, dv) what is written; with SCAN_WRITES_BACK what was recalled */
+    real *o;                                /* (T, dv) what is read */
+    real *S;                                /* (ceil(T / CHUNK), dv, dk) the states that are kept for the way back */
     const real *d_o;                        /* gradient in */
     real *dq, *dkey, *dval, *dd, *de, *drho, *dc, *db; /* gradients out, assigned; strides as above */
     real *scratch;                          /* recurrence_scratch(dk, dv) reals */
@@ -81,11 +85,12 @@ typedef enum { F_ID, F_SILU, F_SIGMOID, F_ELU1, F_TANH, F_SQRELU, F_DECAY6, F_DE
 #define DECAY7 ((real)0.60653065971263342)  /* e^(-1/2) */
 enum { ADD_DX = 1, ADD_DZ = 2 };            /* these gradients are added to what is there, not assigned */
 
-/* What runs once per instruction set. A row is a token: `heads` vectors of n reals, next to each other or hs apart. Rows of x are ldx
- * reals apart, of z ldz ...; rows of an array whose stride is not given are next to each other. A gradient has the stride of its array. */
+/* What is compiled once per instruction set; what each computes stands at its definition in section 2. A row is a token: `heads` vectors
+ * of n reals, next to each other or hs apart. Rows of x are ldx reals apart, of z ldz ...; rows of an array whose stride is not given are
+ * next to each other. A gradient has the stride of its array. */
 typedef struct {
     const char *name;
-    int lanes, tile_rows, tile_cols;
+    int lanes, tile_rows, tile_cols;        /* reals in a vector; rows and columns of gemm_tile */
     void (*tile)(real *c, size_t ldc, int rows, int cols, const real *a, size_t ars, size_t acs, const real *b, int depth, int add);
     void (*pack_rows)(real *to, const real *a, size_t acs, int rows, int depth);
     void (*pack_panel)(real *to, const real *b, size_t brs, size_t bcs, int depth, int cols);
@@ -101,12 +106,16 @@ typedef struct {
     void (*glu_backward)(Act act, real *dx, real *dz, const real *dy, const real *x, size_t ldx, const real *z, size_t ldz, size_t hsz,
                          int rows, int heads, int n, int add);
     void (*scale_forward)(real *y, const real *x, size_t ldx, const real *g, int rows, int heads, int n);
-    void (*scale_backward)(real *dx, real *dg, const real *dy, const real *x, size_t ldx, const real *g, int rows, int heads, int n, int add);
-    void (*gated_norm_forward)(Act act, real *y, real *inv, const real *o, const real *z, size_t ldz, const real *w, int rows, int heads, int n, real eps);
+    void (*scale_backward)(real *dx, real *dg, const real *dy, const real *x, size_t ldx, const real *g,
+                           int rows, int heads, int n, int add);
+    void (*gated_norm_forward)(Act act, real *y, real *inv, const real *o, const real *z, size_t ldz, const real *w,
+                               int rows, int heads, int n, real eps);
     void (*gated_norm_backward)(Act act, real *d_o, real *dz, real *dw, const real *dy, const real *o, const real *z, size_t ldz,
                                 const real *w, const real *inv, int rows, int heads, int n);
-    void (*conv_forward)(real *y, size_t ldy, const real *x, size_t ldx, const real *w, const real *bias, bool silu, int T, int C, int taps);
-    void (*conv_backward)(real *dx, real *dw, real *dbias, const real *dy, size_t ldy, const real *x, size_t ldx, const real *w, const real *bias, bool silu, int T, int C, int taps);
+    void (*conv_forward)(real *y, size_t ldy, const real *x, size_t ldx, const real *w, const real *bias, bool silu,
+                         int T, int C, int taps);
+    void (*conv_backward)(real *dx, real *dw, real *dbias, const real *dy, size_t ldy, const real *x, size_t ldx, const real *w,
+                          const real *bias, bool silu, int T, int C, int taps);
     void (*gate_forward)(real *d, const real *a, size_t lda, const real *bias, const real *rate, real sign, int rows, int n);
     void (*gate_backward)(real *da, real *dbias, real *drate, const real *dd, const real *d, const real *a, size_t lda, const real *bias,
                           const real *rate, real sign, int rows, int n);
@@ -116,7 +125,8 @@ typedef struct {
     double (*cross_entropy)(real *logits, const int *target, int rows, int n, real scale);
     void (*recurrence_forward)(const Scan *r);
     void (*recurrence_backward)(const Scan *r);
-    void (*adamw)(real *p, const real *g, real *m, real *v, size_t n, real lr, real b1, real b2, real eps, real decay, real c1, real c2, real gscale);
+    void (*adamw)(real *p, const real *g, real *m, real *v, size_t n, real lr, real b1, real b2, real eps, real decay, real c1,
+                  real c2, real gscale);
 } TinyKernels;
 
 static TinyKernels kern;   /* chosen once, in choose_tiny_kernels */
@@ -127,7 +137,23 @@ static TinyKernels kern;   /* chosen once, in choose_tiny_kernels */
  * This section is compiled once per instruction set: the file includes itself with TARGET (function attribute),
  * NAME (suffix of the functions), VECTOR_BYTES, TILE_ROWS and TILE_VECS set. Vectors are the GNU ones that gcc and
  * clang turn into whatever the target has; with another compiler a vector is one number and the text stays the
- * same. Rows hold a multiple of 16 reals. Nothing here starts a thread. */
+ * same. Rows hold a multiple of 16 reals. Nothing here starts a thread. Its rooms:
+ *
+ *   vectors             a vector of numbers, the sum and the largest of its lanes, e^x, square root, ln sigmoid
+ *   matrix product      one tile of it, and what lays its inputs side by side
+ *   norms               rmsnorm, l2norm
+ *   element by element  activations, feature maps, gates that multiply, the gated norm
+ *   convolution         over the last few tokens, channel by channel
+ *   decays              every gate between 0 and 1
+ *   softmax             of attention, and cross-entropy with its gradient
+ *   the recurrence      forward and backward: the equations of section 4 in vectors
+ *   AdamW               one step
+ *   the table           of all of these, one per instruction set; and which one runs
+ *
+ * Start with the recurrence, after section 4. The other pairs are short, and each stands on its own. */
+
+/* -- vectors -- */
+
 #ifdef __GNUC__
 typedef real NAME(Vec) __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(real)), may_alias));
 #define LANES ((int)(VECTOR_BYTES / sizeof(real)))
@@ -166,6 +192,7 @@ HELPER real NAME(sum)(Vec x) {
 #endif
 }
 
+/* The larger of a and b, lane by lane: a comparison of vectors gives all ones or all zeros, which then picks the bits. */
 HELPER Vec NAME(larger)(Vec a, Vec b) {
 #ifdef __GNUC__
     __typeof__(a > b) more = a > b;
@@ -175,7 +202,7 @@ HELPER Vec NAME(larger)(Vec a, Vec b) {
 #endif
 }
 
-/* The largest of n values. */
+/* The largest of n values; n >= 1, and not necessarily a multiple of the lanes. */
 HELPER real NAME(largest)(const real *x, int n) {
     real most = x[0], b[LANES];
     int i = 0;
@@ -253,11 +280,14 @@ HELPER Vec NAME(logsigmoid)(Vec x) {
 
 HELPER Vec NAME(sigmoid)(Vec x) { return 1 / (1 + NAME(exp)(-x)); }
 
-/* A tile of a matrix product: c (rows, cols) = or += a (rows, depth) b (depth, TILE_COLS).
+/* -- matrix product -- */
+
+/* A tile of it: c (rows, cols) = or += a (rows, depth) b (depth, TILE_COLS), with the whole tile of c in registers.
  * a(i,k) lies at a[i * ars + k * acs]; b is packed, TILE_COLS reals per k. rows and cols may fall short of the tile;
  * the missing rows are computed from the last one and not stored. */
 #define TILE_COLS (TILE_VECS * LANES)
-KERNEL void NAME(gemm_tile)(real *c, size_t ldc, int rows, int cols, const real *a, size_t ars, size_t acs, const real *b, int depth, int add) {
+KERNEL void NAME(gemm_tile)(real *c, size_t ldc, int rows, int cols, const real *a, size_t ars, size_t acs, const real *b,
+                            int depth, int add) {
     Vec s[TILE_ROWS][TILE_VECS];
     const real *row[TILE_ROWS];
     for (int i = 0; i < TILE_ROWS; i++) {
@@ -286,7 +316,8 @@ KERNEL void NAME(gemm_tile)(real *c, size_t ldc, int rows, int cols, const real 
     }
 }
 
-/* What the tile above reads, side by side: columns of a' in tiles (depth, TILE_ROWS), DEPTH of them apart; columns of b as (depth, TILE_COLS). */
+/* Rows of a, whose columns lie acs apart, side by side for the tile above: one (depth, TILE_ROWS) after the other, DEPTH TILE_ROWS apart.
+ * A last tile may be short: its missing rows are never read. */
 KERNEL void NAME(pack_rows)(real *to, const real *a, size_t acs, int rows, int depth) {
     for (int k = 0; k < depth; k++, to += TILE_ROWS, a += acs)
         for (int i = 0; i < rows; i += TILE_ROWS) {
@@ -295,6 +326,7 @@ KERNEL void NAME(pack_rows)(real *to, const real *a, size_t acs, int rows, int d
         }
 }
 
+/* cols columns of b as (depth, TILE_COLS), zeros where there are fewer; b(k,j) lies at b[k * brs + j * bcs]. */
 KERNEL void NAME(pack_panel)(real *to, const real *b, size_t brs, size_t bcs, int depth, int cols) {
     if (cols < TILE_COLS) memset(to, 0, (size_t)depth * TILE_COLS * sizeof *to);
     if (bcs == 1)
@@ -307,7 +339,9 @@ KERNEL void NAME(pack_panel)(real *to, const real *b, size_t brs, size_t bcs, in
             for (int k = 0; k < depth; k++) to[(size_t)k * TILE_COLS + j] = b[k * brs + j * bcs];
 }
 
-/* y = x / sqrt(mean(x^2) + eps) * w; inv keeps the factor of each vector. */
+/* -- norms -- */
+
+/* y = x / sqrt(mean(x^2) + eps) * w; w (n), inv (rows, heads) keeps the factor of each vector. */
 KERNEL void NAME(rmsnorm_forward)(real *y, size_t ldy, size_t hsy, real *inv, const real *x, size_t ldx, size_t hsx,
                                   const real *w, int rows, int heads, int n, real eps) {
     for (int r = 0; r < rows; r++)
@@ -321,7 +355,7 @@ KERNEL void NAME(rmsnorm_forward)(real *y, size_t ldy, size_t hsy, real *inv, co
         }
 }
 
-//~ y_i = x_i f w_i,  f = (mean(x^2) + eps)^-1/2, so df/dx_i = -f^3 x_i / n
+//~ y_i = x_i f w_i,  f = (mean(x^2) + eps)^-1/2, so df/dx_i = -f^3 x_i / n.  dw adds; dx does with `add`.
 KERNEL void NAME(rmsnorm_backward)(real *dx, size_t ldx, size_t hsx, real *dw, const real *dy, size_t ldy, size_t hsy, const real *x,
                                    const real *w, const real *inv, int rows, int heads, int n, int add) {
     for (int r = 0; r < rows; r++)
@@ -340,7 +374,7 @@ KERNEL void NAME(rmsnorm_backward)(real *dx, size_t ldx, size_t hsx, real *dw, c
         }
 }
 
-/* y = scale x / sqrt(sum(x^2) + 1e-6), heads next to each other; y is (rows, heads, n). */
+/* y = scale x / sqrt(sum(x^2) + 1e-6), heads next to each other; y is (rows, heads, n). A sum, not a mean. */
 KERNEL void NAME(l2norm_forward)(real *y, real *inv, const real *x, size_t ldx, int rows, int heads, int n, real scale) {
     for (int r = 0; r < rows; r++, x += ldx)
         for (int h = 0; h < heads; h++, y += n) {
@@ -351,8 +385,9 @@ KERNEL void NAME(l2norm_forward)(real *y, real *inv, const real *x, size_t ldx, 
         }
 }
 
-//~ y_i = scale x_i f,  f = (sum(x^2) + 1e-6)^-1/2
-KERNEL void NAME(l2norm_backward)(real *dx, size_t ldx, const real *dy, const real *x, const real *inv, int rows, int heads, int n, real scale) {
+//~ y_i = scale x_i f,  f = (sum(x^2) + 1e-6)^-1/2, so df/dx_i = -f^3 x_i.  dx may be dy.
+KERNEL void NAME(l2norm_backward)(real *dx, size_t ldx, const real *dy, const real *x, const real *inv,
+                                  int rows, int heads, int n, real scale) {
     for (int r = 0; r < rows; r++, x += ldx, dx += ldx)
         for (int h = 0; h < heads; h++, dy += n) {
             real f = *inv++;
@@ -363,11 +398,13 @@ KERNEL void NAME(l2norm_backward)(real *dx, size_t ldx, const real *dy, const re
         }
 }
 
-/* act(x), and with its derivative. */
+/* -- element by element -- */
+
+/* y = act(x). */
 HELPER Vec NAME(act)(Act act, Vec x) {
     if (act == F_SILU) return x * NAME(sigmoid)(x);
     if (act == F_SIGMOID) return NAME(sigmoid)(x);
-    if (act == F_ELU1) return NAME(exp)(-NAME(larger)(-x, (Vec){0})) + NAME(larger)(x, (Vec){0});    /* e^x below 0, x + 1 above */
+    if (act == F_ELU1) return NAME(exp)(-NAME(larger)(-x, (Vec){0})) + NAME(larger)(x, (Vec){0}); /* e^x below 0, x + 1 above */
     if (act == F_TANH) return 2 * NAME(sigmoid)(2 * x) - 1;
     if (act == F_SQRELU) return NAME(larger)(x, (Vec){0}) * NAME(larger)(x, (Vec){0});
     if (act == F_DECAY6) return NAME(exp)(-NAME(exp)(x));
@@ -375,6 +412,7 @@ HELPER Vec NAME(act)(Act act, Vec x) {
     return x;
 }
 
+/* The same, and its derivative in *slope. */
 HELPER Vec NAME(act_slope)(Act act, Vec x, Vec *slope) {
     Vec one = (Vec){0} + 1;
     if (act == F_SILU) {
@@ -388,7 +426,7 @@ HELPER Vec NAME(act_slope)(Act act, Vec x, Vec *slope) {
         return s;
     }
     if (act == F_ELU1) {
-        *slope = NAME(exp)(-NAME(larger)(-x, (Vec){0}));                                              /* 1 above 0 */
+        *slope = NAME(exp)(-NAME(larger)(-x, (Vec){0}));        /* 1 above 0 */
         return *slope + NAME(larger)(x, (Vec){0});
     }
     if (act == F_TANH) {
@@ -415,13 +453,18 @@ HELPER Vec NAME(act_slope)(Act act, Vec x, Vec *slope) {
     return x;
 }
 
-/* Calls body(act, ...) with act a constant, so that each compiles to a loop without a choice in it. */
-#define WITH_ACT(body, ...)                                              \
-    (act == F_SILU ? body(F_SILU, __VA_ARGS__) : act == F_SIGMOID ? body(F_SIGMOID, __VA_ARGS__) \
-     : act == F_ELU1 ? body(F_ELU1, __VA_ARGS__) : body(F_ID, __VA_ARGS__))
-#define WITH_MAP(body, ...)                                              \
-    (act == F_TANH ? body(F_TANH, __VA_ARGS__) : act == F_SQRELU ? body(F_SQRELU, __VA_ARGS__) : act == F_DECAY6 ? body(F_DECAY6, __VA_ARGS__) \
-     : act == F_DECAY7 ? body(F_DECAY7, __VA_ARGS__) : WITH_ACT(body, __VA_ARGS__))
+/* Calls body(act, ...) with act a constant, so that each compiles to a loop without a choice in it. The body of kernel x is called x_. */
+#define WITH_ACT(body, ...)                            \
+    (act == F_SILU      ? body(F_SILU, __VA_ARGS__)    \
+     : act == F_SIGMOID ? body(F_SIGMOID, __VA_ARGS__) \
+     : act == F_ELU1    ? body(F_ELU1, __VA_ARGS__)    \
+                        : body(F_ID, __VA_ARGS__))
+#define WITH_MAP(body, ...)                          \
+    (act == F_TANH     ? body(F_TANH, __VA_ARGS__)   \
+     : act == F_SQRELU ? body(F_SQRELU, __VA_ARGS__) \
+     : act == F_DECAY6 ? body(F_DECAY6, __VA_ARGS__) \
+     : act == F_DECAY7 ? body(F_DECAY7, __VA_ARGS__) \
+                       : WITH_ACT(body, __VA_ARGS__))
 
 /* y = scale act(x), a feature map of keys or queries; with F_ID a copy. y (rows, n). */
 HELPER void NAME(map_forward_)(const Act act, real *y, const real *x, size_t ldx, int rows, int n, real scale) {
@@ -433,7 +476,7 @@ KERNEL void NAME(map_forward)(Act act, real *y, const real *x, size_t ldx, int r
     WITH_MAP(NAME(map_forward_), y, x, ldx, rows, n, scale);
 }
 
-//~ y = scale act(x)
+//~ y = scale act(x).  dx may be dy where rows are next to each other.
 HELPER void NAME(map_backward_)(const Act act, real *dx, size_t ldx, const real *dy, const real *x, int rows, int n, real scale) {
     for (int r = 0; r < rows; r++, dy += n, dx += ldx, x += ldx)
         for (int i = 0; i < n; i += LANES) {
@@ -448,32 +491,35 @@ KERNEL void NAME(map_backward)(Act act, real *dx, size_t ldx, const real *dy, co
 }
 
 /* y = x * act(z), element by element: the feed-forward, output gates, gates per channel. The vectors of z are hsz apart. */
-HELPER void NAME(glu_forward_)(const Act act, real *y, const real *x, size_t ldx, const real *z, size_t ldz, size_t hsz, int rows, int heads, int n) {
+HELPER void NAME(glu_forward_)(const Act act, real *y, const real *x, size_t ldx, const real *z, size_t ldz, size_t hsz,
+                               int rows, int heads, int n) {
     for (int r = 0; r < rows; r++, x += ldx, z += ldz)
         for (int h = 0; h < heads; h++, y += n)
             for (int i = 0; i < n; i += LANES) AT(y + i) = READ(x + h * n + i) * NAME(act)(act, READ(z + h * hsz + i));
 }
 
-KERNEL void NAME(glu_forward)(Act act, real *y, const real *x, size_t ldx, const real *z, size_t ldz, size_t hsz, int rows, int heads, int n) {
+KERNEL void NAME(glu_forward)(Act act, real *y, const real *x, size_t ldx, const real *z, size_t ldz, size_t hsz,
+                              int rows, int heads, int n) {
     WITH_ACT(NAME(glu_forward_), y, x, ldx, z, ldz, hsz, rows, heads, n);
 }
 
 //~ y = x * act(z).  dx may be dy where both have one stride.
-HELPER void NAME(glu_backward_)(const Act act, real *dx, real *dz, const real *dy, const real *x, size_t ldx, const real *z, size_t ldz, size_t hsz,
-                                int rows, int heads, int n, int add) {
+HELPER void NAME(glu_backward_)(const Act act, real *dx, real *dz, const real *dy, const real *x, size_t ldx,
+                                const real *z, size_t ldz, size_t hsz, int rows, int heads, int n, int add) {
     for (int r = 0; r < rows; r++, x += ldx, dx += ldx, z += ldz, dz += ldz)
         for (int h = 0; h < heads; h++, dy += n)
             for (int i = 0; i < n; i += LANES) {
-                Vec slope, value = NAME(act_slope)(act, READ(z + h * hsz + i), &slope), g = READ(dy + i);
-                Vec gx = g * value, gz = g * READ(x + h * n + i) * slope;
+                Vec slope, value = NAME(act_slope)(act, READ(z + h * hsz + i), &slope);
+                Vec g = READ(dy + i), gx = g * value, gz = g * READ(x + h * n + i) * slope;
                 if (add & ADD_DX) gx += READ(dx + h * n + i);
                 if (add & ADD_DZ) gz += READ(dz + h * hsz + i);
-                AT(dx + h * n + i) = gx, AT(dz + h * hsz + i) = gz;
+                AT(dx + h * n + i) = gx;
+                AT(dz + h * hsz + i) = gz;
             }
 }
 
-KERNEL void NAME(glu_backward)(Act act, real *dx, real *dz, const real *dy, const real *x, size_t ldx, const real *z, size_t ldz, size_t hsz,
-                               int rows, int heads, int n, int add) {
+KERNEL void NAME(glu_backward)(Act act, real *dx, real *dz, const real *dy, const real *x, size_t ldx,
+                               const real *z, size_t ldz, size_t hsz, int rows, int heads, int n, int add) {
     WITH_ACT(NAME(glu_backward_), dx, dz, dy, x, ldx, z, ldz, hsz, rows, heads, n, add);
 }
 
@@ -485,7 +531,8 @@ KERNEL void NAME(scale_forward)(real *y, const real *x, size_t ldx, const real *
 }
 
 //~ y = g x.  dg adds.
-KERNEL void NAME(scale_backward)(real *dx, real *dg, const real *dy, const real *x, size_t ldx, const real *g, int rows, int heads, int n, int add) {
+KERNEL void NAME(scale_backward)(real *dx, real *dg, const real *dy, const real *x, size_t ldx, const real *g,
+                                 int rows, int heads, int n, int add) {
     for (int r = 0; r < rows; r++, x += ldx, dx += ldx)
         for (int h = 0; h < heads; h++, dy += n, g++, dg++) {
             Vec dot = {0};
@@ -500,29 +547,33 @@ KERNEL void NAME(scale_backward)(real *dx, real *dg, const real *dy, const real 
 }
 
 /* y = rmsnorm(o) * w * act(z): norm first, then the gate. w (n) is shared by all heads. */
-HELPER void NAME(gated_norm_forward_)(const Act act, real *y, real *inv, const real *o, const real *z, size_t ldz, const real *w, int rows, int heads, int n, real eps) {
+HELPER void NAME(gated_norm_forward_)(const Act act, real *y, real *inv, const real *o, const real *z, size_t ldz, const real *w,
+                                      int rows, int heads, int n, real eps) {
     for (int r = 0; r < rows; r++, z += ldz)
         for (int h = 0; h < heads; h++, y += n, o += n) {
             Vec ss = {0};
             for (int i = 0; i < n; i += LANES) ss += READ(o + i) * READ(o + i);
             real f = *inv++ = 1 / (real)sqrt(NAME(sum)(ss) / n + eps);
-            for (int i = 0; i < n; i += LANES) AT(y + i) = READ(o + i) * f * READ(w + i) * NAME(act)(act, READ(z + h * n + i));
+            for (int i = 0; i < n; i += LANES)
+                AT(y + i) = READ(o + i) * f * READ(w + i) * NAME(act)(act, READ(z + h * n + i));
         }
 }
 
-KERNEL void NAME(gated_norm_forward)(Act act, real *y, real *inv, const real *o, const real *z, size_t ldz, const real *w, int rows, int heads, int n, real eps) {
+KERNEL void NAME(gated_norm_forward)(Act act, real *y, real *inv, const real *o, const real *z, size_t ldz, const real *w,
+                                     int rows, int heads, int n, real eps) {
     WITH_ACT(NAME(gated_norm_forward_), y, inv, o, z, ldz, w, rows, heads, n, eps);
 }
 
-//~ y = o f w act(z)
-HELPER void NAME(gated_norm_backward_)(const Act act, real *d_o, real *dz, real *dw, const real *dy, const real *o, const real *z, size_t ldz,
-                                       const real *w, const real *inv, int rows, int heads, int n) {
+//~ y_i = o_i f w_i act(z_i),  f = (mean(o^2) + eps)^-1/2, so df/do_i = -f^3 o_i / n.  dw adds.
+HELPER void NAME(gated_norm_backward_)(const Act act, real *d_o, real *dz, real *dw, const real *dy, const real *o,
+                                       const real *z, size_t ldz, const real *w, const real *inv, int rows, int heads, int n) {
     for (int r = 0; r < rows; r++, z += ldz, dz += ldz)
         for (int h = 0; h < heads; h++, d_o += n, dy += n, o += n) {
             real f = *inv++;
             Vec dot = {0};
             for (int i = 0; i < n; i += LANES) {
-                Vec slope, value = NAME(act_slope)(act, READ(z + h * n + i), &slope), g = READ(dy + i), on = READ(o + i) * f;
+                Vec slope, value = NAME(act_slope)(act, READ(z + h * n + i), &slope);
+                Vec g = READ(dy + i), on = READ(o + i) * f;
                 AT(dz + h * n + i) = g * on * READ(w + i) * slope;
                 g *= value;                                     /* gradient of the normalised row times w */
                 AT(dw + i) += g * on;
@@ -540,8 +591,10 @@ KERNEL void NAME(gated_norm_backward)(Act act, real *d_o, real *dz, real *dw, co
     WITH_ACT(NAME(gated_norm_backward_), d_o, dz, dw, dy, o, z, ldz, w, inv, rows, heads, n);
 }
 
+/* -- convolution -- */
+
 /* Causal depthwise convolution, then silu or nothing: y_t = act(bias + sum_j w_j * x_{t - taps + 1 + j}), zeros before the start.
- * x, y (T, C), w (taps, C): the last tap meets the current token. bias may be NULL. */
+ * x, y (T, C), w (taps, C): the last tap meets the current token. bias may be NULL. Here the sum of token t, channels c .. c + LANES. */
 HELPER Vec NAME(conv_sum)(const real *x, size_t ldx, const real *w, const real *bias, int t, int c, int C, int taps) {
     Vec s = {0};
     if (bias) s = READ(bias + c);
@@ -550,7 +603,8 @@ HELPER Vec NAME(conv_sum)(const real *x, size_t ldx, const real *w, const real *
     return s;
 }
 
-KERNEL void NAME(conv_forward)(real *y, size_t ldy, const real *x, size_t ldx, const real *w, const real *bias, bool silu, int T, int C, int taps) {
+KERNEL void NAME(conv_forward)(real *y, size_t ldy, const real *x, size_t ldx, const real *w, const real *bias, bool silu,
+                               int T, int C, int taps) {
     for (int t = 0; t < T; t++)
         for (int c = 0; c < C; c += LANES) {
             Vec s = NAME(conv_sum)(x, ldx, w, bias, t, c, C, taps);
@@ -559,15 +613,20 @@ KERNEL void NAME(conv_forward)(real *y, size_t ldy, const real *x, size_t ldx, c
         }
 }
 
-/* One pass over the tokens for each vector of channels, with the last `taps` inputs and gradients in registers. The sum before silu is
- * computed again instead of kept. */
-HELPER void NAME(conv_backward_)(const int taps, real *dx, real *dw, real *dbias, const real *dy, size_t ldy, const real *x, size_t ldx, const real *w, const real *bias, bool silu, int T, int C) {
+/* One pass over the tokens for each vector of channels, with the last `taps` inputs xs and gradients ds of the sum in registers (8 at
+ * most). The sum before silu is computed again instead of kept. dw and dbias add. */
+//~ y_t = act(s_t),  s_t = bias + sum_j w_j * x_{t - taps + 1 + j}:  dx_t = sum_j w_j ds_{t + taps - 1 - j}
+HELPER void NAME(conv_backward_)(const int taps, real *dx, real *dw, real *dbias, const real *dy, size_t ldy,
+                                 const real *x, size_t ldx, const real *w, const real *bias, bool silu, int T, int C) {
     for (int c = 0; c < C; c += LANES) {
         Vec wj[8], dwj[8] = {{0}}, xs[8] = {{0}}, ds[8] = {{0}}, db = {0}, b = {0};
         for (int j = 0; j < taps; j++) wj[j] = READ(w + (size_t)j * C + c);
         if (bias) b = READ(bias + c);
         for (int t = 0; t < T + taps - 1; t++) {
-            for (int j = 0; j < taps - 1; j++) xs[j] = xs[j + 1], ds[j] = ds[j + 1];
+            for (int j = 0; j < taps - 1; j++) {
+                xs[j] = xs[j + 1];
+                ds[j] = ds[j + 1];
+            }
             ds[taps - 1] = (Vec){0};
             if (t < T) {
                 xs[taps - 1] = READ(x + (size_t)t * ldx + c);
@@ -585,7 +644,7 @@ HELPER void NAME(conv_backward_)(const int taps, real *dx, real *dw, real *dbias
                 ds[taps - 1] = d;
             }
             if (t < taps - 1) continue;
-            Vec g = {0};                                        /* x_{t - taps + 1} was read by outputs t - taps + 1 .. t */
+            Vec g = {0};                     /* x_{t - taps + 1} was read by outputs t - taps + 1 .. t */
             for (int j = taps - 1; j >= 0; j--) g += wj[j] * ds[taps - 1 - j];
             AT(dx + (size_t)(t - taps + 1) * ldx + c) = g;
         }
@@ -594,10 +653,14 @@ HELPER void NAME(conv_backward_)(const int taps, real *dx, real *dw, real *dbias
     }
 }
 
-KERNEL void NAME(conv_backward)(real *dx, real *dw, real *dbias, const real *dy, size_t ldy, const real *x, size_t ldx, const real *w, const real *bias, bool silu, int T, int C, int taps) {
+/* Four taps, the usual number, as a constant. */
+KERNEL void NAME(conv_backward)(real *dx, real *dw, real *dbias, const real *dy, size_t ldy, const real *x, size_t ldx,
+                                const real *w, const real *bias, bool silu, int T, int C, int taps) {
     if (taps == 4) NAME(conv_backward_)(4, dx, dw, dbias, dy, ldy, x, ldx, w, bias, silu, T, C);
     else NAME(conv_backward_)(taps, dx, dw, dbias, dy, ldy, x, ldx, w, bias, silu, T, C);
 }
+
+/* -- decays -- */
 
 /* n values at p in a vector, zeros behind them; and back. Gates per head may be fewer than the lanes. */
 HELPER Vec NAME(part)(const real *p, int n) {
@@ -609,9 +672,11 @@ HELPER Vec NAME(part)(const real *p, int n) {
 HELPER void NAME(put_part)(real *p, Vec x, int n) { memcpy(p, &x, (size_t)(n < LANES ? n : LANES) * sizeof(real)); }
 
 /* Every gate between 0 and 1, per head or per channel: d = exp(rate_i ln sigmoid(sign (a_i + bias_i))).
- *   sign +1, rate 1: sigmoid(a)      rate 1/16: the decay of GLA      sign -1, rate e^A: exp(-e^A softplus(a)), the decay of Mamba
- * bias and rate may be NULL: 0 and 1. */
-HELPER Vec NAME(gate_log)(const real *a, const real *bias, real sign, int i, int n) {
+ *   sign +1, rate 1      sigmoid(a)
+ *   sign +1, rate 1/16   the decay of GLA
+ *   sign -1, rate e^A    exp(-e^A softplus(a)), the decay of Mamba
+ * bias (n) and rate (n) may be NULL: 0 and 1. d (rows, n). Here x = sign (a + bias), of which ln sigmoid is taken. */
+HELPER Vec NAME(gate_input)(const real *a, const real *bias, real sign, int i, int n) {
     Vec x = NAME(part)(a + i, n - i);
     if (bias) x += NAME(part)(bias + i, n - i);
     return x * sign;
@@ -620,18 +685,19 @@ HELPER Vec NAME(gate_log)(const real *a, const real *bias, real sign, int i, int
 KERNEL void NAME(gate_forward)(real *d, const real *a, size_t lda, const real *bias, const real *rate, real sign, int rows, int n) {
     for (int r = 0; r < rows; r++, d += n, a += lda)
         for (int i = 0; i < n; i += LANES) {
-            Vec log = NAME(logsigmoid)(NAME(gate_log)(a, bias, sign, i, n));
+            Vec log = NAME(logsigmoid)(NAME(gate_input)(a, bias, sign, i, n));
             if (rate) log *= NAME(part)(rate + i, n - i);
             NAME(put_part)(d + i, NAME(exp)(log), n - i);
         }
 }
 
 //~ d = exp(rate logsigmoid(x)),  x = sign (a + bias);  logsigmoid'(x) = sigmoid(-x).  dbias and drate add.
-KERNEL void NAME(gate_backward)(real *da, real *dbias, real *drate, const real *dd, const real *d, const real *a, size_t lda, const real *bias,
-                                const real *rate, real sign, int rows, int n) {
+KERNEL void NAME(gate_backward)(real *da, real *dbias, real *drate, const real *dd, const real *d, const real *a, size_t lda,
+                                const real *bias, const real *rate, real sign, int rows, int n) {
     for (int r = 0; r < rows; r++, da += lda, dd += n, d += n, a += lda)
         for (int i = 0; i < n; i += LANES) {
-            Vec x = NAME(gate_log)(a, bias, sign, i, n), g = NAME(part)(dd + i, n - i) * NAME(part)(d + i, n - i);
+            Vec x = NAME(gate_input)(a, bias, sign, i, n);
+            Vec g = NAME(part)(dd + i, n - i) * NAME(part)(d + i, n - i); /* gradient of the logarithm of d */
             if (drate) NAME(put_part)(drate + i, NAME(part)(drate + i, n - i) + g * NAME(logsigmoid)(x), n - i);
             if (rate) g *= NAME(part)(rate + i, n - i);
             g *= NAME(sigmoid)(-x) * sign;
@@ -640,8 +706,10 @@ KERNEL void NAME(gate_backward)(real *da, real *dbias, real *drate, const real *
         }
 }
 
+/* -- softmax -- */
+
 /* Causal softmax of `rows` rows of scores, in place: row r is query first + r and sees keys 0 .. first + r; a row
- * holds n, a multiple of 16.  p = exp(scale s - lse), lse = ln sum exp(scale s). */
+ * holds n, a multiple of 16.  p = exp(scale s - lse), lse = ln sum exp(scale s). This one is for the way back, when lse is known. */
 KERNEL void NAME(softmax_recompute)(real *p, const real *lse, int rows, int first, int n, real scale) {
     for (int r = 0; r < rows; r++, p += n) {
         int seen = first + r + 1;
@@ -650,6 +718,7 @@ KERNEL void NAME(softmax_recompute)(real *p, const real *lse, int rows, int firs
     }
 }
 
+/* The same for the first time: it finds lse (rows). The largest score is taken out first, so that no e^x overflows. */
 KERNEL void NAME(softmax_forward)(real *p, real *lse, int rows, int first, int n, real scale) {
     for (int r = 0; r < rows; r++, p += n) {
         int seen = first + r + 1;
@@ -680,8 +749,8 @@ KERNEL void NAME(softmax_backward)(real *dp, const real *p, int rows, int keys, 
     }
 }
 
-/* Sum over rows of -ln softmax(logits)[target] (nats); rows whose target is negative do not count.
- * logits become their gradient times scale: softmax - onehot. */
+/* Sum over rows of -ln softmax(x)[target] (nats); rows whose target is negative do not count.
+ * The logits x (rows, n) become their gradient times scale: softmax - onehot. n need not be a multiple of the lanes. */
 KERNEL double NAME(cross_entropy)(real *x, const int *target, int rows, int n, real scale) {
     double loss = 0;
     for (int r = 0; r < rows; r++, x += n) {
@@ -706,22 +775,26 @@ KERNEL double NAME(cross_entropy)(real *x, const int *target, int rows, int n, r
     return loss;
 }
 
-/* The recurrence, forward. See section 4 for the equations. S is held as (dk, dv): the lanes are value columns, so
- * recall and readout need no sum across lanes. `wide` vectors of columns are kept in registers at a time. */
+/* -- the recurrence -- */
+
+/* Forward: see section 4 for the equations. S is held as (dk, dv): the lanes are value columns, so recall and readout need no
+ * sum across lanes. `wide` vectors of columns are kept in registers at a time, and rows go in twos (0 and 1) into two sums. */
 HELPER void NAME(recurrence_forward_)(const Scan *r, const int wide, const int mode) {
-    const bool erase = mode & SCAN_ERASES, back = mode & SCAN_WRITES_BACK, fade = mode & SCAN_FADES_VALUES, first = mode & SCAN_READS_FIRST;
+    const bool erase = mode & SCAN_ERASES, back = mode & SCAN_WRITES_BACK;
+    const bool fade = mode & SCAN_FADES_VALUES, first = mode & SCAN_READS_FIRST;
     const int dk = r->dk, dv = r->dv;
     real *S = r->scratch;
     memset(S, 0, (size_t)dk * dv * sizeof *S);
     for (int t = 0; t < r->T; t++) {
         const real *q = r->q + t * r->ldk, *k = r->k + t * r->ldk, *v = r->v + t * r->ldv, *d = r->d + t * r->ldd;
-        const real *e = erase || back ? r->e + t * r->ldk : NULL, *b = back ? r->b + t * r->ldk : NULL, rho = erase ? r->rho[t * r->ldr] : 0;
+        const real *e = erase || back ? r->e + t * r->ldk : NULL, *b = back ? r->b + t * r->ldk : NULL;
+        const real rho = erase ? r->rho[t * r->ldr] : 0;
         real *o = r->o + t * r->ldv, *w = r->w + t * r->ldv;
         if (t % CHUNK == 0)                                     /* keep the state before this token, transposed */
             for (int j = 0; j < dv; j++)
                 for (int i = 0; i < dk; i++) r->S[((size_t)(t / CHUNK) * dv + j) * dk + i] = S[(size_t)i * dv + j];
         for (int j = 0; j < dv; j += wide * LANES) {
-            Vec a[2][8] = {{{0}}}, rj[8], cj[8];
+            Vec a[2][8] = {{{0}}}, rj[8], cj[8];                /* two sums over rows; r and c of these columns */
             if (erase || back)                                  // r = S'e
                 for (int i = 0; i < dk; i += 2)
                     for (int c = 0; c < wide; c++) {
@@ -731,7 +804,10 @@ HELPER void NAME(recurrence_forward_)(const Scan *r, const int wide, const int m
             Vec wj[8];
             for (int c = 0; c < wide; c++) {                    // w = v - rho r
                 wj[c] = READ(v + j + c * LANES);
-                if (erase) wj[c] -= rho * (a[0][c] + a[1][c]), AT(w + j + c * LANES) = wj[c];
+                if (erase) {
+                    wj[c] -= rho * (a[0][c] + a[1][c]);
+                    AT(w + j + c * LANES) = wj[c];
+                }
                 if (back) AT(w + j + c * LANES) = rj[c] = a[0][c] + a[1][c];
                 if (fade) cj[c] = READ(r->c + t * r->ldv + j + c * LANES);
                 a[0][c] = a[1][c] = (Vec){0};
@@ -755,26 +831,32 @@ HELPER void NAME(recurrence_forward_)(const Scan *r, const int wide, const int m
 }
 
 /* Calls body(r, n, mode) with the mode a constant. */
-#define WITH_MODE(body, n)                                                                                                \
-    (r->mode == SCAN_ERASES ? body(r, n, SCAN_ERASES) : r->mode == SCAN_WRITES_BACK ? body(r, n, SCAN_WRITES_BACK)         \
-     : r->mode == SCAN_FADES_VALUES ? body(r, n, SCAN_FADES_VALUES) : r->mode == SCAN_READS_FIRST ? body(r, n, SCAN_READS_FIRST) : body(r, n, 0))
+#define WITH_MODE(body, n)                                            \
+    (r->mode == SCAN_ERASES         ? body(r, n, SCAN_ERASES)         \
+     : r->mode == SCAN_WRITES_BACK  ? body(r, n, SCAN_WRITES_BACK)    \
+     : r->mode == SCAN_FADES_VALUES ? body(r, n, SCAN_FADES_VALUES)   \
+     : r->mode == SCAN_READS_FIRST  ? body(r, n, SCAN_READS_FIRST)    \
+                                    : body(r, n, 0))
 
 KERNEL void NAME(recurrence_forward)(const Scan *r) {
     if (r->dv % 32 == 0 && 32 / LANES <= 8) WITH_MODE(NAME(recurrence_forward_), 32 / LANES);
     else WITH_MODE(NAME(recurrence_forward_), 1);
 }
 
-/* Lanes c of the decay of token t. */
+/* Vector c of the decay of token t. */
 HELPER Vec NAME(decay)(const Scan *r, size_t t, int c) {
     if (r->vector_decay) return READ(r->d + t * r->ldd + c * LANES);
     return (Vec){0} + r->d[t * r->ldd];
 }
 
-/* The recurrence, backward. States and their gradient are held transposed, (dv, dk): the lanes are key channels, one
- * row is one value column, and only dw, dr and dc need a sum across lanes. */
+/* Backward, from the last token to the first: again the equations of section 4. Chunk by chunk the states are computed again from the
+ * one that was kept; then dS, the gradient of the state behind a token, walks back over them. States and dS are held transposed,
+ * (dv, dk): the lanes are key channels, nv vectors of them make a row, which is one value column, and only dw, dr and dc need a sum
+ * across lanes. */
 HELPER void NAME(recurrence_backward_)(const Scan *r, const int nv, const int mode) {
-    enum { MOST = 128 / (LANES < 4 ? 1 : LANES) };
-    const bool erase = mode & SCAN_ERASES, back = mode & SCAN_WRITES_BACK, fade = mode & SCAN_FADES_VALUES, first = mode & SCAN_READS_FIRST;
+    enum { MOST = 128 / (LANES < 4 ? 1 : LANES) };                   /* vectors of the widest key, 128 */
+    const bool erase = mode & SCAN_ERASES, back = mode & SCAN_WRITES_BACK;
+    const bool fade = mode & SCAN_FADES_VALUES, first = mode & SCAN_READS_FIRST;
     const int dk = r->dk, dv = r->dv;
     const size_t size = (size_t)dk * dv;
     real *states = r->scratch, *dS = states + (CHUNK + 1) * size;    /* states[n]: before token n of the chunk */
@@ -800,7 +882,7 @@ HELPER void NAME(recurrence_backward_)(const Scan *r, const int nv, const int mo
                     AT(S1 + j * dk + c * LANES) = kept + w[j] * k[c];
                 }
         }
-        for (int s = n - 1; s >= 0; s--) {
+        for (int s = n - 1; s >= 0; s--) {                      /* dS is that of S1; it leaves as that of S0 */
             const size_t t = (size_t)begin + s;
             const real *w = (erase ? r->w : r->v) + t * r->ldv, *recalled = r->w + t * r->ldv, *d_o = r->d_o + t * r->ldv;
             const real *S0 = states + s * size, *S1 = S0 + size, rho = erase ? r->rho[t * r->ldr] : 0;
@@ -821,19 +903,25 @@ HELPER void NAME(recurrence_backward_)(const Scan *r, const int nv, const int mo
                     g[c] = READ(dS + j * dk + c * LANES);
                     if (!first) g[c] += d_o[j] * q[c];
                     dq[c] += d_o[j] * (first ? before : READ(S1 + j * dk + c * LANES));
-                    //~ S += k w' + b r'
+                    //~ S = ... + k w' + b r'
                     dot += g[c] * k[c];
                     dk_[c] += w[j] * g[c];
-                    if (back) along_b += g[c] * b[c], db[c] += recalled[j] * g[c];
+                    if (back) {
+                        along_b += g[c] * b[c];
+                        db[c] += recalled[j] * g[c];
+                    }
                     //~ S = Diag(d) S Diag(c)
-                    if (fade) along_d += g[c] * before * d[c], dd[c] += r->c[t * r->ldv + j] * g[c] * before;
-                    else dd[c] += g[c] * before;
+                    if (fade) {
+                        along_d += g[c] * before * d[c];
+                        dd[c] += r->c[t * r->ldv + j] * g[c] * before;
+                    } else dd[c] += g[c] * before;
                 }
                 if (fade) r->dc[t * r->ldv + j] = NAME(sum)(along_d);
                 //~ w = v - rho r
-                real dw = dv_[j] = NAME(sum)(dot), dr = back ? NAME(sum)(along_b) : -rho * dw;
+                real dw = dv_[j] = NAME(sum)(dot);
+                real dr = back ? NAME(sum)(along_b) : -rho * dw;
                 for (int c = 0; c < nv; c++) {
-                    Vec gone = d[c] * g[c];
+                    Vec gone = d[c] * g[c];                     /* gradient of the state before the token */
                     if (fade) gone *= r->c[t * r->ldv + j];
                     if (first) gone += d_o[j] * q[c];
                     if (erase || back) {
@@ -850,8 +938,14 @@ HELPER void NAME(recurrence_backward_)(const Scan *r, const int nv, const int mo
                 AT(r->dkey + t * r->ldk + c * LANES) = dk_[c];
                 if (r->vector_decay) AT(r->dd + t * r->ldd + c * LANES) = dd[c];
                 else dsum += dd[c];
-                if (erase) AT(r->de + t * r->ldk + c * LANES) = -rho * y[c], dot += e[c] * y[c];
-                if (back) AT(r->de + t * r->ldk + c * LANES) = y[c], AT(r->db + t * r->ldk + c * LANES) = db[c];
+                if (erase) {
+                    AT(r->de + t * r->ldk + c * LANES) = -rho * y[c];
+                    dot += e[c] * y[c];
+                }
+                if (back) {
+                    AT(r->de + t * r->ldk + c * LANES) = y[c];
+                    AT(r->db + t * r->ldk + c * LANES) = db[c];
+                }
             }
             if (!r->vector_decay) r->dd[t * r->ldd] = NAME(sum)(dsum);
             if (erase) r->drho[t * r->ldr] = -NAME(sum)(dot);
@@ -864,9 +958,12 @@ KERNEL void NAME(recurrence_backward)(const Scan *r) {
     else WITH_MODE(NAME(recurrence_backward_), r->dk / LANES);
 }
 
-/* AdamW: m, v running means of the gradient and of its square; c1, c2 undo their start at zero; the decay pulls the
- * parameter to zero on its own, outside the adaptive step. */
-KERNEL void NAME(adamw)(real *p, const real *g, real *m, real *v, size_t n, real lr, real b1, real b2, real eps, real decay, real c1, real c2, real gscale) {
+/* -- AdamW -- */
+
+/* m, v: running means of the gradient, times gscale, and of its square; c1, c2 undo their start at zero; the decay pulls the
+ * parameter to zero on its own, outside the adaptive step (source: Loshchilov and Hutter 2019). All (n), n a multiple of 16. */
+KERNEL void NAME(adamw)(real *p, const real *g, real *m, real *v, size_t n, real lr, real b1, real b2, real eps, real decay,
+                        real c1, real c2, real gscale) {
     for (size_t i = 0; i < n; i += LANES) {
         Vec gi = READ(g + i) * gscale;
         AT(m + i) = b1 * READ(m + i) + (1 - b1) * gi;
@@ -875,12 +972,23 @@ KERNEL void NAME(adamw)(real *p, const real *g, real *m, real *v, size_t n, real
     }
 }
 
+/* -- the table -- */
+
 static const TinyKernels NAME(kernels) = {
-    NAME_TEXT, LANES, TILE_ROWS, TILE_COLS, NAME(gemm_tile), NAME(pack_rows), NAME(pack_panel), NAME(rmsnorm_forward), NAME(rmsnorm_backward), NAME(l2norm_forward),
-    NAME(l2norm_backward), NAME(map_forward), NAME(map_backward), NAME(glu_forward), NAME(glu_backward), NAME(scale_forward),
-    NAME(scale_backward), NAME(gated_norm_forward), NAME(gated_norm_backward), NAME(conv_forward), NAME(conv_backward),
-    NAME(gate_forward), NAME(gate_backward), NAME(softmax_forward), NAME(softmax_recompute), NAME(softmax_backward), NAME(cross_entropy),
-    NAME(recurrence_forward), NAME(recurrence_backward), NAME(adamw)
+    NAME_TEXT, LANES, TILE_ROWS, TILE_COLS,
+    NAME(gemm_tile), NAME(pack_rows), NAME(pack_panel),
+    NAME(rmsnorm_forward), NAME(rmsnorm_backward),
+    NAME(l2norm_forward), NAME(l2norm_backward),
+    NAME(map_forward), NAME(map_backward),
+    NAME(glu_forward), NAME(glu_backward),
+    NAME(scale_forward), NAME(scale_backward),
+    NAME(gated_norm_forward), NAME(gated_norm_backward),
+    NAME(conv_forward), NAME(conv_backward),
+    NAME(gate_forward), NAME(gate_backward),
+    NAME(softmax_forward), NAME(softmax_recompute), NAME(softmax_backward),
+    NAME(cross_entropy),
+    NAME(recurrence_forward), NAME(recurrence_backward),
+    NAME(adamw)
 };
 #undef LANES
 #undef Vec
@@ -925,6 +1033,7 @@ static const TinyKernels NAME(kernels) = {
 #define TILE_VECS 2
 #include "train_tiny.c"
 
+/* The table of the widest instruction set that this processor has. */
 static void choose_tiny_kernels(void) {
     kern = kernels_tiny_plain;
 #if defined(__GNUC__) && defined(__x86_64__)
@@ -938,6 +1047,8 @@ static void choose_tiny_kernels(void) {
  * Every product is c (M, N) = or += a (M, K) b (K, N), with a and b read through two strides, so the three products of
  * a layer, Y = X W', dX = dY W, dW = dY' X, are one function. b is packed into panels of kern.tile_cols columns; a is
  * packed only when its rows are not contiguous. One thread owns an element of c and adds its terms in one order. */
+
+/* Memory that the program cannot do without: p, or the end. */
 static void *checked(void *p) {
     if (!p) fprintf(stderr, "train_tiny: out of memory\n"), exit(1);
     return p;
@@ -957,35 +1068,40 @@ static real *space(int slot, size_t n) {
 static int ceil_div(int a, int b) { return (a + b - 1) / b; }
 static int least(int a, int b) { return a < b ? a : b; }
 
+/* Reals that b (K, N) takes in panels of whole tiles. */
 static size_t packed_size(int K, int N) { return (size_t)K * ceil_div(N, kern.tile_cols) * kern.tile_cols; }
 
+/* Rows of c of one unit of parallel work; where a has to be packed, as many as there is room for. */
 static int chunk_rows(size_t acs) { return kern.tile_rows * (acs == 1 ? 4 : 2); }
 
-/* Rows i0 .. i0 + rows of c; apack holds 2 tiles of DEPTH columns of a. */
+/* Rows i0 .. i0 + rows of c (M, N), from a and the packed b; apack holds 2 tiles of DEPTH columns of a. */
 static void gemm_chunk(real *c, size_t ldc, const real *a, size_t ars, size_t acs, const real *packed,
                        int i0, int rows, int N, int K, int add, real *apack) {
     const int mr = kern.tile_rows, nc = kern.tile_cols;
-    const int most = ceil_div(K, ceil_div(K, DEPTH));               /* parts of one size: each reads and writes all of c */
+    const int most = ceil_div(K, ceil_div(K, DEPTH));                             /* parts of one size: each reads and writes all of c */
     for (int k0 = 0; k0 < K; k0 += most) {
         const int depth = least(most, K - k0);
-        if (acs != 1) kern.pack_rows(apack, a + i0 + k0 * acs, acs, rows, depth);      /* a transposed: ars is 1 */
+        if (acs != 1) kern.pack_rows(apack, a + i0 + k0 * acs, acs, rows, depth); /* a transposed: ars is 1 */
         for (int j = 0; j < N; j += nc)
             for (int i = 0; i < rows; i += mr)
                 kern.tile(c + (i0 + i) * ldc + j, ldc, least(mr, rows - i), least(nc, N - j),
-                          acs == 1 ? a + (i0 + i) * ars + k0 : apack + (size_t)i * DEPTH, acs == 1 ? ars : 1, acs == 1 ? 1 : (size_t)mr,
+                          acs == 1 ? a + (i0 + i) * ars + k0 : apack + (size_t)i * DEPTH,
+                          acs == 1 ? ars : 1, acs == 1 ? 1 : (size_t)mr,
                           packed + ((size_t)j * K + (size_t)k0 * nc), depth, add || k0);
     }
 }
 
-/* In the calling thread; buf holds packed_size(K, N) + 2 MAX_TILE DEPTH reals. */
+/* c = or += a b in the calling thread; buf holds packed_size(K, N) + 2 MAX_TILE DEPTH reals. */
 static void gemm_serial(real *c, size_t ldc, const real *a, size_t ars, size_t acs, const real *b, size_t brs, size_t bcs,
                         int M, int N, int K, int add, real *buf) {
     real *apack = buf + packed_size(K, N);
-    for (int j = 0; j < N; j += kern.tile_cols) kern.pack_panel(buf + (size_t)j * K, b + j * bcs, brs, bcs, K, least(kern.tile_cols, N - j));
+    for (int j = 0; j < N; j += kern.tile_cols)
+        kern.pack_panel(buf + (size_t)j * K, b + j * bcs, brs, bcs, K, least(kern.tile_cols, N - j));
     for (int i = 0, step = chunk_rows(acs); i < M; i += step)
         gemm_chunk(c, ldc, a, ars, acs, buf, i, least(step, M - i), N, K, add, apack);
 }
 
+/* The same with all threads. */
 static void gemm(real *c, size_t ldc, const real *a, size_t ars, size_t acs, const real *b, size_t brs, size_t bcs,
                  int M, int N, int K, int add) {
     real *packed = space(-1, packed_size(K, N));
@@ -1005,8 +1121,9 @@ static void matmul_forward(real *y, size_t ldy, const real *x, size_t ldx, const
     gemm(y, ldy, x, ldx, 1, w, 1, in, n, out, in, add);
 }
 
-//~ y = x w'.  dx = or += dy w;  dw += dy' x
-static void matmul_backward(real *dx, real *dw, const real *dy, size_t ldy, const real *x, size_t ldx, const real *w, int n, int in, int out, int add) {
+//~ y = x w'.  dx = or += dy w, or dx is NULL and not wanted;  dw += dy' x
+static void matmul_backward(real *dx, real *dw, const real *dy, size_t ldy, const real *x, size_t ldx, const real *w,
+                            int n, int in, int out, int add) {
     if (dx) gemm(dx, ldx, dy, ldy, 1, w, in, 1, n, in, out, add);
     gemm(dw, in, dy, 1, ldy, x, ldx, 1, out, in, n, 1);
 }
@@ -1035,11 +1152,15 @@ static void matmul_backward(real *dx, real *dw, const real *dy, size_t ldy, cons
  *   dv  = dw,      drho = -r.dw,   dr = -rho dw
  *   de  = Sold dr, dSold += e dr'              from r = Sold'e
  *
- * Kept from the forward run: w (or r, where that is written back), and S before every CHUNK-th token, T dk dv / CHUNK reals per head. Recomputed: the
- * states within a chunk, (CHUNK + 1) dk dv reals per thread. */
+ * Kept from the forward run: w (or r, where that is written back), and S before every CHUNK-th token, T dk dv / CHUNK
+ * reals per head. Recomputed: the states within a chunk, (CHUNK + 1) dk dv reals per thread.
+ *
+ * What computes this is recurrence_forward and recurrence_backward in section 2; here it is handed out by heads. */
+
+/* The states of a chunk, and dS. */
 static size_t recurrence_scratch(int dk, int dv) { return (size_t)(CHUNK + 2) * dk * dv; }
 
-/* All heads of B sequences. Arrays are (B T, heads * width); d is (B T, heads * dk) or (B T, heads). */
+/* All heads of B sequences; names as in Scan. Arrays are (B T, heads * width); d is (B T, heads * dk) or (B T, heads), rho (B T, heads). */
 typedef struct {
     int B, T, heads, dk, dv;
     bool vector_decay;
@@ -1048,15 +1169,17 @@ typedef struct {
     real *d_o, *dq, *dkey, *dval, *dd, *de, *drho, *dc, *db;
 } Memory;
 
+/* Reals of the states that are kept. */
 static size_t memory_states(int B, int T, int heads, int dk, int dv) {
     return (size_t)B * heads * ceil_div(T, CHUNK) * dk * dv;
 }
 
 static real *from(real *p, size_t at) { return p ? p + at : NULL; }
 
+/* Head n % heads of sequence n / heads, with the scratch of the calling thread. */
 static Scan one_head(const Memory *m, int n) {
     const size_t h = n % m->heads, row = (size_t)(n / m->heads) * m->T, ldd = m->heads * (m->vector_decay ? m->dk : 1);
-    const size_t k = row * m->heads * m->dk + h * m->dk, v = row * m->heads * m->dv + h * m->dv;
+    const size_t k = row * m->heads * m->dk + h * m->dk, v = row * m->heads * m->dv + h * m->dv;  /* where its arrays begin */
     const size_t d = row * ldd + h * (m->vector_decay ? m->dk : 1), rho = row * m->heads + h;
     return (Scan){
         .T = m->T, .dk = m->dk, .dv = m->dv, .vector_decay = m->vector_decay, .mode = m->mode,
@@ -1064,11 +1187,13 @@ static Scan one_head(const Memory *m, int n) {
         .q = from(m->q, k), .k = from(m->k, k), .v = from(m->v, v), .d = from(m->d, d),
         .e = from(m->e, k), .rho = from(m->rho, rho), .c = from(m->c, v), .b = from(m->b, k),
         .w = from(m->w, v), .o = from(m->o, v), .S = m->S + (size_t)n * ceil_div(m->T, CHUNK) * m->dk * m->dv,
-        .d_o = from(m->d_o, v), .dq = from(m->dq, k), .dkey = from(m->dkey, k), .dval = from(m->dval, v), .dd = from(m->dd, d), .de = from(m->de, k),
-        .drho = from(m->drho, rho), .dc = from(m->dc, v), .db = from(m->db, k), .scratch = space(THREAD, recurrence_scratch(m->dk, m->dv))
+        .d_o = from(m->d_o, v), .dq = from(m->dq, k), .dkey = from(m->dkey, k), .dval = from(m->dval, v), .dd = from(m->dd, d),
+        .de = from(m->de, k), .drho = from(m->drho, rho), .dc = from(m->dc, v), .db = from(m->db, k),
+        .scratch = space(THREAD, recurrence_scratch(m->dk, m->dv))
     };
 }
 
+/* o, and what backward needs: w and S. */
 static void memory_forward(const Memory *m) {
     PARALLEL
     for (int n = 0; n < m->B * m->heads; n++) {
@@ -1077,6 +1202,7 @@ static void memory_forward(const Memory *m) {
     }
 }
 
+//~ w, o, S = the recurrence over q, k, v, d, e, rho, c, b
 static void memory_backward(const Memory *m) {
     PARALLEL
     for (int n = 0; n < m->B * m->heads; n++) {
@@ -1086,8 +1212,18 @@ static void memory_backward(const Memory *m) {
 }
 
 /* ---- 5. pairs, forward and backward --------------------------------------------------------
- * The kernels of section 2 over all N = B T tokens, in blocks of BLOCK rows. A gradient that is summed over tokens goes to
- * one row per block first; the rows are then added in order, so the number of threads changes no bit. */
+ * The kernels of section 2 over all N = B T tokens, in blocks of BLOCK rows, and what is too rare to be a kernel. A gradient
+ * that is summed over tokens goes to one row per block first; the rows are then added in order, so the number of threads
+ * changes no bit. Backward functions take the arguments of their forward ones, with gradients in front. Its rooms:
+ *
+ *   norms, gates, biases     rmsnorm, gated norm, glu, activations, a bias, layernorm
+ *   what RWKV adds           the shift to the token before, the bonus, the keys of RWKV-7, values blended with the first layer's
+ *   what other mixers add    softmax over slots, a decay that is a softmax over time, Comba's keys, keys divided by a second moment
+ *   order                    the short convolution, rotary positions
+ *   softmax attention        in blocks of queries
+ *   embedding */
+
+/* dw (n) += the rows of part (blocks, n), in order. */
 static void add_blocks(real *dw, const real *part, int blocks, int n) {
     for (int b = 0; b < blocks; b++)
         for (int i = 0; i < n; i++) dw[i] += part[(size_t)b * n + i];
@@ -1095,14 +1231,18 @@ static void add_blocks(real *dw, const real *part, int blocks, int n) {
 
 static real *zeroed(real *p, size_t n) { return memset(p, 0, n * sizeof *p); }
 
-/* Rows of `heads` vectors of n reals, hsx apart; a row of x is ldx from the next. w (n) is shared. */
+/* -- norms, gates, biases -- */
+
+/* y = rmsnorm(x) w for rows of `heads` vectors of n reals, hsx apart; a row of x is ldx from the next. w (n) is shared; inv (N, heads). */
 static void rmsnorm_forward(real *y, size_t ldy, size_t hsy, real *inv, const real *x, size_t ldx, size_t hsx,
                             const real *w, int N, int heads, int n, real eps) {
     PARALLEL
     for (int r = 0; r < N; r += BLOCK)
-        kern.rmsnorm_forward(y + r * ldy, ldy, hsy, inv + (size_t)r * heads, x + r * ldx, ldx, hsx, w, least(BLOCK, N - r), heads, n, eps);
+        kern.rmsnorm_forward(y + r * ldy, ldy, hsy, inv + (size_t)r * heads, x + r * ldx, ldx, hsx, w,
+                             least(BLOCK, N - r), heads, n, eps);
 }
 
+//~ y = x inv w.  dx is assigned, or added to with `add`.
 static void rmsnorm_backward(real *dx, real *dw, const real *dy, size_t ldy, size_t hsy, const real *x, size_t ldx, size_t hsx,
                              const real *w, const real *inv, int N, int heads, int n, int add) {
     const int blocks = ceil_div(N, BLOCK);
@@ -1114,35 +1254,39 @@ static void rmsnorm_backward(real *dx, real *dw, const real *dy, size_t ldy, siz
     add_blocks(dw, part, blocks, n);
 }
 
-/* y = rmsnorm(o) act(z) per head, or without a gate (z NULL). */
-static void gated_norm_forward(Act act, real *y, real *inv, const real *o, const real *z, size_t ldz, const real *w, int N, int heads, int n, real eps) {
+/* y = rmsnorm(o) w act(z) per head, or without a gate (z NULL); y, o, z (N, heads n), of z in rows ldz apart; w (n), inv (N, heads). */
+static void gated_norm_forward(Act act, real *y, real *inv, const real *o, const real *z, size_t ldz, const real *w,
+                               int N, int heads, int n, real eps) {
     const size_t V = (size_t)heads * n;
     if (!z) { rmsnorm_forward(y, V, n, inv, o, V, n, w, N, heads, n, eps); return; }
     PARALLEL
     for (int r = 0; r < N; r += BLOCK)
-        kern.gated_norm_forward(act, y + r * V, inv + (size_t)r * heads, o + r * V, z + r * ldz, ldz, w, least(BLOCK, N - r), heads, n, eps);
+        kern.gated_norm_forward(act, y + r * V, inv + (size_t)r * heads, o + r * V, z + r * ldz, ldz, w,
+                                least(BLOCK, N - r), heads, n, eps);
 }
 
-static void gated_norm_backward(Act act, real *d_o, real *dz, real *dw, const real *dy, const real *o, const real *z, size_t ldz, const real *w,
-                                const real *inv, int N, int heads, int n) {
+//~ y = o inv w act(z)
+static void gated_norm_backward(Act act, real *d_o, real *dz, real *dw, const real *dy, const real *o, const real *z, size_t ldz,
+                                const real *w, const real *inv, int N, int heads, int n) {
     const size_t V = (size_t)heads * n;
     if (!z) { rmsnorm_backward(d_o, dw, dy, V, n, o, V, n, w, inv, N, heads, n, 0); return; }
     const int blocks = ceil_div(N, BLOCK);
     real *part = zeroed(space(-1, (size_t)blocks * n), (size_t)blocks * n);
     PARALLEL
     for (int r = 0; r < N; r += BLOCK)
-        kern.gated_norm_backward(act, d_o + r * V, dz + r * ldz, part + (size_t)(r / BLOCK) * n, dy + r * V, o + r * V, z + r * ldz, ldz, w,
-                                 inv + (size_t)r * heads, least(BLOCK, N - r), heads, n);
+        kern.gated_norm_backward(act, d_o + r * V, dz + r * ldz, part + (size_t)(r / BLOCK) * n, dy + r * V, o + r * V,
+                                 z + r * ldz, ldz, w, inv + (size_t)r * heads, least(BLOCK, N - r), heads, n);
     add_blocks(dw, part, blocks, n);
 }
 
-/* y = x * act(z). */
+/* y = x act(z), element by element; y (N, heads n), the vectors of z hsz apart. */
 static void glu_forward(Act act, real *y, const real *x, size_t ldx, const real *z, size_t ldz, size_t hsz, int N, int heads, int n) {
     PARALLEL
     for (int r = 0; r < N; r += BLOCK)
         kern.glu_forward(act, y + (size_t)r * heads * n, x + r * ldx, ldx, z + r * ldz, ldz, hsz, least(BLOCK, N - r), heads, n);
 }
 
+//~ y = x act(z).  add: ADD_DX, ADD_DZ.
 static void glu_backward(Act act, real *dx, real *dz, const real *dy, const real *x, size_t ldx, const real *z, size_t ldz, size_t hsz,
                          int N, int heads, int n, int add) {
     PARALLEL
@@ -1151,23 +1295,26 @@ static void glu_backward(Act act, real *dx, real *dz, const real *dy, const real
                           least(BLOCK, N - r), heads, n, add);
 }
 
-/* y = scale act(x) over all tokens, x and y (N, n); dx may be dy. */
+/* y = act(x), x and y (N, n). */
 static void act_forward(Act act, real *y, const real *x, int N, int n) {
     PARALLEL
     for (int r = 0; r < N; r += BLOCK) kern.map_forward(act, y + (size_t)r * n, x + (size_t)r * n, n, least(BLOCK, N - r), n, 1);
 }
 
+//~ y = act(x).  dx may be dy.
 static void act_backward(Act act, real *dx, const real *dy, const real *x, int N, int n) {
     PARALLEL
-    for (int r = 0; r < N; r += BLOCK) kern.map_backward(act, dx + (size_t)r * n, n, dy + (size_t)r * n, x + (size_t)r * n, least(BLOCK, N - r), n, 1);
+    for (int r = 0; r < N; r += BLOCK)
+        kern.map_backward(act, dx + (size_t)r * n, n, dy + (size_t)r * n, x + (size_t)r * n, least(BLOCK, N - r), n, 1);
 }
 
-/* Rows that begin as a bias, to which a product is added; and its gradient, the sum of the rows. */
+/* Rows y (N, n) that begin as a bias b (n); a product is added to them afterwards. */
 static void bias_forward(real *y, const real *b, int N, int n) {
     PARALLEL
     for (int r = 0; r < N; r++) memcpy(y + (size_t)r * n, b, n * sizeof *y);
 }
 
+//~ y_r = b + ...
 static void bias_backward(real *db, const real *dy, int N, int n) {
     for (int r = 0; r < N; r++)
         for (int i = 0; i < n; i++) db[i] += dy[(size_t)r * n + i];
@@ -1185,24 +1332,29 @@ static void layernorm_forward(real *y, real *stat, const real *x, const real *w,
         for (int i = 0; i < n; i++) var += (xr[i] - mean) * (xr[i] - mean);
         const real f = (real)(1 / sqrt(var / n + eps)), mu = (real)mean;
         for (int i = 0; i < n; i++) y[(size_t)r * n + i] = (xr[i] - mu) * f * wr[i] + br[i];
-        stat[2 * r] = mu, stat[2 * r + 1] = f;
+        stat[2 * r] = mu;
+        stat[2 * r + 1] = f;
     }
 }
 
-//~ y = c w + b,  c = (x - mean) f:  dx = f (g - mean(g) - c mean(g c)),  g = dy w
-static void layernorm_backward(real *dx, real *dw, real *db, const real *dy, const real *x, const real *w, const real *stat, int N, int heads, int n, int add) {
+//~ y = c w + b,  c = (x - mean) f:  dx = f (g - mean(g) - c mean(g c)),  g = dy w.  dw, db add; dx does with `add`.
+static void layernorm_backward(real *dx, real *dw, real *db, const real *dy, const real *x, const real *w, const real *stat,
+                               int N, int heads, int n, int add) {
     const int blocks = ceil_div(N, BLOCK), all = heads * n;
     real *part = zeroed(space(-1, (size_t)blocks * 2 * all), (size_t)blocks * 2 * all);
     PARALLEL
     for (int block = 0; block < blocks; block++) {
-        real *pw = part + (size_t)block * all, *pb = pw + (size_t)blocks * all;
+        real *pw = part + (size_t)block * all, *pb = pw + (size_t)blocks * all;     /* of dw; of db */
         for (int r = block * BLOCK * heads; r < least((block + 1) * BLOCK, N) * heads; r++) {
-            const real mu = stat[2 * r], f = stat[2 * r + 1], *xr = x + (size_t)r * n, *dyr = dy + (size_t)r * n, *wr = w + (size_t)(r % heads) * n;
-            double mean = 0, along = 0;
+            const real mu = stat[2 * r], f = stat[2 * r + 1];
+            const real *xr = x + (size_t)r * n, *dyr = dy + (size_t)r * n, *wr = w + (size_t)(r % heads) * n;
+            double mean = 0, along = 0;                         /* sums of g and of g c */
             for (int i = 0; i < n; i++) {
                 const real g = dyr[i] * wr[i], c = (xr[i] - mu) * f;
-                mean += g, along += g * c;
-                pw[(r % heads) * n + i] += dyr[i] * c, pb[(r % heads) * n + i] += dyr[i];
+                mean += g;
+                along += g * c;
+                pw[(r % heads) * n + i] += dyr[i] * c;
+                pb[(r % heads) * n + i] += dyr[i];
             }
             for (int i = 0; i < n; i++) {
                 const real g = f * (dyr[i] * wr[i] - (real)(mean / n) - (xr[i] - mu) * f * (real)(along / n));
@@ -1211,10 +1363,14 @@ static void layernorm_backward(real *dx, real *dw, real *db, const real *dy, con
             }
         }
     }
-    add_blocks(dw, part, blocks, all), add_blocks(db, part + (size_t)blocks * all, blocks, all);
+    add_blocks(dw, part, blocks, all);
+    add_blocks(db, part + (size_t)blocks * all, blocks, all);
 }
 
-/* Token shift: y_t = x_t + (x_(t-1) - x_t) share, nothing before the first; x, y (B T, D), shares `step` reals apart: 0 when every token has the same. */
+/* -- what RWKV adds -- */
+
+/* Token shift: y_t = x_t + (x_(t-1) - x_t) share_t, zeros before the first; x, y (B T, D). The shares (D) of a token are `step` reals
+ * from those of the next: 0 when every token has the same. */
 static void shift_forward(real *y, const real *x, const real *share, size_t step, int B, int T, int D) {
     PARALLEL
     for (int r = 0; r < B * T; r++)
@@ -1232,7 +1388,8 @@ static void shift_backward(real *dx, real *dshare, const real *dy, const real *x
         for (int t = 0; t < T; t++) {
             const size_t r = (size_t)b * T + t;
             for (int i = 0; i < D; i++) {
-                const real g = dy[r * D + i], s = share[r * step + i], before = t ? x[(r - 1) * D + i] : 0, ds = g * (before - x[r * D + i]);
+                const real g = dy[r * D + i], s = share[r * step + i];
+                const real before = t ? x[(r - 1) * D + i] : 0, ds = g * (before - x[r * D + i]);
                 dx[r * D + i] += g * (1 - s);
                 if (t) dx[(r - 1) * D + i] += g * s;
                 if (step) dshare[r * D + i] = ds;
@@ -1253,8 +1410,8 @@ static void bonus_forward(real *o, const real *q, const real *k, const real *v, 
 }
 
 //~ o += s v,  s = q . u k.  All gradients add.
-static void bonus_backward(real *dq, real *dk_, real *dv_, real *du, const real *d_o, const real *q, const real *k, const real *v, const real *u,
-                           int N, int H, int dk, int dv) {
+static void bonus_backward(real *dq, real *dk_, real *dv_, real *du, const real *d_o, const real *q, const real *k, const real *v,
+                           const real *u, int N, int H, int dk, int dv) {
     const int blocks = ceil_div(N, BLOCK);
     real *part = zeroed(space(-1, (size_t)blocks * H * dk), (size_t)blocks * H * dk);
     PARALLEL
@@ -1279,8 +1436,8 @@ static void bonus_backward(real *dq, real *dk_, real *dv_, real *du, const real 
 
 /* What RWKV-7 makes of a key, all (N, H dk), with s = sigmoid(a):
  *   e = key k_k / |key k_k|   is recalled;   b = -s e   is where that goes back;   k = key (1 + (s - 1) k_a)   is written */
-static void rwkv7_keys_forward(real *k, real *e, real *b, real *scaled, real *inv, const real *key, const real *a, const real *k_k, const real *k_a,
-                               int N, int H, int dk) {
+static void rwkv7_keys_forward(real *k, real *e, real *b, real *scaled, real *inv, const real *key, const real *a, const real *k_k,
+                               const real *k_a, int N, int H, int dk) {
     const int K = H * dk;
     PARALLEL
     for (int r = 0; r < N; r++) {
@@ -1289,12 +1446,13 @@ static void rwkv7_keys_forward(real *k, real *e, real *b, real *scaled, real *in
         kern.l2norm_forward(e + at, inv + (size_t)r * H, scaled + at, K, 1, H, dk, 1);
         for (int i = 0; i < K; i++) {
             const real s = 1 / (1 + (real)exp(-a[at + i]));
-            k[at + i] = key[at + i] * (1 + (s - 1) * k_a[i]), b[at + i] = -s * e[at + i];
+            k[at + i] = key[at + i] * (1 + (s - 1) * k_a[i]);
+            b[at + i] = -s * e[at + i];
         }
     }
 }
 
-//~ as above.  de is used up; dk_k and dk_a add.
+//~ as above: k = key (1 + (s - 1) k_a),  b = -s e,  e = l2norm(key k_k),  s = sigmoid(a).  de is used up; dk_k and dk_a add.
 static void rwkv7_keys_backward(real *dkey, real *da, real *dk_k, real *dk_a, const real *dk_, real *de, const real *db, const real *e,
                                 const real *scaled, const real *inv, const real *key, const real *a, const real *k_k, const real *k_a,
                                 int N, int H, int dk) {
@@ -1306,19 +1464,21 @@ static void rwkv7_keys_backward(real *dkey, real *da, real *dk_k, real *dk_a, co
             const size_t at = (size_t)r * K;
             real *p_k = part + (size_t)(r0 / BLOCK) * K, *p_a = p_k + (size_t)blocks * K;
             for (int i = 0; i < K; i++) {
-                const real s = 1 / (1 + (real)exp(-a[at + i])), ds = key[at + i] * k_a[i] * dk_[at + i] - e[at + i] * db[at + i];
+                const real s = 1 / (1 + (real)exp(-a[at + i]));
+                const real ds = key[at + i] * k_a[i] * dk_[at + i] - e[at + i] * db[at + i];
                 de[at + i] -= s * db[at + i];
                 da[at + i] = ds * s * (1 - s);
                 p_a[i] += dk_[at + i] * key[at + i] * (s - 1);
             }
-            kern.l2norm_backward(dkey + at, K, de + at, scaled + at, inv + (size_t)r * H, 1, H, dk, 1); /* of the scaled key, for now */
+            kern.l2norm_backward(dkey + at, K, de + at, scaled + at, inv + (size_t)r * H, 1, H, dk, 1);  /* of the scaled key, for now */
             for (int i = 0; i < K; i++) {
                 const real s = 1 / (1 + (real)exp(-a[at + i])), dscaled = dkey[at + i];
                 p_k[i] += dscaled * key[at + i];
                 dkey[at + i] = dscaled * k_k[i] + dk_[at + i] * (1 + (s - 1) * k_a[i]);
             }
         }
-    add_blocks(dk_k, part, blocks, K), add_blocks(dk_a, part + (size_t)blocks * K, blocks, K);
+    add_blocks(dk_k, part, blocks, K);
+    add_blocks(dk_a, part + (size_t)blocks * K, blocks, K);
 }
 
 /* y = x + s (first - x), s = sigmoid(f): how much of the first layer's values a layer of RWKV-7 takes; all n long. */
@@ -1332,11 +1492,15 @@ static void blend_backward(real *dx, real *dfirst, real *df, const real *dy, con
     PARALLEL
     for (size_t i = 0; i < n; i++) {
         const real s = 1 / (1 + (real)exp(-f[i]));
-        dx[i] = dy[i] * (1 - s), dfirst[i] += dy[i] * s, df[i] = dy[i] * (first[i] - x[i]) * s * (1 - s);
+        dx[i] = dy[i] * (1 - s);
+        dfirst[i] += dy[i] * s;
+        df[i] = dy[i] * (first[i] - x[i]) * s * (1 - s);
     }
 }
 
-/* Softmax of N rows of n. */
+/* -- what other mixers add -- */
+
+/* p = softmax(x), N rows of n: which slots are read. */
 static void softmax_forward(real *p, const real *x, int N, int n) {
     PARALLEL
     for (int r = 0; r < N; r++) {
@@ -1361,24 +1525,27 @@ static void softmax_backward(real *dx, const real *dp, const real *p, int N, int
 
 /* A decay that keeps the weights of all tokens so far a softmax (LightNet, ABC), channel by channel: with z_t = ln sum_(s <= t) e^f_s
  *   rest_t = e^(f_t - z_t) = sigmoid(f_t - z_(t-1))   is written,   d_t = e^(z_(t-1) - z_t) = 1 - rest_t   is kept
- * d, rest (B T, n) */
+ * d, rest (B T, n), f (B T, n) in rows ldf apart. The first token has no z before it: rest 1, d 0. */
 static void sum_decay_forward(real *d, real *rest, const real *f, size_t ldf, int B, int T, int n) {
     PARALLEL
     for (int b = 0; b < B; b++) {
         double *z = checked(malloc(n * sizeof *z));
         for (int r = b * T; r < (b + 1) * T; r++)
             for (int i = 0; i < n; i++) {
-                const double x = f[r * ldf + i], more = r % T ? exp(-fabs(x - z[i])) : 0, larger = 1 / (1 + more), smaller = more / (1 + more);
+                const double x = f[r * ldf + i], more = r % T ? exp(-fabs(x - z[i])) : 0;
+                const double larger = 1 / (1 + more), smaller = more / (1 + more);
                 const bool above = r % T == 0 || x > z[i];
                 z[i] = (above ? x : z[i]) + log1p(more);
-                rest[(size_t)r * n + i] = (real)(above ? larger : smaller), d[(size_t)r * n + i] = (real)(above ? smaller : larger);
+                rest[(size_t)r * n + i] = (real)(above ? larger : smaller);
+                d[(size_t)r * n + i] = (real)(above ? smaller : larger);
             }
         free(z);
     }
 }
 
 //~ from the last token: with g = drest - dd and c = dz_t,  df_t = g rest d + c rest;  dz_(t-1) = c d - g rest d
-static void sum_decay_backward(real *df, size_t ldf, const real *dd, const real *drest, const real *d, const real *rest, int B, int T, int n) {
+static void sum_decay_backward(real *df, size_t ldf, const real *dd, const real *drest, const real *d, const real *rest,
+                               int B, int T, int n) {
     PARALLEL
     for (int b = 0; b < B; b++) {
         real *c = checked(calloc((size_t)n, sizeof *c));
@@ -1393,19 +1560,22 @@ static void sum_decay_backward(real *df, size_t ldf, const real *dd, const real 
     }
 }
 
-/* What Comba makes of q and k, (N, H dk) in rows ldu apart:  p = old k is erased along;  q <- q - skip p.  old, skip (H) */
-static void comba_forward(real *p, real *q, const real *uq, const real *uk, size_t ldu, const real *old, const real *skip, int N, int H, int dk) {
+/* What Comba makes of its q and k, uq and uk (N, H dk) in rows ldu apart:  p = old k is erased along;  q = uq - skip p.
+ * p, q (N, H dk), old, skip (H). */
+static void comba_forward(real *p, real *q, const real *uq, const real *uk, size_t ldu, const real *old, const real *skip,
+                          int N, int H, int dk) {
     PARALLEL
     for (int r = 0; r < N; r++)
         for (int i = 0; i < H * dk; i++) {
             const size_t at = (size_t)r * H * dk + i;
-            p[at] = old[i / dk] * uk[r * ldu + i], q[at] = uq[r * ldu + i] - skip[i / dk] * p[at];
+            p[at] = old[i / dk] * uk[r * ldu + i];
+            q[at] = uq[r * ldu + i] - skip[i / dk] * p[at];
         }
 }
 
-//~ as above.  dp is used up; duk, dold and dskip add.
-static void comba_backward(real *duq, real *duk, real *dold, real *dskip, real *dp, const real *dq, const real *p, const real *uk, size_t ldu,
-                           const real *old, const real *skip, int N, int H, int dk) {
+//~ p = old uk,  q = uq - skip p.  dp is used up; duk, dold and dskip add.
+static void comba_backward(real *duq, real *duk, real *dold, real *dskip, real *dp, const real *dq, const real *p,
+                           const real *uk, size_t ldu, const real *old, const real *skip, int N, int H, int dk) {
     const int blocks = ceil_div(N, BLOCK);
     real *part = zeroed(space(-1, (size_t)blocks * 2 * H), (size_t)blocks * 2 * H);
     PARALLEL
@@ -1413,22 +1583,24 @@ static void comba_backward(real *duq, real *duk, real *dold, real *dskip, real *
         for (int r = r0; r < least(r0 + BLOCK, N); r++)
             for (int i = 0; i < H * dk; i++) {
                 const size_t at = (size_t)r * H * dk + i;
-                real *sum = part + (size_t)(r0 / BLOCK) * H + i / dk;
+                real *sum = part + (size_t)(r0 / BLOCK) * H + i / dk;   /* of dold; that of dskip is blocks H further on */
                 duq[r * ldu + i] = dq[at];
                 sum[(size_t)blocks * H] -= dq[at] * p[at];
                 dp[at] -= skip[i / dk] * dq[at];
                 duk[r * ldu + i] += old[i / dk] * dp[at];
                 *sum += dp[at] * uk[r * ldu + i];
             }
-    add_blocks(dold, part, blocks, H), add_blocks(dskip, part + (size_t)blocks * H, blocks, H);
+    add_blocks(dold, part, blocks, H);
+    add_blocks(dskip, part + (size_t)blocks * H, blocks, H);
 }
 
-/* The key that is written: k m, smaller where much was written, by a second moment A of each channel.             (mixers.md 4.22)
+/* The key that is written: k m, smaller where much was written, by a second moment A of each channel.     (mixers.md 4.22)
  *   A <- fade A + share k^2;   r = ln(A + eps) - scale;   m = SQUASH^(-r / (1 + |r|))
- * to, A, k (B T, H dk), fade, share (B T, H), scale (H) */
+ * to = k m, A, k (B T, H dk), fade, share (B T, H), scale (H) */
 #define SQUASH ((real)0.40546510810816438)  /* ln 1.5 */
 enum { MICRO = 1000000 };                   /* 1 / eps */
-static void moment_forward(real *to, real *A, const real *k, const real *fade, const real *share, const real *scale, int B, int T, int H, int dk) {
+static void moment_forward(real *to, real *A, const real *k, const real *fade, const real *share, const real *scale,
+                           int B, int T, int H, int dk) {
     PARALLEL
     for (int b = 0; b < B; b++)
         for (int r = b * T; r < (b + 1) * T; r++)
@@ -1440,9 +1612,10 @@ static void moment_forward(real *to, real *A, const real *k, const real *fade, c
             }
 }
 
-//~ from the last token, c = dA of the tokens behind.  In place: the gradient of to becomes that of k. dfade, dshare are assigned, dscale adds.
-static void moment_backward(real *dkey, real *dfade, real *dshare, real *dscale, const real *A, const real *k, const real *fade, const real *share,
-                            const real *scale, int B, int T, int H, int dk) {
+//~ as above, from the last token; c = dA from the tokens behind.  In place: in dkey the gradient of `to` becomes that of k.
+//  dfade and dshare are assigned, dscale adds.
+static void moment_backward(real *dkey, real *dfade, real *dshare, real *dscale, const real *A, const real *k, const real *fade,
+                            const real *share, const real *scale, int B, int T, int H, int dk) {
     real *part = zeroed(space(-1, (size_t)B * H), (size_t)B * H);
     PARALLEL
     for (int b = 0; b < B; b++) {
@@ -1465,15 +1638,20 @@ static void moment_backward(real *dkey, real *dfade, real *dshare, real *dscale,
     add_blocks(dscale, part, B, H);
 }
 
-/* A convolution of C channels of rows that hold more. w is kept as (taps, C), the transpose of the file's (C, taps). */
-static void conv_forward(real *y, size_t ldy, const real *x, size_t ldx, const real *w, const real *bias, bool silu, int B, int T, int C, int taps) {
+/* -- order -- */
+
+/* y = act(conv(x) + bias): a convolution of C channels of rows that hold more; act is silu or nothing. w is kept as (taps, C), the
+ * transpose of the file's (C, taps). */
+static void conv_forward(real *y, size_t ldy, const real *x, size_t ldx, const real *w, const real *bias, bool silu,
+                         int B, int T, int C, int taps) {
     PARALLEL
     for (int b = 0; b < B; b++) kern.conv_forward(y + (size_t)b * T * ldy, ldy, x + (size_t)b * T * ldx, ldx, w, bias, silu, T, C, taps);
 }
 
-static void conv_backward(real *dx, real *dw, real *dbias, const real *dy, size_t ldy, const real *x, size_t ldx, const real *w, const real *bias,
-                          bool silu, int B, int T, int C, int taps) {
-    const size_t n = (size_t)(taps + 1) * C;                /* taps, then bias */
+//~ y = act(conv(x) + bias).  dx is assigned, dw and dbias add.
+static void conv_backward(real *dx, real *dw, real *dbias, const real *dy, size_t ldy, const real *x, size_t ldx, const real *w,
+                          const real *bias, bool silu, int B, int T, int C, int taps) {
+    const size_t n = (size_t)(taps + 1) * C;                    /* taps, then bias */
     real *part = zeroed(space(-1, B * n), B * n);
     PARALLEL
     for (int b = 0; b < B; b++)
@@ -1486,7 +1664,7 @@ static void conv_backward(real *dx, real *dw, real *dbias, const real *dy, size_
 }
 
 /* Rotary positions: the first n_rot dims of each head turn in pairs (i, i + n_rot / 2), by position * base^(-2i / n_rot).
- * sign -1 turns back, which is also the gradient. */
+ * x (B T, heads n) in place; cs: see rope_angles. sign -1 turns back, which is also the gradient. */
 static void rotate(real *x, const real *cs, int B, int T, int heads, int n, int n_rot, int sign) {
     PARALLEL
     for (int b = 0; b < B; b++)
@@ -1494,29 +1672,34 @@ static void rotate(real *x, const real *cs, int B, int T, int heads, int n, int 
             for (int h = 0; h < heads; h++) {
                 real *p = x + (((size_t)b * T + t) * heads + h) * n;
                 for (int i = 0; i < n_rot / 2; i++) {
-                    real c = cs[(size_t)t * n_rot + 2 * i], s = sign * cs[(size_t)t * n_rot + 2 * i + 1], u = p[i], v = p[i + n_rot / 2];
+                    real c = cs[(size_t)t * n_rot + 2 * i], s = sign * cs[(size_t)t * n_rot + 2 * i + 1];
+                    real u = p[i], v = p[i + n_rot / 2];
                     p[i] = u * c - v * s;
                     p[i + n_rot / 2] = v * c + u * s;
                 }
             }
 }
 
-/* Causal softmax attention; query head h reads kv head h / (H / Hkv).  q, o (B T, H n), k, v (B T, Hkv n).
+/* -- softmax attention -- */
+
+/* Causal; query head h reads kv head h / (H / Hkv).
  *   P = softmax(q k' / sqrt(n)),  o = P v
  * in blocks of BLOCK queries against the keys up to the block's end. Kept: lse (B, H, T). Recomputed: P. */
 typedef struct {
-    int B, T, H, Hkv, n;
-    const real *q, *k, *v;
-    real *o, *lse;
-    const real *d_o;
-    real *dq, *dk, *dv;
+    int B, T, H, Hkv, n;                        /* sequences, tokens, heads of queries, of keys and values, width of a head */
+    const real *q, *k, *v;                      /* (B T, H n), (B T, Hkv n), (B T, Hkv n) */
+    real *o, *lse;                              /* (B T, H n); ln of the sum of e^score of each query */
+    const real *d_o;                            /* gradient in */
+    real *dq, *dk, *dv;                         /* gradients out, assigned */
 } Attention;
 
+/* P, its gradient, and what gemm_serial needs. */
 static size_t attention_scratch(const Attention *a) {
     int wide = a->T > a->n ? a->T : a->n;
     return 2 * (size_t)BLOCK * (a->T + 15) + packed_size(wide, wide) + 2 * MAX_TILE * DEPTH;
 }
 
+/* o and lse, head by head. */
 static void attention_forward(const Attention *a) {
     const int T = a->T, n = a->n, group = a->H / a->Hkv;
     const size_t ldq = (size_t)a->H * n, ldk = (size_t)a->Hkv * n;
@@ -1535,16 +1718,20 @@ static void attention_forward(const Attention *a) {
     }
 }
 
+//~ s = q k',  P = softmax(s / sqrt(n)),  o = P v
 static void attention_backward(const Attention *a) {
     const int T = a->T, n = a->n, group = a->H / a->Hkv;
     const size_t ldq = (size_t)a->H * n, ldk = (size_t)a->Hkv * n;
     const real scale = 1 / (real)sqrt(n);
     PARALLEL
-    for (int bk = 0; bk < a->B * a->Hkv; bk++) {            /* one thread owns the keys and values of a kv head */
+    for (int bk = 0; bk < a->B * a->Hkv; bk++) {                /* one thread owns the keys and values of a kv head */
         const int b = bk / a->Hkv, hk = bk % a->Hkv;
         const size_t atk = (size_t)b * T * ldk + (size_t)hk * n;
         real *p = space(THREAD, attention_scratch(a)), *dp = p + (size_t)BLOCK * (T + 15), *buf = dp + (size_t)BLOCK * (T + 15);
-        for (int t = 0; t < T; t++) zeroed(a->dk + atk + t * ldk, n), zeroed(a->dv + atk + t * ldk, n);
+        for (int t = 0; t < T; t++) {
+            zeroed(a->dk + atk + t * ldk, n);
+            zeroed(a->dv + atk + t * ldk, n);
+        }
         for (int h = hk * group; h < (hk + 1) * group; h++) {
             const size_t atq = (size_t)b * T * ldq + (size_t)h * n;
             for (int i = 0; i < T; i += BLOCK) {
@@ -1555,7 +1742,7 @@ static void attention_backward(const Attention *a) {
                 //~ o = P v
                 gemm_serial(dp, ld, d_o, ldq, 1, a->v + atk, 1, ldk, rows, keys, n, 0, buf);
                 gemm_serial(a->dv + atk, ldk, p, 1, ld, d_o, ldq, 1, keys, n, rows, 1, buf);
-                //~ P = softmax(scale s)
+                //~ P = softmax(s / sqrt(n))
                 kern.softmax_backward(dp, p, rows, keys, ld, scale);
                 //~ s = q k'
                 gemm_serial(a->dq + atq + i * ldq, ldq, dp, ld, 1, a->k + atk, ldk, 1, rows, n, keys, 0, buf);
@@ -1565,12 +1752,14 @@ static void attention_backward(const Attention *a) {
     }
 }
 
-/* x = rows of the embedding. */
+/* -- embedding -- */
+
+/* x_r = row id_r of w;  x (N, D), w (vocabulary, D). */
 static void embedding_forward(real *x, const real *w, const int *id, int N, int D) {
     for (int r = 0; r < N; r++) memcpy(x + (size_t)r * D, w + (size_t)id[r] * D, D * sizeof *x);
 }
 
-//~ x_r = w_id(r).  A thread owns 64 columns, and adds the tokens in order.
+//~ x_r = row id_r of w.  A thread owns BLOCK columns, and adds the tokens in order.
 static void embedding_backward(real *dw, const real *dx, const int *id, int N, int D) {
     PARALLEL
     for (int c = 0; c < D; c += BLOCK)
@@ -1580,8 +1769,18 @@ static void embedding_backward(real *dw, const real *dx, const int *id, int N, i
 
 /* ---- 6. model ------------------------------------------------------------------------------
  * The mixers, sizes, the list of tensors, and all memory. Parameters, their gradients and the two running means of AdamW are four
- * arrays with one layout; a tensor is an offset into them. Activations of one step are kept per layer. */
-/* From here on the program uses run.c: its table of mixers, its GGUF reader, its tokenizer, and its inference for the sample at the end. */
+ * arrays with one layout; a tensor is an offset into them. Activations of one step are kept per layer. Its rooms:
+ *
+ *   the mixers to choose from     a table, and questions about its rows
+ *   what a model is made of       TinyConfig (sizes), TinyTensor, TinyLayer (offsets and activations), Tiny (all of it)
+ *   random numbers
+ *   the list of tensors           names and shapes of each kind of layer, in the order of the file
+ *   first values                  what each tensor begins with
+ *   where activations lie         one arena, laid out twice: first to measure
+ *   a new model
+ *
+ * From here on the program uses run.c: its table of mixers, its GGUF reader, its tokenizer, and its inference for the sample at
+ * the end. */
 #define RUN_NO_MAIN
 #define RUN_STATIC
 #ifndef RUN_SCALAR
@@ -1589,8 +1788,9 @@ static void embedding_backward(real *dw, const real *dx, const int *id, int N, i
 #endif
 #include "run.c"
 
-/* The mixers to choose from. What each passes to the recurrence is its row of `family` in run.c, section 7; here stands what a new
- * model of it begins with. */
+/* -- the mixers to choose from -- */
+
+/* What each passes to the recurrence is its row of `family` in run.c, section 7; here stands what a new model of it begins with. */
 typedef struct {
     const char *name, *arch, *about;         /* of --mixer, of the file (general.architecture), for the reader */
     int d_conv;                              /* taps unless --conv says otherwise */
@@ -1626,19 +1826,29 @@ static const MixerKind mixer_kinds[] = {
     { "precond-deltanet", "precond_gated_deltanet", "gated-deltanet that writes less to channels that were written much", .d_conv = 4 },
     { "precond-kda", "precond_kda", "kda likewise", .d_conv = 4 },
     { "gdn2", "gdn2", "kda with strengths of erase and write per channel", .d_conv = 4 },
-    { "rwkv6", "rwkv6", "gla that reads before it writes, and sees the token before instead of a convolution", .norm_eps = 64e-5f, .rwkv = 6 },
-    { "rwkv7", "rwkv7", "a decay per key channel; what is recalled under one key goes back under another", .norm_eps = 64e-5f, .rwkv = 7 },
+    { "rwkv6", "rwkv6", "gla that reads before it writes, and sees the token before instead of a convolution",
+      .norm_eps = 64e-5f, .rwkv = 6 },
+    { "rwkv7", "rwkv7", "a decay per key channel; what is recalled under one key goes back under another",
+      .norm_eps = 64e-5f, .rwkv = 7 },
 };
 enum { N_KINDS = sizeof mixer_kinds / sizeof *mixer_kinds };
 
-static const Family *family_of(const MixerKind *k) { return family_named(k->qwen ? "gated_deltanet" : k->arch); } /* NULL: RWKV */
+/* NULL: RWKV, which is no row of that table. */
+static const Family *family_of(const MixerKind *k) { return family_named(k->qwen ? "gated_deltanet" : k->arch); }
+/* The decay is exp(-rate softplus(a + bias)). */
 static bool is_softplus(const Family *f) { return f->decay == DECAY_SOFTPLUS || f->decay == DECAY_STEP; }
 static int writes_of(const MixerKind *k) { return k->writes ? k->writes : 1; }
-static bool is_scaled(const Family *f) { return f && f->write == WRITE_SCALED_K; }      /* the key that is written is k times a factor from a second moment */
-static bool keys_from_decay(const Family *f) { return f->write == WRITE_REST && f->per == CHANNELS; }    /* k = 1 - d, from the projection of the decay */
-static bool is_mamba(const Family *f) { return f && f->write == WRITE_STEP_V; }       /* skip, gate before the norm, no feed-forward */
-static bool narrow_gate(const Family *f) { return f && f->per == CHANNELS && f->erase; }     /* z through a narrow middle, with a bias */
+/* The key that is written is k times a factor from a second moment. */
+static bool is_scaled(const Family *f) { return f && f->write == WRITE_SCALED_K; }
+/* k = 1 - d, from the projection of the decay. */
+static bool keys_from_decay(const Family *f) { return f->write == WRITE_REST && f->per == CHANNELS; }
+/* Mamba-2: a skip, the gate before the norm, no feed-forward. */
+static bool is_mamba(const Family *f) { return f && f->write == WRITE_STEP_V; }
+/* The output gate z goes through a narrow middle, with a bias. */
+static bool narrow_gate(const Family *f) { return f && f->per == CHANNELS && f->erase; }
 static Act act_of(int act) { return act == ACT_SILU ? F_SILU : act == ACT_SIGMOID ? F_SIGMOID : act == ACT_ELU1 ? F_ELU1 : F_ID; }
+
+/* -- what a model is made of -- */
 
 typedef struct {
     int mixer;                               /* row of mixer_kinds */
@@ -1648,52 +1858,92 @@ typedef struct {
     int gate_rank;                           /* width of the narrow middles */
     float eps, rope_base, decay_divisor;
     bool plain, keep;                        /* --plain: no map, no output gate, no rotation; --no-decay */
-    double half_life;                        /* tokens, of all decays at first; 0: as each mixer usually begins (without it hgrn2 has no bias) */
+    double half_life;                        /* tokens, of all decays at first; 0: as each mixer usually begins, and hgrn2 has no bias */
 } TinyConfig;
 
-enum { DECAYS = 1, KEEP_F32 = 2, TRANSPOSED = 4, NEGATIVE_EXP = 8, CONSTANT = 16, SIGMOID = 32 };   /* DECAYS: a matrix, pulled to zero by AdamW */
+enum {
+    DECAYS = 1,                              /* a matrix, pulled to zero by AdamW */
+    KEEP_F32 = 2,                            /* float32 in the file, whatever the matrices are */
+    TRANSPOSED = 4,                          /* the file has rows and columns the other way round */
+    NEGATIVE_EXP = 8,                        /* the file has -e^x of it */
+    CONSTANT = 16,                           /* is not learned: it has no gradient */
+    SIGMOID = 32                             /* the file has sigmoid(x) of it */
+};
 
 typedef struct {
     char name[48];                           /* as in the file */
     int rows, cols, parts;                   /* rows 0: one dimension; the file has this many matrices of rows / parts */
-    int flags;
-    size_t at;
+    int flags;                               /* DECAYS ... */
+    size_t at;                               /* where it begins in params, grads, mean, square */
 } TinyTensor;
 
-/* A projection through a narrow middle: y = up act(down x) + bias; middle = down x and bent = act(middle) are (N, rank). */
-typedef struct { size_t down, up, bias; int rank; Act act; bool biased; real *middle, *bent; } Narrow;
+/* A projection through a narrow middle: y = up act(down x) + bias;  down (rank, dim), up (out, rank), bias (out). */
+typedef struct {
+    size_t down, up, bias;
+    int rank;
+    Act act;
+    bool biased;
+    real *middle, *bent;                     /* (N, rank): down x, and act of it */
+} Narrow;
 
-/* What a layer of RWKV has of its own. Projections read h shifted by a share each: read[] (N, dim). In RWKV-6 the shares are lerp plus something
- * projected from mixed, h shifted by lerp_x, through a narrow middle of which each has a part. */
+/* What a layer of RWKV has of its own: first the tensors, as offsets into the parameters, then what is kept of a step. Projections
+ * read h shifted by a share each. In RWKV-6 the shares are lerp plus something projected from mixed, h shifted by lerp_x, through a
+ * narrow middle of which each has a part. D is dim, R the rank of the narrow middles, K and V all heads' key and value widths. */
 enum { R_R, R_W, R_K, R_V, R_A, R_G, N_READ }; /* receptance (q), decay, key, value, erase strength, output gate */
 typedef struct {
-    size_t norm_bias, ffn_norm_bias, o_bias;                        /* of the LayerNorms */
-    size_t lerp, lerp_x, mix_down, mix_up, w_r, w_k, w_v, w_g, bonus, k_k, k_a;
-    size_t ffn_lerp_k, ffn_lerp_r, w_recept;
+    size_t norm_bias, ffn_norm_bias, o_bias; /* of the LayerNorms */
+    size_t lerp, lerp_x, mix_down, mix_up;   /* (5 or 6, D), (D), (5 R, D), (5 D, R): the shares */
+    size_t w_r, w_k, w_v, w_g;               /* (K, D), (K, D), (V, D), (V, D) */
+    size_t bonus, k_k, k_a;                  /* (K) each */
+    size_t ffn_lerp_k, ffn_lerp_r, w_recept; /* (D), (D), (D, D) of the feed-forward */
     Narrow decay, strength, gate, blend;
-    real *read[N_READ], *share[N_READ], *mixed, *low, *bent, *key, *value, *a, *scaled, *take, *normed;
-    real *ffn_read[2], *recept, *wide;
+    real *read[N_READ], *share[N_READ];      /* (N, D) what each projection reads, and by what share it is shifted */
+    real *mixed, *low, *bent;                /* (N, D), (N, 5 R), and tanh of that */
+    real *key, *value;                       /* (N, K), (N, V) as projected */
+    real *a, *scaled;                        /* (N, K) erase strength; key k_k, before its norm */
+    real *take;                              /* (N, V) how much of the first layer's values */
+    real *normed;                            /* (N, V) the output, normed */
+    real *ffn_read[2], *recept, *wide;       /* (N, D) each: what the feed-forward reads, its gate, its output */
 } Rwkv;
 
 /* All projections of a layer's input stand one below the other and are one matrix w_in; a row of raw = h w_in' holds them side by
- * side, and at_ are columns of it. u is what the recurrence's q, k, v are made of: the convolution of those columns, or they themselves. */
+ * side, and at_ are columns of it. u is what the recurrence's q, k, v are made of: the convolution of those columns, or they themselves.
+ * N = B T tokens, D is dim, F hidden_dim, H heads, K = H dk, V = H dv. */
 typedef struct {
     const MixerKind *kind;                   /* NULL: softmax attention */
-    const Family *family;
+    const Family *family;                    /* NULL: softmax attention or RWKV */
     Act map, gate;                           /* of q, and of k where it has one; of the output */
     int n_in, at_z, at_a, at_b, at_w;        /* columns of raw: all, output gate, decay, erase strength, write strength */
     int at_g, at_s;                          /* of the second moment: decay, strength */
-    int at_u, at_q, at_k, at_v, n_u;         /* columns of raw where those of u begin; of u */
-    int n_conv, conv_width[3];
-    size_t attn_norm, ffn_norm, w_in, w_ffn, w_down, w_o, norm;      /* w_ffn: gate, then up */
-    size_t conv[3], conv_bias, decay, a_log, bias, w_fb, w_gb, gb_bias, skip, old_key, m_a, m_bias, m_scale, q_norm, k_norm;
-    real *x, *inv, *h, *mid, *inv2, *h2, *gu, *s;            /* block input, normed, after mixer, normed, feed-forward */
-    real *raw, *conved, *f, *z, *rate;       /* projections; behind their convolution; decay and gate behind a narrow middle; rate of the decay */
-    real *bk, *step, *og, *inv_q, *inv_k, *inv_o, *y, *lse;  /* k that is erased per channel; Mamba-2's step; o before norms that come late */
+    int at_u, at_q, at_k, at_v, n_u;         /* column of raw where u begins; columns of u where q, k, v begin; all of u */
+    int n_conv, conv_width[3];               /* convolutions, and the channels of each */
+    /* tensors, as offsets into the parameters */
+    size_t attn_norm, ffn_norm;              /* (D) */
+    size_t w_in, w_ffn, w_down, w_o;         /* (n_in, D), (2 F, D): gate, then up, (D, F), (D, V) */
+    size_t norm;                             /* (dv), (V) or (H, dv) */
+    size_t conv[3], conv_bias;               /* (taps, conv_width), (n_u) */
+    size_t decay, a_log, bias;               /* fixed decays (H); ln of the rate (H); (H) or (K), with a_log softplus(bias) is the step */
+    size_t w_fb, w_gb, gb_bias;              /* from narrow middles: decay (K, rank), output gate (V, rank), (V) */
+    size_t skip, old_key;                    /* (H) of Mamba-2 or Comba; (H) of Comba */
+    size_t m_a, m_bias, m_scale;             /* (H) of the second moment */
+    size_t q_norm, k_norm;                   /* (head_dim) of softmax attention */
+    /* what is kept of a step */
+    real *x, *inv, *h;                       /* (N, D) block input, the factors of its norm, and normed */
+    real *mid, *inv2, *h2;                   /* (N, D) after the mixer, the factors, and normed */
+    real *gu, *s;                            /* (N, 2 F) gate and up side by side; (N, F) silu(gate) up */
+    real *raw, *conved;                      /* (N, n_in) projections; (N, n_u) behind their convolution */
+    real *f, *z;                             /* (N, K) decay and (N, V) output gate, where they come from a narrow middle */
+    real *rate;                              /* (H) or (K) of the decay */
+    real *bk;                                /* (N, K) k that is erased per channel */
+    real *step;                              /* (N, H) Mamba-2's step size */
+    real *og;                                /* (N, V) o after the step that lies between recurrence and norm, where there is one */
+    real *inv_q, *inv_k, *inv_o;             /* factors of norms */
+    real *y;                                 /* (N, V) what w_o reads */
+    real *lse;                               /* (B, heads, T) of softmax attention */
     real *one_q, *one_d, *d_one_q, *d_one_d; /* several writes: q and d by token, and their gradients */
     real *unit, *moment, *fade, *share;      /* WRITE_SCALED_K: the key before it is scaled, the second moment and what it is made with */
     real *old, *q_less, *inv_e;              /* Comba: the key of the erase and the query without its share, before their norms */
-    real *per_head;                          /* exp(m_a), or sigmoid(old_key) */
+    real *per_head;                          /* (H) exp(m_a), or sigmoid(old_key) */
     Memory mem, keys;                        /* keys: of the table of slots, as many as a key is wide, whose values are in mem */
     Rwkv rwkv;
 } TinyLayer;
@@ -1704,9 +1954,9 @@ typedef struct {
     TinyTensor *tensors;
     int n_tensors;
     size_t n_params, n_weights;              /* with and without padding of each tensor to 16 reals */
-    real *params, *grads, *mean, *square;
+    real *params, *grads, *mean, *square;    /* (n_params) each; the last two are AdamW's */
     TinyLayer *layers;
-    size_t embed, out_norm, out_norm_bias;
+    size_t embed, out_norm, out_norm_bias;   /* tensors: (vocab_size, D), (D), (D) in RWKV */
     real *x_out, *inv_out, *h_out;           /* after the last layer, and normed */
     real *rope;                              /* (T, n_rot / 2, cos and sin) */
     real *rope_k;                            /* the same over dk, for linear layers that rotate */
@@ -1717,7 +1967,9 @@ typedef struct {
     real *arena;                             /* activations */
 } Tiny;
 
-/* xorshift64*; the seed goes through one round of splitmix64, so that neighbouring seeds part at once. */
+/* -- random numbers -- */
+
+/* xorshift64*; the seed goes through one round of splitmix64, so that neighbouring seeds part at once. Its state is never 0. */
 static uint64_t mix_seed(uint64_t x) {
     x += 0x9e3779b97f4a7c15u;
     x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9u;
@@ -1726,18 +1978,26 @@ static uint64_t mix_seed(uint64_t x) {
     return x ? x : 1;
 }
 
+/* The next 64 bits. */
 static uint64_t rng_next(uint64_t *s) {
-    *s ^= *s >> 12, *s ^= *s << 25, *s ^= *s >> 27;
+    *s ^= *s >> 12;
+    *s ^= *s << 25;
+    *s ^= *s >> 27;
     return *s * 0x2545f4914f6cdd1du;
 }
 
+/* Between 0 and 1, never 0: its logarithm is taken. */
 static double rng_uniform(uint64_t *s) { return ((double)(rng_next(s) >> 11) + 0.5) / 9007199254740992.0; }
 
+/* Mean 0, variance 1 (Box and Muller). */
 static double rng_normal(uint64_t *s) {
     double u = rng_uniform(s), v = rng_uniform(s);
     return sqrt(-2 * log(u)) * cos(6.283185307179586 * v);
 }
 
+/* -- the list of tensors -- */
+
+/* One more tensor, (rows, cols) or, with rows 0, (cols); returns where it begins. layer -1: of the model. */
 static size_t add_tensor(Tiny *m, int layer, const char *name, int rows, int cols, int flags) {
     TinyTensor *t = &m->tensors[m->n_tensors++];
     *t = (TinyTensor){ .rows = rows, .cols = cols, .parts = 1, .flags = flags, .at = m->n_params };
@@ -1759,14 +2019,17 @@ static int add_in_rows(Tiny *m, TinyLayer *L, int l, const char *name, int rows)
     return L->n_in - rows;
 }
 
+/* A layer of softmax attention: q, k, v are one matrix. With a gate q has twice the rows, and q and k are normed. */
 static void list_attention(Tiny *m, TinyLayer *L, int l, bool gated) {
     const TinyConfig *c = &m->c;
     const int Q = c->q_heads * c->head_dim, KV = c->kv_heads * c->head_dim;
     add_in_rows(m, L, l, "attn_q.weight", gated ? 2 * Q : Q);
     L->at_k = add_in_rows(m, L, l, "attn_k.weight", KV);
     L->at_v = add_in_rows(m, L, l, "attn_v.weight", KV);
-    if (c->mixer == SOFTMAX && c->d_conv) {                      /* over k and v */
-        L->n_conv = 1, L->at_u = L->at_k, L->n_u = L->conv_width[0] = 2 * KV;
+    if (c->mixer == SOFTMAX && c->d_conv) {                         /* over k and v */
+        L->n_conv = 1;
+        L->at_u = L->at_k;
+        L->n_u = L->conv_width[0] = 2 * KV;
         L->conv[0] = add_tensor(m, l, "attn_conv1d.weight", c->d_conv, 2 * KV, KEEP_F32 | TRANSPOSED);
     }
     if (gated) L->q_norm = add_tensor(m, l, "attn_q_norm.weight", 0, c->head_dim, KEEP_F32);
@@ -1774,16 +2037,26 @@ static void list_attention(Tiny *m, TinyLayer *L, int l, bool gated) {
     L->w_o = add_tensor(m, l, "attn_output.weight", c->dim, Q, DECAYS);
 }
 
+/* A layer of the family: first all rows of w_in, which have to follow each other, then what is not a projection of the input. */
 static void list_linear(Tiny *m, TinyLayer *L, int l) {
     const TinyConfig *c = &m->c;
     const Family *k = L->family;
-    const int H = c->n_heads, K = H * c->dk, V = H * c->dv, taps = c->d_conv, wide = k->per == HEADS ? H : K;
-    const bool narrow = k->per == CHANNELS && !keys_from_decay(k), slots = k->per == SLOTS;
+    const int H = c->n_heads, K = H * c->dk, V = H * c->dv, taps = c->d_conv;
+    const int wide = k->per == HEADS ? H : K;                       /* factors of a decay */
+    const bool narrow = k->per == CHANNELS && !keys_from_decay(k);  /* the decay comes from a narrow middle */
+    const bool slots = k->per == SLOTS;
     const int n = writes_of(L->kind), nK = n * K, nV = n * V;
-    L->n_u = K + nK + nV, L->at_k = K, L->at_v = K + nK;
-    if (is_mamba(k)) {                                              /* one matrix: z, x, B, C, dt */
+    // q, k, v
+    L->n_u = K + nK + nV;
+    L->at_k = K;
+    L->at_v = K + nK;
+    if (is_mamba(k)) {                                              /* one matrix: z, x, B, C, dt; v, k, q are x, B, C */
         add_in_rows(m, L, l, "ssm_in.weight", V + L->n_u + H);
-        L->at_u = V, L->at_v = 0, L->at_k = V, L->at_q = V + K, L->at_a = V + L->n_u;
+        L->at_u = V;
+        L->at_v = 0;
+        L->at_k = V;
+        L->at_q = V + K;
+        L->at_a = V + L->n_u;
     } else if (L->kind->qwen) {
         add_in_rows(m, L, l, "attn_qkv.weight", L->n_u);
     } else {
@@ -1791,33 +2064,51 @@ static void list_linear(Tiny *m, TinyLayer *L, int l) {
         add_in_rows(m, L, l, keys_from_decay(k) ? "ssm_alpha.weight" : "attn_k.weight", nK);
         add_in_rows(m, L, l, "attn_v.weight", nV);
     }
-    if (L->gate != F_ID && !is_mamba(k)) L->at_z = narrow_gate(k) ? add_in_rows(m, L, l, "ssm_g_a.weight", c->gate_rank) : add_in_rows(m, L, l, "attn_gate.weight", V);
+    // output gate, erase and write strengths, decay, second moment
+    if (L->gate != F_ID && !is_mamba(k))
+        L->at_z = narrow_gate(k) ? add_in_rows(m, L, l, "ssm_g_a.weight", c->gate_rank) : add_in_rows(m, L, l, "attn_gate.weight", V);
     if (k->erase) L->at_b = add_in_rows(m, L, l, "ssm_beta.weight", k->erase == ERASE_GATED ? K : n * H);
     if (k->erase == ERASE_GATED) L->at_w = add_in_rows(m, L, l, "ssm_w.weight", V);
     if ((k->decay == DECAY_SIGMOID || is_softplus(k) || slots) && !is_mamba(k))
         L->at_a = narrow ? add_in_rows(m, L, l, "ssm_f_a.weight", c->gate_rank) : add_in_rows(m, L, l, "ssm_alpha.weight", wide);
-    if (is_scaled(k)) L->at_g = add_in_rows(m, L, l, "ssm_m_alpha.weight", H), L->at_s = add_in_rows(m, L, l, "ssm_m_beta.weight", H);
+    if (is_scaled(k)) {
+        L->at_g = add_in_rows(m, L, l, "ssm_m_alpha.weight", H);
+        L->at_s = add_in_rows(m, L, l, "ssm_m_beta.weight", H);
+    }
+    // here w_in ends
     if (narrow) L->w_fb = add_tensor(m, l, "ssm_f_b.weight", K, c->gate_rank, DECAYS);
+    // convolutions
     if (taps && (L->kind->qwen || is_mamba(k))) {
-        L->n_conv = 1, L->conv_width[0] = L->n_u;
+        L->n_conv = 1;
+        L->conv_width[0] = L->n_u;
         L->conv[0] = add_tensor(m, l, "ssm_conv1d.weight", taps, L->n_u, KEEP_F32 | TRANSPOSED);
         if (is_mamba(k)) L->conv_bias = add_tensor(m, l, "ssm_conv1d.bias", 0, L->n_u, KEEP_F32);
     } else if (taps)
         for (int i = L->n_conv = 0; i < 3; i++, L->n_conv++)
-            L->conv[i] = add_tensor(m, l, (const char *[]){ "ssm_conv1d_q.weight", keys_from_decay(k) ? "ssm_conv1d_f.weight" : "ssm_conv1d_k.weight", "ssm_conv1d_v.weight" }[i], taps,
-                                    L->conv_width[i] = i == 0 ? K : i == 1 ? nK : nV, KEEP_F32 | TRANSPOSED);
+            L->conv[i] = add_tensor(m, l,
+                                    (const char *[]){ "ssm_conv1d_q.weight",
+                                                      keys_from_decay(k) ? "ssm_conv1d_f.weight" : "ssm_conv1d_k.weight",
+                                                      "ssm_conv1d_v.weight" }[i],
+                                    taps, L->conv_width[i] = i == 0 ? K : i == 1 ? nK : nV, KEEP_F32 | TRANSPOSED);
+    // decays, in the several ways there are
     if (k->decay == DECAY_FIXED) L->decay = add_tensor(m, l, "ssm_decay", 0, H, KEEP_F32 | CONSTANT);
-    if (k->decay == DECAY_SIGMOID || (k->decay == DECAY_FORGET && c->half_life > 0)) L->bias = add_tensor(m, l, narrow ? "ssm_f_b.bias" : "ssm_alpha.bias", 0, wide, KEEP_F32);
+    if (k->decay == DECAY_SIGMOID || (k->decay == DECAY_FORGET && c->half_life > 0))
+        L->bias = add_tensor(m, l, narrow ? "ssm_f_b.bias" : "ssm_alpha.bias", 0, wide, KEEP_F32);
     if (is_softplus(k)) {
         L->bias = add_tensor(m, l, "ssm_dt.bias", 0, wide, KEEP_F32);
         L->a_log = add_tensor(m, l, "ssm_a", is_mamba(k) ? H : 0, is_mamba(k) ? 1 : H, KEEP_F32 | NEGATIVE_EXP);
     }
     if (is_scaled(k)) {
-        L->m_bias = add_tensor(m, l, "ssm_m_dt.bias", 0, H, KEEP_F32), L->m_scale = add_tensor(m, l, "ssm_m_scale", 0, H, KEEP_F32);
+        L->m_bias = add_tensor(m, l, "ssm_m_dt.bias", 0, H, KEEP_F32);
+        L->m_scale = add_tensor(m, l, "ssm_m_scale", 0, H, KEEP_F32);
         L->m_a = add_tensor(m, l, "ssm_m_a", 0, H, KEEP_F32 | NEGATIVE_EXP);
     }
+    // what goes around the recurrence, the norm and the way out
     if (is_mamba(k)) L->skip = add_tensor(m, l, "ssm_d", H, 1, KEEP_F32);
-    if (k->erase == ERASE_OLD) L->old_key = add_tensor(m, l, "ssm_p", 0, H, KEEP_F32 | SIGMOID), L->skip = add_tensor(m, l, "ssm_d", 0, H, KEEP_F32);
+    if (k->erase == ERASE_OLD) {
+        L->old_key = add_tensor(m, l, "ssm_p", 0, H, KEEP_F32 | SIGMOID);
+        L->skip = add_tensor(m, l, "ssm_d", 0, H, KEEP_F32);
+    }
     if (narrow_gate(k)) {
         L->w_gb = add_tensor(m, l, "ssm_g_b.weight", V, c->gate_rank, DECAYS);
         L->gb_bias = add_tensor(m, l, "ssm_g_b.bias", 0, V, KEEP_F32);
@@ -1826,16 +2117,20 @@ static void list_linear(Tiny *m, TinyLayer *L, int l) {
     L->w_o = add_tensor(m, l, L->kind->qwen || is_mamba(k) ? "ssm_out.weight" : "attn_output.weight", c->dim, V, DECAYS);
 }
 
+/* A narrow projection of RWKV-7 to `out` channels; `letter` is w, a, g or v, and only g has no bias. */
 static Narrow add_narrow(Tiny *m, int l, char letter, int out, Act act) {
     char name[32];
     Narrow p = { .rank = m->c.gate_rank, .act = act, .biased = letter != 'g' };
-    snprintf(name, sizeof name, "time_mix_%c1.weight", letter), p.down = add_tensor(m, l, name, p.rank, m->c.dim, DECAYS);
-    snprintf(name, sizeof name, "time_mix_%c2.weight", letter), p.up = add_tensor(m, l, name, out, p.rank, DECAYS);
+    snprintf(name, sizeof name, "time_mix_%c1.weight", letter);
+    p.down = add_tensor(m, l, name, p.rank, m->c.dim, DECAYS);
+    snprintf(name, sizeof name, "time_mix_%c2.weight", letter);
+    p.up = add_tensor(m, l, name, out, p.rank, DECAYS);
     snprintf(name, sizeof name, "time_mix_%c0.weight", letter);
     if (p.biased) p.bias = add_tensor(m, l, name, 0, out, KEEP_F32);
     return p;
 }
 
+/* A layer of RWKV-6 or -7, without its feed-forward. */
 static void list_rwkv(Tiny *m, TinyLayer *L, int l) {
     const TinyConfig *c = &m->c;
     const int D = c->dim, K = c->n_heads * c->dk, V = c->n_heads * c->dv, R = c->gate_rank, seven = L->kind->rwkv == 7;
@@ -1845,29 +2140,36 @@ static void list_rwkv(Tiny *m, TinyLayer *L, int l) {
     w->w_k = add_tensor(m, l, "time_mix_key.weight", K, D, DECAYS);
     w->w_v = add_tensor(m, l, "time_mix_value.weight", V, D, DECAYS);
     if (seven) {
-        w->decay = add_narrow(m, l, 'w', K, F_TANH), w->strength = add_narrow(m, l, 'a', K, F_ID), w->gate = add_narrow(m, l, 'g', V, F_SIGMOID);
-        if (l) w->blend = add_narrow(m, l, 'v', V, F_ID);
-        w->k_k = add_tensor(m, l, "time_mix_k_k.weight", 0, K, KEEP_F32), w->k_a = add_tensor(m, l, "time_mix_k_a.weight", 0, K, KEEP_F32);
+        w->decay = add_narrow(m, l, 'w', K, F_TANH);
+        w->strength = add_narrow(m, l, 'a', K, F_ID);
+        w->gate = add_narrow(m, l, 'g', V, F_SIGMOID);
+        if (l) w->blend = add_narrow(m, l, 'v', V, F_ID);           /* the first layer has no earlier values */
+        w->k_k = add_tensor(m, l, "time_mix_k_k.weight", 0, K, KEEP_F32);
+        w->k_a = add_tensor(m, l, "time_mix_k_a.weight", 0, K, KEEP_F32);
         w->bonus = add_tensor(m, l, "time_mix_r_k.weight", 0, K, KEEP_F32);
     } else {
         w->lerp_x = add_tensor(m, l, "time_mix_lerp_x.weight", 0, D, KEEP_F32);
         w->mix_down = add_tensor(m, l, "time_mix_w1.weight", 5 * R, D, DECAYS);
         w->mix_up = add_tensor(m, l, "time_mix_w2.weight", 5 * D, R, DECAYS);
         m->tensors[m->n_tensors - 1].parts = 5;
-        w->decay = (Narrow){ .rank = R, .act = F_TANH, .biased = true, .bias = add_tensor(m, l, "time_mix_decay.weight", 0, K, KEEP_F32),
-                             .down = add_tensor(m, l, "time_mix_decay_w1.weight", R, D, DECAYS), .up = add_tensor(m, l, "time_mix_decay_w2.weight", K, R, DECAYS) };
+        w->decay = (Narrow){ .rank = R, .act = F_TANH, .biased = true,
+                             .bias = add_tensor(m, l, "time_mix_decay.weight", 0, K, KEEP_F32),
+                             .down = add_tensor(m, l, "time_mix_decay_w1.weight", R, D, DECAYS),
+                             .up = add_tensor(m, l, "time_mix_decay_w2.weight", K, R, DECAYS) };
         w->w_g = add_tensor(m, l, "time_mix_gate.weight", V, D, DECAYS);
         w->bonus = add_tensor(m, l, "time_mix_first.weight", 0, K, KEEP_F32);
     }
-    L->norm = add_tensor(m, l, "time_mix_ln.weight", 0, V, KEEP_F32), w->o_bias = add_tensor(m, l, "time_mix_ln.bias", 0, V, KEEP_F32);
+    L->norm = add_tensor(m, l, "time_mix_ln.weight", 0, V, KEEP_F32);
+    w->o_bias = add_tensor(m, l, "time_mix_ln.bias", 0, V, KEEP_F32);
     L->w_o = add_tensor(m, l, "time_mix_output.weight", D, V, DECAYS);
 }
 
-/* The feed-forward of RWKV, in its layers of softmax attention, too. */
+/* The feed-forward of RWKV, in its layers of softmax attention, too; RWKV-6 has a gate behind it. */
 static void list_channel_mix(Tiny *m, TinyLayer *L, int l, bool gated) {
     const int D = m->c.dim, F = m->c.hidden_dim;
     Rwkv *w = &L->rwkv;
-    L->ffn_norm = add_tensor(m, l, "attn_norm_2.weight", 0, D, KEEP_F32), w->ffn_norm_bias = add_tensor(m, l, "attn_norm_2.bias", 0, D, KEEP_F32);
+    L->ffn_norm = add_tensor(m, l, "attn_norm_2.weight", 0, D, KEEP_F32);
+    w->ffn_norm_bias = add_tensor(m, l, "attn_norm_2.bias", 0, D, KEEP_F32);
     w->ffn_lerp_k = add_tensor(m, l, "channel_mix_lerp_k.weight", 0, D, KEEP_F32);
     L->w_ffn = add_tensor(m, l, "channel_mix_key.weight", F, D, DECAYS);
     L->w_down = add_tensor(m, l, "channel_mix_value.weight", D, F, DECAYS);
@@ -1904,43 +2206,55 @@ static void list_tensors(Tiny *m) {
     }
 }
 
-/* Matrices: normal, 1 / sqrt(inputs), those that write into the residual stream divided by sqrt(2 L). Norms 1. Decay rates uniform in
- * [1, 16], their softplus(dt) log-uniform in [0.001, 0.1]: memories of one to a thousand tokens. With half_life every decay, learned or fixed,
- * begins at 2^(-1 / half_life), by way of its bias: the logarithm -f of what softplus, logsigmoid / divisor, logsigmoid, and in RWKV -e^x and
- * -e^(-1/2) sigmoid(x) have to give. */
-static const struct { const char *part; double first, last; } ramps[] = { /* of RWKV: values that go from the first channel to the last, as in its own trainer */
-    { "_lerp_", 0, 1 }, { "time_mix_ln.weight", 1, 1 }, { "attn_norm_2.weight", 1, 1 }, { "time_mix_decay", -6, -1 }, { "time_mix_w0", -7, -2 },
-    { "time_mix_first", 1, 0 }, { "time_mix_k_k", 0.85, 0.85 }, { "time_mix_k_a", 1, 1 }, { "time_mix_v0", 1, 1 },
+/* -- first values -- */
+
+/* Of RWKV: values that go from the first channel to the last, as in its own trainer. */
+static const struct { const char *part; double first, last; } ramps[] = {
+    { "_lerp_", 0, 1 }, { "time_mix_ln.weight", 1, 1 }, { "attn_norm_2.weight", 1, 1 },
+    { "time_mix_decay", -6, -1 }, { "time_mix_w0", -7, -2 }, { "time_mix_first", 1, 0 },
+    { "time_mix_k_k", 0.85, 0.85 }, { "time_mix_k_a", 1, 1 }, { "time_mix_v0", 1, 1 },
 };
 enum { N_RAMPS = sizeof ramps / sizeof *ramps };
 
+/* Matrices: normal, 1 / sqrt(inputs), those that write into the residual stream divided by sqrt(2 L). Norms 1. Decay rates uniform in
+ * [1, 16], their softplus(dt) log-uniform in [0.001, 0.1]: memories of one to a thousand tokens. With half_life every decay, learned or
+ * fixed, begins at 2^(-1 / half_life) = e^-f, by way of its bias: -f is the logarithm that softplus, logsigmoid / divisor, logsigmoid,
+ * and in RWKV -e^x and -e^(-1/2) sigmoid(x) have to give. A tensor is known by its name. */
 static void init_params(Tiny *m, uint64_t seed) {
     uint64_t rng = mix_seed(seed);
     for (int n = 0; n < m->n_tensors; n++) {
         const TinyTensor *t = &m->tensors[n];
         const char *name = strrchr(t->name, '.') ? t->name : "";
         real *p = m->params + t->at;
-        /* matrices keep the size of what they multiply, those that write to the residual stream a share of it; the table of tokens starts small */
+        /* matrices keep the size of what they multiply, those that write to the residual stream a share of it;
+         * the table of tokens starts small */
         double scale = strstr(t->name, "token_embd") ? 0.05 : 1 / sqrt((double)t->cols);
         const Family *k = m->layers[0].family;
-        const double f = m->c.half_life > 0 ? log(2) / m->c.half_life : 0, f16 = f * (k && k->decay == DECAY_SIGMOID ? m->c.decay_divisor : 1);
+        const double f = m->c.half_life > 0 ? log(2) / m->c.half_life : 0;
+        const double undivided = f * (k && k->decay == DECAY_SIGMOID ? m->c.decay_divisor : 1); /* what logsigmoid has to give */
         bool out = strstr(name, "ssm_out") || strstr(name, "attn_output") || strstr(name, "ffn_down")
                    || strstr(name, "mix_output") || strstr(name, "channel_mix_value");
         bool rate = (strstr(name, "ssm_a") && !strstr(name, "ssm_alpha")) || (strstr(name, "ssm_m_a") && !t->rows);
-        const size_t per = strstr(name, "lerp") ? (size_t)m->c.dim : tensor_len(t);
+        const size_t per = strstr(name, "lerp") ? (size_t)m->c.dim : tensor_len(t);     /* channels of a ramp */
         int ramp = 0;
         while (ramp < N_RAMPS && (t->rows || !strstr(name, ramps[ramp].part))) ramp++;
         for (size_t i = 0; i < tensor_len(t); i++) {
+            // what RWKV has of its own
             if (f > 0 && !t->rows && strstr(name, "time_mix_decay")) p[i] = (real)log(f);
             else if (f > 0 && !t->rows && strstr(name, "time_mix_w0")) p[i] = (real)-log(DECAY7 / (f < 0.6 ? f : 0.6) - 1);
-            else if (ramp < N_RAMPS) p[i] = (real)(ramps[ramp].first + (ramps[ramp].last - ramps[ramp].first) * (double)(i % per) / (double)per);
+            else if (ramp < N_RAMPS)
+                p[i] = (real)(ramps[ramp].first + (ramps[ramp].last - ramps[ramp].first) * (double)(i % per) / (double)per);
+            // norms and skips, whose name ends in ssm_d
             else if (strstr(name, "norm.weight") || !strcmp(strchr(name, 0) - (strlen(name) < 5 ? 0 : 5), "ssm_d")) p[i] = 1;
+            // decays
             else if (rate) p[i] = (real)log(1 + (f > 0 ? 0 : 15) * rng_uniform(&rng));
             else if (strstr(name, "ssm_decay")) p[i] = f > 0 ? (real)exp(-f) : 1 - (real)pow(2, -5 - (double)i);
             else if (strstr(name, "ssm_dt") || strstr(name, "ssm_m_dt")) {
                 double dt = f > 0 ? f : exp(log(0.001) + rng_uniform(&rng) * log(100));
-                p[i] = (real)(dt + log(-expm1(-dt)));         /* the inverse of softplus */
-            } else if (f > 0 && (strstr(name, "ssm_alpha.bias") || strstr(name, "ssm_f_b.bias"))) p[i] = (real)(-f16 - log(-expm1(-f16)));     /* of logsigmoid */
+                p[i] = (real)(dt + log(-expm1(-dt)));           /* the inverse of softplus */
+            } else if (f > 0 && (strstr(name, "ssm_alpha.bias") || strstr(name, "ssm_f_b.bias")))
+                p[i] = (real)(-undivided - log(-expm1(-undivided)));    /* the inverse of logsigmoid */
+            // convolutions, biases, matrices
             else if (strstr(name, "conv1d") && t->rows) p[i] = (real)(rng_uniform(&rng) - 0.5);
             else if (!t->rows) p[i] = 0;
             else p[i] = (real)(rng_normal(&rng) * scale / (out ? sqrt(2.0 * m->c.n_layers) : 1));
@@ -1948,39 +2262,71 @@ static void init_params(Tiny *m, uint64_t seed) {
     }
 }
 
+/* -- where activations lie -- */
+
+/* The next n reals of an arena, of which *used are taken; without a base it only counts. */
 static real *lay(real *base, size_t *used, size_t n) {
     real *p = base ? base + *used : NULL;
     *used += (n + 15) / 16 * 16;
     return p;
 }
 
+/* The middle of a narrow projection, if the layer has it. */
 static void lay_narrow(Narrow *p, real *base, size_t *n, size_t N) {
-    if (p->rank) p->middle = lay(base, n, N * (size_t)p->rank), p->bent = p->act == F_ID ? p->middle : lay(base, n, N * (size_t)p->rank);
+    if (p->rank) {
+        p->middle = lay(base, n, N * (size_t)p->rank);
+        p->bent = p->act == F_ID ? p->middle : lay(base, n, N * (size_t)p->rank);
+    }
 }
 
-/* Returns the reals that its backward needs besides. */
+/* A layer of RWKV. Returns the reals that its backward needs besides, from the pool. */
 static size_t lay_out_rwkv(Tiny *m, TinyLayer *L, real *base, size_t *n) {
     const TinyConfig *c = &m->c;
-    const size_t N = (size_t)m->B * c->seq_len, D = c->dim, H = c->n_heads, K = H * c->dk, V = H * c->dv, R = c->gate_rank, seven = L->kind->rwkv == 7;
+    const size_t N = (size_t)m->B * c->seq_len, D = c->dim, H = c->n_heads, K = H * c->dk, V = H * c->dv, R = c->gate_rank;
+    const size_t seven = L->kind->rwkv == 7;
     Memory *r = &L->mem;
     Rwkv *w = &L->rwkv;
     *r = (Memory){ .B = m->B, .T = c->seq_len, .heads = (int)H, .dk = c->dk, .dv = c->dv, .vector_decay = true,
                    .mode = seven ? SCAN_WRITES_BACK : SCAN_READS_FIRST };
-    r->q = lay(base, n, N * K), r->k = lay(base, n, N * K), r->v = lay(base, n, N * V), r->d = lay(base, n, N * K);
-    r->S = lay(base, n, memory_states(m->B, c->seq_len, c->n_heads, c->dk, c->dv)), r->o = lay(base, n, N * V), r->w = seven ? lay(base, n, N * V) : r->v;
-    for (int j = 0; j < N_READ; j++) if (seven || j != R_A) w->read[j] = lay(base, n, N * D);
-    for (int j = 0; j < N_READ && !seven; j++) if (j != R_A) w->share[j] = lay(base, n, N * D);
-    if (!seven) w->mixed = lay(base, n, N * D), w->low = lay(base, n, N * 5 * R), w->bent = lay(base, n, N * 5 * R);
-    else r->e = lay(base, n, N * K), r->b = lay(base, n, N * K), w->a = lay(base, n, N * K), w->scaled = lay(base, n, N * K), L->inv_k = lay(base, n, N * H);
+    r->q = lay(base, n, N * K);
+    r->k = lay(base, n, N * K);
+    r->v = lay(base, n, N * V);
+    r->d = lay(base, n, N * K);
+    r->S = lay(base, n, memory_states(m->B, c->seq_len, c->n_heads, c->dk, c->dv));
+    r->o = lay(base, n, N * V);
+    r->w = seven ? lay(base, n, N * V) : r->v;
+    for (int j = 0; j < N_READ; j++)
+        if (seven || j != R_A) w->read[j] = lay(base, n, N * D);
+    for (int j = 0; j < N_READ && !seven; j++)
+        if (j != R_A) w->share[j] = lay(base, n, N * D);
+    if (!seven) {
+        w->mixed = lay(base, n, N * D);
+        w->low = lay(base, n, N * 5 * R);
+        w->bent = lay(base, n, N * 5 * R);
+    } else {
+        r->e = lay(base, n, N * K);
+        r->b = lay(base, n, N * K);
+        w->a = lay(base, n, N * K);
+        w->scaled = lay(base, n, N * K);
+        L->inv_k = lay(base, n, N * H);
+    }
     w->key = seven ? lay(base, n, N * K) : r->k;
     w->value = w->blend.rank ? lay(base, n, N * V) : r->v;
     if (w->blend.rank) w->take = lay(base, n, N * V);
-    lay_narrow(&w->decay, base, n, N), lay_narrow(&w->strength, base, n, N), lay_narrow(&w->gate, base, n, N), lay_narrow(&w->blend, base, n, N);
-    L->f = lay(base, n, N * K), L->z = lay(base, n, N * V), w->normed = lay(base, n, N * V), L->inv_o = lay(base, n, 2 * N * H), L->y = lay(base, n, N * V);
+    lay_narrow(&w->decay, base, n, N);
+    lay_narrow(&w->strength, base, n, N);
+    lay_narrow(&w->gate, base, n, N);
+    lay_narrow(&w->blend, base, n, N);
+    L->f = lay(base, n, N * K);
+    L->z = lay(base, n, N * V);
+    w->normed = lay(base, n, N * V);
+    L->inv_o = lay(base, n, 2 * N * H);
+    L->y = lay(base, n, N * V);
     return N * (7 * V + 8 * K + 8 * D + 18 * R) + 16 * 8;
 }
 
-/* Lays the activations out; run twice, first with no base to measure. */
+/* Lays the activations out; run twice, first with no base to measure. The pool holds the gradients inside one layer, as many as the
+ * greediest layer takes. */
 static size_t lay_out(Tiny *m, real *base) {
     const TinyConfig *c = &m->c;
     const size_t N = (size_t)m->B * c->seq_len, D = c->dim, F = c->hidden_dim, H = c->n_heads, K = H * c->dk, V = H * c->dv;
@@ -1991,65 +2337,115 @@ static size_t lay_out(Tiny *m, real *base) {
         Memory *r = &L->mem;
         const Family *k = L->family;
         size_t pool;
-        L->x = lay(base, &n, N * D), L->inv = lay(base, &n, 2 * N), L->h = lay(base, &n, N * D), L->raw = lay(base, &n, N * L->n_in);
+        L->x = lay(base, &n, N * D);
+        L->inv = lay(base, &n, 2 * N);
+        L->h = lay(base, &n, N * D);
+        L->raw = lay(base, &n, N * L->n_in);
         if (L->kind && L->kind->rwkv) pool = lay_out_rwkv(m, L, base, &n);
         else if (!k) {
-            r->q = lay(base, &n, N * Q), r->k = lay(base, &n, N * KV), r->v = lay(base, &n, N * KV);
-            L->inv_q = lay(base, &n, N * c->q_heads), L->inv_k = lay(base, &n, N * c->kv_heads), L->lse = lay(base, &n, N * c->q_heads);
-            r->o = lay(base, &n, N * Q), L->y = lay(base, &n, N * Q);
+            r->q = lay(base, &n, N * Q);
+            r->k = lay(base, &n, N * KV);
+            r->v = lay(base, &n, N * KV);
+            L->inv_q = lay(base, &n, N * c->q_heads);
+            L->inv_k = lay(base, &n, N * c->kv_heads);
+            L->lse = lay(base, &n, N * c->q_heads);
+            r->o = lay(base, &n, N * Q);
+            L->y = lay(base, &n, N * Q);
             if (L->n_conv) L->conved = lay(base, &n, N * L->n_u);
             pool = N * (L->n_in + L->n_u + 2 * Q + 2 * KV);
         } else {
             const size_t wide = k->per == HEADS ? H : K, writes = writes_of(L->kind), M = N * writes;
-            *r = (Memory){ .B = m->B, .T = c->seq_len * (int)writes, .heads = (int)H, .dk = c->dk, .dv = c->dv, .vector_decay = k->per != HEADS };
-            r->q = lay(base, &n, M * K), r->k = lay(base, &n, M * K), r->v = lay(base, &n, M * V), r->d = lay(base, &n, M * wide);
-            r->S = lay(base, &n, memory_states(m->B, r->T, c->n_heads, c->dk, c->dv)), r->o = lay(base, &n, M * V), r->w = r->v;
-            if (k->erase) r->rho = lay(base, &n, M * H), r->e = lay(base, &n, M * K), r->w = lay(base, &n, M * V);
-            if (writes > 1) L->one_q = lay(base, &n, N * K), L->one_d = lay(base, &n, N * H), L->og = lay(base, &n, N * V);
+            *r = (Memory){ .B = m->B, .T = c->seq_len * (int)writes, .heads = (int)H, .dk = c->dk, .dv = c->dv,
+                           .vector_decay = k->per != HEADS };
+            r->q = lay(base, &n, M * K);
+            r->k = lay(base, &n, M * K);
+            r->v = lay(base, &n, M * V);
+            r->d = lay(base, &n, M * wide);
+            r->S = lay(base, &n, memory_states(m->B, r->T, c->n_heads, c->dk, c->dv));
+            r->o = lay(base, &n, M * V);
+            r->w = r->v;
+            if (k->erase) {
+                r->rho = lay(base, &n, M * H);
+                r->e = lay(base, &n, M * K);
+                r->w = lay(base, &n, M * V);
+            }
+            if (writes > 1) {
+                L->one_q = lay(base, &n, N * K);
+                L->one_d = lay(base, &n, N * H);
+                L->og = lay(base, &n, N * V);
+            }
             if (is_scaled(k)) {
-                L->unit = lay(base, &n, N * K), L->moment = lay(base, &n, N * K), L->per_head = lay(base, &n, H);
-                L->fade = lay(base, &n, N * H), L->share = lay(base, &n, N * H);
+                L->unit = lay(base, &n, N * K);
+                L->moment = lay(base, &n, N * K);
+                L->per_head = lay(base, &n, H);
+                L->fade = lay(base, &n, N * H);
+                L->share = lay(base, &n, N * H);
             }
             if (k->erase == ERASE_GATED) L->bk = lay(base, &n, N * K);
             if (k->erase == ERASE_OLD) {
-                L->per_head = lay(base, &n, H), L->inv_e = lay(base, &n, N * H);
-                L->old = lay(base, &n, N * K), L->q_less = lay(base, &n, N * K);
+                L->per_head = lay(base, &n, H);
+                L->inv_e = lay(base, &n, N * H);
+                L->old = lay(base, &n, N * K);
+                L->q_less = lay(base, &n, N * K);
             }
             if (k->per == SLOTS) {          /* S (dk, slots) <- S Diag(d) + k rest';  scores = S'q */
                 L->keys = (Memory){ .B = m->B, .T = c->seq_len, .heads = (int)H, .dk = c->dk, .dv = c->dk, .mode = SCAN_FADES_VALUES,
                                     .v = r->k, .w = r->k, .c = r->d };
-                L->keys.q = lay(base, &n, N * K), L->keys.k = lay(base, &n, N * K), L->keys.d = lay(base, &n, N * H), L->keys.o = lay(base, &n, N * K);
+                L->keys.q = lay(base, &n, N * K);
+                L->keys.k = lay(base, &n, N * K);
+                L->keys.d = lay(base, &n, N * H);
+                L->keys.o = lay(base, &n, N * K);
                 L->keys.S = lay(base, &n, memory_states(m->B, c->seq_len, c->n_heads, c->dk, c->dk));
             }
             if (k->out == OUT_SILU_ALL) L->og = lay(base, &n, N * V);
             if (L->w_fb) L->f = lay(base, &n, N * K);
             if (narrow_gate(k)) L->z = lay(base, &n, N * V);
-            if (is_mamba(k)) L->step = lay(base, &n, N * H), L->og = lay(base, &n, N * V);
+            if (is_mamba(k)) {
+                L->step = lay(base, &n, N * H);
+                L->og = lay(base, &n, N * V);
+            }
             if (L->n_conv) L->conved = lay(base, &n, N * L->n_u);
-            L->rate = lay(base, &n, wide), L->inv_q = lay(base, &n, N * H), L->inv_k = lay(base, &n, M * H), L->inv_o = lay(base, &n, N * H);
+            L->rate = lay(base, &n, wide);
+            L->inv_q = lay(base, &n, N * H);
+            L->inv_k = lay(base, &n, M * H);
+            L->inv_o = lay(base, &n, N * H);
             L->y = lay(base, &n, N * V);
             pool = N * (L->n_in + L->n_u + 3 * V + 8 * K + 5 * H) + M * (2 * V + 4 * K + 3 * H) + 2 * H * writes + H;
         }
-        L->mid = lay(base, &n, N * D), L->inv2 = lay(base, &n, 2 * N), L->h2 = lay(base, &n, N * D);
-        L->gu = lay(base, &n, N * 2 * F), L->s = lay(base, &n, N * F);
+        L->mid = lay(base, &n, N * D);
+        L->inv2 = lay(base, &n, 2 * N);
+        L->h2 = lay(base, &n, N * D);
+        L->gu = lay(base, &n, N * 2 * F);
+        L->s = lay(base, &n, N * F);
         for (int i = 0; i < 2 && mixer_kinds[c->mixer].rwkv; i++) L->rwkv.ffn_read[i] = lay(base, &n, N * D);
-        if (L->rwkv.w_recept) L->rwkv.recept = lay(base, &n, N * D), L->rwkv.wide = lay(base, &n, N * D);
+        if (L->rwkv.w_recept) {
+            L->rwkv.recept = lay(base, &n, N * D);
+            L->rwkv.wide = lay(base, &n, N * D);
+        }
         most = pool > most ? pool : most;
     }
-    m->x_out = lay(base, &n, N * D), m->inv_out = lay(base, &n, 2 * N), m->h_out = lay(base, &n, N * D);
-    m->d_res = lay(base, &n, N * D), m->dh = lay(base, &n, N * D), m->d_first = lay(base, &n, mixer_kinds[c->mixer].rwkv == 7 ? N * V : 0);
-    m->rope = lay(base, &n, (size_t)c->seq_len * c->n_rot + 16), m->rope_k = lay(base, &n, (size_t)c->seq_len * c->dk);
+    m->x_out = lay(base, &n, N * D);
+    m->inv_out = lay(base, &n, 2 * N);
+    m->h_out = lay(base, &n, N * D);
+    m->d_res = lay(base, &n, N * D);
+    m->dh = lay(base, &n, N * D);
+    m->d_first = lay(base, &n, mixer_kinds[c->mixer].rwkv == 7 ? N * V : 0);
+    m->rope = lay(base, &n, (size_t)c->seq_len * c->n_rot + 16);
+    m->rope_k = lay(base, &n, (size_t)c->seq_len * c->dk);
     m->pool_cap = most + 16 * 32;                               /* each piece is rounded up to 16 */
     m->pool = lay(base, &n, m->pool_cap);
     return n;
 }
 
-/* cs (T, n / 2): cosine and sine of position * base^(-2i / n). */
+/* -- a new model -- */
+
+/* cs (T, n / 2, 2): cosine and sine of position * base^(-2i / n). */
 static void rope_angles(real *cs, int T, int n, double base) {
     for (int t = 0; t < T; t++)
         for (int i = 0; i < n / 2; i++) {
             double angle = t * pow(base, -2.0 * i / n);
-            cs[(size_t)t * n + 2 * i] = (real)cos(angle), cs[(size_t)t * n + 2 * i + 1] = (real)sin(angle);
+            cs[(size_t)t * n + 2 * i] = (real)cos(angle);
+            cs[(size_t)t * n + 2 * i + 1] = (real)sin(angle);
         }
 }
 
@@ -2058,22 +2454,26 @@ static void fill_constants(Tiny *m, TinyLayer *L) {
     const Family *k = L->family;
     const size_t N = (size_t)m->B * m->c.seq_len, H = m->c.n_heads;
     if (k && k->erase) L->mem.mode = SCAN_ERASES;
-    for (size_t i = 0; k && L->kind->writes && i < (size_t)L->mem.B * L->mem.T * H; i++) L->mem.d[i] = 1;      /* between the writes of a token */
+    for (size_t i = 0; k && L->kind->writes && i < (size_t)L->mem.B * L->mem.T * H; i++)
+        L->mem.d[i] = 1;                                            /* between the writes of a token */
     for (size_t i = 0; k && i < N * H; i++) {
-        if (k->decay == DECAY_NONE) L->mem.d[i] = 1; /* these are per head */
+        if (k->decay == DECAY_NONE) L->mem.d[i] = 1;                /* these are per head */
         if (k->decay == DECAY_FIXED) L->mem.d[i] = m->c.keep ? 1 : m->params[L->decay + i % H];
         if (k->erase == ERASE_GATED) L->mem.rho[i] = 1;
         if (k->per == SLOTS) L->keys.d[i] = 1;
     }
 }
 
+/* A model of these sizes that trains on B sequences at a time. */
 static void tiny_new(Tiny *m, const TinyConfig *c, int B, uint64_t seed) {
     *m = (Tiny){ .c = *c, .B = B };
     m->layers = checked(calloc((size_t)c->n_layers, sizeof *m->layers));
     m->tensors = checked(calloc(3 + 32 * (size_t)c->n_layers, sizeof *m->tensors));
     list_tensors(m);
     m->params = checked(calloc(4 * m->n_params, sizeof(real)));
-    m->grads = m->params + m->n_params, m->mean = m->grads + m->n_params, m->square = m->mean + m->n_params;
+    m->grads = m->params + m->n_params;
+    m->mean = m->grads + m->n_params;
+    m->square = m->mean + m->n_params;
     init_params(m, seed);
     m->arena = checked(calloc(lay_out(m, NULL), sizeof(real)));
     lay_out(m, m->arena);
@@ -2083,12 +2483,28 @@ static void tiny_new(Tiny *m, const TinyConfig *c, int B, uint64_t seed) {
 }
 
 static void tiny_free(Tiny *m) {
-    free(m->layers), free(m->tensors), free(m->params), free(m->arena);
+    free(m->layers);
+    free(m->tensors);
+    free(m->params);
+    free(m->arena);
 }
 
 /* ---- 7. layers -----------------------------------------------------------------------------
- * h is the normed input of the mixer, (N, dim); L->mid holds the residual stream, to which the mixer adds. Backward: d_res is the
- * gradient of that sum, and dh is assigned. */
+ * h is the normed input of the mixer, (N, dim); L->mid holds the residual stream, to which the mixer adds. Backward: d_res (N, dim) is
+ * the gradient of that sum, and dh (N, dim) is assigned. Read a layer, at the end, then linear_forward. Its rooms:
+ *
+ *   parameters, gradients, room   W(name), DW(name) and TMP(n)
+ *   linear layers                 projections, convolution, what the recurrence reads, the recurrence, norm and gate, out
+ *   softmax attention             the same with keys and values of all tokens instead of a memory
+ *   RWKV                          its mixer, and its feed-forward, channel_mix
+ *   a layer                       norm, mixer, norm, feed-forward, around the residual stream
+ *
+ * Local names: N = B T tokens, D dim, F hidden_dim, H heads, K = H dk and V = H dv, R the rank of the narrow middles. */
+
+/* -- parameters, gradients, room -- */
+
+/* The parameters of a tensor and their gradients: by where it begins (W_, DW_), or by its name in the layer L (W, DW). TMP(n) is room
+ * for n reals until the layer is done: see layer_backward. */
 #define W_(at) (m->params + (at))
 #define DW_(at) (m->grads + (at))
 #define W(name) W_(L->name)
@@ -2101,28 +2517,35 @@ static real *tiny_tmp(Tiny *m, size_t n) {
     return p;
 }
 
-/* The short convolutions of a layer, one or one each for q, k, v, next to each other. */
+/* -- linear layers -- */
+
+/* The short convolutions of a layer, one or one each for q, k, v, next to each other: conved (N, n_u) from columns of raw. */
 static void convs_forward(Tiny *m, TinyLayer *L, bool silu) {
     for (int i = 0, at = 0; i < L->n_conv; at += L->conv_width[i++])
-        conv_forward(L->conved + at, L->n_u, L->raw + L->at_u + at, L->n_in, W(conv[i]), L->conv_bias ? W(conv_bias) : NULL, silu, m->B, m->c.seq_len,
-                     L->conv_width[i], m->c.d_conv);
+        conv_forward(L->conved + at, L->n_u, L->raw + L->at_u + at, L->n_in, W(conv[i]), L->conv_bias ? W(conv_bias) : NULL,
+                     silu, m->B, m->c.seq_len, L->conv_width[i], m->c.d_conv);
 }
 
+//~ conved = act(conv(raw) + bias).  Without a convolution dconved is not looked at.
 static void convs_backward(Tiny *m, TinyLayer *L, real *draw, real *dconved, bool silu) {
     for (int i = 0, at = 0; i < L->n_conv; at += L->conv_width[i++])
-        conv_backward(draw + L->at_u + at, DW(conv[i]), L->conv_bias ? DW(conv_bias) : NULL, dconved + at, L->n_u, L->raw + L->at_u + at, L->n_in, W(conv[i]),
-                      L->conv_bias ? W(conv_bias) : NULL, silu, m->B, m->c.seq_len, L->conv_width[i], m->c.d_conv);
+        conv_backward(draw + L->at_u + at, DW(conv[i]), L->conv_bias ? DW(conv_bias) : NULL, dconved + at, L->n_u,
+                      L->raw + L->at_u + at, L->n_in, W(conv[i]), L->conv_bias ? W(conv_bias) : NULL,
+                      silu, m->B, m->c.seq_len, L->conv_width[i], m->c.d_conv);
 }
 
+/* Of one number: sigmoid without overflow, softplus = ln(1 + e^x). */
 static real sigmoid1(real x) { return x >= 0 ? 1 / (1 + (real)exp(-x)) : (real)exp(x) / (1 + (real)exp(x)); }
 static real softplus1(real x) { return x > 20 ? x : (real)log1p(exp(x)); }
 
 /* Where the q, k, v of a linear layer come from, the input of its decay and of its output gate, each with the stride of its rows. */
 typedef struct { real *u, *a, *z; size_t ldu, lda, ldz; } Inputs;
 
+/* Of the activations or, given their gradients, of the gradients. */
 static Inputs inputs_of(const TinyLayer *L, int K, int V, real *raw, real *conved, real *f, real *z) {
     const Family *k = L->family;
-    Inputs in = { raw + L->at_u, raw + L->at_a, L->gate == F_ID ? NULL : raw + L->at_z, (size_t)L->n_in, (size_t)L->n_in, (size_t)L->n_in };
+    Inputs in = { raw + L->at_u, raw + L->at_a, L->gate == F_ID ? NULL : raw + L->at_z,
+                  (size_t)L->n_in, (size_t)L->n_in, (size_t)L->n_in };
     if (L->n_conv) in.u = conved, in.ldu = (size_t)L->n_u;
     if (L->w_fb) in.a = f, in.lda = (size_t)K;
     if (keys_from_decay(k)) in.a = in.u + L->at_k, in.lda = in.ldu;
@@ -2141,13 +2564,16 @@ static void step_backward(real *da, real *dbias, const real *dstep, const real *
     for (int r = 0; r < rows; r++)
         for (int h = 0; h < H; h++) {
             real g = dstep[r * H + h] * sigmoid1(a[r * lda + h] + bias[h]);
-            da[r * lda + h] += g, dbias[h] += g;
+            da[r * lda + h] += g;
+            dbias[h] += g;
         }
 }
 
-static bool has_gate(const Family *f) { return f->decay >= DECAY_SIGMOID && f->decay != DECAY_SUM; }   /* d from a, token by token */
+/* d is made from a, token by token. */
+static bool has_gate(const Family *f) { return f->decay >= DECAY_SIGMOID && f->decay != DECAY_SUM; }
 
-/* Tokens r .. r + rows: from projections to what the recurrence reads, in the order of MixerKind. */
+/* Tokens r .. r + rows: from projections to what the recurrence reads, q, k, d, rho, v and e, as the row of `family` says. Token r
+ * begins at atk in arrays (N, K), at atv in (N, V), at ath in (N, H), at atd in the decay. */
 static void linear_inputs_forward(Tiny *m, TinyLayer *L, int r, int rows) {
     const TinyConfig *c = &m->c;
     const Family *k = L->family;
@@ -2158,7 +2584,8 @@ static void linear_inputs_forward(Tiny *m, TinyLayer *L, int r, int rows) {
     const real *u = in.u + r * in.ldu, *a = in.a + r * in.lda, *raw = L->raw + (size_t)r * L->n_in;
     const int n = writes_of(L->kind);        /* k, v and rho of each write, one after the other */
     Memory *t = &L->mem, *keys = k->per == SLOTS ? &L->keys : t;
-    real *q = L->one_q ? L->one_q : keys->q, *d = L->one_d ? L->one_d : t->d, *key = L->unit ? L->unit : keys->k;
+    real *q = L->one_q ? L->one_q : keys->q; /* where q, d and k go, if something is still to happen to them */
+    real *d = L->one_d ? L->one_d : t->d, *key = L->unit ? L->unit : keys->k;
     // q, k
     if (k->erase == ERASE_OLD) {
         comba_forward(L->old + atk, L->q_less + atk, u + L->at_q, u + L->at_k, in.ldu, L->per_head, W(skip), rows, H, dk);
@@ -2174,7 +2601,7 @@ static void linear_inputs_forward(Tiny *m, TinyLayer *L, int r, int rows) {
     if (has_gate(k) && k->write == WRITE_REST)
         for (size_t i = atk; i < atk + (size_t)rows * K; i++) t->k[i] = 1 - t->d[i];
     for (size_t i = atd; c->keep && i < atd + (size_t)rows * (k->per == HEADS ? H : K); i++) d[i] = 1;
-    for (int i = r; i < r + rows && n > 1; i++) { /* all fades before the first write and is read after the last */
+    for (int i = r; i < r + rows && n > 1; i++) { /* the memory fades before the first write and is read after the last */
         memcpy(t->d + (size_t)i * n * H, d + (size_t)i * H, H * sizeof *d);
         memcpy(t->q + ((size_t)i * n + n - 1) * K, q + (size_t)i * K, K * sizeof *q);
     }
@@ -2188,41 +2615,50 @@ static void linear_inputs_forward(Tiny *m, TinyLayer *L, int r, int rows) {
         step_forward(L->step + ath, a, in.lda, W(bias), rows, H);
         kern.scale_forward(t->v + atv, v, in.ldu, L->step + ath, rows, H, dv);
     } else kern.map_forward(k->out == OUT_SILU_ALL ? F_SILU : F_ID, t->v + atv, v, in.ldu, rows, V, 1);
-    // e = d k, or d times k of which each channel is erased by its own strength
+    // what the second moment is made with
     const real *ek = key + n * atk;
     if (is_scaled(k)) {
         kern.gate_forward(L->fade + ath, raw + L->at_g, L->n_in, W(m_bias), L->per_head, -1, rows, H);
         kern.gate_forward(L->share + ath, raw + L->at_s, L->n_in, NULL, NULL, 1, rows, H);
     }
-    if (k->erase == ERASE_GATED) kern.glu_forward(F_SIGMOID, L->bk + atk, t->k + atk, K, raw + L->at_b, L->n_in, 0, rows, 1, K), ek = L->bk + atk;
+    // e = d k, or d times k of which each channel is erased by its own strength
+    if (k->erase == ERASE_GATED) {
+        kern.glu_forward(F_SIGMOID, L->bk + atk, t->k + atk, K, raw + L->at_b, L->n_in, 0, rows, 1, K);
+        ek = L->bk + atk;
+    }
     if (k->erase == ERASE_OLD) return;       /* from the memory that has not faded */
     if (k->erase && k->per == CHANNELS) kern.glu_forward(F_ID, t->e + atk, ek, K, t->d + atk, K, 0, rows, 1, K);
     else if (k->erase) kern.scale_forward(t->e + n * atk, ek, K, t->d + n * ath, n * rows, H, dk);
 }
 
-/* In: the gradients that the recurrence gives, in L->mem; out: draw, du, df; dbias and drate (wide) and dstep's bias add. dbk (N, K) and
- * dstep (N, H) are room to work in; dfade and dshare (N, H) come from the second moment, whose bias and rate follow those of the decay. */
+/* The way back, in the opposite order. In: the gradients that the recurrence gives, in L->mem. Out, assigned: draw (N, n_in), dconved
+ * (N, n_u), df (N, K); dbias and drate (wide) add. dbk (N, K) and dstep (N, H) are room to work in; dfade and dshare (N, H) come from
+ * the second moment, whose bias and rate (H) follow 2 wide behind dbias. */
 static void linear_inputs_backward(Tiny *m, TinyLayer *L, int r, int rows, real *draw, real *dconved, real *df, real *dbk, real *dstep,
                                    real *dfade, real *dshare, real *dbias, real *drate) {
     const TinyConfig *c = &m->c;
     const Family *k = L->family;
     const int H = c->n_heads, dk = c->dk, dv = c->dv, K = H * dk, V = H * dv;
     const real scale = is_mamba(k) || L->kind->unscaled ? 1 : 1 / (real)sqrt(dk);
-    const size_t atk = (size_t)r * K, atv = (size_t)r * V, ath = (size_t)r * H, atd = (size_t)r * (k->per == HEADS ? H : K), atr = (size_t)r * L->n_in;
+    const size_t atk = (size_t)r * K, atv = (size_t)r * V, ath = (size_t)r * H, atd = (size_t)r * (k->per == HEADS ? H : K);
+    const size_t atr = (size_t)r * L->n_in;
     const Inputs in = inputs_of(L, K, V, L->raw, L->conved, L->f, L->z), d_in = inputs_of(L, K, V, draw, dconved, df, NULL);
     const real *u = in.u + r * in.ldu, *a = in.a + r * in.lda, *raw = L->raw + atr;
     real *du = d_in.u + r * in.ldu, *da = d_in.a + r * in.lda;
     const int n = writes_of(L->kind);
     Memory *t = &L->mem, *keys = k->per == SLOTS ? &L->keys : t;
-    real *key = L->unit ? L->unit : t->k, *d = L->one_d ? L->one_d : t->d, *dd = n > 1 ? L->d_one_d : t->dd, *dq = n > 1 ? L->d_one_q : keys->dq;
+    real *key = L->unit ? L->unit : t->k, *d = L->one_d ? L->one_d : t->d;
+    real *dd = n > 1 ? L->d_one_d : t->dd, *dq = n > 1 ? L->d_one_q : keys->dq;
     //~ e = d k,  or d bk with bk = k sigmoid(b)
     if (k->erase == ERASE_GATED) {
         kern.glu_backward(F_ID, dbk + atk, t->dd + atk, t->de + atk, L->bk + atk, K, t->d + atk, K, 0, rows, 1, K, ADD_DZ);
-        kern.glu_backward(F_SIGMOID, t->dkey + atk, draw + atr + L->at_b, dbk + atk, t->k + atk, K, raw + L->at_b, L->n_in, 0, rows, 1, K, ADD_DX);
+        kern.glu_backward(F_SIGMOID, t->dkey + atk, draw + atr + L->at_b, dbk + atk, t->k + atk, K, raw + L->at_b, L->n_in, 0,
+                          rows, 1, K, ADD_DX);
     } else if (k->erase == ERASE_KEY && k->per == CHANNELS)
         kern.glu_backward(F_ID, t->dkey + atk, t->dd + atk, t->de + atk, key + atk, K, t->d + atk, K, 0, rows, 1, K, ADD_DX | ADD_DZ);
     else if (k->erase == ERASE_KEY)
         kern.scale_backward(t->dkey + n * atk, t->dd + n * ath, t->de + n * atk, key + n * atk, K, t->d + n * ath, n * rows, H, dk, ADD_DX);
+    //~ fade = gate(g),  share = sigmoid(s)
     if (is_scaled(k)) {
         const size_t wide = k->per == HEADS ? H : K;
         kern.gate_backward(draw + atr + L->at_g, dbias + 2 * wide, dbias + 2 * wide + H, dfade + ath, L->fade + ath, raw + L->at_g, L->n_in,
@@ -2234,35 +2670,39 @@ static void linear_inputs_backward(Tiny *m, TinyLayer *L, int r, int rows, real 
     real *dv_ = du + L->at_v;
     if (k->write == WRITE_BETA_V || is_scaled(k)) {
         kern.scale_backward(dv_, t->drho + n * ath, t->dval + n * atv, v, in.ldu, t->rho + n * ath, rows, n * H, dv, 0);
-        kern.gate_backward(draw + atr + L->at_b, NULL, NULL, t->drho + n * ath, t->rho + n * ath, raw + L->at_b, L->n_in, NULL, NULL, 1, rows, n * H);
-    } else if (k->erase == ERASE_GATED) kern.glu_backward(F_SIGMOID, dv_, draw + atr + L->at_w, t->dval + atv, v, in.ldu, raw + L->at_w, L->n_in, 0, rows, 1, V, 0);
+        kern.gate_backward(draw + atr + L->at_b, NULL, NULL, t->drho + n * ath, t->rho + n * ath, raw + L->at_b, L->n_in,
+                           NULL, NULL, 1, rows, n * H);
+    } else if (k->erase == ERASE_GATED)
+        kern.glu_backward(F_SIGMOID, dv_, draw + atr + L->at_w, t->dval + atv, v, in.ldu, raw + L->at_w, L->n_in, 0, rows, 1, V, 0);
     else if (is_mamba(k)) {
         memset(dstep + ath, 0, (size_t)rows * H * sizeof(real));
         kern.scale_backward(dv_, dstep + ath, t->dval + atv, v, in.ldu, L->step + ath, rows, H, dv, 0);
     } else kern.map_backward(k->out == OUT_SILU_ALL ? F_SILU : F_ID, dv_, in.ldu, t->dval + atv, v, rows, V, 1);
+    //~ d goes to the first write of a token, q to the last
     for (int i = r; i < r + rows && n > 1; i++) {
         memcpy(dd + (size_t)i * H, t->dd + (size_t)i * n * H, H * sizeof *dd);
         memcpy(dq + (size_t)i * K, t->dq + ((size_t)i * n + n - 1) * K, K * sizeof *dq);
     }
     //~ d = gate(a), or 1
     if (c->keep) memset(dd + atd, 0, (size_t)rows * (k->per == HEADS ? H : K) * sizeof(real));
-    if (has_gate(k) && k->write == WRITE_REST)            /* k = 1 - d */
+    if (has_gate(k) && k->write == WRITE_REST)      //~ k = 1 - d
         for (size_t i = atk; i < atk + (size_t)rows * K; i++) t->dd[i] -= t->dkey[i];
     if (has_gate(k))
         kern.gate_backward(da, dbias, is_softplus(k) ? drate : NULL, dd + atd, d + atd, a, in.lda, L->bias ? W(bias) : NULL, L->rate,
                            is_softplus(k) ? -1 : 1, rows, k->per == HEADS ? H : K);
     if (is_mamba(k)) step_backward(da, dbias, dstep + ath, a, in.lda, W(bias), rows, H);
     //~ q = scale map(u_q),  k = map(u_k)
-    if (k->norm == QK_L2) kern.l2norm_backward(du + L->at_k, in.ldu, t->dkey + n * atk, u + L->at_k, L->inv_k + n * ath, rows, n * H, dk, 1);
+    if (k->norm == QK_L2)
+        kern.l2norm_backward(du + L->at_k, in.ldu, t->dkey + n * atk, u + L->at_k, L->inv_k + n * ath, rows, n * H, dk, 1);
     else if (!keys_from_decay(k)) kern.map_backward(L->map, du + L->at_k, in.ldu, keys->dkey + atk, u + L->at_k, rows, K, 1);
-    if (k->erase == ERASE_OLD) {             /* Comba's q and e go on in linear_backward; here to where their norms began */
+    if (k->erase == ERASE_OLD) {                    /* Comba's q and e go on in linear_backward; here to where their norms began */
         kern.l2norm_backward(t->dq + atk, K, t->dq + atk, L->q_less + atk, L->inv_q + ath, rows, H, dk, scale);
         kern.l2norm_backward(t->de + atk, K, t->de + atk, L->old + atk, L->inv_e + ath, rows, H, dk, 1);
     } else if (k->norm == QK_L2) kern.l2norm_backward(du + L->at_q, in.ldu, dq + atk, u + L->at_q, L->inv_q + ath, rows, H, dk, scale);
     else kern.map_backward(L->map, du + L->at_q, in.ldu, dq + atk, u + L->at_q, rows, K, scale);
 }
 
-/* Mamba-2 around the recurrence: o += D u_v, then rmsnorm(o silu(z)) with a weight per channel. */
+/* Mamba-2 behind the recurrence: o += D u_v, og = o silu(z), y = rmsnorm(og) with a weight (H, dv) per channel: gate first, then norm. */
 static void mamba_output_forward(Tiny *m, TinyLayer *L, Inputs in) {
     const TinyConfig *c = &m->c;
     const int N = m->B * c->seq_len, H = c->n_heads, dv = c->dv, V = H * dv;
@@ -2274,12 +2714,14 @@ static void mamba_output_forward(Tiny *m, TinyLayer *L, Inputs in) {
         rmsnorm_forward(L->y + h * dv, V, dv, L->inv_o + (size_t)h * N, L->og + h * dv, V, dv, W(norm) + h * dv, N, 1, dv, (real)c->eps);
 }
 
+/* d_o, dog (N, V), dz (in the rows of in.z). Of o += D u_v it does the gradient of D; that of u_v is linear_backward's. */
 static void mamba_output_backward(Tiny *m, TinyLayer *L, Inputs in, real *d_o, real *dog, real *dz, const real *dy) {
     const TinyConfig *c = &m->c;
     const int N = m->B * c->seq_len, H = c->n_heads, dv = c->dv, V = H * dv;
     //~ y = rmsnorm(og) * norm
     for (int h = 0; h < H; h++)
-        rmsnorm_backward(dog + h * dv, DW(norm) + h * dv, dy + h * dv, V, dv, L->og + h * dv, V, dv, W(norm) + h * dv, L->inv_o + (size_t)h * N, N, 1, dv, 0);
+        rmsnorm_backward(dog + h * dv, DW(norm) + h * dv, dy + h * dv, V, dv, L->og + h * dv, V, dv,
+                         W(norm) + h * dv, L->inv_o + (size_t)h * N, N, 1, dv, 0);
     //~ og = o silu(z)
     glu_backward(F_SILU, d_o, dz, dog, L->mem.o, V, in.z, in.ldz, 0, N, 1, V, 0);
     //~ o += D u_v
@@ -2287,12 +2729,14 @@ static void mamba_output_backward(Tiny *m, TinyLayer *L, Inputs in, real *d_o, r
     for (int i = 0; i < H; i++) {
         double sum = 0;
         for (int r = 0; r < N; r++)
-            for (int j = i * dv; j < (i + 1) * dv; j++) sum += (double)d_o[(size_t)r * V + j] * in.u[r * in.ldu + L->at_v + j];
+            for (int j = i * dv; j < (i + 1) * dv; j++)
+                sum += (double)d_o[(size_t)r * V + j] * in.u[r * in.ldu + L->at_v + j];
         DW(skip)[i] += (real)sum;
     }
 }
 
-/* A linear layer: raw = W_in h; q, k, v, gates; the recurrence; out = W_o (normed and gated o). */
+/* A linear layer: raw = W_in h; q, k, v, gates; the recurrence; mid += W_o (normed and gated o). Most mixers take the plain way down;
+ * each `if` is what one or a few of them do besides. */
 static void linear_forward(Tiny *m, TinyLayer *L) {
     const TinyConfig *c = &m->c;
     const Family *k = L->family;
@@ -2300,6 +2744,7 @@ static void linear_forward(Tiny *m, TinyLayer *L) {
     const Inputs in = inputs_of(L, K, V, L->raw, L->conved, L->f, L->z);
     const real eps = (real)(L->kind->norm_eps > 0 ? L->kind->norm_eps : c->eps);
     Memory *r = &L->mem;
+    // projections, their convolution, what goes through a narrow middle
     matmul_forward(L->raw, L->n_in, L->h, D, W(w_in), N, D, L->n_in, 0);
     convs_forward(m, L, k->silu != SILU_NEVER);
     if (L->w_fb) matmul_forward(L->f, K, L->raw + L->at_a, L->n_in, W(w_fb), N, R, K, 0);
@@ -2307,21 +2752,30 @@ static void linear_forward(Tiny *m, TinyLayer *L) {
         bias_forward(L->z, W(gb_bias), N, V);
         matmul_forward(L->z, V, L->raw + L->at_z, L->n_in, W(w_gb), N, R, V, 1);
     }
+    // decays, and all that the recurrence reads
     if (k->decay == DECAY_SUM) sum_decay_forward(r->d, r->k, in.a, in.lda, m->B, T, K);
     for (int i = 0, wide = k->per == HEADS ? H : K; i < wide; i++)
-        L->rate[i] = is_softplus(k) ? (real)exp(W(a_log)[i / (wide / H)]) : k->decay == DECAY_SIGMOID ? 1 / (real)c->decay_divisor : 1;
+        L->rate[i] = is_softplus(k)              ? (real)exp(W(a_log)[i / (wide / H)])
+                     : k->decay == DECAY_SIGMOID ? 1 / (real)c->decay_divisor
+                                                 : 1;
     for (int i = 0; i < H && L->per_head; i++) L->per_head[i] = is_scaled(k) ? (real)exp(W(m_a)[i]) : sigmoid1(W(old_key)[i]);
     PARALLEL
     for (int i = 0; i < N; i += BLOCK) linear_inputs_forward(m, L, i, least(BLOCK, N - i));
+    // positions, slots, second moment
     const Memory *keys = k->per == SLOTS ? &L->keys : r;
-    if (L->kind->rope && !c->plain) rotate(keys->q, m->rope_k, m->B, T, H, dk, dk, 1), rotate(keys->k, m->rope_k, m->B, T, H, dk, dk, 1);
+    if (L->kind->rope && !c->plain) {
+        rotate(keys->q, m->rope_k, m->B, T, H, dk, dk, 1);
+        rotate(keys->k, m->rope_k, m->B, T, H, dk, dk, 1);
+    }
     if (k->per == SLOTS) {                   /* which slots hold what is asked for */
         memory_forward(&L->keys);
         softmax_forward(r->q, L->keys.o, N * H, dk);
     }
     if (is_scaled(k)) moment_forward(r->k, L->moment, L->unit, L->fade, L->share, W(m_scale), m->B, T, H, dk);
     memory_forward(r);
-    for (int i = 0, n = writes_of(L->kind); i < N && n > 1; i++) memcpy(L->og + (size_t)i * V, r->o + ((size_t)i * n + n - 1) * V, V * sizeof(real));
+    // norm and gate, then out
+    for (int i = 0, n = writes_of(L->kind); i < N && n > 1; i++)    /* after the last write of a token */
+        memcpy(L->og + (size_t)i * V, r->o + ((size_t)i * n + n - 1) * V, V * sizeof(real));
     if (k->out == OUT_SILU_ALL) act_forward(F_SILU, L->og, r->o, N, V);
     if (is_mamba(k)) mamba_output_forward(m, L, in);
     else {
@@ -2331,18 +2785,31 @@ static void linear_forward(Tiny *m, TinyLayer *L) {
     matmul_forward(L->mid, D, L->y, V, W(w_o), N, V, D, 1);
 }
 
+/* The way back, in the opposite order. */
 static void linear_backward(Tiny *m, TinyLayer *L, const real *d_res, real *dh) {
     const TinyConfig *c = &m->c;
     const Family *k = L->family;
     const int T = c->seq_len, N = m->B * T, D = c->dim, H = c->n_heads, dk = c->dk, K = H * dk, V = H * c->dv, R = c->gate_rank;
     const int wide = k->per == HEADS ? H : K, blocks = ceil_div(N, BLOCK);
     Memory *r = &L->mem;
-    real *dy = TMP(N * V), *draw = TMP(N * L->n_in), *dconved = L->n_conv ? TMP(N * L->n_u) : NULL, *df = L->w_fb ? TMP(N * K) : NULL;
-    real *dbk = k->erase == ERASE_GATED ? TMP(N * K) : NULL, *dstep = is_mamba(k) ? TMP(N * H) : NULL, *dz = narrow_gate(k) ? TMP(N * V) : NULL;
+    real *dy = TMP(N * V), *draw = TMP(N * L->n_in);
+    real *dconved = L->n_conv ? TMP(N * L->n_u) : NULL, *df = L->w_fb ? TMP(N * K) : NULL;
+    real *dbk = k->erase == ERASE_GATED ? TMP(N * K) : NULL, *dstep = is_mamba(k) ? TMP(N * H) : NULL;
+    real *dz = narrow_gate(k) ? TMP(N * V) : NULL;
     const int n = writes_of(L->kind), M = N * n;
-    r->d_o = TMP(M * V), r->dval = TMP(M * V), r->dq = TMP(M * K), r->dkey = TMP(M * K), r->dd = TMP(M * wide);
-    if (k->erase) r->de = TMP(M * K), r->drho = TMP(M * H);
-    if (n > 1) L->d_one_q = TMP(N * K), L->d_one_d = TMP(N * H);
+    r->d_o = TMP(M * V);
+    r->dval = TMP(M * V);
+    r->dq = TMP(M * K);
+    r->dkey = TMP(M * K);
+    r->dd = TMP(M * wide);
+    if (k->erase) {
+        r->de = TMP(M * K);
+        r->drho = TMP(M * H);
+    }
+    if (n > 1) {
+        L->d_one_q = TMP(N * K);
+        L->d_one_d = TMP(N * H);
+    }
     const Inputs in = inputs_of(L, K, V, L->raw, L->conved, L->f, L->z), d_in = inputs_of(L, K, V, draw, dconved, df, dz);
     //~ mid += y W_o'
     matmul_backward(dy, DW(w_o), d_res, D, L->y, V, W(w_o), N, V, D, 0);
@@ -2350,9 +2817,10 @@ static void linear_backward(Tiny *m, TinyLayer *L, const real *d_res, real *dh) 
     if (is_mamba(k)) mamba_output_backward(m, L, in, r->d_o, TMP(N * V), d_in.z, dy);
     else {
         const int spans = k->out == OUT_HEAD ? H : 1;
-        gated_norm_backward(L->gate, r->d_o, d_in.z, DW(norm), dy, L->og ? L->og : r->o, in.z, in.ldz, W(norm), L->inv_o, N, spans, V / spans);
+        gated_norm_backward(L->gate, r->d_o, d_in.z, DW(norm), dy, L->og ? L->og : r->o, in.z, in.ldz, W(norm), L->inv_o,
+                            N, spans, V / spans);
     }
-    if (k->out == OUT_SILU_ALL) act_backward(F_SILU, r->d_o, r->d_o, r->o, N, V);
+    if (k->out == OUT_SILU_ALL) act_backward(F_SILU, r->d_o, r->d_o, r->o, N, V);       //~ og = silu(o)
     //~ o is what is read after the last write; rows move from the end, into room that is free
     for (int i = N - 1; i >= 0 && n > 1; i--) {
         memmove(r->d_o + ((size_t)i * n + n - 1) * V, r->d_o + (size_t)i * V, V * sizeof(real));
@@ -2363,19 +2831,32 @@ static void linear_backward(Tiny *m, TinyLayer *L, const real *d_res, real *dh) 
     if (k->per == SLOTS) {
         //~ q = softmax(recurrence of the keys), which has d and 1 - d in common with the values
         Memory *t = &L->keys;
-        t->d_o = TMP(N * K), t->dval = TMP(N * K), t->dq = TMP(N * K), t->dkey = TMP(N * K), t->dd = TMP(N * H), t->dc = TMP(N * K);
+        t->d_o = TMP(N * K);
+        t->dval = TMP(N * K);
+        t->dq = TMP(N * K);
+        t->dkey = TMP(N * K);
+        t->dd = TMP(N * H);
+        t->dc = TMP(N * K);
         softmax_backward(t->d_o, r->dq, r->q, N * H, dk);
         memory_backward(t);
-        for (size_t i = 0; i < (size_t)N * K; i++) r->dkey[i] += t->dval[i], r->dd[i] += t->dc[i];
+        for (size_t i = 0; i < (size_t)N * K; i++) {
+            r->dkey[i] += t->dval[i];
+            r->dd[i] += t->dc[i];
+        }
     }
+    //~ q, k = rotate(q, k)
     const Memory *keys = k->per == SLOTS ? &L->keys : r;
-    if (L->kind->rope && !c->plain) rotate(keys->dq, m->rope_k, m->B, T, H, dk, dk, -1), rotate(keys->dkey, m->rope_k, m->B, T, H, dk, dk, -1);
+    if (L->kind->rope && !c->plain) {
+        rotate(keys->dq, m->rope_k, m->B, T, H, dk, dk, -1);
+        rotate(keys->dkey, m->rope_k, m->B, T, H, dk, dk, -1);
+    }
     //~ d, k = softmax over time
     if (k->decay == DECAY_SUM) sum_decay_backward(d_in.a, in.lda, r->dd, r->dkey, r->d, r->k, m->B, T, K);
     //~ k = unit key times a factor
     real *dfade = NULL, *dshare = NULL;
     if (is_scaled(k)) {
-        dfade = TMP(N * H), dshare = TMP(N * H);
+        dfade = TMP(N * H);
+        dshare = TMP(N * H);
         moment_backward(r->dkey, dfade, dshare, DW(m_scale), L->moment, L->unit, L->fade, L->share, W(m_scale), m->B, T, H, dk);
     }
     //~ q, k, v, d, e, rho from u and raw.  Gradients of bias and rate: one row per block, added in order
@@ -2393,12 +2874,17 @@ static void linear_backward(Tiny *m, TinyLayer *L, const real *d_res, real *dh) 
             //~ rate = exp(a_log)
             if (L->a_log) DW(a_log)[i / (wide / H)] += sum[wide + i] * L->rate[i];
         }
-        for (int i = 0; i < H && is_scaled(k); i++) DW(m_bias)[i] += sum[2 * wide + i], DW(m_a)[i] += sum[2 * wide + H + i] * L->per_head[i];
+        for (int i = 0; i < H && is_scaled(k); i++) {
+            DW(m_bias)[i] += sum[2 * wide + i];
+            DW(m_a)[i] += sum[2 * wide + H + i] * L->per_head[i];
+        }
     }
     //~ e = old k,  q = u_q - skip e,  before their norms
     if (k->erase == ERASE_OLD) {
         real *dold = zeroed(TMP(H), H);
-        comba_backward(d_in.u + L->at_q, d_in.u + L->at_k, dold, DW(skip), r->de, r->dq, L->old, in.u + L->at_k, in.ldu, L->per_head, W(skip), N, H, dk);
+        comba_backward(d_in.u + L->at_q, d_in.u + L->at_k, dold, DW(skip), r->de, r->dq, L->old, in.u + L->at_k, in.ldu,
+                       L->per_head, W(skip), N, H, dk);
+        //~ old = sigmoid(old_key)
         for (int i = 0; i < H; i++) DW(old_key)[i] += dold[i] * L->per_head[i] * (1 - L->per_head[i]);
     }
     if (is_mamba(k))
@@ -2416,24 +2902,29 @@ static void linear_backward(Tiny *m, TinyLayer *L, const real *d_res, real *dh) 
     matmul_backward(dh, DW(w_in), draw, L->n_in, L->h, D, W(w_in), N, D, L->n_in, 0);
 }
 
-/* Softmax attention, raw = q | k | v. With a gate (Qwen3.5): per head n rows of query, then n of gate, and q and k are normed;
- *   out = W_o (attention * sigmoid(gate)) */
+/* -- softmax attention -- */
+
+/* raw = q | k | v, side by side. With a gate (Qwen3.5): per head n columns of query, then n of gate, and q and k are normed;
+ *   mid += W_o (attention(q, k, v) * sigmoid(gate)) */
 static Attention attention_of(const Tiny *m, TinyLayer *L) {
     return (Attention){ .B = m->B, .T = m->c.seq_len, .H = m->c.q_heads, .Hkv = m->c.kv_heads, .n = m->c.head_dim,
                         .q = L->mem.q, .k = L->mem.k, .v = L->mem.v, .o = L->mem.o, .lse = L->lse };
 }
 
-/* Columns of a matrix, copied out of wider rows (dense), or back into them. */
+/* n columns of N wider rows, ld apart: copied out of them to dense (N, n), or back into them. */
 static void columns(real *wide, size_t ld, real *dense, int N, int n, bool out) {
     PARALLEL
-    for (int r = 0; r < N; r++) memcpy(out ? dense + (size_t)r * n : wide + r * ld, out ? wide + r * ld : dense + (size_t)r * n, n * sizeof(real));
+    for (int r = 0; r < N; r++)
+        memcpy(out ? dense + (size_t)r * n : wide + r * ld, out ? wide + r * ld : dense + (size_t)r * n, n * sizeof(real));
 }
 
+/* Query, key, value; positions; attention; gate; out. */
 static void attention_layer_forward(Tiny *m, TinyLayer *L) {
     const TinyConfig *c = &m->c;
-    const int T = c->seq_len, N = m->B * T, D = c->dim, n = c->head_dim, H = c->q_heads, G = c->kv_heads, Q = H * n, KV = G * n, P = L->n_in;
+    const int T = c->seq_len, N = m->B * T, D = c->dim, n = c->head_dim, H = c->q_heads, G = c->kv_heads;
+    const int Q = H * n, KV = G * n, P = L->n_in;
     const bool gated = L->q_norm;
-    Memory *r = &L->mem;
+    Memory *r = &L->mem;                     /* here only for its q, k, v, o */
     real *kv = L->n_conv ? L->conved : L->raw + L->at_k;
     const size_t ldkv = L->n_conv ? L->n_u : P;
     matmul_forward(L->raw, P, L->h, D, W(w_in), N, D, P, 0);
@@ -2441,7 +2932,10 @@ static void attention_layer_forward(Tiny *m, TinyLayer *L) {
     if (gated) {
         rmsnorm_forward(r->q, Q, n, L->inv_q, L->raw, P, 2 * n, W(q_norm), N, H, n, (real)c->eps);
         rmsnorm_forward(r->k, KV, n, L->inv_k, kv, ldkv, n, W(k_norm), N, G, n, (real)c->eps);
-    } else columns(L->raw, P, r->q, N, Q, true), columns(kv, ldkv, r->k, N, KV, true);
+    } else {
+        columns(L->raw, P, r->q, N, Q, true);
+        columns(kv, ldkv, r->k, N, KV, true);
+    }
     columns(kv + KV, ldkv, r->v, N, KV, true);
     rotate(r->q, m->rope, m->B, T, H, n, c->n_rot, 1);
     rotate(r->k, m->rope, m->B, T, G, n, c->n_rot, 1);
@@ -2451,12 +2945,15 @@ static void attention_layer_forward(Tiny *m, TinyLayer *L) {
     matmul_forward(L->mid, D, gated ? L->y : r->o, Q, W(w_o), N, Q, D, 1);
 }
 
+/* The way back, in the opposite order. */
 static void attention_layer_backward(Tiny *m, TinyLayer *L, const real *d_res, real *dh) {
     const TinyConfig *c = &m->c;
-    const int T = c->seq_len, N = m->B * T, D = c->dim, n = c->head_dim, H = c->q_heads, G = c->kv_heads, Q = H * n, KV = G * n, P = L->n_in;
+    const int T = c->seq_len, N = m->B * T, D = c->dim, n = c->head_dim, H = c->q_heads, G = c->kv_heads;
+    const int Q = H * n, KV = G * n, P = L->n_in;
     const bool gated = L->q_norm;
     Memory *r = &L->mem;
-    real *dy = TMP(N * Q), *draw = TMP(N * P), *dq = TMP(N * Q), *dk = TMP(N * KV), *dv = TMP(N * KV), *dconved = L->n_conv ? TMP(N * L->n_u) : NULL;
+    real *dy = TMP(N * Q), *draw = TMP(N * P), *dq = TMP(N * Q), *dk = TMP(N * KV), *dv = TMP(N * KV);
+    real *dconved = L->n_conv ? TMP(N * L->n_u) : NULL;
     real *kv = L->n_conv ? L->conved : L->raw + L->at_k, *dkv = L->n_conv ? dconved : draw + L->at_k;
     const size_t ldkv = L->n_conv ? L->n_u : P;
     //~ mid += y W_o'
@@ -2465,7 +2962,10 @@ static void attention_layer_backward(Tiny *m, TinyLayer *L, const real *d_res, r
     if (gated) glu_backward(F_SIGMOID, dy, draw + n, dy, r->o, Q, L->raw + n, P, 2 * n, N, H, n, 0);
     //~ o = attention(q, k, v)
     Attention a = attention_of(m, L);
-    a.d_o = dy, a.dq = dq, a.dk = dk, a.dv = dv;
+    a.d_o = dy;
+    a.dq = dq;
+    a.dk = dk;
+    a.dv = dv;
     attention_backward(&a);
     //~ q, k = rotate(rmsnorm(raw))
     rotate(dq, m->rope, m->B, T, H, n, c->n_rot, -1);
@@ -2473,21 +2973,32 @@ static void attention_layer_backward(Tiny *m, TinyLayer *L, const real *d_res, r
     if (gated) {
         rmsnorm_backward(draw, DW(q_norm), dq, Q, n, L->raw, P, 2 * n, W(q_norm), L->inv_q, N, H, n, 0);
         rmsnorm_backward(dkv, DW(k_norm), dk, KV, n, kv, ldkv, n, W(k_norm), L->inv_k, N, G, n, 0);
-    } else columns(draw, P, dq, N, Q, false), columns(dkv, ldkv, dk, N, KV, false);
+    } else {
+        columns(draw, P, dq, N, Q, false);
+        columns(dkv, ldkv, dk, N, KV, false);
+    }
     columns(dkv + KV, ldkv, dv, N, KV, false);
+    //~ conved = conv(raw)
     convs_backward(m, L, draw, dconved, false);
     //~ raw = h W_in'
     matmul_backward(dh, DW(w_in), draw, P, L->h, D, W(w_in), N, D, P, 0);
 }
 
-/* RWKV.                                                                      (run.c: mix_rwkv, channel_mix; mixers.md 4.14, 4.15)
- * The projections r, w, k, v, a, g read h shifted by a share of the token before; w, a, g and blend go through narrow middles.
- *   RWKV-6   share_j = lerp_j + up_j tanh(down_j (h shifted by lerp_x));  d = exp(-e^w);  o = S'r + (r . u k) v, then S <- Diag(d) S + k v'
- *            mid = x + W_o (norm(o) silu(g))
- *   RWKV-7   d = exp(-e^(-1/2) sigmoid(w));  k, e, b: rwkv7_keys_forward;  v: blended with the first layer's;  S <- Diag(d) S + k v' + b (S'e)';  o = S'r
- *            mid = x + W_o ((norm(o) + (r . u k) v) g) */
-static const int read_order[2][N_READ] = { { R_W, R_K, R_V, R_R, R_G }, { R_R, R_W, R_K, R_V, R_A, R_G } }; /* of the rows of lerp, RWKV-6 and -7 */
+/* -- RWKV -- */
 
+/* The projections r, w, k, v, a, g read h shifted by a share of the token before; w, a, g and blend go through narrow middles.
+ *                                                                  (run.c: mix_rwkv, channel_mix; mixers.md 4.14, 4.15)
+ *   RWKV-6   share_j = lerp_j + up_j tanh(down_j (h shifted by lerp_x));  d = exp(-e^w)
+ *            o = S'r + (r . u k) v, then S <- Diag(d) S + k v'
+ *            mid = x + W_o (norm(o) silu(g))
+ *   RWKV-7   d = exp(-e^(-1/2) sigmoid(w));  k, e, b: rwkv7_keys_forward;  v: blended with the first layer's
+ *            S <- Diag(d) S + k v' + b (S'e)', then o = S'r
+ *            mid = x + W_o ((norm(o) + (r . u k) v) g) */
+
+/* Of the rows of lerp, in RWKV-6 and -7. */
+static const int read_order[2][N_READ] = { { R_W, R_K, R_V, R_R, R_G }, { R_R, R_W, R_K, R_V, R_A, R_G } };
+
+/* y = up act(down x) + bias;  y (N, out), x (N, D). */
 static void narrow_forward(Tiny *m, const Narrow *p, real *y, const real *x, int N, int out) {
     const int D = m->c.dim;
     matmul_forward(p->middle, p->rank, x, D, W_(p->down), N, D, p->rank, 0);
@@ -2496,7 +3007,7 @@ static void narrow_forward(Tiny *m, const Narrow *p, real *y, const real *x, int
     matmul_forward(y, out, p->bent, p->rank, W_(p->up), N, p->rank, out, p->biased);
 }
 
-//~ y = up act(down x) + bias.  dx is added to or assigned.
+//~ y = up bent + bias,  bent = act(middle),  middle = down x.  dx is added to or assigned.
 static void narrow_backward(Tiny *m, const Narrow *p, real *dx, const real *dy, const real *x, int N, int out, int add) {
     const int D = m->c.dim;
     real *dbent = TMP(N * p->rank);
@@ -2508,10 +3019,12 @@ static void narrow_backward(Tiny *m, const Narrow *p, real *dx, const real *dy, 
 
 static void rwkv_forward(Tiny *m, TinyLayer *L) {
     const TinyConfig *c = &m->c;
-    const int T = c->seq_len, N = m->B * T, D = c->dim, H = c->n_heads, dk = c->dk, dv = c->dv, K = H * dk, V = H * dv, R = c->gate_rank, seven = L->kind->rwkv == 7;
+    const int T = c->seq_len, N = m->B * T, D = c->dim, H = c->n_heads, dk = c->dk, dv = c->dv, K = H * dk, V = H * dv, R = c->gate_rank;
+    const int seven = L->kind->rwkv == 7;
     const int *order = read_order[seven];
     Rwkv *w = &L->rwkv;
     Memory *r = &L->mem;
+    // what each projection reads
     if (!seven) {
         shift_forward(w->mixed, L->h, W(rwkv.lerp_x), 0, m->B, T, D);
         matmul_forward(w->low, 5 * R, w->mixed, D, W(rwkv.mix_down), N, D, 5 * R, 0);
@@ -2523,6 +3036,7 @@ static void rwkv_forward(Tiny *m, TinyLayer *L) {
     }
     for (int j = 0; j < 5 + seven; j++)
         shift_forward(w->read[order[j]], L->h, seven ? W(rwkv.lerp) + j * D : w->share[order[j]], seven ? 0 : D, m->B, T, D);
+    // q, key, value; d; in RWKV-7 k, e, b, v; z
     matmul_forward(r->q, K, w->read[R_R], D, W(rwkv.w_r), N, D, K, 0);
     matmul_forward(w->key, K, w->read[R_K], D, W(rwkv.w_k), N, D, K, 0);
     matmul_forward(w->value, V, w->read[R_V], D, W(rwkv.w_v), N, D, V, 0);
@@ -2537,6 +3051,7 @@ static void rwkv_forward(Tiny *m, TinyLayer *L) {
             blend_forward(r->v, w->value, m->layers[0].rwkv.value, w->take, (size_t)N * V);
         }
     } else matmul_forward(L->z, V, w->read[R_G], D, W(rwkv.w_g), N, D, V, 0);
+    // the recurrence, the bonus behind it or behind the norm, gate, out
     memory_forward(r);
     if (!seven) bonus_forward(r->o, r->q, r->k, r->v, W(rwkv.bonus), N, H, dk, dv);
     layernorm_forward(w->normed, L->inv_o, r->o, W(norm), W(rwkv.o_bias), N, H, dv, (real)L->kind->norm_eps);
@@ -2545,15 +3060,25 @@ static void rwkv_forward(Tiny *m, TinyLayer *L) {
     matmul_forward(L->mid, D, L->y, V, W(w_o), N, V, D, 1);
 }
 
+/* The way back, in the opposite order. */
 static void rwkv_backward(Tiny *m, TinyLayer *L, const real *d_res, real *dh) {
     const TinyConfig *c = &m->c;
-    const int T = c->seq_len, N = m->B * T, D = c->dim, H = c->n_heads, dk = c->dk, dv = c->dv, K = H * dk, V = H * dv, R = c->gate_rank, seven = L->kind->rwkv == 7;
+    const int T = c->seq_len, N = m->B * T, D = c->dim, H = c->n_heads, dk = c->dk, dv = c->dv, K = H * dk, V = H * dv, R = c->gate_rank;
+    const int seven = L->kind->rwkv == 7;
     const int *order = read_order[seven];
     Rwkv *w = &L->rwkv;
     Memory *r = &L->mem;
     real *dy = TMP(N * V), *dz = TMP(N * V), *dnormed = TMP(N * V), *dkey = TMP(N * K), *da = NULL, *dread[N_READ];
-    r->d_o = TMP(N * V), r->dval = TMP(N * V), r->dq = TMP(N * K), r->dkey = TMP(N * K), r->dd = TMP(N * K);
-    if (seven) r->de = TMP(N * K), r->db = TMP(N * K), da = TMP(N * K);
+    r->d_o = TMP(N * V);
+    r->dval = TMP(N * V);
+    r->dq = TMP(N * K);
+    r->dkey = TMP(N * K);
+    r->dd = TMP(N * K);
+    if (seven) {
+        r->de = TMP(N * K);
+        r->db = TMP(N * K);
+        da = TMP(N * K);
+    }
     for (int j = 0; j < 5 + seven; j++) dread[order[j]] = TMP(N * D);
     //~ mid += y W_o'
     matmul_backward(dy, DW(w_o), d_res, D, L->y, V, W(w_o), N, V, D, 0);
@@ -2563,7 +3088,7 @@ static void rwkv_backward(Tiny *m, TinyLayer *L, const real *d_res, real *dh) {
     layernorm_backward(r->d_o, DW(norm), DW(rwkv.o_bias), dnormed, r->o, W(norm), L->inv_o, N, H, dv, 0);
     memory_backward(r);
     bonus_backward(r->dq, r->dkey, r->dval, DW(rwkv.bonus), seven ? dnormed : r->d_o, r->q, r->k, r->v, W(rwkv.bonus), N, H, dk, dv);
-    //~ d = decay(f)
+    //~ d = decay(f),  f = narrow(read)
     act_backward(seven ? F_DECAY7 : F_DECAY6, r->dd, r->dd, L->f, N, K);
     narrow_backward(m, &w->decay, dread[R_W], r->dd, w->read[R_W], N, K, 0);
     //~ k, e, b, v, z
@@ -2596,7 +3121,8 @@ static void rwkv_backward(Tiny *m, TinyLayer *L, const real *d_res, real *dh) {
         shift_backward(dh, dshare, dread[order[j]], L->h, w->share[order[j]], D, m->B, T, D);
         //~ share_j = lerp_j + bent_j up_j'
         bias_backward(DW(rwkv.lerp) + j * D, dshare, N, D);
-        matmul_backward(dbent + j * R, DW(rwkv.mix_up) + (size_t)j * D * R, dshare, D, w->bent + j * R, 5 * R, W(rwkv.mix_up) + (size_t)j * D * R, N, R, D, 0);
+        matmul_backward(dbent + j * R, DW(rwkv.mix_up) + (size_t)j * D * R, dshare, D, w->bent + j * R, 5 * R,
+                        W(rwkv.mix_up) + (size_t)j * D * R, N, R, D, 0);
     }
     //~ bent = tanh(mixed down'),  mixed = h shifted by lerp_x
     act_backward(F_TANH, dbent, dbent, w->low, N, 5 * R);
@@ -2604,7 +3130,7 @@ static void rwkv_backward(Tiny *m, TinyLayer *L, const real *d_res, real *dh) {
     shift_backward(dh, DW(rwkv.lerp_x), dshare, L->h, W(rwkv.lerp_x), 0, m->B, T, D);
 }
 
-/* next += W_down relu(W_key (h2 shifted by lerp_k))^2, in RWKV-6 times sigmoid(W_recept (h2 shifted by lerp_r)) */
+/* The feed-forward: next += W_down relu(W_key (h2 shifted by lerp_k))^2, in RWKV-6 times sigmoid(W_recept (h2 shifted by lerp_r)). */
 static void channel_mix_forward(Tiny *m, TinyLayer *L, real *next) {
     const int T = m->c.seq_len, N = m->B * T, D = m->c.dim, F = m->c.hidden_dim;
     Rwkv *w = &L->rwkv;
@@ -2620,6 +3146,7 @@ static void channel_mix_forward(Tiny *m, TinyLayer *L, real *next) {
     for (size_t i = 0; i < (size_t)N * D; i++) next[i] += gated[i];
 }
 
+/* The way back; dh (N, D) is assigned. */
 static void channel_mix_backward(Tiny *m, TinyLayer *L, const real *d_res, real *dh) {
     const int T = m->c.seq_len, N = m->B * T, D = m->c.dim, F = m->c.hidden_dim;
     Rwkv *w = &L->rwkv;
@@ -2627,33 +3154,37 @@ static void channel_mix_backward(Tiny *m, TinyLayer *L, const real *d_res, real 
     const real *dout = d_res;
     zeroed(dh, (size_t)N * D);
     if (w->w_recept) {
-        //~ next += wide sigmoid(recept)
+        //~ next += wide sigmoid(recept),  recept = read W_recept'
         glu_backward(F_SIGMOID, dwide, drecept, d_res, w->wide, D, w->recept, D, 0, N, 1, D, 0);
         matmul_backward(dread, DW(rwkv.w_recept), drecept, D, w->ffn_read[1], D, W(rwkv.w_recept), N, D, D, 0);
         shift_backward(dh, DW(rwkv.ffn_lerp_r), dread, L->h2, W(rwkv.ffn_lerp_r), 0, m->B, T, D);
         dout = dwide;
     }
-    //~ wide = s W_down',  s = relu(key)^2,  key = read W_key'
+    //~ next += s W_down' (in RWKV-6 wide =),  s = relu(gu)^2,  gu = read W_key'
     matmul_backward(ds, DW(w_down), dout, D, L->s, F, W(w_down), N, F, D, 0);
     act_backward(F_SQRELU, ds, ds, L->gu, N, F);
     matmul_backward(dread, DW(w_ffn), ds, F, w->ffn_read[0], D, W(w_ffn), N, D, F, 0);
     shift_backward(dh, DW(rwkv.ffn_lerp_k), dread, L->h2, W(rwkv.ffn_lerp_k), 0, m->B, T, D);
 }
 
-/* The norm of the residual stream: RMSNorm, in RWKV LayerNorm with a bias (a tensor's offset, which is 0 for no other). */
+/* -- a layer -- */
+
+/* The norm of the residual stream: RMSNorm, in RWKV LayerNorm. w and b are offsets of tensors; b is 0 where there is no bias, since
+ * the tensor at 0 is the embedding. */
 static void stream_norm_forward(Tiny *m, real *y, real *inv, const real *x, size_t w, size_t b) {
     const int N = m->B * m->c.seq_len, D = m->c.dim;
     if (b) layernorm_forward(y, inv, x, W_(w), W_(b), N, 1, D, (real)m->c.eps);
     else rmsnorm_forward(y, D, D, inv, x, D, D, W_(w), N, 1, D, (real)m->c.eps);
 }
 
+//~ y = norm(x)
 static void stream_norm_backward(Tiny *m, real *dx, const real *dy, const real *x, const real *inv, size_t w, size_t b, int add) {
     const int N = m->B * m->c.seq_len, D = m->c.dim;
     if (b) layernorm_backward(dx, DW_(w), DW_(b), dy, x, W_(w), inv, N, 1, D, add);
     else rmsnorm_backward(dx, DW_(w), dy, D, D, x, D, D, W_(w), inv, N, 1, D, add);
 }
 
-/* A layer: mid = x + mixer(norm(x));  next = mid + W_down (silu(W_gate h2) * W_up h2),  h2 = norm(mid). Mamba-2 has no second half. */
+/* mid = x + mixer(norm(x));  next = mid + W_down (silu(W_gate h2) * W_up h2),  h2 = norm(mid). Mamba-2 has no second half (F 0). */
 static void layer_forward(Tiny *m, TinyLayer *L, real *next) {
     const TinyConfig *c = &m->c;
     const int N = m->B * c->seq_len, D = c->dim, F = c->hidden_dim;
@@ -2671,7 +3202,7 @@ static void layer_forward(Tiny *m, TinyLayer *L, real *next) {
     matmul_forward(next, D, L->s, F, W(w_down), N, F, D, 1);
 }
 
-/* d_res: the gradient of next on entry, of x on return. */
+/* d_res: the gradient of next on entry, of x on return. What TMP gave to one half is free for the other. */
 static void layer_backward(Tiny *m, TinyLayer *L, real *d_res) {
     const TinyConfig *c = &m->c;
     const int N = m->B * c->seq_len, D = c->dim, F = c->hidden_dim;
@@ -2700,15 +3231,20 @@ static void layer_backward(Tiny *m, TinyLayer *L, real *d_res) {
 }
 
 /* ---- 8. one step ---------------------------------------------------------------------------
- * The head shares the embedding's matrix. Its logits are made, turned into their gradient and used in blocks of
- * tokens that a second-level cache nearly holds; each block packs the matrix once more. Returns the sum of -ln p over the tokens that count (target >= 0), in nats. */
+ * From ids to the loss, and back to all gradients. */
+
+/* The head, logits = h_out E', shares the embedding's matrix E (V, D). Logits are made, turned into their gradient and used in
+ * blocks of tokens that a second-level cache nearly holds; each block packs the matrix once more. Returns the sum of -ln p over
+ * the tokens that count (target >= 0), in nats, and how many they are; the gradient is that of the mean. With train, m->dh (N, D)
+ * is assigned. */
 static double tiny_head(Tiny *m, const int *target, bool train, int *count) {
     enum { ROWS_AT_ONCE = 8 * BLOCK };
     const int N = m->B * m->c.seq_len, D = m->c.dim, V = m->c.vocab_size;
     const real *w = m->params + m->embed;
     static real *logits;
     static size_t cap;
-    if (cap < (size_t)ROWS_AT_ONCE * V) logits = checked(realloc(logits, (cap = (size_t)ROWS_AT_ONCE * V) * sizeof(real)));
+    if (cap < (size_t)ROWS_AT_ONCE * V)
+        logits = checked(realloc(logits, (cap = (size_t)ROWS_AT_ONCE * V) * sizeof(real)));
     double loss = 0;
     *count = 0;
     for (int i = 0; i < N; i++) *count += target[i] >= 0;
@@ -2718,15 +3254,18 @@ static double tiny_head(Tiny *m, const int *target, bool train, int *count) {
         double part[ROWS_AT_ONCE / 16] = {0};
         matmul_forward(logits, V, m->h_out + (size_t)i * D, D, w, rows, D, V, 0);
         PARALLEL
-        for (int r = 0; r < rows; r += 16) part[r / 16] = kern.cross_entropy(logits + (size_t)r * V, target + i + r, least(16, rows - r), V, scale);
+        for (int r = 0; r < rows; r += 16)
+            part[r / 16] = kern.cross_entropy(logits + (size_t)r * V, target + i + r, least(16, rows - r), V, scale);
         for (int r = 0; r < ROWS_AT_ONCE / 16; r++) loss += part[r];
-        //~ logits = h E'
-        if (train) matmul_backward(m->dh + (size_t)i * D, m->grads + m->embed, logits, V, m->h_out + (size_t)i * D, D, w, rows, D, V, 0);
+        //~ logits = h_out E'
+        if (train)
+            matmul_backward(m->dh + (size_t)i * D, m->grads + m->embed, logits, V, m->h_out + (size_t)i * D, D, w, rows, D, V, 0);
     }
     return loss;
 }
 
-/* id, target: (B, T), target -1: not counted. With train, gradients of the mean loss are added to m->grads. */
+/* id, target: (B, T), target -1: not counted. Returns the sum of the losses of `count` tokens. With train, gradients of the mean loss
+ * are added to m->grads. */
 static double tiny_step(Tiny *m, const int *id, const int *target, bool train, int *count) {
     const TinyConfig *c = &m->c;
     const int N = m->B * c->seq_len, D = c->dim, n = c->n_layers;
@@ -2736,9 +3275,11 @@ static double tiny_step(Tiny *m, const int *id, const int *target, bool train, i
     stream_norm_forward(m, m->h_out, m->inv_out, m->x_out, m->out_norm, m->out_norm_bias);
     double loss = tiny_head(m, target, train, count);
     if (!train) return loss;
+    //~ logits = h_out E', in tiny_head
     //~ h_out = norm(x_out)
     stream_norm_backward(m, m->d_res, m->dh, m->x_out, m->inv_out, m->out_norm, m->out_norm_bias, 0);
     if (mixer_kinds[c->mixer].rwkv == 7) zeroed(m->d_first, (size_t)N * c->n_heads * c->dv);
+    //~ x_(l+1) = layer(x_l)
     for (int l = n - 1; l >= 0; l--) layer_backward(m, &m->layers[l], m->d_res);
     //~ x = E[id]
     embedding_backward(dw + m->embed, m->d_res, id, N, D);
@@ -2746,10 +3287,12 @@ static double tiny_step(Tiny *m, const int *id, const int *target, bool train, i
 }
 
 /* ---- 9. AdamW ------------------------------------------------------------------------------
- * Decoupled weight decay on matrices only; the gradient is first scaled to a norm of at most `clip`. Returns the norm. */
+ * Decoupled weight decay on matrices only; the gradient is first scaled to a norm of at most `clip` (0: of any norm). */
 typedef struct { double lr, beta1, beta2, eps, decay, clip; } AdamW;
 
-static double adamw_step(Tiny *m, const AdamW *o, long step) {      /* step counts from 1 */
+/* One step from m->grads; step counts from 1. Returns the norm that the gradient had. Squares are added in parts of PART parameters
+ * and the parts in order, so the number of threads changes no bit. */
+static double adamw_step(Tiny *m, const AdamW *o, long step) {
     enum { PART = 1 << 14 };
     const int parts = (int)((m->n_params + PART - 1) / PART);
     double *sum = checked(calloc((size_t)parts, sizeof *sum)), norm = 0;
@@ -2769,8 +3312,9 @@ static double adamw_step(Tiny *m, const AdamW *o, long step) {      /* step coun
     PARALLEL
     for (int n = 0; n < m->n_tensors; n++) {
         const TinyTensor *t = &m->tensors[n];
-        kern.adamw(m->params + t->at, m->grads + t->at, m->mean + t->at, m->square + t->at, (tensor_len(t) + 15) / 16 * 16, (real)o->lr,
-                   (real)o->beta1, (real)o->beta2, (real)o->eps, t->flags & DECAYS ? (real)o->decay : 0, (real)c1, (real)c2, (real)shrink);
+        kern.adamw(m->params + t->at, m->grads + t->at, m->mean + t->at, m->square + t->at, (tensor_len(t) + 15) / 16 * 16,
+                   (real)o->lr, (real)o->beta1, (real)o->beta2, (real)o->eps, t->flags & DECAYS ? (real)o->decay : 0,
+                   (real)c1, (real)c2, (real)shrink);
     }
     return norm;
 }
@@ -2801,22 +3345,24 @@ static double adamw_step(Tiny *m, const AdamW *o, long step) {      /* step coun
  *   p q                     two places indoors  r  a place outdoors     open day night  the first words
  *   hand others woods hideout judge rival       things of the hero's world
  * To add a plot: write its template into STORY_PLOTS and its tables, if any, into STORY_TABLES. Its text begins with
- * {open}. Texts must not use the characters of the notation, []{}<>|^ and in tables ; and /. */
+ * {open}. Texts must not use the characters of the notation, []{}<>|^ and in tables ; and /.
+ *
+ * First come the tables, then the plots, then the engine that expands them: story(), at the end, is what others call. */
 
 enum { STORY_CAP = 4096 };                            /* bytes that any story fits in, with its final zero */
 
-typedef struct { const char *at; size_t len; } StorySpan;
+typedef struct { const char *at; size_t len; } StorySpan;   /* a piece of text, without a final zero */
 
 typedef struct {
     uint64_t rng;
     char world;                                       /* 'h' or 'a', see above */
-    struct { StorySpan key, value; } bound[96];            /* the latest binding of a key counts */
+    struct { StorySpan key, value; } bound[96];       /* the latest binding of a key counts */
     int n_bound;
     char text[STORY_CAP], memory[STORY_CAP];          /* the raw story; the values that are bound */
     size_t text_len, memory_len;
 } StoryTeller;
 
-/* ---- the tables ---- */
+/* -- the tables -- */
 
 /* Rows are divided by /, columns by ; and a column is a template of its own. */
 static const struct { const char *name, *columns, *rows; } STORY_TABLES[] = {
@@ -3027,7 +3573,7 @@ static const struct { const char *name, *columns, *rows; } STORY_TABLES[] = {
       "and full of flowers" },
 };
 
-/* ---- the plots ---- */
+/* -- the plots -- */
 
 static const char *const STORY_PLOTS[] = {
     /* lost and found: what, its color, where it was left */
@@ -3199,7 +3745,7 @@ static const char *const STORY_PLOTS[] = {
     "lived happily ever after.|{h} never saw the {being} again, but {he} never forgot it.]",
 };
 
-/* ---- the engine ---- */
+/* -- the engine -- */
 
 /* The next number of the generator (splitmix64), below n. */
 static size_t story_pick(StoryTeller *t, size_t n) {
@@ -3232,6 +3778,7 @@ static StorySpan span_cut(StorySpan *s, char stop) {
     return piece;
 }
 
+/* s without the spaces in front. */
 static StorySpan span_trim(StorySpan s) {
     while (s.len > 0 && *s.at == ' ') s.at++, s.len--;
     return s;
@@ -3249,11 +3796,14 @@ static StorySpan span_part(StorySpan list, char sep, size_t i) {
     return span_cut(&list, sep);
 }
 
+/* From now on {key} is value. */
 static void story_bind(StoryTeller *t, StorySpan key, StorySpan value) {
     assert(t->n_bound < (int)(sizeof t->bound / sizeof t->bound[0]));
-    t->bound[t->n_bound].key = key, t->bound[t->n_bound++].value = value;
+    t->bound[t->n_bound].key = key;
+    t->bound[t->n_bound++].value = value;
 }
 
+/* What key is bound to. */
 static StorySpan story_lookup(const StoryTeller *t, StorySpan key) {
     for (int i = t->n_bound; i-- > 0; )
         if (span_equal(t->bound[i].key, key)) return t->bound[i].value;
@@ -3261,6 +3811,7 @@ static StorySpan story_lookup(const StoryTeller *t, StorySpan key) {
     return key;
 }
 
+/* Adds s to the raw text. */
 static void story_append(StoryTeller *t, StorySpan s) {
     assert(s.len <= sizeof t->text - t->text_len);
     memcpy(t->text + t->text_len, s.at, s.len);
@@ -3345,9 +3896,16 @@ static size_t story_tidy(char *out, size_t cap, StorySpan raw) {
             if (quoted) capital = !unfinished;
             else if (before != '.') capital = false;  /* "Where?" she asked */
             if (!quoted) unfinished = before == ',';
-        } else if (c == '.' || c == '!' || c == '?') capital = true, unfinished = false;
-        else if (c == '\n') capital = true, out[n++] = '\n';
-        else if (capital && isalpha((unsigned char)c)) c = (char)toupper((unsigned char)c), capital = false;
+        } else if (c == '.' || c == '!' || c == '?') {
+            capital = true;
+            unfinished = false;
+        } else if (c == '\n') {
+            capital = true;
+            out[n++] = '\n';
+        } else if (capital && isalpha((unsigned char)c)) {
+            c = (char)toupper((unsigned char)c);
+            capital = false;
+        }
         out[n++] = c;
         if ((c == 'a' || c == 'A') && next == ' ' && (before == ' ' || before == '"' || before == '\n')
             && story_vowel((StorySpan){ raw.at + i + 2, raw.len - i - 2 })) out[n++] = 'n';
@@ -3360,7 +3918,9 @@ static size_t story_tidy(char *out, size_t cap, StorySpan raw) {
  * Returns its length without the final zero. STORY_CAP bytes are always enough; cap is at least 1. */
 static size_t story(uint64_t seed, char *buf, size_t cap) {
     StoryTeller t;
-    t.rng = seed, t.n_bound = 0, t.text_len = t.memory_len = 0;
+    t.rng = seed;
+    t.n_bound = 0;
+    t.text_len = t.memory_len = 0;
     t.world = story_pick(&t, 5) < 3 ? 'h' : 'a';
     story_expand(&t, span_of("<names><cast><grown><world><common><open>"));
     story_expand(&t, span_of(STORY_PLOTS[story_pick(&t, sizeof STORY_PLOTS / sizeof STORY_PLOTS[0])]));
@@ -3375,7 +3935,15 @@ static size_t story(uint64_t seed, char *buf, size_t cap) {
  *
  * Ties go to the pair with the smaller left, then the smaller right id, so the result depends on the text alone.
  * "ab"+"c" and "a"+"bc" are never both learned: no merge has reached across the ends of a token, so its bytes were
- * joined as they would be if they stood alone, and that is one way only. Every token is a different string. */
+ * joined as they would be if they stood alone, and that is one way only. Every token is a different string. Its rooms:
+ *
+ *   what is kept             the vocabulary, and all that learning it needs
+ *   pieces and pairs         how often each occurs, in hash tables; the best pair, from a heap
+ *   the vocabulary           bpe_train, which others call, and how a token is written
+ *
+ * Start with bpe_learn: its four steps are the whole method. */
+
+/* -- what is kept -- */
 
 typedef struct { int left, right; } BpeMerge;
 
@@ -3406,11 +3974,15 @@ typedef struct {
 } BpeTrainer;
 
 static void bpe_free(BpeVocab *v) {
-    free(v->merges), free(v->bytes), free(v->offset);
+    free(v->merges);
+    free(v->bytes);
+    free(v->offset);
     memset(v, 0, sizeof *v);
 }
 
-/* Makes room for one more element; returns false when memory is exhausted. */
+/* -- pieces and pairs -- */
+
+/* Makes room in *array, n elements of `size` bytes long, for one more; returns false when memory is exhausted. */
 static bool bpe_reserve(void *array, size_t n, size_t *cap, size_t size) {
     if (n < *cap) return true;
     size_t want = *cap ? 2 * *cap : 1024;
@@ -3440,7 +4012,8 @@ static bool bpe_count_piece(BpeTrainer *t, const char *at, size_t len) {
             slots[h] = (uint32_t)i + 1;
         }
         free(t->piece_slots);
-        t->piece_slots = slots, t->n_piece_slots = n;
+        t->piece_slots = slots;
+        t->n_piece_slots = n;
     }
     size_t h = (size_t)bpe_hash(at, len) & (t->n_piece_slots - 1);
     for (; t->piece_slots[h]; h = (h + 1) & (t->n_piece_slots - 1)) {
@@ -3466,20 +4039,26 @@ static BpePair *bpe_pair(BpeTrainer *t, uint64_t key) {
             new[h] = old[i];
         }
         free(old);
-        t->pairs = new, t->n_pair_slots = n;
+        t->pairs = new;
+        t->n_pair_slots = n;
     }
     size_t h = bpe_hash((const char *)&key, sizeof key) & (t->n_pair_slots - 1);
     while (t->pairs[h].state && t->pairs[h].key != key) h = (h + 1) & (t->n_pair_slots - 1);
-    if (!t->pairs[h].state) t->pairs[h] = (BpePair){ key, 0, 0, 1 }, t->n_pairs++;
+    if (!t->pairs[h].state) {
+        t->pairs[h] = (BpePair){ key, 0, 0, 1 };
+        t->n_pairs++;
+    }
     return &t->pairs[h];
 }
 
 static uint64_t bpe_key(int left, int right) { return (uint64_t)left << 32 | (uint32_t)right; }
 
+/* Whether a comes before b: more often, or as often and with smaller ids. */
 static bool bpe_better(BpeCandidate a, BpeCandidate b) {
     return a.count != b.count ? a.count > b.count : a.key < b.key;
 }
 
+/* Into the heap, and the best out of it: every element is at least as good as its children, 2 i + 1 and 2 i + 2. */
 static bool bpe_push(BpeTrainer *t, uint64_t key, int64_t count) {
     if (!bpe_reserve(&t->heap, t->n_heap, &t->heap_cap, sizeof *t->heap)) return false;
     BpeCandidate c = { key, count };
@@ -3514,14 +4093,19 @@ static bool bpe_count_pairs(BpeTrainer *t, size_t w, int sign, int id) {
             || !bpe_reserve(&t->fresh, t->n_fresh, &t->fresh_cap, sizeof *t->fresh)
             || t->n_places >= UINT32_MAX - 1) return false;
         if (pair->places == 0 || t->places[pair->places - 1].piece != w) {
-            t->places[t->n_places].piece = (uint32_t)w, t->places[t->n_places].next = pair->places;
+            t->places[t->n_places].piece = (uint32_t)w;
+            t->places[t->n_places].next = pair->places;
             pair->places = (uint32_t)++t->n_places;   /* index + 1; 0 ends a list */
         }
-        if (pair->state == 1) pair->state = 2, t->fresh[t->n_fresh++] = pair->key;
+        if (pair->state == 1) {
+            pair->state = 2;
+            t->fresh[t->n_fresh++] = pair->key;
+        }
     }
     return true;
 }
 
+/* The pairs that are new become candidates, with their counts of now. */
 static bool bpe_push_fresh(BpeTrainer *t) {
     for (; t->n_fresh > 0; t->n_fresh--) {
         uint64_t key = t->fresh[t->n_fresh - 1];
@@ -3547,7 +4131,7 @@ static bool bpe_merge_in_piece(BpeTrainer *t, size_t w, BpeMerge m, int id) {
     return bpe_count_pairs(t, w, +1, id);
 }
 
-/* ---- the vocabulary ---- */
+/* -- the vocabulary -- */
 
 /* Appends the token that merge number n_tokens - 256 makes. */
 static bool bpe_add_token(BpeVocab *v, size_t *bytes_cap, BpeMerge m) {
@@ -3562,6 +4146,7 @@ static bool bpe_add_token(BpeVocab *v, size_t *bytes_cap, BpeMerge m) {
     return true;
 }
 
+/* The method; bpe_train has checked what it is given, and frees what t holds. */
 static int bpe_learn(BpeTrainer *t, const char *text, size_t len, int vocab_size, BpeSplit split, const void *ctx,
                      BpeVocab *v, char *err) {
     size_t bytes_cap = 0;
@@ -3570,8 +4155,10 @@ static int bpe_learn(BpeTrainer *t, const char *text, size_t len, int vocab_size
     v->offset = malloc(((size_t)vocab_size + 1) * sizeof *v->offset);
     v->merges = malloc(((size_t)vocab_size - 255) * sizeof *v->merges);       /* one more than needed: never 0 */
     if (!v->offset || !v->merges || !bpe_reserve(&v->bytes, 0, &bytes_cap, 1)) goto memory;
-    for (v->n_tokens = 0; v->n_tokens < 256; v->n_tokens++)
-        v->offset[v->n_tokens] = (size_t)v->n_tokens, v->bytes[v->n_tokens] = (unsigned char)v->n_tokens;
+    for (v->n_tokens = 0; v->n_tokens < 256; v->n_tokens++) {
+        v->offset[v->n_tokens] = (size_t)v->n_tokens;
+        v->bytes[v->n_tokens] = (unsigned char)v->n_tokens;
+    }
     v->offset[256] = 256;
 
     // the different pieces and how often each occurs
@@ -3643,7 +4230,13 @@ static int bpe_train(const char *text, size_t len, int vocab_size, BpeSplit spli
     }
     BpeTrainer t = {0};
     int rc = bpe_learn(&t, text, len, vocab_size, split, ctx, out, err);
-    free(t.pieces), free(t.piece_slots), free(t.symbols), free(t.pairs), free(t.places), free(t.heap), free(t.fresh);
+    free(t.pieces);
+    free(t.piece_slots);
+    free(t.symbols);
+    free(t.pairs);
+    free(t.places);
+    free(t.heap);
+    free(t.fresh);
     if (rc != 0) bpe_free(out);
     return rc;
 }
@@ -3659,7 +4252,10 @@ static size_t bpe_token_text(const BpeVocab *v, int id, char *out) {
         else if (b >= 0x7F && b <= 0xA0) c = 0x121 + b - 0x7F;
         else c = b == 0xAD ? 0x143 : b;
         if (c < 0x80) out[n++] = (char)c;
-        else out[n++] = (char)(0xC0 | c >> 6), out[n++] = (char)(0x80 | (c & 0x3F));
+        else {
+            out[n++] = (char)(0xC0 | c >> 6);
+            out[n++] = (char)(0x80 | (c & 0x3F));
+        }
     }
     out[n] = '\0';
     return n;
@@ -3669,7 +4265,13 @@ static size_t bpe_token_text(const BpeVocab *v, int id, char *out) {
  * Sequences of T + 1 ids: T inputs, and the same shifted by one as targets. Stories: sequence i begins with
  * <|endoftext|> and holds the stories of its own block of seeds, one after the other, until it is full; held-out ones
  * have the highest bit of the seed set. Text: a window at a random place of the first 95 %; held out is the rest,
- * window by window. So a step needs nothing but its number, and training can go on from any of them. */
+ * window by window. So a step needs nothing but its number, and training can go on from any of them. Its rooms:
+ *
+ *   sequences               of stories, of a text, of associative recall; a batch of them
+ *   counting baselines      a bigram and a trigram, to compare the model with */
+
+/* -- sequences -- */
+
 typedef struct {
     Gguf vocab;                              /* the tokenizer.* keys, in the memory of vocab_bytes or a mapped file */
     Tokenizer *tokenizer;
@@ -3677,17 +4279,19 @@ typedef struct {
     uint64_t seed;
     int32_t *ids;                            /* the text; NULL: stories */
     size_t n_ids, n_train;
-    const int *pairs;                        /* associative recall: how many pairs the sequences hold in turn, 0 ends the list; NULL: text */
-    int mqar_vocab;
+    const int *pairs;                        /* associative recall: how many pairs the sequences hold in turn, 0 ends the list */
+    int mqar_vocab;                          /* tokens there; without associative recall pairs is NULL */
     bool rebind;                             /* half of the keys get a second value, and that one counts */
 } Data;
 
 enum { STORIES_PER_SEQUENCE = 1 << 10 };
 
+/* Sequence number i: n ids of a text or of stories. */
 static void fill_sequence(const Data *d, bool held_out, uint64_t i, int32_t *out, int n) {
     if (d->ids) {
         uint64_t rng = mix_seed(d->seed ^ mix_seed(i));
-        size_t rest = d->n_ids - d->n_train, at = held_out ? d->n_train + (size_t)i * (n - 1) % (rest - n + 1) : rng_next(&rng) % (d->n_train - n + 1);
+        size_t rest = d->n_ids - d->n_train;
+        size_t at = held_out ? d->n_train + (size_t)i * (n - 1) % (rest - n + 1) : rng_next(&rng) % (d->n_train - n + 1);
         memcpy(out, d->ids + at, n * sizeof *out);
         return;
     }
@@ -3702,15 +4306,17 @@ static void fill_sequence(const Data *d, bool held_out, uint64_t i, int32_t *out
     }
 }
 
-/* Multi-query associative recall (source: Zoology, Arora et al. 2023). First come `pairs` keys, each with its value behind it; later each
- * key comes once more, at a place drawn with a probability of 1 / distance, and there its value is what has to be said. Everywhere else
- * stands token 0, and no answer counts. To rebind: between the pairs and the questions, half of the keys come again, each with a new value.
- * Keys are ids 1 .. V/2 - 1, values V/2 .. V - 1; which belongs to which is drawn anew each time, so that only a memory of this sequence can
- * know it. */
+/* Multi-query associative recall (source: Zoology, Arora et al. 2023). First come `pairs` keys, each with its value behind it; later
+ * each key comes once more, at a place drawn with a probability of 1 / distance, and there its value is what has to be said.
+ * Everywhere else stands token 0, and no answer counts. To rebind: between the pairs and the questions, half of the keys come
+ * again, each with a new value. Keys are ids 1 .. V/2 - 1, values V/2 .. V - 1; which belongs to which is drawn anew each time, so
+ * that only a memory of this sequence can know it. id, target (T). */
 static void mqar_sequence(const Data *d, bool held_out, uint64_t i, int pairs, int T, int *id, int *target) {
     uint64_t rng = mix_seed(d->seed ^ mix_seed(i * 2 + held_out));
     const int half = d->mqar_vocab / 2, again = d->rebind ? pairs / 2 : 0, places = (T - 2 * (pairs + again)) / 2;
-    int deck[1 << 10], place[1 << 10], pair[1 << 10];
+    int deck[1 << 10];                                          /* keys; those not drawn yet lie behind the others */
+    int place[1 << 10];                                         /* places for questions, two tokens each; those that are left */
+    int pair[1 << 10];                                          /* where the k-th key stands among the pairs */
     for (int t = 0; t < T; t++) id[t] = 0, target[t] = -1;
     for (int k = 0; k < pairs; k++) {                           /* to rebind, the pairs stand in any order: old ones stay true, too */
         const int other = d->rebind ? (int)(rng_next(&rng) % (uint64_t)(k + 1)) : k;
@@ -3720,17 +4326,24 @@ static void mqar_sequence(const Data *d, bool held_out, uint64_t i, int pairs, i
     for (int k = 0; k < half - 1; k++) deck[k] = k + 1;
     for (int k = 0; k < places; k++) place[k] = k;
     for (int k = 0; k < pairs; k++) {
-        int pick = k + (int)(rng_next(&rng) % (uint64_t)(half - 1 - k)), key = deck[pick], value = half + (int)(rng_next(&rng) % (uint64_t)half);
+        int pick = k + (int)(rng_next(&rng) % (uint64_t)(half - 1 - k)), key = deck[pick];
+        int value = half + (int)(rng_next(&rng) % (uint64_t)half);
         deck[pick] = deck[k];
-        id[2 * pair[k]] = key, id[2 * pair[k] + 1] = value;
-        if (k < again) id[2 * (pairs + k)] = key, id[2 * (pairs + k) + 1] = value = half + (int)(rng_next(&rng) % (uint64_t)half);
+        id[2 * pair[k]] = key;
+        id[2 * pair[k] + 1] = value;
+        if (k < again) {
+            id[2 * (pairs + k)] = key;
+            id[2 * (pairs + k) + 1] = value = half + (int)(rng_next(&rng) % (uint64_t)half);
+        }
         double total = 0, at;                                   /* one of the places that are left */
         for (int p = 0; p < places - k; p++) total += 1.0 / (place[p] + 1);
-        at = total * rng_uniform(&rng), pick = 0;
+        at = total * rng_uniform(&rng);
+        pick = 0;
         while (pick < places - k - 1 && (at -= 1.0 / (place[pick] + 1)) > 0) pick++;
         const int t = 2 * (pairs + again + place[pick]);
         for (; pick < places - k - 1; pick++) place[pick] = place[pick + 1];
-        id[t] = key, target[t] = value;
+        id[t] = key;
+        target[t] = value;
     }
 }
 
@@ -3751,12 +4364,15 @@ static void fill_batch(const Data *d, bool held_out, uint64_t step, int B, int T
     }
 }
 
-/* Counting baselines: an interpolated Kneser-Ney bigram and trigram, with one discount of 0.75 (source: Chen and Goodman,
- * 1999). Counts are taken from the sequences that the model was trained on. */
-typedef struct { uint64_t key; uint32_t n; } Gram;
-typedef struct { Gram *at; size_t slots, used; } Grams;
+/* -- counting baselines -- */
 
-static Gram *gram(Grams *g, uint64_t key, bool add) {           /* key + 1 is stored, 0 marks a free slot */
+/* An interpolated Kneser-Ney bigram and trigram, with one discount of 0.75 (source: Chen and Goodman, 1999). Counts are taken from
+ * the sequences that the model was trained on. */
+typedef struct { uint64_t key; uint32_t n; } Gram;
+typedef struct { Gram *at; size_t slots, used; } Grams;         /* a hash table */
+
+/* The count of key; without `add` a key that is not there gives a slot that is free, with n 0. Stored is key + 1, 0 marks a free slot. */
+static Gram *gram(Grams *g, uint64_t key, bool add) {
     if (add && g->used * 2 >= g->slots) {
         Grams old = *g;
         g->slots = old.slots ? old.slots * 2 : 1 << 16;
@@ -3771,7 +4387,10 @@ static Gram *gram(Grams *g, uint64_t key, bool add) {           /* key + 1 is st
     }
     size_t s = mix_seed(key + 1) & (g->slots - 1);
     while (g->at[s].key && g->at[s].key != key + 1) s = (s + 1) & (g->slots - 1);
-    if (!g->at[s].key && add) g->at[s].key = key + 1, g->used++;
+    if (!g->at[s].key && add) {
+        g->at[s].key = key + 1;
+        g->used++;
+    }
     return &g->at[s];
 }
 
@@ -3784,23 +4403,38 @@ typedef struct {
     uint32_t *uni, uni_sum, uni_kinds;       /* different v in front of w, their sum, and how many w there are */
 } Counts;
 
+/* Counts the n words of s. */
 static void count_sequence(Counts *c, const int32_t *s, int n) {
     const uint64_t V = (uint64_t)c->V;
     for (int t = 1; t < n; t++) {
         uint64_t v = (uint64_t)s[t - 1], w = (uint64_t)s[t], vw = v * V + w;
-        if (gram(&c->bi, vw, true)->n++ == 0) gram(&c->bi_kinds, v, true)->n++, c->uni_kinds += !c->uni[w]++, c->uni_sum++;
+        if (gram(&c->bi, vw, true)->n++ == 0) {
+            gram(&c->bi_kinds, v, true)->n++;
+            c->uni_kinds += !c->uni[w]++;
+            c->uni_sum++;
+        }
         gram(&c->bi_context, v, true)->n++;
         if (t < 2) continue;
         uint64_t u = (uint64_t)s[t - 2], uv = u * V + v;
-        if (gram(&c->tri, uv * V + w, true)->n++ == 0)
-            gram(&c->tri_kinds, uv, true)->n++, gram(&c->before, vw, true)->n++, gram(&c->before_sum, v, true)->n++;
+        if (gram(&c->tri, uv * V + w, true)->n++ == 0) {
+            gram(&c->tri_kinds, uv, true)->n++;
+            gram(&c->before, vw, true)->n++;
+            gram(&c->before_sum, v, true)->n++;
+        }
         gram(&c->tri_context, uv, true)->n++;
     }
 }
 
 static void counts_free(Counts *c) {
-    free(c->tri.at), free(c->bi.at), free(c->tri_context.at), free(c->bi_context.at), free(c->tri_kinds.at), free(c->bi_kinds.at);
-    free(c->before.at), free(c->before_sum.at), free(c->uni);
+    free(c->tri.at);
+    free(c->bi.at);
+    free(c->tri_context.at);
+    free(c->bi_context.at);
+    free(c->tri_kinds.at);
+    free(c->bi_kinds.at);
+    free(c->before.at);
+    free(c->before_sum.at);
+    free(c->uni);
 }
 
 /* max(n - 0.75, 0) / total + 0.75 kinds / total * lower. */
@@ -3812,14 +4446,26 @@ static double discounted(double n, double kinds, double total, double lower) {
 static double count_nll(Counts *c, const int32_t *s, int t, int order) {
     const uint64_t V = (uint64_t)c->V, v = (uint64_t)s[t - 1], w = (uint64_t)s[t];
     double p = discounted(c->uni[w], c->uni_kinds, c->uni_sum, 1.0 / c->V);
-    if (order == 2 || t < 2) return -log(discounted(gram(&c->bi, v * V + w, false)->n, gram(&c->bi_kinds, v, false)->n, gram(&c->bi_context, v, false)->n, p));
+    if (order == 2 || t < 2)
+        return -log(discounted(gram(&c->bi, v * V + w, false)->n, gram(&c->bi_kinds, v, false)->n,
+                               gram(&c->bi_context, v, false)->n, p));
     uint64_t uv = (uint64_t)s[t - 2] * V + v;
     p = discounted(gram(&c->before, v * V + w, false)->n, gram(&c->bi_kinds, v, false)->n, gram(&c->before_sum, v, false)->n, p);
-    return -log(discounted(gram(&c->tri, uv * V + w, false)->n, gram(&c->tri_kinds, uv, false)->n, gram(&c->tri_context, uv, false)->n, p));
+    return -log(discounted(gram(&c->tri, uv * V + w, false)->n, gram(&c->tri_kinds, uv, false)->n,
+                           gram(&c->tri_context, uv, false)->n, p));
 }
 
 /* ---- 13. files -----------------------------------------------------------------------------
- * GGUF version 3: keys, tensor table, data; all little-endian. A file is built in memory, written under a temporary name, synced and renamed. */
+ * GGUF version 3: keys, tensor table, data; all little-endian. A file is built in memory, written under a temporary name, synced
+ * and renamed. Its rooms:
+ *
+ *   bytes and keys         put_.. appends to a file in memory, key_.. to the keys of one
+ *   the vocabulary         as a file of its own, or copied from one
+ *   the model              types of tensors, and the whole file
+ *   checkpoints            what training needs to go on */
+
+/* -- bytes and keys -- */
+
 typedef struct { uint8_t *p; size_t n, cap; } Out;
 
 static void put(Out *o, const void *data, size_t n) {
@@ -3827,26 +4473,58 @@ static void put(Out *o, const void *data, size_t n) {
     if (n) memcpy(o->p + o->n, data, n);
     o->n += n;
 }
+/* The low bytes of v, little-endian. */
 static void put_int(Out *o, uint64_t v, int bytes) {
     for (int i = 0; i < bytes; i++) put(o, &(uint8_t){ (uint8_t)(v >> 8 * i) }, 1);
 }
-static void put_float(Out *o, float f) { uint32_t u; memcpy(&u, &f, 4); put_int(o, u, 4); }
-static void put_str(Out *o, const char *s, size_t n) { put_int(o, n, 8), put(o, s, n); }
-static void pad(Out *o, size_t to) { while (o->n % to) put(o, "", 1); }
+static void put_float(Out *o, float f) {
+    uint32_t u;
+    memcpy(&u, &f, 4);
+    put_int(o, u, 4);
+}
+static void put_str(Out *o, const char *s, size_t n) {
+    put_int(o, n, 8);
+    put(o, s, n);
+}
+/* Zeros up to a multiple of `to` bytes. */
+static void pad(Out *o, size_t to) {
+    while (o->n % to) put(o, "", 1);
+}
 
 typedef struct { Out body; uint64_t n; } Keys;
 
+/* The name, prefix and name together, and the type of a key; its value is put behind them. */
 static void key(Keys *k, const char *prefix, const char *name, int type) {
     char full[96];
     snprintf(full, sizeof full, "%s%s", prefix, name);
-    put_str(&k->body, full, strlen(full)), put_int(&k->body, (uint64_t)type, 4);
+    put_str(&k->body, full, strlen(full));
+    put_int(&k->body, (uint64_t)type, 4);
     k->n++;
 }
-static void key_str(Keys *k, const char *prefix, const char *name, const char *s) { key(k, prefix, name, GGUF_STR), put_str(&k->body, s, strlen(s)); }
-static void key_u32(Keys *k, const char *prefix, const char *name, uint32_t v) { key(k, prefix, name, GGUF_U32), put_int(&k->body, v, 4); }
-static void key_f32(Keys *k, const char *prefix, const char *name, float v) { key(k, prefix, name, GGUF_F32), put_float(&k->body, v); }
-static void key_bool(Keys *k, const char *prefix, const char *name, bool v) { key(k, prefix, name, GGUF_BOOL), put_int(&k->body, v, 1); }
-static void key_array(Keys *k, const char *prefix, const char *name, int type, uint64_t n) { key(k, prefix, name, GGUF_ARR), put_int(&k->body, (uint64_t)type, 4), put_int(&k->body, n, 8); }
+static void key_str(Keys *k, const char *prefix, const char *name, const char *s) {
+    key(k, prefix, name, GGUF_STR);
+    put_str(&k->body, s, strlen(s));
+}
+static void key_u32(Keys *k, const char *prefix, const char *name, uint32_t v) {
+    key(k, prefix, name, GGUF_U32);
+    put_int(&k->body, v, 4);
+}
+static void key_f32(Keys *k, const char *prefix, const char *name, float v) {
+    key(k, prefix, name, GGUF_F32);
+    put_float(&k->body, v);
+}
+static void key_bool(Keys *k, const char *prefix, const char *name, bool v) {
+    key(k, prefix, name, GGUF_BOOL);
+    put_int(&k->body, v, 1);
+}
+/* The head of an array; its n elements are put behind it. */
+static void key_array(Keys *k, const char *prefix, const char *name, int type, uint64_t n) {
+    key(k, prefix, name, GGUF_ARR);
+    put_int(&k->body, (uint64_t)type, 4);
+    put_int(&k->body, n, 8);
+}
+
+/* -- the vocabulary -- */
 
 /* The tokenizer.* keys of another file, byte for byte. */
 static void copy_vocabulary(Keys *k, const Gguf *g) {
@@ -3854,7 +4532,8 @@ static void copy_vocabulary(Keys *k, const Gguf *g) {
         const GgufKey *from = &g->keys[i];
         const uint8_t *end = from->value.p;
         if (from->key.n < 10 || memcmp(from->key.s, "tokenizer.", 10)) continue;
-        if (from->value.type == GGUF_STR) for (uint64_t s = 0; s < from->value.n; s++) end += 8 + read_u64(end);
+        if (from->value.type == GGUF_STR)
+            for (uint64_t s = 0; s < from->value.n; s++) end += 8 + read_u64(end);
         else end += from->value.n * gguf_width[from->value.type];
         put_str(&k->body, from->key.s, from->key.n);
         put(&k->body, from->key.s + from->key.n, (size_t)(end - (const uint8_t *)from->key.s) - from->key.n);
@@ -3862,8 +4541,13 @@ static void copy_vocabulary(Keys *k, const Gguf *g) {
     }
 }
 
+/* How a file begins: the keys; a tensor table of n_tensors rows has to follow. */
 static void put_header(Out *o, const Keys *k, uint64_t n_tensors) {
-    put(o, "GGUF", 4), put_int(o, 3, 4), put_int(o, n_tensors, 8), put_int(o, k->n, 8), put(o, k->body.p, k->body.n);
+    put(o, "GGUF", 4);
+    put_int(o, 3, 4);
+    put_int(o, n_tensors, 8);
+    put_int(o, k->n, 8);
+    put(o, k->body.p, k->body.n);
 }
 
 /* The vocabulary as a file: 256 bytes, what was learned, and <|endoftext|> as the last token, which begins every text. Pieces are
@@ -3872,8 +4556,10 @@ static void vocabulary_file(Out *file, const BpeVocab *v) {
     const char *T = "tokenizer.ggml.", *end = "<|endoftext|>";
     char text[2 * BPE_PIECE_MAX + 1], right[2 * BPE_PIECE_MAX + 1];
     Keys k = {0};
-    key_str(&k, "general.", "architecture", "tokenizer"), key_str(&k, "general.", "type", "vocab");
-    key_str(&k, T, "model", "gpt2"), key_str(&k, T, "pre", "qwen2");
+    key_str(&k, "general.", "architecture", "tokenizer");
+    key_str(&k, "general.", "type", "vocab");
+    key_str(&k, T, "model", "gpt2");
+    key_str(&k, T, "pre", "qwen2");
     key_array(&k, T, "tokens", GGUF_STR, (uint64_t)v->n_tokens + 1);
     for (int i = 0; i < v->n_tokens; i++) put_str(&k.body, text, bpe_token_text(v, i, text));
     put_str(&k.body, end, strlen(end));
@@ -3882,20 +4568,29 @@ static void vocabulary_file(Out *file, const BpeVocab *v) {
     key_array(&k, T, "merges", GGUF_STR, (uint64_t)v->n_tokens - 256);
     for (int i = 0; i < v->n_tokens - 256; i++) {
         size_t a = bpe_token_text(v, v->merges[i].left, text), b = bpe_token_text(v, v->merges[i].right, right);
-        put_int(&k.body, a + 1 + b, 8), put(&k.body, text, a), put(&k.body, " ", 1), put(&k.body, right, b);
+        put_int(&k.body, a + 1 + b, 8);
+        put(&k.body, text, a);
+        put(&k.body, " ", 1);
+        put(&k.body, right, b);
     }
-    for (int i = 0; i < 3; i++) key_u32(&k, T, (const char *[]){ "bos_token_id", "eos_token_id", "padding_token_id" }[i], (uint32_t)v->n_tokens);
+    for (int i = 0; i < 3; i++)
+        key_u32(&k, T, (const char *[]){ "bos_token_id", "eos_token_id", "padding_token_id" }[i], (uint32_t)v->n_tokens);
     key_bool(&k, T, "add_bos_token", true);
     put_header(file, &k, 0);
     free(k.body.p);
 }
 
+/* A BpeSplit: the rules of run.c's tokenizer. */
 static size_t qwen_split(const void *tokenizer, const char *text, size_t n, size_t at) { return piece_end(tokenizer, text, n, at); }
 
+/* A vocabulary of vocab_size tokens, <|endoftext|> among them, as a file in memory. */
 static int learn_vocabulary(Out *file, const char *text, size_t n, int vocab_size, char *err) {
     unsigned char bytes[256];
     size_t offset[257];
-    for (int i = 0; i < 256; i++) bytes[i] = (unsigned char)i, offset[i] = (size_t)i;
+    for (int i = 0; i < 256; i++) {
+        bytes[i] = (unsigned char)i;
+        offset[i] = (size_t)i;
+    }
     offset[256] = 256;
     Out small = {0};                            /* a vocabulary of bytes only lends its rules for cutting text into pieces */
     vocabulary_file(&small, &(BpeVocab){ .n_tokens = 256, .bytes = bytes, .offset = offset });
@@ -3912,9 +4607,12 @@ static int learn_vocabulary(Out *file, const char *text, size_t n, int vocab_siz
         bpe_free(&v);
     }
     if (t) tokenizer_free(t);
-    gguf_close(&g), free(small.p);
+    gguf_close(&g);
+    free(small.p);
     return code;
 }
+
+/* -- the model -- */
 
 /* float32 to float16 and bfloat16, nearest, ties to even. */
 static uint16_t half_of(float f) {
@@ -3938,23 +4636,31 @@ static uint16_t bfloat_of(float f) {
 
 enum { AS_F32 = 0, AS_F16 = 1, AS_Q8_0 = 8, AS_BF16 = 30 };   /* tensor types of GGUF */
 
+/* n numbers, the row of a tensor, in the type of the file; for Q8_0 n is a multiple of 32. */
 static void put_row(Out *o, const float *x, int n, int type) {
-    if (type == AS_F32) for (int i = 0; i < n; i++) put_float(o, x[i]);
-    else if (type == AS_F16) for (int i = 0; i < n; i++) put_int(o, half_of(x[i]), 2);
-    else if (type == AS_BF16) for (int i = 0; i < n; i++) put_int(o, bfloat_of(x[i]), 2);
-    else for (int b = 0; b < n; b += 32) {                                  /* Q8_0: a scale and 32 signed bytes */
-        float most = 0;
-        for (int i = b; i < b + 32; i++) most = fabsf(x[i]) > most ? fabsf(x[i]) : most;
-        put_int(o, half_of(most / 127), 2);
-        for (int i = b; i < b + 32; i++) put_int(o, (uint8_t)(int8_t)(most > 0 ? roundf(x[i] * (1 / (most / 127))) : 0), 1);
+    if (type == AS_F32) {
+        for (int i = 0; i < n; i++) put_float(o, x[i]);
+    } else if (type == AS_F16) {
+        for (int i = 0; i < n; i++) put_int(o, half_of(x[i]), 2);
+    } else if (type == AS_BF16) {
+        for (int i = 0; i < n; i++) put_int(o, bfloat_of(x[i]), 2);
+    } else {
+        for (int b = 0; b < n; b += 32) {                                   /* Q8_0: a scale and 32 signed bytes */
+            float most = 0;
+            for (int i = b; i < b + 32; i++) most = fabsf(x[i]) > most ? fabsf(x[i]) : most;
+            put_int(o, half_of(most / 127), 2);
+            for (int i = b; i < b + 32; i++) put_int(o, (uint8_t)(int8_t)(most > 0 ? roundf(x[i] * (1 / (most / 127))) : 0), 1);
+        }
     }
 }
 
+/* The type that a tensor has in a file whose matrices are of `type`. */
 static int type_of(const TinyTensor *t, int type) {
     if (!t->rows || t->flags & KEEP_F32) return AS_F32;
     return type == AS_Q8_0 && t->cols % 32 ? AS_F16 : type;
 }
 
+/* Of any tensor, as it lies in the file. */
 static size_t widest_row(const Tiny *m) {
     size_t n = 8;                                   /* the taps of a convolution lie in columns here, in rows in the file */
     for (int i = 0; i < m->n_tensors; i++) n = (size_t)m->tensors[i].cols > n ? (size_t)m->tensors[i].cols : n;
@@ -3968,54 +4674,84 @@ static Out model_file(const Tiny *m, const Gguf *vocab, int type, const char *na
     const char *G = "general.";
     char p[32];
     Keys k = {0};
+    // keys of every model
     snprintf(p, sizeof p, "%s.", kind->arch);
-    key_str(&k, G, "architecture", kind->arch), key_str(&k, G, "type", "model"), key_str(&k, G, "name", name);
+    key_str(&k, G, "architecture", kind->arch);
+    key_str(&k, G, "type", "model");
+    key_str(&k, G, "name", name);
     key_u32(&k, G, "quantization_version", 2);
     key_u32(&k, G, "file_type", type == AS_F32 ? 0 : type == AS_F16 ? 1 : type == AS_Q8_0 ? 7 : 32);
-    key_f32(&k, G, "sampling.temp", 0.6f), key_f32(&k, G, "sampling.top_p", 0.95f);
-    key_u32(&k, p, "block_count", (uint32_t)c->n_layers), key_u32(&k, p, "context_length", (uint32_t)c->seq_len);
-    key_u32(&k, p, "embedding_length", (uint32_t)c->dim), key_u32(&k, p, "feed_forward_length", (uint32_t)c->hidden_dim);
-    key_u32(&k, p, "vocab_size", (uint32_t)c->vocab_size), key_f32(&k, p, kind->rwkv ? "attention.layer_norm_epsilon" : "attention.layer_norm_rms_epsilon", c->eps);
+    key_f32(&k, G, "sampling.temp", 0.6f);
+    key_f32(&k, G, "sampling.top_p", 0.95f);
+    key_u32(&k, p, "block_count", (uint32_t)c->n_layers);
+    key_u32(&k, p, "context_length", (uint32_t)c->seq_len);
+    key_u32(&k, p, "embedding_length", (uint32_t)c->dim);
+    key_u32(&k, p, "feed_forward_length", (uint32_t)c->hidden_dim);
+    key_u32(&k, p, "vocab_size", (uint32_t)c->vocab_size);
+    key_f32(&k, p, kind->rwkv ? "attention.layer_norm_epsilon" : "attention.layer_norm_rms_epsilon", c->eps);
+    // of its softmax layers, where the architecture has them
     if (kind->qwen) {
-        key_u32(&k, p, "attention.head_count", (uint32_t)c->q_heads), key_u32(&k, p, "attention.head_count_kv", (uint32_t)c->kv_heads);
-        key_u32(&k, p, "attention.key_length", (uint32_t)c->head_dim), key_u32(&k, p, "attention.value_length", (uint32_t)c->head_dim);
-        key_f32(&k, p, "rope.freq_base", c->rope_base), key_u32(&k, p, "rope.dimension_count", (uint32_t)c->n_rot);
-        const int third = ceil_div(c->n_rot / 2, 3), sections[4] = { third, least(third, c->n_rot / 2 - third), c->n_rot / 2 - third - least(third, c->n_rot / 2 - third), 0 };
+        key_u32(&k, p, "attention.head_count", (uint32_t)c->q_heads);
+        key_u32(&k, p, "attention.head_count_kv", (uint32_t)c->kv_heads);
+        key_u32(&k, p, "attention.key_length", (uint32_t)c->head_dim);
+        key_u32(&k, p, "attention.value_length", (uint32_t)c->head_dim);
+        key_f32(&k, p, "rope.freq_base", c->rope_base);
+        key_u32(&k, p, "rope.dimension_count", (uint32_t)c->n_rot);
+        const int third = ceil_div(c->n_rot / 2, 3);
+        const int sections[4] = { third, least(third, c->n_rot / 2 - third),
+                                  c->n_rot / 2 - third - least(third, c->n_rot / 2 - third), 0 };
         key_array(&k, p, "rope.dimension_sections", GGUF_I32, 4);
         for (int i = 0; i < 4; i++) put_int(&k.body, (uint64_t)sections[i], 4);
         key_u32(&k, p, "full_attention_interval", (uint32_t)(c->interval ? c->interval : c->n_layers + 1));
     }
+    // of its linear layers
     if (kind->qwen || is_mamba(family_of(kind))) {
-        key_u32(&k, p, "ssm.conv_kernel", (uint32_t)c->d_conv), key_u32(&k, p, "ssm.state_size", (uint32_t)c->dk);
-        key_u32(&k, p, "ssm.group_count", (uint32_t)c->n_heads), key_u32(&k, p, "ssm.time_step_rank", (uint32_t)c->n_heads);
+        key_u32(&k, p, "ssm.conv_kernel", (uint32_t)c->d_conv);
+        key_u32(&k, p, "ssm.state_size", (uint32_t)c->dk);
+        key_u32(&k, p, "ssm.group_count", (uint32_t)c->n_heads);
+        key_u32(&k, p, "ssm.time_step_rank", (uint32_t)c->n_heads);
         key_u32(&k, p, "ssm.inner_size", (uint32_t)(c->n_heads * c->dv));
     } else if (kind->rwkv) {
-        key_u32(&k, p, "wkv.head_size", (uint32_t)c->dk), key_u32(&k, p, "mixer.head_count", (uint32_t)c->n_heads);
+        key_u32(&k, p, "wkv.head_size", (uint32_t)c->dk);
+        key_u32(&k, p, "mixer.head_count", (uint32_t)c->n_heads);
         key_u32(&k, p, "mixer.value_length", (uint32_t)c->dv);
         key_f32(&k, p, "mixer.layer_norm_epsilon", kind->norm_eps);
         if (kind->rwkv == 7) key_f32(&k, p, "mixer.l2_norm_epsilon", 1e-6f);
     } else {
-        key_u32(&k, p, "mixer.head_count", (uint32_t)c->n_heads), key_u32(&k, p, "mixer.head_count_kv", (uint32_t)c->n_heads);
-        key_u32(&k, p, "mixer.key_length", (uint32_t)c->dk), key_u32(&k, p, "mixer.value_length", (uint32_t)c->dv);
+        key_u32(&k, p, "mixer.head_count", (uint32_t)c->n_heads);
+        key_u32(&k, p, "mixer.head_count_kv", (uint32_t)c->n_heads);
+        key_u32(&k, p, "mixer.key_length", (uint32_t)c->dk);
+        key_u32(&k, p, "mixer.value_length", (uint32_t)c->dv);
         key_u32(&k, p, "mixer.conv_kernel", (uint32_t)c->d_conv);
-        if (!kind->ungated && family_of(kind)->gate != ACT_NONE) key_str(&k, p, "mixer.output_gate", family_of(kind)->gate == ACT_SIGMOID ? "sigmoid" : "swish");
+        if (!kind->ungated && family_of(kind)->gate != ACT_NONE)
+            key_str(&k, p, "mixer.output_gate", family_of(kind)->gate == ACT_SIGMOID ? "sigmoid" : "swish");
         if (kind->writes) key_u32(&k, p, "mixer.writes_per_token", (uint32_t)kind->writes);
         if (family_of(kind)->per == SLOTS) key_u32(&k, p, "mixer.slot_count", (uint32_t)c->dk);
         if (kind->elu) key_str(&k, p, "mixer.feature_map", "elu_plus_one");
         if (kind->unscaled) key_f32(&k, p, "mixer.scale", 1);
-        if (kind->rope) key_u32(&k, p, "mixer.rope_dimension_count", (uint32_t)c->dk), key_f32(&k, p, "mixer.rope_freq_base", c->rope_base);
+        if (kind->rope) {
+            key_u32(&k, p, "mixer.rope_dimension_count", (uint32_t)c->dk);
+            key_f32(&k, p, "mixer.rope_freq_base", c->rope_base);
+        }
         if (kind->norm_eps > 0) key_f32(&k, p, "mixer.layer_norm_rms_epsilon", kind->norm_eps);
         if (family_of(kind)->decay == DECAY_SIGMOID) key_f32(&k, p, "mixer.decay_divisor", c->decay_divisor);
         key_str(&k, p, "feed_forward_activation", "swish");
     }
+    // of softmax layers between them (--hybrid)
     if (!kind->qwen) {
         for (int kv = 0; kv < 2 && c->interval; kv++) {         /* 0 marks a linear layer */
             key_array(&k, p, kv ? "attention.head_count_kv" : "attention.head_count", GGUF_I32, (uint64_t)c->n_layers);
-            for (int l = 0; l < c->n_layers; l++) put_int(&k.body, m->layers[l].kind ? 0 : (uint64_t)(kv ? c->kv_heads : c->q_heads), 4);
+            for (int l = 0; l < c->n_layers; l++)
+                put_int(&k.body, m->layers[l].kind ? 0 : (uint64_t)(kv ? c->kv_heads : c->q_heads), 4);
         }
-        if (c->interval) key_f32(&k, p, "rope.freq_base", c->rope_base), key_u32(&k, p, "attention.key_length", (uint32_t)c->head_dim);
+        if (c->interval) {
+            key_f32(&k, p, "rope.freq_base", c->rope_base);
+            key_u32(&k, p, "attention.key_length", (uint32_t)c->head_dim);
+        }
     }
     if (vocab) copy_vocabulary(&k, vocab);
+
+    // the tensors, each from a multiple of 32 bytes on
     Out data = {0}, o = {0};
     size_t *offset = checked(calloc((size_t)m->n_tensors, sizeof *offset));
     float *row = checked(malloc(widest_row(m) * sizeof *row));
@@ -4033,21 +4769,30 @@ static Out model_file(const Tiny *m, const Gguf *vocab, int type, const char *na
         }
         pad(&data, 32);
     }
+
+    // the file: keys, tensor table, tensors
     put_header(&o, &k, (uint64_t)m->n_tensors);
     for (int n = 0; n < m->n_tensors; n++) {
         const TinyTensor *t = &m->tensors[n];
         const bool turn = t->flags & TRANSPOSED;
-        put_str(&o, t->name, strlen(t->name)), put_int(&o, t->rows ? 2 + (t->parts > 1) : 1, 4), put_int(&o, (uint64_t)(turn ? t->rows : t->cols), 8);
+        put_str(&o, t->name, strlen(t->name));
+        put_int(&o, t->rows ? 2 + (t->parts > 1) : 1, 4);
+        put_int(&o, (uint64_t)(turn ? t->rows : t->cols), 8);
         if (t->rows) put_int(&o, (uint64_t)((turn ? t->cols : t->rows) / t->parts), 8);
         if (t->parts > 1) put_int(&o, (uint64_t)t->parts, 8);
-        put_int(&o, (uint64_t)type_of(t, type), 4), put_int(&o, offset[n], 8);
+        put_int(&o, (uint64_t)type_of(t, type), 4);
+        put_int(&o, offset[n], 8);
     }
     pad(&o, 32);
     put(&o, data.p, data.n);
-    free(row), free(offset), free(data.p), free(k.body.p);
+    free(row);
+    free(offset);
+    free(data.p);
+    free(k.body.p);
     return o;
 }
 
+/* head and body to path, or not at all. */
 static int write_file(const char *path, const void *head, size_t n_head, const void *body, size_t n_body, char *err) {
     Temporary temporary;
     FILE *f = open_temporary(temporary, path, err);
@@ -4057,41 +4802,65 @@ static int write_file(const char *path, const void *head, size_t n_head, const v
     return commit_file(f, temporary, path, err);
 }
 
-/* MODEL.ckpt: what training needs to go on as if it had not stopped. Only the program that wrote it, on the same settings, text and vocabulary, takes it. */
+/* -- checkpoints -- */
+
+/* MODEL.ckpt: what training needs to go on as if it had not stopped. Only the program that wrote it, on the same settings, text and
+ * vocabulary, takes it. Behind this head: params, mean, square. */
 typedef struct {
     char magic[8];
-    uint64_t fingerprint, n_params;
-    int64_t step;
-    double seconds;
+    uint64_t fingerprint, n_params;          /* of the settings, text and vocabulary; reals of each of the three */
+    int64_t step;                            /* steps done */
+    double seconds;                          /* that they took */
 } Checkpoint;
 
+/* c with its magic and size, and the model behind it. */
 static int save_checkpoint(const char *path, const Tiny *m, Checkpoint c, char *err) {
-    memcpy(c.magic, "GLATRN01", 8), c.n_params = m->n_params;
+    memcpy(c.magic, "GLATRN01", 8);
+    c.n_params = m->n_params;
     size_t n = m->n_params * sizeof(real);
     Out body = {0};
-    put(&body, m->params, n), put(&body, m->mean, n), put(&body, m->square, n);
+    put(&body, m->params, n);
+    put(&body, m->mean, n);
+    put(&body, m->square, n);
     int code = write_file(path, &c, sizeof c, body.p, body.n, err);
     free(body.p);
     return code;
 }
 
+/* Into m, and the head into c; m stays as it is when the file is not of this run. */
 static int load_checkpoint(const char *path, Tiny *m, Checkpoint *c, uint64_t fingerprint, char *err) {
     FILE *f = fopen(path, "rb");
     if (!f) return fail(err, GLA_IO, "%s: cannot open: %s", path, strerror(errno));
     size_t n = m->n_params;
     real *room = checked(malloc(3 * n * sizeof *room));
     int code = GLA_OK;
-    if (fread(c, sizeof *c, 1, f) != 1 || memcmp(c->magic, "GLATRN01", 8)) code = fail(err, GLA_FORMAT, "%s: not a checkpoint of train_tiny", path);
-    else if (c->fingerprint != fingerprint || c->n_params != n) code = fail(err, GLA_INPUT, "%s: was left by a run with other settings, text or vocabulary", path);
-    else if (fread(room, sizeof *room, 3 * n, f) != 3 * n || fgetc(f) != EOF) code = fail(err, GLA_FORMAT, "%s: is cut short or too long", path);
-    else memcpy(m->params, room, n * sizeof *room), memcpy(m->mean, room + n, 2 * n * sizeof *room);
-    fclose(f), free(room);
+    if (fread(c, sizeof *c, 1, f) != 1 || memcmp(c->magic, "GLATRN01", 8))
+        code = fail(err, GLA_FORMAT, "%s: not a checkpoint of train_tiny", path);
+    else if (c->fingerprint != fingerprint || c->n_params != n)
+        code = fail(err, GLA_INPUT, "%s: was left by a run with other settings, text or vocabulary", path);
+    else if (fread(room, sizeof *room, 3 * n, f) != 3 * n || fgetc(f) != EOF)
+        code = fail(err, GLA_FORMAT, "%s: is cut short or too long", path);
+    else {
+        memcpy(m->params, room, n * sizeof *room);
+        memcpy(m->mean, room + n, 2 * n * sizeof *room);
+    }
+    fclose(f);
+    free(room);
     return code;
 }
 
 /* ---- 14. training, command line ------------------------------------------------------------
- * What the user sees. Progress goes to standard error, the result and a sample to standard output. */
+ * What the user sees. Progress goes to standard error, the result and a sample to standard output. Its rooms:
+ *
+ *   options                  what --help says, how they are read, and the sizes that follow from them
+ *   text and vocabulary      read or made up, learned, encoded
+ *   a sample                 from the finished file, by way of run.c
+ *   training                 the held-out loss, and the loop: read train_steps first
+ *   reports                  what was reached
+ *   main                     from the options to the exit */
 #ifndef TRAIN_NO_MAIN
+/* -- options -- */
+
 typedef struct {
     const char *text, *task, *out, *mixer, *hybrid, *type, *tokenizer, *tokenizer_out, *prompt;
     int dim, layers, heads, key_dim, value_dim, conv, hidden, vocab, context, batch, threads, resume, help, plain, no_decay;
@@ -4100,12 +4869,15 @@ typedef struct {
     double lr, decay, clip, minutes, half_life;
 } TrainOptions;
 
+/* Where a text has %s, print_train_help puts the value that an option has by itself. */
 static const struct { const char *name, *value, *help; } train_help[] = {
     { "-o, --out", "FILE", "the model (model.bin)" },
     { "--mixer", "NAME", "one of those below (gated-delta)" },
     { "--hybrid", "N:1", "N layers of the mixer, then one of softmax attention, and so on" },
-    { "--task", "NAME", "mqar: learn and test associative recall instead of a text; rebind: half of the keys get a second value. 1 layer of 64, 1 head of 16 x 64, 4 taps, batch 32, 1000 steps, lr 0.01, half-life 200" },
-    { "--half-life", "N", "tokens after which a new model has half forgotten, for all decays but those of lightnet and abc; 0: as each mixer usually begins (0, with --task 200)" },
+    { "--task", "NAME", "mqar: learn and test associative recall instead of a text; rebind: half of the keys get a second value. "
+                        "1 layer of 64, 1 head of 16 x 64, 4 taps, batch 32, 1000 steps, lr 0.01, half-life 200" },
+    { "--half-life", "N", "tokens after which a new model has half forgotten, for all decays but those of lightnet and abc; "
+                          "0: as each mixer usually begins (0, with --task 200)" },
     { "--no-decay", "", "with --task, to compare: all decays are 1 and stay so" },
     { "--plain", "", "with --task, to compare: no feature map, no rotation, no output gate (but for kda, gdn2, mamba2)" },
     { "--steps", "N", "optimiser steps (%s; 3000 with a text)" },
@@ -4135,22 +4907,46 @@ static const struct { const char *name, *value, *help; } train_help[] = {
 static volatile sig_atomic_t stop_asked;
 static void ask_to_stop(int sig) { (void)sig, stop_asked = 1; }
 
+/* Says what is wrong with the options; returns the exit code. */
 static int train_misuse(const char *what, const char *value) {
     fprintf(stderr, "train_tiny: %s%s%s (see ./train_tiny --help)\n", what, value ? " " : "", value ? value : "");
     return 2;
 }
 
+/* Fills o from the arguments; returns 0 or the exit code. */
 static int parse_options(TrainOptions *o, int argc, char **argv) {
+    /* kind: s text, i int, l int64_t, u uint64_t, d double, from lo to hi; f a flag, which takes no value */
     const struct { const char *name; char letter, kind; void *at; double lo, hi; } table[] = {
-        { "--task", 0, 's', &o->task, 0, 0 }, { "--out", 'o', 's', &o->out, 0, 0 }, { "--mixer", 0, 's', &o->mixer, 0, 0 }, { "--type", 0, 's', &o->type, 0, 0 },
-        { "--vocabulary", 'z', 's', &o->tokenizer, 0, 0 }, { "--tokenizer", 0, 's', &o->tokenizer_out, 0, 0 }, { "--prompt", 'i', 's', &o->prompt, 0, 0 },
-        { "--steps", 0, 'l', &o->steps, 1, 1e12 }, { "--dim", 0, 'i', &o->dim, 32, 4096 }, { "--layers", 0, 'i', &o->layers, 1, 256 },
-        { "--hybrid", 0, 's', &o->hybrid, 0, 0 }, { "--heads", 0, 'i', &o->heads, 1, 256 }, { "--key-dim", 0, 'i', &o->key_dim, 16, 128 },
-        { "--value-dim", 0, 'i', &o->value_dim, 16, 256 }, { "--conv", 0, 'i', &o->conv, 0, 8 }, { "--hidden", 0, 'i', &o->hidden, 32, 16384 }, { "--vocab", 0, 'i', &o->vocab, 257, 65536 }, { "--context", 0, 'i', &o->context, 16, 8192 },
-        { "--batch", 0, 'i', &o->batch, 1, 4096 }, { "--threads", 'j', 'i', &o->threads, 1, 1024 }, { "--seed", 0, 'u', &o->seed, 0, 0 },
-        { "--lr", 0, 'd', &o->lr, 0, 1 }, { "--decay", 0, 'd', &o->decay, 0, 10 }, { "--clip", 0, 'd', &o->clip, 0, 1e9 }, { "--minutes", 0, 'd', &o->minutes, 0.01, 1e6 },
-        { "--half-life", 0, 'd', &o->half_life, 0, 1e9 }, { "--no-decay", 0, 'f', &o->no_decay, 0, 0 }, { "--plain", 0, 'f', &o->plain, 0, 0 },
-        { "--resume", 0, 'f', &o->resume, 0, 0 }, { "--help", 'h', 'f', &o->help, 0, 0 },
+        { "--task", 0, 's', &o->task, 0, 0 },
+        { "--out", 'o', 's', &o->out, 0, 0 },
+        { "--mixer", 0, 's', &o->mixer, 0, 0 },
+        { "--type", 0, 's', &o->type, 0, 0 },
+        { "--vocabulary", 'z', 's', &o->tokenizer, 0, 0 },
+        { "--tokenizer", 0, 's', &o->tokenizer_out, 0, 0 },
+        { "--prompt", 'i', 's', &o->prompt, 0, 0 },
+        { "--steps", 0, 'l', &o->steps, 1, 1e12 },
+        { "--dim", 0, 'i', &o->dim, 32, 4096 },
+        { "--layers", 0, 'i', &o->layers, 1, 256 },
+        { "--hybrid", 0, 's', &o->hybrid, 0, 0 },
+        { "--heads", 0, 'i', &o->heads, 1, 256 },
+        { "--key-dim", 0, 'i', &o->key_dim, 16, 128 },
+        { "--value-dim", 0, 'i', &o->value_dim, 16, 256 },
+        { "--conv", 0, 'i', &o->conv, 0, 8 },
+        { "--hidden", 0, 'i', &o->hidden, 32, 16384 },
+        { "--vocab", 0, 'i', &o->vocab, 257, 65536 },
+        { "--context", 0, 'i', &o->context, 16, 8192 },
+        { "--batch", 0, 'i', &o->batch, 1, 4096 },
+        { "--threads", 'j', 'i', &o->threads, 1, 1024 },
+        { "--seed", 0, 'u', &o->seed, 0, 0 },
+        { "--lr", 0, 'd', &o->lr, 0, 1 },
+        { "--decay", 0, 'd', &o->decay, 0, 10 },
+        { "--clip", 0, 'd', &o->clip, 0, 1e9 },
+        { "--minutes", 0, 'd', &o->minutes, 0.01, 1e6 },
+        { "--half-life", 0, 'd', &o->half_life, 0, 1e9 },
+        { "--no-decay", 0, 'f', &o->no_decay, 0, 0 },
+        { "--plain", 0, 'f', &o->plain, 0, 0 },
+        { "--resume", 0, 'f', &o->resume, 0, 0 },
+        { "--help", 'h', 'f', &o->help, 0, 0 },
     };
     for (int a = 1; a < argc; a++) {
         const char *arg = argv[a], *equal = strchr(arg, '='), *value = NULL;
@@ -4161,7 +4957,8 @@ static int parse_options(TrainOptions *o, int argc, char **argv) {
         }
         size_t n = equal && arg[1] == '-' ? (size_t)(equal - arg) : strlen(arg), i = 0;
         for (; i < sizeof table / sizeof *table; i++)
-            if ((strlen(table[i].name) == n && !memcmp(arg, table[i].name, n)) || (n == 2 && arg[1] == table[i].letter && arg[1])) break;
+            if ((strlen(table[i].name) == n && !memcmp(arg, table[i].name, n)) || (n == 2 && arg[1] == table[i].letter && arg[1]))
+                break;
         if (i == sizeof table / sizeof *table) return train_misuse("unknown option", arg);
         if (table[i].kind == 'f') { *(int *)table[i].at = 1; continue; }
         value = arg[n] == '=' ? equal + 1 : a + 1 < argc ? argv[++a] : NULL;
@@ -4177,7 +4974,8 @@ static int parse_options(TrainOptions *o, int argc, char **argv) {
         double x = strtod(value, &end);
         if (errno || *end || end == value || !(x >= table[i].lo && x <= table[i].hi) || (table[i].kind != 'd' && x != floor(x))) {
             char what[96];
-            snprintf(what, sizeof what, "%s wants %s from %g to %g, not", table[i].name, table[i].kind == 'd' ? "a number" : "a whole number", table[i].lo, table[i].hi);
+            snprintf(what, sizeof what, "%s wants %s from %g to %g, not", table[i].name,
+                     table[i].kind == 'd' ? "a number" : "a whole number", table[i].lo, table[i].hi);
             return train_misuse(what, value);
         }
         if (table[i].kind == 'd') *(double *)table[i].at = x;
@@ -4187,6 +4985,7 @@ static int parse_options(TrainOptions *o, int argc, char **argv) {
     return 0;
 }
 
+/* d: the options as they are by themselves. */
 static void print_train_help(const TrainOptions *d) {
     printf("usage: ./train_tiny [TEXT] [options]      TEXT: a UTF-8 file; without one, made-up stories\n\n");
     for (size_t i = 0; i < sizeof train_help / sizeof *train_help; i++) {
@@ -4212,7 +5011,7 @@ static void print_train_help(const TrainOptions *d) {
     printf("\nProgress goes to standard error. Exit: 0 done or stopped with a checkpoint, 1 failed, 2 misused.\n");
 }
 
-/* The sizes that follow from the options; NULL or what is wrong with them. */
+/* The sizes that follow from the options; returns NULL, or what is wrong with them, to which main adds the value. */
 static const char *configure(TinyConfig *c, const TrainOptions *o, int vocab_size) {
     int mixer = 0, every = 0, one = 0;
     char end;
@@ -4225,12 +5024,14 @@ static const char *configure(TinyConfig *c, const TrainOptions *o, int vocab_siz
     if (o->hidden % 32) return "--hidden must be a multiple of 32";
     if (o->key_dim % 16 || o->value_dim % 16) return "--key-dim and --value-dim must be multiples of 16";
     if (o->half_life > 0 && o->half_life < 1) return "--half-life is 0, or one token at least";
-    if (o->hybrid && (sscanf(o->hybrid, "%d:%d%c", &every, &one, &end) != 2 || every < 1 || every > 255 || one != 1)) return "--hybrid is N:1, N linear layers for each of softmax attention, not";
+    if (o->hybrid && (sscanf(o->hybrid, "%d:%d%c", &every, &one, &end) != 2 || every < 1 || every > 255 || one != 1))
+        return "--hybrid is N:1, N linear layers for each of softmax attention, not";
     if (o->hybrid && mixer == SOFTMAX) return "--hybrid does not go with --mixer";
     if (o->hybrid && every >= o->layers) return "--layers are too few for a layer of softmax attention with --hybrid";
     if (o->task && o->out && !o->hidden && !(is_mamba(f) && !o->hybrid)) /* in run's files only Mamba-2 has none */
         return "--out needs a feed-forward network (--hidden) with --mixer";
-    if (!o->conv && f && mixer != SOFTMAX && f->silu != SILU_NEVER && f->silu != SILU_CONV) return "--conv 0 does not go with --mixer";
+    if (!o->conv && f && mixer != SOFTMAX && f->silu != SILU_NEVER && f->silu != SILU_CONV)
+        return "--conv 0 does not go with --mixer";
     if (o->half_life > 0 && o->conv > 0 && f && f->decay == DECAY_FORGET && o->out) /* files have no bias behind the convolution of f */
         return "--out needs --half-life 0 or --conv 0, since a file has no bias behind that convolution, with --mixer";
     if (o->conv > 0 && k->rwkv && !o->task) return "--conv does not go with --mixer"; /* it sees the token before without one */
@@ -4239,18 +5040,38 @@ static const char *configure(TinyConfig *c, const TrainOptions *o, int vocab_siz
         return "--no-decay does not go with --mixer";
     if (o->conv > 0 && mixer == SOFTMAX && o->out) return "--conv is not written to files with --mixer";
     *c = (TinyConfig){
-        .mixer = mixer, .dim = o->dim, .hidden_dim = (is_mamba(f) && !o->hybrid) || (o->task && !o->hidden) ? 0 : o->hidden ? o->hidden : (o->dim * 8 / 3 + 31) / 32 * 32, .n_layers = o->layers,
-        .vocab_size = vocab_size, .seq_len = o->context, .d_conv = o->conv >= 0 ? o->conv : k->d_conv,
-        .dk = o->key_dim ? o->key_dim : 32, .dv = o->value_dim ? o->value_dim : mixer == GLA && o->dim % 64 == 0 ? 64 : 32,
+        .mixer = mixer,
+        .dim = o->dim,
+        .hidden_dim = (is_mamba(f) && !o->hybrid) || (o->task && !o->hidden) ? 0
+                      : o->hidden                                            ? o->hidden
+                                                                             : (o->dim * 8 / 3 + 31) / 32 * 32,
+        .n_layers = o->layers,
+        .vocab_size = vocab_size,
+        .seq_len = o->context,
+        .d_conv = o->conv >= 0 ? o->conv : k->d_conv,
+        .dk = o->key_dim ? o->key_dim : 32,
+        .dv = o->value_dim ? o->value_dim : mixer == GLA && o->dim % 64 == 0 ? 64 : 32,
         .interval = o->hybrid ? every + 1 : mixer == SOFTMAX ? 1 : mixer == GATED_DELTA ? 4 : 0,
-        .q_heads = heads, .kv_heads = heads % 2 == 0 ? heads / 2 : heads % 3 == 0 ? heads / 3 : 1, .head_dim = 32, .n_rot = k->qwen ? 16 : 32,
-        .gate_rank = 16, .eps = k->rwkv ? 1e-5f : 1e-6f, .rope_base = 10000, .decay_divisor = 16, .plain = o->plain, .keep = o->no_decay, .half_life = o->half_life
+        .q_heads = heads,
+        .kv_heads = heads % 2 == 0 ? heads / 2 : heads % 3 == 0 ? heads / 3 : 1,
+        .head_dim = 32,
+        .n_rot = k->qwen ? 16 : 32,
+        .gate_rank = 16,
+        .eps = k->rwkv ? 1e-5f : 1e-6f,
+        .rope_base = 10000,
+        .decay_divisor = 16,
+        .plain = o->plain,
+        .keep = o->no_decay,
+        .half_life = o->half_life
     };
     c->n_heads = o->heads ? o->heads : o->dim / c->dv > 0 ? o->dim / c->dv : 1;
     if (narrow_gate(f)) c->gate_rank = c->dv;
     return NULL;
 }
 
+/* -- text and vocabulary -- */
+
+/* The whole file and a zero byte behind it, n without it; NULL with a sentence in err. */
 static char *read_text(const char *path, size_t *n, char *err) {
     FILE *f = fopen(path, "rb");
     if (!f) return fail(err, GLA_IO, "%s: cannot open: %s", path, strerror(errno)), NULL;
@@ -4297,13 +5118,17 @@ static int open_vocabulary(Data *d, const TrainOptions *o, const char *text, siz
     return GLA_OK;
 }
 
+/* The vocabulary as a file of its own (--tokenizer). */
 static int write_vocabulary(const char *path, const Gguf *vocab, char *err) {
     Keys k = {0};
     Out file = {0};
-    key_str(&k, "general.", "architecture", "tokenizer"), key_str(&k, "general.", "type", "vocab");
-    copy_vocabulary(&k, vocab), put_header(&file, &k, 0);
+    key_str(&k, "general.", "architecture", "tokenizer");
+    key_str(&k, "general.", "type", "vocab");
+    copy_vocabulary(&k, vocab);
+    put_header(&file, &k, 0);
     int code = write_file(path, file.p, file.n, NULL, 0, err);
-    free(k.body.p), free(file.p);
+    free(k.body.p);
+    free(file.p);
     return code;
 }
 
@@ -4318,10 +5143,15 @@ static int encode_text_file(Data *d, const TinyConfig *c, const char *text, size
     d->n_ids = (size_t)got + 2;
     size_t rest = d->n_ids / 20, window = (size_t)c->seq_len + 1;
     d->n_train = d->n_ids - (rest > window ? rest : window);
-    if (d->n_ids < 3 * window) return fail(err, GLA_INPUT, "the text has %zu tokens; %zu are needed for a context of %d (--context)", d->n_ids, 3 * window, c->seq_len);
+    if (d->n_ids < 3 * window)
+        return fail(err, GLA_INPUT, "the text has %zu tokens; %zu are needed for a context of %d (--context)",
+                    d->n_ids, 3 * window, c->seq_len);
     return GLA_OK;
 }
 
+/* -- a sample -- */
+
+/* A GlaGenerate's emit: a piece of the sample to standard output. */
 static int show_piece(void *user, int32_t id, const char *text, size_t n) {
     (void)user, (void)id;
     fwrite(text, 1, n, stdout);
@@ -4352,19 +5182,21 @@ static int print_sample(const Out *file, const TrainOptions *o, char *err) {
     return code < 0 ? code : GLA_OK;
 }
 
+/* -- training -- */
+
 typedef struct {
     const TrainOptions *o;
     const Data *d;
     Tiny m;
     Checkpoint at;                           /* where training stands */
     int *id, *target;                        /* (B, T) */
-    char ckpt[4096];
-    int64_t first;                           /* steps done before this run, and the seconds they took */
-    double before;
-    bool stopped;
+    char ckpt[4096];                         /* name of the checkpoint */
+    int64_t first;                           /* steps done before this run, */
+    double before;                           /* and the seconds they took */
+    bool stopped;                            /* by Ctrl-C */
 } Training;
 
-/* Mean held-out loss over `batches` batches, and with counts the two baselines on the same tokens. */
+/* Mean held-out loss (nats per token) over `batches` batches, and with counts the two baselines on the same tokens. */
 static double held_out(Training *r, int batches, Counts *counts, double *bigram, double *trigram) {
     const int B = r->m.B, T = r->m.c.seq_len;
     double loss = 0, two = 0, three = 0;
@@ -4373,18 +5205,23 @@ static double held_out(Training *r, int batches, Counts *counts, double *bigram,
     for (int i = 0; i < batches; i++) {
         int count;
         fill_batch(r->d, true, (uint64_t)i, B, T, r->id, r->target);
-        loss += tiny_step(&r->m, r->id, r->target, false, &count), n += count;
+        loss += tiny_step(&r->m, r->id, r->target, false, &count);
+        n += count;
         for (int b = 0; counts && b < B; b++) {
             for (int t = 0; t < T; t++) seq[t] = r->id[b * T + t], seq[t + 1] = r->target[b * T + t];
             for (int t = 1; t <= T; t++) two += count_nll(counts, seq, t, 2), three += count_nll(counts, seq, t, 3);
         }
     }
     free(seq);
-    if (counts) *bigram = two / n, *trigram = three / n;
+    if (counts) {
+        *bigram = two / n;
+        *trigram = three / n;
+    }
     return loss / n;
 }
 
-/* Steps until the end or Ctrl-C. The learning rate climbs over the first steps, then falls along half a cosine to a 50th. */
+/* Steps until the end or Ctrl-C: a batch, the gradients of its loss, AdamW. The learning rate climbs over the first steps, then falls
+ * along half a cosine to a 50th. */
 static int train_steps(Training *r, char *err) {
     const TrainOptions *o = r->o;
     const int N = o->batch * r->m.c.seq_len;
@@ -4398,6 +5235,7 @@ static int train_steps(Training *r, char *err) {
     terminal = isatty(2);
 #endif
     for (int64_t step = r->first + 1; !r->stopped; step++) {
+        // one step; share: how much of the way is done
         double share = o->minutes > 0 ? (r->before + now_s() - start) / (60 * o->minutes) : (double)(step - 1) / (double)o->steps;
         if (share >= 1) break;
         opt.lr = o->lr * (0.51 + 0.49 * cos(3.14159265358979 * share)) * (step < warmup ? (double)step / (double)warmup : 1);
@@ -4405,22 +5243,33 @@ static int train_steps(Training *r, char *err) {
         memset(r->m.grads, 0, r->m.n_params * sizeof(real));
         double loss = tiny_step(&r->m, r->id, r->target, true, &count) / count;
         double norm = adamw_step(&r->m, &opt, (long)step);
-        if (!(loss < 1e9) || !(norm < 1e30)) return fail(err, GLA_INPUT, "the loss is no longer a number at step %lld; a smaller --lr may help", (long long)step);
-        r->at.step = step, r->stopped = stop_asked;
+        if (!(loss < 1e9) || !(norm < 1e30))
+            return fail(err, GLA_INPUT, "the loss is no longer a number at step %lld; a smaller --lr may help", (long long)step);
+        r->at.step = step;
+        r->stopped = stop_asked;
 
         // progress: the loss averaged over some 20 steps; held out, every 20th part of the way
         double t = now_s(), rate = (double)(step - r->first) * N / (t - start - testing);
         r->at.seconds = r->before + t - start;
         double done = o->minutes > 0 ? r->at.seconds / (60 * o->minutes) : (double)step / (double)o->steps;
-        double left = o->minutes > 0 ? o->minutes - r->at.seconds / 60 : (double)(o->steps - step) * (t - start) / (double)(step - r->first) / 60;
-        smooth = 0.95 * smooth + 0.05 * loss, weight = 0.95 * weight + 0.05;
+        double left = o->minutes > 0 ? o->minutes - r->at.seconds / 60
+                                     : (double)(o->steps - step) * (t - start) / (double)(step - r->first) / 60;
+        smooth = 0.95 * smooth + 0.05 * loss;
+        weight = 0.95 * weight + 0.05;
         bool milestone = (int)(done * 20) > part || r->stopped;
-        if (milestone) part = (int)(done * 20), test = held_out(r, ceil_div(8192, N), NULL, NULL, NULL), testing += now_s() - t;
+        if (milestone) {
+            part = (int)(done * 20);
+            test = held_out(r, ceil_div(8192, N), NULL, NULL, NULL);
+            testing += now_s() - t;
+        }
         if (milestone || (terminal && t - shown > 0.5)) {
-            fprintf(stderr, "%sstep %lld %3.0f %%  loss %.3f  held-out %.3f  lr %.1e  %.0f tokens/s  %.1f min left%s", terminal ? "\r" : "", (long long)step,
-                    100 * (done < 1 ? done : 1), smooth / weight, test, opt.lr, rate, left > 0 ? left : 0, terminal ? "   " : "\n");
+            fprintf(stderr, "%sstep %lld %3.0f %%  loss %.3f  held-out %.3f  lr %.1e  %.0f tokens/s  %.1f min left%s",
+                    terminal ? "\r" : "", (long long)step, 100 * (done < 1 ? done : 1), smooth / weight, test, opt.lr, rate,
+                    left > 0 ? left : 0, terminal ? "   " : "\n");
             shown = t;
         }
+
+        // a checkpoint every five minutes
         if (t - saved > 300 && !r->stopped) {
             saved = t;
             if (save_checkpoint(r->ckpt, &r->m, r->at, err)) fprintf(stderr, "train_tiny: %s; going on without a checkpoint\n", err);
@@ -4429,6 +5278,8 @@ static int train_steps(Training *r, char *err) {
     if (terminal) fprintf(stderr, "\n");
     return GLA_OK;
 }
+
+/* -- reports -- */
 
 /* What was reached: size, speed, held-out perplexity next to the counting baselines, and a sample. */
 static int report(Training *r, const Out *file, char *err) {
@@ -4439,15 +5290,21 @@ static int report(Training *r, const Out *file, char *err) {
     int32_t *seq = checked(malloc((size_t)(T + 1) * sizeof *seq));
     if (d->ids) count_sequence(&counts, d->ids, (int)(d->n_train < INT32_MAX ? d->n_train : INT32_MAX));
     else
-        for (int64_t i = 0; i < r->at.step * B; i++) fill_sequence(d, false, (uint64_t)i, seq, T + 1), count_sequence(&counts, seq, T + 1);
+        for (int64_t i = 0; i < r->at.step * B; i++) {
+            fill_sequence(d, false, (uint64_t)i, seq, T + 1);
+            count_sequence(&counts, seq, T + 1);
+        }
     size_t windows = d->ids ? (d->n_ids - d->n_train) / (size_t)T : SIZE_MAX;
     int batches = ceil_div(1 << 17, N);
     if ((size_t)batches * (size_t)B > windows) batches = (int)(windows / (size_t)B) + 1;
-    double bigram, trigram, model = held_out(r, batches, &counts, &bigram, &trigram), seconds = r->at.seconds - r->before;
+    double bigram, trigram, model = held_out(r, batches, &counts, &bigram, &trigram);
+    double seconds = r->at.seconds - r->before;
     printf("%s: %zu bytes, %zu parameters; %lld tokens in %.1f minutes, %.0f per second\n", r->o->out, file->n, r->m.n_weights,
            (long long)r->at.step * N, r->at.seconds / 60, (double)(r->at.step - r->first) * N / (seconds > 0 ? seconds : 1));
-    printf("held-out perplexity per token, on %d tokens: model %.3f, trigram %.3f, bigram %.3f\n", batches * N, exp(model), exp(trigram), exp(bigram));
-    free(seq), counts_free(&counts);
+    printf("held-out perplexity per token, on %d tokens: model %.3f, trigram %.3f, bigram %.3f\n",
+           batches * N, exp(model), exp(trigram), exp(bigram));
+    free(seq);
+    counts_free(&counts);
     return print_sample(file, r->o, err);
 }
 
@@ -4467,7 +5324,8 @@ static void report_recall(Training *r) {
     real *logits = checked(malloc((size_t)N * V * sizeof *logits));
     printf("%s", r->o->mixer);
     if (r->o->hybrid) printf(" %s", r->o->hybrid);
-    printf(": %d layers, %d heads of %d x %d, %zu floats of state", r->m.c.n_layers, r->m.c.n_heads, r->m.c.dk, r->m.c.dv, state_floats(&r->m));
+    printf(": %d layers, %d heads of %d x %d, %zu floats of state",
+           r->m.c.n_layers, r->m.c.n_heads, r->m.c.dk, r->m.c.dv, state_floats(&r->m));
     for (const int *p = r->d->pairs; *p; p++) {
         Data d = *r->d;
         int count, right = 0, asked = 0;
@@ -4478,8 +5336,10 @@ static void report_recall(Training *r) {
             matmul_forward(logits, V, r->m.h_out, r->m.c.dim, r->m.params + r->m.embed, N, r->m.c.dim, V, 0);
             for (int t = 0; t < N; t++) {
                 int best = 0;
-                for (int v = 1; v < V && r->target[t] >= 0; v++) best = logits[(size_t)t * V + v] > logits[(size_t)t * V + best] ? v : best;
-                right += best == r->target[t], asked += r->target[t] >= 0;
+                for (int v = 1; v < V && r->target[t] >= 0; v++)
+                    best = logits[(size_t)t * V + v] > logits[(size_t)t * V + best] ? v : best;
+                right += best == r->target[t];
+                asked += r->target[t] >= 0;
             }
         }
         printf("; %d pairs %.1f %%", *p, 100.0 * right / asked);
@@ -4488,33 +5348,45 @@ static void report_recall(Training *r) {
     free(logits);
 }
 
+/* -- main -- */
+
+/* A new model or a checkpoint, training, the file, the report. Ctrl-C ends it with a checkpoint. */
 static int train(const TrainOptions *o, const Data *d, const TinyConfig *c, uint64_t fingerprint, int type, char *err) {
     Training r = { .o = o, .d = d, .at = { .fingerprint = fingerprint } };
     Out file = {0};
     int code = GLA_OK;
-    if (snprintf(r.ckpt, sizeof r.ckpt, "%s.ckpt", o->out ? o->out : o->task) >= (int)sizeof r.ckpt) return fail(err, GLA_INPUT, "%s: the name is too long", o->out);
+    if (snprintf(r.ckpt, sizeof r.ckpt, "%s.ckpt", o->out ? o->out : o->task) >= (int)sizeof r.ckpt)
+        return fail(err, GLA_INPUT, "%s: the name is too long", o->out);
     const size_t N = (size_t)o->batch * (size_t)c->seq_len;
     tiny_new(&r.m, c, o->batch, o->seed);
-    r.id = checked(malloc(N * sizeof *r.id)), r.target = checked(malloc(N * sizeof *r.target));
+    r.id = checked(malloc(N * sizeof *r.id));
+    r.target = checked(malloc(N * sizeof *r.target));
     if (o->resume) code = load_checkpoint(r.ckpt, &r.m, &r.at, fingerprint, err);
     if (!code) {
-        r.first = r.at.step, r.before = r.at.seconds;
+        r.first = r.at.step;
+        r.before = r.at.seconds;
         fprintf(stderr, "%s, %d layers of %d, %d tokens: %zu parameters; %d sequences of %d tokens per step; %s kernels, %d threads\n",
                 o->mixer, c->n_layers, c->dim, c->vocab_size, r.m.n_weights, o->batch, c->seq_len, kern.name, MAX_THREADS);
 #ifdef HAVE_POSIX
         struct sigaction act, keep_int, keep_term;
         memset(&act, 0, sizeof act);
-        act.sa_handler = ask_to_stop, act.sa_flags = (int)SA_RESETHAND;   /* a second Ctrl-C ends at once */
-        sigaction(SIGINT, &act, &keep_int), sigaction(SIGTERM, &act, &keep_term);
+        act.sa_handler = ask_to_stop;
+        act.sa_flags = (int)SA_RESETHAND;  /* a second Ctrl-C ends at once */
+        sigaction(SIGINT, &act, &keep_int);
+        sigaction(SIGTERM, &act, &keep_term);
 #endif
         code = train_steps(&r, err);
         if (!code && o->out) {
-            file = model_file(&r.m, d->pairs ? NULL : &d->vocab, type, d->pairs ? "Associative recall" : o->text ? "A tiny model trained on a text" : "Tiny stories");
+            file = model_file(&r.m, d->pairs ? NULL : &d->vocab, type,
+                              d->pairs  ? "Associative recall"
+                              : o->text ? "A tiny model trained on a text"
+                                        : "Tiny stories");
             code = write_file(o->out, file.p, file.n, NULL, 0, err);
         }
         if (!code && r.stopped) code = save_checkpoint(r.ckpt, &r.m, r.at, err);
 #ifdef HAVE_POSIX
-        sigaction(SIGINT, &keep_int, NULL), sigaction(SIGTERM, &keep_term, NULL);
+        sigaction(SIGINT, &keep_int, NULL);
+        sigaction(SIGTERM, &keep_term, NULL);
 #endif
         if (!code && r.stopped) fprintf(stderr, "stopped after step %lld; --resume goes on from %s\n", (long long)r.at.step, r.ckpt);
         else if (!code) {
@@ -4523,48 +5395,77 @@ static int train(const TrainOptions *o, const Data *d, const TinyConfig *c, uint
             else code = report(&r, &file, err);
         }
     }
-    free(file.p), free(r.id), free(r.target), tiny_free(&r.m);
+    free(file.p);
+    free(r.id);
+    free(r.target);
+    tiny_free(&r.m);
     return code;
 }
 
 int main(int argc, char **argv) {
     TrainOptions o = { .mixer = "gated-delta", .type = "q8_0", .dim = 128, .layers = 4, .vocab = 1536, .context = 256, .batch = 8,
                        .steps = 12000, .conv = -1, .lr = 8e-3, .decay = 0.1, .clip = 1 };
-    const TrainOptions defaults = o, recall = { .mixer = o.mixer, .type = o.type, .dim = 64, .layers = 1, .heads = 1, .key_dim = 16, .value_dim = 64, .vocab = 128, .context = 64,
-                                                .batch = 32, .steps = 1000, .conv = 4, .lr = 1e-2, .decay = 0.1, .clip = 1, .half_life = 200 };
-    o.steps = 0;
-    const struct { const char *name; int type; } types_known[] = { { "f32", AS_F32 }, { "f16", AS_F16 }, { "bf16", AS_BF16 }, { "q8_0", AS_Q8_0 } };
+    const TrainOptions defaults = o;
+    const TrainOptions recall = { .mixer = o.mixer, .type = o.type, .dim = 64, .layers = 1, .heads = 1, .key_dim = 16, .value_dim = 64,
+                                  .vocab = 128, .context = 64, .batch = 32, .steps = 1000, .conv = 4, .lr = 1e-2, .decay = 0.1,
+                                  .clip = 1, .half_life = 200 };        /* with --task */
+    o.steps = 0;                             /* not given: depends on the text, see below */
+    const struct { const char *name; int type; } types_known[] = {
+        { "f32", AS_F32 }, { "f16", AS_F16 }, { "bf16", AS_BF16 }, { "q8_0", AS_Q8_0 }
+    };
     char err[GLA_ERR] = "", *text = NULL;
     size_t n = 0;
+
+    // the options, and which of them do not go together
     int type = -1, code = parse_options(&o, argc, argv);
     TinyConfig c;
     Data d = { .seed = 0 };
-    if (!code && o.task) o = recall, code = parse_options(&o, argc, argv);
+    if (!code && o.task) {                   /* again, over the defaults of a task */
+        o = recall;
+        code = parse_options(&o, argc, argv);
+    }
     if (code) return code;
     spin_briefly(argv);
     if (o.help) return print_train_help(&defaults), 0;
-    for (int i = 0; i < 4; i++) if (!strcmp(o.type, types_known[i].name)) type = types_known[i].type;
+    for (int i = 0; i < 4; i++)
+        if (!strcmp(o.type, types_known[i].name)) type = types_known[i].type;
     if (type < 0) return train_misuse("--type is f32, f16, bf16 or q8_0, not", o.type);
     static const int pairs[] = { 4, 8, 16, 0 }, rebound[] = { 4, 8, 12, 0 };
     d.rebind = o.task && !strcmp(o.task, "rebind");
-    if (o.task && strcmp(o.task, "mqar") && !d.rebind) return train_misuse("--task is mqar or rebind (associative recall), not", o.task);
-    if ((o.plain || o.no_decay) && (!o.task || o.out)) return train_misuse("--plain and --no-decay go with --task, and without --out", NULL);
+    if (o.task && strcmp(o.task, "mqar") && !d.rebind)
+        return train_misuse("--task is mqar or rebind (associative recall), not", o.task);
+    if ((o.plain || o.no_decay) && (!o.task || o.out))
+        return train_misuse("--plain and --no-decay go with --task, and without --out", NULL);
     if (o.task && o.text) return train_misuse("--task makes its own sequences; it does not go with the text", o.text);
     d.seed = o.seed;
-    if (o.task) o.vocab = recall.vocab, o.context = recall.context, d.pairs = d.rebind ? rebound : pairs, d.mqar_vocab = o.vocab;
-    else if (!o.out) o.out = "model.bin";
+    if (o.task) {
+        o.vocab = recall.vocab;
+        o.context = recall.context;
+        d.pairs = d.rebind ? rebound : pairs;
+        d.mqar_vocab = o.vocab;
+    } else if (!o.out) o.out = "model.bin";
     const char *wrong = configure(&c, &o, o.vocab);
-    if (wrong) return train_misuse(wrong, strstr(wrong, "--mixer") == wrong || strstr(wrong, "with --mixer") ? o.mixer : strstr(wrong, "--hybrid") ? o.hybrid : NULL);
+    if (wrong)
+        return train_misuse(wrong, strstr(wrong, "--mixer") == wrong || strstr(wrong, "with --mixer") ? o.mixer
+                                   : strstr(wrong, "--hybrid")                                        ? o.hybrid
+                                                                                                      : NULL);
     if (!o.steps) o.steps = o.text ? 3000 : defaults.steps; /* a text of one megabyte has been read often enough by then */
     if (!o.prompt) o.prompt = o.text ? "" : "Once upon a time";
 #ifdef _OPENMP
     if (o.threads || omp_get_max_threads() > 1024) omp_set_num_threads(o.threads ? o.threads : 1024);
 #endif
     choose_tiny_kernels();
+
+    // files: none that is read may be written, and what is written at the end must be possible now
     const char *read[] = { o.text, o.tokenizer }, *written[] = { o.out, o.tokenizer_out };
-    for (int i = 0; i < 4; i++) if (read[i % 2] && written[i / 2] && same_file(read[i % 2], written[i / 2])) return train_misuse("a file that is read would be replaced:", read[i % 2]);
-    if (o.out && o.tokenizer_out && !strcmp(o.out, o.tokenizer_out)) return train_misuse("--out and --tokenizer are the same file:", o.out);
+    for (int i = 0; i < 4; i++)
+        if (read[i % 2] && written[i / 2] && same_file(read[i % 2], written[i / 2]))
+            return train_misuse("a file that is read would be replaced:", read[i % 2]);
+    if (o.out && o.tokenizer_out && !strcmp(o.out, o.tokenizer_out))
+        return train_misuse("--out and --tokenizer are the same file:", o.out);
     if (o.out) code = can_write(o.out, err);
+
+    // text and vocabulary, which a task has no need of
     if (o.task) goto ready;
     if (!code && o.text) code = (text = read_text(o.text, &n, err)) ? GLA_OK : GLA_IO;
     else if (!code && !o.tokenizer) text = story_sample(&n);
@@ -4572,17 +5473,22 @@ int main(int argc, char **argv) {
     if (!code && o.tokenizer_out) code = write_vocabulary(o.tokenizer_out, &d.vocab, err);
     if (!code) c.vocab_size = d.tokenizer->n;
     if (!code && o.text) code = encode_text_file(&d, &c, text, n, err);
+
+    // training; mark: the fingerprint of everything that shapes a step
 ready:
     if (!code) {
-        uint64_t mark = hash_bytes(HASH_SEED, &c, sizeof c);      /* everything that shapes a step */
-        mark = hash_bytes(mark, &(int64_t[]){ o.steps, o.batch, (int64_t)o.seed, d.rebind }, 32), mark = hash_bytes(mark, &(double[]){ o.lr, o.decay, o.clip, o.minutes }, 32);
+        uint64_t mark = hash_bytes(HASH_SEED, &c, sizeof c);
+        mark = hash_bytes(mark, &(int64_t[]){ o.steps, o.batch, (int64_t)o.seed, d.rebind }, 32);
+        mark = hash_bytes(mark, &(double[]){ o.lr, o.decay, o.clip, o.minutes }, 32);
         mark = hash_bytes(mark, d.vocab.map.data, d.vocab.map.n);
         if (d.ids) mark = hash_bytes(mark, d.ids, d.n_ids * sizeof *d.ids);
         code = train(&o, &d, &c, mark, type, err);
     }
     if (d.tokenizer) tokenizer_free(d.tokenizer);
     if (d.vocab.map.kind == 0) free((void *)(uintptr_t)d.vocab.map.data);
-    gguf_close(&d.vocab), free(text), free(d.ids);
+    gguf_close(&d.vocab);
+    free(text);
+    free(d.ids);
     if (code) fprintf(stderr, "train_tiny: %s\n", err);
     return code != 0;
 }

@@ -1850,6 +1850,9 @@ static Act act_of(int act) { return act == ACT_SILU ? F_SILU : act == ACT_SIGMOI
 
 /* -- what a model is made of -- */
 
+/* What --without leaves out, by bits in the order of parts_left_out. */
+enum { NO_DECAY = 1, NO_MAP = 2, NO_ROTATION = 4, NO_GATE = 8 };
+
 typedef struct {
     int mixer;                               /* row of mixer_kinds */
     int dim, hidden_dim, n_layers, vocab_size, seq_len;
@@ -1857,7 +1860,7 @@ typedef struct {
     int q_heads, kv_heads, head_dim, n_rot;  /* softmax layers */
     int gate_rank;                           /* width of the narrow middles */
     float eps, rope_base, decay_divisor;
-    bool plain, keep;                        /* --plain: no map, no output gate, no rotation; --no-decay */
+    unsigned without;                        /* NO_* */
     double half_life;                        /* tokens, of all decays at first; 0: as each mixer usually begins, and hgrn2 has no bias */
 } TinyConfig;
 
@@ -1866,8 +1869,7 @@ enum {
     KEEP_F32 = 2,                            /* float32 in the file, whatever the matrices are */
     TRANSPOSED = 4,                          /* the file has rows and columns the other way round */
     NEGATIVE_EXP = 8,                        /* the file has -e^x of it */
-    CONSTANT = 16,                           /* is not learned: it has no gradient */
-    SIGMOID = 32                             /* the file has sigmoid(x) of it */
+    SIGMOID = 16                             /* the file has sigmoid(x) of it */
 };
 
 typedef struct {
@@ -2091,7 +2093,7 @@ static void list_linear(Tiny *m, TinyLayer *L, int l) {
                                                       "ssm_conv1d_v.weight" }[i],
                                     taps, L->conv_width[i] = i == 0 ? K : i == 1 ? nK : nV, KEEP_F32 | TRANSPOSED);
     // decays, in the several ways there are
-    if (k->decay == DECAY_FIXED) L->decay = add_tensor(m, l, "ssm_decay", 0, H, KEEP_F32 | CONSTANT);
+    if (k->decay == DECAY_FIXED) L->decay = add_tensor(m, l, "ssm_decay", 0, H, KEEP_F32);
     if (k->decay == DECAY_SIGMOID || (k->decay == DECAY_FORGET && c->half_life > 0))
         L->bias = add_tensor(m, l, narrow ? "ssm_f_b.bias" : "ssm_alpha.bias", 0, wide, KEEP_F32);
     if (is_softplus(k)) {
@@ -2190,8 +2192,8 @@ static void list_tensors(Tiny *m) {
         TinyLayer *L = &m->layers[l];
         L->kind = c->interval && (l + 1) % c->interval == 0 ? NULL : kind;
         L->family = L->kind ? family_of(kind) : NULL;
-        if (L->family) L->gate = kind->ungated || (c->plain && !narrow_gate(L->family)) ? F_ID : act_of(L->family->gate);
-        if (L->family) L->map = c->plain ? F_ID : kind->elu ? F_ELU1 : act_of(L->family->map);
+        if (L->family) L->gate = kind->ungated || c->without & NO_GATE ? F_ID : act_of(L->family->gate);
+        if (L->family) L->map = c->without & NO_MAP ? F_ID : kind->elu ? F_ELU1 : act_of(L->family->map);
         L->attn_norm = add_tensor(m, l, "attn_norm.weight", 0, D, KEEP_F32);
         if (kind->rwkv) L->rwkv.norm_bias = add_tensor(m, l, "attn_norm.bias", 0, D, KEEP_F32);
         if (L->family) list_linear(m, L, l);
@@ -2458,7 +2460,7 @@ static void fill_constants(Tiny *m, TinyLayer *L) {
         L->mem.d[i] = 1;                                            /* between the writes of a token */
     for (size_t i = 0; k && i < N * H; i++) {
         if (k->decay == DECAY_NONE) L->mem.d[i] = 1;                /* these are per head */
-        if (k->decay == DECAY_FIXED) L->mem.d[i] = m->c.keep ? 1 : m->params[L->decay + i % H];
+        if (k->decay == DECAY_FIXED) L->mem.d[i] = m->c.without & NO_DECAY ? 1 : m->params[L->decay + i % H];
         if (k->erase == ERASE_GATED) L->mem.rho[i] = 1;
         if (k->per == SLOTS) L->keys.d[i] = 1;
     }
@@ -2600,7 +2602,7 @@ static void linear_inputs_forward(Tiny *m, TinyLayer *L, int r, int rows) {
         kern.gate_forward(d + atd, a, in.lda, L->bias ? W(bias) : NULL, L->rate, is_softplus(k) ? -1 : 1, rows, k->per == HEADS ? H : K);
     if (has_gate(k) && k->write == WRITE_REST)
         for (size_t i = atk; i < atk + (size_t)rows * K; i++) t->k[i] = 1 - t->d[i];
-    for (size_t i = atd; c->keep && i < atd + (size_t)rows * (k->per == HEADS ? H : K); i++) d[i] = 1;
+    for (size_t i = atd; c->without & NO_DECAY && i < atd + (size_t)rows * (k->per == HEADS ? H : K); i++) d[i] = 1;
     for (int i = r; i < r + rows && n > 1; i++) { /* the memory fades before the first write and is read after the last */
         memcpy(t->d + (size_t)i * n * H, d + (size_t)i * H, H * sizeof *d);
         memcpy(t->q + ((size_t)i * n + n - 1) * K, q + (size_t)i * K, K * sizeof *q);
@@ -2684,7 +2686,7 @@ static void linear_inputs_backward(Tiny *m, TinyLayer *L, int r, int rows, real 
         memcpy(dq + (size_t)i * K, t->dq + ((size_t)i * n + n - 1) * K, K * sizeof *dq);
     }
     //~ d = gate(a), or 1
-    if (c->keep) memset(dd + atd, 0, (size_t)rows * (k->per == HEADS ? H : K) * sizeof(real));
+    if (c->without & NO_DECAY) memset(dd + atd, 0, (size_t)rows * (k->per == HEADS ? H : K) * sizeof(real));
     if (has_gate(k) && k->write == WRITE_REST)      //~ k = 1 - d
         for (size_t i = atk; i < atk + (size_t)rows * K; i++) t->dd[i] -= t->dkey[i];
     if (has_gate(k))
@@ -2763,7 +2765,7 @@ static void linear_forward(Tiny *m, TinyLayer *L) {
     for (int i = 0; i < N; i += BLOCK) linear_inputs_forward(m, L, i, least(BLOCK, N - i));
     // positions, slots, second moment
     const Memory *keys = k->per == SLOTS ? &L->keys : r;
-    if (L->kind->rope && !c->plain) {
+    if (L->kind->rope && !(c->without & NO_ROTATION)) {
         rotate(keys->q, m->rope_k, m->B, T, H, dk, dk, 1);
         rotate(keys->k, m->rope_k, m->B, T, H, dk, dk, 1);
     }
@@ -2846,7 +2848,7 @@ static void linear_backward(Tiny *m, TinyLayer *L, const real *d_res, real *dh) 
     }
     //~ q, k = rotate(q, k)
     const Memory *keys = k->per == SLOTS ? &L->keys : r;
-    if (L->kind->rope && !c->plain) {
+    if (L->kind->rope && !(c->without & NO_ROTATION)) {
         rotate(keys->dq, m->rope_k, m->B, T, H, dk, dk, -1);
         rotate(keys->dkey, m->rope_k, m->B, T, H, dk, dk, -1);
     }
@@ -4862,8 +4864,8 @@ static int load_checkpoint(const char *path, Tiny *m, Checkpoint *c, uint64_t fi
 /* -- options -- */
 
 typedef struct {
-    const char *text, *task, *out, *mixer, *hybrid, *type, *tokenizer, *tokenizer_out, *prompt;
-    int dim, layers, heads, key_dim, value_dim, conv, hidden, vocab, context, batch, threads, resume, help, plain, no_decay;
+    const char *text, *task, *out, *mixer, *hybrid, *type, *tokenizer, *tokenizer_out, *prompt, *without;
+    int dim, layers, heads, key_dim, value_dim, conv, hidden, vocab, context, batch, threads, resume, help;
     int64_t steps;
     uint64_t seed;
     double lr, decay, clip, minutes, half_life;
@@ -4878,8 +4880,8 @@ static const struct { const char *name, *value, *help; } train_help[] = {
                         "1 layer of 64, 1 head of 16 x 64, 4 taps, batch 32, 1000 steps, lr 0.01, half-life 200" },
     { "--half-life", "N", "tokens after which a new model has half forgotten, for all decays but those of lightnet and abc; "
                           "0: as each mixer usually begins (0, with --task 200)" },
-    { "--no-decay", "", "with --task, to compare: all decays are 1 and stay so" },
-    { "--plain", "", "with --task, to compare: no feature map, no rotation, no output gate (but for kda, gdn2, mamba2)" },
+    { "--without", "PART", "with --task, to compare: leaves out decay (all are 1), map (of q and k), rotation or gate (of the output), "
+                           "or several: map,gate" },
     { "--steps", "N", "optimiser steps (%s; 3000 with a text)" },
     { "--minutes", "M", "stop after so many minutes instead, at the cost of repeatability" },
     { "--dim", "N", "model width, a multiple of 32 (%s)" },
@@ -4943,8 +4945,7 @@ static int parse_options(TrainOptions *o, int argc, char **argv) {
         { "--clip", 0, 'd', &o->clip, 0, 1e9 },
         { "--minutes", 0, 'd', &o->minutes, 0.01, 1e6 },
         { "--half-life", 0, 'd', &o->half_life, 0, 1e9 },
-        { "--no-decay", 0, 'f', &o->no_decay, 0, 0 },
-        { "--plain", 0, 'f', &o->plain, 0, 0 },
+        { "--without", 0, 's', &o->without, 0, 0 },
         { "--resume", 0, 'f', &o->resume, 0, 0 },
         { "--help", 'h', 'f', &o->help, 0, 0 },
     };
@@ -5011,6 +5012,29 @@ static void print_train_help(const TrainOptions *d) {
     printf("\nProgress goes to standard error. Exit: 0 done or stopped with a checkpoint, 1 failed, 2 misused.\n");
 }
 
+/* NO_* of a list "decay,gate", or -1. */
+static int parts_left_out(const char *list) {
+    static const char *const names[] = { "decay", "map", "rotation", "gate" };
+    int parts = 0;
+    for (;; list++) {
+        int i = 0;
+        while (i < 4 && (strncmp(list, names[i], strlen(names[i])) || !strchr(",", list[strlen(names[i])]))) i++;
+        if (i == 4) return -1;
+        parts |= 1 << i;
+        list += strlen(names[i]);
+        if (!*list) return parts;
+    }
+}
+
+/* The NO_* that make sense for a mixer. A decay that says what is written, too, has to stay, and so have gates that are more than a factor. */
+static int parts_of(const MixerKind *k) {
+    const Family *f = k == &mixer_kinds[SOFTMAX] ? NULL : family_of(k);
+    if (!f) return 0;
+    return (f->decay != DECAY_NONE && f->write != WRITE_REST ? NO_DECAY : 0) | (k->elu || act_of(f->map) != F_ID ? NO_MAP : 0)
+           | (k->rope ? NO_ROTATION : 0)
+           | (act_of(f->gate) != F_ID && !k->ungated && !narrow_gate(f) && !is_mamba(f) ? NO_GATE : 0);
+}
+
 /* The sizes that follow from the options; returns NULL, or what is wrong with them, to which main adds the value. */
 static const char *configure(TinyConfig *c, const TrainOptions *o, int vocab_size) {
     int mixer = 0, every = 0, one = 0;
@@ -5035,9 +5059,14 @@ static const char *configure(TinyConfig *c, const TrainOptions *o, int vocab_siz
     if (o->half_life > 0 && o->conv > 0 && f && f->decay == DECAY_FORGET && o->out) /* files have no bias behind the convolution of f */
         return "--out needs --half-life 0 or --conv 0, since a file has no bias behind that convolution, with --mixer";
     if (o->conv > 0 && k->rwkv && !o->task) return "--conv does not go with --mixer"; /* it sees the token before without one */
-    if (o->plain && k->rwkv) return "--plain does not go with --mixer";
-    if (o->no_decay && (!f || f->decay == DECAY_NONE || f->write == WRITE_REST)) /* nothing fades, or what does is what is written */
-        return "--no-decay does not go with --mixer";
+    const int without = o->without ? parts_left_out(o->without) : 0;
+    if (without < 0) return "--without is decay, map, rotation or gate, or several with commas between, not";
+    if (without & ~parts_of(k)) return "--without names a part that cannot be left out, or is not there, with --mixer";
+    if (o->hidden && is_mamba(f) && !o->hybrid) return "--hidden does not go with --mixer"; /* a layer is its mixer alone */
+    if (!o->task && mixer == SOFTMAX && (o->heads || o->key_dim || o->value_dim))
+        return "--heads, --key-dim and --value-dim are of linear layers and do not go with --mixer";
+    if (!o->task && o->half_life > 0 && !k->rwkv && (!f || mixer == SOFTMAX || f->decay == DECAY_NONE || f->decay == DECAY_SUM))
+        return "--half-life does not go with --mixer";
     if (o->conv > 0 && mixer == SOFTMAX && o->out) return "--conv is not written to files with --mixer";
     *c = (TinyConfig){
         .mixer = mixer,
@@ -5060,8 +5089,7 @@ static const char *configure(TinyConfig *c, const TrainOptions *o, int vocab_siz
         .eps = k->rwkv ? 1e-5f : 1e-6f,
         .rope_base = 10000,
         .decay_divisor = 16,
-        .plain = o->plain,
-        .keep = o->no_decay,
+        .without = (unsigned)without,
         .half_life = o->half_life
     };
     c->n_heads = o->heads ? o->heads : o->dim / c->dv > 0 ? o->dim / c->dv : 1;
@@ -5078,7 +5106,10 @@ static char *read_text(const char *path, size_t *n, char *err) {
     Out o = {0};
     char part[1 << 16];
     for (size_t got; (got = fread(part, 1, sizeof part, f)) > 0;) put(&o, part, got);
-    if (ferror(f)) { fclose(f), free(o.p); return fail(err, GLA_IO, "%s: cannot read: %s", path, strerror(errno)), NULL; }
+    if (ferror(f)) {
+        fail(err, GLA_IO, "%s: cannot read: %s", path, strerror(errno));
+        return fclose(f), free(o.p), NULL;
+    }
     fclose(f);
     if (o.n && memchr(o.p, 0, o.n)) { free(o.p); return fail(err, GLA_INPUT, "%s: has zero bytes; it is no text", path), NULL; }
     put(&o, "", 1);
@@ -5434,13 +5465,12 @@ int main(int argc, char **argv) {
     d.rebind = o.task && !strcmp(o.task, "rebind");
     if (o.task && strcmp(o.task, "mqar") && !d.rebind)
         return train_misuse("--task is mqar or rebind (associative recall), not", o.task);
-    if ((o.plain || o.no_decay) && (!o.task || o.out))
-        return train_misuse("--plain and --no-decay go with --task, and without --out", NULL);
+    if (o.without && (!o.task || o.out)) return train_misuse("--without goes with --task, and not with --out:", o.without);
+    if (o.task && (o.vocab != recall.vocab || o.context != recall.context || o.tokenizer || o.tokenizer_out || o.prompt))
+        return train_misuse("--task makes its own sequences; --vocab, --context, -z, --tokenizer and --prompt do not go with it", NULL);
     if (o.task && o.text) return train_misuse("--task makes its own sequences; it does not go with the text", o.text);
     d.seed = o.seed;
     if (o.task) {
-        o.vocab = recall.vocab;
-        o.context = recall.context;
         d.pairs = d.rebind ? rebound : pairs;
         d.mqar_vocab = o.vocab;
     } else if (!o.out) o.out = "model.bin";
@@ -5448,6 +5478,7 @@ int main(int argc, char **argv) {
     if (wrong)
         return train_misuse(wrong, strstr(wrong, "--mixer") == wrong || strstr(wrong, "with --mixer") ? o.mixer
                                    : strstr(wrong, "--hybrid")                                        ? o.hybrid
+                                   : strstr(wrong, "--without") == wrong                              ? o.without
                                                                                                       : NULL);
     if (!o.steps) o.steps = o.text ? 3000 : defaults.steps; /* a text of one megabyte has been read often enough by then */
     if (!o.prompt) o.prompt = o.text ? "" : "Once upon a time";

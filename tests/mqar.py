@@ -58,23 +58,36 @@ ROWS = (
     Row("a decay per channel, twice the state", "gla", TWICE),
     Row("3 layers of it, 1 of softmax", "gla", ("--hybrid", "3:1", "--layers", "4"), (0.005,), 1.5),
 )
-OLD, KEEP, PLAIN = ("--half-life", "0"), ("--no-decay",), ("--plain",)
+USUAL = ("--half-life", "0")
+
+
+def without(*parts):
+    return ("--without", ",".join(parts))
+
+
 CONTROLS = tuple(Row(about, mixer, options, (0.01,), 0.5) for about, mixer, options in (
     ("", "gla", ()),
-    ("begins with 16 tokens", "gla", OLD),
-    ("no decay", "gla", KEEP),
-    ("no decay, no output gate", "gla", KEEP + PLAIN),
-    ("", "hgrn2", ()),
-    ("begins with 1 token", "hgrn2", OLD),
-    ("", "gsa", ()),
-    ("begins with 16 tokens", "gsa", OLD),
-    ("", "retnet", ()),
-    ("begins with 22 tokens", "retnet", OLD),
-    ("no decay", "retnet", KEEP),
-    ("no rotation, no output gate", "retnet", PLAIN),
+    ("begins with 16 tokens", "gla", USUAL),
+    ("no decay", "gla", without("decay")),
+    ("no decay, no output gate", "gla", without("decay", "gate")),
     ("", "linear-attention", ()),
-    ("without elu + 1", "linear-attention", PLAIN),
+    ("no elu + 1", "linear-attention", without("map")),
+    ("", "hgrn2", ()),
+    ("begins with 1 token", "hgrn2", USUAL),
+    ("", "gsa", ()),
+    ("begins with 16 tokens", "gsa", USUAL),
+    ("", "retnet", ()),
+    ("a decay of 22 tokens", "retnet", USUAL),
+    ("no decay", "retnet", without("decay")),
+    ("no rotation", "retnet", without("rotation")),
+    ("no output gate", "retnet", without("gate")),
+    ("no rotation, no output gate", "retnet", without("rotation", "gate")),
+    ("", "kda", ()),
+    ("four times the steps", "kda", ()),
+    ("", "gdn2", ()),
+    ("four times the steps", "gdn2", ()),
 ))
+CONTROLS = tuple(r._replace(steps=2) if r.about.startswith("four") else r for r in CONTROLS)
 
 
 def train(job):

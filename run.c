@@ -213,7 +213,9 @@ GLA_API int gla_chat_load(GlaChat *c, GlaSampler *p, const char *path, char *err
 #ifndef RUN_HEADER_ONLY
 #ifndef LANES /* the file includes itself for the vectors of section 5 */
 
-/* ---- 2. platform: no other section asks which operating system this is ----------------------- */
+/* ---- 2. platform: no other section asks which operating system this is -----------------------
+ * In order: headers, threads (OpenMP), what compilers call things, how many threads, denormal numbers, ARM features, memory, the clock,
+ * mapped files, the terminal, files written whole or not at all, folders. Each has a branch for systems that lack it. */
 #include <errno.h>
 #include <limits.h>
 #include <math.h>
@@ -236,11 +238,14 @@ GLA_API int gla_chat_load(GlaChat *c, GlaSampler *p, const char *path, char *err
 #include <termios.h>
 #include <unistd.h>
 #endif
+
+/* PARALLEL_FOR(n) before a loop spreads its rounds over n threads in equal pieces. PARALLEL_TASKS is for rounds of unequal length: a thread
+ * that is done takes the next one. Without OpenMP the loop is an ordinary loop. */
 #ifdef _OPENMP
 #include <omp.h>
 #define PRAGMA(text) _Pragma(#text)
 #define PARALLEL_FOR(n_threads) PRAGMA(omp parallel for schedule(static) num_threads(n_threads) if ((n_threads) > 1))
-#define PARALLEL_TASKS(n_threads) PRAGMA(omp parallel for schedule(dynamic) num_threads(n_threads) if ((n_threads) > 1)) /* of unequal length */
+#define PARALLEL_TASKS(n_threads) PRAGMA(omp parallel for schedule(dynamic) num_threads(n_threads) if ((n_threads) > 1))
 #define THREAD_ID omp_get_thread_num()
 #define ALL_THREADS omp_get_max_threads()
 #else
@@ -249,6 +254,9 @@ GLA_API int gla_chat_load(GlaChat *c, GlaSampler *p, const char *path, char *err
 #define THREAD_ID 0
 #define ALL_THREADS 1
 #endif
+
+/* Words that compilers spell differently. UNROLL, UNROLL8 and UNROLL16 before a loop of up to 4, 8 or 16 rounds ask for straight-line
+ * code, so that an array indexed by the loop's variable stays in registers. */
 #if defined(__GNUC__)
 #define PRINTF_LIKE(fmt, args) __attribute__((format(printf, fmt, args)))
 #define INLINE static inline __attribute__((always_inline))
@@ -285,8 +293,9 @@ LIKELY_UNUSED static void spin_briefly(char **argv) {
     (void)argv;
 }
 
-/* Threads, when nobody says how many: one per core and no more than OpenMP would start. Two threads on one core share the units that multiply,
- * which one keeps busy. A file lists the processors that are threads of the same core ("0,4" or "0-1"); each core is counted at its first. */
+/* Threads, when nobody says how many: one per core and no more than OpenMP would start. Two threads on one core share the units that
+ * multiply, which one keeps busy. A file lists the processors that are threads of the same core ("0,4" or "0-1"); each core is counted
+ * at its first. */
 static int default_threads(void) {
     int cores = 0, all = ALL_THREADS;
 #if defined(_OPENMP) && defined(__linux__)
@@ -303,13 +312,18 @@ static int default_threads(void) {
 }
 
 /* A state that only decays reaches denormal numbers, on which many processors crawl. The recurrence (and nothing else) runs
- * with them flushed to zero, on the thread that does the work; the host's mode is put back right after. */
+ * with them flushed to zero, on the thread that does the work; the host's mode is put back right after. The bits set: 0x8040 is
+ * flush-to-zero and denormals-are-zero of x86, bit 24 is flush-to-zero of ARM. */
 #if defined(__SSE2__)
 #include <xmmintrin.h>
 #define FLUSH_DENORMALS unsigned csr_ = _mm_getcsr(); _mm_setcsr(csr_ | 0x8040)
 #define RESTORE_DENORMALS _mm_setcsr(csr_)
 #elif defined(__aarch64__) && defined(__GNUC__)
-#define FLUSH_DENORMALS uint64_t fpcr_, on_; __asm__ volatile("mrs %0, fpcr" : "=r"(fpcr_)); on_ = fpcr_ | 1u << 24; __asm__ volatile("msr fpcr, %0" :: "r"(on_))
+#define FLUSH_DENORMALS \
+    uint64_t fpcr_, on_; \
+    __asm__ volatile("mrs %0, fpcr" : "=r"(fpcr_)); \
+    on_ = fpcr_ | 1u << 24; \
+    __asm__ volatile("msr fpcr, %0" :: "r"(on_))
 #define RESTORE_DENORMALS __asm__ volatile("msr fpcr, %0" :: "r"(fpcr_))
 #else
 #define FLUSH_DENORMALS (void)0
@@ -320,7 +334,7 @@ static int default_threads(void) {
 #define HAVE_VECTORS /* of the compiler; section 5 is a few scalar functions otherwise */
 #endif
 
-/* What an ARM processor has beyond its baseline. */
+/* What an ARM processor has beyond its baseline: sdot (products of bytes) and smmla (small matrices of them). */
 #if defined(__aarch64__) && defined(HAVE_VECTORS)
 #if defined(__linux__)
 #include <sys/auxv.h>
@@ -328,7 +342,11 @@ static int arm_has_dotprod(void) { return getauxval(AT_HWCAP) >> 20 & 1; }
 static int arm_has_i8mm(void) { return getauxval(AT_HWCAP2) >> 13 & 1; }
 #elif defined(__APPLE__)
 #include <sys/sysctl.h>
-static int arm_has(const char *feature) { int has = 0; size_t n = sizeof has; return !sysctlbyname(feature, &has, &n, NULL, 0) && has; }
+static int arm_has(const char *feature) {
+    int has = 0;
+    size_t n = sizeof has;
+    return !sysctlbyname(feature, &has, &n, NULL, 0) && has;
+}
 static int arm_has_dotprod(void) { return arm_has("hw.optional.arm.FEAT_DotProd"); }
 static int arm_has_i8mm(void) { return arm_has("hw.optional.arm.FEAT_I8MM"); }
 #else
@@ -343,17 +361,18 @@ static int arm_has_i8mm(void) { return 0; }
 #define GLA_FREE(p) free(p)
 #endif
 
-/* Megabytes are asked for in large pages, where the system has such: to get them 4 KB at a time costs more than filling them. */
+/* n zeroed bytes. Megabytes are asked for in large pages, where the system has such: to get them 4 KB at a time costs more than filling
+ * them. The request is a hint, for the whole pages of 4 KB inside; a system whose pages are larger refuses it, which does no harm. */
 LIKELY_UNUSED static void *zero_pages(size_t n) {
     char *p = calloc(1, n);
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
     const uintptr_t page = 4096, from = ((uintptr_t)p + page - 1) & ~(page - 1);
-    if (p && n >= (size_t)2 << 20) (void)madvise((void *)from, ((uintptr_t)p + n - from) & ~(page - 1), MADV_HUGEPAGE); /* a hint: with larger pages it is refused */
+    if (p && n >= (size_t)2 << 20) (void)madvise((void *)from, ((uintptr_t)p + n - from) & ~(page - 1), MADV_HUGEPAGE);
 #endif
     return p;
 }
 
-static int fail(char *err, int code, const char *fmt, ...) PRINTF_LIKE(3, 4);
+static int fail(char *err, int code, const char *fmt, ...) PRINTF_LIKE(3, 4); /* section 3 */
 
 LIKELY_UNUSED static double now_s(void) { /* seconds on a clock that never steps back */
     struct timespec t;
@@ -373,8 +392,14 @@ static int map_file(Mapping *map, const char *path, char *err) {
     struct stat st;
     int fd = open(path, O_RDONLY);
     if (fd < 0) return fail(err, GLA_IO, "%s: cannot open: %s", path, strerror(errno));
-    if (fstat(fd, &st) || !S_ISREG(st.st_mode)) { close(fd); return fail(err, GLA_IO, "%s: not a regular file", path); }
-    if (st.st_size < 24) { close(fd); return fail(err, GLA_FORMAT, "%s: %lld bytes are too few for a GGUF file", path, (long long)st.st_size); }
+    if (fstat(fd, &st) || !S_ISREG(st.st_mode)) {
+        close(fd);
+        return fail(err, GLA_IO, "%s: not a regular file", path);
+    }
+    if (st.st_size < 24) {
+        close(fd);
+        return fail(err, GLA_FORMAT, "%s: %lld bytes are too few for a GGUF file", path, (long long)st.st_size);
+    }
     void *p = mmap(NULL, (size_t)st.st_size, PROT_READ, MAP_SHARED, fd, 0);
     close(fd);
     if (p == MAP_FAILED) return fail(err, GLA_IO, "%s: cannot map: %s", path, strerror(errno));
@@ -413,8 +438,8 @@ static int may_replace(const char *path) {
 #endif
 }
 
-/* The terminal. While a line is edited every key arrives at once and by itself; in between (running) Ctrl-C is a signal again, and what is
- * typed waits unseen for the next line. Nothing that was typed is thrown away at a change. */
+/* The terminal. While a line is edited every key arrives at once and by itself; in between (running) Ctrl-C is a signal again, and
+ * what is typed waits unseen for the next line. Nothing that was typed is thrown away at a change. */
 #ifdef HAVE_POSIX
 typedef struct { struct termios normal; int changed; } Terminal;
 LIKELY_UNUSED static int is_terminal(int fd) { return isatty(fd); }
@@ -429,12 +454,16 @@ LIKELY_UNUSED static int terminal_keys(Terminal *t, int running) { /* 0: done */
     now.c_lflag &= ~(tcflag_t)(ICANON | ECHO | IEXTEN);
     if (!running) now.c_lflag &= ~(tcflag_t)ISIG;
     now.c_lflag |= NOFLSH;
-    now.c_cc[VMIN] = 1, now.c_cc[VTIME] = 0;
+    now.c_cc[VMIN] = 1;
+    now.c_cc[VTIME] = 0;
     t->changed = 1;
     return tcsetattr(STDIN_FILENO, TCSADRAIN, &now);
 }
-LIKELY_UNUSED static void terminal_normal(Terminal *t) { if (t->changed) tcsetattr(STDIN_FILENO, TCSADRAIN, &t->normal); t->changed = 0; }
-LIKELY_UNUSED static int read_key(int wait_ms) { /* a byte, -1: the end, or a signal, or -2: none in time */
+LIKELY_UNUSED static void terminal_normal(Terminal *t) {
+    if (t->changed) tcsetattr(STDIN_FILENO, TCSADRAIN, &t->normal);
+    t->changed = 0;
+}
+LIKELY_UNUSED static int read_key(int wait_ms) { /* a byte; -1: the end, or a signal; -2: none in time */
     unsigned char b;
     struct pollfd p = {STDIN_FILENO, POLLIN, 0};
     int ready = poll(&p, 1, wait_ms);
@@ -450,17 +479,20 @@ LIKELY_UNUSED static void terminal_normal(Terminal *t) { (void)t; }
 LIKELY_UNUSED static int read_key(int wait_ms) { return (void)wait_ms, -1; }
 #endif
 
-/* A file is written under a temporary name and moves over the real one when every byte has reached the disk, so the old one stays whole until
- * then. A lock keeps two programs from writing the same temporary file; one that a killed program left behind is written over. */
+/* A file is written under a temporary name and moves over the real one when every byte has reached the disk, so the old one stays whole
+ * until then. A lock keeps two programs from writing the same temporary file; one that a killed program left behind is written over. */
 enum { PATH_LEN = 4096 };
 typedef char Temporary[PATH_LEN + 8];
 
+/* Opens path.tmp for writing; its name is left in temporary. NULL on failure. */
 static FILE *open_temporary(Temporary temporary, const char *path, char *err) {
     FILE *f = NULL;
     *temporary = 0;
-    if (!may_replace(path)) fail(err, GLA_IO, "%s: not a regular file", path);
-    else if (snprintf(temporary, sizeof(Temporary), "%s.tmp", path) >= (int)sizeof(Temporary)) fail(err, GLA_INPUT, "%s: the name is too long", path);
-    else {
+    if (!may_replace(path)) {
+        fail(err, GLA_IO, "%s: not a regular file", path);
+    } else if (snprintf(temporary, sizeof(Temporary), "%s.tmp", path) >= (int)sizeof(Temporary)) {
+        fail(err, GLA_INPUT, "%s: the name is too long", path);
+    } else {
 #ifdef HAVE_POSIX
         for (int fd; !f && (fd = open(temporary, O_RDWR | O_CREAT | O_CLOEXEC, 0666)) >= 0;) {
             struct stat mine, named;
@@ -469,8 +501,11 @@ static FILE *open_temporary(Temporary temporary, const char *path, char *err) {
                 fail(err, GLA_IO, "%s: another program is writing it", path);
                 return NULL;
             }
-            /* between opening and locking, the other program may have renamed the file: then this is no longer the temporary one */
-            if (!fstat(fd, &mine) && !stat(temporary, &named) && mine.st_ino == named.st_ino && mine.st_dev == named.st_dev && !ftruncate(fd, 0)) f = fdopen(fd, "wb");
+            /* between opening and locking, the other program may have renamed the file: then this is no longer the temporary one,
+             * and the next round opens it anew */
+            if (!fstat(fd, &mine) && !stat(temporary, &named) && mine.st_ino == named.st_ino && mine.st_dev == named.st_dev
+                && !ftruncate(fd, 0))
+                f = fdopen(fd, "wb");
             if (!f) close(fd);
         }
 #else
@@ -481,9 +516,13 @@ static FILE *open_temporary(Temporary temporary, const char *path, char *err) {
     return f;
 }
 
-static int drop_file(FILE *f, const char *temporary, int code) { remove(temporary), fclose(f); return code; }
+static int drop_file(FILE *f, const char *temporary, int code) { /* nothing is kept; returns code */
+    remove(temporary);
+    fclose(f);
+    return code;
+}
 
-/* On failure the old file is untouched and the temporary one is gone. */
+/* What was written to f takes the place of path. On failure the old file is untouched and the temporary one is gone. */
 static int commit_file(FILE *f, const char *temporary, const char *path, char *err) {
     int bad = fflush(f) != 0 || ferror(f);
 #ifdef HAVE_POSIX
@@ -514,7 +553,8 @@ LIKELY_UNUSED static int same_file(const char *a, const char *b) {
 #endif
 }
 
-/* Calls each(user, path, bytes, age rank) for every file of a folder; the rank grows with the time of the last change. Not 0 ends it. */
+/* Calls each(user, name, path, bytes, changed) for every file of a folder, until it returns something other than 0. name: without the
+ * folder; path: with it; changed: when it last was, in seconds since 1970. A folder that is not there has no files. */
 typedef int (*EachFile)(void *user, const char *name, const char *path, uint64_t bytes, double changed);
 static int each_file(const char *folder, EachFile each, void *user, char *err) {
 #ifdef HAVE_POSIX
@@ -524,7 +564,8 @@ static int each_file(const char *folder, EachFile each, void *user, char *err) {
     if (!d) return errno == ENOENT ? GLA_OK : fail(err, GLA_IO, "%s: cannot read as a folder: %s", folder, strerror(errno));
     for (struct dirent *e; !end && (e = readdir(d));) {
         struct stat st;
-        if (snprintf(path, sizeof path, "%s/%s", folder, e->d_name) >= (int)sizeof path || stat(path, &st) || !S_ISREG(st.st_mode)) continue;
+        if (snprintf(path, sizeof path, "%s/%s", folder, e->d_name) >= (int)sizeof path) continue;
+        if (stat(path, &st) || !S_ISREG(st.st_mode)) continue;
 #ifdef __APPLE__
         double changed = (double)st.st_mtimespec.tv_sec + 1e-9 * (double)st.st_mtimespec.tv_nsec;
 #else
@@ -591,18 +632,22 @@ static int fail(char *err, int code, const char *fmt, ...) {
 static void *gla_alloc(size_t n) { return GLA_CALLOC(n ? n : 1); } /* zeroed; NULL when there is none */
 static void gla_free(void *p) { GLA_FREE(p); }
 
-/* One block of memory, laid out by a function that is run twice: with base NULL it measures, then it hands out. */
+/* One block of memory, laid out by a function that is run twice: with base NULL it measures, then it hands out. used: bytes so far;
+ * overflow: the pieces together are larger than a size_t can count, so none of this may be used. */
 typedef struct { char *base; size_t used; int overflow; } Arena;
 
 enum { ALIGN = 64 }; /* bytes: a cache line */
 
 static void *take_bytes(Arena *a, size_t n, size_t width) { /* n elements of width bytes */
     size_t at = a->used;
-    if (width && n > (SIZE_MAX / 4 - at) / width) { a->overflow = 1; return NULL; }
+    if (width && n > (SIZE_MAX / 4 - at) / width) {
+        a->overflow = 1;
+        return NULL;
+    }
     a->used = (at + n * width + ALIGN - 1) / ALIGN * ALIGN;
     return a->base ? a->base + at : NULL;
 }
-static float *take(Arena *a, size_t n) { return take_bytes(a, n, sizeof(float)); }
+static float *take(Arena *a, size_t n) { return take_bytes(a, n, sizeof(float)); } /* n floats */
 
 static void raise_to(size_t *most, size_t n) { if (n > *most) *most = n; }
 static size_t round_up(size_t n, size_t to) { return (n + to - 1) / to * to; }
@@ -615,7 +660,11 @@ static int str_is(Str a, const char *b) { return a.n == strlen(b) && !memcmp(a.s
 static uint64_t hash_bytes(uint64_t h, const void *data, size_t n) { /* FNV-1a over 8-byte words, then bytes */
     const uint8_t *p = data;
     uint64_t w;
-    for (; n >= 8; n -= 8, p += 8) { memcpy(&w, p, 8); h = (h ^ w) * 0x100000001b3u; h ^= h >> 29; }
+    for (; n >= 8; n -= 8, p += 8) {
+        memcpy(&w, p, 8);
+        h = (h ^ w) * 0x100000001b3u;
+        h ^= h >> 29;
+    }
     for (; n; n--, p++) h = (h ^ *p) * 0x100000001b3u;
     return h ^ h >> 32;
 }
@@ -624,7 +673,11 @@ static uint64_t hash_bytes(uint64_t h, const void *data, size_t n) { /* FNV-1a o
 /* ---- 4. formats: how numbers lie in a file ---------------------------------------------------------------
  * F32, F16 and BF16 are plain. Everything else is block-quantised: a row is a sequence of blocks, a block a few scales and
  * small integers. Whatever the packing, it means y = d q - m, with d and m constant over groups of 16 or 32, and q in int8.
- * Layouts are GGUF's, byte for byte; blocks are not aligned, so fields wider than a byte are read by memcpy. Little-endian hosts. */
+ * Layouts are GGUF's, byte for byte; blocks are not aligned, so fields wider than a byte are read by memcpy. Little-endian hosts.
+ *
+ * Read unpack_q8_0 and unpack_q4_0 first, then row_to_float at the end: the other unpackers differ in where the bits lie. */
+
+/* -- numbers of 16, 32 and 64 bits -- */
 
 INLINE uint16_t read_u16(const uint8_t *p) { uint16_t v; memcpy(&v, p, 2); return v; }
 INLINE uint32_t read_u32(const uint8_t *p) { uint32_t v; memcpy(&v, p, 4); return v; }
@@ -633,27 +686,33 @@ INLINE float as_float(uint32_t bits) { float f; memcpy(&f, &bits, 4); return f; 
 INLINE uint32_t as_bits(float f) { uint32_t u; memcpy(&u, &f, 4); return u; }
 
 INLINE float from_bf16(uint16_t h) { return as_float((uint32_t)h << 16); }
-INLINE float from_f16(uint16_t h) { /* subnormals by way of an integer: as a float, their bits would be one that processors multiply slowly */
+/* A float16 has 1 sign bit, 5 of exponent (bias 15), 10 of fraction; a float 1, 8 (bias 127) and 23. A normal number moves up by 13 bits
+ * and its exponent grows by 127 - 15 = 112 (0x38000000); infinity and NaN, whose exponent is all ones, grow by twice that. Subnormals go
+ * by way of an integer: the same bits as a float would be a denormal, which processors multiply slowly. */
+INLINE float from_f16(uint16_t h) {
     uint32_t u = h & 0x7fff, e = h & 0x7c00, normal = (u << 13) + (e == 0x7c00 ? 0x70000000u : 0x38000000u);
     return as_float((e ? normal : as_bits((float)u * 0x1p-24f)) | (uint32_t)(h & 0x8000) << 16);
 }
 /* The nearest float16, ties to even, without a branch, so that loops over it vectorise. What is too large becomes the largest, 65504. */
 INLINE uint16_t to_f16(float f) {
-    uint32_t u = as_bits(f), a = u & 0x7fffffff, big = a < 0x477fe000 ? a : 0x477fe000;
-    uint32_t small = as_bits(as_float(a < 0x38800000 ? a : 0) + 0.5f) - as_bits(0.5f); /* below 2^-14 the addition rounds to multiples of 2^-24 */
+    uint32_t u = as_bits(f), a = u & 0x7fffffff, big = a < 0x477fe000 ? a : 0x477fe000; /* a = |f|; big: at most 65504 */
+    /* below 2^-14 (0x38800000) adding 0.5 rounds to multiples of 2^-24, the steps of a subnormal float16 */
+    uint32_t small = as_bits(as_float(a < 0x38800000 ? a : 0) + 0.5f) - as_bits(0.5f);
     uint32_t normal = (big - 0x38000000 + 0xfff + (big >> 13 & 1)) >> 13;
-    uint32_t h = a > 0x7f800000 ? 0x7e00 : a < 0x38800000 ? small : normal;
+    uint32_t h = a > 0x7f800000 ? 0x7e00 : a < 0x38800000 ? small : normal; /* NaN stays NaN */
     return (uint16_t)(h | (u >> 16 & 0x8000));
 }
 INLINE float f16_at(const uint8_t *p) { return from_f16(read_u16(p)); }
+
+/* -- types -- */
 
 enum { /* ggml type ids */
     F32 = 0, F16 = 1, Q4_0 = 2, Q4_1 = 3, Q5_0 = 6, Q5_1 = 7, Q8_0 = 8, Q2_K = 10, Q3_K = 11, Q4_K = 12, Q5_K = 13, Q6_K = 14,
     IQ4_NL = 20, IQ4_XS = 23, BF16 = 30, MXFP4 = 39, N_TYPES = 43
 };
 
-/* Every type a file may name, so that tensors which nobody asks for can be stepped over. group: weights per scale, 1 for the
- * plain types, 0 for types without code; min: groups have a minimum m as well. */
+/* Every type a file may name, so that tensors which nobody asks for can be stepped over. elems, bytes: weights in a block, and what it
+ * takes in the file; group: weights per scale, 1 for the plain types, 0 for types without code; min: groups have a minimum m as well. */
 static const struct { const char *name; int elems, bytes, group, min; } types[N_TYPES] = {
     [F32] = {"F32", 1, 4, 1, 0},       [F16] = {"F16", 1, 2, 1, 0},        [BF16] = {"BF16", 1, 2, 1, 0},
     [Q4_0] = {"Q4_0", 32, 18, 32, 0},  [Q4_1] = {"Q4_1", 32, 20, 32, 1},   [Q5_0] = {"Q5_0", 32, 22, 32, 0},   [Q5_1] = {"Q5_1", 32, 24, 32, 1},
@@ -667,14 +726,18 @@ static const struct { const char *name; int elems, bytes, group, min; } types[N_
     [40] = {"NVFP4", 64, 36, 0, 0},    [41] = {"Q1_0", 128, 18, 0, 0},     [42] = {"Q2_0", 64, 18, 0, 0},
 };
 
+/* What the four bits of a weight mean where they are not the number itself. */
 static const int8_t iq4_values[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
 static const int8_t mxfp4_doubled[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12}; /* E2M1 x 2 */
 
-/* -- unpackers: n <= 8 blocks of 32, or one block of 256, at b to q, and a d (and m) per group -- */
+/* -- unpackers --
+ * unpack_TYPE(q, d, m, b, n): n <= 8 blocks of 32 weights at b, or one block of 256 (n is then not looked at), become integers q, a scale d
+ * per group and, where the type has minimums, an m per group: y = d q - m. */
 
 enum { SEGMENT = 256 }; /* weights unpacked at once */
 
-/* The f16 at the head of each of n <= 8 blocks, to 8 floats (0 beyond n). */
+/* The f16 at the head of each of n <= 8 blocks, `step` bytes apart, to 8 floats (0 beyond n). In vectors, it is from_f16 with eight
+ * numbers at once and masks in place of its two choices. */
 #if defined(__GNUC__)
 typedef uint16_t H8 __attribute__((vector_size(16)));
 typedef uint32_t U8 __attribute__((vector_size(32)));
@@ -682,10 +745,14 @@ typedef int32_t I8 __attribute__((vector_size(32)));
 typedef float F8 __attribute__((vector_size(32)));
 INLINE void scales_f16(float *d, const uint8_t *b, size_t step, int n) {
     H8 h = {0};
-    if (n == 8) h = (H8){read_u16(b), read_u16(b + step), read_u16(b + 2 * step), read_u16(b + 3 * step), read_u16(b + 4 * step), read_u16(b + 5 * step), read_u16(b + 6 * step), read_u16(b + 7 * step)};
-    else for (int i = 0; i < n; i++) h[i] = read_u16(b + (size_t)i * step);
-    U8 w = __builtin_convertvector(h, U8), u = w & 0x7fff, e = w & 0x7c00; /* from_f16, eight at once */
-    U8 normal = (u << 13) + 0x38000000u + ((U8)(e == 0x7c00) & 0x38000000u), small = (U8)(e == 0);
+    if (n == 8)
+        h = (H8){read_u16(b), read_u16(b + step), read_u16(b + 2 * step), read_u16(b + 3 * step),
+                 read_u16(b + 4 * step), read_u16(b + 5 * step), read_u16(b + 6 * step), read_u16(b + 7 * step)};
+    else
+        for (int i = 0; i < n; i++) h[i] = read_u16(b + (size_t)i * step);
+    U8 w = __builtin_convertvector(h, U8), u = w & 0x7fff, e = w & 0x7c00;
+    U8 normal = (u << 13) + 0x38000000u + ((U8)(e == 0x7c00) & 0x38000000u);
+    U8 small = (U8)(e == 0);
     U8 r = (normal & ~small) | ((U8)(__builtin_convertvector((I8)u, F8) * 0x1p-24f) & small) | (w & 0x8000) << 16;
     memcpy(d, &r, sizeof r);
 }
@@ -695,33 +762,49 @@ INLINE void scales_f16(float *d, const uint8_t *b, size_t step, int n) {
 }
 #endif
 
-/* q[i] = (b[i] >> shift & mask) - offset, and q[i] += (b[i] >> shift & mask) << up, for n = 16 or 32 bytes. Written in vectors of
- * bytes where the compiler has them: it does not find them by itself. */
+/* bits: q[i] = (b[i] >> shift & mask) - offset. add_bits: q[i] += (b[i] >> shift & mask) << up. Both for n = 16 or 32 bytes. Written in
+ * vectors of bytes where the compiler has them: it does not find them by itself. */
 #if defined(__GNUC__)
 typedef uint8_t B16 __attribute__((vector_size(16), aligned(1), may_alias));
 typedef uint8_t B32 __attribute__((vector_size(32), aligned(1), may_alias));
 #define EACH(B) *(B *)(void *)q = (*(const B *)(const void *)b >> (uint8_t)shift & (uint8_t)mask) - (uint8_t)offset
 #define EACH_ADD(B) *(B *)(void *)q += (*(const B *)(const void *)b >> (uint8_t)shift & (uint8_t)mask) << (uint8_t)up
-INLINE void bits(int8_t *q, const uint8_t *b, int n, int shift, int mask, int offset) { if (n == 16) EACH(B16); else EACH(B32); }
-INLINE void add_bits(int8_t *q, const uint8_t *b, int n, int shift, int mask, int up) { if (n == 16) EACH_ADD(B16); else EACH_ADD(B32); }
+INLINE void bits(int8_t *q, const uint8_t *b, int n, int shift, int mask, int offset) {
+    if (n == 16) EACH(B16);
+    else EACH(B32);
+}
+INLINE void add_bits(int8_t *q, const uint8_t *b, int n, int shift, int mask, int up) {
+    if (n == 16) EACH_ADD(B16);
+    else EACH_ADD(B32);
+}
 #undef EACH
 #undef EACH_ADD
 #else
-INLINE void bits(int8_t *q, const uint8_t *b, int n, int shift, int mask, int offset) { for (int i = 0; i < n; i++) q[i] = (int8_t)((b[i] >> shift & mask) - offset); }
-INLINE void add_bits(int8_t *q, const uint8_t *b, int n, int shift, int mask, int up) { for (int i = 0; i < n; i++) q[i] = (int8_t)(q[i] + ((b[i] >> shift & mask) << up)); }
-#endif
-INLINE void nibbles(int8_t *q, const uint8_t *b, int offset) { /* 16 bytes: low nibbles are the first half, high ones the second */
-    bits(q, b, 16, 0, 15, offset), bits(q + 16, b, 16, 4, 15, offset);
+INLINE void bits(int8_t *q, const uint8_t *b, int n, int shift, int mask, int offset) {
+    for (int i = 0; i < n; i++) q[i] = (int8_t)((b[i] >> shift & mask) - offset);
 }
-/* Bit i of the word at b adds 16 to q[i], 0 <= q < 16, i < 32; then offset (0 or 16) is subtracted. Eight bytes at a time: the bit that
- * is meant is masked out of each copy of its byte, and + 127 carries it to the top of its byte. */
+INLINE void add_bits(int8_t *q, const uint8_t *b, int n, int shift, int mask, int up) {
+    for (int i = 0; i < n; i++) q[i] = (int8_t)(q[i] + ((b[i] >> shift & mask) << up));
+}
+#endif
+/* 16 bytes to 32 weights: low nibbles (halves of a byte) are the first 16, high ones the other 16; offset is subtracted. */
+INLINE void nibbles(int8_t *q, const uint8_t *b, int offset) {
+    bits(q, b, 16, 0, 15, offset);
+    bits(q + 16, b, 16, 4, 15, offset);
+}
+/* Bit i of the 32-bit word at b adds 16 to q[i], 0 <= q < 16, i < 32; then offset (0 or 16) is subtracted. Eight bytes at a time: a byte of
+ * b is copied eight times, copy j keeps bit j alone, and + 127 carries that bit, wherever it is, to the top of its byte. */
 INLINE void fifth_bits(int8_t *q, const uint8_t *b, int offset) {
     const uint64_t top = 0x8080808080808080u;
     for (int i = 0; i < 4; i++) {
         uint64_t w, set = ((b[i] * 0x0101010101010101u & 0x8040201008040201u) + 0x7f7f7f7f7f7f7f7fu) & top;
         memcpy(&w, q + 8 * i, 8);
-        if (offset) set ^= top, w |= set | set >> 1 | set >> 2 | set >> 3; /* a clear bit: q - 16 = 0xf0 | q */
-        else w |= set >> 3;
+        if (offset) { /* a clear bit: q - 16 = 0xf0 | q */
+            set ^= top;
+            w |= set | set >> 1 | set >> 2 | set >> 3;
+        } else {
+            w |= set >> 3;
+        }
         memcpy(q + 8 * i, &w, 8);
     }
 }
@@ -732,19 +815,27 @@ INLINE void unpack_q4_0(int8_t *restrict q, float *restrict d, float *restrict m
     for (int i = 0; i < n; i++) nibbles(q + 32 * i, b + 18 * i + 2, 8);
 }
 INLINE void unpack_q4_1(int8_t *restrict q, float *restrict d, float *restrict m, const uint8_t *restrict b, int n) {
-    scales_f16(d, b, 20, n), scales_f16(m, b + 2, 20, n);
+    scales_f16(d, b, 20, n);
+    scales_f16(m, b + 2, 20, n);
     for (int i = 0; i < 8; i++) m[i] = -m[i]; /* stored to be added */
     for (int i = 0; i < n; i++) nibbles(q + 32 * i, b + 20 * i + 4, 0);
 }
 INLINE void unpack_q5_0(int8_t *restrict q, float *restrict d, float *restrict m, const uint8_t *restrict b, int n) {
     (void)m;
     scales_f16(d, b, 22, n);
-    for (int i = 0; i < n; i++) nibbles(q + 32 * i, b + 22 * i + 6, 0), fifth_bits(q + 32 * i, b + 22 * i + 2, 16);
+    for (int i = 0; i < n; i++) {
+        nibbles(q + 32 * i, b + 22 * i + 6, 0);
+        fifth_bits(q + 32 * i, b + 22 * i + 2, 16);
+    }
 }
 INLINE void unpack_q5_1(int8_t *restrict q, float *restrict d, float *restrict m, const uint8_t *restrict b, int n) {
-    scales_f16(d, b, 24, n), scales_f16(m, b + 2, 24, n);
-    for (int i = 0; i < 8; i++) m[i] = -m[i];
-    for (int i = 0; i < n; i++) nibbles(q + 32 * i, b + 24 * i + 8, 0), fifth_bits(q + 32 * i, b + 24 * i + 4, 0);
+    scales_f16(d, b, 24, n);
+    scales_f16(m, b + 2, 24, n);
+    for (int i = 0; i < 8; i++) m[i] = -m[i]; /* stored to be added */
+    for (int i = 0; i < n; i++) {
+        nibbles(q + 32 * i, b + 24 * i + 8, 0);
+        fifth_bits(q + 32 * i, b + 24 * i + 4, 0);
+    }
 }
 INLINE void unpack_q8_0(int8_t *restrict q, float *restrict d, float *restrict m, const uint8_t *restrict b, int n) {
     (void)m;
@@ -754,9 +845,13 @@ INLINE void unpack_q8_0(int8_t *restrict q, float *restrict d, float *restrict m
 INLINE void look_up(int8_t *restrict q, const uint8_t *restrict b, const int8_t *restrict table) { /* as nibbles, through a table */
 #if defined(__GNUC__) && !defined(__clang__)
     const B16 v = *(const B16 *)(const void *)b, t = *(const B16 *)(const void *)table;
-    *(B16 *)(void *)q = __builtin_shuffle(t, v & 15), *(B16 *)(void *)(q + 16) = __builtin_shuffle(t, v >> 4);
+    *(B16 *)(void *)q = __builtin_shuffle(t, v & 15);
+    *(B16 *)(void *)(q + 16) = __builtin_shuffle(t, v >> 4);
 #else
-    for (int j = 0; j < 16; j++) q[j] = table[b[j] & 15], q[j + 16] = table[b[j] >> 4];
+    for (int j = 0; j < 16; j++) {
+        q[j] = table[b[j] & 15];
+        q[j + 16] = table[b[j] >> 4];
+    }
 #endif
 }
 INLINE void unpack_iq4_nl(int8_t *restrict q, float *restrict d, float *restrict m, const uint8_t *restrict b, int n) {
@@ -766,7 +861,7 @@ INLINE void unpack_iq4_nl(int8_t *restrict q, float *restrict d, float *restrict
 }
 INLINE void unpack_mxfp4(int8_t *restrict q, float *restrict d, float *restrict m, const uint8_t *restrict b, int n) {
     (void)m;
-    for (int i = 0; i < n; i++) { /* the scale is a bare exponent; half of it, as the values are doubled */
+    for (int i = 0; i < n; i++) { /* the scale is a bare exponent e, 2^(e - 127), of which half is taken, as the values are doubled */
         d[i] = as_float(b[17 * i] < 2 ? 0x00200000u << b[17 * i] : (uint32_t)(b[17 * i] - 1) << 23);
         look_up(q + 32 * i, b + 17 * i + 1, mxfp4_doubled);
     }
@@ -774,22 +869,34 @@ INLINE void unpack_mxfp4(int8_t *restrict q, float *restrict d, float *restrict 
 INLINE void unpack_q2_k(int8_t *restrict q, float *restrict d, float *restrict m, const uint8_t *restrict b, int n) {
     float scale = f16_at(b + 80), min = f16_at(b + 82);
     (void)n;
-    for (int g = 0; g < 16; g++) d[g] = scale * (float)(b[g] & 15), m[g] = min * (float)(b[g] >> 4);
+    for (int g = 0; g < 16; g++) {
+        d[g] = scale * (float)(b[g] & 15);
+        m[g] = min * (float)(b[g] >> 4);
+    }
     for (int k = 0; k < 8; k++) bits(q + 32 * k, b + 16 + 32 * (k / 4), 32, 2 * (k % 4), 3, 0); /* 32 bytes hold four rows of 32 */
 }
 INLINE void unpack_q3_k(int8_t *restrict q, float *restrict d, float *restrict m, const uint8_t *restrict b, int n) {
     float scale = f16_at(b + 108);
-    const uint8_t *sc = b + 96;
+    const uint8_t *sc = b + 96; /* 12 bytes: 16 scales of 6 bits, the lower four first, then the upper two, minus 32 */
     (void)m, (void)n;
-    for (int g = 0; g < 16; g++) d[g] = scale * (float)(((g < 8 ? sc[g] & 15 : sc[g - 8] >> 4) | (sc[8 + g % 4] >> (2 * (g / 4)) & 3) << 4) - 32);
-    for (int k = 0; k < 8; k++) bits(q + 32 * k, b + 32 + 32 * (k / 4), 32, 2 * (k % 4), 3, 4), add_bits(q + 32 * k, b, 32, k, 1, 2);
+    for (int g = 0; g < 16; g++) {
+        int low = g < 8 ? sc[g] & 15 : sc[g - 8] >> 4;
+        d[g] = scale * (float)((low | (sc[8 + g % 4] >> (2 * (g / 4)) & 3) << 4) - 32);
+    }
+    for (int k = 0; k < 8; k++) { /* two bits as Q2_K, the third in a bit plane of 32 bytes at the head */
+        bits(q + 32 * k, b + 32 + 32 * (k / 4), 32, 2 * (k % 4), 3, 4);
+        add_bits(q + 32 * k, b, 32, k, 1, 2);
+    }
 }
-/* Q4_K and Q5_K: eight 6-bit scales and minimums in 12 bytes, four at a time as bytes of a word. */
+/* Q4_K and Q5_K: eight 6-bit scales and minimums in 12 bytes, four at a time as bytes of a word. The first four lie in the low six bits of
+ * w0 and w1; of the last four, four bits lie in w2 (scales low, minimums high) and two on top of w0 and w1. */
 INLINE void scales_k4(float *restrict d, float *restrict m, const uint8_t *restrict b) {
     uint32_t w0 = read_u32(b + 4), w1 = read_u32(b + 8), w2 = read_u32(b + 12);
-    uint32_t s[2] = {w0 & 0x3f3f3f3f, (w2 & 0x0f0f0f0f) | (w0 >> 2 & 0x30303030)}, t[2] = {w1 & 0x3f3f3f3f, (w2 >> 4 & 0x0f0f0f0f) | (w1 >> 2 & 0x30303030)};
+    uint32_t s[2] = {w0 & 0x3f3f3f3f, (w2 & 0x0f0f0f0f) | (w0 >> 2 & 0x30303030)};
+    uint32_t t[2] = {w1 & 0x3f3f3f3f, (w2 >> 4 & 0x0f0f0f0f) | (w1 >> 2 & 0x30303030)};
     uint8_t scale[8], min[8];
-    memcpy(scale, s, 8), memcpy(min, t, 8);
+    memcpy(scale, s, 8);
+    memcpy(min, t, 8);
     float ds = f16_at(b), dm = f16_at(b + 2);
     for (int j = 0; j < 8; j++) d[j] = ds * (float)scale[j];
     for (int j = 0; j < 8; j++) m[j] = dm * (float)min[j];
@@ -802,7 +909,10 @@ INLINE void unpack_q4_k(int8_t *restrict q, float *restrict d, float *restrict m
 INLINE void unpack_q5_k(int8_t *restrict q, float *restrict d, float *restrict m, const uint8_t *restrict b, int n) {
     (void)n;
     scales_k4(d, m, b);
-    for (int k = 0; k < 8; k++) bits(q + 32 * k, b + 48 + 32 * (k / 2), 32, 4 * (k & 1), 15, 0), add_bits(q + 32 * k, b + 16, 32, k, 1, 4);
+    for (int k = 0; k < 8; k++) { /* four bits as Q4_K, the fifth in a bit plane of 32 bytes before them */
+        bits(q + 32 * k, b + 48 + 32 * (k / 2), 32, 4 * (k & 1), 15, 0);
+        add_bits(q + 32 * k, b + 16, 32, k, 1, 4);
+    }
 }
 INLINE void unpack_q6_k(int8_t *restrict q, float *restrict d, float *restrict m, const uint8_t *restrict b, int n) {
     float scale = f16_at(b + 208); /* the last field; the group scales are signed */
@@ -810,12 +920,13 @@ INLINE void unpack_q6_k(int8_t *restrict q, float *restrict d, float *restrict m
     for (int g = 0; g < 16; g++) d[g] = scale * (float)(int8_t)b[192 + g];
     for (int k = 0; k < 8; k++) { /* two halves of 128: four rows of 32 share 32 bytes of high bits */
         int h = k / 4, i = k % 4;
-        bits(q + 32 * k, b + 64 * h + 32 * (i & 1), 32, 4 * (i >> 1), 15, 32), add_bits(q + 32 * k, b + 128 + 32 * h, 32, 2 * i, 3, 4);
+        bits(q + 32 * k, b + 64 * h + 32 * (i & 1), 32, 4 * (i >> 1), 15, 32);
+        add_bits(q + 32 * k, b + 128 + 32 * h, 32, 2 * i, 3, 4);
     }
 }
 INLINE void unpack_iq4_xs(int8_t *restrict q, float *restrict d, float *restrict m, const uint8_t *restrict b, int n) {
     float scale = f16_at(b);
-    uint32_t high = read_u16(b + 2);
+    uint32_t high = read_u16(b + 2); /* the upper two bits of each of eight scales of 6 bits, minus 32 */
     (void)m, (void)n;
     for (int k = 0; k < 8; k++) {
         d[k] = scale * (float)(((b[4 + k / 2] >> (4 * (k & 1)) & 15) | (int)(high >> (2 * k) & 3) << 4) - 32);
@@ -823,7 +934,8 @@ INLINE void unpack_iq4_xs(int8_t *restrict q, float *restrict d, float *restrict
     }
 }
 
-/* n <= SEGMENT weights of a block-quantised row. q has room for SEGMENT, d and m for 16. Compiled once per instruction set, by who inlines it. */
+/* n <= SEGMENT weights of a block-quantised row, whole blocks. q has room for SEGMENT, d and m for 16. It is inlined into one function per
+ * instruction set (unpack_plain, and unpack512 and unpack_avx2 of section 5), and so compiled for each. */
 INLINE void unpack(int8_t *restrict q, float *restrict d, float *restrict m, const uint8_t *restrict b, int type, int n) {
     switch (type) {
     case Q4_0: unpack_q4_0(q, d, m, b, n / 32); break;
@@ -843,14 +955,19 @@ INLINE void unpack(int8_t *restrict q, float *restrict d, float *restrict m, con
 }
 static NOINLINE void unpack_plain(int8_t *q, float *d, float *m, const uint8_t *b, int type, int n) { unpack(q, d, m, b, type, n); }
 
-INLINE size_t bytes_of(int type, size_t n) { return n / (size_t)types[type].elems * (size_t)types[type].bytes; }
+/* -- whole rows -- */
+
+INLINE size_t bytes_of(int type, size_t n) { return n / (size_t)types[type].elems * (size_t)types[type].bytes; } /* n weights in the file */
 
 /* n weights of a row, in any type that has code, to float. n is a multiple of the block length. */
 static void row_to_float(float *y, const uint8_t *b, int type, size_t n) {
-    if (type == F32) memcpy(y, b, n * 4);
-    else if (type == F16) for (size_t i = 0; i < n; i++) y[i] = f16_at(b + 2 * i);
-    else if (type == BF16) for (size_t i = 0; i < n; i++) y[i] = from_bf16(read_u16(b + 2 * i));
-    else
+    if (type == F32) {
+        memcpy(y, b, n * 4);
+    } else if (type == F16) {
+        for (size_t i = 0; i < n; i++) y[i] = f16_at(b + 2 * i);
+    } else if (type == BF16) {
+        for (size_t i = 0; i < n; i++) y[i] = from_bf16(read_u16(b + 2 * i));
+    } else {
         for (size_t at = 0; at < n; at += SEGMENT) {
             int8_t q[SEGMENT];
             float d[16], m[16];
@@ -858,6 +975,7 @@ static void row_to_float(float *y, const uint8_t *b, int type, size_t n) {
             unpack_plain(q, d, m, b + bytes_of(type, at), type, len);
             for (int i = 0; i < len; i++) y[at + (size_t)i] = d[i / group] * (float)q[i] - (types[type].min ? m[i / group] : 0.0f);
         }
+    }
 }
 
 /* ---- 5. kernels: where the time goes ---------------------------------------------------------------
@@ -2811,14 +2929,30 @@ static void attention(const Team *team, const Attend *a, float *o) {
 
 /* ---- 6. GGUF: every read of untrusted bytes ---------------------------------------------------------
  * A cursor that knows its end walks the header once; every count, length, type, dimension, product and offset is compared with
- * the bytes that are left before it is used. Afterwards key and tensor records point into the mapping and can be trusted. */
+ * the bytes that are left before it is used. Afterwards key and tensor records point into the mapping and can be trusted.
+ *
+ * A file is, little-endian and without padding up to the data:
+ *   "GGUF", u32 version, u64 n_tensors, u64 n_keys
+ *   n_keys times      string name, u32 type, value        (a string is a u64 length and so many bytes; an array u32 type, u64 n, elements)
+ *   n_tensors times   string name, u32 n_dims, n_dims times u64, u32 type, u64 offset from where the data begins
+ *   the data, from the next multiple of general.alignment (32 if the file does not say) on
+ *
+ * gguf_read at the end reads it in this order; before it come the cursor, the tables of names, and how a value is asked for by its key. */
 
-enum { GGUF_U8, GGUF_I8, GGUF_U16, GGUF_I16, GGUF_U32, GGUF_I32, GGUF_F32, GGUF_BOOL, GGUF_STR, GGUF_ARR, GGUF_U64, GGUF_I64, GGUF_F64, N_GGUF };
-static const uint8_t gguf_width[N_GGUF] = {1, 1, 2, 2, 4, 4, 4, 1, 0, 0, 8, 8, 8};
+enum { /* value types */
+    GGUF_U8, GGUF_I8, GGUF_U16, GGUF_I16, GGUF_U32, GGUF_I32, GGUF_F32, GGUF_BOOL, GGUF_STR, GGUF_ARR, GGUF_U64, GGUF_I64, GGUF_F64, N_GGUF
+};
+static const uint8_t gguf_width[N_GGUF] = {1, 1, 2, 2, 4, 4, 4, 1, 0, 0, 8, 8, 8}; /* bytes; 0: a length or a type comes first */
 
 typedef struct { int type; uint64_t n; const uint8_t *p; } GgufArray;     /* n packed elements; strings each with their length */
 typedef struct { Str key; int type; GgufArray value; } GgufKey;           /* a scalar is an array of one */
-typedef struct { Str name; int type, used; uint64_t ne[4], offset, n_bytes; const uint8_t *data; } GgufTensor; /* used: the model asked for it */
+typedef struct {
+    Str name;
+    int type, used;                     /* used: the model asked for it */
+    uint64_t ne[4];                     /* elements along each dimension, the innermost first; 1 beyond the last */
+    uint64_t offset, n_bytes;           /* offset: from Gguf.data_at */
+    const uint8_t *data;
+} GgufTensor;
 typedef struct Gguf {
     Mapping map;
     size_t data_at;                     /* where the tensors begin */
@@ -2829,27 +2963,41 @@ typedef struct Gguf {
     size_t key_slots, tensor_slots;     /* powers of two */
 } Gguf;
 
+/* -- the cursor -- */
+
+/* What is asked for beyond the end is 0 or empty, and so is everything after it: one look at `bad` after several reads is enough. */
 typedef struct { const uint8_t *p, *end; int bad; } Cursor;
 
 static const uint8_t *cursor_take(Cursor *c, uint64_t n) { /* n bytes, or NULL and bad for ever */
-    if (c->bad || n > (uint64_t)(c->end - c->p)) { c->bad = 1; return NULL; }
+    if (c->bad || n > (uint64_t)(c->end - c->p)) {
+        c->bad = 1;
+        return NULL;
+    }
     const uint8_t *at = c->p;
     c->p += n;
     return at;
 }
-static uint32_t cursor_u32(Cursor *c) { const uint8_t *p = cursor_take(c, 4); return p ? read_u32(p) : 0; }
-static uint64_t cursor_u64(Cursor *c) { const uint8_t *p = cursor_take(c, 8); return p ? read_u64(p) : 0; }
+static uint32_t cursor_u32(Cursor *c) {
+    const uint8_t *p = cursor_take(c, 4);
+    return p ? read_u32(p) : 0;
+}
+static uint64_t cursor_u64(Cursor *c) {
+    const uint8_t *p = cursor_take(c, 8);
+    return p ? read_u64(p) : 0;
+}
 static Str cursor_str(Cursor *c) {
     uint64_t n = cursor_u64(c);
     const uint8_t *p = cursor_take(c, n);
     return (Str){(const char *)p, p ? (size_t)n : 0};
 }
 
-/* A value of the given type. On a malformed one returns 0; the cursor then stands anywhere. */
+/* A value of the given type. On a malformed one returns 0; the cursor then stands anywhere. Arrays of arrays are refused. */
 static int cursor_value(Cursor *c, int type, GgufArray *v) {
     *v = (GgufArray){type, 1, c->p};
     if (type == GGUF_ARR) {
-        v->type = (int)cursor_u32(c), v->n = cursor_u64(c), v->p = c->p;
+        v->type = (int)cursor_u32(c);
+        v->n = cursor_u64(c);
+        v->p = c->p;
         if (c->bad || v->type < 0 || v->type >= N_GGUF || v->type == GGUF_ARR) return 0;
     }
     if (v->type == GGUF_STR) {
@@ -2861,8 +3009,10 @@ static int cursor_value(Cursor *c, int type, GgufArray *v) {
     return v->n <= (uint64_t)(c->end - c->p) / width && cursor_take(c, v->n * width) != NULL;
 }
 
-/* Open addressing over names that lie `stride` bytes apart, the Str first. Returns the index, -1 when it is not there, or -2 when names
- * collide so much that someone must have made them to. insert: adds i. */
+/* -- tables of names -- */
+
+/* Open addressing over names that lie in records `stride` bytes apart, the Str first; a slot holds index + 1, 0 is free. name_find returns
+ * the index, -1 when the name is not there, or -2 when names collide so much that someone must have made them to. name_insert adds record i. */
 enum { NAME_STEPS = 512 };
 static int64_t name_find(const uint32_t *table, size_t slots, const void *records, size_t stride, Str name) {
     size_t steps = 0;
@@ -2884,7 +3034,7 @@ static size_t table_slots(uint64_t n) { /* at most half full */
     return slots;
 }
 
-static const char *printable(char out[64], Str s) { /* a name from a file, fit for a message */
+static const char *printable(char out[64], Str s) { /* a name from a file, fit for a message: ASCII, at most 60 bytes of it */
     size_t n = s.n < 60 ? s.n : 60;
     for (size_t i = 0; i < n; i++) out[i] = s.s[i] >= 32 && s.s[i] < 127 ? s.s[i] : '?';
     strcpy(out + n, s.n > 60 ? "..." : "");
@@ -2892,12 +3042,17 @@ static const char *printable(char out[64], Str s) { /* a name from a file, fit f
 }
 
 static void gguf_close(Gguf *g) {
-    gla_free(g->keys), gla_free(g->tensors), gla_free(g->key_table), gla_free(g->tensor_table);
+    gla_free(g->keys);
+    gla_free(g->tensors);
+    gla_free(g->key_table);
+    gla_free(g->tensor_table);
     unmap_file(&g->map);
     memset(g, 0, sizeof *g);
 }
 
-static int64_t gguf_key_index(const Gguf *g, const char *key) {
+/* -- values by key: each returns 0 when the key is not there or holds something else -- */
+
+static int64_t gguf_key_index(const Gguf *g, const char *key) { /* below 0: not there */
     return name_find(g->key_table, g->key_slots, g->keys, sizeof *g->keys, (Str){key, strlen(key)});
 }
 
@@ -2920,8 +3075,14 @@ static int array_int(const GgufArray *a, uint64_t i, int64_t *out) {
 static int array_float(const GgufArray *a, uint64_t i, double *out) {
     int64_t whole;
     if (i >= a->n) return 0;
-    if (a->type == GGUF_F32) { *out = as_float(read_u32(a->p + 4 * i)); return 1; }
-    if (a->type == GGUF_F64) { memcpy(out, a->p + 8 * i, 8); return 1; }
+    if (a->type == GGUF_F32) {
+        *out = as_float(read_u32(a->p + 4 * i));
+        return 1;
+    }
+    if (a->type == GGUF_F64) {
+        memcpy(out, a->p + 8 * i, 8);
+        return 1;
+    }
     if (!array_int(a, i, &whole)) return 0;
     *out = (double)whole;
     return 1;
@@ -2949,47 +3110,65 @@ static int gguf_float(const Gguf *g, const char *key, double *out) {
     return i >= 0 && g->keys[i].type != GGUF_ARR && array_float(&g->keys[i].value, 0, out);
 }
 
+/* -- the header -- */
+
 static int gguf_read_keys(Gguf *g, Cursor *c, char *err) {
     char name[64];
     for (uint64_t i = 0; i < g->n_keys; i++) {
         GgufKey *k = &g->keys[i];
-        k->key = cursor_str(c), k->type = (int)cursor_u32(c);
-        if (c->bad) return fail(err, GLA_FORMAT, "GGUF header is cut short at key %llu of %llu; download the file again", (unsigned long long)i + 1, (unsigned long long)g->n_keys);
+        k->key = cursor_str(c);
+        k->type = (int)cursor_u32(c);
+        if (c->bad)
+            return fail(err, GLA_FORMAT, "GGUF header is cut short at key %llu of %llu; download the file again",
+                        (unsigned long long)i + 1, (unsigned long long)g->n_keys);
         printable(name, k->key);
-        if (!k->key.n || k->key.n > 65535) return fail(err, GLA_FORMAT, "GGUF key %llu has a name of %zu bytes", (unsigned long long)i + 1, k->key.n);
-        if (k->type < 0 || k->type >= N_GGUF) return fail(err, GLA_FORMAT, "GGUF key %s has value type %d, known are 0 to 12", name, k->type);
-        if (!cursor_value(c, k->type, &k->value)) return fail(err, GLA_FORMAT, "GGUF key %s: its value is malformed or runs past the end of the file", name);
-        if (name_find(g->key_table, g->key_slots, g->keys, sizeof *k, k->key) != -1) return fail(err, GLA_FORMAT, "GGUF key %s occurs twice", name);
+        if (!k->key.n || k->key.n > 65535)
+            return fail(err, GLA_FORMAT, "GGUF key %llu has a name of %zu bytes", (unsigned long long)i + 1, k->key.n);
+        if (k->type < 0 || k->type >= N_GGUF)
+            return fail(err, GLA_FORMAT, "GGUF key %s has value type %d, known are 0 to 12", name, k->type);
+        if (!cursor_value(c, k->type, &k->value))
+            return fail(err, GLA_FORMAT, "GGUF key %s: its value is malformed or runs past the end of the file", name);
+        if (name_find(g->key_table, g->key_slots, g->keys, sizeof *k, k->key) != -1)
+            return fail(err, GLA_FORMAT, "GGUF key %s occurs twice", name);
         name_insert(g->key_table, g->key_slots, i, k->key);
     }
     return GLA_OK;
 }
 
+/* Where a tensor lies is checked in gguf_read, when it is known where the data begins. */
 static int gguf_read_tensors(Gguf *g, Cursor *c, char *err) {
     char name[64];
     for (uint64_t i = 0; i < g->n_tensors; i++) {
         GgufTensor *t = &g->tensors[i];
         t->name = cursor_str(c);
         uint32_t n_dims = cursor_u32(c);
-        if (c->bad) return fail(err, GLA_FORMAT, "GGUF header is cut short at tensor %llu of %llu; download the file again", (unsigned long long)i + 1, (unsigned long long)g->n_tensors);
+        if (c->bad)
+            return fail(err, GLA_FORMAT, "GGUF header is cut short at tensor %llu of %llu; download the file again",
+                        (unsigned long long)i + 1, (unsigned long long)g->n_tensors);
         printable(name, t->name);
-        if (!t->name.n || t->name.n > 63 || memchr(t->name.s, 0, t->name.n)) return fail(err, GLA_FORMAT, "tensor %llu has a malformed name", (unsigned long long)i + 1);
+        if (!t->name.n || t->name.n > 63 || memchr(t->name.s, 0, t->name.n))
+            return fail(err, GLA_FORMAT, "tensor %llu has a malformed name", (unsigned long long)i + 1);
         if (n_dims > 4) return fail(err, GLA_FORMAT, "%s has %u dimensions, at most 4 are allowed", name, n_dims);
         uint64_t elements = 1;
         for (int d = 0; d < 4; d++) {
             t->ne[d] = (uint32_t)d < n_dims ? cursor_u64(c) : 1;
-            if (!c->bad && (t->ne[d] == 0 || t->ne[d] > (uint64_t)INT64_MAX / elements)) return fail(err, GLA_FORMAT, "%s: dimension %d is %lld", name, d, (long long)t->ne[d]);
+            if (!c->bad && (t->ne[d] == 0 || t->ne[d] > (uint64_t)INT64_MAX / elements))
+                return fail(err, GLA_FORMAT, "%s: dimension %d is %lld", name, d, (long long)t->ne[d]);
             elements *= c->bad ? 1 : t->ne[d];
         }
         t->type = (int)cursor_u32(c);
         t->offset = cursor_u64(c);
         if (c->bad) return fail(err, GLA_FORMAT, "GGUF header is cut short at tensor %s; download the file again", name);
-        if (t->type < 0 || t->type >= N_TYPES || !types[t->type].name) return fail(err, GLA_FORMAT, "%s has the unknown tensor type %d", name, t->type);
+        if (t->type < 0 || t->type >= N_TYPES || !types[t->type].name)
+            return fail(err, GLA_FORMAT, "%s has the unknown tensor type %d", name, t->type);
         uint64_t per_block = (uint64_t)types[t->type].elems, block = (uint64_t)types[t->type].bytes;
-        if (t->ne[0] % per_block) return fail(err, GLA_FORMAT, "%s: rows of %llu elements do not divide into %s blocks of %llu", name, (unsigned long long)t->ne[0], types[t->type].name, (unsigned long long)per_block);
+        if (t->ne[0] % per_block)
+            return fail(err, GLA_FORMAT, "%s: rows of %llu elements do not divide into %s blocks of %llu", name,
+                        (unsigned long long)t->ne[0], types[t->type].name, (unsigned long long)per_block);
         if (elements / per_block > UINT64_MAX / block) return fail(err, GLA_FORMAT, "%s is larger than any file", name);
         t->n_bytes = elements / per_block * block;
-        if (name_find(g->tensor_table, g->tensor_slots, g->tensors, sizeof *t, t->name) != -1) return fail(err, GLA_FORMAT, "tensor %s occurs twice", name);
+        if (name_find(g->tensor_table, g->tensor_slots, g->tensors, sizeof *t, t->name) != -1)
+            return fail(err, GLA_FORMAT, "tensor %s occurs twice", name);
         name_insert(g->tensor_table, g->tensor_slots, i, t->name);
     }
     return GLA_OK;
@@ -2998,43 +3177,65 @@ static int gguf_read_tensors(Gguf *g, Cursor *c, char *err) {
 /* Reads the header of a mapped file. g->map is set; on failure the caller still closes g. */
 static int gguf_read(Gguf *g, char *err) {
     Cursor c = {g->map.data, g->map.data + g->map.n, 0};
+
+    // the letters, the version, how many keys and tensors
     const uint8_t *magic = cursor_take(&c, 4);
     if (!magic || memcmp(magic, "GGUF", 4)) {
-        if (magic && !memcmp(magic, "vers", 4)) return fail(err, GLA_FORMAT, "not a model but a git-lfs pointer; fetch the file itself (git lfs pull)");
+        if (magic && !memcmp(magic, "vers", 4))
+            return fail(err, GLA_FORMAT, "not a model but a git-lfs pointer; fetch the file itself (git lfs pull)");
         if (magic && (magic[0] == '<' || magic[0] == '{')) return fail(err, GLA_FORMAT, "not a GGUF file but text (a web page?)");
         return fail(err, GLA_FORMAT, "not a GGUF file: it does not begin with the letters GGUF");
     }
     uint32_t version = cursor_u32(&c);
     if (!c.bad && !(version & 0xffff)) return fail(err, GLA_UNSUPPORTED, "a big-endian GGUF file; only little-endian ones are read");
     if (!c.bad && version != 2 && version != 3) return fail(err, GLA_UNSUPPORTED, "GGUF version %u; versions 2 and 3 are read", version);
-    g->n_tensors = cursor_u64(&c), g->n_keys = cursor_u64(&c);
+    g->n_tensors = cursor_u64(&c);
+    g->n_keys = cursor_u64(&c);
     uint64_t left = c.bad ? 0 : (uint64_t)(c.end - c.p);
+    /* a key takes at least 13 bytes (length, type, a value of one byte), a tensor 24 (length, n_dims, type, offset) */
     if (c.bad || g->n_keys > left / 13 || g->n_tensors > left / 24 || g->n_keys > UINT32_MAX / 2 || g->n_tensors > UINT32_MAX / 2)
-        return fail(err, GLA_FORMAT, "GGUF header claims %llu keys and %llu tensors, more than %zu bytes can hold; download the file again", (unsigned long long)g->n_keys, (unsigned long long)g->n_tensors, g->map.n);
-    g->key_slots = table_slots(g->n_keys), g->tensor_slots = table_slots(g->n_tensors);
-    g->keys = gla_alloc((size_t)g->n_keys * sizeof *g->keys), g->tensors = gla_alloc((size_t)g->n_tensors * sizeof *g->tensors);
-    g->key_table = gla_alloc(g->key_slots * sizeof(uint32_t)), g->tensor_table = gla_alloc(g->tensor_slots * sizeof(uint32_t));
+        return fail(err, GLA_FORMAT, "GGUF header claims %llu keys and %llu tensors, more than %zu bytes can hold; download the file again",
+                    (unsigned long long)g->n_keys, (unsigned long long)g->n_tensors, g->map.n);
+
+    // the records
+    g->key_slots = table_slots(g->n_keys);
+    g->tensor_slots = table_slots(g->n_tensors);
+    g->keys = gla_alloc((size_t)g->n_keys * sizeof *g->keys);
+    g->tensors = gla_alloc((size_t)g->n_tensors * sizeof *g->tensors);
+    g->key_table = gla_alloc(g->key_slots * sizeof(uint32_t));
+    g->tensor_table = gla_alloc(g->tensor_slots * sizeof(uint32_t));
     if (!g->keys || !g->tensors || !g->key_table || !g->tensor_table) return fail(err, GLA_MEMORY, "no memory for the GGUF header");
     int code = gguf_read_keys(g, &c, err);
     if (!code) code = gguf_read_tensors(g, &c, err);
     if (code) return code;
 
+    // where the data begins
     int64_t alignment = 32, parts = 0, part = 0, at = gguf_key_index(g, "general.alignment");
-    if (at >= 0 && (g->keys[at].type != GGUF_U32 || !gguf_int(g, "general.alignment", &alignment) || alignment <= 0 || (alignment & (alignment - 1)) || (uint64_t)alignment > g->map.n))
+    if (at >= 0 && (g->keys[at].type != GGUF_U32 || !gguf_int(g, "general.alignment", &alignment) || alignment <= 0
+                    || (alignment & (alignment - 1)) || (uint64_t)alignment > g->map.n))
         return fail(err, GLA_FORMAT, "general.alignment is %lld, expected a power of two within the file", (long long)alignment);
-    gguf_int(g, "split.count", &parts), gguf_int(g, "split.no", &part);
-    if (parts > 1) return fail(err, GLA_UNSUPPORTED, "part %lld of a model split into %lld files; merge them first (llama-gguf-split --merge)", (long long)part + 1, (long long)parts);
+    gguf_int(g, "split.count", &parts);
+    gguf_int(g, "split.no", &part);
+    if (parts > 1)
+        return fail(err, GLA_UNSUPPORTED, "part %lld of a model split into %lld files; merge them first (llama-gguf-split --merge)",
+                    (long long)part + 1, (long long)parts);
     g->data_at = round_up((size_t)(c.p - g->map.data), (size_t)alignment);
     if (g->n_tensors && g->data_at > g->map.n) return fail(err, GLA_FORMAT, "the file ends before its tensors; download it again");
+
+    // every tensor within it
     uint64_t space = g->n_tensors ? g->map.n - g->data_at : 0;
     char name[64];
     for (uint64_t i = 0; i < g->n_tensors; i++) {
         GgufTensor *t = &g->tensors[i];
         uint64_t offset = t->offset;
         printable(name, t->name);
-        if (offset % (uint64_t)alignment) return fail(err, GLA_FORMAT, "%s lies at offset %llu, not a multiple of %lld", name, (unsigned long long)offset, (long long)alignment);
+        if (offset % (uint64_t)alignment)
+            return fail(err, GLA_FORMAT, "%s lies at offset %llu, not a multiple of %lld", name,
+                        (unsigned long long)offset, (long long)alignment);
         if (offset > space || t->n_bytes > space - offset)
-            return fail(err, GLA_FORMAT, "%s needs %llu bytes at offset %llu, the file has %llu there: truncated? download it again", name, (unsigned long long)t->n_bytes, (unsigned long long)offset, (unsigned long long)(offset > space ? 0 : space - offset));
+            return fail(err, GLA_FORMAT, "%s needs %llu bytes at offset %llu, the file has %llu there: truncated? download it again", name,
+                        (unsigned long long)t->n_bytes, (unsigned long long)offset,
+                        (unsigned long long)(offset > space ? 0 : space - offset));
         t->data = g->map.data + g->data_at + offset;
     }
     return GLA_OK;

@@ -980,11 +980,30 @@ static void row_to_float(float *y, const uint8_t *b, int type, size_t n) {
 
 /* ---- 5. kernels: where the time goes ---------------------------------------------------------------
  * matmul over a run of tokens, the one recurrence, softmax attention. Plain scalar C is the definition that the tests hold
- * everything else against; 16-lane vectors, one source compiled for several instruction sets, do the work; where a processor has
+ * everything else against; vectors, one source compiled for several instruction sets, do the work; where a processor has
  * an instruction made for the job (integer dot products), a few functions use it. A table chosen once when a model is opened
  * holds the outcome.
  *
- * Same bits: an output element is summed by one thread in one order, whatever the number of tokens in the run or of threads. */
+ * Same bits: an output element is summed by one thread in one order, whatever the number of tokens in the run or of threads.
+ *
+ * The rooms, in order. A learner reads those with a star, and is then free to believe that the others do the same, faster:
+ *
+ *   sizes                   what is worked on at once, and why so much
+ * * input of a matmul       activations as floats and as integers; the order in which an output is summed
+ * * the one recurrence      recurrence_step: the dozen lines that all mixers with a matrix memory share
+ *   the cache               where softmax attention keeps keys and values, and what it is asked for (Attend)
+ * * scalar definitions      small functions: dot product, exponential, activations, norms, short convolution;
+ *                           then quantize_token, few_body and matmul_scalar (matmul), recurrence_scalar, attend_scalar
+ *   the same in vectors     matmul of plain types, recurrence, and the product that attention is made of, for 4, 8 and 16 lanes
+ *   attention in tiles      attend_scalar for many queries at once
+ *   per instruction set     the macros that compile all this for SSE2, AVX2, AVX-512, NEON or whatever vectors there are
+ *   AVX-512                 quantised weights times bytes: a few tokens (few512), many (many512); BF16
+ *   every other set         the same two walks, by row (few_rows) and by panel (many_rows), for any way to multiply integers;
+ *                           then such ways, for AVX2 and AVX-VNNI, and for ARM: NEON, dotprod, i8mm
+ *   the choice              the table of kernels, and which row of it this processor takes
+ * * the work, spread        what sections 8 to 10 call: matmul, recurrence, attention, each over the threads of a Team */
+
+/* -- sizes: what is worked on at once -- */
 
 typedef struct { const uint8_t *data; int type, n_in, n_out; } Tensor; /* n_out rows of n_in weights; data NULL: absent */
 static size_t row_bytes(const Tensor *w) { return bytes_of(w->type, (size_t)w->n_in); }
@@ -994,7 +1013,7 @@ enum {
     ROWS = 16,    /* rows of a matrix that are worked on together; twice as many at a call for panels and for floats */
     FEW = 4,      /* up to so many tokens, rows are read straight through; for more, they are turned into panels first */
     TILE = 6,     /* tokens that meet a panel at once */
-    WEIGHTS_AT_ONCE = 1024, /* of a row of floats that meet a tile of tokens at once: those stay in the first-level cache */
+    WEIGHTS_AT_ONCE = 1024, /* of a row, as floats, that meet a tile of tokens at once: their inputs stay in the first-level cache */
     BLOCKS_AT_ONCE = 16, /* blocks of 32 weights turned into panels at once: they stay in the first-level cache */
     AHEAD = 8192, /* bytes of a row that are asked for before they are needed: the hardware's own guess is not enough */
     KEYS = 64,    /* keys per step of attention; also the channels in a tile of keys or values */
@@ -1005,7 +1024,9 @@ enum {
     WALKERS = 16  /* queries that go back through the text together: see walk_back */
 };
 
-/* The input of a matmul: T rows of n floats; for block-quantised weights also as 16-bit integers, x = q D with one D per token,
+/* -- the input of a matmul -- */
+
+/* T rows of n floats; for block-quantised weights also as 16-bit integers, x = q D with one D per token,
  * made when first needed. Sixteen bits, because eight would move the logits of hybrid models by more than the weights' own
  * rounding does; where a processor multiplies bytes, q is taken apart as 256 hi + lo. |q| <= Q_TOP, so that both fit when signed.
  * When speed matters more (fast), the q of 32 inputs keep their 7 leading bits and the sign: q = q8 2^shift. That is still a q, so every
@@ -1013,29 +1034,38 @@ enum {
  *
  * An output sums its groups in this order and no other, one rounding each where the kernel fuses, always in the same way in one build:
  *   S <- S + isum d;   S <- S - m fsum  where the type has minimums;   out = S D
- * isum = sum of q_w q over a group and fsum = sum of q are integers, exact in any order. */
+ * isum = sum of q_w q over a group and fsum = sum of q are integers, exact in any order; q_w, d and m are the weights' (section 4). */
 typedef struct {
-    const float *x;
-    int T, n, fast, form; /* NOT_YET, or the form that the kernels asked for */
-    float *D;          /* (T) */
-    float *fsum;       /* all but TILES: (T, n/16), per 16; a group of 32 adds two */
-    int16_t *q;        /* INT16: (T, n) */
-    int8_t *hi;        /* BYTES, SIGNED: (T, n) */
-    uint8_t *lo;       /* BYTES: (T, n) in [0, 255]; SIGNED: int8_t in [-128, 127] */
-    int32_t *bias;     /* BYTES: (T, 2, n/32 of 32, then n/16 of 16): -128 * 256 * sum of hi, what w + 128, unsigned, adds too much; and -sum of q */
-    uint16_t *half;    /* NULL, or for BF16 weights, fast and kernels that multiply them (T, n) bfloat16 */
-    uint8_t *tiles;    /* TILES: TILE tokens side by side, per block of 32 (see T_*), tile_bytes_of(fast) each */
+    const float *x;       /* (T, n) */
+    int T, n, fast, form; /* form: NOT_YET, or the one that the kernels asked for */
+    float *D;             /* (T) */
+    float *fsum;          /* all but TILES: (T, n/16), per 16; a group of 32 adds two */
+    int16_t *q;           /* INT16: (T, n) */
+    int8_t *hi;           /* BYTES, SIGNED: (T, n) */
+    uint8_t *lo;          /* BYTES: (T, n) in [0, 255]; SIGNED: int8_t in [-128, 127] */
+    int32_t *bias;        /* BYTES: (T, 2, 3n/32), each row n/32 numbers for blocks of 32, then n/16 for blocks of 16. The first row is
+                           * -128 * 256 * sum of hi: what weights made unsigned by + 128 add too much; the second is -sum of q */
+    uint16_t *half;       /* NULL, or for BF16 weights, fast and kernels that multiply them (T, n) bfloat16 */
+    uint8_t *tiles;       /* TILES: (T/TILE, n/32) pieces of tile_bytes_of(fast) bytes, see below */
 } Input;
 enum { NOT_YET, INT16, BYTES, SIGNED, TILES };
 enum { Q_TOP = 127 * 256 + 127 };
-/* A block in tiles: uint8 hi + 128 (fast: q8 + 128) [TILE][32]; float fsum[TILE][3] of 32, 16, 16; then uint8 lo [TILE][32], or fast int32 shift[TILE]. */
+/* A piece of TILES: 32 inputs of TILE tokens. At these bytes lie
+ *   0        uint8 (TILE, 32)   hi + 128, or when fast q8 + 128: unsigned
+ *   T_SUM    float (TILE, 3)    the sum of q over all 32, over the first 16, over the other 16
+ *   T_LO     uint8 (TILE, 32)   lo; when fast there is none, but at
+ *   T_SHIFT  int32 (TILE)       the shift of q8 */
 enum { T_SUM = 32 * TILE, T_LO = 44 * TILE, T_SHIFT = 44 * TILE, T_BYTES = 76 * TILE, T_FAST = 48 * TILE };
 INLINE size_t tile_bytes_of(int fast) { return fast ? T_FAST : T_BYTES; }
 
 static size_t input_bytes(size_t T, size_t n) { /* scratch for any form; behind it (T, n) bfloat16 */
-    size_t blocks = n / 32 + 1, rows = T * blocks * (64 + 8 + 24) + SEGMENT * 2 + 64, tiles = round_up(T, TILE) / TILE * blocks * T_BYTES;
+    size_t blocks = n / 32 + 1;
+    size_t rows = T * blocks * (64 + 8 + 24) + SEGMENT * 2 + 64; /* per block: q, or hi and lo; fsum; bias */
+    size_t tiles = round_up(T, TILE) / TILE * blocks * T_BYTES;
     return round_up((rows > tiles ? rows : tiles) + T * sizeof(float) + 8 * ALIGN, ALIGN);
 }
+
+/* -- the one recurrence -- */
 
 /* Rows of T tokens holding `heads` heads side by side; stride floats from one token to the next. When a mixer has more heads
  * than these rows, head h of H reads row head h / (H / heads), or h % heads when tiled (how GGUF stores qwen35). */
@@ -1060,13 +1090,14 @@ typedef struct {
     Rows u;              /* (dk) bonus: the readout precedes the write and sees u times what is written (RWKV-6) */
 } Recurrence;
 
-/* The rows of one token and one head. */
+/* The rows of one token and one head, as recurrence_step names them; NULL where there is none. d_step: 1 when d has a number per key
+ * channel, 0 when the one number serves all. */
 typedef struct { const float *d, *q, *k, *v, *e, *w, *r, *c, *u; float rho; int d_step; } Step;
 INLINE Step step_of(const Recurrence *a, int t, int h) {
     static const float one = 1;
 #define HEAD(row, width) (a->row.p ? row_head(&a->row, t, h, a->H, a->tiled, width) : NULL)
-    Step s = {HEAD(d, a->d_width), HEAD(q, a->dk), HEAD(k, a->dk), HEAD(v, a->dv), HEAD(e, a->dk), HEAD(w, a->dk), HEAD(r, a->dv), HEAD(c, a->dv), HEAD(u, a->dk),
-              a->rho.p ? *row_head(&a->rho, t, h, a->H, a->tiled, 1) : 0, a->d.p && a->d_width > 1};
+    Step s = {HEAD(d, a->d_width), HEAD(q, a->dk), HEAD(k, a->dk), HEAD(v, a->dv), HEAD(e, a->dk), HEAD(w, a->dk), HEAD(r, a->dv),
+              HEAD(c, a->dv), HEAD(u, a->dk), a->rho.p ? *row_head(&a->rho, t, h, a->H, a->tiled, 1) : 0, a->d.p && a->d_width > 1};
 #undef HEAD
     if (!s.d) s.d = &one;
     if (!s.e) s.e = s.k;
@@ -1100,6 +1131,8 @@ static void recurrence_step(float *S, int dk, int dv, const Step *a, int undecay
     }
 }
 
+/* -- the cache: keys and values of softmax attention -- */
+
 /* What one softmax layer remembers: keys and values of every position, and (sums > 0) cumulative log decays, that is forget-gate
  * biases. Positions lie in blocks of KEYS, a block is read from its first byte to its last:
  *   for each key/value head   K' in tiles of (KEYS channels, KEYS positions), V in tiles of (KEYS positions, KEYS channels)
@@ -1109,29 +1142,37 @@ static void recurrence_step(float *S, int dk, int dv, const Step *a, int undecay
  * and 32 channels: (channels/32, KEYS) behind keys, (KEYS, channels/32) behind values. */
 typedef struct { uint8_t *mem; int type, heads, dk, dv, sums; } Cache;
 
-static size_t tile_bytes(int type, int width) {
+static size_t tile_bytes(int type, int width) { /* one tile, of `width` channels */
     size_t n = KEYS * (size_t)width;
     return type == F32 ? 4 * n : type == F16 ? 2 * n : n + KEYS * 2 * (((size_t)width + 31) / 32);
 }
-static size_t tiles_bytes(int type, int width) { return (size_t)(width / KEYS) * tile_bytes(type, KEYS) + tile_bytes(type, width % KEYS); }
-static size_t cache_block_bytes(const Cache *c) { return (size_t)c->heads * (tiles_bytes(c->type, c->dk) + tiles_bytes(c->type, c->dv)) + (size_t)c->sums * KEYS * sizeof(double); }
+static size_t tiles_bytes(int type, int width) { /* the keys or the values of a head in a block */
+    return (size_t)(width / KEYS) * tile_bytes(type, KEYS) + tile_bytes(type, width % KEYS);
+}
+static size_t cache_block_bytes(const Cache *c) {
+    return (size_t)c->heads * (tiles_bytes(c->type, c->dk) + tiles_bytes(c->type, c->dv)) + (size_t)c->sums * KEYS * sizeof(double);
+}
 
 /* Tile i of the keys (value 0) or values (1) of a head. */
 INLINE uint8_t *cache_tile(const Cache *c, int64_t block, int head, int value, int i) {
     size_t k = tiles_bytes(c->type, c->dk), v = tiles_bytes(c->type, c->dv);
     return c->mem + (size_t)block * cache_block_bytes(c) + (size_t)head * (k + v) + (value ? k : 0) + (size_t)i * tile_bytes(c->type, KEYS);
 }
-static double *cache_sums(const Cache *c, int64_t block) { return (double *)(void *)(c->mem + (size_t)(block + 1) * cache_block_bytes(c)) - (size_t)c->sums * KEYS; }
+static double *cache_sums(const Cache *c, int64_t block) { /* (sums, KEYS) at the end of a block */
+    return (double *)(void *)(c->mem + (size_t)(block + 1) * cache_block_bytes(c)) - (size_t)c->sums * KEYS;
+}
 
-/* One row of a head, dk or dv numbers, into the cache (rounded to its type) or, with write 0, out of it. */
+/* One row x of a head, dk or dv numbers at position pos, into the cache (rounded to its type) or, with write 0, out of it: tile by tile
+ * and, because a Q8_0 tile has a scale for each, 32 channels at a time. The scale is the largest magnitude / 127. */
 static void cache_row(const Cache *c, int64_t pos, int head, int value, float *x, int write) {
     int width = value ? c->dv : c->dk, j = (int)(pos % KEYS);
     for (int at = 0; at < width; at += KEYS) {
         uint8_t *tile = cache_tile(c, pos / KEYS, head, value, at / KEYS);
         int w = width - at < KEYS ? width - at : KEYS, groups = (w + 31) / 32;
         int first = value ? j * w : j, step = value ? 1 : KEYS; /* of the row's numbers in the tile */
-        float *f = (float *)(void *)tile + first;
-        uint16_t *h = (uint16_t *)(void *)tile + first, *scale = (uint16_t *)(void *)(tile + KEYS * w) + (value ? j * groups : j);
+        float *f = (float *)(void *)tile + first; /* the same place as each type sees it */
+        uint16_t *h = (uint16_t *)(void *)tile + first;
+        uint16_t *scale = (uint16_t *)(void *)(tile + KEYS * w) + (value ? j * groups : j); /* Q8_0: of the first 32 channels */
         int8_t *q = (int8_t *)tile + first;
         for (int g = 0; g < groups; g++, scale += value ? 1 : KEYS) {
             int n = w - 32 * g < 32 ? w - 32 * g : 32;
@@ -1144,10 +1185,15 @@ static void cache_row(const Cache *c, int64_t pos, int head, int value, float *x
             if (c->type == Q8_0) d = from_f16(*scale);
             for (int i = 0; i < n; i++) {
                 int at_i = (32 * g + i) * step;
-                if (c->type == F32) { if (write) f[at_i] = y[i]; else y[i] = f[at_i]; }
-                else if (c->type == F16) { if (write) h[at_i] = to_f16(y[i]); else y[i] = from_f16(h[at_i]); }
-                else if (!write) y[i] = d * (float)q[at_i];
-                else {
+                if (c->type == F32) {
+                    if (write) f[at_i] = y[i];
+                    else y[i] = f[at_i];
+                } else if (c->type == F16) {
+                    if (write) h[at_i] = to_f16(y[i]);
+                    else y[i] = from_f16(h[at_i]);
+                } else if (!write) {
+                    y[i] = d * (float)q[at_i];
+                } else {
                     float v = d > 0 ? y[i] / d : 0;
                     q[at_i] = (int8_t)lrintf(v > 127 ? 127 : v > -127 ? v : -127);
                 }
@@ -1158,20 +1204,25 @@ static void cache_row(const Cache *c, int64_t pos, int head, int value, float *x
 
 /* Values of a head at the positions last, last - 1 ..., n of them in one block, as rows (n, dv). */
 static void cache_values(const Cache *c, int64_t last, int n, int head, float *rows) {
-    if (c->type != F32) { for (int i = 0; i < n; i++) cache_row(c, last - i, head, 1, rows + (size_t)i * (size_t)c->dv, 0); return; }
+    if (c->type != F32) {
+        for (int i = 0; i < n; i++) cache_row(c, last - i, head, 1, rows + (size_t)i * (size_t)c->dv, 0);
+        return;
+    }
     for (int at = 0; at < c->dv; at += KEYS) {
         const int w = c->dv - at < KEYS ? c->dv - at : KEYS;
         const float *from = (const float *)(const void *)cache_tile(c, last / KEYS, head, 1, at / KEYS) + last % KEYS * w;
         for (int i = 0; i < n; i++, from -= w) {
             float *to = rows + (size_t)i * (size_t)c->dv + at;
             int j = 0;
-            for (; j + LANES <= w; j += LANES) memcpy(to + j, from + j, LANES * sizeof(float)); /* pieces of a known size: gcc makes a slow instruction of others */
+            for (; j + LANES <= w; j += LANES) /* pieces of a known size: gcc makes a slow instruction of others */
+                memcpy(to + j, from + j, LANES * sizeof(float));
             for (; j < w; j++) to[j] = from[j];
         }
     }
 }
 
-/* k (heads, dk), v (heads, dv), sums (c->sums) or NULL of the next position. A block begins as zeros, so that what is saved is determined. */
+/* k (heads, dk), v (heads, dv), sums (c->sums) or NULL of the next position, pos. A block begins as zeros, so that what a saved state
+ * holds behind its last position is always the same. */
 static void cache_append(const Cache *c, int64_t pos, const float *k, const float *v, const double *sums) {
     if (pos % KEYS == 0) memset(c->mem + (size_t)(pos / KEYS) * cache_block_bytes(c), 0, cache_block_bytes(c));
     for (int h = 0; h < c->heads; h++) {
@@ -1189,7 +1240,7 @@ static void cache_append(const Cache *c, int64_t pos, const float *k, const floa
  * parts are merged in order; chunks and steps begin at multiples of their length, whatever the run of tokens. */
 typedef struct {
     const Cache *cache;
-    const float *q;          /* query head h of token t at q + t q_stride + h q_step */
+    const float *q;          /* query head h of token t, dk floats, at q + t q_stride + h q_step */
     size_t q_stride, q_step;
     int H, T, window;
     int64_t pos;
@@ -1197,14 +1248,15 @@ typedef struct {
 } Attend;
 INLINE int64_t first_visible(const Attend *a, int64_t pos) { return a->window ? max64(0, pos - a->window + 1) : 0; }
 
-/* A part of a query's softmax: o (dv, rounded up) = sum of e^(score - top) v, then top and the sum of the e^(...), which is 0 when
- * nothing was visible. Queries of a key/value head are numbered t G + (head in the group), G = H / heads. */
+/* A part of a query's softmax: o (dv, rounded up) = sum of e^(score - top) v over some of the keys, top the largest of their scores; then
+ * top itself and the sum of the e^(score - top), which is 0 when nothing was visible. The answer is o / sum when all keys are in.
+ * Queries of a key/value head are numbered t G + (head in the group), G = H / heads: "row" below. */
 INLINE size_t part_o(int dv) { return round_up((size_t)dv, 32); }
 INLINE size_t part_floats(int dv) { return part_o(dv) + LANES; }
 
 /* -- the scalar definitions -- */
 
-/* Sum of a[i] b[i] in 16 partial sums folded as a tree: the order that the vector code follows, too. */
+/* 16 partial sums become one, folded as a tree: l and l + 8, then l and l + 4, ... The vector code adds in this order, too. */
 static float fold16(const float *acc) {
     float s[LANES];
     memcpy(s, acc, sizeof s);
@@ -1212,6 +1264,7 @@ static float fold16(const float *acc) {
         for (int l = 0; l < half; l++) s[l] += s[l + half];
     return s[0];
 }
+/* Sum of a[i] b[i] over n floats: partial sum l takes every 16th product, from the l-th on. */
 static float dot(const float *a, const float *b, size_t n) {
     float acc[LANES] = {0};
     size_t i = 0;
@@ -1221,15 +1274,17 @@ static float dot(const float *a, const float *b, size_t n) {
     return fold16(acc);
 }
 
-/* e^x for finite x, within 2 units in the last place; loops over it vectorise, loops over expf do not. */
+/* e^x within 2 units in the last place; loops over it vectorise, loops over expf do not. e^x = 2^n e^r with n = round(x / ln 2) and
+ * r = x - n ln 2, for which ln 2 is taken in two parts, the first of which times n is exact. Beyond +-88 the result stays where it is. */
 INLINE float fast_exp(float x) {
     x = x > 88.0f ? 88.0f : x < -87.0f ? -87.0f : x;         /* NaN stays NaN */
     float n = x * 1.44269504f + 12582912.0f;                 /* 1.5 * 2^23: the sum's low bits are round(x / ln 2) */
     uint32_t e = as_bits(n) << 23;
     n -= 12582912.0f;
     float r = x - n * 0.693359375f - n * -2.12194440e-4f;    /* |r| <= ln(2)/2 */
-    float p = 5.0000001201e-1f + r * (1.6666665459e-1f + r * (4.1665795894e-2f + r * (8.3334519073e-3f + r * (1.3981999507e-3f + r * 1.9875691500e-4f))));
-    p = 1.0f + (r + r * r * p);
+    float p = 1.3981999507e-3f + r * 1.9875691500e-4f;
+    p = 5.0000001201e-1f + r * (1.6666665459e-1f + r * (4.1665795894e-2f + r * (8.3334519073e-3f + r * p)));
+    p = 1.0f + (r + r * r * p);                              /* e^r */
     return as_float(as_bits(p) + e);                         /* p 2^n */
 }
 INLINE float sigmoid(float x) { return 1.0f / (1.0f + fast_exp(-x)); }
@@ -1237,7 +1292,7 @@ INLINE float silu(float x) { return x / (1.0f + fast_exp(-x)); }
 static float softplus(float x) { return x > 20.0f ? x : log1pf(expf(x)); }
 static float logsigmoid(float x) { return (x < 0 ? x : 0) - log1pf(expf(-fabsf(x))); }
 
-/* What is done to the numbers of a layer one by one. Exponentials only through fast_exp where it is hot: loops over it vectorise. */
+/* What is done to the numbers of a layer one by one. The functions that large models use (silu, sigmoid) go through fast_exp. */
 enum { ACT_SILU, ACT_RELU, ACT_SIGMOID, ACT_GELU, ACT_GELU_TANH, ACT_SQRELU, ACT_POWLU, ACT_LOGSIGMOID, ACT_ELU1, ACT_TANH, ACT_NONE };
 INLINE float activate(int act, float x) {
     switch (act) {
@@ -1254,16 +1309,24 @@ INLINE float activate(int act, float x) {
     }
     return x;
 }
+/* x <- act(x), n floats. */
 INLINE void activate_row(float *x, int act, size_t n) {
-    if (act == ACT_SILU) for (size_t i = 0; i < n; i++) x[i] = silu(x[i]); /* the common one, so that it vectorises */
-    else if (act != ACT_NONE) for (size_t i = 0; i < n; i++) x[i] = activate(act, x[i]);
+    if (act == ACT_SILU) { /* the common one has a loop of its own, so that it vectorises */
+        for (size_t i = 0; i < n; i++) x[i] = silu(x[i]);
+    } else if (act != ACT_NONE) {
+        for (size_t i = 0; i < n; i++) x[i] = activate(act, x[i]);
+    }
 }
 
 /* y <- y * act(z), n floats, apart. */
 INLINE void gate_row(float *restrict y, const float *restrict z, int act, size_t n) {
-    if (act == ACT_SILU) for (size_t i = 0; i < n; i++) y[i] *= silu(z[i]);
-    else if (act == ACT_SIGMOID) for (size_t i = 0; i < n; i++) y[i] *= sigmoid(z[i]);
-    else for (size_t i = 0; i < n; i++) y[i] *= activate(act, z[i]);
+    if (act == ACT_SILU) {
+        for (size_t i = 0; i < n; i++) y[i] *= silu(z[i]);
+    } else if (act == ACT_SIGMOID) {
+        for (size_t i = 0; i < n; i++) y[i] *= sigmoid(z[i]);
+    } else {
+        for (size_t i = 0; i < n; i++) y[i] *= activate(act, z[i]);
+    }
 }
 
 /* y = x / sqrt(mean(x^2) + eps) * w over n floats; w NULL = all ones; y may be x. */
@@ -1275,8 +1338,11 @@ INLINE void rmsnorm(float *y, const float *x, const float *w, size_t n, float ep
     for (; i < n; i++) sum[0] += (double)x[i] * x[i];
     double total = ((sum[0] + sum[1]) + (sum[2] + sum[3])) + ((sum[4] + sum[5]) + (sum[6] + sum[7]));
     float scale = (float)(1.0 / sqrt(total / (double)n + eps));
-    if (w) for (i = 0; i < n; i++) y[i] = x[i] * scale * w[i];
-    else for (i = 0; i < n; i++) y[i] = x[i] * scale;
+    if (w) {
+        for (i = 0; i < n; i++) y[i] = x[i] * scale * w[i];
+    } else {
+        for (i = 0; i < n; i++) y[i] = x[i] * scale;
+    }
 }
 
 /* y = (x - mean(x)) / sqrt(variance(x) + eps) * w + b over n floats; b NULL = none; y may be x. */
@@ -1295,9 +1361,10 @@ static void layernorm(float *y, const float *x, const float *w, const float *b, 
  * Here for n <= STRIP channels from c on; n a constant where it is STRIP. */
 enum { STRIP = 64, MAX_TAPS = 64 };
 INLINE void conv_strip(float *x, const float *w, const float *bias, float *last, int C, int K, int T, int act, int c, const int n) {
-    float taps[MAX_TAPS][STRIP], past[MAX_TAPS][STRIP], start[STRIP] = {0}; /* past: a ring of the K-1 inputs before */
-    int oldest = 0;
-    for (int j = 0; j < K && T < 4; j++) /* one token waits for nothing else: what the strip after the next will read */
+    float taps[MAX_TAPS][STRIP], start[STRIP] = {0}; /* (K, n) the weights, transposed; (n) the bias */
+    float past[MAX_TAPS][STRIP];                     /* (K-1, n) the inputs before, a ring */
+    int oldest = 0;                                  /* its first row */
+    for (int j = 0; j < K && T < 4; j++) /* with few tokens memory is the limit: fetch what the strip after the next will read */
         for (int i = 2 * n; i < 3 * n; i += 16) {
             PREFETCH(w + (size_t)(c + 2 * n) * (size_t)K + (size_t)(j * n + i - 2 * n));
             if (j < K - 1) PREFETCH(last + (size_t)j * (size_t)C + c + i);
@@ -1308,10 +1375,12 @@ INLINE void conv_strip(float *x, const float *w, const float *bias, float *last,
     if (bias) memcpy(start, bias + c, (size_t)n * sizeof(float));
     for (int t = 0; t < T; t++) {
         float *in = x + (size_t)t * (size_t)C + c, y[STRIP];
-        for (int i = 0; i < n && t + 4 < T; i += 16) PREFETCH(in + 4 * (size_t)C + i); /* tokens lie too far apart for the hardware to guess */
-        if (K == 4) {
+        for (int i = 0; i < n && t + 4 < T; i += 16) /* tokens lie too far apart for the hardware to guess */
+            PREFETCH(in + 4 * (size_t)C + i);
+        if (K == 4) { /* nearly all models; one pass over the channels */
             const float *a = past[oldest], *b = past[(oldest + 1) % 3], *d = past[(oldest + 2) % 3];
-            for (int i = 0; i < n; i++) y[i] = start[i] + taps[0][i] * a[i] + taps[1][i] * b[i] + taps[2][i] * d[i] + taps[3][i] * in[i];
+            for (int i = 0; i < n; i++)
+                y[i] = start[i] + taps[0][i] * a[i] + taps[1][i] * b[i] + taps[2][i] * d[i] + taps[3][i] * in[i];
         } else {
             for (int i = 0; i < n; i++) y[i] = start[i];
             for (int j = 0; j < K; j++) {
@@ -1319,18 +1388,26 @@ INLINE void conv_strip(float *x, const float *w, const float *bias, float *last,
                 for (int i = 0; i < n; i++) y[i] += taps[j][i] * from[i];
             }
         }
-        if (K > 1) memcpy(past[oldest], in, (size_t)n * sizeof(float)), oldest = (oldest + 1) % (K - 1);
-        if (act == ACT_SILU) for (int i = 0; i < n; i++) in[i] = silu(y[i]);
-        else memcpy(in, y, (size_t)n * sizeof(float));
+        if (K > 1) {
+            memcpy(past[oldest], in, (size_t)n * sizeof(float));
+            oldest = (oldest + 1) % (K - 1);
+        }
+        if (act == ACT_SILU) {
+            for (int i = 0; i < n; i++) in[i] = silu(y[i]);
+        } else {
+            memcpy(in, y, (size_t)n * sizeof(float));
+        }
     }
-    for (int j = 0; j < K - 1; j++) memcpy(last + (size_t)j * (size_t)C + c, past[(oldest + j) % (K - 1)], (size_t)n * sizeof(float));
+    for (int j = 0; j < K - 1; j++)
+        memcpy(last + (size_t)j * (size_t)C + c, past[(oldest + j) % (K - 1)], (size_t)n * sizeof(float));
 }
+/* The strip that begins at channel c: STRIP wide, or what is left of the row. */
 INLINE void conv_body(float *x, const float *w, const float *bias, float *last, int C, int K, int T, int act, int c) {
     if (C - c >= STRIP) conv_strip(x, w, bias, last, C, K, T, act, c, STRIP);
     else conv_strip(x, w, bias, last, C, K, T, act, c, C - c);
 }
 
-/* 32 q keep 7 leading bits and the sign; returns the shift that brings them there. */
+/* 32 q keep 7 leading bits and the sign, rounded; returns the shift: q / 2^shift is a signed byte. */
 INLINE int keep_8_bits(int16_t *restrict q) {
     unsigned all = 0;
     for (int i = 0; i < 32; i++) all |= (unsigned)(q[i] < 0 ? -q[i] : q[i]);
@@ -1348,62 +1425,92 @@ INLINE int keep_8_bits(int16_t *restrict q) {
 
 /* sums (n/16) of 16 neighbours of q >> shift; quads: n/4 of scratch. Two steps of four, which compilers turn into vectors. */
 INLINE void sums_of_16(int32_t *restrict sums, int32_t *restrict quads, const int16_t *restrict q, int n, int shift) {
-    for (int i = 0; i < n / 4; i++) quads[i] = (q[4 * i] >> shift) + (q[4 * i + 1] >> shift) + (q[4 * i + 2] >> shift) + (q[4 * i + 3] >> shift);
+    for (int i = 0; i < n / 4; i++)
+        quads[i] = (q[4 * i] >> shift) + (q[4 * i + 1] >> shift) + (q[4 * i + 2] >> shift) + (q[4 * i + 3] >> shift);
     for (int i = 0; i < n / 16; i++) sums[i] = quads[4 * i] + quads[4 * i + 1] + quads[4 * i + 2] + quads[4 * i + 3];
 }
 
-/* Token t of the input in its form. buf: n floats of scratch. */
+/* Token t of the input in the form that is wanted (see Input): D = max |x| / Q_TOP, q = round(x / D), then sums of q, and q taken apart.
+ * buf: n floats of scratch. */
 INLINE void quantize_token(Input *in, int t, float *buf) {
     const int n = in->n, blocks = n / 32, form = in->form;
     const float *restrict x = in->x + (size_t)t * (size_t)n;
-    int16_t *restrict q = form == INT16 ? in->q + (size_t)t * (size_t)n : (int16_t *)(void *)(buf + 3 * (n / 8));
-    int32_t *restrict s = (int32_t *)(void *)buf, *restrict h = s + n / 16, *restrict quads = h + n / 16, *shifts = h; /* sums of q, of hi */
+    int16_t *restrict q = form == INT16 ? in->q + (size_t)t * (size_t)n : (int16_t *)(void *)(buf + 3 * (n / 8)); /* (n) */
+    int32_t *restrict s = (int32_t *)(void *)buf;  /* (n/16) sums of q */
+    int32_t *restrict h = s + n / 16;              /* BYTES: (n/16) sums of hi */
+    int32_t *restrict quads = h + n / 16;          /* (n/4) on the way to a sum */
+    int32_t *shifts = h;                           /* TILES, fast: (n/32), in the place of h */
+
+    // D
     uint32_t top_bits = 0; /* magnitudes compare as integers, which vectorises */
-    for (int i = 0; i < n; i++) { uint32_t u = as_bits(x[i]) & 0x7fffffff; top_bits = u > top_bits ? u : top_bits; }
+    for (int i = 0; i < n; i++) {
+        uint32_t u = as_bits(x[i]) & 0x7fffffff;
+        top_bits = u > top_bits ? u : top_bits;
+    }
     float top = as_float(top_bits);
     if (!(top > 1e-30f)) top = 1.0f; /* so little that it is nothing (or NaN, see D) */
     if (!(top < 1e30f)) top = 1e30f; /* a model gone wrong: infinity counts as 1e30 */
     float scale = Q_TOP / top;
     in->D[t] = top_bits > 0x7f800000 ? as_float(top_bits) : top / Q_TOP; /* NaN stays NaN */
+
+    // q, and its sums
     for (int i = 0; i < n; i++) {
         float y = x[i] * scale;
         y = y < -Q_TOP ? -Q_TOP : y > Q_TOP ? Q_TOP : y;
         q[i] = (int16_t)(as_bits(y + 12582912.0f) & 0xffff); /* 1.5 * 2^23: the low bits are y to nearest even */
     }
-    if (in->fast) for (int b = 0; b < blocks; b++) shifts[b] = keep_8_bits(q + 32 * b);
+    if (in->fast)
+        for (int b = 0; b < blocks; b++) shifts[b] = keep_8_bits(q + 32 * b);
     sums_of_16(s, quads, q, n, 0);
     if (form == BYTES) sums_of_16(h, quads, q, n, 8);
     for (int b = 0; b < blocks; b++) {
         const int32_t first = s[2 * b], second = s[2 * b + 1];
         if (form != TILES) {
-            in->fsum[(t * blocks + b) * 2] = (float)first, in->fsum[(t * blocks + b) * 2 + 1] = (float)second;
+            in->fsum[(t * blocks + b) * 2] = (float)first;
+            in->fsum[(t * blocks + b) * 2 + 1] = (float)second;
             if (form == BYTES) {
                 int32_t *bias = in->bias + (size_t)t * (size_t)blocks * 6, *sum = bias + 3 * blocks;
-                bias[b] = -32768 * (h[2 * b] + h[2 * b + 1]), bias[blocks + 2 * b] = -32768 * h[2 * b], bias[blocks + 2 * b + 1] = -32768 * h[2 * b + 1];
-                sum[b] = -first - second, sum[blocks + 2 * b] = -first, sum[blocks + 2 * b + 1] = -second;
+                bias[b] = -32768 * (h[2 * b] + h[2 * b + 1]);
+                bias[blocks + 2 * b] = -32768 * h[2 * b];
+                bias[blocks + 2 * b + 1] = -32768 * h[2 * b + 1];
+                sum[b] = -first - second;
+                sum[blocks + 2 * b] = -first;
+                sum[blocks + 2 * b + 1] = -second;
             }
             continue;
         }
+        /* this token's rows of a piece of TILES */
         const int i = t % TILE, shift = in->fast ? shifts[b] : 8;
         uint8_t *restrict p = in->tiles + ((size_t)(t / TILE) * (size_t)blocks + (size_t)b) * tile_bytes_of(in->fast);
         memcpy(p + T_SUM + 12 * i, (float[]){(float)(first + second), (float)first, (float)second}, 12);
         for (int k = 0; k < 32; k++) p[32 * i + k] = (uint8_t)((q[32 * b + k] >> shift) + 128);
-        if (in->fast) memcpy(p + T_SHIFT + 4 * i, &shift, 4);
-        else for (int k = 0; k < 32; k++) p[T_LO + 32 * i + k] = (uint8_t)(q[32 * b + k] & 255);
+        if (in->fast) {
+            memcpy(p + T_SHIFT + 4 * i, &shift, 4);
+        } else {
+            for (int k = 0; k < 32; k++) p[T_LO + 32 * i + k] = (uint8_t)(q[32 * b + k] & 255);
+        }
     }
+
+    // q = 256 hi + lo
     if (form == BYTES || form == SIGNED) {
         int8_t *restrict hi = in->hi + (size_t)t * (size_t)n;
         uint8_t *restrict lo = in->lo + (size_t)t * (size_t)n;
         const int carry = form == SIGNED ? 128 : 0; /* a lo of 128 and more is negative as a signed byte */
-        for (int i = 0; i < n; i++) hi[i] = (int8_t)((q[i] + carry) >> 8), lo[i] = (uint8_t)(q[i] & 255);
+        for (int i = 0; i < n; i++) {
+            hi[i] = (int8_t)((q[i] + carry) >> 8);
+            lo[i] = (uint8_t)(q[i] & 255);
+        }
     }
 }
 
-/* Rows [row, row + n_rows) of w, n_rows <= ROWS, block-quantised, times T tokens from t0 on, T <= FEW. The plain form: integer
- * sums per group, then the float sum in its fixed order. buf: (T + 2) * groups * ROWS floats. */
+/* Rows [row, row + n_rows) of w, n_rows <= ROWS, block-quantised, times T tokens from t0 on, T <= FEW, to out (T, n_out), which points at
+ * the element of the first row and token. The plain form: integer sums per group, then the float sum in its fixed order (see Input).
+ *   buf: isum (T, groups, ROWS), d and m (groups, ROWS) */
 INLINE void few_body(float *out, const Tensor *w, int row, int n_rows, const Input *in, int t0, int T, float *buf) {
     int n = w->n_in, group = types[w->type].group, min = types[w->type].min, groups = n / group;
     float *d = buf + (size_t)T * (size_t)groups * ROWS, *m = d + (size_t)groups * ROWS;
+
+    // isum, d and m of every row
     for (int r = 0; r < n_rows; r++) {
         const uint8_t *bytes = w->data + (size_t)(row + r) * row_bytes(w);
         for (int at = 0; at < n; at += SEGMENT) {
@@ -1419,46 +1526,60 @@ INLINE void few_body(float *out, const Tensor *w, int row, int n_rows, const Inp
                 const int16_t *x = in->q + (size_t)(t0 + t) * (size_t)n + at;
                 for (int g = 0; g < len / group; g++) {
                     int32_t sum = 0;
-                    if (group == 32) for (int i = 0; i < 32; i++) sum += q[32 * g + i] * x[32 * g + i];
-                    else for (int i = 0; i < 16; i++) sum += q[16 * g + i] * x[16 * g + i];
+                    if (group == 32) { /* a loop for each length, known when it is compiled */
+                        for (int i = 0; i < 32; i++) sum += q[32 * g + i] * x[32 * g + i];
+                    } else {
+                        for (int i = 0; i < 16; i++) sum += q[16 * g + i] * x[16 * g + i];
+                    }
                     buf[((size_t)t * (size_t)groups + (size_t)(at / group + g)) * ROWS + r] = (float)sum;
                 }
             }
         }
     }
+
+    // S <- S + isum d;  S <- S - m fsum;  out = S D, one row per lane
     for (int t = 0; t < T; t++) {
         const float *fsum = in->fsum + (size_t)(t0 + t) * (size_t)(n / 16), *f = buf + (size_t)t * (size_t)groups * ROWS;
         float s[ROWS] = {0};
         for (int g = 0; g < groups; g++) {
             float x = group == 32 ? fsum[2 * g] + fsum[2 * g + 1] : fsum[g];
             for (int r = 0; r < ROWS; r++) s[r] += f[g * ROWS + r] * d[g * ROWS + r];
-            if (min) for (int r = 0; r < ROWS; r++) s[r] -= m[g * ROWS + r] * x;
+            if (min)
+                for (int r = 0; r < ROWS; r++) s[r] -= m[g * ROWS + r] * x;
         }
         for (int r = 0; r < n_rows; r++) out[(size_t)t * (size_t)w->n_out + r] = s[r] * in->D[t0 + t];
     }
 }
 
-/* The same for the plain types: lanes run along the row, 16 partial sums folded at the end. */
+/* Rows [row, row + n_rows) of w times all tokens, to out (T, n_out), its first element: block-quantised weights by few_body; of the plain
+ * types a row becomes n_in floats in buf, and lanes run along it. */
 static void matmul_scalar(float *out, const Tensor *w, int row, int n_rows, const Input *in, float *buf) {
     if (types[w->type].group > 1) {
-        for (int t = 0; t < in->T; t += FEW) few_body(out + (size_t)t * (size_t)w->n_out + row, w, row, n_rows, in, t, in->T - t < FEW ? in->T - t : FEW, buf);
+        for (int t = 0; t < in->T; t += FEW)
+            few_body(out + (size_t)t * (size_t)w->n_out + row, w, row, n_rows, in, t, in->T - t < FEW ? in->T - t : FEW, buf);
         return;
     }
     for (int r = row; r < row + n_rows; r++) {
         row_to_float(buf, w->data + (size_t)r * row_bytes(w), w->type, (size_t)w->n_in);
-        for (int t = 0; t < in->T; t++) out[(size_t)t * (size_t)w->n_out + r] = dot(buf, in->x + (size_t)t * (size_t)w->n_in, (size_t)w->n_in);
+        for (int t = 0; t < in->T; t++)
+            out[(size_t)t * (size_t)w->n_out + r] = dot(buf, in->x + (size_t)t * (size_t)w->n_in, (size_t)w->n_in);
     }
 }
-/* The functions that are one loop, compiled once more for each instruction set. */
+
+/* The functions that are one loop, compiled once more for each instruction set: the compiler finds its vectors by itself. */
 #define LOOPS_FOR(isa, attribute) \
     attribute static void quantize_##isa(Input *in, int t, float *buf) { quantize_token(in, t, buf); } \
     attribute static void norm_##isa(float *y, const float *x, const float *w, size_t n, float eps) { rmsnorm(y, x, w, n, eps); } \
     attribute static void activate_##isa(float *x, int act, size_t n) { activate_row(x, act, n); } \
     attribute static void gate_##isa(float *y, const float *z, int act, size_t n) { gate_row(y, z, act, n); } \
-    attribute static void conv_##isa(float *x, const float *w, const float *bias, float *last, int C, int K, int n_tokens, int act, int c) { conv_body(x, w, bias, last, C, K, n_tokens, act, c); }
+    attribute static void conv_##isa(float *x, const float *w, const float *bias, float *last, \
+                                     int C, int K, int n_tokens, int act, int c) { \
+        conv_body(x, w, bias, last, C, K, n_tokens, act, c); \
+    }
 LOOPS_FOR(scalar, )
 
-/* Head h, value columns [j0, j0 + PANEL), all T tokens. S: this head's memory. buf: (PANEL + 2) dk floats of this thread. */
+/* Head h, value columns [j0, j0 + PANEL), all T tokens. S (dk, dv): this head's memory. o: row of all heads of the first token, o_stride
+ * floats from one token to the next. buf: (PANEL + 2) dk floats of this thread. */
 static void recurrence_scalar(const Recurrence *a, int h, int j0, float *S, float *o, size_t o_stride, int T, float *buf) {
     (void)buf;
     if (j0) return; /* all columns at once */
@@ -1468,28 +1589,34 @@ static void recurrence_scalar(const Recurrence *a, int h, int j0, float *S, floa
     }
 }
 
-/* The parts that `chunk` gives to queries [row, row + n_rows) of key/value head g; q (n_rows, dk) comes scaled.
- * In steps of KEYS keys: the sums so far are rescaled when a larger score appears, so no row of scores as long as the context is needed. */
+/* The parts (n_rows, part_floats) that `chunk`, keys [chunk KEY_CHUNK, (chunk + 1) KEY_CHUNK), gives to queries [row, row + n_rows) of
+ * key/value head g; q (n_rows, dk) comes scaled. In steps of KEYS keys: the sums so far are rescaled when a larger score appears, so no row
+ * of scores as long as the context is needed. buf: dk + dv floats. */
 static void attend_scalar(const Attend *a, int g, int row, int n_rows, int64_t chunk, const float *q, float *part, float *buf) {
     const Cache *c = a->cache;
     const int G = a->H / c->heads;
-    float *k = buf, *v = k + c->dk, p[KEYS];
+    float *k = buf, *v = k + c->dk, p[KEYS]; /* one key, one value, the scores of a step */
     for (int r = 0; r < n_rows; r++, q += c->dk, part += part_floats(c->dv)) {
         float *o = part, *top = o + part_o(c->dv), *sum = top + 1;
-        int64_t i = a->pos + (row + r) / G, from = max64(first_visible(a, i), chunk * KEY_CHUNK), end = min64(i + 1, (chunk + 1) * KEY_CHUNK);
+        int64_t i = a->pos + (row + r) / G; /* the query's position; it sees keys [from, end) of the chunk */
+        int64_t from = max64(first_visible(a, i), chunk * KEY_CHUNK), end = min64(i + 1, (chunk + 1) * KEY_CHUNK);
         size_t h = (size_t)(g * G + (row + r) % G);
-        memset(part, 0, part_floats(c->dv) * sizeof(float)), *top = -INFINITY;
+        memset(part, 0, part_floats(c->dv) * sizeof(float));
+        *top = -INFINITY;
         for (int64_t j = from, next; j < end; j = next) {
             next = min64(end, (j / KEYS + 1) * KEYS);
             float best = *top;
             for (int64_t x = j; x < next; x++) {
                 cache_row(c, x, g, 0, k, 0);
                 p[x - j] = dot(q, k, (size_t)c->dk);
-                if (c->sums) p[x - j] += (float)(cache_sums(c, i / KEYS)[h * KEYS + (size_t)(i % KEYS)] - cache_sums(c, x / KEYS)[h * KEYS + (size_t)(x % KEYS)]);
+                if (c->sums)
+                    p[x - j] += (float)(cache_sums(c, i / KEYS)[h * KEYS + (size_t)(i % KEYS)]
+                                        - cache_sums(c, x / KEYS)[h * KEYS + (size_t)(x % KEYS)]);
                 if (p[x - j] > best) best = p[x - j];
             }
             float keep = fast_exp(*top - best);
-            *sum *= keep, *top = best;
+            *sum *= keep;
+            *top = best;
             for (int d = 0; d < c->dv; d++) o[d] *= keep;
             for (int64_t x = j; x < next; x++) {
                 float e = fast_exp(p[x - j] - best);

@@ -1629,9 +1629,13 @@ static void attend_scalar(const Attend *a, int g, int row, int n_rows, int64_t c
 }
 
 #endif /* LANES */
+
 /* -- the same in vectors, of as many floats as a register holds --
- * The part down to "end of vectors" is compiled for LANES 4, 8 and 16: the file includes itself and skips all the rest. Its functions get the
- * number behind their names. (Vectors wider than a register would do for clang; gcc keeps them in memory, 30 times slower on AVX2.) */
+ * The part down to "end of vectors" is compiled for LANES 4, 8 and 16: the file includes itself and skips all the rest. NAME puts the number
+ * behind the names of its types and functions: V, a vector of LANES floats, is V_8 for LANES 8. An operator on two V acts on every lane.
+ * (Vectors wider than a register would do for clang; gcc keeps them in memory, 30 times slower on AVX2.)
+ *
+ * Arguments called constants are so at every call: the functions are inlined, and what depends on them is decided when they are compiled. */
 #ifdef LANES
 #define NAME(name) NAMED(name, LANES)
 #define V NAME(V)
@@ -1652,7 +1656,8 @@ typedef float V __attribute__((vector_size(LANES * 4), aligned(4), may_alias)); 
 typedef uint16_t HALF __attribute__((vector_size(LANES * 2), aligned(1), may_alias)); /* rows in a file may lie anywhere */
 typedef uint32_t BITS __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
 
-INLINE float fold(const V *v) { /* lane l takes lane l + half, again and again, as fold16 */
+/* The sum of the lanes: lane l takes lane l + half, again and again, as fold16. */
+INLINE float fold(const V *v) {
     typedef float F8 __attribute__((vector_size(32), aligned(4), may_alias, unused));
     typedef float F4 __attribute__((vector_size(16), aligned(4), may_alias, unused));
     float s[LANES];
@@ -1667,22 +1672,34 @@ INLINE float fold(const V *v) { /* lane l takes lane l + half, again and again, 
 }
 
 INLINE void load_part(V *v, const float *p, int n) { /* n <= LANES floats, the rest 0 */
-    if (n == LANES) *v = *(const V *)p;
-    else *v = (V){0}, memcpy(v, p, (size_t)n * sizeof(float));
+    if (n == LANES) {
+        *v = *(const V *)p;
+    } else {
+        *v = (V){0};
+        memcpy(v, p, (size_t)n * sizeof(float));
+    }
 }
 
-/* LANES weights of a plain row at p, to float. type: a constant; F16 comes converted. */
+/* LANES weights of a plain row at p, to float. type: a constant, F32 or BF16 (F16 has been converted before). */
 INLINE void load_weights(V *v, const uint8_t *p, int type) {
-    if (type == BF16) { BITS u = __builtin_convertvector(*(const HALF *)(const void *)p, BITS) << 16; memcpy(v, &u, sizeof u); }
-    else memcpy(v, p, sizeof *v);
+    if (type == BF16) {
+        BITS u = __builtin_convertvector(*(const HALF *)(const void *)p, BITS) << 16;
+        memcpy(v, &u, sizeof u);
+    } else {
+        memcpy(v, p, sizeof *v);
+    }
 }
 
-/* R rows of w (F32 or BF16, row_step bytes apart) times T rows of x, n long, from lane `from` on up to `to`. What is summed before the
- * end of the rows waits in part (R, T, LANES). R, T, type: constants. */
-INLINE void tile(const uint8_t *w, size_t row_step, int type, const float *x, size_t n, size_t from, size_t to, float *part, float *out, size_t out_stride, int R, int T) {
+/* R rows of w (F32 or BF16, row_step bytes apart) times T rows of x (T, n), over weights [from, to) of each row; the sums go to out, whose
+ * tokens are out_stride floats apart. What is summed before the end of the rows (to < n) waits in part (R, T, LANES).
+ * R <= 4, T <= 6, type: constants, so that acc stays in registers. */
+INLINE void tile(const uint8_t *w, size_t row_step, int type, const float *x, size_t n, size_t from, size_t to,
+                 float *part, float *out, size_t out_stride, int R, int T) {
     V acc[4][6] = {{{0}}};
     size_t i = from, width = type == BF16 ? 2 : 4;
-    if (from) UNROLL for (int r = 0; r < R; r++) UNROLL8 for (int t = 0; t < T; t++) acc[r][t] = ((V *)part)[r * T + t];
+    if (from)
+        UNROLL for (int r = 0; r < R; r++)
+            UNROLL8 for (int t = 0; t < T; t++) acc[r][t] = ((V *)part)[r * T + t];
     for (; i + LANES <= to; i += LANES) {
         V xv[6], wv;
         UNROLL8 for (int t = 0; t < T; t++) xv[t] = *(const V *)(x + (size_t)t * n + i);
@@ -1691,12 +1708,13 @@ INLINE void tile(const uint8_t *w, size_t row_step, int type, const float *x, si
             UNROLL8 for (int t = 0; t < T; t++) acc[r][t] += wv * xv[t];
         }
     }
-    if (i < to) {
+    if (i < to) { /* the last n - i < LANES weights, with zeros behind them */
         V xv[6] = {{0}}, wv;
         uint8_t last[LANES * 4];
         UNROLL8 for (int t = 0; t < T; t++) memcpy(&xv[t], x + (size_t)t * n + i, (n - i) * sizeof(float));
         UNROLL for (int r = 0; r < R; r++) {
-            memset(last, 0, sizeof last), memcpy(last, w + (size_t)r * row_step + i * width, (n - i) * width);
+            memset(last, 0, sizeof last);
+            memcpy(last, w + (size_t)r * row_step + i * width, (n - i) * width);
             load_weights(&wv, last, type);
             UNROLL8 for (int t = 0; t < T; t++) acc[r][t] += wv * xv[t];
         }
@@ -1708,8 +1726,9 @@ INLINE void tile(const uint8_t *w, size_t row_step, int type, const float *x, si
         }
 }
 
-/* Rows [row, row + n_rows) of F32, F16 or BF16 times all tokens, n_rows <= 2 ROWS. For many, the rows become floats in buf (n_rows, n), and T_TILE tokens meet them
- * WEIGHTS_AT_ONCE of each row at a time, so that what these tokens bring stays in the first-level cache while the rows pass. */
+/* Rows [row, row + n_rows) of F32, F16 or BF16 times all tokens, n_rows <= 2 ROWS, to out (T, n_out). T_TILE tokens meet the rows, R_TILE
+ * at a time, over WEIGHTS_AT_ONCE weights of each, so that what these tokens bring stays in the first-level cache while the rows pass; the
+ * tokens that are left over are taken one by one. F16, and BF16 for several tokens, become floats in buf (n_rows, n) first. */
 INLINE void plain_body(float *out, const Tensor *w, int row, int n_rows, const Input *in, float *buf, int R_TILE, int T_TILE) {
     size_t n = (size_t)w->n_in, n_out = (size_t)w->n_out, step = row_bytes(w);
     const uint8_t *rows = w->data + (size_t)row * step;
@@ -1721,9 +1740,14 @@ INLINE void plain_body(float *out, const Tensor *w, int row, int n_rows, const I
             for (size_t i = 0; i < step; i += 64) PREFETCH(bytes + (size_t)n_rows * step + i);
             row_to_float(buf + (size_t)r * n, bytes, type, n);
         }
-        rows = (const uint8_t *)buf, step = n * sizeof(float), type = F32;
+        rows = (const uint8_t *)buf;
+        step = n * sizeof(float);
+        type = F32;
     }
-#define TILES(TYPE, R, T, from, to) for (; r + R <= n_rows; r += R) tile(rows + (size_t)r * step, step, TYPE, in->x + (size_t)t * n, n, from, to, part + (size_t)r * T * LANES, out + (size_t)t * n_out + row + r, n_out, R, T)
+#define TILES(TYPE, R, T, from, to) /* as many times R rows, from r on, as there are */ \
+    for (; r + R <= n_rows; r += R) \
+        tile(rows + (size_t)r * step, step, TYPE, in->x + (size_t)t * n, n, from, to, \
+             part + (size_t)r * T * LANES, out + (size_t)t * n_out + row + r, n_out, R, T)
     for (; t + T_TILE <= in->T && type == F32; t += T_TILE)
         for (size_t at = 0; at < n; at += WEIGHTS_AT_ONCE) {
             size_t to = n - at > WEIGHTS_AT_ONCE ? at + WEIGHTS_AT_ONCE : n;
@@ -1733,12 +1757,18 @@ INLINE void plain_body(float *out, const Tensor *w, int row, int n_rows, const I
         }
     for (; t < in->T; t++) {
         int r = 0;
-        if (type == F32) { TILES(F32, 4, 1, 0, n); TILES(F32, 1, 1, 0, n); }
-        else { TILES(BF16, 4, 1, 0, n); TILES(BF16, 1, 1, 0, n); }
+        if (type == F32) {
+            TILES(F32, 4, 1, 0, n);
+            TILES(F32, 1, 1, 0, n);
+        } else {
+            TILES(BF16, 4, 1, 0, n);
+            TILES(BF16, 1, 1, 0, n);
+        }
     }
 #undef TILES
 }
 
+/* Sum of a[i] b[i] over n floats, in LANES partial sums. */
 INLINE float dot_body(const float *a, const float *b, size_t n) {
     V acc = {0};
     size_t i = 0;
@@ -1747,25 +1777,31 @@ INLINE float dot_body(const float *a, const float *b, size_t n) {
     return fold(&acc);
 }
 
-/* A panel of N vectors of columns stays in the first-level cache while all tokens pass over it. One sweep per token: the
- * write of token t-1 is applied while token t reads, and what is read before the write is completed with q.k:
+/* recurrence_step for n_cols value columns of head h from column j0 on, T tokens. A panel of N vectors of columns stays in the first-level
+ * cache while all tokens pass over it. One sweep per token: the write of token t-1 is applied while token t reads, and what is read before
+ * the write is completed with q.k:
  *     S'k and S'q over the decayed memory give  u = v - rho S'k  and  o = S'q + (q.k) u.
  * A single token works where the memory lies. N, erase, general: constants; without erase nothing is recalled, general adds w, r, c
- * and the bonus. */
-INLINE void panel(const Recurrence *a, int h, int j0, int n_cols, float *S, float *o, size_t o_stride, int T, float *buf, const int N, const int erase, const int general) {
+ * and the bonus.
+ *   S (dk, dv) of the head;  o: row of all heads of the first token, o_stride floats from one to the next;  buf (PANEL + 2) dk floats */
+INLINE void panel(const Recurrence *a, int h, int j0, int n_cols, float *S, float *o, size_t o_stride, int T, float *buf,
+                  const int N, const int erase, const int general) {
     const int dk = a->dk, dv = a->dv, copied = T > 1 || n_cols < N * LANES;
     const size_t step = copied ? (size_t)N * LANES : (size_t)dv; /* floats from one row of the panel to the next */
-    float *P = copied ? buf : S + j0, *dq = buf + (size_t)dk * PANEL, *de = dq + dk; /* the panel (dk, N vectors); d * q and d * e of this token */
-    const float *k_prev = NULL, *d_prev = NULL, *w_prev = NULL;
-    const int channel = a->d.p && a->d_width > 1; /* else a scalar */
-    V u[4] = {{0}}, r[4] = {{0}}, c[4] = {{0}}; /* the write of the previous token */
+    float *P = copied ? buf : S + j0;                            /* the panel (dk, N vectors) */
+    float *dq = buf + (size_t)dk * PANEL, *de = dq + dk;         /* (dk) each: d * q and d * e of this token */
+    const float *k_prev = NULL, *d_prev = NULL, *w_prev = NULL;  /* (dk) k, d, w of the token before, whose write still waits: */
+    const int channel = a->d.p && a->d_width > 1;                /* d has a number per key channel; else one for all */
+    V u[4] = {{0}}, r[4] = {{0}}, c[4] = {{0}};                  /* S <- Diag(d) S Diag(c) + k u' + w r' */
     if (T < 1) return;
     if (copied && n_cols < N * LANES) memset(P, 0, (size_t)dk * step * sizeof(float));
-    for (int i = 0; i < dk && copied; i++) memcpy(P + (size_t)i * step, S + (size_t)i * (size_t)dv + j0, (size_t)n_cols * sizeof(float));
+    for (int i = 0; i < dk && copied; i++)
+        memcpy(P + (size_t)i * step, S + (size_t)i * (size_t)dv + j0, (size_t)n_cols * sizeof(float));
 #define ROW(i, n) (*(V *)(P + (size_t)(i) * step + (n) * LANES))
 #define WRITE(s, n) (general ? (s) * (c[n] * dp) + kp * u[n] + wp * r[n] : (s) * dp + kp * u[n])
 #define SWEEP(i, odd, write) { /* what is read through pointers is read before P is written, which could be the same for all C knows */ \
-        const float kp = write ? k_prev[i] : 0, dp = write ? d_prev[channel ? (i) : 0] : 0, wp = general && write ? w_prev[i] : 0, ke = erase ? de[i] : 0, qe = dq[i]; \
+        const float kp = write ? k_prev[i] : 0, dp = write ? d_prev[channel ? (i) : 0] : 0, wp = general && write ? w_prev[i] : 0; \
+        const float ke = erase ? de[i] : 0, qe = dq[i]; \
         UNROLL for (int n = 0; n < N; n++) { \
             V s = ROW(i, n); \
             if (write) ROW(i, n) = s = WRITE(s, n); \
@@ -1778,10 +1814,13 @@ INLINE void panel(const Recurrence *a, int h, int j0, int n_cols, float *S, floa
         if (general && !now.w) now.w = now.k; /* times r = 0 */
         const size_t ahead = t + 2 < T ? 2 : 0; /* rows of different tokens lie too far apart for the hardware to guess */
         for (int i = 0; i < dk; i += LANES) {
-            __builtin_prefetch(now.q + ahead * a->q.stride + i), __builtin_prefetch(now.k + ahead * a->k.stride + i);
+            __builtin_prefetch(now.q + ahead * a->q.stride + i);
+            __builtin_prefetch(now.k + ahead * a->k.stride + i);
             if (channel) __builtin_prefetch(now.d + ahead * a->d.stride + i);
         }
         for (int n = 0; n < N; n++) __builtin_prefetch(now.v + ahead * a->v.stride + j0 + n * LANES);
+
+        // what this token reads with: d q and d e over the memory before it fades
         for (int i = 0; i < dk; i++) {
             float d = now.d[channel ? i : 0];
             dq[i] = d * now.q[i];
@@ -1790,18 +1829,29 @@ INLINE void panel(const Recurrence *a, int h, int j0, int n_cols, float *S, floa
         if (general && a->undecayed) memcpy(de, now.e, (size_t)dk * sizeof(float));
         float qk = dot_body(now.q, now.k, (size_t)dk), qw = general && a->w.p ? dot_body(now.q, now.w, (size_t)dk) : 0;
         if (general && now.u) {
-            memcpy(dq, now.q, (size_t)dk * sizeof(float)), qk = 0;
+            memcpy(dq, now.q, (size_t)dk * sizeof(float));
+            qk = 0;
             for (int i = 0; i < dk; i++) qk += now.q[i] * now.u[i] * now.k[i];
         }
+
+        // the sweep: the write of the token before, if there is one, then recall = S'e and y = S'q
         V recall[2][4] = {{{0}}}, y[2][4] = {{{0}}}; /* few columns: even and odd i apart, for more additions in flight */
         int i = 0;
         if (t) {
-            for (; i + 2 <= dk; i += 2) { SWEEP(i, 0, 1) SWEEP(i + 1, N < 4, 1) }
+            for (; i + 2 <= dk; i += 2) {
+                SWEEP(i, 0, 1)
+                SWEEP(i + 1, N < 4, 1)
+            }
             if (i < dk) SWEEP(i, 0, 1)
         } else {
-            for (; i + 2 <= dk; i += 2) { SWEEP(i, 0, 0) SWEEP(i + 1, N < 4, 0) }
+            for (; i + 2 <= dk; i += 2) {
+                SWEEP(i, 0, 0)
+                SWEEP(i + 1, N < 4, 0)
+            }
             if (i < dk) SWEEP(i, 0, 0)
         }
+
+        // what this token writes, u and r; and o, completed by what the write will add
         UNROLL for (int n = 0; n < N; n++) {
             const int at = j0 + n * LANES, left = n_cols - n * LANES, cols = left > LANES ? LANES : left > 0 ? left : 0;
             float *to = o + (size_t)t * o_stride + (size_t)h * (size_t)dv + at;
@@ -1814,8 +1864,12 @@ INLINE void panel(const Recurrence *a, int h, int j0, int n_cols, float *S, floa
                 if (!a->undecayed) read *= c[n];
                 if (now.r) load_part(&r[n], now.r + at, cols);
                 else r[n] = read;
-                if (!a->w.p) u[n] = v - now.rho * r[n], r[n] = (V){0};
-                else u[n] = v;
+                if (!a->w.p) { /* w = -rho k: written along k, with v */
+                    u[n] = v - now.rho * r[n];
+                    r[n] = (V){0};
+                } else {
+                    u[n] = v;
+                }
                 out += qk * u[n] + qw * r[n];
             } else {
                 if (erase) v -= now.rho * read;
@@ -1825,9 +1879,13 @@ INLINE void panel(const Recurrence *a, int h, int j0, int n_cols, float *S, floa
             if (cols == LANES) *(V *)to = out;
             else memcpy(to, &out, (size_t)cols * sizeof(float));
         }
-        k_prev = now.k, d_prev = now.d, w_prev = now.w;
+        k_prev = now.k;
+        d_prev = now.d;
+        w_prev = now.w;
     }
-    for (int i = 0; i < dk; i++) { /* the last write */
+
+    // the last write
+    for (int i = 0; i < dk; i++) {
         const float kp = k_prev[i], dp = d_prev[channel ? i : 0], wp = general ? w_prev[i] : 0;
         UNROLL for (int n = 0; n < N; n++) ROW(i, n) = WRITE(ROW(i, n), n);
         if (copied) memcpy(S + (size_t)i * (size_t)dv + j0, P + (size_t)i * step, (size_t)n_cols * sizeof(float));
@@ -1837,6 +1895,7 @@ INLINE void panel(const Recurrence *a, int h, int j0, int n_cols, float *S, floa
 #undef SWEEP
 }
 
+/* recurrence_scalar in panels: of four vectors, then of one. The plainest code that this recurrence allows is taken. */
 INLINE void recurrence_body(const Recurrence *a, int h, int j0, float *S, float *o, size_t o_stride, int T, float *buf) {
     const int end = j0 + PANEL < a->dv ? j0 + PANEL : a->dv, general = a->undecayed || a->w.p || a->c.p || a->u.p;
 #define PANELS(N) \
@@ -1845,8 +1904,11 @@ INLINE void recurrence_body(const Recurrence *a, int h, int j0, float *S, float 
     else panel(a, h, j, n, S, o, o_stride, T, buf, N, 0, 0)
     for (int j = j0, n; j < end; j += n) { /* what is left of four vectors, one by one */
         n = end - j >= 4 * LANES ? 4 * LANES : end - j < LANES ? end - j : LANES;
-        if (n > LANES) { PANELS(4); }
-        else { PANELS(1); }
+        if (n > LANES) {
+            PANELS(4);
+        } else {
+            PANELS(1);
+        }
     }
 #undef PANELS
 }
@@ -1855,24 +1917,48 @@ INLINE void recurrence_body(const Recurrence *a, int h, int j0, float *S, float 
  *   C (rows, cols) = [C +] A (rows, n) B (n, cols), rows cs, as and bs floats apart; cols a multiple of 32
  * Every element is one chain of multiply-adds in the order of n, whatever the other rows and columns are. Six rows by two vectors are
  * in registers: 12 chains hide the latency, and 8 loads feed 12 multiply-adds. A few rows alone wait for memory: then `ahead_bytes` from
- * ahead on, which come next, are fetched on the way, in steps as even as the loop's. R: a constant. */
-INLINE void gemm_rows(float *C, size_t cs, const float *A, size_t as, const float *B, size_t bs, int n, int cols, int add, const uint8_t *ahead, size_t ahead_bytes, const int R) {
+ * ahead on, which come next, are fetched on the way, in steps as even as the loop's.
+ * gemm_rows: R of the rows, a constant. */
+INLINE void gemm_rows(float *C, size_t cs, const float *A, size_t as, const float *B, size_t bs, int n, int cols, int add,
+                      const uint8_t *ahead, size_t ahead_bytes, const int R) {
     const size_t step = ahead_bytes / (size_t)(n * cols / (2 * LANES));
     for (int j = 0; j < cols; j += 2 * LANES) {
         V acc[6][2] = {{{0}}}, b0, b1;
-        UNROLL8 for (int r = 0; r < R; r++) if (add) acc[r][0] = *(V *)(C + (size_t)r * cs + j), acc[r][1] = *(V *)(C + (size_t)r * cs + j + LANES);
+        UNROLL8 for (int r = 0; r < R; r++)
+            if (add) {
+                acc[r][0] = *(V *)(C + (size_t)r * cs + j);
+                acc[r][1] = *(V *)(C + (size_t)r * cs + j + LANES);
+            }
         for (int i = 0; i < n; i++, ahead += step) {
-            if (R < 6) { PREFETCH(ahead); PREFETCH(ahead + step / 2); }
-            b0 = *(const V *)(B + (size_t)i * bs + j), b1 = *(const V *)(B + (size_t)i * bs + j + LANES);
-            UNROLL8 for (int r = 0; r < R; r++) { float x = A[(size_t)r * as + (size_t)i]; acc[r][0] += x * b0, acc[r][1] += x * b1; }
+            if (R < 6) {
+                PREFETCH(ahead);
+                PREFETCH(ahead + step / 2);
+            }
+            b0 = *(const V *)(B + (size_t)i * bs + j);
+            b1 = *(const V *)(B + (size_t)i * bs + j + LANES);
+            UNROLL8 for (int r = 0; r < R; r++) {
+                float x = A[(size_t)r * as + (size_t)i];
+                acc[r][0] += x * b0;
+                acc[r][1] += x * b1;
+            }
         }
-        UNROLL8 for (int r = 0; r < R; r++) *(V *)(C + (size_t)r * cs + j) = acc[r][0], *(V *)(C + (size_t)r * cs + j + LANES) = acc[r][1];
+        UNROLL8 for (int r = 0; r < R; r++) {
+            *(V *)(C + (size_t)r * cs + j) = acc[r][0];
+            *(V *)(C + (size_t)r * cs + j + LANES) = acc[r][1];
+        }
     }
 }
-INLINE void gemm(float *C, size_t cs, const float *A, size_t as, const float *B, size_t bs, int n, int rows, int cols, int add, const uint8_t *ahead, size_t ahead_bytes) {
+INLINE void gemm(float *C, size_t cs, const float *A, size_t as, const float *B, size_t bs, int n, int rows, int cols, int add,
+                 const uint8_t *ahead, size_t ahead_bytes) {
     for (; rows >= 6; rows -= 6, C += 6 * cs, A += 6 * as) gemm_rows(C, cs, A, as, B, bs, n, cols, add, ahead, ahead_bytes, 6);
-    if (rows >= 4) gemm_rows(C, cs, A, as, B, bs, n, cols, add, ahead, ahead_bytes, 4), rows -= 4, C += 4 * cs, A += 4 * as;
-    if (rows >= 2) gemm_rows(C, cs, A, as, B, bs, n, cols, add, ahead, ahead_bytes, 2), rows -= 2, C += 2 * cs, A += 2 * as;
+    if (rows >= 4) {
+        gemm_rows(C, cs, A, as, B, bs, n, cols, add, ahead, ahead_bytes, 4);
+        rows -= 4, C += 4 * cs, A += 4 * as;
+    }
+    if (rows >= 2) {
+        gemm_rows(C, cs, A, as, B, bs, n, cols, add, ahead, ahead_bytes, 2);
+        rows -= 2, C += 2 * cs, A += 2 * as;
+    }
     if (rows >= 1) gemm_rows(C, cs, A, as, B, bs, n, cols, add, ahead, ahead_bytes, 1);
 }
 
@@ -1884,7 +1970,6 @@ INLINE void gemm(float *C, size_t cs, const float *A, size_t as, const float *B,
 #undef load_weights
 #undef tile
 #undef plain_body
-#undef panel_write
 #undef panel
 #undef recurrence_body
 #undef dot_body
@@ -1914,24 +1999,34 @@ INLINE void gemm(float *C, size_t cs, const float *A, size_t as, const float *B,
 
 /* -- softmax attention in tiles: what an instruction set must bring, and the rest -- */
 
-typedef void (*Gemm)(float *C, size_t cs, const float *A, size_t as, const float *B, size_t bs, int n, int rows, int cols, int add, const uint8_t *ahead, size_t ahead_bytes);
+typedef void (*Gemm)(float *C, size_t cs, const float *A, size_t as, const float *B, size_t bs, int n, int rows, int cols, int add,
+                     const uint8_t *ahead, size_t ahead_bytes);
 typedef struct {
     Gemm gemm;
     void (*half_row)(float *y, const uint8_t *x, int n); /* n float16 to float */
-    void (*byte_tile)(float *y, size_t stride, const int8_t *q, const float *scale, int rows, int cols, int value); /* a tile of Q8_0 */
+    void (*byte_tile)(float *y, size_t stride, const int8_t *q, const float *scale, int rows, int cols, int value);
 } AttendOps;
-INLINE void half_row(float *y, const uint8_t *x, int n) { for (int i = 0; i < n; i++) y[i] = f16_at(x + 2 * i); }
+INLINE void half_row(float *y, const uint8_t *x, int n) {
+    for (int i = 0; i < n; i++) y[i] = f16_at(x + 2 * i);
+}
+/* A tile of Q8_0 to floats: q (rows, cols) to y, rows `stride` floats apart. BYTE_SCALE: the scale of row r, column i, for the two ways in
+ * which the scales of values and of keys lie (see Cache). */
 #define BYTE_SCALE(r, i) scale[value ? (r) * ((cols + 31) / 32) + (i) / 32 : (r) / 32 * KEYS + (i)]
 INLINE void byte_tile(float *y, size_t stride, const int8_t *q, const float *scale, int rows, int cols, int value) {
     for (int r = 0; r < rows; r++)
         for (int i = 0; i < cols; i++) y[(size_t)r * stride + (size_t)i] = BYTE_SCALE(r, i) * (float)q[r * cols + i];
 }
 
-/* A tile of the cache as floats: itself, or converted to `out`. Keys are (width, KEYS); values (n, width) in rows of `stride` floats. */
-INLINE const float *tile_floats(float *out, size_t stride, const uint8_t *tile, int type, int width, int value, int n, const AttendOps *ops) {
+/* A tile of the cache as floats: itself, or converted to `out`. Keys are (width, KEYS); values (n, width) in rows of `stride` floats, zeros
+ * behind the width. */
+INLINE const float *tile_floats(float *out, size_t stride, const uint8_t *tile, int type, int width, int value, int n,
+                                const AttendOps *ops) {
     int rows = value ? n : width, cols = value ? width : KEYS, groups = (width + 31) / 32;
     if (type == F32 && (size_t)cols == stride) return (const float *)(const void *)tile;
-    if (type == F16 && (size_t)cols == stride) return ops->half_row(out, tile, rows * cols), out;
+    if (type == F16 && (size_t)cols == stride) {
+        ops->half_row(out, tile, rows * cols);
+        return out;
+    }
     if (type == Q8_0) {
         float scale[2 * KEYS];
         ops->half_row(scale, tile + KEYS * width, KEYS * groups);
@@ -1946,45 +2041,57 @@ INLINE const float *tile_floats(float *out, size_t stride, const uint8_t *tile, 
     return out;
 }
 
-/* The largest of top and of the scores s (KEYS); those outside of [lo, hi) become -infinity. NaN is passed over, and found again by the exponential. */
+/* The largest of top and of the scores s (KEYS); those outside of [lo, hi) become -infinity. NaN is passed over, and found again by the
+ * exponential. In halves, then in lanes, which compilers turn into vectors. */
 INLINE float mask_and_max(float *restrict s, int lo, int hi, float top) {
     float m[KEYS / 2];
-    if (lo > 0 || hi < KEYS) for (int i = 0; i < KEYS; i++) s[i] = i >= lo && i < hi ? s[i] : -INFINITY;
+    if (lo > 0 || hi < KEYS)
+        for (int i = 0; i < KEYS; i++) s[i] = i >= lo && i < hi ? s[i] : -INFINITY;
     for (int i = 0; i < KEYS / 2; i++) m[i] = s[i] > s[i + KEYS / 2] ? s[i] : s[i + KEYS / 2];
     for (int i = 0; i < LANES; i++) m[i] = m[i] > m[i + LANES] ? m[i] : m[i + LANES];
     for (int i = 0; i < LANES; i++) top = m[i] > top ? m[i] : top;
     return top;
 }
 
-/* s (KEYS) becomes e^(s - top), 0 outside of [lo, hi); lanes (LANES) is the sum so far; it and o (n_o) are first multiplied by keep. */
+/* s (KEYS) becomes e^(s - top), 0 outside of [lo, hi), and is added to the sum so far, lanes (LANES); before that, lanes and o (n_o) are
+ * multiplied by keep, which is what the new top leaves of them. */
 INLINE void softmax_step(float *restrict s, int lo, int hi, float top, float keep, float *restrict lanes, float *restrict o, size_t n_o) {
     for (int i = 0; i < KEYS; i++) s[i] = fast_exp(s[i] - top);
-    if (lo > 0 || hi < KEYS) for (int i = 0; i < KEYS; i++) s[i] = i >= lo && i < hi ? s[i] : 0;
+    if (lo > 0 || hi < KEYS)
+        for (int i = 0; i < KEYS; i++) s[i] = i >= lo && i < hi ? s[i] : 0;
     for (int l = 0; l < LANES; l++) lanes[l] *= keep;
     for (int i = 0; i < KEYS; i += LANES)
         for (int l = 0; l < LANES; l++) lanes[l] += s[i + l];
-    if (keep != 1) for (size_t i = 0; i < n_o; i++) o[i] *= keep;
+    if (keep != 1)
+        for (size_t i = 0; i < n_o; i++) o[i] *= keep;
 }
 
 /* attend_scalar in tiles: a tile of keys or values is converted once and serves all queries, six of which are in registers at once.
- * Where the six do not see the same keys, what only some of them see is added for each alone, before or after the common part. */
-INLINE void attend_body(const Attend *a, int g, int row, int n_rows, int64_t chunk, const float *q, float *part, float *buf, const AttendOps *ops) {
+ * Where the six do not see the same keys, what only some of them see is added for each alone, before or after the common part.
+ *   buf: S (n_rows, KEYS) scores of a step, later P; lanes (n_rows, LANES) sums of P; tile (KEYS, KEYS) keys or values as floats
+ * `ahead` is the memory that will be read next: asked for at once for many queries, by gemm on the way for few. */
+INLINE void attend_body(const Attend *a, int g, int row, int n_rows, int64_t chunk, const float *q, float *part, float *buf,
+                        const AttendOps *ops) {
     const Cache *c = a->cache;
     const int dk = c->dk, dv = c->dv, G = a->H / c->heads;
     const size_t stride = part_floats(dv), n_o = part_o(dv);
     float *S = buf, *lanes = S + n_rows * KEYS, *tile = lanes + n_rows * LANES;
     int lo[QUERIES], hi[QUERIES]; /* visible keys of the step */
     float keep[QUERIES] = {0};    /* e^(top before - top after the step) */
-    memset(lanes, 0, (size_t)n_rows * LANES * sizeof(float)), memset(part, 0, (size_t)n_rows * stride * sizeof(float));
+    memset(lanes, 0, (size_t)n_rows * LANES * sizeof(float));
+    memset(part, 0, (size_t)n_rows * stride * sizeof(float));
     for (int r = 0; r < n_rows; r++) part[(size_t)r * stride + n_o] = -INFINITY;
-    int64_t from = max64(first_visible(a, a->pos + row / G), chunk * KEY_CHUNK), end = min64(a->pos + (row + n_rows - 1) / G + 1, (chunk + 1) * KEY_CHUNK);
+    int64_t from = max64(first_visible(a, a->pos + row / G), chunk * KEY_CHUNK); /* what any of the queries sees of the chunk */
+    int64_t end = min64(a->pos + (row + n_rows - 1) / G + 1, (chunk + 1) * KEY_CHUNK);
     for (int64_t b = from / KEYS; b * KEYS < end; b++) {
         int n = (int)min64(KEYS, end - b * KEYS);
         for (int r = 0; r < n_rows; r++) {
             int64_t i = a->pos + (row + r) / G;
-            lo[r] = (int)max64(0, min64(KEYS, first_visible(a, i) - b * KEYS)), hi[r] = (int)max64(lo[r], min64(KEYS, i + 1 - b * KEYS));
+            lo[r] = (int)max64(0, min64(KEYS, first_visible(a, i) - b * KEYS));
+            hi[r] = (int)max64(lo[r], min64(KEYS, i + 1 - b * KEYS));
         }
-        // S = Q K'
+
+        // S = Q K', a tile of channels at a time
         for (int at = 0; at < dk; at += KEYS) {
             int w = dk - at < KEYS ? dk - at : KEYS;
             const uint8_t *K = cache_tile(c, b, g, 0, at / KEYS), *ahead = K + tile_bytes(c->type, w);
@@ -1993,9 +2100,12 @@ INLINE void attend_body(const Attend *a, int g, int row, int n_rows, int64_t chu
             for (size_t i = 0; i < next && n_rows >= 6; i += ALIGN) PREFETCH(ahead + i);
             for (int r = 0, m; r < n_rows; r += m) {
                 m = n_rows - r < 6 ? n_rows - r : 6;
-                if (hi[r + m - 1] > 0 && lo[r] < KEYS) ops->gemm(S + r * KEYS, KEYS, q + r * dk + at, (size_t)dk, B, KEYS, w, m, (int)round_up((size_t)n, 32), at > 0, ahead, next);
+                if (hi[r + m - 1] > 0 && lo[r] < KEYS)
+                    ops->gemm(S + r * KEYS, KEYS, q + r * dk + at, (size_t)dk, B, KEYS, w, m, (int)round_up((size_t)n, 32), at > 0,
+                              ahead, next);
             }
         }
+
         // P = e^(S - top)
         for (int r = 0; r < n_rows; r++) {
             float *s = S + r * KEYS;
@@ -2007,48 +2117,73 @@ INLINE void attend_body(const Attend *a, int g, int row, int n_rows, int64_t chu
                 for (int j = 0; j < KEYS; j++) s[j] += (float)(own - cj[j]);
             }
             float *top = part + (size_t)r * stride + n_o, best = mask_and_max(s, lo[r], hi[r], *top);
-            keep[r] = *top - best, *top = best;
+            keep[r] = *top - best;
+            *top = best;
         }
         for (int r = 0; r < n_rows; r++) keep[r] = fast_exp(keep[r]);
         for (int r = 0; r < n_rows; r++)
-            if (lo[r] < hi[r]) softmax_step(S + r * KEYS, lo[r], hi[r], part[(size_t)r * stride + n_o], keep[r], lanes + r * LANES, part + (size_t)r * stride, n_o);
-        // O += P V
+            if (lo[r] < hi[r])
+                softmax_step(S + r * KEYS, lo[r], hi[r], part[(size_t)r * stride + n_o], keep[r],
+                             lanes + r * LANES, part + (size_t)r * stride, n_o);
+
+        // O += P V, a tile of channels at a time
         for (int at = 0; at < dv; at += KEYS) {
             int w = dv - at < KEYS ? dv - at : KEYS, ws = (int)round_up((size_t)w, 32);
-            const uint8_t *V = cache_tile(c, b, g, 1, at / KEYS), *ahead = at + KEYS < dv ? V + tile_bytes(c->type, w) : cache_tile(c, b + 1, g, 0, 0);
+            const uint8_t *V = cache_tile(c, b, g, 1, at / KEYS);
+            const uint8_t *ahead = at + KEYS < dv ? V + tile_bytes(c->type, w) : cache_tile(c, b + 1, g, 0, 0);
             const size_t next = tile_bytes(c->type, w);
             const float *B = tile_floats(tile, (size_t)ws, V, c->type, w, 1, n, ops);
             for (size_t i = 0; i < next && n_rows >= 6; i += ALIGN) PREFETCH(ahead + i);
             for (int r = 0, m; r < n_rows; r += m) {
-                int first = 0, last = KEYS; /* seen by all of them */
+                int first = 0, last = KEYS; /* keys [first, last) are seen by all of them */
                 m = n_rows - r < 6 ? n_rows - r : 6;
-                for (int i = r; i < r + m; i++) first = lo[i] > first ? lo[i] : first, last = hi[i] < last ? hi[i] : last;
+                for (int i = r; i < r + m; i++) {
+                    first = lo[i] > first ? lo[i] : first;
+                    last = hi[i] < last ? hi[i] : last;
+                }
                 if (first >= last) first = last = KEYS;
                 float *O = part + (size_t)r * stride + at, *P = S + r * KEYS;
-                for (int i = 0; i < m; i++) {
+                for (int i = 0; i < m; i++) { /* before them */
                     int stop = hi[r + i] < first ? hi[r + i] : first;
-                    if (lo[r + i] < stop) ops->gemm(O + (size_t)i * stride, stride, P + i * KEYS + lo[r + i], KEYS, B + lo[r + i] * ws, (size_t)ws, stop - lo[r + i], 1, ws, 1, ahead, 0);
+                    if (lo[r + i] < stop)
+                        ops->gemm(O + (size_t)i * stride, stride, P + i * KEYS + lo[r + i], KEYS, B + lo[r + i] * ws, (size_t)ws,
+                                  stop - lo[r + i], 1, ws, 1, ahead, 0);
                 }
                 if (first < last) ops->gemm(O, stride, P + first, KEYS, B + first * ws, (size_t)ws, last - first, m, ws, 1, ahead, next);
-                for (int i = 0; i < m; i++)
-                    if (hi[r + i] > last) ops->gemm(O + (size_t)i * stride, stride, P + i * KEYS + last, KEYS, B + last * ws, (size_t)ws, hi[r + i] - last, 1, ws, 1, ahead, 0);
+                for (int i = 0; i < m; i++) /* after them */
+                    if (hi[r + i] > last)
+                        ops->gemm(O + (size_t)i * stride, stride, P + i * KEYS + last, KEYS, B + last * ws, (size_t)ws,
+                                  hi[r + i] - last, 1, ws, 1, ahead, 0);
             }
         }
     }
     for (int r = 0; r < n_rows; r++) part[(size_t)r * stride + n_o + 1] = fold16(lanes + r * LANES);
 }
-#define ATTEND_FOR(isa, attribute, lanes, half_row, byte_tile) \
-    attribute NOINLINE static void gemm_##isa(float *C, size_t cs, const float *A, size_t as, const float *B, size_t bs, int n, int rows, int cols, int add, const uint8_t *ahead, size_t ahead_bytes) { gemm_##lanes(C, cs, A, as, B, bs, n, rows, cols, add, ahead, ahead_bytes); } \
-    attribute static void attend_##isa(const Attend *a, int g, int row, int n_rows, int64_t chunk, const float *q, float *part, float *buf) { attend_body(a, g, row, n_rows, chunk, q, part, buf, &(const AttendOps){gemm_##isa, half_row, byte_tile}); }
 
-/* Kernels per instruction set, from the bodies above; tr x tt outputs of a plain matmul are in registers at once. */
+/* -- kernels per instruction set, from the bodies above --
+ * isa ends their names, attribute lets the compiler use its instructions, lanes is the number of floats in its registers. */
+
+#define ATTEND_FOR(isa, attribute, lanes, half_row, byte_tile) \
+    attribute NOINLINE static void gemm_##isa(float *C, size_t cs, const float *A, size_t as, const float *B, size_t bs, \
+                                              int n, int rows, int cols, int add, const uint8_t *ahead, size_t ahead_bytes) { \
+        gemm_##lanes(C, cs, A, as, B, bs, n, rows, cols, add, ahead, ahead_bytes); \
+    } \
+    attribute static void attend_##isa(const Attend *a, int g, int row, int n_rows, int64_t chunk, \
+                                       const float *q, float *part, float *buf) { \
+        attend_body(a, g, row, n_rows, chunk, q, part, buf, &(const AttendOps){gemm_##isa, half_row, byte_tile}); \
+    }
 #define KERNELS_FOR(isa, attribute, lanes) \
     LOOPS_FOR(isa, attribute) \
-    attribute static void recurrence_##isa(const Recurrence *a, int h, int j0, float *S, float *o, size_t o_stride, int n_tokens, float *buf) { recurrence_body_##lanes(a, h, j0, S, o, o_stride, n_tokens, buf); }
+    attribute static void recurrence_##isa(const Recurrence *a, int h, int j0, float *S, float *o, size_t o_stride, \
+                                           int n_tokens, float *buf) { \
+        recurrence_body_##lanes(a, h, j0, S, o, o_stride, n_tokens, buf); \
+    }
+/* Where no better way to multiply integers is known: few_body as it is. tr x tt outputs of a plain matmul are in registers at once. */
 #define MATMUL_FOR(isa, attribute, lanes, tr, tt) \
     attribute static void matmul_##isa(float *out, const Tensor *w, int row, int n_rows, const Input *in, float *buf) { \
         if (types[w->type].group == 1) plain_body_##lanes(out, w, row, n_rows, in, buf, tr, tt); \
-        else for (int t = 0; t < in->T; t += FEW) few_body(out + (size_t)t * (size_t)w->n_out + row, w, row, n_rows, in, t, in->T - t < FEW ? in->T - t : FEW, buf); \
+        else for (int t = 0; t < in->T; t += FEW) \
+            few_body(out + (size_t)t * (size_t)w->n_out + row, w, row, n_rows, in, t, in->T - t < FEW ? in->T - t : FEW, buf); \
     }
 #if defined(__x86_64__)
 #include <cpuid.h>
@@ -2058,7 +2193,8 @@ INLINE void attend_body(const Attend *a, int g, int row, int n_rows, int64_t chu
 KERNELS_FOR(sse2, , 4)
 ATTEND_FOR(sse2, , 4, half_row, byte_tile)
 MATMUL_FOR(sse2, , 4, 4, 2)
-/* f16 rows and q8_0 tiles of the cache to floats, as half_row and byte_tile. MM: the prefix of the instructions; halves, bytes: `lanes` of them at p. */
+/* f16 rows and q8_0 tiles of the cache to floats, as half_row and byte_tile. MM: the prefix of the instructions; halves(p), bytes(p): what
+ * loads `lanes` of them at p. */
 #define WIDEN_FOR(isa, attribute, MM, lanes, halves, bytes) \
     attribute static void half_row_##isa(float *y, const uint8_t *x, int n) { \
         int i = 0; \
@@ -2069,13 +2205,17 @@ MATMUL_FOR(sse2, , 4, 4, 2)
         for (int r = 0; value && r < rows; r++, q += cols) { \
             float *to = y + (size_t)r * stride; \
             int i = 0; \
-            for (; i + lanes <= cols; i += lanes) MM##_storeu_ps(to + i, MM##_mul_ps(MM##_set1_ps(BYTE_SCALE(r, i)), MM##_cvtepi32_ps(MM##_cvtepi8_epi32(bytes(q + i))))); \
+            for (; i + lanes <= cols; i += lanes) \
+                MM##_storeu_ps(to + i, MM##_mul_ps(MM##_set1_ps(BYTE_SCALE(r, i)), \
+                                                   MM##_cvtepi32_ps(MM##_cvtepi8_epi32(bytes(q + i))))); \
             for (; i < cols; i++) to[i] = BYTE_SCALE(r, i) * (float)q[i]; \
         } \
         for (int r = 0; !value && r < rows; r += 32) \
             for (int i = 0; i < KEYS; i += lanes) { \
                 const __typeof__(MM##_setzero_ps()) d = MM##_loadu_ps(scale + r / 32 * KEYS + i); \
-                for (int j = r; j < rows && j < r + 32; j++) MM##_storeu_ps(y + (size_t)j * stride + i, MM##_mul_ps(d, MM##_cvtepi32_ps(MM##_cvtepi8_epi32(bytes(q + j * KEYS + i))))); \
+                for (int j = r; j < rows && j < r + 32; j++) \
+                    MM##_storeu_ps(y + (size_t)j * stride + i, \
+                                   MM##_mul_ps(d, MM##_cvtepi32_ps(MM##_cvtepi8_epi32(bytes(q + j * KEYS + i))))); \
             } \
     }
 #define LOAD8(p) _mm_loadl_epi64((const void *)(p))

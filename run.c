@@ -2229,7 +2229,9 @@ WIDEN_FOR(avx512, AVX512, _mm512, 16, LOAD32, LOAD16)
 ATTEND_FOR(avx512, AVX512, 16, half_row_avx512, byte_tile_avx512)
 
 /* -- AVX-512 with VNNI: vpdpbusd multiplies 64 unsigned by 64 signed bytes into 16 sums --
- * Weights are made unsigned by adding 128; the input's bias takes it back. */
+ * Few tokens (few512): rows are read straight through; the weights are the unsigned side, by an offset that the type brings along or by adding
+ * 128, and the input's bias takes back what that adds. Many tokens (many512): weights become panels, the signed side, and the inputs in
+ * TILES are the unsigned one. In between: reading a segment (load512, scales512), rows (rows512), panels (make_panels). Behind them BF16. */
 #define INLINE512 static inline __attribute__((always_inline)) AVX512
 
 /* 16 rows x 16 bytes, `step` bytes apart, to 4 vectors: lane l of v[j] = dword j of row l. Rows r, r+4, r+8, r+12 share
@@ -2250,38 +2252,54 @@ INLINE512 void transpose16(__m512i v[4], const void *p, size_t step) {
     v[2] = _mm512_unpacklo_epi64(h01, h23), v[3] = _mm512_unpackhi_epi64(h01, h23);
 }
 
-/* SEGMENT weights at b to four vectors of bytes, as stored: q + offset where the type has an offset, else q. */
+/* SEGMENT weights at b to four vectors of bytes, as stored: q + offset where the type has an offset, else q. v[j] are weights 64 j to
+ * 64 j + 63, that is two blocks of 32 or a quarter of a block of 256; compare the unpackers of section 4. type: a constant.
+ *   TWICE(p)             32 bytes in both halves
+ *   PAIR(p, q)           16 bytes at p twice in the lower half, 16 bytes at q twice in the upper
+ *   NIBBLES(p, q)        two blocks of 32: the low nibbles at p, the high ones, those at q likewise
+ *   NIBBLES_K(p)         the low nibbles of 32 bytes, then the high ones
+ *   TABLE(t, i)          each of the 64 indices i through a table of 16
+ *   BITS_AT(x, k, to, step)   bits k of the lower half's bytes, k + step of the upper half's, moved to bit `to` (with neighbours, to be masked)
+ *   TWO_BITS(p, j)       Q2_K and Q3_K: fields 2 (j & 1) and 2 (j & 1) + 1 of the four in each of 32 bytes
+ *   MASKED_OR(x, mask, y)   (x & mask) | y */
 INLINE512 void load512(__m512i v[4], const uint8_t *b, int type) {
-    const __m512i low4 = _mm512_set1_epi8(15), by4 = _mm512_setr_epi64(0, 0, 4, 4, 0, 0, 4, 4), by32 = _mm512_setr_epi64(0, 0, 0, 0, 4, 4, 4, 4);
+    const __m512i low4 = _mm512_set1_epi8(15);
+    const __m512i by4 = _mm512_setr_epi64(0, 0, 4, 4, 0, 0, 4, 4), by32 = _mm512_setr_epi64(0, 0, 0, 0, 4, 4, 4, 4);
 #define L16(p) _mm_loadu_si128((const void *)(p))
 #define L32(p) _mm256_loadu_si256((const void *)(p))
-#define TWICE(p) _mm512_broadcast_i64x4(L32(p)) /* 32 bytes in both halves */
-#define PAIR(p, q) _mm512_mask_broadcast_i32x4(_mm512_broadcast_i32x4(L16(p)), 0xff00, L16(q)) /* each 16 bytes twice */
-#define TABLE(t) _mm512_broadcast_i32x4(L16(t))
-#define BITS_AT(x, k, to, step) _mm512_rolv_epi64(x, _mm512_setr_epi64(((to) - (k)) & 63, ((to) - (k)) & 63, ((to) - (k)) & 63, ((to) - (k)) & 63, \
-        ((to) - (k) - (step)) & 63, ((to) - (k) - (step)) & 63, ((to) - (k) - (step)) & 63, ((to) - (k) - (step)) & 63)) /* bits k, and k + step in the upper half, moved to bit `to` of each byte */
-#define MASKED_OR(x, mask, y) _mm512_ternarylogic_epi64(x, _mm512_set1_epi8(mask), y, 0xea) /* (x & mask) | y */
+#define TWICE(p) _mm512_broadcast_i64x4(L32(p))
+#define PAIR(p, q) _mm512_mask_broadcast_i32x4(_mm512_broadcast_i32x4(L16(p)), 0xff00, L16(q))
+#define NIBBLES(p, q) _mm512_and_si512(_mm512_srlv_epi64(PAIR(p, q), by4), low4)
+#define NIBBLES_K(p) _mm512_and_si512(_mm512_srlv_epi64(TWICE(p), by32), low4)
+#define TABLE(t, i) _mm512_shuffle_epi8(_mm512_broadcast_i32x4(L16(t)), i)
+#define BITS_AT(x, k, to, step) \
+    _mm512_rolv_epi64(x, _mm512_setr_epi64(((to) - (k)) & 63, ((to) - (k)) & 63, ((to) - (k)) & 63, ((to) - (k)) & 63, \
+                                           ((to) - (k) - (step)) & 63, ((to) - (k) - (step)) & 63, \
+                                           ((to) - (k) - (step)) & 63, ((to) - (k) - (step)) & 63))
+#define TWO_BITS(p, j) _mm512_and_si512(BITS_AT(TWICE(p), 4 * ((j) & 1), 0, 2), _mm512_set1_epi8(3))
+#define MASKED_OR(x, mask, y) _mm512_ternarylogic_epi64(x, _mm512_set1_epi8(mask), y, 0xea)
     UNROLL for (int j = 0; j < 4; j++) {
         switch (type) {
         case Q8_0: v[j] = _mm512_inserti64x4(_mm512_castsi256_si512(L32(b + 68 * j + 2)), L32(b + 68 * j + 36), 1); break;
-        case Q4_0: v[j] = _mm512_and_si512(_mm512_srlv_epi64(PAIR(b + 36 * j + 2, b + 36 * j + 20), by4), low4); break;
-        case Q4_1: v[j] = _mm512_and_si512(_mm512_srlv_epi64(PAIR(b + 40 * j + 4, b + 40 * j + 24), by4), low4); break;
-        case Q5_0: case Q5_1: {
+        case Q4_0: v[j] = NIBBLES(b + 36 * j + 2, b + 36 * j + 20); break;
+        case Q4_1: v[j] = NIBBLES(b + 40 * j + 4, b + 40 * j + 24); break;
+        case Q5_0: case Q5_1: { /* the word of fifth bits is the mask that says where 16 is added */
             const uint8_t *p = b + (type == Q5_0 ? 44 * j + 2 : 48 * j + 4), *next = p + (type == Q5_0 ? 22 : 24);
-            v[j] = _mm512_and_si512(_mm512_srlv_epi64(PAIR(p + 4, next + 4), by4), low4);
+            v[j] = NIBBLES(p + 4, next + 4);
             v[j] = _mm512_mask_add_epi8(v[j], read_u32(p) | (uint64_t)read_u32(next) << 32, v[j], _mm512_set1_epi8(16));
             break;
         }
-        case IQ4_NL: v[j] = _mm512_shuffle_epi8(TABLE(iq4_values), _mm512_and_si512(_mm512_srlv_epi64(PAIR(b + 36 * j + 2, b + 36 * j + 20), by4), low4)); break;
-        case MXFP4: v[j] = _mm512_shuffle_epi8(TABLE(mxfp4_doubled), _mm512_and_si512(_mm512_srlv_epi64(PAIR(b + 34 * j + 1, b + 34 * j + 18), by4), low4)); break;
-        case IQ4_XS: v[j] = _mm512_shuffle_epi8(TABLE(iq4_values), _mm512_and_si512(_mm512_srlv_epi64(PAIR(b + 8 + 32 * j, b + 24 + 32 * j), by4), low4)); break;
-        case Q2_K: v[j] = _mm512_and_si512(BITS_AT(TWICE(b + 16 + 32 * (j / 2)), 4 * (j & 1), 0, 2), _mm512_set1_epi8(3)); break;
-        case Q3_K: v[j] = MASKED_OR(BITS_AT(TWICE(b), 2 * j, 2, 1), 4, _mm512_and_si512(BITS_AT(TWICE(b + 32 + 32 * (j / 2)), 4 * (j & 1), 0, 2), _mm512_set1_epi8(3))); break;
-        case Q4_K: v[j] = _mm512_and_si512(_mm512_srlv_epi64(TWICE(b + 16 + 32 * j), by32), low4); break;
-        case Q5_K: v[j] = MASKED_OR(BITS_AT(TWICE(b + 16), 2 * j, 4, 1), 16, _mm512_and_si512(_mm512_srlv_epi64(TWICE(b + 48 + 32 * j), by32), low4)); break;
+        case IQ4_NL: v[j] = TABLE(iq4_values, NIBBLES(b + 36 * j + 2, b + 36 * j + 20)); break;
+        case MXFP4: v[j] = TABLE(mxfp4_doubled, NIBBLES(b + 34 * j + 1, b + 34 * j + 18)); break;
+        case IQ4_XS: v[j] = TABLE(iq4_values, NIBBLES(b + 8 + 32 * j, b + 24 + 32 * j)); break;
+        case Q2_K: v[j] = TWO_BITS(b + 16 + 32 * (j / 2), j); break;
+        case Q3_K: v[j] = MASKED_OR(BITS_AT(TWICE(b), 2 * j, 2, 1), 4, TWO_BITS(b + 32 + 32 * (j / 2), j)); break;
+        case Q4_K: v[j] = NIBBLES_K(b + 16 + 32 * j); break;
+        case Q5_K: v[j] = MASKED_OR(BITS_AT(TWICE(b + 16), 2 * j, 4, 1), 16, NIBBLES_K(b + 48 + 32 * j)); break;
         case Q6_K: {
             __m512i low = _mm512_loadu_si512(b + 64 * (j / 2));
-            v[j] = MASKED_OR(BITS_AT(TWICE(b + 128 + 32 * (j / 2)), 4 * (j & 1), 4, 2), 0x30, _mm512_and_si512(j & 1 ? _mm512_srli_epi16(low, 4) : low, low4));
+            v[j] = MASKED_OR(BITS_AT(TWICE(b + 128 + 32 * (j / 2)), 4 * (j & 1), 4, 2), 0x30,
+                             _mm512_and_si512(j & 1 ? _mm512_srli_epi16(low, 4) : low, low4));
             break;
         }
         default: v[j] = _mm512_setzero_si512();
@@ -2291,28 +2309,38 @@ INLINE512 void load512(__m512i v[4], const uint8_t *b, int type) {
 #undef L32
 #undef TWICE
 #undef PAIR
+#undef NIBBLES
+#undef NIBBLES_K
 #undef TABLE
 #undef BITS_AT
+#undef TWO_BITS
 #undef MASKED_OR
 }
 INLINE int log_offset(int type) { /* load512 gives q + 2^this; -1: q, never negative; -2: q with its sign */
-    return type == Q4_0 ? 3 : type == Q5_0 ? 4 : type == Q3_K ? 2 : type == Q6_K ? 5 : type == Q8_0 || type == IQ4_NL || type == IQ4_XS || type == MXFP4 ? -2 : -1;
+    return type == Q4_0 ? 3 : type == Q5_0 ? 4 : type == Q3_K ? 2 : type == Q6_K ? 5
+         : type == Q8_0 || type == IQ4_NL || type == IQ4_XS || type == MXFP4 ? -2 : -1;
 }
 
 INLINE512 __m512i offset512(int type) { return _mm512_set1_epi8((char)(log_offset(type) < 0 ? 0 : 1 << log_offset(type))); }
 
 AVX512 static void unpack512(int8_t *q, float *d, float *m, const uint8_t *b, int type, int n) { unpack(q, d, m, b, type, n); }
-/* What unpack gives beside the weights: a scale and a minimum per group. (Of the generic unpack the compiler leaves the weights out.) */
+
+/* What unpack gives beside the weights: a scale and a minimum per group. (Of the generic unpack the compiler leaves the weights out.)
+ * Three kinds of types have a faster way. type: a constant. */
 INLINE512 void scales512(float *d, float *m, const uint8_t *b, int type, int n) {
 #define F16_AT(p) _mm512_set1_ps(_cvtsh_ss(read_u16(p)))
-    if (type == Q6_K) _mm512_storeu_ps(d, _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const void *)(b + 192)))), F16_AT(b + 208)));
-    else if (type == Q4_K || type == Q5_K) { /* six bits each; the upper two of the last four lie above the first four */
+    if (type == Q6_K) { /* 16 signed bytes times the block's scale */
+        _mm512_storeu_ps(d, _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const void *)(b + 192)))),
+                                          F16_AT(b + 208)));
+    } else if (type == Q4_K || type == Q5_K) { /* six bits each, as in scales_k4: s the eight scales, t the eight minimums, as bytes */
         uint64_t low = read_u64(b + 4), high = read_u32(b + 12), top = low >> 2 & 0x3030303030303030u;
-        uint64_t s = (low & 0x3f3f3f3f) | ((high & 0x0f0f0f0f) | (top & 0xffffffff)) << 32, t = (low >> 32 & 0x3f3f3f3f) | ((high >> 4 & 0x0f0f0f0f) | top >> 32) << 32;
+        uint64_t s = (low & 0x3f3f3f3f) | ((high & 0x0f0f0f0f) | (top & 0xffffffff)) << 32;
+        uint64_t t = (low >> 32 & 0x3f3f3f3f) | ((high >> 4 & 0x0f0f0f0f) | top >> 32) << 32;
         __m512 x = _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_set_epi64x((long long)t, (long long)s)));
         x = _mm512_mul_ps(x, _mm512_mask_blend_ps(0xff00, F16_AT(b), F16_AT(b + 2)));
-        _mm256_storeu_ps(d, _mm512_castps512_ps256(x)), _mm256_storeu_ps(m, _mm512_extractf32x8_ps(x, 1));
-    } else if (n == SEGMENT && (type == Q8_0 || type == Q4_0 || type == IQ4_NL)) {
+        _mm256_storeu_ps(d, _mm512_castps512_ps256(x));
+        _mm256_storeu_ps(m, _mm512_extractf32x8_ps(x, 1));
+    } else if (n == SEGMENT && (type == Q8_0 || type == Q4_0 || type == IQ4_NL)) { /* the f16 at the head of each of eight blocks */
         const size_t step = type == Q8_0 ? 34 : 18;
         __m128i h = _mm_cvtsi32_si128(read_u16(b));
 #define HEAD(i) h = _mm_insert_epi16(h, read_u16(b + i * step), i)
@@ -2328,7 +2356,10 @@ INLINE512 void scales512(float *d, float *m, const uint8_t *b, int type, int n) 
 
 /* Up to SEGMENT weights at b to v as load512 has them, with zeros behind the end, where reading on could leave the file. */
 INLINE512 void segment512(__m512i v[4], const uint8_t *b, int type, int n) {
-    if (n == SEGMENT) { load512(v, b, type); return; }
+    if (n == SEGMENT) {
+        load512(v, b, type);
+        return;
+    }
     int8_t q[SEGMENT] __attribute__((aligned(64)));
     float d[16], m[16];
     memset(q, 0, sizeof q);
@@ -2337,10 +2368,11 @@ INLINE512 void segment512(__m512i v[4], const uint8_t *b, int type, int n) {
     UNROLL for (int j = 0; j < 4; j++) v[j] = _mm512_add_epi8(_mm512_load_si512(q + 64 * j), offset);
 }
 
-/* n weights of each of n_rows rows, `step` bytes apart, to q (n_rows, row_q), as load512 has them, padded with zeros to a segment; their scales
- * and minimums to d, m (n_rows, row_d). What lies `next` bytes further on is asked for. One copy per type: the weights of a row then
- * cost what the memory lets them cost. */
-INLINE512 void rows_of_type512(int8_t *q, size_t row_q, float *d, float *m, size_t row_d, const uint8_t *b, size_t step, size_t next, int n_rows, int n, const int type) {
+/* n weights of each of n_rows rows, `step` bytes apart, to q (n_rows, row_q), as load512 has them, padded with zeros to a segment; their
+ * scales and minimums to d, m (n_rows, row_d). What lies `next` bytes further on is asked for. One copy per type: with the type a constant,
+ * memory is the limit and not the unpacking. */
+INLINE512 void rows_of_type512(int8_t *q, size_t row_q, float *d, float *m, size_t row_d, const uint8_t *b, size_t step, size_t next,
+                               int n_rows, int n, const int type) {
     const size_t segment = bytes_of(type, SEGMENT);
     for (int r = 0; r < n_rows; r++)
         for (int at = 0; at < n; at += SEGMENT) {
@@ -2349,28 +2381,39 @@ INLINE512 void rows_of_type512(int8_t *q, size_t row_q, float *d, float *m, size
             const int len = n - at < SEGMENT ? n - at : SEGMENT;
             for (size_t i = 0; i < segment; i += 64) __builtin_prefetch(bytes + next + i, 0, 2);
             __m512i v[4];
-            scales512(d + g, m + g, bytes, type, len), segment512(v, bytes, type, len);
+            scales512(d + g, m + g, bytes, type, len);
+            segment512(v, bytes, type, len);
             UNROLL for (int j = 0; j < 4; j++) _mm512_storeu_si512(q + (size_t)r * row_q + at + 64 * j, v[j]);
         }
 }
-AVX512 static void rows512(int8_t *q, size_t row_q, float *d, float *m, size_t row_d, const uint8_t *b, size_t step, size_t next, int n_rows, int n, int type) {
+AVX512 static void rows512(int8_t *q, size_t row_q, float *d, float *m, size_t row_d, const uint8_t *b, size_t step, size_t next,
+                           int n_rows, int n, int type) {
 #define OF(TYPE) case TYPE: rows_of_type512(q, row_q, d, m, row_d, b, step, next, n_rows, n, TYPE); break;
-    switch (type) { OF(Q8_0) OF(Q4_0) OF(Q4_1) OF(Q5_0) OF(Q5_1) OF(IQ4_NL) OF(MXFP4) OF(Q2_K) OF(Q3_K) OF(Q4_K) OF(Q5_K) OF(Q6_K) OF(IQ4_XS) }
+    switch (type) {
+    OF(Q8_0) OF(Q4_0) OF(Q4_1) OF(Q5_0) OF(Q5_1) OF(IQ4_NL) OF(MXFP4)
+    OF(Q2_K) OF(Q3_K) OF(Q4_K) OF(Q5_K) OF(Q6_K) OF(IQ4_XS)
+    }
 #undef OF
 }
 
 /* few_body with the block sums of a segment at once. Each row is read from its first byte to its last; sums, scales and minimums
- * of 16 rows go to buf, are transposed to one row per lane, and meet in the fixed order. group, min, T: constants, for one token type, too; n_tokens <= T.
+ * of 16 rows go to buf, are transposed to one row per lane, and meet in the fixed order. group, min, T: constants, for one token type, too;
+ * n_tokens <= T (3 tokens are taken as 4, of which the last is computed twice and stored once). u: the weights made unsigned for hi, whose
+ * products go first; those with lo, unsigned itself, are added to 256 times as much.
  *   buf: F (T, ROWS, G) sums, D, M (ROWS, G) scales and minimums; G groups, padded to 16; for more than one token a row of weights */
-INLINE512 void few512(float *out, const Tensor *w, int row, int n_rows, const Input *in, int n_tokens, float *buf, const int type, const int group, const int min, const int T) {
+INLINE512 void few512(float *out, const Tensor *w, int row, int n_rows, const Input *in, int n_tokens, float *buf,
+                      const int type, const int group, const int min, const int T) {
     const int n = w->n_in, groups = n / group, blocks = n / 32, log = log_offset(type);
     const size_t G = round_up((size_t)groups, 16), step = row_bytes(w), segment = bytes_of(type, SEGMENT);
     float *D = buf + (size_t)T * ROWS * G, *M = D + ROWS * G;
     int8_t *q = (int8_t *)(void *)(M + ROWS * G);
     const __m512i flip = log == -2 ? _mm512_set1_epi8(-128) : _mm512_setzero_si512(); /* to unsigned */
     const __mmask16 corrected = log == -1 ? 0 : 0xffff;
-    const __m128i shift = _mm_cvtsi32_si128(log > 0 ? log : 0);
-    const __m512i order16 = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15), order32 = _mm512_setr_epi32(0, 8, 1, 9, 2, 10, 3, 11, 0, 0, 0, 0, 0, 0, 0, 0);
+    const __m128i shift = _mm_cvtsi32_si128(log > 0 ? log : 0); /* -sum of q times the offset 2^log; or the other bias as it is */
+    const __m512i order16 = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    const __m512i order32 = _mm512_setr_epi32(0, 8, 1, 9, 2, 10, 3, 11, 0, 0, 0, 0, 0, 0, 0, 0);
+
+    // isum, d and m of every row
     for (int r = 0; r < n_rows; r++) {
         const uint8_t *bytes = w->data + (size_t)(row + r) * step;
         if (T > 1) rows512(q, 0, D + (size_t)r * G, M + (size_t)r * G, 0, bytes, 0, AHEAD, 1, n, type);
@@ -2380,8 +2423,11 @@ INLINE512 void few512(float *out, const Tensor *w, int row, int n_rows, const In
             __m512i v[4], u[4];
             if (T == 1) {
                 for (size_t i = 0; i < segment; i += 64) __builtin_prefetch(bytes + AHEAD + i);
-                scales512(D + g, M + g, bytes, type, len), segment512(v, bytes, type, len);
-            } else UNROLL for (int i = 0; i < 4; i++) v[i] = _mm512_loadu_si512(q + at + 64 * i);
+                scales512(D + g, M + g, bytes, type, len);
+                segment512(v, bytes, type, len);
+            } else {
+                UNROLL for (int i = 0; i < 4; i++) v[i] = _mm512_loadu_si512(q + at + 64 * i);
+            }
             UNROLL for (int i = 0; i < 4; i++) u[i] = _mm512_xor_si512(v[i], flip);
             UNROLL8 for (int t = 0; t < T; t++) {
                 const size_t token = (size_t)(t < n_tokens ? t : n_tokens - 1);
@@ -2396,9 +2442,11 @@ INLINE512 void few512(float *out, const Tensor *w, int row, int n_rows, const In
                 }
                 __m512i a = _mm512_add_epi32(_mm512_unpacklo_epi32(z[0], z[1]), _mm512_unpackhi_epi32(z[0], z[1]));
                 __m512i b = _mm512_add_epi32(_mm512_unpacklo_epi32(z[2], z[3]), _mm512_unpackhi_epi32(z[2], z[3]));
-                __m512i s = _mm512_add_epi32(_mm512_unpacklo_epi64(a, b), _mm512_unpackhi_epi64(a, b)); /* part p, lane i: the group of 16 at 4i + p */
+                __m512i s = _mm512_add_epi32(_mm512_unpacklo_epi64(a, b), _mm512_unpackhi_epi64(a, b));
+                /* now lane i of the 128-bit part p is the sum of the group of 16 at 4i + p */
                 if (group == 16) {
-                    s = _mm512_add_epi32(_mm512_permutexvar_epi32(order16, s), _mm512_maskz_sll_epi32(corrected, _mm512_loadu_si512(bias + blocks + at / 16), shift));
+                    s = _mm512_add_epi32(_mm512_permutexvar_epi32(order16, s),
+                                         _mm512_maskz_sll_epi32(corrected, _mm512_loadu_si512(bias + blocks + at / 16), shift));
                     _mm512_storeu_ps(f, _mm512_cvtepi32_ps(s));
                 } else {
                     s = _mm512_permutexvar_epi32(order32, _mm512_add_epi32(s, _mm512_shuffle_i32x4(s, s, 0xb1)));
@@ -2408,6 +2456,8 @@ INLINE512 void few512(float *out, const Tensor *w, int row, int n_rows, const In
             }
         }
     }
+
+    // S <- S + isum d;  S <- S - m fsum;  out = S D, one row per lane, four groups at a time
     __m512 S[FEW];
     UNROLL8 for (int t = 0; t < T; t++) S[t] = _mm512_setzero_ps();
     for (int g = 0; g < groups; g += 4) {
@@ -2422,37 +2472,50 @@ INLINE512 void few512(float *out, const Tensor *w, int row, int n_rows, const In
             UNROLL for (int j = 0; j < 4; j++) {
                 if (j >= last) break;
                 S[t] = _mm512_fmadd_ps(_mm512_castsi512_ps(f[j]), _mm512_castsi512_ps(d[j]), S[t]);
-                if (min) S[t] = _mm512_fnmadd_ps(_mm512_castsi512_ps(m[j]), _mm512_set1_ps(group == 32 ? fsum[2 * (g + j)] + fsum[2 * (g + j) + 1] : fsum[g + j]), S[t]);
+                if (min) {
+                    __m512 x = _mm512_set1_ps(group == 32 ? fsum[2 * (g + j)] + fsum[2 * (g + j) + 1] : fsum[g + j]);
+                    S[t] = _mm512_fnmadd_ps(_mm512_castsi512_ps(m[j]), x, S[t]);
+                }
             }
         }
     }
     __mmask16 live = (__mmask16)((1u << n_rows) - 1);
     UNROLL8 for (int t = 0; t < T; t++)
-        if (t < n_tokens) _mm512_mask_storeu_ps(out + (size_t)t * (size_t)w->n_out + row, live, _mm512_mul_ps(S[t], _mm512_set1_ps(in->D[t])));
+        if (t < n_tokens)
+            _mm512_mask_storeu_ps(out + (size_t)t * (size_t)w->n_out + row, live, _mm512_mul_ps(S[t], _mm512_set1_ps(in->D[t])));
 }
 
 /* 16 rows x 32 weights: dword l of q[j] holds weights 4j..4j+3 of row l; per group (one of 32, or two of 16) the scale, the minimum, and
  * -128 times the sum of the weights, which takes back what hi + 128 adds too much. */
 typedef struct { int8_t q[8][64]; float d[2][16], m[2][16]; int32_t bias[2][16]; } Panel;
 
-/* Rows [row, row + 16) of w, n_blocks (BLOCKS_AT_ONCE, two segments, or what is left of the row) from block b0 on, to panels. Rows beyond the end are
- * what happens to lie in q, d, m, room for 16 rows of BLOCKS_AT_ONCE blocks; nobody stores their sums. */
+/* Rows [row, row + 16) of w, n_blocks (BLOCKS_AT_ONCE, two segments, or what is left of the row) from block b0 on, to panels. q, d, m: room
+ * for 16 rows of BLOCKS_AT_ONCE blocks. Rows beyond the end are what happens to lie there; nobody stores their sums. */
 AVX512 static void make_panels(Panel *p, const Tensor *w, int row, int b0, int n_blocks, int8_t *q, float *d, float *m) {
     const int group = types[w->type].group, min = types[w->type].min, per = 32 / group; /* groups per block */
     const size_t row_q = BLOCKS_AT_ONCE * 32, row_d = BLOCKS_AT_ONCE * 2;
     const __m512i ones = _mm512_set1_epi8(1), offset = offset512(w->type);
     const int rows = w->n_out - row < ROWS ? (w->n_out > row ? w->n_out - row : 0) : ROWS;
-    rows512(q, row_q, d, m, row_d, w->data + (size_t)row * row_bytes(w) + bytes_of(w->type, (size_t)b0 * 32), row_bytes(w), 2 * ROWS * row_bytes(w), rows, 32 * n_blocks, w->type);
+    rows512(q, row_q, d, m, row_d, w->data + (size_t)row * row_bytes(w) + bytes_of(w->type, (size_t)b0 * 32), row_bytes(w),
+            2 * ROWS * row_bytes(w), rows, 32 * n_blocks, w->type);
+
+    // weights, and their sums for the bias
     for (int b = 0; b < n_blocks; b++) {
         __m512i sum = _mm512_setzero_si512();
         for (int h = 0; h < 2; h++) {
             __m512i v[4];
             transpose16(v, q + 32 * b + 16 * h, row_q);
-            UNROLL for (int j = 0; j < 4; j++) v[j] = _mm512_sub_epi8(v[j], offset), _mm512_store_si512(p[b].q[4 * h + j], v[j]), sum = _mm512_dpbusd_epi32(sum, ones, v[j]);
+            UNROLL for (int j = 0; j < 4; j++) {
+                v[j] = _mm512_sub_epi8(v[j], offset);
+                _mm512_store_si512(p[b].q[4 * h + j], v[j]);
+                sum = _mm512_dpbusd_epi32(sum, ones, v[j]);
+            }
             _mm512_store_si512(p[b].bias[group == 16 ? h : 0], _mm512_sub_epi32(_mm512_setzero_si512(), _mm512_slli_epi32(sum, 7)));
             if (group == 16) sum = _mm512_setzero_si512();
         }
     }
+
+    // scales and minimums
     for (int g = 0; g < n_blocks * per; g += 4) {
         __m512i v[4], u[4];
         transpose16(v, d + g, row_d * sizeof(float));
@@ -2465,9 +2528,11 @@ AVX512 static void make_panels(Panel *p, const Tensor *w, int row, int b0, int n
     }
 }
 
-/* Two panels (32 rows) times T <= TILE tokens over n_blocks. S (T, 32) holds the float sums between chunks. A broadcast of 4 bytes of x
+/* Two panels (32 rows; the second is BLOCKS_AT_ONCE behind the first) times T <= TILE tokens over n_blocks; x: their pieces of TILES (see
+ * Input). S (T, 32) holds the float sums from one call to the next; first: they begin at zero. A broadcast of 4 bytes of x
  * serves both panels; 12 integer and 12 float sums, 2 weights and the broadcast are in registers. group, min, fast, T: constants. */
-INLINE512 void tile512(float *S, const Panel *p, const uint8_t *x, int n_blocks, int first, const int group, const int min, const int fast, const int T) {
+INLINE512 void tile512(float *S, const Panel *p, const uint8_t *x, int n_blocks, int first,
+                       const int group, const int min, const int fast, const int T) {
     __m512 s[2][TILE];
     UNROLL8 for (int t = 0; t < T; t++)
         UNROLL for (int r = 0; r < 2; r++) s[r][t] = first ? _mm512_setzero_ps() : _mm512_load_ps(S + 32 * t + 16 * r);
@@ -2475,7 +2540,10 @@ INLINE512 void tile512(float *S, const Panel *p, const uint8_t *x, int n_blocks,
         __m512i acc[2][TILE];
         for (int h = 0; h < 32 / group; h++) {
             __m512i b0 = _mm512_load_si512(p->bias[h]), b1 = _mm512_load_si512(p[BLOCKS_AT_ONCE].bias[h]);
-            UNROLL8 for (int t = 0; t < T; t++) acc[0][t] = b0, acc[1][t] = b1;
+            UNROLL8 for (int t = 0; t < T; t++) {
+                acc[0][t] = b0;
+                acc[1][t] = b1;
+            }
             for (int half = 0; half < 2 - fast; half++) { /* hi, then lo: acc = 256 sum(w hi) + sum(w lo) */
                 UNROLL8 for (int j = 0; j < group / 4; j++) {
                     __m512i w0 = _mm512_load_si512(p->q[h * 4 + j]), w1 = _mm512_load_si512(p[BLOCKS_AT_ONCE].q[h * 4 + j]);
@@ -2486,16 +2554,20 @@ INLINE512 void tile512(float *S, const Panel *p, const uint8_t *x, int n_blocks,
                         acc[1][t] = _mm512_dpbusd_epi32(acc[1][t], v, w1);
                     }
                 }
-                if (half == 0) UNROLL8 for (int t = 0; t < T; t++) {
-                    const __m512i shift = fast ? _mm512_set1_epi32(*(const int32_t *)(const void *)(x + T_SHIFT + 4 * t)) : _mm512_set1_epi32(8);
-                    acc[0][t] = _mm512_sllv_epi32(acc[0][t], shift), acc[1][t] = _mm512_sllv_epi32(acc[1][t], shift);
-                }
+                if (half == 0)
+                    UNROLL8 for (int t = 0; t < T; t++) {
+                        const int32_t *own = (const int32_t *)(const void *)(x + T_SHIFT + 4 * t);
+                        const __m512i shift = fast ? _mm512_set1_epi32(*own) : _mm512_set1_epi32(8);
+                        acc[0][t] = _mm512_sllv_epi32(acc[0][t], shift);
+                        acc[1][t] = _mm512_sllv_epi32(acc[1][t], shift);
+                    }
             }
             UNROLL for (int r = 0; r < 2; r++) {
                 __m512 d = _mm512_load_ps(p[r * BLOCKS_AT_ONCE].d[h]);
                 UNROLL8 for (int t = 0; t < T; t++) {
+                    const float *fsum = (const float *)(const void *)(x + T_SUM + 12 * t + (group == 16 ? 4 + 4 * h : 0));
                     s[r][t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(acc[r][t]), d, s[r][t]);
-                    if (min) s[r][t] = _mm512_fnmadd_ps(_mm512_load_ps(p[r * BLOCKS_AT_ONCE].m[h]), _mm512_set1_ps(*(const float *)(const void *)(x + T_SUM + 12 * t + (group == 16 ? 4 + 4 * h : 0))), s[r][t]);
+                    if (min) s[r][t] = _mm512_fnmadd_ps(_mm512_load_ps(p[r * BLOCKS_AT_ONCE].m[h]), _mm512_set1_ps(*fsum), s[r][t]);
                 }
             }
         }
@@ -2504,11 +2576,20 @@ INLINE512 void tile512(float *S, const Panel *p, const uint8_t *x, int n_blocks,
         UNROLL for (int r = 0; r < 2; r++) _mm512_store_ps(S + 32 * t + 16 * r, s[r][t]);
 }
 typedef void Tile512(float *S, const Panel *p, const uint8_t *x, int n_blocks, int first);
-#define TILE512(group, min, fast, T) AVX512 static void tile512_##group##_##min##_##fast##_##T(float *S, const Panel *p, const uint8_t *x, int n_blocks, int first) { tile512(S, p, x, n_blocks, first, group, min, fast, T); }
-#define TILES512(group, min) TILE512(group, min, 0, 2) TILE512(group, min, 0, 4) TILE512(group, min, 0, 6) TILE512(group, min, 1, 2) TILE512(group, min, 1, 4) TILE512(group, min, 1, 6)
+#define TILE512(group, min, fast, T) \
+    AVX512 static void tile512_##group##_##min##_##fast##_##T(float *S, const Panel *p, const uint8_t *x, int n_blocks, int first) { \
+        tile512(S, p, x, n_blocks, first, group, min, fast, T); \
+    }
+#define TILES512(group, min) \
+    TILE512(group, min, 0, 2) TILE512(group, min, 0, 4) TILE512(group, min, 0, 6) \
+    TILE512(group, min, 1, 2) TILE512(group, min, 1, 4) TILE512(group, min, 1, 6)
 TILES512(32, 0) TILES512(32, 1) TILES512(16, 0) TILES512(16, 1)
-#define OF(group, min, fast) {tile512_##group##_##min##_##fast##_2, tile512_##group##_##min##_##fast##_4, tile512_##group##_##min##_##fast##_6}
-static Tile512 *const tiles512[2][2][2][3] = {{{OF(32, 0, 0), OF(32, 1, 0)}, {OF(16, 0, 0), OF(16, 1, 0)}}, {{OF(32, 0, 1), OF(32, 1, 1)}, {OF(16, 0, 1), OF(16, 1, 1)}}}; /* fast; groups of 16; minimums; pairs of tokens - 1 */
+#define OF(group, min, fast) \
+    {tile512_##group##_##min##_##fast##_2, tile512_##group##_##min##_##fast##_4, tile512_##group##_##min##_##fast##_6}
+static Tile512 *const tiles512[2][2][2][3] = { /* fast; groups of 16; minimums; pairs of tokens - 1 */
+    {{OF(32, 0, 0), OF(32, 1, 0)}, {OF(16, 0, 0), OF(16, 1, 0)}},
+    {{OF(32, 0, 1), OF(32, 1, 1)}, {OF(16, 0, 1), OF(16, 1, 1)}},
+};
 #undef TILE512
 #undef TILES512
 #undef OF
@@ -2519,7 +2600,8 @@ AVX512 static void many512(float *out, const Tensor *w, int row, int n_rows, con
     const int blocks = w->n_in / 32;
     Tile512 *const *tile_of = tiles512[in->fast][types[w->type].group == 16][types[w->type].min];
     Panel *panels = (Panel *)(void *)buf;
-    float *S = (float *)(void *)(panels + 2 * BLOCKS_AT_ONCE), *d = S + round_up((size_t)in->T, TILE) * 32, *m = d + ROWS * BLOCKS_AT_ONCE * 2;
+    float *S = (float *)(void *)(panels + 2 * BLOCKS_AT_ONCE);
+    float *d = S + round_up((size_t)in->T, TILE) * 32, *m = d + ROWS * BLOCKS_AT_ONCE * 2;
     int8_t *q = (int8_t *)(m + ROWS * BLOCKS_AT_ONCE * 2);
     for (int b = 0; b < blocks; b += BLOCKS_AT_ONCE) {
         int n = blocks - b < BLOCKS_AT_ONCE ? blocks - b : BLOCKS_AT_ONCE;
@@ -2527,19 +2609,21 @@ AVX512 static void many512(float *out, const Tensor *w, int row, int n_rows, con
         make_panels(panels + BLOCKS_AT_ONCE, w, row + ROWS, b, n, q, d, m);
         for (int t = 0; t < in->T; t += TILE) {
             float *s = S + 32 * t;
-            tile_of[in->T - t >= TILE ? 2 : (in->T - t - 1) / 2](s, panels, in->tiles + ((size_t)(t / TILE) * (size_t)blocks + (size_t)b) * tile_bytes_of(in->fast), n, b == 0);
+            tile_of[in->T - t >= TILE ? 2 : (in->T - t - 1) / 2](
+                s, panels, in->tiles + ((size_t)(t / TILE) * (size_t)blocks + (size_t)b) * tile_bytes_of(in->fast), n, b == 0);
             if (b + n < blocks) continue;
             for (int i = 0; i < TILE && t + i < in->T; i++)
                 for (int r = 0; r < n_rows; r += ROWS) {
                     __mmask16 live = n_rows - r >= ROWS ? 0xffff : (__mmask16)((1u << (n_rows - r)) - 1);
-                    _mm512_mask_storeu_ps(out + (size_t)(t + i) * (size_t)w->n_out + row + r, live, _mm512_mul_ps(_mm512_load_ps(s + 32 * i + r), _mm512_set1_ps(in->D[t + i])));
+                    _mm512_mask_storeu_ps(out + (size_t)(t + i) * (size_t)w->n_out + row + r, live,
+                                          _mm512_mul_ps(_mm512_load_ps(s + 32 * i + r), _mm512_set1_ps(in->D[t + i])));
                 }
         }
     }
 }
 
-/* BF16 rows times few tokens, in the order of `tile`; gcc widens 16-bit vectors badly, and asking ahead pays. Written with * and + as
- * `tile` is, so that a compiler fuses both or none. */
+/* BF16 rows times few tokens, four rows at a time, in the order of `tile`; a function of its own because gcc widens 16-bit vectors badly, and
+ * because fetching ahead pays. Written with * and + as `tile` is, so that a compiler fuses both or none. */
 AVX512 static void few512_bf16(float *out, const Tensor *w, int row, int n_rows, const Input *in) {
     const size_t n = (size_t)w->n_in, step = row_bytes(w);
 #define WEIGHTS(p) _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(p), 16))
@@ -2548,7 +2632,10 @@ AVX512 static void few512_bf16(float *out, const Tensor *w, int row, int n_rows,
             const uint8_t *rows[4];
             const float *x = in->x + (size_t)t * n;
             __m512 acc[4];
-            UNROLL for (int j = 0; j < 4; j++) rows[j] = w->data + (size_t)(row + (r + j < n_rows ? r + j : n_rows - 1)) * step, acc[j] = _mm512_setzero_ps();
+            UNROLL for (int j = 0; j < 4; j++) { /* beyond the end, the last row again */
+                rows[j] = w->data + (size_t)(row + (r + j < n_rows ? r + j : n_rows - 1)) * step;
+                acc[j] = _mm512_setzero_ps();
+            }
             size_t i = 0;
             for (; i + 32 <= n; i += 32)
                 UNROLL for (int j = 0; j < 4; j++) {
@@ -2559,7 +2646,8 @@ AVX512 static void few512_bf16(float *out, const Tensor *w, int row, int n_rows,
                 }
             for (; i < n; i += 16) {
                 const __mmask16 live = n - i >= 16 ? 0xffff : (__mmask16)((1u << (n - i)) - 1);
-                UNROLL for (int j = 0; j < 4; j++) acc[j] += WEIGHTS(_mm256_maskz_loadu_epi16(live, rows[j] + 2 * i)) * _mm512_maskz_loadu_ps(live, x + i);
+                UNROLL for (int j = 0; j < 4; j++)
+                    acc[j] += WEIGHTS(_mm256_maskz_loadu_epi16(live, rows[j] + 2 * i)) * _mm512_maskz_loadu_ps(live, x + i);
             }
             UNROLL for (int j = 0; j < 4; j++)
                 if (r + j < n_rows) out[(size_t)t * (size_t)w->n_out + row + r + j] = _mm512_reduce_add_ps(acc[j]); /* in fold's order */
@@ -2567,15 +2655,18 @@ AVX512 static void few512_bf16(float *out, const Tensor *w, int row, int n_rows,
 #undef WEIGHTS
 }
 
-/* BF16 rows times tokens rounded to BF16 (fast): vdpbf16ps adds two products to each of 16 sums. R rows, T tokens: constants; the sums wait in
- * part while a piece of the rows is over, as in `tile`. */
+/* BF16 rows times tokens rounded to BF16 (fast): vdpbf16ps adds two products to each of 16 sums. R rows from `row` on, T tokens from t on,
+ * weights [from, to) of each row. R, T: constants. Where a piece of the rows ends before they do, the sums wait in part, as in `tile`. */
 #define AVX512BF16 __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512bf16,fma,f16c,avx2")))
-static inline __attribute__((always_inline)) AVX512BF16 void tile512_bf16(float *out, const Tensor *w, int row, const Input *in, int t, size_t from, size_t to, float *part, const int R, const int T) {
+static inline __attribute__((always_inline)) AVX512BF16
+void tile512_bf16(float *out, const Tensor *w, int row, const Input *in, int t, size_t from, size_t to, float *part,
+                  const int R, const int T) {
     const size_t n = (size_t)w->n_in, step = row_bytes(w);
     const uint8_t *rows = w->data + (size_t)row * step;
     const uint16_t *x = in->half + (size_t)t * n;
     __m512 acc[4][6];
-    UNROLL for (int r = 0; r < R; r++) UNROLL8 for (int j = 0; j < T; j++) acc[r][j] = from ? _mm512_load_ps(part + (r * T + j) * 16) : _mm512_setzero_ps();
+    UNROLL for (int r = 0; r < R; r++)
+        UNROLL8 for (int j = 0; j < T; j++) acc[r][j] = from ? _mm512_load_ps(part + (r * T + j) * 16) : _mm512_setzero_ps();
     for (size_t i = from; i < to; i += 32) {
         const __mmask32 live = n - i >= 32 ? 0xffffffff : (1u << (n - i)) - 1;
         __m512bh v[6];
@@ -2593,11 +2684,13 @@ static inline __attribute__((always_inline)) AVX512BF16 void tile512_bf16(float 
             else out[(size_t)(t + j) * (size_t)w->n_out + row + r] = _mm512_reduce_add_ps(acc[r][j]);
         }
 }
+/* plain_body for BF16 rows and tokens. */
 AVX512BF16 static void fast512_bf16(float *out, const Tensor *w, int row, int n_rows, const Input *in) {
     float part[2 * ROWS * TILE * 16] __attribute__((aligned(64)));
     const size_t n = (size_t)w->n_in;
     int t = 0;
-#define TILES(R, T, from, to) for (; r + R <= n_rows; r += R) tile512_bf16(out, w, row + r, in, t, from, to, part + r * T * 16, R, T)
+#define TILES(R, T, from, to) \
+    for (; r + R <= n_rows; r += R) tile512_bf16(out, w, row + r, in, t, from, to, part + r * T * 16, R, T)
     for (; t + TILE <= in->T; t += TILE)
         for (size_t at = 0; at < n; at += 2 * WEIGHTS_AT_ONCE) {
             size_t to = n - at > 2 * WEIGHTS_AT_ONCE ? at + 2 * WEIGHTS_AT_ONCE : n;
@@ -2605,11 +2698,16 @@ AVX512BF16 static void fast512_bf16(float *out, const Tensor *w, int row, int n_
             TILES(4, 6, at, to);
             TILES(1, 6, at, to);
         }
-    for (; t < in->T; t++) { int r = 0; TILES(4, 1, 0, n); TILES(1, 1, 0, n); }
+    for (; t < in->T; t++) {
+        int r = 0;
+        TILES(4, 1, 0, n);
+        TILES(1, 1, 0, n);
+    }
 #undef TILES
 }
 
-AVX512 static void few512_1(float *out, const Tensor *w, int row, int n_rows, const Input *in, float *buf) { /* where the memory is the limit, if nothing else is */
+/* few512 for 1, 2 and up to 4 tokens. With one, memory should be the only limit, so each type has a copy of its own. */
+AVX512 static void few512_1(float *out, const Tensor *w, int row, int n_rows, const Input *in, float *buf) {
 #define OF(TYPE, group, min) case TYPE: few512(out, w, row, n_rows, in, 1, buf, TYPE, group, min, 1); break;
     switch (w->type) {
     OF(Q8_0, 32, 0) OF(Q4_0, 32, 0) OF(Q4_1, 32, 1) OF(Q5_0, 32, 0) OF(Q5_1, 32, 1) OF(IQ4_NL, 32, 0) OF(MXFP4, 32, 0)
@@ -2617,14 +2715,16 @@ AVX512 static void few512_1(float *out, const Tensor *w, int row, int n_rows, co
     }
 #undef OF
 }
-#define FEW512(n) AVX512 static void few512_##n(float *out, const Tensor *w, int row, int n_rows, const Input *in, float *buf) { \
-    if (types[w->type].group == 32 && !types[w->type].min) few512(out, w, row, n_rows, in, in->T, buf, w->type, 32, 0, n); \
-    else if (types[w->type].group == 32) few512(out, w, row, n_rows, in, in->T, buf, w->type, 32, 1, n); \
-    else if (!types[w->type].min) few512(out, w, row, n_rows, in, in->T, buf, w->type, 16, 0, n); \
-    else few512(out, w, row, n_rows, in, in->T, buf, w->type, 16, 1, n); \
-}
+#define FEW512(n) \
+    AVX512 static void few512_##n(float *out, const Tensor *w, int row, int n_rows, const Input *in, float *buf) { \
+        if (types[w->type].group == 32 && !types[w->type].min) few512(out, w, row, n_rows, in, in->T, buf, w->type, 32, 0, n); \
+        else if (types[w->type].group == 32) few512(out, w, row, n_rows, in, in->T, buf, w->type, 32, 1, n); \
+        else if (!types[w->type].min) few512(out, w, row, n_rows, in, in->T, buf, w->type, 16, 0, n); \
+        else few512(out, w, row, n_rows, in, in->T, buf, w->type, 16, 1, n); \
+    }
 FEW512(2) FEW512(4)
 
+/* Rows [row, row + n_rows) of w, of any type, times all tokens; n_rows <= ROWS, or 2 ROWS for plain types and TILES. */
 AVX512 static void matmul_avx512(float *out, const Tensor *w, int row, int n_rows, const Input *in, float *buf) {
     if (w->type == BF16 && in->T < 4) few512_bf16(out, w, row, n_rows, in);
     else if (types[w->type].group == 1) plain_body_16(out, w, row, n_rows, in, buf, 4, 6);

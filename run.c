@@ -986,22 +986,22 @@ static void row_to_float(float *y, const uint8_t *b, int type, size_t n) {
  *
  * Same bits: an output element is summed by one thread in one order, whatever the number of tokens in the run or of threads.
  *
- * The rooms, in order. A learner reads those with a star, and is then free to believe that the others do the same, faster:
+ * The rooms, in order. Read those with a star, recurrence_step first; the others do what the scalar definitions say, only faster:
  *
- *   sizes                   what is worked on at once, and why so much
- * * input of a matmul       activations as floats and as integers; the order in which an output is summed
- * * the one recurrence      recurrence_step: the dozen lines that all mixers with a matrix memory share
- *   the cache               where softmax attention keeps keys and values, and what it is asked for (Attend)
- * * scalar definitions      small functions: dot product, exponential, activations, norms, short convolution;
- *                           then quantize_token, few_body and matmul_scalar (matmul), recurrence_scalar, attend_scalar
- *   the same in vectors     matmul of plain types, recurrence, and the product that attention is made of, for 4, 8 and 16 lanes
- *   attention in tiles      attend_scalar for many queries at once
- *   per instruction set     the macros that compile all this for SSE2, AVX2, AVX-512, NEON or whatever vectors there are
- *   AVX-512                 quantised weights times bytes: a few tokens (few512), many (many512); BF16
- *   every other set         the same two walks, by row (few_rows) and by panel (many_rows), for any way to multiply integers;
- *                           then such ways, for AVX2 and AVX-VNNI, and for ARM: NEON, dotprod, i8mm
- *   the choice              the table of kernels, and which row of it this processor takes
- * * the work, spread        what sections 8 to 10 call: matmul, recurrence, attention, each over the threads of a Team */
+ *     sizes                   what is worked on at once, and why so much
+ *   * input of a matmul       activations as floats and as integers; the order in which an output is summed
+ *   * the one recurrence      recurrence_step: the dozen lines that all mixers with a matrix memory share
+ *     the cache               where softmax attention keeps keys and values, and what it is asked for (Attend)
+ *   * scalar definitions      dot product, exponential, activations, norms, short convolution; then matmul (quantize_token, few_body,
+ *                             matmul_scalar); then recurrence_scalar and attend_scalar
+ *     the same in vectors     matmul of plain types, recurrence, and the product that attention is made of, for 4, 8 and 16 lanes
+ *     attention in tiles      attend_scalar for many queries at once
+ *     per instruction set     the macros that compile all this for SSE2, AVX2, AVX-512, NEON or whatever vectors there are
+ *     AVX-512                 weights to bytes; quantised weights times few tokens (few512) and many (many512); BF16
+ *     every other set         the same two walks, by row (few_rows) and by panel (many_rows), for any way to multiply integers;
+ *                             then such ways: AVX2 and AVX-VNNI, and on ARM NEON, dotprod, i8mm
+ *     the choice              the table of kernels, and which row of it this processor takes
+ *   * the work, spread        what the sections below call: matmul, recurrence, attention, each over the threads of a Team */
 
 /* -- sizes: what is worked on at once -- */
 
@@ -1046,7 +1046,7 @@ typedef struct {
     int32_t *bias;        /* BYTES: (T, 2, 3n/32), each row n/32 numbers for blocks of 32, then n/16 for blocks of 16. The first row is
                            * -128 * 256 * sum of hi: what weights made unsigned by + 128 add too much; the second is -sum of q */
     uint16_t *half;       /* NULL, or for BF16 weights, fast and kernels that multiply them (T, n) bfloat16 */
-    uint8_t *tiles;       /* TILES: (T/TILE, n/32) pieces of tile_bytes_of(fast) bytes, see below */
+    uint8_t *tiles;       /* TILES: (T/TILE rounded up, n/32) pieces of tile_bytes_of(fast) bytes, see below */
 } Input;
 enum { NOT_YET, INT16, BYTES, SIGNED, TILES };
 enum { Q_TOP = 127 * 256 + 127 };
@@ -1131,7 +1131,7 @@ static void recurrence_step(float *S, int dk, int dv, const Step *a, int undecay
     }
 }
 
-/* -- the cache: keys and values of softmax attention -- */
+/* -- the cache: keys and values of softmax attention, and what is asked of them -- */
 
 /* What one softmax layer remembers: keys and values of every position, and (sums > 0) cumulative log decays, that is forget-gate
  * biases. Positions lie in blocks of KEYS, a block is read from its first byte to its last:
@@ -1234,7 +1234,7 @@ static void cache_append(const Cache *c, int64_t pos, const float *k, const floa
 
 /* Softmax attention of T tokens from position pos on, whose keys and values are in the cache already. Query head h of H reads key/value
  * head h / (H / heads); it sees the last `window` positions, 0 = all. A score is scale q.k_j, plus c_i - c_j of head h where the cache
- * has sums (forgetting attention, mixers.md section 5.2: the query's own sum minus the key's; doubles, because the sums grow with the text).
+ * has sums (forgetting attention, mixers.md section 5.2: the query's own sum minus the key's; doubles, because sums grow with the text).
  *
  * Same bits: positions are split into chunks of KEY_CHUNK, a query's part of every chunk is summed on its own in steps of KEYS, and the
  * parts are merged in order; chunks and steps begin at multiples of their length, whatever the run of tokens. */
@@ -1254,7 +1254,7 @@ INLINE int64_t first_visible(const Attend *a, int64_t pos) { return a->window ? 
 INLINE size_t part_o(int dv) { return round_up((size_t)dv, 32); }
 INLINE size_t part_floats(int dv) { return part_o(dv) + LANES; }
 
-/* -- the scalar definitions -- */
+/* -- the scalar definitions: sums, functions of one number, norms, short convolution -- */
 
 /* 16 partial sums become one, folded as a tree: l and l + 8, then l and l + 4, ... The vector code adds in this order, too. */
 static float fold16(const float *acc) {
@@ -1406,6 +1406,8 @@ INLINE void conv_body(float *x, const float *w, const float *bias, float *last, 
     if (C - c >= STRIP) conv_strip(x, w, bias, last, C, K, T, act, c, STRIP);
     else conv_strip(x, w, bias, last, C, K, T, act, c, C - c);
 }
+
+/* -- the scalar definitions: matmul -- */
 
 /* 32 q keep 7 leading bits and the sign, rounded; returns the shift: q / 2^shift is a signed byte. */
 INLINE int keep_8_bits(int16_t *restrict q) {
@@ -1578,6 +1580,8 @@ static void matmul_scalar(float *out, const Tensor *w, int row, int n_rows, cons
     }
 LOOPS_FOR(scalar, )
 
+/* -- the scalar definitions: recurrence and softmax attention -- */
+
 /* Head h, value columns [j0, j0 + PANEL), all T tokens. S (dk, dv): this head's memory. o: row of all heads of the first token, o_stride
  * floats from one token to the next. buf: (PANEL + 2) dk floats of this thread. */
 static void recurrence_scalar(const Recurrence *a, int h, int j0, float *S, float *o, size_t o_stride, int T, float *buf) {
@@ -1631,11 +1635,11 @@ static void attend_scalar(const Attend *a, int g, int row, int n_rows, int64_t c
 #endif /* LANES */
 
 /* -- the same in vectors, of as many floats as a register holds --
- * The part down to "end of vectors" is compiled for LANES 4, 8 and 16: the file includes itself and skips all the rest. NAME puts the number
- * behind the names of its types and functions: V, a vector of LANES floats, is V_8 for LANES 8. An operator on two V acts on every lane.
- * (Vectors wider than a register would do for clang; gcc keeps them in memory, 30 times slower on AVX2.)
+ * The part down to "end of vectors" is compiled for LANES 4, 8 and 16: the file includes itself and skips all the rest. NAME puts the
+ * number behind the names of its types and functions: V, a vector of LANES floats, is V_8 for LANES 8. An operator on two V acts on every
+ * lane. (Vectors wider than a register would do for clang; gcc keeps them in memory, 30 times slower on AVX2.)
  *
- * Arguments called constants are so at every call: the functions are inlined, and what depends on them is decided when they are compiled. */
+ * Arguments called constants are constant at every call: the functions are inlined, and what depends on them is decided by the compiler. */
 #ifdef LANES
 #define NAME(name) NAMED(name, LANES)
 #define V NAME(V)
@@ -2229,9 +2233,9 @@ WIDEN_FOR(avx512, AVX512, _mm512, 16, LOAD32, LOAD16)
 ATTEND_FOR(avx512, AVX512, 16, half_row_avx512, byte_tile_avx512)
 
 /* -- AVX-512 with VNNI: vpdpbusd multiplies 64 unsigned by 64 signed bytes into 16 sums --
- * Few tokens (few512): rows are read straight through; the weights are the unsigned side, by an offset that the type brings along or by adding
- * 128, and the input's bias takes back what that adds. Many tokens (many512): weights become panels, the signed side, and the inputs in
- * TILES are the unsigned one. In between: reading a segment (load512, scales512), rows (rows512), panels (make_panels). Behind them BF16. */
+ * Few tokens (few512): rows are read straight through; the weights are the unsigned side, by an offset that the type brings along or by
+ * adding 128, and the input's bias takes back what that adds. Many tokens (many512): weights become panels, the signed side, and the inputs
+ * in TILES are the unsigned one. First comes how weights are read, last what BF16 does. */
 #define INLINE512 static inline __attribute__((always_inline)) AVX512
 
 /* 16 rows x 16 bytes, `step` bytes apart, to 4 vectors: lane l of v[j] = dword j of row l. Rows r, r+4, r+8, r+12 share
@@ -2252,6 +2256,8 @@ INLINE512 void transpose16(__m512i v[4], const void *p, size_t step) {
     v[2] = _mm512_unpacklo_epi64(h01, h23), v[3] = _mm512_unpackhi_epi64(h01, h23);
 }
 
+/* -- AVX-512: weights to bytes, whatever their type -- */
+
 /* SEGMENT weights at b to four vectors of bytes, as stored: q + offset where the type has an offset, else q. v[j] are weights 64 j to
  * 64 j + 63, that is two blocks of 32 or a quarter of a block of 256; compare the unpackers of section 4. type: a constant.
  *   TWICE(p)             32 bytes in both halves
@@ -2259,7 +2265,7 @@ INLINE512 void transpose16(__m512i v[4], const void *p, size_t step) {
  *   NIBBLES(p, q)        two blocks of 32: the low nibbles at p, the high ones, those at q likewise
  *   NIBBLES_K(p)         the low nibbles of 32 bytes, then the high ones
  *   TABLE(t, i)          each of the 64 indices i through a table of 16
- *   BITS_AT(x, k, to, step)   bits k of the lower half's bytes, k + step of the upper half's, moved to bit `to` (with neighbours, to be masked)
+ *   BITS_AT(x, k, to, step)   bit k of the lower half's bytes, k + step of the upper half's, moved to bit `to`; all others to be masked out
  *   TWO_BITS(p, j)       Q2_K and Q3_K: fields 2 (j & 1) and 2 (j & 1) + 1 of the four in each of 32 bytes
  *   MASKED_OR(x, mask, y)   (x & mask) | y */
 INLINE512 void load512(__m512i v[4], const uint8_t *b, int type) {
@@ -2396,6 +2402,8 @@ AVX512 static void rows512(int8_t *q, size_t row_q, float *d, float *m, size_t r
 #undef OF
 }
 
+/* -- AVX-512: few tokens -- */
+
 /* few_body with the block sums of a segment at once. Each row is read from its first byte to its last; sums, scales and minimums
  * of 16 rows go to buf, are transposed to one row per lane, and meet in the fixed order. group, min, T: constants, for one token type, too;
  * n_tokens <= T (3 tokens are taken as 4, of which the last is computed twice and stored once). u: the weights made unsigned for hi, whose
@@ -2484,6 +2492,8 @@ INLINE512 void few512(float *out, const Tensor *w, int row, int n_rows, const In
         if (t < n_tokens)
             _mm512_mask_storeu_ps(out + (size_t)t * (size_t)w->n_out + row, live, _mm512_mul_ps(S[t], _mm512_set1_ps(in->D[t])));
 }
+
+/* -- AVX-512: many tokens -- */
 
 /* 16 rows x 32 weights: dword l of q[j] holds weights 4j..4j+3 of row l; per group (one of 32, or two of 16) the scale, the minimum, and
  * -128 times the sum of the weights, which takes back what hi + 128 adds too much. */
@@ -2622,8 +2632,10 @@ AVX512 static void many512(float *out, const Tensor *w, int row, int n_rows, con
     }
 }
 
-/* BF16 rows times few tokens, four rows at a time, in the order of `tile`; a function of its own because gcc widens 16-bit vectors badly, and
- * because fetching ahead pays. Written with * and + as `tile` is, so that a compiler fuses both or none. */
+/* -- AVX-512: BF16 -- */
+
+/* BF16 rows times few tokens, four rows at a time, in the order of `tile`; a function of its own because gcc widens 16-bit vectors badly,
+ * and because fetching ahead pays. Written with * and + as `tile` is, so that a compiler fuses both or none. */
 AVX512 static void few512_bf16(float *out, const Tensor *w, int row, int n_rows, const Input *in) {
     const size_t n = (size_t)w->n_in, step = row_bytes(w);
 #define WEIGHTS(p) _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(p), 16))
@@ -2706,6 +2718,8 @@ AVX512BF16 static void fast512_bf16(float *out, const Tensor *w, int row, int n_
 #undef TILES
 }
 
+/* -- AVX-512: which of these -- */
+
 /* few512 for 1, 2 and up to 4 tokens. With one, memory should be the only limit, so each type has a copy of its own. */
 AVX512 static void few512_1(float *out, const Tensor *w, int row, int n_rows, const Input *in, float *buf) {
 #define OF(TYPE, group, min) case TYPE: few512(out, w, row, n_rows, in, 1, buf, TYPE, group, min, 1); break;
@@ -2742,8 +2756,8 @@ AVX512 static void matmul_avx512bf16(float *out, const Tensor *w, int row, int n
 #endif
 
 /* -- block-quantised weights on every other instruction set --
- * Two walks, as above: rows straight through for few tokens, panels of 16 rows for many. An instruction set adds how it multiplies
- * integers: over a row (Sums), and over a panel (Tile). */
+ * Two walks, as above: rows straight through for few tokens (few_rows), panels of 16 rows for many (many_rows). An instruction set adds
+ * how it multiplies integers: over a row (Sums), and over a panel (Tile). */
 
 /* The group sums of one row, as floats, for all tokens: f (T, f_step). q: the weights, padded with zeros to a multiple of SEGMENT. */
 typedef void Sums(float *f, size_t f_step, const int8_t *q, const Input *in, int group);
@@ -2752,20 +2766,34 @@ typedef void Sums(float *f, size_t f_step, const int8_t *q, const Input *in, int
 typedef void Tile(float *S, const int8_t *q, const float *d, const float *m, const Input *in, int t, int at, int n, int group);
 typedef void Unpack(int8_t *q, float *d, float *m, const uint8_t *b, int type, int n);
 
-/* 16 rows of 16 bytes, `step` bytes apart, to (16 / unit, 16, unit): unit bytes of each row side by side. unit: 1, 2, 4 or 8, a constant.
- * Squares of 16 / unit rows are transposed: zipping the upper half with the lower one rotates the index (row, column) by a bit. */
+/* lo and hi: the units (of 1, 2, 4 or 8 bytes) of a and b in turn, a0 b0 a1 b1 ... */
 INLINE void zip(B16 *lo, B16 *hi, B16 a, B16 b, const int unit) {
 #if defined(__clang__)
 #define ZIP(...) __builtin_shufflevector(a, b, __VA_ARGS__)
 #else
 #define ZIP(...) __builtin_shuffle(a, b, (B16){__VA_ARGS__})
 #endif
-    if (unit == 1) *lo = ZIP(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23), *hi = ZIP(8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
-    if (unit == 2) *lo = ZIP(0, 1, 16, 17, 2, 3, 18, 19, 4, 5, 20, 21, 6, 7, 22, 23), *hi = ZIP(8, 9, 24, 25, 10, 11, 26, 27, 12, 13, 28, 29, 14, 15, 30, 31);
-    if (unit == 4) *lo = ZIP(0, 1, 2, 3, 16, 17, 18, 19, 4, 5, 6, 7, 20, 21, 22, 23), *hi = ZIP(8, 9, 10, 11, 24, 25, 26, 27, 12, 13, 14, 15, 28, 29, 30, 31);
-    if (unit == 8) *lo = ZIP(0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23), *hi = ZIP(8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31);
+    if (unit == 1) {
+        *lo = ZIP(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+        *hi = ZIP(8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+    }
+    if (unit == 2) {
+        *lo = ZIP(0, 1, 16, 17, 2, 3, 18, 19, 4, 5, 20, 21, 6, 7, 22, 23);
+        *hi = ZIP(8, 9, 24, 25, 10, 11, 26, 27, 12, 13, 28, 29, 14, 15, 30, 31);
+    }
+    if (unit == 4) {
+        *lo = ZIP(0, 1, 2, 3, 16, 17, 18, 19, 4, 5, 6, 7, 20, 21, 22, 23);
+        *hi = ZIP(8, 9, 10, 11, 24, 25, 26, 27, 12, 13, 14, 15, 28, 29, 30, 31);
+    }
+    if (unit == 8) {
+        *lo = ZIP(0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23);
+        *hi = ZIP(8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31);
+    }
 #undef ZIP
 }
+/* 16 rows of 16 bytes, `step` bytes apart, to (16 / unit, 16, unit): unit bytes of each row side by side. unit: 1, 2, 4 or 8, a constant.
+ * Squares of 16 / unit rows are transposed: zipping the upper half with the lower one rotates the index (row, column) by a bit, and after
+ * as many turns as the index of a column has bits, row and column have changed places. */
 INLINE void interleave(void *out, const void *in, size_t step, const int unit) {
     const int m = 16 / unit;
     for (int g = 0; g < ROWS; g += m) {
@@ -2780,7 +2808,8 @@ INLINE void interleave(void *out, const void *in, size_t step, const int unit) {
     }
 }
 
-/* few_body with rows read straight through. Their sums, scales and minimums are then turned to one row per lane and meet in the fixed order.
+/* few_body with rows read straight through, for all in->T <= FEW tokens. Their sums, scales and minimums are then turned to one row per
+ * lane and meet in the fixed order.
  *   buf: F (T, 16, G) sums, D, M (16, G) scales and minimums; G groups, padded to 16; a row of weights */
 INLINE void few_rows(float *out, const Tensor *w, int row, int n_rows, const Input *in, float *buf, Unpack unpack_fn, Sums sums) {
     const int n = w->n_in, group = types[w->type].group, min = types[w->type].min, groups = n / group, T = in->T;
@@ -2788,6 +2817,8 @@ INLINE void few_rows(float *out, const Tensor *w, int row, int n_rows, const Inp
     float *D = buf + (size_t)T * ROWS * G, *M = D + ROWS * G;
     int8_t *q = (int8_t *)(void *)(M + ROWS * G);
     if (n % SEGMENT) memset(q + n / SEGMENT * SEGMENT, 0, SEGMENT);
+
+    // isum, d and m of every row
     for (int r = 0; r < n_rows; r++) {
         const uint8_t *bytes = w->data + (size_t)(row + r) * row_bytes(w);
         for (int at = 0; at < n; at += SEGMENT, bytes += segment) {
@@ -2797,6 +2828,8 @@ INLINE void few_rows(float *out, const Tensor *w, int row, int n_rows, const Inp
         }
         sums(buf + (size_t)r * G, ROWS * G, q, in, group);
     }
+
+    // S <- S + isum d;  S <- S - m fsum;  out = S D, one row per lane, four groups at a time
     float S[FEW][ROWS] = {{0}}, f[4][ROWS], d[4][ROWS], m[4][ROWS];
     for (int g = 0; g < groups; g += 4) {
         interleave(d, D + g, G * sizeof(float), sizeof(float));
@@ -2807,7 +2840,8 @@ INLINE void few_rows(float *out, const Tensor *w, int row, int n_rows, const Inp
             for (int j = 0; j < 4 && g + j < groups; j++) {
                 float x = group == 32 ? fsum[2 * (g + j)] + fsum[2 * (g + j) + 1] : fsum[g + j];
                 for (int r = 0; r < ROWS; r++) S[t][r] = fmaf(f[j][r], d[j][r], S[t][r]);
-                if (min) for (int r = 0; r < ROWS; r++) S[t][r] = fmaf(-m[j][r], x, S[t][r]);
+                if (min)
+                    for (int r = 0; r < ROWS; r++) S[t][r] = fmaf(-m[j][r], x, S[t][r]);
             }
         }
     }
@@ -2816,31 +2850,42 @@ INLINE void few_rows(float *out, const Tensor *w, int row, int n_rows, const Inp
 }
 
 /* Many tokens: panels of 16 rows x BLOCKS_AT_ONCE blocks, unit weights of each row side by side, wide: as 16-bit integers. Rows beyond
- * the end repeat the last one.
- *   buf: the panel, its scales and minimums; S (tokens, 16); and 16 rows as they come: weights, scales, minimums */
-INLINE void many_rows(float *out, const Tensor *w, int row, int n_rows, const Input *in, float *buf, Unpack unpack_fn, Tile tile_fn, const int unit, const int wide) {
-    enum { STEP = BLOCKS_AT_ONCE * 32, GROUPS = STEP / 16 };
+ * the end repeat the last one. unit, wide: constants.
+ *   buf: the panel's scales and minimums d, m (GROUPS, 16); those of 16 rows as they come, row_d, row_m (16, GROUPS); S (tokens, 16);
+ *        the panel q (STEP / unit, 16, unit), room for 16-bit integers; and 16 rows as they come, row_q (16, STEP) */
+INLINE void many_rows(float *out, const Tensor *w, int row, int n_rows, const Input *in, float *buf, Unpack unpack_fn, Tile tile_fn,
+                      const int unit, const int wide) {
+    enum { STEP = BLOCKS_AT_ONCE * 32, GROUPS = STEP / 16 }; /* weights of a row at once, and the most groups they can have */
     const int type = w->type, group = types[type].group, min = types[type].min;
     float *d = buf, *m = d + GROUPS * ROWS, *row_d = m + GROUPS * ROWS, *row_m = row_d + ROWS * GROUPS, *S = row_m + ROWS * GROUPS;
     int8_t *q = (int8_t *)(void *)(S + round_up((size_t)in->T, TILE) * ROWS), *row_q = q + 2 * STEP * ROWS;
     memset(S, 0, round_up((size_t)in->T, TILE) * ROWS * sizeof(float));
     for (int at = 0; at < w->n_in; at += STEP) {
         int n = w->n_in - at < STEP ? w->n_in - at : STEP;
+
+        // 16 rows as they come
         for (int r = 0; r < ROWS; r++) {
             const uint8_t *bytes = w->data + (size_t)(row + (r < n_rows ? r : n_rows - 1)) * row_bytes(w) + bytes_of(type, (size_t)at);
-            for (size_t i = 0; i < bytes_of(type, STEP); i += 64) __builtin_prefetch(bytes + ROWS * row_bytes(w) + i); /* what comes after these rows */
+            for (size_t i = 0; i < bytes_of(type, STEP); i += 64) /* what comes after these rows */
+                __builtin_prefetch(bytes + ROWS * row_bytes(w) + i);
             for (int i = 0; i < n; i += SEGMENT, bytes += bytes_of(type, SEGMENT))
-                unpack_fn(row_q + r * STEP + i, row_d + r * GROUPS + i / group, row_m + r * GROUPS + i / group, bytes, type, n - i < SEGMENT ? n - i : SEGMENT);
+                unpack_fn(row_q + r * STEP + i, row_d + r * GROUPS + i / group, row_m + r * GROUPS + i / group,
+                          bytes, type, n - i < SEGMENT ? n - i : SEGMENT);
         }
+
+        // turned into a panel
         for (int i = 0; i < n; i += 16) {
             int8_t part[16 * ROWS];
             interleave(wide ? part : q + i * ROWS, row_q + i, STEP, unit);
-            if (wide) for (int k = 0; k < 16 * ROWS; k++) ((int16_t *)(void *)q)[i * ROWS + k] = part[k];
+            if (wide)
+                for (int k = 0; k < 16 * ROWS; k++) ((int16_t *)(void *)q)[i * ROWS + k] = part[k];
         }
         for (int g = 0; g < n / group; g += 4) {
             interleave(d + g * ROWS, row_d + g, GROUPS * sizeof(float), sizeof(float));
             if (min) interleave(m + g * ROWS, row_m + g, GROUPS * sizeof(float), sizeof(float));
         }
+
+        // which all tokens meet
         for (int t = 0; t < in->T; t += TILE) tile_fn(S + t * ROWS, q, d, min ? m : NULL, in, t, at, n, group);
     }
     for (int t = 0; t < in->T; t++)
@@ -2851,6 +2896,7 @@ INLINE void many_rows(float *out, const Tensor *w, int row, int n_rows, const In
 /* -- AVX2: vpmaddwd multiplies 16 pairs of 16-bit integers and adds neighbours; AVX-VNNI adds the sum so far in the same instruction -- */
 #define INLINE2 static inline __attribute__((always_inline)) AVX2
 #define AVXVNNI __attribute__((target("avx2,fma,f16c,avxvnni")))
+/* sum + what vpmaddwd makes of a and b: the one thing in which the two differ. */
 typedef __m256i Madd(__m256i sum, __m256i a, __m256i b);
 AVX2 static inline __m256i madd_avx2(__m256i sum, __m256i a, __m256i b) {
     sum = _mm256_add_epi32(sum, _mm256_madd_epi16(a, b));
@@ -2863,39 +2909,48 @@ AVX2 static void unpack_avx2(int8_t *q, float *d, float *m, const uint8_t *b, in
 /* Lane i of the result: the sum of the lanes of v[i]. */
 INLINE2 __m256i sum_lanes(const __m256i v[8]) {
     __m256i pair[4], four[2];
-    UNROLL for (int i = 0; i < 4; i++) pair[i] = _mm256_add_epi32(_mm256_unpacklo_epi32(v[2 * i], v[2 * i + 1]), _mm256_unpackhi_epi32(v[2 * i], v[2 * i + 1]));
-    UNROLL for (int i = 0; i < 2; i++) four[i] = _mm256_add_epi32(_mm256_unpacklo_epi64(pair[2 * i], pair[2 * i + 1]), _mm256_unpackhi_epi64(pair[2 * i], pair[2 * i + 1]));
+    UNROLL for (int i = 0; i < 4; i++)
+        pair[i] = _mm256_add_epi32(_mm256_unpacklo_epi32(v[2 * i], v[2 * i + 1]), _mm256_unpackhi_epi32(v[2 * i], v[2 * i + 1]));
+    UNROLL for (int i = 0; i < 2; i++)
+        four[i] = _mm256_add_epi32(_mm256_unpacklo_epi64(pair[2 * i], pair[2 * i + 1]),
+                                   _mm256_unpackhi_epi64(pair[2 * i], pair[2 * i + 1]));
     return _mm256_add_epi32(_mm256_permute2x128_si256(four[0], four[1], 0x20), _mm256_permute2x128_si256(four[0], four[1], 0x31));
 }
 
+/* Sums: a segment at a time, eight groups to a vector of sums. */
 INLINE2 void sums_256(float *f, size_t f_step, const int8_t *q, const Input *in, int group, Madd madd) {
     const __m256i zero = _mm256_setzero_si256();
     for (int at = 0; at < in->n; at += SEGMENT, q += SEGMENT)
         for (int t = 0; t < in->T; t++) {
             const int16_t *x = in->q + (size_t)t * (size_t)in->n + at;
             float *out = f + (size_t)t * f_step + at / group;
-#define PRODUCT(sum, i) madd(sum, _mm256_cvtepi8_epi16(_mm_loadu_si128((const void *)(q + (i)))), _mm256_loadu_si256((const void *)(x + (i))))
+#define PRODUCT(sum, i) /* 16 weights from i on, times their inputs */ \
+    madd(sum, _mm256_cvtepi8_epi16(_mm_loadu_si128((const void *)(q + (i)))), _mm256_loadu_si256((const void *)(x + (i))))
             __m256i v[8];
             if (group == 32) {
                 UNROLL8 for (int i = 0; i < 8; i++) v[i] = PRODUCT(PRODUCT(zero, 32 * i), 32 * i + 16);
                 _mm256_storeu_ps(out, _mm256_cvtepi32_ps(sum_lanes(v)));
-            } else
+            } else {
                 for (int half = 0; half < 2; half++) {
                     UNROLL8 for (int i = 0; i < 8; i++) v[i] = PRODUCT(zero, 128 * half + 16 * i);
                     _mm256_storeu_ps(out + 8 * half, _mm256_cvtepi32_ps(sum_lanes(v)));
                 }
+            }
 #undef PRODUCT
         }
 }
 
-/* A pair of inputs, broadcast, meets a pair of weights of each of 16 rows: 12 integer sums, 2 weights, a broadcast and a product in registers. */
-INLINE2 void tile_256(float *S, const int8_t *panel, const float *d, const float *m, const Input *in, int t0, int at, int n, int group, Madd madd) {
+/* Tile, of a panel (n / 2, 16, 2) of 16-bit integers. A pair of inputs, broadcast, meets a pair of weights of each of 16 rows: 12 integer
+ * sums, 2 weights, a broadcast and a product in registers. */
+INLINE2 void tile_256(float *S, const int8_t *panel, const float *d, const float *m, const Input *in, int t0, int at, int n, int group,
+                      Madd madd) {
     const __m256i *q = (const void *)panel;
     const int16_t *x[TILE];
     const float *fsum[TILE];
     for (int t = 0; t < TILE; t++) {
         size_t token = (size_t)(t0 + t < in->T ? t0 + t : in->T - 1);
-        x[t] = in->q + token * (size_t)in->n + at, fsum[t] = in->fsum + token * (size_t)(in->n / 16) + at / 16;
+        x[t] = in->q + token * (size_t)in->n + at;
+        fsum[t] = in->fsum + token * (size_t)(in->n / 16) + at / 16;
     }
     for (int i = 0; i < n; i += group, d += ROWS) {
         __m256i sum[TILE][2];
@@ -2906,7 +2961,8 @@ INLINE2 void tile_256(float *S, const int8_t *panel, const float *d, const float
                     int32_t pair;
                     memcpy(&pair, x[t] + j + k, sizeof pair);
                     __m256i v = _mm256_set1_epi32(pair);
-                    sum[t][0] = madd(sum[t][0], v, _mm256_load_si256(q)), sum[t][1] = madd(sum[t][1], v, _mm256_load_si256(q + 1));
+                    sum[t][0] = madd(sum[t][0], v, _mm256_load_si256(q));
+                    sum[t][1] = madd(sum[t][1], v, _mm256_load_si256(q + 1));
                 }
         for (int r = 0; r < 2; r++) {
             __m256 scale = _mm256_load_ps(d + 8 * r);
@@ -2922,8 +2978,13 @@ INLINE2 void tile_256(float *S, const int8_t *panel, const float *d, const float
 }
 
 #define MATMUL_256(isa, attribute) \
-    attribute static void sums_##isa(float *f, size_t f_step, const int8_t *q, const Input *in, int group) { sums_256(f, f_step, q, in, group, madd_##isa); } \
-    attribute static void panels_##isa(float *S, const int8_t *q, const float *d, const float *m, const Input *in, int t, int at, int n, int group) { tile_256(S, q, d, m, in, t, at, n, group, madd_##isa); } \
+    attribute static void sums_##isa(float *f, size_t f_step, const int8_t *q, const Input *in, int group) { \
+        sums_256(f, f_step, q, in, group, madd_##isa); \
+    } \
+    attribute static void panels_##isa(float *S, const int8_t *q, const float *d, const float *m, const Input *in, \
+                                       int t, int at, int n, int group) { \
+        tile_256(S, q, d, m, in, t, at, n, group, madd_##isa); \
+    } \
     attribute static void matmul_##isa(float *out, const Tensor *w, int row, int n_rows, const Input *in, float *buf) { \
         if (types[w->type].group == 1) plain_body_8(out, w, row, n_rows, in, buf, 4, 2); \
         else if (in->T > FEW) many_rows(out, w, row, n_rows, in, buf, unpack_avx2, panels_##isa, 2, 1); \
@@ -2933,9 +2994,10 @@ MATMUL_256(avx2, AVX2)
 MATMUL_256(avxvnni, AVXVNNI)
 
 #elif defined(__aarch64__)
-/* -- ARM: NEON multiplies 16-bit integers, four sums at once; dotprod adds four products of signed bytes to each of four sums; i8mm adds
- * eight to each sum of 2 rows x 2 tokens. The last two see the input as 256 hi + lo, both signed. Written as assembly, because older
- * headers hide the instructions when the whole file may not use them. -- */
+/* -- ARM: NEON, dotprod, i8mm --
+ * NEON multiplies 16-bit integers, four sums at once; dotprod (sdot) adds four products of signed bytes to each of four sums; i8mm (smmla)
+ * adds eight to each sum of 2 rows x 2 tokens. The last two see the input as 256 hi + lo, both signed. Written as assembly, because older
+ * headers hide the instructions when the whole file may not use them. */
 #include <arm_neon.h>
 KERNELS_FOR(neon, , 4)
 ATTEND_FOR(neon, , 4, half_row, byte_tile)
@@ -2946,8 +3008,10 @@ ATTEND_FOR(neon, , 4, half_row, byte_tile)
 #define DOTPROD __attribute__((target("arch=armv8.2-a+dotprod")))
 #define I8MM __attribute__((target("arch=armv8.2-a+dotprod+i8mm")))
 #endif
+/* SDOT: sum i takes bytes 4i to 4i + 3 of a and b. SDOT_LANE: of b the same four bytes, those from 4 lane on, for all
+ * sums. SMMLA: a and b are two rows of 8 bytes each, and sum (2, 2) takes the product of each row of a with each row of b. */
 #define SDOT(sum, a, b) __asm__("sdot %0.4s, %1.16b, %2.16b" : "+w"(sum) : "w"(a), "w"(b))
-#define SDOT_LANE(sum, a, b, lane) __asm__("sdot %0.4s, %1.16b, %2.4b[" #lane "]" : "+w"(sum) : "w"(a), "w"(b)) /* 4 bytes of b for all sums */
+#define SDOT_LANE(sum, a, b, lane) __asm__("sdot %0.4s, %1.16b, %2.4b[" #lane "]" : "+w"(sum) : "w"(a), "w"(b))
 #define SMMLA(sum, a, b) __asm__("smmla %0.4s, %1.16b, %2.16b" : "+w"(sum) : "w"(a), "w"(b))
 
 /* 16 weights at q times 16 inputs from `at` on, in four sums. */
@@ -2967,6 +3031,7 @@ DOTPROD static inline int32x4_t dot16_dotprod(const int8_t *q, const Input *in, 
     return sum;
 }
 
+/* Sums: four groups at a time. */
 INLINE void sums_128(float *f, size_t f_step, const int8_t *q, const Input *in, int group, Dot16 dot16) {
     for (int t = 0; t < in->T; t++) {
         float *out = f + (size_t)t * f_step;
@@ -2982,10 +3047,12 @@ INLINE void sums_128(float *f, size_t f_step, const int8_t *q, const Input *in, 
     }
 }
 
-/* One group of 8 rows of a panel (those at q) times TILE tokens, whose inputs begin at x[t]: sum[t] are the 8 rows. */
+/* One group of 8 rows of a panel (those at q) times TILE tokens, whose inputs begin at x[t] of in's arrays: sum[t] are the 8 rows. */
 typedef void Dot8xTile(int32x4_t sum[TILE][2], const int8_t *q, const Input *in, const size_t *x, int group);
 
-INLINE void tile_128(float *S, const int8_t *q, const float *d, const float *m, const Input *in, int t0, int at, int n, int group, const int unit, const int wide, Dot8xTile dot) {
+/* Tile, of a panel with `unit` weights of each row side by side, wide: as 16-bit integers. */
+INLINE void tile_128(float *S, const int8_t *q, const float *d, const float *m, const Input *in, int t0, int at, int n, int group,
+                     const int unit, const int wide, Dot8xTile dot) {
     size_t x[TILE];
     for (int t = 0; t < TILE; t++) x[t] = (size_t)(t0 + t < in->T ? t0 + t : in->T - 1) * (size_t)in->n + (size_t)at;
     for (int i = 0; i < n; i += group, d += ROWS, q += group * ROWS << wide) {
@@ -3013,8 +3080,12 @@ static inline void dot8_neon(int32x4_t sum[TILE][2], const int8_t *panel, const 
         int16x8_t v[TILE], w;
         UNROLL8 for (int t = 0; t < TILE; t++) v[t] = vld1q_s16(in->q + x[t] + i);
 #define LANE(l) \
-        w = vld1q_s16(q), q += ROWS; \
-        UNROLL8 for (int t = 0; t < TILE; t++) sum[t][0] = vmlal_laneq_s16(sum[t][0], vget_low_s16(w), v[t], l), sum[t][1] = vmlal_high_laneq_s16(sum[t][1], w, v[t], l);
+        w = vld1q_s16(q); \
+        q += ROWS; \
+        UNROLL8 for (int t = 0; t < TILE; t++) { \
+            sum[t][0] = vmlal_laneq_s16(sum[t][0], vget_low_s16(w), v[t], l); \
+            sum[t][1] = vmlal_high_laneq_s16(sum[t][1], w, v[t], l); \
+        }
         LANE(0) LANE(1) LANE(2) LANE(3) LANE(4) LANE(5) LANE(6) LANE(7)
 #undef LANE
     }
@@ -3024,13 +3095,22 @@ DOTPROD static inline void dot8_dotprod(int32x4_t sum[TILE][2], const int8_t *pa
     UNROLL8 for (int t = 0; t < TILE; t++) sum[t][0] = sum[t][1] = vdupq_n_s32(0);
     for (int part = 0; part < 2; part++) { /* hi, then lo: sum = 256 sum(w hi) + sum(w lo) */
         const int8_t *q = panel, *plane = part ? (const int8_t *)in->lo : in->hi; /* (group / 4, 16, 4) */
-        if (part) UNROLL8 for (int t = 0; t < TILE; t++) sum[t][0] = vshlq_n_s32(sum[t][0], 8), sum[t][1] = vshlq_n_s32(sum[t][1], 8);
+        if (part)
+            UNROLL8 for (int t = 0; t < TILE; t++) {
+                sum[t][0] = vshlq_n_s32(sum[t][0], 8);
+                sum[t][1] = vshlq_n_s32(sum[t][1], 8);
+            }
         for (int i = 0; i < group; i += 16) {
             int8x16_t v[TILE], w0, w1;
             UNROLL8 for (int t = 0; t < TILE; t++) v[t] = vld1q_s8(plane + x[t] + i);
 #define LANE(l) \
-            w0 = vld1q_s8(q), w1 = vld1q_s8(q + 16), q += 4 * ROWS; \
-            UNROLL8 for (int t = 0; t < TILE; t++) { SDOT_LANE(sum[t][0], w0, v[t], l); SDOT_LANE(sum[t][1], w1, v[t], l); }
+            w0 = vld1q_s8(q); \
+            w1 = vld1q_s8(q + 16); \
+            q += 4 * ROWS; \
+            UNROLL8 for (int t = 0; t < TILE; t++) { \
+                SDOT_LANE(sum[t][0], w0, v[t], l); \
+                SDOT_LANE(sum[t][1], w1, v[t], l); \
+            }
             LANE(0) LANE(1) LANE(2) LANE(3)
 #undef LANE
         }
@@ -3039,15 +3119,20 @@ DOTPROD static inline void dot8_dotprod(int32x4_t sum[TILE][2], const int8_t *pa
 
 I8MM static inline void dot8_i8mm(int32x4_t sum[TILE][2], const int8_t *panel, const Input *in, const size_t *x, int group) {
     int32x4_t square[TILE / 2][4]; /* two tokens x two rows */
-    UNROLL for (int t = 0; t < TILE / 2; t++) UNROLL for (int r = 0; r < 4; r++) square[t][r] = vdupq_n_s32(0);
-    for (int part = 0; part < 2; part++) {
+    UNROLL for (int t = 0; t < TILE / 2; t++)
+        UNROLL for (int r = 0; r < 4; r++) square[t][r] = vdupq_n_s32(0);
+    for (int part = 0; part < 2; part++) { /* hi, then lo, as above */
         const int8_t *q = panel, *plane = part ? (const int8_t *)in->lo : in->hi; /* (group / 8, 16, 8) */
-        if (part) UNROLL for (int t = 0; t < TILE / 2; t++) UNROLL for (int r = 0; r < 4; r++) square[t][r] = vshlq_n_s32(square[t][r], 8);
+        if (part)
+            UNROLL for (int t = 0; t < TILE / 2; t++)
+                UNROLL for (int r = 0; r < 4; r++) square[t][r] = vshlq_n_s32(square[t][r], 8);
         for (int i = 0; i < group; i += 16) {
             int64x2_t v[TILE / 2][2]; /* 8 inputs of a token, 8 of the next */
             UNROLL for (int t = 0; t < TILE / 2; t++) {
-                int64x2_t a = vreinterpretq_s64_s8(vld1q_s8(plane + x[2 * t] + i)), b = vreinterpretq_s64_s8(vld1q_s8(plane + x[2 * t + 1] + i));
-                v[t][0] = vzip1q_s64(a, b), v[t][1] = vzip2q_s64(a, b);
+                int64x2_t a = vreinterpretq_s64_s8(vld1q_s8(plane + x[2 * t] + i));
+                int64x2_t b = vreinterpretq_s64_s8(vld1q_s8(plane + x[2 * t + 1] + i));
+                v[t][0] = vzip1q_s64(a, b);
+                v[t][1] = vzip2q_s64(a, b);
             }
             UNROLL for (int h = 0; h < 2; h++, q += 8 * ROWS)
                 UNROLL for (int r = 0; r < 4; r++) {
@@ -3056,16 +3141,22 @@ I8MM static inline void dot8_i8mm(int32x4_t sum[TILE][2], const int8_t *panel, c
                 }
         }
     }
-    UNROLL for (int t = 0; t < TILE / 2; t++)
+    UNROLL for (int t = 0; t < TILE / 2; t++) /* squares to rows of one token */
         UNROLL for (int h = 0; h < 2; h++) {
             int64x2_t a = vreinterpretq_s64_s32(square[t][2 * h]), b = vreinterpretq_s64_s32(square[t][2 * h + 1]);
-            sum[2 * t][h] = vreinterpretq_s32_s64(vzip1q_s64(a, b)), sum[2 * t + 1][h] = vreinterpretq_s32_s64(vzip2q_s64(a, b));
+            sum[2 * t][h] = vreinterpretq_s32_s64(vzip1q_s64(a, b));
+            sum[2 * t + 1][h] = vreinterpretq_s32_s64(vzip2q_s64(a, b));
         }
 }
 
 #define MATMUL_128(isa, attribute, dot16, unit, wide) \
-    attribute static void sums_##isa(float *f, size_t f_step, const int8_t *q, const Input *in, int group) { sums_128(f, f_step, q, in, group, dot16); } \
-    attribute static void panels_##isa(float *S, const int8_t *q, const float *d, const float *m, const Input *in, int t, int at, int n, int group) { tile_128(S, q, d, m, in, t, at, n, group, unit, wide, dot8_##isa); } \
+    attribute static void sums_##isa(float *f, size_t f_step, const int8_t *q, const Input *in, int group) { \
+        sums_128(f, f_step, q, in, group, dot16); \
+    } \
+    attribute static void panels_##isa(float *S, const int8_t *q, const float *d, const float *m, const Input *in, \
+                                       int t, int at, int n, int group) { \
+        tile_128(S, q, d, m, in, t, at, n, group, unit, wide, dot8_##isa); \
+    } \
     attribute static void matmul_##isa(float *out, const Tensor *w, int row, int n_rows, const Input *in, float *buf) { \
         if (types[w->type].group == 1) plain_body_4(out, w, row, n_rows, in, buf, 4, 4); \
         else if (in->T > FEW) many_rows(out, w, row, n_rows, in, buf, unpack_plain, panels_##isa, unit, wide); \
@@ -3081,7 +3172,9 @@ MATMUL_FOR(vector, , 4, 4, 4)
 #endif
 #endif
 
-/* The choice. Later entries are faster; the last one that this processor runs is taken, unless RUN_KERNEL names another. */
+/* -- the choice --
+ * Later entries are faster; the last one that this processor runs is taken, unless the environment's RUN_KERNEL names another. What each
+ * function does is said at its scalar definition: quantize_token, rmsnorm, activate_row ... */
 typedef struct {
     const char *name;
     int few, many; /* the form of the input for up to FEW tokens, and for more */
@@ -3115,7 +3208,7 @@ static const Kernels kernels[] = {
 };
 enum { N_KERNELS = sizeof kernels / sizeof kernels[0] };
 
-static int kernel_runs(const Kernels *k) {
+static int kernel_runs(const Kernels *k) { /* on this processor? */
 #if !defined(HAVE_VECTORS)
 #elif defined(__x86_64__)
     unsigned a = 0, b, c = 0, d; /* older compilers have no names for f16c and avxvnni */
@@ -3123,7 +3216,9 @@ static int kernel_runs(const Kernels *k) {
         return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C)
                && (!strcmp(k->name, "avx2") || (__get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & 1u << 4)));
     if (!strcmp(k->name, "avx512bf16") && (!__get_cpuid_count(7, 1, &a, &b, &c, &d) || !(a & 1u << 5))) return 0;
-    if (!strncmp(k->name, "avx512", 6)) return __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("fma");
+    if (!strncmp(k->name, "avx512", 6))
+        return __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq")
+               && __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("fma");
 #elif defined(__aarch64__)
     if (!strcmp(k->name, "dotprod")) return arm_has_dotprod();
     if (!strcmp(k->name, "i8mm")) return arm_has_dotprod() && arm_has_i8mm();
@@ -3135,15 +3230,28 @@ static int kernel_runs(const Kernels *k) {
 static int choose_kernels(const Kernels **chosen, char *err) {
     const char *wanted = getenv("RUN_KERNEL");
     for (int i = N_KERNELS - 1; i >= 0; i--)
-        if (kernel_runs(&kernels[i]) && (!wanted || !strcmp(wanted, kernels[i].name))) { *chosen = &kernels[i]; return GLA_OK; }
+        if (kernel_runs(&kernels[i]) && (!wanted || !strcmp(wanted, kernels[i].name))) {
+            *chosen = &kernels[i];
+            return GLA_OK;
+        }
     char names[120] = "";
     for (int i = 0; i < N_KERNELS; i++)
         if (kernel_runs(&kernels[i])) strcat(strcat(names, " "), kernels[i].name);
     return fail(err, GLA_INPUT, "RUN_KERNEL=%.40s: no such kernels; here run:%s", wanted, names);
 }
 
-/* How the work is spread: threads, and a piece of memory for each. Results do not depend on it. */
-typedef struct { const Kernels *kernels; int n_threads, fast; float *buf; size_t buf_floats; uint8_t *input; float *parts; size_t parts_floats; } Team;
+/* -- the work, spread over threads: what the sections below call -- */
+
+/* Threads, and a piece of memory for each. Results do not depend on how many there are. */
+typedef struct {
+    const Kernels *kernels;
+    int n_threads, fast;    /* fast: see Input */
+    float *buf;             /* (n_threads, buf_floats) scratch of a thread */
+    size_t buf_floats;
+    uint8_t *input;         /* input_bytes() for the quantised form of a matmul's input, and (T, n) bfloat16 behind it */
+    float *parts;           /* (parts_floats) parts of softmaxes, when the chunks of a context are spread over the threads */
+    size_t parts_floats;
+} Team;
 
 static int threads_for(const Team *team, double operations) { /* waking a thread costs about as much as this many */
     return operations < 1e6 ? 1 : team->n_threads;
@@ -3151,7 +3259,8 @@ static int threads_for(const Team *team, double operations) { /* waking a thread
 
 /* Floats of scratch that a matmul needs per thread: rows of n_in weights, runs of T tokens. */
 static size_t matmul_buf(size_t n_in, size_t T) {
-    size_t few = (FEW + 2) * ROWS * round_up(n_in / 16 + 1, 16) + round_up(n_in, SEGMENT) / sizeof(float), plain = 2 * ROWS * round_up(n_in, LANES);
+    size_t few = (FEW + 2) * ROWS * round_up(n_in / 16 + 1, 16) + round_up(n_in, SEGMENT) / sizeof(float);
+    size_t plain = 2 * ROWS * round_up(n_in, LANES);
     size_t many = 2 * BLOCKS_AT_ONCE * 224 + round_up(T, TILE) * 32 + ROWS * BLOCKS_AT_ONCE * (4 + 8) + 64; /* Panels are 224 floats */
     size_t most = few > plain ? few : plain;
     return most > many ? most : many;
@@ -3170,8 +3279,12 @@ static void quantize(const Team *team, Input *in) {
     if (in->form == TILES) in->tiles = take_bytes(&a, round_up(T, TILE) / TILE * blocks, tile_bytes_of(in->fast));
     else in->fsum = take(&a, T * blocks * 2);
     if (in->form == BYTES) in->bias = take_bytes(&a, T * blocks * 6 + 16, sizeof(int32_t));
-    if (in->form == INT16) in->q = take_bytes(&a, T * blocks * 32 + SEGMENT, sizeof(int16_t)); /* SEGMENT: the last step of a row may read so far */
-    else if (in->form != TILES) in->hi = take_bytes(&a, T * blocks * 32 + SEGMENT, 1), in->lo = take_bytes(&a, T * blocks * 32 + SEGMENT, 1);
+    if (in->form == INT16) { /* SEGMENT more: the last step of a row may read so far */
+        in->q = take_bytes(&a, T * blocks * 32 + SEGMENT, sizeof(int16_t));
+    } else if (in->form != TILES) {
+        in->hi = take_bytes(&a, T * blocks * 32 + SEGMENT, 1);
+        in->lo = take_bytes(&a, T * blocks * 32 + SEGMENT, 1);
+    }
     int n_threads = threads_for(team, 20.0 * in->T * in->n);
     PARALLEL_FOR(n_threads)
     for (int t = 0; t < in->T; t++) team->kernels->quantize(in, t, team->buf + (size_t)THREAD_ID * team->buf_floats);
@@ -3188,7 +3301,8 @@ static void halve(const Team *team, Input *in) {
     in->half = to;
 }
 
-/* out (T, n_out) = x (T, n_in) W' for n matrices that read the same input. The only place that reads large weights. */
+/* out (T, n_out) = x (T, n_in) W' for n matrices that read the same input, W (n_out, n_in). The only place that reads large weights.
+ * The matrices count as one tall one, cut into steps of 2 ROWS rows which the threads share; no step has rows of two matrices. */
 typedef struct { float *out; const Tensor *w; } Product;
 static void matmul(const Team *team, const Product *products, int n, Input *in) {
     double operations = 0;
@@ -3208,7 +3322,8 @@ static void matmul(const Team *team, const Product *products, int n, Input *in) 
         const Tensor *w = products[p].w;
         float *buf = team->buf + (size_t)THREAD_ID * team->buf_floats;
         for (int row = at * 2 * ROWS, end = row + 2 * ROWS < w->n_out ? row + 2 * ROWS : w->n_out; row < end;) {
-            int step = types[w->type].group == 1 || in->form == TILES ? 2 * ROWS : ROWS, n_rows = end - row < step ? end - row : step;
+            int step = types[w->type].group == 1 || in->form == TILES ? 2 * ROWS : ROWS; /* what one call takes */
+            int n_rows = end - row < step ? end - row : step;
             team->kernels->matmul(products[p].out, w, row, n_rows, in, buf);
             row += n_rows;
         }
@@ -3228,45 +3343,64 @@ static void recurrence(const Team *team, const Recurrence *a, float *S, float *o
     }
 }
 
-/* Part p of a softmax joins part `into` of the same query. */
+/* Part p of a softmax joins part `into` of the same query; both are brought to the larger top. */
 static void merge_part(float *into, const float *p, int dv) {
     size_t n = part_o(dv);
     if (p[n + 1] == 0) return;
-    if (into[n + 1] == 0) { memcpy(into, p, (n + 2) * sizeof(float)); return; }
+    if (into[n + 1] == 0) {
+        memcpy(into, p, (n + 2) * sizeof(float));
+        return;
+    }
     float best = p[n] > into[n] ? p[n] : into[n], keep = fast_exp(into[n] - best), add = fast_exp(p[n] - best);
     for (size_t i = 0; i < n; i++) into[i] *= keep;
     for (size_t i = 0; i < n; i++) into[i] += add * p[i]; /* a loop of its own: which of two products is fused is the compiler's choice */
-    into[n] = best, into[n + 1] *= keep, into[n + 1] += add * p[n + 1];
+    into[n] = best;
+    into[n + 1] *= keep;
+    into[n + 1] += add * p[n + 1];
 }
 
-static int query_rows(int H, int heads, int T) { int64_t n = (int64_t)(H / heads) * T; return n < QUERIES ? (int)n : QUERIES; }
+/* Queries of a key/value head that are worked on together: all of a run, or QUERIES. */
+static int query_rows(int H, int heads, int T) {
+    int64_t n = (int64_t)(H / heads) * T;
+    return n < QUERIES ? (int)n : QUERIES;
+}
 
-/* Floats of scratch for attention: per thread; and for all, so that few tokens can be spread over the threads by chunks of the context. */
+/* Floats of scratch for attention. Per thread: attend_buf (the queries, two parts, what the kernel needs), or walk_buf for walk_back in
+ * section 9. For all: attend_parts, so that few tokens can be spread over the threads by chunks of the context. */
 static size_t attend_buf(int H, const Cache *c, int T) {
     size_t rows = (size_t)query_rows(H, c->heads, T), tiles = rows * (KEYS + LANES) + KEYS * KEYS, scalar = (size_t)c->dk + (size_t)c->dv;
     return rows * ((size_t)c->dk + 2 * part_floats(c->dv)) + (tiles > scalar ? tiles : scalar);
 }
-static size_t walk_buf(const Cache *c, int d) { return KEYS * (size_t)c->dv + (size_t)d * (WALKERS + PANEL + 3) + (KEYS + 1) * WALKERS; } /* of walk_back */
+static size_t walk_buf(const Cache *c, int d) {
+    return KEYS * (size_t)c->dv + (size_t)d * (WALKERS + PANEL + 3) + (KEYS + 1) * WALKERS;
+}
 static size_t attend_parts(int H, const Cache *c, int ctx, int T) {
     return ((size_t)ctx / KEY_CHUNK + 1) * (size_t)(T < FEW_QUERY_TOKENS ? T : FEW_QUERY_TOKENS) * (size_t)H * part_floats(c->dv);
 }
 
-/* o (T, H dv) of an Attend. */
+/* o (T, H dv) of an Attend. A unit of work is a block of queries of one key/value head, which goes through all its chunks of keys and
+ * merges their parts; a few tokens behind a long text make few such units, then (split) a unit is one chunk, and the parts, all kept, are
+ * merged at the end. Both merge in the order of the chunks. */
 static void attention(const Team *team, const Attend *a, float *o) {
     const Cache *c = a->cache;
     const int G = a->H / c->heads, rows = G * a->T, dk = c->dk, dv = c->dv;
     const size_t part = part_floats(dv);
     const int64_t c0 = first_visible(a, a->pos) / KEY_CHUNK, chunks = (a->pos + a->T - 1) / KEY_CHUNK - c0 + 1;
-    int n_threads = threads_for(team, 2.0 * a->T * a->H * (dk + dv) * (double)min64(a->pos + a->T, chunks * KEY_CHUNK)), block = query_rows(a->H, c->heads, a->T);
+    int n_threads = threads_for(team, 2.0 * a->T * a->H * (dk + dv) * (double)min64(a->pos + a->T, chunks * KEY_CHUNK));
+    int block = query_rows(a->H, c->heads, a->T);
     while (block > 12 && c->heads * ((rows + block - 1) / block) < 2 * n_threads) block = (block + 1) / 2;
     int blocks = (rows + block - 1) / block, units = c->heads * blocks;
-    int split = n_threads > 1 && chunks > 1 && units < 4 * n_threads && (size_t)chunks * (size_t)a->T * (size_t)a->H * part <= team->parts_floats; /* a unit is one chunk */
+    int split = n_threads > 1 && chunks > 1 && units < 4 * n_threads
+                && (size_t)chunks * (size_t)a->T * (size_t)a->H * part <= team->parts_floats;
     if (split) units *= (int)chunks;
     PARALLEL_TASKS(n_threads)
     for (int u = 0; u < units; u++) {
-        int chunk = split ? u % (int)chunks : 0, unit = split ? u / (int)chunks : u, g = unit / blocks, row = (blocks - 1 - unit % blocks) * block; /* the longest first */
+        int chunk = split ? u % (int)chunks : 0, unit = split ? u / (int)chunks : u;
+        int g = unit / blocks, row = (blocks - 1 - unit % blocks) * block; /* the last rows see the most keys, so they go first */
         int n = rows - row < block ? rows - row : block;
-        float *q = team->buf + (size_t)THREAD_ID * team->buf_floats, *sum = q + n * dk, *next = sum + (size_t)n * part, *buf = next + (size_t)n * part;
+        float *q = team->buf + (size_t)THREAD_ID * team->buf_floats; /* (n, dk) the queries, scaled */
+        float *sum = q + n * dk, *next = sum + (size_t)n * part;     /* (n, part) each: the parts so far, and of one chunk more */
+        float *buf = next + (size_t)n * part;
         for (int r = 0; r < n; r++) {
             const float *from = a->q + (size_t)((row + r) / G) * a->q_stride + (size_t)(g * G + (row + r) % G) * a->q_step;
             for (int i = 0; i < dk; i++) q[r * dk + i] = a->scale * from[i];
@@ -3279,11 +3413,14 @@ static void attention(const Team *team, const Attend *a, float *o) {
             for (int r = 0; r < n; r++) merge_part(sum + (size_t)r * part, next + (size_t)r * part, dv);
         }
         for (int r = 0; r < n; r++) {
-            float *y = o + ((size_t)((row + r) / G) * (size_t)a->H + (size_t)(g * G + (row + r) % G)) * (size_t)dv, *p = sum + (size_t)r * part;
+            float *y = o + ((size_t)((row + r) / G) * (size_t)a->H + (size_t)(g * G + (row + r) % G)) * (size_t)dv;
+            float *p = sum + (size_t)r * part;
             for (int i = 0; i < dv; i++) y[i] = p[i] / p[part_o(dv) + 1];
         }
     }
     if (!split) return;
+
+    // the parts of all chunks are in team->parts (chunks, heads, rows, part)
     n_threads = threads_for(team, 4.0 * (double)chunks * c->heads * rows * dv);
     PARALLEL_FOR(n_threads)
     for (int u = 0; u < c->heads * rows; u++) {
@@ -3379,7 +3516,8 @@ static int cursor_value(Cursor *c, int type, GgufArray *v) {
 /* -- tables of names -- */
 
 /* Open addressing over names that lie in records `stride` bytes apart, the Str first; a slot holds index + 1, 0 is free. name_find returns
- * the index, -1 when the name is not there, or -2 when names collide so much that someone must have made them to. name_insert adds record i. */
+ * the index, -1 when the name is not there, or -2 when names collide so much that someone must have made them to. name_insert adds
+ * record i. */
 enum { NAME_STEPS = 512 };
 static int64_t name_find(const uint32_t *table, size_t slots, const void *records, size_t stride, Str name) {
     size_t steps = 0;

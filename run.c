@@ -213,7 +213,9 @@ GLA_API int gla_chat_load(GlaChat *c, GlaSampler *p, const char *path, char *err
 #ifndef RUN_HEADER_ONLY
 #ifndef LANES /* the file includes itself for the vectors of section 5 */
 
-/* ---- 2. platform: no other section asks which operating system this is ----------------------- */
+/* ---- 2. platform: no other section asks which operating system this is -----------------------
+ * In order: headers, threads (OpenMP), what compilers call things, how many threads, denormal numbers, ARM features, memory, the clock,
+ * mapped files, the terminal, files written whole or not at all, folders. Each has a branch for systems that lack it. */
 #include <errno.h>
 #include <limits.h>
 #include <math.h>
@@ -236,11 +238,14 @@ GLA_API int gla_chat_load(GlaChat *c, GlaSampler *p, const char *path, char *err
 #include <termios.h>
 #include <unistd.h>
 #endif
+
+/* PARALLEL_FOR(n) before a loop spreads its rounds over n threads in equal pieces. PARALLEL_TASKS is for rounds of unequal length: a thread
+ * that is done takes the next one. Without OpenMP the loop is an ordinary loop. */
 #ifdef _OPENMP
 #include <omp.h>
 #define PRAGMA(text) _Pragma(#text)
 #define PARALLEL_FOR(n_threads) PRAGMA(omp parallel for schedule(static) num_threads(n_threads) if ((n_threads) > 1))
-#define PARALLEL_TASKS(n_threads) PRAGMA(omp parallel for schedule(dynamic) num_threads(n_threads) if ((n_threads) > 1)) /* of unequal length */
+#define PARALLEL_TASKS(n_threads) PRAGMA(omp parallel for schedule(dynamic) num_threads(n_threads) if ((n_threads) > 1))
 #define THREAD_ID omp_get_thread_num()
 #define ALL_THREADS omp_get_max_threads()
 #else
@@ -249,6 +254,9 @@ GLA_API int gla_chat_load(GlaChat *c, GlaSampler *p, const char *path, char *err
 #define THREAD_ID 0
 #define ALL_THREADS 1
 #endif
+
+/* Words that compilers spell differently. UNROLL, UNROLL8 and UNROLL16 before a loop of up to 4, 8 or 16 rounds ask for straight-line
+ * code, so that an array indexed by the loop's variable stays in registers. */
 #if defined(__GNUC__)
 #define PRINTF_LIKE(fmt, args) __attribute__((format(printf, fmt, args)))
 #define INLINE static inline __attribute__((always_inline))
@@ -285,8 +293,9 @@ LIKELY_UNUSED static void spin_briefly(char **argv) {
     (void)argv;
 }
 
-/* Threads, when nobody says how many: one per core and no more than OpenMP would start. Two threads on one core share the units that multiply,
- * which one keeps busy. A file lists the processors that are threads of the same core ("0,4" or "0-1"); each core is counted at its first. */
+/* Threads, when nobody says how many: one per core and no more than OpenMP would start. Two threads on one core share the units that
+ * multiply, which one keeps busy. A file lists the processors that are threads of the same core ("0,4" or "0-1"); each core is counted
+ * at its first. */
 static int default_threads(void) {
     int cores = 0, all = ALL_THREADS;
 #if defined(_OPENMP) && defined(__linux__)
@@ -303,13 +312,18 @@ static int default_threads(void) {
 }
 
 /* A state that only decays reaches denormal numbers, on which many processors crawl. The recurrence (and nothing else) runs
- * with them flushed to zero, on the thread that does the work; the host's mode is put back right after. */
+ * with them flushed to zero, on the thread that does the work; the host's mode is put back right after. The bits set: 0x8040 is
+ * flush-to-zero and denormals-are-zero of x86, bit 24 is flush-to-zero of ARM. */
 #if defined(__SSE2__)
 #include <xmmintrin.h>
 #define FLUSH_DENORMALS unsigned csr_ = _mm_getcsr(); _mm_setcsr(csr_ | 0x8040)
 #define RESTORE_DENORMALS _mm_setcsr(csr_)
 #elif defined(__aarch64__) && defined(__GNUC__)
-#define FLUSH_DENORMALS uint64_t fpcr_, on_; __asm__ volatile("mrs %0, fpcr" : "=r"(fpcr_)); on_ = fpcr_ | 1u << 24; __asm__ volatile("msr fpcr, %0" :: "r"(on_))
+#define FLUSH_DENORMALS \
+    uint64_t fpcr_, on_; \
+    __asm__ volatile("mrs %0, fpcr" : "=r"(fpcr_)); \
+    on_ = fpcr_ | 1u << 24; \
+    __asm__ volatile("msr fpcr, %0" :: "r"(on_))
 #define RESTORE_DENORMALS __asm__ volatile("msr fpcr, %0" :: "r"(fpcr_))
 #else
 #define FLUSH_DENORMALS (void)0
@@ -320,7 +334,7 @@ static int default_threads(void) {
 #define HAVE_VECTORS /* of the compiler; section 5 is a few scalar functions otherwise */
 #endif
 
-/* What an ARM processor has beyond its baseline. */
+/* What an ARM processor has beyond its baseline: sdot (products of bytes) and smmla (small matrices of them). */
 #if defined(__aarch64__) && defined(HAVE_VECTORS)
 #if defined(__linux__)
 #include <sys/auxv.h>
@@ -328,7 +342,11 @@ static int arm_has_dotprod(void) { return getauxval(AT_HWCAP) >> 20 & 1; }
 static int arm_has_i8mm(void) { return getauxval(AT_HWCAP2) >> 13 & 1; }
 #elif defined(__APPLE__)
 #include <sys/sysctl.h>
-static int arm_has(const char *feature) { int has = 0; size_t n = sizeof has; return !sysctlbyname(feature, &has, &n, NULL, 0) && has; }
+static int arm_has(const char *feature) {
+    int has = 0;
+    size_t n = sizeof has;
+    return !sysctlbyname(feature, &has, &n, NULL, 0) && has;
+}
 static int arm_has_dotprod(void) { return arm_has("hw.optional.arm.FEAT_DotProd"); }
 static int arm_has_i8mm(void) { return arm_has("hw.optional.arm.FEAT_I8MM"); }
 #else
@@ -343,17 +361,18 @@ static int arm_has_i8mm(void) { return 0; }
 #define GLA_FREE(p) free(p)
 #endif
 
-/* Megabytes are asked for in large pages, where the system has such: to get them 4 KB at a time costs more than filling them. */
+/* n zeroed bytes. Megabytes are asked for in large pages, where the system has such: to get them 4 KB at a time costs more than filling
+ * them. The request is a hint, for the whole pages of 4 KB inside; a system whose pages are larger refuses it, which does no harm. */
 LIKELY_UNUSED static void *zero_pages(size_t n) {
     char *p = calloc(1, n);
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
     const uintptr_t page = 4096, from = ((uintptr_t)p + page - 1) & ~(page - 1);
-    if (p && n >= (size_t)2 << 20) (void)madvise((void *)from, ((uintptr_t)p + n - from) & ~(page - 1), MADV_HUGEPAGE); /* a hint: with larger pages it is refused */
+    if (p && n >= (size_t)2 << 20) (void)madvise((void *)from, ((uintptr_t)p + n - from) & ~(page - 1), MADV_HUGEPAGE);
 #endif
     return p;
 }
 
-static int fail(char *err, int code, const char *fmt, ...) PRINTF_LIKE(3, 4);
+static int fail(char *err, int code, const char *fmt, ...) PRINTF_LIKE(3, 4); /* section 3 */
 
 LIKELY_UNUSED static double now_s(void) { /* seconds on a clock that never steps back */
     struct timespec t;
@@ -373,8 +392,14 @@ static int map_file(Mapping *map, const char *path, char *err) {
     struct stat st;
     int fd = open(path, O_RDONLY);
     if (fd < 0) return fail(err, GLA_IO, "%s: cannot open: %s", path, strerror(errno));
-    if (fstat(fd, &st) || !S_ISREG(st.st_mode)) { close(fd); return fail(err, GLA_IO, "%s: not a regular file", path); }
-    if (st.st_size < 24) { close(fd); return fail(err, GLA_FORMAT, "%s: %lld bytes are too few for a GGUF file", path, (long long)st.st_size); }
+    if (fstat(fd, &st) || !S_ISREG(st.st_mode)) {
+        close(fd);
+        return fail(err, GLA_IO, "%s: not a regular file", path);
+    }
+    if (st.st_size < 24) {
+        close(fd);
+        return fail(err, GLA_FORMAT, "%s: %lld bytes are too few for a GGUF file", path, (long long)st.st_size);
+    }
     void *p = mmap(NULL, (size_t)st.st_size, PROT_READ, MAP_SHARED, fd, 0);
     close(fd);
     if (p == MAP_FAILED) return fail(err, GLA_IO, "%s: cannot map: %s", path, strerror(errno));
@@ -413,8 +438,8 @@ static int may_replace(const char *path) {
 #endif
 }
 
-/* The terminal. While a line is edited every key arrives at once and by itself; in between (running) Ctrl-C is a signal again, and what is
- * typed waits unseen for the next line. Nothing that was typed is thrown away at a change. */
+/* The terminal. While a line is edited every key arrives at once and by itself; in between (running) Ctrl-C is a signal again, and
+ * what is typed waits unseen for the next line. Nothing that was typed is thrown away at a change. */
 #ifdef HAVE_POSIX
 typedef struct { struct termios normal; int changed; } Terminal;
 LIKELY_UNUSED static int is_terminal(int fd) { return isatty(fd); }
@@ -429,12 +454,16 @@ LIKELY_UNUSED static int terminal_keys(Terminal *t, int running) { /* 0: done */
     now.c_lflag &= ~(tcflag_t)(ICANON | ECHO | IEXTEN);
     if (!running) now.c_lflag &= ~(tcflag_t)ISIG;
     now.c_lflag |= NOFLSH;
-    now.c_cc[VMIN] = 1, now.c_cc[VTIME] = 0;
+    now.c_cc[VMIN] = 1;
+    now.c_cc[VTIME] = 0;
     t->changed = 1;
     return tcsetattr(STDIN_FILENO, TCSADRAIN, &now);
 }
-LIKELY_UNUSED static void terminal_normal(Terminal *t) { if (t->changed) tcsetattr(STDIN_FILENO, TCSADRAIN, &t->normal); t->changed = 0; }
-LIKELY_UNUSED static int read_key(int wait_ms) { /* a byte, -1: the end, or a signal, or -2: none in time */
+LIKELY_UNUSED static void terminal_normal(Terminal *t) {
+    if (t->changed) tcsetattr(STDIN_FILENO, TCSADRAIN, &t->normal);
+    t->changed = 0;
+}
+LIKELY_UNUSED static int read_key(int wait_ms) { /* a byte; -1: the end, or a signal; -2: none in time */
     unsigned char b;
     struct pollfd p = {STDIN_FILENO, POLLIN, 0};
     int ready = poll(&p, 1, wait_ms);
@@ -450,17 +479,20 @@ LIKELY_UNUSED static void terminal_normal(Terminal *t) { (void)t; }
 LIKELY_UNUSED static int read_key(int wait_ms) { return (void)wait_ms, -1; }
 #endif
 
-/* A file is written under a temporary name and moves over the real one when every byte has reached the disk, so the old one stays whole until
- * then. A lock keeps two programs from writing the same temporary file; one that a killed program left behind is written over. */
+/* A file is written under a temporary name and moves over the real one when every byte has reached the disk, so the old one stays whole
+ * until then. A lock keeps two programs from writing the same temporary file; one that a killed program left behind is written over. */
 enum { PATH_LEN = 4096 };
 typedef char Temporary[PATH_LEN + 8];
 
+/* Opens path.tmp for writing; its name is left in temporary. NULL on failure. */
 static FILE *open_temporary(Temporary temporary, const char *path, char *err) {
     FILE *f = NULL;
     *temporary = 0;
-    if (!may_replace(path)) fail(err, GLA_IO, "%s: not a regular file", path);
-    else if (snprintf(temporary, sizeof(Temporary), "%s.tmp", path) >= (int)sizeof(Temporary)) fail(err, GLA_INPUT, "%s: the name is too long", path);
-    else {
+    if (!may_replace(path)) {
+        fail(err, GLA_IO, "%s: not a regular file", path);
+    } else if (snprintf(temporary, sizeof(Temporary), "%s.tmp", path) >= (int)sizeof(Temporary)) {
+        fail(err, GLA_INPUT, "%s: the name is too long", path);
+    } else {
 #ifdef HAVE_POSIX
         for (int fd; !f && (fd = open(temporary, O_RDWR | O_CREAT | O_CLOEXEC, 0666)) >= 0;) {
             struct stat mine, named;
@@ -469,8 +501,11 @@ static FILE *open_temporary(Temporary temporary, const char *path, char *err) {
                 fail(err, GLA_IO, "%s: another program is writing it", path);
                 return NULL;
             }
-            /* between opening and locking, the other program may have renamed the file: then this is no longer the temporary one */
-            if (!fstat(fd, &mine) && !stat(temporary, &named) && mine.st_ino == named.st_ino && mine.st_dev == named.st_dev && !ftruncate(fd, 0)) f = fdopen(fd, "wb");
+            /* between opening and locking, the other program may have renamed the file: then this is no longer the temporary one,
+             * and the next round opens it anew */
+            if (!fstat(fd, &mine) && !stat(temporary, &named) && mine.st_ino == named.st_ino && mine.st_dev == named.st_dev
+                && !ftruncate(fd, 0))
+                f = fdopen(fd, "wb");
             if (!f) close(fd);
         }
 #else
@@ -481,9 +516,13 @@ static FILE *open_temporary(Temporary temporary, const char *path, char *err) {
     return f;
 }
 
-static int drop_file(FILE *f, const char *temporary, int code) { remove(temporary), fclose(f); return code; }
+static int drop_file(FILE *f, const char *temporary, int code) { /* nothing is kept; returns code */
+    remove(temporary);
+    fclose(f);
+    return code;
+}
 
-/* On failure the old file is untouched and the temporary one is gone. */
+/* What was written to f takes the place of path. On failure the old file is untouched and the temporary one is gone. */
 static int commit_file(FILE *f, const char *temporary, const char *path, char *err) {
     int bad = fflush(f) != 0 || ferror(f);
 #ifdef HAVE_POSIX
@@ -514,7 +553,8 @@ LIKELY_UNUSED static int same_file(const char *a, const char *b) {
 #endif
 }
 
-/* Calls each(user, path, bytes, age rank) for every file of a folder; the rank grows with the time of the last change. Not 0 ends it. */
+/* Calls each(user, name, path, bytes, changed) for every file of a folder, until it returns something other than 0. name: without the
+ * folder; path: with it; changed: when it last was, in seconds since 1970. A folder that is not there has no files. */
 typedef int (*EachFile)(void *user, const char *name, const char *path, uint64_t bytes, double changed);
 static int each_file(const char *folder, EachFile each, void *user, char *err) {
 #ifdef HAVE_POSIX
@@ -524,7 +564,8 @@ static int each_file(const char *folder, EachFile each, void *user, char *err) {
     if (!d) return errno == ENOENT ? GLA_OK : fail(err, GLA_IO, "%s: cannot read as a folder: %s", folder, strerror(errno));
     for (struct dirent *e; !end && (e = readdir(d));) {
         struct stat st;
-        if (snprintf(path, sizeof path, "%s/%s", folder, e->d_name) >= (int)sizeof path || stat(path, &st) || !S_ISREG(st.st_mode)) continue;
+        if (snprintf(path, sizeof path, "%s/%s", folder, e->d_name) >= (int)sizeof path) continue;
+        if (stat(path, &st) || !S_ISREG(st.st_mode)) continue;
 #ifdef __APPLE__
         double changed = (double)st.st_mtimespec.tv_sec + 1e-9 * (double)st.st_mtimespec.tv_nsec;
 #else
@@ -591,18 +632,22 @@ static int fail(char *err, int code, const char *fmt, ...) {
 static void *gla_alloc(size_t n) { return GLA_CALLOC(n ? n : 1); } /* zeroed; NULL when there is none */
 static void gla_free(void *p) { GLA_FREE(p); }
 
-/* One block of memory, laid out by a function that is run twice: with base NULL it measures, then it hands out. */
+/* One block of memory, laid out by a function that is run twice: with base NULL it measures, then it hands out. used: bytes so far;
+ * overflow: the pieces together are larger than a size_t can count, so none of this may be used. */
 typedef struct { char *base; size_t used; int overflow; } Arena;
 
 enum { ALIGN = 64 }; /* bytes: a cache line */
 
 static void *take_bytes(Arena *a, size_t n, size_t width) { /* n elements of width bytes */
     size_t at = a->used;
-    if (width && n > (SIZE_MAX / 4 - at) / width) { a->overflow = 1; return NULL; }
+    if (width && n > (SIZE_MAX / 4 - at) / width) {
+        a->overflow = 1;
+        return NULL;
+    }
     a->used = (at + n * width + ALIGN - 1) / ALIGN * ALIGN;
     return a->base ? a->base + at : NULL;
 }
-static float *take(Arena *a, size_t n) { return take_bytes(a, n, sizeof(float)); }
+static float *take(Arena *a, size_t n) { return take_bytes(a, n, sizeof(float)); } /* n floats */
 
 static void raise_to(size_t *most, size_t n) { if (n > *most) *most = n; }
 static size_t round_up(size_t n, size_t to) { return (n + to - 1) / to * to; }
@@ -615,7 +660,11 @@ static int str_is(Str a, const char *b) { return a.n == strlen(b) && !memcmp(a.s
 static uint64_t hash_bytes(uint64_t h, const void *data, size_t n) { /* FNV-1a over 8-byte words, then bytes */
     const uint8_t *p = data;
     uint64_t w;
-    for (; n >= 8; n -= 8, p += 8) { memcpy(&w, p, 8); h = (h ^ w) * 0x100000001b3u; h ^= h >> 29; }
+    for (; n >= 8; n -= 8, p += 8) {
+        memcpy(&w, p, 8);
+        h = (h ^ w) * 0x100000001b3u;
+        h ^= h >> 29;
+    }
     for (; n; n--, p++) h = (h ^ *p) * 0x100000001b3u;
     return h ^ h >> 32;
 }
@@ -624,7 +673,11 @@ static uint64_t hash_bytes(uint64_t h, const void *data, size_t n) { /* FNV-1a o
 /* ---- 4. formats: how numbers lie in a file ---------------------------------------------------------------
  * F32, F16 and BF16 are plain. Everything else is block-quantised: a row is a sequence of blocks, a block a few scales and
  * small integers. Whatever the packing, it means y = d q - m, with d and m constant over groups of 16 or 32, and q in int8.
- * Layouts are GGUF's, byte for byte; blocks are not aligned, so fields wider than a byte are read by memcpy. Little-endian hosts. */
+ * Layouts are GGUF's, byte for byte; blocks are not aligned, so fields wider than a byte are read by memcpy. Little-endian hosts.
+ *
+ * Read unpack_q8_0 and unpack_q4_0 first, then row_to_float at the end: the other unpackers differ in where the bits lie. */
+
+/* -- numbers of 16, 32 and 64 bits -- */
 
 INLINE uint16_t read_u16(const uint8_t *p) { uint16_t v; memcpy(&v, p, 2); return v; }
 INLINE uint32_t read_u32(const uint8_t *p) { uint32_t v; memcpy(&v, p, 4); return v; }
@@ -633,27 +686,33 @@ INLINE float as_float(uint32_t bits) { float f; memcpy(&f, &bits, 4); return f; 
 INLINE uint32_t as_bits(float f) { uint32_t u; memcpy(&u, &f, 4); return u; }
 
 INLINE float from_bf16(uint16_t h) { return as_float((uint32_t)h << 16); }
-INLINE float from_f16(uint16_t h) { /* subnormals by way of an integer: as a float, their bits would be one that processors multiply slowly */
+/* A float16 has 1 sign bit, 5 of exponent (bias 15), 10 of fraction; a float 1, 8 (bias 127) and 23. A normal number moves up by 13 bits
+ * and its exponent grows by 127 - 15 = 112 (0x38000000); infinity and NaN, whose exponent is all ones, grow by twice that. Subnormals go
+ * by way of an integer: the same bits as a float would be a denormal, which processors multiply slowly. */
+INLINE float from_f16(uint16_t h) {
     uint32_t u = h & 0x7fff, e = h & 0x7c00, normal = (u << 13) + (e == 0x7c00 ? 0x70000000u : 0x38000000u);
     return as_float((e ? normal : as_bits((float)u * 0x1p-24f)) | (uint32_t)(h & 0x8000) << 16);
 }
 /* The nearest float16, ties to even, without a branch, so that loops over it vectorise. What is too large becomes the largest, 65504. */
 INLINE uint16_t to_f16(float f) {
-    uint32_t u = as_bits(f), a = u & 0x7fffffff, big = a < 0x477fe000 ? a : 0x477fe000;
-    uint32_t small = as_bits(as_float(a < 0x38800000 ? a : 0) + 0.5f) - as_bits(0.5f); /* below 2^-14 the addition rounds to multiples of 2^-24 */
+    uint32_t u = as_bits(f), a = u & 0x7fffffff, big = a < 0x477fe000 ? a : 0x477fe000; /* a = |f|; big: at most 65504 */
+    /* below 2^-14 (0x38800000) adding 0.5 rounds to multiples of 2^-24, the steps of a subnormal float16 */
+    uint32_t small = as_bits(as_float(a < 0x38800000 ? a : 0) + 0.5f) - as_bits(0.5f);
     uint32_t normal = (big - 0x38000000 + 0xfff + (big >> 13 & 1)) >> 13;
-    uint32_t h = a > 0x7f800000 ? 0x7e00 : a < 0x38800000 ? small : normal;
+    uint32_t h = a > 0x7f800000 ? 0x7e00 : a < 0x38800000 ? small : normal; /* NaN stays NaN */
     return (uint16_t)(h | (u >> 16 & 0x8000));
 }
 INLINE float f16_at(const uint8_t *p) { return from_f16(read_u16(p)); }
+
+/* -- types -- */
 
 enum { /* ggml type ids */
     F32 = 0, F16 = 1, Q4_0 = 2, Q4_1 = 3, Q5_0 = 6, Q5_1 = 7, Q8_0 = 8, Q2_K = 10, Q3_K = 11, Q4_K = 12, Q5_K = 13, Q6_K = 14,
     IQ4_NL = 20, IQ4_XS = 23, BF16 = 30, MXFP4 = 39, N_TYPES = 43
 };
 
-/* Every type a file may name, so that tensors which nobody asks for can be stepped over. group: weights per scale, 1 for the
- * plain types, 0 for types without code; min: groups have a minimum m as well. */
+/* Every type a file may name, so that tensors which nobody asks for can be stepped over. elems, bytes: weights in a block, and what it
+ * takes in the file; group: weights per scale, 1 for the plain types, 0 for types without code; min: groups have a minimum m as well. */
 static const struct { const char *name; int elems, bytes, group, min; } types[N_TYPES] = {
     [F32] = {"F32", 1, 4, 1, 0},       [F16] = {"F16", 1, 2, 1, 0},        [BF16] = {"BF16", 1, 2, 1, 0},
     [Q4_0] = {"Q4_0", 32, 18, 32, 0},  [Q4_1] = {"Q4_1", 32, 20, 32, 1},   [Q5_0] = {"Q5_0", 32, 22, 32, 0},   [Q5_1] = {"Q5_1", 32, 24, 32, 1},
@@ -667,14 +726,18 @@ static const struct { const char *name; int elems, bytes, group, min; } types[N_
     [40] = {"NVFP4", 64, 36, 0, 0},    [41] = {"Q1_0", 128, 18, 0, 0},     [42] = {"Q2_0", 64, 18, 0, 0},
 };
 
+/* What the four bits of a weight mean where they are not the number itself. */
 static const int8_t iq4_values[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
 static const int8_t mxfp4_doubled[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12}; /* E2M1 x 2 */
 
-/* -- unpackers: n <= 8 blocks of 32, or one block of 256, at b to q, and a d (and m) per group -- */
+/* -- unpackers --
+ * unpack_TYPE(q, d, m, b, n): n <= 8 blocks of 32 weights at b, or one block of 256 (n is then not looked at), become integers q, a scale d
+ * per group and, where the type has minimums, an m per group: y = d q - m. */
 
 enum { SEGMENT = 256 }; /* weights unpacked at once */
 
-/* The f16 at the head of each of n <= 8 blocks, to 8 floats (0 beyond n). */
+/* The f16 at the head of each of n <= 8 blocks, `step` bytes apart, to 8 floats (0 beyond n). In vectors, it is from_f16 with eight
+ * numbers at once and masks in place of its two choices. */
 #if defined(__GNUC__)
 typedef uint16_t H8 __attribute__((vector_size(16)));
 typedef uint32_t U8 __attribute__((vector_size(32)));
@@ -682,10 +745,14 @@ typedef int32_t I8 __attribute__((vector_size(32)));
 typedef float F8 __attribute__((vector_size(32)));
 INLINE void scales_f16(float *d, const uint8_t *b, size_t step, int n) {
     H8 h = {0};
-    if (n == 8) h = (H8){read_u16(b), read_u16(b + step), read_u16(b + 2 * step), read_u16(b + 3 * step), read_u16(b + 4 * step), read_u16(b + 5 * step), read_u16(b + 6 * step), read_u16(b + 7 * step)};
-    else for (int i = 0; i < n; i++) h[i] = read_u16(b + (size_t)i * step);
-    U8 w = __builtin_convertvector(h, U8), u = w & 0x7fff, e = w & 0x7c00; /* from_f16, eight at once */
-    U8 normal = (u << 13) + 0x38000000u + ((U8)(e == 0x7c00) & 0x38000000u), small = (U8)(e == 0);
+    if (n == 8)
+        h = (H8){read_u16(b), read_u16(b + step), read_u16(b + 2 * step), read_u16(b + 3 * step),
+                 read_u16(b + 4 * step), read_u16(b + 5 * step), read_u16(b + 6 * step), read_u16(b + 7 * step)};
+    else
+        for (int i = 0; i < n; i++) h[i] = read_u16(b + (size_t)i * step);
+    U8 w = __builtin_convertvector(h, U8), u = w & 0x7fff, e = w & 0x7c00;
+    U8 normal = (u << 13) + 0x38000000u + ((U8)(e == 0x7c00) & 0x38000000u);
+    U8 small = (U8)(e == 0);
     U8 r = (normal & ~small) | ((U8)(__builtin_convertvector((I8)u, F8) * 0x1p-24f) & small) | (w & 0x8000) << 16;
     memcpy(d, &r, sizeof r);
 }
@@ -695,33 +762,49 @@ INLINE void scales_f16(float *d, const uint8_t *b, size_t step, int n) {
 }
 #endif
 
-/* q[i] = (b[i] >> shift & mask) - offset, and q[i] += (b[i] >> shift & mask) << up, for n = 16 or 32 bytes. Written in vectors of
- * bytes where the compiler has them: it does not find them by itself. */
+/* bits: q[i] = (b[i] >> shift & mask) - offset. add_bits: q[i] += (b[i] >> shift & mask) << up. Both for n = 16 or 32 bytes. Written in
+ * vectors of bytes where the compiler has them: it does not find them by itself. */
 #if defined(__GNUC__)
 typedef uint8_t B16 __attribute__((vector_size(16), aligned(1), may_alias));
 typedef uint8_t B32 __attribute__((vector_size(32), aligned(1), may_alias));
 #define EACH(B) *(B *)(void *)q = (*(const B *)(const void *)b >> (uint8_t)shift & (uint8_t)mask) - (uint8_t)offset
 #define EACH_ADD(B) *(B *)(void *)q += (*(const B *)(const void *)b >> (uint8_t)shift & (uint8_t)mask) << (uint8_t)up
-INLINE void bits(int8_t *q, const uint8_t *b, int n, int shift, int mask, int offset) { if (n == 16) EACH(B16); else EACH(B32); }
-INLINE void add_bits(int8_t *q, const uint8_t *b, int n, int shift, int mask, int up) { if (n == 16) EACH_ADD(B16); else EACH_ADD(B32); }
+INLINE void bits(int8_t *q, const uint8_t *b, int n, int shift, int mask, int offset) {
+    if (n == 16) EACH(B16);
+    else EACH(B32);
+}
+INLINE void add_bits(int8_t *q, const uint8_t *b, int n, int shift, int mask, int up) {
+    if (n == 16) EACH_ADD(B16);
+    else EACH_ADD(B32);
+}
 #undef EACH
 #undef EACH_ADD
 #else
-INLINE void bits(int8_t *q, const uint8_t *b, int n, int shift, int mask, int offset) { for (int i = 0; i < n; i++) q[i] = (int8_t)((b[i] >> shift & mask) - offset); }
-INLINE void add_bits(int8_t *q, const uint8_t *b, int n, int shift, int mask, int up) { for (int i = 0; i < n; i++) q[i] = (int8_t)(q[i] + ((b[i] >> shift & mask) << up)); }
-#endif
-INLINE void nibbles(int8_t *q, const uint8_t *b, int offset) { /* 16 bytes: low nibbles are the first half, high ones the second */
-    bits(q, b, 16, 0, 15, offset), bits(q + 16, b, 16, 4, 15, offset);
+INLINE void bits(int8_t *q, const uint8_t *b, int n, int shift, int mask, int offset) {
+    for (int i = 0; i < n; i++) q[i] = (int8_t)((b[i] >> shift & mask) - offset);
 }
-/* Bit i of the word at b adds 16 to q[i], 0 <= q < 16, i < 32; then offset (0 or 16) is subtracted. Eight bytes at a time: the bit that
- * is meant is masked out of each copy of its byte, and + 127 carries it to the top of its byte. */
+INLINE void add_bits(int8_t *q, const uint8_t *b, int n, int shift, int mask, int up) {
+    for (int i = 0; i < n; i++) q[i] = (int8_t)(q[i] + ((b[i] >> shift & mask) << up));
+}
+#endif
+/* 16 bytes to 32 weights: low nibbles (halves of a byte) are the first 16, high ones the other 16; offset is subtracted. */
+INLINE void nibbles(int8_t *q, const uint8_t *b, int offset) {
+    bits(q, b, 16, 0, 15, offset);
+    bits(q + 16, b, 16, 4, 15, offset);
+}
+/* Bit i of the 32-bit word at b adds 16 to q[i], 0 <= q < 16, i < 32; then offset (0 or 16) is subtracted. Eight bytes at a time: a byte of
+ * b is copied eight times, copy j keeps bit j alone, and + 127 carries that bit, wherever it is, to the top of its byte. */
 INLINE void fifth_bits(int8_t *q, const uint8_t *b, int offset) {
     const uint64_t top = 0x8080808080808080u;
     for (int i = 0; i < 4; i++) {
         uint64_t w, set = ((b[i] * 0x0101010101010101u & 0x8040201008040201u) + 0x7f7f7f7f7f7f7f7fu) & top;
         memcpy(&w, q + 8 * i, 8);
-        if (offset) set ^= top, w |= set | set >> 1 | set >> 2 | set >> 3; /* a clear bit: q - 16 = 0xf0 | q */
-        else w |= set >> 3;
+        if (offset) { /* a clear bit: q - 16 = 0xf0 | q */
+            set ^= top;
+            w |= set | set >> 1 | set >> 2 | set >> 3;
+        } else {
+            w |= set >> 3;
+        }
         memcpy(q + 8 * i, &w, 8);
     }
 }
@@ -732,19 +815,27 @@ INLINE void unpack_q4_0(int8_t *restrict q, float *restrict d, float *restrict m
     for (int i = 0; i < n; i++) nibbles(q + 32 * i, b + 18 * i + 2, 8);
 }
 INLINE void unpack_q4_1(int8_t *restrict q, float *restrict d, float *restrict m, const uint8_t *restrict b, int n) {
-    scales_f16(d, b, 20, n), scales_f16(m, b + 2, 20, n);
+    scales_f16(d, b, 20, n);
+    scales_f16(m, b + 2, 20, n);
     for (int i = 0; i < 8; i++) m[i] = -m[i]; /* stored to be added */
     for (int i = 0; i < n; i++) nibbles(q + 32 * i, b + 20 * i + 4, 0);
 }
 INLINE void unpack_q5_0(int8_t *restrict q, float *restrict d, float *restrict m, const uint8_t *restrict b, int n) {
     (void)m;
     scales_f16(d, b, 22, n);
-    for (int i = 0; i < n; i++) nibbles(q + 32 * i, b + 22 * i + 6, 0), fifth_bits(q + 32 * i, b + 22 * i + 2, 16);
+    for (int i = 0; i < n; i++) {
+        nibbles(q + 32 * i, b + 22 * i + 6, 0);
+        fifth_bits(q + 32 * i, b + 22 * i + 2, 16);
+    }
 }
 INLINE void unpack_q5_1(int8_t *restrict q, float *restrict d, float *restrict m, const uint8_t *restrict b, int n) {
-    scales_f16(d, b, 24, n), scales_f16(m, b + 2, 24, n);
-    for (int i = 0; i < 8; i++) m[i] = -m[i];
-    for (int i = 0; i < n; i++) nibbles(q + 32 * i, b + 24 * i + 8, 0), fifth_bits(q + 32 * i, b + 24 * i + 4, 0);
+    scales_f16(d, b, 24, n);
+    scales_f16(m, b + 2, 24, n);
+    for (int i = 0; i < 8; i++) m[i] = -m[i]; /* stored to be added */
+    for (int i = 0; i < n; i++) {
+        nibbles(q + 32 * i, b + 24 * i + 8, 0);
+        fifth_bits(q + 32 * i, b + 24 * i + 4, 0);
+    }
 }
 INLINE void unpack_q8_0(int8_t *restrict q, float *restrict d, float *restrict m, const uint8_t *restrict b, int n) {
     (void)m;
@@ -754,9 +845,13 @@ INLINE void unpack_q8_0(int8_t *restrict q, float *restrict d, float *restrict m
 INLINE void look_up(int8_t *restrict q, const uint8_t *restrict b, const int8_t *restrict table) { /* as nibbles, through a table */
 #if defined(__GNUC__) && !defined(__clang__)
     const B16 v = *(const B16 *)(const void *)b, t = *(const B16 *)(const void *)table;
-    *(B16 *)(void *)q = __builtin_shuffle(t, v & 15), *(B16 *)(void *)(q + 16) = __builtin_shuffle(t, v >> 4);
+    *(B16 *)(void *)q = __builtin_shuffle(t, v & 15);
+    *(B16 *)(void *)(q + 16) = __builtin_shuffle(t, v >> 4);
 #else
-    for (int j = 0; j < 16; j++) q[j] = table[b[j] & 15], q[j + 16] = table[b[j] >> 4];
+    for (int j = 0; j < 16; j++) {
+        q[j] = table[b[j] & 15];
+        q[j + 16] = table[b[j] >> 4];
+    }
 #endif
 }
 INLINE void unpack_iq4_nl(int8_t *restrict q, float *restrict d, float *restrict m, const uint8_t *restrict b, int n) {
@@ -766,7 +861,7 @@ INLINE void unpack_iq4_nl(int8_t *restrict q, float *restrict d, float *restrict
 }
 INLINE void unpack_mxfp4(int8_t *restrict q, float *restrict d, float *restrict m, const uint8_t *restrict b, int n) {
     (void)m;
-    for (int i = 0; i < n; i++) { /* the scale is a bare exponent; half of it, as the values are doubled */
+    for (int i = 0; i < n; i++) { /* the scale is a bare exponent e, 2^(e - 127), of which half is taken, as the values are doubled */
         d[i] = as_float(b[17 * i] < 2 ? 0x00200000u << b[17 * i] : (uint32_t)(b[17 * i] - 1) << 23);
         look_up(q + 32 * i, b + 17 * i + 1, mxfp4_doubled);
     }
@@ -774,22 +869,34 @@ INLINE void unpack_mxfp4(int8_t *restrict q, float *restrict d, float *restrict 
 INLINE void unpack_q2_k(int8_t *restrict q, float *restrict d, float *restrict m, const uint8_t *restrict b, int n) {
     float scale = f16_at(b + 80), min = f16_at(b + 82);
     (void)n;
-    for (int g = 0; g < 16; g++) d[g] = scale * (float)(b[g] & 15), m[g] = min * (float)(b[g] >> 4);
+    for (int g = 0; g < 16; g++) {
+        d[g] = scale * (float)(b[g] & 15);
+        m[g] = min * (float)(b[g] >> 4);
+    }
     for (int k = 0; k < 8; k++) bits(q + 32 * k, b + 16 + 32 * (k / 4), 32, 2 * (k % 4), 3, 0); /* 32 bytes hold four rows of 32 */
 }
 INLINE void unpack_q3_k(int8_t *restrict q, float *restrict d, float *restrict m, const uint8_t *restrict b, int n) {
     float scale = f16_at(b + 108);
-    const uint8_t *sc = b + 96;
+    const uint8_t *sc = b + 96; /* 12 bytes: 16 scales of 6 bits, the lower four first, then the upper two, minus 32 */
     (void)m, (void)n;
-    for (int g = 0; g < 16; g++) d[g] = scale * (float)(((g < 8 ? sc[g] & 15 : sc[g - 8] >> 4) | (sc[8 + g % 4] >> (2 * (g / 4)) & 3) << 4) - 32);
-    for (int k = 0; k < 8; k++) bits(q + 32 * k, b + 32 + 32 * (k / 4), 32, 2 * (k % 4), 3, 4), add_bits(q + 32 * k, b, 32, k, 1, 2);
+    for (int g = 0; g < 16; g++) {
+        int low = g < 8 ? sc[g] & 15 : sc[g - 8] >> 4;
+        d[g] = scale * (float)((low | (sc[8 + g % 4] >> (2 * (g / 4)) & 3) << 4) - 32);
+    }
+    for (int k = 0; k < 8; k++) { /* two bits as Q2_K, the third in a bit plane of 32 bytes at the head */
+        bits(q + 32 * k, b + 32 + 32 * (k / 4), 32, 2 * (k % 4), 3, 4);
+        add_bits(q + 32 * k, b, 32, k, 1, 2);
+    }
 }
-/* Q4_K and Q5_K: eight 6-bit scales and minimums in 12 bytes, four at a time as bytes of a word. */
+/* Q4_K and Q5_K: eight 6-bit scales and minimums in 12 bytes, four at a time as bytes of a word. The first four lie in the low six bits of
+ * w0 and w1; of the last four, four bits lie in w2 (scales low, minimums high) and two on top of w0 and w1. */
 INLINE void scales_k4(float *restrict d, float *restrict m, const uint8_t *restrict b) {
     uint32_t w0 = read_u32(b + 4), w1 = read_u32(b + 8), w2 = read_u32(b + 12);
-    uint32_t s[2] = {w0 & 0x3f3f3f3f, (w2 & 0x0f0f0f0f) | (w0 >> 2 & 0x30303030)}, t[2] = {w1 & 0x3f3f3f3f, (w2 >> 4 & 0x0f0f0f0f) | (w1 >> 2 & 0x30303030)};
+    uint32_t s[2] = {w0 & 0x3f3f3f3f, (w2 & 0x0f0f0f0f) | (w0 >> 2 & 0x30303030)};
+    uint32_t t[2] = {w1 & 0x3f3f3f3f, (w2 >> 4 & 0x0f0f0f0f) | (w1 >> 2 & 0x30303030)};
     uint8_t scale[8], min[8];
-    memcpy(scale, s, 8), memcpy(min, t, 8);
+    memcpy(scale, s, 8);
+    memcpy(min, t, 8);
     float ds = f16_at(b), dm = f16_at(b + 2);
     for (int j = 0; j < 8; j++) d[j] = ds * (float)scale[j];
     for (int j = 0; j < 8; j++) m[j] = dm * (float)min[j];
@@ -802,7 +909,10 @@ INLINE void unpack_q4_k(int8_t *restrict q, float *restrict d, float *restrict m
 INLINE void unpack_q5_k(int8_t *restrict q, float *restrict d, float *restrict m, const uint8_t *restrict b, int n) {
     (void)n;
     scales_k4(d, m, b);
-    for (int k = 0; k < 8; k++) bits(q + 32 * k, b + 48 + 32 * (k / 2), 32, 4 * (k & 1), 15, 0), add_bits(q + 32 * k, b + 16, 32, k, 1, 4);
+    for (int k = 0; k < 8; k++) { /* four bits as Q4_K, the fifth in a bit plane of 32 bytes before them */
+        bits(q + 32 * k, b + 48 + 32 * (k / 2), 32, 4 * (k & 1), 15, 0);
+        add_bits(q + 32 * k, b + 16, 32, k, 1, 4);
+    }
 }
 INLINE void unpack_q6_k(int8_t *restrict q, float *restrict d, float *restrict m, const uint8_t *restrict b, int n) {
     float scale = f16_at(b + 208); /* the last field; the group scales are signed */
@@ -810,12 +920,13 @@ INLINE void unpack_q6_k(int8_t *restrict q, float *restrict d, float *restrict m
     for (int g = 0; g < 16; g++) d[g] = scale * (float)(int8_t)b[192 + g];
     for (int k = 0; k < 8; k++) { /* two halves of 128: four rows of 32 share 32 bytes of high bits */
         int h = k / 4, i = k % 4;
-        bits(q + 32 * k, b + 64 * h + 32 * (i & 1), 32, 4 * (i >> 1), 15, 32), add_bits(q + 32 * k, b + 128 + 32 * h, 32, 2 * i, 3, 4);
+        bits(q + 32 * k, b + 64 * h + 32 * (i & 1), 32, 4 * (i >> 1), 15, 32);
+        add_bits(q + 32 * k, b + 128 + 32 * h, 32, 2 * i, 3, 4);
     }
 }
 INLINE void unpack_iq4_xs(int8_t *restrict q, float *restrict d, float *restrict m, const uint8_t *restrict b, int n) {
     float scale = f16_at(b);
-    uint32_t high = read_u16(b + 2);
+    uint32_t high = read_u16(b + 2); /* the upper two bits of each of eight scales of 6 bits, minus 32 */
     (void)m, (void)n;
     for (int k = 0; k < 8; k++) {
         d[k] = scale * (float)(((b[4 + k / 2] >> (4 * (k & 1)) & 15) | (int)(high >> (2 * k) & 3) << 4) - 32);
@@ -823,7 +934,8 @@ INLINE void unpack_iq4_xs(int8_t *restrict q, float *restrict d, float *restrict
     }
 }
 
-/* n <= SEGMENT weights of a block-quantised row. q has room for SEGMENT, d and m for 16. Compiled once per instruction set, by who inlines it. */
+/* n <= SEGMENT weights of a block-quantised row, whole blocks. q has room for SEGMENT, d and m for 16. It is inlined into one function per
+ * instruction set (unpack_plain, and unpack512 and unpack_avx2 of section 5), and so compiled for each. */
 INLINE void unpack(int8_t *restrict q, float *restrict d, float *restrict m, const uint8_t *restrict b, int type, int n) {
     switch (type) {
     case Q4_0: unpack_q4_0(q, d, m, b, n / 32); break;
@@ -843,14 +955,19 @@ INLINE void unpack(int8_t *restrict q, float *restrict d, float *restrict m, con
 }
 static NOINLINE void unpack_plain(int8_t *q, float *d, float *m, const uint8_t *b, int type, int n) { unpack(q, d, m, b, type, n); }
 
-INLINE size_t bytes_of(int type, size_t n) { return n / (size_t)types[type].elems * (size_t)types[type].bytes; }
+/* -- whole rows -- */
+
+INLINE size_t bytes_of(int type, size_t n) { return n / (size_t)types[type].elems * (size_t)types[type].bytes; } /* n weights in the file */
 
 /* n weights of a row, in any type that has code, to float. n is a multiple of the block length. */
 static void row_to_float(float *y, const uint8_t *b, int type, size_t n) {
-    if (type == F32) memcpy(y, b, n * 4);
-    else if (type == F16) for (size_t i = 0; i < n; i++) y[i] = f16_at(b + 2 * i);
-    else if (type == BF16) for (size_t i = 0; i < n; i++) y[i] = from_bf16(read_u16(b + 2 * i));
-    else
+    if (type == F32) {
+        memcpy(y, b, n * 4);
+    } else if (type == F16) {
+        for (size_t i = 0; i < n; i++) y[i] = f16_at(b + 2 * i);
+    } else if (type == BF16) {
+        for (size_t i = 0; i < n; i++) y[i] = from_bf16(read_u16(b + 2 * i));
+    } else {
         for (size_t at = 0; at < n; at += SEGMENT) {
             int8_t q[SEGMENT];
             float d[16], m[16];
@@ -858,15 +975,35 @@ static void row_to_float(float *y, const uint8_t *b, int type, size_t n) {
             unpack_plain(q, d, m, b + bytes_of(type, at), type, len);
             for (int i = 0; i < len; i++) y[at + (size_t)i] = d[i / group] * (float)q[i] - (types[type].min ? m[i / group] : 0.0f);
         }
+    }
 }
 
 /* ---- 5. kernels: where the time goes ---------------------------------------------------------------
  * matmul over a run of tokens, the one recurrence, softmax attention. Plain scalar C is the definition that the tests hold
- * everything else against; 16-lane vectors, one source compiled for several instruction sets, do the work; where a processor has
+ * everything else against; vectors, one source compiled for several instruction sets, do the work; where a processor has
  * an instruction made for the job (integer dot products), a few functions use it. A table chosen once when a model is opened
  * holds the outcome.
  *
- * Same bits: an output element is summed by one thread in one order, whatever the number of tokens in the run or of threads. */
+ * Same bits: an output element is summed by one thread in one order, whatever the number of tokens in the run or of threads.
+ *
+ * The rooms, in order. Read those with a star, recurrence_step first; the others do what the scalar definitions say, only faster:
+ *
+ *     sizes                   what is worked on at once, and why so much
+ *   * input of a matmul       activations as floats and as integers; the order in which an output is summed
+ *   * the one recurrence      recurrence_step: the dozen lines that all mixers with a matrix memory share
+ *     the cache               where softmax attention keeps keys and values, and what it is asked for (Attend)
+ *   * scalar definitions      dot product, exponential, activations, norms, short convolution; then matmul (quantize_token, few_body,
+ *                             matmul_scalar); then recurrence_scalar and attend_scalar
+ *     the same in vectors     matmul of plain types, recurrence, and the product that attention is made of, for 4, 8 and 16 lanes
+ *     attention in tiles      attend_scalar for many queries at once
+ *     per instruction set     the macros that compile all this for SSE2, AVX2, AVX-512, NEON or whatever vectors there are
+ *     AVX-512                 weights to bytes; quantised weights times few tokens (few512) and many (many512); BF16
+ *     every other set         the same two walks, by row (few_rows) and by panel (many_rows), for any way to multiply integers;
+ *                             then such ways: AVX2 and AVX-VNNI, and on ARM NEON, dotprod, i8mm
+ *     the choice              the table of kernels, and which row of it this processor takes
+ *   * the work, spread        what the sections below call: matmul, recurrence, attention, each over the threads of a Team */
+
+/* -- sizes: what is worked on at once -- */
 
 typedef struct { const uint8_t *data; int type, n_in, n_out; } Tensor; /* n_out rows of n_in weights; data NULL: absent */
 static size_t row_bytes(const Tensor *w) { return bytes_of(w->type, (size_t)w->n_in); }
@@ -876,7 +1013,7 @@ enum {
     ROWS = 16,    /* rows of a matrix that are worked on together; twice as many at a call for panels and for floats */
     FEW = 4,      /* up to so many tokens, rows are read straight through; for more, they are turned into panels first */
     TILE = 6,     /* tokens that meet a panel at once */
-    WEIGHTS_AT_ONCE = 1024, /* of a row of floats that meet a tile of tokens at once: those stay in the first-level cache */
+    WEIGHTS_AT_ONCE = 1024, /* of a row, as floats, that meet a tile of tokens at once: their inputs stay in the first-level cache */
     BLOCKS_AT_ONCE = 16, /* blocks of 32 weights turned into panels at once: they stay in the first-level cache */
     AHEAD = 8192, /* bytes of a row that are asked for before they are needed: the hardware's own guess is not enough */
     KEYS = 64,    /* keys per step of attention; also the channels in a tile of keys or values */
@@ -887,7 +1024,9 @@ enum {
     WALKERS = 16  /* queries that go back through the text together: see walk_back */
 };
 
-/* The input of a matmul: T rows of n floats; for block-quantised weights also as 16-bit integers, x = q D with one D per token,
+/* -- the input of a matmul -- */
+
+/* T rows of n floats; for block-quantised weights also as 16-bit integers, x = q D with one D per token,
  * made when first needed. Sixteen bits, because eight would move the logits of hybrid models by more than the weights' own
  * rounding does; where a processor multiplies bytes, q is taken apart as 256 hi + lo. |q| <= Q_TOP, so that both fit when signed.
  * When speed matters more (fast), the q of 32 inputs keep their 7 leading bits and the sign: q = q8 2^shift. That is still a q, so every
@@ -895,29 +1034,38 @@ enum {
  *
  * An output sums its groups in this order and no other, one rounding each where the kernel fuses, always in the same way in one build:
  *   S <- S + isum d;   S <- S - m fsum  where the type has minimums;   out = S D
- * isum = sum of q_w q over a group and fsum = sum of q are integers, exact in any order. */
+ * isum = sum of q_w q over a group and fsum = sum of q are integers, exact in any order; q_w, d and m are the weights' (section 4). */
 typedef struct {
-    const float *x;
-    int T, n, fast, form; /* NOT_YET, or the form that the kernels asked for */
-    float *D;          /* (T) */
-    float *fsum;       /* all but TILES: (T, n/16), per 16; a group of 32 adds two */
-    int16_t *q;        /* INT16: (T, n) */
-    int8_t *hi;        /* BYTES, SIGNED: (T, n) */
-    uint8_t *lo;       /* BYTES: (T, n) in [0, 255]; SIGNED: int8_t in [-128, 127] */
-    int32_t *bias;     /* BYTES: (T, 2, n/32 of 32, then n/16 of 16): -128 * 256 * sum of hi, what w + 128, unsigned, adds too much; and -sum of q */
-    uint16_t *half;    /* NULL, or for BF16 weights, fast and kernels that multiply them (T, n) bfloat16 */
-    uint8_t *tiles;    /* TILES: TILE tokens side by side, per block of 32 (see T_*), tile_bytes_of(fast) each */
+    const float *x;       /* (T, n) */
+    int T, n, fast, form; /* form: NOT_YET, or the one that the kernels asked for */
+    float *D;             /* (T) */
+    float *fsum;          /* all but TILES: (T, n/16), per 16; a group of 32 adds two */
+    int16_t *q;           /* INT16: (T, n) */
+    int8_t *hi;           /* BYTES, SIGNED: (T, n) */
+    uint8_t *lo;          /* BYTES: (T, n) in [0, 255]; SIGNED: int8_t in [-128, 127] */
+    int32_t *bias;        /* BYTES: (T, 2, 3n/32), each row n/32 numbers for blocks of 32, then n/16 for blocks of 16. The first row is
+                           * -128 * 256 * sum of hi: what weights made unsigned by + 128 add too much; the second is -sum of q */
+    uint16_t *half;       /* NULL, or for BF16 weights, fast and kernels that multiply them (T, n) bfloat16 */
+    uint8_t *tiles;       /* TILES: (T/TILE rounded up, n/32) pieces of tile_bytes_of(fast) bytes, see below */
 } Input;
 enum { NOT_YET, INT16, BYTES, SIGNED, TILES };
 enum { Q_TOP = 127 * 256 + 127 };
-/* A block in tiles: uint8 hi + 128 (fast: q8 + 128) [TILE][32]; float fsum[TILE][3] of 32, 16, 16; then uint8 lo [TILE][32], or fast int32 shift[TILE]. */
+/* A piece of TILES: 32 inputs of TILE tokens. At these bytes lie
+ *   0        uint8 (TILE, 32)   hi + 128, or when fast q8 + 128: unsigned
+ *   T_SUM    float (TILE, 3)    the sum of q over all 32, over the first 16, over the other 16
+ *   T_LO     uint8 (TILE, 32)   lo; when fast there is none, but at
+ *   T_SHIFT  int32 (TILE)       the shift of q8 */
 enum { T_SUM = 32 * TILE, T_LO = 44 * TILE, T_SHIFT = 44 * TILE, T_BYTES = 76 * TILE, T_FAST = 48 * TILE };
 INLINE size_t tile_bytes_of(int fast) { return fast ? T_FAST : T_BYTES; }
 
 static size_t input_bytes(size_t T, size_t n) { /* scratch for any form; behind it (T, n) bfloat16 */
-    size_t blocks = n / 32 + 1, rows = T * blocks * (64 + 8 + 24) + SEGMENT * 2 + 64, tiles = round_up(T, TILE) / TILE * blocks * T_BYTES;
+    size_t blocks = n / 32 + 1;
+    size_t rows = T * blocks * (64 + 8 + 24) + SEGMENT * 2 + 64; /* per block: q, or hi and lo; fsum; bias */
+    size_t tiles = round_up(T, TILE) / TILE * blocks * T_BYTES;
     return round_up((rows > tiles ? rows : tiles) + T * sizeof(float) + 8 * ALIGN, ALIGN);
 }
+
+/* -- the one recurrence -- */
 
 /* Rows of T tokens holding `heads` heads side by side; stride floats from one token to the next. When a mixer has more heads
  * than these rows, head h of H reads row head h / (H / heads), or h % heads when tiled (how GGUF stores qwen35). */
@@ -942,13 +1090,14 @@ typedef struct {
     Rows u;              /* (dk) bonus: the readout precedes the write and sees u times what is written (RWKV-6) */
 } Recurrence;
 
-/* The rows of one token and one head. */
+/* The rows of one token and one head, as recurrence_step names them; NULL where there is none. d_step: 1 when d has a number per key
+ * channel, 0 when the one number serves all. */
 typedef struct { const float *d, *q, *k, *v, *e, *w, *r, *c, *u; float rho; int d_step; } Step;
 INLINE Step step_of(const Recurrence *a, int t, int h) {
     static const float one = 1;
 #define HEAD(row, width) (a->row.p ? row_head(&a->row, t, h, a->H, a->tiled, width) : NULL)
-    Step s = {HEAD(d, a->d_width), HEAD(q, a->dk), HEAD(k, a->dk), HEAD(v, a->dv), HEAD(e, a->dk), HEAD(w, a->dk), HEAD(r, a->dv), HEAD(c, a->dv), HEAD(u, a->dk),
-              a->rho.p ? *row_head(&a->rho, t, h, a->H, a->tiled, 1) : 0, a->d.p && a->d_width > 1};
+    Step s = {HEAD(d, a->d_width), HEAD(q, a->dk), HEAD(k, a->dk), HEAD(v, a->dv), HEAD(e, a->dk), HEAD(w, a->dk), HEAD(r, a->dv),
+              HEAD(c, a->dv), HEAD(u, a->dk), a->rho.p ? *row_head(&a->rho, t, h, a->H, a->tiled, 1) : 0, a->d.p && a->d_width > 1};
 #undef HEAD
     if (!s.d) s.d = &one;
     if (!s.e) s.e = s.k;
@@ -982,6 +1131,8 @@ static void recurrence_step(float *S, int dk, int dv, const Step *a, int undecay
     }
 }
 
+/* -- the cache: keys and values of softmax attention, and what is asked of them -- */
+
 /* What one softmax layer remembers: keys and values of every position, and (sums > 0) cumulative log decays, that is forget-gate
  * biases. Positions lie in blocks of KEYS, a block is read from its first byte to its last:
  *   for each key/value head   K' in tiles of (KEYS channels, KEYS positions), V in tiles of (KEYS positions, KEYS channels)
@@ -991,29 +1142,37 @@ static void recurrence_step(float *S, int dk, int dv, const Step *a, int undecay
  * and 32 channels: (channels/32, KEYS) behind keys, (KEYS, channels/32) behind values. */
 typedef struct { uint8_t *mem; int type, heads, dk, dv, sums; } Cache;
 
-static size_t tile_bytes(int type, int width) {
+static size_t tile_bytes(int type, int width) { /* one tile, of `width` channels */
     size_t n = KEYS * (size_t)width;
     return type == F32 ? 4 * n : type == F16 ? 2 * n : n + KEYS * 2 * (((size_t)width + 31) / 32);
 }
-static size_t tiles_bytes(int type, int width) { return (size_t)(width / KEYS) * tile_bytes(type, KEYS) + tile_bytes(type, width % KEYS); }
-static size_t cache_block_bytes(const Cache *c) { return (size_t)c->heads * (tiles_bytes(c->type, c->dk) + tiles_bytes(c->type, c->dv)) + (size_t)c->sums * KEYS * sizeof(double); }
+static size_t tiles_bytes(int type, int width) { /* the keys or the values of a head in a block */
+    return (size_t)(width / KEYS) * tile_bytes(type, KEYS) + tile_bytes(type, width % KEYS);
+}
+static size_t cache_block_bytes(const Cache *c) {
+    return (size_t)c->heads * (tiles_bytes(c->type, c->dk) + tiles_bytes(c->type, c->dv)) + (size_t)c->sums * KEYS * sizeof(double);
+}
 
 /* Tile i of the keys (value 0) or values (1) of a head. */
 INLINE uint8_t *cache_tile(const Cache *c, int64_t block, int head, int value, int i) {
     size_t k = tiles_bytes(c->type, c->dk), v = tiles_bytes(c->type, c->dv);
     return c->mem + (size_t)block * cache_block_bytes(c) + (size_t)head * (k + v) + (value ? k : 0) + (size_t)i * tile_bytes(c->type, KEYS);
 }
-static double *cache_sums(const Cache *c, int64_t block) { return (double *)(void *)(c->mem + (size_t)(block + 1) * cache_block_bytes(c)) - (size_t)c->sums * KEYS; }
+static double *cache_sums(const Cache *c, int64_t block) { /* (sums, KEYS) at the end of a block */
+    return (double *)(void *)(c->mem + (size_t)(block + 1) * cache_block_bytes(c)) - (size_t)c->sums * KEYS;
+}
 
-/* One row of a head, dk or dv numbers, into the cache (rounded to its type) or, with write 0, out of it. */
+/* One row x of a head, dk or dv numbers at position pos, into the cache (rounded to its type) or, with write 0, out of it: tile by tile
+ * and, because a Q8_0 tile has a scale for each, 32 channels at a time. The scale is the largest magnitude / 127. */
 static void cache_row(const Cache *c, int64_t pos, int head, int value, float *x, int write) {
     int width = value ? c->dv : c->dk, j = (int)(pos % KEYS);
     for (int at = 0; at < width; at += KEYS) {
         uint8_t *tile = cache_tile(c, pos / KEYS, head, value, at / KEYS);
         int w = width - at < KEYS ? width - at : KEYS, groups = (w + 31) / 32;
         int first = value ? j * w : j, step = value ? 1 : KEYS; /* of the row's numbers in the tile */
-        float *f = (float *)(void *)tile + first;
-        uint16_t *h = (uint16_t *)(void *)tile + first, *scale = (uint16_t *)(void *)(tile + KEYS * w) + (value ? j * groups : j);
+        float *f = (float *)(void *)tile + first; /* the same place as each type sees it */
+        uint16_t *h = (uint16_t *)(void *)tile + first;
+        uint16_t *scale = (uint16_t *)(void *)(tile + KEYS * w) + (value ? j * groups : j); /* Q8_0: of the first 32 channels */
         int8_t *q = (int8_t *)tile + first;
         for (int g = 0; g < groups; g++, scale += value ? 1 : KEYS) {
             int n = w - 32 * g < 32 ? w - 32 * g : 32;
@@ -1026,10 +1185,15 @@ static void cache_row(const Cache *c, int64_t pos, int head, int value, float *x
             if (c->type == Q8_0) d = from_f16(*scale);
             for (int i = 0; i < n; i++) {
                 int at_i = (32 * g + i) * step;
-                if (c->type == F32) { if (write) f[at_i] = y[i]; else y[i] = f[at_i]; }
-                else if (c->type == F16) { if (write) h[at_i] = to_f16(y[i]); else y[i] = from_f16(h[at_i]); }
-                else if (!write) y[i] = d * (float)q[at_i];
-                else {
+                if (c->type == F32) {
+                    if (write) f[at_i] = y[i];
+                    else y[i] = f[at_i];
+                } else if (c->type == F16) {
+                    if (write) h[at_i] = to_f16(y[i]);
+                    else y[i] = from_f16(h[at_i]);
+                } else if (!write) {
+                    y[i] = d * (float)q[at_i];
+                } else {
                     float v = d > 0 ? y[i] / d : 0;
                     q[at_i] = (int8_t)lrintf(v > 127 ? 127 : v > -127 ? v : -127);
                 }
@@ -1040,20 +1204,25 @@ static void cache_row(const Cache *c, int64_t pos, int head, int value, float *x
 
 /* Values of a head at the positions last, last - 1 ..., n of them in one block, as rows (n, dv). */
 static void cache_values(const Cache *c, int64_t last, int n, int head, float *rows) {
-    if (c->type != F32) { for (int i = 0; i < n; i++) cache_row(c, last - i, head, 1, rows + (size_t)i * (size_t)c->dv, 0); return; }
+    if (c->type != F32) {
+        for (int i = 0; i < n; i++) cache_row(c, last - i, head, 1, rows + (size_t)i * (size_t)c->dv, 0);
+        return;
+    }
     for (int at = 0; at < c->dv; at += KEYS) {
         const int w = c->dv - at < KEYS ? c->dv - at : KEYS;
         const float *from = (const float *)(const void *)cache_tile(c, last / KEYS, head, 1, at / KEYS) + last % KEYS * w;
         for (int i = 0; i < n; i++, from -= w) {
             float *to = rows + (size_t)i * (size_t)c->dv + at;
             int j = 0;
-            for (; j + LANES <= w; j += LANES) memcpy(to + j, from + j, LANES * sizeof(float)); /* pieces of a known size: gcc makes a slow instruction of others */
+            for (; j + LANES <= w; j += LANES) /* pieces of a known size: gcc makes a slow instruction of others */
+                memcpy(to + j, from + j, LANES * sizeof(float));
             for (; j < w; j++) to[j] = from[j];
         }
     }
 }
 
-/* k (heads, dk), v (heads, dv), sums (c->sums) or NULL of the next position. A block begins as zeros, so that what is saved is determined. */
+/* k (heads, dk), v (heads, dv), sums (c->sums) or NULL of the next position, pos. A block begins as zeros, so that what a saved state
+ * holds behind its last position is always the same. */
 static void cache_append(const Cache *c, int64_t pos, const float *k, const float *v, const double *sums) {
     if (pos % KEYS == 0) memset(c->mem + (size_t)(pos / KEYS) * cache_block_bytes(c), 0, cache_block_bytes(c));
     for (int h = 0; h < c->heads; h++) {
@@ -1065,13 +1234,13 @@ static void cache_append(const Cache *c, int64_t pos, const float *k, const floa
 
 /* Softmax attention of T tokens from position pos on, whose keys and values are in the cache already. Query head h of H reads key/value
  * head h / (H / heads); it sees the last `window` positions, 0 = all. A score is scale q.k_j, plus c_i - c_j of head h where the cache
- * has sums (forgetting attention, mixers.md section 5.2: the query's own sum minus the key's; doubles, because the sums grow with the text).
+ * has sums (forgetting attention, mixers.md section 5.2: the query's own sum minus the key's; doubles, because sums grow with the text).
  *
  * Same bits: positions are split into chunks of KEY_CHUNK, a query's part of every chunk is summed on its own in steps of KEYS, and the
  * parts are merged in order; chunks and steps begin at multiples of their length, whatever the run of tokens. */
 typedef struct {
     const Cache *cache;
-    const float *q;          /* query head h of token t at q + t q_stride + h q_step */
+    const float *q;          /* query head h of token t, dk floats, at q + t q_stride + h q_step */
     size_t q_stride, q_step;
     int H, T, window;
     int64_t pos;
@@ -1079,14 +1248,15 @@ typedef struct {
 } Attend;
 INLINE int64_t first_visible(const Attend *a, int64_t pos) { return a->window ? max64(0, pos - a->window + 1) : 0; }
 
-/* A part of a query's softmax: o (dv, rounded up) = sum of e^(score - top) v, then top and the sum of the e^(...), which is 0 when
- * nothing was visible. Queries of a key/value head are numbered t G + (head in the group), G = H / heads. */
+/* A part of a query's softmax: o (dv, rounded up) = sum of e^(score - top) v over some of the keys, top the largest of their scores; then
+ * top itself and the sum of the e^(score - top), which is 0 when nothing was visible. The answer is o / sum when all keys are in.
+ * Queries of a key/value head are numbered t G + (head in the group), G = H / heads: "row" below. */
 INLINE size_t part_o(int dv) { return round_up((size_t)dv, 32); }
 INLINE size_t part_floats(int dv) { return part_o(dv) + LANES; }
 
-/* -- the scalar definitions -- */
+/* -- the scalar definitions: sums, functions of one number, norms, short convolution -- */
 
-/* Sum of a[i] b[i] in 16 partial sums folded as a tree: the order that the vector code follows, too. */
+/* 16 partial sums become one, folded as a tree: l and l + 8, then l and l + 4, ... The vector code adds in this order, too. */
 static float fold16(const float *acc) {
     float s[LANES];
     memcpy(s, acc, sizeof s);
@@ -1094,6 +1264,7 @@ static float fold16(const float *acc) {
         for (int l = 0; l < half; l++) s[l] += s[l + half];
     return s[0];
 }
+/* Sum of a[i] b[i] over n floats: partial sum l takes every 16th product, from the l-th on. */
 static float dot(const float *a, const float *b, size_t n) {
     float acc[LANES] = {0};
     size_t i = 0;
@@ -1103,15 +1274,17 @@ static float dot(const float *a, const float *b, size_t n) {
     return fold16(acc);
 }
 
-/* e^x for finite x, within 2 units in the last place; loops over it vectorise, loops over expf do not. */
+/* e^x within 2 units in the last place; loops over it vectorise, loops over expf do not. e^x = 2^n e^r with n = round(x / ln 2) and
+ * r = x - n ln 2, for which ln 2 is taken in two parts, the first of which times n is exact. Beyond +-88 the result stays where it is. */
 INLINE float fast_exp(float x) {
     x = x > 88.0f ? 88.0f : x < -87.0f ? -87.0f : x;         /* NaN stays NaN */
     float n = x * 1.44269504f + 12582912.0f;                 /* 1.5 * 2^23: the sum's low bits are round(x / ln 2) */
     uint32_t e = as_bits(n) << 23;
     n -= 12582912.0f;
     float r = x - n * 0.693359375f - n * -2.12194440e-4f;    /* |r| <= ln(2)/2 */
-    float p = 5.0000001201e-1f + r * (1.6666665459e-1f + r * (4.1665795894e-2f + r * (8.3334519073e-3f + r * (1.3981999507e-3f + r * 1.9875691500e-4f))));
-    p = 1.0f + (r + r * r * p);
+    float p = 1.3981999507e-3f + r * 1.9875691500e-4f;
+    p = 5.0000001201e-1f + r * (1.6666665459e-1f + r * (4.1665795894e-2f + r * (8.3334519073e-3f + r * p)));
+    p = 1.0f + (r + r * r * p);                              /* e^r */
     return as_float(as_bits(p) + e);                         /* p 2^n */
 }
 INLINE float sigmoid(float x) { return 1.0f / (1.0f + fast_exp(-x)); }
@@ -1119,7 +1292,7 @@ INLINE float silu(float x) { return x / (1.0f + fast_exp(-x)); }
 static float softplus(float x) { return x > 20.0f ? x : log1pf(expf(x)); }
 static float logsigmoid(float x) { return (x < 0 ? x : 0) - log1pf(expf(-fabsf(x))); }
 
-/* What is done to the numbers of a layer one by one. Exponentials only through fast_exp where it is hot: loops over it vectorise. */
+/* What is done to the numbers of a layer one by one. The functions that large models use (silu, sigmoid) go through fast_exp. */
 enum { ACT_SILU, ACT_RELU, ACT_SIGMOID, ACT_GELU, ACT_GELU_TANH, ACT_SQRELU, ACT_POWLU, ACT_LOGSIGMOID, ACT_ELU1, ACT_TANH, ACT_NONE };
 INLINE float activate(int act, float x) {
     switch (act) {
@@ -1136,16 +1309,24 @@ INLINE float activate(int act, float x) {
     }
     return x;
 }
+/* x <- act(x), n floats. */
 INLINE void activate_row(float *x, int act, size_t n) {
-    if (act == ACT_SILU) for (size_t i = 0; i < n; i++) x[i] = silu(x[i]); /* the common one, so that it vectorises */
-    else if (act != ACT_NONE) for (size_t i = 0; i < n; i++) x[i] = activate(act, x[i]);
+    if (act == ACT_SILU) { /* the common one has a loop of its own, so that it vectorises */
+        for (size_t i = 0; i < n; i++) x[i] = silu(x[i]);
+    } else if (act != ACT_NONE) {
+        for (size_t i = 0; i < n; i++) x[i] = activate(act, x[i]);
+    }
 }
 
 /* y <- y * act(z), n floats, apart. */
 INLINE void gate_row(float *restrict y, const float *restrict z, int act, size_t n) {
-    if (act == ACT_SILU) for (size_t i = 0; i < n; i++) y[i] *= silu(z[i]);
-    else if (act == ACT_SIGMOID) for (size_t i = 0; i < n; i++) y[i] *= sigmoid(z[i]);
-    else for (size_t i = 0; i < n; i++) y[i] *= activate(act, z[i]);
+    if (act == ACT_SILU) {
+        for (size_t i = 0; i < n; i++) y[i] *= silu(z[i]);
+    } else if (act == ACT_SIGMOID) {
+        for (size_t i = 0; i < n; i++) y[i] *= sigmoid(z[i]);
+    } else {
+        for (size_t i = 0; i < n; i++) y[i] *= activate(act, z[i]);
+    }
 }
 
 /* y = x / sqrt(mean(x^2) + eps) * w over n floats; w NULL = all ones; y may be x. */
@@ -1157,8 +1338,11 @@ INLINE void rmsnorm(float *y, const float *x, const float *w, size_t n, float ep
     for (; i < n; i++) sum[0] += (double)x[i] * x[i];
     double total = ((sum[0] + sum[1]) + (sum[2] + sum[3])) + ((sum[4] + sum[5]) + (sum[6] + sum[7]));
     float scale = (float)(1.0 / sqrt(total / (double)n + eps));
-    if (w) for (i = 0; i < n; i++) y[i] = x[i] * scale * w[i];
-    else for (i = 0; i < n; i++) y[i] = x[i] * scale;
+    if (w) {
+        for (i = 0; i < n; i++) y[i] = x[i] * scale * w[i];
+    } else {
+        for (i = 0; i < n; i++) y[i] = x[i] * scale;
+    }
 }
 
 /* y = (x - mean(x)) / sqrt(variance(x) + eps) * w + b over n floats; b NULL = none; y may be x. */
@@ -1177,9 +1361,10 @@ static void layernorm(float *y, const float *x, const float *w, const float *b, 
  * Here for n <= STRIP channels from c on; n a constant where it is STRIP. */
 enum { STRIP = 64, MAX_TAPS = 64 };
 INLINE void conv_strip(float *x, const float *w, const float *bias, float *last, int C, int K, int T, int act, int c, const int n) {
-    float taps[MAX_TAPS][STRIP], past[MAX_TAPS][STRIP], start[STRIP] = {0}; /* past: a ring of the K-1 inputs before */
-    int oldest = 0;
-    for (int j = 0; j < K && T < 4; j++) /* one token waits for nothing else: what the strip after the next will read */
+    float taps[MAX_TAPS][STRIP], start[STRIP] = {0}; /* (K, n) the weights, transposed; (n) the bias */
+    float past[MAX_TAPS][STRIP];                     /* (K-1, n) the inputs before, a ring */
+    int oldest = 0;                                  /* its first row */
+    for (int j = 0; j < K && T < 4; j++) /* with few tokens memory is the limit: fetch what the strip after the next will read */
         for (int i = 2 * n; i < 3 * n; i += 16) {
             PREFETCH(w + (size_t)(c + 2 * n) * (size_t)K + (size_t)(j * n + i - 2 * n));
             if (j < K - 1) PREFETCH(last + (size_t)j * (size_t)C + c + i);
@@ -1190,10 +1375,12 @@ INLINE void conv_strip(float *x, const float *w, const float *bias, float *last,
     if (bias) memcpy(start, bias + c, (size_t)n * sizeof(float));
     for (int t = 0; t < T; t++) {
         float *in = x + (size_t)t * (size_t)C + c, y[STRIP];
-        for (int i = 0; i < n && t + 4 < T; i += 16) PREFETCH(in + 4 * (size_t)C + i); /* tokens lie too far apart for the hardware to guess */
-        if (K == 4) {
+        for (int i = 0; i < n && t + 4 < T; i += 16) /* tokens lie too far apart for the hardware to guess */
+            PREFETCH(in + 4 * (size_t)C + i);
+        if (K == 4) { /* nearly all models; one pass over the channels */
             const float *a = past[oldest], *b = past[(oldest + 1) % 3], *d = past[(oldest + 2) % 3];
-            for (int i = 0; i < n; i++) y[i] = start[i] + taps[0][i] * a[i] + taps[1][i] * b[i] + taps[2][i] * d[i] + taps[3][i] * in[i];
+            for (int i = 0; i < n; i++)
+                y[i] = start[i] + taps[0][i] * a[i] + taps[1][i] * b[i] + taps[2][i] * d[i] + taps[3][i] * in[i];
         } else {
             for (int i = 0; i < n; i++) y[i] = start[i];
             for (int j = 0; j < K; j++) {
@@ -1201,18 +1388,28 @@ INLINE void conv_strip(float *x, const float *w, const float *bias, float *last,
                 for (int i = 0; i < n; i++) y[i] += taps[j][i] * from[i];
             }
         }
-        if (K > 1) memcpy(past[oldest], in, (size_t)n * sizeof(float)), oldest = (oldest + 1) % (K - 1);
-        if (act == ACT_SILU) for (int i = 0; i < n; i++) in[i] = silu(y[i]);
-        else memcpy(in, y, (size_t)n * sizeof(float));
+        if (K > 1) {
+            memcpy(past[oldest], in, (size_t)n * sizeof(float));
+            oldest = (oldest + 1) % (K - 1);
+        }
+        if (act == ACT_SILU) {
+            for (int i = 0; i < n; i++) in[i] = silu(y[i]);
+        } else {
+            memcpy(in, y, (size_t)n * sizeof(float));
+        }
     }
-    for (int j = 0; j < K - 1; j++) memcpy(last + (size_t)j * (size_t)C + c, past[(oldest + j) % (K - 1)], (size_t)n * sizeof(float));
+    for (int j = 0; j < K - 1; j++)
+        memcpy(last + (size_t)j * (size_t)C + c, past[(oldest + j) % (K - 1)], (size_t)n * sizeof(float));
 }
+/* The strip that begins at channel c: STRIP wide, or what is left of the row. */
 INLINE void conv_body(float *x, const float *w, const float *bias, float *last, int C, int K, int T, int act, int c) {
     if (C - c >= STRIP) conv_strip(x, w, bias, last, C, K, T, act, c, STRIP);
     else conv_strip(x, w, bias, last, C, K, T, act, c, C - c);
 }
 
-/* 32 q keep 7 leading bits and the sign; returns the shift that brings them there. */
+/* -- the scalar definitions: matmul -- */
+
+/* 32 q keep 7 leading bits and the sign, rounded; returns the shift: q / 2^shift is a signed byte. */
 INLINE int keep_8_bits(int16_t *restrict q) {
     unsigned all = 0;
     for (int i = 0; i < 32; i++) all |= (unsigned)(q[i] < 0 ? -q[i] : q[i]);
@@ -1230,62 +1427,92 @@ INLINE int keep_8_bits(int16_t *restrict q) {
 
 /* sums (n/16) of 16 neighbours of q >> shift; quads: n/4 of scratch. Two steps of four, which compilers turn into vectors. */
 INLINE void sums_of_16(int32_t *restrict sums, int32_t *restrict quads, const int16_t *restrict q, int n, int shift) {
-    for (int i = 0; i < n / 4; i++) quads[i] = (q[4 * i] >> shift) + (q[4 * i + 1] >> shift) + (q[4 * i + 2] >> shift) + (q[4 * i + 3] >> shift);
+    for (int i = 0; i < n / 4; i++)
+        quads[i] = (q[4 * i] >> shift) + (q[4 * i + 1] >> shift) + (q[4 * i + 2] >> shift) + (q[4 * i + 3] >> shift);
     for (int i = 0; i < n / 16; i++) sums[i] = quads[4 * i] + quads[4 * i + 1] + quads[4 * i + 2] + quads[4 * i + 3];
 }
 
-/* Token t of the input in its form. buf: n floats of scratch. */
+/* Token t of the input in the form that is wanted (see Input): D = max |x| / Q_TOP, q = round(x / D), then sums of q, and q taken apart.
+ * buf: n floats of scratch. */
 INLINE void quantize_token(Input *in, int t, float *buf) {
     const int n = in->n, blocks = n / 32, form = in->form;
     const float *restrict x = in->x + (size_t)t * (size_t)n;
-    int16_t *restrict q = form == INT16 ? in->q + (size_t)t * (size_t)n : (int16_t *)(void *)(buf + 3 * (n / 8));
-    int32_t *restrict s = (int32_t *)(void *)buf, *restrict h = s + n / 16, *restrict quads = h + n / 16, *shifts = h; /* sums of q, of hi */
+    int16_t *restrict q = form == INT16 ? in->q + (size_t)t * (size_t)n : (int16_t *)(void *)(buf + 3 * (n / 8)); /* (n) */
+    int32_t *restrict s = (int32_t *)(void *)buf;  /* (n/16) sums of q */
+    int32_t *restrict h = s + n / 16;              /* BYTES: (n/16) sums of hi */
+    int32_t *restrict quads = h + n / 16;          /* (n/4) on the way to a sum */
+    int32_t *shifts = h;                           /* TILES, fast: (n/32), in the place of h */
+
+    // D
     uint32_t top_bits = 0; /* magnitudes compare as integers, which vectorises */
-    for (int i = 0; i < n; i++) { uint32_t u = as_bits(x[i]) & 0x7fffffff; top_bits = u > top_bits ? u : top_bits; }
+    for (int i = 0; i < n; i++) {
+        uint32_t u = as_bits(x[i]) & 0x7fffffff;
+        top_bits = u > top_bits ? u : top_bits;
+    }
     float top = as_float(top_bits);
     if (!(top > 1e-30f)) top = 1.0f; /* so little that it is nothing (or NaN, see D) */
     if (!(top < 1e30f)) top = 1e30f; /* a model gone wrong: infinity counts as 1e30 */
     float scale = Q_TOP / top;
     in->D[t] = top_bits > 0x7f800000 ? as_float(top_bits) : top / Q_TOP; /* NaN stays NaN */
+
+    // q, and its sums
     for (int i = 0; i < n; i++) {
         float y = x[i] * scale;
         y = y < -Q_TOP ? -Q_TOP : y > Q_TOP ? Q_TOP : y;
         q[i] = (int16_t)(as_bits(y + 12582912.0f) & 0xffff); /* 1.5 * 2^23: the low bits are y to nearest even */
     }
-    if (in->fast) for (int b = 0; b < blocks; b++) shifts[b] = keep_8_bits(q + 32 * b);
+    if (in->fast)
+        for (int b = 0; b < blocks; b++) shifts[b] = keep_8_bits(q + 32 * b);
     sums_of_16(s, quads, q, n, 0);
     if (form == BYTES) sums_of_16(h, quads, q, n, 8);
     for (int b = 0; b < blocks; b++) {
         const int32_t first = s[2 * b], second = s[2 * b + 1];
         if (form != TILES) {
-            in->fsum[(t * blocks + b) * 2] = (float)first, in->fsum[(t * blocks + b) * 2 + 1] = (float)second;
+            in->fsum[(t * blocks + b) * 2] = (float)first;
+            in->fsum[(t * blocks + b) * 2 + 1] = (float)second;
             if (form == BYTES) {
                 int32_t *bias = in->bias + (size_t)t * (size_t)blocks * 6, *sum = bias + 3 * blocks;
-                bias[b] = -32768 * (h[2 * b] + h[2 * b + 1]), bias[blocks + 2 * b] = -32768 * h[2 * b], bias[blocks + 2 * b + 1] = -32768 * h[2 * b + 1];
-                sum[b] = -first - second, sum[blocks + 2 * b] = -first, sum[blocks + 2 * b + 1] = -second;
+                bias[b] = -32768 * (h[2 * b] + h[2 * b + 1]);
+                bias[blocks + 2 * b] = -32768 * h[2 * b];
+                bias[blocks + 2 * b + 1] = -32768 * h[2 * b + 1];
+                sum[b] = -first - second;
+                sum[blocks + 2 * b] = -first;
+                sum[blocks + 2 * b + 1] = -second;
             }
             continue;
         }
+        /* this token's rows of a piece of TILES */
         const int i = t % TILE, shift = in->fast ? shifts[b] : 8;
         uint8_t *restrict p = in->tiles + ((size_t)(t / TILE) * (size_t)blocks + (size_t)b) * tile_bytes_of(in->fast);
         memcpy(p + T_SUM + 12 * i, (float[]){(float)(first + second), (float)first, (float)second}, 12);
         for (int k = 0; k < 32; k++) p[32 * i + k] = (uint8_t)((q[32 * b + k] >> shift) + 128);
-        if (in->fast) memcpy(p + T_SHIFT + 4 * i, &shift, 4);
-        else for (int k = 0; k < 32; k++) p[T_LO + 32 * i + k] = (uint8_t)(q[32 * b + k] & 255);
+        if (in->fast) {
+            memcpy(p + T_SHIFT + 4 * i, &shift, 4);
+        } else {
+            for (int k = 0; k < 32; k++) p[T_LO + 32 * i + k] = (uint8_t)(q[32 * b + k] & 255);
+        }
     }
+
+    // q = 256 hi + lo
     if (form == BYTES || form == SIGNED) {
         int8_t *restrict hi = in->hi + (size_t)t * (size_t)n;
         uint8_t *restrict lo = in->lo + (size_t)t * (size_t)n;
         const int carry = form == SIGNED ? 128 : 0; /* a lo of 128 and more is negative as a signed byte */
-        for (int i = 0; i < n; i++) hi[i] = (int8_t)((q[i] + carry) >> 8), lo[i] = (uint8_t)(q[i] & 255);
+        for (int i = 0; i < n; i++) {
+            hi[i] = (int8_t)((q[i] + carry) >> 8);
+            lo[i] = (uint8_t)(q[i] & 255);
+        }
     }
 }
 
-/* Rows [row, row + n_rows) of w, n_rows <= ROWS, block-quantised, times T tokens from t0 on, T <= FEW. The plain form: integer
- * sums per group, then the float sum in its fixed order. buf: (T + 2) * groups * ROWS floats. */
+/* Rows [row, row + n_rows) of w, n_rows <= ROWS, block-quantised, times T tokens from t0 on, T <= FEW, to out (T, n_out), which points at
+ * the element of the first row and token. The plain form: integer sums per group, then the float sum in its fixed order (see Input).
+ *   buf: isum (T, groups, ROWS), d and m (groups, ROWS) */
 INLINE void few_body(float *out, const Tensor *w, int row, int n_rows, const Input *in, int t0, int T, float *buf) {
     int n = w->n_in, group = types[w->type].group, min = types[w->type].min, groups = n / group;
     float *d = buf + (size_t)T * (size_t)groups * ROWS, *m = d + (size_t)groups * ROWS;
+
+    // isum, d and m of every row
     for (int r = 0; r < n_rows; r++) {
         const uint8_t *bytes = w->data + (size_t)(row + r) * row_bytes(w);
         for (int at = 0; at < n; at += SEGMENT) {
@@ -1301,46 +1528,62 @@ INLINE void few_body(float *out, const Tensor *w, int row, int n_rows, const Inp
                 const int16_t *x = in->q + (size_t)(t0 + t) * (size_t)n + at;
                 for (int g = 0; g < len / group; g++) {
                     int32_t sum = 0;
-                    if (group == 32) for (int i = 0; i < 32; i++) sum += q[32 * g + i] * x[32 * g + i];
-                    else for (int i = 0; i < 16; i++) sum += q[16 * g + i] * x[16 * g + i];
+                    if (group == 32) { /* a loop for each length, known when it is compiled */
+                        for (int i = 0; i < 32; i++) sum += q[32 * g + i] * x[32 * g + i];
+                    } else {
+                        for (int i = 0; i < 16; i++) sum += q[16 * g + i] * x[16 * g + i];
+                    }
                     buf[((size_t)t * (size_t)groups + (size_t)(at / group + g)) * ROWS + r] = (float)sum;
                 }
             }
         }
     }
+
+    // S <- S + isum d;  S <- S - m fsum;  out = S D, one row per lane
     for (int t = 0; t < T; t++) {
         const float *fsum = in->fsum + (size_t)(t0 + t) * (size_t)(n / 16), *f = buf + (size_t)t * (size_t)groups * ROWS;
         float s[ROWS] = {0};
         for (int g = 0; g < groups; g++) {
             float x = group == 32 ? fsum[2 * g] + fsum[2 * g + 1] : fsum[g];
             for (int r = 0; r < ROWS; r++) s[r] += f[g * ROWS + r] * d[g * ROWS + r];
-            if (min) for (int r = 0; r < ROWS; r++) s[r] -= m[g * ROWS + r] * x;
+            if (min)
+                for (int r = 0; r < ROWS; r++) s[r] -= m[g * ROWS + r] * x;
         }
         for (int r = 0; r < n_rows; r++) out[(size_t)t * (size_t)w->n_out + r] = s[r] * in->D[t0 + t];
     }
 }
 
-/* The same for the plain types: lanes run along the row, 16 partial sums folded at the end. */
+/* Rows [row, row + n_rows) of w times all tokens, to out (T, n_out), its first element: block-quantised weights by few_body; of the plain
+ * types a row becomes n_in floats in buf, and lanes run along it. */
 static void matmul_scalar(float *out, const Tensor *w, int row, int n_rows, const Input *in, float *buf) {
     if (types[w->type].group > 1) {
-        for (int t = 0; t < in->T; t += FEW) few_body(out + (size_t)t * (size_t)w->n_out + row, w, row, n_rows, in, t, in->T - t < FEW ? in->T - t : FEW, buf);
+        for (int t = 0; t < in->T; t += FEW)
+            few_body(out + (size_t)t * (size_t)w->n_out + row, w, row, n_rows, in, t, in->T - t < FEW ? in->T - t : FEW, buf);
         return;
     }
     for (int r = row; r < row + n_rows; r++) {
         row_to_float(buf, w->data + (size_t)r * row_bytes(w), w->type, (size_t)w->n_in);
-        for (int t = 0; t < in->T; t++) out[(size_t)t * (size_t)w->n_out + r] = dot(buf, in->x + (size_t)t * (size_t)w->n_in, (size_t)w->n_in);
+        for (int t = 0; t < in->T; t++)
+            out[(size_t)t * (size_t)w->n_out + r] = dot(buf, in->x + (size_t)t * (size_t)w->n_in, (size_t)w->n_in);
     }
 }
-/* The functions that are one loop, compiled once more for each instruction set. */
+
+/* The functions that are one loop, compiled once more for each instruction set: the compiler finds its vectors by itself. */
 #define LOOPS_FOR(isa, attribute) \
     attribute static void quantize_##isa(Input *in, int t, float *buf) { quantize_token(in, t, buf); } \
     attribute static void norm_##isa(float *y, const float *x, const float *w, size_t n, float eps) { rmsnorm(y, x, w, n, eps); } \
     attribute static void activate_##isa(float *x, int act, size_t n) { activate_row(x, act, n); } \
     attribute static void gate_##isa(float *y, const float *z, int act, size_t n) { gate_row(y, z, act, n); } \
-    attribute static void conv_##isa(float *x, const float *w, const float *bias, float *last, int C, int K, int n_tokens, int act, int c) { conv_body(x, w, bias, last, C, K, n_tokens, act, c); }
+    attribute static void conv_##isa(float *x, const float *w, const float *bias, float *last, \
+                                     int C, int K, int n_tokens, int act, int c) { \
+        conv_body(x, w, bias, last, C, K, n_tokens, act, c); \
+    }
 LOOPS_FOR(scalar, )
 
-/* Head h, value columns [j0, j0 + PANEL), all T tokens. S: this head's memory. buf: (PANEL + 2) dk floats of this thread. */
+/* -- the scalar definitions: recurrence and softmax attention -- */
+
+/* Head h, value columns [j0, j0 + PANEL), all T tokens. S (dk, dv): this head's memory. o: row of all heads of the first token, o_stride
+ * floats from one token to the next. buf: (PANEL + 2) dk floats of this thread. */
 static void recurrence_scalar(const Recurrence *a, int h, int j0, float *S, float *o, size_t o_stride, int T, float *buf) {
     (void)buf;
     if (j0) return; /* all columns at once */
@@ -1350,28 +1593,34 @@ static void recurrence_scalar(const Recurrence *a, int h, int j0, float *S, floa
     }
 }
 
-/* The parts that `chunk` gives to queries [row, row + n_rows) of key/value head g; q (n_rows, dk) comes scaled.
- * In steps of KEYS keys: the sums so far are rescaled when a larger score appears, so no row of scores as long as the context is needed. */
+/* The parts (n_rows, part_floats) that `chunk`, keys [chunk KEY_CHUNK, (chunk + 1) KEY_CHUNK), gives to queries [row, row + n_rows) of
+ * key/value head g; q (n_rows, dk) comes scaled. In steps of KEYS keys: the sums so far are rescaled when a larger score appears, so no row
+ * of scores as long as the context is needed. buf: dk + dv floats. */
 static void attend_scalar(const Attend *a, int g, int row, int n_rows, int64_t chunk, const float *q, float *part, float *buf) {
     const Cache *c = a->cache;
     const int G = a->H / c->heads;
-    float *k = buf, *v = k + c->dk, p[KEYS];
+    float *k = buf, *v = k + c->dk, p[KEYS]; /* one key, one value, the scores of a step */
     for (int r = 0; r < n_rows; r++, q += c->dk, part += part_floats(c->dv)) {
         float *o = part, *top = o + part_o(c->dv), *sum = top + 1;
-        int64_t i = a->pos + (row + r) / G, from = max64(first_visible(a, i), chunk * KEY_CHUNK), end = min64(i + 1, (chunk + 1) * KEY_CHUNK);
+        int64_t i = a->pos + (row + r) / G; /* the query's position; it sees keys [from, end) of the chunk */
+        int64_t from = max64(first_visible(a, i), chunk * KEY_CHUNK), end = min64(i + 1, (chunk + 1) * KEY_CHUNK);
         size_t h = (size_t)(g * G + (row + r) % G);
-        memset(part, 0, part_floats(c->dv) * sizeof(float)), *top = -INFINITY;
+        memset(part, 0, part_floats(c->dv) * sizeof(float));
+        *top = -INFINITY;
         for (int64_t j = from, next; j < end; j = next) {
             next = min64(end, (j / KEYS + 1) * KEYS);
             float best = *top;
             for (int64_t x = j; x < next; x++) {
                 cache_row(c, x, g, 0, k, 0);
                 p[x - j] = dot(q, k, (size_t)c->dk);
-                if (c->sums) p[x - j] += (float)(cache_sums(c, i / KEYS)[h * KEYS + (size_t)(i % KEYS)] - cache_sums(c, x / KEYS)[h * KEYS + (size_t)(x % KEYS)]);
+                if (c->sums)
+                    p[x - j] += (float)(cache_sums(c, i / KEYS)[h * KEYS + (size_t)(i % KEYS)]
+                                        - cache_sums(c, x / KEYS)[h * KEYS + (size_t)(x % KEYS)]);
                 if (p[x - j] > best) best = p[x - j];
             }
             float keep = fast_exp(*top - best);
-            *sum *= keep, *top = best;
+            *sum *= keep;
+            *top = best;
             for (int d = 0; d < c->dv; d++) o[d] *= keep;
             for (int64_t x = j; x < next; x++) {
                 float e = fast_exp(p[x - j] - best);
@@ -1384,9 +1633,13 @@ static void attend_scalar(const Attend *a, int g, int row, int n_rows, int64_t c
 }
 
 #endif /* LANES */
+
 /* -- the same in vectors, of as many floats as a register holds --
- * The part down to "end of vectors" is compiled for LANES 4, 8 and 16: the file includes itself and skips all the rest. Its functions get the
- * number behind their names. (Vectors wider than a register would do for clang; gcc keeps them in memory, 30 times slower on AVX2.) */
+ * The part down to "end of vectors" is compiled for LANES 4, 8 and 16: the file includes itself and skips all the rest. NAME puts the
+ * number behind the names of its types and functions: V, a vector of LANES floats, is V_8 for LANES 8. An operator on two V acts on every
+ * lane. (Vectors wider than a register would do for clang; gcc keeps them in memory, 30 times slower on AVX2.)
+ *
+ * Arguments called constants are constant at every call: the functions are inlined, and what depends on them is decided by the compiler. */
 #ifdef LANES
 #define NAME(name) NAMED(name, LANES)
 #define V NAME(V)
@@ -1407,7 +1660,8 @@ typedef float V __attribute__((vector_size(LANES * 4), aligned(4), may_alias)); 
 typedef uint16_t HALF __attribute__((vector_size(LANES * 2), aligned(1), may_alias)); /* rows in a file may lie anywhere */
 typedef uint32_t BITS __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
 
-INLINE float fold(const V *v) { /* lane l takes lane l + half, again and again, as fold16 */
+/* The sum of the lanes: lane l takes lane l + half, again and again, as fold16. */
+INLINE float fold(const V *v) {
     typedef float F8 __attribute__((vector_size(32), aligned(4), may_alias, unused));
     typedef float F4 __attribute__((vector_size(16), aligned(4), may_alias, unused));
     float s[LANES];
@@ -1422,22 +1676,34 @@ INLINE float fold(const V *v) { /* lane l takes lane l + half, again and again, 
 }
 
 INLINE void load_part(V *v, const float *p, int n) { /* n <= LANES floats, the rest 0 */
-    if (n == LANES) *v = *(const V *)p;
-    else *v = (V){0}, memcpy(v, p, (size_t)n * sizeof(float));
+    if (n == LANES) {
+        *v = *(const V *)p;
+    } else {
+        *v = (V){0};
+        memcpy(v, p, (size_t)n * sizeof(float));
+    }
 }
 
-/* LANES weights of a plain row at p, to float. type: a constant; F16 comes converted. */
+/* LANES weights of a plain row at p, to float. type: a constant, F32 or BF16 (F16 has been converted before). */
 INLINE void load_weights(V *v, const uint8_t *p, int type) {
-    if (type == BF16) { BITS u = __builtin_convertvector(*(const HALF *)(const void *)p, BITS) << 16; memcpy(v, &u, sizeof u); }
-    else memcpy(v, p, sizeof *v);
+    if (type == BF16) {
+        BITS u = __builtin_convertvector(*(const HALF *)(const void *)p, BITS) << 16;
+        memcpy(v, &u, sizeof u);
+    } else {
+        memcpy(v, p, sizeof *v);
+    }
 }
 
-/* R rows of w (F32 or BF16, row_step bytes apart) times T rows of x, n long, from lane `from` on up to `to`. What is summed before the
- * end of the rows waits in part (R, T, LANES). R, T, type: constants. */
-INLINE void tile(const uint8_t *w, size_t row_step, int type, const float *x, size_t n, size_t from, size_t to, float *part, float *out, size_t out_stride, int R, int T) {
+/* R rows of w (F32 or BF16, row_step bytes apart) times T rows of x (T, n), over weights [from, to) of each row; the sums go to out, whose
+ * tokens are out_stride floats apart. What is summed before the end of the rows (to < n) waits in part (R, T, LANES).
+ * R <= 4, T <= 6, type: constants, so that acc stays in registers. */
+INLINE void tile(const uint8_t *w, size_t row_step, int type, const float *x, size_t n, size_t from, size_t to,
+                 float *part, float *out, size_t out_stride, int R, int T) {
     V acc[4][6] = {{{0}}};
     size_t i = from, width = type == BF16 ? 2 : 4;
-    if (from) UNROLL for (int r = 0; r < R; r++) UNROLL8 for (int t = 0; t < T; t++) acc[r][t] = ((V *)part)[r * T + t];
+    if (from)
+        UNROLL for (int r = 0; r < R; r++)
+            UNROLL8 for (int t = 0; t < T; t++) acc[r][t] = ((V *)part)[r * T + t];
     for (; i + LANES <= to; i += LANES) {
         V xv[6], wv;
         UNROLL8 for (int t = 0; t < T; t++) xv[t] = *(const V *)(x + (size_t)t * n + i);
@@ -1446,12 +1712,13 @@ INLINE void tile(const uint8_t *w, size_t row_step, int type, const float *x, si
             UNROLL8 for (int t = 0; t < T; t++) acc[r][t] += wv * xv[t];
         }
     }
-    if (i < to) {
+    if (i < to) { /* the last n - i < LANES weights, with zeros behind them */
         V xv[6] = {{0}}, wv;
         uint8_t last[LANES * 4];
         UNROLL8 for (int t = 0; t < T; t++) memcpy(&xv[t], x + (size_t)t * n + i, (n - i) * sizeof(float));
         UNROLL for (int r = 0; r < R; r++) {
-            memset(last, 0, sizeof last), memcpy(last, w + (size_t)r * row_step + i * width, (n - i) * width);
+            memset(last, 0, sizeof last);
+            memcpy(last, w + (size_t)r * row_step + i * width, (n - i) * width);
             load_weights(&wv, last, type);
             UNROLL8 for (int t = 0; t < T; t++) acc[r][t] += wv * xv[t];
         }
@@ -1463,8 +1730,9 @@ INLINE void tile(const uint8_t *w, size_t row_step, int type, const float *x, si
         }
 }
 
-/* Rows [row, row + n_rows) of F32, F16 or BF16 times all tokens, n_rows <= 2 ROWS. For many, the rows become floats in buf (n_rows, n), and T_TILE tokens meet them
- * WEIGHTS_AT_ONCE of each row at a time, so that what these tokens bring stays in the first-level cache while the rows pass. */
+/* Rows [row, row + n_rows) of F32, F16 or BF16 times all tokens, n_rows <= 2 ROWS, to out (T, n_out). T_TILE tokens meet the rows, R_TILE
+ * at a time, over WEIGHTS_AT_ONCE weights of each, so that what these tokens bring stays in the first-level cache while the rows pass; the
+ * tokens that are left over are taken one by one. F16, and BF16 for several tokens, become floats in buf (n_rows, n) first. */
 INLINE void plain_body(float *out, const Tensor *w, int row, int n_rows, const Input *in, float *buf, int R_TILE, int T_TILE) {
     size_t n = (size_t)w->n_in, n_out = (size_t)w->n_out, step = row_bytes(w);
     const uint8_t *rows = w->data + (size_t)row * step;
@@ -1476,9 +1744,14 @@ INLINE void plain_body(float *out, const Tensor *w, int row, int n_rows, const I
             for (size_t i = 0; i < step; i += 64) PREFETCH(bytes + (size_t)n_rows * step + i);
             row_to_float(buf + (size_t)r * n, bytes, type, n);
         }
-        rows = (const uint8_t *)buf, step = n * sizeof(float), type = F32;
+        rows = (const uint8_t *)buf;
+        step = n * sizeof(float);
+        type = F32;
     }
-#define TILES(TYPE, R, T, from, to) for (; r + R <= n_rows; r += R) tile(rows + (size_t)r * step, step, TYPE, in->x + (size_t)t * n, n, from, to, part + (size_t)r * T * LANES, out + (size_t)t * n_out + row + r, n_out, R, T)
+#define TILES(TYPE, R, T, from, to) /* as many times R rows, from r on, as there are */ \
+    for (; r + R <= n_rows; r += R) \
+        tile(rows + (size_t)r * step, step, TYPE, in->x + (size_t)t * n, n, from, to, \
+             part + (size_t)r * T * LANES, out + (size_t)t * n_out + row + r, n_out, R, T)
     for (; t + T_TILE <= in->T && type == F32; t += T_TILE)
         for (size_t at = 0; at < n; at += WEIGHTS_AT_ONCE) {
             size_t to = n - at > WEIGHTS_AT_ONCE ? at + WEIGHTS_AT_ONCE : n;
@@ -1488,12 +1761,18 @@ INLINE void plain_body(float *out, const Tensor *w, int row, int n_rows, const I
         }
     for (; t < in->T; t++) {
         int r = 0;
-        if (type == F32) { TILES(F32, 4, 1, 0, n); TILES(F32, 1, 1, 0, n); }
-        else { TILES(BF16, 4, 1, 0, n); TILES(BF16, 1, 1, 0, n); }
+        if (type == F32) {
+            TILES(F32, 4, 1, 0, n);
+            TILES(F32, 1, 1, 0, n);
+        } else {
+            TILES(BF16, 4, 1, 0, n);
+            TILES(BF16, 1, 1, 0, n);
+        }
     }
 #undef TILES
 }
 
+/* Sum of a[i] b[i] over n floats, in LANES partial sums. */
 INLINE float dot_body(const float *a, const float *b, size_t n) {
     V acc = {0};
     size_t i = 0;
@@ -1502,25 +1781,31 @@ INLINE float dot_body(const float *a, const float *b, size_t n) {
     return fold(&acc);
 }
 
-/* A panel of N vectors of columns stays in the first-level cache while all tokens pass over it. One sweep per token: the
- * write of token t-1 is applied while token t reads, and what is read before the write is completed with q.k:
+/* recurrence_step for n_cols value columns of head h from column j0 on, T tokens. A panel of N vectors of columns stays in the first-level
+ * cache while all tokens pass over it. One sweep per token: the write of token t-1 is applied while token t reads, and what is read before
+ * the write is completed with q.k:
  *     S'k and S'q over the decayed memory give  u = v - rho S'k  and  o = S'q + (q.k) u.
  * A single token works where the memory lies. N, erase, general: constants; without erase nothing is recalled, general adds w, r, c
- * and the bonus. */
-INLINE void panel(const Recurrence *a, int h, int j0, int n_cols, float *S, float *o, size_t o_stride, int T, float *buf, const int N, const int erase, const int general) {
+ * and the bonus.
+ *   S (dk, dv) of the head;  o: row of all heads of the first token, o_stride floats from one to the next;  buf (PANEL + 2) dk floats */
+INLINE void panel(const Recurrence *a, int h, int j0, int n_cols, float *S, float *o, size_t o_stride, int T, float *buf,
+                  const int N, const int erase, const int general) {
     const int dk = a->dk, dv = a->dv, copied = T > 1 || n_cols < N * LANES;
     const size_t step = copied ? (size_t)N * LANES : (size_t)dv; /* floats from one row of the panel to the next */
-    float *P = copied ? buf : S + j0, *dq = buf + (size_t)dk * PANEL, *de = dq + dk; /* the panel (dk, N vectors); d * q and d * e of this token */
-    const float *k_prev = NULL, *d_prev = NULL, *w_prev = NULL;
-    const int channel = a->d.p && a->d_width > 1; /* else a scalar */
-    V u[4] = {{0}}, r[4] = {{0}}, c[4] = {{0}}; /* the write of the previous token */
+    float *P = copied ? buf : S + j0;                            /* the panel (dk, N vectors) */
+    float *dq = buf + (size_t)dk * PANEL, *de = dq + dk;         /* (dk) each: d * q and d * e of this token */
+    const float *k_prev = NULL, *d_prev = NULL, *w_prev = NULL;  /* (dk) k, d, w of the token before, whose write still waits: */
+    const int channel = a->d.p && a->d_width > 1;                /* d has a number per key channel; else one for all */
+    V u[4] = {{0}}, r[4] = {{0}}, c[4] = {{0}};                  /* S <- Diag(d) S Diag(c) + k u' + w r' */
     if (T < 1) return;
     if (copied && n_cols < N * LANES) memset(P, 0, (size_t)dk * step * sizeof(float));
-    for (int i = 0; i < dk && copied; i++) memcpy(P + (size_t)i * step, S + (size_t)i * (size_t)dv + j0, (size_t)n_cols * sizeof(float));
+    for (int i = 0; i < dk && copied; i++)
+        memcpy(P + (size_t)i * step, S + (size_t)i * (size_t)dv + j0, (size_t)n_cols * sizeof(float));
 #define ROW(i, n) (*(V *)(P + (size_t)(i) * step + (n) * LANES))
 #define WRITE(s, n) (general ? (s) * (c[n] * dp) + kp * u[n] + wp * r[n] : (s) * dp + kp * u[n])
 #define SWEEP(i, odd, write) { /* what is read through pointers is read before P is written, which could be the same for all C knows */ \
-        const float kp = write ? k_prev[i] : 0, dp = write ? d_prev[channel ? (i) : 0] : 0, wp = general && write ? w_prev[i] : 0, ke = erase ? de[i] : 0, qe = dq[i]; \
+        const float kp = write ? k_prev[i] : 0, dp = write ? d_prev[channel ? (i) : 0] : 0, wp = general && write ? w_prev[i] : 0; \
+        const float ke = erase ? de[i] : 0, qe = dq[i]; \
         UNROLL for (int n = 0; n < N; n++) { \
             V s = ROW(i, n); \
             if (write) ROW(i, n) = s = WRITE(s, n); \
@@ -1533,10 +1818,13 @@ INLINE void panel(const Recurrence *a, int h, int j0, int n_cols, float *S, floa
         if (general && !now.w) now.w = now.k; /* times r = 0 */
         const size_t ahead = t + 2 < T ? 2 : 0; /* rows of different tokens lie too far apart for the hardware to guess */
         for (int i = 0; i < dk; i += LANES) {
-            __builtin_prefetch(now.q + ahead * a->q.stride + i), __builtin_prefetch(now.k + ahead * a->k.stride + i);
+            __builtin_prefetch(now.q + ahead * a->q.stride + i);
+            __builtin_prefetch(now.k + ahead * a->k.stride + i);
             if (channel) __builtin_prefetch(now.d + ahead * a->d.stride + i);
         }
         for (int n = 0; n < N; n++) __builtin_prefetch(now.v + ahead * a->v.stride + j0 + n * LANES);
+
+        // what this token reads with: d q and d e over the memory before it fades
         for (int i = 0; i < dk; i++) {
             float d = now.d[channel ? i : 0];
             dq[i] = d * now.q[i];
@@ -1545,18 +1833,29 @@ INLINE void panel(const Recurrence *a, int h, int j0, int n_cols, float *S, floa
         if (general && a->undecayed) memcpy(de, now.e, (size_t)dk * sizeof(float));
         float qk = dot_body(now.q, now.k, (size_t)dk), qw = general && a->w.p ? dot_body(now.q, now.w, (size_t)dk) : 0;
         if (general && now.u) {
-            memcpy(dq, now.q, (size_t)dk * sizeof(float)), qk = 0;
+            memcpy(dq, now.q, (size_t)dk * sizeof(float));
+            qk = 0;
             for (int i = 0; i < dk; i++) qk += now.q[i] * now.u[i] * now.k[i];
         }
+
+        // the sweep: the write of the token before, if there is one, then recall = S'e and y = S'q
         V recall[2][4] = {{{0}}}, y[2][4] = {{{0}}}; /* few columns: even and odd i apart, for more additions in flight */
         int i = 0;
         if (t) {
-            for (; i + 2 <= dk; i += 2) { SWEEP(i, 0, 1) SWEEP(i + 1, N < 4, 1) }
+            for (; i + 2 <= dk; i += 2) {
+                SWEEP(i, 0, 1)
+                SWEEP(i + 1, N < 4, 1)
+            }
             if (i < dk) SWEEP(i, 0, 1)
         } else {
-            for (; i + 2 <= dk; i += 2) { SWEEP(i, 0, 0) SWEEP(i + 1, N < 4, 0) }
+            for (; i + 2 <= dk; i += 2) {
+                SWEEP(i, 0, 0)
+                SWEEP(i + 1, N < 4, 0)
+            }
             if (i < dk) SWEEP(i, 0, 0)
         }
+
+        // what this token writes, u and r; and o, completed by what the write will add
         UNROLL for (int n = 0; n < N; n++) {
             const int at = j0 + n * LANES, left = n_cols - n * LANES, cols = left > LANES ? LANES : left > 0 ? left : 0;
             float *to = o + (size_t)t * o_stride + (size_t)h * (size_t)dv + at;
@@ -1569,8 +1868,12 @@ INLINE void panel(const Recurrence *a, int h, int j0, int n_cols, float *S, floa
                 if (!a->undecayed) read *= c[n];
                 if (now.r) load_part(&r[n], now.r + at, cols);
                 else r[n] = read;
-                if (!a->w.p) u[n] = v - now.rho * r[n], r[n] = (V){0};
-                else u[n] = v;
+                if (!a->w.p) { /* w = -rho k: written along k, with v */
+                    u[n] = v - now.rho * r[n];
+                    r[n] = (V){0};
+                } else {
+                    u[n] = v;
+                }
                 out += qk * u[n] + qw * r[n];
             } else {
                 if (erase) v -= now.rho * read;
@@ -1580,9 +1883,13 @@ INLINE void panel(const Recurrence *a, int h, int j0, int n_cols, float *S, floa
             if (cols == LANES) *(V *)to = out;
             else memcpy(to, &out, (size_t)cols * sizeof(float));
         }
-        k_prev = now.k, d_prev = now.d, w_prev = now.w;
+        k_prev = now.k;
+        d_prev = now.d;
+        w_prev = now.w;
     }
-    for (int i = 0; i < dk; i++) { /* the last write */
+
+    // the last write
+    for (int i = 0; i < dk; i++) {
         const float kp = k_prev[i], dp = d_prev[channel ? i : 0], wp = general ? w_prev[i] : 0;
         UNROLL for (int n = 0; n < N; n++) ROW(i, n) = WRITE(ROW(i, n), n);
         if (copied) memcpy(S + (size_t)i * (size_t)dv + j0, P + (size_t)i * step, (size_t)n_cols * sizeof(float));
@@ -1592,6 +1899,7 @@ INLINE void panel(const Recurrence *a, int h, int j0, int n_cols, float *S, floa
 #undef SWEEP
 }
 
+/* recurrence_scalar in panels: of four vectors, then of one. The plainest code that this recurrence allows is taken. */
 INLINE void recurrence_body(const Recurrence *a, int h, int j0, float *S, float *o, size_t o_stride, int T, float *buf) {
     const int end = j0 + PANEL < a->dv ? j0 + PANEL : a->dv, general = a->undecayed || a->w.p || a->c.p || a->u.p;
 #define PANELS(N) \
@@ -1600,8 +1908,11 @@ INLINE void recurrence_body(const Recurrence *a, int h, int j0, float *S, float 
     else panel(a, h, j, n, S, o, o_stride, T, buf, N, 0, 0)
     for (int j = j0, n; j < end; j += n) { /* what is left of four vectors, one by one */
         n = end - j >= 4 * LANES ? 4 * LANES : end - j < LANES ? end - j : LANES;
-        if (n > LANES) { PANELS(4); }
-        else { PANELS(1); }
+        if (n > LANES) {
+            PANELS(4);
+        } else {
+            PANELS(1);
+        }
     }
 #undef PANELS
 }
@@ -1610,24 +1921,48 @@ INLINE void recurrence_body(const Recurrence *a, int h, int j0, float *S, float 
  *   C (rows, cols) = [C +] A (rows, n) B (n, cols), rows cs, as and bs floats apart; cols a multiple of 32
  * Every element is one chain of multiply-adds in the order of n, whatever the other rows and columns are. Six rows by two vectors are
  * in registers: 12 chains hide the latency, and 8 loads feed 12 multiply-adds. A few rows alone wait for memory: then `ahead_bytes` from
- * ahead on, which come next, are fetched on the way, in steps as even as the loop's. R: a constant. */
-INLINE void gemm_rows(float *C, size_t cs, const float *A, size_t as, const float *B, size_t bs, int n, int cols, int add, const uint8_t *ahead, size_t ahead_bytes, const int R) {
+ * ahead on, which come next, are fetched on the way, in steps as even as the loop's.
+ * gemm_rows: R of the rows, a constant. */
+INLINE void gemm_rows(float *C, size_t cs, const float *A, size_t as, const float *B, size_t bs, int n, int cols, int add,
+                      const uint8_t *ahead, size_t ahead_bytes, const int R) {
     const size_t step = ahead_bytes / (size_t)(n * cols / (2 * LANES));
     for (int j = 0; j < cols; j += 2 * LANES) {
         V acc[6][2] = {{{0}}}, b0, b1;
-        UNROLL8 for (int r = 0; r < R; r++) if (add) acc[r][0] = *(V *)(C + (size_t)r * cs + j), acc[r][1] = *(V *)(C + (size_t)r * cs + j + LANES);
+        UNROLL8 for (int r = 0; r < R; r++)
+            if (add) {
+                acc[r][0] = *(V *)(C + (size_t)r * cs + j);
+                acc[r][1] = *(V *)(C + (size_t)r * cs + j + LANES);
+            }
         for (int i = 0; i < n; i++, ahead += step) {
-            if (R < 6) { PREFETCH(ahead); PREFETCH(ahead + step / 2); }
-            b0 = *(const V *)(B + (size_t)i * bs + j), b1 = *(const V *)(B + (size_t)i * bs + j + LANES);
-            UNROLL8 for (int r = 0; r < R; r++) { float x = A[(size_t)r * as + (size_t)i]; acc[r][0] += x * b0, acc[r][1] += x * b1; }
+            if (R < 6) {
+                PREFETCH(ahead);
+                PREFETCH(ahead + step / 2);
+            }
+            b0 = *(const V *)(B + (size_t)i * bs + j);
+            b1 = *(const V *)(B + (size_t)i * bs + j + LANES);
+            UNROLL8 for (int r = 0; r < R; r++) {
+                float x = A[(size_t)r * as + (size_t)i];
+                acc[r][0] += x * b0;
+                acc[r][1] += x * b1;
+            }
         }
-        UNROLL8 for (int r = 0; r < R; r++) *(V *)(C + (size_t)r * cs + j) = acc[r][0], *(V *)(C + (size_t)r * cs + j + LANES) = acc[r][1];
+        UNROLL8 for (int r = 0; r < R; r++) {
+            *(V *)(C + (size_t)r * cs + j) = acc[r][0];
+            *(V *)(C + (size_t)r * cs + j + LANES) = acc[r][1];
+        }
     }
 }
-INLINE void gemm(float *C, size_t cs, const float *A, size_t as, const float *B, size_t bs, int n, int rows, int cols, int add, const uint8_t *ahead, size_t ahead_bytes) {
+INLINE void gemm(float *C, size_t cs, const float *A, size_t as, const float *B, size_t bs, int n, int rows, int cols, int add,
+                 const uint8_t *ahead, size_t ahead_bytes) {
     for (; rows >= 6; rows -= 6, C += 6 * cs, A += 6 * as) gemm_rows(C, cs, A, as, B, bs, n, cols, add, ahead, ahead_bytes, 6);
-    if (rows >= 4) gemm_rows(C, cs, A, as, B, bs, n, cols, add, ahead, ahead_bytes, 4), rows -= 4, C += 4 * cs, A += 4 * as;
-    if (rows >= 2) gemm_rows(C, cs, A, as, B, bs, n, cols, add, ahead, ahead_bytes, 2), rows -= 2, C += 2 * cs, A += 2 * as;
+    if (rows >= 4) {
+        gemm_rows(C, cs, A, as, B, bs, n, cols, add, ahead, ahead_bytes, 4);
+        rows -= 4, C += 4 * cs, A += 4 * as;
+    }
+    if (rows >= 2) {
+        gemm_rows(C, cs, A, as, B, bs, n, cols, add, ahead, ahead_bytes, 2);
+        rows -= 2, C += 2 * cs, A += 2 * as;
+    }
     if (rows >= 1) gemm_rows(C, cs, A, as, B, bs, n, cols, add, ahead, ahead_bytes, 1);
 }
 
@@ -1639,7 +1974,6 @@ INLINE void gemm(float *C, size_t cs, const float *A, size_t as, const float *B,
 #undef load_weights
 #undef tile
 #undef plain_body
-#undef panel_write
 #undef panel
 #undef recurrence_body
 #undef dot_body
@@ -1669,24 +2003,34 @@ INLINE void gemm(float *C, size_t cs, const float *A, size_t as, const float *B,
 
 /* -- softmax attention in tiles: what an instruction set must bring, and the rest -- */
 
-typedef void (*Gemm)(float *C, size_t cs, const float *A, size_t as, const float *B, size_t bs, int n, int rows, int cols, int add, const uint8_t *ahead, size_t ahead_bytes);
+typedef void (*Gemm)(float *C, size_t cs, const float *A, size_t as, const float *B, size_t bs, int n, int rows, int cols, int add,
+                     const uint8_t *ahead, size_t ahead_bytes);
 typedef struct {
     Gemm gemm;
     void (*half_row)(float *y, const uint8_t *x, int n); /* n float16 to float */
-    void (*byte_tile)(float *y, size_t stride, const int8_t *q, const float *scale, int rows, int cols, int value); /* a tile of Q8_0 */
+    void (*byte_tile)(float *y, size_t stride, const int8_t *q, const float *scale, int rows, int cols, int value);
 } AttendOps;
-INLINE void half_row(float *y, const uint8_t *x, int n) { for (int i = 0; i < n; i++) y[i] = f16_at(x + 2 * i); }
+INLINE void half_row(float *y, const uint8_t *x, int n) {
+    for (int i = 0; i < n; i++) y[i] = f16_at(x + 2 * i);
+}
+/* A tile of Q8_0 to floats: q (rows, cols) to y, rows `stride` floats apart. BYTE_SCALE: the scale of row r, column i, for the two ways in
+ * which the scales of values and of keys lie (see Cache). */
 #define BYTE_SCALE(r, i) scale[value ? (r) * ((cols + 31) / 32) + (i) / 32 : (r) / 32 * KEYS + (i)]
 INLINE void byte_tile(float *y, size_t stride, const int8_t *q, const float *scale, int rows, int cols, int value) {
     for (int r = 0; r < rows; r++)
         for (int i = 0; i < cols; i++) y[(size_t)r * stride + (size_t)i] = BYTE_SCALE(r, i) * (float)q[r * cols + i];
 }
 
-/* A tile of the cache as floats: itself, or converted to `out`. Keys are (width, KEYS); values (n, width) in rows of `stride` floats. */
-INLINE const float *tile_floats(float *out, size_t stride, const uint8_t *tile, int type, int width, int value, int n, const AttendOps *ops) {
+/* A tile of the cache as floats: itself, or converted to `out`. Keys are (width, KEYS); values (n, width) in rows of `stride` floats, zeros
+ * behind the width. */
+INLINE const float *tile_floats(float *out, size_t stride, const uint8_t *tile, int type, int width, int value, int n,
+                                const AttendOps *ops) {
     int rows = value ? n : width, cols = value ? width : KEYS, groups = (width + 31) / 32;
     if (type == F32 && (size_t)cols == stride) return (const float *)(const void *)tile;
-    if (type == F16 && (size_t)cols == stride) return ops->half_row(out, tile, rows * cols), out;
+    if (type == F16 && (size_t)cols == stride) {
+        ops->half_row(out, tile, rows * cols);
+        return out;
+    }
     if (type == Q8_0) {
         float scale[2 * KEYS];
         ops->half_row(scale, tile + KEYS * width, KEYS * groups);
@@ -1701,45 +2045,57 @@ INLINE const float *tile_floats(float *out, size_t stride, const uint8_t *tile, 
     return out;
 }
 
-/* The largest of top and of the scores s (KEYS); those outside of [lo, hi) become -infinity. NaN is passed over, and found again by the exponential. */
+/* The largest of top and of the scores s (KEYS); those outside of [lo, hi) become -infinity. NaN is passed over, and found again by the
+ * exponential. In halves, then in lanes, which compilers turn into vectors. */
 INLINE float mask_and_max(float *restrict s, int lo, int hi, float top) {
     float m[KEYS / 2];
-    if (lo > 0 || hi < KEYS) for (int i = 0; i < KEYS; i++) s[i] = i >= lo && i < hi ? s[i] : -INFINITY;
+    if (lo > 0 || hi < KEYS)
+        for (int i = 0; i < KEYS; i++) s[i] = i >= lo && i < hi ? s[i] : -INFINITY;
     for (int i = 0; i < KEYS / 2; i++) m[i] = s[i] > s[i + KEYS / 2] ? s[i] : s[i + KEYS / 2];
     for (int i = 0; i < LANES; i++) m[i] = m[i] > m[i + LANES] ? m[i] : m[i + LANES];
     for (int i = 0; i < LANES; i++) top = m[i] > top ? m[i] : top;
     return top;
 }
 
-/* s (KEYS) becomes e^(s - top), 0 outside of [lo, hi); lanes (LANES) is the sum so far; it and o (n_o) are first multiplied by keep. */
+/* s (KEYS) becomes e^(s - top), 0 outside of [lo, hi), and is added to the sum so far, lanes (LANES); before that, lanes and o (n_o) are
+ * multiplied by keep, which is what the new top leaves of them. */
 INLINE void softmax_step(float *restrict s, int lo, int hi, float top, float keep, float *restrict lanes, float *restrict o, size_t n_o) {
     for (int i = 0; i < KEYS; i++) s[i] = fast_exp(s[i] - top);
-    if (lo > 0 || hi < KEYS) for (int i = 0; i < KEYS; i++) s[i] = i >= lo && i < hi ? s[i] : 0;
+    if (lo > 0 || hi < KEYS)
+        for (int i = 0; i < KEYS; i++) s[i] = i >= lo && i < hi ? s[i] : 0;
     for (int l = 0; l < LANES; l++) lanes[l] *= keep;
     for (int i = 0; i < KEYS; i += LANES)
         for (int l = 0; l < LANES; l++) lanes[l] += s[i + l];
-    if (keep != 1) for (size_t i = 0; i < n_o; i++) o[i] *= keep;
+    if (keep != 1)
+        for (size_t i = 0; i < n_o; i++) o[i] *= keep;
 }
 
 /* attend_scalar in tiles: a tile of keys or values is converted once and serves all queries, six of which are in registers at once.
- * Where the six do not see the same keys, what only some of them see is added for each alone, before or after the common part. */
-INLINE void attend_body(const Attend *a, int g, int row, int n_rows, int64_t chunk, const float *q, float *part, float *buf, const AttendOps *ops) {
+ * Where the six do not see the same keys, what only some of them see is added for each alone, before or after the common part.
+ *   buf: S (n_rows, KEYS) scores of a step, later P; lanes (n_rows, LANES) sums of P; tile (KEYS, KEYS) keys or values as floats
+ * `ahead` is the memory that will be read next: asked for at once for many queries, by gemm on the way for few. */
+INLINE void attend_body(const Attend *a, int g, int row, int n_rows, int64_t chunk, const float *q, float *part, float *buf,
+                        const AttendOps *ops) {
     const Cache *c = a->cache;
     const int dk = c->dk, dv = c->dv, G = a->H / c->heads;
     const size_t stride = part_floats(dv), n_o = part_o(dv);
     float *S = buf, *lanes = S + n_rows * KEYS, *tile = lanes + n_rows * LANES;
     int lo[QUERIES], hi[QUERIES]; /* visible keys of the step */
     float keep[QUERIES] = {0};    /* e^(top before - top after the step) */
-    memset(lanes, 0, (size_t)n_rows * LANES * sizeof(float)), memset(part, 0, (size_t)n_rows * stride * sizeof(float));
+    memset(lanes, 0, (size_t)n_rows * LANES * sizeof(float));
+    memset(part, 0, (size_t)n_rows * stride * sizeof(float));
     for (int r = 0; r < n_rows; r++) part[(size_t)r * stride + n_o] = -INFINITY;
-    int64_t from = max64(first_visible(a, a->pos + row / G), chunk * KEY_CHUNK), end = min64(a->pos + (row + n_rows - 1) / G + 1, (chunk + 1) * KEY_CHUNK);
+    int64_t from = max64(first_visible(a, a->pos + row / G), chunk * KEY_CHUNK); /* what any of the queries sees of the chunk */
+    int64_t end = min64(a->pos + (row + n_rows - 1) / G + 1, (chunk + 1) * KEY_CHUNK);
     for (int64_t b = from / KEYS; b * KEYS < end; b++) {
         int n = (int)min64(KEYS, end - b * KEYS);
         for (int r = 0; r < n_rows; r++) {
             int64_t i = a->pos + (row + r) / G;
-            lo[r] = (int)max64(0, min64(KEYS, first_visible(a, i) - b * KEYS)), hi[r] = (int)max64(lo[r], min64(KEYS, i + 1 - b * KEYS));
+            lo[r] = (int)max64(0, min64(KEYS, first_visible(a, i) - b * KEYS));
+            hi[r] = (int)max64(lo[r], min64(KEYS, i + 1 - b * KEYS));
         }
-        // S = Q K'
+
+        // S = Q K', a tile of channels at a time
         for (int at = 0; at < dk; at += KEYS) {
             int w = dk - at < KEYS ? dk - at : KEYS;
             const uint8_t *K = cache_tile(c, b, g, 0, at / KEYS), *ahead = K + tile_bytes(c->type, w);
@@ -1748,9 +2104,12 @@ INLINE void attend_body(const Attend *a, int g, int row, int n_rows, int64_t chu
             for (size_t i = 0; i < next && n_rows >= 6; i += ALIGN) PREFETCH(ahead + i);
             for (int r = 0, m; r < n_rows; r += m) {
                 m = n_rows - r < 6 ? n_rows - r : 6;
-                if (hi[r + m - 1] > 0 && lo[r] < KEYS) ops->gemm(S + r * KEYS, KEYS, q + r * dk + at, (size_t)dk, B, KEYS, w, m, (int)round_up((size_t)n, 32), at > 0, ahead, next);
+                if (hi[r + m - 1] > 0 && lo[r] < KEYS)
+                    ops->gemm(S + r * KEYS, KEYS, q + r * dk + at, (size_t)dk, B, KEYS, w, m, (int)round_up((size_t)n, 32), at > 0,
+                              ahead, next);
             }
         }
+
         // P = e^(S - top)
         for (int r = 0; r < n_rows; r++) {
             float *s = S + r * KEYS;
@@ -1762,48 +2121,73 @@ INLINE void attend_body(const Attend *a, int g, int row, int n_rows, int64_t chu
                 for (int j = 0; j < KEYS; j++) s[j] += (float)(own - cj[j]);
             }
             float *top = part + (size_t)r * stride + n_o, best = mask_and_max(s, lo[r], hi[r], *top);
-            keep[r] = *top - best, *top = best;
+            keep[r] = *top - best;
+            *top = best;
         }
         for (int r = 0; r < n_rows; r++) keep[r] = fast_exp(keep[r]);
         for (int r = 0; r < n_rows; r++)
-            if (lo[r] < hi[r]) softmax_step(S + r * KEYS, lo[r], hi[r], part[(size_t)r * stride + n_o], keep[r], lanes + r * LANES, part + (size_t)r * stride, n_o);
-        // O += P V
+            if (lo[r] < hi[r])
+                softmax_step(S + r * KEYS, lo[r], hi[r], part[(size_t)r * stride + n_o], keep[r],
+                             lanes + r * LANES, part + (size_t)r * stride, n_o);
+
+        // O += P V, a tile of channels at a time
         for (int at = 0; at < dv; at += KEYS) {
             int w = dv - at < KEYS ? dv - at : KEYS, ws = (int)round_up((size_t)w, 32);
-            const uint8_t *V = cache_tile(c, b, g, 1, at / KEYS), *ahead = at + KEYS < dv ? V + tile_bytes(c->type, w) : cache_tile(c, b + 1, g, 0, 0);
+            const uint8_t *V = cache_tile(c, b, g, 1, at / KEYS);
+            const uint8_t *ahead = at + KEYS < dv ? V + tile_bytes(c->type, w) : cache_tile(c, b + 1, g, 0, 0);
             const size_t next = tile_bytes(c->type, w);
             const float *B = tile_floats(tile, (size_t)ws, V, c->type, w, 1, n, ops);
             for (size_t i = 0; i < next && n_rows >= 6; i += ALIGN) PREFETCH(ahead + i);
             for (int r = 0, m; r < n_rows; r += m) {
-                int first = 0, last = KEYS; /* seen by all of them */
+                int first = 0, last = KEYS; /* keys [first, last) are seen by all of them */
                 m = n_rows - r < 6 ? n_rows - r : 6;
-                for (int i = r; i < r + m; i++) first = lo[i] > first ? lo[i] : first, last = hi[i] < last ? hi[i] : last;
+                for (int i = r; i < r + m; i++) {
+                    first = lo[i] > first ? lo[i] : first;
+                    last = hi[i] < last ? hi[i] : last;
+                }
                 if (first >= last) first = last = KEYS;
                 float *O = part + (size_t)r * stride + at, *P = S + r * KEYS;
-                for (int i = 0; i < m; i++) {
+                for (int i = 0; i < m; i++) { /* before them */
                     int stop = hi[r + i] < first ? hi[r + i] : first;
-                    if (lo[r + i] < stop) ops->gemm(O + (size_t)i * stride, stride, P + i * KEYS + lo[r + i], KEYS, B + lo[r + i] * ws, (size_t)ws, stop - lo[r + i], 1, ws, 1, ahead, 0);
+                    if (lo[r + i] < stop)
+                        ops->gemm(O + (size_t)i * stride, stride, P + i * KEYS + lo[r + i], KEYS, B + lo[r + i] * ws, (size_t)ws,
+                                  stop - lo[r + i], 1, ws, 1, ahead, 0);
                 }
                 if (first < last) ops->gemm(O, stride, P + first, KEYS, B + first * ws, (size_t)ws, last - first, m, ws, 1, ahead, next);
-                for (int i = 0; i < m; i++)
-                    if (hi[r + i] > last) ops->gemm(O + (size_t)i * stride, stride, P + i * KEYS + last, KEYS, B + last * ws, (size_t)ws, hi[r + i] - last, 1, ws, 1, ahead, 0);
+                for (int i = 0; i < m; i++) /* after them */
+                    if (hi[r + i] > last)
+                        ops->gemm(O + (size_t)i * stride, stride, P + i * KEYS + last, KEYS, B + last * ws, (size_t)ws,
+                                  hi[r + i] - last, 1, ws, 1, ahead, 0);
             }
         }
     }
     for (int r = 0; r < n_rows; r++) part[(size_t)r * stride + n_o + 1] = fold16(lanes + r * LANES);
 }
-#define ATTEND_FOR(isa, attribute, lanes, half_row, byte_tile) \
-    attribute NOINLINE static void gemm_##isa(float *C, size_t cs, const float *A, size_t as, const float *B, size_t bs, int n, int rows, int cols, int add, const uint8_t *ahead, size_t ahead_bytes) { gemm_##lanes(C, cs, A, as, B, bs, n, rows, cols, add, ahead, ahead_bytes); } \
-    attribute static void attend_##isa(const Attend *a, int g, int row, int n_rows, int64_t chunk, const float *q, float *part, float *buf) { attend_body(a, g, row, n_rows, chunk, q, part, buf, &(const AttendOps){gemm_##isa, half_row, byte_tile}); }
 
-/* Kernels per instruction set, from the bodies above; tr x tt outputs of a plain matmul are in registers at once. */
+/* -- kernels per instruction set, from the bodies above --
+ * isa ends their names, attribute lets the compiler use its instructions, lanes is the number of floats in its registers. */
+
+#define ATTEND_FOR(isa, attribute, lanes, half_row, byte_tile) \
+    attribute NOINLINE static void gemm_##isa(float *C, size_t cs, const float *A, size_t as, const float *B, size_t bs, \
+                                              int n, int rows, int cols, int add, const uint8_t *ahead, size_t ahead_bytes) { \
+        gemm_##lanes(C, cs, A, as, B, bs, n, rows, cols, add, ahead, ahead_bytes); \
+    } \
+    attribute static void attend_##isa(const Attend *a, int g, int row, int n_rows, int64_t chunk, \
+                                       const float *q, float *part, float *buf) { \
+        attend_body(a, g, row, n_rows, chunk, q, part, buf, &(const AttendOps){gemm_##isa, half_row, byte_tile}); \
+    }
 #define KERNELS_FOR(isa, attribute, lanes) \
     LOOPS_FOR(isa, attribute) \
-    attribute static void recurrence_##isa(const Recurrence *a, int h, int j0, float *S, float *o, size_t o_stride, int n_tokens, float *buf) { recurrence_body_##lanes(a, h, j0, S, o, o_stride, n_tokens, buf); }
+    attribute static void recurrence_##isa(const Recurrence *a, int h, int j0, float *S, float *o, size_t o_stride, \
+                                           int n_tokens, float *buf) { \
+        recurrence_body_##lanes(a, h, j0, S, o, o_stride, n_tokens, buf); \
+    }
+/* Where no better way to multiply integers is known: few_body as it is. tr x tt outputs of a plain matmul are in registers at once. */
 #define MATMUL_FOR(isa, attribute, lanes, tr, tt) \
     attribute static void matmul_##isa(float *out, const Tensor *w, int row, int n_rows, const Input *in, float *buf) { \
         if (types[w->type].group == 1) plain_body_##lanes(out, w, row, n_rows, in, buf, tr, tt); \
-        else for (int t = 0; t < in->T; t += FEW) few_body(out + (size_t)t * (size_t)w->n_out + row, w, row, n_rows, in, t, in->T - t < FEW ? in->T - t : FEW, buf); \
+        else for (int t = 0; t < in->T; t += FEW) \
+            few_body(out + (size_t)t * (size_t)w->n_out + row, w, row, n_rows, in, t, in->T - t < FEW ? in->T - t : FEW, buf); \
     }
 #if defined(__x86_64__)
 #include <cpuid.h>
@@ -1813,7 +2197,8 @@ INLINE void attend_body(const Attend *a, int g, int row, int n_rows, int64_t chu
 KERNELS_FOR(sse2, , 4)
 ATTEND_FOR(sse2, , 4, half_row, byte_tile)
 MATMUL_FOR(sse2, , 4, 4, 2)
-/* f16 rows and q8_0 tiles of the cache to floats, as half_row and byte_tile. MM: the prefix of the instructions; halves, bytes: `lanes` of them at p. */
+/* f16 rows and q8_0 tiles of the cache to floats, as half_row and byte_tile. MM: the prefix of the instructions; halves(p), bytes(p): what
+ * loads `lanes` of them at p. */
 #define WIDEN_FOR(isa, attribute, MM, lanes, halves, bytes) \
     attribute static void half_row_##isa(float *y, const uint8_t *x, int n) { \
         int i = 0; \
@@ -1824,13 +2209,17 @@ MATMUL_FOR(sse2, , 4, 4, 2)
         for (int r = 0; value && r < rows; r++, q += cols) { \
             float *to = y + (size_t)r * stride; \
             int i = 0; \
-            for (; i + lanes <= cols; i += lanes) MM##_storeu_ps(to + i, MM##_mul_ps(MM##_set1_ps(BYTE_SCALE(r, i)), MM##_cvtepi32_ps(MM##_cvtepi8_epi32(bytes(q + i))))); \
+            for (; i + lanes <= cols; i += lanes) \
+                MM##_storeu_ps(to + i, MM##_mul_ps(MM##_set1_ps(BYTE_SCALE(r, i)), \
+                                                   MM##_cvtepi32_ps(MM##_cvtepi8_epi32(bytes(q + i))))); \
             for (; i < cols; i++) to[i] = BYTE_SCALE(r, i) * (float)q[i]; \
         } \
         for (int r = 0; !value && r < rows; r += 32) \
             for (int i = 0; i < KEYS; i += lanes) { \
                 const __typeof__(MM##_setzero_ps()) d = MM##_loadu_ps(scale + r / 32 * KEYS + i); \
-                for (int j = r; j < rows && j < r + 32; j++) MM##_storeu_ps(y + (size_t)j * stride + i, MM##_mul_ps(d, MM##_cvtepi32_ps(MM##_cvtepi8_epi32(bytes(q + j * KEYS + i))))); \
+                for (int j = r; j < rows && j < r + 32; j++) \
+                    MM##_storeu_ps(y + (size_t)j * stride + i, \
+                                   MM##_mul_ps(d, MM##_cvtepi32_ps(MM##_cvtepi8_epi32(bytes(q + j * KEYS + i))))); \
             } \
     }
 #define LOAD8(p) _mm_loadl_epi64((const void *)(p))
@@ -1844,7 +2233,9 @@ WIDEN_FOR(avx512, AVX512, _mm512, 16, LOAD32, LOAD16)
 ATTEND_FOR(avx512, AVX512, 16, half_row_avx512, byte_tile_avx512)
 
 /* -- AVX-512 with VNNI: vpdpbusd multiplies 64 unsigned by 64 signed bytes into 16 sums --
- * Weights are made unsigned by adding 128; the input's bias takes it back. */
+ * Few tokens (few512): rows are read straight through; the weights are the unsigned side, by an offset that the type brings along or by
+ * adding 128, and the input's bias takes back what that adds. Many tokens (many512): weights become panels, the signed side, and the inputs
+ * in TILES are the unsigned one. First comes how weights are read, last what BF16 does. */
 #define INLINE512 static inline __attribute__((always_inline)) AVX512
 
 /* 16 rows x 16 bytes, `step` bytes apart, to 4 vectors: lane l of v[j] = dword j of row l. Rows r, r+4, r+8, r+12 share
@@ -1865,38 +2256,56 @@ INLINE512 void transpose16(__m512i v[4], const void *p, size_t step) {
     v[2] = _mm512_unpacklo_epi64(h01, h23), v[3] = _mm512_unpackhi_epi64(h01, h23);
 }
 
-/* SEGMENT weights at b to four vectors of bytes, as stored: q + offset where the type has an offset, else q. */
+/* -- AVX-512: weights to bytes, whatever their type -- */
+
+/* SEGMENT weights at b to four vectors of bytes, as stored: q + offset where the type has an offset, else q. v[j] are weights 64 j to
+ * 64 j + 63, that is two blocks of 32 or a quarter of a block of 256; compare the unpackers of section 4. type: a constant.
+ *   TWICE(p)             32 bytes in both halves
+ *   PAIR(p, q)           16 bytes at p twice in the lower half, 16 bytes at q twice in the upper
+ *   NIBBLES(p, q)        two blocks of 32: the low nibbles at p, the high ones, those at q likewise
+ *   NIBBLES_K(p)         the low nibbles of 32 bytes, then the high ones
+ *   TABLE(t, i)          each of the 64 indices i through a table of 16
+ *   BITS_AT(x, k, to, step)   bit k of the lower half's bytes, k + step of the upper half's, moved to bit `to`; all others to be masked out
+ *   TWO_BITS(p, j)       Q2_K and Q3_K: fields 2 (j & 1) and 2 (j & 1) + 1 of the four in each of 32 bytes
+ *   MASKED_OR(x, mask, y)   (x & mask) | y */
 INLINE512 void load512(__m512i v[4], const uint8_t *b, int type) {
-    const __m512i low4 = _mm512_set1_epi8(15), by4 = _mm512_setr_epi64(0, 0, 4, 4, 0, 0, 4, 4), by32 = _mm512_setr_epi64(0, 0, 0, 0, 4, 4, 4, 4);
+    const __m512i low4 = _mm512_set1_epi8(15);
+    const __m512i by4 = _mm512_setr_epi64(0, 0, 4, 4, 0, 0, 4, 4), by32 = _mm512_setr_epi64(0, 0, 0, 0, 4, 4, 4, 4);
 #define L16(p) _mm_loadu_si128((const void *)(p))
 #define L32(p) _mm256_loadu_si256((const void *)(p))
-#define TWICE(p) _mm512_broadcast_i64x4(L32(p)) /* 32 bytes in both halves */
-#define PAIR(p, q) _mm512_mask_broadcast_i32x4(_mm512_broadcast_i32x4(L16(p)), 0xff00, L16(q)) /* each 16 bytes twice */
-#define TABLE(t) _mm512_broadcast_i32x4(L16(t))
-#define BITS_AT(x, k, to, step) _mm512_rolv_epi64(x, _mm512_setr_epi64(((to) - (k)) & 63, ((to) - (k)) & 63, ((to) - (k)) & 63, ((to) - (k)) & 63, \
-        ((to) - (k) - (step)) & 63, ((to) - (k) - (step)) & 63, ((to) - (k) - (step)) & 63, ((to) - (k) - (step)) & 63)) /* bits k, and k + step in the upper half, moved to bit `to` of each byte */
-#define MASKED_OR(x, mask, y) _mm512_ternarylogic_epi64(x, _mm512_set1_epi8(mask), y, 0xea) /* (x & mask) | y */
+#define TWICE(p) _mm512_broadcast_i64x4(L32(p))
+#define PAIR(p, q) _mm512_mask_broadcast_i32x4(_mm512_broadcast_i32x4(L16(p)), 0xff00, L16(q))
+#define NIBBLES(p, q) _mm512_and_si512(_mm512_srlv_epi64(PAIR(p, q), by4), low4)
+#define NIBBLES_K(p) _mm512_and_si512(_mm512_srlv_epi64(TWICE(p), by32), low4)
+#define TABLE(t, i) _mm512_shuffle_epi8(_mm512_broadcast_i32x4(L16(t)), i)
+#define BITS_AT(x, k, to, step) \
+    _mm512_rolv_epi64(x, _mm512_setr_epi64(((to) - (k)) & 63, ((to) - (k)) & 63, ((to) - (k)) & 63, ((to) - (k)) & 63, \
+                                           ((to) - (k) - (step)) & 63, ((to) - (k) - (step)) & 63, \
+                                           ((to) - (k) - (step)) & 63, ((to) - (k) - (step)) & 63))
+#define TWO_BITS(p, j) _mm512_and_si512(BITS_AT(TWICE(p), 4 * ((j) & 1), 0, 2), _mm512_set1_epi8(3))
+#define MASKED_OR(x, mask, y) _mm512_ternarylogic_epi64(x, _mm512_set1_epi8(mask), y, 0xea)
     UNROLL for (int j = 0; j < 4; j++) {
         switch (type) {
         case Q8_0: v[j] = _mm512_inserti64x4(_mm512_castsi256_si512(L32(b + 68 * j + 2)), L32(b + 68 * j + 36), 1); break;
-        case Q4_0: v[j] = _mm512_and_si512(_mm512_srlv_epi64(PAIR(b + 36 * j + 2, b + 36 * j + 20), by4), low4); break;
-        case Q4_1: v[j] = _mm512_and_si512(_mm512_srlv_epi64(PAIR(b + 40 * j + 4, b + 40 * j + 24), by4), low4); break;
-        case Q5_0: case Q5_1: {
+        case Q4_0: v[j] = NIBBLES(b + 36 * j + 2, b + 36 * j + 20); break;
+        case Q4_1: v[j] = NIBBLES(b + 40 * j + 4, b + 40 * j + 24); break;
+        case Q5_0: case Q5_1: { /* the word of fifth bits is the mask that says where 16 is added */
             const uint8_t *p = b + (type == Q5_0 ? 44 * j + 2 : 48 * j + 4), *next = p + (type == Q5_0 ? 22 : 24);
-            v[j] = _mm512_and_si512(_mm512_srlv_epi64(PAIR(p + 4, next + 4), by4), low4);
+            v[j] = NIBBLES(p + 4, next + 4);
             v[j] = _mm512_mask_add_epi8(v[j], read_u32(p) | (uint64_t)read_u32(next) << 32, v[j], _mm512_set1_epi8(16));
             break;
         }
-        case IQ4_NL: v[j] = _mm512_shuffle_epi8(TABLE(iq4_values), _mm512_and_si512(_mm512_srlv_epi64(PAIR(b + 36 * j + 2, b + 36 * j + 20), by4), low4)); break;
-        case MXFP4: v[j] = _mm512_shuffle_epi8(TABLE(mxfp4_doubled), _mm512_and_si512(_mm512_srlv_epi64(PAIR(b + 34 * j + 1, b + 34 * j + 18), by4), low4)); break;
-        case IQ4_XS: v[j] = _mm512_shuffle_epi8(TABLE(iq4_values), _mm512_and_si512(_mm512_srlv_epi64(PAIR(b + 8 + 32 * j, b + 24 + 32 * j), by4), low4)); break;
-        case Q2_K: v[j] = _mm512_and_si512(BITS_AT(TWICE(b + 16 + 32 * (j / 2)), 4 * (j & 1), 0, 2), _mm512_set1_epi8(3)); break;
-        case Q3_K: v[j] = MASKED_OR(BITS_AT(TWICE(b), 2 * j, 2, 1), 4, _mm512_and_si512(BITS_AT(TWICE(b + 32 + 32 * (j / 2)), 4 * (j & 1), 0, 2), _mm512_set1_epi8(3))); break;
-        case Q4_K: v[j] = _mm512_and_si512(_mm512_srlv_epi64(TWICE(b + 16 + 32 * j), by32), low4); break;
-        case Q5_K: v[j] = MASKED_OR(BITS_AT(TWICE(b + 16), 2 * j, 4, 1), 16, _mm512_and_si512(_mm512_srlv_epi64(TWICE(b + 48 + 32 * j), by32), low4)); break;
+        case IQ4_NL: v[j] = TABLE(iq4_values, NIBBLES(b + 36 * j + 2, b + 36 * j + 20)); break;
+        case MXFP4: v[j] = TABLE(mxfp4_doubled, NIBBLES(b + 34 * j + 1, b + 34 * j + 18)); break;
+        case IQ4_XS: v[j] = TABLE(iq4_values, NIBBLES(b + 8 + 32 * j, b + 24 + 32 * j)); break;
+        case Q2_K: v[j] = TWO_BITS(b + 16 + 32 * (j / 2), j); break;
+        case Q3_K: v[j] = MASKED_OR(BITS_AT(TWICE(b), 2 * j, 2, 1), 4, TWO_BITS(b + 32 + 32 * (j / 2), j)); break;
+        case Q4_K: v[j] = NIBBLES_K(b + 16 + 32 * j); break;
+        case Q5_K: v[j] = MASKED_OR(BITS_AT(TWICE(b + 16), 2 * j, 4, 1), 16, NIBBLES_K(b + 48 + 32 * j)); break;
         case Q6_K: {
             __m512i low = _mm512_loadu_si512(b + 64 * (j / 2));
-            v[j] = MASKED_OR(BITS_AT(TWICE(b + 128 + 32 * (j / 2)), 4 * (j & 1), 4, 2), 0x30, _mm512_and_si512(j & 1 ? _mm512_srli_epi16(low, 4) : low, low4));
+            v[j] = MASKED_OR(BITS_AT(TWICE(b + 128 + 32 * (j / 2)), 4 * (j & 1), 4, 2), 0x30,
+                             _mm512_and_si512(j & 1 ? _mm512_srli_epi16(low, 4) : low, low4));
             break;
         }
         default: v[j] = _mm512_setzero_si512();
@@ -1906,28 +2315,38 @@ INLINE512 void load512(__m512i v[4], const uint8_t *b, int type) {
 #undef L32
 #undef TWICE
 #undef PAIR
+#undef NIBBLES
+#undef NIBBLES_K
 #undef TABLE
 #undef BITS_AT
+#undef TWO_BITS
 #undef MASKED_OR
 }
 INLINE int log_offset(int type) { /* load512 gives q + 2^this; -1: q, never negative; -2: q with its sign */
-    return type == Q4_0 ? 3 : type == Q5_0 ? 4 : type == Q3_K ? 2 : type == Q6_K ? 5 : type == Q8_0 || type == IQ4_NL || type == IQ4_XS || type == MXFP4 ? -2 : -1;
+    return type == Q4_0 ? 3 : type == Q5_0 ? 4 : type == Q3_K ? 2 : type == Q6_K ? 5
+         : type == Q8_0 || type == IQ4_NL || type == IQ4_XS || type == MXFP4 ? -2 : -1;
 }
 
 INLINE512 __m512i offset512(int type) { return _mm512_set1_epi8((char)(log_offset(type) < 0 ? 0 : 1 << log_offset(type))); }
 
 AVX512 static void unpack512(int8_t *q, float *d, float *m, const uint8_t *b, int type, int n) { unpack(q, d, m, b, type, n); }
-/* What unpack gives beside the weights: a scale and a minimum per group. (Of the generic unpack the compiler leaves the weights out.) */
+
+/* What unpack gives beside the weights: a scale and a minimum per group. (Of the generic unpack the compiler leaves the weights out.)
+ * Three kinds of types have a faster way. type: a constant. */
 INLINE512 void scales512(float *d, float *m, const uint8_t *b, int type, int n) {
 #define F16_AT(p) _mm512_set1_ps(_cvtsh_ss(read_u16(p)))
-    if (type == Q6_K) _mm512_storeu_ps(d, _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const void *)(b + 192)))), F16_AT(b + 208)));
-    else if (type == Q4_K || type == Q5_K) { /* six bits each; the upper two of the last four lie above the first four */
+    if (type == Q6_K) { /* 16 signed bytes times the block's scale */
+        _mm512_storeu_ps(d, _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const void *)(b + 192)))),
+                                          F16_AT(b + 208)));
+    } else if (type == Q4_K || type == Q5_K) { /* six bits each, as in scales_k4: s the eight scales, t the eight minimums, as bytes */
         uint64_t low = read_u64(b + 4), high = read_u32(b + 12), top = low >> 2 & 0x3030303030303030u;
-        uint64_t s = (low & 0x3f3f3f3f) | ((high & 0x0f0f0f0f) | (top & 0xffffffff)) << 32, t = (low >> 32 & 0x3f3f3f3f) | ((high >> 4 & 0x0f0f0f0f) | top >> 32) << 32;
+        uint64_t s = (low & 0x3f3f3f3f) | ((high & 0x0f0f0f0f) | (top & 0xffffffff)) << 32;
+        uint64_t t = (low >> 32 & 0x3f3f3f3f) | ((high >> 4 & 0x0f0f0f0f) | top >> 32) << 32;
         __m512 x = _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_set_epi64x((long long)t, (long long)s)));
         x = _mm512_mul_ps(x, _mm512_mask_blend_ps(0xff00, F16_AT(b), F16_AT(b + 2)));
-        _mm256_storeu_ps(d, _mm512_castps512_ps256(x)), _mm256_storeu_ps(m, _mm512_extractf32x8_ps(x, 1));
-    } else if (n == SEGMENT && (type == Q8_0 || type == Q4_0 || type == IQ4_NL)) {
+        _mm256_storeu_ps(d, _mm512_castps512_ps256(x));
+        _mm256_storeu_ps(m, _mm512_extractf32x8_ps(x, 1));
+    } else if (n == SEGMENT && (type == Q8_0 || type == Q4_0 || type == IQ4_NL)) { /* the f16 at the head of each of eight blocks */
         const size_t step = type == Q8_0 ? 34 : 18;
         __m128i h = _mm_cvtsi32_si128(read_u16(b));
 #define HEAD(i) h = _mm_insert_epi16(h, read_u16(b + i * step), i)
@@ -1943,7 +2362,10 @@ INLINE512 void scales512(float *d, float *m, const uint8_t *b, int type, int n) 
 
 /* Up to SEGMENT weights at b to v as load512 has them, with zeros behind the end, where reading on could leave the file. */
 INLINE512 void segment512(__m512i v[4], const uint8_t *b, int type, int n) {
-    if (n == SEGMENT) { load512(v, b, type); return; }
+    if (n == SEGMENT) {
+        load512(v, b, type);
+        return;
+    }
     int8_t q[SEGMENT] __attribute__((aligned(64)));
     float d[16], m[16];
     memset(q, 0, sizeof q);
@@ -1952,10 +2374,11 @@ INLINE512 void segment512(__m512i v[4], const uint8_t *b, int type, int n) {
     UNROLL for (int j = 0; j < 4; j++) v[j] = _mm512_add_epi8(_mm512_load_si512(q + 64 * j), offset);
 }
 
-/* n weights of each of n_rows rows, `step` bytes apart, to q (n_rows, row_q), as load512 has them, padded with zeros to a segment; their scales
- * and minimums to d, m (n_rows, row_d). What lies `next` bytes further on is asked for. One copy per type: the weights of a row then
- * cost what the memory lets them cost. */
-INLINE512 void rows_of_type512(int8_t *q, size_t row_q, float *d, float *m, size_t row_d, const uint8_t *b, size_t step, size_t next, int n_rows, int n, const int type) {
+/* n weights of each of n_rows rows, `step` bytes apart, to q (n_rows, row_q), as load512 has them, padded with zeros to a segment; their
+ * scales and minimums to d, m (n_rows, row_d). What lies `next` bytes further on is asked for. One copy per type: with the type a constant,
+ * memory is the limit and not the unpacking. */
+INLINE512 void rows_of_type512(int8_t *q, size_t row_q, float *d, float *m, size_t row_d, const uint8_t *b, size_t step, size_t next,
+                               int n_rows, int n, const int type) {
     const size_t segment = bytes_of(type, SEGMENT);
     for (int r = 0; r < n_rows; r++)
         for (int at = 0; at < n; at += SEGMENT) {
@@ -1964,28 +2387,41 @@ INLINE512 void rows_of_type512(int8_t *q, size_t row_q, float *d, float *m, size
             const int len = n - at < SEGMENT ? n - at : SEGMENT;
             for (size_t i = 0; i < segment; i += 64) __builtin_prefetch(bytes + next + i, 0, 2);
             __m512i v[4];
-            scales512(d + g, m + g, bytes, type, len), segment512(v, bytes, type, len);
+            scales512(d + g, m + g, bytes, type, len);
+            segment512(v, bytes, type, len);
             UNROLL for (int j = 0; j < 4; j++) _mm512_storeu_si512(q + (size_t)r * row_q + at + 64 * j, v[j]);
         }
 }
-AVX512 static void rows512(int8_t *q, size_t row_q, float *d, float *m, size_t row_d, const uint8_t *b, size_t step, size_t next, int n_rows, int n, int type) {
+AVX512 static void rows512(int8_t *q, size_t row_q, float *d, float *m, size_t row_d, const uint8_t *b, size_t step, size_t next,
+                           int n_rows, int n, int type) {
 #define OF(TYPE) case TYPE: rows_of_type512(q, row_q, d, m, row_d, b, step, next, n_rows, n, TYPE); break;
-    switch (type) { OF(Q8_0) OF(Q4_0) OF(Q4_1) OF(Q5_0) OF(Q5_1) OF(IQ4_NL) OF(MXFP4) OF(Q2_K) OF(Q3_K) OF(Q4_K) OF(Q5_K) OF(Q6_K) OF(IQ4_XS) }
+    switch (type) {
+    OF(Q8_0) OF(Q4_0) OF(Q4_1) OF(Q5_0) OF(Q5_1) OF(IQ4_NL) OF(MXFP4)
+    OF(Q2_K) OF(Q3_K) OF(Q4_K) OF(Q5_K) OF(Q6_K) OF(IQ4_XS)
+    }
 #undef OF
 }
 
+/* -- AVX-512: few tokens -- */
+
 /* few_body with the block sums of a segment at once. Each row is read from its first byte to its last; sums, scales and minimums
- * of 16 rows go to buf, are transposed to one row per lane, and meet in the fixed order. group, min, T: constants, for one token type, too; n_tokens <= T.
+ * of 16 rows go to buf, are transposed to one row per lane, and meet in the fixed order. group, min, T: constants, for one token type, too;
+ * n_tokens <= T (3 tokens are taken as 4, of which the last is computed twice and stored once). u: the weights made unsigned for hi, whose
+ * products go first; those with lo, unsigned itself, are added to 256 times as much.
  *   buf: F (T, ROWS, G) sums, D, M (ROWS, G) scales and minimums; G groups, padded to 16; for more than one token a row of weights */
-INLINE512 void few512(float *out, const Tensor *w, int row, int n_rows, const Input *in, int n_tokens, float *buf, const int type, const int group, const int min, const int T) {
+INLINE512 void few512(float *out, const Tensor *w, int row, int n_rows, const Input *in, int n_tokens, float *buf,
+                      const int type, const int group, const int min, const int T) {
     const int n = w->n_in, groups = n / group, blocks = n / 32, log = log_offset(type);
     const size_t G = round_up((size_t)groups, 16), step = row_bytes(w), segment = bytes_of(type, SEGMENT);
     float *D = buf + (size_t)T * ROWS * G, *M = D + ROWS * G;
     int8_t *q = (int8_t *)(void *)(M + ROWS * G);
     const __m512i flip = log == -2 ? _mm512_set1_epi8(-128) : _mm512_setzero_si512(); /* to unsigned */
     const __mmask16 corrected = log == -1 ? 0 : 0xffff;
-    const __m128i shift = _mm_cvtsi32_si128(log > 0 ? log : 0);
-    const __m512i order16 = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15), order32 = _mm512_setr_epi32(0, 8, 1, 9, 2, 10, 3, 11, 0, 0, 0, 0, 0, 0, 0, 0);
+    const __m128i shift = _mm_cvtsi32_si128(log > 0 ? log : 0); /* -sum of q times the offset 2^log; or the other bias as it is */
+    const __m512i order16 = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    const __m512i order32 = _mm512_setr_epi32(0, 8, 1, 9, 2, 10, 3, 11, 0, 0, 0, 0, 0, 0, 0, 0);
+
+    // isum, d and m of every row
     for (int r = 0; r < n_rows; r++) {
         const uint8_t *bytes = w->data + (size_t)(row + r) * step;
         if (T > 1) rows512(q, 0, D + (size_t)r * G, M + (size_t)r * G, 0, bytes, 0, AHEAD, 1, n, type);
@@ -1995,8 +2431,11 @@ INLINE512 void few512(float *out, const Tensor *w, int row, int n_rows, const In
             __m512i v[4], u[4];
             if (T == 1) {
                 for (size_t i = 0; i < segment; i += 64) __builtin_prefetch(bytes + AHEAD + i);
-                scales512(D + g, M + g, bytes, type, len), segment512(v, bytes, type, len);
-            } else UNROLL for (int i = 0; i < 4; i++) v[i] = _mm512_loadu_si512(q + at + 64 * i);
+                scales512(D + g, M + g, bytes, type, len);
+                segment512(v, bytes, type, len);
+            } else {
+                UNROLL for (int i = 0; i < 4; i++) v[i] = _mm512_loadu_si512(q + at + 64 * i);
+            }
             UNROLL for (int i = 0; i < 4; i++) u[i] = _mm512_xor_si512(v[i], flip);
             UNROLL8 for (int t = 0; t < T; t++) {
                 const size_t token = (size_t)(t < n_tokens ? t : n_tokens - 1);
@@ -2011,9 +2450,11 @@ INLINE512 void few512(float *out, const Tensor *w, int row, int n_rows, const In
                 }
                 __m512i a = _mm512_add_epi32(_mm512_unpacklo_epi32(z[0], z[1]), _mm512_unpackhi_epi32(z[0], z[1]));
                 __m512i b = _mm512_add_epi32(_mm512_unpacklo_epi32(z[2], z[3]), _mm512_unpackhi_epi32(z[2], z[3]));
-                __m512i s = _mm512_add_epi32(_mm512_unpacklo_epi64(a, b), _mm512_unpackhi_epi64(a, b)); /* part p, lane i: the group of 16 at 4i + p */
+                __m512i s = _mm512_add_epi32(_mm512_unpacklo_epi64(a, b), _mm512_unpackhi_epi64(a, b));
+                /* now lane i of the 128-bit part p is the sum of the group of 16 at 4i + p */
                 if (group == 16) {
-                    s = _mm512_add_epi32(_mm512_permutexvar_epi32(order16, s), _mm512_maskz_sll_epi32(corrected, _mm512_loadu_si512(bias + blocks + at / 16), shift));
+                    s = _mm512_add_epi32(_mm512_permutexvar_epi32(order16, s),
+                                         _mm512_maskz_sll_epi32(corrected, _mm512_loadu_si512(bias + blocks + at / 16), shift));
                     _mm512_storeu_ps(f, _mm512_cvtepi32_ps(s));
                 } else {
                     s = _mm512_permutexvar_epi32(order32, _mm512_add_epi32(s, _mm512_shuffle_i32x4(s, s, 0xb1)));
@@ -2023,6 +2464,8 @@ INLINE512 void few512(float *out, const Tensor *w, int row, int n_rows, const In
             }
         }
     }
+
+    // S <- S + isum d;  S <- S - m fsum;  out = S D, one row per lane, four groups at a time
     __m512 S[FEW];
     UNROLL8 for (int t = 0; t < T; t++) S[t] = _mm512_setzero_ps();
     for (int g = 0; g < groups; g += 4) {
@@ -2037,37 +2480,52 @@ INLINE512 void few512(float *out, const Tensor *w, int row, int n_rows, const In
             UNROLL for (int j = 0; j < 4; j++) {
                 if (j >= last) break;
                 S[t] = _mm512_fmadd_ps(_mm512_castsi512_ps(f[j]), _mm512_castsi512_ps(d[j]), S[t]);
-                if (min) S[t] = _mm512_fnmadd_ps(_mm512_castsi512_ps(m[j]), _mm512_set1_ps(group == 32 ? fsum[2 * (g + j)] + fsum[2 * (g + j) + 1] : fsum[g + j]), S[t]);
+                if (min) {
+                    __m512 x = _mm512_set1_ps(group == 32 ? fsum[2 * (g + j)] + fsum[2 * (g + j) + 1] : fsum[g + j]);
+                    S[t] = _mm512_fnmadd_ps(_mm512_castsi512_ps(m[j]), x, S[t]);
+                }
             }
         }
     }
     __mmask16 live = (__mmask16)((1u << n_rows) - 1);
     UNROLL8 for (int t = 0; t < T; t++)
-        if (t < n_tokens) _mm512_mask_storeu_ps(out + (size_t)t * (size_t)w->n_out + row, live, _mm512_mul_ps(S[t], _mm512_set1_ps(in->D[t])));
+        if (t < n_tokens)
+            _mm512_mask_storeu_ps(out + (size_t)t * (size_t)w->n_out + row, live, _mm512_mul_ps(S[t], _mm512_set1_ps(in->D[t])));
 }
+
+/* -- AVX-512: many tokens -- */
 
 /* 16 rows x 32 weights: dword l of q[j] holds weights 4j..4j+3 of row l; per group (one of 32, or two of 16) the scale, the minimum, and
  * -128 times the sum of the weights, which takes back what hi + 128 adds too much. */
 typedef struct { int8_t q[8][64]; float d[2][16], m[2][16]; int32_t bias[2][16]; } Panel;
 
-/* Rows [row, row + 16) of w, n_blocks (BLOCKS_AT_ONCE, two segments, or what is left of the row) from block b0 on, to panels. Rows beyond the end are
- * what happens to lie in q, d, m, room for 16 rows of BLOCKS_AT_ONCE blocks; nobody stores their sums. */
+/* Rows [row, row + 16) of w, n_blocks (BLOCKS_AT_ONCE, two segments, or what is left of the row) from block b0 on, to panels. q, d, m: room
+ * for 16 rows of BLOCKS_AT_ONCE blocks. Rows beyond the end are what happens to lie there; nobody stores their sums. */
 AVX512 static void make_panels(Panel *p, const Tensor *w, int row, int b0, int n_blocks, int8_t *q, float *d, float *m) {
     const int group = types[w->type].group, min = types[w->type].min, per = 32 / group; /* groups per block */
     const size_t row_q = BLOCKS_AT_ONCE * 32, row_d = BLOCKS_AT_ONCE * 2;
     const __m512i ones = _mm512_set1_epi8(1), offset = offset512(w->type);
     const int rows = w->n_out - row < ROWS ? (w->n_out > row ? w->n_out - row : 0) : ROWS;
-    rows512(q, row_q, d, m, row_d, w->data + (size_t)row * row_bytes(w) + bytes_of(w->type, (size_t)b0 * 32), row_bytes(w), 2 * ROWS * row_bytes(w), rows, 32 * n_blocks, w->type);
+    rows512(q, row_q, d, m, row_d, w->data + (size_t)row * row_bytes(w) + bytes_of(w->type, (size_t)b0 * 32), row_bytes(w),
+            2 * ROWS * row_bytes(w), rows, 32 * n_blocks, w->type);
+
+    // weights, and their sums for the bias
     for (int b = 0; b < n_blocks; b++) {
         __m512i sum = _mm512_setzero_si512();
         for (int h = 0; h < 2; h++) {
             __m512i v[4];
             transpose16(v, q + 32 * b + 16 * h, row_q);
-            UNROLL for (int j = 0; j < 4; j++) v[j] = _mm512_sub_epi8(v[j], offset), _mm512_store_si512(p[b].q[4 * h + j], v[j]), sum = _mm512_dpbusd_epi32(sum, ones, v[j]);
+            UNROLL for (int j = 0; j < 4; j++) {
+                v[j] = _mm512_sub_epi8(v[j], offset);
+                _mm512_store_si512(p[b].q[4 * h + j], v[j]);
+                sum = _mm512_dpbusd_epi32(sum, ones, v[j]);
+            }
             _mm512_store_si512(p[b].bias[group == 16 ? h : 0], _mm512_sub_epi32(_mm512_setzero_si512(), _mm512_slli_epi32(sum, 7)));
             if (group == 16) sum = _mm512_setzero_si512();
         }
     }
+
+    // scales and minimums
     for (int g = 0; g < n_blocks * per; g += 4) {
         __m512i v[4], u[4];
         transpose16(v, d + g, row_d * sizeof(float));
@@ -2080,9 +2538,11 @@ AVX512 static void make_panels(Panel *p, const Tensor *w, int row, int b0, int n
     }
 }
 
-/* Two panels (32 rows) times T <= TILE tokens over n_blocks. S (T, 32) holds the float sums between chunks. A broadcast of 4 bytes of x
+/* Two panels (32 rows; the second is BLOCKS_AT_ONCE behind the first) times T <= TILE tokens over n_blocks; x: their pieces of TILES (see
+ * Input). S (T, 32) holds the float sums from one call to the next; first: they begin at zero. A broadcast of 4 bytes of x
  * serves both panels; 12 integer and 12 float sums, 2 weights and the broadcast are in registers. group, min, fast, T: constants. */
-INLINE512 void tile512(float *S, const Panel *p, const uint8_t *x, int n_blocks, int first, const int group, const int min, const int fast, const int T) {
+INLINE512 void tile512(float *S, const Panel *p, const uint8_t *x, int n_blocks, int first,
+                       const int group, const int min, const int fast, const int T) {
     __m512 s[2][TILE];
     UNROLL8 for (int t = 0; t < T; t++)
         UNROLL for (int r = 0; r < 2; r++) s[r][t] = first ? _mm512_setzero_ps() : _mm512_load_ps(S + 32 * t + 16 * r);
@@ -2090,7 +2550,10 @@ INLINE512 void tile512(float *S, const Panel *p, const uint8_t *x, int n_blocks,
         __m512i acc[2][TILE];
         for (int h = 0; h < 32 / group; h++) {
             __m512i b0 = _mm512_load_si512(p->bias[h]), b1 = _mm512_load_si512(p[BLOCKS_AT_ONCE].bias[h]);
-            UNROLL8 for (int t = 0; t < T; t++) acc[0][t] = b0, acc[1][t] = b1;
+            UNROLL8 for (int t = 0; t < T; t++) {
+                acc[0][t] = b0;
+                acc[1][t] = b1;
+            }
             for (int half = 0; half < 2 - fast; half++) { /* hi, then lo: acc = 256 sum(w hi) + sum(w lo) */
                 UNROLL8 for (int j = 0; j < group / 4; j++) {
                     __m512i w0 = _mm512_load_si512(p->q[h * 4 + j]), w1 = _mm512_load_si512(p[BLOCKS_AT_ONCE].q[h * 4 + j]);
@@ -2101,16 +2564,20 @@ INLINE512 void tile512(float *S, const Panel *p, const uint8_t *x, int n_blocks,
                         acc[1][t] = _mm512_dpbusd_epi32(acc[1][t], v, w1);
                     }
                 }
-                if (half == 0) UNROLL8 for (int t = 0; t < T; t++) {
-                    const __m512i shift = fast ? _mm512_set1_epi32(*(const int32_t *)(const void *)(x + T_SHIFT + 4 * t)) : _mm512_set1_epi32(8);
-                    acc[0][t] = _mm512_sllv_epi32(acc[0][t], shift), acc[1][t] = _mm512_sllv_epi32(acc[1][t], shift);
-                }
+                if (half == 0)
+                    UNROLL8 for (int t = 0; t < T; t++) {
+                        const int32_t *own = (const int32_t *)(const void *)(x + T_SHIFT + 4 * t);
+                        const __m512i shift = fast ? _mm512_set1_epi32(*own) : _mm512_set1_epi32(8);
+                        acc[0][t] = _mm512_sllv_epi32(acc[0][t], shift);
+                        acc[1][t] = _mm512_sllv_epi32(acc[1][t], shift);
+                    }
             }
             UNROLL for (int r = 0; r < 2; r++) {
                 __m512 d = _mm512_load_ps(p[r * BLOCKS_AT_ONCE].d[h]);
                 UNROLL8 for (int t = 0; t < T; t++) {
+                    const float *fsum = (const float *)(const void *)(x + T_SUM + 12 * t + (group == 16 ? 4 + 4 * h : 0));
                     s[r][t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(acc[r][t]), d, s[r][t]);
-                    if (min) s[r][t] = _mm512_fnmadd_ps(_mm512_load_ps(p[r * BLOCKS_AT_ONCE].m[h]), _mm512_set1_ps(*(const float *)(const void *)(x + T_SUM + 12 * t + (group == 16 ? 4 + 4 * h : 0))), s[r][t]);
+                    if (min) s[r][t] = _mm512_fnmadd_ps(_mm512_load_ps(p[r * BLOCKS_AT_ONCE].m[h]), _mm512_set1_ps(*fsum), s[r][t]);
                 }
             }
         }
@@ -2119,11 +2586,20 @@ INLINE512 void tile512(float *S, const Panel *p, const uint8_t *x, int n_blocks,
         UNROLL for (int r = 0; r < 2; r++) _mm512_store_ps(S + 32 * t + 16 * r, s[r][t]);
 }
 typedef void Tile512(float *S, const Panel *p, const uint8_t *x, int n_blocks, int first);
-#define TILE512(group, min, fast, T) AVX512 static void tile512_##group##_##min##_##fast##_##T(float *S, const Panel *p, const uint8_t *x, int n_blocks, int first) { tile512(S, p, x, n_blocks, first, group, min, fast, T); }
-#define TILES512(group, min) TILE512(group, min, 0, 2) TILE512(group, min, 0, 4) TILE512(group, min, 0, 6) TILE512(group, min, 1, 2) TILE512(group, min, 1, 4) TILE512(group, min, 1, 6)
+#define TILE512(group, min, fast, T) \
+    AVX512 static void tile512_##group##_##min##_##fast##_##T(float *S, const Panel *p, const uint8_t *x, int n_blocks, int first) { \
+        tile512(S, p, x, n_blocks, first, group, min, fast, T); \
+    }
+#define TILES512(group, min) \
+    TILE512(group, min, 0, 2) TILE512(group, min, 0, 4) TILE512(group, min, 0, 6) \
+    TILE512(group, min, 1, 2) TILE512(group, min, 1, 4) TILE512(group, min, 1, 6)
 TILES512(32, 0) TILES512(32, 1) TILES512(16, 0) TILES512(16, 1)
-#define OF(group, min, fast) {tile512_##group##_##min##_##fast##_2, tile512_##group##_##min##_##fast##_4, tile512_##group##_##min##_##fast##_6}
-static Tile512 *const tiles512[2][2][2][3] = {{{OF(32, 0, 0), OF(32, 1, 0)}, {OF(16, 0, 0), OF(16, 1, 0)}}, {{OF(32, 0, 1), OF(32, 1, 1)}, {OF(16, 0, 1), OF(16, 1, 1)}}}; /* fast; groups of 16; minimums; pairs of tokens - 1 */
+#define OF(group, min, fast) \
+    {tile512_##group##_##min##_##fast##_2, tile512_##group##_##min##_##fast##_4, tile512_##group##_##min##_##fast##_6}
+static Tile512 *const tiles512[2][2][2][3] = { /* fast; groups of 16; minimums; pairs of tokens - 1 */
+    {{OF(32, 0, 0), OF(32, 1, 0)}, {OF(16, 0, 0), OF(16, 1, 0)}},
+    {{OF(32, 0, 1), OF(32, 1, 1)}, {OF(16, 0, 1), OF(16, 1, 1)}},
+};
 #undef TILE512
 #undef TILES512
 #undef OF
@@ -2134,7 +2610,8 @@ AVX512 static void many512(float *out, const Tensor *w, int row, int n_rows, con
     const int blocks = w->n_in / 32;
     Tile512 *const *tile_of = tiles512[in->fast][types[w->type].group == 16][types[w->type].min];
     Panel *panels = (Panel *)(void *)buf;
-    float *S = (float *)(void *)(panels + 2 * BLOCKS_AT_ONCE), *d = S + round_up((size_t)in->T, TILE) * 32, *m = d + ROWS * BLOCKS_AT_ONCE * 2;
+    float *S = (float *)(void *)(panels + 2 * BLOCKS_AT_ONCE);
+    float *d = S + round_up((size_t)in->T, TILE) * 32, *m = d + ROWS * BLOCKS_AT_ONCE * 2;
     int8_t *q = (int8_t *)(m + ROWS * BLOCKS_AT_ONCE * 2);
     for (int b = 0; b < blocks; b += BLOCKS_AT_ONCE) {
         int n = blocks - b < BLOCKS_AT_ONCE ? blocks - b : BLOCKS_AT_ONCE;
@@ -2142,19 +2619,23 @@ AVX512 static void many512(float *out, const Tensor *w, int row, int n_rows, con
         make_panels(panels + BLOCKS_AT_ONCE, w, row + ROWS, b, n, q, d, m);
         for (int t = 0; t < in->T; t += TILE) {
             float *s = S + 32 * t;
-            tile_of[in->T - t >= TILE ? 2 : (in->T - t - 1) / 2](s, panels, in->tiles + ((size_t)(t / TILE) * (size_t)blocks + (size_t)b) * tile_bytes_of(in->fast), n, b == 0);
+            tile_of[in->T - t >= TILE ? 2 : (in->T - t - 1) / 2](
+                s, panels, in->tiles + ((size_t)(t / TILE) * (size_t)blocks + (size_t)b) * tile_bytes_of(in->fast), n, b == 0);
             if (b + n < blocks) continue;
             for (int i = 0; i < TILE && t + i < in->T; i++)
                 for (int r = 0; r < n_rows; r += ROWS) {
                     __mmask16 live = n_rows - r >= ROWS ? 0xffff : (__mmask16)((1u << (n_rows - r)) - 1);
-                    _mm512_mask_storeu_ps(out + (size_t)(t + i) * (size_t)w->n_out + row + r, live, _mm512_mul_ps(_mm512_load_ps(s + 32 * i + r), _mm512_set1_ps(in->D[t + i])));
+                    _mm512_mask_storeu_ps(out + (size_t)(t + i) * (size_t)w->n_out + row + r, live,
+                                          _mm512_mul_ps(_mm512_load_ps(s + 32 * i + r), _mm512_set1_ps(in->D[t + i])));
                 }
         }
     }
 }
 
-/* BF16 rows times few tokens, in the order of `tile`; gcc widens 16-bit vectors badly, and asking ahead pays. Written with * and + as
- * `tile` is, so that a compiler fuses both or none. */
+/* -- AVX-512: BF16 -- */
+
+/* BF16 rows times few tokens, four rows at a time, in the order of `tile`; a function of its own because gcc widens 16-bit vectors badly,
+ * and because fetching ahead pays. Written with * and + as `tile` is, so that a compiler fuses both or none. */
 AVX512 static void few512_bf16(float *out, const Tensor *w, int row, int n_rows, const Input *in) {
     const size_t n = (size_t)w->n_in, step = row_bytes(w);
 #define WEIGHTS(p) _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(p), 16))
@@ -2163,7 +2644,10 @@ AVX512 static void few512_bf16(float *out, const Tensor *w, int row, int n_rows,
             const uint8_t *rows[4];
             const float *x = in->x + (size_t)t * n;
             __m512 acc[4];
-            UNROLL for (int j = 0; j < 4; j++) rows[j] = w->data + (size_t)(row + (r + j < n_rows ? r + j : n_rows - 1)) * step, acc[j] = _mm512_setzero_ps();
+            UNROLL for (int j = 0; j < 4; j++) { /* beyond the end, the last row again */
+                rows[j] = w->data + (size_t)(row + (r + j < n_rows ? r + j : n_rows - 1)) * step;
+                acc[j] = _mm512_setzero_ps();
+            }
             size_t i = 0;
             for (; i + 32 <= n; i += 32)
                 UNROLL for (int j = 0; j < 4; j++) {
@@ -2174,7 +2658,8 @@ AVX512 static void few512_bf16(float *out, const Tensor *w, int row, int n_rows,
                 }
             for (; i < n; i += 16) {
                 const __mmask16 live = n - i >= 16 ? 0xffff : (__mmask16)((1u << (n - i)) - 1);
-                UNROLL for (int j = 0; j < 4; j++) acc[j] += WEIGHTS(_mm256_maskz_loadu_epi16(live, rows[j] + 2 * i)) * _mm512_maskz_loadu_ps(live, x + i);
+                UNROLL for (int j = 0; j < 4; j++)
+                    acc[j] += WEIGHTS(_mm256_maskz_loadu_epi16(live, rows[j] + 2 * i)) * _mm512_maskz_loadu_ps(live, x + i);
             }
             UNROLL for (int j = 0; j < 4; j++)
                 if (r + j < n_rows) out[(size_t)t * (size_t)w->n_out + row + r + j] = _mm512_reduce_add_ps(acc[j]); /* in fold's order */
@@ -2182,15 +2667,18 @@ AVX512 static void few512_bf16(float *out, const Tensor *w, int row, int n_rows,
 #undef WEIGHTS
 }
 
-/* BF16 rows times tokens rounded to BF16 (fast): vdpbf16ps adds two products to each of 16 sums. R rows, T tokens: constants; the sums wait in
- * part while a piece of the rows is over, as in `tile`. */
+/* BF16 rows times tokens rounded to BF16 (fast): vdpbf16ps adds two products to each of 16 sums. R rows from `row` on, T tokens from t on,
+ * weights [from, to) of each row. R, T: constants. Where a piece of the rows ends before they do, the sums wait in part, as in `tile`. */
 #define AVX512BF16 __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512bf16,fma,f16c,avx2")))
-static inline __attribute__((always_inline)) AVX512BF16 void tile512_bf16(float *out, const Tensor *w, int row, const Input *in, int t, size_t from, size_t to, float *part, const int R, const int T) {
+static inline __attribute__((always_inline)) AVX512BF16
+void tile512_bf16(float *out, const Tensor *w, int row, const Input *in, int t, size_t from, size_t to, float *part,
+                  const int R, const int T) {
     const size_t n = (size_t)w->n_in, step = row_bytes(w);
     const uint8_t *rows = w->data + (size_t)row * step;
     const uint16_t *x = in->half + (size_t)t * n;
     __m512 acc[4][6];
-    UNROLL for (int r = 0; r < R; r++) UNROLL8 for (int j = 0; j < T; j++) acc[r][j] = from ? _mm512_load_ps(part + (r * T + j) * 16) : _mm512_setzero_ps();
+    UNROLL for (int r = 0; r < R; r++)
+        UNROLL8 for (int j = 0; j < T; j++) acc[r][j] = from ? _mm512_load_ps(part + (r * T + j) * 16) : _mm512_setzero_ps();
     for (size_t i = from; i < to; i += 32) {
         const __mmask32 live = n - i >= 32 ? 0xffffffff : (1u << (n - i)) - 1;
         __m512bh v[6];
@@ -2208,11 +2696,13 @@ static inline __attribute__((always_inline)) AVX512BF16 void tile512_bf16(float 
             else out[(size_t)(t + j) * (size_t)w->n_out + row + r] = _mm512_reduce_add_ps(acc[r][j]);
         }
 }
+/* plain_body for BF16 rows and tokens. */
 AVX512BF16 static void fast512_bf16(float *out, const Tensor *w, int row, int n_rows, const Input *in) {
     float part[2 * ROWS * TILE * 16] __attribute__((aligned(64)));
     const size_t n = (size_t)w->n_in;
     int t = 0;
-#define TILES(R, T, from, to) for (; r + R <= n_rows; r += R) tile512_bf16(out, w, row + r, in, t, from, to, part + r * T * 16, R, T)
+#define TILES(R, T, from, to) \
+    for (; r + R <= n_rows; r += R) tile512_bf16(out, w, row + r, in, t, from, to, part + r * T * 16, R, T)
     for (; t + TILE <= in->T; t += TILE)
         for (size_t at = 0; at < n; at += 2 * WEIGHTS_AT_ONCE) {
             size_t to = n - at > 2 * WEIGHTS_AT_ONCE ? at + 2 * WEIGHTS_AT_ONCE : n;
@@ -2220,11 +2710,18 @@ AVX512BF16 static void fast512_bf16(float *out, const Tensor *w, int row, int n_
             TILES(4, 6, at, to);
             TILES(1, 6, at, to);
         }
-    for (; t < in->T; t++) { int r = 0; TILES(4, 1, 0, n); TILES(1, 1, 0, n); }
+    for (; t < in->T; t++) {
+        int r = 0;
+        TILES(4, 1, 0, n);
+        TILES(1, 1, 0, n);
+    }
 #undef TILES
 }
 
-AVX512 static void few512_1(float *out, const Tensor *w, int row, int n_rows, const Input *in, float *buf) { /* where the memory is the limit, if nothing else is */
+/* -- AVX-512: which of these -- */
+
+/* few512 for 1, 2 and up to 4 tokens. With one, memory should be the only limit, so each type has a copy of its own. */
+AVX512 static void few512_1(float *out, const Tensor *w, int row, int n_rows, const Input *in, float *buf) {
 #define OF(TYPE, group, min) case TYPE: few512(out, w, row, n_rows, in, 1, buf, TYPE, group, min, 1); break;
     switch (w->type) {
     OF(Q8_0, 32, 0) OF(Q4_0, 32, 0) OF(Q4_1, 32, 1) OF(Q5_0, 32, 0) OF(Q5_1, 32, 1) OF(IQ4_NL, 32, 0) OF(MXFP4, 32, 0)
@@ -2232,14 +2729,16 @@ AVX512 static void few512_1(float *out, const Tensor *w, int row, int n_rows, co
     }
 #undef OF
 }
-#define FEW512(n) AVX512 static void few512_##n(float *out, const Tensor *w, int row, int n_rows, const Input *in, float *buf) { \
-    if (types[w->type].group == 32 && !types[w->type].min) few512(out, w, row, n_rows, in, in->T, buf, w->type, 32, 0, n); \
-    else if (types[w->type].group == 32) few512(out, w, row, n_rows, in, in->T, buf, w->type, 32, 1, n); \
-    else if (!types[w->type].min) few512(out, w, row, n_rows, in, in->T, buf, w->type, 16, 0, n); \
-    else few512(out, w, row, n_rows, in, in->T, buf, w->type, 16, 1, n); \
-}
+#define FEW512(n) \
+    AVX512 static void few512_##n(float *out, const Tensor *w, int row, int n_rows, const Input *in, float *buf) { \
+        if (types[w->type].group == 32 && !types[w->type].min) few512(out, w, row, n_rows, in, in->T, buf, w->type, 32, 0, n); \
+        else if (types[w->type].group == 32) few512(out, w, row, n_rows, in, in->T, buf, w->type, 32, 1, n); \
+        else if (!types[w->type].min) few512(out, w, row, n_rows, in, in->T, buf, w->type, 16, 0, n); \
+        else few512(out, w, row, n_rows, in, in->T, buf, w->type, 16, 1, n); \
+    }
 FEW512(2) FEW512(4)
 
+/* Rows [row, row + n_rows) of w, of any type, times all tokens; n_rows <= ROWS, or 2 ROWS for plain types and TILES. */
 AVX512 static void matmul_avx512(float *out, const Tensor *w, int row, int n_rows, const Input *in, float *buf) {
     if (w->type == BF16 && in->T < 4) few512_bf16(out, w, row, n_rows, in);
     else if (types[w->type].group == 1) plain_body_16(out, w, row, n_rows, in, buf, 4, 6);
@@ -2257,8 +2756,8 @@ AVX512 static void matmul_avx512bf16(float *out, const Tensor *w, int row, int n
 #endif
 
 /* -- block-quantised weights on every other instruction set --
- * Two walks, as above: rows straight through for few tokens, panels of 16 rows for many. An instruction set adds how it multiplies
- * integers: over a row (Sums), and over a panel (Tile). */
+ * Two walks, as above: rows straight through for few tokens (few_rows), panels of 16 rows for many (many_rows). An instruction set adds
+ * how it multiplies integers: over a row (Sums), and over a panel (Tile). */
 
 /* The group sums of one row, as floats, for all tokens: f (T, f_step). q: the weights, padded with zeros to a multiple of SEGMENT. */
 typedef void Sums(float *f, size_t f_step, const int8_t *q, const Input *in, int group);
@@ -2267,20 +2766,34 @@ typedef void Sums(float *f, size_t f_step, const int8_t *q, const Input *in, int
 typedef void Tile(float *S, const int8_t *q, const float *d, const float *m, const Input *in, int t, int at, int n, int group);
 typedef void Unpack(int8_t *q, float *d, float *m, const uint8_t *b, int type, int n);
 
-/* 16 rows of 16 bytes, `step` bytes apart, to (16 / unit, 16, unit): unit bytes of each row side by side. unit: 1, 2, 4 or 8, a constant.
- * Squares of 16 / unit rows are transposed: zipping the upper half with the lower one rotates the index (row, column) by a bit. */
+/* lo and hi: the units (of 1, 2, 4 or 8 bytes) of a and b in turn, a0 b0 a1 b1 ... */
 INLINE void zip(B16 *lo, B16 *hi, B16 a, B16 b, const int unit) {
 #if defined(__clang__)
 #define ZIP(...) __builtin_shufflevector(a, b, __VA_ARGS__)
 #else
 #define ZIP(...) __builtin_shuffle(a, b, (B16){__VA_ARGS__})
 #endif
-    if (unit == 1) *lo = ZIP(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23), *hi = ZIP(8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
-    if (unit == 2) *lo = ZIP(0, 1, 16, 17, 2, 3, 18, 19, 4, 5, 20, 21, 6, 7, 22, 23), *hi = ZIP(8, 9, 24, 25, 10, 11, 26, 27, 12, 13, 28, 29, 14, 15, 30, 31);
-    if (unit == 4) *lo = ZIP(0, 1, 2, 3, 16, 17, 18, 19, 4, 5, 6, 7, 20, 21, 22, 23), *hi = ZIP(8, 9, 10, 11, 24, 25, 26, 27, 12, 13, 14, 15, 28, 29, 30, 31);
-    if (unit == 8) *lo = ZIP(0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23), *hi = ZIP(8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31);
+    if (unit == 1) {
+        *lo = ZIP(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+        *hi = ZIP(8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+    }
+    if (unit == 2) {
+        *lo = ZIP(0, 1, 16, 17, 2, 3, 18, 19, 4, 5, 20, 21, 6, 7, 22, 23);
+        *hi = ZIP(8, 9, 24, 25, 10, 11, 26, 27, 12, 13, 28, 29, 14, 15, 30, 31);
+    }
+    if (unit == 4) {
+        *lo = ZIP(0, 1, 2, 3, 16, 17, 18, 19, 4, 5, 6, 7, 20, 21, 22, 23);
+        *hi = ZIP(8, 9, 10, 11, 24, 25, 26, 27, 12, 13, 14, 15, 28, 29, 30, 31);
+    }
+    if (unit == 8) {
+        *lo = ZIP(0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23);
+        *hi = ZIP(8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31);
+    }
 #undef ZIP
 }
+/* 16 rows of 16 bytes, `step` bytes apart, to (16 / unit, 16, unit): unit bytes of each row side by side. unit: 1, 2, 4 or 8, a constant.
+ * Squares of 16 / unit rows are transposed: zipping the upper half with the lower one rotates the index (row, column) by a bit, and after
+ * as many turns as the index of a column has bits, row and column have changed places. */
 INLINE void interleave(void *out, const void *in, size_t step, const int unit) {
     const int m = 16 / unit;
     for (int g = 0; g < ROWS; g += m) {
@@ -2295,7 +2808,8 @@ INLINE void interleave(void *out, const void *in, size_t step, const int unit) {
     }
 }
 
-/* few_body with rows read straight through. Their sums, scales and minimums are then turned to one row per lane and meet in the fixed order.
+/* few_body with rows read straight through, for all in->T <= FEW tokens. Their sums, scales and minimums are then turned to one row per
+ * lane and meet in the fixed order.
  *   buf: F (T, 16, G) sums, D, M (16, G) scales and minimums; G groups, padded to 16; a row of weights */
 INLINE void few_rows(float *out, const Tensor *w, int row, int n_rows, const Input *in, float *buf, Unpack unpack_fn, Sums sums) {
     const int n = w->n_in, group = types[w->type].group, min = types[w->type].min, groups = n / group, T = in->T;
@@ -2303,6 +2817,8 @@ INLINE void few_rows(float *out, const Tensor *w, int row, int n_rows, const Inp
     float *D = buf + (size_t)T * ROWS * G, *M = D + ROWS * G;
     int8_t *q = (int8_t *)(void *)(M + ROWS * G);
     if (n % SEGMENT) memset(q + n / SEGMENT * SEGMENT, 0, SEGMENT);
+
+    // isum, d and m of every row
     for (int r = 0; r < n_rows; r++) {
         const uint8_t *bytes = w->data + (size_t)(row + r) * row_bytes(w);
         for (int at = 0; at < n; at += SEGMENT, bytes += segment) {
@@ -2312,6 +2828,8 @@ INLINE void few_rows(float *out, const Tensor *w, int row, int n_rows, const Inp
         }
         sums(buf + (size_t)r * G, ROWS * G, q, in, group);
     }
+
+    // S <- S + isum d;  S <- S - m fsum;  out = S D, one row per lane, four groups at a time
     float S[FEW][ROWS] = {{0}}, f[4][ROWS], d[4][ROWS], m[4][ROWS];
     for (int g = 0; g < groups; g += 4) {
         interleave(d, D + g, G * sizeof(float), sizeof(float));
@@ -2322,7 +2840,8 @@ INLINE void few_rows(float *out, const Tensor *w, int row, int n_rows, const Inp
             for (int j = 0; j < 4 && g + j < groups; j++) {
                 float x = group == 32 ? fsum[2 * (g + j)] + fsum[2 * (g + j) + 1] : fsum[g + j];
                 for (int r = 0; r < ROWS; r++) S[t][r] = fmaf(f[j][r], d[j][r], S[t][r]);
-                if (min) for (int r = 0; r < ROWS; r++) S[t][r] = fmaf(-m[j][r], x, S[t][r]);
+                if (min)
+                    for (int r = 0; r < ROWS; r++) S[t][r] = fmaf(-m[j][r], x, S[t][r]);
             }
         }
     }
@@ -2331,31 +2850,42 @@ INLINE void few_rows(float *out, const Tensor *w, int row, int n_rows, const Inp
 }
 
 /* Many tokens: panels of 16 rows x BLOCKS_AT_ONCE blocks, unit weights of each row side by side, wide: as 16-bit integers. Rows beyond
- * the end repeat the last one.
- *   buf: the panel, its scales and minimums; S (tokens, 16); and 16 rows as they come: weights, scales, minimums */
-INLINE void many_rows(float *out, const Tensor *w, int row, int n_rows, const Input *in, float *buf, Unpack unpack_fn, Tile tile_fn, const int unit, const int wide) {
-    enum { STEP = BLOCKS_AT_ONCE * 32, GROUPS = STEP / 16 };
+ * the end repeat the last one. unit, wide: constants.
+ *   buf: the panel's scales and minimums d, m (GROUPS, 16); those of 16 rows as they come, row_d, row_m (16, GROUPS); S (tokens, 16);
+ *        the panel q (STEP / unit, 16, unit), room for 16-bit integers; and 16 rows as they come, row_q (16, STEP) */
+INLINE void many_rows(float *out, const Tensor *w, int row, int n_rows, const Input *in, float *buf, Unpack unpack_fn, Tile tile_fn,
+                      const int unit, const int wide) {
+    enum { STEP = BLOCKS_AT_ONCE * 32, GROUPS = STEP / 16 }; /* weights of a row at once, and the most groups they can have */
     const int type = w->type, group = types[type].group, min = types[type].min;
     float *d = buf, *m = d + GROUPS * ROWS, *row_d = m + GROUPS * ROWS, *row_m = row_d + ROWS * GROUPS, *S = row_m + ROWS * GROUPS;
     int8_t *q = (int8_t *)(void *)(S + round_up((size_t)in->T, TILE) * ROWS), *row_q = q + 2 * STEP * ROWS;
     memset(S, 0, round_up((size_t)in->T, TILE) * ROWS * sizeof(float));
     for (int at = 0; at < w->n_in; at += STEP) {
         int n = w->n_in - at < STEP ? w->n_in - at : STEP;
+
+        // 16 rows as they come
         for (int r = 0; r < ROWS; r++) {
             const uint8_t *bytes = w->data + (size_t)(row + (r < n_rows ? r : n_rows - 1)) * row_bytes(w) + bytes_of(type, (size_t)at);
-            for (size_t i = 0; i < bytes_of(type, STEP); i += 64) __builtin_prefetch(bytes + ROWS * row_bytes(w) + i); /* what comes after these rows */
+            for (size_t i = 0; i < bytes_of(type, STEP); i += 64) /* what comes after these rows */
+                __builtin_prefetch(bytes + ROWS * row_bytes(w) + i);
             for (int i = 0; i < n; i += SEGMENT, bytes += bytes_of(type, SEGMENT))
-                unpack_fn(row_q + r * STEP + i, row_d + r * GROUPS + i / group, row_m + r * GROUPS + i / group, bytes, type, n - i < SEGMENT ? n - i : SEGMENT);
+                unpack_fn(row_q + r * STEP + i, row_d + r * GROUPS + i / group, row_m + r * GROUPS + i / group,
+                          bytes, type, n - i < SEGMENT ? n - i : SEGMENT);
         }
+
+        // turned into a panel
         for (int i = 0; i < n; i += 16) {
             int8_t part[16 * ROWS];
             interleave(wide ? part : q + i * ROWS, row_q + i, STEP, unit);
-            if (wide) for (int k = 0; k < 16 * ROWS; k++) ((int16_t *)(void *)q)[i * ROWS + k] = part[k];
+            if (wide)
+                for (int k = 0; k < 16 * ROWS; k++) ((int16_t *)(void *)q)[i * ROWS + k] = part[k];
         }
         for (int g = 0; g < n / group; g += 4) {
             interleave(d + g * ROWS, row_d + g, GROUPS * sizeof(float), sizeof(float));
             if (min) interleave(m + g * ROWS, row_m + g, GROUPS * sizeof(float), sizeof(float));
         }
+
+        // which all tokens meet
         for (int t = 0; t < in->T; t += TILE) tile_fn(S + t * ROWS, q, d, min ? m : NULL, in, t, at, n, group);
     }
     for (int t = 0; t < in->T; t++)
@@ -2366,6 +2896,7 @@ INLINE void many_rows(float *out, const Tensor *w, int row, int n_rows, const In
 /* -- AVX2: vpmaddwd multiplies 16 pairs of 16-bit integers and adds neighbours; AVX-VNNI adds the sum so far in the same instruction -- */
 #define INLINE2 static inline __attribute__((always_inline)) AVX2
 #define AVXVNNI __attribute__((target("avx2,fma,f16c,avxvnni")))
+/* sum + what vpmaddwd makes of a and b: the one thing in which the two differ. */
 typedef __m256i Madd(__m256i sum, __m256i a, __m256i b);
 AVX2 static inline __m256i madd_avx2(__m256i sum, __m256i a, __m256i b) {
     sum = _mm256_add_epi32(sum, _mm256_madd_epi16(a, b));
@@ -2378,39 +2909,48 @@ AVX2 static void unpack_avx2(int8_t *q, float *d, float *m, const uint8_t *b, in
 /* Lane i of the result: the sum of the lanes of v[i]. */
 INLINE2 __m256i sum_lanes(const __m256i v[8]) {
     __m256i pair[4], four[2];
-    UNROLL for (int i = 0; i < 4; i++) pair[i] = _mm256_add_epi32(_mm256_unpacklo_epi32(v[2 * i], v[2 * i + 1]), _mm256_unpackhi_epi32(v[2 * i], v[2 * i + 1]));
-    UNROLL for (int i = 0; i < 2; i++) four[i] = _mm256_add_epi32(_mm256_unpacklo_epi64(pair[2 * i], pair[2 * i + 1]), _mm256_unpackhi_epi64(pair[2 * i], pair[2 * i + 1]));
+    UNROLL for (int i = 0; i < 4; i++)
+        pair[i] = _mm256_add_epi32(_mm256_unpacklo_epi32(v[2 * i], v[2 * i + 1]), _mm256_unpackhi_epi32(v[2 * i], v[2 * i + 1]));
+    UNROLL for (int i = 0; i < 2; i++)
+        four[i] = _mm256_add_epi32(_mm256_unpacklo_epi64(pair[2 * i], pair[2 * i + 1]),
+                                   _mm256_unpackhi_epi64(pair[2 * i], pair[2 * i + 1]));
     return _mm256_add_epi32(_mm256_permute2x128_si256(four[0], four[1], 0x20), _mm256_permute2x128_si256(four[0], four[1], 0x31));
 }
 
+/* Sums: a segment at a time, eight groups to a vector of sums. */
 INLINE2 void sums_256(float *f, size_t f_step, const int8_t *q, const Input *in, int group, Madd madd) {
     const __m256i zero = _mm256_setzero_si256();
     for (int at = 0; at < in->n; at += SEGMENT, q += SEGMENT)
         for (int t = 0; t < in->T; t++) {
             const int16_t *x = in->q + (size_t)t * (size_t)in->n + at;
             float *out = f + (size_t)t * f_step + at / group;
-#define PRODUCT(sum, i) madd(sum, _mm256_cvtepi8_epi16(_mm_loadu_si128((const void *)(q + (i)))), _mm256_loadu_si256((const void *)(x + (i))))
+#define PRODUCT(sum, i) /* 16 weights from i on, times their inputs */ \
+    madd(sum, _mm256_cvtepi8_epi16(_mm_loadu_si128((const void *)(q + (i)))), _mm256_loadu_si256((const void *)(x + (i))))
             __m256i v[8];
             if (group == 32) {
                 UNROLL8 for (int i = 0; i < 8; i++) v[i] = PRODUCT(PRODUCT(zero, 32 * i), 32 * i + 16);
                 _mm256_storeu_ps(out, _mm256_cvtepi32_ps(sum_lanes(v)));
-            } else
+            } else {
                 for (int half = 0; half < 2; half++) {
                     UNROLL8 for (int i = 0; i < 8; i++) v[i] = PRODUCT(zero, 128 * half + 16 * i);
                     _mm256_storeu_ps(out + 8 * half, _mm256_cvtepi32_ps(sum_lanes(v)));
                 }
+            }
 #undef PRODUCT
         }
 }
 
-/* A pair of inputs, broadcast, meets a pair of weights of each of 16 rows: 12 integer sums, 2 weights, a broadcast and a product in registers. */
-INLINE2 void tile_256(float *S, const int8_t *panel, const float *d, const float *m, const Input *in, int t0, int at, int n, int group, Madd madd) {
+/* Tile, of a panel (n / 2, 16, 2) of 16-bit integers. A pair of inputs, broadcast, meets a pair of weights of each of 16 rows: 12 integer
+ * sums, 2 weights, a broadcast and a product in registers. */
+INLINE2 void tile_256(float *S, const int8_t *panel, const float *d, const float *m, const Input *in, int t0, int at, int n, int group,
+                      Madd madd) {
     const __m256i *q = (const void *)panel;
     const int16_t *x[TILE];
     const float *fsum[TILE];
     for (int t = 0; t < TILE; t++) {
         size_t token = (size_t)(t0 + t < in->T ? t0 + t : in->T - 1);
-        x[t] = in->q + token * (size_t)in->n + at, fsum[t] = in->fsum + token * (size_t)(in->n / 16) + at / 16;
+        x[t] = in->q + token * (size_t)in->n + at;
+        fsum[t] = in->fsum + token * (size_t)(in->n / 16) + at / 16;
     }
     for (int i = 0; i < n; i += group, d += ROWS) {
         __m256i sum[TILE][2];
@@ -2421,7 +2961,8 @@ INLINE2 void tile_256(float *S, const int8_t *panel, const float *d, const float
                     int32_t pair;
                     memcpy(&pair, x[t] + j + k, sizeof pair);
                     __m256i v = _mm256_set1_epi32(pair);
-                    sum[t][0] = madd(sum[t][0], v, _mm256_load_si256(q)), sum[t][1] = madd(sum[t][1], v, _mm256_load_si256(q + 1));
+                    sum[t][0] = madd(sum[t][0], v, _mm256_load_si256(q));
+                    sum[t][1] = madd(sum[t][1], v, _mm256_load_si256(q + 1));
                 }
         for (int r = 0; r < 2; r++) {
             __m256 scale = _mm256_load_ps(d + 8 * r);
@@ -2437,8 +2978,13 @@ INLINE2 void tile_256(float *S, const int8_t *panel, const float *d, const float
 }
 
 #define MATMUL_256(isa, attribute) \
-    attribute static void sums_##isa(float *f, size_t f_step, const int8_t *q, const Input *in, int group) { sums_256(f, f_step, q, in, group, madd_##isa); } \
-    attribute static void panels_##isa(float *S, const int8_t *q, const float *d, const float *m, const Input *in, int t, int at, int n, int group) { tile_256(S, q, d, m, in, t, at, n, group, madd_##isa); } \
+    attribute static void sums_##isa(float *f, size_t f_step, const int8_t *q, const Input *in, int group) { \
+        sums_256(f, f_step, q, in, group, madd_##isa); \
+    } \
+    attribute static void panels_##isa(float *S, const int8_t *q, const float *d, const float *m, const Input *in, \
+                                       int t, int at, int n, int group) { \
+        tile_256(S, q, d, m, in, t, at, n, group, madd_##isa); \
+    } \
     attribute static void matmul_##isa(float *out, const Tensor *w, int row, int n_rows, const Input *in, float *buf) { \
         if (types[w->type].group == 1) plain_body_8(out, w, row, n_rows, in, buf, 4, 2); \
         else if (in->T > FEW) many_rows(out, w, row, n_rows, in, buf, unpack_avx2, panels_##isa, 2, 1); \
@@ -2448,9 +2994,10 @@ MATMUL_256(avx2, AVX2)
 MATMUL_256(avxvnni, AVXVNNI)
 
 #elif defined(__aarch64__)
-/* -- ARM: NEON multiplies 16-bit integers, four sums at once; dotprod adds four products of signed bytes to each of four sums; i8mm adds
- * eight to each sum of 2 rows x 2 tokens. The last two see the input as 256 hi + lo, both signed. Written as assembly, because older
- * headers hide the instructions when the whole file may not use them. -- */
+/* -- ARM: NEON, dotprod, i8mm --
+ * NEON multiplies 16-bit integers, four sums at once; dotprod (sdot) adds four products of signed bytes to each of four sums; i8mm (smmla)
+ * adds eight to each sum of 2 rows x 2 tokens. The last two see the input as 256 hi + lo, both signed. Written as assembly, because older
+ * headers hide the instructions when the whole file may not use them. */
 #include <arm_neon.h>
 KERNELS_FOR(neon, , 4)
 ATTEND_FOR(neon, , 4, half_row, byte_tile)
@@ -2461,8 +3008,10 @@ ATTEND_FOR(neon, , 4, half_row, byte_tile)
 #define DOTPROD __attribute__((target("arch=armv8.2-a+dotprod")))
 #define I8MM __attribute__((target("arch=armv8.2-a+dotprod+i8mm")))
 #endif
+/* SDOT: sum i takes bytes 4i to 4i + 3 of a and b. SDOT_LANE: of b the same four bytes, those from 4 lane on, for all
+ * sums. SMMLA: a and b are two rows of 8 bytes each, and sum (2, 2) takes the product of each row of a with each row of b. */
 #define SDOT(sum, a, b) __asm__("sdot %0.4s, %1.16b, %2.16b" : "+w"(sum) : "w"(a), "w"(b))
-#define SDOT_LANE(sum, a, b, lane) __asm__("sdot %0.4s, %1.16b, %2.4b[" #lane "]" : "+w"(sum) : "w"(a), "w"(b)) /* 4 bytes of b for all sums */
+#define SDOT_LANE(sum, a, b, lane) __asm__("sdot %0.4s, %1.16b, %2.4b[" #lane "]" : "+w"(sum) : "w"(a), "w"(b))
 #define SMMLA(sum, a, b) __asm__("smmla %0.4s, %1.16b, %2.16b" : "+w"(sum) : "w"(a), "w"(b))
 
 /* 16 weights at q times 16 inputs from `at` on, in four sums. */
@@ -2482,6 +3031,7 @@ DOTPROD static inline int32x4_t dot16_dotprod(const int8_t *q, const Input *in, 
     return sum;
 }
 
+/* Sums: four groups at a time. */
 INLINE void sums_128(float *f, size_t f_step, const int8_t *q, const Input *in, int group, Dot16 dot16) {
     for (int t = 0; t < in->T; t++) {
         float *out = f + (size_t)t * f_step;
@@ -2497,10 +3047,12 @@ INLINE void sums_128(float *f, size_t f_step, const int8_t *q, const Input *in, 
     }
 }
 
-/* One group of 8 rows of a panel (those at q) times TILE tokens, whose inputs begin at x[t]: sum[t] are the 8 rows. */
+/* One group of 8 rows of a panel (those at q) times TILE tokens, whose inputs begin at x[t] of in's arrays: sum[t] are the 8 rows. */
 typedef void Dot8xTile(int32x4_t sum[TILE][2], const int8_t *q, const Input *in, const size_t *x, int group);
 
-INLINE void tile_128(float *S, const int8_t *q, const float *d, const float *m, const Input *in, int t0, int at, int n, int group, const int unit, const int wide, Dot8xTile dot) {
+/* Tile, of a panel with `unit` weights of each row side by side, wide: as 16-bit integers. */
+INLINE void tile_128(float *S, const int8_t *q, const float *d, const float *m, const Input *in, int t0, int at, int n, int group,
+                     const int unit, const int wide, Dot8xTile dot) {
     size_t x[TILE];
     for (int t = 0; t < TILE; t++) x[t] = (size_t)(t0 + t < in->T ? t0 + t : in->T - 1) * (size_t)in->n + (size_t)at;
     for (int i = 0; i < n; i += group, d += ROWS, q += group * ROWS << wide) {
@@ -2528,8 +3080,12 @@ static inline void dot8_neon(int32x4_t sum[TILE][2], const int8_t *panel, const 
         int16x8_t v[TILE], w;
         UNROLL8 for (int t = 0; t < TILE; t++) v[t] = vld1q_s16(in->q + x[t] + i);
 #define LANE(l) \
-        w = vld1q_s16(q), q += ROWS; \
-        UNROLL8 for (int t = 0; t < TILE; t++) sum[t][0] = vmlal_laneq_s16(sum[t][0], vget_low_s16(w), v[t], l), sum[t][1] = vmlal_high_laneq_s16(sum[t][1], w, v[t], l);
+        w = vld1q_s16(q); \
+        q += ROWS; \
+        UNROLL8 for (int t = 0; t < TILE; t++) { \
+            sum[t][0] = vmlal_laneq_s16(sum[t][0], vget_low_s16(w), v[t], l); \
+            sum[t][1] = vmlal_high_laneq_s16(sum[t][1], w, v[t], l); \
+        }
         LANE(0) LANE(1) LANE(2) LANE(3) LANE(4) LANE(5) LANE(6) LANE(7)
 #undef LANE
     }
@@ -2539,13 +3095,22 @@ DOTPROD static inline void dot8_dotprod(int32x4_t sum[TILE][2], const int8_t *pa
     UNROLL8 for (int t = 0; t < TILE; t++) sum[t][0] = sum[t][1] = vdupq_n_s32(0);
     for (int part = 0; part < 2; part++) { /* hi, then lo: sum = 256 sum(w hi) + sum(w lo) */
         const int8_t *q = panel, *plane = part ? (const int8_t *)in->lo : in->hi; /* (group / 4, 16, 4) */
-        if (part) UNROLL8 for (int t = 0; t < TILE; t++) sum[t][0] = vshlq_n_s32(sum[t][0], 8), sum[t][1] = vshlq_n_s32(sum[t][1], 8);
+        if (part)
+            UNROLL8 for (int t = 0; t < TILE; t++) {
+                sum[t][0] = vshlq_n_s32(sum[t][0], 8);
+                sum[t][1] = vshlq_n_s32(sum[t][1], 8);
+            }
         for (int i = 0; i < group; i += 16) {
             int8x16_t v[TILE], w0, w1;
             UNROLL8 for (int t = 0; t < TILE; t++) v[t] = vld1q_s8(plane + x[t] + i);
 #define LANE(l) \
-            w0 = vld1q_s8(q), w1 = vld1q_s8(q + 16), q += 4 * ROWS; \
-            UNROLL8 for (int t = 0; t < TILE; t++) { SDOT_LANE(sum[t][0], w0, v[t], l); SDOT_LANE(sum[t][1], w1, v[t], l); }
+            w0 = vld1q_s8(q); \
+            w1 = vld1q_s8(q + 16); \
+            q += 4 * ROWS; \
+            UNROLL8 for (int t = 0; t < TILE; t++) { \
+                SDOT_LANE(sum[t][0], w0, v[t], l); \
+                SDOT_LANE(sum[t][1], w1, v[t], l); \
+            }
             LANE(0) LANE(1) LANE(2) LANE(3)
 #undef LANE
         }
@@ -2554,15 +3119,20 @@ DOTPROD static inline void dot8_dotprod(int32x4_t sum[TILE][2], const int8_t *pa
 
 I8MM static inline void dot8_i8mm(int32x4_t sum[TILE][2], const int8_t *panel, const Input *in, const size_t *x, int group) {
     int32x4_t square[TILE / 2][4]; /* two tokens x two rows */
-    UNROLL for (int t = 0; t < TILE / 2; t++) UNROLL for (int r = 0; r < 4; r++) square[t][r] = vdupq_n_s32(0);
-    for (int part = 0; part < 2; part++) {
+    UNROLL for (int t = 0; t < TILE / 2; t++)
+        UNROLL for (int r = 0; r < 4; r++) square[t][r] = vdupq_n_s32(0);
+    for (int part = 0; part < 2; part++) { /* hi, then lo, as above */
         const int8_t *q = panel, *plane = part ? (const int8_t *)in->lo : in->hi; /* (group / 8, 16, 8) */
-        if (part) UNROLL for (int t = 0; t < TILE / 2; t++) UNROLL for (int r = 0; r < 4; r++) square[t][r] = vshlq_n_s32(square[t][r], 8);
+        if (part)
+            UNROLL for (int t = 0; t < TILE / 2; t++)
+                UNROLL for (int r = 0; r < 4; r++) square[t][r] = vshlq_n_s32(square[t][r], 8);
         for (int i = 0; i < group; i += 16) {
             int64x2_t v[TILE / 2][2]; /* 8 inputs of a token, 8 of the next */
             UNROLL for (int t = 0; t < TILE / 2; t++) {
-                int64x2_t a = vreinterpretq_s64_s8(vld1q_s8(plane + x[2 * t] + i)), b = vreinterpretq_s64_s8(vld1q_s8(plane + x[2 * t + 1] + i));
-                v[t][0] = vzip1q_s64(a, b), v[t][1] = vzip2q_s64(a, b);
+                int64x2_t a = vreinterpretq_s64_s8(vld1q_s8(plane + x[2 * t] + i));
+                int64x2_t b = vreinterpretq_s64_s8(vld1q_s8(plane + x[2 * t + 1] + i));
+                v[t][0] = vzip1q_s64(a, b);
+                v[t][1] = vzip2q_s64(a, b);
             }
             UNROLL for (int h = 0; h < 2; h++, q += 8 * ROWS)
                 UNROLL for (int r = 0; r < 4; r++) {
@@ -2571,16 +3141,22 @@ I8MM static inline void dot8_i8mm(int32x4_t sum[TILE][2], const int8_t *panel, c
                 }
         }
     }
-    UNROLL for (int t = 0; t < TILE / 2; t++)
+    UNROLL for (int t = 0; t < TILE / 2; t++) /* squares to rows of one token */
         UNROLL for (int h = 0; h < 2; h++) {
             int64x2_t a = vreinterpretq_s64_s32(square[t][2 * h]), b = vreinterpretq_s64_s32(square[t][2 * h + 1]);
-            sum[2 * t][h] = vreinterpretq_s32_s64(vzip1q_s64(a, b)), sum[2 * t + 1][h] = vreinterpretq_s32_s64(vzip2q_s64(a, b));
+            sum[2 * t][h] = vreinterpretq_s32_s64(vzip1q_s64(a, b));
+            sum[2 * t + 1][h] = vreinterpretq_s32_s64(vzip2q_s64(a, b));
         }
 }
 
 #define MATMUL_128(isa, attribute, dot16, unit, wide) \
-    attribute static void sums_##isa(float *f, size_t f_step, const int8_t *q, const Input *in, int group) { sums_128(f, f_step, q, in, group, dot16); } \
-    attribute static void panels_##isa(float *S, const int8_t *q, const float *d, const float *m, const Input *in, int t, int at, int n, int group) { tile_128(S, q, d, m, in, t, at, n, group, unit, wide, dot8_##isa); } \
+    attribute static void sums_##isa(float *f, size_t f_step, const int8_t *q, const Input *in, int group) { \
+        sums_128(f, f_step, q, in, group, dot16); \
+    } \
+    attribute static void panels_##isa(float *S, const int8_t *q, const float *d, const float *m, const Input *in, \
+                                       int t, int at, int n, int group) { \
+        tile_128(S, q, d, m, in, t, at, n, group, unit, wide, dot8_##isa); \
+    } \
     attribute static void matmul_##isa(float *out, const Tensor *w, int row, int n_rows, const Input *in, float *buf) { \
         if (types[w->type].group == 1) plain_body_4(out, w, row, n_rows, in, buf, 4, 4); \
         else if (in->T > FEW) many_rows(out, w, row, n_rows, in, buf, unpack_plain, panels_##isa, unit, wide); \
@@ -2596,7 +3172,9 @@ MATMUL_FOR(vector, , 4, 4, 4)
 #endif
 #endif
 
-/* The choice. Later entries are faster; the last one that this processor runs is taken, unless RUN_KERNEL names another. */
+/* -- the choice --
+ * Later entries are faster; the last one that this processor runs is taken, unless the environment's RUN_KERNEL names another. What each
+ * function does is said at its scalar definition: quantize_token, rmsnorm, activate_row ... */
 typedef struct {
     const char *name;
     int few, many; /* the form of the input for up to FEW tokens, and for more */
@@ -2630,7 +3208,7 @@ static const Kernels kernels[] = {
 };
 enum { N_KERNELS = sizeof kernels / sizeof kernels[0] };
 
-static int kernel_runs(const Kernels *k) {
+static int kernel_runs(const Kernels *k) { /* on this processor? */
 #if !defined(HAVE_VECTORS)
 #elif defined(__x86_64__)
     unsigned a = 0, b, c = 0, d; /* older compilers have no names for f16c and avxvnni */
@@ -2638,7 +3216,9 @@ static int kernel_runs(const Kernels *k) {
         return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C)
                && (!strcmp(k->name, "avx2") || (__get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & 1u << 4)));
     if (!strcmp(k->name, "avx512bf16") && (!__get_cpuid_count(7, 1, &a, &b, &c, &d) || !(a & 1u << 5))) return 0;
-    if (!strncmp(k->name, "avx512", 6)) return __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("fma");
+    if (!strncmp(k->name, "avx512", 6))
+        return __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq")
+               && __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("fma");
 #elif defined(__aarch64__)
     if (!strcmp(k->name, "dotprod")) return arm_has_dotprod();
     if (!strcmp(k->name, "i8mm")) return arm_has_dotprod() && arm_has_i8mm();
@@ -2650,15 +3230,28 @@ static int kernel_runs(const Kernels *k) {
 static int choose_kernels(const Kernels **chosen, char *err) {
     const char *wanted = getenv("RUN_KERNEL");
     for (int i = N_KERNELS - 1; i >= 0; i--)
-        if (kernel_runs(&kernels[i]) && (!wanted || !strcmp(wanted, kernels[i].name))) { *chosen = &kernels[i]; return GLA_OK; }
+        if (kernel_runs(&kernels[i]) && (!wanted || !strcmp(wanted, kernels[i].name))) {
+            *chosen = &kernels[i];
+            return GLA_OK;
+        }
     char names[120] = "";
     for (int i = 0; i < N_KERNELS; i++)
         if (kernel_runs(&kernels[i])) strcat(strcat(names, " "), kernels[i].name);
     return fail(err, GLA_INPUT, "RUN_KERNEL=%.40s: no such kernels; here run:%s", wanted, names);
 }
 
-/* How the work is spread: threads, and a piece of memory for each. Results do not depend on it. */
-typedef struct { const Kernels *kernels; int n_threads, fast; float *buf; size_t buf_floats; uint8_t *input; float *parts; size_t parts_floats; } Team;
+/* -- the work, spread over threads: what the sections below call -- */
+
+/* Threads, and a piece of memory for each. Results do not depend on how many there are. */
+typedef struct {
+    const Kernels *kernels;
+    int n_threads, fast;    /* fast: see Input */
+    float *buf;             /* (n_threads, buf_floats) scratch of a thread */
+    size_t buf_floats;
+    uint8_t *input;         /* input_bytes() for the quantised form of a matmul's input, and (T, n) bfloat16 behind it */
+    float *parts;           /* (parts_floats) parts of softmaxes, when the chunks of a context are spread over the threads */
+    size_t parts_floats;
+} Team;
 
 static int threads_for(const Team *team, double operations) { /* waking a thread costs about as much as this many */
     return operations < 1e6 ? 1 : team->n_threads;
@@ -2666,7 +3259,8 @@ static int threads_for(const Team *team, double operations) { /* waking a thread
 
 /* Floats of scratch that a matmul needs per thread: rows of n_in weights, runs of T tokens. */
 static size_t matmul_buf(size_t n_in, size_t T) {
-    size_t few = (FEW + 2) * ROWS * round_up(n_in / 16 + 1, 16) + round_up(n_in, SEGMENT) / sizeof(float), plain = 2 * ROWS * round_up(n_in, LANES);
+    size_t few = (FEW + 2) * ROWS * round_up(n_in / 16 + 1, 16) + round_up(n_in, SEGMENT) / sizeof(float);
+    size_t plain = 2 * ROWS * round_up(n_in, LANES);
     size_t many = 2 * BLOCKS_AT_ONCE * 224 + round_up(T, TILE) * 32 + ROWS * BLOCKS_AT_ONCE * (4 + 8) + 64; /* Panels are 224 floats */
     size_t most = few > plain ? few : plain;
     return most > many ? most : many;
@@ -2685,8 +3279,12 @@ static void quantize(const Team *team, Input *in) {
     if (in->form == TILES) in->tiles = take_bytes(&a, round_up(T, TILE) / TILE * blocks, tile_bytes_of(in->fast));
     else in->fsum = take(&a, T * blocks * 2);
     if (in->form == BYTES) in->bias = take_bytes(&a, T * blocks * 6 + 16, sizeof(int32_t));
-    if (in->form == INT16) in->q = take_bytes(&a, T * blocks * 32 + SEGMENT, sizeof(int16_t)); /* SEGMENT: the last step of a row may read so far */
-    else if (in->form != TILES) in->hi = take_bytes(&a, T * blocks * 32 + SEGMENT, 1), in->lo = take_bytes(&a, T * blocks * 32 + SEGMENT, 1);
+    if (in->form == INT16) { /* SEGMENT more: the last step of a row may read so far */
+        in->q = take_bytes(&a, T * blocks * 32 + SEGMENT, sizeof(int16_t));
+    } else if (in->form != TILES) {
+        in->hi = take_bytes(&a, T * blocks * 32 + SEGMENT, 1);
+        in->lo = take_bytes(&a, T * blocks * 32 + SEGMENT, 1);
+    }
     int n_threads = threads_for(team, 20.0 * in->T * in->n);
     PARALLEL_FOR(n_threads)
     for (int t = 0; t < in->T; t++) team->kernels->quantize(in, t, team->buf + (size_t)THREAD_ID * team->buf_floats);
@@ -2703,7 +3301,8 @@ static void halve(const Team *team, Input *in) {
     in->half = to;
 }
 
-/* out (T, n_out) = x (T, n_in) W' for n matrices that read the same input. The only place that reads large weights. */
+/* out (T, n_out) = x (T, n_in) W' for n matrices that read the same input, W (n_out, n_in). The only place that reads large weights.
+ * The matrices count as one tall one, cut into steps of 2 ROWS rows which the threads share; no step has rows of two matrices. */
 typedef struct { float *out; const Tensor *w; } Product;
 static void matmul(const Team *team, const Product *products, int n, Input *in) {
     double operations = 0;
@@ -2723,7 +3322,8 @@ static void matmul(const Team *team, const Product *products, int n, Input *in) 
         const Tensor *w = products[p].w;
         float *buf = team->buf + (size_t)THREAD_ID * team->buf_floats;
         for (int row = at * 2 * ROWS, end = row + 2 * ROWS < w->n_out ? row + 2 * ROWS : w->n_out; row < end;) {
-            int step = types[w->type].group == 1 || in->form == TILES ? 2 * ROWS : ROWS, n_rows = end - row < step ? end - row : step;
+            int step = types[w->type].group == 1 || in->form == TILES ? 2 * ROWS : ROWS; /* what one call takes */
+            int n_rows = end - row < step ? end - row : step;
             team->kernels->matmul(products[p].out, w, row, n_rows, in, buf);
             row += n_rows;
         }
@@ -2743,45 +3343,64 @@ static void recurrence(const Team *team, const Recurrence *a, float *S, float *o
     }
 }
 
-/* Part p of a softmax joins part `into` of the same query. */
+/* Part p of a softmax joins part `into` of the same query; both are brought to the larger top. */
 static void merge_part(float *into, const float *p, int dv) {
     size_t n = part_o(dv);
     if (p[n + 1] == 0) return;
-    if (into[n + 1] == 0) { memcpy(into, p, (n + 2) * sizeof(float)); return; }
+    if (into[n + 1] == 0) {
+        memcpy(into, p, (n + 2) * sizeof(float));
+        return;
+    }
     float best = p[n] > into[n] ? p[n] : into[n], keep = fast_exp(into[n] - best), add = fast_exp(p[n] - best);
     for (size_t i = 0; i < n; i++) into[i] *= keep;
     for (size_t i = 0; i < n; i++) into[i] += add * p[i]; /* a loop of its own: which of two products is fused is the compiler's choice */
-    into[n] = best, into[n + 1] *= keep, into[n + 1] += add * p[n + 1];
+    into[n] = best;
+    into[n + 1] *= keep;
+    into[n + 1] += add * p[n + 1];
 }
 
-static int query_rows(int H, int heads, int T) { int64_t n = (int64_t)(H / heads) * T; return n < QUERIES ? (int)n : QUERIES; }
+/* Queries of a key/value head that are worked on together: all of a run, or QUERIES. */
+static int query_rows(int H, int heads, int T) {
+    int64_t n = (int64_t)(H / heads) * T;
+    return n < QUERIES ? (int)n : QUERIES;
+}
 
-/* Floats of scratch for attention: per thread; and for all, so that few tokens can be spread over the threads by chunks of the context. */
+/* Floats of scratch for attention. Per thread: attend_buf (the queries, two parts, what the kernel needs), or walk_buf for walk_back in
+ * section 9. For all: attend_parts, so that few tokens can be spread over the threads by chunks of the context. */
 static size_t attend_buf(int H, const Cache *c, int T) {
     size_t rows = (size_t)query_rows(H, c->heads, T), tiles = rows * (KEYS + LANES) + KEYS * KEYS, scalar = (size_t)c->dk + (size_t)c->dv;
     return rows * ((size_t)c->dk + 2 * part_floats(c->dv)) + (tiles > scalar ? tiles : scalar);
 }
-static size_t walk_buf(const Cache *c, int d) { return KEYS * (size_t)c->dv + (size_t)d * (WALKERS + PANEL + 3) + (KEYS + 1) * WALKERS; } /* of walk_back */
+static size_t walk_buf(const Cache *c, int d) {
+    return KEYS * (size_t)c->dv + (size_t)d * (WALKERS + PANEL + 3) + (KEYS + 1) * WALKERS;
+}
 static size_t attend_parts(int H, const Cache *c, int ctx, int T) {
     return ((size_t)ctx / KEY_CHUNK + 1) * (size_t)(T < FEW_QUERY_TOKENS ? T : FEW_QUERY_TOKENS) * (size_t)H * part_floats(c->dv);
 }
 
-/* o (T, H dv) of an Attend. */
+/* o (T, H dv) of an Attend. A unit of work is a block of queries of one key/value head, which goes through all its chunks of keys and
+ * merges their parts; a few tokens behind a long text make few such units, then (split) a unit is one chunk, and the parts, all kept, are
+ * merged at the end. Both merge in the order of the chunks. */
 static void attention(const Team *team, const Attend *a, float *o) {
     const Cache *c = a->cache;
     const int G = a->H / c->heads, rows = G * a->T, dk = c->dk, dv = c->dv;
     const size_t part = part_floats(dv);
     const int64_t c0 = first_visible(a, a->pos) / KEY_CHUNK, chunks = (a->pos + a->T - 1) / KEY_CHUNK - c0 + 1;
-    int n_threads = threads_for(team, 2.0 * a->T * a->H * (dk + dv) * (double)min64(a->pos + a->T, chunks * KEY_CHUNK)), block = query_rows(a->H, c->heads, a->T);
+    int n_threads = threads_for(team, 2.0 * a->T * a->H * (dk + dv) * (double)min64(a->pos + a->T, chunks * KEY_CHUNK));
+    int block = query_rows(a->H, c->heads, a->T);
     while (block > 12 && c->heads * ((rows + block - 1) / block) < 2 * n_threads) block = (block + 1) / 2;
     int blocks = (rows + block - 1) / block, units = c->heads * blocks;
-    int split = n_threads > 1 && chunks > 1 && units < 4 * n_threads && (size_t)chunks * (size_t)a->T * (size_t)a->H * part <= team->parts_floats; /* a unit is one chunk */
+    int split = n_threads > 1 && chunks > 1 && units < 4 * n_threads
+                && (size_t)chunks * (size_t)a->T * (size_t)a->H * part <= team->parts_floats;
     if (split) units *= (int)chunks;
     PARALLEL_TASKS(n_threads)
     for (int u = 0; u < units; u++) {
-        int chunk = split ? u % (int)chunks : 0, unit = split ? u / (int)chunks : u, g = unit / blocks, row = (blocks - 1 - unit % blocks) * block; /* the longest first */
+        int chunk = split ? u % (int)chunks : 0, unit = split ? u / (int)chunks : u;
+        int g = unit / blocks, row = (blocks - 1 - unit % blocks) * block; /* the last rows see the most keys, so they go first */
         int n = rows - row < block ? rows - row : block;
-        float *q = team->buf + (size_t)THREAD_ID * team->buf_floats, *sum = q + n * dk, *next = sum + (size_t)n * part, *buf = next + (size_t)n * part;
+        float *q = team->buf + (size_t)THREAD_ID * team->buf_floats; /* (n, dk) the queries, scaled */
+        float *sum = q + n * dk, *next = sum + (size_t)n * part;     /* (n, part) each: the parts so far, and of one chunk more */
+        float *buf = next + (size_t)n * part;
         for (int r = 0; r < n; r++) {
             const float *from = a->q + (size_t)((row + r) / G) * a->q_stride + (size_t)(g * G + (row + r) % G) * a->q_step;
             for (int i = 0; i < dk; i++) q[r * dk + i] = a->scale * from[i];
@@ -2794,11 +3413,14 @@ static void attention(const Team *team, const Attend *a, float *o) {
             for (int r = 0; r < n; r++) merge_part(sum + (size_t)r * part, next + (size_t)r * part, dv);
         }
         for (int r = 0; r < n; r++) {
-            float *y = o + ((size_t)((row + r) / G) * (size_t)a->H + (size_t)(g * G + (row + r) % G)) * (size_t)dv, *p = sum + (size_t)r * part;
+            float *y = o + ((size_t)((row + r) / G) * (size_t)a->H + (size_t)(g * G + (row + r) % G)) * (size_t)dv;
+            float *p = sum + (size_t)r * part;
             for (int i = 0; i < dv; i++) y[i] = p[i] / p[part_o(dv) + 1];
         }
     }
     if (!split) return;
+
+    // the parts of all chunks are in team->parts (chunks, heads, rows, part)
     n_threads = threads_for(team, 4.0 * (double)chunks * c->heads * rows * dv);
     PARALLEL_FOR(n_threads)
     for (int u = 0; u < c->heads * rows; u++) {
@@ -2811,14 +3433,30 @@ static void attention(const Team *team, const Attend *a, float *o) {
 
 /* ---- 6. GGUF: every read of untrusted bytes ---------------------------------------------------------
  * A cursor that knows its end walks the header once; every count, length, type, dimension, product and offset is compared with
- * the bytes that are left before it is used. Afterwards key and tensor records point into the mapping and can be trusted. */
+ * the bytes that are left before it is used. Afterwards key and tensor records point into the mapping and can be trusted.
+ *
+ * A file is, little-endian and without padding up to the data:
+ *   "GGUF", u32 version, u64 n_tensors, u64 n_keys
+ *   n_keys times      string name, u32 type, value        (a string is a u64 length and so many bytes; an array u32 type, u64 n, elements)
+ *   n_tensors times   string name, u32 n_dims, n_dims times u64, u32 type, u64 offset from where the data begins
+ *   the data, from the next multiple of general.alignment (32 if the file does not say) on
+ *
+ * gguf_read at the end reads it in this order; before it come the cursor, the tables of names, and how a value is asked for by its key. */
 
-enum { GGUF_U8, GGUF_I8, GGUF_U16, GGUF_I16, GGUF_U32, GGUF_I32, GGUF_F32, GGUF_BOOL, GGUF_STR, GGUF_ARR, GGUF_U64, GGUF_I64, GGUF_F64, N_GGUF };
-static const uint8_t gguf_width[N_GGUF] = {1, 1, 2, 2, 4, 4, 4, 1, 0, 0, 8, 8, 8};
+enum { /* value types */
+    GGUF_U8, GGUF_I8, GGUF_U16, GGUF_I16, GGUF_U32, GGUF_I32, GGUF_F32, GGUF_BOOL, GGUF_STR, GGUF_ARR, GGUF_U64, GGUF_I64, GGUF_F64, N_GGUF
+};
+static const uint8_t gguf_width[N_GGUF] = {1, 1, 2, 2, 4, 4, 4, 1, 0, 0, 8, 8, 8}; /* bytes; 0: a length or a type comes first */
 
 typedef struct { int type; uint64_t n; const uint8_t *p; } GgufArray;     /* n packed elements; strings each with their length */
 typedef struct { Str key; int type; GgufArray value; } GgufKey;           /* a scalar is an array of one */
-typedef struct { Str name; int type, used; uint64_t ne[4], offset, n_bytes; const uint8_t *data; } GgufTensor; /* used: the model asked for it */
+typedef struct {
+    Str name;
+    int type, used;                     /* used: the model asked for it */
+    uint64_t ne[4];                     /* elements along each dimension, the innermost first; 1 beyond the last */
+    uint64_t offset, n_bytes;           /* offset: from Gguf.data_at */
+    const uint8_t *data;
+} GgufTensor;
 typedef struct Gguf {
     Mapping map;
     size_t data_at;                     /* where the tensors begin */
@@ -2829,27 +3467,41 @@ typedef struct Gguf {
     size_t key_slots, tensor_slots;     /* powers of two */
 } Gguf;
 
+/* -- the cursor -- */
+
+/* What is asked for beyond the end is 0 or empty, and so is everything after it: one look at `bad` after several reads is enough. */
 typedef struct { const uint8_t *p, *end; int bad; } Cursor;
 
 static const uint8_t *cursor_take(Cursor *c, uint64_t n) { /* n bytes, or NULL and bad for ever */
-    if (c->bad || n > (uint64_t)(c->end - c->p)) { c->bad = 1; return NULL; }
+    if (c->bad || n > (uint64_t)(c->end - c->p)) {
+        c->bad = 1;
+        return NULL;
+    }
     const uint8_t *at = c->p;
     c->p += n;
     return at;
 }
-static uint32_t cursor_u32(Cursor *c) { const uint8_t *p = cursor_take(c, 4); return p ? read_u32(p) : 0; }
-static uint64_t cursor_u64(Cursor *c) { const uint8_t *p = cursor_take(c, 8); return p ? read_u64(p) : 0; }
+static uint32_t cursor_u32(Cursor *c) {
+    const uint8_t *p = cursor_take(c, 4);
+    return p ? read_u32(p) : 0;
+}
+static uint64_t cursor_u64(Cursor *c) {
+    const uint8_t *p = cursor_take(c, 8);
+    return p ? read_u64(p) : 0;
+}
 static Str cursor_str(Cursor *c) {
     uint64_t n = cursor_u64(c);
     const uint8_t *p = cursor_take(c, n);
     return (Str){(const char *)p, p ? (size_t)n : 0};
 }
 
-/* A value of the given type. On a malformed one returns 0; the cursor then stands anywhere. */
+/* A value of the given type. On a malformed one returns 0; the cursor then stands anywhere. Arrays of arrays are refused. */
 static int cursor_value(Cursor *c, int type, GgufArray *v) {
     *v = (GgufArray){type, 1, c->p};
     if (type == GGUF_ARR) {
-        v->type = (int)cursor_u32(c), v->n = cursor_u64(c), v->p = c->p;
+        v->type = (int)cursor_u32(c);
+        v->n = cursor_u64(c);
+        v->p = c->p;
         if (c->bad || v->type < 0 || v->type >= N_GGUF || v->type == GGUF_ARR) return 0;
     }
     if (v->type == GGUF_STR) {
@@ -2861,8 +3513,11 @@ static int cursor_value(Cursor *c, int type, GgufArray *v) {
     return v->n <= (uint64_t)(c->end - c->p) / width && cursor_take(c, v->n * width) != NULL;
 }
 
-/* Open addressing over names that lie `stride` bytes apart, the Str first. Returns the index, -1 when it is not there, or -2 when names
- * collide so much that someone must have made them to. insert: adds i. */
+/* -- tables of names -- */
+
+/* Open addressing over names that lie in records `stride` bytes apart, the Str first; a slot holds index + 1, 0 is free. name_find returns
+ * the index, -1 when the name is not there, or -2 when names collide so much that someone must have made them to. name_insert adds
+ * record i. */
 enum { NAME_STEPS = 512 };
 static int64_t name_find(const uint32_t *table, size_t slots, const void *records, size_t stride, Str name) {
     size_t steps = 0;
@@ -2884,7 +3539,7 @@ static size_t table_slots(uint64_t n) { /* at most half full */
     return slots;
 }
 
-static const char *printable(char out[64], Str s) { /* a name from a file, fit for a message */
+static const char *printable(char out[64], Str s) { /* a name from a file, fit for a message: ASCII, at most 60 bytes of it */
     size_t n = s.n < 60 ? s.n : 60;
     for (size_t i = 0; i < n; i++) out[i] = s.s[i] >= 32 && s.s[i] < 127 ? s.s[i] : '?';
     strcpy(out + n, s.n > 60 ? "..." : "");
@@ -2892,12 +3547,17 @@ static const char *printable(char out[64], Str s) { /* a name from a file, fit f
 }
 
 static void gguf_close(Gguf *g) {
-    gla_free(g->keys), gla_free(g->tensors), gla_free(g->key_table), gla_free(g->tensor_table);
+    gla_free(g->keys);
+    gla_free(g->tensors);
+    gla_free(g->key_table);
+    gla_free(g->tensor_table);
     unmap_file(&g->map);
     memset(g, 0, sizeof *g);
 }
 
-static int64_t gguf_key_index(const Gguf *g, const char *key) {
+/* -- values by key: each returns 0 when the key is not there or holds something else -- */
+
+static int64_t gguf_key_index(const Gguf *g, const char *key) { /* below 0: not there */
     return name_find(g->key_table, g->key_slots, g->keys, sizeof *g->keys, (Str){key, strlen(key)});
 }
 
@@ -2920,8 +3580,14 @@ static int array_int(const GgufArray *a, uint64_t i, int64_t *out) {
 static int array_float(const GgufArray *a, uint64_t i, double *out) {
     int64_t whole;
     if (i >= a->n) return 0;
-    if (a->type == GGUF_F32) { *out = as_float(read_u32(a->p + 4 * i)); return 1; }
-    if (a->type == GGUF_F64) { memcpy(out, a->p + 8 * i, 8); return 1; }
+    if (a->type == GGUF_F32) {
+        *out = as_float(read_u32(a->p + 4 * i));
+        return 1;
+    }
+    if (a->type == GGUF_F64) {
+        memcpy(out, a->p + 8 * i, 8);
+        return 1;
+    }
     if (!array_int(a, i, &whole)) return 0;
     *out = (double)whole;
     return 1;
@@ -2949,47 +3615,65 @@ static int gguf_float(const Gguf *g, const char *key, double *out) {
     return i >= 0 && g->keys[i].type != GGUF_ARR && array_float(&g->keys[i].value, 0, out);
 }
 
+/* -- the header -- */
+
 static int gguf_read_keys(Gguf *g, Cursor *c, char *err) {
     char name[64];
     for (uint64_t i = 0; i < g->n_keys; i++) {
         GgufKey *k = &g->keys[i];
-        k->key = cursor_str(c), k->type = (int)cursor_u32(c);
-        if (c->bad) return fail(err, GLA_FORMAT, "GGUF header is cut short at key %llu of %llu; download the file again", (unsigned long long)i + 1, (unsigned long long)g->n_keys);
+        k->key = cursor_str(c);
+        k->type = (int)cursor_u32(c);
+        if (c->bad)
+            return fail(err, GLA_FORMAT, "GGUF header is cut short at key %llu of %llu; download the file again",
+                        (unsigned long long)i + 1, (unsigned long long)g->n_keys);
         printable(name, k->key);
-        if (!k->key.n || k->key.n > 65535) return fail(err, GLA_FORMAT, "GGUF key %llu has a name of %zu bytes", (unsigned long long)i + 1, k->key.n);
-        if (k->type < 0 || k->type >= N_GGUF) return fail(err, GLA_FORMAT, "GGUF key %s has value type %d, known are 0 to 12", name, k->type);
-        if (!cursor_value(c, k->type, &k->value)) return fail(err, GLA_FORMAT, "GGUF key %s: its value is malformed or runs past the end of the file", name);
-        if (name_find(g->key_table, g->key_slots, g->keys, sizeof *k, k->key) != -1) return fail(err, GLA_FORMAT, "GGUF key %s occurs twice", name);
+        if (!k->key.n || k->key.n > 65535)
+            return fail(err, GLA_FORMAT, "GGUF key %llu has a name of %zu bytes", (unsigned long long)i + 1, k->key.n);
+        if (k->type < 0 || k->type >= N_GGUF)
+            return fail(err, GLA_FORMAT, "GGUF key %s has value type %d, known are 0 to 12", name, k->type);
+        if (!cursor_value(c, k->type, &k->value))
+            return fail(err, GLA_FORMAT, "GGUF key %s: its value is malformed or runs past the end of the file", name);
+        if (name_find(g->key_table, g->key_slots, g->keys, sizeof *k, k->key) != -1)
+            return fail(err, GLA_FORMAT, "GGUF key %s occurs twice", name);
         name_insert(g->key_table, g->key_slots, i, k->key);
     }
     return GLA_OK;
 }
 
+/* Where a tensor lies is checked in gguf_read, when it is known where the data begins. */
 static int gguf_read_tensors(Gguf *g, Cursor *c, char *err) {
     char name[64];
     for (uint64_t i = 0; i < g->n_tensors; i++) {
         GgufTensor *t = &g->tensors[i];
         t->name = cursor_str(c);
         uint32_t n_dims = cursor_u32(c);
-        if (c->bad) return fail(err, GLA_FORMAT, "GGUF header is cut short at tensor %llu of %llu; download the file again", (unsigned long long)i + 1, (unsigned long long)g->n_tensors);
+        if (c->bad)
+            return fail(err, GLA_FORMAT, "GGUF header is cut short at tensor %llu of %llu; download the file again",
+                        (unsigned long long)i + 1, (unsigned long long)g->n_tensors);
         printable(name, t->name);
-        if (!t->name.n || t->name.n > 63 || memchr(t->name.s, 0, t->name.n)) return fail(err, GLA_FORMAT, "tensor %llu has a malformed name", (unsigned long long)i + 1);
+        if (!t->name.n || t->name.n > 63 || memchr(t->name.s, 0, t->name.n))
+            return fail(err, GLA_FORMAT, "tensor %llu has a malformed name", (unsigned long long)i + 1);
         if (n_dims > 4) return fail(err, GLA_FORMAT, "%s has %u dimensions, at most 4 are allowed", name, n_dims);
         uint64_t elements = 1;
         for (int d = 0; d < 4; d++) {
             t->ne[d] = (uint32_t)d < n_dims ? cursor_u64(c) : 1;
-            if (!c->bad && (t->ne[d] == 0 || t->ne[d] > (uint64_t)INT64_MAX / elements)) return fail(err, GLA_FORMAT, "%s: dimension %d is %lld", name, d, (long long)t->ne[d]);
+            if (!c->bad && (t->ne[d] == 0 || t->ne[d] > (uint64_t)INT64_MAX / elements))
+                return fail(err, GLA_FORMAT, "%s: dimension %d is %lld", name, d, (long long)t->ne[d]);
             elements *= c->bad ? 1 : t->ne[d];
         }
         t->type = (int)cursor_u32(c);
         t->offset = cursor_u64(c);
         if (c->bad) return fail(err, GLA_FORMAT, "GGUF header is cut short at tensor %s; download the file again", name);
-        if (t->type < 0 || t->type >= N_TYPES || !types[t->type].name) return fail(err, GLA_FORMAT, "%s has the unknown tensor type %d", name, t->type);
+        if (t->type < 0 || t->type >= N_TYPES || !types[t->type].name)
+            return fail(err, GLA_FORMAT, "%s has the unknown tensor type %d", name, t->type);
         uint64_t per_block = (uint64_t)types[t->type].elems, block = (uint64_t)types[t->type].bytes;
-        if (t->ne[0] % per_block) return fail(err, GLA_FORMAT, "%s: rows of %llu elements do not divide into %s blocks of %llu", name, (unsigned long long)t->ne[0], types[t->type].name, (unsigned long long)per_block);
+        if (t->ne[0] % per_block)
+            return fail(err, GLA_FORMAT, "%s: rows of %llu elements do not divide into %s blocks of %llu", name,
+                        (unsigned long long)t->ne[0], types[t->type].name, (unsigned long long)per_block);
         if (elements / per_block > UINT64_MAX / block) return fail(err, GLA_FORMAT, "%s is larger than any file", name);
         t->n_bytes = elements / per_block * block;
-        if (name_find(g->tensor_table, g->tensor_slots, g->tensors, sizeof *t, t->name) != -1) return fail(err, GLA_FORMAT, "tensor %s occurs twice", name);
+        if (name_find(g->tensor_table, g->tensor_slots, g->tensors, sizeof *t, t->name) != -1)
+            return fail(err, GLA_FORMAT, "tensor %s occurs twice", name);
         name_insert(g->tensor_table, g->tensor_slots, i, t->name);
     }
     return GLA_OK;
@@ -2998,43 +3682,65 @@ static int gguf_read_tensors(Gguf *g, Cursor *c, char *err) {
 /* Reads the header of a mapped file. g->map is set; on failure the caller still closes g. */
 static int gguf_read(Gguf *g, char *err) {
     Cursor c = {g->map.data, g->map.data + g->map.n, 0};
+
+    // the letters, the version, how many keys and tensors
     const uint8_t *magic = cursor_take(&c, 4);
     if (!magic || memcmp(magic, "GGUF", 4)) {
-        if (magic && !memcmp(magic, "vers", 4)) return fail(err, GLA_FORMAT, "not a model but a git-lfs pointer; fetch the file itself (git lfs pull)");
+        if (magic && !memcmp(magic, "vers", 4))
+            return fail(err, GLA_FORMAT, "not a model but a git-lfs pointer; fetch the file itself (git lfs pull)");
         if (magic && (magic[0] == '<' || magic[0] == '{')) return fail(err, GLA_FORMAT, "not a GGUF file but text (a web page?)");
         return fail(err, GLA_FORMAT, "not a GGUF file: it does not begin with the letters GGUF");
     }
     uint32_t version = cursor_u32(&c);
     if (!c.bad && !(version & 0xffff)) return fail(err, GLA_UNSUPPORTED, "a big-endian GGUF file; only little-endian ones are read");
     if (!c.bad && version != 2 && version != 3) return fail(err, GLA_UNSUPPORTED, "GGUF version %u; versions 2 and 3 are read", version);
-    g->n_tensors = cursor_u64(&c), g->n_keys = cursor_u64(&c);
+    g->n_tensors = cursor_u64(&c);
+    g->n_keys = cursor_u64(&c);
     uint64_t left = c.bad ? 0 : (uint64_t)(c.end - c.p);
+    /* a key takes at least 13 bytes (length, type, a value of one byte), a tensor 24 (length, n_dims, type, offset) */
     if (c.bad || g->n_keys > left / 13 || g->n_tensors > left / 24 || g->n_keys > UINT32_MAX / 2 || g->n_tensors > UINT32_MAX / 2)
-        return fail(err, GLA_FORMAT, "GGUF header claims %llu keys and %llu tensors, more than %zu bytes can hold; download the file again", (unsigned long long)g->n_keys, (unsigned long long)g->n_tensors, g->map.n);
-    g->key_slots = table_slots(g->n_keys), g->tensor_slots = table_slots(g->n_tensors);
-    g->keys = gla_alloc((size_t)g->n_keys * sizeof *g->keys), g->tensors = gla_alloc((size_t)g->n_tensors * sizeof *g->tensors);
-    g->key_table = gla_alloc(g->key_slots * sizeof(uint32_t)), g->tensor_table = gla_alloc(g->tensor_slots * sizeof(uint32_t));
+        return fail(err, GLA_FORMAT, "GGUF header claims %llu keys and %llu tensors, more than %zu bytes can hold; download the file again",
+                    (unsigned long long)g->n_keys, (unsigned long long)g->n_tensors, g->map.n);
+
+    // the records
+    g->key_slots = table_slots(g->n_keys);
+    g->tensor_slots = table_slots(g->n_tensors);
+    g->keys = gla_alloc((size_t)g->n_keys * sizeof *g->keys);
+    g->tensors = gla_alloc((size_t)g->n_tensors * sizeof *g->tensors);
+    g->key_table = gla_alloc(g->key_slots * sizeof(uint32_t));
+    g->tensor_table = gla_alloc(g->tensor_slots * sizeof(uint32_t));
     if (!g->keys || !g->tensors || !g->key_table || !g->tensor_table) return fail(err, GLA_MEMORY, "no memory for the GGUF header");
     int code = gguf_read_keys(g, &c, err);
     if (!code) code = gguf_read_tensors(g, &c, err);
     if (code) return code;
 
+    // where the data begins
     int64_t alignment = 32, parts = 0, part = 0, at = gguf_key_index(g, "general.alignment");
-    if (at >= 0 && (g->keys[at].type != GGUF_U32 || !gguf_int(g, "general.alignment", &alignment) || alignment <= 0 || (alignment & (alignment - 1)) || (uint64_t)alignment > g->map.n))
+    if (at >= 0 && (g->keys[at].type != GGUF_U32 || !gguf_int(g, "general.alignment", &alignment) || alignment <= 0
+                    || (alignment & (alignment - 1)) || (uint64_t)alignment > g->map.n))
         return fail(err, GLA_FORMAT, "general.alignment is %lld, expected a power of two within the file", (long long)alignment);
-    gguf_int(g, "split.count", &parts), gguf_int(g, "split.no", &part);
-    if (parts > 1) return fail(err, GLA_UNSUPPORTED, "part %lld of a model split into %lld files; merge them first (llama-gguf-split --merge)", (long long)part + 1, (long long)parts);
+    gguf_int(g, "split.count", &parts);
+    gguf_int(g, "split.no", &part);
+    if (parts > 1)
+        return fail(err, GLA_UNSUPPORTED, "part %lld of a model split into %lld files; merge them first (llama-gguf-split --merge)",
+                    (long long)part + 1, (long long)parts);
     g->data_at = round_up((size_t)(c.p - g->map.data), (size_t)alignment);
     if (g->n_tensors && g->data_at > g->map.n) return fail(err, GLA_FORMAT, "the file ends before its tensors; download it again");
+
+    // every tensor within it
     uint64_t space = g->n_tensors ? g->map.n - g->data_at : 0;
     char name[64];
     for (uint64_t i = 0; i < g->n_tensors; i++) {
         GgufTensor *t = &g->tensors[i];
         uint64_t offset = t->offset;
         printable(name, t->name);
-        if (offset % (uint64_t)alignment) return fail(err, GLA_FORMAT, "%s lies at offset %llu, not a multiple of %lld", name, (unsigned long long)offset, (long long)alignment);
+        if (offset % (uint64_t)alignment)
+            return fail(err, GLA_FORMAT, "%s lies at offset %llu, not a multiple of %lld", name,
+                        (unsigned long long)offset, (long long)alignment);
         if (offset > space || t->n_bytes > space - offset)
-            return fail(err, GLA_FORMAT, "%s needs %llu bytes at offset %llu, the file has %llu there: truncated? download it again", name, (unsigned long long)t->n_bytes, (unsigned long long)offset, (unsigned long long)(offset > space ? 0 : space - offset));
+            return fail(err, GLA_FORMAT, "%s needs %llu bytes at offset %llu, the file has %llu there: truncated? download it again", name,
+                        (unsigned long long)t->n_bytes, (unsigned long long)offset,
+                        (unsigned long long)(offset > space ? 0 : space - offset));
         t->data = g->map.data + g->data_at + offset;
     }
     return GLA_OK;

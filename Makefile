@@ -68,7 +68,7 @@ parity: run .venv/ready ## against PyTorch: logits, gradients, tokenizers (insta
 parity-llamacpp: run .venv-llamacpp/ready ## against llama.cpp, which is compiled first (15 minutes)
 	.venv-llamacpp/bin/python tests/llamacpp.py
 
-mqar: train_tiny ## what memories of a fixed size can recall, by mixer: a table from small models (some 20 minutes on two idle cores)
+mqar: train_tiny ## what memories of a fixed size can recall, by mixer: a table from small models (under half an hour on two cores)
 	$(PYTHON) tests/mqar.py
 
 bench-train: train_tiny .venv/ready ## tokens per second of train_tiny next to PyTorch, the same model and step

@@ -22,8 +22,11 @@
 
 #define GLA_VERSION "0.1.0"
 
-/* RUN_STATIC keeps the interface private to the including file; RUN_HEADER_ONLY stops after this section; RUN_SCALAR leaves out the kernels for
- * vectors, half of the program: the same bits, several times slower. */
+/* Switches for an including file or a compiler's command line:
+ *   RUN_NO_MAIN       no command line (section 15)
+ *   RUN_STATIC        the interface is private to the including file
+ *   RUN_HEADER_ONLY   stops after this section
+ *   RUN_SCALAR        no kernels for vectors: half the program, the same bits, several times slower */
 #if defined(RUN_STATIC) && defined(__GNUC__)
 #define GLA_API __attribute__((unused)) static
 #elif defined(RUN_STATIC)
@@ -84,7 +87,7 @@ GLA_API void gla_state_free(GlaState *s);
 GLA_API void gla_state_reset(GlaState *s);                                     /* back to an empty text */
 GLA_API int gla_state_clone(GlaState **copy, const GlaState *s, char *err);
 GLA_API int64_t gla_state_pos(const GlaState *s);                              /* tokens read so far */
-GLA_API int64_t gla_state_evaluated(const GlaState *s);                        /* tokens computed in the life of s: rewinding and loading do not change it */
+GLA_API int64_t gla_state_evaluated(const GlaState *s); /* tokens computed in the life of s: rewinding and loading do not change it */
 GLA_API int gla_state_ctx(const GlaState *s);                                  /* positions the softmax layers have; 0: no limit */
 
 /* Reads n ids. The last n_logits positions leave a row of vocab_size logits each in logits (NULL when n_logits is 0);
@@ -147,15 +150,16 @@ enum { GLA_DONE_STEPS = 1, GLA_DONE_END, GLA_DONE_STOP, GLA_DONE_CONTEXT, GLA_DO
 GLA_API int gla_generate(GlaState *s, GlaSampler *p, const int32_t *prompt, int64_t n, const GlaGenerate *how, int64_t *n_out, char *err);
 
 /* Sessions: written to a temporary name, synced, renamed. p may be NULL. ids: all that the state has read, gla_state_pos(s) of them, or
- * NULL; the state itself does not keep them. A file of another model is refused and changes nothing; a damaged one leaves the state empty. */
+ * NULL; the state itself does not keep them. A file of another model is refused and changes nothing; a damaged one leaves the
+ * state empty. */
 GLA_API int gla_state_save(const GlaState *s, const GlaSampler *p, const int32_t *ids, const char *path, char *err);
 GLA_API int gla_state_load(GlaState *s, GlaSampler *p, const char *path, char *err);
 /* How many ids a session holds, or an error; the first cap are written. Only gla_state_load sees whether the file is damaged. */
 GLA_API int64_t gla_session_ids(const GlaModel *m, const char *path, int32_t *ids, int64_t cap, char *err);
 
 /* Prompt cache: a folder of sessions, one file each, that programs may share. load: goes on from the longest one whose ids are the first of
- * these n, into an empty state; returns how many they are, 0 = none fits. store: keeps the state under its ids; those that were not used for
- * the longest time leave, so that the folder stays within max_bytes. Without POSIX there are no folders: GLA_UNSUPPORTED. */
+ * these n, into an empty state; returns how many they are, 0 = none fits. store: keeps the state under its ids; those that were not
+ * used for the longest time leave, so that the folder stays within max_bytes. Without POSIX there are no folders: GLA_UNSUPPORTED. */
 GLA_API int64_t gla_cache_load(GlaState *s, const char *folder, const int32_t *ids, int64_t n, char *err);
 GLA_API int gla_cache_store(const GlaState *s, const char *folder, const int32_t *ids, uint64_t max_bytes, char *err);
 
@@ -167,19 +171,22 @@ typedef struct {
     const char *system;      /* system prompt, or NULL */
     int think;               /* 1 think before answering, 0 do not, -1 what the template does */
     int64_t think_budget;    /* tokens; then the thought is closed. 0 = no limit */
-    int loop_tokens;         /* so many tokens of the same over and over are a loop: the first raises the repeat penalty, the second ends the answer. 0 = off */
+    int loop_tokens;         /* so many tokens of the same over and over are a loop: the first raises the repeat penalty, the second
+                                ends the answer. 0 = off */
     int64_t snapshot_bytes;  /* memory for places to come back to, one per turn; the oldest leave, and are read again when needed */
     const char *cache;       /* prompt cache for the system prompt, or NULL */
     uint64_t cache_bytes;
 } GlaChatSettings;
 typedef struct {             /* what a turn cost and how it ended */
     int64_t read, made, thought; /* tokens evaluated up to the answer; tokens of the answer, those of them within a thought */
-    int done, loops, budget, said; /* GLA_DONE_*; loops seen; was the thought cut; 0: interrupted before the answer, as if nothing was said */
+    int done, loops, budget, said; /* GLA_DONE_*; loops seen; was the thought cut; 0: interrupted before the answer,
+                                      as if nothing was said */
 } GlaTurn;
 GLA_API int gla_chat_new(GlaChat **c, GlaState *s, const GlaChatSettings *how, char *err);
 GLA_API void gla_chat_free(GlaChat *c); /* the state stays */
 GLA_API const char *gla_chat_template(const GlaChat *c); /* "ChatML"; NULL: none that is known, "User: ..." is used */
-/* A message and its answer: GLA_DONE_* or an error. Text of a thought comes while gla_chat_thinking. retry: another answer to the last message. */
+/* A message and its answer: GLA_DONE_* or an error. Text of a thought comes while gla_chat_thinking. retry: another answer to the
+ * last message. */
 GLA_API int gla_chat_say(GlaChat *c, GlaSampler *p, const char *text, size_t n, const GlaGenerate *how, GlaTurn *turn, char *err);
 GLA_API int gla_chat_retry(GlaChat *c, GlaSampler *p, const GlaGenerate *how, GlaTurn *turn, char *err);
 GLA_API int gla_chat_thinking(const GlaChat *c);
@@ -187,7 +194,8 @@ GLA_API int gla_chat_may_think(const GlaChat *c);       /* has the model a way t
 GLA_API void gla_chat_think(GlaChat *c, int think);     /* from the next message on */
 GLA_API int gla_chat_go(GlaChat *c, GlaSampler *p, int turns, char *err);   /* -1 undoes a turn, 1 brings it back until something is said */
 GLA_API int gla_chat_turns(const GlaChat *c, int *undone); /* turns so far; those that can be brought back */
-GLA_API int gla_chat_forget(GlaChat *c, int64_t keep, const GlaGenerate *how, char *err); /* drops the oldest turns until keep ids remain, and reads the others again; how many */
+/* Drops the oldest turns until keep ids remain, and reads the others again; returns how many. */
+GLA_API int gla_chat_forget(GlaChat *c, int64_t keep, const GlaGenerate *how, char *err);
 GLA_API int gla_chat_clone(GlaChat **copy, GlaState **state, const GlaChat *c, char *err); /* both to be freed, the chat first */
 GLA_API const int32_t *gla_chat_ids(const GlaChat *c);  /* gla_state_pos of them */
 GLA_API size_t gla_chat_snapshot_bytes(const GlaChat *c);
@@ -494,7 +502,7 @@ static FILE *open_temporary(Temporary temporary, const char *path, char *err) {
         fail(err, GLA_INPUT, "%s: the name is too long", path);
     } else {
 #ifdef HAVE_POSIX
-        for (int fd; !f && (fd = open(temporary, O_RDWR | O_CREAT | O_CLOEXEC, 0666)) >= 0;) {
+        for (int fd, tries = 0; !f && tries < 100 && (fd = open(temporary, O_RDWR | O_CREAT | O_CLOEXEC, 0666)) >= 0; tries++) {
             struct stat mine, named;
             if (flock(fd, LOCK_EX | LOCK_NB) && errno == EWOULDBLOCK) {
                 close(fd);
@@ -503,10 +511,13 @@ static FILE *open_temporary(Temporary temporary, const char *path, char *err) {
             }
             /* between opening and locking, the other program may have renamed the file: then this is no longer the temporary one,
              * and the next round opens it anew */
+            errno = EBUSY;
             if (!fstat(fd, &mine) && !stat(temporary, &named) && mine.st_ino == named.st_ino && mine.st_dev == named.st_dev
                 && !ftruncate(fd, 0))
                 f = fdopen(fd, "wb");
+            const int why = errno;
             if (!f) close(fd);
+            errno = why;
         }
 #else
         f = fopen(temporary, "wb");
@@ -3698,7 +3709,8 @@ static int gguf_read(Gguf *g, char *err) {
     g->n_keys = cursor_u64(&c);
     uint64_t left = c.bad ? 0 : (uint64_t)(c.end - c.p);
     /* a key takes at least 13 bytes (length, type, a value of one byte), a tensor 24 (length, n_dims, type, offset) */
-    if (c.bad || g->n_keys > left / 13 || g->n_tensors > left / 24 || g->n_keys > UINT32_MAX / 2 || g->n_tensors > UINT32_MAX / 2)
+    if (c.bad || g->n_keys > left / 13 || g->n_tensors > left / 24 || g->n_keys > UINT32_MAX / 2 || g->n_tensors > UINT32_MAX / 2
+        || g->n_keys > SIZE_MAX / sizeof *g->keys || g->n_tensors > SIZE_MAX / sizeof *g->tensors)
         return fail(err, GLA_FORMAT, "GGUF header claims %llu keys and %llu tensors, more than %zu bytes can hold; download the file again",
                     (unsigned long long)g->n_keys, (unsigned long long)g->n_tensors, g->map.n);
 
@@ -6628,7 +6640,9 @@ static MergeSlot *merge_slot(const Tokenizer *t, uint64_t h, Str left, Str right
         if (!slot->at) return slot;
         if (slot->hash != (uint32_t)h) continue;
         Str line = merge_line(t, slot->at);
-        if (line.n == left.n + 1 + right.n && line.s[left.n] == ' ' && !memcmp(line.s, left.s, left.n) && !memcmp(line.s + left.n + 1, right.s, right.n)) return slot;
+        if (line.n == left.n + 1 + right.n && line.s[left.n] == ' ' && !memcmp(line.s, left.s, left.n)
+            && !memcmp(line.s + left.n + 1, right.s, right.n))
+            return slot;
     }
     return NULL;
 }
@@ -6662,7 +6676,8 @@ static size_t slots_for(uint64_t n) {                       /* a power of two, a
     return slots;
 }
 
-/* A slot is a place anywhere in megabytes, so the tables are filled a block at a time: all of its slots are asked for before the first is read. */
+/* A slot is a place anywhere in megabytes, so the tables are filled a block at a time: all of its slots are asked for before the
+ * first is read. */
 enum { SLOTS_AHEAD = 32 };
 
 static int load_tokens(Tokenizer *t, const GgufArray *texts, char *err) {
@@ -6685,7 +6700,8 @@ static int load_tokens(Tokenizer *t, const GgufArray *texts, char *err) {
             *slot = (VocabSlot){ (uint32_t)h[i], id + i + 1 };
             if (!is_special(t, id + i)) continue;
             if (text.n > SPECIAL_LEN)
-                return fail(err, GLA_UNSUPPORTED, "special token %d has %zu bytes, at most %d are supported", (int)(id + i), text.n, (int)SPECIAL_LEN);
+                return fail(err, GLA_UNSUPPORTED, "special token %d has %zu bytes, at most %d are supported", (int)(id + i), text.n,
+                            (int)SPECIAL_LEN);
             t->special_first[(uint8_t)text.s[0]] = t->special_len[text.n] = 1;
         }
     }
@@ -6710,7 +6726,8 @@ static int load_merges(Tokenizer *t, char *err) {
             if (at > UINT32_MAX) return fail(err, GLA_UNSUPPORTED, "tokenizer.ggml.merges: more than 4 GB of text");
             const char *space = line.n < 2 ? NULL : memchr(line.s + 1, ' ', line.n - 1);
             if (!space) return fail(err, GLA_FORMAT, "tokenizer.ggml.merges: entry %u has no space between its parts", i + k);
-            MergeSlot *slot = merge_slot(t, h[k], (Str){line.s, (size_t)(space - line.s)}, (Str){space + 1, line.n - (size_t)(space - line.s) - 1});
+            const size_t left = (size_t)(space - line.s);
+            MergeSlot *slot = merge_slot(t, h[k], (Str){line.s, left}, (Str){space + 1, line.n - left - 1});
             if (!slot) return fail(err, GLA_FORMAT, "tokenizer.ggml.merges: too many lines share one hash value");
             if (!slot->at) *slot = (MergeSlot){(uint32_t)h[k], (uint32_t)at};
         }
@@ -6760,7 +6777,8 @@ static int load_vocabulary(Tokenizer *t, const Gguf *g, char *err) {
     else if ((t->types.type != 4 && t->types.type != 5) || t->types.n != texts.n)
         return fail(err, GLA_FORMAT, "tokenizer.ggml.token_type is not one 32-bit integer for each of %llu tokens",
                     (unsigned long long)texts.n);
-    if (bpe && (!gguf_array(g, "tokenizer.ggml.merges", &t->merges) || t->merges.type != 8 || t->merges.n > INT32_MAX || t->merges.n > SIZE_MAX / 128))
+    if (bpe && (!gguf_array(g, "tokenizer.ggml.merges", &t->merges) || t->merges.type != 8 || t->merges.n > INT32_MAX
+                || t->merges.n > SIZE_MAX / 128))
         return fail(err, GLA_FORMAT, "tokenizer.ggml.merges is missing, too long or not an array of strings");
     t->n = (int32_t)texts.n;
     t->vocab_mask = slots_for(texts.n) - 1, t->pair_mask = slots_for(t->merges.n) - 1;
@@ -7116,7 +7134,9 @@ static size_t piece_part(const Tokenizer *t, int32_t id, int flags, size_t from,
     }
     return n;
 }
-static size_t tokenizer_piece(const Tokenizer *t, int32_t id, int flags, char *buf, size_t cap) { return piece_part(t, id, flags, 0, buf, cap); }
+static size_t tokenizer_piece(const Tokenizer *t, int32_t id, int flags, char *buf, size_t cap) {
+    return piece_part(t, id, flags, 0, buf, cap);
+}
 
 /* Canonical composition (NFC): "e" and U+0301 become U+00E9, marks on one letter get their standard order. Korean
  * syllables are composed by arithmetic: leading consonant L, vowel V, perhaps a trailing consonant T. */
@@ -7414,7 +7434,9 @@ static void tokenizer_free(Tokenizer *t) {
 GLA_API int64_t gla_encode(const GlaModel *m, const char *text, size_t len, int flags, int32_t *ids, size_t cap, char *err) {
     return tokenizer_encode(m->vocab, text, len, flags, ids, cap, err);
 }
-GLA_API size_t gla_piece(const GlaModel *m, int32_t id, int flags, char *buf, size_t cap) { return tokenizer_piece(m->vocab, id, flags, buf, cap); }
+GLA_API size_t gla_piece(const GlaModel *m, int32_t id, int flags, char *buf, size_t cap) {
+    return tokenizer_piece(m->vocab, id, flags, buf, cap);
+}
 GLA_API int gla_is_end(const GlaModel *m, int32_t id) { return tokenizer_is_end(m->vocab, id); }
 static int tokenizer_size(const Tokenizer *t) { return t->n; }
 GLA_API int gla_n_tokens(const GlaModel *m) { return m->vocab->n; }

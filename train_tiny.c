@@ -1869,7 +1869,8 @@ enum {
     KEEP_F32 = 2,                            /* float32 in the file, whatever the matrices are */
     TRANSPOSED = 4,                          /* the file has rows and columns the other way round */
     NEGATIVE_EXP = 8,                        /* the file has -e^x of it */
-    SIGMOID = 16                             /* the file has sigmoid(x) of it */
+    SIGMOID = 16,                            /* the file has sigmoid(x) of it */
+    CONSTANT = 32                            /* is not learned: it has no gradient, which the tests of gradients have to know */
 };
 
 typedef struct {
@@ -2093,7 +2094,7 @@ static void list_linear(Tiny *m, TinyLayer *L, int l) {
                                                       "ssm_conv1d_v.weight" }[i],
                                     taps, L->conv_width[i] = i == 0 ? K : i == 1 ? nK : nV, KEEP_F32 | TRANSPOSED);
     // decays, in the several ways there are
-    if (k->decay == DECAY_FIXED) L->decay = add_tensor(m, l, "ssm_decay", 0, H, KEEP_F32);
+    if (k->decay == DECAY_FIXED) L->decay = add_tensor(m, l, "ssm_decay", 0, H, KEEP_F32 | CONSTANT);
     if (k->decay == DECAY_SIGMOID || (k->decay == DECAY_FORGET && c->half_life > 0))
         L->bias = add_tensor(m, l, narrow ? "ssm_f_b.bias" : "ssm_alpha.bias", 0, wide, KEEP_F32);
     if (is_softplus(k)) {

@@ -4861,7 +4861,6 @@ static int load_checkpoint(const char *path, Tiny *m, Checkpoint *c, uint64_t fi
  *   training                 the held-out loss, and the loop: read train_steps first
  *   reports                  what was reached
  *   main                     from the options to the exit */
-#ifndef TRAIN_NO_MAIN
 /* -- options -- */
 
 typedef struct {
@@ -5524,5 +5523,4 @@ ready:
     if (code) fprintf(stderr, "train_tiny: %s\n", err);
     return code != 0;
 }
-#endif /* TRAIN_NO_MAIN */
 #endif /* TARGET: the part of the file that is compiled once */

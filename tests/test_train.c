@@ -3,8 +3,9 @@
 #ifndef REAL
 #define REAL double
 #endif
-#define TRAIN_NO_MAIN
+#define main train_main                     /* the command line, called by test_misuse */
 #include "../train_tiny.c"
+#undef main
 
 enum { TRIES = 24, TRIES_OF_A_MODEL = 8 };   /* elements nudged per array, and per tensor of a whole model: train_step.py compares all of those with PyTorch */
 static int passed, failed;
@@ -597,11 +598,45 @@ static int dump(const char *dir) {
     return 0;
 }
 
+/* Options that do not go together: exit code 2 and one sentence, before anything is read or written. A row that were taken would fail
+ * quickly: its file cannot be written, and a task ends after a step. */
+static void test_misuse(void) {
+    static const char *const rows[] = {
+        "--nope", "--steps", "--steps 0", "--steps 1.5", "--lr 2", "--seed x", "a b", "--mixer nope", "--type f64", "--dim 33", "--hidden 33", "--key-dim 20",
+        "--half-life 0.5", "--half-life 10 --mixer deltanet", "--half-life 10 --mixer softmax", "--half-life 10 --mixer lightnet",
+        "--hybrid 3", "--hybrid 3:2", "--hybrid 0:1", "--hybrid 3:1x", "--hybrid 4:1", "--hybrid 3:1 --mixer softmax", "--conv 0 --mixer mamba2", "--conv 4 --mixer rwkv7",
+        "--conv 4 --mixer softmax", "--mixer softmax --heads 2", "--mixer softmax --key-dim 16", "--mixer mamba2 --hidden 64", "--without decay", "--tokenizer /nowhere/x -o /nowhere/x",
+        "--task nope", "--task mqar a", "--task mqar --vocab 300", "--task mqar --context 32", "--task mqar -z a", "--task mqar --tokenizer a", "--task mqar -i a",
+        "--task mqar --without", "--task mqar --without x", "--task mqar --without gate,", "--task mqar --without ,gate", "--task mqar --without gates", "--task mqar --without decay -o a",
+        "--task mqar --mixer gla --without map", "--task mqar --mixer gla --without gate,rotation", "--task mqar --mixer hgrn2 --without decay", "--task mqar --mixer kda --without gate",
+        "--task mqar --mixer softmax --without gate", "--task mqar --mixer rwkv7 --without decay", "--task mqar --mixer deltanet --without decay", "--task mqar -o /nowhere/x",
+        "--task mqar -o /nowhere/x --hidden 64 --mixer hgrn2",
+    };
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        char line[200], path[] = "/tmp/test_train.XXXXXX", *argv[24] = { "train_tiny" };
+        int argc = 1, lines = 0;
+        snprintf(line, sizeof line, "--minutes 0.01%s %s", strstr(rows[i], "--task") || strstr(rows[i], "/nowhere") ? "" : " -o /nowhere/x", rows[i]);
+        for (char *word = strtok(line, " "); word; word = strtok(NULL, " ")) argv[argc++] = word;
+        fflush(stderr);
+        const int fd = mkstemp(path), old = dup(2);
+        if (fd < 0 || dup2(fd, 2) < 0) perror(path), exit(1);
+        const int code = train_main(argc, argv);
+        fflush(stderr), dup2(old, 2), close(old);
+        char said[2000];
+        const ssize_t n = pread(fd, said, sizeof said - 1, 0);
+        said[n > 0 ? n : 0] = 0;
+        for (char *c = said; *c; c++) lines += *c == '\n';
+        close(fd), unlink(path);
+        const bool ok = code == 2 && lines == 1 && !strncmp(said, "train_tiny: ", 12);
+        ok ? passed++ : failed++;
+        if (!ok) printf("FAIL misuse: %s: exit %d, %s\n", rows[i], code, said);
+    }
+}
+
 int main(int argc, char **argv) {
 #ifdef _OPENMP
     spin_briefly(argv);
 #endif
-    (void)now_s;
     choose_tiny_kernels();
     if (argc == 3 && !strcmp(argv[1], "--dump")) return dump(argv[2]);
 #ifdef _OPENMP
@@ -631,6 +666,7 @@ int main(int argc, char **argv) {
     test_same_bits(&d, N_KINDS - 1);
     test_counts();
     test_halves();
+    test_misuse();
     printf("%d passed, %d failed\n", passed, failed);
     return failed != 0;
 }

@@ -26,7 +26,7 @@
  *   RUN_NO_MAIN       no command line (section 15)
  *   RUN_STATIC        the interface is private to the including file
  *   RUN_HEADER_ONLY   stops after this section
- *   RUN_SCALAR        no kernels for vectors: half the program, the same bits, several times slower */
+ *   RUN_SCALAR        no kernels for vectors: half the program, several times slower; other bits, within rounding */
 #if defined(RUN_STATIC) && defined(__GNUC__)
 #define GLA_API __attribute__((unused)) static
 #elif defined(RUN_STATIC)
@@ -222,8 +222,8 @@ GLA_API int gla_chat_load(GlaChat *c, GlaSampler *p, const char *path, char *err
 #ifndef LANES /* the file includes itself for the vectors of section 5 */
 
 /* ---- 2. platform: no other section asks which operating system this is -----------------------
- * In order: headers, threads (OpenMP), what compilers call things, how many threads, denormal numbers, ARM features, memory, the clock,
- * mapped files, the terminal, files written whole or not at all, folders. Each has a branch for systems that lack it. */
+ * In order: headers, threads (OpenMP), what compilers call things, how threads wait and how many there are, denormal numbers,
+ * ARM features, memory and how much of it is resident, the clock, mapped files, the terminal, files written whole or not at all, folders. Each has a branch for systems that lack it. */
 #include <errno.h>
 #include <limits.h>
 #include <math.h>
@@ -281,8 +281,6 @@ GLA_API int gla_chat_load(GlaChat *c, GlaSampler *p, const char *path, char *err
 #define UNROLL16 _Pragma("GCC unroll 16")
 #endif
 #else
-#define UNROLL
-#define UNROLL8
 #define PRINTF_LIKE(fmt, args)
 #define INLINE static inline
 #define NOINLINE
@@ -946,7 +944,7 @@ INLINE void unpack_iq4_xs(int8_t *restrict q, float *restrict d, float *restrict
 }
 
 /* n <= SEGMENT weights of a block-quantised row, whole blocks. q has room for SEGMENT, d and m for 16. It is inlined into one function per
- * instruction set (unpack_plain, and unpack512 and unpack_avx2 of section 5), and so compiled for each. */
+ * instruction set (unpack_plain, and unpack512 and unpack_avx2 of section 5), and so compiled for each; scales512 uses it for d and m. */
 INLINE void unpack(int8_t *restrict q, float *restrict d, float *restrict m, const uint8_t *restrict b, int type, int n) {
     switch (type) {
     case Q4_0: unpack_q4_0(q, d, m, b, n / 32); break;
@@ -1008,7 +1006,7 @@ static void row_to_float(float *y, const uint8_t *b, int type, size_t n) {
  *     the same in vectors     matmul of plain types, recurrence, and the product that attention is made of, for 4, 8 and 16 lanes
  *     attention in tiles      attend_scalar for many queries at once
  *     per instruction set     the macros that compile all this for SSE2, AVX2, AVX-512, NEON or whatever vectors there are
- *     AVX-512                 weights to bytes; quantised weights times few tokens (few512) and many (many512); BF16
+ *     AVX-512                 weights to bytes; quantised weights times few tokens (few512) and many (many512); BF16; which of these
  *     every other set         the same two walks, by row (few_rows) and by panel (many_rows), for any way to multiply integers;
  *                             then such ways: AVX2 and AVX-VNNI, and on ARM NEON, dotprod, i8mm
  *     the choice              the table of kernels, and which row of it this processor takes
@@ -1021,7 +1019,7 @@ static size_t row_bytes(const Tensor *w) { return bytes_of(w->type, (size_t)w->n
 
 enum {
     LANES = 16,   /* partial sums of a dot product; in the part for vectors, floats per vector */
-    ROWS = 16,    /* rows of a matrix that are worked on together; twice as many at a call for panels and for floats */
+    ROWS = 16,    /* rows of a matrix that are worked on together; twice as many at a call for floats and for AVX-512's panels */
     FEW = 4,      /* up to so many tokens, rows are read straight through; for more, they are turned into panels first */
     TILE = 6,     /* tokens that meet a panel at once */
     WEIGHTS_AT_ONCE = 1024, /* of a row, as floats, that meet a tile of tokens at once: their inputs stay in the first-level cache */
@@ -1267,7 +1265,8 @@ INLINE size_t part_floats(int dv) { return part_o(dv) + LANES; }
 
 /* -- the scalar definitions: sums, functions of one number, norms, short convolution -- */
 
-/* 16 partial sums become one, folded as a tree: l and l + 8, then l and l + 4, ... The vector code adds in this order, too. */
+/* 16 partial sums become one, folded as a tree: l and l + 8, then l and l + 4, ... Vectors of 16 lanes do the same; shorter ones
+ * have fewer partial sums. */
 static float fold16(const float *acc) {
     float s[LANES];
     memcpy(s, acc, sizeof s);
@@ -2616,7 +2615,7 @@ static Tile512 *const tiles512[2][2][2][3] = { /* fast; groups of 16; minimums; 
 #undef OF
 
 /* Rows [row, row + n_rows), n_rows <= 32, times all tokens of a tiled input.
- *   buf: 2 BLOCKS_AT_ONCE panels, S (tokens, 32), then q, d, m of 16 rows */
+ *   buf: 2 BLOCKS_AT_ONCE panels, S (tokens, rounded up to TILE; 32), then d, m, q of 16 rows */
 AVX512 static void many512(float *out, const Tensor *w, int row, int n_rows, const Input *in, float *buf) {
     const int blocks = w->n_in / 32;
     Tile512 *const *tile_of = tiles512[in->fast][types[w->type].group == 16][types[w->type].min];
@@ -3711,8 +3710,8 @@ static int gguf_read(Gguf *g, char *err) {
     /* a key takes at least 13 bytes (length, type, a value of one byte), a tensor 24 (length, n_dims, type, offset) */
     if (c.bad || g->n_keys > left / 13 || g->n_tensors > left / 24 || g->n_keys > UINT32_MAX / 2 || g->n_tensors > UINT32_MAX / 2
         || g->n_keys > SIZE_MAX / sizeof *g->keys || g->n_tensors > SIZE_MAX / sizeof *g->tensors)
-        return fail(err, GLA_FORMAT, "GGUF header claims %llu keys and %llu tensors, more than %zu bytes can hold; download the file again",
-                    (unsigned long long)g->n_keys, (unsigned long long)g->n_tensors, g->map.n);
+        return fail(err, GLA_FORMAT, "GGUF header claims %llu keys and %llu tensors, more than %zu bytes or this program can hold; "
+                    "download the file again", (unsigned long long)g->n_keys, (unsigned long long)g->n_tensors, g->map.n);
 
     // the records
     g->key_slots = table_slots(g->n_keys);

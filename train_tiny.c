@@ -144,7 +144,7 @@ static TinyKernels kern;   /* chosen once, in choose_tiny_kernels */
  *   norms               rmsnorm, l2norm
  *   element by element  activations, feature maps, gates that multiply, the gated norm
  *   convolution         over the last few tokens, channel by channel
- *   decays              every gate between 0 and 1
+ *   decays              sigmoid(x)^rate and exp(-rate softplus(x)), which most mixers fade by
  *   softmax             of attention, and cross-entropy with its gradient
  *   the recurrence      forward and backward: the equations of section 4 in vectors
  *   AdamW               one step
@@ -851,8 +851,8 @@ HELPER Vec NAME(decay)(const Scan *r, size_t t, int c) {
 
 /* Backward, from the last token to the first: again the equations of section 4. Chunk by chunk the states are computed again from the
  * one that was kept; then dS, the gradient of the state behind a token, walks back over them. States and dS are held transposed,
- * (dv, dk): the lanes are key channels, nv vectors of them make a row, which is one value column, and only dw, dr and dc need a sum
- * across lanes. */
+ * (dv, dk): the lanes are key channels, nv vectors of them make a row, which is one value column, and only dw, dr and dc, and once per
+ * token drho and a decay per head, need a sum across lanes. */
 HELPER void NAME(recurrence_backward_)(const Scan *r, const int nv, const int mode) {
     enum { MOST = 128 / (LANES < 4 ? 1 : LANES) };                   /* vectors of the widest key, 128 */
     const bool erase = mode & SCAN_ERASES, back = mode & SCAN_WRITES_BACK;
@@ -1048,7 +1048,7 @@ static void choose_tiny_kernels(void) {
  * a layer, Y = X W', dX = dY W, dW = dY' X, are one function. b is packed into panels of kern.tile_cols columns; a is
  * packed only when its rows are not contiguous. One thread owns an element of c and adds its terms in one order. */
 
-/* Memory that the program cannot do without: p, or the end. */
+/* Memory that the program cannot do without: returns p; exits if that is NULL. */
 static void *checked(void *p) {
     if (!p) fprintf(stderr, "train_tiny: out of memory\n"), exit(1);
     return p;
@@ -1452,7 +1452,7 @@ static void rwkv7_keys_forward(real *k, real *e, real *b, real *scaled, real *in
     }
 }
 
-//~ as above: k = key (1 + (s - 1) k_a),  b = -s e,  e = l2norm(key k_k),  s = sigmoid(a).  de is used up; dk_k and dk_a add.
+//~ as above: k = key (1 + (s - 1) k_a),  b = -s e,  e = l2norm(key k_k),  s = sigmoid(a).  de is overwritten; dk_k and dk_a add.
 static void rwkv7_keys_backward(real *dkey, real *da, real *dk_k, real *dk_a, const real *dk_, real *de, const real *db, const real *e,
                                 const real *scaled, const real *inv, const real *key, const real *a, const real *k_k, const real *k_a,
                                 int N, int H, int dk) {
@@ -1573,7 +1573,7 @@ static void comba_forward(real *p, real *q, const real *uq, const real *uk, size
         }
 }
 
-//~ p = old uk,  q = uq - skip p.  dp is used up; duk, dold and dskip add.
+//~ p = old uk,  q = uq - skip p.  dp is overwritten; duk, dold and dskip add.
 static void comba_backward(real *duq, real *duk, real *dold, real *dskip, real *dp, const real *dq, const real *p,
                            const real *uk, size_t ldu, const real *old, const real *skip, int N, int H, int dk) {
     const int blocks = ceil_div(N, BLOCK);
@@ -2496,17 +2496,17 @@ static void tiny_free(Tiny *m) {
  * h is the normed input of the mixer, (N, dim); L->mid holds the residual stream, to which the mixer adds. Backward: d_res (N, dim) is
  * the gradient of that sum, and dh (N, dim) is assigned. Read a layer, at the end, then linear_forward. Its rooms:
  *
- *   parameters, gradients, room   W(name), DW(name) and TMP(n)
- *   linear layers                 projections, convolution, what the recurrence reads, the recurrence, norm and gate, out
- *   softmax attention             the same with keys and values of all tokens instead of a memory
- *   RWKV                          its mixer, and its feed-forward, channel_mix
- *   a layer                       norm, mixer, norm, feed-forward, around the residual stream
+ *   parameters, gradients, scratch  W(name), DW(name) and TMP(n)
+ *   linear layers                   projections, convolution, what the recurrence reads, the recurrence, norm and gate, out
+ *   softmax attention               the same with keys and values of all tokens instead of a memory
+ *   RWKV                            its mixer, and its feed-forward, channel_mix
+ *   a layer                         norm, mixer, norm, feed-forward, around the residual stream
  *
  * Local names: N = B T tokens, D dim, F hidden_dim, H heads, K = H dk and V = H dv, R the rank of the narrow middles. */
 
-/* -- parameters, gradients, room -- */
+/* -- parameters, gradients, scratch -- */
 
-/* The parameters of a tensor and their gradients: by where it begins (W_, DW_), or by its name in the layer L (W, DW). TMP(n) is room
+/* The parameters of a tensor and their gradients: by where it begins (W_, DW_), or by its name in the layer L (W, DW). TMP(n) is scratch
  * for n reals until the layer is done: see layer_backward. */
 #define W_(at) (m->params + (at))
 #define DW_(at) (m->grads + (at))
@@ -2998,7 +2998,7 @@ static void attention_layer_backward(Tiny *m, TinyLayer *L, const real *d_res, r
  *            S <- Diag(d) S + k v' + b (S'e)', then o = S'r
  *            mid = x + W_o ((norm(o) + (r . u k) v) g) */
 
-/* Of the rows of lerp, in RWKV-6 and -7. */
+/* Which projection each row of lerp belongs to, in RWKV-6 and -7. */
 static const int read_order[2][N_READ] = { { R_W, R_K, R_V, R_R, R_G }, { R_R, R_W, R_K, R_V, R_A, R_G } };
 
 /* y = up act(down x) + bias;  y (N, out), x (N, D). */
@@ -4276,7 +4276,7 @@ static size_t bpe_token_text(const BpeVocab *v, int id, char *out) {
 /* -- sequences -- */
 
 typedef struct {
-    Gguf vocab;                              /* the tokenizer.* keys, in the memory of vocab_bytes or a mapped file */
+    Gguf vocab;                              /* the tokenizer.* keys, of a mapped file or one in memory */
     Tokenizer *tokenizer;
     int32_t end;                             /* <|endoftext|> */
     uint64_t seed;
@@ -4462,8 +4462,8 @@ static double count_nll(Counts *c, const int32_t *s, int t, int order) {
  * GGUF version 3: keys, tensor table, data; all little-endian. A file is built in memory, written under a temporary name, synced
  * and renamed. Its rooms:
  *
- *   bytes and keys         put_.. appends to a file in memory, key_.. to the keys of one
- *   the vocabulary         as a file of its own, or copied from one
+ *   bytes and keys         put_.. appends to a file in memory, key_.. to the keys of one; how a file begins
+ *   the vocabulary         learned, as a file of its own, or copied from one
  *   the model              types of tensors, and the whole file
  *   checkpoints            what training needs to go on */
 
@@ -4663,7 +4663,7 @@ static int type_of(const TinyTensor *t, int type) {
     return type == AS_Q8_0 && t->cols % 32 ? AS_F16 : type;
 }
 
-/* Of any tensor, as it lies in the file. */
+/* Weights in the longest row of any tensor, as it lies in the file. */
 static size_t widest_row(const Tiny *m) {
     size_t n = 8;                                   /* the taps of a convolution lie in columns here, in rows in the file */
     for (int i = 0; i < m->n_tensors; i++) n = (size_t)m->tensors[i].cols > n ? (size_t)m->tensors[i].cols : n;
@@ -5030,7 +5030,7 @@ static int parts_left_out(const char *list) {
 static int parts_of(const MixerKind *k) {
     const Family *f = k == &mixer_kinds[SOFTMAX] ? NULL : family_of(k);
     if (!f) return 0;
-    return (f->decay != DECAY_NONE && f->write != WRITE_REST ? NO_DECAY : 0) | (k->elu || act_of(f->map) != F_ID ? NO_MAP : 0)
+    return (f->decay != DECAY_NONE && f->write != WRITE_REST ? NO_DECAY : 0) | (f->norm != QK_L2 && (k->elu || act_of(f->map) != F_ID) ? NO_MAP : 0)
            | (k->rope ? NO_ROTATION : 0)
            | (act_of(f->gate) != F_ID && !k->ungated && !narrow_gate(f) && !is_mamba(f) ? NO_GATE : 0);
 }

@@ -411,7 +411,7 @@ class Terminal:
 
     def wait(self, what: bytes, where: str = "seen", seconds: float = 20) -> bool:
         end = time.monotonic() + seconds
-        while what not in getattr(self, where) and time.monotonic() < end:
+        while what not in getattr(self, where) and self.open and time.monotonic() < end:
             self.read(0.05)
         return what in getattr(self, where)
 
@@ -420,7 +420,7 @@ class Terminal:
 
     def answers(self, n: int, seconds: float = 20) -> bool:
         end = time.monotonic() + seconds
-        while self.out.count(b"\n") < n and time.monotonic() < end:
+        while self.out.count(b"\n") < n and self.open and time.monotonic() < end:
             self.read(0.05)
         return self.out.count(b"\n") >= n
 

@@ -9,7 +9,8 @@ two more; with that rate and the same seeds also where half of the keys get a se
 layers instead of one, gets one learning rate and half as many steps again. The table has the median of the seeds, and for the most pairs also the
 lowest and the highest.
 
---controls prints another table, which takes single causes apart: one row with and without them, at one learning rate and half the steps.
+--controls prints another table, which takes single causes apart: one row with and without them, at one learning rate and half the steps,
+but where it says otherwise.
 Progress, with the result of every run, goes to standard error.
 """
 from __future__ import annotations

@@ -598,8 +598,8 @@ static int dump(const char *dir) {
     return 0;
 }
 
-/* Options that do not go together: exit code 2 and one sentence, before anything is read or written. A row that were taken would fail
- * quickly: its file cannot be written, and a task ends after a step. */
+/* Options that do not go together: exit code 2 and one sentence, before anything is read or written. A row accepted by mistake
+ * fails quickly: its file cannot be written, and a task ends after half a second. */
 static void test_misuse(void) {
     static const char *const rows[] = {
         "--nope", "--steps", "--steps 0", "--steps 1.5", "--lr 2", "--seed x", "a b", "--mixer nope", "--type f64", "--dim 33", "--hidden 33", "--key-dim 20",
@@ -609,7 +609,7 @@ static void test_misuse(void) {
         "--task nope", "--task mqar a", "--task mqar --vocab 300", "--task mqar --context 32", "--task mqar -z a", "--task mqar --tokenizer a", "--task mqar -i a",
         "--task mqar --without", "--task mqar --without x", "--task mqar --without gate,", "--task mqar --without ,gate", "--task mqar --without gates", "--task mqar --without decay -o a",
         "--task mqar --mixer gla --without map", "--task mqar --mixer gla --without gate,rotation", "--task mqar --mixer hgrn2 --without decay", "--task mqar --mixer kda --without gate",
-        "--task mqar --mixer softmax --without gate", "--task mqar --mixer rwkv7 --without decay", "--task mqar --mixer deltanet --without decay", "--task mqar -o /nowhere/x",
+        "--task mqar --mixer softmax --without gate", "--task mqar --mixer rwkv7 --without decay", "--task mqar --mixer deltanet --without decay", "--task mqar --mixer deltanet --without map", "--task mqar -o /nowhere/x",
         "--task mqar -o /nowhere/x --hidden 64 --mixer hgrn2",
     };
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {

@@ -1113,7 +1113,7 @@ INLINE Step step_of(const Recurrence *a, int t, int h) {
     return s;
 }
 
-/* The one recurrence: one head, one token.                                                  (mixers.md section 1.1)
+/* The one recurrence: one head, one token.                                         (steps to it: doc/recurrence.md)
  *   S (dk, dv) memory, row-major, updated in place;  q, k, e, w (dk);  v, o (dv), o apart from v;  d scalar or (dk);  rho in [0, 2]
  *   S <- Diag(d) S Diag(c)   forget
  *   r  = S'e                 recall, along k unless e is given (Comba and RWKV-7 recall before they forget)
@@ -1243,7 +1243,7 @@ static void cache_append(const Cache *c, int64_t pos, const float *k, const floa
 
 /* Softmax attention of T tokens from position pos on, whose keys and values are in the cache already. Query head h of H reads key/value
  * head h / (H / heads); it sees the last `window` positions, 0 = all. A score is scale q.k_j, plus c_i - c_j of head h where the cache
- * has sums (forgetting attention, mixers.md section 5.2: the query's own sum minus the key's; doubles, because sums grow with the text).
+ * has sums (forgetting attention, arXiv 2503.02130: the query's own sum minus the key's; doubles, because sums grow with the text).
  *
  * Same bits: positions are split into chunks of KEY_CHUNK, a query's part of every chunk is summed on its own in steps of KEYS, and the
  * parts are merged in order; chunks and steps begin at multiples of their length, whatever the run of tokens. */
@@ -1365,7 +1365,7 @@ static void layernorm(float *y, const float *x, const float *w, const float *b, 
     for (size_t i = 0; i < n; i++) y[i] = (float)((x[i] - mean) * scale) * w[i] + (b ? b[i] : 0);
 }
 
-/* Causal depthwise convolution over time, then act (ACT_SILU or none), in place.    (mixers.md section 2.3)
+/* Causal depthwise convolution over time, then act (ACT_SILU or none), in place.         (fla modules/conv)
  *   x (T, C);  w (C, K), the last tap meets the current token;  last (K-1, C) the K-1 inputs before, oldest first
  *   y_t = act( bias + sum_j w[j] x_{t-K+1+j} )      What is remembered are inputs, not outputs. bias (C) or NULL
  * Here for n <= STRIP channels from c on; n a constant where it is STRIP. */
@@ -4234,7 +4234,7 @@ static void bind_turning(Loader *l, Layer *y, int i) {
     if (y->d_conv) y->conv[IN_W] = vector(l, "ssm_conv1d_w.weight", i, rows * y->d_conv);
 }
 
-/* llama, qwen3: softmax attention in every layer.                            (gguf-models.md section 3.10) */
+/* llama, qwen3: softmax attention in every layer. */
 static void read_llama(Loader *l, Layer *y, int i) {
     if (int_key(l, "expert_count", i, 0, 0, 65536)) REFUSE(l, GLA_UNSUPPORTED, "%s with experts is not implemented", l->arch);
     y->norm = vector(l, "attn_norm.weight", i, l->m->config.dim);
@@ -4385,7 +4385,7 @@ static void bind_family(Loader *l, Layer *y, int i) {
     y->scratch = family_scratch(y);
 }
 
-/* mamba2 in the layout of llama.cpp: one matrix for z, v, k, q and the time step, one convolution.        (mixers.md section 4.24)
+/* mamba2 in the layout of llama.cpp: one matrix for z, v, k, q and the time step, one convolution.       (arXiv 2405.21060)
  * Keys under mixer.* and biases beyond llama.cpp's are ours. log_linear_mamba2 adds the weights of its levels. */
 static void bind_mamba2(Loader *l, Layer *y, int i) {
     int dim = l->m->config.dim, inner = int_key(l, "ssm.inner_size", i, 0, 1, 1 << 26);
@@ -4433,7 +4433,7 @@ static void bind_mamba2(Loader *l, Layer *y, int i) {
 }
 
 /* mamba3: one matrix for z, v, k, q, the time step, the rate of decay, the share of the step that is this token's, and angles.
- *                                                                                         (mixers.md section 4.25) */
+ *                                                                                         (arXiv 2603.15569) */
 static void bind_mamba3(Loader *l, Layer *y, int i) {
     int dim = l->m->config.dim, inner = int_key(l, "ssm.inner_size", i, 0, 1, 1 << 26);
     y->n_heads = int_key(l, "ssm.time_step_rank", i, 0, 1, 65536);
@@ -4467,7 +4467,7 @@ static void bind_mamba3(Loader *l, Layer *y, int i) {
     y->scratch = 4 * (size_t)H * (size_t)(y->dk + y->dv) + 2 * (size_t)H + 8 * LANES;
 }
 
-/* mamba in the layout of llama.cpp; samba is the same with a feed-forward and with softmax layers.      (mixers.md sections 3.6, 4.23) */
+/* mamba in the layout of llama.cpp; samba is the same with a feed-forward and with softmax layers. (arXiv 2312.00752, 2406.07522) */
 static void bind_mamba(Loader *l, Layer *y, int i) {
     int dim = l->m->config.dim, inner = int_key(l, "ssm.inner_size", i, 0, 1, 1 << 24);
     int states = int_key(l, "ssm.state_size", i, 0, 1, 4096);
@@ -4495,7 +4495,7 @@ static void bind_mamba(Loader *l, Layer *y, int i) {
     y->scratch = round_up((size_t)inner, LANES) + round_up(2 * (size_t)states, LANES);
 }
 
-/* qwen35: three gated delta layers, then one gated softmax layer, and so on.  (gguf-models.md sections 3.3, 4.2-4.4)
+/* qwen35: three gated delta layers, then one gated softmax layer, and so on.           (transformers models/qwen3_5)
  * Value heads are stored tiled: head h reads key head h % n_k_heads. */
 static void read_qwen35(Loader *l, Layer *y, int i) {
     int dim = l->m->config.dim, every = int_key(l, "full_attention_interval", i, 4, 1, 1 << 20);
@@ -4533,7 +4533,7 @@ static void read_qwen35(Loader *l, Layer *y, int i) {
     bind_feed_forward(l, y, i, "post_attention_norm.weight");
 }
 
-/* The decoder of the fla library around any mixer of the family, in some layers softmax attention instead. (mixers.md section 3) */
+/* The decoder of the fla library around any mixer of the family, in some layers softmax attention instead. (fla models/gla and its neighbours) */
 static void read_fla(Loader *l, Layer *y, int i) {
     int dim = l->m->config.dim;
     y->norm = vector(l, "attn_norm.weight", i, dim);
@@ -4625,7 +4625,7 @@ static void bind_rwkv6(Loader *l, Layer *y, int i, int64_t keys, int64_t values)
     y->gate_act = ACT_SILU;
 }
 
-/* rwkv6, rwkv7 in llama.cpp's layout. mixer.* keys are ours, for heads of other widths and other epsilons. (gguf-models.md section 3.8) */
+/* rwkv6, rwkv7 in llama.cpp's layout. mixer.* keys are ours, for heads of other widths and other epsilons. */
 static void read_rwkv(Loader *l, Layer *y, int i) {
     int dim = l->m->config.dim, hidden = int_key(l, "feed_forward_length", i, 0, 1, 1 << 28);
     int seven = !strcmp(l->arch, "rwkv7");
@@ -5427,7 +5427,7 @@ static size_t conv_floats(const Layer *y) {
     return n;
 }
 
-/* Feature map of one head: out (map_width) from x or its images a = A1 x + b1, b = A2 x + b2, n long.    (mixers.md section 2.6) */
+/* Feature map of one head: out (map_width) from x or its images a = A1 x + b1, b = A2 x + b2, n long. (fla modules/feature_map.py) */
 static void map_head(int map, float *out, const float *x, const float *a, const float *b, int n) {
     if (map == MAP_HADAMARD)
         for (int i = 0; i < n; i++) out[i] = a[i] * b[i];
@@ -5506,7 +5506,7 @@ static void decay_row(const Layer *y, float *f, int n, int width) {
     }
 }
 
-/* WRITE_SCALED_K: the write key k m of all tokens.                                       (mixers.md section 4.22)
+/* WRITE_SCALED_K: the write key k m of all tokens.                                             (arXiv 2604.21100)
  *   A <- exp(g) A + s k^2, one per key channel of each head;  r = ln(A + eps) - scale;  m = squash^(-r / (1 + |r|)) */
 static Rows scale_keys(const Run *run, const Layer *y, float *A, float *const *in, const Rows *k, float **free_rows) {
     int H = y->heads[IN_G], dk = y->dk;
@@ -5530,7 +5530,7 @@ static Rows scale_keys(const Run *run, const Layer *y, float *A, float *const *i
 }
 
 /* DECAY_SUM: f to the decay d, in place, and rest (both (T, n)), the weight of what is written, e^(f - z).
- *                                                                                         (mixers.md sections 4.9, 4.11)
+ *                                                                                         (arXiv 2405.21022, 2110.02488)
  * z (n): running log of the sum of e^f; at position 0 nothing comes before. */
 static void decay_by_sum(const Run *run, const Layer *y, float *z, const Rows *f, const Rows *rest) {
     int n = (int)f->stride, n_threads = threads_for(run->team, 40.0 * run->T * n);
@@ -5571,7 +5571,7 @@ static void time_steps(const Layer *y, float *d, float *stepped, const float *v)
     }
 }
 
-/* From the rows of the projections to what the recurrence reads, as the row of the family says.         (mixers.md section 1.3)
+/* From the rows of the projections to what the recurrence reads, as the row of the family says.         (doc/recurrence.md)
  *   q, k, v <- conv, map, norm, rope;  d from f, what is erased and what is written from b, w and k
  *   in: the rows of the projections, changed in place;  mem: moves behind what is remembered here;  free_rows: scratch, likewise */
 static Recurrence prepare(const Run *run, const Layer *y, float **mem, float *const *in, float **free_rows) {
@@ -5693,7 +5693,7 @@ static size_t linear_fixed(const Layer *y) {
 
 /* -- the same with one idea more -- */
 
-/* HGRN: no matrix, each channel remembers one number.      h <- d h + (1 - d) v;  o = h      (mixers.md section 4.7) */
+/* HGRN: no matrix, each channel remembers one number.      h <- d h + (1 - d) v;  o = h           (arXiv 2311.04823) */
 static void mix_hgrn(const Run *run, const Layer *y, float *mem, float *const *in, float *o) {
     float *free_rows = in[MAX_IN];
     Recurrence r = prepare(run, y, &mem, in, &free_rows);
@@ -5705,7 +5705,7 @@ static void mix_hgrn(const Run *run, const Layer *y, float *mem, float *const *i
     finish(run, y, in, o);
 }
 
-/* Gated Delta Product: several writes per token, one decay before the first, one readout after the last.  (mixers.md section 4.18)
+/* Gated Delta Product: several writes per token, one decay before the first, one readout after the last. (arXiv 2502.10297)
  * The writes are tokens of their own to the recurrence; k, v and b hold them one after the other. */
 static void mix_product(const Run *run, const Layer *y, float *mem, float *const *in, float *o) {
     float *free_rows = in[MAX_IN];
@@ -5728,7 +5728,7 @@ static void mix_product(const Run *run, const Layer *y, float *mem, float *const
 }
 
 /* The memory is a table of slots that is read by softmax: two passes of the recurrence, the first over the keys of the slots, the
- * second over their values.                                                               (mixers.md section 4.10)
+ * second over their values.                                                                     (arXiv 2409.07146)
  *   d decay, w = 1 - d, per slot;  Hk <- Hk Diag(d) + k w';  p = softmax(Hk' q);  Hv <- Diag(d) Hv + w v';  o = Hv' p
  *   mem: Hk (H, dk, slots), Hv (H, slots, dv). gsa takes silu(v), as it does silu(o); abc has w from a running softmax. */
 static void mix_slots(const Run *run, const Layer *y, float *mem, float *const *in, float *o) {
@@ -5746,7 +5746,7 @@ static void mix_slots(const Run *run, const Layer *y, float *mem, float *const *
 }
 static size_t slots_fixed(const Layer *y) { return prepare_fixed(y) + (size_t)y->n_heads * (size_t)y->slots * (size_t)(y->dk + y->dv); }
 
-/* Log-linear attention: a memory for every power of two, as in a Fenwick tree.              (mixers.md section 4.27)
+/* Log-linear attention: a memory for every power of two, as in a Fenwick tree.                    (arXiv 2506.04761)
  *   position t reads level b + 1 for each bit b of t that is set, with weight lam, and itself as level 0; afterwards the memories
  *   of the trailing ones and token t merge into the next level.   lam = softplus(levels * w);  mem: M (H, MAX_LEVELS - 1, dk, dv) */
 static void mix_log_linear(const Run *run, const Layer *y, float *mem, float *const *in, float *o) {
@@ -5793,7 +5793,7 @@ static size_t log_linear_fixed(const Layer *y) {
 }
 
 /* Mamba: channel i is a head of its own with a value of one number; what fades depends on the channel and the state.
- *                                                                                         (mixers.md section 4.23)
+ *                                                                                         (arXiv 2312.00752)
  *   D = softplus(step);  h_n <- exp(D a_in) h_n + D v_i B_n;  o_i = sum_n h_n C_n      step, B (k), C (q) projections of v
  *   mem: h (channels, states) */
 static void mix_mamba(const Run *run, const Layer *y, float *mem, float *const *in, float *o) {
@@ -5823,7 +5823,7 @@ static void mix_mamba(const Run *run, const Layer *y, float *mem, float *const *
 }
 static size_t mamba_fixed(const Layer *y) { return conv_floats(y) + (size_t)y->n_heads * (size_t)y->dk; }
 
-/* Mamba-3: what arrived during a step is taken from both its ends, as in the trapezoidal rule.      (mixers.md section 4.25)
+/* Mamba-3: what arrived during a step is taken from both its ends, as in the trapezoidal rule.           (arXiv 2603.15569)
  *   D = softplus(f + dt);  d = exp(-max(softplus(w), rate_min) D);  s = sigmoid(b)
  *   k, q <- rope(norm(k) + bias, angle), each head its own bias and angle <- angle + pi tanh(g) D, pairs (2i, 2i+1)
  *   S <- d S + d (1 - s) D k_(t-1) v_(t-1)' + s D k v';   o = S'q:  two writes per token to the recurrence, the first for the token before
@@ -5873,7 +5873,7 @@ static void mix_trapezoid(const Run *run, const Layer *y, float *mem, float *con
 }
 static size_t trapezoid_fixed(const Layer *y) { return (size_t)y->n_heads * (size_t)(y->dk + y->dv + y->rope_dims / 2 + y->dk * y->dv); }
 
-/* Token shift: delta_t = x_{t-1} - x_t, all (T, dim).                                      (mixers.md section 2.4)
+/* Token shift: delta_t = x_{t-1} - x_t, all (T, dim).                                           (arXiv 2404.05892)
  *   last (dim): x before the run, zero at the start; left behind is the last x of the run */
 static void token_shift(float *delta, const float *x, float *last, int T, size_t dim) {
     for (int t = 0; t < T; t++) {
@@ -5889,7 +5889,7 @@ static void lerp_rows(float *out, const float *x, const float *delta, const floa
         for (size_t i = 0; i < dim; i++) out[t * dim + i] = x[t * dim + i] + delta[t * dim + i] * share[t * step + i];
 }
 
-/* The rows of RWKV's projections: each reads its own mix of x and the x before.             (mixers.md sections 4.14, 4.15)
+/* The rows of RWKV's projections: each reads its own mix of x and the x before.              (arXiv 2404.05892, 2503.14456)
  *   in[j] = W_j (x + delta lerp_j), delta = x before - x;  in RWKV-6 lerp_j depends on x, too, by a projection of x + delta lerp_x
  *   last (dim): see token_shift;  free_rows: scratch, delta, what is read and up to five shares */
 static void rwkv_project(const Run *run, const Layer *y, float *last, float *const *in, float *free_rows) {
@@ -5934,7 +5934,7 @@ static void rwkv7_token(const Layer *y, float *k, float *kk, float *strength, fl
         for (size_t i = 0; i < values; i++) v[i] += sigmoid(w_v[i]) * (v_first[i] - v[i]);
 }
 
-/* RWKV's time mixing.                                              (mixers.md sections 4.14, 4.15)
+/* RWKV's time mixing.                                               (arXiv 2404.05892, 2503.14456)
  *   q is the receptance r, z the gate, f the decay w, b the strength a
  *   RWKV-6   d = exp(-exp(w));              o = S'r + (r . u k) v;  S <- Diag(d) S + k v'
  *   RWKV-7   d = exp(-e^-1/2 sigmoid(w));   S <- Diag(d) S - (kk a)(kk'S) + k v', kk'S from the S before it fades;  o = S'r
@@ -5979,7 +5979,7 @@ static void mix_rwkv(const Run *run, const Layer *y, float *mem, float *const *i
 }
 static size_t rwkv_fixed(const Layer *y) { return (size_t)y->in[IN_Q].w.n_in + (size_t)y->n_heads * (size_t)y->dk * (size_t)y->dv; }
 
-/* RWKV's feed-forward, in place on the normed x (T, dim).          (mixers.md sections 4.14, 4.15)
+/* RWKV's feed-forward, in place on the normed x (T, dim).           (arXiv 2404.05892, 2503.14456)
  *   x <- down(act(up xk)), in RWKV-6 times sigmoid(receptance xr);  xk, xr mixes of x and the x before, which last (dim) keeps
  * act(z) is max(z, 0)^2 unless the file names another. */
 static void channel_mix(const Team *team, const Layer *y, float *x, float *last, float *free_rows, int T) {
@@ -6001,7 +6001,7 @@ static void channel_mix(const Team *team, const Layer *y, float *x, float *last,
     if (y->ffn_lerp_r) gate_rows(team, x, gate, ACT_SIGMOID, dim, T);
 }
 
-/* MesaNet: what is read is the least-squares answer to all that was written.                (mixers.md section 4.26)
+/* MesaNet: what is read is the least-squares answer to all that was written.                      (arXiv 2506.05233)
  *   A <- d A + b k k';  S <- d S + b k v';  (A + Diag(ridge)) x = q;  o = S'x      mem: A (H, dk, dk), S (H, dk, dv)
  * x comes from a fixed number of steps of conjugate gradient from 0. The epsilons in its divisions keep it from converging entirely, and
  * the norm behind it shows that: the steps are part of the model. */
@@ -6070,7 +6070,7 @@ static void forget_sums(const Run *run, const float *f, int H) {
 /* Softmax attention with grouped queries.          in: q (T, H [, 2] dk), k (T, Hkv dk), v (T, Hkv dv);  o (T, H dv)
  *   run->cache: keys and values of every position so far
  *   q, k <- rope(norm(q), pos), rope(norm(k), pos)      o = softmax(scale q K' + c_i - c_j) V * sigmoid(gate)
- * c, running sums of logsigmoid(f) per query head, exists in models that forget (mixers.md section 5.2); their gate is a projection.
+ * c, running sums of logsigmoid(f) per query head, exists in models that forget (FoX, arXiv 2503.02130); their gate is a projection.
  * Other gated models store a head's query rows and then its gate rows; the gate is neither normalised nor rotated. */
 static void mix_softmax(const Run *run, const Layer *y, float *mem, float *const *in, float *o) {
     int H = y->n_heads, Hkv = y->n_k_heads, dk = y->dk, dv = y->dv;
@@ -6121,7 +6121,7 @@ static void mix_softmax(const Run *run, const Layer *y, float *mem, float *const
 static int forget_heads(const Layer *y) { return y->in[IN_F].w.data ? y->n_heads : 0; } /* sums that the cache keeps */
 static Cache softmax_cache(const Layer *y) { return (Cache){NULL, F32, y->n_k_heads, y->dk, y->dv, forget_heads(y)}; }
 
-/* Softmax attention whose keys later tokens change: PaTH turns them, wall fades them.               (mixers.md sections 5.3, 5.4)
+/* Softmax attention whose keys later tokens change: PaTH turns them, wall fades them. (arXiv 2505.16381; fla layers/wall_attn.py)
  *   PaTH   every token: k_j <- (I - u u') k_j for all j before it;      wall   k_j <- Diag(fade) k_j, fade in (0, 1), per query head
  *   o = softmax(scale q'k_j + forget (c_t - c_j)) V, c as above
  * Here the keys stay as they were written, and the query is changed on its way back through the text, which gives the same products:
@@ -6351,7 +6351,7 @@ static void measure_layers(GlaModel *m) {
 /* ---- 10. forward: a run of tokens through the whole model ---------------------------------------------------
  * The figure of the paper. It knows nothing of weight types or threads, and does not care whether T is one or many. */
 
-/* Residual attention: a sub-layer reads a softmax mix of the residual sources instead of their sum.   (mixers.md section 3.5)
+/* Residual attention: a sub-layer reads a softmax mix of the residual sources instead of their sum.      (arXiv 2603.15031)
  *   p_i = softmax_i( proj . rmsnorm(source_i, w) );   out = sum_i p_i source_i
  *   sources n times (T, dim), `step` floats apart; out (T, dim). Sums so far are rescaled when a larger score appears. */
 static void mix_sources(float *out, const float *sources, int n, size_t step, int T, size_t dim,

@@ -12,8 +12,9 @@
  * that it undoes. A leading d is "gradient of the loss with respect to": dx has the shape of x. Gradients of
  * parameters accumulate (+=); gradients of activations are assigned unless the comment says otherwise.
  *
- * Here to learn? 4 is how a memory learns what to keep: a recurrence run forward, and one run from the end. 7 is what one layer
- * does, 8 stacks the layers, 14 is the loop around it all. The long sections begin with a map of their rooms. */
+ * Here to learn? 4 is how a memory learns what to keep: a recurrence run forward, and one run from the end (the loops themselves
+ * are kernels of 2, recurrence_forward and recurrence_backward). 7 is what one layer does, 8 stacks the layers, 14 is the loop around
+ * it all. The long sections begin with a map of their rooms. */
 
 #ifndef TARGET
 /* ---- 1. platform ---------------------------------------------------------------------------
@@ -1594,7 +1595,7 @@ static void comba_backward(real *duq, real *duk, real *dold, real *dskip, real *
     add_blocks(dskip, part + (size_t)blocks * H, blocks, H);
 }
 
-/* The key that is written: k m, smaller where much was written, by a second moment A of each channel.     (mixers.md 4.22)
+/* The key that is written: k m, smaller where much was written, by a second moment A of each channel.     (arXiv 2604.21100)
  *   A <- fade A + share k^2;   r = ln(A + eps) - scale;   m = SQUASH^(-r / (1 + |r|))
  * to = k m, A, k (B T, H dk), fade, share (B T, H), scale (H) */
 #define SQUASH ((real)0.40546510810816438)  /* ln 1.5 */
@@ -2990,7 +2991,7 @@ static void attention_layer_backward(Tiny *m, TinyLayer *L, const real *d_res, r
 /* -- RWKV -- */
 
 /* The projections r, w, k, v, a, g read h shifted by a share of the token before; w, a, g and blend go through narrow middles.
- *                                                                  (run.c: mix_rwkv, channel_mix; mixers.md 4.14, 4.15)
+ *                                                                  (run.c: mix_rwkv, channel_mix; arXiv 2404.05892, 2503.14456)
  *   RWKV-6   share_j = lerp_j + up_j tanh(down_j (h shifted by lerp_x));  d = exp(-e^w)
  *            o = S'r + (r . u k) v, then S <- Diag(d) S + k v'
  *            mid = x + W_o (norm(o) silu(g))
@@ -4840,7 +4841,7 @@ static int load_checkpoint(const char *path, Tiny *m, Checkpoint *c, uint64_t fi
     if (fread(c, sizeof *c, 1, f) != 1 || memcmp(c->magic, "GLATRN01", 8))
         code = fail(err, GLA_FORMAT, "%s: not a checkpoint of train_tiny", path);
     else if (c->fingerprint != fingerprint || c->n_params != n)
-        code = fail(err, GLA_INPUT, "%s: was left by a run with other settings, text or vocabulary", path);
+        code = fail(err, GLA_INPUT, "%s: was left by a run with other settings (--steps is one), text or vocabulary", path);
     else if (fread(room, sizeof *room, 3 * n, f) != 3 * n || fgetc(f) != EOF)
         code = fail(err, GLA_FORMAT, "%s: is cut short or too long", path);
     else {
@@ -5061,7 +5062,10 @@ static const char *configure(TinyConfig *c, const TrainOptions *o, int vocab_siz
     if (o->conv > 0 && k->rwkv && !o->task) return "--conv does not go with --mixer"; /* it sees the token before without one */
     const int without = o->without ? parts_left_out(o->without) : 0;
     if (without < 0) return "--without is decay, map, rotation or gate, or several with commas between, not";
-    if (without & ~parts_of(k)) return "--without names a part that cannot be left out, or is not there, with --mixer";
+    static const char *const not_there[] = { "--without decay does not go with --mixer", "--without map does not go with --mixer",
+                                             "--without rotation does not go with --mixer", "--without gate does not go with --mixer" };
+    for (int i = 0; i < 4; i++)
+        if (without & ~parts_of(k) & 1 << i) return not_there[i];
     if (o->hidden && is_mamba(f) && !o->hybrid) return "--hidden does not go with --mixer"; /* a layer is its mixer alone */
     if (!o->task && mixer == SOFTMAX && (o->heads || o->key_dim || o->value_dim))
         return "--heads, --key-dim and --value-dim are of linear layers and do not go with --mixer";
@@ -5381,7 +5385,8 @@ static void report_recall(Training *r) {
 
 /* -- main -- */
 
-/* A new model or a checkpoint, training, the file, the report. Ctrl-C ends it with a checkpoint. */
+/* A new model or a checkpoint, training, the file, the report. Ctrl-C ends it with a checkpoint; a file that is there already then stays
+ * as it is, for a model that has hardly begun should not replace one that was finished. */
 static int train(const TrainOptions *o, const Data *d, const TinyConfig *c, uint64_t fingerprint, int type, char *err) {
     Training r = { .o = o, .d = d, .at = { .fingerprint = fingerprint } };
     Out file = {0};
@@ -5407,7 +5412,9 @@ static int train(const TrainOptions *o, const Data *d, const TinyConfig *c, uint
         sigaction(SIGTERM, &act, &keep_term);
 #endif
         code = train_steps(&r, err);
-        if (!code && o->out) {
+        FILE *old = r.stopped && o->out ? fopen(o->out, "rb") : NULL;
+        if (old) fclose(old);
+        if (!code && o->out && !old) {
             file = model_file(&r.m, d->pairs ? NULL : &d->vocab, type,
                               d->pairs  ? "Associative recall"
                               : o->text ? "A tiny model trained on a text"
@@ -5419,7 +5426,7 @@ static int train(const TrainOptions *o, const Data *d, const TinyConfig *c, uint
         sigaction(SIGINT, &keep_int, NULL);
         sigaction(SIGTERM, &keep_term, NULL);
 #endif
-        if (!code && r.stopped) fprintf(stderr, "stopped after step %lld; --resume goes on from %s\n", (long long)r.at.step, r.ckpt);
+        if (!code && r.stopped) fprintf(stderr, "stopped after step %lld; %s%s--resume goes on from %s\n", (long long)r.at.step, old ? o->out : "", old ? " is as it was; " : "", r.ckpt);
         else if (!code) {
             remove(r.ckpt);
             if (d->pairs) report_recall(&r);
@@ -5465,7 +5472,8 @@ int main(int argc, char **argv) {
     d.rebind = o.task && !strcmp(o.task, "rebind");
     if (o.task && strcmp(o.task, "mqar") && !d.rebind)
         return train_misuse("--task is mqar or rebind (associative recall), not", o.task);
-    if (o.without && (!o.task || o.out)) return train_misuse("--without goes with --task, and not with --out:", o.without);
+    if (o.without && !o.task) return train_misuse("--without goes with --task only:", o.without);
+    if (o.without && o.out) return train_misuse("--without makes models that have no file format; it does not go with --out", o.out);
     if (o.task && (o.vocab != recall.vocab || o.context != recall.context || o.tokenizer || o.tokenizer_out || o.prompt))
         return train_misuse("--task makes its own sequences; --vocab, --context, -z, --tokenizer and --prompt do not go with it", NULL);
     if (o.task && o.text) return train_misuse("--task makes its own sequences; it does not go with the text", o.text);

@@ -9,8 +9,8 @@ two more; with that rate and the same seeds also where half of the keys get a se
 layers instead of one, gets one learning rate and half as many steps again. The table has the median of the seeds, and for the most pairs also the
 lowest and the highest.
 
---controls prints another table, which takes single causes apart: one row with and without them, at one learning rate and half the steps,
-but where it says otherwise.
+--controls prints another table, which takes single causes apart: one row with and without them, at one learning rate and half of
+--steps, but where it says otherwise.
 Progress, with the result of every run, goes to standard error.
 """
 from __future__ import annotations
@@ -94,7 +94,7 @@ CONTROLS = tuple(r._replace(steps=2) if r.about.startswith("four") else r for r 
 def train(job):
     """(row, task, rate, seed, steps): accuracies in percent by the number of pairs, and floats of state."""
     row, task, rate, seed, steps = job
-    command = [str(ROOT / "train_tiny"), "--task", task, "-j", "1", "--mixer", row.mixer, *row.options, "--steps", str(int(steps * row.steps)), "--lr", str(rate), "--seed", str(seed)]
+    command = [str(ROOT / "train_tiny"), "--task", task, "-j", "1", "--mixer", row.mixer, *row.options, "--steps", str(max(1, int(steps * row.steps))), "--lr", str(rate), "--seed", str(seed)]
     start = time.perf_counter()
     done = subprocess.run(command, capture_output=True, text=True, errors="replace")
     if done.returncode:

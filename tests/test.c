@@ -129,7 +129,7 @@ static int is_sentence(const char *err) {
 
 /* ---- 2. formats ------------------------------------------------------------------------------------------- */
 
-/* A block of bytes 37 i + 11, then the scale d = 0.25 and, where there is one, the minimum 0.125 (gguf-models.md section 2.2).
+/* A block of bytes 37 i + 11, then the scale d = 0.25 and, where there is one, the minimum 0.125 as ggml-quants.c of llama.cpp unpacks it.
  * All values are exact in float. */
 static const struct { int type, d, m; float first, second, before_mid, mid, last; double sum; } vectors[] = {
     {Q4_0, 0, -1, -0.75f, 0.5f, -2, -0.75f, 0, -5.25},           {Q4_1, 0, 2, 3.875f, 1.125f, 2.625f, 2.375f, 3.125f, 65.25},
@@ -260,7 +260,7 @@ static void test_fast_exp(void) {
     check(nan != nan, "fast_exp(NaN) is %g", nan);
     check(fast_exp(0) == 1 && fast_exp(-INFINITY) >= 0 && fast_exp(-1e30f) < 1e-37f && fast_exp(1e30f) > 1e38f && fast_exp(1e30f) < INFINITY, "fast_exp at the ends");
     check(sigmoid(-200) >= 0 && sigmoid(-200) < 1e-37f && sigmoid(200) == 1 && fabsf(silu(-200)) < 1e-30f && silu(200) == 200, "sigmoid and silu far out");
-    static const struct { const char *name; double got, want; } values[] = { /* mixers.md, C14 */
+    static const struct { const char *name; double got, want; } values[] = { /* computed in double */
         {"logsigmoid(2)", 0, -0.126928011}, {"logsigmoid(-1)", 0, -1.31326169}, {"softplus(-0.7)", 0, 0.403186049}, {"softplus(25)", 0, 25},
         {"silu(1)", 0, 0.731058579}, {"silu(-2)", 0, -0.238405844}, {"powlu(4)", 0, 3.92805516}, {"powlu(0.25)", 0, 0.0351360313}, {"powlu(-1)", 0, -0.268941421},
     };
@@ -376,7 +376,7 @@ static void test_matmul(void) {
     free_matrix(w), free(x), free(one), free(y);
 }
 
-/* mixers.md, C4 and C7: memory and output after each token. */
+/* GLA and Gated DeltaNet, computed in double: memory and output after each token. */
 static void test_recurrence_tables(void) {
     static const struct { const char *name; int d_width; float d[3][2], rho[3], q[3][2], k[3][2], v[3][2]; double S[3][4], o[3][2]; } tables[] = {
         {"GLA", 2, {{0.992098383f, 0.921199314f}, {0.970804848f, 0.987490572f}, {0.940936323f, 0.957603281f}}, {0, 0, 0},
@@ -402,7 +402,7 @@ static void test_recurrence_tables(void) {
     }
 }
 
-static void exact_recurrence(const Recurrence *a, double *S, double *o, int T) { /* the definition in double: mixers.md, 1.1 */
+static void exact_recurrence(const Recurrence *a, double *S, double *o, int T) { /* recurrence_step in double */
     for (int t = 0; t < T; t++)
         for (int h = 0; h < a->H; h++) {
             Step s = step_of(a, t, h);
@@ -591,7 +591,7 @@ static void test_attend(void) {
     }
 }
 
-/* ---- 4. layers (values from mixers.md, C12 and C14) -------------------------------------------------------------- */
+/* ---- 4. layers (values computed in double) -------------------------------------------------------------- */
 
 static void near(const char *what, const float *got, const double *want, int n, double bound) {
     double worst = 0;

@@ -607,7 +607,7 @@ static void test_misuse(void) {
         "--hybrid 3", "--hybrid 3:2", "--hybrid 0:1", "--hybrid 3:1x", "--hybrid 4:1", "--hybrid 3:1 --mixer softmax", "--conv 0 --mixer mamba2", "--conv 4 --mixer rwkv7",
         "--conv 4 --mixer softmax", "--mixer softmax --heads 2", "--mixer softmax --key-dim 16", "--mixer mamba2 --hidden 64", "--without decay", "--tokenizer /nowhere/x -o /nowhere/x",
         "--task nope", "--task mqar a", "--task mqar --vocab 300", "--task mqar --context 32", "--task mqar -z a", "--task mqar --tokenizer a", "--task mqar -i a",
-        "--task mqar --without", "--task mqar --without x", "--task mqar --without gate,", "--task mqar --without ,gate", "--task mqar --without gates", "--task mqar --without decay -o a",
+        "--task mqar --without", "--task mqar --without x", "--task mqar --without gate,", "--task mqar --without ,gate", "--task mqar --without gates", "--task mqar --without decay -o /nowhere/x",
         "--task mqar --mixer gla --without map", "--task mqar --mixer gla --without gate,rotation", "--task mqar --mixer hgrn2 --without decay", "--task mqar --mixer kda --without gate",
         "--task mqar --mixer softmax --without gate", "--task mqar --mixer rwkv7 --without decay", "--task mqar --mixer deltanet --without decay", "--task mqar --mixer deltanet --without map", "--task mqar -o /nowhere/x",
         "--task mqar -o /nowhere/x --hidden 64 --mixer hgrn2",

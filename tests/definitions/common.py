@@ -112,7 +112,7 @@ def sdpa(q, k, v, scale=None, window=None, bias=None):
 
 
 def fla_attention(spec, weights, prefix, x):
-    """Softmax attention of mixers.md section 5.1, as a hybrid layer or as the mixer of the transformer: x (T, D) -> (T, D).
+    """Softmax attention of fla layers/attn.py, as a hybrid layer or as the mixer of the transformer: x (T, D) -> (T, D).
     spec holds num_heads and optionally num_kv_heads, window_size, rope_theta; prefix ends in a dot ("model.layers.1.attn.").
     Head width D / num_heads. Biases (qkv_bias) and the per-head q and k norms (qk_norm, eps 1e-5) apply when stored."""
     p = lambda n: weights.get(prefix + n)
@@ -149,14 +149,14 @@ def fla_mlp(cfg, w, x):
 
 
 def attnres_mix(sources, w, name, eps):
-    """Residual attention of mixers.md section 3.5: p = softmax_i(proj . RMSNorm(source_i)); sum_i p_i source_i, each (T, D)."""
+    """Residual attention, arXiv 2603.15031: p = softmax_i(proj . RMSNorm(source_i)); sum_i p_i source_i, each (T, D)."""
     s = np.stack(sources)
     p = softmax(rmsnorm(s, w[name + "_norm.weight"], eps) @ w[name + "_proj.weight"].T, 0)
     return (p * s).sum(0)
 
 
 def fla_decoder(cfg, weights, tokens, mixer, prefix="model.", norm="attn_norm", slot="attn", final="norm"):
-    """The decoder of mixers.md section 3: tokens (T,) -> logits (T, vocab).
+    """The decoder of fla models/gla/modeling_gla.py and its neighbours: tokens (T,) -> logits (T, vocab).
     Per layer h += mixer(norm(h)), then h += mlp(mlp_norm(h)) where the layer has an mlp; lm_head(final(h)). Layers named in
     the config's attn use fla_attention; the others call mixer(layer, w, x) with the slot's weights and x (T, D).
     With attnres_block_size b a sub-layer reads a mix of the closed blocks and h instead of h, and every b-th closes h."""
@@ -188,7 +188,7 @@ def fla_decoder(cfg, weights, tokens, mixer, prefix="model.", norm="attn_norm", 
 
 
 def recurrence(S, d=None, c=None, e=None, rho=None, w=None, r=None, k=None, v=None, q=None, u=None):
-    """One token of one head of mixers.md section 1.1: S (dk, dv) in, (S', o) out. d scalar or (dk,), c (dv,)."""
+    """The one recurrence (recurrence_step in run.c), one token of one head: S (dk, dv) in, (S', o) out. d scalar or (dk,), c (dv,)."""
     r = S.T @ e if e is not None else r
     n = S if d is None else (S * d if np.ndim(d) == 0 else S * np.asarray(d)[:, None])
     if c is not None:

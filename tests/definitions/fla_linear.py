@@ -1,8 +1,8 @@
-"""Linear-state mixers of mixers.md section 4 inside the decoder of section 3: one function per model_type.
+"""Linear-state mixers of the fla library inside its decoder (fla_decoder in common.py): one function per model_type.
 
 Every mixer maps the normed input x (T, D) of one unpadded sequence to (T, D). c is the configuration, w the weights named
 relative to the layer's attn. prefix (model-level tensors keep their full name), l the layer index. Per-token quantities
-are (T, heads, channels); H, dk, dv as in section 0.
+are (T, heads, channels): H heads, keys of dk and values of dv channels.
 """
 import math
 
@@ -13,7 +13,7 @@ from common import (ACTIVATIONS, fla_decoder, gelu_tanh, l2norm, linear, logsigm
 
 
 def mlp_width(c):
-    """F of section 3.2: intermediate_size, or 2/3 of hidden_ratio * D rounded up to a multiple of 256."""
+    """The width of the feed-forward: intermediate_size, or 2/3 of hidden_ratio * D rounded up to a multiple of 256."""
     return c.get("intermediate_size") or 256 * -(-int(c["hidden_size"] * (c.get("hidden_ratio") or 4) * 2 / 3) // 256)
 
 
@@ -45,7 +45,7 @@ RETNET_MAPS = MAPS | {"gelu": lambda z: 0.5 * z * (1 + np.vectorize(math.erf)(z 
 
 
 def feature_map(kind, w, z, name="feature_map"):
-    """phi of section 2.6 on each head of z (T, H, d); the learned maps read the tensors name.*"""
+    """The feature map of fla modules/feature_map.py on each head of z (T, H, d); the learned maps read the tensors name.*"""
     layer = lambda n: linear(z, w[f"{name}.{n}.weight"], w.get(f"{name}.{n}.bias"))
     if kind == "elementwise_product":
         return layer("layer1") * layer("layer2")

@@ -423,7 +423,7 @@ def small(rows):
 
 
 def check_softmax():
-    """Three tokens of one head worked out by hand: mixers.md sections C0, C4 and C13."""
+    """Three tokens of one head worked out by hand."""
     q, k, v = small([(1, -.5), (-.5, 1), (.25, -1)]), small([(.5, -1), (1, .25), (-.75, .5)]), small([(1, 2), (-1, .5), (.5, -1.5)])
     w, beta, c = l2norm(small([(1, 0), (.6, .8), (0, 1)])), 2 * sigmoid(np.array([[0.], [1], [-1]])), np.cumsum(logsigmoid(np.array([[2.], [1], [-1]])), 0)
     print(f"path: max|d| {np.abs(path(q, k, v, w, beta, c) - small([(1, 2), (-.323072714, 1.00769546), (.203733744, .102087075)])).max():.1e}")

@@ -88,7 +88,8 @@ CONTROLS = tuple(Row(about, mixer, options, (0.01,), 0.5) for about, mixer, opti
     ("", "gdn2", ()),
     ("four times the steps", "gdn2", ()),
 ))
-CONTROLS = tuple(r._replace(steps=2) if r.about.startswith("four") else r for r in CONTROLS)
+CONTROLS = tuple(r._replace(steps=2) if r.about.startswith("four times") else r for r in CONTROLS)
+CONTROLS += (Row("four layers, 3000 steps, to compare with 3:1", "gla", ("--layers", "4"), (0.005,), 1.5),)
 
 
 def train(job):

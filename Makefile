@@ -10,7 +10,8 @@ LDLIBS ?= -lm
 OPENMP := $(shell echo 'int main(void){return 0;}' | $(CC) -fopenmp -x c -o /dev/null - 2>/dev/null && echo -fopenmp)
 PYTHON ?= python3
 
-all: run train_tiny ## both programs (the default)
+all: ## both programs (the default), at the same time unless -j says otherwise
+	@$(MAKE) --no-print-directory $(if $(filter -j%,$(MAKEFLAGS)),,-j2) run train_tiny
 
 run: run.c
 	$(CC) $(STD) $(CFLAGS) $(WARN) $(OPENMP) -o $@ $< $(LDLIBS)

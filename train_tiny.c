@@ -5018,11 +5018,12 @@ static int parts_left_out(const char *list) {
     static const char *const names[] = { "decay", "map", "rotation", "gate" };
     int parts = 0;
     for (;; list++) {
+        const size_t n = strcspn(list, ",");
         int i = 0;
-        while (i < 4 && (strncmp(list, names[i], strlen(names[i])) || !strchr(",", list[strlen(names[i])]))) i++;
+        while (i < 4 && (strlen(names[i]) != n || memcmp(names[i], list, n))) i++;
         if (i == 4) return -1;
         parts |= 1 << i;
-        list += strlen(names[i]);
+        list += n;
         if (!*list) return parts;
     }
 }

@@ -66,30 +66,33 @@ def without(*parts):
     return ("--without", ",".join(parts))
 
 
-CONTROLS = tuple(Row(about, mixer, options, (0.01,), 0.5) for about, mixer, options in (
-    ("", "gla", ()),
-    ("begins with 16 tokens", "gla", USUAL),
-    ("no decay", "gla", without("decay")),
-    ("no decay, no output gate", "gla", without("decay", "gate")),
-    ("", "linear-attention", ()),
-    ("no elu + 1", "linear-attention", without("map")),
-    ("", "hgrn2", ()),
-    ("begins with 1 token", "hgrn2", USUAL),
-    ("", "gsa", ()),
-    ("begins with 16 tokens", "gsa", USUAL),
-    ("", "retnet", ()),
-    ("a decay of 22 tokens", "retnet", USUAL),
-    ("no decay", "retnet", without("decay")),
-    ("no rotation", "retnet", without("rotation")),
-    ("no output gate", "retnet", without("gate")),
-    ("no rotation, no output gate", "retnet", without("rotation", "gate")),
-    ("", "kda", ()),
-    ("four times the steps", "kda", ()),
-    ("", "gdn2", ()),
-    ("four times the steps", "gdn2", ()),
-))
-CONTROLS = tuple(r._replace(steps=2) if r.about.startswith("four times") else r for r in CONTROLS)
-CONTROLS += (Row("four layers, 3000 steps, to compare with 3:1", "gla", ("--layers", "4"), (0.005,), 1.5),)
+def control(about, mixer, options=(), rate=0.01, steps=1000):
+    return Row(about, mixer, options, (rate,), steps / STEPS)
+
+
+CONTROLS = (
+    control("", "gla"),
+    control("begins with 16 tokens", "gla", USUAL),
+    control("no decay", "gla", without("decay")),
+    control("no decay, no output gate", "gla", without("decay", "gate")),
+    control("", "linear-attention"),
+    control("no elu + 1", "linear-attention", without("map")),
+    control("", "hgrn2"),
+    control("begins with 1 token", "hgrn2", USUAL),
+    control("", "gsa"),
+    control("begins with 16 tokens", "gsa", USUAL),
+    control("", "retnet"),
+    control("a decay of 22 tokens", "retnet", USUAL),
+    control("no decay", "retnet", without("decay")),
+    control("no rotation", "retnet", without("rotation")),
+    control("no output gate", "retnet", without("gate")),
+    control("no rotation, no output gate", "retnet", without("rotation", "gate")),
+    control("", "kda"),
+    control("four times the steps", "kda", steps=4000),
+    control("", "gdn2"),
+    control("four times the steps", "gdn2", steps=4000),
+    control("four layers, 3000 steps, to compare with 3:1", "gla", ("--layers", "4"), rate=0.005, steps=3000),
+)
 
 
 def train(job):

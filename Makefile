@@ -20,16 +20,12 @@ train_tiny: train_tiny.c run.c
 	$(CC) $(STD) $(CFLAGS) $(WARN) $(OPENMP) -o $@ $< $(LDLIBS)
 
 # ---- tests: everything below needs no download, except for parity ----
-# Threads that wait for work sleep instead of spinning, so that the tests do not fight over a small machine.
-TEST_PROGRAMS := build/test $(patsubst tests/%.c,build/%,$(wildcard tests/test_train.c))
-
 build/%: tests/%.c run.c $(wildcard train_tiny.c)
 	@mkdir -p build
 	$(CC) $(STD) $(CFLAGS) $(WARN) $(OPENMP) -pthread -o $@ $< $(LDLIBS)
 
-test: run $(TEST_PROGRAMS) ## all checks, a minute or two; ends with "N passed, M failed"
-	@export OMP_WAIT_POLICY=passive CC="$(CC)"; for t in $(TEST_PROGRAMS) "$(PYTHON) tests/cli.py" "$(PYTHON) tests/chat.py"; do $$t || echo "# $$t exited with $$?"; done 2>&1 \
-		| awk -v programs=$(words $(TEST_PROGRAMS) cli chat) -f tests/total.awk
+test: ## all checks, under three minutes with compiling; ends with "N passed, M failed"
+	@CC="$(CC)" $(PYTHON) tests/all.py $(MAKE)
 
 # Undefined behaviour and every access outside of an object stop the program.
 SANITIZE = -O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=undefined

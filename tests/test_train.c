@@ -647,7 +647,7 @@ int main(int argc, char **argv) {
     for (int i = 0; i < 2; i++) {
         kern = i ? best : kernels_tiny_plain;
         if (i && !strcmp(kern.name, "plain")) break;
-        printf("kernels: %s\n", names[i]);
+        printf("ok kernels: %s\n", names[i]);
         test_pairs();
         test_recurrence();
         test_attention();

@@ -66,6 +66,7 @@ typedef struct {
 } GlaInfo;
 
 /* Model ---------------------------------------------------------------------------------- */
+/* A vocabulary that is not understood does not keep a model from opening: the first call that needs text says what is wrong with it. */
 GLA_API int gla_open(GlaModel **m, const char *path, char *err);
 GLA_API int gla_open_memory(GlaModel **m, const void *data, size_t n_bytes, char *err); /* data must outlive the model */
 GLA_API int gla_open_tokenizer(GlaModel *m, const char *path, char *err); /* replaces the vocabulary; before any sharing */
@@ -3974,6 +3975,7 @@ struct GlaModel {
     const float *out_norm_bias, *embed_norm, *embed_norm_bias; /* (dim), NULL = none */
     const Kernels *kernels;
     Tokenizer *vocab;
+    char no_text[GLA_ERR];          /* why the file's vocabulary cannot be used, "" = it can, or there is none */
     uint64_t parameters, token_bytes, token_weights, run_weights;
     size_t fixed_floats, kv_floats; /* of all layers; kv per position */
     size_t kv_bytes[GLA_N_KV];      /* of KEYS positions of all layers */
@@ -4779,6 +4781,14 @@ static int load_model(GlaModel *m, char *err) {
     return choose_kernels(&m->kernels, err);
 }
 
+/* A vocabulary that is not understood is a matter for whoever needs text: the model opens and the reason is kept. */
+static int open_vocabulary(GlaModel *m, const char *path, char *err) {
+    const int code = tokenizer_new(&m->vocab, &m->file, err);
+    if (!code || code == GLA_MEMORY) return code;
+    fail(m->no_text, code, "%s%s%s", path, *path ? ": " : "", err);
+    return tokenizer_new(&m->vocab, NULL, err);
+}
+
 /* Takes over the mapping; path only for messages. */
 static int open_mapping(GlaModel **out, Mapping map, const char *path, char *err) {
     char why[GLA_ERR] = "";
@@ -4787,7 +4797,7 @@ static int open_mapping(GlaModel **out, Mapping map, const char *path, char *err
     m->file.map = map;
     int code = gguf_read(&m->file, why);
     if (!code) code = load_model(m, why);
-    if (!code) code = tokenizer_new(&m->vocab, &m->file, why);
+    if (!code) code = open_vocabulary(m, path, why);
     if (!code) { *out = m; return GLA_OK; }
     gla_close(m);
     return fail(err, code, "%s%s%s", path, *path ? ": " : "", why);
@@ -4821,6 +4831,7 @@ GLA_API int gla_open_tokenizer(GlaModel *m, const char *path, char *err) {
     if (code) { gguf_close(&g); return fail(err, code, "%s: %s", path, why); }
     tokenizer_free(m->vocab), gguf_close(&m->vocab_file);
     m->vocab = t, m->vocab_file = g;
+    m->no_text[0] = 0;
     return GLA_OK;
 }
 
@@ -6522,6 +6533,7 @@ static const PreTokenizer pre_tokenizers[] = {
     { "llama-bpe",  0, 0, 3, 0, 1 }, { "llama3",           0, 0, 3, 0, 1 }, { "llama-v3",        0, 0, 3, 0, 1 },
     { "falcon3",    0, 0, 3, 0, 1 }, { "falcon-h1",        0, 0, 3, 0, 1 }, { "pixtral",         0, 0, 3, 0, 1 },
     { "lfm2",       0, 0, 3, 0, 1 },
+    { "smollm",     1, 0, 1, 0, 0 },
 };
 
 /* Unicode facts, unpacked from the strings at the end of this section. A table of runs holds start << 8 | value. */
@@ -6828,11 +6840,11 @@ static void tokenizer_clear(Tokenizer *t) {
     memset(t, 0, sizeof *t);
 }
 
-/* Reads the tokenizer.* keys of g, whose file has to stay mapped. A file without a vocabulary gives n = 0. */
+/* Reads the tokenizer.* keys of g, whose file has to stay mapped. A file without a vocabulary, or none (NULL), gives n = 0. */
 static int tokenizer_init(Tokenizer *t, const Gguf *g, char *err) {
     memset(t, 0, sizeof *t);
     t->bos = t->eos = t->unk = -1;
-    int code = load_vocabulary(t, g, err);
+    int code = g ? load_vocabulary(t, g, err) : GLA_OK;
     if (code) tokenizer_clear(t);
     return code;
 }
@@ -6887,7 +6899,7 @@ static size_t piece_end(const Tokenizer *t, const char *s, size_t n, size_t at) 
     if (next.kind == CH_LETTER && (pre->gpt2 ? blank : c.kind != CH_NUMBER && !newline))
         return run_end(t, s, n, at + c.len, CH_LETTER, 0);
     if (c.kind == CH_NUMBER) return run_end(t, s, n, at, CH_NUMBER, pre->digits);
-    if (next.kind == CH_NUMBER && blank && pre->gpt2) return run_end(t, s, n, at + 1, CH_NUMBER, 0);
+    if (next.kind == CH_NUMBER && blank && pre->gpt2 && !pre->digits) return run_end(t, s, n, at + 1, CH_NUMBER, 0);
     if (c.kind == CH_OTHER || (next.kind == CH_OTHER && blank)) {
         end = run_end(t, s, n, at + (size_t)blank, CH_OTHER, 0);
         while (!pre->gpt2 && end < n && (s[end] == '\r' || s[end] == '\n')) end++;
@@ -6900,6 +6912,7 @@ static size_t piece_end(const Tokenizer *t, const char *s, size_t n, size_t at) 
         if (c.c == '\r' || c.c == '\n') line_end = end + 1;
     }
     if (line_end && !pre->gpt2) return line_end;
+    if (pre->gpt2 && pre->digits && c.kind == CH_NUMBER) return end;
     return end == n || last == at ? end : last;
 }
 
@@ -7085,7 +7098,6 @@ static int64_t tokenizer_encode(const Tokenizer *t, const char *text, size_t len
     Encoder e = { t, ids, cap, 0, 0, NULL };
     size_t from = 0, at = 0, special_len = 0;
     int code = GLA_OK;
-    if (t->n == 0) return fail(err, GLA_INPUT, "the model has no vocabulary; name one with -z");
     if (len > (size_t)1 << 30 || len > SIZE_MAX / 256)
         return fail(err, GLA_INPUT, "the text has %zu bytes, more than can be tokenized in one go", len);
     if (flags & GLA_BOS && t->add_bos && t->bos >= 0) emit_id(&e, t->bos);
@@ -7430,7 +7442,15 @@ static void tokenizer_free(Tokenizer *t) {
     gla_free(t);
 }
 
+/* For whatever needs text: is there a vocabulary that can be used? */
+static int need_vocabulary(const GlaModel *m, char *err) {
+    if (m->no_text[0]) return fail(err, GLA_UNSUPPORTED, "%s", m->no_text);
+    return m->vocab->n ? GLA_OK : fail(err, GLA_INPUT, "the model has no vocabulary; name one with -z");
+}
+
 GLA_API int64_t gla_encode(const GlaModel *m, const char *text, size_t len, int flags, int32_t *ids, size_t cap, char *err) {
+    const int code = need_vocabulary(m, err);
+    if (code) return code;
     return tokenizer_encode(m->vocab, text, len, flags, ids, cap, err);
 }
 GLA_API size_t gla_piece(const GlaModel *m, int32_t id, int flags, char *buf, size_t cap) {
@@ -7702,6 +7722,7 @@ static int generate(GlaState *s, GlaSampler *p, const int32_t *prompt, int64_t n
     int done = 0, code;
     int first = s->pos == 0 && n == 1 && !gla_piece(m, prompt[0], 0, NULL, 0); /* after a lone begin token: no leading space */
     if (n_out) *n_out = 0;
+    if (*m->no_text) return need_vocabulary(m, err);
     if (n < 0) return fail(err, GLA_INPUT, "a prompt of %lld tokens", (long long)n);
     if (s->pos == 0 && n == 0)
         return fail(err, GLA_INPUT, "nothing to go on: an empty prompt and a model without a begin-of-text token");
@@ -8259,7 +8280,8 @@ GLA_API int gla_chat_forget(GlaChat *c, int64_t keep, const GlaGenerate *how, ch
 
 GLA_API int gla_chat_new(GlaChat **chat, GlaState *s, const GlaChatSettings *how, char *err) {
     *chat = NULL;
-    if (!gla_n_tokens(s->m)) return fail(err, GLA_INPUT, "a chat needs a vocabulary, the model's file has none; name one with -z");
+    const int no_text = need_vocabulary(s->m, err);
+    if (no_text) return no_text;
     if (s->pos) return fail(err, GLA_INPUT, "a chat begins with a state that has read nothing");
     GlaChat *c = gla_alloc(sizeof *c);
     size_t n = how->system ? strlen(how->system) : 0;
@@ -9206,9 +9228,8 @@ static void print_state_size(const GlaInfo *info, const GlaState *s) {
 static int prompt_ids(Ids *ids, const Text *t, const Options *o, const GlaModel *m, const GlaState *s, char *err) {
     const int fresh = !gla_state_pos(s);
     int code = GLA_OK;
-    if (gla_n_tokens(m) == 0 && (t->n || !o->load_state))
-        return fail(err, GLA_INPUT, "%s holds no vocabulary; name one with -z", o->model);
-    if (t->n || fresh) code = ids_encode(ids, m, t->s, t->n, GLA_SPECIAL | (fresh ? GLA_BOS : 0), err);
+    if (t->n || !o->load_state) code = need_vocabulary(m, err);
+    if (!code && (t->n || fresh)) code = ids_encode(ids, m, t->s, t->n, GLA_SPECIAL | (fresh ? GLA_BOS : 0), err);
     if (code || ids->n || !fresh) return code;
     int32_t start = m->vocab->bos >= 0 ? m->vocab->bos : m->vocab->eos;
     return start >= 0 && start < m->config.vocab_size ? ids_add(ids, &start, 1, err) : GLA_OK;
@@ -9695,7 +9716,7 @@ static int mode_tokenize(const Options *o, GlaModel *m, char *err) {
     Text t = {0};
     Ids ids = {NULL, 0, 0};
     int code = o->ids ? get_ids(&ids, o->ids, m, err) : get_text(o, &t, err);
-    if (!code && !gla_n_tokens(m)) code = fail(err, GLA_INPUT, "%s holds no vocabulary; name one with -z", o->model);
+    if (!code) code = need_vocabulary(m, err);
     if (!code && !o->ids) code = ids_encode(&ids, m, t.s, t.n, GLA_BOS | GLA_SPECIAL, err);
     for (int64_t i = 0; i < ids.n && !code; i++) {
         char piece[PIECE];
@@ -9812,7 +9833,7 @@ static int run_mode(const Options *o, GlaModel *m, double begin, double load_s, 
     while (o->kv && kv < GLA_N_KV && strcmp(kv_names[kv], o->kv)) kv++;
     if (kv == GLA_N_KV) return misuse("--kv %s: expected f32, f16 or q8_0", o->kv);
     if (o->tokenizer && (code = gla_open_tokenizer(m, o->tokenizer, err))) return complain(err);
-    if (!o->tokenizer && !gla_n_tokens(m)) use_default_vocabulary(m);
+    if (!o->tokenizer && !gla_n_tokens(m) && !*m->no_text) use_default_vocabulary(m);
     if (mode == INFO) return mode_info(m, kv);
     if (mode == TOKENIZE) return mode_tokenize(o, m, err);
     if (mode == LOGITS && !(code = get_ids(&ids, o->ids, m, err)) && !ids.n)

@@ -169,6 +169,14 @@ def test_failures() -> None:
         check(not re.search(rb"[^\n\x20-\x7e]", p.stderr), f"the message about a bad {what} is printable", p.stderr)
     refused(1, "no such model", tmp / "none.gguf", "-i", "x", message="none.gguf")
     refused(1, "a folder", tmp, "-i", "x", message=str(tmp))
+    good = TINY.read_bytes()  # a vocabulary that is not understood
+    at = good.index(b"tokenizer.ggml.pre") + len(b"tokenizer.ggml.pre") + 12
+    other = write("other.gguf", good[:at] + b"nosuc" + good[at + 5:])
+    for args in (["-m", "info"], ["-m", "bench", "-n", 1, "--prompt-len", 3],
+                 ["-m", "logits", "--ids", write("ids", b"1 2"), "--out", tmp / "other.out"], ["-z", TINY, "-m", "tokenize", "-i", "x"]):
+        check(run(other, *args).returncode == 0, f"{args[:2]} needs no vocabulary of the file's")
+    for args in (["-i", "x"], ["-m", "chat", "-i", "x"], ["-m", "tokenize", "-i", "x"], ["-m", "perplexity", "-i", "x"]):
+        refused(1, "a vocabulary that is not understood", other, *args, message="nosuc")
     refused(1, "a vocabulary as a model", FIXTURES / "tokenizer" / "gpt-2.gguf", message="-z")
     refused(1, "a model without a vocabulary", GLA, "-i", "x", message="-z")
     refused(1, "no such vocabulary", TINY, "-z", tmp / "none", "-i", "x")

@@ -1924,6 +1924,7 @@ static int attempt(const uint8_t *bytes, size_t n, int vocabulary, const char *w
         }
     }
     if (vocabulary) tokenizer_free(t), gguf_close(&g);
+    else if (!code && *m->no_text) code = (int)gla_encode(m, "a", 1, 0, NULL, 0, err); /* it runs; only text is refused */
     gla_close(m);
     free(exact);
     check(heap.live == live, "%s: %ld blocks lost", what, heap.live - live);

@@ -680,6 +680,49 @@ static uint64_t hash_bytes(uint64_t h, const void *data, size_t n) { /* FNV-1a o
 }
 #define HASH_SEED 0xcbf29ce484222325u
 
+/* -- words that were meant -- */
+
+enum { WORD_LEN = 48 }; /* longer words are like no other */
+
+/* Letters that are missing, extra, wrong, or swapped with their neighbour: the fewest that turn a into b (optimal string alignment).
+ * Upper and lower case are the same letter. Of row i of the table are kept: this one, and two before it. */
+static int letters_off(const char *a, const char *b) {
+    int rows[3][WORD_LEN + 1] = {{0}};
+    const int n = (int)strlen(a), m = (int)strlen(b);
+    if (n > WORD_LEN || m > WORD_LEN) return WORD_LEN;
+    for (int j = 0; j <= m; j++) rows[0][j] = j;
+    for (int i = 1; i <= n; i++) {
+        int *now = rows[i % 3];
+        const int *last = rows[(i + 2) % 3], *before = rows[(i + 1) % 3];
+        now[0] = i;
+        for (int j = 1; j <= m; j++) {
+            const int same = (a[i - 1] | 32) == (b[j - 1] | 32);
+            int best = last[j - 1] + !same;
+            if (last[j] + 1 < best) best = last[j] + 1;
+            if (now[j - 1] + 1 < best) best = now[j - 1] + 1;
+            if (i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1] && before[j - 2] + 1 < best)
+                best = before[j - 2] + 1;
+            now[j] = best;
+        }
+    }
+    return rows[n % 3][m];
+}
+
+/* The word of a list, which NULL ends, that was probably meant by name: the one with the fewest letters off, a third of them at
+ * most, else the first that begins with what was typed. NULL: none is near. */
+LIKELY_UNUSED static const char *nearest(const char *name, const char *const *list) {
+    const size_t n = strlen(name);
+    const char *found = NULL, *longer = NULL;
+    int best = n < 6 ? 2 : (int)n / 3 + 1; /* fewer than this */
+    if (n > WORD_LEN || n < 2) return NULL;
+    for (; *list; list++) {
+        const int off = letters_off(name, *list);
+        if (off < best) best = off, found = *list;
+        if (!longer && n > 2 && !strncmp(name, *list, n)) longer = *list;
+    }
+    return found && (best < 2 || !longer) ? found : longer;
+}
+
 /* ---- 4. formats: how numbers lie in a file ---------------------------------------------------------------
  * F32, F16 and BF16 are plain. Everything else is block-quantised: a row is a sequence of blocks, a block a few scales and
  * small integers. Whatever the packing, it means y = d q - m, with d and m constant over groups of 16 or 32, and q in int8.

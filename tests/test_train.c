@@ -598,6 +598,25 @@ static int dump(const char *dir) {
     return 0;
 }
 
+/* A misspelled word finds the one that was meant, and a strange one finds none. */
+static void test_nearest(void) {
+    static const char *const list[] = { "temperature", "top-p", "top-k", "steps", "seed", "tokenizer", "mixer", "minutes", "o", NULL };
+    static const char *const pairs[][2] = {
+        { "stpes", "steps" }, { "step", "steps" }, { "sede", "seed" }, { "temprature", "temperature" }, { "temp", "temperature" },
+        { "top_p", "top-p" }, { "TOP-K", "top-k" }, { "tokeniser", "tokenizer" }, { "token", "tokenizer" }, { "mixxer", "mixer" },
+        { "minute", "minutes" }, { "teperatrue", "temperature" }, { "x", NULL }, { "", NULL }, { "banana", NULL }, { "verbose", NULL },
+        { "a-word-that-is-much-longer-than-any-option-of-any-program", NULL },
+    };
+    int wrong = 0;
+    for (size_t i = 0; i < sizeof pairs / sizeof *pairs; i++) {
+        const char *got = nearest(pairs[i][0], list), *want = pairs[i][1];
+        if (want ? got && !strcmp(got, want) : !got) continue;
+        printf("FAIL nearest: %s: %s instead of %s\n", pairs[i][0], got ? got : "none", want ? want : "none");
+        wrong++;
+    }
+    check("the word that was meant", wrong, 0.5);
+}
+
 /* Options that do not go together: exit code 2 and one sentence, before anything is read or written. A row accepted by mistake
  * fails quickly: its file cannot be written, and a task ends after half a second. */
 static void test_misuse(void) {
@@ -666,6 +685,7 @@ int main(int argc, char **argv) {
     test_same_bits(&d, N_KINDS - 1);
     test_counts();
     test_halves();
+    test_nearest();
     test_misuse();
     printf("%d passed, %d failed\n", passed, failed);
     return failed != 0;

@@ -5136,7 +5136,7 @@ static char *story_sample(size_t *n) {
 }
 
 /* Opens the vocabulary (-z), or learns one from the text. */
-static int open_vocabulary(Data *d, const TrainOptions *o, const char *text, size_t n, char *err) {
+static int choose_vocabulary(Data *d, const TrainOptions *o, const char *text, size_t n, char *err) {
     int code;
     if (o->tokenizer) code = map_file(&d->vocab.map, o->tokenizer, err);
     else {
@@ -5509,7 +5509,7 @@ int main(int argc, char **argv) {
     if (o.task) goto ready;
     if (!code && o.text) code = (text = read_text(o.text, &n, err)) ? GLA_OK : GLA_IO;
     else if (!code && !o.tokenizer) text = story_sample(&n);
-    if (!code) code = open_vocabulary(&d, &o, text, n, err);
+    if (!code) code = choose_vocabulary(&d, &o, text, n, err);
     if (!code && o.tokenizer_out) code = write_vocabulary(o.tokenizer_out, &d.vocab, err);
     if (!code) c.vocab_size = d.tokenizer->n;
     if (!code && o.text) code = encode_text_file(&d, &c, text, n, err);

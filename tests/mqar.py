@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Multi-query associative recall, the table of the README: what each mixer's memory of a fixed size can hold.
+"""Multi-query associative recall, the tables of doc/recall.md: what each mixer's memory of a fixed size can hold.
 
     python3 tests/mqar.py [--jobs 2] [--only NAME] [--controls] [--steps N]
 

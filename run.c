@@ -3897,6 +3897,35 @@ static const Family *family_named(const char *name) {
     return NULL;
 }
 
+/* -- decoders with softmax attention in every layer, by what one has and another has not; keys and tensors are llama.cpp's --
+ *   adjacent     rotary pairs (2i, 2i+1), as the rows of q and k are stored; else (i, i + n/2)
+ *   biased       q, k and v must have a bias; elsewhere they may
+ *   qk_norm      every head of q and of k is normalised
+ *   sandwich     the mixer and the feed-forward have a norm behind them, too
+ *   act          of the feed-forward
+ *   scaled       the embedding is multiplied by sqrt(dim)
+ *   period       where the file has a window and no pattern: every so many layers one has none, 0 = all have it
+ *   window_base  rotary base of layers with a window, which no scaling touches; 0 = like the others
+ *   wide         the model of so many layers scales scores by (dim / heads)^-1/2, all others by (head width)^-1/2 */
+typedef struct {
+    const char *name;
+    int adjacent, biased, qk_norm, sandwich, act, scaled, period;
+    double window_base;
+    int wide;
+} Decoder;
+static const Decoder decoders[] = {
+    /* name    adjacent biased qk_norm sandwich act            scaled period window_base wide */
+    {"llama",  1,       0,     0,      0,       ACT_SILU,      0,     0,     0,          0},
+    {"qwen2",  0,       1,     0,      0,       ACT_SILU,      0,     0,     0,          0},
+    {"qwen3",  0,       0,     1,      0,       ACT_SILU,      0,     0,     0,          0},
+    {"gemma3", 0,       0,     1,      1,       ACT_GELU_TANH, 1,     6,     10000,      62},
+};
+static const Decoder *decoder_named(const char *name) {
+    for (size_t i = 0; i < sizeof decoders / sizeof *decoders; i++)
+        if (!strcmp(decoders[i].name, name)) return &decoders[i];
+    return NULL;
+}
+
 /* A projection y = W x + bias, or through a narrow middle: y = up act(W x) + bias. Without w.data it is absent. */
 typedef struct { Tensor w, up; const float *bias; int act; } Proj;
 static int proj_out(const Proj *p) { return p->up.data ? p->up.n_out : p->w.n_out; }
@@ -3917,14 +3946,15 @@ typedef struct {
     size_t scratch;                 /* floats per token that the mixer finds behind the rows of its projections */
     float eps;                      /* of the norms in the layer, where the mixer has none of its own */
     const float *norm, *norm_bias;  /* (dim) in front of the mixer; the bias or NULL, with Config.layer_norm */
+    const float *post_norm, *post_ffn_norm; /* (dim) behind the mixer, behind the feed-forward; NULL = none */
     const float *q_norm, *k_norm;   /* (dk) in front of the mixer's equations, NULL = not normalised */
     const float *o_norm;            /* behind them: (dv), or (n_heads dv) over all heads, NULL = weight one */
     float scale;                    /* of q */
 
     /* rotary positions */
     int rope_dims, rope_adjacent;   /* rotated channels of a head; pairs (2i, 2i+1) instead of (i, i + rope_dims/2) */
-    double rope_base, rope_factor;
     const double *rope_freq;        /* (rope_dims / 2) radians per position; double, since positions reach a million */
+    float rope_scale;               /* of cos and sin: 1, or YaRN's factor */
 
     /* softmax layers */
     int window, gated;              /* visible positions, 0 = all; query rows hold [query | gate] per head */
@@ -3997,6 +4027,8 @@ typedef struct {
 typedef struct {
     int dim, vocab_size, n_layers, seq_len;
     float eps;
+    float embed_scale;              /* of the embedding's rows */
+    float softcap;                  /* logits <- softcap tanh(logits / softcap), 0 = as they are */
     int limit;                      /* positions that the mixers can count, 0 = any number */
     int layer_norm;                 /* the norms of the stream are LayerNorm, not RMSNorm */
     int rescale;                    /* the stream is halved after so many layers, 0 = never */
@@ -4030,7 +4062,7 @@ struct GlaModel {
 };
 
 /* While loading: the first failure sticks, and everything after it is skipped, so a config reader reads as a list. */
-typedef struct { GlaModel *m; const Gguf *g; char arch[32]; char *err; int code; } Loader;
+typedef struct { GlaModel *m; const Gguf *g; char arch[32]; const Decoder *decoder; char *err; int code; } Loader;
 #define REFUSE(l, kind, ...) ((l)->code = (l)->code ? (l)->code : fail((l)->err, kind, __VA_ARGS__))
 
 static void *keep(Loader *l, size_t n, size_t width) { /* zeroed memory that lives as long as the model */
@@ -4188,31 +4220,82 @@ static void bind_feed_forward(Loader *l, Layer *y, int i, const char *norm) {
     y->down = matrix(l, "ffn_down.weight", i, hidden, dim);
 }
 
+/* What a file says about the turning of a layer's keys and queries. */
+typedef struct {
+    double base, factor;            /* channel pair j turns by base^(-2j/n) / factor per position */
+    const float *factors;           /* (n / 2) further divisors, or NULL */
+    int yarn;                       /* pairs that turn often within the `context` of training keep their speed  (arXiv 2309.00071) */
+    double context, fast, slow;     /* more turns than `fast`: not divided; fewer than `slow`: divided; between them a mix */
+    double scale;                   /* of cos and sin */
+} Rope;
+
 /* The angles per position of y's rotated channels, shared with an earlier layer that turns the same way. */
-static const double *rope_frequencies(Loader *l, Layer *y, double base, double factor, const float *factors) {
-    y->rope_base = base, y->rope_factor = factor;
-    for (Layer *x = l->m->layers; x < y; x++)
-        if (x->rope_freq && x->rope_dims == y->rope_dims && x->rope_base == base && x->rope_factor == factor) return x->rope_freq;
-    double *f = keep(l, (size_t)y->rope_dims / 2 + 1, sizeof *f);
-    for (int j = 0; f && j < y->rope_dims / 2; j++)
-        f[j] = pow(base, -2.0 * j / y->rope_dims) / factor / (factors ? factors[j] : 1.0);
-    return f;
+static void set_rope(Loader *l, Layer *y, const Rope *r) {
+    int n = y->rope_dims;
+    double f[MAX_ROPE / 2], low = 0, high = 0; /* pairs below low keep their speed, pairs above high do not */
+    if (l->code) return;
+    if (r->yarn) { /* pair j turns `fast` times in the context when base^(2j/n) = context / (2 pi fast) */
+        double per_log = n / (2 * log(r->base)), two_pi = 6.283185307179586;
+        low = fmax(0, floor(per_log * log(r->context / (two_pi * r->fast))));
+        high = fmin(n - 1, ceil(per_log * log(r->context / (two_pi * r->slow))));
+    }
+    for (int j = 0; j < n / 2; j++) {
+        double turn = pow(r->base, -2.0 * j / n), share = 0; /* of the undivided speed */
+        if (r->yarn) share = 1 - fmin(1, fmax(0, (j - low) / fmax(0.001, high - low)));
+        f[j] = (turn / r->factor * (1 - share) + turn * share) / (r->factors ? r->factors[j] : 1.0);
+    }
+    y->rope_scale = (float)r->scale;
+    for (Layer *x = l->m->layers; x < y && !y->rope_freq; x++)
+        if (x->rope_freq && x->rope_dims == n && !memcmp(x->rope_freq, f, (size_t)(n / 2) * sizeof *f)) y->rope_freq = x->rope_freq;
+    double *own = y->rope_freq ? NULL : keep(l, (size_t)n / 2 + 1, sizeof *own);
+    if (own) y->rope_freq = memcpy(own, f, (size_t)(n / 2) * sizeof *f);
 }
 
-/* The rotary positions of a softmax layer with heads of head_dim channels. */
+/* The scaling of positions beyond the context of training. A factor without a type is linear, as in llama.cpp. */
+static void rope_scaling(Loader *l, Rope *r, int i) {
+    char key[96], text[64];
+    Str type = {"linear", 6};
+    gguf_str(l->g, arch_key(key, l, "rope.scaling.type"), &type);
+    if (str_is(type, "none")) return;
+    r->yarn = str_is(type, "yarn");
+    if (!r->yarn && !str_is(type, "linear"))
+        REFUSE(l, GLA_UNSUPPORTED, "%s is \"%s\", which is not implemented; linear and yarn are", key, printable(text, type));
+    r->factor = float_key(l, "rope.scale_linear", i, 1.0, 0, 1e6); /* the older name */
+    r->factor = float_key(l, "rope.scaling.factor", i, r->factor, 0, 1e6);
+    if (r->factor == 0) r->factor = 1;
+    if (r->factor < 1e-3) REFUSE(l, GLA_FORMAT, "%s.rope.scaling.factor is %g, expected 0.001 or more", l->arch, r->factor);
+    if (!r->yarn) return;
+    r->context = int_key(l, "rope.scaling.original_context_length", i, l->m->config.seq_len, 1, INT32_MAX);
+    r->fast = float_key(l, "rope.scaling.yarn_beta_fast", i, 32, 1e-3, 1e6);
+    r->slow = float_key(l, "rope.scaling.yarn_beta_slow", i, 1, 1e-3, 1e6);
+    r->scale = float_key(l, "rope.scaling.attn_factor", i, 1, 1e-3, 1e3) * (r->factor > 1 ? 1 + 0.1 * log(r->factor) : 1);
+}
+
+/* The rotary positions of a softmax layer with heads of head_dim channels, whose window is known. */
 static void bind_rope(Loader *l, Layer *y, int i, int head_dim) {
     int most = head_dim < MAX_ROPE ? head_dim : MAX_ROPE;
+    Rope r = {.factor = 1, .scale = 1};
     y->rope_dims = int_key(l, "rope.dimension_count", i, most, 0, most);
     if (y->rope_dims % 2) REFUSE(l, GLA_FORMAT, "%s.rope.dimension_count is odd", l->arch);
-    double base = float_key(l, "rope.freq_base", i, 10000.0, 1.0, 1e15), factor = 1;
-    char key[96], text[64];
-    Str scaling;
-    if (gguf_str(l->g, arch_key(key, l, "rope.scaling.type"), &scaling) && !str_is(scaling, "none")) {
-        if (str_is(scaling, "linear")) factor = float_key(l, "rope.scaling.factor", i, 1.0, 1e-3, 1e6);
-        else REFUSE(l, GLA_UNSUPPORTED, "%s is \"%s\", which is not implemented", key, printable(text, scaling));
+    if (y->window && l->decoder && l->decoder->window_base) {
+        r.base = float_key(l, "rope.freq_base_swa", i, l->decoder->window_base, 1.0, 1e15);
+    } else {
+        r.base = float_key(l, "rope.freq_base", i, 10000.0, 1.0, 1e15);
+        rope_scaling(l, &r, i);
+        r.factors = vector_if(l, "rope_freqs.weight", -1, y->rope_dims / 2);
     }
-    const float *factors = vector_if(l, "rope_freqs.weight", -1, y->rope_dims / 2);
-    y->rope_freq = rope_frequencies(l, y, base, factor, factors);
+    set_rope(l, y, &r);
+}
+
+/* The positions that layer i sees, 0 = all of them. A pattern that is a list says which layers have the window, a number n that
+ * every n-th has none. */
+static int window_key(Loader *l, int i) {
+    char key[96];
+    int window = int_key(l, "attention.sliding_window", i, 0, 0, INT32_MAX);
+    int64_t at = gguf_key_index(l->g, arch_key(key, l, "attention.sliding_window_pattern"));
+    if (at >= 0 && l->g->keys[at].type == GGUF_ARR) return int_key(l, "attention.sliding_window_pattern", i, 0, 0, 1) ? window : 0;
+    int period = int_key(l, "attention.sliding_window_pattern", i, l->decoder ? l->decoder->period : 0, 0, INT32_MAX);
+    return period && (i + 1) % period == 0 ? 0 : window;
 }
 
 /* Grouped-query softmax attention; its projections are q (with gate when gated), k, v, and f where there are forget gates.
@@ -4232,10 +4315,11 @@ static void bind_softmax(Loader *l, Layer *y, int i, int gated, int qk_norm, int
     }
     if (int_key(l, "attention.value_length", i, head_dim, 1, 65536) != head_dim)
         REFUSE(l, GLA_UNSUPPORTED, "%s.attention.value_length differs from key_length, which is not implemented", l->arch);
+    y->window = window_key(l, i);
     bind_rope(l, y, i, head_dim);
+    int wide = l->decoder && l->decoder->wide == l->m->config.n_layers;
     double scale = float_key(l, "attention.scale", i, 0.0, 0.0, 1e6);
-    y->scale = scale != 0 ? (float)scale : 1.0f / sqrtf((float)head_dim);
-    y->window = int_key(l, "attention.sliding_window", i, 0, 0, INT32_MAX);
+    y->scale = scale != 0 ? (float)scale : 1.0f / sqrtf((float)(wide ? dim / y->n_heads : head_dim));
 
     int forgetting = has(l, "attn_forget.weight", i);
     int own_norms = forgetting || !strcmp(l->arch, "wall_transformer"); /* a norm weight per channel of all heads */
@@ -4252,6 +4336,10 @@ static void bind_softmax(Loader *l, Layer *y, int i, int gated, int qk_norm, int
         y->in[IN_K] = projection(l, "attn_k", NULL, i, dim, kv_rows);
         y->in[IN_V] = projection(l, "attn_v", NULL, i, dim, kv_rows);
     }
+    int biases = !!y->in[IN_Q].bias + !!y->in[IN_K].bias + !!y->in[IN_V].bias;
+    if (biases % 3 || (!biases && l->decoder && l->decoder->biased))
+        REFUSE(l, GLA_FORMAT, "blk.%d: %d of attn_q, attn_k and attn_v have a bias, expected %s", i, biases,
+               l->decoder && l->decoder->biased ? "all three" : "all or none");
     y->out = projection(l, "attn_output", NULL, i, (int64_t)y->n_heads * head_dim, dim);
     y->qk_eps = (float)float_key(l, "attention.qk_norm_epsilon", i, y->eps, 0, 1);
     y->qk_norm_step = own_norms ? head_dim : 0;
@@ -4279,13 +4367,21 @@ static void bind_turning(Loader *l, Layer *y, int i) {
     if (y->d_conv) y->conv[IN_W] = vector(l, "ssm_conv1d_w.weight", i, rows * y->d_conv);
 }
 
-/* llama, qwen3: softmax attention in every layer. */
-static void read_llama(Loader *l, Layer *y, int i) {
+/* A row of `decoders`. */
+static void read_decoder(Loader *l, Layer *y, int i) {
+    const Decoder *d = l->decoder;
+    Config *c = &l->m->config;
     if (int_key(l, "expert_count", i, 0, 0, 65536)) REFUSE(l, GLA_UNSUPPORTED, "%s with experts is not implemented", l->arch);
-    y->norm = vector(l, "attn_norm.weight", i, l->m->config.dim);
-    int qwen3 = !strcmp(l->arch, "qwen3");
-    bind_softmax(l, y, i, 0, qwen3, !qwen3); /* llama's rows are stored for rotation of adjacent pairs */
+    c->embed_scale = d->scaled ? sqrtf((float)c->dim) : 1;
+    c->softcap = (float)float_key(l, "final_logit_softcapping", 0, 0, 0, 1e6);
+    y->norm = vector(l, "attn_norm.weight", i, c->dim);
+    bind_softmax(l, y, i, 0, d->qk_norm, d->adjacent);
     bind_feed_forward(l, y, i, "ffn_norm.weight");
+    y->ffn_act = act_key(l, "feed_forward_activation", d->act);
+    if (d->sandwich) {
+        y->post_norm = vector(l, "post_attention_norm.weight", i, c->dim);
+        y->post_ffn_norm = vector(l, "post_ffw_norm.weight", i, c->dim);
+    }
 }
 
 static int map_width(int map, int n) { return map == MAP_HEDGEHOG ? 2 * n : map == MAP_DPFP ? 8 * n : n; }
@@ -4378,7 +4474,7 @@ static void bind_family(Loader *l, Layer *y, int i) {
     y->beta_scale = (float)float_key(l, "mixer.beta_scale", i, 1, 0, 2);
     y->o_eps = (float)float_key(l, "mixer.layer_norm_rms_epsilon", i, y->eps, 0, 1);
     y->rope_dims = int_key(l, "mixer.rope_dimension_count", i, 0, 0, y->dk < MAX_ROPE ? y->dk : MAX_ROPE) / 2 * 2;
-    if (y->rope_dims) y->rope_freq = rope_frequencies(l, y, float_key(l, "mixer.rope_freq_base", i, 10000.0, 1.0, 1e15), 1, NULL);
+    if (y->rope_dims) set_rope(l, y, &(Rope){.base = float_key(l, "mixer.rope_freq_base", i, 10000.0, 1.0, 1e15), .factor = 1, .scale = 1});
     int gated = has(l, "attn_gate.weight", i) || has(l, "ssm_g_a.weight", i);
     y->gate_act = act_key(l, "mixer.output_gate", gated ? f->gate : ACT_NONE);
     int64_t rows[MAX_IN];
@@ -4712,9 +4808,9 @@ static void read_rwkv(Loader *l, Layer *y, int i) {
 }
 
 static const struct { const char *name; void (*read_layer)(Loader *, Layer *, int); } architectures[] = {
-    {"qwen35", read_qwen35}, {"qwen3", read_llama}, {"llama", read_llama}, {"rwkv6", read_rwkv}, {"rwkv7", read_rwkv},
+    {"qwen35", read_qwen35}, {"rwkv6", read_rwkv}, {"rwkv7", read_rwkv},
     {"transformer", read_fla}, {"forgetting_transformer", read_fla}, {"path_attn", read_fla}, {"wall_transformer", read_fla},
-}; /* and all rows of the family: read_fla */
+}; /* and all rows of the family: read_fla, all rows of decoders: read_decoder */
 
 static void measure_layers(GlaModel *m); /* section 9: sizes of state and scratch, from the table of mixers */
 
@@ -4753,7 +4849,7 @@ static int refuse_unused(const Gguf *g, int n_layers, const char *arch, char *er
 
 static int load_model(GlaModel *m, char *err) {
     const Gguf *g = &m->file;
-    Loader loader = {m, g, "", err, GLA_OK}, *l = &loader;
+    Loader loader = {m, g, "", NULL, err, GLA_OK}, *l = &loader;
     Str s = {NULL, 0};
     char text[64];
     int code = refuse_other_kinds(g, err);
@@ -4764,6 +4860,8 @@ static int load_model(GlaModel *m, char *err) {
         if (str_is(s, architectures[i].name)) read_layer = architectures[i].read_layer;
     if (s.n < sizeof l->arch) memcpy(l->arch, s.s, s.n);
     if (!read_layer && family_named(l->arch)) read_layer = read_fla;
+    l->decoder = decoder_named(l->arch);
+    if (l->decoder) read_layer = read_decoder;
     if (!read_layer) return fail(err, GLA_UNSUPPORTED, "the architecture \"%s\" is not implemented", printable(text, s));
     m->architecture = keep_str(l, s, "");
     s.s = NULL;
@@ -4779,6 +4877,7 @@ static int load_model(GlaModel *m, char *err) {
     if (c->n_layers < 1) REFUSE(l, GLA_UNSUPPORTED, "this file holds only multi-token-prediction blocks, no model");
     c->dim = int_key(l, "embedding_length", 0, 0, 1, 1 << 24);
     c->seq_len = int_key(l, "context_length", 0, 4096, 1, INT32_MAX);
+    c->embed_scale = 1;
     double eps = float_key(l, "attention.layer_norm_epsilon", 0, 1e-6, 0, 1);
     c->eps = (float)float_key(l, "attention.layer_norm_rms_epsilon", 0, eps, 0, 1);
     m->embed = matrix(l, "token_embd.weight", -1, c->dim, 0);
@@ -5406,7 +5505,7 @@ static void short_conv(const Team *team, float *x, const float *w, const float *
 static void rope_table(float *table, const Layer *y, int64_t pos) { /* cos and sin of the angles at a position */
     for (int i = 0; i < y->rope_dims / 2; i++) {
         double angle = (double)pos * y->rope_freq[i];
-        table[2 * i] = (float)cos(angle), table[2 * i + 1] = (float)sin(angle);
+        table[2 * i] = y->rope_scale * (float)cos(angle), table[2 * i + 1] = y->rope_scale * (float)sin(angle);
     }
 }
 
@@ -6426,6 +6525,19 @@ static void mix_sources(float *out, const float *sources, int n, size_t step, in
     }
 }
 
+/* x <- cap tanh(x / cap), n floats: they stay within cap of 0. */
+static void cap_rows(const Team *team, float *x, float cap, size_t n) {
+    enum { PIECE = 4096 };
+    int n_threads = threads_for(team, 16.0 * (double)n);
+    PARALLEL_FOR(n_threads)
+    for (int64_t at = 0; at < (int64_t)n; at += PIECE) {
+        size_t k = (size_t)min64(PIECE, (int64_t)n - at);
+        for (size_t i = 0; i < k; i++) x[at + (int64_t)i] /= cap;
+        team->kernels->activate(x + at, ACT_TANH, k);
+        for (size_t i = 0; i < k; i++) x[at + (int64_t)i] *= cap;
+    }
+}
+
 /* Reads ids[0..T), T <= batch; the last n_logits positions leave rows of logits. */
 static void forward(GlaState *s, const int32_t *ids, int T, float *logits, int n_logits) {
     const GlaModel *m = s->m;
@@ -6440,6 +6552,7 @@ static void forward(GlaState *s, const int32_t *ids, int T, float *logits, int n
     for (int t = 0; t < T; t++) {
         const uint8_t *row = m->embed.data + (size_t)ids[t] * row_bytes(&m->embed);
         row_to_float(x + (size_t)t * dim, row, m->embed.type, dim);
+        for (size_t d = 0; d < dim && c->embed_scale != 1; d++) x[(size_t)t * dim + d] *= c->embed_scale;
     }
     if (m->embed_norm) norm_rows(team, c, x, x, m->embed_norm, m->embed_norm_bias, T);
 
@@ -6485,7 +6598,9 @@ static void forward(GlaState *s, const int32_t *ids, int T, float *logits, int n
                 matmul(team, &(Product){s->xb, &y->down}, 1, &hidden);
             }
 
-            // x += xb
+            // x += xb, or norm(xb)
+            const float *post = ffn ? y->post_ffn_norm : y->post_norm;
+            if (post) norm_rows(team, c, s->xb, s->xb, post, NULL, T);
             for (size_t j = 0; j < (size_t)T * dim; j++) x[j] += s->xb[j];
         }
         if (c->rescale && (i + 1) % c->rescale == 0) /* RWKV-6 */
@@ -6502,6 +6617,7 @@ static void forward(GlaState *s, const int32_t *ids, int T, float *logits, int n
         norm_rows(team, c, s->xb, last, m->out_norm, m->out_norm_bias, n_logits);
         Input wanted = input_rows(s->xb, n_logits, c->dim);
         matmul(team, &(Product){logits, &m->head}, 1, &wanted);
+        if (c->softcap > 0) cap_rows(team, logits, c->softcap, (size_t)n_logits * (size_t)c->vocab_size);
     }
     s->pos += T, s->evaluated += T;
 }

@@ -51,7 +51,8 @@ HARMLESS = set("""
     output_hidden_states use_cache cache_implementation gradient_checkpointing is_encoder_decoder
     attention_dropout hidden_dropout resid_dropout embd_dropout attn_dropout dropout initializer_range pretraining_tp
     bos_token_id eos_token_id pad_token_id unk_token_id sep_token_id decoder_start_token_id image_token_id video_token_id
-    vision_start_token_id vision_end_token_id vision_token_id fuse_norm fuse_swiglu fuse_cross_entropy
+    vision_start_token_id vision_end_token_id vision_token_id boi_token_id eoi_token_id image_token_index boi_token_index
+    eoi_token_index mm_tokens_per_image fuse_norm fuse_swiglu fuse_cross_entropy
     fuse_linear_cross_entropy use_l2warp attn_mode use_gk use_gv mamba_ssm_dtype unsloth_version unsloth_fixed
 """.split())
 
@@ -278,6 +279,7 @@ QK_NORM: Table = {"self_attn.q_norm.weight": ("attn_q_norm.weight", "norm"),
                   "self_attn.k_norm.weight": ("attn_k_norm.weight", "norm")}
 ATTENTION_BIAS: Table = {source.replace("weight", "bias"): entry.replace("weight", "bias") if isinstance(entry, str) else
                          (entry[0].replace("weight", "bias"), entry[1]) for source, entry in ATTENTION.items()}
+QKV_BIAS: Table = {source: entry for source, entry in ATTENTION_BIAS.items() if "o_proj" not in source}
 MLP: Table = {f"mlp.{kind}_proj.weight": f"ffn_{kind}.weight" for kind in ("gate", "up", "down")}
 
 
@@ -288,8 +290,9 @@ def plus_one(table: Table) -> Table:
 
 def decoder(f: Fields, has: set[str]) -> tuple[Plan, int]:
     """What the transformers decoders share, and the number of layers. Every matrix that leaves the block is listed."""
-    f.only("hidden_act", "silu")
     n = f.count("num_hidden_layers")
+    if n > len(has):
+        raise Refusal(f"{f.where}: num_hidden_layers is {n}, but the checkpoint has only {len(has)} tensors")
     plan = Plan({"block_count": n, "context_length": f.count("max_position_embeddings", 2048),
                  "embedding_length": f.count("hidden_size"), "feed_forward_length": f.count("intermediate_size"),
                  "vocab_size": f.count("vocab_size"),
@@ -315,6 +318,8 @@ def attention(plan: Plan, f: Fields, head_dim: int | None = None) -> tuple[int, 
     width = f.count("head_dim", head_dim or plan.keys["embedding_length"] // heads)
     if heads % kv:
         raise Refusal(f"{f.where}: num_attention_heads = {heads} is not a multiple of num_key_value_heads = {kv}")
+    if heads * width > 1 << 24:
+        raise Refusal(f"{f.where}: {heads} heads of {width} channels are too many")
     plan.keys |= {"attention.head_count": heads, "attention.head_count_kv": kv,
                   "attention.key_length": width, "attention.value_length": width}
     return heads, kv, width, [ATTENTION, ATTENTION_BIAS] if f.flag("attention_bias") else [ATTENTION]
@@ -327,23 +332,54 @@ def rope(plan: Plan, f: Fields, width: int, kinds: tuple[str, ...], partial: flo
     f.get("rope_parameters")
     if not isinstance(inner, dict):
         raise Refusal(f"{f.where}: rope_parameters is {json.dumps(inner)[:80]}, expected an object")
-    r = Fields({**old, **inner}, f"{f.where}: rope_parameters")
-    kind = r.get("rope_type", r.get("type", "default"))
-    if kind not in kinds:
-        raise Refusal(f"{r.where}: rope_type = {json.dumps(kind)} is not supported for this model, only {', '.join(kinds)}")
-    r.read |= {"type", "rope_type", "original_max_position_embeddings"}
+    context = {name: f.get(name) for name in ("original_max_position_embeddings",) if f.get(name)}
+    r = Fields({**old, **inner, **context}, f"{f.where}: rope_parameters")
+    kind = rope_kind(r, kinds)
     dims = int(width * r.real("partial_rotary_factor", partial))
     if not 0 < dims <= width or dims % 2 or partial == 1.0 and dims != width:
         raise Refusal(f"{r.where}: {dims} of {width} channels would be rotated, which is not supported for this model")
-    plan.keys |= {"rope.freq_base": r.real("rope_theta", 10000.0), "rope.dimension_count": dims}
-    if kind == "linear":
-        plan.keys |= {"rope.scaling.type": "linear", "rope.scaling.factor": r.real("factor")}
-    if kind == "llama3":
-        plan.made["rope_freqs.weight"] = llama3_factors(r, dims, plan.keys)
+    plan.keys |= {"rope.freq_base": rope_base(r, 10000.0), "rope.dimension_count": dims}
+    rope_scaling(plan, r, kind, dims)
     if partial != 1.0:  # image positions: which pairs follow time, height and width; in a text all three are the same
         r.flag("mrope_interleaved")
         plan.keys["rope.dimension_sections"] = [*r.get("mrope_section", [11, 11, 10]), 0, 0][:4]
     r.no_more()
+
+
+def rope_kind(r: Fields, kinds: tuple[str, ...]) -> str:
+    kind = r.get("rope_type", r.get("type", "default"))
+    if kind not in kinds:
+        raise Refusal(f"{r.where}: rope_type = {json.dumps(kind)} is not supported for this model, only {', '.join(kinds)}")
+    r.read |= {"type", "rope_type", "original_max_position_embeddings"}
+    return kind
+
+
+def rope_base(r: Fields, default: float) -> float:
+    return float(r.typed("rope_theta", default, lambda v: type(v) in (int, float) and 1 <= v <= 1e15, "a number from 1 on"))
+
+
+def rope_scaling(plan: Plan, r: Fields, kind: str, dims: int) -> None:
+    """The keys of positions beyond the context of training. run.c and llama.cpp multiply cos and sin by attn_factor times
+    0.1 ln(factor) + 1, so that a factor given in full is divided by that."""
+    if kind == "llama3":
+        plan.made["rope_freqs.weight"] = llama3_factors(r, dims, plan.keys)
+    if kind in ("linear", "yarn"):
+        context = r.count("original_max_position_embeddings", plan.keys["context_length"])
+        ratio = plan.keys["context_length"] / context if kind == "yarn" else None
+        factor = r.typed("factor", ratio, lambda v: type(v) in (int, float) and 1e-3 <= v <= 1e6, "a number above zero")
+        plan.keys |= {"rope.scaling.type": kind, "rope.scaling.factor": float(factor)}
+    if kind == "yarn":
+        r.only("truncate", True)
+        fast, slow = r.real("beta_fast", 32.0) or 32.0, r.real("beta_slow", 1.0) or 1.0
+
+        def grown(by: float) -> float:
+            return 0.1 * by * math.log(factor) + 1 if factor > 1 else 1.0
+        both = r.get("mscale") and r.get("mscale_all_dim")
+        scale = grown(r.real("mscale")) / grown(r.real("mscale_all_dim")) if both else grown(1)
+        plan.keys |= {"rope.scaling.original_context_length": context, "rope.scaling.yarn_beta_fast": fast,
+                      "rope.scaling.yarn_beta_slow": slow}
+        if (scale := r.real("attention_factor", scale)) != grown(1):
+            plan.keys["rope.scaling.attn_factor"] = scale / grown(1)
 
 
 def llama3_factors(r: Fields, dims: int, keys: dict[str, Any]) -> np.ndarray:
@@ -358,36 +394,145 @@ def llama3_factors(r: Fields, dims: int, keys: dict[str, Any]) -> np.ndarray:
     return divisor.astype(np.float32)
 
 
-def no_window(f: Fields, n: int, default: bool) -> None:
-    """Every layer sees the whole context. default: whether a window counts where use_sliding_window is absent."""
-    types = f.typed("layer_types", ["full_attention"] * n, lambda v: isinstance(v, list) and len(v) == n, "one per layer")
-    for kind in types:
-        if kind != "full_attention":
-            raise Refusal(f"{f.where}: layer_types contains {json.dumps(kind)}, only full_attention is supported")
-    if f.get("use_sliding_window", default) and f.get("sliding_window") and f.get("max_window_layers", 0) < n and not f.get("layer_types"):
+# -- decoders with softmax attention in every layer: what one has and another has not; run.c has the same rows --
+
+# The activations of transformers, which has several spellings, and their names in the file.
+ACTIVATIONS = {"relu": "relu", "silu": "silu", "swish": "silu", "sigmoid": "sigmoid", "tanh": "tanh", "relu2": "sqrelu",
+               "linear": "identity", **dict.fromkeys(("gelu", "gelu_python"), "gelu"), **dict.fromkeys(
+                   ("gelu_new", "gelu_pytorch_tanh", "gelu_python_tanh", "gelu_fast", "gelu_accurate"), "gelu_tanh")}
+SANDWICH: Table = {"post_attention_layernorm.weight": ("post_attention_norm.weight", "+1"),
+                   "post_feedforward_layernorm.weight": ("post_ffw_norm.weight", "+1")}
+FULL, SLIDING = "full_attention", "sliding_attention"
+
+
+@dataclass(frozen=True)
+class Decoder:
+    tables: tuple[Table, ...]           # of a layer, but for attention and feed-forward
+    defaults: dict[str, Any]            # what transformers takes where config.json is silent
+    top: Table = field(default_factory=lambda: TOP)
+    kinds: tuple[str, ...] = ("default", "linear", "yarn")  # of rotary scaling
+    adjacent: bool = False              # llama.cpp rotates pairs (2i, 2i + 1) where HuggingFace rotates (i, i + width / 2)
+    biased: bool = False                # q, k, v have a bias whatever the configuration says
+    act: tuple[str, str] = ("hidden_act", "silu")   # the field, and the one that a reader expects
+    acts: tuple[str, ...] = ("silu", "swish")       # what the field may say
+    window: str = ""                    # which layers have one: "all", "upper" (if use_sliding_window), "period"
+    two_bases: bool = False             # layers with a window have a rotary base of their own
+
+
+DECODERS = {
+    "llama": Decoder((NORMS,), {}, kinds=("default", "linear", "yarn", "llama3"), adjacent=True),
+    "mistral": Decoder((NORMS,), dict(max_position_embeddings=131072, num_key_value_heads=8, sliding_window=4096),
+                       kinds=("default", "linear", "yarn", "llama3"), adjacent=True, window="all"),
+    "qwen2": Decoder((NORMS,), dict(max_position_embeddings=32768, num_key_value_heads=32, sliding_window=4096, max_window_layers=28),
+                     biased=True, window="upper"),
+    "qwen3": Decoder((NORMS, QK_NORM), dict(max_position_embeddings=32768, num_key_value_heads=32, head_dim=128, sliding_window=4096,
+                                            max_window_layers=28), window="upper"),
+    "gemma3": Decoder((plus_one({"input_layernorm.weight": "attn_norm.weight", "pre_feedforward_layernorm.weight": "ffn_norm.weight"}),
+                       plus_one(QK_NORM), SANDWICH),
+                      dict(vocab_size=262208, hidden_size=2304, intermediate_size=9216, num_hidden_layers=26, num_attention_heads=8,
+                           num_key_value_heads=4, head_dim=256, max_position_embeddings=131072, tie_word_embeddings=True,
+                           query_pre_attn_scalar=256, sliding_window=4096, sliding_window_pattern=6),
+                      top=TOP | plus_one({"model.norm.weight": "output_norm.weight"}), act=("hidden_activation", "gelu_tanh"),
+                      acts=("gelu_pytorch_tanh", *ACTIVATIONS), window="period", two_bases=True),
+}
+
+
+def layer_kinds(f: Fields, n: int, rule: str) -> list[str]:
+    """full_attention or sliding_attention for each layer."""
+    window = f.get("sliding_window") is not None and (rule != "upper" or f.flag("use_sliding_window"))
+    kinds = [FULL] * n
+    if rule == "upper" and window:
+        kinds = [SLIDING if i >= f.typed("max_window_layers", 28, lambda v: type(v) is int, "a whole number") else FULL for i in range(n)]
+    if rule == "all" and window:
+        kinds = [SLIDING] * n
+    if rule == "period":
+        period = f.count("sliding_window_pattern")
+        kinds = [SLIDING if (i + 1) % period else FULL for i in range(n)]
+    kinds = f.typed("layer_types", kinds, lambda v: isinstance(v, list) and len(v) == n, f"one name for each of {n} layers")
+    for kind in kinds:
+        if kind not in (FULL, SLIDING):
+            raise Refusal(f"{f.where}: layer_types contains {json.dumps(kind)}, only {FULL} and {SLIDING} are supported")
+    if SLIDING in kinds and not window:
+        raise Refusal(f"{f.where}: layer_types contains {SLIDING}, but no sliding_window is set")
+    if rule == "all" and window and FULL in kinds:
+        raise Refusal(f"{f.where}: layer_types contains {FULL}, which this model gives the sliding_window, too")
+    if not rule and f.get("sliding_window"):
         raise Refusal(f"{f.where}: sliding_window = {f.get('sliding_window')} is not supported for this model")
-    f.read |= {"sliding_window", "max_window_layers"}
+    f.read |= {"sliding_window", "sliding_window_pattern", "_sliding_window_pattern", "max_window_layers", "use_sliding_window"}
+    return kinds
 
 
-def llama(f: Fields, has: set[str]) -> Plan:
+def windows(plan: Plan, f: Fields, kinds: list[str], default: list[str]) -> None:
+    """The window's length, and which layers have it where that is not what the file's reader assumes."""
+    if SLIDING not in kinds:
+        return
+    plan.keys["attention.sliding_window"] = f.count("sliding_window")
+    if kinds != default:
+        plan.keys["attention.sliding_window_pattern"] = [kind == SLIDING for kind in kinds]
+
+
+def two_ropes(plan: Plan, f: Fields, width: int, kinds: tuple[str, ...]) -> None:
+    """Rotary keys of full layers, which may be scaled, and of layers with a window, which are not."""
+    inner = f.typed("rope_parameters", {}, lambda v: isinstance(v, dict), "an object with full_attention and sliding_attention")
+    both = Fields(inner, f"{f.where}: rope_parameters")
+    full, local = (both.typed(kind, {}, lambda v: isinstance(v, dict), "an object") for kind in (FULL, SLIDING))
+    scaling = f.typed("rope_scaling", {}, lambda v: isinstance(v, dict), "an object")
+    r = Fields({"rope_theta": f.get("rope_theta"), **full, **scaling}, f"{both.where}: {FULL}")
+    kind = rope_kind(r, kinds)
+    plan.keys |= {"rope.freq_base": rope_base(r, 1e6), "rope.dimension_count": width}
+    rope_scaling(plan, r, kind, width)
+    s = Fields({"rope_theta": f.get("rope_local_base_freq"), **local}, f"{both.where}: {SLIDING}")
+    rope_kind(s, ("default",))
+    plan.keys["rope.freq_base_swa"] = rope_base(s, 10000.0)
+    for x in (r, s):
+        x.only("partial_rotary_factor", 1.0, None)
+        x.no_more()
+    both.no_more()
+
+
+def plain(row: Decoder, f: Fields, has: set[str]) -> Plan:
+    """A decoder of the table above."""
+    f.data = row.defaults | f.data
+    name, expected = row.act
+    act = ACTIVATIONS[f.only(name, *row.acts)]
     plan, n = decoder(f, has)
+    plan.top[0] = row.top
     heads, kv, width, attend = attention(plan, f)
-    no_window(f, n, True)
+    if act != expected:
+        plan.keys["feed_forward_activation"] = act
+    if row.biased:
+        attend = [ATTENTION, QKV_BIAS]
+    kinds = layer_kinds(f, n, row.window)
+    windows(plan, f, kinds, [SLIDING if row.window != "period" or (i + 1) % 6 else FULL for i in range(n)])
     f.only("mlp_bias", False)
-    rope(plan, f, width, ("default", "linear", "llama3"))
-    # llama.cpp rotates neighbours (2i, 2i + 1) where HuggingFace rotates (i, i + width / 2): rows of every head interleave.
-    plan.views = {name: View(rows=np.arange(h * width).reshape(h, 2, width // 2).swapaxes(1, 2).ravel())
-                  for name, h in (("q", heads), ("k", kv))}
-    plan.blocks = [(f"model.layers.{i}.", [NORMS, *attend, MLP]) for i in range(n)]
+    if row.two_bases:
+        two_ropes(plan, f, width, row.kinds)
+    else:
+        rope(plan, f, width, row.kinds)
+    if row.adjacent:  # rows of every head interleave
+        plan.views = {name: View(rows=np.arange(h * width).reshape(h, 2, width // 2).swapaxes(1, 2).ravel())
+                      for name, h in (("q", heads), ("k", kv))}
+    plan.blocks = [(f"model.layers.{i}.", [*row.tables, *attend, MLP]) for i in range(n)]
+    plan.left_out |= VISION
     return plan
 
 
-def qwen3(f: Fields, has: set[str]) -> Plan:
-    plan, n = decoder(f, has)
-    _, _, width, attend = attention(plan, f, 128)
-    no_window(f, n, False)
-    rope(plan, f, width, ("default", "linear"))
-    plan.blocks = [(f"model.layers.{i}.", [NORMS, *attend, QK_NORM, MLP]) for i in range(n)]
+VISION = dict.fromkeys(("vision_tower.", "multi_modal_projector.", "model.vision_tower.", "model.multi_modal_projector."),
+                       "the image tower")
+
+
+def gemma3(f: Fields, has: set[str]) -> Plan:
+    """attn_logit_softcapping and hidden_act have no effect in the library."""
+    f.read |= {"attn_logit_softcapping", "hidden_act"}
+    plan = plain(DECODERS["gemma3"], f, has)
+    f.only("use_bidirectional_attention", False)
+    scale = f.real("query_pre_attn_scalar")
+    if scale <= 0:
+        raise Refusal(f"{f.where}: query_pre_attn_scalar is {scale:g}, expected a number above zero")
+    if scale != plan.keys["attention.key_length"] or plan.keys["block_count"] == 62:  # 62 layers: llama.cpp has its own idea
+        plan.keys["attention.scale"] = scale ** -0.5
+    if f.get("final_logit_softcapping"):
+        plan.keys["final_logit_softcapping"] = f.real("final_logit_softcapping")
     return plan
 
 
@@ -411,6 +556,7 @@ QWEN35_MTP: Table = {"fc.weight": "nextn.eh_proj.weight"} | plus_one({
 
 def qwen35(f: Fields, has: set[str]) -> Plan:
     plan, n = decoder(f, has)
+    f.only("hidden_act", "silu")
     _, _, width, attend = attention(plan, f, 256)
     f.only("attn_output_gate", True)
     f.only("output_gate_type", "swish", "silu")
@@ -704,11 +850,8 @@ def retnet(f: Fields, m: Mixer) -> None:
         raise Refusal(f"{f.where}: keys of {dk} channels cannot be rotated in pairs")
     m.keys |= {"rope_dimension_count": dk, "rope_freq_base": 10000.0}
     m.made = lambda i: {"ssm_decay": (1 - 2.0 ** (-5 - np.arange(heads))).astype(np.float32)}
-    names = {"relu": "relu", "silu": "silu", "swish": "silu", "sigmoid": "sigmoid", "tanh": "tanh", "relu2": "sqrelu", "linear": "identity",
-             **dict.fromkeys(("gelu", "gelu_python"), "gelu"), **dict.fromkeys(  # of the table of transformers, which has several spellings
-                 ("gelu_new", "gelu_pytorch_tanh", "gelu_python_tanh", "gelu_fast", "gelu_accurate"), "gelu_tanh")}
     if f.get("feature_map"):
-        m.keys["feature_map"] = names[f.only("feature_map", *names)]
+        m.keys["feature_map"] = ACTIVATIONS[f.only("feature_map", *ACTIVATIONS)]
 
 
 def scalar_decay(f: Fields, m: Mixer, heads: int, expand_k: float, expand_v: float) -> None:
@@ -1146,15 +1289,20 @@ class Architecture:
 
 
 NEOX = "rotary pairs (i, i + n/2)"
+NEIGHBOURS = "rotary pairs (2i, 2i + 1), query and key rows interleaved to match"
 ARCHITECTURES = {
     "Qwen3_5ForCausalLM": Architecture("qwen35", qwen35, f"norm weights include the one; value heads tiled, head h reads "
                                        f"key head h mod n; ssm_a is -exp(A_log); {NEOX}"),
-    "Qwen3ForCausalLM": Architecture("qwen3", qwen3, NEOX),
-    "LlamaForCausalLM": Architecture("llama", llama, "rotary pairs (2i, 2i + 1), query and key rows interleaved to match"),
+    "Qwen3ForCausalLM": Architecture("qwen3", partial(plain, DECODERS["qwen3"]), NEOX),
+    "Qwen2ForCausalLM": Architecture("qwen2", partial(plain, DECODERS["qwen2"]), NEOX),
+    "LlamaForCausalLM": Architecture("llama", partial(plain, DECODERS["llama"]), NEIGHBOURS),
+    "MistralForCausalLM": Architecture("llama", partial(plain, DECODERS["mistral"]), NEIGHBOURS),
+    "Gemma3ForCausalLM": Architecture("gemma3", gemma3, f"norm weights include the one; {NEOX}"),
     "RWKV6ForCausalLM": Architecture("rwkv6", rwkv6, "five shares in the order w, k, v, r, g"),
     "RWKV7ForCausalLM": Architecture("rwkv7", rwkv7, "six shares in the order r, w, k, v, a, g"),
 }
 ARCHITECTURES["Qwen3_5ForConditionalGeneration"] = ARCHITECTURES["Qwen3_5ForCausalLM"]
+ARCHITECTURES["Gemma3ForConditionalGeneration"] = ARCHITECTURES["Gemma3ForCausalLM"]
 FLA_MODELS = {"gla": ("GLAForCausalLM", gla), "retnet": ("RetNetForCausalLM", retnet), "linear_attn": ("LinearAttentionForCausalLM", linear_attn),
               "simple_gla": ("SimpleGLAForCausalLM", simple_gla), "lightning_attn": ("LightningAttentionForCausalLM", lightning),
               "mamba": ("MambaForCausalLM", mamba), "samba": ("SambaForCausalLM", mamba), "mamba2": ("Mamba2ForCausalLM", mamba2), "mamba3": ("Mamba3ForCausalLM", mamba3), "log_linear_mamba2": ("LogLinearMamba2ForCausalLM", mamba2),
@@ -1169,7 +1317,8 @@ FLA_MODELS = {"gla": ("GLAForCausalLM", gla), "retnet": ("RetNetForCausalLM", re
 ARCHITECTURES |= {cls: Architecture(name, partial(fla, read, name=name), f"head h reads shared head h div (n / n_kv); {NEOX}")
                   for name, (cls, read) in FLA_MODELS.items()}
 MODEL_TYPES = {"qwen3_5_text": "Qwen3_5ForCausalLM", "qwen3_5": "Qwen3_5ForCausalLM", "qwen3": "Qwen3ForCausalLM",
-               "llama": "LlamaForCausalLM", "rwkv6": "RWKV6ForCausalLM", "rwkv7": "RWKV7ForCausalLM"} | {name: cls for name, (cls, _) in FLA_MODELS.items()}  # where config.json names no class
+               "qwen2": "Qwen2ForCausalLM", "llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM",
+               "gemma3": "Gemma3ForCausalLM", "gemma3_text": "Gemma3ForCausalLM", "rwkv6": "RWKV6ForCausalLM", "rwkv7": "RWKV7ForCausalLM"} | {name: cls for name, (cls, _) in FLA_MODELS.items()}  # where config.json names no class
 
 
 # Relatives that are not converted, and why.

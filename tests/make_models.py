@@ -1,6 +1,6 @@
 """Random checkpoints in HuggingFace layout, with the logits that an independent definition computes for them.
 
-transformers_case  Qwen3.5, Qwen3, Llama by transformers in float32, the gated delta rule token by token
+transformers_case  Qwen3.5, Qwen3, Qwen2, Llama, Mistral, Gemma 3 by transformers in float32, the gated delta rule token by token
 gla_case           GLA by gla_logits below: float64, written from the equations, one token at a time
 tokenizer_case     a small tokenizer trained here, around a model just large enough to load
 """
@@ -55,7 +55,13 @@ QWEN3 = dict(vocab_size=131, hidden_size=48, intermediate_size=80, num_hidden_la
              rope_parameters=dict(rope_type="default", rope_theta=1e4))
 LLAMA = dict(vocab_size=131, hidden_size=48, intermediate_size=80, num_hidden_layers=3, num_attention_heads=6,
              num_key_value_heads=3, max_position_embeddings=512, rope_parameters=dict(rope_type="default", rope_theta=1e4))
-L, F = "linear_attention", "full_attention"
+QWEN2 = dict(vocab_size=131, hidden_size=48, intermediate_size=80, num_hidden_layers=3, num_attention_heads=6, num_key_value_heads=2,
+             max_position_embeddings=512, rope_parameters=dict(rope_type="default", rope_theta=1e4))
+MISTRAL = LLAMA | dict(sliding_window=None)
+GEMMA3 = dict(vocab_size=131, hidden_size=48, intermediate_size=80, num_hidden_layers=7, num_attention_heads=4, num_key_value_heads=2,
+              head_dim=16, max_position_embeddings=512, query_pre_attn_scalar=16, sliding_window=9, bos_token_id=1, eos_token_id=2)
+L, F, S = "linear_attention", "full_attention", "sliding_attention"
+YARN = dict(rope_type="yarn", factor=4.0, rope_theta=1e4, original_max_position_embeddings=64)
 
 TRANSFORMERS_CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen35": ("qwen35", {}),
@@ -85,12 +91,37 @@ TRANSFORMERS_CASES: dict[str, tuple[str, dict[str, Any]]] = {
         rope_type="llama3", rope_theta=1e4, factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
         original_max_position_embeddings=64))),
     "llama-bias": ("llama", dict(attention_bias=True)),
+    "llama-yarn": ("llama", dict(rope_parameters=YARN)),
+    "llama-yarn-all": ("llama", dict(hidden_size=64, num_attention_heads=2, num_key_value_heads=1, rope_parameters=YARN | dict(
+        beta_fast=8.0, beta_slow=2.0, attention_factor=1.25))),
+    "qwen2": ("qwen2", {}),
+    "qwen2-tied": ("qwen2", dict(tie_word_embeddings=True, num_key_value_heads=6, rms_norm_eps=1e-5)),
+    "qwen2-upper-window": ("qwen2", dict(use_sliding_window=True, sliding_window=11, max_window_layers=1)),
+    "qwen2-all-window": ("qwen2", dict(use_sliding_window=True, sliding_window=7, max_window_layers=0)),
+    "qwen2-window-switched-off": ("qwen2", dict(use_sliding_window=False, sliding_window=7, max_window_layers=0)),
+    "qwen2-layer-types": ("qwen2", dict(use_sliding_window=True, sliding_window=12, layer_types=[S, F, S])),
+    "qwen2-yarn": ("qwen2", dict(rope_parameters=YARN | dict(mscale=0.8, mscale_all_dim=0.5))),
+    "qwen2-linear-rope": ("qwen2", dict(rope_parameters=dict(rope_type="linear", factor=3.0, rope_theta=1e6))),
+    "qwen3-upper-window": ("qwen3", dict(use_sliding_window=True, sliding_window=8, max_window_layers=2)),
+    "mistral": ("mistral", {}),
+    "mistral-window": ("mistral", dict(sliding_window=10, head_dim=14, tie_word_embeddings=True)),
+    "gemma3": ("gemma3", {}),
+    "gemma3-scale": ("gemma3", dict(query_pre_attn_scalar=30, head_dim=20, num_key_value_heads=1, sliding_window=16)),
+    "gemma3-softcap": ("gemma3", dict(final_logit_softcapping=2.0, attn_logit_softcapping=5.0, num_hidden_layers=3)),
+    "gemma3-linear-rope": ("gemma3", dict(num_hidden_layers=6, rope_parameters={F: dict(rope_type="linear", factor=8.0, rope_theta=1e6),
+                                          S: dict(rope_type="default", rope_theta=5e3)})),
+    "gemma3-yarn": ("gemma3", dict(num_hidden_layers=6, rope_parameters={F: YARN, S: dict(rope_type="default", rope_theta=1e4)})),
+    "gemma3-irregular": ("gemma3", dict(layer_types=[F, S, S, F, S], num_hidden_layers=5, attention_bias=True, rms_norm_eps=1e-5)),
+    "gemma3-no-window": ("gemma3", dict(layer_types=[F, F, F], num_hidden_layers=3, tie_word_embeddings=False)),
+    "gemma3-all-window": ("gemma3", dict(layer_types=[S] * 6, num_hidden_layers=6, hidden_activation="silu")),
     # rows that fill blocks of 32, for the quantised types
     "qwen35-wide": ("qwen35", dict(hidden_size=128, intermediate_size=256, vocab_size=320, head_dim=32, linear_key_head_dim=32,
                                    linear_value_head_dim=32)),
     "qwen3-wide": ("qwen3", dict(hidden_size=128, intermediate_size=256, vocab_size=320, head_dim=32)),
     "llama-wide": ("llama", dict(hidden_size=128, intermediate_size=256, vocab_size=320, num_attention_heads=4,
                                  num_key_value_heads=2)),
+    "qwen2-wide": ("qwen2", dict(hidden_size=128, intermediate_size=256, vocab_size=320, num_attention_heads=4)),
+    "gemma3-wide": ("gemma3", dict(hidden_size=128, intermediate_size=256, vocab_size=320, head_dim=32)),
 }
 
 
@@ -104,6 +135,9 @@ def transformers_case(folder: Path, name: str, length: int = 75, dtype: torch.dt
     base, config_class, model_class = {
         "qwen35": (QWEN35, transformers.Qwen3_5TextConfig, transformers.Qwen3_5ForCausalLM),
         "qwen3": (QWEN3, transformers.Qwen3Config, transformers.Qwen3ForCausalLM),
+        "qwen2": (QWEN2, transformers.Qwen2Config, transformers.Qwen2ForCausalLM),
+        "mistral": (MISTRAL, transformers.MistralConfig, transformers.MistralForCausalLM),
+        "gemma3": (GEMMA3, transformers.Gemma3TextConfig, transformers.Gemma3ForCausalLM),
         "llama": (LLAMA, transformers.LlamaConfig, transformers.LlamaForCausalLM)}[family]
     config = config_class(**{**base, **changes, **more}, attn_implementation="eager")
     rng = torch.Generator().manual_seed(seed)

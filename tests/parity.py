@@ -2,7 +2,7 @@
 """Does ./run compute what the reference libraries compute? parity.py [GOLDEN_FOLDER ...] [--only SECTION,...]
 
 golden      checkpoints with stored logits (tests/golden, or the folders named), exported at f32 and at bf16
-random      other configurations of Qwen3.5, Qwen3, Llama against transformers in float32
+random      other configurations of Qwen3.5, Qwen3, Qwen2, Llama, Mistral, Gemma 3 against transformers in float32
 gla         configurations of GLA against a float64 definition (make_models.py)
 mixers      configurations of the other mixers against the definitions in definitions/ (make_mixers.py), and same bits in any split
 quantised   q8_0 and q4_0 files against the same dequantised weights as float32
@@ -312,9 +312,9 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [  # family, changes to config.
         ({"hidden_act": "gelu"}, "hidden_act"),
         ({"num_hidden_layers": 0}, "num_hidden_layers"),
         ({"hidden_size": "48"}, "hidden_size"),
-        ({"architectures": ["Qwen2ForCausalLM"]}, "Qwen2ForCausalLM"),
+        ({"architectures": ["PhiForCausalLM"]}, "PhiForCausalLM"),
         ({"quantization_config": {"bits": 4}}, "quantization_config"),
-        ({"rope_parameters": {"rope_type": "yarn", "factor": 4.0, "rope_theta": 1e4}}, "yarn"),
+        ({"rope_parameters": {"rope_type": "longrope", "factor": 4.0, "rope_theta": 1e4}}, "longrope"),
         ({"new_twist": 0.5}, "new_twist"),
         ({"layer_types": ["chunked_attention"] * 4, "num_hidden_layers": 4}, "chunked_attention"),
         ({"num_key_value_heads": 5}, "num_key_value_heads"),
@@ -330,7 +330,23 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [  # family, changes to config.
     ("llama", {"num_hidden_layers": 2, "layer_types": None}, "model.layers.2"),
     ("qwen3", {"attention_bias": True}, "self_attn.q_proj.bias"),
     ("qwen3", {"rope_parameters": {"rope_type": "llama3"}}, "llama3"),
-    ("qwen3", {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 0, "layer_types": None}, "sliding_window"),
+    ("qwen3", {"use_sliding_window": True, "sliding_window": "8", "max_window_layers": 0, "layer_types": None}, "sliding_window"),
+    ("qwen3", {"rope_parameters": {"rope_type": "yarn", "factor": 4.0, "truncate": False}}, "truncate"),
+    ("llama", {"rope_parameters": {"rope_type": "linear", "factor": 0}}, "factor"),
+    ("llama", {"rope_parameters": {"rope_type": "yarn"}, "original_max_position_embeddings": -4}, "original_max_position_embeddings"),
+    ("qwen35", {"rope_parameters": {"rope_type": "yarn", "factor": 4.0, "rope_theta": 1e4}}, "yarn"),
+    ("llama", {"num_hidden_layers": 2**31 - 1}, "num_hidden_layers"),
+    ("llama", {"head_dim": 2**30}, "heads"),
+    ("gemma3", {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
+    ("gemma3", {"rope_parameters": {"rope_theta": 1e6, "rope_type": "default"}}, "rope_theta"),
+    ("gemma3", {"rope_parameters": {"sliding_attention": {"rope_type": "linear", "factor": 2.0}}}, "linear"),
+    ("gemma3", {"query_pre_attn_scalar": 0}, "query_pre_attn_scalar"),
+    ("gemma3", {"final_logit_softcapping": "30"}, "final_logit_softcapping"),
+    ("gemma3", {"sliding_window": None}, "sliding_window"),
+    ("gemma3", {"hidden_activation": "mish"}, "hidden_activation"),
+    ("gemma3", {"layer_types": ["full_attention"]}, "layer_types"),
+    ("qwen2", {"use_sliding_window": True, "layer_types": None, "max_window_layers": None, "sliding_window": 0}, "sliding_window"),
+    ("qwen2", {"num_key_value_heads": 5}, "num_key_value_heads"),
     ("qwen3", {"layer_types": ["sliding_attention"] * 3}, "sliding_attention"),
     ("qwen35", {"attn_output_gate": False}, "attn_output_gate"),
     ("qwen35", {"output_gate_type": "sigmoid"}, "output_gate_type"),
@@ -352,7 +368,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [  # family, changes to config.
 
 
 def exporter(t: Tally, work: Path, folders: list[Path]) -> None:
-    base = {"llama": "llama", "qwen3": "qwen3", "qwen35": "qwen35"}
+    base = {name: name for name in ("llama", "qwen3", "qwen35", "qwen2", "gemma3")}
     for family, name in base.items():
         models.transformers_case(work / "base" / family, name)
     models.gla_case(work / "base" / "gla", "gla")

@@ -111,10 +111,17 @@ install: run build/gla.h build/libgla.a ## gla, its man page, gla.h, libgla.a, g
 	$(INSTALL) -m 644 doc/completion.bash $(DESTDIR)$(PREFIX)/share/bash-completion/completions/gla
 	$(INSTALL) -m 644 doc/completion.zsh $(DESTDIR)$(PREFIX)/share/zsh/site-functions/_gla
 
+pages: run ## doc/completion.* and the lists of doc/gla.1, from the options and commands that the program has
+	@mkdir -p build
+	./run --completion bash > doc/completion.bash
+	./run --completion zsh > doc/completion.zsh
+	./run --man > build/lists.1 && awk '/^.SH CHAT COMMANDS/ { while (getline line < "build/lists.1") print line; skip = 1 } \
+		/^.SH EXIT STATUS/ { skip = 0 } !skip' doc/gla.1 > build/gla.1 && mv build/gla.1 doc/gla.1
+
 clean: ## what make and the tests have built; .venv stays
 	rm -rf run train_tiny build
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-.PHONY: all install test debug fuzz parity parity-llamacpp bench bench-sessions mqar bench-train demo clean help
+.PHONY: all pages install test debug fuzz parity parity-llamacpp bench bench-sessions mqar bench-train demo clean help

@@ -8568,96 +8568,114 @@ GLA_API int gla_chat_clone(GlaChat **copy, GlaState **state, const GlaChat *c, c
 }
 
 /* ---- 15. command line: options, modes, statistics; the only stdout, the only exit -----------------------------
- *   options       the table, the help page, reading argv
+ *   options       a row each; reading argv
  *   input         text that grows, files, standard input, ids
  *   signals       what Ctrl-C does
  *   line editor   a message typed on a terminal; knows nothing of models
  *   talking       what generate and chat share: showing text, JSON, the sampler, sessions
  *   generate, chat, logits and perplexity, tokenize, info, bench: a function mode_X for each
+ *   pages         the help page, the man page, the completions of shells: from the rows
  *   main          which mode, with which model */
 #ifndef RUN_NO_MAIN
 
 /* -- options -- */
 
-typedef struct {
-    const char *model, *prompt, *file, *tokenizer, *mode, *system, *kv;
-    const char *load_state, *save_state, *prompt_cache, *ids, *out;
-    const char *stops[16];
-    struct { int32_t id; float add; } bias[GLA_BIAS];
-    int n_stops, n_bias;
-    int top_k, logprobs, loop_guard, threads, ctx, batch, prompt_len, depth;
-    int ignore_eos, echo, json, json_only, think, no_think, hide_thinking, forget, fast, help, version; /* flags */
-    int64_t steps, think_budget, cache_bytes, snapshot_bytes;
-    double temperature, top_p, min_p, repeat_penalty, presence_penalty;
-    uint64_t seed;
-    uint64_t given; /* bit i: option i of the table was named */
-    int mode_bit;   /* GENERATE, CHAT ... */
-} Options;
-
-enum Kind { TEXT, TEXTS, WHOLE, WHOLE64, SIZE, SEED, REAL_NUMBER, BIAS, FLAG };
-enum { O_PROMPT, O_FILE, O_STEPS, O_TEMP, O_TOP_P, O_TOP_K, O_MIN_P, O_REPEAT, O_PRESENCE, O_SEED, O_BIAS, O_STOP, O_IGNORE,
-       O_ECHO, O_JSON, O_JSON_ONLY, O_LOGPROBS, O_TOK, O_MODE, O_SYSTEM, O_THINK, O_NO_THINK, O_BUDGET, O_HIDE, O_GUARD,
-       O_SNAPSHOTS, O_FORGET, O_THREADS, O_CTX, O_KV, O_FAST, O_BATCH, O_LOAD, O_SAVE, O_CACHE, O_CACHE_BYTES, O_IDS, O_OUT,
-       O_PLEN, O_DEPTH, O_HELP, O_VERSION, N_OPTIONS }; /* in the order of the help page; O_THINK to O_HIDE are about thoughts */
+/* An option is a row here and its use: text_of(o, O_NAME), whole_of(o, O_NAME), given(o, O_NAME). Reading argv, --help, the man
+ * page and the completions of bash and zsh come from the rows; after a change, `make pages` writes the files in doc/ anew.
+ *   name, letter, word; modes that have a use for it (with any other it is misuse, rather than ignored; what changes no
+ *   result, and how a model computes, goes with all); its value and what it does (NULL: not shown); its type. */
 enum { GENERATE = 1, CHAT = 2, LOGITS = 4, PERPLEXITY = 8, TOKENIZE = 16, BENCH = 32, INFO = 64, TALK = GENERATE | CHAT, ANY = 127 };
-static const char *const modes[] = {"generate", "chat", "logits", "perplexity", "tokenize", "bench", "info", NULL}; /* i: bit 1 << i */
+#define MODE_WORDS "generate chat logits perplexity tokenize bench info" /* word i: bit 1 << i */
+#define OPTIONS(X) \
+    X(O_PROMPT, 'i', "prompt", TALK | PERPLEXITY | TOKENIZE, "TEXT", "prompt; - or a pipe: standard input", TEXT) \
+    X(O_FILE, 'f', "file", TALK | PERPLEXITY | TOKENIZE, "FILE", "prompt from a file", TEXT) \
+    X(O_STEPS, 'n', "steps", TALK | BENCH, "N", "tokens to generate, 0 = until the end (256)", WHOLE(0, 9e15, 256)) \
+    X(O_TEMP, 't', "temperature", TALK, "X", "0 = always the likeliest token (1.0)", SET_REAL(temperature, 0, 100)) \
+    X(O_TOP_P, 'p', "top-p", TALK, "X", "draw from the likeliest share (0.9)", SET_REAL(top_p, 0, 1)) \
+    X(O_TOP_K, 'k', "top-k", TALK, "N", "draw from the N likeliest, 0 = off", SET_WHOLE(top_k, 0, INT_MAX)) \
+    X(O_MIN_P, 0, "min-p", TALK, "X", "drop what is less than X times the likeliest", SET_REAL(min_p, 0, 1)) \
+    X(O_REPEAT, 0, "repeat-penalty", TALK, "X", "divide the scores of recent tokens, 1 = off", SET_REAL(repeat_penalty, 1e-3, 100)) \
+    X(O_PRESENCE, 0, "presence-penalty", TALK, "X", "subtract from them, 0 = off", SET_REAL(presence_penalty, -100, 100)) \
+    X(O_SEED, 's', "seed", TALK, "N", "same seed, same text (from the clock, printed)", SEED) \
+    X(O_BIAS, 0, "logit-bias", TALK, "ID=X", "add X to the score of a token, -inf bans it; may be repeated", BIAS(-1000, 1000)) \
+    X(O_STOP, 0, "stop", TALK, "TEXT", "end before this text; may be repeated", TEXTS) \
+    X(O_IGNORE, 0, "ignore-eos", TALK, NULL, "go on past end-of-text tokens", FLAG) \
+    X(O_ECHO, 0, "echo", GENERATE, NULL, "print the prompt before the text", FLAG) \
+    X(O_JSON, 0, "json", TALK, NULL, "print an object with text, ids, timing and how it ended", FLAG) \
+    X(O_JSON_ONLY, 0, "json-only", TALK, NULL, "the text itself is one JSON object or array, and ends behind it", FLAG) \
+    X(O_LOGPROBS, 0, "logprobs", TALK, "N", "in it: log probabilities, and the N likeliest tokens each time", WHOLE(0, 100, 0)) \
+    X(O_TOK, 'z', "tokenizer", ANY, "FILE", "vocabulary (the model's own)", TEXT) \
+    X(O_MODE, 'm', "mode", ANY, "NAME", "what to do", WORD(MODE_WORDS)) \
+    X(O_SYSTEM, 'y', "system", CHAT, "TEXT", "system prompt, for a chat", TEXT) \
+    X(O_THINK, 0, "think", CHAT, NULL, "think before answering (as the model's template has it)", FLAG) \
+    X(O_NO_THINK, 0, "no-think", CHAT, NULL, "answer at once", FLAG) \
+    X(O_BUDGET, 0, "think-budget", CHAT, "N", "tokens of a thought before it is closed, 0 = no limit", WHOLE(0, 9e15, 0)) \
+    X(O_HIDE, 0, "hide-thinking", CHAT, NULL, "do not show thoughts; only a terminal shows them at all", FLAG) \
+    X(O_GUARD, 0, "loop-guard", CHAT, "N", "tokens of repetition that a chat takes for a loop, 0 = off (96)", WHOLE(0, 1 << 20, 96)) \
+    X(O_SNAPSHOTS, 0, "snapshot-bytes", CHAT, "N", "memory to undo turns without reading again (256M)", SIZE((int64_t)256 << 20)) \
+    X(O_FORGET, 0, "forget", CHAT, NULL, "a full context drops the oldest turns instead of ending", FLAG) \
+    X(O_THREADS, 'j', "threads", ANY, "N", "threads (one per core)", WHOLE(1, 1024, 0)) \
+    X(O_CTX, 'c', "ctx", ANY, "N", "positions of softmax layers (4096 or the model's)", WHOLE(1, INT_MAX, 0)) \
+    X(O_KV, 0, "kv", ANY, "TYPE", "keys and values of softmax layers (f32)", WORD("f32 f16 q8_0")) \
+    X(O_FAST, 0, "fast", ANY, NULL, "activations of 8 bits, not 16 or 24: less exact, faster prompts", FLAG) \
+    X(O_BATCH, 'b', "batch", ANY, "N", "prompt tokens per run (512)", WHOLE(1, 1 << 20, 0)) \
+    X(O_LOAD, 0, "load-state", TALK | LOGITS, "FILE", "go on from a session", TEXT) \
+    X(O_SAVE, 0, "save-state", TALK | LOGITS, "FILE", "leave a session behind", TEXT) \
+    X(O_CACHE, 0, "prompt-cache", TALK, "DIR", "go on from, and leave, snapshots of prompts in a folder", TEXT) \
+    X(O_CACHE_BYTES, 0, "cache-bytes", TALK, "N", "its size; K, M, G are understood. The oldest leave (1G)", SIZE((int64_t)1 << 30)) \
+    X(O_IDS, 0, "ids", LOGITS | TOKENIZE, "FILE", "token ids as text, for logits and tokenize", TEXT) \
+    X(O_OUT, 0, "out", LOGITS, "FILE", "where logits go: float32, a row per position", TEXT) \
+    X(O_PLEN, 0, "prompt-len", BENCH, "N", "prompt tokens of the benchmark (512)", WHOLE(1, 1 << 24, 512)) \
+    X(O_DEPTH, 0, "depth", BENCH, "N", "positions that the benchmark finds filled (0)", WHOLE(0, 1 << 30, 0)) \
+    X(O_HELP, 'h', "help", ANY, NULL, "this page", FLAG) \
+    X(O_VERSION, 0, "version", ANY, NULL, "version and kernels", FLAG) \
+    X(O_MAN, 0, "man", ANY, NULL, NULL, FLAG) \
+    X(O_COMPLETION, 0, "completion", ANY, "SHELL", NULL, WORD("bash zsh"))
 
+/* Types. A whole number has a range and what it is when it is not given; the sampler's settings go into the field named. */
+#define FLAG .kind = IS_FLAG
+#define TEXT .kind = IS_TEXT
+#define TEXTS .kind = IS_TEXTS
+#define SEED .kind = IS_SEED
+#define WORD(list) .kind = IS_WORD, .words = list
+#define WHOLE(least, most, usually) .kind = IS_WHOLE, .lo = least, .hi = most, .usual = usually
+#define SIZE(usually) .kind = IS_SIZE, .hi = 9e18, .usual = usually
+#define BIAS(least, most) .kind = IS_BIAS, .lo = least, .hi = most
+#define SET_REAL(field, least, most) .kind = IS_REAL, .lo = least, .hi = most, .at = offsetof(GlaSampler, field)
+#define SET_WHOLE(field, least, most) .kind = IS_COUNT, .lo = least, .hi = most, .at = offsetof(GlaSampler, field)
+
+#define OPTION_ID(id, ...) id,
+enum { OPTIONS(OPTION_ID) N_OPTIONS }; /* in the order of the help page; O_THINK to O_HIDE are about thoughts */
+
+enum Kind { IS_FLAG, IS_TEXT, IS_TEXTS, IS_SEED, IS_WORD, IS_WHOLE, IS_SIZE, IS_BIAS, IS_REAL, IS_COUNT };
 typedef struct {
-    char letter;
-    const char *name;
-    enum Kind kind;
-    size_t at;          /* its field in Options */
+    const char *name, *value, *help, *words; /* words: the values there are */
     double lo, hi;
-    int modes;          /* those that have a use for it; with any other it is misuse, rather than ignored. What changes no
-                           result, and how a model computes, goes with all */
-    const char *value, *help;
+    int64_t usual;
+    size_t at;
+    enum Kind kind;
+    int modes;
+    char letter;
 } Option;
 
-#define AT(field) offsetof(Options, field)
-static const Option options[N_OPTIONS] = {
-    [O_PROMPT] = {'i', "prompt", TEXT, AT(prompt), 0, 0, TALK | PERPLEXITY | TOKENIZE, "TEXT", "prompt; - or a pipe: standard input"},
-    [O_FILE] = {'f', "file", TEXT, AT(file), 0, 0, TALK | PERPLEXITY | TOKENIZE, "FILE", "prompt from a file"},
-    [O_STEPS] = {'n', "steps", WHOLE64, AT(steps), 0, 9e15, TALK | BENCH, "N", "tokens to generate, 0 = until the end (256)"},
-    [O_TEMP] = {'t', "temperature", REAL_NUMBER, AT(temperature), 0, 100, TALK, "X", "0 = always the likeliest token (1.0)"},
-    [O_TOP_P] = {'p', "top-p", REAL_NUMBER, AT(top_p), 0, 1, TALK, "X", "draw from the likeliest share (0.9)"},
-    [O_TOP_K] = {'k', "top-k", WHOLE, AT(top_k), 0, INT_MAX, TALK, "N", "draw from the N likeliest, 0 = off"},
-    [O_MIN_P] = {0, "min-p", REAL_NUMBER, AT(min_p), 0, 1, TALK, "X", "drop what is less than X times the likeliest"},
-    [O_REPEAT] = {0, "repeat-penalty", REAL_NUMBER, AT(repeat_penalty), 1e-3, 100, TALK, "X", "divide the scores of recent tokens, 1 = off"},
-    [O_PRESENCE] = {0, "presence-penalty", REAL_NUMBER, AT(presence_penalty), -100, 100, TALK, "X", "subtract from them, 0 = off"},
-    [O_SEED] = {'s', "seed", SEED, AT(seed), 0, 0, TALK, "N", "same seed, same text (from the clock, printed)"},
-    [O_BIAS] = {0, "logit-bias", BIAS, 0, -1000, 1000, TALK, "ID=X", "add X to the score of a token, -inf bans it; may be repeated"},
-    [O_STOP] = {0, "stop", TEXTS, AT(stops), 0, 0, TALK, "TEXT", "end before this text; may be repeated"},
-    [O_IGNORE] = {0, "ignore-eos", FLAG, AT(ignore_eos), 0, 0, TALK, NULL, "go on past end-of-text tokens"},
-    [O_ECHO] = {0, "echo", FLAG, AT(echo), 0, 0, GENERATE, NULL, "print the prompt before the text"},
-    [O_JSON] = {0, "json", FLAG, AT(json), 0, 0, TALK, NULL, "print an object with text, ids, timing and how it ended"},
-    [O_JSON_ONLY] = {0, "json-only", FLAG, AT(json_only), 0, 0, TALK, NULL, "the text itself is one JSON object or array, and ends behind it"},
-    [O_LOGPROBS] = {0, "logprobs", WHOLE, AT(logprobs), 0, 100, TALK, "N", "in it: log probabilities, and the N likeliest tokens each time"},
-    [O_TOK] = {'z', "tokenizer", TEXT, AT(tokenizer), 0, 0, ANY, "FILE", "vocabulary (the model's own)"},
-    [O_MODE] = {'m', "mode", TEXT, AT(mode), 0, 0, ANY, "NAME", "generate, chat, logits, perplexity, tokenize, bench, info"},
-    [O_SYSTEM] = {'y', "system", TEXT, AT(system), 0, 0, CHAT, "TEXT", "system prompt, for a chat"},
-    [O_THINK] = {0, "think", FLAG, AT(think), 0, 0, CHAT, NULL, "think before answering (as the model's template has it)"},
-    [O_NO_THINK] = {0, "no-think", FLAG, AT(no_think), 0, 0, CHAT, NULL, "answer at once"},
-    [O_BUDGET] = {0, "think-budget", WHOLE64, AT(think_budget), 0, 9e15, CHAT, "N", "tokens of a thought before it is closed, 0 = no limit"},
-    [O_HIDE] = {0, "hide-thinking", FLAG, AT(hide_thinking), 0, 0, CHAT, NULL, "do not show thoughts; only a terminal shows them at all"},
-    [O_GUARD] = {0, "loop-guard", WHOLE, AT(loop_guard), 0, 1 << 20, CHAT, "N", "tokens of repetition that a chat takes for a loop, 0 = off (96)"},
-    [O_SNAPSHOTS] = {0, "snapshot-bytes", SIZE, AT(snapshot_bytes), 0, 9e18, CHAT, "N", "memory to undo turns without reading again (256M)"},
-    [O_FORGET] = {0, "forget", FLAG, AT(forget), 0, 0, CHAT, NULL, "a full context drops the oldest turns instead of ending"},
-    [O_THREADS] = {'j', "threads", WHOLE, AT(threads), 1, 1024, ANY, "N", "threads (one per core)"},
-    [O_CTX] = {'c', "ctx", WHOLE, AT(ctx), 1, INT_MAX, ANY, "N", "positions of softmax layers (4096 or the model's)"},
-    [O_FAST] = {0, "fast", FLAG, AT(fast), 0, 0, ANY, NULL, "activations of 8 bits, not 16 or 24: less exact, faster prompts"},
-    [O_KV] = {0, "kv", TEXT, AT(kv), 0, 0, ANY, "TYPE", "keys and values of softmax layers: f32, f16, q8_0 (f32)"},
-    [O_BATCH] = {'b', "batch", WHOLE, AT(batch), 1, 1 << 20, ANY, "N", "prompt tokens per run (512)"},
-    [O_LOAD] = {0, "load-state", TEXT, AT(load_state), 0, 0, TALK | LOGITS, "FILE", "go on from a session"},
-    [O_SAVE] = {0, "save-state", TEXT, AT(save_state), 0, 0, TALK | LOGITS, "FILE", "leave a session behind"},
-    [O_CACHE] = {0, "prompt-cache", TEXT, AT(prompt_cache), 0, 0, TALK, "DIR", "go on from, and leave, snapshots of prompts in a folder"},
-    [O_CACHE_BYTES] = {0, "cache-bytes", SIZE, AT(cache_bytes), 0, 9e18, TALK, "N", "its size; K, M, G are understood. The oldest leave (1G)"},
-    [O_IDS] = {0, "ids", TEXT, AT(ids), 0, 0, LOGITS | TOKENIZE, "FILE", "token ids as text, for logits and tokenize"},
-    [O_OUT] = {0, "out", TEXT, AT(out), 0, 0, LOGITS, "FILE", "where logits go: float32, a row per position"},
-    [O_PLEN] = {0, "prompt-len", WHOLE, AT(prompt_len), 1, 1 << 24, BENCH, "N", "prompt tokens of the benchmark (512)"},
-    [O_DEPTH] = {0, "depth", WHOLE, AT(depth), 0, 1 << 30, BENCH, "N", "positions that the benchmark finds filled (0)"},
-    [O_HELP] = {'h', "help", FLAG, AT(help), 0, 0, ANY, NULL, "this page"},
-    [O_VERSION] = {0, "version", FLAG, AT(version), 0, 0, ANY, NULL, "version and kernels"},
-};
+#define OPTION_ROW(id, letter_, name_, modes_, value_, help_, ...) \
+    [id] = {.letter = letter_, .name = name_, .modes = modes_, .value = value_, .help = help_, __VA_ARGS__},
+static const Option options[N_OPTIONS] = {OPTIONS(OPTION_ROW)};
+
+enum { MAX_STOPS = 16 };
+typedef struct { const char *text; int64_t whole; double real; int given; } Value; /* whole: of a word, which one it is */
+typedef struct {
+    const char *model;
+    Value value[N_OPTIONS];
+    const char *stops[MAX_STOPS];
+    int n_stops;
+    GlaSampler sampler; /* its biases, which are no single value */
+    int mode;           /* GENERATE, CHAT ... */
+} Options;
+
+static int given(const Options *o, int option) { return o->value[option].given; }
+static const char *text_of(const Options *o, int option) { return o->value[option].text; } /* NULL: not given */
+static int64_t whole_of(const Options *o, int option) { return o->value[option].whole; }  /* a flag: 0 or 1 */
 
 /* argv[0]: an installed program has another name. This and `interrupted` are the only variables outside functions. */
 static const char *invoked = "./run";
@@ -8665,8 +8683,6 @@ static const char *program_name(void) {
     const char *slash = strrchr(invoked, '/');
     return slash ? slash + 1 : invoked;
 }
-
-static int given(const Options *o, int option) { return (int)(o->given >> option & 1); }
 
 static int misuse(const char *fmt, ...) PRINTF_LIKE(1, 2);
 static int misuse(const char *fmt, ...) {
@@ -8683,132 +8699,164 @@ static int complain(const char *err) {
     return 1;
 }
 
-static void print_help(void) {
-    printf("usage: %s MODEL [options]      MODEL: a GGUF file\n\n", invoked);
-    for (const Option *p = options; p < options + N_OPTIONS; p++) {
-        char letter[] = "    ", left[40];
-        if (p->letter) letter[0] = '-', letter[1] = p->letter, letter[2] = ',';
-        snprintf(left, sizeof left, "%s--%s %s", letter, p->name, p->value ? p->value : "");
-        printf("  %-27s %s\n", left, p->help);
+/* Word i of a list with blanks between: its length, 0 behind the last one. */
+static int word_at(const char *list, int i, const char **word) {
+    while (i-- > 0 && *list) {
+        list += strcspn(list, " ");
+        list += *list != 0;
     }
-    printf("\nThe result goes to standard output, everything else to standard error.\n"
-           "Exit: 0 done, 1 failed, 2 misused, 128 + the signal that ended it (Ctrl-C: 130).\n");
+    *word = list;
+    return (int)strcspn(list, " ");
+}
+static int find_word(const char *list, const char *what) { /* -1: not in it */
+    const char *word;
+    for (int i = 0, n; (n = word_at(list, i, &word)); i++)
+        if (!strncmp(word, what, (size_t)n) && !what[n]) return i;
+    return -1;
+}
+
+/* A whole number, for a size with K, M, G or T behind it. */
+static int set_whole(Value *v, const Option *p, const char *value) {
+    char *end = NULL;
+    errno = 0;
+    long long n = strtoll(value, &end, 10);
+    if (p->kind == IS_SIZE && end != value && *end && strchr("KMGT", *end))
+        for (int power = (int)(strchr("KMGT", *end++) - "KMGT"); power >= 0; power--) {
+            if (n > LLONG_MAX / 1024 || n < LLONG_MIN / 1024) errno = ERANGE;
+            else n *= 1024;
+        }
+    if (end == value || *end || errno || (double)n < p->lo || (double)n > p->hi)
+        return misuse("--%s %s: expected a whole number from %.0f to %.0f", p->name, value, p->lo, p->hi);
+    v->whole = n;
+    return 0;
+}
+
+static int set_bias(GlaSampler *s, const Option *p, const char *value) {
+    char *end = NULL;
+    errno = 0;
+    long long id = *value >= '0' && *value <= '9' ? strtoll(value, &end, 10) : -1;
+    double v = end && *end == '=' ? strtod(value = end + 1, &end) : NAN;
+    if (id < 0 || id > INT32_MAX || errno || end == value || *end || !((v >= p->lo && v <= p->hi) || v == -INFINITY))
+        return misuse("--%s: expected ID=X, X from %g to %g or -inf", p->name, p->lo, p->hi);
+    if (s->n_bias == GLA_BIAS) return misuse("at most %d biases", GLA_BIAS);
+    s->bias[s->n_bias].id = (int32_t)id;
+    s->bias[s->n_bias++].add = (float)v;
+    return 0;
 }
 
 /* One option with its value. Numbers are read whole and range-checked. */
 static int set_option(Options *o, const Option *p, const char *value) {
+    Value *v = &o->value[p - options];
     char *end = NULL;
-    void *field = (char *)o + p->at;
+    v->given = 1;
+    v->text = value;
     errno = 0;
-    o->given |= (uint64_t)1 << (p - options);
     switch (p->kind) {
-    case FLAG:
-        *(int *)field = 1;
+    case IS_FLAG:
+        v->whole = 1;
         return 0;
-    case TEXT:
-        *(const char **)field = value;
+    case IS_TEXT:
         return 0;
-    case TEXTS:
-        if (o->n_stops == 16) return misuse("at most 16 stop texts");
-        if (!*value) return misuse("--stop with an empty text");
+    case IS_TEXTS:
+        if (o->n_stops == MAX_STOPS) return misuse("at most %d stop texts", MAX_STOPS);
+        if (!*value) return misuse("--%s with an empty text", p->name);
         o->stops[o->n_stops++] = value;
         return 0;
-    case SEED:
-        o->seed = strtoull(value, &end, 10);
+    case IS_WORD:
+        v->whole = find_word(p->words, value);
+        return v->whole < 0 ? misuse("--%s %s: expected one of %s", p->name, value, p->words) : 0;
+    case IS_SEED:
+        v->whole = (int64_t)strtoull(value, &end, 10);
         if (end == value || *end || errno || strchr(value, '-'))
             return misuse("--%s %s: expected a whole number from 0 to 2^64-1", p->name, value);
         return 0;
-    case REAL_NUMBER: {
-        double v = strtod(value, &end);
-        if (end == value || *end || !(v >= p->lo && v <= p->hi))
+    case IS_REAL:
+        v->real = strtod(value, &end);
+        if (end == value || *end || !(v->real >= p->lo && v->real <= p->hi))
             return misuse("--%s %s: expected a number from %g to %g", p->name, value, p->lo, p->hi);
-        *(double *)field = v;
         return 0;
-    }
-    case BIAS: {
-        long long id = *value >= '0' && *value <= '9' ? strtoll(value, &end, 10) : -1;
-        double v = end && *end == '=' ? strtod(value = end + 1, &end) : NAN;
-        if (id < 0 || id > INT32_MAX || errno || end == value || *end || !((v >= p->lo && v <= p->hi) || v == -INFINITY))
-            return misuse("--%s: expected ID=X, X from %g to %g or -inf", p->name, p->lo, p->hi);
-        if (o->n_bias == GLA_BIAS) return misuse("at most %d biases", GLA_BIAS);
-        o->bias[o->n_bias].id = (int32_t)id;
-        o->bias[o->n_bias++].add = (float)v;
-        return 0;
-    }
-    case WHOLE: case WHOLE64: case SIZE: {
-        long long v = strtoll(value, &end, 10);
-        if (p->kind == SIZE && end != value && *end && strchr("KMGT", *end))
-            for (int power = (int)(strchr("KMGT", *end++) - "KMGT"); power >= 0; power--) {
-                if (v > LLONG_MAX / 1024 || v < LLONG_MIN / 1024) errno = ERANGE;
-                else v *= 1024;
-            }
-        if (end == value || *end || errno || (double)v < p->lo || (double)v > p->hi)
-            return misuse("--%s %s: expected a whole number from %.0f to %.0f", p->name, value, p->lo, p->hi);
-        if (p->kind == WHOLE) *(int *)field = (int)v;
-        else *(int64_t *)field = v;
-        return 0;
-    }
+    case IS_BIAS:
+        return set_bias(&o->sampler, p, value);
+    case IS_WHOLE: case IS_SIZE: case IS_COUNT:
+        return set_whole(v, p, value);
     }
     return 0;
 }
 
+/* The option that arg names, and the value that is written in the same word: --name=value, -nvalue. NULL: none. */
+static const Option *find_option(const char *arg, const char **value) {
+    const int is_long = arg[1] == '-';
+    const size_t n = is_long ? strcspn(arg + 2, "=") : 0;
+    const char *rest = is_long ? arg + 2 + n : arg + 2;
+    *value = !*rest ? NULL : is_long ? rest + 1 : rest;
+    for (const Option *p = options; p < options + N_OPTIONS; p++) {
+        if (is_long ? !strncmp(p->name, arg + 2, n) && !p->name[n] : p->letter == arg[1])
+            return !is_long && *value && p->kind == IS_FLAG ? NULL : p; /* several letters in one word are not understood */
+    }
+    return NULL;
+}
+
 /* A plain word is the model; --name value, --name=value, -n value, -nvalue; behind "--" all words are plain. */
 static int parse_options(Options *o, int argc, char **argv) {
-    int plain = 0;
-    for (int a = 1; a < argc; a++) {
-        const char *arg = argv[a], *value = NULL;
-        const Option *p = options, *none = options + N_OPTIONS;
+    int plain = 0, code = 0;
+    for (int i = 0; i < N_OPTIONS; i++) o->value[i].whole = options[i].usual;
+    for (int a = 1; a < argc && !code; a++) {
+        const char *arg = argv[a], *value;
         if (plain || arg[0] != '-' || !arg[1]) {
             if (o->model) return misuse("two models: %s and %s", o->model, arg);
             o->model = arg;
             continue;
         }
         if (!strcmp(arg, "--")) { plain = 1; continue; }
-        if (arg[1] == '-') {
-            size_t n = strcspn(arg + 2, "=");
-            while (p < none && (strncmp(p->name, arg + 2, n) || p->name[n])) p++;
-            if (arg[2 + n]) value = arg + 3 + n;
-        } else {
-            while (p < none && p->letter != arg[1]) p++;
-            if (arg[2]) value = arg + 2;
-            if (value && p < none && p->kind == FLAG) p = none; /* several letters in one word are not understood */
-        }
-        if (p == none) return misuse("unknown option %s", arg);
-        if (p->kind == FLAG && value) return misuse("--%s takes no value", p->name);
-        if (p->kind != FLAG && !value) {
-            if (++a == argc) return misuse("%s needs a value", arg);
-            value = argv[a];
-        }
-        int code = set_option(o, p, value);
-        if (code) return code;
+        const Option *p = find_option(arg, &value);
+        if (!p) return misuse("unknown option %s", arg);
+        if (p->kind == IS_FLAG && value) return misuse("--%s takes no value", p->name);
+        if (p->kind != IS_FLAG && !value && ++a == argc) return misuse("%s needs a value", arg);
+        code = set_option(o, p, value ? value : argv[a]);
+    }
+    return code;
+}
+
+static int check_mode(const Options *o) { /* has the mode a use for what was given? */
+    for (int i = 0; i < N_OPTIONS; i++) {
+        const char *word;
+        char where[160] = "";
+        if (!given(o, i) || options[i].modes & o->mode) continue;
+        for (int k = 0, n; (n = word_at(MODE_WORDS, k, &word)); k++)
+            if (options[i].modes >> k & 1)
+                snprintf(where + strlen(where), sizeof where - strlen(where), "%s-m %.*s", *where ? ", " : "", n, word);
+        return misuse("--%s goes with %s", options[i].name, where);
     }
     return 0;
 }
 
 /* What parse_options cannot see: whether the options go together, and with the mode. */
 static int check_options(Options *o) {
-    int mode = 0;
-    while (modes[mode] && strcmp(modes[mode], o->mode)) mode++;
-    if (!modes[mode]) return misuse("unknown mode %s", o->mode);
-    o->mode_bit = 1 << mode;
-    for (int i = 0; i < N_OPTIONS; i++) {
-        char where[128] = "";
-        if (!given(o, i) || options[i].modes & o->mode_bit) continue;
-        for (int k = 0; modes[k]; k++)
-            if (options[i].modes >> k & 1)
-                snprintf(where + strlen(where), sizeof where - strlen(where), "%s-m %s", *where ? ", " : "", modes[k]);
-        return misuse("--%s goes with %s", options[i].name, where);
+    static const struct { int option, needs, excludes; } rules[] = { /* needs, excludes: another option, or -1 */
+        {O_THINK, -1, O_NO_THINK},
+        {O_THINK, -1, O_JSON_ONLY}, /* a thought is not JSON */
+        {O_BUDGET, -1, O_NO_THINK},
+        {O_PROMPT, -1, O_FILE},
+        {O_PROMPT, -1, O_IDS},
+        {O_FILE, -1, O_IDS},
+        {O_LOGPROBS, O_JSON, -1},
+        {O_CACHE_BYTES, O_CACHE, -1},
+    };
+    o->mode = 1 << whole_of(o, O_MODE);
+    int code = check_mode(o);
+    if (code) return code;
+    for (size_t i = 0; i < sizeof rules / sizeof *rules; i++) {
+        const int other = rules[i].needs >= 0 ? rules[i].needs : rules[i].excludes, there = given(o, other);
+        const char *name = options[rules[i].option].name;
+        if (!given(o, rules[i].option) || there == (rules[i].needs >= 0)) continue;
+        return misuse(there ? "--%s and --%s do not go together" : "--%s goes with --%s", name, options[other].name);
     }
-    if (o->think && o->no_think) return misuse("--think and --no-think");
-    if (o->think && o->json_only) return misuse("--think and --json-only"); /* a thought is not JSON */
-    if (o->no_think && given(o, O_BUDGET)) return misuse("--think-budget and --no-think");
-    if ((o->prompt != NULL) + (o->file != NULL) + (o->ids != NULL) > 1) return misuse("more than one of --prompt, --file and --ids");
-    if (given(o, O_LOGPROBS) && !o->json) return misuse("--logprobs goes with --json");
-    if (given(o, O_CACHE_BYTES) && !o->prompt_cache) return misuse("--cache-bytes goes with --prompt-cache");
-    if (o->mode_bit == CHAT && !given(o, O_STEPS)) o->steps = 0;
+    if (o->mode == CHAT && !given(o, O_STEPS)) o->value[O_STEPS].whole = 0;
+    if (o->mode == BENCH && !given(o, O_STEPS)) o->value[O_STEPS].whole = 64;
     if (!o->model) return misuse("no model was named: %s MODEL [options]", invoked);
-    if (o->mode_bit == LOGITS && (!o->ids || !o->out)) return misuse("-m logits needs --ids FILE and --out FILE");
-    const char *read[] = {o->model, o->tokenizer, o->file, o->ids}, *written[] = {o->save_state, o->out};
+    if (o->mode == LOGITS && (!given(o, O_IDS) || !given(o, O_OUT))) return misuse("-m logits needs --ids FILE and --out FILE");
+    const char *read[] = {o->model, text_of(o, O_TOK), text_of(o, O_FILE), text_of(o, O_IDS)};
+    const char *written[] = {text_of(o, O_SAVE), text_of(o, O_OUT)};
     for (int i = 0; i < 8; i++)
         if (read[i % 4] && written[i / 4] && same_file(read[i % 4], written[i / 4]))
             return misuse("%s is read here and would be replaced; give another file to write", read[i % 4]);
@@ -8882,9 +8930,9 @@ static int stdin_is_pipe(void) { /* a pipe or a redirected file, not a terminal 
 /* The prompt, from wherever it comes. */
 static int get_text(const Options *o, Text *t, char *err) {
     *t = (Text){0};
-    if (o->file) return read_file(t, o->file, err);
-    if (o->prompt ? !strcmp(o->prompt, "-") : stdin_is_pipe()) return read_all(t, stdin, "standard input", err);
-    text_put(t, o->prompt ? o->prompt : "", o->prompt ? strlen(o->prompt) : 0);
+    if (text_of(o, O_FILE)) return read_file(t, text_of(o, O_FILE), err);
+    if (text_of(o, O_PROMPT) ? !strcmp(text_of(o, O_PROMPT), "-") : stdin_is_pipe()) return read_all(t, stdin, "standard input", err);
+    text_put(t, text_of(o, O_PROMPT) ? text_of(o, O_PROMPT) : "", text_of(o, O_PROMPT) ? strlen(text_of(o, O_PROMPT)) : 0);
     return t->bad ? fail(err, GLA_MEMORY, "no memory") : GLA_OK;
 }
 
@@ -9206,6 +9254,16 @@ static int save_session(const GlaState *s, const GlaSampler *p, const Ids *ids, 
     return gla_state_save(s, p, ids->n == gla_state_pos(s) ? ids->id : NULL, path, err);
 }
 
+/* What a mode works with. */
+typedef struct {
+    const Options *o;
+    GlaModel *m;
+    GlaState *s;          /* NULL where none is needed */
+    Ids ids;              /* that were given, or those of the text; not of a prompt */
+    double begin, load_s; /* when the program began, and how long the model took */
+    char *err;
+} Job;
+
 /* One text or one turn: what is shown, what is collected for a JSON object, what it took. */
 typedef struct {
     const Options *o;
@@ -9281,7 +9339,7 @@ static void clear_progress(Talk *k) {
 static void keep_prompt(const Talk *k) {
     const Options *o = k->o;
     char err[GLA_ERR];
-    if (o->prompt_cache && gla_cache_store(k->s, o->prompt_cache, k->ids.id, (uint64_t)o->cache_bytes, err))
+    if (text_of(o, O_CACHE) && gla_cache_store(k->s, text_of(o, O_CACHE), k->ids.id, (uint64_t)whole_of(o, O_CACHE_BYTES), err))
         fprintf(stderr, "%s: not cached: %s\n", program_name(), err);
 }
 
@@ -9295,7 +9353,7 @@ static int show(void *user, int32_t id, const char *text, size_t n) {
     if (reading && !k->chat && gla_state_pos(k->s) == k->goal) keep_prompt(k);
     if (id >= 0) {
         if (!k->first) k->first = now;
-        if (given(o, O_LOGPROBS)) step_json(&k->steps, k->s, id, o->logprobs);
+        if (given(o, O_LOGPROBS)) step_json(&k->steps, k->s, id, whole_of(o, O_LOGPROBS));
         if (ids_add(&k->ids, &id, 1, NULL)) k->bad = 1;
     }
     if (k->turn.loops != k->loops) {
@@ -9303,8 +9361,8 @@ static int show(void *user, int32_t id, const char *text, size_t n) {
         fprintf(stderr, k->loops > 1 ? "\n[the text repeats itself again: stopped]\n"
                                      : "\n[the text repeats itself: the repeat penalty is raised]\n");
     }
-    if (o->json) text_put(thinking ? &k->thought : &k->text, text, n);
-    else if (n && (!thinking || (!o->hide_thinking && is_terminal(STDOUT_FILENO)))) {
+    if (whole_of(o, O_JSON)) text_put(thinking ? &k->thought : &k->text, text, n);
+    else if (n && (!thinking || (!whole_of(o, O_HIDE) && is_terminal(STDOUT_FILENO)))) {
         if (k->last && k->dimmed != thinking && k->chat) fputs("\n\n", stdout); /* between a thought and the answer */
         dim(k, thinking);
         if (fwrite(text, 1, n, stdout) != n || fflush(stdout)) k->bad = 1;
@@ -9315,7 +9373,7 @@ static int show(void *user, int32_t id, const char *text, size_t n) {
 
 static GlaGenerate talk_settings(Talk *k) {
     const Options *o = k->o;
-    return (GlaGenerate){o->steps, o->stops, o->n_stops, o->ignore_eos, o->json_only, show, k};
+    return (GlaGenerate){whole_of(o, O_STEPS), o->stops, o->n_stops, whole_of(o, O_IGNORE), whole_of(o, O_JSON_ONLY), show, k};
 }
 
 static const char *size_text(char out[32], double bytes) {
@@ -9356,21 +9414,17 @@ static void print_json(Talk *k, const int32_t *ids, int64_t n, int done, int64_t
 }
 
 static uint64_t start_seed(const Options *o) {
-    return given(o, O_SEED) ? o->seed : (uint64_t)time(NULL) * 1000003u + (uint64_t)(now_s() * 1e6);
+    return given(o, O_SEED) ? (uint64_t)whole_of(o, O_SEED) : (uint64_t)time(NULL) * 1000003u + (uint64_t)(now_s() * 1e6);
 }
 static void start_sampler(GlaSampler *p, const Options *o, const GlaModel *m, uint64_t seed) {
     gla_sampler_init(p, m, seed);
-    if (given(o, O_TEMP)) p->temperature = (float)o->temperature;
-    if (given(o, O_TOP_P)) p->top_p = (float)o->top_p;
-    if (given(o, O_TOP_K)) p->top_k = o->top_k;
-    if (given(o, O_MIN_P)) p->min_p = (float)o->min_p;
-    if (given(o, O_REPEAT)) p->repeat_penalty = (float)o->repeat_penalty;
-    if (given(o, O_PRESENCE)) p->presence_penalty = (float)o->presence_penalty;
-    p->n_bias = o->n_bias;
-    for (int i = 0; i < o->n_bias; i++) {
-        p->bias[i].id = o->bias[i].id;
-        p->bias[i].add = o->bias[i].add;
+    for (int i = 0; i < N_OPTIONS; i++) {
+        char *field = (char *)p + options[i].at;
+        if (given(o, i) && options[i].kind == IS_REAL) *(float *)field = (float)o->value[i].real;
+        if (given(o, i) && options[i].kind == IS_COUNT) *(int *)field = (int)o->value[i].whole;
     }
+    p->n_bias = o->sampler.n_bias;
+    memcpy(p->bias, o->sampler.bias, sizeof p->bias);
 }
 
 static void print_state_size(const GlaInfo *info, const GlaState *s) {
@@ -9387,7 +9441,7 @@ static void print_state_size(const GlaInfo *info, const GlaState *s) {
 static int prompt_ids(Ids *ids, const Text *t, const Options *o, const GlaModel *m, const GlaState *s, char *err) {
     const int fresh = !gla_state_pos(s);
     int code = GLA_OK;
-    if (t->n || !o->load_state) code = need_vocabulary(m, err);
+    if (t->n || !given(o, O_LOAD)) code = need_vocabulary(m, err);
     if (!code && (t->n || fresh)) code = ids_encode(ids, m, t->s, t->n, GLA_SPECIAL | (fresh ? GLA_BOS : 0), err);
     if (code || ids->n || !fresh) return code;
     int32_t start = m->vocab->bos >= 0 ? m->vocab->bos : m->vocab->eos;
@@ -9407,11 +9461,15 @@ static void print_speed(const Talk *k, const GlaInfo *info, int64_t n, int64_t r
     if (done == GLA_DONE_CONTEXT) fprintf(stderr, " | the context is full; a larger one: -c");
     else if (read < n) fprintf(stderr, " | interrupted within the prompt");
     else if (interrupted) fprintf(stderr, " | interrupted");
-    if (k->o->load_state && !given(k->o, O_SEED)) fprintf(stderr, " (not used: the session's random numbers go on)");
+    if (text_of(k->o, O_LOAD) && !given(k->o, O_SEED)) fprintf(stderr, " (not used: the session's random numbers go on)");
     fprintf(stderr, "\n");
 }
 
-static int mode_generate(const Options *o, GlaModel *m, GlaState *s, double load_s, char *err) {
+static int mode_generate(Job *job) {
+    const Options *o = job->o;
+    GlaModel *m = job->m;
+    GlaState *s = job->s;
+    char *err = job->err;
     Text t = {0};
     Ids ids = {NULL, 0, 0};
     GlaSampler p, saved;
@@ -9423,9 +9481,9 @@ static int mode_generate(const Options *o, GlaModel *m, GlaState *s, double load
     gla_info(m, &info);
     start_sampler(&p, o, m, seed);
     saved = p;
-    int code = o->save_state ? can_write(o->save_state, err) : GLA_OK;
-    if (!code && o->load_state) code = load_session(s, &saved, &k.ids, o->load_state, err);
-    if (!code && o->load_state) { /* its memory of recent tokens, and its place in the random numbers unless a seed is given */
+    int code = text_of(o, O_SAVE) ? can_write(text_of(o, O_SAVE), err) : GLA_OK;
+    if (!code && text_of(o, O_LOAD)) code = load_session(s, &saved, &k.ids, text_of(o, O_LOAD), err);
+    if (!code && text_of(o, O_LOAD)) { /* its memory of recent tokens, and its place in the random numbers unless a seed is given */
         memcpy(p.recent, saved.recent, sizeof p.recent);
         p.n_recent = saved.n_recent;
         if (!given(o, O_SEED)) p.rng = saved.rng;
@@ -9433,8 +9491,8 @@ static int mode_generate(const Options *o, GlaModel *m, GlaState *s, double load
     if (!code) code = get_text(o, &t, err);
     if (!code) code = prompt_ids(&ids, &t, o, m, s, err);
     if (!code) code = ids_add(&k.ids, ids.id, ids.n, err);
-    if (!code && o->prompt_cache && ids.n > 1 && !gla_state_pos(s)) {
-        k.reused = gla_cache_load(s, o->prompt_cache, ids.id, ids.n, err);
+    if (!code && text_of(o, O_CACHE) && ids.n > 1 && !gla_state_pos(s)) {
+        k.reused = gla_cache_load(s, text_of(o, O_CACHE), ids.id, ids.n, err);
         code = k.reused < 0 ? (int)k.reused : GLA_OK;
         if (!code) fprintf(stderr, "reused %lld of %lld tokens\n", (long long)k.reused, (long long)ids.n);
         for (int64_t i = 0; i < k.reused; i++) gla_sampler_note(&p, ids.id[i]);
@@ -9444,8 +9502,8 @@ static int mode_generate(const Options *o, GlaModel *m, GlaState *s, double load
         const GlaGenerate how = talk_settings(&k);
         const int64_t n = ids.n - k.reused;
         print_state_size(&info, s);
-        if (o->echo && o->json) text_put(&k.text, t.s, t.n);
-        else if (o->echo && fwrite(t.s, 1, t.n, stdout) != t.n) k.bad = 1;
+        if (whole_of(o, O_ECHO) && whole_of(o, O_JSON)) text_put(&k.text, t.s, t.n);
+        else if (whole_of(o, O_ECHO) && fwrite(t.s, 1, t.n, stdout) != t.n) k.bad = 1;
         fflush(stdout);
         k.begin = now_s();
         k.from = gla_state_pos(s);
@@ -9456,13 +9514,13 @@ static int mode_generate(const Options *o, GlaModel *m, GlaState *s, double load
     if (!code) {
         const double end = now_s();
         const int64_t read = gla_state_pos(s) - k.from - made; /* fewer than the prompt has when it was interrupted */
-        if (o->json) print_json(&k, k.ids.id + (k.ids.n - made), made, done, read, seed, load_s, end);
-        else if (made || o->echo) putchar('\n');
+        if (whole_of(o, O_JSON)) print_json(&k, k.ids.id + (k.ids.n - made), made, done, read, seed, job->load_s, end);
+        else if (made || whole_of(o, O_ECHO)) putchar('\n');
         if (fflush(stdout) || ferror(stdout)) k.bad = 1;
         print_speed(&k, &info, ids.n - k.reused, read, made, done, seed, end);
-        if (o->json_only && done != GLA_DONE_END) fprintf(stderr, "%s: the JSON is not complete\n", program_name());
+        if (whole_of(o, O_JSON_ONLY) && done != GLA_DONE_END) fprintf(stderr, "%s: the JSON is not complete\n", program_name());
         k.ids.n = min64(k.ids.n, gla_state_pos(s));
-        if (o->save_state) code = save_session(s, &p, &k.ids, o->save_state, err);
+        if (text_of(o, O_SAVE)) code = save_session(s, &p, &k.ids, text_of(o, O_SAVE), err);
         if (made && !code) keep_prompt(&k);
         if (!code && k.bad) code = fail(err, GLA_IO, "standard output: cannot write");
     }
@@ -9495,15 +9553,15 @@ typedef struct {
 
 static GlaChatSettings chat_settings(const Chat *c, const char *system) {
     const Options *o = c->o;
-    const int once = o->prompt || o->file; /* one message: no place to come back to is needed */
+    const int once = text_of(o, O_PROMPT) || text_of(o, O_FILE); /* one message: no place to come back to is needed */
     return (GlaChatSettings){
         .system = system,
-        .think = o->think ? 1 : o->no_think || o->json_only ? 0 : -1,
-        .think_budget = o->think_budget,
-        .loop_tokens = o->loop_guard,
-        .snapshot_bytes = once ? 0 : o->snapshot_bytes,
-        .cache = o->prompt_cache,
-        .cache_bytes = (uint64_t)o->cache_bytes};
+        .think = whole_of(o, O_THINK) ? 1 : whole_of(o, O_NO_THINK) || whole_of(o, O_JSON_ONLY) ? 0 : -1,
+        .think_budget = whole_of(o, O_BUDGET),
+        .loop_tokens = whole_of(o, O_GUARD),
+        .snapshot_bytes = once ? 0 : whole_of(o, O_SNAPSHOTS),
+        .cache = text_of(o, O_CACHE),
+        .cache_bytes = (uint64_t)whole_of(o, O_CACHE_BYTES)};
 }
 
 static int64_t room(const Chat *c) { /* positions left in the context */
@@ -9524,7 +9582,7 @@ static int forget(Chat *c, char *err) {
 /* How a turn ended, where that is not the usual way. begun: there is an answer, or some of one. */
 static void print_end(const Chat *c, const Talk *k, int done, int begun) {
     const int ctx = gla_state_ctx(k->s);
-    if (done > 0 && k->o->json_only && done != GLA_DONE_END) fprintf(stderr, "[the JSON is not complete]\n");
+    if (done > 0 && whole_of(k->o, O_JSON_ONLY) && done != GLA_DONE_END) fprintf(stderr, "[the JSON is not complete]\n");
     if (k->turn.loops > k->loops) fprintf(stderr, "[the text repeats itself again: stopped]\n");
     if (done == GLA_DONE_CALLER && !k->bad)
         fprintf(stderr, begun ? "[stopped]\n" : "[stopped before the answer; the message is not lost]\n");
@@ -9545,7 +9603,7 @@ static int chat_turn(Chat *c, const Text *text, char *err) {
     int done;
     interrupted = 0;
     catch_interrupt(c->interactive ? COUNT : END_AT_SECOND);
-    if (text && o->forget && gla_chat_turns(b->chat, NULL) > 1) {
+    if (text && whole_of(o, O_FORGET) && gla_chat_turns(b->chat, NULL) > 1) {
         const int64_t about = gla_state_ctx(b->s) / 4 + (int64_t)text->n / 2; /* an answer and the message */
         if (room(c) < about && forget(c, err)) return -1;
     }
@@ -9559,7 +9617,7 @@ static int chat_turn(Chat *c, const Text *text, char *err) {
     dim(&k, 0);
     clear_progress(&k);
     if (done >= 0 && begun) {
-        if (o->json) print_json(&k, k.ids.id, k.ids.n, done, k.turn.read, c->seed, c->load_s, end);
+        if (whole_of(o, O_JSON)) print_json(&k, k.ids.id, k.ids.n, done, k.turn.read, c->seed, c->load_s, end);
         else putchar('\n');
         if (fflush(stdout) || ferror(stdout)) k.bad = 1;
     }
@@ -9599,20 +9657,6 @@ static void print_costs(const Chat *c) {
     fprintf(stderr, " | snapshots %s | resident %s\n", kept, size_text(rss, (double)resident_bytes()));
 }
 
-static const char chat_help[] =
-    "/undo  /redo          take a turn back; bring it back\n"
-    "/retry                another answer to the last message\n"
-    "/save FILE  /load FILE   the conversation as a session\n"
-    "/fork  /fork N        go on in a copy; back to branch N\n"
-    "/system               show the system prompt\n"
-    "/system TEXT          begin anew with this one\n"
-    "/new                  begin anew with the same one\n"
-    "/think on|off         think before answering\n"
-    "/forget               drop the oldest turns to make room\n"
-    "/stats                what every turn cost\n"
-    "/quit                 or Ctrl-D\n"
-    "Several lines: end one with \\, or Alt-Enter, or paste. Ctrl-C stops an answer or gives up a line. // begins a message with /.\n";
-
 static int chat_go(Chat *c, int turns, char *err) { /* /undo, /redo */
     Branch *b = &c->branch[c->now];
     const int64_t before = gla_state_evaluated(b->s);
@@ -9630,7 +9674,7 @@ static int chat_file(Chat *c, const char *name, const char *path, char *err) { /
     const int save = *name == 's';
     int code;
     if (!*path) return fail(err, GLA_INPUT, "/%s needs a file name", name);
-    if (save && (same_file(path, o->model) || (o->tokenizer && same_file(path, o->tokenizer))))
+    if (save && (same_file(path, o->model) || (text_of(o, O_TOK) && same_file(path, text_of(o, O_TOK)))))
         return fail(err, GLA_INPUT, "%s is read here; a session would replace it", path);
     if (save) catch_interrupt(HOLD);
     if ((code = save ? gla_chat_save(b->chat, &c->p, path, err) : gla_chat_load(b->chat, &c->p, path, err))) return code;
@@ -9677,41 +9721,77 @@ static int chat_anew(Chat *c, const char *system, char *err) { /* the old conver
     return GLA_OK;
 }
 
-static int chat_set_thinking(const Chat *c, const char *how, char *err) {
+static int chat_set_thinking(Chat *c, const char *how, char *err) {
     const int on = !strcmp(how, "on");
     GlaChat *chat = c->branch[c->now].chat;
     if (!gla_chat_may_think(chat)) return fail(err, GLA_INPUT, "this model has no way to think");
     if (!on && strcmp(how, "off")) return fail(err, GLA_INPUT, "/think on or /think off");
-    if (on && c->o->json_only) return fail(err, GLA_INPUT, "a thought is no JSON, which --json-only wants");
+    if (on && whole_of(c->o, O_JSON_ONLY)) return fail(err, GLA_INPUT, "a thought is no JSON, which --json-only wants");
     gla_chat_think(chat, on);
     return GLA_OK;
 }
 
-/* A line that begins with / . 1: quit. */
-static int chat_command(Chat *c, const char *line, char *err) {
-    char name[16] = "", rest[PATH_LEN] = "";
-    Branch *b = &c->branch[c->now];
-    sscanf(line, "/%15s", name);
-    const char *arg = line + 1 + strlen(name);
-    while (*arg == ' ') arg++;
-    snprintf(rest, sizeof rest, "%s", arg);
-    for (size_t n = strlen(rest); n && strchr(" \t\r\n", rest[n - 1]);) rest[--n] = 0;
-    const int system = !strcmp(name, "system");
-    interrupted = 0;
-    if (!strcmp(name, "quit") || !strcmp(name, "exit")) return 1;
-    if (!strcmp(name, "retry")) return chat_turn(c, NULL, err);
-    if (!strcmp(name, "forget")) return forget(c, err);
-    if (!strcmp(name, "undo")) return chat_go(c, -1, err);
-    if (!strcmp(name, "redo")) return chat_go(c, 1, err);
-    if (!strcmp(name, "save") || !strcmp(name, "load")) return chat_file(c, name, rest, err);
-    if (!strcmp(name, "fork")) return chat_fork(c, rest, err);
-    if (!strcmp(name, "new") || (system && *rest)) return chat_anew(c, system ? rest : b->chat->system, err);
-    if (!strcmp(name, "think")) return chat_set_thinking(c, rest, err);
-    if (system) print_system(b);
-    else if (!strcmp(name, "help")) fputs(chat_help, stderr);
-    else if (!strcmp(name, "stats")) print_costs(c);
-    else return fail(err, GLA_INPUT, "no command /%s; /help lists them, // begins a message with /", name);
+/* Commands: a row each, for /help, the man page and Tab. rest: what stands behind the name, without blanks around it. */
+typedef int (*Command)(Chat *c, const char *rest, char *err); /* 1: quit */
+static int chat_help(Chat *c, const char *rest, char *err);
+
+static int chat_undo(Chat *c, const char *rest, char *err) { return (void)rest, chat_go(c, -1, err); }
+static int chat_redo(Chat *c, const char *rest, char *err) { return (void)rest, chat_go(c, 1, err); }
+static int chat_retry(Chat *c, const char *rest, char *err) { return (void)rest, chat_turn(c, NULL, err); }
+static int chat_save(Chat *c, const char *rest, char *err) { return chat_file(c, "save", rest, err); }
+static int chat_load(Chat *c, const char *rest, char *err) { return chat_file(c, "load", rest, err); }
+static int chat_system(Chat *c, const char *rest, char *err) {
+    if (*rest) return chat_anew(c, rest, err);
+    print_system(&c->branch[c->now]);
     return GLA_OK;
+}
+static int chat_new(Chat *c, const char *rest, char *err) {
+    return (void)rest, chat_anew(c, c->branch[c->now].chat->system, err);
+}
+static int chat_forget(Chat *c, const char *rest, char *err) { return (void)rest, forget(c, err); }
+static int chat_stats(Chat *c, const char *rest, char *err) { return (void)rest, (void)err, print_costs(c), GLA_OK; }
+static int chat_quit(Chat *c, const char *rest, char *err) { return (void)c, (void)rest, (void)err, 1; }
+
+static const struct { const char *name, *arg, *help; Command run; } commands[] = { /* help NULL: another name for the row above */
+    {"undo", NULL, "take a turn back", chat_undo},
+    {"redo", NULL, "bring it back", chat_redo},
+    {"retry", NULL, "another answer to the last message", chat_retry},
+    {"save", "FILE", "the conversation as a session", chat_save},
+    {"load", "FILE", "go on with one", chat_load},
+    {"fork", "[N]", "go on in a copy; with N, back to branch N", chat_fork},
+    {"system", "[TEXT]", "show the system prompt; with TEXT, begin anew with this one", chat_system},
+    {"new", NULL, "begin anew with the same system prompt", chat_new},
+    {"think", "on|off", "think before answering", chat_set_thinking},
+    {"forget", NULL, "drop the oldest turns to make room", chat_forget},
+    {"stats", NULL, "what every turn cost", chat_stats},
+    {"help", NULL, "this list", chat_help},
+    {"quit", NULL, "or Ctrl-D", chat_quit},
+    {"exit", NULL, NULL, chat_quit},
+};
+enum { N_COMMANDS = sizeof commands / sizeof *commands };
+
+static int chat_help(Chat *c, const char *rest, char *err) {
+    (void)c, (void)rest, (void)err;
+    for (int i = 0; i < N_COMMANDS; i++) {
+        char left[32];
+        snprintf(left, sizeof left, "%s %s", commands[i].name, commands[i].arg ? commands[i].arg : "");
+        if (commands[i].help) fprintf(stderr, "/%-16s %s\n", left, commands[i].help);
+    }
+    fprintf(stderr, "Several lines: end one with \\, or Alt-Enter, or paste. Ctrl-C stops an answer or gives up a line. "
+                    "// begins a message with /.\n");
+    return GLA_OK;
+}
+
+static int chat_command(Chat *c, const char *line, char *err) { /* a line that begins with / */
+    char rest[PATH_LEN] = "";
+    const size_t n = strcspn(line + 1, " \t\r\n");
+    const char *from = line + 1 + n + strspn(line + 1 + n, " \t\r\n");
+    snprintf(rest, sizeof rest, "%s", from);
+    for (size_t end = strlen(rest); end && strchr(" \t\r\n", rest[end - 1]);) rest[--end] = 0;
+    interrupted = 0;
+    for (int i = 0; i < N_COMMANDS; i++)
+        if (!strncmp(commands[i].name, line + 1, n) && !commands[i].name[n]) return commands[i].run(c, rest, err);
+    return fail(err, GLA_INPUT, "no command /%.*s; /help lists them, // begins a message with /", (int)(n < 40 ? n : 40), line + 1);
 }
 
 /* Messages and commands, until the input or somebody ends it. A command that fails ends nothing, nor does a message on a
@@ -9758,24 +9838,28 @@ static void print_greeting(const Chat *c) {
     if (c->interactive) fprintf(stderr, "/help lists the commands\n");
 }
 
-static int mode_chat(const Options *o, const GlaModel *m, GlaState *s, double load_s, char *err) {
-    Chat c = {.o = o, .seed = start_seed(o), .load_s = load_s, .n_branches = 1};
+static int mode_chat(Job *job) {
+    const Options *o = job->o;
+    const GlaModel *m = job->m;
+    GlaState *s = job->s;
+    char *err = job->err;
+    Chat c = {.o = o, .seed = start_seed(o), .load_s = job->load_s, .n_branches = 1};
     GlaChat **chat = &c.branch[0].chat;
     Text t = {0};
     GlaInfo info;
-    const int once = o->prompt || o->file;
+    const int once = text_of(o, O_PROMPT) || text_of(o, O_FILE);
     c.branch[0].s = s;
     c.interactive = !once && is_terminal(STDIN_FILENO) && is_terminal(STDERR_FILENO);
     gla_info(m, &info);
     start_sampler(&c.p, o, m, c.seed);
-    const GlaChatSettings how = chat_settings(&c, o->system);
-    int code = o->save_state ? can_write(o->save_state, err) : GLA_OK;
+    const GlaChatSettings how = chat_settings(&c, text_of(o, O_SYSTEM));
+    int code = text_of(o, O_SAVE) ? can_write(text_of(o, O_SAVE), err) : GLA_OK;
     if (!code) code = gla_chat_new(chat, s, &how, err);
-    if (!code && o->load_state && !(code = gla_chat_load(*chat, &c.p, o->load_state, err))) {
+    if (!code && text_of(o, O_LOAD) && !(code = gla_chat_load(*chat, &c.p, text_of(o, O_LOAD), err))) {
         c.branch[0].loaded = 1;
-        if (o->system) fprintf(stderr, "the session goes on with its own system prompt; /new begins one with that of -y\n");
+        if (text_of(o, O_SYSTEM)) fprintf(stderr, "the session goes on with its own system prompt; /new begins one with that of -y\n");
     }
-    if (!code && given(o, O_SEED)) c.p.rng = o->seed;
+    if (!code && given(o, O_SEED)) c.p.rng = whole_of(o, O_SEED);
     const int begun = !code;
     if (begun) {
         print_state_size(&info, s);
@@ -9786,10 +9870,10 @@ static int mode_chat(const Options *o, const GlaModel *m, GlaState *s, double lo
     else if (begun) code = chat_loop(&c, err);
     terminal_normal(&c.editor.terminal);
     const int cut_short = by_signal();
-    if (begun && o->save_state) { /* also after an error: what was said until then is not lost */
+    if (begun && text_of(o, O_SAVE)) { /* also after an error: what was said until then is not lost */
         char why[GLA_ERR] = "";
         catch_interrupt(HOLD);
-        int saved = gla_chat_save(c.branch[c.now].chat, &c.p, o->save_state, code ? why : err);
+        int saved = gla_chat_save(c.branch[c.now].chat, &c.p, text_of(o, O_SAVE), code ? why : err);
         if (code && saved) complain(why);
         if (!code) code = saved;
     }
@@ -9835,17 +9919,21 @@ static int write_row(void *user, const float *logits, int64_t i) {
     return GLA_OK;
 }
 
-static int mode_logits(const Options *o, GlaModel *m, GlaState *s, const Ids *ids, char *err) {
+static int mode_logits(Job *job) {
+    const Options *o = job->o;
+    const Ids *ids = &job->ids;
+    GlaState *s = job->s;
+    char *err = job->err;
     Temporary temporary;
     Ids all = {NULL, 0, 0}; /* for the session: what the loaded one holds, and these */
-    LogitsOut out = {NULL, (size_t)m->config.vocab_size};
-    int code = o->load_state ? load_session(s, NULL, &all, o->load_state, err) : GLA_OK;
+    LogitsOut out = {NULL, (size_t)job->m->config.vocab_size};
+    int code = text_of(o, O_LOAD) ? load_session(s, NULL, &all, text_of(o, O_LOAD), err) : GLA_OK;
     if (!code) code = ids_add(&all, ids->id, ids->n, err);
-    if (!code && !(out.f = open_temporary(temporary, o->out, err))) code = GLA_IO;
+    if (!code && !(out.f = open_temporary(temporary, text_of(o, O_OUT), err))) code = GLA_IO;
     if (code) { ids_free(&all); return complain(err); }
     code = each_logits(s, ids, write_row, &out, err);
-    code = code ? drop_file(out.f, temporary, code) : commit_file(out.f, temporary, o->out, err);
-    if (!code && o->save_state) code = save_session(s, NULL, &all, o->save_state, err);
+    code = code ? drop_file(out.f, temporary, code) : commit_file(out.f, temporary, text_of(o, O_OUT), err);
+    if (!code && text_of(o, O_SAVE)) code = save_session(s, NULL, &all, text_of(o, O_SAVE), err);
     ids_free(&all);
     return code ? complain(err), code == GLA_DONE_CALLER ? by_signal() : 1 : 0;
 }
@@ -9859,10 +9947,12 @@ static int add_loss(void *user, const float *logits, int64_t i) { /* -log softma
     return GLA_OK;
 }
 
-static int mode_perplexity(GlaModel *m, GlaState *s, const Ids *ids, char *err) {
-    Loss loss = {ids, m->config.vocab_size, 0};
+static int mode_perplexity(Job *job) {
+    const Ids *ids = &job->ids;
+    char *err = job->err;
+    Loss loss = {ids, job->m->config.vocab_size, 0};
     if (ids->n < 2) return complain("perplexity needs a text of at least two tokens (-f FILE)");
-    int code = each_logits(s, ids, add_loss, &loss, err);
+    int code = each_logits(job->s, ids, add_loss, &loss, err);
     if (code) return complain(err), code == GLA_DONE_CALLER ? by_signal() : 1;
     double mean = loss.nll / (double)(ids->n - 1);
     printf("tokens %lld\nnll %.6f\nperplexity %.4f\n", (long long)ids->n - 1, mean, exp(mean));
@@ -9871,15 +9961,18 @@ static int mode_perplexity(GlaModel *m, GlaState *s, const Ids *ids, char *err) 
 
 /* -- tokenize, info, bench -- */
 
-static int mode_tokenize(const Options *o, GlaModel *m, char *err) {
+static int mode_tokenize(Job *job) {
+    const Options *o = job->o;
+    GlaModel *m = job->m;
+    char *err = job->err;
     Text t = {0};
     Ids ids = {NULL, 0, 0};
-    int code = o->ids ? get_ids(&ids, o->ids, m, err) : get_text(o, &t, err);
+    int code = text_of(o, O_IDS) ? get_ids(&ids, text_of(o, O_IDS), m, err) : get_text(o, &t, err);
     if (!code) code = need_vocabulary(m, err);
-    if (!code && !o->ids) code = ids_encode(&ids, m, t.s, t.n, GLA_BOS | GLA_SPECIAL, err);
+    if (!code && !text_of(o, O_IDS)) code = ids_encode(&ids, m, t.s, t.n, GLA_BOS | GLA_SPECIAL, err);
     for (int64_t i = 0; i < ids.n && !code; i++) {
         char piece[PIECE];
-        if (o->ids)
+        if (text_of(o, O_IDS))
             for (size_t from = 0, n = 1; from < n; from += PIECE) {
                 n = piece_part(m->vocab, ids.id[i], GLA_SPECIAL | (i ? 0 : GLA_FIRST), from, piece, PIECE);
                 if (n > from) fwrite(piece, 1, n - from < PIECE ? n - from : PIECE, stdout);
@@ -9891,7 +9984,12 @@ static int mode_tokenize(const Options *o, GlaModel *m, char *err) {
     return code ? complain(err) : 0;
 }
 
-static int mode_info(const GlaModel *m, int kv) {
+static int kv_type(const Options *o) { /* the words are in the order of GLA_KV_F32 ... */
+    return given(o, O_KV) ? GLA_KV_F32 + (int)whole_of(o, O_KV) : GLA_KV_DEFAULT;
+}
+
+static int mode_info(Job *job) {
+    const GlaModel *m = job->m;
     GlaInfo i;
     int counts[N_TYPES] = {0}, first = 1;
     gla_info(m, &i);
@@ -9900,7 +9998,7 @@ static int mode_info(const GlaModel *m, int kv) {
     if (*i.name) printf("name %s\n", i.name);
     printf("parameters %llu\nfile_bytes %llu\n", (unsigned long long)i.parameters, (unsigned long long)i.file_bytes);
     printf("layers %d\nmixers %s\ndim %d\nvocabulary %d\n", i.n_layers, i.layer_kinds, i.dim, i.vocab_size);
-    printf("state_bytes %zu\nkv_bytes_per_token %zu\n", i.state_bytes, i.kv_bytes_per_token[kv]);
+    printf("state_bytes %zu\nkv_bytes_per_token %zu\n", i.state_bytes, i.kv_bytes_per_token[kv_type(job->o)]);
     printf("context %d\ntensor_types", i.seq_len);
     for (int t = 0; t < N_TYPES; t++)
         if (counts[t]) printf("%s %s x %d", first ? "" : ",", types[t].name, counts[t]), first = 0;
@@ -9929,22 +10027,23 @@ static int fill_cache(GlaState *s, int n, char *err) {
     return GLA_OK;
 }
 
-static int64_t bench_steps(const Options *o) { return given(o, O_STEPS) ? o->steps : 64; }
-
 /* The first run of tokens is cold: it maps every page of the weights and of the memory to work in. Counted from opening the file it is
  * first_token_s; the state is then emptied, and the other figures are those of a program that has been running. */
-static int mode_bench(const Options *o, const GlaModel *m, GlaState *s, double begin, double load_s, char *err) {
+static int mode_bench(Job *job) {
+    const Options *o = job->o;
+    GlaState *s = job->s;
+    char *err = job->err;
     GlaInfo i;
-    int n = o->prompt_len, steps = (int)min64(bench_steps(o), 1 << 24);
+    const int n = (int)whole_of(o, O_PLEN), steps = (int)min64(whole_of(o, O_STEPS), 1 << 24);
     int32_t *ids = malloc(((size_t)n + 1) * sizeof *ids);
     uint64_t rng = 1;
     if (!ids) return complain("no memory");
-    gla_info(m, &i);
+    gla_info(job->m, &i);
     for (int j = 0; j < n; j++) ids[j] = (int32_t)(next_random(&rng) % (uint64_t)i.vocab_size);
     int code = gla_eval(s, ids, min64(n, s->batch), NULL, 0, err);
-    double first_s = now_s() - begin;
+    double first_s = now_s() - job->begin;
     gla_state_reset(s);
-    if (!code) code = fill_cache(s, o->depth, err);
+    if (!code) code = fill_cache(s, (int)whole_of(o, O_DEPTH), err);
     double t0 = now_s();
     if (!code) code = gla_eval(s, ids, n, NULL, 0, err);
     double t1 = now_s();
@@ -9955,7 +10054,7 @@ static int mode_bench(const Options *o, const GlaModel *m, GlaState *s, double b
     double t2 = now_s(), prefill = n / (t1 - t0), decode = steps ? steps / (t2 - t1) : 0;
     free(ids);
     if (code) return complain(err);
-    printf("load_s %.4f\nfirst_token_s %.4f\n", load_s, first_s);
+    printf("load_s %.4f\nfirst_token_s %.4f\n", job->load_s, first_s);
     printf("prefill_tok_s %.2f\ndecode_tok_s %.2f\n", prefill, decode);
     printf("decode_GB_s %.3f\n", decode * (double)i.token_bytes / 1e9);
     printf("prefill_Gop_s %.2f\n", prefill * 2 * (double)i.run_weights / 1e9);
@@ -9965,6 +10064,121 @@ static int mode_bench(const Options *o, const GlaModel *m, GlaState *s, double b
     printf("kv %s\nfast %d\n", kv_names[s->kv_type], s->team.fast);
     return 0;
 }
+
+/* -- pages: from the rows of options and commands -- */
+
+/* What an option does, with the words that it knows. */
+static void option_help(Text *t, const Option *p) {
+    const char *word;
+    t->n = 0;
+    text_printf(t, "%s", p->help);
+    for (int i = 0, n; p->words && (n = word_at(p->words, i, &word)); i++) text_printf(t, "%s%.*s", i ? ", " : ": ", n, word);
+}
+
+static void print_help(void) {
+    Text help = {0};
+    printf("usage: %s MODEL [options]      MODEL: a GGUF file\n\n", invoked);
+    for (const Option *p = options; p < options + N_OPTIONS; p++) {
+        char letter[] = "    ", left[40];
+        if (!p->help) continue;
+        if (p->letter) letter[0] = '-', letter[1] = p->letter, letter[2] = ',';
+        snprintf(left, sizeof left, "%s--%s %s", letter, p->name, p->value ? p->value : "");
+        option_help(&help, p);
+        printf("  %-27s %s\n", left, help.s);
+    }
+    free(help.s);
+    printf("\nThe result goes to standard output, everything else to standard error.\n"
+           "Exit: 0 done, 1 failed, 2 misused, 128 + the signal that ended it (Ctrl-C: 130).\n");
+}
+
+static void put_man(const char *s) { /* for troff: a minus is none of its hyphens, a backslash none of its commands */
+    for (; *s; s++) {
+        if (*s == '-' || *s == '\\') putchar('\\');
+        putchar(*s == '\\' ? 'e' : *s);
+    }
+}
+
+/* The two lists of the man page; the rest of it is written by hand. */
+static void print_man(void) {
+    Text help = {0};
+    printf(".SH CHAT COMMANDS\n");
+    for (int i = 0; i < N_COMMANDS; i++) {
+        if (!commands[i].help) continue;
+        printf(".TP\n\\fB/%s\\fR", commands[i].name);
+        if (commands[i].arg) printf(" \\fI%s\\fR", commands[i].arg);
+        printf("\n");
+        put_man(commands[i].help);
+        printf("\n");
+    }
+    printf(".SH OPTIONS\nAn option that the mode has no use for is an error. Those that change no result (\\fB\\-j\\fR, \\fB\\-c\\fR, "
+           "\\fB\\-b\\fR) and \\fB\\-z\\fR, \\fB\\-\\-kv\\fR, \\fB\\-\\-fast\\fR go with every mode.\n");
+    for (const Option *p = options; p < options + N_OPTIONS; p++) {
+        if (!p->help) continue;
+        printf(".TP\n");
+        if (p->letter) printf("\\fB\\-%c\\fR, ", p->letter);
+        printf("\\fB\\-\\-");
+        put_man(p->name);
+        printf("\\fR");
+        if (p->value) printf(" \\fI%s\\fR", p->value);
+        option_help(&help, p);
+        printf("\n");
+        put_man(help.s);
+        printf("\n");
+    }
+    free(help.s);
+}
+
+static int is_file_name(const Option *p) { return p->value && (!strcmp(p->value, "FILE") || !strcmp(p->value, "DIR")); }
+
+static void print_bash(void) {
+    int first = 1;
+    printf("# bash completion for gla, printed by gla --completion bash\n"
+           "_gla() {\n"
+           "    local cur=${COMP_WORDS[COMP_CWORD]} prev=${COMP_WORDS[COMP_CWORD - 1]} words= kind=-f\n"
+           "    case $prev in\n");
+    for (const Option *p = options; p < options + N_OPTIONS; p++)
+        if (!p->help) continue;
+        else if (p->words && p->letter) printf("        -%c | --%s) words='%s' ;;\n", p->letter, p->name, p->words);
+        else if (p->words) printf("        --%s) words='%s' ;;\n", p->name, p->words);
+        else if (p->value && !strcmp(p->value, "DIR")) printf("        --%s) kind=-d ;;\n", p->name);
+    printf("        ");
+    for (const Option *p = options; p < options + N_OPTIONS; p++) {
+        if (!p->value || p->words || is_file_name(p)) continue;
+        if (p->letter) printf("%s-%c", first ? "" : " | ", p->letter);
+        printf("%s--%s", first && !p->letter ? "" : " | ", p->name);
+        first = 0;
+    }
+    printf(") return ;; # texts and numbers\n"
+           "        *) [[ $cur == -* ]] && words='");
+    for (const Option *p = options; p < options + N_OPTIONS; p++)
+        if (p->help) printf("%s--%s", p > options ? " " : "", p->name);
+    printf("' ;;\n"
+           "    esac\n"
+           "    if [[ $words ]]; then mapfile -t COMPREPLY < <(compgen -W \"$words\" -- \"$cur\")\n"
+           "    else mapfile -t COMPREPLY < <(compgen $kind -- \"$cur\"); fi\n"
+           "}\n"
+           "complete -o filenames -F _gla gla\n");
+}
+
+static void print_zsh(void) {
+    printf("#compdef gla\n# printed by gla --completion zsh\n_arguments -s -S");
+    for (const Option *p = options; p < options + N_OPTIONS; p++) {
+        const char *const many = p->kind == IS_TEXTS || p->kind == IS_BIAS ? "*" : "", *const is = p->value ? "=" : "";
+        if (!p->help) continue;
+        if (p->letter) printf(" \\\n    '(-%c --%s)'{-%c%s,--%s%s}'[", p->letter, p->name, p->letter, p->value ? "+" : "", p->name, is);
+        else printf(" \\\n    '%s--%s%s[", many, p->name, is);
+        for (const char *s = p->help; *s; s++) printf(*s == '\'' ? "'\\''" : *s == ':' || *s == ']' || *s == '[' ? "\\%c" : "%c", *s);
+        printf("]");
+        if (p->value) printf(":%s:", p->value);
+        if (p->words) printf("(%s)", p->words);
+        else if (is_file_name(p)) printf(*p->value == 'D' ? "_files -/" : "_files");
+        else if (p->value) printf(" ");
+        printf("'");
+    }
+    printf(" \\\n    '1:model:_files'\n");
+}
+
+/* -- main -- */
 
 /* A model without a vocabulary of its own gets ./tokenizer.bin, if there is one of exactly its size. */
 static void use_default_vocabulary(GlaModel *m) {
@@ -9978,50 +10192,67 @@ static void use_default_vocabulary(GlaModel *m) {
     if (fits) gla_open_tokenizer(m, "tokenizer.bin", NULL);
 }
 
-/* -- main -- */
+static int (*const modes[])(Job *) = {
+    mode_generate, mode_chat, mode_logits, mode_perplexity, mode_tokenize, mode_bench, mode_info}; /* in the order of MODE_WORDS */
 
-static int run_mode(const Options *o, GlaModel *m, double begin, double load_s, char *err) {
-    const int mode = o->mode_bit;
+/* The ids that a mode reads as a whole, and the state, with room for them where they are known. */
+static int prepare_mode(Job *job) {
+    const Options *o = job->o;
+    const GlaModel *m = job->m;
+    const int64_t depth = whole_of(o, O_DEPTH);
     Text t = {0};
-    Ids ids = {NULL, 0, 0};
-    GlaState *s = NULL;
-    int code = GLA_OK, ctx = o->ctx, kv = 0, status = 0;
-    for (int i = 0; i < o->n_bias; i++)
-        if (o->bias[i].id >= m->config.vocab_size)
-            return misuse("--logit-bias: the model has tokens from 0 to %d, not %d", m->config.vocab_size - 1, o->bias[i].id);
-    while (o->kv && kv < GLA_N_KV && strcmp(kv_names[kv], o->kv)) kv++;
-    if (kv == GLA_N_KV) return misuse("--kv %s: expected f32, f16 or q8_0", o->kv);
-    if (o->tokenizer && (code = gla_open_tokenizer(m, o->tokenizer, err))) return complain(err);
-    if (!o->tokenizer && !gla_n_tokens(m) && !*m->no_text) use_default_vocabulary(m);
-    if (mode == INFO) return mode_info(m, kv);
-    if (mode == TOKENIZE) return mode_tokenize(o, m, err);
-    if (mode == LOGITS && !(code = get_ids(&ids, o->ids, m, err)) && !ids.n)
-        code = fail(err, GLA_INPUT, "%s: holds no ids", o->ids);
-    if (mode == PERPLEXITY && !(code = get_text(o, &t, err)))
-        code = ids_encode(&ids, m, t.s, t.n, GLA_BOS | GLA_SPECIAL, err);
-    if (!ctx && mode & (BENCH | LOGITS | PERPLEXITY)) { /* these know how much they will read */
-        int64_t need = mode == BENCH ? o->depth + o->prompt_len + bench_steps(o) : ids.n;
-        if (o->load_state || need <= min64(4096, m->config.seq_len)) need = 0;
+    int code = GLA_OK, ctx = (int)whole_of(o, O_CTX);
+    if (o->mode == LOGITS && !(code = get_ids(&job->ids, text_of(o, O_IDS), m, job->err)) && !job->ids.n)
+        code = fail(job->err, GLA_INPUT, "%s: holds no ids", text_of(o, O_IDS));
+    if (o->mode == PERPLEXITY && !(code = get_text(o, &t, job->err)))
+        code = ids_encode(&job->ids, m, t.s, t.n, GLA_BOS | GLA_SPECIAL, job->err);
+    free(t.s);
+    if (!ctx && o->mode & (BENCH | LOGITS | PERPLEXITY)) { /* these know how much they will read */
+        int64_t need = o->mode == BENCH ? depth + whole_of(o, O_PLEN) + whole_of(o, O_STEPS) : job->ids.n;
+        if (given(o, O_LOAD) || need <= min64(4096, m->config.seq_len)) need = 0;
         ctx = (int)min64(need, INT_MAX);
     }
-    if (!code && mode == BENCH && ctx && o->depth > ctx) code = fail(err, GLA_INPUT, "a depth of %d in a context of %d", o->depth, ctx);
-    if (!code) code = gla_state_new(&s, m, &(GlaSettings){ctx, o->batch, o->threads, kv, o->fast}, err);
-    if (code) status = complain(err);
-    else if (mode == LOGITS) status = mode_logits(o, m, s, &ids, err);
-    else if (mode == PERPLEXITY) status = mode_perplexity(m, s, &ids, err);
-    else if (mode == BENCH) status = mode_bench(o, m, s, begin, load_s, err);
-    else if (mode == CHAT) status = mode_chat(o, m, s, load_s, err);
-    else status = mode_generate(o, m, s, load_s, err);
-    gla_state_free(s);
-    free(t.s), ids_free(&ids);
+    if (!code && o->mode == BENCH && ctx && depth > ctx)
+        code = fail(job->err, GLA_INPUT, "a depth of %lld in a context of %d", (long long)depth, ctx);
+    if (code) return code;
+    const GlaSettings how = {ctx, (int)whole_of(o, O_BATCH), (int)whole_of(o, O_THREADS), kv_type(o), (int)whole_of(o, O_FAST)};
+    return gla_state_new(&job->s, m, &how, job->err);
+}
+
+static int run_mode(Job *job) {
+    const Options *o = job->o;
+    GlaModel *m = job->m;
+    const int last = m->config.vocab_size - 1;
+    int status = 1;
+    for (int i = 0; i < o->sampler.n_bias; i++)
+        if (o->sampler.bias[i].id > last)
+            return misuse("--logit-bias: the model has tokens from 0 to %d, not %d", last, o->sampler.bias[i].id);
+    if (given(o, O_TOK) && gla_open_tokenizer(m, text_of(o, O_TOK), job->err)) return complain(job->err);
+    if (!given(o, O_TOK) && !gla_n_tokens(m) && !*m->no_text) use_default_vocabulary(m);
+    if (!(o->mode & (INFO | TOKENIZE)) && prepare_mode(job)) complain(job->err);
+    else status = modes[whole_of(o, O_MODE)](job);
+    gla_state_free(job->s);
+    ids_free(&job->ids);
     return status;
 }
 
+/* What is printed without a model; -1: nothing was asked for. */
+static int print_page(const Options *o, char *err) {
+    if (given(o, O_HELP)) print_help();
+    else if (given(o, O_MAN)) print_man();
+    else if (given(o, O_COMPLETION)) whole_of(o, O_COMPLETION) ? print_zsh() : print_bash();
+    else if (given(o, O_VERSION)) {
+        const Kernels *k = NULL;
+        if (choose_kernels(&k, err)) return complain(err);
+        printf("gla.c %s, kernels %s, %s\n", GLA_VERSION, k->name, ALL_THREADS > 1 ? "OpenMP" : "one thread");
+    } else return -1;
+    return fflush(stdout) || ferror(stdout) ? complain("standard output: cannot write") : 0;
+}
+
 int main(int argc, char **argv) {
-    Options o = {.mode = "generate", .steps = 256, .prompt_len = 512, .loop_guard = 96,
-                 .cache_bytes = (int64_t)1 << 30, .snapshot_bytes = (int64_t)256 << 20};
+    Options o = {0};
     char err[GLA_ERR] = "";
-    GlaModel *m;
+    Job job = {.o = &o, .err = err};
     if (argc > 0 && *argv[0]) invoked = argv[0];
     int code = parse_options(&o, argc, argv);
     if (code) return code;
@@ -10029,21 +10260,13 @@ int main(int argc, char **argv) {
 #ifdef HAVE_POSIX
     signal(SIGPIPE, SIG_IGN), signal(SIGXFSZ, SIG_IGN); /* a reader that went away and a file that may not grow are failed writes */
 #endif
-    if (o.help) {
-        print_help();
-        return fflush(stdout) || ferror(stdout) ? complain("standard output: cannot write") : 0;
-    }
-    if (o.version) {
-        const Kernels *k = NULL;
-        if (choose_kernels(&k, err)) return complain(err);
-        printf("gla.c %s, kernels %s, %s\n", GLA_VERSION, k->name, ALL_THREADS > 1 ? "OpenMP" : "one thread");
-        return 0;
-    }
+    if ((code = print_page(&o, err)) >= 0) return code;
     if ((code = check_options(&o))) return code;
-    double begin = now_s();
-    if (gla_open(&m, o.model, err)) return complain(err);
-    code = run_mode(&o, m, begin, now_s() - begin, err);
-    gla_close(m);
+    job.begin = now_s();
+    if (gla_open(&job.m, o.model, err)) return complain(err);
+    job.load_s = now_s() - job.begin;
+    code = run_mode(&job);
+    gla_close(job.m);
     if (!code && (fflush(stdout) || ferror(stdout))) return complain("standard output: cannot write");
     return code;
 }

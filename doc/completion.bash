@@ -1,12 +1,14 @@
-# bash completion for gla: the options are those that --help lists, so there is no second list to keep.
+# bash completion for gla, printed by gla --completion bash
 _gla() {
-    local cur=${COMP_WORDS[COMP_CWORD]} prev=${COMP_WORDS[COMP_CWORD - 1]}
+    local cur=${COMP_WORDS[COMP_CWORD]} prev=${COMP_WORDS[COMP_CWORD - 1]} words= kind=-f
     case $prev in
-        -m | --mode) mapfile -t COMPREPLY < <(compgen -W "generate chat logits perplexity tokenize bench info" -- "$cur") ;;
-        *) case $cur in
-            -*) mapfile -t COMPREPLY < <(compgen -W "$("${COMP_WORDS[0]}" --help 2>/dev/null | grep -o -- '--[a-z-]*' | sort -u)" -- "$cur") ;;
-            *) mapfile -t COMPREPLY < <(compgen -f -- "$cur") ;;
-        esac ;;
+        -m | --mode) words='generate chat logits perplexity tokenize bench info' ;;
+        --kv) words='f32 f16 q8_0' ;;
+        --prompt-cache) kind=-d ;;
+        -i | --prompt | -n | --steps | -t | --temperature | -p | --top-p | -k | --top-k | --min-p | --repeat-penalty | --presence-penalty | -s | --seed | --logit-bias | --stop | --logprobs | -y | --system | --think-budget | --loop-guard | --snapshot-bytes | -j | --threads | -c | --ctx | -b | --batch | --cache-bytes | --prompt-len | --depth) return ;; # texts and numbers
+        *) [[ $cur == -* ]] && words='--prompt --file --steps --temperature --top-p --top-k --min-p --repeat-penalty --presence-penalty --seed --logit-bias --stop --ignore-eos --echo --json --json-only --logprobs --tokenizer --mode --system --think --no-think --think-budget --hide-thinking --loop-guard --snapshot-bytes --forget --threads --ctx --kv --fast --batch --load-state --save-state --prompt-cache --cache-bytes --ids --out --prompt-len --depth --help --version' ;;
     esac
+    if [[ $words ]]; then mapfile -t COMPREPLY < <(compgen -W "$words" -- "$cur")
+    else mapfile -t COMPREPLY < <(compgen $kind -- "$cur"); fi
 }
 complete -o filenames -F _gla gla

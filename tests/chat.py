@@ -98,6 +98,8 @@ def test_script() -> None:
     check(run(MODEL, "-m", "chat", "-s", 1, "-n", 8, "-i", "-", "-y", "be kind", stdin=b"once upon").stdout == one.stdout, "-i - is one message")
     many = chat('once \\\nupon\n"""\na\nb\n"""\n', "--json")
     check(many.stdout.count(b"\n") == 2, "lines that go on", many.stdout)
+    p = chat("once\n/ save notes\n/sav x\n", cwd=cli.tmp)
+    check(p.returncode == 1 and not list(cli.tmp.glob("*notes")) and not (cli.tmp / "x").exists() and p.stderr.count(b"no command /") == 2, "no half of a command is one", p.stderr)
     check(chat("//undo is text\n", "--json").stdout.count(b"\n") == 1, "// begins a message with /")
     p = chat("once\n/nope\nupon\n")
     check(p.returncode == 1 and b"2 answers" in p.stderr and p.stderr.count(b"/nope") == 1, "an unknown command is told, and is the exit status of a script that goes on", p.stderr)

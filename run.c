@@ -239,6 +239,7 @@ GLA_API int gla_chat_load(GlaChat *c, GlaSampler *p, const char *path, char *err
 #include <fcntl.h>
 #include <poll.h>
 #include <signal.h>
+#include <stdatomic.h>
 #include <sys/file.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
@@ -393,37 +394,55 @@ LIKELY_UNUSED static double now_s(void) { /* seconds on a clock that never steps
 
 typedef struct { const uint8_t *data; size_t n; int kind; } Mapping; /* kind: 0 the caller's memory, 1 mapped, 2 read */
 
-/* Maps a file read-only. The weights are used where they lie; the system reads pages as they are touched. */
-static int map_file(Mapping *map, const char *path, char *err) {
+/* Opens a file of which every byte is there: a pipe, a device or a folder is refused at once, and never waited for. n: its bytes.
+ * follow: the name may be a symbolic link. */
+static FILE *open_regular(const char *path, int follow, uint64_t *n, char *err) {
 #ifdef HAVE_POSIX
     struct stat st;
-    int fd = open(path, O_RDONLY);
-    if (fd < 0) return fail(err, GLA_IO, "%s: cannot open: %s", path, strerror(errno));
-    if (fstat(fd, &st) || !S_ISREG(st.st_mode)) {
-        close(fd);
-        return fail(err, GLA_IO, "%s: not a regular file", path);
-    }
-    if (st.st_size < 24) {
-        close(fd);
-        return fail(err, GLA_FORMAT, "%s: %lld bytes are too few for a GGUF file", path, (long long)st.st_size);
-    }
-    void *p = mmap(NULL, (size_t)st.st_size, PROT_READ, MAP_SHARED, fd, 0);
-    close(fd);
-    if (p == MAP_FAILED) return fail(err, GLA_IO, "%s: cannot map: %s", path, strerror(errno));
-    *map = (Mapping){p, (size_t)st.st_size, 1};
+    FILE *f = NULL;
+    const int flags = O_RDONLY | O_NONBLOCK | O_NOCTTY | O_CLOEXEC | (follow ? 0 : O_NOFOLLOW);
+    int fd = -1, missing = (follow ? stat : lstat)(path, &st); /* first: opening is enough to make some devices do something */
+    if (!missing && S_ISREG(st.st_mode)) fd = open(path, flags);
+    if (missing || (S_ISREG(st.st_mode) && (fd < 0 || fstat(fd, &st) || (S_ISREG(st.st_mode) && !(f = fdopen(fd, "rb"))))))
+        fail(err, GLA_IO, "%s: cannot open: %s", path, strerror(errno));
+    else if (!f)
+        fail(err, GLA_IO, "%s: %s; expected a regular file", path,
+             S_ISDIR(st.st_mode) ? "a folder" : S_ISFIFO(st.st_mode) ? "a pipe" : S_ISSOCK(st.st_mode) ? "a socket"
+             : S_ISLNK(st.st_mode) ? "a link" : "a device");
+    if (!f && fd >= 0) close(fd);
+    *n = f ? (uint64_t)st.st_size : 0;
 #else
+    (void)follow;
     FILE *f = fopen(path, "rb");
-    long n = -1;
-    if (f && !fseek(f, 0, SEEK_END)) n = ftell(f);
-    void *p = n > 0 ? GLA_CALLOC((size_t)n) : NULL;
-    if (!f || !p || fseek(f, 0, SEEK_SET) || fread(p, 1, (size_t)n, f) != (size_t)n) {
-        if (f) fclose(f);
-        GLA_FREE(p);
-        return fail(err, GLA_IO, "%s: cannot read", path);
-    }
-    fclose(f);
-    *map = (Mapping){p, (size_t)n, 2};
+    long size = f && !fseek(f, 0, SEEK_END) ? ftell(f) : -1;
+    if (f && (size < 0 || fseek(f, 0, SEEK_SET))) fclose(f), f = NULL;
+    if (!f) fail(err, GLA_IO, "%s: cannot open: %s", path, strerror(errno));
+    *n = f ? (uint64_t)size : 0;
 #endif
+    return f;
+}
+
+/* Maps a file read-only. The weights are used where they lie; the system reads pages as they are touched. */
+static int map_file(Mapping *map, const char *path, char *err) {
+    uint64_t n;
+    FILE *f = open_regular(path, 1, &n, err);
+    if (!f) return GLA_IO;
+    if (n < 24 || n > SIZE_MAX / 2) {
+        fclose(f);
+        return n < 24 ? fail(err, GLA_FORMAT, "%s: %d bytes are too few for a GGUF file", path, (int)n)
+                      : fail(err, GLA_MEMORY, "%s: too large for this system", path);
+    }
+#ifdef HAVE_POSIX
+    void *p = mmap(NULL, (size_t)n, PROT_READ, MAP_SHARED, fileno(f), 0);
+    const int bad = p == MAP_FAILED, kind = 1;
+#else
+    void *p = GLA_CALLOC((size_t)n);
+    const int bad = !p || fread(p, 1, (size_t)n, f) != (size_t)n, kind = 2;
+    if (bad) GLA_FREE(p);
+#endif
+    fclose(f);
+    if (bad) return fail(err, GLA_IO, "%s: cannot map: %s", path, strerror(errno));
+    *map = (Mapping){p, (size_t)n, kind};
     return GLA_OK;
 }
 
@@ -435,21 +454,12 @@ static void unmap_file(Mapping *map) {
     *map = (Mapping){0};
 }
 
-/* A new file, or one that may be renamed over: not a device, a pipe or a folder. */
-static int may_replace(const char *path) {
-#ifdef HAVE_POSIX
-    struct stat st;
-    return stat(path, &st) || S_ISREG(st.st_mode);
-#else
-    return *path != 0;
-#endif
-}
-
 /* The terminal. While a line is edited every key arrives at once and by itself; in between (running) Ctrl-C is a signal again, and
  * what is typed waits unseen for the next line. Nothing that was typed is thrown away at a change. */
 #ifdef HAVE_POSIX
 typedef struct { struct termios normal; int changed; } Terminal;
 LIKELY_UNUSED static int is_terminal(int fd) { return isatty(fd); }
+LIKELY_UNUSED static int is_terminal_file(FILE *f) { return isatty(fileno(f)); }
 LIKELY_UNUSED static int terminal_width(void) {
     struct winsize w;
     return !ioctl(STDERR_FILENO, TIOCGWINSZ, &w) && w.ws_col > 8 ? w.ws_col : 80;
@@ -470,6 +480,27 @@ LIKELY_UNUSED static void terminal_normal(Terminal *t) {
     if (t->changed) tcsetattr(STDIN_FILENO, TCSADRAIN, &t->normal);
     t->changed = 0;
 }
+
+/* A file that shrinks while it is mapped, or a disk that fails, is the signal SIGBUS where its pages are touched. For programs, not for a
+ * library. The handler is called once, in the thread that was first, and ends the program with end_at_once. */
+LIKELY_UNUSED static void on_lost_pages(void (*handler)(int)) {
+    struct sigaction a;
+    memset(&a, 0, sizeof a);
+    a.sa_handler = handler;
+    sigaction(SIGBUS, &a, NULL);
+}
+/* Ends the program within a signal handler: the sentence, the terminal as it was, no unfinished file (or NULL). */
+LIKELY_UNUSED static void end_at_once(const char *sentence, const Terminal *t, const char *unfinished) {
+    static atomic_flag ending = ATOMIC_FLAG_INIT;
+    while (atomic_flag_test_and_set(&ending)) pause(); /* other threads find the pages missing at the same time */
+    if (t && t->changed) {
+        (void)!write(STDERR_FILENO, "\033[0m\033[?2004l\r\n", 15);
+        tcsetattr(STDIN_FILENO, TCSANOW, &t->normal);
+    }
+    (void)!write(STDERR_FILENO, sentence, strlen(sentence));
+    if (unfinished && *unfinished) unlink(unfinished);
+    _exit(1);
+}
 LIKELY_UNUSED static int read_key(int wait_ms) { /* a byte; -1: the end, or a signal; -2: none in time */
     unsigned char b;
     struct pollfd p = {STDIN_FILENO, POLLIN, 0};
@@ -480,49 +511,89 @@ LIKELY_UNUSED static int read_key(int wait_ms) { /* a byte; -1: the end, or a si
 #else
 typedef struct { int changed; } Terminal;
 LIKELY_UNUSED static int is_terminal(int fd) { return (void)fd, 0; }
+LIKELY_UNUSED static int is_terminal_file(FILE *f) { return (void)f, 0; }
 LIKELY_UNUSED static int terminal_width(void) { return 80; }
 LIKELY_UNUSED static int terminal_keys(Terminal *t, int running) { return (void)t, (void)running, -1; }
 LIKELY_UNUSED static void terminal_normal(Terminal *t) { (void)t; }
+LIKELY_UNUSED static void on_lost_pages(void (*handler)(int)) { (void)handler; }
+LIKELY_UNUSED static void end_at_once(const char *sentence, const Terminal *t, const char *unfinished) {
+    (void)sentence, (void)t, (void)unfinished;
+}
 LIKELY_UNUSED static int read_key(int wait_ms) { return (void)wait_ms, -1; }
 #endif
 
-/* A file is written under a temporary name and moves over the real one when every byte has reached the disk, so the old one stays whole
- * until then. A lock keeps two programs from writing the same temporary file; one that a killed program left behind is written over. */
+/* A file is written under a temporary name beside it, and takes the real name when every byte has reached the disk: the old file stays
+ * whole until then. This is how, for every file that is written:
+ *     Temporary temporary;
+ *     FILE *f = open_temporary(temporary, path, err);
+ *     if (!f) return GLA_IO;
+ *     fwrite(...);                                            failures are seen at the end
+ *     return commit_file(f, temporary, path, err);            or drop_file(f, temporary, code), after which nothing is left
+ * The temporary name is PATH.DIGITS.tmp with 16 hexadecimal digits that nobody can guess; a file that has the name is another's and is
+ * not opened. It is locked while it is written: one that is not locked was left by a program that was killed. */
 enum { PATH_LEN = 4096 };
-typedef char Temporary[PATH_LEN + 8];
+typedef char Temporary[PATH_LEN + 32];
 
-/* Opens path.tmp for writing; its name is left in temporary. NULL on failure. */
+#ifdef HAVE_POSIX
+static uint64_t unguessable(void) { /* without the system's random numbers, O_EXCL has to do */
+    uint64_t r = (uint64_t)(now_s() * 1e9) ^ (uint64_t)getpid() << 32 ^ (uint64_t)(uintptr_t)&r;
+    const int fd = open("/dev/urandom", O_RDONLY | O_CLOEXEC);
+    uint64_t bits;
+    if (fd >= 0 && read(fd, &bits, sizeof bits) == (ssize_t)sizeof bits) r = bits;
+    if (fd >= 0) close(fd);
+    return r;
+}
+#endif
+
+static const char *base_name(const char *path) {
+    const char *slash = strrchr(path, '/');
+    return slash ? slash + 1 : path;
+}
+
+/* Is path a new file, or one that may be replaced: no device, pipe or folder, and not write-protected? */
+static int may_replace(const char *path, char *err) {
+    const char *base = base_name(path);
+    if (!*base) return fail(err, GLA_INPUT, "%s: not the name of a file", *path ? path : "an empty text");
+    if (strlen(path) >= PATH_LEN) return fail(err, GLA_INPUT, "%s: the name is too long", path);
+#ifdef HAVE_POSIX
+    struct stat st;
+    if (!stat(path, &st) && !S_ISREG(st.st_mode)) return fail(err, GLA_IO, "%s: not a regular file, and not replaced by one", path);
+    if (access(path, W_OK) && errno != ENOENT) return fail(err, GLA_IO, "%s: cannot write: %s", path, strerror(errno));
+#endif
+    return GLA_OK;
+}
+
+/* Opens a new file to take the place of path; its name is left in temporary. NULL on failure. */
 static FILE *open_temporary(Temporary temporary, const char *path, char *err) {
+    const char *base = base_name(path);
+    size_t keep = strlen(base) < 100 ? strlen(base) : 100; /* a system has a limit for names */
     FILE *f = NULL;
     *temporary = 0;
-    if (!may_replace(path)) {
-        fail(err, GLA_IO, "%s: not a regular file", path);
-    } else if (snprintf(temporary, sizeof(Temporary), "%s.tmp", path) >= (int)sizeof(Temporary)) {
-        fail(err, GLA_INPUT, "%s: the name is too long", path);
-    } else {
+    if (may_replace(path, err)) return NULL;
+    while (keep && ((unsigned char)base[keep] & 0xC0) == 0x80) keep--; /* no half of a character */
 #ifdef HAVE_POSIX
-        for (int fd, tries = 0; !f && tries < 100 && (fd = open(temporary, O_RDWR | O_CREAT | O_CLOEXEC, 0666)) >= 0; tries++) {
-            struct stat mine, named;
-            if (flock(fd, LOCK_EX | LOCK_NB) && errno == EWOULDBLOCK) {
-                close(fd);
-                fail(err, GLA_IO, "%s: another program is writing it", path);
-                return NULL;
-            }
-            /* between opening and locking, the other program may have renamed the file: then this is no longer the temporary one,
-             * and the next round opens it anew */
-            errno = EBUSY;
-            if (!fstat(fd, &mine) && !stat(temporary, &named) && mine.st_ino == named.st_ino && mine.st_dev == named.st_dev
-                && !ftruncate(fd, 0))
-                f = fdopen(fd, "wb");
-            const int why = errno;
-            if (!f) close(fd);
-            errno = why;
+    for (int fd = -1, tries = 0; !f && tries < 100; tries++) {
+        struct stat mine, old;
+        snprintf(temporary, sizeof(Temporary), "%.*s.%016llx.tmp", (int)((size_t)(base - path) + keep), path,
+                 (unsigned long long)unguessable());
+        if ((fd = open(temporary, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0666)) < 0) {
+            if (errno == EEXIST) continue;
+            break;
         }
-#else
-        f = fopen(temporary, "wb");
-#endif
-        if (!f) fail(err, GLA_IO, "%s: cannot write: %s", path, strerror(errno));
+        /* one that cleans up may have been faster than the lock: then it is locked or gone, and has had no byte in it */
+        const int taken = (flock(fd, LOCK_EX | LOCK_NB) && errno == EWOULDBLOCK) || fstat(fd, &mine) || !mine.st_nlink;
+        if (!taken && !stat(path, &old)) (void)!fchmod(fd, old.st_mode & 0777); /* what was private stays so */
+        if (!taken && (f = fdopen(fd, "wb"))) break;
+        const int why = errno;
+        remove(temporary);
+        close(fd);
+        errno = why;
     }
+#else
+    snprintf(temporary, sizeof(Temporary), "%.*s.tmp", (int)((size_t)(base - path) + keep), path);
+    f = fopen(temporary, "wb");
+#endif
+    if (!f) fail(err, GLA_IO, "%s: cannot write: %s", path, strerror(errno));
     return f;
 }
 
@@ -563,8 +634,49 @@ LIKELY_UNUSED static int same_file(const char *a, const char *b) {
 #endif
 }
 
+/* Removes f under this name, unless another file has the name by now. 0: it is gone. */
+static int remove_open(FILE *f, const char *path) {
+#ifdef HAVE_POSIX
+    struct stat x, y;
+    if (fstat(fileno(f), &x) || lstat(path, &y) || x.st_dev != y.st_dev || x.st_ino != y.st_ino) return 0;
+#else
+    (void)f;
+#endif
+    return remove(path) && errno != ENOENT;
+}
+
+static int is_there(const char *path) { /* anything of this name, a link that leads nowhere included */
+#ifdef HAVE_POSIX
+    struct stat st;
+    return !lstat(path, &st);
+#else
+    return (void)path, 0;
+#endif
+}
+
+/* A temporary file without a lock was left by a program that was killed. */
+static int is_abandoned(FILE *f) {
+#ifdef HAVE_POSIX
+    return !flock(fileno(f), LOCK_EX | LOCK_NB);
+#else
+    return (void)f, 0;
+#endif
+}
+
+/* Would two outputs be one file, which may not be there yet? */
+LIKELY_UNUSED static int same_target(const char *a, const char *b) {
+    char folder[2][PATH_LEN];
+    if (same_file(a, b)) return 1;
+    if (strcmp(base_name(a), base_name(b))) return 0;
+    for (int i = 0; i < 2; i++) {
+        const char *path = i ? b : a, *base = base_name(path);
+        snprintf(folder[i], PATH_LEN, "%.*s", base > path ? (int)(base - path) : 1, base > path ? path : ".");
+    }
+    return same_file(folder[0], folder[1]);
+}
+
 /* Calls each(user, name, path, bytes, changed) for every file of a folder, until it returns something other than 0. name: without the
- * folder; path: with it; changed: when it last was, in seconds since 1970. A folder that is not there has no files. */
+ * folder; path: with it; changed: when it last was, in seconds since 1970. A folder that is not there has no files. Links are none. */
 typedef int (*EachFile)(void *user, const char *name, const char *path, uint64_t bytes, double changed);
 static int each_file(const char *folder, EachFile each, void *user, char *err) {
 #ifdef HAVE_POSIX
@@ -575,7 +687,7 @@ static int each_file(const char *folder, EachFile each, void *user, char *err) {
     for (struct dirent *e; !end && (e = readdir(d));) {
         struct stat st;
         if (snprintf(path, sizeof path, "%s/%s", folder, e->d_name) >= (int)sizeof path) continue;
-        if (stat(path, &st) || !S_ISREG(st.st_mode)) continue;
+        if (lstat(path, &st) || !S_ISREG(st.st_mode)) continue;
 #ifdef __APPLE__
         double changed = (double)st.st_mtimespec.tv_sec + 1e-9 * (double)st.st_mtimespec.tv_nsec;
 #else
@@ -600,11 +712,11 @@ static int make_folder(const char *path, char *err) { /* fine if it is there */
 #endif
 }
 
-static int touch_file(const char *path) { /* changed now; not 0 if it is not there */
+static void touch_file(FILE *f) { /* changed now */
 #ifdef HAVE_POSIX
-    return utimensat(AT_FDCWD, path, NULL, 0);
+    (void)!futimens(fileno(f), NULL);
 #else
-    return (void)path, -1;
+    (void)f;
 #endif
 }
 
@@ -625,17 +737,83 @@ LIKELY_UNUSED static uint64_t resident_bytes(void) { /* 0 when the system does n
 #endif
 }
 
-/* ---- 3. errors, arena: messages, and the memory of everything that is not a file ------------- */
+/* ---- 3. characters, errors, arena: text that is shown, messages, the memory of everything that is not a file ---- */
 
-static int fail(char *err, int code, const char *fmt, ...) {
-    if (err) {
-        va_list ap;
-        va_start(ap, fmt);
-        vsnprintf(err, GLA_ERR, fmt, ap);
-        va_end(ap);
-        for (char *p = err; *p; p++) /* names from files may hold anything */
-            if ((unsigned char)*p < 32 || *p == 127) *p = '?';
+/* Characters. A byte that is not UTF-8 reads as BAD_BYTE + byte, and is written as that byte. */
+enum { BAD_BYTE = 0x110000 };
+
+static uint32_t utf8_read(const char *text, size_t n, size_t *len) { /* n > 0; *len: bytes taken */
+    const uint8_t *s = (const uint8_t *)text;
+    int more = s[0] < 0x80 ? 0 : s[0] < 0xC2 ? -1 : s[0] < 0xE0 ? 1 : s[0] < 0xF0 ? 2 : s[0] < 0xF5 ? 3 : -1;
+    uint32_t c = more > 0 ? s[0] & (0x3F >> more) : s[0];
+    *len = 1;
+    if (more < 0 || (size_t)more >= n) return BAD_BYTE + s[0];
+    for (int i = 1; i <= more; i++) {
+        if ((s[i] & 0xC0) != 0x80) return BAD_BYTE + s[0];
+        c = c << 6 | (s[i] & 0x3F);
     }
+    if ((more == 2 && (c < 0x800 || c - 0xD800 < 0x800)) || (more == 3 && (c < 0x10000 || c >= BAD_BYTE)))
+        return BAD_BYTE + s[0]; /* longer than needed, half of a surrogate pair, or past the end */
+    *len = (size_t)more + 1;
+    return c;
+}
+
+static size_t utf8_write(char *out, uint32_t c) { /* out: room for 4 bytes */
+    if (c < 0x80 || c >= BAD_BYTE) { out[0] = (char)c; return 1; }
+    int more = c < 0x800 ? 1 : c < 0x10000 ? 2 : 3;
+    out[0] = (char)(0xFF00 >> (more + 1) | c >> 6 * more);
+    for (int i = 1; i <= more; i++) out[i] = (char)(0x80 | (c >> 6 * (more - i) & 0x3F));
+    return (size_t)more + 1;
+}
+
+/* The character at s as any screen may have it, into out; returns its length there. *len: bytes taken. What would command a
+ * terminal or end a line stands as ^[ or <U+009B>, a byte that is not UTF-8 as <9B>. */
+enum { VISIBLE = 12 };
+static size_t visible(char out[VISIBLE], const char *s, size_t n, size_t *len) {
+    const uint32_t c = utf8_read(s, n, len);
+    if (c < 32 || c == 127) return (size_t)snprintf(out, VISIBLE, "^%c", (int)(c ^ 64));
+    if (c >= BAD_BYTE) return (size_t)snprintf(out, VISIBLE, "<%02X>", (unsigned)(c - BAD_BYTE));
+    if ((c >= 0x80 && c < 0xA0) || c == 0x2028 || c == 0x2029)
+        return (size_t)snprintf(out, VISIBLE, "<U+%04X>", (unsigned)c);
+    memcpy(out, s, *len);
+    return *len;
+}
+
+/* Text that somebody else made: to a terminal visibly, except for ends of lines and tabs; to anything else as it is. 0: done. */
+LIKELY_UNUSED static int write_text(FILE *f, const char *s, size_t n) {
+    if (!is_terminal_file(f)) return fwrite(s, 1, n, f) != n;
+    for (size_t at = 0, len = 1; at < n; at += len) {
+        char out[VISIBLE];
+        size_t width = visible(out, s + at, n - at, &len);
+        if (s[at] == '\n' || s[at] == '\t') out[0] = s[at], width = 1;
+        if (fwrite(out, 1, width, f) != width) return -1;
+    }
+    return 0;
+}
+
+/* A sentence too long for err loses its middle, which is part of a name. Names from files may hold anything: a character that is
+ * no text stands as a question mark. */
+static int fail(char *err, int code, const char *fmt, ...) {
+    enum { HEAD = GLA_ERR / 2 };
+    char whole[PATH_LEN + 2 * GLA_ERR];
+    va_list ap;
+    if (!err) return code;
+    va_start(ap, fmt);
+    vsnprintf(whole, sizeof whole, fmt, ap);
+    va_end(ap);
+    size_t n = strlen(whole);
+    if (n >= GLA_ERR) {
+        memcpy(whole + HEAD, "...", 3);
+        memmove(whole + HEAD + 3, whole + n - (GLA_ERR - 1 - HEAD - 3), GLA_ERR - HEAD - 3);
+        n = GLA_ERR - 1;
+    }
+    for (size_t at = 0, len, width; at < n; at += len, err += width) {
+        char out[VISIBLE];
+        width = visible(out, whole + at, n - at, &len);
+        if (width != len || memcmp(out, whole + at, len)) out[0] = '?', width = 1;
+        memcpy(err, out, width);
+    }
+    *err = 0;
     return code;
 }
 
@@ -5181,6 +5359,7 @@ typedef struct {
     GlaSampler sampler;
 } SessionHead;
 enum { SESSION_VERSION = 3 };
+static const char session_magic[] = "GLASTATE";
 static const char *const kv_names[GLA_N_KV] = {"f32", "f32", "f16", "q8_0"};
 
 /* The header of the file and the first and last bytes of every tensor. */
@@ -5195,8 +5374,8 @@ static uint64_t fingerprint(const GlaModel *m) {
     return h;
 }
 
-/* A session that is written or read: the checksum of all so far, and whether a step failed. */
-typedef struct { FILE *f; uint64_t sum; int bad; } Stream;
+/* A session that is written or read: the checksum of all so far, whether a step failed, the bytes of one that is read. */
+typedef struct { FILE *f; uint64_t sum; int bad; uint64_t size; } Stream;
 static void stream_write(Stream *t, void *p, size_t n) {
     t->bad |= fwrite(p, 1, n, t->f) != n;
     t->sum = hash_bytes(t->sum, p, n);
@@ -5206,13 +5385,23 @@ static void stream_read(Stream *t, void *p, size_t n) {
     t->sum = hash_bytes(t->sum, p, n);
 }
 
-/* The ids, in pieces, which the checksum depends on; reading only checks. */
-static void session_ids(Stream *t, const int32_t *ids, uint64_t n, int write) {
-    int32_t piece[1024];
+/* The ids, in pieces, which the checksum depends on. */
+enum { ID_PIECE = 1024 };
+static void session_write_ids(Stream *t, const int32_t *ids, uint64_t n) {
+    int32_t piece[ID_PIECE];
     for (uint64_t i = 0, k; i < n; i += k) {
-        k = n - i < 1024 ? n - i : 1024;
-        if (write) memcpy(piece, ids + i, (size_t)k * sizeof *piece);
-        (write ? stream_write : stream_read)(t, piece, (size_t)k * sizeof *piece);
+        k = n - i < ID_PIECE ? n - i : ID_PIECE;
+        memcpy(piece, ids + i, (size_t)k * sizeof *piece);
+        stream_write(t, piece, (size_t)k * sizeof *piece);
+    }
+}
+static void session_read_ids(Stream *t, int32_t *ids, uint64_t n, int vocab_size) { /* ids NULL: they are only checked */
+    int32_t piece[ID_PIECE];
+    for (uint64_t i = 0, k; i < n && !t->bad; i += k) {
+        k = n - i < ID_PIECE ? n - i : ID_PIECE;
+        stream_read(t, piece, (size_t)k * sizeof *piece);
+        for (uint64_t j = 0; j < k; j++) t->bad |= piece[j] < 0 || piece[j] >= vocab_size;
+        if (ids) memcpy(ids + i, piece, (size_t)k * sizeof *piece);
     }
 }
 
@@ -5226,7 +5415,7 @@ static void session_body(GlaState *s, Stream *t, void (*step)(Stream *, void *, 
 
 static void stream_count(Stream *t, void *p, size_t n) { (void)p, t->sum += n; }
 static uint64_t session_bytes(const GlaState *s, int64_t n_ids) {
-    Stream t = {NULL, sizeof(SessionHead) + (uint64_t)n_ids * sizeof(int32_t) + sizeof t.sum, 0};
+    Stream t = {NULL, sizeof(SessionHead) + (uint64_t)n_ids * sizeof(int32_t) + sizeof t.sum, 0, 0};
     session_body((GlaState *)(uintptr_t)s, &t, stream_count);
     return t.sum;
 }
@@ -5235,10 +5424,8 @@ GLA_API int gla_state_save(const GlaState *s, const GlaSampler *p, const int32_t
     const GlaModel *m = s->m;
     Temporary temporary;
     SessionHead head;
-    Stream t = {open_temporary(temporary, path, err), HASH_SEED, 0};
-    if (!t.f) return GLA_IO;
     memset(&head, 0, sizeof head);
-    memcpy(head.magic, "GLASTATE", 8);
+    memcpy(head.magic, session_magic, 8);
     head.version = SESSION_VERSION;
     head.has_sampler = p != NULL;
     head.model = fingerprint(m);
@@ -5250,22 +5437,22 @@ GLA_API int gla_state_save(const GlaState *s, const GlaSampler *p, const int32_t
     head.kv_type = m->kv_floats ? (uint32_t)s->kv_type : 0;
     head.n_keys = KEYS;
     if (p) head.sampler = *p;
+    Stream t = {open_temporary(temporary, path, err), HASH_SEED, 0, 0}; /* from here on the model's file is not touched */
+    if (!t.f) return GLA_IO;
     stream_write(&t, &head, sizeof head);
-    session_ids(&t, ids, head.n_ids, 1);
+    session_write_ids(&t, ids, head.n_ids);
     session_body((GlaState *)(uintptr_t)s, &t, stream_write);
     uint64_t sum = t.sum;
     stream_write(&t, &sum, sizeof sum);
     return commit_file(t.f, temporary, path, err);
 }
 
-/* Opens a session and reads its head; the file is long enough for the ids that it promises. */
-static int session_open(Stream *t, SessionHead *head, const GlaModel *m, const char *path, char *err) {
-    *t = (Stream){fopen(path, "rb"), HASH_SEED, 0};
-    if (!t->f) return fail(err, GLA_IO, "%s: cannot open: %s", path, strerror(errno));
+/* Opens a session and reads its head; the file is long enough for the ids that it promises. t->f is to be closed in any case. */
+static int session_open(Stream *t, SessionHead *head, const GlaModel *m, const char *path, int follow, char *err) {
+    *t = (Stream){NULL, HASH_SEED, 0, 0};
+    if (!(t->f = open_regular(path, follow, &t->size, err))) return GLA_IO;
     stream_read(t, head, sizeof *head);
-    long at = ftell(t->f), size = !t->bad && !fseek(t->f, 0, SEEK_END) ? ftell(t->f) : -1;
-    if (size < 0 || fseek(t->f, at, SEEK_SET) || memcmp(head->magic, "GLASTATE", 8))
-        return fail(err, GLA_FORMAT, "%s: not a session file", path);
+    if (t->bad || memcmp(head->magic, session_magic, 8)) return fail(err, GLA_FORMAT, "%s: not a session file", path);
     if (head->version != SESSION_VERSION)
         return fail(err, GLA_UNSUPPORTED, "%s: session version %u, this program reads version %d", path, head->version, SESSION_VERSION);
     if (head->model != fingerprint(m) || head->fixed_floats != m->fixed_floats || head->vocab_size != (uint64_t)m->config.vocab_size)
@@ -5275,97 +5462,161 @@ static int session_open(Stream *t, SessionHead *head, const GlaModel *m, const c
         return fail(err, GLA_FORMAT, "%s: damaged, or its keys and values lie in another way than here", path);
     if (head->pos < 0 || head->pos > (int64_t)1 << 53)
         return fail(err, GLA_FORMAT, "%s: damaged, at position %lld", path, (long long)head->pos);
-    if (head->n_ids && (head->n_ids != (uint64_t)head->pos || head->n_ids > (uint64_t)(size - at) / sizeof(int32_t)))
+    if (head->n_ids && (head->n_ids != (uint64_t)head->pos || head->n_ids > (t->size - sizeof *head) / sizeof(int32_t)))
         return fail(err, GLA_FORMAT, "%s: damaged or cut short", path);
     return GLA_OK;
 }
 
-GLA_API int gla_state_load(GlaState *s, GlaSampler *p, const char *path, char *err) {
+/* What is behind the head. ids: NULL, or where its ids go, to be freed, NULL when it has none; n: how many. */
+static int session_read(GlaState *s, GlaSampler *p, Stream *t, const SessionHead *head, int32_t **ids, const char *path, char *err) {
+    const int64_t before = s->pos;
+    if (head->kv_type && head->kv_type != (uint32_t)s->kv_type)
+        return fail(err, GLA_INPUT, "%s: its keys and values are %s, this state keeps %s; give --kv %s",
+                    path, kv_names[head->kv_type], kv_names[s->kv_type], kv_names[head->kv_type]);
+    if (s->m->kv_floats && head->pos > s->ctx)
+        return fail(err, GLA_CONTEXT, "%s: holds %lld positions, the context has %d; give a larger one (-c)",
+                    path, (long long)head->pos, s->ctx);
+    s->pos = head->pos;
+    if (session_bytes(s, (int64_t)head->n_ids) != t->size) {
+        s->pos = before;
+        return fail(err, GLA_FORMAT, "%s: damaged or cut short", path);
+    }
+    if (ids && head->n_ids && !(*ids = gla_alloc((size_t)head->n_ids * sizeof **ids))) {
+        s->pos = before;
+        return fail(err, GLA_MEMORY, "no memory for %llu token ids", (unsigned long long)head->n_ids);
+    }
+    uint64_t stored;
+    session_read_ids(t, ids ? *ids : NULL, head->n_ids, s->m->config.vocab_size);
+    session_body(s, t, stream_read);
+    const uint64_t sum = t->sum;
+    stream_read(t, &stored, sizeof stored);
+    if (t->bad || sum != stored) {
+        gla_state_reset(s);
+        return fail(err, GLA_FORMAT, "%s: damaged or cut short", path);
+    }
+    if (!head->pos) gla_state_reset(s); /* whatever it says: nothing has been read */
+    if (p && head->has_sampler) *p = head->sampler;
+    return GLA_OK;
+}
+
+/* The state and its ids, from one reading of the file; *ids is to be freed, and NULL when there are none. */
+static int session_load(GlaState *s, GlaSampler *p, int32_t **ids, const char *path, char *err) {
     SessionHead head;
     Stream t;
-    int code = session_open(&t, &head, s->m, path, err);
-    if (!code && head.kv_type && head.kv_type != (uint32_t)s->kv_type)
-        code = fail(err, GLA_INPUT, "%s: its keys and values are %s, this state keeps %s; give --kv %s",
-                    path, kv_names[head.kv_type], kv_names[s->kv_type], kv_names[head.kv_type]);
-    if (!code && s->m->kv_floats && head.pos > s->ctx)
-        code = fail(err, GLA_CONTEXT, "%s: holds %lld positions, the context has %d; give a larger one (-c)",
-                    path, (long long)head.pos, s->ctx);
-    if (!code) {
-        uint64_t sum, stored;
-        session_ids(&t, NULL, head.n_ids, 0);
-        s->pos = head.pos;
-        session_body(s, &t, stream_read);
-        sum = t.sum;
-        stream_read(&t, &stored, sizeof stored);
-        if (t.bad || sum != stored || fgetc(t.f) != EOF) {
-            gla_state_reset(s);
-            code = fail(err, GLA_FORMAT, "%s: damaged or cut short", path);
-        } else if (p && head.has_sampler) *p = head.sampler;
-    }
+    int code = session_open(&t, &head, s->m, path, 1, err);
+    if (ids) *ids = NULL;
+    if (!code) code = session_read(s, p, &t, &head, ids, path, err);
+    if (code && ids) gla_free(*ids), *ids = NULL;
     if (t.f) fclose(t.f);
     return code;
 }
 
+GLA_API int gla_state_load(GlaState *s, GlaSampler *p, const char *path, char *err) { return session_load(s, p, NULL, path, err); }
+
 GLA_API int64_t gla_session_ids(const GlaModel *m, const char *path, int32_t *ids, int64_t cap, char *err) {
     SessionHead head;
     Stream t;
-    int code = session_open(&t, &head, m, path, err);
-    int64_t n = code ? 0 : (int64_t)head.n_ids, wanted = min64(n, cap);
-    if (!code && wanted > 0) stream_read(&t, ids, (size_t)wanted * sizeof *ids);
-    for (int64_t i = 0; i < wanted && !code; i++)
-        if (t.bad || ids[i] < 0 || ids[i] >= m->config.vocab_size) code = fail(err, GLA_FORMAT, "%s: damaged or cut short", path);
+    int code = session_open(&t, &head, m, path, 1, err);
+    const int64_t n = code ? 0 : (int64_t)head.n_ids, wanted = min64(n, cap);
+    if (!code && wanted > 0) session_read_ids(&t, ids, (uint64_t)wanted, m->config.vocab_size);
+    if (!code && t.bad) code = fail(err, GLA_FORMAT, "%s: damaged or cut short", path);
     if (t.f) fclose(t.f);
     return code ? code : n;
 }
 
-/* -- prompt cache: a session is called MODEL-IDS-COUNT.gla, two hash values and how many ids. One that was replaced or cut is refused
- *    by its checksum; one that another program deletes while it is read stays readable. -- */
+/* -- prompt cache: a session is called MODEL-IDS-COUNT.gla, two hash values and how many ids; while it is written, MODEL-IDS-COUNT.gla.X.tmp.
+ *    Nothing else in the folder is the cache's: no other name, no link, no file that begins in another way. A session that was cut or
+ *    replaced is refused by its checksum; one that another program deletes while it is read stays readable. -- */
 
-typedef struct { uint64_t model; const int32_t *ids; int64_t n, best; char path[PATH_LEN]; } CacheSearch;
+typedef struct { unsigned long long model, text; long long n; } CacheKey;
+enum { CACHE_OTHER, CACHE_SESSION, CACHE_TEMPORARY };
+static int cache_name(char *name, size_t cap, const CacheKey *k) {
+    return snprintf(name, cap, "%016llx-%016llx-%lld.gla", k->model, k->text, k->n);
+}
+static int cache_kind(const char *name, CacheKey *k) { /* only what the cache would write itself, to the letter */
+    char again[128];
+    unsigned long long digits;
+    if (sscanf(name, "%16llx-%16llx-%lld.", &k->model, &k->text, &k->n) != 3 || k->n <= 0) return CACHE_OTHER;
+    const size_t n = (size_t)cache_name(again, sizeof again, k);
+    if (!strcmp(name, again)) return CACHE_SESSION;
+    if (strlen(name) != n + 21 || sscanf(name + n, ".%16llx.tmp", &digits) != 1) return CACHE_OTHER;
+    snprintf(again + n, sizeof again - n, ".%016llx.tmp", digits);
+    return strcmp(name, again) ? CACHE_OTHER : CACHE_TEMPORARY;
+}
+
+static int begins_well(FILE *f) {
+    char magic[8];
+    rewind(f);
+    return fread(magic, 1, 8, f) == 8 && !memcmp(magic, session_magic, 8);
+}
+static FILE *cache_open(const char *path, int may_be_empty) { /* a file that this program has made, or NULL */
+    uint64_t n;
+    FILE *f = open_regular(path, 0, &n, NULL);
+    if (!f || (may_be_empty && !n) || begins_well(f)) return f;
+    fclose(f);
+    return NULL;
+}
+
 /* MODEL: states with another type of keys and values do not fit each other either. */
 static uint64_t cache_model(const GlaState *s) {
     uint64_t kv = s->m->kv_bytes[s->kv_type] && s->kv_type > GLA_KV_F32 ? (uint64_t)s->kv_type : 0;
     return fingerprint(s->m) + kv + (s->team.fast ? 16 : 0);
 }
 
+typedef struct { uint64_t model; const int32_t *ids; int64_t n, best; char path[PATH_LEN]; } CacheSearch;
 static int cache_fits(void *user, const char *name, const char *path, uint64_t bytes, double changed) {
     CacheSearch *c = user;
-    unsigned long long model, hash;
-    long long count;
-    int end = 0;
+    CacheKey k;
     (void)bytes, (void)changed;
-    if (sscanf(name, "%16llx-%16llx-%lld.gla%n", &model, &hash, &count, &end) < 3 || !end || name[end] || model != c->model) return 0;
-    if (count <= c->best || count > c->n || hash != hash_bytes(HASH_SEED, c->ids, (size_t)count * sizeof *c->ids)) return 0;
+    if (cache_kind(name, &k) != CACHE_SESSION || k.model != c->model || k.n <= c->best || k.n > c->n) return 0;
+    if (k.text != hash_bytes(HASH_SEED, c->ids, (size_t)k.n * sizeof *c->ids)) return 0;
     snprintf(c->path, sizeof c->path, "%s", path);
-    c->best = count;
+    c->best = k.n;
     return 0;
+}
+
+static int cache_read(GlaState *s, const CacheSearch *c) { /* 1: the state is the one found */
+    SessionHead head;
+    Stream t;
+    int32_t *ids = NULL;
+    int code = session_open(&t, &head, s->m, c->path, 0, NULL);
+    if (!code) code = session_read(s, NULL, &t, &head, &ids, c->path, NULL);
+    const int same = !code && s->pos == c->best && ids && !memcmp(ids, c->ids, (size_t)c->best * sizeof *ids);
+    if (same) touch_file(t.f);
+    else if (code == GLA_FORMAT && begins_well(t.f))
+        (void)remove_open(t.f, c->path); /* damaged: it would keep a sound one from being stored */
+    if (!same) gla_state_reset(s);
+    if (t.f) fclose(t.f);
+    gla_free(ids);
+    return same;
 }
 
 GLA_API int64_t gla_cache_load(GlaState *s, const char *folder, const int32_t *ids, int64_t n, char *err) {
     CacheSearch c = {cache_model(s), ids, n, 0, ""};
     int code;
     if (s->pos) return fail(err, GLA_INPUT, "the prompt cache is for a state that has read nothing");
-    for (; !(code = each_file(folder, cache_fits, &c, err)) && c.best; c.n = c.best - 1, c.best = 0) {
-        int loaded = gla_state_load(s, NULL, c.path, NULL), same = !loaded && s->pos == c.best;
-        if (loaded == GLA_FORMAT) remove(c.path); /* else it would keep a sound one from being stored */
-        int32_t *stored = same ? gla_alloc((size_t)c.best * sizeof *ids) : NULL;
-        same = stored && gla_session_ids(s->m, c.path, stored, c.best, NULL) == c.best
-            && !memcmp(stored, ids, (size_t)c.best * sizeof *ids);
-        gla_free(stored);
-        if (same) return touch_file(c.path), c.best;
-        gla_state_reset(s); /* damaged, or too long for the context: the next one */
-    }
+    for (; !(code = each_file(folder, cache_fits, &c, err)) && c.best; c.n = c.best - 1, c.best = 0)
+        if (cache_read(s, &c)) return c.best; /* else it is damaged, or too long for the context: the next one */
     return code;
 }
 
 typedef struct { uint64_t total; double oldest; char path[PATH_LEN]; } CacheOldest;
 static int cache_oldest(void *user, const char *name, const char *path, uint64_t bytes, double changed) {
     CacheOldest *c = user;
-    if (!strstr(name, ".gla")) return 0; /* also NAME.gla.tmp of a program that was killed */
-    c->total += bytes;
-    if (*c->path && changed >= c->oldest) return 0;
-    c->oldest = changed;
-    snprintf(c->path, sizeof c->path, "%s", path);
+    CacheKey k;
+    const int kind = cache_kind(name, &k);
+    FILE *f = kind == CACHE_OTHER ? NULL : cache_open(path, kind == CACHE_TEMPORARY);
+    if (!f) return 0;
+    if (kind == CACHE_TEMPORARY) {
+        if (is_abandoned(f)) (void)remove_open(f, path);
+    } else {
+        c->total += bytes;
+        if (!*c->path || changed < c->oldest) {
+            c->oldest = changed;
+            snprintf(c->path, sizeof c->path, "%s", path);
+        }
+    }
+    fclose(f);
     return 0;
 }
 static int cache_trim(const char *folder, uint64_t max_bytes, char *err) {
@@ -5378,18 +5629,19 @@ static int cache_trim(const char *folder, uint64_t max_bytes, char *err) {
 }
 
 GLA_API int gla_cache_store(const GlaState *s, const char *folder, const int32_t *ids, uint64_t max_bytes, char *err) {
-    char path[PATH_LEN];
+    char name[128], path[PATH_LEN];
     uint64_t bytes = session_bytes(s, s->pos);
     int code = make_folder(folder, err);
     if (code) return code;
     if (bytes > max_bytes)
         return fail(err, GLA_INPUT, "%s: a snapshot of %llu bytes does not go into a cache of %llu",
                     folder, (unsigned long long)bytes, (unsigned long long)max_bytes);
-    uint64_t text = hash_bytes(HASH_SEED, ids, (size_t)s->pos * sizeof *ids);
-    int length = snprintf(path, sizeof path, "%s/%016llx-%016llx-%lld.gla", folder,
-                          (unsigned long long)cache_model(s), (unsigned long long)text, (long long)s->pos);
-    if (length >= (int)sizeof path) return fail(err, GLA_INPUT, "%s: the name is too long", folder);
-    if (!touch_file(path)) return GLA_OK; /* it is there */
+    cache_name(name, sizeof name, &(CacheKey){cache_model(s), hash_bytes(HASH_SEED, ids, (size_t)s->pos * sizeof *ids), s->pos});
+    if (snprintf(path, sizeof path, "%s/%s", folder, name) >= (int)sizeof path)
+        return fail(err, GLA_INPUT, "%s: the name is too long", folder);
+    FILE *there = cache_open(path, 0);
+    if (there) return touch_file(there), fclose(there), GLA_OK;
+    if (is_there(path)) return fail(err, GLA_INPUT, "%s: is there, and was not made by the cache", path);
     if ((code = cache_trim(folder, max_bytes - bytes, err)) || (code = gla_state_save(s, NULL, ids, path, err))) return code;
     return cache_trim(folder, max_bytes, err);
 }
@@ -6730,33 +6982,6 @@ struct Tokenizer {
 static int unicode_init(Unicode *u, int with_nfc);
 static int char_class(const Unicode *u, uint32_t c);
 
-/* Characters. A byte that is not UTF-8 reads as BAD_BYTE + byte, and is written as that byte. */
-enum { BAD_BYTE = 0x110000 };
-
-static uint32_t utf8_read(const char *text, size_t n, size_t *len) {        /* n > 0; *len: bytes taken */
-    const uint8_t *s = (const uint8_t *)text;
-    int more = s[0] < 0x80 ? 0 : s[0] < 0xC2 ? -1 : s[0] < 0xE0 ? 1 : s[0] < 0xF0 ? 2 : s[0] < 0xF5 ? 3 : -1;
-    uint32_t c = more > 0 ? s[0] & (0x3F >> more) : s[0];
-    *len = 1;
-    if (more < 0 || (size_t)more >= n) return BAD_BYTE + s[0];
-    for (int i = 1; i <= more; i++) {
-        if ((s[i] & 0xC0) != 0x80) return BAD_BYTE + s[0];
-        c = c << 6 | (s[i] & 0x3F);
-    }
-    if ((more == 2 && (c < 0x800 || c - 0xD800 < 0x800)) || (more == 3 && (c < 0x10000 || c >= BAD_BYTE)))
-        return BAD_BYTE + s[0];                 /* longer than needed, half of a surrogate pair, or past the end */
-    *len = (size_t)more + 1;
-    return c;
-}
-
-static size_t utf8_write(char *out, uint32_t c) {                           /* out: room for 4 bytes */
-    if (c < 0x80 || c >= BAD_BYTE) { out[0] = (char)c; return 1; }
-    int more = c < 0x800 ? 1 : c < 0x10000 ? 2 : 3;
-    out[0] = (char)(0xFF00 >> (more + 1) | c >> 6 * more);
-    for (int i = 1; i <= more; i++) out[i] = (char)(0x80 | (c >> 6 * (more - i) & 0x3F));
-    return (size_t)more + 1;
-}
-
 /* "gpt2" files write a byte as a visible character: Latin-1 where it is one, else U+0100, U+0101 ... in order, so
  * that a space is U+0120. char_byte is the way back, or -1. */
 static uint32_t byte_char(uint8_t b) {
@@ -8025,17 +8250,6 @@ static int ids_encode(Ids *a, const GlaModel *m, const char *text, size_t n, int
     return code;
 }
 
-/* The ids that a session holds; some hold none. */
-static int ids_of_session(Ids *ids, const GlaModel *m, const char *path, char *err) {
-    int64_t n = gla_session_ids(m, path, NULL, 0, err);
-    *ids = (Ids){NULL, 0, 0};
-    if (n <= 0) return (int)n;
-    if (!(ids->id = gla_alloc((size_t)n * sizeof *ids->id))) return fail(err, GLA_MEMORY, "no memory for %lld token ids", (long long)n);
-    ids->n = ids->cap = n;
-    n = gla_session_ids(m, path, ids->id, n, err);
-    return n < 0 ? (int)n : GLA_OK;
-}
-
 typedef struct { int refs; char data[]; } Snapshot; /* shared with the chats that were forked from this one */
 typedef struct {          /* a place between turns, or the beginning of the text behind the system prompt */
     int64_t pos, answer;  /* ids before it; ids before the answer of the turn that ends here, 0 = not known */
@@ -8518,18 +8732,20 @@ static int chat_find_turns(GlaChat *c, char *err) {
 
 GLA_API int gla_chat_load(GlaChat *c, GlaSampler *p, const char *path, char *err) {
     char why[GLA_ERR] = "";
-    Ids ids;
+    int32_t *ids;
     GlaSampler loaded = *p;
     int64_t before = c->s->pos;
-    int code = ids_of_session(&ids, c->s->m, path, err);
-    if (!code && !ids.n) code = fail(err, GLA_INPUT, "%s: holds a state without its token ids, which a chat needs", path);
-    if (!code && (code = gla_state_load(c->s, &loaded, path, why))) {
+    const int64_t has = gla_session_ids(c->s->m, path, NULL, 0, err);
+    if (has < 0) return (int)has;
+    if (!has) return fail(err, GLA_INPUT, "%s: holds a state without its token ids, which a chat needs", path);
+    int code = session_load(c->s, &loaded, &ids, path, why);
+    if (!code && !ids) code = fail(why, GLA_FORMAT, "%s: was replaced while it was read", path), gla_state_reset(c->s);
+    if (code) {
         if (c->s->pos != before) chat_read(c, before, NULL, NULL); /* a damaged file has emptied the state: read again what was there */
-        fail(err, code, "%s", why);
+        return fail(err, code, "%s", why);
     }
-    if (code) { ids_free(&ids); return code; }
     ids_free(&c->ids);
-    c->ids = ids;
+    c->ids = (Ids){ids, c->s->pos, c->s->pos};
     memcpy(p->recent, loaded.recent, sizeof p->recent);
     p->n_recent = loaded.n_recent;
     p->rng = loaded.rng;
@@ -8676,6 +8892,8 @@ typedef struct {
 static int given(const Options *o, int option) { return o->value[option].given; }
 static const char *text_of(const Options *o, int option) { return o->value[option].text; } /* NULL: not given */
 static int64_t whole_of(const Options *o, int option) { return o->value[option].whole; }  /* a flag: 0 or 1 */
+
+#define DEFAULT_VOCABULARY "tokenizer.bin" /* for models without one of their own, where its size fits */
 
 /* argv[0]: an installed program has another name. This and `interrupted` are the only variables outside functions. */
 static const char *invoked = "./run";
@@ -8830,6 +9048,28 @@ static int check_mode(const Options *o) { /* has the mode a use for what was giv
     return 0;
 }
 
+/* The file that is read, or that standard output goes to, under this name or another; NULL: none. It must not be replaced, but for a
+ * session that was loaded. */
+static const char *in_use(const Options *o, const char *path) {
+    const char *const used[] = {o->model, given(o, O_TOK) ? text_of(o, O_TOK) : DEFAULT_VOCABULARY, text_of(o, O_FILE),
+                                text_of(o, O_IDS), "/dev/stdin", "/dev/stdout"};
+    for (size_t i = 0; i < sizeof used / sizeof *used; i++)
+        if (used[i] && same_file(used[i], path)) return used[i];
+    return NULL;
+}
+
+static int check_outputs(const Options *o) { /* are they files of their own? */
+    const char *save = text_of(o, O_SAVE), *out = text_of(o, O_OUT), *load = text_of(o, O_LOAD), *folder = text_of(o, O_CACHE);
+    const char *used = save ? in_use(o, save) : NULL;
+    if (out && !used) used = in_use(o, out);
+    if (out && !used && load && same_file(out, load)) used = load;
+    if (used) return misuse("%s is in use here and would be replaced; give another file to write", used);
+    if (same_file(o->model, "/dev/stdout")) return misuse("%s is read here, and standard output goes to it", o->model);
+    if (out && save && same_target(out, save)) return misuse("--out and --save-state: both are %s", out);
+    if (folder && save && same_target(folder, save)) return misuse("--prompt-cache and --save-state: both are %s", save);
+    return 0;
+}
+
 /* What parse_options cannot see: whether the options go together, and with the mode. */
 static int check_options(Options *o) {
     static const struct { int option, needs, excludes; } rules[] = { /* needs, excludes: another option, or -1 */
@@ -8855,12 +9095,7 @@ static int check_options(Options *o) {
     if (o->mode == BENCH && !given(o, O_STEPS)) o->value[O_STEPS].whole = 64;
     if (!o->model) return misuse("no model was named: %s MODEL [options]", invoked);
     if (o->mode == LOGITS && (!given(o, O_IDS) || !given(o, O_OUT))) return misuse("-m logits needs --ids FILE and --out FILE");
-    const char *read[] = {o->model, text_of(o, O_TOK), text_of(o, O_FILE), text_of(o, O_IDS)};
-    const char *written[] = {text_of(o, O_SAVE), text_of(o, O_OUT)};
-    for (int i = 0; i < 8; i++)
-        if (read[i % 4] && written[i / 4] && same_file(read[i % 4], written[i / 4]))
-            return misuse("%s is read here and would be replaced; give another file to write", read[i % 4]);
-    return 0;
+    return check_outputs(o);
 }
 
 /* -- input -- */
@@ -8892,21 +9127,24 @@ static void text_json(Text *t, const char *s, size_t n) { /* as a JSON string; a
         uint32_t c = utf8_read(s + at, n - at, &len);
         if (c >= BAD_BYTE) text_put(t, "\357\277\275", 3);
         else if (c == '\n') text_put(t, "\\n", 2);
-        else if (c < 32 || c == 127) text_printf(t, "\\u%04x", (unsigned)c);
+        else if (c < 32 || (c >= 127 && c < 160)) text_printf(t, "\\u%04x", (unsigned)c);
         else if (c == '"' || c == '\\') text_put(t, "\\", 1), text_put(t, s + at, 1);
         else text_put(t, s + at, len);
     }
     text_put(t, "\"", 1);
 }
 
+/* All of a text, which may come from a pipe. A source that never ends is not followed for ever. */
+enum { TEXT_MAX = 1 << 28 }; /* bytes */
 static int read_all(Text *t, FILE *f, const char *name, char *err) {
     char block[1 << 14];
     *t = (Text){0};
-    for (size_t got = 1; got;) {
+    for (size_t got = 1; got && !t->bad && t->n <= TEXT_MAX;) {
         got = fread(block, 1, sizeof block, f);
         text_put(t, block, got);
     }
-    if (t->bad) return fail(err, GLA_MEMORY, "%s: no memory", name);
+    if (t->bad) return fail(err, GLA_MEMORY, "%s: no memory for a text of more than %zu bytes", name, t->n);
+    if (t->n > TEXT_MAX) return fail(err, GLA_INPUT, "%s: does not end within %d MB, the most that is read as text", name, TEXT_MAX >> 20);
     return ferror(f) ? fail(err, GLA_IO, "%s: cannot read: %s", name, strerror(errno)) : GLA_OK;
 }
 static int read_file(Text *t, const char *path, char *err) {
@@ -8961,7 +9199,7 @@ static int read_message(Text *t, FILE *f) {
     int quoted = 0, got = 0, c;
     size_t line = 0; /* where it begins */
     t->n = 0;
-    while ((c = fgetc(f)) != EOF) {
+    while (t->n <= TEXT_MAX && !t->bad && (c = fgetc(f)) != EOF) {
         got = 1;
         if (c != '\n') { text_put(t, &(char){(char)c}, 1); continue; }
         if (t->n > line && t->s[t->n - 1] == '\r') t->n--;
@@ -8982,6 +9220,14 @@ static int read_message(Text *t, FILE *f) {
 
 static volatile sig_atomic_t interrupted; /* the signal; outside a function because a handler has no other way */
 static void on_interrupt(int sig) { interrupted = sig; }
+
+/* What a program that ends at once, in a signal handler, has to put right. */
+static struct { char sentence[GLA_ERR + 16]; const Terminal *terminal; const char *unfinished; } loose_ends;
+
+static void on_missing_pages(int sig) {
+    (void)sig;
+    end_at_once(loose_ends.sentence, loose_ends.terminal, loose_ends.unfinished);
+}
 
 /* The exit status of what a signal has cut short, as a shell has it. */
 static int by_signal(void) { return interrupted ? 128 + interrupted : 0; }
@@ -9246,8 +9492,10 @@ static void edit_free(Editor *e) {
 
 /* A session with its ids. Loaded ids are put into *ids (none when the file has none), saved ones are those of the whole text. */
 static int load_session(GlaState *s, GlaSampler *p, Ids *ids, const char *path, char *err) {
-    int code = gla_state_load(s, p, path, err);
-    return code ? code : ids_of_session(ids, s->m, path, err);
+    *ids = (Ids){NULL, 0, 0};
+    int code = session_load(s, p, &ids->id, path, err);
+    if (ids->id) ids->n = ids->cap = gla_state_pos(s);
+    return code;
 }
 static int save_session(const GlaState *s, const GlaSampler *p, const Ids *ids, const char *path, char *err) {
     catch_interrupt(HOLD);
@@ -9275,6 +9523,7 @@ typedef struct {
     double begin, first;     /* seconds: of reading, of the first token */
     int64_t from, goal, reused; /* positions before and behind the prompt; tokens that the prompt cache had */
     int bad;                 /* output failed */
+    int uncached;            /* the prompt cache could not be written, which has been said */
     int progress, dimmed;    /* a progress line stands; text is dimmed, as thoughts are */
     int loops, last;         /* told so far; the last byte shown */
 } Talk;
@@ -9336,11 +9585,14 @@ static void clear_progress(Talk *k) {
 }
 
 /* Leaves what was read in the prompt cache, when there is one; if it has no room, the text goes on all the same. */
-static void keep_prompt(const Talk *k) {
+static void keep_prompt(Talk *k) {
     const Options *o = k->o;
-    char err[GLA_ERR];
-    if (text_of(o, O_CACHE) && gla_cache_store(k->s, text_of(o, O_CACHE), k->ids.id, (uint64_t)whole_of(o, O_CACHE_BYTES), err))
-        fprintf(stderr, "%s: not cached: %s\n", program_name(), err);
+    const char *folder = text_of(o, O_CACHE);
+    char err[GLA_ERR] = "the session that was loaded holds no ids";
+    if (!folder || k->uncached) return;
+    if (k->ids.n == gla_state_pos(k->s) && !gla_cache_store(k->s, folder, k->ids.id, (uint64_t)whole_of(o, O_CACHE_BYTES), err)) return;
+    fprintf(stderr, "%s: not cached: %s\n", program_name(), err);
+    k->uncached = 1;
 }
 
 static int show(void *user, int32_t id, const char *text, size_t n) {
@@ -9365,7 +9617,7 @@ static int show(void *user, int32_t id, const char *text, size_t n) {
     else if (n && (!thinking || (!whole_of(o, O_HIDE) && is_terminal(STDOUT_FILENO)))) {
         if (k->last && k->dimmed != thinking && k->chat) fputs("\n\n", stdout); /* between a thought and the answer */
         dim(k, thinking);
-        if (fwrite(text, 1, n, stdout) != n || fflush(stdout)) k->bad = 1;
+        if (write_text(stdout, text, n) || fflush(stdout)) k->bad = 1;
         k->last = (unsigned char)text[n - 1];
     }
     return interrupted || k->bad;
@@ -9503,7 +9755,7 @@ static int mode_generate(Job *job) {
         const int64_t n = ids.n - k.reused;
         print_state_size(&info, s);
         if (whole_of(o, O_ECHO) && whole_of(o, O_JSON)) text_put(&k.text, t.s, t.n);
-        else if (whole_of(o, O_ECHO) && fwrite(t.s, 1, t.n, stdout) != t.n) k.bad = 1;
+        else if (whole_of(o, O_ECHO) && write_text(stdout, t.s, t.n)) k.bad = 1;
         fflush(stdout);
         k.begin = now_s();
         k.from = gla_state_pos(s);
@@ -9525,7 +9777,8 @@ static int mode_generate(Job *job) {
         if (!code && k.bad) code = fail(err, GLA_IO, "standard output: cannot write");
     }
     free(t.s), ids_free(&ids), ids_free(&k.ids), free(k.text.s), free(k.steps.s);
-    return code ? complain(err) : done == GLA_DONE_CALLER ? by_signal() : 0;
+    const int failed = k.uncached || (whole_of(o, O_JSON_ONLY) && done != GLA_DONE_END);
+    return code ? complain(err) : done == GLA_DONE_CALLER ? by_signal() : failed;
 }
 
 /* -- chat: one message (-i, -f), a line each from a pipe, or a terminal -- */
@@ -9544,7 +9797,8 @@ typedef struct {
     Branch branch[16];
     int n_branches, now;
     int interactive; /* on a terminal; else a script */
-    int failed;      /* a command did, in a script */
+    int failed;      /* in a script: a command did, or JSON was not completed */
+    Text rest;       /* of the last command, behind its name */
     int bad;         /* standard output failed: nothing can go on */
     Editor editor;
     TurnCost *cost;
@@ -9622,6 +9876,7 @@ static int chat_turn(Chat *c, const Text *text, char *err) {
         if (fflush(stdout) || ferror(stdout)) k.bad = 1;
     }
     print_end(c, &k, done, begun);
+    if (done > 0 && whole_of(o, O_JSON_ONLY) && done != GLA_DONE_END) c->failed |= !c->interactive;
     TurnCost *more = done > 0 ? realloc(c->cost, ((size_t)c->n_cost + 1) * sizeof *more) : NULL;
     if (more) {
         c->cost = more;
@@ -9674,8 +9929,7 @@ static int chat_file(Chat *c, const char *name, const char *path, char *err) { /
     const int save = *name == 's';
     int code;
     if (!*path) return fail(err, GLA_INPUT, "/%s needs a file name", name);
-    if (save && (same_file(path, o->model) || (text_of(o, O_TOK) && same_file(path, text_of(o, O_TOK)))))
-        return fail(err, GLA_INPUT, "%s is read here; a session would replace it", path);
+    if (save && in_use(o, path)) return fail(err, GLA_INPUT, "%s is in use here; a session would replace it", in_use(o, path));
     if (save) catch_interrupt(HOLD);
     if ((code = save ? gla_chat_save(b->chat, &c->p, path, err) : gla_chat_load(b->chat, &c->p, path, err))) return code;
     if (!save) b->loaded = 1;
@@ -9783,10 +10037,11 @@ static int chat_help(Chat *c, const char *rest, char *err) {
 }
 
 static int chat_command(Chat *c, const char *line, char *err) { /* a line that begins with / */
-    char rest[PATH_LEN] = "";
     const size_t n = strcspn(line + 1, " \t\r\n");
-    const char *from = line + 1 + n + strspn(line + 1 + n, " \t\r\n");
-    snprintf(rest, sizeof rest, "%s", from);
+    c->rest.n = 0;
+    text_put(&c->rest, line + 1 + n, strlen(line + 1 + n));
+    if (c->rest.bad) return fail(err, GLA_MEMORY, "no memory for a command");
+    char *rest = c->rest.s + strspn(c->rest.s, " \t\r\n");
     for (size_t end = strlen(rest); end && strchr(" \t\r\n", rest[end - 1]);) rest[--end] = 0;
     interrupted = 0;
     for (int i = 0; i < N_COMMANDS; i++)
@@ -9801,6 +10056,7 @@ static int chat_loop(Chat *c, char *err) {
     int code = GLA_OK, end = 0;
     while (!end && !interrupted && !code) {
         if (c->interactive ? !edit(&c->editor) : !read_message(said, stdin) || interrupted) break;
+        if (said->bad || said->n > TEXT_MAX) return fail(err, GLA_INPUT, "a message of more than %d MB", TEXT_MAX >> 20);
         if (!said->s || strspn(said->s, " \t\r\n") >= said->n) continue;
         const int command = said->s[0] == '/' && said->s[1] != '/';
         int kept = 0;
@@ -9815,7 +10071,7 @@ static int chat_loop(Chat *c, char *err) {
         if (code > 0) code = GLA_OK;
         if (code && (command || c->interactive) && !c->bad) {
             complain(err);
-            c->failed = !c->interactive;
+            c->failed |= !c->interactive;
             code = GLA_OK;
         }
         if (c->interactive && interrupted == SIGINT) interrupted = 0; /* it has stopped what was going on */
@@ -9849,6 +10105,7 @@ static int mode_chat(Job *job) {
     GlaInfo info;
     const int once = text_of(o, O_PROMPT) || text_of(o, O_FILE);
     c.branch[0].s = s;
+    loose_ends.terminal = &c.editor.terminal;
     c.interactive = !once && is_terminal(STDIN_FILENO) && is_terminal(STDERR_FILENO);
     gla_info(m, &info);
     start_sampler(&c.p, o, m, c.seed);
@@ -9869,6 +10126,7 @@ static int mode_chat(Job *job) {
     if (begun && once) code = get_text(o, &t, err) || chat_turn(&c, &t, err) < 0;
     else if (begun) code = chat_loop(&c, err);
     terminal_normal(&c.editor.terminal);
+    loose_ends.terminal = NULL;
     const int cut_short = by_signal();
     if (begun && text_of(o, O_SAVE)) { /* also after an error: what was said until then is not lost */
         char why[GLA_ERR] = "";
@@ -9887,7 +10145,7 @@ static int mode_chat(Job *job) {
         if (i) gla_state_free(c.branch[i].s); /* the first one is the caller's */
     }
     edit_free(&c.editor);
-    free(t.s), free(c.cost);
+    free(t.s), free(c.cost), free(c.rest.s);
     return code ? complain(err) : cut_short ? cut_short : c.failed;
 }
 
@@ -9931,7 +10189,9 @@ static int mode_logits(Job *job) {
     if (!code) code = ids_add(&all, ids->id, ids->n, err);
     if (!code && !(out.f = open_temporary(temporary, text_of(o, O_OUT), err))) code = GLA_IO;
     if (code) { ids_free(&all); return complain(err); }
+    loose_ends.unfinished = temporary;
     code = each_logits(s, ids, write_row, &out, err);
+    loose_ends.unfinished = NULL;
     code = code ? drop_file(out.f, temporary, code) : commit_file(out.f, temporary, text_of(o, O_OUT), err);
     if (!code && text_of(o, O_SAVE)) code = save_session(s, NULL, &all, text_of(o, O_SAVE), err);
     ids_free(&all);
@@ -9975,13 +10235,24 @@ static int mode_tokenize(Job *job) {
         if (text_of(o, O_IDS))
             for (size_t from = 0, n = 1; from < n; from += PIECE) {
                 n = piece_part(m->vocab, ids.id[i], GLA_SPECIAL | (i ? 0 : GLA_FIRST), from, piece, PIECE);
-                if (n > from) fwrite(piece, 1, n - from < PIECE ? n - from : PIECE, stdout);
+                if (n > from) text_put(&t, piece, n - from < PIECE ? n - from : PIECE);
             }
         else printf("%s%d", i ? " " : "", ids.id[i]);
     }
+    if (!code && given(o, O_IDS) && t.bad) code = fail(err, GLA_MEMORY, "no memory for the text");
+    if (!code && given(o, O_IDS) && t.n) write_text(stdout, t.s, t.n);
     if (!code) putchar('\n');
     free(t.s), ids_free(&ids);
     return code ? complain(err) : 0;
+}
+
+static void print_value(const char *key, const char *value) { /* one line, whatever the file says */
+    printf("%s ", key);
+    for (size_t at = 0, len, n = strlen(value); at < n; at += len) {
+        char out[VISIBLE];
+        fwrite(out, 1, visible(out, value + at, n - at, &len), stdout);
+    }
+    putchar('\n');
 }
 
 static int kv_type(const Options *o) { /* the words are in the order of GLA_KV_F32 ... */
@@ -9994,8 +10265,8 @@ static int mode_info(Job *job) {
     int counts[N_TYPES] = {0}, first = 1;
     gla_info(m, &i);
     for (uint64_t t = 0; t < m->file.n_tensors; t++) counts[m->file.tensors[t].type]++;
-    printf("architecture %s\n", i.architecture);
-    if (*i.name) printf("name %s\n", i.name);
+    print_value("architecture", i.architecture);
+    if (*i.name) print_value("name", i.name);
     printf("parameters %llu\nfile_bytes %llu\n", (unsigned long long)i.parameters, (unsigned long long)i.file_bytes);
     printf("layers %d\nmixers %s\ndim %d\nvocabulary %d\n", i.n_layers, i.layer_kinds, i.dim, i.vocab_size);
     printf("state_bytes %zu\nkv_bytes_per_token %zu\n", i.state_bytes, i.kv_bytes_per_token[kv_type(job->o)]);
@@ -10185,11 +10456,11 @@ static void use_default_vocabulary(GlaModel *m) {
     Mapping map;
     Gguf g = {0};
     GgufArray tokens = {0, 0, NULL};
-    if (map_file(&map, "tokenizer.bin", NULL)) return;
+    if (map_file(&map, DEFAULT_VOCABULARY, NULL)) return;
     g.map = map;
     int fits = !gguf_read(&g, NULL) && gguf_array(&g, "tokenizer.ggml.tokens", &tokens) && tokens.n == (uint64_t)m->config.vocab_size;
     gguf_close(&g);
-    if (fits) gla_open_tokenizer(m, "tokenizer.bin", NULL);
+    if (fits) gla_open_tokenizer(m, DEFAULT_VOCABULARY, NULL);
 }
 
 static int (*const modes[])(Job *) = {
@@ -10263,6 +10534,9 @@ int main(int argc, char **argv) {
     if ((code = print_page(&o, err)) >= 0) return code;
     if ((code = check_options(&o))) return code;
     job.begin = now_s();
+    fail(err, GLA_IO, "%s: a file in use became shorter, or cannot be read any more", o.model);
+    snprintf(loose_ends.sentence, sizeof loose_ends.sentence, "%s: %s\n", program_name(), err);
+    on_lost_pages(on_missing_pages);
     if (gla_open(&job.m, o.model, err)) return complain(err);
     job.load_s = now_s() - job.begin;
     code = run_mode(&job);

@@ -15,14 +15,17 @@ To add an architecture: a table of names, a function that reads its config.json,
 from __future__ import annotations
 
 import argparse
+import ast
+import base64
 import json
 import math
 import os
 import re
+import struct
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -1333,153 +1336,810 @@ LEFT_OUT = {
 
 
 # ---- 4. tokenizer ----------------------------------------------------------------------------------------------------
+# A reader per kind of file makes a Vocabulary. Tokens and settings that stand in other files of the folder come on top.
+# What a GGUF file cannot say gets one sentence that names it.
+
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
+SPACE = "\u2581"     # how SentencePiece writes a space
+LONGEST = 1 << 14    # bytes of a token text; real ones stay below a few hundred
+BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")
+
+
+def brief(value: Any) -> str:
+    """A value in an error message, cut short."""
+    text = json.dumps(value, default=str)
+    return text if len(text) <= 60 else text[:60] + "..."
+
+
+def settings_in(path: Path) -> dict[str, Any]:
+    """The JSON object in a file; empty if there is no such file."""
+    data = read_json(path, missing={})
+    if not isinstance(data, dict):
+        raise Refusal(f"{path} holds {brief(data)}, expected a JSON object of settings")
+    return data
+
+
+def part(value: Any, where: str) -> Fields:
+    """A JSON object inside of a file."""
+    if not isinstance(value, dict):
+        raise Refusal(f"{where} is {brief(value)}, expected a JSON object")
+    return Fields(value, where)
+
+
+def steps_of(value: Any, inner: str, where: str) -> list[Fields]:
+    """The steps of a normalizer, pre-tokenizer or post-processor: none, one, or those of a Sequence, in order."""
+    if value is None:
+        return []
+    step = part(value, where)
+    if step.get("type") != "Sequence":
+        return [step]
+    steps = step.typed(inner, [], lambda v: isinstance(v, list), "a list of steps")
+    return [s for value in steps for s in steps_of(value, inner, where)]
+
+
+# How text is cut into pieces: llama.cpp's name (tokenizer.ggml.pre) and the expressions, each of which cuts the pieces that
+# the one before has left. `nfc` and `whole` (ignore_merges) are what the name means there; files say both themselves.
+@dataclass(frozen=True)
+class Pre:
+    name: str
+    passes: tuple[str, ...]
+    nfc: bool = False
+    whole: bool = False
+
 
 CONTRACTIONS = r"'s|'t|'re|'ve|'m|'ll|'d"
+ANY_CASE = rf"(?i:{CONTRACTIONS})"
+BLANKS = r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+LETTERS, UPPER, LOWER = r"\p{L}", r"\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}", r"\p{Ll}\p{Lm}\p{Lo}\p{M}"
+DIGIT, THREE = r"\p{N}", r"\p{N}{1,3}"
 
 
-def word_regex(word: str, digits: str) -> str:
-    """The family of pre-tokenizer patterns that starts with case-insensitive contractions."""
-    apart = r"\p{L}\p{N}" if word == r"\p{L}" else r"\p{L}\p{M}\p{N}"
-    return (rf"(?i:{CONTRACTIONS})|[^\r\n\p{{L}}\p{{N}}]?{word}+|{digits}| ?[^\s{apart}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
+def words(digits: str, word: str = LETTERS, apart: str = r"\p{L}\p{N}", start: str = ANY_CASE + "|") -> str:
+    """Contractions, words with the character before, numbers, signs with their line ends, blanks."""
+    return rf"{start}[^\r\n\p{{L}}\p{{N}}]?{word}+|{digits}| ?[^\s{apart}]+[\r\n]*{BLANKS}"
 
 
-PRE_TOKENIZERS = {
-    word_regex(r"\p{L}", r"\p{N}"): "qwen2",
-    word_regex(r"[\p{L}\p{M}]", r"\p{N}"): "qwen35",
-    word_regex(r"\p{L}", r"\p{N}{1,3}"): "llama-bpe",
-    rf"{CONTRACTIONS}| ?\p{{L}}+| ?\p{{N}}+| ?[^\s\p{{L}}\p{{N}}]+|\s+(?!\S)|\s+": "gpt-2",
-    rf"{CONTRACTIONS}| ?\p{{L}}+| ?\p{{N}}+| ?[^\s\p{{L}}\p{{N}}]+|\s+(?!\S)": "gpt-2",
-}
-NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
-SPACE = "\u2581"  # how SentencePiece writes a space
+def cased(tail: str, digits: str, minus: str = "", signs: str = r"[\r\n/]*") -> str:
+    """As `words`, but a word ends where small letters are followed by capitals."""
+    upper, lower, before = f"[{UPPER}{minus}]", f"[{LOWER}{minus}]", r"[^\r\n\p{L}\p{N}]?"
+    return (rf"{before}{upper}*{lower}+{tail}|{before}{upper}+{lower}*{tail}|{digits}"
+            rf"| ?[^\s\p{{L}}\p{{N}}]+{signs}{BLANKS}")
 
 
-def pre_tokenizer(tok: dict[str, Any]) -> str:
-    """The name of a byte-level tokenizer's splitting rule, from the rule itself."""
-    pre = tok.get("pre_tokenizer") or {}
-    steps = pre.get("pretokenizers", [pre])
-    if any(s.get("add_prefix_space") for s in steps):
-        raise Refusal("tokenizer.json: add_prefix_space of a byte-level tokenizer is not supported")
-    kinds = [s.get("type") for s in steps]
-    if kinds == ["ByteLevel"] and steps[0].get("use_regex", True):
-        return "gpt-2"
-    if kinds == ["Split", "ByteLevel"] and steps[0].get("behavior") == "Isolated" and not steps[1].get("use_regex", True):
-        regex = steps[0].get("pattern", {}).get("Regex")
-        if regex in PRE_TOKENIZERS and not steps[0].get("invert"):
-            return PRE_TOKENIZERS[regex]
-        raise Refusal(f"tokenizer.json: the splitting pattern {json.dumps(regex)} is not supported")
-    raise Refusal(f"tokenizer.json: the pre_tokenizer {' + '.join(map(str, kinds))} is not supported")
+GPT2 = rf"{CONTRACTIONS}| ?\p{{L}}+| ?\p{{N}}+| ?[^\s\p{{L}}\p{{N}}]+|\s+(?!\S)"
+HALVES = r"|".join(rf"\s{{{n}}}(?!\S)" for n in (512, 256, 128, 64, 32, 16, 8, 4, "1,2"))
+SIGNS = r"""[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+"""
+CHINESE = "[\u4e00-\u9fa5\u3040-\u309f\u30a0-\u30ff]+"
+LINES = r"[^\n]+|[\n]+"
+RIGHT_THREE = r"\d{1,3}(?=(?:\d{3})*\b)"
+BLOOM = " ?[^(\\s|.,!?\u2026\u3002\uff0c\u3001\u0964\u06d4\u060c)]+"
+BLOOM_NESTED = " ?[^(\\s|[.,!?\u2026\u3002\uff0c\u3001\u0964\u06d4\u060c])]+"
+PUNCTUATION = {"Isolated": r"[\p{P}!-/:-@\[-`{-~]", "Contiguous": r"[\p{P}\$\+<=>\^~\|`]+"}
+ALPHABETS = (
+    "A-Za-z\u00b5\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u01ba\u01bc-\u01bf\u01c4-\u0293\u0295-"
+    "\u02af\u0370-\u0373\u0376\u0377\u037b-\u037d\u037f\u0386\u0388-\u038a\u038c\u038e-"
+    "\u03a1\u03a3-\u03f5\u03f7-\u0481\u048a-\u052f\u0531-\u0556\u10a0-\u10c5\u13a0-\u13f5"
+    "\u13f8-\u13fd\u1c90-\u1cba\u1cbd-\u1cbf\u1d00-\u1d2b\u1d6b-\u1d77\u1d79-\u1d9a\u1e00"
+    "-\u1f15\u1f18-\u1f1d\u1f20-\u1f45\u1f48-\u1f4d\u1f50-\u1f57\u1f59\u1f5b\u1f5d\u1f5f-"
+    "\u1f7d\u1f80-\u1fb4\u1fb6-\u1fbc\u1fbe\u1fc2-\u1fc4\u1fc6-\u1fcc\u1fd0-\u1fd3\u1fd6-"
+    "\u1fdb\u1fe0-\u1fec\u1ff2-\u1ff4\u1ff6-\u1ffc\u2102\u2107\u210a-\u2113\u2115\u2119-"
+    "\u211d\u2124\u2126\u2128\u212a-\u212d\u212f-\u2134\u2139\u213c-\u213f\u2145-\u2149"
+    "\u214e\u2183\u2184\u2c00-\u2c7b\u2c7e-\u2ce4\u2ceb-\u2cee\u2cf2\u2cf3\ua640-\ua66d"
+    "\ua680-\ua69b\ua722-\ua76f\ua771-\ua787\ua78b-\ua78e\uab70-\uabbf\ufb00-\ufb06\ufb13"
+    "-\ufb17\uff21-\uff3a\uff41-\uff5a\U00010400-\U0001044f\U000104b0-\U000104d3"
+    "\U000104d8-\U000104fb\U00010c80-\U00010cb2\U00010cc0-\U00010cf2\U000118a0-\U000118df"
+    "\U0001e900-\U0001e943"
+)
+ASIAN = (
+    "\u4e00-\u9fff\u3400-\u4dbf\u8c48-\ufaff\u3040-\u309f\u30a0-\u30ff\uff65-\uff9f\u2f00"
+    "-\u2fdf\u0e40-\u0e7f\u0e80-\u0eff\u1780-\u17ff\u1000-\u109f\uaa60-\uaa7f\ua9e0-"
+    "\ua9ff\uac00-\ud7af\u1100-\u11ff"
+)
+YOUTU = (
+    "[\uac00-\ud7a3\u3131-\u318e]+|[\uff01\u2026\u201c\u201d\u2018\u2019\u2014\uff1a"
+    "\uff1b\uff0c\u3001-\u303f\ufe30-\ufe4f]+|[\u3105-\u312f]+|[\u4e00-\u9fa5\u3040-"
+    "\u309f\u30a0-\u30ff]+"
+)
+
+PRE_TOKENIZERS = (
+    Pre("llama-bpe", (words(THREE),), whole=True),
+    Pre("dbrx", (words(THREE),)),
+    Pre("qwen2", (words(DIGIT),), nfc=True),
+    Pre("stablelm2", (words(DIGIT),)),
+    Pre("qwen35", (words(DIGIT, r"[\p{L}\p{M}]", r"\p{L}\p{M}\p{N}"),), nfc=True),
+    Pre("gpt-2", (GPT2,)),
+    Pre("olmo", (GPT2,), nfc=True),
+    Pre("smollm", (DIGIT, GPT2)),
+    Pre("minicpm5", (THREE, words(r"\p{N}+")), whole=True),
+    Pre("bailingmoe2", (r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]++[\r\n]*"
+                        r"|\s*[\r\n]|\s+(?!\S)|\s+",)),
+    Pre("ufakzeka", (words(DIGIT, start=""),)),
+    Pre("seed-coder", (rf"{ANY_CASE}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{{1}}| ?[^\s\p{{L}}\p{{N}}\r\n]+{BLANKS}",)),
+    Pre("jais-2", (words(THREE).replace(r"|\s+(?!\S)|\s+", rf"|{HALVES}|\s{{1}}"),)),
+    Pre("laguna", (LINES, words(DIGIT))),
+    Pre("exaone-moe", (rf"{ANY_CASE}|[^\r\n\p{{L}}\p{{N}}]?(?:\p{{L}}\p{{M}}*(?: \p{{L}}\p{{M}}*)*)+|\p{{N}}"
+                       r"| ?[^\s\p{L}\p{N}]+[\r\n/]?|\s*[\r\n]|\s+(?!\S)|\s+",)),
+    Pre("tekken", (cased("", DIGIT),), whole=True),
+    Pre("gpt-4o", (cased(ANY_CASE + "?", THREE),)),
+    Pre("tiny_aya", (RIGHT_THREE, cased(ANY_CASE + "?", THREE))),
+    Pre("kimi-k2", (r"[\p{Han}]+|" + cased(ANY_CASE + "?", THREE, r"&&[^\p{Han}]", r"[\r\n]*"),)),
+    Pre("youtu", (YOUTU, cased(ANY_CASE + "?", DIGIT)), whole=True),
+    Pre("deepseek-llm", (r"[\r\n]", rf"\s?[{ALPHABETS}]+", "\\s?[!-/:-~\uff01-\uff0f\uff1a-\uff5e\u2018-\u201f\u3000-\u3002]+",
+                         r"\s+$", "[\u4e00-\u9fa5\u0800-\u4e00\uac00-\ud7ff]+", r"\p{N}+")),
+    Pre("deepseek-coder", (r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", "[\u4e00-\u9fa5\u0800-\u4e00\uac00-\ud7ff]+", DIGIT)),
+    Pre("deepseek-v3", (THREE, CHINESE, SIGNS + r"[\r\n]*" + BLANKS)),
+    Pre("spark2.5", (THREE, CHINESE, SIGNS + r"|[\r\n]|\s+(?!\S)|\s+", DIGIT)),
+    Pre("afmoe", (r"\p{N}{1,3}(?=(?:\p{N}{3})*(?!\p{N}))", f"[{ASIAN}]+", SIGNS + r"[\r\n]*" + BLANKS)),
+    Pre("falcon", (PUNCTUATION["Contiguous"], GPT2, "[0-9][0-9][0-9]")),
+    Pre("default", (r"[\p{P}\$\+<=>\^~\|]+", GPT2, r"\p{N}+", "[0-9][0-9][0-9]")),
+    Pre("superbpe", (r"\p{N}+", r"(?=(\d{3})+(?!\d))")),
+    Pre("bloom", (BLOOM,)),
+    Pre("bloom", (BLOOM_NESTED,)),
+    Pre("viking", (BLOOM, DIGIT)),
+    Pre("viking", (BLOOM_NESTED, DIGIT)),
+    Pre("chameleon", ("<sentinel:[0-9]+>", "(IMGIMG)((A|B|C|D|E|F|G|H|I){1,4})Z", r"([\t\n]|    |  )", DIGIT,
+                      PUNCTUATION["Isolated"], GPT2)),
+)
 
 
-def space_prefix(tok: dict[str, Any], notes: list[str]) -> bool:
-    """Whether a SentencePiece-like tokenizer puts a space before the text; its spaces must become SPACE in one known way."""
-    steps = (tok.get("normalizer") or {}).get("normalizers", [tok.get("normalizer") or {}])
-    kinds = [s.get("type") for s in steps]
-    pre = tok.get("pre_tokenizer")
-    if kinds in (["Prepend", "Replace"], ["Replace"]) and not pre:
-        last = steps[-1]
-        if last.get("pattern") == {"String": " "} and last.get("content") == SPACE == steps[0].get("prepend", SPACE):
-            return len(kinds) == 2
-    if kinds == [None] and pre and pre.get("type") == "Metaspace" and pre.get("split") is False:
-        if pre.get("prepend_scheme", "always") == "first":
-            notes.append("the tokenizer puts a space before the start of the text only, ./run also after a special token")
-        return pre.get("prepend_scheme", "always") != "never"
-    raise Refusal(f"tokenizer.json: normalizer {kinds} with pre_tokenizer {(pre or {}).get('type')} is not supported")
+def canonical(expression: str) -> str:
+    """Spellings of an expression that match the same pieces become one."""
+    for character, escape in (("\r", r"\r"), ("\n", r"\n"), ("\t", r"\t")):
+        expression = expression.replace(character, escape)
+    expression = re.sub(r"\\u([0-9a-fA-F]{4})", lambda m: chr(int(m[1], 16)), expression)
+    expression = expression.replace("'(?i:[sdmt]|ll|ve|re)", ANY_CASE)
+    expression = re.sub(r"(?:'[a-z]{1,2}\|){6}'[a-z]{1,2}", lambda m: "|".join(sorted(m[0].split("|"))), expression)
+    expression = re.sub(r"([\])}][?+*])\+", r"\1", expression)    # possessive: what follows could not use what is given back
+    expression = expression.replace(r"|\s*[\r\n]+|", r"|\s*[\r\n]|").replace(r"\p{N}{1}", r"\p{N}")
+    return re.sub(r"(\|\\s\+\(\?!\\S\))\|\\s\+$", r"\1", expression)    # what is left over is a piece, too
 
 
-def merge_pairs(model: dict[str, Any]) -> list[tuple[str, str]]:
-    return [tuple(m) if isinstance(m, list) else tuple(m.split(" ", 1)) for m in model.get("merges", [])]
+def pre_named(passes: Iterable[str], nfc: bool, whole: bool) -> Pre | None:
+    """The row with these expressions; of several the one whose name says most of the rest."""
+    passes = tuple(passes)
+    plain = tuple(map(canonical, passes))
+    rows = [p for p in PRE_TOKENIZERS if p.passes == passes or tuple(map(canonical, p.passes)) == plain]
+    return max(rows, key=lambda p: (p.passes == passes, p.whole == whole, p.nfc == nfc), default=None)
 
 
-def scores_of(model: dict[str, Any], size: int, notes: list[str]) -> list[float]:
-    """SentencePiece joins the neighbours whose union scores highest; the rank of a token's first merge, negated, is such a
-    score. The two agree when every way of splitting a token into two tokens is a merge."""
-    vocab, merges = model["vocab"], merge_pairs(model)
-    scores = [-float(len(merges) + 1)] * size
-    for rank, (left, right) in reversed(list(enumerate(merges))):
-        if left + right in vocab:
-            scores[vocab[left + right]] = -float(rank)
-    known = set(merges)
-    for token in {left + right for left, right in merges}:
-        if any(token[:i] in vocab and token[i:] in vocab and (token[:i], token[i:]) not in known for i in range(1, len(token))):
-            notes.append("the tokenizer's merges are not those of a SentencePiece model; some texts may encode differently")
-            break
-    return scores
+@dataclass
+class Vocabulary:
+    """What a tokenizer file says."""
+    keys: dict[str, Any]                                              # tokenizer.* of this kind of file
+    texts: dict[int, str] = field(default_factory=dict)               # id -> text, spelled as GGUF does
+    types: dict[int, int] = field(default_factory=dict)               # id -> NORMAL, CONTROL, ...
+    ids: dict[str, int] = field(default_factory=dict)
+    scores: dict[int, float] = field(default_factory=dict)            # "llama" only
+    named: dict[str, int] = field(default_factory=dict)               # bos, eos, unk, pad -> id, where this file says so
+    around: tuple[list[int], list[int]] = field(default_factory=lambda: ([], []))  # what stands before and behind a text
+    added: list[Added] = field(default_factory=list)
+    normalizes: bool = False                                          # text changes before added tokens of that kind are found
+
+    def put(self, i: int, text: str, kind: int, where: str) -> None:
+        if self.texts.get(i, text) != text:
+            raise Refusal(f"{where}: the id {i} belongs to {brief(text)} and to {brief(self.texts[i])}")
+        if len(text) > LONGEST:
+            raise Refusal(f"{where}: the token {i} has {len(text)} characters, at most {LONGEST} are supported")
+        self.texts[i], self.types[i] = text, kind
+        self.ids.setdefault(text, i)
+
+
+@dataclass(frozen=True)
+class Added:
+    """A token that is cut out of the text before anything else."""
+    text: str
+    id: int | None = None     # as stated; a text of the vocabulary has its own
+    special: bool = False
+    lstrip: bool = False
+    rstrip: bool = False
+    single_word: bool = False
+    normalized: bool = False
+
+
+def id_in(value: Any, where: str) -> int:
+    if type(value) is not int or not 0 <= value < 2**31:
+        raise Refusal(f"{where} is {brief(value)}, expected the id of a token")
+    return value
+
+
+def added_token(value: Any, where: str, i: int | None = None, special: bool | None = None) -> Added | None:
+    """From the text, or from an object with flags. An empty text is no token."""
+    if isinstance(value, str):
+        return Added(value, i, bool(special), normalized=not special) if value else None
+    fields = part(value, where)
+    text = fields.typed("content", None, lambda v: isinstance(v, str), "the text of a token")
+    i = id_in(fields.get("id"), f"{where}: id of {brief(text)}") if i is None and "id" in fields.data else i
+    special = fields.flag("special") if special is None else special
+    flags = {name: fields.flag(name) for name in ("lstrip", "rstrip", "single_word")}
+    return Added(text, i, special, **flags, normalized=fields.flag("normalized", not special)) if text else None
+
+
+# Settings that name a token, and those that list some. What they name is special.
+NAMING = [f"{kind}_token" for kind in ("bos", "eos", "unk", "sep", "pad", "cls", "mask")]
+LISTING = ["additional_special_tokens", "extra_special_tokens"]
+
+
+def named_tokens(settings: dict[str, Any], where: str) -> dict[str, Added]:
+    """Setting -> the token that it names."""
+    found = {name: settings[name] for name in NAMING if settings.get(name)}
+    for name in LISTING:
+        listed = settings.get(name) or []
+        if not isinstance(listed, (list, dict)):
+            raise Refusal(f"{where}: {name} is {brief(listed)}, expected a list of tokens")
+        values = listed.values() if isinstance(listed, dict) else listed
+        found |= {f"{name}[{k}]": value for k, value in enumerate(values)}
+    tokens = {name: added_token(value, f"{where}: {name}", special=True) for name, value in found.items()}
+    return {name: token for name, token in tokens.items() if token}
+
+
+def all_added(folder: Path, own: list[Added]) -> tuple[list[Added], dict[str, Added]]:
+    """The added tokens of all files, and those that a setting names (bos_token ...). Of two that have the same text the flags
+    of tokenizer_config.json count. The older files are read where it lists none."""
+    path = folder / "tokenizer_config.json"
+    settings = settings_in(path)
+    decoder = settings.get("added_tokens_decoder")
+    named = named_tokens(settings, str(path))
+    tokens = {token.text: token for token in own}
+    if decoder is not None:
+        for key, value in part(decoder, f"{path}: added_tokens_decoder").data.items():
+            where = f"{path}: added_tokens_decoder {brief(key)}"
+            token = added_token(value, where, id_in(int(key) if key.isdecimal() else key, where))
+            if token and token.text in {t.text for t in named.values()}:
+                token = replace(token, special=True)
+            if token:
+                tokens[token.text] = token
+    else:
+        file = folder / "special_tokens_map.json"
+        named |= named_tokens(settings_in(file), str(file))
+        for text, i in settings_in(folder / "added_tokens.json").items():
+            special = text in {t.text for t in named.values()}
+            if token := added_token(text, "added_tokens.json", id_in(i, f"added_tokens.json: {brief(text)}"), special):
+                tokens.setdefault(text, token)
+    for token in named.values():
+        tokens.setdefault(token.text, token)
+    return list(tokens.values()), named
 
 
 def looks_special(text: str) -> bool:
     return bool(re.fullmatch(r"<\|.*\|>|<\uff5c.*\uff5c>", text, re.DOTALL))
 
 
-def tokenizer_keys(folder: Path, rows: int, notes: list[str]) -> dict[str, Any]:
+def place(vocabulary: Vocabulary, tokens: list[Added], rows: int, notes: list[str]) -> None:
+    """Give the added tokens their ids: that of the vocabulary, else the one stated, else the next one; and write down flags."""
+    flags: dict[str, list[int]] = {name: [] for name in ("lstrip", "rstrip", "single_word", "normalized")}
+    beyond = []
+    for token in tokens:
+        stated = max(vocabulary.texts, default=-1) + 1 if token.id is None else token.id
+        i = vocabulary.ids.get(token.text, stated)
+        if i >= rows:
+            beyond.append(token.text)
+            continue
+        kind = CONTROL if token.special or looks_special(token.text) else USER_DEFINED
+        kind = kind if vocabulary.types.get(i) not in (UNKNOWN, BYTE) else vocabulary.types[i]
+        vocabulary.put(i, token.text, kind, "the added tokens")
+        for name in flags:
+            if getattr(token, name) and (name != "normalized" or vocabulary.normalizes):
+                flags[name].append(i)
+    if beyond:
+        notes.append(f"left out {len(beyond)} added tokens for which the embedding has no row, such as {brief(beyond[0])}")
+    vocabulary.keys |= {f"tokenizer.gla.{name}": ids for name, ids in flags.items() if ids}
+
+
+# -- tokenizer.json
+
+def read_vocab(model: Fields) -> Vocabulary:
+    """The texts and ids of a BPE model."""
+    vocabulary = Vocabulary({})
+    for text, i in model.typed("vocab", None, lambda v: isinstance(v, dict), "an object of texts and ids").items():
+        vocabulary.put(id_in(i, f"{model.where}: the id of {brief(text)}"), text, NORMAL, model.where)
+    return vocabulary
+
+
+def merge_pairs(model: Fields, ids: dict[str, int]) -> list[tuple[str, str]]:
+    """Pairs, or strings with a space between the two. Pairs with a space in the left part are those of no text."""
+    pairs = []
+    for merge in model.typed("merges", [], lambda v: isinstance(v, list), "a list of merges"):
+        pair = merge.split(" ") if isinstance(merge, str) else merge
+        if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(p, str) and p for p in pair):
+            raise Refusal(f"{model.where}: the merge {brief(merge)} is not a pair of tokens")
+        if not all(text in ids for text in (*pair, pair[0] + pair[1])):
+            raise Refusal(f"{model.where}: the merge {brief(merge)} needs a token that the vocabulary lacks")
+        pairs.append((pair[0], pair[1]))
+    return [p for p in pairs if " " not in p[0] + p[1]]
+
+
+def split_pass(step: Fields) -> str:
+    """The expression of a Split. Where it matches everything, keeping the matches only is the same as cutting at them."""
+    pattern = part(step.get("pattern"), f"{step.where}: pattern").data
+    expression = pattern.get("Regex", re.escape(pattern["String"]) if isinstance(pattern.get("String"), str) else None)
+    if not isinstance(expression, str):
+        raise Refusal(f"{step.where}: pattern is {brief(pattern)}, expected a Regex or a String")
+    behavior, invert = step.get("behavior"), step.flag("invert")
+    whole = behavior == "Removed" and invert and expression.endswith((r"|\s+", GPT2))
+    if behavior != "Isolated" and not whole:
+        raise Refusal(f"{step.where}: a Split at {brief(expression)} with the behavior {brief(behavior)} is not supported")
+    return expression
+
+
+def punctuation_pass(step: Fields) -> str:
+    behavior = step.get("behavior", "Isolated")
+    if behavior not in tuple(PUNCTUATION):
+        raise Refusal(f"{step.where}: Punctuation with the behavior {brief(behavior)} is not supported")
+    return PUNCTUATION[behavior]
+
+
+PASSES: dict[str, Callable[[Fields], str]] = {
+    "Split": split_pass,
+    "Punctuation": punctuation_pass,
+    "Digits": lambda step: DIGIT if step.flag("individual_digits") else r"\p{N}+",
+}
+
+
+def byte_level(steps: list[Fields], where: str) -> tuple[list[str], bool]:
+    """The expressions of a byte-level pre-tokenizer, and whether it puts a space before the text."""
+    passes: list[str] = []
+    level, prefix = None, False
+    for step in steps:
+        kind = step.get("type")
+        if kind == "ByteLevel" and level is None:
+            level = step
+            prefix = step.flag("add_prefix_space", True)
+            if prefix and passes:
+                raise Refusal(f"{where}: add_prefix_space behind another step is not supported")
+            passes += [GPT2] if step.flag("use_regex", True) else []
+        elif kind in tuple(PASSES):
+            passes.append(PASSES[kind](step))
+            if level is not None and not re.fullmatch(r"(\[0-9\])+", passes[-1]):
+                raise Refusal(f"{where}: {kind} behind ByteLevel, which would cut bytes, is not supported")
+        else:
+            raise Refusal(f"{where}: the step {brief(kind)} is not supported")
+    if not passes:
+        raise Refusal(f"{where}: ByteLevel without an expression that cuts the text is not supported")
+    return passes, prefix
+
+
+@dataclass
+class Spaces:
+    """How a tokenizer of the SentencePiece kind writes the spaces of a text."""
+    nfc: bool = False
+    marks: bool = False         # a space becomes SPACE
+    prefix: str = "never"       # as in tokenizer.gla.space_prefix
+    splits: bool = False        # a word begins at a mark
+
+
+def normalizer(steps: list[Fields]) -> Spaces:
+    """NFC and spaces; nothing else that a normalizer does has a place in GGUF."""
+    spaces = Spaces()
+    for step in steps:
+        kind = step.get("type")
+        if kind == "NFC":
+            spaces.nfc = True
+        elif kind == "Prepend" and step.get("prepend") == SPACE:
+            spaces.prefix = "prepend"
+        elif kind == "Replace" and step.get("pattern") == {"String": " "} and step.get("content") == SPACE:
+            spaces.marks = True
+        else:
+            detail = " ".join(brief(v) for k, v in step.data.items() if k != "type")
+            raise Refusal(f"{step.where}: the step {brief(kind)} {detail} cannot be written to a GGUF file; NFC and spaces as "
+                          f"U+2581 can")
+    return spaces
+
+
+def metaspace(steps: list[Fields], spaces: Spaces) -> str | None:
+    """What the pre-tokenizer does about spaces; returns the name of a rule that cuts the text, or None."""
+    name = None
+    for step in steps:
+        kind, pattern = step.get("type"), step.get("pattern")
+        if kind == "Metaspace" and step.get("replacement", SPACE) == SPACE:
+            scheme = step.get("prepend_scheme", "always" if step.flag("add_prefix_space", True) else "never")
+            if scheme not in ("always", "first", "never"):
+                raise Refusal(f"{step.where}: prepend_scheme is {brief(scheme)}, expected always, first or never")
+            # Text that has its mark gets no second one
+            spaces.prefix = scheme if spaces.prefix == "never" else spaces.prefix
+            spaces.marks, spaces.splits = True, spaces.splits or step.flag("split", True)
+        elif kind == "Split" and pattern == {"String": " "} and spaces.marks and not step.flag("invert"):
+            pass    # there are no spaces any more
+        elif kind == "Split" and spaces.marks and split_pass(step) == LINES:
+            name = "gemma4"
+        else:
+            raise Refusal(f"{step.where}: the step {brief(kind)} with spaces as {SPACE} is not supported")
+    return name
+
+
+def scores_of(vocabulary: Vocabulary, merges: list[tuple[str, str]]) -> tuple[dict[int, float], bool]:
+    """SentencePiece joins the neighbours whose union scores highest; the rank of a token's first merge, negated, is such a
+    score. The two agree when all ways of splitting a token into two tokens are merges, which follow each other."""
+    ids, known, scores = vocabulary.ids, set(merges), {}
+    same, last = True, -1
+    for rank, (left, right) in enumerate(merges):
+        token = ids[left + right]
+        if token in scores:
+            same = same and token == last
+            continue
+        scores[token], last, text = -float(rank), token, left + right
+        same = same and all((text[:k], text[k:]) in known for k in range(1, len(text)) if text[:k] in ids and text[k:] in ids)
+    return {i: scores.get(i, -float(len(merges) + 1)) for i in vocabulary.texts}, same
+
+
+def read_sentences(model: Fields, vocabulary: Vocabulary, spaces: Spaces, rule: str | None) -> None:
+    """A BPE over characters with spaces as marks: "llama", or "gemma4" where it has a rule that cuts the text."""
+    merges = merge_pairs(model, vocabulary.ids)
+    if spaces.splits and any(SPACE in (left + right)[1:] for left, right in merges):
+        raise Refusal(f"{model.where}: Metaspace with split, and merges across the words that it cuts, is not supported")
+    unknown, fallback = model.get("unk_token"), model.flag("byte_fallback")
+    for text, i in vocabulary.ids.items():
+        if BYTE_TOKEN.fullmatch(text):
+            vocabulary.types[i] = BYTE
+            if not fallback:
+                vocabulary.keys["tokenizer.gla.byte_fallback"] = False
+    if isinstance(unknown, str) and unknown in vocabulary.ids:
+        vocabulary.named["unk"] = vocabulary.ids[unknown]
+        vocabulary.types[vocabulary.ids[unknown]] = UNKNOWN
+    spelled = fallback and list(vocabulary.types.values()).count(BYTE) == 256
+    if "unk" in vocabulary.named and not spelled and not model.flag("fuse_unk"):
+        vocabulary.keys["tokenizer.gla.fuse_unk"] = False
+    vocabulary.scores, same = scores_of(vocabulary, merges)
+    vocabulary.keys |= {"tokenizer.ggml.model": "gemma4" if rule else "llama", "tokenizer.ggml.pre": rule or "default",
+                        "tokenizer.ggml.add_space_prefix": spaces.prefix != "never"}
+    if spaces.prefix in ("first", "always"):
+        vocabulary.keys["tokenizer.gla.space_prefix"] = spaces.prefix
+    if rule or not same:
+        vocabulary.keys["tokenizer.ggml.merges"] = [f"{left} {right}" for left, right in merges]
+
+
+def template_sides(step: Fields) -> tuple[list[int], list[int]]:
+    """TemplateProcessing: the special tokens before and behind the text in the form for a single one."""
+    table = part(step.get("special_tokens", {}), f"{step.where}: special_tokens").data
+    sides: tuple[list[int], list[int]] = ([], [])
+    behind = 0
+    for piece in step.typed("single", [], lambda v: isinstance(v, list), "a list of pieces"):
+        kind, value = next(iter(part(piece, f"{step.where}: single").data.items()), ("", {}))
+        name = part(value, f"{step.where}: {brief(kind)}").get("id")
+        if kind == "Sequence":
+            behind = 1
+        elif isinstance(name, str):
+            ids = part(table.get(name), f"{step.where}: special token {brief(name)}").get("ids", [])
+            sides[behind].extend(id_in(i, f"{step.where}: {brief(name)}") for i in (ids if isinstance(ids, list) else [ids]))
+    return sides
+
+
+def marked_sides(step: Fields) -> tuple[list[int], list[int]]:
+    """RobertaProcessing and BertProcessing: [text, id] of the tokens before (cls) and behind (sep)."""
+    pairs = [step.typed(name, None, lambda v: isinstance(v, list) and len(v) == 2, "a text and an id") for name in ("cls", "sep")]
+    before, behind = (id_in(pair[1], f"{step.where}: {brief(pair[0])}") for pair in pairs)
+    return [before], [behind]
+
+
+SIDES: dict[str, Callable[[Fields], tuple[list[int], list[int]]]] = {
+    "TemplateProcessing": template_sides, "RobertaProcessing": marked_sides, "BertProcessing": marked_sides,
+    "ByteLevel": lambda step: ([], []),
+}
+
+
+def around_of(steps: list[Fields]) -> tuple[list[int], list[int]]:
+    """The tokens that a post-processor puts before and behind a text."""
+    before: list[int] = []
+    behind: list[int] = []
+    for step in steps:
+        if step.get("type") not in tuple(SIDES):
+            raise Refusal(f"{step.where}: the step {brief(step.get('type'))} is not supported")
+        left, right = SIDES[step.get("type")](step)
+        before, behind = left + before, behind + right
+    return before, behind
+
+
+def read_tokenizer_json(path: Path, options: Options) -> Vocabulary:
+    tok = part(read_json(path), str(path))
+    model = part(tok.get("model"), f"{path}: model")
+    if model.get("type", "BPE") != "BPE":
+        raise Refusal(f"{path}: a tokenizer of type {brief(model.get('type'))} is not supported, only BPE")
+    for name in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
+        if model.get(name):
+            raise Refusal(f"{path}: {name} = {brief(model.get(name))} is not supported")
+    vocabulary = read_vocab(model)
+    changes = steps_of(tok.get("normalizer"), "normalizers", f"{path}: normalizer")
+    cuts = steps_of(tok.get("pre_tokenizer"), "pretokenizers", f"{path}: pre_tokenizer")
+    spaces = normalizer(changes)
+    if spaces.marks or any(step.get("type") == "Metaspace" for step in cuts):
+        read_sentences(model, vocabulary, spaces, metaspace(cuts, spaces))
+    else:
+        if spaces.prefix != "never":
+            raise Refusal(f"{path}: a normalizer that prepends {SPACE} to a byte-level text is not supported")
+        passes, prefix = byte_level(cuts, f"{path}: pre_tokenizer")
+        whole = model.flag("ignore_merges")
+        pre = options.pre or pre_named(passes, spaces.nfc, whole)
+        if pre is None:
+            raise Refusal(f"{path}: text is cut by {brief(passes)}, which is not a pre-tokenizer that is known; --pre NAME takes "
+                          f"one that is close: {PRE_NAMES}")
+        read_bytes(vocabulary, merge_pairs(model, vocabulary.ids), pre.name, spaces.nfc, whole)
+        if prefix:
+            vocabulary.keys["tokenizer.gla.space_prefix"] = "always"
+    if spaces.nfc:
+        vocabulary.keys["tokenizer.gla.nfc"] = True
+    own = tok.typed("added_tokens", [], lambda v: isinstance(v, list), "a list of tokens")
+    vocabulary.added = [t for value in own if (t := added_token(value, f"{path}: added_tokens"))]
+    vocabulary.normalizes = bool(changes)
+    vocabulary.around = around_of(steps_of(tok.get("post_processor"), "processors", f"{path}: post_processor"))
+    return vocabulary
+
+
+def read_bytes(vocabulary: Vocabulary, merges: list[tuple[str, str]], pre: str, nfc: bool, whole: bool) -> None:
+    """A byte-level BPE: "gpt2"."""
+    vocabulary.keys |= {"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": pre, "tokenizer.gla.nfc": nfc,
+                        "tokenizer.gla.ignore_merges": whole,
+                        "tokenizer.ggml.merges": [f"{left} {right}" for left, right in merges]}
+
+
+# -- other kinds of file
+
+@dataclass(frozen=True)
+class Options:
+    """What a file may leave open."""
+    folder: Path
+    pre: Pre | None = None      # --pre
+
+
+PRE_NAMES = ", ".join(dict.fromkeys(p.name for p in PRE_TOKENIZERS))
+CLASSES = {"GPT2Tokenizer": "gpt-2", "CodeGenTokenizer": "gpt-2", "GPTNeoXTokenizer": "gpt-2", "Qwen2Tokenizer": "qwen2",
+           "QWenTokenizer": "qwen2"}
+
+
+def expressions_in(source: str) -> Iterator[str]:
+    """The texts in a Python file, and those that it joins with "|". Nothing is executed."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node.value
+        elif isinstance(node, ast.List) and all(isinstance(e, ast.Constant) and isinstance(e.value, str) for e in node.elts):
+            yield "|".join(e.value for e in node.elts)
+
+
+def stated_pre(path: Path, options: Options) -> Pre:
+    """How text is cut, for a file of ranks or merges that does not say it: --pre, else the expression in the checkpoint's own
+    Python code, else what the class of the tokenizer does."""
+    if options.pre:
+        return options.pre
+    known = {canonical(p.passes[0]): p for p in reversed(PRE_TOKENIZERS) if len(p.passes) == 1}
+    for file in sorted(options.folder.glob("tokenization_*.py")):
+        try:
+            found = [known[canonical(e)] for e in expressions_in(file.read_text(encoding="utf-8")) if canonical(e) in known]
+        except (OSError, ValueError, SyntaxError, RecursionError, MemoryError):
+            found = []
+        if found:
+            return found[0]
+    named = settings_in(options.folder / "tokenizer_config.json").get("tokenizer_class")
+    name = CLASSES.get(named.removesuffix("Fast")) if isinstance(named, str) else None
+    if name is None:
+        raise Refusal(f"{path} does not say how text is cut before the merges; name it with --pre, one of {PRE_NAMES}")
+    return next(p for p in PRE_TOKENIZERS if p.name == name)
+
+
+def read_merges_txt(path: Path, options: Options) -> Vocabulary:
+    """vocab.json and merges.txt, a line for each pair."""
+    model = Fields({"vocab": read_json(path)}, str(path))
+    lines = (path.parent / "merges.txt").read_text(encoding="utf-8").split("\n")
+    model.data["merges"] = [line for line in map(str.rstrip, lines) if line and not line.startswith("#version")]
+    vocabulary, pre = read_vocab(model), stated_pre(path, options)
+    read_bytes(vocabulary, merge_pairs(model, vocabulary.ids), pre.name, pre.nfc, False)
+    return vocabulary
+
+
+def byte_text(token: bytes) -> str:
+    """Bytes as "gpt2" vocabularies spell them: printable ones of Latin-1 as they are, the others from U+0100 on."""
+    return token.decode("latin-1").translate(BYTE_TEXT)
+
+
+PLAIN_BYTES = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+BYTE_TEXT = {b: chr(0x100 + n) for n, b in enumerate(b for b in range(256) if b not in PLAIN_BYTES)}
+
+
+def last_merge(token: bytes, ranks: dict[bytes, int]) -> tuple[bytes, bytes] | None:
+    """The two parts that the merges of lower rank leave of a token; None if they leave more."""
+    parts, rank = [token[i:i + 1] for i in range(len(token))], ranks[token]
+    while len(parts) > 2:
+        best, at = min((ranks.get(parts[i] + parts[i + 1], rank), i) for i in range(len(parts) - 1))
+        if best >= rank:
+            return None
+        parts[at:at + 2] = [parts[at] + parts[at + 1]]
+    return (parts[0], parts[1]) if all(p in ranks for p in parts) else None
+
+
+def read_ranks(path: Path, options: Options) -> Vocabulary:
+    """tiktoken: lines of a token in base64 and its rank. Joined is what gives the lowest rank; as merges that is one pair for
+    each token, the one that lower ranks lead to. A token that none leads to is found as a whole piece only."""
+    ranks: dict[bytes, int] = {}
+    for line in path.read_bytes().split(b"\n"):
+        fields = line.split()
+        if not fields:
+            continue
+        try:
+            token, rank = base64.b64decode(fields[0], validate=True), int(fields[1])
+        except (ValueError, IndexError):
+            raise Refusal(f"{path}: {brief(line.decode('latin-1'))} is not a token in base64 and its rank") from None
+        if not 0 < len(token) <= 512 or len(fields) != 2 or token in ranks:
+            raise Refusal(f"{path}: {brief(line.decode('latin-1'))} is empty, too long or there twice")
+        ranks[token] = id_in(rank, f"{path}: rank of {brief(token.decode('latin-1'))}")
+    pre, vocabulary, merges, whole = stated_pre(path, options), Vocabulary({}), [], False
+    ordered = sorted(ranks, key=ranks.__getitem__)
+    for token in tqdm(ordered, desc="merges", leave=False, disable=None):
+        vocabulary.put(ranks[token], byte_text(token), NORMAL, str(path))
+        pair = last_merge(token, ranks) if len(token) > 1 else ()
+        whole = whole or pair is None
+        merges += [(byte_text(pair[0]), byte_text(pair[1]))] if pair else []
+    read_bytes(vocabulary, merges, pre.name, pre.nfc, whole)
+    if path.name == "qwen.tiktoken":      # its special tokens stand in code
+        names = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *(f"<|extra_{i}|>" for i in range(205))]
+        vocabulary.added = [Added(name, len(ranks) + i, special=True) for i, name in enumerate(names)]
+    return vocabulary
+
+
+def protobuf(data: bytes, where: str) -> Iterator[tuple[int, Any]]:
+    """The fields of a message: their number, and a whole number or bytes."""
+    at = 0
+
+    def varint() -> int:
+        nonlocal at
+        value = shift = 0
+        while at < len(data) and shift < 64:
+            value, shift, at = value | (data[at] & 0x7F) << shift, shift + 7, at + 1
+            if data[at - 1] < 0x80:
+                return value
+        raise Refusal(f"{where} is neither a SentencePiece model nor a list of tiktoken ranks")
+
+    while at < len(data):
+        number, kind = divmod(varint(), 8)
+        size = {1: 8, 5: 4}.get(kind)
+        if kind == 0:
+            yield number, varint()
+            continue
+        size = varint() if kind == 2 else size
+        if size is None or at + size > len(data):
+            raise Refusal(f"{where} is neither a SentencePiece model nor a list of tiktoken ranks")
+        at += size
+        yield number, data[at - size:at]
+
+
+def read_sentencepiece(path: Path, options: Options) -> Vocabulary:
+    """SentencePiece's own file: pieces with scores (field 1), how it was trained (2), what happens to the text first (3)."""
+    data = path.read_bytes()
+    if re.match(rb"[A-Za-z0-9+/]+=* [0-9]+\r?\n", data):
+        return read_ranks(path, options)
+    fields = list(protobuf(data, str(path)))
+    trainer, text = (dict(item for n, v in fields if n == number and isinstance(v, bytes) for item in protobuf(v, str(path)))
+                     for number in (2, 3))
+    if trainer.get(3, 1) != 2:
+        kind = {1: "unigram", 3: "word", 4: "char"}.get(trainer.get(3, 1))
+        raise Refusal(f"{path}: a SentencePiece model of the kind {kind} is not supported, only BPE")
+    if text.get(2) or not text.get(5, 1) or trainer.get(24):
+        raise Refusal(f"{path}: the normalization {brief(str(text.get(1, b''), 'utf-8', 'replace'))} cannot be written to a GGUF file")
+    vocabulary = Vocabulary({"tokenizer.ggml.model": "llama", "tokenizer.ggml.pre": "default",
+                             "tokenizer.ggml.add_space_prefix": bool(text.get(3, 1))})
+    for i, piece in enumerate(v for n, v in fields if n == 1 and isinstance(v, bytes)):
+        values = dict(protobuf(piece, str(path)))
+        token, score, kind = values.get(1, b""), values.get(2, bytes(4)), values.get(3, NORMAL)
+        if not isinstance(token, bytes) or not isinstance(score, bytes) or len(score) != 4 or kind not in range(1, 7):
+            raise Refusal(f"{path}: piece {i} is not a text with a score")
+        vocabulary.put(i, token.decode("utf-8"), kind, str(path))
+        vocabulary.scores[i] = struct.unpack("<f", score)[0]
+        if not math.isfinite(vocabulary.scores[i]):
+            raise Refusal(f"{path}: the score of piece {i} is not a finite number")
+    if text.get(3, 1) and settings_in(options.folder / "tokenizer_config.json").get("legacy") is False:
+        vocabulary.keys["tokenizer.gla.space_prefix"] = "first"
+    vocabulary.named = {name: i for name, n, usual in (("unk", 40, 0), ("bos", 41, 1), ("eos", 42, 2))
+                        if type(i := trainer.get(n, usual)) is int and i in vocabulary.texts}
+    vocabulary.around = ([vocabulary.named["bos"]] if "bos" in vocabulary.named else [], [])
+    return vocabulary
+
+
+def read_rwkv(path: Path, options: Options) -> Vocabulary:
+    """The RWKV world vocabulary: lines of an id, a Python literal of text or bytes, its length. Written as llama.cpp's
+    converter does: bytes escaped as Python prints them, the id 0 as the only special token, two line ends to end a turn."""
+    vocabulary = Vocabulary({"tokenizer.ggml.model": "rwkv"}, named={"bos": 0, "eos": 0})
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
+        if not line.strip():
+            continue
+        match = re.fullmatch(r"([0-9]{1,9}) (b?(?:'.{1,2000}'|\".{1,2000}\")) ([0-9]{1,5})\r?", line, re.DOTALL)
+        try:
+            token = ast.literal_eval(match[2]) if match else None
+            token = token.encode("utf-8") if isinstance(token, str) else token
+        except (ValueError, SyntaxError):
+            token = None
+        if not isinstance(token, bytes) or len(token) != int(match[3]):
+            raise Refusal(f"{path}: line {number} is not an id, a text and its length in bytes")
+        vocabulary.put(int(match[1]), repr(token)[2:-1], NORMAL, str(path))
+        if token == b"\n\n":
+            vocabulary.named["eot"] = int(match[1])
+    zero = part(settings_in(options.folder / "tokenizer_config.json").get("added_tokens_decoder", {}), "added_tokens_decoder").get("0")
+    vocabulary.put(0, zero["content"] if isinstance(zero, dict) and zero.get("content") else "<s>", CONTROL, str(path))
+    return vocabulary
+
+
+# File name -> its reader; the first that is there counts.
+READERS: tuple[tuple[str, Callable[[Path, Options], Vocabulary]], ...] = (
+    ("tokenizer.json", read_tokenizer_json),
+    ("tokenizer.model", read_sentencepiece),
+    ("spiece.model", read_sentencepiece),
+    ("*.tiktoken", read_ranks),
+    ("tiktoken.model", read_ranks),
+    ("rwkv_vocab*.txt", read_rwkv),
+    ("vocab.json", read_merges_txt),
+)
+
+
+def read_vocabulary(options: Options) -> Vocabulary | None:
+    for name, read in READERS:
+        for path in sorted(options.folder.glob(name)):
+            try:
+                return read(path, options)
+            except UnicodeDecodeError as error:
+                raise Refusal(f"{path} holds text that is not UTF-8: {error}") from None
+    return None
+
+
+def tokenizer_keys(folder: Path, rows: int, notes: list[str], pre: str | None = None) -> dict[str, Any]:
     """tokenizer.* keys for a model with this many embedding rows."""
-    tok = read_json(folder / "tokenizer.json", missing=None)
-    if tok is None:
-        notes.append("no tokenizer.json, so the file has no vocabulary: ./run then needs -z, or ids instead of text")
+    row = next((p for p in PRE_TOKENIZERS if p.name == pre), None)
+    if pre and row is None:
+        raise Refusal(f"--pre {pre} is not known; there are {PRE_NAMES}")
+    vocabulary = read_vocabulary(Options(folder, row))
+    if vocabulary is None:
+        notes.append("no tokenizer in the folder, so the file has no vocabulary: ./run then needs -z, or ids instead of text")
         return {"tokenizer.ggml.model": "no_vocab"}
-    model = tok.get("model") or {}
-    if model.get("type") != "BPE":
-        raise Refusal(f"tokenizer.json: a tokenizer of type {model.get('type')} is not supported, only BPE")
-    vocab = dict(model["vocab"])
-    added = {t["content"]: t for t in tok.get("added_tokens", [])}
-    vocab |= {text: t["id"] for text, t in added.items()}
-    if max(vocab.values(), default=-1) >= rows:
-        raise Refusal(f"tokenizer.json has an id {max(vocab.values())}, but the embedding has {rows} rows")
-    tokens, types = [f"[PAD{i}]" for i in range(rows)], [UNUSED] * rows
-    sentencepiece = bool(model.get("byte_fallback"))
-    for text, i in vocab.items():
-        tokens[i], types[i] = text, NORMAL
-        if sentencepiece and re.fullmatch(r"<0x[0-9A-F]{2}>", text):
-            types[i] = BYTE
-        if text == model.get("unk_token") and sentencepiece:
-            types[i] = UNKNOWN
-        elif text in added:
-            types[i] = CONTROL if added[text].get("special") or looks_special(text) else USER_DEFINED
-            if any(added[text].get(flag) for flag in ("lstrip", "rstrip", "single_word")):
-                notes.append(f"the tokenizer strips the spaces around {text}, ./run does not")
-    keys: dict[str, Any] = {"tokenizer.ggml.model": "llama" if sentencepiece else "gpt2"}
-    if sentencepiece:
-        keys |= {"tokenizer.ggml.pre": "default", "tokenizer.ggml.add_space_prefix": space_prefix(tok, notes)}
-    else:
-        keys["tokenizer.ggml.pre"] = pre = pre_tokenizer(tok)
-        if (tok.get("normalizer") or {"type": "NFC"}).get("type") != "NFC":
-            raise Refusal(f"tokenizer.json: the normalizer {tok['normalizer'].get('type')} is not supported")
-        if bool(model.get("ignore_merges")) != (pre == "llama-bpe"):
-            notes.append(f"ignore_merges = {bool(model.get('ignore_merges'))} is unusual for {pre}; words that are a token but "
-                         f"no result of merges may encode differently")
-    keys |= {"tokenizer.ggml.tokens": tokens, "tokenizer.ggml.token_type": types}
-    if sentencepiece:
-        keys["tokenizer.ggml.scores"] = scores_of(model, rows, notes)
-    else:
-        keys["tokenizer.ggml.merges"] = [f"{left} {right}" for left, right in merge_pairs(model)]
-    return keys | special_ids(folder, tok, vocab, rows) | chat_template(folder)
+    if max(vocabulary.texts, default=-1) >= rows:
+        raise Refusal(f"{folder}: the vocabulary has an id {max(vocabulary.texts)}, but the embedding has {rows} rows")
+    added, named = all_added(folder, vocabulary.added)
+    place(vocabulary, added, rows, notes)
+    tokens = [vocabulary.texts.get(i, f"[PAD{i}]") for i in range(rows)]
+    types = [vocabulary.types.get(i, UNUSED) for i in range(rows)]
+    for i, text in enumerate(tokens):
+        if not text.isascii() and any("\ud800" <= c <= "\udfff" for c in text):
+            raise Refusal(f"{folder}: the token {i}, {brief(text)}, is not Unicode text")
+    keys = vocabulary.keys | {"tokenizer.ggml.tokens": tokens, "tokenizer.ggml.token_type": types}
+    if vocabulary.scores:
+        least = min(vocabulary.scores.values())
+        keys["tokenizer.ggml.scores"] = [vocabulary.scores.get(i, least) for i in range(rows)]
+    return keys | special_ids(folder, vocabulary, named, rows, notes) | chat_template(folder)
 
 
-def special_ids(folder: Path, tok: dict[str, Any], vocab: dict[str, int], rows: int) -> dict[str, Any]:
-    """bos, eos, ... by the tokenizer's own word, else by the configuration; further end tokens as eot and eom."""
-    settings = read_json(folder / "tokenizer_config.json", missing={})
-    config, generation = read_config(folder), read_json(folder / "generation_config.json", missing={})
-    keys, ids = {}, {}
-    for kind, name in (("bos", "bos"), ("eos", "eos"), ("unk", "unknown"), ("pad", "padding")):
-        text = settings.get(f"{kind}_token")
-        text = text.get("content") if isinstance(text, dict) else text
-        found = vocab.get(text) if text else generation.get(f"{kind}_token_id", config.get(f"{kind}_token_id"))
-        found = found[0] if isinstance(found, list) and found else found
-        if type(found) is int and 0 <= found < rows:
-            keys[f"tokenizer.ggml.{name}_token_id"] = ids[kind] = found
-    names = {i: text for text, i in vocab.items()}
-    ends = generation.get("eos_token_id", [])
-    ends = [i for i in (ends if isinstance(ends, list) else [ends]) if i in names and i != ids.get("eos")]
-    for kind, i in zip(("eom", "eot") if ends and "eom" in names[ends[0]] else ("eot", "eom"), ends):
-        keys[f"tokenizer.ggml.{kind}_token_id"] = i
-    # What the encoder adds around a text is written in the post-processor; tokenizer_config.json may overrule it.
-    post = tok.get("post_processor") or {}
-    single = [p for p in post.get("processors", [post]) if p.get("type") == "TemplateProcessing"]
-    single = [next(iter(s.values())).get("id") for s in single[0].get("single", [])] if single else []
-    for kind, place in (("bos", 0), ("eos", -1)):
-        added = bool(single) and ids.get(kind) is not None and vocab.get(single[place]) == ids[kind]
+# What ends, begins or fills a text: the setting's name, and that of GGUF's key.
+SPECIAL = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding", "sep": "seperator", "mask": "mask"}
+
+
+def special_ids(folder: Path, vocabulary: Vocabulary, named: dict[str, Added], rows: int, notes: list[str]) -> dict[str, Any]:
+    """bos, eos, ... by the tokenizer's own word, else by the configuration; and every further id that ends a text."""
+    settings, config = settings_in(folder / "tokenizer_config.json"), read_config(folder)
+    generation = settings_in(folder / "generation_config.json")
+
+    def ids_of(name: str, *sources: dict[str, Any]) -> list[int]:
+        value = next((s[name] for s in sources if s.get(name) is not None), [])
+        return [i for i in (value if isinstance(value, list) else [value]) if type(i) is int and 0 <= i < rows]
+
+    ids: dict[str, int] = {}
+    for kind in SPECIAL:
+        token = named.get(f"{kind}_token")
+        stated = ids_of(f"{kind}_token_id", generation, config)
+        if token and token.text in vocabulary.ids:
+            ids[kind] = vocabulary.ids[token.text]
+        elif kind in vocabulary.named:
+            ids[kind] = vocabulary.named[kind]
+        elif stated:
+            ids[kind] = stated[0]
+    keys: dict[str, Any] = {}
+    for kind, place, side in zip(("bos", "eos"), (-1, 0), vocabulary.around):
         asked = settings.get(f"add_{kind}_token")
-        keys[f"tokenizer.ggml.add_{kind}_token"] = asked if isinstance(asked, bool) else added
+        adds = asked if isinstance(asked, bool) else bool(side)
+        if side and adds:
+            ids[kind] = ids[kind] if ids.get(kind) in side else side[place]
+        if side and adds and side != [ids[kind]]:
+            notes.append(f"the tokenizer puts {' '.join(vocabulary.texts.get(i, '?') for i in side)} around a text, ./run only "
+                         f"{vocabulary.texts.get(ids[kind], '?')}")
+        keys[f"tokenizer.ggml.add_{kind}_token"] = adds and kind in ids
+    keys |= {f"tokenizer.ggml.{SPECIAL[kind]}_token_id": i for kind, i in ids.items()}
+    ends = [i for i in ids_of("eos_token_id", generation, config) if i != ids.get("eos")]
+    ends = list(dict.fromkeys(ends + [i for kind, i in vocabulary.named.items() if kind == "eot"]))
+    eom = bool(ends) and "eom" in vocabulary.texts.get(ends[0], "")
+    keys |= {f"tokenizer.ggml.{kind}_token_id": i for kind, i in zip(("eom", "eot") if eom else ("eot", "eom"), ends)}
+    if len(ends) > 2:
+        keys["tokenizer.gla.end_token_ids"] = ends
     return keys
 
 

@@ -47,7 +47,7 @@ fuzz: ## changed models and vocabularies through the reader, for FUZZ_SECONDS (6
 PIP = pip install -q --disable-pip-version-check --retries 10 --timeout 180
 again = for i in 1 2 3; do $(1) && exit 0; sleep 10; done; exit 1
 
-.venv/ready: tests/requirements.txt
+.venv/ready: tests/requirements.txt doc/requirements-export.txt
 	$(PYTHON) -m venv .venv
 	$(call again,.venv/bin/$(PIP) "$$(grep '^torch==' $<)")
 	$(call again,.venv/bin/$(PIP) -r $<)

@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
 """HuggingFace checkpoint folder -> one GGUF file for ./run (and, where it knows the architecture, for llama.cpp).
 
-    ./export.py HF_DIR OUT.gguf [--type f32|f16|bf16|q8_0|q4_0] [--ignore FIELD]
+    ./export.py HF_DIR OUT.gguf [--type f32|f16|bf16|q8_0|q4_0] [--ignore FIELD] [--pre NAME]
 
  1 checkpoint   config.json and *.safetensors; every field that was not understood is noticed
  2 tensors      what happens to a tensor on its way: permuted rows or columns, an elementwise map, a type
  3 models       one configuration function and one table of tensor names per architecture
- 4 tokenizer    tokenizer.json -> tokenizer.ggml.*
+ 4 tokenizer    tokenizer.json, tokenizer.model and other files -> tokenizer.ggml.*
  5 file         plan, write, read back, rename
 
 Tensors stream through in slices of rows, so a laptop converts what it can run. The file depends on the folder only.
@@ -30,6 +30,27 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+TYPE_NAMES = ("f32", "f16", "bf16", "q8_0", "q4_0")
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="export.py", description="Convert a HuggingFace checkpoint folder to a GGUF file.")
+    parser.add_argument("folder", metavar="HF_DIR", type=Path)
+    parser.add_argument("out", metavar="OUT.gguf", type=Path)
+    parser.add_argument("--type", choices=TYPE_NAMES,
+                        help="of the matrices; default: bf16 if the checkpoint is, else f16")
+    parser.add_argument("--ignore", metavar="FIELD", action="append", default=[],
+                        help="a field of config.json that is known not to matter (repeatable)")
+    parser.add_argument("--pre", metavar="NAME",
+                        help="how text is cut before the merges (tokenizer.ggml.pre), where the tokenizer's "
+                             "files do not say it in a way that is known; qwen2, llama-bpe, gpt-2 ...")
+    return parser.parse_args()
+
+
+# Before the libraries are looked for: --help needs none of them.
+ARGUMENTS = arguments() if __name__ == "__main__" else None
+
 try:
     import gguf
     import numpy as np
@@ -38,11 +59,18 @@ try:
     from safetensors import SafetensorError, safe_open
     from tqdm import tqdm
 except ImportError as error:
-    sys.exit(f"export.py needs {error.name}: pip install -r tests/requirements.txt")
+    REQUIREMENTS = Path(os.path.relpath(Path(__file__).resolve().parent / "doc/requirements-export.txt"))
+    sys.exit(f"export.py needs the Python library {error.name}: pip install -r {REQUIREMENTS}")
 
 
 class Refusal(Exception):
     """Why there will be no file, in one sentence."""
+
+
+def brief(value: Any) -> str:
+    """A value in an error message, cut short."""
+    text = json.dumps(value, default=str)
+    return text if len(text) <= 60 else text[:60] + "..."
 
 
 # ---- 1. checkpoint ---------------------------------------------------------------------------------------------------
@@ -74,7 +102,7 @@ class Fields:
     def typed(self, name: str, default: Any, ok: Callable[[Any], bool], expected: str) -> Any:
         value = self.get(name, default)
         if not ok(value):
-            raise Refusal(f"{self.where}: {name} is {json.dumps(value)}, expected {expected}")
+            raise Refusal(f"{self.where}: {name} is {brief(value)}, expected {expected}")
         return value
 
     def count(self, name: str, default: int | None = None) -> int:
@@ -106,8 +134,8 @@ def read_json(path: Path, missing: Any = Refusal) -> Any:
         if missing is not Refusal:
             return missing
         raise Refusal(f"{path} does not exist; expected a HuggingFace checkpoint folder") from None
-    except (OSError, ValueError) as error:
-        raise Refusal(f"{path} is not readable as JSON: {error}") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise Refusal(f"{path} is not readable as JSON: {str(error)[:200]}") from None
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -1336,19 +1364,13 @@ LEFT_OUT = {
 
 
 # ---- 4. tokenizer ----------------------------------------------------------------------------------------------------
-# A reader per kind of file makes a Vocabulary. Tokens and settings that stand in other files of the folder come on top.
-# What a GGUF file cannot say gets one sentence that names it.
+# A reader per kind of file makes a Vocabulary. Tokens and settings that stand in other files of
+# the folder come on top. What a GGUF file cannot say gets one sentence that names it.
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
-SPACE = "\u2581"     # how SentencePiece writes a space
-LONGEST = 1 << 14    # bytes of a token text; real ones stay below a few hundred
+SPACE = "\u2581"  # how SentencePiece writes a space
+LONGEST = 1 << 14  # bytes of a token text; real ones stay below a few hundred
 BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")
-
-
-def brief(value: Any) -> str:
-    """A value in an error message, cut short."""
-    text = json.dumps(value, default=str)
-    return text if len(text) <= 60 else text[:60] + "..."
 
 
 def settings_in(path: Path) -> dict[str, Any]:
@@ -1367,7 +1389,9 @@ def part(value: Any, where: str) -> Fields:
 
 
 def steps_of(value: Any, inner: str, where: str) -> list[Fields]:
-    """The steps of a normalizer, pre-tokenizer or post-processor: none, one, or those of a Sequence, in order."""
+    """The steps of a normalizer, pre-tokenizer or post-processor: none, one, or those of a
+    Sequence, in order.
+    """
     if value is None:
         return []
     step = part(value, where)
@@ -1377,8 +1401,9 @@ def steps_of(value: Any, inner: str, where: str) -> list[Fields]:
     return [s for value in steps for s in steps_of(value, inner, where)]
 
 
-# How text is cut into pieces: llama.cpp's name (tokenizer.ggml.pre) and the expressions, each of which cuts the pieces that
-# the one before has left. `nfc` and `whole` (ignore_merges) are what the name means there; files say both themselves.
+# How text is cut into pieces: llama.cpp's name (tokenizer.ggml.pre) and the expressions, each of
+# which cuts the pieces that the one before has left. `nfc` and `whole` (ignore_merges) are what
+# the name means there; files say both themselves.
 @dataclass(frozen=True)
 class Pre:
     name: str
@@ -1394,16 +1419,22 @@ LETTERS, UPPER, LOWER = r"\p{L}", r"\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}", r"\p{Ll}\p{L
 DIGIT, THREE = r"\p{N}", r"\p{N}{1,3}"
 
 
-def words(digits: str, word: str = LETTERS, apart: str = r"\p{L}\p{N}", start: str = ANY_CASE + "|") -> str:
-    """Contractions, words with the character before, numbers, signs with their line ends, blanks."""
+def words(
+    digits: str, word: str = LETTERS, apart: str = r"\p{L}\p{N}", start: str = ANY_CASE + "|"
+) -> str:
+    """Contractions, words with the character before, numbers, signs with their line ends,
+    blanks.
+    """
     return rf"{start}[^\r\n\p{{L}}\p{{N}}]?{word}+|{digits}| ?[^\s{apart}]+[\r\n]*{BLANKS}"
 
 
 def cased(tail: str, digits: str, minus: str = "", signs: str = r"[\r\n/]*") -> str:
     """As `words`, but a word ends where small letters are followed by capitals."""
     upper, lower, before = f"[{UPPER}{minus}]", f"[{LOWER}{minus}]", r"[^\r\n\p{L}\p{N}]?"
-    return (rf"{before}{upper}*{lower}+{tail}|{before}{upper}+{lower}*{tail}|{digits}"
-            rf"| ?[^\s\p{{L}}\p{{N}}]+{signs}{BLANKS}")
+    return (
+        rf"{before}{upper}*{lower}+{tail}|{before}{upper}+{lower}*{tail}|{digits}"
+        rf"| ?[^\s\p{{L}}\p{{N}}]+{signs}{BLANKS}"
+    )
 
 
 GPT2 = rf"{CONTRACTIONS}| ?\p{{L}}+| ?\p{{N}}+| ?[^\s\p{{L}}\p{{N}}]+|\s+(?!\S)"
@@ -1451,25 +1482,61 @@ PRE_TOKENIZERS = (
     Pre("olmo", (GPT2,), nfc=True),
     Pre("smollm", (DIGIT, GPT2)),
     Pre("minicpm5", (THREE, words(r"\p{N}+")), whole=True),
-    Pre("bailingmoe2", (r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]++[\r\n]*"
-                        r"|\s*[\r\n]|\s+(?!\S)|\s+",)),
+    Pre(
+        "bailingmoe2",
+        (
+            r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]++[\r\n]*"
+            r"|\s*[\r\n]|\s+(?!\S)|\s+",
+        ),
+    ),
     Pre("ufakzeka", (words(DIGIT, start=""),)),
-    Pre("seed-coder", (rf"{ANY_CASE}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{{1}}| ?[^\s\p{{L}}\p{{N}}\r\n]+{BLANKS}",)),
+    Pre(
+        "seed-coder",
+        (
+            rf"{ANY_CASE}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{{1}}| ?[^\s\p{{L}}\p{{N}}\r\n]+{BLANKS}",
+        ),
+    ),
     Pre("jais-2", (words(THREE).replace(r"|\s+(?!\S)|\s+", rf"|{HALVES}|\s{{1}}"),)),
     Pre("laguna", (LINES, words(DIGIT))),
-    Pre("exaone-moe", (rf"{ANY_CASE}|[^\r\n\p{{L}}\p{{N}}]?(?:\p{{L}}\p{{M}}*(?: \p{{L}}\p{{M}}*)*)+|\p{{N}}"
-                       r"| ?[^\s\p{L}\p{N}]+[\r\n/]?|\s*[\r\n]|\s+(?!\S)|\s+",)),
+    Pre(
+        "exaone-moe",
+        (
+            rf"{ANY_CASE}|[^\r\n\p{{L}}\p{{N}}]?(?:\p{{L}}\p{{M}}*(?: \p{{L}}\p{{M}}*)*)+|\p{{N}}"
+            r"| ?[^\s\p{L}\p{N}]+[\r\n/]?|\s*[\r\n]|\s+(?!\S)|\s+",
+        ),
+    ),
     Pre("tekken", (cased("", DIGIT),), whole=True),
     Pre("gpt-4o", (cased(ANY_CASE + "?", THREE),)),
     Pre("tiny_aya", (RIGHT_THREE, cased(ANY_CASE + "?", THREE))),
     Pre("kimi-k2", (r"[\p{Han}]+|" + cased(ANY_CASE + "?", THREE, r"&&[^\p{Han}]", r"[\r\n]*"),)),
     Pre("youtu", (YOUTU, cased(ANY_CASE + "?", DIGIT)), whole=True),
-    Pre("deepseek-llm", (r"[\r\n]", rf"\s?[{ALPHABETS}]+", "\\s?[!-/:-~\uff01-\uff0f\uff1a-\uff5e\u2018-\u201f\u3000-\u3002]+",
-                         r"\s+$", "[\u4e00-\u9fa5\u0800-\u4e00\uac00-\ud7ff]+", r"\p{N}+")),
-    Pre("deepseek-coder", (r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", "[\u4e00-\u9fa5\u0800-\u4e00\uac00-\ud7ff]+", DIGIT)),
+    Pre(
+        "deepseek-llm",
+        (
+            r"[\r\n]",
+            rf"\s?[{ALPHABETS}]+",
+            "\\s?[!-/:-~\uff01-\uff0f\uff1a-\uff5e\u2018-\u201f\u3000-\u3002]+",
+            r"\s+$",
+            "[\u4e00-\u9fa5\u0800-\u4e00\uac00-\ud7ff]+",
+            r"\p{N}+",
+        ),
+    ),
+    Pre(
+        "deepseek-coder",
+        (
+            r"[\r\n]",
+            r"\s?\p{L}+",
+            r"\s?\p{P}+",
+            "[\u4e00-\u9fa5\u0800-\u4e00\uac00-\ud7ff]+",
+            DIGIT,
+        ),
+    ),
     Pre("deepseek-v3", (THREE, CHINESE, SIGNS + r"[\r\n]*" + BLANKS)),
     Pre("spark2.5", (THREE, CHINESE, SIGNS + r"|[\r\n]|\s+(?!\S)|\s+", DIGIT)),
-    Pre("afmoe", (r"\p{N}{1,3}(?=(?:\p{N}{3})*(?!\p{N}))", f"[{ASIAN}]+", SIGNS + r"[\r\n]*" + BLANKS)),
+    Pre(
+        "afmoe",
+        (r"\p{N}{1,3}(?=(?:\p{N}{3})*(?!\p{N}))", f"[{ASIAN}]+", SIGNS + r"[\r\n]*" + BLANKS),
+    ),
     Pre("falcon", (PUNCTUATION["Contiguous"], GPT2, "[0-9][0-9][0-9]")),
     Pre("default", (r"[\p{P}\$\+<=>\^~\|]+", GPT2, r"\p{N}+", "[0-9][0-9][0-9]")),
     Pre("superbpe", (r"\p{N}+", r"(?=(\d{3})+(?!\d))")),
@@ -1477,8 +1544,17 @@ PRE_TOKENIZERS = (
     Pre("bloom", (BLOOM_NESTED,)),
     Pre("viking", (BLOOM, DIGIT)),
     Pre("viking", (BLOOM_NESTED, DIGIT)),
-    Pre("chameleon", ("<sentinel:[0-9]+>", "(IMGIMG)((A|B|C|D|E|F|G|H|I){1,4})Z", r"([\t\n]|    |  )", DIGIT,
-                      PUNCTUATION["Isolated"], GPT2)),
+    Pre(
+        "chameleon",
+        (
+            "<sentinel:[0-9]+>",
+            "(IMGIMG)((A|B|C|D|E|F|G|H|I){1,4})Z",
+            r"([\t\n]|    |  )",
+            DIGIT,
+            PUNCTUATION["Isolated"],
+            GPT2,
+        ),
+    ),
 )
 
 
@@ -1488,38 +1564,58 @@ def canonical(expression: str) -> str:
         expression = expression.replace(character, escape)
     expression = re.sub(r"\\u([0-9a-fA-F]{4})", lambda m: chr(int(m[1], 16)), expression)
     expression = expression.replace("'(?i:[sdmt]|ll|ve|re)", ANY_CASE)
-    expression = re.sub(r"(?:'[a-z]{1,2}\|){6}'[a-z]{1,2}", lambda m: "|".join(sorted(m[0].split("|"))), expression)
-    expression = re.sub(r"([\])}][?+*])\+", r"\1", expression)    # possessive: what follows could not use what is given back
+    expression = re.sub(
+        r"(?:'[a-z]{1,2}\|){6}'[a-z]{1,2}", lambda m: "|".join(sorted(m[0].split("|"))), expression
+    )
+    expression = re.sub(
+        r"([\])}][?+*])\+", r"\1", expression
+    )  # possessive: what follows could not use what is given back
     expression = expression.replace(r"|\s*[\r\n]+|", r"|\s*[\r\n]|").replace(r"\p{N}{1}", r"\p{N}")
-    return re.sub(r"(\|\\s\+\(\?!\\S\))\|\\s\+$", r"\1", expression)    # what is left over is a piece, too
+    return re.sub(
+        r"(\|\\s\+\(\?!\\S\))\|\\s\+$", r"\1", expression
+    )  # what is left over is a piece, too
 
 
 def pre_named(passes: Iterable[str], nfc: bool, whole: bool) -> Pre | None:
     """The row with these expressions; of several the one whose name says most of the rest."""
     passes = tuple(passes)
     plain = tuple(map(canonical, passes))
-    rows = [p for p in PRE_TOKENIZERS if p.passes == passes or tuple(map(canonical, p.passes)) == plain]
-    return max(rows, key=lambda p: (p.passes == passes, p.whole == whole, p.nfc == nfc), default=None)
+    rows = [
+        p for p in PRE_TOKENIZERS if p.passes == passes or tuple(map(canonical, p.passes)) == plain
+    ]
+    return max(
+        rows, key=lambda p: (p.passes == passes, p.whole == whole, p.nfc == nfc), default=None
+    )
 
 
 @dataclass
 class Vocabulary:
     """What a tokenizer file says."""
-    keys: dict[str, Any]                                              # tokenizer.* of this kind of file
-    texts: dict[int, str] = field(default_factory=dict)               # id -> text, spelled as GGUF does
-    types: dict[int, int] = field(default_factory=dict)               # id -> NORMAL, CONTROL, ...
+
+    keys: dict[str, Any]  # tokenizer.* of this kind of file
+    texts: dict[int, str] = field(default_factory=dict)  # id -> text, spelled as GGUF does
+    types: dict[int, int] = field(default_factory=dict)  # id -> NORMAL, CONTROL, ...
     ids: dict[str, int] = field(default_factory=dict)
-    scores: dict[int, float] = field(default_factory=dict)            # "llama" only
-    named: dict[str, int] = field(default_factory=dict)               # bos, eos, unk, pad -> id, where this file says so
-    around: tuple[list[int], list[int]] = field(default_factory=lambda: ([], []))  # what stands before and behind a text
+    scores: dict[int, float] = field(default_factory=dict)  # "llama" only
+    named: dict[str, int] = field(
+        default_factory=dict
+    )  # bos, eos, unk, pad -> id, where this file says so
+    around: tuple[list[int], list[int]] = field(
+        default_factory=lambda: ([], [])
+    )  # what stands before and behind a text
     added: list[Added] = field(default_factory=list)
-    normalizes: bool = False                                          # text changes before added tokens of that kind are found
+    normalizes: bool = False  # text changes before added tokens of that kind are found
 
     def put(self, i: int, text: str, kind: int, where: str) -> None:
         if self.texts.get(i, text) != text:
-            raise Refusal(f"{where}: the id {i} belongs to {brief(text)} and to {brief(self.texts[i])}")
+            raise Refusal(
+                f"{where}: the id {i} belongs to {brief(text)} and to {brief(self.texts[i])}"
+            )
         if len(text) > LONGEST:
-            raise Refusal(f"{where}: the token {i} has {len(text)} characters, at most {LONGEST} are supported")
+            raise Refusal(
+                f"{where}: the token {i} has {len(text)} characters, at most {LONGEST} are "
+                "supported"
+            )
         self.texts[i], self.types[i] = text, kind
         self.ids.setdefault(text, i)
 
@@ -1527,8 +1623,9 @@ class Vocabulary:
 @dataclass(frozen=True)
 class Added:
     """A token that is cut out of the text before anything else."""
+
     text: str
-    id: int | None = None     # as stated; a text of the vocabulary has its own
+    id: int | None = None  # as stated; a text of the vocabulary has its own
     special: bool = False
     lstrip: bool = False
     rstrip: bool = False
@@ -1542,16 +1639,26 @@ def id_in(value: Any, where: str) -> int:
     return value
 
 
-def added_token(value: Any, where: str, i: int | None = None, special: bool | None = None) -> Added | None:
+def added_token(
+    value: Any, where: str, i: int | None = None, special: bool | None = None
+) -> Added | None:
     """From the text, or from an object with flags. An empty text is no token."""
     if isinstance(value, str):
         return Added(value, i, bool(special), normalized=not special) if value else None
     fields = part(value, where)
     text = fields.typed("content", None, lambda v: isinstance(v, str), "the text of a token")
-    i = id_in(fields.get("id"), f"{where}: id of {brief(text)}") if i is None and "id" in fields.data else i
+    i = (
+        id_in(fields.get("id"), f"{where}: id of {brief(text)}")
+        if i is None and "id" in fields.data
+        else i
+    )
     special = fields.flag("special") if special is None else special
     flags = {name: fields.flag(name) for name in ("lstrip", "rstrip", "single_word")}
-    return Added(text, i, special, **flags, normalized=fields.flag("normalized", not special)) if text else None
+    return (
+        Added(text, i, special, **flags, normalized=fields.flag("normalized", not special))
+        if text
+        else None
+    )
 
 
 # Settings that name a token, and those that list some. What they name is special.
@@ -1568,13 +1675,17 @@ def named_tokens(settings: dict[str, Any], where: str) -> dict[str, Added]:
             raise Refusal(f"{where}: {name} is {brief(listed)}, expected a list of tokens")
         values = listed.values() if isinstance(listed, dict) else listed
         found |= {f"{name}[{k}]": value for k, value in enumerate(values)}
-    tokens = {name: added_token(value, f"{where}: {name}", special=True) for name, value in found.items()}
+    tokens = {
+        name: added_token(value, f"{where}: {name}", special=True) for name, value in found.items()
+    }
     return {name: token for name, token in tokens.items() if token}
 
 
 def all_added(folder: Path, own: list[Added]) -> tuple[list[Added], dict[str, Added]]:
-    """The added tokens of all files, and those that a setting names (bos_token ...). Of two that have the same text the flags
-    of tokenizer_config.json count. The older files are read where it lists none."""
+    """The added tokens of all files, and those that a setting names (bos_token ...). Of two that
+    have the same text the flags of tokenizer_config.json count. The older files are read where
+    it lists none.
+    """
     path = folder / "tokenizer_config.json"
     settings = settings_in(path)
     decoder = settings.get("added_tokens_decoder")
@@ -1593,7 +1704,9 @@ def all_added(folder: Path, own: list[Added]) -> tuple[list[Added], dict[str, Ad
         named |= named_tokens(settings_in(file), str(file))
         for text, i in settings_in(folder / "added_tokens.json").items():
             special = text in {t.text for t in named.values()}
-            if token := added_token(text, "added_tokens.json", id_in(i, f"added_tokens.json: {brief(text)}"), special):
+            if token := added_token(
+                text, "added_tokens.json", id_in(i, f"added_tokens.json: {brief(text)}"), special
+            ):
                 tokens.setdefault(text, token)
     for token in named.values():
         tokens.setdefault(token.text, token)
@@ -1605,8 +1718,12 @@ def looks_special(text: str) -> bool:
 
 
 def place(vocabulary: Vocabulary, tokens: list[Added], rows: int, notes: list[str]) -> None:
-    """Give the added tokens their ids: that of the vocabulary, else the one stated, else the next one; and write down flags."""
-    flags: dict[str, list[int]] = {name: [] for name in ("lstrip", "rstrip", "single_word", "normalized")}
+    """Give the added tokens their ids: that of the vocabulary, else the one stated, else the
+    next one; and write down flags.
+    """
+    flags: dict[str, list[int]] = {
+        name: [] for name in ("lstrip", "rstrip", "single_word", "normalized")
+    }
     beyond = []
     for token in tokens:
         stated = max(vocabulary.texts, default=-1) + 1 if token.id is None else token.id
@@ -1621,50 +1738,75 @@ def place(vocabulary: Vocabulary, tokens: list[Added], rows: int, notes: list[st
             if getattr(token, name) and (name != "normalized" or vocabulary.normalizes):
                 flags[name].append(i)
     if beyond:
-        notes.append(f"left out {len(beyond)} added tokens for which the embedding has no row, such as {brief(beyond[0])}")
+        notes.append(
+            f"left out {len(beyond)} added tokens for which the embedding has no row, such as "
+            f"{brief(beyond[0])}"
+        )
     vocabulary.keys |= {f"tokenizer.gla.{name}": ids for name, ids in flags.items() if ids}
 
 
 # -- tokenizer.json
 
+
 def read_vocab(model: Fields) -> Vocabulary:
     """The texts and ids of a BPE model."""
     vocabulary = Vocabulary({})
-    for text, i in model.typed("vocab", None, lambda v: isinstance(v, dict), "an object of texts and ids").items():
-        vocabulary.put(id_in(i, f"{model.where}: the id of {brief(text)}"), text, NORMAL, model.where)
+    for text, i in model.typed(
+        "vocab", None, lambda v: isinstance(v, dict), "an object of texts and ids"
+    ).items():
+        vocabulary.put(
+            id_in(i, f"{model.where}: the id of {brief(text)}"), text, NORMAL, model.where
+        )
     return vocabulary
 
 
 def merge_pairs(model: Fields, ids: dict[str, int]) -> list[tuple[str, str]]:
-    """Pairs, or strings with a space between the two. Pairs with a space in the left part are those of no text."""
+    """Pairs, or strings with a space between the two. Pairs with a space in the left part are
+    those of no text.
+    """
     pairs = []
     for merge in model.typed("merges", [], lambda v: isinstance(v, list), "a list of merges"):
         pair = merge.split(" ") if isinstance(merge, str) else merge
-        if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(p, str) and p for p in pair):
+        if (
+            not isinstance(pair, list)
+            or len(pair) != 2
+            or not all(isinstance(p, str) and p for p in pair)
+        ):
             raise Refusal(f"{model.where}: the merge {brief(merge)} is not a pair of tokens")
         if not all(text in ids for text in (*pair, pair[0] + pair[1])):
-            raise Refusal(f"{model.where}: the merge {brief(merge)} needs a token that the vocabulary lacks")
+            raise Refusal(
+                f"{model.where}: the merge {brief(merge)} needs a token that the vocabulary lacks"
+            )
         pairs.append((pair[0], pair[1]))
     return [p for p in pairs if " " not in p[0] + p[1]]
 
 
 def split_pass(step: Fields) -> str:
-    """The expression of a Split. Where it matches everything, keeping the matches only is the same as cutting at them."""
+    """The expression of a Split. Where it matches everything, keeping the matches only is the
+    same as cutting at them.
+    """
     pattern = part(step.get("pattern"), f"{step.where}: pattern").data
-    expression = pattern.get("Regex", re.escape(pattern["String"]) if isinstance(pattern.get("String"), str) else None)
+    expression = pattern.get(
+        "Regex", re.escape(pattern["String"]) if isinstance(pattern.get("String"), str) else None
+    )
     if not isinstance(expression, str):
         raise Refusal(f"{step.where}: pattern is {brief(pattern)}, expected a Regex or a String")
     behavior, invert = step.get("behavior"), step.flag("invert")
     whole = behavior == "Removed" and invert and expression.endswith((r"|\s+", GPT2))
     if behavior != "Isolated" and not whole:
-        raise Refusal(f"{step.where}: a Split at {brief(expression)} with the behavior {brief(behavior)} is not supported")
+        raise Refusal(
+            f"{step.where}: a Split at {brief(expression)} with the behavior {brief(behavior)} is "
+            "not supported"
+        )
     return expression
 
 
 def punctuation_pass(step: Fields) -> str:
     behavior = step.get("behavior", "Isolated")
     if behavior not in tuple(PUNCTUATION):
-        raise Refusal(f"{step.where}: Punctuation with the behavior {brief(behavior)} is not supported")
+        raise Refusal(
+            f"{step.where}: Punctuation with the behavior {brief(behavior)} is not supported"
+        )
     return PUNCTUATION[behavior]
 
 
@@ -1676,7 +1818,9 @@ PASSES: dict[str, Callable[[Fields], str]] = {
 
 
 def byte_level(steps: list[Fields], where: str) -> tuple[list[str], bool]:
-    """The expressions of a byte-level pre-tokenizer, and whether it puts a space before the text."""
+    """The expressions of a byte-level pre-tokenizer, and whether it puts a space before the
+    text.
+    """
     passes: list[str] = []
     level, prefix = None, False
     for step in steps:
@@ -1690,21 +1834,26 @@ def byte_level(steps: list[Fields], where: str) -> tuple[list[str], bool]:
         elif kind in tuple(PASSES):
             passes.append(PASSES[kind](step))
             if level is not None and not re.fullmatch(r"(\[0-9\])+", passes[-1]):
-                raise Refusal(f"{where}: {kind} behind ByteLevel, which would cut bytes, is not supported")
+                raise Refusal(
+                    f"{where}: {kind} behind ByteLevel, which would cut bytes, is not supported"
+                )
         else:
             raise Refusal(f"{where}: the step {brief(kind)} is not supported")
     if not passes:
-        raise Refusal(f"{where}: ByteLevel without an expression that cuts the text is not supported")
+        raise Refusal(
+            f"{where}: ByteLevel without an expression that cuts the text is not supported"
+        )
     return passes, prefix
 
 
 @dataclass
 class Spaces:
     """How a tokenizer of the SentencePiece kind writes the spaces of a text."""
+
     nfc: bool = False
-    marks: bool = False         # a space becomes SPACE
-    prefix: str = "never"       # as in tokenizer.gla.space_prefix
-    splits: bool = False        # a word begins at a mark
+    marks: bool = False  # a space becomes SPACE
+    prefix: str = "never"  # as in tokenizer.gla.space_prefix
+    splits: bool = False  # a word begins at a mark
 
 
 def normalizer(steps: list[Fields]) -> Spaces:
@@ -1716,39 +1865,64 @@ def normalizer(steps: list[Fields]) -> Spaces:
             spaces.nfc = True
         elif kind == "Prepend" and step.get("prepend") == SPACE:
             spaces.prefix = "prepend"
-        elif kind == "Replace" and step.get("pattern") == {"String": " "} and step.get("content") == SPACE:
+        elif (
+            kind == "Replace"
+            and step.get("pattern") == {"String": " "}
+            and step.get("content") == SPACE
+        ):
             spaces.marks = True
         else:
             detail = " ".join(brief(v) for k, v in step.data.items() if k != "type")
-            raise Refusal(f"{step.where}: the step {brief(kind)} {detail} cannot be written to a GGUF file; NFC and spaces as "
-                          f"U+2581 can")
+            raise Refusal(
+                f"{step.where}: the step {brief(kind)} {detail} cannot be written to a GGUF file; "
+                "NFC and spaces as "
+                f"U+2581 can"
+            )
     return spaces
 
 
 def metaspace(steps: list[Fields], spaces: Spaces) -> str | None:
-    """What the pre-tokenizer does about spaces; returns the name of a rule that cuts the text, or None."""
+    """What the pre-tokenizer does about spaces; returns the name of a rule that cuts the text,
+    or None.
+    """
     name = None
     for step in steps:
         kind, pattern = step.get("type"), step.get("pattern")
         if kind == "Metaspace" and step.get("replacement", SPACE) == SPACE:
-            scheme = step.get("prepend_scheme", "always" if step.flag("add_prefix_space", True) else "never")
+            scheme = step.get(
+                "prepend_scheme", "always" if step.flag("add_prefix_space", True) else "never"
+            )
             if scheme not in ("always", "first", "never"):
-                raise Refusal(f"{step.where}: prepend_scheme is {brief(scheme)}, expected always, first or never")
+                raise Refusal(
+                    f"{step.where}: prepend_scheme is {brief(scheme)}, expected always, first or "
+                    "never"
+                )
             # Text that has its mark gets no second one
             spaces.prefix = scheme if spaces.prefix == "never" else spaces.prefix
             spaces.marks, spaces.splits = True, spaces.splits or step.flag("split", True)
-        elif kind == "Split" and pattern == {"String": " "} and spaces.marks and not step.flag("invert"):
-            pass    # there are no spaces any more
+        elif (
+            kind == "Split"
+            and pattern == {"String": " "}
+            and spaces.marks
+            and not step.flag("invert")
+        ):
+            pass  # there are no spaces any more
         elif kind == "Split" and spaces.marks and split_pass(step) == LINES:
             name = "gemma4"
         else:
-            raise Refusal(f"{step.where}: the step {brief(kind)} with spaces as {SPACE} is not supported")
+            raise Refusal(
+                f"{step.where}: the step {brief(kind)} with spaces as {SPACE} is not supported"
+            )
     return name
 
 
-def scores_of(vocabulary: Vocabulary, merges: list[tuple[str, str]]) -> tuple[dict[int, float], bool]:
-    """SentencePiece joins the neighbours whose union scores highest; the rank of a token's first merge, negated, is such a
-    score. The two agree when all ways of splitting a token into two tokens are merges, which follow each other."""
+def scores_of(
+    vocabulary: Vocabulary, merges: list[tuple[str, str]]
+) -> tuple[dict[int, float], bool]:
+    """SentencePiece joins the neighbours whose union scores highest; the rank of a token's first
+    merge, negated, is such a score. The two agree when all ways of splitting a token into two
+    tokens are merges, which follow each other.
+    """
     ids, known, scores = vocabulary.ids, set(merges), {}
     same, last = True, -1
     for rank, (left, right) in enumerate(merges):
@@ -1757,15 +1931,24 @@ def scores_of(vocabulary: Vocabulary, merges: list[tuple[str, str]]) -> tuple[di
             same = same and token == last
             continue
         scores[token], last, text = -float(rank), token, left + right
-        same = same and all((text[:k], text[k:]) in known for k in range(1, len(text)) if text[:k] in ids and text[k:] in ids)
+        same = same and all(
+            (text[:k], text[k:]) in known
+            for k in range(1, len(text))
+            if text[:k] in ids and text[k:] in ids
+        )
     return {i: scores.get(i, -float(len(merges) + 1)) for i in vocabulary.texts}, same
 
 
 def read_sentences(model: Fields, vocabulary: Vocabulary, spaces: Spaces, rule: str | None) -> None:
-    """A BPE over characters with spaces as marks: "llama", or "gemma4" where it has a rule that cuts the text."""
+    """A BPE over characters with spaces as marks: "llama", or "gemma4" where it has a rule that
+    cuts the text.
+    """
     merges = merge_pairs(model, vocabulary.ids)
     if spaces.splits and any(SPACE in (left + right)[1:] for left, right in merges):
-        raise Refusal(f"{model.where}: Metaspace with split, and merges across the words that it cuts, is not supported")
+        raise Refusal(
+            f"{model.where}: Metaspace with split, and merges across the words that it cuts, is "
+            "not supported"
+        )
     unknown, fallback = model.get("unk_token"), model.flag("byte_fallback")
     for text, i in vocabulary.ids.items():
         if BYTE_TOKEN.fullmatch(text):
@@ -1779,8 +1962,11 @@ def read_sentences(model: Fields, vocabulary: Vocabulary, spaces: Spaces, rule: 
     if "unk" in vocabulary.named and not spelled and not model.flag("fuse_unk"):
         vocabulary.keys["tokenizer.gla.fuse_unk"] = False
     vocabulary.scores, same = scores_of(vocabulary, merges)
-    vocabulary.keys |= {"tokenizer.ggml.model": "gemma4" if rule else "llama", "tokenizer.ggml.pre": rule or "default",
-                        "tokenizer.ggml.add_space_prefix": spaces.prefix != "never"}
+    vocabulary.keys |= {
+        "tokenizer.ggml.model": "gemma4" if rule else "llama",
+        "tokenizer.ggml.pre": rule or "default",
+        "tokenizer.ggml.add_space_prefix": spaces.prefix != "never",
+    }
     if spaces.prefix in ("first", "always"):
         vocabulary.keys["tokenizer.gla.space_prefix"] = spaces.prefix
     if rule or not same:
@@ -1788,7 +1974,9 @@ def read_sentences(model: Fields, vocabulary: Vocabulary, spaces: Spaces, rule: 
 
 
 def template_sides(step: Fields) -> tuple[list[int], list[int]]:
-    """TemplateProcessing: the special tokens before and behind the text in the form for a single one."""
+    """TemplateProcessing: the special tokens before and behind the text in the form for a single
+    one.
+    """
     table = part(step.get("special_tokens", {}), f"{step.where}: special_tokens").data
     sides: tuple[list[int], list[int]] = ([], [])
     behind = 0
@@ -1799,19 +1987,29 @@ def template_sides(step: Fields) -> tuple[list[int], list[int]]:
             behind = 1
         elif isinstance(name, str):
             ids = part(table.get(name), f"{step.where}: special token {brief(name)}").get("ids", [])
-            sides[behind].extend(id_in(i, f"{step.where}: {brief(name)}") for i in (ids if isinstance(ids, list) else [ids]))
+            sides[behind].extend(
+                id_in(i, f"{step.where}: {brief(name)}")
+                for i in (ids if isinstance(ids, list) else [ids])
+            )
     return sides
 
 
 def marked_sides(step: Fields) -> tuple[list[int], list[int]]:
-    """RobertaProcessing and BertProcessing: [text, id] of the tokens before (cls) and behind (sep)."""
-    pairs = [step.typed(name, None, lambda v: isinstance(v, list) and len(v) == 2, "a text and an id") for name in ("cls", "sep")]
+    """RobertaProcessing and BertProcessing: [text, id] of the tokens before (cls) and behind
+    (sep).
+    """
+    pairs = [
+        step.typed(name, None, lambda v: isinstance(v, list) and len(v) == 2, "a text and an id")
+        for name in ("cls", "sep")
+    ]
     before, behind = (id_in(pair[1], f"{step.where}: {brief(pair[0])}") for pair in pairs)
     return [before], [behind]
 
 
 SIDES: dict[str, Callable[[Fields], tuple[list[int], list[int]]]] = {
-    "TemplateProcessing": template_sides, "RobertaProcessing": marked_sides, "BertProcessing": marked_sides,
+    "TemplateProcessing": template_sides,
+    "RobertaProcessing": marked_sides,
+    "BertProcessing": marked_sides,
     "ByteLevel": lambda step: ([], []),
 }
 
@@ -1832,7 +2030,9 @@ def read_tokenizer_json(path: Path, options: Options) -> Vocabulary:
     tok = part(read_json(path), str(path))
     model = part(tok.get("model"), f"{path}: model")
     if model.get("type", "BPE") != "BPE":
-        raise Refusal(f"{path}: a tokenizer of type {brief(model.get('type'))} is not supported, only BPE")
+        raise Refusal(
+            f"{path}: a tokenizer of type {brief(model.get('type'))} is not supported, only BPE"
+        )
     for name in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
         if model.get(name):
             raise Refusal(f"{path}: {name} = {brief(model.get(name))} is not supported")
@@ -1844,13 +2044,18 @@ def read_tokenizer_json(path: Path, options: Options) -> Vocabulary:
         read_sentences(model, vocabulary, spaces, metaspace(cuts, spaces))
     else:
         if spaces.prefix != "never":
-            raise Refusal(f"{path}: a normalizer that prepends {SPACE} to a byte-level text is not supported")
+            raise Refusal(
+                f"{path}: a normalizer that prepends {SPACE} to a byte-level text is not supported"
+            )
         passes, prefix = byte_level(cuts, f"{path}: pre_tokenizer")
         whole = model.flag("ignore_merges")
         pre = options.pre or pre_named(passes, spaces.nfc, whole)
         if pre is None:
-            raise Refusal(f"{path}: text is cut by {brief(passes)}, which is not a pre-tokenizer that is known; --pre NAME takes "
-                          f"one that is close: {PRE_NAMES}")
+            raise Refusal(
+                f"{path}: text is cut by {brief(passes)}, which is not a pre-tokenizer that is "
+                "known; --pre NAME takes "
+                f"one that is close: {PRE_NAMES}"
+            )
         read_bytes(vocabulary, merge_pairs(model, vocabulary.ids), pre.name, spaces.nfc, whole)
         if prefix:
             vocabulary.keys["tokenizer.gla.space_prefix"] = "always"
@@ -1859,29 +2064,44 @@ def read_tokenizer_json(path: Path, options: Options) -> Vocabulary:
     own = tok.typed("added_tokens", [], lambda v: isinstance(v, list), "a list of tokens")
     vocabulary.added = [t for value in own if (t := added_token(value, f"{path}: added_tokens"))]
     vocabulary.normalizes = bool(changes)
-    vocabulary.around = around_of(steps_of(tok.get("post_processor"), "processors", f"{path}: post_processor"))
+    vocabulary.around = around_of(
+        steps_of(tok.get("post_processor"), "processors", f"{path}: post_processor")
+    )
     return vocabulary
 
 
-def read_bytes(vocabulary: Vocabulary, merges: list[tuple[str, str]], pre: str, nfc: bool, whole: bool) -> None:
+def read_bytes(
+    vocabulary: Vocabulary, merges: list[tuple[str, str]], pre: str, nfc: bool, whole: bool
+) -> None:
     """A byte-level BPE: "gpt2"."""
-    vocabulary.keys |= {"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": pre, "tokenizer.gla.nfc": nfc,
-                        "tokenizer.gla.ignore_merges": whole,
-                        "tokenizer.ggml.merges": [f"{left} {right}" for left, right in merges]}
+    vocabulary.keys |= {
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": pre,
+        "tokenizer.gla.nfc": nfc,
+        "tokenizer.gla.ignore_merges": whole,
+        "tokenizer.ggml.merges": [f"{left} {right}" for left, right in merges],
+    }
 
 
 # -- other kinds of file
 
+
 @dataclass(frozen=True)
 class Options:
     """What a file may leave open."""
+
     folder: Path
-    pre: Pre | None = None      # --pre
+    pre: Pre | None = None  # --pre
 
 
 PRE_NAMES = ", ".join(dict.fromkeys(p.name for p in PRE_TOKENIZERS))
-CLASSES = {"GPT2Tokenizer": "gpt-2", "CodeGenTokenizer": "gpt-2", "GPTNeoXTokenizer": "gpt-2", "Qwen2Tokenizer": "qwen2",
-           "QWenTokenizer": "qwen2"}
+CLASSES = {
+    "GPT2Tokenizer": "gpt-2",
+    "CodeGenTokenizer": "gpt-2",
+    "GPTNeoXTokenizer": "gpt-2",
+    "Qwen2Tokenizer": "qwen2",
+    "QWenTokenizer": "qwen2",
+}
 
 
 def expressions_in(source: str) -> Iterator[str]:
@@ -1889,19 +2109,26 @@ def expressions_in(source: str) -> Iterator[str]:
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Constant) and isinstance(node.value, str):
             yield node.value
-        elif isinstance(node, ast.List) and all(isinstance(e, ast.Constant) and isinstance(e.value, str) for e in node.elts):
+        elif isinstance(node, ast.List) and all(
+            isinstance(e, ast.Constant) and isinstance(e.value, str) for e in node.elts
+        ):
             yield "|".join(e.value for e in node.elts)
 
 
 def stated_pre(path: Path, options: Options) -> Pre:
-    """How text is cut, for a file of ranks or merges that does not say it: --pre, else the expression in the checkpoint's own
-    Python code, else what the class of the tokenizer does."""
+    """How text is cut, for a file of ranks or merges that does not say it: --pre, else the
+    expression in the checkpoint's own Python code, else what the class of the tokenizer does.
+    """
     if options.pre:
         return options.pre
     known = {canonical(p.passes[0]): p for p in reversed(PRE_TOKENIZERS) if len(p.passes) == 1}
     for file in sorted(options.folder.glob("tokenization_*.py")):
         try:
-            found = [known[canonical(e)] for e in expressions_in(file.read_text(encoding="utf-8")) if canonical(e) in known]
+            found = [
+                known[canonical(e)]
+                for e in expressions_in(file.read_text(encoding="utf-8"))
+                if canonical(e) in known
+            ]
         except (OSError, ValueError, SyntaxError, RecursionError, MemoryError):
             found = []
         if found:
@@ -1909,7 +2136,10 @@ def stated_pre(path: Path, options: Options) -> Pre:
     named = settings_in(options.folder / "tokenizer_config.json").get("tokenizer_class")
     name = CLASSES.get(named.removesuffix("Fast")) if isinstance(named, str) else None
     if name is None:
-        raise Refusal(f"{path} does not say how text is cut before the merges; name it with --pre, one of {PRE_NAMES}")
+        raise Refusal(
+            f"{path} does not say how text is cut before the merges; name it with --pre, one of "
+            f"{PRE_NAMES}"
+        )
     return next(p for p in PRE_TOKENIZERS if p.name == name)
 
 
@@ -1917,14 +2147,18 @@ def read_merges_txt(path: Path, options: Options) -> Vocabulary:
     """vocab.json and merges.txt, a line for each pair."""
     model = Fields({"vocab": read_json(path)}, str(path))
     lines = (path.parent / "merges.txt").read_text(encoding="utf-8").split("\n")
-    model.data["merges"] = [line for line in map(str.rstrip, lines) if line and not line.startswith("#version")]
+    model.data["merges"] = [
+        line for line in map(str.rstrip, lines) if line and not line.startswith("#version")
+    ]
     vocabulary, pre = read_vocab(model), stated_pre(path, options)
     read_bytes(vocabulary, merge_pairs(model, vocabulary.ids), pre.name, pre.nfc, False)
     return vocabulary
 
 
 def byte_text(token: bytes) -> str:
-    """Bytes as "gpt2" vocabularies spell them: printable ones of Latin-1 as they are, the others from U+0100 on."""
+    """Bytes as "gpt2" vocabularies spell them: printable ones of Latin-1 as they are, the others
+    from U+0100 on.
+    """
     return token.decode("latin-1").translate(BYTE_TEXT)
 
 
@@ -1934,18 +2168,20 @@ BYTE_TEXT = {b: chr(0x100 + n) for n, b in enumerate(b for b in range(256) if b 
 
 def last_merge(token: bytes, ranks: dict[bytes, int]) -> tuple[bytes, bytes] | None:
     """The two parts that the merges of lower rank leave of a token; None if they leave more."""
-    parts, rank = [token[i:i + 1] for i in range(len(token))], ranks[token]
+    parts, rank = [token[i : i + 1] for i in range(len(token))], ranks[token]
     while len(parts) > 2:
         best, at = min((ranks.get(parts[i] + parts[i + 1], rank), i) for i in range(len(parts) - 1))
         if best >= rank:
             return None
-        parts[at:at + 2] = [parts[at] + parts[at + 1]]
+        parts[at : at + 2] = [parts[at] + parts[at + 1]]
     return (parts[0], parts[1]) if all(p in ranks for p in parts) else None
 
 
 def read_ranks(path: Path, options: Options) -> Vocabulary:
-    """tiktoken: lines of a token in base64 and its rank. Joined is what gives the lowest rank; as merges that is one pair for
-    each token, the one that lower ranks lead to. A token that none leads to is found as a whole piece only."""
+    """tiktoken: lines of a token in base64 and its rank. Joined is what gives the lowest rank;
+    as merges that is one pair for each token, the one that lower ranks lead to. A token that
+    none leads to is found as a whole piece only.
+    """
     ranks: dict[bytes, int] = {}
     for line in path.read_bytes().split(b"\n"):
         fields = line.split()
@@ -1954,9 +2190,13 @@ def read_ranks(path: Path, options: Options) -> Vocabulary:
         try:
             token, rank = base64.b64decode(fields[0], validate=True), int(fields[1])
         except (ValueError, IndexError):
-            raise Refusal(f"{path}: {brief(line.decode('latin-1'))} is not a token in base64 and its rank") from None
+            raise Refusal(
+                f"{path}: {brief(line.decode('latin-1'))} is not a token in base64 and its rank"
+            ) from None
         if not 0 < len(token) <= 512 or len(fields) != 2 or token in ranks:
-            raise Refusal(f"{path}: {brief(line.decode('latin-1'))} is empty, too long or there twice")
+            raise Refusal(
+                f"{path}: {brief(line.decode('latin-1'))} is empty, too long or there twice"
+            )
         ranks[token] = id_in(rank, f"{path}: rank of {brief(token.decode('latin-1'))}")
     pre, vocabulary, merges, whole = stated_pre(path, options), Vocabulary({}), [], False
     ordered = sorted(ranks, key=ranks.__getitem__)
@@ -1966,9 +2206,16 @@ def read_ranks(path: Path, options: Options) -> Vocabulary:
         whole = whole or pair is None
         merges += [(byte_text(pair[0]), byte_text(pair[1]))] if pair else []
     read_bytes(vocabulary, merges, pre.name, pre.nfc, whole)
-    if path.name == "qwen.tiktoken":      # its special tokens stand in code
-        names = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *(f"<|extra_{i}|>" for i in range(205))]
-        vocabulary.added = [Added(name, len(ranks) + i, special=True) for i, name in enumerate(names)]
+    if path.name == "qwen.tiktoken":  # its special tokens stand in code
+        names = [
+            "<|endoftext|>",
+            "<|im_start|>",
+            "<|im_end|>",
+            *(f"<|extra_{i}|>" for i in range(205)),
+        ]
+        vocabulary.added = [
+            Added(name, len(ranks) + i, special=True) for i, name in enumerate(names)
+        ]
     return vocabulary
 
 
@@ -1995,49 +2242,83 @@ def protobuf(data: bytes, where: str) -> Iterator[tuple[int, Any]]:
         if size is None or at + size > len(data):
             raise Refusal(f"{where} is neither a SentencePiece model nor a list of tiktoken ranks")
         at += size
-        yield number, data[at - size:at]
+        yield number, data[at - size : at]
 
 
 def read_sentencepiece(path: Path, options: Options) -> Vocabulary:
-    """SentencePiece's own file: pieces with scores (field 1), how it was trained (2), what happens to the text first (3)."""
+    """SentencePiece's own file: pieces with scores (field 1), how it was trained (2), what
+    happens to the text first (3).
+    """
     data = path.read_bytes()
     if re.match(rb"[A-Za-z0-9+/]+=* [0-9]+\r?\n", data):
         return read_ranks(path, options)
     fields = list(protobuf(data, str(path)))
-    trainer, text = (dict(item for n, v in fields if n == number and isinstance(v, bytes) for item in protobuf(v, str(path)))
-                     for number in (2, 3))
+    trainer, text = (
+        dict(
+            item
+            for n, v in fields
+            if n == number and isinstance(v, bytes)
+            for item in protobuf(v, str(path))
+        )
+        for number in (2, 3)
+    )
     if trainer.get(3, 1) != 2:
         kind = {1: "unigram", 3: "word", 4: "char"}.get(trainer.get(3, 1))
-        raise Refusal(f"{path}: a SentencePiece model of the kind {kind} is not supported, only BPE")
+        raise Refusal(
+            f"{path}: a SentencePiece model of the kind {kind} is not supported, only BPE"
+        )
     if text.get(2) or not text.get(5, 1) or trainer.get(24):
-        raise Refusal(f"{path}: the normalization {brief(str(text.get(1, b''), 'utf-8', 'replace'))} cannot be written to a GGUF file")
-    vocabulary = Vocabulary({"tokenizer.ggml.model": "llama", "tokenizer.ggml.pre": "default",
-                             "tokenizer.ggml.add_space_prefix": bool(text.get(3, 1))})
+        raise Refusal(
+            f"{path}: the normalization {brief(str(text.get(1, b''), 'utf-8', 'replace'))} cannot "
+            "be written to a GGUF file"
+        )
+    vocabulary = Vocabulary(
+        {
+            "tokenizer.ggml.model": "llama",
+            "tokenizer.ggml.pre": "default",
+            "tokenizer.ggml.add_space_prefix": bool(text.get(3, 1)),
+        }
+    )
     for i, piece in enumerate(v for n, v in fields if n == 1 and isinstance(v, bytes)):
         values = dict(protobuf(piece, str(path)))
         token, score, kind = values.get(1, b""), values.get(2, bytes(4)), values.get(3, NORMAL)
-        if not isinstance(token, bytes) or not isinstance(score, bytes) or len(score) != 4 or kind not in range(1, 7):
+        if (
+            not isinstance(token, bytes)
+            or not isinstance(score, bytes)
+            or len(score) != 4
+            or kind not in range(1, 7)
+        ):
             raise Refusal(f"{path}: piece {i} is not a text with a score")
         vocabulary.put(i, token.decode("utf-8"), kind, str(path))
         vocabulary.scores[i] = struct.unpack("<f", score)[0]
         if not math.isfinite(vocabulary.scores[i]):
             raise Refusal(f"{path}: the score of piece {i} is not a finite number")
-    if text.get(3, 1) and settings_in(options.folder / "tokenizer_config.json").get("legacy") is False:
+    if (
+        text.get(3, 1)
+        and settings_in(options.folder / "tokenizer_config.json").get("legacy") is False
+    ):
         vocabulary.keys["tokenizer.gla.space_prefix"] = "first"
-    vocabulary.named = {name: i for name, n, usual in (("unk", 40, 0), ("bos", 41, 1), ("eos", 42, 2))
-                        if type(i := trainer.get(n, usual)) is int and i in vocabulary.texts}
+    vocabulary.named = {
+        name: i
+        for name, n, usual in (("unk", 40, 0), ("bos", 41, 1), ("eos", 42, 2))
+        if type(i := trainer.get(n, usual)) is int and i in vocabulary.texts
+    }
     vocabulary.around = ([vocabulary.named["bos"]] if "bos" in vocabulary.named else [], [])
     return vocabulary
 
 
 def read_rwkv(path: Path, options: Options) -> Vocabulary:
-    """The RWKV world vocabulary: lines of an id, a Python literal of text or bytes, its length. Written as llama.cpp's
-    converter does: bytes escaped as Python prints them, the id 0 as the only special token, two line ends to end a turn."""
+    """The RWKV world vocabulary: lines of an id, a Python literal of text or bytes, its length.
+    Written as llama.cpp's converter does: bytes escaped as Python prints them, the id 0 as the
+    only special token, two line ends to end a turn.
+    """
     vocabulary = Vocabulary({"tokenizer.ggml.model": "rwkv"}, named={"bos": 0, "eos": 0})
     for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
         if not line.strip():
             continue
-        match = re.fullmatch(r"([0-9]{1,9}) (b?(?:'.{1,2000}'|\".{1,2000}\")) ([0-9]{1,5})\r?", line, re.DOTALL)
+        match = re.fullmatch(
+            r"([0-9]{1,9}) (b?(?:'.{1,2000}'|\".{1,2000}\")) ([0-9]{1,5})\r?", line, re.DOTALL
+        )
         try:
             token = ast.literal_eval(match[2]) if match else None
             token = token.encode("utf-8") if isinstance(token, str) else token
@@ -2048,8 +2329,16 @@ def read_rwkv(path: Path, options: Options) -> Vocabulary:
         vocabulary.put(int(match[1]), repr(token)[2:-1], NORMAL, str(path))
         if token == b"\n\n":
             vocabulary.named["eot"] = int(match[1])
-    zero = part(settings_in(options.folder / "tokenizer_config.json").get("added_tokens_decoder", {}), "added_tokens_decoder").get("0")
-    vocabulary.put(0, zero["content"] if isinstance(zero, dict) and zero.get("content") else "<s>", CONTROL, str(path))
+    zero = part(
+        settings_in(options.folder / "tokenizer_config.json").get("added_tokens_decoder", {}),
+        "added_tokens_decoder",
+    ).get("0")
+    vocabulary.put(
+        0,
+        zero["content"] if isinstance(zero, dict) and zero.get("content") else "<s>",
+        CONTROL,
+        str(path),
+    )
     return vocabulary
 
 
@@ -2075,17 +2364,25 @@ def read_vocabulary(options: Options) -> Vocabulary | None:
     return None
 
 
-def tokenizer_keys(folder: Path, rows: int, notes: list[str], pre: str | None = None) -> dict[str, Any]:
+def tokenizer_keys(
+    folder: Path, rows: int, notes: list[str], pre: str | None = None
+) -> dict[str, Any]:
     """tokenizer.* keys for a model with this many embedding rows."""
     row = next((p for p in PRE_TOKENIZERS if p.name == pre), None)
     if pre and row is None:
         raise Refusal(f"--pre {pre} is not known; there are {PRE_NAMES}")
     vocabulary = read_vocabulary(Options(folder, row))
     if vocabulary is None:
-        notes.append("no tokenizer in the folder, so the file has no vocabulary: ./run then needs -z, or ids instead of text")
+        notes.append(
+            "no tokenizer in the folder, so the file has no vocabulary: ./run then needs -z, or "
+            "ids instead of text"
+        )
         return {"tokenizer.ggml.model": "no_vocab"}
     if max(vocabulary.texts, default=-1) >= rows:
-        raise Refusal(f"{folder}: the vocabulary has an id {max(vocabulary.texts)}, but the embedding has {rows} rows")
+        raise Refusal(
+            f"{folder}: the vocabulary has an id {max(vocabulary.texts)}, but the embedding has "
+            f"{rows} rows"
+        )
     added, named = all_added(folder, vocabulary.added)
     place(vocabulary, added, rows, notes)
     tokens = [vocabulary.texts.get(i, f"[PAD{i}]") for i in range(rows)]
@@ -2101,17 +2398,32 @@ def tokenizer_keys(folder: Path, rows: int, notes: list[str], pre: str | None = 
 
 
 # What ends, begins or fills a text: the setting's name, and that of GGUF's key.
-SPECIAL = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding", "sep": "seperator", "mask": "mask"}
+SPECIAL = {
+    "bos": "bos",
+    "eos": "eos",
+    "unk": "unknown",
+    "pad": "padding",
+    "sep": "seperator",
+    "mask": "mask",
+}
 
 
-def special_ids(folder: Path, vocabulary: Vocabulary, named: dict[str, Added], rows: int, notes: list[str]) -> dict[str, Any]:
-    """bos, eos, ... by the tokenizer's own word, else by the configuration; and every further id that ends a text."""
+def special_ids(
+    folder: Path, vocabulary: Vocabulary, named: dict[str, Added], rows: int, notes: list[str]
+) -> dict[str, Any]:
+    """bos, eos, ... by the tokenizer's own word, else by the configuration; and every further id
+    that ends a text.
+    """
     settings, config = settings_in(folder / "tokenizer_config.json"), read_config(folder)
     generation = settings_in(folder / "generation_config.json")
 
     def ids_of(name: str, *sources: dict[str, Any]) -> list[int]:
         value = next((s[name] for s in sources if s.get(name) is not None), [])
-        return [i for i in (value if isinstance(value, list) else [value]) if type(i) is int and 0 <= i < rows]
+        return [
+            i
+            for i in (value if isinstance(value, list) else [value])
+            if type(i) is int and 0 <= i < rows
+        ]
 
     ids: dict[str, int] = {}
     for kind in SPECIAL:
@@ -2130,14 +2442,20 @@ def special_ids(folder: Path, vocabulary: Vocabulary, named: dict[str, Added], r
         if side and adds:
             ids[kind] = ids[kind] if ids.get(kind) in side else side[place]
         if side and adds and side != [ids[kind]]:
-            notes.append(f"the tokenizer puts {' '.join(vocabulary.texts.get(i, '?') for i in side)} around a text, ./run only "
-                         f"{vocabulary.texts.get(ids[kind], '?')}")
+            notes.append(
+                f"the tokenizer puts {' '.join(vocabulary.texts.get(i, '?') for i in side)} "
+                "around a text, ./run only "
+                f"{vocabulary.texts.get(ids[kind], '?')}"
+            )
         keys[f"tokenizer.ggml.add_{kind}_token"] = adds and kind in ids
     keys |= {f"tokenizer.ggml.{SPECIAL[kind]}_token_id": i for kind, i in ids.items()}
     ends = [i for i in ids_of("eos_token_id", generation, config) if i != ids.get("eos")]
     ends = list(dict.fromkeys(ends + [i for kind, i in vocabulary.named.items() if kind == "eot"]))
     eom = bool(ends) and "eom" in vocabulary.texts.get(ends[0], "")
-    keys |= {f"tokenizer.ggml.{kind}_token_id": i for kind, i in zip(("eom", "eot") if eom else ("eot", "eom"), ends)}
+    keys |= {
+        f"tokenizer.ggml.{kind}_token_id": i
+        for kind, i in zip(("eom", "eot") if eom else ("eot", "eom"), ends)
+    }
     if len(ends) > 2:
         keys["tokenizer.gla.end_token_ids"] = ends
     return keys
@@ -2288,7 +2606,7 @@ def check(path: Path, pieces: list[Piece]) -> dict[Type, tuple[float, str]]:
     return worst
 
 
-def export(folder: Path, out: Path, wanted: str | None, ignored: list[str]) -> None:
+def export(folder: Path, out: Path, wanted: str | None, ignored: list[str], pre: str | None = None) -> None:
     config = read_config(folder)
     fields = Fields(config, str(folder / "config.json"))
     names = config.get("architectures") or [MODEL_TYPES.get(config.get("model_type"), config.get("model_type"))]
@@ -2311,7 +2629,7 @@ def export(folder: Path, out: Path, wanted: str | None, ignored: list[str]) -> N
     keys = {"general.type": "model", "general.name": folder.resolve().name, "general.description": arch.about,
             "general.file_type": file_type, "general.quantization_version": gguf.GGML_QUANT_VERSION}
     keys |= sampling_keys(folder) | {f"{arch.name}.{k}": v for k, v in plan.keys.items()}
-    keys |= tokenizer_keys(folder, plan.keys["vocab_size"], plan.notes)
+    keys |= tokenizer_keys(folder, plan.keys["vocab_size"], plan.notes, pre)
 
     temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     try:
@@ -2333,18 +2651,11 @@ def export(folder: Path, out: Path, wanted: str | None, ignored: list[str]) -> N
         print(f"  note: {note}")
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(prog="export.py", description="Convert a HuggingFace checkpoint folder to a GGUF file.")
-    parser.add_argument("folder", metavar="HF_DIR", type=Path)
-    parser.add_argument("out", metavar="OUT.gguf", type=Path)
-    parser.add_argument("--type", choices=TYPES, help="of the matrices; default: bf16 if the checkpoint is, else f16")
-    parser.add_argument("--ignore", metavar="FIELD", action="append", default=[],
-                        help="a field of config.json that is known not to matter (repeatable)")
-    args = parser.parse_args()
+def main(args: argparse.Namespace) -> int:
     try:
         if not args.out.resolve().parent.is_dir() or args.out.is_dir():
             raise Refusal(f"{args.out} cannot be written: it is a folder, or its folder does not exist")
-        export(args.folder, args.out, args.type, args.ignore)
+        export(args.folder, args.out, args.type, args.ignore, args.pre)
         return 0
     except Refusal as refusal:
         print(f"export.py: {refusal}", file=sys.stderr)
@@ -2358,4 +2669,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(ARGUMENTS))

@@ -1597,6 +1597,7 @@ class Vocabulary:
     types: dict[int, int] = field(default_factory=dict)  # id -> NORMAL, CONTROL, ...
     ids: dict[str, int] = field(default_factory=dict)
     scores: dict[int, float] = field(default_factory=dict)  # "llama" only
+    merges: list[tuple[str, str]] = field(default_factory=list)  # "llama", where it has no scores
     named: dict[str, int] = field(
         default_factory=dict
     )  # bos, eos, unk, pad -> id, where this file says so
@@ -1916,35 +1917,36 @@ def metaspace(steps: list[Fields], spaces: Spaces) -> str | None:
     return name
 
 
-def scores_of(
-    vocabulary: Vocabulary, merges: list[tuple[str, str]]
-) -> tuple[dict[int, float], bool]:
-    """SentencePiece joins the neighbours whose union scores highest; the rank of a token's first
-    merge, negated, is such a score. The two agree when all ways of splitting a token into two
-    tokens are merges, which follow each other.
+def scores_of(vocabulary: Vocabulary) -> tuple[dict[int, float], bool]:
+    """SentencePiece joins the neighbours whose union is the token of the highest score; the rank of
+    a token's first merge, negated, is such a score. Also says whether the two agree: they do when
+    every way of splitting a token into two tokens is a merge, and those of a token stand together.
     """
-    ids, known, scores = vocabulary.ids, set(merges), {}
-    same, last = True, -1
-    for rank, (left, right) in enumerate(merges):
-        token = ids[left + right]
-        if token in scores:
-            same = same and token == last
-            continue
-        scores[token], last, text = -float(rank), token, left + right
-        same = same and all(
-            (text[:k], text[k:]) in known
-            for k in range(1, len(text))
-            if text[:k] in ids and text[k:] in ids
-        )
-    return {i: scores.get(i, -float(len(merges) + 1)) for i in vocabulary.texts}, same
+    kinds = (NORMAL, USER_DEFINED)
+    ids = {text: i for text, i in vocabulary.ids.items() if vocabulary.types[i] in kinds}
+    merges, scores = set(vocabulary.merges), {}
+    same, last = True, ""
+    for rank, (left, right) in enumerate(vocabulary.merges):
+        text = left + right
+        same = same and (text == last or vocabulary.ids[text] not in scores)
+        scores.setdefault(vocabulary.ids[text], -float(rank))
+        last = text
+    same = same and all(
+        (text[:k], text[k:]) in merges
+        for text in ids
+        for k in range(1, len(text))
+        if text[:k] in ids and text[k:] in ids
+    )
+    least = -float(len(merges) + 1)
+    return {i: scores.get(i, least) for i in vocabulary.texts}, same
 
 
 def read_sentences(model: Fields, vocabulary: Vocabulary, spaces: Spaces, rule: str | None) -> None:
     """A BPE over characters with spaces as marks: "llama", or "gemma4" where it has a rule that
     cuts the text.
     """
-    merges = merge_pairs(model, vocabulary.ids)
-    if spaces.splits and any(SPACE in (left + right)[1:] for left, right in merges):
+    vocabulary.merges = merge_pairs(model, vocabulary.ids)
+    if spaces.splits and any(SPACE in (left + right)[1:] for left, right in vocabulary.merges):
         raise Refusal(
             f"{model.where}: Metaspace with split, and merges across the words that it cuts, is "
             "not supported"
@@ -1961,7 +1963,6 @@ def read_sentences(model: Fields, vocabulary: Vocabulary, spaces: Spaces, rule: 
     spelled = fallback and list(vocabulary.types.values()).count(BYTE) == 256
     if "unk" in vocabulary.named and not spelled and not model.flag("fuse_unk"):
         vocabulary.keys["tokenizer.gla.fuse_unk"] = False
-    vocabulary.scores, same = scores_of(vocabulary, merges)
     vocabulary.keys |= {
         "tokenizer.ggml.model": "gemma4" if rule else "llama",
         "tokenizer.ggml.pre": rule or "default",
@@ -1969,8 +1970,6 @@ def read_sentences(model: Fields, vocabulary: Vocabulary, spaces: Spaces, rule: 
     }
     if spaces.prefix in ("first", "always"):
         vocabulary.keys["tokenizer.gla.space_prefix"] = spaces.prefix
-    if rule or not same:
-        vocabulary.keys["tokenizer.ggml.merges"] = [f"{left} {right}" for left, right in merges]
 
 
 def template_sides(step: Fields) -> tuple[list[int], list[int]]:
@@ -2391,6 +2390,10 @@ def tokenizer_keys(
         if not text.isascii() and any("\ud800" <= c <= "\udfff" for c in text):
             raise Refusal(f"{folder}: the token {i}, {brief(text)}, is not Unicode text")
     keys = vocabulary.keys | {"tokenizer.ggml.tokens": tokens, "tokenizer.ggml.token_type": types}
+    if vocabulary.merges and not vocabulary.scores:
+        vocabulary.scores, same = scores_of(vocabulary)
+        if keys["tokenizer.ggml.model"] == "gemma4" or not same:
+            keys["tokenizer.ggml.merges"] = [f"{a} {b}" for a, b in vocabulary.merges]
     if vocabulary.scores:
         least = min(vocabulary.scores.values())
         keys["tokenizer.ggml.scores"] = [vocabulary.scores.get(i, least) for i in range(rows)]

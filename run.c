@@ -182,6 +182,7 @@ typedef struct {             /* what a turn cost and how it ended */
     int64_t read, made, thought; /* tokens evaluated up to the answer; tokens of the answer, those of them within a thought */
     int done, loops, budget, said; /* GLA_DONE_*; loops seen; was the thought cut; 0: interrupted before the answer,
                                       as if nothing was said */
+    int uncached;                  /* the prompt cache could not be written, which err says; the turn went on without */
 } GlaTurn;
 GLA_API int gla_chat_new(GlaChat **c, GlaState *s, const GlaChatSettings *how, char *err);
 GLA_API void gla_chat_free(GlaChat *c); /* the state stays */
@@ -8125,6 +8126,9 @@ static int generate(GlaState *s, GlaSampler *p, const int32_t *prompt, int64_t n
         if (m->kv_floats && s->pos >= s->ctx) { done = GLA_DONE_CONTEXT; break; }
         int32_t id = how->json ? json_sample(json, p, s) : gla_sample(p, s);
         if (id < 0) return fail(err, GLA_INPUT, "no token of this vocabulary can go on with the JSON text");
+        if (!isfinite(s->logits[id]))
+            return fail(err, GLA_FORMAT, "what the model computes behind token %lld is not a number (%s); its file is damaged, or was "
+                        "converted wrongly", (long long)s->pos, isnan(s->logits[id]) ? "NaN" : "infinity");
         if (!how->ignore_end && gla_is_end(m, id)) { done = GLA_DONE_END; break; }
         gla_sampler_note(p, id);
         made++;
@@ -8275,7 +8279,7 @@ struct GlaChat {
     GlaTurn *turn;
     const GlaGenerate *listener;
     GlaSampler *sampler;
-    int thinking, leading, close_thought, failed;
+    int thinking, leading, close_thought, failed, uncached;
     int64_t period[LOOP_PERIODS + 1]; /* [k]: how many of the last tokens equal the one k before */
     int64_t from;         /* where the answer began */
 };
@@ -8443,8 +8447,8 @@ static int chat_begin(GlaChat *c, const GlaGenerate *how, char *err) {
         code = reused < 0 ? (int)reused : GLA_OK;
     }
     if (!code) code = chat_read(c, ids->n, how, err);
-    if (!code && cached && reused < ids->n && c->system)
-        code = gla_cache_store(c->s, c->how.cache, ids->id, c->how.cache_bytes, err);
+    if (!code && cached && reused < ids->n && c->system) /* if that fails, the conversation goes on */
+        c->uncached = gla_cache_store(c->s, c->how.cache, ids->id, c->how.cache_bytes, err) != GLA_OK;
     if (!code) code = chat_mark(c, c->s->pos, 0, err);
     if (code) gla_state_reset(c->s);
     return code;
@@ -8545,7 +8549,9 @@ GLA_API int gla_chat_say(GlaChat *c, GlaSampler *p, const char *text, size_t n, 
     memset(turn, 0, sizeof *turn);
     Ids *ids = &c->ids;
     int code = chat_may_answer(c, how, err);
+    c->uncached = 0;
     if (!code) code = chat_begin(c, how, err);
+    turn->uncached = c->uncached;
     if (!code && c->s->pos != c->marks[c->at].pos) code = chat_move(c, c->at, err); /* an answer that failed */
     if (code) return code;
     chat_cut(c, c->at + 1); /* whatever was undone is gone now */
@@ -9121,6 +9127,11 @@ static void text_printf(Text *t, const char *fmt, ...) { /* at most 511 bytes */
     va_end(ap);
     text_put(t, line, strlen(line));
 }
+static void text_real(Text *t, const char *fmt, double v) { /* as a JSON number, which has no NaN and no infinity */
+    char number[64];
+    snprintf(number, sizeof number, fmt, v);
+    text_printf(t, "%s", isfinite(v) ? number : "null");
+}
 static void text_json(Text *t, const char *s, size_t n) { /* as a JSON string; a byte that is no UTF-8 becomes U+FFFD */
     text_put(t, "\"", 1);
     for (size_t at = 0, len; at < n; at += len) {
@@ -9528,12 +9539,13 @@ typedef struct {
     int loops, last;         /* told so far; the last byte shown */
 } Talk;
 
-/* log sum_j exp(logits[j] - top), with top the largest of them: log softmax(logits)[i] is logits[i] - top - this. */
+/* log sum_j exp(logits[j] - top), with top the largest of them: log softmax(logits)[i] is logits[i] - top - this. What is NaN counts
+ * for nothing, as it is never drawn. */
 static double log_sum(const float *logits, int64_t n, double *top) {
     double sum = 0;
-    *top = logits[0];
-    for (int64_t i = 1; i < n; i++) if (logits[i] > *top) *top = logits[i];
-    for (int64_t i = 0; i < n; i++) sum += exp(logits[i] - *top);
+    *top = -INFINITY;
+    for (int64_t i = 0; i < n; i++) if (logits[i] > *top) *top = logits[i];
+    for (int64_t i = 0; i < n; i++) if (!isnan(logits[i])) sum += exp(logits[i] - *top);
     return log(sum);
 }
 
@@ -9542,7 +9554,7 @@ static int likeliest(int32_t *best, int top, const float *logits, int n) {
     int found = 0;
     for (int i = 0; i < n && top; i++) {
         int at = found;
-        if (found == top && !(logits[i] > logits[best[found - 1]])) continue;
+        if (isnan(logits[i]) || (found == top && !(logits[i] > logits[best[found - 1]]))) continue;
         if (found < top) found++;
         else at--;
         for (; at > 0 && logits[i] > logits[best[at - 1]]; at--) best[at] = best[at - 1];
@@ -9564,7 +9576,9 @@ static void step_json(Text *t, const GlaState *s, int32_t id, int top) { /* one 
         size_t len = gla_piece(s->m, which, GLA_SPECIAL, piece, sizeof piece);
         text_printf(t, "%s{\"id\":%d,\"text\":", i > 0 ? "," : "", which);
         text_json(t, piece, len < sizeof piece ? len : sizeof piece);
-        text_printf(t, ",\"logprob\":%.6g%s", logits[which] - largest - sum, i < 0 ? ",\"top\":[" : "}");
+        text_printf(t, ",\"logprob\":");
+        text_real(t, "%.6g", logits[which] - largest - sum);
+        text_printf(t, i < 0 ? ",\"top\":[" : "}");
     }
     text_put(t, "]}", 2);
 }
@@ -9589,10 +9603,9 @@ static void keep_prompt(Talk *k) {
     const Options *o = k->o;
     const char *folder = text_of(o, O_CACHE);
     char err[GLA_ERR] = "the session that was loaded holds no ids";
-    if (!folder || k->uncached) return;
+    if (!folder) return;
     if (k->ids.n == gla_state_pos(k->s) && !gla_cache_store(k->s, folder, k->ids.id, (uint64_t)whole_of(o, O_CACHE_BYTES), err)) return;
-    fprintf(stderr, "%s: not cached: %s\n", program_name(), err);
-    k->uncached = 1;
+    if (!k->uncached++) fprintf(stderr, "%s: not cached: %s\n", program_name(), err);
 }
 
 static int show(void *user, int32_t id, const char *text, size_t n) {
@@ -9876,7 +9889,8 @@ static int chat_turn(Chat *c, const Text *text, char *err) {
         if (fflush(stdout) || ferror(stdout)) k.bad = 1;
     }
     print_end(c, &k, done, begun);
-    if (done > 0 && whole_of(o, O_JSON_ONLY) && done != GLA_DONE_END) c->failed |= !c->interactive;
+    if (done >= 0 && k.turn.uncached) fprintf(stderr, "%s: not cached: %s\n", program_name(), err);
+    if (k.turn.uncached || (done > 0 && whole_of(o, O_JSON_ONLY) && done != GLA_DONE_END)) c->failed |= !c->interactive;
     TurnCost *more = done > 0 ? realloc(c->cost, ((size_t)c->n_cost + 1) * sizeof *more) : NULL;
     if (more) {
         c->cost = more;
@@ -10215,6 +10229,7 @@ static int mode_perplexity(Job *job) {
     int code = each_logits(job->s, ids, add_loss, &loss, err);
     if (code) return complain(err), code == GLA_DONE_CALLER ? by_signal() : 1;
     double mean = loss.nll / (double)(ids->n - 1);
+    if (!isfinite(mean)) return complain("what the model computes is not a number; its file is damaged, or was converted wrongly");
     printf("tokens %lld\nnll %.6f\nperplexity %.4f\n", (long long)ids->n - 1, mean, exp(mean));
     return 0;
 }

@@ -8790,8 +8790,11 @@ GLA_API int gla_chat_clone(GlaChat **copy, GlaState **state, const GlaChat *c, c
 }
 
 /* ---- 15. command line: options, modes, statistics; the only stdout, the only exit -----------------------------
- *   options       a row each; reading argv
- *   input         text that grows, files, standard input, ids
+ *   text          that grows
+ *   options       a row each, with names and types
+ *   other words   those of other programs, and words that are near
+ *   argv          reading it
+ *   input         files, standard input, ids
  *   signals       what Ctrl-C does
  *   line editor   a message typed on a terminal; knows nothing of models
  *   talking       what generate and chat share: showing text, JSON, the sampler, sessions
@@ -8799,6 +8802,47 @@ GLA_API int gla_chat_clone(GlaChat **copy, GlaState **state, const GlaChat *c, c
  *   pages         the help page, the man page, the completions of shells: from the rows
  *   main          which mode, with which model */
 #ifndef RUN_NO_MAIN
+
+/* -- text -- */
+
+/* Text that grows. Without memory it stays as it is, and says so in the end. */
+typedef struct { char *s; size_t n, cap; int bad; } Text;
+static void text_put(Text *t, const char *s, size_t n) {
+    if (t->n + n + 1 > t->cap) {
+        size_t cap = t->n + n + 1 + t->n / 2 + 64;
+        char *more = realloc(t->s, cap);
+        if (!more) { t->bad = 1; return; }
+        t->s = more, t->cap = cap;
+    }
+    if (n) memcpy(t->s + t->n, s, n);
+    t->s[t->n += n] = 0;
+}
+static void text_printf(Text *t, const char *fmt, ...) PRINTF_LIKE(2, 3);
+static void text_printf(Text *t, const char *fmt, ...) { /* at most 511 bytes */
+    char line[512];
+    va_list ap;
+    va_start(ap, fmt);
+    vsnprintf(line, sizeof line, fmt, ap);
+    va_end(ap);
+    text_put(t, line, strlen(line));
+}
+static void text_real(Text *t, const char *fmt, double v) { /* as a JSON number, which has no NaN and no infinity */
+    char number[64];
+    snprintf(number, sizeof number, fmt, v);
+    text_printf(t, "%s", isfinite(v) ? number : "null");
+}
+static void text_json(Text *t, const char *s, size_t n) { /* as a JSON string; a byte that is no UTF-8 becomes U+FFFD */
+    text_put(t, "\"", 1);
+    for (size_t at = 0, len; at < n; at += len) {
+        uint32_t c = utf8_read(s + at, n - at, &len);
+        if (c >= BAD_BYTE) text_put(t, "\357\277\275", 3);
+        else if (c == '\n') text_put(t, "\\n", 2);
+        else if (c < 32 || (c >= 127 && c < 160)) text_printf(t, "\\u%04x", (unsigned)c);
+        else if (c == '"' || c == '\\') text_put(t, "\\", 1), text_put(t, s + at, 1);
+        else text_put(t, s + at, len);
+    }
+    text_put(t, "\"", 1);
+}
 
 /* -- options -- */
 
@@ -8809,6 +8853,7 @@ GLA_API int gla_chat_clone(GlaChat **copy, GlaState **state, const GlaChat *c, c
 enum { GENERATE = 1, CHAT = 2, LOGITS = 4, PERPLEXITY = 8, TOKENIZE = 16, BENCH = 32, INFO = 64, TALK = GENERATE | CHAT, ANY = 127 };
 #define MODE_WORDS "generate chat logits perplexity tokenize bench info" /* word i: bit 1 << i */
 #define OPTIONS(X) \
+    X(O_MODEL, 0, "model", ANY, "FILE", NULL, TEXT) \
     X(O_PROMPT, 'i', "prompt", TALK | PERPLEXITY | TOKENIZE, "TEXT", "prompt; - or a pipe: standard input", TEXT) \
     X(O_FILE, 'f', "file", TALK | PERPLEXITY | TOKENIZE, "FILE", "prompt from a file", TEXT) \
     X(O_STEPS, 'n', "steps", TALK | BENCH, "N", "tokens to generate, 0 = until the end (256)", WHOLE(0, 9e15, 256)) \
@@ -8849,6 +8894,7 @@ enum { GENERATE = 1, CHAT = 2, LOGITS = 4, PERPLEXITY = 8, TOKENIZE = 16, BENCH 
     X(O_OUT, 0, "out", LOGITS, "FILE", "where logits go: float32, a row per position", TEXT) \
     X(O_PLEN, 0, "prompt-len", BENCH, "N", "prompt tokens of the benchmark (512)", WHOLE(1, 1 << 24, 512)) \
     X(O_DEPTH, 0, "depth", BENCH, "N", "positions that the benchmark finds filled (0)", WHOLE(0, 1 << 30, 0)) \
+    X(O_QUIET, 0, "quiet", ANY, NULL, "nothing but errors on standard error", FLAG) \
     X(O_HELP, 'h', "help", ANY, NULL, "this page", FLAG) \
     X(O_VERSION, 0, "version", ANY, NULL, "version and kernels", FLAG) \
     X(O_MAN, 0, "man", ANY, NULL, NULL, FLAG) \
@@ -8884,13 +8930,14 @@ typedef struct {
     [id] = {.letter = letter_, .name = name_, .modes = modes_, .value = value_, .help = help_, __VA_ARGS__},
 static const Option options[N_OPTIONS] = {OPTIONS(OPTION_ROW)};
 
-enum { MAX_STOPS = 16 };
+enum { MAX_STOPS = 16, MAX_IDLE = 16 };
 typedef struct { const char *text; int64_t whole; double real; int given; } Value; /* whole: of a word, which one it is */
 typedef struct {
-    const char *model;
     Value value[N_OPTIONS];
     const char *stops[MAX_STOPS];
     int n_stops;
+    const char *idle[MAX_IDLE]; /* words of other programs that have no use here */
+    int n_idle;
     GlaSampler sampler; /* its biases, which are no single value */
     int mode;           /* GENERATE, CHAT ... */
 } Options;
@@ -8918,6 +8965,15 @@ static int misuse(const char *fmt, ...) {
     va_end(ap);
     return 2;
 }
+/* A line for somebody who watches; --quiet leaves it out. */
+static void note(const Options *o, const char *fmt, ...) PRINTF_LIKE(2, 3);
+static void note(const Options *o, const char *fmt, ...) {
+    va_list ap;
+    if (whole_of(o, O_QUIET)) return;
+    va_start(ap, fmt);
+    vfprintf(stderr, fmt, ap);
+    va_end(ap);
+}
 static int complain(const char *err) {
     fprintf(stderr, "%s: %s\n", program_name(), err);
     return 1;
@@ -8939,6 +8995,131 @@ static int find_word(const char *list, const char *what) { /* -1: not in it */
     return -1;
 }
 
+/* -- words of other programs --
+ * What llama.cpp, ollama and others call things: a row for each meaning. SAME: an option here. SETS: an option with this
+ * value. IDLE: what this program does anyway, or has no use for; a line says so, and all goes on. SAYS: an answer,
+ * because to go on would not do what was asked for. */
+enum Meaning { SAME, SETS, IDLE, SAYS };
+enum { NOTHING, A_VALUE, A_SWITCH }; /* what stands behind an idle word; a switch may be left out */
+typedef struct {
+    const char *words;
+    enum Meaning meaning;
+    int option;        /* SAME, SETS: which one; IDLE: what stands behind it */
+    const char *value; /* SETS: the value; IDLE, SAYS: the sentence */
+} Alias;
+
+static const Alias aliases[] = {
+    {"--temp", SAME, O_TEMP, NULL},
+    {"--n-predict --predict --num-predict --max-tokens --max-new-tokens", SAME, O_STEPS, NULL},
+    {"--ctx-size --num-ctx --context-size --max-seq-len", SAME, O_CTX, NULL},
+    {"--batch-size --ubatch-size -ub", SAME, O_BATCH, NULL},
+    {"--num-thread --num-threads", SAME, O_THREADS, NULL},
+    {"--system-prompt -sys", SAME, O_SYSTEM, NULL},
+    {"--repetition-penalty", SAME, O_REPEAT, NULL},
+    {"--reverse-prompt -r", SAME, O_STOP, NULL},
+    {"--binary-file -bf", SAME, O_FILE, NULL},
+    {"--cache-type-k --cache-type-v -ctk -ctv", SAME, O_KV, NULL},
+    {"-l", SAME, O_BIAS, NULL},
+    {"--hidethinking", SAME, O_HIDE, NULL},
+    {"--context-shift", SAME, O_FORGET, NULL},
+    {"--usage", SAME, O_HELP, NULL},
+    {"--conversation -cnv --interactive --interactive-first --chat", SETS, O_MODE, "chat"},
+    {"--no-conversation -no-cnv", SETS, O_MODE, "generate"},
+    {"--perplexity", SETS, O_MODE, "perplexity"},
+    {"--gpu-layers --n-gpu-layers -ngl --device -dev --main-gpu -mg --split-mode -sm --tensor-split -ts --override-tensor -ot",
+     IDLE, A_VALUE, "everything runs on the processor"},
+    {"--no-kv-offload -nkvo --no-op-offload --cpu-moe -cmoe", IDLE, NOTHING, "everything runs on the processor"},
+    {"--flash-attn -fa", IDLE, A_SWITCH, "attention has one way here, which keeps no table of all pairs"},
+    {"--mlock --mmap --no-mmap", IDLE, NOTHING, "the file is always mapped, and the system keeps in memory what is used"},
+    {"--warmup --no-warmup", IDLE, NOTHING, "nothing is warmed up"},
+    {"--threads-batch -tb", IDLE, A_VALUE, "-j is for prompts, too"},
+    {"--numa --prio --poll --cpu-mask --cpu-range", IDLE, A_VALUE, "the system places threads and memory"},
+    {"--color -co", IDLE, A_SWITCH, "there are no colors"},
+    {"--simple-io", IDLE, NOTHING, "what is no terminal gets plain text in any case"},
+    {"--log-disable --no-perf --no-show-timings", IDLE, NOTHING, "--quiet leaves out all lines but errors"},
+    {"--no-display-prompt", IDLE, NOTHING, "the prompt is printed with --echo only"},
+    {"--verbose -v --perf --show-timings", IDLE, NOTHING, "the speed is printed in any case"},
+    {"--no-context-shift", IDLE, NOTHING, "a full context ends the text unless --forget is given"},
+    {"--jinja --no-jinja", IDLE, NOTHING, "a chat follows the template in the model's file"},
+    {"--nowordwrap", IDLE, NOTHING, "lines are not wrapped"},
+    {"--no-escape", IDLE, NOTHING, "escapes are not read"},
+    {"--multiline-input -mli", IDLE, NOTHING, "a line that ends with \\ goes on, and so does one that Alt-Enter ends"},
+    {"--keepalive --keep", IDLE, A_VALUE, "nothing is kept between two runs; sessions are (--save-state, --prompt-cache)"},
+    {"--escape -e", SAYS, 0, "escapes are not read here: the shell writes them, -i $'one\\ntwo', or a file, -f FILE"},
+    {"--system-prompt-file -sysf", SAYS, 0, "a system prompt from a file is -y \"$(cat FILE)\""},
+    {"--single-turn -st", SAYS, 0, "one message and its answer are -m chat -i TEXT"},
+    {"--hf-repo --hf-file -hf -hfr -hff --model-url -mu --docker-repo -dr", SAYS, 0,
+     "nothing is downloaded here: download the GGUF file first, then give its path"},
+    {"--grammar --grammar-file --json-schema --json-schema-file -jf --format", SAYS, 0,
+     "grammars and schemas are not understood; --json-only makes the text one JSON object or array"},
+    {"--repeat-last-n", SAYS, 0, "the penalties always look back 64 tokens"},
+    {"--frequency-penalty --typical --typical-p --mirostat --mirostat-lr --mirostat-ent --dynatemp-range --xtc-probability "
+     "--xtc-threshold --dry-multiplier --dry-base --top-nsigma --tfs", SAYS, 0,
+     "no such sampler is here; there are -t, -p, -k, --min-p, --repeat-penalty and --presence-penalty"},
+    {"--samplers --sampler-seq", SAYS, 0, "the order is biases, penalties, temperature, top-k, top-p, min-p"},
+    {"--chat-template --chat-template-file", SAYS, 0, "a chat follows the template in the model's file"},
+    {"--reasoning-budget --reasoning", SAYS, 0, "for thoughts there are --think, --no-think and --think-budget N"},
+    {"--reasoning-format", SAYS, 0, "--hide-thinking does not show thoughts, --json has them apart from the answer"},
+    {"--rope-freq-base --rope-freq-scale --rope-scaling --rope-scale --override-kv", SAYS, 0,
+     "what the model's file says is used as it is"},
+    {"--lora --lora-scaled --control-vector", SAYS, 0, "an adapter has to be merged before the model's file is made"},
+    {"--model-draft -md --draft --draft-max", SAYS, 0, "there are no draft models here"},
+    {"--mmproj -mm --image --audio", SAYS, 0, "only text is understood here"},
+    {"--embedding --embeddings", SAYS, 0, "there are no embeddings of texts here; -m logits writes logits"},
+    {"--port --host", SAYS, 0, "there is no server here; other programs embed the library, libgla"},
+};
+#define VERBS "run serve pull push list show create help" /* in front of a model, in other programs */
+enum { N_ALIASES = sizeof aliases / sizeof *aliases };
+
+static const char *without_equals(char out[64], const char *arg) { /* --a_b=c: --a-b */
+    snprintf(out, 64, "%.*s", (int)strcspn(arg, "="), arg);
+    for (char *c = out + 2 * (*out != 0); *c; c++) if (*c == '_') *c = '-';
+    return out;
+}
+static const Alias *find_alias(const char *arg) {
+    char word[64];
+    without_equals(word, arg);
+    for (const Alias *a = aliases; a < aliases + N_ALIASES; a++) if (find_word(a->words, word) >= 0) return a;
+    return NULL;
+}
+
+/* The word that was probably meant, so far. */
+typedef struct { const char *what; int off; char found[WORD_LEN + 1]; } Near;
+static void near_word(Near *n, const char *word, int len, const char *here) { /* here: what it is called here; NULL: the same */
+    char copy[WORD_LEN + 1];
+    snprintf(copy, sizeof copy, "%.*s", len, word);
+    const int off = letters_off(n->what, copy);
+    const char *const list[] = {copy, NULL};
+    if ((*n->found && off >= n->off) || !nearest(n->what, list)) return;
+    n->off = off;
+    snprintf(n->found, sizeof n->found, "%s", here ? here : copy);
+}
+static const char *meant(char out[80], const Near *n, const char *dashes) { /* the end of a sentence */
+    *out = 0;
+    if (*n->found) snprintf(out, 80, "; did you mean %s%s?", dashes, n->found);
+    return out;
+}
+static const char *meant_word(char out[80], const char *what, const char *list) {
+    Near near = {.what = what};
+    const char *word;
+    for (int i = 0, len; (len = word_at(list, i, &word)); i++) near_word(&near, word, len, NULL);
+    return meant(out, &near, "");
+}
+static const char *meant_option(char out[80], const char *arg) {
+    char name[64];
+    const char *word;
+    without_equals(name, arg);
+    Near near = {.what = name + strspn(name, "-")};
+    for (int i = 0; i < N_OPTIONS; i++)
+        if (options[i].help) near_word(&near, options[i].name, WORD_LEN, NULL);
+    for (const Alias *a = aliases; a < aliases + N_ALIASES; a++)
+        for (int i = 0, len; a->meaning == SAME && (len = word_at(a->words, i, &word)); i++)
+            if (word[1] == '-') near_word(&near, word + 2, len - 2, options[a->option].name);
+    return meant(out, &near, "--");
+}
+
+/* -- argv -- */
+
 /* A whole number, for a size with K, M, G or T behind it. */
 static int set_whole(Value *v, const Option *p, const char *value) {
     char *end = NULL;
@@ -8959,7 +9140,8 @@ static int set_bias(GlaSampler *s, const Option *p, const char *value) {
     char *end = NULL;
     errno = 0;
     long long id = *value >= '0' && *value <= '9' ? strtoll(value, &end, 10) : -1;
-    double v = end && *end == '=' ? strtod(value = end + 1, &end) : NAN;
+    if (end) value = *end == '=' ? end + 1 : *end == '+' || *end == '-' ? end : ""; /* 15043-1 is llama.cpp's */
+    double v = id >= 0 ? strtod(value, &end) : NAN;
     if (id < 0 || id > INT32_MAX || errno || end == value || *end || !((v >= p->lo && v <= p->hi) || v == -INFINITY))
         return misuse("--%s: expected ID=X, X from %g to %g or -inf", p->name, p->lo, p->hi);
     if (s->n_bias == GLA_BIAS) return misuse("at most %d biases", GLA_BIAS);
@@ -8971,7 +9153,7 @@ static int set_bias(GlaSampler *s, const Option *p, const char *value) {
 /* One option with its value. Numbers are read whole and range-checked. */
 static int set_option(Options *o, const Option *p, const char *value) {
     Value *v = &o->value[p - options];
-    char *end = NULL;
+    char *end = NULL, near[80];
     v->given = 1;
     v->text = value;
     errno = 0;
@@ -8988,7 +9170,7 @@ static int set_option(Options *o, const Option *p, const char *value) {
         return 0;
     case IS_WORD:
         v->whole = find_word(p->words, value);
-        return v->whole < 0 ? misuse("--%s %s: expected one of %s", p->name, value, p->words) : 0;
+        return v->whole < 0 ? misuse("--%s %s: expected one of %s%s", p->name, value, p->words, meant_word(near, value, p->words)) : 0;
     case IS_SEED:
         v->whole = (int64_t)strtoull(value, &end, 10);
         if (end == value || *end || errno || strchr(value, '-'))
@@ -9009,35 +9191,131 @@ static int set_option(Options *o, const Option *p, const char *value) {
 
 /* The option that arg names, and the value that is written in the same word: --name=value, -nvalue. NULL: none. */
 static const Option *find_option(const char *arg, const char **value) {
+    char name[64];
     const int is_long = arg[1] == '-';
-    const size_t n = is_long ? strcspn(arg + 2, "=") : 0;
-    const char *rest = is_long ? arg + 2 + n : arg + 2;
+    const char *rest = is_long ? arg + strcspn(arg, "=") : arg + 2;
     *value = !*rest ? NULL : is_long ? rest + 1 : rest;
-    for (const Option *p = options; p < options + N_OPTIONS; p++) {
-        if (is_long ? !strncmp(p->name, arg + 2, n) && !p->name[n] : p->letter == arg[1])
-            return !is_long && *value && p->kind == IS_FLAG ? NULL : p; /* several letters in one word are not understood */
+    without_equals(name, arg);
+    for (const Option *p = options; p < options + N_OPTIONS; p++)
+        if (!strcmp(p->name, name + 1 + is_long)) return is_long ? p : NULL; /* -seed: a dash is missing */
+    for (const Option *p = options; p < options + N_OPTIONS && !is_long; p++) {
+        if (p->letter != arg[1]) continue;
+        if (*rest == '=' && p->kind != IS_TEXT) ++*value;
+        return *value && p->kind == IS_FLAG ? NULL : p; /* several letters in one word are not understood */
     }
     return NULL;
+}
+
+static int is_number(const char *s) {
+    char *end;
+    strtod(s, &end);
+    return end > s && !*end;
+}
+
+/* A letter and its value, where other programs mean something else by them: the option that is meant, or NULL and `code`. */
+static const Option *letter_means(const Option *p, const char **value, int *code) {
+    const char *v = *value;
+    char near[80];
+    const int path = same_file(v, v) || strpbrk(v, "./\\");
+    switch (p - options) {
+    case O_MODE:
+        if (find_word(MODE_WORDS, v) >= 0) return p;
+        if (path) return &options[O_MODEL];
+        *code = misuse("-m %s: no file, and none of the modes %s%s", v, MODE_WORDS, meant_word(near, v, MODE_WORDS));
+        break;
+    case O_TOP_P:
+        return is_number(v) ? p : &options[O_PROMPT];
+    case O_STEPS: /* without limit */
+        if (!strcmp(v, "-1")) *value = "0";
+        return p;
+    case O_SEED:
+        if (!strcmp(v, "-1")) *code = misuse("-s -1: a seed from the clock is what there is without -s");
+        break;
+    case O_TEMP:
+        if (is_number(v) && atof(v) >= 3) *code = misuse("-t %s: -t is the temperature here, threads are -j %s", v, v);
+        break;
+    case O_PROMPT:
+        if (*v == '-' && v[1] && (find_alias(v) || (find_option(v, value) && !*value)))
+            *code = misuse("-i is the prompt here, and %s an option; a conversation is -m chat", v);
+        *value = v;
+        break;
+    }
+    return *code ? NULL : p;
+}
+
+/* A word of another program. Returns as set_option; `a` moves on over what stands behind it. */
+static int other_word(Options *o, const Alias *alias, int argc, char **argv, int *a) {
+    const char *arg = argv[*a], *next = *a + 1 < argc ? argv[*a + 1] : "";
+    const char *equals = strchr(arg, '=');
+    if (alias->meaning == SAYS) return misuse("%.*s: %s", (int)strcspn(arg, "="), arg, alias->value);
+    if (alias->meaning == SETS) return set_option(o, &options[alias->option], alias->value);
+    if (alias->meaning == IDLE) {
+        if (!equals && alias->option == A_VALUE) ++*a;
+        if (!equals && alias->option == A_SWITCH && find_word("on off auto 0 1", next) >= 0) ++*a;
+        if (o->n_idle < MAX_IDLE) o->idle[o->n_idle++] = arg;
+        return 0;
+    }
+    const Option *p = &options[alias->option];
+    const char *value = equals ? equals + 1 : next;
+    if (p->kind != IS_FLAG && !equals && ++*a >= argc) return misuse("%s needs a value", arg);
+    if (p == &options[O_STEPS] && !strcmp(value, "-1")) value = "0";
+    return set_option(o, p, value);
+}
+
+/* Words that belong to no option, behind what was taken for the model; or it is no file. */
+static int stray_words(const Options *o, const char *words) {
+    const char *model = text_of(o, O_MODEL), *prompt = given(o, O_PROMPT) ? text_of(o, O_PROMPT) : "";
+    const char *file = *words ? words : "MODEL";
+    const int there = same_file(model, model), known = there || strpbrk(model, "./") != NULL, command = *words || !there;
+    if (command && find_word(MODE_WORDS, model) >= 0) return misuse("\"%s\" is a mode: %s %s -m %s", model, invoked, file, model);
+    if (command && find_word(VERBS, model) >= 0)
+        return misuse("no command \"%s\" is here: %s %s -i TEXT goes on with a text, %s %s -m chat is a conversation",
+                      model, invoked, file, invoked, file);
+    if (*words && same_file(words, words)) return misuse("two models: %s and %s", model, words);
+    if (known || *prompt)
+        return !*words ? 0 : misuse("a prompt goes in quotes behind -i: %s %s -i \"%s%s%.60s\"", invoked, model,
+                                    prompt, *prompt ? " " : "", words);
+    if (!*words && !strchr(model, ' ')) return 0;
+    return misuse("the model goes first, then the prompt in quotes: %s MODEL -i \"%s%s%.60s\"", invoked, model, *words ? " " : "", words);
+}
+
+/* One option, with the words that belong to it. */
+static int parse_option(Options *o, int argc, char **argv, int *a) {
+    const char *arg = argv[*a], *value;
+    char near[80];
+    int code = 0;
+    const Alias *alias = find_alias(arg);
+    if (alias) return other_word(o, alias, argc, argv, a);
+    const Option *p = find_option(arg, &value);
+    if (!p) return misuse("unknown option %s%s", arg, meant_option(near, arg));
+    if (p->kind == IS_FLAG && value) return misuse("--%s takes no value", p->name);
+    if (p->kind != IS_FLAG && !value) {
+        if (++*a == argc) return misuse("%s needs a value", arg);
+        value = argv[*a];
+    }
+    if (arg[1] != '-' && p->kind != IS_FLAG) p = letter_means(p, &value, &code);
+    return code ? code : set_option(o, p, value);
 }
 
 /* A plain word is the model; --name value, --name=value, -n value, -nvalue; behind "--" all words are plain. */
 static int parse_options(Options *o, int argc, char **argv) {
     int plain = 0, code = 0;
+    Text words = {0};
+    text_put(&words, "", 0);
     for (int i = 0; i < N_OPTIONS; i++) o->value[i].whole = options[i].usual;
     for (int a = 1; a < argc && !code; a++) {
-        const char *arg = argv[a], *value;
-        if (plain || arg[0] != '-' || !arg[1]) {
-            if (o->model) return misuse("two models: %s and %s", o->model, arg);
-            o->model = arg;
-            continue;
+        const char *arg = argv[a];
+        if (!plain && !strcmp(arg, "--")) plain = 1;
+        else if (!plain && arg[0] == '-' && arg[1]) code = parse_option(o, argc, argv, &a);
+        else if (!given(o, O_MODEL)) code = set_option(o, &options[O_MODEL], arg);
+        else {
+            if (words.n) text_put(&words, " ", 1);
+            text_put(&words, arg, strlen(arg));
         }
-        if (!strcmp(arg, "--")) { plain = 1; continue; }
-        const Option *p = find_option(arg, &value);
-        if (!p) return misuse("unknown option %s", arg);
-        if (p->kind == IS_FLAG && value) return misuse("--%s takes no value", p->name);
-        if (p->kind != IS_FLAG && !value && ++a == argc) return misuse("%s needs a value", arg);
-        code = set_option(o, p, value ? value : argv[a]);
     }
+    if (!code && !words.bad && given(o, O_MODEL) && (words.n || !same_file(text_of(o, O_MODEL), text_of(o, O_MODEL))))
+        code = stray_words(o, words.s);
+    free(words.s);
     return code;
 }
 
@@ -9057,7 +9335,7 @@ static int check_mode(const Options *o) { /* has the mode a use for what was giv
 /* The file that is read, or that standard output goes to, under this name or another; NULL: none. It must not be replaced, but for a
  * session that was loaded. */
 static const char *in_use(const Options *o, const char *path) {
-    const char *const used[] = {o->model, given(o, O_TOK) ? text_of(o, O_TOK) : DEFAULT_VOCABULARY, text_of(o, O_FILE),
+    const char *const used[] = {text_of(o, O_MODEL), given(o, O_TOK) ? text_of(o, O_TOK) : DEFAULT_VOCABULARY, text_of(o, O_FILE),
                                 text_of(o, O_IDS), "/dev/stdin", "/dev/stdout"};
     for (size_t i = 0; i < sizeof used / sizeof *used; i++)
         if (used[i] && same_file(used[i], path)) return used[i];
@@ -9070,7 +9348,7 @@ static int check_outputs(const Options *o) { /* are they files of their own? */
     if (out && !used) used = in_use(o, out);
     if (out && !used && load && same_file(out, load)) used = load;
     if (used) return misuse("%s is in use here and would be replaced; give another file to write", used);
-    if (same_file(o->model, "/dev/stdout")) return misuse("%s is read here, and standard output goes to it", o->model);
+    if (same_file(text_of(o, O_MODEL), "/dev/stdout")) return misuse("%s is read here, and standard output goes to it", text_of(o, O_MODEL));
     if (out && save && same_target(out, save)) return misuse("--out and --save-state: both are %s", out);
     if (folder && save && same_target(folder, save)) return misuse("--prompt-cache and --save-state: both are %s", save);
     return 0;
@@ -9099,51 +9377,12 @@ static int check_options(Options *o) {
     }
     if (o->mode == CHAT && !given(o, O_STEPS)) o->value[O_STEPS].whole = 0;
     if (o->mode == BENCH && !given(o, O_STEPS)) o->value[O_STEPS].whole = 64;
-    if (!o->model) return misuse("no model was named: %s MODEL [options]", invoked);
+    if (!given(o, O_MODEL)) return misuse("no model was named: %s MODEL [options]", invoked);
     if (o->mode == LOGITS && (!given(o, O_IDS) || !given(o, O_OUT))) return misuse("-m logits needs --ids FILE and --out FILE");
     return check_outputs(o);
 }
 
 /* -- input -- */
-
-/* Text that grows. Without memory it stays as it is, and says so in the end. */
-typedef struct { char *s; size_t n, cap; int bad; } Text;
-static void text_put(Text *t, const char *s, size_t n) {
-    if (t->n + n + 1 > t->cap) {
-        size_t cap = t->n + n + 1 + t->n / 2 + 64;
-        char *more = realloc(t->s, cap);
-        if (!more) { t->bad = 1; return; }
-        t->s = more, t->cap = cap;
-    }
-    if (n) memcpy(t->s + t->n, s, n);
-    t->s[t->n += n] = 0;
-}
-static void text_printf(Text *t, const char *fmt, ...) PRINTF_LIKE(2, 3);
-static void text_printf(Text *t, const char *fmt, ...) { /* at most 511 bytes */
-    char line[512];
-    va_list ap;
-    va_start(ap, fmt);
-    vsnprintf(line, sizeof line, fmt, ap);
-    va_end(ap);
-    text_put(t, line, strlen(line));
-}
-static void text_real(Text *t, const char *fmt, double v) { /* as a JSON number, which has no NaN and no infinity */
-    char number[64];
-    snprintf(number, sizeof number, fmt, v);
-    text_printf(t, "%s", isfinite(v) ? number : "null");
-}
-static void text_json(Text *t, const char *s, size_t n) { /* as a JSON string; a byte that is no UTF-8 becomes U+FFFD */
-    text_put(t, "\"", 1);
-    for (size_t at = 0, len; at < n; at += len) {
-        uint32_t c = utf8_read(s + at, n - at, &len);
-        if (c >= BAD_BYTE) text_put(t, "\357\277\275", 3);
-        else if (c == '\n') text_put(t, "\\n", 2);
-        else if (c < 32 || (c >= 127 && c < 160)) text_printf(t, "\\u%04x", (unsigned)c);
-        else if (c == '"' || c == '\\') text_put(t, "\\", 1), text_put(t, s + at, 1);
-        else text_put(t, s + at, len);
-    }
-    text_put(t, "\"", 1);
-}
 
 /* All of a text, which may come from a pipe. A source that never ends is not followed for ever. */
 enum { TEXT_MAX = 1 << 28 }; /* bytes */
@@ -9613,7 +9852,7 @@ static int show(void *user, int32_t id, const char *text, size_t n) {
     const Options *o = k->o;
     const int thinking = k->chat && gla_chat_thinking(k->chat), reading = id < 0 && !n;
     const double now = now_s();
-    if (reading && gla_state_pos(k->s) < k->goal && now - k->begin > 1 && is_terminal(STDERR_FILENO)) show_progress(k, now - k->begin);
+    if (reading && gla_state_pos(k->s) < k->goal && now - k->begin > 1 && is_terminal(STDERR_FILENO) && !whole_of(o, O_QUIET)) show_progress(k, now - k->begin);
     else clear_progress(k);
     if (reading && !k->chat && gla_state_pos(k->s) == k->goal) keep_prompt(k);
     if (id >= 0) {
@@ -9623,7 +9862,7 @@ static int show(void *user, int32_t id, const char *text, size_t n) {
     }
     if (k->turn.loops != k->loops) {
         k->loops = k->turn.loops;
-        fprintf(stderr, k->loops > 1 ? "\n[the text repeats itself again: stopped]\n"
+        note(o, k->loops > 1 ? "\n[the text repeats itself again: stopped]\n"
                                      : "\n[the text repeats itself: the repeat penalty is raised]\n");
     }
     if (whole_of(o, O_JSON)) text_put(thinking ? &k->thought : &k->text, text, n);
@@ -9692,12 +9931,12 @@ static void start_sampler(GlaSampler *p, const Options *o, const GlaModel *m, ui
     memcpy(p->bias, o->sampler.bias, sizeof p->bias);
 }
 
-static void print_state_size(const GlaInfo *info, const GlaState *s) {
+static void print_state_size(const Options *o, const GlaInfo *info, const GlaState *s) {
     char state[32], token[32];
     const size_t kv = info->kv_bytes_per_token[s->kv_type];
     size_text(state, (double)info->state_bytes);
-    if (!kv) fprintf(stderr, "state %s, whatever the length of the text\n", state);
-    else fprintf(stderr, "state %s, and %s per token (%d tokens at most)\n", state, size_text(token, (double)kv), gla_state_ctx(s));
+    if (!kv) note(o, "state %s, whatever the length of the text\n", state);
+    else note(o, "state %s, and %s per token (%d tokens at most)\n", state, size_text(token, (double)kv), gla_state_ctx(s));
 }
 
 /* -- generate -- */
@@ -9719,15 +9958,16 @@ static double per_second(int64_t n, double seconds) { return seconds > 0 ? (doub
 static void print_speed(const Talk *k, const GlaInfo *info, int64_t n, int64_t read, int64_t made, int done, uint64_t seed, double end) {
     const double first = k->first ? k->first : end, made_s = per_second(made, end - first);
     const double kv_bytes = (double)info->kv_bytes_per_token[k->s->kv_type] * (double)gla_state_pos(k->s);
+    const Options *o = k->o;
     char state[32];
-    fprintf(stderr, "prompt %lld tokens, %.1f tok/s | ", (long long)read, per_second(read, first - k->begin));
-    fprintf(stderr, "generated %lld tokens, %.1f tok/s, %.2f GB/s | ", (long long)made, made_s, made_s * (double)info->token_bytes / 1e9);
-    fprintf(stderr, "state %s | seed %llu", size_text(state, (double)info->state_bytes + kv_bytes), (unsigned long long)seed);
-    if (done == GLA_DONE_CONTEXT) fprintf(stderr, " | the context is full; a larger one: -c");
-    else if (read < n) fprintf(stderr, " | interrupted within the prompt");
-    else if (interrupted) fprintf(stderr, " | interrupted");
-    if (text_of(k->o, O_LOAD) && !given(k->o, O_SEED)) fprintf(stderr, " (not used: the session's random numbers go on)");
-    fprintf(stderr, "\n");
+    note(o, "prompt %lld tokens, %.1f tok/s | ", (long long)read, per_second(read, first - k->begin));
+    note(o, "generated %lld tokens, %.1f tok/s, %.2f GB/s | ", (long long)made, made_s, made_s * (double)info->token_bytes / 1e9);
+    note(o, "state %s | seed %llu", size_text(state, (double)info->state_bytes + kv_bytes), (unsigned long long)seed);
+    if (done == GLA_DONE_CONTEXT) note(o, " | the context is full; a larger one: -c");
+    else if (read < n) note(o, " | interrupted within the prompt");
+    else if (interrupted) note(o, " | interrupted");
+    if (text_of(o, O_LOAD) && !given(o, O_SEED)) note(o, " (not used: the session's random numbers go on)");
+    note(o, "\n");
 }
 
 static int mode_generate(Job *job) {
@@ -9759,14 +9999,14 @@ static int mode_generate(Job *job) {
     if (!code && text_of(o, O_CACHE) && ids.n > 1 && !gla_state_pos(s)) {
         k.reused = gla_cache_load(s, text_of(o, O_CACHE), ids.id, ids.n, err);
         code = k.reused < 0 ? (int)k.reused : GLA_OK;
-        if (!code) fprintf(stderr, "reused %lld of %lld tokens\n", (long long)k.reused, (long long)ids.n);
+        if (!code) note(o, "reused %lld of %lld tokens\n", (long long)k.reused, (long long)ids.n);
         for (int64_t i = 0; i < k.reused; i++) gla_sampler_note(&p, ids.id[i]);
     }
     catch_interrupt(END_AT_SECOND);
     if (!code) {
         const GlaGenerate how = talk_settings(&k);
         const int64_t n = ids.n - k.reused;
-        print_state_size(&info, s);
+        print_state_size(o, &info, s);
         if (whole_of(o, O_ECHO) && whole_of(o, O_JSON)) text_put(&k.text, t.s, t.n);
         else if (whole_of(o, O_ECHO) && write_text(stdout, t.s, t.n)) k.bad = 1;
         fflush(stdout);
@@ -9841,7 +10081,7 @@ static int forget(Chat *c, char *err) {
     const int64_t before = gla_state_evaluated(b->s), of = gla_state_ctx(b->s) ? gla_state_ctx(b->s) : gla_state_pos(b->s);
     int n = gla_chat_forget(b->chat, of / 2, NULL, err);
     if (n < 0) return n;
-    fprintf(stderr, "[the oldest %d turns are forgotten, %lld tokens were read again]\n",
+    note(c->o, "[the oldest %d turns are forgotten, %lld tokens were read again]\n",
             n, (long long)(gla_state_evaluated(b->s) - before));
     return GLA_OK;
 }
@@ -9850,13 +10090,13 @@ static int forget(Chat *c, char *err) {
 static void print_end(const Chat *c, const Talk *k, int done, int begun) {
     const int ctx = gla_state_ctx(k->s);
     if (done > 0 && whole_of(k->o, O_JSON_ONLY) && done != GLA_DONE_END) fprintf(stderr, "[the JSON is not complete]\n");
-    if (k->turn.loops > k->loops) fprintf(stderr, "[the text repeats itself again: stopped]\n");
+    if (k->turn.loops > k->loops) note(k->o, "[the text repeats itself again: stopped]\n");
     if (done == GLA_DONE_CALLER && !k->bad)
-        fprintf(stderr, begun ? "[stopped]\n" : "[stopped before the answer; the message is not lost]\n");
+        note(k->o, begun ? "[stopped]\n" : "[stopped before the answer; the message is not lost]\n");
     if (done == GLA_DONE_CONTEXT)
-        fprintf(stderr, "[the context of %d positions is full: /forget drops the oldest turns, /undo goes back, -c gives more]\n", ctx);
+        note(k->o, "[the context of %d positions is full: /forget drops the oldest turns, /undo goes back, -c gives more]\n", ctx);
     else if (done > 0 && room(c) < ctx / 4)
-        fprintf(stderr, "[room for %lld of %d tokens: /forget drops the oldest turns, /undo goes back; or go on until it is full]\n",
+        note(k->o, "[room for %lld of %d tokens: /forget drops the oldest turns, /undo goes back; or go on until it is full]\n",
                 (long long)room(c), ctx);
 }
 
@@ -9932,7 +10172,7 @@ static int chat_go(Chat *c, int turns, char *err) { /* /undo, /redo */
     int undone, code = gla_chat_go(b->chat, &c->p, turns, err);
     if (code) return code;
     turns = gla_chat_turns(b->chat, &undone);
-    fprintf(stderr, "[%d turns, %d undone; %lld tokens read again]\n",
+    note(c->o, "[%d turns, %d undone; %lld tokens read again]\n",
             turns, undone, (long long)(gla_state_evaluated(b->s) - before));
     return GLA_OK;
 }
@@ -9947,7 +10187,7 @@ static int chat_file(Chat *c, const char *name, const char *path, char *err) { /
     if (save) catch_interrupt(HOLD);
     if ((code = save ? gla_chat_save(b->chat, &c->p, path, err) : gla_chat_load(b->chat, &c->p, path, err))) return code;
     if (!save) b->loaded = 1;
-    fprintf(stderr, "[%lld tokens, %d turns %s %s]\n", (long long)gla_state_pos(b->s), gla_chat_turns(b->chat, NULL),
+    note(o, "[%lld tokens, %d turns %s %s]\n", (long long)gla_state_pos(b->s), gla_chat_turns(b->chat, NULL),
             save ? "saved to" : "loaded from", path);
     return GLA_OK;
 }
@@ -9964,7 +10204,7 @@ static int chat_fork(Chat *c, const char *which, char *err) {
         if (code) return code;
         c->now = c->n_branches++;
     }
-    fprintf(stderr, "[branch %d of %d, %d turns]\n", c->now + 1, c->n_branches, gla_chat_turns(c->branch[c->now].chat, NULL));
+    note(c->o, "[branch %d of %d, %d turns]\n", c->now + 1, c->n_branches, gla_chat_turns(c->branch[c->now].chat, NULL));
     return GLA_OK;
 }
 
@@ -9985,7 +10225,7 @@ static int chat_anew(Chat *c, const char *system, char *err) { /* the old conver
     gla_chat_free(b->chat);
     b->chat = fresh;
     b->loaded = 0;
-    fprintf(stderr, "[a new conversation]\n");
+    note(c->o, "[a new conversation]\n");
     return GLA_OK;
 }
 
@@ -10020,7 +10260,7 @@ static int chat_forget(Chat *c, const char *rest, char *err) { return (void)rest
 static int chat_stats(Chat *c, const char *rest, char *err) { return (void)rest, (void)err, print_costs(c), GLA_OK; }
 static int chat_quit(Chat *c, const char *rest, char *err) { return (void)c, (void)rest, (void)err, 1; }
 
-static const struct { const char *name, *arg, *help; Command run; } commands[] = { /* help NULL: another name for the row above */
+static const struct { const char *name, *arg, *help; Command run; } commands[] = { /* help NULL: as other programs call it */
     {"undo", NULL, "take a turn back", chat_undo},
     {"redo", NULL, "bring it back", chat_redo},
     {"retry", NULL, "another answer to the last message", chat_retry},
@@ -10035,6 +10275,10 @@ static const struct { const char *name, *arg, *help; Command run; } commands[] =
     {"help", NULL, "this list", chat_help},
     {"quit", NULL, "or Ctrl-D", chat_quit},
     {"exit", NULL, NULL, chat_quit},
+    {"bye", NULL, NULL, chat_quit},
+    {"clear", NULL, NULL, chat_new},
+    {"regen", NULL, NULL, chat_retry},
+    {"?", NULL, NULL, chat_help},
 };
 enum { N_COMMANDS = sizeof commands / sizeof *commands };
 
@@ -10060,7 +10304,12 @@ static int chat_command(Chat *c, const char *line, char *err) { /* a line that b
     interrupted = 0;
     for (int i = 0; i < N_COMMANDS; i++)
         if (!strncmp(commands[i].name, line + 1, n) && !commands[i].name[n]) return commands[i].run(c, rest, err);
-    return fail(err, GLA_INPUT, "no command /%.*s; /help lists them, // begins a message with /", (int)(n < 40 ? n : 40), line + 1);
+    char end[80], typed[WORD_LEN + 1];
+    Near near = {.what = typed};
+    snprintf(typed, sizeof typed, "%.*s", (int)n, line + 1);
+    for (int i = 0; i < N_COMMANDS; i++)
+        if (commands[i].help) near_word(&near, commands[i].name, WORD_LEN, NULL);
+    return fail(err, GLA_INPUT, "no command /%s%s /help lists them, // begins a message with /", typed, *meant(end, &near, "/") ? end : ";");
 }
 
 /* Messages and commands, until the input or somebody ends it. A command that fails ends nothing, nor does a message on a
@@ -10099,13 +10348,13 @@ static void print_greeting(const Chat *c) {
     const GlaChat *chat = c->branch[c->now].chat;
     const char *form = gla_chat_template(chat);
     int in_vain = 0;
-    if (form) fprintf(stderr, "chat template %s\n", form);
-    else fprintf(stderr, "the file has no chat template that is known here: the text is written as \"User: ... Assistant: ...\"\n");
+    if (form) note(c->o, "chat template %s\n", form);
+    else note(c->o, "the file has no chat template that is known here: the text is written as \"User: ... Assistant: ...\"\n");
     for (int i = O_THINK; i <= O_HIDE && !gla_chat_may_think(chat); i++)
         if (given(c->o, i))
-            fprintf(stderr, "%s--%s", in_vain++ ? ", " : "this model has no way to think; without effect: ", options[i].name);
-    if (in_vain) fprintf(stderr, "\n");
-    if (c->interactive) fprintf(stderr, "/help lists the commands\n");
+            note(c->o, "%s--%s", in_vain++ ? ", " : "this model has no way to think; without effect: ", options[i].name);
+    if (in_vain) note(c->o, "\n");
+    if (c->interactive) note(c->o, "/help lists the commands\n");
 }
 
 static int mode_chat(Job *job) {
@@ -10128,12 +10377,12 @@ static int mode_chat(Job *job) {
     if (!code) code = gla_chat_new(chat, s, &how, err);
     if (!code && text_of(o, O_LOAD) && !(code = gla_chat_load(*chat, &c.p, text_of(o, O_LOAD), err))) {
         c.branch[0].loaded = 1;
-        if (text_of(o, O_SYSTEM)) fprintf(stderr, "the session goes on with its own system prompt; /new begins one with that of -y\n");
+        if (text_of(o, O_SYSTEM)) note(o, "the session goes on with its own system prompt; /new begins one with that of -y\n");
     }
     if (!code && given(o, O_SEED)) c.p.rng = whole_of(o, O_SEED);
     const int begun = !code;
     if (begun) {
-        print_state_size(&info, s);
+        print_state_size(o, &info, s);
         print_greeting(&c);
         if (c.interactive) catch_interrupt(COUNT);
     }
@@ -10149,7 +10398,7 @@ static int mode_chat(Job *job) {
         if (code && saved) complain(why);
         if (!code) code = saved;
     }
-    if (c.n_cost && !code) {
+    if (c.n_cost && !code && !whole_of(o, O_QUIET)) {
         fprintf(stderr, "%d answers | ", c.n_cost);
         print_evaluated(&c);
         fprintf(stderr, " | seed %llu\n", (unsigned long long)c.seed);
@@ -10549,10 +10798,17 @@ int main(int argc, char **argv) {
     if ((code = print_page(&o, err)) >= 0) return code;
     if ((code = check_options(&o))) return code;
     job.begin = now_s();
-    fail(err, GLA_IO, "%s: a file in use became shorter, or cannot be read any more", o.model);
+    const char *model = text_of(&o, O_MODEL);
+    for (int i = 0; i < o.n_idle; i++)
+        note(&o, "%s: %.*s is without effect: %s\n", program_name(), (int)strcspn(o.idle[i], "="), o.idle[i], find_alias(o.idle[i])->value);
+    if (!same_file(model, model)) {
+        snprintf(err, sizeof err, "%.200s: no such file; a model is a GGUF file on this computer", model);
+        return complain(err);
+    }
+    fail(err, GLA_IO, "%s: a file in use became shorter, or cannot be read any more", model);
     snprintf(loose_ends.sentence, sizeof loose_ends.sentence, "%s: %s\n", program_name(), err);
     on_lost_pages(on_missing_pages);
-    if (gla_open(&job.m, o.model, err)) return complain(err);
+    if (gla_open(&job.m, model, err)) return complain(err);
     job.load_s = now_s() - job.begin;
     code = run_mode(&job);
     gla_close(job.m);

@@ -41,6 +41,7 @@ _arguments -s -S \
     '--out=[where logits go\: float32, a row per position]:FILE:_files' \
     '--prompt-len=[prompt tokens of the benchmark (512)]:N: ' \
     '--depth=[positions that the benchmark finds filled (0)]:N: ' \
+    '--quiet[nothing but errors on standard error]' \
     '(-h --help)'{-h,--help}'[this page]' \
     '--version[version and kernels]' \
     '1:model:_files'

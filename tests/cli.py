@@ -86,9 +86,9 @@ def floats(path: Path) -> array.array:
 def test_misuse() -> None:
     cases = [
         [], ["-i", "x"], [TINY, "--nope"], [TINY, "-q"], [TINY, "--=x"], [TINY, "--steps"], [TINY, "-n"], [TINY, TINY],
-        *([TINY, "-n", v] for v in ("x", "", "1.5", "-1", "5x", "99999999999999999999", "1e3")),
+        *([TINY, "-n", v] for v in ("x", "", "1.5", "-2", "5x", "99999999999999999999", "1e3")),
         *([TINY, "-t", v] for v in ("x", "-0.1", "nan", "inf", "1e9", "")),
-        *([TINY, "-p", v] for v in ("1.1", "-1", "half")), *([TINY, "-k", v] for v in ("-1", "x", "3000000000")),
+        *([TINY, "-p", v] for v in ("1.1", "-1", "nan")), [TINY, "--top-p", "half"], *([TINY, "-k", v] for v in ("-1", "x", "3000000000")),
         *([TINY, "-s", v] for v in ("-1", "x", "18446744073709551616", "1.5", "")),
         *([TINY, "-j", v] for v in ("0", "2000")), *([TINY, "-c", v] for v in ("0", "3000000000")), [TINY, "-b", "0"],
         [TINY, "--min-p", "2"], [TINY, "--repeat-penalty", "0"], [TINY, "--prompt-len", "0"], [TINY, "--echo=1"], [TINY, "--stop="],
@@ -132,6 +132,41 @@ def test_spellings() -> None:
         check(ran(*args) == want, f"spelled {args}")
     shutil.copy(TINY, tmp / "-model")
     check(run("-n", 5, "-s", 0, "-i", PROMPT, "--", "-model", cwd=tmp).stdout == want, "-- ends the options")
+
+
+def test_other_programs() -> None:
+    """What people type who come from other programs works, or is answered with what it is here."""
+    plain = [TINY, "-i", PROMPT, "-n", 12, "-s", 0]
+    want = ran(*plain)
+    for args in (["-m", TINY, "-p", PROMPT, "-n", 12, "-s", 0], ["--model", TINY, "--prompt", PROMPT, "--n-predict", 12, "--seed", 0], [*plain, "--temp", 1, "--top_p", "0.9", "-p=0.9"],
+                 [TINY, "-p", PROMPT, "--predict=12", "-s0", "--ctx-size", 200, "--batch-size", 3, "--threads", 1], [TINY, "-i", PROMPT, "--max_new_tokens", 12, "-s", 0, "-ub", 7],
+                 [*plain, "-ctk", "f32", "--cache-type-v", "f32", "-no-cnv"], [*plain, "-r", "\1"], [*plain, "-l", "1-0.0"], ["-mmodel.gguf", "-p", PROMPT, "-n", "12", "-s", "0"]):
+        if args[0] == "-mmodel.gguf":
+            shutil.copy(TINY, tmp / "model.gguf")
+        p = run(*args, cwd=tmp)
+        check(p.returncode == 0 and p.stdout == want and p.stderr.count(b"\n") == 2, f"as other programs spell it {args}", (p.returncode, p.stderr))
+    endless = [ran(TINY, "-i", PROMPT, *n, "-c", 40, "-s", 3, "--ignore-eos") for n in (["-n", 0], ["-n", -1], ["--n-predict", -1], ["--predict=-1"])]
+    check(len(set(endless)) == 1, "-n -1 is without limit")
+    chats = [ran(TINY, *how, "-i", "hello", "-n", 5, "-s", 1) for how in (["-m", "chat", "-y", "kind"], ["-cnv", "-sys", "kind"], ["--conversation", "--system-prompt", "kind"])]
+    check(len(set(chats)) == 1, "conversations as other programs call them", chats)
+    idle = ["-ngl", 99, "--gpu-layers=9", "-fa", "--flash-attn", "on", "--color", "--mlock", "--no-mmap", "--no-warmup", "--simple-io", "--log-disable", "--no-display-prompt", "--verbose", "--numa", "distribute", "-tb", 4]
+    p = run(*plain, *idle)
+    lines = [line for line in p.stderr.decode().splitlines() if "without effect" in line]
+    check(p.returncode == 0 and p.stdout == want and len(lines) == sum(str(a).startswith("-") for a in idle), "what is of no use is said, and goes on", p.stderr)
+    p = run(*plain, *idle, "--quiet")
+    check(p.returncode == 0 and p.stdout == want and p.stderr == b"", "--quiet", p.stderr)
+    (tmp / "serve").mkdir()
+    for message, *args in (("-j 8", TINY, "-t", 8), ("-j 3", TINY, "-t3"), ("did you mean --temperature?", TINY, "--temprature", 1), ("did you mean --temperature?", TINY, "--tmep", 1),
+                           ("did you mean --seed?", TINY, "-seed", 5), ("did you mean --json-only?", TINY, "--jsononly"), ("did you mean --steps?", TINY, "--n_predct", 5), ("did you mean --top-k?", TINY, "--topk=4"),
+                           ("did you mean chat?", TINY, "-m", "caht"), ("did you mean perplexity?", TINY, "--mode", "perpelxity"), ("none of the modes", TINY, "-m", "llama3"),
+                           (f'{TINY} -i "once upon a time"', TINY, "once", "upon", "a", "time"), (f'{TINY} -i "once upon a time"', "-m", TINY, "-p", "once", "upon", "a", "time"),
+                           (f'{TINY} -i "once upon"', TINY, "-i", "once", "upon", "-n", 5), ('MODEL -i "once upon a time"', "once", "upon", "a", "time"), ('MODEL -i "once upon a time"', "once upon a time"),
+                           (f"{program} {TINY} -m chat", "run", TINY), ("no command", "run", "llama3"), ("no command", "pull"), (f"{program} {TINY} -m chat", "chat", TINY), ("-m bench", "bench"),
+                           ("two models", TINY, GLA), ("download the GGUF file", "-hf", "org/name", "-p", "x"), ("conversation", TINY, "-i", "-p", "x"), ("conversation", "-m", TINY, "-i", "--color"), ("--json-only", TINY, "--grammar-file", "x"),
+                           ("from the clock", TINY, "-s", -1), ("look back 64", TINY, "--repeat-last-n", 32), ("--min-p", TINY, "--mirostat", 2), ("$'one", TINY, "-e"), ("f32 f16 q8_0", TINY, "-ctk", "q4_0"), ("no server", TINY, "--port", 80)):
+        refused(2, f"{args}", *args, message=message)
+    refused(1, "a model that is not there", "llama3.2:1b", "-i", "x", message="on this computer")
+    refused(1, "a model that is not there", "-m", "models/x.gguf", "-p", "x", message="models/x.gguf")
 
 
 # ---- failures --------------------------------------------------------------------------------------------------------
@@ -512,7 +547,7 @@ def main() -> int:
     global tmp
     with tempfile.TemporaryDirectory() as folder:
         tmp = Path(folder)
-        tests = [test_misuse, test_help, test_spellings, test_failures, test_full_disk, test_generate, test_sessions, test_modes, test_interrupt, test_pages_printed]
+        tests = [test_misuse, test_help, test_spellings, test_other_programs, test_failures, test_full_disk, test_generate, test_sessions, test_modes, test_interrupt, test_pages_printed]
         if program == str(ROOT / "run"):
             tests += [test_embedding, test_bench, test_install, test_pages]
         for test in tests:

@@ -3486,9 +3486,10 @@ typedef struct {
     size_t parts_floats;
 } Team;
 
-static int threads_for(const Team *team, double operations) { /* waking a thread costs about as much as this many */
-    return operations < 1e6 ? 1 : team->n_threads;
-}
+#ifndef THREAD_WORK
+#define THREAD_WORK 1e6 /* operations that cost about as much as waking a thread */
+#endif
+static int threads_for(const Team *team, double operations) { return operations < THREAD_WORK ? 1 : team->n_threads; }
 
 /* Floats of scratch that a matmul needs per thread: rows of n_in weights, runs of T tokens. */
 static size_t matmul_buf(size_t n_in, size_t T) {
@@ -4007,6 +4008,7 @@ enum { MIX_SOFTMAX, MIX_LINEAR, MIX_HGRN, MIX_SLOTS, MIX_PRODUCT, MIX_LOG_LINEAR
  *   in       its projections of the normed input: Query, Key, Value, Forget (decay), Beta (strength), Z (output gate), Write gate,
  *            Gauge (decay of a second moment) and its Strength
  *   shared   those with n_k_heads heads, which the n_heads output heads share; the others have n_heads
+ *   may      those that a file may go without, and o: it may go without the weight of the output norm
  *   silu     on q, k, v: never; behind a short convolution only; always, with or without one; always on v alone
  *   map      of q and k after that, unless mixer.feature_map names another
  *   norm     of q and k, head by head
@@ -4016,6 +4018,7 @@ enum { MIX_SOFTMAX, MIX_LINEAR, MIX_HGRN, MIX_SLOTS, MIX_PRODUCT, MIX_LOG_LINEAR
  *   write    what is written
  *   out      norm of the readout o, and what it spans
  *   gate     act(z) times that
+ *   takes    keys of mixer.* that not every row has arithmetic for, besides those that a column above speaks of
  * A file may switch parts off or replace them (doc/format.md): convolutions, map, gate, norms, strength, bounds of the decay.
  * RWKV-6 and -7 are of the family, too, with what they need in front of it: see read_rwkv and mix_rwkv. Softmax attention and its
  * relatives that forget, fade or turn keys (forgetting_transformer, wall_transformer, path_attn) keep every key and value instead. */
@@ -4041,34 +4044,38 @@ enum { WRITE_V, WRITE_BETA_V,              /* k v';  k (b v)' */
 enum { OUT_HEAD, OUT_ALL,                  /* norm of each head;  of all heads as one */
        OUT_SILU_ALL,                       /* of silu(o), all heads as one */
        OUT_GATED };                        /* of act(z) o, in groups: the gate comes first */
+enum { WIDE = 1,                           /* a feature map that widens the keys: nothing else has their old width */
+       TURN = 2, SUM = 4,                  /* rotation of q and k by their position; a normaliser */
+       WRITES = 8,                         /* several writes per token */
+       SINGLE = 16 };                      /* heads of one channel, and no others */
 
-typedef struct { const char *name, *in, *shared; int silu, map, norm, decay, per, erase, write, out, gate, mixer; } Family;
+typedef struct { const char *name, *in, *shared, *may; int silu, map, norm, decay, per, erase, write, out, gate, takes, mixer; } Family;
 static const Family family[] = {
-    /* name                   in           shared   silu         map           norm      decay           per       erase        write           out           gate         section 9 */
-    {"linear_attn",           "qkv",       "kv",    SILU_NEVER,  MAP_HADAMARD, QK_PLAIN, DECAY_NONE,     HEADS,    ERASE_NONE,  WRITE_V,        OUT_HEAD,     ACT_NONE,    MIX_LINEAR},
-    {"retnet",                "qkvz",      "kv",    SILU_NEVER,  ACT_NONE,     QK_PLAIN, DECAY_FIXED,    HEADS,    ERASE_NONE,  WRITE_V,        OUT_HEAD,     ACT_SILU,    MIX_LINEAR},
-    {"lightning_attn",        "qkvz",      "kv",    SILU_CONV,   ACT_NONE,     QK_PLAIN, DECAY_FIXED,    HEADS,    ERASE_NONE,  WRITE_V,        OUT_HEAD,     ACT_SILU,    MIX_LINEAR},
-    {"simple_gla",            "qkvfz",     "kv",    SILU_CONV,   ACT_NONE,     QK_PLAIN, DECAY_SIGMOID,  HEADS,    ERASE_NONE,  WRITE_V,        OUT_HEAD,     ACT_SILU,    MIX_LINEAR},
-    {"mamba",                 "vz",        "",      SILU_ALWAYS, ACT_NONE,     QK_PLAIN, DECAY_STEP,     CHANNELS, ERASE_NONE,  WRITE_STEP_V,   OUT_GATED,    ACT_SILU,    MIX_MAMBA},
-    {"samba",                 "vz",        "",      SILU_ALWAYS, ACT_NONE,     QK_PLAIN, DECAY_STEP,     CHANNELS, ERASE_NONE,  WRITE_STEP_V,   OUT_GATED,    ACT_SILU,    MIX_MAMBA},
-    {"mamba2",                "qkvfz",     "qk",    SILU_ALWAYS, ACT_NONE,     QK_PLAIN, DECAY_STEP,     HEADS,    ERASE_NONE,  WRITE_STEP_V,   OUT_GATED,    ACT_SILU,    MIX_LINEAR},
-    {"log_linear_mamba2",     "qkvfzw",    "qk",    SILU_ALWAYS, ACT_NONE,     QK_PLAIN, DECAY_STEP,     HEADS,    ERASE_NONE,  WRITE_STEP_V,   OUT_GATED,    ACT_SILU,    MIX_LOG_LINEAR},
-    {"mamba3",                "qkvfzwbg",  "qk",    SILU_NEVER,  ACT_NONE,     QK_PLAIN, DECAY_STEP,     HEADS,    ERASE_NONE,  WRITE_TRAPEZOID, OUT_GATED,   ACT_SILU,    MIX_TRAPEZOID},
-    {"gla",                   "qkvfz",     "kvf",   SILU_CONV,   ACT_NONE,     QK_PLAIN, DECAY_SIGMOID,  CHANNELS, ERASE_NONE,  WRITE_V,        OUT_HEAD,     ACT_SILU,    MIX_LINEAR},
-    {"hgrn",                  "vfz",       "",      SILU_V,      ACT_NONE,     QK_PLAIN, DECAY_FORGET,   CHANNELS, ERASE_NONE,  WRITE_REST,     OUT_ALL,      ACT_SILU,    MIX_HGRN},
-    {"hgrn2",                 "qvf",       "",      SILU_NEVER,  ACT_SILU,     QK_PLAIN, DECAY_FORGET,   CHANNELS, ERASE_NONE,  WRITE_REST,     OUT_ALL,      ACT_NONE,    MIX_LINEAR},
-    {"lightnet",              "qvfz",      "",      SILU_NEVER,  ACT_SILU,     QK_PLAIN, DECAY_SUM,      CHANNELS, ERASE_NONE,  WRITE_REST,     OUT_ALL,      ACT_SILU,    MIX_LINEAR},
-    {"abc",                   "qkvfz",     "",      SILU_CONV,   ACT_NONE,     QK_PLAIN, DECAY_SUM,      SLOTS,    ERASE_NONE,  WRITE_REST,     OUT_HEAD,     ACT_SILU,    MIX_SLOTS},
-    {"gsa",                   "qkvf",      "kvf",   SILU_CONV,   ACT_SILU,     QK_PLAIN, DECAY_SIGMOID,  SLOTS,    ERASE_NONE,  WRITE_REST,     OUT_SILU_ALL, ACT_NONE,    MIX_SLOTS},
-    {"delta_net",             "qkvbz",     "",      SILU_V,      ACT_SILU,     QK_L2,    DECAY_NONE,     HEADS,    ERASE_KEY,   WRITE_BETA_V,   OUT_HEAD,     ACT_SILU,    MIX_LINEAR},
-    {"gated_deltanet",        "qkvfbz",    "qk",    SILU_ALWAYS, ACT_NONE,     QK_L2,    DECAY_SOFTPLUS, HEADS,    ERASE_KEY,   WRITE_BETA_V,   OUT_HEAD,     ACT_SILU,    MIX_LINEAR},
-    {"gated_deltaproduct",    "qkvfbz",    "qk",    SILU_ALWAYS, ACT_NONE,     QK_L2,    DECAY_SOFTPLUS, HEADS,    ERASE_KEY,   WRITE_BETA_V,   OUT_HEAD,     ACT_SILU,    MIX_PRODUCT},
-    {"mesa_net",              "qkvfbz",    "",      SILU_CONV,   ACT_NONE,     QK_L2,    DECAY_SIGMOID,  HEADS,    ERASE_NONE,  WRITE_V,        OUT_HEAD,     ACT_SILU,    MIX_MESA},
-    {"comba",                 "qkvfbz",    "",      SILU_ALWAYS, ACT_NONE,     QK_L2,    DECAY_SOFTPLUS, HEADS,    ERASE_OLD,   WRITE_BETA_V,   OUT_HEAD,     ACT_SIGMOID, MIX_LINEAR},
-    {"kda",                   "qkvfbz",    "qk",    SILU_ALWAYS, ACT_NONE,     QK_L2,    DECAY_SOFTPLUS, CHANNELS, ERASE_KEY,   WRITE_BETA_V,   OUT_HEAD,     ACT_SIGMOID, MIX_LINEAR},
-    {"gdn2",                  "qkvfbzw",   "qkfb",  SILU_ALWAYS, ACT_NONE,     QK_L2,    DECAY_SOFTPLUS, CHANNELS, ERASE_GATED, WRITE_GATED_V,  OUT_HEAD,     ACT_SIGMOID, MIX_LINEAR},
-    {"precond_gated_deltanet", "qkvfbzgs", "qkgs",  SILU_ALWAYS, ACT_NONE,     QK_L2,    DECAY_SOFTPLUS, HEADS,    ERASE_KEY,   WRITE_SCALED_K, OUT_HEAD,     ACT_SILU,    MIX_LINEAR},
-    {"precond_kda",           "qkvfbzgs",  "qkb",   SILU_ALWAYS, ACT_NONE,     QK_L2,    DECAY_SOFTPLUS, CHANNELS, ERASE_KEY,   WRITE_SCALED_K, OUT_HEAD,     ACT_SIGMOID, MIX_LINEAR},
+    /* name                    in           shared   may    silu         map           norm      decay           per       erase        write            out           gate         takes                 section 9 */
+    {"linear_attn",            "qkv",       "kv",    "o",   SILU_NEVER,  MAP_HADAMARD, QK_PLAIN, DECAY_NONE,     HEADS,    ERASE_NONE,  WRITE_V,         OUT_HEAD,     ACT_NONE,    WIDE | TURN | SUM,    MIX_LINEAR},
+    {"retnet",                 "qkvz",      "kv",    "zo",  SILU_NEVER,  ACT_NONE,     QK_PLAIN, DECAY_FIXED,    HEADS,    ERASE_NONE,  WRITE_V,         OUT_HEAD,     ACT_SILU,    WIDE | TURN | SUM,    MIX_LINEAR},
+    {"lightning_attn",         "qkvz",      "kv",    "zo",  SILU_CONV,   ACT_NONE,     QK_PLAIN, DECAY_FIXED,    HEADS,    ERASE_NONE,  WRITE_V,         OUT_HEAD,     ACT_SILU,    WIDE | TURN | SUM,    MIX_LINEAR},
+    {"simple_gla",             "qkvfz",     "kv",    "zo",  SILU_CONV,   ACT_NONE,     QK_PLAIN, DECAY_SIGMOID,  HEADS,    ERASE_NONE,  WRITE_V,         OUT_HEAD,     ACT_SILU,    WIDE | TURN | SUM,    MIX_LINEAR},
+    {"mamba",                  "vz",        "",      "",    SILU_ALWAYS, ACT_NONE,     QK_PLAIN, DECAY_STEP,     CHANNELS, ERASE_NONE,  WRITE_STEP_V,    OUT_GATED,    ACT_SILU,    0,                    MIX_MAMBA},
+    {"samba",                  "vz",        "",      "",    SILU_ALWAYS, ACT_NONE,     QK_PLAIN, DECAY_STEP,     CHANNELS, ERASE_NONE,  WRITE_STEP_V,    OUT_GATED,    ACT_SILU,    0,                    MIX_MAMBA},
+    {"mamba2",                 "qkvfz",     "qk",    "",    SILU_ALWAYS, ACT_NONE,     QK_PLAIN, DECAY_STEP,     HEADS,    ERASE_NONE,  WRITE_STEP_V,    OUT_GATED,    ACT_SILU,    0,                    MIX_LINEAR},
+    {"log_linear_mamba2",      "qkvfzw",    "qk",    "",    SILU_ALWAYS, ACT_NONE,     QK_PLAIN, DECAY_STEP,     HEADS,    ERASE_NONE,  WRITE_STEP_V,    OUT_GATED,    ACT_SILU,    0,                    MIX_LOG_LINEAR},
+    {"mamba3",                 "qkvfzwbg",  "qk",    "",    SILU_NEVER,  ACT_NONE,     QK_PLAIN, DECAY_STEP,     HEADS,    ERASE_NONE,  WRITE_TRAPEZOID, OUT_GATED,    ACT_SILU,    0,                    MIX_TRAPEZOID},
+    {"gla",                    "qkvfz",     "kvf",   "zo",  SILU_CONV,   ACT_NONE,     QK_PLAIN, DECAY_SIGMOID,  CHANNELS, ERASE_NONE,  WRITE_V,         OUT_HEAD,     ACT_SILU,    TURN | SUM,           MIX_LINEAR},
+    {"hgrn",                   "vfz",       "",      "o",   SILU_V,      ACT_NONE,     QK_PLAIN, DECAY_FORGET,   CHANNELS, ERASE_NONE,  WRITE_REST,      OUT_ALL,      ACT_SILU,    SINGLE,               MIX_HGRN},
+    {"hgrn2",                  "qvf",       "",      "o",   SILU_NEVER,  ACT_SILU,     QK_PLAIN, DECAY_FORGET,   CHANNELS, ERASE_NONE,  WRITE_REST,      OUT_ALL,      ACT_NONE,    0,                    MIX_LINEAR},
+    {"lightnet",               "qvfz",      "",      "o",   SILU_NEVER,  ACT_SILU,     QK_PLAIN, DECAY_SUM,      CHANNELS, ERASE_NONE,  WRITE_REST,      OUT_ALL,      ACT_SILU,    0,                    MIX_LINEAR},
+    {"abc",                    "qkvfz",     "",      "o",   SILU_CONV,   ACT_NONE,     QK_PLAIN, DECAY_SUM,      SLOTS,    ERASE_NONE,  WRITE_REST,      OUT_HEAD,     ACT_SILU,    TURN,                 MIX_SLOTS},
+    {"gsa",                    "qkvf",      "kvf",   "o",   SILU_CONV,   ACT_SILU,     QK_PLAIN, DECAY_SIGMOID,  SLOTS,    ERASE_NONE,  WRITE_REST,      OUT_SILU_ALL, ACT_NONE,    TURN,                 MIX_SLOTS},
+    {"delta_net",              "qkvbz",     "",      "bz",  SILU_V,      ACT_SILU,     QK_L2,    DECAY_NONE,     HEADS,    ERASE_KEY,   WRITE_BETA_V,    OUT_HEAD,     ACT_SILU,    WIDE | TURN,          MIX_LINEAR},
+    {"gated_deltanet",         "qkvfbz",    "qk",    "z",   SILU_ALWAYS, ACT_NONE,     QK_L2,    DECAY_SOFTPLUS, HEADS,    ERASE_KEY,   WRITE_BETA_V,    OUT_HEAD,     ACT_SILU,    WIDE | TURN,          MIX_LINEAR},
+    {"gated_deltaproduct",     "qkvfbz",    "qk",    "fz",  SILU_ALWAYS, ACT_NONE,     QK_L2,    DECAY_SOFTPLUS, HEADS,    ERASE_KEY,   WRITE_BETA_V,    OUT_HEAD,     ACT_SILU,    WIDE | TURN | WRITES, MIX_PRODUCT},
+    {"mesa_net",               "qkvfbz",    "",      "z",   SILU_CONV,   ACT_NONE,     QK_L2,    DECAY_SIGMOID,  HEADS,    ERASE_NONE,  WRITE_V,         OUT_HEAD,     ACT_SILU,    0,                    MIX_MESA},
+    {"comba",                  "qkvfbz",    "",      "z",   SILU_ALWAYS, ACT_NONE,     QK_L2,    DECAY_SOFTPLUS, HEADS,    ERASE_OLD,   WRITE_BETA_V,    OUT_HEAD,     ACT_SIGMOID, 0,                    MIX_LINEAR},
+    {"kda",                    "qkvfbz",    "qk",    "",    SILU_ALWAYS, ACT_NONE,     QK_L2,    DECAY_SOFTPLUS, CHANNELS, ERASE_KEY,   WRITE_BETA_V,    OUT_HEAD,     ACT_SIGMOID, TURN,                 MIX_LINEAR},
+    {"gdn2",                   "qkvfbzw",   "qkfb",  "",    SILU_ALWAYS, ACT_NONE,     QK_L2,    DECAY_SOFTPLUS, CHANNELS, ERASE_GATED, WRITE_GATED_V,   OUT_HEAD,     ACT_SIGMOID, TURN,                 MIX_LINEAR},
+    {"precond_gated_deltanet", "qkvfbzgs",  "qkgs",  "z",   SILU_ALWAYS, ACT_NONE,     QK_L2,    DECAY_SOFTPLUS, HEADS,    ERASE_KEY,   WRITE_SCALED_K,  OUT_HEAD,     ACT_SILU,    TURN,                 MIX_LINEAR},
+    {"precond_kda",            "qkvfbzgs",  "qkb",   "",    SILU_ALWAYS, ACT_NONE,     QK_L2,    DECAY_SOFTPLUS, CHANNELS, ERASE_KEY,   WRITE_SCALED_K,  OUT_HEAD,     ACT_SIGMOID, TURN,                 MIX_LINEAR},
 };
 static const Family *family_named(const char *name) {
     for (size_t i = 0; i < sizeof family / sizeof *family; i++)
@@ -4621,30 +4628,32 @@ static int norm_key(Loader *l, const char *key, int absent) {
     return absent;
 }
 
-/* A layer of the family in the layout of doc/format.md: mixer.* keys, one tensor per projection. */
-static void bind_family(Loader *l, Layer *y, int i) {
-    static const char *const names[MAX_IN] = {"attn_q", "attn_k", "attn_v", "ssm_alpha", "ssm_beta",
-                                              "attn_gate", "ssm_w", "ssm_m_alpha", "ssm_m_beta"};
-    static const char *const narrow_names[MAX_IN] = {[IN_F] = "ssm_f", [IN_Z] = "ssm_g"}; /* through a narrow middle */
-    int dim = l->m->config.dim;
+/* The widths of a layer of the family, and what its row says of everything else. */
+static void family_widths(Loader *l, Layer *y, int i) {
+    const Family *f = family_named(l->arch);
+    int widest = f->takes & SINGLE ? 1 : 4096;
     y->n_heads = int_key(l, "mixer.head_count", i, 0, 1, 65536);
     y->n_k_heads = int_key(l, "mixer.head_count_kv", i, y->n_heads, 1, 65536);
-    y->dk = int_key(l, "mixer.key_length", i, 0, 1, 4096);
-    y->dv = int_key(l, "mixer.value_length", i, 0, 1, 4096);
+    y->dk = int_key(l, "mixer.key_length", i, 0, 1, widest);
+    y->dv = int_key(l, "mixer.value_length", i, 0, 1, widest);
     y->d_conv = int_key(l, "mixer.conv_kernel", i, 0, 0, 64);
-    y->slots = int_key(l, "mixer.slot_count", i, family_named(l->arch)->per == SLOTS ? 0 : 1, 1, 4096);
-    y->steps = int_key(l, "mixer.writes_per_token", i, 1, 1, 64);
+    y->slots = int_key(l, "mixer.slot_count", i, f->per == SLOTS ? 0 : 1, 1, 4096);
+    y->steps = int_key(l, "mixer.writes_per_token", i, 1, 1, f->takes & WRITES ? 64 : 1);
     if (y->n_heads % y->n_k_heads) REFUSE(l, GLA_FORMAT, "%s: %d heads cannot share %d key heads", l->arch, y->n_heads, y->n_k_heads);
     if ((int64_t)y->n_heads * y->steps * (y->dk > y->dv ? y->dk : y->dv) > 1 << 28)
         REFUSE(l, GLA_UNSUPPORTED, "%s: %d heads of %d x %d are too many", l->arch, y->n_heads, y->dk, y->dv);
-    if (l->code) return;
     family_defaults(y, l->arch);
+}
+
+/* mixer.*: what a file may choose within its row of the family. */
+static void family_keys(Loader *l, Layer *y, int i) {
     const Family *f = y->family;
+    int rotated = f->takes & TURN ? (y->dk < MAX_ROPE ? y->dk : MAX_ROPE) : 0;
     y->map = act_key(l, "mixer.feature_map", y->map);
     y->norms[0] = norm_key(l, "mixer.q_norm", f->norm);
     y->norms[1] = norm_key(l, "mixer.k_norm", f->norm);
     y->sum_eps = (float)float_key(l, "mixer.sum_epsilon", i, 0, 0, 1);
-    y->normalizer = (float)float_key(l, "mixer.normalizer_epsilon", i, 0, 0, 1);
+    y->normalizer = (float)float_key(l, "mixer.normalizer_epsilon", i, 0, 0, f->takes & SUM ? 1 : 0);
     y->decay_divisor = (float)float_key(l, "mixer.decay_divisor", i, f->decay == DECAY_SIGMOID ? 16 : 1, 1e-6, 1e6);
     y->decay_min = (float)float_key(l, "mixer.decay_min", i, -INFINITY, -INFINITY, 0);
     y->score_min = (float)float_key(l, "mixer.score_min", i, -INFINITY, -INFINITY, INFINITY);
@@ -4652,22 +4661,36 @@ static void bind_family(Loader *l, Layer *y, int i) {
     y->decay_bound = (float)float_key(l, "mixer.decay_bound", i, 0, -1e6, 0);
     y->beta_scale = (float)float_key(l, "mixer.beta_scale", i, 1, 0, 2);
     y->o_eps = (float)float_key(l, "mixer.layer_norm_rms_epsilon", i, y->eps, 0, 1);
-    y->rope_dims = int_key(l, "mixer.rope_dimension_count", i, 0, 0, y->dk < MAX_ROPE ? y->dk : MAX_ROPE) / 2 * 2;
+    y->rope_dims = int_key(l, "mixer.rope_dimension_count", i, 0, 0, rotated) / 2 * 2;
     if (y->rope_dims) set_rope(l, y, &(Rope){.base = float_key(l, "mixer.rope_freq_base", i, 10000.0, 1.0, 1e15), .factor = 1, .scale = 1});
-    int gated = has(l, "attn_gate.weight", i) || has(l, "ssm_g_a.weight", i);
+    int gated = !strchr(f->may, 'z') || has(l, "attn_gate.weight", i) || has(l, "ssm_g_a.weight", i);
     y->gate_act = act_key(l, "mixer.output_gate", gated ? f->gate : ACT_NONE);
-    int64_t rows[MAX_IN];
+    if (y->map <= ACT_NONE || f->takes & WIDE) return;
+    if (map_width(y->map, 1) > 1 || !strchr(f->in, 'k')) /* what else is as wide as a key would not fit it any more */
+        REFUSE(l, GLA_UNSUPPORTED, "%s.mixer.feature_map is a map of whole heads that %s has no arithmetic for", l->arch, l->arch);
+}
+
+/* The projections of its row, with their convolutions. rows[j]: of projection j. */
+static void family_projections(Loader *l, Layer *y, int i, int64_t rows[MAX_IN]) {
+    static const char *const names[MAX_IN] = {"attn_q", "attn_k", "attn_v", "ssm_alpha", "ssm_beta",
+                                              "attn_gate", "ssm_w", "ssm_m_alpha", "ssm_m_beta"};
+    static const char *const narrow_names[MAX_IN] = {[IN_F] = "ssm_f", [IN_Z] = "ssm_g"}; /* through a narrow middle */
     for (int j = 0; j < MAX_IN; j++) {
         char name[32];
         rows[j] = (int64_t)y->heads[j] * y->width[j];
         if (!rows[j] || (j == IN_Z && y->gate_act == ACT_NONE)) continue;
-        if (j == IN_B && !has(l, "ssm_beta.weight", i)) continue; /* strength one */
-        if (j == IN_F && y->mixer == MIX_PRODUCT && !has(l, "ssm_alpha.weight", i)) continue; /* nothing fades */
-        y->in[j] = projection(l, names[j], narrow_names[j], i, dim, rows[j]);
+        snprintf(name, sizeof name, "%s.weight", names[j]);
+        if (j != IN_Z && strchr(y->family->may, IN_LETTERS[j]) && !has(l, name, i)) continue; /* strength one; nothing fades */
+        y->in[j] = projection(l, names[j], narrow_names[j], i, l->m->config.dim, rows[j]);
         snprintf(name, sizeof name, "ssm_conv1d_%c.weight", IN_LETTERS[j]);
         int required = j < (y->mixer == MIX_MESA ? IN_V : IN_F); /* f, and MesaNet's v, may go without */
         if (y->d_conv && j <= IN_F && (required || has(l, name, i))) y->conv[j] = vector(l, name, i, rows[j] * y->d_conv);
     }
+}
+
+/* The constants that go with its decay, its erase and its write, and learned feature maps. */
+static void family_constants(Loader *l, Layer *y, int i, const int64_t rows[MAX_IN]) {
+    const Family *f = y->family;
     if (f->decay == DECAY_SOFTPLUS && y->in[IN_F].w.data) {
         y->a = vector(l, "ssm_a", i, y->heads[IN_F]);
         y->dt_bias = vector(l, "ssm_dt.bias", i, rows[IN_F]);
@@ -4697,11 +4720,20 @@ static void bind_family(Loader *l, Layer *y, int i) {
         for (int n = 0; n < (y->map == MAP_HADAMARD ? 2 : 1); n++)
             y->map_in[which][n] = projection(l, maps[from][n], NULL, i, y->dk, y->dk);
     }
+}
+
+/* A layer of the family in the layout of doc/format.md: mixer.* keys, one tensor per projection. */
+static void bind_family(Loader *l, Layer *y, int i) {
+    int64_t rows[MAX_IN];
+    family_widths(l, y, i);
+    family_keys(l, y, i);
+    family_projections(l, y, i, rows);
+    family_constants(l, y, i, rows);
     y->dk = map_width(y->map, y->dk);
     y->scale = (float)float_key(l, "mixer.scale", i, 1.0 / sqrt(y->dk), 0, 1e6);
     int64_t o_rows = (int64_t)y->n_heads * y->dv;
-    y->o_norm = vector_if(l, "ssm_norm.weight", i, y->norm_shared ? y->norm_width : o_rows);
-    y->out = projection(l, "attn_output", NULL, i, o_rows, dim);
+    y->o_norm = vector_or(l, "ssm_norm.weight", i, y->norm_shared ? y->norm_width : o_rows, !strchr(y->family->may, 'o'));
+    y->out = projection(l, "attn_output", NULL, i, o_rows, l->m->config.dim);
     y->scratch = family_scratch(y);
 }
 
@@ -4868,14 +4900,17 @@ static void read_fla(Loader *l, Layer *y, int i) {
     else if (recurrent->mixer == MIX_TRAPEZOID) bind_mamba3(l, y, i);
     else if (recurrent->out == OUT_GATED) bind_mamba2(l, y, i);
     else bind_family(l, y, i);
-    if (y->family && y->family->out == OUT_GATED && !has(l, "ffn_norm.weight", i)) return; /* mamba and mamba2 have no feed-forward */
-    y->ffn_act = act_key(l, "feed_forward_activation", ACT_SILU);
-    bind_feed_forward(l, y, i, "ffn_norm.weight");
+    int alone = y->family && y->family->out == OUT_GATED && !has(l, "ffn_norm.weight", i); /* mamba and mamba2 have no feed-forward */
     int block = int_key(l, "residual_attention.block_size", i, 0, 0, 1 << 20);
     if (i == 0) l->m->config.res_block = block;
     else if (block != l->m->config.res_block)
         REFUSE(l, GLA_FORMAT, "%s.residual_attention.block_size differs between layers", l->arch);
-    if (l->m->config.res_block) {
+    if (block && alone)
+        REFUSE(l, GLA_UNSUPPORTED, "residual attention in layer %d, which has no feed-forward, is not implemented", i);
+    if (alone) return;
+    y->ffn_act = act_key(l, "feed_forward_activation", ACT_SILU);
+    bind_feed_forward(l, y, i, "ffn_norm.weight");
+    if (block) {
         y->res_proj[0] = vector(l, "attn_res_proj.weight", i, dim);
         y->res_norm[0] = vector(l, "attn_res_norm.weight", i, dim);
         y->res_proj[1] = vector(l, "ffn_res_proj.weight", i, dim);
@@ -6424,7 +6459,7 @@ static void mix_mesa(const Run *run, const Layer *y, float *mem, float *const *i
         const float *ridge = y->ridge + h * dk;
         FLUSH_DENORMALS;
         for (int t = 0; t < run->T; t++) {
-            float d = row_at(&r.d, t)[h], b = y->in[IN_B].w.data ? in[IN_B][(size_t)t * (size_t)H + (size_t)h] : 1;
+            float d = row_at(&r.d, t)[h], b = in[IN_B][(size_t)t * (size_t)H + (size_t)h];
             float *k = row_at(&r.k, t) + h * dk, *Ap = k;               /* k, after it was written (A + ridge) p */
             float *x = row_at(&solution, t) + h * dk, *p = row_at(&direction, t) + h * dk;
             float *rest = row_at(&r.q, t) + h * dk;                     /* q, then q - (A + ridge) x */

@@ -617,6 +617,9 @@ static void change_base(void) {
     double begin = now_s();
     say("as it is");
     check(attempt(&base), "does not run");
+    float range = 0; /* of its logits; NaN where there is one, infinite where one is */
+    for (int j = 0; j < 33; j++) range += fabsf(logits[0][j]);
+    check(range > 0.1f && range < 1e6f, "logits that show nothing");
     read_mine();
     drop_tensors();
     reshape_tensors();

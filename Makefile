@@ -24,6 +24,10 @@ build/%: tests/%.c run.c $(wildcard train_tiny.c)
 	@mkdir -p build
 	$(CC) $(STD) $(CFLAGS) $(WARN) $(OPENMP) -pthread -o $@ $< $(LDLIBS)
 
+build/bind: tests/bind.c run.c # it tries thousands of tiny files: what -O3 would save is less than it takes
+	@mkdir -p build
+	$(CC) $(STD) -O1 $(WARN) $(OPENMP) -o $@ $< $(LDLIBS)
+
 test: ## all checks, under three minutes with compiling; ends with "N passed, M failed"
 	@CC="$(CC)" $(PYTHON) tests/all.py $(MAKE)
 
@@ -53,7 +57,7 @@ again = for i in 1 2 3; do $(1) && exit 0; sleep 10; done; exit 1
 	$(call again,.venv/bin/$(PIP) -r $<)
 	touch $@
 
-parity: run .venv/ready ## against PyTorch: logits, gradients, tokenizers (installs torch in .venv)
+parity: run build/bind .venv/ready ## against PyTorch: logits, gradients, tokenizers (installs torch in .venv)
 	@export OMP_WAIT_POLICY=passive; for t in parity $(patsubst tests/%.py,%,$(wildcard tests/train_step.py)); do .venv/bin/python tests/$$t.py || bad=1; done; exit $${bad:-0}
 
 .venv-llamacpp/ready: tests/requirements-llamacpp.txt tests/requirements.txt

@@ -22,6 +22,7 @@ PARTS = {  # name: what make builds first, the command. The long ones first
     "test.c": (["build/test"], ["build/test"]),
     "cli.py": (["run"], [PYTHON, "tests/cli.py"]),
     "test_train.c": (["build/test_train"], ["build/test_train"]),
+    "bind.c": (["build/bind"], ["build/bind"]),
     "chat.py": (["run"], [PYTHON, "tests/chat.py"]),
 }
 LAST = re.compile(r"^(\d+) passed, (\d+) failed$", re.M)

@@ -4,6 +4,7 @@
 golden      checkpoints with stored logits (tests/golden, or the folders named), exported at f32 and at bf16
 random      other configurations of Qwen3.5, Qwen3, Qwen2, Llama, Mistral, Gemma 3 against transformers in float32
 gla         configurations of GLA against a float64 definition (make_models.py)
+bind        the goldens' files with tensors and keys dropped, changed, added: a sentence or the same bits (bind.c)
 mixers      configurations of the other mixers against the definitions in definitions/ (make_mixers.py), and same bits in any split
 quantised   q8_0 and q4_0 files against the same dequantised weights as float32
 tokenizer   ids of a hostile corpus against HuggingFace tokenizers
@@ -18,10 +19,12 @@ import argparse
 import json
 import logging
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -149,6 +152,21 @@ def mixers(t: Tally, work: Path, folders: list[Path]) -> None:
         (folder / "config.json").write_text(json.dumps(config))
         said = export_here(folder, work / "refused.gguf", "bf16")
         t.line(word in said and said.count("\n") == 0, f"refuses {kind} with {json.dumps(changes)[1:-1]}", said[-120:])
+
+
+def bind(t: Tally, work: Path, folders: list[Path]) -> None:
+    """The exported goldens with tensors and keys dropped, changed and added, and every such change to the models of tests/bind.c."""
+    files = [work / f"{folder.resolve().name}.gguf" for folder in folders]
+    for folder, file in zip(folders, files):
+        said = export_here(folder, file, "f32")
+        t.line(not said, f"bind {file.stem}", said or "exported")
+    program = ROOT / "build" / "bind"
+    shares = [[program, "-a"], *([program, *files[i::4]] for i in range(4))]
+    with ThreadPoolExecutor(max(1, os.cpu_count() or 1)) as pool:
+        for share, done in zip(shares, pool.map(lambda share: call(*share), shares)):
+            last = re.fullmatch(r"(\d+) passed, (\d+) failed", done.stdout.decode().rstrip().rpartition("\n")[2])
+            ok = done.returncode == 0 and last is not None
+            t.line(ok, f"bind, {len(share) - 1} files" if "-a" not in share else "bind -a", done.stdout.decode(errors="replace").strip()[-2000:])
 
 
 MIXERS_REFUSED: list[tuple[str, dict[str, Any], str]] = [  # case, changes to config.json, what the sentence names
@@ -489,7 +507,7 @@ def drafting(t: Tally, work: Path) -> None:
 
 
 def main() -> int:
-    sections = {f.__name__: f for f in (exporter, golden, random, gla, mixers, quantised, tokenizer)}
+    sections = {f.__name__: f for f in (exporter, golden, random, gla, mixers, bind, quantised, tokenizer)}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", nargs="*", type=Path, help="golden folders; naming some runs the section golden alone")
     parser.add_argument("--only", help=f"sections out of {','.join(sections)}")

@@ -167,9 +167,20 @@ GLA_API int gla_cache_store(const GlaState *s, const char *folder, const int32_t
 /* Chat ----------------------------------------------------------------------------------- */
 /* A conversation in the words of the model's chat template, kept as the ids that were read and drawn; nothing of it is read twice. The chat
  * owns the text of its state: use the state through it. One thread at a time for a chat and its clones. */
+enum { GLA_SYSTEM, GLA_USER, GLA_ASSISTANT };
+typedef struct { int role; const char *text; size_t n; } GlaMessage;
+/* How messages are written: the name of the form. *known: 1 the file's template is this one; 0 the file has none; -1 its
+ * template is not known here, and this form is used instead. NULL: an error. */
+GLA_API const char *gla_template(const GlaModel *m, int *known, char *err);
+/* The ids of a conversation whose last message is a user's, up to where the answer begins, as the template writes it:
+ * returns how many they are, of which the first cap are written, or an error. Only the first message may be a system
+ * message. think: as in GlaChatSettings. */
+GLA_API int64_t gla_render(const GlaModel *m, const GlaMessage *messages, int n, int think, int32_t *ids, int64_t cap, char *err);
 typedef struct GlaChat GlaChat;
 typedef struct {
-    const char *system;      /* system prompt, or NULL */
+    const char *system;      /* system prompt, may be empty; NULL: none, a template may have one of its own */
+    const GlaMessage *messages; /* what was said so far: gla_chat_new copies them. Their system message replaces `system` */
+    int n_messages;
     int think;               /* 1 think before answering, 0 do not, -1 what the template does */
     int64_t think_budget;    /* tokens; then the thought is closed. 0 = no limit */
     int loop_tokens;         /* so many tokens of the same over and over are a loop: the first raises the repeat penalty, the second
@@ -186,7 +197,6 @@ typedef struct {             /* what a turn cost and how it ended */
 } GlaTurn;
 GLA_API int gla_chat_new(GlaChat **c, GlaState *s, const GlaChatSettings *how, char *err);
 GLA_API void gla_chat_free(GlaChat *c); /* the state stays */
-GLA_API const char *gla_chat_template(const GlaChat *c); /* "ChatML"; NULL: none that is known, "User: ..." is used */
 /* A message and its answer: GLA_DONE_* or an error. Text of a thought comes while gla_chat_thinking. retry: another answer to the
  * last message. */
 GLA_API int gla_chat_say(GlaChat *c, GlaSampler *p, const char *text, size_t n, const GlaGenerate *how, GlaTurn *turn, char *err);
@@ -382,6 +392,18 @@ LIKELY_UNUSED static void *zero_pages(size_t n) {
 }
 
 static int fail(char *err, int code, const char *fmt, ...) PRINTF_LIKE(3, 4); /* section 3 */
+
+/* The date here and now, as strftime writes it; 0: a format that not every system knows. */
+LIKELY_UNUSED static int local_date(char *out, size_t cap, const char *format, size_t n) {
+    char f[64];
+    const time_t now = time(NULL);
+    const struct tm *t = localtime(&now);
+    for (size_t i = 0; i < n; i++) if (format[i] == '%' && (++i >= n || !strchr("aAbBdHIjmMpSyY%", format[i]))) return 0;
+    if (!t || !n || n >= sizeof f) return 0;
+    memcpy(f, format, n);
+    f[n] = 0;
+    return strftime(out, cap, f, t) != 0;
+}
 
 LIKELY_UNUSED static double now_s(void) { /* seconds on a clock that never steps back */
     struct timespec t;
@@ -8205,55 +8227,335 @@ GLA_API int gla_generate(GlaState *s, GlaSampler *p, const int32_t *prompt, int6
  * finds that the template drops earlier thinking, or that sampled text splits into other tokens - reads all of it again.
  * Here the ids that were sampled are the conversation: a turn adds its own tokens behind them, and nothing else is
  * evaluated. Going back means a snapshot from where the turn began; when it has left the memory that snapshots may take,
- * the ids are read again up to there, with the same bits. */
+ * the ids are read again up to there, with the same bits. Messages that are given (gla_render, GlaChatSettings) are
+ * written as the file's template writes them, earlier answers included. */
 
-/* How a file wants turns written. % is the text; what the vocabulary has as one special token becomes that token, which
- * text that somebody typed never does. A template is recognised by two marks in tokenizer.chat_template; the first row
- * that has both is it. */
+/* A file's chat template is a program in another language, Jinja. It is not run: it is recognised, and a row of the table
+ * below says what it writes. The row is the one whose marks are all in the template: the first of them. Marks are
+ * expressions of the template in one spelling, that of template_spell.
+ *
+ * In what a row writes, % is the text of the message, and a text that the vocabulary has as one special token becomes
+ * that token, which text that somebody typed never does. Braces hold
+ *   {bos} {eos}   the file's token
+ *   {$name}       the value that the template gives to its variable `name`: texts and dates
+ *   {@a%b}        the text in the template that begins with a and goes on to b and further; nothing if there is none
+ *   {+a} {-a}     a, if the answer is to begin with a thought, or not to; a may be @..., too
+ *   {?a}          a, unless the message is empty
+ *
+ * trim is what happens to the text of a message first, a letter each:
+ *   t l r   white space goes at both ends, on the left, on the right
+ *   n       line ends go on the left
+ *   d D T   what stands behind the last </think> remains; of that, line ends on the left go; white space at both ends
+ *   S F     as D, line ends at both ends; what stands behind the first </think> remains
+ *   L       T, except in the last answer so far
+ *   !       a thought: this row does not know what becomes of it */
+enum { EMPTY_IS_NONE = 1, /* an empty system message is none: `missing` is written */
+       EMPTY_IS_LEFT_OUT = 2, /* nothing is written for it */
+       SYSTEM_ALWAYS = 4, /* without a system message, `system` is written with an empty one */
+       SYSTEM_LATE = 8,   /* where system is NULL: the last message gets it, not the first */
+       QUIET = 32,        /* no thought unless asked to think, though `open` is the same */
+       TAKES_TURNS = 16 };/* the template refuses anything but user, assistant, user ... */
 typedef struct {
-    const char *name, *marks[2];
-    const char *system;  /* NULL: in front of the first message, with an empty line between */
-    const char *user, *answer, *end; /* a message; what an answer begins behind; what follows a whole answer */
-    const char *stop;    /* a text that ends an answer when no token does */
+    const char *name, *sign;       /* sign: a text that all templates of the family have */
+    const char *marks[3], *lacks[2]; /* lacks: not in it */
+    const char *head;              /* before everything; NULL: bos, where the template writes one */
+    const char *system, *missing;  /* NULL: in front of the first message, and an empty line between; nothing */
+    const char *user, *answer, *given, *end; /* answer: what one begins behind; given: then the text of an earlier one, NULL is "%" */
+    const char *open[3];           /* what ours goes on with: if nothing is said, to think, not to think. NULL: no such way */
+    const char *trim[3];           /* of system, user, assistant */
+    const char *tags[2];           /* around a thought; NULL: <think>, </think> */
+    int facts;
+    const char *stop;              /* a text that ends an answer when no token does */
 } ChatTemplate;
 
+#define CHATML_WITH(system_form, default_system) .sign = "<|im_start|>", .system = system_form, .missing = default_system, \
+    .user = "<|im_start|>user\n%<|im_end|>\n", .answer = "<|im_start|>assistant\n", .end = "<|im_end|>\n"
+#define CHATML(default_system) CHATML_WITH("<|im_start|>system\n%<|im_end|>\n", default_system)
+#define SMOLLM3 "<|im_start|>system\n## Metadata\n\nKnowledge Cutoff Date: June 2025\nReasoning Mode: {+/think}{-/no_think}\n\n## Custom Instructions\n\n"
+#define KIMI .sign = "<|im_middle|>", .system = "<|im_system|>system<|im_middle|>%<|im_end|>", \
+    .missing = "{@<|im_system|>system<|im_middle|>%<|im_end|>}", .user = "<|im_user|>user<|im_middle|>%<|im_end|>", \
+    .answer = "<|im_assistant|>assistant<|im_middle|>", .end = "<|im_end|>"
+#define LLAMA(before) .sign = "<|start_header_id|>", .system = "<|start_header_id|>system<|end_header_id|>\n\n" before "%<|eot_id|>", \
+    .user = "<|start_header_id|>user<|end_header_id|>\n\n%<|eot_id|>", \
+    .answer = "<|start_header_id|>assistant<|end_header_id|>\n\n", .end = "<|eot_id|>", .trim = {"t", "t", "t"}
+#define GEMMA .sign = "<start_of_turn>", .user = "<start_of_turn>user\n%<end_of_turn>\n", .answer = "<start_of_turn>model\n", \
+    .end = "<end_of_turn>\n", .trim = {"", "t", "t"}, .facts = TAKES_TURNS
+#define GRANITE(default_system) .sign = "<|start_of_role|>", .system = "<|start_of_role|>system<|end_of_role|>%<|end_of_text|>\n", \
+    .missing = default_system, .user = "<|start_of_role|>user<|end_of_role|>%<|end_of_text|>\n", \
+    .answer = "<|start_of_role|>assistant<|end_of_role|>", .end = "<|end_of_text|>\n"
+#define BAR "\357\275\234"   /* U+FF5C, the bar of DeepSeek's tokens, and U+2581, their space */
+#define LOW "\342\226\201"
+#define DEEPSEEK_WITH(user_end) .sign = "<" BAR "User" BAR ">", .system = "%", .user = "<" BAR "User" BAR ">%" user_end, \
+    .answer = "<" BAR "Assistant" BAR ">", .end = "<" BAR "end" LOW "of" LOW "sentence" BAR ">"
+#define DEEPSEEK DEEPSEEK_WITH("")
+#define MISTRAL(user_form) .sign = "[INST]", .user = user_form, .answer = "", .end = "{eos}"
+#define MISTRAL_SYSTEM MISTRAL("[INST]%[/INST]"), .system = "[SYSTEM_PROMPT]%[/SYSTEM_PROMPT]"
+#define EMPTY_THOUGHT "<think>\n\n</think>\n\n"
+#define THOUGHT "<think>\n"
+#define OWN_WAY {"", "", NULL} /* the model opens its thoughts itself */
+
 static const ChatTemplate chat_templates[] = {
-    {"Kimi", {"<|im_middle|>", ""},
-     "<|im_system|>system<|im_middle|>%<|im_end|>", "<|im_user|>user<|im_middle|>%<|im_end|>",
-     "<|im_assistant|>assistant<|im_middle|>", "<|im_end|>", NULL},
-    {"Phi-4", {"<|im_start|>", "<|im_sep|>"},
-     "<|im_start|>system<|im_sep|>%<|im_end|>", "<|im_start|>user<|im_sep|>%<|im_end|>",
-     "<|im_start|>assistant<|im_sep|>", "<|im_end|>", NULL},
-    {"ChatML", {"<|im_start|>", ""},
-     "<|im_start|>system\n%<|im_end|>\n", "<|im_start|>user\n%<|im_end|>\n",
-     "<|im_start|>assistant\n", "<|im_end|>\n", NULL},
-    {"Llama-3", {"<|start_header_id|>", ""},
-     "<|start_header_id|>system<|end_header_id|>\n\n%<|eot_id|>", "<|start_header_id|>user<|end_header_id|>\n\n%<|eot_id|>",
-     "<|start_header_id|>assistant<|end_header_id|>\n\n", "<|eot_id|>", NULL},
-    {"Gemma", {"<start_of_turn>", ""},
-     NULL, "<start_of_turn>user\n%<end_of_turn>\n",
-     "<start_of_turn>model\n", "<end_of_turn>\n", NULL},
-    {"Granite", {"<|start_of_role|>", ""},
-     "<|start_of_role|>system<|end_of_role|>%<|end_of_text|>\n", "<|start_of_role|>user<|end_of_role|>%<|end_of_text|>\n",
-     "<|start_of_role|>assistant<|end_of_role|>", "<|end_of_text|>\n", NULL},
-    {"DeepSeek", {"<\357\275\234User\357\275\234>", ""},
-     "%", "<\357\275\234User\357\275\234>%",
-     "<\357\275\234Assistant\357\275\234>", "<\357\275\234end\342\226\201of\342\226\201sentence\357\275\234>", NULL},
-    {"Phi-3", {"<|user|>", "<|end|>"},
-     "<|system|>\n%<|end|>\n", "<|user|>\n%<|end|>\n",
-     "<|assistant|>\n", "<|end|>\n", NULL},
-    {"Zephyr", {"<|user|>", "eos_token"},
-     "<|system|>\n%</s>\n", "<|user|>\n%</s>\n",
-     "<|assistant|>\n", "</s>\n", NULL},
-    {"Mistral", {"[INST]", ""},
-     NULL, "[INST] % [/INST]",
-     "", "</s>", NULL},
-    /* the last one: also for files without a known template */
-    {"plain", {"User:", "Assistant:"},
-     "%\n\n", "User: %\n\n",
-     "Assistant:", "\n\n", "\nUser:"},
+    {"Kimi K2 Thinking", KIMI, .marks = {"hist_msgs", "set_roles(message)"}, .given = "<think></think>%", .open = OWN_WAY},
+    {"Kimi", KIMI, .marks = {"<|im_user|>", "{{'<|im_assistant|>assistant<|im_middle|>'}}{%endif%}"}, .lacks = {"</think>"}},
+    {"Phi-4", .sign = "<|im_sep|>", .marks = {"'<|im_start|>user<|im_sep|>'+message['content']+'<|im_end|>'}}", "add_generation_prompt%}{{'<|im_start|>assistant<|im_sep|>'}}"},
+     .system = "<|im_start|>system<|im_sep|>%<|im_end|>", .user = "<|im_start|>user<|im_sep|>%<|im_end|>", .answer = "<|im_start|>assistant<|im_sep|>", .end = "<|im_end|>"},
+    /* ChatML: the rows differ in what they trim, in earlier thoughts, and in how an answer begins */
+    {"Qwen3.5", CHATML(NULL), .marks = {"render_content(message['content'],true)|trim", "enable_thinkingisfalse%}{{'" EMPTY_THOUGHT "'}}{%else%}{{'" THOUGHT "'}}"},
+     .open = {THOUGHT, THOUGHT, EMPTY_THOUGHT}, .trim = {"t", "t", "tD"}},
+    {"Qwen3.5, quiet", CHATML(NULL), .marks = {"render_content(message['content'],true)|trim", "enable_thinkingistrue%}{{'" THOUGHT "'}}{%else%}{{'" EMPTY_THOUGHT "'}}"},
+     .open = {EMPTY_THOUGHT, THOUGHT, EMPTY_THOUGHT}, .trim = {"t", "t", "tD"}},
+    {"Qwen3", CHATML(NULL), .marks = {"'<|im_start|>'+message['role']+'\n'+content}}", "split('</think>')[-1].lstrip('\n')", "assistant\n'}}{%ifenable_thinkingisdefinedandenable_thinkingisfalse%}{{'" EMPTY_THOUGHT "'}}{%endif%}"},
+     .lacks = {"trim"}, .open = {"", "", EMPTY_THOUGHT}, .trim = {"", "", "D"}},
+    {"Qwen3 Thinking", CHATML(NULL), .marks = {"'<|im_start|>'+message['role']+'\n'+content}}", "split('</think>')[-1].lstrip('\n')", "{{'<|im_start|>assistant\n" THOUGHT "'}}{%endif%}"},
+     .lacks = {"trim"}, .open = {THOUGHT, THOUGHT, NULL}, .trim = {"", "", "D"}},
+    {"Qwen3 Instruct", CHATML(NULL), .marks = {"'<|im_start|>'+message['role']+'\n'+content}}", "split('</think>')[-1].lstrip('\n')", "{{'<|im_start|>assistant\n'}}{%endif%}"},
+     .lacks = {"trim"}, .open = OWN_WAY, .trim = {"", "", "D"}},
+    {"MiniCPM5", CHATML(NULL), .marks = {"'<|im_start|>'+message['role']+'\n'+content}}", "split('</think>')[-1].lstrip('\n')", "{%ifenable_thinkingisfalse%}{{'" EMPTY_THOUGHT "'}}{%elifenable_thinkingistrue%}{{'" THOUGHT "'}}"},
+     .open = {"", THOUGHT, EMPTY_THOUGHT}, .trim = {"", "", "D"}},
+    {"QwQ", CHATML(NULL), .marks = {"message['content'].split('</think>')[-1].lstrip('\n')", "'<|im_start|>'+message['role']+'\n'+content+'<|im_end|>\n'", "{{'<|im_start|>assistant\n" THOUGHT "'}}{%endif%}"},
+     .open = {THOUGHT, THOUGHT, NULL}, .trim = {"", "", "dn"}},
+    {"QwQ, quiet", CHATML(NULL), .marks = {"message['content'].split('</think>')[-1].lstrip('\n')", "'<|im_start|>'+message['role']+'\n'+content+'<|im_end|>\n'", THOUGHT "'}}{%ifnotenable_thinking%}{{'</think>'}}"},
+     .open = {"<think>\n</think>", THOUGHT, "<think>\n</think>"}, .trim = {"", "", "dn"}},
+    {"LFM2.5 8B", CHATML(NULL), .marks = {"'<|im_start|>system\n'+ns.system_prompt+'<|im_end|>\n'", "ns.last_user_index", "content.split('</think>')[-1]|trim"},
+     .open = OWN_WAY, .trim = {"", "", "T"}, .facts = EMPTY_IS_NONE},
+    {"LFM2.5", CHATML(NULL), .marks = {"'<|im_start|>system\n'+ns.system_prompt+'<|im_end|>\n'", "loop.index0!=ns.last_assistant_index", "content.split('</think>')[-1]|trim"},
+     .open = OWN_WAY, .trim = {"", "", "L"}, .facts = EMPTY_IS_NONE},
+    {"LFM2", CHATML(NULL), .marks = {"'<|im_start|>system\n'+ns.system_prompt+'<|im_end|>\n'", "{{content+'<|im_end|>\n'}}"}, .lacks = {"</think>"}, .facts = EMPTY_IS_NONE},
+    {"Nemotron 3", CHATML("<|im_start|>system\n<|im_end|>\n"), .marks = {"truncate_history_thinking", "'<think></think>'+c.split('</think>')[-1]", "{%ifenable_thinking%}{{'<|im_start|>assistant\n" THOUGHT "'}}"},
+     .given = "<think></think>%", .open = {THOUGHT, THOUGHT, "<think></think>"}, .trim = {"", "", "dr"}},
+    {"SmolLM3", CHATML_WITH(SMOLLM3 "%\n\n<|im_end|>\n", SMOLLM3 "{+@You are a helpful AI assistant named SmolLM, trained by Hugging Face. %}"
+     "{-@You are a helpful AI assistant named SmolLM, trained by Hugging Face.\n%}<|im_end|>\n"),
+     .marks = {"'## Metadata\n\nKnowledge Cutoff Date: June 2025\nReasoning Mode: '+reasoning_mode+'\n\n## Custom Instructions\n\n'", "content.lstrip('\n')", "custom_instructions.rstrip()"},
+     .given = "{-<think>\n\n</think>\n}%", .open = {"", "", "<think>\n\n</think>\n"}, .trim = {"r", "", "n"}, .facts = EMPTY_IS_NONE},
+    {"Bielik", CHATML_WITH("<|im_start|>system\n%{+@\n\nZanim %}<|im_end|>\n", NULL), .open = {"", THOUGHT, ""}, .marks = {"'<|im_start|>user\n'+message['content']+'<|im_end|>\n'", "{{content.lstrip()}}"}, .trim = {"", "", "l!"}, .facts = EMPTY_IS_NONE},
+    {"ChatML", CHATML("{@<|im_start|>system\n%<|im_end|>}"), .marks = {"'<|im_start|>'+message['role']+'\n'+message['content']+'<|im_end|>\n'", "add_generation_prompt%}{{'<|im_start|>assistant\n'}}{%endif%}"},
+     .lacks = {"split(", "function calling"}, .open = OWN_WAY},
+    {"Llama 3.1", LLAMA("Cutting Knowledge Date: December 2023\nToday Date: {$date_string}\n\n"), .marks = {"Cutting Knowledge Date: December 2023\nToday Date: '+date_string+'\n\n'", "messages[0]['content']|trim", "'<|end_header_id|>\n\n'+message['content']|trim+'<|eot_id|>'"},
+     .facts = SYSTEM_ALWAYS},
+    {"Llama 3", LLAMA(""), .marks = {"'<|start_header_id|>'+message['role']+'<|end_header_id|>\n\n'+message['content']|trim+'<|eot_id|>'"}, .lacks = {"system_message"}},
+    {"Gemma 3", GEMMA, .marks = {"first_user_prefix=messages[0]['content']+'\n\n'", "message['content']|trim"}},
+    {"Gemma", GEMMA, .marks = {"'<start_of_turn>'+role+'\n'+message['content']|trim+'<end_of_turn>\n'"}},
+    {"Gemma 4", .sign = "<|turn>", .marks = {"'<|turn>'+role+'\n'", "strip_thinking(message['content'])", "messages[0]['content']|trim"},
+     .system = "<|turn>system\n{+<|think|>\n}%<turn|>\n", .missing = "{+<|turn>system\n<|think|>\n<turn|>\n}", .user = "<|turn>user\n%<turn|>\n", .answer = "<|turn>model\n", .end = "<turn|>\n",
+     .open = {"<|channel>thought\n<channel|>", "", "<|channel>thought\n<channel|>"}, .tags = {"<|channel>", "<channel|>"}, .trim = {"t", "t", "t"}},
+    {"Granite 3", GRANITE("<|start_of_role|>system<|end_of_role|>{$system_message} You are a helpful AI assistant.<|end_of_text|>\n"),
+     .marks = {"'<|start_of_role|>'+message['role']+'<|end_of_role|>'+message['content']+'<|end_of_text|>\n'", "system_message=system_message+' You are a helpful AI assistant.'", "+strftime_now("}},
+    {"Granite 4.0", GRANITE("<|start_of_role|>system<|end_of_role|>{$g4_default_system_message}<|end_of_text|>\n"),
+     .marks = {"'<|start_of_role|>'+message['role']+'<|end_of_role|>'+content.val", "+ns.default_system_message+"}, .facts = EMPTY_IS_NONE},
+    {"Granite 4.1", GRANITE(NULL), .marks = {"'<|start_of_role|>'+message['role']+'<|end_of_role|>'+content.val", "{%ifns.system_message%}"}, .lacks = {"default_system_message"}, .facts = EMPTY_IS_NONE},
+    {"DeepSeek R1", DEEPSEEK, .marks = {"{{'<" BAR "User" BAR ">'+message['content']}}", "content.split('</think>')[-1]", "{{'<" BAR "Assistant" BAR "><think>\n'}}{%endif%}"},
+     .open = {THOUGHT, THOUGHT, NULL}, .trim = {"", "", "d"}},
+    {"DeepSeek R1, quiet", DEEPSEEK, .marks = {"{{'<" BAR "User" BAR ">'+message['content']}}", "content.split('</think>')[-1]", "{{'<" BAR "Assistant" BAR "><think>\n'}}{%ifnotenable_thinking%}{{'</think>'}}"},
+     .open = {"<think>\n</think>", THOUGHT, "<think>\n</think>"}, .trim = {"", "", "d"}},
+    {"DeepSeek R1, closed", DEEPSEEK_WITH("<" BAR "end" LOW "of" LOW "sentence" BAR ">"), .marks = {"'<" BAR "User" BAR ">'+message['content']+'<" BAR "end" LOW "of" LOW "sentence" BAR ">'", "content.split('</think>')[-1]", "'<" BAR "Assistant" BAR "><think>\n'"},
+     .open = {THOUGHT, THOUGHT, NULL}, .trim = {"", "", "d"}},
+    {"DeepSeek V3.1", DEEPSEEK, .marks = {"content.split('</think>',1)[1]", "{%ifnotthinking%}{{'<think></think>'}}{%else%}{{'<think>'}}"},
+     .given = "<think></think>%", .open = {"<think></think>", "<think>", "<think></think>"}, .trim = {"", "", "F"}},
+    {"DeepSeek V3.2", DEEPSEEK, .marks = {"{{'<" BAR "User" BAR ">'+(message['content']or'')}}", "{%ifthinking%}{{thinking_start_token}}{%else%}{{thinking_start_token+thinking_end_token}}"},
+     .given = "</think>%", .open = {"<think></think>", "<think>", "<think></think>"}},
+    {"DeepSeek V4", DEEPSEEK, .marks = {"{{message['content']or''}}", "{%ifthinking%}{{thinking_start_token}}{%else%}{{thinking_end_token}}"},
+     .given = "</think>%", .open = {"</think>", "<think>", "</think>"}},
+    {"DeepSeek V3", DEEPSEEK, .marks = {"{{'<" BAR "User" BAR ">'+message['content']}}", "content.split('</think>')[-1]", "{{'<" BAR "Assistant" BAR ">'}}{%endif%}"}, .open = OWN_WAY, .trim = {"", "", "d"}},
+    {"DeepSeek", DEEPSEEK, .marks = {"{{'<" BAR "User" BAR ">'+message['content']}}", "{{'<" BAR "Assistant" BAR ">'}}{%endif%}"}, .lacks = {"think"}},
+    {"Nemotron 2", .sign = "<SPECIAL_11>", .marks = {"'<SPECIAL_10>System\n'+ns.non_tool_system_content", "replace('/no_think','').strip()+'\n'", "{{'<think>\n'}}"},
+     .system = "<SPECIAL_10>System\n%\n\n", .user = "<SPECIAL_11>User\n%\n", .answer = "<SPECIAL_11>Assistant\n", .end = "\n<SPECIAL_12>\n",
+     .open = {THOUGHT, THOUGHT, "<think></think>"}, .trim = {"t", "t", "dt"}, .facts = SYSTEM_ALWAYS},
+    {"Ling 3", .sign = "<role>", .marks = {"'<role>HUMAN</role>'+message['content']+'<|role_end|>'", "'<role>ASSISTANT</role>\n<think></think>'+content", "'detailed thinking '+thinking_option+'<|role_end|>'"},
+     .system = "<role>SYSTEM</role>%\ndetailed thinking {+on}{-off}<|role_end|>", .missing = "<role>SYSTEM</role>detailed thinking {+on}{-off}<|role_end|>",
+     .user = "<role>HUMAN</role>%<|role_end|>", .answer = "<role>ASSISTANT</role>\n", .given = "<think></think>%", .end = "<|role_end|>", .open = {"<think>", "<think>", "<think></think>"}, .trim = {"", "", "!"}},
+    {"GLM 4.6", .sign = "[gMASK]<sop>", .marks = {"<|user|>\n'+visible_text(m['content'])+'/nothink'", "'\n<think></think>'", "'\n'+content.strip()"}, .head = "[gMASK]<sop>",
+     .system = "<|system|>\n%", .user = "<|user|>\n%{-/nothink}", .answer = "<|assistant|>", .given = "\n<think></think>{?\n}%", .end = "", .open = {"", "", "\n<think></think>"}, .trim = {"", "", "Dt"}},
+    {"GLM 4.7", .sign = "[gMASK]<sop>", .marks = {"'<|user|>'+visible_text(m['content'])}}", "{{content.strip()}}", "'<|assistant|></think>'if(enable_thinkingisdefinedandnotenable_thinking)else'<think>'"}, .head = "[gMASK]<sop>",
+     .system = "<|system|>%", .user = "<|user|>%", .answer = "<|assistant|>", .given = "</think>%", .end = "", .open = {"<think>", "<think>", "</think>"}, .trim = {"", "", "Dt"}},
+    {"MiniMax M1", .sign = "<beginning_of_sentence>", .marks = {"ns.system_prompt!=''", "{{message['content']|trim}}", "'<beginning_of_sentence>ai name=assistant\n'}}{%endif%}"},
+     .head = "<begin_of_document>", .system = "<beginning_of_sentence>system ai_setting=assistant\n%<end_of_sentence>\n",
+     .missing = "<beginning_of_sentence>system ai_setting=assistant\n{$ns.system_prompt}<end_of_sentence>\n", .user = "<beginning_of_sentence>user name=user\n%<end_of_sentence>\n",
+     .answer = "<beginning_of_sentence>ai name=assistant\n", .end = "<end_of_sentence>\n", .trim = {"t", "t", "t"}, .facts = EMPTY_IS_LEFT_OUT},
+    {"MiniMax M2", .sign = "]~b]", .marks = {"'+visible_text(message['content'])+'[e~[\n'", "content.split('</think>')[-1].strip('\n')", "ai\n<think>\n'}}"}, .head = "]~!b[", .system = "]~b]system\n%[e~[\n",
+     .missing = "]~b]system\n{$model_identity}[e~[\n", .user = "]~b]user\n%[e~[\n", .answer = "]~b]ai\n", .end = "[e~[\n", .open = {THOUGHT, THOUGHT, NULL}, .trim = {"", "", "S"}, .facts = EMPTY_IS_NONE},
+    {"Seed", .sign = "<seed:bos>", .marks = {"bos_token+message['role']+'\n'+message['content']+eos_token", "'\n'+message['content']|trim+eos_token", "{{bos_token+'assistant\n'}}"}, .head = "",
+     .system = "<seed:bos>system\n%<seed:eos>", .user = "<seed:bos>user\n%<seed:eos>", .answer = "<seed:bos>assistant\n", .end = "<seed:eos>", .trim = {"", "", "t"}},
+    {"gpt-oss", .sign = "<|channel|>", .marks = {"'<|start|>user<|message|>'+message['content']+'<|end|>'", "'<|start|>assistant<|channel|>final<|message|>'+message['content']+'<|end|>'", "Knowledge cutoff: 2024-06\nCurrent date: '+strftime_now('%Y-%m-%d')"},
+     .head = "<|start|>system<|message|>You are ChatGPT, a large language model trained by OpenAI.\nKnowledge cutoff: 2024-06\nCurrent date: {$strftime_now('%Y-%m-%d')}\n\nReasoning: medium\n\n"
+             "# Valid channels: analysis, commentary, final. Channel must be included for every message.<|end|>",
+     .system = "<|start|>developer<|message|># Instructions\n\n%\n\n<|end|>", .user = "<|start|>user<|message|>%<|end|>", .answer = "<|start|>assistant", .given = "<|channel|>final<|message|>%", .end = "<|end|>",
+     .facts = EMPTY_IS_NONE},
+    {"Apertus", .sign = "<|assistant_start|>", .marks = {"{{developer_token+'Deliberation: '}}", "system_token+messages[0]['content']+end_system_token", "Current date: '+strftime_now('%Y-%m-%d')"},
+     .system = "<|system_start|>%<|system_end|><|developer_start|>Deliberation: {+enabled}{-disabled}\nTool Capabilities: disabled<|developer_end|>",
+     .missing = "<|system_start|>You are Apertus, a helpful assistant created by the SwissAI initiative.\nKnowledge cutoff: 2024-04\nCurrent date: {$strftime_now('%Y-%m-%d')}<|system_end|>"
+                "<|developer_start|>Deliberation: {+enabled}{-disabled}\nTool Capabilities: disabled<|developer_end|>",
+     .user = "<|user_start|>%<|user_end|>", .answer = "<|assistant_start|>", .end = "<|assistant_end|>",
+     .open = {"", "", ""}, .tags = {"<|inner_prefix|>", "<|inner_suffix|>"}, .facts = QUIET},
+    {"Phi-3", .sign = "<|end|>", .marks = {"'<|user|>\n'+message['content']+'<|end|>\n'", "'<|assistant|>\n'+message['content']+'<|end|>\n'", "message['role']=='system'andmessage['content']"},
+     .system = "<|system|>\n%<|end|>\n", .user = "<|user|>\n%<|end|>\n", .answer = "<|assistant|>\n", .end = "<|end|>\n", .facts = EMPTY_IS_NONE},
+    {"Zephyr", .sign = "<|user|>", .marks = {"'<|user|>\n'+message['content']+eos_token+'\n'", "'<|assistant|>\n'+message['content']+eos_token+'\n'", "{{'<|assistant|>\n'}}"},
+     .system = "<|system|>\n%{eos}\n", .user = "<|user|>\n%{eos}\n", .answer = "<|assistant|>\n", .end = "{eos}\n"},
+    {"Mistral 7", MISTRAL_SYSTEM, .missing = "[SYSTEM_PROMPT]{$default_system_message}[/SYSTEM_PROMPT]", .marks = {"'[SYSTEM_PROMPT]'+system_prompt+'[/SYSTEM_PROMPT]'", "message['content']+eos_token"}, .facts = TAKES_TURNS},
+    {"Mistral 7", MISTRAL_SYSTEM, .missing = "[SYSTEM_PROMPT]{$default_system_message}[/SYSTEM_PROMPT]", .marks = {"{%setdefault_system_message='", "'[INST]'+message['content']+'[/INST]'", "{{eos_token}}"}},
+    {"Mistral 3", MISTRAL("[INST]%[/INST]"), .marks = {"'[INST]'+system_message+'\n\n'+message['content']+'[/INST]'"}, .facts = SYSTEM_LATE | TAKES_TURNS},
+    {"Mistral", MISTRAL("[INST] % [/INST]"), .marks = {"'[INST] '+message['content']+' [/INST]'", "message['content']+eos_token"}, .facts = TAKES_TURNS},
+    {"RWKV", .sign = "'User: '", .marks = {"'User: '+message['content']|trim+'\n\n'", "'Assistant: '+content|trim+'\n\n'", "'System: '+ns.system_prompt+'\n\n'"}, .system = "System: %\n\n", .user = "User: %\n\n",
+     .answer = "Assistant:", .given = " %", .end = "\n\n", .open = {"", " <think>", " <think>\n</think>"}, .trim = {"", "t", "dt"}, .facts = EMPTY_IS_NONE, .stop = "\nUser:"},
+    /* the last one: for files without a template, and for templates that resemble none of these */
+    {"plain", .sign = "", .marks = {""}, .system = "%\n\n", .user = "User: %\n\n", .answer = "Assistant:", .given = " %", .end = "\n\n", .trim = {"", "t", "t"}, .stop = "\nUser:"},
 };
+#undef CHATML
+#undef CHATML_WITH
+#undef SMOLLM3
+#undef KIMI
+#undef LLAMA
+#undef GEMMA
+#undef GRANITE
+#undef DEEPSEEK
+#undef DEEPSEEK_WITH
+#undef MISTRAL
+#undef MISTRAL_SYSTEM
 enum { N_TEMPLATES = sizeof chat_templates / sizeof *chat_templates, LOOP_PERIODS = 64 };
+
+/* -- the text of a template -- */
+
+/* Where what begins in s, not before `from`; s.n: nowhere. */
+static size_t str_find(Str s, const char *what, size_t from) {
+    const size_t n = strlen(what);
+    while (n && from + n <= s.n) {
+        const char *p = memchr(s.s + from, what[0], s.n - n + 1 - from);
+        if (!p) break;
+        from = (size_t)(p - s.s);
+        if (!memcmp(p, what, n)) return from;
+        from++;
+    }
+    return n ? s.n : from;
+}
+static int str_has(Str s, const char *what) { return !*what || str_find(s, what, 0) < s.n; }
+static int str_begins(Str s, const char *what) { return s.n >= strlen(what) && !memcmp(s.s, what, strlen(what)); }
+static Str str_from(Str s, size_t at) { return (Str){s.s + at, s.n - at}; }
+
+static int is_word(char c) { return c == '_' || (c >= '0' && c <= '9') || ((c | 32) >= 'a' && (c | 32) <= 'z'); }
+
+static Str strip_ascii(Str s, int left, int right) {
+    while (left && s.n && strchr(" \t\n\v\f\r", s.s[0]) && s.s[0]) s = str_from(s, 1);
+    while (right && s.n && strchr(" \t\n\v\f\r", s.s[s.n - 1]) && s.s[s.n - 1]) s.n--;
+    return s;
+}
+
+/* A template in one spelling, so that a mark is found however it is laid out: comments and white space outside of texts
+ * are gone, plain text is {{'text'}}, neighbouring outputs are one, + joins (never ~), 'a'+'b' is 'ab', texts stand in '
+ * (one inside is \1) without escapes, and x.role is x['role']. White space around a tag goes as Jinja takes it, with
+ * trim_blocks and lstrip_blocks. The result is at most three times as long. */
+typedef struct { char *s; size_t n; } Spelling;
+
+static void spell_quote(Spelling *out) { /* a text begins, or goes on */
+    if (out->n >= 2 && out->s[out->n - 1] == '+' && out->s[out->n - 2] == '\'') out->n -= 2;
+    else out->s[out->n++] = '\'';
+}
+
+static void spell_output(Spelling *out) { /* {{, or the output before goes on */
+    if (out->n >= 2 && !memcmp(out->s + out->n - 2, "}}", 2)) out->s[out->n - 2] = '+', out->n--;
+    else out->s[out->n++] = '{', out->s[out->n++] = '{';
+}
+
+static void spell_close(Spelling *out, char c) { out->s[out->n++] = c, out->s[out->n++] = '}'; }
+
+static void spell_plain(Spelling *out, Str text) {
+    if (!text.n) return;
+    spell_output(out);
+    spell_quote(out);
+    for (size_t i = 0; i < text.n; i++) out->s[out->n++] = text.s[i] == '\'' ? '\1' : text.s[i];
+    out->s[out->n++] = '\'';
+    spell_close(out, '}');
+}
+
+static size_t spell_text(Spelling *out, Str t, size_t at) { /* 'text' or "text"; returns where it has ended */
+    const char quote = t.s[at++];
+    spell_quote(out);
+    for (; at < t.n && t.s[at] != quote; at++) {
+        char c = t.s[at];
+        if (c == '\\' && at + 1 < t.n) {
+            const char *from = "ntr", *known = strchr(from, c = t.s[++at]);
+            if (known && c) c = "\n\t\r"[known - from];
+        }
+        out->s[out->n++] = c == '\'' ? '\1' : c;
+    }
+    out->s[out->n++] = '\'';
+    return at + 1;
+}
+
+static size_t spell_tag(Spelling *out, Str t, size_t at, const char *close) { /* the inside of a tag, up to its end */
+    static const char *const names[] = {"role", "content"};
+    while (at < t.n) {
+        const Str rest = str_from(t, at);
+        size_t taken = 0;
+        if (str_begins(rest, close) || (rest.s[0] == '-' && str_begins(str_from(rest, 1), close))) break;
+        if (rest.s[0] == '\'' || rest.s[0] == '"') {
+            at = spell_text(out, t, at);
+            continue;
+        }
+        for (int i = 0; i < 2 && rest.s[0] == '.'; i++) {
+            const size_t n = strlen(names[i]);
+            const int whole = n + 1 >= rest.n || !is_word(rest.s[n + 1]);
+            if (!str_begins(str_from(rest, 1), names[i]) || !whole) continue;
+            out->n += (size_t)sprintf(out->s + out->n, "['%s']", names[i]);
+            taken = n + 1;
+        }
+        if (!taken && !strip_ascii((Str){rest.s, 1}, 1, 0).n) taken = 1;
+        else if (!taken) out->s[out->n++] = rest.s[0] == '~' ? '+' : rest.s[0], taken = 1;
+        at += taken;
+    }
+    return at;
+}
+
+static void template_spell(Spelling *out, Str t) { /* out has room for 3 * t.n + 64 */
+    int strip = 0, drop_line = 0; /* what the tag before does to the text behind it */
+    out->n = 0;
+    if (t.n && t.s[t.n - 1] == '\n') t.n--;
+    for (size_t at = 0; at < t.n;) {
+        size_t tag = at;
+        while (tag < t.n && !(t.s[tag] == '{' && tag + 1 < t.n && strchr("{%#", t.s[tag + 1]) && t.s[tag + 1])) tag++;
+        const char kind = tag < t.n ? t.s[tag + 1] : 0;
+        const size_t inside = tag + 2;
+        Str plain = {t.s + at, tag - at};
+        if (strip) plain = strip_ascii(plain, 1, 0);
+        else if (drop_line && plain.n && plain.s[0] == '\n') plain = str_from(plain, 1);
+        const int minus = kind && inside < t.n && t.s[inside] == '-';
+        if (minus) plain = strip_ascii(plain, 0, 1);
+        else if (kind == '%' || kind == '#') { /* alone on its line: the line begins with it */
+            size_t n = plain.n;
+            while (n && (plain.s[n - 1] == ' ' || plain.s[n - 1] == '\t')) n--;
+            if (n ? plain.s[n - 1] == '\n' : plain.s == t.s || plain.s[-1] == '\n') plain.n = n;
+        }
+        spell_plain(out, plain);
+        if (!kind) break;
+        const char *close = kind == '{' ? "}}" : kind == '%' ? "%}" : "#}";
+        if (kind == '{') spell_output(out);
+        else if (kind == '%') out->s[out->n++] = '{', out->s[out->n++] = '%';
+        const size_t end = kind == '#' ? str_find(t, close, inside) : spell_tag(out, t, inside + (size_t)minus, close);
+        if (kind != '#') spell_close(out, close[0]);
+        strip = end < t.n && t.s[kind == '#' ? end - 1 : end] == '-';
+        drop_line = kind != '{';
+        at = end + 2 + (size_t)(strip && kind != '#');
+    }
+}
+
+/* The text between the quote at s[at] and the next, as it was. */
+static Str spelled_text(Str s, size_t at) {
+    size_t end = at + 1;
+    while (end < s.n && s.s[end] != '\'') end++;
+    return (Str){s.s + at + 1, end - at - 1};
+}
+
+/* The first text in the template that begins with a and goes on to b, with more between or behind them. */
+static Str template_text(Str spelled, Str a, Str b) {
+    for (size_t at = 0; at < spelled.n; at++) {
+        const char *p = memchr(spelled.s + at, '\'', spelled.n - at);
+        if (!p) break;
+        const Str text = spelled_text(spelled, at = (size_t)(p - spelled.s));
+        if (text.n > a.n + b.n && !memcmp(text.s, a.s, a.n))
+            for (size_t i = a.n; i + b.n <= text.n; i++) if (!memcmp(text.s + i, b.s, b.n)) return text;
+    }
+    return (Str){NULL, 0};
+}
+
+/* -- what is written: ids -- */
 
 typedef struct { int32_t *id; int64_t n, cap; } Ids;
 
@@ -8289,6 +8591,368 @@ static int ids_encode(Ids *a, const GlaModel *m, const char *text, size_t n, int
     return code;
 }
 
+/* How the turns of a model's conversations are written: its row, and what the template's text adds to it. */
+typedef struct {
+    const GlaModel *m;
+    const ChatTemplate *row;
+    int known;              /* 1: the row is the template's; 0: the file has none; -1: it is not one of the table's */
+    Spelling text;          /* the template; owned */
+    const char *open[3], *tags[2]; /* as in the row */
+    int32_t think_open, think_close;
+    int may_think;          /* have the template and the vocabulary thoughts? */
+} ChatForm;
+
+typedef struct {
+    const ChatForm *form;
+    Ids *ids;
+    int thinks;             /* is the answer to begin with a thought? */
+    int answered;           /* an answer stands there that has not been ended */
+    Str fold;               /* a system message that goes in front of a message */
+    char *plain;            /* text since the last special token: it is tokenized as one */
+    size_t n, cap;
+    char *err;
+    int code;
+} ChatWriter;
+
+static void write_plain(ChatWriter *w, Str s) {
+    if (w->n + s.n > w->cap && !w->code) {
+        const size_t cap = w->n + s.n + w->n / 2 + 256;
+        char *more = gla_alloc(cap);
+        if (!more) w->code = fail(w->err, GLA_MEMORY, "no memory for a text of %zu bytes", cap);
+        if (more && w->n) memcpy(more, w->plain, w->n);
+        if (more) gla_free(w->plain), w->plain = more, w->cap = cap;
+    }
+    if (w->code || !s.n) return;
+    memcpy(w->plain + w->n, s.s, s.n);
+    w->n += s.n;
+}
+
+static void write_flush(ChatWriter *w) { /* what stands there becomes ids: a special token follows, or the end */
+    if (!w->code && w->n) w->code = ids_encode(w->ids, w->form->m, w->plain, w->n, 0, w->err);
+    w->n = 0;
+}
+
+static void write_id(ChatWriter *w, int32_t id) {
+    if (id < 0 || id >= w->form->m->config.vocab_size) return;
+    write_flush(w);
+    if (!w->code) w->code = ids_add(w->ids, &id, 1, w->err);
+}
+
+/* Text of a template, with special tokens in it. \1 is an apostrophe. */
+static void write_marked(ChatWriter *w, Str s) {
+    for (size_t at = 0, k = 1; at < s.n && !w->code; at += k) {
+        const int32_t id = special_at(w->form->m->vocab, s.s + at, s.n - at, &k);
+        if (id >= 0) { write_id(w, id); continue; }
+        k = 1;
+        write_plain(w, s.s[at] == '\1' ? str_of("'") : (Str){s.s + at, 1});
+    }
+}
+
+/* Appends the value of an expression of the template to out: 'text', strftime_now('format'), a variable, joined by +.
+ * 0: it is something else. */
+enum { VALUE_TERMS = 32, VALUE_DEPTH = 4 };
+static int template_value(ChatWriter *out, Str e, int *terms, int depth) {
+    const Str all = {out->form->text.s, out->form->text.n};
+    const size_t before = out->n;
+    for (size_t n = 0; --*terms >= 0 && depth <= VALUE_DEPTH; n = 0, e = str_from(e, 1)) {
+        char name[64], date[128];
+        if (e.n && e.s[0] == '\'') {
+            const Str text = spelled_text(e, 0);
+            write_plain(out, text);
+            n = text.n + 2;
+        } else if (str_begins(e, "strftime_now('")) {
+            const Str format = spelled_text(e, strlen("strftime_now("));
+            if (!local_date(date, sizeof date, format.s, format.n)) break;
+            write_plain(out, str_of(date));
+            n = strlen("strftime_now('')") + format.n;
+        } else {
+            while (n < e.n && n < 40 && (is_word(e.s[n]) || e.s[n] == '.')) n++;
+            const size_t len = (size_t)snprintf(name, sizeof name, "{%%set%.*s=", (int)n, e.s);
+            size_t at = n ? str_find(all, name, 0) : all.n;
+            /* the first value that can be told: not one that comes from a message */
+            while (at < all.n && *terms > 0 && !template_value(out, str_from(all, at + len), terms, depth + 1))
+                at = str_find(all, name, at + 1);
+            if (at >= all.n || *terms <= 0) break;
+        }
+        e = str_from(e, n < e.n ? n : e.n);
+        if (!e.n && !depth) return 1; /* the end of what a row asks for */
+        if (str_begins(e, "%}")) return 1;
+        if (!e.n || e.s[0] != '+') break;
+    }
+    out->n = before;
+    return 0;
+}
+
+static void write_braces(ChatWriter *w, Str what, Str text) { /* see ChatTemplate */
+    const Str template = {w->form->text.s, w->form->text.n}, rest = str_from(what, what.n > 0);
+    const Tokenizer *t = w->form->m->vocab;
+    if (str_begins(what, "@")) {
+        const size_t gap = str_find(rest, "%", 0);
+        write_marked(w, template_text(template, (Str){rest.s, gap}, str_from(rest, gap + 1)));
+    } else if (str_begins(what, "$")) {
+        ChatWriter value = {.form = w->form, .err = w->err};
+        int terms = VALUE_TERMS;
+        template_value(&value, rest, &terms, 0);
+        write_marked(w, (Str){value.plain, value.n});
+        gla_free(value.plain);
+    } else if (str_is(what, "bos") || str_is(what, "eos")) write_id(w, what.s[0] == 'b' ? t->bos : t->eos);
+    else if (!str_begins(what, "?")) write_marked(w, what);
+    else if (text.n) write_marked(w, rest);
+}
+
+/* A form of the row, with the text of a message. */
+static void write_form(ChatWriter *w, const char *form, Str text) {
+    for (Str s = str_of(form); s.n && !w->code;) {
+        const size_t plain = strcspn(s.s, "%{");
+        write_marked(w, (Str){s.s, plain});
+        s = str_from(s, plain);
+        if (!s.n) break;
+        if (s.s[0] == '%') {
+            if (w->fold.s) write_plain(w, w->fold), write_plain(w, str_of("\n\n"));
+            write_plain(w, text);
+            s = str_from(s, 1);
+            continue;
+        }
+        const size_t braces = strcspn(s.s, "}");
+        const int asks = s.s[1] == '+' || s.s[1] == '-';
+        const Str what = {s.s + 1 + asks, braces - 1 - (size_t)asks};
+        if (!asks || (s.s[1] == '+') == w->thinks) write_braces(w, what, text);
+        s = str_from(s, braces + 1);
+    }
+}
+
+/* White space as Python's str.strip takes it. */
+static int python_space(uint32_t c) {
+    return (c >= 0x09 && c <= 0x0D) || (c >= 0x1C && c <= 0x20) || c == 0x85 || c == 0xA0 || c == 0x1680 ||
+           (c >= 0x2000 && c <= 0x200A) || c == 0x2028 || c == 0x2029 || c == 0x202F || c == 0x205F || c == 0x3000;
+}
+
+static Str strip_left(Str s) {
+    size_t len;
+    while (s.n && python_space(utf8_read(s.s, s.n, &len))) s = str_from(s, len);
+    return s;
+}
+
+static Str strip_right(Str s) {
+    for (size_t k, len; s.n; s.n -= k) {
+        for (k = 1; k < s.n && k < 4 && ((uint8_t)s.s[s.n - k] & 0xC0) == 0x80; k++) {}
+        if (!python_space(utf8_read(s.s + s.n - k, k, &len)) || len != k) break;
+    }
+    return s;
+}
+
+static Str strip_lines(Str s, int right) {
+    while (s.n && s.s[0] == '\n') s = str_from(s, 1);
+    while (right && s.n && s.s[s.n - 1] == '\n') s.n--;
+    return s;
+}
+
+static Str behind_thought(Str s, int first) { /* what stands behind the last </think>, or the first */
+    const char *close = "</think>";
+    for (size_t at; (at = str_find(s, close, 0)) < s.n;) {
+        s = str_from(s, at + strlen(close));
+        if (first) break;
+    }
+    return s;
+}
+
+/* What is written of a text: see ChatTemplate. last: it is the last answer so far. */
+static Str chat_trim(ChatWriter *w, Str s, const char *how, int last) {
+    for (; how && *how; how++) {
+        const int thought = str_has(s, "</think>");
+        const int cut = strchr("dDTSF", *how) || (*how == 'L' && !last);
+        if (*how == '!' && thought && !w->code)
+            w->code = fail(w->err, GLA_INPUT, "an earlier answer has a thought in it; what the chat template of this file does with it is not "
+                           "known here: leave out what stands before </think>");
+        if (cut) s = behind_thought(s, *how == 'F');
+        const int both = *how == 't' || (thought && cut && strchr("TL", *how));
+        if (both || *how == 'l') s = strip_left(s);
+        if (both || *how == 'r') s = strip_right(s);
+        if (*how == 'n' || (thought && strchr("DS", *how))) s = strip_lines(s, *how == 'S');
+    }
+    return s;
+}
+
+static void write_end(ChatWriter *w) { /* of the answer before */
+    if (w->answered) write_form(w, w->form->row->end, str_of(""));
+    w->answered = 0;
+}
+
+/* What stands before the first message; system.s is NULL: no system message. */
+static void write_system(ChatWriter *w, Str system) {
+    const ChatForm *f = w->form;
+    const ChatTemplate *row = f->row;
+    const Tokenizer *t = f->m->vocab;
+    const int bos = f->known == 1 ? 0 : t->add_bos;
+    if (row->head) write_form(w, row->head, str_of(""));
+    else if (bos || str_has((Str){f->text.s, f->text.n}, "bos_token")) write_id(w, t->bos);
+    if (system.s) system = chat_trim(w, system, row->trim[0], 0);
+    if (system.s && !system.n && row->facts & EMPTY_IS_LEFT_OUT) return;
+    if (system.s && !system.n && row->facts & EMPTY_IS_NONE) system.s = NULL;
+    if (!system.s && row->facts & SYSTEM_ALWAYS) system = str_of("");
+    if (system.s && row->system) write_form(w, row->system, system);
+    else if (system.s) w->fold = system;
+    else if (row->missing) write_form(w, row->missing, system);
+}
+
+static void write_user(ChatWriter *w, Str text, int last) {
+    const ChatTemplate *row = w->form->row;
+    const Str fold = w->fold;
+    write_end(w);
+    if (!last && row->facts & SYSTEM_LATE) w->fold.s = NULL;
+    write_form(w, row->user, chat_trim(w, text, row->trim[1], 0));
+    w->fold = !last && row->facts & SYSTEM_LATE ? fold : (Str){NULL, 0};
+}
+
+static void write_answer(ChatWriter *w, Str text, int last) { /* an earlier one */
+    const ChatTemplate *row = w->form->row;
+    const Str fold = w->fold;
+    write_end(w);
+    w->fold.s = NULL;
+    write_form(w, row->answer, str_of(""));
+    write_form(w, row->given ? row->given : "%", chat_trim(w, text, row->trim[2], last));
+    w->answered = 1;
+    w->fold = fold;
+}
+
+static int form_thinks(const ChatForm *f, int think) { /* think: 1, 0, -1 as the template does */
+    if (!f->may_think || think >= 0) return f->may_think && think;
+    return !(f->row->facts & QUIET) && f->open[0] && !strcmp(f->open[0], f->open[1]);
+}
+
+static const char *form_open(const ChatForm *f, int think, int json) { /* what our answer goes on with, behind the row's `answer` */
+    const char *open = f->open[think < 0 ? 0 : think ? 1 : 2];
+    if (!f->may_think) return f->open[0] ? f->open[0] : "";
+    if (!open) open = think ? "" : EMPTY_THOUGHT;
+    if (!json || !form_thinks(f, think) || str_has(str_of(open), f->tags[0])) return open;
+    return f->row->tags[0] ? f->tags[0] : THOUGHT; /* JSON begins behind a thought, which has to have a beginning */
+}
+
+/* -- which row -- */
+
+static int row_fits(const ChatTemplate *row, Str template) {
+    int fits = str_has(template, row->sign);
+    for (int i = 0; i < 2 && row->lacks[i]; i++) fits = fits && !str_has(template, row->lacks[i]);
+    for (int i = 0; i < 3 && row->marks[i]; i++) fits = fits && str_has(template, row->marks[i]);
+    return fits;
+}
+
+/* The family that an unknown template resembles, or whose marks the vocabulary has where there is no template: the last
+ * of its rows, which asks for the least. */
+static const ChatTemplate *row_like(const GlaModel *m, Str template) {
+    const ChatTemplate *row = &chat_templates[N_TEMPLATES - 1];
+    for (int i = 0; i < N_TEMPLATES - 1; i++) {
+        const ChatTemplate *r = &chat_templates[i];
+        const int32_t id = template.n ? -1 : find_token(m->vocab, str_of(r->sign), str_of(""));
+        const int has = template.n ? str_has(template, r->sign) : id >= 0 && token_type(m->vocab, id) == TYPE_CONTROL;
+        if (has && (row->sign[0] == 0 || !strcmp(row->sign, r->sign))) row = r;
+    }
+    return row;
+}
+
+/* How answers begin, seen from what an unknown template writes behind the last message. */
+static void form_guess_thoughts(ChatForm *f, Str template) {
+    const char *prompt = "add_generation_prompt";
+    size_t tail = 0;
+    for (size_t at = 0; (at = str_find(template, prompt, at)) < template.n;) tail = ++at;
+    const Str end = str_from(template, tail);
+    const int opens = str_has(end, THOUGHT "'"), asks = str_has(end, "enable_thinkingistrue") || str_has(end, "enable_thinking==true");
+    f->open[1] = opens ? THOUGHT : "";
+    f->open[2] = EMPTY_THOUGHT;
+    f->open[0] = f->open[asks ? 2 : 1];
+}
+
+static void form_free(ChatForm *f) { gla_free(f->text.s); f->text.s = NULL; }
+
+/* Reads the file's template. m stays the caller's, and has to outlive f. */
+static int form_new(ChatForm *f, const GlaModel *m, char *err) {
+    Str t = {"", 0};
+    *f = (ChatForm){.m = m, .row = &chat_templates[N_TEMPLATES - 1]};
+    if (!m->vocab_file.map.data || !gguf_str(&m->vocab_file, "tokenizer.chat_template", &t))
+        gguf_str(&m->file, "tokenizer.chat_template", &t);
+    if (!(f->text.s = gla_alloc(3 * t.n + 64))) return fail(err, GLA_MEMORY, "no memory for a chat template of %zu bytes", t.n);
+    template_spell(&f->text, t);
+    const Str template = {f->text.s, f->text.n};
+    for (int i = 0; i < N_TEMPLATES - 1 && !f->known; i++)
+        if (row_fits(&chat_templates[i], template)) f->known = 1, f->row = &chat_templates[i];
+    if (!f->known) f->row = row_like(m, template);
+    if (!f->known && t.n) f->known = -1;
+    f->tags[0] = f->row->tags[0] ? f->row->tags[0] : "<think>";
+    f->tags[1] = f->row->tags[1] ? f->row->tags[1] : "</think>";
+    f->think_open = find_token(m->vocab, str_of(f->tags[0]), str_of(""));
+    f->think_close = find_token(m->vocab, str_of(f->tags[1]), str_of(""));
+    memcpy(f->open, f->row->open, sizeof f->open);
+    if (f->known != 1) form_guess_thoughts(f, template);
+    f->may_think = f->think_open >= 0 && f->think_close >= 0 && (str_has(template, "think") || f->row->tags[0]) && f->open[1];
+    return GLA_OK;
+}
+
+GLA_API const char *gla_template(const GlaModel *m, int *known, char *err) {
+    ChatForm form;
+    const int code = form_new(&form, m, err);
+    *known = form.known;
+    form_free(&form);
+    return code ? NULL : form.row->name;
+}
+
+/* Can these be one conversation? */
+static int check_messages(const ChatForm *f, const GlaMessage *messages, int n, char *err) {
+    const int system = n && messages[0].role == GLA_SYSTEM;
+    for (int i = system; i < n; i++) {
+        const int role = messages[i].role;
+        if (role == GLA_SYSTEM) return fail(err, GLA_INPUT, "message %d is a system message; only the first one may be", i + 1);
+        if (f->row->facts & TAKES_TURNS && role != ((i - system) % 2 ? GLA_ASSISTANT : GLA_USER))
+            return fail(err, GLA_INPUT, "message %d is out of turn: with the chat template %s, user and assistant alternate, and a user begins",
+                        i + 1, f->row->name);
+    }
+    return GLA_OK;
+}
+
+static Str message_text(const GlaMessage *m) { return (Str){m->text, m->n}; }
+
+/* Messages from..to - 1 of n, the last of which is not an answer's. */
+static void write_messages(ChatWriter *w, const GlaMessage *messages, int from, int to) {
+    int last = to - 1; /* the last answer */
+    while (last > from && messages[last].role != GLA_ASSISTANT) last--;
+    for (int i = from; i < to; i++) {
+        if (messages[i].role == GLA_ASSISTANT) write_answer(w, message_text(&messages[i]), i == last);
+        else if (messages[i].role == GLA_USER) write_user(w, message_text(&messages[i]), 0);
+    }
+}
+
+static void write_prompt(ChatWriter *w, const char *open) { /* behind the last message: an answer begins */
+    write_form(w, w->form->row->answer, str_of(""));
+    write_marked(w, str_of(open));
+    write_flush(w);
+    gla_free(w->plain);
+}
+
+GLA_API int64_t gla_render(const GlaModel *m, const GlaMessage *messages, int n, int think, int32_t *ids, int64_t cap, char *err) {
+    Ids all = {NULL, 0, 0};
+    ChatForm form;
+    if (!tokenizer_size(m->vocab)) return fail(err, GLA_INPUT, "messages need a vocabulary, the model's file has none; name one with -z");
+    int code = form_new(&form, m, err);
+    if (code) return code;
+    const int system = n > 0 && messages[0].role == GLA_SYSTEM;
+    if (n <= system || messages[n - 1].role != GLA_USER)
+        code = fail(err, GLA_INPUT, "the last message has to be a user's: it is the one that is answered");
+    if (!code) code = check_messages(&form, messages, n, err);
+    ChatWriter w = {.form = &form, .ids = &all, .thinks = form_thinks(&form, think), .err = err, .code = code};
+    if (!code) {
+        write_system(&w, system ? message_text(messages) : (Str){NULL, 0});
+        write_messages(&w, messages, system, n - 1);
+        write_user(&w, message_text(&messages[n - 1]), 1);
+        write_prompt(&w, form_open(&form, think, 0));
+        code = w.code;
+    }
+    for (int64_t i = 0; i < all.n && i < cap && !code; i++) ids[i] = all.id[i];
+    const int64_t made = all.n;
+    ids_free(&all), form_free(&form);
+    return code ? code : made;
+}
+
+/* -- a conversation -- */
+
 typedef struct { int refs; char data[]; } Snapshot; /* shared with the chats that were forked from this one */
 typedef struct {          /* a place between turns, or the beginning of the text behind the system prompt */
     int64_t pos, answer;  /* ids before it; ids before the answer of the turn that ends here, 0 = not known */
@@ -8299,12 +8963,10 @@ typedef struct {          /* a place between turns, or the beginning of the text
 struct GlaChat {
     GlaState *s;
     GlaChatSettings how;
-    char *system;
-    const ChatTemplate *form;
-    int known;            /* is the template known? */
-    int may_think;        /* have the template and the vocabulary thoughts? */
-    int opens, empties;   /* answers begin behind <think>; behind an empty thought, unless asked to think */
-    int32_t think_open, think_close;
+    const char *system;   /* NULL: none was given */
+    ChatForm form;
+    GlaMessage *told;     /* messages that were given; their texts stand behind them */
+    int n_told, n_written, told_at; /* those written before marks[told_at]; the others are written with the next message */
     Ids ids;
     Mark *marks;          /* 0 .. n_marks - 1; we are at marks[at], or within the turn behind it */
     int n_marks, cap, at;
@@ -8314,88 +8976,34 @@ struct GlaChat {
     GlaTurn *turn;
     const GlaGenerate *listener;
     GlaSampler *sampler;
-    int thinking, leading, close_thought, failed, uncached;
+    int thinking, leading, failed, uncached;
+    int draws_json, close_thought, begin_json; /* now; and next: the thought is to be closed, was closed before JSON */
     int64_t period[LOOP_PERIODS + 1]; /* [k]: how many of the last tokens equal the one k before */
     int64_t from;         /* where the answer began */
 };
 
-/* -- ids of a turn -- */
+static int chat_thinks(const GlaChat *c) { return form_thinks(&c->form, c->how.think); }
 
-/* Appends the ids of a form of the template, with the text where it has a %. */
-static int chat_write(GlaChat *c, Ids *out, const char *form, const char *text, size_t n, char *err) {
-    const GlaModel *m = c->s->m;
-    size_t len = strlen(form), used = 0;
-    char *plain = gla_alloc(len + n);
-    int code = plain ? GLA_OK : fail(err, GLA_MEMORY, "no memory for a text of %zu bytes", n);
-    for (size_t at = 0, k = 0; at <= len && !code; at += k) {
-        int32_t id = at < len ? special_at(m->vocab, form + at, len - at, &k) : -1;
-        if (id >= 0 || at == len) { /* the text between two special tokens is one text, as the model's own tokenizer sees it */
-            code = ids_encode(out, m, plain, used, 0, err);
-            if (!code && id >= 0) code = ids_add(out, &id, 1, err);
-            used = 0;
-            if (at == len) k = 1;
-            continue;
-        }
-        k = 1;
-        if (form[at] == '%') memcpy(plain + used, text, n), used += n;
-        else plain[used++] = form[at];
-    }
-    gla_free(plain);
-    return code;
+static int chat_form_ids(GlaChat *c, Ids *out, const char *form, char *err) { /* appends what a form of the template gives */
+    ChatWriter w = {.form = &c->form, .ids = out, .err = err};
+    write_form(&w, form, str_of(""));
+    write_flush(&w);
+    gla_free(w.plain);
+    return w.code;
 }
 
-static int str_has(Str s, const char *what) {
-    size_t n = strlen(what);
-    for (size_t i = 0; n <= s.n && i <= s.n - n; i++) if (!memcmp(s.s + i, what, n)) return 1;
-    return 0;
-}
-
-/* What the template does, read off its text: it is a program in another language, of which only the marks are of use here. */
-static void chat_recognise(GlaChat *c) {
-    const GlaModel *m = c->s->m;
-    Str t = {"", 0}, tail;
-    if (!m->vocab_file.map.data || !gguf_str(&m->vocab_file, "tokenizer.chat_template", &t))
-        gguf_str(&m->file, "tokenizer.chat_template", &t);
-    c->form = &chat_templates[N_TEMPLATES - 1];
-    for (int i = N_TEMPLATES - 1; i >= 0; i--)
-        if (str_has(t, chat_templates[i].marks[0]) && str_has(t, chat_templates[i].marks[1])) {
-            c->form = &chat_templates[i];
-            c->known = 1;
-        }
-    c->think_open = find_token(m->vocab, str_of("<think>"), str_of(""));
-    c->think_close = find_token(m->vocab, str_of("</think>"), str_of(""));
-    c->may_think = c->think_open >= 0 && c->think_close >= 0 && str_has(t, "think");
-    for (tail = t; str_has(t, "add_generation_prompt"); t.s++, t.n--) tail = t; /* what it writes behind the last message */
-    c->opens = str_has(tail, "<think>\\n'") || str_has(tail, "<think>\\n\"") || str_has(tail, "<think>\n");
-    c->empties = str_has(tail, "enable_thinking is true") || str_has(tail, "enable_thinking == true"); /* thinks only when asked to */
-}
-
-static int chat_thinks(const GlaChat *c) { return c->may_think && (c->how.think < 0 ? !c->empties : c->how.think); }
-
-/* The ids of a message, and of what its answer begins with. */
-static int chat_turn_ids(GlaChat *c, Ids *out, const char *text, size_t n, char *err) {
-    char answer[128], *joined = NULL;
-    const char *thought = "";
-    int code = GLA_OK, first = c->at == 0, stopped = c->marks[c->at].stopped;
-    while (n && strchr(" \t\r\n", text[0])) text++, n--; /* templates trim, too */
-    while (n && strchr(" \t\r\n", text[n - 1])) n--;
-    if (first && c->system && !c->form->system) {
-        size_t len = strlen(c->system);
-        if (!(joined = gla_alloc(len + n + 2))) return fail(err, GLA_MEMORY, "no memory for a text of %zu bytes", n);
-        memcpy(joined, c->system, len);
-        memcpy(joined + len, "\n\n", 2);
-        memcpy(joined + len + 2, text, n);
-        text = joined;
-        n += len + 2;
-    }
-    if (c->may_think && !chat_thinks(c)) thought = "<think>\n\n</think>\n\n";
-    else if (c->may_think && c->opens) thought = "<think>\n";
-    snprintf(answer, sizeof answer, "%s%s", c->form->answer, thought);
-    if (!first && !stopped) code = chat_write(c, out, c->form->end, "", 0, err);
-    if (!code) code = chat_write(c, out, c->form->user + (stopped ? strlen(c->form->stop) - 1 : 0), text, n, err);
-    if (!code) code = chat_write(c, out, answer, "", 0, err);
-    gla_free(joined);
-    return code;
+/* The ids of a message, and of what its answer begins with. json: the answer will be JSON. */
+static int chat_turn_ids(GlaChat *c, Ids *out, Str text, int json, char *err) {
+    const ChatTemplate *row = c->form.row;
+    const int first = c->at == 0, stopped = c->marks[c->at].stopped;
+    ChatWriter w = {.form = &c->form, .ids = out, .thinks = chat_thinks(c), .answered = !first && !stopped, .err = err};
+    if (c->system && !row->system && (first || (row->facts & SYSTEM_LATE && c->at == c->told_at))) w.fold = str_of(c->system);
+    if (c->at == c->told_at) write_messages(&w, c->told, c->n_written, c->n_told);
+    if (stopped) /* the stop text was its beginning */
+        write_form(&w, row->user + strlen(row->stop) - 1, chat_trim(&w, text, row->trim[1], 0));
+    else write_user(&w, text, 1);
+    write_prompt(&w, form_open(&c->form, c->how.think, json));
+    return w.code;
 }
 
 /* -- places to come back to -- */
@@ -8462,19 +9070,31 @@ static int chat_move(GlaChat *c, int to, char *err) {
     return chat_read(c, c->marks[to].pos, NULL, err);
 }
 
+/* Writes the messages that were given, up to the last answer, a turn each; false: where one ends cannot be told from the
+ * ids, so they all go with the next message. */
+static int chat_write_told(GlaChat *c, ChatWriter *w) {
+    const char *end = c->form.row->end;
+    size_t k;
+    if (!*end || special_at(c->form.m->vocab, end, strlen(end), &k) < 0) return w->code;
+    for (int i = c->n_written; i < c->n_told && !w->code; i++) {
+        if (c->told[i].role != GLA_ASSISTANT) continue;
+        write_messages(w, c->told, c->n_written, i + 1);
+        write_flush(w);
+        if (!w->code) w->code = chat_mark(c, c->ids.n, 0, w->err);
+        c->n_written = i + 1;
+    }
+    return w->code;
+}
+
 /* The text before the first message, read when the first message comes. */
 static int chat_begin(GlaChat *c, const GlaGenerate *how, char *err) {
     Ids *ids = &c->ids;
-    const Tokenizer *t = c->s->m->vocab;
-    Str form = {"", 0};
-    int code = GLA_OK;
     if (c->n_marks) return GLA_OK;
-    gguf_str(&c->s->m->file, "tokenizer.chat_template", &form);
     ids->n = 0;
-    if (t->bos >= 0 && t->bos < c->s->m->config.vocab_size && (t->add_bos || str_has(form, "bos_token")))
-        code = ids_add(ids, &t->bos, 1, err);
-    if (!code && c->system && c->form->system)
-        code = chat_write(c, ids, c->form->system, c->system, strlen(c->system), err);
+    ChatWriter w = {.form = &c->form, .ids = ids, .thinks = chat_thinks(c), .err = err};
+    write_system(&w, c->system ? str_of(c->system) : (Str){NULL, 0});
+    write_flush(&w);
+    int code = w.code;
     const int cached = c->how.cache && ids->n;
     int64_t reused = 0;
     if (!code && cached) {
@@ -8485,7 +9105,15 @@ static int chat_begin(GlaChat *c, const GlaGenerate *how, char *err) {
     if (!code && cached && reused < ids->n && c->system) /* if that fails, the conversation goes on */
         c->uncached = gla_cache_store(c->s, c->how.cache, ids->id, c->how.cache_bytes, err) != GLA_OK;
     if (!code) code = chat_mark(c, c->s->pos, 0, err);
-    if (code) gla_state_reset(c->s);
+    c->n_written = c->n_told && c->told[0].role == GLA_SYSTEM;
+    if (!code) code = chat_write_told(c, &w);
+    if (!code) code = chat_read(c, ids->n, how, err);
+    c->told_at = c->n_told ? c->at : -1;
+    gla_free(w.plain);
+    if (code) { /* the next message tries again */
+        chat_cut(c, 0);
+        gla_state_reset(c->s);
+    }
     return code;
 }
 
@@ -8509,7 +9137,8 @@ static int chat_loops(GlaChat *c, int32_t id) {
 static int chat_heard(void *user, int32_t id, const char *text, size_t n) {
     GlaChat *c = user;
     GlaTurn *turn = c->turn;
-    const int opens = id == c->think_open, tag = c->may_think && !c->listener->json && id >= 0 && (opens || id == c->think_close);
+    const ChatForm *f = &c->form;
+    const int opens = id == f->think_open, tag = f->may_think && !c->draws_json && id >= 0 && (opens || id == f->think_close);
     int stop = 0;
     if (id >= 0 && ids_add(&c->ids, &id, 1, NULL)) c->failed = stop = 1;
     else if (id >= 0 && chat_loops(c, id)) {
@@ -8517,20 +9146,28 @@ static int chat_heard(void *user, int32_t id, const char *text, size_t n) {
         else if (c->sampler->repeat_penalty < 1.3f) c->sampler->repeat_penalty = 1.3f;
     }
     if (tag) { /* the tag itself is not shown */
-        const size_t len = strlen(opens ? "<think>" : "</think>");
+        const size_t len = strlen(f->tags[!opens]);
         n = n > len ? n - len : 0;
     }
     while (c->leading && n && strchr(" \t\r\n", *text)) text++, n--;
     if (n) c->leading = 0;
     if (c->listener->emit && c->listener->emit(c->listener->user, id, text, n)) stop = 1;
+    const int goes_on = !stop;
     if (tag) c->thinking = opens, c->leading = 1;
-    else if (id >= 0 && c->thinking && ++turn->thought == c->how.think_budget) c->close_thought = stop = 1;
+    else if (id >= 0 && c->thinking && ++turn->thought == c->how.think_budget) c->close_thought = goes_on, stop = 1;
+    if (tag && !opens && c->listener->json) c->begin_json = goes_on, stop = 1;
     return stop;
 }
 
-static int chat_may_answer(const GlaChat *c, const GlaGenerate *how, char *err) {
-    if (!how->json || !chat_thinks(c)) return GLA_OK;
-    return fail(err, GLA_INPUT, "a thought is no JSON; an answer in JSON needs a chat that does not think");
+/* Is a thought open at the end of what was read? The template has begun it, or nobody. */
+static int chat_in_thought(const GlaChat *c) {
+    const ChatForm *f = &c->form;
+    for (int64_t i = c->s->pos; f->may_think && i-- > c->marks[c->at].pos;) {
+        const int32_t id = c->ids.id[i];
+        if (id == f->think_open || id == f->think_close) return id == f->think_open;
+        if (token_type(f->m->vocab, id) == TYPE_CONTROL) break;
+    }
+    return 0;
 }
 
 /* The answer to what has been read, up to its end. */
@@ -8541,38 +9178,39 @@ static int chat_answer(GlaChat *c, GlaSampler *p, const GlaGenerate *how, GlaTur
     int done = 0, code = GLA_OK;
     GlaGenerate g = *how;
     g.emit = chat_heard, g.user = c;
-    if (c->form->stop && how->n_stops < 17) { /* one more stop text */
+    if (c->form.row->stop && how->n_stops < 17) { /* one more stop text */
         for (int i = 0; i < how->n_stops; i++) stops[i] = how->stops[i];
-        stops[g.n_stops++] = c->form->stop, g.stops = stops;
+        stops[g.n_stops++] = c->form.row->stop, g.stops = stops;
     }
     c->turn = turn, c->listener = how, c->sampler = p;
-    c->thinking = c->close_thought = c->failed = 0;
+    c->close_thought = c->failed = 0;
+    c->thinking = chat_in_thought(c);
     c->leading = 1;
     c->from = begin;
     memset(c->period, 0, sizeof c->period);
-    for (int64_t i = c->marks[c->at].pos; i < begin && c->may_think; i++) { /* did the template open a thought? */
-        if (c->ids.id[i] == c->think_open) c->thinking = 1;
-        if (c->ids.id[i] == c->think_close) c->thinking = 0;
-    }
     do {
         Ids forced = {NULL, 0, 0};
         if (c->close_thought) { /* the budget is spent: the end of the thought is put into its mouth */
-            code = chat_write(c, &forced, "\n</think>\n\n", "", 0, err);
+            code = chat_form_ids(c, &forced, c->form.row->tags[1] ? c->form.row->tags[1] : "\n</think>\n\n", err);
             if (!code) code = ids_add(&c->ids, forced.id, forced.n, err);
             c->close_thought = c->thinking = 0;
             c->leading = turn->budget = 1;
         }
+        c->begin_json = 0;
+        c->draws_json = g.json = how->json && !c->thinking; /* a thought is no JSON: it comes before */
         if (how->steps) g.steps = how->steps - turn->made;
         if (!code) done = code = gla_generate(c->s, p, forced.id, forced.n, &g, &made, err);
         turn->made += made;
         ids_free(&forced);
-    } while (code == GLA_DONE_CALLER && c->close_thought && (!how->steps || turn->made < how->steps));
+        if (code == GLA_DONE_END && how->json && c->thinking) c->close_thought = 1, code = GLA_DONE_CALLER; /* it forgot to */
+    } while (code == GLA_DONE_CALLER && (c->close_thought || c->begin_json) && (!how->steps || turn->made < how->steps));
+    if (code == GLA_DONE_CALLER && (c->close_thought || c->begin_json)) done = GLA_DONE_STEPS;
     if (turn->loops > 1) done = GLA_DONE_LOOP;
     p->repeat_penalty = penalty;
     c->ids.n = c->s->pos;
     if (c->failed && code >= 0) code = fail(err, GLA_MEMORY, "no memory for another token id");
     if (code >= 0) code = chat_mark(c, c->s->pos, begin, err);
-    if (!code) c->marks[c->at].stopped = done == GLA_DONE_STOP && c->form->stop && !how->n_stops;
+    if (!code) c->marks[c->at].stopped = done == GLA_DONE_STOP && c->form.row->stop && !how->n_stops;
     turn->done = done;
     return code < 0 ? code : done;
 }
@@ -8583,16 +9221,13 @@ GLA_API int gla_chat_say(GlaChat *c, GlaSampler *p, const char *text, size_t n, 
     if (!turn) turn = &nobody;
     memset(turn, 0, sizeof *turn);
     Ids *ids = &c->ids;
-    int code = chat_may_answer(c, how, err);
-    c->uncached = 0;
-    if (!code) code = chat_begin(c, how, err);
-    turn->uncached = c->uncached;
+    int code = chat_begin(c, how, err);
     if (!code && c->s->pos != c->marks[c->at].pos) code = chat_move(c, c->at, err); /* an answer that failed */
     if (code) return code;
     chat_cut(c, c->at + 1); /* whatever was undone is gone now */
     ids->n = c->marks[c->at].pos;
     if (!c->marks[c->at].snap) snapshot_take(c, &c->marks[c->at].snap);
-    code = chat_turn_ids(c, ids, text, n, err);
+    code = chat_turn_ids(c, ids, (Str){text, n}, how->json, err);
     if (!code && c->s->m->kv_floats && ids->n >= c->s->ctx)
         code = fail(err, GLA_CONTEXT,
                     "the context of %d positions has room for %lld more tokens, this message needs %lld; forget the oldest turns "
@@ -8625,7 +9260,6 @@ GLA_API int gla_chat_retry(GlaChat *c, GlaSampler *p, const GlaGenerate *how, Gl
     memset(turn, 0, sizeof *turn);
     if (c->at == 0) return fail(err, GLA_INPUT, "there is no answer to try again");
     int64_t answer = c->marks[c->at].answer, before = c->s->evaluated;
-    if (chat_may_answer(c, how, err)) return GLA_INPUT;
     if (!answer) return fail(err, GLA_INPUT, "where the last answer begins is not known");
     if (c->answer) {
         gla_rewind(c->s, c->answer->data);
@@ -8664,7 +9298,7 @@ GLA_API int gla_chat_forget(GlaChat *c, int64_t keep, const GlaGenerate *how, ch
     if (c->at < 2) return fail(err, GLA_INPUT, "there are no earlier turns to forget");
     while (first < c->at - 1 && c->marks[0].pos + c->marks[c->at].pos - c->marks[first].pos > keep) first++;
     int64_t from = c->marks[first].pos, to = c->marks[c->at].pos, head = c->marks[0].pos;
-    int code = chat_write(c, &end, c->form->end, "", 0, err);
+    int code = chat_form_ids(c, &end, c->form.row->end, err);
     if (!code && end.n <= to - from && !memcmp(c->ids.id + from, end.id, (size_t)end.n * sizeof *end.id))
         from += end.n; /* it ended the turn before */
     if (!code) code = ids_add(&rest, c->ids.id, head, err);
@@ -8692,22 +9326,46 @@ GLA_API int gla_chat_forget(GlaChat *c, int64_t keep, const GlaGenerate *how, ch
 
 /* -- the rest of the interface -- */
 
+/* Copies the messages, and the system prompt: that of the messages, if they have one. */
+static int chat_keep_told(GlaChat *c, const GlaMessage *messages, int n, char *err) {
+    const int system = n && messages[0].role == GLA_SYSTEM, turns = n - system;
+    const size_t given = c->how.system ? strlen(c->how.system) + 1 : 0;
+    size_t bytes = (size_t)n * sizeof *messages + given;
+    int code = check_messages(&c->form, messages, n, err);
+    if (!code && c->form.row->facts & TAKES_TURNS && turns % 2)
+        code = fail(err, GLA_INPUT, "with the chat template %s, an answer stands between two messages of a user", c->form.row->name);
+    for (int i = 0; i < n; i++) bytes += messages[i].n + 1;
+    if (code || !bytes) return code;
+    if (!(c->told = gla_alloc(bytes))) return fail(err, GLA_MEMORY, "no memory for %d messages", n);
+    char *text = (char *)(c->told + n);
+    for (int i = 0; i < n; i++) {
+        c->told[i] = (GlaMessage){messages[i].role, text, messages[i].n};
+        memcpy(text, messages[i].text, messages[i].n);
+        text += messages[i].n;
+        *text++ = 0;
+    }
+    if (given) memcpy(text, c->how.system, given);
+    c->n_told = n;
+    c->system = system ? c->told[0].text : given ? text : NULL;
+    return GLA_OK;
+}
+
 GLA_API int gla_chat_new(GlaChat **chat, GlaState *s, const GlaChatSettings *how, char *err) {
     *chat = NULL;
     const int no_text = need_vocabulary(s->m, err);
     if (no_text) return no_text;
     if (s->pos) return fail(err, GLA_INPUT, "a chat begins with a state that has read nothing");
     GlaChat *c = gla_alloc(sizeof *c);
-    size_t n = how->system ? strlen(how->system) : 0;
     if (!c) return fail(err, GLA_MEMORY, "no memory for a chat");
     c->s = s;
     c->how = *how;
-    if (n && !(c->system = gla_alloc(n + 1))) {
-        gla_free(c);
-        return fail(err, GLA_MEMORY, "no memory for the system prompt");
+    c->told_at = -1;
+    int code = form_new(&c->form, s->m, err);
+    if (!code) code = chat_keep_told(c, how->messages, how->n_messages, err);
+    if (code) {
+        gla_chat_free(c);
+        return code;
     }
-    if (n) memcpy(c->system, how->system, n);
-    chat_recognise(c);
     *chat = c;
     return GLA_OK;
 }
@@ -8715,12 +9373,11 @@ GLA_API int gla_chat_new(GlaChat **chat, GlaState *s, const GlaChatSettings *how
 GLA_API void gla_chat_free(GlaChat *c) {
     if (!c) return;
     chat_cut(c, 0);
-    ids_free(&c->ids), gla_free(c->marks), gla_free(c->system), gla_free(c);
+    ids_free(&c->ids), gla_free(c->marks), gla_free(c->told), form_free(&c->form), gla_free(c);
 }
 
-GLA_API const char *gla_chat_template(const GlaChat *c) { return c->known ? c->form->name : NULL; }
 GLA_API int gla_chat_thinking(const GlaChat *c) { return c->thinking; }
-GLA_API int gla_chat_may_think(const GlaChat *c) { return c->may_think; }
+GLA_API int gla_chat_may_think(const GlaChat *c) { return c->form.may_think; }
 GLA_API void gla_chat_think(GlaChat *c, int think) { c->how.think = think; }
 GLA_API const int32_t *gla_chat_ids(const GlaChat *c) { return c->ids.id; }
 GLA_API size_t gla_chat_snapshot_bytes(const GlaChat *c) { return (size_t)c->snapshot_bytes; }
@@ -8745,10 +9402,10 @@ static int64_t ids_find(const Ids *in, int64_t from, const Ids *what, int64_t n)
 static int chat_find_turns(GlaChat *c, char *err) {
     Ids user = {NULL, 0, 0}, answer = {NULL, 0, 0}, end = {NULL, 0, 0};
     char head[64];
-    snprintf(head, sizeof head, "%.*s", (int)strcspn(c->form->user, "%"), c->form->user);
-    int code = chat_write(c, &user, head, "", 0, err);
-    if (!code) code = chat_write(c, &answer, c->form->answer, "", 0, err);
-    if (!code) code = chat_write(c, &end, c->form->end, "", 0, err);
+    snprintf(head, sizeof head, "%.*s", (int)strcspn(c->form.row->user, "%{"), c->form.row->user);
+    int code = chat_form_ids(c, &user, head, err);
+    if (!code) code = chat_form_ids(c, &answer, c->form.row->answer, err);
+    if (!code) code = chat_form_ids(c, &end, c->form.row->end, err);
     int64_t n_user = user.n > 1 ? user.n - 1 : user.n; /* the last one may have merged with the message */
     int64_t last = c->ids.n, at = code ? -1 : ids_find(&c->ids, 0, &user, n_user);
     chat_cut(c, 0);
@@ -8759,10 +9416,10 @@ static int chat_find_turns(GlaChat *c, char *err) {
         int64_t turn_end = next < 0 ? last : next;
         if (next >= end.n && !memcmp(c->ids.id + next - end.n, end.id, (size_t)end.n * sizeof *end.id)) turn_end -= end.n;
         begin = begin < 0 || begin + answer.n > turn_end ? 0 : begin + answer.n;
-        const int thought = begin && begin < turn_end && c->may_think && c->ids.id[begin] == c->think_open;
-        if (thought && (c->opens || !chat_thinks(c))) { /* the template began it, and ended it where it is to stay empty */
+        const int thought = begin && begin < turn_end && c->form.may_think && c->ids.id[begin] == c->form.think_open;
+        if (thought && *form_open(&c->form, c->how.think, 0)) { /* the template began it, and ended it where it is to stay empty */
             int64_t close = begin;
-            while (!chat_thinks(c) && close < turn_end && c->ids.id[close] != c->think_close) close++;
+            while (!chat_thinks(c) && close < turn_end && c->ids.id[close] != c->form.think_close) close++;
             if (close < turn_end) begin = min64(close + 2, turn_end); /* and the line end behind it */
         }
         code = chat_mark(c, turn_end, begin, err);
@@ -8798,6 +9455,8 @@ GLA_API int gla_chat_clone(GlaChat **copy, GlaState **state, const GlaChat *c, c
     int code = gla_state_clone(state, c->s, err);
     *copy = NULL;
     how.system = c->system;
+    how.messages = c->told;
+    how.n_messages = c->n_told;
     if (code) return code;
     int64_t pos = (*state)->pos;
     (*state)->pos = 0;
@@ -8819,6 +9478,8 @@ GLA_API int gla_chat_clone(GlaChat **copy, GlaState **state, const GlaChat *c, c
         snapshot_share(d, c->marks[i].snap);
     }
     d->at = c->at;
+    d->n_written = c->n_written;
+    d->told_at = c->told_at;
     d->answer = c->answer;
     snapshot_share(d, d->answer);
     return GLA_OK;
@@ -8891,6 +9552,7 @@ enum { GENERATE = 1, CHAT = 2, LOGITS = 4, PERPLEXITY = 8, TOKENIZE = 16, BENCH 
     X(O_MODEL, 0, "model", ANY, "FILE", NULL, TEXT) \
     X(O_PROMPT, 'i', "prompt", TALK | PERPLEXITY | TOKENIZE, "TEXT", "prompt; - or a pipe: standard input", TEXT) \
     X(O_FILE, 'f', "file", TALK | PERPLEXITY | TOKENIZE, "FILE", "prompt from a file", TEXT) \
+    X(O_MESSAGES, 0, "messages", CHAT | TOKENIZE, "FILE", "a conversation to be answered: [{\"role\": ..., \"content\": ...}, ...]", TEXT) \
     X(O_STEPS, 'n', "steps", TALK | BENCH, "N", "tokens to generate, 0 = until the end (256)", WHOLE(0, 9e15, 256)) \
     X(O_TEMP, 't', "temperature", TALK, "X", "0 = always the likeliest token (1.0)", SET_REAL(temperature, 0, 100)) \
     X(O_TOP_P, 'p', "top-p", TALK, "X", "draw from the likeliest share (0.9)", SET_REAL(top_p, 0, 1)) \
@@ -8909,8 +9571,8 @@ enum { GENERATE = 1, CHAT = 2, LOGITS = 4, PERPLEXITY = 8, TOKENIZE = 16, BENCH 
     X(O_TOK, 'z', "tokenizer", ANY, "FILE", "vocabulary (the model's own)", TEXT) \
     X(O_MODE, 'm', "mode", ANY, "NAME", "what to do", WORD(MODE_WORDS)) \
     X(O_SYSTEM, 'y', "system", CHAT, "TEXT", "system prompt, for a chat", TEXT) \
-    X(O_THINK, 0, "think", CHAT, NULL, "think before answering (as the model's template has it)", FLAG) \
-    X(O_NO_THINK, 0, "no-think", CHAT, NULL, "answer at once", FLAG) \
+    X(O_THINK, 0, "think", CHAT | TOKENIZE, NULL, "think before answering (as the model's template has it)", FLAG) \
+    X(O_NO_THINK, 0, "no-think", CHAT | TOKENIZE, NULL, "answer at once", FLAG) \
     X(O_BUDGET, 0, "think-budget", CHAT, "N", "tokens of a thought before it is closed, 0 = no limit", WHOLE(0, 9e15, 0)) \
     X(O_HIDE, 0, "hide-thinking", CHAT, NULL, "do not show thoughts; only a terminal shows them at all", FLAG) \
     X(O_GUARD, 0, "loop-guard", CHAT, "N", "tokens of repetition that a chat takes for a loop, 0 = off (96)", WHOLE(0, 1 << 20, 96)) \
@@ -9393,10 +10055,13 @@ static int check_outputs(const Options *o) { /* are they files of their own? */
 static int check_options(Options *o) {
     static const struct { int option, needs, excludes; } rules[] = { /* needs, excludes: another option, or -1 */
         {O_THINK, -1, O_NO_THINK},
-        {O_THINK, -1, O_JSON_ONLY}, /* a thought is not JSON */
         {O_BUDGET, -1, O_NO_THINK},
         {O_PROMPT, -1, O_FILE},
         {O_PROMPT, -1, O_IDS},
+        {O_MESSAGES, -1, O_PROMPT},
+        {O_MESSAGES, -1, O_FILE},
+        {O_MESSAGES, -1, O_IDS},
+        {O_MESSAGES, -1, O_LOAD},
         {O_FILE, -1, O_IDS},
         {O_LOGPROBS, O_JSON, -1},
         {O_CACHE_BYTES, O_CACHE, -1},
@@ -9479,6 +10144,168 @@ static int get_ids(Ids *ids, const char *path, const GlaModel *m, char *err) { /
     return code;
 }
 
+/* -- messages: a conversation in JSON, [{"role": "user", "content": "..."}, ...] -- */
+
+typedef struct {
+    const char *name, *at, *end; /* of the file; what is to be read */
+    char *err;
+    GlaMessage *messages;
+    int n;
+    Text text;                   /* of the messages, one behind the other */
+} Messages;
+
+static int json_bad(Messages *j, const char *expected) {
+    if (j->at >= j->end) return fail(j->err, GLA_FORMAT, "%s: message %d: expected %s, found the end", j->name, j->n + 1, expected);
+    return fail(j->err, GLA_FORMAT, "%s: message %d: expected %s, found '%c'", j->name, j->n + 1, expected,
+                *j->at > ' ' && *j->at < 127 ? *j->at : '?');
+}
+
+static int json_next(Messages *j) { /* the next byte that is no white space; 0: the end */
+    while (j->at < j->end && (*j->at == ' ' || *j->at == '\t' || *j->at == '\n' || *j->at == '\r')) j->at++;
+    return j->at < j->end ? *j->at : 0;
+}
+
+static int json_take(Messages *j, char c) { return json_next(j) == c ? j->at++, 1 : 0; }
+
+static int json_hex(Messages *j, uint32_t *c) { /* the four digits of \u */
+    *c = 0;
+    for (int i = 0; i < 4; i++, j->at++) {
+        const char *digits = "0123456789abcdef", *d = j->at < j->end ? strchr(digits, *j->at | 32) : NULL;
+        if (!d || !*d || *j->at < '0') return json_bad(j, "four hexadecimal digits");
+        *c = *c * 16 + (uint32_t)(d - digits);
+    }
+    return GLA_OK;
+}
+
+static int json_escape(Messages *j, Text *out) { /* behind the \ */
+    static const char from[] = "\"\\/bfnrt", to[] = "\"\\/\b\f\n\r\t";
+    const char c = j->at < j->end ? *j->at : 0, *known = c ? strchr(from, c) : NULL;
+    uint32_t high, low;
+    char utf8[4];
+    if (known) return j->at++, text_put(out, &to[known - from], 1), GLA_OK;
+    if (c != 'u') return json_bad(j, "an escape of JSON");
+    j->at++;
+    int code = json_hex(j, &high);
+    if (!code && high >= 0xD800 && high < 0xDC00 && j->end - j->at >= 6 && j->at[0] == '\\' && j->at[1] == 'u') {
+        const char *again = j->at;
+        j->at += 2;
+        code = json_hex(j, &low);
+        if (!code && low >= 0xDC00 && low < 0xE000) high = 0x10000 + ((high - 0xD800) << 10) + (low - 0xDC00);
+        else j->at = again;
+    }
+    if (high >= 0xD800 && high < 0xE000) high = 0xFFFD; /* half of a pair */
+    text_put(out, utf8, utf8_write(utf8, high));
+    return code;
+}
+
+static int json_text(Messages *j, Text *out) { /* a string; appended */
+    if (!json_take(j, '"')) return json_bad(j, "a text in quotes");
+    text_put(out, "", 0);
+    for (int code; j->at < j->end && *j->at != '"';) {
+        const char *from = j->at;
+        if ((unsigned char)*from < ' ') return json_bad(j, "no control character in a text");
+        while (j->at < j->end && *j->at != '"' && *j->at != '\\' && (unsigned char)*j->at >= ' ') j->at++;
+        text_put(out, from, (size_t)(j->at - from));
+        if (j->at < j->end && *j->at == '\\' && (j->at++, code = json_escape(j, out))) return code;
+    }
+    return json_take(j, '"') ? GLA_OK : json_bad(j, "the end of a text");
+}
+
+static int json_skip(Messages *j, int depth) { /* any value */
+    Text unused = {0};
+    int code = GLA_OK, c = json_next(j);
+    if (c == '"') code = json_text(j, &unused);
+    else if (c == '{' || c == '[') {
+        const char close = c == '{' ? '}' : ']';
+        if (depth > 64) return json_bad(j, "at most 64 brackets in each other");
+        for (j->at++; !code && !json_take(j, close);) {
+            if (c == '{') code = json_text(j, &unused);
+            if (!code && c == '{' && !json_take(j, ':')) code = json_bad(j, "a colon");
+            if (!code) code = json_skip(j, depth + 1);
+            if (!code && !json_take(j, ',') && json_next(j) != close) code = json_bad(j, "a comma");
+        }
+    } else {
+        const char *from = j->at;
+        while (j->at < j->end && strchr("+-.0123456789abcdefghijklmnopqrstuvwxyzE", *j->at) && *j->at) j->at++;
+        if (j->at == from) code = json_bad(j, "a value");
+    }
+    free(unused.s);
+    return code;
+}
+
+/* The content: a text, or [{"type": "text", "text": ...}] with one part. */
+static int json_content(Messages *j) {
+    Text key = {0};
+    int texts = 0, code = GLA_OK;
+    if (json_next(j) == '"') return json_text(j, &j->text);
+    const int list = json_take(j, '[') && json_take(j, '{');
+    while (list && !code && !json_take(j, '}')) {
+        key.n = 0;
+        code = json_text(j, &key);
+        if (!code && !json_take(j, ':')) code = json_bad(j, "a colon");
+        if (!code && !strcmp(key.s, "text")) code = json_text(j, &j->text), texts++;
+        else if (!code) code = json_skip(j, 0);
+        if (!code && !json_take(j, ',') && json_next(j) != '}') code = json_bad(j, "a comma");
+    }
+    free(key.s);
+    if (!code && (texts != 1 || !json_take(j, ']')))
+        code = fail(j->err, GLA_INPUT, "%s: message %d: its content has to be a text, or a list with one part of type text", j->name, j->n + 1);
+    return code;
+}
+
+/* One {"role": ..., "content": ...}. */
+static int json_message(Messages *j) {
+    static const char *const roles[] = {[GLA_SYSTEM] = "system", [GLA_USER] = "user", [GLA_ASSISTANT] = "assistant"};
+    Text key = {0}, role = {0};
+    const size_t from = j->text.n;
+    int code = json_take(j, '{') ? GLA_OK : json_bad(j, "an object with role and content"), which = -1, contents = 0;
+    while (!code && !json_take(j, '}')) {
+        key.n = 0;
+        code = json_text(j, &key);
+        if (!code && !json_take(j, ':')) code = json_bad(j, "a colon");
+        if (code) break;
+        const int nothing = json_next(j) == 'n';
+        if (!strcmp(key.s, "role")) role.n = 0, code = json_text(j, &role);
+        else if (!strcmp(key.s, "content") && !nothing) code = json_content(j), contents++;
+        else if (!nothing && find_word("tool_calls tool_call_id function_call reasoning_content reasoning thinking name", key.s) >= 0)
+            code = fail(j->err, GLA_INPUT, "%s: message %d: \"%s\" is not understood here: only role and content are", j->name, j->n + 1, key.s);
+        else code = json_skip(j, 0);
+        if (!code && !json_take(j, ',') && json_next(j) != '}') code = json_bad(j, "a comma or the end of the message");
+    }
+    for (int i = 0; role.s && i < 3; i++) if (!strcmp(role.s, roles[i])) which = i;
+    if (!code && which < 0)
+        code = fail(j->err, GLA_INPUT, "%s: message %d: the role \"%.40s\" is not understood here: system, user and assistant are", j->name, j->n + 1,
+                    role.s ? role.s : "");
+    if (!code && contents != 1) code = fail(j->err, GLA_INPUT, "%s: message %d: has no content, or two", j->name, j->n + 1);
+    GlaMessage *more = code ? NULL : realloc(j->messages, ((size_t)j->n + 1) * sizeof *more);
+    if (!code && !more) code = fail(j->err, GLA_MEMORY, "%s: no memory", j->name);
+    if (more) j->messages = more, more[j->n++] = (GlaMessage){which, NULL, j->text.n - from};
+    free(key.s), free(role.s);
+    return code;
+}
+
+static void free_messages(Messages *j) { free(j->messages), free(j->text.s); }
+
+static int get_messages(Messages *j, const char *path, char *err) {
+    Text t;
+    *j = (Messages){.name = strcmp(path, "-") ? path : "standard input", .err = err};
+    int code = strcmp(path, "-") ? read_file(&t, path, err) : read_all(&t, stdin, j->name, err);
+    j->at = t.s, j->end = t.s + t.n;
+    if (!code && !json_take(j, '[')) code = json_bad(j, "a list of messages, [{\"role\": ..., \"content\": ...}, ...]");
+    while (!code && !json_take(j, ']')) {
+        code = json_message(j);
+        if (!code && !json_take(j, ',') && json_next(j) != ']') code = json_bad(j, "a comma or the end of the list");
+    }
+    if (!code && json_next(j)) code = json_bad(j, "nothing behind the list");
+    if (!code && (!j->n || j->messages[j->n - 1].role != GLA_USER))
+        code = fail(err, GLA_INPUT, "%s: the last message has to be a user's: it is the one that is answered", j->name);
+    if (!code && j->text.bad) code = fail(err, GLA_MEMORY, "%s: no memory", j->name);
+    const char *text = j->text.s;
+    for (int i = 0; i < j->n; text += j->messages[i++].n) j->messages[i].text = text ? text : "";
+    free(t.s);
+    return code;
+}
+
 /* A message from a pipe: a line; lines that end with a backslash, or stand between two lines of """, go on. 0: the end. */
 static int read_message(Text *t, FILE *f) {
     int quoted = 0, got = 0, c;
@@ -9490,7 +10317,10 @@ static int read_message(Text *t, FILE *f) {
         if (t->n > line && t->s[t->n - 1] == '\r') t->n--;
         int fence = t->n - line == 3 && !memcmp(t->s + line, "\"\"\"", 3);
         if (fence) t->n = line;
-        if (fence && quoted) break;
+        if (fence && quoted) {
+            if (line && t->s[line - 1] == '\n') t->n--; /* the end of the line before is not the message's */
+            break;
+        }
         if (fence) quoted = 1;
         else if (quoted) text_put(t, "\n", 1);
         else if (t->n > line && t->s[t->n - 1] == '\\') t->s[t->n - 1] = '\n';
@@ -10093,12 +10923,14 @@ typedef struct {
     int n_cost;
 } Chat;
 
+static int is_once(const Options *o) { return text_of(o, O_PROMPT) || text_of(o, O_FILE) || text_of(o, O_MESSAGES); }
+
 static GlaChatSettings chat_settings(const Chat *c, const char *system) {
     const Options *o = c->o;
-    const int once = text_of(o, O_PROMPT) || text_of(o, O_FILE); /* one message: no place to come back to is needed */
+    const int once = is_once(o); /* one message: no place to come back to is needed */
     return (GlaChatSettings){
         .system = system,
-        .think = whole_of(o, O_THINK) ? 1 : whole_of(o, O_NO_THINK) || whole_of(o, O_JSON_ONLY) ? 0 : -1,
+        .think = whole_of(o, O_THINK) ? 1 : whole_of(o, O_NO_THINK) ? 0 : -1,
         .think_budget = whole_of(o, O_BUDGET),
         .loop_tokens = whole_of(o, O_GUARD),
         .snapshot_bytes = once ? 0 : whole_of(o, O_SNAPSHOTS),
@@ -10269,7 +11101,6 @@ static int chat_set_thinking(Chat *c, const char *how, char *err) {
     GlaChat *chat = c->branch[c->now].chat;
     if (!gla_chat_may_think(chat)) return fail(err, GLA_INPUT, "this model has no way to think");
     if (!on && strcmp(how, "off")) return fail(err, GLA_INPUT, "/think on or /think off");
-    if (on && whole_of(c->o, O_JSON_ONLY)) return fail(err, GLA_INPUT, "a thought is no JSON, which --json-only wants");
     gla_chat_think(chat, on);
     return GLA_OK;
 }
@@ -10378,13 +11209,22 @@ static int chat_loop(Chat *c, char *err) {
     return code;
 }
 
+static void print_template(const Options *o, const GlaModel *m) { /* how messages are written */
+    int known;
+    char err[GLA_ERR];
+    const char *name = gla_template(m, &known, err);
+    const char *what = !name ? "" : strcmp(name, "plain") ? name : "plain text, \"User: ... Assistant: ...\"";
+    if (!name) complain(err);
+    else if (known == 1) note(o, "chat template %s\n", name);
+    else if (known) note(o, "the chat template of this file is not known here: messages are written as %s\n", what);
+    else note(o, "the file has no chat template: messages are written as %s\n", what);
+}
+
 /* How the turns are written, and what was asked for in vain. */
 static void print_greeting(const Chat *c) {
     const GlaChat *chat = c->branch[c->now].chat;
-    const char *form = gla_chat_template(chat);
     int in_vain = 0;
-    if (form) note(c->o, "chat template %s\n", form);
-    else note(c->o, "the file has no chat template that is known here: the text is written as \"User: ... Assistant: ...\"\n");
+    print_template(c->o, c->branch[c->now].s->m);
     for (int i = O_THINK; i <= O_HIDE && !gla_chat_may_think(chat); i++)
         if (given(c->o, i))
             note(c->o, "%s--%s", in_vain++ ? ", " : "this model has no way to think; without effect: ", options[i].name);
@@ -10400,15 +11240,18 @@ static int mode_chat(Job *job) {
     Chat c = {.o = o, .seed = start_seed(o), .load_s = job->load_s, .n_branches = 1};
     GlaChat **chat = &c.branch[0].chat;
     Text t = {0};
+    Messages told = {0};
     GlaInfo info;
-    const int once = text_of(o, O_PROMPT) || text_of(o, O_FILE);
+    const int once = is_once(o);
     c.branch[0].s = s;
     loose_ends.terminal = &c.editor.terminal;
     c.interactive = !once && is_terminal(STDIN_FILENO) && is_terminal(STDERR_FILENO);
     gla_info(m, &info);
     start_sampler(&c.p, o, m, c.seed);
-    const GlaChatSettings how = chat_settings(&c, text_of(o, O_SYSTEM));
+    GlaChatSettings how = chat_settings(&c, text_of(o, O_SYSTEM));
     int code = text_of(o, O_SAVE) ? can_write(text_of(o, O_SAVE), err) : GLA_OK;
+    if (!code && text_of(o, O_MESSAGES)) code = get_messages(&told, text_of(o, O_MESSAGES), err);
+    if (told.n) how.messages = told.messages, how.n_messages = told.n - 1; /* the last one is said below */
     if (!code) code = gla_chat_new(chat, s, &how, err);
     if (!code && text_of(o, O_LOAD) && !(code = gla_chat_load(*chat, &c.p, text_of(o, O_LOAD), err))) {
         c.branch[0].loaded = 1;
@@ -10421,7 +11264,9 @@ static int mode_chat(Job *job) {
         print_greeting(&c);
         if (c.interactive) catch_interrupt(COUNT);
     }
-    if (begun && once) code = get_text(o, &t, err) || chat_turn(&c, &t, err) < 0;
+    if (begun && told.n) text_put(&t, told.messages[told.n - 1].text, told.messages[told.n - 1].n);
+    else if (begun && once) code = get_text(o, &t, err);
+    if (begun && once && !code) code = chat_turn(&c, &t, err) < 0;
     else if (begun) code = chat_loop(&c, err);
     terminal_normal(&c.editor.terminal);
     loose_ends.terminal = NULL;
@@ -10443,6 +11288,7 @@ static int mode_chat(Job *job) {
         if (i) gla_state_free(c.branch[i].s); /* the first one is the caller's */
     }
     edit_free(&c.editor);
+    free_messages(&told);
     free(t.s), free(c.cost), free(c.rest.s);
     return code ? complain(err) : cut_short ? cut_short : c.failed;
 }
@@ -10520,15 +11366,35 @@ static int mode_perplexity(Job *job) {
 
 /* -- tokenize, info, bench -- */
 
+static int get_message_ids(const Options *o, Ids *ids, const GlaModel *m, char *err) { /* as a chat begins with these */
+    Messages told;
+    const int think = whole_of(o, O_THINK) ? 1 : whole_of(o, O_NO_THINK) ? 0 : -1;
+    int code = get_messages(&told, text_of(o, O_MESSAGES), err);
+    if (!code) {
+        print_template(o, m);
+        const int64_t n = gla_render(m, told.messages, told.n, think, NULL, 0, err);
+        int32_t *made = n > 0 ? malloc((size_t)n * sizeof *made) : NULL;
+        if (n > 0 && !made) code = fail(err, GLA_MEMORY, "no memory for %lld token ids", (long long)n);
+        if (made) gla_render(m, told.messages, told.n, think, made, n, err);
+        if (made) code = ids_add(ids, made, n, err);
+        if (n < 0) code = (int)n;
+        free(made);
+    }
+    free_messages(&told);
+    return code;
+}
+
 static int mode_tokenize(Job *job) {
     const Options *o = job->o;
     GlaModel *m = job->m;
     char *err = job->err;
     Text t = {0};
     Ids ids = {NULL, 0, 0};
-    int code = text_of(o, O_IDS) ? get_ids(&ids, text_of(o, O_IDS), m, err) : get_text(o, &t, err);
+    const char *from_ids = text_of(o, O_IDS), *from_messages = text_of(o, O_MESSAGES);
+    int code = from_ids ? get_ids(&ids, from_ids, m, err) : from_messages ? GLA_OK : get_text(o, &t, err);
     if (!code) code = need_vocabulary(m, err);
-    if (!code && !text_of(o, O_IDS)) code = ids_encode(&ids, m, t.s, t.n, GLA_BOS | GLA_SPECIAL, err);
+    if (!code && from_messages) code = get_message_ids(o, &ids, m, err);
+    else if (!code && !from_ids) code = ids_encode(&ids, m, t.s, t.n, GLA_BOS | GLA_SPECIAL, err);
     for (int64_t i = 0; i < ids.n && !code; i++) {
         char piece[PIECE];
         if (text_of(o, O_IDS))

@@ -3,6 +3,7 @@
 _arguments -s -S \
     '(-i --prompt)'{-i+,--prompt=}'[prompt; - or a pipe\: standard input]:TEXT: ' \
     '(-f --file)'{-f+,--file=}'[prompt from a file]:FILE:_files' \
+    '--messages=[a conversation to be answered\: \[{"role"\: ..., "content"\: ...}, ...\]]:FILE:_files' \
     '(-n --steps)'{-n+,--steps=}'[tokens to generate, 0 = until the end (256)]:N: ' \
     '(-t --temperature)'{-t+,--temperature=}'[0 = always the likeliest token (1.0)]:X: ' \
     '(-p --top-p)'{-p+,--top-p=}'[draw from the likeliest share (0.9)]:X: ' \

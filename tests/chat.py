@@ -23,7 +23,7 @@ from pathlib import Path
 import cli
 from cli import PROMPT, TINY, VOCAB, check, ran, refused, run, write
 
-CHATML = "{{'<|im_start|>'}} <think> {%- if add_generation_prompt %}{%- if enable_thinking is false %}'<think>\\n\\n</think>\\n\\n'{%- else %}'<think>\\n'"
+CHATML = "{{'<|im_start|>'}} <think> {%- if add_generation_prompt %}{%- if enable_thinking is false %}{{'<think>\\n\\n</think>\\n\\n'}}{%- else %}{{'<think>\\n'}}"
 MODEL = Path()    # tiny.gguf with a chat template and two tokens for thoughts
 
 
@@ -256,17 +256,29 @@ def test_json_only() -> None:
     o = json.loads(p.stdout)
     check(p.returncode == 1, "JSON that ended early", p.returncode)
     check(o["finish"] == "length" and o["text"].lstrip()[0] in "{[", "--json-only: -n ends it earlier", o)
-    o = json.loads(ran(MODEL, "-m", "chat", "-i", "hello", "-n", 300, "-s", 3, "--json-only", "--json", *close))
-    check(o["thinking"] == "" and o["text"].lstrip()[0] in "{[", "--json-only in a chat", o)
+    o = json.loads(ran(MODEL, "-m", "chat", "-i", "hello", "-n", 300, "-s", 3, "--no-think", "--json-only", "--json", *close))
+    check(o["thinking"] == "" and o["text"].lstrip()[0] in "{[", "--json-only in a chat that does not think", o)
+    # a thought first: of its own length, of the budget's, one that the model ends the answer in; then nothing but JSON
+    thoughts = ends = 0
+    for seed, how in [(s, []) for s in range(6)] + [(s, ["--think-budget", 7]) for s in range(6)] + [(1, ["--think", "--logit-bias", "270=9"])]:
+        p = run(MODEL, "-m", "chat", "-i", "hello", "-n", 400, "-s", seed, "--loop-guard", 0, "--json-only", "--json", "--logit-bias", "267=2", *close, *how)
+        o = json.loads(p.stdout)
+        thoughts += len(o["thinking"]) > 0
+        check(not o["text"] or o["text"].lstrip()[0] in "{[", f"JSON after a thought, seed {seed} {how}", o)
+        check(o["text"] or not how, f"--json-only: the budget ends the thought, then there is JSON, seed {seed}", o)
+        if o["finish"] == "end":
+            ends += 1
+            json.loads(o["text"])
+    check(thoughts > 6 and ends > 4, "--json-only: thoughts, and JSON behind them", (thoughts, ends))
+    script = chat("hello\n/think off\nand\n/think on\nonce\n", "--json-only", "--json", "--think-budget", 5, "-n", 60, *close)
+    turns = [json.loads(line) for line in script.stdout.splitlines()]
+    check([bool(t["thinking"]) for t in turns] == [True, False, True] and all(t["text"].lstrip()[:1] in "{[" for t in turns), "--json-only: turns of a chat", (turns, script.stderr))
     p = run(TINY, "-i", PROMPT, "--json-only", "--logit-bias", "123=-inf", "--logit-bias", "91=-inf", "-s", 1)
     check(p.returncode == 1 and b"JSON" in p.stderr, "--json-only: no token for it", (p.returncode, p.stderr))
     p = run(TINY, "-i", PROMPT, "-n", 4, "-s", 1, "--json-only", "--logit-bias", "93=-inf", "--logit-bias", "125=-inf")
     check(p.returncode == 1 and p.stderr.count(b"not complete") == 1, "--json-only: a cut text is said to be one", p.stderr)
     p = run(MODEL, "-m", "chat", "-i", PROMPT, "-n", 4, "-s", 1, "--json-only", "--logit-bias", "93=-inf", "--logit-bias", "125=-inf")
     check(p.returncode == 1 and p.stderr.count(b"not complete") == 1, "--json-only: and in a chat", p.stderr)
-    p = subprocess.run([cli.program, str(MODEL), "-m", "chat", "--json-only", "-s", "1"], input=b"/think on\n", capture_output=True)
-    check(b"JSON" in p.stderr, "/think on is refused where JSON is wanted", p.stderr)
-    refused(2, "thoughts are not JSON", MODEL, "-m", "chat", "--think", "--json-only")
 
 
 def test_prompt_cache() -> None:

@@ -1517,33 +1517,35 @@ static void check_straight(const GlaChat *c, const GlaState *s, const char *what
 }
 
 static void test_chat_templates(void) {
-    static const struct { const char *name, *marks, *want; } cases[] = { /* two turns after the system prompt; ~ is an answer */
-        {"ChatML", "{{'<|im_start|>'}}", "<|im_start|>system\nBe.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n~<|im_end|>\n<|im_start|>user\nYo<|im_end|>\n<|im_start|>assistant\n~"},
-        {"Llama-3", "<|start_header_id|>", "<|start_header_id|>system<|end_header_id|>\n\nBe.<|eot_id|><|start_header_id|>user<|end_header_id|>\n\nHi<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n~"
+    static const struct { const char *name, *marks, *want; } cases[] = { /* two turns after the system prompt; ~ is an answer. Only what a family has in common: no template is one that is known */
+        {"ChatML", "{{'<|im_start|>'}}", "<|im_start|>system\nBe.<|im_end|>\n<|im_start|>user\n Hi\n<|im_end|>\n<|im_start|>assistant\n~<|im_end|>\n<|im_start|>user\nYo<|im_end|>\n<|im_start|>assistant\n~"},
+        {"Llama 3", "<|start_header_id|>", "<|start_header_id|>system<|end_header_id|>\n\nBe.<|eot_id|><|start_header_id|>user<|end_header_id|>\n\nHi<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n~"
             "<|eot_id|><|start_header_id|>user<|end_header_id|>\n\nYo<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n~"},
         {"Gemma", "<start_of_turn>", "<start_of_turn>user\nBe.\n\nHi<end_of_turn>\n<start_of_turn>model\n~<end_of_turn>\n<start_of_turn>user\nYo<end_of_turn>\n<start_of_turn>model\n~"},
-        {"Kimi", "<|im_system|> <|im_middle|>", "<|im_system|>system<|im_middle|>Be.<|im_end|><|im_user|>user<|im_middle|>Hi<|im_end|><|im_assistant|>assistant<|im_middle|>~<|im_end|><|im_user|>user<|im_middle|>Yo<|im_end|><|im_assistant|>assistant<|im_middle|>~"},
-        {"Granite", "<|start_of_role|>", "<|start_of_role|>system<|end_of_role|>Be.<|end_of_text|>\n<|start_of_role|>user<|end_of_role|>Hi<|end_of_text|>\n<|start_of_role|>assistant<|end_of_role|>~<|end_of_text|>\n"
+        {"Kimi", "<|im_system|> <|im_middle|>", "<|im_system|>system<|im_middle|>Be.<|im_end|><|im_user|>user<|im_middle|> Hi\n<|im_end|><|im_assistant|>assistant<|im_middle|>~<|im_end|><|im_user|>user<|im_middle|>Yo<|im_end|><|im_assistant|>assistant<|im_middle|>~"},
+        {"Granite 4.1", "<|start_of_role|>", "<|start_of_role|>system<|end_of_role|>Be.<|end_of_text|>\n<|start_of_role|>user<|end_of_role|> Hi\n<|end_of_text|>\n<|start_of_role|>assistant<|end_of_role|>~<|end_of_text|>\n"
             "<|start_of_role|>user<|end_of_role|>Yo<|end_of_text|>\n<|start_of_role|>assistant<|end_of_role|>~"},
-        {"Phi-3", "<|user|> <|end|>", "<|system|>\nBe.<|end|>\n<|user|>\nHi<|end|>\n<|assistant|>\n~<|end|>\n<|user|>\nYo<|end|>\n<|assistant|>\n~"},
-        {"Phi-4", "<|im_start|> <|im_sep|>", "<|im_start|>system<|im_sep|>Be.<|im_end|><|im_start|>user<|im_sep|>Hi<|im_end|><|im_start|>assistant<|im_sep|>~<|im_end|><|im_start|>user<|im_sep|>Yo<|im_end|><|im_start|>assistant<|im_sep|>~"},
-        {"Zephyr", "<|user|> eos_token", "<|system|>\nBe.</s>\n<|user|>\nHi</s>\n<|assistant|>\n~</s>\n<|user|>\nYo</s>\n<|assistant|>\n~"},
-        {"Mistral", "[INST]", "[INST] Be.\n\nHi [/INST]~</s>[INST] Yo [/INST]~"},
-        {NULL, "{{ messages }}", "Be.\n\nUser: Hi\n\nAssistant:~\n\nUser: Yo\n\nAssistant:~"},
+        {"Phi-3", "<|user|> <|end|>", "<|system|>\nBe.<|end|>\n<|user|>\n Hi\n<|end|>\n<|assistant|>\n~<|end|>\n<|user|>\nYo<|end|>\n<|assistant|>\n~"},
+        {"Phi-4", "<|im_start|> <|im_sep|>", "<|im_start|>system<|im_sep|>Be.<|im_end|><|im_start|>user<|im_sep|> Hi\n<|im_end|><|im_start|>assistant<|im_sep|>~<|im_end|><|im_start|>user<|im_sep|>Yo<|im_end|><|im_start|>assistant<|im_sep|>~"},
+        {"Zephyr", "<|user|> eos_token", "<|system|>\nBe.<|endoftext|>\n<|user|>\n Hi\n<|endoftext|>\n<|assistant|>\n~<|endoftext|>\n<|user|>\nYo<|endoftext|>\n<|assistant|>\n~"},
+        {"Mistral", "[INST]", "[INST] Be.\n\n Hi\n [/INST]~<|endoftext|>[INST] Yo [/INST]~"},
+        {"plain", "{{ messages }}", "Be.\n\nUser: Hi\n\nAssistant:~\n\nUser: Yo\n\nAssistant:~"},
     };
     size_t n_tiny;
     uint8_t *tiny = fixture("tiny.gguf", &n_tiny);
     char err[GLA_ERR] = "", text[4096];
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         size_t n;
-        const char *what = cases[i].name ? cases[i].name : "no template";
+        const char *what = cases[i].name, *name;
+        int known;
         uint8_t *file = with_template(tiny, n_tiny, cases[i].marks, &n);
         GlaModel *m = opened(file, n, what);
         GlaState *s = state_of(m, 400, 0, 1);
         GlaChat *c = NULL;
         GlaSampler p = plain_sampler(0, 1, 0, 0, 1);
         check(!gla_chat_new(&c, s, &(GlaChatSettings){.system = "Be.", .think = -1, .snapshot_bytes = 1 << 20}, err), "%s: %s", what, err);
-        check(cases[i].name ? gla_chat_template(c) && !strcmp(gla_chat_template(c), cases[i].name) : !gla_chat_template(c), "%s: recognised as %s", what, gla_chat_template(c) ? gla_chat_template(c) : "none");
+        name = gla_template(m, &known, err);
+        check(name && !strcmp(name, what) && known == -1, "%s: written as %s, known %d", what, name ? name : err, known);
         p.bias[0].id = '~', p.bias[0].add = 1000, p.n_bias = 1; /* the answer is ~ */
         check(gla_chat_say(c, &p, " Hi\n", 4, &(GlaGenerate){.steps = 1}, NULL, err) == GLA_DONE_STEPS && gla_chat_say(c, &p, "Yo", 2, &(GlaGenerate){.steps = 1}, NULL, err) == GLA_DONE_STEPS, "%s: %s", what, err);
         text_of(text, sizeof text, m, gla_chat_ids(c), 0, gla_state_pos(s));

@@ -26,6 +26,7 @@
 #include <ctype.h>
 #include <math.h>
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -4638,9 +4639,32 @@ static uint16_t bfloat_of(float f) {
     return (uint16_t)((u & 0x7fffffff) > 0x7f800000 ? u >> 16 | 0x40 : (u + 0x7fff + (u >> 16 & 1)) >> 16);
 }
 
-enum { AS_F32 = 0, AS_F16 = 1, AS_Q8_0 = 8, AS_BF16 = 30 };   /* tensor types of GGUF */
+enum { AS_F32 = 0, AS_F16 = 1, AS_Q4_0 = 2, AS_Q8_0 = 8, AS_BF16 = 30 };   /* tensor types of GGUF */
 
-/* n numbers, the row of a tensor, in the type of the file; for Q8_0 n is a multiple of 32. */
+/* 32 numbers as Q8_0: a scale and a signed byte each; the largest becomes 127 or -127. */
+static void put_q8_0(Out *o, const float *x) {
+    float most = 0;
+    for (int i = 0; i < 32; i++) most = fabsf(x[i]) > most ? fabsf(x[i]) : most;
+    put_int(o, half_of(most / 127), 2);
+    for (int i = 0; i < 32; i++) put_int(o, (uint8_t)(int8_t)(most > 0 ? roundf(x[i] * (1 / (most / 127))) : 0), 1);
+}
+
+/* 32 numbers as Q4_0: a scale and 4 bits q each, which stand for scale (q - 8). The one that is farthest from zero becomes exactly
+ * -8, so the scale may be negative; its opposite, which would be 8, becomes 7. Byte i has i in its low half, i + 16 in its high one. */
+static void put_q4_0(Out *o, const float *x) {
+    float most = 0;
+    for (int i = 0; i < 32; i++) most = fabsf(x[i]) > fabsf(most) ? x[i] : most;
+    const float scale = most / -8, inverse = scale != 0 ? 1 / scale : 0;
+    uint8_t q[32];
+    for (int i = 0; i < 32; i++) {
+        const double at = (double)x[i] * (double)inverse + 8.5;
+        q[i] = (uint8_t)(at < 15 ? at : 15);
+    }
+    put_int(o, half_of(scale), 2);
+    for (int i = 0; i < 16; i++) put_int(o, (uint8_t)(q[i] | q[i + 16] << 4), 1);
+}
+
+/* n numbers, the row of a tensor, in the type of the file; for Q8_0 and Q4_0 n is a multiple of 32. */
 static void put_row(Out *o, const float *x, int n, int type) {
     if (type == AS_F32) {
         for (int i = 0; i < n; i++) put_float(o, x[i]);
@@ -4649,19 +4673,18 @@ static void put_row(Out *o, const float *x, int n, int type) {
     } else if (type == AS_BF16) {
         for (int i = 0; i < n; i++) put_int(o, bfloat_of(x[i]), 2);
     } else {
-        for (int b = 0; b < n; b += 32) {                                   /* Q8_0: a scale and 32 signed bytes */
-            float most = 0;
-            for (int i = b; i < b + 32; i++) most = fabsf(x[i]) > most ? fabsf(x[i]) : most;
-            put_int(o, half_of(most / 127), 2);
-            for (int i = b; i < b + 32; i++) put_int(o, (uint8_t)(int8_t)(most > 0 ? roundf(x[i] * (1 / (most / 127))) : 0), 1);
-        }
+        for (int b = 0; b < n; b += 32) (type == AS_Q4_0 ? put_q4_0 : put_q8_0)(o, x + b);
     }
 }
 
-/* The type that a tensor has in a file whose matrices are of `type`. */
+/* The type that a tensor has in a file whose matrices are of `type`. Rows that do not fill blocks of 32 become float16. The embedding,
+ * which is also the output matrix, gets 8 bits in a q4_0 file: its rounding is seen directly in the logits. */
 static int type_of(const TinyTensor *t, int type) {
+    const bool blocks = type == AS_Q8_0 || type == AS_Q4_0;
+    const int row = t->flags & TRANSPOSED ? t->rows : t->cols;
     if (!t->rows || t->flags & KEEP_F32) return AS_F32;
-    return type == AS_Q8_0 && t->cols % 32 ? AS_F16 : type;
+    if (blocks && row % 32) return AS_F16;
+    return type == AS_Q4_0 && !strcmp(t->name, "token_embd.weight") ? AS_Q8_0 : type;
 }
 
 /* Weights in the longest row of any tensor, as it lies in the file. */
@@ -4684,7 +4707,7 @@ static Out model_file(const Tiny *m, const Gguf *vocab, int type, const char *na
     key_str(&k, G, "type", "model");
     key_str(&k, G, "name", name);
     key_u32(&k, G, "quantization_version", 2);
-    key_u32(&k, G, "file_type", type == AS_F32 ? 0 : type == AS_F16 ? 1 : type == AS_Q8_0 ? 7 : 32);
+    key_u32(&k, G, "file_type", type == AS_BF16 ? 32 : type == AS_Q8_0 ? 7 : (uint32_t)type);
     key_f32(&k, G, "sampling.temp", 0.6f);
     key_f32(&k, G, "sampling.top_p", 0.95f);
     key_u32(&k, p, "block_count", (uint32_t)c->n_layers);
@@ -4866,46 +4889,83 @@ static int load_checkpoint(const char *path, Tiny *m, Checkpoint *c, uint64_t fi
 
 typedef struct {
     const char *text, *task, *out, *mixer, *hybrid, *type, *tokenizer, *tokenizer_out, *prompt, *without;
-    int dim, layers, heads, key_dim, value_dim, conv, hidden, vocab, context, batch, threads, resume, help;
+    int dim, layers, heads, key_dim, value_dim, conv, hidden, vocab, context, batch, threads;
+    int resume, force, quiet, help;
     int64_t steps;
     uint64_t seed;
     double lr, decay, clip, minutes, half_life;
+    uint64_t given;                          /* bit i: option i of the table was named */
 } TrainOptions;
 
-/* Where a text has %s, print_train_help puts the value that an option has by itself. */
-static const struct { const char *name, *value, *help; } train_help[] = {
-    { "-o, --out", "FILE", "the model (model.bin)" },
-    { "--mixer", "NAME", "one of those below (gated-delta)" },
-    { "--hybrid", "N:1", "N layers of the mixer, then one of softmax attention, and so on" },
-    { "--task", "NAME", "mqar: learn and test associative recall instead of a text; rebind: half of the keys get a second value. "
-                        "1 layer of 64, 1 head of 16 x 64, 4 taps, batch 32, 1000 steps, lr 0.01, half-life 200" },
-    { "--half-life", "N", "tokens after which a new model has half forgotten, for all decays but those of lightnet and abc; "
-                          "0: as each mixer usually begins (0, with --task 200)" },
-    { "--without", "PART", "with --task, to compare: leaves out decay (all are 1), map (of q and k), rotation or gate (of the output), "
-                           "or several: map,gate" },
-    { "--steps", "N", "optimiser steps (%s; 3000 with a text)" },
-    { "--minutes", "M", "stop after so many minutes instead, at the cost of repeatability" },
-    { "--dim", "N", "model width, a multiple of 32 (%s)" },
-    { "--layers", "N", "layers (%s)" },
-    { "--heads", "N", "heads of the linear layers (dim / value width)" },
-    { "--key-dim", "N", "key width of such a head, and slots of gsa and abc, a multiple of 16 up to 128 (32)" },
-    { "--value-dim", "N", "value width of such a head, a multiple of 16 (32, gla 64)" },
-    { "--conv", "N", "taps of the short convolution, 0: none (by mixer)" },
-    { "--hidden", "N", "width of the feed-forward, a multiple of 32 (8/3 dim)" },
-    { "--vocab", "N", "tokens, 257 at least (%s)" },
-    { "--context", "N", "tokens per sequence (%s)" },
-    { "--batch", "N", "sequences per step (%s)" },
-    { "--lr", "X", "highest learning rate, after the warm-up (%s)" },
-    { "--decay", "X", "weight decay of the matrices (%s)" },
-    { "--clip", "X", "largest norm of the gradient, 0 = any (%s)" },
-    { "--seed", "N", "same seed, same model, whatever the number of threads (%s)" },
-    { "--type", "NAME", "type of the matrices in the file: f32, f16, bf16, q8_0 (q8_0)" },
-    { "-z", "FILE", "use this vocabulary instead of learning one (a GGUF file with tokenizer.* keys)" },
-    { "--tokenizer", "FILE", "write the vocabulary there as well" },
-    { "-i, --prompt", "TEXT", "beginning of the sample at the end (Once upon a time)" },
-    { "--resume", "", "go on from FILE.ckpt, which Ctrl-C leaves behind" },
-    { "-j, --threads", "N", "threads (all cores)" },
+/* In the order of the help page. */
+enum {
+    T_OUT, T_FORCE, T_MIXER, T_HYBRID, T_TASK, T_HALF_LIFE, T_WITHOUT, T_STEPS, T_MINUTES, T_DIM, T_LAYERS, T_HEADS, T_KEY_DIM,
+    T_VALUE_DIM, T_CONV, T_HIDDEN, T_VOCAB, T_CONTEXT, T_BATCH, T_LR, T_DECAY, T_CLIP, T_SEED, T_TYPE, T_VOCABULARY, T_TOKENIZER,
+    T_PROMPT, T_RESUME, T_THREADS, T_QUIET, T_HELP, N_TRAIN_OPTIONS
 };
+enum { WITH_TEXT = 1, WITH_TASK = 2, WITH_BOTH = 3 };
+
+typedef struct {
+    char letter;
+    const char *name;
+    char kind;                               /* s text, i int, l int64_t, u uint64_t, d double; f a flag, which takes no value */
+    int with;                                /* what it has an effect on: with the other it is misuse, rather than ignored */
+    size_t at;                               /* its field in TrainOptions */
+    double lo, hi;
+    const char *value, *help;                /* %s in the help is what the field holds by itself */
+} TrainOption;
+
+#define FIELD(name) offsetof(TrainOptions, name)
+static const TrainOption train_options[N_TRAIN_OPTIONS] = {
+    [T_OUT] = { 'o', "out", 's', WITH_BOTH, FIELD(out), 0, 0, "FILE",
+                "the model (named after the text, in this folder: book.txt makes book.bin; without a text stories.bin)" },
+    [T_FORCE] = { 0, "force", 'f', WITH_BOTH, FIELD(force), 0, 0, "", "replace files that are there already" },
+    [T_MIXER] = { 0, "mixer", 's', WITH_BOTH, FIELD(mixer), 0, 0, "NAME", "one of those below (%s)" },
+    [T_HYBRID] = { 0, "hybrid", 's', WITH_BOTH, FIELD(hybrid), 0, 0, "N:1",
+                   "N layers of the mixer, then one of softmax attention, and so on (gated-delta 3:1, the others none)" },
+    [T_TASK] = { 0, "task", 's', WITH_TASK, FIELD(task), 0, 0, "NAME",
+                 "mqar: learn and test associative recall instead of a text; rebind: half of the keys get a second value. "
+                 "1 layer of 64, 1 head of 16 x 64, 4 taps, batch 32, 1000 steps, lr 0.01, half-life 200" },
+    [T_HALF_LIFE] = { 0, "half-life", 'd', WITH_BOTH, FIELD(half_life), 0, 1e9, "N",
+                      "tokens after which a new model has half forgotten, for all decays but those of lightnet and abc; "
+                      "0: as each mixer usually begins (0, with --task 200)" },
+    [T_WITHOUT] = { 0, "without", 's', WITH_TASK, FIELD(without), 0, 0, "PART",
+                    "with --task, to compare: leaves out decay (all are 1), map (of q and k), rotation or gate (of the output), "
+                    "or several: map,gate" },
+    [T_STEPS] = { 0, "steps", 'l', WITH_BOTH, FIELD(steps), 1, 1e12, "N", "optimiser steps (%s; 3000 with a text)" },
+    [T_MINUTES] = { 0, "minutes", 'd', WITH_BOTH, FIELD(minutes), 0.01, 1e6, "M",
+                    "stop after so many minutes instead, at the cost of repeatability" },
+    [T_DIM] = { 0, "dim", 'i', WITH_BOTH, FIELD(dim), 32, 4096, "N", "model width, a multiple of 32 (%s)" },
+    [T_LAYERS] = { 0, "layers", 'i', WITH_BOTH, FIELD(layers), 1, 256, "N", "layers (%s)" },
+    [T_HEADS] = { 0, "heads", 'i', WITH_BOTH, FIELD(heads), 1, 256, "N", "heads of the linear layers (dim / value width)" },
+    [T_KEY_DIM] = { 0, "key-dim", 'i', WITH_BOTH, FIELD(key_dim), 16, 128, "N",
+                    "key width of such a head, and slots of gsa and abc, a multiple of 16 up to 128 (32)" },
+    [T_VALUE_DIM] = { 0, "value-dim", 'i', WITH_BOTH, FIELD(value_dim), 16, 256, "N",
+                      "value width of such a head, a multiple of 16 (32, gla 64)" },
+    [T_CONV] = { 0, "conv", 'i', WITH_BOTH, FIELD(conv), 0, 8, "N", "taps of the short convolution, 0: none (by mixer)" },
+    [T_HIDDEN] = { 0, "hidden", 'i', WITH_BOTH, FIELD(hidden), 32, 16384, "N", "width of the feed-forward, a multiple of 32 (8/3 dim)" },
+    [T_VOCAB] = { 0, "vocab", 'i', WITH_TEXT, FIELD(vocab), 257, 65536, "N", "tokens to learn, 257 at least (%s)" },
+    [T_CONTEXT] = { 0, "context", 'i', WITH_TEXT, FIELD(context), 16, 8192, "N", "tokens per sequence (%s)" },
+    [T_BATCH] = { 0, "batch", 'i', WITH_BOTH, FIELD(batch), 1, 4096, "N", "sequences per step (%s)" },
+    [T_LR] = { 0, "lr", 'd', WITH_BOTH, FIELD(lr), 0, 1, "X", "highest learning rate, after the warm-up (%s)" },
+    [T_DECAY] = { 0, "decay", 'd', WITH_BOTH, FIELD(decay), 0, 10, "X", "weight decay of the matrices (%s)" },
+    [T_CLIP] = { 0, "clip", 'd', WITH_BOTH, FIELD(clip), 0, 1e9, "X", "largest norm of the gradient, 0 = any (%s)" },
+    [T_SEED] = { 0, "seed", 'u', WITH_BOTH, FIELD(seed), 0, 0, "N", "same seed, same model, whatever the number of threads (%s)" },
+    [T_TYPE] = { 0, "type", 's', WITH_BOTH, FIELD(type), 0, 0, "NAME",
+                 "type of the matrices in the file: f32, f16, bf16, q8_0, q4_0, which keeps the embedding in q8_0 (%s)" },
+    [T_VOCABULARY] = { 'z', "vocabulary", 's', WITH_TEXT, FIELD(tokenizer), 0, 0, "FILE",
+                       "use this vocabulary instead of learning one (a GGUF file with tokenizer.* keys)" },
+    [T_TOKENIZER] = { 0, "tokenizer", 's', WITH_TEXT, FIELD(tokenizer_out), 0, 0, "FILE", "write the vocabulary there as well" },
+    [T_PROMPT] = { 'i', "prompt", 's', WITH_TEXT, FIELD(prompt), 0, 0, "TEXT",
+                   "beginning of the sample at the end (Once upon a time; none with a text)" },
+    [T_RESUME] = { 0, "resume", 'f', WITH_BOTH, FIELD(resume), 0, 0, "",
+                   "go on from FILE.ckpt, with the same options; --steps or --minutes may be larger than before" },
+    [T_THREADS] = { 'j', "threads", 'i', WITH_BOTH, FIELD(threads), 1, 1024, "N", "threads (all cores)" },
+    [T_QUIET] = { 0, "quiet", 'f', WITH_BOTH, FIELD(quiet), 0, 0, "", "no progress" },
+    [T_HELP] = { 'h', "help", 'f', WITH_BOTH, FIELD(help), 0, 0, "", "this page" },
+};
+
+static bool was_given(const TrainOptions *o, int option) { return o->given >> option & 1; }
 
 static volatile sig_atomic_t stop_asked;
 static void ask_to_stop(int sig) { (void)sig, stop_asked = 1; }
@@ -4916,101 +4976,122 @@ static int train_misuse(const char *what, const char *value) {
     return 2;
 }
 
-/* Fills o from the arguments; returns 0 or the exit code. */
-static int parse_options(TrainOptions *o, int argc, char **argv) {
-    /* kind: s text, i int, l int64_t, u uint64_t, d double, from lo to hi; f a flag, which takes no value */
-    const struct { const char *name; char letter, kind; void *at; double lo, hi; } table[] = {
-        { "--task", 0, 's', &o->task, 0, 0 },
-        { "--out", 'o', 's', &o->out, 0, 0 },
-        { "--mixer", 0, 's', &o->mixer, 0, 0 },
-        { "--type", 0, 's', &o->type, 0, 0 },
-        { "--vocabulary", 'z', 's', &o->tokenizer, 0, 0 },
-        { "--tokenizer", 0, 's', &o->tokenizer_out, 0, 0 },
-        { "--prompt", 'i', 's', &o->prompt, 0, 0 },
-        { "--steps", 0, 'l', &o->steps, 1, 1e12 },
-        { "--dim", 0, 'i', &o->dim, 32, 4096 },
-        { "--layers", 0, 'i', &o->layers, 1, 256 },
-        { "--hybrid", 0, 's', &o->hybrid, 0, 0 },
-        { "--heads", 0, 'i', &o->heads, 1, 256 },
-        { "--key-dim", 0, 'i', &o->key_dim, 16, 128 },
-        { "--value-dim", 0, 'i', &o->value_dim, 16, 256 },
-        { "--conv", 0, 'i', &o->conv, 0, 8 },
-        { "--hidden", 0, 'i', &o->hidden, 32, 16384 },
-        { "--vocab", 0, 'i', &o->vocab, 257, 65536 },
-        { "--context", 0, 'i', &o->context, 16, 8192 },
-        { "--batch", 0, 'i', &o->batch, 1, 4096 },
-        { "--threads", 'j', 'i', &o->threads, 1, 1024 },
-        { "--seed", 0, 'u', &o->seed, 0, 0 },
-        { "--lr", 0, 'd', &o->lr, 0, 1 },
-        { "--decay", 0, 'd', &o->decay, 0, 10 },
-        { "--clip", 0, 'd', &o->clip, 0, 1e9 },
-        { "--minutes", 0, 'd', &o->minutes, 0.01, 1e6 },
-        { "--half-life", 0, 'd', &o->half_life, 0, 1e9 },
-        { "--without", 0, 's', &o->without, 0, 0 },
-        { "--resume", 0, 'f', &o->resume, 0, 0 },
-        { "--help", 'h', 'f', &o->help, 0, 0 },
+/* An option that there is not: names the one that was probably meant. */
+static int unknown_option(const char *arg) {
+    static const char *const elsewhere[][2] = {                  /* what other programs call it */
+        { "output", "out" }, { "learning-rate", "lr" }, { "ctx", "context" }, { "ctx-size", "context" }, { "seq-len", "context" },
+        { "batch-size", "batch" }, { "max-iters", "steps" }, { "iters", "steps" }, { "weight-decay", "decay" }, { "overwrite", "force" },
     };
-    for (int a = 1; a < argc; a++) {
-        const char *arg = argv[a], *equal = strchr(arg, '='), *value = NULL;
-        if (arg[0] != '-' || !arg[1]) {
-            if (o->text) return train_misuse("one text at most; there is a second one:", arg);
-            o->text = arg;
-            continue;
-        }
-        size_t n = equal && arg[1] == '-' ? (size_t)(equal - arg) : strlen(arg), i = 0;
-        for (; i < sizeof table / sizeof *table; i++)
-            if ((strlen(table[i].name) == n && !memcmp(arg, table[i].name, n)) || (n == 2 && arg[1] == table[i].letter && arg[1]))
-                break;
-        if (i == sizeof table / sizeof *table) return train_misuse("unknown option", arg);
-        if (table[i].kind == 'f') { *(int *)table[i].at = 1; continue; }
-        value = arg[n] == '=' ? equal + 1 : a + 1 < argc ? argv[++a] : NULL;
-        if (!value) return train_misuse("a value is missing after", arg);
-        if (table[i].kind == 's') { *(const char **)table[i].at = value; continue; }
-        char *end;
-        errno = 0;
-        if (table[i].kind == 'u') {
-            *(uint64_t *)table[i].at = strtoull(value, &end, 10);
-            if (errno || *end || *value < '0' || *value > '9') return train_misuse("not a seed:", value);
-            continue;
-        }
-        double x = strtod(value, &end);
-        if (errno || *end || end == value || !(x >= table[i].lo && x <= table[i].hi) || (table[i].kind != 'd' && x != floor(x))) {
-            char what[96];
-            snprintf(what, sizeof what, "%s wants %s from %g to %g, not", table[i].name,
-                     table[i].kind == 'd' ? "a number" : "a whole number", table[i].lo, table[i].hi);
+    const char *names[N_TRAIN_OPTIONS + 1] = { NULL }, *name = arg + strspn(arg, "-"), *meant = NULL;
+    char word[WORD_LEN], what[256];
+    for (int i = 0; i < N_TRAIN_OPTIONS; i++) names[i] = train_options[i].name;
+    snprintf(word, sizeof word, "%.*s", (int)strcspn(name, "="), name);
+    for (char *c = word; *c; c++) *c = *c == '_' ? '-' : *c;
+    for (size_t i = 0; i < sizeof elsewhere / sizeof *elsewhere; i++)
+        if (!strcmp(word, elsewhere[i][0])) meant = elsewhere[i][1];
+    if (!meant && strlen(name) < WORD_LEN) meant = nearest(word, names);
+    snprintf(what, sizeof what, meant ? "%.100s; did you mean --%s?" : "%.200s", arg, meant);
+    return train_misuse("unknown option", what);
+}
+
+/* One option with its value; returns 0 or the exit code. */
+static int set_train_option(TrainOptions *o, const TrainOption *p, const char *value) {
+    char *end, what[96];
+    void *field = (char *)o + p->at;
+    o->given |= (uint64_t)1 << (p - train_options);
+    errno = 0;
+    if (p->kind == 'f') *(int *)field = 1;
+    else if (p->kind == 's') *(const char **)field = value;
+    else if (p->kind == 'u') {
+        *(uint64_t *)field = strtoull(value, &end, 10);
+        if (errno || *end || *value < '0' || *value > '9')
+            return train_misuse("--seed wants a whole number from 0 to 2^64-1, not", value);
+    } else {
+        const double x = strtod(value, &end);
+        if (errno || *end || end == value || !(x >= p->lo && x <= p->hi) || (p->kind != 'd' && x != floor(x))) {
+            snprintf(what, sizeof what, "--%s wants %s from %g to %g, not", p->name,
+                     p->kind == 'd' ? "a number" : "a whole number", p->lo, p->hi);
             return train_misuse(what, value);
         }
-        if (table[i].kind == 'd') *(double *)table[i].at = x;
-        else if (table[i].kind == 'l') *(int64_t *)table[i].at = (int64_t)x;
-        else *(int *)table[i].at = (int)x;
+        if (p->kind == 'd') *(double *)field = x;
+        else if (p->kind == 'l') *(int64_t *)field = (int64_t)x;
+        else *(int *)field = (int)x;
     }
     return 0;
 }
 
+/* Fills o from the arguments; returns 0 or the exit code. A plain word is the text, "-" too; behind "--" all words are plain. */
+static int parse_options(TrainOptions *o, int argc, char **argv) {
+    bool plain = false;
+    for (int a = 1; a < argc; a++) {
+        const char *arg = argv[a], *value = NULL;
+        const TrainOption *p = train_options, *none = train_options + N_TRAIN_OPTIONS;
+        if (plain || arg[0] != '-' || !arg[1]) {
+            if (o->text) return train_misuse("one text at most; there is a second one:", arg);
+            o->text = arg;
+            continue;
+        }
+        if (!strcmp(arg, "--")) {
+            plain = true;
+            continue;
+        }
+        if (arg[1] == '-') {
+            const size_t n = strcspn(arg + 2, "=");
+            while (p < none && (strncmp(p->name, arg + 2, n) || p->name[n])) p++;
+            if (arg[2 + n]) value = arg + 3 + n;
+        } else {
+            while (p < none && p->letter != arg[1]) p++;
+            if (arg[2]) value = arg + 2;
+            if (value && p < none && p->kind != 'i') p = none;  /* -j4, but no -outfile */
+        }
+        if (p == none) return unknown_option(arg);
+        if (p->kind == 'f' && value) return train_misuse("no value goes with a flag:", arg);
+        if (p->kind != 'f' && !value && !(value = argv[++a])) return train_misuse("a value is missing after", arg);
+        const int code = set_train_option(o, p, value);
+        if (code) return code;
+    }
+    return 0;
+}
+
+/* A row of the help page: left, and the text beside it in lines of 80 columns. */
+static void print_help_row(const char *left, const char *text) {
+    enum { AT_COLUMN = 24, COLUMNS = 80 };
+    printf("  %-*s", AT_COLUMN - 2, left);
+    if (strlen(left) + 2 >= AT_COLUMN) printf("\n%*s", AT_COLUMN, "");
+    while (*text) {
+        size_t n = strlen(text);
+        if (n > COLUMNS - AT_COLUMN)
+            for (n = COLUMNS - AT_COLUMN; n > 1 && text[n] != ' ';) n--;
+        printf("%.*s\n", (int)n, text);
+        text += n;
+        text += strspn(text, " ");
+        if (*text) printf("%*s", AT_COLUMN, "");
+    }
+}
+
 /* d: the options as they are by themselves. */
 static void print_train_help(const TrainOptions *d) {
-    printf("usage: ./train_tiny [TEXT] [options]      TEXT: a UTF-8 file; without one, made-up stories\n\n");
-    for (size_t i = 0; i < sizeof train_help / sizeof *train_help; i++) {
-        char left[40], value[32] = "";
-        const char *n = train_help[i].name;
-        if (!strcmp(n, "--steps")) snprintf(value, sizeof value, "%lld", (long long)d->steps);
-        if (!strcmp(n, "--dim")) snprintf(value, sizeof value, "%d", d->dim);
-        if (!strcmp(n, "--layers")) snprintf(value, sizeof value, "%d", d->layers);
-        if (!strcmp(n, "--vocab")) snprintf(value, sizeof value, "%d", d->vocab);
-        if (!strcmp(n, "--context")) snprintf(value, sizeof value, "%d", d->context);
-        if (!strcmp(n, "--batch")) snprintf(value, sizeof value, "%d", d->batch);
-        if (!strcmp(n, "--lr")) snprintf(value, sizeof value, "%g", d->lr);
-        if (!strcmp(n, "--decay")) snprintf(value, sizeof value, "%g", d->decay);
-        if (!strcmp(n, "--clip")) snprintf(value, sizeof value, "%g", d->clip);
-        if (!strcmp(n, "--seed")) snprintf(value, sizeof value, "%llu", (unsigned long long)d->seed);
-        snprintf(left, sizeof left, "%s %s", n, train_help[i].value);
-        const char *mark = strstr(train_help[i].help, "%s");
-        if (mark) printf("  %-20s %.*s%s%s\n", left, (int)(mark - train_help[i].help), train_help[i].help, value, mark + 2);
-        else printf("  %-20s %s\n", left, train_help[i].help);
+    printf("usage: ./train_tiny [TEXT] [options]\n\n"
+           "TEXT is a UTF-8 file, or - for standard input; without one, made-up stories.\n\n");
+    for (const TrainOption *p = train_options; p < train_options + N_TRAIN_OPTIONS; p++) {
+        char left[40], value[32] = "", text[512];
+        const void *field = (const char *)d + p->at;
+        if (p->kind == 's') snprintf(value, sizeof value, "%s", *(const char *const *)field ? *(const char *const *)field : "");
+        if (p->kind == 'i') snprintf(value, sizeof value, "%d", *(const int *)field);
+        if (p->kind == 'l') snprintf(value, sizeof value, "%lld", (long long)*(const int64_t *)field);
+        if (p->kind == 'u') snprintf(value, sizeof value, "%llu", (unsigned long long)*(const uint64_t *)field);
+        if (p->kind == 'd') snprintf(value, sizeof value, "%g", *(const double *)field);
+        snprintf(left, sizeof left, "%c%c%s--%s %s", p->letter ? '-' : ' ', p->letter ? p->letter : ' ', p->letter ? ", " : "  ",
+                 p->name, p->value);
+        const char *mark = strstr(p->help, "%s");
+        if (mark) snprintf(text, sizeof text, "%.*s%s%s", (int)(mark - p->help), p->help, value, mark + 2);
+        else snprintf(text, sizeof text, "%s", p->help);
+        print_help_row(left, text);
     }
     printf("\nmixers:\n");
-    for (int i = 0; i < N_KINDS; i++) printf("  %-20s %s\n", mixer_kinds[i].name, mixer_kinds[i].about);
-    printf("\nProgress goes to standard error. Exit: 0 done or stopped with a checkpoint, 1 failed, 2 misused.\n");
+    for (int i = 0; i < N_KINDS; i++) print_help_row(mixer_kinds[i].name, mixer_kinds[i].about);
+    printf("\nThe report and a sample go to standard output, progress to standard error.\n"
+           "Exit: 0 done or stopped with a checkpoint, 1 failed, 2 misused.\n");
 }
 
 /* NO_* of a list "decay,gate", or -1. */
@@ -5068,10 +5149,11 @@ static const char *configure(TinyConfig *c, const TrainOptions *o, int vocab_siz
     for (int i = 0; i < 4; i++)
         if (without & ~parts_of(k) & 1 << i) return not_there[i];
     if (o->hidden && is_mamba(f) && !o->hybrid) return "--hidden does not go with --mixer"; /* a layer is its mixer alone */
-    if (!o->task && mixer == SOFTMAX && (o->heads || o->key_dim || o->value_dim))
+    if (mixer == SOFTMAX && (was_given(o, T_HEADS) || was_given(o, T_KEY_DIM) || was_given(o, T_VALUE_DIM)))
         return "--heads, --key-dim and --value-dim are of linear layers and do not go with --mixer";
-    if (!o->task && o->half_life > 0 && !k->rwkv && (!f || mixer == SOFTMAX || f->decay == DECAY_NONE || f->decay == DECAY_SUM))
+    if (was_given(o, T_HALF_LIFE) && (mixer == SOFTMAX || (f && (f->decay == DECAY_NONE || f->decay == DECAY_SUM))))
         return "--half-life does not go with --mixer";
+    if (was_given(o, T_HALF_LIFE) && without & NO_DECAY) return "--half-life does not go with --without decay";
     if (o->conv > 0 && mixer == SOFTMAX && o->out) return "--conv is not written to files with --mixer";
     *c = (TinyConfig){
         .mixer = mixer,
@@ -5441,6 +5523,49 @@ static int train(const TrainOptions *o, const Data *d, const TinyConfig *c, uint
     return code;
 }
 
+/* The tensor type of that name, or -1. */
+static int type_named(const char *name) {
+    static const struct { const char *name; int type; } known[] = {
+        { "f32", AS_F32 }, { "f16", AS_F16 }, { "bf16", AS_BF16 }, { "q8_0", AS_Q8_0 }, { "q4_0", AS_Q4_0 }
+    };
+    for (size_t i = 0; i < sizeof known / sizeof *known; i++)
+        if (!strcmp(name, known[i].name)) return known[i].type;
+    return -1;
+}
+
+/* Whether the options go together, and each has an effect; returns 0 or the exit code. */
+static int check_train_options(const TrainOptions *o) {
+    char what[128];
+    if (o->task && strcmp(o->task, "mqar") && strcmp(o->task, "rebind"))
+        return train_misuse("--task is mqar or rebind (associative recall), not", o->task);
+    for (int i = 0; i < N_TRAIN_OPTIONS; i++) {
+        const TrainOption *p = &train_options[i];
+        if (!was_given(o, i) || p->with & (o->task ? WITH_TASK : WITH_TEXT)) continue;
+        snprintf(what, sizeof what, "--%s %s", p->name,
+                 o->task ? "does not go with --task, which makes its own sequences" : "goes with --task only");
+        return train_misuse(what, NULL);
+    }
+    if (o->task && o->text) return train_misuse("--task makes its own sequences; it does not go with the text", o->text);
+    if (type_named(o->type) < 0) return train_misuse("--type is f32, f16, bf16, q8_0 or q4_0, not", o->type);
+    if (was_given(o, T_TYPE) && o->task && !o->out)
+        return train_misuse("--type is of a file; with --task it goes with --out only", NULL);
+    if (o->without && o->out) return train_misuse("--without makes models that have no file format; it does not go with --out", o->out);
+    if (was_given(o, T_VOCAB) && o->tokenizer) return train_misuse("--vocab is of a vocabulary that is learned; it does not go with -z", o->tokenizer);
+    if (was_given(o, T_STEPS) && was_given(o, T_MINUTES))
+        return train_misuse("--steps and --minutes both say when training ends; give one of them", NULL);
+    return 0;
+}
+
+/* The sizes, or what is wrong with them; returns 0 or the exit code. */
+static int check_sizes(TinyConfig *c, const TrainOptions *o) {
+    const char *wrong = configure(c, o, o->vocab);
+    if (!wrong) return 0;
+    return train_misuse(wrong, strstr(wrong, "--mixer") == wrong || strstr(wrong, "with --mixer") ? o->mixer
+                               : strstr(wrong, "--hybrid")                                        ? o->hybrid
+                               : strstr(wrong, "--without") == wrong                              ? o->without
+                                                                                                  : NULL);
+}
+
 int main(int argc, char **argv) {
     TrainOptions o = { .mixer = "gated-delta", .type = "q8_0", .dim = 128, .layers = 4, .vocab = 1536, .context = 256, .batch = 8,
                        .steps = 12000, .conv = -1, .lr = 8e-3, .decay = 0.1, .clip = 1 };
@@ -5449,14 +5574,11 @@ int main(int argc, char **argv) {
                                   .vocab = 128, .context = 64, .batch = 32, .steps = 1000, .conv = 4, .lr = 1e-2, .decay = 0.1,
                                   .clip = 1, .half_life = 200 };        /* with --task */
     o.steps = 0;                             /* not given: depends on the text, see below */
-    const struct { const char *name; int type; } types_known[] = {
-        { "f32", AS_F32 }, { "f16", AS_F16 }, { "bf16", AS_BF16 }, { "q8_0", AS_Q8_0 }
-    };
     char err[GLA_ERR] = "", *text = NULL;
     size_t n = 0;
 
     // the options, and which of them do not go together
-    int type = -1, code = parse_options(&o, argc, argv);
+    int code = parse_options(&o, argc, argv);
     TinyConfig c;
     Data d = { .seed = 0 };
     if (!code && o.task) {                   /* again, over the defaults of a task */
@@ -5466,29 +5588,14 @@ int main(int argc, char **argv) {
     if (code) return code;
     spin_briefly(argv);
     if (o.help) return print_train_help(&defaults), 0;
-    for (int i = 0; i < 4; i++)
-        if (!strcmp(o.type, types_known[i].name)) type = types_known[i].type;
-    if (type < 0) return train_misuse("--type is f32, f16, bf16 or q8_0, not", o.type);
+    if ((code = check_train_options(&o)) || (code = check_sizes(&c, &o))) return code;
     static const int pairs[] = { 4, 8, 16, 0 }, rebound[] = { 4, 8, 12, 0 };
     d.rebind = o.task && !strcmp(o.task, "rebind");
-    if (o.task && strcmp(o.task, "mqar") && !d.rebind)
-        return train_misuse("--task is mqar or rebind (associative recall), not", o.task);
-    if (o.without && !o.task) return train_misuse("--without goes with --task only:", o.without);
-    if (o.without && o.out) return train_misuse("--without makes models that have no file format; it does not go with --out", o.out);
-    if (o.task && (o.vocab != recall.vocab || o.context != recall.context || o.tokenizer || o.tokenizer_out || o.prompt))
-        return train_misuse("--task makes its own sequences; --vocab, --context, -z, --tokenizer and --prompt do not go with it", NULL);
-    if (o.task && o.text) return train_misuse("--task makes its own sequences; it does not go with the text", o.text);
     d.seed = o.seed;
     if (o.task) {
         d.pairs = d.rebind ? rebound : pairs;
         d.mqar_vocab = o.vocab;
     } else if (!o.out) o.out = "model.bin";
-    const char *wrong = configure(&c, &o, o.vocab);
-    if (wrong)
-        return train_misuse(wrong, strstr(wrong, "--mixer") == wrong || strstr(wrong, "with --mixer") ? o.mixer
-                                   : strstr(wrong, "--hybrid")                                        ? o.hybrid
-                                   : strstr(wrong, "--without") == wrong                              ? o.without
-                                                                                                      : NULL);
     if (!o.steps) o.steps = o.text ? 3000 : defaults.steps; /* a text of one megabyte has been read often enough by then */
     if (!o.prompt) o.prompt = o.text ? "" : "Once upon a time";
 #ifdef _OPENMP
@@ -5522,7 +5629,7 @@ ready:
         mark = hash_bytes(mark, &(double[]){ o.lr, o.decay, o.clip, o.minutes }, 32);
         mark = hash_bytes(mark, d.vocab.map.data, d.vocab.map.n);
         if (d.ids) mark = hash_bytes(mark, d.ids, d.n_ids * sizeof *d.ids);
-        code = train(&o, &d, &c, mark, type, err);
+        code = train(&o, &d, &c, mark, type_named(o.type), err);
     }
     if (d.tokenizer) tokenizer_free(d.tokenizer);
     if (d.vocab.map.kind == 0) free((void *)(uintptr_t)d.vocab.map.data);

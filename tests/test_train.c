@@ -429,8 +429,8 @@ static void own_weights(Tiny *m) {
 static void test_file(const Data *d, int mixer, bool hybrid, bool recall) {
     Tiny m;
     TinyConfig c = file_config(mixer, hybrid, recall, d->tokenizer->n);
-    const int T = c.seq_len, V = c.vocab_size, types_[4] = { AS_F32, AS_BF16, AS_F16, AS_Q8_0 };
-    const double bounds[4] = { 1e-4, 0.05, 0.01, 0.1 };
+    const int T = c.seq_len, V = c.vocab_size, types_[5] = { AS_F32, AS_BF16, AS_F16, AS_Q8_0, AS_Q4_0 };
+    const double bounds[5] = { 1e-4, 0.05, 0.01, 0.1, 0.4 };
     int id[40], target[40], count;
     rng = 1;                         /* whatever ran before */
     tiny_new(&m, &c, 1, 11);
@@ -440,7 +440,7 @@ static void test_file(const Data *d, int mixer, bool hybrid, bool recall) {
     real *mine = noise((size_t)T * V, 0);
     matmul_forward(mine, V, m.h_out, c.dim, m.params + m.embed, T, c.dim, V, 0);
     float *theirs = checked(malloc((size_t)T * V * sizeof *theirs));
-    for (int k = 0; k < 4; k++) {
+    for (int k = 0; k < 5; k++) {
         GlaModel *model;
         GlaState *state;
         char err[GLA_ERR] = "", name[64];
@@ -452,13 +452,13 @@ static void test_file(const Data *d, int mixer, bool hybrid, bool recall) {
         }
         // The largest difference; where bytes are rounded, of mixers whose output norm may turn such a rounding into a sign, the root of the mean square.
         double square = 0;
-        const bool mean = types_[k] != AS_F32 && (mixer > GLA || (mixer == GLA && (hybrid || recall)));
+        const bool mean = types_[k] == AS_Q4_0 || (types_[k] != AS_F32 && (mixer > GLA || (mixer == GLA && (hybrid || recall))));
         for (int i = 0; i < T * V; i++) {
             double off = fabs(mine[i] - theirs[i]);
             worst = off > worst || off != off ? off : worst, square += off * off;
         }
         if (mean && worst == worst) worst = sqrt(square / (T * V));
-        snprintf(name, sizeof name, "logits of the %s file in run.c, %s%s%s", (const char *[]){ "F32", "BF16", "F16", "Q8_0" }[k], mixer_kinds[mixer].name, hybrid ? ", hybrid" : "", recall ? ", recall" : "");
+        snprintf(name, sizeof name, "logits of the %s file in run.c, %s%s%s", (const char *[]){ "F32", "BF16", "F16", "Q8_0", "Q4_0" }[k], mixer_kinds[mixer].name, hybrid ? ", hybrid" : "", recall ? ", recall" : "");
         check(name, worst, bounds[k]);
         gla_state_free(state), gla_close(model), free(file.p);
     }
@@ -532,6 +532,33 @@ static void test_halves(void) {
         wrong += half_of((float)(v + next * 0.5)) != (h % 2 ? h + 1 : h) || half_of((float)(v + next * 0.499)) != h || half_of((float)(v + next * 0.501)) != h + 1;
     }
     check("float to half, all values", wrong, 0.5);
+}
+
+/* Blocks of Q8_0 and Q4_0, and what run.c reads from them: off by half a step at most, but for a number on the other side than the
+ * largest of a Q4_0 block, which may be off by one. A block of zeros stays one, and the largest number of a block is kept. */
+static void test_blocks(void) {
+    double worst[2] = { 0, 0 };
+    for (int block = 0; block < 2000; block++)
+        for (int type = 0; type < 2; type++) {
+            float x[32], y[32], most = 0, step;
+            for (int i = 0; i < 32; i++) {
+                x[i] = block ? (float)(rng_normal(&rng) * exp(2 * rng_normal(&rng))) : 0;
+                if (fabsf(x[i]) > fabsf(most)) most = x[i];
+            }
+            Out o = { 0 };
+            put_row(&o, x, 32, type ? AS_Q4_0 : AS_Q8_0);
+            row_to_float(y, o.p, type ? Q4_0 : Q8_0, 32);
+            step = fabsf(most) / (type ? 8 : 127);
+            for (int i = 0; i < 32; i++) {
+                double off = fabs(x[i] - y[i]) - 0.001 * fabs(x[i]);     /* the scale itself is a half */
+                if (type && x[i] * most < 0 && fabsf(x[i]) > 7.5f * step) off -= step / 2;
+                off = step > 1e-4f ? off / step : off > 1e-4;
+                worst[type] = off > worst[type] ? off : worst[type];
+            }
+            free(o.p);
+        }
+    check("Q8_0 and back: half a step", worst[0], 0.501);
+    check("Q4_0 and back: half a step", worst[1], 0.501);
 }
 
 /* Whether a mixer works both with a short convolution and without. */
@@ -630,6 +657,9 @@ static void test_misuse(void) {
         "--task mqar --mixer gla --without map", "--task mqar --mixer gla --without gate,rotation", "--task mqar --mixer hgrn2 --without decay", "--task mqar --mixer kda --without gate",
         "--task mqar --mixer softmax --without gate", "--task mqar --mixer rwkv7 --without decay", "--task mqar --mixer deltanet --without decay", "--task mqar --mixer deltanet --without map", "--task mqar -o /nowhere/x",
         "--task mqar -o /nowhere/x --hidden 64 --mixer hgrn2",
+        "--stpes 3", "-steps 3", "--max_iters 3", "--resume=1", "--type q4_1", "--task mqar --type q4_0", "--task mqar --mixer deltanet --half-life 5",
+        "--task mqar --mixer softmax --half-life 5", "--task mqar --mixer abc --half-life 5", "--task mqar --mixer gla --half-life 5 --without decay",
+        "--task mqar --mixer softmax --key-dim 32", "--task mqar --mixer softmax --heads 2", "--steps 3", "--vocab 300 -z a", "--task mqar --context 64",
     };
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
         char line[200], path[] = "/tmp/test_train.XXXXXX", *argv[24] = { "train_tiny" };
@@ -685,6 +715,7 @@ int main(int argc, char **argv) {
     test_same_bits(&d, N_KINDS - 1);
     test_counts();
     test_halves();
+    test_blocks();
     test_nearest();
     test_misuse();
     printf("%d passed, %d failed\n", passed, failed);

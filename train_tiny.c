@@ -4657,7 +4657,7 @@ static void put_q4_0(Out *o, const float *x) {
     const float scale = most / -8, inverse = scale != 0 ? 1 / scale : 0;
     uint8_t q[32];
     for (int i = 0; i < 32; i++) {
-        const double at = (double)x[i] * (double)inverse + 8.5;
+        const float at = (float)((double)x[i] * (double)inverse + 8.5); /* two roundings, as the reference has them */
         q[i] = (uint8_t)(at < 15 ? at : 15);
     }
     put_int(o, half_of(scale), 2);

@@ -4657,7 +4657,8 @@ static void put_q4_0(Out *o, const float *x) {
     const float scale = most / -8, inverse = scale != 0 ? 1 / scale : 0;
     uint8_t q[32];
     for (int i = 0; i < 32; i++) {
-        const float at = (float)((double)x[i] * (double)inverse + 8.5); /* two roundings, as the reference has them */
+        const float steps = (float)((double)x[i] * (double)inverse);         /* rounded twice, as the reference is */
+        const float at = (float)((double)steps + 8.5);
         q[i] = (uint8_t)(at < 15 ? at : 15);
     }
     put_int(o, half_of(scale), 2);

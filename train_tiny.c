@@ -3962,7 +3962,11 @@ typedef struct {
 /* The end of the piece of text[0..len) that begins at pos; more than pos. */
 typedef size_t (*BpeSplit)(const void *ctx, const char *text, size_t len, size_t pos);
 
-enum { BPE_ERR_CAP = 256, BPE_PIECE_MAX = 256 };      /* bytes; longer pieces are counted in parts of this size */
+enum {
+    BPE_ERR_CAP = 256,
+    BPE_PIECE_MAX = 256,                              /* bytes; longer pieces are counted in parts of this size */
+    BPE_ROOM = 1 << 25                                /* bytes of different pieces; when it is full, no new ones are taken */
+};
 
 typedef struct { const char *at; uint64_t count; uint32_t len, start; } BpePiece;   /* start: its first symbol */
 typedef struct { uint64_t key; int64_t count; uint32_t places, state; } BpePair;     /* key = left << 32 | right */
@@ -4025,6 +4029,8 @@ static bool bpe_count_piece(BpeTrainer *t, const char *at, size_t len) {
         BpePiece *p = &t->pieces[t->piece_slots[h] - 1];
         if (p->len == len && memcmp(p->at, at, len) == 0) { p->count++; return true; }
     }
+    if (t->n_symbols + len > BPE_ROOM) return true;
+    t->n_symbols += len;
     if (!bpe_reserve(&t->pieces, t->n_pieces, &t->pieces_cap, sizeof *t->pieces)) return false;
     t->pieces[t->n_pieces] = (BpePiece){ at, 1, (uint32_t)len, 0 };
     t->piece_slots[h] = (uint32_t)++t->n_pieces;
@@ -4085,11 +4091,11 @@ static BpeCandidate bpe_pop(BpeTrainer *t) {
     return top;
 }
 
-/* Adds sign * count of piece w to each of its pairs. Pairs that contain token id, the newest, or any pair if id is 0,
- * are new: they remember the piece, and are listed once in t->fresh to become candidates. */
-static bool bpe_count_pairs(BpeTrainer *t, size_t w, int sign, int id) {
+/* Adds sign * count of piece w to each pair of its symbols from .. to - 1. Pairs that contain token id, the newest, or any pair if
+ * id is 0, are new: they remember the piece, and are listed once in t->fresh to become candidates. */
+static bool bpe_count_pairs(BpeTrainer *t, size_t w, uint32_t from, uint32_t to, int sign, int id) {
     const BpePiece *p = &t->pieces[w];
-    for (const int *s = t->symbols + p->start, *end = s + p->len; s + 1 < end; s++) {
+    for (const int *s = t->symbols + p->start + from, *end = t->symbols + p->start + to; s + 1 < end; s++) {
         BpePair *pair = bpe_pair(t, bpe_key(s[0], s[1]));
         if (!pair) return false;
         pair->count += sign * (int64_t)p->count;
@@ -4119,21 +4125,24 @@ static bool bpe_push_fresh(BpeTrainer *t) {
     return true;
 }
 
-/* Replaces left right by token id in piece w, from left to right. */
+/* Replaces left right by token id in piece w, from left to right. Only the pairs from the symbol before the first place to the one
+ * behind the last are counted anew. */
 static bool bpe_merge_in_piece(BpeTrainer *t, size_t w, BpeMerge m, int id) {
     BpePiece *p = &t->pieces[w];
     int *s = t->symbols + p->start;
-    uint32_t n = 0, i = 0;
+    uint32_t n, i = 0, last = p->len - 1;
     while (i + 1 < p->len && (s[i] != m.left || s[i + 1] != m.right)) i++;
     if (i + 1 >= p->len) return true;                 /* an earlier merge has taken it */
-    if (!bpe_count_pairs(t, w, -1, 0)) return false;
-    for (i = 0; i < p->len; n++) {
+    while (s[last - 1] != m.left || s[last] != m.right) last--;
+    const uint32_t from = i ? i - 1 : 0, behind = p->len - last > 2 ? p->len - last - 2 : 0;
+    if (!bpe_count_pairs(t, w, from, p->len - behind, -1, 0)) return false;
+    for (n = i; i < p->len; n++) {
         bool here = i + 1 < p->len && s[i] == m.left && s[i + 1] == m.right;
         s[n] = here ? id : s[i];
         i += here ? 2 : 1;
     }
     p->len = n;
-    return bpe_count_pairs(t, w, +1, id);
+    return bpe_count_pairs(t, w, from, n - behind, +1, id);
 }
 
 /* -- the vocabulary -- */
@@ -4180,14 +4189,13 @@ static int bpe_learn(BpeTrainer *t, const char *text, size_t len, int vocab_size
     }
 
     // their bytes as tokens, and the pairs of those
-    for (size_t w = 0; w < t->n_pieces; w++) t->n_symbols += t->pieces[w].len;
-    if (t->n_symbols > UINT32_MAX || !(t->symbols = malloc(t->n_symbols * sizeof *t->symbols))) goto memory;
+    if (!(t->symbols = malloc(t->n_symbols * sizeof *t->symbols))) goto memory;
     t->n_symbols = 0;
     for (size_t w = 0; w < t->n_pieces; w++) {
         BpePiece *p = &t->pieces[w];
         p->start = (uint32_t)t->n_symbols;
         for (uint32_t i = 0; i < p->len; i++) t->symbols[t->n_symbols++] = (unsigned char)p->at[i];
-        if (!bpe_count_pairs(t, w, +1, 0)) goto memory;
+        if (!bpe_count_pairs(t, w, 0, p->len, +1, 0)) goto memory;
     }
     if (!bpe_push_fresh(t)) goto memory;
 

@@ -445,6 +445,35 @@ static FILE *open_regular(const char *path, int follow, uint64_t *n, char *err) 
     return f;
 }
 
+/* Opens a text, which may also come from a pipe. A pipe to which nobody writes is given two seconds, in case its writer is starting. */
+LIKELY_UNUSED static FILE *open_text(const char *path, char *err) {
+    FILE *f = NULL;
+#ifdef HAVE_POSIX
+    struct stat st;
+    if (!stat(path, &st) && S_ISFIFO(st.st_mode)) {
+        const int fd = open(path, O_RDONLY | O_NONBLOCK | O_NOCTTY | O_CLOEXEC);
+        unsigned char first = 0;
+        ssize_t got = 0;
+        for (int tries = 0; fd >= 0 && !got && tries < 40; tries++) {
+            if (tries) poll(NULL, 0, 50);
+            got = read(fd, &first, 1);
+        }
+        if (fd >= 0 && got < 0 && errno != EAGAIN) got = 0;
+        if (fd >= 0 && got) (void)!fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) & ~O_NONBLOCK);
+        if (fd >= 0 && !(f = fdopen(fd, "rb"))) close(fd);
+        if (f && got > 0) ungetc(first, f);
+        if (f && !got) {
+            fclose(f);
+            fail(err, GLA_IO, "%s: a pipe that is empty, or to which nothing writes", path);
+            return NULL;
+        }
+    } else
+#endif
+    f = fopen(path, "rb");
+    if (!f) fail(err, GLA_IO, "%s: cannot open: %s", path, strerror(errno));
+    return f;
+}
+
 /* Maps a file read-only. The weights are used where they lie; the system reads pages as they are touched. */
 static int map_file(Mapping *map, const char *path, char *err) {
     uint64_t n;
@@ -640,6 +669,48 @@ static int commit_file(FILE *f, const char *temporary, const char *path, char *e
     return GLA_OK;
 }
 
+static int is_there(const char *path) { /* anything of this name, a link that leads nowhere included */
+#ifdef HAVE_POSIX
+    struct stat st;
+    return !lstat(path, &st);
+#else
+    FILE *f = fopen(path, "rb");
+    if (f) fclose(f);
+    return f != NULL;
+#endif
+}
+
+/* A name that no file has, made from one that is taken: x-2.bin from x.bin. path: PATH_LEN bytes. 0: done. */
+LIKELY_UNUSED static int free_name(char *path) {
+    char first[PATH_LEN];
+    snprintf(first, sizeof first, "%s", path);
+    const char *base = base_name(first), *dot = strrchr(base, '.');
+    const size_t stem = dot && dot > base ? (size_t)(dot - first) : strlen(first);
+    for (int n = 2; n < 10000; n++) {
+        if (snprintf(path, PATH_LEN, "%.*s-%d%s", (int)stem, first, n, first + stem) >= PATH_LEN) return -1;
+        if (!is_there(path)) return 0;
+    }
+    return -1;
+}
+
+/* The same, but nothing is replaced: when path is taken, the file gets a free name, which is left in path (PATH_LEN bytes). The name
+ * is taken by an empty file of ours first, which only one program can make. */
+LIKELY_UNUSED static int commit_new(FILE *f, const char *temporary, char *path, char *err) {
+#ifdef HAVE_POSIX
+    int fd;
+    while ((fd = open(path, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0666)) < 0)
+        if (errno != EEXIST || free_name(path))
+            return drop_file(f, temporary, fail(err, GLA_IO, "%s: cannot write: %s", path, strerror(errno)));
+    close(fd);
+    const int code = commit_file(f, temporary, path, err);
+    if (code) remove(path);
+    return code;
+#else
+    if (is_there(path) && free_name(path)) return drop_file(f, temporary, fail(err, GLA_IO, "%s: is there already", path));
+    return commit_file(f, temporary, path, err);
+#endif
+}
+
 /* Asks before hours of work whether path can be written at their end. */
 LIKELY_UNUSED static int can_write(const char *path, char *err) {
     Temporary temporary;
@@ -668,15 +739,6 @@ static int remove_open(FILE *f, const char *path) {
     return remove(path) && errno != ENOENT;
 }
 
-static int is_there(const char *path) { /* anything of this name, a link that leads nowhere included */
-#ifdef HAVE_POSIX
-    struct stat st;
-    return !lstat(path, &st);
-#else
-    return (void)path, 0;
-#endif
-}
-
 /* A temporary file without a lock was left by a program that was killed. */
 static int is_abandoned(FILE *f) {
 #ifdef HAVE_POSIX
@@ -689,7 +751,7 @@ static int is_abandoned(FILE *f) {
 /* Would two outputs be one file, which may not be there yet? */
 LIKELY_UNUSED static int same_target(const char *a, const char *b) {
     char folder[2][PATH_LEN];
-    if (same_file(a, b)) return 1;
+    if (!strcmp(a, b) || same_file(a, b)) return 1;
     if (strcmp(base_name(a), base_name(b))) return 0;
     for (int i = 0; i < 2; i++) {
         const char *path = i ? b : a, *base = base_name(path);
@@ -10098,9 +10160,9 @@ static int read_all(Text *t, FILE *f, const char *name, char *err) {
     return ferror(f) ? fail(err, GLA_IO, "%s: cannot read: %s", name, strerror(errno)) : GLA_OK;
 }
 static int read_file(Text *t, const char *path, char *err) {
-    FILE *f = fopen(path, "rb");
+    FILE *f = open_text(path, err);
     *t = (Text){0};
-    if (!f) return fail(err, GLA_IO, "%s: cannot open: %s", path, strerror(errno));
+    if (!f) return GLA_IO;
     int code = read_all(t, f, path, err);
     fclose(f);
     return code;

@@ -1,8 +1,8 @@
 /* train_tiny.c - trains a tiny gated linear attention language model on a CPU, in one file.
  *
  *   build   cc -O3 -o train_tiny train_tiny.c -lm      (-fopenmp uses every core)
- *   run     ./train_tiny                               writes model.bin; ./run model.bin -i "Once upon a time"
- *           ./train_tiny book.txt -o book.bin          the same from a text of yours
+ *   run     ./train_tiny                               writes stories.bin; ./run stories.bin -i "Once upon a time"
+ *           ./train_tiny book.txt                      the same from a text of yours: book.bin
  *
  *    1 platform    2 kernels     3 matmul      4 the recurrence   5 pairs, forward and backward
  *    6 model       7 layers      8 one step    9 AdamW           10 stories   11 vocabulary
@@ -1776,6 +1776,7 @@ static void embedding_backward(real *dw, const real *dx, const int *id, int N, i
  *   the mixers to choose from     a table, and questions about its rows
  *   what a model is made of       TinyConfig (sizes), TinyTensor, TinyLayer (offsets and activations), Tiny (all of it)
  *   random numbers
+ *   a line while one waits
  *   the list of tensors           names and shapes of each kind of layer, in the order of the file
  *   first values                  what each tensor begins with
  *   where activations lie         one arena, laid out twice: first to measure
@@ -1998,6 +1999,35 @@ static double rng_uniform(uint64_t *s) { return ((double)(rng_next(s) >> 11) + 0
 static double rng_normal(uint64_t *s) {
     double u = rng_uniform(s), v = rng_uniform(s);
     return sqrt(-2 * log(u)) * cos(6.283185307179586 * v);
+}
+
+/* -- a line while one waits -- */
+
+static struct { bool on; double since, shown; } wait_line;  /* on: a terminal, and no --quiet */
+
+/* What the program is busy with, and how much of it is done: a line, once a second at most and not within the first. NULL: that is
+ * over, and the line goes. */
+static void waiting(const char *what, double done, double all) {
+    if (!wait_line.on) return;
+    if (!what) {
+        if (wait_line.shown > 0) fprintf(stderr, "\r\033[K");
+        wait_line.since = wait_line.shown = 0;
+        return;
+    }
+    const double t = now_s();
+    if (wait_line.since <= 0) wait_line.since = t;
+    if (t - (wait_line.shown > 0 ? wait_line.shown : wait_line.since) < 1) return;
+    fprintf(stderr, "\r%s %.0f %%\033[K", what, 100 * done / (all > 0 ? all : 1));
+    fflush(stderr);
+    wait_line.shown = t;
+}
+
+/* The same for what cannot say how far it is: one line, at once. */
+static void busy(const char *what) {
+    if (!wait_line.on) return;
+    fprintf(stderr, "\r%s ...\033[K", what);
+    fflush(stderr);
+    wait_line.shown = wait_line.since = now_s();
 }
 
 /* -- the list of tensors -- */
@@ -4163,7 +4193,7 @@ static bool bpe_add_token(BpeVocab *v, size_t *bytes_cap, BpeMerge m) {
 /* The method; bpe_train has checked what it is given, and frees what t holds. */
 static int bpe_learn(BpeTrainer *t, const char *text, size_t len, int vocab_size, BpeSplit split, const void *ctx,
                      BpeVocab *v, char *err) {
-    size_t bytes_cap = 0;
+    size_t bytes_cap = 0, n_cut = 0;
 
     // 256 byte tokens
     v->offset = malloc(((size_t)vocab_size + 1) * sizeof *v->offset);
@@ -4182,6 +4212,7 @@ static int bpe_learn(BpeTrainer *t, const char *text, size_t len, int vocab_size
             snprintf(err, BPE_ERR_CAP, "the splitter went from byte %zu to %zu of %zu", pos, end, len);
             return -1;
         }
+        if ((++n_cut & 1023) == 0) waiting("counting words", (double)pos, (double)len);
         for (size_t part, at = pos; at < end; at += part) {
             part = end - at < BPE_PIECE_MAX ? end - at : BPE_PIECE_MAX;
             if (!bpe_count_piece(t, text + at, part)) goto memory;
@@ -4211,6 +4242,7 @@ static int bpe_learn(BpeTrainer *t, const char *text, size_t len, int vocab_size
         }
         BpeMerge m = { (int)(c.key >> 32), (int)(c.key & 0xFFFFFFFF) };
         int id = v->n_tokens;
+        waiting("learning a vocabulary", id, vocab_size);
         if (!bpe_add_token(v, &bytes_cap, m)) goto memory;
         for (uint32_t i = pair->places; i; i = t->places[i - 1].next)      /* pair itself may move in its table */
             if (!bpe_merge_in_piece(t, t->places[i - 1].piece, m, id)) goto memory;
@@ -4250,6 +4282,7 @@ static int bpe_train(const char *text, size_t len, int vocab_size, BpeSplit spli
     free(t.places);
     free(t.heap);
     free(t.fresh);
+    waiting(NULL, 0, 0);
     if (rc != 0) bpe_free(out);
     return rc;
 }
@@ -4828,14 +4861,33 @@ static Out model_file(const Tiny *m, const Gguf *vocab, int type, const char *na
     return o;
 }
 
-/* head and body to path, or not at all. */
-static int write_file(const char *path, const void *head, size_t n_head, const void *body, size_t n_body, char *err) {
+typedef struct { const void *p; size_t n; } Part;
+
+/* The parts of a file, one behind the other, to path or not at all. Without `replace` a file that has the name stays as it is: the new
+ * one gets a free name, which is left in path (PATH_LEN bytes). */
+static int write_parts(char *path, bool replace, const Part *part, int n, char *err) {
     Temporary temporary;
+    if (!replace && is_there(path) && free_name(path)) return fail(err, GLA_IO, "%s: is there already", path);
     FILE *f = open_temporary(temporary, path, err);
     if (!f) return GLA_IO;
-    fwrite(head, 1, n_head, f);
-    if (n_body) fwrite(body, 1, n_body, f);
-    return commit_file(f, temporary, path, err);
+    for (int i = 0; i < n; i++)
+        if (part[i].n) fwrite(part[i].p, 1, part[i].n, f);
+    return replace ? commit_file(f, temporary, path, err) : commit_new(f, temporary, path, err);
+}
+
+/* The bytes of a small file; false: it cannot be read, or has not `n` of them. Freed by the caller. */
+static bool read_bytes(const char *path, uint64_t n, uint8_t **bytes) {
+    uint64_t size = 0;
+    FILE *f = open_regular(path, 1, &size, NULL);
+    *bytes = NULL;
+    if (!f) return false;
+    bool whole = size == n && n < SIZE_MAX / 2;
+    if (whole) {
+        *bytes = checked(malloc((size_t)n + 1));
+        whole = fread(*bytes, 1, (size_t)n, f) == n && fgetc(f) == EOF;
+    }
+    fclose(f);
+    return whole;
 }
 
 /* -- checkpoints -- */
@@ -4845,37 +4897,74 @@ static int write_file(const char *path, const void *head, size_t n_head, const v
 typedef struct {
     char magic[8];
     uint64_t fingerprint, n_params;          /* of the settings, text and vocabulary; reals of each of the three */
-    int64_t step;                            /* steps done */
-    double seconds;                          /* that they took */
+    int64_t step, steps;                     /* steps done, and how many there were to be */
+    double seconds, minutes;                 /* that they took; --minutes, or 0 */
+    uint64_t model_bytes, model_sum;         /* of the model file that was left beside it; 0: none */
+    uint64_t body_sum, head_sum;             /* of what follows, of what stands before */
 } Checkpoint;
 
-/* c with its magic and size, and the model behind it. */
-static int save_checkpoint(const char *path, const Tiny *m, Checkpoint c, char *err) {
-    memcpy(c.magic, "GLATRN01", 8);
-    c.n_params = m->n_params;
-    size_t n = m->n_params * sizeof(real);
-    Out body = {0};
-    put(&body, m->params, n);
-    put(&body, m->mean, n);
-    put(&body, m->square, n);
-    int code = write_file(path, &c, sizeof c, body.p, body.n, err);
-    free(body.p);
+static uint64_t head_sum(const Checkpoint *c) { return hash_bytes(HASH_SEED, c, offsetof(Checkpoint, head_sum)); }
+
+/* Sum of three arrays of n reals. */
+static uint64_t body_sum(const real *params, const real *mean, const real *square, size_t n) {
+    uint64_t h = hash_bytes(HASH_SEED, params, n * sizeof *params);
+    h = hash_bytes(h, mean, n * sizeof *mean);
+    return hash_bytes(h, square, n * sizeof *square);
+}
+
+/* c with its magic, size and sums, and the model behind it. replace, path: as in write_parts. */
+static int save_checkpoint(char *path, bool replace, const Tiny *m, Checkpoint c, char *err) {
+    const size_t n = m->n_params, bytes = n * sizeof(real);
+    memcpy(c.magic, "GLATRN02", 8);
+    c.n_params = n;
+    c.body_sum = body_sum(m->params, m->mean, m->square, n);
+    c.head_sum = head_sum(&c);
+    if (bytes > (size_t)16 << 20) busy("saving a checkpoint");
+    int code = write_parts(path, replace, (Part[]){ { &c, sizeof c }, { m->params, bytes }, { m->mean, bytes }, { m->square, bytes } }, 4, err);
+    waiting(NULL, 0, 0);
     return code;
 }
 
-/* Into m, and the head into c; m stays as it is when the file is not of this run. */
+/* Opens a checkpoint and reads its head, in which everything is in its range then; NULL with a sentence in err. */
+static FILE *open_checkpoint(const char *path, Checkpoint *c, char *err) {
+    uint64_t size;
+    FILE *f = open_regular(path, 1, &size, err);
+    if (!f) return NULL;
+    bool ok = fread(c, sizeof *c, 1, f) == 1;
+    if (!ok || memcmp(c->magic, "GLATRN", 6)) fail(err, GLA_FORMAT, "%s: not a checkpoint of train_tiny", path), ok = false;
+    else if (memcmp(c->magic, "GLATRN02", 8)) fail(err, GLA_UNSUPPORTED, "%s: a checkpoint of another version of train_tiny", path), ok = false;
+    else if (c->head_sum != head_sum(c)) fail(err, GLA_FORMAT, "%s: is damaged, its head has another sum", path), ok = false;
+    else if (!c->n_params || c->n_params > SIZE_MAX / 8 / sizeof(real) || size != sizeof *c + 3 * c->n_params * sizeof(real))
+        fail(err, GLA_FORMAT, "%s: has %llu bytes, not as many as it says; it is cut short or too long", path, (unsigned long long)size), ok = false;
+    else if (c->step < 0 || c->step > (int64_t)1e15 || c->steps < 1 || c->steps > (int64_t)1e12 || !(c->seconds >= 0 && c->seconds < 1e12)
+             || !(c->minutes >= 0 && c->minutes <= 1e6))
+        fail(err, GLA_FORMAT, "%s: is damaged, at step %lld of %lld after %g seconds", path, (long long)c->step, (long long)c->steps, c->seconds), ok = false;
+    if (!ok) fclose(f), f = NULL;
+    return f;
+}
+
+/* Are all n finite, and none below least_value? */
+static bool all_finite(const real *x, size_t n, real least_value) {
+    for (size_t i = 0; i < n; i++)
+        if (!(x[i] >= least_value && x[i] <= (real)3e38)) return false;
+    return true;
+}
+
+/* Into m, and the head into c; m stays as it is when the file is damaged or not of this run. */
 static int load_checkpoint(const char *path, Tiny *m, Checkpoint *c, uint64_t fingerprint, char *err) {
-    FILE *f = fopen(path, "rb");
-    if (!f) return fail(err, GLA_IO, "%s: cannot open: %s", path, strerror(errno));
-    size_t n = m->n_params;
+    FILE *f = open_checkpoint(path, c, err);
+    if (!f) return GLA_FORMAT;
+    const size_t n = m->n_params;
+    if (c->fingerprint != fingerprint || c->n_params != n) {
+        fclose(f);
+        return fail(err, GLA_INPUT, "%s: was left by a run with other options, text or vocabulary", path);
+    }
     real *room = checked(malloc(3 * n * sizeof *room));
     int code = GLA_OK;
-    if (fread(c, sizeof *c, 1, f) != 1 || memcmp(c->magic, "GLATRN01", 8))
-        code = fail(err, GLA_FORMAT, "%s: not a checkpoint of train_tiny", path);
-    else if (c->fingerprint != fingerprint || c->n_params != n)
-        code = fail(err, GLA_INPUT, "%s: was left by a run with other settings (--steps is one), text or vocabulary", path);
-    else if (fread(room, sizeof *room, 3 * n, f) != 3 * n || fgetc(f) != EOF)
-        code = fail(err, GLA_FORMAT, "%s: is cut short or too long", path);
+    if (fread(room, sizeof *room, 3 * n, f) != 3 * n) code = fail(err, GLA_IO, "%s: cannot read", path);
+    else if (c->body_sum != body_sum(room, room + n, room + 2 * n, n)) code = fail(err, GLA_FORMAT, "%s: is damaged, its weights have another sum", path);
+    else if (!all_finite(room, 2 * n, (real)-3e38) || !all_finite(room + 2 * n, n, 0))
+        code = fail(err, GLA_FORMAT, "%s: is damaged, it has weights that are no finite numbers", path);
     else {
         memcpy(m->params, room, n * sizeof *room);
         memcpy(m->mean, room + n, 2 * n * sizeof *room);
@@ -4883,6 +4972,14 @@ static int load_checkpoint(const char *path, Tiny *m, Checkpoint *c, uint64_t fi
     fclose(f);
     free(room);
     return code;
+}
+
+/* Was the file left by the run of this checkpoint? */
+static bool is_own_model(const char *path, const Checkpoint *c) {
+    uint8_t *bytes = NULL;
+    const bool own = c->model_bytes && read_bytes(path, c->model_bytes, &bytes) && c->model_sum == hash_bytes(HASH_SEED, bytes, (size_t)c->model_bytes);
+    free(bytes);
+    return own;
 }
 
 /* ---- 14. training, command line ------------------------------------------------------------
@@ -4978,6 +5075,12 @@ static bool was_given(const TrainOptions *o, int option) { return o->given >> op
 
 static volatile sig_atomic_t stop_asked;
 static void ask_to_stop(int sig) { (void)sig, stop_asked = 1; }
+
+/* The file of the vocabulary has become shorter while it is read where it lies. */
+static void lost_pages(int sig) {
+    (void)sig;
+    end_at_once("train_tiny: the file of the vocabulary became shorter while it was read\n", NULL, NULL);
+}
 
 /* Says what is wrong with the options; returns the exit code. */
 static int train_misuse(const char *what, const char *value) {
@@ -5195,22 +5298,48 @@ static const char *configure(TinyConfig *c, const TrainOptions *o, int vocab_siz
 
 /* -- text and vocabulary -- */
 
-/* The whole file and a zero byte behind it, n without it; NULL with a sentence in err. */
+enum { MB = 1 << 20, FILE_MAX_MB = 1024, PIPE_MAX_MB = 256 };     /* of a text */
+
+/* Begins with the byte order mark of UTF-16? */
+static bool is_utf16(const uint8_t *p, size_t n) { return n > 1 && ((p[0] == 0xff && p[1] == 0xfe) || (p[0] == 0xfe && p[1] == 0xff)); }
+
+/* The whole text and a zero byte behind it, n without it; NULL with a sentence in err. */
 static char *read_text(const char *path, size_t *n, char *err) {
-    FILE *f = fopen(path, "rb");
-    if (!f) return fail(err, GLA_IO, "%s: cannot open: %s", path, strerror(errno)), NULL;
+    const bool piped = !strcmp(path, "-");
+    FILE *f = piped ? stdin : open_text(path, err);
+    if (!f) return NULL;
+    if (piped) path = "standard input";
     Out o = {0};
-    char part[1 << 16];
-    for (size_t got; (got = fread(part, 1, sizeof part, f)) > 0;) put(&o, part, got);
-    if (ferror(f)) {
-        fail(err, GLA_IO, "%s: cannot read: %s", path, strerror(errno));
-        return fclose(f), free(o.p), NULL;
+    uint8_t *part = checked(malloc(MB));
+    uint64_t size = 0, most = (uint64_t)PIPE_MAX_MB * MB;
+#ifdef HAVE_POSIX
+    struct stat st;
+    const bool regular = !fstat(fileno(f), &st) && S_ISREG(st.st_mode);
+#else
+    const bool regular = !piped;
+#endif
+    if (regular) most = (uint64_t)FILE_MAX_MB * MB;
+    bool zeros = false, bad = false;
+    for (size_t got = 1; got && !zeros && size <= most; size += got) {
+        got = fread(part, 1, MB, f);
+        zeros = memchr(part, 0, got) != NULL;
+        put(&o, part, got);
+        waiting("reading the text", (double)size, (double)most);
     }
-    fclose(f);
-    if (o.n && memchr(o.p, 0, o.n)) { free(o.p); return fail(err, GLA_INPUT, "%s: has zero bytes; it is no text", path), NULL; }
+    waiting(NULL, 0, 0);
+    if (ferror(f)) bad = fail(err, GLA_IO, "%s: cannot read: %s", path, strerror(errno));
+    else if (zeros && is_utf16(o.p, o.n)) bad = fail(err, GLA_INPUT, "%s: is UTF-16; iconv -f UTF-16 -t UTF-8 makes the text that is wanted", path);
+    else if (zeros) bad = fail(err, GLA_INPUT, "%s: has zero bytes; it is no text", path);
+    else if (size > most)
+        bad = fail(err, GLA_INPUT, "%s: has more than %d MB, the most that is read from a %s; a part of it will do (head -c)",
+                   path, (int)(most / MB), regular ? "file" : "pipe");
+    else if (!o.n) bad = fail(err, GLA_INPUT, "%s: is empty", path);
+    if (!piped) fclose(f);
+    free(part);
     put(&o, "", 1);
     *n = o.n - 1;
-    return (char *)o.p;
+    if (bad) free(o.p);
+    return bad ? NULL : (char *)o.p;
 }
 
 /* The text that the vocabulary of the stories is learned from: stories of seeds that no training run uses. */
@@ -5245,27 +5374,74 @@ static int choose_vocabulary(Data *d, const TrainOptions *o, const char *text, s
     return GLA_OK;
 }
 
-/* The vocabulary as a file of its own (--tokenizer). */
-static int write_vocabulary(const char *path, const Gguf *vocab, char *err) {
+/* The vocabulary as a file of its own (--tokenizer). The same file may be there already: a run that goes on has left it. */
+static int write_vocabulary(const TrainOptions *o, const Gguf *vocab, char *err) {
+    char path[PATH_LEN];
+    uint8_t *old = NULL;
     Keys k = {0};
     Out file = {0};
     key_str(&k, "general.", "architecture", "tokenizer");
     key_str(&k, "general.", "type", "vocab");
     copy_vocabulary(&k, vocab);
     put_header(&file, &k, 0);
-    int code = write_file(path, file.p, file.n, NULL, 0, err);
+    snprintf(path, sizeof path, "%s", o->tokenizer_out);
+    int code = GLA_OK;
+    if (!read_bytes(path, file.n, &old) || memcmp(old, file.p, file.n))
+        code = write_parts(path, o->force, &(Part){ file.p, file.n }, 1, err);
+    if (strcmp(path, o->tokenizer_out)) fprintf(stderr, "train_tiny: %s is there; the vocabulary is %s\n", o->tokenizer_out, path);
+    free(old);
     free(k.body.p);
     free(file.p);
     return code;
 }
 
+static int compare_ints(const void *a, const void *b) { return (*(const int *)a > *(const int *)b) - (*(const int *)a < *(const int *)b); }
+
+/* The length in tokens that half of the texts have at least: those between <|endoftext|> tokens, or some of the stories. 0: there is
+ * only one text. */
+static int typical_length(const Data *d) {
+    enum { MOST = 1 << 16, STORIES = 101 };
+    int *length = checked(malloc(MOST * sizeof *length)), n = 0;
+    char text[STORY_CAP], err[GLA_ERR];
+    if (d->ids)
+        for (size_t i = 1, from = 1; i < d->n_ids && n < MOST; i++) {
+            if (d->ids[i] != d->end) continue;
+            if (i > from) length[n++] = (int)(i - from < INT32_MAX ? i - from : INT32_MAX);
+            from = i + 1;
+        }
+    else
+        for (; n < STORIES; n++)
+            length[n] = (int)tokenizer_encode(d->tokenizer, text, story(((uint64_t)1 << 62) + (uint64_t)n, text, sizeof text), 0, NULL, 0, err);
+    qsort(length, (size_t)n, sizeof *length, compare_ints);
+    const int middle = n > 1 ? length[n / 2] : 0;
+    free(length);
+    return middle;
+}
+
+/* Says so when a model would hardly ever see the end of a text together with its beginning. */
+static void warn_of_context(const Data *d, int context) {
+    const int typical = typical_length(d);
+    if (typical < context) return;
+    fprintf(stderr, "train_tiny: warning: half of the texts have %d tokens or more, and a sequence holds %d; ", typical, context);
+    if (typical < 8192) fprintf(stderr, "--context %d would hold them\n", (typical / 64 + 1) * 64);
+    else fprintf(stderr, "the model will not learn how a text as a whole is built\n");
+}
+
 /* The whole text as ids, <|endoftext|> before and after it; "<|endoftext|>" within it counts as the token. */
 static int encode_text_file(Data *d, const TinyConfig *c, const char *text, size_t n, char *err) {
-    int64_t got = tokenizer_encode(d->tokenizer, text, n, GLA_SPECIAL, NULL, 0, err);
-    if (got < 0) return (int)got;
-    d->ids = checked(malloc((size_t)(got + 2) * sizeof *d->ids));
+    size_t cap = n / 2 + 16;                     /* most texts have fewer tokens than that; others are encoded twice */
+    int64_t got = 0;
+    if (n > MB) busy("encoding the text");
+    for (int round = 0; round < 2 && (size_t)got <= cap; round++) {
+        free(d->ids);
+        d->ids = checked(malloc((cap + 2) * sizeof *d->ids));
+        got = tokenizer_encode(d->tokenizer, text, n, GLA_SPECIAL, d->ids + 1, cap, err);
+        if (got < 0) return (int)got;
+        if ((size_t)got <= cap) break;
+        cap = (size_t)got;
+    }
+    waiting(NULL, 0, 0);
     d->ids[0] = d->end;
-    tokenizer_encode(d->tokenizer, text, n, GLA_SPECIAL, d->ids + 1, (size_t)got, err);
     d->ids[got + 1] = d->end;
     d->n_ids = (size_t)got + 2;
     size_t rest = d->n_ids / 20, window = (size_t)c->seq_len + 1;
@@ -5281,8 +5457,7 @@ static int encode_text_file(Data *d, const TinyConfig *c, const char *text, size
 /* A GlaGenerate's emit: a piece of the sample to standard output. */
 static int show_piece(void *user, int32_t id, const char *text, size_t n) {
     (void)user, (void)id;
-    fwrite(text, 1, n, stdout);
-    return 0;
+    return write_text(stdout, text, n);
 }
 
 /* Prints a sample from the finished file, by way of run.c. */
@@ -5311,13 +5486,17 @@ static int print_sample(const Out *file, const TrainOptions *o, char *err) {
 
 /* -- training -- */
 
+/* Where a run leaves its checkpoint. name: PATH_LEN bytes */
+static void checkpoint_name(char *name, const TrainOptions *o) { snprintf(name, PATH_LEN, "%s.ckpt", o->out ? o->out : o->task); }
+
 typedef struct {
-    const TrainOptions *o;
+    TrainOptions o;
     const Data *d;
     Tiny m;
     Checkpoint at;                           /* where training stands */
     int *id, *target;                        /* (B, T) */
-    char ckpt[4096];                         /* name of the checkpoint */
+    char out[PATH_LEN], ckpt[PATH_LEN];      /* names of the model and the checkpoint */
+    bool own_ckpt;                           /* that file is this run's, or may be replaced */
     int64_t first;                           /* steps done before this run, */
     double before;                           /* and the seconds they took */
     bool stopped;                            /* by Ctrl-C */
@@ -5331,6 +5510,7 @@ static double held_out(Training *r, int batches, Counts *counts, double *bigram,
     int32_t *seq = checked(malloc((size_t)(T + 1) * sizeof *seq));
     for (int i = 0; i < batches; i++) {
         int count;
+        if (counts) waiting("evaluating", i, batches);
         fill_batch(r->d, true, (uint64_t)i, B, T, r->id, r->target);
         loss += tiny_step(&r->m, r->id, r->target, false, &count);
         n += count;
@@ -5341,26 +5521,32 @@ static double held_out(Training *r, int batches, Counts *counts, double *bigram,
     }
     free(seq);
     if (counts) {
+        waiting(NULL, 0, 0);
         *bigram = two / n;
         *trigram = three / n;
     }
     return loss / n;
 }
 
+/* A checkpoint of now. The first one of a run that did not begin with it leaves a file of that name alone. */
+static int save_progress(Training *r, char *err) {
+    int code = save_checkpoint(r->ckpt, r->own_ckpt, &r->m, r->at, err);
+    if (!code) r->own_ckpt = true;
+    return code;
+}
+
 /* Steps until the end or Ctrl-C: a batch, the gradients of its loss, AdamW. The learning rate climbs over the first steps, then falls
- * along half a cosine to a 50th. */
+ * along half a cosine to a 50th. It depends on the step and on how many there are to be: a run that goes on with a larger number is
+ * from there on where a run of that many would be. */
 static int train_steps(Training *r, char *err) {
-    const TrainOptions *o = r->o;
+    const TrainOptions *o = &r->o;
     const int N = o->batch * r->m.c.seq_len;
     const double start = now_s();
-    const int64_t warmup = o->steps / 10 < 100 ? o->steps / 10 + 1 : 100;
+    const int64_t warmup = o->minutes <= 0 && o->steps / 10 < 100 ? o->steps / 10 + 1 : 100;
     AdamW opt = { .beta1 = 0.9, .beta2 = 0.95, .eps = 1e-8, .decay = o->decay, .clip = o->clip };
     double shown = 0, saved = start, smooth = 0, weight = 0, test = 0, testing = 0;
     int count, part = -1;
-    bool terminal = false;
-#ifdef HAVE_POSIX
-    terminal = isatty(2);
-#endif
+    const bool terminal = wait_line.on;
     for (int64_t step = r->first + 1; !r->stopped; step++) {
         // one step; share: how much of the way is done
         double share = o->minutes > 0 ? (r->before + now_s() - start) / (60 * o->minutes) : (double)(step - 1) / (double)o->steps;
@@ -5389,20 +5575,20 @@ static int train_steps(Training *r, char *err) {
             test = held_out(r, ceil_div(8192, N), NULL, NULL, NULL);
             testing += now_s() - t;
         }
-        if (milestone || (terminal && t - shown > 0.5)) {
+        if (!o->quiet && (milestone || (terminal && t - shown > 1))) {
             fprintf(stderr, "%sstep %lld %3.0f %%  loss %.3f  held-out %.3f  lr %.1e  %.0f tokens/s  %.1f min left%s",
                     terminal ? "\r" : "", (long long)step, 100 * (done < 1 ? done : 1), smooth / weight, test, opt.lr, rate,
-                    left > 0 ? left : 0, terminal ? "   " : "\n");
+                    left > 0 ? left : 0, terminal ? "\033[K" : "\n");
             shown = t;
         }
 
         // a checkpoint every five minutes
         if (t - saved > 300 && !r->stopped) {
             saved = t;
-            if (save_checkpoint(r->ckpt, &r->m, r->at, err)) fprintf(stderr, "train_tiny: %s; going on without a checkpoint\n", err);
+            if (save_progress(r, err)) fprintf(stderr, "train_tiny: %s; going on without a checkpoint\n", err);
         }
     }
-    if (terminal) fprintf(stderr, "\n");
+    if (terminal && shown > 0) fprintf(stderr, "\n");
     return GLA_OK;
 }
 
@@ -5410,14 +5596,16 @@ static int train_steps(Training *r, char *err) {
 
 /* What was reached: size, speed, held-out perplexity next to the counting baselines, and a sample. */
 static int report(Training *r, const Out *file, char *err) {
+    enum { COUNTED = 1 << 23 };              /* tokens of a text at most, for the tables grow with them */
     const Data *d = r->d;
     const TinyConfig *c = &r->m.c;
-    const int B = r->o->batch, T = c->seq_len, N = B * T;
+    const int B = r->o.batch, T = c->seq_len, N = B * T;
     Counts counts = { .V = c->vocab_size, .uni = checked(calloc((size_t)c->vocab_size, sizeof(uint32_t))) };
     int32_t *seq = checked(malloc((size_t)(T + 1) * sizeof *seq));
-    if (d->ids) count_sequence(&counts, d->ids, (int)(d->n_train < INT32_MAX ? d->n_train : INT32_MAX));
+    if (d->ids) count_sequence(&counts, d->ids, (int)(d->n_train < COUNTED ? d->n_train : COUNTED));
     else
         for (int64_t i = 0; i < r->at.step * B; i++) {
+            waiting("counting, to compare with", (double)i, (double)r->at.step * B);
             fill_sequence(d, false, (uint64_t)i, seq, T + 1);
             count_sequence(&counts, seq, T + 1);
         }
@@ -5426,13 +5614,13 @@ static int report(Training *r, const Out *file, char *err) {
     if ((size_t)batches * (size_t)B > windows) batches = (int)(windows / (size_t)B) + 1;
     double bigram, trigram, model = held_out(r, batches, &counts, &bigram, &trigram);
     double seconds = r->at.seconds - r->before;
-    printf("%s: %zu bytes, %zu parameters; %lld tokens in %.1f minutes, %.0f per second\n", r->o->out, file->n, r->m.n_weights,
+    printf("%s: %zu bytes, %zu parameters; %lld tokens in %.1f minutes, %.0f per second\n", r->out, file->n, r->m.n_weights,
            (long long)r->at.step * N, r->at.seconds / 60, (double)(r->at.step - r->first) * N / (seconds > 0 ? seconds : 1));
     printf("held-out perplexity per token, on %d tokens: model %.3f, trigram %.3f, bigram %.3f\n",
            batches * N, exp(model), exp(trigram), exp(bigram));
     free(seq);
     counts_free(&counts);
-    return print_sample(file, r->o, err);
+    return print_sample(file, &r->o, err);
 }
 
 /* Floats that the linear layers carry from token to token. */
@@ -5449,8 +5637,8 @@ static size_t state_floats(const Tiny *m) {
 static void report_recall(Training *r) {
     const int B = r->m.B, T = r->m.c.seq_len, V = r->m.c.vocab_size, N = B * T;
     real *logits = checked(malloc((size_t)N * V * sizeof *logits));
-    printf("%s", r->o->mixer);
-    if (r->o->hybrid) printf(" %s", r->o->hybrid);
+    printf("%s", r->o.mixer);
+    if (r->o.hybrid) printf(" %s", r->o.hybrid);
     printf(": %d layers, %d heads of %d x %d, %zu floats of state",
            r->m.c.n_layers, r->m.c.n_heads, r->m.c.dk, r->m.c.dv, state_floats(&r->m));
     for (const int *p = r->d->pairs; *p; p++) {
@@ -5477,24 +5665,88 @@ static void report_recall(Training *r) {
 
 /* -- main -- */
 
-/* A new model or a checkpoint, training, the file, the report. Ctrl-C ends it with a checkpoint; a file that is there already then stays
- * as it is, for a model that has hardly begun should not replace one that was finished. */
+/* The finished model, under its name or, where another file has got that name meanwhile, a free one; if its folder takes it no
+ * longer, in this folder or among the temporary files: what was trained is not lost. */
+static int save_model(Training *r, const Out *file, char *err) {
+    const char *folder = getenv("TMPDIR"), *base = base_name(r->o.out);
+    char why[GLA_ERR];
+    int code = GLA_IO;
+    for (int place = 0; code && place < 3; place++) {
+        const bool replace = place == 0 && (r->o.force || is_own_model(r->o.out, &r->at));
+        if (place == 0) snprintf(r->out, sizeof r->out, "%s", r->o.out);
+        else if (place == 1) snprintf(r->out, sizeof r->out, "%s", base);
+        else if (snprintf(r->out, sizeof r->out, "%s/%s", folder && *folder ? folder : "/tmp", base) >= PATH_LEN) break;
+        code = write_parts(r->out, replace, &(Part){ file->p, file->n }, 1, place ? why : err);
+    }
+    if (code) return code;
+    if (strcmp(r->out, r->o.out)) fprintf(stderr, "train_tiny: %s could not be written or is another file by now; the model is %s\n", r->o.out, r->out);
+    r->at.model_bytes = file->n;
+    r->at.model_sum = hash_bytes(HASH_SEED, file->p, file->n);
+    return GLA_OK;
+}
+
+/* What a run leaves behind. Ctrl-C: a checkpoint, and the model unless a file is there that is not this run's, for a model that has
+ * hardly begun should not replace one that was finished. The end: the model, the checkpoint, from which more steps can go on, and the
+ * report; a task that has no file leaves neither. */
+static int leave(Training *r, int type, Out *file, char *err) {
+    const Data *d = r->d;
+    const bool there = r->stopped && r->o.out && is_there(r->o.out) && !is_own_model(r->o.out, &r->at);
+    const char *name = d->pairs ? "Associative recall" : r->o.text ? "A tiny model trained on a text" : "Tiny stories";
+    int code = GLA_OK;
+    if (r->o.out && !there) {
+        *file = model_file(&r->m, d->pairs ? NULL : &d->vocab, type, name);
+        code = save_model(r, file, err);
+    }
+    if (r->stopped || r->o.out) {
+        char why[GLA_ERR];
+        const int bad = save_progress(r, why);
+        if (bad && (r->stopped || code)) code = fail(err, bad, "%s", why);
+        else if (bad) fprintf(stderr, "train_tiny: %s; the model is there, but no checkpoint\n", why);
+    } else if (r->own_ckpt) remove(r->ckpt);
+    if (code) return code;
+    if (r->stopped) {
+        char usual[PATH_LEN + 8];
+        fprintf(stderr, "stopped after step %lld; %s%s", (long long)r->at.step, there ? r->o.out : "", there ? " is as it was; " : "");
+        snprintf(usual, sizeof usual, "%s.ckpt", r->o.out ? r->o.out : r->o.task);
+        if (!strcmp(usual, r->ckpt)) fprintf(stderr, "--resume goes on from %s\n", r->ckpt);
+        else fprintf(stderr, "the checkpoint is %s; --resume goes on from it under the name %s\n", r->ckpt, usual);
+        return GLA_OK;
+    }
+    if (d->pairs) return report_recall(r), GLA_OK;
+    return report(r, file, err);
+}
+
+/* Takes up the checkpoint. Its number of steps or minutes holds unless another is given, which may be larger. */
+static int resume(Training *r, uint64_t fingerprint, char *err) {
+    int code = load_checkpoint(r->ckpt, &r->m, &r->at, fingerprint, err);
+    if (code) return code;
+    if (!was_given(&r->o, T_STEPS) && !was_given(&r->o, T_MINUTES)) r->o.steps = r->at.steps, r->o.minutes = r->at.minutes;
+    if (r->o.minutes <= 0 && r->at.step > r->o.steps)
+        return fail(err, GLA_INPUT, "%s: is at step %lld already; --steps %lld would go back", r->ckpt, (long long)r->at.step, (long long)r->o.steps);
+    if ((r->o.minutes <= 0 && r->at.step == r->o.steps) || (r->o.minutes > 0 && r->at.seconds >= 60 * r->o.minutes))
+        fprintf(stderr, "train_tiny: %s: has done its %lld steps; a larger --steps or --minutes goes on\n", r->ckpt, (long long)r->at.step);
+    r->first = r->at.step;
+    r->before = r->at.seconds;
+    return GLA_OK;
+}
+
+/* A new model or a checkpoint, training, and what it leaves. */
 static int train(const TrainOptions *o, const Data *d, const TinyConfig *c, uint64_t fingerprint, int type, char *err) {
-    Training r = { .o = o, .d = d, .at = { .fingerprint = fingerprint } };
+    Training r = { .o = *o, .d = d, .at = { .fingerprint = fingerprint }, .own_ckpt = o->resume || o->force };
     Out file = {0};
     int code = GLA_OK;
-    if (snprintf(r.ckpt, sizeof r.ckpt, "%s.ckpt", o->out ? o->out : o->task) >= (int)sizeof r.ckpt)
-        return fail(err, GLA_INPUT, "%s: the name is too long", o->out);
     const size_t N = (size_t)o->batch * (size_t)c->seq_len;
+    checkpoint_name(r.ckpt, o);
     tiny_new(&r.m, c, o->batch, o->seed);
     r.id = checked(malloc(N * sizeof *r.id));
     r.target = checked(malloc(N * sizeof *r.target));
-    if (o->resume) code = load_checkpoint(r.ckpt, &r.m, &r.at, fingerprint, err);
-    if (!code) {
-        r.first = r.at.step;
-        r.before = r.at.seconds;
+    if (o->resume) code = resume(&r, fingerprint, err);
+    r.at.steps = r.o.steps;
+    r.at.minutes = r.o.minutes;
+    if (!code && !o->quiet)
         fprintf(stderr, "%s, %d layers of %d, %d tokens: %zu parameters; %d sequences of %d tokens per step; %s kernels, %d threads\n",
                 o->mixer, c->n_layers, c->dim, c->vocab_size, r.m.n_weights, o->batch, c->seq_len, kern.name, MAX_THREADS);
+    if (!code) {
 #ifdef HAVE_POSIX
         struct sigaction act, keep_int, keep_term;
         memset(&act, 0, sizeof act);
@@ -5504,26 +5756,11 @@ static int train(const TrainOptions *o, const Data *d, const TinyConfig *c, uint
         sigaction(SIGTERM, &act, &keep_term);
 #endif
         code = train_steps(&r, err);
-        FILE *old = r.stopped && o->out ? fopen(o->out, "rb") : NULL;
-        if (old) fclose(old);
-        if (!code && o->out && !old) {
-            file = model_file(&r.m, d->pairs ? NULL : &d->vocab, type,
-                              d->pairs  ? "Associative recall"
-                              : o->text ? "A tiny model trained on a text"
-                                        : "Tiny stories");
-            code = write_file(o->out, file.p, file.n, NULL, 0, err);
-        }
-        if (!code && r.stopped) code = save_checkpoint(r.ckpt, &r.m, r.at, err);
+        if (!code) code = leave(&r, type, &file, err);
 #ifdef HAVE_POSIX
         sigaction(SIGINT, &keep_int, NULL);
         sigaction(SIGTERM, &keep_term, NULL);
 #endif
-        if (!code && r.stopped) fprintf(stderr, "stopped after step %lld; %s%s--resume goes on from %s\n", (long long)r.at.step, old ? o->out : "", old ? " is as it was; " : "", r.ckpt);
-        else if (!code) {
-            remove(r.ckpt);
-            if (d->pairs) report_recall(&r);
-            else code = report(&r, &file, err);
-        }
     }
     free(file.p);
     free(r.id);
@@ -5575,6 +5812,52 @@ static int check_sizes(TinyConfig *c, const TrainOptions *o) {
                                                                                                   : NULL);
 }
 
+/* The name of the model when none was given: in this folder, that of the text with .bin. */
+static void name_after_text(char *out, const char *text) {
+    const char *base = text ? base_name(text) : "stories", *dot = strrchr(base, '.');
+    if (!*base || !strcmp(base, "-") || (text && (!strncmp(text, "/dev/", 5) || !strncmp(text, "/proc/", 6)))) base = "text", dot = NULL;
+    const size_t stem = dot && dot > base ? (size_t)(dot - base) : strlen(base);
+    snprintf(out, PATH_LEN, "%s%.*s.bin", *base == '-' ? "./" : "", (int)(stem < 255 ? stem : 255), base);
+}
+
+/* No file that is read may be written, no two outputs may be one, and none replaces a file without --force, but for what the
+ * checkpoint to go on from has left. Returns the exit code, with a sentence in err when it is 1. */
+static int check_files(const TrainOptions *o, char *err) {
+    char ckpt[PATH_LEN];
+    Checkpoint head = {0};
+    if (strlen(o->out ? o->out : "") + 8 > PATH_LEN) return train_misuse("the name is too long:", o->out);
+    checkpoint_name(ckpt, o);
+    const char *read[] = { o->text, o->tokenizer, "/dev/stdin", "/dev/stdout" };
+    const char *written[] = { o->out, o->tokenizer_out, ckpt };
+    for (int i = 0; i < 12; i++)
+        if (read[i % 4] && written[i / 4] && same_file(read[i % 4], written[i / 4]))
+            return train_misuse("a file that is in use here would be replaced:", written[i / 4]);
+    for (int i = 0; i < 3; i++)
+        if (written[i] && written[(i + 1) % 3] && same_target(written[i], written[(i + 1) % 3]))
+            return train_misuse("two files to write are the same one:", written[i]);
+    if (o->resume) {
+        FILE *f = open_checkpoint(ckpt, &head, err);
+        if (!f) return 1;
+        fclose(f);
+    }
+    char what[PATH_LEN + 100];
+    if (!o->force && o->out && is_there(o->out) && !(o->resume && is_own_model(o->out, &head))) {
+        snprintf(what, sizeof what, "%s is there already; --force replaces it, -o FILE names another", o->out);
+        return train_misuse(what, NULL);
+    }
+    if (!o->force && !o->resume && o->out && is_there(ckpt)) {
+        snprintf(what, sizeof what, "%s is there already; --resume goes on from it, --force begins anew", ckpt);
+        return train_misuse(what, NULL);
+    }
+    if (!o->force && !o->resume && o->tokenizer_out && is_there(o->tokenizer_out)) {
+        snprintf(what, sizeof what, "%s is there already; --force replaces it", o->tokenizer_out);
+        return train_misuse(what, NULL);
+    }
+    for (int i = 0; i < 3; i++)                  /* what is written at the end must be possible now */
+        if (written[i] && (i < 2 || o->out) && can_write(written[i], err)) return 1;
+    return 0;
+}
+
 int main(int argc, char **argv) {
     TrainOptions o = { .mixer = "gated-delta", .type = "q8_0", .dim = 128, .layers = 4, .vocab = 1536, .context = 256, .batch = 8,
                        .steps = 12000, .conv = -1, .lr = 8e-3, .decay = 0.1, .clip = 1 };
@@ -5583,7 +5866,7 @@ int main(int argc, char **argv) {
                                   .vocab = 128, .context = 64, .batch = 32, .steps = 1000, .conv = 4, .lr = 1e-2, .decay = 0.1,
                                   .clip = 1, .half_life = 200 };        /* with --task */
     o.steps = 0;                             /* not given: depends on the text, see below */
-    char err[GLA_ERR] = "", *text = NULL;
+    char err[GLA_ERR] = "", own_name[PATH_LEN], *text = NULL;
     size_t n = 0;
 
     // the options, and which of them do not go together
@@ -5604,7 +5887,10 @@ int main(int argc, char **argv) {
     if (o.task) {
         d.pairs = d.rebind ? rebound : pairs;
         d.mqar_vocab = o.vocab;
-    } else if (!o.out) o.out = "model.bin";
+    } else if (!o.out) {
+        name_after_text(own_name, o.text);
+        o.out = own_name;
+    }
     if (!o.steps) o.steps = o.text ? 3000 : defaults.steps; /* a text of one megabyte has been read often enough by then */
     if (!o.prompt) o.prompt = o.text ? "" : "Once upon a time";
 #ifdef _OPENMP
@@ -5612,30 +5898,27 @@ int main(int argc, char **argv) {
 #endif
     choose_tiny_kernels();
 
-    // files: none that is read may be written, and what is written at the end must be possible now
-    const char *read[] = { o.text, o.tokenizer }, *written[] = { o.out, o.tokenizer_out };
-    for (int i = 0; i < 4; i++)
-        if (read[i % 2] && written[i / 2] && same_file(read[i % 2], written[i / 2]))
-            return train_misuse("a file that is read would be replaced:", read[i % 2]);
-    if (o.out && o.tokenizer_out && !strcmp(o.out, o.tokenizer_out))
-        return train_misuse("--out and --tokenizer are the same file:", o.out);
-    if (o.out) code = can_write(o.out, err);
+    code = check_files(&o, err);
+    if (code == 2) return code;
+    wait_line.on = is_terminal(2) && !o.quiet;
+    on_lost_pages(lost_pages);
 
     // text and vocabulary, which a task has no need of
     if (o.task) goto ready;
     if (!code && o.text) code = (text = read_text(o.text, &n, err)) ? GLA_OK : GLA_IO;
     else if (!code && !o.tokenizer) text = story_sample(&n);
     if (!code) code = choose_vocabulary(&d, &o, text, n, err);
-    if (!code && o.tokenizer_out) code = write_vocabulary(o.tokenizer_out, &d.vocab, err);
+    if (!code && o.tokenizer_out) code = write_vocabulary(&o, &d.vocab, err);
     if (!code) c.vocab_size = d.tokenizer->n;
     if (!code && o.text) code = encode_text_file(&d, &c, text, n, err);
+    if (!code) warn_of_context(&d, c.seq_len);
 
-    // training; mark: the fingerprint of everything that shapes a step
+    // training; mark: the fingerprint of everything that shapes a step, but for how many there will be
 ready:
     if (!code) {
         uint64_t mark = hash_bytes(HASH_SEED, &c, sizeof c);
-        mark = hash_bytes(mark, &(int64_t[]){ o.steps, o.batch, (int64_t)o.seed, d.rebind }, 32);
-        mark = hash_bytes(mark, &(double[]){ o.lr, o.decay, o.clip, o.minutes }, 32);
+        mark = hash_bytes(mark, &(int64_t[]){ o.batch, (int64_t)o.seed, d.rebind }, 24);
+        mark = hash_bytes(mark, &(double[]){ o.lr, o.decay, o.clip }, 24);
         mark = hash_bytes(mark, d.vocab.map.data, d.vocab.map.n);
         if (d.ids) mark = hash_bytes(mark, d.ids, d.n_ids * sizeof *d.ids);
         code = train(&o, &d, &c, mark, type_named(o.type), err);

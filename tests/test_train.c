@@ -483,7 +483,7 @@ static void test_same_bits(const Data *d, int mixer) {
     TinyConfig c = file_config(mixer, true, false, d->tokenizer->n);
     Tiny m, other;
     char err[GLA_ERR] = "", name[64];
-    const char *path = "test_train.ckpt";
+    char path[PATH_LEN] = "test_train.ckpt";
     c.seq_len = 100;
     tiny_new(&m, &c, 3, 1), some_steps(&m, d, 0, 4);
     for (int threads = 1; threads <= 7; threads += 3) {
@@ -496,7 +496,7 @@ static void test_same_bits(const Data *d, int mixer) {
         tiny_free(&other);
     }
     tiny_new(&other, &c, 3, 1), some_steps(&other, d, 0, 2);
-    int code = save_checkpoint(path, &other, (Checkpoint){ .fingerprint = 77, .step = 2 }, err);
+    int code = save_checkpoint(path, true, &other, (Checkpoint){ .fingerprint = 77, .step = 2, .steps = 9 }, err);
     tiny_free(&other), tiny_new(&other, &c, 3, 9);
     Checkpoint ck;
     code = code || load_checkpoint(path, &other, &ck, 77, err) || ck.step != 2;

@@ -1369,7 +1369,8 @@ LEFT_OUT = {
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 SPACE = "\u2581"  # how SentencePiece writes a space
-LONGEST = 1 << 14  # bytes of a token text; real ones stay below a few hundred
+LONGEST = 1 << 14  # characters of a token; real ones stay below a few hundred
+LONGEST_ADDED = 256  # bytes of one that is cut out of the text, which is what ./run takes
 BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")
 
 
@@ -1388,7 +1389,7 @@ def part(value: Any, where: str) -> Fields:
     return Fields(value, where)
 
 
-def steps_of(value: Any, inner: str, where: str) -> list[Fields]:
+def steps_of(value: Any, inner: str, where: str, depth: int = 8) -> list[Fields]:
     """The steps of a normalizer, pre-tokenizer or post-processor: none, one, or those of a
     Sequence, in order.
     """
@@ -1397,8 +1398,10 @@ def steps_of(value: Any, inner: str, where: str) -> list[Fields]:
     step = part(value, where)
     if step.get("type") != "Sequence":
         return [step]
+    if depth == 0:
+        raise Refusal(f"{where} holds a Sequence in a Sequence in a Sequence ..., too deep")
     steps = step.typed(inner, [], lambda v: isinstance(v, list), "a list of steps")
-    return [s for value in steps for s in steps_of(value, inner, where)]
+    return [s for value in steps for s in steps_of(value, inner, where, depth - 1)]
 
 
 # How text is cut into pieces: llama.cpp's name (tokenizer.ggml.pre) and the expressions, each of
@@ -1608,10 +1611,13 @@ class Vocabulary:
     normalizes: bool = False  # text changes before added tokens of that kind are found
 
     def put(self, i: int, text: str, kind: int, where: str) -> None:
-        if self.texts.get(i, text) != text:
-            raise Refusal(
-                f"{where}: the id {i} belongs to {brief(text)} and to {brief(self.texts[i])}"
-            )
+        """Two texts for an id are one too many, unless they are a byte and its character."""
+        old = self.texts.get(i, text)
+        spelled = [f"<0x{ord(t):02X}>" if len(t) == 1 and t.isascii() else "" for t in (old, text)]
+        if spelled[0] == text != "":
+            return
+        if old != text and spelled[1] != old:
+            raise Refusal(f"{where}: the id {i} belongs to {brief(text)} and to {brief(old)}")
         if len(text) > LONGEST:
             raise Refusal(
                 f"{where}: the token {i} has {len(text)} characters, at most {LONGEST} are "
@@ -1732,6 +1738,11 @@ def place(vocabulary: Vocabulary, tokens: list[Added], rows: int, notes: list[st
         if i >= rows:
             beyond.append(token.text)
             continue
+        if len(token.text.encode("utf-8", "replace")) > LONGEST_ADDED:
+            raise Refusal(
+                f"the added token {brief(token.text)} is longer than {LONGEST_ADDED} bytes, the "
+                "most that is supported"
+            )
         kind = CONTROL if token.special or looks_special(token.text) else USER_DEFINED
         kind = kind if vocabulary.types.get(i) not in (UNKNOWN, BYTE) else vocabulary.types[i]
         vocabulary.put(i, token.text, kind, "the added tokens")
@@ -1873,9 +1884,9 @@ def normalizer(steps: list[Fields]) -> Spaces:
         ):
             spaces.marks = True
         else:
-            detail = " ".join(brief(v) for k, v in step.data.items() if k != "type")
+            detail = "".join(f" {brief(v)}" for k, v in step.data.items() if k != "type")
             raise Refusal(
-                f"{step.where}: the step {brief(kind)} {detail} cannot be written to a GGUF file; "
+                f"{step.where}: the step {brief(kind)}{detail} cannot be written to a GGUF file; "
                 "NFC and spaces as "
                 f"U+2581 can"
             )
@@ -2144,13 +2155,15 @@ def stated_pre(path: Path, options: Options) -> Pre:
 
 def read_merges_txt(path: Path, options: Options) -> Vocabulary:
     """vocab.json and merges.txt, a line for each pair."""
-    model = Fields({"vocab": read_json(path)}, str(path))
-    lines = (path.parent / "merges.txt").read_text(encoding="utf-8").split("\n")
-    model.data["merges"] = [
-        line for line in map(str.rstrip, lines) if line and not line.startswith("#version")
-    ]
-    vocabulary, pre = read_vocab(model), stated_pre(path, options)
-    read_bytes(vocabulary, merge_pairs(model, vocabulary.ids), pre.name, pre.nfc, False)
+    vocabulary = read_vocab(Fields({"vocab": read_json(path)}, str(path)))
+    merges = path.with_name("merges.txt")
+    if not merges.is_file():
+        raise Refusal(f"{path} needs merges.txt beside it, and there is none")
+    lines = map(str.rstrip, merges.read_text(encoding="utf-8").split("\n"))
+    listed = [line for line in lines if line and not line.startswith("#version")]
+    pre = stated_pre(path, options)
+    pairs = merge_pairs(Fields({"merges": listed}, str(merges)), vocabulary.ids)
+    read_bytes(vocabulary, pairs, pre.name, pre.nfc, False)
     return vocabulary
 
 
@@ -2664,7 +2677,8 @@ def main(args: argparse.Namespace) -> int:
         print(f"export.py: {refusal}", file=sys.stderr)
     except OSError as error:
         print(f"export.py: {error.filename or args.out}: {error.strerror or error}", file=sys.stderr)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError,
+            struct.error) as error:
         print(f"export.py: {args.folder} is not laid out as expected: {type(error).__name__}: {error}", file=sys.stderr)
     except KeyboardInterrupt:
         print("export.py: interrupted, nothing written", file=sys.stderr)

@@ -45,7 +45,7 @@ enum {
     GLA_MEMORY = -4,
     GLA_INPUT = -5,       /* an argument is out of range */
     GLA_CONTEXT = -6,     /* no room left in the context of the softmax layers */
-    GLA_ERR = 320
+    GLA_ERR = 640
 };
 
 typedef struct GlaModel GlaModel; /* a mapped file: config, weights, vocabulary. Read-only after gla_open, share it freely */
@@ -70,6 +70,9 @@ typedef struct {
 GLA_API int gla_open(GlaModel **m, const char *path, char *err);
 GLA_API int gla_open_memory(GlaModel **m, const void *data, size_t n_bytes, char *err); /* data must outlive the model */
 GLA_API int gla_open_tokenizer(GlaModel *m, const char *path, char *err); /* replaces the vocabulary; before any sharing */
+/* Reads text as the pre-tokenizer of this name does (tokenizer.ggml.pre: "qwen2", "llama-bpe" ...), whatever the file says, that of the model
+ * and one opened later; before any sharing. A name that is not known is answered with those that are. */
+GLA_API int gla_pre_tokenizer(GlaModel *m, const char *name, char *err);
 GLA_API void gla_close(GlaModel *m);
 GLA_API void gla_info(const GlaModel *m, GlaInfo *info);
 
@@ -4306,7 +4309,7 @@ typedef struct {
 } Config;
 
 typedef struct Tokenizer Tokenizer;
-static int tokenizer_new(Tokenizer **t, const Gguf *g, char *err);
+static int tokenizer_open(Tokenizer **t, const Gguf *g, const char *pre, char *err);
 static int tokenizer_size(const Tokenizer *t);
 static void tokenizer_free(Tokenizer *t);
 
@@ -4320,6 +4323,7 @@ struct GlaModel {
     const float *out_norm_bias, *embed_norm, *embed_norm_bias; /* (dim), NULL = none */
     const Kernels *kernels;
     Tokenizer *vocab;
+    char pre[64];                   /* gla_pre_tokenizer, or "" */
     char no_text[GLA_ERR];          /* why the file's vocabulary cannot be used, "" = it can, or there is none */
     uint64_t parameters, token_bytes, token_weights, run_weights;
     size_t fixed_floats, kv_floats; /* of all layers; kv per position */
@@ -5223,10 +5227,13 @@ static int load_model(GlaModel *m, char *err) {
 
 /* A vocabulary that is not understood is a matter for whoever needs text: the model opens and the reason is kept. */
 static int open_vocabulary(GlaModel *m, const char *path, char *err) {
-    const int code = tokenizer_new(&m->vocab, &m->file, err);
-    if (!code || code == GLA_MEMORY) return code;
-    fail(m->no_text, code, "%s%s%s", path, *path ? ": " : "", err);
-    return tokenizer_new(&m->vocab, NULL, err);
+    const Gguf *g = m->vocab_file.map.data ? &m->vocab_file : &m->file;
+    char why[GLA_ERR] = "";
+    const int code = tokenizer_open(&m->vocab, g, *m->pre ? m->pre : NULL, why);
+    m->no_text[0] = 0;
+    if (!code || code == GLA_MEMORY) return fail(err, code, "%s", why);
+    fail(m->no_text, code, "%s%s%s", path, *path ? ": " : "", why);
+    return tokenizer_open(&m->vocab, NULL, NULL, err);
 }
 
 /* Takes over the mapping; path only for messages. */
@@ -5262,7 +5269,7 @@ GLA_API int gla_open_tokenizer(GlaModel *m, const char *path, char *err) {
     int code = map_file(&g.map, path, err);
     if (code) return code;
     code = gguf_read(&g, why);
-    if (!code) code = tokenizer_new(&t, &g, why);
+    if (!code) code = tokenizer_open(&t, &g, *m->pre ? m->pre : NULL, why);
     if (!code && tokenizer_size(t) < m->config.vocab_size) { /* what the model draws beyond them would have no text */
         code = fail(why, GLA_INPUT, "a vocabulary of %d tokens, the model has %d; it is another model's",
                     tokenizer_size(t), m->config.vocab_size);
@@ -7026,46 +7033,44 @@ GLA_API int gla_eval(GlaState *s, const int32_t *ids, int64_t n, float *logits, 
 }
 
 /* ---- 11. tokenizer: text to ids and back -------------------------------------------------------
- * A GGUF file brings its vocabulary along. Two kinds cover the models this program runs:
+ * A GGUF file brings its vocabulary along. tokenizer.ggml.model says of which kind:
  *
- *   "gpt2"   byte-level BPE. Text -> special tokens cut out -> NFC (Qwen) -> pieces ("Hello", " world", "!"). A piece
- *            starts as single bytes; of all adjacent pairs the one that stands first in the file's list of merges
- *            is joined, again and again, until no pair is in the list.
- *   "llama"  SentencePiece BPE. No pieces; spaces become U+2581; the pair whose joined text is the token of the
- *            highest score goes first; characters without a token are spelled in byte tokens <0x00> .. <0xFF>.
+ *   "gpt2"    byte-level BPE. Text -> added tokens ("<|im_end|>") cut out -> NFC where the model has it -> pieces ("Hello",
+ *             " world", "!"). A piece starts as single bytes; of all adjacent pairs the one that stands first in the
+ *             file's list of merges is joined, again and again, until no pair is in the list.
+ *   "llama"   SentencePiece BPE. No pieces; spaces become U+2581; the pair whose joined text is the token of the
+ *             highest score goes first; characters without a token are spelled in byte tokens <0x00> .. <0xFF>.
+ *   "gemma4"  both: characters and U+2581 as in "llama", a list of merges and pieces (lines) as in "gpt2".
+ *   "rwkv"    no merging: always the longest token that the rest of the text begins with.
  *
- * Ids are those of HuggingFace tokenizers, which the models were trained with. Any bytes are text: a byte that is not
- * UTF-8 counts as a character of its own and comes back on decoding. A Tokenizer is read-only once made, so threads
- * may share one; token texts stay in the mapped file. Encoding allocates scratch memory, decoding nothing. */
+ * Ids are those of HuggingFace tokenizers (RWKV: of its own), which the models were trained with. Any bytes are text: a byte that
+ * is not UTF-8 counts as a character of its own and comes back on decoding. A Tokenizer is read-only once made, so threads
+ * may share one; token texts stay in the mapped file. Time is linear in the text (n log n within a piece), whatever the
+ * vocabulary. Encoding allocates scratch memory, decoding nothing.
+ *
+ * In order: ids, characters, tables and tries; expressions, which cut text into pieces; the rows of all of them by name;
+ * loading; merging; encoding; decoding; NFC; the Unicode tables; the interface. */
 
-enum { VOCAB_NONE, VOCAB_BPE, VOCAB_SPM };
+enum { VOCAB_NONE, VOCAB_BPE, VOCAB_SPM, VOCAB_LONGEST };   /* symbols are: bytes; characters; there are none */
+enum { BY_MERGES, BY_SCORE, BY_ID };                        /* which pair is joined first */
+enum { SPACE_NEVER, SPACE_FIRST, SPACE_ALWAYS, SPACE_PREPEND };     /* where a U+2581 is added, see encode_stretch */
 enum { TYPE_NORMAL = 1, TYPE_UNKNOWN, TYPE_CONTROL, TYPE_USER_DEFINED, TYPE_UNUSED, TYPE_BYTE };    /* as in GGUF */
-enum { SPECIAL_LEN = 256,       /* bytes of the longest special token; real ones stay below 100 */
+enum { ADDED_LSTRIP = 1, ADDED_RSTRIP = 2, ADDED_WORD = 4, ADDED_NORMALIZED = 8 };  /* habits of an added token */
+enum { LONGEST_ADDED = 256, LONGEST_WORD = 1024,    /* bytes, in tries: the most that is looked at for each byte of a text */
        PROBES = 512 };          /* a hash table that needs more steps than this was built to be slow */
+enum { SPACE_MARK = 0x2581 };
 
-/* How text is cut into pieces: one regular expression per family of models, see piece_end. */
+/* A hash table: what is looked for lies elsewhere, under a number. */
+typedef struct { uint32_t hash, value; } Slot;                          /* value 0: free */
+typedef struct { Slot *slots; size_t mask; } Table;                     /* mask: slots - 1; slots are a power of two */
+
+/* The texts that are looked for in a text, letter by letter. Node 0 is the beginning. */
 typedef struct {
-    const char *name;           /* tokenizer.ggml.pre */
-    uint8_t gpt2;               /* the older expression */
-    uint8_t marks;              /* combining marks belong to words */
-    uint8_t digits;             /* most digits in a piece, 0: any number */
-    uint8_t nfc;                /* the model's own tokenizer normalises first */
-    uint8_t whole;              /* a piece that is a token needs no merges; and text begins with bos */
-} PreTokenizer;
-
-static const PreTokenizer pre_tokenizers[] = {
-    { "gpt-2",      1, 0, 0, 0, 0 }, { "phi-2",            1, 0, 0, 0, 0 }, { "jais",            1, 0, 0, 0, 0 },
-    { "exaone4",    1, 0, 0, 0, 0 }, { "trillion",         1, 0, 0, 0, 0 }, { "granite-docling", 1, 0, 0, 0, 0 },
-    { "gigachat",   1, 0, 0, 0, 0 }, { "mellum",           1, 0, 0, 0, 0 }, { "a.x-4.0",         1, 0, 0, 0, 0 },
-    { "olmo",       1, 0, 0, 1, 0 }, { "mpt",              1, 0, 0, 1, 0 }, { "default",         1, 0, 0, 0, 0 },
-    { "qwen2",      0, 0, 1, 1, 0 }, { "deepseek-r1-qwen", 0, 0, 1, 1, 0 }, { "megrez",          0, 0, 1, 1, 0 },
-    { "stablelm2",  0, 0, 1, 0, 0 }, { "hunyuan",          0, 0, 1, 0, 0 }, { "solar-open",      0, 0, 1, 0, 0 },
-    { "qwen35",     0, 1, 1, 1, 0 }, { "dbrx",             0, 0, 3, 0, 0 }, { "smaug-bpe",       0, 0, 3, 0, 0 },
-    { "llama-bpe",  0, 0, 3, 0, 1 }, { "llama3",           0, 0, 3, 0, 1 }, { "llama-v3",        0, 0, 3, 0, 1 },
-    { "falcon3",    0, 0, 3, 0, 1 }, { "falcon-h1",        0, 0, 3, 0, 1 }, { "pixtral",         0, 0, 3, 0, 1 },
-    { "lfm2",       0, 0, 3, 0, 1 },
-    { "smollm",     1, 0, 1, 0, 0 },
-};
+    uint32_t root[256];         /* its children; the others' are in `edges`, under parent << 8 | byte */
+    Table edges;
+    int32_t *ids;               /* per node: the token that ends here, or -1 */
+    uint32_t n;
+} Trie;
 
 /* Unicode facts, unpacked from the strings at the end of this section. A table of runs holds start << 8 | value. */
 typedef struct { uint32_t c, a, b; } Composite;                         /* c is a followed by b; b = 0: c is just a */
@@ -7076,23 +7081,38 @@ typedef struct {
     uint8_t low[0x800];                 /* classes of one- and two-byte characters, without a search */
 } Unicode;
 
-typedef struct { uint32_t hash; int32_t id; } VocabSlot;                /* token id + 1; 0: an empty slot */
-typedef struct { uint32_t hash, at; } MergeSlot;                        /* "left right"; where the line lies, which is its rank; 0: empty */
+/* An expression, ready for use: what kind a character is, and the automaton over kinds. See "expressions" below. */
+typedef struct {
+    uint8_t low[0x800];                 /* kinds of one- and two-byte characters */
+    uint32_t *bounds;                   /* (n_bounds) kinds change here, whatever the class; ascending, the first is 0x80 */
+    uint8_t *kinds;                     /* (n_bounds, 32) from each bound on, by class */
+    uint16_t *next;                     /* (states, n_kinds) next state << 1 | a match ends before this character */
+    int n_bounds, n_kinds;              /* the last kind is the end of the text */
+    int thousands;                      /* none of this: row + 1 of the expressions that count digits from the right */
+} Splitter;
+enum { MAX_SPLITS = 6 };
 
+typedef struct PreTokenizer PreTokenizer;
 struct Tokenizer {
     int32_t n;                          /* tokens; 0: the file has no vocabulary */
     int32_t bos, eos, unk;              /* -1: none */
-    int add_bos, add_eos, add_space;    /* what encoding puts around a text; "llama": a space before it */
-    int model;                          /* VOCAB_... */
-    const PreTokenizer *pre;            /* "gpt2" only */
+    int add_bos, add_eos;               /* what encoding puts around a text */
+    int model, order;                   /* VOCAB_..., BY_... */
+    int space;                          /* SPACE_..., VOCAB_SPM only */
+    int nfc;                            /* text is normalised */
+    int whole, whole_lines;             /* a piece that is a token needs no merges; one of line ends only does not */
+    int byte_fallback, fuse_unk;        /* characters without a token: byte tokens; else one unk for a row of them */
+    const PreTokenizer *pre;            /* NULL: text is not cut into pieces */
+    Splitter *splits;                   /* (n_splits) each cuts the pieces of the one before */
+    int n_splits;
     Str *tokens;                        /* (n) texts; those of "gpt2" spell bytes as byte_char does */
-    GgufArray types, scores, merges;    /* (n) TYPE_..., or empty: all normal; (n) floats, "llama" only; lines, "gpt2" only */
-    VocabSlot *vocab;                   /* text -> id, open addressing */
-    MergeSlot *pairs;                   /* "gpt2": two texts -> the merge that joins them */
-    size_t vocab_mask, pair_mask;       /* slots - 1; slots are powers of two */
+    char *unescaped;                    /* "rwkv": where they are */
+    GgufArray types, scores, merges;    /* (n) TYPE_..., or empty: all normal; (n) floats; lines */
+    Table vocab, pairs;                 /* text -> id + 1; "left right" -> where the line lies, + 1, which is its rank */
     size_t longest;                     /* bytes of the longest token text */
-    uint8_t special_first[256];         /* does a special token begin with this byte? */
-    uint8_t special_len[SPECIAL_LEN + 1];   /* is there one of this length? */
+    Trie added[2];                      /* tokens that are found in the raw text; in the normalised one */
+    Trie words;                         /* "rwkv" */
+    uint8_t *habits;                    /* (n) ADDED_..., or NULL: none has any */
     int32_t byte_id[256];               /* the token of a single byte, or -1 */
     int32_t end[32];                    /* tokens that end a generation */
     int n_end;
@@ -7101,6 +7121,27 @@ struct Tokenizer {
 
 static int unicode_init(Unicode *u, int with_nfc);
 static int char_class(const Unicode *u, uint32_t c);
+
+/* -- ids -- */
+
+typedef struct { int32_t *id; int64_t n, cap; } Ids;
+
+static int ids_add(Ids *a, const int32_t *ids, int64_t n, char *err) {
+    if (n > a->cap - a->n) {
+        int64_t cap = a->n + n + a->n / 2 + 64;
+        int32_t *more = gla_alloc((size_t)cap * sizeof *more);
+        if (!more) return fail(err, GLA_MEMORY, "no memory for %lld token ids", (long long)cap);
+        if (a->n) memcpy(more, a->id, (size_t)a->n * sizeof *more);
+        gla_free(a->id);
+        a->id = more, a->cap = cap;
+    }
+    if (n) memcpy(a->id + a->n, ids, (size_t)n * sizeof *ids);
+    a->n += n;
+    return GLA_OK;
+}
+static void ids_free(Ids *a) { gla_free(a->id); *a = (Ids){NULL, 0, 0}; }
+
+/* -- characters -- */
 
 /* "gpt2" files write a byte as a visible character: Latin-1 where it is one, else U+0100, U+0101 ... in order, so
  * that a space is U+0120. char_byte is the way back, or -1. */
@@ -7113,8 +7154,8 @@ static int char_byte(uint32_t c) {
     return c < 0x100 && byte_char((uint8_t)c) == c ? (int)c : -1;
 }
 
-/* Two hash tables: token text -> id, and pair of ids -> merge. Both give the slot of what is asked, or the empty slot
- * where it belongs, or NULL when the search takes too long, which only a hostile file brings about. */
+/* -- tables and tries -- */
+
 static Str str_of(const char *s) { return (Str){ s, strlen(s) }; }
 static int str_joins(Str s, Str a, Str b) {                 /* s = a + b */
     return s.n == a.n + b.n && !memcmp(s.s, a.s, a.n) && !memcmp(s.s + a.n, b.s, b.n);
@@ -7128,14 +7169,543 @@ static uint64_t hash_text(uint64_t h, Str s) {              /* FNV-1a; h: the ha
 
 static size_t first_slot(uint64_t h) { return (size_t)((h ^ h >> 32) * 0x9E3779B97F4A7C15u >> 32); }
 
-static VocabSlot *vocab_slot(const Tokenizer *t, uint64_t h, Str a, Str b) {       /* h: hash of a + b */
-    size_t at = first_slot(h);
-    for (size_t i = 0; i < PROBES; i++) {
-        VocabSlot *slot = &t->vocab[(at + i) & t->vocab_mask];
-        if (!slot->id || (slot->hash == (uint32_t)h && str_joins(t->tokens[slot->id - 1], a, b))) return slot;
+/* The slots where something of hash h may be, one after the other; *step starts at 0. The last is a free one, where it
+ * belongs if it was in none before; or NULL, when the search takes too long, which only a hostile file brings about. */
+static Slot *table_next(const Table *t, uint64_t h, size_t *step) {
+    for (size_t at = first_slot(h); *step < PROBES;) {
+        Slot *slot = &t->slots[(at + (*step)++) & t->mask];
+        if (!slot->value || slot->hash == (uint32_t)h) return slot;
     }
     return NULL;
 }
+
+static int table_init(Table *t, uint64_t n) {               /* at most two thirds full with n entries; 0: no memory */
+    size_t slots = 16;
+    while (slots / 3 * 2 < n) slots *= 2;
+    t->mask = slots - 1;
+    return (t->slots = gla_alloc(slots * sizeof *t->slots)) != NULL;
+}
+
+static uint32_t trie_step(const Trie *t, uint32_t node, uint8_t byte) {     /* the child, or 0 */
+    if (!node) return t->root[byte];
+    const uint32_t key = node << 8 | byte;
+    size_t step = 0;
+    Slot *slot = table_next(&t->edges, key, &step);         /* equal hashes are equal keys here */
+    return slot ? slot->value : 0;
+}
+
+static int trie_init(Trie *t, size_t n_bytes) {             /* room for texts of so many bytes together; 0: no memory */
+    t->n = 1;
+    t->ids = gla_alloc((n_bytes + 1) * sizeof *t->ids);
+    return t->ids && table_init(&t->edges, n_bytes);
+}
+
+static void trie_free(Trie *t) { gla_free(t->ids); gla_free(t->edges.slots); }
+
+static int trie_add(Trie *t, Str s, int32_t id) {           /* of equal texts the first counts; 0: too large, or hostile */
+    uint32_t node = 0;
+    for (size_t i = 0; i < s.n; i++) {
+        const uint8_t byte = (uint8_t)s.s[i];
+        uint32_t child = trie_step(t, node, byte);
+        if (!child) {
+            const uint32_t key = node << 8 | byte;
+            size_t step = 0;
+            Slot *slot = node ? table_next(&t->edges, key, &step) : NULL;
+            if (t->n >> 24 || (node && !slot)) return 0;
+            child = t->n++;
+            t->ids[child] = -1;
+            if (slot) *slot = (Slot){key, child};
+            else t->root[byte] = child;
+        }
+        node = child;
+    }
+    if (t->ids[node] < 0) t->ids[node] = id;
+    return 1;
+}
+
+/* The longest text of the trie that s begins with: its id, or -1; *len: its bytes. */
+static int32_t trie_longest(const Trie *t, const char *s, size_t n, size_t *len) {
+    int32_t best = -1;
+    uint32_t node = 0;
+    for (size_t i = 0; i < n && (node = trie_step(t, node, (uint8_t)s[i])); i++)
+        if (t->ids[node] >= 0) best = t->ids[node], *len = i + 1;
+    return best;
+}
+
+/* -- expressions: regular expressions that cut text into pieces --
+ * One is read when a vocabulary is loaded, in three steps:
+ *
+ *   sets       Every set of characters in it ("\p{L}", "[^\s\p{N}]", "x") is asked about every character; those that all sets
+ *              answer alike for are one kind. From then on a text is a row of kinds, ten or twenty of them.
+ *   program    The expression as a list of steps: take a character of a set, look ahead at one, fork, done.
+ *   automaton  All ways through the program at once: a state is the list of steps where a matcher may stand, the way it
+ *              would try first at the front. Where one is done, those behind it are dropped. So the match is the one that a
+ *              backtracking matcher finds (alternatives in order, repeats as long as possible), in one look per character.
+ *
+ *   alternatives   sequence { '|' sequence }
+ *   sequence       { item }
+ *   item           atom [ '?' | '*' | '+' | '{' n '}' | '{' n ',' m '}' ] [ '+' ]      the last keeps what it took, which changes
+ *   atom           '(' [ '?:' | '?i:' ] alternatives ')' | set                         nothing in any of our expressions
+ *                  | '(?=' set ')' | '(?!' set ')' | '$'
+ *   set            member | '[' [ '^' ] { member | set } [ '&&' set ] ']'
+ *   member         character [ '-' character ] | '\p{' property '}' | '\s' | '\S' | '\d'
+ *   character      itself | '\' itself | '\r' | '\n' | '\t' | '\x{' hexadecimal '}'
+ */
+enum { CH_OTHER, CH_UPPER, CH_LOWER, CH_TITLE, CH_MODIFIER, CH_LETTER, CH_MARK, CH_DIGIT, CH_NUMBER, CH_NUMBER_WORD, CH_PUNCT,
+       CH_PUNCT_WORD, CH_SYMBOL, CH_SYMBOL_WORD, CH_SPACE,  /* classes of characters; ..._WORD: \w has it, too */
+       CH_PAIRS,                        /* only in the tables: a run of upper and lower in turn */
+       CH_HAN = 16, CH_UNSETTLED = 32,  /* of the Han script; NFC may change it or join it to the one before */
+       N_CH = 32 };                     /* classes and CH_HAN, without CH_UNSETTLED */
+#define CLASS(c) (1u << (c) | 1u << ((c) + CH_HAN))         /* sets of classes */
+#define LETTERS (CLASS(CH_UPPER) | CLASS(CH_LOWER) | CLASS(CH_TITLE) | CLASS(CH_MODIFIER) | CLASS(CH_LETTER))
+#define NUMBERS (CLASS(CH_DIGIT) | CLASS(CH_NUMBER) | CLASS(CH_NUMBER_WORD))
+#define WORD_CLASSES (LETTERS | CLASS(CH_MARK) | CLASS(CH_DIGIT) | CLASS(CH_NUMBER_WORD) | CLASS(CH_PUNCT_WORD) | CLASS(CH_SYMBOL_WORD))
+static const struct { const char *name; uint32_t classes; } properties[] = {
+    { "L}", LETTERS }, { "Lu}", CLASS(CH_UPPER) }, { "Ll}", CLASS(CH_LOWER) }, { "Lt}", CLASS(CH_TITLE) },
+    { "Lm}", CLASS(CH_MODIFIER) }, { "Lo}", CLASS(CH_LETTER) }, { "M}", CLASS(CH_MARK) }, { "N}", NUMBERS },
+    { "P}", CLASS(CH_PUNCT) | CLASS(CH_PUNCT_WORD) }, { "S}", CLASS(CH_SYMBOL) | CLASS(CH_SYMBOL_WORD) },
+    { "Han}", 0xFFFF0000 },
+};
+#define ANYTHING "[\\s\\S]"
+
+enum { MAX_SETS = 64, MAX_KINDS = 40, MAX_BOUNDS = 512, MAX_STEPS = 2048, MAX_STATES = 2048, MAX_LISTS = 1 << 15, NOWHERE = 0xFFFF };
+enum { STEP_TAKE, STEP_AHEAD, STEP_FORK, STEP_DONE };
+typedef struct { uint16_t what, set, to, other; } Move;     /* FORK: first to `to`, then to `other` */
+typedef struct {
+    struct { const char *text; int fold, unless; } sets[MAX_SETS];  /* fold: in any case; unless: (?!set), true at the end as well */
+    int n_sets;
+    uint32_t bounds[MAX_BOUNDS];
+    int n_bounds;
+    uint64_t answers[MAX_KINDS], has[MAX_SETS];     /* per kind: bit i for set i; per set: bit k for kind k */
+    int n_kinds;
+    Move steps[MAX_STEPS];
+    uint16_t n_steps;
+    uint16_t lists[MAX_LISTS];                      /* of the states, one behind the other */
+    size_t used;
+    struct { size_t at, n; } states[MAX_STATES];    /* 0: the empty list, nothing can match any more; 1: the beginning */
+    int n_states;
+    Table by_list;                                  /* states by the hash of their lists */
+    uint32_t seen[MAX_STEPS], round;                /* steps that were come by in this round */
+    uint16_t next[MAX_STATES * MAX_KINDS];
+    int full;                                       /* one of the limits above was met */
+} Regex;
+
+/* Sets. A member is a range of characters or a set of classes. */
+typedef struct { uint32_t first, last, classes; } Member;
+
+static const char *read_char(const char *p, uint32_t *c) {
+    *c = (uint8_t)*p++;
+    if (*c != '\\') return p;
+    *c = (uint8_t)*p++;
+    if (*c == 'x') {
+        char *close;
+        *c = (uint32_t)strtoul(p + 1, &close, 16);
+        return close + 1;
+    }
+    *c = *c == 'r' ? '\r' : *c == 'n' ? '\n' : *c == 't' ? '\t' : *c;
+    return p;
+}
+
+static const char *read_member(const char *p, Member *m) {
+    *m = (Member){1, 0, 0};
+    if (*p == '\\' && p[1] == 'p') {
+        for (size_t i = 0; i < sizeof properties / sizeof *properties; i++)
+            if (!strncmp(p + 3, properties[i].name, strlen(properties[i].name))) m->classes = properties[i].classes;
+        return strchr(p, '}') + 1;
+    }
+    if (*p == '\\' && strchr("sSd", p[1])) {
+        m->classes = p[1] == 'd' ? CLASS(CH_DIGIT) : p[1] == 's' ? CLASS(CH_SPACE) : ~CLASS(CH_SPACE);
+        return p + 2;
+    }
+    p = read_char(p, &m->first);
+    m->last = m->first;
+    return p;
+}
+
+static const char *read_range(const char *p, Member *m) {   /* a member within brackets */
+    p = read_member(p, m);
+    return *p == '-' && !m->classes ? read_char(p + 1, &m->last) : p;
+}
+
+static const char *set_end(const char *p) {
+    Member m;
+    if (*p != '[') return read_member(p, &m);
+    for (p += p[1] == '^' ? 2 : 1; *p != ']';) p = *p == '[' ? set_end(p) : read_member(p, &m);
+    return p + 1;
+}
+
+static int member_has(const Member *m, uint32_t c, int class) {
+    return (c >= m->first && c <= m->last) || (m->classes >> class & 1);
+}
+
+static int set_has(const char *p, uint32_t c, int class) {  /* is character c, of this class, in the set at p? */
+    Member m;
+    int found = 0;
+    if (*p != '[') return read_member(p, &m), member_has(&m, c, class);
+    const int inverted = p[1] == '^';
+    for (p += 1 + inverted; *p != ']';) {
+        if (*p == '&' && p[1] == '&') return (found && set_has(p + 2, c, class)) != inverted;
+        if (*p == '[') found |= set_has(p, c, class), p = set_end(p);
+        else p = read_range(p, &m), found |= member_has(&m, c, class);
+    }
+    return found != inverted;
+}
+
+static uint32_t fold_case(uint32_t c) {     /* as far as our expressions need it: a long s is an s, the kelvin sign a k */
+    return c - 'A' < 26 ? c + 32 : c == 0x17F ? 's' : c == 0x212A ? 'k' : c;
+}
+
+static void add_bound(Regex *r, uint32_t c) {               /* sorted, each once */
+    int i = r->n_bounds;
+    while (i && r->bounds[i - 1] > c) i--;
+    if (c < 0x80 || (i && r->bounds[i - 1] == c)) return;
+    if (r->n_bounds == MAX_BOUNDS) { r->full = 1; return; }
+    memmove(r->bounds + i + 1, r->bounds + i, (size_t)(r->n_bounds++ - i) * sizeof *r->bounds);
+    r->bounds[i] = c;
+}
+
+static uint16_t add_set(Regex *r, const char *p, int fold, int unless) {    /* its number; equal sets are one */
+    const size_t len = (size_t)(set_end(p) - p);
+    int i = 0;
+    for (; i < r->n_sets; i++)
+        if (r->sets[i].fold == fold && r->sets[i].unless == unless && !strncmp(r->sets[i].text, p, len)
+            && set_end(r->sets[i].text) == r->sets[i].text + len) return (uint16_t)i;
+    if (i == MAX_SETS) { r->full = 1; return 0; }
+    r->sets[r->n_sets].text = p, r->sets[r->n_sets].fold = fold, r->sets[r->n_sets++].unless = unless;
+    for (const char *at = p, *end = p + len; at < end;) {   /* characters that it names */
+        Member m;
+        if (strchr("[^]&", *at)) { at++; continue; }        /* even where these stand for themselves: they are below 0x80 */
+        at = *p == '[' ? read_range(at, &m) : read_member(at, &m);
+        if (!m.classes) add_bound(r, m.first), add_bound(r, m.last + 1);
+    }
+    if (fold) add_bound(r, 0x17F), add_bound(r, 0x180), add_bound(r, 0x212A), add_bound(r, 0x212B);
+    return (uint16_t)i;
+}
+
+/* The program. */
+static uint16_t add_step(Regex *r, int what, uint16_t set, uint16_t to, uint16_t other) {
+    if (r->n_steps == MAX_STEPS) { r->full = 1; return 0; }
+    r->steps[r->n_steps] = (Move){(uint16_t)what, set, to, other};
+    return r->n_steps++;
+}
+static uint16_t fork_next(Regex *r, uint16_t other) { return add_step(r, STEP_FORK, 0, (uint16_t)(r->n_steps + 1), other); }
+static void arrive_here(Regex *r, uint16_t fork) {          /* `other` of a fork, and of those chained to it, is the next step */
+    while (fork != NOWHERE) {
+        const uint16_t chained = r->steps[fork].other;
+        r->steps[fork].other = r->n_steps;
+        fork = chained;
+    }
+}
+
+static const char *read_alternatives(Regex *r, const char *p, int fold);
+
+static const char *read_atom(Regex *r, const char *p, int fold) {
+    if (*p == '$') return add_step(r, STEP_AHEAD, add_set(r, ANYTHING, 0, 1), 0, 0), p + 1;
+    if (!strncmp(p, "(?=", 3) || !strncmp(p, "(?!", 3)) {
+        add_step(r, STEP_AHEAD, add_set(r, p + 3, fold, p[2] == '!'), 0, 0);
+        return set_end(p + 3) + 1;
+    }
+    if (*p == '(') {
+        if (!strncmp(p, "(?i:", 4)) fold = 1;
+        return read_alternatives(r, p + (p[1] != '?' ? 1 : p[2] == 'i' ? 4 : 3), fold) + 1;
+    }
+    add_step(r, STEP_TAKE, add_set(r, p, fold, 0), 0, 0);
+    return set_end(p);
+}
+
+static const char *read_repeat(const char *p, long *least, long *most) {    /* most 0: any number */
+    *least = *p == '?' || *p == '*' ? 0 : 1;
+    *most = *p == '*' || *p == '+' ? 0 : 1;
+    if (*p == '{') {
+        char *end;
+        *least = *most = strtol(p + 1, &end, 10);
+        if (*end == ',') *most = strtol(end + 1, &end, 10);
+        p = end;
+    } else if (!*p || !strchr("?*+", *p)) return p;
+    return p + (p[1] == '+' ? 2 : 1);
+}
+
+static const char *read_item(Regex *r, const char *atom, int fold) {
+    const uint16_t from = r->n_steps;
+    long least, most;
+    const char *end = read_repeat(read_atom(r, atom, fold), &least, &most);
+    if (least == 1 && most == 1) return end;
+    r->n_steps = from;                                      /* written once more, as often as it is to be there */
+    for (long i = 0; i < least; i++) read_atom(r, atom, fold);
+    uint16_t forks = NOWHERE;
+    if (!most) {
+        const uint16_t again = forks = fork_next(r, NOWHERE);
+        read_atom(r, atom, fold);
+        add_step(r, STEP_FORK, 0, again, NOWHERE);
+    }
+    for (long i = least; i < most; i++) {
+        forks = fork_next(r, forks);
+        read_atom(r, atom, fold);
+    }
+    arrive_here(r, forks);
+    return end;
+}
+
+static const char *read_alternatives(Regex *r, const char *p, int fold) {
+    uint16_t ends = NOWHERE;
+    for (;; p++) {
+        const uint16_t fork = fork_next(r, NOWHERE);
+        while (*p && *p != '|' && *p != ')') p = read_item(r, p, fold);
+        if (*p != '|') break;
+        ends = add_step(r, STEP_FORK, 0, NOWHERE, ends);    /* to behind the last alternative */
+        r->steps[fork].other = r->n_steps;
+    }
+    arrive_here(r, ends);
+    return p;
+}
+
+/* Kinds. */
+static int kind_for(Regex *r, uint32_t c, int class) {
+    uint64_t answers = 0;
+    int k = 0;
+    for (int i = 0; i < r->n_sets; i++)
+        answers |= (uint64_t)set_has(r->sets[i].text, r->sets[i].fold ? fold_case(c) : c, class) << i;
+    while (k < r->n_kinds && r->answers[k] != answers) k++;
+    if (k == MAX_KINDS - 1) { r->full = 1; return 0; }
+    if (k == r->n_kinds) r->answers[r->n_kinds++] = answers;
+    return k;
+}
+
+static int char_kind(const Splitter *x, const Unicode *u, uint32_t c) {     /* c >= 0x80 */
+    int lo = 0;
+    for (int hi = x->n_bounds; hi - lo > 1;) {
+        const int mid = lo + (hi - lo) / 2;
+        if (x->bounds[mid] <= c) lo = mid; else hi = mid;
+    }
+    return x->kinds[lo * N_CH + (char_class(u, c) & (N_CH - 1))];
+}
+
+static int find_kinds(Regex *r, Splitter *x, const Unicode *u) {            /* 0: no memory */
+    add_bound(r, 0x80);
+    x->n_bounds = r->n_bounds;
+    x->bounds = gla_alloc((size_t)r->n_bounds * sizeof *x->bounds);
+    x->kinds = gla_alloc((size_t)r->n_bounds * N_CH);
+    if (!x->bounds || !x->kinds) return 0;
+    memcpy(x->bounds, r->bounds, (size_t)r->n_bounds * sizeof *x->bounds);
+    for (uint32_t c = 0; c < 0x80; c++) x->low[c] = (uint8_t)kind_for(r, c, u->low[c] & (N_CH - 1));
+    for (int i = 0; i < r->n_bounds; i++)
+        for (int class = 0; class < N_CH; class++) x->kinds[i * N_CH + class] = (uint8_t)kind_for(r, r->bounds[i], class);
+    for (uint32_t c = 0x80; c < sizeof x->low; c++) x->low[c] = (uint8_t)char_kind(x, u, c);
+    x->n_kinds = r->n_kinds + 1;
+    for (int i = 0; i < r->n_sets; i++) {
+        for (int k = 0; k < r->n_kinds; k++) r->has[i] |= (r->answers[k] >> i & 1) << k;
+        if (r->sets[i].unless) r->has[i] = ~r->has[i];
+    }
+    return 1;
+}
+
+/* The automaton. A list of steps is filled with those that may come behind a character of this kind; 1: a match ends before it. */
+static int follow(Regex *r, uint16_t at, int kind) {
+    if (at == NOWHERE || r->seen[at] == r->round) return 0;
+    const Move *s = &r->steps[at];
+    const int holds = s->what <= STEP_AHEAD && (r->has[s->set] >> kind & 1);
+    r->seen[at] = r->round;
+    if (s->what == STEP_FORK) return follow(r, s->to, kind) || follow(r, s->other, kind);
+    if (holds && s->what == STEP_AHEAD) return follow(r, (uint16_t)(at + 1), kind);
+    if (holds) r->lists[r->used++] = (uint16_t)(at + 1);
+    return s->what == STEP_DONE;
+}
+
+static int state_for(Regex *r, size_t n) {                  /* of the list of n steps that was written last */
+    const uint16_t *list = r->lists + r->used - n;
+    const uint64_t h = hash_bytes(HASH_SEED, list, n * sizeof *list);
+    size_t step = 0;
+    Slot *slot;
+    while ((slot = table_next(&r->by_list, h, &step)) && slot->value) {
+        const int i = (int)slot->value - 1;
+        if (r->states[i].n != n || memcmp(r->lists + r->states[i].at, list, n * sizeof *list)) continue;
+        r->used -= n;
+        return i;
+    }
+    if (!slot || r->n_states == MAX_STATES || r->used + MAX_STEPS > MAX_LISTS) { r->full = 1; return 0; }
+    r->states[r->n_states].at = r->used - n;
+    r->states[r->n_states].n = n;
+    *slot = (Slot){(uint32_t)h, (uint32_t)r->n_states + 1};
+    return r->n_states++;
+}
+
+static void find_states(Regex *r, int n_kinds) {
+    state_for(r, 0);
+    r->lists[r->used++] = 0;
+    state_for(r, 1);
+    for (int s = 1; s < r->n_states && !r->full; s++)
+        for (int kind = 0; kind < n_kinds; kind++) {
+            const size_t from = r->used;
+            int done = 0;
+            r->round++;
+            for (size_t i = 0; i < r->states[s].n && !done; i++) done = follow(r, r->lists[r->states[s].at + i], kind);
+            r->next[s * n_kinds + kind] = (uint16_t)(state_for(r, r->used - from) << 1 | done);
+        }
+}
+
+/* What an automaton cannot do: to count digits from the right, in groups of three. */
+static const struct { const char *expression; uint32_t digits; int between, word; } thousands[] = {
+    { "\\d{1,3}(?=(?:\\d{3})*\\b)", CLASS(CH_DIGIT), 0, 1 },    /* word: only where no letter follows */
+    { "\\p{N}{1,3}(?=(?:\\p{N}{3})*(?!\\p{N}))", NUMBERS, 0, 0 },
+    { "(?=(\\d{3})+(?!\\d))", CLASS(CH_DIGIT), 1, 0 },          /* between: matches are the places between groups */
+};
+
+static void splitter_free(Splitter *x) { gla_free(x->bounds); gla_free(x->kinds); gla_free(x->next); }
+
+static int splitter_init(Splitter *x, const char *expression, const Unicode *u, Regex *r, char *err) {
+    for (size_t i = 0; i < sizeof thousands / sizeof *thousands; i++)
+        if (!strcmp(expression, thousands[i].expression)) { x->thousands = (int)i + 1; return GLA_OK; }
+    r->n_sets = r->n_bounds = r->n_kinds = r->n_steps = r->n_states = 0;
+    r->used = 0;
+    memset(r->has, 0, sizeof r->has);
+    memset(r->by_list.slots, 0, (r->by_list.mask + 1) * sizeof *r->by_list.slots);
+    read_alternatives(r, expression, 0);
+    add_step(r, STEP_DONE, 0, 0, 0);
+    int code = find_kinds(r, x, u) ? GLA_OK : GLA_MEMORY;
+    if (!code) find_states(r, x->n_kinds);
+    const size_t n = (size_t)r->n_states * (size_t)x->n_kinds * sizeof *x->next;
+    if (!code && !(x->next = gla_alloc(n))) code = GLA_MEMORY;
+    if (!code) memcpy(x->next, r->next, n);
+    if (code) return fail(err, code, "no memory for an expression");
+    return r->full ? fail(err, GLA_UNSUPPORTED, "the expression %.60s is too large", expression) : GLA_OK;
+}
+
+/* Where the match that begins at s[at] ends; at: there is none. A way that goes on and on in one state without a match, to
+ * fail in the end, is remembered: from none of these places does that state lead to a match. Otherwise a long row of spaces
+ * could be read again for every piece of it. */
+typedef struct { unsigned state; size_t from, to; } Futile;
+
+static size_t match_end(const Splitter *x, const Unicode *u, const char *s, size_t n, size_t at, Futile *futile) {
+    const unsigned n_kinds = (unsigned)x->n_kinds;
+    unsigned state = 1;
+    size_t end = at, still = at;            /* still: since when this state goes on without a match */
+    while (state != futile->state || at < futile->from || at > futile->to) {
+        size_t len = 1;
+        unsigned kind = n_kinds - 1;
+        if (at < n) {
+            const uint8_t b = (uint8_t)s[at];
+            const uint32_t c = b < 0x80 ? b : utf8_read(s + at, n - at, &len);
+            kind = c < sizeof x->low ? x->low[c] : (unsigned)char_kind(x, u, c);
+        }
+        const unsigned next = x->next[state * n_kinds + kind];
+        if (next & 1) end = at;
+        if (next < 2) {
+            if (!(next & 1) && at - still >= 16) *futile = (Futile){state, still, at};
+            break;
+        }
+        at += len;
+        if (next >> 1 != state || next & 1) still = at;
+        state = next >> 1;
+    }
+    return end;
+}
+
+/* -- pre-tokenizers: the expressions by their names -- */
+
+#define RE_TAILS "'s|'t|'re|'ve|'m|'ll|'d"
+#define RE_ANY_TAILS "(?i:" RE_TAILS ")"
+#define RE_SPACES "|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+"
+#define RE_GPT2 RE_TAILS "| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)"
+#define RE_WORDS(letters, digits) "[^\\r\\n\\p{L}\\p{N}]?" letters "|" digits "| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*"
+#define RE_LLAMA3(digits) RE_ANY_TAILS "|" RE_WORDS("\\p{L}+", digits) RE_SPACES
+#define RE_CAPITALS "\\p{Lu}\\p{Lt}\\p{Lm}\\p{Lo}\\p{M}"
+#define RE_SMALL "\\p{Ll}\\p{Lm}\\p{Lo}\\p{M}"
+#define RE_CASES(but, tail) "[^\\r\\n\\p{L}\\p{N}]?[" RE_CAPITALS but "]*[" RE_SMALL but "]+" tail \
+    "|[^\\r\\n\\p{L}\\p{N}]?[" RE_CAPITALS but "]+[" RE_SMALL but "]*" tail
+#define RE_GPT4O(digits) RE_CASES("", RE_ANY_TAILS "?") "|" digits "| ?[^\\s\\p{L}\\p{N}]+[\\r\\n/]*" RE_SPACES
+#define RE_DEEPSEEK "[!\"#$%&'()*+,\\-./:;<=>?@\\[\\\\\\]^_`{|}~][A-Za-z]+|[^\\r\\n\\p{L}\\p{P}\\p{S}]?[\\p{L}\\p{M}]+| ?[\\p{P}\\p{S}]+"
+#define RE_HAN_KANA "[\\x{4E00}-\\x{9FA5}\\x{3040}-\\x{309F}\\x{30A0}-\\x{30FF}]+"
+#define RE_HAN_HANGUL "[\\x{4E00}-\\x{9FA5}\\x{800}-\\x{4E00}\\x{AC00}-\\x{D7FF}]+"
+#define RE_BLOOM " ?[^(\\s|.,!?\\x{2026}\\x{3002}\\x{FF0C}\\x{3001}\\x{964}\\x{6D4}\\x{60C})]+"
+#define RE_LINES "[^\\n]+|[\\n]+"
+
+enum { PRE_NFC = 1, PRE_WHOLE = 2, PRE_BOS = 4, PRE_CHARS = 8 };    /* CHARS: symbols are characters, spaces U+2581 */
+struct PreTokenizer {
+    const char *names;                          /* of tokenizer.ggml.pre */
+    int flags;                                  /* what a file means that does not say */
+    const char *splits[MAX_SPLITS + 1];         /* each cuts the pieces of the one before; what matches none is a piece, too */
+};
+static const PreTokenizer pre_tokenizers[] = {
+    { "gpt-2 phi-2 jais trillion granite-docling gigachat a.x-4.0 mellum exaone4 modern-bert jina-v1-en jina-v2-code jina-v2-es "
+      "jina-v2-de roberta-bpe", 0, { RE_GPT2 } },
+    { "olmo mpt", PRE_NFC, { RE_GPT2 } },
+    { "smollm starcoder refact command-r codeshell exaone minerva-7b mellum2", 0, { "\\p{N}", RE_GPT2 } },
+    { "default", 0, { "[\\p{P}\\$\\+<=>\\^~\\|]+", RE_GPT2, "\\p{N}+", "[0-9][0-9][0-9]" } },
+    { "falcon", 0, { "[\\p{P}\\$\\+<=>\\^~\\|`]+", RE_GPT2, "[0-9][0-9][0-9]" } },
+    { "llama-bpe llama3 llama-v3 falcon3 falcon-h1 pixtral midm-2.0 lfm2 jina-v5-nano", PRE_WHOLE | PRE_BOS,
+      { RE_LLAMA3("\\p{N}{1,3}") } },
+    { "dbrx smaug-bpe chatglm-bpe glm4", 0, { RE_LLAMA3("\\p{N}{1,3}") } },
+    { "minicpm5", PRE_WHOLE, { "\\p{N}{1,3}", RE_LLAMA3("\\p{N}+") } },
+    { "qwen2 deepseek-r1-qwen megrez", PRE_NFC, { RE_LLAMA3("\\p{N}") } },
+    { "stablelm2 kormo f2llmv2 hunyuan solar-open grok-2", 0, { RE_LLAMA3("\\p{N}") } },
+    { "qwen35", PRE_NFC, { RE_ANY_TAILS "|[^\\r\\n\\p{L}\\p{N}]?[\\p{L}\\p{M}]+|\\p{N}| ?[^\\s\\p{L}\\p{M}\\p{N}]+[\\r\\n]*" RE_SPACES } },
+    { "laguna", 0, { RE_LINES, RE_LLAMA3("\\p{N}") } },
+    { "exaone-moe", 0, { RE_ANY_TAILS "|[^\\r\\n\\p{L}\\p{N}]?(?:\\p{L}\\p{M}*(?: \\p{L}\\p{M}*)*)+|\\p{N}"
+                         "| ?[^\\s\\p{L}\\p{N}]+[\\r\\n/]?|\\s*[\\r\\n]|\\s+(?!\\S)|\\s+" } },
+    { "bailingmoe bailingmoe2 llada-moe", 0, { "'(?i:[sdmt]|ll|ve|re)|[^\\r\\n\\p{L}\\p{N}]?+\\p{L}+|\\p{N}"
+                                               "| ?[^\\s\\p{L}\\p{N}]++[\\r\\n]*|\\s*[\\r\\n]|\\s+(?!\\S)|\\s+" } },
+    { "seed-coder", 0, { RE_ANY_TAILS "|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}{1}| ?[^\\s\\p{L}\\p{N}\\r\\n]+" RE_SPACES } },
+    { "ufakzeka", 0, { RE_WORDS("\\p{L}+", "\\p{N}") RE_SPACES } },
+    { "jais-2", 0, { RE_ANY_TAILS "|" RE_WORDS("\\p{L}+", "\\p{N}{1,3}") "|\\s*[\\r\\n]+|\\s{512}(?!\\S)|\\s{256}(?!\\S)|\\s{128}(?!\\S)"
+                     "|\\s{64}(?!\\S)|\\s{32}(?!\\S)|\\s{16}(?!\\S)|\\s{8}(?!\\S)|\\s{4}(?!\\S)|\\s{1,2}(?!\\S)|\\s{1}" } },
+    { "tekken", PRE_WHOLE | PRE_BOS, { RE_CASES("", "") "|\\p{N}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n/]*" RE_SPACES } },
+    { "gpt-4o llama4 kanana2 talkie minimax-m2 granite-embed-multi-97m", 0, { RE_GPT4O("\\p{N}{1,3}") } },
+    { "tiny_aya cohere2moe", 0, { "\\d{1,3}(?=(?:\\d{3})*\\b)", RE_GPT4O("\\p{N}{1,3}") } },
+    { "kimi-k2", 0, { "[\\p{Han}]+|" RE_CASES("&&[^\\p{Han}]", RE_ANY_TAILS "?") "|\\p{N}{1,3}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*" RE_SPACES } },
+    { "youtu", PRE_WHOLE, { "[\\x{AC00}-\\x{D7A3}\\x{3131}-\\x{318E}]+|[\\x{FF01}\\x{2026}\\x{201C}\\x{201D}\\x{2018}\\x{2019}"
+                            "\\x{2014}\\x{FF1A}\\x{FF1B}\\x{FF0C}\\x{3001}-\\x{303F}\\x{FE30}-\\x{FE4F}]+|[\\x{3105}-\\x{312F}]+|"
+                            RE_HAN_KANA, RE_GPT4O("\\p{N}") } },
+    { "superbpe", 0, { "\\p{N}+", "(?=(\\d{3})+(?!\\d))" } },
+    { "deepseek-v3 hunyuan-dense joyai-llm hy_v4", 0, { "\\p{N}{1,3}", RE_HAN_KANA, RE_DEEPSEEK "[\\r\\n]*" RE_SPACES } },
+    { "spark2.5", 0, { "\\p{N}{1,3}", RE_HAN_KANA, RE_DEEPSEEK "|[\\r\\n]|\\s+(?!\\S)|\\s+", "\\p{N}" } },
+    { "afmoe", 0, { "\\p{N}{1,3}(?=(?:\\p{N}{3})*(?!\\p{N}))",
+                    "[\\x{4E00}-\\x{9FFF}\\x{3400}-\\x{4DBF}\\x{8C48}-\\x{FAFF}\\x{3040}-\\x{309F}\\x{30A0}-\\x{30FF}\\x{FF65}-\\x{FF9F}"
+                    "\\x{2F00}-\\x{2FDF}\\x{E40}-\\x{E7F}\\x{E80}-\\x{EFF}\\x{1780}-\\x{17FF}\\x{1000}-\\x{109F}\\x{AA60}-\\x{AA7F}"
+                    "\\x{A9E0}-\\x{A9FF}\\x{AC00}-\\x{D7AF}\\x{1100}-\\x{11FF}]+", RE_DEEPSEEK "[\\r\\n]*" RE_SPACES } },
+    { "deepseek-coder", 0, { "[\\r\\n]", "\\s?\\p{L}+", "\\s?\\p{P}+", RE_HAN_HANGUL, "\\p{N}" } },
+    { "deepseek-llm", 0, { "[\\r\\n]",
+                           "\\s?[A-Za-z\\x{B5}\\x{C0}-\\x{D6}\\x{D8}-\\x{F6}\\x{F8}-\\x{1BA}\\x{1BC}-\\x{1BF}\\x{1C4}-"
+                           "\\x{293}\\x{295}-\\x{2AF}\\x{370}-\\x{373}\\x{376}\\x{377}\\x{37B}-\\x{37D}\\x{37F}\\x{386}"
+                           "\\x{388}-\\x{38A}\\x{38C}\\x{38E}-\\x{3A1}\\x{3A3}-\\x{3F5}\\x{3F7}-\\x{481}\\x{48A}-\\x{52F}"
+                           "\\x{531}-\\x{556}\\x{10A0}-\\x{10C5}\\x{13A0}-\\x{13F5}\\x{13F8}-\\x{13FD}\\x{1C90}-\\x{1CBA}"
+                           "\\x{1CBD}-\\x{1CBF}\\x{1D00}-\\x{1D2B}\\x{1D6B}-\\x{1D77}\\x{1D79}-\\x{1D9A}\\x{1E00}-\\x{1F15}"
+                           "\\x{1F18}-\\x{1F1D}\\x{1F20}-\\x{1F45}\\x{1F48}-\\x{1F4D}\\x{1F50}-\\x{1F57}\\x{1F59}\\x{1F5B}"
+                           "\\x{1F5D}\\x{1F5F}-\\x{1F7D}\\x{1F80}-\\x{1FB4}\\x{1FB6}-\\x{1FBC}\\x{1FBE}\\x{1FC2}-\\x{1FC4}"
+                           "\\x{1FC6}-\\x{1FCC}\\x{1FD0}-\\x{1FD3}\\x{1FD6}-\\x{1FDB}\\x{1FE0}-\\x{1FEC}\\x{1FF2}-\\x{1FF4}"
+                           "\\x{1FF6}-\\x{1FFC}\\x{2102}\\x{2107}\\x{210A}-\\x{2113}\\x{2115}\\x{2119}-\\x{211D}\\x{2124}"
+                           "\\x{2126}\\x{2128}\\x{212A}-\\x{212D}\\x{212F}-\\x{2134}\\x{2139}\\x{213C}-\\x{213F}\\x{2145}-"
+                           "\\x{2149}\\x{214E}\\x{2183}\\x{2184}\\x{2C00}-\\x{2C7B}\\x{2C7E}-\\x{2CE4}\\x{2CEB}-\\x{2CEE}"
+                           "\\x{2CF2}\\x{2CF3}\\x{A640}-\\x{A66D}\\x{A680}-\\x{A69B}\\x{A722}-\\x{A76F}\\x{A771}-\\x{A787}"
+                           "\\x{A78B}-\\x{A78E}\\x{AB70}-\\x{ABBF}\\x{FB00}-\\x{FB06}\\x{FB13}-\\x{FB17}\\x{FF21}-\\x{FF3A}"
+                           "\\x{FF41}-\\x{FF5A}\\x{10400}-\\x{1044F}\\x{104B0}-\\x{104D3}\\x{104D8}-\\x{104FB}\\x{10C80}-"
+                           "\\x{10CB2}\\x{10CC0}-\\x{10CF2}\\x{118A0}-\\x{118DF}\\x{1E900}-\\x{1E943}]+",
+                           "\\s?[!-/:-~\\x{FF01}-\\x{FF0F}\\x{FF1A}-\\x{FF5E}\\x{2018}-\\x{201F}\\x{3000}-\\x{3002}]+", "\\s+$",
+                           RE_HAN_HANGUL, "\\p{N}+" } },
+    { "bloom poro-chat gpt3-finnish", 0, { RE_BLOOM } },
+    { "viking", 0, { RE_BLOOM, "\\p{N}" } },
+    { "chameleon", PRE_BOS, { "<sentinel:[0-9]+>", "(IMGIMG)((A|B|C|D|E|F|G|H|I){1,4})Z", "([\\t\\n]|    |  )", "\\p{N}",
+                              "[\\p{P}!-/:-@\\[-`{-~]", RE_GPT2 } },
+    { "gemma4 sarvam-moe granite-embed-multi-311m", PRE_CHARS, { RE_LINES } },
+};
+
+/* The row of a name; or NULL, and the sentence lists a name of each. */
+static const PreTokenizer *find_pre_tokenizer(Str name, char *err) {
+    char known[GLA_ERR / 2] = "", shown[64];
+    size_t used = 0;
+    for (size_t i = 0; i < sizeof pre_tokenizers / sizeof *pre_tokenizers; i++) {
+        const char *p = pre_tokenizers[i].names;
+        const int first = (int)strcspn(p, " ");
+        if (used < sizeof known) used += (size_t)snprintf(known + used, sizeof known - used, "%s%.*s", i ? ", " : "", first, p);
+        for (size_t len; *p; p += len + (p[len] == ' ')) {
+            len = strcspn(p, " ");
+            if (len == name.n && !memcmp(p, name.s, len)) return &pre_tokenizers[i];
+        }
+    }
+    fail(err, GLA_UNSUPPORTED, "the pre-tokenizer \"%s\" (tokenizer.ggml.pre) is not known; --pre NAME takes another: %s",
+         printable(shown, name), known);
+    return NULL;
+}
+/* -- loading: that arrays lie in the file was checked before; their lengths, types and contents are checked here -- */
 
 static Str next_str(const uint8_t **p) {                    /* one element of a string array: u64 length, bytes */
     uint64_t n;
@@ -7145,27 +7715,34 @@ static Str next_str(const uint8_t **p) {                    /* one element of a 
     return s;
 }
 
-/* The slot of the line "left right", or the empty one; h: hash_text of it. A line is split at the first space behind its first byte, so a
- * left part that has one there is in no line. */
-static Str merge_line(const Tokenizer *t, uint32_t at) { const uint8_t *p = t->merges.p + at - 1; return next_str(&p); }
-static MergeSlot *merge_slot(const Tokenizer *t, uint64_t h, Str left, Str right) {
-    size_t at = first_slot(h);
-    for (size_t i = 0; i < PROBES; i++) {
-        MergeSlot *slot = &t->pairs[(at + i) & t->pair_mask];
-        if (!slot->at) return slot;
-        if (slot->hash != (uint32_t)h) continue;
-        Str line = merge_line(t, slot->at);
-        if (line.n == left.n + 1 + right.n && line.s[left.n] == ' ' && !memcmp(line.s, left.s, left.n)
-            && !memcmp(line.s + left.n + 1, right.s, right.n))
-            return slot;
-    }
-    return NULL;
+/* The slot of the token text a + b, or the free one where it belongs, or NULL; h: its hash. */
+static Slot *vocab_slot(const Tokenizer *t, uint64_t h, Str a, Str b) {
+    size_t step = 0;
+    Slot *slot;
+    while ((slot = table_next(&t->vocab, h, &step)))
+        if (!slot->value || str_joins(t->tokens[slot->value - 1], a, b)) break;
+    return slot;
 }
 
 static int32_t find_token(const Tokenizer *t, Str a, Str b) {               /* the id of the text a + b, or -1 */
     if (a.n + b.n > t->longest) return -1;
-    VocabSlot *slot = vocab_slot(t, hash_text(hash_text(0, a), b), a, b);
-    return slot ? slot->id - 1 : -1;
+    const Slot *slot = vocab_slot(t, hash_text(hash_text(0, a), b), a, b);
+    return slot ? (int32_t)slot->value - 1 : -1;
+}
+
+/* The slot of the merge "left right", likewise; h: hash_text of it. A line is split at the first space behind its first byte, so
+ * a left part that has one there is in no line. */
+static Str merge_line(const Tokenizer *t, uint32_t at) { const uint8_t *p = t->merges.p + at - 1; return next_str(&p); }
+static Slot *merge_slot(const Tokenizer *t, uint64_t h, Str left, Str right) {
+    size_t step = 0;
+    Slot *slot;
+    while ((slot = table_next(&t->pairs, h, &step))) {
+        if (!slot->value) break;
+        Str line = merge_line(t, slot->value);
+        if (line.n == left.n + 1 + right.n && line.s[left.n] == ' ' && !memcmp(line.s, left.s, left.n)
+            && !memcmp(line.s + left.n + 1, right.s, right.n)) break;
+    }
+    return slot;
 }
 
 static int token_type(const Tokenizer *t, int32_t id) {
@@ -7184,40 +7761,25 @@ static int is_special(const Tokenizer *t, int32_t id) {
     return id >= 0 && token_type(t, id) >= TYPE_UNKNOWN && token_type(t, id) <= TYPE_USER_DEFINED;
 }
 
-/* Loading. That arrays lie in the file was checked before; their lengths, types and contents are checked here. */
-static size_t slots_for(uint64_t n) {                       /* a power of two, at most two thirds of it used */
-    size_t slots = 16;
-    while (slots / 3 * 2 < n) slots *= 2;
-    return slots;
-}
-
 /* A slot is a place anywhere in megabytes, so the tables are filled a block at a time: all of its slots are asked for before the
  * first is read. */
 enum { SLOTS_AHEAD = 32 };
 
-static int load_tokens(Tokenizer *t, const GgufArray *texts, char *err) {
-    const uint8_t *p = texts->p;
+static int load_tokens(Tokenizer *t, char *err) {
     for (int32_t id = 0, n; id < t->n; id += n) {
         uint64_t h[SLOTS_AHEAD];
         n = (int32_t)min64(SLOTS_AHEAD, t->n - id);
         for (int32_t i = 0; i < n; i++) {
-            t->tokens[id + i] = next_str(&p);
             h[i] = hash_text(0, t->tokens[id + i]);
-            PREFETCH(&t->vocab[first_slot(h[i]) & t->vocab_mask]);
+            PREFETCH(&t->vocab.slots[first_slot(h[i]) & t->vocab.mask]);
         }
         for (int32_t i = 0; i < n; i++) {
-            Str text = t->tokens[id + i];
+            const Str text = t->tokens[id + i];
             if (text.n > t->longest) t->longest = text.n;
             if (text.n == 0 || token_type(t, id + i) == TYPE_UNUSED) continue;
-            VocabSlot *slot = vocab_slot(t, h[i], text, str_of(""));
+            Slot *slot = vocab_slot(t, h[i], text, str_of(""));
             if (!slot) return fail(err, GLA_FORMAT, "tokenizer.ggml.tokens: too many texts share one hash value");
-            if (slot->id) continue;                         /* of equal texts the first counts */
-            *slot = (VocabSlot){ (uint32_t)h[i], id + i + 1 };
-            if (!is_special(t, id + i)) continue;
-            if (text.n > SPECIAL_LEN)
-                return fail(err, GLA_UNSUPPORTED, "special token %d has %zu bytes, at most %d are supported", (int)(id + i), text.n,
-                            (int)SPECIAL_LEN);
-            t->special_first[(uint8_t)text.s[0]] = t->special_len[text.n] = 1;
+            if (!slot->value) *slot = (Slot){(uint32_t)h[i], (uint32_t)(id + i + 1)};   /* of equal texts the first counts */
         }
     }
     return GLA_OK;
@@ -7233,7 +7795,7 @@ static int load_merges(Tokenizer *t, char *err) {
         n = (uint32_t)min64(SLOTS_AHEAD, (int64_t)t->merges.n - i);
         for (uint32_t k = 0; k < n; k++) {
             h[k] = hash_text(0, lines[k] = next_str(&p));
-            PREFETCH(&t->pairs[first_slot(h[k]) & t->pair_mask]);
+            PREFETCH(&t->pairs.slots[first_slot(h[k]) & t->pairs.mask]);
         }
         for (uint32_t k = 0; k < n; k++) {
             Str line = lines[k];
@@ -7242,12 +7804,97 @@ static int load_merges(Tokenizer *t, char *err) {
             const char *space = line.n < 2 ? NULL : memchr(line.s + 1, ' ', line.n - 1);
             if (!space) return fail(err, GLA_FORMAT, "tokenizer.ggml.merges: entry %u has no space between its parts", i + k);
             const size_t left = (size_t)(space - line.s);
-            MergeSlot *slot = merge_slot(t, h[k], (Str){line.s, left}, (Str){space + 1, line.n - left - 1});
+            Slot *slot = merge_slot(t, h[k], (Str){line.s, left}, (Str){space + 1, line.n - left - 1});
             if (!slot) return fail(err, GLA_FORMAT, "tokenizer.ggml.merges: too many lines share one hash value");
-            if (!slot->at) *slot = (MergeSlot){(uint32_t)h[k], (uint32_t)at};
+            if (!slot->value) *slot = (Slot){(uint32_t)h[k], (uint32_t)at};
         }
     }
     return GLA_OK;
+}
+
+/* The texts of "rwkv" are bytes in the spelling of Python: \n \r \t \\ \' \" \xFF; what is none of these stands for itself. */
+static size_t unescape(char *out, Str s) {
+    static const char letters[] = "nrt\\'\"", meant[] = "\n\r\t\\'\"";
+    size_t n = 0;
+    for (size_t i = 0; i < s.n; i++) {
+        const char next = i + 1 < s.n ? s.s[i + 1] : 0, *letter = next ? strchr(letters, next) : NULL;
+        out[n] = s.s[i];
+        if (s.s[i] == '\\' && letter) out[n] = meant[letter - letters], i++;
+        else if (s.s[i] == '\\' && next == 'x' && i + 3 < s.n) {
+            const char hex[3] = { s.s[i + 2], s.s[i + 3], 0 };
+            if (strspn(hex, "0123456789abcdefABCDEF") == 2) out[n] = (char)strtol(hex, NULL, 16), i += 3;
+        }
+        n++;
+    }
+    return n;
+}
+
+static int read_texts(Tokenizer *t, const GgufArray *texts, char *err) {
+    const uint8_t *p = texts->p;
+    size_t n_bytes = 0;
+    t->tokens = gla_alloc((size_t)t->n * sizeof *t->tokens);
+    if (!t->tokens) return fail(err, GLA_MEMORY, "no memory for a vocabulary of %d tokens", (int)t->n);
+    for (int32_t id = 0; id < t->n; id++) n_bytes += (t->tokens[id] = next_str(&p)).n;
+    if (t->model != VOCAB_LONGEST) return GLA_OK;
+    char *at = t->unescaped = gla_alloc(n_bytes);
+    if (!at || !trie_init(&t->words, n_bytes)) return fail(err, GLA_MEMORY, "no memory for a vocabulary of %d tokens", (int)t->n);
+    for (int32_t id = 0; id < t->n; id++) {
+        if (!is_special(t, id)) t->tokens[id] = (Str){ at, unescape(at, t->tokens[id]) };
+        at += t->tokens[id].n;
+        if (t->tokens[id].n > LONGEST_WORD)
+            return fail(err, GLA_UNSUPPORTED, "token %d has %zu bytes, at most %d are supported", (int)id, t->tokens[id].n, (int)LONGEST_WORD);
+        if (t->tokens[id].n && is_text(t, id) && !trie_add(&t->words, t->tokens[id], id))
+            return fail(err, GLA_UNSUPPORTED, "tokenizer.ggml.tokens: too many letters, or too many of them share one hash value");
+    }
+    return GLA_OK;
+}
+
+/* tokenizer.gla.NAME, an array of token ids: tokens of that habit. */
+static int load_habit(Tokenizer *t, const Gguf *g, const char *name, int habit, char *err) {
+    char key[64];
+    GgufArray ids;
+    int64_t id;
+    snprintf(key, sizeof key, "tokenizer.gla.%s", name);
+    if (!gguf_array(g, key, &ids)) return GLA_OK;
+    if (!t->habits && !(t->habits = gla_alloc((size_t)t->n))) return fail(err, GLA_MEMORY, "no memory for a vocabulary");
+    for (uint64_t i = 0; i < ids.n; i++) {
+        if (!array_int(&ids, i, &id) || id < 0 || id >= t->n)
+            return fail(err, GLA_FORMAT, "%s: entry %llu is not an id of the vocabulary", key, (unsigned long long)i);
+        t->habits[id] |= (uint8_t)habit;
+    }
+    return GLA_OK;
+}
+
+static int normalise(const Tokenizer *t, const char *s, size_t n, char **out, size_t *out_n);
+
+/* Two tries of the added tokens. One that is found in the normalised text is itself normalised first. */
+static int load_added(Tokenizer *t, const Gguf *g, char *err) {
+    static const char *const names[] = { "lstrip", "rstrip", "single_word", "normalized" };
+    size_t n_bytes[2] = { 0, 0 };
+    int code = GLA_OK;
+    for (int i = 0; i < 4 && !code; i++) code = load_habit(t, g, names[i], 1 << i, err);
+    if (code) return code;
+    for (int32_t id = 0; id < t->n; id++) {
+        if (!is_special(t, id)) continue;
+        if (t->tokens[id].n > LONGEST_ADDED)
+            return fail(err, GLA_UNSUPPORTED, "special token %d has %zu bytes, at most %d are supported", (int)id, t->tokens[id].n,
+                        (int)LONGEST_ADDED);
+        n_bytes[t->habits && t->habits[id] & ADDED_NORMALIZED] += 3 * (t->tokens[id].n + 1);
+    }
+    for (int k = 0; k < 2; k++)
+        if (!trie_init(&t->added[k], n_bytes[k])) return fail(err, GLA_MEMORY, "no memory for special tokens");
+    for (int32_t id = 0; id < t->n && !code; id++) {
+        if (!is_special(t, id) || !t->tokens[id].n) continue;
+        const int late = t->habits && t->habits[id] & ADDED_NORMALIZED;
+        Str text = t->tokens[id];
+        char *copy = NULL;
+        if (late && normalise(t, text.s, text.n, &copy, &text.n)) return fail(err, GLA_MEMORY, "no memory for special tokens");
+        if (copy) text.s = copy;
+        if (!trie_add(&t->added[late], text, id))
+            code = fail(err, GLA_UNSUPPORTED, "special tokens: too many letters, or too many of them share one hash value");
+        gla_free(copy);
+    }
+    return code;
 }
 
 /* tokenizer.ggml.NAME_token_id, or `otherwise`; an id outside the vocabulary counts as absent. */
@@ -7268,87 +7915,156 @@ static void add_end(Tokenizer *t, int32_t id) {
     if (id >= 0 && t->n_end < (int)(sizeof t->end / sizeof *t->end)) t->end[t->n_end++] = id;
 }
 
-static int load_vocabulary(Tokenizer *t, const Gguf *g, char *err) {
-    static const char *const end_keys[] = { "eot", "eom", "fim_pad", "fim_rep", "fim_sep" };
-    static const char *const end_texts[] = { "<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|eom_id|>", "<|end|>",
-        "<|end_of_text|>", "<end_of_turn>", "</s>", "<EOT>", "[EOT]", "[EOS]", "<eos>", "<|return|>", "<|call|>",
-        "<\357\275\234end\342\226\201of\342\226\201sentence\357\275\234>", "<|fim_pad|>", "<|repo_name|>",
-        "<|file_sep|>" };
-    GgufArray texts;
-    Str model, pre = str_of("gpt-2");           /* old files do not name their pre-tokenizer: read as GPT-2 */
+static int has_special(const Tokenizer *t, const char *text) { return is_special(t, find_token(t, str_of(text), str_of(""))); }
 
-    if (!gguf_str(g, "tokenizer.ggml.model", &model) || str_is(model, "no_vocab") || str_is(model, "none"))
-        return GLA_OK;
-    int bpe = str_is(model, "gpt2");
-    if (!bpe && !str_is(model, "llama"))
-        return fail(err, GLA_UNSUPPORTED, "tokenizer.ggml.model is \"%.*s\", only \"gpt2\" and \"llama\" are known",
-                    (int)(model.n < 40 ? model.n : 40), model.s);
-    t->model = bpe ? VOCAB_BPE : VOCAB_SPM;
-    if (!gguf_array(g, "tokenizer.ggml.tokens", &texts) || texts.type != 8 || texts.n == 0)
+/* "</s>" may also be plain text, struck out in HTML. Where turns end with <|return|> and calls, <|end|> ends only a part of one. */
+static void load_ends(Tokenizer *t, const Gguf *g) {
+    static const char *const keys[] = { "eot", "eom", "fim_pad", "fim_rep", "fim_sep" };
+    static const char *const texts[] = { "<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|eom_id|>", "<|end|>",
+        "<|end_of_text|>", "<end_of_turn>", "</s>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]", "<eos>", "<|return|>", "<|call|>",
+        "<|calls|>", "<|flush|>", "<turn|>", "<|tool_response>", "<end_of_utterance>", "[e~[",
+        "<\357\275\234end\342\226\201of\342\226\201sentence\357\275\234>", "<|fim_pad|>", "<|repo_name|>", "<|file_sep|>" };
+    const int calls = has_special(t, "<|call|>") || has_special(t, "<|calls|>");
+    const int parts = calls && (has_special(t, "<|return|>") || has_special(t, "<|flush|>"));
+    add_end(t, t->eos);
+    for (size_t i = 0; i < sizeof keys / sizeof *keys; i++) add_end(t, id_key(t, g, keys[i], -1));
+    for (size_t i = 0; i < sizeof texts / sizeof *texts; i++) {
+        if (!has_special(t, texts[i]) || (parts && !strcmp(texts[i], "<|end|>"))) continue;
+        add_end(t, find_token(t, str_of(texts[i]), str_of("")));
+    }
+}
+
+/* What kind of vocabulary it is. Where the file names no pre-tokenizer it is read as llama.cpp reads it. */
+static int load_kind(Tokenizer *t, const Gguf *g, const char *pre_name, char *err) {
+    static const struct { const char *name; int model; } kinds[] = {
+        { "gpt2", VOCAB_BPE }, { "llama", VOCAB_SPM }, { "gemma4", VOCAB_SPM }, { "rwkv", VOCAB_LONGEST } };
+    static const struct { const char *name, *what; } others[] = {
+        { "bert", " (WordPiece)" }, { "t5", " (a unigram model)" }, { "plamo2", " (a unigram model)" } };
+    Str model, pre = str_of("default");
+    const char *what = "";
+    char shown[64];
+    if (!gguf_str(g, "tokenizer.ggml.model", &model) || str_is(model, "no_vocab") || str_is(model, "none")) return GLA_OK;
+    for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++)
+        if (str_is(model, kinds[i].name)) t->model = kinds[i].model;
+    for (size_t i = 0; i < sizeof others / sizeof *others; i++)
+        if (str_is(model, others[i].name)) what = others[i].what;
+    if (!t->model)
+        return fail(err, GLA_UNSUPPORTED, "tokenizer.ggml.model is \"%s\"%s; gpt2, llama, gemma4 and rwkv are known; another vocabulary: -z",
+                    printable(shown, model), what);
+    const int gemma = str_is(model, "gemma4");
+    if (pre_name && t->model != VOCAB_BPE)
+        return fail(err, GLA_INPUT, "--pre: a vocabulary of kind \"%s\" has no pre-tokenizer, only gpt2 has", printable(shown, model));
+    gguf_str(g, "tokenizer.ggml.pre", &pre);
+    if (gemma) pre = str_of("gemma4");
+    if (pre_name) pre = str_of(pre_name);
+    if (t->model != VOCAB_BPE && !gemma) return GLA_OK;
+    if (!(t->pre = find_pre_tokenizer(pre, err))) return GLA_UNSUPPORTED;
+    if (t->pre->flags & PRE_CHARS) t->model = VOCAB_SPM;
+    t->whole_lines = str_is(pre, "gemma4") || str_is(pre, "granite-embed-multi-311m");
+    return GLA_OK;
+}
+
+/* tokens, token_type, merges, scores: their tables. */
+static int load_arrays(Tokenizer *t, const Gguf *g, char *err) {
+    GgufArray texts;
+    if (!gguf_array(g, "tokenizer.ggml.tokens", &texts) || texts.type != GGUF_STR || texts.n == 0)
         return fail(err, GLA_FORMAT, "tokenizer.ggml.tokens is missing, empty or not an array of strings");
     if (texts.n > INT32_MAX || texts.n > SIZE_MAX / 64)
         return fail(err, GLA_FORMAT, "tokenizer.ggml.tokens has %llu entries", (unsigned long long)texts.n);
     if (!gguf_array(g, "tokenizer.ggml.token_type", &t->types)) t->types.n = 0;
-    else if ((t->types.type != 4 && t->types.type != 5) || t->types.n != texts.n)
+    else if ((t->types.type != GGUF_U32 && t->types.type != GGUF_I32) || t->types.n != texts.n)
         return fail(err, GLA_FORMAT, "tokenizer.ggml.token_type is not one 32-bit integer for each of %llu tokens",
                     (unsigned long long)texts.n);
-    if (bpe && (!gguf_array(g, "tokenizer.ggml.merges", &t->merges) || t->merges.type != 8 || t->merges.n > INT32_MAX
-                || t->merges.n > SIZE_MAX / 128))
-        return fail(err, GLA_FORMAT, "tokenizer.ggml.merges is missing, too long or not an array of strings");
+    const int merges = gguf_array(g, "tokenizer.ggml.merges", &t->merges), scores = gguf_array(g, "tokenizer.ggml.scores", &t->scores);
+    const int by_score = t->model == VOCAB_SPM && !t->pre && (scores || !merges);
+    if (merges && (t->merges.type != GGUF_STR || t->merges.n > INT32_MAX || t->merges.n > SIZE_MAX / 128))
+        return fail(err, GLA_FORMAT, "tokenizer.ggml.merges is too long or not an array of strings");
+    if (by_score && scores && (t->scores.type != GGUF_F32 || t->scores.n != texts.n))
+        return fail(err, GLA_FORMAT, "tokenizer.ggml.scores is not one float for each of %llu tokens", (unsigned long long)texts.n);
+    /* Without merges or scores the ids are the order: vocabularies are written in the order in which they were learnt. */
+    t->order = by_score && scores ? BY_SCORE : merges ? BY_MERGES : BY_ID;
+    if (t->order != BY_MERGES || t->model == VOCAB_LONGEST) t->merges.n = 0;
     t->n = (int32_t)texts.n;
-    t->vocab_mask = slots_for(texts.n) - 1, t->pair_mask = slots_for(t->merges.n) - 1;
-    t->tokens = gla_alloc((size_t)t->n * sizeof *t->tokens);
-    t->vocab = gla_alloc((t->vocab_mask + 1) * sizeof *t->vocab);
-    t->pairs = gla_alloc((t->pair_mask + 1) * sizeof *t->pairs);
-    if (!t->tokens || !t->vocab || !t->pairs) return fail(err, GLA_MEMORY, "no memory for a vocabulary of %d tokens", (int)t->n);
-    int code = load_tokens(t, &texts, err);
+    if (!table_init(&t->vocab, texts.n) || !table_init(&t->pairs, t->merges.n))
+        return fail(err, GLA_MEMORY, "no memory for a vocabulary of %d tokens", (int)t->n);
+    int code = read_texts(t, &texts, err);
+    if (!code) code = load_tokens(t, err);
     if (!code) code = load_merges(t, err);
-    if (code) return code;
+    return code;
+}
 
+static int load_pieces(Tokenizer *t, char *err) {
+    if (!unicode_init(&t->unicode, t->nfc)) return fail(err, GLA_MEMORY, "no memory for the Unicode tables");
+    if (!t->pre) return GLA_OK;
+    t->splits = gla_alloc(MAX_SPLITS * sizeof *t->splits);
+    if (!t->splits) return fail(err, GLA_MEMORY, "no memory for expressions");
+    Regex *r = gla_alloc(sizeof *r);
+    int code = r && table_init(&r->by_list, MAX_STATES) ? GLA_OK : fail(err, GLA_MEMORY, "no memory for expressions");
+    for (; !code && t->pre->splits[t->n_splits]; t->n_splits++)
+        code = splitter_init(&t->splits[t->n_splits], t->pre->splits[t->n_splits], &t->unicode, r, err);
+    if (r) gla_free(r->by_list.slots);
+    gla_free(r);
+    return code;
+}
+
+static int load_spaces(Tokenizer *t, const Gguf *g, char *err) {
+    static const char *const names[] = { [SPACE_NEVER] = "never", [SPACE_FIRST] = "first", [SPACE_ALWAYS] = "always",
+                                         [SPACE_PREPEND] = "prepend" };
+    Str how;
+    t->space = !t->pre && flag_key(g, "tokenizer.ggml.add_space_prefix", 1) ? SPACE_PREPEND : SPACE_NEVER;
+    if (gguf_str(g, "tokenizer.gla.space_prefix", &how)) {
+        for (t->space = 0; t->space < 4 && !str_is(how, names[t->space]); t->space++) {}
+        if (t->space == 4) return fail(err, GLA_UNSUPPORTED, "tokenizer.gla.space_prefix is not never, first, always or prepend");
+    }
+    if (t->model != VOCAB_SPM) t->space = SPACE_NEVER;
+    return GLA_OK;
+}
+
+static int load_vocabulary(Tokenizer *t, const Gguf *g, const char *pre, char *err) {
+    int code = load_kind(t, g, pre, err);
+    if (code || !t->model) return code;
+    const int flags = t->pre ? t->pre->flags : 0, llama = t->model == VOCAB_SPM && !t->pre;
+    t->nfc = flag_key(g, "tokenizer.gla.nfc", flags & PRE_NFC);
+    t->whole = flag_key(g, "tokenizer.gla.ignore_merges", flags & PRE_WHOLE);
+    t->byte_fallback = flag_key(g, "tokenizer.gla.byte_fallback", 1);
+    t->fuse_unk = flag_key(g, "tokenizer.gla.fuse_unk", 1);
+    code = load_spaces(t, g, err);
+    if (!code) code = load_arrays(t, g, err);
+    if (!code) code = load_pieces(t, err);
+    if (!code) code = load_added(t, g, err);
+    if (code) return code;
     for (int b = 0; b < 256; b++) {
         char s[8];
-        size_t n = bpe ? utf8_write(s, byte_char((uint8_t)b)) : (size_t)snprintf(s, sizeof s, "<0x%02X>", (unsigned)b);
+        size_t n = t->model == VOCAB_BPE ? utf8_write(s, byte_char((uint8_t)b)) : (size_t)snprintf(s, sizeof s, "<0x%02X>", (unsigned)b);
         int32_t id = find_token(t, (Str){ s, n }, str_of(""));
-        t->byte_id[b] = !bpe || is_text(t, id) ? id : -1;
+        t->byte_id[b] = t->model != VOCAB_BPE || is_text(t, id) ? id : -1;
     }
-    if (bpe) {
-        gguf_str(g, "tokenizer.ggml.pre", &pre);
-        for (size_t i = 0; i < sizeof pre_tokenizers / sizeof *pre_tokenizers; i++)
-            if (str_is(pre, pre_tokenizers[i].name)) t->pre = &pre_tokenizers[i];
-        if (!t->pre)
-            return fail(err, GLA_UNSUPPORTED, "tokenizer.ggml.pre is \"%.*s\", a pre-tokenizer that is not implemented",
-                        (int)(pre.n < 40 ? pre.n : 40), pre.s);
-        if (!unicode_init(&t->unicode, t->pre->nfc)) return fail(err, GLA_MEMORY, "no memory for the Unicode tables");
-    } else if (!gguf_array(g, "tokenizer.ggml.scores", &t->scores) || t->scores.type != 6 || t->scores.n != texts.n)
-        return fail(err, GLA_FORMAT, "tokenizer.ggml.scores is not one float for each of %llu tokens",
-                    (unsigned long long)texts.n);
-
     /* Where "gpt2" files name no bos or eos, llama.cpp takes id 11, which suits one old model; here there is none. */
-    t->bos = id_key(t, g, "bos", bpe ? -1 : 1);
-    t->eos = id_key(t, g, "eos", bpe ? -1 : 2);
-    t->unk = id_key(t, g, "unknown", bpe ? -1 : 0);
-    t->add_bos = flag_key(g, "tokenizer.ggml.add_bos_token", !bpe || t->pre->whole);
+    t->bos = id_key(t, g, "bos", llama ? 1 : -1);
+    t->eos = id_key(t, g, "eos", llama ? 2 : t->model == VOCAB_LONGEST ? 0 : -1);
+    t->unk = id_key(t, g, "unknown", llama ? 0 : -1);
+    t->add_bos = flag_key(g, "tokenizer.ggml.add_bos_token", llama || flags & PRE_BOS);
+    if (t->whole_lines && t->model == VOCAB_SPM && t->bos >= 0) t->add_bos = 1;     /* files say it wrong, llama.cpp knows */
     t->add_eos = flag_key(g, "tokenizer.ggml.add_eos_token", 0);
-    t->add_space = !bpe && flag_key(g, "tokenizer.ggml.add_space_prefix", 1);
-    add_end(t, t->eos);
-    for (size_t i = 0; i < sizeof end_keys / sizeof *end_keys; i++) add_end(t, id_key(t, g, end_keys[i], -1));
-    for (size_t i = 0; i < sizeof end_texts / sizeof *end_texts; i++) {
-        int32_t id = find_token(t, str_of(end_texts[i]), str_of(""));
-        if (is_special(t, id)) add_end(t, id);      /* "</s>" may also be plain text, struck out in HTML */
-    }
+    load_ends(t, g);
     return GLA_OK;
 }
 
 static void tokenizer_clear(Tokenizer *t) {
-    gla_free(t->tokens); gla_free(t->vocab); gla_free(t->pairs); gla_free(t->unicode.classes);
+    gla_free(t->tokens); gla_free(t->unescaped); gla_free(t->habits); gla_free(t->vocab.slots); gla_free(t->pairs.slots);
+    gla_free(t->unicode.classes);
+    trie_free(&t->added[0]); trie_free(&t->added[1]); trie_free(&t->words);
+    for (int i = 0; t->splits && i < MAX_SPLITS; i++) splitter_free(&t->splits[i]);
+    gla_free(t->splits);
     memset(t, 0, sizeof *t);
 }
 
-/* Reads the tokenizer.* keys of g, whose file has to stay mapped. A file without a vocabulary, or none (NULL), gives n = 0. */
-static int tokenizer_init(Tokenizer *t, const Gguf *g, char *err) {
+/* Reads the tokenizer.* keys of g, whose file has to stay mapped. A file without a vocabulary, or none (NULL), gives n = 0.
+ * pre: the pre-tokenizer, NULL = the file's. */
+static int tokenizer_init(Tokenizer *t, const Gguf *g, const char *pre, char *err) {
     memset(t, 0, sizeof *t);
     t->bos = t->eos = t->unk = -1;
-    int code = g ? load_vocabulary(t, g, err) : GLA_OK;
+    int code = g ? load_vocabulary(t, g, pre, err) : GLA_OK;
     if (code) tokenizer_clear(t);
     return code;
 }
@@ -7360,86 +8076,37 @@ static int tokenizer_is_end(const Tokenizer *t, int32_t id) {
     return 0;
 }
 
-/* Pieces. What a character is to the regular expressions: none of the others, \p{L}, \p{N}, \p{M}, \s, or the end of
- * the text. The tables keep one more bit: NFC may change this character or join it to the one before. */
-enum { CH_OTHER, CH_LETTER, CH_NUMBER, CH_MARK, CH_SPACE, CH_END, CH_UNSETTLED = 8 };
-typedef struct { uint32_t c; int kind; size_t len; } Char;
-
-static Char char_at(const Tokenizer *t, const char *s, size_t n, size_t at) {
-    Char ch = { 0, CH_END, 0 };
-    if (at >= n) return ch;
-    ch.c = utf8_read(s + at, n - at, &ch.len);
-    ch.kind = char_class(&t->unicode, ch.c) & ~CH_UNSETTLED;
-    if (ch.kind == CH_MARK) ch.kind = t->pre->marks ? CH_LETTER : CH_OTHER;
-    return ch;
-}
-
-/* The end of a run of at most `limit` characters of one kind (0: any number). */
-static size_t run_end(const Tokenizer *t, const char *s, size_t n, size_t at, int kind, size_t limit) {
-    size_t count = 0;
-    for (Char c; (c = char_at(t, s, n, at)).kind == kind && (!limit || count < limit); count++) at += c.len;
-    return at;
-}
-
-/* 's 't 'm 'd 're 've 'll at s: the length, or 0. In any case, except for GPT-2 (U+017F, a long s, is an s then). */
-static size_t contraction(const PreTokenizer *pre, const char *s, size_t n) {
-    int fold = pre->gpt2 ? 0 : 0x20, a = n > 1 ? s[1] | fold : 0, b = n > 2 ? s[2] | fold : 0;
-    if (a == 's' || a == 't' || a == 'm' || a == 'd') return 2;
-    if (((a == 'r' || a == 'v') && b == 'e') || (a == 'l' && b == 'l')) return 3;
-    return !pre->gpt2 && n > 2 && !memcmp(s + 1, "\xC5\xBF", 2) ? 3 : 0;
-}
-
-/* The end of the piece that starts at s[at], at < n; s is the text between two special tokens. The alternatives are
- * tried in order; L: letters (qwen35: and marks), N: numbers, X: all else but white space, {1,d}: at most pre->digits.
- *   gpt-2   's|'t|'re|'ve|'m|'ll|'d| ?L+| ?N+| ?X+|\s+(?!\S)|\s+
- *   others  (?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n L N]?L+|N{1,d}| ?X+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+            */
-static size_t piece_end(const Tokenizer *t, const char *s, size_t n, size_t at) {
-    const PreTokenizer *pre = t->pre;
-    Char c = char_at(t, s, n, at), next = char_at(t, s, n, at + c.len);
-    int blank = c.c == ' ', newline = c.c == '\r' || c.c == '\n';
-    size_t end;
-    if (c.c == '\'' && (end = contraction(pre, s + at, n - at))) return at + end;
-    if (c.kind == CH_LETTER) return run_end(t, s, n, at, CH_LETTER, 0);
-    if (next.kind == CH_LETTER && (pre->gpt2 ? blank : c.kind != CH_NUMBER && !newline))
-        return run_end(t, s, n, at + c.len, CH_LETTER, 0);
-    if (c.kind == CH_NUMBER) return run_end(t, s, n, at, CH_NUMBER, pre->digits);
-    if (next.kind == CH_NUMBER && blank && pre->gpt2 && !pre->digits) return run_end(t, s, n, at + 1, CH_NUMBER, 0);
-    if (c.kind == CH_OTHER || (next.kind == CH_OTHER && blank)) {
-        end = run_end(t, s, n, at + (size_t)blank, CH_OTHER, 0);
-        while (!pre->gpt2 && end < n && (s[end] == '\r' || s[end] == '\n')) end++;
-        return end;
-    }
-    /* White space: up to the last line end in it, else all but its last character, which the next word takes along. */
-    size_t last = at, line_end = 0;
-    for (end = at; (c = char_at(t, s, n, end)).kind == CH_SPACE; end += c.len) {
-        last = end;
-        if (c.c == '\r' || c.c == '\n') line_end = end + 1;
-    }
-    if (line_end && !pre->gpt2) return line_end;
-    if (pre->gpt2 && pre->digits && c.kind == CH_NUMBER) return end;
-    return end == n || last == at ? end : last;
-}
-
-/* Merging. A piece is a linked list of symbols; a heap holds the pairs that can be joined, the one to be joined first
- * on top. Entries go stale when a neighbour was quicker, and are skipped when they come up. Time n log n. */
+/* -- merging --
+ * A piece is a linked list of symbols; a heap holds the pairs that can be joined, the one to be joined first on top. Entries go
+ * stale when a neighbour was quicker, and are skipped when they come up. Time n log n. */
 #define NO_SYMBOL UINT32_MAX
 typedef struct { uint32_t at, len, prev, next; int32_t id; } Symbol;        /* a stretch of the piece */
 typedef struct { uint32_t rank, at, len; int32_t id; } Join;                /* of symbol `at` with its right neighbour */
-typedef struct { const Tokenizer *t; int32_t *ids; size_t cap, n, room; void *scratch; } Encoder;
+typedef struct { int32_t left, right, id; uint32_t rank; } Known;           /* what two tokens join to; id -1: to nothing */
+typedef struct {
+    const Tokenizer *t;
+    Ids *out;
+    int code;                       /* the first failure */
+    void *scratch;
+    size_t room;
+    Known *known;                   /* pairs that were looked up before: texts repeat themselves, and tokens may be long */
+    uint32_t n_known;
+    Table known_slots;
+} Encoder;
+enum { MAX_KNOWN = 1 << 18 };
 
 static void *encoder_scratch(Encoder *e, size_t bytes) {                    /* contents are not kept */
     if (bytes > e->room) {
         gla_free(e->scratch);
         e->room = bytes > 2 * e->room ? bytes : 2 * e->room;
         e->scratch = gla_alloc(e->room);
-        if (!e->scratch) e->room = 0;
+        if (!e->scratch) e->room = 0, e->code = GLA_MEMORY;
     }
     return e->scratch;
 }
 
 static void emit_id(Encoder *e, int32_t id) {
-    if (e->n < e->cap) e->ids[e->n] = id;
-    e->n++;
+    if (!e->code) e->code = ids_add(e->out, &id, 1, NULL);
 }
 
 static int joins_before(const Join *a, const Join *b) {                     /* lower rank, of equals the leftmost */
@@ -7464,38 +8131,72 @@ static Join pop_join(Join *heap, size_t *n) {
     return top;
 }
 
-/* Put the pair of symbol `at` and its right neighbour on the heap, if there is a token for the two together. */
-static void propose(const Tokenizer *t, const char *s, const Symbol *sym, uint32_t at, Join *heap, size_t *n) {
-    if (at == NO_SYMBOL || sym[at].next == NO_SYMBOL) return;
-    const Symbol *a = &sym[at], *b = &sym[a->next];
-    Join j = { 0, at, a->len + b->len, -1 };
-    if (a->id < 0 || b->id < 0) return;
-    if (t->model == VOCAB_BPE) {
-        Str left = t->tokens[a->id], right = t->tokens[b->id];
-        if (left.n > 1 && memchr(left.s + 1, ' ', left.n - 1)) return;
-        const MergeSlot *slot = merge_slot(t, hash_text(hash_text(hash_text(0, left), str_of(" ")), right), left, right);
-        if (!slot || !slot->at) return;
-        j.rank = slot->at;
-        j.id = find_token(t, left, right);
-        if (!is_text(t, j.id)) return; /* a merge into what is no token cannot happen */
-    } else {
-        float score;
-        j.id = find_token(t, (Str){ s + a->at, j.len }, str_of(""));
-        if (!is_text(t, j.id)) return;
-        memcpy(&score, t->scores.p + 4 * (size_t)j.id, 4);
-        score = 0.0f - score;                               /* the highest score first; and -0 becomes 0 */
-        memcpy(&j.rank, &score, 4);
-        j.rank = j.rank >> 31 ? ~j.rank : j.rank | 1u << 31;        /* floats in order, as unsigned integers */
+/* What the tokens left and right join to, by the vocabulary. */
+static Known look_up_join(const Tokenizer *t, int32_t left, int32_t right) {
+    Known k = { left, right, -1, 0 };
+    const Str a = t->tokens[left], b = t->tokens[right];
+    if (t->order == BY_MERGES) {
+        if (a.n > 1 && memchr(a.s + 1, ' ', a.n - 1)) return k;
+        const Slot *slot = merge_slot(t, hash_text(hash_text(hash_text(0, a), str_of(" ")), b), a, b);
+        if (!slot || !slot->value) return k;
+        k.rank = slot->value;
     }
-    push_join(heap, n, j);
+    const int32_t id = find_token(t, a, b);
+    if (!is_text(t, id)) return k;                          /* a merge into what is no token cannot happen */
+    k.id = id;
+    if (t->order == BY_ID) k.rank = (uint32_t)id;
+    if (t->order == BY_SCORE) {
+        float score;
+        memcpy(&score, t->scores.p + 4 * (size_t)id, 4);
+        score = 0.0f - score;                               /* the highest score first; and -0 becomes 0 */
+        memcpy(&k.rank, &score, 4);
+        k.rank = k.rank >> 31 ? ~k.rank : k.rank | 1u << 31;        /* floats in order, as unsigned integers */
+    }
+    return k;
 }
 
-/* Symbols of a piece: bytes of "gpt2", characters of "llama". Returns how many. */
-static size_t split_piece(const Tokenizer *t, const char *s, size_t n, Symbol *sym) {
+/* The same from memory. When that is full, or too many share a slot, it starts again. */
+static Known recall(Encoder *e, int32_t left, int32_t right) {
+    const uint64_t h = ((uint64_t)(uint32_t)left << 32 | (uint32_t)right) * 0x9E3779B97F4A7C15u;
+    size_t step = 0;
+    Slot *slot = NULL;
+    while (e->known && (slot = table_next(&e->known_slots, h >> 16, &step)) && slot->value) {
+        const Known *k = &e->known[slot->value - 1];
+        if (k->left == left && k->right == right) return *k;
+    }
+    const Known found = look_up_join(e->t, left, right);
+    if (!slot || e->n_known * 3 > e->known_slots.mask * 2) {
+        const uint32_t cap = e->n_known < MAX_KNOWN / 8 ? 8 * e->n_known + 512 : MAX_KNOWN;
+        gla_free(e->known), gla_free(e->known_slots.slots);
+        e->n_known = 0;
+        e->known = gla_alloc(2 * cap * sizeof *e->known);
+        if (!table_init(&e->known_slots, cap) || !e->known) {
+            gla_free(e->known), e->known = NULL;
+            return found;
+        }
+        step = 0;
+        slot = table_next(&e->known_slots, h >> 16, &step);
+    }
+    e->known[e->n_known++] = found;
+    *slot = (Slot){(uint32_t)(h >> 16), e->n_known};
+    return found;
+}
+
+/* Put the pair of symbol `at` and its right neighbour on the heap, if there is a token for the two together. */
+static void propose(Encoder *e, const Symbol *sym, uint32_t at, Join *heap, size_t *n) {
+    if (at == NO_SYMBOL || sym[at].next == NO_SYMBOL) return;
+    const Symbol *a = &sym[at], *b = &sym[a->next];
+    if (a->id < 0 || b->id < 0) return;
+    const Known k = recall(e, a->id, b->id);
+    if (k.id >= 0) push_join(heap, n, (Join){ k.rank, at, a->len + b->len, k.id });
+}
+
+/* Symbols of a piece: bytes or characters. Returns how many. */
+static size_t split_symbols(const Tokenizer *t, const char *s, size_t n, Symbol *sym) {
     size_t count = 0, len = 1;
     for (size_t at = 0; at < n; at += len) {
         int32_t id = t->byte_id[(uint8_t)s[at]];
-        if (t->model == VOCAB_BPE && id < 0) continue;      /* an incomplete vocabulary loses the byte, as in HF */
+        if (t->model == VOCAB_BPE && id < 0 && t->unk < 0) continue;    /* an incomplete vocabulary loses the byte, as in HF */
         if (t->model == VOCAB_SPM) {
             utf8_read(s + at, n - at, &len);
             id = find_token(t, (Str){ s + at, len }, str_of(""));
@@ -7508,24 +8209,44 @@ static size_t split_piece(const Tokenizer *t, const char *s, size_t n, Symbol *s
     return count;
 }
 
+/* The token that a piece is as it stands, or -1; spelled: room for twice its bytes. */
+static int32_t whole_piece(const Tokenizer *t, const char *s, size_t n, char *spelled) {
+    if (n > t->longest || !(t->whole || (t->whole_lines && s[0] == '\n'))) return -1;
+    Str text = { s, n };
+    if (t->model == VOCAB_BPE) {
+        text = (Str){ spelled, 0 };
+        for (size_t i = 0; i < n; i++) text.n += utf8_write(spelled + text.n, byte_char((uint8_t)s[i]));
+    }
+    const int32_t id = find_token(t, text, str_of(""));
+    return is_text(t, id) ? id : -1;
+}
+
+static void emit_symbols(Encoder *e, const char *s, const Symbol *sym) {
+    const Tokenizer *t = e->t;
+    int unknown = 0;                                /* the last one was */
+    for (uint32_t i = 0; i != NO_SYMBOL; i = sym[i].next) {
+        const char *text = s + sym[i].at;
+        int spelled = t->byte_fallback;
+        for (uint32_t k = 0; k < sym[i].len; k++) spelled &= t->byte_id[(uint8_t)text[k]] >= 0;
+        if (sym[i].id >= 0) emit_id(e, sym[i].id);
+        else if (spelled) for (uint32_t k = 0; k < sym[i].len; k++) emit_id(e, t->byte_id[(uint8_t)text[k]]);
+        else if (t->unk >= 0 && !(unknown && t->fuse_unk)) emit_id(e, t->unk);
+        unknown = sym[i].id < 0 && !spelled;
+    }
+}
+
 /* Append the ids of one piece of n > 0 bytes. */
-static int encode_piece(Encoder *e, const char *s, size_t n) {
+static void encode_piece(Encoder *e, const char *s, size_t n) {
     const Tokenizer *t = e->t;
     Symbol *sym = encoder_scratch(e, n * (sizeof *sym + 2 * sizeof(Join)));
-    if (!sym) return GLA_MEMORY;
+    if (!sym) return;
     Join *heap = (Join *)(sym + n);                 /* n - 1 at first, and a join takes one and adds at most two */
     size_t n_heap = 0;
-
-    if (t->model == VOCAB_BPE && t->pre->whole && n <= t->longest) {
-        char *spelled = (char *)heap;               /* which is not in use yet */
-        size_t len = 0;
-        for (size_t i = 0; i < n; i++) len += utf8_write(spelled + len, byte_char((uint8_t)s[i]));
-        int32_t id = find_token(t, (Str){ spelled, len }, str_of(""));
-        if (is_text(t, id)) { emit_id(e, id); return GLA_OK; }
-    }
-    size_t n_sym = split_piece(t, s, n, sym);
-    if (n_sym == 0) return GLA_OK;
-    for (uint32_t i = 0; i < n_sym; i++) propose(t, s, sym, i, heap, &n_heap);
+    const int32_t whole = whole_piece(t, s, n, (char *)heap);
+    if (whole >= 0) { emit_id(e, whole); return; }
+    const size_t n_sym = split_symbols(t, s, n, sym);
+    if (n_sym == 0) return;
+    for (uint32_t i = 0; i < n_sym; i++) propose(e, sym, i, heap, &n_heap);
     while (n_heap) {
         Join j = pop_join(heap, &n_heap);
         Symbol *a = &sym[j.at];
@@ -7536,90 +8257,206 @@ static int encode_piece(Encoder *e, const char *s, size_t n) {
         a->len = j.len;
         a->id = j.id;
         if (a->next != NO_SYMBOL) sym[a->next].prev = j.at;
-        propose(t, s, sym, a->prev, heap, &n_heap);
-        propose(t, s, sym, j.at, heap, &n_heap);
+        propose(e, sym, a->prev, heap, &n_heap);
+        propose(e, sym, j.at, heap, &n_heap);
     }
-
-    int unknown = 0;                                /* characters without byte tokens: one unk for a row of them */
-    for (uint32_t i = 0; i != NO_SYMBOL; i = sym[i].next) {
-        const char *text = s + sym[i].at;
-        int spelled = 1;
-        for (uint32_t k = 0; k < sym[i].len; k++) spelled &= t->byte_id[(uint8_t)text[k]] >= 0;
-        if (sym[i].id >= 0) emit_id(e, sym[i].id);
-        else if (spelled) for (uint32_t k = 0; k < sym[i].len; k++) emit_id(e, t->byte_id[(uint8_t)text[k]]);
-        else if (!unknown && t->unk >= 0) emit_id(e, t->unk);
-        unknown = sym[i].id < 0 && !spelled;
-    }
-    return GLA_OK;
+    emit_symbols(e, s, sym);
 }
 
-static int nfc(Encoder *e, const char *s, size_t n, char **out, size_t *out_n);
-
-/* Append the ids of the text between two special tokens. */
-static int encode_text(Encoder *e, const char *s, size_t n) {
-    const Tokenizer *t = e->t;
-    char *copy = NULL;
-    int code = GLA_OK;
-    if (n == 0) return GLA_OK;
-    if (t->model == VOCAB_SPM) {
-        size_t len = 0;
-        if (!(copy = gla_alloc(3 * (n + 1)))) return GLA_MEMORY;
-        if (t->add_space) len = utf8_write(copy, 0x2581);
-        for (size_t i = 0; i < n; i++)
-            if (s[i] == ' ') len += utf8_write(copy + len, 0x2581); else copy[len++] = s[i];
-        code = encode_piece(e, copy, len);
-    } else {
-        if (t->pre->nfc) code = nfc(e, s, n, &copy, &n);
-        if (copy) s = copy;
-        for (size_t at = 0, end; code == GLA_OK && at < n; at = end) {
-            end = piece_end(t, s, n, at);
-            code = encode_piece(e, s + at, end - at);
-        }
+static void encode_longest(Encoder *e, const char *s, size_t n) {           /* "rwkv" */
+    size_t len;
+    for (size_t at = 0; at < n; at += len) {
+        const int32_t id = trie_longest(&e->t->words, s + at, n - at, &len);
+        if (id < 0) len = 1;                        /* a vocabulary without this byte */
+        if (id >= 0 || e->t->unk >= 0) emit_id(e, id >= 0 ? id : e->t->unk);
     }
+}
+
+/* -- encoding: a text, stretches between added tokens, pieces -- */
+
+static void encode_pieces(Encoder *e, int split, const char *s, size_t n);
+
+/* Rows of digits in threes, from the right. */
+static void split_thousands(Encoder *e, int split, const char *s, size_t n) {
+    const Unicode *u = &e->t->unicode;
+    const int row = e->t->splits[split].thousands - 1, between = thousands[row].between;
+    size_t from = 0, len;
+    for (size_t at = 0; at < n; at += len) {
+        const size_t begin = at;
+        size_t count = 0, end = at;
+        int class = CH_OTHER;
+        for (len = 0; end < n; end += len, count++) {
+            class = char_class(u, utf8_read(s + end, n - end, &len)) & (N_CH - 1);
+            if (!(thousands[row].digits >> class & 1)) break;
+        }
+        if (!count) continue;
+        const int cut = !thousands[row].word || end == n || !(WORD_CLASSES >> class & 1);
+        for (; cut && at < end; count--) {          /* a group begins where the digits that are left are a multiple of three */
+            if (count % 3 == 0 || (!between && at == begin)) {
+                if (from < at) encode_pieces(e, split + 1, s + from, at - from);
+                from = at;
+            }
+            utf8_read(s + at, n - at, &len);
+            at += len;
+        }
+        at = end;
+        len = 0;
+        if (cut && !between) encode_pieces(e, split + 1, s + from, at - from), from = at;
+    }
+    if (from < n) encode_pieces(e, split + 1, s + from, n - from);
+}
+
+/* Cut s at the matches of an expression; each match, and what lies between two of them, is a piece for the next one. */
+static void encode_pieces(Encoder *e, int split, const char *s, size_t n) {
+    const Tokenizer *t = e->t;
+    Futile futile = { 0, 0, 0 };
+    size_t from = 0, end, len = 1;
+    if (split == t->n_splits) { encode_piece(e, s, n); return; }
+    if (t->splits[split].thousands) { split_thousands(e, split, s, n); return; }
+    for (size_t at = 0; at < n && !e->code;) {
+        end = match_end(&t->splits[split], &t->unicode, s, n, at, &futile);
+        if (end == at) {
+            utf8_read(s + at, n - at, &len);
+            at += len;
+            continue;
+        }
+        if (from < at) encode_pieces(e, split + 1, s + from, at - from);
+        encode_pieces(e, split + 1, s + at, end - at);
+        from = at = end;
+    }
+    if (from < n) encode_pieces(e, split + 1, s + from, n - from);
+}
+
+/* Text between two added tokens, normalised. first: the whole text begins here. */
+static void encode_part(Encoder *e, const char *s, size_t n, int first) {
+    const Tokenizer *t = e->t;
+    char *copy = NULL, mark[4];
+    const size_t len = utf8_write(mark, SPACE_MARK);
+    if (n == 0) return;
+    if ((t->space == SPACE_ALWAYS || (t->space == SPACE_FIRST && first)) && (n < len || memcmp(s, mark, len))) {
+        if (!(copy = gla_alloc(n + len))) { e->code = GLA_MEMORY; return; }
+        memcpy(copy, mark, len);
+        memcpy(copy + len, s, n);
+        s = copy, n += len;
+    }
+    if (t->model == VOCAB_LONGEST) encode_longest(e, s, n);
+    else encode_pieces(e, 0, s, n);
     gla_free(copy);
-    return code;
+}
+
+static int nfc(const Tokenizer *t, const char *s, size_t n, char **out, size_t *out_n);
+
+/* *out stays NULL where nothing changes. */
+static int normalise(const Tokenizer *t, const char *s, size_t n, char **out, size_t *out_n) {
+    int code = t->nfc ? nfc(t, s, n, out, &n) : GLA_OK;
+    *out_n = n;
+    if (code || t->model != VOCAB_SPM) return code;
+    char *before = *out, *copy = *out = gla_alloc(3 * (n + 1));
+    size_t len = 0;
+    if (before) s = before;
+    if (copy && t->space == SPACE_PREPEND) len = utf8_write(copy, SPACE_MARK);
+    for (size_t i = 0; i < n && copy; i++)
+        if (s[i] == ' ') len += utf8_write(copy + len, SPACE_MARK);
+        else copy[len++] = s[i];
+    gla_free(before);
+    *out_n = len;
+    return copy ? GLA_OK : GLA_MEMORY;
+}
+
+static void encode_around_added(Encoder *e, const char *s, size_t n, int flags, int late, int first);
+
+/* Text between two added tokens, as it came. */
+static void encode_stretch(Encoder *e, const char *s, size_t n, int flags, int first) {
+    char *copy = NULL;
+    if (n == 0 || e->code) return;
+    e->code = normalise(e->t, s, n, &copy, &n);
+    if (copy) s = copy;
+    if (!e->code) encode_around_added(e, s, n, flags, 1, first);
+    gla_free(copy);
+}
+
+static int class_before(const Unicode *u, const char *s, size_t at) {       /* of the character that ends there */
+    size_t from = at - 1, len;
+    while (from && at - from < 4 && ((uint8_t)s[from] & 0xC0) == 0x80) from--;
+    const uint32_t c = utf8_read(s + from, at - from, &len);
+    return char_class(u, from + len == at ? c : BAD_BYTE) & (N_CH - 1);
+}
+
+/* Does the added token at s[*start] .. s[*stop] hold there? Some are found only as words, some take the white space around them
+ * along, to the left not beyond `from`. */
+static int added_fits(const Tokenizer *t, int32_t id, const char *s, size_t n, size_t from, size_t *start, size_t *stop) {
+    const int habits = t->habits ? t->habits[id] : 0;
+    const Unicode *u = &t->unicode;
+    size_t len;
+    if (habits & ADDED_WORD) {
+        if (*start && WORD_CLASSES >> class_before(u, s, *start) & 1) return 0;
+        if (*stop < n && WORD_CLASSES >> (char_class(u, utf8_read(s + *stop, n - *stop, &len)) & (N_CH - 1)) & 1) return 0;
+    }
+    if (habits & ADDED_LSTRIP)
+        while (*start > from && CLASS(CH_SPACE) >> class_before(u, s, *start) & 1) {
+            do --*start; while (*start > from && ((uint8_t)s[*start] & 0xC0) == 0x80);
+        }
+    if (habits & ADDED_RSTRIP)
+        for (; *stop < n; *stop += len) {
+            const uint32_t c = utf8_read(s + *stop, n - *stop, &len);
+            if (!(CLASS(CH_SPACE) >> (char_class(u, c) & (N_CH - 1)) & 1)) break;
+        }
+    return 1;
+}
+
+/* Added tokens are found leftmost first, the longest of those that start together; late: in the normalised text, those that are
+ * looked for there. Without GLA_SPECIAL the control tokens among them stay plain text, so that "<|im_end|>" typed by a user ends
+ * nothing; user-defined ones are always tokens. */
+static void encode_around_added(Encoder *e, const char *s, size_t n, int flags, int late, int first) {
+    const Tokenizer *t = e->t;
+    const Trie *trie = &t->added[late];
+    size_t from = 0, len = 0;
+    for (size_t at = 0; at < n && !e->code;) {
+        const int32_t id = trie->root[(uint8_t)s[at]] ? trie_longest(trie, s + at, n - at, &len) : -1;
+        if (id < 0) { at++; continue; }
+        size_t start = at, stop = at += len;
+        if (!(flags & GLA_SPECIAL) && token_type(t, id) != TYPE_USER_DEFINED) continue;
+        if (!added_fits(t, id, s, n, from, &start, &stop)) continue;
+        if (from < start && late) encode_part(e, s + from, start - from, first && !from);
+        else if (from < start) encode_stretch(e, s + from, start - from, flags, first && !from);
+        emit_id(e, id);
+        if (from < stop) from = stop;
+    }
+    if (from >= n) return;
+    if (late) encode_part(e, s + from, n - from, first && !from);
+    else encode_stretch(e, s + from, n - from, flags, first && !from);
+}
+
+/* Appends the ids of len bytes of text. GLA_BOS puts bos before and eos behind it if the file says so. */
+static int tokenizer_append(const Tokenizer *t, const char *text, size_t len, int flags, Ids *out, char *err) {
+    Encoder e = { .t = t, .out = out };
+    if (len > (size_t)1 << 30 || len > SIZE_MAX / 256)
+        return fail(err, GLA_INPUT, "the text has %zu bytes, more than can be tokenized in one go", len);
+    if (flags & GLA_BOS && t->add_bos && t->bos >= 0) emit_id(&e, t->bos);
+    encode_around_added(&e, text, len, flags, 0, 1);
+    if (flags & GLA_BOS && t->add_eos && t->eos >= 0) emit_id(&e, t->eos);
+    gla_free(e.scratch), gla_free(e.known), gla_free(e.known_slots.slots);
+    return e.code ? fail(err, e.code, "no memory to tokenize %zu bytes", len) : GLA_OK;
+}
+
+/* How many ids the text has, of which the first cap are written, or a negative code. */
+static int64_t tokenizer_encode(const Tokenizer *t, const char *text, size_t len, int flags, int32_t *ids, size_t cap, char *err) {
+    Ids all = {NULL, 0, 0};
+    const int code = tokenizer_append(t, text, len, flags, &all, err);
+    const size_t n = (size_t)all.n < cap ? (size_t)all.n : cap;
+    if (!code && n) memcpy(ids, all.id, n * sizeof *ids);
+    const int64_t count = all.n;
+    ids_free(&all);
+    return code ? code : count;
 }
 
 /* The longest special token that s begins with, or -1; *len: its bytes. */
 static int32_t special_at(const Tokenizer *t, const char *s, size_t n, size_t *len) {
-    uint64_t h = 0;
-    int32_t best = -1;
-    if (!t->special_first[(uint8_t)s[0]]) return -1;
-    for (size_t k = 1; k <= n && k <= SPECIAL_LEN; k++) {
-        h = hash_text(h, (Str){ s + k - 1, 1 });
-        VocabSlot *slot = t->special_len[k] ? vocab_slot(t, h, (Str){ s, k }, str_of("")) : NULL;
-        if (slot && is_special(t, slot->id - 1)) best = slot->id - 1, *len = k;
-    }
-    return best;
+    const int32_t id = trie_longest(&t->added[0], s, n, len);
+    return id >= 0 ? id : trie_longest(&t->added[1], s, n, len);
 }
 
-/* The ids of len bytes of text: returns how many there are, of which the first cap are written, or a negative code.
- * GLA_BOS puts bos before and eos behind it if the file says so. Special tokens in the text are found leftmost first,
- * the longest of those that start together. Without GLA_SPECIAL the control tokens among them stay plain text, so
- * that "<|im_end|>" typed by a user ends nothing; user-defined ones are always tokens. */
-static int64_t tokenizer_encode(const Tokenizer *t, const char *text, size_t len, int flags, int32_t *ids, size_t cap,
-                                char *err) {
-    Encoder e = { t, ids, cap, 0, 0, NULL };
-    size_t from = 0, at = 0, special_len = 0;
-    int code = GLA_OK;
-    if (len > (size_t)1 << 30 || len > SIZE_MAX / 256)
-        return fail(err, GLA_INPUT, "the text has %zu bytes, more than can be tokenized in one go", len);
-    if (flags & GLA_BOS && t->add_bos && t->bos >= 0) emit_id(&e, t->bos);
-    while (at < len && code == GLA_OK) {
-        int32_t id = special_at(t, text + at, len - at, &special_len);
-        if (id < 0) { at++; continue; }
-        if (flags & GLA_SPECIAL || token_type(t, id) == TYPE_USER_DEFINED) {
-            code = encode_text(&e, text + from, at - from);
-            emit_id(&e, id);
-            from = at + special_len;
-        }
-        at += special_len;
-    }
-    if (code == GLA_OK) code = encode_text(&e, text + from, len - from);
-    if (flags & GLA_BOS && t->add_eos && t->eos >= 0) emit_id(&e, t->eos);
-    gla_free(e.scratch);
-    return code ? fail(err, code, "no memory to tokenize %zu bytes", len) : (int64_t)e.n;
-}
+/* -- decoding -- */
 
 /* The bytes of one token: returns how many there are, of which the first cap are written. A token may hold part of a
  * character, so whoever prints collects whole ones. Control tokens are silent without GLA_SPECIAL. GLA_FIRST goes
@@ -7643,7 +8480,7 @@ static size_t piece_part(const Tokenizer *t, int32_t id, int flags, size_t from,
         char raw[4];
         if (spelled) c = BAD_BYTE + (uint32_t)char_byte(c);
         else if (c == 0x2581 && t->model == VOCAB_SPM && type == TYPE_NORMAL) c = ' ';
-        if (at == 0 && c == ' ' && flags & GLA_FIRST && t->add_space) continue;
+        if (at == 0 && c == ' ' && flags & GLA_FIRST && t->space) continue;
         for (size_t i = 0, k = utf8_write(raw, c); i < k; i++, n++)
             if (n >= from && n - from < cap) buf[n - from] = raw[i];
     }
@@ -7653,24 +8490,29 @@ static size_t tokenizer_piece(const Tokenizer *t, int32_t id, int flags, char *b
     return piece_part(t, id, flags, 0, buf, cap);
 }
 
+/* -- NFC -- */
+
 /* Canonical composition (NFC): "e" and U+0301 become U+00E9, marks on one letter get their standard order. Korean
  * syllables are composed by arithmetic: leading consonant L, vowel V, perhaps a trailing consonant T. */
 enum { HANGUL = 0xAC00, N_HANGUL = 11172, JAMO_L = 0x1100, N_L = 19, JAMO_V = 0x1161, N_V = 21, JAMO_T = 0x11A7,
        N_T = 28 };
-enum { N_CLASSES = 2185, N_COMBINING = 667, N_COMPOSITES = 2060 };
+enum { N_CLASSES = 2827, N_COMBINING = 667, N_COMPOSITES = 2060 };
 
-static uint32_t run_value(const uint32_t *runs, size_t n, uint32_t c) {     /* the value of the run that c is in */
+static uint32_t find_run(const uint32_t *runs, size_t n, uint32_t c) {      /* the run that c is in */
     size_t lo = 0;
     for (size_t hi = n; hi - lo > 1;) {
         size_t mid = lo + (hi - lo) / 2;
         if (runs[mid] >> 8 <= c) lo = mid; else hi = mid;
     }
-    return runs[lo] & 0xFF;
+    return runs[lo];
 }
 
-static int char_class(const Unicode *u, uint32_t c) {
-    return c < sizeof u->low ? u->low[c] : (int)run_value(u->classes, N_CLASSES, c);
+static int run_class(const Unicode *u, uint32_t c) {
+    const uint32_t run = find_run(u->classes, N_CLASSES, c);
+    if ((run & 0xFF) != CH_PAIRS) return (int)(run & 0xFF);
+    return (c - (run >> 8)) & 1 ? CH_LOWER : CH_UPPER;
 }
+static int char_class(const Unicode *u, uint32_t c) { return c < sizeof u->low ? u->low[c] : run_class(u, c); }
 
 static int by_whole(const void *x, const void *y) {
     const Composite *a = x, *b = y;
@@ -7716,7 +8558,7 @@ static uint32_t compose(const Unicode *u, uint32_t a, uint32_t b) {         /* a
 static size_t compose_run(const Unicode *u, uint64_t *q, size_t m) {
     size_t n = 0, base = SIZE_MAX, end;
     for (size_t i = 0; i < m; i++)      /* place << 56 | i << 24 | character: sorting leaves equals in their order */
-        q[i] |= (uint64_t)run_value(u->combining, N_COMBINING, (uint32_t)q[i]) << 56 | (uint64_t)i << 24;
+        q[i] |= (uint64_t)(find_run(u->combining, N_COMBINING, (uint32_t)q[i]) & 0xFF) << 56 | (uint64_t)i << 24;
     for (size_t i = 0; i < m; i = end + 1) {
         for (end = i; end < m && q[end] >> 56; end++) {}
         if (end - i > 1) qsort(q + i, end - i, sizeof *q, by_value);
@@ -7734,11 +8576,13 @@ static size_t compose_run(const Unicode *u, uint64_t *q, size_t m) {
 
 /* *out stays NULL if s is in NFC, which a look at each character settles for nearly every text. Otherwise it is a copy,
  * at most three times as long. A settled character and the unsettled ones behind it are a run that no other touches. */
-static int nfc(Encoder *e, const char *s, size_t n, char **out, size_t *out_n) {
-    const Unicode *u = &e->t->unicode;
+static int nfc(const Tokenizer *t, const char *s, size_t n, char **out, size_t *out_n) {
+    const Unicode *u = &t->unicode;
     size_t at = 0, len, end, written = 0;
     for (; at < n && !(char_class(u, utf8_read(s + at, n - at, &len)) & CH_UNSETTLED); at += len) {}
     if (at == n) return GLA_OK;
+    uint64_t *q = NULL;                         /* characters of a run */
+    size_t room = 0;
     if (!(*out = gla_alloc(3 * n))) return GLA_MEMORY;
     for (at = 0; at < n; at = end) {
         size_t count = 1, k = 0;
@@ -7750,54 +8594,85 @@ static int nfc(Encoder *e, const char *s, size_t n, char **out, size_t *out_n) {
             written += end - at;
             continue;
         }
-        uint64_t *q = encoder_scratch(e, 4 * count * sizeof *q);
-        if (!q) return GLA_MEMORY;
+        if (4 * count > room) {
+            gla_free(q);
+            room = 8 * count;
+            if (!(q = gla_alloc(room * sizeof *q))) return GLA_MEMORY;
+        }
         for (size_t i = at; i < end; i += len) k += decompose(u, utf8_read(s + i, end - i, &len), q + k);
         k = compose_run(u, q, k);
         for (size_t i = 0; i < k; i++) written += utf8_write(*out + written, q[i] & 0xFFFFFF);
     }
+    gla_free(q);
     *out_n = written;
     return GLA_OK;
 }
 
+/* -- the Unicode tables -- */
+
 /* The Unicode tables, written by tests/make_unicode.py, which asks HuggingFace tokenizers about every code point: the
  * classes are those of Unicode 16.0, the NFC that of Unicode 9.0 (marks added later stay where they are).
  *   numbers          '#' to '>': base 28 digits, more follow; '@' to '[' and ']' to '~': the last digit, base 62
- *   classes          10 x length + 2 x class + unsettled, run by run
+ *   classes          64 x length + class (CH_...), run by run
  *   combining        gap, length, place: each run of marks
  *   decompositions   3 x step of c + kind, then steps of a and b; a counts from the a before, b from U+0300, and steps
  *                    are signed (0 1 2 3 4: 0 -1 1 -2 2). Kind 0: c is another name of a, no b; 1: a b composes to c;
  *                    2: c is written a b and never composed. */
 static const char unicode_classes[] =
-    "$]{%yR%Z$k$H'N}'N$gR'LR$]L$HXJL_NLJcJ&oJ(BJ%4yi$}%Pu$HLJL%o/vP(QkMJVTkKL}LKaJLJ&PJ0ZJ9]JzZ=sJ)JTL})i$R*WJQJ[J[JQ"
-    "$R'Xik'k$xs)}&`$kiVQ3@JL$OT$EV[JpV$kaTL%eLQ'w'^T1X$wL%P$k(V$dViLTPT&epL$dLfLz%y'Dfi$ss&yJ$@$R$c)s$m%WJ'ro+oZQL%a"
-    "QZLpe$UVZT$kJ%geJ$TTVT&eJ$JJL_kTQLQ$DTZTZQL$RQiWJMVZT$kVT$BTLJPTeJ$@iVT&eJ$JJLMJLMJVTQJyiZTZQ_P$HbLJM$H$kZaP$qeJ"
-    "$_JaJ&eJ$JJVJuTQL$XJeJZQTL%ZVZT$k$]L$DJeJ$TTVT&eJ$JJVJuTQLQ$DTZTZQ$HP[iWJaZT$kJL$B$gPLJ$@_aJk_VJLJV_V_a_$}iQo_eJ"
-    "eQTL}Q%P%J%Fy$TJaJ&oJ%gTPL$NJeJeQ$H[JaTLTVZT$k$R$LJLeJ$TJaJ&oJ$iJuTQLoQZJeJeQ$H[}VJVZT$kJVP${o$_JaJ)iZLQ$DJeJeQL"
-    "saQ$LaZT&HJ$@JeJ%{_&yJ$_JLT$J_QiQyJPJ$NQ}$kTZ%F*qPVofs$JPpeJ$k)RVJLJuJ&yJLJ$iPVo[eLTuJLJpeJ$kTk(JL&m[}&RJQJQJQiZ"
-    "aMkJkMkMkMkM$}Mai$EPQPpZzJ[u$DQoJoQoQoQoQ%BQe$]Q,L)}eQ$XQP[oL$k}$@okeLeV$Nao%H$wQLP$koT)JJLsLT)}J3T&[+F'Y8iJkT$J"
-    "JLJkT)iJkT(VJkT$JJLJkT%]J,NJkT-uTf$]&R_%g%e0yT$@_&3BT%qR'Ns/H_c$T$H%{ZQP$]&FZQ$q%{Z${%HJaJZ${+Z'{QP_LiLQT$k}$k%o"
-    "eJP$k}1X$HuZ(aQLs.T$g(BJ%Bi$cf$g$k'wTu$q*Hi'N}$u(}&o[ei+e$mJQ&T$YTQ$k}$k%FL$R%W%u*yy*g[%VQ$T_$k%o$d${e'w$c[ZV$k*"
-    "HQ$w[${(u&JQ$R$k_a$k(uT$ss)}Ta%efJ%MP$OkQ$@QVP[Ls$&@+tyz$3wT$@T)JT$@T$TJLJLJLJ%{MLMLMLMLMLMLMT+eJuMLJM_aJaMLML_a"
-    "MTuMiaM$JMLJUTaJaMLMLKT^$e'k]sR*eR%eNLT$BsL$k}%H+N%MoQe%C%oLiLT$iJL_u}LJMJLJWVJ$sTksuiLJ+RVw%-{U$8u,o/e&g&4g'y':"
-    "_K$5{$+}}kfV$]NT)JJLsLT,D$HL%ZQ&o$]$JJ$JJ$JJ$JJ$JJ$JJ$JJ$JJ(Q*eL%5uRiVN'B$a$EJuTcVi0yT[TaJ1cJks)}J2L_m$g(L*o%g(J"
-    "$k'u$VJ%_(J$k)R%_$:g$,>P-T'24o-s*]T$2Z_%g$kV&N*gQeJ$nJ(B[.T$k[(}$_T3iT-uTVJLJ$T&X%gPaQkP&oyiP_$B$g+Z${Z+F%kQP$g$"
-    "k}&A$@_LJVP$k'cyfT&o%BQ${'m_o*gQ%BQ%PL$k}uP$i$kuJ)i%V$]aP$TZT$k}&o_Le+FQLfV[u[LQL&waT$syTaPQ$g$@T$@T$@$]$JJ$JJ)}"
-    "J%R}5e$XJPQT$k}%+,}${&oi*{$76N$2fVMLMV$jLMLMVWa.AT4I)H$J${usMQM$_J%IJvJMJWJWJ$`3@(T%%e%y-VT+o)]$}i%k%e%l-TuJ8s&D"
-    "$k$H'N}'N$q1X_$@T$@T$@Ta(i$}J'NJ&FJVJ%]T%R(_6w${*T${,P%oX5NQ7}'m_*{%ZQ'Zi(Lm$]&PN$TNs)Jzs'wT(ui$TJw)q<aT$k}(ui(u"
-    "i)_$R+Z${$sJ%]J$JJVJ$sJ%]J$JJV_+Z${$9L$]&e$g$T&w$@J)sJ$_.H$@TLJ*HJV_LT&oT$V&oT$L(B$R$a*o&FJVsw&e$Bi'N.R,DiXV%iT*"
-    "_LeJZsPQPQkJaJ'mTfiQ$a&m'mXJ'mc(J$TJ'c[iw%e+o$g&eT$V&Fs$V%{&m$L/y.s+w+P%F+P$H$B(uo$R$k}$k'c_yJ&o$*J(DJ)sJZ_V%ea+"
-    "wo'm$kL$R&e$wm'V%{o)q&Z$L&N&o$]e+e%VQ$q'yPVZL$]Qe*R$c[$HP%F'D$H$k}f(uQ$w[J$kiLZL$R(kQTL$]e*q%LQkiPQZJZ$kLJLi&R$q"
-    "%{J'D$c[P}PVP-@$JJLJkJ%]J$i$H*g$m[s$k}oJ$TTVT&eJ$JJVJuJPQLQ$DTZTZQTL}QsuZT$O_z$q$iJLTLJ)JJL$cJPTPJoJyLPL%FZ'k+e%"
-    "LQeQks$kiPa'u*qQ$cQZQo[VJL$R$k=q*gQ$DT$N[&mkZ(_*q%aQP_L$q$k)H)}$w[L$H$k}&R'a'XT%VQi%@i$J$$u*H%a3R-V&H${$TTLT$TJV"
-    "J&y$DJZToLPLZ${$k.R$TT)T$NT$NLJLP'VL$m)_$NLo$RP$RL$w*]%k_L%y.s$'F(V%Z$k}$_J)@$XJ$NQL%Z'os'wT&iJ%V.q$JJVJ)J$D_PJZ"
-    "J$NLP$R$k}$@JVJ(LyJZJyL$H$k$9@&Fo$]ZLP%HJ(a$N_y%F$kP0mL%Z&]){(+o3]4}%o$&i2(J2k%Z)'{%eP$@%a$g:#Xs&-D$..X'w&@$k,>k"
-    "&*s$H(BJ$k}/qJ$k}'wTz$q*q$O$]k${$kJ$LJ&Zs&F%0k*R_$k$&{-V&q3{/HiPL+}$Ho%H-TVJLP$qZ%P$*,m$R*&m)g$i$:0HkJ$JJVJ$5}%Z"
-    "L'kaTL%Pk$R%*y0+P4Rs%H_$_$H$i_PQ;$m$k%>c*aT&s&%R$Iz_$E$R$YT$O'up%F~7sf6u&R${&R4Z'F8q0oJ._JVTLTVTkJ$}JLJ$JJ-aJkT$"
-    "TJ$JJ'cJkJuJL_$JJ$=wT'DJ'DJ(BJ'DJ(BJ'DJ(BJ'DJ(BJ'DJ$TT+H%=e+}i+J$RP%PP&cyJ%a)-D(B}$@$)V$OJ%vT$OJ[Jzs-B(TP5D*R_$N"
-    "$JT$kiL$:q'wP%o*Ho$k%6s'co$k$)a'wZL$k%9N$JJkJVJ%]J$&sT$a$O)g.@$OLi$k'2e,eJcJm/P*TJ%_$&RkJ'XJVJLTLJ$iJkJLJL}LiLJL"
-    "JLJaJVJLTLJLJLJLJLJVJLTkJ$JJkJkJLJ$iJ%qsaJuJ%q&,c%J3$a$k(=H+9%V(J:=B}$*uT$((X%P$2$V%Z&3V1(o&&^+5y$#/is;'J()00R$-"
-    "s$/,5}";
+    ",R(X5e$P&P$N)V$N'R-[%N&R%N=v&P$N$M$N=w$L$N$L$N)L$P=u$P$L(V$L%P$G$L$N$B'T%M$N$D%N$N$K$G$L&O$L:p$N*O;s$N+R%%C$D3p$"
+    "D$6n%E$D'W%F%E$D$C$D%E$D&G%F'I$D%E$D&G&H%E$D%E$D'W%E$D$C%F$C$D%E$D&G$D$C$D%E%F$G$C&H'M$C$E$D$C$E$D$C$E$D3p$D5t$D"
+    "$C$E$D$C$D&G$D%'G)N%E$D%E%F$C$D'I$D+`%1N$G>y5i'T/]1i(N*Z$F$N$F4o%=J$H$(i'W$g$N$C$D%D$F&H$m$C'H%P$C$m&G$B$C$B%E$D"
+    "4d$B,S$+J$C%F&G&H<A'J$C$D$N$C$D%E%F$;j$8e$*U$N(q%J$>~%E$D/h$D&2U$B$.O%D$F)V$1V%N%D&R$B$6D$L$i$L%k$L%k$L$i+P>|'H'"
+    "M%N4c&R%N$N%N%P.}$L$B&P$(G$F-Y9R-['R%I$i&5Q$L$G*u$B$N)s%H%k$N'o%I-[&K%P$G1g%D$G$i$&C$#_%D&*|.]$G1]-[$)I,y%H$N&P$"
+    "F%D$H%P9r'o$F,y$F&m$F(q%D2i$B<x&m%D$L$B.[(J;v$N)Q+P,X$1Y$F-Z2D$B$%c'N$>t%J$i$G2e$i%J$G'o&L+v%I%J%N-[$L$F2d&L$B+U"
+    "%D%I%D9r$B*S$B$G&F'M%D$i$G$i)R%D%J%D%J$i$G+P$i'H%j$B$h%I%J%D-[%I%P)T%P$G$L$H%D&L$B)Q'H%I%D9r$B*S$B$G$h$B$G$h$B%I"
+    "%D$i$B(P'H%J%D%J$i&F$H*N&l$G$B$h*N-[%J&K$H$L-T&L$B,W$B&K$B9r$B*S$B%I$B(O%D$i$G+V$B&L$B%J$i%D$G2_%I%J%D-[$L$N*N$G"
+    ")R$B&L$B+U%D%I%D9r$B*S$B%I$B(O%D$i$G$i)R%D%J%D%J$i*N$H%k'H%j$B&K%J%D-[$N$G)T-T$H$G$B)Q&F&K$B'M&F%I$B$G$B%I&F%I&F"
+    "&K&F/^'H$i'N&F&L$B&L$i%D$G)L$i1]-[&N+](J(P+U$B&K$B:t$B3f%D$H$G*T$B&L$B&L$i*N%k$B&K%D$G%D%I%J%D-[*N$L*V$N$G&L$L+U"
+    "$B&K$B:t$B-Y$B(O%D$i$G'N$i%J$B&L$B&L$i*N%k)L%I$B%I%J%D-[$B%I$H/X'N,W$B&K$B$1Y%J$G$i)R$B&L$B&L$i$G$N'H&K$i*V&K%J%"
+    "D-[,Z$N)Q$B&L$B5j&F;v$B,W$B$G%D*S&F$i'H$i(P$B$H$B*T$i)L-[%D%J$L/X$8h$H%I'N&m'H$N)Q$F$H'o&L$L-[%N$-L%I$B$G$B(O$B;"
+    "v$B$G$B-Y$H%I'N%k&L$G%D(O$B$F$B'o&L$B-[%D'M$(B$G&R2i$N$L&R%k)X-[-]$N$i$N$i$N$i'R%J&K$h'M$B'M$h'M$h'M$h'M$h/^$h&K"
+    "'H)s$H$i$H'o%J(q$L%k(O)R$i'N$B'N$i'N$i'N$i'N$i/_$i&L$B+]$i)X$B%P(T'T%N$-L$3^&L$i+V$i$H%k'N$G-[)V)Q'N'M&L$G&L%I*T"
+    "&K'N0`.]$i$G$H-['N%P$.O$B$C(J$C%D$3Z$L$F&H&3M9Q$:l$#^'=Y$B'M%D*S$B$G$B'M%D$1Y$B'M%D$)I$B'M%D*S$B$G$B'M%D2d$B%%z$"
+    "B'M%D%0O%D&m,]7q&F3f-a)L&'r%D)N%D$L9;E$N$L4h$P=z%N&F%8`&P&O+U*N5j%J$i$H,R6l%J$i%N,R5j%J/X0`$B&K$B%J/X$<p$&D$i$H&"
+    "P$F&P$N$G$i%D-[)L-])L.a&L$B$H-[)L$+M$F$=r*N(O%J$*K$i$G(J%3U-T$'E$B/_'H,X&m'H$N&F%N-[$&C%D(O.V$4`'H=z)L-[$J&F$*R:"
+    "t%k&L%D%N$=r-Z$B$i7o+w%D$i-[)L-[)L*X$F)V%D2D4i$9e(P$7f%k1c$i+U$B%N-[*X-a,y,_&P&L$&C,X%k%J%I-[$4`$i.]%k+P'R$,O6m$"
+    "i&F(T-[&F&K-[$&C)P%N,T$C$D(J$3Y%D&G+Z+P&m$L1B$H*u'M$i)Q$i%I$H%k$G(J$4]%,F0]$F$*H$-P%#V(P(q(2E+R&4Y+R+Q)N%D)M%D+R"
+    "+Q+R+Q)N%D)M%D+R$B$C$B$C$B$C$B$C+R+Q$D$e$D$e$D$e$D$e$D$e$D$e$D$e%D+R+S+R+S+R+S(L$B%F&G$d$E$N$e&R&H$B%F$C$d$C$d$E"
+    "&R&H$e%D%F&G$d$B&R&H$e'J&G$d$C$N%q%D&H$B%F$C$d$C$d$E$o$N$B%s,a(J;{%R(J$P2i%O&P$N0e$N$L$M-_$P3a$J$F%D)T&R%N$F-]&R"
+    "%N$B0_&F$)P2_1B'N$i&L0@2_%P$C'T$C%P$D&G%F&G$D$N$C&R(K)X$C$N$d$N$C$N%f%E$N$D'I$D'M$D%P%F%E(V$C'J'T$D$N3i$+Q$C$D'Q"
+    "$J%P'H0;T'R$%H%o,.Z9m.c8k%)D>B$<x9u97D1g$&F$9q%N$'L-_1;L9w%,N'R$(N%N+(V$o(3D%D$(N$B&;e$8d$8e$C$D&G%F)['I$D$C%F$C"
+    ")N%H&G$D&4Y$D)X'W&m$C$D(J'R$J%N$.P$B$D(J$D%D%$x*N$F$L1]$i:t,R*S$B*S$B*S$B*S$B*S$B*S$B*S$B*S$B$(i$7k$F$(L%P/c$*F>"
+    "R$B&+T/X*<V=u3m$P&P$N$V$G$[-_%P/c$N,l)s$L(N%P&`$V$G$L%P$B&'v%D%k%P%H$G$L&+~$L&J$G(J$3^$B&0G$B%P'P-a$(G$.Z,R$N3f$"
+    "'L$B-]$&J+X$N2g$(N-]$/]2g.9a+6#~%-P>4<`8p$F$1&|&F%#},R$0W)P%N,;n$F&P3f-[%I7i$6n$G$i&L$L-{$L$F$$I%H%k%3U-^%k)V+P:"
+    "{,V%P1l%F%+O$F+R'W%E$D+`$F%P'W$G'W%F7x(K$D(K$D1l'I$D$C$D%E$D%D$C$D$B$D$B$D)[$C8k&J$C$D$G%H$D*S$H&K$i'M$H:t(P'T$H"
+    "&F)T'T)L$<p'R+P%J$:l3g$i$H+P%N-[)L6L)Q&P$G$L%I$H-[$#~(P&m%N:t/_$i.V$L$%A&F'N$7f$i/_$i0e$B$F-['H%N(O$H$F,W-[(O$B$"
+    "1Y1c,R&K$H+U%J%D-[%D'R3f$F)Q&R$G&L$:l$i$G&m%I%k(O%k$G$i$G;q%I$F%N.[(P%N$G%H$H$i-T)Q%D)Q%D)Q,R*S$B*S$B$3Z$N'L,T$F"
+    "%P'H%=g$+M+V$L$H$i%D-[)L16;^/X:t'H$9j.&3i,>d%Y$x$W$x%Y.K$W$x$W$x%Y%z&[%2C%D&=Q$.N*P/X(L(J$h$i$h,W$N1A$B(p$B$h$B%"
+    "j$B%j$B,x&5Q4o3a0-r%N3m%-I%D$>t*N$N$(B/^'T3g-_)L4H&P%O;{&Q&P$B1g$N$L&R$B$L$N%N'H(O$B'>['H&P$N)V$N'R-[%N&R%N=v&P$"
+    "N$M$N=w$L$N$L$N*X-Y$F$5b%H$'E&F)Q%D)Q%D)Q%D&K&F*Z$B*Z0Z%P%D/^$B=z$B6l$B%I$B2d%D1b$*F'2C(J&P'H$5e&F,_$=v'P4o%L&R$"
+    "B0g&F$N$7a$5i$i'9L$%A&F$9j2_$i$#@'H$(G'P,R7n$K+U$K(J$.S(q(J$&C$B$L$,O'H+U$L(S$2V$0S$0T%;f%D-[)L$,K'H$,L'H$0W+P$<"
+    "p.V$L.W$B2`$B*O$B%E$B.X$B2a$B*P$B%F&F$<p/X.0G,R9r-T+U;q)P$B$2Z$B,V%2N)Q%D$G$B$4`$B%I&F$G%D:t$B$L+X:t%P*V$'E+P,Z$"
+    "8c6l$B%I(J(R9r)T&F$L=z(J$L%-D%$x'H%L%I3i%D$6g$G&L$B%J(J$H$i$H$i'M$B&K$B$%A%D&m'H$i,Z*N,]*N$%A%L$L$%A&N$(B+U$N$#~"
+    "%k'H(R*X,R$>t&F*X9r%D+X6l(J+X5j*N'R/X*V%=e%6[%#q$;j0Z$;k*N)T$,O'N+P-[)L-['M$F$G9n&F(P$L$F9o+P%P*5m$'H$B$2[$B%J$L"
+    "%D%I3a&K%#q'N$%A-]$G+P9r.]'P(T9m5j'N'R$.N8p*V7i:t,R&L$=r1c$i*X'H7q-[$H%I%J$G,R$i&L$5b,X%k%N$B'R$H0Z<x*N-[)L&m$,O"
+    "$i.]%k$B-['R$G%J$G+P$+M$i%N$G,R&L$8h0a$i'M'R$H$i%J$L%J-[$G$L$G&P$B7q.V5j$B<x,X%k$H)V$H%I$H%+@*S$B$G$B'M$B2d$B-Y$"
+    "L)L$7f-Z%k(J-[)L'N$B+U%D%I%D9r$B*S$B%I$B(O$B$H$i$G$i)R%D%J%D%J$i%D$G)L$i(J(O%J%D*u&F(q.V-Y$B$G%D$G$B$.S$B$G,X$B$"
+    "H%D$H$B'N$B(P$G$H$G%N$B%N+P%J$${$=r0a$i&L$i'M(T-[%N$B$L$H&K$%}$8h$i,X$i%J$i'N%k%I$L$G+P-[)&V$7f$i)R%D*T%k:y'M%J$"
+    "*F$8h2e$i$H&P$G.V-[)L0e6g$3^.]%k$G$L)L-[)L7p$#y>|%D1c$i'H-[%L&P$N*S)9}$4`2e$L&6N$(C$(D-[,Z/X+U%D$G%D+U$B%I$B;v)R"
+    "$B%J%D'N$G$H$G%J&P,R-[%3P+U%D$/U*T%D*T$G$L$G$H>w$G-Z$0W*T$G'N+Z$H+P$G.]$6d3g&P$G(T0Z%6[*N-_)6w$)I$L1]-[)L,W$B$-Q"
+    "+V$B*T$i$G(T-T-[6o&F%N$&C%D9s$B1c%6V*S$B%I$B$.S)R&F$H$B%J$B*T$G$H+P-[)L)Q$B%I$B$(G(P$B%J$B(P$G*N-[./@6l'N%N*N%J$"
+    "G$H0`$B$*K*T&F(P0e-[$H&&o$G2_8s$%H0Z$L$(>t&8R'%n$B(T.V*)Y&0(B&3M%N0Z$.1j3a$H)Q2e-T(**|(J80x,#(k$&C5k-[%*<{7>[*N$"
+    "'E$B-['H%N%<h$B-[)L$&C%D(q$L-T$8h*u(T'T'L$L$N-T-[$B*V$B8p(J6l2<{&J$0W%H&P-[*+X$(C$(D:w'R&7P%8`'H$H$G%#w*N'N0_%-D"
+    "%H$]$V$H.V%Z1]+%)A+P$45A$1T-Y.8.N'L$B*R$B%H$B-7^2_$G$${&K%D$G1]'M+P13v&$%]&=b(J0`&F,W*N-Y%D$N$H$i$L((%}+:{-[)L3%"
+    "P%9]$6e%D:u,R'*{%({,%H-T$/]%D$=y*{(q&R)s+P+w%P*u$&J'o0g)y$2c8k%/T&m$N'0{7q/X7q/X&)@,R<{'>V=v=w=v*P$B5g=v=w$C$B%E"
+    "%D$C%D%E%D'I$B+Q'J$B$D$B*P$B.X=v=w%E$B'I%D+Q$B*O$B=w%E$B'I$B(K$B$C&F*O$B=w=v=w=v=w=v=w=v=w=v=w=v$#{%D<t$N<u$N)N<"
+    "t$N<u$N)N<t$N<u$N)N<t$N<u$N)N<t$N<u$N)N$C$D%D$:n5;m%#w'T$:m+]$H1i$H%P(T2_(P$B2e$/6g-V$G7k)L)N*:w*u$B5J%D*u$B%k$B"
+    "(q(J%+D$)D$H'&g$5b&F*T*R%D-['H$G$N.9T$&C$H4c$4`'N-[(J$N4%}>|$F'N-[*;y$&C%J$G-['H$L46_*S$B'M$B%I$B2d$B**[%D,Z*u$1"
+    "T$*G$*H*u$F'H-['H%N$#=T%(B$N&N$N'P%9]$5e$N2g*'P'M$B>|$B%I$B$G%D$G$B-Y$B'M$B$G$B$G)L$G'H$G$B$G$B$G$B&K$B%I$B$G%D$"
+    "G$B$G$B$G$B$G$B$G$B%I$B$G%D'M$B*S$B'M$B'M$B$G$B-Y$B4h(J&K$B(O$B4h$<k%P,=m$4g'H&6Z/X2k%D2k$B2k$B$-X-T0c$+T>C)X>C)"
+    "X>C$,V%$s$%H0Z$4g'H,_*N%P1])X(5}$+*{'H4o&F0g&F'.B'H&1P)L/e'H$N2_/e'H%%@+P-a)L$0_+P$&J%D/e'H%P%+@/2J/X1i%D0g&F-a("
+    "J%%@*N2k%D.c)L,_*N(.{$B&.J-[$,>N%#)=Y$(B(0'U)L+(`%D*3/M1],:1Y2_9=Y&)<c7#U$>1e)1%j(J(12d$(00/P+:u,)(=L";
 static const char unicode_combining[] =
     "/XU&m@A&o@D&c@A&o@A&_@E&c@B&P@D&c@B&P@K&c@EA@D&c@H&m@A&w@A&m@C&c@C&m@B&cAC&m@D&c@A&m@A&o@B&c@A&m@A&p@B&q@A&p@B&q"
     "@A&p@M&m'[E&m'QA&c@D&m@A&c@C&m@A&e@A&c@F&m@F&c@B&m@A&c@B&m@A&e@A&k@A&m@AJ@AK@AL@AM@AN@AO@AP@AQ@AR@BS@AT@AU@AVAAW"
@@ -7904,11 +8779,11 @@ static int unicode_init(Unicode *u, int with_nfc) {
     u->combining = u->classes + N_CLASSES;                  /* its first run is zero, below the first mark */
     u->composites = (Composite *)(u->combining + N_COMBINING);
     u->pairs = u->composites + N_COMPOSITES;
-    for (size_t i = 0; i < N_CLASSES; i++, c += v / 10) {
+    for (size_t i = 0; i < N_CLASSES; i++, c += v / 64) {
         v = table_number(&p);
-        u->classes[i] = c << 8 | v % 10 / 2 | (v & 1 ? CH_UNSETTLED : 0);
+        u->classes[i] = c << 8 | v % 64;
     }
-    for (c = 0; c < sizeof u->low; c++) u->low[c] = (uint8_t)run_value(u->classes, N_CLASSES, c);
+    for (c = 0; c < sizeof u->low; c++) u->low[c] = (uint8_t)run_class(u, c);
     if (!with_nfc) return 1;
     p = unicode_combining;
     c = 0;
@@ -7933,13 +8808,14 @@ static int unicode_init(Unicode *u, int with_nfc) {
 
 /* -- the interface -- */
 
-static int tokenizer_new(Tokenizer **t, const Gguf *g, char *err) {
+static int tokenizer_open(Tokenizer **t, const Gguf *g, const char *pre, char *err) {
     *t = gla_alloc(sizeof **t);
     if (!*t) return fail(err, GLA_MEMORY, "no memory for the vocabulary");
-    int code = tokenizer_init(*t, g, err);
+    int code = tokenizer_init(*t, g, pre, err);
     if (code) gla_free(*t), *t = NULL;
     return code;
 }
+LIKELY_UNUSED static int tokenizer_new(Tokenizer **t, const Gguf *g, char *err) { return tokenizer_open(t, g, NULL, err); }
 static void tokenizer_free(Tokenizer *t) {
     if (!t) return;
     tokenizer_clear(t);
@@ -7956,6 +8832,12 @@ GLA_API int64_t gla_encode(const GlaModel *m, const char *text, size_t len, int 
     const int code = need_vocabulary(m, err);
     if (code) return code;
     return tokenizer_encode(m->vocab, text, len, flags, ids, cap, err);
+}
+GLA_API int gla_pre_tokenizer(GlaModel *m, const char *name, char *err) {
+    if (strlen(name) >= sizeof m->pre || !find_pre_tokenizer(str_of(name), err)) return GLA_UNSUPPORTED;
+    strcpy(m->pre, name);
+    tokenizer_free(m->vocab);
+    return open_vocabulary(m, "", err);
 }
 GLA_API size_t gla_piece(const GlaModel *m, int32_t id, int flags, char *buf, size_t cap) {
     return tokenizer_piece(m->vocab, id, flags, buf, cap);
@@ -8619,37 +9501,16 @@ static Str template_text(Str spelled, Str a, Str b) {
 
 /* -- what is written: ids -- */
 
-typedef struct { int32_t *id; int64_t n, cap; } Ids;
-
-static int ids_add(Ids *a, const int32_t *ids, int64_t n, char *err) {
-    if (n > a->cap - a->n) {
-        int64_t cap = a->n + n + a->n / 2 + 64;
-        int32_t *more = gla_alloc((size_t)cap * sizeof *more);
-        if (!more) return fail(err, GLA_MEMORY, "no memory for %lld token ids", (long long)cap);
-        if (a->n) memcpy(more, a->id, (size_t)a->n * sizeof *more);
-        gla_free(a->id);
-        a->id = more, a->cap = cap;
-    }
-    if (n) memcpy(a->id + a->n, ids, (size_t)n * sizeof *ids);
-    a->n += n;
-    return GLA_OK;
-}
-static void ids_free(Ids *a) { gla_free(a->id); *a = (Ids){NULL, 0, 0}; }
-
 /* Appends the ids of a text. */
 static int ids_encode(Ids *a, const GlaModel *m, const char *text, size_t n, int flags, char *err) {
-    int64_t more = gla_encode(m, text, n, flags, NULL, 0, err); /* may be more than there are bytes: NFC lengthens some characters */
-    if (more <= 0) return (int)more;
-    int32_t *ids = gla_alloc((size_t)more * sizeof *ids);
-    if (!ids) return fail(err, GLA_MEMORY, "no memory for %lld token ids", (long long)more);
-    more = gla_encode(m, text, n, flags, ids, (size_t)more, err);
-    int code = more < 0 ? (int)more : GLA_OK;
-    for (int64_t i = 0; i < more && !code; i++)
-        if (ids[i] >= m->config.vocab_size)
+    const int64_t before = a->n;
+    int code = need_vocabulary(m, err);
+    if (!code) code = tokenizer_append(m->vocab, text, n, flags, a, err);
+    for (int64_t i = before; i < a->n && !code; i++)
+        if (a->id[i] >= m->config.vocab_size)
             code = fail(err, GLA_INPUT, "the vocabulary has the token %d, the model only %d; is it another model's (-z)?",
-                        ids[i], m->config.vocab_size);
-    if (!code) code = ids_add(a, ids, more, err);
-    gla_free(ids);
+                        a->id[i], m->config.vocab_size);
+    if (code) a->n = before;
     return code;
 }
 
@@ -9631,6 +10492,7 @@ enum { GENERATE = 1, CHAT = 2, LOGITS = 4, PERPLEXITY = 8, TOKENIZE = 16, BENCH 
     X(O_JSON_ONLY, 0, "json-only", TALK, NULL, "the text itself is one JSON object or array, and ends behind it", FLAG) \
     X(O_LOGPROBS, 0, "logprobs", TALK, "N", "in it: log probabilities, and the N likeliest tokens each time", WHOLE(0, 100, 0)) \
     X(O_TOK, 'z', "tokenizer", ANY, "FILE", "vocabulary (the model's own)", TEXT) \
+    X(O_PRE, 0, "pre", ANY, "NAME", "pre-tokenizer of the vocabulary (what its file says)", TEXT) \
     X(O_MODE, 'm', "mode", ANY, "NAME", "what to do", WORD(MODE_WORDS)) \
     X(O_SYSTEM, 'y', "system", CHAT, "TEXT", "system prompt, for a chat", TEXT) \
     X(O_THINK, 0, "think", CHAT | TOKENIZE, NULL, "think before answering (as the model's template has it)", FLAG) \
@@ -11725,6 +12587,7 @@ static int run_mode(Job *job) {
     for (int i = 0; i < o->sampler.n_bias; i++)
         if (o->sampler.bias[i].id > last)
             return misuse("--logit-bias: the model has tokens from 0 to %d, not %d", last, o->sampler.bias[i].id);
+    if (given(o, O_PRE) && gla_pre_tokenizer(m, text_of(o, O_PRE), job->err)) return complain(job->err);
     if (given(o, O_TOK) && gla_open_tokenizer(m, text_of(o, O_TOK), job->err)) return complain(job->err);
     if (!given(o, O_TOK) && !gla_n_tokens(m) && !*m->no_text) use_default_vocabulary(m);
     if (!(o->mode & (INFO | TOKENIZE)) && prepare_mode(job)) complain(job->err);

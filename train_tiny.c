@@ -4627,7 +4627,11 @@ static void vocabulary_file(Out *file, const BpeVocab *v) {
 }
 
 /* A BpeSplit: the rules of run.c's tokenizer. */
-static size_t qwen_split(const void *tokenizer, const char *text, size_t n, size_t at) { return piece_end(tokenizer, text, n, at); }
+static size_t qwen_split(const void *tokenizer, const char *text, size_t n, size_t at) {
+    const Tokenizer *t = tokenizer;
+    Futile futile = { 0, 0, 0 };
+    return match_end(&t->splits[0], &t->unicode, text, n, at, &futile);
+}
 
 /* A vocabulary of vocab_size tokens, <|endoftext|> among them, as a file in memory. */
 static int learn_vocabulary(Out *file, const char *text, size_t n, int vocab_size, char *err) {

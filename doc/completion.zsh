@@ -20,6 +20,7 @@ _arguments -s -S \
     '--json-only[the text itself is one JSON object or array, and ends behind it]' \
     '--logprobs=[in it\: log probabilities, and the N likeliest tokens each time]:N: ' \
     '(-z --tokenizer)'{-z+,--tokenizer=}'[vocabulary (the model'\''s own)]:FILE:_files' \
+    '--pre=[pre-tokenizer of the vocabulary (what its file says)]:NAME: ' \
     '(-m --mode)'{-m+,--mode=}'[what to do]:NAME:(generate chat logits perplexity tokenize bench info)' \
     '(-y --system)'{-y+,--system=}'[system prompt, for a chat]:TEXT: ' \
     '--think[think before answering (as the model'\''s template has it)]' \

@@ -212,6 +212,9 @@ def test_failures() -> None:
         check(run(other, *args).returncode == 0, f"{args[:2]} needs no vocabulary of the file's")
     for args in (["-i", "x"], ["-m", "chat", "-i", "x"], ["-m", "tokenize", "-i", "x"], ["-m", "perplexity", "-i", "x"]):
         refused(1, "a vocabulary that is not understood", other, *args, message="nosuc")
+    check(ran(other, "--pre", "gpt-2", "-m", "tokenize", "-i", PROMPT) == ran(TINY, "-m", "tokenize", "-i", PROMPT), "--pre takes another")
+    check(ran(GLA, "--pre", "gpt-2", "-z", other, "-m", "tokenize", "-i", "x") == ran(TINY, "-m", "tokenize", "-i", "x"), "--pre and -z")
+    refused(1, "a pre-tokenizer that is not known", TINY, "--pre", "gpt", "-i", "x", message="qwen2")
     refused(1, "a vocabulary as a model", FIXTURES / "tokenizer" / "gpt-2.gguf", message="-z")
     refused(1, "a model without a vocabulary", GLA, "-i", "x", message="-z")
     refused(1, "no such vocabulary", TINY, "-z", tmp / "none", "-i", "x")

@@ -5,7 +5,7 @@
     python3 tests/make_unicode.py       the enum and the three strings, to be pasted over those in run.c
 
 Token ids have to equal those of HuggingFace tokenizers, so the facts are asked of that library, one code point
-at a time: its regex engine for letter / number / mark / white space (release 0.23 answers as Unicode 16.0), its NFC
+at a time: its regex engine for the categories of characters (release 0.23 answers as Unicode 16.0), its NFC
 for what it composes and reorders (as Unicode 9.0: marks added later stay where they are). Python's unicodedata only
 says which question to ask: the canonical decompositions and combining classes, which never change once assigned.
 
@@ -73,26 +73,51 @@ def nfc_facts() -> tuple[dict[int, int], dict[int, tuple[int, int, int]]]:
     return ccc, parts
 
 
+# The classes of run.c in their order (CH_UPPER ... CH_SPACE): what they match, and whether \w matches it, too (None: all or none).
+CLASSES = ((r"\p{Lu}", None), (r"\p{Ll}", None), (r"\p{Lt}", None), (r"\p{Lm}", None), (r"\p{Lo}", None), (r"\p{M}", None),
+           (r"\p{Nd}", None), (r"[\p{N}&&\P{Nd}]", False), (r"[\p{N}&&\P{Nd}]", True), (r"\p{P}", False), (r"\p{P}", True),
+           (r"\p{S}", False), (r"\p{S}", True), (r"\s", None))
+PAIRS, HAN, UNSETTLED = 15, 16, 32
+
+
+def class_runs(value: list[int]) -> list[tuple[int, int]]:
+    """(start, value) of each run. Capital and small letters that take turns are one run, of value PAIRS."""
+    runs: list[tuple[int, int]] = []
+    c = 0
+    while c < 0x110000:
+        end, pairs = c + 1, c
+        while pairs + 1 < 0x110000 and value[pairs] == 1 and value[pairs + 1] == 2:
+            pairs += 2
+        if pairs - c >= 4:
+            runs.append((c, PAIRS))
+            c = pairs
+            continue
+        while end < 0x110000 and value[end] == value[c]:
+            end += 1
+        runs.append((c, value[c]))
+        c = end
+    return runs
+
+
 def main() -> None:
     kind = bytearray(0x110000)
-    for k, regex in enumerate((r"\p{L}", r"\p{N}", r"\p{M}", r"\s"), 1):
+    words = matching(r"\w")
+    for k, (regex, word) in enumerate(CLASSES, 1):
         for c in matching(regex):
-            assert kind[c] == 0
-            kind[c] = k
+            if word is None or word == (c in words):
+                assert kind[c] == 0
+                kind[c] = k
+    han = matching(r"\p{Han}")
     ccc, parts = nfc_facts()
     unsettled = set(ccc)                    # NFC quick check: not a plain "yes"
     unsettled |= {c for c, p in parts.items() if p[0] != 1} | {p[2] for p in parts.values() if p[0] == 1}
     unsettled |= set(range(0x1161, 0x1176)) | set(range(0x11A8, 0x11C3))        # Hangul vowels and finals
     assert min(unsettled) >= 0x300
 
-    classes, start = "", 0
-    value = [kind[c] * 2 + (c in unsettled) for c in range(0x110000)]
-    n_classes = 0
-    for c in range(1, 0x110001):
-        if c == 0x110000 or value[c] != value[start]:
-            classes += number((c - start) * 10 + value[start])
-            n_classes += 1
-            start = c
+    runs = class_runs([kind[c] + HAN * (c in han) + UNSETTLED * (c in unsettled) for c in range(0x110000)])
+    ends = [start for start, _ in runs[1:]] + [0x110000]
+    classes = "".join(number((end - start) * 64 + value) for (start, value), end in zip(runs, ends))
+    n_classes = len(runs)
 
     combining, at, n_combining = "", 0, 0
     for c in sorted(ccc):

@@ -3,7 +3,7 @@
 
     ./export.py HF_DIR OUT.gguf [--type f32|f16|bf16|q8_0|q4_0] [--ignore FIELD] [--pre NAME]
 
- 1 checkpoint   config.json and *.safetensors; every field that was not understood is noticed
+ 1 checkpoint   config.json and *.safetensors or *.bin; every field that was not understood is noticed
  2 tensors      what happens to a tensor on its way: permuted rows or columns, an elementwise map, a type
  3 models       one configuration function and one table of tensor names per architecture
  4 tokenizer    tokenizer.json, tokenizer.model and other files -> tokenizer.ggml.*
@@ -109,7 +109,7 @@ class Fields:
         return self.typed(name, default, lambda v: type(v) is int and 0 < v < 2**31, "a whole number above zero")
 
     def real(self, name: str, default: float | None = None) -> float:
-        return float(self.typed(name, default, lambda v: type(v) in (int, float) and math.isfinite(v), "a number"))
+        return float(self.typed(name, default, lambda v: type(v) in (int, float) and abs(v) < 3e38, "a number"))
 
     def flag(self, name: str, default: bool = False) -> bool:
         default = default and self.data.get(name, True) is not None
@@ -158,28 +158,88 @@ def canonical(name: str) -> str:
     return name.removeprefix("model.") if name.startswith("model.mtp.") else name
 
 
-def read_tensors(folder: Path) -> dict[str, LocalTensor]:
-    """Canonical name -> where its bytes lie, over all shards. Nothing is loaded."""
-    index = read_json(folder / "model.safetensors.index.json", missing=None)
+@dataclass(frozen=True)
+class Stored:
+    """A tensor of the checkpoint: a part of a file, or, of a PyTorch file, an array that torch has mapped."""
+    shape: tuple[int, ...]
+    dtype: str                            # as safetensors spells it
+    at: LocalTensor | np.ndarray
+
+    @property
+    def nbytes(self) -> int:
+        return self.at.nbytes if isinstance(self.at, np.ndarray) else self.at.data_range.size
+
+    def matrix(self, height: int, width: int) -> np.ndarray:
+        """Mapped anew for every slice, so that pages already used do not count as this program's memory."""
+        if isinstance(self.at, np.ndarray):
+            return self.at.reshape(height, width)
+        where = self.at.data_range
+        return np.memmap(where.filename, SOURCE_TYPES[self.dtype], "r", where.offset, (height, width))
+
+
+Tensors = dict[str, Stored]
+
+
+def read_safetensors(path: Path) -> Tensors:
     try:
-        files = sorted(set(index["weight_map"].values())) if index else ["model.safetensors"]
-    except (TypeError, KeyError, AttributeError):
-        raise Refusal(f"{folder / 'model.safetensors.index.json'} has no weight_map of tensor names") from None
-    tensors: dict[str, LocalTensor] = {}
-    for file in files:
-        path = folder / str(file)
+        with safe_open(path, "np"):  # the library's own validation of header and offsets
+            pass
+        return {name: Stored(tuple(t.shape), t.dtype, t) for name, t in SafetensorsLocal(path).tensors.items()}
+    except (SafetensorError, ValueError, OSError) as error:
+        raise Refusal(f"{path} is not a safetensors file: {one_line(error)}") from None
+
+
+def read_pytorch(path: Path) -> Tensors:
+    """weights_only: a file may hold tensors, and nothing that runs."""
+    try:
+        import torch
+    except ImportError:
+        raise Refusal(f"{path} is a PyTorch file, and torch is not installed: pip install torch, or save the model as safetensors") from None
+    types = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+    try:
+        with open(path, "rb") as file:  # older files are no archives and cannot be mapped
+            archive = file.read(4) == b"PK\x03\x04"
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=archive)
+    except Exception as error:  # whatever the bytes make of the library
+        raise Refusal(f"{path} is not a PyTorch file of tensors: {one_line(error)}") from None
+    if not isinstance(state, dict) or not all(isinstance(n, str) and isinstance(t, torch.Tensor) for n, t in state.items()):
+        raise Refusal(f"{path} does not hold tensors by name, as a HuggingFace checkpoint does")
+    tensors: Tensors = {}
+    for name, t in state.items():
+        if t.layout != torch.strided or t.is_quantized or t.device.type == "meta":
+            raise Refusal(f"{path}: {name} is not stored as plain numbers")
+        kind = types.get(t.dtype, str(t.dtype).removeprefix("torch."))
+        data = t.detach().contiguous()
+        array = data.view(torch.int16).numpy().view(np.uint16) if kind == "BF16" else data.numpy() if kind in types.values() else np.empty(0)
+        tensors[name] = Stored(tuple(t.shape), kind, array)
+    return tensors
+
+
+def one_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+
+
+def read_tensors(folder: Path) -> Tensors:
+    """Canonical name -> where its bytes lie, over all shards. Nothing is loaded. PyTorch files only where there is nothing else."""
+    kinds = [("model.safetensors", read_safetensors), ("pytorch_model.bin", read_pytorch)]
+    found = [(name, read) for name, read in kinds if (folder / name).is_file() or (folder / f"{name}.index.json").is_file()]
+    name, read = (found or kinds)[0]
+    index_file = folder / f"{name}.index.json"
+    index = read_json(index_file, missing=None)
+    weight_map = index.get("weight_map") if isinstance(index, dict) else {} if index is None else None
+    if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()) or index and not weight_map:
+        raise Refusal(f"{index_file} has no weight_map of tensor names")
+    tensors: Tensors = {}
+    for file in sorted(set(weight_map.values())) or [name]:
+        path = folder / file
+        if Path(file).name != file:
+            raise Refusal(f"{index_file} names {file[:80]}, expected a file in the same folder")
         if not path.is_file():
-            raise Refusal(f"{path} does not exist; only safetensors checkpoints are read")
-        try:
-            with safe_open(path, "np"):  # the library's own validation of header and offsets
-                pass
-            shard = SafetensorsLocal(path).tensors
-        except (SafetensorError, ValueError, OSError) as error:
-            raise Refusal(f"{path} is not a safetensors file: {error}") from None
-        for name, tensor in shard.items():
-            if tensors.setdefault(canonical(name), tensor) is not tensor:
-                raise Refusal(f"{path}: {name} appears twice in the checkpoint")
-    missing = sorted(n for n in (index or {}).get("weight_map", {}) if canonical(n) not in tensors)
+            raise Refusal(f"{path} does not exist; expected model.safetensors or pytorch_model.bin, whole or in the shards of an index")
+        for tensor_name, tensor in read(path).items():
+            if tensors.setdefault(canonical(tensor_name), tensor) is not tensor:
+                raise Refusal(f"{path}: {tensor_name} appears twice in the checkpoint")
+    missing = sorted(n for n in weight_map if canonical(n) not in tensors)
     if missing:
         raise Refusal(f"{folder}: the index lists {missing[0]}, which no shard holds")
     return tensors
@@ -213,7 +273,7 @@ SQUEEZE_ROW = View(drop=0)                       # a [1, D] projection is a vect
 class Piece:
     """One tensor of the output file."""
     name: str
-    source: LocalTensor | np.ndarray
+    source: Stored | np.ndarray
     view: View = PLAIN
     type: Type = Type.F32
 
@@ -246,9 +306,8 @@ class Piece:
             end = min(start + step, self.height)
             if isinstance(self.source, np.ndarray):
                 stored, dtype = self.source.reshape(self.height, self.width), "F32"
-            else:  # mapped anew for every slice, so that pages already used do not count as this program's memory
-                at, dtype = self.source.data_range, self.source.dtype
-                stored = np.memmap(at.filename, SOURCE_TYPES[dtype], "r", at.offset, (self.height, self.width))
+            else:
+                stored, dtype = self.source.matrix(self.height, self.width), self.source.dtype
             part = stored[start:end] if self.view.rows is None else stored[self.view.rows[start:end]]
             part = (part.astype(np.uint32) << 16).view(np.float32) if dtype == "BF16" else part.astype(np.float32)
             part = part if self.view.cols is None else part[:, self.view.cols]
@@ -319,7 +378,7 @@ def plus_one(table: Table) -> Table:
     return {source: (name if isinstance(name, str) else name[0], "+1") for source, name in table.items()}
 
 
-def decoder(f: Fields, has: set[str]) -> tuple[Plan, int]:
+def decoder(f: Fields, has: Tensors) -> tuple[Plan, int]:
     """What the transformers decoders share, and the number of layers. Every matrix that leaves the block is listed."""
     n = f.count("num_hidden_layers")
     if n > len(has):
@@ -332,14 +391,25 @@ def decoder(f: Fields, has: set[str]) -> tuple[Plan, int]:
     return plan, n
 
 
-def output_matrix(plan: Plan, f: Fields, has: set[str]) -> None:
-    """lm_head becomes output.weight, unless the embedding serves as output matrix too."""
-    if f.flag("tie_word_embeddings"):
+def output_matrix(plan: Plan, f: Fields, has: Tensors) -> None:
+    """lm_head becomes output.weight, unless it holds what the embedding holds and config.json says that they are one."""
+    tied = f.flag("tie_word_embeddings")
+    embedding = next((name for name in next(iter(plan.top[0])).split("|") if name in has), "")
+    if "lm_head.weight" not in has:
+        if not tied:
+            plan.notes.append("the checkpoint has no lm_head.weight, so the embedding serves as output matrix")
+    elif tied and embedding in has and same_values(has["lm_head.weight"], has[embedding]):
         plan.left_out["lm_head.weight"] = "the embedding is the output matrix"
-    elif "lm_head.weight" in has:
-        plan.top.append(HEAD)
     else:
-        plan.notes.append("the checkpoint has no lm_head.weight, so the embedding serves as output matrix")
+        plan.top.append(HEAD)
+        if tied:
+            plan.notes.append("lm_head.weight differs from the embedding and is kept, although config.json has tie_word_embeddings")
+
+
+def same_values(a: Stored, b: Stored) -> bool:
+    if a.shape != b.shape or not {a.dtype, b.dtype} <= set(SOURCE_TYPES):
+        return False
+    return all(np.array_equal(x, y) for x, y in zip(Piece("lm_head.weight", a).slices(), Piece("the embedding", b).slices()))
 
 
 def attention(plan: Plan, f: Fields, head_dim: int | None = None) -> tuple[int, int, int, list[Table]]:
@@ -373,7 +443,9 @@ def rope(plan: Plan, f: Fields, width: int, kinds: tuple[str, ...], partial: flo
     rope_scaling(plan, r, kind, dims)
     if partial != 1.0:  # image positions: which pairs follow time, height and width; in a text all three are the same
         r.flag("mrope_interleaved")
-        plan.keys["rope.dimension_sections"] = [*r.get("mrope_section", [11, 11, 10]), 0, 0][:4]
+        sections = r.typed("mrope_section", [11, 11, 10], lambda v: isinstance(v, list) and all(type(n) is int and 0 <= n < 2**31 for n in v),
+                           "whole numbers")
+        plan.keys["rope.dimension_sections"] = [*sections, 0, 0, 0, 0][:4]
     r.no_more()
 
 
@@ -521,7 +593,7 @@ def two_ropes(plan: Plan, f: Fields, width: int, kinds: tuple[str, ...]) -> None
     both.no_more()
 
 
-def plain(row: Decoder, f: Fields, has: set[str]) -> Plan:
+def plain(row: Decoder, f: Fields, has: Tensors) -> Plan:
     """A decoder of the table above."""
     f.data = row.defaults | f.data
     name, expected = row.act
@@ -552,7 +624,7 @@ VISION = dict.fromkeys(("vision_tower.", "multi_modal_projector.", "model.vision
                        "the image tower")
 
 
-def gemma3(f: Fields, has: set[str]) -> Plan:
+def gemma3(f: Fields, has: Tensors) -> Plan:
     """attn_logit_softcapping and hidden_act have no effect in the library."""
     f.read |= {"attn_logit_softcapping", "hidden_act"}
     plan = plain(DECODERS["gemma3"], f, has)
@@ -585,7 +657,7 @@ QWEN35_MTP: Table = {"fc.weight": "nextn.eh_proj.weight"} | plus_one({
     "norm.weight": "nextn.shared_head_norm.weight"})
 
 
-def qwen35(f: Fields, has: set[str]) -> Plan:
+def qwen35(f: Fields, has: Tensors) -> Plan:
     plan, n = decoder(f, has)
     f.only("hidden_act", "silu")
     _, _, width, attend = attention(plan, f, 256)
@@ -694,7 +766,7 @@ class Mixer:
     tables: list[Table]
     width: int                   # hidden_size
     layers: int
-    has: set[str]
+    has: Tensors
     derived: dict[str, tuple[str, Callable[[np.ndarray], np.ndarray]]] = field(default_factory=dict)
     hidden_ratio: float = 4
     hidden: bool = True          # a gated feed-forward in every layer
@@ -747,7 +819,7 @@ FLA_NAMES = {"mamba": FlaNames("backbone", "norm", "norm_f", hybrid=False, resid
              "precond_gated_deltanet": FlaNames(residual=False), "precond_kda": FlaNames(residual=False)}
 
 
-def fla(read: Callable[[Fields, Mixer], None], f: Fields, has: set[str], name: str) -> Plan:
+def fla(read: Callable[[Fields, Mixer], None], f: Fields, has: Tensors, name: str) -> Plan:
     """The decoder around a mixer, with softmax layers where the configuration puts them."""
     n, width = f.count("num_hidden_layers"), f.count("hidden_size")
     m = Mixer({}, [FLA_MIXERS[name]], width, n, has)
@@ -755,7 +827,7 @@ def fla(read: Callable[[Fields, Mixer], None], f: Fields, has: set[str], name: s
     names = FLA_NAMES.get(name, FlaNames())
     hidden = 0
     if m.hidden:
-        hidden = (not names.own_width and f.get("intermediate_size")) or 256 * -(-int(width * f.real("hidden_ratio", 4 if "hidden_ratio" in f.data else m.hidden_ratio) * 2 / 3) // 256)
+        hidden = (not names.own_width and f.get("intermediate_size") and f.count("intermediate_size")) or 256 * -(-int(width * f.real("hidden_ratio", 4 if "hidden_ratio" in f.data else m.hidden_ratio) * 2 / 3) // 256)
         f.read |= {"hidden_ratio"}
     plan = Plan({"block_count": n, "context_length": f.count("max_position_embeddings", 2048), "embedding_length": width,
                  "feed_forward_length": int(hidden), "vocab_size": f.count("vocab_size", 32000),
@@ -788,10 +860,9 @@ def fla(read: Callable[[Fields, Mixer], None], f: Fields, has: set[str], name: s
 
 def fla_softmax(f: Fields, n: int, plan: Plan) -> dict[int, Table]:
     """The field attn: layers of plain softmax attention -> their bias tensors. Keys are lists with 0 elsewhere."""
-    specs = f.get("attn", [])
     columns: dict[str, list] = {name: [0] * n for name in ("head_count", "head_count_kv", "sliding_window", "freq_base")}
     layers: dict[int, Table] = {}
-    for spec in [specs] if isinstance(specs, dict) else specs:
+    for spec in softmax_specs(f):
         s = Fields(spec, f"{f.where}: attn")
         heads = s.count("num_heads")
         for i in s.typed("layers", None, lambda v: isinstance(v, (list, tuple)), "a list of layer numbers"):
@@ -833,11 +904,18 @@ def gla(f: Fields, m: Mixer) -> None:
         m.keys["decay_min"] = f.real("clamp_min")
 
 
-def recurrent_free(f: Fields, m: Mixer) -> bool:
-    """Whether softmax attention takes every layer."""
+def softmax_specs(f: Fields) -> list[dict[str, Any]]:
+    """The field attn: one kind of softmax layer, or a list of them."""
     specs = f.get("attn", [])
     specs = [specs] if isinstance(specs, dict) else specs
-    return {i for s in specs for i in s.get("layers") or []} >= set(range(m.layers))
+    if not isinstance(specs, list) or not all(isinstance(s, dict) and isinstance(s.get("layers", []), list) for s in specs):
+        raise Refusal(f"{f.where}: attn is {json.dumps(specs)[:80]}, expected an object, or a list of them, each with a list of layers")
+    return specs
+
+
+def recurrent_free(f: Fields, m: Mixer) -> bool:
+    """Whether softmax attention takes every layer."""
+    return all(any(i in (s.get("layers") or []) for s in softmax_specs(f)) for i in range(m.layers))
 
 
 def delta_heads(f: Fields, m: Mixer, heads: int, width: int, expand_v: float) -> None:
@@ -1132,8 +1210,8 @@ def lightnet(f: Fields, m: Mixer) -> None:
     m.shape(f.where, heads, heads, heads * f.count("expand_ratio", 128) if ratio else m.width, m.width)
     m.take({"attn.g_norm.weight": "ssm_norm.weight"}, f.flag("elementwise_affine", True))
     m.keys["layer_norm_rms_epsilon"] = 1e-6  # whatever norm_eps says
-    specs = f.get("attn", [])  # this model of the library never hands rope_theta on to its softmax layers
-    f.data["attn"] = [spec | {"rope_theta": 10000.0} for spec in ([specs] if isinstance(specs, dict) else specs)]
+    # this model of the library never hands rope_theta on to its softmax layers
+    f.data["attn"] = [spec | {"rope_theta": 10000.0} for spec in softmax_specs(f)]
 
 
 def abc(f: Fields, m: Mixer) -> None:
@@ -1238,7 +1316,7 @@ RWKV6_FFN: Table = {"ffn.key.mu": "channel_mix_lerp_k.weight", "ffn.key.linear.w
                     "ffn.receptance.linear.weight": "channel_mix_receptance.weight", "ffn.value.weight": "channel_mix_value.weight"}
 
 
-def rwkv_decoder(f: Fields, has: set[str], hidden_ratio: float, ffn: Table) -> Plan:
+def rwkv_decoder(f: Fields, has: Tensors, hidden_ratio: float, ffn: Table) -> Plan:
     """What both generations share: LayerNorms, one more behind the embedding, and a channel mix. Its blocks lack the mixer."""
     n, width = f.count("num_hidden_layers"), f.count("hidden_size")
     act = ACT2FN[f.only("hidden_act", *dict.fromkeys(["sqrelu", *ACT2FN]))]
@@ -1260,7 +1338,7 @@ def rwkv_decoder(f: Fields, has: set[str], hidden_ratio: float, ffn: Table) -> P
     return plan
 
 
-def rwkv7(f: Fields, has: set[str]) -> Plan:
+def rwkv7(f: Fields, has: Tensors) -> Plan:
     plan = rwkv_decoder(f, has, 4, RWKV7_FFN)
     width, layers = plan.keys["embedding_length"], plan.keys["block_count"]
     by_heads = "head_dim" in f.data and f.get("head_dim") is None  # only then does num_heads count, whatever it says
@@ -1292,7 +1370,7 @@ def rwkv7(f: Fields, has: set[str]) -> Plan:
     return plan
 
 
-def rwkv6(f: Fields, has: set[str]) -> Plan:
+def rwkv6(f: Fields, has: Tensors) -> Plan:
     plan = rwkv_decoder(f, has, 3.5, RWKV6_FFN)
     width, heads = plan.keys["embedding_length"], f.count("num_heads", 4)
     keys, values = int(width * f.real("expand_k", 0.5)), int(width * f.real("expand_v", 1.0))
@@ -1315,7 +1393,7 @@ def rwkv6(f: Fields, has: set[str]) -> Plan:
 @dataclass(frozen=True)
 class Architecture:
     name: str                                   # general.architecture
-    read: Callable[[Fields, set[str]], Plan]
+    read: Callable[[Fields, Tensors], Plan]
     about: str                                  # conventions, recorded in general.description
 
 
@@ -2478,17 +2556,23 @@ def special_ids(
 
 
 def chat_template(folder: Path) -> dict[str, Any]:
-    """chat_template.jinja, else the field of tokenizer_config.json: a template or a list of named ones."""
-    file = folder / "chat_template.jinja"
-    try:
-        template = file.read_text(encoding="utf-8") if file.is_file() else \
-            read_json(folder / "tokenizer_config.json", missing={}).get("chat_template")
-    except (OSError, UnicodeDecodeError) as error:
-        raise Refusal(f"{file} is not readable: {error}") from None
-    if not isinstance(template, list):
-        return {"tokenizer.chat_template": template} if template else {}
-    named = {t["name"]: t["template"] for t in template}
-    others = sorted(n for n in named if n != "default")
+    """The default template and further named ones. chat_template.jinja stands above the field of tokenizer_config.json, and that above
+    chat_template.json; the field is a template or several with names, as are the files in additional_chat_templates."""
+    fields = [read_json(folder / name, missing={}) for name in ("tokenizer_config.json", "chat_template.json")]
+    found = next((t for t in (f.get("chat_template") for f in fields if isinstance(f, dict)) if t), None)
+    if isinstance(found, list) and all(isinstance(t, dict) for t in found):
+        found = {t.get("name"): t.get("template") for t in found}
+    named = found if isinstance(found, dict) else {"default": found} if found is not None else {}
+    files = {"default": folder / "chat_template.jinja"} | {p.stem: p for p in sorted((folder / "additional_chat_templates").glob("*.jinja"))}
+    for name, file in files.items():
+        try:
+            named = named | ({name: file.read_text(encoding="utf-8")} if file.is_file() else {})
+        except (OSError, UnicodeDecodeError) as error:
+            raise Refusal(f"{file} is not readable: {error}") from None
+    if not all(isinstance(x, str) for item in named.items() for x in item):
+        raise Refusal(f"{folder}: chat_template is neither a text nor texts with names")
+    named = {name: text for name, text in named.items() if text}
+    others = sorted(name for name in named if name != "default")
     keys = {f"tokenizer.chat_template.{n}": named[n] for n in others} | ({"tokenizer.chat_templates": others} if others else {})
     return keys | ({"tokenizer.chat_template": named["default"]} if "default" in named else {})
 
@@ -2515,7 +2599,7 @@ def add_key(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
         add[type(value)](key, value)
 
 
-def plan_pieces(plan: Plan, tensors: dict[str, LocalTensor], wanted: Type) -> tuple[list[Piece], list[str]]:
+def plan_pieces(plan: Plan, tensors: Tensors, wanted: Type) -> tuple[list[Piece], list[str]]:
     """Tables times checkpoint: every tensor once. Returns the output's tensors in order, and what was left out and why."""
     left, pieces = dict(tensors), []
     views = {"q": PLAIN, "k": PLAIN, "norm": PLAIN} | VIEWS | plan.views
@@ -2632,12 +2716,12 @@ def export(folder: Path, out: Path, wanted: str | None, ignored: list[str], pre:
     if arch is None:
         raise Refusal(f"{folder / 'config.json'}: the architecture {names} is not supported, only {', '.join(ARCHITECTURES)}")
     tensors = read_tensors(folder)
-    plan = arch.read(fields, set(tensors))
+    plan = arch.read(fields, tensors)
     fields.no_more(ignored)
     if wanted is None:
         sizes = defaultdict(int)
         for t in tensors.values():
-            sizes[t.dtype] += t.data_range.size
+            sizes[t.dtype] += t.nbytes
         wanted = "bf16" if max(sizes, key=sizes.__getitem__, default="") == "BF16" else "f16"
         print(f"type {wanted}, as nothing else was asked for and the checkpoint is mostly {max(sizes, key=sizes.__getitem__)}")
     kind, file_type = TYPES[wanted]
@@ -2677,9 +2761,10 @@ def main(args: argparse.Namespace) -> int:
         print(f"export.py: {refusal}", file=sys.stderr)
     except OSError as error:
         print(f"export.py: {error.filename or args.out}: {error.strerror or error}", file=sys.stderr)
-    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError,
-            struct.error) as error:
-        print(f"export.py: {args.folder} is not laid out as expected: {type(error).__name__}: {error}", file=sys.stderr)
+    except MemoryError:
+        print(f"export.py: {args.folder} asks for more memory than there is", file=sys.stderr)
+    except Exception as error:  # what no check foresaw is still a fault of the folder
+        print(f"export.py: {args.folder} is not laid out as expected: {type(error).__name__}: {one_line(error)}", file=sys.stderr)
     except KeyboardInterrupt:
         print("export.py: interrupted, nothing written", file=sys.stderr)
     return 1

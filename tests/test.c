@@ -812,6 +812,7 @@ static void put_str(Bytes *b, const char *s) { put_u64(b, strlen(s)), put(b, s, 
 typedef struct { Bytes keys, infos, data; uint64_t n_keys, n_tensors; } File;
 static void key_head(File *f, const char *key, uint32_t type) { f->n_keys++, put_str(&f->keys, key), put_u32(&f->keys, type); }
 static void key_u32(File *f, const char *key, uint32_t v) { key_head(f, key, GGUF_U32), put_u32(&f->keys, v); }
+static void key_f32(File *f, const char *key, float v) { key_head(f, key, GGUF_F32), put(&f->keys, &v, 4); }
 static void key_str(File *f, const char *key, const char *s) { key_head(f, key, GGUF_STR), put_str(&f->keys, s); }
 static void key_u32s(File *f, const char *key, const uint32_t *v, uint64_t n) {
     key_head(f, key, GGUF_ARR), put_u32(&f->keys, GGUF_U32), put_u64(&f->keys, n), put(&f->keys, v, n * 4);
@@ -930,6 +931,84 @@ static uint8_t *path_model(size_t *n_bytes) {
             add_floats(&f, name, x, tensors[j].n_in, tensors[j].n_out);
             free(x);
         }
+    return file_bytes(&f, n_bytes);
+}
+/* Decoders with softmax attention in every layer, as their papers have them: in double, a token at a time, each score from the
+ * beginning. A row says what a file holds and, apart from the table in run.c, what it means. */
+enum { D_DIM = 24, D_HEADS = 4, D_KV = 2, D_HEAD = 8, D_FFN = 20, D_VOCAB = 40, D_TOKENS = 40, D_TENSORS = 1000 };
+typedef struct {
+    const char *arch;
+    int layers, window, period, listed;      /* every period-th layer has no window; listed: the file says so with a list */
+    const char *scaling;                     /* rope.scaling.type */
+    float factor, softcap, scale;            /* 0 = no key */
+    int biased, tied;
+    int adjacent, qk_norm, sandwich, gelu, scaled, wide; /* what the architecture means */
+    double window_base;                      /* rotary base of layers with a window, 0 = as the others */
+} DecoderCase;
+typedef struct { char name[48]; float *x; } NamedFloats;
+typedef struct { const DecoderCase *c; NamedFloats w[D_TENSORS]; int n; } DecoderModel;
+
+static const float *weights_named(const DecoderModel *m, int layer, const char *name) { /* NULL: there are none */
+    char full[48];
+    if (layer < 0) snprintf(full, sizeof full, "%s", name);
+    else snprintf(full, sizeof full, "blk.%d.%s", layer, name);
+    for (int i = 0; i < m->n; i++)
+        if (!strcmp(m->w[i].name, full)) return m->w[i].x;
+    return NULL;
+}
+
+static void decoder_tensor(File *f, DecoderModel *m, int layer, const char *name, int n_in, int n_out, const char *without) {
+    NamedFloats *w = &m->w[m->n];
+    int norm = strstr(name, "norm") != NULL;
+    if (layer < 0) snprintf(w->name, sizeof w->name, "%s", name);
+    else snprintf(w->name, sizeof w->name, "blk.%d.%.28s", layer, name);
+    if (without && !strcmp(without, w->name)) return;
+    w->x = noises((size_t)n_in * (size_t)(n_out ? n_out : 1), n_out ? 1 / sqrtf((float)n_in) : norm ? 0.2f : 0.5f);
+    for (int i = 0; norm && i < n_in; i++) w->x[i] += 1;
+    add_floats(f, w->name, w->x, n_in, n_out);
+    m->n++;
+}
+
+/* without: a tensor that the file lacks, NULL = none */
+static uint8_t *decoder_model(DecoderModel *m, const DecoderCase *c, const char *without, size_t *n_bytes) {
+    enum { Q = D_HEADS * D_HEAD, KV = D_KV * D_HEAD };
+    File f = {0};
+    char key[96];
+    uint32_t pattern[64];
+    #define KEY(name) (snprintf(key, sizeof key, "%s.%s", c->arch, name), key)
+    rng = 79;
+    m->c = c, m->n = 0;
+    key_str(&f, "general.architecture", c->arch);
+    key_u32(&f, KEY("block_count"), (uint32_t)c->layers), key_u32(&f, KEY("context_length"), 64);
+    key_u32(&f, KEY("embedding_length"), D_DIM), key_u32(&f, KEY("feed_forward_length"), D_FFN);
+    key_u32(&f, KEY("attention.head_count"), D_HEADS), key_u32(&f, KEY("attention.head_count_kv"), D_KV);
+    key_u32(&f, KEY("attention.key_length"), D_HEAD), key_u32(&f, KEY("attention.value_length"), D_HEAD);
+    key_f32(&f, KEY("rope.freq_base"), 500);
+    if (c->window) key_u32(&f, KEY("attention.sliding_window"), (uint32_t)c->window);
+    for (int i = 0; i < c->layers; i++) pattern[i] = !c->period || (i + 1) % c->period != 0;
+    if (c->listed) key_u32s(&f, KEY("attention.sliding_window_pattern"), pattern, (uint64_t)c->layers);
+    else if (c->period && c->period != 6) key_u32(&f, KEY("attention.sliding_window_pattern"), (uint32_t)c->period);
+    if (c->window_base && c->window_base != 10000) key_f32(&f, KEY("rope.freq_base_swa"), (float)c->window_base);
+    if (c->scaling) key_str(&f, KEY("rope.scaling.type"), c->scaling);
+    if (c->factor) key_f32(&f, KEY("rope.scaling.factor"), c->factor), key_u32(&f, KEY("rope.scaling.original_context_length"), 16);
+    if (c->softcap) key_f32(&f, KEY("final_logit_softcapping"), c->softcap);
+    if (c->scale) key_f32(&f, KEY("attention.scale"), c->scale);
+    #undef KEY
+    decoder_tensor(&f, m, -1, "token_embd.weight", D_DIM, D_VOCAB, without);
+    decoder_tensor(&f, m, -1, "output_norm.weight", D_DIM, 0, without);
+    if (!c->tied) decoder_tensor(&f, m, -1, "output.weight", D_DIM, D_VOCAB, without);
+    for (int i = 0; i < c->layers; i++) {
+        const struct { const char *name; int n_in, n_out, on; } tensors[] = {
+            {"attn_norm.weight", D_DIM, 0, 1}, {"ffn_norm.weight", D_DIM, 0, 1}, {"attn_q.weight", D_DIM, Q, 1}, {"attn_k.weight", D_DIM, KV, 1},
+            {"attn_v.weight", D_DIM, KV, 1}, {"attn_output.weight", Q, D_DIM, 1}, {"ffn_gate.weight", D_DIM, D_FFN, 1},
+            {"ffn_up.weight", D_DIM, D_FFN, 1}, {"ffn_down.weight", D_FFN, D_DIM, 1}, {"attn_q.bias", Q, 0, c->biased},
+            {"attn_k.bias", KV, 0, c->biased}, {"attn_v.bias", KV, 0, c->biased}, {"attn_q_norm.weight", D_HEAD, 0, c->qk_norm},
+            {"attn_k_norm.weight", D_HEAD, 0, c->qk_norm}, {"post_attention_norm.weight", D_DIM, 0, c->sandwich},
+            {"post_ffw_norm.weight", D_DIM, 0, c->sandwich},
+        };
+        for (size_t j = 0; j < sizeof tensors / sizeof *tensors; j++)
+            if (tensors[j].on) decoder_tensor(&f, m, i, tensors[j].name, tensors[j].n_in, tensors[j].n_out, without);
+    }
     return file_bytes(&f, n_bytes);
 }
 static uint8_t *model_named(const char *name, size_t *n) { return strcmp(name, "path") ? fixture(name, n) : path_model(n); }
@@ -1200,6 +1279,172 @@ static void test_goldens(void) {
             kv_tested = 0;
         }
         free(first), free(ids), free(want), gla_close(m), free(file), free(ref);
+    }
+}
+
+/* y <- x / sqrt(mean(x^2) + 1e-6) w, n numbers; y may be x; w NULL: y <- x */
+static void plain_norm(double *y, const double *x, const float *w, int n) {
+    double sum = 0;
+    for (int i = 0; i < n; i++) sum += x[i] * x[i];
+    for (int i = 0; i < n; i++) y[i] = w ? x[i] / sqrt(sum / n + 1e-6) * w[i] : x[i];
+}
+static void plain_product(double *y, const float *w, const float *bias, const double *x, int n_in, int n_out) {
+    for (int i = 0; i < n_out; i++) {
+        y[i] = bias ? bias[i] : 0;
+        for (int j = 0; j < n_in; j++) y[i] += (double)w[i * n_in + j] * x[j];
+    }
+}
+/* One head at a position. Pair j turns by base^(-2j/n) per position, in windowed layers of some models with another base and no scaling. */
+static void plain_turn(double *x, const DecoderCase *c, int pos, int windowed) {
+    int own = windowed && c->window_base != 0, yarn = !own && c->scaling && !strcmp(c->scaling, "yarn");
+    double base = own ? c->window_base : 500, factor = own || !c->factor || (c->scaling && !strcmp(c->scaling, "none")) ? 1 : c->factor;
+    for (int j = 0; j < D_HEAD / 2; j++) {
+        double speed = pow(base, -2.0 * j / D_HEAD), slow = speed / factor, m = 1;
+        if (yarn) { /* 16 positions of training: at 32 turns and more the speed stays, at one and fewer it is divided */
+            double low = floor(D_HEAD * log(16 / (32 * 2 * 3.14159265358979)) / (2 * log(base)));
+            double high = ceil(D_HEAD * log(16 / (2 * 3.14159265358979)) / (2 * log(base)));
+            if (low < 0) low = 0;
+            double ramp = (j - low) / (high - low);
+            ramp = ramp < 0 ? 0 : ramp > 1 ? 1 : ramp;
+            slow = slow * ramp + speed * (1 - ramp), m = 0.1 * log(factor) + 1;
+        }
+        int ia = c->adjacent ? 2 * j : j, ib = c->adjacent ? 2 * j + 1 : j + D_HEAD / 2;
+        double a = x[ia], b = x[ib], cs = m * cos(pos * slow), sn = m * sin(pos * slow);
+        x[ia] = a * cs - b * sn, x[ib] = a * sn + b * cs;
+    }
+}
+
+/* o of one token from its q and all k, v so far: grouped queries */
+static void plain_attention(double *o, const double *q, double (*k)[D_KV * D_HEAD], double (*v)[D_KV * D_HEAD], int t, int first, double scale) {
+    for (int h = 0; h < D_HEADS; h++) {
+        int from = h / (D_HEADS / D_KV) * D_HEAD;
+        double sum = 0, score[D_TOKENS];
+        for (int j = first; j <= t; j++) {
+            score[j] = 0;
+            for (int d = 0; d < D_HEAD; d++) score[j] += q[h * D_HEAD + d] * k[j][from + d];
+            sum += score[j] = exp(scale * score[j]);
+        }
+        for (int d = 0; d < D_HEAD; d++) {
+            o[h * D_HEAD + d] = 0;
+            for (int j = first; j <= t; j++) o[h * D_HEAD + d] += score[j] / sum * v[j][from + d];
+        }
+    }
+}
+
+/* x <- a layer of x, all tokens */
+static void plain_layer(const DecoderModel *m, int i, double (*x)[D_DIM]) {
+    const DecoderCase *c = m->c;
+    static double k[D_TOKENS][D_KV * D_HEAD], v[D_TOKENS][D_KV * D_HEAD];
+    int windowed = c->window && (!c->period || (i + 1) % c->period != 0);
+    double scale = c->scale ? c->scale : 1 / sqrt(c->wide && c->layers == 62 ? D_DIM / D_HEADS : D_HEAD);
+    #define W(name) weights_named(m, i, name)
+    for (int t = 0; t < D_TOKENS; t++) {
+        double n[D_DIM], q[D_HEADS * D_HEAD], o[D_HEADS * D_HEAD], y[D_DIM], gate[D_FFN], up[D_FFN];
+        plain_norm(n, x[t], W("attn_norm.weight"), D_DIM);
+        plain_product(q, W("attn_q.weight"), W("attn_q.bias"), n, D_DIM, D_HEADS * D_HEAD);
+        plain_product(k[t], W("attn_k.weight"), W("attn_k.bias"), n, D_DIM, D_KV * D_HEAD);
+        plain_product(v[t], W("attn_v.weight"), W("attn_v.bias"), n, D_DIM, D_KV * D_HEAD);
+        for (int h = 0; h < D_HEADS + D_KV; h++) {
+            double *head = h < D_HEADS ? q + h * D_HEAD : k[t] + (h - D_HEADS) * D_HEAD;
+            plain_norm(head, head, W(h < D_HEADS ? "attn_q_norm.weight" : "attn_k_norm.weight"), D_HEAD);
+            plain_turn(head, c, t, windowed);
+        }
+        plain_attention(o, q, k, v, t, windowed && t >= c->window ? t - c->window + 1 : 0, scale);
+        plain_product(y, W("attn_output.weight"), NULL, o, D_HEADS * D_HEAD, D_DIM);
+        plain_norm(y, y, W("post_attention_norm.weight"), D_DIM);
+        for (int d = 0; d < D_DIM; d++) x[t][d] += y[d];
+        plain_norm(n, x[t], W("ffn_norm.weight"), D_DIM);
+        plain_product(gate, W("ffn_gate.weight"), NULL, n, D_DIM, D_FFN);
+        plain_product(up, W("ffn_up.weight"), NULL, n, D_DIM, D_FFN);
+        for (int d = 0; d < D_FFN; d++) {
+            double g = gate[d], gelu = g / 2 * (1 + tanh(sqrt(2 / 3.14159265358979) * (g + 0.044715 * g * g * g)));
+            up[d] *= c->gelu ? gelu : g / (1 + exp(-g));
+        }
+        plain_product(y, W("ffn_down.weight"), NULL, up, D_FFN, D_DIM);
+        plain_norm(y, y, W("post_ffw_norm.weight"), D_DIM);
+        for (int d = 0; d < D_DIM; d++) x[t][d] += y[d];
+    }
+    #undef W
+}
+
+static float *plain_logits(const DecoderModel *m, const int32_t *ids) {
+    static double x[D_TOKENS][D_DIM];
+    const DecoderCase *c = m->c;
+    const float *embed = weights_named(m, -1, "token_embd.weight"), *head = weights_named(m, -1, "output.weight");
+    float *logits = block((size_t)D_TOKENS * D_VOCAB * sizeof *logits);
+    for (int t = 0; t < D_TOKENS; t++)
+        for (int d = 0; d < D_DIM; d++) x[t][d] = embed[ids[t] * D_DIM + d] * (c->scaled ? sqrt(D_DIM) : 1);
+    for (int i = 0; i < c->layers; i++) plain_layer(m, i, x);
+    for (int t = 0; t < D_TOKENS; t++) {
+        double n[D_DIM], y[D_VOCAB];
+        plain_norm(n, x[t], weights_named(m, -1, "output_norm.weight"), D_DIM);
+        plain_product(y, head ? head : embed, NULL, n, D_DIM, D_VOCAB);
+        for (int j = 0; j < D_VOCAB; j++) logits[t * D_VOCAB + j] = (float)(c->softcap ? c->softcap * tanh(y[j] / c->softcap) : y[j]);
+    }
+    return logits;
+}
+
+static void test_decoders(void) {
+    #define LLAMA .arch = "llama", .adjacent = 1
+    #define GEMMA .arch = "gemma3", .qk_norm = 1, .sandwich = 1, .gelu = 1, .scaled = 1, .wide = 1
+    #define USUAL .window_base = 10000, .period = 6
+    static const DecoderCase cases[] = {
+        {LLAMA, .layers = 2}, {LLAMA, .layers = 2, .window = 9, .biased = 1, .tied = 1}, {LLAMA, .layers = 2, .scaling = "linear", .factor = 4},
+        {LLAMA, .layers = 2, .factor = 4}, {LLAMA, .layers = 2, .scaling = "none", .factor = 4}, {LLAMA, .layers = 2, .scaling = "yarn", .factor = 4},
+        {LLAMA, .layers = 4, .window = 5, .period = 2, .softcap = 2}, {.arch = "qwen2", .layers = 2, .biased = 1, .tied = 1},
+        {.arch = "qwen2", .layers = 3, .biased = 1, .window = 7, .period = 2, .listed = 1}, {.arch = "qwen3", .layers = 2, .qk_norm = 1},
+        {GEMMA, USUAL, .layers = 7, .window = 8, .tied = 1}, {GEMMA, USUAL, .layers = 7, .window = 8, .scaling = "linear", .factor = 8, .softcap = 3, .tied = 1},
+        {GEMMA, .layers = 4, .window = 8, .period = 3, .window_base = 300, .scale = 0.2f, .biased = 1}, {GEMMA, USUAL, .layers = 7, .tied = 1},
+        {GEMMA, .layers = 3, .window = 8, .window_base = 10000, .period = 3, .listed = 1}, {GEMMA, USUAL, .layers = 62, .window = 11, .tied = 1},
+    };
+    static DecoderModel m;
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        size_t n;
+        char name[64];
+        snprintf(name, sizeof name, "decoder %zu, %s", i, cases[i].arch);
+        uint8_t *file = decoder_model(&m, &cases[i], NULL, &n);
+        GlaModel *model = opened(file, n, name);
+        int32_t *ids = random_ids(D_TOKENS, D_VOCAB);
+        float *want = plain_logits(&m, ids);
+        for (int k = 0; k < N_KERNELS; k++) {
+            if (!kernel_runs(&kernels[k])) continue;
+            model->kernels = &kernels[k];
+            float *got = logits_of(model, ids, D_TOKENS, D_TOKENS, 0, 1);
+            within(largest(got, want, (size_t)D_TOKENS * D_VOCAB), cases[i].layers > 10 ? 1e-4 : 2e-5, "%s, %s", name, kernels[k].name);
+            free(got);
+        }
+        if (cases[i].layers < 10) check_same_bits(model, name, 50);
+        gla_close(model), free(file), free(ids), free(want);
+        for (int j = 0; j < m.n; j++) free(m.w[j].x);
+    }
+    #undef LLAMA
+    #undef GEMMA
+    #undef USUAL
+}
+
+/* What a decoder must have, and what is not implemented: one sentence. */
+static void test_decoders_refused(void) {
+    static const struct { DecoderCase c; const char *without, *said; } cases[] = {
+        {{.arch = "qwen2", .layers = 1, .biased = 1}, "blk.0.attn_k.bias", "2 of attn_q, attn_k and attn_v have a bias, expected all three"},
+        {{.arch = "qwen2", .layers = 1}, NULL, "0 of attn_q, attn_k and attn_v have a bias"},
+        {{.arch = "llama", .layers = 1, .biased = 1}, "blk.0.attn_q.bias", "all or none"},
+        {{.arch = "gemma3", .layers = 1, .qk_norm = 1, .sandwich = 1}, "blk.0.post_ffw_norm.weight", "blk.0.post_ffw_norm.weight is missing"},
+        {{.arch = "gemma3", .layers = 1, .qk_norm = 1}, NULL, "post_attention_norm.weight is missing"},
+        {{.arch = "llama", .layers = 1, .sandwich = 1}, NULL, "no place"},
+        {{.arch = "llama", .layers = 1, .scaling = "longrope", .factor = 2}, NULL, "longrope"},
+        {{.arch = "qwen3", .layers = 1, .qk_norm = 1, .factor = 1e-4f}, NULL, "rope.scaling.factor"},
+    };
+    static DecoderModel m;
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        char err[GLA_ERR] = "";
+        size_t n;
+        GlaModel *model = NULL;
+        uint8_t *file = decoder_model(&m, &cases[i].c, cases[i].without, &n);
+        int code = gla_open_memory(&model, file, n, err);
+        check(code && is_sentence(err) && strstr(err, cases[i].said), "decoder without %s: %d, %s", cases[i].said, code, err);
+        if (!code) gla_close(model);
+        free(file);
+        for (int j = 0; j < m.n; j++) free(m.w[j].x);
     }
 }
 
@@ -2169,7 +2414,7 @@ static void test_hostile_bytes(void) {
 
 static const struct { const char *name; void (*run)(void); } sections[] = {
     {"formats", test_formats}, {"fast_exp", test_fast_exp}, {"matmul", test_matmul}, {"recurrence tables", test_recurrence_tables}, {"recurrence", test_recurrence},
-    {"attend", test_attend}, {"layers", test_layers}, {"sampler", test_sampler}, {"json", test_json}, {"generate", test_generate}, {"tokenizer", test_tokenizer}, {"goldens", test_goldens},
+    {"attend", test_attend}, {"layers", test_layers}, {"sampler", test_sampler}, {"json", test_json}, {"generate", test_generate}, {"tokenizer", test_tokenizer}, {"goldens", test_goldens}, {"decoders", test_decoders}, {"decoders refused", test_decoders_refused},
     {"types", test_types}, {"states", test_states}, {"two threads", test_two_threads}, {"sessions", test_sessions}, {"kv sessions", test_kv_sessions}, {"chat templates", test_chat_templates}, {"chat", test_chat},
     {"chat thinking", test_chat_thinking}, {"prompt cache", test_cache}, {"no memory", test_no_memory},
     {"hostile fields", test_hostile_fields}, {"hostile bytes", test_hostile_bytes},

@@ -57,8 +57,11 @@ again = for i in 1 2 3; do $(1) && exit 0; sleep 10; done; exit 1
 	$(call again,.venv/bin/$(PIP) -r $<)
 	touch $@
 
-parity: run build/bind .venv/ready ## against PyTorch: logits, gradients, tokenizers (installs torch in .venv)
-	@export OMP_WAIT_POLICY=passive; for t in parity $(patsubst tests/%.py,%,$(wildcard tests/train_step.py)); do .venv/bin/python tests/$$t.py || bad=1; done; exit $${bad:-0}
+parity: run build/bind .venv/ready ## against PyTorch: logits, gradients, tokenizers, SmolLM2's own weights (installs torch in .venv)
+	@export OMP_WAIT_POLICY=passive; for t in parity real $(patsubst tests/%.py,%,$(wildcard tests/train_step.py)); do .venv/bin/python tests/$$t.py || bad=1; done; exit $${bad:-0}
+
+parity-real: run .venv/ready ## Gemma 3 270M and Qwen2.5-Coder-0.5B against transformers (downloads 750 MB)
+	OMP_WAIT_POLICY=passive .venv/bin/python tests/real.py gemma3 qwen2
 
 .venv-llamacpp/ready: tests/requirements-llamacpp.txt tests/requirements.txt
 	$(PYTHON) -m venv .venv-llamacpp
@@ -128,4 +131,4 @@ clean: ## what make and the tests have built; .venv stays
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-.PHONY: all pages install test debug fuzz parity parity-llamacpp bench bench-sessions mqar bench-train demo clean help
+.PHONY: all pages install test debug fuzz parity parity-real parity-llamacpp bench bench-sessions mqar bench-train demo clean help

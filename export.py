@@ -145,16 +145,18 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise Refusal(f"{folder / 'config.json'} does not hold a JSON object of settings")
     if "text_config" in config:
         tie = config.get("tie_word_embeddings", config["text_config"].get("tie_word_embeddings"))
-        config = {**config, **config["text_config"], "tie_word_embeddings": tie,
+        config = {**config, **config["text_config"], **({} if tie is None else {"tie_word_embeddings": tie}),
                   "architectures": config.get("architectures"), "text_config": None, "vision_config": None}
     return config
 
 
-def canonical(name: str) -> str:
+def checkpoint_name(name: str) -> str:
     """Multimodal checkpoints keep the language model one level deeper."""
     for prefix in ("model.language_model.", "language_model.model."):
         if name.startswith(prefix):
             return "model." + name[len(prefix):]
+    if name.startswith("language_model.lm_head."):
+        return name.removeprefix("language_model.")
     return name.removeprefix("model.") if name.startswith("model.mtp.") else name
 
 
@@ -194,7 +196,8 @@ def read_pytorch(path: Path) -> Tensors:
     try:
         import torch
     except ImportError:
-        raise Refusal(f"{path} is a PyTorch file, and torch is not installed: pip install torch, or save the model as safetensors") from None
+        raise Refusal(f"{path} is a PyTorch file, and torch is not installed: pip install torch, or save the model "
+                      "as safetensors") from None
     types = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
     try:
         with open(path, "rb") as file:  # older files are no archives and cannot be mapped
@@ -237,9 +240,9 @@ def read_tensors(folder: Path) -> Tensors:
         if not path.is_file():
             raise Refusal(f"{path} does not exist; expected model.safetensors or pytorch_model.bin, whole or in the shards of an index")
         for tensor_name, tensor in read(path).items():
-            if tensors.setdefault(canonical(tensor_name), tensor) is not tensor:
+            if tensors.setdefault(checkpoint_name(tensor_name), tensor) is not tensor:
                 raise Refusal(f"{path}: {tensor_name} appears twice in the checkpoint")
-    missing = sorted(n for n in weight_map if canonical(n) not in tensors)
+    missing = sorted(n for n in weight_map if checkpoint_name(n) not in tensors)
     if missing:
         raise Refusal(f"{folder}: the index lists {missing[0]}, which no shard holds")
     return tensors
@@ -790,7 +793,7 @@ class Mixer:
 
     def shape(self, where: str, heads: int, kv: int, key: int, value: int) -> None:
         """Output heads, heads of the shared projections, total key and value width of the output heads."""
-        if heads % kv or key % heads or value % heads:
+        if heads < 1 or heads % kv or key % heads or value % heads:
             raise Refusal(f"{where}: {heads} heads over {kv} key/value heads do not divide the widths {key} and {value}")
         self.keys |= {"head_count": heads, "head_count_kv": kv, "key_length": key // heads, "value_length": value // heads}
 
@@ -1349,10 +1352,10 @@ def rwkv7(f: Fields, has: Tensors) -> Plan:
     f.read |= {"num_heads"}
     if not heads or heads * dk != width:
         raise Refusal(f"{f.where}: {heads} heads of head_dim = {dk} do not make the width {width}")
-    if len(values) != layers or set(values) != {values[0]} or type(values[0]) is not int or values[0] < 1 or values[0] % heads:
+    if len(values) != layers or any(v != values[0] or type(v) is not int for v in values) or values[0] < 1 or values[0] % heads:
         raise Refusal(f"{f.where}: value_dim is {json.dumps(values)[:80]}, expected the same multiple of {heads} for each of {layers} layers")
-    ranks = {"decay": f.get("decay_low_rank_dim", 64), "iclr": f.get("a_low_rank_dim", 64), "value_residual_mix": f.get("v_low_rank_dim", 16),
-             "gate": f.get("gate_low_rank_dim", 128)}  # for llama.cpp; what counts here is in the tensors
+    ranks = {"decay": f.count("decay_low_rank_dim", 64), "iclr": f.count("a_low_rank_dim", 64), "value_residual_mix": f.count("v_low_rank_dim", 16),
+             "gate": f.count("gate_low_rank_dim", 128)}  # for llama.cpp; what counts here is in the tensors
     plan.keys |= {f"attention.{name}_lora_rank": int(rank) for name, rank in ranks.items()}
     plan.keys |= {"wkv.head_size": dk, "mixer.head_count": heads, "mixer.value_length": values[0] // heads,
                   "mixer.layer_norm_epsilon": dk * plan.keys["attention.layer_norm_epsilon"]}
@@ -2591,6 +2594,11 @@ def sampling_keys(folder: Path) -> dict[str, Any]:
 
 def add_key(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
     add = {bool: writer.add_bool, int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}
+    for number in value if isinstance(value, list) else [value]:
+        if type(number) is int and not -2**31 <= number < 2**32 or type(number) is float and not abs(number) < 3.4e38:
+            raise Refusal(f"{key} would be {number}, which is out of range; a field of config.json is wrong")
+        if type(number) is int and number < 0 and not isinstance(value, list):
+            raise Refusal(f"{key} would be {number}, expected no negative number; a field of config.json is wrong")
     if key == "general.sampling.top_k":
         writer.add_sampling_top_k(*value)  # signed in llama.cpp
     elif isinstance(value, list):

@@ -2,7 +2,8 @@
 """Do our files load in llama.cpp, and does it continue a text as ./run does?
 
 Tiny random models with tokenizers, exported at f32 (and q8_0, bf16), read by llama-cpp-python. Compared are the ids of a corpus,
-the logits of every position, and the greedy continuation: llama.cpp's own tokens, each checked against ./run's best token.
+the logits of every position, and the greedy continuation: llama.cpp's own tokens, each checked against ./run's best token. Then SmolLM2's
+own weights: how far each program is from transformers on the same weights as float32, in the figures of real.py.
 Own virtual environment, as llama-cpp-python compiles llama.cpp:
 
     python3 -m venv .venv-llamacpp
@@ -21,6 +22,7 @@ import llama_cpp
 import numpy as np
 
 import make_models as models
+import real
 from parity import CORPUS, Tally, call, dequantised_twin, export, run_logits
 
 # name, configuration, tokenizer, type; llama.cpp's qwen35 needs dk = dv, its qwen3 and llama an unscaled or llama3 rotation
@@ -37,18 +39,18 @@ CASES = [
     ("llama 3 rope", "llama-3-rope", "llama", "f32"),
     ("llama bias", "llama-bias", "gpt-2", "f32"),
     ("llama q8_0", "llama-wide", "llama", "q8_0"),
+    ("llama yarn", "llama-yarn", "gpt-2", "f32"),
+    ("qwen2", "qwen2", "qwen2", "f32"),
+    ("qwen2 tied", "qwen2-tied", "qwen2", "f32"),
+    ("gemma3", "gemma3", "qwen2", "f32"),
+    ("gemma3 softcap", "gemma3-softcap", "qwen2", "f32"),
+    ("gemma3 linear rope", "gemma3-linear-rope", "qwen2", "f32"),
 ]
 # llama.cpp rounds activations to 8 bits before a quantised product and to bfloat16 before a bfloat16 one, which ./run need not
 # do. So ./run's logits are held against llama.cpp's on the same weights stored as float32, and llama.cpp's on our file against
 # those too, by mean KL divergence: enough to see a block read wrongly, no judgement on its rounding. ./run rounds activations to
 # 16 bits before a block-quantised product, so there its own bound is the promised one, a divergence below 1e-3.
 BOUND, KL_BOUND, OUR_KL_BOUND = 2e-3, 0.05, 1e-3
-
-
-def divergence(exact: np.ndarray, other: np.ndarray) -> float:
-    """Mean KL divergence of rows of logits, in nats."""
-    p, q = (z.astype(np.float64) - np.logaddexp.reduce(z.astype(np.float64), 1, keepdims=True) for z in (exact, other))
-    return float((np.exp(p) * (p - q)).sum(1).mean())
 
 
 PROMPT = "The quick brown fox didn't jump over 12345 bones;"
@@ -107,7 +109,7 @@ def compare(t: Tally, name: str, config: str, tokenizer: str, kind: str, work: P
         if kind != "f32":
             dequantised_twin(file, file.with_suffix(".f32.gguf"))
             exact = Model(file.with_suffix(".f32.gguf")).logits(ids)
-            kl = divergence(exact, theirs)
+            kl, _ = real.divergence(exact, theirs)
             t.line(kl < KL_BOUND, f"{name} in llama.cpp", f"KL {kl:.1e} from its own float32 result (bound {KL_BOUND})")
             theirs = exact
     except RuntimeError as error:
@@ -123,7 +125,7 @@ def compare(t: Tally, name: str, config: str, tokenizer: str, kind: str, work: P
     if kind == "f32":
         said += f", {32 - int(differ.sum())} of 32 greedy tokens agree"
     if kind in ("q8_0", "q4_0"):
-        kl = divergence(theirs, ours)
+        kl, _ = real.divergence(theirs, ours)
         t.line(kl < OUR_KL_BOUND, name, f"KL {kl:.1e} (bound {OUR_KL_BOUND:g}), logits differ by at most {worst:.1e}")
     else:
         t.line(worst < BOUND and not (kind == "f32" and differ.any()), name, said)
@@ -145,6 +147,18 @@ def compare(t: Tally, name: str, config: str, tokenizer: str, kind: str, work: P
     llama_cpp.llama_model_free(model.model)
 
 
+def real_weights(t: Tally, work: Path) -> None:
+    """llama.cpp's figure beside ours, on the text of real.py: both read the quantised file, transformers its weights as float32."""
+    file = real.MODELS["smollm2"].file()
+    reference, model = real.Reference(file), Model(file)
+    ids = reference.tokenizer(real.TEXT)["input_ids"]
+    exact = reference.logits(ids)
+    print(f"     {real.agreement('smollm2, llama.cpp', exact, model.logits(ids))[2]}")
+    print(f"     {real.agreement('smollm2, ./run', exact, real.logits_of(t.run, file, ids, work))[2]}")
+    print(f"     {real.agreement('smollm2, ./run --fast', exact, real.logits_of(t.run, file, ids, work, '--fast'))[2]}")
+    llama_cpp.llama_model_free(model.model)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path, default=Tally.run)
@@ -158,6 +172,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as temporary:
         for name, config, tokenizer, kind in CASES:
             compare(t, name, config, tokenizer, kind, Path(temporary))
+        real_weights(t, Path(temporary))
     print(f"{t.passed} passed, {t.failed} failed")
     return t.failed > 0
 

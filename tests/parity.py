@@ -8,7 +8,8 @@ bind        the goldens' files with tensors and keys dropped, changed, added: a 
 mixers      configurations of the other mixers against the definitions in definitions/ (make_mixers.py), and same bits in any split
 quantised   q8_0 and q4_0 files against the same dequantised weights as float32
 tokenizer   ids of a hostile corpus against HuggingFace tokenizers
-exporter    export.py alone: same bytes twice, shards, multimodal checkpoints, the drafting block, everything it must refuse
+exporter    export.py alone: same bytes twice, shards, PyTorch files, multimodal checkpoints, the drafting block, output matrices, chat
+            templates, everything it must refuse
 
 Bounds of agreement on logits whose standard deviation is about 1.4: max |difference| < 1e-4. Where the readout of a strongly
 decaying head is tiny and a norm follows (Qwen3.5), float32 rounding alone is amplified: there rms < 3e-5 and max < 1e-3.
@@ -363,7 +364,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [  # family, changes to config.
     ("gemma3", {"sliding_window": None}, "sliding_window"),
     ("gemma3", {"hidden_activation": "mish"}, "hidden_activation"),
     ("gemma3", {"layer_types": ["full_attention"]}, "layer_types"),
-    ("qwen2", {"use_sliding_window": True, "layer_types": None, "max_window_layers": None, "sliding_window": 0}, "sliding_window"),
+    ("qwen2", {"use_sliding_window": True, "layer_types": None, "max_window_layers": 0, "sliding_window": 0}, "sliding_window"),
     ("qwen2", {"num_key_value_heads": 5}, "num_key_value_heads"),
     ("qwen3", {"layer_types": ["sliding_attention"] * 3}, "sliding_attention"),
     ("qwen35", {"attn_output_gate": False}, "attn_output_gate"),
@@ -444,7 +445,13 @@ def exporter(t: Tally, work: Path, folders: list[Path]) -> None:
     same(t, "four shards", work, work / "base" / "qwen35", ["--type", "q8_0"], work / "shards" / "qwen35", ["--type", "q8_0"])
     multimodal(work / "base" / "qwen35", work / "multimodal" / "qwen35")
     same(t, "the text tower of a multimodal checkpoint", work, work / "base" / "qwen35", [], work / "multimodal" / "qwen35", [])
+    multimodal_gemma(t, work)
+    pytorch_files(t, work)
+    output_matrices(t, work)
+    chat_templates(t, work)
+    old_gemma(t, work)
     drafting(t, work)
+    odd_fields(t, work)
 
 
 def refused(t: Tally, title: str, folder: Path, work: Path, word: str, *options: object) -> None:
@@ -477,6 +484,147 @@ def multimodal(source: Path, target: Path) -> None:
               "tie_word_embeddings": text.pop("tie_word_embeddings"), "vision_config": {"depth": 2}, "text_config": text}
     del text["architectures"]
     models.save(target, config, tensors, shards=2)
+
+
+def multimodal_gemma(t: Tally, work: Path) -> None:
+    """Gemma3ForConditionalGeneration: both places where transformers has kept its language model, and the fields that its text_config leaves
+    out."""
+    source = work / "base" / "gemma3"
+    for style, (prefix, head, tower) in {"of old": ("language_model.model.", "language_model.lm_head.weight", "vision_tower."),
+                                         "of transformers 5": ("model.language_model.", "lm_head.weight", "model.vision_tower.")}.items():
+        target = work / f"gemma-{len(style)}" / "gemma3"
+        tensors = load_file(source / "model.safetensors")
+        tensors = {n.replace("model.", prefix, 1): v for n, v in tensors.items()}
+        tensors |= {tower + "embeddings.weight": torch.ones(3, 4), tower.replace("vision_tower", "multi_modal_projector") + "norm.weight": torch.ones(4)}
+        if style == "of old":
+            tensors[head] = tensors[prefix + "embed_tokens.weight"].clone()
+        text = json.loads((source / "config.json").read_text())
+        usual = {"tie_word_embeddings", "rms_norm_eps", "hidden_activation", "attention_bias", "rope_parameters", "layer_types", "architectures"}
+        config = {"architectures": ["Gemma3ForConditionalGeneration"], "model_type": "gemma3", "mm_tokens_per_image": 256, "boi_token_index": 5,
+                  "image_token_index": 6, "eoi_token_index": 7, "vision_config": {"hidden_size": 4},
+                  "text_config": {n: v for n, v in text.items() if n not in usual}}
+        models.save(target, config, tensors)
+        same(t, f"the text tower of a Gemma 3 checkpoint {style}", work, source, [], target, [])
+
+
+def old_gemma(t: Tally, work: Path) -> None:
+    """config.json as transformers 4 wrote it says the same in other fields."""
+    name = "gemma3-linear-rope"
+    models.transformers_case(work / "new" / name, name)
+    shutil.copytree(work / "new" / name, work / "older" / name)
+    config = json.loads((work / "new" / name / "config.json").read_text())
+    for field in ("rope_parameters", "layer_types", "_sliding_window_pattern"):
+        config.pop(field, None)
+    config |= {"rope_theta": 1000000.0, "rope_local_base_freq": 5000.0, "rope_scaling": {"rope_type": "linear", "factor": 8.0},
+               "sliding_window_pattern": 6}
+    (work / "older" / name / "config.json").write_text(json.dumps(config))
+    same(t, "a Gemma 3 configuration of transformers 4", work, work / "new" / name, [], work / "older" / name, [])
+
+
+def pytorch_files(t: Tally, work: Path) -> None:
+    """pytorch_model.bin, whole, in shards, and as torch wrote it before it wrote archives; and files that are something else."""
+    source = work / "base" / "llama"
+    tensors = load_file(source / "model.safetensors")
+    names = list(tensors)
+    for title, shards, old in (("a PyTorch file", 1, False), ("an old PyTorch file", 1, True), ("PyTorch shards", 3, False)):
+        folder = work / f"bin-{shards}{old:d}" / "llama"
+        folder.mkdir(parents=True)
+        shutil.copy(source / "config.json", folder)
+        parts = {f"pytorch_model-{i + 1:05}.bin" if shards > 1 else "pytorch_model.bin": names[i::shards] for i in range(shards)}
+        for file, part in parts.items():
+            torch.save({n: tensors[n] for n in part}, folder / file, _use_new_zipfile_serialization=not old)
+        if shards > 1:
+            (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": {n: f for f, part in parts.items() for n in part}}))
+        same(t, title, work, source, [], folder, [])
+    spoiled = work / "spoiled-bin"
+    spoiled.mkdir()
+    shutil.copy(source / "config.json", spoiled)
+    for title, content, word in (("a PyTorch file that runs a program", {"x": Path("/")}, "tensors"), ("a PyTorch file that holds a list", [1], "by name"),
+                                 ("a PyTorch file that holds a number", {"model.norm.weight": 1}, "by name")):
+        torch.save(content, spoiled / "pytorch_model.bin")
+        refused(t, title, spoiled, work, word)
+    for title, size in (("a cut PyTorch file", 3000), ("an empty PyTorch file", 0)):
+        torch.save(tensors, spoiled / "pytorch_model.bin")
+        os.truncate(spoiled / "pytorch_model.bin", size)
+        refused(t, title, spoiled, work, "pytorch_model.bin")
+    for title, index, word in (("an index without shards", {"weight_map": {}}, "weight_map"), ("an index that is a list", [], "weight_map"),
+                               ("an index of numbers", {"weight_map": {"a": 1}}, "weight_map"), ("an index that leads elsewhere", {"weight_map": {"a": "../x"}}, "same folder")):
+        (spoiled / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+        refused(t, title, spoiled, work, word)
+
+
+def output_matrices(t: Tally, work: Path) -> None:
+    """An output matrix that differs from the embedding is kept whatever tie_word_embeddings says; one that equals it is not stored twice."""
+    for title, tied, differs, kept in (("tied, and differs", True, True, True), ("tied, and the same", True, False, False),
+                                       ("not tied, and the same", False, False, True), ("not tied, and absent", False, None, False)):
+        folder = work / "heads" / title.replace(" ", "-")
+        shutil.copytree(work / "base" / "llama", folder)
+        config = json.loads((folder / "config.json").read_text()) | {"tie_word_embeddings": tied}
+        (folder / "config.json").write_text(json.dumps(config))
+        tensors = load_file(folder / "model.safetensors")
+        head = tensors["model.embed_tokens.weight"].clone()
+        if differs:
+            head[-1, -1] += 1
+        tensors = {n: v for n, v in tensors.items() if n != "lm_head.weight"} | ({} if differs is None else {"lm_head.weight": head})
+        save_file(tensors, folder / "model.safetensors")
+        done = export(folder, folder / "x.gguf")
+        found = done.returncode == 0 and any(x.name == "output.weight" for x in gguf.GGUFReader(folder / "x.gguf").tensors)
+        t.line(done.returncode == 0 and found == kept, f"an output matrix, {title}", f"{'' if found else 'not '}stored")
+
+
+def chat_templates(t: Tally, work: Path) -> None:
+    """Where a checkpoint keeps its template, and what stands above what."""
+    config, second = {"chat_template": "from the configuration"}, {"chat_template": "from the file of old"}
+    several = {"chat_template": [{"name": "default", "template": "A"}, {"name": "tools", "template": "B"}]}
+    cases = {"chat_template.jinja": ({"chat_template.jinja": "from its own file"}, config, "from its own file", []),
+             "tokenizer_config.json": ({}, config, "from the configuration", []),
+             "chat_template.json": ({"chat_template.json": json.dumps(second)}, {}, "from the file of old", []),
+             "a list": ({}, several, "A", ["tools"]),
+             "further files": ({"chat_template.jinja": "C", "additional_chat_templates/rag.jinja": "D"}, config, "C", ["rag"]), "none": ({}, {}, None, [])}
+    for title, (files, settings, expected, others) in cases.items():
+        folder = work / "templates" / title.replace(" ", "-")
+        models.tokenizer_case(folder, "qwen2")
+        for file in ("chat_template.jinja", "chat_template.json"):
+            (folder / file).unlink(missing_ok=True)
+        kept = json.loads((folder / "tokenizer_config.json").read_text())
+        kept.pop("chat_template", None)
+        (folder / "tokenizer_config.json").write_text(json.dumps(kept | settings))
+        for file, text in files.items():
+            (folder / file).parent.mkdir(exist_ok=True)
+            (folder / file).write_text(text)
+        done = export(folder, folder / "x.gguf")
+        keys = {f.name: f.contents() for f in gguf.GGUFReader(folder / "x.gguf").fields.values()} if done.returncode == 0 else {}
+        got, named = keys.get("tokenizer.chat_template"), keys.get("tokenizer.chat_templates", [])
+        t.line(done.returncode == 0 and got == expected and named == others, f"chat template: {title}", f"{got!r} {named}")
+    (folder / "tokenizer_config.json").write_text(json.dumps(kept | {"chat_template": 5}))
+    refused(t, "a chat template that is a number", folder, work, "chat_template")
+
+
+ODD = [None, -1, 0, 2**31, 10**400, 1e308, 0.5, "x", [], [None], True, {"a": 1}, float("nan")]
+
+
+def odd_fields(t: Tally, work: Path) -> None:
+    """Every field of config.json at values it should not have: a file, or one sentence that is not Python's."""
+    bases = [work / "base" / name for name in ("llama", "qwen2", "gemma3", "qwen35", "gla")]
+    bases += [ROOT / "tests" / "golden" / name for name in ("samba-a", "rwkv7-a", "rwkv6-a", "hgrn2-a")]
+    more = ["text_config", "rope_scaling", "rope_theta", "head_dim", "mlp_bias", "attention_bias", "partial_rotary_factor", "use_sliding_window",
+            "sliding_window_pattern", "num_heads", "value_dim"]
+    for base in bases:
+        folder, wrong, n = work / "odd", [], 0
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(base, folder)
+        config = json.loads((base / "config.json").read_text())
+        inner = [(outer, name) for outer in ("rope_parameters", "attn") if isinstance(config.get(outer), dict) for name in config[outer]]
+        for path in [(name,) for name in [*config, *more]] + inner:
+            for value in ODD:
+                changed = config | {path[0]: value} if len(path) == 1 else config | {path[0]: config[path[0]] | {path[1]: value}}
+                (folder / "config.json").write_text(json.dumps(changed))
+                n += 1
+                try:
+                    export_here(folder, work / "odd.gguf", "f32")
+                except Exception as error:  # what export.py did not foresee
+                    wrong.append(f"{'.'.join(path)} = {str(value)[:20]}: {type(error).__name__}: {error}")
+        t.line(not wrong, f"odd values in {base.name}/config.json", f"{n} tried" + "".join(f"\n       {line}" for line in wrong[:5]))
 
 
 def drafting(t: Tally, work: Path) -> None:

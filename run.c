@@ -10160,7 +10160,9 @@ GLA_API int gla_chat_say(GlaChat *c, GlaSampler *p, const char *text, size_t n, 
     if (!turn) turn = &nobody;
     memset(turn, 0, sizeof *turn);
     Ids *ids = &c->ids;
+    c->uncached = 0;
     int code = chat_begin(c, how, err);
+    turn->uncached = c->uncached;
     if (!code && c->s->pos != c->marks[c->at].pos) code = chat_move(c, c->at, err); /* an answer that failed */
     if (code) return code;
     chat_cut(c, c->at + 1); /* whatever was undone is gone now */
@@ -12643,8 +12645,8 @@ int main(int argc, char **argv) {
     const char *model = text_of(&o, O_MODEL);
     for (int i = 0; i < o.n_idle; i++)
         note(&o, "%s: %.*s is without effect: %s\n", program_name(), (int)strcspn(o.idle[i], "="), o.idle[i], find_alias(o.idle[i])->value);
-    if (!same_file(model, model)) {
-        snprintf(err, sizeof err, "%.200s: no such file; a model is a GGUF file on this computer", model);
+    if (!is_there(model)) {
+        fail(err, GLA_IO, "%s: no such file; a model is a GGUF file on this computer", model);
         return complain(err);
     }
     fail(err, GLA_IO, "%s: a file in use became shorter, or cannot be read any more", model);

@@ -23,6 +23,7 @@ import os
 import re
 import struct
 import sys
+import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
@@ -2650,6 +2651,30 @@ def plan_pieces(plan: Plan, tensors: Tensors, wanted: Type) -> tuple[list[Piece]
     return pieces, [f"{names[0]}{f' and {len(names) - 1} more' if names[1:] else ''} ({why})" for why, names in reasons.items()]
 
 
+def may_replace(out: Path, folder: Path) -> None:
+    """Nothing that the checkpoint consists of, whatever it is called, and only a file. What an earlier export wrote may go."""
+    if not out.exists():
+        return
+    if not out.is_file():
+        raise Refusal(f"{out} is not a regular file, and is not replaced by one")
+    with out.open("rb") as file:
+        if file.read(4) == b"GGUF":
+            return
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if path.is_file() and path.samefile(out):
+            raise Refusal(f"{out} is {path.name} of the checkpoint and would be replaced; give another file to write")
+
+
+def new_file(out: Path) -> Path:
+    """An empty file beside out, to take its place; its name is one that nobody has or can guess."""
+    mask = os.umask(0)
+    os.umask(mask)
+    handle, name = tempfile.mkstemp(".tmp", f"{out.name[:50]}.", out.parent)
+    os.close(handle)
+    os.chmod(name, out.stat().st_mode & 0o777 if out.exists() else 0o666 & ~mask)
+    return Path(name)
+
+
 def write(path: Path, arch: str, keys: dict[str, Any], pieces: list[Piece]) -> None:
     """GGUF v3, alignment 32: keys, tensor infos, then the data in the same order, a slice at a time."""
     writer = gguf.GGUFWriter(path, arch)
@@ -2739,7 +2764,7 @@ def export(folder: Path, out: Path, wanted: str | None, ignored: list[str], pre:
     keys |= sampling_keys(folder) | {f"{arch.name}.{k}": v for k, v in plan.keys.items()}
     keys |= tokenizer_keys(folder, plan.keys["vocab_size"], plan.notes, pre)
 
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    temporary = new_file(out)
     try:
         write(temporary, arch.name, keys, pieces)
         worst = check(temporary, pieces)
@@ -2763,6 +2788,7 @@ def main(args: argparse.Namespace) -> int:
     try:
         if not args.out.resolve().parent.is_dir() or args.out.is_dir():
             raise Refusal(f"{args.out} cannot be written: it is a folder, or its folder does not exist")
+        may_replace(args.out, args.folder)
         export(args.folder, args.out, args.type, args.ignore, args.pre)
         return 0
     except Refusal as refusal:

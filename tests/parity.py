@@ -431,6 +431,19 @@ def exporter(t: Tally, work: Path, folders: list[Path]) -> None:
 
     done = export(work / "base" / "llama", work / "no" / "such" / "folder.gguf")
     t.line(done.returncode == 1, "an output folder that is not there", done.stderr.decode().strip())
+    inputs, link = work / "inputs", work / "inputs.gguf"
+    shutil.copytree(work / "base" / "llama", inputs)
+    (work / "pipe.gguf").symlink_to("/dev/null")
+    for out in (inputs / "model.safetensors", inputs / ".." / "inputs" / "config.json", link, work / "pipe.gguf"):
+        if out == link:
+            os.link(inputs / "model.safetensors", link)
+        before = out.read_bytes()
+        done = export(inputs, out)
+        t.line(done.returncode == 1 and out.read_bytes() == before and b"replaced" in done.stderr, f"{out.name} is not replaced",
+               done.stderr.decode().strip())
+    done = [export(inputs, inputs / "out.gguf") for _ in range(2)][-1]
+    t.line(done.returncode == 0 and not list(inputs.glob("*.tmp")), "an export beside the checkpoint, and again",
+           done.stderr.decode().strip())
     done = export(work / "base" / "llama", work / "x.gguf", "--type", "q2_k")
     t.line(done.returncode == 2, "misuse ends with 2", done.stderr.decode().strip().splitlines()[-1][:80])
     (work / "ignored").mkdir()

@@ -1094,15 +1094,21 @@ def limits(f: Fields, name: str) -> tuple[float, float]:
     return low, high
 
 
+def from_transformers(f: Fields) -> bool:
+    """Mamba and Mamba-2 are model types of two libraries. Those of fla say norm_eps, those of transformers layer_norm_epsilon."""
+    return "layer_norm_epsilon" in f.data or not {"norm_eps", "dt_limit", "dt_rank", "rmsnorm", "fuse_norm"} & f.data.keys()
+
+
 def mamba2(f: Fields, m: Mixer) -> None:
-    """The model_type of two libraries: transformers says layer_norm_epsilon and time_step_limit, fla norm_eps and dt_limit, and
-    only fla knows norm_before_gate, D_has_hdim and norms over each group. The sizes of time steps at the start of training
-    do not matter."""
+    """The gated norm spans each of the groups, in both libraries. transformers has time_step_limit where fla has dt_limit; only
+    fla knows norm_before_gate, D_has_hdim and rmsnorm, which transformers passes over. The sizes of time steps at the start of
+    training do not matter."""
     f.read |= {"A_init_range", "chunk_size", "conv_init", "dt_init_floor", "dt_max", "dt_min", "rescale_prenorm_residual", "residual_in_fp32",
                "time_step_floor", "time_step_max", "time_step_min", "time_step_rank", "rms_norm", "num_heads", "intermediate_size", "time_step_scale",
                "time_step_init_scheme"}
-    log_linear, transformers = bool(m.tables[0].get("mixer.L")), "layer_norm_epsilon" in f.data
-    inner, width, groups = m.width * f.count("expand", 2), f.count("head_dim", 64), f.count("n_groups", 1)
+    log_linear = bool(m.tables[0].get("mixer.L"))
+    transformers = not log_linear and from_transformers(f)
+    inner, width, groups = m.width * f.count("expand", 2), f.count("head_dim", 64), f.count("n_groups", 8 if transformers else 1)
     heads = inner // width
     if inner % width or heads % groups or f.get("num_heads", heads) != heads:
         raise Refusal(f"{f.where}: {f.get('num_heads', heads)} heads of {width} in {groups} groups do not make the width {inner}")
@@ -1119,18 +1125,16 @@ def mamba2(f: Fields, m: Mixer) -> None:
             raise Refusal(f"{f.where}: dt_limit is not supported for this model")
         m.keys |= {"step_min": low, "step_max": high}
     m.hidden = log_linear
-    norm_groups = groups
     if transformers:
-        m.eps, norm_groups = "layer_norm_epsilon", 1
+        f.read |= {"norm_before_gate", "D_has_hdim", "rmsnorm"}
+        m.eps = "layer_norm_epsilon"
     elif f.flag("norm_before_gate"):
         m.keys["norm_before_gate"] = 1
     if not transformers and f.flag("D_has_hdim"):
         m.keys["skip_per_channel"] = 1
     if transformers or f.flag("rmsnorm", True):
         m.take({"mixer.norm.weight": ("ssm_norm.weight", "groups")})
-        m.views["groups"] = View(shape=(norm_groups, -1))
-        if norm_groups != groups:
-            m.keys["norm_groups"] = norm_groups
+        m.views["groups"] = View(shape=(groups, -1))
 
 
 def mamba3(f: Fields, m: Mixer) -> None:
@@ -1151,25 +1155,33 @@ def mamba3(f: Fields, m: Mixer) -> None:
     m.hidden = False
 
 
-def mamba(f: Fields, m: Mixer) -> None:
-    """The model_type of two libraries: fla says norm_eps and dt_rank, transformers layer_norm_epsilon and time_step_rank, as does samba for
-    the rank. The sizes of time steps at the start of training do not matter."""
+def mamba(f: Fields, m: Mixer, falcon: bool = False) -> None:
+    """fla says dt_rank, transformers and samba time_step_rank. In transformers an intermediate_size counts more than expand does. The
+    sizes of time steps at the start of training do not matter, nor which of several programs scans."""
     f.read |= {"dt_init_floor", "dt_init_scheme", "dt_max", "dt_min", "dt_scale", "rescale_prenorm_residual", "residual_in_fp32", "time_step_floor", "time_step_max",
-               "time_step_min", "time_step_scale", "time_step_init_scheme"}
+               "time_step_min", "time_step_scale", "time_step_init_scheme", "use_associative_scan", "use_mambapy", "use_falcon_mambapy"}
     samba = f.get("model_type") == "samba"
     inner = m.width * f.count("expand", 2)
-    if f.get("intermediate_size", inner) != inner:
+    if falcon or (not samba and from_transformers(f)):
+        inner = f.count("intermediate_size", inner)
+        m.eps = "layer_norm_epsilon"
+    elif f.get("intermediate_size", inner) != inner:
         raise Refusal(f"{f.where}: intermediate_size = {f.get('intermediate_size')} is not expand times hidden_size")
     rank = "dt_rank" if "dt_rank" in f.data else "time_step_rank"
     m.plain_keys = {"ssm.conv_kernel": f.count("conv_kernel", 4), "ssm.inner_size": inner, "ssm.state_size": f.count("state_size", 16),
                     "ssm.time_step_rank": -(-m.width // 16) if f.get(rank, "auto") == "auto" else f.count(rank)}
     f.only("hidden_act", *(("swish",) if samba else ("silu", "swish")))
-    f.only("use_mambapy", False), f.only("use_bcdt_rms", False)
+    f.only("use_bcdt_rms", *((False, True) if falcon else (False,)))
     m.take({"mixer.conv1d.bias": "ssm_conv1d.bias"}, f.flag("use_conv_bias", True) or samba)  # which samba never hands on to the mixer
     m.take({"mixer.in_proj.bias": "ssm_in.bias", "mixer.out_proj.bias": "ssm_out.bias"}, f.flag("use_bias"))
     m.hidden = samba
-    if "layer_norm_epsilon" in f.data:
-        m.eps = "layer_norm_epsilon"
+
+
+def falcon_mamba(f: Fields, m: Mixer) -> None:
+    """Mamba that divides the time step, B and C by their root mean square."""
+    mamba(f, m, falcon=True)
+    m.plain_keys["ssm.dt_b_c_rms"] = True
+    m.keys["dt_b_c_rms_epsilon"] = f.real("mixer_rms_eps", 1e-6)
 
 
 def hgrn(f: Fields, m: Mixer) -> None:
@@ -1429,7 +1441,8 @@ FLA_MODELS = {"gla": ("GLAForCausalLM", gla), "retnet": ("RetNetForCausalLM", re
               "precond_gated_deltanet": ("PrecondGatedDeltaNetForCausalLM", preconditioned), "precond_kda": ("PrecondKDAForCausalLM", precond_kda)}
 ARCHITECTURES |= {cls: Architecture(name, partial(fla, read, name=name), f"head h reads shared head h div (n / n_kv); {NEOX}")
                   for name, (cls, read) in FLA_MODELS.items()}
-MODEL_TYPES = {"qwen3_5_text": "Qwen3_5ForCausalLM", "qwen3_5": "Qwen3_5ForCausalLM", "qwen3": "Qwen3ForCausalLM",
+ARCHITECTURES["FalconMambaForCausalLM"] = Architecture("mamba", partial(fla, falcon_mamba, name="mamba"), ARCHITECTURES["MambaForCausalLM"].about)
+MODEL_TYPES = {"falcon_mamba": "FalconMambaForCausalLM", "qwen3_5_text": "Qwen3_5ForCausalLM", "qwen3_5": "Qwen3_5ForCausalLM", "qwen3": "Qwen3ForCausalLM",
                "qwen2": "Qwen2ForCausalLM", "llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM",
                "gemma3": "Gemma3ForCausalLM", "gemma3_text": "Gemma3ForCausalLM", "rwkv6": "RWKV6ForCausalLM", "rwkv7": "RWKV7ForCausalLM"} | {name: cls for name, (cls, _) in FLA_MODELS.items()}  # where config.json names no class
 

@@ -4288,7 +4288,9 @@ typedef struct {
     const float *levels;            /* MIX_LOG_LINEAR: (n_heads, MAX_LEVELS), the weight of a level is softplus(levels w) */
     const float *ridge;             /* MIX_MESA: (n_heads, dk), added to the diagonal */
     int solver_steps;               /* MIX_MESA */
-    Proj step_in, bc_in;            /* MIX_MAMBA: the time step, through a narrow middle, and the rows of k and q, both from v */
+    Proj step_in, step_up, bc_in;   /* MIX_MAMBA: the time step, through a narrow middle, and the rows of k and q, both from v */
+    int step_norm;                  /* MIX_MAMBA: RMSNorm without weights of the narrow middle, of k and of q */
+    float step_eps;
     const float *k_bias, *q_bias;   /* MIX_TRAPEZOID: (n_heads, dk), behind k_norm and q_norm */
     float rate_min;                 /* MIX_TRAPEZOID: the slowest decay allowed */
 
@@ -4458,6 +4460,17 @@ static Tensor rows_of(Tensor w, int64_t from, int64_t n) { /* some rows of a fus
     return (Tensor){w.data ? w.data + (size_t)from * row_bytes(&w) : NULL, w.type, w.n_in, (int)n};
 }
 
+static int has_shape(const GgufTensor *t, const int64_t n[2]) { /* dimensions of 1 do not count */
+    int at = 0;
+    for (int d = 0; d < 4; d++) {
+        while (at < 2 && n[at] == 1) at++;
+        if (t->ne[d] == 1) continue;
+        if (at == 2 || t->ne[d] != (uint64_t)n[at++]) return 0;
+    }
+    while (at < 2 && n[at] == 1) at++;
+    return at == 2;
+}
+
 /* n floats: a norm weight, a bias, convolution taps. Used where they lie when they are aligned F32, else converted. */
 static const float *vector_or(Loader *l, const char *name, int layer, int64_t n, int required) {
     char full[64];
@@ -4478,6 +4491,17 @@ static const float *vector_or(Loader *l, const char *name, int layer, int64_t n,
     float *copy = keep(l, (size_t)n, sizeof(float)); /* few and small: norms, biases, taps */
     if (copy) row_to_float(copy, t->data, t->type, (size_t)n);
     return copy;
+}
+/* rows times n floats with the n of a row side by side: taps of channels, weights of groups. One dimension holds them all, or each its own. */
+static const float *rows_or(Loader *l, const char *name, int layer, int64_t n, int64_t rows, int required) {
+    char full[64];
+    const GgufTensor *t = l->code ? NULL : tensor_named(l, full, name, layer);
+    const int64_t shape[2] = {n, rows}, all[2] = {n * rows, 1};
+    if (t && !has_shape(t, shape) && !has_shape(t, all))
+        REFUSE(l, GLA_FORMAT, "%s is (%llu, %llu, %llu, %llu), expected (%lld, %lld); was it exported for another config?", full,
+               (unsigned long long)t->ne[0], (unsigned long long)t->ne[1], (unsigned long long)t->ne[2], (unsigned long long)t->ne[3],
+               (long long)n, (long long)rows);
+    return vector_or(l, name, layer, n * rows, required);
 }
 static const float *vector(Loader *l, const char *name, int layer, int64_t n) { return vector_or(l, name, layer, n, 1); }
 static const float *vector_if(Loader *l, const char *name, int layer, int64_t n) { return vector_or(l, name, layer, n, 0); }
@@ -4654,7 +4678,7 @@ static void bind_turning(Loader *l, Layer *y, int i) {
     y->in[IN_B] = projection(l, "ssm_beta", NULL, i, dim, y->n_k_heads);
     y->beta_scale = (float)float_key(l, "mixer.beta_scale", i, 1, 0, 2);
     y->d_conv = int_key(l, "mixer.conv_kernel", i, 0, 0, 64);
-    if (y->d_conv) y->conv[IN_W] = vector(l, "ssm_conv1d_w.weight", i, rows * y->d_conv);
+    if (y->d_conv) y->conv[IN_W] = rows_or(l, "ssm_conv1d_w.weight", i, y->d_conv, rows, 1);
 }
 
 /* A row of `decoders`. */
@@ -4788,7 +4812,7 @@ static void family_projections(Loader *l, Layer *y, int i, int64_t rows[MAX_IN])
         y->in[j] = projection(l, names[j], narrow_names[j], i, l->m->config.dim, rows[j]);
         snprintf(name, sizeof name, "ssm_conv1d_%c.weight", IN_LETTERS[j]);
         int required = j < (y->mixer == MIX_MESA ? IN_V : IN_F); /* f, and MesaNet's v, may go without */
-        if (y->d_conv && j <= IN_F && (required || has(l, name, i))) y->conv[j] = vector(l, name, i, rows[j] * y->d_conv);
+        if (y->d_conv && j <= IN_F && (required || has(l, name, i))) y->conv[j] = rows_or(l, name, i, y->d_conv, rows[j], 1);
     }
 }
 
@@ -4867,10 +4891,10 @@ static void bind_mamba2(Loader *l, Layer *y, int i) {
     if (levels) {
         int at = inner + channels + y->n_heads;
         y->in[IN_W] = (Proj){.w = rows_of(w, at, levels), .bias = b ? b + at : NULL};
-        y->levels = vector(l, "ssm_levels", i, levels);
+        y->levels = rows_or(l, "ssm_levels", i, MAX_LEVELS, y->n_heads, 1);
         l->m->config.limit = 1 << (MAX_LEVELS - 1);
     }
-    y->conv[IN_Q] = vector(l, "ssm_conv1d.weight", i, (int64_t)channels * y->d_conv);
+    y->conv[IN_Q] = rows_or(l, "ssm_conv1d.weight", i, y->d_conv, channels, 1);
     y->conv_bias = vector_if(l, "ssm_conv1d.bias", i, channels);
     y->a = vector(l, "ssm_a", i, y->n_heads);
     y->dt_bias = vector(l, "ssm_dt.bias", i, y->n_heads);
@@ -4878,11 +4902,8 @@ static void bind_mamba2(Loader *l, Layer *y, int i) {
     y->skip = vector(l, "ssm_d", i, y->skip_each ? inner : y->n_heads);
     y->step_min = (float)float_key(l, "mixer.step_min", i, 0, 0, INFINITY);
     y->step_max = (float)float_key(l, "mixer.step_max", i, INFINITY, 0, INFINITY);
-    int groups = int_key(l, "mixer.norm_groups", i, y->n_k_heads, 1, inner);
-    if (inner % groups) REFUSE(l, GLA_FORMAT, "%s.mixer.norm_groups: %d groups of %d channels", l->arch, groups, inner);
-    if (l->code) return;
-    y->o_norm = vector_if(l, "ssm_norm.weight", i, inner);
-    y->norm_width = y->o_norm ? inner / groups : 0;
+    y->o_norm = rows_or(l, "ssm_norm.weight", i, inner / y->n_k_heads, y->n_k_heads, 0); /* a norm for each group of heads */
+    y->norm_width = y->o_norm ? inner / y->n_k_heads : 0;
     y->gate_first = !int_key(l, "mixer.norm_before_gate", i, 0, 0, 1);
     y->out = projection(l, "ssm_out", NULL, i, inner, dim);
     y->scratch = family_scratch(y);
@@ -4923,7 +4944,8 @@ static void bind_mamba3(Loader *l, Layer *y, int i) {
     y->scratch = 4 * (size_t)H * (size_t)(y->dk + y->dv) + 2 * (size_t)H + 8 * LANES;
 }
 
-/* mamba in the layout of llama.cpp; samba is the same with a feed-forward and with softmax layers. (arXiv 2312.00752, 2406.07522) */
+/* mamba in the layout of llama.cpp; samba is the same with a feed-forward and with softmax layers. (arXiv 2312.00752, 2406.07522)
+ * Beyond llama.cpp's keys there is mixer.dt_b_c_rms_epsilon, of the norms that ssm.dt_b_c_rms asks for. */
 static void bind_mamba(Loader *l, Layer *y, int i) {
     int dim = l->m->config.dim, inner = int_key(l, "ssm.inner_size", i, 0, 1, 1 << 24);
     int states = int_key(l, "ssm.state_size", i, 0, 1, 4096);
@@ -4938,17 +4960,18 @@ static void bind_mamba(Loader *l, Layer *y, int i) {
     if (l->code) return;
     y->in[IN_V] = (Proj){.w = rows_of(w, 0, inner), .bias = b};
     y->in[IN_Z] = (Proj){.w = rows_of(w, inner, inner), .bias = b ? b + inner : NULL};
-    y->conv[IN_V] = vector(l, "ssm_conv1d.weight", i, (int64_t)inner * y->d_conv);
+    y->conv[IN_V] = rows_or(l, "ssm_conv1d.weight", i, y->d_conv, inner, 1);
     y->conv_bias = vector_if(l, "ssm_conv1d.bias", i, inner);
-    y->step_in = (Proj){.w = rows_of(x, 0, rank), .act = ACT_NONE};
-    y->step_in.up = matrix(l, "ssm_dt.weight", i, rank, inner);
-    y->step_in.bias = vector(l, "ssm_dt.bias", i, inner);
+    y->step_in = (Proj){.w = rows_of(x, 0, rank)};
+    y->step_up = (Proj){.w = matrix(l, "ssm_dt.weight", i, rank, inner), .bias = vector(l, "ssm_dt.bias", i, inner)};
     y->bc_in = (Proj){.w = rows_of(x, rank, 2 * states)};
-    y->a = vector(l, "ssm_a", i, (int64_t)inner * states);
+    y->step_norm = int_key(l, "ssm.dt_b_c_rms", i, 0, 0, 1);
+    y->step_eps = (float)float_key(l, "mixer.dt_b_c_rms_epsilon", i, 1e-6, 0, 1);
+    y->a = rows_or(l, "ssm_a", i, states, inner, 1);
     y->skip_each = 1, y->skip = vector(l, "ssm_d", i, inner);
     y->norm_width = 0;
     y->out = projection(l, "ssm_out", NULL, i, inner, dim);
-    y->scratch = round_up((size_t)inner, LANES) + round_up(2 * (size_t)states, LANES);
+    y->scratch = round_up((size_t)inner, LANES) + round_up(2 * (size_t)states, LANES) + round_up((size_t)rank, LANES);
 }
 
 /* qwen35: three gated delta layers, then one gated softmax layer, and so on.           (transformers models/qwen3_5)
@@ -4980,7 +5003,7 @@ static void read_qwen35(Loader *l, Layer *y, int i) {
         y->in[IN_Z].w = matrix(l, "attn_gate.weight", i, dim, inner);
         y->in[IN_F].w = matrix(l, "ssm_alpha.weight", i, dim, y->n_heads);
         y->in[IN_B].w = matrix(l, "ssm_beta.weight", i, dim, y->n_heads);
-        y->conv[IN_Q] = vector(l, "ssm_conv1d.weight", i, channels * y->d_conv);
+        y->conv[IN_Q] = rows_or(l, "ssm_conv1d.weight", i, y->d_conv, channels, 1);
         y->a = vector(l, "ssm_a", i, y->n_heads);
         y->dt_bias = vector(l, has(l, "ssm_dt.bias", i) ? "ssm_dt.bias" : "ssm_dt", i, y->n_heads);
         y->o_norm = vector(l, "ssm_norm.weight", i, y->dv);
@@ -5039,7 +5062,7 @@ static Proj narrow(Loader *l, char x, int i, int act, int64_t n_out) {
 static void bind_rwkv7(Loader *l, Layer *y, int i, int64_t keys, int64_t values) {
     static const int order[] = {IN_Q, IN_F, IN_K, IN_V, IN_B, IN_Z}; /* of the rows of lerp_fused: r, w, k, v, a, g */
     int dim = l->m->config.dim;
-    const float *lerp = vector(l, "time_mix_lerp_fused.weight", i, 6 * (int64_t)dim);
+    const float *lerp = rows_or(l, "time_mix_lerp_fused.weight", i, dim, 6, 1);
     y->in[IN_F] = narrow(l, 'w', i, ACT_TANH, keys);
     y->in[IN_B] = narrow(l, 'a', i, ACT_NONE, keys);
     y->in[IN_Z] = narrow(l, 'g', i, ACT_SIGMOID, values);
@@ -5049,7 +5072,7 @@ static void bind_rwkv7(Loader *l, Layer *y, int i, int64_t keys, int64_t values)
     y->lerp[IN_W] = y->lerp[IN_V];
     y->k_k = vector(l, "time_mix_k_k.weight", i, keys);
     y->k_a = vector(l, "time_mix_k_a.weight", i, keys);
-    y->bonus = vector(l, "time_mix_r_k.weight", i, keys);
+    y->bonus = rows_or(l, "time_mix_r_k.weight", i, y->dk, y->n_heads, 1);
     y->k_eps = (float)float_key(l, "mixer.l2_norm_epsilon", i, 0, 0, 1);
     y->gate_act = ACT_NONE;
     if (!l->code) l->m->v_first_floats = (size_t)values;
@@ -5061,7 +5084,7 @@ static void bind_rwkv7(Loader *l, Layer *y, int i, int64_t keys, int64_t values)
 static void bind_rwkv6(Loader *l, Layer *y, int i, int64_t keys, int64_t values) {
     static const int order[] = {IN_F, IN_K, IN_V, IN_Q, IN_Z}; /* w, k, v, r, g */
     int dim = l->m->config.dim;
-    const float *lerp = vector_if(l, "time_mix_lerp_fused.weight", i, 5 * (int64_t)dim);
+    const float *lerp = rows_or(l, "time_mix_lerp_fused.weight", i, dim, 5, 0);
     Tensor w1 = matrix(l, "time_mix_w1.weight", i, dim, 0);
     Tensor w2 = matrices(l, "time_mix_w2.weight", i, w1.n_out / 5, dim, 5);
     if (w1.n_out % 5) REFUSE(l, GLA_FORMAT, "blk.%d.time_mix_w1.weight has %d rows, expected five equal parts", i, w1.n_out);
@@ -5080,7 +5103,7 @@ static void bind_rwkv6(Loader *l, Layer *y, int i, int64_t keys, int64_t values)
     y->in[IN_F].up = matrix(l, "time_mix_decay_w2.weight", i, y->in[IN_F].w.n_out, keys);
     y->in[IN_F].act = ACT_TANH;
     y->in[IN_Z].w = matrix(l, "time_mix_gate.weight", i, dim, values);
-    y->bonus = vector(l, "time_mix_first.weight", i, keys);
+    y->bonus = rows_or(l, "time_mix_first.weight", i, y->dk, y->n_heads, 1);
     y->gate_act = ACT_SILU;
 }
 
@@ -6342,16 +6365,21 @@ static size_t log_linear_fixed(const Layer *y) {
 
 /* Mamba: channel i is a head of its own with a value of one number; what fades depends on the channel and the state.
  *                                                                                         (arXiv 2312.00752)
- *   D = softplus(step);  h_n <- exp(D a_in) h_n + D v_i B_n;  o_i = sum_n h_n C_n      step, B (k), C (q) projections of v
+ *   D = softplus(up step);  h_n <- exp(D a_in) h_n + D v_i B_n;  o_i = sum_n h_n C_n      step, B (k), C (q) projections of v
+ * Falcon Mamba divides each of these three by its root mean square.                       (arXiv 2410.05355)
  *   mem: h (channels, states) */
 static void mix_mamba(const Run *run, const Layer *y, float *mem, float *const *in, float *o) {
     float *free_rows = in[MAX_IN];
-    int I = y->n_heads, N = y->dk, T = run->T, n_threads = threads_for(run->team, 20.0 * T * I * N);
+    int I = y->n_heads, N = y->dk, T = run->T, R = proj_out(&y->step_in), n_threads = threads_for(run->team, 20.0 * T * I * N);
     mem = convolve(run, y, mem, in);
-    Rows step = scratch_rows(&free_rows, T, 1, I), bc = scratch_rows(&free_rows, T, 1, 2 * N);
-    float *rows[] = {row_at(&step, 0), row_at(&bc, 0)};
-    const Proj from_v[] = {y->step_in, y->bc_in};
-    project(run->team, rows, from_v, 2, in[IN_V], T, run->mid);
+    Rows step = scratch_rows(&free_rows, T, 1, I), bc = scratch_rows(&free_rows, T, 1, 2 * N), narrow = scratch_rows(&free_rows, T, 1, R);
+    float *rows[] = {row_at(&narrow, 0), row_at(&bc, 0)}, *steps = row_at(&step, 0);
+    project(run->team, rows, (const Proj[]){y->step_in, y->bc_in}, 2, in[IN_V], T, run->mid);
+    if (y->step_norm) {
+        rmsnorm_rows(run->team, rows[0], rows[0], NULL, R, y->step_eps, T);
+        rmsnorm_rows(run->team, rows[1], rows[1], NULL, N, y->step_eps, 2 * T);
+    }
+    project(run->team, &steps, &y->step_up, 1, rows[0], T, run->mid);
     PARALLEL_FOR(n_threads)
     for (int i = 0; i < I; i++) {
         float *h = mem + (size_t)i * (size_t)N;
@@ -6360,7 +6388,7 @@ static void mix_mamba(const Run *run, const Layer *y, float *mem, float *const *
         for (int t = 0; t < T; t++) {
             size_t at = (size_t)t * (size_t)I + (size_t)i;
             const float *B = row_at(&bc, t), *C = B + N;
-            float D = softplus(row_at(&step, 0)[at]), v = D * in[IN_V][at], sum = 0;
+            float D = softplus(steps[at]), v = D * in[IN_V][at], sum = 0;
             for (int n = 0; n < N; n++) h[n] = fast_exp(D * a[n]) * h[n] + v * B[n];
             for (int n = 0; n < N; n++) sum += h[n] * C[n];
             o[at] = sum;
@@ -6870,7 +6898,7 @@ static void measure_layers(GlaModel *m) {
             if (y->lerp[j].up.data) lerp_mid += (size_t)y->lerp[j].w.n_out;
         }
         rows += round_up(y->scratch, LANES);
-        if (y->step_in.up.data) raise_to(&mid, (size_t)y->step_in.w.n_out);
+        raise_to(&m->widest_in, (size_t)proj_out(&y->step_in));
         raise_to(&mid, lerp_mid);
         if (y->ffn_lerp_k) raise_to(&rows, 3 * (size_t)m->config.dim + hidden + 4 * LANES);
         y->fixed = mixers[y->mixer].fixed ? mixers[y->mixer].fixed(y) : 0;

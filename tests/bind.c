@@ -305,6 +305,7 @@ static const struct { const char *arch, *keys, *tensors; } seeds[] = {
     {"precond_gated_deltanet", GROUPS2 "mixer.conv_kernel=4 mixer.squash=2.5", "ssm_beta.weight attn_gate.weight"},
     {"precond_kda", GROUPS2 "mixer.conv_kernel=4", "ssm_f_a.weight ssm_beta.weight ssm_g_a.weight"},
     {"mamba", SSM "ssm.time_step_rank=5", "ssm_in.bias ssm_out.bias ssm_conv1d.bias"},
+    {"mamba", SSM "ssm.time_step_rank=3 ssm.dt_b_c_rms=1 mixer.dt_b_c_rms_epsilon=1e-3", "ssm_conv1d.bias"},
     {"samba", SSM "ssm.time_step_rank=5 " HYBRID RESIDUAL, "0:ssm_conv1d.bias ffn_norm.weight"},
     {"mamba2", SSM "ssm.time_step_rank=4 ssm.group_count=2 mixer.step_min=0.1 mixer.step_max=0.9", "ssm_in.bias ssm_out.bias ssm_conv1d.bias ssm_norm.weight"},
     {"mamba2", SSM "ssm.time_step_rank=4 mixer.norm_before_gate=1 mixer.skip_per_channel=1 " HYBRID, "0:ssm_norm.weight"},
@@ -466,20 +467,18 @@ static void drop_tensors(void) { /* each, and each kind from all layers */
 static void reshape_tensors(void) { /* one row or column more or less; another type */
     static const int other[] = {F16, BF16, Q8_0, Q4_0, Q6_K, 24 /* I8 */};
     for (int i = 0; i < base.n_tensors; i++)
-        for (int way = 0; way < 4 + (int)(sizeof other / sizeof *other); way++) {
+        for (int way = 0; way < 5 + (int)(sizeof other / sizeof *other); way++) {
             if (!sampled(6)) continue;
             DraftTensor *t = &changed.tensors[i];
             changed = base;
-            if (way < 4) {
-                t->data = NULL;
-                t->ne[way / 2] += way % 2 ? 1 : (uint64_t)-1;
-                if (!t->ne[way / 2] || t->ne[0] % (uint64_t)types[t->type].elems) continue;
-            } else {
-                t->type = other[way - 4], t->data = NULL;
-                if (t->ne[0] % (uint64_t)types[t->type].elems) continue;
-            }
+            t->data = NULL;
+            if (way < 4) t->ne[way / 2] += way % 2 ? 1 : (uint64_t)-1;
+            else if (way == 4) t->ne[0] = base.tensors[i].ne[1], t->ne[1] = base.tensors[i].ne[0];
+            else t->type = other[way - 5];
+            if (!t->ne[0] || !t->ne[1] || t->ne[0] % (uint64_t)types[t->type].elems) continue;
             say("%s (%d, %d) of type %s", t->name, (int)t->ne[0], (int)t->ne[1], types[t->type].name);
-            attempt(&changed);
+            int loaded = attempt(&changed);
+            if (way == 4 && t->ne[0] > 1 && t->ne[1] > 1 && t->ne[0] != t->ne[1]) check(!loaded, "loads although it is transposed");
         }
 }
 

@@ -1,6 +1,6 @@
 """Random checkpoints in HuggingFace layout, with the logits that an independent definition computes for them.
 
-transformers_case  Qwen3.5, Qwen3, Qwen2, Llama, Mistral, Gemma 3 by transformers in float32, the gated delta rule token by token
+transformers_case  Qwen3.5, Qwen3, Qwen2, Llama, Mistral, Gemma 3, Mamba, Falcon Mamba, Mamba-2 by transformers in float32, the gated delta rule token by token
 gla_case           GLA by gla_logits below: float64, written from the equations, one token at a time
 tokenizer_case     a small tokenizer trained here, around a model just large enough to load
 """
@@ -60,6 +60,8 @@ QWEN2 = dict(vocab_size=131, hidden_size=48, intermediate_size=80, num_hidden_la
 MISTRAL = LLAMA | dict(sliding_window=None)
 GEMMA3 = dict(vocab_size=131, hidden_size=48, intermediate_size=80, num_hidden_layers=7, num_attention_heads=4, num_key_value_heads=2,
               head_dim=16, max_position_embeddings=512, query_pre_attn_scalar=16, sliding_window=9, bos_token_id=1, eos_token_id=2)
+MAMBA = dict(vocab_size=131, hidden_size=48, num_hidden_layers=3, state_size=16)
+MAMBA2 = MAMBA | dict(head_dim=12, num_heads=8, n_groups=2, chunk_size=16)
 L, F, S = "linear_attention", "full_attention", "sliding_attention"
 YARN = dict(rope_type="yarn", factor=4.0, rope_theta=1e4, original_max_position_embeddings=64)
 
@@ -114,6 +116,17 @@ TRANSFORMERS_CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "gemma3-irregular": ("gemma3", dict(layer_types=[F, S, S, F, S], num_hidden_layers=5, attention_bias=True, rms_norm_eps=1e-5)),
     "gemma3-no-window": ("gemma3", dict(layer_types=[F, F, F], num_hidden_layers=3, tie_word_embeddings=False)),
     "gemma3-all-window": ("gemma3", dict(layer_types=[S] * 6, num_hidden_layers=6, hidden_activation="silu")),
+    "mamba": ("mamba", {}),
+    "mamba-biases": ("mamba", dict(use_bias=True, use_conv_bias=False, tie_word_embeddings=False, conv_kernel=3, time_step_rank=5)),
+    "mamba-inner": ("mamba", dict(expand=16, intermediate_size=80, layer_norm_epsilon=1e-3)),
+    "falcon_mamba": ("falcon_mamba", {}),
+    "falcon_mamba-biases": ("falcon_mamba", dict(use_bias=True, use_conv_bias=False, tie_word_embeddings=False, conv_kernel=3, time_step_rank=5)),
+    "falcon_mamba-inner": ("falcon_mamba", dict(expand=16, intermediate_size=72, state_size=9, mixer_rms_eps=0.01)),
+    "mamba2": ("mamba2", {}),
+    "mamba2-one-group": ("mamba2", dict(n_groups=1, tie_word_embeddings=True, conv_kernel=3)),
+    "mamba2-eight-groups": ("mamba2", dict(n_groups=8, layer_norm_epsilon=1e-3, state_size=8)),
+    "mamba2-biases-limits": ("mamba2", dict(use_bias=True, use_conv_bias=False, time_step_limit=(0.4, 0.9), n_groups=4)),
+    "mamba2-wider": ("mamba2", dict(expand=3, head_dim=24, num_heads=6, n_groups=3)),
     # rows that fill blocks of 32, for the quantised types
     "qwen35-wide": ("qwen35", dict(hidden_size=128, intermediate_size=256, vocab_size=320, head_dim=32, linear_key_head_dim=32,
                                    linear_value_head_dim=32)),
@@ -138,6 +151,9 @@ def transformers_case(folder: Path, name: str, length: int = 75, dtype: torch.dt
         "qwen2": (QWEN2, transformers.Qwen2Config, transformers.Qwen2ForCausalLM),
         "mistral": (MISTRAL, transformers.MistralConfig, transformers.MistralForCausalLM),
         "gemma3": (GEMMA3, transformers.Gemma3TextConfig, transformers.Gemma3ForCausalLM),
+        "mamba": (MAMBA, transformers.MambaConfig, transformers.MambaForCausalLM),
+        "falcon_mamba": (MAMBA, transformers.FalconMambaConfig, transformers.FalconMambaForCausalLM),
+        "mamba2": (MAMBA2, transformers.Mamba2Config, transformers.Mamba2ForCausalLM),
         "llama": (LLAMA, transformers.LlamaConfig, transformers.LlamaForCausalLM)}[family]
     config = config_class(**{**base, **changes, **more}, attn_implementation="eager")
     rng = torch.Generator().manual_seed(seed)

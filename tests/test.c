@@ -2285,7 +2285,7 @@ static const Edit edits[] = {
     {TINY, "a key width beyond reason", KEY("gla.mixer.key_length"), 4, 1 << 30, "gla.mixer.key_length is"},
     {TINY, "a value width that does not fit", KEY("gla.mixer.value_length"), 4, 17, "expected ("},
     {TINY, "65 taps", KEY("gla.mixer.conv_kernel"), 4, 65, "conv_kernel is 65"},
-    {TINY, "3 taps", KEY("gla.mixer.conv_kernel"), 4, 3, "expected 96"},
+    {TINY, "3 taps", KEY("gla.mixer.conv_kernel"), 4, 3, "expected (3, 32)"},
     {TINY, "no taps", KEY("gla.mixer.conv_kernel"), 4, 0, "has no place"},
     {TINY, "an activation that is not known", "gla.mixer.output_gate", 12, 1, 'X', "activation"},
     {TINY, "a decay divisor of 0", KEY("gla.mixer.decay_divisor"), 4, 0, "decay_divisor is 0"},

@@ -7663,7 +7663,9 @@ static size_t match_end(const Splitter *x, const Unicode *u, const char *s, size
 #define RE_BLOOM " ?[^(\\s|.,!?\\x{2026}\\x{3002}\\x{FF0C}\\x{3001}\\x{964}\\x{6D4}\\x{60C})]+"
 #define RE_LINES "[^\\n]+|[\\n]+"
 
-enum { PRE_NFC = 1, PRE_WHOLE = 2, PRE_BOS = 4, PRE_CHARS = 8 };    /* CHARS: symbols are characters, spaces U+2581 */
+enum { PRE_NFC = 1, PRE_WHOLE = 2, PRE_BOS = 4,
+       PRE_CHARS = 8,                           /* symbols are characters, spaces U+2581 */
+       PRE_RANKS = 16 };                        /* ids are ranks: a file may leave its merges out */
 struct PreTokenizer {
     const char *names;                          /* of tokenizer.ggml.pre */
     int flags;                                  /* what a file means that does not say */
@@ -7695,7 +7697,7 @@ static const PreTokenizer pre_tokenizers[] = {
     { "tekken", PRE_WHOLE | PRE_BOS, { RE_CASES("", "") "|\\p{N}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n/]*" RE_SPACES } },
     { "gpt-4o llama4 kanana2 talkie minimax-m2 granite-embed-multi-97m", 0, { RE_GPT4O("\\p{N}{1,3}") } },
     { "tiny_aya cohere2moe", 0, { "\\d{1,3}(?=(?:\\d{3})*\\b)", RE_GPT4O("\\p{N}{1,3}") } },
-    { "kimi-k2", 0, { "[\\p{Han}]+|" RE_CASES("&&[^\\p{Han}]", RE_ANY_TAILS "?") "|\\p{N}{1,3}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*" RE_SPACES } },
+    { "kimi-k2", PRE_RANKS, { "[\\p{Han}]+|" RE_CASES("&&[^\\p{Han}]", RE_ANY_TAILS "?") "|\\p{N}{1,3}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*" RE_SPACES } },
     { "youtu", PRE_WHOLE, { "[\\x{AC00}-\\x{D7A3}\\x{3131}-\\x{318E}]+|[\\x{FF01}\\x{2026}\\x{201C}\\x{201D}\\x{2018}\\x{2019}"
                             "\\x{2014}\\x{FF1A}\\x{FF1B}\\x{FF0C}\\x{3001}-\\x{303F}\\x{FE30}-\\x{FE4F}]+|[\\x{3105}-\\x{312F}]+|"
                             RE_HAN_KANA, RE_GPT4O("\\p{N}") } },
@@ -7970,7 +7972,12 @@ static void load_ends(Tokenizer *t, const Gguf *g) {
         "<\357\275\234end\342\226\201of\342\226\201sentence\357\275\234>", "<|fim_pad|>", "<|repo_name|>", "<|file_sep|>" };
     const int calls = has_special(t, "<|call|>") || has_special(t, "<|calls|>");
     const int parts = calls && (has_special(t, "<|return|>") || has_special(t, "<|flush|>"));
+    GgufArray more = {0, 0, NULL};
+    int64_t id;
     add_end(t, t->eos);
+    if (gguf_array(g, "tokenizer.gla.end_token_ids", &more))
+        for (uint64_t i = 0; i < more.n; i++)
+            if (array_int(&more, i, &id) && id >= 0 && id < t->n) add_end(t, (int32_t)id);
     for (size_t i = 0; i < sizeof keys / sizeof *keys; i++) add_end(t, id_key(t, g, keys[i], -1));
     for (size_t i = 0; i < sizeof texts / sizeof *texts; i++) {
         if (!has_special(t, texts[i]) || (parts && !strcmp(texts[i], "<|end|>"))) continue;
@@ -8020,13 +8027,16 @@ static int load_arrays(Tokenizer *t, const Gguf *g, char *err) {
         return fail(err, GLA_FORMAT, "tokenizer.ggml.token_type is not one 32-bit integer for each of %llu tokens",
                     (unsigned long long)texts.n);
     const int merges = gguf_array(g, "tokenizer.ggml.merges", &t->merges), scores = gguf_array(g, "tokenizer.ggml.scores", &t->scores);
-    const int by_score = t->model == VOCAB_SPM && !t->pre && (scores || !merges);
+    const int by_score = t->model == VOCAB_SPM && !t->pre && !merges;
     if (merges && (t->merges.type != GGUF_STR || t->merges.n > INT32_MAX || t->merges.n > SIZE_MAX / 128))
         return fail(err, GLA_FORMAT, "tokenizer.ggml.merges is too long or not an array of strings");
     if (by_score && scores && (t->scores.type != GGUF_F32 || t->scores.n != texts.n))
         return fail(err, GLA_FORMAT, "tokenizer.ggml.scores is not one float for each of %llu tokens", (unsigned long long)texts.n);
-    /* Without merges or scores the ids are the order: vocabularies are written in the order in which they were learnt. */
-    t->order = by_score && scores ? BY_SCORE : merges ? BY_MERGES : BY_ID;
+    /* Merges are exact, scores stand for them. Without either the ids are the order, in vocabularies that are written as they
+     * were learnt; in others no merges are none. */
+    const int learnt = t->pre ? t->pre->flags & PRE_RANKS : !scores;
+    t->order = by_score && scores ? BY_SCORE : !merges && learnt ? BY_ID : BY_MERGES;
+    if (!merges) t->merges = (GgufArray){GGUF_STR, 0, NULL};
     if (t->order != BY_MERGES || t->model == VOCAB_LONGEST) t->merges.n = 0;
     t->n = (int32_t)texts.n;
     if (!table_init(&t->vocab, texts.n) || !table_init(&t->pairs, t->merges.n))
@@ -8055,12 +8065,13 @@ static int load_spaces(Tokenizer *t, const Gguf *g, char *err) {
     static const char *const names[] = { [SPACE_NEVER] = "never", [SPACE_FIRST] = "first", [SPACE_ALWAYS] = "always",
                                          [SPACE_PREPEND] = "prepend" };
     Str how;
-    t->space = !t->pre && flag_key(g, "tokenizer.ggml.add_space_prefix", 1) ? SPACE_PREPEND : SPACE_NEVER;
+    const int llama = t->model == VOCAB_SPM && !t->pre;
+    t->space = llama && flag_key(g, "tokenizer.ggml.add_space_prefix", 1) ? SPACE_PREPEND : SPACE_NEVER;
     if (gguf_str(g, "tokenizer.gla.space_prefix", &how)) {
         for (t->space = 0; t->space < 4 && !str_is(how, names[t->space]); t->space++) {}
         if (t->space == 4) return fail(err, GLA_UNSUPPORTED, "tokenizer.gla.space_prefix is not never, first, always or prepend");
     }
-    if (t->model != VOCAB_SPM) t->space = SPACE_NEVER;
+    if (t->model == VOCAB_LONGEST || (t->model == VOCAB_BPE && t->space == SPACE_PREPEND)) t->space = SPACE_NEVER;
     return GLA_OK;
 }
 
@@ -8375,7 +8386,7 @@ static void encode_pieces(Encoder *e, int split, const char *s, size_t n) {
 static void encode_part(Encoder *e, const char *s, size_t n, int first) {
     const Tokenizer *t = e->t;
     char *copy = NULL, mark[4];
-    const size_t len = utf8_write(mark, SPACE_MARK);
+    const size_t len = utf8_write(mark, t->model == VOCAB_SPM ? SPACE_MARK : ' ');
     if (n == 0) return;
     if ((t->space == SPACE_ALWAYS || (t->space == SPACE_FIRST && first)) && (n < len || memcmp(s, mark, len))) {
         if (!(copy = gla_alloc(n + len))) { e->code = GLA_MEMORY; return; }
@@ -8524,7 +8535,7 @@ static size_t piece_part(const Tokenizer *t, int32_t id, int flags, size_t from,
         char raw[4];
         if (spelled) c = BAD_BYTE + (uint32_t)char_byte(c);
         else if (c == 0x2581 && t->model == VOCAB_SPM && type == TYPE_NORMAL) c = ' ';
-        if (at == 0 && c == ' ' && flags & GLA_FIRST && t->space) continue;
+        if (at == 0 && c == ' ' && flags & GLA_FIRST && t->space && t->model == VOCAB_SPM) continue;
         for (size_t i = 0, k = utf8_write(raw, c); i < k; i++, n++)
             if (n >= from && n - from < cap) buf[n - from] = raw[i];
     }

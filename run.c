@@ -991,18 +991,20 @@ static int letters_off(const char *a, const char *b) {
 }
 
 /* The word of a list, which NULL ends, that was probably meant by name: the one with the fewest letters off, a third of them at
- * most, else the first that begins with what was typed. NULL: none is near. */
+ * most, else the first that begins with what was typed, else the longest that it begins with. NULL: none is near. */
 LIKELY_UNUSED static const char *nearest(const char *name, const char *const *list) {
     const size_t n = strlen(name);
-    const char *found = NULL, *longer = NULL;
+    const char *found = NULL, *longer = NULL, *shorter = NULL;
     int best = n < 6 ? 2 : (int)n / 3 + 1; /* fewer than this */
     if (n > WORD_LEN || n < 2) return NULL;
     for (; *list; list++) {
+        const size_t len = strlen(*list);
         const int off = letters_off(name, *list);
         if (off < best) best = off, found = *list;
         if (!longer && n > 2 && !strncmp(name, *list, n)) longer = *list;
+        if (len > 2 && !strncmp(name, *list, len) && (!shorter || len > strlen(shorter))) shorter = *list;
     }
-    return found && (best < 2 || !longer) ? found : longer;
+    return found && (best < 2 || !longer) ? found : longer ? longer : shorter;
 }
 
 /* ---- 4. formats: how numbers lie in a file ---------------------------------------------------------------

@@ -5579,7 +5579,8 @@ static int train_steps(Training *r, char *err) {
             test = held_out(r, ceil_div(8192, N), NULL, NULL, NULL);
             testing += now_s() - t;
         }
-        if (!o->quiet && (milestone || (terminal && t - shown > 1))) {
+        const bool over = r->stopped || done >= 1;
+        if (!o->quiet && (terminal ? over || t - shown > 1 : milestone)) {
             fprintf(stderr, "%sstep %lld %3.0f %%  loss %.3f  held-out %.3f  lr %.1e  %.0f tokens/s  %.1f min left%s",
                     terminal ? "\r" : "", (long long)step, 100 * (done < 1 ? done : 1), smooth / weight, test, opt.lr, rate,
                     left > 0 ? left : 0, terminal ? "\033[K" : "\n");
@@ -5911,6 +5912,9 @@ int main(int argc, char **argv) {
     if (o.task) goto ready;
     if (!code && o.text) code = (text = read_text(o.text, &n, err)) ? GLA_OK : GLA_IO;
     else if (!code && !o.tokenizer) text = story_sample(&n);
+    if (!code && o.text && n + 2 < 3 * ((size_t)c.seq_len + 1))
+        code = fail(err, GLA_INPUT, "%s: has %zu bytes; a context of %d (--context) needs %d tokens",
+                    o.text, n, c.seq_len, 3 * (c.seq_len + 1));
     if (!code) code = choose_vocabulary(&d, &o, text, n, err);
     if (!code && o.tokenizer_out) code = write_vocabulary(&o, &d.vocab, err);
     if (!code) c.vocab_size = d.tokenizer->n;

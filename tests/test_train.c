@@ -506,6 +506,70 @@ static void test_same_bits(const Data *d, int mixer) {
     remove(path), tiny_free(&other), tiny_free(&m);
 }
 
+static void spill_bytes(const char *path, const void *data, size_t n) {
+    FILE *f = fopen(path, "wb");
+    if (!f || fwrite(data, 1, n, f) != n || fclose(f)) perror(path), exit(1);
+}
+
+/* A checkpoint cut at every length, with every byte changed, and forged: one sentence, and the model stays as it was. */
+static void test_checkpoint_bytes(const Data *d) {
+    TinyConfig c = file_config(GLA, false, false, d->tokenizer->n);
+    char path[PATH_LEN] = "test_train.ckpt", err[GLA_ERR];
+    uint8_t *whole = NULL;
+    Checkpoint head = { .fingerprint = 7, .step = 3, .steps = 9, .seconds = 2 }, got;
+    Tiny m;
+    int accepted = 0, silent = 0;
+    tiny_new(&m, &c, 1, 1);
+    const size_t bytes = m.n_params * sizeof(real), n = sizeof head + 3 * bytes;
+    bool ok = !save_checkpoint(path, true, &m, head, err) && read_bytes(path, n, &whole) && !load_checkpoint(path, &m, &got, 7, err);
+    check("a checkpoint comes back", !ok || got.step != 3 || got.steps != 9 || got.seconds != 2, 0.5);
+    if (!ok) return;
+    real *before = checked(malloc(bytes));
+    memcpy(before, m.params, bytes);
+    for (size_t cut = 0; cut < n; cut += cut < 2 * sizeof head ? 1 : n / 97) {
+        spill_bytes(path, whole, cut);
+        accepted += !load_checkpoint(path, &m, &got, 7, strcpy(err, "")), silent += !*err;
+    }
+    uint8_t *p = checked(malloc(n + 1));
+    for (size_t at = 0; at < n; at += at < sizeof head ? 1 : n / 97)
+        for (int bit = 0; bit < (at < sizeof head ? 8 : 1); bit++) {
+            memcpy(p, whole, n);
+            p[at] ^= (uint8_t)(1 << bit);
+            spill_bytes(path, p, n);
+            accepted += !load_checkpoint(path, &m, &got, 7, strcpy(err, "")), silent += !*err;
+        }
+    for (int forged = 0; forged < 16; forged++) {           /* with sums that are right */
+        memcpy(p, whole, n);
+        Checkpoint h;
+        memcpy(&h, p, sizeof h);
+        real *body = checked(malloc(3 * bytes));
+        memcpy(body, p + sizeof h, 3 * bytes);
+        const uint64_t sizes[] = { 0, 1, h.n_params + 1, (uint64_t)1 << 61, UINT64_MAX };
+        const double times[] = { -1, NAN, INFINITY, 1e30 };
+        if (forged < 5) h.n_params = sizes[forged];
+        else if (forged == 5) h.step = -1;
+        else if (forged == 6) h.step = INT64_MAX;
+        else if (forged == 7) h.steps = 0;
+        else if (forged == 8) h.steps = INT64_MAX;
+        else if (forged < 13) *(forged % 2 ? &h.seconds : &h.minutes) = times[forged - 9];
+        else if (forged == 13) body[5] = (real)NAN;
+        else if (forged == 14) body[m.n_params + 5] = (real)INFINITY;
+        else body[2 * m.n_params + 5] = -1;
+        h.body_sum = body_sum(body, body + m.n_params, body + 2 * m.n_params, m.n_params);
+        h.head_sum = head_sum(&h);
+        memcpy(p, &h, sizeof h), memcpy(p + sizeof h, body, 3 * bytes);
+        spill_bytes(path, p, n);
+        accepted += !load_checkpoint(path, &m, &got, 7, strcpy(err, "")), silent += !*err;
+        free(body);
+    }
+    memcpy(p, whole, n), p[n] = 0;
+    spill_bytes(path, p, n + 1);
+    accepted += !load_checkpoint(path, &m, &got, 7, err);
+    check("cut, changed and forged checkpoints are refused", accepted + silent, 0.5);
+    check("and leave the model as it was", memcmp(before, m.params, bytes) != 0, 0.5);
+    remove(path), free(p), free(before), free(whole), tiny_free(&m);
+}
+
 /* The counting baselines are distributions: over all words they sum to one, after seen and unseen contexts. */
 static void test_counts(void) {
     enum { V = 40 };
@@ -631,7 +695,7 @@ static void test_nearest(void) {
     static const char *const pairs[][2] = {
         { "stpes", "steps" }, { "step", "steps" }, { "sede", "seed" }, { "temprature", "temperature" }, { "temp", "temperature" },
         { "top_p", "top-p" }, { "TOP-K", "top-k" }, { "tokeniser", "tokenizer" }, { "token", "tokenizer" }, { "mixxer", "mixer" },
-        { "minute", "minutes" }, { "teperatrue", "temperature" }, { "x", NULL }, { "", NULL }, { "banana", NULL }, { "verbose", NULL },
+        { "minute", "minutes" }, { "seed-of-all", "seed" }, { "teperatrue", "temperature" }, { "x", NULL }, { "", NULL }, { "banana", NULL }, { "verbose", NULL },
         { "a-word-that-is-much-longer-than-any-option-of-any-program", NULL },
     };
     int wrong = 0;
@@ -713,6 +777,7 @@ int main(int argc, char **argv) {
     test_same_bits(&d, GATED_DELTA);
     test_same_bits(&d, GLA);
     test_same_bits(&d, N_KINDS - 1);
+    test_checkpoint_bytes(&d);
     test_counts();
     test_halves();
     test_blocks();

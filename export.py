@@ -24,6 +24,7 @@ import re
 import struct
 import sys
 import tempfile
+import unicodedata
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
@@ -1477,6 +1478,11 @@ def settings_in(path: Path) -> dict[str, Any]:
     return data
 
 
+def progress(items: Iterable[Any], what: str) -> Iterable[Any]:
+    """A line on a terminal, for what takes longer than a second."""
+    return tqdm(items, desc=what, leave=False, delay=1, disable=None)
+
+
 def part(value: Any, where: str) -> Fields:
     """A JSON object inside of a file."""
     if not isinstance(value, dict):
@@ -1735,8 +1741,12 @@ class Added:
     normalized: bool = False
 
 
+def is_id(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 2**31
+
+
 def id_in(value: Any, where: str) -> int:
-    if type(value) is not int or not 0 <= value < 2**31:
+    if not is_id(value):
         raise Refusal(f"{where} is {brief(value)}, expected the id of a token")
     return value
 
@@ -1858,34 +1868,33 @@ def place(vocabulary: Vocabulary, tokens: list[Added], rows: int, notes: list[st
 def read_vocab(model: Fields) -> Vocabulary:
     """The texts and ids of a BPE model."""
     vocabulary = Vocabulary({})
-    for text, i in model.typed(
-        "vocab", None, lambda v: isinstance(v, dict), "an object of texts and ids"
-    ).items():
-        vocabulary.put(
-            id_in(i, f"{model.where}: the id of {brief(text)}"), text, NORMAL, model.where
-        )
+    expected = "an object of texts and ids"
+    texts = model.typed("vocab", None, lambda v: isinstance(v, dict), expected)
+    for text, i in progress(texts.items(), "vocabulary"):
+        if not is_id(i):
+            raise Refusal(f"{model.where}: vocab gives {brief(text)} the id {brief(i)}")
+        vocabulary.put(i, text, NORMAL, model.where)
     return vocabulary
 
 
 def merge_pairs(model: Fields, ids: dict[str, int]) -> list[tuple[str, str]]:
-    """Pairs, or strings with a space between the two. Pairs with a space in the left part are
-    those of no text.
+    """Pairs, or strings with a space between the two. No text has a space when it is merged, so
+    pairs with one are left out.
     """
     pairs = []
-    for merge in model.typed("merges", [], lambda v: isinstance(v, list), "a list of merges"):
+    merges = model.typed("merges", [], lambda v: isinstance(v, list), "a list of merges")
+    for merge in progress(merges, "merges"):
         pair = merge.split(" ") if isinstance(merge, str) else merge
-        if (
-            not isinstance(pair, list)
-            or len(pair) != 2
-            or not all(isinstance(p, str) and p for p in pair)
-        ):
+        if not isinstance(pair, list) or [type(text) for text in pair] != [str, str]:
             raise Refusal(f"{model.where}: the merge {brief(merge)} is not a pair of tokens")
-        if not all(text in ids for text in (*pair, pair[0] + pair[1])):
+        left, right = pair
+        if left not in ids or right not in ids or left + right not in ids:
             raise Refusal(
                 f"{model.where}: the merge {brief(merge)} needs a token that the vocabulary lacks"
             )
-        pairs.append((pair[0], pair[1]))
-    return [p for p in pairs if " " not in p[0] + p[1]]
+        if left and right and " " not in left and " " not in right:
+            pairs.append((left, right))
+    return pairs
 
 
 def split_pass(step: Fields) -> str:
@@ -1924,33 +1933,47 @@ PASSES: dict[str, Callable[[Fields], str]] = {
 }
 
 
-def byte_level(steps: list[Fields], where: str) -> tuple[list[str], bool]:
-    """The expressions of a byte-level pre-tokenizer, and whether it puts a space before the
-    text.
-    """
-    passes: list[str] = []
-    level, prefix = None, False
+@dataclass
+class Cuts:
+    """How a byte-level tokenizer cuts text."""
+
+    passes: list[str] = field(default_factory=list)
+    prefix: bool = False  # a space before the text
+    late: list[bool] = field(default_factory=list)  # digits behind ByteLevel, each its own piece?
+
+
+def byte_level(steps: list[Fields], where: str) -> Cuts:
+    """The steps of a byte-level pre-tokenizer, ByteLevel among them."""
+    cuts, mapped = Cuts(), False
     for step in steps:
         kind = step.get("type")
-        if kind == "ByteLevel" and level is None:
-            level = step
-            prefix = step.flag("add_prefix_space", True)
-            if prefix and passes:
+        if kind == "ByteLevel" and not mapped:
+            mapped, cuts.prefix = True, step.flag("add_prefix_space", True)
+            if cuts.prefix and cuts.passes:
                 raise Refusal(f"{where}: add_prefix_space behind another step is not supported")
-            passes += [GPT2] if step.flag("use_regex", True) else []
+            cuts.passes += [GPT2] if step.flag("use_regex", True) else []
+        elif kind == "Digits" and mapped:
+            cuts.late.append(step.flag("individual_digits"))
         elif kind in tuple(PASSES):
-            passes.append(PASSES[kind](step))
-            if level is not None and not re.fullmatch(r"(\[0-9\])+", passes[-1]):
-                raise Refusal(
-                    f"{where}: {kind} behind ByteLevel, which would cut bytes, is not supported"
-                )
+            cuts.passes.append(PASSES[kind](step))
+            if mapped and not re.fullmatch(r"(\[0-9\])+", cuts.passes[-1]):
+                raise Refusal(f"{where}: {kind} behind ByteLevel would cut bytes, not supported")
         else:
             raise Refusal(f"{where}: the step {brief(kind)} is not supported")
-    if not passes:
-        raise Refusal(
-            f"{where}: ByteLevel without an expression that cuts the text is not supported"
-        )
-    return passes, prefix
+    if not mapped or not cuts.passes:
+        raise Refusal(f"{where}: expected ByteLevel and an expression that cuts the text")
+    return cuts
+
+
+def cut_by_digits(merges: list[tuple[str, str]], each: bool) -> bool:
+    """Does a merge join what a step of digits behind ByteLevel keeps apart? Where none does, the
+    step changes nothing: its digits are those of bytes, which no expression can name.
+    """
+    for left, right in merges:
+        a, b = (unicodedata.category(c)[0] == "N" for c in (left[-1], right[0]))
+        if a or b if each else a != b:
+            return True
+    return False
 
 
 @dataclass
@@ -2032,14 +2055,14 @@ def scores_of(vocabulary: Vocabulary) -> tuple[dict[int, float], bool]:
     ids = {text: i for text, i in vocabulary.ids.items() if vocabulary.types[i] in kinds}
     merges, scores = set(vocabulary.merges), {}
     same, last = True, ""
-    for rank, (left, right) in enumerate(vocabulary.merges):
+    for rank, (left, right) in enumerate(progress(vocabulary.merges, "scores")):
         text = left + right
         same = same and (text == last or vocabulary.ids[text] not in scores)
         scores.setdefault(vocabulary.ids[text], -float(rank))
         last = text
     same = same and all(
         (text[:k], text[k:]) in merges
-        for text in ids
+        for text in progress(ids, "merges")
         for k in range(1, len(text))
         if text[:k] in ids and text[k:] in ids
     )
@@ -2066,6 +2089,8 @@ def read_sentences(model: Fields, vocabulary: Vocabulary, spaces: Spaces, rule: 
     if isinstance(unknown, str) and unknown in vocabulary.ids:
         vocabulary.named["unk"] = vocabulary.ids[unknown]
         vocabulary.types[vocabulary.ids[unknown]] = UNKNOWN
+    if model.flag("ignore_merges"):
+        vocabulary.keys["tokenizer.gla.ignore_merges"] = True
     spelled = fallback and list(vocabulary.types.values()).count(BYTE) == 256
     if "unk" in vocabulary.named and not spelled and not model.flag("fuse_unk"):
         vocabulary.keys["tokenizer.gla.fuse_unk"] = False
@@ -2152,18 +2177,7 @@ def read_tokenizer_json(path: Path, options: Options) -> Vocabulary:
             raise Refusal(
                 f"{path}: a normalizer that prepends {SPACE} to a byte-level text is not supported"
             )
-        passes, prefix = byte_level(cuts, f"{path}: pre_tokenizer")
-        whole = model.flag("ignore_merges")
-        pre = options.pre or pre_named(passes, spaces.nfc, whole)
-        if pre is None:
-            raise Refusal(
-                f"{path}: text is cut by {brief(passes)}, which is not a pre-tokenizer that is "
-                "known; --pre NAME takes "
-                f"one that is close: {PRE_NAMES}"
-            )
-        read_bytes(vocabulary, merge_pairs(model, vocabulary.ids), pre.name, spaces.nfc, whole)
-        if prefix:
-            vocabulary.keys["tokenizer.gla.space_prefix"] = "always"
+        read_pieces(model, vocabulary, cuts, spaces.nfc, options)
     if spaces.nfc:
         vocabulary.keys["tokenizer.gla.nfc"] = True
     own = tok.typed("added_tokens", [], lambda v: isinstance(v, list), "a list of tokens")
@@ -2173,6 +2187,26 @@ def read_tokenizer_json(path: Path, options: Options) -> Vocabulary:
         steps_of(tok.get("post_processor"), "processors", f"{path}: post_processor")
     )
     return vocabulary
+
+
+def read_pieces(
+    model: Fields, vocabulary: Vocabulary, steps: list[Fields], nfc: bool, options: Options
+) -> None:
+    """A byte-level BPE, by the name of its pre-tokenizer."""
+    merges, whole = merge_pairs(model, vocabulary.ids), model.flag("ignore_merges")
+    where = f"{model.where}, pre_tokenizer"
+    pre, cuts = options.pre, Cuts(prefix=any(s.data.get("add_prefix_space") for s in steps))
+    if pre is None:
+        cuts = byte_level(steps, where)
+        pre = pre_named(cuts.passes, nfc, whole)
+    if pre is None or any(whole or cut_by_digits(merges, each) for each in cuts.late):
+        raise Refusal(
+            f"{where}: text is cut by {brief(cuts.passes + ['Digits'] * len(cuts.late))}, which is "
+            f"not a pre-tokenizer that is known; --pre NAME takes one that is close: {PRE_NAMES}"
+        )
+    read_bytes(vocabulary, merges, pre.name, nfc, whole)
+    if cuts.prefix:
+        vocabulary.keys["tokenizer.gla.space_prefix"] = "always"
 
 
 def read_bytes(
@@ -2307,7 +2341,7 @@ def read_ranks(path: Path, options: Options) -> Vocabulary:
         ranks[token] = id_in(rank, f"{path}: rank of {brief(token.decode('latin-1'))}")
     pre, vocabulary, merges, whole = stated_pre(path, options), Vocabulary({}), [], False
     ordered = sorted(ranks, key=ranks.__getitem__)
-    for token in tqdm(ordered, desc="merges", leave=False, disable=None):
+    for token in progress(ordered, "merges"):
         vocabulary.put(ranks[token], byte_text(token), NORMAL, str(path))
         pair = last_merge(token, ranks) if len(token) > 1 else ()
         whole = whole or pair is None

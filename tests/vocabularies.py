@@ -237,11 +237,12 @@ def pre_cases(case: Callable[..., None]) -> None:
     case("pre of cl100k, removed and inverted", trained(byte_level(pre_tokenizers.Split(Regex(
         r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"), "removed", True)), 900, True))
     case("pre falcon as Punctuation", trained(byte_level(pre_tokenizers.Punctuation("contiguous"), *splits([export.GPT2, "[0-9][0-9][0-9]"])), 900, True))
-    falcon = Tokenizer(models.BPE())
-    falcon.pre_tokenizer = pre_tokenizers.Sequence([
-        pre_tokenizers.Punctuation("contiguous"), pre_tokenizers.ByteLevel(add_prefix_space=False),
-        pre_tokenizers.Split(Regex("[0-9][0-9][0-9]"), "isolated")])
-    case("pre falcon behind ByteLevel", trained(falcon, 900, True))
+    for name, late in (("pre falcon behind ByteLevel", []), ("pre falcon, digits behind ByteLevel", [pre_tokenizers.Digits(False)])):
+        falcon = Tokenizer(models.BPE())
+        falcon.pre_tokenizer = pre_tokenizers.Sequence([
+            pre_tokenizers.Punctuation("contiguous"), pre_tokenizers.ByteLevel(add_prefix_space=False), *late,
+            pre_tokenizers.Split(Regex("[0-9][0-9][0-9]"), "isolated")])
+        case(name, trained(falcon, 900, not late))
     for nfc in (False, True):
         for whole in (False, True):
             for name, steps in (("gpt-2", ()), ("qwen2", splits([export.words(export.DIGIT)])), ("llama-bpe", splits([export.words(export.THREE)]))):
@@ -553,7 +554,9 @@ REFUSED: list[tuple[dict[str, Any], str]] = [       # path in tokenizer.json -> 
     *(({"pre_tokenizer": {"type": kind}}, kind) for kind in ("Whitespace", "WhitespaceSplit", "BertPreTokenizer", "UnicodeScripts", "Punctuation2")),
     ({"pre_tokenizer": None}, "pre_tokenizer"), ({"pre_tokenizer": []}, "pre_tokenizer"),
     ({"pre_tokenizer": {"type": "Sequence", "pretokenizers": "x"}}, "pretokenizers"),
-    ({"pre_tokenizer": {"type": "Split", "pattern": {"Regex": "[a-z]+"}, "behavior": "Isolated", "invert": False}}, "--pre"),
+    ({"pre_tokenizer": {"type": "Split", "pattern": {"Regex": "[a-z]+"}, "behavior": "Isolated", "invert": False}}, "ByteLevel"),
+    ({"pre_tokenizer": {"type": "Sequence", "pretokenizers": [{"type": "Split", "pattern": {"Regex": "[a-z]+"}, "behavior": "Isolated", "invert": False},
+                                                              {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}]}}, "--pre"),
     ({"pre_tokenizer": {"type": "Split", "pattern": {"Regex": export.GPT2}, "behavior": "MergedWithNext", "invert": False}}, "MergedWithNext"),
     ({"pre_tokenizer": {"type": "Split", "pattern": 5, "behavior": "Isolated", "invert": False}}, "pattern"),
     ({"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": "yes"}}, "add_prefix_space"),

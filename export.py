@@ -1829,13 +1829,26 @@ def looks_special(text: str) -> bool:
     return bool(re.fullmatch(r"<\|.*\|>|<\uff5c.*\uff5c>", text, re.DOTALL))
 
 
+def added_kind(vocabulary: Vocabulary, token: Added, i: int) -> int:
+    """The type of an added token. Runs of marks that are words of the vocabulary, too, remain
+    NORMAL, as which they are shown as spaces.
+    """
+    old = vocabulary.types.get(i, USER_DEFINED)
+    if old in (UNKNOWN, BYTE):
+        return old
+    if token.special or looks_special(token.text):
+        return CONTROL
+    return NORMAL if old == NORMAL and SPACE in token.text and vocabulary.merges else USER_DEFINED
+
+
+HABITS = ("lstrip", "rstrip", "single_word", "normalized", "added")
+
+
 def place(vocabulary: Vocabulary, tokens: list[Added], rows: int, notes: list[str]) -> None:
     """Give the added tokens their ids: that of the vocabulary, else the one stated, else the
     next one; and write down flags.
     """
-    flags: dict[str, list[int]] = {
-        name: [] for name in ("lstrip", "rstrip", "single_word", "normalized")
-    }
+    lists: dict[str, list[int]] = {name: [] for name in HABITS}
     beyond = []
     for token in tokens:
         stated = max(vocabulary.texts, default=-1) + 1 if token.id is None else token.id
@@ -1848,18 +1861,18 @@ def place(vocabulary: Vocabulary, tokens: list[Added], rows: int, notes: list[st
                 f"the added token {brief(token.text)} is longer than {LONGEST_ADDED} bytes, the "
                 "most that is supported"
             )
-        kind = CONTROL if token.special or looks_special(token.text) else USER_DEFINED
-        kind = kind if vocabulary.types.get(i) not in (UNKNOWN, BYTE) else vocabulary.types[i]
+        kind = added_kind(vocabulary, token, i)
         vocabulary.put(i, token.text, kind, "the added tokens")
-        for name in flags:
-            if getattr(token, name) and (name != "normalized" or vocabulary.normalizes):
-                flags[name].append(i)
+        has = vars(token) | {"added": kind == NORMAL}
+        has["normalized"] = token.normalized and vocabulary.normalizes
+        for name in HABITS:
+            lists[name] += [i] * has[name]
     if beyond:
         notes.append(
             f"left out {len(beyond)} added tokens for which the embedding has no row, such as "
             f"{brief(beyond[0])}"
         )
-    vocabulary.keys |= {f"tokenizer.gla.{name}": ids for name, ids in flags.items() if ids}
+    vocabulary.keys |= {f"tokenizer.gla.{name}": ids for name, ids in lists.items() if ids}
 
 
 # -- tokenizer.json

@@ -17,6 +17,7 @@
 #ifndef _DEFAULT_SOURCE
 #define _DEFAULT_SOURCE /* mmap, fsync, sigaction; must precede the first system header */
 #endif
+#include <signal.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -147,6 +148,9 @@ typedef struct {
     int json;                  /* draw only what makes the text one JSON object or array, and end behind it */
     GlaEmit emit;
     void *user;
+    const volatile sig_atomic_t *stop; /* NULL, or a flag that a signal handler or another thread sets: not 0 ends the generation
+                                  after this token, and at once while the prompt is read. The run of tokens that was being read is
+                                  then taken back, as if it had not begun */
 } GlaGenerate;
 enum { GLA_DONE_STEPS = 1, GLA_DONE_END, GLA_DONE_STOP, GLA_DONE_CONTEXT, GLA_DONE_CALLER, GLA_DONE_LOOP /* of a chat only */ };
 /* Reads the prompt (may be empty if the state has read something), then generates. Returns GLA_DONE_* or an error;
@@ -259,6 +263,7 @@ GLA_API int gla_chat_load(GlaChat *c, GlaSampler *p, const char *path, char *err
 #include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
+#include <sys/time.h>
 #include <termios.h>
 #include <unistd.h>
 #endif
@@ -815,6 +820,33 @@ static void touch_file(FILE *f) { /* changed now */
     (void)!futimens(fileno(f), NULL);
 #else
     (void)f;
+#endif
+}
+
+/* Calls tick every second from a signal handler; NULL ends that. */
+LIKELY_UNUSED static void every_second(void (*tick)(int)) {
+#ifdef HAVE_POSIX
+    struct itimerval each = {{tick != NULL, 0}, {tick != NULL, 0}};
+    struct sigaction a;
+    memset(&a, 0, sizeof a);
+    a.sa_handler = tick ? tick : SIG_IGN;
+    a.sa_flags = SA_RESTART;
+    if (!tick) setitimer(ITIMER_REAL, &each, NULL);
+    sigaction(SIGALRM, &a, NULL);
+    if (tick) setitimer(ITIMER_REAL, &each, NULL);
+#else
+    (void)tick;
+#endif
+}
+
+/* Writes to the terminal from a signal handler. */
+LIKELY_UNUSED static void write_now(const char *text, size_t n) {
+#ifdef HAVE_POSIX
+    const int before = errno;
+    if (write(STDERR_FILENO, text, n) < 0) errno = 0; /* nobody is there to be told */
+    errno = before;
+#else
+    (void)text, (void)n;
 #endif
 }
 
@@ -3589,7 +3621,10 @@ typedef struct {
     uint8_t *input;         /* input_bytes() for the quantised form of a matmul's input, and (T, n) bfloat16 behind it */
     float *parts;           /* (parts_floats) parts of softmaxes, when the chunks of a context are spread over the threads */
     size_t parts_floats;
+    const volatile sig_atomic_t *stop; /* NULL, or: not 0 leaves the work undone, and what it should have made is of no use */
 } Team;
+
+static int stopped(const Team *team) { return team->stop && *team->stop; }
 
 #ifndef THREAD_WORK
 #define THREAD_WORK 1e6 /* operations that cost about as much as waking a thread */
@@ -3657,6 +3692,7 @@ static void matmul(const Team *team, const Product *products, int n, Input *in) 
     PARALLEL_FOR(n_threads)
     for (int i = 0; i < steps; i++) {
         int p = 0, at = i;
+        if (stopped(team)) continue;
         for (int own; at >= (own = (products[p].w->n_out + 2 * ROWS - 1) / (2 * ROWS)); p++) at -= own;
         const Tensor *w = products[p].w;
         float *buf = team->buf + (size_t)THREAD_ID * team->buf_floats;
@@ -3674,6 +3710,7 @@ static void recurrence(const Team *team, const Recurrence *a, float *S, float *o
     int panels = (a->dv + PANEL - 1) / PANEL, n_threads = threads_for(team, 6.0 * a->H * a->dk * a->dv * T);
     PARALLEL_FOR(n_threads)
     for (int i = 0; i < a->H * panels; i++) {
+        if (stopped(team)) continue;
         FLUSH_DENORMALS;
         int h = i / panels;
         team->kernels->recurrence(a, h, i % panels * PANEL, S + (size_t)h * (size_t)a->dk * (size_t)a->dv, o,
@@ -3734,6 +3771,7 @@ static void attention(const Team *team, const Attend *a, float *o) {
     if (split) units *= (int)chunks;
     PARALLEL_TASKS(n_threads)
     for (int u = 0; u < units; u++) {
+        if (stopped(team)) continue;
         int chunk = split ? u % (int)chunks : 0, unit = split ? u / (int)chunks : u;
         int g = unit / blocks, row = (blocks - 1 - unit % blocks) * block; /* the last rows see the most keys, so they go first */
         int n = rows - row < block ? rows - row : block;
@@ -5359,6 +5397,7 @@ struct GlaState {
     float *o;                /* (batch, n_heads dv) output of a mixer */
     float *v_first;          /* RWKV-7: values of the first layer */
     Scored *candidates;      /* (vocab_size), for the sampler */
+    int64_t within;          /* tokens' worth of the run that is being read, for somebody who watches: nothing depends on it */
     Team team;
     void *block;             /* memory to free, NULL when the caller's */
 };
@@ -5398,7 +5437,7 @@ static GlaState *state_layout(Arena *a, const GlaModel *m, const GlaSettings *ho
             raise_to(&buf_floats, cache.dk ? attend_buf(m->layers[i].n_heads, &cache, batch) : walk_buf(&cache, m->layers[i].dk));
             if (cache.dk) raise_to(&parts_floats, attend_parts(m->layers[i].n_heads, &cache, ctx, batch));
         }
-    s.team = (Team){m->kernels, threads, how->fast, NULL, round_up(buf_floats, LANES), NULL, take(a, parts_floats), parts_floats};
+    s.team = (Team){m->kernels, threads, how->fast, NULL, round_up(buf_floats, LANES), NULL, take(a, parts_floats), parts_floats, NULL};
     s.team.buf = take_bytes(a, (size_t)threads, s.team.buf_floats * sizeof(float));
     s.team.input = take_bytes(a, input_bytes(T, m->widest_in) + (how->fast ? T * m->widest_in * sizeof(uint16_t) : 0), 1);
     if (self) *self = s;
@@ -6963,7 +7002,8 @@ static void cap_rows(const Team *team, float *x, float cap, size_t n) {
     }
 }
 
-/* Reads ids[0..T), T <= batch; the last n_logits positions leave rows of logits. */
+/* Reads ids[0..T), T <= batch; the last n_logits positions leave rows of logits. When it was stopped the position has not moved,
+ * and the memory is that of no text. */
 static void forward(GlaState *s, const int32_t *ids, int T, float *logits, int n_logits) {
     const GlaModel *m = s->m;
     const Config *c = &m->config;
@@ -7027,9 +7067,11 @@ static void forward(GlaState *s, const int32_t *ids, int T, float *logits, int n
             const float *post = ffn ? y->post_ffn_norm : y->post_norm;
             if (post) norm_rows(team, c, s->xb, s->xb, post, NULL, T);
             for (size_t j = 0; j < (size_t)T * dim; j++) x[j] += s->xb[j];
+            if (stopped(team)) { s->within = 0; return; }
         }
         if (c->rescale && (i + 1) % c->rescale == 0) /* RWKV-6 */
             for (size_t j = 0; j < (size_t)T * dim; j++) x[j] *= 0.5f;
+        s->within = (int64_t)T * (i + 1) / c->n_layers;
     }
 
     // logits = head(norm(x)), only where they are wanted
@@ -7044,7 +7086,8 @@ static void forward(GlaState *s, const int32_t *ids, int T, float *logits, int n
         matmul(team, &(Product){logits, &m->head}, 1, &wanted);
         if (c->softcap > 0) cap_rows(team, logits, c->softcap, (size_t)n_logits * (size_t)c->vocab_size);
     }
-    s->pos += T, s->evaluated += T;
+    s->within = 0;
+    if (!stopped(team)) s->pos += T, s->evaluated += T;
 }
 
 static int check_room(const GlaState *s, int64_t n, char *err) { /* for n more tokens */
@@ -7067,6 +7110,7 @@ GLA_API int gla_eval(GlaState *s, const int32_t *ids, int64_t n, float *logits, 
             return fail(err, GLA_INPUT, "token %lld is %d, the model has 0 to %d", (long long)i, ids[i], vocab - 1);
     int code = check_room(s, n, err);
     if (code) return code;
+    const int64_t before = s->pos;
     for (int64_t i = 0; i < n; i += s->batch) {
         int T = (int)min64(s->batch, n - i);
         int64_t first = n - n_logits, rows = min64(T, i + T - first); /* positions of this run whose logits the caller wants */
@@ -7074,6 +7118,7 @@ GLA_API int gla_eval(GlaState *s, const int32_t *ids, int64_t n, float *logits, 
             forward(s, ids + i, T, logits + (size_t)(i + T - rows - first) * (size_t)vocab, (int)rows);
             if (i + T == n) memcpy(s->logits, logits + (size_t)(n_logits - 1) * (size_t)vocab, (size_t)vocab * sizeof(float));
         } else forward(s, ids + i, T, s->logits, i + T == n);
+        if (s->pos != before + i + T) return GLA_DONE_CALLER; /* stopped: only read_ids asks for that */
     }
     return GLA_OK;
 }
@@ -9155,6 +9200,28 @@ static int32_t json_sample(JsonTokens *j, GlaSampler *p, GlaState *s) { /* -1: n
     return id;
 }
 
+/* Reads n ids, a run at a time. Between two runs the listener may end it; its flag does so within one, which is taken back: to
+ * wait for it can take a minute, and to make all of them short costs speed. The copy that this needs is left out where it
+ * would cost a hundredth of the run: that is short, then. Returns GLA_DONE_CALLER when it was ended. */
+static int read_ids(GlaState *s, const int32_t *ids, int64_t n, const GlaGenerate *how, char *err) {
+    const size_t bytes = gla_snapshot_bytes(s->m);
+    void *before = n && how && how->stop ? gla_alloc(bytes) : NULL;
+    int code = GLA_OK;
+    for (int64_t i = 0; i < n && !code; i += s->batch) {
+        const int64_t T = min64(s->batch, n - i);
+        if (before && 100.0 * (double)bytes < (double)s->m->token_bytes * (double)T) {
+            gla_snapshot(s, before);
+            s->team.stop = how->stop;
+        }
+        code = gla_eval(s, ids + i, T, NULL, 0, err);
+        s->team.stop = NULL;
+        if (code == GLA_DONE_CALLER) gla_rewind(s, before);
+        else if (!code && how && ((how->emit && how->emit(how->user, -1, "", 0)) || (how->stop && *how->stop))) code = GLA_DONE_CALLER;
+    }
+    gla_free(before);
+    return code;
+}
+
 /* json: NULL, or what how->json needs. */
 static int generate(GlaState *s, GlaSampler *p, const int32_t *prompt, int64_t n, const GlaGenerate *how, JsonTokens *json,
                     int64_t *n_out, char *err) {
@@ -9174,13 +9241,11 @@ static int generate(GlaState *s, GlaSampler *p, const int32_t *prompt, int64_t n
         const size_t len = strlen(how->stops[i]);
         if (len >= HELD / 2) return fail(err, GLA_INPUT, "a stop text of %zu bytes; at most %d", len, HELD / 2 - 1);
     }
-    for (int64_t i = 0; i < n; i += s->batch) { /* the prompt, in runs, so that it can be interrupted between them */
-        if ((code = gla_eval(s, prompt + i, min64(s->batch, n - i), NULL, 0, err))) return code;
-        if (how->emit && how->emit(how->user, -1, "", 0)) return GLA_DONE_CALLER;
-    }
+    if ((code = read_ids(s, prompt, n, how, err))) return code;
     for (int64_t i = 0; i < n; i++) gla_sampler_note(p, prompt[i]);
     while (!done) {
         if (how->steps && made >= how->steps) { done = GLA_DONE_STEPS; break; }
+        if (how->stop && *how->stop) { done = GLA_DONE_CALLER; break; }
         if (m->kv_floats && s->pos >= s->ctx) { done = GLA_DONE_CONTEXT; break; }
         int32_t id = how->json ? json_sample(json, p, s) : gla_sample(p, s);
         if (id < 0) return fail(err, GLA_INPUT, "no token of this vocabulary can go on with the JSON text");
@@ -10030,13 +10095,9 @@ static int chat_mark(GlaChat *c, int64_t pos, int64_t answer, char *err) { /* he
     return GLA_OK;
 }
 
-/* Reads ids[from, to) of the conversation. The listener may stop it between runs: GLA_DONE_CALLER. */
+/* Reads the ids of the conversation up to `to`. */
 static int chat_read(GlaChat *c, int64_t to, const GlaGenerate *how, char *err) {
-    for (int code; c->s->pos < to;) {
-        if ((code = gla_eval(c->s, c->ids.id + c->s->pos, min64(c->s->batch, to - c->s->pos), NULL, 0, err))) return code;
-        if (how && how->emit && how->emit(how->user, -1, "", 0)) return GLA_DONE_CALLER;
-    }
-    return GLA_OK;
+    return read_ids(c->s, c->ids.id + c->s->pos, to - c->s->pos, how, err);
 }
 
 /* Brings the state to marks[to], by its snapshot or from the nearest one before. */
@@ -10547,7 +10608,7 @@ enum { GENERATE = 1, CHAT = 2, LOGITS = 4, PERPLEXITY = 8, TOKENIZE = 16, BENCH 
     X(O_STOP, 0, "stop", TALK, "TEXT", "end before this text; may be repeated", TEXTS) \
     X(O_IGNORE, 0, "ignore-eos", TALK, NULL, "go on past end-of-text tokens", FLAG) \
     X(O_ECHO, 0, "echo", GENERATE, NULL, "print the prompt before the text", FLAG) \
-    X(O_JSON, 0, "json", TALK, NULL, "print an object with text, ids, timing and how it ended", FLAG) \
+    X(O_JSON, 0, "json", TALK | PERPLEXITY | BENCH | INFO, NULL, "print a JSON object: text, ids, timing; or what was measured", FLAG) \
     X(O_JSON_ONLY, 0, "json-only", TALK, NULL, "the text itself is one JSON object or array, and ends behind it", FLAG) \
     X(O_LOGPROBS, 0, "logprobs", TALK, "N", "in it: log probabilities, and the N likeliest tokens each time", WHOLE(0, 100, 0)) \
     X(O_TOK, 'z', "tokenizer", ANY, "FILE", "vocabulary (the model's own)", TEXT) \
@@ -11345,6 +11406,66 @@ static void catch_interrupt(enum Interrupt how) {
 #endif
 }
 
+/* -- waiting: what takes longer than a second says so, once a second, where somebody watches -- */
+
+static struct {
+    const char *what;  /* "reading" */
+    const GlaState *s; /* what it reads, or NULL */
+    int64_t from, of;  /* what it had evaluated at first; tokens there are, 0 = not known */
+    int64_t seconds;
+} waiting;
+
+static size_t put_decimal(char *out, int64_t v) { /* within a signal handler there is no printf */
+    char digits[24];
+    size_t n = 0, k = 0;
+    for (v = max64(v, 0); v || !n; v /= 10) digits[n++] = (char)('0' + v % 10);
+    while (n) out[k++] = digits[--n];
+    return k;
+}
+static size_t put_words(char *out, const char *words) {
+    const size_t n = strlen(words);
+    memcpy(out, words, n);
+    return n;
+}
+
+static void on_second(int sig) {
+    char line[256];
+    size_t n = put_words(line, "\r");
+    (void)sig;
+    waiting.seconds++;
+    n += put_words(line + n, waiting.what);
+    if (waiting.s) {
+        const int64_t done = waiting.s->evaluated + waiting.s->within - waiting.from;
+        n += put_words(line + n, " ");
+        n += put_decimal(line + n, done);
+        if (waiting.of) n += put_words(line + n, " of "), n += put_decimal(line + n, waiting.of);
+        n += put_words(line + n, " tokens, ");
+        n += put_decimal(line + n, done / waiting.seconds);
+        n += put_words(line + n, " tok/s");
+    }
+    n += put_words(line + n, ", ");
+    n += put_decimal(line + n, waiting.seconds);
+    n += put_words(line + n, " s\033[K");
+    write_now(line, n);
+}
+
+static void wait_end(void) {
+    if (!waiting.what) return;
+    every_second(NULL);
+    if (waiting.seconds) fputs("\r\033[K", stderr);
+    waiting.what = NULL;
+}
+static void wait_begin(const Options *o, const char *what, const GlaState *s, int64_t of) {
+    wait_end();
+    if (whole_of(o, O_QUIET) || !is_terminal(STDERR_FILENO)) return;
+    waiting.what = what;
+    waiting.s = s;
+    waiting.from = s ? gla_state_evaluated(s) : 0;
+    waiting.of = of;
+    waiting.seconds = 0;
+    every_second(on_second);
+}
+
 /* -- line editor: a message typed on a terminal -- */
 
 /* The text, a place in it (bytes), what was said before. Several lines are one text. */
@@ -11589,15 +11710,21 @@ static void edit_free(Editor *e) {
 /* -- talking: what generate and chat share -- */
 
 /* A session with its ids. Loaded ids are put into *ids (none when the file has none), saved ones are those of the whole text. */
-static int load_session(GlaState *s, GlaSampler *p, Ids *ids, const char *path, char *err) {
+static int load_session(const Options *o, GlaState *s, GlaSampler *p, Ids *ids, char *err) {
+    const char *path = text_of(o, O_LOAD);
     *ids = (Ids){NULL, 0, 0};
+    wait_begin(o, "loading the session", NULL, 0);
     int code = session_load(s, p, &ids->id, path, err);
     if (ids->id) ids->n = ids->cap = gla_state_pos(s);
+    wait_end();
     return code;
 }
-static int save_session(const GlaState *s, const GlaSampler *p, const Ids *ids, const char *path, char *err) {
+static int save_session(const Options *o, const GlaState *s, const GlaSampler *p, const Ids *ids, char *err) {
     catch_interrupt(HOLD);
-    return gla_state_save(s, p, ids->n == gla_state_pos(s) ? ids->id : NULL, path, err);
+    wait_begin(o, "saving the session", NULL, 0);
+    int code = gla_state_save(s, p, ids->n == gla_state_pos(s) ? ids->id : NULL, text_of(o, O_SAVE), err);
+    wait_end();
+    return code;
 }
 
 /* What a mode works with. */
@@ -11622,7 +11749,7 @@ typedef struct {
     int64_t from, goal, reused; /* positions before and behind the prompt; tokens that the prompt cache had */
     int bad;                 /* output failed */
     int uncached;            /* the prompt cache could not be written, which has been said */
-    int progress, dimmed;    /* a progress line stands; text is dimmed, as thoughts are */
+    int dimmed;              /* text is, as thoughts are */
     int loops, last;         /* told so far; the last byte shown */
 } Talk;
 
@@ -11675,16 +11802,6 @@ static void dim(Talk *k, int on) {
     k->dimmed = on;
 }
 
-static void show_progress(Talk *k, double seconds) {
-    const int64_t read = gla_state_pos(k->s) - k->from, of = k->goal - k->from;
-    fprintf(stderr, "\rreading %lld of %lld tokens, %.0f tok/s ", (long long)read, (long long)of, (double)read / seconds);
-    k->progress = 1;
-}
-static void clear_progress(Talk *k) {
-    if (k->progress) fprintf(stderr, "\r\033[K");
-    k->progress = 0;
-}
-
 /* Leaves what was read in the prompt cache, when there is one; if it has no room, the text goes on all the same. */
 static void keep_prompt(Talk *k) {
     const Options *o = k->o;
@@ -11700,9 +11817,13 @@ static int show(void *user, int32_t id, const char *text, size_t n) {
     const Options *o = k->o;
     const int thinking = k->chat && gla_chat_thinking(k->chat), reading = id < 0 && !n;
     const double now = now_s();
-    if (reading && gla_state_pos(k->s) < k->goal && now - k->begin > 1 && is_terminal(STDERR_FILENO) && !whole_of(o, O_QUIET)) show_progress(k, now - k->begin);
-    else clear_progress(k);
-    if (reading && !k->chat && gla_state_pos(k->s) == k->goal) keep_prompt(k);
+    const int visible = n && !whole_of(o, O_JSON) && (!thinking || (!whole_of(o, O_HIDE) && is_terminal(STDOUT_FILENO)));
+    if (visible) wait_end();
+    else if (id >= 0 && !k->first) wait_begin(o, thinking ? "thinking" : "generating", k->s, 0);
+    if (reading && !k->chat && gla_state_pos(k->s) == k->goal) {
+        wait_end();
+        keep_prompt(k);
+    }
     if (id >= 0) {
         if (!k->first) k->first = now;
         if (given(o, O_LOGPROBS)) step_json(&k->steps, k->s, id, whole_of(o, O_LOGPROBS));
@@ -11711,10 +11832,10 @@ static int show(void *user, int32_t id, const char *text, size_t n) {
     if (k->turn.loops != k->loops) {
         k->loops = k->turn.loops;
         note(o, k->loops > 1 ? "\n[the text repeats itself again: stopped]\n"
-                                     : "\n[the text repeats itself: the repeat penalty is raised]\n");
+                             : "\n[the text repeats itself: the repeat penalty is raised]\n");
     }
     if (whole_of(o, O_JSON)) text_put(thinking ? &k->thought : &k->text, text, n);
-    else if (n && (!thinking || (!whole_of(o, O_HIDE) && is_terminal(STDOUT_FILENO)))) {
+    else if (visible) {
         if (k->last && k->dimmed != thinking && k->chat) fputs("\n\n", stdout); /* between a thought and the answer */
         dim(k, thinking);
         if (write_text(stdout, text, n) || fflush(stdout)) k->bad = 1;
@@ -11725,7 +11846,7 @@ static int show(void *user, int32_t id, const char *text, size_t n) {
 
 static GlaGenerate talk_settings(Talk *k) {
     const Options *o = k->o;
-    return (GlaGenerate){whole_of(o, O_STEPS), o->stops, o->n_stops, whole_of(o, O_IGNORE), whole_of(o, O_JSON_ONLY), show, k};
+    return (GlaGenerate){whole_of(o, O_STEPS), o->stops, o->n_stops, whole_of(o, O_IGNORE), whole_of(o, O_JSON_ONLY), show, k, &interrupted};
 }
 
 static const char *size_text(char out[32], double bytes) {
@@ -11835,7 +11956,7 @@ static int mode_generate(Job *job) {
     start_sampler(&p, o, m, seed);
     saved = p;
     int code = text_of(o, O_SAVE) ? can_write(text_of(o, O_SAVE), err) : GLA_OK;
-    if (!code && text_of(o, O_LOAD)) code = load_session(s, &saved, &k.ids, text_of(o, O_LOAD), err);
+    if (!code && text_of(o, O_LOAD)) code = load_session(o, s, &saved, &k.ids, err);
     if (!code && text_of(o, O_LOAD)) { /* its memory of recent tokens, and its place in the random numbers unless a seed is given */
         memcpy(p.recent, saved.recent, sizeof p.recent);
         p.n_recent = saved.n_recent;
@@ -11861,7 +11982,9 @@ static int mode_generate(Job *job) {
         k.begin = now_s();
         k.from = gla_state_pos(s);
         k.goal = k.from + n;
+        wait_begin(o, "reading", s, n);
         done = gla_generate(s, &p, n ? ids.id + k.reused : NULL, n, &how, &made, err);
+        wait_end();
         if (done < 0) code = done;
     }
     if (!code) {
@@ -11873,7 +11996,7 @@ static int mode_generate(Job *job) {
         print_speed(&k, &info, ids.n - k.reused, read, made, done, seed, end);
         if (whole_of(o, O_JSON_ONLY) && done != GLA_DONE_END) fprintf(stderr, "%s: the JSON is not complete\n", program_name());
         k.ids.n = min64(k.ids.n, gla_state_pos(s));
-        if (text_of(o, O_SAVE)) code = save_session(s, &p, &k.ids, text_of(o, O_SAVE), err);
+        if (text_of(o, O_SAVE)) code = save_session(o, s, &p, &k.ids, err);
         if (made && !code) keep_prompt(&k);
         if (!code && k.bad) code = fail(err, GLA_IO, "standard output: cannot write");
     }
@@ -11966,13 +12089,13 @@ static int chat_turn(Chat *c, const Text *text, char *err) {
     }
     k.begin = now_s();
     k.from = gla_state_pos(b->s);
-    k.goal = k.from + (text ? (int64_t)text->n / 3 : 0); /* about, for the progress line */
+    wait_begin(o, "reading", b->s, 0);
     if (text) done = gla_chat_say(b->chat, &c->p, text->s ? text->s : "", text->n, &how, &k.turn, err);
     else done = gla_chat_retry(b->chat, &c->p, &how, &k.turn, err);
     const double end = now_s(), first = k.first ? k.first : end;
     const int begun = k.turn.said || !text;
     dim(&k, 0);
-    clear_progress(&k);
+    wait_end();
     if (done >= 0 && begun) {
         if (whole_of(o, O_JSON)) print_json(&k, k.ids.id, k.ids.n, done, k.turn.read, c->seed, c->load_s, end);
         else putchar('\n');
@@ -12035,7 +12158,10 @@ static int chat_file(Chat *c, const char *name, const char *path, char *err) { /
     if (!*path) return fail(err, GLA_INPUT, "/%s needs a file name", name);
     if (save && in_use(o, path)) return fail(err, GLA_INPUT, "%s is in use here; a session would replace it", in_use(o, path));
     if (save) catch_interrupt(HOLD);
-    if ((code = save ? gla_chat_save(b->chat, &c->p, path, err) : gla_chat_load(b->chat, &c->p, path, err))) return code;
+    wait_begin(o, save ? "saving the session" : "loading the session", NULL, 0);
+    code = save ? gla_chat_save(b->chat, &c->p, path, err) : gla_chat_load(b->chat, &c->p, path, err);
+    wait_end();
+    if (code) return code;
     if (!save) b->loaded = 1;
     note(o, "[%lld tokens, %d turns %s %s]\n", (long long)gla_state_pos(b->s), gla_chat_turns(b->chat, NULL),
             save ? "saved to" : "loaded from", path);
@@ -12279,19 +12405,20 @@ static int mode_chat(Job *job) {
 /* -- logits, perplexity: every position's logits, a few rows at a time -- */
 
 typedef int (*RowFn)(void *user, const float *logits, int64_t i);
-static int each_logits(GlaState *s, const Ids *ids, RowFn row, void *user, char *err) {
+static int each_logits(GlaState *s, const int32_t *ids, int64_t n, RowFn row, void *user, char *err) {
     int64_t vocab = s->m->config.vocab_size, step = max64(1, min64(s->batch, (64 << 20) / (vocab * (int64_t)sizeof(float))));
     float *logits = malloc((size_t)step * (size_t)vocab * sizeof(float));
     int code = logits ? GLA_OK : fail(err, GLA_MEMORY, "no memory for %lld rows of logits", (long long)step);
-    if (!code) code = check_room(s, ids->n, err); /* the whole text, not the first run that does not fit */
-    catch_interrupt(END_AT_SECOND);
-    for (int64_t i = 0; i < ids->n && !code; i += step) {
-        int64_t n = min64(step, ids->n - i);
-        code = gla_eval(s, ids->id + i, n, logits, n, err);
-        for (int64_t j = 0; j < n && !code; j++) code = row(user, logits + j * vocab, i + j);
-        if (interrupted && !code)
-            code = fail(err, GLA_DONE_CALLER, "interrupted at token %lld of %lld", (long long)(i + n), (long long)ids->n);
+    if (!code) code = check_room(s, n, err); /* the whole text, not the first run that does not fit */
+    s->team.stop = &interrupted; /* the state is of no use to anybody then */
+    for (int64_t i = 0; i < n && !code; i += step) {
+        int64_t now = min64(step, n - i);
+        code = gla_eval(s, ids + i, now, logits, now, err);
+        for (int64_t j = 0; j < now && !code; j++) code = row(user, logits + j * vocab, i + j);
+        if (interrupted && (!code || code == GLA_DONE_CALLER))
+            code = fail(err, GLA_DONE_CALLER, "interrupted at token %lld of %lld", (long long)gla_state_pos(s), (long long)n);
     }
+    s->team.stop = NULL;
     free(logits);
     return code;
 }
@@ -12312,39 +12439,109 @@ static int mode_logits(Job *job) {
     Temporary temporary;
     Ids all = {NULL, 0, 0}; /* for the session: what the loaded one holds, and these */
     LogitsOut out = {NULL, (size_t)job->m->config.vocab_size};
-    int code = text_of(o, O_LOAD) ? load_session(s, NULL, &all, text_of(o, O_LOAD), err) : GLA_OK;
+    int code = text_of(o, O_LOAD) ? load_session(o, s, NULL, &all, err) : GLA_OK;
     if (!code) code = ids_add(&all, ids->id, ids->n, err);
     if (!code && !(out.f = open_temporary(temporary, text_of(o, O_OUT), err))) code = GLA_IO;
     if (code) { ids_free(&all); return complain(err); }
     loose_ends.unfinished = temporary;
-    code = each_logits(s, ids, write_row, &out, err);
+    catch_interrupt(END_AT_SECOND);
+    wait_begin(o, "reading", s, ids->n);
+    code = each_logits(s, ids->id, ids->n, write_row, &out, err);
+    wait_end();
     loose_ends.unfinished = NULL;
     code = code ? drop_file(out.f, temporary, code) : commit_file(out.f, temporary, text_of(o, O_OUT), err);
-    if (!code && text_of(o, O_SAVE)) code = save_session(s, NULL, &all, text_of(o, O_SAVE), err);
+    if (!code && text_of(o, O_SAVE)) code = save_session(o, s, NULL, &all, err);
     ids_free(&all);
     return code ? complain(err), code == GLA_DONE_CALLER ? by_signal() : 1 : 0;
 }
 
-typedef struct { const Ids *ids; int64_t vocab; double nll; } Loss;
-static int add_loss(void *user, const float *logits, int64_t i) { /* -log softmax(logits)[next id], natural logarithm */
+/* What a program is told about a model or a text: a line "key value" each, or one JSON object. */
+typedef struct { Text t; int json; } Facts;
+static void fact_key(Facts *f, const char *key) {
+    if (!f->json) text_printf(&f->t, "%s ", key);
+    else text_printf(&f->t, f->t.n ? ",\"%s\":" : "{\"%s\":", key);
+}
+static void fact_text(Facts *f, const char *key, const char *value) { /* a line remains one, whatever the file says */
+    const size_t n = strlen(value);
+    fact_key(f, key);
+    if (f->json) text_json(&f->t, value, n);
+    for (size_t at = 0, len; at < n && !f->json; at += len) {
+        char out[VISIBLE];
+        text_put(&f->t, out, visible(out, value + at, n - at, &len));
+    }
+    if (!f->json) text_put(&f->t, "\n", 1);
+}
+static void fact_real(Facts *f, const char *key, const char *fmt, double v) {
+    char number[64];
+    fact_key(f, key);
+    snprintf(number, sizeof number, fmt, v);
+    text_printf(&f->t, "%s%s", f->json && !isfinite(v) ? "null" : number, f->json ? "" : "\n");
+}
+static void fact_whole(Facts *f, const char *key, uint64_t v) {
+    fact_key(f, key);
+    text_printf(&f->t, "%llu%s", (unsigned long long)v, f->json ? "" : "\n");
+}
+static int print_facts(Facts *f) {
+    if (f->json) text_put(&f->t, "}\n", 2);
+    const int bad = f->t.bad;
+    if (!bad) fwrite(f->t.s, 1, f->t.n, stdout);
+    free(f->t.s);
+    return bad ? complain("no memory for the answer") : 0;
+}
+
+/* -log softmax(logits)[next id], natural logarithm. Row i is that of window[i]; what was scored before is not scored again. */
+typedef struct { const int32_t *window; int64_t n, scored, vocab; double nll; } Loss;
+static int add_loss(void *user, const float *logits, int64_t i) {
     Loss *l = user;
-    if (i + 1 >= l->ids->n) return GLA_OK;
+    if (i + 1 >= l->n || i + 1 < l->scored) return GLA_OK;
     double top, sum = log_sum(logits, l->vocab, &top);
-    l->nll += top + sum - logits[l->ids->id[i + 1]];
+    l->nll += top + sum - logits[l->window[i + 1]];
     return GLA_OK;
 }
 
+/* How a text is cut for its perplexity. Without softmax layers, or where their context holds the text, it is one window, and a
+ * token is predicted from all before it. Else windows of that context, each half of one behind the last: a token is
+ * predicted once, from half a context at least. Every window begins as the text does, with the begin token if there is one. */
 static int mode_perplexity(Job *job) {
     const Ids *ids = &job->ids;
-    char *err = job->err;
-    Loss loss = {ids, job->m->config.vocab_size, 0};
-    if (ids->n < 2) return complain("perplexity needs a text of at least two tokens (-f FILE)");
-    int code = each_logits(job->s, ids, add_loss, &loss, err);
-    if (code) return complain(err), code == GLA_DONE_CALLER ? by_signal() : 1;
-    double mean = loss.nll / (double)(ids->n - 1);
+    const Tokenizer *v = job->m->vocab;
+    const int64_t n = ids->n, limit = job->m->config.limit, head = n && v->add_bos && ids->id[0] == v->bos;
+    int64_t window = gla_state_ctx(job->s) ? min64(n, gla_state_ctx(job->s)) : n, at = 0, end = 0;
+    Loss loss = {.vocab = job->m->config.vocab_size};
+    Facts f = {.json = (int)whole_of(job->o, O_JSON)};
+    if (n < 2) return complain("perplexity needs a text of at least two tokens (-f FILE)");
+    if (limit) window = min64(window, limit);
+    if (window < min64(n, 8)) return complain("perplexity needs a context of at least 8 (-c)");
+    const int64_t stride = window < n ? (window - head) / 2 : window;
+    int32_t *read = malloc((size_t)window * sizeof *read);
+    int code = read ? GLA_OK : fail(job->err, GLA_MEMORY, "no memory for %lld token ids", (long long)window);
+    if (window == n) note(job->o, "the text is one window of %lld tokens\n", (long long)n);
+    else note(job->o, "windows of %lld tokens, each %lld behind the last: no token is predicted from fewer than %lld before it\n",
+              (long long)window, (long long)stride, (long long)(window - stride));
+    catch_interrupt(END_AT_SECOND);
+    wait_begin(job->o, "reading", job->s, n + (n - window + stride - 1) / stride * (window - stride));
+    for (; end < n && !code; at += stride) {
+        const int64_t from = at ? at + head : 0, more = at ? head : 0; /* more: the begin token, in front of what is from the text */
+        loss.window = read;
+        loss.scored = end ? end - from + more : 1;
+        loss.n = more + min64(window - more, n - from);
+        end = from + loss.n - more;
+        if (more) read[0] = ids->id[0];
+        memcpy(read + more, ids->id + from, (size_t)(loss.n - more) * sizeof *read);
+        gla_state_reset(job->s);
+        code = each_logits(job->s, read, loss.n, add_loss, &loss, job->err);
+    }
+    wait_end();
+    free(read);
+    if (code) return complain(job->err), code == GLA_DONE_CALLER ? by_signal() : 1;
+    const double mean = loss.nll / (double)(n - 1);
     if (!isfinite(mean)) return complain("what the model computes is not a number; its file is damaged, or was converted wrongly");
-    printf("tokens %lld\nnll %.6f\nperplexity %.4f\n", (long long)ids->n - 1, mean, exp(mean));
-    return 0;
+    fact_whole(&f, "tokens", (uint64_t)n - 1);
+    fact_real(&f, "nll", "%.6f", mean);
+    fact_real(&f, "perplexity", "%.4f", exp(mean));
+    fact_whole(&f, "window", (uint64_t)window);
+    fact_whole(&f, "stride", (uint64_t)stride);
+    return print_facts(&f);
 }
 
 /* -- tokenize, info, bench -- */
@@ -12394,15 +12591,6 @@ static int mode_tokenize(Job *job) {
     return code ? complain(err) : 0;
 }
 
-static void print_value(const char *key, const char *value) { /* one line, whatever the file says */
-    printf("%s ", key);
-    for (size_t at = 0, len, n = strlen(value); at < n; at += len) {
-        char out[VISIBLE];
-        fwrite(out, 1, visible(out, value + at, n - at, &len), stdout);
-    }
-    putchar('\n');
-}
-
 static int kv_type(const Options *o) { /* the words are in the order of GLA_KV_F32 ... */
     return given(o, O_KV) ? GLA_KV_F32 + (int)whole_of(o, O_KV) : GLA_KV_DEFAULT;
 }
@@ -12410,19 +12598,28 @@ static int kv_type(const Options *o) { /* the words are in the order of GLA_KV_F
 static int mode_info(Job *job) {
     const GlaModel *m = job->m;
     GlaInfo i;
-    int counts[N_TYPES] = {0}, first = 1;
+    Facts f = {.json = (int)whole_of(job->o, O_JSON)};
+    Text list = {0};
+    int counts[N_TYPES] = {0};
     gla_info(m, &i);
     for (uint64_t t = 0; t < m->file.n_tensors; t++) counts[m->file.tensors[t].type]++;
-    print_value("architecture", i.architecture);
-    if (*i.name) print_value("name", i.name);
-    printf("parameters %llu\nfile_bytes %llu\n", (unsigned long long)i.parameters, (unsigned long long)i.file_bytes);
-    printf("layers %d\nmixers %s\ndim %d\nvocabulary %d\n", i.n_layers, i.layer_kinds, i.dim, i.vocab_size);
-    printf("state_bytes %zu\nkv_bytes_per_token %zu\n", i.state_bytes, i.kv_bytes_per_token[kv_type(job->o)]);
-    printf("context %d\ntensor_types", i.seq_len);
+    fact_text(&f, "architecture", i.architecture);
+    if (*i.name) fact_text(&f, "name", i.name);
+    fact_whole(&f, "parameters", i.parameters);
+    fact_whole(&f, "file_bytes", i.file_bytes);
+    fact_whole(&f, "layers", (uint64_t)i.n_layers);
+    fact_text(&f, "mixers", i.layer_kinds);
+    fact_whole(&f, "dim", (uint64_t)i.dim);
+    fact_whole(&f, "vocabulary", (uint64_t)i.vocab_size);
+    fact_whole(&f, "state_bytes", i.state_bytes);
+    fact_whole(&f, "kv_bytes_per_token", i.kv_bytes_per_token[kv_type(job->o)]);
+    fact_whole(&f, "context", (uint64_t)i.seq_len);
+    text_put(&list, "", 0);
     for (int t = 0; t < N_TYPES; t++)
-        if (counts[t]) printf("%s %s x %d", first ? "" : ",", types[t].name, counts[t]), first = 0;
-    printf("\n");
-    return 0;
+        if (counts[t]) text_printf(&list, "%s%s x %d", list.n ? ", " : "", types[t].name, counts[t]);
+    fact_text(&f, "tensor_types", list.bad ? "" : list.s);
+    free(list.s);
+    return print_facts(&f);
 }
 
 /* The first n positions, as if a text had been read: noise, since memory that nobody wrote is one page of zeros, in the
@@ -12453,6 +12650,7 @@ static int mode_bench(Job *job) {
     GlaState *s = job->s;
     char *err = job->err;
     GlaInfo i;
+    Facts f = {.json = (int)whole_of(o, O_JSON)};
     const int n = (int)whole_of(o, O_PLEN), steps = (int)min64(whole_of(o, O_STEPS), 1 << 24);
     int32_t *ids = malloc(((size_t)n + 1) * sizeof *ids);
     uint64_t rng = 1;
@@ -12473,15 +12671,20 @@ static int mode_bench(Job *job) {
     double t2 = now_s(), prefill = n / (t1 - t0), decode = steps ? steps / (t2 - t1) : 0;
     free(ids);
     if (code) return complain(err);
-    printf("load_s %.4f\nfirst_token_s %.4f\n", job->load_s, first_s);
-    printf("prefill_tok_s %.2f\ndecode_tok_s %.2f\n", prefill, decode);
-    printf("decode_GB_s %.3f\n", decode * (double)i.token_bytes / 1e9);
-    printf("prefill_Gop_s %.2f\n", prefill * 2 * (double)i.run_weights / 1e9);
-    printf("state_bytes %zu\nkv_bytes_per_token %zu\n", i.state_bytes, i.kv_bytes_per_token[s->kv_type]);
-    printf("rss_bytes %llu\n", (unsigned long long)resident_bytes());
-    printf("threads %d\nkernel %s\n", s->team.n_threads, i.kernel);
-    printf("kv %s\nfast %d\n", kv_names[s->kv_type], s->team.fast);
-    return 0;
+    fact_real(&f, "load_s", "%.4f", job->load_s);
+    fact_real(&f, "first_token_s", "%.4f", first_s);
+    fact_real(&f, "prefill_tok_s", "%.2f", prefill);
+    fact_real(&f, "decode_tok_s", "%.2f", decode);
+    fact_real(&f, "decode_GB_s", "%.3f", decode * (double)i.token_bytes / 1e9);
+    fact_real(&f, "prefill_Gop_s", "%.2f", prefill * 2 * (double)i.run_weights / 1e9);
+    fact_whole(&f, "state_bytes", i.state_bytes);
+    fact_whole(&f, "kv_bytes_per_token", i.kv_bytes_per_token[s->kv_type]);
+    fact_whole(&f, "rss_bytes", resident_bytes());
+    fact_whole(&f, "threads", (uint64_t)s->team.n_threads);
+    fact_text(&f, "kernel", i.kernel);
+    fact_text(&f, "kv", kv_names[s->kv_type]);
+    fact_whole(&f, "fast", (uint64_t)s->team.fast);
+    return print_facts(&f);
 }
 
 /* -- pages: from the rows of options and commands -- */
@@ -12626,7 +12829,7 @@ static int prepare_mode(Job *job) {
     if (o->mode == PERPLEXITY && !(code = get_text(o, &t, job->err)))
         code = ids_encode(&job->ids, m, t.s, t.n, GLA_BOS | GLA_SPECIAL, job->err);
     free(t.s);
-    if (!ctx && o->mode & (BENCH | LOGITS | PERPLEXITY)) { /* these know how much they will read */
+    if (!ctx && o->mode & (BENCH | LOGITS)) { /* these know how much they will read, and read it in one piece */
         int64_t need = o->mode == BENCH ? depth + whole_of(o, O_PLEN) + whole_of(o, O_STEPS) : job->ids.n;
         if (given(o, O_LOAD) || need <= min64(4096, m->config.seq_len)) need = 0;
         ctx = (int)min64(need, INT_MAX);

@@ -16,7 +16,7 @@ _arguments -s -S \
     '*--stop=[end before this text; may be repeated]:TEXT: ' \
     '--ignore-eos[go on past end-of-text tokens]' \
     '--echo[print the prompt before the text]' \
-    '--json[print an object with text, ids, timing and how it ended]' \
+    '--json[print a JSON object\: text, ids, timing; or what was measured]' \
     '--json-only[the text itself is one JSON object or array, and ends behind it]' \
     '--logprobs=[in it\: log probabilities, and the N likeliest tokens each time]:N: ' \
     '(-z --tokenizer)'{-z+,--tokenizer=}'[vocabulary (the model'\''s own)]:FILE:_files' \

@@ -7,6 +7,7 @@ The embedding checks compile with $CC (cc), gcc and clang, where there are such.
 from __future__ import annotations
 
 import array
+import json
 import math
 import os
 import re
@@ -16,6 +17,7 @@ import struct
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -96,7 +98,7 @@ def test_misuse() -> None:
         [TINY, "-m", "logits", "--out", "x"], [TINY, "-f", TINY, "-i", "x"], [TINY, "-m", "tokenize", "--ids", "x", "-i", "x"], [TINY, "--cache-bytes", "1M"],
         [TINY, "-m", "chat", "--no-think", "--think-budget", "5"],
         *([TINY, "-m", mode, *option] for mode, option in (("generate", ["--ids", "x"]), ("generate", ["--depth", "1"]), ("chat", ["--echo"]), ("logits", ["-i", "x"]), ("logits", ["-s", "1"]),
-            ("perplexity", ["-n", "1"]), ("perplexity", ["--save-state", "x"]), ("tokenize", ["--stop", "x"]), ("tokenize", ["--out", "x"]), ("bench", ["-i", "x"]), ("bench", ["-t", "0"]), ("info", ["--json"]))),
+            ("perplexity", ["-n", "1"]), ("perplexity", ["--save-state", "x"]), ("tokenize", ["--stop", "x"]), ("tokenize", ["--out", "x"]), ("bench", ["-i", "x"]), ("bench", ["-t", "0"]), ("tokenize", ["--json"]))),
     ]
     for args in cases:
         refused(2, f"misuse {[str(a) if a != TINY else 'MODEL' for a in args]}", *args, message="--help")
@@ -223,7 +225,8 @@ def test_failures() -> None:
     p = run(TINY, "-c", 20, "-i", "x" * 50)
     last = (p.stderr.decode().splitlines() or [""])[-1]  # the size of the state stands before it
     check(p.returncode == 1 and not p.stdout and "50 tokens" in last and "20" in last, "a prompt longer than the context names both numbers", p.stderr)
-    refused(1, "a text longer than the context", TINY, "-m", "perplexity", "-c", 20, "-b", 8, "-i", "x" * 50, message="50 tokens do not fit in a context of 20")
+    refused(1, "ids longer than the context", TINY, "-m", "logits", "-c", 20, "-b", 8, "--ids", write("ids", "1 " * 50), "--out", tmp / "out", message="50 tokens do not fit in a context of 20")
+    refused(1, "a context of next to nothing", TINY, "-m", "perplexity", "-c", 4, "--quiet", "-i", "x" * 50, message="at least 8")
     for ids in ("abc", "-1", str(VOCAB), "1 2 x", "1,2", "99999999999999999999", "1.5", "0x10", "+1", "1 2\0 3", "\0", "\xff\xfe"):
         path = write("ids", ids)
         refused(1, f"ids {ids!r}", TINY, "-m", "logits", "--ids", path, "--out", tmp / "out")
@@ -373,7 +376,7 @@ def test_modes() -> None:
         refused(1, "a vocabulary smaller than the model", ROOT / "model.bin", "-z", vocabulary, "-i", "x", message="it is another model's")
     refused(1, "a vocabulary larger than the model", GLA, "-z", TINY, "-m", "tokenize", "-i", text, message="-z")
 
-    lines = key_values(ran(TINY, "-m", "perplexity", "-i", PROMPT))
+    lines = lines0 = key_values(ran(TINY, "-m", "perplexity", "-i", PROMPT))
     ids = [int(i) for i in ran(TINY, "-m", "tokenize", "-i", PROMPT).split()]
     ran(TINY, "-m", "logits", "--ids", write("ids", " ".join(map(str, ids))), "--out", tmp / "out")
     rows, nll = floats(tmp / "out"), 0.0
@@ -381,8 +384,31 @@ def test_modes() -> None:
     for t, target in enumerate(ids[1:]):
         row = rows[t * VOCAB:(t + 1) * VOCAB]
         nll += math.log(sum(math.exp(v - row[target]) for v in row)) / (len(ids) - 1)
-    check(list(lines) == ["tokens", "nll", "perplexity"] and lines["tokens"] == str(len(ids) - 1), "perplexity", lines)
-    check(abs(float(lines["nll"]) - nll) < 2e-6 and abs(float(lines["perplexity"]) / math.exp(nll) - 1) < 1e-4, "perplexity is that of the logits", (lines, nll))
+    check(list(lines) == ["tokens", "nll", "perplexity", "window", "stride"] and lines["tokens"] == str(len(ids) - 1), "perplexity", lines)
+    check(lines["window"] == lines["stride"] == str(len(ids)), "a text that fits is one window", lines)
+    # a longer text: windows of the context, each half of one behind the last, every token scored once
+    text = " ".join([PROMPT] * 5)
+    ids, window = ran(TINY, "-m", "tokenize", "-i", text).split(), 30
+    for how, head in ((["-c", window], 0), (["-c", window, "-b", 7], 0)):
+        p = run(TINY, "-m", "perplexity", "-i", text, *how)
+        cut, total, scored, at = key_values(p.stdout), 0.0, 1, 0
+        while scored < len(ids):
+            part = ids[at:at + window]
+            ran(TINY, "-m", "logits", "--ids", write("ids", b" ".join(part)), "--out", tmp / "out")
+            rows = floats(tmp / "out")
+            for k in range(scored - at, len(part)):
+                row = rows[(k - 1) * VOCAB:k * VOCAB]
+                total += math.log(sum(math.exp(v - row[int(part[k])]) for v in row))
+            scored, at = at + len(part), at + window // 2
+        check(p.returncode == 0 and b"windows of 30 tokens, each 15 behind" in p.stderr and (cut["window"], cut["stride"], cut["tokens"]) == ("30", "15", str(len(ids) - 1)), "perplexity says how the text is cut", (cut, p.stderr))
+        check(abs(float(cut["nll"]) - total / (len(ids) - 1)) < 2e-6, "and is that of the windows", (cut, total))
+    p = run(GLA, "-z", TINY, "-m", "perplexity", "-i", "xyz " * 20, "-c", 30)
+    check(key_values(p.stdout).get("window") == "80", "without softmax layers there is one window", p.stderr)
+    for mode, *args in (("info",), ("bench", "--prompt-len", 5, "-n", 1), ("perplexity", "-i", text)):
+        lines, o = key_values(ran(TINY, "-m", mode, *args)), json.loads(ran(TINY, "-m", mode, *args, "--json"))
+        check(list(lines) == list(o) and all(isinstance(o[k], (int, float)) == bool(re.fullmatch(r"[\d.]+", v)) for k, v in lines.items()), f"-m {mode} --json has the same keys, and numbers as numbers", o)
+        check(mode == "bench" or all(str(o[k]) == v or float(o[k]) == float(v) for k, v in lines.items()), f"-m {mode} --json has the same values", (o, lines))
+    check(abs(float(lines0["nll"]) - nll) < 2e-6 and abs(float(lines0["perplexity"]) / math.exp(nll) - 1) < 1e-4, "perplexity is that of the logits", (lines0, nll))
 
 
 def test_interrupt() -> None:
@@ -408,6 +434,31 @@ def test_interrupt() -> None:
         last = (err.decode().splitlines() or [""])[-1]
         check(p.returncode == 128 + signal.SIGINT and STATUS.fullmatch(last) and "interrupted" in last, f"Ctrl-C {what}", (p.returncode, err))
         check(session.exists() and run(TINY, "-n", 1, "-c", 1000000, "--load-state", session).returncode == 0, f"Ctrl-C {what}: the session is saved")
+
+
+def test_interrupt_at_once() -> None:
+    """Ctrl-C within a run of many tokens ends at once, and the session is that of the text before that run."""
+    if os.name != "posix":
+        return
+    model, session, long = ROOT / "model.bin", tmp / "within", write("long", "Once upon a time there was a girl. " * 8000)
+    whole = [int(i) for i in ran(model, "-m", "tokenize", "-f", long).split()]
+    for what, args in (("generate", ["-n", 1]), ("chat", ["-m", "chat", "-n", 1]), ("perplexity", ["-m", "perplexity"]), ("logits", ["-m", "logits", "--ids", write("ids", " ".join(map(str, whole))), "--out", tmp / "out"])):
+        source = [] if what == "logits" else ["-f", long]
+        keep = ["--save-state", session] if what in ("generate", "logits") else []
+        session.unlink(missing_ok=True)
+        seed = ["-s", 1] if what in ("generate", "chat") else []
+        p = subprocess.Popen([program, model, *map(str, [*args, *source, *keep, *seed, "-b", 8192, "-c", 200000])], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        time.sleep(1.5)  # within the first run: on any machine it takes longer
+        begin = time.monotonic()
+        p.send_signal(signal.SIGINT)
+        _, err = p.communicate(timeout=60)
+        took = time.monotonic() - begin
+        check(p.returncode == 128 + signal.SIGINT and (b"interrupted" in err or b"stopped" in err), f"{what}: Ctrl-C within a run", (p.returncode, err))
+        check(took < 1, f"{what}: Ctrl-C within a run is answered at once", f"{took:.2f} s")
+        if verbose:
+            print(f"     {what}: Ctrl-C within a run: {took:.3f} s")
+        if what == "generate":
+            check(session.exists() and run(model, "-n", 1, "-c", 200000, "--load-state", session).returncode == 0, "and the session is saved")
 
 
 # ---- embedding -------------------------------------------------------------------------------------------------------
@@ -550,7 +601,7 @@ def main() -> int:
     global tmp
     with tempfile.TemporaryDirectory() as folder:
         tmp = Path(folder)
-        tests = [test_misuse, test_help, test_spellings, test_other_programs, test_failures, test_full_disk, test_generate, test_sessions, test_modes, test_interrupt, test_pages_printed]
+        tests = [test_misuse, test_help, test_spellings, test_other_programs, test_failures, test_full_disk, test_generate, test_sessions, test_modes, test_interrupt, test_interrupt_at_once, test_pages_printed]
         if program == str(ROOT / "run"):
             tests += [test_embedding, test_bench, test_install, test_pages]
         for test in tests:

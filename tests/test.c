@@ -1546,6 +1546,54 @@ static void test_two_threads(void) {
 #endif
 }
 
+/* A flag that a signal sets while a prompt is read, at any moment: what was read is whole runs of it, and going on gives the same
+ * bits as if nothing had happened. */
+#ifdef HAVE_POSIX
+static volatile sig_atomic_t halt;
+static void on_alarm(int sig) { (void)sig, halt = 1; }
+#endif
+static void test_stop(void) {
+#ifdef HAVE_POSIX
+    enum { N = 250, BATCH = 100, ROUNDS = 9 };
+    static const char *const names[] = {"qwen35.gguf", "qwen3.gguf", "gla.gguf", "tiny.gguf", "path"};
+    const GlaGenerate how = {.stop = &halt};
+    char err[GLA_ERR] = "";
+    signal(SIGALRM, on_alarm);
+    for (int i = 0; i < 5; i++) {
+        size_t n_file;
+        uint8_t *file = model_named(names[i], &n_file);
+        GlaModel *m = opened(file, n_file, names[i]);
+        const size_t vocab = (size_t)m->config.vocab_size;
+        int32_t *ids = random_ids(N, (int)vocab);
+        GlaState *s = state_of(m, N, BATCH, 1), *straight = state_of(m, N, BATCH, 1);
+        const double begin = now_s();
+        int stops = 0, within = 0;
+        check(!read_ids(straight, ids, N, &how, err), "%s: %s", names[i], err);
+        const double took = now_s() - begin;
+        halt = 1;
+        check(read_ids(s, ids, N, &how, err) == GLA_DONE_CALLER && s->pos == 0 && gla_logits(s)[0] == 0, "%s: stopped before it began", names[i]);
+        for (int k = 0; k < ROUNDS; k++) {
+            for (gla_state_reset(s); s->pos < N;) {
+                const int64_t from = s->pos;
+                const int us = k < ROUNDS - 1 ? (int)(1e6 * took * (rnd() % 1000) / 1000) + 1 : 0; /* 0: no alarm */
+                const struct itimerval once = {{0, 0}, {us / 1000000, us % 1000000}}, never = {{0, 0}, {0, 0}};
+                halt = 0;
+                if (stops < 30 && us) setitimer(ITIMER_REAL, &once, NULL);
+                int code = read_ids(s, ids + from, N - from, &how, err);
+                setitimer(ITIMER_REAL, &never, NULL);
+                stops += code == GLA_DONE_CALLER;
+                within += code == GLA_DONE_CALLER && s->pos == from;
+                if (code < 0 || (s->pos - from) % BATCH % (N % BATCH)) { check(0, "%s: %d, at %d", names[i], code, (int)s->pos); break; }
+            }
+            if (!same(gla_logits(s), gla_logits(straight), vocab)) { check(0, "%s: stopped and gone on gives other bits", names[i]); break; }
+        }
+        check(stops > 2, "%s: stopped %d times, %d of them before the first run had ended", names[i], stops, within);
+        free(ids), gla_state_free(s), gla_state_free(straight), gla_close(m), free(file);
+    }
+    signal(SIGALRM, SIG_DFL);
+#endif
+}
+
 static void test_states(void) {
     enum { N = 60 };
     static const char *const names[] = {"qwen35.gguf", "qwen3.gguf", "gla.gguf", "tiny.gguf", "path"};
@@ -2415,7 +2463,7 @@ static void test_hostile_bytes(void) {
 static const struct { const char *name; void (*run)(void); } sections[] = {
     {"formats", test_formats}, {"fast_exp", test_fast_exp}, {"matmul", test_matmul}, {"recurrence tables", test_recurrence_tables}, {"recurrence", test_recurrence},
     {"attend", test_attend}, {"layers", test_layers}, {"sampler", test_sampler}, {"json", test_json}, {"generate", test_generate}, {"tokenizer", test_tokenizer}, {"goldens", test_goldens}, {"decoders", test_decoders}, {"decoders refused", test_decoders_refused},
-    {"types", test_types}, {"states", test_states}, {"two threads", test_two_threads}, {"sessions", test_sessions}, {"kv sessions", test_kv_sessions}, {"chat templates", test_chat_templates}, {"chat", test_chat},
+    {"types", test_types}, {"states", test_states}, {"stop", test_stop}, {"two threads", test_two_threads}, {"sessions", test_sessions}, {"kv sessions", test_kv_sessions}, {"chat templates", test_chat_templates}, {"chat", test_chat},
     {"chat thinking", test_chat_thinking}, {"prompt cache", test_cache}, {"no memory", test_no_memory},
     {"hostile fields", test_hostile_fields}, {"hostile bytes", test_hostile_bytes},
 };

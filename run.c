@@ -9323,7 +9323,7 @@ enum { EMPTY_IS_NONE = 1, /* an empty system message is none: `missing` is writt
        TAKES_TURNS = 16 };/* the template refuses anything but user, assistant, user ... */
 typedef struct {
     const char *name, *sign;       /* sign: a text that all templates of the family have */
-    const char *marks[3], *lacks[2]; /* lacks: not in it */
+    const char *marks[3], *lacks[3]; /* lacks: not in it */
     const char *head;              /* before everything; NULL: bos, where the template writes one */
     const char *system, *missing;  /* NULL: in front of the first message, and an empty line between; nothing */
     const char *user, *answer, *given, *end; /* answer: what one begins behind; given: then the text of an earlier one, NULL is "%" */
@@ -9341,6 +9341,7 @@ typedef struct {
 #define KIMI .sign = "<|im_middle|>", .system = "<|im_system|>system<|im_middle|>%<|im_end|>", \
     .missing = "{@<|im_system|>system<|im_middle|>%<|im_end|>}", .user = "<|im_user|>user<|im_middle|>%<|im_end|>", \
     .answer = "<|im_assistant|>assistant<|im_middle|>", .end = "<|im_end|>"
+#define K3(role, text) "<|open|>message role=\"" role "\"<|sep|>" text "<|close|>message<|sep|><|end_of_msg|>"
 #define LLAMA(before) .sign = "<|start_header_id|>", .system = "<|start_header_id|>system<|end_header_id|>\n\n" before "%<|eot_id|>", \
     .user = "<|start_header_id|>user<|end_header_id|>\n\n%<|eot_id|>", \
     .answer = "<|start_header_id|>assistant<|end_header_id|>\n\n", .end = "<|eot_id|>", .trim = {"t", "t", "t"}
@@ -9351,11 +9352,16 @@ typedef struct {
     .answer = "<|start_of_role|>assistant<|end_of_role|>", .end = "<|end_of_text|>\n"
 #define BAR "\357\275\234"   /* U+FF5C, the bar of DeepSeek's tokens, and U+2581, their space */
 #define LOW "\342\226\201"
+#define START "<" BAR "start" LOW "of" LOW "sentence" BAR ">"
+#define END "<" BAR "end" LOW "of" LOW "sentence" BAR ">"
 #define DEEPSEEK_WITH(user_end) .sign = "<" BAR "User" BAR ">", .system = "%", .user = "<" BAR "User" BAR ">%" user_end, \
-    .answer = "<" BAR "Assistant" BAR ">", .end = "<" BAR "end" LOW "of" LOW "sentence" BAR ">"
+    .answer = "<" BAR "Assistant" BAR ">", .end = END
 #define DEEPSEEK DEEPSEEK_WITH("")
 #define MISTRAL(user_form) .sign = "[INST]", .user = user_form, .answer = "", .end = "{eos}"
 #define MISTRAL_SYSTEM MISTRAL("[INST]%[/INST]"), .system = "[SYSTEM_PROMPT]%[/SYSTEM_PROMPT]"
+#define EOS_MARK "\343\200\210|EOS|\343\200\211"
+#define LAGUNA_XS(system_form, default_system) .sign = "<assistant>", .head = EOS_MARK, .system = system_form, .missing = default_system, .user = "<user>\n%\n</user>\n", \
+    .answer = "<assistant>\n", .given = "</think>\n%{?\n}", .end = "</assistant>\n", .open = {"</think>", "<think>", "</think>"}, .trim = {"r", "", "!t"}
 #define EMPTY_THOUGHT "<think>\n\n</think>\n\n"
 #define THOUGHT "<think>\n"
 #define OWN_WAY {"", "", NULL} /* the model opens its thoughts itself */
@@ -9363,6 +9369,11 @@ typedef struct {
 static const ChatTemplate chat_templates[] = {
     {"Kimi K2 Thinking", KIMI, .marks = {"hist_msgs", "set_roles(message)"}, .given = "<think></think>%", .open = OWN_WAY},
     {"Kimi", KIMI, .marks = {"<|im_user|>", "{{'<|im_assistant|>assistant<|im_middle|>'}}{%endif%}"}, .lacks = {"</think>"}},
+    {"Kimi K3", .sign = "<|end_of_msg|>", .marks = {"{{open_tag('message',[('role','assistant')])+open_tag('think'ifthinkingelse'response')}}", "{%setthinking_effort='max'%}", "render_assistant(message,state)"},
+     .head = "{+" K3("system\" type=\"thinking-effort", "`thinking_effort` guides on how much to think in your thinking channel (not including the response channel), supported values include `low`, `medium`, `high`, and `max`.\n"
+             "Now the system is invoked with `thinking_effort=max`.") "}", .system = K3("system", "%"), .user = K3("user", "%"), .answer = "<|open|>message role=\"assistant\"<|sep|>",
+     .given = "{+<|open|>think<|sep|><|close|>think<|sep|>}<|open|>response<|sep|>%<|close|>response<|sep|>", .end = "<|close|>message<|sep|><|end_of_msg|>",
+     .open = {"<|open|>think<|sep|>", "<|open|>think<|sep|>", "<|open|>response<|sep|>"}},
     {"Phi-4", .sign = "<|im_sep|>", .marks = {"'<|im_start|>user<|im_sep|>'+message['content']+'<|im_end|>'}}", "add_generation_prompt%}{{'<|im_start|>assistant<|im_sep|>'}}"},
      .system = "<|im_start|>system<|im_sep|>%<|im_end|>", .user = "<|im_start|>user<|im_sep|>%<|im_end|>", .answer = "<|im_start|>assistant<|im_sep|>", .end = "<|im_end|>"},
     /* ChatML: the rows differ in what they trim, in earlier thoughts, and in how an answer begins */
@@ -9395,7 +9406,7 @@ static const ChatTemplate chat_templates[] = {
      .given = "{-<think>\n\n</think>\n}%", .open = {"", "", "<think>\n\n</think>\n"}, .trim = {"r", "", "n"}, .facts = EMPTY_IS_NONE},
     {"Bielik", CHATML_WITH("<|im_start|>system\n%{+@\n\nZanim %}<|im_end|>\n", NULL), .open = {"", THOUGHT, ""}, .marks = {"'<|im_start|>user\n'+message['content']+'<|im_end|>\n'", "{{content.lstrip()}}"}, .trim = {"", "", "l!"}, .facts = EMPTY_IS_NONE},
     {"ChatML", CHATML("{@<|im_start|>system\n%<|im_end|>}"), .marks = {"'<|im_start|>'+message['role']+'\n'+message['content']+'<|im_end|>\n'", "add_generation_prompt%}{{'<|im_start|>assistant\n'}}{%endif%}"},
-     .lacks = {"split(", "function calling"}, .open = OWN_WAY},
+     .lacks = {"split(", "function calling", "strftime_now"}, .open = OWN_WAY},
     {"Llama 3.1", LLAMA("Cutting Knowledge Date: December 2023\nToday Date: {$date_string}\n\n"), .marks = {"Cutting Knowledge Date: December 2023\nToday Date: '+date_string+'\n\n'", "messages[0]['content']|trim", "'<|end_header_id|>\n\n'+message['content']|trim+'<|eot_id|>'"},
      .facts = SYSTEM_ALWAYS},
     {"Llama 3", LLAMA(""), .marks = {"'<|start_header_id|>'+message['role']+'<|end_header_id|>\n\n'+message['content']|trim+'<|eot_id|>'"}, .lacks = {"system_message"}},
@@ -9413,7 +9424,7 @@ static const ChatTemplate chat_templates[] = {
      .open = {THOUGHT, THOUGHT, NULL}, .trim = {"", "", "d"}},
     {"DeepSeek R1, quiet", DEEPSEEK, .marks = {"{{'<" BAR "User" BAR ">'+message['content']}}", "content.split('</think>')[-1]", "{{'<" BAR "Assistant" BAR "><think>\n'}}{%ifnotenable_thinking%}{{'</think>'}}"},
      .open = {"<think>\n</think>", THOUGHT, "<think>\n</think>"}, .trim = {"", "", "d"}},
-    {"DeepSeek R1, closed", DEEPSEEK_WITH("<" BAR "end" LOW "of" LOW "sentence" BAR ">"), .marks = {"'<" BAR "User" BAR ">'+message['content']+'<" BAR "end" LOW "of" LOW "sentence" BAR ">'", "content.split('</think>')[-1]", "'<" BAR "Assistant" BAR "><think>\n'"},
+    {"DeepSeek R1, closed", DEEPSEEK_WITH(END), .marks = {"'<" BAR "User" BAR ">'+message['content']+'<" BAR "end" LOW "of" LOW "sentence" BAR ">'", "content.split('</think>')[-1]", "'<" BAR "Assistant" BAR "><think>\n'"},
      .open = {THOUGHT, THOUGHT, NULL}, .trim = {"", "", "d"}},
     {"DeepSeek V3.1", DEEPSEEK, .marks = {"content.split('</think>',1)[1]", "{%ifnotthinking%}{{'<think></think>'}}{%else%}{{'<think>'}}"},
      .given = "<think></think>%", .open = {"<think></think>", "<think>", "<think></think>"}, .trim = {"", "", "F"}},
@@ -9452,6 +9463,14 @@ static const ChatTemplate chat_templates[] = {
                 "<|developer_start|>Deliberation: {+enabled}{-disabled}\nTool Capabilities: disabled<|developer_end|>",
      .user = "<|user_start|>%<|user_end|>", .answer = "<|assistant_start|>", .end = "<|assistant_end|>",
      .open = {"", "", ""}, .tags = {"<|inner_prefix|>", "<|inner_suffix|>"}, .facts = QUIET},
+    {"Spark", .sign = "<|Bot|>", .marks = {"'" START "<|System|>\n'+default_system", "'" START "<|User|>'+render_content(message['content'],'user')+'" END "'", "{{'" START "<|Bot|>'}}{%ifreasoning_content%}"},
+     .head = START "<|System|>\n{$default_system}", .system = "\n\n%" END, .missing = END, .user = START "<|User|>%" END, .answer = START "<|Bot|>", .given = "</think>%", .end = END,
+     .open = {"<think>", "<think>", "</think>"}, .facts = EMPTY_IS_NONE},
+    {"Laguna", .sign = "<assistant>", .marks = {"{{'<user>'+content+'</user>\n'}}", "enable_thinking|default(true)", "{{'<think>'+reasoning_content+'</think>'}}"}, .head = EOS_MARK,
+     .system = "{+<system>}{-?<system>}%{+</system>\n}{-?</system>\n}", .missing = "<system>{$system_message}</system>\n", .user = "<user>%</user>\n", .answer = "<assistant>", .given = "{+<think></think>}{-</think>}%", .end = "</assistant>\n",
+     .open = {"<think>", "<think>", "</think>"}, .trim = {"r", "", ""}},
+    {"Laguna XS 2", LAGUNA_XS("{?<system>\n\n}%{?\n</system>\n}", "<system>\n\n{$system_message}\n</system>\n"), .marks = {"{{'<user>\n'+content+'\n</user>\n'}}", "enable_thinking|default(false)", "{%setsystem_message='You"}},
+    {"Laguna XS 2.1", LAGUNA_XS("{?<system>\n\n}%{?\n</system>\n}", NULL), .marks = {"{{'<user>\n'+content+'\n</user>\n'}}", "enable_thinking|default(false)", "{%setsystem_message=''%}"}},
     {"Phi-3", .sign = "<|end|>", .marks = {"'<|user|>\n'+message['content']+'<|end|>\n'", "'<|assistant|>\n'+message['content']+'<|end|>\n'", "message['role']=='system'andmessage['content']"},
      .system = "<|system|>\n%<|end|>\n", .user = "<|user|>\n%<|end|>\n", .answer = "<|assistant|>\n", .end = "<|end|>\n", .facts = EMPTY_IS_NONE},
     {"Zephyr", .sign = "<|user|>", .marks = {"'<|user|>\n'+message['content']+eos_token+'\n'", "'<|assistant|>\n'+message['content']+eos_token+'\n'", "{{'<|assistant|>\n'}}"},
@@ -9469,6 +9488,9 @@ static const ChatTemplate chat_templates[] = {
 #undef CHATML_WITH
 #undef SMOLLM3
 #undef KIMI
+#undef K3
+#undef START
+#undef END
 #undef LLAMA
 #undef GEMMA
 #undef GRANITE
@@ -9476,6 +9498,8 @@ static const ChatTemplate chat_templates[] = {
 #undef DEEPSEEK_WITH
 #undef MISTRAL
 #undef MISTRAL_SYSTEM
+#undef LAGUNA_XS
+#undef EOS_MARK
 enum { N_TEMPLATES = sizeof chat_templates / sizeof *chat_templates, LOOP_PERIODS = 64 };
 
 /* -- the text of a template -- */
@@ -9861,15 +9885,15 @@ static void write_answer(ChatWriter *w, Str text, int last) { /* an earlier one 
 }
 
 static int form_thinks(const ChatForm *f, int think) { /* think: 1, 0, -1 as the template does */
-    if (!f->may_think || think >= 0) return f->may_think && think;
+    if (!f->open[1] || think >= 0) return f->open[1] && think;
     return !(f->row->facts & QUIET) && f->open[0] && !strcmp(f->open[0], f->open[1]);
 }
 
 static const char *form_open(const ChatForm *f, int think, int json) { /* what our answer goes on with, behind the row's `answer` */
     const char *open = f->open[think < 0 ? 0 : think ? 1 : 2];
-    if (!f->may_think) return f->open[0] ? f->open[0] : "";
-    if (!open) open = think ? "" : EMPTY_THOUGHT;
-    if (!json || !form_thinks(f, think) || str_has(str_of(open), f->tags[0])) return open;
+    if (!f->open[1] || (!open && !f->may_think)) return f->open[0] ? f->open[0] : "";
+    if (!open) open = EMPTY_THOUGHT; /* no way of the template's: as Qwen does it */
+    if (!json || !f->may_think || !form_thinks(f, think) || str_has(str_of(open), f->tags[0])) return open;
     return f->row->tags[0] ? f->tags[0] : THOUGHT; /* JSON begins behind a thought, which has to have a beginning */
 }
 
@@ -9877,7 +9901,7 @@ static const char *form_open(const ChatForm *f, int think, int json) { /* what o
 
 static int row_fits(const ChatTemplate *row, Str template) {
     int fits = str_has(template, row->sign);
-    for (int i = 0; i < 2 && row->lacks[i]; i++) fits = fits && !str_has(template, row->lacks[i]);
+    for (int i = 0; i < 3 && row->lacks[i]; i++) fits = fits && !str_has(template, row->lacks[i]);
     for (int i = 0; i < 3 && row->marks[i]; i++) fits = fits && str_has(template, row->marks[i]);
     return fits;
 }
@@ -9927,8 +9951,9 @@ static int form_new(ChatForm *f, const GlaModel *m, char *err) {
     f->think_open = find_token(m->vocab, str_of(f->tags[0]), str_of(""));
     f->think_close = find_token(m->vocab, str_of(f->tags[1]), str_of(""));
     memcpy(f->open, f->row->open, sizeof f->open);
-    if (f->known != 1) form_guess_thoughts(f, template);
-    f->may_think = f->think_open >= 0 && f->think_close >= 0 && (str_has(template, "think") || f->row->tags[0]) && f->open[1];
+    f->may_think = f->think_open >= 0 && f->think_close >= 0 && (str_has(template, "think") || f->row->tags[0]);
+    if (f->known != 1 && f->may_think) form_guess_thoughts(f, template);
+    f->may_think = f->may_think && f->open[1];
     return GLA_OK;
 }
 
@@ -9940,6 +9965,11 @@ GLA_API const char *gla_template(const GlaModel *m, int *known, char *err) {
     return code ? NULL : form.row->name;
 }
 
+static int out_of_turn(const ChatForm *f, int which, char *err) {
+    return fail(err, GLA_INPUT, "message %d is out of turn: with the chat template %s, user and assistant alternate, and a user begins", which,
+                f->row->name);
+}
+
 /* Can these be one conversation? */
 static int check_messages(const ChatForm *f, const GlaMessage *messages, int n, char *err) {
     const int system = n && messages[0].role == GLA_SYSTEM;
@@ -9947,8 +9977,7 @@ static int check_messages(const ChatForm *f, const GlaMessage *messages, int n, 
         const int role = messages[i].role;
         if (role == GLA_SYSTEM) return fail(err, GLA_INPUT, "message %d is a system message; only the first one may be", i + 1);
         if (f->row->facts & TAKES_TURNS && role != ((i - system) % 2 ? GLA_ASSISTANT : GLA_USER))
-            return fail(err, GLA_INPUT, "message %d is out of turn: with the chat template %s, user and assistant alternate, and a user begins",
-                        i + 1, f->row->name);
+            return out_of_turn(f, i + 1, err);
     }
     return GLA_OK;
 }
@@ -10375,8 +10404,7 @@ static int chat_keep_told(GlaChat *c, const GlaMessage *messages, int n, char *e
     const size_t given = c->how.system ? strlen(c->how.system) + 1 : 0;
     size_t bytes = (size_t)n * sizeof *messages + given;
     int code = check_messages(&c->form, messages, n, err);
-    if (!code && c->form.row->facts & TAKES_TURNS && turns % 2)
-        code = fail(err, GLA_INPUT, "with the chat template %s, an answer stands between two messages of a user", c->form.row->name);
+    if (!code && c->form.row->facts & TAKES_TURNS && turns % 2) code = out_of_turn(&c->form, n + 1, err);
     for (int i = 0; i < n; i++) bytes += messages[i].n + 1;
     if (code || !bytes) return code;
     if (!(c->told = gla_alloc(bytes))) return fail(err, GLA_MEMORY, "no memory for %d messages", n);
@@ -12551,13 +12579,13 @@ static int get_message_ids(const Options *o, Ids *ids, const GlaModel *m, char *
     const int think = whole_of(o, O_THINK) ? 1 : whole_of(o, O_NO_THINK) ? 0 : -1;
     int code = get_messages(&told, text_of(o, O_MESSAGES), err);
     if (!code) {
-        print_template(o, m);
         const int64_t n = gla_render(m, told.messages, told.n, think, NULL, 0, err);
         int32_t *made = n > 0 ? malloc((size_t)n * sizeof *made) : NULL;
         if (n > 0 && !made) code = fail(err, GLA_MEMORY, "no memory for %lld token ids", (long long)n);
         if (made) gla_render(m, told.messages, told.n, think, made, n, err);
         if (made) code = ids_add(ids, made, n, err);
         if (n < 0) code = (int)n;
+        if (!code) print_template(o, m);
         free(made);
     }
     free_messages(&told);

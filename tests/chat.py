@@ -27,8 +27,8 @@ CHATML = "{{'<|im_start|>'}} <think> {%- if add_generation_prompt %}{%- if enabl
 MODEL = Path()    # tiny.gguf with a chat template and two tokens for thoughts
 
 
-def chat_model(path: Path) -> None:
-    """tiny.gguf with CHATML as its template; the tokens 266 and 267 become <think> and </think>, of type 4 (user-defined)."""
+def chat_model(path: Path, template: str = CHATML) -> None:
+    """tiny.gguf with a chat template; the tokens 266 and 267 become <think> and </think>, of type 4 (user-defined)."""
     data = TINY.read_bytes()
     n_keys, = struct.unpack_from("<Q", data, 16)
     at, keys = 24, []
@@ -67,7 +67,7 @@ def chat_model(path: Path) -> None:
         else:
             at += widths[kind]
         keys.append(put(name) + data[start:at])
-    keys.append(put(b"tokenizer.chat_template") + struct.pack("<I", 8) + put(CHATML.encode()))
+    keys.append(put(b"tokenizer.chat_template") + struct.pack("<I", 8) + put(template.encode()))
     infos = at
     n_tensors, = struct.unpack_from("<Q", data, 8)
     for _ in range(n_tensors):
@@ -279,6 +279,139 @@ def test_json_only() -> None:
     check(p.returncode == 1 and p.stderr.count(b"not complete") == 1, "--json-only: a cut text is said to be one", p.stderr)
     p = run(MODEL, "-m", "chat", "-i", PROMPT, "-n", 4, "-s", 1, "--json-only", "--logit-bias", "93=-inf", "--logit-bias", "125=-inf")
     check(p.returncode == 1 and p.stderr.count(b"not complete") == 1, "--json-only: and in a chat", p.stderr)
+
+
+# ---- templates: what a row says, on short templates that have its marks ---------------------------------------------------
+
+CHATML_LOOP = "{%- for message in messages %}{{- '<|im_start|>' ~ message.role ~ \"\\n\" ~ message['content'] + '<|im_end|>\\n' }}{% endfor %}"
+CHATML_PROMPT = "{%- if add_generation_prompt %}\n    {{- '<|im_start|>assistant\\n' }}\n{%- endif %}\n"
+QWEN = ("{%- if message.role == 'user' %}{{ '<|im_start|>' + message.role + '\\n' + CONTENT + '<|im_end|>' + '\\n' }}{% else %}{% set content = CONTENT.split('</think>')[-1].lstrip('\\n') %}"
+        "{{- '<|im_start|>' + message.role + '\\n' + content }}{% if message.tool_calls %}{% endif %}{{- '<|im_end|>\\n' }}{% endif %}")
+SWITCH = "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- if enable_thinking is defined and enable_thinking is false %}{{- '<think>\\n\\n</think>\\n\\n' }}"
+LLAMA_TURN = "{{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n'+ message['content'] | trim + '<|eot_id|>' }}"
+LLAMA_31 = ("{{- bos_token }}{%- if strftime_now is defined %}{%- set date_string = DATE %}{% endif %}{% set system_message = messages[0]['content']|trim %}{{- \"Cutting Knowledge Date: December 2023\\n\" }}"
+            "{{- \"Today Date: \" + date_string + \"\\n\\n\" }}{% if tools %}{% endif %}" + LLAMA_TURN)
+SYSTEM, HI, YO = {"role": "system", "content": "  Be.\n"}, {"role": "user", "content": "    x = 1\n"}, {"role": "assistant", "content": "<think>\nhm\n</think>\n\n yo "}
+STRIPPED = "\t\v\f\x1c\x1f\x85\xa0\u1680\u2000\u200a\u2028\u202f\u205f\u3000\r\n"  # Python's white space, all of it but a few
+TODAY = time.strftime("%d %b %Y")
+
+TEMPLATES: list[tuple[str, str, list[dict[str, str]], list[str], str]] = [  # name, template, messages, options, what is written
+    ("ChatML", CHATML_LOOP + CHATML_PROMPT, [HI], [], "<|im_start|>user\n    x = 1\n<|im_end|>\n<|im_start|>assistant\n"),
+    ("ChatML", "{% if messages[0].role != 'system' %}{{ '<|im_start|>system\nYou\\'re new.<|im_end|>\n' }}{% endif %}" + CHATML_LOOP + CHATML_PROMPT, [HI], [],
+     "<|im_start|>system\nYou're new.<|im_end|>\n<|im_start|>user\n    x = 1\n<|im_end|>\n<|im_start|>assistant\n"),
+    ("ChatML", "{% if messages[0].role != 'system' %}{{ '<|im_start|>system\nYou are new.<|im_end|>\n' }}{% endif %}" + CHATML_LOOP + CHATML_PROMPT, [SYSTEM | {"content": ""}, HI, YO, HI], [],
+     "<|im_start|>system\n<|im_end|>\n<|im_start|>user\n    x = 1\n<|im_end|>\n<|im_start|>assistant\n<think>\nhm\n</think>\n\n yo <|im_end|>\n<|im_start|>user\n    x = 1\n<|im_end|>\n<|im_start|>assistant\n"),
+    ("Qwen3", QWEN.replace("CONTENT", "message.content") + SWITCH + "{% endif %}{% endif %}", [SYSTEM, HI, YO, HI], [],
+     "<|im_start|>system\n  Be.\n<|im_end|>\n<|im_start|>user\n    x = 1\n<|im_end|>\n<|im_start|>assistant\n yo <|im_end|>\n<|im_start|>user\n    x = 1\n<|im_end|>\n<|im_start|>assistant\n"),
+    ("Qwen3", QWEN.replace("CONTENT", "message.content") + SWITCH + "{% endif %}{% endif %}", [HI], ["--no-think"], "<|im_start|>user\n    x = 1\n<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"),
+    ("Qwen3.5", "{% set content = render_content(message.content, true)|trim %}" + SWITCH + "{% else %}{{- '<think>\\n' }}{% endif %}{% endif %}", [SYSTEM, HI | {"content": STRIPPED + "\u200bx = 1\u200b" + STRIPPED}, YO, HI], [],
+     "<|im_start|>system\nBe.<|im_end|>\n<|im_start|>user\n\u200bx = 1\u200b<|im_end|>\n<|im_start|>assistant\n yo<|im_end|>\n<|im_start|>user\nx = 1<|im_end|>\n<|im_start|>assistant\n<think>\n"),
+    ("Llama 3.1", LLAMA_31.replace("DATE", 'strftime_now("%d %b %Y")'), [SYSTEM, HI], [],
+     f"<|endoftext|><|start_header_id|>system<|end_header_id|>\n\nCutting Knowledge Date: December 2023\nToday Date: {TODAY}\n\nBe.<|eot_id|><|start_header_id|>user<|end_header_id|>\n\nx = 1<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n"),
+    ("Llama 3.1", LLAMA_31.replace("DATE", '"26 Jul 2024"'), [HI], [],
+     "<|endoftext|><|start_header_id|>system<|end_header_id|>\n\nCutting Knowledge Date: December 2023\nToday Date: 26 Jul 2024\n\n<|eot_id|><|start_header_id|>user<|end_header_id|>\n\nx = 1<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n"),
+    ("Llama 3", LLAMA_TURN, [HI], [], "<|start_header_id|>user<|end_header_id|>\n\nx = 1<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n"),
+    ("Gemma 3", "{{ bos_token }}{% set first_user_prefix = messages[0]['content'] + '\n\n' %}<start_of_turn>{{ message['content'] | trim }}", [SYSTEM, HI, YO, HI], [],
+     "<|endoftext|><start_of_turn>user\n  Be.\n\n\nx = 1<end_of_turn>\n<start_of_turn>model\n<think>\nhm\n</think>\n\n yo<end_of_turn>\n<start_of_turn>user\nx = 1<end_of_turn>\n<start_of_turn>model\n"),
+    ("Mistral", "{{ '[INST] ' + message['content'] + ' [/INST]' }}{{ message['content'] + eos_token}}", [HI, YO, HI], [], "[INST]     x = 1\n [/INST]<think>\nhm\n</think>\n\n yo <|endoftext|>[INST]     x = 1\n [/INST]"),
+    ("Mistral 3", "{{ '[INST]' + system_message + '\\n\\n' + message['content'] + '[/INST]' }}", [SYSTEM, HI, YO, HI], [],
+     "[INST]    x = 1\n[/INST]<think>\nhm\n</think>\n\n yo <|endoftext|>[INST]  Be.\n\n\n    x = 1\n[/INST]"),
+    ("Granite 3", "{{- '<|start_of_role|>' + message['role'] + '<|end_of_role|>' + message['content'] + '<|end_of_text|>\n' }}{% set system_message = \"It's \" + strftime_now('%Y') + '.' %}"
+     "{% set system_message = system_message + ' You are a helpful AI assistant.' %}", [HI], [],
+     f"<|start_of_role|>system<|end_of_role|>It's {TODAY[-4:]}. You are a helpful AI assistant.<|end_of_text|>\n<|start_of_role|>user<|end_of_role|>    x = 1\n<|end_of_text|>\n<|start_of_role|>assistant<|end_of_role|>"),
+    ("DeepSeek R1", "{{'<\uff5cUser\uff5c>' + message['content']}}{% set content = content.split('</think>')[-1] %}{{ '<\uff5cAssistant\uff5c><think>\\n' }}{% endif %}", [HI, YO, HI], [],
+     "<\uff5cUser\uff5c>    x = 1\n<\uff5cAssistant\uff5c>\n\n yo <\uff5cend\u2581of\u2581sentence\uff5c><\uff5cUser\uff5c>    x = 1\n<\uff5cAssistant\uff5c><think>\n"),
+    ("Phi-3", "{% if message['role'] == 'system' and message['content'] %}{% endif %}{{'<|user|>\n' + message['content'] + '<|end|>\n'}}{% else %}{{'<|assistant|>\n' + message['content'] + '<|end|>\n'}}", [SYSTEM | {"content": ""}, HI], [],
+     "<|user|>\n    x = 1\n<|end|>\n<|assistant|>\n"),
+    ("Zephyr", "{% for message in messages %}\n{% if message['role'] == 'user' %}\n{{ '<|user|>\n' + message['content'] + eos_token }}\n{% else %}\n{{ '<|assistant|>\n'  + message['content'] + eos_token }}\n{% endif %}\n"
+     "{% if loop.last and add_generation_prompt %}\n{{ '<|assistant|>' }}\n{% endif %}\n{% endfor %}", [HI], [], "<|user|>\n    x = 1\n<|endoftext|>\n<|assistant|>\n"),
+    ("RWKV", "{{bos_token}}{{- 'System: ' + ns.system_prompt + '\\n\\n' }}{% if x %}{{'User: ' + message['content']|trim + '\\n\\n' }}{% else %}{{ 'Assistant: ' + content|trim + '\\n\\n' }}", [SYSTEM, HI, YO, HI], ["--think"],
+     "<|endoftext|>System:   Be.\n\n\nUser: x = 1\n\nAssistant: yo\n\nUser: x = 1\n\nAssistant: <think>"),
+]
+
+
+def written(model: Path, messages: object, *how: object) -> tuple[str, str, list[int]]:
+    p = run(model, "-m", "tokenize", "--messages", write("messages.json", json.dumps(messages)), *how)
+    return ran(model, "-m", "tokenize", "--ids", write("ids", p.stdout.decode())).decode()[:-1], p.stderr.decode(), [int(i) for i in p.stdout.split()]
+
+
+def test_templates() -> None:
+    model = cli.tmp / "template.gguf"
+    for name, template, messages, how, want in TEMPLATES:
+        chat_model(model, template)
+        text, told, ids = written(model, messages, *how)
+        check(f"chat template {name}\n" in told, f"{name} is recognised", told)
+        check(text == want, f"{name} {how}: what is written", (text, want))
+        # a chat evaluates these ids, whether the messages come in a file or one by one
+        o = json.loads(ran(model, "-m", "chat", "-s", 1, "-n", 1, "--json", "--messages", cli.tmp / "messages.json", "--save-state", cli.tmp / "session", *how))
+        check(o["prompt_tokens"] == len(ids), f"{name}: a chat reads them", (o, len(ids)))
+        if len(messages) == 1:
+            o = json.loads(ran(model, "-m", "chat", "-s", 1, "-n", 1, "--json", "-f", write("message", messages[0]["content"]), *how))
+            check(o["prompt_tokens"] == len(ids), f"{name}: -f is this message", (o, len(ids)))
+    # laid out otherwise, with comments: the same template; with another expression: not
+    chat_model(model, CHATML_LOOP.replace("~", "\n  +\n").replace("{%- for", "{#- a comment #}\n{%- for") + CHATML_PROMPT)
+    check("chat template ChatML\n" in written(model, [HI])[1], "layout does not matter")
+    for template, shown in ((CHATML_LOOP.replace("message['content']", "message['content'] | upper") + CHATML_PROMPT, "ChatML"), ("{{ messages }}", "plain text"), ("<|start_header_id|>", "Llama 3")):
+        chat_model(model, template)
+        for told in (written(model, [HI])[1], run(model, "-m", "chat", "-n", 1, "-s", 1, "-i", "x").stderr.decode()):
+            check("not known here" in told and f"written as {shown}" in told, f"a template that is not known: {shown}", told)
+    check("has no chat template" in written(TINY, [HI])[1], "no template")
+    # a message is text, whatever it looks like
+    text, _, ids = written(MODEL, [{"role": "user", "content": "<|im_end|>"}])
+    check(ids.count(270) == 1 and text.count("<|im_end|>") == 2, "a mark that was typed is text", ids)
+    # linear time, and no read outside: templates that never end
+    times = []
+    for n in (100_000, 1_000_000):
+        begin = time.monotonic()
+        for template in ("<|im_start|>" + "a" * n + "add_generation_prompt", "{{'<|im_start|>system\n'}}" * (n // 24), "{%set date_string=date_string%}" * (n // 32) + "'Today Date: '+date_string", "{{'" + "\\" * n, "{%-" * (n // 3), "\n \t" * (n // 3) + "{%"):
+            chat_model(model, template)
+            check(run(model, "-m", "chat", "-i", "a", "-n", 1, "-c", 1000000).returncode == 0, "a long template", template[:40])
+        times.append(time.monotonic() - begin)
+    check(times[1] < 40 * times[0] + 1, "the template is read in linear time", times)
+
+
+def test_messages() -> None:
+    def refusal(what: object, message: str, model: Path = MODEL) -> None:
+        text = what if isinstance(what, str) else json.dumps(what)
+        for mode in ("tokenize", "chat"):
+            refused(1, f"--messages {text[:60]}", model, "-m", mode, "--messages", write("messages.json", text), message=message)
+
+    parts = [{"type": "text", "text": "hi"}]
+    want = written(MODEL, [{"role": "user", "content": "hi"}])[2]
+    same = ['[{"content":"hi","role":"user"}]', ' [ {"role" : "user" , "content" : "h\\u0069", "id": {"a": [1, -2.5e3, true, null, "x"]}, "tool_calls": null} ] \n', json.dumps([{"role": "user", "content": parts}])]
+    for text in same:
+        got = ran(MODEL, "-m", "tokenize", "--messages", write("messages.json", text))
+        check([int(i) for i in got.split()] == want, f"the same message: {text}", got)
+    check(run(MODEL, "-m", "tokenize", "--messages", "-", stdin=same[0].encode()).stdout.split() == [str(i).encode() for i in want], "--messages -")
+    content = '"\\/\b\f\n\r\t\u00e9\U0001f600\u0000x'
+    check(content in written(MODEL, [{"role": "user", "content": content}])[0], "escapes")
+    check("\ufffd" in written(MODEL, [{"role": "user", "content": "\ud800!"}])[0], "half of a pair")
+    refusal("", "a list of messages")
+    refusal("{}", "a list of messages")
+    refusal([], "has to be a user")
+    refusal("[1]", "an object")
+    refusal([YO], "has to be a user")
+    refusal([HI, SYSTEM, HI], "message 2 is a system message")
+    refusal([{"role": "tool", "content": "x"}], '"tool" is not understood')
+    refusal([HI, {"role": "assistant", "content": "", "tool_calls": [{}]}, HI], "tool_calls")
+    refusal([{"role": "user", "content": parts * 2}], "one part")
+    refusal([{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}], "one part")
+    refusal([{"role": "user"}], "no content")
+    refusal([{"content": "x"}], "role")
+    for bad in ('[{"role":"user","content":"hi"}', '[{"role":"user","content":"hi"}] x', '[{"role":"user" "content":"hi"}]', '[{"role":"user","content":"h', '[{"role":"user","content":"\\x"}]', '[{"role":"user","content":"\\u12"}]',
+                '[{"role":"user","content":"\n"}]', '[{"role":"user","content":' + "[" * 300 + ']', '[{"x":' + "[" * 9999, "[,]", '[{"role":nil}]'):
+        refusal(bad, "message")
+    chat_model(cli.tmp / "turns.gguf", TEMPLATES[10][1])
+    refusal([HI, HI], "out of turn", cli.tmp / "turns.gguf")
+    refused(2, "messages and a prompt", MODEL, "-m", "chat", "--messages", "x", "-i", "x", message="--prompt")
+    refused(2, "messages and no chat", MODEL, "--messages", "x", message="-m chat")
+    # -y where the file has no system message; /undo within what was given
+    both = [json.loads(ran(MODEL, "-m", "chat", "-s", 1, "-n", 3, "--json", "--messages", write("m.json", json.dumps(m)), *how)) for m, how in (([SYSTEM, HI], []), ([SYSTEM, HI], ["-y", "x"]), ([HI], ["-y", SYSTEM["content"]]))]
+    check(len({tuple(o["ids"]) for o in both}) == 1 and len({o["position"] for o in both}) == 1, "a system message of the file, or of -y", both)
+    session = cli.tmp / "told"
+    one = json.loads(ran(MODEL, "-m", "chat", "-t", 0, "-n", 4, "--json", "--messages", write("m.json", json.dumps([HI, {"role": "assistant", "content": "yo"}, HI])), "--save-state", session))
+    p = chat("/undo\n/stats\n/undo\n/redo\n/redo\n/stats\nonce\n", "--load-state", session, "--json")
+    check(p.returncode == 0 and b"1 turns, 1 undone" in p.stderr and b"0 turns, 2 undone" in p.stderr and p.stdout.count(b"\n") == 1, "turns that were given are turns of the session", (one, p.stderr))
 
 
 def test_prompt_cache() -> None:
@@ -552,7 +685,7 @@ def main() -> int:
         cli.tmp = Path(folder)
         MODEL = cli.tmp / "chat.gguf"
         chat_model(MODEL)
-        for test in (test_script, test_twenty_turns, test_context, test_system_of_a_session, test_ends_badly, test_json, test_json_only, test_prompt_cache, test_full_disk, test_killed, test_terminal):
+        for test in (test_script, test_twenty_turns, test_context, test_system_of_a_session, test_ends_badly, test_json, test_json_only, test_templates, test_messages, test_prompt_cache, test_full_disk, test_killed, test_terminal):
             begin = time.monotonic()
             try:
                 test()

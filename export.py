@@ -376,6 +376,7 @@ ATTENTION_BIAS: Table = {source.replace("weight", "bias"): entry.replace("weight
                          (entry[0].replace("weight", "bias"), entry[1]) for source, entry in ATTENTION.items()}
 QKV_BIAS: Table = {source: entry for source, entry in ATTENTION_BIAS.items() if "o_proj" not in source}
 MLP: Table = {f"mlp.{kind}_proj.weight": f"ffn_{kind}.weight" for kind in ("gate", "up", "down")}
+MLP_BIAS: Table = {f"mlp.{kind}_proj.bias": f"ffn_{kind}.bias" for kind in ("gate", "up", "down")}
 
 
 def plus_one(table: Table) -> Table:
@@ -521,6 +522,7 @@ class Decoder:
     kinds: tuple[str, ...] = ("default", "linear", "yarn")  # of rotary scaling
     adjacent: bool = False              # llama.cpp rotates pairs (2i, 2i + 1) where HuggingFace rotates (i, i + width / 2)
     biased: bool = False                # q, k, v have a bias whatever the configuration says
+    mlp_bias: bool = False              # the feed-forward may have them
     act: tuple[str, str] = ("hidden_act", "silu")   # the field, and the one that a reader expects
     acts: tuple[str, ...] = ("silu", "swish")       # what the field may say
     window: str = ""                    # which layers have one: "all", "upper" (if use_sliding_window), "period"
@@ -528,7 +530,7 @@ class Decoder:
 
 
 DECODERS = {
-    "llama": Decoder((NORMS,), {}, kinds=("default", "linear", "yarn", "llama3"), adjacent=True),
+    "llama": Decoder((NORMS,), {}, kinds=("default", "linear", "yarn", "llama3"), adjacent=True, mlp_bias=True),
     "mistral": Decoder((NORMS,), dict(max_position_embeddings=131072, num_key_value_heads=8, sliding_window=4096),
                        kinds=("default", "linear", "yarn", "llama3"), adjacent=True, window="all"),
     "qwen2": Decoder((NORMS,), dict(max_position_embeddings=32768, num_key_value_heads=32, sliding_window=4096, max_window_layers=28),
@@ -612,7 +614,7 @@ def plain(row: Decoder, f: Fields, has: Tensors) -> Plan:
         attend = [ATTENTION, QKV_BIAS]
     kinds = layer_kinds(f, n, row.window)
     windows(plan, f, kinds, [SLIDING if row.window != "period" or (i + 1) % 6 else FULL for i in range(n)])
-    f.only("mlp_bias", False)
+    mlp = [MLP, MLP_BIAS] if f.only("mlp_bias", *((False, True) if row.mlp_bias else (False,))) else [MLP]
     if row.two_bases:
         two_ropes(plan, f, width, row.kinds)
     else:
@@ -620,7 +622,7 @@ def plain(row: Decoder, f: Fields, has: Tensors) -> Plan:
     if row.adjacent:  # rows of every head interleave
         plan.views = {name: View(rows=np.arange(h * width).reshape(h, 2, width // 2).swapaxes(1, 2).ravel())
                       for name, h in (("q", heads), ("k", kv))}
-    plan.blocks = [(f"model.layers.{i}.", [*row.tables, *attend, MLP]) for i in range(n)]
+    plan.blocks = [(f"model.layers.{i}.", [*row.tables, *attend, *mlp]) for i in range(n)]
     plan.left_out |= VISION
     return plan
 

@@ -4344,6 +4344,7 @@ typedef struct {
     /* feed-forward */
     const float *ffn_norm, *ffn_norm_bias; /* (dim), like norm */
     Tensor gate, up, down;          /* without data: no feed-forward; a channel mix has no gate, or the receptance there */
+    const float *ffn_bias[3];       /* of gate, up, down; NULL = none */
     int ffn_act;
     const float *ffn_lerp_k, *ffn_lerp_r; /* (dim) the feed-forward is RWKV's channel mix; r in RWKV-6 only */
 
@@ -4572,6 +4573,10 @@ static void bind_feed_forward(Loader *l, Layer *y, int i, const char *norm) {
     y->gate = matrix(l, "ffn_gate.weight", i, dim, hidden);
     y->up = matrix(l, "ffn_up.weight", i, dim, hidden);
     y->down = matrix(l, "ffn_down.weight", i, hidden, dim);
+    static const char *const biases[] = {"ffn_gate.bias", "ffn_up.bias", "ffn_down.bias"};
+    int found = 0;
+    for (int j = 0; j < 3; j++) found += (y->ffn_bias[j] = vector_if(l, biases[j], i, j < 2 ? hidden : dim)) != NULL;
+    if (found % 3) REFUSE(l, GLA_FORMAT, "blk.%d: %d of ffn_gate, ffn_up and ffn_down have a bias, expected all or none", i, found);
 }
 
 /* What a file says about the turning of a layer's keys and queries. */
@@ -5926,6 +5931,12 @@ static void gate_rows(const Team *team, float *y, const float *z, int act, int n
     for (int t = 0; t < T; t++) team->kernels->gate(y + (size_t)t * (size_t)n, z + (size_t)t * (size_t)n, act, (size_t)n);
 }
 
+/* y (T, n) <- y + b, b (n); NULL = nothing. */
+static void add_bias(float *y, const float *b, int T, size_t n) {
+    for (int t = 0; t < T && b; t++)
+        for (size_t i = 0; i < n; i++) y[(size_t)t * n + i] += b[i];
+}
+
 /* rows[j] (T, out_j) = up_j act_j(W_j x) + bias_j, or W_j x + bias_j, for n projections of the same x (T, dim), absent ones left out.
  * The matrices that read x go in one matmul. mid: T * (all narrow middles) floats. */
 static void project(const Team *team, float *const *rows, const Proj *p, int n, const float *x, int T, float *mid) {
@@ -5948,9 +5959,7 @@ static void project(const Team *team, float *const *rows, const Proj *p, int n, 
             matmul(team, &(Product){rows[j], &p[j].up}, 1, &middle);
             at += (size_t)T * (size_t)p[j].w.n_out;
         }
-        size_t width = (size_t)proj_out(&p[j]);
-        for (int t = 0; t < T && p[j].bias; t++)
-            for (size_t i = 0; i < width; i++) rows[j][(size_t)t * width + i] += p[j].bias[i];
+        add_bias(rows[j], p[j].bias, T, (size_t)proj_out(&p[j]));
     }
 }
 
@@ -7059,8 +7068,11 @@ static void forward(GlaState *s, const int32_t *ids, int T, float *logits, int n
                 float *gate = s->rows, *up = s->rows + n;
                 Input wide = input_rows(s->xb, T, c->dim), hidden = input_rows(up, T, y->gate.n_out);
                 matmul(team, (Product[]){{gate, &y->gate}, {up, &y->up}}, 2, &wide);
+                add_bias(gate, y->ffn_bias[0], T, (size_t)y->gate.n_out);
+                add_bias(up, y->ffn_bias[1], T, (size_t)y->gate.n_out);
                 gate_rows(team, up, gate, y->ffn_act, y->gate.n_out, T);
                 matmul(team, &(Product){s->xb, &y->down}, 1, &hidden);
+                add_bias(s->xb, y->ffn_bias[2], T, dim);
             }
 
             // x += xb, or norm(xb)

@@ -93,6 +93,7 @@ TRANSFORMERS_CASES: dict[str, tuple[str, dict[str, Any]]] = {
         rope_type="llama3", rope_theta=1e4, factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
         original_max_position_embeddings=64))),
     "llama-bias": ("llama", dict(attention_bias=True)),
+    "llama-all-biases": ("llama", dict(attention_bias=True, mlp_bias=True, tie_word_embeddings=True)),
     "llama-yarn": ("llama", dict(rope_parameters=YARN)),
     "llama-yarn-all": ("llama", dict(hidden_size=64, num_attention_heads=2, num_key_value_heads=1, rope_parameters=YARN | dict(
         beta_fast=8.0, beta_slow=2.0, attention_factor=1.25))),

@@ -217,7 +217,7 @@ def export_here(folder: Path, out: Path, kind: str) -> str:
 
 def quantised(t: Tally, work: Path, folders: list[Path]) -> None:
     """Mean KL divergence and share of equal best tokens between a quantised file and its own weights as float32."""
-    cases = [(name, work / name, ("q8_0", "q4_0")) for name in ("qwen35-wide", "qwen3-wide", "llama-wide", "gla-wide")]
+    cases = [(name, work / name, ("q8_0", "q4_0")) for name in ("qwen35-wide", "qwen3-wide", "llama-wide", "qwen2-wide", "gemma3-wide", "gla-wide")]
     for name, folder, kinds in cases + [(f.resolve().name, f, ("q8_0",)) for f in folders]:
         if len(kinds) > 1:
             make = models.gla_case if name.startswith("gla") else models.transformers_case
@@ -340,7 +340,8 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [  # family, changes to config.
         ({"vocab_size": 130}, "vocab_size"),
         ({"tie_word_embeddings": "yes"}, "tie_word_embeddings"),
     )),
-    ("llama", {"mlp_bias": True}, "mlp_bias"),
+    ("llama", {"mlp_bias": True}, "mlp.gate_proj.bias"),
+    ("qwen2", {"mlp_bias": True}, "mlp_bias"),
     ("llama", {"rope_parameters": {"partial_rotary_factor": 0.5}}, "rotated"),
     ("llama", {"sliding_window": 16}, "sliding_window"),
     ("llama", {"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "dynamic"),

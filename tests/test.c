@@ -941,7 +941,7 @@ typedef struct {
     int layers, window, period, listed;      /* every period-th layer has no window; listed: the file says so with a list */
     const char *scaling;                     /* rope.scaling.type */
     float factor, softcap, scale;            /* 0 = no key */
-    int biased, tied;
+    int biased, ffn_biased, tied;
     int adjacent, qk_norm, sandwich, gelu, scaled, wide; /* what the architecture means */
     double window_base;                      /* rotary base of layers with a window, 0 = as the others */
 } DecoderCase;
@@ -1002,7 +1002,9 @@ static uint8_t *decoder_model(DecoderModel *m, const DecoderCase *c, const char 
             {"attn_norm.weight", D_DIM, 0, 1}, {"ffn_norm.weight", D_DIM, 0, 1}, {"attn_q.weight", D_DIM, Q, 1}, {"attn_k.weight", D_DIM, KV, 1},
             {"attn_v.weight", D_DIM, KV, 1}, {"attn_output.weight", Q, D_DIM, 1}, {"ffn_gate.weight", D_DIM, D_FFN, 1},
             {"ffn_up.weight", D_DIM, D_FFN, 1}, {"ffn_down.weight", D_FFN, D_DIM, 1}, {"attn_q.bias", Q, 0, c->biased},
-            {"attn_k.bias", KV, 0, c->biased}, {"attn_v.bias", KV, 0, c->biased}, {"attn_q_norm.weight", D_HEAD, 0, c->qk_norm},
+            {"attn_k.bias", KV, 0, c->biased}, {"attn_v.bias", KV, 0, c->biased}, {"attn_output.bias", D_DIM, 0, c->ffn_biased},
+            {"ffn_gate.bias", D_FFN, 0, c->ffn_biased}, {"ffn_up.bias", D_FFN, 0, c->ffn_biased},
+            {"ffn_down.bias", D_DIM, 0, c->ffn_biased}, {"attn_q_norm.weight", D_HEAD, 0, c->qk_norm},
             {"attn_k_norm.weight", D_HEAD, 0, c->qk_norm}, {"post_attention_norm.weight", D_DIM, 0, c->sandwich},
             {"post_ffw_norm.weight", D_DIM, 0, c->sandwich},
         };
@@ -1350,17 +1352,17 @@ static void plain_layer(const DecoderModel *m, int i, double (*x)[D_DIM]) {
             plain_turn(head, c, t, windowed);
         }
         plain_attention(o, q, k, v, t, windowed && t >= c->window ? t - c->window + 1 : 0, scale);
-        plain_product(y, W("attn_output.weight"), NULL, o, D_HEADS * D_HEAD, D_DIM);
+        plain_product(y, W("attn_output.weight"), W("attn_output.bias"), o, D_HEADS * D_HEAD, D_DIM);
         plain_norm(y, y, W("post_attention_norm.weight"), D_DIM);
         for (int d = 0; d < D_DIM; d++) x[t][d] += y[d];
         plain_norm(n, x[t], W("ffn_norm.weight"), D_DIM);
-        plain_product(gate, W("ffn_gate.weight"), NULL, n, D_DIM, D_FFN);
-        plain_product(up, W("ffn_up.weight"), NULL, n, D_DIM, D_FFN);
+        plain_product(gate, W("ffn_gate.weight"), W("ffn_gate.bias"), n, D_DIM, D_FFN);
+        plain_product(up, W("ffn_up.weight"), W("ffn_up.bias"), n, D_DIM, D_FFN);
         for (int d = 0; d < D_FFN; d++) {
             double g = gate[d], gelu = g / 2 * (1 + tanh(sqrt(2 / 3.14159265358979) * (g + 0.044715 * g * g * g)));
             up[d] *= c->gelu ? gelu : g / (1 + exp(-g));
         }
-        plain_product(y, W("ffn_down.weight"), NULL, up, D_FFN, D_DIM);
+        plain_product(y, W("ffn_down.weight"), W("ffn_down.bias"), up, D_FFN, D_DIM);
         plain_norm(y, y, W("post_ffw_norm.weight"), D_DIM);
         for (int d = 0; d < D_DIM; d++) x[t][d] += y[d];
     }
@@ -1389,7 +1391,7 @@ static void test_decoders(void) {
     #define GEMMA .arch = "gemma3", .qk_norm = 1, .sandwich = 1, .gelu = 1, .scaled = 1, .wide = 1
     #define USUAL .window_base = 10000, .period = 6
     static const DecoderCase cases[] = {
-        {LLAMA, .layers = 2}, {LLAMA, .layers = 2, .window = 9, .biased = 1, .tied = 1}, {LLAMA, .layers = 2, .scaling = "linear", .factor = 4},
+        {LLAMA, .layers = 2}, {LLAMA, .layers = 2, .window = 9, .biased = 1, .tied = 1}, {LLAMA, .layers = 2, .biased = 1, .ffn_biased = 1}, {LLAMA, .layers = 2, .scaling = "linear", .factor = 4},
         {LLAMA, .layers = 2, .factor = 4}, {LLAMA, .layers = 2, .scaling = "none", .factor = 4}, {LLAMA, .layers = 2, .scaling = "yarn", .factor = 4},
         {LLAMA, .layers = 4, .window = 5, .period = 2, .softcap = 2}, {.arch = "qwen2", .layers = 2, .biased = 1, .tied = 1},
         {.arch = "qwen2", .layers = 3, .biased = 1, .window = 7, .period = 2, .listed = 1}, {.arch = "qwen3", .layers = 2, .qk_norm = 1},
@@ -1428,6 +1430,7 @@ static void test_decoders_refused(void) {
         {{.arch = "qwen2", .layers = 1, .biased = 1}, "blk.0.attn_k.bias", "2 of attn_q, attn_k and attn_v have a bias, expected all three"},
         {{.arch = "qwen2", .layers = 1}, NULL, "0 of attn_q, attn_k and attn_v have a bias"},
         {{.arch = "llama", .layers = 1, .biased = 1}, "blk.0.attn_q.bias", "all or none"},
+        {{.arch = "llama", .layers = 1, .ffn_biased = 1}, "blk.0.ffn_up.bias", "2 of ffn_gate, ffn_up and ffn_down have a bias"},
         {{.arch = "gemma3", .layers = 1, .qk_norm = 1, .sandwich = 1}, "blk.0.post_ffw_norm.weight", "blk.0.post_ffw_norm.weight is missing"},
         {{.arch = "gemma3", .layers = 1, .qk_norm = 1}, NULL, "post_attention_norm.weight is missing"},
         {{.arch = "llama", .layers = 1, .sandwich = 1}, NULL, "no place"},

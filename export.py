@@ -1716,10 +1716,11 @@ class Vocabulary:
     def put(self, i: int, text: str, kind: int, where: str) -> None:
         """Two texts for an id are one too many, unless they are a byte and its character."""
         old = self.texts.get(i, text)
-        spelled = [f"<0x{ord(t):02X}>" if len(t) == 1 and t.isascii() else "" for t in (old, text)]
-        if spelled[0] == text != "":
+        if old != text and BYTE_TOKEN.fullmatch(text) and old == chr(int(text[3:5], 16)):
             return
-        if old != text and spelled[1] != old:
+        if old != text and BYTE_TOKEN.fullmatch(old) and text == chr(int(old[3:5], 16)):
+            del self.ids[old]
+        elif old != text:
             raise Refusal(f"{where}: the id {i} belongs to {brief(text)} and to {brief(old)}")
         if len(text) > LONGEST:
             raise Refusal(

@@ -7158,7 +7158,8 @@ enum { VOCAB_NONE, VOCAB_BPE, VOCAB_SPM, VOCAB_LONGEST };   /* symbols are: byte
 enum { BY_MERGES, BY_SCORE, BY_ID };                        /* which pair is joined first */
 enum { SPACE_NEVER, SPACE_FIRST, SPACE_ALWAYS, SPACE_PREPEND };     /* where a U+2581 is added, see encode_stretch */
 enum { TYPE_NORMAL = 1, TYPE_UNKNOWN, TYPE_CONTROL, TYPE_USER_DEFINED, TYPE_UNUSED, TYPE_BYTE };    /* as in GGUF */
-enum { ADDED_LSTRIP = 1, ADDED_RSTRIP = 2, ADDED_WORD = 4, ADDED_NORMALIZED = 8 };  /* habits of an added token */
+enum { ADDED_LSTRIP = 1, ADDED_RSTRIP = 2, ADDED_WORD = 4, ADDED_NORMALIZED = 8,
+       ADDED_NORMAL = 16 };     /* habits of an added token; NORMAL: it has the type of words */
 enum { LONGEST_ADDED = 256, LONGEST_WORD = 1024,    /* bytes, in tries: the most that is looked at for each byte of a text */
        PROBES = 512 };          /* a hash table that needs more steps than this was built to be slow */
 enum { SPACE_MARK = 0x2581 };
@@ -7972,15 +7973,17 @@ static int load_habit(Tokenizer *t, const Gguf *g, const char *name, int habit, 
 
 static int normalise(const Tokenizer *t, const char *s, size_t n, char **out, size_t *out_n);
 
+static int is_added(const Tokenizer *t, int32_t id) { return is_special(t, id) || (t->habits && t->habits[id] & ADDED_NORMAL); }
+
 /* Two tries of the added tokens. One that is found in the normalised text is itself normalised first. */
 static int load_added(Tokenizer *t, const Gguf *g, char *err) {
-    static const char *const names[] = { "lstrip", "rstrip", "single_word", "normalized" };
+    static const char *const names[] = { "lstrip", "rstrip", "single_word", "normalized", "added" };
     size_t n_bytes[2] = { 0, 0 };
     int code = GLA_OK;
-    for (int i = 0; i < 4 && !code; i++) code = load_habit(t, g, names[i], 1 << i, err);
+    for (int i = 0; i < 5 && !code; i++) code = load_habit(t, g, names[i], 1 << i, err);
     if (code) return code;
     for (int32_t id = 0; id < t->n; id++) {
-        if (!is_special(t, id)) continue;
+        if (!is_added(t, id)) continue;
         if (t->tokens[id].n > LONGEST_ADDED)
             return fail(err, GLA_UNSUPPORTED, "special token %d has %zu bytes, at most %d are supported", (int)id, t->tokens[id].n,
                         (int)LONGEST_ADDED);
@@ -7989,7 +7992,7 @@ static int load_added(Tokenizer *t, const Gguf *g, char *err) {
     for (int k = 0; k < 2; k++)
         if (!trie_init(&t->added[k], n_bytes[k])) return fail(err, GLA_MEMORY, "no memory for special tokens");
     for (int32_t id = 0; id < t->n && !code; id++) {
-        if (!is_special(t, id) || !t->tokens[id].n) continue;
+        if (!is_added(t, id) || !t->tokens[id].n) continue;
         const int late = t->habits && t->habits[id] & ADDED_NORMALIZED;
         Str text = t->tokens[id];
         char *copy = NULL;
@@ -8529,7 +8532,7 @@ static void encode_around_added(Encoder *e, const char *s, size_t n, int flags, 
         const int32_t id = trie->root[(uint8_t)s[at]] ? trie_longest(trie, s + at, n - at, &len) : -1;
         if (id < 0) { at++; continue; }
         size_t start = at, stop = at += len;
-        if (!(flags & GLA_SPECIAL) && token_type(t, id) != TYPE_USER_DEFINED) continue;
+        if (!(flags & GLA_SPECIAL) && is_special(t, id) && token_type(t, id) != TYPE_USER_DEFINED) continue;
         if (!added_fits(t, id, s, n, from, &start, &stop)) continue;
         if (from < start && late) encode_part(e, s + from, start - from, first && !from);
         else if (from < start) encode_stretch(e, s + from, start - from, flags, first && !from);

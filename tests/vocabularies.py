@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
-"""Ids of ./run against HuggingFace tokenizers and others' own ones. vocabularies.py [--only PART,...] [--large]
+"""Ids of ./run against HuggingFace tokenizers and others' own ones. vocabularies.py [--only PART,...]
 
 made        small tokenizers of every kind that export.py reads: each pre-tokenizer, normalizer, way with spaces, place of added
             tokens; tokenizer.json, tokenizer.model, tiktoken ranks, vocab.json with merges.txt, the world vocabulary's format
 facts       ids that begin, end and fill a text
 program     export.py as it is called
 refused     what a GGUF file cannot say, and files that are damaged: one sentence each
-real        vocabularies of released models, downloaded once: SmolLM2, Qwen3.6, RWKV world; with --large Gemma 3 too
+real        vocabularies of released models, downloaded once: SmolLM2, Qwen3.6, RWKV world
+large       ... that come with 750 MB of weights, when asked for: Gemma 3, Qwen2.5
 """
 from __future__ import annotations
 
@@ -310,17 +311,19 @@ def space_cases(case: Callable[..., None]) -> None:
     case("no byte tokens, an unknown each", dressed(marked(n_bytes=0, fuse=False), replace))
     case("merges unlike SentencePiece's", dressed(marked(drop=5), replace))
     case("merges in another order", dressed(reordered(marked()), replace))
-    case("a character with the id of its byte", dressed(twice(marked()), replace))
+    both = dressed(marked(), replace, user=False)
+    state = json.loads(both.to_str())
+    twice(state)
+    peer = Tokenizer.from_str(json.dumps(state))
+    case("a character with the id of its byte", both, twice, lambda text: peer.encode(text).ids)
     case("cut at line ends", dressed(marked(), replace, pre_tokenizers.Split(Regex(r"[^\n]+|[\n]+"), "isolated")))
 
 
-def twice(tok: Tokenizer) -> Tokenizer:
-    """With merges of the tab, which the vocabulary knows as a byte only."""
-    state = json.loads(tok.to_str())
+def twice(state: dict[str, Any]) -> None:
+    """With merges of the tab, which has the id of its byte."""
     vocab, merges = state["model"]["vocab"], state["model"]["merges"]
-    vocab["\t"], vocab["\t\t"] = vocab["<0x09>"], len(vocab) + 9
+    vocab["\t"], vocab["\t\t"] = vocab["<0x09>"], len(vocab)
     merges.append(["\t", "\t"])
-    return Tokenizer.from_str(json.dumps(state))
 
 
 def reordered(tok: Tokenizer) -> Tokenizer:
@@ -720,13 +723,15 @@ def exported(work: Path, name: str, tok: Tokenizer) -> Ours:
     return write_vocabulary(folder, tok.get_vocab_size())[0]
 
 
-def real(t: Tally, work: Path, large: bool = False) -> None:
+def real(t: Tally, work: Path) -> None:
     smollm(t, work)
     qwen36(t, work)
     rwkv(t, work)
-    if large:
-        gemma3(t, work)
-        qwen25(t, work)
+
+
+def large(t: Tally, work: Path) -> None:
+    gemma3(t, work)
+    qwen25(t, work)
 
 
 def smollm(t: Tally, work: Path) -> None:
@@ -810,19 +815,17 @@ def qwen25(t: Tally, work: Path) -> None:
         agrees(t, f"Qwen2.5: {name}", ours, lambda text: tok.encode(text).ids, 14, lambda text: composed(text, special))
 
 
-PARTS: dict[str, Callable[..., None]] = {"made": made, "facts": facts, "program": program, "refused": refused, "real": real}
+PARTS: dict[str, Callable[[Tally, Path], None]] = {"made": made, "facts": facts, "program": program, "refused": refused, "real": real, "large": large}
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default=",".join(PARTS), help=f"of {', '.join(PARTS)}")
-    parser.add_argument("--large", action="store_true", help="vocabularies that are large downloads, too")
+    parser.add_argument("--only", default=",".join(p for p in PARTS if p != "large"), help=f"of {', '.join(PARTS)}")
     args = parser.parse_args()
     Ours.lib, t = library(), Tally()
     with tempfile.TemporaryDirectory() as folder:
         for name in args.only.split(","):
-            more = {"large": True} if name == "real" and args.large else {}
-            PARTS[name](t, Path(folder), **more)
+            PARTS[name](t, Path(folder))
     print(f"{t.passed} passed, {t.failed} failed")
     return t.failed > 0
 

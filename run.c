@@ -534,10 +534,13 @@ LIKELY_UNUSED static int terminal_keys(Terminal *t, int running) { /* 0: done */
     now.c_cc[VMIN] = 1;
     now.c_cc[VTIME] = 0;
     t->changed = 1;
+    if (!running) (void)!write(STDERR_FILENO, "\033[?2004h", 8); /* pasted text comes marked as such, also while an answer is given */
     return tcsetattr(STDIN_FILENO, TCSADRAIN, &now);
 }
-LIKELY_UNUSED static void terminal_normal(Terminal *t) {
-    if (t->changed) tcsetattr(STDIN_FILENO, TCSADRAIN, &t->normal);
+LIKELY_UNUSED static void terminal_normal(Terminal *t) { /* what was typed or pasted and not read was not meant for the shell */
+    if (!t->changed) return;
+    (void)!write(STDERR_FILENO, "\033[?2004l", 8);
+    tcsetattr(STDIN_FILENO, TCSAFLUSH, &t->normal);
     t->changed = 0;
 }
 
@@ -803,6 +806,23 @@ static int each_file(const char *folder, EachFile each, void *user, char *err) {
 #else
     (void)each, (void)user;
     return fail(err, GLA_UNSUPPORTED, "%s: folders are not supported on this system", folder);
+#endif
+}
+
+/* Calls each(user, name, is_folder) for what stands in a folder. */
+typedef void (*EachName)(void *user, const char *name, int is_folder);
+LIKELY_UNUSED static void each_name(const char *folder, EachName each, void *user) {
+#ifdef HAVE_POSIX
+    char path[PATH_LEN];
+    DIR *d = opendir(folder);
+    for (struct dirent *e; d && (e = readdir(d));) {
+        struct stat st;
+        if (snprintf(path, sizeof path, "%s/%s", folder, e->d_name) >= (int)sizeof path || stat(path, &st)) continue;
+        each(user, e->d_name, S_ISDIR(st.st_mode));
+    }
+    if (d) closedir(d);
+#else
+    (void)folder, (void)each, (void)user;
 #endif
 }
 
@@ -11518,7 +11538,12 @@ typedef struct {
     size_t at;
     int n_history, shown;       /* shown: an entry, or n_history: the new text */
     int row;                    /* of the cursor, below the first row of the text */
+    const Text *search;         /* what Ctrl-R looks for, shown below the text; or NULL */
+    /* What Tab may put in the place of the end of text[0, n): a line of the list for each. Returns where that end begins;
+     * NO_WORD: a Tab is four blanks here. */
+    size_t (*suggest)(const char *text, size_t n, Text *list);
 } Editor;
+#define NO_WORD ((size_t)-1)
 
 static int char_width(uint32_t c) { /* columns of a character; the common cases, not all of Unicode */
     static const uint32_t narrow[][2] = {{0x300, 0x36f}, {0x200b, 0x200f}, {0xfe00, 0xfe0f}, {0x1f3fb, 0x1f3ff}};
@@ -11553,6 +11578,7 @@ static void edit_draw(Editor *e, size_t cursor) {
         else text_put(&out, e->text.s + i, len);
         col += w;
     }
+    if (e->search) text_printf(&out, "\r\n[search: %.60s]", e->search->s), row++;
     if (row > at_row) text_printf(&out, "\033[%dA", row - at_row);
     text_printf(&out, "\r");
     if (at_col) text_printf(&out, "\033[%dC", at_col);
@@ -11677,6 +11703,67 @@ static void edit_paste(Editor *e) { /* what comes before ESC [ 201 ~ */
     free(paste.s);
 }
 
+/* The rest of a character whose first byte is key; how many bytes it has. */
+static size_t read_character(char c[4], int key) {
+    size_t n = 1, whole = key >= 0xf0 ? 4 : key >= 0xe0 ? 3 : key >= 0xc0 ? 2 : 1;
+    c[0] = (char)key;
+    while (n < whole && (key = read_key(50)) >= 0) c[n++] = (char)key;
+    return n;
+}
+
+/* Tab: what all suggestions begin with; where that is there already, the suggestions. */
+static void edit_complete(Editor *e) {
+    Text list = {0};
+    const size_t from = e->suggest ? e->suggest(e->text.s, e->at, &list) : NO_WORD;
+    size_t same = list.n ? strcspn(list.s, "\n") : 0, n = 0;
+    for (char *s = list.s; list.n && *s; s += strcspn(s, "\n") + 1, n++)
+        for (size_t i = 0; i < same; i++) if (s[i] != list.s[i]) same = i;
+    while (same && n > 1 && ((unsigned char)list.s[same] & 0xc0) == 0x80) same--; /* no half of a character */
+    if (from == NO_WORD) edit_insert(e, "    ", 4);
+    else if (n && (same > e->at - from || n == 1)) edit_replace(e, from, e->at, list.s, same);
+    else if (n) {
+        edit_draw(e, e->text.n);
+        fprintf(stderr, "\r\n");
+        for (char *s = list.s; *s; s += strcspn(s, "\n") + 1) fprintf(stderr, "%.*s  ", (int)strcspn(s, "\n"), s);
+        fprintf(stderr, "\r\n");
+        e->row = 0;
+    }
+    free(list.s);
+}
+
+/* Ctrl-R: the newest message of the history that holds what is typed; again: an older one. Ends with the key that is none of
+ * this, which is returned. ESC, Ctrl-C and Ctrl-G bring back what stood there. */
+static int edit_search(Editor *e) {
+    Text what = {0}, before = {0};
+    int key, at = e->n_history;
+    char c[4];
+    text_put(&what, "", 0);
+    text_put(&before, e->text.s, e->text.n);
+    for (e->search = &what;;) {
+        edit_draw(e, e->at);
+        key = edit_key();
+        int from = at < e->n_history ? at : e->n_history - 1;
+        if (key == CONTROL('R')) from = at - 1;
+        else if ((key == KEY_BACKSPACE || key == CONTROL('H')) && what.n) {
+            do what.n--; while (what.n && ((unsigned char)what.s[what.n] & 0xc0) == 0x80);
+            text_put(&what, "", 0);
+            from = e->n_history - 1;
+        } else if (key >= 32 && key < KEY_DELETE && key != KEY_BACKSPACE) text_put(&what, c, read_character(c, key));
+        else break;
+        while (from >= 0 && !strstr(e->history[from].s, what.s)) from--;
+        if (!what.n || from < 0 || what.bad) continue;
+        at = from;
+        edit_replace(e, 0, e->text.n, e->history[at].s, e->history[at].n);
+    }
+    e->search = NULL;
+    if (key == KEY_NONE || key == CONTROL('C') || key == CONTROL('G')) {
+        edit_replace(e, 0, e->text.n, before.s, before.n);
+        key = KEY_NONE;
+    } else if (at < e->n_history) e->shown = at;
+    free(what.s), free(before.s);
+    return key;
+}
+
 static void edit_do(Editor *e, int key) {
     switch (key) {
     case CONTROL('A'): e->at = edit_line(e, e->at, -1); break;
@@ -11693,7 +11780,7 @@ static void edit_do(Editor *e, int key) {
     case CONTROL('U'): edit_erase(e, edit_line(e, e->at, -1), e->at); break;
     case CONTROL('W'): edit_erase(e, edit_word(e, e->at, -1), e->at); break;
     case '\n': edit_insert(e, "\n", 1); break;
-    case '\t': edit_insert(e, "    ", 4); break;
+    case '\t': edit_complete(e); break;
     case KEY_PASTE: edit_paste(e); break;
     case CONTROL('L'):
         fputs("\033[H\033[2J", stderr);
@@ -11709,10 +11796,8 @@ static void edit_do(Editor *e, int key) {
         break;
     default:
         if (key >= 32) { /* with the rest of its character, so that no half of one is shown */
-            char c[4] = {(char)key};
-            size_t n = 1, whole = key >= 0xf0 ? 4 : key >= 0xe0 ? 3 : key >= 0xc0 ? 2 : 1;
-            while (n < whole && (key = read_key(50)) >= 0) c[n++] = (char)key;
-            edit_insert(e, c, n);
+            char c[4];
+            edit_insert(e, c, read_character(c, key));
         }
     }
 }
@@ -11722,7 +11807,6 @@ static void edit_do(Editor *e, int key) {
 static int edit(Editor *e) {
     int key;
     if (terminal_keys(&e->terminal, 0)) return 0;
-    fputs("\033[?2004h", stderr); /* pasted text comes marked as such */
     text_put(&e->text, "", 0);
     e->at = e->text.n;
     e->row = 0;
@@ -11730,6 +11814,7 @@ static int edit(Editor *e) {
     edit_draw(e, e->at);
     for (;;) {
         key = edit_key();
+        if (key == CONTROL('R')) key = edit_search(e);
         const int goes_on = e->at && e->at == e->text.n && e->text.s[e->at - 1] == '\\'; /* Enter behind a backslash */
         if (key < 0 || (key == CONTROL('D') && !e->text.n) || (key == '\r' && !goes_on)) break;
         if (key == '\r') edit_replace(e, e->at - 1, e->at, "\n", 1);
@@ -11738,7 +11823,7 @@ static int edit(Editor *e) {
     }
     const int said = key == '\r';
     edit_draw(e, e->text.n);
-    fputs("\r\n\033[?2004l", stderr);
+    fputs("\r\n", stderr);
     fflush(stderr);
     terminal_keys(&e->terminal, 1);
     if (said) edit_keep(e, e->text.s, e->text.n);
@@ -12308,8 +12393,40 @@ static int chat_help(Chat *c, const char *rest, char *err) {
         if (commands[i].help) fprintf(stderr, "/%-16s %s\n", left, commands[i].help);
     }
     fprintf(stderr, "Several lines: end one with \\, or Alt-Enter, or paste. Ctrl-C stops an answer or gives up a line. "
-                    "// begins a message with /.\n");
+                    "Ctrl-R searches, Tab completes. // begins a message with /.\n");
     return GLA_OK;
+}
+
+/* Tab. Names that a terminal could not show are left out, and those that begin with a dot unless it is typed. */
+typedef struct { Text *list; const char *folder, *begin; } Files;
+static void suggest_file(void *user, const char *name, int is_folder) {
+    const Files *f = user;
+    const size_t n = strlen(f->begin);
+    for (const char *c = name; *c; c++) if ((unsigned char)*c < 32 || *c == 127) return;
+    if (strncmp(name, f->begin, n) || (*name == '.' && !n) || !strcmp(name, ".") || !strcmp(name, "..")) return;
+    text_put(f->list, f->folder, strlen(f->folder));
+    text_put(f->list, name, strlen(name));
+    text_put(f->list, is_folder ? "/\n" : "\n", is_folder ? 2 : 1);
+}
+static void suggest_files(const char *typed, Text *list) {
+    char folder[PATH_LEN] = "";
+    const char *slash = strrchr(typed, '/'), *begin = slash ? slash + 1 : typed;
+    snprintf(folder, sizeof folder, "%.*s", (int)(begin - typed), typed);
+    each_name(*folder ? folder : ".", suggest_file, &(Files){list, folder, begin});
+}
+static size_t suggest(const char *text, size_t n, Text *list) {
+    char typed[PATH_LEN];
+    if (!n || n >= sizeof typed || *text != '/' || memchr(text, '\n', n)) return NO_WORD;
+    snprintf(typed, sizeof typed, "%.*s", (int)n, text);
+    const size_t name = strcspn(typed + 1, " "), from = 1 + name + strspn(typed + 1 + name, " ");
+    for (int i = 0; i < N_COMMANDS; i++) {
+        const char *const arg = commands[i].arg;
+        const int whole = strlen(commands[i].name) == name;
+        if (!commands[i].help || strncmp(commands[i].name, typed + 1, name)) continue;
+        if (n == 1 + name) text_printf(list, "/%s%s\n", commands[i].name, arg && *arg != '[' ? " " : "");
+        else if (whole && arg && !strcmp(arg, "FILE")) suggest_files(typed + from, list);
+    }
+    return n == 1 + name ? 0 : from;
 }
 
 static int chat_command(Chat *c, const char *line, char *err) { /* a line that begins with / */
@@ -12397,6 +12514,7 @@ static int mode_chat(Job *job) {
     const int once = is_once(o);
     c.branch[0].s = s;
     loose_ends.terminal = &c.editor.terminal;
+    c.editor.suggest = suggest;
     c.interactive = !once && is_terminal(STDIN_FILENO) && is_terminal(STDERR_FILENO);
     gla_info(m, &info);
     start_sampler(&c.p, o, m, c.seed);

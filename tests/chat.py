@@ -600,7 +600,8 @@ def test_terminal() -> None:
     # keys: each row is typed, and has to be the same message as its last entry
     rows = [("once upon\r", "once upon"), ("onXe\x7f\x7fce up\r", "once up"), ("upon\x01once \x05 a\r", "once upon a"), ("once upo\x1b[D\x1b[D\x1b[Dx\x1b[Cy\r", "once xuypo"), ("one two three\x17four\r", "one two four"),
             ("one two\x1b[1;5Dand \r", "one and two"), ("abc\x15once\r", "once"), ("a\x0ab\r", "a\nb"), ("a\\\rb\r", "a\nb"), ("a\x1b\rb\r", "a\nb"), ("\x1b[200~x\ry\x1b[201~z\r", "x\nyz"),
-            ("\u00e4\u20ac\U0001f600\x7f!\r", "\u00e4\u20ac!"), ("ab\x1b[D\x0b\r", "a"), ("abc\x01\x1b[3~\r", "bc"), ("\x1b[A\r", "bc"), ("\x1b[A\x1b[A\x1b[A!\r", "a!"), ("dra\x1b[A\x1b[Bft\r", "draft"), ("a" * 200 + "\x01b\r", "b" + "a" * 200)]
+            ("\u00e4\u20ac\U0001f600\x7f!\r", "\u00e4\u20ac!"), ("ab\x1b[D\x0b\r", "a"), ("abc\x01\x1b[3~\r", "bc"), ("\x1b[A\r", "bc"), ("\x1b[A\x1b[A\x1b[A!\r", "a!"), ("dra\x1b[A\x1b[Bft\r", "draft"), ("a" * 200 + "\x01b\r", "b" + "a" * 200),
+            ("\x12raf\r", "draft"), ("\x12xuy\x07ok\r", "ok"), ("\x12one\x12\r", "one two four"), ("\x12onX\x7f\x01the \r", "the one two four"), ("a\tb\r", "a    b")]
     t = Terminal(MODEL, "-m", "chat", "-c", 4000, *how)
     check(t.wait(b"> "), "a prompt appears", t.seen)
     for i, (keys, _) in enumerate(rows):
@@ -614,6 +615,43 @@ def test_terminal() -> None:
         check(a == b, f"{keys!r} is {text!r}")
     check(len(got) == len(want) == len(rows), "as many answers", (len(got), len(want)))
     check(b"\x1b" not in t.out, "nothing but answers on standard output")
+    # pasted while an answer is given: one message; typed: a line each
+    t = Terminal(MODEL, "-m", "chat", "-c", 4000, *how)
+    t.wait(b"> ")
+    t.key("once\r\x1b[200~x\ry\x1b[201~\rupon\r")
+    check(t.answers(3) and b"\x1b[?2004h" in t.seen and b"\x1b[?2004l" not in t.seen, "what is pasted comes marked all the time", t.seen[-300:])
+    # Tab: commands, then names of files
+    (cli.tmp / "tab" / "folder").mkdir(parents=True)
+    t.key("/sa\t" + str(cli.tmp / "tab") + "/alpha-one\r")
+    check(t.wait(b"saved to " + bytes(cli.tmp / "tab/alpha-one")), "Tab completes a command", t.seen[-300:])
+    (cli.tmp / "tab" / "alpha-two").write_bytes(b"")
+    t.key("/lo\t" + str(cli.tmp / "tab") + "/al\t\t")
+    check(t.wait(b"alpha-one  ") and b"alpha-two  " in t.seen, "Tab shows what there is", t.seen[-300:])
+    t.key("o\t\r")
+    check(t.wait(b"loaded from " + bytes(cli.tmp / "tab/alpha-one")), "Tab completes the name of a file", t.seen[-300:])
+    t.key("/load " + str(cli.tmp / "tab") + "/fo\t")
+    check(t.wait(b"/folder/"), "and of a folder", t.seen[-300:])
+    t.key("\x15/s\t")
+    check(t.wait(b"/stats  "), "Tab shows the commands", t.seen[-300:])
+    check(t.end() == 0 and t.seen.rstrip().count(b"\x1b[?2004l") == 1, "at the end nothing is marked any more", t.seen[-300:])
+    check([json.loads(line)["ids"] for line in t.out.splitlines()] == said("-c", 4000, "-t", 0, "-n", 6, lines='once\n"""\nx\ny\n"""\nupon\n'), "pasted lines are one message")
+    # what was typed ahead and not read does not become a command of the shell
+    import pty as terminals
+    master, slave = terminals.openpty()
+    p = subprocess.Popen(["sh", "-c", '"$@"; timeout 1 cat', "sh", cli.program, str(MODEL), "-m", "chat", "-n", "3", "-s", "1"], stdin=slave, stdout=subprocess.PIPE, stderr=slave, start_new_session=True)
+    os.close(slave)
+    os.read(master, 100)
+    time.sleep(0.5)
+    os.write(master, b"/quit\rpasted\rlines\r")
+    limit = time.monotonic() + 20
+    while p.poll() is None and time.monotonic() < limit:
+        if select.select([master], [], [], 0.05)[0]:
+            try:
+                os.read(master, 4096)
+            except OSError:
+                time.sleep(0.05)
+    check(p.wait() in (0, 124) and b"lines" not in p.stdout.read(), "pasted lines never reach the shell")
+    os.close(master)
     # Ctrl-C: ends an answer, keeps what was typed; the terminal is as before
     import termios
     t = Terminal(MODEL, "-m", "chat", "-s", 1, "-n", 0, "--ignore-eos", "-c", 1000000, "--loop-guard", 0)

@@ -99,25 +99,35 @@ build/gla.h: run.c
 	@mkdir -p build
 	awk '/^#ifndef GLA_H$$/ { inside = 1 } inside; /^#endif \/\* GLA_H \*\/$$/ { exit }' $< > $@
 
-build/libgla.a: run.c
+# One object for both libraries: where addresses are not fixed it is as fast, as nearly everything in it is static.
+SONAME = libgla.so.0
+build/gla.o: run.c
 	@mkdir -p build
-	$(CC) $(STD) $(CFLAGS) $(WARN) $(OPENMP) -DRUN_NO_MAIN -c -o build/gla.o $<
-	$(AR) rcs $@ build/gla.o
+	$(CC) $(STD) $(CFLAGS) $(WARN) $(OPENMP) -fPIC -DRUN_NO_MAIN -c -o $@ $<
+
+build/libgla.a: build/gla.o
+	$(AR) rcs $@ $<
+
+build/libgla.so: build/gla.o
+	$(CC) $(OPENMP) -shared -Wl,$(if $(filter Darwin,$(shell uname)),-install_name,-soname),$(SONAME) -o $@ $< $(LDLIBS)
 
 build/gla.pc: run.c Makefile
 	@mkdir -p build
 	printf 'prefix=%s\nName: gla\nDescription: gated linear attention language models\nVersion: %s\nCflags: -I$${prefix}/include\nLibs: -L$${prefix}/lib -lgla %s %s\n' '$(PREFIX)' '$(VERSION)' '$(LDLIBS)' '$(OPENMP)' > $@
 
-install: run build/gla.h build/libgla.a ## gla, its man page, gla.h, libgla.a, gla.pc, completions; PREFIX (/usr/local), DESTDIR
+install: run build/gla.h build/libgla.a build/libgla.so ## gla, its man page, gla.h, libgla.a, libgla.so, gla.pc, completions; PREFIX (/usr/local), DESTDIR
 	@rm -f build/gla.pc && $(MAKE) -s build/gla.pc
 	$(INSTALL) -d $(addprefix $(DESTDIR)$(PREFIX)/,bin include lib/pkgconfig share/man/man1 share/bash-completion/completions share/zsh/site-functions)
 	$(INSTALL) -m 755 run $(DESTDIR)$(PREFIX)/bin/gla
 	$(INSTALL) -m 644 build/gla.h $(DESTDIR)$(PREFIX)/include/gla.h
 	$(INSTALL) -m 644 build/libgla.a $(DESTDIR)$(PREFIX)/lib/libgla.a
+	$(INSTALL) -m 755 build/libgla.so $(DESTDIR)$(PREFIX)/lib/libgla.so.$(VERSION)
+	ln -sf libgla.so.$(VERSION) $(DESTDIR)$(PREFIX)/lib/$(SONAME) && ln -sf $(SONAME) $(DESTDIR)$(PREFIX)/lib/libgla.so
 	$(INSTALL) -m 644 build/gla.pc $(DESTDIR)$(PREFIX)/lib/pkgconfig/gla.pc
 	$(INSTALL) -m 644 doc/gla.1 $(DESTDIR)$(PREFIX)/share/man/man1/gla.1
 	$(INSTALL) -m 644 doc/completion.bash $(DESTDIR)$(PREFIX)/share/bash-completion/completions/gla
 	$(INSTALL) -m 644 doc/completion.zsh $(DESTDIR)$(PREFIX)/share/zsh/site-functions/_gla
+	@[ -n "$(DESTDIR)" ] || ldconfig 2>/dev/null || true # so that programs find libgla.so
 
 pages: run ## doc/completion.* and the lists of doc/gla.1, from the options and commands that the program has
 	@mkdir -p build

@@ -36,6 +36,10 @@
 #define GLA_API
 #endif
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 /* Functions that can fail return GLA_OK or one of these, and leave one sentence in err: what was expected,
  * what was found, what to try. err has room for GLA_ERR bytes, or is NULL. Nothing here prints or exits. */
 enum {
@@ -221,6 +225,10 @@ GLA_API size_t gla_chat_snapshot_bytes(const GlaChat *c);
 GLA_API int gla_chat_save(const GlaChat *c, const GlaSampler *p, const char *path, char *err); /* sessions, as above */
 GLA_API int gla_chat_load(GlaChat *c, GlaSampler *p, const char *path, char *err); /* a failure leaves the conversation as it was */
 
+#ifdef __cplusplus
+}
+#endif
+
 /* A complete program:
  *
  *   #define RUN_NO_MAIN
@@ -228,7 +236,8 @@ GLA_API int gla_chat_load(GlaChat *c, GlaSampler *p, const char *path, char *err
  *   static int show(void *u, int32_t id, const char *text, size_t n) { (void)u, (void)id; fwrite(text, 1, n, stdout); return 0; }
  *   int main(int argc, char **argv) {
  *       char err[GLA_ERR] = ""; GlaModel *m; GlaState *s; GlaSampler p; int32_t ids[256];
- *       if (argc < 3 || gla_open(&m, argv[1], err) || gla_state_new(&s, m, NULL, err)) return fprintf(stderr, "%s\n", err), 1;
+ *       if (argc < 3) return fprintf(stderr, "usage: %s MODEL PROMPT\n", argv[0]), 2;
+ *       if (gla_open(&m, argv[1], err) || gla_state_new(&s, m, NULL, err)) return fprintf(stderr, "%s\n", err), 1;
  *       gla_sampler_init(&p, m, 42);
  *       int64_t n = gla_encode(m, argv[2], strlen(argv[2]), GLA_BOS, ids, 256, err);
  *       if (n > 256) return fprintf(stderr, "the prompt has %lld tokens, at most 256 go in here\n", (long long)n), 1;

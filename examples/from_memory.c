@@ -16,7 +16,10 @@ int main(int argc, char **argv) {
     GlaState *s;
     GlaSampler p;
     int32_t ids[256];
-    if (f) fclose(f);
+    if (argc < 3) return fprintf(stderr, "usage: %s MODEL PROMPT    (a GGUF file of at most %zu MB, and a text)\n", argv[0], sizeof model >> 20), 2;
+    if (!f) return perror(argv[1]), 1;
+    fclose(f);
+    if (n_bytes == sizeof model) return fprintf(stderr, "%s: more than %zu MB\n", argv[1], sizeof model >> 20), 1;
     if (gla_open_memory(&m, model, n_bytes, err)) return fprintf(stderr, "%s\n", err), 1;
     const GlaSettings how = {.ctx = 256, .batch = 16, .threads = 1, .kv = GLA_KV_DEFAULT};
     size_t need = gla_state_bytes(m, &how); /* known before anything is reserved */

@@ -35,7 +35,8 @@ int main(int argc, char **argv) {
     char err[GLA_ERR] = "";
     GlaModel *m;
     pthread_t threads[2];
-    if (argc < 4 || gla_open(&m, argv[1], err)) return fprintf(stderr, "%s\n", err), 1;
+    if (argc < 4) return fprintf(stderr, "usage: %s MODEL PROMPT PROMPT    (a GGUF file and two texts)\n", argv[0]), 2;
+    if (gla_open(&m, argv[1], err)) return fprintf(stderr, "%s\n", err), 1;
     for (int i = 0; i < 2; i++) jobs[i].m = m, jobs[i].prompt = argv[2 + i], pthread_create(&threads[i], NULL, tell, &jobs[i]);
     for (int i = 0; i < 2; i++) pthread_join(threads[i], NULL), printf("%s%s\n", argv[2 + i], jobs[i].text);
     for (int i = 0; i < 2; i++) if (jobs[i].done < 0) fprintf(stderr, "\"%s\": %s\n", argv[2 + i], jobs[i].err);

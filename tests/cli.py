@@ -569,13 +569,26 @@ def test_install() -> None:
         return
     place = tmp / "root"
     p = subprocess.run(["make", "-s", "install", f"DESTDIR={place}", "PREFIX=/opt/gla", "CFLAGS=-O1"], cwd=ROOT, capture_output=True, text=True)
-    for built in ("libgla.a", "gla.o"):  # with -O1, not what an installation should find
+    for built in ("libgla.a", "libgla.so", "gla.o"):  # with -O1, not what an installation should find
         (ROOT / "build" / built).unlink(missing_ok=True)
     base = place / "opt/gla"
-    names = "bin/gla include/gla.h lib/libgla.a lib/pkgconfig/gla.pc share/man/man1/gla.1 share/bash-completion/completions/gla share/zsh/site-functions/_gla".split()
+    names = "bin/gla include/gla.h lib/libgla.a lib/libgla.so lib/libgla.so.0 lib/pkgconfig/gla.pc share/man/man1/gla.1 share/bash-completion/completions/gla share/zsh/site-functions/_gla".split()
     check(p.returncode == 0 and all((base / n).is_file() for n in names), "make install", p.stderr[-500:])
     pc = (base / "lib/pkgconfig/gla.pc").read_text()
     check("prefix=/opt/gla\n" in pc and str(place) not in pc, "gla.pc names the prefix", pc)
+    shared = {**os.environ, "LD_LIBRARY_PATH": str(base / "lib"), "DYLD_LIBRARY_PATH": str(base / "lib"), "LIBGLA": str(base / "lib/libgla.so")}
+    if shutil.which("nm") and sys.platform == "linux":
+        names = [line.split()[-1] for line in subprocess.run(["nm", "-D", "--defined-only", base / "lib/libgla.so"], capture_output=True, text=True).stdout.splitlines()]
+        check(len(names) > 40 and all(n.startswith("gla_") for n in names), "libgla.so has the interface and nothing else", [n for n in names if not n.startswith("gla_")])
+    p = subprocess.run([sys.executable, ROOT / "examples/gla.py", TINY, PROMPT], capture_output=True, env=shared)
+    check(p.returncode == 0 and p.stdout.rstrip(b"\n") == subprocess.run([base / "bin/gla", TINY, "-i", PROMPT, "-s", "42", "-n", "100"], capture_output=True).stdout.rstrip(b"\n"), "examples/gla.py says what gla says", (p.stdout, p.stderr))
+    p = subprocess.run([sys.executable, ROOT / "examples/gla.py"], capture_output=True, text=True)
+    check(p.returncode == 1 and p.stderr.startswith("usage: "), "examples/gla.py says what it needs", p.stderr)
+    if shutil.which("g++"):
+        cpp = write("story.cpp", '#include <gla.h>\n#include <cstdio>\nint main(int argc, char **argv) { char err[GLA_ERR] = ""; GlaModel *m; GlaInfo i; GlaGenerate how = GlaGenerate(); (void)how; '
+                    'if (argc < 2 || gla_open(&m, argv[1], err)) return 1; gla_info(m, &i); std::printf("%d\\n", i.n_layers); gla_close(m); }\n')
+        p = subprocess.run(["g++", "-Wall", "-Wextra", "-Wpedantic", "-Werror", "-o", tmp / "story", cpp, f"-I{base}/include", f"-L{base}/lib", "-lgla"], capture_output=True, text=True)
+        check(p.returncode == 0 and subprocess.run([tmp / "story", TINY], capture_output=True, env=shared).stdout == b"2\n", "a program in C++", p.stderr[:500])
     libs = re.search(r"^Libs: (.*)$", pc, re.M)[1].replace("${prefix}", str(base)).split()
     want = {name: subprocess.run([base / "bin/gla", TINY, "-i", text, "-s", "42", "-n", "60"], capture_output=True).stdout[:-1] for name, text in (("a", PROMPT), ("b", "and then"))}
     story = write("story.c", '#include <stdio.h>\n#include <string.h>\n' + (ROOT / "tests/embed.c").read_text().replace("#define RUN_NO_MAIN\n", "").replace("run.c", "gla.h").replace(".steps = 100", ".steps = 60"))
@@ -584,7 +597,9 @@ def test_install() -> None:
         p = subprocess.run([*os.environ.get("CC", "cc").split(), "-Wall", "-Wextra", "-Werror", "-o", tmp / "example", source, f"-I{base}/include", *libs, "-pthread"], capture_output=True, text=True)
         check(p.returncode == 0, f"{source.name} builds", p.stderr[:500])
         if p.returncode == 0:
-            q = subprocess.run([tmp / "example", TINY, *args], capture_output=True)
+            q = subprocess.run([tmp / "example", TINY, *args], capture_output=True, env=shared)
+            usage = subprocess.run([tmp / "example"], capture_output=True, text=True, env=shared)
+            check(usage.returncode == 2 and usage.stderr.startswith("usage: ") and "MODEL PROMPT" in usage.stderr, f"{source.name} says what it needs", usage.stderr)
             check(q.returncode == 0 and q.stdout == out, f"{source.name} says what gla says", (q.stdout, out))
 
 

@@ -4,7 +4,8 @@
 static int show(void *u, int32_t id, const char *text, size_t n) { (void)u, (void)id; fwrite(text, 1, n, stdout); return 0; }
 int main(int argc, char **argv) {
     char err[GLA_ERR] = ""; GlaModel *m; GlaState *s; GlaSampler p; int32_t ids[256];
-    if (argc < 3 || gla_open(&m, argv[1], err) || gla_state_new(&s, m, NULL, err)) return fprintf(stderr, "%s\n", err), 1;
+    if (argc < 3) return fprintf(stderr, "usage: %s MODEL PROMPT\n", argv[0]), 2;
+    if (gla_open(&m, argv[1], err) || gla_state_new(&s, m, NULL, err)) return fprintf(stderr, "%s\n", err), 1;
     gla_sampler_init(&p, m, 42);
     int64_t n = gla_encode(m, argv[2], strlen(argv[2]), GLA_BOS, ids, 256, err);
     if (n > 256) return fprintf(stderr, "the prompt has %lld tokens, at most 256 go in here\n", (long long)n), 1;

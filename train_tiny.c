@@ -2005,8 +2005,8 @@ static double rng_normal(uint64_t *s) {
 
 static struct { bool on; double since, shown; } wait_line;  /* on: a terminal, and no --quiet */
 
-/* What the program is busy with, and how much of it is done: a line, once a second at most and not within the first. NULL: that is
- * over, and the line goes. */
+/* What the program is busy with, and how much of it is done: a line, once a second at most and not
+ * within the first. NULL: that is over, and the line goes. */
 static void waiting(const char *what, double done, double all) {
     if (!wait_line.on) return;
     if (!what) {
@@ -4121,8 +4121,9 @@ static BpeCandidate bpe_pop(BpeTrainer *t) {
     return top;
 }
 
-/* Adds sign * count of piece w to each pair of its symbols from .. to - 1. Pairs that contain token id, the newest, or any pair if
- * id is 0, are new: they remember the piece, and are listed once in t->fresh to become candidates. */
+/* Adds sign * count of piece w to each pair of its symbols from .. to - 1. Pairs that contain token
+ * id, the newest, or any pair if id is 0, are new: they remember the piece, and are listed once in
+ * t->fresh to become candidates. */
 static bool bpe_count_pairs(BpeTrainer *t, size_t w, uint32_t from, uint32_t to, int sign, int id) {
     const BpePiece *p = &t->pieces[w];
     for (const int *s = t->symbols + p->start + from, *end = t->symbols + p->start + to; s + 1 < end; s++) {
@@ -4155,8 +4156,8 @@ static bool bpe_push_fresh(BpeTrainer *t) {
     return true;
 }
 
-/* Replaces left right by token id in piece w, from left to right. Only the pairs from the symbol before the first place to the one
- * behind the last are counted anew. */
+/* Replaces left right by token id in piece w, from left to right. Only the pairs from the symbol
+ * before the first place to the one behind the last are counted anew. */
 static bool bpe_merge_in_piece(BpeTrainer *t, size_t w, BpeMerge m, int id) {
     BpePiece *p = &t->pieces[w];
     int *s = t->symbols + p->start;
@@ -4694,8 +4695,9 @@ static void put_q8_0(Out *o, const float *x) {
     for (int i = 0; i < 32; i++) put_int(o, (uint8_t)(int8_t)(most > 0 ? roundf(x[i] * (1 / (most / 127))) : 0), 1);
 }
 
-/* 32 numbers as Q4_0: a scale and 4 bits q each, which stand for scale (q - 8). The one that is farthest from zero becomes exactly
- * -8, so the scale may be negative; its opposite, which would be 8, becomes 7. Byte i has i in its low half, i + 16 in its high one. */
+/* 32 numbers as Q4_0: a scale and 4 bits q each, which stand for scale (q - 8). The one that is
+ * farthest from zero becomes exactly -8, so the scale may be negative; its opposite, which would be
+ * 8, becomes 7. Byte i has i in its low half, i + 16 in its high one. */
 static void put_q4_0(Out *o, const float *x) {
     float most = 0;
     for (int i = 0; i < 32; i++) most = fabsf(x[i]) > fabsf(most) ? x[i] : most;
@@ -4710,7 +4712,8 @@ static void put_q4_0(Out *o, const float *x) {
     for (int i = 0; i < 16; i++) put_int(o, (uint8_t)(q[i] | q[i + 16] << 4), 1);
 }
 
-/* n numbers, the row of a tensor, in the type of the file; for Q8_0 and Q4_0 n is a multiple of 32. */
+/* n numbers, the row of a tensor, in the type of the file; for Q8_0 and Q4_0 n is a multiple of
+ * 32. */
 static void put_row(Out *o, const float *x, int n, int type) {
     if (type == AS_F32) {
         for (int i = 0; i < n; i++) put_float(o, x[i]);
@@ -4723,8 +4726,9 @@ static void put_row(Out *o, const float *x, int n, int type) {
     }
 }
 
-/* The type that a tensor has in a file whose matrices are of `type`. Rows that do not fill blocks of 32 become float16. The embedding,
- * which is also the output matrix, gets 8 bits in a q4_0 file: its rounding is seen directly in the logits. */
+/* The type that a tensor has in a file whose matrices are of `type`. Rows that do not fill blocks
+ * of 32 become float16. The embedding, which is also the output matrix, gets 8 bits in a q4_0 file:
+ * its rounding is seen directly in the logits. */
 static int type_of(const TinyTensor *t, int type) {
     const bool blocks = type == AS_Q8_0 || type == AS_Q4_0;
     const int row = t->flags & TRANSPOSED ? t->rows : t->cols;
@@ -4867,8 +4871,9 @@ static Out model_file(const Tiny *m, const Gguf *vocab, int type, const char *na
 
 typedef struct { const void *p; size_t n; } Part;
 
-/* The parts of a file, one behind the other, to path or not at all. Without `replace` a file that has the name stays as it is: the new
- * one gets a free name, which is left in path (PATH_LEN bytes). */
+/* The parts of a file, one behind the other, to path or not at all. Without `replace` a file that
+ * has the name stays as it is: the new one gets a free name, which is left in path (PATH_LEN
+ * bytes). */
 static int write_parts(char *path, bool replace, const Part *part, int n, char *err) {
     Temporary temporary;
     if (!replace && is_there(path) && free_name(path)) return fail(err, GLA_IO, "%s: is there already", path);
@@ -4879,7 +4884,8 @@ static int write_parts(char *path, bool replace, const Part *part, int n, char *
     return replace ? commit_file(f, temporary, path, err) : commit_new(f, temporary, path, err);
 }
 
-/* The bytes of a small file; false: it cannot be read, or has not `n` of them. Freed by the caller. */
+/* The bytes of a small file; false: it cannot be read, or has not `n` of them. Freed by the
+ * caller. */
 static bool read_bytes(const char *path, uint64_t n, uint8_t **bytes) {
     uint64_t size = 0;
     FILE *f = open_regular(path, 1, &size, NULL);
@@ -4924,26 +4930,37 @@ static int save_checkpoint(char *path, bool replace, const Tiny *m, Checkpoint c
     c.body_sum = body_sum(m->params, m->mean, m->square, n);
     c.head_sum = head_sum(&c);
     if (bytes > (size_t)16 << 20) busy("saving a checkpoint");
-    int code = write_parts(path, replace, (Part[]){ { &c, sizeof c }, { m->params, bytes }, { m->mean, bytes }, { m->square, bytes } }, 4, err);
+    const Part part[] = { { &c, sizeof c }, { m->params, bytes }, { m->mean, bytes }, { m->square, bytes } };
+    int code = write_parts(path, replace, part, 4, err);
     waiting(NULL, 0, 0);
     return code;
 }
 
-/* Opens a checkpoint and reads its head, in which everything is in its range then; NULL with a sentence in err. */
+/* Opens a checkpoint and reads its head, in which everything is in its range then; NULL with a
+ * sentence in err. */
 static FILE *open_checkpoint(const char *path, Checkpoint *c, char *err) {
     uint64_t size;
     FILE *f = open_regular(path, 1, &size, err);
     if (!f) return NULL;
-    bool ok = fread(c, sizeof *c, 1, f) == 1;
-    if (!ok || memcmp(c->magic, "GLATRN", 6)) fail(err, GLA_FORMAT, "%s: not a checkpoint of train_tiny", path), ok = false;
-    else if (memcmp(c->magic, "GLATRN02", 8)) fail(err, GLA_UNSUPPORTED, "%s: a checkpoint of another version of train_tiny", path), ok = false;
-    else if (c->head_sum != head_sum(c)) fail(err, GLA_FORMAT, "%s: is damaged, its head has another sum", path), ok = false;
-    else if (!c->n_params || c->n_params > SIZE_MAX / 8 / sizeof(real) || size != sizeof *c + 3 * c->n_params * sizeof(real))
-        fail(err, GLA_FORMAT, "%s: has %llu bytes, not as many as it says; it is cut short or too long", path, (unsigned long long)size), ok = false;
-    else if (c->step < 0 || c->step > (int64_t)1e15 || c->steps < 1 || c->steps > (int64_t)1e12 || !(c->seconds >= 0 && c->seconds < 1e12)
-             || !(c->minutes >= 0 && c->minutes <= 1e6))
-        fail(err, GLA_FORMAT, "%s: is damaged, at step %lld of %lld after %g seconds", path, (long long)c->step, (long long)c->steps, c->seconds), ok = false;
-    if (!ok) fclose(f), f = NULL;
+    const bool head = fread(c, sizeof *c, 1, f) == 1;
+    const bool times = head && c->seconds >= 0 && c->seconds < 1e12
+                       && c->minutes >= 0 && c->minutes <= 1e6;
+    int bad = 0;
+    if (!head || memcmp(c->magic, "GLATRN", 6))
+        bad = fail(err, GLA_FORMAT, "%s: not a checkpoint of train_tiny", path);
+    else if (memcmp(c->magic, "GLATRN02", 8))
+        bad = fail(err, GLA_UNSUPPORTED, "%s: a checkpoint of another version of train_tiny", path);
+    else if (c->head_sum != head_sum(c))
+        bad = fail(err, GLA_FORMAT, "%s: is damaged, its head has another sum", path);
+    else if (!c->n_params || c->n_params > SIZE_MAX / 8 / sizeof(real)
+             || size != sizeof *c + 3 * c->n_params * sizeof(real))
+        bad = fail(err, GLA_FORMAT, "%s: %llu bytes are not what its head says; it is cut short or too long",
+                   path, (unsigned long long)size);
+    else if (c->step < 0 || c->step > (int64_t)1e15 || c->steps < 1 || c->steps > (int64_t)1e12
+             || !times)
+        bad = fail(err, GLA_FORMAT, "%s: is damaged, at step %lld of %lld after %g seconds",
+                   path, (long long)c->step, (long long)c->steps, c->seconds);
+    if (bad) fclose(f), f = NULL;
     return f;
 }
 
@@ -4965,8 +4982,10 @@ static int load_checkpoint(const char *path, Tiny *m, Checkpoint *c, uint64_t fi
     }
     real *room = checked(malloc(3 * n * sizeof *room));
     int code = GLA_OK;
-    if (fread(room, sizeof *room, 3 * n, f) != 3 * n) code = fail(err, GLA_IO, "%s: cannot read", path);
-    else if (c->body_sum != body_sum(room, room + n, room + 2 * n, n)) code = fail(err, GLA_FORMAT, "%s: is damaged, its weights have another sum", path);
+    if (fread(room, sizeof *room, 3 * n, f) != 3 * n)
+        code = fail(err, GLA_IO, "%s: cannot read", path);
+    else if (c->body_sum != body_sum(room, room + n, room + 2 * n, n))
+        code = fail(err, GLA_FORMAT, "%s: is damaged, its weights have another sum", path);
     else if (!all_finite(room, 2 * n, (real)-3e38) || !all_finite(room + 2 * n, n, 0))
         code = fail(err, GLA_FORMAT, "%s: is damaged, it has weights that are no finite numbers", path);
     else {
@@ -4981,7 +5000,8 @@ static int load_checkpoint(const char *path, Tiny *m, Checkpoint *c, uint64_t fi
 /* Was the file left by the run of this checkpoint? */
 static bool is_own_model(const char *path, const Checkpoint *c) {
     uint8_t *bytes = NULL;
-    const bool own = c->model_bytes && read_bytes(path, c->model_bytes, &bytes) && c->model_sum == hash_bytes(HASH_SEED, bytes, (size_t)c->model_bytes);
+    const bool own = c->model_bytes && read_bytes(path, c->model_bytes, &bytes)
+                     && c->model_sum == hash_bytes(HASH_SEED, bytes, (size_t)c->model_bytes);
     free(bytes);
     return own;
 }
@@ -5029,8 +5049,10 @@ typedef struct {
 static const TrainOption train_options[N_TRAIN_OPTIONS] = {
     [T_OUT] = { 'o', "out", 's', WITH_BOTH, FIELD(out), 0, 0, "FILE",
                 "the model (named after the text, in this folder: book.txt makes book.bin; without a text stories.bin)" },
-    [T_FORCE] = { 0, "force", 'f', WITH_BOTH, FIELD(force), 0, 0, "", "replace files that are there already" },
-    [T_MIXER] = { 0, "mixer", 's', WITH_BOTH, FIELD(mixer), 0, 0, "NAME", "one of those below (%s)" },
+    [T_FORCE] = { 0, "force", 'f', WITH_BOTH, FIELD(force), 0, 0, "",
+                  "replace files that are there already" },
+    [T_MIXER] = { 0, "mixer", 's', WITH_BOTH, FIELD(mixer), 0, 0, "NAME",
+                  "one of those below (%s)" },
     [T_HYBRID] = { 0, "hybrid", 's', WITH_BOTH, FIELD(hybrid), 0, 0, "N:1",
                    "N layers of the mixer, then one of softmax attention, and so on (gated-delta 3:1, the others none)" },
     [T_TASK] = { 0, "task", 's', WITH_TASK, FIELD(task), 0, 0, "NAME",
@@ -5042,35 +5064,49 @@ static const TrainOption train_options[N_TRAIN_OPTIONS] = {
     [T_WITHOUT] = { 0, "without", 's', WITH_TASK, FIELD(without), 0, 0, "PART",
                     "with --task, to compare: leaves out decay (all are 1), map (of q and k), rotation or gate (of the output), "
                     "or several: map,gate" },
-    [T_STEPS] = { 0, "steps", 'l', WITH_BOTH, FIELD(steps), 1, 1e12, "N", "optimiser steps (%s; 3000 with a text)" },
+    [T_STEPS] = { 0, "steps", 'l', WITH_BOTH, FIELD(steps), 1, 1e12, "N",
+                  "optimiser steps (%s; 3000 with a text)" },
     [T_MINUTES] = { 0, "minutes", 'd', WITH_BOTH, FIELD(minutes), 0.01, 1e6, "M",
                     "stop after so many minutes instead, at the cost of repeatability" },
-    [T_DIM] = { 0, "dim", 'i', WITH_BOTH, FIELD(dim), 32, 4096, "N", "model width, a multiple of 32 (%s)" },
+    [T_DIM] = { 0, "dim", 'i', WITH_BOTH, FIELD(dim), 32, 4096, "N",
+                "model width, a multiple of 32 (%s)" },
     [T_LAYERS] = { 0, "layers", 'i', WITH_BOTH, FIELD(layers), 1, 256, "N", "layers (%s)" },
-    [T_HEADS] = { 0, "heads", 'i', WITH_BOTH, FIELD(heads), 1, 256, "N", "heads of the linear layers (dim / value width)" },
+    [T_HEADS] = { 0, "heads", 'i', WITH_BOTH, FIELD(heads), 1, 256, "N",
+                  "heads of the linear layers (dim / value width)" },
     [T_KEY_DIM] = { 0, "key-dim", 'i', WITH_BOTH, FIELD(key_dim), 16, 128, "N",
                     "key width of such a head, and slots of gsa and abc, a multiple of 16 up to 128 (32)" },
     [T_VALUE_DIM] = { 0, "value-dim", 'i', WITH_BOTH, FIELD(value_dim), 16, 256, "N",
                       "value width of such a head, a multiple of 16 (32, gla 64)" },
-    [T_CONV] = { 0, "conv", 'i', WITH_BOTH, FIELD(conv), 0, 8, "N", "taps of the short convolution, 0: none (by mixer)" },
-    [T_HIDDEN] = { 0, "hidden", 'i', WITH_BOTH, FIELD(hidden), 32, 16384, "N", "width of the feed-forward, a multiple of 32 (8/3 dim)" },
-    [T_VOCAB] = { 0, "vocab", 'i', WITH_TEXT, FIELD(vocab), 257, 65536, "N", "tokens to learn, 257 at least (%s)" },
-    [T_CONTEXT] = { 0, "context", 'i', WITH_TEXT, FIELD(context), 16, 8192, "N", "tokens per sequence (%s)" },
-    [T_BATCH] = { 0, "batch", 'i', WITH_BOTH, FIELD(batch), 1, 4096, "N", "sequences per step (%s)" },
-    [T_LR] = { 0, "lr", 'd', WITH_BOTH, FIELD(lr), 0, 1, "X", "highest learning rate, after the warm-up (%s)" },
-    [T_DECAY] = { 0, "decay", 'd', WITH_BOTH, FIELD(decay), 0, 10, "X", "weight decay of the matrices (%s)" },
-    [T_CLIP] = { 0, "clip", 'd', WITH_BOTH, FIELD(clip), 0, 1e9, "X", "largest norm of the gradient, 0 = any (%s)" },
-    [T_SEED] = { 0, "seed", 'u', WITH_BOTH, FIELD(seed), 0, 0, "N", "same seed, same model, whatever the number of threads (%s)" },
+    [T_CONV] = { 0, "conv", 'i', WITH_BOTH, FIELD(conv), 0, 8, "N",
+                 "taps of the short convolution, 0: none (by mixer)" },
+    [T_HIDDEN] = { 0, "hidden", 'i', WITH_BOTH, FIELD(hidden), 32, 16384, "N",
+                   "width of the feed-forward, a multiple of 32 (8/3 dim)" },
+    [T_VOCAB] = { 0, "vocab", 'i', WITH_TEXT, FIELD(vocab), 257, 65536, "N",
+                  "tokens to learn, 257 at least (%s)" },
+    [T_CONTEXT] = { 0, "context", 'i', WITH_TEXT, FIELD(context), 16, 8192, "N",
+                    "tokens per sequence (%s)" },
+    [T_BATCH] = { 0, "batch", 'i', WITH_BOTH, FIELD(batch), 1, 4096, "N",
+                  "sequences per step (%s)" },
+    [T_LR] = { 0, "lr", 'd', WITH_BOTH, FIELD(lr), 0, 1, "X",
+               "highest learning rate, after the warm-up (%s)" },
+    [T_DECAY] = { 0, "decay", 'd', WITH_BOTH, FIELD(decay), 0, 10, "X",
+                  "weight decay of the matrices (%s)" },
+    [T_CLIP] = { 0, "clip", 'd', WITH_BOTH, FIELD(clip), 0, 1e9, "X",
+                 "largest norm of the gradient, 0 = any (%s)" },
+    [T_SEED] = { 0, "seed", 'u', WITH_BOTH, FIELD(seed), 0, 0, "N",
+                 "same seed, same model, whatever the number of threads (%s)" },
     [T_TYPE] = { 0, "type", 's', WITH_BOTH, FIELD(type), 0, 0, "NAME",
                  "type of the matrices in the file: f32, f16, bf16, q8_0, q4_0, which keeps the embedding in q8_0 (%s)" },
     [T_VOCABULARY] = { 'z', "vocabulary", 's', WITH_TEXT, FIELD(tokenizer), 0, 0, "FILE",
                        "use this vocabulary instead of learning one (a GGUF file with tokenizer.* keys)" },
-    [T_TOKENIZER] = { 0, "tokenizer", 's', WITH_TEXT, FIELD(tokenizer_out), 0, 0, "FILE", "write the vocabulary there as well" },
+    [T_TOKENIZER] = { 0, "tokenizer", 's', WITH_TEXT, FIELD(tokenizer_out), 0, 0, "FILE",
+                      "write the vocabulary there as well" },
     [T_PROMPT] = { 'i', "prompt", 's', WITH_TEXT, FIELD(prompt), 0, 0, "TEXT",
                    "beginning of the sample at the end (Once upon a time; none with a text)" },
     [T_RESUME] = { 0, "resume", 'f', WITH_BOTH, FIELD(resume), 0, 0, "",
                    "go on from FILE.ckpt, with the same options; --steps or --minutes may be larger than before" },
-    [T_THREADS] = { 'j', "threads", 'i', WITH_BOTH, FIELD(threads), 1, 1024, "N", "threads (all cores)" },
+    [T_THREADS] = { 'j', "threads", 'i', WITH_BOTH, FIELD(threads), 1, 1024, "N",
+                    "threads (all cores)" },
     [T_QUIET] = { 0, "quiet", 'f', WITH_BOTH, FIELD(quiet), 0, 0, "", "no progress" },
     [T_HELP] = { 'h', "help", 'f', WITH_BOTH, FIELD(help), 0, 0, "", "this page" },
 };
@@ -5136,7 +5172,8 @@ static int set_train_option(TrainOptions *o, const TrainOption *p, const char *v
     return 0;
 }
 
-/* Fills o from the arguments; returns 0 or the exit code. A plain word is the text, "-" too; behind "--" all words are plain. */
+/* Fills o from the arguments; returns 0 or the exit code. A plain word is the text, "-" too; behind
+ * "--" all words are plain. */
 static int parse_options(TrainOptions *o, int argc, char **argv) {
     bool plain = false;
     for (int a = 1; a < argc; a++) {
@@ -5305,7 +5342,9 @@ static const char *configure(TinyConfig *c, const TrainOptions *o, int vocab_siz
 enum { MB = 1 << 20, FILE_MAX_MB = 1024, PIPE_MAX_MB = 256 };     /* of a text */
 
 /* Begins with the byte order mark of UTF-16? */
-static bool is_utf16(const uint8_t *p, size_t n) { return n > 1 && ((p[0] == 0xff && p[1] == 0xfe) || (p[0] == 0xfe && p[1] == 0xff)); }
+static bool is_utf16(const uint8_t *p, size_t n) {
+    return n > 1 && ((p[0] == 0xff && p[1] == 0xfe) || (p[0] == 0xfe && p[1] == 0xff));
+}
 
 /* The whole text and a zero byte behind it, n without it; NULL with a sentence in err. */
 static char *read_text(const char *path, size_t *n, char *err) {
@@ -5332,7 +5371,9 @@ static char *read_text(const char *path, size_t *n, char *err) {
     }
     waiting(NULL, 0, 0);
     if (ferror(f)) bad = fail(err, GLA_IO, "%s: cannot read: %s", path, strerror(errno));
-    else if (zeros && is_utf16(o.p, o.n)) bad = fail(err, GLA_INPUT, "%s: is UTF-16; iconv -f UTF-16 -t UTF-8 makes the text that is wanted", path);
+    else if (zeros && is_utf16(o.p, o.n))
+        bad = fail(err, GLA_INPUT, "%s: is UTF-16; iconv -f UTF-16 -t UTF-8 makes the text that is wanted",
+                   path);
     else if (zeros) bad = fail(err, GLA_INPUT, "%s: has zero bytes; it is no text", path);
     else if (size > most)
         bad = fail(err, GLA_INPUT, "%s: has more than %d MB, the most that is read from a %s; a part of it will do (head -c)",
@@ -5378,7 +5419,8 @@ static int choose_vocabulary(Data *d, const TrainOptions *o, const char *text, s
     return GLA_OK;
 }
 
-/* The vocabulary as a file of its own (--tokenizer). The same file may be there already: a run that goes on has left it. */
+/* The vocabulary as a file of its own (--tokenizer). The same file may be there already: a run that
+ * goes on has left it. */
 static int write_vocabulary(const TrainOptions *o, const Gguf *vocab, char *err) {
     char path[PATH_LEN];
     uint8_t *old = NULL;
@@ -5399,10 +5441,13 @@ static int write_vocabulary(const TrainOptions *o, const Gguf *vocab, char *err)
     return code;
 }
 
-static int compare_ints(const void *a, const void *b) { return (*(const int *)a > *(const int *)b) - (*(const int *)a < *(const int *)b); }
+static int compare_ints(const void *a, const void *b) {
+    const int x = *(const int *)a, y = *(const int *)b;
+    return (x > y) - (x < y);
+}
 
-/* The length in tokens that half of the texts have at least: those between <|endoftext|> tokens, or some of the stories. 0: there is
- * only one text. */
+/* The length in tokens that half of the texts have at least: those between <|endoftext|> tokens, or
+ * some of the stories. 0: there is only one text. */
 static int typical_length(const Data *d) {
     enum { MOST = 1 << 16, STORIES = 101 };
     int *length = checked(malloc(MOST * sizeof *length)), n = 0;
@@ -5414,8 +5459,10 @@ static int typical_length(const Data *d) {
             from = i + 1;
         }
     else
-        for (; n < STORIES; n++)
-            length[n] = (int)tokenizer_encode(d->tokenizer, text, story(((uint64_t)1 << 62) + (uint64_t)n, text, sizeof text), 0, NULL, 0, err);
+        for (; n < STORIES; n++) {
+            const size_t len = story(((uint64_t)1 << 62) + (uint64_t)n, text, sizeof text);
+            length[n] = (int)tokenizer_encode(d->tokenizer, text, len, 0, NULL, 0, err);
+        }
     qsort(length, (size_t)n, sizeof *length, compare_ints);
     const int middle = n > 1 ? length[n / 2] : 0;
     free(length);
@@ -5532,7 +5579,8 @@ static double held_out(Training *r, int batches, Counts *counts, double *bigram,
     return loss / n;
 }
 
-/* A checkpoint of now. The first one of a run that did not begin with it leaves a file of that name alone. */
+/* A checkpoint of now. The first one of a run that did not begin with it leaves a file of that name
+ * alone. */
 static int save_progress(Training *r, char *err) {
     int code = save_checkpoint(r->ckpt, r->own_ckpt, &r->m, r->at, err);
     if (!code) r->own_ckpt = true;
@@ -5540,8 +5588,8 @@ static int save_progress(Training *r, char *err) {
 }
 
 /* Steps until the end or Ctrl-C: a batch, the gradients of its loss, AdamW. The learning rate climbs over the first steps, then falls
- * along half a cosine to a 50th. It depends on the step and on how many there are to be: a run that goes on with a larger number is
- * from there on where a run of that many would be. */
+ * along half a cosine to a 50th. It depends on the step and on how many there are to be: a run that
+ * goes on with a larger number is from there on where a run of that many would be. */
 static int train_steps(Training *r, char *err) {
     const TrainOptions *o = &r->o;
     const int N = o->batch * r->m.c.seq_len;
@@ -5670,8 +5718,9 @@ static void report_recall(Training *r) {
 
 /* -- main -- */
 
-/* The finished model, under its name or, where another file has got that name meanwhile, a free one; if its folder takes it no
- * longer, in this folder or among the temporary files: what was trained is not lost. */
+/* The finished model, under its name or, where another file has got that name meanwhile, a free
+ * one; if its folder takes it no longer, in this folder or among the temporary files: what was
+ * trained is not lost. */
 static int save_model(Training *r, const Out *file, char *err) {
     const char *folder = getenv("TMPDIR"), *base = base_name(r->o.out);
     char why[GLA_ERR];
@@ -5684,15 +5733,18 @@ static int save_model(Training *r, const Out *file, char *err) {
         code = write_parts(r->out, replace, &(Part){ file->p, file->n }, 1, place ? why : err);
     }
     if (code) return code;
-    if (strcmp(r->out, r->o.out)) fprintf(stderr, "train_tiny: %s could not be written or is another file by now; the model is %s\n", r->o.out, r->out);
+    if (strcmp(r->out, r->o.out))
+        fprintf(stderr, "train_tiny: %s could not be written or is another file by now; the model is %s\n",
+                r->o.out, r->out);
     r->at.model_bytes = file->n;
     r->at.model_sum = hash_bytes(HASH_SEED, file->p, file->n);
     return GLA_OK;
 }
 
-/* What a run leaves behind. Ctrl-C: a checkpoint, and the model unless a file is there that is not this run's, for a model that has
- * hardly begun should not replace one that was finished. The end: the model, the checkpoint, from which more steps can go on, and the
- * report; a task that has no file leaves neither. */
+/* What a run leaves behind. Ctrl-C: a checkpoint, and the model unless a file is there that is not
+ * this run's, for a model that has hardly begun should not replace one that was finished. The end:
+ * the model, the checkpoint, from which more steps can go on, and the report; a task that has no
+ * file leaves neither. */
 static int leave(Training *r, int type, Out *file, char *err) {
     const Data *d = r->d;
     const bool there = r->stopped && r->o.out && is_there(r->o.out) && !is_own_model(r->o.out, &r->at);
@@ -5721,15 +5773,18 @@ static int leave(Training *r, int type, Out *file, char *err) {
     return report(r, file, err);
 }
 
-/* Takes up the checkpoint. Its number of steps or minutes holds unless another is given, which may be larger. */
+/* Takes up the checkpoint. Its number of steps or minutes holds unless another is given, which may
+ * be larger. */
 static int resume(Training *r, uint64_t fingerprint, char *err) {
     int code = load_checkpoint(r->ckpt, &r->m, &r->at, fingerprint, err);
     if (code) return code;
     if (!was_given(&r->o, T_STEPS) && !was_given(&r->o, T_MINUTES)) r->o.steps = r->at.steps, r->o.minutes = r->at.minutes;
     if (r->o.minutes <= 0 && r->at.step > r->o.steps)
-        return fail(err, GLA_INPUT, "%s: is at step %lld already; --steps %lld would go back", r->ckpt, (long long)r->at.step, (long long)r->o.steps);
+        return fail(err, GLA_INPUT, "%s: is at step %lld already; --steps %lld would go back", r->ckpt,
+                    (long long)r->at.step, (long long)r->o.steps);
     if ((r->o.minutes <= 0 && r->at.step == r->o.steps) || (r->o.minutes > 0 && r->at.seconds >= 60 * r->o.minutes))
-        fprintf(stderr, "train_tiny: %s: has done its %lld steps; a larger --steps or --minutes goes on\n", r->ckpt, (long long)r->at.step);
+        fprintf(stderr, "train_tiny: %s: has done its %lld steps; a larger --steps or --minutes goes on\n",
+                r->ckpt, (long long)r->at.step);
     r->first = r->at.step;
     r->before = r->at.seconds;
     return GLA_OK;
@@ -5800,8 +5855,10 @@ static int check_train_options(const TrainOptions *o) {
     if (type_named(o->type) < 0) return train_misuse("--type is f32, f16, bf16, q8_0 or q4_0, not", o->type);
     if (was_given(o, T_TYPE) && o->task && !o->out)
         return train_misuse("--type is of a file; with --task it goes with --out only", NULL);
-    if (o->without && o->out) return train_misuse("--without makes models that have no file format; it does not go with --out", o->out);
-    if (was_given(o, T_VOCAB) && o->tokenizer) return train_misuse("--vocab is of a vocabulary that is learned; it does not go with -z", o->tokenizer);
+    if (o->without && o->out)
+        return train_misuse("--without makes models that have no file format; it does not go with --out", o->out);
+    if (was_given(o, T_VOCAB) && o->tokenizer)
+        return train_misuse("--vocab is of a vocabulary that is learned; it does not go with -z", o->tokenizer);
     if (was_given(o, T_STEPS) && was_given(o, T_MINUTES))
         return train_misuse("--steps and --minutes both say when training ends; give one of them", NULL);
     return 0;
@@ -5820,13 +5877,15 @@ static int check_sizes(TinyConfig *c, const TrainOptions *o) {
 /* The name of the model when none was given: in this folder, that of the text with .bin. */
 static void name_after_text(char *out, const char *text) {
     const char *base = text ? base_name(text) : "stories", *dot = strrchr(base, '.');
-    if (!*base || !strcmp(base, "-") || (text && (!strncmp(text, "/dev/", 5) || !strncmp(text, "/proc/", 6)))) base = "text", dot = NULL;
+    const bool piped = text && (!strncmp(text, "/dev/", 5) || !strncmp(text, "/proc/", 6));
+    if (!*base || !strcmp(base, "-") || piped) base = "text", dot = NULL;
     const size_t stem = dot && dot > base ? (size_t)(dot - base) : strlen(base);
     snprintf(out, PATH_LEN, "%s%.*s.bin", *base == '-' ? "./" : "", (int)(stem < 255 ? stem : 255), base);
 }
 
-/* No file that is read may be written, no two outputs may be one, and none replaces a file without --force, but for what the
- * checkpoint to go on from has left. Returns the exit code, with a sentence in err when it is 1. */
+/* No file that is read may be written, no two outputs may be one, and none replaces a file without
+ * --force, but for what the checkpoint to go on from has left. Returns the exit code, with a
+ * sentence in err when it is 1. */
 static int check_files(const TrainOptions *o, char *err) {
     char ckpt[PATH_LEN];
     Checkpoint head = {0};

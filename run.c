@@ -7189,7 +7189,7 @@ enum { SPACE_NEVER, SPACE_FIRST, SPACE_ALWAYS, SPACE_PREPEND };     /* where a U
 enum { TYPE_NORMAL = 1, TYPE_UNKNOWN, TYPE_CONTROL, TYPE_USER_DEFINED, TYPE_UNUSED, TYPE_BYTE };    /* as in GGUF */
 enum { ADDED_LSTRIP = 1, ADDED_RSTRIP = 2, ADDED_WORD = 4, ADDED_NORMALIZED = 8,
        ADDED_NORMAL = 16 };     /* habits of an added token; NORMAL: it has the type of words */
-enum { LONGEST_ADDED = 256, LONGEST_WORD = 1024,    /* bytes, in tries: the most that is looked at for each byte of a text */
+enum { TRIE_DEPTH = 256,         /* bytes of the longest text in a trie: the most that is looked at for each byte */
        PROBES = 512 };          /* a hash table that needs more steps than this was built to be slow */
 enum { SPACE_MARK = 0x2581 };
 
@@ -7976,8 +7976,8 @@ static int read_texts(Tokenizer *t, const GgufArray *texts, char *err) {
     for (int32_t id = 0; id < t->n; id++) {
         if (!is_special(t, id)) t->tokens[id] = (Str){ at, unescape(at, t->tokens[id]) };
         at += t->tokens[id].n;
-        if (t->tokens[id].n > LONGEST_WORD)
-            return fail(err, GLA_UNSUPPORTED, "token %d has %zu bytes, at most %d are supported", (int)id, t->tokens[id].n, (int)LONGEST_WORD);
+        if (t->tokens[id].n > TRIE_DEPTH)
+            return fail(err, GLA_UNSUPPORTED, "token %d has %zu bytes, at most %d are supported", (int)id, t->tokens[id].n, (int)TRIE_DEPTH);
         if (t->tokens[id].n && is_text(t, id) && !trie_add(&t->words, t->tokens[id], id))
             return fail(err, GLA_UNSUPPORTED, "tokenizer.ggml.tokens: too many letters, or too many of them share one hash value");
     }
@@ -8013,9 +8013,9 @@ static int load_added(Tokenizer *t, const Gguf *g, char *err) {
     if (code) return code;
     for (int32_t id = 0; id < t->n; id++) {
         if (!is_added(t, id)) continue;
-        if (t->tokens[id].n > LONGEST_ADDED)
+        if (t->tokens[id].n > TRIE_DEPTH)
             return fail(err, GLA_UNSUPPORTED, "special token %d has %zu bytes, at most %d are supported", (int)id, t->tokens[id].n,
-                        (int)LONGEST_ADDED);
+                        (int)TRIE_DEPTH);
         n_bytes[t->habits && t->habits[id] & ADDED_NORMALIZED] += 3 * (t->tokens[id].n + 1);
     }
     for (int k = 0; k < 2; k++)
@@ -8981,9 +8981,13 @@ GLA_API int64_t gla_encode(const GlaModel *m, const char *text, size_t len, int 
 }
 GLA_API int gla_pre_tokenizer(GlaModel *m, const char *name, char *err) {
     if (strlen(name) >= sizeof m->pre || !find_pre_tokenizer(str_of(name), err)) return GLA_UNSUPPORTED;
-    strcpy(m->pre, name);
-    tokenizer_free(m->vocab);
-    return open_vocabulary(m, "", err);
+    char before[sizeof m->pre];
+    Tokenizer *old = m->vocab;
+    strcpy(before, m->pre), strcpy(m->pre, name);
+    const int code = open_vocabulary(m, "", err);
+    if (code) m->vocab = old, strcpy(m->pre, before);
+    else tokenizer_free(old);
+    return code;
 }
 GLA_API size_t gla_piece(const GlaModel *m, int32_t id, int flags, char *buf, size_t cap) {
     return tokenizer_piece(m->vocab, id, flags, buf, cap);

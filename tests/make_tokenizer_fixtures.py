@@ -10,13 +10,19 @@ One pair of files per kind of vocabulary, NAME.gguf and NAME.ids. The second is 
     u32 n_ids
     text            text_len bytes, may hold NUL
     ids             n_ids x i32
+And how every pre-tokenizer of pretokenizers.json cuts a few texts, in `pieces`, per row of it:
+    u16 n_names, the names (n_names bytes), u8 characters (spaces are U+2581), u16 n_texts
+    per text        u16 n_pieces, per piece u16 bytes and the piece; the text is all of them together
 """
 import argparse
+import json
 import struct
 from pathlib import Path
 
 import gguf
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+
+HERE = Path(__file__).resolve().parent
 
 QWEN2 = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
          r"|\s*[\r\n]+|\s+(?!\S)|\s+")
@@ -67,6 +73,22 @@ TEXTS = [
     "\u200b\u200d\ufeffzero\u00adwidth\u2060", "\u01c5\u02b0\u00aa\u00ba\u2071\u24b6\u2460\u3007\u16ee\U0001d7d8\U00010107",
 ]
 
+# Spaces and letters around added tokens that take them along, or that are words.
+ADDED_TEXTS = [
+    "<l>", "a<l>", "a <l> b", "  <l>  b", "\t\n <l>\n", "<r>", "<r> b", "a <r>  \n b", "a<r>", "<l> <r> <l>", "<l>  <l>", "<r>  <r> x",
+    "a <b> b", "<b>", " <b> ", "a  <b>  <b>  b", "<b> <l> <r>", "word", "a word b", "words", "sword", "word word", "_word", "word_",
+    "wordword", "\u00e9word", "word\u00e9", "word.", "(word)", "1word", "word\u0301", "a\u2003<l>\u2003b", "\u3000<b>\u3000", "<r>\u00a0\u00a0x",
+    "<l", "l>", "< l>", "e\u0301x", "\u00e9x", "ae\u0301xb <l>", "<l>e\u0301x<r> e\u0301x", "<im> a <im>", " <im>word<im> ", "\n<b>\r\n<im>",
+]
+# What cuts one pre-tokenizer's way and not the other's. Nothing that NFC would change.
+PIECE_TEXTS = [
+    "Hello I'm HE'LL they'VE can't've 'Tis \u2019s x'\u017f ''ll", "camelCase HTTPServer aBC ABc \u01c5x \u02b0A A\u00aaB \u00e9\u00c9 \u0416\u0436\u0416",
+    "1 12 123 1234 12345 1234567 1,234.5 12345a 123_4 1234\u00bd \u0661\u0662\u0663\u0664 \u216712 x1y22z3333", "  a   b\t\tc \n d\n\n  e\r\n\r\nf  \n",
+    " \u00a0x\u2003\u2003y\u3000z\u3000\u3000 ", "...!? (a) [b] {c}: \"d\" $e+f=g ~h^i|j`k` a/b//c\n/ #\n\n==\r\n---/\n", "!abc .net <a> _b__c", "\u4f60\u597d\u4e16\u754c123\u3002\u3007\u3005ab\u4e2d \u6587",
+    "\u3072\u3089\u304c\u306a\u30ab\u30bf\u30fc\uff71 \ud55c\uad6d\uc5b4 \u3131 \u3105 a\ud55c", "\u0939\u093f\u0928\u094d\u0926\u0940\u0964 \u0e2a\u0e27\u0e31\u0e2a\u0e14\u0e35 \u0645\u064e\u0631\u062d\u060c\u06d4 \u05e9\u05dc\u05d5\u05dd",
+    "a b c d\u0303 e", "\u2026\u201cx\u201d \u2014 \uff0c\uff01\uff1a\u3001 \u20ac5 \u221e\u00a9 \U0001f600\u200d\U0001f44d\ufe0f", "IMGIMGABCZ IMGIMGAZ <sentinel:12> <sentinel:>", " " * 21 + "x" + " " * 7,
+]
+
 
 def added(text: str, special: bool) -> AddedToken:
     return AddedToken(text, special=special, normalized=False)
@@ -96,7 +118,6 @@ def byte_level(name: str, text: list[str], size: int, across: bool = False) -> T
 
 def rebuilt(tok: Tokenizer, more: list[str]) -> Tokenizer:
     """The same tokenizer with further tokens at the end of its BPE vocabulary."""
-    import json
     state = json.loads(tok.to_str())
     vocab = state["model"]["vocab"]
     for text in more:
@@ -132,15 +153,14 @@ def sentencepiece_like(text: list[str], size: int, n_bytes: int = 256) -> tuple[
 
 
 def write_gguf(path: Path, tok: Tokenizer, model: str, pre: str | None, scores: list[float] | None, bos: int, eos: int,
-               add_bos: bool) -> None:
-    import json
+               add_bos: bool, keys: dict[str, bool | str | list[int]] | None = None) -> None:
     state = json.loads(tok.to_str())
     n = tok.get_vocab_size(with_added_tokens=True)
     texts = [tok.id_to_token(i) for i in range(n)]
     types = [gguf.TokenType.NORMAL] * n
     for a in state["added_tokens"]:
         types[a["id"]] = gguf.TokenType.CONTROL if a["special"] else gguf.TokenType.USER_DEFINED
-    if model == "llama":
+    if model in ("llama", "gemma4"):
         types[0] = gguf.TokenType.UNKNOWN
         types = [gguf.TokenType.BYTE if text.startswith("<0x") else kind for text, kind in zip(texts, types)]
     w = gguf.GGUFWriter(path, "none")
@@ -156,14 +176,16 @@ def write_gguf(path: Path, tok: Tokenizer, model: str, pre: str | None, scores: 
     w.add_bos_token_id(bos)
     w.add_eos_token_id(eos)
     w.add_add_bos_token(add_bos)
+    for key, value in (keys or {}).items():
+        {bool: w.add_bool, str: w.add_string, list: w.add_array}[type(value)](f"tokenizer.gla.{key}", value)
     w.write_header_to_file()
     w.write_kv_data_to_file()
     w.close()
 
 
-def write_ids(path: Path, tok: Tokenizer, bos: int | None) -> None:
+def write_ids(path: Path, tok: Tokenizer, bos: int | None, texts: list[str] = TEXTS) -> None:
     with path.open("wb") as f:
-        for i, text in enumerate(TEXTS):
+        for i, text in enumerate(texts):
             for flags in (2, 0) if "<" in text or "im_" in text else (3,) if i % 4 == 0 else (2,):
                 tok.encode_special_tokens = not flags & 2
                 ids = tok.encode(text, add_special_tokens=False).ids
@@ -172,6 +194,72 @@ def write_ids(path: Path, tok: Tokenizer, bos: int | None) -> None:
                 raw = text.encode()
                 f.write(struct.pack("<III", flags, len(raw), len(ids)) + raw + struct.pack(f"<{len(ids)}i", *ids))
     tok.encode_special_tokens = False
+
+
+def habits() -> tuple[Tokenizer, dict[str, list[int]]]:
+    """A byte-level BPE with added tokens of every habit; the keys that say so."""
+    tok = byte_level("qwen2", TEXT.splitlines(keepends=True), 400)
+    plain = dict(special=False, normalized=False)
+    tok.add_special_tokens([AddedToken("<im>", special=True, normalized=False, lstrip=True)])
+    tok.add_tokens([AddedToken("<l>", lstrip=True, **plain), AddedToken("<r>", rstrip=True, **plain),
+                    AddedToken("<b>", lstrip=True, rstrip=True, **plain), AddedToken("word", single_word=True, **plain),
+                    AddedToken("e\u0301x", special=False, normalized=True)])
+    names = {"lstrip": ["<im>", "<l>", "<b>"], "rstrip": ["<r>", "<b>"], "single_word": ["word"], "normalized": ["e\u0301x"]}
+    return tok, {key: [tok.token_to_id(t) for t in texts] for key, texts in names.items()}
+
+
+def gemma_like(text: list[str], size: int) -> Tokenizer:
+    """A BPE of characters with U+2581 for spaces, cut at line ends, other characters in bytes."""
+    lines = pre_tokenizers.Split(Regex(r"[^\n]+|[\n]+"), "isolated")
+    first = Tokenizer(models.BPE())
+    first.normalizer = normalizers.Replace(" ", "\u2581")
+    first.pre_tokenizer = lines
+    first.train_from_iterator(text, trainers.BpeTrainer(vocab_size=size, show_progress=False, max_token_length=16))
+    model = json.loads(first.to_str())["model"]
+    vocab = {"<unk>": 0, "<bos>": 1, "<eos>": 2} | {f"<0x{b:02X}>": 3 + b for b in range(256)}
+    for piece in sorted(model["vocab"], key=model["vocab"].get):
+        vocab.setdefault(piece, len(vocab))
+    tok = Tokenizer(models.BPE(vocab=vocab, merges=[tuple(m) for m in model["merges"]], unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+    tok.normalizer = normalizers.Replace(" ", "\u2581")
+    tok.pre_tokenizer = lines
+    tok.add_special_tokens([added(c, True) for c in ("<unk>", "<bos>", "<eos>")])
+    tok.add_tokens([added("<think>", False)])
+    return tok
+
+
+def write_rwkv(folder: Path) -> None:
+    """The longest token that the rest of the text begins with; texts of tokens are spelled as Python spells bytes."""
+    words = ["\n\n", "  ", "    ", "\r\n", "\u4f60\u597d", "\U0001f600", "'s", "'\"", "\\n", "\\x41", "th", "the", " the", "count", "counti", "counting s"]
+    words += sorted({w[:k] for w in TEXT.split() for k in (2, 3, 5)})
+    tokens = [b"<s>"] + [bytes([b]) for b in range(256)] + sorted({w.encode() for w in words if len(w.encode()) > 1})
+    texts = ["<s>"] + [repr(t)[2:-1] for t in tokens[1:]]
+    w = gguf.GGUFWriter(folder / "rwkv.gguf", "none")
+    w.add_tokenizer_model("rwkv")
+    w.add_token_list(texts)
+    w.add_token_types([gguf.TokenType.CONTROL] + [gguf.TokenType.NORMAL] * (len(texts) - 1))
+    w.write_header_to_file()
+    w.write_kv_data_to_file()
+    w.close()
+    ids = {t: i for i, t in enumerate(tokens) if i}
+    with (folder / "rwkv.ids").open("wb") as f:
+        for text in TEXTS:
+            raw, found, at = text.encode(), [], 0
+            while at < len(raw):
+                length = next(n for n in range(min(64, len(raw) - at), 0, -1) if raw[at:at + n] in ids)
+                found.append(ids[raw[at:at + length]])
+                at += length
+            f.write(struct.pack("<III", 0, len(raw), len(found)) + raw + struct.pack(f"<{len(found)}i", *found))
+
+
+def write_pieces(path: Path) -> None:
+    with path.open("wb") as f:
+        for row in json.loads((HERE / "pretokenizers.json").read_text()):
+            characters = "characters" in row["flags"]
+            cut = pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(p), "isolated") for p in row["passes"]])
+            f.write(struct.pack("<H", len(row["names"])) + row["names"].encode() + struct.pack("<BH", characters, len(PIECE_TEXTS)))
+            for text in PIECE_TEXTS:
+                pieces = [p.encode() for p, _ in cut.pre_tokenize_str(text.replace(" ", "\u2581") if characters else text)]
+                f.write(struct.pack("<H", len(pieces)) + b"".join(struct.pack("<H", len(p)) + p for p in pieces))
 
 
 def main() -> None:
@@ -191,6 +279,20 @@ def main() -> None:
         tok, scores = sentencepiece_like(lines, 700, n_bytes)
         write_gguf(folder / f"{name}.gguf", tok, "llama", None, scores, 1, 2, True)
         write_ids(folder / f"{name}.ids", tok, 1)
+    for scheme in ("first", "always"):
+        tok, scores = sentencepiece_like(lines, 300)
+        tok.normalizer = normalizers.Sequence([])
+        tok.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme, split=False)
+        write_gguf(folder / f"llama-{scheme}.gguf", tok, "llama", None, scores, 1, 2, True, {"space_prefix": scheme})
+        write_ids(folder / f"llama-{scheme}.ids", tok, 1, [t for t in TEXTS if len(t) < 60])
+    tok, keys = habits()
+    write_gguf(folder / "added.gguf", tok, "gpt2", "qwen2", None, 0, 0, False, keys)
+    write_ids(folder / "added.ids", tok, None, ADDED_TEXTS)
+    tok = gemma_like(lines + TEXTS * 2, 800)
+    write_gguf(folder / "gemma4.gguf", tok, "gemma4", None, None, 1, 2, True)
+    write_ids(folder / "gemma4.ids", tok, 1)
+    write_rwkv(folder)
+    write_pieces(folder / "pieces")
     for p in sorted(folder.glob("*")):
         print(p.name, p.stat().st_size)
 

@@ -1163,7 +1163,7 @@ static void test_generate(void) {
 
 /* NAME.gguf, a vocabulary; NAME.ids, records of: u32 flags, u32 text bytes, u32 count, text, ids (make_tokenizer_fixtures.py). */
 static void test_tokenizer(void) {
-    static const char *const names[] = {"gpt-2", "qwen2", "qwen35", "llama-bpe", "llama", "llama-unk"};
+    static const char *const names[] = {"gpt-2", "qwen2", "qwen35", "llama-bpe", "llama", "llama-unk", "llama-first", "llama-always", "gemma4", "rwkv", "added"};
     for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
         char path[64], err[GLA_ERR] = "";
         size_t n, n_file;
@@ -1193,8 +1193,9 @@ static void test_tokenizer(void) {
                 }
                 /* "llama" puts a space before the text after every special token; only texts without one come back whole. Nor does
                  * what a vocabulary without all bytes could only call unknown. */
-                int plain = t->model == VOCAB_BPE || !memchr(text, '<', len);
-                for (int64_t j = 0; j < k; j++) plain = plain && (t->model == VOCAB_BPE || got[j] != t->unk);
+                const int kept = t->space == SPACE_NEVER || t->space == SPACE_PREPEND || !len || text[0] != ' ';
+                int plain = t->model != VOCAB_SPM || (!memchr(text, '<', len) && kept);
+                for (int64_t j = 0; j < k; j++) plain = plain && (t->model != VOCAB_SPM || got[j] != t->unk);
                 check(!plain || (back.n == len && !memcmp(back.p ? back.p : (uint8_t *)"", text, len)), "%s: text %d does not come back: \"%.*s\"", names[i], texts, (int)back.n, (char *)back.p);
                 free(back.p);
             }
@@ -1208,6 +1209,174 @@ static void test_tokenizer(void) {
             check(tokenizer_piece(t, id, GLA_SPECIAL, little, 1) == len && little[1] == '#' && (!len || little[0] == piece[0]), "%s: the piece of %d, cut to one byte", names[i], id);
         }
         tokenizer_free(t), gguf_close(&g), free(file), free(records);
+    }
+}
+
+typedef struct { uint8_t *bytes; Gguf g; Tokenizer *t; char err[GLA_ERR]; } Vocabulary;
+static Vocabulary vocabulary_of(File *f) { /* t is NULL where it is refused; f is emptied */
+    Vocabulary v = {0};
+    size_t n;
+    v.bytes = file_bytes(f, &n);
+    v.g.map = (Mapping){v.bytes, n, 0};
+    if (!gguf_read(&v.g, v.err)) tokenizer_new(&v.t, &v.g, v.err);
+    return v;
+}
+static void vocabulary_free(Vocabulary *v) { tokenizer_free(v->t), gguf_close(&v->g), free(v->bytes); }
+
+/* tokenizer/pieces: how HuggingFace cuts texts, by every row of names (make_tokenizer_fixtures.py). A vocabulary whose tokens are the pieces
+ * of a row, and that needs no merges for what is a token, has an id for each piece. */
+static uint32_t take_u16(const uint8_t **p) { *p += 2; return (*p)[-2] | (uint32_t)(*p)[-1] << 8; }
+
+static size_t spell(char *out, const uint8_t *piece, size_t n, int characters) { /* as "gpt2" files do; room for twice the bytes */
+    size_t len = 0;
+    for (size_t i = 0; i < n; i++) len += characters ? utf8_write(out + len, BAD_BYTE + piece[i]) : utf8_write(out + len, byte_char(piece[i]));
+    return len;
+}
+
+static void pieces_as_tokens(File *f, const uint8_t *texts, uint32_t n_texts, int characters) {
+    Bytes all = {0};
+    uint64_t n = 0;
+    char text[600];
+    for (const uint8_t *p = texts; n_texts--;)
+        for (uint32_t pieces = take_u16(&p), len; pieces--; p += len, n++) {
+            len = take_u16(&p);
+            size_t k = spell(text, p, len, characters);
+            put_u64(&all, k), put(&all, text, k);
+        }
+    key_head(f, "tokenizer.ggml.tokens", GGUF_ARR), put_u32(&f->keys, GGUF_STR), put_u64(&f->keys, n), put(&f->keys, all.p, all.n);
+    key_strs(f, "tokenizer.ggml.merges", NULL, 0), key_u32(f, "tokenizer.gla.ignore_merges", 1);
+    free(all.p);
+}
+
+static const uint8_t *check_pieces(const Tokenizer *t, const uint8_t *p, int characters, const char *name, uint32_t i) { /* of one text */
+    const uint8_t *from = p;
+    uint32_t pieces = take_u16(&p), at = 0;
+    Bytes text = {0};
+    Ids ids = {NULL, 0, 0};
+    char spelled[600], err[GLA_ERR] = "";
+    for (uint32_t k = 0, len; k < pieces; k++, p += len) len = take_u16(&p), put(&text, p, len);
+    size_t n = 0;
+    for (size_t k = 0; k < text.n; k++) { /* spaces again */
+        const int mark = characters && k + 3 <= text.n && !memcmp(text.p + k, "\xE2\x96\x81", 3);
+        text.p[n++] = mark ? ' ' : text.p[k];
+        k += mark ? 2 : 0;
+    }
+    check(!tokenizer_append(t, (char *)text.p, n, 0, &ids, err), "%s: text %u: %s", name, i, err);
+    take_u16(&from);
+    for (uint32_t k = 0, len; k < pieces; k++, from += len) {
+        len = take_u16(&from);
+        const size_t want = spell(spelled, from, len, characters);
+        Str got = at < ids.n ? t->tokens[ids.id[at++]] : (Str){"", 0};
+        check(got.n == want && !memcmp(got.s, spelled, want), "%s: text %u: piece %u is \"%.*s\", not \"%.*s\"", name, i, k, (int)got.n, got.s, (int)want, spelled);
+    }
+    check(at == ids.n, "%s: text %u has %lld pieces, not %u", name, i, (long long)ids.n, pieces);
+    ids_free(&ids), free(text.p);
+    return p;
+}
+
+static void test_pieces(void) {
+    size_t n, names = 0;
+    uint8_t *all = fixture("tokenizer/pieces", &n);
+    for (const uint8_t *p = all; p < all + n;) {
+        char list[400] = "", *name = list, err[GLA_ERR] = "";
+        uint32_t len = take_u16(&p);
+        memcpy(list, p, len), p += len;
+        const int characters = *p++;
+        const uint32_t n_texts = take_u16(&p);
+        const PreTokenizer *row = NULL;
+        for (char *next; name; name = next, names++) {
+            if ((next = strchr(name, ' '))) *next++ = 0;
+            const PreTokenizer *of = find_pre_tokenizer(str_of(name), err);
+            check(of != NULL, "%s: %s", name, err);
+            if (row || !of) { /* others of the row are cut in the same way */
+                for (int i = 0; of && i <= MAX_SPLITS; i++) check(!row->splits[i] == !of->splits[i] && (!of->splits[i] || !strcmp(row->splits[i], of->splits[i])), "%s is cut in another way", name);
+                continue;
+            }
+            row = of;
+            File f = {0};
+            key_str(&f, "tokenizer.ggml.model", "gpt2"), key_str(&f, "tokenizer.ggml.pre", name);
+            pieces_as_tokens(&f, p, n_texts, characters);
+            Vocabulary v = vocabulary_of(&f);
+            check(v.t != NULL, "%s: %s", name, v.err);
+            for (uint32_t i = 0; i < n_texts && v.t; i++) p = check_pieces(v.t, p, characters, name, i);
+            vocabulary_free(&v);
+        }
+    }
+    check(names == 87, "%zu names", names);
+    free(all);
+}
+
+/* Vocabularies and texts that were made to take long: 150 KB in a few seconds, where each byte could cost as many steps. */
+static void takes_seconds(const char *what, File *f, const char *unit, int last) {
+    enum { LENGTH = 150000 };
+    Vocabulary v = vocabulary_of(f);
+    Ids ids = {NULL, 0, 0};
+    char *text = block(LENGTH);
+    const size_t len = strlen(unit);
+    for (size_t i = 0; i < LENGTH; i++) text[i] = unit[i % len];
+    if (last) text[LENGTH - 1] = (char)last;
+    const size_t before = heap.bytes;
+    const double start = now_s();
+    check(v.t && !tokenizer_append(v.t, text, LENGTH, GLA_SPECIAL, &ids, v.err) && ids.n > 0, "%s: %s", what, v.err);
+    check(now_s() - start < 10, "%s: %d bytes took %.1f s", what, (int)LENGTH, now_s() - start);
+    check(heap.bytes - before < 200 * (size_t)LENGTH, "%s: %zu bytes of memory", what, heap.bytes - before);
+    ids_free(&ids), vocabulary_free(&v), free(text);
+}
+
+enum { RUNS = 400 };
+static void runs_of_a(File *f, int merges, int scores, const char *end, uint32_t type) { /* tokens x, a and " ", and rows of a's of every length */
+    Bytes tokens = {0}, lines = {0}, values = {0}, types = {0};
+    char run[2 * RUNS + 4];
+    for (int i = 0; i < RUNS + 2; i++) {
+        const float score = (float)i;
+        const int k = i < 3 ? 1 : i - 1;
+        memset(run, 'a', sizeof run);
+        if (i == 1 || i == 2) run[0] = i == 1 ? 'x' : ' ';
+        strcpy(run + k, i < 3 ? "" : end);
+        put_str(&tokens, run), put(&values, &score, 4), put_u32(&types, i < 3 ? 1 : type);
+        if (i > 2) memmove(run + k, run + k - 1, 1), run[k - 1] = ' ', run[k + 1] = 0, put_str(&lines, run);
+    }
+    key_head(f, "tokenizer.ggml.tokens", GGUF_ARR), put_u32(&f->keys, GGUF_STR), put_u64(&f->keys, RUNS + 2), put(&f->keys, tokens.p, tokens.n);
+    key_head(f, "tokenizer.ggml.token_type", GGUF_ARR), put_u32(&f->keys, GGUF_U32), put_u64(&f->keys, RUNS + 2), put(&f->keys, types.p, types.n);
+    if (merges) key_head(f, "tokenizer.ggml.merges", GGUF_ARR), put_u32(&f->keys, GGUF_STR), put_u64(&f->keys, merges > 1 ? RUNS - 1 : 0), put(&f->keys, lines.p, merges > 1 ? lines.n : 0);
+    if (scores) key_head(f, "tokenizer.ggml.scores", GGUF_ARR), put_u32(&f->keys, GGUF_F32), put_u64(&f->keys, RUNS + 2), put(&f->keys, values.p, values.n);
+    free(tokens.p), free(lines.p), free(values.p), free(types.p);
+}
+
+static void test_tokenizer_time(void) {
+    static const struct { const char *what, *model, *pre, *end; int merges, scores; uint32_t type; const char *unit; int last; } cases[] = {
+        {"merges that lengthen a token by one", "gpt2", "gpt-2", "", 2, 0, 1, "a", 0},
+        {"scores that rise with the length", "llama", "", "", 0, 1, 1, "a", 0},
+        {"ids that rise with the length", "llama", "", "", 0, 0, 1, "a", 0},
+        {"merges of characters", "gemma4", "", "", 2, 0, 1, "a", 0},
+        {"rows of spaces in pieces of 512", "gpt2", "jais-2", "", 1, 0, 1, " ", 'x'},
+        {"spaces at the end only", "gpt2", "deepseek-llm", "", 1, 0, 1, " ", 'x'},
+        {"digits counted from the right", "gpt2", "tiny_aya", "", 1, 0, 1, "1", 'x'},
+        {"capitals that wait for small letters", "gpt2", "gpt-4o", "", 1, 0, 1, "A", 0},
+        {"brackets that do not close", "gpt2", "chameleon", "", 1, 0, 1, "<sentinel:1", 0},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        File f = {0};
+        key_str(&f, "tokenizer.ggml.model", cases[i].model);
+        if (*cases[i].pre) key_str(&f, "tokenizer.ggml.pre", cases[i].pre);
+        runs_of_a(&f, cases[i].merges, cases[i].scores, cases[i].end, cases[i].type), key_u32(&f, "tokenizer.ggml.unknown_token_id", 1);
+        takes_seconds(cases[i].what, &f, cases[i].unit, cases[i].last);
+    }
+    static const struct { const char *what, *model; } words[] = {{"special tokens that nearly fit", "gpt2"}, {"words that nearly fit", "rwkv"}};
+    for (int i = 0; i < 2; i++) { /* all a's but the last letter, which the text never has */
+        File f = {0};
+        char *run = block(TRIE_DEPTH + 2);
+        for (int more = 0; more < 2; more++) {
+            memset(run, 'a', TRIE_DEPTH + 1);
+            run[TRIE_DEPTH + more - 1] = 'b', run[TRIE_DEPTH + more] = 0;
+            key_str(&f, "tokenizer.ggml.model", words[i].model), key_strs(&f, "tokenizer.ggml.tokens", (const char *[]){"<s>", "a", run}, 3);
+            key_u32s(&f, "tokenizer.ggml.token_type", (uint32_t[]){3, 1, i ? 1 : 3}, 3);
+            if (!more) { takes_seconds(words[i].what, &f, "a", 0); continue; }
+            Vocabulary v = vocabulary_of(&f);
+            check(!v.t && is_sentence(v.err) && strstr(v.err, "at most"), "%s: a longer one was not refused: %s", words[i].what, v.err);
+            vocabulary_free(&v);
+        }
+        free(run);
     }
 }
 
@@ -2380,6 +2549,11 @@ static const Edit edits[] = {
     {"tokenizer/llama.gguf", "tokens of another type", "tokenizer.ggml.tokens", 4, 4, GGUF_U8, ""},
     {"tokenizer/llama.gguf", "an unknown token beyond the vocabulary", KEY("tokenizer.ggml.bos_token_id"), 4, 0x7fffffff, NULL},
     {"tokenizer/gpt-2.gguf", "as a model", NULL, 0, 0, 0, NULL},
+    {"tokenizer/added.gguf", "a habit of no token", ARRAY("tokenizer.gla.lstrip"), 4, 0x7fffffff, "lstrip"},
+    {"tokenizer/added.gguf", "a habit that is no number", "tokenizer.gla.rstrip", 4, 4, GGUF_F32, "rstrip"},
+    {"tokenizer/llama-first.gguf", "spaces somewhere else", "tokenizer.gla.space_prefix", 12, 1, 'x', "space_prefix"},
+    {"tokenizer/rwkv.gguf", "a byte that is none", "\\x0", -1, 1, 'q', NULL},
+    {"tokenizer/rwkv.gguf", "another kind of vocabulary", "tokenizer.ggml.model", 12, 4, 0x74726562, "WordPiece"},
 };
 
 static uint8_t *find(uint8_t *p, size_t n, const char *text) { /* the byte behind the first occurrence */
@@ -2417,7 +2591,8 @@ static void test_hostile_fields(void) {
 
 /* A model cut at every length of its header and at steps through its data; and bytes of the header changed. */
 static void test_hostile_bytes(void) {
-    static const struct { const char *name; int vocabulary; } files[] = {{"tiny.gguf", 0}, {"qwen35.gguf", 0}, {"gla.gguf", 0}, {"path", 0}, {"tokenizer/gpt-2.gguf", 1}, {"tokenizer/llama.gguf", 1}};
+    static const struct { const char *name; int vocabulary; } files[] = {{"tiny.gguf", 0}, {"qwen35.gguf", 0}, {"gla.gguf", 0}, {"path", 0}, {"tokenizer/gpt-2.gguf", 1}, {"tokenizer/llama.gguf", 1},
+        {"tokenizer/added.gguf", 1}, {"tokenizer/rwkv.gguf", 1}};
     char err[GLA_ERR], what[96];
     for (size_t i = 0; i < sizeof files / sizeof *files; i++) {
         size_t n;
@@ -2465,7 +2640,9 @@ static void test_hostile_bytes(void) {
 
 static const struct { const char *name; void (*run)(void); } sections[] = {
     {"formats", test_formats}, {"fast_exp", test_fast_exp}, {"matmul", test_matmul}, {"recurrence tables", test_recurrence_tables}, {"recurrence", test_recurrence},
-    {"attend", test_attend}, {"layers", test_layers}, {"sampler", test_sampler}, {"json", test_json}, {"generate", test_generate}, {"tokenizer", test_tokenizer}, {"goldens", test_goldens}, {"decoders", test_decoders}, {"decoders refused", test_decoders_refused},
+    {"attend", test_attend}, {"layers", test_layers}, {"sampler", test_sampler}, {"json", test_json}, {"generate", test_generate}, {"tokenizer", test_tokenizer},
+    {"pieces", test_pieces}, {"tokenizer time", test_tokenizer_time},
+    {"goldens", test_goldens}, {"decoders", test_decoders}, {"decoders refused", test_decoders_refused},
     {"types", test_types}, {"states", test_states}, {"stop", test_stop}, {"two threads", test_two_threads}, {"sessions", test_sessions}, {"kv sessions", test_kv_sessions}, {"chat templates", test_chat_templates}, {"chat", test_chat},
     {"chat thinking", test_chat_thinking}, {"prompt cache", test_cache}, {"no memory", test_no_memory},
     {"hostile fields", test_hostile_fields}, {"hostile bytes", test_hostile_bytes},

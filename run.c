@@ -7167,61 +7167,74 @@ GLA_API int gla_eval(GlaState *s, const int32_t *ids, int64_t n, float *logits, 
 /* ---- 11. tokenizer: text to ids and back -------------------------------------------------------
  * A GGUF file brings its vocabulary along. tokenizer.ggml.model says of which kind:
  *
- *   "gpt2"    byte-level BPE. Text -> added tokens ("<|im_end|>") cut out -> NFC where the model has it -> pieces ("Hello",
- *             " world", "!"). A piece starts as single bytes; of all adjacent pairs the one that stands first in the
- *             file's list of merges is joined, again and again, until no pair is in the list.
- *   "llama"   SentencePiece BPE. No pieces; spaces become U+2581; the pair whose joined text is the token of the
- *             highest score goes first; characters without a token are spelled in byte tokens <0x00> .. <0xFF>.
- *   "gemma4"  both: characters and U+2581 as in "llama", a list of merges and pieces (lines) as in "gpt2".
+ *   "gpt2"    byte-level BPE. Added tokens ("<|im_end|>") are cut out of the text; the rest is
+ *             normalised (NFC) where the model has it so, and cut into pieces ("Hello", " world",
+ *             "!"). A piece starts as single bytes; of all adjacent pairs the one that stands
+ *             first in the file's list of merges is joined, until no pair is in the list.
+ *   "llama"   SentencePiece BPE. No pieces; spaces become U+2581; the pair whose joined text is
+ *             the token of the highest score goes first; characters without a token are spelled
+ *             in byte tokens <0x00> .. <0xFF>.
+ *   "gemma4"  both: characters and U+2581 as in "llama", merges and pieces (lines) as in "gpt2".
  *   "rwkv"    no merging: always the longest token that the rest of the text begins with.
  *
- * Ids are those of HuggingFace tokenizers (RWKV: of its own), which the models were trained with. Any bytes are text: a byte that
- * is not UTF-8 counts as a character of its own and comes back on decoding. A Tokenizer is read-only once made, so threads
- * may share one; token texts stay in the mapped file. Time is linear in the text (n log n within a piece), whatever the
- * vocabulary. Encoding allocates scratch memory, decoding nothing.
+ * Ids are those of HuggingFace tokenizers (RWKV: of its own), which the models were trained with.
+ * Any bytes are text: one that is not UTF-8 counts as a character of its own and comes back on
+ * decoding. A Tokenizer is read-only once made, so threads may share one; token texts stay in the
+ * mapped file. Time is linear in the text (n log n within a piece), whatever the vocabulary.
+ * Encoding allocates scratch memory, decoding nothing.
  *
- * In order: ids, characters, tables and tries; expressions, which cut text into pieces; the rows of all of them by name;
- * loading; merging; encoding; decoding; NFC; the Unicode tables; the interface. */
+ * In order: ids, tables and tries; expressions, which cut text into pieces, and the rows of all of
+ * them by name; loading; merging; encoding; decoding; NFC; the Unicode tables; the interface. */
 
-enum { VOCAB_NONE, VOCAB_BPE, VOCAB_SPM, VOCAB_LONGEST };   /* symbols are: bytes; characters; there are none */
+/* symbols are: bytes; characters; there are none */
+enum { VOCAB_NONE, VOCAB_BPE, VOCAB_SPM, VOCAB_LONGEST };
 enum { BY_MERGES, BY_SCORE, BY_ID };                        /* which pair is joined first */
-enum { SPACE_NEVER, SPACE_FIRST, SPACE_ALWAYS, SPACE_PREPEND };     /* where a U+2581 is added, see encode_stretch */
-enum { TYPE_NORMAL = 1, TYPE_UNKNOWN, TYPE_CONTROL, TYPE_USER_DEFINED, TYPE_UNUSED, TYPE_BYTE };    /* as in GGUF */
+/* where a U+2581 is added, see encode_stretch */
+enum { SPACE_NEVER, SPACE_FIRST, SPACE_ALWAYS, SPACE_PREPEND };
+/* as in GGUF */
+enum { TYPE_NORMAL = 1, TYPE_UNKNOWN, TYPE_CONTROL, TYPE_USER_DEFINED, TYPE_UNUSED, TYPE_BYTE };
+/* habits of an added token; NORMAL: it has the type of words */
 enum { ADDED_LSTRIP = 1, ADDED_RSTRIP = 2, ADDED_WORD = 4, ADDED_NORMALIZED = 8,
-       ADDED_NORMAL = 16 };     /* habits of an added token; NORMAL: it has the type of words */
-enum { TRIE_DEPTH = 256,         /* bytes of the longest text in a trie: the most that is looked at for each byte */
-       PROBES = 512 };          /* a hash table that needs more steps than this was built to be slow */
+       ADDED_NORMAL = 16 };
+/* bytes of the longest text in a trie: the most that is looked at for each byte */
+enum { TRIE_DEPTH = 256,
+       PROBES = 512 }; /* a hash table that needs more steps than this was built to be slow */
 enum { SPACE_MARK = 0x2581 };
 
 /* A hash table: what is looked for lies elsewhere, under a number. */
 typedef struct { uint32_t hash, value; } Slot;                          /* value 0: free */
-typedef struct { Slot *slots; size_t mask; } Table;                     /* mask: slots - 1; slots are a power of two */
+typedef struct { Slot *slots; size_t mask; } Table; /* mask: slots - 1; slots are a power of two */
 
 /* The texts that are looked for in a text, letter by letter. Node 0 is the beginning. */
 typedef struct {
-    uint32_t root[256];         /* its children; the others' are in `edges`, under parent << 8 | byte */
+    uint32_t root[256]; /* its children; the others' are in `edges`, under parent << 8 | byte */
     Table edges;
     int32_t *ids;               /* per node: the token that ends here, or -1 */
     uint32_t n;
 } Trie;
 
-/* Unicode facts, unpacked from the strings at the end of this section. A table of runs holds start << 8 | value. */
-typedef struct { uint32_t c, a, b; } Composite;                         /* c is a followed by b; b = 0: c is just a */
+/* Unicode facts, unpacked from the strings at the end of this section. A table of runs holds
+ * start << 8 | value. */
+typedef struct { uint32_t c, a, b; } Composite; /* c is a followed by b; b = 0: c is just a */
 typedef struct {
-    uint32_t *classes, *combining;      /* runs: class of a character; place of a combining mark, 0: not one */
-    Composite *composites, *pairs;      /* all, sorted by c; those that compose again, sorted by (a, b) */
+    /* runs: class of a character; place of a combining mark, 0: not one */
+    uint32_t *classes, *combining;
+    /* all, sorted by c; those that compose again, sorted by (a, b) */
+    Composite *composites, *pairs;
     size_t n_pairs;
-    uint8_t low[0x800];                 /* classes of one- and two-byte characters, without a search */
+    uint8_t low[0x800]; /* classes of one- and two-byte characters, without a search */
 } Unicode;
 
-/* An expression, ready for use: what kind a character is, and the automaton over kinds. See "expressions" below. */
+/* An expression, ready for use: what kind a character is, and the automaton over kinds. See
+ * "expressions" below. */
 typedef struct {
     uint8_t low[0x800];                 /* kinds of one- and two-byte characters */
-    uint32_t *bounds;                   /* (n_bounds) kinds change here, whatever the class; ascending, the first is 0x80 */
+    /* (n_bounds) kinds change here, whatever the class; ascending, the first is 0x80 */
+    uint32_t *bounds;
     uint8_t *kinds;                     /* (n_bounds, 32) from each bound on, by class */
-    uint16_t *next;                     /* (states, n_kinds) next state << 1 | a match ends before this character */
+    uint16_t *next; /* (states, n_kinds) next state << 1 | a match ends before this character */
     int n_bounds, n_kinds;              /* the last kind is the end of the text */
-    int thousands;                      /* none of this: row + 1 of the expressions that count digits from the right */
+    int thousands; /* none of this: row + 1 of the expressions that count digits from the right */
 } Splitter;
 enum { MAX_SPLITS = 6 };
 
@@ -7233,17 +7246,20 @@ struct Tokenizer {
     int model, order;                   /* VOCAB_..., BY_... */
     int space;                          /* SPACE_..., VOCAB_SPM only */
     int nfc;                            /* text is normalised */
-    int whole, whole_lines;             /* a piece that is a token needs no merges; one of line ends only does not */
-    int byte_fallback, fuse_unk;        /* characters without a token: byte tokens; else one unk for a row of them */
+    /* a piece that is a token needs no merges; one of line ends only does not */
+    int whole, whole_lines;
+    /* characters without a token: byte tokens; else one unk for a row of them */
+    int byte_fallback, fuse_unk;
     const PreTokenizer *pre;            /* NULL: text is not cut into pieces */
     Splitter *splits;                   /* (n_splits) each cuts the pieces of the one before */
     int n_splits;
-    Str *tokens;                        /* (n) texts; those of "gpt2" spell bytes as byte_char does */
+    Str *tokens;                        /* (n) texts; "gpt2" spells bytes as byte_char does */
     char *unescaped;                    /* "rwkv": where they are */
     GgufArray types, scores, merges;    /* (n) TYPE_..., or empty: all normal; (n) floats; lines */
-    Table vocab, pairs;                 /* text -> id + 1; "left right" -> where the line lies, + 1, which is its rank */
+    Table vocab;                        /* text -> id + 1 */
+    Table pairs;                        /* "left right" -> where the line lies, + 1: its rank */
     size_t longest;                     /* bytes of the longest token text */
-    Trie added[2];                      /* tokens that are found in the raw text; in the normalised one */
+    Trie added[2]; /* tokens that are found in the raw text; in the normalised one */
     Trie words;                         /* "rwkv" */
     uint8_t *habits;                    /* (n) ADDED_..., or NULL: none has any */
     int32_t byte_id[256];               /* the token of a single byte, or -1 */
@@ -7276,14 +7292,16 @@ static void ids_free(Ids *a) { gla_free(a->id); *a = (Ids){NULL, 0, 0}; }
 
 /* -- characters -- */
 
-/* "gpt2" files write a byte as a visible character: Latin-1 where it is one, else U+0100, U+0101 ... in order, so
- * that a space is U+0120. char_byte is the way back, or -1. */
+/* "gpt2" files write a byte as a visible character: Latin-1 where it is one, else U+0100, U+0101
+ * ... in order, so that a space is U+0120. char_byte is the way back, or -1. */
 static uint32_t byte_char(uint8_t b) {
-    return b < 0x21 ? 0x100u + b : b < 0x7F ? b : b <= 0xA0 ? 0x121u + b - 0x7F : b == 0xAD ? 0x143 : b;
+    if (b == 0xAD) return 0x143;
+    return b < 0x21 ? 0x100u + b : b < 0x7F ? b : b <= 0xA0 ? 0x121u + b - 0x7F : b;
 }
 
 static int char_byte(uint32_t c) {
-    if (c >= 0x100 && c <= 0x143) return (int)(c < 0x121 ? c - 0x100 : c < 0x143 ? c - 0x121 + 0x7F : 0xAD);
+    if (c == 0x143) return 0xAD;
+    if (c >= 0x100 && c < 0x143) return (int)(c < 0x121 ? c - 0x100 : c - 0x121 + 0x7F);
     return c < 0x100 && byte_char((uint8_t)c) == c ? (int)c : -1;
 }
 
@@ -7294,7 +7312,8 @@ static int str_joins(Str s, Str a, Str b) {                 /* s = a + b */
     return s.n == a.n + b.n && !memcmp(s.s, a.s, a.n) && !memcmp(s.s + a.n, b.s, b.n);
 }
 
-static uint64_t hash_text(uint64_t h, Str s) {              /* FNV-1a; h: the hash of what comes before s, or 0 */
+/* FNV-1a; h: the hash of what comes before s, or 0 */
+static uint64_t hash_text(uint64_t h, Str s) {
     if (!h) h = 0xCBF29CE484222325u;
     for (size_t i = 0; i < s.n; i++) h = (h ^ (uint8_t)s.s[i]) * 0x100000001B3u;
     return h;
@@ -7302,8 +7321,9 @@ static uint64_t hash_text(uint64_t h, Str s) {              /* FNV-1a; h: the ha
 
 static size_t first_slot(uint64_t h) { return (size_t)((h ^ h >> 32) * 0x9E3779B97F4A7C15u >> 32); }
 
-/* The slots where something of hash h may be, one after the other; *step starts at 0. The last is a free one, where it
- * belongs if it was in none before; or NULL, when the search takes too long, which only a hostile file brings about. */
+/* The slots where something of hash h may be, one after the other; *step starts at 0. The last
+ * is a free one, where it belongs if it was in none before; or NULL, when the search takes too
+ * long, which only a hostile file brings about. */
 static Slot *table_next(const Table *t, uint64_t h, size_t *step) {
     for (size_t at = first_slot(h); *step < PROBES;) {
         Slot *slot = &t->slots[(at + (*step)++) & t->mask];
@@ -7312,7 +7332,8 @@ static Slot *table_next(const Table *t, uint64_t h, size_t *step) {
     return NULL;
 }
 
-static int table_init(Table *t, uint64_t n) {               /* at most two thirds full with n entries; 0: no memory */
+/* at most two thirds full with n entries; 0: no memory */
+static int table_init(Table *t, uint64_t n) {
     size_t slots = 16;
     while (slots / 3 * 2 < n) slots *= 2;
     t->mask = slots - 1;
@@ -7327,7 +7348,8 @@ static uint32_t trie_step(const Trie *t, uint32_t node, uint8_t byte) {     /* t
     return slot ? slot->value : 0;
 }
 
-static int trie_init(Trie *t, size_t n_bytes) {             /* room for texts of so many bytes together; 0: no memory */
+/* room for texts of so many bytes together; 0: no memory */
+static int trie_init(Trie *t, size_t n_bytes) {
     t->n = 1;
     t->ids = gla_alloc((n_bytes + 1) * sizeof *t->ids);
     return t->ids && table_init(&t->edges, n_bytes);
@@ -7335,7 +7357,8 @@ static int trie_init(Trie *t, size_t n_bytes) {             /* room for texts of
 
 static void trie_free(Trie *t) { gla_free(t->ids); gla_free(t->edges.slots); }
 
-static int trie_add(Trie *t, Str s, int32_t id) {           /* of equal texts the first counts; 0: too large, or hostile */
+/* of equal texts the first counts; 0: too large, or hostile */
+static int trie_add(Trie *t, Str s, int32_t id) {
     uint32_t node = 0;
     for (size_t i = 0; i < s.n; i++) {
         const uint8_t byte = (uint8_t)s.s[i];
@@ -7368,31 +7391,41 @@ static int32_t trie_longest(const Trie *t, const char *s, size_t n, size_t *len)
 /* -- expressions: regular expressions that cut text into pieces --
  * One is read when a vocabulary is loaded, in three steps:
  *
- *   sets       Every set of characters in it ("\p{L}", "[^\s\p{N}]", "x") is asked about every character; those that all sets
- *              answer alike for are one kind. From then on a text is a row of kinds, ten or twenty of them.
- *   program    The expression as a list of steps: take a character of a set, look ahead at one, fork, done.
- *   automaton  All ways through the program at once: a state is the list of steps where a matcher may stand, the way it
- *              would try first at the front. Where one is done, those behind it are dropped. So the match is the one that a
- *              backtracking matcher finds (alternatives in order, repeats as long as possible), in one look per character.
+ *   sets       Every set of characters in it ("\p{L}", "[^\s\p{N}]", "x") is asked about every
+ *              character; those that all sets answer alike for are one kind. From then on a text
+ *              is a row of kinds, ten or twenty of them.
+ *   program    The expression as a list of steps: take a character of a set, look ahead at one,
+ *              fork, done.
+ *   automaton  All ways through the program at once: a state is the list of steps where a matcher
+ *              may stand, the way it would try first at the front. Where one is done, those behind
+ *              it are dropped. So the match is the one that a backtracking matcher finds, with
+ *              alternatives in order and repeats as long as possible, in one look per character.
  *
  *   alternatives   sequence { '|' sequence }
  *   sequence       { item }
- *   item           atom [ '?' | '*' | '+' | '{' n '}' | '{' n ',' m '}' ] [ '+' ]      the last keeps what it took, which changes
- *   atom           '(' [ '?:' | '?i:' ] alternatives ')' | set                         nothing in any of our expressions
+ *   item           atom [ '?' | '*' | '+' | '{' n '}' | '{' n ',' m '}' ] [ '+' ]
+ *   atom           '(' [ '?:' | '?i:' ] alternatives ')' | set
  *                  | '(?=' set ')' | '(?!' set ')' | '$'
  *   set            member | '[' [ '^' ] { member | set } [ '&&' set ] ']'
  *   member         character [ '-' character ] | '\p{' property '}' | '\s' | '\S' | '\d'
  *   character      itself | '\' itself | '\r' | '\n' | '\t' | '\x{' hexadecimal '}'
- */
-enum { CH_OTHER, CH_UPPER, CH_LOWER, CH_TITLE, CH_MODIFIER, CH_LETTER, CH_MARK, CH_DIGIT, CH_NUMBER, CH_NUMBER_WORD, CH_PUNCT,
-       CH_PUNCT_WORD, CH_SYMBOL, CH_SYMBOL_WORD, CH_SPACE,  /* classes of characters; ..._WORD: \w has it, too */
+ *
+ * The '+' behind a repeat keeps what was taken, which changes nothing in any expression here. */
+enum { CH_OTHER, CH_UPPER, CH_LOWER, CH_TITLE, CH_MODIFIER, CH_LETTER, CH_MARK, CH_DIGIT,
+       CH_NUMBER, CH_NUMBER_WORD, CH_PUNCT,
+       /* classes of characters; ..._WORD: \w has it, too */
+       CH_PUNCT_WORD, CH_SYMBOL, CH_SYMBOL_WORD, CH_SPACE,
        CH_PAIRS,                        /* only in the tables: a run of upper and lower in turn */
-       CH_HAN = 16, CH_UNSETTLED = 32,  /* of the Han script; NFC may change it or join it to the one before */
+       /* of the Han script; NFC may change it or join it to the one before */
+       CH_HAN = 16, CH_UNSETTLED = 32,
        N_CH = 32 };                     /* classes and CH_HAN, without CH_UNSETTLED */
 #define CLASS(c) (1u << (c) | 1u << ((c) + CH_HAN))         /* sets of classes */
-#define LETTERS (CLASS(CH_UPPER) | CLASS(CH_LOWER) | CLASS(CH_TITLE) | CLASS(CH_MODIFIER) | CLASS(CH_LETTER))
+#define LETTERS \
+    (CLASS(CH_UPPER) | CLASS(CH_LOWER) | CLASS(CH_TITLE) | CLASS(CH_MODIFIER) | CLASS(CH_LETTER))
 #define NUMBERS (CLASS(CH_DIGIT) | CLASS(CH_NUMBER) | CLASS(CH_NUMBER_WORD))
-#define WORD_CLASSES (LETTERS | CLASS(CH_MARK) | CLASS(CH_DIGIT) | CLASS(CH_NUMBER_WORD) | CLASS(CH_PUNCT_WORD) | CLASS(CH_SYMBOL_WORD))
+#define WORD_CLASSES \
+    (LETTERS | CLASS(CH_MARK) | CLASS(CH_DIGIT) | CLASS(CH_NUMBER_WORD) | CLASS(CH_PUNCT_WORD) \
+     | CLASS(CH_SYMBOL_WORD))
 static const struct { const char *name; uint32_t classes; } properties[] = {
     { "L}", LETTERS }, { "Lu}", CLASS(CH_UPPER) }, { "Ll}", CLASS(CH_LOWER) }, { "Lt}", CLASS(CH_TITLE) },
     { "Lm}", CLASS(CH_MODIFIER) }, { "Lo}", CLASS(CH_LETTER) }, { "M}", CLASS(CH_MARK) }, { "N}", NUMBERS },
@@ -7401,27 +7434,37 @@ static const struct { const char *name; uint32_t classes; } properties[] = {
 };
 #define ANYTHING "[\\s\\S]"
 
-enum { MAX_SETS = 64, MAX_KINDS = 40, MAX_BOUNDS = 512, MAX_STEPS = 2048, MAX_STATES = 2048, MAX_LISTS = 1 << 15, NOWHERE = 0xFFFF };
+enum { MAX_SETS = 64, MAX_KINDS = 40, MAX_BOUNDS = 512, MAX_STEPS = 2048, MAX_STATES = 2048,
+       MAX_LISTS = 1 << 15, NOWHERE = 0xFFFF };
 enum { STEP_TAKE, STEP_AHEAD, STEP_FORK, STEP_DONE };
-typedef struct { uint16_t what, set, to, other; } Move;     /* FORK: first to `to`, then to `other` */
+typedef struct { uint16_t what, set, to, other; } Move; /* FORK: first to `to`, then to `other` */
+/* fold: in any case; unless: (?!set), which is true at the end of the text as well */
+typedef struct { const char *text; int fold, unless; } CharSet;
 typedef struct {
-    struct { const char *text; int fold, unless; } sets[MAX_SETS];  /* fold: in any case; unless: (?!set), true at the end as well */
+    CharSet sets[MAX_SETS];
     int n_sets;
     uint32_t bounds[MAX_BOUNDS];
     int n_bounds;
-    uint64_t answers[MAX_KINDS], has[MAX_SETS];     /* per kind: bit i for set i; per set: bit k for kind k */
+    /* per kind: bit i for set i; per set: bit k for kind k */
+    uint64_t answers[MAX_KINDS], has[MAX_SETS];
     int n_kinds;
     Move steps[MAX_STEPS];
     uint16_t n_steps;
     uint16_t lists[MAX_LISTS];                      /* of the states, one behind the other */
     size_t used;
-    struct { size_t at, n; } states[MAX_STATES];    /* 0: the empty list, nothing can match any more; 1: the beginning */
+    /* 0: the empty list, nothing can match any more; 1: the beginning */
+    struct { size_t at, n; } states[MAX_STATES];
     int n_states;
     Table by_list;                                  /* states by the hash of their lists */
     uint32_t seen[MAX_STEPS], round;                /* steps that were come by in this round */
     uint16_t next[MAX_STATES * MAX_KINDS];
     int full;                                       /* one of the limits above was met */
 } Regex;
+
+static uint16_t too_large(Regex *r) {
+    r->full = 1;
+    return 0;
+}
 
 /* Sets. A member is a range of characters or a set of classes. */
 typedef struct { uint32_t first, last, classes; } Member;
@@ -7443,11 +7486,13 @@ static const char *read_member(const char *p, Member *m) {
     *m = (Member){1, 0, 0};
     if (*p == '\\' && p[1] == 'p') {
         for (size_t i = 0; i < sizeof properties / sizeof *properties; i++)
-            if (!strncmp(p + 3, properties[i].name, strlen(properties[i].name))) m->classes = properties[i].classes;
+            if (!strncmp(p + 3, properties[i].name, strlen(properties[i].name)))
+                m->classes = properties[i].classes;
         return strchr(p, '}') + 1;
     }
     if (*p == '\\' && strchr("sSd", p[1])) {
-        m->classes = p[1] == 'd' ? CLASS(CH_DIGIT) : p[1] == 's' ? CLASS(CH_SPACE) : ~CLASS(CH_SPACE);
+        m->classes = p[1] == 'd' ? CLASS(CH_DIGIT) : CLASS(CH_SPACE);
+        if (p[1] == 'S') m->classes = ~m->classes;
         return p + 2;
     }
     p = read_char(p, &m->first);
@@ -7471,7 +7516,8 @@ static int member_has(const Member *m, uint32_t c, int class) {
     return (c >= m->first && c <= m->last) || (m->classes >> class & 1);
 }
 
-static int set_has(const char *p, uint32_t c, int class) {  /* is character c, of this class, in the set at p? */
+/* is character c, of this class, in the set at p? */
+static int set_has(const char *p, uint32_t c, int class) {
     Member m;
     int found = 0;
     if (*p != '[') return read_member(p, &m), member_has(&m, c, class);
@@ -7484,7 +7530,8 @@ static int set_has(const char *p, uint32_t c, int class) {  /* is character c, o
     return found != inverted;
 }
 
-static uint32_t fold_case(uint32_t c) {     /* as far as our expressions need it: a long s is an s, the kelvin sign a k */
+/* as far as our expressions need it: a long s is an s, the kelvin sign a k */
+static uint32_t fold_case(uint32_t c) {
     return c - 'A' < 26 ? c + 32 : c == 0x17F ? 's' : c == 0x212A ? 'k' : c;
 }
 
@@ -7492,22 +7539,27 @@ static void add_bound(Regex *r, uint32_t c) {               /* sorted, each once
     int i = r->n_bounds;
     while (i && r->bounds[i - 1] > c) i--;
     if (c < 0x80 || (i && r->bounds[i - 1] == c)) return;
-    if (r->n_bounds == MAX_BOUNDS) { r->full = 1; return; }
+    if (r->n_bounds == MAX_BOUNDS) too_large(r);
+    if (r->full) return;
     memmove(r->bounds + i + 1, r->bounds + i, (size_t)(r->n_bounds++ - i) * sizeof *r->bounds);
     r->bounds[i] = c;
 }
 
-static uint16_t add_set(Regex *r, const char *p, int fold, int unless) {    /* its number; equal sets are one */
+/* its number; equal sets are one */
+static uint16_t add_set(Regex *r, const char *p, int fold, int unless) {
     const size_t len = (size_t)(set_end(p) - p);
     int i = 0;
-    for (; i < r->n_sets; i++)
-        if (r->sets[i].fold == fold && r->sets[i].unless == unless && !strncmp(r->sets[i].text, p, len)
-            && set_end(r->sets[i].text) == r->sets[i].text + len) return (uint16_t)i;
-    if (i == MAX_SETS) { r->full = 1; return 0; }
-    r->sets[r->n_sets].text = p, r->sets[r->n_sets].fold = fold, r->sets[r->n_sets++].unless = unless;
+    for (; i < r->n_sets; i++) {
+        const CharSet *set = &r->sets[i];
+        if (set->fold == fold && set->unless == unless && !strncmp(set->text, p, len)
+            && set_end(set->text) == set->text + len) return (uint16_t)i;
+    }
+    if (i == MAX_SETS) return too_large(r);
+    r->sets[r->n_sets++] = (CharSet){p, fold, unless};
     for (const char *at = p, *end = p + len; at < end;) {   /* characters that it names */
         Member m;
-        if (strchr("[^]&", *at)) { at++; continue; }        /* even where these stand for themselves: they are below 0x80 */
+        /* even where these stand for themselves: they are below 0x80 */
+        if (strchr("[^]&", *at)) { at++; continue; }
         at = *p == '[' ? read_range(at, &m) : read_member(at, &m);
         if (!m.classes) add_bound(r, m.first), add_bound(r, m.last + 1);
     }
@@ -7517,12 +7569,15 @@ static uint16_t add_set(Regex *r, const char *p, int fold, int unless) {    /* i
 
 /* The program. */
 static uint16_t add_step(Regex *r, int what, uint16_t set, uint16_t to, uint16_t other) {
-    if (r->n_steps == MAX_STEPS) { r->full = 1; return 0; }
+    if (r->n_steps == MAX_STEPS) return too_large(r);
     r->steps[r->n_steps] = (Move){(uint16_t)what, set, to, other};
     return r->n_steps++;
 }
-static uint16_t fork_next(Regex *r, uint16_t other) { return add_step(r, STEP_FORK, 0, (uint16_t)(r->n_steps + 1), other); }
-static void arrive_here(Regex *r, uint16_t fork) {          /* `other` of a fork, and of those chained to it, is the next step */
+static uint16_t fork_next(Regex *r, uint16_t other) {
+    return add_step(r, STEP_FORK, 0, (uint16_t)(r->n_steps + 1), other);
+}
+/* `other` of a fork, and of those chained to it, is the next step */
+static void arrive_here(Regex *r, uint16_t fork) {
     while (fork != NOWHERE) {
         const uint16_t chained = r->steps[fork].other;
         r->steps[fork].other = r->n_steps;
@@ -7563,7 +7618,7 @@ static const char *read_item(Regex *r, const char *atom, int fold) {
     long least, most;
     const char *end = read_repeat(read_atom(r, atom, fold), &least, &most);
     if (least == 1 && most == 1) return end;
-    r->n_steps = from;                                      /* written once more, as often as it is to be there */
+    r->n_steps = from; /* written once more, as often as it is to be there */
     for (long i = 0; i < least; i++) read_atom(r, atom, fold);
     uint16_t forks = NOWHERE;
     if (!most) {
@@ -7596,10 +7651,12 @@ static const char *read_alternatives(Regex *r, const char *p, int fold) {
 static int kind_for(Regex *r, uint32_t c, int class) {
     uint64_t answers = 0;
     int k = 0;
-    for (int i = 0; i < r->n_sets; i++)
-        answers |= (uint64_t)set_has(r->sets[i].text, r->sets[i].fold ? fold_case(c) : c, class) << i;
+    for (int i = 0; i < r->n_sets; i++) {
+        const uint32_t as = r->sets[i].fold ? fold_case(c) : c;
+        answers |= (uint64_t)set_has(r->sets[i].text, as, class) << i;
+    }
     while (k < r->n_kinds && r->answers[k] != answers) k++;
-    if (k == MAX_KINDS - 1) { r->full = 1; return 0; }
+    if (k == MAX_KINDS - 1) return too_large(r);
     if (k == r->n_kinds) r->answers[r->n_kinds++] = answers;
     return k;
 }
@@ -7622,7 +7679,8 @@ static int find_kinds(Regex *r, Splitter *x, const Unicode *u) {            /* 0
     memcpy(x->bounds, r->bounds, (size_t)r->n_bounds * sizeof *x->bounds);
     for (uint32_t c = 0; c < 0x80; c++) x->low[c] = (uint8_t)kind_for(r, c, u->low[c] & (N_CH - 1));
     for (int i = 0; i < r->n_bounds; i++)
-        for (int class = 0; class < N_CH; class++) x->kinds[i * N_CH + class] = (uint8_t)kind_for(r, r->bounds[i], class);
+        for (int class = 0; class < N_CH; class++)
+            x->kinds[i * N_CH + class] = (uint8_t)kind_for(r, r->bounds[i], class);
     for (uint32_t c = 0x80; c < sizeof x->low; c++) x->low[c] = (uint8_t)char_kind(x, u, c);
     x->n_kinds = r->n_kinds + 1;
     for (int i = 0; i < r->n_sets; i++) {
@@ -7632,7 +7690,8 @@ static int find_kinds(Regex *r, Splitter *x, const Unicode *u) {            /* 0
     return 1;
 }
 
-/* The automaton. A list of steps is filled with those that may come behind a character of this kind; 1: a match ends before it. */
+/* The automaton. A list of steps is filled with those that may come behind a character of this
+ * kind; 1: a match ends before it. */
 static int follow(Regex *r, uint16_t at, int kind) {
     if (at == NOWHERE || r->seen[at] == r->round) return 0;
     const Move *s = &r->steps[at];
@@ -7644,18 +7703,19 @@ static int follow(Regex *r, uint16_t at, int kind) {
     return s->what == STEP_DONE;
 }
 
-static int state_for(Regex *r, size_t n) {                  /* of the list of n steps that was written last */
+static int state_for(Regex *r, size_t n) { /* of the list of n steps that was written last */
     const uint16_t *list = r->lists + r->used - n;
     const uint64_t h = hash_bytes(HASH_SEED, list, n * sizeof *list);
     size_t step = 0;
     Slot *slot;
     while ((slot = table_next(&r->by_list, h, &step)) && slot->value) {
         const int i = (int)slot->value - 1;
-        if (r->states[i].n != n || memcmp(r->lists + r->states[i].at, list, n * sizeof *list)) continue;
+        const uint16_t *other = r->lists + r->states[i].at;
+        if (r->states[i].n != n || memcmp(other, list, n * sizeof *list)) continue;
         r->used -= n;
         return i;
     }
-    if (!slot || r->n_states == MAX_STATES || r->used + MAX_STEPS > MAX_LISTS) { r->full = 1; return 0; }
+    if (!slot || r->n_states == MAX_STATES || r->used + MAX_STEPS > MAX_LISTS) return too_large(r);
     r->states[r->n_states].at = r->used - n;
     r->states[r->n_states].n = n;
     *slot = (Slot){(uint32_t)h, (uint32_t)r->n_states + 1};
@@ -7671,7 +7731,8 @@ static void find_states(Regex *r, int n_kinds) {
             const size_t from = r->used;
             int done = 0;
             r->round++;
-            for (size_t i = 0; i < r->states[s].n && !done; i++) done = follow(r, r->lists[r->states[s].at + i], kind);
+            for (size_t i = 0; i < r->states[s].n && !done; i++)
+                done = follow(r, r->lists[r->states[s].at + i], kind);
             r->next[s * n_kinds + kind] = (uint16_t)(state_for(r, r->used - from) << 1 | done);
         }
 }
@@ -7683,11 +7744,17 @@ static const struct { const char *expression; uint32_t digits; int between, word
     { "(?=(\\d{3})+(?!\\d))", CLASS(CH_DIGIT), 1, 0 },          /* between: matches are the places between groups */
 };
 
-static void splitter_free(Splitter *x) { gla_free(x->bounds); gla_free(x->kinds); gla_free(x->next); }
+static void splitter_free(Splitter *x) {
+    gla_free(x->bounds);
+    gla_free(x->kinds);
+    gla_free(x->next);
+}
 
-static int splitter_init(Splitter *x, const char *expression, const Unicode *u, Regex *r, char *err) {
+static int splitter_init(Splitter *x, const char *expression, const Unicode *u, Regex *r,
+                         char *err) {
     for (size_t i = 0; i < sizeof thousands / sizeof *thousands; i++)
-        if (!strcmp(expression, thousands[i].expression)) { x->thousands = (int)i + 1; return GLA_OK; }
+        if (!strcmp(expression, thousands[i].expression)) x->thousands = (int)i + 1;
+    if (x->thousands) return GLA_OK;
     r->n_sets = r->n_bounds = r->n_kinds = r->n_steps = r->n_states = 0;
     r->used = 0;
     memset(r->has, 0, sizeof r->has);
@@ -7700,18 +7767,21 @@ static int splitter_init(Splitter *x, const char *expression, const Unicode *u, 
     if (!code && !(x->next = gla_alloc(n))) code = GLA_MEMORY;
     if (!code) memcpy(x->next, r->next, n);
     if (code) return fail(err, code, "no memory for an expression");
-    return r->full ? fail(err, GLA_UNSUPPORTED, "the expression %.60s is too large", expression) : GLA_OK;
+    if (!r->full) return GLA_OK;
+    return fail(err, GLA_UNSUPPORTED, "the expression %.60s is too large", expression);
 }
 
-/* Where the match that begins at s[at] ends; at: there is none. A way that goes on and on in one state without a match, to
- * fail in the end, is remembered: from none of these places does that state lead to a match. Otherwise a long row of spaces
- * could be read again for every piece of it. */
+/* Where the match that begins at s[at] ends; at: there is none. A way that goes on and on in one
+ * state without a match, to fail in the end, is remembered: from none of these places does that
+ * state lead to a match. Otherwise a long row of spaces could be read again for every piece of
+ * it. */
 typedef struct { unsigned state; size_t from, to; } Futile;
 
-static size_t match_end(const Splitter *x, const Unicode *u, const char *s, size_t n, size_t at, Futile *futile) {
+static size_t match_end(const Splitter *x, const Unicode *u, const char *s, size_t n, size_t at,
+                        Futile *futile) {
     const unsigned n_kinds = (unsigned)x->n_kinds;
     unsigned state = 1;
-    size_t end = at, still = at;            /* still: since when this state goes on without a match */
+    size_t end = at, still = at; /* still: since when this state goes on without a match */
     while (state != futile->state || at < futile->from || at > futile->to) {
         size_t len = 1;
         unsigned kind = n_kinds - 1;
@@ -7758,7 +7828,8 @@ enum { PRE_NFC = 1, PRE_WHOLE = 2, PRE_BOS = 4,
 struct PreTokenizer {
     const char *names;                          /* of tokenizer.ggml.pre */
     int flags;                                  /* what a file means that does not say */
-    const char *splits[MAX_SPLITS + 1];         /* each cuts the pieces of the one before; what matches none is a piece, too */
+    /* each cuts the pieces of the one before; what matches none is a piece, too */
+    const char *splits[MAX_SPLITS + 1];
 };
 static const PreTokenizer pre_tokenizers[] = {
     { "gpt-2 phi-2 jais trillion granite-docling gigachat a.x-4.0 mellum exaone4 modern-bert jina-v1-en jina-v2-code jina-v2-es "
@@ -7830,19 +7901,22 @@ static const PreTokenizer *find_pre_tokenizer(Str name, char *err) {
     for (size_t i = 0; i < sizeof pre_tokenizers / sizeof *pre_tokenizers; i++) {
         const char *p = pre_tokenizers[i].names;
         const int first = (int)strcspn(p, " ");
-        if (used < sizeof known) used += (size_t)snprintf(known + used, sizeof known - used, "%s%.*s", i ? ", " : "", first, p);
+        if (used < sizeof known)
+            used += (size_t)snprintf(known + used, sizeof known - used, "%s%.*s", i ? ", " : "",
+                                     first, p);
         for (size_t len; *p; p += len + (p[len] == ' ')) {
             len = strcspn(p, " ");
             if (len == name.n && !memcmp(p, name.s, len)) return &pre_tokenizers[i];
         }
     }
-    fail(err, GLA_UNSUPPORTED, "the pre-tokenizer \"%s\" (tokenizer.ggml.pre) is not known; --pre NAME takes another: %s",
-         printable(shown, name), known);
+    fail(err, GLA_UNSUPPORTED, "the pre-tokenizer \"%s\" (tokenizer.ggml.pre) is not known; "
+         "--pre NAME takes another: %s", printable(shown, name), known);
     return NULL;
 }
-/* -- loading: that arrays lie in the file was checked before; their lengths, types and contents are checked here -- */
+/* -- loading: that arrays lie in the file was checked before; their lengths, types and contents
+ * are checked here -- */
 
-static Str next_str(const uint8_t **p) {                    /* one element of a string array: u64 length, bytes */
+static Str next_str(const uint8_t **p) { /* one element of a string array: u64 length, bytes */
     uint64_t n;
     memcpy(&n, *p, 8);
     Str s = { (const char *)*p + 8, (size_t)n };
@@ -7859,22 +7933,26 @@ static Slot *vocab_slot(const Tokenizer *t, uint64_t h, Str a, Str b) {
     return slot;
 }
 
-static int32_t find_token(const Tokenizer *t, Str a, Str b) {               /* the id of the text a + b, or -1 */
+static int32_t find_token(const Tokenizer *t, Str a, Str b) { /* the id of the text a + b, or -1 */
     if (a.n + b.n > t->longest) return -1;
     const Slot *slot = vocab_slot(t, hash_text(hash_text(0, a), b), a, b);
     return slot ? (int32_t)slot->value - 1 : -1;
 }
 
-/* The slot of the merge "left right", likewise; h: hash_text of it. A line is split at the first space behind its first byte, so
- * a left part that has one there is in no line. */
-static Str merge_line(const Tokenizer *t, uint32_t at) { const uint8_t *p = t->merges.p + at - 1; return next_str(&p); }
+/* The slot of the merge "left right", likewise; h: hash_text of it. A line is split at the first
+ * space behind its first byte, so a left part that has one there is in no line. */
+static Str merge_line(const Tokenizer *t, uint32_t at) {
+    const uint8_t *p = t->merges.p + at - 1;
+    return next_str(&p);
+}
 static Slot *merge_slot(const Tokenizer *t, uint64_t h, Str left, Str right) {
     size_t step = 0;
     Slot *slot;
     while ((slot = table_next(&t->pairs, h, &step))) {
         if (!slot->value) break;
         Str line = merge_line(t, slot->value);
-        if (line.n == left.n + 1 + right.n && line.s[left.n] == ' ' && !memcmp(line.s, left.s, left.n)
+        if (line.n == left.n + 1 + right.n && line.s[left.n] == ' '
+            && !memcmp(line.s, left.s, left.n)
             && !memcmp(line.s + left.n + 1, right.s, right.n)) break;
     }
     return slot;
@@ -7886,7 +7964,8 @@ static int token_type(const Tokenizer *t, int32_t id) {
     return type >= TYPE_NORMAL && type <= TYPE_BYTE ? type : TYPE_NORMAL;
 }
 
-/* May text become this token by merging? Control tokens never, or a user could forge the end of a turn. */
+/* May text become this token by merging? Control tokens never, or a user could forge the end of
+ * a turn. */
 static int is_text(const Tokenizer *t, int32_t id) {
     return id >= 0 && (token_type(t, id) == TYPE_NORMAL || token_type(t, id) == TYPE_USER_DEFINED);
 }
@@ -7896,8 +7975,8 @@ static int is_special(const Tokenizer *t, int32_t id) {
     return id >= 0 && token_type(t, id) >= TYPE_UNKNOWN && token_type(t, id) <= TYPE_USER_DEFINED;
 }
 
-/* A slot is a place anywhere in megabytes, so the tables are filled a block at a time: all of its slots are asked for before the
- * first is read. */
+/* A slot is a place anywhere in megabytes, so the tables are filled a block at a time: all of
+ * its slots are asked for before the first is read. */
 enum { SLOTS_AHEAD = 32 };
 
 static int load_tokens(Tokenizer *t, char *err) {
@@ -7913,15 +7992,19 @@ static int load_tokens(Tokenizer *t, char *err) {
             if (text.n > t->longest) t->longest = text.n;
             if (text.n == 0 || token_type(t, id + i) == TYPE_UNUSED) continue;
             Slot *slot = vocab_slot(t, h[i], text, str_of(""));
-            if (!slot) return fail(err, GLA_FORMAT, "tokenizer.ggml.tokens: too many texts share one hash value");
-            if (!slot->value) *slot = (Slot){(uint32_t)h[i], (uint32_t)(id + i + 1)};   /* of equal texts the first counts */
+            if (!slot)
+                return fail(err, GLA_FORMAT,
+                            "tokenizer.ggml.tokens: too many texts share one hash value");
+            /* of equal texts the first counts */
+            if (!slot->value) *slot = (Slot){(uint32_t)h[i], (uint32_t)(id + i + 1)};
         }
     }
     return GLA_OK;
 }
 
-/* tokenizer.ggml.merges: "left right", in order of rank. Only the lines are put into a table, under the hash of their whole text; the ids
- * are looked up when a text needs them. Large vocabularies are loaded in a few milliseconds in this way. */
+/* tokenizer.ggml.merges: "left right", in order of rank. Only the lines are put into a table,
+ * under the hash of their whole text; the ids are looked up when a text needs them. Large
+ * vocabularies are loaded in a few milliseconds in this way. */
 static int load_merges(Tokenizer *t, char *err) {
     const uint8_t *p = t->merges.p;
     for (uint32_t i = 0, n; i < t->merges.n; i += n) {
@@ -7935,29 +8018,41 @@ static int load_merges(Tokenizer *t, char *err) {
         for (uint32_t k = 0; k < n; k++) {
             Str line = lines[k];
             size_t at = (size_t)((const uint8_t *)line.s - t->merges.p) - 8 + 1;
-            if (at > UINT32_MAX) return fail(err, GLA_UNSUPPORTED, "tokenizer.ggml.merges: more than 4 GB of text");
+            if (at > UINT32_MAX)
+                return fail(err, GLA_UNSUPPORTED, "tokenizer.ggml.merges: more than 4 GB of text");
             const char *space = line.n < 2 ? NULL : memchr(line.s + 1, ' ', line.n - 1);
-            if (!space) return fail(err, GLA_FORMAT, "tokenizer.ggml.merges: entry %u has no space between its parts", i + k);
+            if (!space)
+                return fail(err, GLA_FORMAT,
+                            "tokenizer.ggml.merges: entry %u has no space between its parts",
+                            i + k);
             const size_t left = (size_t)(space - line.s);
-            Slot *slot = merge_slot(t, h[k], (Str){line.s, left}, (Str){space + 1, line.n - left - 1});
-            if (!slot) return fail(err, GLA_FORMAT, "tokenizer.ggml.merges: too many lines share one hash value");
+            const Str a = {line.s, left}, b = {space + 1, line.n - left - 1};
+            Slot *slot = merge_slot(t, h[k], a, b);
+            if (!slot)
+                return fail(err, GLA_FORMAT,
+                            "tokenizer.ggml.merges: too many lines share one hash value");
             if (!slot->value) *slot = (Slot){(uint32_t)h[k], (uint32_t)at};
         }
     }
     return GLA_OK;
 }
 
-/* The texts of "rwkv" are bytes in the spelling of Python: \n \r \t \\ \' \" \xFF; what is none of these stands for itself. */
+/* The texts of "rwkv" are bytes in the spelling of Python: \n \r \t \\ \' \" \xFF; what is none
+ * of these stands for itself. */
 static size_t unescape(char *out, Str s) {
     static const char letters[] = "nrt\\'\"", meant[] = "\n\r\t\\'\"";
     size_t n = 0;
     for (size_t i = 0; i < s.n; i++) {
-        const char next = i + 1 < s.n ? s.s[i + 1] : 0, *letter = next ? strchr(letters, next) : NULL;
+        const char next = i + 1 < s.n ? s.s[i + 1] : 0;
+        const char *letter = next ? strchr(letters, next) : NULL;
+        const char hex[3] = { i + 3 < s.n ? s.s[i + 2] : 0, i + 3 < s.n ? s.s[i + 3] : 0, 0 };
         out[n] = s.s[i];
-        if (s.s[i] == '\\' && letter) out[n] = meant[letter - letters], i++;
-        else if (s.s[i] == '\\' && next == 'x' && i + 3 < s.n) {
-            const char hex[3] = { s.s[i + 2], s.s[i + 3], 0 };
-            if (strspn(hex, "0123456789abcdefABCDEF") == 2) out[n] = (char)strtol(hex, NULL, 16), i += 3;
+        if (s.s[i] == '\\' && letter) {
+            out[n] = meant[letter - letters];
+            i++;
+        } else if (s.s[i] == '\\' && next == 'x' && strspn(hex, "0123456789abcdefABCDEF") == 2) {
+            out[n] = (char)strtol(hex, NULL, 16);
+            i += 3;
         }
         n++;
     }
@@ -7968,18 +8063,24 @@ static int read_texts(Tokenizer *t, const GgufArray *texts, char *err) {
     const uint8_t *p = texts->p;
     size_t n_bytes = 0;
     t->tokens = gla_alloc((size_t)t->n * sizeof *t->tokens);
-    if (!t->tokens) return fail(err, GLA_MEMORY, "no memory for a vocabulary of %d tokens", (int)t->n);
+    if (!t->tokens)
+        return fail(err, GLA_MEMORY, "no memory for a vocabulary of %d tokens", (int)t->n);
     for (int32_t id = 0; id < t->n; id++) n_bytes += (t->tokens[id] = next_str(&p)).n;
     if (t->model != VOCAB_LONGEST) return GLA_OK;
     char *at = t->unescaped = gla_alloc(n_bytes);
-    if (!at || !trie_init(&t->words, n_bytes)) return fail(err, GLA_MEMORY, "no memory for a vocabulary of %d tokens", (int)t->n);
+    if (!at || !trie_init(&t->words, n_bytes))
+        return fail(err, GLA_MEMORY, "no memory for a vocabulary of %d tokens", (int)t->n);
     for (int32_t id = 0; id < t->n; id++) {
         if (!is_special(t, id)) t->tokens[id] = (Str){ at, unescape(at, t->tokens[id]) };
         at += t->tokens[id].n;
         if (t->tokens[id].n > TRIE_DEPTH)
-            return fail(err, GLA_UNSUPPORTED, "token %d has %zu bytes, at most %d are supported", (int)id, t->tokens[id].n, (int)TRIE_DEPTH);
+            return fail(err, GLA_UNSUPPORTED,
+                        "token %d has %zu bytes, at most %d are supported",
+                        (int)id, t->tokens[id].n, (int)TRIE_DEPTH);
         if (t->tokens[id].n && is_text(t, id) && !trie_add(&t->words, t->tokens[id], id))
-            return fail(err, GLA_UNSUPPORTED, "tokenizer.ggml.tokens: too many letters, or too many of them share one hash value");
+            return fail(err, GLA_UNSUPPORTED,
+                        "tokenizer.ggml.tokens: too many letters, or too many of them share "
+                        "one hash value");
     }
     return GLA_OK;
 }
@@ -7991,10 +8092,13 @@ static int load_habit(Tokenizer *t, const Gguf *g, const char *name, int habit, 
     int64_t id;
     snprintf(key, sizeof key, "tokenizer.gla.%s", name);
     if (!gguf_array(g, key, &ids)) return GLA_OK;
-    if (!t->habits && !(t->habits = gla_alloc((size_t)t->n))) return fail(err, GLA_MEMORY, "no memory for a vocabulary");
+    if (!t->habits && !(t->habits = gla_alloc((size_t)t->n)))
+        return fail(err, GLA_MEMORY, "no memory for a vocabulary");
     for (uint64_t i = 0; i < ids.n; i++) {
         if (!array_int(&ids, i, &id) || id < 0 || id >= t->n)
-            return fail(err, GLA_FORMAT, "%s: entry %llu is not an id of the vocabulary", key, (unsigned long long)i);
+            return fail(err, GLA_FORMAT,
+                        "%s: entry %llu is not an id of the vocabulary",
+                        key, (unsigned long long)i);
         t->habits[id] |= (uint8_t)habit;
     }
     return GLA_OK;
@@ -8002,11 +8106,15 @@ static int load_habit(Tokenizer *t, const Gguf *g, const char *name, int habit, 
 
 static int normalise(const Tokenizer *t, const char *s, size_t n, char **out, size_t *out_n);
 
-static int is_added(const Tokenizer *t, int32_t id) { return is_special(t, id) || (t->habits && t->habits[id] & ADDED_NORMAL); }
+static int is_added(const Tokenizer *t, int32_t id) {
+    return is_special(t, id) || (t->habits && t->habits[id] & ADDED_NORMAL);
+}
 
-/* Two tries of the added tokens. One that is found in the normalised text is itself normalised first. */
+/* Two tries of the added tokens. One that is found in the normalised text is itself normalised
+ * first. */
 static int load_added(Tokenizer *t, const Gguf *g, char *err) {
-    static const char *const names[] = { "lstrip", "rstrip", "single_word", "normalized", "added" };
+    static const char *const names[] = { "lstrip", "rstrip", "single_word", "normalized",
+                                         "added" };
     size_t n_bytes[2] = { 0, 0 };
     int code = GLA_OK;
     for (int i = 0; i < 5 && !code; i++) code = load_habit(t, g, names[i], 1 << i, err);
@@ -8014,21 +8122,27 @@ static int load_added(Tokenizer *t, const Gguf *g, char *err) {
     for (int32_t id = 0; id < t->n; id++) {
         if (!is_added(t, id)) continue;
         if (t->tokens[id].n > TRIE_DEPTH)
-            return fail(err, GLA_UNSUPPORTED, "special token %d has %zu bytes, at most %d are supported", (int)id, t->tokens[id].n,
+            return fail(err, GLA_UNSUPPORTED,
+                        "special token %d has %zu bytes, at most %d are supported",
+                        (int)id, t->tokens[id].n,
                         (int)TRIE_DEPTH);
         n_bytes[t->habits && t->habits[id] & ADDED_NORMALIZED] += 3 * (t->tokens[id].n + 1);
     }
     for (int k = 0; k < 2; k++)
-        if (!trie_init(&t->added[k], n_bytes[k])) return fail(err, GLA_MEMORY, "no memory for special tokens");
+        if (!trie_init(&t->added[k], n_bytes[k]))
+            return fail(err, GLA_MEMORY, "no memory for special tokens");
     for (int32_t id = 0; id < t->n && !code; id++) {
         if (!is_added(t, id) || !t->tokens[id].n) continue;
         const int late = t->habits && t->habits[id] & ADDED_NORMALIZED;
         Str text = t->tokens[id];
         char *copy = NULL;
-        if (late && normalise(t, text.s, text.n, &copy, &text.n)) return fail(err, GLA_MEMORY, "no memory for special tokens");
+        if (late && normalise(t, text.s, text.n, &copy, &text.n))
+            return fail(err, GLA_MEMORY, "no memory for special tokens");
         if (copy) text.s = copy;
         if (!trie_add(&t->added[late], text, id))
-            code = fail(err, GLA_UNSUPPORTED, "special tokens: too many letters, or too many of them share one hash value");
+            code = fail(err, GLA_UNSUPPORTED,
+                        "special tokens: too many letters, or too many of them share one hash "
+                        "value");
         gla_free(copy);
     }
     return code;
@@ -8052,15 +8166,20 @@ static void add_end(Tokenizer *t, int32_t id) {
     if (id >= 0 && t->n_end < (int)(sizeof t->end / sizeof *t->end)) t->end[t->n_end++] = id;
 }
 
-static int has_special(const Tokenizer *t, const char *text) { return is_special(t, find_token(t, str_of(text), str_of(""))); }
+static int has_special(const Tokenizer *t, const char *text) {
+    return is_special(t, find_token(t, str_of(text), str_of("")));
+}
 
-/* "</s>" may also be plain text, struck out in HTML. Where turns end with <|return|> and calls, <|end|> ends only a part of one. */
+/* "</s>" may also be plain text, struck out in HTML. Where turns end with <|return|> and calls,
+ * <|end|> ends only a part of one. */
 static void load_ends(Tokenizer *t, const Gguf *g) {
     static const char *const keys[] = { "eot", "eom", "fim_pad", "fim_rep", "fim_sep" };
-    static const char *const texts[] = { "<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|eom_id|>", "<|end|>",
-        "<|end_of_text|>", "<end_of_turn>", "</s>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]", "<eos>", "<|return|>", "<|call|>",
-        "<|calls|>", "<|flush|>", "<turn|>", "<|tool_response>", "<end_of_utterance>", "[e~[",
-        "<\357\275\234end\342\226\201of\342\226\201sentence\357\275\234>", "<|fim_pad|>", "<|repo_name|>", "<|file_sep|>" };
+    static const char *const texts[] = {
+        "<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|eom_id|>", "<|end|>", "<|end_of_text|>",
+        "<end_of_turn>", "</s>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]", "<eos>", "<|return|>",
+        "<|call|>", "<|calls|>", "<|flush|>", "<turn|>", "<|tool_response>", "<end_of_utterance>",
+        "[e~[", "<\357\275\234end\342\226\201of\342\226\201sentence\357\275\234>",
+        "<|fim_pad|>", "<|repo_name|>", "<|file_sep|>" };
     const int calls = has_special(t, "<|call|>") || has_special(t, "<|calls|>");
     const int parts = calls && (has_special(t, "<|return|>") || has_special(t, "<|flush|>"));
     GgufArray more = {0, 0, NULL};
@@ -8076,7 +8195,8 @@ static void load_ends(Tokenizer *t, const Gguf *g) {
     }
 }
 
-/* What kind of vocabulary it is. Where the file names no pre-tokenizer it is read as llama.cpp reads it. */
+/* What kind of vocabulary it is. Where the file names no pre-tokenizer it is read as llama.cpp
+ * reads it. */
 static int load_kind(Tokenizer *t, const Gguf *g, const char *pre_name, char *err) {
     static const struct { const char *name; int model; } kinds[] = {
         { "gpt2", VOCAB_BPE }, { "llama", VOCAB_SPM }, { "gemma4", VOCAB_SPM }, { "rwkv", VOCAB_LONGEST } };
@@ -8085,17 +8205,22 @@ static int load_kind(Tokenizer *t, const Gguf *g, const char *pre_name, char *er
     Str model, pre = str_of("default");
     const char *what = "";
     char shown[64];
-    if (!gguf_str(g, "tokenizer.ggml.model", &model) || str_is(model, "no_vocab") || str_is(model, "none")) return GLA_OK;
+    if (!gguf_str(g, "tokenizer.ggml.model", &model)) return GLA_OK;
+    if (str_is(model, "no_vocab") || str_is(model, "none")) return GLA_OK;
     for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++)
         if (str_is(model, kinds[i].name)) t->model = kinds[i].model;
     for (size_t i = 0; i < sizeof others / sizeof *others; i++)
         if (str_is(model, others[i].name)) what = others[i].what;
     if (!t->model)
-        return fail(err, GLA_UNSUPPORTED, "tokenizer.ggml.model is \"%s\"%s; gpt2, llama, gemma4 and rwkv are known; another vocabulary: -z",
+        return fail(err, GLA_UNSUPPORTED,
+                    "tokenizer.ggml.model is \"%s\"%s; gpt2, llama, gemma4 and rwkv are known; "
+                    "another vocabulary: -z",
                     printable(shown, model), what);
     const int gemma = str_is(model, "gemma4");
     if (pre_name && t->model != VOCAB_BPE)
-        return fail(err, GLA_INPUT, "--pre: a vocabulary of kind \"%s\" has no pre-tokenizer, only gpt2 has", printable(shown, model));
+        return fail(err, GLA_INPUT,
+                    "--pre: a vocabulary of kind \"%s\" has no pre-tokenizer, only gpt2 has",
+                    printable(shown, model));
     gguf_str(g, "tokenizer.ggml.pre", &pre);
     if (gemma) pre = str_of("gemma4");
     if (pre_name) pre = str_of(pre_name);
@@ -8110,21 +8235,29 @@ static int load_kind(Tokenizer *t, const Gguf *g, const char *pre_name, char *er
 static int load_arrays(Tokenizer *t, const Gguf *g, char *err) {
     GgufArray texts;
     if (!gguf_array(g, "tokenizer.ggml.tokens", &texts) || texts.type != GGUF_STR || texts.n == 0)
-        return fail(err, GLA_FORMAT, "tokenizer.ggml.tokens is missing, empty or not an array of strings");
+        return fail(err, GLA_FORMAT,
+                    "tokenizer.ggml.tokens is missing, empty or not an array of strings");
     if (texts.n > INT32_MAX || texts.n > SIZE_MAX / 64)
-        return fail(err, GLA_FORMAT, "tokenizer.ggml.tokens has %llu entries", (unsigned long long)texts.n);
+        return fail(err, GLA_FORMAT,
+                    "tokenizer.ggml.tokens has %llu entries", (unsigned long long)texts.n);
     if (!gguf_array(g, "tokenizer.ggml.token_type", &t->types)) t->types.n = 0;
     else if ((t->types.type != GGUF_U32 && t->types.type != GGUF_I32) || t->types.n != texts.n)
-        return fail(err, GLA_FORMAT, "tokenizer.ggml.token_type is not one 32-bit integer for each of %llu tokens",
+        return fail(err, GLA_FORMAT,
+                    "tokenizer.ggml.token_type is not one 32-bit integer for each of %llu tokens",
                     (unsigned long long)texts.n);
-    const int merges = gguf_array(g, "tokenizer.ggml.merges", &t->merges), scores = gguf_array(g, "tokenizer.ggml.scores", &t->scores);
+    const int merges = gguf_array(g, "tokenizer.ggml.merges", &t->merges);
+    const int scores = gguf_array(g, "tokenizer.ggml.scores", &t->scores);
     const int by_score = t->model == VOCAB_SPM && !t->pre && !merges;
-    if (merges && (t->merges.type != GGUF_STR || t->merges.n > INT32_MAX || t->merges.n > SIZE_MAX / 128))
-        return fail(err, GLA_FORMAT, "tokenizer.ggml.merges is too long or not an array of strings");
+    if (merges && (t->merges.type != GGUF_STR || t->merges.n > INT32_MAX
+                   || t->merges.n > SIZE_MAX / 128))
+        return fail(err, GLA_FORMAT,
+                    "tokenizer.ggml.merges is too long or not an array of strings");
     if (by_score && scores && (t->scores.type != GGUF_F32 || t->scores.n != texts.n))
-        return fail(err, GLA_FORMAT, "tokenizer.ggml.scores is not one float for each of %llu tokens", (unsigned long long)texts.n);
-    /* Merges are exact, scores stand for them. Without either the ids are the order, in vocabularies that are written as they
-     * were learnt; in others no merges are none. */
+        return fail(err, GLA_FORMAT,
+                    "tokenizer.ggml.scores is not one float for each of %llu tokens",
+                    (unsigned long long)texts.n);
+    /* Merges are exact, scores stand for them. Without either the ids are the order, in
+     * vocabularies that are written as they were learnt; in others no merges are none. */
     const int learnt = t->pre ? t->pre->flags & PRE_RANKS : !scores;
     t->order = by_score && scores ? BY_SCORE : !merges && learnt ? BY_ID : BY_MERGES;
     if (!merges) t->merges = (GgufArray){GGUF_STR, 0, NULL};
@@ -8139,30 +8272,38 @@ static int load_arrays(Tokenizer *t, const Gguf *g, char *err) {
 }
 
 static int load_pieces(Tokenizer *t, char *err) {
-    if (!unicode_init(&t->unicode, t->nfc)) return fail(err, GLA_MEMORY, "no memory for the Unicode tables");
+    if (!unicode_init(&t->unicode, t->nfc))
+        return fail(err, GLA_MEMORY, "no memory for the Unicode tables");
     if (!t->pre) return GLA_OK;
     t->splits = gla_alloc(MAX_SPLITS * sizeof *t->splits);
     if (!t->splits) return fail(err, GLA_MEMORY, "no memory for expressions");
     Regex *r = gla_alloc(sizeof *r);
-    int code = r && table_init(&r->by_list, MAX_STATES) ? GLA_OK : fail(err, GLA_MEMORY, "no memory for expressions");
-    for (; !code && t->pre->splits[t->n_splits]; t->n_splits++)
-        code = splitter_init(&t->splits[t->n_splits], t->pre->splits[t->n_splits], &t->unicode, r, err);
+    int code = r && table_init(&r->by_list, MAX_STATES) ? GLA_OK : GLA_MEMORY;
+    if (code) fail(err, code, "no memory for expressions");
+    for (; !code && t->pre->splits[t->n_splits]; t->n_splits++) {
+        const char *expression = t->pre->splits[t->n_splits];
+        code = splitter_init(&t->splits[t->n_splits], expression, &t->unicode, r, err);
+    }
     if (r) gla_free(r->by_list.slots);
     gla_free(r);
     return code;
 }
 
 static int load_spaces(Tokenizer *t, const Gguf *g, char *err) {
-    static const char *const names[] = { [SPACE_NEVER] = "never", [SPACE_FIRST] = "first", [SPACE_ALWAYS] = "always",
-                                         [SPACE_PREPEND] = "prepend" };
+    static const char *const names[] = { [SPACE_NEVER] = "never", [SPACE_FIRST] = "first",
+                                         [SPACE_ALWAYS] = "always", [SPACE_PREPEND] = "prepend" };
     Str how;
     const int llama = t->model == VOCAB_SPM && !t->pre;
-    t->space = llama && flag_key(g, "tokenizer.ggml.add_space_prefix", 1) ? SPACE_PREPEND : SPACE_NEVER;
+    t->space = SPACE_NEVER;
+    if (llama && flag_key(g, "tokenizer.ggml.add_space_prefix", 1)) t->space = SPACE_PREPEND;
     if (gguf_str(g, "tokenizer.gla.space_prefix", &how)) {
         for (t->space = 0; t->space < 4 && !str_is(how, names[t->space]); t->space++) {}
-        if (t->space == 4) return fail(err, GLA_UNSUPPORTED, "tokenizer.gla.space_prefix is not never, first, always or prepend");
+        if (t->space == 4)
+            return fail(err, GLA_UNSUPPORTED,
+                        "tokenizer.gla.space_prefix is not never, first, always or prepend");
     }
-    if (t->model == VOCAB_LONGEST || (t->model == VOCAB_BPE && t->space == SPACE_PREPEND)) t->space = SPACE_NEVER;
+    const int prepends = t->model == VOCAB_BPE && t->space == SPACE_PREPEND;
+    if (t->model == VOCAB_LONGEST || prepends) t->space = SPACE_NEVER;
     return GLA_OK;
 }
 
@@ -8173,7 +8314,7 @@ static int load_vocabulary(Tokenizer *t, const Gguf *g, const char *pre, char *e
     t->nfc = flag_key(g, "tokenizer.gla.nfc", flags & PRE_NFC);
     t->whole = flag_key(g, "tokenizer.gla.ignore_merges", flags & PRE_WHOLE);
     t->byte_fallback = flag_key(g, "tokenizer.gla.byte_fallback", 1);
-    t->fuse_unk = flag_key(g, "tokenizer.gla.fuse_unk", 1);
+    t->fuse_unk = flag_key(g, "tokenizer.gla.fuse_unk", t->model != VOCAB_BPE);
     code = load_spaces(t, g, err);
     if (!code) code = load_arrays(t, g, err);
     if (!code) code = load_pieces(t, err);
@@ -8181,32 +8322,38 @@ static int load_vocabulary(Tokenizer *t, const Gguf *g, const char *pre, char *e
     if (code) return code;
     for (int b = 0; b < 256; b++) {
         char s[8];
-        size_t n = t->model == VOCAB_BPE ? utf8_write(s, byte_char((uint8_t)b)) : (size_t)snprintf(s, sizeof s, "<0x%02X>", (unsigned)b);
+        size_t n = (size_t)snprintf(s, sizeof s, "<0x%02X>", (unsigned)b);
+        if (t->model == VOCAB_BPE) n = utf8_write(s, byte_char((uint8_t)b));
         int32_t id = find_token(t, (Str){ s, n }, str_of(""));
         t->byte_id[b] = t->model != VOCAB_BPE || is_text(t, id) ? id : -1;
     }
-    /* Where "gpt2" files name no bos or eos, llama.cpp takes id 11, which suits one old model; here there is none. */
+    /* Where "gpt2" files name no bos or eos, llama.cpp takes id 11, which suits one old model;
+     * here there is none. */
     t->bos = id_key(t, g, "bos", llama ? 1 : -1);
     t->eos = id_key(t, g, "eos", llama ? 2 : t->model == VOCAB_LONGEST ? 0 : -1);
     t->unk = id_key(t, g, "unknown", llama ? 0 : -1);
     t->add_bos = flag_key(g, "tokenizer.ggml.add_bos_token", llama || flags & PRE_BOS);
-    if (t->whole_lines && t->model == VOCAB_SPM && t->bos >= 0) t->add_bos = 1;     /* files say it wrong, llama.cpp knows */
+    /* files say it wrong, llama.cpp knows */
+    if (t->whole_lines && t->model == VOCAB_SPM && t->bos >= 0) t->add_bos = 1;
     t->add_eos = flag_key(g, "tokenizer.ggml.add_eos_token", 0);
     load_ends(t, g);
     return GLA_OK;
 }
 
 static void tokenizer_clear(Tokenizer *t) {
-    gla_free(t->tokens); gla_free(t->unescaped); gla_free(t->habits); gla_free(t->vocab.slots); gla_free(t->pairs.slots);
-    gla_free(t->unicode.classes);
-    trie_free(&t->added[0]); trie_free(&t->added[1]); trie_free(&t->words);
+    void *const owned[] = { t->tokens, t->unescaped, t->habits, t->vocab.slots, t->pairs.slots,
+                            t->unicode.classes };
+    for (size_t i = 0; i < sizeof owned / sizeof *owned; i++) gla_free(owned[i]);
+    trie_free(&t->added[0]);
+    trie_free(&t->added[1]);
+    trie_free(&t->words);
     for (int i = 0; t->splits && i < MAX_SPLITS; i++) splitter_free(&t->splits[i]);
     gla_free(t->splits);
     memset(t, 0, sizeof *t);
 }
 
-/* Reads the tokenizer.* keys of g, whose file has to stay mapped. A file without a vocabulary, or none (NULL), gives n = 0.
- * pre: the pre-tokenizer, NULL = the file's. */
+/* Reads the tokenizer.* keys of g, whose file has to stay mapped. A file without a vocabulary,
+ * or none (NULL), gives n = 0. pre: the pre-tokenizer, NULL = the file's. */
 static int tokenizer_init(Tokenizer *t, const Gguf *g, const char *pre, char *err) {
     memset(t, 0, sizeof *t);
     t->bos = t->eos = t->unk = -1;
@@ -8223,25 +8370,29 @@ static int tokenizer_is_end(const Tokenizer *t, int32_t id) {
 }
 
 /* -- merging --
- * A piece is a linked list of symbols; a heap holds the pairs that can be joined, the one to be joined first on top. Entries go
- * stale when a neighbour was quicker, and are skipped when they come up. Time n log n. */
+ * A piece is a linked list of symbols; a heap holds the pairs that can be joined, the one to be
+ * joined first on top. Entries go stale when a neighbour was quicker, and are skipped when they
+ * come up. Time n log n. */
 #define NO_SYMBOL UINT32_MAX
-typedef struct { uint32_t at, len, prev, next; int32_t id; } Symbol;        /* a stretch of the piece */
-typedef struct { uint32_t rank, at, len; int32_t id; } Join;                /* of symbol `at` with its right neighbour */
-typedef struct { int32_t left, right, id; uint32_t rank; } Known;           /* what two tokens join to; id -1: to nothing */
+typedef struct { uint32_t at, len, prev, next; int32_t id; } Symbol; /* a stretch of the piece */
+/* of symbol `at` with its right neighbour */
+typedef struct { uint32_t rank, at, len; int32_t id; } Join;
+/* what two tokens join to; id -1: to nothing */
+typedef struct { int32_t left, right, id; uint32_t rank; } Known;
 typedef struct {
     const Tokenizer *t;
     Ids *out;
     int code;                       /* the first failure */
     void *scratch;
     size_t room;
-    Known *known;                   /* pairs that were looked up before: texts repeat themselves, and tokens may be long */
+    /* pairs that were looked up before: texts repeat themselves, and tokens may be long */
+    Known *known;
     uint32_t n_known;
     Table known_slots;
 } Encoder;
 enum { MAX_KNOWN = 1 << 18 };
 
-static void *encoder_scratch(Encoder *e, size_t bytes) {                    /* contents are not kept */
+static void *encoder_scratch(Encoder *e, size_t bytes) { /* contents are not kept */
     if (bytes > e->room) {
         gla_free(e->scratch);
         e->room = bytes > 2 * e->room ? bytes : 2 * e->room;
@@ -8255,7 +8406,7 @@ static void emit_id(Encoder *e, int32_t id) {
     if (!e->code) e->code = ids_add(e->out, &id, 1, NULL);
 }
 
-static int joins_before(const Join *a, const Join *b) {                     /* lower rank, of equals the leftmost */
+static int joins_before(const Join *a, const Join *b) { /* lower rank, of equals the leftmost */
     return a->rank != b->rank ? a->rank < b->rank : a->at < b->at;
 }
 
@@ -8283,20 +8434,22 @@ static Known look_up_join(const Tokenizer *t, int32_t left, int32_t right) {
     const Str a = t->tokens[left], b = t->tokens[right];
     if (t->order == BY_MERGES) {
         if (a.n > 1 && memchr(a.s + 1, ' ', a.n - 1)) return k;
-        const Slot *slot = merge_slot(t, hash_text(hash_text(hash_text(0, a), str_of(" ")), b), a, b);
+        const uint64_t h = hash_text(hash_text(0, a), str_of(" "));
+        const Slot *slot = merge_slot(t, hash_text(h, b), a, b);
         if (!slot || !slot->value) return k;
         k.rank = slot->value;
     }
     const int32_t id = find_token(t, a, b);
-    if (!is_text(t, id)) return k;                          /* a merge into what is no token cannot happen */
+    if (!is_text(t, id)) return k; /* a merge into what is no token cannot happen */
     k.id = id;
     if (t->order == BY_ID) k.rank = (uint32_t)id;
     if (t->order == BY_SCORE) {
         float score;
         memcpy(&score, t->scores.p + 4 * (size_t)id, 4);
-        score = 0.0f - score;                               /* the highest score first; and -0 becomes 0 */
+        score = 0.0f - score; /* the highest score first; and -0 becomes 0 */
         memcpy(&k.rank, &score, 4);
-        k.rank = k.rank >> 31 ? ~k.rank : k.rank | 1u << 31;        /* floats in order, as unsigned integers */
+        /* floats in order, as unsigned integers */
+        k.rank = k.rank >> 31 ? ~k.rank : k.rank | 1u << 31;
     }
     return k;
 }
@@ -8328,7 +8481,8 @@ static Known recall(Encoder *e, int32_t left, int32_t right) {
     return found;
 }
 
-/* Put the pair of symbol `at` and its right neighbour on the heap, if there is a token for the two together. */
+/* Put the pair of symbol `at` and its right neighbour on the heap, if there is a token for the
+ * two together. */
 static void propose(Encoder *e, const Symbol *sym, uint32_t at, Join *heap, size_t *n) {
     if (at == NO_SYMBOL || sym[at].next == NO_SYMBOL) return;
     const Symbol *a = &sym[at], *b = &sym[a->next];
@@ -8342,16 +8496,17 @@ static size_t split_symbols(const Tokenizer *t, const char *s, size_t n, Symbol 
     size_t count = 0, len = 1;
     for (size_t at = 0; at < n; at += len) {
         int32_t id = t->byte_id[(uint8_t)s[at]];
-        if (t->model == VOCAB_BPE && id < 0 && t->unk < 0) continue;    /* an incomplete vocabulary loses the byte, as in HF */
+        /* an incomplete vocabulary loses the byte, as in HF */
+        if (t->model == VOCAB_BPE && id < 0 && t->unk < 0) continue;
         if (t->model == VOCAB_SPM) {
             utf8_read(s + at, n - at, &len);
             id = find_token(t, (Str){ s + at, len }, str_of(""));
             if (!is_text(t, id)) id = -1;
         }
-        sym[count] = (Symbol){ (uint32_t)at, (uint32_t)len, (uint32_t)count - 1, (uint32_t)count + 1, id };
-        count++;
+        const uint32_t i = (uint32_t)count++;
+        sym[i] = (Symbol){ (uint32_t)at, (uint32_t)len, i - 1, i + 1, id };
     }
-    if (count) sym[count - 1].next = NO_SYMBOL;             /* and the first one's prev is, by wrapping */
+    if (count) sym[count - 1].next = NO_SYMBOL; /* and the first one's prev is, by wrapping */
     return count;
 }
 
@@ -8361,7 +8516,8 @@ static int32_t whole_piece(const Tokenizer *t, const char *s, size_t n, char *sp
     Str text = { s, n };
     if (t->model == VOCAB_BPE) {
         text = (Str){ spelled, 0 };
-        for (size_t i = 0; i < n; i++) text.n += utf8_write(spelled + text.n, byte_char((uint8_t)s[i]));
+        for (size_t i = 0; i < n; i++)
+            text.n += utf8_write(spelled + text.n, byte_char((uint8_t)s[i]));
     }
     const int32_t id = find_token(t, text, str_of(""));
     return is_text(t, id) ? id : -1;
@@ -8374,10 +8530,12 @@ static void emit_symbols(Encoder *e, const char *s, const Symbol *sym) {
         const char *text = s + sym[i].at;
         int spelled = t->byte_fallback;
         for (uint32_t k = 0; k < sym[i].len; k++) spelled &= t->byte_id[(uint8_t)text[k]] >= 0;
+        const uint32_t n_bytes = sym[i].id < 0 && spelled ? sym[i].len : 0;
         if (sym[i].id >= 0) emit_id(e, sym[i].id);
-        else if (spelled) for (uint32_t k = 0; k < sym[i].len; k++) emit_id(e, t->byte_id[(uint8_t)text[k]]);
-        else if (t->unk >= 0 && !(unknown && t->fuse_unk)) emit_id(e, t->unk);
-        unknown = sym[i].id < 0 && !spelled;
+        for (uint32_t k = 0; k < n_bytes; k++) emit_id(e, t->byte_id[(uint8_t)text[k]]);
+        const int lost = sym[i].id < 0 && !spelled;
+        if (lost && t->unk >= 0 && !(unknown && t->fuse_unk)) emit_id(e, t->unk);
+        unknown = lost;
     }
 }
 
@@ -8386,7 +8544,7 @@ static void encode_piece(Encoder *e, const char *s, size_t n) {
     const Tokenizer *t = e->t;
     Symbol *sym = encoder_scratch(e, n * (sizeof *sym + 2 * sizeof(Join)));
     if (!sym) return;
-    Join *heap = (Join *)(sym + n);                 /* n - 1 at first, and a join takes one and adds at most two */
+    Join *heap = (Join *)(sym + n); /* n - 1 at first, and a join takes one and adds at most two */
     size_t n_heap = 0;
     const int32_t whole = whole_piece(t, s, n, (char *)heap);
     if (whole >= 0) { emit_id(e, whole); return; }
@@ -8396,7 +8554,8 @@ static void encode_piece(Encoder *e, const char *s, size_t n) {
     while (n_heap) {
         Join j = pop_join(heap, &n_heap);
         Symbol *a = &sym[j.at];
-        /* Symbols only grow, so the pair is still the one proposed if both are there and no longer than then. */
+        /* Symbols only grow, so the pair is still the one proposed if both are there and no
+         * longer than then. */
         if (!a->len || a->next == NO_SYMBOL || a->len + sym[a->next].len != j.len) continue;
         sym[a->next].len = 0;                       /* gone */
         a->next = sym[a->next].next;
@@ -8422,6 +8581,10 @@ static void encode_longest(Encoder *e, const char *s, size_t n) {           /* "
 
 static void encode_pieces(Encoder *e, int split, const char *s, size_t n);
 
+static int class_at(const Unicode *u, const char *s, size_t n, size_t at, size_t *len) {
+    return char_class(u, utf8_read(s + at, n - at, len)) & (N_CH - 1);
+}
+
 /* Rows of digits in threes, from the right. */
 static void split_thousands(Encoder *e, int split, const char *s, size_t n) {
     const Unicode *u = &e->t->unicode;
@@ -8432,12 +8595,13 @@ static void split_thousands(Encoder *e, int split, const char *s, size_t n) {
         size_t count = 0, end = at;
         int class = CH_OTHER;
         for (len = 0; end < n; end += len, count++) {
-            class = char_class(u, utf8_read(s + end, n - end, &len)) & (N_CH - 1);
+            class = class_at(u, s, n, end, &len);
             if (!(thousands[row].digits >> class & 1)) break;
         }
         if (!count) continue;
         const int cut = !thousands[row].word || end == n || !(WORD_CLASSES >> class & 1);
-        for (; cut && at < end; count--) {          /* a group begins where the digits that are left are a multiple of three */
+        /* a group begins where the digits that are left are a multiple of three */
+        for (; cut && at < end; count--) {
             if (count % 3 == 0 || (!between && at == begin)) {
                 if (from < at) encode_pieces(e, split + 1, s + from, at - from);
                 from = at;
@@ -8452,7 +8616,8 @@ static void split_thousands(Encoder *e, int split, const char *s, size_t n) {
     if (from < n) encode_pieces(e, split + 1, s + from, n - from);
 }
 
-/* Cut s at the matches of an expression; each match, and what lies between two of them, is a piece for the next one. */
+/* Cut s at the matches of an expression; each match, and what lies between two of them, is a
+ * piece for the next one. */
 static void encode_pieces(Encoder *e, int split, const char *s, size_t n) {
     const Tokenizer *t = e->t;
     Futile futile = { 0, 0, 0 };
@@ -8479,8 +8644,11 @@ static void encode_part(Encoder *e, const char *s, size_t n, int first) {
     char *copy = NULL, mark[4];
     const size_t len = utf8_write(mark, t->model == VOCAB_SPM ? SPACE_MARK : ' ');
     if (n == 0) return;
-    if ((t->space == SPACE_ALWAYS || (t->space == SPACE_FIRST && first)) && (n < len || memcmp(s, mark, len))) {
-        if (!(copy = gla_alloc(n + len))) { e->code = GLA_MEMORY; return; }
+    const int marked = t->space == SPACE_ALWAYS || (t->space == SPACE_FIRST && first);
+    if (marked && (n < len || memcmp(s, mark, len))) {
+        copy = gla_alloc(n + len);
+        if (!copy) e->code = GLA_MEMORY;
+        if (!copy) return;
         memcpy(copy, mark, len);
         memcpy(copy + len, s, n);
         s = copy, n += len;
@@ -8509,7 +8677,8 @@ static int normalise(const Tokenizer *t, const char *s, size_t n, char **out, si
     return copy ? GLA_OK : GLA_MEMORY;
 }
 
-static void encode_around_added(Encoder *e, const char *s, size_t n, int flags, int late, int first);
+static void encode_around_added(Encoder *e, const char *s, size_t n, int flags, int late,
+                                int first);
 
 /* Text between two added tokens, as it came. */
 static void encode_stretch(Encoder *e, const char *s, size_t n, int flags, int first) {
@@ -8521,47 +8690,53 @@ static void encode_stretch(Encoder *e, const char *s, size_t n, int flags, int f
     gla_free(copy);
 }
 
-static int class_before(const Unicode *u, const char *s, size_t at) {       /* of the character that ends there */
+/* of the character that ends there */
+static int class_before(const Unicode *u, const char *s, size_t at) {
     size_t from = at - 1, len;
     while (from && at - from < 4 && ((uint8_t)s[from] & 0xC0) == 0x80) from--;
     const uint32_t c = utf8_read(s + from, at - from, &len);
     return char_class(u, from + len == at ? c : BAD_BYTE) & (N_CH - 1);
 }
 
-/* Does the added token at s[*start] .. s[*stop] hold there? Some are found only as words, some take the white space around them
- * along, to the left not beyond `from`. */
-static int added_fits(const Tokenizer *t, int32_t id, const char *s, size_t n, size_t from, size_t *start, size_t *stop) {
+/* Does the added token at s[*start] .. s[*stop] hold there? Some are found only as words, some
+ * take the white space around them along, to the left not beyond `from`. */
+static int added_fits(const Tokenizer *t, int32_t id, const char *s, size_t n, size_t from,
+                      size_t *start, size_t *stop) {
     const int habits = t->habits ? t->habits[id] : 0;
     const Unicode *u = &t->unicode;
     size_t len;
     if (habits & ADDED_WORD) {
         if (*start && WORD_CLASSES >> class_before(u, s, *start) & 1) return 0;
-        if (*stop < n && WORD_CLASSES >> (char_class(u, utf8_read(s + *stop, n - *stop, &len)) & (N_CH - 1)) & 1) return 0;
+        if (*stop < n && WORD_CLASSES >> class_at(u, s, n, *stop, &len) & 1) return 0;
     }
     if (habits & ADDED_LSTRIP)
         while (*start > from && CLASS(CH_SPACE) >> class_before(u, s, *start) & 1) {
             do --*start; while (*start > from && ((uint8_t)s[*start] & 0xC0) == 0x80);
         }
     if (habits & ADDED_RSTRIP)
-        for (; *stop < n; *stop += len) {
-            const uint32_t c = utf8_read(s + *stop, n - *stop, &len);
-            if (!(CLASS(CH_SPACE) >> (char_class(u, c) & (N_CH - 1)) & 1)) break;
-        }
+        while (*stop < n && CLASS(CH_SPACE) >> class_at(u, s, n, *stop, &len) & 1) *stop += len;
     return 1;
 }
 
-/* Added tokens are found leftmost first, the longest of those that start together; late: in the normalised text, those that are
- * looked for there. Without GLA_SPECIAL the control tokens among them stay plain text, so that "<|im_end|>" typed by a user ends
- * nothing; user-defined ones are always tokens. */
-static void encode_around_added(Encoder *e, const char *s, size_t n, int flags, int late, int first) {
+/* Added tokens are found leftmost first, the longest of those that start together; late: in the
+ * normalised text, those that are looked for there. Without GLA_SPECIAL the control tokens among
+ * them stay plain text, so that "<|im_end|>" typed by a user ends nothing; user-defined ones are
+ * always tokens. */
+static void encode_around_added(Encoder *e, const char *s, size_t n, int flags, int late,
+                                int first) {
     const Tokenizer *t = e->t;
     const Trie *trie = &t->added[late];
     size_t from = 0, len = 0;
     for (size_t at = 0; at < n && !e->code;) {
-        const int32_t id = trie->root[(uint8_t)s[at]] ? trie_longest(trie, s + at, n - at, &len) : -1;
-        if (id < 0) { at++; continue; }
+        const int possible = trie->root[(uint8_t)s[at]] != 0;
+        const int32_t id = possible ? trie_longest(trie, s + at, n - at, &len) : -1;
+        if (id < 0) {
+            at++;
+            continue;
+        }
         size_t start = at, stop = at += len;
-        if (!(flags & GLA_SPECIAL) && is_special(t, id) && token_type(t, id) != TYPE_USER_DEFINED) continue;
+        const int control = is_special(t, id) && token_type(t, id) != TYPE_USER_DEFINED;
+        if (control && !(flags & GLA_SPECIAL)) continue;
         if (!added_fits(t, id, s, n, from, &start, &stop)) continue;
         if (from < start && late) encode_part(e, s + from, start - from, first && !from);
         else if (from < start) encode_stretch(e, s + from, start - from, flags, first && !from);
@@ -8573,11 +8748,14 @@ static void encode_around_added(Encoder *e, const char *s, size_t n, int flags, 
     else encode_stretch(e, s + from, n - from, flags, first && !from);
 }
 
-/* Appends the ids of len bytes of text. GLA_BOS puts bos before and eos behind it if the file says so. */
-static int tokenizer_append(const Tokenizer *t, const char *text, size_t len, int flags, Ids *out, char *err) {
+/* Appends the ids of len bytes of text. GLA_BOS puts bos before and eos behind it if the file
+ * says so. */
+static int tokenizer_append(const Tokenizer *t, const char *text, size_t len, int flags, Ids *out,
+                            char *err) {
     Encoder e = { .t = t, .out = out };
     if (len > (size_t)1 << 30 || len > SIZE_MAX / 256)
-        return fail(err, GLA_INPUT, "the text has %zu bytes, more than can be tokenized in one go", len);
+        return fail(err, GLA_INPUT,
+                    "the text has %zu bytes, more than can be tokenized in one go", len);
     if (flags & GLA_BOS && t->add_bos && t->bos >= 0) emit_id(&e, t->bos);
     encode_around_added(&e, text, len, flags, 0, 1);
     if (flags & GLA_BOS && t->add_eos && t->eos >= 0) emit_id(&e, t->eos);
@@ -8586,7 +8764,8 @@ static int tokenizer_append(const Tokenizer *t, const char *text, size_t len, in
 }
 
 /* How many ids the text has, of which the first cap are written, or a negative code. */
-static int64_t tokenizer_encode(const Tokenizer *t, const char *text, size_t len, int flags, int32_t *ids, size_t cap, char *err) {
+static int64_t tokenizer_encode(const Tokenizer *t, const char *text, size_t len, int flags,
+                                int32_t *ids, size_t cap, char *err) {
     Ids all = {NULL, 0, 0};
     const int code = tokenizer_append(t, text, len, flags, &all, err);
     const size_t n = (size_t)all.n < cap ? (size_t)all.n : cap;
@@ -8604,10 +8783,13 @@ static int32_t special_at(const Tokenizer *t, const char *s, size_t n, size_t *l
 
 /* -- decoding -- */
 
-/* The bytes of one token: returns how many there are, of which the first cap are written. A token may hold part of a
- * character, so whoever prints collects whole ones. Control tokens are silent without GLA_SPECIAL. GLA_FIRST goes
- * with the first token of a text that is not a control token: "llama" encoding put a space there. */
-static size_t piece_part(const Tokenizer *t, int32_t id, int flags, size_t from, char *buf, size_t cap) { /* ... from byte `from` on */
+/* The bytes of one token: returns how many there are, of which the first cap are written. A
+ * token may hold part of a character, so whoever prints collects whole ones. Control tokens are
+ * silent without GLA_SPECIAL. GLA_FIRST goes with the first token of a text that is not a
+ * control token: "llama" encoding put a space there. */
+/* ... from byte `from` on */
+static size_t piece_part(const Tokenizer *t, int32_t id, int flags, size_t from, char *buf,
+                         size_t cap) {
     if (id < 0 || id >= t->n) return 0;
     Str s = t->tokens[id];
     int type = token_type(t, id), spelled = type == TYPE_NORMAL && t->model == VOCAB_BPE;
@@ -8619,7 +8801,8 @@ static size_t piece_part(const Tokenizer *t, int32_t id, int flags, size_t from,
             if (cap && !from) buf[0] = (char)b;
             return 1;
         }
-    for (size_t at = 0; spelled && at < s.n; at += len)     /* a text that does not spell bytes is taken literally */
+    /* a text that does not spell bytes is taken literally */
+    for (size_t at = 0; spelled && at < s.n; at += len)
         spelled = char_byte(utf8_read(s.s + at, s.n - at, &len)) >= 0;
     for (size_t at = 0; at < s.n; at += len) {
         uint32_t c = utf8_read(s.s + at, s.n - at, &len);
@@ -8638,13 +8821,15 @@ static size_t tokenizer_piece(const Tokenizer *t, int32_t id, int flags, char *b
 
 /* -- NFC -- */
 
-/* Canonical composition (NFC): "e" and U+0301 become U+00E9, marks on one letter get their standard order. Korean
- * syllables are composed by arithmetic: leading consonant L, vowel V, perhaps a trailing consonant T. */
-enum { HANGUL = 0xAC00, N_HANGUL = 11172, JAMO_L = 0x1100, N_L = 19, JAMO_V = 0x1161, N_V = 21, JAMO_T = 0x11A7,
+/* Canonical composition (NFC): "e" and U+0301 become U+00E9, marks on one letter get their
+ * standard order. Korean syllables are composed by arithmetic: leading consonant L, vowel V,
+ * perhaps a trailing consonant T. */
+enum { HANGUL = 0xAC00, N_HANGUL = 11172, JAMO_L = 0x1100, N_L = 19, JAMO_V = 0x1161, N_V = 21,
+       JAMO_T = 0x11A7,
        N_T = 28 };
 enum { N_CLASSES = 2827, N_COMBINING = 667, N_COMPOSITES = 2060 };
 
-static uint32_t find_run(const uint32_t *runs, size_t n, uint32_t c) {      /* the run that c is in */
+static uint32_t find_run(const uint32_t *runs, size_t n, uint32_t c) { /* the run that c is in */
     size_t lo = 0;
     for (size_t hi = n; hi - lo > 1;) {
         size_t mid = lo + (hi - lo) / 2;
@@ -8658,7 +8843,9 @@ static int run_class(const Unicode *u, uint32_t c) {
     if ((run & 0xFF) != CH_PAIRS) return (int)(run & 0xFF);
     return (c - (run >> 8)) & 1 ? CH_LOWER : CH_UPPER;
 }
-static int char_class(const Unicode *u, uint32_t c) { return c < sizeof u->low ? u->low[c] : run_class(u, c); }
+static int char_class(const Unicode *u, uint32_t c) {
+    return c < sizeof u->low ? u->low[c] : run_class(u, c);
+}
 
 static int by_whole(const void *x, const void *y) {
     const Composite *a = x, *b = y;
@@ -8677,7 +8864,7 @@ static int by_value(const void *x, const void *y) {
     return a < b ? -1 : a > b;
 }
 
-static size_t decompose(const Unicode *u, uint32_t c, uint64_t *out) {      /* into 1 to 4 characters */
+static size_t decompose(const Unicode *u, uint32_t c, uint64_t *out) { /* into 1 to 4 characters */
     if (c - HANGUL < N_HANGUL) {
         uint32_t k = c - HANGUL;
         out[0] = JAMO_L + k / (N_V * N_T);
@@ -8692,9 +8879,12 @@ static size_t decompose(const Unicode *u, uint32_t c, uint64_t *out) {      /* i
     return found->b ? n + decompose(u, found->b, out + n) : n;
 }
 
-static uint32_t compose(const Unicode *u, uint32_t a, uint32_t b) {         /* a followed by b as one, or 0 */
-    if (a - JAMO_L < N_L && b - JAMO_V < N_V) return HANGUL + ((a - JAMO_L) * N_V + b - JAMO_V) * N_T;
-    if (a - HANGUL < N_HANGUL && (a - HANGUL) % N_T == 0 && b - JAMO_T - 1 < N_T - 1) return a + b - JAMO_T;
+/* a followed by b as one, or 0 */
+static uint32_t compose(const Unicode *u, uint32_t a, uint32_t b) {
+    const uint32_t syllable = a - HANGUL, last = b - JAMO_T - 1;
+    if (a - JAMO_L < N_L && b - JAMO_V < N_V)
+        return HANGUL + ((a - JAMO_L) * N_V + b - JAMO_V) * N_T;
+    if (syllable < N_HANGUL && syllable % N_T == 0 && last < N_T - 1) return a + last + 1;
     Composite key = { 0, a, b };
     const Composite *found = bsearch(&key, u->pairs, u->n_pairs, sizeof key, by_parts);
     return found ? found->c : 0;
@@ -8703,8 +8893,11 @@ static uint32_t compose(const Unicode *u, uint32_t a, uint32_t b) {         /* a
 /* Order and compose the m characters of q in place; returns how many remain. */
 static size_t compose_run(const Unicode *u, uint64_t *q, size_t m) {
     size_t n = 0, base = SIZE_MAX, end;
-    for (size_t i = 0; i < m; i++)      /* place << 56 | i << 24 | character: sorting leaves equals in their order */
-        q[i] |= (uint64_t)(find_run(u->combining, N_COMBINING, (uint32_t)q[i]) & 0xFF) << 56 | (uint64_t)i << 24;
+    /* place << 56 | i << 24 | character: sorting leaves equals in their order */
+    for (size_t i = 0; i < m; i++) {
+        const uint64_t place = find_run(u->combining, N_COMBINING, (uint32_t)q[i]) & 0xFF;
+        q[i] |= place << 56 | (uint64_t)i << 24;
+    }
     for (size_t i = 0; i < m; i = end + 1) {
         for (end = i; end < m && q[end] >> 56; end++) {}
         if (end - i > 1) qsort(q + i, end - i, sizeof *q, by_value);
@@ -8712,7 +8905,8 @@ static size_t compose_run(const Unicode *u, uint64_t *q, size_t m) {
     for (size_t i = 0; i < m; i++) {
         uint32_t c = q[i] & 0xFFFFFF, place = (uint32_t)(q[i] >> 56), both = 0;
         /* c reaches the base letter if nothing stands between, or only marks of lower places. */
-        if (base != SIZE_MAX && (base + 1 == n || q[n - 1] >> 56 < place)) both = compose(u, q[base] & 0xFFFFFF, c);
+        if (base != SIZE_MAX && (base + 1 == n || q[n - 1] >> 56 < place))
+            both = compose(u, q[base] & 0xFFFFFF, c);
         if (both) { q[base] = both; continue; }
         if (place == 0) base = n;
         q[n++] = (uint64_t)place << 56 | c;
@@ -8720,8 +8914,9 @@ static size_t compose_run(const Unicode *u, uint64_t *q, size_t m) {
     return n;
 }
 
-/* *out stays NULL if s is in NFC, which a look at each character settles for nearly every text. Otherwise it is a copy,
- * at most three times as long. A settled character and the unsettled ones behind it are a run that no other touches. */
+/* out stays NULL if s is in NFC, which a look at each character settles for nearly every text.
+ * Otherwise it is a copy, at most three times as long. A settled character and the unsettled
+ * ones behind it are a run that no other touches. */
 static int nfc(const Tokenizer *t, const char *s, size_t n, char **out, size_t *out_n) {
     const Unicode *u = &t->unicode;
     size_t at = 0, len, end, written = 0;
@@ -8745,7 +8940,8 @@ static int nfc(const Tokenizer *t, const char *s, size_t n, char **out, size_t *
             room = 8 * count;
             if (!(q = gla_alloc(room * sizeof *q))) return GLA_MEMORY;
         }
-        for (size_t i = at; i < end; i += len) k += decompose(u, utf8_read(s + i, end - i, &len), q + k);
+        for (size_t i = at; i < end; i += len)
+            k += decompose(u, utf8_read(s + i, end - i, &len), q + k);
         k = compose_run(u, q, k);
         for (size_t i = 0; i < k; i++) written += utf8_write(*out + written, q[i] & 0xFFFFFF);
     }
@@ -8756,14 +8952,17 @@ static int nfc(const Tokenizer *t, const char *s, size_t n, char **out, size_t *
 
 /* -- the Unicode tables -- */
 
-/* The Unicode tables, written by tests/make_unicode.py, which asks HuggingFace tokenizers about every code point: the
- * classes are those of Unicode 16.0, the NFC that of Unicode 9.0 (marks added later stay where they are).
- *   numbers          '#' to '>': base 28 digits, more follow; '@' to '[' and ']' to '~': the last digit, base 62
+/* The Unicode tables, written by tests/make_unicode.py, which asks HuggingFace tokenizers about
+ * every code point: the classes are those of Unicode 16.0, the NFC that of Unicode 9.0 (marks added
+ * later stay where they are).
+ *   numbers          '#' to '>': base 28 digits, more follow; '@' to '[' and ']' to '~': the last
+ *                    digit, base 62
  *   classes          64 x length + class (CH_...), run by run
  *   combining        gap, length, place: each run of marks
- *   decompositions   3 x step of c + kind, then steps of a and b; a counts from the a before, b from U+0300, and steps
- *                    are signed (0 1 2 3 4: 0 -1 1 -2 2). Kind 0: c is another name of a, no b; 1: a b composes to c;
- *                    2: c is written a b and never composed. */
+ *   decompositions   3 x step of c + kind, then steps of a and b; a counts from the a before, b
+ *                    from U+0300, and steps are signed (0 1 2 3 4: 0 -1 1 -2 2). Kind 0: c is
+ *                    another name of a, no b; 1: a b composes to c; 2: c is written a b and never
+ *                    composed. */
 static const char unicode_classes[] =
     ",R(X5e$P&P$N)V$N'R-[%N&R%N=v&P$N$M$N=w$L$N$L$N)L$P=u$P$L(V$L%P$G$L$N$B'T%M$N$D%N$N$K$G$L&O$L:p$N*O;s$N+R%%C$D3p$"
     "D$6n%E$D'W%F%E$D$C$D%E$D&G%F'I$D%E$D&G&H%E$D%E$D'W%E$D$C%F$C$D%E$D&G$D$C$D%E%F$G$C&H'M$C$E$D$C$E$D$C$E$D3p$D5t$D"

@@ -561,6 +561,12 @@ LIKELY_UNUSED static void on_lost_pages(void (*handler)(int)) {
     a.sa_handler = handler;
     sigaction(SIGBUS, &a, NULL);
 }
+/* The signal ends the program as if nobody had caught it, when its handler returns; no unfinished file (or NULL) is left. */
+LIKELY_UNUSED static void end_by_signal(int sig, const char *unfinished) {
+    if (unfinished && *unfinished) unlink(unfinished);
+    signal(sig, SIG_DFL);
+    raise(sig);
+}
 /* Ends the program within a signal handler: the sentence, the terminal as it was, no unfinished file (or NULL). */
 LIKELY_UNUSED static void end_at_once(const char *sentence, const Terminal *t, const char *unfinished) {
     static atomic_flag ending = ATOMIC_FLAG_INIT;
@@ -588,6 +594,7 @@ LIKELY_UNUSED static int terminal_width(void) { return 80; }
 LIKELY_UNUSED static int terminal_keys(Terminal *t, int running) { return (void)t, (void)running, -1; }
 LIKELY_UNUSED static void terminal_normal(Terminal *t) { (void)t; }
 LIKELY_UNUSED static void on_lost_pages(void (*handler)(int)) { (void)handler; }
+LIKELY_UNUSED static void end_by_signal(int sig, const char *unfinished) { (void)sig, (void)unfinished; }
 LIKELY_UNUSED static void end_at_once(const char *sentence, const Terminal *t, const char *unfinished) {
     (void)sentence, (void)t, (void)unfinished;
 }
@@ -11653,10 +11660,13 @@ static int read_message(Text *t, FILE *f) {
 /* -- signals -- */
 
 static volatile sig_atomic_t interrupted; /* the signal; outside a function because a handler has no other way */
-static void on_interrupt(int sig) { interrupted = sig; }
-
 /* What a program that ends at once, in a signal handler, has to put right. */
-static struct { char sentence[GLA_ERR + 16]; const Terminal *terminal; const char *unfinished; } loose_ends;
+static struct { char sentence[GLA_ERR + 16]; const Terminal *terminal; const char *unfinished; int at_second; } loose_ends;
+
+static void on_interrupt(int sig) {
+    if (interrupted && loose_ends.at_second) end_by_signal(sig, loose_ends.unfinished);
+    else interrupted = sig;
+}
 
 static void on_missing_pages(int sig) {
     (void)sig;
@@ -11674,7 +11684,7 @@ static void catch_interrupt(enum Interrupt how) {
     struct sigaction a;
     memset(&a, 0, sizeof a);
     a.sa_handler = on_interrupt;
-    a.sa_flags = how == END_AT_SECOND ? (int)SA_RESETHAND : 0;
+    loose_ends.at_second = how == END_AT_SECOND;
     sigaction(SIGINT, &a, NULL), sigaction(SIGTERM, &a, NULL), sigaction(SIGHUP, &a, NULL); /* HUP: the terminal is gone */
 #else
     (void)how;
@@ -12527,7 +12537,11 @@ static int chat_fork(Chat *c, const char *which, char *err) {
 static void print_system(const Branch *b) {
     if (b->loaded)
         fprintf(stderr, "[the conversation goes on with the system prompt of its session; /system TEXT begins anew with another]\n");
-    else if (b->chat->system) fprintf(stderr, "[the system prompt: %s]\n", b->chat->system);
+    else if (b->chat->system) {
+        fputs("[the system prompt: ", stderr);
+        write_text(stderr, b->chat->system, strlen(b->chat->system));
+        fputs("]\n", stderr);
+    }
     else fprintf(stderr, "[no system prompt; /system TEXT begins anew with one]\n");
 }
 
@@ -12812,12 +12826,14 @@ static int mode_logits(Job *job) {
     Temporary temporary;
     Ids all = {NULL, 0, 0}; /* for the session: what the loaded one holds, and these */
     LogitsOut out = {NULL, (size_t)job->m->config.vocab_size};
-    int code = text_of(o, O_LOAD) ? load_session(o, s, NULL, &all, err) : GLA_OK;
+    int code = text_of(o, O_SAVE) ? can_write(text_of(o, O_SAVE), err) : GLA_OK;
+    if (!code && text_of(o, O_LOAD)) code = load_session(o, s, NULL, &all, err);
     if (!code) code = ids_add(&all, ids->id, ids->n, err);
-    if (!code && !(out.f = open_temporary(temporary, text_of(o, O_OUT), err))) code = GLA_IO;
-    if (code) { ids_free(&all); return complain(err); }
+    *temporary = 0;
     loose_ends.unfinished = temporary;
     catch_interrupt(END_AT_SECOND);
+    if (!code && !(out.f = open_temporary(temporary, text_of(o, O_OUT), err))) code = GLA_IO;
+    if (code) { ids_free(&all); return complain(err); }
     wait_begin(o, "reading", s, ids->n);
     code = each_logits(s, ids->id, ids->n, write_row, &out, err);
     wait_end();

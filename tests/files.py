@@ -7,6 +7,7 @@ import os
 import random
 import re
 import select
+import signal
 import socket
 import stat
 import struct
@@ -212,6 +213,21 @@ def test_killed() -> None:
         check((d / "logits").read_bytes() == old and len(set(d.iterdir()) - before) <= 1, f"killed, run {k}", list(d.iterdir()))
 
 
+def test_second_interrupt() -> None:
+    """The second Ctrl-C ends at once, and leaves no file."""
+    d = folder("interrupted")
+    ids = write("many", " ".join(["5"] * 60000))
+    for k in range(6):
+        p = subprocess.Popen([cli.program, TINY, "-m", "logits", "--ids", ids, "--out", d / "logits", "-c", "70000", "-b", "4096"], stderr=subprocess.PIPE)
+        while p.poll() is None and not list(d.iterdir()):
+            time.sleep(0.0005)
+        for _ in range(2 + k % 2):
+            p.send_signal(signal.SIGINT)
+            time.sleep(0.0003 * k)
+        p.communicate(timeout=60)
+        check(p.returncode in (-signal.SIGINT, 128 + signal.SIGINT) and not list(d.iterdir()), f"Ctrl-C twice, run {k}", (p.returncode, list(d.iterdir())))
+
+
 def test_in_use() -> None:
     """An output that is an input, under its own name, another spelling, a hard or a symbolic link."""
     d = folder("used")
@@ -303,6 +319,11 @@ def test_text() -> None:
     p = subprocess.run(["bash", "-c", f'"{cli.program}" "{TINY}" -m tokenize --ids <(echo 1 2 3)'], stdin=subprocess.DEVNULL, capture_output=True)
     check(p.returncode == 0, "--ids <(...)", p.stderr)
     sentence(run(TINY, "-f", cli.tmp), "a folder as text")
+    os.mkfifo(cli.tmp / "nobody")
+    sentence(run(TINY, "-f", cli.tmp / "nobody"), "a pipe to which nobody writes", message="nothing writes")
+    args = f'"{cli.program}" "{TINY}" -n 3 -s 1 -f "{cli.tmp}/nobody"'
+    p = subprocess.run(["bash", "-c", f'(sleep 0.3; printf "%s" "{PROMPT}" >"{cli.tmp}/nobody") & {args}'], stdin=subprocess.DEVNULL, capture_output=True)
+    check(p.returncode == 0 and p.stdout == want, "a pipe whose writer comes a little later", p.stderr)
     sentence(run(TINY, "-f", "/dev/zero"), "-f /dev/zero", message="64 MB")
     sentence(run(TINY, "-m", "tokenize", "--ids", "/dev/zero"), "--ids /dev/zero", message="64 MB")
     with open("/dev/zero", "rb") as zero:
@@ -600,7 +621,7 @@ def main() -> int:
         cli.tmp = Path(where)
         CHAT = cli.tmp / "a chat.gguf"
         chat.chat_model(CHAT)
-        for test in (test_cache_names, test_cache_in_the_way, test_cache_together, test_temporary_files, test_killed, test_in_use, test_irregular, test_text,
+        for test in (test_cache_names, test_cache_in_the_way, test_cache_together, test_temporary_files, test_killed, test_second_interrupt, test_in_use, test_irregular, test_text,
                      test_shrinks, test_info, test_terminal, test_json, test_forged_sessions, test_commands):
             begin = time.monotonic()
             try:

@@ -12833,7 +12833,7 @@ static int mode_logits(Job *job) {
     loose_ends.unfinished = temporary;
     catch_interrupt(END_AT_SECOND);
     if (!code && !(out.f = open_temporary(temporary, text_of(o, O_OUT), err))) code = GLA_IO;
-    if (code) { ids_free(&all); return complain(err); }
+    if (code) { loose_ends.unfinished = NULL, ids_free(&all); return complain(err); }
     wait_begin(o, "reading", s, ids->n);
     code = each_logits(s, ids->id, ids->n, write_row, &out, err);
     wait_end();

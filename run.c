@@ -5887,9 +5887,11 @@ GLA_API int gla_cache_store(const GlaState *s, const char *folder, const int32_t
     cache_name(name, sizeof name, &(CacheKey){cache_model(s), hash_bytes(HASH_SEED, ids, (size_t)s->pos * sizeof *ids), s->pos});
     if (snprintf(path, sizeof path, "%s/%s", folder, name) >= (int)sizeof path)
         return fail(err, GLA_INPUT, "%s: the name is too long", folder);
-    FILE *there = cache_open(path, 0);
-    if (there) return touch_file(there), fclose(there), GLA_OK;
-    if (is_there(path)) return fail(err, GLA_INPUT, "%s: is there, and was not made by the cache", path);
+    for (int tries = 0; is_there(path); tries++) { /* another program may make it or remove it at any moment */
+        FILE *there = cache_open(path, 0);
+        if (there) return touch_file(there), fclose(there), GLA_OK;
+        if (tries == 10) return fail(err, GLA_INPUT, "%s: is there, and was not made by the cache", path);
+    }
     if ((code = cache_trim(folder, max_bytes - bytes, err)) || (code = gla_state_save(s, NULL, ids, path, err))) return code;
     return cache_trim(folder, max_bytes, err);
 }

@@ -204,7 +204,7 @@ typedef struct {             /* what a turn cost and how it ended */
     int64_t read, made, thought; /* tokens evaluated up to the answer; tokens of the answer, those of them within a thought */
     int done, loops, budget, said; /* GLA_DONE_*; loops seen; was the thought cut; 0: interrupted before the answer,
                                       as if nothing was said */
-    int uncached;                  /* the prompt cache could not be written, which err says; the turn went on without */
+    int uncached;                  /* the prompt cache could not be written: err says why, and the turn went on */
 } GlaTurn;
 GLA_API int gla_chat_new(GlaChat **c, GlaState *s, const GlaChatSettings *how, char *err);
 GLA_API void gla_chat_free(GlaChat *c); /* the state stays */
@@ -434,21 +434,29 @@ LIKELY_UNUSED static double now_s(void) { /* seconds on a clock that never steps
 
 typedef struct { const uint8_t *data; size_t n; int kind; } Mapping; /* kind: 0 the caller's memory, 1 mapped, 2 read */
 
-/* Opens a file of which every byte is there: a pipe, a device or a folder is refused at once, and never waited for. n: its bytes.
- * follow: the name may be a symbolic link. */
+#ifdef HAVE_POSIX
+static const char *kind_of_file(mode_t mode) { /* of one that is not regular */
+    if (S_ISDIR(mode)) return "a folder";
+    if (S_ISFIFO(mode)) return "a pipe";
+    if (S_ISSOCK(mode)) return "a socket";
+    return S_ISLNK(mode) ? "a link" : "a device";
+}
+#endif
+
+/* Opens a file of which every byte is there: a pipe, a device or a folder is refused at once, and never
+ * waited for. n: its bytes. follow: the name may be a symbolic link. */
 static FILE *open_regular(const char *path, int follow, uint64_t *n, char *err) {
 #ifdef HAVE_POSIX
     struct stat st;
     FILE *f = NULL;
     const int flags = O_RDONLY | O_NONBLOCK | O_NOCTTY | O_CLOEXEC | (follow ? 0 : O_NOFOLLOW);
-    int fd = -1, missing = (follow ? stat : lstat)(path, &st); /* first: opening is enough to make some devices do something */
-    if (!missing && S_ISREG(st.st_mode)) fd = open(path, flags);
-    if (missing || (S_ISREG(st.st_mode) && (fd < 0 || fstat(fd, &st) || (S_ISREG(st.st_mode) && !(f = fdopen(fd, "rb"))))))
-        fail(err, GLA_IO, "%s: cannot open: %s", path, strerror(errno));
-    else if (!f)
-        fail(err, GLA_IO, "%s: %s; expected a regular file", path,
-             S_ISDIR(st.st_mode) ? "a folder" : S_ISFIFO(st.st_mode) ? "a pipe" : S_ISSOCK(st.st_mode) ? "a socket"
-             : S_ISLNK(st.st_mode) ? "a link" : "a device");
+    int fd = -1, bad = (follow ? stat : lstat)(path, &st); /* first: to open some devices makes them do something */
+    int regular = !bad && S_ISREG(st.st_mode);
+    if (regular) bad = (fd = open(path, flags)) < 0 || fstat(fd, &st);
+    regular = !bad && S_ISREG(st.st_mode);
+    if (regular) bad = !(f = fdopen(fd, "rb"));
+    if (bad) fail(err, GLA_IO, "%s: cannot open: %s", path, strerror(errno));
+    else if (!regular) fail(err, GLA_IO, "%s: %s; expected a regular file", path, kind_of_file(st.st_mode));
     if (!f && fd >= 0) close(fd);
     *n = f ? (uint64_t)st.st_size : 0;
 #else
@@ -498,8 +506,8 @@ static int map_file(Mapping *map, const char *path, char *err) {
     if (!f) return GLA_IO;
     if (n < 24 || n > SIZE_MAX / 2) {
         fclose(f);
-        return n < 24 ? fail(err, GLA_FORMAT, "%s: %d bytes are too few for a GGUF file", path, (int)n)
-                      : fail(err, GLA_MEMORY, "%s: too large for this system", path);
+        if (n > 24) return fail(err, GLA_MEMORY, "%s: too large for this system", path);
+        return fail(err, GLA_FORMAT, "%s: %d bytes are too few for a GGUF file", path, (int)n);
     }
 #ifdef HAVE_POSIX
     void *p = mmap(NULL, (size_t)n, PROT_READ, MAP_SHARED, fileno(f), 0);
@@ -553,24 +561,26 @@ LIKELY_UNUSED static void terminal_normal(Terminal *t) { /* what was typed or pa
     t->changed = 0;
 }
 
-/* A file that shrinks while it is mapped, or a disk that fails, is the signal SIGBUS where its pages are touched. For programs, not for a
- * library. The handler is called once, in the thread that was first, and ends the program with end_at_once. */
+/* A file that shrinks while it is mapped, or a disk that fails, is the signal SIGBUS where its pages are
+ * touched. For programs, not for a library: the handler ends the program with end_at_once. */
 LIKELY_UNUSED static void on_lost_pages(void (*handler)(int)) {
     struct sigaction a;
     memset(&a, 0, sizeof a);
     a.sa_handler = handler;
     sigaction(SIGBUS, &a, NULL);
 }
-/* The signal ends the program as if nobody had caught it, when its handler returns; no unfinished file (or NULL) is left. */
+/* When its handler returns, the signal ends the program as if nobody had caught it. No unfinished file
+ * (or NULL) is left. */
 LIKELY_UNUSED static void end_by_signal(int sig, const char *unfinished) {
     if (unfinished && *unfinished) unlink(unfinished);
     signal(sig, SIG_DFL);
     raise(sig);
 }
-/* Ends the program within a signal handler: the sentence, the terminal as it was, no unfinished file (or NULL). */
+/* Ends the program within a signal handler: the sentence, the terminal as it was, no unfinished file (or
+ * NULL). Of several threads that find pages missing, the first one ends it. */
 LIKELY_UNUSED static void end_at_once(const char *sentence, const Terminal *t, const char *unfinished) {
     static atomic_flag ending = ATOMIC_FLAG_INIT;
-    while (atomic_flag_test_and_set(&ending)) pause(); /* other threads find the pages missing at the same time */
+    while (atomic_flag_test_and_set(&ending)) pause();
     if (t && t->changed) {
         (void)!write(STDERR_FILENO, "\033[0m\033[?2004l\r\n", 15);
         tcsetattr(STDIN_FILENO, TCSANOW, &t->normal);
@@ -594,22 +604,25 @@ LIKELY_UNUSED static int terminal_width(void) { return 80; }
 LIKELY_UNUSED static int terminal_keys(Terminal *t, int running) { return (void)t, (void)running, -1; }
 LIKELY_UNUSED static void terminal_normal(Terminal *t) { (void)t; }
 LIKELY_UNUSED static void on_lost_pages(void (*handler)(int)) { (void)handler; }
-LIKELY_UNUSED static void end_by_signal(int sig, const char *unfinished) { (void)sig, (void)unfinished; }
+LIKELY_UNUSED static void end_by_signal(int sig, const char *unfinished) {
+    (void)sig, (void)unfinished;
+}
 LIKELY_UNUSED static void end_at_once(const char *sentence, const Terminal *t, const char *unfinished) {
     (void)sentence, (void)t, (void)unfinished;
 }
 LIKELY_UNUSED static int read_key(int wait_ms) { return (void)wait_ms, -1; }
 #endif
 
-/* A file is written under a temporary name beside it, and takes the real name when every byte has reached the disk: the old file stays
- * whole until then. This is how, for every file that is written:
+/* A file is written under a temporary name beside it, and takes the real name when every byte has reached
+ * the disk: the old file stays whole until then. This is how, for every file that is written:
  *     Temporary temporary;
  *     FILE *f = open_temporary(temporary, path, err);
  *     if (!f) return GLA_IO;
- *     fwrite(...);                                            failures are seen at the end
- *     return commit_file(f, temporary, path, err);            or drop_file(f, temporary, code), after which nothing is left
- * The temporary name is PATH.DIGITS.tmp with 16 hexadecimal digits that nobody can guess; a file that has the name is another's and is
- * not opened. It is locked while it is written: one that is not locked was left by a program that was killed. */
+ *     fwrite(...);                                     failures are seen at the end
+ *     return commit_file(f, temporary, path, err);     or drop_file(f, temporary, code): nothing is left
+ * The temporary name is PATH.DIGITS.tmp with 16 hexadecimal digits that nobody can guess; a file that has
+ * the name already is another's and is not opened. It is locked while it is written: one that is not locked
+ * was left by a program that was killed. */
 enum { PATH_LEN = 4096 };
 typedef char Temporary[PATH_LEN + 32];
 
@@ -629,15 +642,17 @@ static const char *base_name(const char *path) {
     return slash ? slash + 1 : path;
 }
 
-/* Is path a new file, or one that may be replaced: no device, pipe or folder, and not write-protected? */
+/* Is path new, or a file that may be replaced: no device, pipe or folder, and not write-protected? */
 static int may_replace(const char *path, char *err) {
     const char *base = base_name(path);
-    if (!*base) return fail(err, GLA_INPUT, "%s: not the name of a file", *path ? path : "an empty text");
+    if (!*base) return fail(err, GLA_INPUT, "\"%s\" is not the name of a file", path);
     if (strlen(path) >= PATH_LEN) return fail(err, GLA_INPUT, "%s: the name is too long", path);
 #ifdef HAVE_POSIX
     struct stat st;
-    if (!stat(path, &st) && !S_ISREG(st.st_mode)) return fail(err, GLA_IO, "%s: not a regular file, and not replaced by one", path);
-    if (access(path, W_OK) && errno != ENOENT) return fail(err, GLA_IO, "%s: cannot write: %s", path, strerror(errno));
+    if (!stat(path, &st) && !S_ISREG(st.st_mode))
+        return fail(err, GLA_IO, "%s: %s; only a regular file is replaced", path, kind_of_file(st.st_mode));
+    if (access(path, W_OK) && errno != ENOENT)
+        return fail(err, GLA_IO, "%s: cannot write: %s", path, strerror(errno));
 #endif
     return GLA_OK;
 }
@@ -645,7 +660,7 @@ static int may_replace(const char *path, char *err) {
 /* Opens a new file to take the place of path; its name is left in temporary. NULL on failure. */
 static FILE *open_temporary(Temporary temporary, const char *path, char *err) {
     const char *base = base_name(path);
-    size_t keep = strlen(base) < 100 ? strlen(base) : 100; /* a system has a limit for names */
+    ptrdiff_t keep = strlen(base) < 100 ? (ptrdiff_t)strlen(base) : 100; /* a system has a limit for names */
     FILE *f = NULL;
     *temporary = 0;
     if (may_replace(path, err)) return NULL;
@@ -653,15 +668,16 @@ static FILE *open_temporary(Temporary temporary, const char *path, char *err) {
 #ifdef HAVE_POSIX
     for (int fd = -1, tries = 0; !f && tries < 100; tries++) {
         struct stat mine, old;
-        snprintf(temporary, sizeof(Temporary), "%.*s.%016llx.tmp", (int)((size_t)(base - path) + keep), path,
+        snprintf(temporary, sizeof(Temporary), "%.*s.%016llx.tmp", (int)(base - path + keep), path,
                  (unsigned long long)unguessable());
         if ((fd = open(temporary, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0666)) < 0) {
             if (errno == EEXIST) continue;
             break;
         }
-        /* one that cleans up may have been faster than the lock: then it is locked or gone, and has had no byte in it */
-        const int taken = (flock(fd, LOCK_EX | LOCK_NB) && errno == EWOULDBLOCK) || fstat(fd, &mine) || !mine.st_nlink;
-        if (!taken && !stat(path, &old)) (void)!fchmod(fd, old.st_mode & 0777); /* what was private stays so */
+        /* a program that cleans up may have been faster than the lock: then the file is locked, or gone */
+        int taken = flock(fd, LOCK_EX | LOCK_NB) && errno == EWOULDBLOCK;
+        if (!taken) taken = fstat(fd, &mine) || !mine.st_nlink;
+        if (!taken && !stat(path, &old)) (void)!fchmod(fd, old.st_mode & 0777); /* private stays private */
         if (!taken && (f = fdopen(fd, "wb"))) break;
         const int why = errno;
         remove(temporary);
@@ -669,7 +685,7 @@ static FILE *open_temporary(Temporary temporary, const char *path, char *err) {
         errno = why;
     }
 #else
-    snprintf(temporary, sizeof(Temporary), "%.*s.tmp", (int)((size_t)(base - path) + keep), path);
+    snprintf(temporary, sizeof(Temporary), "%.*s.tmp", (int)(base - path + keep), path);
     f = fopen(temporary, "wb");
 #endif
     if (!f) fail(err, GLA_IO, "%s: cannot write: %s", path, strerror(errno));
@@ -696,7 +712,7 @@ static int commit_file(FILE *f, const char *temporary, const char *path, char *e
     return GLA_OK;
 }
 
-static int is_there(const char *path) { /* anything of this name, a link that leads nowhere included */
+static int is_there(const char *path) { /* anything of this name, a link that leads nowhere too */
 #ifdef HAVE_POSIX
     struct stat st;
     return !lstat(path, &st);
@@ -769,7 +785,8 @@ LIKELY_UNUSED static int same_file(const char *a, const char *b) {
 static int remove_open(FILE *f, const char *path) {
 #ifdef HAVE_POSIX
     struct stat x, y;
-    if (fstat(fileno(f), &x) || lstat(path, &y) || x.st_dev != y.st_dev || x.st_ino != y.st_ino) return 0;
+    if (fstat(fileno(f), &x) || lstat(path, &y)) return 0;
+    if (x.st_dev != y.st_dev || x.st_ino != y.st_ino) return 0;
 #else
     (void)f;
 #endif
@@ -791,14 +808,16 @@ LIKELY_UNUSED static int same_target(const char *a, const char *b) {
     if (!strcmp(a, b) || same_place(a, b)) return 1;
     if (strcmp(base_name(a), base_name(b))) return 0;
     for (int i = 0; i < 2; i++) {
-        const char *path = i ? b : a, *base = base_name(path);
-        snprintf(folder[i], PATH_LEN, "%.*s", base > path ? (int)(base - path) : 1, base > path ? path : ".");
+        const char *path = i ? b : a;
+        const int n = (int)(base_name(path) - path);
+        snprintf(folder[i], PATH_LEN, "%.*s", n ? n : 1, n ? path : ".");
     }
     return same_place(folder[0], folder[1]);
 }
 
-/* Calls each(user, name, path, bytes, changed) for every file of a folder, until it returns something other than 0. name: without the
- * folder; path: with it; changed: when it last was, in seconds since 1970. A folder that is not there has no files. Links are none. */
+/* Calls each(user, name, path, bytes, changed) for every file of a folder, until it returns something other
+ * than 0. name: without the folder; path: with it; changed: when it last was, in seconds since 1970. A
+ * folder that is not there has no files. Links are none. */
 typedef int (*EachFile)(void *user, const char *name, const char *path, uint64_t bytes, double changed);
 static int each_file(const char *folder, EachFile each, void *user, char *err) {
 #ifdef HAVE_POSIX
@@ -903,14 +922,15 @@ LIKELY_UNUSED static uint64_t resident_bytes(void) { /* 0 when the system does n
 #endif
 }
 
-/* ---- 3. characters, errors, arena: text that is shown, messages, the memory of everything that is not a file ---- */
+/* ---- 3. characters, errors, arena: text that is shown, messages, memory that is no file ------------- */
 
 /* Characters. A byte that is not UTF-8 reads as BAD_BYTE + byte, and is written as that byte. */
 enum { BAD_BYTE = 0x110000 };
 
 static uint32_t utf8_read(const char *text, size_t n, size_t *len) { /* n > 0; *len: bytes taken */
     const uint8_t *s = (const uint8_t *)text;
-    int more = s[0] < 0x80 ? 0 : s[0] < 0xC2 ? -1 : s[0] < 0xE0 ? 1 : s[0] < 0xF0 ? 2 : s[0] < 0xF5 ? 3 : -1;
+    int more = s[0] < 0x80 ? 0 : s[0] < 0xC2 ? -1 : s[0] < 0xE0 ? 1
+             : s[0] < 0xF0 ? 2 : s[0] < 0xF5 ? 3 : -1;
     uint32_t c = more > 0 ? s[0] & (0x3F >> more) : s[0];
     *len = 1;
     if (more < 0 || (size_t)more >= n) return BAD_BYTE + s[0];
@@ -918,8 +938,9 @@ static uint32_t utf8_read(const char *text, size_t n, size_t *len) { /* n > 0; *
         if ((s[i] & 0xC0) != 0x80) return BAD_BYTE + s[0];
         c = c << 6 | (s[i] & 0x3F);
     }
-    if ((more == 2 && (c < 0x800 || c - 0xD800 < 0x800)) || (more == 3 && (c < 0x10000 || c >= BAD_BYTE)))
-        return BAD_BYTE + s[0]; /* longer than needed, half of a surrogate pair, or past the end */
+    /* longer than needed, half of a surrogate pair, or past the end */
+    if ((more == 2 && (c < 0x800 || c - 0xD800 < 0x800))
+        || (more == 3 && (c < 0x10000 || c >= BAD_BYTE))) return BAD_BYTE + s[0];
     *len = (size_t)more + 1;
     return c;
 }
@@ -932,8 +953,8 @@ static size_t utf8_write(char *out, uint32_t c) { /* out: room for 4 bytes */
     return (size_t)more + 1;
 }
 
-/* The character at s as any screen may have it, into out; returns its length there. *len: bytes taken. What would command a
- * terminal or end a line stands as ^[ or <U+009B>, a byte that is not UTF-8 as <9B>. */
+/* The character at s as any screen may have it, into out; returns its length there. *len: bytes taken. What
+ * would command a terminal or end a line stands as ^[ or <U+009B>, a byte that is not UTF-8 as <9B>. */
 enum { VISIBLE = 12 };
 static size_t visible(char out[VISIBLE], const char *s, size_t n, size_t *len) {
     const uint32_t c = utf8_read(s, n, len);
@@ -945,7 +966,8 @@ static size_t visible(char out[VISIBLE], const char *s, size_t n, size_t *len) {
     return *len;
 }
 
-/* Text that somebody else made: to a terminal visibly, except for ends of lines and tabs; to anything else as it is. 0: done. */
+/* Text that somebody else made: to a terminal as visible() has it, except for ends of lines and tabs; to
+ * anything else as it is. 0: done. */
 LIKELY_UNUSED static int write_text(FILE *f, const char *s, size_t n) {
     if (!is_terminal_file(f)) return fwrite(s, 1, n, f) != n;
     for (size_t at = 0, len = 1; at < n; at += len) {
@@ -957,11 +979,11 @@ LIKELY_UNUSED static int write_text(FILE *f, const char *s, size_t n) {
     return 0;
 }
 
-static void *gla_alloc(size_t n) { return GLA_CALLOC(n ? n : 1); } /* zeroed; NULL when there is none */
+static void *gla_alloc(size_t n) { return GLA_CALLOC(n ? n : 1); } /* zeroed; NULL: there is none */
 static void gla_free(void *p) { GLA_FREE(p); }
 
-/* A sentence too long for err loses its middle, which is part of a name. Names from files may hold anything: a character that is
- * no text stands as a question mark. */
+/* A sentence too long for err loses its middle, which is part of a name. Names from files may hold anything:
+ * a character that is no text stands as a question mark. */
 static int fail(char *err, int code, const char *fmt, ...) {
     enum { HEAD = GLA_ERR / 2, TAIL = GLA_ERR - HEAD - 4 };
     char brief[2 * GLA_ERR], *whole = brief;
@@ -5622,7 +5644,8 @@ static uint64_t fingerprint(const GlaModel *m) {
     return h;
 }
 
-/* A session that is written or read: the checksum of all so far, whether a step failed, the bytes of one that is read. */
+/* A session that is written or read: the checksum of all so far; whether a step failed; size: the bytes of
+ * one that is read. */
 typedef struct { FILE *f; uint64_t sum; int bad; uint64_t size; } Stream;
 static void stream_write(Stream *t, void *p, size_t n) {
     t->bad |= fwrite(p, 1, n, t->f) != n;
@@ -5643,7 +5666,8 @@ static void session_write_ids(Stream *t, const int32_t *ids, uint64_t n) {
         stream_write(t, piece, (size_t)k * sizeof *piece);
     }
 }
-static void session_read_ids(Stream *t, int32_t *ids, uint64_t n, int vocab_size) { /* ids NULL: they are only checked */
+/* ids NULL: they are only checked. */
+static void session_read_ids(Stream *t, int32_t *ids, uint64_t n, int vocab_size) {
     int32_t piece[ID_PIECE];
     for (uint64_t i = 0, k; i < n && !t->bad; i += k) {
         k = n - i < ID_PIECE ? n - i : ID_PIECE;
@@ -5685,7 +5709,8 @@ GLA_API int gla_state_save(const GlaState *s, const GlaSampler *p, const int32_t
     head.kv_type = m->kv_floats ? (uint32_t)s->kv_type : 0;
     head.n_keys = KEYS;
     if (p) head.sampler = *p;
-    Stream t = {open_temporary(temporary, path, err), HASH_SEED, 0, 0}; /* from here on the model's file is not touched */
+    /* from here on the model's file is not touched: if it has shrunk, no temporary file is left */
+    Stream t = {open_temporary(temporary, path, err), HASH_SEED, 0, 0};
     if (!t.f) return GLA_IO;
     stream_write(&t, &head, sizeof head);
     session_write_ids(&t, ids, head.n_ids);
@@ -5695,12 +5720,15 @@ GLA_API int gla_state_save(const GlaState *s, const GlaSampler *p, const int32_t
     return commit_file(t.f, temporary, path, err);
 }
 
-/* Opens a session and reads its head; the file is long enough for the ids that it promises. t->f is to be closed in any case. */
-static int session_open(Stream *t, SessionHead *head, const GlaModel *m, const char *path, int follow, char *err) {
+/* Opens a session and reads its head; the file is long enough for the ids that it promises. t->f is to be
+ * closed in any case. */
+static int session_open(Stream *t, SessionHead *head, const GlaModel *m, const char *path, int follow,
+                        char *err) {
     *t = (Stream){NULL, HASH_SEED, 0, 0};
     if (!(t->f = open_regular(path, follow, &t->size, err))) return GLA_IO;
     stream_read(t, head, sizeof *head);
-    if (t->bad || memcmp(head->magic, session_magic, 8)) return fail(err, GLA_FORMAT, "%s: not a session file", path);
+    if (t->bad || memcmp(head->magic, session_magic, 8))
+        return fail(err, GLA_FORMAT, "%s: not a session file", path);
     if (head->version != SESSION_VERSION)
         return fail(err, GLA_UNSUPPORTED, "%s: session version %u, this program reads version %d", path, head->version, SESSION_VERSION);
     if (head->model != fingerprint(m) || head->fixed_floats != m->fixed_floats || head->vocab_size != (uint64_t)m->config.vocab_size)
@@ -5710,19 +5738,23 @@ static int session_open(Stream *t, SessionHead *head, const GlaModel *m, const c
         return fail(err, GLA_FORMAT, "%s: damaged, or its keys and values lie in another way than here", path);
     if (head->pos < 0 || head->pos > (int64_t)1 << 53)
         return fail(err, GLA_FORMAT, "%s: damaged, at position %lld", path, (long long)head->pos);
-    if (head->n_ids && (head->n_ids != (uint64_t)head->pos || head->n_ids > (t->size - sizeof *head) / sizeof(int32_t)))
+    const uint64_t most = (t->size - sizeof *head) / sizeof(int32_t);
+    if (head->n_ids && (head->n_ids != (uint64_t)head->pos || head->n_ids > most))
         return fail(err, GLA_FORMAT, "%s: damaged or cut short", path);
     return GLA_OK;
 }
 
-/* What is behind the head. ids: NULL, or where its ids go, to be freed, NULL when it has none; n: how many. */
-static int session_read(GlaState *s, GlaSampler *p, Stream *t, const SessionHead *head, int32_t **ids, const char *path, char *err) {
+/* What is behind the head. ids: NULL, or where its ids go, to be freed; left alone when it has none. */
+static int session_read(GlaState *s, GlaSampler *p, Stream *t, const SessionHead *head, int32_t **ids,
+                        const char *path, char *err) {
     const int64_t before = s->pos;
     if (head->kv_type && head->kv_type != (uint32_t)s->kv_type)
-        return fail(err, GLA_INPUT, "%s: its keys and values are %s, this state keeps %s; give --kv %s",
+        return fail(err, GLA_INPUT,
+                    "%s: its keys and values are %s, this state keeps %s; give --kv %s",
                     path, kv_names[head->kv_type], kv_names[s->kv_type], kv_names[head->kv_type]);
     if (s->m->kv_floats && head->pos > s->ctx)
-        return fail(err, GLA_CONTEXT, "%s: holds %lld positions, the context has %d; give a larger one (-c)",
+        return fail(err, GLA_CONTEXT,
+                    "%s: holds %lld positions, the context has %d; give a larger one (-c)",
                     path, (long long)head->pos, s->ctx);
     s->pos = head->pos;
     if (session_bytes(s, (int64_t)head->n_ids) != t->size) {
@@ -5731,7 +5763,7 @@ static int session_read(GlaState *s, GlaSampler *p, Stream *t, const SessionHead
     }
     if (ids && head->n_ids && !(*ids = gla_alloc((size_t)head->n_ids * sizeof **ids))) {
         s->pos = before;
-        return fail(err, GLA_MEMORY, "no memory for %llu token ids", (unsigned long long)head->n_ids);
+        return fail(err, GLA_MEMORY, "no memory for %lld token ids", (long long)head->n_ids);
     }
     uint64_t stored;
     session_read_ids(t, ids ? *ids : NULL, head->n_ids, s->m->config.vocab_size);
@@ -5747,7 +5779,7 @@ static int session_read(GlaState *s, GlaSampler *p, Stream *t, const SessionHead
     return GLA_OK;
 }
 
-/* The state and its ids, from one reading of the file; *ids is to be freed, and NULL when there are none. */
+/* The state and its ids, from one reading of the file; *ids is to be freed, NULL when there are none. */
 static int session_load(GlaState *s, GlaSampler *p, int32_t **ids, const char *path, char *err) {
     SessionHead head;
     Stream t;
@@ -5759,7 +5791,9 @@ static int session_load(GlaState *s, GlaSampler *p, int32_t **ids, const char *p
     return code;
 }
 
-GLA_API int gla_state_load(GlaState *s, GlaSampler *p, const char *path, char *err) { return session_load(s, p, NULL, path, err); }
+GLA_API int gla_state_load(GlaState *s, GlaSampler *p, const char *path, char *err) {
+    return session_load(s, p, NULL, path, err);
+}
 
 GLA_API int64_t gla_session_ids(const GlaModel *m, const char *path, int32_t *ids, int64_t cap, char *err) {
     SessionHead head;
@@ -5772,19 +5806,21 @@ GLA_API int64_t gla_session_ids(const GlaModel *m, const char *path, int32_t *id
     return code ? code : n;
 }
 
-/* -- prompt cache: a session is called MODEL-IDS-COUNT.gla, two hash values and how many ids; while it is written, MODEL-IDS-COUNT.gla.X.tmp.
- *    Nothing else in the folder is the cache's: no other name, no link, no file that begins in another way. A session that was cut or
- *    replaced is refused by its checksum; one that another program deletes while it is read stays readable. -- */
+/* -- prompt cache: a session is called MODEL-IDS-COUNT.gla, two hash values and how many ids; while it is
+ *    written, MODEL-IDS-COUNT.gla.DIGITS.tmp. Nothing else in the folder is the cache's: no other name, no
+ *    link, no file that begins in another way. A session that was cut or replaced is refused by its
+ *    checksum; one that another program deletes while it is read stays readable. -- */
 
 typedef struct { unsigned long long model, text; long long n; } CacheKey;
 enum { CACHE_OTHER, CACHE_SESSION, CACHE_TEMPORARY };
 static int cache_name(char *name, size_t cap, const CacheKey *k) {
     return snprintf(name, cap, "%016llx-%016llx-%lld.gla", k->model, k->text, k->n);
 }
-static int cache_kind(const char *name, CacheKey *k) { /* only what the cache would write itself, to the letter */
+static int cache_kind(const char *name, CacheKey *k) { /* what the cache would write, to the letter */
     char again[128];
     unsigned long long digits;
-    if (sscanf(name, "%16llx-%16llx-%lld.", &k->model, &k->text, &k->n) != 3 || k->n <= 0) return CACHE_OTHER;
+    if (sscanf(name, "%16llx-%16llx-%lld.", &k->model, &k->text, &k->n) != 3 || k->n <= 0)
+        return CACHE_OTHER;
     const size_t n = (size_t)cache_name(again, sizeof again, k);
     if (!strcmp(name, again)) return CACHE_SESSION;
     if (strlen(name) != n + 21 || sscanf(name + n, ".%16llx.tmp", &digits) != 1) return CACHE_OTHER;
@@ -5797,7 +5833,7 @@ static int begins_well(FILE *f) {
     rewind(f);
     return fread(magic, 1, 8, f) == 8 && !memcmp(magic, session_magic, 8);
 }
-static FILE *cache_open(const char *path, int may_be_empty) { /* a file that this program has made, or NULL */
+static FILE *cache_open(const char *path, int may_be_empty) { /* a file that the cache made, or NULL */
     uint64_t n;
     FILE *f = open_regular(path, 0, &n, NULL);
     if (!f || (may_be_empty && !n) || begins_well(f)) return f;
@@ -5811,12 +5847,18 @@ static uint64_t cache_model(const GlaState *s) {
     return fingerprint(s->m) + kv + (s->team.fast ? 16 : 0);
 }
 
-typedef struct { uint64_t model; const int32_t *ids; int64_t n, best; char path[PATH_LEN]; } CacheSearch;
+typedef struct {
+    uint64_t model;
+    const int32_t *ids;
+    int64_t n, best;
+    char path[PATH_LEN];
+} CacheSearch;
 static int cache_fits(void *user, const char *name, const char *path, uint64_t bytes, double changed) {
     CacheSearch *c = user;
     CacheKey k;
     (void)bytes, (void)changed;
-    if (cache_kind(name, &k) != CACHE_SESSION || k.model != c->model || k.n <= c->best || k.n > c->n) return 0;
+    if (cache_kind(name, &k) != CACHE_SESSION || k.model != c->model) return 0;
+    if (k.n <= c->best || k.n > c->n) return 0;
     if (k.text != hash_bytes(HASH_SEED, c->ids, (size_t)k.n * sizeof *c->ids)) return 0;
     snprintf(c->path, sizeof c->path, "%s", path);
     c->best = k.n;
@@ -5829,7 +5871,8 @@ static int cache_read(GlaState *s, const CacheSearch *c) { /* 1: the state is th
     int32_t *ids = NULL;
     int code = session_open(&t, &head, s->m, c->path, 0, NULL);
     if (!code) code = session_read(s, NULL, &t, &head, &ids, c->path, NULL);
-    const int same = !code && s->pos == c->best && ids && !memcmp(ids, c->ids, (size_t)c->best * sizeof *ids);
+    const int fits = !code && s->pos == c->best && ids;
+    const int same = fits && !memcmp(ids, c->ids, (size_t)c->best * sizeof *ids);
     if (same) touch_file(t.f);
     else if (code == GLA_FORMAT && begins_well(t.f))
         (void)remove_open(t.f, c->path); /* damaged: it would keep a sound one from being stored */
@@ -5844,7 +5887,7 @@ GLA_API int64_t gla_cache_load(GlaState *s, const char *folder, const int32_t *i
     int code;
     if (s->pos) return fail(err, GLA_INPUT, "the prompt cache is for a state that has read nothing");
     for (; !(code = each_file(folder, cache_fits, &c, err)) && c.best; c.n = c.best - 1, c.best = 0)
-        if (cache_read(s, &c)) return c.best; /* else it is damaged, or too long for the context: the next one */
+        if (cache_read(s, &c)) return c.best; /* else damaged, or too long for the context: the next one */
     return code;
 }
 
@@ -5872,28 +5915,32 @@ static int cache_trim(const char *folder, uint64_t max_bytes, char *err) {
         CacheOldest c = {0, 0, ""};
         int code = each_file(folder, cache_oldest, &c, err);
         if (code || c.total <= max_bytes || !*c.path) return code;
-        if (remove(c.path) && errno != ENOENT) return fail(err, GLA_IO, "%s: cannot remove: %s", c.path, strerror(errno));
+        if (remove(c.path) && errno != ENOENT)
+            return fail(err, GLA_IO, "%s: cannot remove: %s", c.path, strerror(errno));
     }
 }
 
 GLA_API int gla_cache_store(const GlaState *s, const char *folder, const int32_t *ids, uint64_t max_bytes, char *err) {
     char name[128], path[PATH_LEN];
     uint64_t bytes = session_bytes(s, s->pos);
+    if (!s->pos) return fail(err, GLA_INPUT, "nothing has been read that could be cached");
     int code = make_folder(folder, err);
     if (code) return code;
     if (bytes > max_bytes)
         return fail(err, GLA_INPUT, "%s: a snapshot of %llu bytes does not go into a cache of %llu",
                     folder, (unsigned long long)bytes, (unsigned long long)max_bytes);
-    cache_name(name, sizeof name, &(CacheKey){cache_model(s), hash_bytes(HASH_SEED, ids, (size_t)s->pos * sizeof *ids), s->pos});
+    const uint64_t text = hash_bytes(HASH_SEED, ids, (size_t)s->pos * sizeof *ids);
+    cache_name(name, sizeof name, &(CacheKey){cache_model(s), text, s->pos});
     if (snprintf(path, sizeof path, "%s/%s", folder, name) >= (int)sizeof path)
         return fail(err, GLA_INPUT, "%s: the name is too long", folder);
-    for (int tries = 0; is_there(path); tries++) { /* another program may make it or remove it at any moment */
+    for (int tries = 0; is_there(path); tries++) { /* another program may make or remove it at any moment */
         FILE *there = cache_open(path, 0);
         if (there) return touch_file(there), fclose(there), GLA_OK;
         if (tries == 10) return fail(err, GLA_INPUT, "%s: is there, and was not made by the cache", path);
     }
-    if ((code = cache_trim(folder, max_bytes - bytes, err)) || (code = gla_state_save(s, NULL, ids, path, err))) return code;
-    return cache_trim(folder, max_bytes, err);
+    code = cache_trim(folder, max_bytes - bytes, err);
+    if (!code) code = gla_state_save(s, NULL, ids, path, err);
+    return code ? code : cache_trim(folder, max_bytes, err);
 }
 
 /* ---- 9. layers: a run of T tokens through one layer -----------------------------------------------------
@@ -9506,8 +9553,10 @@ static int generate(GlaState *s, GlaSampler *p, const int32_t *prompt, int64_t n
         int32_t id = how->json ? json_sample(json, p, s) : gla_sample(p, s);
         if (id < 0) return fail(err, GLA_INPUT, "no token of this vocabulary can go on with the JSON text");
         if (!isfinite(s->logits[id]))
-            return fail(err, GLA_FORMAT, "what the model computes behind token %lld is not a number (%s); its file is damaged, or was "
-                        "converted wrongly", (long long)s->pos, isnan(s->logits[id]) ? "NaN" : "infinity");
+            return fail(err, GLA_FORMAT,
+                        "what the model computes behind token %lld is not a number (%s); its file is damaged, "
+                        "or was converted wrongly",
+                        (long long)s->pos, isnan(s->logits[id]) ? "NaN" : "infinity");
         if (!how->ignore_end && gla_is_end(m, id)) { done = GLA_DONE_END; break; }
         gla_sampler_note(p, id);
         made++;
@@ -10764,7 +10813,10 @@ GLA_API int gla_chat_load(GlaChat *c, GlaSampler *p, const char *path, char *err
     if (has < 0) return (int)has;
     if (!has) return fail(err, GLA_INPUT, "%s: holds a state without its token ids, which a chat needs", path);
     int code = session_load(c->s, &loaded, &ids, path, why);
-    if (!code && !ids) code = fail(why, GLA_FORMAT, "%s: was replaced while it was read", path), gla_state_reset(c->s);
+    if (!code && !ids) {
+        code = fail(why, GLA_FORMAT, "%s: was replaced while it was read", path);
+        gla_state_reset(c->s);
+    }
     if (code) {
         if (c->s->pos != before) chat_read(c, before, NULL, NULL); /* a damaged file has emptied the state: read again what was there */
         return fail(err, code, "%s", why);
@@ -10849,7 +10901,8 @@ static void text_printf(Text *t, const char *fmt, ...) { /* at most 511 bytes */
     va_end(ap);
     text_put(t, line, strlen(line));
 }
-static void text_real(Text *t, const char *fmt, double v) { /* as a JSON number, which has no NaN and no infinity */
+/* As a JSON number, of which none is NaN or infinite. */
+static void text_real(Text *t, const char *fmt, double v) {
     char number[64];
     snprintf(number, sizeof number, fmt, v);
     text_printf(t, "%s", isfinite(v) ? number : "null");
@@ -10971,7 +11024,7 @@ static int given(const Options *o, int option) { return o->value[option].given; 
 static const char *text_of(const Options *o, int option) { return o->value[option].text; } /* NULL: not given */
 static int64_t whole_of(const Options *o, int option) { return o->value[option].whole; }  /* a flag: 0 or 1 */
 
-#define DEFAULT_VOCABULARY "tokenizer.bin" /* for models without one of their own, where its size fits */
+#define DEFAULT_VOCABULARY "tokenizer.bin" /* of models without one of their own, where its size fits */
 
 /* argv[0]: an installed program has another name. This and `interrupted` are the only variables outside functions. */
 static const char *invoked = "./run";
@@ -11357,8 +11410,8 @@ static int check_mode(const Options *o) { /* has the mode a use for what was giv
     return 0;
 }
 
-/* The file that is read, or that standard output goes to, under this name or another; NULL: none. It must not be replaced, but for a
- * session that was loaded. */
+/* The file that is read, or that standard output goes to, under this name or another; NULL: none. It must
+ * not be replaced, but for a session that was loaded. */
 static const char *in_use(const Options *o, const char *path) {
     const char *const used[] = {text_of(o, O_MODEL), given(o, O_TOK) ? text_of(o, O_TOK) : DEFAULT_VOCABULARY, text_of(o, O_FILE),
                                 text_of(o, O_IDS), "/dev/stdin", "/dev/stdout"};
@@ -11368,14 +11421,18 @@ static const char *in_use(const Options *o, const char *path) {
 }
 
 static int check_outputs(const Options *o) { /* are they files of their own? */
-    const char *save = text_of(o, O_SAVE), *out = text_of(o, O_OUT), *load = text_of(o, O_LOAD), *folder = text_of(o, O_CACHE);
+    const char *save = text_of(o, O_SAVE), *out = text_of(o, O_OUT);
+    const char *load = text_of(o, O_LOAD), *folder = text_of(o, O_CACHE);
     const char *used = save ? in_use(o, save) : NULL;
     if (out && !used) used = in_use(o, out);
     if (out && !used && load && same_file(out, load)) used = load;
     if (used) return misuse("%s is in use here and would be replaced; give another file to write", used);
-    if (same_file(text_of(o, O_MODEL), "/dev/stdout")) return misuse("%s is read here, and standard output goes to it", text_of(o, O_MODEL));
-    if (out && save && same_target(out, save)) return misuse("--out and --save-state: both are %s", out);
-    if (folder && save && same_target(folder, save)) return misuse("--prompt-cache and --save-state: both are %s", save);
+    if (same_file(text_of(o, O_MODEL), "/dev/stdout"))
+        return misuse("%s is read here, and standard output goes to it", text_of(o, O_MODEL));
+    if (out && save && same_target(out, save))
+        return misuse("--out and --save-state: both are %s", out);
+    if (folder && save && same_target(folder, save))
+        return misuse("--prompt-cache and --save-state: both are %s", save);
     return 0;
 }
 
@@ -11421,8 +11478,10 @@ static int read_all(Text *t, FILE *f, const char *name, char *err) {
         got = fread(block, 1, sizeof block, f);
         text_put(t, block, got);
     }
-    if (t->bad) return fail(err, GLA_MEMORY, "%s: no memory for a text of more than %zu bytes", name, t->n);
-    if (t->n > TEXT_MAX) return fail(err, GLA_INPUT, "%s: does not end within %d MB, the most that is read as text", name, TEXT_MAX >> 20);
+    if (t->bad) return fail(err, GLA_MEMORY, "%s: no memory for more than %zu bytes", name, t->n);
+    if (t->n > TEXT_MAX)
+        return fail(err, GLA_INPUT, "%s: does not end within %d MB, the most that is read as text",
+                    name, TEXT_MAX >> 20);
     return ferror(f) ? fail(err, GLA_IO, "%s: cannot read: %s", name, strerror(errno)) : GLA_OK;
 }
 static int read_file(Text *t, const char *path, char *err) {
@@ -11662,8 +11721,14 @@ static int read_message(Text *t, FILE *f) {
 /* -- signals -- */
 
 static volatile sig_atomic_t interrupted; /* the signal; outside a function because a handler has no other way */
-/* What a program that ends at once, in a signal handler, has to put right. */
-static struct { char sentence[GLA_ERR + 16]; const Terminal *terminal; const char *unfinished; int at_second; } loose_ends;
+
+/* What a program that ends at once, in a signal handler, has to put right; does the second signal end it? */
+static struct {
+    char sentence[GLA_ERR + 16];
+    const Terminal *terminal;
+    const char *unfinished;
+    int at_second;
+} loose_ends;
 
 static void on_interrupt(int sig) {
     if (interrupted && loose_ends.at_second) end_by_signal(sig, loose_ends.unfinished);
@@ -12105,8 +12170,8 @@ typedef struct {
     int loops, last;         /* told so far; the last byte shown */
 } Talk;
 
-/* log sum_j exp(logits[j] - top), with top the largest of them: log softmax(logits)[i] is logits[i] - top - this. What is NaN counts
- * for nothing, as it is never drawn. */
+/* log sum_j exp(logits[j] - top), with top the largest of them: log softmax(logits)[i] is logits[i] - top -
+ * this. What is NaN counts for nothing, as it is never drawn. */
 static double log_sum(const float *logits, int64_t n, double *top) {
     double sum = 0;
     *top = -INFINITY;
@@ -12160,7 +12225,9 @@ static void keep_prompt(Talk *k) {
     const char *folder = text_of(o, O_CACHE);
     char err[GLA_ERR] = "the session that was loaded holds no ids";
     if (!folder) return;
-    if (k->ids.n == gla_state_pos(k->s) && !gla_cache_store(k->s, folder, k->ids.id, (uint64_t)whole_of(o, O_CACHE_BYTES), err)) return;
+    const uint64_t room = (uint64_t)whole_of(o, O_CACHE_BYTES);
+    const int known = k->ids.n == gla_state_pos(k->s);
+    if (known && !gla_cache_store(k->s, folder, k->ids.id, room, err)) return;
     if (!k->uncached++) fprintf(stderr, "%s: not cached: %s\n", program_name(), err);
 }
 
@@ -12455,7 +12522,8 @@ static int chat_turn(Chat *c, const Text *text, char *err) {
     }
     print_end(c, &k, done, begun);
     if (done >= 0 && k.turn.uncached) fprintf(stderr, "%s: not cached: %s\n", program_name(), err);
-    if (k.turn.uncached || (done > 0 && whole_of(o, O_JSON_ONLY) && done != GLA_DONE_END)) c->failed |= !c->interactive;
+    const int cut = done > 0 && whole_of(o, O_JSON_ONLY) && done != GLA_DONE_END;
+    if (k.turn.uncached || cut) c->failed |= !c->interactive;
     TurnCost *more = done > 0 ? realloc(c->cost, ((size_t)c->n_cost + 1) * sizeof *more) : NULL;
     if (more) {
         c->cost = more;
@@ -12508,7 +12576,8 @@ static int chat_file(Chat *c, const char *name, const char *path, char *err) { /
     const int save = *name == 's';
     int code;
     if (!*path) return fail(err, GLA_INPUT, "/%s needs a file name", name);
-    if (save && in_use(o, path)) return fail(err, GLA_INPUT, "%s is in use here; a session would replace it", in_use(o, path));
+    if (save && in_use(o, path))
+        return fail(err, GLA_INPUT, "%s is in use here; a session would replace it", in_use(o, path));
     if (save) catch_interrupt(HOLD);
     wait_begin(o, save ? "saving the session" : "loading the session", NULL, 0);
     code = save ? gla_chat_save(b->chat, &c->p, path, err) : gla_chat_load(b->chat, &c->p, path, err);
@@ -12682,7 +12751,8 @@ static int chat_loop(Chat *c, char *err) {
     int code = GLA_OK, end = 0;
     while (!end && !interrupted && !code) {
         if (c->interactive ? !edit(&c->editor) : !read_message(said, stdin) || interrupted) break;
-        if (said->bad || said->n > TEXT_MAX) return fail(err, GLA_INPUT, "a message of more than %d MB", TEXT_MAX >> 20);
+        if (said->bad || said->n > TEXT_MAX)
+            return fail(err, GLA_INPUT, "a message of more than %d MB", TEXT_MAX >> 20);
         if (!said->s || strspn(said->s, " \t\r\n") >= said->n) continue;
         const int command = said->s[0] == '/' && said->s[1] != '/';
         int kept = 0;

@@ -4506,11 +4506,18 @@ static double float_key(Loader *l, const char *key, int layer, double absent, do
     return l->code ? absent : v;
 }
 
+static int str_key(Loader *l, const char *key, char full[96], Str *s) { /* 0: it is not there; full: its whole name */
+    int64_t i = gguf_key_index(l->g, arch_key(full, l, key));
+    if (l->code || i < 0) return 0;
+    if (!gguf_str(l->g, full, s)) REFUSE(l, GLA_FORMAT, "%s holds no word", full);
+    return !l->code;
+}
+
 /* The name of an activation or, in mixer.feature_map only, of a feature map. */
 static int act_key(Loader *l, const char *key, int absent) {
     char full[96], name[64];
     Str s;
-    if (l->code || !gguf_str(l->g, arch_key(full, l, key), &s)) return absent;
+    if (!str_key(l, key, full, &s)) return absent;
     int maps = !strcmp(key, "mixer.feature_map");
     for (size_t i = 0; i < sizeof act_names / sizeof *act_names; i++)
         if (str_is(s, act_names[i].name) && (act_names[i].act <= ACT_NONE || maps)) return act_names[i].act;
@@ -4672,7 +4679,7 @@ static void set_rope(Loader *l, Layer *y, const Rope *r) {
 static void rope_scaling(Loader *l, Rope *r, int i) {
     char key[96], text[64];
     Str type = {"linear", 6};
-    gguf_str(l->g, arch_key(key, l, "rope.scaling.type"), &type);
+    str_key(l, "rope.scaling.type", key, &type);
     if (str_is(type, "none")) return;
     r->yarn = str_is(type, "yarn");
     if (!r->yarn && !str_is(type, "linear"))
@@ -4851,7 +4858,7 @@ static size_t family_scratch(const Layer *y) {
 static int norm_key(Loader *l, const char *key, int absent) {
     char full[96], text[64];
     Str s;
-    if (l->code || !gguf_str(l->g, arch_key(full, l, key), &s)) return absent;
+    if (!str_key(l, key, full, &s)) return absent;
     if (str_is(s, "l2")) return QK_L2;
     if (str_is(s, "sum")) return QK_SUM;
     if (str_is(s, "none")) return QK_PLAIN;

@@ -332,23 +332,25 @@ static int has_seed(const char *arch) {
     return 0;
 }
 
-static int seed_draft(Draft *d, int which, char *err) {
+/* A draft of an architecture with these keys and tensors, completed. */
+static int draft_of(Draft *d, const char *arch, const char *keys, const char *tensors, char *err) {
     char text[96], name[128];
-    const char *list = "block_count=2 embedding_length=32 feed_forward_length=64 context_length=512 attention.layer_norm_rms_epsilon=1e-5";
+    const char *list = "block_count=2 embedding_length=32 feed_forward_length=64 context_length=512 "
+                       "attention.layer_norm_rms_epsilon=1e-5";
     memset(d, 0, sizeof *d);
-    snprintf(d->arch, sizeof d->arch, "%s", seeds[which].arch);
-    snprintf(d->name, sizeof d->name, "%s (%d)", d->arch, which);
-    put_string(d, "general.architecture", d->arch);
-    for (int part = 0; part < 2; part++, list = seeds[which].keys)
+    snprintf(d->arch, sizeof d->arch, "%s", arch);
+    snprintf(d->name, sizeof d->name, "%s", arch);
+    put_string(d, "general.architecture", arch);
+    for (int part = 0; part < 2; part++, list = keys)
         while (word(&list, text)) {
             char *value = strchr(text, '=');
             *value++ = 0;
-            snprintf(name, sizeof name, "%s.%s", d->arch, text);
+            snprintf(name, sizeof name, "%s.%s", arch, text);
             put_text(d, name, value);
         }
     put_tensor(d, "token_embd.weight")->ne[0] = 32;
     put_tensor(d, "output_norm.weight");
-    for (list = seeds[which].tensors; word(&list, text);)
+    while (word(&tensors, text))
         for (int layer = 0; layer < 2; layer++) {
             const char *colon = strchr(text, ':');
             if (colon && atoi(text) != layer) continue;
@@ -356,6 +358,12 @@ static int seed_draft(Draft *d, int which, char *err) {
             put_tensor(d, *text == '/' ? text + 1 : name);
         }
     return complete(d, err);
+}
+
+static int seed_draft(Draft *d, int which, char *err) {
+    int code = draft_of(d, seeds[which].arch, seeds[which].keys, seeds[which].tensors, err);
+    snprintf(d->name, sizeof d->name, "%.31s (%d)", d->arch, which);
+    return code;
 }
 
 /* ---- 5. running -------------------------------------------------------------------------------------------------- */
@@ -485,8 +493,8 @@ static void reshape_tensors(void) { /* one row or column more or less; another t
 /* The keys that run.c reads, by the function that reads them, from its own text. */
 static struct { char name[64]; int kind; } known[256];
 static int n_known;
-enum { AN_INT, A_FLOAT, AN_ACT, A_NORM, N_KINDS };
-static const char *const readers[N_KINDS] = {"int_key(l, \"", "float_key(l, \"", "act_key(l, \"", "norm_key(l, \""};
+enum { AN_INT, A_FLOAT, AN_ACT, A_NORM, A_WORD, N_KINDS };
+static const char *const readers[N_KINDS] = {"int_key(l, \"", "float_key(l, \"", "act_key(l, \"", "norm_key(l, \"", "str_key(l, \""};
 
 static void read_known(void) {
     char err[GLA_ERR];
@@ -526,9 +534,9 @@ static void read_mine(void) {
 /* Value number `which` for a key of the kind; 0: there are no more. */
 static const char *value_of(int kind, int which) {
     static const char *const values[N_KINDS][24] = {
-        {"0", "1", "2", "3", "4", "5", "8", "16", "24", "32", "48", "64", "-1", "100000", "0,2", "3,1", "0.5", "word"},
+        {"0", "1", "2", "3", "4", "5", "8", "16", "24", "32", "48", "64", "-1", "100000", "67108864", "0,2", "3,1", "0.5", "word"},
         {"-1.0", "0.0", "0.5", "1.0", "2.0", "1e30", "inf", "-inf", "nan", "3", "0.5,0.0", "word"}, {NULL},
-        {"l2", "sum", "none", "l3", "1"},
+        {"l2", "sum", "none", "l3", "1"}, {"none", "linear", "yarn", "words", "1"},
     };
     if (kind != AN_ACT) return values[kind][which];
     const int n = (int)(sizeof act_names / sizeof *act_names);
@@ -614,6 +622,25 @@ static void add_tensors(void) { /* a tensor of another model, alone or with anot
         }
 }
 
+/* rope_freqs divides the frequencies of softmax layers only, whichever of two layers that turn alike comes first. */
+static void own_frequencies(void) {
+    for (int softmax = 0; softmax < 2; softmax++) {
+        char err[GLA_ERR] = "";
+        GlaModel *m;
+        int code = draft_of(&base, "gla", softmax ? HEADS4 "mixer.rope_dimension_count=8 attention.head_count=0,4"
+                                                  : HEADS4 "mixer.rope_dimension_count=8 attention.head_count=4,0",
+                            "/rope_freqs.weight", err);
+        say("layer %d softmax, with rope_freqs", softmax);
+        if (!code) code = load(&base, 1, &m, err);
+        check(!code, err);
+        if (code) continue;
+        const Layer *turned = &m->layers[softmax], *plain = &m->layers[!softmax];
+        check(plain->rope_freq[1] == pow(10000, -0.25), "the linear layer turns with another's factors");
+        check(turned->rope_freq[1] > plain->rope_freq[1], "the softmax layer turns without its factors");
+        gla_close(m);
+    }
+}
+
 /* ---- 7. main --------------------------------------------------------------------------------------------------------- */
 
 static void crashed(int signal) {
@@ -665,6 +692,7 @@ int main(int argc, char **argv) {
     for (size_t f = 0; f < sizeof family / sizeof *family; f++) check(has_seed(family[f].name), family[f].name);
     for (size_t d = 0; d < sizeof decoders / sizeof *decoders; d++) check(has_seed(decoders[d].name), decoders[d].name);
     for (size_t a = 0; a < sizeof architectures / sizeof *architectures; a++) check(has_seed(architectures[a].name), architectures[a].name);
+    own_frequencies();
     for (; i < argc; i++) {
         Gguf g = {0};
         if (strstr(argv[i], only)) {

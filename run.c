@@ -4598,15 +4598,16 @@ static const float *vector_or(Loader *l, const char *name, int layer, int64_t n,
     if (copy) row_to_float(copy, t->data, t->type, (size_t)n);
     return copy;
 }
-/* rows times n floats with the n of a row side by side: taps of channels, weights of groups. One dimension holds them all, or each its own. */
+/* rows times n floats, the n of a row side by side: taps of channels, weights of groups. A tensor of one dimension
+ * may hold them, too. */
 static const float *rows_or(Loader *l, const char *name, int layer, int64_t n, int64_t rows, int required) {
     char full[64];
     const GgufTensor *t = l->code ? NULL : tensor_named(l, full, name, layer);
     const int64_t shape[2] = {n, rows}, all[2] = {n * rows, 1};
     if (t && !has_shape(t, shape) && !has_shape(t, all))
-        REFUSE(l, GLA_FORMAT, "%s is (%llu, %llu, %llu, %llu), expected (%lld, %lld); was it exported for another config?", full,
-               (unsigned long long)t->ne[0], (unsigned long long)t->ne[1], (unsigned long long)t->ne[2], (unsigned long long)t->ne[3],
-               (long long)n, (long long)rows);
+        REFUSE(l, GLA_FORMAT, "%s is (%llu, %llu, %llu, %llu), expected (%lld, %lld); was it exported for another config?",
+               full, (unsigned long long)t->ne[0], (unsigned long long)t->ne[1], (unsigned long long)t->ne[2],
+               (unsigned long long)t->ne[3], (long long)n, (long long)rows);
     return vector_or(l, name, layer, n * rows, required);
 }
 static const float *vector(Loader *l, const char *name, int layer, int64_t n) { return vector_or(l, name, layer, n, 1); }
@@ -4877,7 +4878,8 @@ static void family_widths(Loader *l, Layer *y, int i) {
     y->d_conv = int_key(l, "mixer.conv_kernel", i, 0, 0, 64);
     y->slots = int_key(l, "mixer.slot_count", i, f->per == SLOTS ? 0 : 1, 1, 4096);
     y->steps = int_key(l, "mixer.writes_per_token", i, 1, 1, f->takes & WRITES ? 64 : 1);
-    if (y->n_heads % y->n_k_heads) REFUSE(l, GLA_FORMAT, "%s: %d heads cannot share %d key heads", l->arch, y->n_heads, y->n_k_heads);
+    if (y->n_heads % y->n_k_heads)
+        REFUSE(l, GLA_FORMAT, "%s: %d heads cannot share %d key heads", l->arch, y->n_heads, y->n_k_heads);
     if ((int64_t)y->n_heads * y->steps * (y->dk > y->dv ? y->dk : y->dv) > 1 << 28)
         REFUSE(l, GLA_UNSUPPORTED, "%s: %d heads of %d x %d are too many", l->arch, y->n_heads, y->dk, y->dv);
     family_defaults(y, l->arch);
@@ -4904,8 +4906,8 @@ static void family_keys(Loader *l, Layer *y, int i) {
     int gated = !strchr(f->may, 'z') || has(l, "attn_gate.weight", i) || has(l, "ssm_g_a.weight", i);
     y->gate_act = act_key(l, "mixer.output_gate", gated ? f->gate : ACT_NONE);
     if (y->map <= ACT_NONE || f->takes & WIDE) return;
-    if (map_width(y->map, 1) > 1 || !strchr(f->in, 'k')) /* what else is as wide as a key would not fit it any more */
-        REFUSE(l, GLA_UNSUPPORTED, "%s.mixer.feature_map is a map of whole heads that %s has no arithmetic for", l->arch, l->arch);
+    if (map_width(y->map, 1) > 1 || !strchr(f->in, 'k')) /* what is as wide as a key would fit it no more */
+        REFUSE(l, GLA_UNSUPPORTED, "%s.mixer.feature_map: %s has no arithmetic for this map", l->arch, l->arch);
 }
 
 /* The projections of its row, with their convolutions. rows[j]: of projection j. */
@@ -4922,7 +4924,7 @@ static void family_projections(Loader *l, Layer *y, int i, int64_t rows[MAX_IN])
         y->in[j] = projection(l, names[j], narrow_names[j], i, l->m->config.dim, rows[j]);
         snprintf(name, sizeof name, "ssm_conv1d_%c.weight", IN_LETTERS[j]);
         int required = j < (y->mixer == MIX_MESA ? IN_V : IN_F); /* f, and MesaNet's v, may go without */
-        if (y->d_conv && j <= IN_F && (required || has(l, name, i))) y->conv[j] = rows_or(l, name, i, y->d_conv, rows[j], 1);
+        if (y->d_conv && j <= IN_F) y->conv[j] = rows_or(l, name, i, y->d_conv, rows[j], required);
     }
 }
 
@@ -4970,7 +4972,8 @@ static void bind_family(Loader *l, Layer *y, int i) {
     y->dk = map_width(y->map, y->dk);
     y->scale = (float)float_key(l, "mixer.scale", i, 1.0 / sqrt(y->dk), 0, 1e6);
     int64_t o_rows = (int64_t)y->n_heads * y->dv;
-    y->o_norm = vector_or(l, "ssm_norm.weight", i, y->norm_shared ? y->norm_width : o_rows, !strchr(y->family->may, 'o'));
+    int required = !strchr(y->family->may, 'o');
+    y->o_norm = vector_or(l, "ssm_norm.weight", i, y->norm_shared ? y->norm_width : o_rows, required);
     y->out = projection(l, "attn_output", NULL, i, o_rows, l->m->config.dim);
     y->scratch = family_scratch(y);
 }
@@ -5054,7 +5057,8 @@ static void bind_mamba3(Loader *l, Layer *y, int i) {
     y->scratch = 4 * (size_t)H * (size_t)(y->dk + y->dv) + 2 * (size_t)H + 8 * LANES;
 }
 
-/* mamba in the layout of llama.cpp; samba is the same with a feed-forward and with softmax layers. (arXiv 2312.00752, 2406.07522)
+/* mamba in the layout of llama.cpp; samba is the same with a feed-forward and with softmax layers.
+ *                                                                             (arXiv 2312.00752, 2406.07522)
  * Beyond llama.cpp's keys there is mixer.dt_b_c_rms_epsilon, of the norms that ssm.dt_b_c_rms asks for. */
 static void bind_mamba(Loader *l, Layer *y, int i) {
     int dim = l->m->config.dim, inner = int_key(l, "ssm.inner_size", i, 0, 1, 1 << 24);
@@ -5073,7 +5077,8 @@ static void bind_mamba(Loader *l, Layer *y, int i) {
     y->conv[IN_V] = rows_or(l, "ssm_conv1d.weight", i, y->d_conv, inner, 1);
     y->conv_bias = vector_if(l, "ssm_conv1d.bias", i, inner);
     y->step_in = (Proj){.w = rows_of(x, 0, rank)};
-    y->step_up = (Proj){.w = matrix(l, "ssm_dt.weight", i, rank, inner), .bias = vector(l, "ssm_dt.bias", i, inner)};
+    y->step_up.w = matrix(l, "ssm_dt.weight", i, rank, inner);
+    y->step_up.bias = vector(l, "ssm_dt.bias", i, inner);
     y->bc_in = (Proj){.w = rows_of(x, rank, 2 * states)};
     y->step_norm = int_key(l, "ssm.dt_b_c_rms", i, 0, 0, 1);
     y->step_eps = (float)float_key(l, "mixer.dt_b_c_rms_epsilon", i, 1e-6, 0, 1);
@@ -6512,9 +6517,11 @@ static size_t log_linear_fixed(const Layer *y) {
  *   mem: h (channels, states) */
 static void mix_mamba(const Run *run, const Layer *y, float *mem, float *const *in, float *o) {
     float *free_rows = in[MAX_IN];
-    int I = y->n_heads, N = y->dk, T = run->T, R = proj_out(&y->step_in), n_threads = threads_for(run->team, 20.0 * T * I * N);
+    int I = y->n_heads, N = y->dk, T = run->T, R = proj_out(&y->step_in); /* R: width of the narrow middle */
+    int n_threads = threads_for(run->team, 20.0 * T * I * N);
     mem = convolve(run, y, mem, in);
-    Rows step = scratch_rows(&free_rows, T, 1, I), bc = scratch_rows(&free_rows, T, 1, 2 * N), narrow = scratch_rows(&free_rows, T, 1, R);
+    Rows step = scratch_rows(&free_rows, T, 1, I), bc = scratch_rows(&free_rows, T, 1, 2 * N);
+    Rows narrow = scratch_rows(&free_rows, T, 1, R);
     float *rows[] = {row_at(&narrow, 0), row_at(&bc, 0)}, *steps = row_at(&step, 0);
     project(run->team, rows, (const Proj[]){y->step_in, y->bc_in}, 2, in[IN_V], T, run->mid);
     if (y->step_norm) {

@@ -1,12 +1,16 @@
-/* bind.c - a file that loads runs: models of every architecture with tensors and keys dropped, changed and added.
+/* bind.c - a file that loads runs: models of every architecture with tensors and keys dropped,
+ * changed and added.
  *   build/bind [-v] [-a] [-k NAME] [FILE ...]     from the top of the repository
- *   FILE: models to begin with instead of the table's;  -a: every change instead of a sample;  -k: models whose name holds this
+ *   FILE: models to begin with instead of the table's;  -a: every change instead of a sample;
+ *   -k: models whose name holds this
  *
- * Whatever is done to a model, it is refused with one sentence, or it runs: the same bits in any split of the text and on two
- * threads. Many a change needs others before a file loads (a wider key needs wider matrices), and where these go wrong is no sentence
- * but arithmetic. So each change is tried twice: alone, and with every other tensor in the shape that the program then asks for.
+ * Whatever is done to a model, it is refused with one sentence, or it runs: the same bits in any
+ * split of the text and on two threads. Many a change needs others before a file loads (a wider key
+ * needs wider matrices), and where these go wrong is no sentence but arithmetic. So each change is
+ * tried twice: alone, and with every other tensor in the shape that the program then asks for.
  *
- *   1 checking   2 drafts: a file as a list   3 completing a draft   4 models to begin with   5 running   6 changes   7 main */
+ *   1 checking            2 drafts: a file as a list   3 completing a draft
+ *   4 models to begin with   5 running                 6 changes             7 main */
 #define _GNU_SOURCE
 #include <stddef.h>
 #define RUN_NO_MAIN
@@ -14,7 +18,7 @@
 #include "../run.c"
 #include <signal.h>
 
-/* ---- 1. checking ------------------------------------------------------------------------------------ */
+/* ---- 1. checking ----------------------------------------------------------------------------- */
 
 static int passed, failed, verbose, all;
 static char current[400]; /* what is being tried, for a report from a crash */
@@ -43,7 +47,7 @@ static void *must(void *p) {
     exit(1);
 }
 
-/* ---- 2. drafts ---------------------------------------------------------------------------------------- */
+/* ---- 2. drafts ------------------------------------------------------------------------------- */
 
 enum { MOST_KEYS = 96, MOST_TENSORS = 320, VALUE = 400 };
 
@@ -99,12 +103,14 @@ static DraftTensor *put_tensor(Draft *d, const char *name) {
     if (t) return t;
     if (d->n_tensors == MOST_TENSORS) { printf("too many tensors\n"); exit(1); }
     t = &d->tensors[d->n_tensors++];
-    *t = (DraftTensor){.type = F32, .ne = {10, 10, 1, 1}}; /* where a width is the file's own choice */
+    *t = (DraftTensor){.type = F32, .ne = {10, 10, 1, 1}}; /* where the file has the choice */
     snprintf(t->name, sizeof t->name, "%s", name);
     return t;
 }
 
-static uint64_t elements_of(const DraftTensor *t) { return t->ne[0] * t->ne[1] * t->ne[2] * t->ne[3]; }
+static uint64_t elements_of(const DraftTensor *t) {
+    return t->ne[0] * t->ne[1] * t->ne[2] * t->ne[3];
+}
 
 /* A key from text: 3, 0.5, 2,0 (a list, one element per layer), or a word. */
 static void put_text(Draft *d, const char *name, const char *text) {
@@ -125,21 +131,27 @@ static void put_text(Draft *d, const char *name, const char *text) {
     put_key(d, name, list ? GGUF_ARR : type, value, list ? 12 + 4 * n : 4);
 }
 
-/* Weights that keep a model in the range where every term counts, from the name of the tensor alone. */
+/* Where weights lie that keep a model in the range in which every term counts: the first row whose
+ * part is in a tensor's name. With none, or an empty one, a matrix keeps its input's size. */
+static const struct { const char *part; float low, high; } ranges[] = {
+    {"norm.weight", 0.5f, 1.5f}, {"_norm_2.weight", 0.5f, 1.5f}, {"ssm_alpha", 0, 0}, {"ssm_a", -2, -0.1f},
+    {"ssm_m_alpha", 0, 0}, {"ssm_m_a", -2, -0.1f}, {"ssm_decay", 0.3f, 0.98f}, {"ssm_f_low", 0.3f, 0.98f},
+    {"rope_freqs", 0.3f, 0.98f}, {"ssm_ridge", 0.25f, 1},
+};
+
 static void make_up(uint8_t *out, const DraftTensor *t) {
     uint64_t state = hash_bytes(HASH_SEED, t->name, strlen(t->name)), n = elements_of(t);
-    float low = -1, high = 1, by = 1;
-    if (strstr(t->name, "norm.weight") || strstr(t->name, "_norm_2.weight")) low = 0.5f, high = 1.5f;
-    else if (strstr(t->name, "ssm_a") && !strchr(t->name, 'w')) low = -2, high = -0.1f;
-    else if (strstr(t->name, "ssm_m_a")) low = -2, high = -0.1f;
-    else if (strstr(t->name, "ssm_decay") || strstr(t->name, "ssm_f_low") || strstr(t->name, "rope_freqs")) low = 0.3f, high = 0.98f;
-    else if (strstr(t->name, "ssm_ridge")) low = 0.25f;
-    else if (t->ne[1] > 1) by = 1.7f / sqrtf((float)t->ne[0]);
     size_t width = t->type == F32 ? 4 : t->type == F16 || t->type == BF16 ? 2 : 0;
-    if (!width)
-        for (size_t i = 0; i < t->n_bytes; i++) out[i] = (uint8_t)(next_random(&state) >> 40) & 0x3b; /* scales below one */
+    float high = t->ne[1] > 1 ? 1.7f / sqrtf((float)t->ne[0]) : 1, low = -high;
+    for (size_t i = 0; i < sizeof ranges / sizeof *ranges; i++)
+        if (strstr(t->name, ranges[i].part)) {
+            if (ranges[i].low < ranges[i].high) low = ranges[i].low, high = ranges[i].high;
+            break;
+        }
+    for (size_t i = 0; i < t->n_bytes && !width; i++)
+        out[i] = (uint8_t)(next_random(&state) >> 40) & 0x3b; /* scales below one */
     for (uint64_t i = 0; i < n && width; i++) {
-        float x = by * (low + (high - low) * (float)(next_random(&state) >> 40) * 0x1p-24f);
+        float x = low + (high - low) * (float)(next_random(&state) >> 40) * 0x1p-24f;
         uint16_t half = t->type == F16 ? to_f16(x) : (uint16_t)(as_bits(x) >> 16);
         memcpy(out + i * width, width == 4 ? (void *)&x : (void *)&half, width);
     }
@@ -157,18 +169,21 @@ static void put_u64(uint64_t x) { put(&x, 8); }
 static void put_u32(uint32_t x) { put(&x, 4); }
 static void put_name(const char *s) { put_u64(strlen(s)), put(s, strlen(s)); }
 
-/* The draft as a file in `bytes`. with_data 0: the weights stay zero, which is enough to load it. */
+/* The draft as a file in `bytes`. with_data 0: the weights stay zero, enough to load it. */
 static void write_draft(Draft *d, int with_data) {
     uint64_t at = 0;
     n_bytes = 0;
     put("GGUF", 4), put_u32(3), put_u64((uint64_t)d->n_tensors), put_u64((uint64_t)d->n_keys);
-    for (int i = 0; i < d->n_keys; i++)
-        put_name(d->keys[i].name), put_u32((uint32_t)d->keys[i].type), put(d->keys[i].value, d->keys[i].n);
+    for (int i = 0; i < d->n_keys; i++) {
+        put_name(d->keys[i].name), put_u32((uint32_t)d->keys[i].type);
+        put(d->keys[i].value, d->keys[i].n);
+    }
     for (int i = 0; i < d->n_tensors; i++) {
         DraftTensor *t = &d->tensors[i];
-        uint64_t n = elements_of(t);
-        if (!t->data) t->n_bytes = n / (uint64_t)types[t->type].elems * (uint64_t)types[t->type].bytes;
-        put_name(t->name), put_u32(4), put(t->ne, sizeof t->ne), put_u32((uint32_t)t->type), put_u64(at);
+        uint64_t blocks = elements_of(t) / (uint64_t)types[t->type].elems;
+        if (!t->data) t->n_bytes = blocks * (uint64_t)types[t->type].bytes;
+        put_name(t->name), put_u32(4), put(t->ne, sizeof t->ne);
+        put_u32((uint32_t)t->type), put_u64(at);
         at += round_up(t->n_bytes, 32);
     }
     put(NULL, round_up(n_bytes, 32) - n_bytes);
@@ -189,28 +204,31 @@ static int read_draft(Draft *d, Gguf *g, const char *path) {
     for (uint64_t i = 0; i < g->n_keys; i++) {
         const GgufKey *k = &g->keys[i];
         char name[96];
-        const uint8_t *begin = k->value.p - (k->type == GGUF_ARR ? 12 : 0);
-        size_t n = k->type == GGUF_STR ? 8 + (size_t)read_u64(begin) : (size_t)(k->value.n * gguf_width[k->value.type]);
-        if (k->type == GGUF_ARR) n += 12;
+        size_t head = k->type == GGUF_ARR ? 12 : 0; /* type and length of a list */
+        size_t n = head + (size_t)(k->value.n * gguf_width[k->value.type]);
+        const uint8_t *begin = k->value.p - head;
+        if (head && k->value.type == GGUF_STR) continue;
+        if (k->type == GGUF_STR) n = 8 + (size_t)read_u64(begin);
         snprintf(name, sizeof name, "%.*s", (int)k->key.n, k->key.s);
-        if (n > VALUE || k->value.type == GGUF_ARR || (k->type == GGUF_ARR && k->value.type == GGUF_STR)) continue;
-        if (strncmp(name, "tokenizer.", 10)) put_key(d, name, k->type, begin, n);
+        if (n <= VALUE && strncmp(name, "tokenizer.", 10)) put_key(d, name, k->type, begin, n);
     }
     for (uint64_t i = 0; i < g->n_tensors; i++) {
         char name[64];
         snprintf(name, sizeof name, "%.*s", (int)g->tensors[i].name.n, g->tensors[i].name.s);
         DraftTensor *t = put_tensor(d, name);
-        t->type = g->tensors[i].type, t->data = g->tensors[i].data, t->n_bytes = g->tensors[i].n_bytes;
+        t->type = g->tensors[i].type;
+        t->data = g->tensors[i].data, t->n_bytes = g->tensors[i].n_bytes;
         memcpy(t->ne, g->tensors[i].ne, sizeof t->ne);
     }
     const DraftKey *arch = find_key(d, "general.architecture");
-    snprintf(d->arch, sizeof d->arch, "%.*s", arch ? (int)arch->n - 8 : 0, arch ? (const char *)arch->value + 8 : "");
+    if (!arch) return 0;
+    snprintf(d->arch, sizeof d->arch, "%.*s", (int)arch->n - 8, (const char *)arch->value + 8);
     const char *slash = strrchr(path, '/');
     snprintf(d->name, sizeof d->name, "%s", slash ? slash + 1 : path);
     return 1;
 }
 
-/* ---- 3. completing a draft ------------------------------------------------------------------------------- */
+/* ---- 3. completing a draft ------------------------------------------------------------------- */
 
 static int load(Draft *d, int with_data, GlaModel **m, char *err) {
     write_draft(d, with_data);
@@ -222,7 +240,7 @@ static void reshape(DraftTensor *t, uint64_t a, uint64_t b, uint64_t c) {
     if (a % (uint64_t)types[t->type].elems) t->type = F32;
 }
 
-/* Adds what a refusal says is missing, or gives it the shape that was expected. 0: it says nothing of the kind. */
+/* Adds what a refusal says is missing, or gives it the shape that it expects. 0: it is another. */
 static int obey(Draft *d, const char *err) {
     char name[64];
     unsigned long long ne[4], n, a, b, c = 1;
@@ -231,7 +249,8 @@ static int obey(Draft *d, const char *err) {
         if (d->n_tensors < MOST_TENSORS) put_tensor(d, name);
         return d->n_tensors < MOST_TENSORS;
     }
-    if (sscanf(err, "%63s is (%llu, %llu, %llu, %llu), expected (%llu, %llu%n", name, ne, ne + 1, ne + 2, ne + 3, &a, &b, &end) == 7)
+    if (sscanf(err, "%63s is (%llu, %llu, %llu, %llu), expected (%llu, %llu%n",
+               name, ne, ne + 1, ne + 2, ne + 3, &a, &b, &end) == 7)
         sscanf(err + end, ", %llu", &c);
     else if (sscanf(err, "%63s has %llu elements, expected %llu;", name, &n, &a) == 3) b = 1;
     else return 0;
@@ -250,13 +269,14 @@ static int complete(Draft *d, char *err) { /* returns what the last try to load 
     }
 }
 
-/* ---- 4. models to begin with --------------------------------------------------------------------------------- */
+/* ---- 4. models to begin with ----------------------------------------------------------------- */
 
-/* Two layers, 32 channels, unless the keys say otherwise. Tensors that a model may have: of each layer, or "1:" of layer 1 only,
- * "/" of none. Those that it must have follow from the program's refusals. */
+/* Two layers, 32 channels, unless the keys say otherwise. Tensors that a model may have: of each
+ * layer, or "1:" of layer 1 only, "/" of none. Those that it must have follow from refusals. */
 #define HEADS4 "mixer.head_count=4 mixer.key_length=8 mixer.value_length=12 "
 #define GROUPS2 HEADS4 "mixer.head_count_kv=2 "
-#define HYBRID "attention.head_count=0,4 attention.head_count_kv=0,2 attention.sliding_window=0,9 rope.freq_base=5000.0 "
+#define HYBRID "attention.head_count=0,4 attention.head_count_kv=0,2 " \
+               "attention.sliding_window=0,9 rope.freq_base=5000.0 "
 #define SSM "ssm.inner_size=48 ssm.state_size=8 ssm.conv_kernel=4 "
 #define RESIDUAL "residual_attention.block_size=2 "
 #define QWEN "attention.head_count=4 attention.head_count_kv=2 attention.key_length=8 "
@@ -335,8 +355,8 @@ static int has_seed(const char *arch) {
 /* A draft of an architecture with these keys and tensors, completed. */
 static int draft_of(Draft *d, const char *arch, const char *keys, const char *tensors, char *err) {
     char text[96], name[128];
-    const char *list = "block_count=2 embedding_length=32 feed_forward_length=64 context_length=512 "
-                       "attention.layer_norm_rms_epsilon=1e-5";
+    const char *list = "block_count=2 embedding_length=32 feed_forward_length=64 "
+                       "context_length=512 attention.layer_norm_rms_epsilon=1e-5";
     memset(d, 0, sizeof *d);
     snprintf(d->arch, sizeof d->arch, "%s", arch);
     snprintf(d->name, sizeof d->name, "%s", arch);
@@ -366,32 +386,36 @@ static int seed_draft(Draft *d, int which, char *err) {
     return code;
 }
 
-/* ---- 5. running -------------------------------------------------------------------------------------------------- */
+/* ---- 5. running ------------------------------------------------------------------------------ */
 
 enum { TOKENS = 71 };
 
 static int32_t ids[TOKENS];
 static float logits[3][TOKENS * 4096];
 
+static int tokens(void) { return all ? TOKENS : 33; } /* the latter beyond a block of keys */
+
 static int evaluate(const GlaModel *m, GlaSettings how, float *out, char *err) {
     GlaState *s;
     int code = gla_state_new(&s, m, &how, err);
     if (code) return code;
-    code = gla_eval(s, ids, all ? TOKENS : 33, out, all ? TOKENS : 33, err);
+    code = gla_eval(s, ids, tokens(), out, tokens(), err);
     gla_state_free(s);
     return code;
 }
 
-static int same(const float *a, const float *b, size_t n) { /* the same bits, or no number in both */
+static int same(const float *a, const float *b, size_t n) { /* in bits, or both no number */
     for (size_t i = 0; i < n; i++)
-        if (memcmp(&a[i], &b[i], sizeof *a) && !(a[i] != a[i] && b[i] != b[i])) return 0;
+        if (as_bits(a[i]) != as_bits(b[i]) && !(isnan(a[i]) && isnan(b[i]))) return 0;
     return 1;
 }
 
 /* The draft loads and runs, or is refused. Returns whether it runs. */
 static int loads, runs;
 static int attempt(Draft *d) {
-    static const GlaSettings how[] = {{.batch = 64, .threads = 1}, {.batch = 1, .threads = 1}, {.batch = 7, .threads = 2}};
+    static const GlaSettings how[] = {
+        {.batch = 64, .threads = 1}, {.batch = 1, .threads = 1}, {.batch = 7, .threads = 2}
+    };
     static int turn;
     char err[GLA_ERR] = "", what[GLA_ERR + 80];
     GlaInfo info;
@@ -403,10 +427,16 @@ static int attempt(Draft *d) {
         return 0;
     }
     gla_info(m, &info);
-    if (info.state_bytes > 1 << 22 || info.token_weights > 1 << 19 || info.vocab_size > 4096) { gla_close(m); return 0; }
+    if (info.state_bytes > 1 << 22 || info.token_weights > 1 << 19 || info.vocab_size > 4096) {
+        gla_close(m); /* honest, but slow */
+        return 0;
+    }
     runs++;
     turn++;
-    for (int32_t i = 0; i < TOKENS; i++) ids[i] = (int32_t)(next_random(&(uint64_t){(uint64_t)i + 7}) % (uint64_t)info.vocab_size);
+    for (uint64_t i = 0, state; i < TOKENS; i++) {
+        state = i + 7;
+        ids[i] = (int32_t)(next_random(&state) % (uint64_t)info.vocab_size);
+    }
     for (int i = 0; i < 3; i++) {
         GlaSettings h = how[i];
         h.ctx = 96;
@@ -417,13 +447,13 @@ static int attempt(Draft *d) {
         check(!code, what);
         if (code) break;
         snprintf(what, sizeof what, "runs of %d on %d threads give other bits", h.batch, h.threads);
-        check(same(logits[0], logits[i], (size_t)(all ? TOKENS : 33) * (size_t)info.vocab_size), what);
+        check(same(logits[0], logits[i], (size_t)tokens() * (size_t)info.vocab_size), what);
     }
     gla_close(m);
     return 1;
 }
 
-/* ---- 6. changes ---------------------------------------------------------------------------------------------------- */
+/* ---- 6. changes ------------------------------------------------------------------------------ */
 
 static Draft base, changed;
 
@@ -436,7 +466,7 @@ static void say(const char *fmt, ...) {
     va_end(ap);
 }
 
-/* The changed draft as it is; and, if that is refused, with everything else in the shape that goes with it. */
+/* The changed draft; and, if it is refused, with all else in the shape that goes with it. */
 static void try_both(void) {
     char err[GLA_ERR];
     if (attempt(&changed)) return;
@@ -446,13 +476,19 @@ static void try_both(void) {
     }
 }
 
-static const char *suffix(const char *name) { /* of a tensor in a block, behind its number; NULL: in none */
+static const char *suffix(const char *name) { /* behind the number of its block, or NULL */
     const char *dot = strncmp(name, "blk.", 4) ? NULL : strchr(name + 4, '.');
     return dot ? dot + 1 : NULL;
 }
 
-static void drop_tensor(Draft *d, int i) { memmove(&d->tensors[i], &d->tensors[i + 1], (size_t)(--d->n_tensors - i) * sizeof *d->tensors); }
-static void drop_key(Draft *d, int i) { memmove(&d->keys[i], &d->keys[i + 1], (size_t)(--d->n_keys - i) * sizeof *d->keys); }
+static void drop_tensor(Draft *d, int i) {
+    d->n_tensors--;
+    memmove(&d->tensors[i], &d->tensors[i + 1], (size_t)(d->n_tensors - i) * sizeof *d->tensors);
+}
+static void drop_key(Draft *d, int i) {
+    d->n_keys--;
+    memmove(&d->keys[i], &d->keys[i + 1], (size_t)(d->n_keys - i) * sizeof *d->keys);
+}
 
 static void drop_tensors(void) { /* each, and each kind from all layers */
     for (int i = 0; i < base.n_tensors; i++) {
@@ -484,9 +520,10 @@ static void reshape_tensors(void) { /* one row or column more or less; another t
             else if (way == 4) t->ne[0] = base.tensors[i].ne[1], t->ne[1] = base.tensors[i].ne[0];
             else t->type = other[way - 5];
             if (!t->ne[0] || !t->ne[1] || t->ne[0] % (uint64_t)types[t->type].elems) continue;
-            say("%s (%d, %d) of type %s", t->name, (int)t->ne[0], (int)t->ne[1], types[t->type].name);
+            int a = (int)t->ne[0], b = (int)t->ne[1];
+            say("%s (%d, %d) of type %s", t->name, a, b, types[t->type].name);
             int loaded = attempt(&changed);
-            if (way == 4 && t->ne[0] > 1 && t->ne[1] > 1 && t->ne[0] != t->ne[1]) check(!loaded, "loads although it is transposed");
+            if (way == 4 && a > 1 && b > 1 && a != b) check(!loaded, "loads, although transposed");
         }
 }
 
@@ -494,12 +531,17 @@ static void reshape_tensors(void) { /* one row or column more or less; another t
 static struct { char name[64]; int kind; } known[256];
 static int n_known;
 enum { AN_INT, A_FLOAT, AN_ACT, A_NORM, A_WORD, N_KINDS };
-static const char *const readers[N_KINDS] = {"int_key(l, \"", "float_key(l, \"", "act_key(l, \"", "norm_key(l, \"", "str_key(l, \""};
+static const char *const readers[N_KINDS] = {
+    "int_key(l, \"", "float_key(l, \"", "act_key(l, \"", "norm_key(l, \"", "str_key(l, \""
+};
 
 static void read_known(void) {
     char err[GLA_ERR];
     Mapping map;
-    if (map_file(&map, "run.c", err)) { printf("%s; run this from the top of the repository\n", err); exit(1); }
+    if (map_file(&map, "run.c", err)) {
+        printf("%s; run this from the top of the repository\n", err);
+        exit(1);
+    }
     char *text = must(calloc(1, map.n + 1));
     memcpy(text, map.data, map.n);
     for (int kind = 0; kind < N_KINDS; kind++)
@@ -519,13 +561,14 @@ static void read_known(void) {
 
 static int mine[256], n_mine; /* of those the ones that this model's architecture reads */
 static void read_mine(void) {
+    static const uint8_t no_strings[12] = {GGUF_STR}; /* type and length of a list */
     char name[128], err[GLA_ERR];
     n_mine = 0;
     for (int i = 0; i < n_known; i++) {
         GlaModel *m;
         snprintf(name, sizeof name, "%.31s.%.63s", base.arch, known[i].name);
         changed = base;
-        put_key(&changed, name, GGUF_ARR, "\x08\0\0\0\0\0\0\0\0\0\0\0", 12); /* a list of no strings fits nothing */
+        put_key(&changed, name, GGUF_ARR, no_strings, sizeof no_strings); /* fits nothing */
         if (!load(&changed, 0, &m, err)) gla_close(m);
         else mine[n_mine++] = i;
     }
@@ -534,13 +577,16 @@ static void read_mine(void) {
 /* Value number `which` for a key of the kind; 0: there are no more. */
 static const char *value_of(int kind, int which) {
     static const char *const values[N_KINDS][24] = {
-        {"0", "1", "2", "3", "4", "5", "8", "16", "24", "32", "48", "64", "-1", "100000", "67108864", "0,2", "3,1", "0.5", "word"},
-        {"-1.0", "0.0", "0.5", "1.0", "2.0", "1e30", "inf", "-inf", "nan", "3", "0.5,0.0", "word"}, {NULL},
+        {"0", "1", "2", "3", "4", "5", "8", "16", "24", "32", "48", "64", "-1", "100000",
+         "67108864", "0,2", "3,1", "0.5", "word"},
+        {"-1.0", "0.0", "0.5", "1.0", "2.0", "1e30", "inf", "-inf", "nan", "3", "0.5,0.0", "word"},
+        {NULL},
         {"l2", "sum", "none", "l3", "1"}, {"none", "linear", "yarn", "words", "1"},
     };
     if (kind != AN_ACT) return values[kind][which];
     const int n = (int)(sizeof act_names / sizeof *act_names);
-    return which < n ? act_names[which].name : which == n ? "no_such_map" : which == n + 1 ? "1" : NULL;
+    if (which < n) return act_names[which].name;
+    return which == n ? "no_such_map" : which == n + 1 ? "1" : NULL;
 }
 
 static void set_key(int i, const char *value) {
@@ -549,7 +595,17 @@ static void set_key(int i, const char *value) {
     put_text(&changed, name, value);
 }
 
-static void change_keys(void) { /* each dropped, each with every value, and pairs */
+/* One of the keys to one of their values; text, if there is one, gets what was set. */
+static void set_any_key(char *text, size_t cap) {
+    int i = mine[rnd((uint32_t)n_mine)], count = 0;
+    while (value_of(known[i].kind, count)) count++;
+    const char *value = value_of(known[i].kind, (int)rnd((uint32_t)count));
+    size_t n = strlen(text);
+    snprintf(text + n, cap - n, "%s%s = %s", n ? ", " : "", known[i].name, value);
+    set_key(i, value);
+}
+
+static void change_keys(void) { /* each dropped, each with every value; pairs and triples */
     for (int i = 0; i < base.n_keys; i++) {
         changed = base;
         say("without the key %s", base.keys[i].name);
@@ -557,12 +613,12 @@ static void change_keys(void) { /* each dropped, each with every value, and pair
         try_both();
     }
     for (int i = 0; i < n_mine; i++) {
-        const char *value;
+        const char *value, *name = known[mine[i]].name;
+        uint32_t rarely = strncmp(name, "mixer.", 6) ? 5 : 2;
         for (int which = 0; (value = value_of(known[mine[i]].kind, which)) != NULL; which++) {
-            int often = !strncmp(known[mine[i]].name, "mixer.", 6);
-            if (!sampled(often ? 2 : 5)) continue;
+            if (!sampled(rarely)) continue;
             changed = base;
-            say("%s = %s", known[mine[i]].name, value);
+            say("%s = %s", name, value);
             set_key(mine[i], value);
             try_both();
         }
@@ -570,19 +626,13 @@ static void change_keys(void) { /* each dropped, each with every value, and pair
     for (int n = 0; n < (all ? 400 : 24) && n_mine; n++) {
         char text[300] = "";
         changed = base;
-        for (int j = 0, many = 2 + (int)rnd(2); j < many; j++) {
-            int i = mine[rnd((uint32_t)n_mine)], count = 0;
-            while (value_of(known[i].kind, count)) count++;
-            const char *value = value_of(known[i].kind, (int)rnd((uint32_t)count));
-            set_key(i, value);
-            snprintf(text + strlen(text), sizeof text - strlen(text), "%s%s = %s", j ? ", " : "", known[i].name, value);
-        }
+        for (int j = 2 + (int)rnd(2); j > 0; j--) set_any_key(text, sizeof text);
         say("%s", text);
         try_both();
     }
 }
 
-/* Tensors of all models, without the number of their block: what one architecture has, another may take by mistake. */
+/* Tensors of all models, without the number of their block: another may take them by mistake. */
 static char universe[512][64];
 static int n_universe, universe_top[512]; /* whether it is of no block */
 
@@ -610,38 +660,35 @@ static void add_tensors(void) { /* a tensor of another model, alone or with anot
                 if (universe_top[i]) snprintf(name, sizeof name, "%.63s", universe[i]);
                 if (universe_top[i] || where & (1 << layer)) put_tensor(&changed, name);
             }
-            if (with_key) {
-                int key = mine[rnd((uint32_t)n_mine)], count = 0;
-                while (value_of(known[key].kind, count)) count++;
-                const char *value = value_of(known[key].kind, (int)rnd((uint32_t)count));
-                set_key(key, value);
-                snprintf(text, sizeof text, ", %s = %s", known[key].name, value);
-            }
-            say("with %s in %d%s", universe[i], where, text);
+            if (with_key && n_mine) set_any_key(text, sizeof text);
+            say("with %s in %d, %s", universe[i], where, text);
             try_both();
         }
 }
 
-/* rope_freqs divides the frequencies of softmax layers only, whichever of two layers that turn alike comes first. */
+/* rope_freqs divides the frequencies of softmax layers only, whichever layer comes first. */
 static void own_frequencies(void) {
+    static const char *const keys[2] = {
+        HEADS4 "mixer.rope_dimension_count=8 attention.head_count=4,0",
+        HEADS4 "mixer.rope_dimension_count=8 attention.head_count=0,4",
+    };
     for (int softmax = 0; softmax < 2; softmax++) {
         char err[GLA_ERR] = "";
         GlaModel *m;
-        int code = draft_of(&base, "gla", softmax ? HEADS4 "mixer.rope_dimension_count=8 attention.head_count=0,4"
-                                                  : HEADS4 "mixer.rope_dimension_count=8 attention.head_count=4,0",
-                            "/rope_freqs.weight", err);
+        int code = draft_of(&base, "gla", keys[softmax], "/rope_freqs.weight", err);
         say("layer %d softmax, with rope_freqs", softmax);
         if (!code) code = load(&base, 1, &m, err);
         check(!code, err);
         if (code) continue;
         const Layer *turned = &m->layers[softmax], *plain = &m->layers[!softmax];
-        check(plain->rope_freq[1] == pow(10000, -0.25), "the linear layer turns with another's factors");
-        check(turned->rope_freq[1] > plain->rope_freq[1], "the softmax layer turns without its factors");
+        double speed = plain->rope_freq[1];
+        check(speed == pow(10000, -0.25), "the linear layer turns with another's factors");
+        check(turned->rope_freq[1] > speed, "the softmax layer turns without its factors");
         gla_close(m);
     }
 }
 
-/* ---- 7. main --------------------------------------------------------------------------------------------------------- */
+/* ---- 7. main --------------------------------------------------------------------------------- */
 
 static void crashed(int signal) {
     printf("FAIL %s: signal %d\n%d passed, %d failed\n", current, signal, passed, failed + 1);
@@ -655,14 +702,16 @@ static void change_base(void) {
     say("as it is");
     check(attempt(&base), "does not load, or is too large");
     float range = 0; /* of its logits; NaN where there is one, infinite where one is */
-    for (int j = 0; j < 33; j++) range += fabsf(logits[0][j]);
+    for (int j = 0; j < tokens(); j++) range += fabsf(logits[0][j]);
     check(range > 0.1f && range < 1e6f, "logits that show nothing");
     read_mine();
     drop_tensors();
     reshape_tensors();
     change_keys();
     add_tensors();
-    if (verbose) printf("     %-40s %5d files, %5d of them run, %.2f s\n", base.name, loads - before, runs - ran, now_s() - begin);
+    if (verbose)
+        printf("     %-40s %5d files, %5d of them run, %.2f s\n",
+               base.name, loads - before, runs - ran, now_s() - begin);
     fflush(stdout);
 }
 
@@ -688,10 +737,13 @@ int main(int argc, char **argv) {
         char err[GLA_ERR];
         if (strstr(seeds[s].arch, only) && !seed_draft(&base, s, err)) change_base();
     }
-    snprintf(current, sizeof current, "the table of models");
-    for (size_t f = 0; f < sizeof family / sizeof *family; f++) check(has_seed(family[f].name), family[f].name);
-    for (size_t d = 0; d < sizeof decoders / sizeof *decoders; d++) check(has_seed(decoders[d].name), decoders[d].name);
-    for (size_t a = 0; a < sizeof architectures / sizeof *architectures; a++) check(has_seed(architectures[a].name), architectures[a].name);
+    snprintf(current, sizeof current, "the table of models has no such row");
+    for (size_t k = 0; k < sizeof family / sizeof *family; k++)
+        check(has_seed(family[k].name), family[k].name);
+    for (size_t k = 0; k < sizeof decoders / sizeof *decoders; k++)
+        check(has_seed(decoders[k].name), decoders[k].name);
+    for (size_t k = 0; k < sizeof architectures / sizeof *architectures; k++)
+        check(has_seed(architectures[k].name), architectures[k].name);
     own_frequencies();
     for (; i < argc; i++) {
         Gguf g = {0};

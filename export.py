@@ -1730,6 +1730,11 @@ class Vocabulary:
         self.texts[i], self.types[i] = text, kind
         self.ids.setdefault(text, i)
 
+    def drop(self, text: str) -> int:
+        i = self.ids.pop(text)
+        del self.texts[i], self.types[i]
+        return i
+
 
 @dataclass(frozen=True)
 class Added:
@@ -2221,6 +2226,10 @@ def read_pieces(
             f"not a pre-tokenizer that is known; --pre NAME takes one that is close: {PRE_NAMES}"
         )
     read_bytes(vocabulary, merges, pre.name, nfc, whole)
+    if not all(byte_text(bytes([b])) in vocabulary.ids for b in range(256)):
+        unknown = model.get("unk_token")  # without one, a byte that has no token is lost
+        vocabulary.named["unk"] = vocabulary.ids.get(unknown, -1) if isinstance(unknown, str) else -1
+        vocabulary.keys["tokenizer.gla.fuse_unk"] = model.flag("fuse_unk")
     if cuts.prefix:
         vocabulary.keys["tokenizer.gla.space_prefix"] = "always"
 
@@ -2535,12 +2544,15 @@ def tokenizer_keys(
             "ids instead of text"
         )
         return {"tokenizer.ggml.model": "no_vocab"}
+    added, named = all_added(folder, vocabulary.added)
+    for k, token in enumerate(added):
+        if vocabulary.ids.get(token.text, -1) >= rows:  # to be left out, by `place`
+            added[k] = replace(token, id=vocabulary.drop(token.text))
     if max(vocabulary.texts, default=-1) >= rows:
         raise Refusal(
             f"{folder}: the vocabulary has an id {max(vocabulary.texts)}, but the embedding has "
             f"{rows} rows"
         )
-    added, named = all_added(folder, vocabulary.added)
     place(vocabulary, added, rows, notes)
     tokens = [vocabulary.texts.get(i, f"[PAD{i}]") for i in range(rows)]
     types = [vocabulary.types.get(i, UNUSED) for i in range(rows)]
@@ -2589,11 +2601,13 @@ def special_ids(
     ids: dict[str, int] = {}
     for kind in SPECIAL:
         token = named.get(f"{kind}_token")
+        if kind == "unk" and kind in vocabulary.named:
+            token = None  # the model has the last word; -1: none
         stated = ids_of(f"{kind}_token_id", generation, config)
         if token and token.text in vocabulary.ids:
             ids[kind] = vocabulary.ids[token.text]
         elif kind in vocabulary.named:
-            ids[kind] = vocabulary.named[kind]
+            ids |= {kind: i for i in [vocabulary.named[kind]] if i >= 0}
         elif stated:
             ids[kind] = stated[0]
     keys: dict[str, Any] = {}

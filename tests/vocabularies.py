@@ -252,7 +252,19 @@ def pre_cases(case: Callable[..., None]) -> None:
     case("add_prefix_space", trained(byte_level(regex=True, prefix=True), 900, False))
     case("merges as strings", trained(byte_level(regex=True), 900, False),
          lambda s: s["model"].update(merges=[" ".join(m) for m in s["model"]["merges"]]))
+    config = {"unk_token": "<unk>"}
+    for unknown, fuse in ((None, False), ("<unk>", False), ("<unk>", True)):
+        case(f"bytes without a token, {unknown}{', fused' * fuse}", incomplete(unknown, fuse), tokenizer_config_json=config)
     case("no merges", trained(byte_level(regex=True), 257, False))
+
+
+def incomplete(unknown: str | None, fuse: bool) -> Tokenizer:
+    """A byte-level BPE that has no tokens for some bytes."""
+    tok = Tokenizer(models.BPE(unk_token=unknown, fuse_unk=fuse))
+    tok.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tok.train_from_iterator(["the rain in spain stays mainly in the plain"], trainers.BpeTrainer(
+        vocab_size=60, show_progress=False, special_tokens=["<unk>"]))
+    return tok
 
 
 def unreachable(tok: Tokenizer) -> Tokenizer:
@@ -496,6 +508,8 @@ def facts(t: Tally, work: Path) -> None:
         ("asked for, without a token", {}, {"tokenizer_config": {"add_bos_token": True}}, {"add_bos_token": False}),
         ("ids that are not there", {}, {"config": {"bos_token_id": 10**9, "eos_token_id": [-1, "x", ids[2]]}}, {"bos_token_id": None, "eos_token_id": ids[2]}),
         ("added tokens beyond the embedding", {}, {"tokenizer_config": {"added_tokens_decoder": {"5000": {"content": "<image>"}}}}, {"eos_token_id": None}),
+        ("added tokens beyond the embedding, in the vocabulary", {"model": {**json.loads(base.to_str())["model"], "vocab": {
+            **base.get_vocab(), "<image>": 300}}, "added_tokens": [{"id": 300, "content": "<image>"}]}, {}, {"eos_token_id": None}),
     ]
     for k, (title, change, files, expected) in enumerate(cases):
         folder = work / f"facts-{k}"

@@ -7256,17 +7256,17 @@ GLA_API int gla_eval(GlaState *s, const int32_t *ids, int64_t n, float *logits, 
  * In order: ids, tables and tries; expressions, which cut text into pieces, and the rows of all of
  * them by name; loading; merging; encoding; decoding; NFC; the Unicode tables; the interface. */
 
-/* symbols are: bytes; characters; there are none */
+/* Symbols are: bytes; characters; there are none. */
 enum { VOCAB_NONE, VOCAB_BPE, VOCAB_SPM, VOCAB_LONGEST };
 enum { BY_MERGES, BY_SCORE, BY_ID };                        /* which pair is joined first */
-/* where a U+2581 is added, see encode_stretch */
+/* Where a U+2581 is added, see encode_stretch. */
 enum { SPACE_NEVER, SPACE_FIRST, SPACE_ALWAYS, SPACE_PREPEND };
-/* as in GGUF */
+/* As in GGUF. */
 enum { TYPE_NORMAL = 1, TYPE_UNKNOWN, TYPE_CONTROL, TYPE_USER_DEFINED, TYPE_UNUSED, TYPE_BYTE };
-/* habits of an added token; NORMAL: it has the type of words */
+/* Habits of an added token; NORMAL: it has the type of words. */
 enum { ADDED_LSTRIP = 1, ADDED_RSTRIP = 2, ADDED_WORD = 4, ADDED_NORMALIZED = 8,
        ADDED_NORMAL = 16 };
-/* bytes of the longest text in a trie: the most that is looked at for each byte */
+/* Bytes of the longest text in a trie: the most that is looked at for each byte. */
 enum { TRIE_DEPTH = 256,
        PROBES = 512 }; /* a hash table that needs more steps than this was built to be slow */
 enum { SPACE_MARK = 0x2581 };
@@ -7402,7 +7402,7 @@ static Slot *table_next(const Table *t, uint64_t h, size_t *step) {
     return NULL;
 }
 
-/* at most two thirds full with n entries; 0: no memory */
+/* At most two thirds full with n entries; 0: no memory. */
 static int table_init(Table *t, uint64_t n) {
     size_t slots = 16;
     while (slots / 3 * 2 < n) slots *= 2;
@@ -7418,7 +7418,7 @@ static uint32_t trie_step(const Trie *t, uint32_t node, uint8_t byte) {     /* t
     return slot ? slot->value : 0;
 }
 
-/* room for texts of so many bytes together; 0: no memory */
+/* Room for texts of so many bytes together; 0: no memory. */
 static int trie_init(Trie *t, size_t n_bytes) {
     t->n = 1;
     t->ids = gla_alloc((n_bytes + 1) * sizeof *t->ids);
@@ -7427,7 +7427,7 @@ static int trie_init(Trie *t, size_t n_bytes) {
 
 static void trie_free(Trie *t) { gla_free(t->ids); gla_free(t->edges.slots); }
 
-/* of equal texts the first counts; 0: too large, or hostile */
+/* Of equal texts the first counts; 0: too large, or hostile. */
 static int trie_add(Trie *t, Str s, int32_t id) {
     uint32_t node = 0;
     for (size_t i = 0; i < s.n; i++) {
@@ -7508,7 +7508,7 @@ enum { MAX_SETS = 64, MAX_KINDS = 40, MAX_BOUNDS = 512, MAX_STEPS = 2048, MAX_ST
        MAX_LISTS = 1 << 15, NOWHERE = 0xFFFF };
 enum { STEP_TAKE, STEP_AHEAD, STEP_FORK, STEP_DONE };
 typedef struct { uint16_t what, set, to, other; } Move; /* FORK: first to `to`, then to `other` */
-/* fold: in any case; unless: (?!set), which is true at the end of the text as well */
+/* fold: in any case; unless: (?!set), which is true at the end of the text as well. */
 typedef struct { const char *text; int fold, unless; } CharSet;
 typedef struct {
     CharSet sets[MAX_SETS];
@@ -7586,7 +7586,7 @@ static int member_has(const Member *m, uint32_t c, int class) {
     return (c >= m->first && c <= m->last) || (m->classes >> class & 1);
 }
 
-/* is character c, of this class, in the set at p? */
+/* Is character c, of this class, in the set at p? */
 static int set_has(const char *p, uint32_t c, int class) {
     Member m;
     int found = 0;
@@ -7600,7 +7600,7 @@ static int set_has(const char *p, uint32_t c, int class) {
     return found != inverted;
 }
 
-/* as far as our expressions need it: a long s is an s, the kelvin sign a k */
+/* As far as our expressions need it: a long s is an s, the kelvin sign a k. */
 static uint32_t fold_case(uint32_t c) {
     return c - 'A' < 26 ? c + 32 : c == 0x17F ? 's' : c == 0x212A ? 'k' : c;
 }
@@ -7615,7 +7615,7 @@ static void add_bound(Regex *r, uint32_t c) {               /* sorted, each once
     r->bounds[i] = c;
 }
 
-/* its number; equal sets are one */
+/* The number of the set at p; equal sets are one. */
 static uint16_t add_set(Regex *r, const char *p, int fold, int unless) {
     const size_t len = (size_t)(set_end(p) - p);
     int i = 0;
@@ -7646,7 +7646,7 @@ static uint16_t add_step(Regex *r, int what, uint16_t set, uint16_t to, uint16_t
 static uint16_t fork_next(Regex *r, uint16_t other) {
     return add_step(r, STEP_FORK, 0, (uint16_t)(r->n_steps + 1), other);
 }
-/* `other` of a fork, and of those chained to it, is the next step */
+/* The `other` of a fork, and of those chained to it, is the next step. */
 static void arrive_here(Regex *r, uint16_t fork) {
     while (fork != NOWHERE) {
         const uint16_t chained = r->steps[fork].other;
@@ -7983,6 +7983,7 @@ static const PreTokenizer *find_pre_tokenizer(Str name, char *err) {
          "--pre NAME takes another: %s", printable(shown, name), known);
     return NULL;
 }
+
 /* -- loading: that arrays lie in the file was checked before; their lengths, types and contents
  * are checked here -- */
 
@@ -8176,6 +8177,7 @@ static int load_habit(Tokenizer *t, const Gguf *g, const char *name, int habit, 
 
 static int normalise(const Tokenizer *t, const char *s, size_t n, char **out, size_t *out_n);
 
+/* The same, or it has the type of words but not their way. */
 static int is_added(const Tokenizer *t, int32_t id) {
     return is_special(t, id) || (t->habits && t->habits[id] & ADDED_NORMAL);
 }
@@ -8301,7 +8303,7 @@ static int load_kind(Tokenizer *t, const Gguf *g, const char *pre_name, char *er
     return GLA_OK;
 }
 
-/* tokens, token_type, merges, scores: their tables. */
+/* The arrays of tokens, token types, merges and scores, and their tables. */
 static int load_arrays(Tokenizer *t, const Gguf *g, char *err) {
     GgufArray texts;
     if (!gguf_array(g, "tokenizer.ggml.tokens", &texts) || texts.type != GGUF_STR || texts.n == 0)
@@ -8403,7 +8405,7 @@ static int load_vocabulary(Tokenizer *t, const Gguf *g, const char *pre, char *e
     t->eos = id_key(t, g, "eos", llama ? 2 : t->model == VOCAB_LONGEST ? 0 : -1);
     t->unk = id_key(t, g, "unknown", llama ? 0 : -1);
     t->add_bos = flag_key(g, "tokenizer.ggml.add_bos_token", llama || flags & PRE_BOS);
-    /* files say it wrong, llama.cpp knows */
+    /* Files of this kind may say that there is none, and mean one (so llama.cpp). */
     if (t->whole_lines && t->model == VOCAB_SPM && t->bos >= 0) t->add_bos = 1;
     t->add_eos = flag_key(g, "tokenizer.ggml.add_eos_token", 0);
     load_ends(t, g);
@@ -8445,9 +8447,9 @@ static int tokenizer_is_end(const Tokenizer *t, int32_t id) {
  * come up. Time n log n. */
 #define NO_SYMBOL UINT32_MAX
 typedef struct { uint32_t at, len, prev, next; int32_t id; } Symbol; /* a stretch of the piece */
-/* of symbol `at` with its right neighbour */
+/* The joining of symbol `at` with its right neighbour. */
 typedef struct { uint32_t rank, at, len; int32_t id; } Join;
-/* what two tokens join to; id -1: to nothing */
+/* What two tokens join to; id -1: to nothing. */
 typedef struct { int32_t left, right, id; uint32_t rank; } Known;
 typedef struct {
     const Tokenizer *t;
@@ -8760,7 +8762,7 @@ static void encode_stretch(Encoder *e, const char *s, size_t n, int flags, int f
     gla_free(copy);
 }
 
-/* of the character that ends there */
+/* The class of the character that ends there. */
 static int class_before(const Unicode *u, const char *s, size_t at) {
     size_t from = at - 1, len;
     while (from && at - from < 4 && ((uint8_t)s[from] & 0xC0) == 0x80) from--;
@@ -8949,7 +8951,7 @@ static size_t decompose(const Unicode *u, uint32_t c, uint64_t *out) { /* into 1
     return found->b ? n + decompose(u, found->b, out + n) : n;
 }
 
-/* a followed by b as one, or 0 */
+/* What a followed by b is as one character, or 0. */
 static uint32_t compose(const Unicode *u, uint32_t a, uint32_t b) {
     const uint32_t syllable = a - HANGUL, last = b - JAMO_T - 1;
     if (a - JAMO_L < N_L && b - JAMO_V < N_V)

@@ -10923,7 +10923,8 @@ static void text_real(Text *t, const char *fmt, double v) {
     snprintf(number, sizeof number, fmt, v);
     text_printf(t, "%s", isfinite(v) ? number : "null");
 }
-static void text_json(Text *t, const char *s, size_t n) { /* as a JSON string; a byte that is no UTF-8 becomes U+FFFD */
+/* as a JSON string; a byte that is no UTF-8 becomes U+FFFD */
+static void text_json(Text *t, const char *s, size_t n) {
     text_put(t, "\"", 1);
     for (size_t at = 0, len; at < n; at += len) {
         uint32_t c = utf8_read(s + at, n - at, &len);
@@ -10938,11 +10939,16 @@ static void text_json(Text *t, const char *s, size_t n) { /* as a JSON string; a
 
 /* -- options -- */
 
-/* An option is a row here and its use: text_of(o, O_NAME), whole_of(o, O_NAME), given(o, O_NAME). Reading argv, --help, the man
- * page and the completions of bash and zsh come from the rows; after a change, `make pages` writes the files in doc/ anew.
- *   name, letter, word; modes that have a use for it (with any other it is misuse, rather than ignored; what changes no
- *   result, and how a model computes, goes with all); its value and what it does (NULL: not shown); its type. */
-enum { GENERATE = 1, CHAT = 2, LOGITS = 4, PERPLEXITY = 8, TOKENIZE = 16, BENCH = 32, INFO = 64, TALK = GENERATE | CHAT, ANY = 127 };
+/* An option is a row here and its use: text_of(o, O_NAME), whole_of(o, O_NAME), given(o, O_NAME).
+ * Reading argv, --help, the man page and the completions of bash and zsh come from the rows; after a
+ * change, `make pages` writes the files in doc/ anew.
+ *   name, letter, word
+ *   modes that have a use for it: with any other it is misuse, rather than ignored. What changes no
+ *   result, and how a model computes, goes with all
+ *   its value and what it does (NULL: not shown)
+ *   its type */
+enum { GENERATE = 1, CHAT = 2, LOGITS = 4, PERPLEXITY = 8, TOKENIZE = 16, BENCH = 32, INFO = 64,
+      TALK = GENERATE | CHAT, ANY = 127 };
 #define MODE_WORDS "generate chat logits perplexity tokenize bench info" /* word i: bit 1 << i */
 #define OPTIONS(X) \
     X(O_MODEL, 0, "model", ANY, "FILE", NULL, TEXT) \
@@ -10994,7 +11000,8 @@ enum { GENERATE = 1, CHAT = 2, LOGITS = 4, PERPLEXITY = 8, TOKENIZE = 16, BENCH 
     X(O_MAN, 0, "man", ANY, NULL, NULL, FLAG) \
     X(O_COMPLETION, 0, "completion", ANY, "SHELL", NULL, WORD("bash zsh"))
 
-/* Types. A whole number has a range and what it is when it is not given; the sampler's settings go into the field named. */
+/* Types. A whole number has a range and what it is when it is not given; the sampler's settings go
+ * into the field named. */
 #define FLAG .kind = IS_FLAG
 #define TEXT .kind = IS_TEXT
 #define TEXTS .kind = IS_TEXTS
@@ -11003,13 +11010,17 @@ enum { GENERATE = 1, CHAT = 2, LOGITS = 4, PERPLEXITY = 8, TOKENIZE = 16, BENCH 
 #define WHOLE(least, most, usually) .kind = IS_WHOLE, .lo = least, .hi = most, .usual = usually
 #define SIZE(usually) .kind = IS_SIZE, .hi = 9e18, .usual = usually
 #define BIAS(least, most) .kind = IS_BIAS, .lo = least, .hi = most
-#define SET_REAL(field, least, most) .kind = IS_REAL, .lo = least, .hi = most, .at = offsetof(GlaSampler, field)
-#define SET_WHOLE(field, least, most) .kind = IS_COUNT, .lo = least, .hi = most, .at = offsetof(GlaSampler, field)
+#define SET_REAL(field, least, most) \
+    .kind = IS_REAL, .lo = least, .hi = most, .at = offsetof(GlaSampler, field)
+#define SET_WHOLE(field, least, most) \
+    .kind = IS_COUNT, .lo = least, .hi = most, .at = offsetof(GlaSampler, field)
 
 #define OPTION_ID(id, ...) id,
-enum { OPTIONS(OPTION_ID) N_OPTIONS }; /* in the order of the help page; O_THINK to O_HIDE are about thoughts */
+/* In the order of the help page; O_THINK to O_HIDE are about thoughts. */
+enum { OPTIONS(OPTION_ID) N_OPTIONS };
 
-enum Kind { IS_FLAG, IS_TEXT, IS_TEXTS, IS_SEED, IS_WORD, IS_WHOLE, IS_SIZE, IS_BIAS, IS_REAL, IS_COUNT };
+enum Kind { IS_FLAG, IS_TEXT, IS_TEXTS, IS_SEED, IS_WORD, IS_WHOLE, IS_SIZE, IS_BIAS, IS_REAL,
+           IS_COUNT };
 typedef struct {
     const char *name, *value, *help, *words; /* words: the values there are */
     double lo, hi;
@@ -11021,11 +11032,13 @@ typedef struct {
 } Option;
 
 #define OPTION_ROW(id, letter_, name_, modes_, value_, help_, ...) \
-    [id] = {.letter = letter_, .name = name_, .modes = modes_, .value = value_, .help = help_, __VA_ARGS__},
+    [id] = {.letter = letter_, .name = name_, .modes = modes_, .value = value_, .help = help_, \
+            __VA_ARGS__},
 static const Option options[N_OPTIONS] = {OPTIONS(OPTION_ROW)};
 
 enum { MAX_STOPS = 16, MAX_IDLE = 16 };
-typedef struct { const char *text; int64_t whole; double real; int given; } Value; /* whole: of a word, which one it is */
+/* whole: of a word, which one it is */
+typedef struct { const char *text; int64_t whole; double real; int given; } Value;
 typedef struct {
     Value value[N_OPTIONS];
     const char *stops[MAX_STOPS];
@@ -11037,12 +11050,15 @@ typedef struct {
 } Options;
 
 static int given(const Options *o, int option) { return o->value[option].given; }
-static const char *text_of(const Options *o, int option) { return o->value[option].text; } /* NULL: not given */
-static int64_t whole_of(const Options *o, int option) { return o->value[option].whole; }  /* a flag: 0 or 1 */
+/* NULL: not given */
+static const char *text_of(const Options *o, int option) { return o->value[option].text; }
+/* a flag: 0 or 1 */
+static int64_t whole_of(const Options *o, int option) { return o->value[option].whole; }
 
 #define DEFAULT_VOCABULARY "tokenizer.bin" /* of models without one of their own, where its size fits */
 
-/* argv[0]: an installed program has another name. This and `interrupted` are the only variables outside functions. */
+/* argv[0]: an installed program has another name. This and `interrupted` are the only variables
+ * outside functions. */
 static const char *invoked = "./run";
 static const char *program_name(void) {
     const char *slash = strrchr(invoked, '/');
@@ -11089,10 +11105,10 @@ static int find_word(const char *list, const char *what) { /* -1: not in it */
     return -1;
 }
 
-/* -- words of other programs --
- * What llama.cpp, ollama and others call things: a row for each meaning. SAME: an option here. SETS: an option with this
- * value. IDLE: what this program does anyway, or has no use for; a line says so, and all goes on. SAYS: an answer,
- * because to go on would not do what was asked for. */
+/* -- words of other programs -- What llama.cpp, ollama and others call things: a row for each
+ * meaning. SAME: an option here. SETS: an option with this value. IDLE: what this program does
+ * anyway, or has no use for; a line says so, and all goes on. SAYS: an answer, because to go on
+ * would not do what was asked for. */
 enum Meaning { SAME, SETS, IDLE, SAYS };
 enum { NOTHING, A_VALUE, A_SWITCH }; /* what stands behind an idle word; a switch may be left out */
 typedef struct {
@@ -11173,13 +11189,15 @@ static const char *without_equals(char out[64], const char *arg) { /* --a_b=c: -
 static const Alias *find_alias(const char *arg) {
     char word[64];
     without_equals(word, arg);
-    for (const Alias *a = aliases; a < aliases + N_ALIASES; a++) if (find_word(a->words, word) >= 0) return a;
+    for (const Alias *a = aliases; a < aliases + N_ALIASES; a++)
+        if (find_word(a->words, word) >= 0) return a;
     return NULL;
 }
 
 /* The word that was probably meant, so far. */
 typedef struct { const char *what; int off; char found[WORD_LEN + 1]; } Near;
-static void near_word(Near *n, const char *word, int len, const char *here) { /* here: what it is called here; NULL: the same */
+/* here: what it is called here; NULL: the same */
+static void near_word(Near *n, const char *word, int len, const char *here) {
     char copy[WORD_LEN + 1];
     snprintf(copy, sizeof copy, "%.*s", len, word);
     const int off = letters_off(n->what, copy);
@@ -11188,7 +11206,8 @@ static void near_word(Near *n, const char *word, int len, const char *here) { /*
     n->off = off;
     snprintf(n->found, sizeof n->found, "%s", here ? here : copy);
 }
-static const char *meant(char out[80], const Near *n, const char *dashes) { /* the end of a sentence */
+/* the end of a sentence */
+static const char *meant(char out[80], const Near *n, const char *dashes) {
     *out = 0;
     if (*n->found) snprintf(out, 80, "; did you mean %s%s?", dashes, n->found);
     return out;
@@ -11225,7 +11244,8 @@ static int set_whole(Value *v, const Option *p, const char *value) {
             else n *= 1024;
         }
     if (end == value || *end || errno || (double)n < p->lo || (double)n > p->hi)
-        return misuse("--%s %s: expected a whole number from %.0f to %.0f", p->name, value, p->lo, p->hi);
+        return misuse("--%s %s: expected a whole number from %.0f to %.0f", p->name, value, p->lo,
+                      p->hi);
     v->whole = n;
     return 0;
 }
@@ -11234,9 +11254,11 @@ static int set_bias(GlaSampler *s, const Option *p, const char *value) {
     char *end = NULL;
     errno = 0;
     long long id = *value >= '0' && *value <= '9' ? strtoll(value, &end, 10) : -1;
-    if (end) value = *end == '=' ? end + 1 : *end == '+' || *end == '-' ? end : ""; /* 15043-1 is llama.cpp's */
+    /* 15043-1 is llama.cpp's */
+    if (end) value = *end == '=' ? end + 1 : *end == '+' || *end == '-' ? end : "";
     double v = id >= 0 ? strtod(value, &end) : NAN;
-    if (id < 0 || id > INT32_MAX || errno || end == value || *end || !((v >= p->lo && v <= p->hi) || v == -INFINITY))
+    if (id < 0 || id > INT32_MAX || errno || end == value || *end
+        || !((v >= p->lo && v <= p->hi) || v == -INFINITY))
         return misuse("--%s: expected ID=X, X from %g to %g or -inf", p->name, p->lo, p->hi);
     if (s->n_bias == GLA_BIAS) return misuse("at most %d biases", GLA_BIAS);
     s->bias[s->n_bias].id = (int32_t)id;
@@ -11264,7 +11286,8 @@ static int set_option(Options *o, const Option *p, const char *value) {
         return 0;
     case IS_WORD:
         v->whole = find_word(p->words, value);
-        return v->whole < 0 ? misuse("--%s %s: expected one of %s%s", p->name, value, p->words, meant_word(near, value, p->words)) : 0;
+        return v->whole < 0 ? misuse("--%s %s: expected one of %s%s", p->name, value, p->words,
+                                     meant_word(near, value, p->words)) : 0;
     case IS_SEED:
         v->whole = (int64_t)strtoull(value, &end, 10);
         if (end == value || *end || errno || strchr(value, '-'))
@@ -11283,7 +11306,8 @@ static int set_option(Options *o, const Option *p, const char *value) {
     return 0;
 }
 
-/* The option that arg names, and the value that is written in the same word: --name=value, -nvalue. NULL: none. */
+/* The option that arg names, and the value that is written in the same word: --name=value, -nvalue.
+ * NULL: none. */
 static const Option *find_option(const char *arg, const char **value) {
     char name[64];
     const int is_long = arg[1] == '-';
@@ -11291,11 +11315,13 @@ static const Option *find_option(const char *arg, const char **value) {
     *value = !*rest ? NULL : is_long ? rest + 1 : rest;
     without_equals(name, arg);
     for (const Option *p = options; p < options + N_OPTIONS; p++)
-        if (!strcmp(p->name, name + 1 + is_long)) return is_long ? p : NULL; /* -seed: a dash is missing */
+        /* -seed: a dash is missing */
+        if (!strcmp(p->name, name + 1 + is_long)) return is_long ? p : NULL;
     for (const Option *p = options; p < options + N_OPTIONS && !is_long; p++) {
         if (p->letter != arg[1]) continue;
         if (*rest == '=' && p->kind != IS_TEXT) ++*value;
-        return *value && p->kind == IS_FLAG ? NULL : p; /* several letters in one word are not understood */
+        /* several letters in one word are not understood */
+        return *value && p->kind == IS_FLAG ? NULL : p;
     }
     return NULL;
 }
@@ -11306,7 +11332,8 @@ static int is_number(const char *s) {
     return end > s && !*end;
 }
 
-/* A letter and its value, where other programs mean something else by them: the option that is meant, or NULL and `code`. */
+/* A letter and its value, where other programs mean something else by them: the option that is
+ * meant, or NULL and `code`. */
 static const Option *letter_means(const Option *p, const char **value, int *code) {
     const char *v = *value;
     char near[80];
@@ -11315,7 +11342,8 @@ static const Option *letter_means(const Option *p, const char **value, int *code
     case O_MODE:
         if (find_word(MODE_WORDS, v) >= 0) return p;
         if (path) return &options[O_MODEL];
-        *code = misuse("-m %s: no file, and none of the modes %s%s", v, MODE_WORDS, meant_word(near, v, MODE_WORDS));
+        *code = misuse("-m %s: no file, and none of the modes %s%s", v, MODE_WORDS,
+                       meant_word(near, v, MODE_WORDS));
         break;
     case O_TOP_P:
         return is_number(v) ? p : &options[O_PROMPT];
@@ -11323,10 +11351,12 @@ static const Option *letter_means(const Option *p, const char **value, int *code
         if (!strcmp(v, "-1")) *value = "0";
         return p;
     case O_SEED:
-        if (!strcmp(v, "-1")) *code = misuse("-s -1: a seed from the clock is what there is without -s");
+        if (!strcmp(v, "-1"))
+            *code = misuse("-s -1: a seed from the clock is what there is without -s");
         break;
     case O_TEMP:
-        if (is_number(v) && atof(v) >= 3) *code = misuse("-t %s: -t is the temperature here, threads are -j %s", v, v);
+        if (is_number(v) && atof(v) >= 3)
+            *code = misuse("-t %s: -t is the temperature here, threads are -j %s", v, v);
         break;
     case O_PROMPT:
         if (*v == '-' && v[1] && (find_alias(v) || (find_option(v, value) && !*value)))
@@ -11341,7 +11371,8 @@ static const Option *letter_means(const Option *p, const char **value, int *code
 static int other_word(Options *o, const Alias *alias, int argc, char **argv, int *a) {
     const char *arg = argv[*a], *next = *a + 1 < argc ? argv[*a + 1] : "";
     const char *equals = strchr(arg, '=');
-    if (alias->meaning == SAYS) return misuse("%.*s: %s", (int)strcspn(arg, "="), arg, alias->value);
+    if (alias->meaning == SAYS)
+        return misuse("%.*s: %s", (int)strcspn(arg, "="), arg, alias->value);
     if (alias->meaning == SETS) return set_option(o, &options[alias->option], alias->value);
     if (alias->meaning == IDLE) {
         if (!equals && alias->option == A_VALUE) ++*a;
@@ -11358,19 +11389,25 @@ static int other_word(Options *o, const Alias *alias, int argc, char **argv, int
 
 /* Words that belong to no option, behind what was taken for the model; or it is no file. */
 static int stray_words(const Options *o, const char *words) {
-    const char *model = text_of(o, O_MODEL), *prompt = given(o, O_PROMPT) ? text_of(o, O_PROMPT) : "";
+    const char *model = text_of(o, O_MODEL),
+        *prompt = given(o, O_PROMPT) ? text_of(o, O_PROMPT) : "";
     const char *file = *words ? words : "MODEL";
-    const int there = same_file(model, model), known = there || strpbrk(model, "./") != NULL, command = *words || !there;
-    if (command && find_word(MODE_WORDS, model) >= 0) return misuse("\"%s\" is a mode: %s %s -m %s", model, invoked, file, model);
+    const int there = same_file(model, model), known = there || strpbrk(model, "./") != NULL,
+        command = *words || !there;
+    if (command && find_word(MODE_WORDS, model) >= 0)
+        return misuse("\"%s\" is a mode: %s %s -m %s", model, invoked, file, model);
     if (command && find_word(VERBS, model) >= 0)
-        return misuse("no command \"%s\" is here: %s %s -i TEXT goes on with a text, %s %s -m chat is a conversation",
+        return misuse("no command \"%s\" is here: %s %s -i TEXT goes on with a text, "
+                      "%s %s -m chat is a conversation",
                       model, invoked, file, invoked, file);
     if (*words && same_file(words, words)) return misuse("two models: %s and %s", model, words);
     if (known || *prompt)
-        return !*words ? 0 : misuse("a prompt goes in quotes behind -i: %s %s -i \"%s%s%.60s\"", invoked, model,
+        return !*words ? 0 : misuse("a prompt goes in quotes behind -i: %s %s -i \"%s%s%.60s\"",
+                                    invoked, model,
                                     prompt, *prompt ? " " : "", words);
     if (!*words && !strchr(model, ' ')) return 0;
-    return misuse("the model goes first, then the prompt in quotes: %s MODEL -i \"%s%s%.60s\"", invoked, model, *words ? " " : "", words);
+    return misuse("the model goes first, then the prompt in quotes: %s MODEL -i \"%s%s%.60s\"",
+                  invoked, model, *words ? " " : "", words);
 }
 
 /* One option, with the words that belong to it. */
@@ -11391,7 +11428,8 @@ static int parse_option(Options *o, int argc, char **argv, int *a) {
     return code ? code : set_option(o, p, value);
 }
 
-/* A plain word is the model; --name value, --name=value, -n value, -nvalue; behind "--" all words are plain. */
+/* A plain word is the model; --name value, --name=value, -n value, -nvalue; behind "--" all words
+ * are plain. */
 static int parse_options(Options *o, int argc, char **argv) {
     int plain = 0, code = 0;
     Text words = {0};
@@ -11407,7 +11445,8 @@ static int parse_options(Options *o, int argc, char **argv) {
             text_put(&words, arg, strlen(arg));
         }
     }
-    if (!code && !words.bad && given(o, O_MODEL) && (words.n || !same_file(text_of(o, O_MODEL), text_of(o, O_MODEL))))
+    if (!code && !words.bad && given(o, O_MODEL)
+        && (words.n || !same_file(text_of(o, O_MODEL), text_of(o, O_MODEL))))
         code = stray_words(o, words.s);
     free(words.s);
     return code;
@@ -11420,16 +11459,19 @@ static int check_mode(const Options *o) { /* has the mode a use for what was giv
         if (!given(o, i) || options[i].modes & o->mode) continue;
         for (int k = 0, n; (n = word_at(MODE_WORDS, k, &word)); k++)
             if (options[i].modes >> k & 1)
-                snprintf(where + strlen(where), sizeof where - strlen(where), "%s-m %.*s", *where ? ", " : "", n, word);
+                snprintf(where + strlen(where), sizeof where - strlen(where), "%s-m %.*s",
+                         *where ? ", " : "", n, word);
         return misuse("--%s goes with %s", options[i].name, where);
     }
     return 0;
 }
 
-/* The file that is read, or that standard output goes to, under this name or another; NULL: none. It must
- * not be replaced, but for a session that was loaded. */
+/* The file that is read, or that standard output goes to, under this name or another; NULL: none.
+ * It must not be replaced, but for a session that was loaded. */
 static const char *in_use(const Options *o, const char *path) {
-    const char *const used[] = {text_of(o, O_MODEL), given(o, O_TOK) ? text_of(o, O_TOK) : DEFAULT_VOCABULARY, text_of(o, O_FILE),
+    const char *const used[] = {text_of(o, O_MODEL),
+                                given(o, O_TOK) ? text_of(o, O_TOK) : DEFAULT_VOCABULARY,
+                                    text_of(o, O_FILE),
                                 text_of(o, O_IDS), "/dev/stdin", "/dev/stdout"};
     for (size_t i = 0; i < sizeof used / sizeof *used; i++)
         if (used[i] && same_file(used[i], path)) return used[i];
@@ -11442,7 +11484,8 @@ static int check_outputs(const Options *o) { /* are they files of their own? */
     const char *used = save ? in_use(o, save) : NULL;
     if (out && !used) used = in_use(o, out);
     if (out && !used && load && same_file(out, load)) used = load;
-    if (used) return misuse("%s is in use here and would be replaced; give another file to write", used);
+    if (used)
+        return misuse("%s is in use here and would be replaced; give another file to write", used);
     if (same_file(text_of(o, O_MODEL), "/dev/stdout"))
         return misuse("%s is read here, and standard output goes to it", text_of(o, O_MODEL));
     if (out && save && same_target(out, save))
@@ -11454,7 +11497,8 @@ static int check_outputs(const Options *o) { /* are they files of their own? */
 
 /* What parse_options cannot see: whether the options go together, and with the mode. */
 static int check_options(Options *o) {
-    static const struct { int option, needs, excludes; } rules[] = { /* needs, excludes: another option, or -1 */
+    /* needs, excludes: another option, or -1 */
+    static const struct { int option, needs, excludes; } rules[] = {
         {O_THINK, -1, O_NO_THINK},
         {O_BUDGET, -1, O_NO_THINK},
         {O_PROMPT, -1, O_FILE},
@@ -11471,15 +11515,18 @@ static int check_options(Options *o) {
     int code = check_mode(o);
     if (code) return code;
     for (size_t i = 0; i < sizeof rules / sizeof *rules; i++) {
-        const int other = rules[i].needs >= 0 ? rules[i].needs : rules[i].excludes, there = given(o, other);
+        const int other = rules[i].needs >= 0 ? rules[i].needs : rules[i].excludes,
+            there = given(o, other);
         const char *name = options[rules[i].option].name;
         if (!given(o, rules[i].option) || there == (rules[i].needs >= 0)) continue;
-        return misuse(there ? "--%s and --%s do not go together" : "--%s goes with --%s", name, options[other].name);
+        return misuse(there ? "--%s and --%s do not go together" : "--%s goes with --%s", name,
+                      options[other].name);
     }
     if (o->mode == CHAT && !given(o, O_STEPS)) o->value[O_STEPS].whole = 0;
     if (o->mode == BENCH && !given(o, O_STEPS)) o->value[O_STEPS].whole = 64;
     if (!given(o, O_MODEL)) return misuse("no model was named: %s MODEL [options]", invoked);
-    if (o->mode == LOGITS && (!given(o, O_IDS) || !given(o, O_OUT))) return misuse("-m logits needs --ids FILE and --out FILE");
+    if (o->mode == LOGITS && (!given(o, O_IDS) || !given(o, O_OUT)))
+        return misuse("-m logits needs --ids FILE and --out FILE");
     return check_outputs(o);
 }
 
@@ -11522,12 +11569,15 @@ static int stdin_is_pipe(void) { /* a pipe or a redirected file, not a terminal 
 static int get_text(const Options *o, Text *t, char *err) {
     *t = (Text){0};
     if (text_of(o, O_FILE)) return read_file(t, text_of(o, O_FILE), err);
-    if (text_of(o, O_PROMPT) ? !strcmp(text_of(o, O_PROMPT), "-") : stdin_is_pipe()) return read_all(t, stdin, "standard input", err);
-    text_put(t, text_of(o, O_PROMPT) ? text_of(o, O_PROMPT) : "", text_of(o, O_PROMPT) ? strlen(text_of(o, O_PROMPT)) : 0);
+    if (text_of(o, O_PROMPT) ? !strcmp(text_of(o, O_PROMPT), "-") : stdin_is_pipe())
+        return read_all(t, stdin, "standard input", err);
+    text_put(t, text_of(o, O_PROMPT) ? text_of(o, O_PROMPT) : "",
+             text_of(o, O_PROMPT) ? strlen(text_of(o, O_PROMPT)) : 0);
     return t->bad ? fail(err, GLA_MEMORY, "no memory") : GLA_OK;
 }
 
-static int get_ids(Ids *ids, const char *path, const GlaModel *m, char *err) { /* decimal numbers separated by white space */
+/* decimal numbers separated by white space */
+static int get_ids(Ids *ids, const char *path, const GlaModel *m, char *err) {
     Text t;
     int code = read_file(&t, path, err);
     *ids = (Ids){NULL, 0, 0};
@@ -11558,13 +11608,17 @@ typedef struct {
 } Messages;
 
 static int json_bad(Messages *j, const char *expected) {
-    if (j->at >= j->end) return fail(j->err, GLA_FORMAT, "%s: message %d: expected %s, found the end", j->name, j->n + 1, expected);
-    return fail(j->err, GLA_FORMAT, "%s: message %d: expected %s, found '%c'", j->name, j->n + 1, expected,
+    if (j->at >= j->end)
+        return fail(j->err, GLA_FORMAT, "%s: message %d: expected %s, found the end", j->name,
+                    j->n + 1, expected);
+    return fail(j->err, GLA_FORMAT, "%s: message %d: expected %s, found '%c'", j->name, j->n + 1,
+                expected,
                 *j->at > ' ' && *j->at < 127 ? *j->at : '?');
 }
 
 static int json_next(Messages *j) { /* the next byte that is no white space; 0: the end */
-    while (j->at < j->end && (*j->at == ' ' || *j->at == '\t' || *j->at == '\n' || *j->at == '\r')) j->at++;
+    while (j->at < j->end && (*j->at == ' ' || *j->at == '\t' || *j->at == '\n' || *j->at == '\r'))
+        j->at++;
     return j->at < j->end ? *j->at : 0;
 }
 
@@ -11573,7 +11627,8 @@ static int json_take(Messages *j, char c) { return json_next(j) == c ? j->at++, 
 static int json_hex(Messages *j, uint32_t *c) { /* the four digits of \u */
     *c = 0;
     for (int i = 0; i < 4; i++, j->at++) {
-        const char *digits = "0123456789abcdef", *d = j->at < j->end ? strchr(digits, *j->at | 32) : NULL;
+        const char *digits = "0123456789abcdef",
+            *d = j->at < j->end ? strchr(digits, *j->at | 32) : NULL;
         if (!d || !*d || *j->at < '0') return json_bad(j, "four hexadecimal digits");
         *c = *c * 16 + (uint32_t)(d - digits);
     }
@@ -11589,11 +11644,13 @@ static int json_escape(Messages *j, Text *out) { /* behind the \ */
     if (c != 'u') return json_bad(j, "an escape of JSON");
     j->at++;
     int code = json_hex(j, &high);
-    if (!code && high >= 0xD800 && high < 0xDC00 && j->end - j->at >= 6 && j->at[0] == '\\' && j->at[1] == 'u') {
+    if (!code && high >= 0xD800 && high < 0xDC00 && j->end - j->at >= 6 && j->at[0] == '\\'
+        && j->at[1] == 'u') {
         const char *again = j->at;
         j->at += 2;
         code = json_hex(j, &low);
-        if (!code && low >= 0xDC00 && low < 0xE000) high = 0x10000 + ((high - 0xD800) << 10) + (low - 0xDC00);
+        if (!code && low >= 0xDC00 && low < 0xE000)
+            high = 0x10000 + ((high - 0xD800) << 10) + (low - 0xDC00);
         else j->at = again;
     }
     if (high >= 0xD800 && high < 0xE000) high = 0xFFFD; /* half of a pair */
@@ -11607,7 +11664,8 @@ static int json_text(Messages *j, Text *out) { /* a string; appended */
     for (int code; j->at < j->end && *j->at != '"';) {
         const char *from = j->at;
         if ((unsigned char)*from < ' ') return json_bad(j, "no control character in a text");
-        while (j->at < j->end && *j->at != '"' && *j->at != '\\' && (unsigned char)*j->at >= ' ') j->at++;
+        while (j->at < j->end && *j->at != '"' && *j->at != '\\' && (unsigned char)*j->at >= ' ')
+            j->at++;
         text_put(out, from, (size_t)(j->at - from));
         if (j->at < j->end && *j->at == '\\' && (j->at++, code = json_escape(j, out))) return code;
     }
@@ -11629,7 +11687,8 @@ static int json_skip(Messages *j, int depth) { /* any value */
         }
     } else {
         const char *from = j->at;
-        while (j->at < j->end && strchr("+-.0123456789abcdefghijklmnopqrstuvwxyzE", *j->at) && *j->at) j->at++;
+        while (j->at < j->end && strchr("+-.0123456789abcdefghijklmnopqrstuvwxyzE", *j->at)
+               && *j->at) j->at++;
         if (j->at == from) code = json_bad(j, "a value");
     }
     free(unused.s);
@@ -11658,10 +11717,12 @@ static int json_content(Messages *j) {
 
 /* One {"role": ..., "content": ...}. */
 static int json_message(Messages *j) {
-    static const char *const roles[] = {[GLA_SYSTEM] = "system", [GLA_USER] = "user", [GLA_ASSISTANT] = "assistant"};
+    static const char *const roles[] = {[GLA_SYSTEM] = "system", [GLA_USER] = "user",
+                                        [GLA_ASSISTANT] = "assistant"};
     Text key = {0}, role = {0};
     const size_t from = j->text.n;
-    int code = json_take(j, '{') ? GLA_OK : json_bad(j, "an object with role and content"), which = -1, contents = 0;
+    int code = json_take(j, '{') ? GLA_OK : json_bad(j, "an object with role and content"),
+        which = -1, contents = 0;
     while (!code && !json_take(j, '}')) {
         key.n = 0;
         code = json_text(j, &key);
@@ -11671,15 +11732,19 @@ static int json_message(Messages *j) {
         if (!strcmp(key.s, "role")) role.n = 0, code = json_text(j, &role);
         else if (!strcmp(key.s, "content") && !nothing) code = json_content(j), contents++;
         else if (!nothing && find_word("tool_calls tool_call_id function_call reasoning_content reasoning thinking name", key.s) >= 0)
-            code = fail(j->err, GLA_INPUT, "%s: message %d: \"%s\" is not understood here: only role and content are", j->name, j->n + 1, key.s);
+            code = fail(j->err, GLA_INPUT,
+                        "%s: message %d: \"%s\" is not understood here: only role and content are",
+                            j->name, j->n + 1, key.s);
         else code = json_skip(j, 0);
-        if (!code && !json_take(j, ',') && json_next(j) != '}') code = json_bad(j, "a comma or the end of the message");
+        if (!code && !json_take(j, ',') && json_next(j) != '}')
+            code = json_bad(j, "a comma or the end of the message");
     }
     for (int i = 0; role.s && i < 3; i++) if (!strcmp(role.s, roles[i])) which = i;
     if (!code && which < 0)
         code = fail(j->err, GLA_INPUT, "%s: message %d: the role \"%.40s\" is not understood here: system, user and assistant are", j->name, j->n + 1,
                     role.s ? role.s : "");
-    if (!code && contents != 1) code = fail(j->err, GLA_INPUT, "%s: message %d: has no content, or two", j->name, j->n + 1);
+    if (!code && contents != 1)
+        code = fail(j->err, GLA_INPUT, "%s: message %d: has no content, or two", j->name, j->n + 1);
     GlaMessage *more = code ? NULL : realloc(j->messages, ((size_t)j->n + 1) * sizeof *more);
     if (!code && !more) code = fail(j->err, GLA_MEMORY, "%s: no memory", j->name);
     if (more) j->messages = more, more[j->n++] = (GlaMessage){which, NULL, j->text.n - from};
@@ -11694,10 +11759,12 @@ static int get_messages(Messages *j, const char *path, char *err) {
     *j = (Messages){.name = strcmp(path, "-") ? path : "standard input", .err = err};
     int code = strcmp(path, "-") ? read_file(&t, path, err) : read_all(&t, stdin, j->name, err);
     j->at = t.s, j->end = t.s + t.n;
-    if (!code && !json_take(j, '[')) code = json_bad(j, "a list of messages, [{\"role\": ..., \"content\": ...}, ...]");
+    if (!code && !json_take(j, '['))
+        code = json_bad(j, "a list of messages, [{\"role\": ..., \"content\": ...}, ...]");
     while (!code && !json_take(j, ']')) {
         code = json_message(j);
-        if (!code && !json_take(j, ',') && json_next(j) != ']') code = json_bad(j, "a comma or the end of the list");
+        if (!code && !json_take(j, ',') && json_next(j) != ']')
+            code = json_bad(j, "a comma or the end of the list");
     }
     if (!code && json_next(j)) code = json_bad(j, "nothing behind the list");
     if (!code && (!j->n || j->messages[j->n - 1].role != GLA_USER))
@@ -11709,7 +11776,8 @@ static int get_messages(Messages *j, const char *path, char *err) {
     return code;
 }
 
-/* A message from a pipe: a line; lines that end with a backslash, or stand between two lines of """, go on. 0: the end. */
+/* A message from a pipe: a line; lines that end with a backslash, or stand between two lines of
+ * """, go on. 0: the end. */
 static int read_message(Text *t, FILE *f) {
     int quoted = 0, got = 0, c;
     size_t line = 0; /* where it begins */
@@ -11721,7 +11789,8 @@ static int read_message(Text *t, FILE *f) {
         int fence = t->n - line == 3 && !memcmp(t->s + line, "\"\"\"", 3);
         if (fence) t->n = line;
         if (fence && quoted) {
-            if (line && t->s[line - 1] == '\n') t->n--; /* the end of the line before is not the message's */
+            /* the end of the line before is not the message's */
+            if (line && t->s[line - 1] == '\n') t->n--;
             break;
         }
         if (fence) quoted = 1;
@@ -11736,9 +11805,11 @@ static int read_message(Text *t, FILE *f) {
 
 /* -- signals -- */
 
-static volatile sig_atomic_t interrupted; /* the signal; outside a function because a handler has no other way */
+/* The signal; outside a function because a handler has no other way. */
+static volatile sig_atomic_t interrupted;
 
-/* What a program that ends at once, in a signal handler, has to put right; does the second signal end it? */
+/* What a program that ends at once, in a signal handler, has to put right; does the second signal
+ * end it? */
 static struct {
     char sentence[GLA_ERR + 16];
     const Terminal *terminal;
@@ -11759,8 +11830,8 @@ static void on_missing_pages(int sig) {
 /* The exit status of what a signal has cut short, as a shell has it. */
 static int by_signal(void) { return interrupted ? 128 + interrupted : 0; }
 
-/* END_AT_SECOND: the first Ctrl-C ends after the current token, the second one at once. COUNT: neither ends the program.
- * HOLD: nor here, while a file is written. */
+/* END_AT_SECOND: the first Ctrl-C ends after the current token, the second one at once. COUNT:
+ * neither ends the program. HOLD: nor here, while a file is written. */
 enum Interrupt { END_AT_SECOND, COUNT, HOLD };
 static void catch_interrupt(enum Interrupt how) {
 #ifdef HAVE_POSIX
@@ -11768,7 +11839,8 @@ static void catch_interrupt(enum Interrupt how) {
     memset(&a, 0, sizeof a);
     a.sa_handler = on_interrupt;
     loose_ends.at_second = how == END_AT_SECOND;
-    sigaction(SIGINT, &a, NULL), sigaction(SIGTERM, &a, NULL), sigaction(SIGHUP, &a, NULL); /* HUP: the terminal is gone */
+    /* HUP: the terminal is gone */
+    sigaction(SIGINT, &a, NULL), sigaction(SIGTERM, &a, NULL), sigaction(SIGHUP, &a, NULL);
 #else
     (void)how;
 #endif
@@ -11844,19 +11916,25 @@ typedef struct {
     int n_history, shown;       /* shown: an entry, or n_history: the new text */
     int row;                    /* of the cursor, below the first row of the text */
     const Text *search;         /* what Ctrl-R looks for, shown below the text; or NULL */
-    /* What Tab may put in the place of the end of text[0, n): a line of the list for each. Returns where that end begins;
-     * NO_WORD: a Tab is four blanks here. */
+    /* What Tab may put in the place of the end of text[0, n): a line of the list for each. Returns
+     * where that end begins; NO_WORD: a Tab is four blanks here. */
     size_t (*suggest)(const char *text, size_t n, Text *list);
 } Editor;
 #define NO_WORD ((size_t)-1)
 
-static int char_width(uint32_t c) { /* columns of a character; the common cases, not all of Unicode */
-    static const uint32_t narrow[][2] = {{0x300, 0x36f}, {0x200b, 0x200f}, {0xfe00, 0xfe0f}, {0x1f3fb, 0x1f3ff}};
-    static const uint32_t wide[][2] = {{0x1100, 0x115f}, {0x2e80, 0xa4cf}, {0xac00, 0xd7a3}, {0xf900, 0xfaff},
-                                       {0xfe30, 0xfe6f}, {0xff00, 0xff60}, {0xffe0, 0xffe6}, {0x1f300, 0x1f64f},
+/* columns of a character; the common cases, not all of Unicode */
+static int char_width(uint32_t c) {
+    static const uint32_t narrow[][2] = {{0x300, 0x36f}, {0x200b, 0x200f}, {0xfe00, 0xfe0f},
+                                         {0x1f3fb, 0x1f3ff}};
+    static const uint32_t wide[][2] = {{0x1100, 0x115f}, {0x2e80, 0xa4cf}, {0xac00, 0xd7a3},
+                                       {0xf900, 0xfaff},
+                                       {0xfe30, 0xfe6f}, {0xff00, 0xff60}, {0xffe0, 0xffe6},
+                                           {0x1f300, 0x1f64f},
                                        {0x1f680, 0x1f6ff}, {0x1f900, 0x1f9ff}, {0x20000, 0x3fffd}};
-    for (size_t i = 0; i < sizeof narrow / sizeof *narrow; i++) if (c >= narrow[i][0] && c <= narrow[i][1]) return 0;
-    for (size_t i = 0; i < sizeof wide / sizeof *wide; i++) if (c >= wide[i][0] && c <= wide[i][1]) return 2;
+    for (size_t i = 0; i < sizeof narrow / sizeof *narrow; i++)
+        if (c >= narrow[i][0] && c <= narrow[i][1]) return 0;
+    for (size_t i = 0; i < sizeof wide / sizeof *wide; i++)
+        if (c >= wide[i][0] && c <= wide[i][1]) return 2;
     return 1;
 }
 
@@ -11893,7 +11971,8 @@ static void edit_draw(Editor *e, size_t cursor) {
     free(out.s);
 }
 
-static void edit_replace(Editor *e, size_t from, size_t to, const char *s, size_t n) { /* bytes from .. to by s; the cursor behind it */
+/* bytes from .. to by s; the cursor behind it */
+static void edit_replace(Editor *e, size_t from, size_t to, const char *s, size_t n) {
     Text t = {0};
     text_put(&t, e->text.s, from);
     text_put(&t, s, n);
@@ -11915,13 +11994,16 @@ static size_t edit_step(const Editor *e, size_t at, int by) { /* the next charac
     do at += (size_t)by; while (within_character(e, at));
     return at;
 }
-static size_t edit_word(const Editor *e, size_t at, int by) { /* over blanks, then over what is none */
+/* over blanks, then over what is none */
+static size_t edit_word(const Editor *e, size_t at, int by) {
     const size_t end = by < 0 ? 0 : e->text.n;
     for (int blanks = 1; blanks >= 0; blanks--)
-        while (at != end && (strchr(" \n", e->text.s[by < 0 ? at - 1 : at]) != NULL) == blanks) at += (size_t)by;
+        while (at != end && (strchr(" \n", e->text.s[by < 0 ? at - 1 : at]) != NULL) == blanks)
+            at += (size_t)by;
     return at;
 }
-static size_t edit_line(const Editor *e, size_t at, int by) { /* the end of the line, or its beginning */
+/* the end of the line, or its beginning */
+static size_t edit_line(const Editor *e, size_t at, int by) {
     if (by < 0) while (at > 0 && e->text.s[at - 1] != '\n') at--;
     else while (at < e->text.n && e->text.s[at] != '\n') at++;
     return at;
@@ -11939,7 +12021,8 @@ static void edit_keep(Editor *e, const char *s, size_t n) { /* in the history */
 static void edit_vertical(Editor *e, int by) {
     const size_t begin = edit_line(e, e->at, -1), end = edit_line(e, e->at, 1);
     if (by < 0 ? begin > 0 : end < e->text.n) {
-        const size_t other = edit_line(e, by < 0 ? begin - 1 : end + 1, -1), other_end = edit_line(e, other, 1);
+        const size_t other = edit_line(e, by < 0 ? begin - 1 : end + 1, -1),
+            other_end = edit_line(e, other, 1);
         const size_t at = other + (e->at - begin);
         e->at = at < other_end ? at : other_end;
         while (within_character(e, e->at)) e->at--;
@@ -11955,10 +12038,11 @@ static void edit_vertical(Editor *e, int by) {
 }
 
 #define CONTROL(letter) ((letter) & 31)
-enum { KEY_NONE = 0, KEY_BACKSPACE = 127, KEY_DELETE = 256, KEY_WORD_LEFT, KEY_WORD_RIGHT, KEY_PASTE };
+enum { KEY_NONE = 0, KEY_BACKSPACE = 127, KEY_DELETE = 256, KEY_WORD_LEFT, KEY_WORD_RIGHT,
+      KEY_PASTE };
 
-/* What comes behind ESC, as the control key that does the same: ESC [ number ~, ESC [ 1 ; number letter, ESC O letter, or
- * ESC and a key, which is Alt. */
+/* What comes behind ESC, as the control key that does the same: ESC [ number ~, ESC [ 1 ; number
+ * letter, ESC O letter, or ESC and a key, which is Alt. */
 static int escape_key(void) {
     char seq[16] = "";
     int n = 0, key, next = read_key(50);
@@ -11989,7 +12073,8 @@ static int escape_key(void) {
 
 static int edit_key(void) { /* a byte, KEY_*, or negative: the end, or a signal */
     int key;
-    do key = read_key(300); while (key == -2 && !interrupted); /* a signal just before would not end a wait without limit */
+    /* a signal just before would not end a wait without limit */
+    do key = read_key(300); while (key == -2 && !interrupted);
     if (key < 0 && interrupted == SIGINT) { /* sent by somebody else: the key sends none here */
         interrupted = 0;
         return CONTROL('C');
@@ -12023,21 +12108,24 @@ static void edit_complete(Editor *e) {
     size_t same = list.n ? strcspn(list.s, "\n") : 0, n = 0;
     for (char *s = list.s; list.n && *s; s += strcspn(s, "\n") + 1, n++)
         for (size_t i = 0; i < same; i++) if (s[i] != list.s[i]) same = i;
-    while (same && n > 1 && ((unsigned char)list.s[same] & 0xc0) == 0x80) same--; /* no half of a character */
+    /* no half of a character */
+    while (same && n > 1 && ((unsigned char)list.s[same] & 0xc0) == 0x80) same--;
     if (from == NO_WORD) edit_insert(e, "    ", 4);
     else if (n && (same > e->at - from || n == 1)) edit_replace(e, from, e->at, list.s, same);
     else if (n) {
         edit_draw(e, e->text.n);
         fprintf(stderr, "\r\n");
-        for (char *s = list.s; *s; s += strcspn(s, "\n") + 1) fprintf(stderr, "%.*s  ", (int)strcspn(s, "\n"), s);
+        for (char *s = list.s; *s; s += strcspn(s, "\n") + 1)
+            fprintf(stderr, "%.*s  ", (int)strcspn(s, "\n"), s);
         fprintf(stderr, "\r\n");
         e->row = 0;
     }
     free(list.s);
 }
 
-/* Ctrl-R: the newest message of the history that holds what is typed; again: an older one. Ends with the key that is none of
- * this, which is returned. ESC, Ctrl-C and Ctrl-G bring back what stood there. */
+/* Ctrl-R: the newest message of the history that holds what is typed; again: an older one. Ends
+ * with the key that is none of this, which is returned. ESC, Ctrl-C and Ctrl-G bring back what
+ * stood there. */
 static int edit_search(Editor *e) {
     Text what = {0}, before = {0};
     int key, at = e->n_history;
@@ -12053,7 +12141,8 @@ static int edit_search(Editor *e) {
             do what.n--; while (what.n && ((unsigned char)what.s[what.n] & 0xc0) == 0x80);
             text_put(&what, "", 0);
             from = e->n_history - 1;
-        } else if (key >= 32 && key < KEY_DELETE && key != KEY_BACKSPACE) text_put(&what, c, read_character(c, key));
+        } else if (key >= 32 && key < KEY_DELETE && key != KEY_BACKSPACE)
+            text_put(&what, c, read_character(c, key));
         else break;
         while (from >= 0 && !strstr(e->history[from].s, what.s)) from--;
         if (!what.n || from < 0 || what.bad) continue;
@@ -12107,8 +12196,8 @@ static void edit_do(Editor *e, int key) {
     }
 }
 
-/* Reads a message. 1: it is in e->text; 0: the end (Ctrl-D on an empty line, a signal). What e->text holds at first can be
- * edited. */
+/* Reads a message. 1: it is in e->text; 0: the end (Ctrl-D on an empty line, a signal). What
+ * e->text holds at first can be edited. */
 static int edit(Editor *e) {
     int key;
     if (terminal_keys(&e->terminal, 0)) return 0;
@@ -12120,7 +12209,8 @@ static int edit(Editor *e) {
     for (;;) {
         key = edit_key();
         if (key == CONTROL('R')) key = edit_search(e);
-        const int goes_on = e->at && e->at == e->text.n && e->text.s[e->at - 1] == '\\'; /* Enter behind a backslash */
+        /* Enter behind a backslash */
+        const int goes_on = e->at && e->at == e->text.n && e->text.s[e->at - 1] == '\\';
         if (key < 0 || (key == CONTROL('D') && !e->text.n) || (key == '\r' && !goes_on)) break;
         if (key == '\r') edit_replace(e, e->at - 1, e->at, "\n", 1);
         else edit_do(e, key);
@@ -12142,7 +12232,8 @@ static void edit_free(Editor *e) {
 
 /* -- talking: what generate and chat share -- */
 
-/* A session with its ids. Loaded ids are put into *ids (none when the file has none), saved ones are those of the whole text. */
+/* A session with its ids. Loaded ids are put into *ids (none when the file has none), saved ones
+ * are those of the whole text. */
 static int load_session(const Options *o, GlaState *s, GlaSampler *p, Ids *ids, char *err) {
     const char *path = text_of(o, O_LOAD);
     *ids = (Ids){NULL, 0, 0};
@@ -12152,10 +12243,12 @@ static int load_session(const Options *o, GlaState *s, GlaSampler *p, Ids *ids, 
     wait_end();
     return code;
 }
-static int save_session(const Options *o, const GlaState *s, const GlaSampler *p, const Ids *ids, char *err) {
+static int save_session(const Options *o, const GlaState *s, const GlaSampler *p, const Ids *ids,
+                        char *err) {
     catch_interrupt(HOLD);
     wait_begin(o, "saving the session", NULL, 0);
-    int code = gla_state_save(s, p, ids->n == gla_state_pos(s) ? ids->id : NULL, text_of(o, O_SAVE), err);
+    int code = gla_state_save(s, p, ids->n == gla_state_pos(s) ? ids->id : NULL,
+                              text_of(o, O_SAVE), err);
     wait_end();
     return code;
 }
@@ -12179,15 +12272,16 @@ typedef struct {
     Ids ids;                 /* generate: all that was read; chat: of this answer */
     Text text, thought, steps; /* --json: collected. steps: log probabilities */
     double begin, first;     /* seconds: of reading, of the first token */
-    int64_t from, goal, reused; /* positions before and behind the prompt; tokens that the prompt cache had */
+    /* positions before and behind the prompt; tokens that the prompt cache had */
+    int64_t from, goal, reused;
     int bad;                 /* output failed */
     int uncached;            /* the prompt cache could not be written, which has been said */
     int dimmed;              /* text is, as thoughts are */
     int loops, last;         /* told so far; the last byte shown */
 } Talk;
 
-/* log sum_j exp(logits[j] - top), with top the largest of them: log softmax(logits)[i] is logits[i] - top -
- * this. What is NaN counts for nothing, as it is never drawn. */
+/* log sum_j exp(logits[j] - top), with top the largest of them: log softmax(logits)[i] is logits[i]
+ * - top - this. What is NaN counts for nothing, as it is never drawn. */
 static double log_sum(const float *logits, int64_t n, double *top) {
     double sum = 0;
     *top = -INFINITY;
@@ -12210,7 +12304,8 @@ static int likeliest(int32_t *best, int top, const float *logits, int n) {
     return found;
 }
 
-static void step_json(Text *t, const GlaState *s, int32_t id, int top) { /* one token: its log probability, and the likeliest ones */
+/* one token: its log probability, and the likeliest ones */
+static void step_json(Text *t, const GlaState *s, int32_t id, int top) {
     const float *logits = gla_logits(s);
     const int n = s->m->config.vocab_size;
     int32_t best[100];
@@ -12235,7 +12330,8 @@ static void dim(Talk *k, int on) {
     k->dimmed = on;
 }
 
-/* Leaves what was read in the prompt cache, when there is one; if it has no room, the text goes on all the same. */
+/* Leaves what was read in the prompt cache, when there is one; if it has no room, the text goes on
+ * all the same. */
 static void keep_prompt(Talk *k) {
     const Options *o = k->o;
     const char *folder = text_of(o, O_CACHE);
@@ -12252,7 +12348,8 @@ static int show(void *user, int32_t id, const char *text, size_t n) {
     const Options *o = k->o;
     const int thinking = k->chat && gla_chat_thinking(k->chat), reading = id < 0 && !n;
     const double now = now_s();
-    const int visible = n && !whole_of(o, O_JSON) && (!thinking || (!whole_of(o, O_HIDE) && is_terminal(STDOUT_FILENO)));
+    const int visible = n && !whole_of(o, O_JSON)
+        && (!thinking || (!whole_of(o, O_HIDE) && is_terminal(STDOUT_FILENO)));
     if (visible) wait_end();
     else if (id >= 0 && !k->first) wait_begin(o, thinking ? "thinking" : "generating", k->s, 0);
     if (reading && !k->chat && gla_state_pos(k->s) == k->goal) {
@@ -12271,7 +12368,8 @@ static int show(void *user, int32_t id, const char *text, size_t n) {
     }
     if (whole_of(o, O_JSON)) text_put(thinking ? &k->thought : &k->text, text, n);
     else if (visible) {
-        if (k->last && k->dimmed != thinking && k->chat) fputs("\n\n", stdout); /* between a thought and the answer */
+        /* between a thought and the answer */
+        if (k->last && k->dimmed != thinking && k->chat) fputs("\n\n", stdout);
         dim(k, thinking);
         if (write_text(stdout, text, n) || fflush(stdout)) k->bad = 1;
         k->last = (unsigned char)text[n - 1];
@@ -12281,7 +12379,8 @@ static int show(void *user, int32_t id, const char *text, size_t n) {
 
 static GlaGenerate talk_settings(Talk *k) {
     const Options *o = k->o;
-    return (GlaGenerate){whole_of(o, O_STEPS), o->stops, o->n_stops, whole_of(o, O_IGNORE), whole_of(o, O_JSON_ONLY), show, k, &interrupted};
+    return (GlaGenerate){whole_of(o, O_STEPS), o->stops, o->n_stops, whole_of(o, O_IGNORE),
+                         whole_of(o, O_JSON_ONLY), show, k, &interrupted};
 }
 
 static const char *size_text(char out[32], double bytes) {
@@ -12292,12 +12391,22 @@ static const char *size_text(char out[32], double bytes) {
     return out;
 }
 
+/* How a text or an answer ended: the ids that were drawn, the tokens that were read for it. */
+typedef struct {
+    const int32_t *ids;
+    int64_t made, read;
+    int done;
+    uint64_t seed;
+    double load_s, end;
+} Outcome;
+
 /* One line of JSON for a text or an answer. */
-static void print_json(Talk *k, const int32_t *ids, int64_t n, int done, int64_t read, uint64_t seed, double load_s, double end) {
+static void print_json(Talk *k, const Outcome *r) {
     static const char *const names[] = {
-        [GLA_DONE_STEPS] = "length", [GLA_DONE_END] = "end", [GLA_DONE_STOP] = "stop", [GLA_DONE_CONTEXT] = "context",
+        [GLA_DONE_STEPS] = "length", [GLA_DONE_END] = "end", [GLA_DONE_STOP] = "stop",
+            [GLA_DONE_CONTEXT] = "context",
         [GLA_DONE_CALLER] = "interrupted", [GLA_DONE_LOOP] = "loop"};
-    const double first = k->first ? k->first : end;
+    const double first = k->first ? k->first : r->end;
     Text t = {0};
     text_printf(&t, "{\"text\":");
     text_json(&t, k->text.s, k->text.n);
@@ -12306,23 +12415,29 @@ static void print_json(Talk *k, const int32_t *ids, int64_t n, int done, int64_t
         text_json(&t, k->thought.s, k->thought.n);
     }
     text_printf(&t, ",\"ids\":[");
-    for (int64_t i = 0; i < n; i++) text_printf(&t, "%s%d", i ? "," : "", ids[i]);
-    text_printf(&t, "],\"finish\":\"%s\",\"prompt_tokens\":%lld,", names[done], (long long)(read + k->reused));
-    text_printf(&t, "\"reused_tokens\":%lld,\"generated_tokens\":%lld,", (long long)k->reused, (long long)n);
-    text_printf(&t, "\"position\":%lld,\"seed\":%llu,", (long long)gla_state_pos(k->s), (unsigned long long)seed);
-    text_printf(&t, "\"timing\":{\"load_s\":%.4f,\"prompt_s\":%.4f,\"generate_s\":%.4f}", load_s, first - k->begin, end - first);
+    for (int64_t i = 0; i < r->made; i++) text_printf(&t, "%s%d", i ? "," : "", r->ids[i]);
+    text_printf(&t, "],\"finish\":\"%s\",\"prompt_tokens\":%lld,", names[r->done],
+                (long long)(r->read + k->reused));
+    text_printf(&t, "\"reused_tokens\":%lld,\"generated_tokens\":%lld,", (long long)k->reused,
+                (long long)r->made);
+    text_printf(&t, "\"position\":%lld,\"seed\":%llu,", (long long)gla_state_pos(k->s),
+                (unsigned long long)r->seed);
+    text_printf(&t, "\"timing\":{\"load_s\":%.4f,\"prompt_s\":%.4f,\"generate_s\":%.4f}", r->load_s,
+                first - k->begin, r->end - first);
     if (given(k->o, O_LOGPROBS)) {
         text_printf(&t, ",\"logprobs\":[");
         text_put(&t, k->steps.s, k->steps.n);
         text_printf(&t, "]");
     }
     text_printf(&t, "}\n");
-    if (t.bad || k->text.bad || k->thought.bad || k->steps.bad || fwrite(t.s, 1, t.n, stdout) != t.n || fflush(stdout)) k->bad = 1;
+    k->bad |= t.bad || k->text.bad || k->thought.bad || k->steps.bad
+        || fwrite(t.s, 1, t.n, stdout) != t.n || fflush(stdout);
     free(t.s);
 }
 
 static uint64_t start_seed(const Options *o) {
-    return given(o, O_SEED) ? (uint64_t)whole_of(o, O_SEED) : (uint64_t)time(NULL) * 1000003u + (uint64_t)(now_s() * 1e6);
+    return given(o, O_SEED) ? (uint64_t)whole_of(o, O_SEED)
+        : (uint64_t)time(NULL) * 1000003u + (uint64_t)(now_s() * 1e6);
 }
 static void start_sampler(GlaSampler *p, const Options *o, const GlaModel *m, uint64_t seed) {
     gla_sampler_init(p, m, seed);
@@ -12340,37 +12455,47 @@ static void print_state_size(const Options *o, const GlaInfo *info, const GlaSta
     const size_t kv = info->kv_bytes_per_token[s->kv_type];
     size_text(state, (double)info->state_bytes);
     if (!kv) note(o, "state %s, whatever the length of the text\n", state);
-    else note(o, "state %s, and %s per token (%d tokens at most)\n", state, size_text(token, (double)kv), gla_state_ctx(s));
+    else note(o, "state %s, and %s per token (%d tokens at most)\n", state,
+              size_text(token, (double)kv), gla_state_ctx(s));
 }
 
 /* -- generate -- */
 
-/* The ids of the prompt. An empty one begins where a text begins, unless it goes on from a session. */
-static int prompt_ids(Ids *ids, const Text *t, const Options *o, const GlaModel *m, const GlaState *s, char *err) {
+/* The ids of the prompt. An empty one begins where a text begins, unless it goes on from a
+ * session. */
+static int prompt_ids(Ids *ids, const Text *t, const Options *o, const GlaModel *m,
+                      const GlaState *s, char *err) {
     const int fresh = !gla_state_pos(s);
     int code = GLA_OK;
     if (t->n || !given(o, O_LOAD)) code = need_vocabulary(m, err);
-    if (!code && (t->n || fresh)) code = ids_encode(ids, m, t->s, t->n, GLA_SPECIAL | (fresh ? GLA_BOS : 0), err);
+    if (!code && (t->n || fresh))
+        code = ids_encode(ids, m, t->s, t->n, GLA_SPECIAL | (fresh ? GLA_BOS : 0), err);
     if (code || ids->n || !fresh) return code;
     int32_t start = m->vocab->bos >= 0 ? m->vocab->bos : m->vocab->eos;
     return start >= 0 && start < m->config.vocab_size ? ids_add(ids, &start, 1, err) : GLA_OK;
 }
 
-static double per_second(int64_t n, double seconds) { return seconds > 0 ? (double)n / seconds : 0; }
+static double per_second(int64_t n, double seconds) {
+    return seconds > 0 ? (double)n / seconds : 0;
+}
 
-/* The line that ends a text: n prompt tokens were to be read, `read` were. */
-static void print_speed(const Talk *k, const GlaInfo *info, int64_t n, int64_t read, int64_t made, int done, uint64_t seed, double end) {
-    const double first = k->first ? k->first : end, made_s = per_second(made, end - first);
+/* The line that ends a text. */
+static void print_speed(const Talk *k, const GlaInfo *info, const Outcome *r) {
+    const double first = k->first ? k->first : r->end, made_s = per_second(r->made, r->end - first);
     const double kv_bytes = (double)info->kv_bytes_per_token[k->s->kv_type] * (double)gla_state_pos(k->s);
     const Options *o = k->o;
     char state[32];
-    note(o, "prompt %lld tokens, %.1f tok/s | ", (long long)read, per_second(read, first - k->begin));
-    note(o, "generated %lld tokens, %.1f tok/s, %.2f GB/s | ", (long long)made, made_s, made_s * (double)info->token_bytes / 1e9);
-    note(o, "state %s | seed %llu", size_text(state, (double)info->state_bytes + kv_bytes), (unsigned long long)seed);
-    if (done == GLA_DONE_CONTEXT) note(o, " | the context is full; a larger one: -c");
-    else if (read < n) note(o, " | interrupted within the prompt");
+    note(o, "prompt %lld tokens, %.1f tok/s | ", (long long)r->read,
+         per_second(r->read, first - k->begin));
+    note(o, "generated %lld tokens, %.1f tok/s, %.2f GB/s | ", (long long)r->made, made_s,
+         made_s * (double)info->token_bytes / 1e9);
+    size_text(state, (double)info->state_bytes + kv_bytes);
+    note(o, "state %s | seed %llu", state, (unsigned long long)r->seed);
+    if (r->done == GLA_DONE_CONTEXT) note(o, " | the context is full; a larger one: -c");
+    else if (k->from + r->read < k->goal) note(o, " | interrupted within the prompt");
     else if (interrupted) note(o, " | interrupted");
-    if (text_of(o, O_LOAD) && !given(o, O_SEED)) note(o, " (not used: the session's random numbers go on)");
+    if (text_of(o, O_LOAD) && !given(o, O_SEED))
+        note(o, " (not used: the session's random numbers go on)");
     note(o, "\n");
 }
 
@@ -12392,7 +12517,8 @@ static int mode_generate(Job *job) {
     saved = p;
     int code = text_of(o, O_SAVE) ? can_write(text_of(o, O_SAVE), err) : GLA_OK;
     if (!code && text_of(o, O_LOAD)) code = load_session(o, s, &saved, &k.ids, err);
-    if (!code && text_of(o, O_LOAD)) { /* its memory of recent tokens, and its place in the random numbers unless a seed is given */
+    /* its memory of recent tokens, and its place in the random numbers unless a seed is given */
+    if (!code && text_of(o, O_LOAD)) {
         memcpy(p.recent, saved.recent, sizeof p.recent);
         p.n_recent = saved.n_recent;
         if (!given(o, O_SEED)) p.rng = saved.rng;
@@ -12424,12 +12550,16 @@ static int mode_generate(Job *job) {
     }
     if (!code) {
         const double end = now_s();
-        const int64_t read = gla_state_pos(s) - k.from - made; /* fewer than the prompt has when it was interrupted */
-        if (whole_of(o, O_JSON)) print_json(&k, k.ids.id + (k.ids.n - made), made, done, read, seed, job->load_s, end);
+        /* fewer than the prompt has when it was interrupted */
+        const int64_t read = gla_state_pos(s) - k.from - made;
+        const Outcome outcome = {k.ids.id + (k.ids.n - made), made, read, done, seed, job->load_s,
+                                 end};
+        if (whole_of(o, O_JSON)) print_json(&k, &outcome);
         else if (made || whole_of(o, O_ECHO)) putchar('\n');
         if (fflush(stdout) || ferror(stdout)) k.bad = 1;
-        print_speed(&k, &info, ids.n - k.reused, read, made, done, seed, end);
-        if (whole_of(o, O_JSON_ONLY) && done != GLA_DONE_END) fprintf(stderr, "%s: the JSON is not complete\n", program_name());
+        print_speed(&k, &info, &outcome);
+        if (whole_of(o, O_JSON_ONLY) && done != GLA_DONE_END)
+            fprintf(stderr, "%s: the JSON is not complete\n", program_name());
         k.ids.n = min64(k.ids.n, gla_state_pos(s));
         if (text_of(o, O_SAVE)) code = save_session(o, s, &p, &k.ids, err);
         if (made && !code) keep_prompt(&k);
@@ -12464,7 +12594,9 @@ typedef struct {
     int n_cost;
 } Chat;
 
-static int is_once(const Options *o) { return text_of(o, O_PROMPT) || text_of(o, O_FILE) || text_of(o, O_MESSAGES); }
+static int is_once(const Options *o) {
+    return text_of(o, O_PROMPT) || text_of(o, O_FILE) || text_of(o, O_MESSAGES);
+}
 
 static GlaChatSettings chat_settings(const Chat *c, const char *system) {
     const Options *o = c->o;
@@ -12486,7 +12618,8 @@ static int64_t room(const Chat *c) { /* positions left in the context */
 
 static int forget(Chat *c, char *err) {
     Branch *b = &c->branch[c->now];
-    const int64_t before = gla_state_evaluated(b->s), of = gla_state_ctx(b->s) ? gla_state_ctx(b->s) : gla_state_pos(b->s);
+    const int64_t before = gla_state_evaluated(b->s),
+        of = gla_state_ctx(b->s) ? gla_state_ctx(b->s) : gla_state_pos(b->s);
     int n = gla_chat_forget(b->chat, of / 2, NULL, err);
     if (n < 0) return n;
     note(c->o, "[the oldest %d turns are forgotten, %lld tokens were read again]\n",
@@ -12497,7 +12630,8 @@ static int forget(Chat *c, char *err) {
 /* How a turn ended, where that is not the usual way. begun: there is an answer, or some of one. */
 static void print_end(const Chat *c, const Talk *k, int done, int begun) {
     const int ctx = gla_state_ctx(k->s);
-    if (done > 0 && whole_of(k->o, O_JSON_ONLY) && done != GLA_DONE_END) fprintf(stderr, "[the JSON is not complete]\n");
+    if (done > 0 && whole_of(k->o, O_JSON_ONLY) && done != GLA_DONE_END)
+        fprintf(stderr, "[the JSON is not complete]\n");
     if (k->turn.loops > k->loops) note(k->o, "[the text repeats itself again: stopped]\n");
     if (done == GLA_DONE_CALLER && !k->bad)
         note(k->o, begun ? "[stopped]\n" : "[stopped before the answer; the message is not lost]\n");
@@ -12508,7 +12642,8 @@ static void print_end(const Chat *c, const Talk *k, int done, int begun) {
                 (long long)room(c), ctx);
 }
 
-/* A turn: a message, or (text NULL) another answer to the last one. 1: the message was not said and should be offered again. */
+/* A turn: a message, or (text NULL) another answer to the last one. 1: the message was not said and
+ * should be offered again. */
 static int chat_turn(Chat *c, const Text *text, char *err) {
     Branch *b = &c->branch[c->now];
     const Options *o = c->o;
@@ -12519,21 +12654,25 @@ static int chat_turn(Chat *c, const Text *text, char *err) {
     interrupted = 0;
     catch_interrupt(c->interactive ? COUNT : END_AT_SECOND);
     if (text && whole_of(o, O_FORGET) && gla_chat_turns(b->chat, NULL) > 1) {
-        const int64_t about = gla_state_ctx(b->s) / 4 + (int64_t)text->n / 2; /* an answer and the message */
+        /* an answer and the message */
+        const int64_t about = gla_state_ctx(b->s) / 4 + (int64_t)text->n / 2;
         if (room(c) < about && forget(c, err)) return -1;
     }
     k.begin = now_s();
     k.from = gla_state_pos(b->s);
     wait_begin(o, "reading", b->s, 0);
-    if (text) done = gla_chat_say(b->chat, &c->p, text->s ? text->s : "", text->n, &how, &k.turn, err);
+    if (text)
+        done = gla_chat_say(b->chat, &c->p, text->s ? text->s : "", text->n, &how, &k.turn, err);
     else done = gla_chat_retry(b->chat, &c->p, &how, &k.turn, err);
     const double end = now_s(), first = k.first ? k.first : end;
     const int begun = k.turn.said || !text;
     dim(&k, 0);
     wait_end();
     if (done >= 0 && begun) {
-        if (whole_of(o, O_JSON)) print_json(&k, k.ids.id, k.ids.n, done, k.turn.read, c->seed, c->load_s, end);
-        else putchar('\n');
+        if (whole_of(o, O_JSON)) {
+            const Outcome outcome = {k.ids.id, k.ids.n, k.turn.read, done, c->seed, c->load_s, end};
+            print_json(&k, &outcome);
+        } else putchar('\n');
         if (fflush(stdout) || ferror(stdout)) k.bad = 1;
     }
     print_end(c, &k, done, begun);
@@ -12543,7 +12682,8 @@ static int chat_turn(Chat *c, const Text *text, char *err) {
     TurnCost *more = done > 0 ? realloc(c->cost, ((size_t)c->n_cost + 1) * sizeof *more) : NULL;
     if (more) {
         c->cost = more;
-        more[c->n_cost++] = (TurnCost){k.turn.read, k.turn.made, k.turn.thought, gla_state_evaluated(b->s) - evaluated,
+        more[c->n_cost++] = (TurnCost){k.turn.read, k.turn.made, k.turn.thought,
+                                       gla_state_evaluated(b->s) - evaluated,
                                        first - k.begin, end - k.begin};
     }
     ids_free(&k.ids), free(k.text.s), free(k.thought.s), free(k.steps.s);
@@ -12566,13 +12706,16 @@ static void print_costs(const Chat *c) {
     fprintf(stderr, "turn  evaluated  message  answer  thought  first token s  total s\n");
     for (int i = 0; i < c->n_cost; i++) {
         const TurnCost *t = &c->cost[i];
-        fprintf(stderr, "%4d  %9lld  %7lld  %6lld  %7lld  %13.3f  %7.2f\n", i + 1, (long long)t->evaluated,
-                (long long)t->read, (long long)t->made, (long long)t->thought, t->first_s, t->total_s);
+        fprintf(stderr, "%4d  %9lld  %7lld  %6lld  %7lld  %13.3f  %7.2f\n", i + 1,
+                (long long)t->evaluated,
+                (long long)t->read, (long long)t->made, (long long)t->thought, t->first_s,
+                    t->total_s);
     }
     print_evaluated(c);
     if (gla_state_ctx(b->s)) fprintf(stderr, ", room for %lld more", (long long)room(c));
     size_text(kept, (double)gla_chat_snapshot_bytes(b->chat));
-    fprintf(stderr, " | snapshots %s | resident %s\n", kept, size_text(rss, (double)resident_bytes()));
+    fprintf(stderr, " | snapshots %s | resident %s\n", kept,
+            size_text(rss, (double)resident_bytes()));
 }
 
 static int chat_go(Chat *c, int turns, char *err) { /* /undo, /redo */
@@ -12593,14 +12736,17 @@ static int chat_file(Chat *c, const char *name, const char *path, char *err) { /
     int code;
     if (!*path) return fail(err, GLA_INPUT, "/%s needs a file name", name);
     if (save && in_use(o, path))
-        return fail(err, GLA_INPUT, "%s is in use here; a session would replace it", in_use(o, path));
+        return fail(err, GLA_INPUT, "%s is in use here; a session would replace it",
+                    in_use(o, path));
     if (save) catch_interrupt(HOLD);
     wait_begin(o, save ? "saving the session" : "loading the session", NULL, 0);
-    code = save ? gla_chat_save(b->chat, &c->p, path, err) : gla_chat_load(b->chat, &c->p, path, err);
+    code = save ? gla_chat_save(b->chat, &c->p, path, err)
+        : gla_chat_load(b->chat, &c->p, path, err);
     wait_end();
     if (code) return code;
     if (!save) b->loaded = 1;
-    note(o, "[%lld tokens, %d turns %s %s]\n", (long long)gla_state_pos(b->s), gla_chat_turns(b->chat, NULL),
+    note(o, "[%lld tokens, %d turns %s %s]\n", (long long)gla_state_pos(b->s),
+         gla_chat_turns(b->chat, NULL),
             save ? "saved to" : "loaded from", path);
     return GLA_OK;
 }
@@ -12608,7 +12754,8 @@ static int chat_file(Chat *c, const char *name, const char *path, char *err) { /
 static int chat_fork(Chat *c, const char *which, char *err) {
     const int n = atoi(which), limit = (int)(sizeof c->branch / sizeof *c->branch);
     if (*which) {
-        if (n < 1 || n > c->n_branches) return fail(err, GLA_INPUT, "there are the branches 1 to %d", c->n_branches);
+        if (n < 1 || n > c->n_branches)
+            return fail(err, GLA_INPUT, "there are the branches 1 to %d", c->n_branches);
         c->now = n - 1;
     } else {
         Branch *copy = &c->branch[c->n_branches];
@@ -12617,7 +12764,8 @@ static int chat_fork(Chat *c, const char *which, char *err) {
         if (code) return code;
         c->now = c->n_branches++;
     }
-    note(c->o, "[branch %d of %d, %d turns]\n", c->now + 1, c->n_branches, gla_chat_turns(c->branch[c->now].chat, NULL));
+    note(c->o, "[branch %d of %d, %d turns]\n", c->now + 1, c->n_branches,
+         gla_chat_turns(c->branch[c->now].chat, NULL));
     return GLA_OK;
 }
 
@@ -12632,7 +12780,8 @@ static void print_system(const Branch *b) {
     else fprintf(stderr, "[no system prompt; /system TEXT begins anew with one]\n");
 }
 
-static int chat_anew(Chat *c, const char *system, char *err) { /* the old conversation goes; /save or /fork keeps it */
+/* the old conversation goes; /save or /fork keeps it */
+static int chat_anew(Chat *c, const char *system, char *err) {
     Branch *b = &c->branch[c->now];
     const GlaChatSettings how = chat_settings(c, system);
     GlaChat *fresh = NULL;
@@ -12655,15 +12804,29 @@ static int chat_set_thinking(Chat *c, const char *how, char *err) {
     return GLA_OK;
 }
 
-/* Commands: a row each, for /help, the man page and Tab. rest: what stands behind the name, without blanks around it. */
+/* Commands: a row each, for /help, the man page and Tab. rest: what stands behind the name, without
+ * blanks around it. */
 typedef int (*Command)(Chat *c, const char *rest, char *err); /* 1: quit */
 static int chat_help(Chat *c, const char *rest, char *err);
 
-static int chat_undo(Chat *c, const char *rest, char *err) { return (void)rest, chat_go(c, -1, err); }
-static int chat_redo(Chat *c, const char *rest, char *err) { return (void)rest, chat_go(c, 1, err); }
-static int chat_retry(Chat *c, const char *rest, char *err) { return (void)rest, chat_turn(c, NULL, err); }
-static int chat_save(Chat *c, const char *rest, char *err) { return chat_file(c, "save", rest, err); }
-static int chat_load(Chat *c, const char *rest, char *err) { return chat_file(c, "load", rest, err); }
+static int chat_undo(Chat *c, const char *rest, char *err) {
+    (void)rest;
+    return chat_go(c, -1, err);
+}
+static int chat_redo(Chat *c, const char *rest, char *err) {
+    (void)rest;
+    return chat_go(c, 1, err);
+}
+static int chat_retry(Chat *c, const char *rest, char *err) {
+    (void)rest;
+    return chat_turn(c, NULL, err);
+}
+static int chat_save(Chat *c, const char *rest, char *err) {
+    return chat_file(c, "save", rest, err);
+}
+static int chat_load(Chat *c, const char *rest, char *err) {
+    return chat_file(c, "load", rest, err);
+}
 static int chat_system(Chat *c, const char *rest, char *err) {
     if (*rest) return chat_anew(c, rest, err);
     print_system(&c->branch[c->now]);
@@ -12673,10 +12836,18 @@ static int chat_new(Chat *c, const char *rest, char *err) {
     return (void)rest, chat_anew(c, c->branch[c->now].chat->system, err);
 }
 static int chat_forget(Chat *c, const char *rest, char *err) { return (void)rest, forget(c, err); }
-static int chat_stats(Chat *c, const char *rest, char *err) { return (void)rest, (void)err, print_costs(c), GLA_OK; }
-static int chat_quit(Chat *c, const char *rest, char *err) { return (void)c, (void)rest, (void)err, 1; }
+static int chat_stats(Chat *c, const char *rest, char *err) {
+    (void)rest, (void)err;
+    print_costs(c);
+    return GLA_OK;
+}
+static int chat_quit(Chat *c, const char *rest, char *err) {
+    (void)c, (void)rest, (void)err;
+    return 1;
+}
 
-static const struct { const char *name, *arg, *help; Command run; } commands[] = { /* help NULL: as other programs call it */
+/* help NULL: as other programs call it */
+static const struct { const char *name, *arg, *help; Command run; } commands[] = {
     {"undo", NULL, "take a turn back", chat_undo},
     {"redo", NULL, "bring it back", chat_redo},
     {"retry", NULL, "another answer to the last message", chat_retry},
@@ -12702,7 +12873,8 @@ static int chat_help(Chat *c, const char *rest, char *err) {
     (void)c, (void)rest, (void)err;
     for (int i = 0; i < N_COMMANDS; i++) {
         char left[32];
-        snprintf(left, sizeof left, "%s %s", commands[i].name, commands[i].arg ? commands[i].arg : "");
+        snprintf(left, sizeof left, "%s %s", commands[i].name,
+                 commands[i].arg ? commands[i].arg : "");
         if (commands[i].help) fprintf(stderr, "/%-16s %s\n", left, commands[i].help);
     }
     fprintf(stderr, "Several lines: end one with \\, or Alt-Enter, or paste. Ctrl-C stops an answer or gives up a line. "
@@ -12710,13 +12882,15 @@ static int chat_help(Chat *c, const char *rest, char *err) {
     return GLA_OK;
 }
 
-/* Tab. Names that a terminal could not show are left out, and those that begin with a dot unless it is typed. */
+/* Tab. Names that a terminal could not show are left out, and those that begin with a dot unless it
+ * is typed. */
 typedef struct { Text *list; const char *folder, *begin; } Files;
 static void suggest_file(void *user, const char *name, int is_folder) {
     const Files *f = user;
     const size_t n = strlen(f->begin);
     for (const char *c = name; *c; c++) if ((unsigned char)*c < 32 || *c == 127) return;
-    if (strncmp(name, f->begin, n) || (*name == '.' && !n) || !strcmp(name, ".") || !strcmp(name, "..")) return;
+    if (strncmp(name, f->begin, n) || (*name == '.' && !n) || !strcmp(name, ".")
+        || !strcmp(name, "..")) return;
     text_put(f->list, f->folder, strlen(f->folder));
     text_put(f->list, name, strlen(name));
     text_put(f->list, is_folder ? "/\n" : "\n", is_folder ? 2 : 1);
@@ -12736,7 +12910,8 @@ static size_t suggest(const char *text, size_t n, Text *list) {
         const char *const arg = commands[i].arg;
         const int whole = strlen(commands[i].name) == name;
         if (!commands[i].help || strncmp(commands[i].name, typed + 1, name)) continue;
-        if (n == 1 + name) text_printf(list, "/%s%s\n", commands[i].name, arg && *arg != '[' ? " " : "");
+        if (n == 1 + name)
+            text_printf(list, "/%s%s\n", commands[i].name, arg && *arg != '[' ? " " : "");
         else if (whole && arg && !strcmp(arg, "FILE")) suggest_files(typed + from, list);
     }
     return n == 1 + name ? 0 : from;
@@ -12751,17 +12926,20 @@ static int chat_command(Chat *c, const char *line, char *err) { /* a line that b
     for (size_t end = strlen(rest); end && strchr(" \t\r\n", rest[end - 1]);) rest[--end] = 0;
     interrupted = 0;
     for (int i = 0; i < N_COMMANDS; i++)
-        if (!strncmp(commands[i].name, line + 1, n) && !commands[i].name[n]) return commands[i].run(c, rest, err);
+        if (!strncmp(commands[i].name, line + 1, n) && !commands[i].name[n])
+            return commands[i].run(c, rest, err);
     char end[80], typed[WORD_LEN + 1];
     Near near = {.what = typed};
     snprintf(typed, sizeof typed, "%.*s", (int)n, line + 1);
     for (int i = 0; i < N_COMMANDS; i++)
         if (commands[i].help) near_word(&near, commands[i].name, WORD_LEN, NULL);
-    return fail(err, GLA_INPUT, "no command /%s%s /help lists them, // begins a message with /", typed, *meant(end, &near, "/") ? end : ";");
+    return fail(err, GLA_INPUT, "no command /%s%s /help lists them, // begins a message with /",
+                typed, *meant(end, &near, "/") ? end : ";");
 }
 
-/* Messages and commands, until the input or somebody ends it. A command that fails ends nothing, nor does a message on a
- * terminal, as long as there is somewhere to write. In a script one that cannot be said ends it: what follows builds on it. */
+/* Messages and commands, until the input or somebody ends it. A command that fails ends nothing,
+ * nor does a message on a terminal, as long as there is somewhere to write. In a script one that
+ * cannot be said ends it: what follows builds on it. */
 static int chat_loop(Chat *c, char *err) {
     Text *said = &c->editor.text;
     int code = GLA_OK, end = 0;
@@ -12786,7 +12964,8 @@ static int chat_loop(Chat *c, char *err) {
             c->failed |= !c->interactive;
             code = GLA_OK;
         }
-        if (c->interactive && interrupted == SIGINT) interrupted = 0; /* it has stopped what was going on */
+        /* it has stopped what was going on */
+        if (c->interactive && interrupted == SIGINT) interrupted = 0;
         if (!kept) said->n = 0;
     }
     return code;
@@ -12796,10 +12975,13 @@ static void print_template(const Options *o, const GlaModel *m) { /* how message
     int known;
     char err[GLA_ERR];
     const char *name = gla_template(m, &known, err);
-    const char *what = !name ? "" : strcmp(name, "plain") ? name : "plain text, \"User: ... Assistant: ...\"";
+    const char *what = !name ? "" : strcmp(name, "plain") ? name
+        : "plain text, \"User: ... Assistant: ...\"";
     if (!name) complain(err);
     else if (known == 1) note(o, "chat template %s\n", name);
-    else if (known) note(o, "the chat template of this file is not known here: messages are written as %s\n", what);
+    else if (known)
+        note(o, "the chat template of this file is not known here: messages are written as %s\n",
+             what);
     else note(o, "the file has no chat template: messages are written as %s\n", what);
 }
 
@@ -12810,7 +12992,8 @@ static void print_greeting(const Chat *c) {
     print_template(c->o, c->branch[c->now].s->m);
     for (int i = O_THINK; i <= O_HIDE && !gla_chat_may_think(chat); i++)
         if (given(c->o, i))
-            note(c->o, "%s--%s", in_vain++ ? ", " : "this model has no way to think; without effect: ", options[i].name);
+            note(c->o, "%s--%s", in_vain++ ? ", "
+                 : "this model has no way to think; without effect: ", options[i].name);
     if (in_vain) note(c->o, "\n");
     if (c->interactive) note(c->o, "/help lists the commands\n");
 }
@@ -12835,11 +13018,14 @@ static int mode_chat(Job *job) {
     GlaChatSettings how = chat_settings(&c, text_of(o, O_SYSTEM));
     int code = text_of(o, O_SAVE) ? can_write(text_of(o, O_SAVE), err) : GLA_OK;
     if (!code && text_of(o, O_MESSAGES)) code = get_messages(&told, text_of(o, O_MESSAGES), err);
-    if (told.n) how.messages = told.messages, how.n_messages = told.n - 1; /* the last one is said below */
+    /* the last one is said below */
+    if (told.n) how.messages = told.messages, how.n_messages = told.n - 1;
     if (!code) code = gla_chat_new(chat, s, &how, err);
-    if (!code && text_of(o, O_LOAD) && !(code = gla_chat_load(*chat, &c.p, text_of(o, O_LOAD), err))) {
+    if (!code && text_of(o, O_LOAD) && !(code = gla_chat_load(*chat, &c.p, text_of(o, O_LOAD),
+        err))) {
         c.branch[0].loaded = 1;
-        if (text_of(o, O_SYSTEM)) note(o, "the session goes on with its own system prompt; /new begins one with that of -y\n");
+        if (text_of(o, O_SYSTEM))
+            note(o, "the session goes on with its own system prompt; /new begins one with that of -y\n");
     }
     if (!code && given(o, O_SEED)) c.p.rng = whole_of(o, O_SEED);
     const int begun = !code;
@@ -12855,7 +13041,8 @@ static int mode_chat(Job *job) {
     terminal_normal(&c.editor.terminal);
     loose_ends.terminal = NULL;
     const int cut_short = by_signal();
-    if (begun && text_of(o, O_SAVE)) { /* also after an error: what was said until then is not lost */
+    /* also after an error: what was said until then is not lost */
+    if (begun && text_of(o, O_SAVE)) {
         char why[GLA_ERR] = "";
         catch_interrupt(HOLD);
         int saved = gla_chat_save(c.branch[c.now].chat, &c.p, text_of(o, O_SAVE), code ? why : err);
@@ -12880,18 +13067,23 @@ static int mode_chat(Job *job) {
 /* -- logits, perplexity: every position's logits, a few rows at a time -- */
 
 typedef int (*RowFn)(void *user, const float *logits, int64_t i);
-static int each_logits(GlaState *s, const int32_t *ids, int64_t n, RowFn row, void *user, char *err) {
-    int64_t vocab = s->m->config.vocab_size, step = max64(1, min64(s->batch, (64 << 20) / (vocab * (int64_t)sizeof(float))));
+static int each_logits(GlaState *s, const int32_t *ids, int64_t n, RowFn row, void *user,
+                       char *err) {
+    int64_t vocab = s->m->config.vocab_size,
+        step = max64(1, min64(s->batch, (64 << 20) / (vocab * (int64_t)sizeof(float))));
     float *logits = malloc((size_t)step * (size_t)vocab * sizeof(float));
-    int code = logits ? GLA_OK : fail(err, GLA_MEMORY, "no memory for %lld rows of logits", (long long)step);
-    if (!code) code = check_room(s, n, err); /* the whole text, not the first run that does not fit */
+    int code = logits ? GLA_OK : fail(err, GLA_MEMORY, "no memory for %lld rows of logits",
+                                      (long long)step);
+    /* the whole text, not the first run that does not fit */
+    if (!code) code = check_room(s, n, err);
     s->team.stop = &interrupted; /* the state is of no use to anybody then */
     for (int64_t i = 0; i < n && !code; i += step) {
         int64_t now = min64(step, n - i);
         code = gla_eval(s, ids + i, now, logits, now, err);
         for (int64_t j = 0; j < now && !code; j++) code = row(user, logits + j * vocab, i + j);
         if (interrupted && (!code || code == GLA_DONE_CALLER))
-            code = fail(err, GLA_DONE_CALLER, "interrupted at token %lld of %lld", (long long)gla_state_pos(s), (long long)n);
+            code = fail(err, GLA_DONE_CALLER, "interrupted at token %lld of %lld",
+                        (long long)gla_state_pos(s), (long long)n);
     }
     s->team.stop = NULL;
     free(logits);
@@ -12902,7 +13094,8 @@ typedef struct { FILE *f; size_t vocab; } LogitsOut;
 static int write_row(void *user, const float *logits, int64_t i) {
     LogitsOut *out = user;
     (void)i;
-    fwrite(logits, sizeof(float), out->vocab, out->f); /* failures are seen when the file is committed */
+    /* failures are seen when the file is committed */
+    fwrite(logits, sizeof(float), out->vocab, out->f);
     return GLA_OK;
 }
 
@@ -12926,7 +13119,8 @@ static int mode_logits(Job *job) {
     code = each_logits(s, ids->id, ids->n, write_row, &out, err);
     wait_end();
     loose_ends.unfinished = NULL;
-    code = code ? drop_file(out.f, temporary, code) : commit_file(out.f, temporary, text_of(o, O_OUT), err);
+    code = code ? drop_file(out.f, temporary, code)
+        : commit_file(out.f, temporary, text_of(o, O_OUT), err);
     if (!code && text_of(o, O_SAVE)) code = save_session(o, s, NULL, &all, err);
     ids_free(&all);
     return code ? complain(err), code == GLA_DONE_CALLER ? by_signal() : 1 : 0;
@@ -12938,7 +13132,8 @@ static void fact_key(Facts *f, const char *key) {
     if (!f->json) text_printf(&f->t, "%s ", key);
     else text_printf(&f->t, f->t.n ? ",\"%s\":" : "{\"%s\":", key);
 }
-static void fact_text(Facts *f, const char *key, const char *value) { /* a line remains one, whatever the file says */
+/* a line remains one, whatever the file says */
+static void fact_text(Facts *f, const char *key, const char *value) {
     const size_t n = strlen(value);
     fact_key(f, key);
     if (f->json) text_json(&f->t, value, n);
@@ -12966,7 +13161,8 @@ static int print_facts(Facts *f) {
     return bad ? complain("no memory for the answer") : 0;
 }
 
-/* -log softmax(logits)[next id], natural logarithm. Row i is that of window[i]; what was scored before is not scored again. */
+/* -log softmax(logits)[next id], natural logarithm. Row i is that of window[i]; what was scored
+ * before is not scored again. */
 typedef struct { const int32_t *window; int64_t n, scored, vocab; double nll; } Loss;
 static int add_loss(void *user, const float *logits, int64_t i) {
     Loss *l = user;
@@ -12976,13 +13172,15 @@ static int add_loss(void *user, const float *logits, int64_t i) {
     return GLA_OK;
 }
 
-/* How a text is cut for its perplexity. Without softmax layers, or where their context holds the text, it is one window, and a
- * token is predicted from all before it. Else windows of that context, each half of one behind the last: a token is
- * predicted once, from half a context at least. Every window begins as the text does, with the begin token if there is one. */
+/* How a text is cut for its perplexity. Without softmax layers, or where their context holds the
+ * text, it is one window, and a token is predicted from all before it. Else windows of that
+ * context, each half of one behind the last: a token is predicted once, from half a context at
+ * least. Every window begins as the text does, with the begin token if there is one. */
 static int mode_perplexity(Job *job) {
     const Ids *ids = &job->ids;
     const Tokenizer *v = job->m->vocab;
-    const int64_t n = ids->n, limit = job->m->config.limit, head = n && v->add_bos && ids->id[0] == v->bos;
+    const int64_t n = ids->n, limit = job->m->config.limit, head = n && v->add_bos
+        && ids->id[0] == v->bos;
     int64_t window = gla_state_ctx(job->s) ? min64(n, gla_state_ctx(job->s)) : n, at = 0, end = 0;
     Loss loss = {.vocab = job->m->config.vocab_size};
     Facts f = {.json = (int)whole_of(job->o, O_JSON)};
@@ -12991,14 +13189,18 @@ static int mode_perplexity(Job *job) {
     if (window < min64(n, 8)) return complain("perplexity needs a context of at least 8 (-c)");
     const int64_t stride = window < n ? (window - head) / 2 : window;
     int32_t *read = malloc((size_t)window * sizeof *read);
-    int code = read ? GLA_OK : fail(job->err, GLA_MEMORY, "no memory for %lld token ids", (long long)window);
+    int code = read ? GLA_OK : fail(job->err, GLA_MEMORY, "no memory for %lld token ids",
+                                    (long long)window);
     if (window == n) note(job->o, "the text is one window of %lld tokens\n", (long long)n);
-    else note(job->o, "windows of %lld tokens, each %lld behind the last: no token is predicted from fewer than %lld before it\n",
+    else note(job->o, "windows of %lld tokens, each %lld behind the last: "
+                      "no token is predicted from fewer than %lld before it\n",
               (long long)window, (long long)stride, (long long)(window - stride));
     catch_interrupt(END_AT_SECOND);
-    wait_begin(job->o, "reading", job->s, n + (n - window + stride - 1) / stride * (window - stride));
+    wait_begin(job->o, "reading", job->s,
+               n + (n - window + stride - 1) / stride * (window - stride));
     for (; end < n && !code; at += stride) {
-        const int64_t from = at ? at + head : 0, more = at ? head : 0; /* more: the begin token, in front of what is from the text */
+        /* more: the begin token, in front of what is from the text */
+        const int64_t from = at ? at + head : 0, more = at ? head : 0;
         loss.window = read;
         loss.scored = end ? end - from + more : 1;
         loss.n = more + min64(window - more, n - from);
@@ -13012,7 +13214,8 @@ static int mode_perplexity(Job *job) {
     free(read);
     if (code) return complain(job->err), code == GLA_DONE_CALLER ? by_signal() : 1;
     const double mean = loss.nll / (double)(n - 1);
-    if (!isfinite(mean)) return complain("what the model computes is not a number; its file is damaged, or was converted wrongly");
+    if (!isfinite(mean))
+        return complain("what the model computes is not a number; its file is damaged, or was converted wrongly");
     fact_whole(&f, "tokens", (uint64_t)n - 1);
     fact_real(&f, "nll", "%.6f", mean);
     fact_real(&f, "perplexity", "%.4f", exp(mean));
@@ -13023,14 +13226,16 @@ static int mode_perplexity(Job *job) {
 
 /* -- tokenize, info, bench -- */
 
-static int get_message_ids(const Options *o, Ids *ids, const GlaModel *m, char *err) { /* as a chat begins with these */
+/* as a chat begins with these */
+static int get_message_ids(const Options *o, Ids *ids, const GlaModel *m, char *err) {
     Messages told;
     const int think = whole_of(o, O_THINK) ? 1 : whole_of(o, O_NO_THINK) ? 0 : -1;
     int code = get_messages(&told, text_of(o, O_MESSAGES), err);
     if (!code) {
         const int64_t n = gla_render(m, told.messages, told.n, think, NULL, 0, err);
         int32_t *made = n > 0 ? malloc((size_t)n * sizeof *made) : NULL;
-        if (n > 0 && !made) code = fail(err, GLA_MEMORY, "no memory for %lld token ids", (long long)n);
+        if (n > 0 && !made)
+            code = fail(err, GLA_MEMORY, "no memory for %lld token ids", (long long)n);
         if (made) gla_render(m, told.messages, told.n, think, made, n, err);
         if (made) code = ids_add(ids, made, n, err);
         if (n < 0) code = (int)n;
@@ -13048,7 +13253,8 @@ static int mode_tokenize(Job *job) {
     Text t = {0};
     Ids ids = {NULL, 0, 0};
     const char *from_ids = text_of(o, O_IDS), *from_messages = text_of(o, O_MESSAGES);
-    int code = from_ids ? get_ids(&ids, from_ids, m, err) : from_messages ? GLA_OK : get_text(o, &t, err);
+    int code = from_ids ? get_ids(&ids, from_ids, m, err) : from_messages ? GLA_OK
+        : get_text(o, &t, err);
     if (!code) code = need_vocabulary(m, err);
     if (!code && from_messages) code = get_message_ids(o, &ids, m, err);
     else if (!code && !from_ids) code = ids_encode(&ids, m, t.s, t.n, GLA_BOS | GLA_SPECIAL, err);
@@ -13056,7 +13262,8 @@ static int mode_tokenize(Job *job) {
         char piece[PIECE];
         if (text_of(o, O_IDS))
             for (size_t from = 0, n = 1; from < n; from += PIECE) {
-                n = piece_part(m->vocab, ids.id[i], GLA_SPECIAL | (i ? 0 : GLA_FIRST), from, piece, PIECE);
+                n = piece_part(m->vocab, ids.id[i], GLA_SPECIAL | (i ? 0 : GLA_FIRST), from, piece,
+                               PIECE);
                 if (n > from) text_put(&t, piece, n - from < PIECE ? n - from : PIECE);
             }
         else printf("%s%d", i ? " " : "", ids.id[i]);
@@ -13093,14 +13300,15 @@ static int mode_info(Job *job) {
     fact_whole(&f, "context", (uint64_t)i.seq_len);
     text_put(&list, "", 0);
     for (int t = 0; t < N_TYPES; t++)
-        if (counts[t]) text_printf(&list, "%s%s x %d", list.n ? ", " : "", types[t].name, counts[t]);
+        if (counts[t])
+            text_printf(&list, "%s%s x %d", list.n ? ", " : "", types[t].name, counts[t]);
     fact_text(&f, "tensor_types", list.bad ? "" : list.s);
     free(list.s);
     return print_facts(&f);
 }
 
-/* The first n positions, as if a text had been read: noise, since memory that nobody wrote is one page of zeros, in the
- * nearest cache. */
+/* The first n positions, as if a text had been read: noise, since memory that nobody wrote is one
+ * page of zeros, in the nearest cache. */
 static int fill_cache(GlaState *s, int n, char *err) {
     uint64_t rng = 2;
     for (int i = 0; i < s->m->config.n_layers && n; i++) {
@@ -13112,7 +13320,8 @@ static int fill_cache(GlaState *s, int n, char *err) {
         float *x = malloc((nk + nv + 1) * sizeof *x);
         double *sums = calloc((size_t)c.sums + 1, sizeof *sums);
         if (!x || !sums) { free(x), free(sums); return fail(err, GLA_MEMORY, "no memory"); }
-        for (size_t j = 0; j < nk + nv; j++) x[j] = (float)((double)(next_random(&rng) >> 40) * 0x1p-24 - 0.5);
+        for (size_t j = 0; j < nk + nv; j++)
+            x[j] = (float)((double)(next_random(&rng) >> 40) * 0x1p-24 - 0.5);
         for (int pos = 0; pos < n; pos++) cache_append(&c, pos, x, x + nk, sums);
         free(x), free(sums);
     }
@@ -13120,8 +13329,9 @@ static int fill_cache(GlaState *s, int n, char *err) {
     return GLA_OK;
 }
 
-/* The first run of tokens is cold: it maps every page of the weights and of the memory to work in. Counted from opening the file it is
- * first_token_s; the state is then emptied, and the other figures are those of a program that has been running. */
+/* The first run of tokens is cold: it maps every page of the weights and of the memory to work in.
+ * Counted from opening the file it is first_token_s; the state is then emptied, and the other
+ * figures are those of a program that has been running. */
 static int mode_bench(Job *job) {
     const Options *o = job->o;
     GlaState *s = job->s;
@@ -13171,7 +13381,8 @@ static void option_help(Text *t, const Option *p) {
     const char *word;
     t->n = 0;
     text_printf(t, "%s", p->help);
-    for (int i = 0, n; p->words && (n = word_at(p->words, i, &word)); i++) text_printf(t, "%s%.*s", i ? ", " : ": ", n, word);
+    for (int i = 0, n; p->words && (n = word_at(p->words, i, &word)); i++)
+        text_printf(t, "%s%.*s", i ? ", " : ": ", n, word);
 }
 
 static void print_help(void) {
@@ -13190,7 +13401,8 @@ static void print_help(void) {
            "Exit: 0 done, 1 failed, 2 misused, 128 + the signal that ended it (Ctrl-C: 130).\n");
 }
 
-static void put_man(const char *s) { /* for troff: a minus is none of its hyphens, a backslash none of its commands */
+/* for troff: a minus is none of its hyphens, a backslash none of its commands */
+static void put_man(const char *s) {
     for (; *s; s++) {
         if (*s == '-' || *s == '\\') putchar('\\');
         putchar(*s == '\\' ? 'e' : *s);
@@ -13227,7 +13439,9 @@ static void print_man(void) {
     free(help.s);
 }
 
-static int is_file_name(const Option *p) { return p->value && (!strcmp(p->value, "FILE") || !strcmp(p->value, "DIR")); }
+static int is_file_name(const Option *p) {
+    return p->value && (!strcmp(p->value, "FILE") || !strcmp(p->value, "DIR"));
+}
 
 static void print_bash(void) {
     int first = 1;
@@ -13237,9 +13451,11 @@ static void print_bash(void) {
            "    case $prev in\n");
     for (const Option *p = options; p < options + N_OPTIONS; p++)
         if (!p->help) continue;
-        else if (p->words && p->letter) printf("        -%c | --%s) words='%s' ;;\n", p->letter, p->name, p->words);
+        else if (p->words && p->letter)
+            printf("        -%c | --%s) words='%s' ;;\n", p->letter, p->name, p->words);
         else if (p->words) printf("        --%s) words='%s' ;;\n", p->name, p->words);
-        else if (p->value && !strcmp(p->value, "DIR")) printf("        --%s) kind=-d ;;\n", p->name);
+        else if (p->value && !strcmp(p->value, "DIR"))
+            printf("        --%s) kind=-d ;;\n", p->name);
     printf("        ");
     for (const Option *p = options; p < options + N_OPTIONS; p++) {
         if (!p->value || p->words || is_file_name(p)) continue;
@@ -13262,11 +13478,15 @@ static void print_bash(void) {
 static void print_zsh(void) {
     printf("#compdef gla\n# printed by gla --completion zsh\n_arguments -s -S");
     for (const Option *p = options; p < options + N_OPTIONS; p++) {
-        const char *const many = p->kind == IS_TEXTS || p->kind == IS_BIAS ? "*" : "", *const is = p->value ? "=" : "";
+        const char *const many = p->kind == IS_TEXTS || p->kind == IS_BIAS ? "*" : "",
+            *const is = p->value ? "=" : "";
         if (!p->help) continue;
-        if (p->letter) printf(" \\\n    '(-%c --%s)'{-%c%s,--%s%s}'[", p->letter, p->name, p->letter, p->value ? "+" : "", p->name, is);
+        if (p->letter)
+            printf(" \\\n    '(-%c --%s)'{-%c%s,--%s%s}'[", p->letter, p->name, p->letter,
+                   p->value ? "+" : "", p->name, is);
         else printf(" \\\n    '%s--%s%s[", many, p->name, is);
-        for (const char *s = p->help; *s; s++) printf(*s == '\'' ? "'\\''" : *s == ':' || *s == ']' || *s == '[' ? "\\%c" : "%c", *s);
+        for (const char *s = p->help; *s; s++)
+            printf(*s == '\'' ? "'\\''" : *s == ':' || *s == ']' || *s == '[' ? "\\%c" : "%c", *s);
         printf("]");
         if (p->value) printf(":%s:", p->value);
         if (p->words) printf("(%s)", p->words);
@@ -13279,20 +13499,23 @@ static void print_zsh(void) {
 
 /* -- main -- */
 
-/* A model without a vocabulary of its own gets ./tokenizer.bin, if there is one of exactly its size. */
+/* A model without a vocabulary of its own gets ./tokenizer.bin, if there is one of exactly its
+ * size. */
 static void use_default_vocabulary(GlaModel *m) {
     Mapping map;
     Gguf g = {0};
     GgufArray tokens = {0, 0, NULL};
     if (map_file(&map, DEFAULT_VOCABULARY, NULL)) return;
     g.map = map;
-    int fits = !gguf_read(&g, NULL) && gguf_array(&g, "tokenizer.ggml.tokens", &tokens) && tokens.n == (uint64_t)m->config.vocab_size;
+    int fits = !gguf_read(&g, NULL) && gguf_array(&g, "tokenizer.ggml.tokens", &tokens)
+        && tokens.n == (uint64_t)m->config.vocab_size;
     gguf_close(&g);
     if (fits) gla_open_tokenizer(m, DEFAULT_VOCABULARY, NULL);
 }
 
 static int (*const modes[])(Job *) = {
-    mode_generate, mode_chat, mode_logits, mode_perplexity, mode_tokenize, mode_bench, mode_info}; /* in the order of MODE_WORDS */
+    /* in the order of MODE_WORDS */
+    mode_generate, mode_chat, mode_logits, mode_perplexity, mode_tokenize, mode_bench, mode_info};
 
 /* The ids that a mode reads as a whole, and the state, with room for them where they are known. */
 static int prepare_mode(Job *job) {
@@ -13301,20 +13524,25 @@ static int prepare_mode(Job *job) {
     const int64_t depth = whole_of(o, O_DEPTH);
     Text t = {0};
     int code = GLA_OK, ctx = (int)whole_of(o, O_CTX);
-    if (o->mode == LOGITS && !(code = get_ids(&job->ids, text_of(o, O_IDS), m, job->err)) && !job->ids.n)
+    if (o->mode == LOGITS && !(code = get_ids(&job->ids, text_of(o, O_IDS), m, job->err))
+        && !job->ids.n)
         code = fail(job->err, GLA_INPUT, "%s: holds no ids", text_of(o, O_IDS));
     if (o->mode == PERPLEXITY && !(code = get_text(o, &t, job->err)))
         code = ids_encode(&job->ids, m, t.s, t.n, GLA_BOS | GLA_SPECIAL, job->err);
     free(t.s);
-    if (!ctx && o->mode & (BENCH | LOGITS)) { /* these know how much they will read, and read it in one piece */
-        int64_t need = o->mode == BENCH ? depth + whole_of(o, O_PLEN) + whole_of(o, O_STEPS) : job->ids.n;
+    /* these know how much they will read, and read it in one piece */
+    if (!ctx && o->mode & (BENCH | LOGITS)) {
+        int64_t need = o->mode == BENCH ? depth + whole_of(o, O_PLEN) + whole_of(o, O_STEPS)
+            : job->ids.n;
         if (given(o, O_LOAD) || need <= min64(4096, m->config.seq_len)) need = 0;
         ctx = (int)min64(need, INT_MAX);
     }
     if (!code && o->mode == BENCH && ctx && depth > ctx)
-        code = fail(job->err, GLA_INPUT, "a depth of %lld in a context of %d", (long long)depth, ctx);
+        code = fail(job->err, GLA_INPUT, "a depth of %lld in a context of %d", (long long)depth,
+                    ctx);
     if (code) return code;
-    const GlaSettings how = {ctx, (int)whole_of(o, O_BATCH), (int)whole_of(o, O_THREADS), kv_type(o), (int)whole_of(o, O_FAST)};
+    const GlaSettings how = {ctx, (int)whole_of(o, O_BATCH), (int)whole_of(o, O_THREADS),
+                             kv_type(o), (int)whole_of(o, O_FAST)};
     return gla_state_new(&job->s, m, &how, job->err);
 }
 
@@ -13325,9 +13553,12 @@ static int run_mode(Job *job) {
     int status = 1;
     for (int i = 0; i < o->sampler.n_bias; i++)
         if (o->sampler.bias[i].id > last)
-            return misuse("--logit-bias: the model has tokens from 0 to %d, not %d", last, o->sampler.bias[i].id);
-    if (given(o, O_PRE) && gla_pre_tokenizer(m, text_of(o, O_PRE), job->err)) return complain(job->err);
-    if (given(o, O_TOK) && gla_open_tokenizer(m, text_of(o, O_TOK), job->err)) return complain(job->err);
+            return misuse("--logit-bias: the model has tokens from 0 to %d, not %d", last,
+                          o->sampler.bias[i].id);
+    if (given(o, O_PRE) && gla_pre_tokenizer(m, text_of(o, O_PRE), job->err))
+        return complain(job->err);
+    if (given(o, O_TOK) && gla_open_tokenizer(m, text_of(o, O_TOK), job->err))
+        return complain(job->err);
     if (!given(o, O_TOK) && !gla_n_tokens(m) && !*m->no_text) use_default_vocabulary(m);
     if (!(o->mode & (INFO | TOKENIZE)) && prepare_mode(job)) complain(job->err);
     else status = modes[whole_of(o, O_MODE)](job);
@@ -13344,7 +13575,8 @@ static int print_page(const Options *o, char *err) {
     else if (given(o, O_VERSION)) {
         const Kernels *k = NULL;
         if (choose_kernels(&k, err)) return complain(err);
-        printf("gla.c %s, kernels %s, %s\n", GLA_VERSION, k->name, ALL_THREADS > 1 ? "OpenMP" : "one thread");
+        printf("gla.c %s, kernels %s, %s\n", GLA_VERSION, k->name,
+               ALL_THREADS > 1 ? "OpenMP" : "one thread");
     } else return -1;
     return fflush(stdout) || ferror(stdout) ? complain("standard output: cannot write") : 0;
 }
@@ -13358,14 +13590,16 @@ int main(int argc, char **argv) {
     if (code) return code;
     spin_briefly(argv);
 #ifdef HAVE_POSIX
-    signal(SIGPIPE, SIG_IGN), signal(SIGXFSZ, SIG_IGN); /* a reader that went away and a file that may not grow are failed writes */
+    /* a reader that went away and a file that may not grow are failed writes */
+    signal(SIGPIPE, SIG_IGN), signal(SIGXFSZ, SIG_IGN);
 #endif
     if ((code = print_page(&o, err)) >= 0) return code;
     if ((code = check_options(&o))) return code;
     job.begin = now_s();
     const char *model = text_of(&o, O_MODEL);
     for (int i = 0; i < o.n_idle; i++)
-        note(&o, "%s: %.*s is without effect: %s\n", program_name(), (int)strcspn(o.idle[i], "="), o.idle[i], find_alias(o.idle[i])->value);
+        note(&o, "%s: %.*s is without effect: %s\n", program_name(), (int)strcspn(o.idle[i], "="),
+             o.idle[i], find_alias(o.idle[i])->value);
     if (!is_there(model)) {
         fail(err, GLA_IO, "%s: no such file; a model is a GGUF file on this computer", model);
         return complain(err);
@@ -13377,7 +13611,8 @@ int main(int argc, char **argv) {
     job.load_s = now_s() - job.begin;
     code = run_mode(&job);
     gla_close(job.m);
-    if (!code && (fflush(stdout) || ferror(stdout))) return complain("standard output: cannot write");
+    if (!code && (fflush(stdout) || ferror(stdout)))
+        return complain("standard output: cannot write");
     return code;
 }
 #endif /* RUN_NO_MAIN */

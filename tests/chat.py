@@ -704,6 +704,18 @@ def test_terminal() -> None:
     p.send_signal(signal.SIGINT)
     err = p.communicate(timeout=60)[1]
     check(b"interrupted within" in err and b"reading" not in err and b"\r" not in err, "no progress line in a pipe", err[-300:])
+    # so does a text that is measured, and logits; the line is erased, and --quiet shows none
+    for args in (["-m", "perplexity", *long[:2], "-c", 1000000, "-b", 64], ["-m", "logits", "--ids", write("many", "1 " * 200000), "--out", cli.tmp / "rows", "-b", 64]):
+        t = Terminal(TINY, *args)
+        check(t.wait(b"\rreading ") and t.wait(b" tok/s, ", seconds=5), f"a progress line {args[:2]}", t.seen[-300:])
+        t.key("\x03")
+        check(t.wait(b"\r\x1b[K") and t.wait(b"interrupted at token"), "and its end", t.seen[-300:])
+        check(t.end() == 128 + signal.SIGINT, "and its exit status", t.p.returncode)
+    t = Terminal(TINY, "-m", "perplexity", *long[:2], "-c", 1000000, "-b", 64, "--quiet")
+    t.read(0.5), t.read(2)
+    t.key("\x03")
+    check(t.wait(b"interrupted at token") and b"reading" not in t.seen, "none with --quiet", t.seen[-300:])
+    t.end()
     # a terminal that goes away
     t = Terminal(MODEL, "-m", "chat", "-s", 1, "-n", 5)
     t.wait(b"> ")

@@ -2729,7 +2729,7 @@ def plan_pieces(plan: Plan, tensors: Tensors, wanted: Type) -> tuple[list[Piece]
 
 
 def may_replace(out: Path, folder: Path) -> None:
-    """Nothing that the checkpoint consists of, whatever it is called, and only a file. What an earlier export wrote may go."""
+    """No part of the checkpoint, whatever it is called, and only a file. An earlier export may go."""
     if not out.exists():
         return
     if not out.is_file():
@@ -2739,7 +2739,8 @@ def may_replace(out: Path, folder: Path) -> None:
             return
     for path in folder.iterdir() if folder.is_dir() else ():
         if path.is_file() and path.samefile(out):
-            raise Refusal(f"{out} is {path.name} of the checkpoint and would be replaced; give another file to write")
+            raise Refusal(f"{out} is {path.name} of the checkpoint and would be replaced; "
+                          "give another file to write")
 
 
 def new_file(out: Path) -> Path:

@@ -163,7 +163,7 @@ GLA_API int gla_generate(GlaState *s, GlaSampler *p, const int32_t *prompt, int6
 
 /* Sessions: written to a temporary name, synced, renamed. p may be NULL. ids: all that the state has read, gla_state_pos(s) of them, or
  * NULL; the state itself does not keep them. A file of another model is refused and changes nothing; a damaged one leaves the
- * state empty. */
+ * state as it was, or empty. */
 GLA_API int gla_state_save(const GlaState *s, const GlaSampler *p, const int32_t *ids, const char *path, char *err);
 GLA_API int gla_state_load(GlaState *s, GlaSampler *p, const char *path, char *err);
 /* How many ids a session holds, or an error; the first cap are written. Only gla_state_load sees whether the file is damaged. */
@@ -171,7 +171,8 @@ GLA_API int64_t gla_session_ids(const GlaModel *m, const char *path, int32_t *id
 
 /* Prompt cache: a folder of sessions, one file each, that programs may share. load: goes on from the longest one whose ids are the first of
  * these n, into an empty state; returns how many they are, 0 = none fits. store: keeps the state under its ids; those that were not
- * used for the longest time leave, so that the folder stays within max_bytes. Without POSIX there are no folders: GLA_UNSUPPORTED. */
+ * used for the longest time leave, so that the folder stays within max_bytes. Files of others in it stay as they are, and do not count.
+ * Without POSIX there are no folders: GLA_UNSUPPORTED. */
 GLA_API int64_t gla_cache_load(GlaState *s, const char *folder, const int32_t *ids, int64_t n, char *err);
 GLA_API int gla_cache_store(const GlaState *s, const char *folder, const int32_t *ids, uint64_t max_bytes, char *err);
 

@@ -4285,16 +4285,19 @@ static const Family *family_named(const char *name) {
     return NULL;
 }
 
-/* -- decoders with softmax attention in every layer, by what one has and another has not; keys and tensors are llama.cpp's --
+/* -- decoders with softmax attention in every layer, by what one has and another has not --
+ * Keys and tensors are llama.cpp's.
  *   adjacent     rotary pairs (2i, 2i+1), as the rows of q and k are stored; else (i, i + n/2)
  *   biased       q, k and v must have a bias; elsewhere they may
  *   qk_norm      every head of q and of k is normalised
  *   sandwich     the mixer and the feed-forward have a norm behind them, too
  *   act          of the feed-forward
  *   scaled       the embedding is multiplied by sqrt(dim)
- *   period       where the file has a window and no pattern: every so many layers one has none, 0 = all have it
+ *   period       where the file has a window and no pattern: every so many layers one has none;
+ *                0 = all have it
  *   window_base  rotary base of layers with a window, which no scaling touches; 0 = like the others
- *   wide         the model of so many layers scales scores by (dim / heads)^-1/2, all others by (head width)^-1/2 */
+ *   wide         the model of so many layers scales scores by (dim / heads)^-1/2, all others by
+ *                (head width)^-1/2 */
 typedef struct {
     const char *name;
     int adjacent, biased, qk_norm, sandwich, act, scaled, period;
@@ -4334,7 +4337,8 @@ typedef struct {
     size_t scratch;                 /* floats per token that the mixer finds behind the rows of its projections */
     float eps;                      /* of the norms in the layer, where the mixer has none of its own */
     const float *norm, *norm_bias;  /* (dim) in front of the mixer; the bias or NULL, with Config.layer_norm */
-    const float *post_norm, *post_ffn_norm; /* (dim) behind the mixer, behind the feed-forward; NULL = none */
+    const float *post_norm;         /* (dim) behind the mixer, NULL = none */
+    const float *post_ffn_norm;     /* (dim) behind the feed-forward, NULL = none */
     const float *q_norm, *k_norm;   /* (dk) in front of the mixer's equations, NULL = not normalised */
     const float *o_norm;            /* behind them: (dv), or (n_heads dv) over all heads, NULL = weight one */
     float scale;                    /* of q */
@@ -4454,7 +4458,14 @@ struct GlaModel {
 };
 
 /* While loading: the first failure sticks, and everything after it is skipped, so a config reader reads as a list. */
-typedef struct { GlaModel *m; const Gguf *g; char arch[32]; const Decoder *decoder; char *err; int code; } Loader;
+typedef struct {
+    GlaModel *m;
+    const Gguf *g;
+    char arch[32];
+    const Decoder *decoder;     /* row of the architecture, NULL = it has none */
+    char *err;
+    int code;
+} Loader;
 #define REFUSE(l, kind, ...) ((l)->code = (l)->code ? (l)->code : fail((l)->err, kind, __VA_ARGS__))
 
 static void *keep(Loader *l, size_t n, size_t width) { /* zeroed memory that lives as long as the model */
@@ -4642,25 +4653,33 @@ static void bind_feed_forward(Loader *l, Layer *y, int i, const char *norm) {
     y->down = matrix(l, "ffn_down.weight", i, hidden, dim);
     static const char *const biases[] = {"ffn_gate.bias", "ffn_up.bias", "ffn_down.bias"};
     int found = 0;
-    for (int j = 0; j < 3; j++) found += (y->ffn_bias[j] = vector_if(l, biases[j], i, j < 2 ? hidden : dim)) != NULL;
-    if (found % 3) REFUSE(l, GLA_FORMAT, "blk.%d: %d of ffn_gate, ffn_up and ffn_down have a bias, expected all or none", i, found);
+    for (int j = 0; j < 3; j++) {
+        y->ffn_bias[j] = vector_if(l, biases[j], i, j < 2 ? hidden : dim);
+        found += y->ffn_bias[j] != NULL;
+    }
+    if (found % 3)
+        REFUSE(l, GLA_FORMAT, "blk.%d: %d of ffn_gate, ffn_up and ffn_down have a bias, expected all or none",
+               i, found);
 }
 
 /* What a file says about the turning of a layer's keys and queries. */
 typedef struct {
     double base, factor;            /* channel pair j turns by base^(-2j/n) / factor per position */
     const float *factors;           /* (n / 2) further divisors, or NULL */
-    int yarn;                       /* pairs that turn often within the `context` of training keep their speed  (arXiv 2309.00071) */
-    double context, fast, slow;     /* more turns than `fast`: not divided; fewer than `slow`: divided; between them a mix */
+    /* YaRN: pairs that turn often within the `context` of training keep their speed. (arXiv 2309.00071)
+     * More turns than `fast`: not divided; fewer than `slow`: divided; between them a mix. */
+    int yarn;
+    double context, fast, slow;
     double scale;                   /* of cos and sin */
 } Rope;
 
 /* The angles per position of y's rotated channels, shared with an earlier layer that turns the same way. */
 static void set_rope(Loader *l, Layer *y, const Rope *r) {
     int n = y->rope_dims;
-    double f[MAX_ROPE / 2], low = 0, high = 0; /* pairs below low keep their speed, pairs above high do not */
+    double f[MAX_ROPE / 2];
+    double low = 0, high = 0; /* pairs below low keep their speed, pairs above high do not */
     if (l->code) return;
-    if (r->yarn) { /* pair j turns `fast` times in the context when base^(2j/n) = context / (2 pi fast) */
+    if (r->yarn) { /* pair j turns `fast` times when base^(2j/n) = context / (2 pi fast) */
         double per_log = n / (2 * log(r->base)), two_pi = 6.283185307179586;
         low = fmax(0, floor(per_log * log(r->context / (two_pi * r->fast))));
         high = fmin(n - 1, ceil(per_log * log(r->context / (two_pi * r->slow))));
@@ -4671,13 +4690,15 @@ static void set_rope(Loader *l, Layer *y, const Rope *r) {
         f[j] = (turn / r->factor * (1 - share) + turn * share) / (r->factors ? r->factors[j] : 1.0);
     }
     y->rope_scale = (float)r->scale;
+    size_t n_bytes = (size_t)(n / 2) * sizeof *f;
     for (Layer *x = l->m->layers; x < y && !y->rope_freq; x++)
-        if (x->rope_freq && x->rope_dims == n && !memcmp(x->rope_freq, f, (size_t)(n / 2) * sizeof *f)) y->rope_freq = x->rope_freq;
+        if (x->rope_freq && x->rope_dims == n && !memcmp(x->rope_freq, f, n_bytes)) y->rope_freq = x->rope_freq;
     double *own = y->rope_freq ? NULL : keep(l, (size_t)n / 2 + 1, sizeof *own);
-    if (own) y->rope_freq = memcpy(own, f, (size_t)(n / 2) * sizeof *f);
+    if (own) y->rope_freq = memcpy(own, f, n_bytes);
 }
 
-/* The scaling of positions beyond the context of training. A factor without a type is linear, as in llama.cpp. */
+/* The scaling of positions beyond the context of training. A factor without a type is linear, as in
+ * llama.cpp. */
 static void rope_scaling(Loader *l, Rope *r, int i) {
     char key[96], text[64];
     Str type = {"linear", 6};
@@ -4685,19 +4706,23 @@ static void rope_scaling(Loader *l, Rope *r, int i) {
     if (str_is(type, "none")) return;
     r->yarn = str_is(type, "yarn");
     if (!r->yarn && !str_is(type, "linear"))
-        REFUSE(l, GLA_UNSUPPORTED, "%s is \"%s\", which is not implemented; linear and yarn are", key, printable(text, type));
+        REFUSE(l, GLA_UNSUPPORTED, "%s is \"%s\", which is not implemented; linear and yarn are", key,
+               printable(text, type));
     r->factor = float_key(l, "rope.scale_linear", i, 1.0, 0, 1e6); /* the older name */
     r->factor = float_key(l, "rope.scaling.factor", i, r->factor, 0, 1e6);
     if (r->factor == 0) r->factor = 1;
-    if (r->factor < 1e-3) REFUSE(l, GLA_FORMAT, "%s.rope.scaling.factor is %g, expected 0.001 or more", l->arch, r->factor);
+    if (r->factor < 1e-3)
+        REFUSE(l, GLA_FORMAT, "%s.rope.scaling.factor is %g, expected 0.001 or more", l->arch, r->factor);
     if (!r->yarn) return;
-    r->context = int_key(l, "rope.scaling.original_context_length", i, l->m->config.seq_len, 1, INT32_MAX);
+    int trained = l->m->config.seq_len;
+    r->context = int_key(l, "rope.scaling.original_context_length", i, trained, 1, INT32_MAX);
     r->fast = float_key(l, "rope.scaling.yarn_beta_fast", i, 32, 1e-3, 1e6);
     r->slow = float_key(l, "rope.scaling.yarn_beta_slow", i, 1, 1e-3, 1e6);
-    r->scale = float_key(l, "rope.scaling.attn_factor", i, 1, 1e-3, 1e3) * (r->factor > 1 ? 1 + 0.1 * log(r->factor) : 1);
+    r->scale = float_key(l, "rope.scaling.attn_factor", i, 1, 1e-3, 1e3);
+    if (r->factor > 1) r->scale *= 1 + 0.1 * log(r->factor);
 }
 
-/* The rotary positions of a softmax layer with heads of head_dim channels, whose window is known. */
+/* The rotary positions of a softmax layer with heads of head_dim channels; its window is known. */
 static void bind_rope(Loader *l, Layer *y, int i, int head_dim) {
     int most = head_dim < MAX_ROPE ? head_dim : MAX_ROPE;
     Rope r = {.factor = 1, .scale = 1};
@@ -4713,14 +4738,16 @@ static void bind_rope(Loader *l, Layer *y, int i, int head_dim) {
     set_rope(l, y, &r);
 }
 
-/* The positions that layer i sees, 0 = all of them. A pattern that is a list says which layers have the window, a number n that
- * every n-th has none. */
+/* The positions that layer i sees, 0 = all of them. A pattern that is a list says which layers have the
+ * window, a number n that every n-th has none. */
 static int window_key(Loader *l, int i) {
     char key[96];
     int window = int_key(l, "attention.sliding_window", i, 0, 0, INT32_MAX);
     int64_t at = gguf_key_index(l->g, arch_key(key, l, "attention.sliding_window_pattern"));
-    if (at >= 0 && l->g->keys[at].type == GGUF_ARR) return int_key(l, "attention.sliding_window_pattern", i, 0, 0, 1) ? window : 0;
-    int period = int_key(l, "attention.sliding_window_pattern", i, l->decoder ? l->decoder->period : 0, 0, INT32_MAX);
+    if (at >= 0 && l->g->keys[at].type == GGUF_ARR)
+        return int_key(l, "attention.sliding_window_pattern", i, 0, 0, 1) ? window : 0;
+    int usual = l->decoder ? l->decoder->period : 0;
+    int period = int_key(l, "attention.sliding_window_pattern", i, usual, 0, INT32_MAX);
     return period && (i + 1) % period == 0 ? 0 : window;
 }
 
@@ -4745,7 +4772,8 @@ static void bind_softmax(Loader *l, Layer *y, int i, int gated, int qk_norm, int
     bind_rope(l, y, i, head_dim);
     int wide = l->decoder && l->decoder->wide == l->m->config.n_layers;
     double scale = float_key(l, "attention.scale", i, 0.0, 0.0, 1e6);
-    y->scale = scale != 0 ? (float)scale : 1.0f / sqrtf((float)(wide ? dim / y->n_heads : head_dim));
+    float width = (float)(wide ? dim / y->n_heads : head_dim);
+    y->scale = scale != 0 ? (float)scale : 1.0f / sqrtf(width);
 
     int forgetting = has(l, "attn_forget.weight", i);
     int own_norms = forgetting || !strcmp(l->arch, "wall_transformer"); /* a norm weight per channel of all heads */
@@ -4903,7 +4931,8 @@ static void family_keys(Loader *l, Layer *y, int i) {
     y->beta_scale = (float)float_key(l, "mixer.beta_scale", i, 1, 0, 2);
     y->o_eps = (float)float_key(l, "mixer.layer_norm_rms_epsilon", i, y->eps, 0, 1);
     y->rope_dims = int_key(l, "mixer.rope_dimension_count", i, 0, 0, rotated) / 2 * 2;
-    if (y->rope_dims) set_rope(l, y, &(Rope){.base = float_key(l, "mixer.rope_freq_base", i, 10000.0, 1.0, 1e15), .factor = 1, .scale = 1});
+    Rope turn = {.base = float_key(l, "mixer.rope_freq_base", i, 10000.0, 1.0, 1e15), .factor = 1, .scale = 1};
+    if (y->rope_dims) set_rope(l, y, &turn);
     int gated = !strchr(f->may, 'z') || has(l, "attn_gate.weight", i) || has(l, "ssm_g_a.weight", i);
     y->gate_act = act_key(l, "mixer.output_gate", gated ? f->gate : ACT_NONE);
     if (y->map <= ACT_NONE || f->takes & WIDE) return;
@@ -6071,7 +6100,8 @@ static void short_conv(const Team *team, float *x, const float *w, const float *
 static void rope_table(float *table, const Layer *y, int64_t pos) { /* cos and sin of the angles at a position */
     for (int i = 0; i < y->rope_dims / 2; i++) {
         double angle = (double)pos * y->rope_freq[i];
-        table[2 * i] = y->rope_scale * (float)cos(angle), table[2 * i + 1] = y->rope_scale * (float)sin(angle);
+        table[2 * i] = y->rope_scale * (float)cos(angle);
+        table[2 * i + 1] = y->rope_scale * (float)sin(angle);
     }
 }
 
@@ -7126,7 +7156,8 @@ static void forward(GlaState *s, const int32_t *ids, int T, float *logits, int n
     for (int t = 0; t < T; t++) {
         const uint8_t *row = m->embed.data + (size_t)ids[t] * row_bytes(&m->embed);
         row_to_float(x + (size_t)t * dim, row, m->embed.type, dim);
-        for (size_t d = 0; d < dim && c->embed_scale != 1; d++) x[(size_t)t * dim + d] *= c->embed_scale;
+        for (size_t d = 0; d < dim && c->embed_scale != 1; d++)
+            x[(size_t)t * dim + d] *= c->embed_scale;
     }
     if (m->embed_norm) norm_rows(team, c, x, x, m->embed_norm, m->embed_norm_bias, T);
 
@@ -7196,7 +7227,8 @@ static void forward(GlaState *s, const int32_t *ids, int T, float *logits, int n
         norm_rows(team, c, s->xb, last, m->out_norm, m->out_norm_bias, n_logits);
         Input wanted = input_rows(s->xb, n_logits, c->dim);
         matmul(team, &(Product){logits, &m->head}, 1, &wanted);
-        if (c->softcap > 0) cap_rows(team, logits, c->softcap, (size_t)n_logits * (size_t)c->vocab_size);
+        size_t n = (size_t)n_logits * (size_t)c->vocab_size;
+        if (c->softcap > 0) cap_rows(team, logits, c->softcap, n);
     }
     s->within = 0;
     if (!stopped(team)) s->pos += T, s->evaluated += T;

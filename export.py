@@ -3,7 +3,7 @@
 
     ./export.py HF_DIR OUT.gguf [--type f32|f16|bf16|q8_0|q4_0] [--ignore FIELD] [--pre NAME]
 
- 1 checkpoint   config.json and *.safetensors or *.bin; every field that was not understood is noticed
+ 1 checkpoint   config.json, *.safetensors or *.bin; every field that was not understood is noticed
  2 tensors      what happens to a tensor on its way: permuted rows or columns, an elementwise map, a type
  3 models       one configuration function and one table of tensor names per architecture
  4 tokenizer    tokenizer.json, tokenizer.model and other files -> tokenizer.ggml.*
@@ -84,10 +84,14 @@ HARMLESS = set("""
     output_hidden_states use_cache cache_implementation gradient_checkpointing is_encoder_decoder
     attention_dropout hidden_dropout resid_dropout embd_dropout attn_dropout dropout initializer_range pretraining_tp
     bos_token_id eos_token_id pad_token_id unk_token_id sep_token_id decoder_start_token_id image_token_id video_token_id
-    vision_start_token_id vision_end_token_id vision_token_id boi_token_id eoi_token_id image_token_index boi_token_index
-    eoi_token_index mm_tokens_per_image fuse_norm fuse_swiglu fuse_cross_entropy
+    vision_start_token_id vision_end_token_id vision_token_id boi_token_id eoi_token_id
+    image_token_index boi_token_index eoi_token_index mm_tokens_per_image fuse_norm fuse_swiglu fuse_cross_entropy
     fuse_linear_cross_entropy use_l2warp attn_mode use_gk use_gv mamba_ssm_dtype unsloth_version unsloth_fixed
 """.split())
+
+
+def is_number(value: Any, low: float, high: float) -> bool:
+    return type(value) in (int, float) and low <= value <= high
 
 
 class Fields:
@@ -111,7 +115,7 @@ class Fields:
         return self.typed(name, default, lambda v: type(v) is int and 0 < v < 2**31, "a whole number above zero")
 
     def real(self, name: str, default: float | None = None) -> float:
-        return float(self.typed(name, default, lambda v: type(v) in (int, float) and abs(v) < 3e38, "a number"))
+        return float(self.typed(name, default, lambda v: is_number(v, -3e38, 3e38), "a number"))
 
     def flag(self, name: str, default: bool = False) -> bool:
         default = default and self.data.get(name, True) is not None
@@ -147,8 +151,9 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise Refusal(f"{folder / 'config.json'} does not hold a JSON object of settings")
     if "text_config" in config:
         tie = config.get("tie_word_embeddings", config["text_config"].get("tie_word_embeddings"))
-        config = {**config, **config["text_config"], **({} if tie is None else {"tie_word_embeddings": tie}),
-                  "architectures": config.get("architectures"), "text_config": None, "vision_config": None}
+        tied = {} if tie is None else {"tie_word_embeddings": tie}
+        config = {**config, **config["text_config"], **tied, "architectures": config.get("architectures"),
+                  "text_config": None, "vision_config": None}
     return config
 
 
@@ -164,21 +169,21 @@ def checkpoint_name(name: str) -> str:
 
 @dataclass(frozen=True)
 class Stored:
-    """A tensor of the checkpoint: a part of a file, or, of a PyTorch file, an array that torch has mapped."""
+    """A tensor of the checkpoint."""
     shape: tuple[int, ...]
     dtype: str                            # as safetensors spells it
-    at: LocalTensor | np.ndarray
+    at: LocalTensor | np.ndarray          # a part of a file, or an array that torch has mapped
 
     @property
     def nbytes(self) -> int:
         return self.at.nbytes if isinstance(self.at, np.ndarray) else self.at.data_range.size
 
     def matrix(self, height: int, width: int) -> np.ndarray:
-        """Mapped anew for every slice, so that pages already used do not count as this program's memory."""
+        """Mapped anew for every slice: pages already used do not count as this program's memory."""
         if isinstance(self.at, np.ndarray):
             return self.at.reshape(height, width)
-        where = self.at.data_range
-        return np.memmap(where.filename, SOURCE_TYPES[self.dtype], "r", where.offset, (height, width))
+        where, kind = self.at.data_range, SOURCE_TYPES[self.dtype]
+        return np.memmap(where.filename, kind, "r", where.offset, (height, width))
 
 
 Tensors = dict[str, Stored]
@@ -188,7 +193,8 @@ def read_safetensors(path: Path) -> Tensors:
     try:
         with safe_open(path, "np"):  # the library's own validation of header and offsets
             pass
-        return {name: Stored(tuple(t.shape), t.dtype, t) for name, t in SafetensorsLocal(path).tensors.items()}
+        tensors = SafetensorsLocal(path).tensors
+        return {name: Stored(tuple(t.shape), t.dtype, t) for name, t in tensors.items()}
     except (SafetensorError, ValueError, OSError) as error:
         raise Refusal(f"{path} is not a safetensors file: {one_line(error)}") from None
 
@@ -198,24 +204,29 @@ def read_pytorch(path: Path) -> Tensors:
     try:
         import torch
     except ImportError:
-        raise Refusal(f"{path} is a PyTorch file, and torch is not installed: pip install torch, or save the model "
-                      "as safetensors") from None
-    types = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+        raise Refusal(f"{path} is a PyTorch file, and torch is not installed: pip install torch, or "
+                      "save the model as safetensors") from None
+    types = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16",
+             torch.bfloat16: "BF16"}
     try:
         with open(path, "rb") as file:  # older files are no archives and cannot be mapped
             archive = file.read(4) == b"PK\x03\x04"
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=archive)
     except Exception as error:  # whatever the bytes make of the library
         raise Refusal(f"{path} is not a PyTorch file of tensors: {one_line(error)}") from None
-    if not isinstance(state, dict) or not all(isinstance(n, str) and isinstance(t, torch.Tensor) for n, t in state.items()):
+    if not isinstance(state, dict) or not all(
+            isinstance(n, str) and isinstance(t, torch.Tensor) for n, t in state.items()):
         raise Refusal(f"{path} does not hold tensors by name, as a HuggingFace checkpoint does")
     tensors: Tensors = {}
     for name, t in state.items():
         if t.layout != torch.strided or t.is_quantized or t.device.type == "meta":
             raise Refusal(f"{path}: {name} is not stored as plain numbers")
         kind = types.get(t.dtype, str(t.dtype).removeprefix("torch."))
-        data = t.detach().contiguous()
-        array = data.view(torch.int16).numpy().view(np.uint16) if kind == "BF16" else data.numpy() if kind in types.values() else np.empty(0)
+        data, array = t.detach().contiguous(), np.empty(0)
+        if kind == "BF16":
+            array = data.view(torch.int16).numpy().view(np.uint16)
+        elif kind in types.values():
+            array = data.numpy()
         tensors[name] = Stored(tuple(t.shape), kind, array)
     return tensors
 
@@ -225,14 +236,18 @@ def one_line(error: Exception) -> str:
 
 
 def read_tensors(folder: Path) -> Tensors:
-    """Canonical name -> where its bytes lie, over all shards. Nothing is loaded. PyTorch files only where there is nothing else."""
+    """Canonical name -> where its bytes lie, over all shards. Nothing is loaded. PyTorch files only
+    where there is nothing else."""
     kinds = [("model.safetensors", read_safetensors), ("pytorch_model.bin", read_pytorch)]
-    found = [(name, read) for name, read in kinds if (folder / name).is_file() or (folder / f"{name}.index.json").is_file()]
-    name, read = (found or kinds)[0]
+    name, read = next((kind for kind in kinds if any(
+        (folder / file).is_file() for file in (kind[0], f"{kind[0]}.index.json"))), kinds[0])
     index_file = folder / f"{name}.index.json"
-    index = read_json(index_file, missing=None)
-    weight_map = index.get("weight_map") if isinstance(index, dict) else {} if index is None else None
-    if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()) or index and not weight_map:
+    weight_map = {}
+    if index_file.is_file():
+        index = read_json(index_file)
+        weight_map = index.get("weight_map") if isinstance(index, dict) else None
+        weight_map = weight_map if isinstance(weight_map, dict) and weight_map else {"": 0}
+    if not all(isinstance(file, str) for file in weight_map.values()):
         raise Refusal(f"{index_file} has no weight_map of tensor names")
     tensors: Tensors = {}
     for file in sorted(set(weight_map.values())) or [name]:
@@ -240,7 +255,8 @@ def read_tensors(folder: Path) -> Tensors:
         if Path(file).name != file:
             raise Refusal(f"{index_file} names {file[:80]}, expected a file in the same folder")
         if not path.is_file():
-            raise Refusal(f"{path} does not exist; expected model.safetensors or pytorch_model.bin, whole or in the shards of an index")
+            raise Refusal(f"{path} does not exist; expected model.safetensors or pytorch_model.bin, "
+                          "whole or in the shards of an index")
         for tensor_name, tensor in read(path).items():
             if tensors.setdefault(checkpoint_name(tensor_name), tensor) is not tensor:
                 raise Refusal(f"{path}: {tensor_name} appears twice in the checkpoint")
@@ -374,7 +390,7 @@ QK_NORM: Table = {"self_attn.q_norm.weight": ("attn_q_norm.weight", "norm"),
                   "self_attn.k_norm.weight": ("attn_k_norm.weight", "norm")}
 ATTENTION_BIAS: Table = {source.replace("weight", "bias"): entry.replace("weight", "bias") if isinstance(entry, str) else
                          (entry[0].replace("weight", "bias"), entry[1]) for source, entry in ATTENTION.items()}
-QKV_BIAS: Table = {source: entry for source, entry in ATTENTION_BIAS.items() if "o_proj" not in source}
+QKV_BIAS: Table = {s: entry for s, entry in ATTENTION_BIAS.items() if "o_proj" not in s}
 MLP: Table = {f"mlp.{kind}_proj.weight": f"ffn_{kind}.weight" for kind in ("gate", "up", "down")}
 MLP_BIAS: Table = {f"mlp.{kind}_proj.bias": f"ffn_{kind}.bias" for kind in ("gate", "up", "down")}
 
@@ -388,7 +404,8 @@ def decoder(f: Fields, has: Tensors) -> tuple[Plan, int]:
     """What the transformers decoders share, and the number of layers. Every matrix that leaves the block is listed."""
     n = f.count("num_hidden_layers")
     if n > len(has):
-        raise Refusal(f"{f.where}: num_hidden_layers is {n}, but the checkpoint has only {len(has)} tensors")
+        raise Refusal(f"{f.where}: num_hidden_layers is {n}, but the checkpoint has only {len(has)} "
+                      "tensors")
     plan = Plan({"block_count": n, "context_length": f.count("max_position_embeddings", 2048),
                  "embedding_length": f.count("hidden_size"), "feed_forward_length": f.count("intermediate_size"),
                  "vocab_size": f.count("vocab_size"),
@@ -398,24 +415,28 @@ def decoder(f: Fields, has: Tensors) -> tuple[Plan, int]:
 
 
 def output_matrix(plan: Plan, f: Fields, has: Tensors) -> None:
-    """lm_head becomes output.weight, unless it holds what the embedding holds and config.json says that they are one."""
+    """lm_head becomes output.weight, unless it holds what the embedding holds and config.json says
+    that they are one."""
     tied = f.flag("tie_word_embeddings")
     embedding = next((name for name in next(iter(plan.top[0])).split("|") if name in has), "")
     if "lm_head.weight" not in has:
         if not tied:
-            plan.notes.append("the checkpoint has no lm_head.weight, so the embedding serves as output matrix")
+            plan.notes.append("the checkpoint has no lm_head.weight, so the embedding serves as output "
+                              "matrix")
     elif tied and embedding in has and same_values(has["lm_head.weight"], has[embedding]):
         plan.left_out["lm_head.weight"] = "the embedding is the output matrix"
     else:
         plan.top.append(HEAD)
         if tied:
-            plan.notes.append("lm_head.weight differs from the embedding and is kept, although config.json has tie_word_embeddings")
+            plan.notes.append("lm_head.weight differs from the embedding and is kept, although "
+                              "config.json has tie_word_embeddings")
 
 
 def same_values(a: Stored, b: Stored) -> bool:
     if a.shape != b.shape or not {a.dtype, b.dtype} <= set(SOURCE_TYPES):
         return False
-    return all(np.array_equal(x, y) for x, y in zip(Piece("lm_head.weight", a).slices(), Piece("the embedding", b).slices()))
+    slices = zip(Piece("lm_head.weight", a).slices(), Piece("the embedding", b).slices())
+    return all(np.array_equal(x, y) for x, y in slices)
 
 
 def attention(plan: Plan, f: Fields, head_dim: int | None = None) -> tuple[int, int, int, list[Table]]:
@@ -449,8 +470,8 @@ def rope(plan: Plan, f: Fields, width: int, kinds: tuple[str, ...], partial: flo
     rope_scaling(plan, r, kind, dims)
     if partial != 1.0:  # image positions: which pairs follow time, height and width; in a text all three are the same
         r.flag("mrope_interleaved")
-        sections = r.typed("mrope_section", [11, 11, 10], lambda v: isinstance(v, list) and all(type(n) is int and 0 <= n < 2**31 for n in v),
-                           "whole numbers")
+        sections = r.typed("mrope_section", [11, 11, 10], lambda v: isinstance(v, list) and all(
+            type(n) is int and 0 <= n < 2**31 for n in v), "whole numbers")
         plan.keys["rope.dimension_sections"] = [*sections, 0, 0, 0, 0][:4]
     r.no_more()
 
@@ -458,24 +479,25 @@ def rope(plan: Plan, f: Fields, width: int, kinds: tuple[str, ...], partial: flo
 def rope_kind(r: Fields, kinds: tuple[str, ...]) -> str:
     kind = r.get("rope_type", r.get("type", "default"))
     if kind not in kinds:
-        raise Refusal(f"{r.where}: rope_type = {json.dumps(kind)} is not supported for this model, only {', '.join(kinds)}")
+        raise Refusal(f"{r.where}: rope_type = {json.dumps(kind)} is not supported for this model, only "
+                      f"{', '.join(kinds)}")
     r.read |= {"type", "rope_type", "original_max_position_embeddings"}
     return kind
 
 
 def rope_base(r: Fields, default: float) -> float:
-    return float(r.typed("rope_theta", default, lambda v: type(v) in (int, float) and 1 <= v <= 1e15, "a number from 1 on"))
+    return float(r.typed("rope_theta", default, lambda v: is_number(v, 1, 1e15), "a number from 1 on"))
 
 
 def rope_scaling(plan: Plan, r: Fields, kind: str, dims: int) -> None:
-    """The keys of positions beyond the context of training. run.c and llama.cpp multiply cos and sin by attn_factor times
-    0.1 ln(factor) + 1, so that a factor given in full is divided by that."""
+    """The keys of positions beyond the context of training. run.c and llama.cpp multiply cos and sin
+    by attn_factor times 0.1 ln(factor) + 1, so that a factor given in full is divided by that."""
     if kind == "llama3":
         plan.made["rope_freqs.weight"] = llama3_factors(r, dims, plan.keys)
     if kind in ("linear", "yarn"):
         context = r.count("original_max_position_embeddings", plan.keys["context_length"])
         ratio = plan.keys["context_length"] / context if kind == "yarn" else None
-        factor = r.typed("factor", ratio, lambda v: type(v) in (int, float) and 1e-3 <= v <= 1e6, "a number above zero")
+        factor = r.typed("factor", ratio, lambda v: is_number(v, 1e-3, 1e6), "a number above zero")
         plan.keys |= {"rope.scaling.type": kind, "rope.scaling.factor": float(factor)}
     if kind == "yarn":
         r.only("truncate", True)
@@ -485,8 +507,8 @@ def rope_scaling(plan: Plan, r: Fields, kind: str, dims: int) -> None:
             return 0.1 * by * math.log(factor) + 1 if factor > 1 else 1.0
         both = r.get("mscale") and r.get("mscale_all_dim")
         scale = grown(r.real("mscale")) / grown(r.real("mscale_all_dim")) if both else grown(1)
-        plan.keys |= {"rope.scaling.original_context_length": context, "rope.scaling.yarn_beta_fast": fast,
-                      "rope.scaling.yarn_beta_slow": slow}
+        plan.keys |= {"rope.scaling.original_context_length": context,
+                      "rope.scaling.yarn_beta_fast": fast, "rope.scaling.yarn_beta_slow": slow}
         if (scale := r.real("attention_factor", scale)) != grown(1):
             plan.keys["rope.scaling.attn_factor"] = scale / grown(1)
 
@@ -503,12 +525,17 @@ def llama3_factors(r: Fields, dims: int, keys: dict[str, Any]) -> np.ndarray:
     return divisor.astype(np.float32)
 
 
-# -- decoders with softmax attention in every layer: what one has and another has not; run.c has the same rows --
+# -- decoders with softmax attention in every layer: what one has and another has not --
+# run.c has the same rows.
 
 # The activations of transformers, which has several spellings, and their names in the file.
-ACTIVATIONS = {"relu": "relu", "silu": "silu", "swish": "silu", "sigmoid": "sigmoid", "tanh": "tanh", "relu2": "sqrelu",
-               "linear": "identity", **dict.fromkeys(("gelu", "gelu_python"), "gelu"), **dict.fromkeys(
-                   ("gelu_new", "gelu_pytorch_tanh", "gelu_python_tanh", "gelu_fast", "gelu_accurate"), "gelu_tanh")}
+ACTIVATIONS = {
+    "relu": "relu", "silu": "silu", "swish": "silu", "sigmoid": "sigmoid", "tanh": "tanh",
+    "relu2": "sqrelu", "linear": "identity",
+    **dict.fromkeys(("gelu", "gelu_python"), "gelu"),
+    **dict.fromkeys(("gelu_new", "gelu_pytorch_tanh", "gelu_python_tanh", "gelu_fast",
+                     "gelu_accurate"), "gelu_tanh"),
+}
 SANDWICH: Table = {"post_attention_layernorm.weight": ("post_attention_norm.weight", "+1"),
                    "post_feedforward_layernorm.weight": ("post_ffw_norm.weight", "+1")}
 FULL, SLIDING = "full_attention", "sliding_attention"
@@ -520,60 +547,75 @@ class Decoder:
     defaults: dict[str, Any]            # what transformers takes where config.json is silent
     top: Table = field(default_factory=lambda: TOP)
     kinds: tuple[str, ...] = ("default", "linear", "yarn")  # of rotary scaling
-    adjacent: bool = False              # llama.cpp rotates pairs (2i, 2i + 1) where HuggingFace rotates (i, i + width / 2)
+    # llama.cpp rotates pairs (2i, 2i + 1) where HuggingFace rotates (i, i + width / 2)
+    adjacent: bool = False
     biased: bool = False                # q, k, v have a bias whatever the configuration says
     mlp_bias: bool = False              # the feed-forward may have them
     act: tuple[str, str] = ("hidden_act", "silu")   # the field, and the one that a reader expects
     acts: tuple[str, ...] = ("silu", "swish")       # what the field may say
-    window: str = ""                    # which layers have one: "all", "upper" (if use_sliding_window), "period"
-    two_bases: bool = False             # layers with a window have a rotary base of their own
+    window: str = ""            # of which layers: "all", "upper" (if use_sliding_window), "period"
+    two_bases: bool = False     # layers with a window have a rotary base of their own
 
 
+LLAMA_ROPES = ("default", "linear", "yarn", "llama3")
+QWEN_DEFAULTS = dict(max_position_embeddings=32768, num_key_value_heads=32, sliding_window=4096,
+                     max_window_layers=28)
+GEMMA3_DEFAULTS = dict(
+    vocab_size=262208, hidden_size=2304, intermediate_size=9216, num_hidden_layers=26,
+    num_attention_heads=8, num_key_value_heads=4, head_dim=256, max_position_embeddings=131072,
+    tie_word_embeddings=True, query_pre_attn_scalar=256, sliding_window=4096,
+    sliding_window_pattern=6)
+GEMMA3_NORMS = plus_one({"input_layernorm.weight": "attn_norm.weight",
+                         "pre_feedforward_layernorm.weight": "ffn_norm.weight"} | QK_NORM)
 DECODERS = {
-    "llama": Decoder((NORMS,), {}, kinds=("default", "linear", "yarn", "llama3"), adjacent=True, mlp_bias=True),
-    "mistral": Decoder((NORMS,), dict(max_position_embeddings=131072, num_key_value_heads=8, sliding_window=4096),
-                       kinds=("default", "linear", "yarn", "llama3"), adjacent=True, window="all"),
-    "qwen2": Decoder((NORMS,), dict(max_position_embeddings=32768, num_key_value_heads=32, sliding_window=4096, max_window_layers=28),
-                     biased=True, window="upper"),
-    "qwen3": Decoder((NORMS, QK_NORM), dict(max_position_embeddings=32768, num_key_value_heads=32, head_dim=128, sliding_window=4096,
-                                            max_window_layers=28), window="upper"),
-    "gemma3": Decoder((plus_one({"input_layernorm.weight": "attn_norm.weight", "pre_feedforward_layernorm.weight": "ffn_norm.weight"}),
-                       plus_one(QK_NORM), SANDWICH),
-                      dict(vocab_size=262208, hidden_size=2304, intermediate_size=9216, num_hidden_layers=26, num_attention_heads=8,
-                           num_key_value_heads=4, head_dim=256, max_position_embeddings=131072, tie_word_embeddings=True,
-                           query_pre_attn_scalar=256, sliding_window=4096, sliding_window_pattern=6),
-                      top=TOP | plus_one({"model.norm.weight": "output_norm.weight"}), act=("hidden_activation", "gelu_tanh"),
-                      acts=("gelu_pytorch_tanh", *ACTIVATIONS), window="period", two_bases=True),
+    "llama": Decoder((NORMS,), {}, kinds=LLAMA_ROPES, adjacent=True, mlp_bias=True),
+    "mistral": Decoder(
+        (NORMS,), dict(max_position_embeddings=131072, num_key_value_heads=8, sliding_window=4096),
+        kinds=LLAMA_ROPES, adjacent=True, window="all"),
+    "qwen2": Decoder((NORMS,), QWEN_DEFAULTS, biased=True, window="upper"),
+    "qwen3": Decoder((NORMS, QK_NORM), QWEN_DEFAULTS | dict(head_dim=128), window="upper"),
+    "gemma3": Decoder(
+        (GEMMA3_NORMS, SANDWICH), GEMMA3_DEFAULTS,
+        top=TOP | plus_one({"model.norm.weight": "output_norm.weight"}),
+        act=("hidden_activation", "gelu_tanh"), acts=("gelu_pytorch_tanh", *ACTIVATIONS),
+        window="period", two_bases=True),
 }
 
 
 def layer_kinds(f: Fields, n: int, rule: str) -> list[str]:
     """full_attention or sliding_attention for each layer."""
-    window = f.get("sliding_window") is not None and (rule != "upper" or f.flag("use_sliding_window"))
+    window = f.get("sliding_window") is not None
+    window = window and (rule != "upper" or f.flag("use_sliding_window"))
     kinds = [FULL] * n
     if rule == "upper" and window:
-        kinds = [SLIDING if i >= f.typed("max_window_layers", 28, lambda v: type(v) is int, "a whole number") else FULL for i in range(n)]
+        first = f.typed("max_window_layers", 28, lambda v: type(v) is int, "a whole number")
+        kinds = [SLIDING if i >= first else FULL for i in range(n)]
     if rule == "all" and window:
         kinds = [SLIDING] * n
     if rule == "period":
         period = f.count("sliding_window_pattern")
         kinds = [SLIDING if (i + 1) % period else FULL for i in range(n)]
-    kinds = f.typed("layer_types", kinds, lambda v: isinstance(v, list) and len(v) == n, f"one name for each of {n} layers")
+    kinds = f.typed("layer_types", kinds, lambda v: isinstance(v, list) and len(v) == n,
+                    f"one name for each of {n} layers")
     for kind in kinds:
         if kind not in (FULL, SLIDING):
-            raise Refusal(f"{f.where}: layer_types contains {json.dumps(kind)}, only {FULL} and {SLIDING} are supported")
+            raise Refusal(f"{f.where}: layer_types contains {json.dumps(kind)}, only {FULL} and "
+                          f"{SLIDING} are supported")
     if SLIDING in kinds and not window:
         raise Refusal(f"{f.where}: layer_types contains {SLIDING}, but no sliding_window is set")
     if rule == "all" and window and FULL in kinds:
-        raise Refusal(f"{f.where}: layer_types contains {FULL}, which this model gives the sliding_window, too")
+        raise Refusal(f"{f.where}: layer_types contains {FULL}, which this model gives the "
+                      "sliding_window, too")
     if not rule and f.get("sliding_window"):
-        raise Refusal(f"{f.where}: sliding_window = {f.get('sliding_window')} is not supported for this model")
-    f.read |= {"sliding_window", "sliding_window_pattern", "_sliding_window_pattern", "max_window_layers", "use_sliding_window"}
+        raise Refusal(f"{f.where}: sliding_window = {f.get('sliding_window')} is not supported for "
+                      "this model")
+    f.read |= {"sliding_window", "sliding_window_pattern", "_sliding_window_pattern",
+               "max_window_layers", "use_sliding_window"}
     return kinds
 
 
 def windows(plan: Plan, f: Fields, kinds: list[str], default: list[str]) -> None:
-    """The window's length, and which layers have it where that is not what the file's reader assumes."""
+    """The window's length, and which layers have it where a reader of the file expects others."""
     if SLIDING not in kinds:
         return
     plan.keys["attention.sliding_window"] = f.count("sliding_window")
@@ -583,10 +625,10 @@ def windows(plan: Plan, f: Fields, kinds: list[str], default: list[str]) -> None
 
 def two_ropes(plan: Plan, f: Fields, width: int, kinds: tuple[str, ...]) -> None:
     """Rotary keys of full layers, which may be scaled, and of layers with a window, which are not."""
-    inner = f.typed("rope_parameters", {}, lambda v: isinstance(v, dict), "an object with full_attention and sliding_attention")
-    both = Fields(inner, f"{f.where}: rope_parameters")
-    full, local = (both.typed(kind, {}, lambda v: isinstance(v, dict), "an object") for kind in (FULL, SLIDING))
-    scaling = f.typed("rope_scaling", {}, lambda v: isinstance(v, dict), "an object")
+    def inner(fields: Fields, name: str) -> dict[str, Any]:
+        return fields.typed(name, {}, lambda v: isinstance(v, dict), "an object")
+    both = Fields(inner(f, "rope_parameters"), f"{f.where}: rope_parameters")
+    full, local, scaling = inner(both, FULL), inner(both, SLIDING), inner(f, "rope_scaling")
     r = Fields({"rope_theta": f.get("rope_theta"), **full, **scaling}, f"{both.where}: {FULL}")
     kind = rope_kind(r, kinds)
     plan.keys |= {"rope.freq_base": rope_base(r, 1e6), "rope.dimension_count": width}
@@ -613,22 +655,24 @@ def plain(row: Decoder, f: Fields, has: Tensors) -> Plan:
     if row.biased:
         attend = [ATTENTION, QKV_BIAS]
     kinds = layer_kinds(f, n, row.window)
-    windows(plan, f, kinds, [SLIDING if row.window != "period" or (i + 1) % 6 else FULL for i in range(n)])
-    mlp = [MLP, MLP_BIAS] if f.only("mlp_bias", *((False, True) if row.mlp_bias else (False,))) else [MLP]
+    usual = 6 if row.window == "period" else n + 1
+    windows(plan, f, kinds, [SLIDING if (i + 1) % usual else FULL for i in range(n)])
+    may_bias = (False, True) if row.mlp_bias else (False,)
+    mlp = [MLP, MLP_BIAS] if f.only("mlp_bias", *may_bias) else [MLP]
     if row.two_bases:
         two_ropes(plan, f, width, row.kinds)
     else:
         rope(plan, f, width, row.kinds)
     if row.adjacent:  # rows of every head interleave
-        plan.views = {name: View(rows=np.arange(h * width).reshape(h, 2, width // 2).swapaxes(1, 2).ravel())
+        plan.views = {name: View(rows=np.arange(h * width).reshape(h, 2, -1).swapaxes(1, 2).ravel())
                       for name, h in (("q", heads), ("k", kv))}
     plan.blocks = [(f"model.layers.{i}.", [*row.tables, *attend, *mlp]) for i in range(n)]
     plan.left_out |= VISION
     return plan
 
 
-VISION = dict.fromkeys(("vision_tower.", "multi_modal_projector.", "model.vision_tower.", "model.multi_modal_projector."),
-                       "the image tower")
+VISION = dict.fromkeys(("vision_tower.", "multi_modal_projector.", "model.vision_tower.",
+                        "model.multi_modal_projector."), "the image tower")
 
 
 def gemma3(f: Fields, has: Tensors) -> Plan:
@@ -639,7 +683,8 @@ def gemma3(f: Fields, has: Tensors) -> Plan:
     scale = f.real("query_pre_attn_scalar")
     if scale <= 0:
         raise Refusal(f"{f.where}: query_pre_attn_scalar is {scale:g}, expected a number above zero")
-    if scale != plan.keys["attention.key_length"] or plan.keys["block_count"] == 62:  # 62 layers: llama.cpp has its own idea
+    # For 62 layers llama.cpp and run.c assume another scale.
+    if scale != plan.keys["attention.key_length"] or plan.keys["block_count"] == 62:
         plan.keys["attention.scale"] = scale ** -0.5
     if f.get("final_logit_softcapping"):
         plan.keys["final_logit_softcapping"] = f.real("final_logit_softcapping")
@@ -834,7 +879,10 @@ def fla(read: Callable[[Fields, Mixer], None], f: Fields, has: Tensors, name: st
     names = FLA_NAMES.get(name, FlaNames())
     hidden = 0
     if m.hidden:
-        hidden = (not names.own_width and f.get("intermediate_size") and f.count("intermediate_size")) or 256 * -(-int(width * f.real("hidden_ratio", 4 if "hidden_ratio" in f.data else m.hidden_ratio) * 2 / 3) // 256)
+        ratio = f.real("hidden_ratio", 4 if "hidden_ratio" in f.data else m.hidden_ratio)
+        hidden = 256 * -(-int(width * ratio * 2 / 3) // 256)
+        if not names.own_width and f.get("intermediate_size"):
+            hidden = f.count("intermediate_size")
         f.read |= {"hidden_ratio"}
     plan = Plan({"block_count": n, "context_length": f.count("max_position_embeddings", 2048), "embedding_length": width,
                  "feed_forward_length": int(hidden), "vocab_size": f.count("vocab_size", 32000),
@@ -915,8 +963,10 @@ def softmax_specs(f: Fields) -> list[dict[str, Any]]:
     """The field attn: one kind of softmax layer, or a list of them."""
     specs = f.get("attn", [])
     specs = [specs] if isinstance(specs, dict) else specs
-    if not isinstance(specs, list) or not all(isinstance(s, dict) and isinstance(s.get("layers", []), list) for s in specs):
-        raise Refusal(f"{f.where}: attn is {json.dumps(specs)[:80]}, expected an object, or a list of them, each with a list of layers")
+    if not isinstance(specs, list) or not all(
+            isinstance(s, dict) and isinstance(s.get("layers", []), list) for s in specs):
+        raise Refusal(f"{f.where}: attn is {json.dumps(specs)[:80]}, expected an object, or a list of "
+                      "them, each with a list of layers")
     return specs
 
 
@@ -1368,10 +1418,12 @@ def rwkv7(f: Fields, has: Tensors) -> Plan:
     f.read |= {"num_heads"}
     if not heads or heads * dk != width:
         raise Refusal(f"{f.where}: {heads} heads of head_dim = {dk} do not make the width {width}")
-    if len(values) != layers or any(v != values[0] or type(v) is not int for v in values) or values[0] < 1 or values[0] % heads:
+    even = len(values) == layers and all(v == values[0] and type(v) is int for v in values)
+    if not even or values[0] < 1 or values[0] % heads:
         raise Refusal(f"{f.where}: value_dim is {json.dumps(values)[:80]}, expected the same multiple of {heads} for each of {layers} layers")
-    ranks = {"decay": f.count("decay_low_rank_dim", 64), "iclr": f.count("a_low_rank_dim", 64), "value_residual_mix": f.count("v_low_rank_dim", 16),
-             "gate": f.count("gate_low_rank_dim", 128)}  # for llama.cpp; what counts here is in the tensors
+    ranks = {"decay": f.count("decay_low_rank_dim", 64), "iclr": f.count("a_low_rank_dim", 64),
+             "value_residual_mix": f.count("v_low_rank_dim", 16),
+             "gate": f.count("gate_low_rank_dim", 128)}  # for llama.cpp; here the tensors count
     plan.keys |= {f"attention.{name}_lora_rank": int(rank) for name, rank in ranks.items()}
     plan.keys |= {"wkv.head_size": dk, "mixer.head_count": heads, "mixer.value_length": values[0] // heads,
                   "mixer.layer_norm_epsilon": dk * plan.keys["attention.layer_norm_epsilon"]}
@@ -2637,15 +2689,18 @@ def special_ids(
 
 
 def chat_template(folder: Path) -> dict[str, Any]:
-    """The default template and further named ones. chat_template.jinja stands above the field of tokenizer_config.json, and that above
-    chat_template.json; the field is a template or several with names, as are the files in additional_chat_templates."""
-    fields = [read_json(folder / name, missing={}) for name in ("tokenizer_config.json", "chat_template.json")]
-    found = next((t for t in (f.get("chat_template") for f in fields if isinstance(f, dict)) if t), None)
+    """The default template and further named ones. chat_template.jinja stands above the field of
+    tokenizer_config.json, and that above chat_template.json; the field is a template or several with
+    names, as are the files in additional_chat_templates."""
+    files = ("tokenizer_config.json", "chat_template.json")
+    objects = [read_json(folder / name, missing={}) for name in files]
+    fields = [o.get("chat_template") for o in objects if isinstance(o, dict)]
+    found = next((t for t in fields if t), None)
     if isinstance(found, list) and all(isinstance(t, dict) for t in found):
         found = {t.get("name"): t.get("template") for t in found}
     named = found if isinstance(found, dict) else {"default": found} if found is not None else {}
-    files = {"default": folder / "chat_template.jinja"} | {p.stem: p for p in sorted((folder / "additional_chat_templates").glob("*.jinja"))}
-    for name, file in files.items():
+    further = sorted((folder / "additional_chat_templates").glob("*.jinja"))
+    for name, file in {"default": folder / "chat_template.jinja", **{p.stem: p for p in further}}.items():
         try:
             named = named | ({name: file.read_text(encoding="utf-8")} if file.is_file() else {})
         except (OSError, UnicodeDecodeError) as error:
@@ -2673,10 +2728,10 @@ def sampling_keys(folder: Path) -> dict[str, Any]:
 def add_key(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
     add = {bool: writer.add_bool, int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}
     for number in value if isinstance(value, list) else [value]:
-        if type(number) is int and not -2**31 <= number < 2**32 or type(number) is float and not abs(number) < 3.4e38:
-            raise Refusal(f"{key} would be {number}, which is out of range; a field of config.json is wrong")
-        if type(number) is int and number < 0 and not isinstance(value, list):
-            raise Refusal(f"{key} would be {number}, expected no negative number; a field of config.json is wrong")
+        low = -2**31 if isinstance(value, list) else 0
+        if type(number) is int and not low <= number < 2**32 or \
+                type(number) is float and not abs(number) < 3.4e38:
+            raise Refusal(f"{key} would be {number}, out of range; a field of config.json is wrong")
     if key == "general.sampling.top_k":
         writer.add_sampling_top_k(*value)  # signed in llama.cpp
     elif isinstance(value, list):
@@ -2876,7 +2931,8 @@ def main(args: argparse.Namespace) -> int:
     except MemoryError:
         print(f"export.py: {args.folder} asks for more memory than there is", file=sys.stderr)
     except Exception as error:  # what no check foresaw is still a fault of the folder
-        print(f"export.py: {args.folder} is not laid out as expected: {type(error).__name__}: {one_line(error)}", file=sys.stderr)
+        print(f"export.py: {args.folder} is not laid out as expected: {type(error).__name__}: "
+              f"{one_line(error)}", file=sys.stderr)
     except KeyboardInterrupt:
         print("export.py: interrupted, nothing written", file=sys.stderr)
     return 1

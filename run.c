@@ -4792,8 +4792,8 @@ static void bind_softmax(Loader *l, Layer *y, int i, int gated, int qk_norm, int
     }
     int biases = !!y->in[IN_Q].bias + !!y->in[IN_K].bias + !!y->in[IN_V].bias;
     if (biases % 3 || (!biases && l->decoder && l->decoder->biased))
-        REFUSE(l, GLA_FORMAT, "blk.%d: %d of attn_q, attn_k and attn_v have a bias, expected %s", i, biases,
-               l->decoder && l->decoder->biased ? "all three" : "all or none");
+        REFUSE(l, GLA_FORMAT, "blk.%d: %d of attn_q, attn_k and attn_v have a bias, expected %s", i,
+               biases, l->decoder && l->decoder->biased ? "all three" : "all or none");
     y->out = projection(l, "attn_output", NULL, i, (int64_t)y->n_heads * head_dim, dim);
     y->qk_eps = (float)float_key(l, "attention.qk_norm_epsilon", i, y->eps, 0, 1);
     y->qk_norm_step = own_norms ? head_dim : 0;

@@ -85,7 +85,8 @@ HARMLESS = set("""
     attention_dropout hidden_dropout resid_dropout embd_dropout attn_dropout dropout initializer_range pretraining_tp
     bos_token_id eos_token_id pad_token_id unk_token_id sep_token_id decoder_start_token_id image_token_id video_token_id
     vision_start_token_id vision_end_token_id vision_token_id boi_token_id eoi_token_id
-    image_token_index boi_token_index eoi_token_index mm_tokens_per_image fuse_norm fuse_swiglu fuse_cross_entropy
+    image_token_index boi_token_index eoi_token_index mm_tokens_per_image
+    fuse_norm fuse_swiglu fuse_cross_entropy
     fuse_linear_cross_entropy use_l2warp attn_mode use_gk use_gv mamba_ssm_dtype unsloth_version unsloth_fixed
 """.split())
 
@@ -152,8 +153,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     if "text_config" in config:
         tie = config.get("tie_word_embeddings", config["text_config"].get("tie_word_embeddings"))
         tied = {} if tie is None else {"tie_word_embeddings": tie}
-        config = {**config, **config["text_config"], **tied, "architectures": config.get("architectures"),
-                  "text_config": None, "vision_config": None}
+        config = {**config, **config["text_config"], **tied,
+                  "architectures": config.get("architectures"), "text_config": None, "vision_config": None}
     return config
 
 
@@ -204,8 +205,8 @@ def read_pytorch(path: Path) -> Tensors:
     try:
         import torch
     except ImportError:
-        raise Refusal(f"{path} is a PyTorch file, and torch is not installed: pip install torch, or "
-                      "save the model as safetensors") from None
+        raise Refusal(f"{path} is a PyTorch file, and torch is not installed: pip install torch, "
+                      "or save the model as safetensors") from None
     types = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16",
              torch.bfloat16: "BF16"}
     try:
@@ -255,8 +256,8 @@ def read_tensors(folder: Path) -> Tensors:
         if Path(file).name != file:
             raise Refusal(f"{index_file} names {file[:80]}, expected a file in the same folder")
         if not path.is_file():
-            raise Refusal(f"{path} does not exist; expected model.safetensors or pytorch_model.bin, "
-                          "whole or in the shards of an index")
+            raise Refusal(f"{path} does not exist; expected model.safetensors or "
+                          "pytorch_model.bin, whole or in the shards of an index")
         for tensor_name, tensor in read(path).items():
             if tensors.setdefault(checkpoint_name(tensor_name), tensor) is not tensor:
                 raise Refusal(f"{path}: {tensor_name} appears twice in the checkpoint")
@@ -404,8 +405,8 @@ def decoder(f: Fields, has: Tensors) -> tuple[Plan, int]:
     """What the transformers decoders share, and the number of layers. Every matrix that leaves the block is listed."""
     n = f.count("num_hidden_layers")
     if n > len(has):
-        raise Refusal(f"{f.where}: num_hidden_layers is {n}, but the checkpoint has only {len(has)} "
-                      "tensors")
+        raise Refusal(f"{f.where}: num_hidden_layers is {n}, but the checkpoint has only "
+                      f"{len(has)} tensors")
     plan = Plan({"block_count": n, "context_length": f.count("max_position_embeddings", 2048),
                  "embedding_length": f.count("hidden_size"), "feed_forward_length": f.count("intermediate_size"),
                  "vocab_size": f.count("vocab_size"),
@@ -421,8 +422,8 @@ def output_matrix(plan: Plan, f: Fields, has: Tensors) -> None:
     embedding = next((name for name in next(iter(plan.top[0])).split("|") if name in has), "")
     if "lm_head.weight" not in has:
         if not tied:
-            plan.notes.append("the checkpoint has no lm_head.weight, so the embedding serves as output "
-                              "matrix")
+            plan.notes.append("the checkpoint has no lm_head.weight, so the embedding serves as "
+                              "output matrix")
     elif tied and embedding in has and same_values(has["lm_head.weight"], has[embedding]):
         plan.left_out["lm_head.weight"] = "the embedding is the output matrix"
     else:
@@ -479,19 +480,20 @@ def rope(plan: Plan, f: Fields, width: int, kinds: tuple[str, ...], partial: flo
 def rope_kind(r: Fields, kinds: tuple[str, ...]) -> str:
     kind = r.get("rope_type", r.get("type", "default"))
     if kind not in kinds:
-        raise Refusal(f"{r.where}: rope_type = {json.dumps(kind)} is not supported for this model, only "
-                      f"{', '.join(kinds)}")
+        raise Refusal(f"{r.where}: rope_type = {json.dumps(kind)} is not supported for this "
+                      f"model, only {', '.join(kinds)}")
     r.read |= {"type", "rope_type", "original_max_position_embeddings"}
     return kind
 
 
 def rope_base(r: Fields, default: float) -> float:
-    return float(r.typed("rope_theta", default, lambda v: is_number(v, 1, 1e15), "a number from 1 on"))
+    base = r.typed("rope_theta", default, lambda v: is_number(v, 1, 1e15), "a number from 1 on")
+    return float(base)
 
 
 def rope_scaling(plan: Plan, r: Fields, kind: str, dims: int) -> None:
-    """The keys of positions beyond the context of training. run.c and llama.cpp multiply cos and sin
-    by attn_factor times 0.1 ln(factor) + 1, so that a factor given in full is divided by that."""
+    """The keys of positions beyond the context of training. run.c and llama.cpp multiply cos and
+    sin by attn_factor times 0.1 ln(factor) + 1, so that a factor given in full is divided by that."""
     if kind == "llama3":
         plan.made["rope_freqs.weight"] = llama3_factors(r, dims, plan.keys)
     if kind in ("linear", "yarn"):
@@ -624,7 +626,8 @@ def windows(plan: Plan, f: Fields, kinds: list[str], default: list[str]) -> None
 
 
 def two_ropes(plan: Plan, f: Fields, width: int, kinds: tuple[str, ...]) -> None:
-    """Rotary keys of full layers, which may be scaled, and of layers with a window, which are not."""
+    """Rotary keys of full layers, which may be scaled, and of layers with a window, which are
+    not."""
     def inner(fields: Fields, name: str) -> dict[str, Any]:
         return fields.typed(name, {}, lambda v: isinstance(v, dict), "an object")
     both = Fields(inner(f, "rope_parameters"), f"{f.where}: rope_parameters")
@@ -682,7 +685,7 @@ def gemma3(f: Fields, has: Tensors) -> Plan:
     f.only("use_bidirectional_attention", False)
     scale = f.real("query_pre_attn_scalar")
     if scale <= 0:
-        raise Refusal(f"{f.where}: query_pre_attn_scalar is {scale:g}, expected a number above zero")
+        raise Refusal(f"{f.where}: query_pre_attn_scalar is {scale:g}, expected more than zero")
     # For 62 layers llama.cpp and run.c assume another scale.
     if scale != plan.keys["attention.key_length"] or plan.keys["block_count"] == 62:
         plan.keys["attention.scale"] = scale ** -0.5
@@ -965,8 +968,8 @@ def softmax_specs(f: Fields) -> list[dict[str, Any]]:
     specs = [specs] if isinstance(specs, dict) else specs
     if not isinstance(specs, list) or not all(
             isinstance(s, dict) and isinstance(s.get("layers", []), list) for s in specs):
-        raise Refusal(f"{f.where}: attn is {json.dumps(specs)[:80]}, expected an object, or a list of "
-                      "them, each with a list of layers")
+        raise Refusal(f"{f.where}: attn is {json.dumps(specs)[:80]}, expected an object, or a "
+                      "list of them, each with a list of layers")
     return specs
 
 
@@ -2690,17 +2693,18 @@ def special_ids(
 
 def chat_template(folder: Path) -> dict[str, Any]:
     """The default template and further named ones. chat_template.jinja stands above the field of
-    tokenizer_config.json, and that above chat_template.json; the field is a template or several with
-    names, as are the files in additional_chat_templates."""
-    files = ("tokenizer_config.json", "chat_template.json")
-    objects = [read_json(folder / name, missing={}) for name in files]
+    tokenizer_config.json, and that above chat_template.json; the field is a template or several
+    with names, as are the files in additional_chat_templates."""
+    names = ("tokenizer_config.json", "chat_template.json")
+    objects = [read_json(folder / name, missing={}) for name in names]
     fields = [o.get("chat_template") for o in objects if isinstance(o, dict)]
     found = next((t for t in fields if t), None)
     if isinstance(found, list) and all(isinstance(t, dict) for t in found):
         found = {t.get("name"): t.get("template") for t in found}
     named = found if isinstance(found, dict) else {"default": found} if found is not None else {}
     further = sorted((folder / "additional_chat_templates").glob("*.jinja"))
-    for name, file in {"default": folder / "chat_template.jinja", **{p.stem: p for p in further}}.items():
+    files = {"default": folder / "chat_template.jinja"} | {p.stem: p for p in further}
+    for name, file in files.items():
         try:
             named = named | ({name: file.read_text(encoding="utf-8")} if file.is_file() else {})
         except (OSError, UnicodeDecodeError) as error:

@@ -2,8 +2,9 @@
 """Do our files load in llama.cpp, and does it continue a text as ./run does?
 
 Tiny random models with tokenizers, exported at f32 (and q8_0, bf16), read by llama-cpp-python. Compared are the ids of a corpus,
-the logits of every position, and the greedy continuation: llama.cpp's own tokens, each checked against ./run's best token. Then SmolLM2's
-own weights: how far each program is from transformers on the same weights as float32, in the figures of real.py.
+the logits of every position, and the greedy continuation: llama.cpp's own tokens, each checked against ./run's
+best token. Then SmolLM2's own weights: how far each program is from transformers on the same weights as
+float32, in the figures of real.py.
 Own virtual environment, as llama-cpp-python compiles llama.cpp:
 
     python3 -m venv .venv-llamacpp
@@ -148,14 +149,16 @@ def compare(t: Tally, name: str, config: str, tokenizer: str, kind: str, work: P
 
 
 def real_weights(t: Tally, work: Path) -> None:
-    """llama.cpp's figure beside ours, on the text of real.py: both read the quantised file, transformers its weights as float32."""
+    """llama.cpp's figure beside ours, on the text of real.py: both read the quantised file, transformers
+    its weights as float32."""
     file = real.MODELS["smollm2"].file()
     reference, model = real.Reference(file), Model(file)
     ids = reference.tokenizer(real.TEXT)["input_ids"]
     exact = reference.logits(ids)
-    print(f"     {real.agreement('smollm2, llama.cpp', exact, model.logits(ids))[2]}")
-    print(f"     {real.agreement('smollm2, ./run', exact, real.logits_of(t.run, file, ids, work))[2]}")
-    print(f"     {real.agreement('smollm2, ./run --fast', exact, real.logits_of(t.run, file, ids, work, '--fast'))[2]}")
+    ours = [real.logits_of(t.run, file, ids, work, *options) for options in ((), ("--fast",))]
+    logits = {"llama.cpp": model.logits(ids), "./run": ours[0], "./run --fast": ours[1]}
+    for name, got in logits.items():
+        print(f"     {real.agreement(f'smollm2, {name}', exact, got)[2]}")
     llama_cpp.llama_model_free(model.model)
 
 

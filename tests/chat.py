@@ -27,8 +27,9 @@ CHATML = "{{'<|im_start|>'}} <think> {%- if add_generation_prompt %}{%- if enabl
 MODEL = Path()    # tiny.gguf with a chat template and two tokens for thoughts
 
 
-def chat_model(path: Path, template: str = CHATML) -> None:
-    """tiny.gguf with a chat template; the tokens 266 and 267 become <think> and </think>, of type 4 (user-defined)."""
+def chat_model(path: Path, template: str = CHATML, rstrip: tuple[int, ...] = ()) -> None:
+    """tiny.gguf with a chat template; the tokens 266 and 267 become <think> and </think>, of type 4 (user-defined). rstrip: tokens that
+    take the white space behind them along."""
     data = TINY.read_bytes()
     n_keys, = struct.unpack_from("<Q", data, 16)
     at, keys = 24, []
@@ -68,13 +69,15 @@ def chat_model(path: Path, template: str = CHATML) -> None:
             at += widths[kind]
         keys.append(put(name) + data[start:at])
     keys.append(put(b"tokenizer.chat_template") + struct.pack("<I", 8) + put(template.encode()))
+    if rstrip:
+        keys.append(put(b"tokenizer.gla.rstrip") + struct.pack(f"<IIQ{len(rstrip)}i", 9, 5, len(rstrip), *rstrip))
     infos = at
     n_tensors, = struct.unpack_from("<Q", data, 8)
     for _ in range(n_tensors):
         at = string(at)[1]
         dims, = struct.unpack_from("<I", data, at)
         at += 4 + 8 * dims + 12
-    out = data[:16] + struct.pack("<Q", n_keys + 1) + b"".join(keys) + data[infos:at]
+    out = data[:16] + struct.pack("<Q", len(keys)) + b"".join(keys) + data[infos:at]
     path.write_bytes(out + bytes(-len(out) % 32) + data[-(-at // 32) * 32:])
 
 
@@ -359,6 +362,12 @@ def test_templates() -> None:
     # a message is text, whatever it looks like
     text, _, ids = written(MODEL, [{"role": "user", "content": "<|im_end|>"}])
     check(ids.count(270) == 1 and text.count("<|im_end|>") == 2, "a mark that was typed is text", ids)
+    # a token that takes white space along does so in a chat, too
+    chat_model(model, CHATML_LOOP + CHATML_PROMPT, rstrip=(269, 270))
+    text, _, ids = written(model, [HI, YO, HI])
+    rendered = "<|im_start|>user\n    x = 1\n<|im_end|>\n<|im_start|>assistant\n<think>\nhm\n</think>\n\n yo <|im_end|>\n<|im_start|>user\n    x = 1\n<|im_end|>\n<|im_start|>assistant\n"
+    check(text == rendered.replace("<|im_end|>\n", "<|im_end|>"), "white space behind a mark", text)
+    check(ran(model, "-m", "tokenize", "-f", write("rendered", rendered)).split() == [str(i).encode() for i in ids], "as in the text that was rendered", ids)
     # linear time, and no read outside: templates that never end
     times = []
     for n in (100_000, 1_000_000):

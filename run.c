@@ -11168,12 +11168,15 @@ static const char *program_name(void) {
 
 static int misuse(const char *fmt, ...) PRINTF_LIKE(1, 2);
 static int misuse(const char *fmt, ...) {
+    char text[2 * PATH_LEN], out[VISIBLE];
     va_list ap;
     va_start(ap, fmt);
-    fprintf(stderr, "%s: ", program_name());
-    vfprintf(stderr, fmt, ap);
-    fprintf(stderr, " (see %s --help)\n", invoked);
+    vsnprintf(text, sizeof text, fmt, ap);
     va_end(ap);
+    fprintf(stderr, "%s: ", program_name());
+    for (size_t at = 0, len, n = strlen(text); at < n; at += len)
+        fwrite(out, 1, visible(out, text + at, n - at, &len), stderr);
+    fprintf(stderr, " (see %s --help)\n", invoked);
     return 2;
 }
 /* A line for somebody who watches; --quiet leaves it out. */

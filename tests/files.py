@@ -535,6 +535,10 @@ def test_info() -> None:
     name = "\u00e9t\u00e9 \u2603"
     p = run(cli.tmp / name, "-i", "x")
     check(name.encode() in p.stderr, "a message keeps the letters of a name", p.stderr)
+    for args in (["-m", NASTY], ["-i", "x", "--" + "\x1b[31m\nx"], ["-i", "x", "-f", NASTY]):
+        p = run(TINY, *[a.decode(errors="surrogateescape") if isinstance(a, bytes) else a for a in args])
+        clean = p.stderr.count(b"\n") == 1 and not commands(p.stderr)
+        check(p.returncode == 2 and clean, "misuse: one clean line", p.stderr)
     p = run(cli.tmp / ("n" * 900), "-i", "x")
     check(b"such file" in p.stderr or b"too long" in p.stderr,
           "a long name does not hide what is wrong", p.stderr)

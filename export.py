@@ -595,7 +595,7 @@ def layer_kinds(f: Fields, n: int, rule: str) -> list[str]:
     if rule == "all" and window:
         kinds = [SLIDING] * n
     if rule == "period":
-        period = f.count("sliding_window_pattern")
+        period = f.count("sliding_window_pattern", 6)
         kinds = [SLIDING if (i + 1) % period else FULL for i in range(n)]
     kinds = f.typed("layer_types", kinds, lambda v: isinstance(v, list) and len(v) == n,
                     f"one name for each of {n} layers")
@@ -2719,12 +2719,15 @@ def chat_template(folder: Path) -> dict[str, Any]:
 
 def sampling_keys(folder: Path) -> dict[str, Any]:
     """general.sampling.* from generation_config.json, unless it asks for greedy decoding."""
-    g = read_json(folder / "generation_config.json", missing={})
+    g = settings_in(folder / "generation_config.json")
     if g.get("do_sample") is False:
         return {}
-    names = {"temperature": "temp", "top_p": "top_p", "min_p": "min_p", "repetition_penalty": "penalty_repeat"}
-    keys = {f"general.sampling.{to}": float(g[name]) for name, to in names.items() if type(g.get(name)) in (int, float)}
-    return keys | ({"general.sampling.top_k": [g["top_k"]]} if type(g.get("top_k")) is int else {})
+    names = {"temperature": "temp", "top_p": "top_p", "min_p": "min_p",
+             "repetition_penalty": "penalty_repeat"}
+    keys = {f"general.sampling.{to}": float(g.get(name)) for name, to in names.items()
+            if is_number(g.get(name), -3e38, 3e38)}
+    top_k = g.get("top_k")
+    return keys | ({"general.sampling.top_k": [top_k]} if type(top_k) is int and -1 <= top_k < 2**31 else {})
 
 
 # ---- 5. file ---------------------------------------------------------------------------------------------------------

@@ -466,6 +466,7 @@ def exporter(t: Tally, work: Path, folders: list[Path]) -> None:
     old_gemma(t, work)
     drafting(t, work)
     odd_fields(t, work)
+    odd_files(t, work)
 
 
 def refused(t: Tally, title: str, folder: Path, work: Path, word: str, *options: object) -> None:
@@ -639,6 +640,44 @@ def odd_fields(t: Tally, work: Path) -> None:
                 except Exception as error:  # what export.py did not foresee
                     wrong.append(f"{'.'.join(path)} = {str(value)[:20]}: {type(error).__name__}: {error}")
         t.line(not wrong, f"odd values in {base.name}/config.json", f"{n} tried" + "".join(f"\n       {line}" for line in wrong[:5]))
+
+
+def odd_files(t: Tally, work: Path) -> None:
+    """Other files of a checkpoint that hold what they should not: the tensors' header, cut files, generation_config.json ..."""
+    folder, wrong, n = work / "odd-files", [], 0
+    shutil.copytree(work / "base" / "qwen2", folder)
+    whole = (folder / "model.safetensors").read_bytes()
+    length = int.from_bytes(whole[:8], "little")
+    header = json.loads(whole[8:8 + length])
+    sampling = {"temperature": 0.6, "top_k": 20, "top_p": 0.9, "do_sample": True, "eos_token_id": [1, 2], "repetition_penalty": 1.1}
+
+    def attempt(title: str, name: str, content: bytes) -> None:
+        nonlocal n
+        n += 1
+        (folder / name).write_bytes(content)
+        try:
+            said = export_here(folder, work / "odd.gguf", "f32")
+        except Exception as error:  # what export.py did not foresee
+            said = f"{type(error).__name__}: {error}\n"
+        if "\n" in said:
+            wrong.append(f"{title}: {said}")
+
+    for i, (tensor, entry) in enumerate(header.items()):
+        for value in ODD[i % 3::3]:
+            for changed in (value, *({**entry, field: value} for field in entry)):
+                text = json.dumps(header | {tensor: changed}).encode()
+                attempt(f"{tensor} {str(value)[:20]}", "model.safetensors", len(text).to_bytes(8, "little") + text + whole[8 + length:])
+    for cut in (0, 1, 7, 8, 9, 100, length, 8 + length, 9 + length, len(whole) - 1):
+        attempt(f"cut to {cut} bytes", "model.safetensors", whole[:cut])
+    (folder / "model.safetensors").write_bytes(whole)
+    for name in ("generation_config.json", "tokenizer_config.json", "chat_template.json", "model.safetensors.index.json"):
+        fields = sampling if name == "generation_config.json" else {}
+        for value in ODD:
+            for content in (value, *(sampling | {field: value} for field in fields)):
+                attempt(f"{name} {str(content)[:40]}", name, json.dumps(content).encode())
+        attempt(f"{name} that is no text", name, b"\xff\xfe{")
+        (folder / name).unlink()
+    t.line(not wrong, "odd files", f"{n} tried" + "".join(f"\n       {line}" for line in wrong[:5]))
 
 
 def drafting(t: Tally, work: Path) -> None:

@@ -12723,10 +12723,12 @@ static int forget(Chat *c, char *err) {
     Branch *b = &c->branch[c->now];
     const int64_t before = gla_state_evaluated(b->s),
         of = gla_state_ctx(b->s) ? gla_state_ctx(b->s) : gla_state_pos(b->s);
+    wait_begin(c->o, "reading again", b->s, 0);
     int n = gla_chat_forget(b->chat, of / 2, NULL, err);
+    wait_end();
     if (n < 0) return n;
     note(c->o, "[the oldest %d turns are forgotten, %lld tokens were read again]\n",
-            n, (long long)(gla_state_evaluated(b->s) - before));
+         n, (long long)(gla_state_evaluated(b->s) - before));
     return GLA_OK;
 }
 
@@ -12824,11 +12826,13 @@ static void print_costs(const Chat *c) {
 static int chat_go(Chat *c, int turns, char *err) { /* /undo, /redo */
     Branch *b = &c->branch[c->now];
     const int64_t before = gla_state_evaluated(b->s);
+    wait_begin(c->o, "reading again", b->s, 0);
     int undone, code = gla_chat_go(b->chat, &c->p, turns, err);
+    wait_end();
     if (code) return code;
     turns = gla_chat_turns(b->chat, &undone);
     note(c->o, "[%d turns, %d undone; %lld tokens read again]\n",
-            turns, undone, (long long)(gla_state_evaluated(b->s) - before));
+         turns, undone, (long long)(gla_state_evaluated(b->s) - before));
     return GLA_OK;
 }
 

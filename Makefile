@@ -63,6 +63,7 @@ parity: run build/bind .venv/ready ## against PyTorch: logits, gradients, tokeni
 parity-real: run .venv/ready ## Gemma 3 270M and Qwen2.5-Coder-0.5B against transformers (downloads 750 MB)
 	OMP_WAIT_POLICY=passive .venv/bin/python tests/real.py gemma3 qwen2
 	.venv/bin/python tests/vocabularies.py --only large
+	.venv/bin/python tests/templates.py --large --only gguf
 
 .venv-llamacpp/ready: tests/requirements-llamacpp.txt tests/requirements.txt
 	$(PYTHON) -m venv .venv-llamacpp

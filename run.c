@@ -9659,23 +9659,23 @@ GLA_API int gla_generate(GlaState *s, GlaSampler *p, const int32_t *prompt, int6
 }
 
 /* ---- 14. chat: a conversation that is never read twice ------------------------------------------
- * A recurrent state cannot drop its last tokens. A program that writes the conversation out anew for
- * every turn finds that the template drops earlier thinking, or that sampled text splits into other
- * tokens, and reads all of it again. Here the ids that were sampled are the conversation: a turn adds
- * its own tokens behind them, and nothing else is evaluated. Going back means a snapshot from where
- * the turn began; when it has left the memory that snapshots may take, the ids are read again up to
- * there, with the same bits. Messages that are given (gla_render, GlaChatSettings) are written as the
- * file's template writes them, earlier answers included. */
+ * A recurrent state cannot drop its last tokens. A program that writes the conversation out anew
+ * for every turn finds that the template drops earlier thinking, or that sampled text splits into
+ * other tokens, and reads all of it again. Here the ids that were sampled are the conversation: a
+ * turn adds its own tokens behind them, and nothing else is evaluated. Going back means a snapshot
+ * from where the turn began; when it has left the memory that snapshots may take, the ids are read
+ * again up to there, with the same bits. Messages that are given (gla_render, GlaChatSettings) are
+ * written as the file's template writes them, earlier answers included. */
 
-/* A file's chat template is a program in another language, Jinja. It is not run: it is recognised, and
- * a row of the table below says what it writes. The row is the first one whose marks are all in the
- * template. Marks are expressions of the template in one spelling, that of template_spell.
+/* A file's chat template is a program in another language, Jinja. It is not run: it is recognised,
+ * and a row of the table below says what it writes. The row is the first one whose marks are all
+ * in the template. Marks are expressions of the template in one spelling, that of template_spell.
  *
- * In what a row writes, % is the text of the message. A text that the vocabulary has as one special
- * token becomes that token; text that somebody typed never does. Braces hold
+ * In what a row writes, % is the text of the message. A text that the vocabulary has as one
+ * special token becomes that token; text that somebody typed never does. Braces hold
  *   {bos} {eos}   the file's token
  *   {$name}       the value that the template gives to its variable `name`: texts and dates
- *   {@a%b}        the text in the template that begins with a and goes on to b and further, or nothing
+ *   {@a%b}        the text in the template that begins with a and goes on to b, or nothing
  *   {+a} {-a}     a, if the answer is to begin with a thought, or not to; a may be @..., too
  *   {?a}          a, unless the message is empty
  *
@@ -9697,13 +9697,13 @@ typedef struct {
     const char *name, *sign;       /* sign: a text that all templates of the family have */
     const char *marks[3], *lacks[3]; /* lacks: not in it */
     const char *head;              /* before everything; NULL: bos, where the template writes one */
-    const char *system;            /* NULL: in front of the first message, and an empty line between */
+    const char *system;            /* NULL: in front of the first message, an empty line between */
     const char *missing;           /* without a system message; NULL: nothing */
     const char *user, *end;        /* a message; what follows a whole answer */
     const char *answer;            /* what an answer begins behind */
     const char *given;             /* then the text of an earlier one, NULL is "%" */
-    const char *open[3];           /* what ours goes on with: if nothing is said, to think, not to think;
-                                      NULL: no such way */
+    const char *open[3];           /* what ours goes on with: if nothing is said, to think, not to
+                                      think; NULL: no such way */
     const char *trim[3];           /* of system, user, assistant */
     const char *tags[2];           /* around a thought; NULL: <think>, </think> */
     int facts;
@@ -9908,11 +9908,11 @@ static Str strip_ascii(Str s, int left, int right) {
     return s;
 }
 
-/* A template in one spelling, so that a mark is found however it is laid out: comments and white space
- * outside of texts are gone, plain text is {{'text'}}, neighbouring outputs are one, + joins (never ~),
- * 'a'+'b' is 'ab', texts stand in ' (one inside is \1) without escapes, and x.role is x['role']. White
- * space around a tag goes as Jinja takes it, with trim_blocks and lstrip_blocks. The result is at most
- * three times as long. */
+/* A template in one spelling, so that a mark is found however it is laid out: comments and white
+ * space outside of texts are gone, plain text is {{'text'}}, neighbouring outputs are one, + joins
+ * (never ~), 'a'+'b' is 'ab', texts stand in ' (one inside is \1) without escapes, and x.role is
+ * x['role']. White space around a tag goes as Jinja takes it, with trim_blocks and lstrip_blocks.
+ * The result is at most three times as long. */
 typedef struct { char *s; size_t n; } Spelling;
 
 static void spell_quote(Spelling *out) { /* a text begins, or goes on */
@@ -10053,7 +10053,7 @@ static int ids_encode(Ids *a, const GlaModel *m, const char *text, size_t n, int
 typedef struct {
     const GlaModel *m;
     const ChatTemplate *row;
-    int known;              /* 1: the row is the template's; 0: the file has none; -1: it is not in the table */
+    int known;              /* 1: the row is the template's; 0: there is none; -1: no row is */
     Spelling text;          /* the template; owned */
     const char *open[3], *tags[2]; /* as in the row */
     int32_t think_open, think_close;
@@ -10092,7 +10092,8 @@ static void write_flush(ChatWriter *w, int32_t next) {
     const int32_t before = n ? w->ids->id[n - 1] : -1;
     const Str text = between_added(w->form->m->vocab, (Str){w->plain, w->n}, before, next);
     if (!w->code && text.n)
-        w->code = ids_encode(w->ids, w->form->m, text.s, text.n, n || w->goes_on ? GOES_ON : 0, w->err);
+        w->code = ids_encode(w->ids, w->form->m, text.s, text.n, n || w->goes_on ? GOES_ON : 0,
+                             w->err);
     w->n = 0;
 }
 
@@ -10230,8 +10231,9 @@ static Str chat_trim(ChatWriter *w, Str s, const char *how, int last) {
         const int thought = str_has(s, "</think>");
         const int cut = strchr("dDTSF", *how) || (*how == 'L' && !last);
         if (*how == '!' && thought && !w->code)
-            w->code = fail(w->err, GLA_INPUT, "an earlier answer has a thought in it; what the chat template "
-                           "of this file does with it is not known here: leave out what stands before </think>");
+            w->code = fail(w->err, GLA_INPUT, "an earlier answer has a thought in it; what the chat "
+                           "template of this file does with it is not known here: leave out what "
+                           "stands before </think>");
         if (cut) s = behind_thought(s, *how == 'F');
         const int both = *how == 't' || (thought && cut && strchr("TL", *how));
         if (both || *how == 'l') s = strip_left(s);
@@ -10288,8 +10290,8 @@ static int form_thinks(const ChatForm *f, int think) { /* think: 1, 0, -1 as the
     return !(f->row->facts & QUIET) && f->open[0] && !strcmp(f->open[0], f->open[1]);
 }
 
-/* What our answer goes on with, behind the row's `answer`. JSON begins behind a thought, which then has
- * to have a beginning. */
+/* What our answer goes on with, behind the row's `answer`. JSON begins behind a thought, which
+ * then has to have a beginning. */
 static const char *form_open(const ChatForm *f, int think, int json) {
     const char *open = f->open[think < 0 ? 0 : think ? 1 : 2];
     if (!f->open[1] || (!open && !f->may_think)) return f->open[0] ? f->open[0] : "";
@@ -10308,8 +10310,8 @@ static int row_fits(const ChatTemplate *row, Str template) {
     return fits;
 }
 
-/* The family that an unknown template resembles, or whose marks the vocabulary has where there is no
- * template: the last of its rows, which asks for the least. */
+/* The family that an unknown template resembles, or whose marks the vocabulary has where there is
+ * no template: the last of its rows, which asks for the least. */
 static const ChatTemplate *row_like(const GlaModel *m, Str template) {
     const ChatTemplate *row = &chat_templates[N_TEMPLATES - 1];
     for (int i = 0; i < N_TEMPLATES - 1; i++) {
@@ -10372,8 +10374,8 @@ GLA_API const char *gla_template(const GlaModel *m, int *known, char *err) {
 }
 
 static int out_of_turn(const ChatForm *f, int which, char *err) {
-    return fail(err, GLA_INPUT, "message %d is out of turn: with the chat template %s, user and assistant "
-                "alternate, and a user begins", which, f->row->name);
+    return fail(err, GLA_INPUT, "message %d is out of turn: with the chat template %s, user and "
+                "assistant alternate, and a user begins", which, f->row->name);
 }
 
 /* Can these be one conversation? */
@@ -10382,7 +10384,8 @@ static int check_messages(const ChatForm *f, const GlaMessage *messages, int n, 
     for (int i = system; i < n; i++) {
         const int role = messages[i].role;
         if (role == GLA_SYSTEM)
-            return fail(err, GLA_INPUT, "message %d is a system message; only the first one may be", i + 1);
+            return fail(err, GLA_INPUT, "message %d is a system message; only the first one may be",
+                        i + 1);
         if (f->row->facts & TAKES_TURNS && role != ((i - system) % 2 ? GLA_ASSISTANT : GLA_USER))
             return out_of_turn(f, i + 1, err);
     }
@@ -10410,12 +10413,13 @@ static void write_prompt(ChatWriter *w, const char *open) {
     gla_free(w->plain);
 }
 
-GLA_API int64_t gla_render(const GlaModel *m, const GlaMessage *messages, int n, int think, int32_t *ids,
-                           int64_t cap, char *err) {
+GLA_API int64_t gla_render(const GlaModel *m, const GlaMessage *messages, int n, int think,
+                           int32_t *ids, int64_t cap, char *err) {
     Ids all = {NULL, 0, 0};
     ChatForm form;
     if (!tokenizer_size(m->vocab))
-        return fail(err, GLA_INPUT, "messages need a vocabulary, the model's file has none; name one with -z");
+        return fail(err, GLA_INPUT,
+                    "messages need a vocabulary, the model's file has none; name one with -z");
     int code = form_new(&form, m, err);
     if (code) return code;
     const int system = n > 0 && messages[0].role == GLA_SYSTEM;
@@ -10451,8 +10455,8 @@ struct GlaChat {
     const char *system;   /* NULL: none was given */
     ChatForm form;
     GlaMessage *told;     /* messages that were given; their texts stand behind them */
-    int n_told, n_written; /* the first are written before marks[told_at], the others with the next message */
-    int told_at;
+    int n_told, n_written; /* the first of them are written before marks[told_at], the others */
+    int told_at;           /* with the next message */
     Ids ids;
     Mark *marks;          /* 0 .. n_marks - 1; we are at marks[at], or within the turn behind it */
     int n_marks, cap, at;
@@ -10464,7 +10468,7 @@ struct GlaChat {
     GlaSampler *sampler;
     int thinking, leading, failed, uncached;
     int draws_json;       /* now */
-    int close_thought, begin_json; /* next: the thought is to be closed; it was, and JSON is to follow */
+    int close_thought, begin_json; /* next: a thought is to be closed; it was, JSON follows */
     int64_t period[LOOP_PERIODS + 1]; /* [k]: how many of the last tokens equal the one k before */
     int64_t from;         /* where the answer began */
 };
@@ -10556,8 +10560,8 @@ static int chat_move(GlaChat *c, int to, char *err) {
     return chat_read(c, c->marks[to].pos, NULL, err);
 }
 
-/* Writes the messages that were given, up to the last answer, a turn each. Where the ids do not tell the
- * end of a turn, none of them: they all go with the next message. */
+/* Writes the messages that were given, up to the last answer, a turn each. Where the ids do not
+ * tell the end of a turn, none of them: they all go with the next message. */
 static int chat_write_told(GlaChat *c, ChatWriter *w) {
     const char *end = c->form.row->end;
     size_t k;
@@ -10605,8 +10609,8 @@ static int chat_begin(GlaChat *c, const GlaGenerate *how, char *err) {
 
 /* -- answers -- */
 
-/* Is the last of the ids, which is id, in a loop: the same at most LOOP_PERIODS tokens again and again, for how.loop_tokens
- * tokens and at least four times? */
+/* Is the last of the ids, which is id, in a loop: the same at most LOOP_PERIODS tokens again and
+ * again, for how.loop_tokens tokens and at least four times? */
 static int chat_loops(GlaChat *c, int32_t id) {
     int64_t last = c->ids.n - 1;
     int looping = 0;
@@ -10619,7 +10623,8 @@ static int chat_loops(GlaChat *c, int32_t id) {
     return 1;
 }
 
-/* The text of an answer passes here: thinking is told apart, white space before the text goes, and loops are noticed. */
+/* The text of an answer passes here: thinking is told apart, white space before the text goes, and
+ * loops are noticed. */
 static int chat_heard(void *user, int32_t id, const char *text, size_t n) {
     GlaChat *c = user;
     GlaTurn *turn = c->turn;
@@ -10784,7 +10789,8 @@ GLA_API int gla_chat_go(GlaChat *c, GlaSampler *p, int turns, char *err) {
     return code;
 }
 
-/* Drops the oldest turns until at most `keep` ids remain, and reads the rest again behind the system prompt. The last turn stays. */
+/* Drops the oldest turns until at most `keep` ids remain, and reads the rest again behind the
+ * system prompt. The last turn stays. */
 GLA_API int gla_chat_forget(GlaChat *c, int64_t keep, const GlaGenerate *how, char *err) {
     Ids end = {NULL, 0, 0}, rest = {NULL, 0, 0};
     int first = 1;
@@ -11715,8 +11721,8 @@ static int json_bad(Messages *j, const char *expected) {
     const int c = j->at < j->end ? *j->at : 0;
     char found[] = "'?'";
     found[1] = (char)(c > ' ' && c < 127 ? c : '?');
-    return fail(j->err, GLA_FORMAT, "%s: message %d: expected %s, found %s", j->name, j->n + 1, expected,
-                j->at < j->end ? found : "the end");
+    return fail(j->err, GLA_FORMAT, "%s: message %d: expected %s, found %s", j->name, j->n + 1,
+                expected, j->at < j->end ? found : "the end");
 }
 
 static int json_next(Messages *j) { /* the next byte that is no white space; 0: the end */
@@ -11787,9 +11793,9 @@ static int json_skip(Messages *j, int depth) { /* any value */
             if (!code && !json_take(j, ',') && json_next(j) != close) code = json_bad(j, "a comma");
         }
     } else {
+        static const char letters[] = "+-.0123456789abcdefghijklmnopqrstuvwxyzE";
         const char *from = j->at;
-        while (j->at < j->end && *j->at && strchr("+-.0123456789abcdefghijklmnopqrstuvwxyzE", *j->at))
-            j->at++;
+        while (j->at < j->end && *j->at && strchr(letters, *j->at)) j->at++;
         if (j->at == from) code = json_bad(j, "a value");
     }
     free(unused.s);
@@ -11812,8 +11818,8 @@ static int json_content(Messages *j) {
     }
     free(key.s);
     if (!code && (texts != 1 || !json_take(j, ']')))
-        code = fail(j->err, GLA_INPUT, "%s: message %d: its content has to be a text, or a list with one part "
-                    "of type text", j->name, j->n + 1);
+        code = fail(j->err, GLA_INPUT, "%s: message %d: its content has to be a text, or a list "
+                    "with one part of type text", j->name, j->n + 1);
     return code;
 }
 
@@ -11821,8 +11827,8 @@ static int json_content(Messages *j) {
 static int json_message(Messages *j) {
     static const char *const roles[] = {
         [GLA_SYSTEM] = "system", [GLA_USER] = "user", [GLA_ASSISTANT] = "assistant"};
-    static const char refused[] = "tool_calls tool_call_id function_call reasoning_content reasoning "
-                                  "thinking name";
+    static const char refused[] = "tool_calls tool_call_id function_call reasoning_content "
+                                  "reasoning thinking name";
     Text key = {0}, role = {0};
     const size_t from = j->text.n;
     int code = json_take(j, '{') ? GLA_OK : json_bad(j, "an object with role and content");
@@ -11836,16 +11842,16 @@ static int json_message(Messages *j) {
         if (!strcmp(key.s, "role")) role.n = 0, code = json_text(j, &role);
         else if (!strcmp(key.s, "content") && !nothing) code = json_content(j), contents++;
         else if (!nothing && find_word(refused, key.s) >= 0)
-            code = fail(j->err, GLA_INPUT, "%s: message %d: \"%s\" is not understood here: only role and content "
-                        "are", j->name, j->n + 1, key.s);
+            code = fail(j->err, GLA_INPUT, "%s: message %d: \"%s\" is not understood here: only "
+                        "role and content are", j->name, j->n + 1, key.s);
         else code = json_skip(j, 0);
         if (!code && !json_take(j, ',') && json_next(j) != '}')
             code = json_bad(j, "a comma or the end of the message");
     }
     for (int i = 0; role.s && i < 3; i++) if (!strcmp(role.s, roles[i])) which = i;
     if (!code && which < 0)
-        code = fail(j->err, GLA_INPUT, "%s: message %d: the role \"%.40s\" is not understood here: system, user "
-                    "and assistant are", j->name, j->n + 1, role.s ? role.s : "");
+        code = fail(j->err, GLA_INPUT, "%s: message %d: the role \"%.40s\" is not understood here: "
+                    "system, user and assistant are", j->name, j->n + 1, role.s ? role.s : "");
     if (!code && contents != 1)
         code = fail(j->err, GLA_INPUT, "%s: message %d: has no content, or two", j->name, j->n + 1);
     GlaMessage *more = code ? NULL : realloc(j->messages, ((size_t)j->n + 1) * sizeof *more);
@@ -11871,7 +11877,8 @@ static int get_messages(Messages *j, const char *path, char *err) {
     }
     if (!code && json_next(j)) code = json_bad(j, "nothing behind the list");
     if (!code && (!j->n || j->messages[j->n - 1].role != GLA_USER))
-        code = fail(err, GLA_INPUT, "%s: the last message has to be a user's: it is answered", j->name);
+        code = fail(err, GLA_INPUT, "%s: the last message has to be a user's: it is answered",
+                    j->name);
     if (!code && j->text.bad) code = fail(err, GLA_MEMORY, "%s: no memory", j->name);
     const char *text = j->text.s;
     for (int i = 0; i < j->n; text += j->messages[i++].n) j->messages[i].text = text ? text : "";

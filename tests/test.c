@@ -947,6 +947,7 @@ typedef struct {
     int period, listed;                      /* every period-th layer has no window; in a list */
     const char *scaling;                     /* rope.scaling.type */
     float factor, softcap, scale;            /* 0 = no key */
+    int freqs;                               /* rope_freqs.weight: pair j turns 1 + j times slower */
     int biased, ffn_biased, tied;
     int adjacent, qk_norm, sandwich, gelu, scaled, wide; /* what the architecture means */
     double window_base;                      /* rotary base of layers with a window, 0 = as the others */
@@ -1011,6 +1012,8 @@ static uint8_t *decoder_model(DecoderModel *m, const DecoderCase *c, const char 
     if (c->softcap) key_f32(&f, KEY("final_logit_softcapping"), c->softcap);
     if (c->scale) key_f32(&f, KEY("attention.scale"), c->scale);
     #undef KEY
+    const float freqs[D_HEAD / 2] = {1, 2, 3, 4};
+    if (c->freqs) add_floats(&f, "rope_freqs.weight", freqs, D_HEAD / 2, 0);
     decoder_tensor(&f, m, -1, "token_embd.weight", D_DIM, D_VOCAB, without);
     decoder_tensor(&f, m, -1, "output_norm.weight", D_DIM, 0, without);
     if (!c->tied) decoder_tensor(&f, m, -1, "output.weight", D_DIM, D_VOCAB, without);
@@ -1492,7 +1495,8 @@ static void plain_turn(double *x, const DecoderCase *c, int pos, int windowed) {
     double base = own ? c->window_base : 500;
     double factor = own || !c->factor || !strcmp(scaling, "none") ? 1 : c->factor;
     for (int j = 0; j < D_HEAD / 2; j++) {
-        double speed = pow(base, -2.0 * j / D_HEAD), slow = speed / factor, m = 1;
+        double speed = pow(base, -2.0 * j / D_HEAD) / (c->freqs && !own ? 1 + j : 1);
+        double slow = speed / factor, m = 1;
         if (yarn) { /* 16 positions of training: from 32 turns on the speed stays, up to 1 it is divided */
             double low = floor(D_HEAD * log(16 / (32 * 2 * 3.14159265358979)) / (2 * log(base)));
             double high = ceil(D_HEAD * log(16 / (2 * 3.14159265358979)) / (2 * log(base)));
@@ -1592,6 +1596,7 @@ static void test_decoders(void) {
     static const DecoderCase cases[] = {
         {LLAMA, .layers = 2}, {LLAMA, .layers = 2, .window = 9, .biased = 1, .tied = 1}, {LLAMA, .layers = 2, .biased = 1, .ffn_biased = 1}, {LLAMA, .layers = 2, .scaling = "linear", .factor = 4},
         {LLAMA, .layers = 2, .factor = 4}, {LLAMA, .layers = 2, .scaling = "none", .factor = 4}, {LLAMA, .layers = 2, .scaling = "yarn", .factor = 4},
+        {LLAMA, .layers = 2, .freqs = 1}, {GEMMA, .layers = 6, .window = 8, .period = 2, .window_base = 500, .freqs = 1},
         {LLAMA, .layers = 4, .window = 5, .period = 2, .softcap = 2}, {.arch = "qwen2", .layers = 2, .biased = 1, .tied = 1},
         {.arch = "qwen2", .layers = 3, .biased = 1, .window = 7, .period = 2, .listed = 1}, {.arch = "qwen3", .layers = 2, .qk_norm = 1},
         {GEMMA, USUAL, .layers = 7, .window = 8, .tied = 1}, {GEMMA, USUAL, .layers = 7, .window = 8, .scaling = "linear", .factor = 8, .softcap = 3, .tied = 1},

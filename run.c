@@ -11456,7 +11456,18 @@ static const Option *letter_means(const Option *p, const char **value, int *code
                        meant_word(near, v, MODE_WORDS));
         break;
     case O_TOP_P:
-        return is_number(v) ? p : &options[O_PROMPT];
+        if (!is_number(v)) return &options[O_PROMPT];
+        if (!(atof(v) >= 0 && atof(v) <= 1))
+            *code = misuse("-p %s: a number is top-p here, from 0 to 1; -i is always the prompt", v);
+        break;
+    case O_CTX:
+        if (!strcmp(v, "0"))
+            *code = misuse("-c 0: without -c the context is 4096 positions or the model's");
+        break;
+    case O_THREADS:
+        if (*v == '{')
+            *code = misuse("-j %.40s: -j is threads here; --json-only makes the text JSON", v);
+        break;
     case O_STEPS: /* without limit */
         if (!strcmp(v, "-1")) *value = "0";
         return p;

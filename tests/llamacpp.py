@@ -52,6 +52,7 @@ CASES = [
 # those too, by mean KL divergence: enough to see a block read wrongly, no judgement on its rounding. ./run rounds activations to
 # 16 bits before a block-quantised product, so there its own bound is the promised one, a divergence below 1e-3.
 BOUND, KL_BOUND, OUR_KL_BOUND = 2e-3, 0.05, 1e-3
+GELU_BOUND = 6e-3  # llama.cpp rounds the argument and the value of a GELU to half precision (a table)
 
 
 PROMPT = "The quick brown fox didn't jump over 12345 bones;"
@@ -122,14 +123,15 @@ def compare(t: Tally, name: str, config: str, tokenizer: str, kind: str, work: P
     # A best token may differ only where the two best are closer than the two programs are.
     order = np.sort(ours[start - 1:-1], 1)
     differ = (ours[start - 1:-1].argmax(1) != np.array(ids[start:])) & (order[:, -1] - order[:, -2] > 2 * worst)
-    said = f"logits differ by at most {worst:.1e} (bound {BOUND:g})"
+    bound = GELU_BOUND if name.startswith("gemma") else BOUND
+    said = f"logits differ by at most {worst:.1e} (bound {bound:g})"
     if kind == "f32":
         said += f", {32 - int(differ.sum())} of 32 greedy tokens agree"
     if kind in ("q8_0", "q4_0"):
         kl, _ = real.divergence(theirs, ours)
         t.line(kl < OUR_KL_BOUND, name, f"KL {kl:.1e} (bound {OUR_KL_BOUND:g}), logits differ by at most {worst:.1e}")
     else:
-        t.line(worst < BOUND and not (kind == "f32" and differ.any()), name, said)
+        t.line(worst < bound and not (kind == "f32" and differ.any()), name, said)
     done = call(t.run, file, "-i", PROMPT, "-t", "0", "-n", "32", "--ignore-eos", "--repeat-penalty", "1")
     piece = (ctypes.c_char * 256)()
     text = b"".join(piece[:max(0, llama_cpp.llama_token_to_piece(model.vocab, i, piece, 256, 0, False))] for i in ids[start:])

@@ -4528,7 +4528,7 @@ static int str_key(Loader *l, const char *key, char full[96], Str *s) { /* 0: it
 /* The name of an activation or, in mixer.feature_map only, of a feature map. */
 static int act_key(Loader *l, const char *key, int absent) {
     char full[96], name[64];
-    Str s;
+    Str s = {NULL, 0};
     if (!str_key(l, key, full, &s)) return absent;
     int maps = !strcmp(key, "mixer.feature_map");
     for (size_t i = 0; i < sizeof act_names / sizeof *act_names; i++)
@@ -4887,7 +4887,7 @@ static size_t family_scratch(const Layer *y) {
 
 static int norm_key(Loader *l, const char *key, int absent) {
     char full[96], text[64];
-    Str s;
+    Str s = {NULL, 0};
     if (!str_key(l, key, full, &s)) return absent;
     if (str_is(s, "l2")) return QK_L2;
     if (str_is(s, "sum")) return QK_SUM;

@@ -152,9 +152,9 @@ typedef struct {
     int json;                  /* draw only what makes the text one JSON object or array, and end behind it */
     GlaEmit emit;
     void *user;
-    const volatile sig_atomic_t *stop; /* NULL, or a flag that a signal handler or another thread sets: not 0 ends the generation
-                                  after this token, and at once while the prompt is read. The run of tokens that was being read is
-                                  then taken back, as if it had not begun */
+    const volatile sig_atomic_t *stop; /* NULL, or a flag that a signal handler or another thread sets, and that stays set until
+                                  the call returns: not 0 ends the generation after this token, and at once while the prompt is
+                                  read. The run of tokens that was being read is then taken back, as if it had not begun */
 } GlaGenerate;
 enum { GLA_DONE_STEPS = 1, GLA_DONE_END, GLA_DONE_STOP, GLA_DONE_CONTEXT, GLA_DONE_CALLER, GLA_DONE_LOOP /* of a chat only */ };
 /* Reads the prompt (may be empty if the state has read something), then generates. Returns GLA_DONE_* or an error;
@@ -415,9 +415,15 @@ static int fail(char *err, int code, const char *fmt, ...) PRINTF_LIKE(3, 4); /*
 LIKELY_UNUSED static int local_date(char *out, size_t cap, const char *format, size_t n) {
     char f[64];
     const time_t now = time(NULL);
+#ifdef HAVE_POSIX
+    struct tm here; /* of this thread */
+    const struct tm *t = localtime_r(&now, &here);
+#else
     const struct tm *t = localtime(&now);
-    for (size_t i = 0; i < n; i++) if (format[i] == '%' && (++i >= n || !strchr("aAbBdHIjmMpSyY%", format[i]))) return 0;
+#endif
     if (!t || !n || n >= sizeof f) return 0;
+    for (size_t i = 0; i < n; i++)
+        if (format[i] == '%' && (++i >= n || !strchr("aAbBdHIjmMpSyY%", format[i]))) return 0;
     memcpy(f, format, n);
     f[n] = 0;
     return strftime(out, cap, f, t) != 0;
@@ -597,16 +603,40 @@ LIKELY_UNUSED static int read_key(int wait_ms) { /* a byte; -1: the end, or a si
     if (ready <= 0) return ready ? -1 : -2;
     return read(STDIN_FILENO, &b, 1) == 1 ? b : -1;
 }
+/* Is standard input a pipe or a redirected file? */
+LIKELY_UNUSED static int stdin_is_pipe(void) {
+    struct stat st;
+    return !fstat(STDIN_FILENO, &st) && (S_ISFIFO(st.st_mode) || S_ISREG(st.st_mode));
+}
+/* Ctrl-C, a polite end, and a terminal that is gone. */
+LIKELY_UNUSED static void on_end_signals(void (*handler)(int)) {
+    static const int signals[] = {SIGINT, SIGTERM, SIGHUP};
+    struct sigaction a;
+    memset(&a, 0, sizeof a);
+    a.sa_handler = handler;
+    for (size_t i = 0; i < sizeof signals / sizeof *signals; i++) sigaction(signals[i], &a, NULL);
+}
+/* A reader that went away and a file that may not grow are failed writes, and end no program. */
+LIKELY_UNUSED static void failed_writes_only_fail(void) {
+    signal(SIGPIPE, SIG_IGN);
+    signal(SIGXFSZ, SIG_IGN);
+}
 #else
+enum { STDIN_FILENO, STDOUT_FILENO, STDERR_FILENO };
 typedef struct { int changed; } Terminal;
 LIKELY_UNUSED static int is_terminal(int fd) { return (void)fd, 0; }
 LIKELY_UNUSED static int is_terminal_file(FILE *f) { return (void)f, 0; }
 LIKELY_UNUSED static int terminal_width(void) { return 80; }
 LIKELY_UNUSED static int terminal_keys(Terminal *t, int running) { return (void)t, (void)running, -1; }
 LIKELY_UNUSED static void terminal_normal(Terminal *t) { (void)t; }
+LIKELY_UNUSED static int stdin_is_pipe(void) { return 0; }
+LIKELY_UNUSED static void on_end_signals(void (*handler)(int)) { signal(SIGINT, handler); }
+LIKELY_UNUSED static void failed_writes_only_fail(void) {}
 LIKELY_UNUSED static void on_lost_pages(void (*handler)(int)) { (void)handler; }
 LIKELY_UNUSED static void end_by_signal(int sig, const char *unfinished) {
-    (void)sig, (void)unfinished;
+    (void)unfinished;
+    signal(sig, SIG_DFL);
+    raise(sig);
 }
 LIKELY_UNUSED static void end_at_once(const char *sentence, const Terminal *t, const char *unfinished) {
     (void)sentence, (void)t, (void)unfinished;
@@ -11590,10 +11620,10 @@ static int check_mode(const Options *o) { /* has the mode a use for what was giv
 /* The file that is read, or that standard output goes to, under this name or another; NULL: none.
  * It must not be replaced, but for a session that was loaded. */
 static const char *in_use(const Options *o, const char *path) {
-    const char *const used[] = {text_of(o, O_MODEL),
-                                given(o, O_TOK) ? text_of(o, O_TOK) : DEFAULT_VOCABULARY,
-                                    text_of(o, O_FILE),
-                                text_of(o, O_IDS), "/dev/stdin", "/dev/stdout"};
+    const char *const vocabulary = given(o, O_TOK) ? text_of(o, O_TOK) : DEFAULT_VOCABULARY;
+    const char *const used[] = {
+        text_of(o, O_MODEL), vocabulary, text_of(o, O_FILE), text_of(o, O_MESSAGES),
+        text_of(o, O_IDS), "/dev/stdin", "/dev/stdout"};
     for (size_t i = 0; i < sizeof used / sizeof *used; i++)
         if (used[i] && same_file(used[i], path)) return used[i];
     return NULL;
@@ -11675,15 +11705,6 @@ static int read_file(Text *t, const char *path, char *err) {
     int code = read_all(t, f, path, err);
     fclose(f);
     return code;
-}
-
-static int stdin_is_pipe(void) { /* a pipe or a redirected file, not a terminal */
-#ifdef HAVE_POSIX
-    struct stat st;
-    return !fstat(STDIN_FILENO, &st) && (S_ISFIFO(st.st_mode) || S_ISREG(st.st_mode));
-#else
-    return 0;
-#endif
 }
 
 /* The prompt, from wherever it comes. */
@@ -11955,25 +11976,19 @@ static int by_signal(void) { return interrupted ? 128 + interrupted : 0; }
  * neither ends the program. HOLD: nor here, while a file is written. */
 enum Interrupt { END_AT_SECOND, COUNT, HOLD };
 static void catch_interrupt(enum Interrupt how) {
-#ifdef HAVE_POSIX
-    struct sigaction a;
-    memset(&a, 0, sizeof a);
-    a.sa_handler = on_interrupt;
     loose_ends.at_second = how == END_AT_SECOND;
-    /* HUP: the terminal is gone */
-    sigaction(SIGINT, &a, NULL), sigaction(SIGTERM, &a, NULL), sigaction(SIGHUP, &a, NULL);
-#else
-    (void)how;
-#endif
+    on_end_signals(on_interrupt);
 }
 
 /* -- waiting: what takes longer than a second says so, once a second, where somebody watches -- */
 
+/* Written while no signal is due. One that came just before the end may still be told on another
+ * thread, so `what` stays what it was. */
 static struct {
     const char *what;  /* "reading" */
     const GlaState *s; /* what it reads, or NULL */
     int64_t from, of;  /* what it had evaluated at first; tokens there are, 0 = not known */
-    int64_t seconds;
+    volatile sig_atomic_t on, seconds;
 } waiting;
 
 static size_t put_decimal(char *out, int64_t v) { /* within a signal handler there is no printf */
@@ -11993,7 +12008,8 @@ static void on_second(int sig) {
     char line[256];
     size_t n = put_words(line, "\r");
     (void)sig;
-    waiting.seconds++;
+    if (!waiting.on) return;
+    const int64_t seconds = ++waiting.seconds;
     n += put_words(line + n, waiting.what);
     if (waiting.s) {
         const int64_t done = waiting.s->evaluated + waiting.s->within - waiting.from;
@@ -12001,20 +12017,20 @@ static void on_second(int sig) {
         n += put_decimal(line + n, done);
         if (waiting.of) n += put_words(line + n, " of "), n += put_decimal(line + n, waiting.of);
         n += put_words(line + n, " tokens, ");
-        n += put_decimal(line + n, done / waiting.seconds);
+        n += put_decimal(line + n, done / seconds);
         n += put_words(line + n, " tok/s");
     }
     n += put_words(line + n, ", ");
-    n += put_decimal(line + n, waiting.seconds);
+    n += put_decimal(line + n, seconds);
     n += put_words(line + n, " s\033[K");
     write_now(line, n);
 }
 
 static void wait_end(void) {
-    if (!waiting.what) return;
+    if (!waiting.on) return;
+    waiting.on = 0;
     every_second(NULL);
     if (waiting.seconds) fputs("\r\033[K", stderr);
-    waiting.what = NULL;
 }
 static void wait_begin(const Options *o, const char *what, const GlaState *s, int64_t of) {
     wait_end();
@@ -12024,6 +12040,7 @@ static void wait_begin(const Options *o, const char *what, const GlaState *s, in
     waiting.from = s ? gla_state_evaluated(s) : 0;
     waiting.of = of;
     waiting.seconds = 0;
+    waiting.on = 1;
     every_second(on_second);
 }
 
@@ -12045,13 +12062,12 @@ typedef struct {
 
 /* columns of a character; the common cases, not all of Unicode */
 static int char_width(uint32_t c) {
-    static const uint32_t narrow[][2] = {{0x300, 0x36f}, {0x200b, 0x200f}, {0xfe00, 0xfe0f},
-                                         {0x1f3fb, 0x1f3ff}};
-    static const uint32_t wide[][2] = {{0x1100, 0x115f}, {0x2e80, 0xa4cf}, {0xac00, 0xd7a3},
-                                       {0xf900, 0xfaff},
-                                       {0xfe30, 0xfe6f}, {0xff00, 0xff60}, {0xffe0, 0xffe6},
-                                           {0x1f300, 0x1f64f},
-                                       {0x1f680, 0x1f6ff}, {0x1f900, 0x1f9ff}, {0x20000, 0x3fffd}};
+    static const uint32_t narrow[][2] = {
+        {0x300, 0x36f}, {0x200b, 0x200f}, {0xfe00, 0xfe0f}, {0x1f3fb, 0x1f3ff}};
+    static const uint32_t wide[][2] = {
+        {0x1100, 0x115f}, {0x2e80, 0xa4cf}, {0xac00, 0xd7a3}, {0xf900, 0xfaff},
+        {0xfe30, 0xfe6f}, {0xff00, 0xff60}, {0xffe0, 0xffe6}, {0x1f300, 0x1f64f},
+        {0x1f680, 0x1f6ff}, {0x1f900, 0x1f9ff}, {0x20000, 0x3fffd}};
     for (size_t i = 0; i < sizeof narrow / sizeof *narrow; i++)
         if (c >= narrow[i][0] && c <= narrow[i][1]) return 0;
     for (size_t i = 0; i < sizeof wide / sizeof *wide; i++)
@@ -12644,6 +12660,7 @@ static int mode_generate(Job *job) {
         p.n_recent = saved.n_recent;
         if (!given(o, O_SEED)) p.rng = saved.rng;
     }
+    const int known = k.ids.n == gla_state_pos(s); /* a session may have come without its ids */
     if (!code) code = get_text(o, &t, err);
     if (!code) code = prompt_ids(&ids, &t, o, m, s, err);
     if (!code) code = ids_add(&k.ids, ids.id, ids.n, err);
@@ -12681,7 +12698,7 @@ static int mode_generate(Job *job) {
         print_speed(&k, &info, &outcome);
         if (whole_of(o, O_JSON_ONLY) && done != GLA_DONE_END)
             fprintf(stderr, "%s: the JSON is not complete\n", program_name());
-        k.ids.n = min64(k.ids.n, gla_state_pos(s));
+        k.ids.n = known ? min64(k.ids.n, gla_state_pos(s)) : 0;
         if (text_of(o, O_SAVE)) code = save_session(o, s, &p, &k.ids, err);
         if (made && !code) keep_prompt(&k);
         if (!code && k.bad) code = fail(err, GLA_IO, "standard output: cannot write");
@@ -13714,10 +13731,7 @@ int main(int argc, char **argv) {
     int code = parse_options(&o, argc, argv);
     if (code) return code;
     spin_briefly(argv);
-#ifdef HAVE_POSIX
-    /* a reader that went away and a file that may not grow are failed writes */
-    signal(SIGPIPE, SIG_IGN), signal(SIGXFSZ, SIG_IGN);
-#endif
+    failed_writes_only_fail();
     if ((code = print_page(&o, err)) >= 0) return code;
     if ((code = check_options(&o))) return code;
     job.begin = now_s();

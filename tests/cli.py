@@ -476,14 +476,15 @@ def test_embedding() -> None:
                  'int main(int n, char **a) { GlaModel *m; return n < 2 || gla_open(&m, a[1], NULL) || version(m) != 2 ? 1 : (gla_close(m), 0); }\n')
     static = write("static.c", '#define RUN_STATIC\n#define RUN_NO_MAIN\n#include "run.c"\nint main(void) { return 0; }\n')
     twice = write("twice.c", '#define RUN_HEADER_ONLY\n#include "run.c"\n#undef RUN_HEADER_ONLY\n#define RUN_NO_MAIN\n#include "run.c"\nint main(void) { return GLA_OK; }\n')
+    plain = write("plain.c", '#undef __unix__\n#undef __linux__\n#undef __APPLE__\n#define RUN_SCALAR\n#include "run.c"\n')
     want = run(TINY, "-i", PROMPT, "-s", 42, "-n", 100).stdout[:-1]
     compilers = [c for c in dict.fromkeys([*os.environ.get("CC", "cc").split()[:1], "gcc", "clang"]) if shutil.which(c)]
     for i, cc in enumerate(dict.fromkeys(os.path.realpath(shutil.which(c)) for c in compilers)):
         name = os.path.basename(cc)
-        for what, files in (("the program in the comment", [ROOT / "tests" / "embed.c"]), ("RUN_HEADER_ONLY", [header, body]), ("RUN_STATIC", [static]), ("the header first", [twice])):
+        for what, files in (("the program in the comment", [ROOT / "tests" / "embed.c"]), ("RUN_HEADER_ONLY", [header, body]), ("RUN_STATIC", [static]), ("the header first", [twice]), ("a system without POSIX", [plain])):
             out = tmp / f"embed{i}"
             # gcc sees what is not used only when it compiles, clang when it reads, which takes no time
-            how = ["-fsyntax-only"] if what == "the header first" or (what == "RUN_STATIC" and "clang" in name) else ["-O1", "-o", out, "-lm"]
+            how = ["-fsyntax-only"] if what in ("the header first", "a system without POSIX") or (what == "RUN_STATIC" and "clang" in name) else ["-O1", "-o", out, "-lm"]
             p = subprocess.run([cc, "-std=c11", "-Wall", "-Wextra", "-Werror", f"-I{ROOT}", *files, *how], capture_output=True, text=True)
             check(p.returncode == 0, f"{what} with {name}", p.stderr[:400])
             if p.returncode == 0 and what.startswith("the program"):

@@ -275,18 +275,20 @@ def test_in_use() -> None:
     """An output that is an input, under its name, another spelling, a hard or a symbolic link."""
     d = folder("used")
     files = {"model": d / "m.gguf", "vocabulary": d / "v.gguf", "ids": d / "ids",
-             "text": d / "text", "session": d / "old"}
+             "text": d / "text", "session": d / "old", "messages": d / "told"}
     (d / "sub").mkdir()
     for name in ("model", "vocabulary"):
         files[name].write_bytes(TINY.read_bytes())
     files["ids"].write_text("1 2 3")
     files["text"].write_text(PROMPT)
-    m, v, ids, text, old = files.values()
+    files["messages"].write_text('[{"role": "user", "content": "x"}]')
+    m, v, ids, text, old, told = files.values()
     ran(m, "-i", "x", "-n", 2, "--save-state", old)
     talk, logits = [m, "-z", v, "-n", 2], [m, "-z", v, "-m", "logits", "--ids", ids]
     cases = [("model", [*talk, "-i", "x", "--save-state"]),
              ("vocabulary", [*talk, "-i", "x", "--save-state"]),
              ("text", [*talk, "-f", text, "--save-state"]),
+             ("messages", [*talk, "-m", "chat", "--messages", told, "--save-state"]),
              ("model", [*logits, "--out"]),
              ("vocabulary", [*logits, "--out"]),
              ("ids", [*logits, "--out"]),
@@ -665,6 +667,18 @@ def test_forged_sessions() -> None:
     ran(TINY, "-n", 2, "-s", 1, "--load-state", forged, "--save-state", again)
     check(run(TINY, "-n", 2, "-s", 1, "--load-state", again).returncode == 0,
           "and may be saved again")
+    # Ctrl-C within the first run: none of the ids of this prompt are the session's
+    long = write("long", "once upon the time and " * 20000)
+    p = subprocess.Popen([cli.program, TINY, *map(str, ["-f", long, "-b", 1 << 18, "-c", 1 << 19,
+                         "-s", 1, "--load-state", forged, "--save-state", again])],
+                         stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    time.sleep(1)
+    p.send_signal(signal.SIGINT)
+    p.communicate(timeout=60)
+    kept = struct.unpack_from("<q", again.read_bytes(), Session.POS)
+    ids = struct.unpack_from("<q", again.read_bytes(), Session.IDS)
+    check((p.returncode, kept, ids) == (130, (s.pos,), (0,)), "interrupted, without ids",
+          (p.returncode, kept, ids))
     # fields, ids, lengths
     rng, ends = random.Random(4), []
     extremes = [0, 1, 2, 255, 271, 272, 2 ** 31 - 1, 2 ** 31, 2 ** 32 - 1, 2 ** 53, 2 ** 62,

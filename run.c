@@ -9598,93 +9598,141 @@ static int32_t json_sample(JsonTokens *j, GlaSampler *p, GlaState *s) { /* -1: n
     return id;
 }
 
-/* Reads n ids, a run at a time. Between two runs the listener may end it; its flag does so within one, which is taken back: to
- * wait for it can take a minute, and to make all of them short costs speed. The copy that this needs is left out where it
- * would cost a hundredth of the run: that is short, then. Returns GLA_DONE_CALLER when it was ended. */
+static int ended(const GlaGenerate *how) { return how->stop && *how->stop; }
+
+/* Reads n ids, a run at a time. Between two runs the listener may end it; its flag does so within
+ * one, which is taken back: to wait for it can take a minute, and to make all of them short costs
+ * speed. The copy that this needs is left out where it would cost a hundredth of the run: that is
+ * short, then. how: NULL, nothing ends it. Returns GLA_DONE_CALLER when it was ended. */
 static int read_ids(GlaState *s, const int32_t *ids, int64_t n, const GlaGenerate *how, char *err) {
     const size_t bytes = gla_snapshot_bytes(s->m);
-    void *before = n && how && how->stop ? gla_alloc(bytes) : NULL;
+    void *before = NULL;
     int code = GLA_OK;
     for (int64_t i = 0; i < n && !code; i += s->batch) {
         const int64_t T = min64(s->batch, n - i);
-        if (before && 100.0 * (double)bytes < (double)s->m->token_bytes * (double)T) {
+        const int worth = 100.0 * (double)bytes < (double)s->m->token_bytes * (double)T;
+        if (worth && how && how->stop && (before || (before = gla_alloc(bytes)))) {
             gla_snapshot(s, before);
             s->team.stop = how->stop;
         }
         code = gla_eval(s, ids + i, T, NULL, 0, err);
         s->team.stop = NULL;
         if (code == GLA_DONE_CALLER) gla_rewind(s, before);
-        else if (!code && how && ((how->emit && how->emit(how->user, -1, "", 0)) || (how->stop && *how->stop))) code = GLA_DONE_CALLER;
+        if (code || !how) continue;
+        if (how->emit && how->emit(how->user, -1, "", 0)) code = GLA_DONE_CALLER;
+        if (ended(how)) code = GLA_DONE_CALLER;
     }
     gla_free(before);
     return code;
 }
 
-/* json: NULL, or what how->json needs. */
-static int generate(GlaState *s, GlaSampler *p, const int32_t *prompt, int64_t n, const GlaGenerate *how, JsonTokens *json,
-                    int64_t *n_out, char *err) {
-    const GlaModel *m = s->m;
+/* A text that is being made. held: what was drawn and is not shown yet. */
+typedef struct {
+    GlaState *s;
+    GlaSampler *p;
+    const GlaGenerate *how;
+    JsonTokens json;
+    int64_t made;
+    int first;     /* after a lone begin token: no leading space */
+    size_t n_held;
     char held[HELD + PIECE];
-    size_t n_held = 0;
-    int64_t made = 0;
-    int done = 0, code;
-    int first = s->pos == 0 && n == 1 && !gla_piece(m, prompt[0], 0, NULL, 0); /* after a lone begin token: no leading space */
-    if (n_out) *n_out = 0;
-    if (*m->no_text) return need_vocabulary(m, err);
-    if (n < 0) return fail(err, GLA_INPUT, "a prompt of %lld tokens", (long long)n);
-    if (s->pos == 0 && n == 0)
-        return fail(err, GLA_INPUT, "nothing to go on: an empty prompt and a model without a begin-of-text token");
-    if ((code = check_room(s, n, err))) return code;
-    for (int i = 0; i < how->n_stops; i++) {
-        const size_t len = strlen(how->stops[i]);
-        if (len >= HELD / 2) return fail(err, GLA_INPUT, "a stop text of %zu bytes; at most %d", len, HELD / 2 - 1);
+} Writing;
+
+/* Why the text ends before another token; 0: it does not. */
+static int done_before(const Writing *w) {
+    const GlaState *s = w->s;
+    if (w->how->steps && w->made >= w->how->steps) return GLA_DONE_STEPS;
+    if (ended(w->how)) return GLA_DONE_CALLER;
+    return s->m->kv_floats && s->pos >= s->ctx ? GLA_DONE_CONTEXT : 0;
+}
+
+static int draw(Writing *w, int32_t *id, char *err) {
+    const GlaState *s = w->s;
+    *id = w->how->json ? json_sample(&w->json, w->p, w->s) : gla_sample(w->p, w->s);
+    if (*id < 0)
+        return fail(err, GLA_INPUT, "no token of this vocabulary can go on with the JSON text");
+    if (isfinite(s->logits[*id])) return GLA_OK;
+    return fail(err, GLA_FORMAT,
+                "what the model computes behind token %lld is not a number (%s); its file is "
+                "damaged, or was converted wrongly",
+                (long long)s->pos, isnan(s->logits[*id]) ? "NaN" : "infinity");
+}
+
+/* Shows the text of a token, as far as it can be shown: nearly always one round, more than PIECE
+ * bytes come in parts. Returns why the text ends behind it, or 0. */
+static int show_token(Writing *w, int32_t id) {
+    const GlaGenerate *how = w->how;
+    int stop = 0, done = 0;
+    for (size_t from = 0, len = 1; !stop && (!from || from < len); from += PIECE) {
+        len = piece_part(w->s->m->vocab, id, w->first ? GLA_FIRST : 0, from, w->held + w->n_held,
+                         PIECE);
+        w->n_held += len - from < PIECE ? len - from : PIECE;
+        const size_t show = showable(how, w->held, w->n_held, &stop);
+        if (how->emit && how->emit(how->user, from ? -1 : id, w->held, show))
+            done = GLA_DONE_CALLER;
+        w->n_held -= show;
+        memmove(w->held, w->held + show, w->n_held);
     }
-    if ((code = read_ids(s, prompt, n, how, err))) return code;
-    for (int64_t i = 0; i < n; i++) gla_sampler_note(p, prompt[i]);
-    while (!done) {
-        if (how->steps && made >= how->steps) { done = GLA_DONE_STEPS; break; }
-        if (how->stop && *how->stop) { done = GLA_DONE_CALLER; break; }
-        if (m->kv_floats && s->pos >= s->ctx) { done = GLA_DONE_CONTEXT; break; }
-        int32_t id = how->json ? json_sample(json, p, s) : gla_sample(p, s);
-        if (id < 0) return fail(err, GLA_INPUT, "no token of this vocabulary can go on with the JSON text");
-        if (!isfinite(s->logits[id]))
-            return fail(err, GLA_FORMAT,
-                        "what the model computes behind token %lld is not a number (%s); its file is damaged, "
-                        "or was converted wrongly",
-                        (long long)s->pos, isnan(s->logits[id]) ? "NaN" : "infinity");
-        if (!how->ignore_end && gla_is_end(m, id)) { done = GLA_DONE_END; break; }
-        gla_sampler_note(p, id);
-        made++;
-        int stop = 0;
-        // the text of the token: nearly always one round, more than PIECE bytes come in parts
-        for (size_t from = 0, len = 1; !stop && (!from || from < len); from += PIECE) {
-            len = piece_part(m->vocab, id, first ? GLA_FIRST : 0, from, held + n_held, PIECE);
-            n_held += len - from < PIECE ? len - from : PIECE;
-            size_t show = showable(how, held, n_held, &stop);
-            if (how->emit && how->emit(how->user, from ? -1 : id, held, show)) done = GLA_DONE_CALLER;
-            memmove(held, held + show, n_held - show);
-            n_held -= show;
+    w->first = 0;
+    if (stop) {
+        w->n_held = 0;
+        return GLA_DONE_STOP;
+    }
+    return how->json && w->json.now.at == J_END && !done ? GLA_DONE_END : done;
+}
+
+static int write_tokens(Writing *w, char *err) { /* behind the prompt */
+    const GlaGenerate *how = w->how;
+    int done, code = GLA_OK;
+    while (!(done = done_before(w))) {
+        int32_t id;
+        if ((code = draw(w, &id, err))) return code;
+        if (!how->ignore_end && gla_is_end(w->s->m, id)) {
+            done = GLA_DONE_END;
+            break;
         }
-        first = 0;
-        if (stop) {
-            done = GLA_DONE_STOP;
-            n_held = 0;
-        } else if (how->json && json->now.at == J_END && !done) done = GLA_DONE_END;
-        if ((code = gla_eval(s, &id, 1, NULL, 0, err))) return code;
+        gla_sampler_note(w->p, id);
+        w->made++;
+        done = show_token(w, id);
+        if ((code = gla_eval(w->s, &id, 1, NULL, 0, err))) return code;
+        if (done) break;
     }
     // an unfinished character or stop text is text after all
-    if (n_held && how->emit && done != GLA_DONE_CALLER) how->emit(how->user, -1, held, n_held);
-    if (n_out) *n_out = made;
+    if (w->n_held && how->emit && done != GLA_DONE_CALLER)
+        how->emit(how->user, -1, w->held, w->n_held);
     return done;
 }
 
-GLA_API int gla_generate(GlaState *s, GlaSampler *p, const int32_t *prompt, int64_t n, const GlaGenerate *how,
-                         int64_t *n_out, char *err) {
-    JsonTokens json;
-    if (!how->json) return generate(s, p, prompt, n, how, NULL, n_out, err);
-    int code = json_tokens(&json, s->m, err);
-    if (!code) code = generate(s, p, prompt, n, how, &json, n_out, err);
-    gla_free(json.at), gla_free(json.bytes), gla_free(json.logits);
+static int check_prompt(const GlaState *s, int64_t n, const GlaGenerate *how, char *err) {
+    if (*s->m->no_text) return need_vocabulary(s->m, err);
+    if (n < 0) return fail(err, GLA_INPUT, "a prompt of %lld tokens", (long long)n);
+    if (s->pos == 0 && n == 0)
+        return fail(err, GLA_INPUT, "nothing to go on: an empty prompt and a model without a "
+                                    "begin-of-text token");
+    for (int i = 0; i < how->n_stops; i++) {
+        const size_t len = strlen(how->stops[i]);
+        if (len >= HELD / 2)
+            return fail(err, GLA_INPUT, "a stop text of %zu bytes; at most %d", len, HELD / 2 - 1);
+    }
+    return check_room(s, n, err);
+}
+
+GLA_API int gla_generate(GlaState *s, GlaSampler *p, const int32_t *prompt, int64_t n,
+                         const GlaGenerate *how, int64_t *n_out, char *err) {
+    Writing w;
+    int code = check_prompt(s, n, how, err);
+    if (n_out) *n_out = 0;
+    if (code) return code;
+    w.s = s, w.p = p, w.how = how;
+    w.first = s->pos == 0 && n == 1 && !gla_piece(s->m, prompt[0], 0, NULL, 0);
+    w.made = 0, w.n_held = 0;
+    memset(&w.json, 0, sizeof w.json);
+    if (how->json) code = json_tokens(&w.json, s->m, err);
+    if (!code) code = read_ids(s, prompt, n, how, err);
+    for (int64_t i = 0; i < n && !code; i++) gla_sampler_note(p, prompt[i]);
+    if (!code) code = write_tokens(&w, err);
+    if (n_out) *n_out = w.made;
+    gla_free(w.json.at), gla_free(w.json.bytes), gla_free(w.json.logits);
     return code;
 }
 

@@ -7330,8 +7330,8 @@ enum { TYPE_NORMAL = 1, TYPE_UNKNOWN, TYPE_CONTROL, TYPE_USER_DEFINED, TYPE_UNUS
 enum { ADDED_LSTRIP = 1, ADDED_RSTRIP = 2, ADDED_WORD = 4, ADDED_NORMALIZED = 8,
        ADDED_NORMAL = 16 };
 /* Bytes of the longest text in a trie: the most that is looked at for each byte. */
-enum { TRIE_DEPTH = 256,
-       PROBES = 512 }; /* a hash table that needs more steps than this was built to be slow */
+enum { TRIE_DEPTH = 256, TRIE_NODES = 1 << 24 };
+enum { PROBES = 512 };  /* a hash table that needs more steps than this was built to be slow */
 enum { SPACE_MARK = 0x2581 };
 
 /* A hash table: what is looked for lies elsewhere, under a number. */
@@ -7392,6 +7392,7 @@ struct Tokenizer {
     Table vocab;                        /* text -> id + 1 */
     Table pairs;                        /* "left right" -> where the line lies, + 1: its rank */
     size_t longest;                     /* bytes of the longest token text */
+    uint8_t *binds;                     /* (256) by byte, see load_binds; NULL: all do */
     Trie added[2]; /* tokens that are found in the raw text; in the normalised one */
     Trie words;                         /* "rwkv" */
     uint8_t *habits;                    /* (n) ADDED_..., or NULL: none has any */
@@ -7481,8 +7482,9 @@ static uint32_t trie_step(const Trie *t, uint32_t node, uint8_t byte) {     /* t
     return slot ? slot->value : 0;
 }
 
-/* Room for texts of so many bytes together; 0: no memory. */
+/* Room for texts of so many bytes together, or for as many as there may be; 0: no memory. */
 static int trie_init(Trie *t, size_t n_bytes) {
+    if (n_bytes > TRIE_NODES) n_bytes = TRIE_NODES;
     t->n = 1;
     t->ids = gla_alloc((n_bytes + 1) * sizeof *t->ids);
     return t->ids && table_init(&t->edges, n_bytes);
@@ -7500,7 +7502,7 @@ static int trie_add(Trie *t, Str s, int32_t id) {
             const uint32_t key = node << 8 | byte;
             size_t step = 0;
             Slot *slot = node ? table_next(&t->edges, key, &step) : NULL;
-            if (t->n >> 24 || (node && !slot)) return 0;
+            if (t->n == TRIE_NODES || (node && !slot)) return 0;
             child = t->n++;
             t->ids[child] = -1;
             if (slot) *slot = (Slot){key, child};
@@ -7848,7 +7850,10 @@ static int state_for(Regex *r, size_t n) { /* of the list of n steps that was wr
         r->used -= n;
         return i;
     }
-    if (!slot || r->n_states == MAX_STATES || r->used + MAX_STEPS > MAX_LISTS) return too_large(r);
+    if (!slot || r->n_states == MAX_STATES || r->used + MAX_STEPS > MAX_LISTS) {
+        r->used -= n;
+        return too_large(r);
+    }
     r->states[r->n_states].at = r->used - n;
     r->states[r->n_states].n = n;
     *slot = (Slot){(uint32_t)h, (uint32_t)r->n_states + 1};
@@ -8136,6 +8141,22 @@ static int load_tokens(Tokenizer *t, char *err) {
     return GLA_OK;
 }
 
+static int is_mark(const char *s, size_t n) { return n > 2 && !memcmp(s, "\342\226\201", 3); }
+
+/* Behind which bytes may a U+2581 belong to the same token? Where a character that has no token may
+ * stand next to it, or a piece as a whole may be a token, words are not told apart. */
+static int load_binds(Tokenizer *t, char *err) {
+    if (t->model != VOCAB_SPM || t->whole) return GLA_OK;
+    if (!is_text(t, find_token(t, str_of("\342\226\201"), str_of("")))) return GLA_OK;
+    if (!(t->binds = gla_alloc(256))) return fail(err, GLA_MEMORY, "no memory for a vocabulary");
+    for (int32_t id = 0; id < t->n; id++) {
+        const char *s = t->tokens[id].s, *end = s + t->tokens[id].n;
+        for (const char *p = s; p < end && (p = memchr(p, '\342', (size_t)(end - p))); p++)
+            if (p > s && is_mark(p, (size_t)(end - p))) t->binds[(uint8_t)p[-1]] = 1;
+    }
+    return GLA_OK;
+}
+
 /* tokenizer.ggml.merges: "left right", in order of rank. Only the lines are put into a table,
  * under the hash of their whole text; the ids are looked up when a text needs them. Large
  * vocabularies are loaded in a few milliseconds in this way. */
@@ -8272,9 +8293,9 @@ static int load_added(Tokenizer *t, const Gguf *g, char *err) {
         Str text = t->tokens[id];
         char *copy = NULL;
         if (late && normalise(t, text.s, text.n, &copy, &text.n))
-            return fail(err, GLA_MEMORY, "no memory for special tokens");
+            code = fail(err, GLA_MEMORY, "no memory for special tokens");
         if (copy) text.s = copy;
-        if (!trie_add(&t->added[late], text, id))
+        if (!code && !trie_add(&t->added[late], text, id))
             code = fail(err, GLA_UNSUPPORTED,
                         "special tokens: too many letters, or too many of them share one hash "
                         "value");
@@ -8402,6 +8423,7 @@ static int load_arrays(Tokenizer *t, const Gguf *g, char *err) {
         return fail(err, GLA_MEMORY, "no memory for a vocabulary of %d tokens", (int)t->n);
     int code = read_texts(t, &texts, err);
     if (!code) code = load_tokens(t, err);
+    if (!code) code = load_binds(t, err);
     if (!code) code = load_merges(t, err);
     return code;
 }
@@ -8476,8 +8498,8 @@ static int load_vocabulary(Tokenizer *t, const Gguf *g, const char *pre, char *e
 }
 
 static void tokenizer_clear(Tokenizer *t) {
-    void *const owned[] = { t->tokens, t->unescaped, t->habits, t->vocab.slots, t->pairs.slots,
-                            t->unicode.classes };
+    void *const owned[] = { t->tokens, t->unescaped, t->habits, t->binds, t->vocab.slots,
+                            t->pairs.slots, t->unicode.classes };
     for (size_t i = 0; i < sizeof owned / sizeof *owned; i++) gla_free(owned[i]);
     trie_free(&t->added[0]);
     trie_free(&t->added[1]);
@@ -8506,12 +8528,15 @@ static int tokenizer_is_end(const Tokenizer *t, int32_t id) {
 
 /* -- merging --
  * A piece is a linked list of symbols; a heap holds the pairs that can be joined, the one to be
- * joined first on top. Entries go stale when a neighbour was quicker, and are skipped when they
- * come up. Time n log n. */
+ * joined first on top: rank << 32 | symbol, so that of equal ranks the leftmost is first. Entries
+ * go stale when a neighbour was quicker, and are skipped when they come up. Time n log n. */
 #define NO_SYMBOL UINT32_MAX
-typedef struct { uint32_t at, len, prev, next; int32_t id; } Symbol; /* a stretch of the piece */
-/* The joining of symbol `at` with its right neighbour. */
-typedef struct { uint32_t rank, at, len; int32_t id; } Join;
+typedef struct {
+    uint32_t at, prev, next;        /* where its bytes begin; it goes on to where the next does */
+    int32_t id;                     /* -1: not a token */
+    int32_t joined;                 /* the token of it and the next one, -1: none */
+    uint32_t rank;                  /* of that join; lower ones are first */
+} Symbol;
 /* What two tokens join to; id -1: to nothing. */
 typedef struct { int32_t left, right, id; uint32_t rank; } Known;
 typedef struct {
@@ -8541,22 +8566,21 @@ static void emit_id(Encoder *e, int32_t id) {
     if (!e->code) e->code = ids_add(e->out, &id, 1, NULL);
 }
 
-static int joins_before(const Join *a, const Join *b) { /* lower rank, of equals the leftmost */
-    return a->rank != b->rank ? a->rank < b->rank : a->at < b->at;
-}
-
-static void push_join(Join *heap, size_t *n, Join j) {
+/* Four children each: half the levels of a heap of two, and children lie together. */
+static void push_key(uint64_t *heap, size_t *n, uint64_t key) {
     size_t i = (*n)++;
-    for (; i && joins_before(&j, &heap[(i - 1) / 2]); i = (i - 1) / 2) heap[i] = heap[(i - 1) / 2];
-    heap[i] = j;
+    for (; i && key < heap[(i - 1) / 4]; i = (i - 1) / 4) heap[i] = heap[(i - 1) / 4];
+    heap[i] = key;
 }
 
-static Join pop_join(Join *heap, size_t *n) {
-    Join top = heap[0], last = heap[--*n];
+static uint64_t pop_key(uint64_t *heap, size_t *n) {        /* the smallest */
+    const uint64_t top = heap[0], last = heap[--*n];
     size_t i = 0;
-    for (size_t k; (k = 2 * i + 1) < *n; i = k) {
-        if (k + 1 < *n && joins_before(&heap[k + 1], &heap[k])) k++;
-        if (!joins_before(&heap[k], &last)) break;
+    for (size_t k; (k = 4 * i + 1) < *n; i = k) {
+        const size_t end = k + 4 < *n ? k + 4 : *n;
+        for (size_t other = k + 1; other < end; other++)
+            if (heap[other] < heap[k]) k = other;
+        if (heap[k] >= last) break;
         heap[i] = heap[k];
     }
     heap[i] = last;
@@ -8616,14 +8640,16 @@ static Known recall(Encoder *e, int32_t left, int32_t right) {
     return found;
 }
 
-/* Put the pair of symbol `at` and its right neighbour on the heap, if there is a token for the
- * two together. */
-static void propose(Encoder *e, const Symbol *sym, uint32_t at, Join *heap, size_t *n) {
-    if (at == NO_SYMBOL || sym[at].next == NO_SYMBOL) return;
-    const Symbol *a = &sym[at], *b = &sym[a->next];
-    if (a->id < 0 || b->id < 0) return;
-    const Known k = recall(e, a->id, b->id);
-    if (k.id >= 0) push_join(heap, n, (Join){ k.rank, at, a->len + b->len, k.id });
+/* Puts symbol i and its right neighbour on the heap, if there is a token for the two together. */
+static void propose(Encoder *e, Symbol *sym, uint32_t i, uint64_t *heap, size_t *n) {
+    if (i == NO_SYMBOL) return;
+    Symbol *a = &sym[i];
+    a->joined = -1;
+    if (a->next == NO_SYMBOL || a->id < 0 || sym[a->next].id < 0) return;
+    const Known k = recall(e, a->id, sym[a->next].id);
+    a->joined = k.id;
+    a->rank = k.rank;
+    if (k.id >= 0) push_key(heap, n, (uint64_t)k.rank << 32 | i);
 }
 
 /* Symbols of a piece: bytes or characters. Returns how many. */
@@ -8639,7 +8665,7 @@ static size_t split_symbols(const Tokenizer *t, const char *s, size_t n, Symbol 
             if (!is_text(t, id)) id = -1;
         }
         const uint32_t i = (uint32_t)count++;
-        sym[i] = (Symbol){ (uint32_t)at, (uint32_t)len, i - 1, i + 1, id };
+        sym[i] = (Symbol){ (uint32_t)at, i - 1, i + 1, id, -1, 0 };
     }
     if (count) sym[count - 1].next = NO_SYMBOL; /* and the first one's prev is, by wrapping */
     return count;
@@ -8658,49 +8684,65 @@ static int32_t whole_piece(const Tokenizer *t, const char *s, size_t n, char *sp
     return is_text(t, id) ? id : -1;
 }
 
-static void emit_symbols(Encoder *e, const char *s, const Symbol *sym) {
+static void emit_symbols(Encoder *e, const char *s, size_t n, const Symbol *sym) {
     const Tokenizer *t = e->t;
     int unknown = 0;                                /* the last one was */
     for (uint32_t i = 0; i != NO_SYMBOL; i = sym[i].next) {
-        const char *text = s + sym[i].at;
+        if (sym[i].id >= 0) {
+            emit_id(e, sym[i].id);
+            unknown = 0;
+            continue;
+        }
+        const size_t end = sym[i].next == NO_SYMBOL ? n : sym[sym[i].next].at;
         int spelled = t->byte_fallback;
-        for (uint32_t k = 0; k < sym[i].len; k++) spelled &= t->byte_id[(uint8_t)text[k]] >= 0;
-        const uint32_t n_bytes = sym[i].id < 0 && spelled ? sym[i].len : 0;
-        if (sym[i].id >= 0) emit_id(e, sym[i].id);
-        for (uint32_t k = 0; k < n_bytes; k++) emit_id(e, t->byte_id[(uint8_t)text[k]]);
-        const int lost = sym[i].id < 0 && !spelled;
-        if (lost && t->unk >= 0 && !(unknown && t->fuse_unk)) emit_id(e, t->unk);
-        unknown = lost;
+        for (size_t k = sym[i].at; k < end; k++) spelled &= t->byte_id[(uint8_t)s[k]] >= 0;
+        for (size_t k = sym[i].at; k < end && spelled; k++) emit_id(e, t->byte_id[(uint8_t)s[k]]);
+        if (!spelled && t->unk >= 0 && !(unknown && t->fuse_unk)) emit_id(e, t->unk);
+        unknown = !spelled;
     }
 }
 
 /* Append the ids of one piece of n > 0 bytes. */
 static void encode_piece(Encoder *e, const char *s, size_t n) {
     const Tokenizer *t = e->t;
-    Symbol *sym = encoder_scratch(e, n * (sizeof *sym + 2 * sizeof(Join)));
+    Symbol *sym = encoder_scratch(e, n * (sizeof *sym + 2 * sizeof(uint64_t)));
     if (!sym) return;
-    Join *heap = (Join *)(sym + n); /* n - 1 at first, and a join takes one and adds at most two */
+    uint64_t *heap = (uint64_t *)(sym + n); /* n - 1 at first; a join takes one, adds two at most */
     size_t n_heap = 0;
     const int32_t whole = whole_piece(t, s, n, (char *)heap);
-    if (whole >= 0) { emit_id(e, whole); return; }
+    if (whole >= 0) {
+        emit_id(e, whole);
+        return;
+    }
     const size_t n_sym = split_symbols(t, s, n, sym);
     if (n_sym == 0) return;
     for (uint32_t i = 0; i < n_sym; i++) propose(e, sym, i, heap, &n_heap);
     while (n_heap) {
-        Join j = pop_join(heap, &n_heap);
-        Symbol *a = &sym[j.at];
-        /* Symbols only grow, so the pair is still the one proposed if both are there and no
-         * longer than then. */
-        if (!a->len || a->next == NO_SYMBOL || a->len + sym[a->next].len != j.len) continue;
-        sym[a->next].len = 0;                       /* gone */
-        a->next = sym[a->next].next;
-        a->len = j.len;
-        a->id = j.id;
-        if (a->next != NO_SYMBOL) sym[a->next].prev = j.at;
+        const uint64_t top = pop_key(heap, &n_heap);
+        Symbol *a = &sym[(uint32_t)top];
+        if (a->joined < 0 || a->rank != top >> 32) continue;
+        Symbol *gone = &sym[a->next];
+        a->id = a->joined;
+        a->next = gone->next;
+        gone->joined = -1;
+        if (a->next != NO_SYMBOL) sym[a->next].prev = (uint32_t)top;
         propose(e, sym, a->prev, heap, &n_heap);
-        propose(e, sym, j.at, heap, &n_heap);
+        propose(e, sym, (uint32_t)top, heap, &n_heap);
     }
-    emit_symbols(e, s, sym);
+    emit_symbols(e, s, n, sym);
+}
+
+/* The same; where no token goes on from one word into the next, words are pieces of their own,
+ * which is quicker and changes no id. */
+static void encode_words(Encoder *e, const char *s, size_t n) {
+    const uint8_t *binds = e->t->binds;
+    size_t from = 0;
+    for (size_t at = 1; binds && at < n; at++) {
+        if (binds[(uint8_t)s[at - 1]] || !is_mark(s + at, n - at)) continue;
+        encode_piece(e, s + from, at - from);
+        from = at;
+    }
+    encode_piece(e, s + from, n - from);
 }
 
 static void encode_longest(Encoder *e, const char *s, size_t n) {           /* "rwkv" */
@@ -8757,7 +8799,7 @@ static void encode_pieces(Encoder *e, int split, const char *s, size_t n) {
     const Tokenizer *t = e->t;
     Futile futile = { 0, 0, 0 };
     size_t from = 0, end, len = 1;
-    if (split == t->n_splits) { encode_piece(e, s, n); return; }
+    if (split == t->n_splits) { encode_words(e, s, n); return; }
     if (t->splits[split].thousands) { split_thousands(e, split, s, n); return; }
     for (size_t at = 0; at < n && !e->code;) {
         end = match_end(&t->splits[split], &t->unicode, s, n, at, &futile);
@@ -8833,23 +8875,30 @@ static int class_before(const Unicode *u, const char *s, size_t at) {
     return char_class(u, from + len == at ? c : BAD_BYTE) & (N_CH - 1);
 }
 
-/* Does the added token at s[*start] .. s[*stop] hold there? Some are found only as words, some
- * take the white space around them along, to the left not beyond `from`. */
-static int added_fits(const Tokenizer *t, int32_t id, const char *s, size_t n, size_t from,
-                      size_t *start, size_t *stop) {
+/* An added token in a text: from .. start lies before it, and after the last one. blank: how far
+ * to the right an earlier one took white space along; up to there it is not read again. */
+typedef struct { size_t from, start, stop, blank; } Found;
+
+/* Does token id hold there? Some are found only as words, some take the white space around them
+ * along, to the left not beyond `from`. */
+static int added_fits(const Tokenizer *t, int32_t id, const char *s, size_t n, Found *f) {
     const int habits = t->habits ? t->habits[id] : 0;
     const Unicode *u = &t->unicode;
     size_t len;
     if (habits & ADDED_WORD) {
-        if (*start && WORD_CLASSES >> class_before(u, s, *start) & 1) return 0;
-        if (*stop < n && WORD_CLASSES >> class_at(u, s, n, *stop, &len) & 1) return 0;
+        if (f->start && WORD_CLASSES >> class_before(u, s, f->start) & 1) return 0;
+        if (f->stop < n && WORD_CLASSES >> class_at(u, s, n, f->stop, &len) & 1) return 0;
     }
     if (habits & ADDED_LSTRIP)
-        while (*start > from && CLASS(CH_SPACE) >> class_before(u, s, *start) & 1) {
-            do --*start; while (*start > from && ((uint8_t)s[*start] & 0xC0) == 0x80);
+        while (f->start > f->from && CLASS(CH_SPACE) >> class_before(u, s, f->start) & 1) {
+            do --f->start; while (f->start > f->from && ((uint8_t)s[f->start] & 0xC0) == 0x80);
         }
-    if (habits & ADDED_RSTRIP)
-        while (*stop < n && CLASS(CH_SPACE) >> class_at(u, s, n, *stop, &len) & 1) *stop += len;
+    if (habits & ADDED_RSTRIP) {
+        if (f->stop < f->blank) f->stop = f->blank;
+        while (f->stop < n && CLASS(CH_SPACE) >> class_at(u, s, n, f->stop, &len) & 1)
+            f->stop += len;
+        f->blank = f->stop;
+    }
     return 1;
 }
 
@@ -8868,6 +8917,14 @@ static Str between_added(const Tokenizer *t, Str s, int32_t before, int32_t afte
     return (Str){s.s + at, s.n - at};
 }
 
+/* The text between two added tokens, from .. end. */
+static void encode_between(Encoder *e, const char *s, size_t from, size_t end, int flags, int late,
+                           int first) {
+    if (from >= end) return;
+    if (late) encode_part(e, s + from, end - from, first && !from);
+    else encode_stretch(e, s + from, end - from, flags, first && !from);
+}
+
 /* Added tokens are found leftmost first, the longest of those that start together; late: in the
  * normalised text, those that are looked for there. Without GLA_SPECIAL the control tokens among
  * them stay plain text, so that "<|im_end|>" typed by a user ends nothing; user-defined ones are
@@ -8876,7 +8933,8 @@ static void encode_around_added(Encoder *e, const char *s, size_t n, int flags, 
                                 int first) {
     const Tokenizer *t = e->t;
     const Trie *trie = &t->added[late];
-    size_t from = 0, len = 0;
+    Found f = { 0, 0, 0, 0 };
+    size_t len = 0;
     for (size_t at = 0; at < n && !e->code;) {
         const int possible = trie->root[(uint8_t)s[at]] != 0;
         const int32_t id = possible ? trie_longest(trie, s + at, n - at, &len) : -1;
@@ -8884,18 +8942,16 @@ static void encode_around_added(Encoder *e, const char *s, size_t n, int flags, 
             at++;
             continue;
         }
-        size_t start = at, stop = at += len;
+        f.start = at;
+        f.stop = at += len;
         const int control = is_special(t, id) && token_type(t, id) != TYPE_USER_DEFINED;
         if (control && !(flags & GLA_SPECIAL)) continue;
-        if (!added_fits(t, id, s, n, from, &start, &stop)) continue;
-        if (from < start && late) encode_part(e, s + from, start - from, first && !from);
-        else if (from < start) encode_stretch(e, s + from, start - from, flags, first && !from);
+        if (!added_fits(t, id, s, n, &f)) continue;
+        encode_between(e, s, f.from, f.start, flags, late, first);
         emit_id(e, id);
-        if (from < stop) from = stop;
+        f.from = f.stop; /* even if that is white space which the token before took: so HF */
     }
-    if (from >= n) return;
-    if (late) encode_part(e, s + from, n - from, first && !from);
-    else encode_stretch(e, s + from, n - from, flags, first && !from);
+    encode_between(e, s, f.from, n, flags, late, first);
 }
 
 /* Appends the ids of len bytes of text. GLA_BOS puts bos before and eos behind it if the file
@@ -8937,8 +8993,7 @@ static int32_t special_at(const Tokenizer *t, const char *s, size_t n, size_t *l
 /* The bytes of one token: returns how many there are, of which the first cap are written. A
  * token may hold part of a character, so whoever prints collects whole ones. Control tokens are
  * silent without GLA_SPECIAL. GLA_FIRST goes with the first token of a text that is not a
- * control token: "llama" encoding put a space there. */
-/* ... from byte `from` on */
+ * control token: "llama" encoding put a space there. from: how many bytes to leave out. */
 static size_t piece_part(const Tokenizer *t, int32_t id, int flags, size_t from, char *buf,
                          size_t cap) {
     if (id < 0 || id >= t->n) return 0;
@@ -9088,7 +9143,7 @@ static int nfc(const Tokenizer *t, const char *s, size_t n, char **out, size_t *
         }
         if (4 * count > room) {
             gla_free(q);
-            room = 8 * count;
+            room = 4 * count;
             if (!(q = gla_alloc(room * sizeof *q))) return GLA_MEMORY;
         }
         for (size_t i = at; i < end; i += len)
@@ -9330,7 +9385,7 @@ GLA_API int64_t gla_encode(const GlaModel *m, const char *text, size_t len, int 
     return tokenizer_encode(m->vocab, text, len, flags, ids, cap, err);
 }
 GLA_API int gla_pre_tokenizer(GlaModel *m, const char *name, char *err) {
-    if (strlen(name) >= sizeof m->pre || !find_pre_tokenizer(str_of(name), err)) return GLA_UNSUPPORTED;
+    if (!find_pre_tokenizer(str_of(name), err)) return GLA_UNSUPPORTED;     /* so it fits in m->pre */
     char before[sizeof m->pre];
     Tokenizer *old = m->vocab;
     strcpy(before, m->pre), strcpy(m->pre, name);

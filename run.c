@@ -8880,7 +8880,8 @@ static int class_before(const Unicode *u, const char *s, size_t at) {
 typedef struct { size_t from, start, stop, blank; } Found;
 
 /* Does token id hold there? Some are found only as words, some take the white space around them
- * along, to the left not beyond `from`. */
+ * along, to the left not beyond `from`; nothing is left of one that is all white space, when the
+ * token before has taken that. */
 static int added_fits(const Tokenizer *t, int32_t id, const char *s, size_t n, Found *f) {
     const int habits = t->habits ? t->habits[id] : 0;
     const Unicode *u = &t->unicode;
@@ -8899,7 +8900,7 @@ static int added_fits(const Tokenizer *t, int32_t id, const char *s, size_t n, F
             f->stop += len;
         f->blank = f->stop;
     }
-    return 1;
+    return !(habits & ADDED_LSTRIP) || f->from < f->stop;
 }
 
 /* The text between two added tokens, without the white space that they take along. -1: no token. */

@@ -1363,19 +1363,22 @@ static void check_ids(const Vocabulary *v, const char *text, const char *want) {
 /* White space that two added tokens lay claim to: as HuggingFace tokenizers 0.23 reads it. */
 static void test_added_blanks(void) {
     File f = {0};
-    const char *tokens[] = {"a", "\xC4\xA0", "<A>", "<L>", "\n"};
-    const uint32_t right[] = {2}, left[] = {3};
+    const char *tokens[] = {"a", "\xC4\xA0", "<A>", "<L>", "\n", "\t"};
+    const uint32_t right[] = {2}, left[] = {3, 5};
     key_str(&f, "tokenizer.ggml.model", "gpt2");
-    key_strs(&f, "tokenizer.ggml.tokens", tokens, 5);
-    key_u32s(&f, "tokenizer.ggml.token_type", (uint32_t[]){1, 1, 3, 3, 3}, 5);
+    key_strs(&f, "tokenizer.ggml.tokens", tokens, 6);
+    key_u32s(&f, "tokenizer.ggml.token_type", (uint32_t[]){1, 1, 3, 3, 3, 3}, 6);
     key_u32s(&f, "tokenizer.gla.rstrip", right, 1);
-    key_u32s(&f, "tokenizer.gla.lstrip", left, 1);
+    key_u32s(&f, "tokenizer.gla.lstrip", left, 2);
     Vocabulary v = vocabulary_of(&f);
     check_ids(&v, "<A>  a", "2 0");
     check_ids(&v, "<A>  \n  a", "2 4 1 1 0");
     check_ids(&v, "<A> \n <L>", "2 4 3");
     check_ids(&v, "<A> \n \n a", "2 4 1 4 1 0");
     check_ids(&v, "<A>  <L> a", "2 3 1 0");
+    check_ids(&v, "<A> \t a", "2 0");
+    check_ids(&v, "<A> \ta", "2 0");
+    check_ids(&v, "a \ta", "0 5 0");
     vocabulary_free(&v);
 }
 

@@ -251,8 +251,10 @@ GLA_API int gla_chat_load(GlaChat *c, GlaSampler *p, const char *path, char *err
 #ifndef LANES /* the file includes itself for the vectors of section 5 */
 
 /* ---- 2. platform: no other section asks which operating system this is -----------------------
- * In order: headers, threads (OpenMP), what compilers call things, how threads wait and how many there are, denormal numbers,
- * ARM features, memory and how much of it is resident, the clock, mapped files, the terminal, files written whole or not at all, folders. Each has a branch for systems that lack it. */
+ * In order: headers, threads (OpenMP), what compilers call things, how threads wait and how many
+ * there are, denormal numbers, ARM features, memory, date and clock, files that are read or mapped,
+ * the terminal, signals, files written whole or not at all, folders, a signal every second. Each has
+ * a branch for systems that lack it. */
 #include <errno.h>
 #include <limits.h>
 #include <math.h>
@@ -278,13 +280,16 @@ GLA_API int gla_chat_load(GlaChat *c, GlaSampler *p, const char *path, char *err
 #include <unistd.h>
 #endif
 
-/* PARALLEL_FOR(n) before a loop spreads its rounds over n threads in equal pieces. PARALLEL_TASKS is for rounds of unequal length: a thread
- * that is done takes the next one. Without OpenMP the loop is an ordinary loop. */
+/* PARALLEL_FOR(n) before a loop spreads its rounds over n threads in equal pieces. PARALLEL_TASKS
+ * is for rounds of unequal length: a thread that is done takes the next one. Without OpenMP the
+ * loop is an ordinary loop. */
 #ifdef _OPENMP
 #include <omp.h>
 #define PRAGMA(text) _Pragma(#text)
-#define PARALLEL_FOR(n_threads) PRAGMA(omp parallel for schedule(static) num_threads(n_threads) if ((n_threads) > 1))
-#define PARALLEL_TASKS(n_threads) PRAGMA(omp parallel for schedule(dynamic) num_threads(n_threads) if ((n_threads) > 1))
+#define PARALLEL_FOR(n_threads) \
+    PRAGMA(omp parallel for schedule(static) num_threads(n_threads) if ((n_threads) > 1))
+#define PARALLEL_TASKS(n_threads) \
+    PRAGMA(omp parallel for schedule(dynamic) num_threads(n_threads) if ((n_threads) > 1))
 #define THREAD_ID omp_get_thread_num()
 #define ALL_THREADS omp_get_max_threads()
 #else
@@ -294,8 +299,9 @@ GLA_API int gla_chat_load(GlaChat *c, GlaSampler *p, const char *path, char *err
 #define ALL_THREADS 1
 #endif
 
-/* Words that compilers spell differently. UNROLL, UNROLL8 and UNROLL16 before a loop of up to 4, 8 or 16 rounds ask for straight-line
- * code, so that an array indexed by the loop's variable stays in registers. */
+/* Words that compilers spell differently. UNROLL, UNROLL8 and UNROLL16 before a loop of up to 4, 8
+ * or 16 rounds ask for straight-line code, so that an array indexed by the loop's variable stays in
+ * registers. */
 #if defined(__GNUC__)
 #define PRINTF_LIKE(fmt, args) __attribute__((format(printf, fmt, args)))
 #define INLINE static inline __attribute__((always_inline))
@@ -319,27 +325,31 @@ GLA_API int gla_chat_load(GlaChat *c, GlaSampler *p, const char *path, char *err
 #define PREFETCH(p) (void)0
 #endif
 
-/* OpenMP threads that wait for each other spin, and on a machine that has other work to do they then take the processor from the very
- * thread they wait for: everything takes ten times as long. The runtime reads how long to spin before main begins, so the
- * program sets it and starts itself again, once. For programs, not for a library. */
+/* OpenMP threads that wait for each other spin, and on a machine that has other work to do they
+ * then take the processor from the very thread they wait for: everything takes ten times as long.
+ * The runtime reads how long to spin before main begins, so the program sets it and starts itself
+ * again, once. For programs, not for a library. */
 LIKELY_UNUSED static void spin_briefly(char **argv) {
 #if defined(_OPENMP) && defined(__linux__)
     if (getenv("GOMP_SPINCOUNT") || getenv("OMP_WAIT_POLICY") || getenv("KMP_BLOCKTIME")) return;
-    if (setenv("GOMP_SPINCOUNT", "2000", 1) == 0 && setenv("KMP_BLOCKTIME", "0", 1) == 0) execv("/proc/self/exe", argv);
+    if (!setenv("GOMP_SPINCOUNT", "2000", 1) && !setenv("KMP_BLOCKTIME", "0", 1))
+        execv("/proc/self/exe", argv);
 #endif
     (void)argv;
 }
 
-/* Threads, when nobody says how many: one per core and no more than OpenMP would start. Two threads on one core share the units that
- * multiply, which one keeps busy. A file lists the processors that are threads of the same core ("0,4" or "0-1"); each core is counted
- * at its first. */
+/* Threads, when nobody says how many: one per core and no more than OpenMP would start. Two threads
+ * on one core share the units that multiply, which one keeps busy. A file lists the processors that
+ * are threads of the same core ("0,4" or "0-1"); each core is counted at its first. */
 static int default_threads(void) {
     int cores = 0, all = ALL_THREADS;
 #if defined(_OPENMP) && defined(__linux__)
-    for (long cpu = 0, end = getenv("OMP_NUM_THREADS") ? 0 : sysconf(_SC_NPROCESSORS_CONF); cpu < end; cpu++) {
+    const long end = getenv("OMP_NUM_THREADS") ? 0 : sysconf(_SC_NPROCESSORS_CONF);
+    for (long cpu = 0; cpu < end; cpu++) {
         char path[96];
         long first = -1;
-        snprintf(path, sizeof path, "/sys/devices/system/cpu/cpu%ld/topology/thread_siblings_list", cpu);
+        snprintf(path, sizeof path,
+                 "/sys/devices/system/cpu/cpu%ld/topology/thread_siblings_list", cpu);
         FILE *f = fopen(path, "r");
         if (f && fscanf(f, "%ld", &first) == 1) cores += first == cpu;
         if (f) fclose(f);
@@ -348,9 +358,10 @@ static int default_threads(void) {
     return cores && cores < all ? cores : all;
 }
 
-/* A state that only decays reaches denormal numbers, on which many processors crawl. The recurrence (and nothing else) runs
- * with them flushed to zero, on the thread that does the work; the host's mode is put back right after. The bits set: 0x8040 is
- * flush-to-zero and denormals-are-zero of x86, bit 24 is flush-to-zero of ARM. */
+/* A state that only decays reaches denormal numbers, on which many processors crawl. The recurrence
+ * (and nothing else) runs with them flushed to zero, on the thread that does the work; the host's
+ * mode is put back right after. The bits set: 0x8040 is flush-to-zero and denormals-are-zero of
+ * x86, bit 24 is flush-to-zero of ARM. */
 #if defined(__SSE2__)
 #include <xmmintrin.h>
 #define FLUSH_DENORMALS unsigned csr_ = _mm_getcsr(); _mm_setcsr(csr_ | 0x8040)
@@ -371,7 +382,8 @@ static int default_threads(void) {
 #define HAVE_VECTORS /* of the compiler; section 5 is a few scalar functions otherwise */
 #endif
 
-/* What an ARM processor has beyond its baseline: sdot (products of bytes) and smmla (small matrices of them). */
+/* What an ARM processor has beyond its baseline: sdot (products of bytes) and smmla (small matrices
+ * of them). */
 #if defined(__aarch64__) && defined(HAVE_VECTORS)
 #if defined(__linux__)
 #include <sys/auxv.h>
@@ -392,19 +404,22 @@ static int arm_has_i8mm(void) { return 0; }
 #endif
 #endif
 
-/* The two macros through which the library's memory comes and goes; a host may define its own. (The command line uses malloc.) */
+/* The two macros through which the library's memory comes and goes; a host may define its own. (The
+ * command line uses malloc.) */
 #ifndef GLA_CALLOC
 #define GLA_CALLOC(n) zero_pages(n)
 #define GLA_FREE(p) free(p)
 #endif
 
-/* n zeroed bytes. Megabytes are asked for in large pages, where the system has such: to get them 4 KB at a time costs more than filling
- * them. The request is a hint, for the whole pages of 4 KB inside; a system whose pages are larger refuses it, which does no harm. */
+/* n zeroed bytes. Megabytes are asked for in large pages, where the system has such: to get them 4
+ * KB at a time costs more than filling them. The request is a hint, for the whole pages of 4 KB
+ * inside; a system whose pages are larger refuses it, which does no harm. */
 LIKELY_UNUSED static void *zero_pages(size_t n) {
     char *p = calloc(1, n);
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
     const uintptr_t page = 4096, from = ((uintptr_t)p + page - 1) & ~(page - 1);
-    if (p && n >= (size_t)2 << 20) (void)madvise((void *)from, ((uintptr_t)p + n - from) & ~(page - 1), MADV_HUGEPAGE);
+    if (p && n >= (size_t)2 << 20)
+        (void)madvise((void *)from, ((uintptr_t)p + n - from) & ~(page - 1), MADV_HUGEPAGE);
 #endif
     return p;
 }
@@ -439,7 +454,8 @@ LIKELY_UNUSED static double now_s(void) { /* seconds on a clock that never steps
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
-typedef struct { const uint8_t *data; size_t n; int kind; } Mapping; /* kind: 0 the caller's memory, 1 mapped, 2 read */
+/* kind: 0 the caller's memory, 1 mapped, 2 read */
+typedef struct { const uint8_t *data; size_t n; int kind; } Mapping;
 
 #ifdef HAVE_POSIX
 static const char *kind_of_file(mode_t mode) { /* of one that is not regular */
@@ -450,20 +466,22 @@ static const char *kind_of_file(mode_t mode) { /* of one that is not regular */
 }
 #endif
 
-/* Opens a file of which every byte is there: a pipe, a device or a folder is refused at once, and never
- * waited for. n: its bytes. follow: the name may be a symbolic link. */
+/* Opens a file of which every byte is there: a pipe, a device or a folder is refused at once, and
+ * never waited for. n: its bytes. follow: the name may be a symbolic link. */
 static FILE *open_regular(const char *path, int follow, uint64_t *n, char *err) {
 #ifdef HAVE_POSIX
     struct stat st;
     FILE *f = NULL;
     const int flags = O_RDONLY | O_NONBLOCK | O_NOCTTY | O_CLOEXEC | (follow ? 0 : O_NOFOLLOW);
-    int fd = -1, bad = (follow ? stat : lstat)(path, &st); /* first: to open some devices makes them do something */
+    int fd = -1;
+    int bad = (follow ? stat : lstat)(path, &st); /* first: some devices act when they are opened */
     int regular = !bad && S_ISREG(st.st_mode);
     if (regular) bad = (fd = open(path, flags)) < 0 || fstat(fd, &st);
     regular = !bad && S_ISREG(st.st_mode);
     if (regular) bad = !(f = fdopen(fd, "rb"));
     if (bad) fail(err, GLA_IO, "%s: cannot open: %s", path, strerror(errno));
-    else if (!regular) fail(err, GLA_IO, "%s: %s; expected a regular file", path, kind_of_file(st.st_mode));
+    else if (!regular)
+        fail(err, GLA_IO, "%s: %s; expected a regular file", path, kind_of_file(st.st_mode));
     if (!f && fd >= 0) close(fd);
     *n = f ? (uint64_t)st.st_size : 0;
 #else
@@ -477,7 +495,8 @@ static FILE *open_regular(const char *path, int follow, uint64_t *n, char *err) 
     return f;
 }
 
-/* Opens a text, which may also come from a pipe. A pipe to which nobody writes is given two seconds, in case its writer is starting. */
+/* Opens a text, which may also come from a pipe. A pipe to which nobody writes is given two
+ * seconds, in case its writer is starting. */
 LIKELY_UNUSED static FILE *open_text(const char *path, char *err) {
     FILE *f = NULL;
 #ifdef HAVE_POSIX
@@ -506,7 +525,8 @@ LIKELY_UNUSED static FILE *open_text(const char *path, char *err) {
     return f;
 }
 
-/* Maps a file read-only. The weights are used where they lie; the system reads pages as they are touched. */
+/* Maps a file read-only. The weights are used where they lie; the system reads pages as they are
+ * touched. */
 static int map_file(Mapping *map, const char *path, char *err) {
     uint64_t n;
     FILE *f = open_regular(path, 1, &n, err);
@@ -538,8 +558,9 @@ static void unmap_file(Mapping *map) {
     *map = (Mapping){0};
 }
 
-/* The terminal. While a line is edited every key arrives at once and by itself; in between (running) Ctrl-C is a signal again, and
- * what is typed waits unseen for the next line. Nothing that was typed is thrown away at a change. */
+/* The terminal. While a line is edited every key arrives at once and by itself; in between
+ * (running) Ctrl-C is a signal again, and what is typed waits unseen for the next line. Nothing
+ * that was typed is thrown away at a change. */
 #ifdef HAVE_POSIX
 typedef struct { struct termios normal; int changed; } Terminal;
 LIKELY_UNUSED static int is_terminal(int fd) { return isatty(fd); }
@@ -558,34 +579,38 @@ LIKELY_UNUSED static int terminal_keys(Terminal *t, int running) { /* 0: done */
     now.c_cc[VMIN] = 1;
     now.c_cc[VTIME] = 0;
     t->changed = 1;
-    if (!running) (void)!write(STDERR_FILENO, "\033[?2004h", 8); /* pasted text comes marked as such, also while an answer is given */
+    /* pasted text comes marked as such, also while an answer is given */
+    if (!running) (void)!write(STDERR_FILENO, "\033[?2004h", 8);
     return tcsetattr(STDIN_FILENO, TCSADRAIN, &now);
 }
-LIKELY_UNUSED static void terminal_normal(Terminal *t) { /* what was typed or pasted and not read was not meant for the shell */
+/* What was typed or pasted and not read was not meant for the shell. */
+LIKELY_UNUSED static void terminal_normal(Terminal *t) {
     if (!t->changed) return;
     (void)!write(STDERR_FILENO, "\033[?2004l", 8);
     tcsetattr(STDIN_FILENO, TCSAFLUSH, &t->normal);
     t->changed = 0;
 }
 
-/* A file that shrinks while it is mapped, or a disk that fails, is the signal SIGBUS where its pages are
- * touched. For programs, not for a library: the handler ends the program with end_at_once. */
+/* A file that shrinks while it is mapped, or a disk that fails, is the signal SIGBUS where its
+ * pages are touched. For programs, not for a library: the handler ends the program with
+ * end_at_once. */
 LIKELY_UNUSED static void on_lost_pages(void (*handler)(int)) {
     struct sigaction a;
     memset(&a, 0, sizeof a);
     a.sa_handler = handler;
     sigaction(SIGBUS, &a, NULL);
 }
-/* When its handler returns, the signal ends the program as if nobody had caught it. No unfinished file
- * (or NULL) is left. */
+/* When its handler returns, the signal ends the program as if nobody had caught it. No unfinished
+ * file (or NULL) is left. */
 LIKELY_UNUSED static void end_by_signal(int sig, const char *unfinished) {
     if (unfinished && *unfinished) unlink(unfinished);
     signal(sig, SIG_DFL);
     raise(sig);
 }
-/* Ends the program within a signal handler: the sentence, the terminal as it was, no unfinished file (or
- * NULL). Of several threads that find pages missing, the first one ends it. */
-LIKELY_UNUSED static void end_at_once(const char *sentence, const Terminal *t, const char *unfinished) {
+/* Ends the program within a signal handler: the sentence, the terminal as it was, no unfinished
+ * file (or NULL). Of several threads that find pages missing, the first one ends it. */
+LIKELY_UNUSED static void end_at_once(const char *sentence, const Terminal *t,
+                                      const char *unfinished) {
     static atomic_flag ending = ATOMIC_FLAG_INIT;
     while (atomic_flag_test_and_set(&ending)) pause();
     if (t && t->changed) {
@@ -596,7 +621,8 @@ LIKELY_UNUSED static void end_at_once(const char *sentence, const Terminal *t, c
     if (unfinished && *unfinished) unlink(unfinished);
     _exit(1);
 }
-LIKELY_UNUSED static int read_key(int wait_ms) { /* a byte; -1: the end, or a signal; -2: none in time */
+/* A byte; -1: the end, or a signal; -2: none in time. */
+LIKELY_UNUSED static int read_key(int wait_ms) {
     unsigned char b;
     struct pollfd p = {STDIN_FILENO, POLLIN, 0};
     int ready = poll(&p, 1, wait_ms);
@@ -627,7 +653,9 @@ typedef struct { int changed; } Terminal;
 LIKELY_UNUSED static int is_terminal(int fd) { return (void)fd, 0; }
 LIKELY_UNUSED static int is_terminal_file(FILE *f) { return (void)f, 0; }
 LIKELY_UNUSED static int terminal_width(void) { return 80; }
-LIKELY_UNUSED static int terminal_keys(Terminal *t, int running) { return (void)t, (void)running, -1; }
+LIKELY_UNUSED static int terminal_keys(Terminal *t, int running) {
+    return (void)t, (void)running, -1;
+}
 LIKELY_UNUSED static void terminal_normal(Terminal *t) { (void)t; }
 LIKELY_UNUSED static int stdin_is_pipe(void) { return 0; }
 LIKELY_UNUSED static void on_end_signals(void (*handler)(int)) { signal(SIGINT, handler); }
@@ -638,26 +666,33 @@ LIKELY_UNUSED static void end_by_signal(int sig, const char *unfinished) {
     signal(sig, SIG_DFL);
     raise(sig);
 }
-LIKELY_UNUSED static void end_at_once(const char *sentence, const Terminal *t, const char *unfinished) {
+LIKELY_UNUSED static void end_at_once(const char *sentence, const Terminal *t,
+                                      const char *unfinished) {
     (void)sentence, (void)t, (void)unfinished;
 }
 LIKELY_UNUSED static int read_key(int wait_ms) { return (void)wait_ms, -1; }
 #endif
 
-/* A file is written under a temporary name beside it, and takes the real name when every byte has reached
- * the disk: the old file stays whole until then. This is how, for every file that is written:
+/* A file is written under a temporary name beside it, and takes the real name when every byte has
+ * reached the disk: the old file stays whole until then. This is how, for every file that is written:
  *     Temporary temporary;
  *     FILE *f = open_temporary(temporary, path, err);
  *     if (!f) return GLA_IO;
  *     fwrite(...);                                     failures are seen at the end
- *     return commit_file(f, temporary, path, err);     or drop_file(f, temporary, code): nothing is left
- * The temporary name is PATH.DIGITS.tmp with 16 hexadecimal digits that nobody can guess; a file that has
- * the name already is another's and is not opened. It is locked while it is written: one that is not locked
- * was left by a program that was killed. */
+ *     return commit_file(f, temporary, path, err);     or drop_file(f, temporary, code)
+ * The temporary name is PATH.DIGITS.tmp with 16 hexadecimal digits that nobody can guess; a file that
+ * has the name already is another's and is not opened. It is locked while it is written: one that is
+ * not locked was left by a program that was killed. */
 enum { PATH_LEN = 4096 };
 typedef char Temporary[PATH_LEN + 32];
 
+static int cannot_write(const char *path, char *err) {
+    return fail(err, GLA_IO, "%s: cannot write: %s", path, strerror(errno));
+}
+
 #ifdef HAVE_POSIX
+enum { NEW_FILE = O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC }; /* and no other's */
+
 static uint64_t unguessable(void) { /* without the system's random numbers, O_EXCL has to do */
     uint64_t r = (uint64_t)(now_s() * 1e9) ^ (uint64_t)getpid() << 32 ^ (uint64_t)(uintptr_t)&r;
     const int fd = open("/dev/urandom", O_RDONLY | O_CLOEXEC);
@@ -673,7 +708,8 @@ static const char *base_name(const char *path) {
     return slash ? slash + 1 : path;
 }
 
-/* Is path new, or a file that may be replaced: no device, pipe or folder, and not write-protected? */
+/* Is path new, or a file that may be replaced: no device, pipe or folder, and not
+ * write-protected? */
 static int may_replace(const char *path, char *err) {
     const char *base = base_name(path);
     if (!*base) return fail(err, GLA_INPUT, "\"%s\" is not the name of a file", path);
@@ -681,9 +717,9 @@ static int may_replace(const char *path, char *err) {
 #ifdef HAVE_POSIX
     struct stat st;
     if (!stat(path, &st) && !S_ISREG(st.st_mode))
-        return fail(err, GLA_IO, "%s: %s; only a regular file is replaced", path, kind_of_file(st.st_mode));
-    if (access(path, W_OK) && errno != ENOENT)
-        return fail(err, GLA_IO, "%s: cannot write: %s", path, strerror(errno));
+        return fail(err, GLA_IO, "%s: %s; only a regular file is replaced", path,
+                    kind_of_file(st.st_mode));
+    if (access(path, W_OK) && errno != ENOENT) return cannot_write(path, err);
 #endif
     return GLA_OK;
 }
@@ -691,7 +727,8 @@ static int may_replace(const char *path, char *err) {
 /* Opens a new file to take the place of path; its name is left in temporary. NULL on failure. */
 static FILE *open_temporary(Temporary temporary, const char *path, char *err) {
     const char *base = base_name(path);
-    ptrdiff_t keep = strlen(base) < 100 ? (ptrdiff_t)strlen(base) : 100; /* a system has a limit for names */
+    /* a system has a limit for names */
+    ptrdiff_t keep = strlen(base) < 100 ? (ptrdiff_t)strlen(base) : 100;
     FILE *f = NULL;
     *temporary = 0;
     if (may_replace(path, err)) return NULL;
@@ -701,14 +738,15 @@ static FILE *open_temporary(Temporary temporary, const char *path, char *err) {
         struct stat mine, old;
         snprintf(temporary, sizeof(Temporary), "%.*s.%016llx.tmp", (int)(base - path + keep), path,
                  (unsigned long long)unguessable());
-        if ((fd = open(temporary, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0666)) < 0) {
+        if ((fd = open(temporary, NEW_FILE, 0666)) < 0) {
             if (errno == EEXIST) continue;
             break;
         }
-        /* a program that cleans up may have been faster than the lock: then the file is locked, or gone */
+        /* a program that cleans up may have been faster: then the file is locked, or gone */
         int taken = flock(fd, LOCK_EX | LOCK_NB) && errno == EWOULDBLOCK;
         if (!taken) taken = fstat(fd, &mine) || !mine.st_nlink;
-        if (!taken && !stat(path, &old)) (void)!fchmod(fd, old.st_mode & 0777); /* private stays private */
+        /* private stays private */
+        if (!taken && !stat(path, &old)) (void)!fchmod(fd, old.st_mode & 0777);
         if (!taken && (f = fdopen(fd, "wb"))) break;
         const int why = errno;
         remove(temporary);
@@ -719,7 +757,7 @@ static FILE *open_temporary(Temporary temporary, const char *path, char *err) {
     snprintf(temporary, sizeof(Temporary), "%.*s.tmp", (int)(base - path + keep), path);
     f = fopen(temporary, "wb");
 #endif
-    if (!f) fail(err, GLA_IO, "%s: cannot write: %s", path, strerror(errno));
+    if (!f) cannot_write(path, err);
     return f;
 }
 
@@ -729,16 +767,17 @@ static int drop_file(FILE *f, const char *temporary, int code) { /* nothing is k
     return code;
 }
 
-/* What was written to f takes the place of path. On failure the old file is untouched and the temporary one is gone. */
+/* What was written to f takes the place of path. On failure the old file is untouched and the
+ * temporary one is gone. */
 static int commit_file(FILE *f, const char *temporary, const char *path, char *err) {
     int bad = fflush(f) != 0 || ferror(f);
 #ifdef HAVE_POSIX
     bad = bad || fsync(fileno(f)) != 0 || rename(temporary, path); /* while the lock is held */
-    if (bad) return drop_file(f, temporary, fail(err, GLA_IO, "%s: cannot write: %s", path, strerror(errno)));
+    if (bad) return drop_file(f, temporary, cannot_write(path, err));
     fclose(f);
 #else
     bad |= fclose(f) || (remove(path), rename(temporary, path));
-    if (bad) return remove(temporary), fail(err, GLA_IO, "%s: cannot write: %s", path, strerror(errno));
+    if (bad) return remove(temporary), cannot_write(path, err);
 #endif
     return GLA_OK;
 }
@@ -754,33 +793,37 @@ static int is_there(const char *path) { /* anything of this name, a link that le
 #endif
 }
 
-/* A name that no file has, made from one that is taken: x-2.bin from x.bin. path: PATH_LEN bytes. 0: done. */
+/* A name that no file has, made from one that is taken: x-2.bin from x.bin. path: PATH_LEN bytes.
+ * 0: done. */
 LIKELY_UNUSED static int free_name(char *path) {
     char first[PATH_LEN];
     snprintf(first, sizeof first, "%s", path);
     const char *base = base_name(first), *dot = strrchr(base, '.');
     const size_t stem = dot && dot > base ? (size_t)(dot - first) : strlen(first);
     for (int n = 2; n < 10000; n++) {
-        if (snprintf(path, PATH_LEN, "%.*s-%d%s", (int)stem, first, n, first + stem) >= PATH_LEN) return -1;
+        const int len = snprintf(path, PATH_LEN, "%.*s-%d%s", (int)stem, first, n, first + stem);
+        if (len >= PATH_LEN) return -1;
         if (!is_there(path)) return 0;
     }
     return -1;
 }
 
-/* The same, but nothing is replaced: when path is taken, the file gets a free name, which is left in path (PATH_LEN bytes). The name
- * is taken by an empty file of ours first, which only one program can make. */
+/* The same, but nothing is replaced: when path is taken, the file gets a free name, which is left
+ * in path (PATH_LEN bytes). The name is taken by an empty file of ours first, which only one
+ * program can make. */
 LIKELY_UNUSED static int commit_new(FILE *f, const char *temporary, char *path, char *err) {
 #ifdef HAVE_POSIX
     int fd;
-    while ((fd = open(path, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0666)) < 0)
+    while ((fd = open(path, NEW_FILE, 0666)) < 0)
         if (errno != EEXIST || free_name(path))
-            return drop_file(f, temporary, fail(err, GLA_IO, "%s: cannot write: %s", path, strerror(errno)));
+            return drop_file(f, temporary, cannot_write(path, err));
     close(fd);
     const int code = commit_file(f, temporary, path, err);
     if (code) remove(path);
     return code;
 #else
-    if (is_there(path) && free_name(path)) return drop_file(f, temporary, fail(err, GLA_IO, "%s: is there already", path));
+    if (is_there(path) && free_name(path))
+        return drop_file(f, temporary, fail(err, GLA_IO, "%s: is there already", path));
     return commit_file(f, temporary, path, err);
 #endif
 }
@@ -846,16 +889,18 @@ LIKELY_UNUSED static int same_target(const char *a, const char *b) {
     return same_place(folder[0], folder[1]);
 }
 
-/* Calls each(user, name, path, bytes, changed) for every file of a folder, until it returns something other
- * than 0. name: without the folder; path: with it; changed: when it last was, in seconds since 1970. A
- * folder that is not there has no files. Links are none. */
-typedef int (*EachFile)(void *user, const char *name, const char *path, uint64_t bytes, double changed);
+/* Calls each(user, name, path, bytes, changed) for every file of a folder, until it returns
+ * something other than 0. name: without the folder; path: with it; changed: when it last was, in
+ * seconds since 1970. A folder that is not there has no files. Links are none. */
+typedef int (*EachFile)(void *user, const char *name, const char *path, uint64_t bytes,
+                        double changed);
 static int each_file(const char *folder, EachFile each, void *user, char *err) {
 #ifdef HAVE_POSIX
     char path[PATH_LEN];
     DIR *d = opendir(folder);
     int end = 0;
-    if (!d) return errno == ENOENT ? GLA_OK : fail(err, GLA_IO, "%s: cannot read as a folder: %s", folder, strerror(errno));
+    if (!d && errno == ENOENT) return GLA_OK;
+    if (!d) return fail(err, GLA_IO, "%s: cannot read as a folder: %s", folder, strerror(errno));
     for (struct dirent *e; !end && (e = readdir(d));) {
         struct stat st;
         if (snprintf(path, sizeof path, "%s/%s", folder, e->d_name) >= (int)sizeof path) continue;
@@ -883,7 +928,8 @@ LIKELY_UNUSED static void each_name(const char *folder, EachName each, void *use
     DIR *d = opendir(folder);
     for (struct dirent *e; d && (e = readdir(d));) {
         struct stat st;
-        if (snprintf(path, sizeof path, "%s/%s", folder, e->d_name) >= (int)sizeof path || stat(path, &st)) continue;
+        if (snprintf(path, sizeof path, "%s/%s", folder, e->d_name) >= (int)sizeof path) continue;
+        if (stat(path, &st)) continue;
         each(user, e->d_name, S_ISDIR(st.st_mode));
     }
     if (d) closedir(d);
@@ -9505,7 +9551,7 @@ GLA_API void gla_sampler_init(GlaSampler *p, const GlaModel *m, uint64_t seed) {
     if (p->repeat_penalty <= 0) p->repeat_penalty = 1;
 }
 
-/* ---- 13. generate: prompt in, pieces of text out through a callback ----------------------------------------- */
+/* ---- 13. generate: prompt in, pieces of text out through a callback ---------------------- */
 
 /* Bytes at the end of text that may be the beginning of a UTF-8 character (at most 3). */
 static size_t utf8_open(const char *text, size_t n) {
@@ -9519,9 +9565,11 @@ static size_t utf8_open(const char *text, size_t n) {
     return 0;
 }
 
-enum { HELD = 1024, PIECE = 512 }; /* bytes kept back at most: an open character, the beginning of a stop text */
+/* Bytes kept back at most, an open character or the beginning of a stop text; those taken at once. */
+enum { HELD = 1024, PIECE = 512 };
 
-/* Bytes of held that can be shown now. *stop is set, and the text is cut there, when a stop text is complete. */
+/* Bytes of held that can be shown now. *stop is set, and the text is cut there, when a stop text is
+ * complete. */
 static size_t showable(const GlaGenerate *how, const char *held, size_t n, int *stop) {
     size_t hold = n - utf8_open(held, n), cut = n;
     for (int i = 0; i < how->n_stops; i++) {
@@ -9539,18 +9587,21 @@ static size_t showable(const GlaGenerate *how, const char *held, size_t n, int *
 }
 
 /* -- JSON: what may follow, so that a text is one object or array (RFC 8259) --
- * An automaton over bytes whose stack is one bit for each bracket that is open. Before a token is drawn, all those whose
- * bytes it does not take are ruled out. White space has a limit in a row, because a model may like it too much. */
+ * An automaton over bytes whose stack is one bit for each bracket that is open. Before a token is
+ * drawn, all those whose bytes it does not take are ruled out. White space has a limit in a row,
+ * because a model may like it too much. */
 enum { JSON_DEPTH = 64, JSON_BLANKS = 32 };
-enum { J_BEGIN, J_VALUE, J_FIRST_VALUE, J_NAME, J_FIRST_NAME, J_COLON, J_NEXT, J_END, /* what is due; "first": or the closing bracket */
-       J_STRING, J_ESCAPE, J_HEX, J_UTF8, J_WORD,                                      /* within a string, within true, false, null */
-       J_MINUS, J_ZERO, J_WHOLE, J_POINT, J_FRACTION, J_E, J_SIGN, J_EXPONENT };       /* behind this part of a number */
+/* What is due ("first": or the closing bracket); within a string, or within true, false, null;
+ * behind this part of a number. */
+enum { J_BEGIN, J_VALUE, J_FIRST_VALUE, J_NAME, J_FIRST_NAME, J_COLON, J_NEXT, J_END,
+       J_STRING, J_ESCAPE, J_HEX, J_UTF8, J_WORD,
+       J_MINUS, J_ZERO, J_WHOLE, J_POINT, J_FRACTION, J_E, J_SIGN, J_EXPONENT };
 typedef struct {
     uint64_t objects;               /* bit i: bracket i is a brace */
     const char *rest;               /* of a word */
     uint8_t depth, at, blanks;      /* brackets that are open; a J_ state; white space in a row */
     uint8_t name;                   /* the string is a name */
-    uint8_t left, lo, hi;           /* hexadecimal digits, or bytes of a character, to come; bounds of the next byte */
+    uint8_t left, lo, hi;           /* digits of \u, or bytes of a character, to come; their bounds */
 } Json;
 
 static int json_byte(Json *j, uint8_t c) { /* 0: cannot stand here */
@@ -9559,7 +9610,8 @@ static int json_byte(Json *j, uint8_t c) { /* 0: cannot stand here */
     case J_STRING:
         if (c == '"') j->at = j->name ? J_COLON : J_NEXT;
         else if (c == '\\') j->at = J_ESCAPE;
-        else if (c >= 0x80) { /* the forms of UTF-8: nothing longer than needed, no surrogates, nothing above U+10FFFF */
+        else if (c >= 0x80) {
+            /* UTF-8: nothing longer than needed, no surrogates, nothing above U+10FFFF */
             j->at = J_UTF8;
             j->left = c < 0xE0 ? 1 : c < 0xF0 ? 2 : 3;
             j->lo = c == 0xE0 ? 0xA0 : c == 0xF0 ? 0x90 : 0x80;
@@ -9596,7 +9648,8 @@ static int json_byte(Json *j, uint8_t c) { /* 0: cannot stand here */
     if (j->at == J_END) return 0;
     if (c == ' ' || c == '\n' || c == '\r' || c == '\t') return ++j->blanks <= JSON_BLANKS;
     j->blanks = 0;
-    const int at = j->at, name = at == J_NAME || at == J_FIRST_NAME, value = at == J_VALUE || at == J_FIRST_VALUE;
+    const int at = j->at, name = at == J_NAME || at == J_FIRST_NAME;
+    const int value = at == J_VALUE || at == J_FIRST_VALUE;
     if (c == ',' && at == J_NEXT) return j->at = object ? J_NAME : J_VALUE, 1;
     if (c == ':' && at == J_COLON) return j->at = J_VALUE, 1;
     if (c == '"' && (name || value)) return j->at = J_STRING, j->name = (uint8_t)name, 1;
@@ -9614,8 +9667,8 @@ static int json_byte(Json *j, uint8_t c) { /* 0: cannot stand here */
     return c == 't' || c == 'f' || c == 'n';
 }
 
-/* The bytes of every token, side by side: token i has those from at[i] to at[i + 1]. Control tokens have none, nor has
- * what ends a text: it is no part of it. */
+/* The bytes of every token, side by side: token i has those from at[i] to at[i + 1]. Control tokens
+ * have none, nor has what ends a text: it is no part of it. */
 typedef struct { Json now; float *logits; size_t *at; char *bytes; } JsonTokens;
 
 static int json_tokens(JsonTokens *j, const GlaModel *m, char *err) {
@@ -9626,7 +9679,8 @@ static int json_tokens(JsonTokens *j, const GlaModel *m, char *err) {
     j->at = gla_alloc(((size_t)n + 1) * sizeof *j->at);
     j->bytes = gla_alloc(total);
     j->logits = gla_alloc((size_t)n * sizeof *j->logits);
-    if (!j->at || !j->bytes || !j->logits) return fail(err, GLA_MEMORY, "no memory for the bytes of %d tokens", n);
+    if (!j->at || !j->bytes || !j->logits)
+        return fail(err, GLA_MEMORY, "no memory for the bytes of %d tokens", n);
     for (int i = 0; i < n; i++) {
         const size_t at = j->at[i];
         j->at[i + 1] = at + (gla_is_end(m, i) ? 0 : gla_piece(m, i, 0, j->bytes + at, total - at));
@@ -9636,11 +9690,13 @@ static int json_tokens(JsonTokens *j, const GlaModel *m, char *err) {
 
 static int json_takes(const JsonTokens *j, int32_t id, Json *after) {
     *after = j->now;
-    for (size_t i = j->at[id]; i < j->at[id + 1]; i++) if (!json_byte(after, (uint8_t)j->bytes[i])) return 0;
+    for (size_t i = j->at[id]; i < j->at[id + 1]; i++)
+        if (!json_byte(after, (uint8_t)j->bytes[i])) return 0;
     return j->at[id + 1] > j->at[id];
 }
 
-static int32_t json_sample(JsonTokens *j, GlaSampler *p, GlaState *s) { /* -1: no token can stand here */
+/* -1: no token can stand here */
+static int32_t json_sample(JsonTokens *j, GlaSampler *p, GlaState *s) {
     Json after;
     int n = s->m->config.vocab_size, some = 0;
     for (int32_t i = 0; i < n; i++) {
@@ -11126,8 +11182,9 @@ GLA_API int gla_chat_clone(GlaChat **copy, GlaState **state, const GlaChat *c, c
  *   options       a row each, with names and types
  *   other words   those of other programs, and words that are near
  *   argv          reading it
- *   input         files, standard input, ids
+ *   input         files, standard input, ids, messages in JSON
  *   signals       what Ctrl-C does
+ *   waiting       a line a second, where somebody watches
  *   line editor   a message typed on a terminal; knows nothing of models
  *   talking       what generate and chat share: showing text, JSON, the sampler, sessions
  *   generate, chat, logits and perplexity, tokenize, info, bench: a function mode_X for each
@@ -11194,7 +11251,7 @@ enum { GENERATE = 1, CHAT = 2, LOGITS = 4, PERPLEXITY = 8, TOKENIZE = 16, BENCH 
 #define OPTIONS(X) \
     X(O_MODEL, 0, "model", ANY, "FILE", NULL, TEXT) \
     X(O_PROMPT, 'i', "prompt", TALK | PERPLEXITY | TOKENIZE, "TEXT", "prompt; - or a pipe: standard input", TEXT) \
-    X(O_FILE, 'f', "file", TALK | PERPLEXITY | TOKENIZE, "FILE", "prompt from a file", TEXT) \
+    X(O_FILE, 'f', "file", TALK | PERPLEXITY | TOKENIZE, "FILE", "prompt from a file; - is standard input", TEXT) \
     X(O_MESSAGES, 0, "messages", CHAT | TOKENIZE, "FILE", "a conversation to be answered: [{\"role\": ..., \"content\": ...}, ...]", TEXT) \
     X(O_STEPS, 'n', "steps", TALK | BENCH, "N", "tokens to generate, 0 = until the end (256)", WHOLE(0, 9e15, 256)) \
     X(O_TEMP, 't', "temperature", TALK, "X", "0 = always the likeliest token (1.0)", SET_REAL(temperature, 0, 100)) \
@@ -11231,7 +11288,7 @@ enum { GENERATE = 1, CHAT = 2, LOGITS = 4, PERPLEXITY = 8, TOKENIZE = 16, BENCH 
     X(O_SAVE, 0, "save-state", TALK | LOGITS, "FILE", "leave a session behind", TEXT) \
     X(O_CACHE, 0, "prompt-cache", TALK, "DIR", "go on from, and leave, snapshots of prompts in a folder", TEXT) \
     X(O_CACHE_BYTES, 0, "cache-bytes", TALK, "N", "its size; K, M, G are understood. The oldest leave (1G)", SIZE((int64_t)1 << 30)) \
-    X(O_IDS, 0, "ids", LOGITS | TOKENIZE, "FILE", "token ids as text, for logits and tokenize", TEXT) \
+    X(O_IDS, 0, "ids", LOGITS | TOKENIZE, "FILE", "token ids as text, for logits and tokenize; - is standard input", TEXT) \
     X(O_OUT, 0, "out", LOGITS, "FILE", "where logits go: float32, a row per position", TEXT) \
     X(O_PLEN, 0, "prompt-len", BENCH, "N", "prompt tokens of the benchmark (512)", WHOLE(1, 1 << 24, 512)) \
     X(O_DEPTH, 0, "depth", BENCH, "N", "positions that the benchmark finds filled (0)", WHOLE(0, 1 << 30, 0)) \
@@ -11298,8 +11355,8 @@ static int64_t whole_of(const Options *o, int option) { return o->value[option].
 
 #define DEFAULT_VOCABULARY "tokenizer.bin" /* of models without one of their own, where its size fits */
 
-/* argv[0]: an installed program has another name. This and `interrupted` are the only variables
- * outside functions. */
+/* argv[0]: an installed program has another name. This and what signal handlers need
+ * (interrupted, loose_ends, waiting) are the only variables outside functions. */
 static const char *invoked = "./run";
 static const char *program_name(void) {
     const char *slash = strrchr(invoked, '/');
@@ -11487,7 +11544,11 @@ static int set_whole(Value *v, const Option *p, const char *value) {
             if (n > LLONG_MAX / 1024 || n < LLONG_MIN / 1024) errno = ERANGE;
             else n *= 1024;
         }
-    if (end == value || *end || errno || (double)n < p->lo || (double)n > p->hi)
+    const int number = end > value && !*end, large = number && (double)n > p->hi;
+    if (p->hi >= INT_MAX && !large && (!number || (double)n < p->lo))
+        return misuse("--%s %s: expected a whole number, %.0f or more%s", p->name, value, p->lo,
+                      p->kind == IS_SIZE ? ", perhaps with K, M, G or T behind it" : "");
+    if (!number || errno || large || (double)n < p->lo)
         return misuse("--%s %s: expected a whole number from %.0f to %.0f", p->name, value, p->lo,
                       p->hi);
     v->whole = n;
@@ -11655,6 +11716,8 @@ static int stray_words(const Options *o, const char *words) {
         return misuse("no command \"%s\" is here: %s %s -i TEXT goes on with a text, "
                       "%s %s -m chat is a conversation",
                       model, invoked, file, invoked, file);
+    if (find_word(MODE_WORDS, words) >= 0)
+        return misuse("\"%s\" is a mode: %s %s -m %s", words, invoked, model, words);
     if (*words && same_file(words, words)) return misuse("two models: %s and %s", model, words);
     if (known || *prompt)
         return !*words ? 0 : misuse("a prompt goes in quotes behind -i: %s %s -i \"%s%s%.60s\"",
@@ -11673,6 +11736,8 @@ static int parse_option(Options *o, int argc, char **argv, int *a) {
     const Alias *alias = find_alias(arg);
     if (alias) return other_word(o, alias, argc, argv, a);
     const Option *p = find_option(arg, &value);
+    if (!p && arg[1] == '-' && find_word(MODE_WORDS, arg + 2) >= 0)
+        return misuse("%s is a mode here: -m %s", arg, arg + 2);
     if (!p) return misuse("unknown option %s%s", arg, meant_option(near, arg));
     if (p->kind == IS_FLAG && value) return misuse("--%s takes no value", p->name);
     if (p->kind != IS_FLAG && !value) {
@@ -11802,9 +11867,11 @@ static int read_all(Text *t, FILE *f, const char *name, char *err) {
                     name, TEXT_MAX >> 20);
     return ferror(f) ? fail(err, GLA_IO, "%s: cannot read: %s", name, strerror(errno)) : GLA_OK;
 }
-static int read_file(Text *t, const char *path, char *err) {
-    FILE *f = open_text(path, err);
+static int read_file(Text *t, const char *path, char *err) { /* "-": standard input */
+    const int named = strcmp(path, "-") != 0;
+    FILE *f = named ? open_text(path, err) : NULL;
     *t = (Text){0};
+    if (!named) return read_all(t, stdin, "standard input", err);
     if (!f) return GLA_IO;
     int code = read_all(t, f, path, err);
     fclose(f);
@@ -11815,10 +11882,9 @@ static int read_file(Text *t, const char *path, char *err) {
 static int get_text(const Options *o, Text *t, char *err) {
     *t = (Text){0};
     if (text_of(o, O_FILE)) return read_file(t, text_of(o, O_FILE), err);
-    if (text_of(o, O_PROMPT) ? !strcmp(text_of(o, O_PROMPT), "-") : stdin_is_pipe())
-        return read_all(t, stdin, "standard input", err);
-    text_put(t, text_of(o, O_PROMPT) ? text_of(o, O_PROMPT) : "",
-             text_of(o, O_PROMPT) ? strlen(text_of(o, O_PROMPT)) : 0);
+    const char *prompt = text_of(o, O_PROMPT);
+    if (prompt ? !strcmp(prompt, "-") : stdin_is_pipe()) return read_file(t, "-", err);
+    text_put(t, prompt ? prompt : "", prompt ? strlen(prompt) : 0);
     return t->bad ? fail(err, GLA_MEMORY, "no memory") : GLA_OK;
 }
 
@@ -12002,7 +12068,7 @@ static void free_messages(Messages *j) { free(j->messages), free(j->text.s); }
 static int get_messages(Messages *j, const char *path, char *err) {
     Text t;
     *j = (Messages){.name = strcmp(path, "-") ? path : "standard input", .err = err};
-    int code = strcmp(path, "-") ? read_file(&t, path, err) : read_all(&t, stdin, j->name, err);
+    int code = read_file(&t, path, err);
     j->at = t.s, j->end = t.s + t.n;
     if (!code && !json_take(j, '['))
         code = json_bad(j, "a list of messages, [{\"role\": ..., \"content\": ...}, ...]");
@@ -12723,7 +12789,8 @@ static double per_second(int64_t n, double seconds) {
 /* The line that ends a text. */
 static void print_speed(const Talk *k, const GlaInfo *info, const Outcome *r) {
     const double first = k->first ? k->first : r->end, made_s = per_second(r->made, r->end - first);
-    const double kv_bytes = (double)info->kv_bytes_per_token[k->s->kv_type] * (double)gla_state_pos(k->s);
+    const double kv_bytes =
+        (double)info->kv_bytes_per_token[k->s->kv_type] * (double)gla_state_pos(k->s);
     const Options *o = k->o;
     char state[32];
     note(o, "prompt %lld tokens, %.1f tok/s | ", (long long)r->read,
@@ -12880,10 +12947,11 @@ static void print_end(const Chat *c, const Talk *k, int done, int begun) {
     if (done == GLA_DONE_CALLER && !k->bad)
         note(k->o, begun ? "[stopped]\n" : "[stopped before the answer; the message is not lost]\n");
     if (done == GLA_DONE_CONTEXT)
-        note(k->o, "[the context of %d positions is full: /forget drops the oldest turns, /undo goes back, -c gives more]\n", ctx);
+        note(k->o, "[the context of %d positions is full: /forget drops the oldest turns, "
+                   "/undo goes back, -c gives more]\n", ctx);
     else if (done > 0 && room(c) < ctx / 4)
-        note(k->o, "[room for %lld of %d tokens: /forget drops the oldest turns, /undo goes back; or go on until it is full]\n",
-                (long long)room(c), ctx);
+        note(k->o, "[room for %lld of %d tokens: /forget drops the oldest turns, /undo goes back; "
+                   "or go on until it is full]\n", (long long)room(c), ctx);
 }
 
 /* A turn: a message, or (text NULL) another answer to the last one. 1: the message was not said and
@@ -13017,13 +13085,13 @@ static int chat_fork(Chat *c, const char *which, char *err) {
 
 static void print_system(const Branch *b) {
     if (b->loaded)
-        fprintf(stderr, "[the conversation goes on with the system prompt of its session; /system TEXT begins anew with another]\n");
+        fprintf(stderr, "[the conversation goes on with the system prompt of its session; "
+                        "/system TEXT begins anew with another]\n");
     else if (b->chat->system) {
         fputs("[the system prompt: ", stderr);
         write_text(stderr, b->chat->system, strlen(b->chat->system));
         fputs("]\n", stderr);
-    }
-    else fprintf(stderr, "[no system prompt; /system TEXT begins anew with one]\n");
+    } else fprintf(stderr, "[no system prompt; /system TEXT begins anew with one]\n");
 }
 
 /* the old conversation goes; /save or /fork keeps it */
@@ -13123,8 +13191,8 @@ static int chat_help(Chat *c, const char *rest, char *err) {
                  commands[i].arg ? commands[i].arg : "");
         if (commands[i].help) fprintf(stderr, "/%-16s %s\n", left, commands[i].help);
     }
-    fprintf(stderr, "Several lines: end one with \\, or Alt-Enter, or paste. Ctrl-C stops an answer or gives up a line. "
-                    "Ctrl-R searches, Tab completes. // begins a message with /.\n");
+    fprintf(stderr, "Several lines: end one with \\, or Alt-Enter, or paste. // begins a message with /.\n"
+                    "Ctrl-C stops an answer or gives up a line. Ctrl-R searches, Tab completes.\n");
     return GLA_OK;
 }
 
@@ -13271,7 +13339,8 @@ static int mode_chat(Job *job) {
         err))) {
         c.branch[0].loaded = 1;
         if (text_of(o, O_SYSTEM))
-            note(o, "the session goes on with its own system prompt; /new begins one with that of -y\n");
+            note(o, "the session goes on with its own system prompt; "
+                    "/new begins one with that of -y\n");
     }
     if (!code && given(o, O_SEED)) c.p.rng = whole_of(o, O_SEED);
     const int begun = !code;
@@ -13296,7 +13365,7 @@ static int mode_chat(Job *job) {
         if (!code) code = saved;
     }
     if (c.n_cost && !code && !whole_of(o, O_QUIET)) {
-        fprintf(stderr, "%d answers | ", c.n_cost);
+        fprintf(stderr, "%d answer%s | ", c.n_cost, c.n_cost > 1 ? "s" : "");
         print_evaluated(&c);
         fprintf(stderr, " | seed %llu\n", (unsigned long long)c.seed);
     }
@@ -13461,7 +13530,8 @@ static int mode_perplexity(Job *job) {
     if (code) return complain(job->err), code == GLA_DONE_CALLER ? by_signal() : 1;
     const double mean = loss.nll / (double)(n - 1);
     if (!isfinite(mean))
-        return complain("what the model computes is not a number; its file is damaged, or was converted wrongly");
+        return complain("what the model computes is not a number; its file is damaged, "
+                        "or was converted wrongly");
     fact_whole(&f, "tokens", (uint64_t)n - 1);
     fact_real(&f, "nll", "%.6f", mean);
     fact_real(&f, "perplexity", "%.4f", exp(mean));
@@ -13668,7 +13738,8 @@ static void print_man(void) {
         printf("\n");
     }
     printf(".SH OPTIONS\nAn option that the mode has no use for is an error. Those that change no result (\\fB\\-j\\fR, \\fB\\-c\\fR, "
-           "\\fB\\-b\\fR) and \\fB\\-z\\fR, \\fB\\-\\-kv\\fR, \\fB\\-\\-fast\\fR go with every mode.\n");
+           "\\fB\\-b\\fR) and \\fB\\-z\\fR, \\fB\\-\\-pre\\fR, \\fB\\-\\-kv\\fR, \\fB\\-\\-fast\\fR, "
+           "\\fB\\-\\-quiet\\fR go with every mode.\n");
     for (const Option *p = options; p < options + N_OPTIONS; p++) {
         if (!p->help) continue;
         printf(".TP\n");

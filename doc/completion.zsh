@@ -2,7 +2,7 @@
 # printed by gla --completion zsh
 _arguments -s -S \
     '(-i --prompt)'{-i+,--prompt=}'[prompt; - or a pipe\: standard input]:TEXT: ' \
-    '(-f --file)'{-f+,--file=}'[prompt from a file]:FILE:_files' \
+    '(-f --file)'{-f+,--file=}'[prompt from a file; - is standard input]:FILE:_files' \
     '--messages=[a conversation to be answered\: \[{"role"\: ..., "content"\: ...}, ...\]]:FILE:_files' \
     '(-n --steps)'{-n+,--steps=}'[tokens to generate, 0 = until the end (256)]:N: ' \
     '(-t --temperature)'{-t+,--temperature=}'[0 = always the likeliest token (1.0)]:X: ' \
@@ -39,7 +39,7 @@ _arguments -s -S \
     '--save-state=[leave a session behind]:FILE:_files' \
     '--prompt-cache=[go on from, and leave, snapshots of prompts in a folder]:DIR:_files -/' \
     '--cache-bytes=[its size; K, M, G are understood. The oldest leave (1G)]:N: ' \
-    '--ids=[token ids as text, for logits and tokenize]:FILE:_files' \
+    '--ids=[token ids as text, for logits and tokenize; - is standard input]:FILE:_files' \
     '--out=[where logits go\: float32, a row per position]:FILE:_files' \
     '--prompt-len=[prompt tokens of the benchmark (512)]:N: ' \
     '--depth=[positions that the benchmark finds filled (0)]:N: ' \

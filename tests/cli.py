@@ -164,9 +164,12 @@ def test_other_programs() -> None:
                            (f'{TINY} -i "once upon a time"', TINY, "once", "upon", "a", "time"), (f'{TINY} -i "once upon a time"', "-m", TINY, "-p", "once", "upon", "a", "time"),
                            (f'{TINY} -i "once upon"', TINY, "-i", "once", "upon", "-n", 5), ('MODEL -i "once upon a time"', "once", "upon", "a", "time"), ('MODEL -i "once upon a time"', "once upon a time"),
                            (f"{program} {TINY} -m chat", "run", TINY), ("no command", "run", "llama3"), ("no command", "pull"), (f"{program} {TINY} -m chat", "chat", TINY), ("-m bench", "bench"),
+                           (f"{TINY} -m chat", TINY, "chat"), ("-m info", TINY, "--info"), ("0 or more", TINY, "-n", "abc"), ("to 9000000000000000", TINY, "-n", "9" * 20), ("K, M, G or T", TINY, "-m", "chat", "--snapshot-bytes", "1X"),
                            ("two models", TINY, GLA), ("download the GGUF file", "-hf", "org/name", "-p", "x"), ("conversation", TINY, "-i", "-p", "x"), ("conversation", "-m", TINY, "-i", "--color"), ("--json-only", TINY, "--grammar-file", "x"),
                            ("from the clock", TINY, "-s", -1), ("-i is always the prompt", TINY, "-p", 42), ("without -c", TINY, "-c", 0), ("--json-only", TINY, "-j", '{"type": "object"}'), ("look back 64", TINY, "--repeat-last-n", 32), ("--min-p", TINY, "--mirostat", 2), ("$'one", TINY, "-e"), ("f32 f16 q8_0", TINY, "-ctk", "q4_0"), ("no server", TINY, "--port", 80)):
         refused(2, f"{args}", *args, message=message)
+    check(ran(TINY, "-f", "-", *plain[3:], stdin=PROMPT.encode()) == want, "-f - is standard input")
+    check(ran(TINY, "-m", "tokenize", "--ids", "-", stdin=b"5 6") == ran(TINY, "-m", "tokenize", "--ids", write("56", "5 6")), "--ids - is standard input")
     refused(1, "a model that is not there", "llama3.2:1b", "-i", "x", message="on this computer")
     refused(1, "a model that is not there", "-m", "models/x.gguf", "-p", "x", message="models/x.gguf")
 

@@ -634,13 +634,16 @@ LIKELY_UNUSED static int stdin_is_pipe(void) {
     struct stat st;
     return !fstat(STDIN_FILENO, &st) && (S_ISFIFO(st.st_mode) || S_ISREG(st.st_mode));
 }
-/* Ctrl-C, a polite end, and a terminal that is gone. */
+/* Ctrl-C, a polite end, and a terminal that is gone; nohup asks to go on then. */
 LIKELY_UNUSED static void on_end_signals(void (*handler)(int)) {
     static const int signals[] = {SIGINT, SIGTERM, SIGHUP};
-    struct sigaction a;
+    struct sigaction a, before;
     memset(&a, 0, sizeof a);
     a.sa_handler = handler;
-    for (size_t i = 0; i < sizeof signals / sizeof *signals; i++) sigaction(signals[i], &a, NULL);
+    for (size_t i = 0; i < sizeof signals / sizeof *signals; i++) {
+        const int hup = signals[i] == SIGHUP && !sigaction(SIGHUP, NULL, &before);
+        if (!hup || before.sa_handler != SIG_IGN) sigaction(signals[i], &a, NULL);
+    }
 }
 /* A reader that went away and a file that may not grow are failed writes, and end no program. */
 LIKELY_UNUSED static void failed_writes_only_fail(void) {
@@ -12933,8 +12936,8 @@ static int forget(Chat *c, char *err) {
     int n = gla_chat_forget(b->chat, of / 2, NULL, err);
     wait_end();
     if (n < 0) return n;
-    note(c->o, "[the oldest %d turns are forgotten, %lld tokens were read again]\n",
-         n, (long long)(gla_state_evaluated(b->s) - before));
+    note(c->o, "[the oldest %d turn%s forgotten, %lld tokens were read again]\n",
+         n, n == 1 ? " is" : "s are", (long long)(gla_state_evaluated(b->s) - before));
     return GLA_OK;
 }
 

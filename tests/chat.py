@@ -683,7 +683,7 @@ def test_terminal() -> None:
     check(t.wait(b"\x1b[J> "), "and the next prompt", t.seen[-300:])  # before it, a signal has nothing to give up
     t.p.send_signal(signal.SIGINT)
     check(t.wait(b"[Ctrl-D or /quit ends]"), "SIGINT at the prompt is Ctrl-C", t.seen[-300:])
-    check(t.end() == 0 and b"1 answers" in t.seen, "the end", t.seen[-300:])
+    check(t.end() == 0 and b"1 answer |" in t.seen, "the end", t.seen[-300:])
     # Ctrl-C while a message is read: the message is in the editor again
     t = Terminal(MODEL, "-m", "chat", "-s", 1, "-n", 5, "-b", 1, "-c", 1000000)
     t.wait(b"> ")

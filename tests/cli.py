@@ -438,6 +438,14 @@ def test_interrupt() -> None:
         check(p.returncode == 128 + signal.SIGINT and STATUS.fullmatch(last) and "interrupted" in last, f"Ctrl-C {what}", (p.returncode, err))
         check(session.exists() and run(TINY, "-n", 1, "-c", 1000000, "--load-state", session).returncode == 0, f"Ctrl-C {what}: the session is saved")
 
+    for ignored in (True, False):  # nohup: a terminal that goes away ends nothing
+        p = subprocess.Popen([program, TINY, "-i", PROMPT, "-s", "1", "-n", "3000", "--ignore-eos", "-c", "4000"], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                             preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN if ignored else signal.SIG_DFL))
+        p.stdout.read(20)
+        p.send_signal(signal.SIGHUP)
+        _, err = p.communicate(timeout=60)
+        check(p.returncode == (0 if ignored else 128 + signal.SIGHUP), "nohup" if ignored else "SIGHUP", (p.returncode, err[-200:]))
+
 
 def test_interrupt_at_once() -> None:
     """Ctrl-C within a run of many tokens ends at once, and the session is that of the text before that run."""

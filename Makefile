@@ -41,10 +41,16 @@ debug: run.c ## build/run-debug, with the address and undefined-behaviour saniti
 FUZZ_SECONDS ?= 60
 SEEDS = $(wildcard tests/fixtures/*.gguf tests/fixtures/tokenizer/*.gguf)
 
-fuzz: ## changed models and vocabularies through the reader, for FUZZ_SECONDS (60)
+# Where `make parity` has installed what export.py needs, a model of every architecture is a seed too.
+build/seeds/ready: export.py .venv/ready
+	@mkdir -p build/seeds
+	for d in tests/golden/*/; do .venv/bin/python export.py $$d build/seeds/$$(basename $$d).gguf --type f32 >/dev/null || exit 1; done
+	@touch $@
+
+fuzz: $(if $(wildcard .venv/ready),build/seeds/ready) ## changed models, vocabularies, sessions and any texts, for FUZZ_SECONDS (60)
 	@mkdir -p build
 	$(CC) $(STD) $(SANITIZE) $(WARN) -o build/fuzz tests/fuzz.c $(LDLIBS)
-	cd build && ./fuzz -t $(FUZZ_SECONDS) $(addprefix ../,$(SEEDS))
+	cd build && ./fuzz -t $(FUZZ_SECONDS) $(addprefix ../,$(SEEDS)) $$(ls seeds/*.gguf 2>/dev/null)
 
 # torch goes first and alone, so that its own version of a wheel is settled before anything else asks for it. A download that breaks off is
 # tried again: pip itself repeats requests, not files that stop in the middle.

@@ -7363,7 +7363,7 @@ GLA_API int gla_eval(GlaState *s, const int32_t *ids, int64_t n, float *logits, 
  * Any bytes are text: one that is not UTF-8 counts as a character of its own and comes back on
  * decoding. A Tokenizer is read-only once made, so threads may share one; token texts stay in the
  * mapped file. Time is linear in the text (n log n within a piece), whatever the vocabulary.
- * Encoding allocates scratch memory, decoding nothing.
+ * Encoding allocates scratch memory, 40 to 80 bytes for each of the longest piece; decoding none.
  *
  * In order: ids, tables and tries; expressions, which cut text into pieces, and the rows of all of
  * them by name; loading; merging; encoding; decoding; NFC; the Unicode tables; the interface. */
@@ -7489,6 +7489,17 @@ static int char_byte(uint32_t c) {
 }
 
 /* -- tables and tries -- */
+
+/* The last of n numbers, which ascend, that is at most c; the first where none is. */
+static size_t last_up_to(const uint32_t *numbers, size_t n, uint32_t c) {
+    size_t lo = 0;
+    for (size_t hi = n; hi - lo > 1;) {
+        const size_t mid = lo + (hi - lo) / 2;
+        if (numbers[mid] <= c) lo = mid;
+        else hi = mid;
+    }
+    return lo;
+}
 
 static Str str_of(const char *s) { return (Str){ s, strlen(s) }; }
 static int str_joins(Str s, Str a, Str b) {                 /* s = a + b */
@@ -7846,12 +7857,8 @@ static int kind_for(Regex *r, uint32_t c, int class) {
 }
 
 static int char_kind(const Splitter *x, const Unicode *u, uint32_t c) {     /* c >= 0x80 */
-    int lo = 0;
-    for (int hi = x->n_bounds; hi - lo > 1;) {
-        const int mid = lo + (hi - lo) / 2;
-        if (x->bounds[mid] <= c) lo = mid; else hi = mid;
-    }
-    return x->kinds[lo * N_CH + (char_class(u, c) & (N_CH - 1))];
+    const size_t bound = last_up_to(x->bounds, (size_t)x->n_bounds, c);
+    return x->kinds[bound * N_CH + ((size_t)char_class(u, c) & (N_CH - 1))];
 }
 
 static int find_kinds(Regex *r, Splitter *x, const Unicode *u) {            /* 0: no memory */
@@ -8295,7 +8302,8 @@ static int load_habit(Tokenizer *t, const Gguf *g, const char *name, int habit, 
     GgufArray ids;
     int64_t id;
     snprintf(key, sizeof key, "tokenizer.gla.%s", name);
-    if (!gguf_array(g, key, &ids)) return GLA_OK;
+    if (gguf_key_index(g, key) < 0) return GLA_OK;
+    if (!gguf_array(g, key, &ids)) return fail(err, GLA_FORMAT, "%s is not an array of ids", key);
     if (!t->habits && !(t->habits = gla_alloc((size_t)t->n)))
         return fail(err, GLA_MEMORY, "no memory for a vocabulary");
     for (uint64_t i = 0; i < ids.n; i++) {
@@ -8502,7 +8510,8 @@ static int load_spaces(Tokenizer *t, const Gguf *g, char *err) {
     const int llama = t->model == VOCAB_SPM && !t->pre;
     t->space = SPACE_NEVER;
     if (llama && flag_key(g, "tokenizer.ggml.add_space_prefix", 1)) t->space = SPACE_PREPEND;
-    if (gguf_str(g, "tokenizer.gla.space_prefix", &how)) {
+    if (gguf_key_index(g, "tokenizer.gla.space_prefix") >= 0) {
+        if (!gguf_str(g, "tokenizer.gla.space_prefix", &how)) how = str_of("");
         for (t->space = 0; t->space < 4 && !str_is(how, names[t->space]); t->space++) {}
         if (t->space == 4)
             return fail(err, GLA_UNSUPPORTED,
@@ -8676,11 +8685,10 @@ static Known recall(Encoder *e, int32_t left, int32_t right) {
         const uint32_t cap = e->n_known < MAX_KNOWN / 8 ? 8 * e->n_known + 512 : MAX_KNOWN;
         gla_free(e->known), gla_free(e->known_slots.slots);
         e->n_known = 0;
-        e->known = gla_alloc(2 * cap * sizeof *e->known);
-        if (!table_init(&e->known_slots, cap) || !e->known) {
-            gla_free(e->known), e->known = NULL;
-            return found;
-        }
+        e->known = NULL;
+        if (!table_init(&e->known_slots, cap)) return found;
+        e->known = gla_alloc((e->known_slots.mask + 1) * sizeof *e->known);
+        if (!e->known) return found;
         step = 0;
         slot = table_next(&e->known_slots, h >> 16, &step);
     }
@@ -9086,12 +9094,7 @@ enum { HANGUL = 0xAC00, N_HANGUL = 11172, JAMO_L = 0x1100, N_L = 19, JAMO_V = 0x
 enum { N_CLASSES = 2827, N_COMBINING = 667, N_COMPOSITES = 2060 };
 
 static uint32_t find_run(const uint32_t *runs, size_t n, uint32_t c) { /* the run that c is in */
-    size_t lo = 0;
-    for (size_t hi = n; hi - lo > 1;) {
-        size_t mid = lo + (hi - lo) / 2;
-        if (runs[mid] >> 8 <= c) lo = mid; else hi = mid;
-    }
-    return runs[lo];
+    return runs[last_up_to(runs, n, c << 8 | 0xFF)];
 }
 
 static int run_class(const Unicode *u, uint32_t c) {

@@ -1382,6 +1382,21 @@ static void test_added_blanks(void) {
     vocabulary_free(&v);
 }
 
+/* Keys of our own that hold something else. */
+static void test_keys_refused(void) {
+    static const char *const keys[] = {"tokenizer.gla.lstrip", "tokenizer.gla.added", "tokenizer.gla.space_prefix"};
+    for (int i = 0; i < 6; i++) {
+        File f = {0};
+        key_str(&f, "tokenizer.ggml.model", "gpt2");
+        key_strs(&f, "tokenizer.ggml.tokens", (const char *[]){"a"}, 1);
+        if (i < 3) key_u32(&f, keys[i], 0);
+        else key_f32s(&f, keys[i - 3], (float[]){0}, 1);
+        Vocabulary v = vocabulary_of(&f);
+        check(!v.t && is_sentence(v.err) && strstr(v.err, keys[i % 3]), "%s: %s", keys[i % 3], v.err);
+        vocabulary_free(&v);
+    }
+}
+
 /* Words are told apart only where no token has a space behind that byte, and the space is known. */
 static void test_words(void) {
     const char *across[] = {"<unk>", "\xE2\x96\x81", "a", "b", "a\xE2\x96\x81" "b", "\xE2\x96\x81" "b", "\xE2\x96\x81" "a"};
@@ -2741,7 +2756,7 @@ static void test_hostile_bytes(void) {
 static const struct { const char *name; void (*run)(void); } sections[] = {
     {"formats", test_formats}, {"fast_exp", test_fast_exp}, {"matmul", test_matmul}, {"recurrence tables", test_recurrence_tables}, {"recurrence", test_recurrence},
     {"attend", test_attend}, {"layers", test_layers}, {"sampler", test_sampler}, {"json", test_json}, {"generate", test_generate}, {"tokenizer", test_tokenizer},
-    {"pieces", test_pieces}, {"added blanks", test_added_blanks}, {"words", test_words},
+    {"pieces", test_pieces}, {"added blanks", test_added_blanks}, {"keys refused", test_keys_refused}, {"words", test_words},
     {"tokenizer time", test_tokenizer_time},
     {"goldens", test_goldens}, {"decoders", test_decoders}, {"decoders refused", test_decoders_refused},
     {"types", test_types}, {"states", test_states}, {"stop", test_stop}, {"two threads", test_two_threads}, {"sessions", test_sessions}, {"kv sessions", test_kv_sessions}, {"chat templates", test_chat_templates}, {"chat", test_chat},

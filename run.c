@@ -1002,7 +1002,7 @@ LIKELY_UNUSED static uint64_t resident_bytes(void) { /* 0 when the system does n
 #endif
 }
 
-/* ---- 3. characters, errors, arena: text that is shown, messages, memory that is no file ------------- */
+/* ---- 3. characters, errors, arena: text that is shown, messages, memory that is no file ------ */
 
 /* Characters. A byte that is not UTF-8 reads as BAD_BYTE + byte, and is written as that byte. */
 enum { BAD_BYTE = 0x110000 };
@@ -1033,8 +1033,9 @@ static size_t utf8_write(char *out, uint32_t c) { /* out: room for 4 bytes */
     return (size_t)more + 1;
 }
 
-/* The character at s as any screen may have it, into out; returns its length there. *len: bytes taken. What
- * would command a terminal or end a line stands as ^[ or <U+009B>, a byte that is not UTF-8 as <9B>. */
+/* The character at s as any screen may have it, into out; returns its length there. *len: bytes
+ * taken. What would command a terminal or end a line stands as ^[ or <U+009B>, a byte that is not
+ * UTF-8 as <9B>. */
 enum { VISIBLE = 12 };
 static size_t visible(char out[VISIBLE], const char *s, size_t n, size_t *len) {
     const uint32_t c = utf8_read(s, n, len);
@@ -1046,8 +1047,8 @@ static size_t visible(char out[VISIBLE], const char *s, size_t n, size_t *len) {
     return *len;
 }
 
-/* Text that somebody else made: to a terminal as visible() has it, except for ends of lines and tabs; to
- * anything else as it is. 0: done. */
+/* Text that somebody else made: to a terminal as visible() has it, except for ends of lines and
+ * tabs; to anything else as it is. 0: done. */
 LIKELY_UNUSED static int write_text(FILE *f, const char *s, size_t n) {
     if (!is_terminal_file(f)) return fwrite(s, 1, n, f) != n;
     for (size_t at = 0, len = 1; at < n; at += len) {
@@ -1062,8 +1063,8 @@ LIKELY_UNUSED static int write_text(FILE *f, const char *s, size_t n) {
 static void *gla_alloc(size_t n) { return GLA_CALLOC(n ? n : 1); } /* zeroed; NULL: there is none */
 static void gla_free(void *p) { GLA_FREE(p); }
 
-/* A sentence too long for err loses its middle, which is part of a name. Names from files may hold anything:
- * a character that is no text stands as a question mark. */
+/* A sentence too long for err loses its middle, which is part of a name. Names from files may hold
+ * anything: a character that is no text stands as a question mark. */
 static int fail(char *err, int code, const char *fmt, ...) {
     enum { HEAD = GLA_ERR / 2, TAIL = GLA_ERR - HEAD - 4 };
     char brief[2 * GLA_ERR], *whole = brief;
@@ -1094,8 +1095,9 @@ static int fail(char *err, int code, const char *fmt, ...) {
     return code;
 }
 
-/* One block of memory, laid out by a function that is run twice: with base NULL it measures, then it hands out. used: bytes so far;
- * overflow: the pieces together are larger than a size_t can count, so none of this may be used. */
+/* One block of memory, laid out by a function that is run twice: with base NULL it measures, then
+ * it hands out. used: bytes so far; overflow: the pieces together are larger than a size_t can
+ * count, so none of this may be used. */
 typedef struct { char *base; size_t used; int overflow; } Arena;
 
 enum { ALIGN = 64 }; /* bytes: a cache line */
@@ -1119,7 +1121,8 @@ static int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
 typedef struct { const char *s; size_t n; } Str; /* bytes in the mapped file, not terminated */
 static int str_is(Str a, const char *b) { return a.n == strlen(b) && !memcmp(a.s, b, a.n); }
 
-static uint64_t hash_bytes(uint64_t h, const void *data, size_t n) { /* FNV-1a over 8-byte words, then bytes */
+/* FNV-1a over words of 8 bytes, then bytes. */
+static uint64_t hash_bytes(uint64_t h, const void *data, size_t n) {
     const uint8_t *p = data;
     uint64_t w;
     for (; n >= 8; n -= 8, p += 8) {
@@ -1136,8 +1139,9 @@ static uint64_t hash_bytes(uint64_t h, const void *data, size_t n) { /* FNV-1a o
 
 enum { WORD_LEN = 48 }; /* longer words are like no other */
 
-/* Letters that are missing, extra, wrong, or swapped with their neighbour: the fewest that turn a into b (optimal string alignment).
- * Upper and lower case are the same letter. Of row i of the table are kept: this one, and two before it. */
+/* Letters that are missing, extra, wrong, or swapped with their neighbour: the fewest that turn a
+ * into b (optimal string alignment). Upper and lower case are the same letter. Of row i of the
+ * table are kept: this one, and two before it. */
 static int letters_off(const char *a, const char *b) {
     int rows[3][WORD_LEN + 1] = {{0}};
     const int n = (int)strlen(a), m = (int)strlen(b);
@@ -1152,16 +1156,17 @@ static int letters_off(const char *a, const char *b) {
             int best = last[j - 1] + !same;
             if (last[j] + 1 < best) best = last[j] + 1;
             if (now[j - 1] + 1 < best) best = now[j - 1] + 1;
-            if (i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1] && before[j - 2] + 1 < best)
-                best = before[j - 2] + 1;
+            const int swapped = i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1];
+            if (swapped && before[j - 2] + 1 < best) best = before[j - 2] + 1;
             now[j] = best;
         }
     }
     return rows[n % 3][m];
 }
 
-/* The word of a list, which NULL ends, that was probably meant by name: the one with the fewest letters off, a third of them at
- * most, else the first that begins with what was typed, else the longest that it begins with. NULL: none is near. */
+/* The word of a list, which NULL ends, that was probably meant by name: the one with the fewest
+ * letters off, a third of them at most, else the first that begins with what was typed, else the
+ * longest that it begins with. NULL: none is near. */
 LIKELY_UNUSED static const char *nearest(const char *name, const char *const *list) {
     const size_t n = strlen(name);
     const char *found = NULL, *longer = NULL, *shorter = NULL;
@@ -1172,7 +1177,8 @@ LIKELY_UNUSED static const char *nearest(const char *name, const char *const *li
         const int off = letters_off(name, *list);
         if (off < best) best = off, found = *list;
         if (!longer && n > 2 && !strncmp(name, *list, n)) longer = *list;
-        if (len > 2 && !strncmp(name, *list, len) && (!shorter || len > strlen(shorter))) shorter = *list;
+        if (len > 2 && !strncmp(name, *list, len) && (!shorter || len > strlen(shorter)))
+            shorter = *list;
     }
     return found && (best < 2 || !longer) ? found : longer ? longer : shorter;
 }
@@ -5560,9 +5566,10 @@ GLA_API void gla_info(const GlaModel *m, GlaInfo *i) {
     for (int kv = 0; kv < GLA_N_KV; kv++) i->kv_bytes_per_token[kv] = m->kv_bytes[kv] / KEYS;
 }
 
-/* ---- 8. state: what one text has left behind, and the room to work in ---------------------------------
- * The constant part holds, per layer, the convolution's last inputs and the memories S; the growing part holds keys and values
- * of the softmax layers, position by position. Zeroed memory is a fresh state. Everything else is scratch. */
+/* ---- 8. state: what one text has left behind, and the room to work in -------------------------
+ * The constant part holds, per layer, the convolution's last inputs and the memories S; the growing
+ * part holds keys and values of the softmax layers, position by position. Zeroed memory is a fresh
+ * state. Everything else is scratch. */
 
 typedef struct { float score; int32_t id; } Scored;
 
@@ -5574,19 +5581,22 @@ struct GlaState {
     uint8_t *kv;             /* layer after layer, blocks of KEYS positions (see Cache) */
     float *logits;           /* (vocab_size) of the last token read */
     /* scratch of a run of tokens */
-    float *x;                /* (sources, batch, dim) the residual stream; with residual attention all its sources */
+    float *x;                /* (sources, batch, dim) the residual stream, or all its sources */
     float *xb;               /* (batch, dim) what a branch reads and leaves */
-    float *rows;             /* (batch, m->row_floats) projections of a mixer, then its scratch; or two rows of the feed-forward */
+    float *rows;             /* (batch, m->row_floats) projections of a mixer, then its scratch;
+                                or two rows of the feed-forward */
     float *mid;              /* (batch, m->mid_floats) narrow middles of projections */
     float *o;                /* (batch, n_heads dv) output of a mixer */
     float *v_first;          /* RWKV-7: values of the first layer */
     Scored *candidates;      /* (vocab_size), for the sampler */
-    int64_t within;          /* tokens' worth of the run that is being read, for somebody who watches: nothing depends on it */
+    int64_t within;          /* tokens' worth of the run that is being read, for somebody who
+                                watches: nothing depends on it */
     Team team;
     void *block;             /* memory to free, NULL when the caller's */
 };
 
-static int residual_sources(const Config *c) { /* the embedding, and one for every res_block sub-layers; 1 without residual attention */
+/* The embedding, and one for every res_block sub-layers; 1 without residual attention. */
+static int residual_sources(const Config *c) {
     return c->res_block ? (2 * c->n_layers + c->res_block - 1) / c->res_block + 1 : 1;
 }
 
@@ -5594,15 +5604,21 @@ static Cache cache_shape(const Layer *y, int kv);
 
 /* Blocks of KEYS positions in a context; those in use; where a layer's begin. */
 static size_t kv_blocks(int64_t positions) { return ((size_t)positions + KEYS - 1) / KEYS; }
-static uint8_t *kv_of(const GlaState *s, const Layer *y) { return s->kv + y->kv_at[s->kv_type] * kv_blocks(s->ctx); }
-static size_t kv_used(const GlaState *s, const Layer *y) { return y->kv[s->kv_type] * kv_blocks(s->pos); } /* bytes */
+static uint8_t *kv_of(const GlaState *s, const Layer *y) {
+    return s->kv + y->kv_at[s->kv_type] * kv_blocks(s->ctx);
+}
+static size_t kv_used(const GlaState *s, const Layer *y) { /* bytes */
+    return y->kv[s->kv_type] * kv_blocks(s->pos);
+}
 
 /* The one layout. With a->base NULL it only measures. */
 static GlaState *state_layout(Arena *a, const GlaModel *m, const GlaSettings *how) {
     const Config *c = &m->config;
     const int ctx = how->ctx, batch = how->batch, threads = how->threads, kv = how->kv;
-    size_t T = (size_t)batch, rows = m->row_floats > 2 * m->hidden_floats ? m->row_floats : 2 * m->hidden_floats;
-    GlaState *self = take_bytes(a, 1, sizeof *self), s = {.m = m, .ctx = ctx, .batch = batch, .kv_type = kv};
+    size_t T = (size_t)batch, rows = 2 * m->hidden_floats;
+    raise_to(&rows, m->row_floats);
+    GlaState *self = take_bytes(a, 1, sizeof *self);
+    GlaState s = {.m = m, .ctx = ctx, .batch = batch, .kv_type = kv};
     s.fixed = take(a, m->fixed_floats);
     s.kv = take_bytes(a, kv_blocks(ctx), m->kv_bytes[kv]);
     s.logits = take(a, (size_t)c->vocab_size);
@@ -5613,40 +5629,51 @@ static GlaState *state_layout(Arena *a, const GlaModel *m, const GlaSettings *ho
     s.o = take_bytes(a, T, m->out_floats * sizeof(float));
     s.v_first = take_bytes(a, T, m->v_first_floats * sizeof(float));
     s.candidates = take_bytes(a, (size_t)c->vocab_size, sizeof(Scored));
-    size_t matmul_floats = matmul_buf(m->widest_in, T), panel_floats = (PANEL + 2) * m->widest_dk;
-    size_t buf_floats = matmul_floats > panel_floats ? matmul_floats : panel_floats, parts_floats = 0;
-    for (int i = 0; i < c->n_layers; i++)
-        if (m->layers[i].kv[kv]) {
-            Cache cache = cache_shape(&m->layers[i], kv);
-            raise_to(&buf_floats, cache.dk ? attend_buf(m->layers[i].n_heads, &cache, batch) : walk_buf(&cache, m->layers[i].dk));
-            if (cache.dk) raise_to(&parts_floats, attend_parts(m->layers[i].n_heads, &cache, ctx, batch));
-        }
-    s.team = (Team){m->kernels, threads, how->fast, NULL, round_up(buf_floats, LANES), NULL, take(a, parts_floats), parts_floats, NULL};
+    size_t buf_floats = matmul_buf(m->widest_in, T), parts_floats = 0;
+    raise_to(&buf_floats, (PANEL + 2) * m->widest_dk);
+    for (int i = 0; i < c->n_layers; i++) {
+        const Layer *y = &m->layers[i];
+        if (!y->kv[kv]) continue;
+        Cache cache = cache_shape(y, kv);
+        raise_to(&buf_floats, cache.dk ? attend_buf(y->n_heads, &cache, batch)
+                                       : walk_buf(&cache, y->dk));
+        if (cache.dk) raise_to(&parts_floats, attend_parts(y->n_heads, &cache, ctx, batch));
+    }
+    s.team = (Team){.kernels = m->kernels, .n_threads = threads, .fast = how->fast,
+                    .buf_floats = round_up(buf_floats, LANES), .parts_floats = parts_floats};
+    s.team.parts = take(a, parts_floats);
     s.team.buf = take_bytes(a, (size_t)threads, s.team.buf_floats * sizeof(float));
-    s.team.input = take_bytes(a, input_bytes(T, m->widest_in) + (how->fast ? T * m->widest_in * sizeof(uint16_t) : 0), 1);
+    const size_t bfloats = how->fast ? T * m->widest_in : 0;
+    s.team.input = take_bytes(a, input_bytes(T, m->widest_in) + bfloats * sizeof(uint16_t), 1);
     if (self) *self = s;
     return self;
 }
 
-/* Defaults, and a batch small enough that what grows with it stays near a quarter of a gigabyte: it changes no result. */
-static int state_settings(const GlaModel *m, const GlaSettings *given, GlaSettings *how, char *err) {
+/* Defaults, and a batch small enough that what grows with it stays near a quarter of a gigabyte: it
+ * changes no result. */
+static int state_settings(const GlaModel *m, const GlaSettings *given, GlaSettings *how,
+                          char *err) {
     GlaSettings h = *how = given ? *given : (GlaSettings){0};
     if (h.ctx < 0 || h.batch < 0 || h.threads < 0 || h.threads > 1024)
-        return fail(err, GLA_INPUT, "context %d, batch %d, threads %d: none may be negative, at most 1024 threads",
-                    h.ctx, h.batch, h.threads);
-    if (h.kv < 0 || h.kv >= GLA_N_KV) return fail(err, GLA_INPUT, "%d is not a type of keys and values", h.kv);
+        return fail(err, GLA_INPUT, "context %d, batch %d, threads %d: none may be negative, at "
+                    "most 1024 threads", h.ctx, h.batch, h.threads);
+    if (h.kv < 0 || h.kv >= GLA_N_KV)
+        return fail(err, GLA_INPUT, "%d is not a type of keys and values", h.kv);
     if (h.fast != 0 && h.fast != 1) return fail(err, GLA_INPUT, "fast is 0 or 1, not %d", h.fast);
     /* wall's fadings lie between 0.99 and 1, where a rounded one is another memory */
     for (int i = 0; i < m->config.n_layers && h.kv > GLA_KV_F32; i++)
-        if (m->layers[i].mixer == MIX_WALL) return fail(err, GLA_INPUT, "%s keeps its keys and values as f32 only", m->architecture);
+        if (m->layers[i].mixer == MIX_WALL)
+            return fail(err, GLA_INPUT, "%s keeps its keys and values as f32 only",
+                        m->architecture);
     if (!h.ctx) h.ctx = m->config.seq_len < 4096 ? m->config.seq_len : 4096;
     if (!m->kv_floats) h.ctx = 0;
     if (!h.batch) h.batch = 512;
     if (!h.threads) h.threads = default_threads();
     if (h.threads > 1024) h.threads = 1024;
     if (!h.kv) h.kv = GLA_KV_F32;
-    size_t floats = (size_t)m->config.dim * (size_t)(residual_sources(&m->config) + 1) + m->row_floats + 2 * m->hidden_floats
-                  + m->mid_floats + m->out_floats + m->v_first_floats + 2 * m->widest_in; /* the last: quantised inputs */
+    size_t floats = (size_t)m->config.dim * (size_t)(residual_sources(&m->config) + 1)
+                  + m->row_floats + 2 * m->hidden_floats + m->mid_floats + m->out_floats
+                  + m->v_first_floats + 2 * m->widest_in; /* the last: quantised inputs */
     size_t per_token = floats * sizeof(float);
     while (h.batch > 1 && (size_t)h.batch > ((size_t)1 << 28) / per_token) h.batch /= 2;
     *how = h;
@@ -5668,13 +5695,17 @@ GLA_API size_t gla_state_bytes(const GlaModel *m, const GlaSettings *given) {
     return state_settings(m, given, &how, NULL) ? 0 : settled_bytes(m, &how);
 }
 
-GLA_API int gla_state_place(GlaState **s, const GlaModel *m, const GlaSettings *given, void *mem, size_t n_bytes, char *err) {
+GLA_API int gla_state_place(GlaState **s, const GlaModel *m, const GlaSettings *given, void *mem,
+                            size_t n_bytes, char *err) {
     GlaSettings how;
     *s = NULL;
     if (state_settings(m, given, &how, err)) return GLA_INPUT;
     size_t need = settled_bytes(m, &how);
-    if (!need) return fail(err, GLA_MEMORY, "a context of %d positions is larger than any memory", how.ctx);
-    if (need > n_bytes) return fail(err, GLA_MEMORY, "a state needs %zu bytes, %zu were given", need, n_bytes);
+    if (!need)
+        return fail(err, GLA_MEMORY, "a context of %d positions is larger than any memory",
+                    how.ctx);
+    if (need > n_bytes)
+        return fail(err, GLA_MEMORY, "a state needs %zu bytes, %zu were given", need, n_bytes);
     *s = state_at(m, &how, mem);
     gla_state_reset(*s);
     return GLA_OK;
@@ -5685,8 +5716,11 @@ GLA_API int gla_state_new(GlaState **s, const GlaModel *m, const GlaSettings *gi
     *s = NULL;
     if (state_settings(m, given, &how, err)) return GLA_INPUT;
     size_t need = settled_bytes(m, &how);
-    void *mem = need ? gla_alloc(need) : NULL; /* zeroed and, on most systems, not taken from the machine before it is used */
-    if (!mem) return fail(err, GLA_MEMORY, "no memory for a context of %d positions (%zu bytes); try a smaller one (-c)", how.ctx, need);
+    /* zeroed and, on most systems, not taken from the machine before it is used */
+    void *mem = need ? gla_alloc(need) : NULL;
+    if (!mem)
+        return fail(err, GLA_MEMORY, "no memory for a context of %d positions (%zu bytes); try a "
+                    "smaller one (-c)", how.ctx, need);
     *s = state_at(m, &how, mem);
     (*s)->block = mem;
     return GLA_OK;
@@ -5702,11 +5736,15 @@ GLA_API void gla_state_reset(GlaState *s) {
 
 GLA_API int gla_state_clone(GlaState **copy, const GlaState *s, char *err) {
     const GlaModel *m = s->m;
-    int code = gla_state_new(copy, m, &(GlaSettings){s->ctx, s->batch, s->team.n_threads, s->kv_type, s->team.fast}, err);
+    const GlaSettings how = {s->ctx, s->batch, s->team.n_threads, s->kv_type, s->team.fast};
+    int code = gla_state_new(copy, m, &how, err);
     if (code) return code;
     memcpy((*copy)->fixed, s->fixed, m->fixed_floats * sizeof(float));
     memcpy((*copy)->logits, s->logits, (size_t)m->config.vocab_size * sizeof(float));
-    for (int i = 0; i < m->config.n_layers; i++) memcpy(kv_of(*copy, &m->layers[i]), kv_of(s, &m->layers[i]), kv_used(s, &m->layers[i]));
+    for (int i = 0; i < m->config.n_layers; i++) {
+        const Layer *y = &m->layers[i];
+        memcpy(kv_of(*copy, y), kv_of(s, y), kv_used(s, y));
+    }
     (*copy)->pos = s->pos;
     return GLA_OK;
 }
@@ -5738,15 +5776,17 @@ GLA_API void gla_rewind(GlaState *s, const void *snapshot) {
     memcpy(s->fixed, from + sizeof s->pos + logits, s->m->fixed_floats * sizeof(float));
 }
 
-/* -- sessions: head with the sampler, ids, logits, constant part, used growing part per layer, checksum of all before -- */
+/* -- sessions: head with the sampler, ids, logits, constant part, used growing part per layer,
+ *    checksum of all before -- */
 
 typedef struct {
     char magic[8];
     uint32_t version, has_sampler;
     uint64_t model;     /* fingerprint */
     int64_t pos;
-    uint64_t fixed_floats, kv_bytes, vocab_size, n_ids; /* kv_bytes: of KEYS positions; n_ids: pos or 0 */
-    uint32_t kv_type, n_keys;                           /* GLA_KV_*, 0 without softmax layers; KEYS */
+    uint64_t fixed_floats, kv_bytes; /* kv_bytes: of KEYS positions */
+    uint64_t vocab_size, n_ids;      /* n_ids: pos or 0 */
+    uint32_t kv_type, n_keys;        /* GLA_KV_*, 0 without softmax layers; KEYS */
     GlaSampler sampler;
 } SessionHead;
 enum { SESSION_VERSION = 3 };
@@ -5765,8 +5805,8 @@ static uint64_t fingerprint(const GlaModel *m) {
     return h;
 }
 
-/* A session that is written or read: the checksum of all so far; whether a step failed; size: the bytes of
- * one that is read. */
+/* A session that is written or read: the checksum of all so far; whether a step failed; size: the
+ * bytes of one that is read. */
 typedef struct { FILE *f; uint64_t sum; int bad; uint64_t size; } Stream;
 static void stream_write(Stream *t, void *p, size_t n) {
     t->bad |= fwrite(p, 1, n, t->f) != n;
@@ -5803,7 +5843,8 @@ static void session_body(GlaState *s, Stream *t, void (*step)(Stream *, void *, 
     const GlaModel *m = s->m;
     step(t, s->logits, (size_t)m->config.vocab_size * sizeof(float));
     step(t, s->fixed, m->fixed_floats * sizeof(float));
-    for (int i = 0; i < m->config.n_layers; i++) step(t, kv_of(s, &m->layers[i]), kv_used(s, &m->layers[i]));
+    for (int i = 0; i < m->config.n_layers; i++)
+        step(t, kv_of(s, &m->layers[i]), kv_used(s, &m->layers[i]));
 }
 
 static void stream_count(Stream *t, void *p, size_t n) { (void)p, t->sum += n; }
@@ -5813,7 +5854,8 @@ static uint64_t session_bytes(const GlaState *s, int64_t n_ids) {
     return t.sum;
 }
 
-GLA_API int gla_state_save(const GlaState *s, const GlaSampler *p, const int32_t *ids, const char *path, char *err) {
+GLA_API int gla_state_save(const GlaState *s, const GlaSampler *p, const int32_t *ids,
+                           const char *path, char *err) {
     const GlaModel *m = s->m;
     Temporary temporary;
     SessionHead head;
@@ -5841,22 +5883,26 @@ GLA_API int gla_state_save(const GlaState *s, const GlaSampler *p, const int32_t
     return commit_file(t.f, temporary, path, err);
 }
 
-/* Opens a session and reads its head; the file is long enough for the ids that it promises. t->f is to be
- * closed in any case. */
-static int session_open(Stream *t, SessionHead *head, const GlaModel *m, const char *path, int follow,
-                        char *err) {
+/* Opens a session and reads its head; the file is long enough for the ids that it promises. t->f is
+ * to be closed in any case. */
+static int session_open(Stream *t, SessionHead *head, const GlaModel *m, const char *path,
+                        int follow, char *err) {
     *t = (Stream){NULL, HASH_SEED, 0, 0};
     if (!(t->f = open_regular(path, follow, &t->size, err))) return GLA_IO;
     stream_read(t, head, sizeof *head);
     if (t->bad || memcmp(head->magic, session_magic, 8))
         return fail(err, GLA_FORMAT, "%s: not a session file", path);
     if (head->version != SESSION_VERSION)
-        return fail(err, GLA_UNSUPPORTED, "%s: session version %u, this program reads version %d", path, head->version, SESSION_VERSION);
-    if (head->model != fingerprint(m) || head->fixed_floats != m->fixed_floats || head->vocab_size != (uint64_t)m->config.vocab_size)
-        return fail(err, GLA_INPUT, "%s: saved by another model than %s", path, *m->name ? m->name : m->architecture);
-    if (head->kv_type >= GLA_N_KV || head->kv_bytes != m->kv_bytes[head->kv_type] || !head->kv_type != !m->kv_floats
-        || head->n_keys != KEYS)
-        return fail(err, GLA_FORMAT, "%s: damaged, or its keys and values lie in another way than here", path);
+        return fail(err, GLA_UNSUPPORTED, "%s: session version %u, this program reads version %d",
+                    path, head->version, SESSION_VERSION);
+    if (head->model != fingerprint(m) || head->fixed_floats != m->fixed_floats
+        || head->vocab_size != (uint64_t)m->config.vocab_size)
+        return fail(err, GLA_INPUT, "%s: saved by another model than %s", path,
+                    *m->name ? m->name : m->architecture);
+    if (head->kv_type >= GLA_N_KV || head->kv_bytes != m->kv_bytes[head->kv_type]
+        || !head->kv_type != !m->kv_floats || head->n_keys != KEYS)
+        return fail(err, GLA_FORMAT,
+                    "%s: damaged, or its keys and values lie in another way than here", path);
     if (head->pos < 0 || head->pos > (int64_t)1 << 53)
         return fail(err, GLA_FORMAT, "%s: damaged, at position %lld", path, (long long)head->pos);
     const uint64_t most = (t->size - sizeof *head) / sizeof(int32_t);
@@ -5865,9 +5911,10 @@ static int session_open(Stream *t, SessionHead *head, const GlaModel *m, const c
     return GLA_OK;
 }
 
-/* What is behind the head. ids: NULL, or where its ids go, to be freed; left alone when it has none. */
-static int session_read(GlaState *s, GlaSampler *p, Stream *t, const SessionHead *head, int32_t **ids,
-                        const char *path, char *err) {
+/* What is behind the head. ids: NULL, or where its ids go, to be freed; left alone when it has
+ * none. */
+static int session_read(GlaState *s, GlaSampler *p, Stream *t, const SessionHead *head,
+                        int32_t **ids, const char *path, char *err) {
     const int64_t before = s->pos;
     if (head->kv_type && head->kv_type != (uint32_t)s->kv_type)
         return fail(err, GLA_INPUT,
@@ -5900,7 +5947,8 @@ static int session_read(GlaState *s, GlaSampler *p, Stream *t, const SessionHead
     return GLA_OK;
 }
 
-/* The state and its ids, from one reading of the file; *ids is to be freed, NULL when there are none. */
+/* The state and its ids, from one reading of the file; *ids is to be freed, NULL when there are
+ * none. */
 static int session_load(GlaState *s, GlaSampler *p, int32_t **ids, const char *path, char *err) {
     SessionHead head;
     Stream t;
@@ -5916,7 +5964,8 @@ GLA_API int gla_state_load(GlaState *s, GlaSampler *p, const char *path, char *e
     return session_load(s, p, NULL, path, err);
 }
 
-GLA_API int64_t gla_session_ids(const GlaModel *m, const char *path, int32_t *ids, int64_t cap, char *err) {
+GLA_API int64_t gla_session_ids(const GlaModel *m, const char *path, int32_t *ids, int64_t cap,
+                                char *err) {
     SessionHead head;
     Stream t;
     int code = session_open(&t, &head, m, path, 1, err);
@@ -5927,17 +5976,19 @@ GLA_API int64_t gla_session_ids(const GlaModel *m, const char *path, int32_t *id
     return code ? code : n;
 }
 
-/* -- prompt cache: a session is called MODEL-IDS-COUNT.gla, two hash values and how many ids; while it is
- *    written, MODEL-IDS-COUNT.gla.DIGITS.tmp. Nothing else in the folder is the cache's: no other name, no
- *    link, no file that begins in another way. A session that was cut or replaced is refused by its
- *    checksum; one that another program deletes while it is read stays readable. -- */
+/* -- prompt cache: a session is called MODEL-IDS-COUNT.gla, two hash values and how many ids;
+ *    while it is written, MODEL-IDS-COUNT.gla.DIGITS.tmp. Nothing else in the folder is the
+ *    cache's: no other name, no link, no file that begins in another way. A session that was cut
+ *    or replaced is refused by its checksum; one that another program deletes while it is read
+ *    stays readable. -- */
 
 typedef struct { unsigned long long model, text; long long n; } CacheKey;
 enum { CACHE_OTHER, CACHE_SESSION, CACHE_TEMPORARY };
 static int cache_name(char *name, size_t cap, const CacheKey *k) {
     return snprintf(name, cap, "%016llx-%016llx-%lld.gla", k->model, k->text, k->n);
 }
-static int cache_kind(const char *name, CacheKey *k) { /* what the cache would write, to the letter */
+/* What the cache would write, to the letter. */
+static int cache_kind(const char *name, CacheKey *k) {
     char again[128];
     unsigned long long digits;
     if (sscanf(name, "%16llx-%16llx-%lld.", &k->model, &k->text, &k->n) != 3 || k->n <= 0)
@@ -5954,7 +6005,8 @@ static int begins_well(FILE *f) {
     rewind(f);
     return fread(magic, 1, 8, f) == 8 && !memcmp(magic, session_magic, 8);
 }
-static FILE *cache_open(const char *path, int may_be_empty) { /* a file that the cache made, or NULL */
+/* A file that the cache made, or NULL. */
+static FILE *cache_open(const char *path, int may_be_empty) {
     uint64_t n;
     FILE *f = open_regular(path, 0, &n, NULL);
     if (!f || (may_be_empty && !n) || begins_well(f)) return f;
@@ -5974,7 +6026,8 @@ typedef struct {
     int64_t n, best;
     char path[PATH_LEN];
 } CacheSearch;
-static int cache_fits(void *user, const char *name, const char *path, uint64_t bytes, double changed) {
+static int cache_fits(void *user, const char *name, const char *path, uint64_t bytes,
+                      double changed) {
     CacheSearch *c = user;
     CacheKey k;
     (void)bytes, (void)changed;
@@ -6003,17 +6056,20 @@ static int cache_read(GlaState *s, const CacheSearch *c) { /* 1: the state is th
     return same;
 }
 
-GLA_API int64_t gla_cache_load(GlaState *s, const char *folder, const int32_t *ids, int64_t n, char *err) {
+GLA_API int64_t gla_cache_load(GlaState *s, const char *folder, const int32_t *ids, int64_t n,
+                               char *err) {
     CacheSearch c = {cache_model(s), ids, n, 0, ""};
     int code;
-    if (s->pos) return fail(err, GLA_INPUT, "the prompt cache is for a state that has read nothing");
+    if (s->pos)
+        return fail(err, GLA_INPUT, "the prompt cache is for a state that has read nothing");
     for (; !(code = each_file(folder, cache_fits, &c, err)) && c.best; c.n = c.best - 1, c.best = 0)
-        if (cache_read(s, &c)) return c.best; /* else damaged, or too long for the context: the next one */
+        if (cache_read(s, &c)) return c.best; /* else damaged, or too long: the next one */
     return code;
 }
 
 typedef struct { uint64_t total; double oldest; char path[PATH_LEN]; } CacheOldest;
-static int cache_oldest(void *user, const char *name, const char *path, uint64_t bytes, double changed) {
+static int cache_oldest(void *user, const char *name, const char *path, uint64_t bytes,
+                        double changed) {
     CacheOldest *c = user;
     CacheKey k;
     const int kind = cache_kind(name, &k);
@@ -6041,7 +6097,8 @@ static int cache_trim(const char *folder, uint64_t max_bytes, char *err) {
     }
 }
 
-GLA_API int gla_cache_store(const GlaState *s, const char *folder, const int32_t *ids, uint64_t max_bytes, char *err) {
+GLA_API int gla_cache_store(const GlaState *s, const char *folder, const int32_t *ids,
+                            uint64_t max_bytes, char *err) {
     char name[128], path[PATH_LEN];
     uint64_t bytes = session_bytes(s, s->pos);
     if (!s->pos) return fail(err, GLA_INPUT, "nothing has been read that could be cached");
@@ -6054,10 +6111,11 @@ GLA_API int gla_cache_store(const GlaState *s, const char *folder, const int32_t
     cache_name(name, sizeof name, &(CacheKey){cache_model(s), text, s->pos});
     if (snprintf(path, sizeof path, "%s/%s", folder, name) >= (int)sizeof path)
         return fail(err, GLA_INPUT, "%s: the name is too long", folder);
-    for (int tries = 0; is_there(path); tries++) { /* another program may make or remove it at any moment */
+    for (int tries = 0; is_there(path); tries++) { /* others may make or remove it at any moment */
         FILE *there = cache_open(path, 0);
         if (there) return touch_file(there), fclose(there), GLA_OK;
-        if (tries == 10) return fail(err, GLA_INPUT, "%s: is there, and was not made by the cache", path);
+        if (tries == 10)
+            return fail(err, GLA_INPUT, "%s: is there, and was not made by the cache", path);
     }
     code = cache_trim(folder, max_bytes - bytes, err);
     if (!code) code = gla_state_save(s, NULL, ids, path, err);
@@ -7220,8 +7278,37 @@ static void cap_rows(const Team *team, float *x, float cap, size_t n) {
     }
 }
 
-/* Reads ids[0..T), T <= batch; the last n_logits positions leave rows of logits. When it was stopped the position has not moved,
- * and the memory is that of no text. */
+/* rows = q, k, v, gates ... of xb;  o = mixer(rows, memory);  xb = W o */
+static void mix(GlaState *s, const Run *run, const Layer *y, float *mem) {
+    const int T = run->T;
+    float *rows[MAX_IN + 1], *free_rows = s->rows;
+    for (int j = 0; j < MAX_IN; j++) {
+        rows[j] = free_rows;
+        free_rows += (size_t)T * round_up((size_t)proj_out(&y->in[j]), LANES);
+    }
+    rows[MAX_IN] = free_rows; /* the mixer's scratch */
+    if (y->mixer != MIX_RWKV) /* RWKV's projections each read something else */
+        project(run->team, rows, y->in, MAX_IN, s->xb, T, s->mid);
+    mixers[y->mixer].run(run, y, mem, rows, s->o);
+    project(run->team, &s->xb, &y->out, 1, s->o, T, s->mid);
+}
+
+/* xb = down(up xb * act(gate xb)), with biases where there are some */
+static void feed_forward(GlaState *s, const Layer *y, int T) {
+    const Team *team = &s->team;
+    const int dim = s->m->config.dim, hidden = y->gate.n_out;
+    float *gate = s->rows, *up = gate + (size_t)T * (size_t)hidden;
+    Input wide = input_rows(s->xb, T, dim), middle = input_rows(up, T, hidden);
+    matmul(team, (Product[]){{gate, &y->gate}, {up, &y->up}}, 2, &wide);
+    add_bias(gate, y->ffn_bias[0], T, (size_t)hidden);
+    add_bias(up, y->ffn_bias[1], T, (size_t)hidden);
+    gate_rows(team, up, gate, y->ffn_act, hidden, T);
+    matmul(team, &(Product){s->xb, &y->down}, 1, &middle);
+    add_bias(s->xb, y->ffn_bias[2], T, (size_t)dim);
+}
+
+/* Reads ids[0..T), T <= batch; the last n_logits positions leave rows of logits. When it was
+ * stopped the position has not moved, and the memory is that of no text. */
 static void forward(GlaState *s, const int32_t *ids, int T, float *logits, int n_logits) {
     const GlaModel *m = s->m;
     const Config *c = &m->config;
@@ -7259,30 +7346,12 @@ static void forward(GlaState *s, const int32_t *ids, int T, float *logits, int n
             norm_rows(team, c, s->xb, in, ffn ? y->ffn_norm : y->norm, ffn ? y->ffn_norm_bias : y->norm_bias, T);
 
             if (!ffn) {
-                // rows = q, k, v, gates ... of xb;  o = mixer(rows, memory);  xb = W o
-                float *rows[MAX_IN + 1], *free_rows = s->rows;
-                for (int j = 0; j < MAX_IN; j++) {
-                    rows[j] = free_rows;
-                    free_rows += (size_t)T * round_up((size_t)proj_out(&y->in[j]), LANES);
-                }
-                rows[MAX_IN] = free_rows; /* the mixer's scratch */
-                if (y->mixer != MIX_RWKV) project(team, rows, y->in, MAX_IN, s->xb, T, s->mid); /* RWKV's read each something else */
-                mixers[y->mixer].run(&run, y, mem, rows, s->o);
-                project(team, &s->xb, &y->out, 1, s->o, T, s->mid);
+                mix(s, &run, y, mem);
             } else if (y->ffn_lerp_k) {
                 // xb = channel_mix(xb), whose last x lies behind the mixer's memory
                 channel_mix(team, y, s->xb, mem + y->fixed - dim, s->rows, T);
             } else {
-                // xb = down(up xb * act(gate xb))
-                size_t n = (size_t)T * (size_t)y->gate.n_out;
-                float *gate = s->rows, *up = s->rows + n;
-                Input wide = input_rows(s->xb, T, c->dim), hidden = input_rows(up, T, y->gate.n_out);
-                matmul(team, (Product[]){{gate, &y->gate}, {up, &y->up}}, 2, &wide);
-                add_bias(gate, y->ffn_bias[0], T, (size_t)y->gate.n_out);
-                add_bias(up, y->ffn_bias[1], T, (size_t)y->gate.n_out);
-                gate_rows(team, up, gate, y->ffn_act, y->gate.n_out, T);
-                matmul(team, &(Product){s->xb, &y->down}, 1, &hidden);
-                add_bias(s->xb, y->ffn_bias[2], T, dim);
+                feed_forward(s, y, T);
             }
 
             // x += xb, or norm(xb)
@@ -10638,11 +10707,12 @@ GLA_API int64_t gla_render(const GlaModel *m, const GlaMessage *messages, int n,
 
 /* -- a conversation -- */
 
-typedef struct { int refs; char data[]; } Snapshot; /* shared with the chats that were forked from this one */
-typedef struct {          /* a place between turns, or the beginning of the text behind the system prompt */
-    int64_t pos, answer;  /* ids before it; ids before the answer of the turn that ends here, 0 = not known */
-    int stopped;          /* the answer ended with the template's stop text, which is the beginning of the next message */
-    Snapshot *snap;       /* NULL: read again up to here */
+typedef struct { int refs; char data[]; } Snapshot; /* shared with the chats forked from this one */
+/* A place between turns, or the beginning of the text behind the system prompt. */
+typedef struct {
+    int64_t pos, answer; /* ids before it; those before the answer that ends here, 0 = not known */
+    int stopped;         /* the template's stop text ended it, the beginning of the next message */
+    Snapshot *snap;      /* NULL: read again up to here */
 } Mark;
 
 struct GlaChat {
@@ -10705,10 +10775,12 @@ static void snapshot_drop(GlaChat *c, Snapshot **s) {
     *s = NULL;
 }
 
-static void snapshot_take(GlaChat *c, Snapshot **s) { /* within the bound: the oldest leave. Without memory there is none */
+/* Within the bound: the oldest leave. Without memory there is none. */
+static void snapshot_take(GlaChat *c, Snapshot **s) {
     int64_t bytes = (int64_t)gla_snapshot_bytes(c->s->m), rest = c->how.snapshot_bytes - bytes;
     snapshot_drop(c, s);
-    for (int i = 0; i < c->n_marks && c->snapshot_bytes > rest; i++) snapshot_drop(c, &c->marks[i].snap);
+    for (int i = 0; i < c->n_marks && c->snapshot_bytes > rest; i++)
+        snapshot_drop(c, &c->marks[i].snap);
     if (c->snapshot_bytes > rest || !(*s = gla_alloc(sizeof **s + (size_t)bytes))) return;
     (*s)->refs = 1;
     c->snapshot_bytes += bytes;
@@ -10788,8 +10860,10 @@ static int chat_begin(GlaChat *c, const GlaGenerate *how, char *err) {
         code = reused < 0 ? (int)reused : GLA_OK;
     }
     if (!code) code = chat_read(c, ids->n, how, err);
-    if (!code && cached && reused < ids->n && c->system) /* if that fails, the conversation goes on */
-        c->uncached = gla_cache_store(c->s, c->how.cache, ids->id, c->how.cache_bytes, err) != GLA_OK;
+    if (!code && cached && reused < ids->n && c->system) { /* if that fails, the chat goes on */
+        const int stored = gla_cache_store(c->s, c->how.cache, ids->id, c->how.cache_bytes, err);
+        c->uncached = stored != GLA_OK;
+    }
     if (!code) code = chat_mark(c, c->s->pos, 0, err);
     c->n_written = c->n_told && c->told[0].role == GLA_SYSTEM;
     if (!code) code = chat_write_told(c, &w);
@@ -10860,7 +10934,8 @@ static int chat_in_thought(const GlaChat *c) {
 }
 
 /* The answer to what has been read, up to its end. */
-static int chat_answer(GlaChat *c, GlaSampler *p, const GlaGenerate *how, GlaTurn *turn, char *err) {
+static int chat_answer(GlaChat *c, GlaSampler *p, const GlaGenerate *how, GlaTurn *turn,
+                       char *err) {
     const char *stops[17];
     float penalty = p->repeat_penalty;
     int64_t begin = c->s->pos, made = 0;
@@ -10902,12 +10977,14 @@ static int chat_answer(GlaChat *c, GlaSampler *p, const GlaGenerate *how, GlaTur
     c->ids.n = c->s->pos;
     if (c->failed && code >= 0) code = fail(err, GLA_MEMORY, "no memory for another token id");
     if (code >= 0) code = chat_mark(c, c->s->pos, begin, err);
-    if (!code) c->marks[c->at].stopped = done == GLA_DONE_STOP && c->form.row->stop && !how->n_stops;
+    if (!code)
+        c->marks[c->at].stopped = done == GLA_DONE_STOP && c->form.row->stop && !how->n_stops;
     turn->done = done;
     return code < 0 ? code : done;
 }
 
-GLA_API int gla_chat_say(GlaChat *c, GlaSampler *p, const char *text, size_t n, const GlaGenerate *how, GlaTurn *turn, char *err) {
+GLA_API int gla_chat_say(GlaChat *c, GlaSampler *p, const char *text, size_t n,
+                         const GlaGenerate *how, GlaTurn *turn, char *err) {
     GlaTurn nobody;
     int64_t before = c->s->evaluated;
     if (!turn) turn = &nobody;
@@ -10916,7 +10993,8 @@ GLA_API int gla_chat_say(GlaChat *c, GlaSampler *p, const char *text, size_t n, 
     c->uncached = 0;
     int code = chat_begin(c, how, err);
     turn->uncached = c->uncached;
-    if (!code && c->s->pos != c->marks[c->at].pos) code = chat_move(c, c->at, err); /* an answer that failed */
+    if (!code && c->s->pos != c->marks[c->at].pos) /* an answer has failed */
+        code = chat_move(c, c->at, err);
     if (code) return code;
     chat_cut(c, c->at + 1); /* whatever was undone is gone now */
     ids->n = c->marks[c->at].pos;
@@ -10924,8 +11002,9 @@ GLA_API int gla_chat_say(GlaChat *c, GlaSampler *p, const char *text, size_t n, 
     code = chat_turn_ids(c, ids, (Str){text, n}, how->json, err);
     if (!code && c->s->m->kv_floats && ids->n >= c->s->ctx)
         code = fail(err, GLA_CONTEXT,
-                    "the context of %d positions has room for %lld more tokens, this message needs %lld; forget the oldest turns "
-                    "(/forget, --forget) or give a larger context (-c)",
+                    "the context of %d positions has room for %lld more tokens, this message "
+                    "needs %lld; forget the oldest turns (/forget, --forget) or give a larger "
+                    "context (-c)",
                     c->s->ctx, (long long)(c->s->ctx - c->s->pos), (long long)(ids->n - c->s->pos));
     if (!code) code = chat_read(c, ids->n, how, err);
     turn->read = c->s->evaluated - before;
@@ -10941,13 +11020,15 @@ GLA_API int gla_chat_say(GlaChat *c, GlaSampler *p, const char *text, size_t n, 
     return chat_answer(c, p, how, turn, err);
 }
 
-static void chat_recent(const GlaChat *c, GlaSampler *p) { /* the penalties forget what was taken back */
+/* The penalties forget what was taken back. */
+static void chat_recent(const GlaChat *c, GlaSampler *p) {
     int64_t n = c->s->pos;
     p->n_recent = 0;
     for (int64_t i = max64(0, n - GLA_RECENT); i < n; i++) gla_sampler_note(p, c->ids.id[i]);
 }
 
-GLA_API int gla_chat_retry(GlaChat *c, GlaSampler *p, const GlaGenerate *how, GlaTurn *turn, char *err) {
+GLA_API int gla_chat_retry(GlaChat *c, GlaSampler *p, const GlaGenerate *how, GlaTurn *turn,
+                           char *err) {
     GlaTurn nobody;
     int code = GLA_OK;
     if (!turn) turn = &nobody;
@@ -10978,11 +11059,16 @@ GLA_API int gla_chat_retry(GlaChat *c, GlaSampler *p, const GlaGenerate *how, Gl
 
 GLA_API int gla_chat_go(GlaChat *c, GlaSampler *p, int turns, char *err) {
     int to = c->at + turns;
-    if (to < 0 || to >= c->n_marks) return fail(err, GLA_INPUT, "there is nothing to %s", turns < 0 ? "undo" : "redo");
+    if (to < 0 || to >= c->n_marks)
+        return fail(err, GLA_INPUT, "there is nothing to %s", turns < 0 ? "undo" : "redo");
     if (!c->marks[c->at].snap) snapshot_take(c, &c->marks[c->at].snap);
     int code = chat_move(c, to, err);
     chat_recent(c, p);
     return code;
+}
+
+static int ids_are(const Ids *in, int64_t at, const Ids *what, int64_t n) { /* the first n of it */
+    return !n || !memcmp(in->id + at, what->id, (size_t)n * sizeof *in->id);
 }
 
 /* Drops the oldest turns until at most `keep` ids remain, and reads the rest again behind the
@@ -10991,10 +11077,11 @@ GLA_API int gla_chat_forget(GlaChat *c, int64_t keep, const GlaGenerate *how, ch
     Ids end = {NULL, 0, 0}, rest = {NULL, 0, 0};
     int first = 1;
     if (c->at < 2) return fail(err, GLA_INPUT, "there are no earlier turns to forget");
-    while (first < c->at - 1 && c->marks[0].pos + c->marks[c->at].pos - c->marks[first].pos > keep) first++;
-    int64_t from = c->marks[first].pos, to = c->marks[c->at].pos, head = c->marks[0].pos;
+    const int64_t head = c->marks[0].pos, to = c->marks[c->at].pos;
+    while (first < c->at - 1 && head + to - c->marks[first].pos > keep) first++;
+    int64_t from = c->marks[first].pos;
     int code = chat_form_ids(c, &end, c->form.row->end, err);
-    if (!code && end.n <= to - from && !memcmp(c->ids.id + from, end.id, (size_t)end.n * sizeof *end.id))
+    if (!code && to - from >= end.n && ids_are(&c->ids, from, &end, end.n))
         from += end.n; /* it ended the turn before */
     if (!code) code = ids_add(&rest, c->ids.id, head, err);
     if (!code) code = ids_add(&rest, c->ids.id + from, to - from, err);
@@ -11002,7 +11089,8 @@ GLA_API int gla_chat_forget(GlaChat *c, int64_t keep, const GlaGenerate *how, ch
     if (code) { ids_free(&rest); return code; }
     int kept = c->at - first;
     chat_cut(c, c->at + 1);
-    for (int i = 0; i <= c->at; i++) snapshot_drop(c, &c->marks[i].snap); /* they know the turns that go */
+    for (int i = 0; i <= c->at; i++) /* they know the turns that go */
+        snapshot_drop(c, &c->marks[i].snap);
     for (int i = 1; i <= kept; i++) {
         Mark *mark = &c->marks[i];
         *mark = c->marks[first + i];
@@ -11015,7 +11103,8 @@ GLA_API int gla_chat_forget(GlaChat *c, int64_t keep, const GlaGenerate *how, ch
     c->n_marks = kept + 1;
     gla_state_reset(c->s);
     code = chat_read(c, c->ids.n, how, err);
-    if (code == GLA_DONE_CALLER) code = chat_read(c, c->ids.n, NULL, err); /* no way back from here */
+    if (code == GLA_DONE_CALLER) /* no way back from here */
+        code = chat_read(c, c->ids.n, NULL, err);
     return code ? code : first;
 }
 
@@ -11087,13 +11176,14 @@ GLA_API int gla_chat_save(const GlaChat *c, const GlaSampler *p, const char *pat
     return gla_state_save(c->s, p, c->ids.id, path, err);
 }
 
-static int64_t ids_find(const Ids *in, int64_t from, const Ids *what, int64_t n) { /* the first n of `what`; -1: nowhere */
-    for (int64_t i = from; n > 0 && i + n <= in->n; i++)
-        if (!memcmp(in->id + i, what->id, (size_t)n * sizeof *in->id)) return i;
+/* Where the first n of `what` stand, from `from` on; -1: nowhere. */
+static int64_t ids_find(const Ids *in, int64_t from, const Ids *what, int64_t n) {
+    for (int64_t i = from; n > 0 && i + n <= in->n; i++) if (ids_are(in, i, what, n)) return i;
     return -1;
 }
 
-/* A session holds ids and no turns; where they begin and end is seen from the ids of the template. */
+/* A session holds ids and no turns; where they begin and end is seen from the ids of the template.
+ * The last id before a message may have merged with it. */
 static int chat_find_turns(GlaChat *c, char *err) {
     Ids user = {NULL, 0, 0}, answer = {NULL, 0, 0}, end = {NULL, 0, 0};
     char head[64];
@@ -11101,20 +11191,23 @@ static int chat_find_turns(GlaChat *c, char *err) {
     int code = chat_form_ids(c, &user, head, err);
     if (!code) code = chat_form_ids(c, &answer, c->form.row->answer, err);
     if (!code) code = chat_form_ids(c, &end, c->form.row->end, err);
-    int64_t n_user = user.n > 1 ? user.n - 1 : user.n; /* the last one may have merged with the message */
+    const int64_t n_user = user.n > 1 ? user.n - 1 : user.n;
     int64_t last = c->ids.n, at = code ? -1 : ids_find(&c->ids, 0, &user, n_user);
     chat_cut(c, 0);
     if (!code) code = chat_mark(c, at < 0 ? last : at, 0, err);
-    for (int64_t next; !code && at >= 0; at = next) { /* for each turn: where it ends and where its answer begins */
+    for (int64_t next; !code && at >= 0; at = next) { /* where a turn ends, its answer begins */
         int64_t begin = ids_find(&c->ids, at, &answer, answer.n);
         next = ids_find(&c->ids, at + 1, &user, n_user);
         int64_t turn_end = next < 0 ? last : next;
-        if (next >= end.n && !memcmp(c->ids.id + next - end.n, end.id, (size_t)end.n * sizeof *end.id)) turn_end -= end.n;
+        if (next >= end.n && ids_are(&c->ids, next - end.n, &end, end.n)) turn_end -= end.n;
         begin = begin < 0 || begin + answer.n > turn_end ? 0 : begin + answer.n;
-        const int thought = begin && begin < turn_end && c->form.may_think && c->ids.id[begin] == c->form.think_open;
-        if (thought && *form_open(&c->form, c->how.think, 0)) { /* the template began it, and ended it where it is to stay empty */
+        const int thought = begin && begin < turn_end && c->form.may_think
+            && c->ids.id[begin] == c->form.think_open;
+        if (thought && *form_open(&c->form, c->how.think, 0)) {
+            /* the template began it, and ended it where it is to stay empty */
+            const int empty = !chat_thinks(c);
             int64_t close = begin;
-            while (!chat_thinks(c) && close < turn_end && c->ids.id[close] != c->form.think_close) close++;
+            while (empty && close < turn_end && c->ids.id[close] != c->form.think_close) close++;
             if (close < turn_end) begin = min64(close + 2, turn_end); /* and the line end behind it */
         }
         code = chat_mark(c, turn_end, begin, err);
@@ -11130,14 +11223,17 @@ GLA_API int gla_chat_load(GlaChat *c, GlaSampler *p, const char *path, char *err
     int64_t before = c->s->pos;
     const int64_t has = gla_session_ids(c->s->m, path, NULL, 0, err);
     if (has < 0) return (int)has;
-    if (!has) return fail(err, GLA_INPUT, "%s: holds a state without its token ids, which a chat needs", path);
+    if (!has)
+        return fail(err, GLA_INPUT, "%s: holds a state without its token ids, which a chat needs",
+                    path);
     int code = session_load(c->s, &loaded, &ids, path, why);
     if (!code && !ids) {
         code = fail(why, GLA_FORMAT, "%s: was replaced while it was read", path);
         gla_state_reset(c->s);
     }
     if (code) {
-        if (c->s->pos != before) chat_read(c, before, NULL, NULL); /* a damaged file has emptied the state: read again what was there */
+        if (c->s->pos != before) /* a damaged file has emptied the state: what was there again */
+            chat_read(c, before, NULL, NULL);
         return fail(err, code, "%s", why);
     }
     ids_free(&c->ids);
@@ -11164,7 +11260,8 @@ GLA_API int gla_chat_clone(GlaChat **copy, GlaState **state, const GlaChat *c, c
     if (!code) code = ids_add(&d->ids, c->ids.id, c->marks ? c->marks[c->at].pos : 0, err);
     if (!code && c->n_marks) {
         d->cap = c->at + 16;
-        if (!(d->marks = gla_alloc((size_t)d->cap * sizeof *d->marks))) code = fail(err, GLA_MEMORY, "no memory for the turns");
+        if (!(d->marks = gla_alloc((size_t)d->cap * sizeof *d->marks)))
+            code = fail(err, GLA_MEMORY, "no memory for the turns");
     }
     if (code) {
         gla_chat_free(d), gla_state_free(*state);

@@ -12037,6 +12037,12 @@ static int json_next(Messages *j) { /* the next byte that is no white space; 0: 
 
 static int json_take(Messages *j, char c) { return json_next(j) == c ? j->at++, 1 : 0; }
 
+/* Behind an element: either a comma and another one, or the end. */
+static int json_goes_on(Messages *j, char close) {
+    const int comma = json_take(j, ',');
+    return comma != (json_next(j) == close);
+}
+
 static int json_hex(Messages *j, uint32_t *c) { /* the four digits of \u */
     *c = 0;
     for (int i = 0; i < 4; i++, j->at++) {
@@ -12095,7 +12101,7 @@ static int json_skip(Messages *j, int depth) { /* any value */
             if (c == '{') code = json_text(j, &unused);
             if (!code && c == '{' && !json_take(j, ':')) code = json_bad(j, "a colon");
             if (!code) code = json_skip(j, depth + 1);
-            if (!code && !json_take(j, ',') && json_next(j) != close) code = json_bad(j, "a comma");
+            if (!code && !json_goes_on(j, close)) code = json_bad(j, "a comma or the end");
         }
     } else {
         static const char letters[] = "+-.0123456789abcdefghijklmnopqrstuvwxyzE";
@@ -12119,7 +12125,7 @@ static int json_content(Messages *j) {
         if (!code && !json_take(j, ':')) code = json_bad(j, "a colon");
         if (!code && !strcmp(key.s, "text")) code = json_text(j, &j->text), texts++;
         else if (!code) code = json_skip(j, 0);
-        if (!code && !json_take(j, ',') && json_next(j) != '}') code = json_bad(j, "a comma");
+        if (!code && !json_goes_on(j, '}')) code = json_bad(j, "a comma or the end");
     }
     free(key.s);
     if (!code && (texts != 1 || !json_take(j, ']')))
@@ -12150,8 +12156,8 @@ static int json_message(Messages *j) {
             code = fail(j->err, GLA_INPUT, "%s: message %d: \"%s\" is not understood here: only "
                         "role and content are", j->name, j->n + 1, key.s);
         else code = json_skip(j, 0);
-        if (!code && !json_take(j, ',') && json_next(j) != '}')
-            code = json_bad(j, "a comma or the end of the message");
+        if (!code && !json_goes_on(j, '}'))
+            code = json_bad(j, "a comma and a key, or the end of the message");
     }
     for (int i = 0; role.s && i < 3; i++) if (!strcmp(role.s, roles[i])) which = i;
     if (!code && which < 0)
@@ -12177,10 +12183,10 @@ static int get_messages(Messages *j, const char *path, char *err) {
         code = json_bad(j, "a list of messages, [{\"role\": ..., \"content\": ...}, ...]");
     while (!code && !json_take(j, ']')) {
         code = json_message(j);
-        if (!code && !json_take(j, ',') && json_next(j) != ']')
-            code = json_bad(j, "a comma or the end of the list");
+        if (!code && !json_goes_on(j, ']'))
+            code = json_bad(j, "a comma and a message, or the end of the list");
     }
-    if (!code && json_next(j)) code = json_bad(j, "nothing behind the list");
+    if (!code && (json_next(j) || j->at < j->end)) code = json_bad(j, "nothing behind the list");
     if (!code && (!j->n || j->messages[j->n - 1].role != GLA_USER))
         code = fail(err, GLA_INPUT, "%s: the last message has to be a user's: it is answered",
                     j->name);
@@ -12234,7 +12240,12 @@ static struct {
 
 static void on_interrupt(int sig) {
     if (interrupted && loose_ends.at_second) end_by_signal(sig, loose_ends.unfinished);
-    else interrupted = sig;
+    else if (!interrupted || interrupted == SIGINT) interrupted = sig; /* Ctrl-C takes no end back */
+}
+
+/* Ctrl-C has stopped what was going on. The other signals end the program: they stay. */
+static void forget_ctrl_c(void) {
+    if (interrupted == SIGINT) interrupted = 0;
 }
 
 static void on_missing_pages(int sig) {
@@ -13066,7 +13077,7 @@ static int chat_turn(Chat *c, const Text *text, char *err) {
     const GlaGenerate how = talk_settings(&k);
     const int64_t evaluated = gla_state_evaluated(b->s);
     int done;
-    interrupted = 0;
+    if (c->interactive) forget_ctrl_c();
     catch_interrupt(c->interactive ? COUNT : END_AT_SECOND);
     if (text && whole_of(o, O_FORGET) && gla_chat_turns(b->chat, NULL) > 1) {
         /* an answer and the message */
@@ -13341,7 +13352,7 @@ static int chat_command(Chat *c, const char *line, char *err) { /* a line that b
     if (c->rest.bad) return fail(err, GLA_MEMORY, "no memory for a command");
     char *rest = c->rest.s + strspn(c->rest.s, " \t\r\n");
     for (size_t end = strlen(rest); end && strchr(" \t\r\n", rest[end - 1]);) rest[--end] = 0;
-    interrupted = 0;
+    if (c->interactive) forget_ctrl_c();
     for (int i = 0; i < N_COMMANDS; i++)
         if (!strncmp(commands[i].name, line + 1, n) && !commands[i].name[n])
             return commands[i].run(c, rest, err);
@@ -13382,7 +13393,7 @@ static int chat_loop(Chat *c, char *err) {
             code = GLA_OK;
         }
         /* it has stopped what was going on */
-        if (c->interactive && interrupted == SIGINT) interrupted = 0;
+        if (c->interactive) forget_ctrl_c();
         if (!kept) said->n = 0;
     }
     return code;

@@ -408,7 +408,9 @@ def test_messages() -> None:
     refusal([{"role": "user"}], "no content")
     refusal([{"content": "x"}], "role")
     for bad in ('[{"role":"user","content":"hi"}', '[{"role":"user","content":"hi"}] x', '[{"role":"user" "content":"hi"}]', '[{"role":"user","content":"h', '[{"role":"user","content":"\\x"}]', '[{"role":"user","content":"\\u12"}]',
-                '[{"role":"user","content":"\n"}]', '[{"role":"user","content":' + "[" * 300 + ']', '[{"x":' + "[" * 9999, "[,]", '[{"role":nil}]'):
+                '[{"role":"user","content":"\n"}]', '[{"role":"user","content":' + "[" * 300 + ']', '[{"x":' + "[" * 9999, "[,]", '[{"role":nil}]',
+                '[{"role":"user","content":"hi"},]', '[{"role":"user","content":"hi",}]', '[{"role":"user","content":"hi"}]\0x',
+                '[{"role":"user","content":"hi","x":[1,]}]', '[{"role":"user","content":[{"type":"text","text":"hi",}]}]'):
         refusal(bad, "message")
     chat_model(cli.tmp / "turns.gguf", TEMPLATES[10][1])
     refusal([HI, HI], "out of turn", cli.tmp / "turns.gguf")
@@ -735,6 +737,15 @@ def test_terminal() -> None:
     after = termios.tcgetattr(t.master)
     check(t.p.returncode == 128 + signal.SIGTERM, "SIGTERM is the exit status", t.p.returncode)
     check(before[3] & termios.ICANON and after[3] & termios.ICANON and after[3] & termios.ECHO, "SIGTERM restores the terminal")
+    t.end()
+    t = Terminal(MODEL, "-m", "chat", "-s", 1, "-n", 5)
+    t.wait(b"> ")
+    for number in (signal.SIGSTOP, signal.SIGTERM, signal.SIGINT, signal.SIGCONT):  # both are there when it goes on
+        t.p.send_signal(number)
+    stop = time.monotonic() + 5
+    while t.p.poll() is None and time.monotonic() < stop:
+        t.read(0.05)
+    check(t.p.returncode == 128 + signal.SIGTERM, "Ctrl-C takes no SIGTERM back", t.p.returncode)
     t.end()
 
 

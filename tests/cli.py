@@ -217,6 +217,7 @@ def test_failures() -> None:
         check(run(other, *args).returncode == 0, f"{args[:2]} needs no vocabulary of the file's")
     for args in (["-i", "x"], ["-m", "chat", "-i", "x"], ["-m", "tokenize", "-i", "x"], ["-m", "perplexity", "-i", "x"]):
         refused(1, "a vocabulary that is not understood", other, *args, message="nosuc")
+    refused(1, "a long name of no pre-tokenizer", TINY, "--pre", "x" * 99, "-i", "x", message="is not known")
     check(ran(other, "--pre", "gpt-2", "-m", "tokenize", "-i", PROMPT) == ran(TINY, "-m", "tokenize", "-i", PROMPT), "--pre takes another")
     check(ran(GLA, "--pre", "gpt-2", "-z", other, "-m", "tokenize", "-i", "x") == ran(TINY, "-m", "tokenize", "-i", "x"), "--pre and -z")
     refused(1, "a pre-tokenizer that is not known", TINY, "--pre", "gpt", "-i", "x", message="qwen2")

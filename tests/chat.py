@@ -755,16 +755,7 @@ def main() -> int:
         cli.tmp = Path(folder)
         MODEL = cli.tmp / "chat.gguf"
         chat_model(MODEL)
-        for test in (test_script, test_twenty_turns, test_context, test_system_of_a_session, test_ends_badly, test_json, test_json_only, test_templates, test_messages, test_prompt_cache, test_full_disk, test_killed, test_terminal):
-            begin = time.monotonic()
-            try:
-                test()
-            except Exception as error:  # a test that cannot go on has failed; the others run
-                check(False, test.__name__, repr(error))
-            if cli.verbose:
-                print(f"{test.__name__} {time.monotonic() - begin:.1f} s")
-    print(f"{cli.passed} passed, {cli.failed} failed")
-    return cli.failed != 0
+        return cli.run_tests((test_script, test_twenty_turns, test_context, test_system_of_a_session, test_ends_badly, test_json, test_json_only, test_templates, test_messages, test_prompt_cache, test_full_disk, test_killed, test_terminal))
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -625,6 +626,20 @@ def test_pages() -> None:
     check(len(names) > 20 and not missing, "doc/recurrence.md names what the code has", missing)
 
 
+def run_tests(tests: Iterable[Callable[[], None]]) -> int:
+    """The exit status: 0 when no check failed."""
+    for test in tests:
+        begin = time.monotonic()
+        try:
+            test()
+        except Exception as error:  # a test that cannot go on has failed; the others run
+            check(False, test.__name__, repr(error))
+        if verbose:
+            print(f"{test.__name__} {time.monotonic() - begin:.1f} s")
+    print(f"{passed} passed, {failed} failed")
+    return failed != 0
+
+
 def main() -> int:
     global tmp
     with tempfile.TemporaryDirectory() as folder:
@@ -632,13 +647,7 @@ def main() -> int:
         tests = [test_misuse, test_help, test_spellings, test_other_programs, test_failures, test_full_disk, test_generate, test_sessions, test_modes, test_interrupt, test_interrupt_at_once, test_pages_printed]
         if program == str(ROOT / "run"):
             tests += [test_embedding, test_bench, test_install, test_pages]
-        for test in tests:
-            try:
-                test()
-            except Exception as error:  # a test that cannot go on has failed; the others run
-                check(False, test.__name__, repr(error))
-    print(f"{passed} passed, {failed} failed")
-    return failed != 0
+        return run_tests(tests)
 
 
 if __name__ == "__main__":

@@ -748,17 +748,8 @@ def main() -> int:
         cli.tmp = Path(where)
         CHAT = cli.tmp / "a chat.gguf"
         chat.chat_model(CHAT)
-        tests = [test for name, test in globals().items() if name.startswith("test_")]
-        for test in tests:
-            begin = time.monotonic()
-            try:
-                test()
-            except Exception as error:  # a test that cannot go on has failed; the others run
-                check(False, test.__name__, repr(error))
-            if cli.verbose:
-                print(f"{test.__name__} {time.monotonic() - begin:.1f} s")
-    print(f"{cli.passed} passed, {cli.failed} failed")
-    return cli.failed != 0
+        return cli.run_tests([test for name, test in globals().items()
+                              if name.startswith("test_")])
 
 
 if __name__ == "__main__":

@@ -161,7 +161,7 @@ enum { GLA_DONE_STEPS = 1, GLA_DONE_END, GLA_DONE_STOP, GLA_DONE_CONTEXT, GLA_DO
  * n_out (or NULL) receives the number of tokens generated. The last token drawn is read by the state too, so going on is seamless. */
 GLA_API int gla_generate(GlaState *s, GlaSampler *p, const int32_t *prompt, int64_t n, const GlaGenerate *how, int64_t *n_out, char *err);
 
-/* Sessions: written to a temporary name, synced, renamed. p may be NULL. ids: all that the state has read, gla_state_pos(s) of them, or
+/* Sessions: written to a temporary name, synced, renamed; a file that is no session is not replaced. p may be NULL. ids: all that the state has read, gla_state_pos(s) of them, or
  * NULL; the state itself does not keep them. A file of another model is refused and changes nothing; a damaged one leaves the
  * state as it was, or empty. */
 GLA_API int gla_state_save(const GlaState *s, const GlaSampler *p, const int32_t *ids, const char *path, char *err);
@@ -5854,11 +5854,33 @@ static uint64_t session_bytes(const GlaState *s, int64_t n_ids) {
     return t.sum;
 }
 
+static int begins_well(FILE *f) {
+    char magic[8];
+    rewind(f);
+    return fread(magic, 1, 8, f) == 8 && !memcmp(magic, session_magic, 8);
+}
+/* A session replaces another one or an empty file, nothing else. */
+static int no_stranger(const char *path, char *err) {
+    uint64_t n;
+    FILE *f = open_regular(path, 1, &n, NULL);
+    const int foreign = f && n && !begins_well(f);
+    if (f) fclose(f);
+    if (!foreign) return GLA_OK;
+    return fail(err, GLA_INPUT, "%s is no session and would be replaced; give another name", path);
+}
+/* Will a session find its place there? Asked before there is one. */
+LIKELY_UNUSED static int can_save(const char *path, char *err) {
+    const int code = no_stranger(path, err);
+    return code ? code : can_write(path, err);
+}
+
 GLA_API int gla_state_save(const GlaState *s, const GlaSampler *p, const int32_t *ids,
                            const char *path, char *err) {
     const GlaModel *m = s->m;
     Temporary temporary;
     SessionHead head;
+    const int code = no_stranger(path, err);
+    if (code) return code;
     memset(&head, 0, sizeof head);
     memcpy(head.magic, session_magic, 8);
     head.version = SESSION_VERSION;
@@ -6000,11 +6022,6 @@ static int cache_kind(const char *name, CacheKey *k) {
     return strcmp(name, again) ? CACHE_OTHER : CACHE_TEMPORARY;
 }
 
-static int begins_well(FILE *f) {
-    char magic[8];
-    rewind(f);
-    return fread(magic, 1, 8, f) == 8 && !memcmp(magic, session_magic, 8);
-}
 /* A file that the cache made, or NULL. */
 static FILE *cache_open(const char *path, int may_be_empty) {
     uint64_t n;
@@ -12937,7 +12954,7 @@ static int mode_generate(Job *job) {
     gla_info(m, &info);
     start_sampler(&p, o, m, seed);
     saved = p;
-    int code = text_of(o, O_SAVE) ? can_write(text_of(o, O_SAVE), err) : GLA_OK;
+    int code = text_of(o, O_SAVE) ? can_save(text_of(o, O_SAVE), err) : GLA_OK;
     if (!code && text_of(o, O_LOAD)) code = load_session(o, s, &saved, &k.ids, err);
     /* its memory of recent tokens, and its place in the random numbers unless a seed is given */
     if (!code && text_of(o, O_LOAD)) {
@@ -13444,7 +13461,7 @@ static int mode_chat(Job *job) {
     gla_info(m, &info);
     start_sampler(&c.p, o, m, c.seed);
     GlaChatSettings how = chat_settings(&c, text_of(o, O_SYSTEM));
-    int code = text_of(o, O_SAVE) ? can_write(text_of(o, O_SAVE), err) : GLA_OK;
+    int code = text_of(o, O_SAVE) ? can_save(text_of(o, O_SAVE), err) : GLA_OK;
     if (!code && text_of(o, O_MESSAGES)) code = get_messages(&told, text_of(o, O_MESSAGES), err);
     /* the last one is said below */
     if (told.n) how.messages = told.messages, how.n_messages = told.n - 1;
@@ -13536,7 +13553,7 @@ static int mode_logits(Job *job) {
     Temporary temporary;
     Ids all = {NULL, 0, 0}; /* for the session: what the loaded one holds, and these */
     LogitsOut out = {NULL, (size_t)job->m->config.vocab_size};
-    int code = text_of(o, O_SAVE) ? can_write(text_of(o, O_SAVE), err) : GLA_OK;
+    int code = text_of(o, O_SAVE) ? can_save(text_of(o, O_SAVE), err) : GLA_OK;
     if (!code && text_of(o, O_LOAD)) code = load_session(o, s, NULL, &all, err);
     if (!code) code = ids_add(&all, ids->id, ids->n, err);
     *temporary = 0;

@@ -271,6 +271,26 @@ def test_second_interrupt() -> None:
               f"Ctrl-C twice, run {k}", (p.returncode, list(d.iterdir())))
 
 
+def test_strangers() -> None:
+    """A session replaces a session or an empty file. Whatever else has that name stays."""
+    d = folder("strangers")
+    text, empty, cut = d / "thesis.txt", d / "empty", d / "cut"
+    text.write_text("mine")
+    empty.write_bytes(b"")
+    cut.write_bytes(b"GLAST")
+    for mode in (["-i", "x"], ["-m", "chat", "-i", "x"]):
+        for path in (text, cut):
+            before = path.read_bytes()
+            refused(1, f"a stranger {path.name}", TINY, *mode, "-n", 2, "--save-state", path,
+                    message="is no session and would be replaced")
+            check(path.read_bytes() == before, f"{path.name} stays")
+        for _ in range(2):
+            ran(TINY, *mode, "-n", 2, "--save-state", empty)
+    p = run(TINY, "-m", "chat", "-n", 2, stdin=f"hi\n/save {text}\n".encode())
+    check(b"is no session" in p.stderr and text.read_text() == "mine", "/save onto a stranger", p.stderr)
+    check(sorted(f.name for f in d.iterdir()) == ["cut", "empty", "thesis.txt"], "nothing is left")
+
+
 def test_in_use() -> None:
     """An output that is an input, under its name, another spelling, a hard or a symbolic link."""
     d = folder("used")

@@ -2042,9 +2042,11 @@ static void test_sessions(void) {
         check(gla_state_save(s, NULL, NULL, "/nonexistent/folder/session", err) == GLA_IO && is_sentence(err), "%s: no folder: %s", name, err);
 #ifdef HAVE_POSIX
         struct rlimit limit, low; /* a disk that is full after 1000 bytes: the old file stays, the temporary one goes */
-        char temporary[530], old[3] = "";
+        char temporary[530], old[8] = "";
         snprintf(temporary, sizeof temporary, "%s.tmp", path);
-        spill(path, "old", 3);
+        spill(path, "thesis", 6); /* of another program: stays, on any disk */
+        check(gla_state_save(s, NULL, NULL, path, err) == GLA_INPUT && is_sentence(err), "%s: a file that is no session: %s", name, err);
+        spill(path, session_magic, 8);
         signal(SIGXFSZ, SIG_IGN);
         getrlimit(RLIMIT_FSIZE, &limit);
         low = limit, low.rlim_cur = 1000;
@@ -2052,7 +2054,7 @@ static void test_sessions(void) {
         check(gla_state_save(s, NULL, NULL, path, err) == GLA_IO && is_sentence(err), "%s: a full disk: %s", name, err);
         setrlimit(RLIMIT_FSIZE, &limit);
         FILE *f = fopen(path, "rb"), *left = fopen(temporary, "rb");
-        check(f && fread(old, 1, 3, f) == 3 && !memcmp(old, "old", 3) && !left, "%s: after a failed write the old file is gone or the temporary one is left", name);
+        check(f && fread(old, 1, 8, f) == 8 && !memcmp(old, session_magic, 8) && !left, "%s: after a failed write the old file is gone or the temporary one is left", name);
         if (f) fclose(f);
         if (left) fclose(left);
         remove(path);

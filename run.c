@@ -11510,6 +11510,8 @@ static int complain(const char *err) {
     return 1;
 }
 
+static const char *plural(int64_t n) { return n == 1 ? "" : "s"; }
+
 /* Word i of a list with blanks between: its length, 0 behind the last one. */
 static int word_at(const char *list, int i, const char **word) {
     while (i-- > 0 && *list) {
@@ -12376,16 +12378,32 @@ static int char_width(uint32_t c) {
     return 1;
 }
 
+/* Columns of a character in the editor. A tab is four blanks; other controls are a question mark. */
+static int edit_width(uint32_t c) {
+    return c == '\n' ? 0 : c == '\t' ? 4 : c < 32 ? 1 : char_width(c);
+}
+
+enum { INDENT = 2, LONG_ROWS = 10 };
+/* Too long to be put into the editor again by itself? */
+static int edit_is_long(const Text *t) {
+    int width = terminal_width(), rows = 1, col = INDENT;
+    for (size_t i = 0, len; i < t->n && rows <= LONG_ROWS; i += len) {
+        const uint32_t c = utf8_read(t->s + i, t->n - i, &len);
+        if (c == '\n' || col + edit_width(c) > width) rows++, col = c == '\n' ? INDENT : 0;
+        col += edit_width(c);
+    }
+    return rows > LONG_ROWS;
+}
+
 /* Draws the text anew, from the row where it began. */
 static void edit_draw(Editor *e, size_t cursor) {
-    enum { INDENT = 2 };
     Text out = {0};
     int width = terminal_width(), row = 0, col = INDENT, at_row = 0, at_col = INDENT;
     if (e->row) text_printf(&out, "\033[%dA", e->row);
     text_printf(&out, "\r\033[J> ");
     for (size_t i = 0, len = 1; i <= e->text.n; i += len) {
         uint32_t c = i < e->text.n ? utf8_read(e->text.s + i, e->text.n - i, &len) : ' ';
-        int w = c == '\n' ? 0 : c < 32 ? 1 : char_width(c);
+        const int w = edit_width(c);
         if (col + w > width) {
             text_printf(&out, "\r\n");
             row++, col = 0;
@@ -12395,7 +12413,8 @@ static void edit_draw(Editor *e, size_t cursor) {
         if (c == '\n') {
             text_printf(&out, "\r\n  ");
             row++, col = INDENT;
-        } else if (c < 32 || c >= BAD_BYTE) text_put(&out, "?", 1);
+        } else if (c == '\t') text_put(&out, "    ", 4);
+        else if (c < 32 || c >= BAD_BYTE) text_put(&out, "?", 1);
         else text_put(&out, e->text.s + i, len);
         col += w;
     }
@@ -12924,10 +12943,10 @@ static void print_speed(const Talk *k, const GlaInfo *info, const Outcome *r) {
         (double)info->kv_bytes_per_token[k->s->kv_type] * (double)gla_state_pos(k->s);
     const Options *o = k->o;
     char state[32];
-    note(o, "prompt %lld tokens, %.1f tok/s | ", (long long)r->read,
+    note(o, "prompt %lld token%s, %.1f tok/s | ", (long long)r->read, plural(r->read),
          per_second(r->read, first - k->begin));
-    note(o, "generated %lld tokens, %.1f tok/s, %.2f GB/s | ", (long long)r->made, made_s,
-         made_s * (double)info->token_bytes / 1e9);
+    note(o, "generated %lld token%s, %.1f tok/s, %.2f GB/s | ", (long long)r->made,
+         plural(r->made), made_s, made_s * (double)info->token_bytes / 1e9);
     size_text(state, (double)info->state_bytes + kv_bytes);
     note(o, "state %s | seed %llu", state, (unsigned long long)r->seed);
     if (r->done == GLA_DONE_CONTEXT) note(o, " | the context is full; a larger one: -c");
@@ -12969,7 +12988,8 @@ static int mode_generate(Job *job) {
     if (!code && text_of(o, O_CACHE) && ids.n > 1 && !gla_state_pos(s)) {
         k.reused = gla_cache_load(s, text_of(o, O_CACHE), ids.id, ids.n, err);
         code = k.reused < 0 ? (int)k.reused : GLA_OK;
-        if (!code) note(o, "reused %lld of %lld tokens\n", (long long)k.reused, (long long)ids.n);
+        if (!code) note(o, "reused %lld of %lld token%s\n", (long long)k.reused, (long long)ids.n,
+                        plural(ids.n));
         for (int64_t i = 0; i < k.reused; i++) gla_sampler_note(&p, ids.id[i]);
     }
     catch_interrupt(END_AT_SECOND);
@@ -13017,6 +13037,7 @@ typedef struct {
     GlaChat *chat;
     GlaState *s;
     int loaded; /* it began with a session, whose system prompt only its text knows */
+    int64_t early; /* tokens read for a turn that was not said and kept: the system prompt */
 } Branch;
 typedef struct {
     const Options *o;
@@ -13064,8 +13085,9 @@ static int forget(Chat *c, char *err) {
     int n = gla_chat_forget(b->chat, of / 2, NULL, err);
     wait_end();
     if (n < 0) return n;
-    note(c->o, "[the oldest %d turn%s forgotten, %lld tokens were read again]\n",
-         n, n == 1 ? " is" : "s are", (long long)(gla_state_evaluated(b->s) - before));
+    const int64_t again = gla_state_evaluated(b->s) - before;
+    note(c->o, "[the oldest %d turn%s forgotten, %lld token%s read again]\n", n,
+         n == 1 ? " is" : "s are", (long long)again, again == 1 ? " was" : "s were");
     return GLA_OK;
 }
 
@@ -13075,8 +13097,8 @@ static void print_end(const Chat *c, const Talk *k, int done, int begun) {
     if (done > 0 && whole_of(k->o, O_JSON_ONLY) && done != GLA_DONE_END)
         fprintf(stderr, "[the JSON is not complete]\n");
     if (k->turn.loops > k->loops) note(k->o, "[the text repeats itself again: stopped]\n");
-    if (done == GLA_DONE_CALLER && !k->bad)
-        note(k->o, begun ? "[stopped]\n" : "[stopped before the answer; the message is not lost]\n");
+    if (done == GLA_DONE_CALLER && !k->bad && (begun || !c->interactive))
+        note(k->o, begun ? "[stopped]\n" : "[stopped before the answer]\n");
     if (done == GLA_DONE_CONTEXT)
         note(k->o, "[the context of %d positions is full: /forget drops the oldest turns, "
                    "/undo goes back, -c gives more]\n", ctx);
@@ -13122,13 +13144,16 @@ static int chat_turn(Chat *c, const Text *text, char *err) {
     if (done >= 0 && k.turn.uncached) fprintf(stderr, "%s: not cached: %s\n", program_name(), err);
     const int cut = done > 0 && whole_of(o, O_JSON_ONLY) && done != GLA_DONE_END;
     if (k.turn.uncached || cut) c->failed |= !c->interactive;
-    TurnCost *more = done > 0 ? realloc(c->cost, ((size_t)c->n_cost + 1) * sizeof *more) : NULL;
+    /* what was stopped before the answer is no turn */
+    const int turn = done > 0 && begun && (k.turn.read || k.turn.made);
+    TurnCost *more = turn ? realloc(c->cost, ((size_t)c->n_cost + 1) * sizeof *more) : NULL;
     if (more) {
         c->cost = more;
         more[c->n_cost++] = (TurnCost){k.turn.read, k.turn.made, k.turn.thought,
-                                       gla_state_evaluated(b->s) - evaluated,
+                                       gla_state_evaluated(b->s) - evaluated + b->early,
                                        first - k.begin, end - k.begin};
-    }
+        b->early = 0;
+    } else if (!begun) b->early += gla_state_pos(b->s) - k.from;
     ids_free(&k.ids), free(k.text.s), free(k.thought.s), free(k.steps.s);
     c->bad |= k.bad;
     if (k.bad) return fail(err, GLA_IO, "standard output: cannot write");
@@ -13139,8 +13164,8 @@ static int chat_turn(Chat *c, const Text *text, char *err) {
 static void print_evaluated(const Chat *c) {
     int64_t evaluated = 0;
     for (int i = 0; i < c->n_cost; i++) evaluated += c->cost[i].evaluated;
-    fprintf(stderr, "evaluated %lld tokens, the conversation has %lld",
-            (long long)evaluated, (long long)gla_state_pos(c->branch[c->now].s));
+    fprintf(stderr, "evaluated %lld token%s, the conversation has %lld", (long long)evaluated,
+            plural(evaluated), (long long)gla_state_pos(c->branch[c->now].s));
 }
 
 static void print_costs(const Chat *c) {
@@ -13157,7 +13182,7 @@ static void print_costs(const Chat *c) {
     print_evaluated(c);
     if (gla_state_ctx(b->s)) fprintf(stderr, ", room for %lld more", (long long)room(c));
     size_text(kept, (double)gla_chat_snapshot_bytes(b->chat));
-    fprintf(stderr, " | snapshots %s | resident %s\n", kept,
+    fprintf(stderr, "\nsnapshots %s | resident %s\n", kept,
             size_text(rss, (double)resident_bytes()));
 }
 
@@ -13169,8 +13194,9 @@ static int chat_go(Chat *c, int turns, char *err) { /* /undo, /redo */
     wait_end();
     if (code) return code;
     turns = gla_chat_turns(b->chat, &undone);
-    note(c->o, "[%d turns, %d undone; %lld tokens read again]\n",
-         turns, undone, (long long)(gla_state_evaluated(b->s) - before));
+    const int64_t again = gla_state_evaluated(b->s) - before;
+    note(c->o, "[%d turn%s, %d undone; %lld token%s read again]\n", turns, plural(turns), undone,
+         (long long)again, plural(again));
     return GLA_OK;
 }
 
@@ -13190,9 +13216,10 @@ static int chat_file(Chat *c, const char *name, const char *path, char *err) { /
     wait_end();
     if (code) return code;
     if (!save) b->loaded = 1;
-    note(o, "[%lld tokens, %d turns %s %s]\n", (long long)gla_state_pos(b->s),
-         gla_chat_turns(b->chat, NULL),
-            save ? "saved to" : "loaded from", path);
+    const int64_t tokens = gla_state_pos(b->s);
+    const int turns = gla_chat_turns(b->chat, NULL);
+    note(o, "[%lld token%s, %d turn%s %s %s]\n", (long long)tokens, plural(tokens), turns,
+         plural(turns), save ? "saved to" : "loaded from", path);
     return GLA_OK;
 }
 
@@ -13209,8 +13236,9 @@ static int chat_fork(Chat *c, const char *which, char *err) {
         if (code) return code;
         c->now = c->n_branches++;
     }
-    note(c->o, "[branch %d of %d, %d turns]\n", c->now + 1, c->n_branches,
-         gla_chat_turns(c->branch[c->now].chat, NULL));
+    const int turns = gla_chat_turns(c->branch[c->now].chat, NULL);
+    note(c->o, "[branch %d of %d, %d turn%s]\n", c->now + 1, c->n_branches, turns,
+         plural(turns));
     return GLA_OK;
 }
 
@@ -13236,6 +13264,7 @@ static int chat_anew(Chat *c, const char *system, char *err) {
     gla_chat_free(b->chat);
     b->chat = fresh;
     b->loaded = 0;
+    b->early = 0;
     note(c->o, "[a new conversation]\n");
     return GLA_OK;
 }
@@ -13286,6 +13315,11 @@ static int chat_stats(Chat *c, const char *rest, char *err) {
     print_costs(c);
     return GLA_OK;
 }
+static int chat_set(Chat *c, const char *rest, char *err) {
+    (void)c, (void)rest;
+    return fail(err, GLA_INPUT, "no command /set is here: /system TEXT sets the system prompt, "
+                                "/think on|off thoughts, options of the command line the rest");
+}
 static int chat_quit(Chat *c, const char *rest, char *err) {
     (void)c, (void)rest, (void)err;
     return 1;
@@ -13310,6 +13344,7 @@ static const struct { const char *name, *arg, *help; Command run; } commands[] =
     {"bye", NULL, NULL, chat_quit},
     {"clear", NULL, NULL, chat_new},
     {"regen", NULL, NULL, chat_retry},
+    {"set", NULL, NULL, chat_set},
     {"?", NULL, NULL, chat_help},
 };
 enum { N_COMMANDS = sizeof commands / sizeof *commands };
@@ -13322,8 +13357,9 @@ static int chat_help(Chat *c, const char *rest, char *err) {
                  commands[i].arg ? commands[i].arg : "");
         if (commands[i].help) fprintf(stderr, "/%-16s %s\n", left, commands[i].help);
     }
-    fprintf(stderr, "Several lines: end one with \\, or Alt-Enter, or paste. // begins a message with /.\n"
-                    "Ctrl-C stops an answer or gives up a line. Ctrl-R searches, Tab completes.\n");
+    fprintf(stderr, "Several lines: end one with \\, or Alt-Enter, or paste.\n"
+                    "// begins a message with /. Ctrl-R searches, Tab completes.\n"
+                    "Ctrl-C stops an answer or gives up a line.\n");
     return GLA_OK;
 }
 
@@ -13360,6 +13396,17 @@ static size_t suggest(const char *text, size_t n, Text *list) {
         else if (whole && arg && !strcmp(arg, "FILE")) suggest_files(typed + from, list);
     }
     return n == 1 + name ? 0 : from;
+}
+
+/* A message that was not said. The editor shows it again, unless it would hide what was told
+ * about it. */
+static void chat_keep(Chat *c, int stopped) {
+    Text *said = &c->editor.text;
+    const int is_long = edit_is_long(said);
+    note(c->o, "[%s%s]\n", stopped ? "stopped: " : "",
+         is_long ? "your message is long: Up brings it back to be edited"
+         : "your message is back to be edited, Ctrl-C drops it");
+    if (is_long) said->n = 0;
 }
 
 static int chat_command(Chat *c, const char *line, char *err) { /* a line that begins with / */
@@ -13401,9 +13448,10 @@ static int chat_loop(Chat *c, char *err) {
         } else {
             const size_t skip = said->s[0] == '/';
             code = chat_turn(c, &(Text){.s = said->s + skip, .n = said->n - skip}, err);
-            kept = code != 0; /* not said: it stands in the editor again */
+            kept = c->interactive && code != 0 && !c->bad; /* not said */
         }
-        if (code > 0) code = GLA_OK;
+        const int stopped = code > 0;
+        if (stopped) code = GLA_OK;
         if (code && (command || c->interactive) && !c->bad) {
             complain(err);
             c->failed |= !c->interactive;
@@ -13411,7 +13459,8 @@ static int chat_loop(Chat *c, char *err) {
         }
         /* it has stopped what was going on */
         if (c->interactive) forget_ctrl_c();
-        if (!kept) said->n = 0;
+        if (kept && !interrupted) chat_keep(c, stopped);
+        else said->n = 0;
     }
     return code;
 }
@@ -13496,9 +13545,10 @@ static int mode_chat(Job *job) {
         if (!code) code = saved;
     }
     if (c.n_cost && !code && !whole_of(o, O_QUIET)) {
-        fprintf(stderr, "%d answer%s | ", c.n_cost, c.n_cost > 1 ? "s" : "");
+        fprintf(stderr, "%d answer%s | seed %llu\n", c.n_cost, plural(c.n_cost),
+                (unsigned long long)c.seed);
         print_evaluated(&c);
-        fprintf(stderr, " | seed %llu\n", (unsigned long long)c.seed);
+        fputs("\n", stderr);
     }
     for (int i = 0; i < c.n_branches; i++) {
         gla_chat_free(c.branch[i].chat);

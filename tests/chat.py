@@ -135,6 +135,12 @@ def test_script() -> None:
     check([a["ids"], b["ids"]] == [o["ids"] for o in both], "a conversation in two programs", (a, b, both))
     p = chat("/undo\n/undo\n/redo\n/stats\n", "--load-state", session)
     check(p.returncode == 0 and b"[0 turns, 2 undone" in p.stderr, "turns of a loaded session", p.stderr)
+    p = chat("one\n/fork\n/undo\n/redo\n/save %s\n/stats\n/help\n" % session)
+    told = p.stderr.decode()
+    check("2 of 2, 1 turn]" in told and "[1 turn, 0 undone; 0 tokens" in told and " 1 turn saved to" in told, "one turn is a turn", told)
+    check(max(len(line) for line in told.splitlines() if str(session) not in line) <= 80, "/stats, /help and the end fit 80 columns", told)
+    p = chat("/set parameter temperature 1\n")
+    check(p.returncode == 1 and b"/system TEXT" in p.stderr and b"/think" in p.stderr, "/set, as another program has it", p.stderr)
     p = chat("/redo\n")
     check(p.returncode == 1 and b"nothing to redo" in p.stderr, "nothing to redo", p.stderr)
     p = chat("one\n/system\n/stats\n/system other\n/system\n/new\n/system\n", "-y", "be kind")
@@ -422,7 +428,7 @@ def test_messages() -> None:
     session = cli.tmp / "told"
     one = json.loads(ran(MODEL, "-m", "chat", "-t", 0, "-n", 4, "--json", "--messages", write("m.json", json.dumps([HI, {"role": "assistant", "content": "yo"}, HI])), "--save-state", session))
     p = chat("/undo\n/stats\n/undo\n/redo\n/redo\n/stats\nonce\n", "--load-state", session, "--json")
-    check(p.returncode == 0 and b"1 turns, 1 undone" in p.stderr and b"0 turns, 2 undone" in p.stderr and p.stdout.count(b"\n") == 1, "turns that were given are turns of the session", (one, p.stderr))
+    check(p.returncode == 0 and b"1 turn, 1 undone" in p.stderr and b"0 turns, 2 undone" in p.stderr and p.stdout.count(b"\n") == 1, "turns that were given are turns of the session", (one, p.stderr))
 
 
 def test_prompt_cache() -> None:
@@ -601,6 +607,45 @@ def said(*args: object, lines: str) -> list[list[int]]:
     return [json.loads(line)["ids"] for line in run(MODEL, "-m", "chat", *args, "--json", stdin=lines.encode()).stdout.splitlines()]
 
 
+def stopped_messages() -> None:
+    """A message that is not said: stopped while it is read, or too long. The editor has it again, or Up brings a long one."""
+    def stop(t: Terminal, text: str) -> None:
+        t.key("\x1b[200~" + text + "\x1b[201~")
+        t.read(0.5), t.read(0.5)
+        t.key("\r")
+        check(t.wait(b"\rreading "), "it is read", t.seen[-300:])
+        t.key("\x03")
+
+    for text, told in (("a" * 700, b"back to be edited, Ctrl-C drops it]"), ("once upon the time " * 3000, b"Up brings it back to be edited]")):
+        t = Terminal(MODEL, "-m", "chat", "-s", 1, "-n", 5, "-b", 1, "-c", 1000000, "--system", "be kind " * 15000)
+        t.wait(b"> ")
+        stop(t, text)
+        check(t.wait(b"[stopped: your message is ") and t.wait(told), "a stopped message is told", t.seen[-300:])
+        t.seen = t.seen[t.seen.index(told):]
+        check(t.wait(b"\x1b[J> "), "and the prompt is there", t.seen[-300:])
+        if b"Up" in told:
+            t.read(0.3)
+            check(text[:19].encode() not in t.seen, "a long message is not drawn again", t.seen[:300])
+            t.key("\x1b[A")
+        check(t.wait(text[:19].encode()), "the message can be edited", t.seen[-300:])
+        t.key("\x03/stats\r")
+        check(t.wait(b"evaluated 0 tokens, the conversation has 0"), "and is no turn", t.seen[-300:])
+        t.end()
+    # too long for the context: the error is the last thing on the screen but the prompt
+    t = Terminal(TINY, "-m", "chat", "-s", 1, "-n", 5, "-c", 40)
+    t.wait(b"> ")
+    t.key("\x1b[200~" + "once upon\n" * 30 + "\x1b[201~")
+    t.read(0.5), t.read(0.5)
+    t.key("\r")
+    check(t.wait(b"context of 40 positions") and t.wait(b"[your message is long: Up brings it back"), "too long, said", t.seen[-300:])
+    t.seen = t.seen[t.seen.index(b"context of 40"):]
+    check(t.wait(b"\x1b[J> ") and b"once" not in t.seen, "and not drawn again", t.seen)
+    t.seen = b""
+    t.key("\x1b[200~a\tb\x1b[201~")
+    check(t.wait(b"a    b"), "a pasted tab is shown as blanks", t.seen)
+    t.end()
+
+
 def test_terminal() -> None:
     try:
         import pty, termios  # noqa: F401, E401
@@ -686,22 +731,7 @@ def test_terminal() -> None:
     t.p.send_signal(signal.SIGINT)
     check(t.wait(b"[Ctrl-D or /quit ends]"), "SIGINT at the prompt is Ctrl-C", t.seen[-300:])
     check(t.end() == 0 and b"1 answer |" in t.seen, "the end", t.seen[-300:])
-    # Ctrl-C while a message is read: the message is in the editor again
-    t = Terminal(MODEL, "-m", "chat", "-s", 1, "-n", 5, "-b", 1, "-c", 1000000)
-    t.wait(b"> ")
-    t.key("\x1b[200~" + "once upon the time " * 3000 + "\x1b[201~")
-    t.read(0.5), t.read(0.5)
-    t.key("\r")
-    stop = time.monotonic() + 20
-    while b"not lost" not in t.seen and time.monotonic() < stop and not t.out:
-        t.key("\x03")
-        t.read(0.02)
-    if not t.out:
-        check(t.wait(b"not lost"), "a message that was interrupted", t.seen[-300:])
-        t.seen = b""
-        t.read(1), t.read(1), t.read(1)
-        check(b"once upon the time" in t.seen, "stands in the editor again", t.seen[-300:])
-    t.end()
+    stopped_messages()
     # a long prompt: a progress line after a second, on a terminal only; Ctrl-C ends it
     long = ["-f", write("long prompt", "once upon the time " * 40000), "-n", 1, "-b", 2, "-c", 1000000]
     t = Terminal(TINY, *long)

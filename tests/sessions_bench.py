@@ -58,7 +58,7 @@ def chat(args: argparse.Namespace, model: Path) -> list[list[str]]:
     vocabulary = ["-z", args.tokenizer] if none else []
     p = call([ROOT / "run", model, "-m", "chat", "-s", 1, "-n", args.answer, "-c", 8192, "--ignore-eos", "--loop-guard", 0, "--json", *vocabulary], "\n".join(lines) + "\n/stats\n")
     turns = [json.loads(line) for line in p.stdout.splitlines()]
-    evaluated, conversation = map(int, re.findall(r"evaluated (\d+) tokens, the conversation has (\d+)", p.stderr)[-1])
+    evaluated, conversation = map(int, re.findall(r"evaluated (\d+) tokens?, the conversation has (\d+)", p.stderr)[-1])
     kept, resident = re.search(r"snapshots (.*) \| resident (.*)", p.stderr).groups()
     said = [t["prompt_tokens"] for t in turns]
     first = [t["timing"]["prompt_s"] * 1e3 for t in turns]

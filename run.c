@@ -629,6 +629,11 @@ LIKELY_UNUSED static int read_key(int wait_ms) {
     if (ready <= 0) return ready ? -1 : -2;
     return read(STDIN_FILENO, &b, 1) == 1 ? b : -1;
 }
+/* Has the program that reads standard output gone away, as head does? */
+LIKELY_UNUSED static int reader_left(void) {
+    struct pollfd p = {STDOUT_FILENO, POLLOUT, 0};
+    return poll(&p, 1, 0) == 1 && p.revents & (POLLERR | POLLHUP);
+}
 /* Is standard input a pipe or a redirected file? */
 LIKELY_UNUSED static int stdin_is_pipe(void) {
     struct stat st;
@@ -660,6 +665,7 @@ LIKELY_UNUSED static int terminal_keys(Terminal *t, int running) {
     return (void)t, (void)running, -1;
 }
 LIKELY_UNUSED static void terminal_normal(Terminal *t) { (void)t; }
+LIKELY_UNUSED static int reader_left(void) { return 0; }
 LIKELY_UNUSED static int stdin_is_pipe(void) { return 0; }
 LIKELY_UNUSED static void on_end_signals(void (*handler)(int)) { signal(SIGINT, handler); }
 LIKELY_UNUSED static void failed_writes_only_fail(void) {}
@@ -11505,9 +11511,13 @@ static void note(const Options *o, const char *fmt, ...) {
     vfprintf(stderr, fmt, ap);
     va_end(ap);
 }
-static int complain(const char *err) {
-    fprintf(stderr, "%s: %s\n", program_name(), err);
+static int complain(const char *err) { /* an empty one: somebody knows already */
+    if (*err) fprintf(stderr, "%s: %s\n", program_name(), err);
     return 1;
+}
+/* Standard output has failed. A reader that has gone away has what it wanted: nothing is said. */
+static int output_failed(char *err) {
+    return fail(err, GLA_IO, "%s", reader_left() ? "" : "standard output: cannot write");
 }
 
 static const char *plural(int64_t n) { return n == 1 ? "" : "s"; }
@@ -11571,7 +11581,7 @@ static const Alias aliases[] = {
     {"--simple-io", IDLE, NOTHING, "what is no terminal gets plain text in any case"},
     {"--log-disable --no-perf --no-show-timings", IDLE, NOTHING, "--quiet leaves out all lines but errors"},
     {"--no-display-prompt", IDLE, NOTHING, "the prompt is printed with --echo only"},
-    {"--verbose -v --perf --show-timings", IDLE, NOTHING, "the speed is printed in any case"},
+    {"--verbose -v --perf --show-timings", IDLE, NOTHING, "the speed is printed in any case; --version tells the version"},
     {"--no-context-shift", IDLE, NOTHING, "a full context ends the text unless --forget is given"},
     {"--jinja --no-jinja", IDLE, NOTHING, "a chat follows the template in the model's file"},
     {"--nowordwrap", IDLE, NOTHING, "lines are not wrapped"},
@@ -11825,19 +11835,42 @@ static int other_word(Options *o, const Alias *alias, int argc, char **argv, int
     return set_option(o, p, value);
 }
 
+/* The first of the words, or as many as name a file; *behind: the blank behind it, or NULL. */
+static void first_file(char out[PATH_LEN], const char *words, const char **behind) {
+    const char *end = words;
+    do {
+        end += *end == ' ';
+        end += strcspn(end, " ");
+        snprintf(out, PATH_LEN, "%.*s", (int)(end - words), words);
+    } while (*end && !same_file(out, out));
+    const char *first = words + strcspn(words, " ");
+    if (!same_file(out, out)) {
+        snprintf(out, PATH_LEN, "%.*s", (int)(first - words), words);
+        end = first;
+    }
+    *behind = *end ? end : NULL;
+}
+
 /* Words that belong to no option, behind what was taken for the model; or it is no file. */
 static int stray_words(const Options *o, const char *words) {
     const char *model = text_of(o, O_MODEL),
         *prompt = given(o, O_PROMPT) ? text_of(o, O_PROMPT) : "";
-    const char *file = *words ? words : "MODEL";
+    /* a command in front: then the model, which may have blanks in its name, and a prompt */
+    char file[PATH_LEN] = "MODEL";
+    const char *behind = strchr(words, ' ');
+    if (*words) first_file(file, words, &behind);
+    const char *said = *prompt ? prompt : behind && behind[1] ? behind + 1 : "TEXT";
     const int there = same_file(model, model), known = there || strpbrk(model, "./") != NULL,
         command = *words || !there;
+    const int has_text = strcmp(said, "TEXT") != 0;
+    const char *quote = has_text ? "\"" : "";
     if (command && find_word(MODE_WORDS, model) >= 0)
-        return misuse("\"%s\" is a mode: %s %s -m %s", model, invoked, file, model);
+        return misuse("\"%s\" is a mode: %s %s -m %s%s%.60s%s", model, invoked, file, model,
+                      has_text ? " -i \"" : "", has_text ? said : "", quote);
     if (command && find_word(VERBS, model) >= 0)
-        return misuse("no command \"%s\" is here: %s %s -i TEXT goes on with a text, "
+        return misuse("no command \"%s\" is here: %s %s -i %s%.60s%s goes on with a text, "
                       "%s %s -m chat is a conversation",
-                      model, invoked, file, invoked, file);
+                      model, invoked, file, quote, said, quote, invoked, file);
     if (find_word(MODE_WORDS, words) >= 0)
         return misuse("\"%s\" is a mode: %s %s -m %s", words, invoked, model, words);
     if (*words && same_file(words, words)) return misuse("two models: %s and %s", model, words);
@@ -11953,8 +11986,10 @@ static int check_options(Options *o) {
         {O_LOGPROBS, O_JSON, -1},
         {O_CACHE_BYTES, O_CACHE, -1},
     };
+    int code = GLA_OK;
+    if (given(o, O_MESSAGES) && !given(o, O_MODE)) code = set_option(o, &options[O_MODE], "chat");
     o->mode = 1 << whole_of(o, O_MODE);
-    int code = check_mode(o);
+    if (!code) code = check_mode(o);
     if (code) return code;
     for (size_t i = 0; i < sizeof rules / sizeof *rules; i++) {
         const int other = rules[i].needs >= 0 ? rules[i].needs : rules[i].excludes,
@@ -12957,6 +12992,20 @@ static void print_speed(const Talk *k, const GlaInfo *info, const Outcome *r) {
     note(o, "\n");
 }
 
+/* A plain text for a model that expects messages: a word about it, to somebody who watches. */
+static void suggest_chat(const Options *o, const GlaModel *m, const Ids *ids) {
+    char err[GLA_ERR];
+    int known = 0;
+    if (!given(o, O_PROMPT) || given(o, O_MODE) || given(o, O_LOAD)) return;
+    if (whole_of(o, O_QUIET) || !is_terminal(STDERR_FILENO)) return;
+    for (int64_t i = 0; i < ids->n; i++) { /* written as a template has it? */
+        const int32_t id = ids->id[i];
+        if (token_type(m->vocab, id) == TYPE_CONTROL && id != m->vocab->bos) return;
+    }
+    if (gla_template(m, &known, err) && known)
+        note(o, "this model was trained to chat: -m chat answers, -i goes on with the text\n");
+}
+
 static int mode_generate(Job *job) {
     const Options *o = job->o;
     GlaModel *m = job->m;
@@ -12996,6 +13045,7 @@ static int mode_generate(Job *job) {
     if (!code) {
         const GlaGenerate how = talk_settings(&k);
         const int64_t n = ids.n - k.reused;
+        suggest_chat(o, m, &ids);
         print_state_size(o, &info, s);
         if (whole_of(o, O_ECHO) && whole_of(o, O_JSON)) text_put(&k.text, t.s, t.n);
         else if (whole_of(o, O_ECHO) && write_text(stdout, t.s, t.n)) k.bad = 1;
@@ -13023,7 +13073,7 @@ static int mode_generate(Job *job) {
         k.ids.n = known ? min64(k.ids.n, gla_state_pos(s)) : 0;
         if (text_of(o, O_SAVE)) code = save_session(o, s, &p, &k.ids, err);
         if (made && !code) keep_prompt(&k);
-        if (!code && k.bad) code = fail(err, GLA_IO, "standard output: cannot write");
+        if (!code && k.bad) code = output_failed(err);
     }
     free(t.s), ids_free(&ids), ids_free(&k.ids), free(k.text.s), free(k.steps.s);
     const int failed = k.uncached || (whole_of(o, O_JSON_ONLY) && done != GLA_DONE_END);
@@ -13156,7 +13206,7 @@ static int chat_turn(Chat *c, const Text *text, char *err) {
     } else if (!begun) b->early += gla_state_pos(b->s) - k.from;
     ids_free(&k.ids), free(k.text.s), free(k.thought.s), free(k.steps.s);
     c->bad |= k.bad;
-    if (k.bad) return fail(err, GLA_IO, "standard output: cannot write");
+    if (k.bad) return output_failed(err);
     return done < 0 ? done : !begun;
 }
 
@@ -14076,7 +14126,9 @@ static int print_page(const Options *o, char *err) {
         printf("gla.c %s, kernels %s, %s\n", GLA_VERSION, k->name,
                ALL_THREADS > 1 ? "OpenMP" : "one thread");
     } else return -1;
-    return fflush(stdout) || ferror(stdout) ? complain("standard output: cannot write") : 0;
+    if (!fflush(stdout) && !ferror(stdout)) return 0;
+    output_failed(err);
+    return complain(err);
 }
 
 int main(int argc, char **argv) {
@@ -14089,12 +14141,12 @@ int main(int argc, char **argv) {
     spin_briefly(argv);
     failed_writes_only_fail();
     if ((code = print_page(&o, err)) >= 0) return code;
-    if ((code = check_options(&o))) return code;
-    job.begin = now_s();
-    const char *model = text_of(&o, O_MODEL);
     for (int i = 0; i < o.n_idle; i++)
         note(&o, "%s: %.*s is without effect: %s\n", program_name(), (int)strcspn(o.idle[i], "="),
              o.idle[i], find_alias(o.idle[i])->value);
+    if ((code = check_options(&o))) return code;
+    job.begin = now_s();
+    const char *model = text_of(&o, O_MODEL);
     if (!is_there(model)) {
         fail(err, GLA_IO, "%s: no such file; a model is a GGUF file on this computer", model);
         return complain(err);
@@ -14106,8 +14158,10 @@ int main(int argc, char **argv) {
     job.load_s = now_s() - job.begin;
     code = run_mode(&job);
     gla_close(job.m);
-    if (!code && (fflush(stdout) || ferror(stdout)))
-        return complain("standard output: cannot write");
+    if (!code && (fflush(stdout) || ferror(stdout))) {
+        output_failed(err);
+        return complain(err);
+    }
     return code;
 }
 #endif /* RUN_NO_MAIN */

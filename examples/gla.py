@@ -5,7 +5,10 @@ from ctypes import CDLL, byref, c_int32, c_int64, c_size_t, c_uint64, c_void_p, 
 
 if len(sys.argv) < 3:
     sys.exit(f"usage: {sys.argv[0]} MODEL PROMPT    (a GGUF file and a text)")
-gla, err, piece = CDLL(os.environ.get("LIBGLA", "libgla.so")), create_string_buffer(320), create_string_buffer(512)
+try:
+    gla, err, piece = CDLL(os.environ.get("LIBGLA", "libgla.so")), create_string_buffer(320), create_string_buffer(512)
+except OSError as why:
+    sys.exit(f"{why}; `make install` installs the library, or LIBGLA=path/to/libgla.so names it")
 gla.gla_encode.restype, gla.gla_piece.restype = c_int64, c_size_t
 model, state, ids, sampler = c_void_p(), c_void_p(), (c_int32 * 256)(), (c_uint64 * 256)()  # GlaSampler is smaller
 if gla.gla_open(byref(model), sys.argv[1].encode(), err) or gla.gla_state_new(byref(state), model, None, err):

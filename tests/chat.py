@@ -421,7 +421,8 @@ def test_messages() -> None:
     chat_model(cli.tmp / "turns.gguf", TEMPLATES[10][1])
     refusal([HI, HI], "out of turn", cli.tmp / "turns.gguf")
     refused(2, "messages and a prompt", MODEL, "-m", "chat", "--messages", "x", "-i", "x", message="--prompt")
-    refused(2, "messages and no chat", MODEL, "--messages", "x", message="-m chat")
+    refused(2, "messages and no chat", MODEL, "-m", "generate", "--messages", "x", message="-m chat")
+    check(ran(MODEL, "-s", 1, "-n", 3, "--messages", write("m.json", json.dumps([HI]))) == ran(MODEL, "-m", "chat", "-s", 1, "-n", 3, "--messages", cli.tmp / "m.json"), "--messages is a chat")
     # -y where the file has no system message; /undo within what was given
     both = [json.loads(ran(MODEL, "-m", "chat", "-s", 1, "-n", 3, "--json", "--messages", write("m.json", json.dumps(m)), *how)) for m, how in (([SYSTEM, HI], []), ([SYSTEM, HI], ["-y", "x"]), ([HI], ["-y", SYSTEM["content"]]))]
     check(len({tuple(o["ids"]) for o in both}) == 1 and len({o["position"] for o in both}) == 1, "a system message of the file, or of -y", both)
@@ -646,6 +647,15 @@ def stopped_messages() -> None:
     t.end()
 
 
+def plain_prompts() -> None:
+    """A plain -i for a model with a chat template, where somebody watches."""
+    for model, how, told in ((MODEL, [], True), (MODEL, ["-m", "generate"], False), (MODEL, ["--quiet"], False), (TINY, [], False), (MODEL, ["-i", "<|im_start|>user"], False)):
+        t = Terminal(model, "-i", "once upon", "-n", 2, "-s", 1, *how)
+        t.end()
+        check((b"-m chat answers, -i goes on" in t.seen) == told, f"a plain prompt {how}", t.seen)
+    check(b"-m chat" not in run(MODEL, "-i", "once upon", "-n", 2).stderr, "a plain prompt in a script")
+
+
 def test_terminal() -> None:
     try:
         import pty, termios  # noqa: F401, E401
@@ -732,6 +742,7 @@ def test_terminal() -> None:
     check(t.wait(b"[Ctrl-D or /quit ends]"), "SIGINT at the prompt is Ctrl-C", t.seen[-300:])
     check(t.end() == 0 and b"1 answer |" in t.seen, "the end", t.seen[-300:])
     stopped_messages()
+    plain_prompts()
     # a long prompt: a progress line after a second, on a terminal only; Ctrl-C ends it
     long = ["-f", write("long prompt", "once upon the time " * 40000), "-n", 1, "-b", 2, "-c", 1000000]
     t = Terminal(TINY, *long)

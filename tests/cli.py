@@ -158,13 +158,18 @@ def test_other_programs() -> None:
     check(p.returncode == 0 and p.stdout == want and len(lines) == sum(str(a).startswith("-") for a in idle), "what is of no use is said, and goes on", p.stderr)
     p = run(*plain, *idle, "--quiet")
     check(p.returncode == 0 and p.stdout == want and p.stderr == b"", "--quiet", p.stderr)
+    for args, last in ((["-v"], b"no model was named"), ([TINY, "-v", "-i", PROMPT, "-n", 1], b"seed")):
+        told = run(*args).stderr.splitlines()
+        check(b"--version tells the version" in told[0] and last in told[-1], f"-v is answered {args}", told)
     (tmp / "serve").mkdir()
+    shutil.copy(TINY, tmp / "my model")
     for message, *args in (("-j 8", TINY, "-t", 8), ("-j 3", TINY, "-t3"), ("did you mean --temperature?", TINY, "--temprature", 1), ("did you mean --temperature?", TINY, "--tmep", 1),
                            ("did you mean --seed?", TINY, "-seed", 5), ("did you mean --json-only?", TINY, "--jsononly"), ("did you mean --steps?", TINY, "--n_predct", 5), ("did you mean --top-k?", TINY, "--topk=4"),
                            ("did you mean chat?", TINY, "-m", "caht"), ("did you mean perplexity?", TINY, "--mode", "perpelxity"), ("none of the modes", TINY, "-m", "llama3"),
                            (f'{TINY} -i "once upon a time"', TINY, "once", "upon", "a", "time"), (f'{TINY} -i "once upon a time"', "-m", TINY, "-p", "once", "upon", "a", "time"),
                            (f'{TINY} -i "once upon"', TINY, "-i", "once", "upon", "-n", 5), ('MODEL -i "once upon a time"', "once", "upon", "a", "time"), ('MODEL -i "once upon a time"', "once upon a time"),
-                           (f"{program} {TINY} -m chat", "run", TINY), ("no command", "run", "llama3"), ("no command", "pull"), (f"{program} {TINY} -m chat", "chat", TINY), ("-m bench", "bench"),
+                           (f"{program} {TINY} -m chat", "run", TINY), ("no command", "run", "llama3"), ("no command", "pull"), (f'{TINY} -i "Hello you"', "run", TINY, "Hello you"), (f'{TINY} -i "Hello"', "run", TINY, "-i", "Hello"), ('my model -i "x y"', "run", tmp / "my model", "x", "y"),
+                           ('llama3 -i "x"', "run", "llama3", "x"), (f'{TINY} -m chat -i "Hello"', "chat", TINY, "Hello"), (f"{program} {TINY} -m chat", "chat", TINY), ("-m bench", "bench"),
                            (f"{TINY} -m chat", TINY, "chat"), ("-m info", TINY, "--info"), ("0 or more", TINY, "-n", "abc"), ("to 9000000000000000", TINY, "-n", "9" * 20), ("K, M, G or T", TINY, "-m", "chat", "--snapshot-bytes", "1X"),
                            ("two models", TINY, GLA), ("download the GGUF file", "-hf", "org/name", "-p", "x"), ("conversation", TINY, "-i", "-p", "x"), ("conversation", "-m", TINY, "-i", "--color"), ("--json-only", TINY, "--grammar-file", "x"),
                            ("from the clock", TINY, "-s", -1), ("-i is always the prompt", TINY, "-p", 42), ("without -c", TINY, "-c", 0), ("--json-only", TINY, "-j", '{"type": "object"}'), ("look back 64", TINY, "--repeat-last-n", 32), ("--min-p", TINY, "--mirostat", 2), ("$'one", TINY, "-e"), ("f32 f16 q8_0", TINY, "-ctk", "q4_0"), ("no server", TINY, "--port", 80)):
@@ -257,7 +262,13 @@ def test_full_disk() -> None:
     os.close(read)
     p = run(TINY, "-i", "x", "-s", 0, stdout=write_end)
     os.close(write_end)
-    check(p.returncode == 1 and b"standard output" in p.stderr, "a closed pipe", (p.returncode, p.stderr))
+    check(p.returncode == 1 and b"cannot write" not in p.stderr, "a closed pipe", (p.returncode, p.stderr))
+    for args in ([TINY, "-m", "info"], ["--help"], [TINY, "-m", "tokenize", "-i", "x"], [TINY, "-i", "x", "--json", "--quiet"], [TINY, "-m", "chat", "-i", "x", "--quiet"]):
+        read, write_end = os.pipe()
+        os.close(read)
+        p = run(*args, stdout=write_end)
+        os.close(write_end)
+        check(p.returncode == 1 and b"cannot write" not in p.stderr and (p.stderr == b"" or "chat" in args), f"a reader that has gone away: {args}", (p.returncode, p.stderr))
     try:
         import resource
     except ImportError:
@@ -579,6 +590,8 @@ def test_pages_printed() -> None:
 
 def test_install() -> None:
     """make install, and the examples built against what it installs."""
+    p = subprocess.run([sys.executable, ROOT / "examples/gla.py", TINY, "x"], capture_output=True, text=True, env={**os.environ, "LIBGLA": "no/such/libgla.so"})
+    check(p.returncode == 1 and p.stderr.count("\n") == 1 and "LIBGLA" in p.stderr and "make install" in p.stderr, "examples/gla.py without its library", p.stderr)
     if not shutil.which("make"):
         return
     place = tmp / "root"

@@ -3,6 +3,8 @@
 
     ./export.py HF_DIR OUT.gguf [--type f32|f16|bf16|q8_0|q4_0] [--ignore FIELD] [--pre NAME]
 
+--outtype and --outfile are --type and OUT.gguf, as llama.cpp calls them.
+
  1 checkpoint   config.json, *.safetensors or *.bin; every field that was not understood is noticed
  2 tensors      what happens to a tensor on its way: permuted rows or columns, an elementwise map, a type
  3 models       one configuration function and one table of tensor names per architecture
@@ -35,19 +37,37 @@ from typing import Any
 TYPE_NAMES = ("f32", "f16", "bf16", "q8_0", "q4_0")
 
 
+def type_name(text: str) -> str | None:
+    """A type of --type; None: that of the checkpoint, which llama.cpp calls auto."""
+    name = text.lower()
+    if name in TYPE_NAMES:
+        return name
+    if name == "auto":
+        return None
+    raise argparse.ArgumentTypeError(
+        f"{text} is not one of {', '.join(TYPE_NAMES[:-1])} and {TYPE_NAMES[-1]}, the types that can "
+        "be written; K-quants such as q4_k_m are read by run but not written here")
+
+
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="export.py", description="Convert a HuggingFace checkpoint folder to a GGUF file.")
     parser.add_argument("folder", metavar="HF_DIR", type=Path)
-    parser.add_argument("out", metavar="OUT.gguf", type=Path)
-    parser.add_argument("--type", choices=TYPE_NAMES,
-                        help="of the matrices; default: bf16 if the checkpoint is, else f16")
+    parser.add_argument("out", metavar="OUT.gguf", type=Path, nargs="?")
+    parser.add_argument("--outfile", metavar="OUT.gguf", type=Path, help="the same, as an option")
+    parser.add_argument("--type", "--outtype", metavar="NAME", type=type_name,
+                        help=f"of the matrices: {', '.join(TYPE_NAMES)}; default: bf16 if the "
+                             "checkpoint is, else f16")
     parser.add_argument("--ignore", metavar="FIELD", action="append", default=[],
                         help="a field of config.json that is known not to matter (repeatable)")
     parser.add_argument("--pre", metavar="NAME",
                         help="how text is cut before the merges (tokenizer.ggml.pre), where the tokenizer's "
                              "files do not say it in a way that is known; qwen2, llama-bpe, gpt-2 ...")
-    return parser.parse_args()
+    args = parser.parse_intermixed_args()
+    if (args.out is None) == (args.outfile is None):
+        parser.error("the file to write is given once, as OUT.gguf or by --outfile OUT.gguf")
+    args.out = args.out or args.outfile
+    return args
 
 
 # Before the libraries are looked for: --help needs none of them.

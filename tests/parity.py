@@ -447,6 +447,7 @@ def exporter(t: Tally, work: Path, folders: list[Path]) -> None:
            done.stderr.decode().strip())
     done = export(work / "base" / "llama", work / "x.gguf", "--type", "q2_k")
     t.line(done.returncode == 2, "misuse ends with 2", done.stderr.decode().strip().splitlines()[-1][:80])
+    command_line(t, work, work / "base" / "llama")
     (work / "ignored").mkdir()
     shutil.copytree(work / "base" / "llama", work / "ignored" / "llama")
     config = json.loads((work / "base" / "llama" / "config.json").read_text())
@@ -467,6 +468,26 @@ def exporter(t: Tally, work: Path, folders: list[Path]) -> None:
     drafting(t, work)
     odd_fields(t, work)
     odd_files(t, work)
+
+
+def command_line(t: Tally, work: Path, folder: Path) -> None:
+    """The options as llama.cpp spells them, and one sentence for types that are not written."""
+    tool, out = [sys.executable, ROOT / "export.py"], work / "spelled.gguf"
+    want = work / "plain.gguf"
+    done = export(folder, want, "--type", "q8_0")
+    for args in ([folder, "--outtype", "q8_0", "--outfile", out], [folder, out, "--outtype=Q8_0"],
+                 [folder, "--type", "q8_0", out], ["--outfile", out, "--outtype", "q8_0", folder]):
+        out.unlink(missing_ok=True)
+        done = subprocess.run([*tool, *args], capture_output=True)
+        words = " ".join(getattr(a, "name", a) for a in args)
+        t.line(done.returncode == 0 and out.read_bytes() == want.read_bytes(), words, done.stderr.decode()[-200:])
+    auto, default = (export(folder, out, *options) and out.read_bytes() for options in (["--outtype", "auto"], []))
+    t.line(auto == default, "--outtype auto is the default", "")
+    for args, word in (([folder, out, "--outtype", "q4_k_m"], "K-quants"),
+                       ([folder, out, "--type", "q5_0"], "bf16, q8_0 and q4_0"), ([folder], "--outfile"), ([folder, out, "--outfile", out], "given once")):
+        done = subprocess.run([*tool, *args], capture_output=True)
+        said = done.stderr.decode().strip().splitlines()[-1]
+        t.line(done.returncode == 2 and word in said, f"misuse: {word}", said)
 
 
 def refused(t: Tally, title: str, folder: Path, work: Path, word: str, *options: object) -> None:

@@ -1809,7 +1809,7 @@ typedef struct {
 
 enum { GATED_DELTA, GLA, SOFTMAX };          /* rows of the table that others ask for by name */
 static const MixerKind mixer_kinds[] = {
-    { "gated-delta", "qwen35", "as Qwen3.5: 3 gated delta layers, 1 of gated attention", .d_conv = 4, .qwen = true },
+    { "gated-delta", "qwen35", "as Qwen3.5: 3 layers of gated-deltanet, then 1 of gated attention", .d_conv = 4, .qwen = true },
     { "gla", "gla", "a decay per key channel, nothing erased", .d_conv = 0 },
     { "softmax", "qwen35", "gated softmax attention in every layer", .qwen = true },
     { "linear-attention", "linear_attn", "no decay: everything is added up", .elu = true },
@@ -1835,6 +1835,24 @@ static const MixerKind mixer_kinds[] = {
       .norm_eps = 64e-5f, .rwkv = 7 },
 };
 enum { N_KINDS = sizeof mixer_kinds / sizeof *mixer_kinds };
+
+/* Are they one word, but for capitals, - and _? */
+static bool same_word(const char *a, const char *b) {
+    for (;; a++, b++) {
+        a += strspn(a, "-_");
+        b += strspn(b, "-_");
+        if (tolower((unsigned char)*a) != tolower((unsigned char)*b)) return false;
+        if (!*a) return true;
+    }
+}
+
+/* The row that a mixer has by its name here or, failing that, in files; N_KINDS: there is none. */
+static int mixer_named(const char *name) {
+    int by_name = 0, by_arch = 0;
+    while (by_name < N_KINDS && !same_word(name, mixer_kinds[by_name].name)) by_name++;
+    while (by_arch < N_KINDS && !same_word(name, mixer_kinds[by_arch].arch)) by_arch++;
+    return by_name < N_KINDS ? by_name : by_arch;
+}
 
 /* NULL: RWKV, which is no row of that table. */
 static const Family *family_of(const MixerKind *k) { return family_named(k->qwen ? "gated_deltanet" : k->arch); }
@@ -5067,7 +5085,8 @@ static const TrainOption train_options[N_TRAIN_OPTIONS] = {
     [T_STEPS] = { 0, "steps", 'l', WITH_BOTH, FIELD(steps), 1, 1e12, "N",
                   "optimiser steps (%s; 3000 with a text)" },
     [T_MINUTES] = { 0, "minutes", 'd', WITH_BOTH, FIELD(minutes), 0.01, 1e6, "M",
-                    "stop after so many minutes instead, at the cost of repeatability" },
+                    "stop after so many minutes instead, at the cost of repeatability; "
+                    "with --resume so many more" },
     [T_DIM] = { 0, "dim", 'i', WITH_BOTH, FIELD(dim), 32, 4096, "N",
                 "model width, a multiple of 32 (%s)" },
     [T_LAYERS] = { 0, "layers", 'i', WITH_BOTH, FIELD(layers), 1, 256, "N", "layers (%s)" },
@@ -5104,7 +5123,8 @@ static const TrainOption train_options[N_TRAIN_OPTIONS] = {
     [T_PROMPT] = { 'i', "prompt", 's', WITH_TEXT, FIELD(prompt), 0, 0, "TEXT",
                    "beginning of the sample at the end (Once upon a time; none with a text)" },
     [T_RESUME] = { 0, "resume", 'f', WITH_BOTH, FIELD(resume), 0, 0, "",
-                   "go on from FILE.ckpt, with the same options; --steps or --minutes may be larger than before" },
+                   "go on from FILE.ckpt, with the same options, to where that run was to end; "
+                   "a larger --steps, or --minutes from now, goes further" },
     [T_THREADS] = { 'j', "threads", 'i', WITH_BOTH, FIELD(threads), 1, 1024, "N",
                     "threads (all cores)" },
     [T_QUIET] = { 0, "quiet", 'f', WITH_BOTH, FIELD(quiet), 0, 0, "", "no progress" },
@@ -5131,17 +5151,32 @@ static int train_misuse(const char *what, const char *value) {
 /* An option that there is not: names the one that was probably meant. */
 static int unknown_option(const char *arg) {
     static const char *const elsewhere[][2] = {                  /* what other programs call it */
-        { "output", "out" }, { "learning-rate", "lr" }, { "ctx", "context" }, { "ctx-size", "context" }, { "seq-len", "context" },
-        { "batch-size", "batch" }, { "max-iters", "steps" }, { "iters", "steps" }, { "weight-decay", "decay" }, { "overwrite", "force" },
-    };
+        { "output", "out" }, { "outfile", "out" }, { "outtype", "type" }, { "dtype", "type" },
+        { "learning-rate", "lr" }, { "lr-decay", "lr" }, { "lr-decay-iters", "steps" },
+        { "weight-decay", "decay" }, { "wd", "decay" }, { "grad-clip", "clip" },
+        { "max-grad-norm", "clip" }, { "ctx", "context" }, { "ctx-size", "context" },
+        { "seq-len", "context" }, { "seq-length", "context" }, { "length", "context" },
+        { "block-size", "context" }, { "batch-size", "batch" }, { "iters", "steps" },
+        { "iterations", "steps" }, { "epochs", "steps" }, { "epoch", "steps" },
+        { "train-epochs", "steps" }, { "embd", "dim" }, { "d-model", "dim" },
+        { "hidden-size", "dim" }, { "width", "dim" }, { "depth", "layers" },
+        { "hidden-layers", "layers" }, { "attention-heads", "heads" },
+        { "intermediate-size", "hidden" }, { "d-ff", "hidden" }, { "ffn-dim", "hidden" },
+        { "checkpoint", "resume" }, { "continue", "resume" }, { "overwrite", "force" },
+    }, *const counted[] = { "n-", "num-", "max-" };              /* as in n-layer, num-heads */
     const char *names[N_TRAIN_OPTIONS + 1] = { NULL }, *name = arg + strspn(arg, "-"), *meant = NULL;
     char word[WORD_LEN], what[256];
     for (int i = 0; i < N_TRAIN_OPTIONS; i++) names[i] = train_options[i].name;
     snprintf(word, sizeof word, "%.*s", (int)strcspn(name, "="), name);
     for (char *c = word; *c; c++) *c = *c == '_' ? '-' : *c;
-    for (size_t i = 0; i < sizeof elsewhere / sizeof *elsewhere; i++)
-        if (!strcmp(word, elsewhere[i][0])) meant = elsewhere[i][1];
-    if (!meant && strlen(name) < WORD_LEN) meant = nearest(word, names);
+    for (int pass = 0; pass < 2 && !meant; pass++) {
+        const char *known = word;                /* the second time without n- */
+        for (size_t i = 0; pass && i < sizeof counted / sizeof *counted; i++)
+            if (!strncmp(word, counted[i], strlen(counted[i]))) known = word + strlen(counted[i]);
+        for (size_t i = 0; i < sizeof elsewhere / sizeof *elsewhere; i++)
+            if (same_word(known, elsewhere[i][0])) meant = elsewhere[i][1];
+        if (!meant && strlen(name) < WORD_LEN) meant = nearest(known, names);
+    }
     snprintf(what, sizeof what, meant ? "%.100s; did you mean --%s?" : "%.200s", arg, meant);
     return train_misuse("unknown option", what);
 }
@@ -5241,8 +5276,14 @@ static void print_train_help(const TrainOptions *d) {
         else snprintf(text, sizeof text, "%s", p->help);
         print_help_row(left, text);
     }
-    printf("\nmixers:\n");
-    for (int i = 0; i < N_KINDS; i++) print_help_row(mixer_kinds[i].name, mixer_kinds[i].about);
+    printf("\nmixers (--mixer takes their names in files, too):\n");
+    for (const MixerKind *k = mixer_kinds; k < mixer_kinds + N_KINDS; k++) {
+        char text[512];
+        const bool other = strcmp(k->name, k->arch) && k == &mixer_kinds[mixer_named(k->arch)];
+        snprintf(text, sizeof text, "%s%s%s", k->about, other ? "; in files " : "",
+                 other ? k->arch : "");
+        print_help_row(k->name, text);
+    }
     printf("\nThe report and a sample go to standard output, progress to standard error.\n"
            "Exit: 0 done or stopped with a checkpoint, 1 failed, 2 misused.\n");
 }
@@ -5273,9 +5314,9 @@ static int parts_of(const MixerKind *k) {
 
 /* The sizes that follow from the options; returns NULL, or what is wrong with them, to which main adds the value. */
 static const char *configure(TinyConfig *c, const TrainOptions *o, int vocab_size) {
-    int mixer = 0, every = 0, one = 0;
+    const int mixer = mixer_named(o->mixer);
+    int every = 0, one = 0;
     char end;
-    while (mixer < N_KINDS && strcmp(o->mixer, mixer_kinds[mixer].name)) mixer++;
     if (mixer == N_KINDS) return "--mixer is one of the names that --help lists, not";
     const MixerKind *k = &mixer_kinds[mixer];
     const Family *f = family_of(k);
@@ -5551,6 +5592,9 @@ typedef struct {
     int64_t first;                           /* steps done before this run, */
     double before;                           /* and the seconds they took */
     bool stopped;                            /* by Ctrl-C */
+    bool done;                               /* the checkpoint is the end already */
+    double loss, last, best;                 /* at the end: of the text, held out; the lowest */
+    int64_t best_step;                       /* held out on the way, and after how many steps */
 } Training;
 
 /* Mean held-out loss (nats per token) over `batches` batches, and with counts the two baselines on the same tokens. */
@@ -5625,6 +5669,7 @@ static int train_steps(Training *r, char *err) {
         if (milestone) {
             part = (int)(done * 20);
             test = held_out(r, ceil_div(8192, N), NULL, NULL, NULL);
+            if (!r->best_step || test < r->best) r->best = test, r->best_step = step;
             testing += now_s() - t;
         }
         const bool over = r->stopped || done >= 1;
@@ -5641,11 +5686,38 @@ static int train_steps(Training *r, char *err) {
             if (save_progress(r, err)) fprintf(stderr, "train_tiny: %s; going on without a checkpoint\n", err);
         }
     }
+    if (o->minutes > 0 && !r->stopped) r->at.seconds = fmax(r->at.seconds, 60 * o->minutes);
+    if (weight > 0) r->loss = smooth / weight;
+    r->last = test;
     if (terminal && shown > 0) fprintf(stderr, "\n");
     return GLA_OK;
 }
 
 /* -- reports -- */
+
+/* Why a model is no better than it is, where that can be told: it has learned its text by heart,
+ * which shows in a held-out loss that was lower before or lies far above that of the text, or it has
+ * had too few steps. behind: counting three tokens predicts better. */
+static void report_fit(const Training *r, bool behind) {
+    const double RISE = 0.05, GAP = 0.5;     /* nats per token */
+    const Data *d = r->d;
+    const double tokens = (double)r->at.step * r->o.batch * r->m.c.seq_len;
+    const double seen = d->ids ? tokens / (double)d->n_train : 0;
+    const bool early = r->best_step < 0.9 * (double)r->at.step;
+    const bool rose = early && seen > 1 && r->last > r->best + RISE;
+    const bool by_heart = rose || (seen > 1 && behind && r->last > r->loss + GAP);
+    const char *worse = behind ? "the model predicts worse than the trigram: " : "";
+    if (rose) printf("the held-out loss was lowest after step %lld, %.3f, and %.3f at the end\n",
+                     (long long)r->best_step, r->best, r->last);
+    if (by_heart) {
+        printf("%sthe text is too small for this model (%zu tokens, %zu parameters, "
+               "each token seen %.0f times): ", worse, d->n_train, r->m.n_weights, seen);
+        if (rose) printf("stop earlier (--steps %lld), ", (long long)r->best_step);
+        printf("take a smaller model (--dim, --layers) or more text\n");
+    } else if (behind)
+        printf("%sit has had too few steps; --resume with a larger --steps than %lld, "
+               "or with --minutes, goes on\n", worse, (long long)r->at.step);
+}
 
 /* What was reached: size, speed, held-out perplexity next to the counting baselines, and a sample. */
 static int report(Training *r, const Out *file, char *err) {
@@ -5671,6 +5743,7 @@ static int report(Training *r, const Out *file, char *err) {
            (long long)r->at.step * N, r->at.seconds / 60, (double)(r->at.step - r->first) * N / (seconds > 0 ? seconds : 1));
     printf("held-out perplexity per token, on %d tokens: model %.3f, trigram %.3f, bigram %.3f\n",
            batches * N, exp(model), exp(trigram), exp(bigram));
+    report_fit(r, model > trigram);
     free(seq);
     counts_free(&counts);
     return print_sample(file, &r->o, err);
@@ -5690,7 +5763,7 @@ static size_t state_floats(const Tiny *m) {
 static void report_recall(Training *r) {
     const int B = r->m.B, T = r->m.c.seq_len, V = r->m.c.vocab_size, N = B * T;
     real *logits = checked(malloc((size_t)N * V * sizeof *logits));
-    printf("%s", r->o.mixer);
+    printf("%s", mixer_kinds[r->m.c.mixer].name);
     if (r->o.hybrid) printf(" %s", r->o.hybrid);
     printf(": %d layers, %d heads of %d x %d, %zu floats of state",
            r->m.c.n_layers, r->m.c.n_heads, r->m.c.dk, r->m.c.dv, state_floats(&r->m));
@@ -5743,8 +5816,8 @@ static int save_model(Training *r, const Out *file, char *err) {
 
 /* What a run leaves behind. Ctrl-C: a checkpoint, and the model unless a file is there that is not
  * this run's, for a model that has hardly begun should not replace one that was finished. The end:
- * the model, the checkpoint, from which more steps can go on, and the report; a task that has no
- * file leaves neither. */
+ * the model, the checkpoint, from which more steps can go on, and the report, unless no step was
+ * left to do; a task that has no file leaves neither. */
 static int leave(Training *r, int type, Out *file, char *err) {
     const Data *d = r->d;
     const bool there = r->stopped && r->o.out && is_there(r->o.out) && !is_own_model(r->o.out, &r->at);
@@ -5770,21 +5843,25 @@ static int leave(Training *r, int type, Out *file, char *err) {
         return GLA_OK;
     }
     if (d->pairs) return report_recall(r), GLA_OK;
-    return report(r, file, err);
+    return r->done ? GLA_OK : report(r, file, err);
 }
 
-/* Takes up the checkpoint. Its number of steps or minutes holds unless another is given, which may
- * be larger. */
+/* Takes up the checkpoint. Its number of steps or minutes holds unless another is given: steps
+ * count from the beginning, minutes from now. */
 static int resume(Training *r, uint64_t fingerprint, char *err) {
     int code = load_checkpoint(r->ckpt, &r->m, &r->at, fingerprint, err);
     if (code) return code;
-    if (!was_given(&r->o, T_STEPS) && !was_given(&r->o, T_MINUTES)) r->o.steps = r->at.steps, r->o.minutes = r->at.minutes;
+    const bool more = was_given(&r->o, T_MINUTES);
+    if (more) r->o.minutes = fmin(r->o.minutes + r->at.seconds / 60, train_options[T_MINUTES].hi);
+    else if (!was_given(&r->o, T_STEPS)) r->o.steps = r->at.steps, r->o.minutes = r->at.minutes;
     if (r->o.minutes <= 0 && r->at.step > r->o.steps)
         return fail(err, GLA_INPUT, "%s: is at step %lld already; --steps %lld would go back", r->ckpt,
                     (long long)r->at.step, (long long)r->o.steps);
-    if ((r->o.minutes <= 0 && r->at.step == r->o.steps) || (r->o.minutes > 0 && r->at.seconds >= 60 * r->o.minutes))
-        fprintf(stderr, "train_tiny: %s: has done its %lld steps; a larger --steps or --minutes goes on\n",
-                r->ckpt, (long long)r->at.step);
+    r->done = r->o.minutes > 0 ? r->at.seconds >= 60 * r->o.minutes : r->at.step == r->o.steps;
+    if (r->done)
+        fprintf(stderr, "train_tiny: %s: nothing is left to do, for it has done its %lld steps; "
+                "a larger --steps than %lld goes on, or --minutes M for M minutes more\n",
+                r->ckpt, (long long)r->at.step, (long long)r->at.step);
     r->first = r->at.step;
     r->before = r->at.seconds;
     return GLA_OK;
@@ -5803,9 +5880,10 @@ static int train(const TrainOptions *o, const Data *d, const TinyConfig *c, uint
     if (o->resume) code = resume(&r, fingerprint, err);
     r.at.steps = r.o.steps;
     r.at.minutes = r.o.minutes;
-    if (!code && !o->quiet)
+    if (!code && !o->quiet && !r.done)
         fprintf(stderr, "%s, %d layers of %d, %d tokens: %zu parameters; %d sequences of %d tokens per step; %s kernels, %d threads\n",
-                o->mixer, c->n_layers, c->dim, c->vocab_size, r.m.n_weights, o->batch, c->seq_len, kern.name, MAX_THREADS);
+                mixer_kinds[c->mixer].name, c->n_layers, c->dim, c->vocab_size, r.m.n_weights,
+                o->batch, c->seq_len, kern.name, MAX_THREADS);
     if (!code) {
 #ifdef HAVE_POSIX
         struct sigaction act, keep_int, keep_term;
@@ -5864,10 +5942,24 @@ static int check_train_options(const TrainOptions *o) {
     return 0;
 }
 
+/* A mixer that there is not: names the one that was probably meant. */
+static int unknown_mixer(const char *wrong, const char *name) {
+    const char *names[2 * N_KINDS + 1] = { NULL }, *meant;
+    char what[256];
+    for (int i = 0; i < N_KINDS; i++) {
+        names[i] = mixer_kinds[i].name;
+        names[N_KINDS + i] = mixer_kinds[i].arch;
+    }
+    meant = nearest(name, names);
+    snprintf(what, sizeof what, meant ? "%.100s; did you mean %s?" : "%.200s", name, meant);
+    return train_misuse(wrong, what);
+}
+
 /* The sizes, or what is wrong with them; returns 0 or the exit code. */
 static int check_sizes(TinyConfig *c, const TrainOptions *o) {
     const char *wrong = configure(c, o, o->vocab);
     if (!wrong) return 0;
+    if (mixer_named(o->mixer) == N_KINDS) return unknown_mixer(wrong, o->mixer);
     return train_misuse(wrong, strstr(wrong, "--mixer") == wrong || strstr(wrong, "with --mixer") ? o->mixer
                                : strstr(wrong, "--hybrid")                                        ? o->hybrid
                                : strstr(wrong, "--without") == wrong                              ? o->without

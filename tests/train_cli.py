@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import pty
+import random
 import select
 import signal
 import stat
@@ -205,11 +206,23 @@ def test_resume() -> None:
     trained("book.txt", *sizes, "--resume", "--tokenizer", "v.gguf")
     model = (tmp / "book.bin").read_bytes()
     check(model != half and model == (tmp / "whole.bin").read_bytes(), "goes on to the same bits, --steps as it was")
-    err = trained("book.txt", *sizes, "--resume")
-    check("larger --steps" in err and (tmp / "book.bin").read_bytes() == model, "a run that was done says so", err[-300:])
+    code, out, err = run("book.txt", *sizes, "--resume")
+    check(code == 0 and "larger --steps than 400" in err and (tmp / "book.bin").read_bytes() == model,
+          "a run that was done says so", err[-300:])
+    check(not out and err.count("\n") == 1, "in one line, without a report", (out, err))
+    (tmp / "book.bin").unlink()
+    trained("book.txt", *sizes, "--resume")
+    check((tmp / "book.bin").read_bytes() == model, "and writes the model again")
     err = trained("book.txt", *sizes, "--resume", "--steps", 420)
     check("step 420 100 %" in err and (tmp / "book.bin").read_bytes() != model, "goes on with more steps", err[-300:])
-    trained("book.txt", *sizes, "--resume", "--minutes", 0.01)
+    done = 420
+    for _ in range(2):
+        code, out, err = run("book.txt", *sizes, "--resume", "--minutes", 0.01)
+        steps = int(err.split("step ")[-1].split()[0]) if "step " in err else 0
+        check(code == 0 and steps > done and "perplexity" in out, "--minutes are minutes more", (steps, done, err[-300:]))
+        done = steps
+    code, out, err = run("book.txt", *sizes, "--resume")
+    check(code == 0 and f"larger --steps than {done}" in err and not out, "none are left then", (done, out, err[-300:]))
     refused_one = run("book.txt", *sizes, "--resume", "--steps", 100)
     check(refused_one[0] == 1 and "would go back" in refused_one[2], "fewer steps than done", refused_one)
     for other in (("--lr", 0.001), ("--seed", 5), ("--batch", 2), ("--conv", 4)):
@@ -273,8 +286,17 @@ def test_options() -> None:
     for word in ("stories.bin", "--force", "(0.008)", "q4_0", "(12000; 3000", "(q8_0)", "(1536)"):
         check(word in out, f"help has {word}")
     for wrong, right in (("--stpes", "--steps"), ("--max_iters", "--steps"), ("-steps", "--steps"), ("--outptu", "--out"), ("--output", "--out"),
+                         ("--epochs", "--steps"), ("--num_train_epochs", "--steps"), ("--n-layer", "--layers"),
+                         ("--lr-decay", "--lr"), ("--learning_rate", "--lr"), ("--batch_size", "--batch"),
+                         ("--block-size", "--context"), ("--n_embd", "--dim"),
                          ("--ctx", "--context"), ("--LR", "--lr"), ("--token", "--tokenizer"), ("--hidden-dim", "--hidden")):
         refused(2, wrong, wrong, 3, message=f"did you mean {right}?")
+    for name in ("gated_deltanet", "Gated-DeltaNet", "delta_net", "linear_attn", "lightning_attn",
+                 "precond_gated_deltanet", "simple_gla"):
+        check(f"in files {name}" in " ".join(out.split()) or name == "Gated-DeltaNet", f"help has {name}")
+        refused(2, f"--mixer {name} is known", "--mixer", name, "--dim", 33, message="--dim must be")
+    refused(2, "a mixer with a letter off", "--mixer", "gated_deltanot", message="did you mean gated_deltanet?")
+    refused(2, "a mixer like no other", "--mixer", "banana", message="--help lists, not banana")
     refused(2, "a word like no other", "--banana", message="unknown option --banana")
     refused(2, "a flag with a value", "--resume=yes", message="no value")
     task = ("--task", "mqar", "--minutes", 0.01)
@@ -333,6 +355,24 @@ def on_terminal(*args: object) -> bytes:
     return seen
 
 
+def test_fit() -> None:
+    """A report says why a model is worse than the trigram."""
+    text = clean()
+    sizes = (*SIZES, "--vocab", 270, "--lr", 0.03, "--batch", 8)
+    numbers = random.Random(7)
+    text.write_text(" ".join(numbers.choice(WORDS.split()) + str(numbers.randrange(1000)) for _ in range(150)))
+    code, out, err = run("book.txt", *sizes, "--steps", 300)
+    small = [line for line in out.splitlines() if "too small for this model" in line]
+    check(code == 0 and len(small) == 1 and "worse than the trigram" in small[0], "a small text", out[:600])
+    check(small and "tokens, " in small[0] and "parameters, each token seen" in small[0], "in numbers", small)
+    check("lowest after step" in out and "(--steps " in out, "its held-out loss rose", out[:600] + err[-600:])
+    text.write_text(WORDS * 300)
+    code, out, err = run("book.txt", *SIZES, "--vocab", 270, "--steps", 3, "--force")
+    check(code == 0 and "too few steps" in out and "too small" not in out, "few steps", out[:600])
+    code, out, err = run("book.txt", *sizes, "--steps", 200, "--force")
+    check(code == 0 and "too few" not in out and "too small" not in out, "a text that is enough", out[:600])
+
+
 def test_progress() -> None:
     clean()
     begin = time.monotonic()
@@ -349,7 +389,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         tmp = Path(folder)
         for test in (test_names, test_nothing_is_replaced, test_inputs, test_meanwhile, test_resume, test_checkpoints, test_types,
-                     test_context, test_options, test_texts, test_progress):
+                     test_context, test_options, test_texts, test_fit, test_progress):
             begin = time.monotonic()
             test()
             if "-v" in sys.argv:

@@ -318,23 +318,27 @@ class Piece:
     source: Stored | np.ndarray
     view: View = PLAIN
     type: Type = Type.F32
+    origin: str = ""                      # in the checkpoint
 
     def __post_init__(self) -> None:
         self.stored = tuple(self.source.shape)
+        told = f"{self.origin} ({self.name}) has the shape {self.stored}"
         if not self.stored or not all(self.stored):
-            raise Refusal(f"{self.name} would have the shape {self.stored}, with nothing in it")
+            raise Refusal(f"{told}, with nothing in it")
         self.width = self.stored[-1] if len(self.stored) > 1 else 1
         self.height = math.prod(self.stored) // self.width
         drop = self.view.drop
         if drop is not None and (drop >= len(self.stored) or self.stored[drop] != 1):
-            raise Refusal(f"{self.name} comes from the shape {self.stored}; dimension {drop} should be 1")
+            raise Refusal(f"{told}; dimension {drop} should be 1")
         self.shape = tuple(n for i, n in enumerate(self.stored) if i != drop)
         if self.view.shape:
-            self.shape = np.empty(self.stored, np.bool_).reshape(self.view.shape).shape
+            try:
+                self.shape = np.empty(self.stored, np.bool_).reshape(self.view.shape).shape
+            except ValueError:
+                raise Refusal(f"{told}, which does not go with the sizes in config.json") from None
         for order, size in ((self.view.rows, self.height), (self.view.cols, self.width)):
             if order is not None and len(order) != size:
-                raise Refusal(f"{self.name} comes from the shape {self.stored}, but config.json asks for {len(order)} "
-                              f"where it has {size}")
+                raise Refusal(f"{told}, but config.json asks for {len(order)} where it has {size}")
 
     @property
     def nbytes(self) -> int:
@@ -979,7 +983,8 @@ def gla(f: Fields, m: Mixer) -> None:
     if not recurrent_free(f, m):
         f.only("hidden_act", "swish")  # also the gate's activation, and the library's table of those lacks powlu
     if f.get("clamp_min") is not None:
-        m.keys["decay_min"] = f.real("clamp_min")
+        m.keys["decay_min"] = float(f.typed("clamp_min", None, lambda v: is_number(v, -3e38, 0),
+                                            "a number up to zero"))
 
 
 def softmax_specs(f: Fields) -> list[dict[str, Any]]:
@@ -1145,17 +1150,21 @@ def comba(f: Fields, m: Mixer) -> None:
     m.take(FLA_GATE, f.flag("use_output_gate", True))
 
 
+def squash(f: Fields) -> float:
+    return float(f.typed("squash_x", 1.5, lambda v: is_number(v, 1, 1e6), "a number from 1 on"))
+
+
 def preconditioned(f: Fields, m: Mixer) -> None:
     f.read |= {"a_log_init_lower", "log_atk_scale_init"}  # how a training run starts
     delta_heads(f, m, 6, 256, 2.0)
     m.take(FLA_GATE, f.flag("use_gate", True))
-    m.keys |= {"squash": f.real("squash_x", 1.5), "squash_epsilon": f.real("squash_eps", 1e-6)}
+    m.keys |= {"squash": squash(f), "squash_epsilon": f.real("squash_eps", 1e-6)}
 
 
 def precond_kda(f: Fields, m: Mixer) -> None:
     f.read |= {"a_log_init_lower", "log_atk_scale_init"}
     kda(f, m)
-    m.keys |= {"squash": f.real("squash_x", 1.5), "squash_epsilon": f.real("squash_eps", 1e-6)}
+    m.keys |= {"squash": squash(f), "squash_epsilon": f.real("squash_eps", 1e-6)}
 
 
 def limits(f: Fields, name: str) -> tuple[float, float]:
@@ -1187,7 +1196,8 @@ def mamba2(f: Fields, m: Mixer) -> None:
     inner, width, groups = m.width * f.count("expand", 2), f.count("head_dim", 64), f.count("n_groups", 8 if transformers else 1)
     heads = inner // width
     if inner % width or heads % groups or f.get("num_heads", heads) != heads:
-        raise Refusal(f"{f.where}: {f.get('num_heads', heads)} heads of {width} in {groups} groups do not make the width {inner}")
+        raise Refusal(f"{f.where}: num_heads = {f.get('num_heads', heads)} of head_dim = {width} "
+                      f"in n_groups = {groups} do not make expand times hidden_size = {inner}")
     if log_linear and groups != 1:
         raise Refusal(f"{f.where}: n_groups = {groups} is not supported for this model")
     m.plain_keys = {"ssm.conv_kernel": f.count("conv_kernel", 4), "ssm.inner_size": inner, "ssm.state_size": f.count("state_size", 128),
@@ -1220,7 +1230,8 @@ def mamba3(f: Fields, m: Mixer) -> None:
     inner, width, groups, states = m.width * f.count("expand", 2), f.count("head_dim", 64), f.count("n_groups", 1), f.count("state_size", 128)
     heads = inner // width
     if inner % width or heads % groups or f.get("num_heads", heads) != heads:
-        raise Refusal(f"{f.where}: {f.get('num_heads', heads)} heads of {width} in {groups} groups do not make the width {inner}")
+        raise Refusal(f"{f.where}: num_heads = {f.get('num_heads', heads)} of head_dim = {width} "
+                      f"in n_groups = {groups} do not make expand times hidden_size = {inner}")
     fraction = f.real("rope_fraction", 0.5)
     if fraction not in (0.5, 1):
         raise Refusal(f"{f.where}: rope_fraction = {fraction} is neither 0.5 nor 1")
@@ -1523,6 +1534,115 @@ ARCHITECTURES["FalconMambaForCausalLM"] = Architecture("mamba", partial(fla, fal
 MODEL_TYPES = {"falcon_mamba": "FalconMambaForCausalLM", "qwen3_5_text": "Qwen3_5ForCausalLM", "qwen3_5": "Qwen3_5ForCausalLM", "qwen3": "Qwen3ForCausalLM",
                "qwen2": "Qwen2ForCausalLM", "llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM",
                "gemma3": "Gemma3ForCausalLM", "gemma3_text": "Gemma3ForCausalLM", "rwkv6": "RWKV6ForCausalLM", "rwkv7": "RWKV7ForCausalLM"} | {name: cls for name, (cls, _) in FLA_MODELS.items()}  # where config.json names no class
+
+
+# Shapes in the file, as sizes in config.json make them, and the tensors that have them; dimensions
+# of 1 do not count. A size is a sum of products of digits and of these letters:
+#   D width, F of the feed-forward, E vocabulary, C taps of a convolution, L levels
+#   H heads, N those that they share, Q heads of q, V of v, K and W widths of a key and of a value
+#   S slots, M writes per token, X share of a mix
+#   I inner width, T time steps (or their rank), G groups, B states, R rotated pairs
+#   P = I / G, O = I / T, Y channels of the skip
+#   small letters: narrow widths that no field gives, the same in all tensors of a layer
+# A bias has the rows of its weight, unless it has a row of its own.
+Shapes = dict[str, tuple[str, ...]]
+
+
+def shapes(rows: dict[str, str]) -> Shapes:
+    return {name: tuple(shape.split()) for shape, names in rows.items() for name in names.split()}
+
+
+SHAPES = shapes({
+    "E D": "token_embd output",
+    "D": "output_norm token_embd_norm output_res_proj output_res_norm attn_norm attn_norm_2 "
+         "ffn_norm post_attention_norm post_ffw_norm "
+         "attn_res_proj attn_res_norm ffn_res_proj ffn_res_norm "
+         "channel_mix_lerp_k channel_mix_lerp_r time_mix_lerp_x "
+         "nextn.enorm nextn.hnorm nextn.shared_head_norm",
+    "D 2D": "nextn.eh_proj", "D D": "channel_mix_receptance",
+    "F D": "ffn_gate ffn_up channel_mix_key", "D F": "ffn_down channel_mix_value",
+    "QK D": "attn_q", "NKM D": "attn_k", "VWM D": "attn_v", "D HW": "attn_output time_mix_output",
+    "HW D": "attn_gate time_mix_value time_mix_gate", "K": "attn_q_norm attn_k_norm",
+    "HK D": "attn_fade time_mix_receptance time_mix_key", "H D": "attn_forget ssm_alpha",
+    "QK C": "ssm_conv1d_q", "NKM C": "ssm_conv1d_k", "VWM C": "ssm_conv1d_v",
+    "HK C": "ssm_conv1d_f", "NK C": "ssm_conv1d_w", "HM D": "ssm_beta",
+    "NK D": "ssm_w", "W": "ssm_norm",
+    "K K": "ssm_map_q ssm_map_q2 ssm_map_k ssm_map_k2",
+    "f D": "ssm_f_a", "HK f": "ssm_f_b",
+    "g D": "ssm_g_a time_mix_g1", "HW g": "ssm_g_b time_mix_g2",
+    "w D": "ssm_w_a time_mix_w1 time_mix_decay_w1", "NK w": "ssm_w_b",
+    "HK w": "time_mix_w2 time_mix_decay_w2", "a D": "time_mix_a1", "HK a": "time_mix_a2",
+    "v D": "time_mix_v1", "HW v": "time_mix_v2", "HW": "time_mix_ln time_mix_v0",
+    "H": "ssm_a ssm_dt.bias ssm_p ssm_d", "N D": "ssm_m_alpha ssm_m_beta",
+    "N": "ssm_m_a ssm_m_dt.bias ssm_m_scale", "NK": "ssm_ridge",
+    "HK": "ssm_f_low time_mix_w0 time_mix_a0 time_mix_k_k time_mix_k_a time_mix_r_k time_mix_decay",
+    "H K": "time_mix_first", "6 D": "time_mix_lerp_fused",
+})
+MAMBA_SHAPES = shapes({
+    "2I D": "ssm_in", "I C": "ssm_conv1d", "T+2B I": "ssm_x", "I T": "ssm_dt",
+    "I": "ssm_d ssm_dt.bias", "I B": "ssm_a", "D I": "ssm_out"})
+MAMBA2_SHAPES = shapes({
+    "2I+2GB+T D": "ssm_in", "I+2GB C": "ssm_conv1d", "T": "ssm_a ssm_dt.bias", "Y": "ssm_d",
+    "D I": "ssm_out", "G P": "ssm_norm"})
+NORM_OF_ALL = shapes({"HW": "ssm_norm", "HK D": "ssm_alpha"})
+NORMS_OF_ALL = shapes({"HK": "attn_q_norm", "NK": "attn_k_norm"})
+# What an architecture has otherwise.
+OWN_SHAPES = {
+    "qwen35": shapes({"2QK D": "attn_q", "2GB+I D": "attn_qkv", "I D": "attn_gate",
+                      "T D": "ssm_beta ssm_alpha", "2GB+I C": "ssm_conv1d",
+                      "T": "ssm_a ssm_dt.bias", "O": "ssm_norm", "D I": "ssm_out"}),
+    "mamba": MAMBA_SHAPES, "samba": MAMBA_SHAPES, "mamba2": MAMBA2_SHAPES,
+    "log_linear_mamba2": MAMBA2_SHAPES | shapes({"2I+2GB+T+TL D": "ssm_in", "T L": "ssm_levels"}),
+    "mamba3": shapes({"2I+2GB+3T+R D": "ssm_in", "B": "ssm_b_norm ssm_c_norm", "I": "ssm_norm",
+                      "TB": "ssm_b.bias ssm_c.bias", "T": "ssm_d ssm_dt.bias", "D I": "ssm_out"}),
+    "gla": shapes({"NK f": "ssm_f_b"}),
+    "hgrn": NORM_OF_ALL, "hgrn2": NORM_OF_ALL, "lightnet": NORM_OF_ALL,
+    "gsa": NORM_OF_ALL | shapes({"NS D": "ssm_alpha"}), "abc": shapes({"NS D": "ssm_alpha"}),
+    "kda": shapes({"HK": "ssm_dt.bias"}),
+    "gdn2": shapes({"NK f": "ssm_f_b", "NK D": "ssm_beta", "HW D": "ssm_w", "N": "ssm_a",
+                    "NK": "ssm_dt.bias"}),
+    "precond_kda": shapes({"HK": "ssm_dt.bias", "N D": "ssm_beta", "H D": "ssm_m_alpha ssm_m_beta",
+                           "H": "ssm_m_a ssm_m_dt.bias ssm_m_scale"}),
+    "path_attn": shapes({"N D": "ssm_beta"}),
+    "forgetting_transformer": NORMS_OF_ALL, "wall_transformer": NORMS_OF_ALL,
+    "rwkv6": shapes({"5X D": "time_mix_w1", "5 D X": "time_mix_w2", "5 D": "time_mix_lerp_fused"}),
+}
+# In these, heads of values share those of q and k; in the others, heads of q those of k and v.
+SHARED_QUERIES = ("gated_deltanet", "kda", "gdn2", "precond_gated_deltanet", "precond_kda")
+
+
+def shape_in_letters(arch: str, name: str) -> tuple[str, ...] | None:
+    """None: a tensor that does not come from the checkpoint."""
+    table = SHAPES | OWN_SHAPES.get(arch, {})
+    name = re.sub(r"^blk\.\d+\.", "", name)
+    shape = table.get(name, table.get(name.removesuffix(".weight")))
+    weight = table.get(name.removesuffix(".bias")) if name.endswith(".bias") else None
+    return shape or (weight and weight[:1])
+
+
+def shape_letters(arch: str, keys: dict[str, Any], i: int) -> dict[str, int]:
+    """The sizes of layer i, by letter."""
+    def size(*names: str) -> int:
+        values = (keys.get(name) for name in names)
+        return next((int(v[i] if isinstance(v, list) else v) for v in values if v), 0)
+    width, heads = size("embedding_length"), size("attention.head_count")
+    inner, groups = size("ssm.inner_size"), size("ssm.group_count")
+    steps = size("ssm.time_step_rank")
+    if heads:
+        shared = size("attention.head_count_kv")
+        key = value = size("attention.key_length") or width // heads
+    else:
+        heads, shared = size("mixer.head_count"), size("mixer.head_count_kv")
+        key, value = size("mixer.key_length", "wkv.head_size"), size("mixer.value_length")
+    flip = arch in SHARED_QUERIES and not size("attention.head_count")
+    return {"D": width, "F": size("feed_forward_length"), "E": size("vocab_size"), "H": heads,
+            "N": shared, "Q": shared if flip else heads, "V": heads if flip else shared,
+            "K": key, "W": value, "C": size("ssm.conv_kernel", "mixer.conv_kernel"), "L": 15,
+            "S": size("mixer.slot_count"), "M": size("mixer.writes_per_token") or 1,
+            "X": size("time_mix_extra_dim"), "I": inner, "T": steps, "G": groups,
+            "B": size("ssm.state_size"), "R": size("mixer.rope_dimension_count") // 2,
+            "P": inner // (groups or 1), "O": inner // (steps or 1),
+            "Y": inner if size("mixer.skip_per_channel") else steps}
 
 
 # Relatives that are not converted, and why.
@@ -2781,7 +2901,7 @@ def plan_pieces(plan: Plan, tensors: Tensors, wanted: Type) -> tuple[list[Piece]
             tensor = left.pop(source_prefix + source)
             if tensor.dtype not in SOURCE_TYPES:
                 raise Refusal(f"{source_prefix + source} is stored as {tensor.dtype}; a quantised checkpoint is not supported")
-            pieces.append(Piece(prefix + name, tensor, view))
+            pieces.append(Piece(prefix + name, tensor, view, origin=source_prefix + source))
 
     take(plan.top, "", "")
     for i, (source_prefix, tables) in enumerate(plan.blocks):
@@ -2792,9 +2912,14 @@ def plan_pieces(plan: Plan, tensors: Tensors, wanted: Type) -> tuple[list[Piece]
         for source in sources.split("|"):
             if source not in tensors:
                 raise Refusal(f"the checkpoint has no tensor {source}, which config.json asks for")
-            whole.append(np.concatenate(list(Piece(source, tensors[source]).slices())))
+            whole.append(np.concatenate(list(Piece(name, tensors[source], origin=source).slices())))
             left.pop(source, None)
-        pieces.append(Piece(name, np.ascontiguousarray(fn(*whole))))
+        try:
+            pieces.append(Piece(name, np.ascontiguousarray(fn(*whole)), origin=sources))
+        except ValueError:
+            shapes = " and ".join(str(tensors[source].shape) for source in sources.split("|"))
+            raise Refusal(f"{sources} ({name}) has the shape {shapes}, which does not go with the "
+                          "sizes in config.json") from None
     head = "output.weight" if HEAD in plan.top else "token_embd.weight"
     for piece in pieces:
         piece.type = stored_type(piece.name, piece.shape, wanted, head)
@@ -2808,6 +2933,29 @@ def plan_pieces(plan: Plan, tensors: Tensors, wanted: Type) -> tuple[list[Piece]
             raise Refusal(f"the checkpoint holds {name}, which config.json does not account for")
         reasons[reason].append(name)
     return pieces, [f"{names[0]}{f' and {len(names) - 1} more' if names[1:] else ''} ({why})" for why, names in reasons.items()]
+
+
+def compare_shapes(arch: str, keys: dict[str, Any], pieces: list[Piece]) -> None:
+    """The weights are those of the sizes in config.json."""
+    letters: dict[str, dict[str, int]] = {}
+    for piece in pieces:
+        block = piece.name.split(".")[1] if piece.name.startswith("blk.") else "0"
+        known = letters.setdefault(block, shape_letters(arch, keys, int(block)))
+        shape = shape_in_letters(arch, piece.name)
+        if shape is None or not piece.origin:
+            continue
+        for letter, n in zip(shape, piece.shape):
+            if letter.islower():  # a width that no field gives: that of the first tensor with it
+                known.setdefault(letter, n)
+        wanted = [sum(math.prod(int(x) if x.isdigit() else known[x] for x in term)
+                      for term in size.split("+")) for size in shape]
+        found = piece.shape if len(shape) > 1 else (math.prod(piece.shape),)
+        if [n for n in found if n != 1] != [n for n in wanted if n != 1]:
+            if piece.view.drop is not None:
+                wanted.insert(piece.view.drop, 1)
+            raise Refusal(f"{piece.origin} has the shape {piece.stored}, but the sizes in "
+                          f"config.json make it {tuple(wanted)}; one of the two is wrong, or of "
+                          "another model")
 
 
 def may_replace(out: Path, folder: Path) -> None:
@@ -2919,6 +3067,7 @@ def export(folder: Path, out: Path, wanted: str | None, ignored: list[str], pre:
         print(f"type {wanted}, as nothing else was asked for and the checkpoint is mostly {max(sizes, key=sizes.__getitem__)}")
     kind, file_type = TYPES[wanted]
     pieces, left_out = plan_pieces(plan, tensors, kind)
+    compare_shapes(arch.name, plan.keys, pieces)
     keys = {"general.type": "model", "general.name": folder.resolve().name, "general.description": arch.about,
             "general.file_type": file_type, "general.quantization_version": gguf.GGML_QUANT_VERSION}
     keys |= sampling_keys(folder) | {f"{arch.name}.{k}": v for k, v in plan.keys.items()}

@@ -466,6 +466,8 @@ def exporter(t: Tally, work: Path, folders: list[Path]) -> None:
     chat_templates(t, work)
     old_gemma(t, work)
     drafting(t, work)
+    for folder in folders:
+        contradictions(t, work, folder)
     odd_fields(t, work)
     odd_files(t, work)
 
@@ -634,6 +636,44 @@ def chat_templates(t: Tally, work: Path) -> None:
         t.line(done.returncode == 0 and got == expected and named == others, f"chat template: {title}", f"{got!r} {named}")
     (folder / "tokenizer_config.json").write_text(json.dumps(kept | {"chat_template": 5}))
     refused(t, "a chat template that is a number", folder, work, "chat_template")
+
+
+# Fields that no weights but their own go with.
+SIZES = ("hidden_size", "vocab_size", "intermediate_size",
+         "num_attention_heads", "num_key_value_heads",
+         "num_kv_heads", "num_v_heads", "num_slots", "conv_kernel", "state_size", "n_groups",
+         "linear_conv_kernel_dim", "linear_num_key_heads", "linear_value_head_dim")
+
+
+def contradictions(t: Tally, work: Path, folder: Path) -> None:
+    """A config.json whose sizes are not those of the weights: one sentence that names the field or
+    the tensor, and no file. Every tensor of the checkpoint has a shape to compare it with."""
+    spoiled, out, wrong = work / "sizes" / folder.name, work / "sizes-out", []
+    out.mkdir(exist_ok=True)
+    said = export_here(folder, out / "x.gguf", "f32")
+    if said:
+        return t.line(False, f"sizes of {folder.name}", f"refused as it is: {said}")
+    import export as program
+    reader = gguf.GGUFReader(out / "x.gguf")
+    arch = reader.fields["general.architecture"].contents()
+    unknown = [x.name for x in reader.tensors if not program.shape_in_letters(arch, x.name)]
+    wrong += [f"{name} has no shape" for name in unknown if not name.endswith("ssm_decay")]
+    (out / "x.gguf").unlink()
+    shutil.copytree(folder, spoiled)
+    config = json.loads((folder / "config.json").read_text())
+    fields = [name for name in SIZES if type(config.get(name)) is int]
+    changes = {name: 2 * config[name] for name in fields}
+    if "linear_attention" in config.get("layer_types", []):
+        changes["layer_types"] = config["layer_types"][::-1]
+    for name, value in changes.items():
+        (spoiled / "config.json").write_text(json.dumps(config | {name: value}))
+        said = export_here(spoiled, out / "x.gguf", "f32")
+        named = any(x in said for x in (name, "model.", "backbone."))
+        if not named or "\n" in said or any(out.iterdir()):
+            wrong.append(f"{name} = {value}: {said or 'exported'}")
+        (out / "x.gguf").unlink(missing_ok=True)
+    t.line(not wrong, f"sizes of {folder.name} that are not those of its weights",
+           ", ".join(changes) + "".join(f"\n       {line}" for line in wrong[:5]))
 
 
 ODD = [None, -1, 0, 2**31, 10**400, 1e308, 0.5, "x", [], [None], True, {"a": 1}, float("nan")]

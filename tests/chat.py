@@ -632,6 +632,17 @@ def stopped_messages() -> None:
         t.key("\x03/stats\r")
         check(t.wait(b"evaluated 0 tokens, the conversation has 0"), "and is no turn", t.seen[-300:])
         t.end()
+    # what a stopped message has read and is kept, the system prompt, is counted with the first turn
+    t = Terminal(MODEL, "-m", "chat", "-s", 1, "-n", 5, "-b", 1, "-c", 1000000, "--system", "be kind")
+    t.wait(b"> ")
+    stop(t, "once upon the time " * 3000)
+    check(t.wait(b"Up brings it back"), "a stopped message", t.seen[-300:])
+    t.key("\x15once\r")
+    check(t.answers(1), "the next one is answered", t.seen[-300:])
+    t.key("/stats\r")
+    counts = t.wait(b"resident ") and re.search(rb"evaluated (\d+) tokens, the conversation has (\d+)", t.seen)
+    check(counts and counts[1] == counts[2], "/stats agrees with the conversation", t.seen[-300:])
+    t.end()
     # too long for the context: the error is the last thing on the screen but the prompt
     t = Terminal(TINY, "-m", "chat", "-s", 1, "-n", 5, "-c", 40)
     t.wait(b"> ")

@@ -9057,6 +9057,7 @@ static Str between_added(const Tokenizer *t, Str s, int32_t before, int32_t afte
     const int left = t->habits && after >= 0 ? t->habits[after] & ADDED_LSTRIP : 0;
     const int right = t->habits && before >= 0 ? t->habits[before] & ADDED_RSTRIP : 0;
     size_t at = 0, len;
+    if (!s.n) return s;
     for (; right && at < s.n; at += len) {
         const uint32_t c = utf8_read(s.s + at, s.n - at, &len);
         if (!(CLASS(CH_SPACE) >> (char_class(&t->unicode, c) & (N_CH - 1)) & 1)) break;
@@ -10184,7 +10185,7 @@ static int str_has(Str s, const char *what) { return !*what || str_find(s, what,
 static int str_begins(Str s, const char *what) {
     return s.n >= strlen(what) && !memcmp(s.s, what, strlen(what));
 }
-static Str str_from(Str s, size_t at) { return (Str){s.s + at, s.n - at}; }
+static Str str_from(Str s, size_t at) { return at ? (Str){s.s + at, s.n - at} : s; }
 
 static int is_word(char c) {
     return c == '_' || (c >= '0' && c <= '9') || ((c | 32) >= 'a' && (c | 32) <= 'z');
@@ -10837,7 +10838,8 @@ static int chat_mark(GlaChat *c, int64_t pos, int64_t answer, char *err) { /* he
 
 /* Reads the ids of the conversation up to `to`. */
 static int chat_read(GlaChat *c, int64_t to, const GlaGenerate *how, char *err) {
-    return read_ids(c->s, c->ids.id + c->s->pos, to - c->s->pos, how, err);
+    const int32_t *from = c->ids.id ? c->ids.id + c->s->pos : NULL; /* NULL: there is nothing yet */
+    return read_ids(c->s, from, to - c->s->pos, how, err);
 }
 
 /* Brings the state to marks[to], by its snapshot or from the nearest one before. */

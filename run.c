@@ -4,7 +4,7 @@
  *   run     ./run model.gguf -i "Once upon a time"
  *   embed   #define RUN_NO_MAIN, then #include "run.c"; section 1 is the whole interface
  *
- *    1 interface   2 platform    3 errors, arena  4 formats    5 kernels   6 GGUF     7 model
+ *    1 interface   2 platform    3 text, errors  4 formats    5 kernels   6 GGUF     7 model
  *    8 state       9 layers     10 forward       11 tokenizer 12 sampler  13 generate 14 chat
  *   15 command line
  *

@@ -36,7 +36,7 @@ def check(ok: object, what: str, detail: object = "") -> None:
     global passed, failed
     passed, failed = passed + bool(ok), failed + (not ok)
     if not ok:
-        print(f"FAIL cli: {what}" + (f": {detail}" if detail != "" else ""), flush=True)
+        print(f"FAIL {Path(sys.argv[0]).stem}: {what}" + (f": {detail}" if detail != "" else ""), flush=True)
 
 
 def run(*args: object, stdin: bytes | None = None, **how) -> subprocess.CompletedProcess:

@@ -19,6 +19,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from cli import check, run_tests
+
 ROOT = Path(__file__).resolve().parent.parent
 program = os.path.abspath([ROOT / "train_tiny", *(a for a in sys.argv[1:] if a != "-v")][-1])
 SIZES = ("--mixer", "gla", "--dim", 32, "--layers", 1, "--hidden", 32, "--context", 16, "--batch", 1, "-j", 1)
@@ -26,15 +28,7 @@ TINY = (*SIZES, "--vocab", 270, "--steps", 2)
 VOCAB = ROOT / "tests" / "fixtures" / "tiny.gguf"
 WORDS = "the cat sat on the mat and saw a small bird that sang in the old tree . "
 ENVIRONMENT = dict(os.environ, OMP_WAIT_POLICY="passive")
-passed = failed = 0
 tmp = Path()
-
-
-def check(ok: object, what: str, detail: object = "") -> None:
-    global passed, failed
-    passed, failed = passed + bool(ok), failed + (not ok)
-    if not ok:
-        print(f"FAIL train_cli: {what}" + (f": {detail}" if detail != "" else ""), flush=True)
 
 
 def start(*args: object, **how) -> subprocess.Popen:
@@ -388,14 +382,9 @@ def main() -> int:
     global tmp
     with tempfile.TemporaryDirectory() as folder:
         tmp = Path(folder)
-        for test in (test_names, test_nothing_is_replaced, test_inputs, test_meanwhile, test_resume, test_checkpoints, test_types,
-                     test_context, test_options, test_texts, test_fit, test_progress):
-            begin = time.monotonic()
-            test()
-            if "-v" in sys.argv:
-                print(f"ok   {test.__name__}: {time.monotonic() - begin:.1f} s")
-    print(f"{passed} passed, {failed} failed")
-    return failed > 0
+        return run_tests([test_names, test_nothing_is_replaced, test_inputs, test_meanwhile, test_resume,
+                          test_checkpoints, test_types, test_context, test_options, test_texts, test_fit,
+                          test_progress])
 
 
 if __name__ == "__main__":

@@ -325,13 +325,26 @@ GLA_API int gla_chat_load(GlaChat *c, GlaSampler *p, const char *path, char *err
 #define PREFETCH(p) (void)0
 #endif
 
+/* Does a debugger, strace or valgrind follow this process? */
+LIKELY_UNUSED static int is_watched(void) {
+    const char *preload = getenv("LD_PRELOAD"); /* how valgrind gets in */
+    char line[256];
+    long tracer = 0;
+    FILE *f = fopen("/proc/self/status", "r");
+    while (f && !tracer && fgets(line, sizeof line, f))
+        if (sscanf(line, "TracerPid: %ld", &tracer) != 1) tracer = 0;
+    if (f) fclose(f);
+    return tracer || (preload && strstr(preload, "vgpreload"));
+}
+
 /* OpenMP threads that wait for each other spin, and on a machine that has other work to do they
  * then take the processor from the very thread they wait for: everything takes ten times as long.
  * The runtime reads how long to spin before main begins, so the program sets it and starts itself
- * again, once. For programs, not for a library. */
+ * again, once; not while somebody watches, who would lose it. For programs, not for a library. */
 LIKELY_UNUSED static void spin_briefly(char **argv) {
 #if defined(_OPENMP) && defined(__linux__)
     if (getenv("GOMP_SPINCOUNT") || getenv("OMP_WAIT_POLICY") || getenv("KMP_BLOCKTIME")) return;
+    if (is_watched()) return;
     if (!setenv("GOMP_SPINCOUNT", "2000", 1) && !setenv("KMP_BLOCKTIME", "0", 1))
         execv("/proc/self/exe", argv);
 #endif

@@ -485,6 +485,19 @@ def test_interrupt_at_once() -> None:
             check(session.exists() and run(model, "-n", 1, "-c", 200000, "--load-state", session).returncode == 0, "and the session is saved")
 
 
+def test_watched() -> None:
+    """Within a debugger, strace or valgrind the program does not restart itself, which would be lost or told."""
+    if b"__asan_" in Path(program).read_bytes():  # it refuses to be watched
+        return
+    quiet = {k: v for k, v in os.environ.items() if k not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")}
+    for watcher, *how in (("gdb", "-nx", "-batch", "-ex", "run", "--args"), ("strace", "-f", "-e", "trace=execve"), ("valgrind", "-q", "--log-fd=1")):
+        if not shutil.which(watcher) or subprocess.run([watcher, *how, "true"], capture_output=True).returncode:
+            continue  # it is not there, or may not watch here
+        p = subprocess.run([watcher, *how, program, "--version"], env=quiet, capture_output=True, text=True)
+        said = p.stdout + p.stderr
+        check(p.returncode == 0 and "gla.c " in said and "executing new program" not in said and said.count("execve(") <= 1, f"{watcher} watches one program", said[-400:])
+
+
 # ---- embedding -------------------------------------------------------------------------------------------------------
 
 def test_embedding() -> None:
@@ -657,7 +670,7 @@ def main() -> int:
     global tmp
     with tempfile.TemporaryDirectory() as folder:
         tmp = Path(folder)
-        tests = [test_misuse, test_help, test_spellings, test_other_programs, test_failures, test_full_disk, test_generate, test_sessions, test_modes, test_interrupt, test_interrupt_at_once, test_pages_printed]
+        tests = [test_misuse, test_help, test_spellings, test_other_programs, test_failures, test_full_disk, test_generate, test_sessions, test_modes, test_interrupt, test_interrupt_at_once, test_watched, test_pages_printed]
         if program == str(ROOT / "run"):
             tests += [test_embedding, test_bench, test_install, test_pages]
         return run_tests(tests)

@@ -4430,97 +4430,141 @@ enum { IN_Q, IN_K, IN_V, IN_F, IN_B, IN_Z, IN_W, IN_G, IN_S, MAX_IN };
 #define IN_LETTERS "qkvfbzwgs"
 enum { MAX_ROPE = 512, MAX_LEVELS = 15 }; /* rotated channels of a head; levels of log-linear attention */
 
-/* One layer: x += out(mixer(in(norm x))), then x += down(act(gate(norm x)) * up(norm x)). Widths in floats. */
+/* The parts of a layer. Pointers that are NULL stand for what a model goes without. */
+typedef struct { const float *w, *b; } Norm; /* (dim) RMSNorm; with Config.layer_norm LayerNorm, b */
+
+/* The rows of the projections of a layer with a memory: heads and their width, by IN_*. */
+typedef struct {
+    int heads[MAX_IN], width[MAX_IN];
+    int tiled;                      /* head h reads key head h % n_k_heads, not h / (heads / them) */
+    int fused, at[3];               /* in[IN_Q] holds the rows of q, k, v; they begin at these */
+} HeadRows;
+
+/* q and k of a head, normalised before anything else is done with them. */
+typedef struct {
+    const float *q, *k;             /* (dk), or with a step as many as all heads have; NULL = as they are */
+    const float *q_bias, *k_bias;   /* Mamba-3: (n_heads, dk), behind the norm */
+    int step;                       /* floats between the weights of two heads, 0 = all have the same */
+    float eps;
+} QkNorm;
+
+/* Rotary positions. */
+typedef struct {
+    int dims, adjacent;             /* rotated channels of a head; pairs (2i, 2i+1), not (i, i + dims/2) */
+    const double *freq;             /* (dims / 2) radians per position; positions reach a million */
+    float scale;                    /* of cos and sin: 1, or YaRN's factor */
+} Rotary;
+
+/* The short convolution behind the projections. */
+typedef struct {
+    int taps;                       /* 0 = none */
+    const float *w[MAX_IN];         /* (channels, taps) of q, k, v, f, PaTH's w; the last tap is this token */
+    const float *bias;              /* (channels) */
+} Conv;
+
+/* What becomes of q and k in front of the recurrence. */
+typedef struct {
+    int map, norms[2];              /* feature map of both; QK_* of q, of k */
+    Proj map_in[2][2];              /* learned feature maps of q and of k: one or two matrices */
+    float sum_eps;                  /* QK_SUM */
+} Front;
+
+/* The constants of a decay: see DECAY_*. */
+typedef struct {
+    const float *a, *dt_bias;       /* _SOFTPLUS, _STEP: a < 0 per head, dt like f;  _FIXED: a is d */
+    float bound;                    /* _SOFTPLUS: 0 = none */
+    float step_min, step_max;       /* _STEP */
+    float divisor, min;             /* _SIGMOID; the least logarithm of a decay */
+    const float *low;               /* _FORGET: like f, NULL = 0 */
+    float score_min, score_max;     /* _SUM */
+} Decay;
+
+/* The constants of what is erased and written: see ERASE_*, WRITE_*. */
+typedef struct {
+    float beta_scale;               /* strength = this times sigmoid(b), or this where there is no b */
+    const float *old_key;           /* Comba: p = this times k, per head */
+    const float *m_a, *m_bias;      /* second moment of the keys: its decay, like g */
+    const float *m_scale;           /* the logarithm of its scale */
+    float squash, squash_eps;       /* m lies between e^-squash and e^squash */
+} Write;
+
+/* What becomes of the readout o. */
+typedef struct {
+    const float *skip;              /* D: o += D v, per head or per channel; Comba: q loses D p */
+    int skip_each;                  /* per channel */
+    float normalizer;               /* epsilon of normalize(), 0 = no normaliser */
+    int act;                        /* activation in front of the norm, or ACT_NONE */
+    const float *norm, *norm_bias;  /* (norm_width) or (n_heads dv), NULL = weight one; the bias RWKV only */
+    int norm_width, norm_shared;    /* channels that it spans, 0 = no norm; all spans have its weights */
+    float eps;
+    int gate, gate_first;           /* activation of the gate z, or ACT_NONE; the gate before the norm */
+} Back;
+
+/* Mamba: the time step, through a narrow middle, and the rows of k and q, both from v. */
+typedef struct {
+    Proj step_in, step_up, bc_in;
+    int norm;                       /* RMSNorm without weights of the narrow middle, of k and of q */
+    float eps;
+} MambaParts;
+
+/* RWKV: what in[j] reads is x + (x of the token before - x) lerp[j]. */
+typedef struct {
+    Proj lerp[MAX_IN];              /* a bias (dim), and in RWKV-6 a part projected from x with lerp_x */
+    const float *lerp_x;            /* (dim), NULL in RWKV-7 */
+    const float *bonus, *k_k, *k_a; /* (n_heads dk): u of RWKV-6, r_k of RWKV-7; RWKV-7 only */
+    float k_eps;                    /* of the norm of the erase key */
+} RwkvParts;
+
+/* What one mixer alone has. */
+typedef struct {
+    struct { int window, gated; } softmax; /* visible positions, 0 = all; rows [query | gate] per head */
+    int slots, writes;              /* of a table; per token */
+    const float *levels;            /* log-linear: (n_heads, MAX_LEVELS), a level weighs softplus(this w) */
+    struct { const float *ridge; int steps; } mesa; /* (n_heads, dk) added to the diagonal; of the solver */
+    float rate_min;                 /* Mamba-3: the slowest decay allowed */
+    MambaParts mamba;
+    RwkvParts rwkv;
+} OwnParts;
+
+/* The feed-forward. */
+typedef struct {
+    Norm norm, post_norm;           /* in front of it, behind it */
+    Tensor gate, up, down;          /* without data: none; a channel mix has no gate, or the receptance */
+    const float *bias[3];           /* of gate, up, down */
+    int act;
+    const float *lerp_k, *lerp_r;   /* (dim) RWKV's channel mix; r in RWKV-6 only */
+} Ffn;
+
+/* Where the state keeps what a layer remembers, and what its mixer needs while it works. */
+typedef struct {
+    size_t fixed_at, fixed;         /* floats: where its constant part begins, and its length */
+    size_t kv_at[GLA_N_KV], kv[GLA_N_KV]; /* bytes of KEYS positions, by GLA_KV_*: where they begin */
+    size_t scratch;                 /* floats per token, behind the rows of the projections */
+} Extent;
+
+/* One layer: x += out(mixer(in(norm x))), then x += down(act(gate(norm x)) * up(norm x)). */
 typedef struct {
     int mixer, kind_count;          /* MIX_*; layers of this kind, counted at the first of them */
     const Family *family;           /* row of a mixer with a matrix memory */
-    int n_heads, n_k_heads;         /* output heads (query heads of softmax, value heads of linear layers), key/value heads */
+    int n_heads, n_k_heads;         /* output heads (query heads of softmax), key/value heads */
     int dk, dv;                     /* key and value width of one head */
-    Proj in[MAX_IN], out;           /* what the mixer reads, absent ones without data; output projection */
-    int heads[MAX_IN], width[MAX_IN]; /* of the rows that they make; linear layers */
-    size_t scratch;                 /* floats per token that the mixer finds behind the rows of its projections */
-    float eps;                      /* of the norms in the layer, where the mixer has none of its own */
-    const float *norm, *norm_bias;  /* (dim) in front of the mixer; the bias or NULL, with Config.layer_norm */
-    const float *post_norm;         /* (dim) behind the mixer, NULL = none */
-    const float *post_ffn_norm;     /* (dim) behind the feed-forward, NULL = none */
-    const float *q_norm, *k_norm;   /* (dk) in front of the mixer's equations, NULL = not normalised */
-    const float *o_norm;            /* behind them: (dv), or (n_heads dv) over all heads, NULL = weight one */
+    float eps;                      /* of the norms in the layer, where a part has none of its own */
     float scale;                    /* of q */
-
-    /* rotary positions */
-    int rope_dims, rope_adjacent;   /* rotated channels of a head; pairs (2i, 2i+1) instead of (i, i + rope_dims/2) */
-    const double *rope_freq;        /* (rope_dims / 2) radians per position; double, since positions reach a million */
-    float rope_scale;               /* of cos and sin: 1, or YaRN's factor */
-
-    /* softmax layers */
-    int window, gated;              /* visible positions, 0 = all; query rows hold [query | gate] per head */
-    int qk_norm_step;               /* floats between the norm weights of two heads, 0 = all heads have the same */
-    float qk_eps;                   /* of q_norm and k_norm */
-
-    /* linear layers, before the recurrence: projections, convolution, feature map, norm */
-    int tiled, fused;               /* head h reads key head h % n_k_heads; in[IN_Q] holds the rows of q, k, v */
-    int at[3];                      /* fused: where the rows of q, k and v begin */
-    int d_conv;                     /* taps, 0 = no convolution */
-    const float *conv[MAX_IN];      /* (channels, d_conv) of q, k, v, f and, in MIX_PATH, w; NULL = none; the last tap is this token */
-    const float *conv_bias;         /* (channels) or NULL */
-    int map, norms[2];              /* feature map of q and k; QK_* of q, of k */
-    Proj map_in[2][2];              /* learned feature maps of q and of k: one or two matrices */
-    float sum_eps;                  /* QK_SUM */
-
-    /* linear layers, decay */
-    const float *a, *dt_bias;       /* DECAY_SOFTPLUS, _STEP: a < 0 per head, dt like f;  _FIXED: a holds the factors */
-    float decay_bound;              /* DECAY_SOFTPLUS: 0 = none */
-    float step_min, step_max;       /* DECAY_STEP */
-    float decay_divisor, decay_min; /* DECAY_SIGMOID; the least logarithm of a decay */
-    const float *low;               /* DECAY_FORGET: like f, NULL = 0 */
-    float score_min, score_max;     /* DECAY_SUM */
-
-    /* linear layers, erase and write */
-    float beta_scale;               /* strength = this times sigmoid(b), or this where there is no b */
-    const float *old_key;           /* ERASE_OLD: p = this times k, per head */
-    const float *g_a, *g_bias, *g_scale; /* WRITE_SCALED_K: of the decay of the second moment, and the logarithm of its scale, like g */
-    float squash, squash_eps;       /* WRITE_SCALED_K: m lies between e^-squash and e^squash */
-
-    /* linear layers, after the recurrence */
-    float normalizer;               /* epsilon of normalize(), 0 = no normaliser */
-    const float *skip;              /* D: o += D v, per head or per channel (skip_each); ERASE_OLD: q loses D p */
-    int skip_each;
-    int out_act;                    /* activation of o in front of the norm, or ACT_NONE */
-    int norm_width, norm_shared;    /* output norm: channels that it spans (0 = none), whether all spans have the same weights */
-    float o_eps;                    /* of the output norm */
-    int gate_act, gate_first;       /* activation of the output gate, or ACT_NONE; whether it comes before the norm */
-
-    /* what one mixer alone has */
-    int slots, steps;               /* MIX_SLOTS: rows of the table; MIX_PRODUCT: writes per token */
-    const float *levels;            /* MIX_LOG_LINEAR: (n_heads, MAX_LEVELS), the weight of a level is softplus(levels w) */
-    const float *ridge;             /* MIX_MESA: (n_heads, dk), added to the diagonal */
-    int solver_steps;               /* MIX_MESA */
-    Proj step_in, step_up, bc_in;   /* MIX_MAMBA: the time step, through a narrow middle, and the rows of k and q, both from v */
-    int step_norm;                  /* MIX_MAMBA: RMSNorm without weights of the narrow middle, of k and of q */
-    float step_eps;
-    const float *k_bias, *q_bias;   /* MIX_TRAPEZOID: (n_heads, dk), behind k_norm and q_norm */
-    float rate_min;                 /* MIX_TRAPEZOID: the slowest decay allowed */
-
-    /* RWKV: what in[j] reads is x + (x of the token before - x) lerp[j] */
-    Proj lerp[MAX_IN];              /* a bias (dim), and in RWKV-6 a part that is projected from the same with lerp_x */
-    const float *lerp_x;            /* (dim), NULL in RWKV-7 */
-    const float *o_bias;            /* (n_heads dv) of the output norm */
-    const float *bonus, *k_k, *k_a; /* (n_heads dk): RWKV-6 u, RWKV-7 r_k; the last two RWKV-7 only */
-    float k_eps;                    /* of the norm of the erase key */
-
-    /* feed-forward */
-    const float *ffn_norm, *ffn_norm_bias; /* (dim), like norm */
-    Tensor gate, up, down;          /* without data: no feed-forward; a channel mix has no gate, or the receptance there */
-    const float *ffn_bias[3];       /* of gate, up, down; NULL = none */
-    int ffn_act;
-    const float *ffn_lerp_k, *ffn_lerp_r; /* (dim) the feed-forward is RWKV's channel mix; r in RWKV-6 only */
-
-    /* residual attention: scores of the sources in front of the mixer and of the feed-forward, (dim) */
-    const float *res_proj[2], *res_norm[2];
-
-    /* where the state keeps this layer */
-    size_t fixed_at, fixed;         /* floats: where its constant part begins, and its length */
-    size_t kv_at[GLA_N_KV], kv[GLA_N_KV]; /* bytes of KEYS positions in the growing part, by GLA_KV_*: of the layers before, of this one */
+    Proj in[MAX_IN], out;           /* what the mixer reads; output projection */
+    HeadRows rows;
+    Norm norm, post_norm;           /* in front of the mixer, behind it */
+    Conv conv;
+    QkNorm qk;
+    Rotary rope;
+    Front front;
+    Decay decay;
+    Write write;
+    Back back;
+    OwnParts own;
+    Ffn ffn;
+    struct { const float *proj[2], *norm[2]; } res; /* (dim) residual attention: scores of the sources
+                                       in front of the mixer and of the feed-forward */
+    Extent mem;
 } Layer;
 
 typedef struct {
@@ -4545,8 +4589,8 @@ struct GlaModel {
     Config config;
     Layer *layers;
     Tensor embed, head;             /* head is embed in tied models */
-    const float *out_norm, *res_proj, *res_norm;
-    const float *out_norm_bias, *embed_norm, *embed_norm_bias; /* (dim), NULL = none */
+    Norm out_norm, embed_norm;
+    const float *res_proj, *res_norm;
     const Kernels *kernels;
     Tokenizer *vocab;
     char pre[64];                   /* gla_pre_tokenizer, or "" */
@@ -4751,15 +4795,15 @@ static Proj projection(Loader *l, const char *name, const char *low, int layer, 
 /* What nearly every decoder block has behind its mixer: a norm (its name differs) and a gated feed-forward. */
 static void bind_feed_forward(Loader *l, Layer *y, int i, const char *norm) {
     int dim = l->m->config.dim, hidden = int_key(l, "feed_forward_length", i, 0, 1, 1 << 28);
-    y->ffn_norm = vector(l, norm, i, dim);
-    y->gate = matrix(l, "ffn_gate.weight", i, dim, hidden);
-    y->up = matrix(l, "ffn_up.weight", i, dim, hidden);
-    y->down = matrix(l, "ffn_down.weight", i, hidden, dim);
+    y->ffn.norm.w = vector(l, norm, i, dim);
+    y->ffn.gate = matrix(l, "ffn_gate.weight", i, dim, hidden);
+    y->ffn.up = matrix(l, "ffn_up.weight", i, dim, hidden);
+    y->ffn.down = matrix(l, "ffn_down.weight", i, hidden, dim);
     static const char *const biases[] = {"ffn_gate.bias", "ffn_up.bias", "ffn_down.bias"};
     int found = 0;
     for (int j = 0; j < 3; j++) {
-        y->ffn_bias[j] = vector_if(l, biases[j], i, j < 2 ? hidden : dim);
-        found += y->ffn_bias[j] != NULL;
+        y->ffn.bias[j] = vector_if(l, biases[j], i, j < 2 ? hidden : dim);
+        found += y->ffn.bias[j] != NULL;
     }
     if (found % 3)
         REFUSE(l, GLA_FORMAT, "blk.%d: %d of ffn_gate, ffn_up and ffn_down have a bias, expected all or none",
@@ -4779,7 +4823,7 @@ typedef struct {
 
 /* The angles per position of y's rotated channels, shared with an earlier layer that turns the same way. */
 static void set_rope(Loader *l, Layer *y, const Rope *r) {
-    int n = y->rope_dims;
+    int n = y->rope.dims;
     double f[MAX_ROPE / 2];
     double low = 0, high = 0; /* pairs below low keep their speed, pairs above high do not */
     if (l->code) return;
@@ -4793,12 +4837,12 @@ static void set_rope(Loader *l, Layer *y, const Rope *r) {
         if (r->yarn) share = 1 - fmin(1, fmax(0, (j - low) / fmax(0.001, high - low)));
         f[j] = (turn / r->factor * (1 - share) + turn * share) / (r->factors ? r->factors[j] : 1.0);
     }
-    y->rope_scale = (float)r->scale;
+    y->rope.scale = (float)r->scale;
     size_t n_bytes = (size_t)(n / 2) * sizeof *f;
-    for (Layer *x = l->m->layers; x < y && !y->rope_freq; x++)
-        if (x->rope_freq && x->rope_dims == n && !memcmp(x->rope_freq, f, n_bytes)) y->rope_freq = x->rope_freq;
-    double *own = y->rope_freq ? NULL : keep(l, (size_t)n / 2 + 1, sizeof *own);
-    if (own) y->rope_freq = memcpy(own, f, n_bytes);
+    for (Layer *x = l->m->layers; x < y && !y->rope.freq; x++)
+        if (x->rope.freq && x->rope.dims == n && !memcmp(x->rope.freq, f, n_bytes)) y->rope.freq = x->rope.freq;
+    double *own = y->rope.freq ? NULL : keep(l, (size_t)n / 2 + 1, sizeof *own);
+    if (own) y->rope.freq = memcpy(own, f, n_bytes);
 }
 
 /* The scaling of positions beyond the context of training. A factor without a type is linear, as in
@@ -4830,14 +4874,14 @@ static void rope_scaling(Loader *l, Rope *r, int i) {
 static void bind_rope(Loader *l, Layer *y, int i, int head_dim) {
     int most = head_dim < MAX_ROPE ? head_dim : MAX_ROPE;
     Rope r = {.factor = 1, .scale = 1};
-    y->rope_dims = int_key(l, "rope.dimension_count", i, most, 0, most);
-    if (y->rope_dims % 2) REFUSE(l, GLA_FORMAT, "%s.rope.dimension_count is odd", l->arch);
-    if (y->window && l->decoder && l->decoder->window_base) {
+    y->rope.dims = int_key(l, "rope.dimension_count", i, most, 0, most);
+    if (y->rope.dims % 2) REFUSE(l, GLA_FORMAT, "%s.rope.dimension_count is odd", l->arch);
+    if (y->own.softmax.window && l->decoder && l->decoder->window_base) {
         r.base = float_key(l, "rope.freq_base_swa", i, l->decoder->window_base, 1.0, 1e15);
     } else {
         r.base = float_key(l, "rope.freq_base", i, 10000.0, 1.0, 1e15);
         rope_scaling(l, &r, i);
-        r.factors = vector_if(l, "rope_freqs.weight", -1, y->rope_dims / 2);
+        r.factors = vector_if(l, "rope_freqs.weight", -1, y->rope.dims / 2);
     }
     set_rope(l, y, &r);
 }
@@ -4860,8 +4904,8 @@ static int window_key(Loader *l, int i) {
 static void bind_softmax(Loader *l, Layer *y, int i, int gated, int qk_norm, int adjacent) {
     int dim = l->m->config.dim;
     y->mixer = MIX_SOFTMAX;
-    y->gated = gated;
-    y->rope_adjacent = adjacent;
+    y->own.softmax.gated = gated;
+    y->rope.adjacent = adjacent;
     y->n_heads = int_key(l, "attention.head_count", i, 0, 1, 65536);
     y->n_k_heads = int_key(l, "attention.head_count_kv", i, y->n_heads, 1, 65536);
     int head_dim = y->dk = y->dv = int_key(l, "attention.key_length", i, dim / y->n_heads, 1, 65536);
@@ -4872,7 +4916,7 @@ static void bind_softmax(Loader *l, Layer *y, int i, int gated, int qk_norm, int
     }
     if (int_key(l, "attention.value_length", i, head_dim, 1, 65536) != head_dim)
         REFUSE(l, GLA_UNSUPPORTED, "%s.attention.value_length differs from key_length, which is not implemented", l->arch);
-    y->window = window_key(l, i);
+    y->own.softmax.window = window_key(l, i);
     bind_rope(l, y, i, head_dim);
     int wide = l->decoder && l->decoder->wide == l->m->config.n_layers;
     double scale = float_key(l, "attention.scale", i, 0.0, 0.0, 1e6);
@@ -4899,11 +4943,11 @@ static void bind_softmax(Loader *l, Layer *y, int i, int gated, int qk_norm, int
         REFUSE(l, GLA_FORMAT, "blk.%d: %d of attn_q, attn_k and attn_v have a bias, expected %s", i,
                biases, l->decoder && l->decoder->biased ? "all three" : "all or none");
     y->out = projection(l, "attn_output", NULL, i, (int64_t)y->n_heads * head_dim, dim);
-    y->qk_eps = (float)float_key(l, "attention.qk_norm_epsilon", i, y->eps, 0, 1);
-    y->qk_norm_step = own_norms ? head_dim : 0;
+    y->qk.eps = (float)float_key(l, "attention.qk_norm_epsilon", i, y->eps, 0, 1);
+    y->qk.step = own_norms ? head_dim : 0;
     if (qk_norm) {
-        y->q_norm = vector(l, "attn_q_norm.weight", i, own_norms ? q_rows : head_dim);
-        y->k_norm = vector(l, "attn_k_norm.weight", i, own_norms ? kv_rows : head_dim);
+        y->qk.q = vector(l, "attn_q_norm.weight", i, own_norms ? q_rows : head_dim);
+        y->qk.k = vector(l, "attn_k_norm.weight", i, own_norms ? kv_rows : head_dim);
     }
     if (forgetting) y->in[IN_F] = projection(l, "attn_forget", NULL, i, dim, y->n_heads);
 }
@@ -4913,16 +4957,16 @@ static void bind_softmax(Loader *l, Layer *y, int i, int gated, int qk_norm, int
 static void bind_turning(Loader *l, Layer *y, int i) {
     int dim = l->m->config.dim, wall = !strcmp(l->arch, "wall_transformer");
     bind_softmax(l, y, i, 0, wall && has(l, "attn_q_norm.weight", i), 0);
-    if (y->rope_dims) REFUSE(l, GLA_UNSUPPORTED, "%s with rotary positions is not implemented", l->arch);
+    if (y->rope.dims) REFUSE(l, GLA_UNSUPPORTED, "%s with rotary positions is not implemented", l->arch);
     int64_t rows = (int64_t)y->n_k_heads * y->dk, q_rows = (int64_t)y->n_heads * y->dk;
     y->mixer = wall ? MIX_WALL : MIX_PATH;
-    y->scratch = (size_t)(2 * rows + (wall ? q_rows : rows)) + LANES; /* the rows of the cache */
+    y->mem.scratch = (size_t)(2 * rows + (wall ? q_rows : rows)) + LANES; /* the rows of the cache */
     if (wall) { y->in[IN_W] = projection(l, "attn_fade", NULL, i, dim, q_rows); return; }
     y->in[IN_W] = projection(l, "ssm_w", "ssm_w", i, dim, rows);
     y->in[IN_B] = projection(l, "ssm_beta", NULL, i, dim, y->n_k_heads);
-    y->beta_scale = (float)float_key(l, "mixer.beta_scale", i, 1, 0, 2);
-    y->d_conv = int_key(l, "mixer.conv_kernel", i, 0, 0, 64);
-    if (y->d_conv) y->conv[IN_W] = rows_or(l, "ssm_conv1d_w.weight", i, y->d_conv, rows, 1);
+    y->write.beta_scale = (float)float_key(l, "mixer.beta_scale", i, 1, 0, 2);
+    y->conv.taps = int_key(l, "mixer.conv_kernel", i, 0, 0, 64);
+    if (y->conv.taps) y->conv.w[IN_W] = rows_or(l, "ssm_conv1d_w.weight", i, y->conv.taps, rows, 1);
 }
 
 /* A row of `decoders`. */
@@ -4932,13 +4976,13 @@ static void read_decoder(Loader *l, Layer *y, int i) {
     if (int_key(l, "expert_count", i, 0, 0, 65536)) REFUSE(l, GLA_UNSUPPORTED, "%s with experts is not implemented", l->arch);
     c->embed_scale = d->scaled ? sqrtf((float)c->dim) : 1;
     c->softcap = (float)float_key(l, "final_logit_softcapping", 0, 0, 0, 1e6);
-    y->norm = vector(l, "attn_norm.weight", i, c->dim);
+    y->norm.w = vector(l, "attn_norm.weight", i, c->dim);
     bind_softmax(l, y, i, 0, d->qk_norm, d->adjacent);
     bind_feed_forward(l, y, i, "ffn_norm.weight");
-    y->ffn_act = act_key(l, "feed_forward_activation", d->act);
+    y->ffn.act = act_key(l, "feed_forward_activation", d->act);
     if (d->sandwich) {
-        y->post_norm = vector(l, "post_attention_norm.weight", i, c->dim);
-        y->post_ffn_norm = vector(l, "post_ffw_norm.weight", i, c->dim);
+        y->post_norm.w = vector(l, "post_attention_norm.weight", i, c->dim);
+        y->ffn.post_norm.w = vector(l, "post_ffw_norm.weight", i, c->dim);
     }
 }
 
@@ -4950,27 +4994,27 @@ static void family_defaults(Layer *y, const char *name) {
     const Family *f = y->family = family_named(name);
     const int width[MAX_IN] = {
         [IN_Q] = y->dk, [IN_K] = y->dk, [IN_V] = y->dv, [IN_Z] = y->dv, [IN_G] = 1, [IN_S] = 1,
-        [IN_F] = f->per == CHANNELS ? y->dk : f->per == SLOTS ? y->slots : 1,
+        [IN_F] = f->per == CHANNELS ? y->dk : f->per == SLOTS ? y->own.slots : 1,
         [IN_B] = f->erase == ERASE_GATED ? y->dk : 1,
         [IN_W] = f->mixer == MIX_LOG_LINEAR ? MAX_LEVELS : y->dv,
     };
-    if (!y->steps) y->steps = 1;
+    if (!y->own.writes) y->own.writes = 1;
     y->mixer = f->mixer;
     for (int j = 0; j < MAX_IN; j++) {
-        y->heads[j] = !strchr(f->in, IN_LETTERS[j]) ? 0 : strchr(f->shared, IN_LETTERS[j]) ? y->n_k_heads : y->n_heads;
-        if (j == IN_K || j == IN_V || j == IN_B) y->heads[j] *= y->steps;
-        y->width[j] = width[j];
+        y->rows.heads[j] = !strchr(f->in, IN_LETTERS[j]) ? 0 : strchr(f->shared, IN_LETTERS[j]) ? y->n_k_heads : y->n_heads;
+        if (j == IN_K || j == IN_V || j == IN_B) y->rows.heads[j] *= y->own.writes;
+        y->rows.width[j] = width[j];
     }
-    y->map = f->map;
-    y->norms[0] = y->norms[1] = f->norm;
-    y->norm_width = f->out == OUT_HEAD ? y->dv : y->n_heads * y->dv;
-    y->norm_shared = f->out == OUT_HEAD;
-    y->out_act = f->out == OUT_SILU_ALL ? ACT_SILU : ACT_NONE;
-    y->gate_act = f->gate;
-    y->gate_first = f->out == OUT_GATED;
-    y->decay_divisor = 1, y->decay_min = -INFINITY, y->step_max = INFINITY;
-    y->beta_scale = 1;
-    y->o_eps = y->eps;
+    y->front.map = f->map;
+    y->front.norms[0] = y->front.norms[1] = f->norm;
+    y->back.norm_width = f->out == OUT_HEAD ? y->dv : y->n_heads * y->dv;
+    y->back.norm_shared = f->out == OUT_HEAD;
+    y->back.act = f->out == OUT_SILU_ALL ? ACT_SILU : ACT_NONE;
+    y->back.gate = f->gate;
+    y->back.gate_first = f->out == OUT_GATED;
+    y->decay.divisor = 1, y->decay.min = -INFINITY, y->decay.step_max = INFINITY;
+    y->write.beta_scale = 1;
+    y->back.eps = y->eps;
     y->scale = 1.0f / sqrtf((float)y->dk);
 }
 
@@ -4978,14 +5022,14 @@ static void family_defaults(Layer *y, const char *name) {
 static size_t family_scratch(const Layer *y) {
     const Family *f = y->family;
     size_t H = (size_t)y->n_heads, dk = (size_t)y->dk, dv = (size_t)y->dv, n = 0;
-    if (y->map > ACT_NONE) n += 2 * ((size_t)y->heads[IN_Q] + (size_t)y->heads[IN_K]) * dk; /* the map's outputs, and its second matrix */
-    if (f->write == WRITE_REST) n += (size_t)(y->heads[IN_F] * y->width[IN_F]);
+    if (y->front.map > ACT_NONE) n += 2 * ((size_t)y->rows.heads[IN_Q] + (size_t)y->rows.heads[IN_K]) * dk; /* the map's outputs, and its second matrix */
+    if (f->write == WRITE_REST) n += (size_t)(y->rows.heads[IN_F] * y->rows.width[IN_F]);
     if (f->write == WRITE_STEP_V) n += H * dv;
     if (f->erase == ERASE_OLD) n += H * dk;
-    if (f->write == WRITE_SCALED_K) n += (size_t)y->heads[IN_G] * dk;
+    if (f->write == WRITE_SCALED_K) n += (size_t)y->rows.heads[IN_G] * dk;
     if (y->mixer == MIX_MESA) n += 2 * H * dk;
-    if (y->mixer == MIX_SLOTS) n += H * (size_t)y->slots;
-    if (y->mixer == MIX_PRODUCT) n += (size_t)y->steps * H * (dk + dv + 1);
+    if (y->mixer == MIX_SLOTS) n += H * (size_t)y->own.slots;
+    if (y->mixer == MIX_PRODUCT) n += (size_t)y->own.writes * H * (dk + dv + 1);
     return n + 8 * LANES; /* each begins on a vector */
 }
 
@@ -5008,12 +5052,12 @@ static void family_widths(Loader *l, Layer *y, int i) {
     y->n_k_heads = int_key(l, "mixer.head_count_kv", i, y->n_heads, 1, 65536);
     y->dk = int_key(l, "mixer.key_length", i, 0, 1, widest);
     y->dv = int_key(l, "mixer.value_length", i, 0, 1, widest);
-    y->d_conv = int_key(l, "mixer.conv_kernel", i, 0, 0, 64);
-    y->slots = int_key(l, "mixer.slot_count", i, f->per == SLOTS ? 0 : 1, 1, 4096);
-    y->steps = int_key(l, "mixer.writes_per_token", i, 1, 1, f->takes & WRITES ? 64 : 1);
+    y->conv.taps = int_key(l, "mixer.conv_kernel", i, 0, 0, 64);
+    y->own.slots = int_key(l, "mixer.slot_count", i, f->per == SLOTS ? 0 : 1, 1, 4096);
+    y->own.writes = int_key(l, "mixer.writes_per_token", i, 1, 1, f->takes & WRITES ? 64 : 1);
     if (y->n_heads % y->n_k_heads)
         REFUSE(l, GLA_FORMAT, "%s: %d heads cannot share %d key heads", l->arch, y->n_heads, y->n_k_heads);
-    if ((int64_t)y->n_heads * y->steps * (y->dk > y->dv ? y->dk : y->dv) > 1 << 28)
+    if ((int64_t)y->n_heads * y->own.writes * (y->dk > y->dv ? y->dk : y->dv) > 1 << 28)
         REFUSE(l, GLA_UNSUPPORTED, "%s: %d heads of %d x %d are too many", l->arch, y->n_heads, y->dk, y->dv);
     family_defaults(y, l->arch);
 }
@@ -5022,25 +5066,25 @@ static void family_widths(Loader *l, Layer *y, int i) {
 static void family_keys(Loader *l, Layer *y, int i) {
     const Family *f = y->family;
     int rotated = f->takes & TURN ? (y->dk < MAX_ROPE ? y->dk : MAX_ROPE) : 0;
-    y->map = act_key(l, "mixer.feature_map", y->map);
-    y->norms[0] = norm_key(l, "mixer.q_norm", f->norm);
-    y->norms[1] = norm_key(l, "mixer.k_norm", f->norm);
-    y->sum_eps = (float)float_key(l, "mixer.sum_epsilon", i, 0, 0, 1);
-    y->normalizer = (float)float_key(l, "mixer.normalizer_epsilon", i, 0, 0, f->takes & SUM ? 1 : 0);
-    y->decay_divisor = (float)float_key(l, "mixer.decay_divisor", i, f->decay == DECAY_SIGMOID ? 16 : 1, 1e-6, 1e6);
-    y->decay_min = (float)float_key(l, "mixer.decay_min", i, -INFINITY, -INFINITY, 0);
-    y->score_min = (float)float_key(l, "mixer.score_min", i, -INFINITY, -INFINITY, INFINITY);
-    y->score_max = (float)float_key(l, "mixer.score_max", i, INFINITY, -INFINITY, INFINITY);
-    y->decay_bound = (float)float_key(l, "mixer.decay_bound", i, 0, -1e6, 0);
-    y->beta_scale = (float)float_key(l, "mixer.beta_scale", i, 1, 0, 2);
-    y->o_eps = (float)float_key(l, "mixer.layer_norm_rms_epsilon", i, y->eps, 0, 1);
-    y->rope_dims = int_key(l, "mixer.rope_dimension_count", i, 0, 0, rotated) / 2 * 2;
+    y->front.map = act_key(l, "mixer.feature_map", y->front.map);
+    y->front.norms[0] = norm_key(l, "mixer.q_norm", f->norm);
+    y->front.norms[1] = norm_key(l, "mixer.k_norm", f->norm);
+    y->front.sum_eps = (float)float_key(l, "mixer.sum_epsilon", i, 0, 0, 1);
+    y->back.normalizer = (float)float_key(l, "mixer.normalizer_epsilon", i, 0, 0, f->takes & SUM ? 1 : 0);
+    y->decay.divisor = (float)float_key(l, "mixer.decay_divisor", i, f->decay == DECAY_SIGMOID ? 16 : 1, 1e-6, 1e6);
+    y->decay.min = (float)float_key(l, "mixer.decay_min", i, -INFINITY, -INFINITY, 0);
+    y->decay.score_min = (float)float_key(l, "mixer.score_min", i, -INFINITY, -INFINITY, INFINITY);
+    y->decay.score_max = (float)float_key(l, "mixer.score_max", i, INFINITY, -INFINITY, INFINITY);
+    y->decay.bound = (float)float_key(l, "mixer.decay_bound", i, 0, -1e6, 0);
+    y->write.beta_scale = (float)float_key(l, "mixer.beta_scale", i, 1, 0, 2);
+    y->back.eps = (float)float_key(l, "mixer.layer_norm_rms_epsilon", i, y->eps, 0, 1);
+    y->rope.dims = int_key(l, "mixer.rope_dimension_count", i, 0, 0, rotated) / 2 * 2;
     Rope turn = {.base = float_key(l, "mixer.rope_freq_base", i, 10000.0, 1.0, 1e15), .factor = 1, .scale = 1};
-    if (y->rope_dims) set_rope(l, y, &turn);
+    if (y->rope.dims) set_rope(l, y, &turn);
     int gated = !strchr(f->may, 'z') || has(l, "attn_gate.weight", i) || has(l, "ssm_g_a.weight", i);
-    y->gate_act = act_key(l, "mixer.output_gate", gated ? f->gate : ACT_NONE);
-    if (y->map <= ACT_NONE || f->takes & WIDE) return;
-    if (map_width(y->map, 1) > 1 || !strchr(f->in, 'k')) /* what is as wide as a key would fit it no more */
+    y->back.gate = act_key(l, "mixer.output_gate", gated ? f->gate : ACT_NONE);
+    if (y->front.map <= ACT_NONE || f->takes & WIDE) return;
+    if (map_width(y->front.map, 1) > 1 || !strchr(f->in, 'k')) /* what is as wide as a key would fit it no more */
         REFUSE(l, GLA_UNSUPPORTED, "%s.mixer.feature_map: %s has no arithmetic for this map", l->arch, l->arch);
 }
 
@@ -5051,14 +5095,14 @@ static void family_projections(Loader *l, Layer *y, int i, int64_t rows[MAX_IN])
     static const char *const narrow_names[MAX_IN] = {[IN_F] = "ssm_f", [IN_Z] = "ssm_g"}; /* through a narrow middle */
     for (int j = 0; j < MAX_IN; j++) {
         char name[32];
-        rows[j] = (int64_t)y->heads[j] * y->width[j];
-        if (!rows[j] || (j == IN_Z && y->gate_act == ACT_NONE)) continue;
+        rows[j] = (int64_t)y->rows.heads[j] * y->rows.width[j];
+        if (!rows[j] || (j == IN_Z && y->back.gate == ACT_NONE)) continue;
         snprintf(name, sizeof name, "%s.weight", names[j]);
         if (j != IN_Z && strchr(y->family->may, IN_LETTERS[j]) && !has(l, name, i)) continue; /* strength one; nothing fades */
         y->in[j] = projection(l, names[j], narrow_names[j], i, l->m->config.dim, rows[j]);
         snprintf(name, sizeof name, "ssm_conv1d_%c.weight", IN_LETTERS[j]);
         int required = j < (y->mixer == MIX_MESA ? IN_V : IN_F); /* f, and MesaNet's v, may go without */
-        if (y->d_conv && j <= IN_F) y->conv[j] = rows_or(l, name, i, y->d_conv, rows[j], required);
+        if (y->conv.taps && j <= IN_F) y->conv.w[j] = rows_or(l, name, i, y->conv.taps, rows[j], required);
     }
 }
 
@@ -5066,33 +5110,33 @@ static void family_projections(Loader *l, Layer *y, int i, int64_t rows[MAX_IN])
 static void family_constants(Loader *l, Layer *y, int i, const int64_t rows[MAX_IN]) {
     const Family *f = y->family;
     if (f->decay == DECAY_SOFTPLUS && y->in[IN_F].w.data) {
-        y->a = vector(l, "ssm_a", i, y->heads[IN_F]);
-        y->dt_bias = vector(l, "ssm_dt.bias", i, rows[IN_F]);
+        y->decay.a = vector(l, "ssm_a", i, y->rows.heads[IN_F]);
+        y->decay.dt_bias = vector(l, "ssm_dt.bias", i, rows[IN_F]);
     }
     if (y->mixer == MIX_MESA) {
-        y->ridge = vector(l, "ssm_ridge", i, rows[IN_K]);
-        y->solver_steps = int_key(l, "mixer.solver_steps", i, 0, 1, 10000);
+        y->own.mesa.ridge = vector(l, "ssm_ridge", i, rows[IN_K]);
+        y->own.mesa.steps = int_key(l, "mixer.solver_steps", i, 0, 1, 10000);
     }
-    if (f->decay == DECAY_FIXED) y->a = vector(l, "ssm_decay", i, y->n_heads);
-    if (f->decay == DECAY_FORGET) y->low = vector_if(l, "ssm_f_low", i, rows[IN_F]);
+    if (f->decay == DECAY_FIXED) y->decay.a = vector(l, "ssm_decay", i, y->n_heads);
+    if (f->decay == DECAY_FORGET) y->decay.low = vector_if(l, "ssm_f_low", i, rows[IN_F]);
     if (f->erase == ERASE_OLD) {
-        y->old_key = vector(l, "ssm_p", i, y->n_heads);
-        y->skip = vector(l, "ssm_d", i, y->n_heads);
+        y->write.old_key = vector(l, "ssm_p", i, y->n_heads);
+        y->back.skip = vector(l, "ssm_d", i, y->n_heads);
     }
     if (f->write == WRITE_SCALED_K) {
-        y->g_a = vector(l, "ssm_m_a", i, y->heads[IN_G]);
-        y->g_bias = vector(l, "ssm_m_dt.bias", i, y->heads[IN_G]);
-        y->g_scale = vector(l, "ssm_m_scale", i, y->heads[IN_G]);
-        y->squash = (float)log(float_key(l, "mixer.squash", i, 1.5, 1, 1e6));
-        y->squash_eps = (float)float_key(l, "mixer.squash_epsilon", i, 1e-6, 0, 1);
+        y->write.m_a = vector(l, "ssm_m_a", i, y->rows.heads[IN_G]);
+        y->write.m_bias = vector(l, "ssm_m_dt.bias", i, y->rows.heads[IN_G]);
+        y->write.m_scale = vector(l, "ssm_m_scale", i, y->rows.heads[IN_G]);
+        y->write.squash = (float)log(float_key(l, "mixer.squash", i, 1.5, 1, 1e6));
+        y->write.squash_eps = (float)float_key(l, "mixer.squash_epsilon", i, 1e-6, 0, 1);
     }
-    for (int which = 0; which < 2 && y->map > ACT_NONE && y->map != MAP_DPFP; which++) { /* q may use k's, or k q's */
+    for (int which = 0; which < 2 && y->front.map > ACT_NONE && y->front.map != MAP_DPFP; which++) { /* q may use k's, or k q's */
         static const char *const maps[2][2] = {{"ssm_map_q", "ssm_map_q2"}, {"ssm_map_k", "ssm_map_k2"}};
         char first[32];
         snprintf(first, sizeof first, "%s.weight", maps[which][0]);
         int from = has(l, first, i) ? which : !which;
-        for (int n = 0; n < (y->map == MAP_HADAMARD ? 2 : 1); n++)
-            y->map_in[which][n] = projection(l, maps[from][n], NULL, i, y->dk, y->dk);
+        for (int n = 0; n < (y->front.map == MAP_HADAMARD ? 2 : 1); n++)
+            y->front.map_in[which][n] = projection(l, maps[from][n], NULL, i, y->dk, y->dk);
     }
 }
 
@@ -5103,13 +5147,13 @@ static void bind_family(Loader *l, Layer *y, int i) {
     family_keys(l, y, i);
     family_projections(l, y, i, rows);
     family_constants(l, y, i, rows);
-    y->dk = map_width(y->map, y->dk);
+    y->dk = map_width(y->front.map, y->dk);
     y->scale = (float)float_key(l, "mixer.scale", i, 1.0 / sqrt(y->dk), 0, 1e6);
     int64_t o_rows = (int64_t)y->n_heads * y->dv;
     int required = !strchr(y->family->may, 'o');
-    y->o_norm = vector_or(l, "ssm_norm.weight", i, y->norm_shared ? y->norm_width : o_rows, required);
+    y->back.norm = vector_or(l, "ssm_norm.weight", i, y->back.norm_shared ? y->back.norm_width : o_rows, required);
     y->out = projection(l, "attn_output", NULL, i, o_rows, l->m->config.dim);
-    y->scratch = family_scratch(y);
+    y->mem.scratch = family_scratch(y);
 }
 
 /* mamba2 in the layout of llama.cpp: one matrix for z, v, k, q and the time step, one convolution.       (arXiv 2405.21060)
@@ -5119,15 +5163,15 @@ static void bind_mamba2(Loader *l, Layer *y, int i) {
     y->n_heads = int_key(l, "ssm.time_step_rank", i, 0, 1, 65536);
     y->n_k_heads = int_key(l, "ssm.group_count", i, 1, 1, 65536);
     y->dk = int_key(l, "ssm.state_size", i, 0, 1, 4096);
-    y->d_conv = int_key(l, "ssm.conv_kernel", i, 4, 1, 64);
+    y->conv.taps = int_key(l, "ssm.conv_kernel", i, 4, 1, 64);
     if (y->n_heads % y->n_k_heads || inner % y->n_heads || inner / y->n_heads > 4096 || (int64_t)y->n_k_heads * y->dk > 1 << 26)
         REFUSE(l, GLA_FORMAT, "%s.ssm.*: %d groups, %d heads and an inner size of %d do not fit together", l->arch,
                y->n_k_heads, y->n_heads, inner);
     if (l->code) return;
-    y->dv = inner / y->n_heads, y->fused = 1;
+    y->dv = inner / y->n_heads, y->rows.fused = 1;
     family_defaults(y, l->arch);
-    int group = y->n_k_heads * y->dk, channels = inner + 2 * group, levels = y->heads[IN_W] * y->width[IN_W];
-    y->at[IN_V] = 0, y->at[IN_K] = inner, y->at[IN_Q] = inner + group; /* v, k, q in one matrix and one convolution */
+    int group = y->n_k_heads * y->dk, channels = inner + 2 * group, levels = y->rows.heads[IN_W] * y->rows.width[IN_W];
+    y->rows.at[IN_V] = 0, y->rows.at[IN_K] = inner, y->rows.at[IN_Q] = inner + group; /* v, k, q in one matrix and one convolution */
     y->scale = 1;
     Tensor w = matrix(l, "ssm_in.weight", i, dim, (int64_t)inner + channels + y->n_heads + levels);
     const float *b = vector_if(l, "ssm_in.bias", i, (int64_t)inner + channels + y->n_heads + levels);
@@ -5138,22 +5182,22 @@ static void bind_mamba2(Loader *l, Layer *y, int i) {
     if (levels) {
         int at = inner + channels + y->n_heads;
         y->in[IN_W] = (Proj){.w = rows_of(w, at, levels), .bias = b ? b + at : NULL};
-        y->levels = rows_or(l, "ssm_levels", i, MAX_LEVELS, y->n_heads, 1);
+        y->own.levels = rows_or(l, "ssm_levels", i, MAX_LEVELS, y->n_heads, 1);
         l->m->config.limit = 1 << (MAX_LEVELS - 1);
     }
-    y->conv[IN_Q] = rows_or(l, "ssm_conv1d.weight", i, y->d_conv, channels, 1);
-    y->conv_bias = vector_if(l, "ssm_conv1d.bias", i, channels);
-    y->a = vector(l, "ssm_a", i, y->n_heads);
-    y->dt_bias = vector(l, "ssm_dt.bias", i, y->n_heads);
-    y->skip_each = int_key(l, "mixer.skip_per_channel", i, 0, 0, 1);
-    y->skip = vector(l, "ssm_d", i, y->skip_each ? inner : y->n_heads);
-    y->step_min = (float)float_key(l, "mixer.step_min", i, 0, 0, INFINITY);
-    y->step_max = (float)float_key(l, "mixer.step_max", i, INFINITY, 0, INFINITY);
-    y->o_norm = rows_or(l, "ssm_norm.weight", i, inner / y->n_k_heads, y->n_k_heads, 0); /* a norm for each group of heads */
-    y->norm_width = y->o_norm ? inner / y->n_k_heads : 0;
-    y->gate_first = !int_key(l, "mixer.norm_before_gate", i, 0, 0, 1);
+    y->conv.w[IN_Q] = rows_or(l, "ssm_conv1d.weight", i, y->conv.taps, channels, 1);
+    y->conv.bias = vector_if(l, "ssm_conv1d.bias", i, channels);
+    y->decay.a = vector(l, "ssm_a", i, y->n_heads);
+    y->decay.dt_bias = vector(l, "ssm_dt.bias", i, y->n_heads);
+    y->back.skip_each = int_key(l, "mixer.skip_per_channel", i, 0, 0, 1);
+    y->back.skip = vector(l, "ssm_d", i, y->back.skip_each ? inner : y->n_heads);
+    y->decay.step_min = (float)float_key(l, "mixer.step_min", i, 0, 0, INFINITY);
+    y->decay.step_max = (float)float_key(l, "mixer.step_max", i, INFINITY, 0, INFINITY);
+    y->back.norm = rows_or(l, "ssm_norm.weight", i, inner / y->n_k_heads, y->n_k_heads, 0); /* a norm for each group of heads */
+    y->back.norm_width = y->back.norm ? inner / y->n_k_heads : 0;
+    y->back.gate_first = !int_key(l, "mixer.norm_before_gate", i, 0, 0, 1);
     y->out = projection(l, "ssm_out", NULL, i, inner, dim);
-    y->scratch = family_scratch(y);
+    y->mem.scratch = family_scratch(y);
 }
 
 /* mamba3: one matrix for z, v, k, q, the time step, the rate of decay, the share of the step that is this token's, and angles.
@@ -5163,7 +5207,7 @@ static void bind_mamba3(Loader *l, Layer *y, int i) {
     y->n_heads = int_key(l, "ssm.time_step_rank", i, 0, 1, 65536);
     y->n_k_heads = int_key(l, "ssm.group_count", i, 1, 1, 65536);
     y->dk = int_key(l, "ssm.state_size", i, 0, 1, 4096);
-    y->rope_dims = int_key(l, "mixer.rope_dimension_count", i, 0, 2, y->dk < MAX_ROPE ? y->dk : MAX_ROPE) / 2 * 2;
+    y->rope.dims = int_key(l, "mixer.rope_dimension_count", i, 0, 2, y->dk < MAX_ROPE ? y->dk : MAX_ROPE) / 2 * 2;
     if (y->n_heads % y->n_k_heads || inner % y->n_heads || inner / y->n_heads > 4096 || (int64_t)y->n_heads * y->dk > 1 << 26)
         REFUSE(l, GLA_FORMAT, "%s.ssm.*: %d groups, %d heads and an inner size of %d do not fit together", l->arch,
                y->n_k_heads, y->n_heads, inner);
@@ -5172,23 +5216,23 @@ static void bind_mamba3(Loader *l, Layer *y, int i) {
     family_defaults(y, l->arch);
     static const int order[] = {IN_Z, IN_V, IN_K, IN_Q, IN_F, IN_W, IN_B, IN_G};
     const int H = y->n_heads, group = y->n_k_heads * y->dk;
-    const int rows[] = {inner, inner, group, group, H, H, H, y->rope_dims / 2};
-    int64_t all = 2 * (int64_t)inner + 2 * group + 3 * H + y->rope_dims / 2, at = 0;
+    const int rows[] = {inner, inner, group, group, H, H, H, y->rope.dims / 2};
+    int64_t all = 2 * (int64_t)inner + 2 * group + 3 * H + y->rope.dims / 2, at = 0;
     Tensor w = matrix(l, "ssm_in.weight", i, dim, all);
     const float *b = vector_if(l, "ssm_in.bias", i, all);
     for (int j = 0; j < 8 && !l->code; at += rows[j++])
         y->in[order[j]] = (Proj){.w = rows_of(w, at, rows[j]), .bias = b ? b + at : NULL};
-    y->k_norm = vector(l, "ssm_b_norm.weight", i, y->dk); /* Mamba calls k B and q C */
-    y->q_norm = vector(l, "ssm_c_norm.weight", i, y->dk);
-    y->k_bias = vector(l, "ssm_b.bias", i, (int64_t)H * y->dk);
-    y->q_bias = vector(l, "ssm_c.bias", i, (int64_t)H * y->dk);
-    y->dt_bias = vector(l, "ssm_dt.bias", i, H);
-    y->skip = vector(l, "ssm_d", i, H);
-    y->rate_min = (float)float_key(l, "mixer.rate_min", i, 0, 0, 1e6);
-    y->o_norm = vector_if(l, "ssm_norm.weight", i, inner);
-    y->norm_width = y->o_norm ? y->dv : 0, y->gate_first = 0;
+    y->qk.k = vector(l, "ssm_b_norm.weight", i, y->dk); /* Mamba calls k B and q C */
+    y->qk.q = vector(l, "ssm_c_norm.weight", i, y->dk);
+    y->qk.k_bias = vector(l, "ssm_b.bias", i, (int64_t)H * y->dk);
+    y->qk.q_bias = vector(l, "ssm_c.bias", i, (int64_t)H * y->dk);
+    y->decay.dt_bias = vector(l, "ssm_dt.bias", i, H);
+    y->back.skip = vector(l, "ssm_d", i, H);
+    y->own.rate_min = (float)float_key(l, "mixer.rate_min", i, 0, 0, 1e6);
+    y->back.norm = vector_if(l, "ssm_norm.weight", i, inner);
+    y->back.norm_width = y->back.norm ? y->dv : 0, y->back.gate_first = 0;
     y->out = projection(l, "ssm_out", NULL, i, inner, dim);
-    y->scratch = 4 * (size_t)H * (size_t)(y->dk + y->dv) + 2 * (size_t)H + 8 * LANES;
+    y->mem.scratch = 4 * (size_t)H * (size_t)(y->dk + y->dv) + 2 * (size_t)H + 8 * LANES;
 }
 
 /* mamba in the layout of llama.cpp; samba is the same with a feed-forward and with softmax layers.
@@ -5198,7 +5242,7 @@ static void bind_mamba(Loader *l, Layer *y, int i) {
     int dim = l->m->config.dim, inner = int_key(l, "ssm.inner_size", i, 0, 1, 1 << 24);
     int states = int_key(l, "ssm.state_size", i, 0, 1, 4096);
     int rank = int_key(l, "ssm.time_step_rank", i, 0, 1, 1 << 20);
-    y->d_conv = int_key(l, "ssm.conv_kernel", i, 4, 1, 64);
+    y->conv.taps = int_key(l, "ssm.conv_kernel", i, 4, 1, 64);
     y->n_heads = y->n_k_heads = inner, y->dk = states, y->dv = 1;
     if (l->code) return;
     family_defaults(y, l->arch);
@@ -5208,19 +5252,19 @@ static void bind_mamba(Loader *l, Layer *y, int i) {
     if (l->code) return;
     y->in[IN_V] = (Proj){.w = rows_of(w, 0, inner), .bias = b};
     y->in[IN_Z] = (Proj){.w = rows_of(w, inner, inner), .bias = b ? b + inner : NULL};
-    y->conv[IN_V] = rows_or(l, "ssm_conv1d.weight", i, y->d_conv, inner, 1);
-    y->conv_bias = vector_if(l, "ssm_conv1d.bias", i, inner);
-    y->step_in = (Proj){.w = rows_of(x, 0, rank)};
-    y->step_up.w = matrix(l, "ssm_dt.weight", i, rank, inner);
-    y->step_up.bias = vector(l, "ssm_dt.bias", i, inner);
-    y->bc_in = (Proj){.w = rows_of(x, rank, 2 * states)};
-    y->step_norm = int_key(l, "ssm.dt_b_c_rms", i, 0, 0, 1);
-    y->step_eps = (float)float_key(l, "mixer.dt_b_c_rms_epsilon", i, 1e-6, 0, 1);
-    y->a = rows_or(l, "ssm_a", i, states, inner, 1);
-    y->skip_each = 1, y->skip = vector(l, "ssm_d", i, inner);
-    y->norm_width = 0;
+    y->conv.w[IN_V] = rows_or(l, "ssm_conv1d.weight", i, y->conv.taps, inner, 1);
+    y->conv.bias = vector_if(l, "ssm_conv1d.bias", i, inner);
+    y->own.mamba.step_in = (Proj){.w = rows_of(x, 0, rank)};
+    y->own.mamba.step_up.w = matrix(l, "ssm_dt.weight", i, rank, inner);
+    y->own.mamba.step_up.bias = vector(l, "ssm_dt.bias", i, inner);
+    y->own.mamba.bc_in = (Proj){.w = rows_of(x, rank, 2 * states)};
+    y->own.mamba.norm = int_key(l, "ssm.dt_b_c_rms", i, 0, 0, 1);
+    y->own.mamba.eps = (float)float_key(l, "mixer.dt_b_c_rms_epsilon", i, 1e-6, 0, 1);
+    y->decay.a = rows_or(l, "ssm_a", i, states, inner, 1);
+    y->back.skip_each = 1, y->back.skip = vector(l, "ssm_d", i, inner);
+    y->back.norm_width = 0;
     y->out = projection(l, "ssm_out", NULL, i, inner, dim);
-    y->scratch = round_up((size_t)inner, LANES) + round_up(2 * (size_t)states, LANES) + round_up((size_t)rank, LANES);
+    y->mem.scratch = round_up((size_t)inner, LANES) + round_up(2 * (size_t)states, LANES) + round_up((size_t)rank, LANES);
 }
 
 /* qwen35: three gated delta layers, then one gated softmax layer, and so on.           (transformers models/qwen3_5)
@@ -5231,31 +5275,31 @@ static void read_qwen35(Loader *l, Layer *y, int i) {
     char key[96];
     if (gguf_key_index(l->g, arch_key(key, l, "attention.recurrent_layers")) >= 0)
         linear = int_key(l, "attention.recurrent_layers", i, 0, 0, 1);
-    y->norm = vector(l, "attn_norm.weight", i, dim);
+    y->norm.w = vector(l, "attn_norm.weight", i, dim);
     if (!linear) bind_softmax(l, y, i, 1, 1, 0);
     else {
-        y->tiled = y->fused = 1;
+        y->rows.tiled = y->rows.fused = 1;
         y->dk = int_key(l, "ssm.state_size", i, 0, 1, 4096);
         y->n_k_heads = int_key(l, "ssm.group_count", i, 0, 1, 65536);
         y->n_heads = int_key(l, "ssm.time_step_rank", i, 0, 1, 65536);
         int inner = int_key(l, "ssm.inner_size", i, 0, 1, 1 << 28);
-        y->d_conv = int_key(l, "ssm.conv_kernel", i, 4, 1, 64);
+        y->conv.taps = int_key(l, "ssm.conv_kernel", i, 4, 1, 64);
         if (y->n_heads % y->n_k_heads || inner % y->n_heads || inner / y->n_heads > 4096)
             REFUSE(l, GLA_FORMAT, "qwen35.ssm.*: %d key heads, %d value heads and an inner size of %d do not fit together",
                    y->n_k_heads, y->n_heads, inner);
         if (l->code) return;
         y->dv = inner / y->n_heads;
         family_defaults(y, "gated_deltanet");
-        y->at[IN_K] = y->n_k_heads * y->dk, y->at[IN_V] = 2 * y->at[IN_K];
+        y->rows.at[IN_K] = y->n_k_heads * y->dk, y->rows.at[IN_V] = 2 * y->rows.at[IN_K];
         int64_t channels = 2 * (int64_t)y->n_k_heads * y->dk + inner;
         y->in[IN_Q].w = matrix(l, "attn_qkv.weight", i, dim, channels);
         y->in[IN_Z].w = matrix(l, "attn_gate.weight", i, dim, inner);
         y->in[IN_F].w = matrix(l, "ssm_alpha.weight", i, dim, y->n_heads);
         y->in[IN_B].w = matrix(l, "ssm_beta.weight", i, dim, y->n_heads);
-        y->conv[IN_Q] = rows_or(l, "ssm_conv1d.weight", i, y->d_conv, channels, 1);
-        y->a = vector(l, "ssm_a", i, y->n_heads);
-        y->dt_bias = vector(l, has(l, "ssm_dt.bias", i) ? "ssm_dt.bias" : "ssm_dt", i, y->n_heads);
-        y->o_norm = vector(l, "ssm_norm.weight", i, y->dv);
+        y->conv.w[IN_Q] = rows_or(l, "ssm_conv1d.weight", i, y->conv.taps, channels, 1);
+        y->decay.a = vector(l, "ssm_a", i, y->n_heads);
+        y->decay.dt_bias = vector(l, has(l, "ssm_dt.bias", i) ? "ssm_dt.bias" : "ssm_dt", i, y->n_heads);
+        y->back.norm = vector(l, "ssm_norm.weight", i, y->dv);
         y->out = projection(l, "ssm_out", NULL, i, inner, dim);
     }
     bind_feed_forward(l, y, i, "post_attention_norm.weight");
@@ -5264,7 +5308,7 @@ static void read_qwen35(Loader *l, Layer *y, int i) {
 /* The decoder of the fla library around any mixer of the family, in some layers softmax attention instead. (fla models/gla and its neighbours) */
 static void read_fla(Loader *l, Layer *y, int i) {
     int dim = l->m->config.dim;
-    y->norm = vector(l, "attn_norm.weight", i, dim);
+    y->norm.w = vector(l, "attn_norm.weight", i, dim);
     const Family *recurrent = family_named(l->arch); /* NULL: all layers are softmax layers */
     if (int_key(l, "attention.head_count", i, 0, recurrent ? 0 : 1, 65536)) {
         if (!strcmp(l->arch, "path_attn") || !strcmp(l->arch, "wall_transformer")) bind_turning(l, y, i);
@@ -5284,13 +5328,13 @@ static void read_fla(Loader *l, Layer *y, int i) {
     if (block && alone)
         REFUSE(l, GLA_UNSUPPORTED, "residual attention in layer %d, which has no feed-forward, is not implemented", i);
     if (alone) return;
-    y->ffn_act = act_key(l, "feed_forward_activation", ACT_SILU);
+    y->ffn.act = act_key(l, "feed_forward_activation", ACT_SILU);
     bind_feed_forward(l, y, i, "ffn_norm.weight");
     if (block) {
-        y->res_proj[0] = vector(l, "attn_res_proj.weight", i, dim);
-        y->res_norm[0] = vector(l, "attn_res_norm.weight", i, dim);
-        y->res_proj[1] = vector(l, "ffn_res_proj.weight", i, dim);
-        y->res_norm[1] = vector(l, "ffn_res_norm.weight", i, dim);
+        y->res.proj[0] = vector(l, "attn_res_proj.weight", i, dim);
+        y->res.norm[0] = vector(l, "attn_res_norm.weight", i, dim);
+        y->res.proj[1] = vector(l, "ffn_res_proj.weight", i, dim);
+        y->res.norm[1] = vector(l, "ffn_res_norm.weight", i, dim);
     }
 }
 
@@ -5317,13 +5361,13 @@ static void bind_rwkv7(Loader *l, Layer *y, int i, int64_t keys, int64_t values)
     y->in[IN_Z] = narrow(l, 'g', i, ACT_SIGMOID, values);
     if (i) y->in[IN_W] = narrow(l, 'v', i, ACT_NONE, values);
     else if (has(l, "time_mix_v0.weight", i)) narrow(l, 'v', i, ACT_NONE, values); /* in llama.cpp's files, and nobody uses it */
-    for (int j = 0; lerp && j < 6; j++) y->lerp[order[j]].bias = lerp + (size_t)j * (size_t)dim;
-    y->lerp[IN_W] = y->lerp[IN_V];
-    y->k_k = vector(l, "time_mix_k_k.weight", i, keys);
-    y->k_a = vector(l, "time_mix_k_a.weight", i, keys);
-    y->bonus = rows_or(l, "time_mix_r_k.weight", i, y->dk, y->n_heads, 1);
-    y->k_eps = (float)float_key(l, "mixer.l2_norm_epsilon", i, 0, 0, 1);
-    y->gate_act = ACT_NONE;
+    for (int j = 0; lerp && j < 6; j++) y->own.rwkv.lerp[order[j]].bias = lerp + (size_t)j * (size_t)dim;
+    y->own.rwkv.lerp[IN_W] = y->own.rwkv.lerp[IN_V];
+    y->own.rwkv.k_k = vector(l, "time_mix_k_k.weight", i, keys);
+    y->own.rwkv.k_a = vector(l, "time_mix_k_a.weight", i, keys);
+    y->own.rwkv.bonus = rows_or(l, "time_mix_r_k.weight", i, y->dk, y->n_heads, 1);
+    y->own.rwkv.k_eps = (float)float_key(l, "mixer.l2_norm_epsilon", i, 0, 0, 1);
+    y->back.gate = ACT_NONE;
     if (!l->code) l->m->v_first_floats = (size_t)values;
     if (y->in[IN_V].w.n_out != l->m->layers[0].in[IN_V].w.n_out)
         REFUSE(l, GLA_FORMAT, "%s: the values of all layers must have the width of the first", l->arch);
@@ -5340,20 +5384,20 @@ static void bind_rwkv6(Loader *l, Layer *y, int i, int64_t keys, int64_t values)
     for (int j = 0; j < 5; j++) {
         char name[32];
         snprintf(name, sizeof name, "time_mix_lerp_%c.weight", "wkvrg"[j]);
-        Proj *p = &y->lerp[order[j]];
+        Proj *p = &y->own.rwkv.lerp[order[j]];
         p->w = rows_of(w1, (int64_t)j * (w1.n_out / 5), w1.n_out / 5);
         p->up = rows_of(w2, (int64_t)j * dim, dim);
         p->act = ACT_TANH;
         p->bias = lerp ? lerp + (size_t)j * (size_t)dim : vector(l, name, i, dim);
     }
-    y->lerp_x = vector(l, "time_mix_lerp_x.weight", i, dim);
+    y->own.rwkv.lerp_x = vector(l, "time_mix_lerp_x.weight", i, dim);
     y->in[IN_F].w = matrix(l, "time_mix_decay_w1.weight", i, dim, 0);
     y->in[IN_F].bias = vector(l, "time_mix_decay.weight", i, keys);
     y->in[IN_F].up = matrix(l, "time_mix_decay_w2.weight", i, y->in[IN_F].w.n_out, keys);
     y->in[IN_F].act = ACT_TANH;
     y->in[IN_Z].w = matrix(l, "time_mix_gate.weight", i, dim, values);
-    y->bonus = rows_or(l, "time_mix_first.weight", i, y->dk, y->n_heads, 1);
-    y->gate_act = ACT_SILU;
+    y->own.rwkv.bonus = rows_or(l, "time_mix_first.weight", i, y->dk, y->n_heads, 1);
+    y->back.gate = ACT_SILU;
 }
 
 /* rwkv6, rwkv7 in llama.cpp's layout. mixer.* keys are ours, for heads of other widths and other epsilons. */
@@ -5362,17 +5406,17 @@ static void read_rwkv(Loader *l, Layer *y, int i) {
     int seven = !strcmp(l->arch, "rwkv7");
     l->m->config.layer_norm = 1;
     l->m->config.rescale = seven ? 0 : int_key(l, "rescale_every_n_layers", i, 0, 0, 1 << 20);
-    y->norm = vector(l, "attn_norm.weight", i, dim);
-    y->norm_bias = vector_if(l, "attn_norm.bias", i, dim);
-    y->ffn_norm = vector(l, "attn_norm_2.weight", i, dim);
-    y->ffn_norm_bias = vector_if(l, "attn_norm_2.bias", i, dim);
-    y->ffn_act = act_key(l, "feed_forward_activation", ACT_SQRELU);
-    y->ffn_lerp_k = vector(l, "channel_mix_lerp_k.weight", i, dim);
-    y->up = matrix(l, "channel_mix_key.weight", i, dim, hidden);
-    y->down = matrix(l, "channel_mix_value.weight", i, hidden, dim);
+    y->norm.w = vector(l, "attn_norm.weight", i, dim);
+    y->norm.b = vector_if(l, "attn_norm.bias", i, dim);
+    y->ffn.norm.w = vector(l, "attn_norm_2.weight", i, dim);
+    y->ffn.norm.b = vector_if(l, "attn_norm_2.bias", i, dim);
+    y->ffn.act = act_key(l, "feed_forward_activation", ACT_SQRELU);
+    y->ffn.lerp_k = vector(l, "channel_mix_lerp_k.weight", i, dim);
+    y->ffn.up = matrix(l, "channel_mix_key.weight", i, dim, hidden);
+    y->ffn.down = matrix(l, "channel_mix_value.weight", i, hidden, dim);
     if (!seven) {
-        y->ffn_lerp_r = vector(l, "channel_mix_lerp_r.weight", i, dim);
-        y->gate = matrix(l, "channel_mix_receptance.weight", i, dim, dim);
+        y->ffn.lerp_r = vector(l, "channel_mix_lerp_r.weight", i, dim);
+        y->ffn.gate = matrix(l, "channel_mix_receptance.weight", i, dim, dim);
     }
     int most_softmax_heads = seven && !i ? 0 : 65536; /* RWKV-7 needs the values of its first layer */
     if (int_key(l, "attention.head_count", i, 0, 0, most_softmax_heads)) {
@@ -5384,17 +5428,17 @@ static void read_rwkv(Loader *l, Layer *y, int i) {
     y->dk = int_key(l, "wkv.head_size", i, 0, 1, 4096);
     y->dv = int_key(l, "mixer.value_length", i, y->dk, 1, 4096);
     y->n_heads = int_key(l, "mixer.head_count", i, max64(1, dim / y->dk), 1, 65536);
-    y->o_eps = (float)float_key(l, "mixer.layer_norm_epsilon", i, 64e-5, 0, 1);
+    y->back.eps = (float)float_key(l, "mixer.layer_norm_epsilon", i, 64e-5, 0, 1);
     int64_t keys = (int64_t)y->n_heads * y->dk, values = (int64_t)y->n_heads * y->dv;
     y->in[IN_Q].w = matrix(l, "time_mix_receptance.weight", i, dim, keys);
     y->in[IN_K].w = matrix(l, "time_mix_key.weight", i, dim, keys);
     y->in[IN_V].w = matrix(l, "time_mix_value.weight", i, dim, values);
     y->out.w = matrix(l, "time_mix_output.weight", i, values, dim);
-    y->o_norm = vector(l, "time_mix_ln.weight", i, values);
-    y->o_bias = vector(l, "time_mix_ln.bias", i, values);
+    y->back.norm = vector(l, "time_mix_ln.weight", i, values);
+    y->back.norm_bias = vector(l, "time_mix_ln.bias", i, values);
     if (seven) bind_rwkv7(l, y, i, keys, values);
     else bind_rwkv6(l, y, i, keys, values);
-    y->scratch = (size_t)keys + (seven ? 2 : 7) * (size_t)dim + 16 * LANES; /* mix_rwkv: erase key, shift, input, and five shares */
+    y->mem.scratch = (size_t)keys + (seven ? 2 : 7) * (size_t)dim + 16 * LANES; /* mix_rwkv: erase key, shift, input, and five shares */
 }
 
 static const struct { const char *name; void (*read_layer)(Loader *, Layer *, int); } architectures[] = {
@@ -5473,16 +5517,16 @@ static int load_model(GlaModel *m, char *err) {
     m->embed = matrix(l, "token_embd.weight", -1, c->dim, 0);
     m->head = has(l, "output.weight", -1) ? matrix(l, "output.weight", -1, c->dim, m->embed.n_out) : m->embed;
     c->vocab_size = m->embed.n_out;
-    m->out_norm = vector(l, "output_norm.weight", -1, c->dim);
+    m->out_norm.w = vector(l, "output_norm.weight", -1, c->dim);
     m->layers = keep(l, (size_t)max64(c->n_layers, 1), sizeof *m->layers);
     for (int i = 0; i < c->n_layers && !l->code; i++) {
         m->layers[i].eps = c->eps;
         read_layer(l, &m->layers[i], i);
     }
     if (c->layer_norm) {
-        m->out_norm_bias = vector_if(l, "output_norm.bias", -1, c->dim);
-        m->embed_norm = vector_if(l, "token_embd_norm.weight", -1, c->dim);
-        m->embed_norm_bias = vector_if(l, "token_embd_norm.bias", -1, c->dim);
+        m->out_norm.b = vector_if(l, "output_norm.bias", -1, c->dim);
+        m->embed_norm.w = vector_if(l, "token_embd_norm.weight", -1, c->dim);
+        m->embed_norm.b = vector_if(l, "token_embd_norm.bias", -1, c->dim);
     }
     if (c->res_block) {
         m->res_proj = vector(l, "output_res_proj.weight", -1, c->dim);
@@ -5624,10 +5668,10 @@ static Cache cache_shape(const Layer *y, int kv);
 /* Blocks of KEYS positions in a context; those in use; where a layer's begin. */
 static size_t kv_blocks(int64_t positions) { return ((size_t)positions + KEYS - 1) / KEYS; }
 static uint8_t *kv_of(const GlaState *s, const Layer *y) {
-    return s->kv + y->kv_at[s->kv_type] * kv_blocks(s->ctx);
+    return s->kv + y->mem.kv_at[s->kv_type] * kv_blocks(s->ctx);
 }
 static size_t kv_used(const GlaState *s, const Layer *y) { /* bytes */
-    return y->kv[s->kv_type] * kv_blocks(s->pos);
+    return y->mem.kv[s->kv_type] * kv_blocks(s->pos);
 }
 
 /* The one layout. With a->base NULL it only measures. */
@@ -5652,7 +5696,7 @@ static GlaState *state_layout(Arena *a, const GlaModel *m, const GlaSettings *ho
     raise_to(&buf_floats, (PANEL + 2) * m->widest_dk);
     for (int i = 0; i < c->n_layers; i++) {
         const Layer *y = &m->layers[i];
-        if (!y->kv[kv]) continue;
+        if (!y->mem.kv[kv]) continue;
         Cache cache = cache_shape(y, kv);
         raise_to(&buf_floats, cache.dk ? attend_buf(y->n_heads, &cache, batch)
                                        : walk_buf(&cache, y->dk));
@@ -6209,13 +6253,13 @@ static void rmsnorm_rows(const Team *team, float *y, const float *x, const float
     for (int t = 0; t < T; t++) team->kernels->norm(y + (size_t)t * (size_t)n, x + (size_t)t * (size_t)n, w, (size_t)n, eps);
 }
 
-/* The norm of the stream: RMSNorm, or LayerNorm where the model says so; b NULL = none. */
-static void norm_rows(const Team *team, const Config *c, float *y, const float *x, const float *w, const float *b, int T) {
+/* The norm of the stream: RMSNorm, or LayerNorm where the model says so. */
+static void norm_rows(const Team *team, const Config *c, float *y, const float *x, Norm f, int T) {
     size_t n = (size_t)c->dim;
-    if (!c->layer_norm) { rmsnorm_rows(team, y, x, w, c->dim, c->eps, T); return; }
+    if (!c->layer_norm) { rmsnorm_rows(team, y, x, f.w, c->dim, c->eps, T); return; }
     int n_threads = threads_for(team, 8.0 * c->dim * T);
     PARALLEL_FOR(n_threads)
-    for (int t = 0; t < T; t++) layernorm(y + (size_t)t * n, x + (size_t)t * n, w, b, n, c->eps);
+    for (int t = 0; t < T; t++) layernorm(y + (size_t)t * n, x + (size_t)t * n, f.w, f.b, n, c->eps);
 }
 
 /* x <- x / sqrt(sum(x^2) + 1e-6) * scale: a sum, not a mean; the epsilon is the models', inside the root. */
@@ -6271,10 +6315,10 @@ static void short_conv(const Team *team, float *x, const float *w, const float *
 }
 
 static void rope_table(float *table, const Layer *y, int64_t pos) { /* cos and sin of the angles at a position */
-    for (int i = 0; i < y->rope_dims / 2; i++) {
-        double angle = (double)pos * y->rope_freq[i];
-        table[2 * i] = y->rope_scale * (float)cos(angle);
-        table[2 * i + 1] = y->rope_scale * (float)sin(angle);
+    for (int i = 0; i < y->rope.dims / 2; i++) {
+        double angle = (double)pos * y->rope.freq[i];
+        table[2 * i] = y->rope.scale * (float)cos(angle);
+        table[2 * i + 1] = y->rope.scale * (float)sin(angle);
     }
 }
 
@@ -6289,22 +6333,22 @@ static void rope(float *x, const float *table, int n, int adjacent) {
     }
 }
 
-/* o (T, H dv) <- norm(act(o)) * act(z): RMSNorm over y->norm_width channels at a time, then the gate z, if there is one; the gate first
- * when y->gate_first. Weights (norm_width), or one per channel, or none. */
+/* o (T, H dv) <- norm(act(o)) * act(z): RMSNorm over y->back.norm_width channels at a time, then the gate z, if there is one; the gate first
+ * when y->back.gate_first. Weights (norm_width), or one per channel, or none. */
 static void gated_norm(const Run *run, float *o, const Layer *y, const float *z) {
-    int all = y->n_heads * y->dv, width = y->norm_width ? y->norm_width : all;
+    int all = y->n_heads * y->dv, width = y->back.norm_width ? y->back.norm_width : all;
     int spans = all / width, n = run->T * spans;
     const Kernels *f = run->team->kernels;
     int n_threads = threads_for(run->team, 16.0 * n * width);
     PARALLEL_FOR(n_threads)
     for (int i = 0; i < n; i++) {
         float *row = o + (size_t)i * (size_t)width;
-        const float *gate = z ? z + (size_t)i * (size_t)width : NULL, *w = y->o_norm;
-        if (w && !y->norm_shared) w += (size_t)(i % spans) * (size_t)width;
-        if (y->out_act != ACT_NONE) f->activate(row, y->out_act, (size_t)width);
-        if (y->norm_width && !y->gate_first) f->norm(row, row, w, (size_t)width, y->o_eps);
-        if (gate) f->gate(row, gate, y->gate_act, (size_t)width);
-        if (y->norm_width && y->gate_first) f->norm(row, row, w, (size_t)width, y->o_eps);
+        const float *gate = z ? z + (size_t)i * (size_t)width : NULL, *w = y->back.norm;
+        if (w && !y->back.norm_shared) w += (size_t)(i % spans) * (size_t)width;
+        if (y->back.act != ACT_NONE) f->activate(row, y->back.act, (size_t)width);
+        if (y->back.norm_width && !y->back.gate_first) f->norm(row, row, w, (size_t)width, y->back.eps);
+        if (gate) f->gate(row, gate, y->back.gate, (size_t)width);
+        if (y->back.norm_width && y->back.gate_first) f->norm(row, row, w, (size_t)width, y->back.eps);
     }
 }
 
@@ -6312,8 +6356,8 @@ static void gated_norm(const Run *run, float *o, const Layer *y, const float *z)
 
 /* The rows of projection j, (T, heads, width); q, k and v side by side in one row when they are fused. */
 static Rows in_rows(const Layer *y, float *const *in, int j) {
-    if (y->fused && j <= IN_V) return (Rows){in[IN_Q] + y->at[j], (size_t)proj_out(&y->in[IN_Q]), y->heads[j]};
-    return (Rows){y->in[j].w.data ? in[j] : NULL, (size_t)y->heads[j] * (size_t)y->width[j], y->heads[j]};
+    if (y->rows.fused && j <= IN_V) return (Rows){in[IN_Q] + y->rows.at[j], (size_t)proj_out(&y->in[IN_Q]), y->rows.heads[j]};
+    return (Rows){y->in[j].w.data ? in[j] : NULL, (size_t)y->rows.heads[j] * (size_t)y->rows.width[j], y->rows.heads[j]};
 }
 
 static Rows scratch_rows(float **free_rows, int T, int heads, int width) { /* (T, heads, width) */
@@ -6329,11 +6373,11 @@ static float *convolve(const Run *run, const Layer *y, float *mem, float *const 
     for (int j = IN_Q; j <= IN_F; j++) {
         if (!y->in[j].w.data) continue;
         int silu = y->family->silu, C = proj_out(&y->in[j]);
-        int wanted = silu == SILU_ALWAYS || (silu == SILU_CONV && y->conv[j]) || (silu == SILU_V && j == IN_V);
+        int wanted = silu == SILU_ALWAYS || (silu == SILU_CONV && y->conv.w[j]) || (silu == SILU_V && j == IN_V);
         int act = j < IN_F && wanted ? ACT_SILU : ACT_NONE;
-        if (y->conv[j]) {
-            short_conv(run->team, in[j], y->conv[j], y->conv_bias, mem, C, y->d_conv, run->T, act);
-            mem += (size_t)(y->d_conv - 1) * (size_t)C;
+        if (y->conv.w[j]) {
+            short_conv(run->team, in[j], y->conv.w[j], y->conv.bias, mem, C, y->conv.taps, run->T, act);
+            mem += (size_t)(y->conv.taps - 1) * (size_t)C;
         } else if (act != ACT_NONE) {
             int n_threads = threads_for(run->team, 8.0 * C * run->T);
             PARALLEL_FOR(n_threads)
@@ -6345,7 +6389,7 @@ static float *convolve(const Run *run, const Layer *y, float *mem, float *const 
 static size_t conv_floats(const Layer *y) {
     size_t n = 0;
     for (int j = IN_Q; j <= IN_F; j++)
-        if (y->conv[j]) n += (size_t)(y->d_conv - 1) * (size_t)proj_out(&y->in[j]);
+        if (y->conv.w[j]) n += (size_t)(y->conv.taps - 1) * (size_t)proj_out(&y->in[j]);
     return n;
 }
 
@@ -6377,16 +6421,16 @@ static Rows map_rows(const Run *run, const Layer *y, const Rows *x, int which, i
     Rows out = scratch_rows(free_rows, run->T, x->heads, y->dk);
     float *images[2] = {(float *)(uintptr_t)out.p, *free_rows};
     *free_rows += round_up((size_t)run->T * (size_t)x->heads * (size_t)y->dk, LANES);
-    for (int n = 0; n < 2 && y->map_in[which][n].w.data; n++) /* T rows at a time, which is what the scratch of a matmul has room for */
+    for (int n = 0; n < 2 && y->front.map_in[which][n].w.data; n++) /* T rows at a time, which is what the scratch of a matmul has room for */
         for (int h = 0; h < x->heads; h++) {
-            float *to = images[y->map == MAP_HEDGEHOG ? 1 : n] + (size_t)h * (size_t)run->T * (size_t)d;
-            project(run->team, &to, &y->map_in[which][n], 1, x->p + (size_t)h * (size_t)run->T * (size_t)d, run->T, run->mid);
+            float *to = images[y->front.map == MAP_HEDGEHOG ? 1 : n] + (size_t)h * (size_t)run->T * (size_t)d;
+            project(run->team, &to, &y->front.map_in[which][n], 1, x->p + (size_t)h * (size_t)run->T * (size_t)d, run->T, run->mid);
         }
     int n_threads = threads_for(run->team, 20.0 * run->T * x->heads * y->dk);
     PARALLEL_FOR(n_threads)
     for (int i = 0; i < run->T * x->heads; i++) {
-        float *a = images[y->map == MAP_HEDGEHOG ? 1 : 0] + (size_t)i * (size_t)d;
-        map_head(y->map, images[0] + (size_t)i * (size_t)y->dk, x->p + (size_t)i * (size_t)d, a, images[1] + (size_t)i * (size_t)d, d);
+        float *a = images[y->front.map == MAP_HEDGEHOG ? 1 : 0] + (size_t)i * (size_t)d;
+        map_head(y->front.map, images[0] + (size_t)i * (size_t)y->dk, x->p + (size_t)i * (size_t)d, a, images[1] + (size_t)i * (size_t)d, d);
     }
     return out;
 }
@@ -6395,12 +6439,12 @@ static Rows map_rows(const Run *run, const Layer *y, const Rows *x, int which, i
 static void map_heads(const Layer *y, float *x, int heads, int which) {
     int n = y->dk;
     float scale = which ? 1.0f : y->scale;
-    if (y->map < ACT_NONE) activate_row(x, y->map, (size_t)heads * (size_t)n);
+    if (y->front.map < ACT_NONE) activate_row(x, y->front.map, (size_t)heads * (size_t)n);
     for (int h = 0; h < heads; h++) {
-        float *p = x + h * n, sum = y->sum_eps;
-        if (y->norms[which] == QK_L2) { l2norm(p, n, scale); continue; }
-        for (int i = 0; i < n && y->norms[which] == QK_SUM; i++) sum += p[i];
-        float by = y->norms[which] == QK_SUM ? scale / sum : scale;
+        float *p = x + h * n, sum = y->front.sum_eps;
+        if (y->front.norms[which] == QK_L2) { l2norm(p, n, scale); continue; }
+        for (int i = 0; i < n && y->front.norms[which] == QK_SUM; i++) sum += p[i];
+        float by = y->front.norms[which] == QK_SUM ? scale / sum : scale;
         if (by != 1.0f) for (int i = 0; i < n; i++) p[i] *= by;
     }
 }
@@ -6410,19 +6454,19 @@ static void decay_row(const Layer *y, float *f, int n, int width) {
     switch (y->family->decay) {
     case DECAY_SIGMOID:
         for (int i = 0; i < n; i++) {
-            float log_d = logsigmoid(f[i]) / y->decay_divisor;
-            f[i] = expf(log_d < y->decay_min ? y->decay_min : log_d);
+            float log_d = logsigmoid(f[i]) / y->decay.divisor;
+            f[i] = expf(log_d < y->decay.min ? y->decay.min : log_d);
         }
         break;
     case DECAY_SOFTPLUS:
         for (int i = 0; i < n; i++) {
-            float a = y->a[i / width], x = f[i] + y->dt_bias[i];
-            f[i] = expf(y->decay_bound < 0 ? y->decay_bound * sigmoid(-a * x) : a * softplus(x));
+            float a = y->decay.a[i / width], x = f[i] + y->decay.dt_bias[i];
+            f[i] = expf(y->decay.bound < 0 ? y->decay.bound * sigmoid(-a * x) : a * softplus(x));
         }
         break;
     case DECAY_FORGET:
         for (int i = 0; i < n; i++) {
-            float low = y->low ? y->low[i] : 0;
+            float low = y->decay.low ? y->decay.low[i] : 0;
             f[i] = low + (1 - low) * sigmoid(f[i]);
         }
     }
@@ -6431,21 +6475,21 @@ static void decay_row(const Layer *y, float *f, int n, int width) {
 /* WRITE_SCALED_K: the write key k m of all tokens.                                             (arXiv 2604.21100)
  *   A <- exp(g) A + s k^2, one per key channel of each head;  r = ln(A + eps) - scale;  m = squash^(-r / (1 + |r|)) */
 static Rows scale_keys(const Run *run, const Layer *y, float *A, float *const *in, const Rows *k, float **free_rows) {
-    int H = y->heads[IN_G], dk = y->dk;
+    int H = y->rows.heads[IN_G], dk = y->dk;
     Rows out = scratch_rows(free_rows, run->T, H, dk);
     int n_threads = threads_for(run->team, 60.0 * run->T * H * dk);
     PARALLEL_FOR(n_threads)
     for (int h = 0; h < H; h++)
         for (int t = 0; t < run->T; t++) {
             size_t at = (size_t)t * (size_t)H + (size_t)h;
-            float fade = expf(y->g_a[h] * softplus(in[IN_G][at] + y->g_bias[h])), strength = sigmoid(in[IN_S][at]);
+            float fade = expf(y->write.m_a[h] * softplus(in[IN_G][at] + y->write.m_bias[h])), strength = sigmoid(in[IN_S][at]);
             const float *key = row_head(k, t, h, H, 0, dk);
             float *to = row_at(&out, t) + h * dk;
             for (int i = 0; i < dk; i++) {
                 float *a = &A[h * dk + i], r;
                 *a = fade * *a + strength * key[i] * key[i];
-                r = logf(*a + y->squash_eps) - y->g_scale[h];
-                to[i] = key[i] * expf(-y->squash * r / (1 + fabsf(r)));
+                r = logf(*a + y->write.squash_eps) - y->write.m_scale[h];
+                to[i] = key[i] * expf(-y->write.squash * r / (1 + fabsf(r)));
             }
         }
     return out;
@@ -6460,7 +6504,7 @@ static void decay_by_sum(const Run *run, const Layer *y, float *z, const Rows *f
     for (int i = 0; i < n; i++)
         for (int t = 0; t < run->T; t++) {
             float s = row_at(f, t)[i], before = run->pos + t ? z[i] : -INFINITY;
-            s = s < y->score_min ? y->score_min : s > y->score_max ? y->score_max : s;
+            s = s < y->decay.score_min ? y->decay.score_min : s > y->decay.score_max ? y->decay.score_max : s;
             float more = expf(-fabsf(before - s)), sum = 1 + more; /* z = the larger + ln(1 + e^-difference) */
             z[i] = (s > before ? s : before) + log1pf(more);
             row_at(f, t)[i] = (s > before ? more : 1) / sum;
@@ -6474,8 +6518,8 @@ static void old_keys(const Layer *y, float *p, const float *k, float *q) {
     int dk = y->dk;
     for (int h = 0; h < y->n_heads; h++) {
         for (int i = h * dk; i < (h + 1) * dk; i++) {
-            p[i] = y->old_key[h] * k[i];
-            q[i] -= y->skip[h] * p[i];
+            p[i] = y->write.old_key[h] * k[i];
+            q[i] -= y->back.skip[h] * p[i];
         }
         l2norm(p + h * dk, dk, 1.0f);
     }
@@ -6486,9 +6530,9 @@ static void old_keys(const Layer *y, float *p, const float *k, float *q) {
 static void time_steps(const Layer *y, float *d, float *stepped, const float *v) {
     int dv = y->dv;
     for (int h = 0; h < y->n_heads; h++) {
-        float step = softplus(d[h] + y->dt_bias[h]);
-        step = step < y->step_min ? y->step_min : step > y->step_max ? y->step_max : step;
-        d[h] = expf(y->a[h] * step);
+        float step = softplus(d[h] + y->decay.dt_bias[h]);
+        step = step < y->decay.step_min ? y->decay.step_min : step > y->decay.step_max ? y->decay.step_max : step;
+        d[h] = expf(y->decay.a[h] * step);
         for (int j = h * dv; j < (h + 1) * dv; j++) stepped[j] = step * v[j];
     }
 }
@@ -6500,15 +6544,15 @@ static Recurrence prepare(const Run *run, const Layer *y, float **mem, float *co
     static const float one = 1;
     const Family *f = y->family;
     int H = y->n_heads, dk = y->dk, dv = y->dv;
-    int n_b = y->heads[IN_B] * y->width[IN_B], n_f = y->heads[IN_F] * y->width[IN_F]; /* numbers per token */
+    int n_b = y->rows.heads[IN_B] * y->rows.width[IN_B], n_f = y->rows.heads[IN_F] * y->rows.width[IN_F]; /* numbers per token */
 
     // all tokens: convolutions, wide feature maps, decay against the sum so far
     *mem = convolve(run, y, *mem, in);
     Rows rows[MAX_IN], rest = {0}, stepped = {0}, old = {0}; /* what is written: 1 - d, D v; Comba's keys of the erase */
     for (int j = 0; j < MAX_IN; j++) rows[j] = in_rows(y, in, j);
-    for (int j = IN_Q; j <= IN_K && y->map > ACT_NONE; j++)
-        rows[j] = map_rows(run, y, &rows[j], j, y->width[j], free_rows);
-    if (f->write == WRITE_REST) rest = scratch_rows(free_rows, run->T, y->heads[IN_F], y->width[IN_F]);
+    for (int j = IN_Q; j <= IN_K && y->front.map > ACT_NONE; j++)
+        rows[j] = map_rows(run, y, &rows[j], j, y->rows.width[j], free_rows);
+    if (f->write == WRITE_REST) rest = scratch_rows(free_rows, run->T, y->rows.heads[IN_F], y->rows.width[IN_F]);
     if (f->write == WRITE_STEP_V) stepped = scratch_rows(free_rows, run->T, H, dv);
     if (f->erase == ERASE_OLD) old = scratch_rows(free_rows, run->T, H, dk);
     if (f->decay == DECAY_SUM) {
@@ -6528,24 +6572,24 @@ static Recurrence prepare(const Run *run, const Layer *y, float **mem, float *co
         if (f->erase == ERASE_OLD) old_keys(y, row_at(&old, t), k, q);
         if (q) map_heads(y, q, rows[IN_Q].heads, 0);
         if (k) map_heads(y, k, rows[IN_K].heads, 1);
-        if (y->rope_dims) {
+        if (y->rope.dims) {
             rope_table(table, y, run->pos + t);
-            for (int h = 0; h < rows[IN_Q].heads; h++) rope(q + h * dk, table, y->rope_dims, 0);
-            for (int h = 0; h < rows[IN_K].heads; h++) rope(k + h * dk, table, y->rope_dims, 0);
+            for (int h = 0; h < rows[IN_Q].heads; h++) rope(q + h * dk, table, y->rope.dims, 0);
+            for (int h = 0; h < rows[IN_K].heads; h++) rope(k + h * dk, table, y->rope.dims, 0);
         }
 
         // d: how much of the memory stays
         if (f->decay == DECAY_STEP) time_steps(y, d, row_at(&stepped, t), v);
-        else if (d) decay_row(y, d, n_f, y->width[IN_F]);
+        else if (d) decay_row(y, d, n_f, y->rows.width[IN_F]);
         for (int i = 0; i < n_f && rest.p && f->decay != DECAY_SUM; i++) row_at(&rest, t)[i] = 1 - d[i];
 
         // b: how strongly is erased and written
-        for (int i = 0; i < n_b && b; i++) b[i] = y->beta_scale * sigmoid(b[i]);
+        for (int i = 0; i < n_b && b; i++) b[i] = y->write.beta_scale * sigmoid(b[i]);
         if (f->erase == ERASE_GATED) /* b (n_k_heads, dk) becomes the key of the erase */
             for (int i = 0; i < n_b; i++) b[i] *= k[i];
         if (f->write == WRITE_BETA_V || f->write == WRITE_SCALED_K)
             for (int h = 0; h < rows[IN_V].heads; h++) {
-                float strength = b ? b[h / (rows[IN_V].heads / y->heads[IN_B])] : y->beta_scale;
+                float strength = b ? b[h / (rows[IN_V].heads / y->rows.heads[IN_B])] : y->write.beta_scale;
                 for (int j = h * dv; j < (h + 1) * dv; j++) v[j] *= strength;
             }
         if (f->write == WRITE_GATED_V)
@@ -6553,35 +6597,35 @@ static Recurrence prepare(const Run *run, const Layer *y, float **mem, float *co
     }
 
     // who gets what
-    Recurrence r = {.H = H, .dk = dk, .dv = dv, .tiled = y->tiled, .d_width = y->width[IN_F], .d = rows[IN_F], .q = rows[IN_Q],
+    Recurrence r = {.H = H, .dk = dk, .dv = dv, .tiled = y->rows.tiled, .d_width = y->rows.width[IN_F], .d = rows[IN_F], .q = rows[IN_Q],
                     .k = rest.p ? rest : rows[IN_K], .v = stepped.p ? stepped : rows[IN_V]};
-    if (f->decay == DECAY_FIXED) r.d = (Rows){y->a, 0, H};
-    if (f->erase == ERASE_KEY || f->erase == ERASE_OLD) r.rho = rows[IN_B].p ? rows[IN_B] : (Rows){&y->beta_scale, 0, 1};
+    if (f->decay == DECAY_FIXED) r.d = (Rows){y->decay.a, 0, H};
+    if (f->erase == ERASE_KEY || f->erase == ERASE_OLD) r.rho = rows[IN_B].p ? rows[IN_B] : (Rows){&y->write.beta_scale, 0, 1};
     if (f->erase == ERASE_GATED) r.e = rows[IN_B], r.rho = (Rows){&one, 0, 1};
     if (f->erase == ERASE_OLD) r.e = old, r.undecayed = 1;
     if (y->mixer == MIX_SLOTS) r.e = rows[IN_K]; /* the keys of its first pass */
     if (f->write == WRITE_SCALED_K) { /* erased along k, written along m k */
         r.e = r.k;
         r.k = scale_keys(run, y, *mem, in, &r.e, free_rows);
-        *mem += (size_t)y->heads[IN_G] * (size_t)dk;
+        *mem += (size_t)y->rows.heads[IN_G] * (size_t)dk;
     }
     return r;
 }
 static size_t prepare_fixed(const Layer *y) { /* floats of `mem`: convolutions, then moments of keys or running sums */
     size_t n = conv_floats(y);
-    if (y->family->write == WRITE_SCALED_K) n += (size_t)y->heads[IN_G] * (size_t)y->dk;
-    else if (y->family->decay == DECAY_SUM) n += (size_t)(y->heads[IN_F] * y->width[IN_F]);
+    if (y->family->write == WRITE_SCALED_K) n += (size_t)y->rows.heads[IN_G] * (size_t)y->dk;
+    else if (y->family->decay == DECAY_SUM) n += (size_t)(y->rows.heads[IN_F] * y->rows.width[IN_F]);
     return n;
 }
 
 /* The other end, in place on o (T, H dv): the skip o += D v, the norm and the gate. */
 static void finish(const Run *run, const Layer *y, float *const *in, float *o) {
-    if (y->skip && y->family->erase != ERASE_OLD) {
+    if (y->back.skip && y->family->erase != ERASE_OLD) {
         Rows v = in_rows(y, in, IN_V);
         int n = y->n_heads * y->dv;
         for (int t = 0; t < run->T; t++)
             for (int j = 0; j < n; j++)
-                o[(size_t)t * (size_t)n + (size_t)j] += y->skip[y->skip_each ? j : j / y->dv] * row_at(&v, t)[j];
+                o[(size_t)t * (size_t)n + (size_t)j] += y->back.skip[y->back.skip_each ? j : j / y->dv] * row_at(&v, t)[j];
     }
     gated_norm(run, o, y, in_rows(y, in, IN_Z).p);
 }
@@ -6595,7 +6639,7 @@ static void normalize(const Run *run, const Layer *y, const Recurrence *r, float
             const float *k = row_head(&r->k, t, h, H, r->tiled, dk), *q = row_head(&r->q, t, h, H, r->tiled, dk);
             float *out = o + ((size_t)t * (size_t)H + (size_t)h) * (size_t)dv;
             for (int i = 0; i < dk; i++) z[h * dk + i] += k[i];
-            float by = 1.0f / (dot(q, z + h * dk, (size_t)dk) + y->normalizer);
+            float by = 1.0f / (dot(q, z + h * dk, (size_t)dk) + y->back.normalizer);
             for (int j = 0; j < dv; j++) out[j] *= by;
         }
 }
@@ -6606,11 +6650,11 @@ static void mix_linear(const Run *run, const Layer *y, float *mem, float *const 
     float *free_rows = in[MAX_IN];
     Recurrence r = prepare(run, y, &mem, in, &free_rows);
     recurrence(run->team, &r, mem, o, run->T);
-    if (y->normalizer > 0) normalize(run, y, &r, mem + (size_t)r.H * (size_t)r.dk * (size_t)r.dv, o);
+    if (y->back.normalizer > 0) normalize(run, y, &r, mem + (size_t)r.H * (size_t)r.dk * (size_t)r.dv, o);
     finish(run, y, in, o);
 }
 static size_t linear_fixed(const Layer *y) {
-    return prepare_fixed(y) + (size_t)y->n_heads * (size_t)y->dk * ((size_t)y->dv + (y->normalizer > 0));
+    return prepare_fixed(y) + (size_t)y->n_heads * (size_t)y->dk * ((size_t)y->dv + (y->back.normalizer > 0));
 }
 
 /* -- the same with one idea more -- */
@@ -6631,7 +6675,7 @@ static void mix_hgrn(const Run *run, const Layer *y, float *mem, float *const *i
  * The writes are tokens of their own to the recurrence; k, v and b hold them one after the other. */
 static void mix_product(const Run *run, const Layer *y, float *mem, float *const *in, float *o) {
     float *free_rows = in[MAX_IN];
-    int n = y->steps, T = run->T;
+    int n = y->own.writes, T = run->T;
     Recurrence r = prepare(run, y, &mem, in, &free_rows);
     Rows q = scratch_rows(&free_rows, T * n, r.q.heads, r.dk);
     Rows d = scratch_rows(&free_rows, T * n, r.H, 1);
@@ -6655,9 +6699,9 @@ static void mix_product(const Run *run, const Layer *y, float *mem, float *const
  *   mem: Hk (H, dk, slots), Hv (H, slots, dv). gsa takes silu(v), as it does silu(o); abc has w from a running softmax. */
 static void mix_slots(const Run *run, const Layer *y, float *mem, float *const *in, float *o) {
     float *free_rows = in[MAX_IN];
-    int H = y->n_heads, M = y->slots, T = run->T, n_v = y->heads[IN_V] * y->dv;
+    int H = y->n_heads, M = y->own.slots, T = run->T, n_v = y->rows.heads[IN_V] * y->dv;
     Recurrence r = prepare(run, y, &mem, in, &free_rows);
-    for (int t = 0; t < T && y->out_act == ACT_SILU; t++) activate_row(row_at(&r.v, t), ACT_SILU, (size_t)n_v);
+    for (int t = 0; t < T && y->back.act == ACT_SILU; t++) activate_row(row_at(&r.v, t), ACT_SILU, (size_t)n_v);
     Rows scores = scratch_rows(&free_rows, T, H, M);
     Recurrence first = {.H = H, .dk = r.dk, .dv = M, .q = r.q, .k = r.e, .v = r.k, .c = r.d};
     recurrence(run->team, &first, mem, row_at(&scores, 0), T);
@@ -6666,7 +6710,7 @@ static void mix_slots(const Run *run, const Layer *y, float *mem, float *const *
     recurrence(run->team, &second, mem + (size_t)H * (size_t)y->dk * (size_t)M, o, T);
     finish(run, y, in, o);
 }
-static size_t slots_fixed(const Layer *y) { return prepare_fixed(y) + (size_t)y->n_heads * (size_t)y->slots * (size_t)(y->dk + y->dv); }
+static size_t slots_fixed(const Layer *y) { return prepare_fixed(y) + (size_t)y->n_heads * (size_t)y->own.slots * (size_t)(y->dk + y->dv); }
 
 /* Log-linear attention: a memory for every power of two, as in a Fenwick tree.                    (arXiv 2506.04761)
  *   position t reads level b + 1 for each bit b of t that is set, with weight lam, and itself as level 0; afterwards the memories
@@ -6682,7 +6726,7 @@ static void mix_log_linear(const Run *run, const Layer *y, float *mem, float *co
         for (int t = 0; t < run->T; t++) {
             Step s = step_of(&r, t, h);
             float *levels = mem + (size_t)h * (MAX_LEVELS - 1) * n, *out = o + ((size_t)t * (size_t)H + (size_t)h) * (size_t)dv;
-            const float *w = in[IN_W] + ((size_t)t * (size_t)H + (size_t)h) * MAX_LEVELS, *scale = y->levels + h * MAX_LEVELS;
+            const float *w = in[IN_W] + ((size_t)t * (size_t)H + (size_t)h) * MAX_LEVELS, *scale = y->own.levels + h * MAX_LEVELS;
             float own = softplus(scale[0] * w[0]) * dot(s.q, s.k, (size_t)dk);
             for (int j = 0; j < dv; j++) out[j] = own * s.v[j];
             int64_t pos = run->pos + t;
@@ -6721,22 +6765,22 @@ static size_t log_linear_fixed(const Layer *y) {
  *   mem: h (channels, states) */
 static void mix_mamba(const Run *run, const Layer *y, float *mem, float *const *in, float *o) {
     float *free_rows = in[MAX_IN];
-    int I = y->n_heads, N = y->dk, T = run->T, R = proj_out(&y->step_in); /* R: width of the narrow middle */
+    int I = y->n_heads, N = y->dk, T = run->T, R = proj_out(&y->own.mamba.step_in); /* R: width of the narrow middle */
     int n_threads = threads_for(run->team, 20.0 * T * I * N);
     mem = convolve(run, y, mem, in);
     Rows step = scratch_rows(&free_rows, T, 1, I), bc = scratch_rows(&free_rows, T, 1, 2 * N);
     Rows narrow = scratch_rows(&free_rows, T, 1, R);
     float *rows[] = {row_at(&narrow, 0), row_at(&bc, 0)}, *steps = row_at(&step, 0);
-    project(run->team, rows, (const Proj[]){y->step_in, y->bc_in}, 2, in[IN_V], T, run->mid);
-    if (y->step_norm) {
-        rmsnorm_rows(run->team, rows[0], rows[0], NULL, R, y->step_eps, T);
-        rmsnorm_rows(run->team, rows[1], rows[1], NULL, N, y->step_eps, 2 * T);
+    project(run->team, rows, (const Proj[]){y->own.mamba.step_in, y->own.mamba.bc_in}, 2, in[IN_V], T, run->mid);
+    if (y->own.mamba.norm) {
+        rmsnorm_rows(run->team, rows[0], rows[0], NULL, R, y->own.mamba.eps, T);
+        rmsnorm_rows(run->team, rows[1], rows[1], NULL, N, y->own.mamba.eps, 2 * T);
     }
-    project(run->team, &steps, &y->step_up, 1, rows[0], T, run->mid);
+    project(run->team, &steps, &y->own.mamba.step_up, 1, rows[0], T, run->mid);
     PARALLEL_FOR(n_threads)
     for (int i = 0; i < I; i++) {
         float *h = mem + (size_t)i * (size_t)N;
-        const float *a = y->a + (size_t)i * (size_t)N;
+        const float *a = y->decay.a + (size_t)i * (size_t)N;
         FLUSH_DENORMALS;
         for (int t = 0; t < T; t++) {
             size_t at = (size_t)t * (size_t)I + (size_t)i;
@@ -6759,7 +6803,7 @@ static size_t mamba_fixed(const Layer *y) { return conv_floats(y) + (size_t)y->n
  *   mem: k and v of the last token, angles (H, rope_dims / 2), S (H, dk, dv) */
 static void mix_trapezoid(const Run *run, const Layer *y, float *mem, float *const *in, float *o) {
     float *free_rows = in[MAX_IN];
-    int H = y->n_heads, dk = y->dk, dv = y->dv, T = run->T, pairs = y->rope_dims / 2;
+    int H = y->n_heads, dk = y->dk, dv = y->dv, T = run->T, pairs = y->rope.dims / 2;
     float *last_k = mem, *last_v = last_k + (size_t)H * (size_t)dk;
     float *angles = last_v + (size_t)H * (size_t)dv, *S = angles + (size_t)H * (size_t)pairs;
     Rows query = in_rows(y, in, IN_Q), key = in_rows(y, in, IN_K);
@@ -6771,18 +6815,18 @@ static void mix_trapezoid(const Run *run, const Layer *y, float *mem, float *con
         float table[MAX_ROPE], *angle = angles + h * pairs, *k0 = last_k + h * dk, *v0 = last_v + h * dv;
         for (int t = 0; t < T; t++) {
             size_t at = (size_t)t * (size_t)H + (size_t)h;
-            float D = softplus(in[IN_F][at] + y->dt_bias[h]), rate = softplus(in[IN_W][at]), s = sigmoid(in[IN_B][at]);
-            float fade = expf(-(rate > y->rate_min ? rate : y->rate_min) * D);
+            float D = softplus(in[IN_F][at] + y->decay.dt_bias[h]), rate = softplus(in[IN_W][at]), s = sigmoid(in[IN_B][at]);
+            float fade = expf(-(rate > y->own.rate_min ? rate : y->own.rate_min) * D);
             float *k1 = row_at(&k, 2 * t + 1) + h * dk, *q1 = row_at(&q, 2 * t + 1) + h * dk, *w = row_at(&v, 2 * t) + h * dv;
             const float *x = in[IN_V] + at * (size_t)dv;
             for (int i = 0; i < pairs; i++) {
                 angle[i] = (float)fmod(angle[i] + 3.14159265358979 * tanh(in[IN_G][t * pairs + i]) * D, 6.28318530717959);
                 table[2 * i] = cosf(angle[i]), table[2 * i + 1] = sinf(angle[i]);
             }
-            rmsnorm(k1, row_head(&key, t, h, H, 0, dk), y->k_norm, (size_t)dk, y->eps);
-            rmsnorm(q1, row_head(&query, t, h, H, 0, dk), y->q_norm, (size_t)dk, y->eps);
-            for (int i = 0; i < dk; i++) k1[i] += y->k_bias[h * dk + i], q1[i] += y->q_bias[h * dk + i];
-            rope(k1, table, y->rope_dims, 1), rope(q1, table, y->rope_dims, 1);
+            rmsnorm(k1, row_head(&key, t, h, H, 0, dk), y->qk.k, (size_t)dk, y->eps);
+            rmsnorm(q1, row_head(&query, t, h, H, 0, dk), y->qk.q, (size_t)dk, y->eps);
+            for (int i = 0; i < dk; i++) k1[i] += y->qk.k_bias[h * dk + i], q1[i] += y->qk.q_bias[h * dk + i];
+            rope(k1, table, y->rope.dims, 1), rope(q1, table, y->rope.dims, 1);
             memcpy(row_at(&k, 2 * t) + h * dk, k0, (size_t)dk * sizeof(float));
             memcpy(k0, k1, (size_t)dk * sizeof(float));
             memcpy(row_at(&q, 2 * t) + h * dk, q1, (size_t)dk * sizeof(float)); /* what is read after the first write is dropped */
@@ -6800,7 +6844,7 @@ static void mix_trapezoid(const Run *run, const Layer *y, float *mem, float *con
     for (int t = 0; t < T; t++) memcpy(o + (size_t)t * out.stride, row_at(&out, 2 * t + 1), out.stride * sizeof(float));
     finish(run, y, in, o);
 }
-static size_t trapezoid_fixed(const Layer *y) { return (size_t)y->n_heads * (size_t)(y->dk + y->dv + y->rope_dims / 2 + y->dk * y->dv); }
+static size_t trapezoid_fixed(const Layer *y) { return (size_t)y->n_heads * (size_t)(y->dk + y->dv + y->rope.dims / 2 + y->dk * y->dv); }
 
 /* Token shift: delta_t = x_{t-1} - x_t, all (T, dim).                                           (arXiv 2404.05892)
  *   last (dim): x before the run, zero at the start; left behind is the last x of the run */
@@ -6826,18 +6870,18 @@ static void rwkv_project(const Run *run, const Layer *y, float *last, float *con
     Rows a = scratch_rows(&free_rows, T, 1, dim), b = scratch_rows(&free_rows, T, 1, dim);
     float *delta = row_at(&a, 0), *read = row_at(&b, 0), *share[MAX_IN] = {NULL}; /* share[j] (T, dim) */
     token_shift(delta, run->x, last, T, (size_t)dim);
-    if (y->lerp_x) {
+    if (y->own.rwkv.lerp_x) {
         for (int j = 0; j < MAX_IN; j++) {
-            if (!y->lerp[j].w.data) continue;
+            if (!y->own.rwkv.lerp[j].w.data) continue;
             Rows rows = scratch_rows(&free_rows, T, 1, dim);
             share[j] = row_at(&rows, 0);
         }
-        lerp_rows(read, run->x, delta, y->lerp_x, 0, T, (size_t)dim);
-        project(run->team, share, y->lerp, MAX_IN, read, T, run->mid);
+        lerp_rows(read, run->x, delta, y->own.rwkv.lerp_x, 0, T, (size_t)dim);
+        project(run->team, share, y->own.rwkv.lerp, MAX_IN, read, T, run->mid);
     }
     for (int j = 0; j < MAX_IN; j++) {
         if (!y->in[j].w.data) continue;
-        lerp_rows(read, run->x, delta, share[j] ? share[j] : y->lerp[j].bias, share[j] ? (size_t)dim : 0, T, (size_t)dim);
+        lerp_rows(read, run->x, delta, share[j] ? share[j] : y->own.rwkv.lerp[j].bias, share[j] ? (size_t)dim : 0, T, (size_t)dim);
         project(run->team, &in[j], &y->in[j], 1, read, T, run->mid);
     }
 }
@@ -6848,14 +6892,14 @@ static void rwkv_project(const Run *run, const Layer *y, float *last, float *con
 static void rwkv7_token(const Layer *y, float *k, float *kk, float *strength, float *v, const float *w_v, float *v_first) {
     int dk = y->dk;
     size_t keys = (size_t)y->n_heads * (size_t)dk, values = (size_t)y->n_heads * (size_t)y->dv;
-    for (size_t i = 0; i < keys; i++) kk[i] = k[i] * y->k_k[i];
+    for (size_t i = 0; i < keys; i++) kk[i] = k[i] * y->own.rwkv.k_k[i];
     for (float *head = kk; head < kk + keys; head += dk) {
-        float length = sqrtf(dot(head, head, (size_t)dk) + y->k_eps);
+        float length = sqrtf(dot(head, head, (size_t)dk) + y->own.rwkv.k_eps);
         for (int i = 0; i < dk; i++) head[i] /= length > 1e-12f ? length : 1e-12f;
     }
     for (size_t i = 0; i < keys; i++) {
         float a = sigmoid(strength[i]);
-        k[i] *= 1 + (a - 1) * y->k_a[i];
+        k[i] *= 1 + (a - 1) * y->own.rwkv.k_a[i];
         strength[i] = -a * kk[i];
     }
     if (!y->in[IN_W].w.data) memcpy(v_first, v, values * sizeof(float));
@@ -6871,7 +6915,7 @@ static void rwkv7_token(const Layer *y, float *k, float *kk, float *strength, fl
  *   o <- LayerNorm(o) per head, RWKV-7: + (r . r_k k) v, with the k and v that were written;  o <- o * silu(z), RWKV-7: o * z
  *   mem: the last x (dim), S (H, dk, dv) */
 static void mix_rwkv(const Run *run, const Layer *y, float *mem, float *const *in, float *o) {
-    int H = y->n_heads, dk = y->dk, dv = y->dv, T = run->T, seven = y->k_k != NULL, dim = y->in[IN_Q].w.n_in;
+    int H = y->n_heads, dk = y->dk, dv = y->dv, T = run->T, seven = y->own.rwkv.k_k != NULL, dim = y->in[IN_Q].w.n_in;
     size_t keys = (size_t)H * (size_t)dk, values = (size_t)H * (size_t)dv;
     float *free_rows = in[MAX_IN];
     Rows erase = scratch_rows(&free_rows, T, H, dk); /* kk */
@@ -6890,7 +6934,7 @@ static void mix_rwkv(const Run *run, const Layer *y, float *mem, float *const *i
     Recurrence r = {.H = H, .dk = dk, .dv = dv, .d_width = dk, .d = {in[IN_F], keys, H},
                     .q = {in[IN_Q], keys, H}, .k = {in[IN_K], keys, H}, .v = {in[IN_V], values, H}};
     if (seven) r.e = erase, r.undecayed = 1, r.w = (Rows){in[IN_B], keys, H};
-    else r.u = (Rows){y->bonus, 0, H};
+    else r.u = (Rows){y->own.rwkv.bonus, 0, H};
     recurrence(run->team, &r, mem + dim, o, T);
 
     // norm, RWKV-7's bonus, gate
@@ -6899,11 +6943,11 @@ static void mix_rwkv(const Run *run, const Layer *y, float *mem, float *const *i
     for (int i = 0; i < T * H; i++) {
         size_t at = (size_t)i * (size_t)dk, v_at = (size_t)i * (size_t)dv, h = (size_t)(i % H);
         float *out = o + v_at, bonus = 0;
-        layernorm(out, out, y->o_norm + h * (size_t)dv, y->o_bias + h * (size_t)dv, (size_t)dv, y->o_eps);
+        layernorm(out, out, y->back.norm + h * (size_t)dv, y->back.norm_bias + h * (size_t)dv, (size_t)dv, y->back.eps);
         for (int j = 0; j < dk && seven; j++)
-            bonus += in[IN_Q][at + (size_t)j] * y->bonus[h * (size_t)dk + (size_t)j] * in[IN_K][at + (size_t)j];
+            bonus += in[IN_Q][at + (size_t)j] * y->own.rwkv.bonus[h * (size_t)dk + (size_t)j] * in[IN_K][at + (size_t)j];
         for (int j = 0; j < dv && seven; j++) out[j] += bonus * in[IN_V][v_at + (size_t)j];
-        run->team->kernels->gate(out, in[IN_Z] + v_at, y->gate_act, (size_t)dv);
+        run->team->kernels->gate(out, in[IN_Z] + v_at, y->back.gate, (size_t)dv);
     }
 }
 static size_t rwkv_fixed(const Layer *y) { return (size_t)y->in[IN_Q].w.n_in + (size_t)y->n_heads * (size_t)y->dk * (size_t)y->dv; }
@@ -6912,22 +6956,22 @@ static size_t rwkv_fixed(const Layer *y) { return (size_t)y->in[IN_Q].w.n_in + (
  *   x <- down(act(up xk)), in RWKV-6 times sigmoid(receptance xr);  xk, xr mixes of x and the x before, which last (dim) keeps
  * act(z) is max(z, 0)^2 unless the file names another. */
 static void channel_mix(const Team *team, const Layer *y, float *x, float *last, float *free_rows, int T) {
-    int dim = y->up.n_in, hidden = y->up.n_out;
+    int dim = y->ffn.up.n_in, hidden = y->ffn.up.n_out;
     Rows a = scratch_rows(&free_rows, T, 1, dim), b = scratch_rows(&free_rows, T, 1, dim), c = scratch_rows(&free_rows, T, 1, dim);
     float *delta = row_at(&a, 0), *read = row_at(&b, 0), *gate = row_at(&c, 0), *key = free_rows;
     token_shift(delta, x, last, T, (size_t)dim);
-    lerp_rows(read, x, delta, y->ffn_lerp_k, 0, T, (size_t)dim);
+    lerp_rows(read, x, delta, y->ffn.lerp_k, 0, T, (size_t)dim);
     Input for_key = input_rows(read, T, dim);
-    matmul(team, &(Product){key, &y->up}, 1, &for_key);
-    activate_row(key, y->ffn_act, (size_t)T * (size_t)hidden);
-    if (y->ffn_lerp_r) {
-        lerp_rows(read, x, delta, y->ffn_lerp_r, 0, T, (size_t)dim);
+    matmul(team, &(Product){key, &y->ffn.up}, 1, &for_key);
+    activate_row(key, y->ffn.act, (size_t)T * (size_t)hidden);
+    if (y->ffn.lerp_r) {
+        lerp_rows(read, x, delta, y->ffn.lerp_r, 0, T, (size_t)dim);
         Input for_gate = input_rows(read, T, dim);
-        matmul(team, &(Product){gate, &y->gate}, 1, &for_gate);
+        matmul(team, &(Product){gate, &y->ffn.gate}, 1, &for_gate);
     }
     Input wide = input_rows(key, T, hidden);
-    matmul(team, &(Product){x, &y->down}, 1, &wide);
-    if (y->ffn_lerp_r) gate_rows(team, x, gate, ACT_SIGMOID, dim, T);
+    matmul(team, &(Product){x, &y->ffn.down}, 1, &wide);
+    if (y->ffn.lerp_r) gate_rows(team, x, gate, ACT_SIGMOID, dim, T);
 }
 
 /* MesaNet: what is read is the least-squares answer to all that was written.                      (arXiv 2506.05233)
@@ -6938,13 +6982,13 @@ static void mix_mesa(const Run *run, const Layer *y, float *mem, float *const *i
     float *free_rows = in[MAX_IN];
     Recurrence r = prepare(run, y, &mem, in, &free_rows);
     int H = r.H, dk = r.dk, dv = r.dv;
-    int n_threads = threads_for(run->team, 2.0 * run->T * H * dk * (dk * (y->solver_steps + 2) + 2 * dv));
+    int n_threads = threads_for(run->team, 2.0 * run->T * H * dk * (dk * (y->own.mesa.steps + 2) + 2 * dv));
     Rows solution = scratch_rows(&free_rows, run->T, H, dk), direction = scratch_rows(&free_rows, run->T, H, dk);
     PARALLEL_FOR(n_threads)
     for (int h = 0; h < H; h++) {
         float *A = mem + (size_t)h * (size_t)dk * (size_t)dk;
         float *S = mem + (size_t)H * (size_t)dk * (size_t)dk + (size_t)h * (size_t)dk * (size_t)dv;
-        const float *ridge = y->ridge + h * dk;
+        const float *ridge = y->own.mesa.ridge + h * dk;
         FLUSH_DENORMALS;
         for (int t = 0; t < run->T; t++) {
             float d = row_at(&r.d, t)[h], b = in[IN_B][(size_t)t * (size_t)H + (size_t)h];
@@ -6964,7 +7008,7 @@ static void mix_mesa(const Run *run, const Layer *y, float *mem, float *const *i
             // x: (A + Diag(ridge)) x = q
             for (int i = 0; i < dk; i++) x[i] = 0, p[i] = rest[i];
             float size = dot(rest, rest, (size_t)dk);
-            for (int n = 0; n < y->solver_steps; n++) {
+            for (int n = 0; n < y->own.mesa.steps; n++) {
                 for (int i = 0; i < dk; i++) Ap[i] = dot(A + i * dk, p, (size_t)dk) + ridge[i] * p[i];
                 float step = size / (dot(p, Ap, (size_t)dk) + 1e-5f);
                 for (int i = 0; i < dk; i++) x[i] += step * p[i], rest[i] -= step * Ap[i];
@@ -7003,13 +7047,13 @@ static void forget_sums(const Run *run, const float *f, int H) {
  * Other gated models store a head's query rows and then its gate rows; the gate is neither normalised nor rotated. */
 static void mix_softmax(const Run *run, const Layer *y, float *mem, float *const *in, float *o) {
     int H = y->n_heads, Hkv = y->n_k_heads, dk = y->dk, dv = y->dv;
-    int q_step = dk * (y->gated ? 2 : 1), q_row = H * q_step; /* floats from one query head to the next, and from one token to the next */
+    int q_step = dk * (y->own.softmax.gated ? 2 : 1), q_row = H * q_step; /* floats from one query head to the next, and from one token to the next */
     int T = run->T;
     int64_t end = run->pos + T;
     (void)mem;
 
     // q, k <- rope(norm(q)), rope(norm(k)); k, v go into the cache, of which one thread owns a block
-    int n_threads = threads_for(run->team, 40.0 * T * (y->rope_dims / 2 + H * dk));
+    int n_threads = threads_for(run->team, 40.0 * T * (y->rope.dims / 2 + H * dk));
     int64_t first = run->pos / KEYS, last = (end - 1) / KEYS;
     PARALLEL_FOR(n_threads)
     for (int64_t block = first; block <= last; block++)
@@ -7020,13 +7064,13 @@ static void mix_softmax(const Run *run, const Layer *y, float *mem, float *const
             rope_table(table, y, pos);
             for (int h = 0; h < H; h++) {
                 float *head = q + h * q_step;
-                if (y->q_norm) rmsnorm(head, head, y->q_norm + h * y->qk_norm_step, (size_t)dk, y->qk_eps);
-                rope(head, table, y->rope_dims, y->rope_adjacent);
+                if (y->qk.q) rmsnorm(head, head, y->qk.q + h * y->qk.step, (size_t)dk, y->qk.eps);
+                rope(head, table, y->rope.dims, y->rope.adjacent);
             }
             for (int h = 0; h < Hkv; h++) {
                 float *head = k + h * dk;
-                if (y->k_norm) rmsnorm(head, head, y->k_norm + h * y->qk_norm_step, (size_t)dk, y->qk_eps);
-                rope(head, table, y->rope_dims, y->rope_adjacent);
+                if (y->qk.k) rmsnorm(head, head, y->qk.k + h * y->qk.step, (size_t)dk, y->qk.eps);
+                rope(head, table, y->rope.dims, y->rope.adjacent);
             }
             cache_append(&run->cache, pos, k, v, NULL);
         }
@@ -7034,12 +7078,12 @@ static void mix_softmax(const Run *run, const Layer *y, float *mem, float *const
 
     // o = softmax(scale q K' + c_i - c_j) V
     Attend attend = {.cache = &run->cache, .q = in[IN_Q], .q_stride = (size_t)q_row, .q_step = (size_t)q_step,
-                     .H = H, .T = T, .window = y->window, .pos = run->pos, .scale = y->scale};
+                     .H = H, .T = T, .window = y->own.softmax.window, .pos = run->pos, .scale = y->scale};
     attention(run->team, &attend, o);
 
     // o <- o * sigmoid(gate)
     if (y->in[IN_Z].w.data) gate_rows(run->team, o, in[IN_Z], ACT_SIGMOID, H * dv, T);
-    if (!y->gated) return;
+    if (!y->own.softmax.gated) return;
     n_threads = threads_for(run->team, 20.0 * T * H * dv);
     PARALLEL_FOR(n_threads)
     for (int i = 0; i < T * H; i++) {
@@ -7094,7 +7138,7 @@ static void walk_back(const Run *run, const Layer *y, const float *q, float forg
         for (int r = 0; r < n; r++) {
             int t = (first_row + r) / G, h = group * G + (first_row + r) % G;
             at[r] = run->pos + t;
-            from[r] = y->window ? max64(0, at[r] - y->window + 1) : 0;
+            from[r] = y->own.softmax.window ? max64(0, at[r] - y->own.softmax.window + 1) : 0;
             out[r] = o + ((size_t)t * (size_t)H + (size_t)h) * (size_t)d;
             top[r] = -INFINITY, sum[r] = 0;
             memset(out[r], 0, (size_t)d * sizeof(float));
@@ -7175,26 +7219,26 @@ static void append_rows(const Run *run, float *rows, const float *k, const float
  *   w <- silu(conv(w)), where there is a convolution;  u = sqrt(beta_scale sigmoid(b)) w / |w|      mem: last inputs of the convolution */
 static void mix_path(const Run *run, const Layer *y, float *mem, float *const *in, float *o) {
     int rows = run->T * y->n_k_heads, d = y->dk;
-    if (y->conv[IN_W]) short_conv(run->team, in[IN_W], y->conv[IN_W], NULL, mem, y->n_k_heads * d, y->d_conv, run->T, ACT_SILU);
-    for (int i = 0; i < rows; i++) l2norm(in[IN_W] + (size_t)i * (size_t)d, d, sqrtf(y->beta_scale * sigmoid(in[IN_B][i])));
+    if (y->conv.w[IN_W]) short_conv(run->team, in[IN_W], y->conv.w[IN_W], NULL, mem, y->n_k_heads * d, y->conv.taps, run->T, ACT_SILU);
+    for (int i = 0; i < rows; i++) l2norm(in[IN_W] + (size_t)i * (size_t)d, d, sqrtf(y->write.beta_scale * sigmoid(in[IN_B][i])));
     append_rows(run, in[MAX_IN], in[IN_K], in[IN_W], d, in[IN_V]);
     forget_sums(run, in[IN_F], y->n_heads);
     walk_back(run, y, in[IN_Q], y->scale, o);
 }
-static size_t path_fixed(const Layer *y) { return y->conv[IN_W] ? (size_t)(y->d_conv - 1) * (size_t)proj_out(&y->in[IN_W]) : 0; }
+static size_t path_fixed(const Layer *y) { return y->conv.w[IN_W] ? (size_t)(y->conv.taps - 1) * (size_t)proj_out(&y->in[IN_W]) : 0; }
 static Cache path_cache(const Layer *y) { return (Cache){NULL, F32, y->n_k_heads, 0, 3 * y->dk, forget_heads(y)}; }
 
 /* Wall attention: a key fades channel by channel, as the memory of gated linear attention does, under a softmax.   fade = sigmoid(w) */
 static void mix_wall(const Run *run, const Layer *y, float *mem, float *const *in, float *o) {
     int H = y->n_heads, Hkv = y->n_k_heads, d = y->dk;
     (void)mem;
-    for (int i = 0; i < run->T * H && y->q_norm; i++) {
+    for (int i = 0; i < run->T * H && y->qk.q; i++) {
         float *q = in[IN_Q] + (size_t)i * (size_t)d;
-        rmsnorm(q, q, y->q_norm + i % H * d, (size_t)d, y->qk_eps);
+        rmsnorm(q, q, y->qk.q + i % H * d, (size_t)d, y->qk.eps);
     }
-    for (int i = 0; i < run->T * Hkv && y->k_norm; i++) {
+    for (int i = 0; i < run->T * Hkv && y->qk.k; i++) {
         float *k = in[IN_K] + (size_t)i * (size_t)d;
-        rmsnorm(k, k, y->k_norm + i % Hkv * d, (size_t)d, y->qk_eps);
+        rmsnorm(k, k, y->qk.k + i % Hkv * d, (size_t)d, y->qk.eps);
     }
     activate_row(in[IN_W], ACT_SIGMOID, (size_t)run->T * (size_t)(H * d));
     append_rows(run, in[MAX_IN], in[IN_K], in[IN_W], H / Hkv * d, in[IN_V]);
@@ -7244,30 +7288,30 @@ static void measure_layers(GlaModel *m) {
     for (int i = 0; i < m->config.n_layers; i++) {
         Layer *y = &m->layers[i];
         size_t rows = 0, mid = 0, lerp_mid = 0; /* floats per token: projections with the mixer's scratch; narrow middles */
-        size_t o = (size_t)y->n_heads * (size_t)y->dv, hidden = (size_t)y->up.n_out;
+        size_t o = (size_t)y->n_heads * (size_t)y->dv, hidden = (size_t)y->ffn.up.n_out;
         for (int j = 0; j < MAX_IN; j++) {
             rows += round_up((size_t)proj_out(&y->in[j]), LANES);
             if (y->in[j].up.data) mid += (size_t)y->in[j].w.n_out;
-            if (y->lerp[j].up.data) lerp_mid += (size_t)y->lerp[j].w.n_out;
+            if (y->own.rwkv.lerp[j].up.data) lerp_mid += (size_t)y->own.rwkv.lerp[j].w.n_out;
         }
-        rows += round_up(y->scratch, LANES);
-        raise_to(&m->widest_in, (size_t)proj_out(&y->step_in));
+        rows += round_up(y->mem.scratch, LANES);
+        raise_to(&m->widest_in, (size_t)proj_out(&y->own.mamba.step_in));
         raise_to(&mid, lerp_mid);
-        if (y->ffn_lerp_k) raise_to(&rows, 3 * (size_t)m->config.dim + hidden + 4 * LANES);
-        y->fixed = mixers[y->mixer].fixed ? mixers[y->mixer].fixed(y) : 0;
-        y->fixed += y->ffn_lerp_k ? (size_t)m->config.dim : 0;
-        y->fixed_at = m->fixed_floats, m->fixed_floats += y->fixed;
+        if (y->ffn.lerp_k) raise_to(&rows, 3 * (size_t)m->config.dim + hidden + 4 * LANES);
+        y->mem.fixed = mixers[y->mixer].fixed ? mixers[y->mixer].fixed(y) : 0;
+        y->mem.fixed += y->ffn.lerp_k ? (size_t)m->config.dim : 0;
+        y->mem.fixed_at = m->fixed_floats, m->fixed_floats += y->mem.fixed;
         for (int kv = 0; kv < GLA_N_KV && mixers[y->mixer].cache; kv++) {
             Cache c = cache_shape(y, kv);
-            y->kv[kv] = cache_block_bytes(&c);
-            y->kv_at[kv] = m->kv_bytes[kv], m->kv_bytes[kv] += y->kv[kv];
-            if (!kv) m->kv_floats += y->kv[kv] / sizeof(float) / KEYS;
+            y->mem.kv[kv] = cache_block_bytes(&c);
+            y->mem.kv_at[kv] = m->kv_bytes[kv], m->kv_bytes[kv] += y->mem.kv[kv];
+            if (!kv) m->kv_floats += y->mem.kv[kv] / sizeof(float) / KEYS;
         }
         raise_to(&m->row_floats, rows);
         raise_to(&m->mid_floats, mid), raise_to(&m->widest_in, mid);
         raise_to(&m->out_floats, o), raise_to(&m->widest_in, o);
         raise_to(&m->hidden_floats, hidden), raise_to(&m->widest_in, hidden);
-        raise_to(&m->widest_dk, (size_t)(y->dk > y->slots ? y->dk : y->slots));
+        raise_to(&m->widest_dk, (size_t)(y->dk > y->own.slots ? y->dk : y->own.slots));
         int same = 0; /* an earlier layer of this kind counts for both */
         while (strcmp(kind_of(&m->layers[same]), kind_of(y))) same++;
         m->layers[same].kind_count++;
@@ -7332,15 +7376,15 @@ static void mix(GlaState *s, const Run *run, const Layer *y, float *mem) {
 /* xb = down(up xb * act(gate xb)), with biases where there are some */
 static void feed_forward(GlaState *s, const Layer *y, int T) {
     const Team *team = &s->team;
-    const int dim = s->m->config.dim, hidden = y->gate.n_out;
+    const int dim = s->m->config.dim, hidden = y->ffn.gate.n_out;
     float *gate = s->rows, *up = gate + (size_t)T * (size_t)hidden;
     Input wide = input_rows(s->xb, T, dim), middle = input_rows(up, T, hidden);
-    matmul(team, (Product[]){{gate, &y->gate}, {up, &y->up}}, 2, &wide);
-    add_bias(gate, y->ffn_bias[0], T, (size_t)hidden);
-    add_bias(up, y->ffn_bias[1], T, (size_t)hidden);
-    gate_rows(team, up, gate, y->ffn_act, hidden, T);
-    matmul(team, &(Product){s->xb, &y->down}, 1, &middle);
-    add_bias(s->xb, y->ffn_bias[2], T, (size_t)dim);
+    matmul(team, (Product[]){{gate, &y->ffn.gate}, {up, &y->ffn.up}}, 2, &wide);
+    add_bias(gate, y->ffn.bias[0], T, (size_t)hidden);
+    add_bias(up, y->ffn.bias[1], T, (size_t)hidden);
+    gate_rows(team, up, gate, y->ffn.act, hidden, T);
+    matmul(team, &(Product){s->xb, &y->ffn.down}, 1, &middle);
+    add_bias(s->xb, y->ffn.bias[2], T, (size_t)dim);
 }
 
 /* Reads ids[0..T), T <= batch; the last n_logits positions leave rows of logits. When it was
@@ -7361,16 +7405,16 @@ static void forward(GlaState *s, const int32_t *ids, int T, float *logits, int n
         for (size_t d = 0; d < dim && c->embed_scale != 1; d++)
             x[(size_t)t * dim + d] *= c->embed_scale;
     }
-    if (m->embed_norm) norm_rows(team, c, x, x, m->embed_norm, m->embed_norm_bias, T);
+    if (m->embed_norm.w) norm_rows(team, c, x, x, m->embed_norm, T);
 
     for (int i = 0; i < c->n_layers; i++) {
         const Layer *y = &m->layers[i];
-        float *mem = s->fixed + y->fixed_at;
+        float *mem = s->fixed + y->mem.fixed_at;
         if (mixers[y->mixer].cache) run.cache = cache_shape(y, s->kv_type), run.cache.mem = kv_of(s, y);
-        for (int ffn = 0; ffn <= (y->down.data != NULL); ffn++) { /* the mixer, then the feed-forward, if there is one */
+        for (int ffn = 0; ffn <= (y->ffn.down.data != NULL); ffn++) { /* the mixer, then the feed-forward, if there is one */
             const float *in = x;
             if (c->res_block) {
-                mix_sources(s->xb, s->x, closed + 1, step, T, dim, y->res_proj[ffn], y->res_norm[ffn], y->eps);
+                mix_sources(s->xb, s->x, closed + 1, step, T, dim, y->res.proj[ffn], y->res.norm[ffn], y->eps);
                 in = s->xb;
                 if ((2 * i + ffn) % c->res_block == 0) { /* a new source begins */
                     x += step, closed++;
@@ -7379,20 +7423,20 @@ static void forward(GlaState *s, const int32_t *ids, int T, float *logits, int n
             }
 
             // xb = norm(x)
-            norm_rows(team, c, s->xb, in, ffn ? y->ffn_norm : y->norm, ffn ? y->ffn_norm_bias : y->norm_bias, T);
+            norm_rows(team, c, s->xb, in, ffn ? y->ffn.norm : y->norm, T);
 
             if (!ffn) {
                 mix(s, &run, y, mem);
-            } else if (y->ffn_lerp_k) {
+            } else if (y->ffn.lerp_k) {
                 // xb = channel_mix(xb), whose last x lies behind the mixer's memory
-                channel_mix(team, y, s->xb, mem + y->fixed - dim, s->rows, T);
+                channel_mix(team, y, s->xb, mem + y->mem.fixed - dim, s->rows, T);
             } else {
                 feed_forward(s, y, T);
             }
 
             // x += xb, or norm(xb)
-            const float *post = ffn ? y->post_ffn_norm : y->post_norm;
-            if (post) norm_rows(team, c, s->xb, s->xb, post, NULL, T);
+            const Norm post = ffn ? y->ffn.post_norm : y->post_norm;
+            if (post.w) norm_rows(team, c, s->xb, s->xb, post, T);
             for (size_t j = 0; j < (size_t)T * dim; j++) x[j] += s->xb[j];
             if (stopped(team)) { s->within = 0; return; }
         }
@@ -7408,7 +7452,7 @@ static void forward(GlaState *s, const int32_t *ids, int T, float *logits, int n
         last = s->xb;
     }
     if (n_logits) {
-        norm_rows(team, c, s->xb, last, m->out_norm, m->out_norm_bias, n_logits);
+        norm_rows(team, c, s->xb, last, m->out_norm, n_logits);
         Input wanted = input_rows(s->xb, n_logits, c->dim);
         matmul(team, &(Product){logits, &m->head}, 1, &wanted);
         size_t n = (size_t)n_logits * (size_t)c->vocab_size;
@@ -13875,7 +13919,7 @@ static int fill_cache(GlaState *s, int n, char *err) {
     uint64_t rng = 2;
     for (int i = 0; i < s->m->config.n_layers && n; i++) {
         const Layer *y = &s->m->layers[i];
-        if (!y->kv[0]) continue;
+        if (!y->mem.kv[0]) continue;
         Cache c = cache_shape(y, s->kv_type);
         c.mem = kv_of(s, y);
         size_t nk = (size_t)c.heads * (size_t)c.dk, nv = (size_t)c.heads * (size_t)c.dv;

@@ -681,9 +681,9 @@ static void own_frequencies(void) {
         check(!code, err);
         if (code) continue;
         const Layer *turned = &m->layers[softmax], *plain = &m->layers[!softmax];
-        double speed = plain->rope_freq[1];
+        double speed = plain->rope.freq[1];
         check(speed == pow(10000, -0.25), "the linear layer turns with another's factors");
-        check(turned->rope_freq[1] > speed, "the softmax layer turns without its factors");
+        check(turned->rope.freq[1] > speed, "the softmax layer turns without its factors");
         gla_close(m);
     }
 }

@@ -606,12 +606,13 @@ static void test_layers(void) {
     near("rmsnorm", y, (double[]){0.529812868, -1.05962574, 0.264906434, 1.58943861}, 4, 1e-6);
     rmsnorm(y, x, (float[]){2, 2, 2, 2}, 4, 1e-6f);
     near("rmsnorm with a weight", y, (double[]){2 * 0.529812868, 2 * -1.05962574, 2 * 0.264906434, 2 * 1.58943861}, 4, 1e-6);
-    Layer gated = {.n_heads = 1, .dv = 4, .norm_width = 4, .norm_shared = 1, .out_act = ACT_NONE, .o_eps = 1e-6f, .gate_act = ACT_SILU};
+    const Back silu_behind = {.norm_width = 4, .norm_shared = 1, .act = ACT_NONE, .eps = 1e-6f, .gate = ACT_SILU};
+    Layer gated = {.n_heads = 1, .dv = 4, .back = silu_behind};
     Run run = {.team = &team, .T = 1};
     memcpy(y, x, sizeof y);
     gated_norm(&run, y, &gated, z);
     near("norm, then silu of the gate", y, (double[]){0.164893482, 0.284977252, 0.466657626, 0}, 4, 1e-6);
-    gated.gate_act = ACT_SIGMOID;
+    gated.back.gate = ACT_SIGMOID;
     memcpy(y, x, sizeof y);
     gated_norm(&run, y, &gated, z);
     near("norm, then sigmoid of the gate", y, (double[]){0.329786964, -0.284977252, 0.233328813, 0.794719303}, 4, 1e-6);
@@ -654,7 +655,8 @@ static void test_layers(void) {
     static const double windowed[2] = {-0.428793596, -0.261608539};
     for (int variant = 0; variant < 3; variant++) {
         int gate = variant == 1, step = gate ? 4 : 2;
-        Layer s = {.n_heads = 1, .n_k_heads = 1, .dk = 2, .dv = 2, .scale = 0.707106781f, .gated = gate, .window = variant == 2 ? 2 : 0, .eps = 1e-6f};
+        Layer s = {.n_heads = 1, .n_k_heads = 1, .dk = 2, .dv = 2, .scale = 0.707106781f, .eps = 1e-6f};
+        s.own.softmax.gated = gate, s.own.softmax.window = variant == 2 ? 2 : 0;
         float q[12], k[6] = {0.5f, -1, 1, 0.25f, -0.75f, 0.5f}, v[6] = {1, 2, -1, 0.5f, 0.5f, -1.5f}, cache[4 * KEYS], o[6], *const all[MAX_IN] = {q, k, v};
         for (int t = 0; t < 3; t++) memcpy(q + t * step, rows[t], (size_t)step * sizeof *q);
         Cache keep = softmax_cache(&s);

@@ -125,18 +125,28 @@ GLA_API int gla_n_tokens(const GlaModel *m);           /* tokens in the vocabula
 /* Sampling ------------------------------------------------------------------------------- */
 enum { GLA_RECENT = 64,   /* the penalties look this many tokens back */
        GLA_BIAS = 32 };
+/* The settings, a row each; a new one is a row here and its law in section 12.
+ *   type, field, what it is when nobody says otherwise, least, most
+ *   key in a model's file, or NULL; letter or 0, and name, on the command line; what it does
+ * ROW(X, ...) is expanded for each; X is handed on. */
+#define GLA_SETTINGS(ROW, X) \
+    ROW(X, float, temperature, 1, 0, 100, "general.sampling.temp", 't', "temperature", "0 = always the likeliest token (1.0)") \
+    ROW(X, float, top_p, 0.9, 0, 1, "general.sampling.top_p", 'p', "top-p", "draw from the likeliest share (0.9), 1 = off") \
+    ROW(X, float, min_p, 0, 0, 1, "general.sampling.min_p", 0, "min-p", "drop what is less than X times the likeliest, 0 = off") \
+    ROW(X, int, top_k, 0, 0, INT32_MAX, "general.sampling.top_k", 'k', "top-k", "draw from the N likeliest, 0 = off") \
+    ROW(X, float, repeat_penalty, 1, 1e-3, 100, "general.sampling.penalty_repeat", 0, "repeat-penalty", "divide the scores of recent tokens, 1 = off") \
+    ROW(X, float, presence_penalty, 0, -100, 100, NULL, 0, "presence-penalty", "subtract from them, 0 = off")
+#define GLA_FIELD(X, type, field, ...) type field;
+
 typedef struct {          /* a plain value: copy it to save it. Every field may be changed between tokens */
-    float temperature;    /* 0 = always the likeliest token */
-    float top_p, min_p;   /* 1 and 0 = off */
-    int top_k;            /* 0 = off */
-    float repeat_penalty, presence_penalty; /* 1 and 0 = off */
+    GLA_SETTINGS(GLA_FIELD, )
     uint64_t rng;
     int32_t recent[GLA_RECENT];
     uint32_t n_recent;
     int n_bias;           /* added to the logits of some tokens before anything else; -INFINITY bans one */
     struct { int32_t id; float add; } bias[GLA_BIAS];
 } GlaSampler;
-GLA_API void gla_sampler_init(GlaSampler *p, const GlaModel *m, uint64_t seed); /* the file's general.sampling.*, else 1.0, 0.9, off */
+GLA_API void gla_sampler_init(GlaSampler *p, const GlaModel *m, uint64_t seed); /* as the model's file says, else as above */
 GLA_API void gla_sampler_note(GlaSampler *p, int32_t id);                       /* a token the penalties should know of */
 GLA_API int32_t gla_sample(GlaSampler *p, GlaState *s);                         /* from the state's last logits */
 
@@ -5852,7 +5862,9 @@ typedef struct {
     uint32_t kv_type, n_keys;        /* GLA_KV_*, 0 without softmax layers; KEYS */
     GlaSampler sampler;
 } SessionHead;
-enum { SESSION_VERSION = 3 };
+/* The head holds the sampler, so each setting more is another version; there were six in the third. */
+#define ONE_MORE(...) + 1
+enum { SESSION_VERSION = 3 - 6 GLA_SETTINGS(ONE_MORE, ) };
 static const char session_magic[] = "GLASTATE";
 static const char *const kv_names[GLA_N_KV] = {"f32", "f32", "f16", "q8_0"};
 
@@ -9604,8 +9616,9 @@ GLA_API int gla_is_end(const GlaModel *m, int32_t id) { return tokenizer_is_end(
 static int tokenizer_size(const Tokenizer *t) { return t->n; }
 GLA_API int gla_n_tokens(const GlaModel *m) { return m->vocab->n; }
 
-/* ---- 12. sampler: logits to an id ---------------------------------------------------------------------------
- * Knows nothing of models. Order: biases, penalties, temperature, top-k, top-p, min-p, draw. */
+/* ---- 12. sampler: logits to an id ---------------------------------------------------------------
+ * Knows nothing of models. The settings are the rows of GLA_SETTINGS, in section 1. */
+#define SAMPLER_ORDER "biases, penalties, temperature, top-k, top-p, min-p" /* then one is drawn */
 
 static uint64_t next_random(uint64_t *rng) { /* splitmix64: every seed is as good as any other, 0 included */
     uint64_t z = *rng += 0x9e3779b97f4a7c15u;
@@ -9614,17 +9627,35 @@ static uint64_t next_random(uint64_t *rng) { /* splitmix64: every seed is as goo
     return z ^ z >> 31;
 }
 
-static int likelier(Scored a, Scored b) { return a.score > b.score || (a.score == b.score && a.id < b.id); }
+static double draw_below(GlaSampler *p, double total) { /* uniform in [0, total) */
+    return (double)(next_random(&p->rng) >> 11) * 0x1p-53 * total;
+}
+
+static int likelier(Scored a, Scored b) {
+    return a.score > b.score || (a.score == b.score && a.id < b.id);
+}
 
 static void sift_down(Scored *heap, int n, int i) { /* the best candidate is at 0 */
     for (int child; (child = 2 * i + 1) < n; i = child) {
         if (child + 1 < n && likelier(heap[child + 1], heap[child])) child++;
         if (!likelier(heap[child], heap[i])) return;
-        Scored c = heap[i]; heap[i] = heap[child]; heap[child] = c;
+        Scored c = heap[i];
+        heap[i] = heap[child];
+        heap[child] = c;
     }
 }
 
-/* The recent tokens, each once: logits > 0 are divided by repeat_penalty, others multiplied; presence_penalty is subtracted. */
+/* The best of n leaves the heap for the place behind it, n - 1; returns its score. */
+static float take_best(Scored *heap, int n) {
+    const Scored best = heap[0];
+    heap[0] = heap[n - 1];
+    heap[n - 1] = best;
+    sift_down(heap, n - 1, 0);
+    return best.score;
+}
+
+/* The recent tokens, each once: logits > 0 are divided by repeat_penalty, others multiplied;
+ * presence_penalty is subtracted. */
 static void penalise(const GlaSampler *p, Scored *c, int n) {
     int count = p->n_recent < GLA_RECENT ? (int)p->n_recent : GLA_RECENT;
     for (int i = 0; i < count; i++) {
@@ -9632,56 +9663,52 @@ static void penalise(const GlaSampler *p, Scored *c, int n) {
         int seen = id < 0 || id >= n;
         for (int j = 0; j < i && !seen; j++) seen = p->recent[j] == id;
         if (seen) continue;
-        c[id].score = c[id].score > 0 ? c[id].score / p->repeat_penalty : c[id].score * p->repeat_penalty;
-        c[id].score -= p->presence_penalty;
+        float *score = &c[id].score;
+        *score = *score > 0 ? *score / p->repeat_penalty : *score * p->repeat_penalty;
+        *score -= p->presence_penalty;
     }
 }
 
-/* An id from n logits; c: n candidates of scratch. Logits that are NaN are never drawn while another is not. */
+/* How many of the likeliest stay, and *mass, the sum of their probabilities; they stand at the end
+ * of c, the likeliest last. Top-p is a share of what top-k leaves. Most often a few are enough, so
+ * candidates leave a heap from the likeliest down until there are. total: of all n. */
+static int keep_likeliest(const GlaSampler *p, Scored *c, int n, double total, double *mass) {
+    const int k = p->top_k > 0 && p->top_k < n ? p->top_k : n;
+    int left = n, kept = 0; /* in the heap; of those that have left it */
+    for (int i = n / 2 - 1; i >= 0; i--) sift_down(c, n, i);
+    if (k < n) for (total = 0; left > n - k; left--) total += take_best(c, left);
+    for (*mass = 0; kept < k; kept++) {
+        if (left == n - kept) take_best(c, left--);
+        const float q = c[n - 1 - kept].score;
+        if (kept && (q < p->min_p || *mass >= p->top_p * total)) break;
+        *mass += q;
+    }
+    return kept;
+}
+
+/* An id from n logits; c: n candidates of scratch. Logits that are NaN are never drawn while
+ * another is not. */
 static int32_t sample(GlaSampler *p, const float *logits, int n, Scored *c) {
-    for (int i = 0; i < n; i++) c[i] = (Scored){logits[i] == logits[i] ? logits[i] : -INFINITY, i};
+    for (int i = 0; i < n; i++) c[i] = (Scored){isnan(logits[i]) ? -INFINITY : logits[i], i};
     for (int i = 0; i < p->n_bias && i < GLA_BIAS; i++)
         if (p->bias[i].id >= 0 && p->bias[i].id < n) c[p->bias[i].id].score += p->bias[i].add;
     penalise(p, c, n);
     Scored best = c[0];
     for (int i = 1; i < n; i++) if (likelier(c[i], best)) best = c[i];
-    if (!(p->temperature > 0) || p->top_k == 1 || best.score == INFINITY || best.score == -INFINITY) return best.id;
+    if (!(p->temperature > 0) || p->top_k == 1 || isinf(best.score)) return best.id;
 
-    double total = 0; /* probabilities relative to the best one's */
-    for (int i = 0; i < n; i++) total += c[i].score = expf((c[i].score - best.score) / p->temperature);
-    if (!(p->top_k > 0 && p->top_k < n) && !(p->top_p < 1) && !(p->min_p > 0)) { /* all of them: no order is needed */
-        double r = (double)(next_random(&p->rng) >> 11) * 0x1p-53 * total;
+    double total = 0, mass; /* probabilities are relative to the best one's */
+    for (int i = 0; i < n; i++)
+        total += c[i].score = expf((c[i].score - best.score) / p->temperature);
+    if (!(p->top_k > 0 && p->top_k < n) && !(p->top_p < 1) && !(p->min_p > 0)) { /* all of them */
+        double r = draw_below(p, total);
         for (int i = 0; i < n; i++) if ((r -= c[i].score) < 0) return i;
         return best.id;
     }
-    // candidates leave a heap from the likeliest down until top-k, top-p or min-p has enough, and collect at the end of c
-    for (int i = n / 2 - 1; i >= 0; i--) sift_down(c, n, i);
-    int left = n, k = p->top_k > 0 && p->top_k < n ? p->top_k : n;
-    double mass = 0;
-    if (k < n) { /* top-p is a share of what top-k leaves */
-        for (total = 0; left > n - k; left--) {
-            Scored top = c[0];
-            c[0] = c[left - 1], c[left - 1] = top;
-            total += top.score;
-            sift_down(c, left - 1, 0);
-        }
-        for (int taken = 0; taken < k; taken++) { /* now c[n-1], c[n-2] ... are in order */
-            float q = c[n - 1 - taken].score;
-            if (taken && (q < p->min_p || mass >= p->top_p * total)) { left = n - taken; break; }
-            mass += q;
-        }
-    } else
-        for (; left > 0; left--) {
-            Scored top = c[0];
-            if (left < n && (top.score < p->min_p || mass >= p->top_p * total)) break;
-            mass += top.score;
-            c[0] = c[left - 1], c[left - 1] = top;
-            sift_down(c, left - 1, 0);
-        }
-    double r = (double)(next_random(&p->rng) >> 11) * 0x1p-53 * mass;
-    for (int i = n - 1; i > left; i--)
-        if ((r -= c[i].score) < 0) return c[i].id;
-    return c[left].id;
+    const int kept = keep_likeliest(p, c, n, total, &mass);
+    double r = draw_below(p, mass);
+    for (int i = n - 1; i > n - kept; i--) if ((r -= c[i].score) < 0) return c[i].id;
+    return c[n - kept].id;
 }
 
 GLA_API int32_t gla_sample(GlaSampler *p, GlaState *s) {
@@ -9690,21 +9717,22 @@ GLA_API int32_t gla_sample(GlaSampler *p, GlaState *s) {
 
 GLA_API void gla_sampler_note(GlaSampler *p, int32_t id) {
     p->recent[p->n_recent++ % GLA_RECENT] = id;
-    if (p->n_recent == 1u << 31) p->n_recent -= 1u << 30; /* the count never wraps, and keeps its place in the ring */
+    /* the count never wraps, and keeps its place in the ring */
+    if (p->n_recent == 1u << 31) p->n_recent -= 1u << 30;
+}
+
+/* What the file says, if it can be. */
+static double file_setting(const GlaModel *m, const char *key, double usual, double lo, double hi) {
+    double v;
+    return key && gguf_float(&m->file, key, &v) && v >= lo && v <= hi ? v : usual;
 }
 
 GLA_API void gla_sampler_init(GlaSampler *p, const GlaModel *m, uint64_t seed) {
-    double v;
     memset(p, 0, sizeof *p);
-    *p = (GlaSampler){.temperature = 1, .top_p = 0.9f, .repeat_penalty = 1, .rng = seed};
-    const struct { const char *key; float *field; } defaults[] = {
-        {"general.sampling.temp", &p->temperature}, {"general.sampling.top_p", &p->top_p},
-        {"general.sampling.min_p", &p->min_p}, {"general.sampling.penalty_repeat", &p->repeat_penalty},
-    };
-    for (size_t i = 0; i < sizeof defaults / sizeof *defaults; i++)
-        if (gguf_float(&m->file, defaults[i].key, &v) && v >= 0 && v <= 100) *defaults[i].field = (float)v;
-    if (gguf_float(&m->file, "general.sampling.top_k", &v) && v >= 0 && v <= INT_MAX) p->top_k = (int)v;
-    if (p->repeat_penalty <= 0) p->repeat_penalty = 1;
+    p->rng = seed;
+#define SETTING_INIT(X, type, field, usual, lo, hi, key, ...) \
+    p->field = (type)file_setting(m, key, usual, lo, hi);
+    GLA_SETTINGS(SETTING_INIT, )
 }
 
 /* ---- 13. generate: prompt in, pieces of text out through a callback ---------------------- */
@@ -11439,12 +11467,7 @@ enum { GENERATE = 1, CHAT = 2, LOGITS = 4, PERPLEXITY = 8, TOKENIZE = 16, BENCH 
     X(O_FILE, 'f', "file", TALK | PERPLEXITY | TOKENIZE, "FILE", "prompt from a file; - is standard input", TEXT) \
     X(O_MESSAGES, 0, "messages", CHAT | TOKENIZE, "FILE", "a conversation to be answered: [{\"role\": ..., \"content\": ...}, ...]", TEXT) \
     X(O_STEPS, 'n', "steps", TALK | BENCH, "N", "tokens to generate, 0 = until the end (256)", WHOLE(0, 9e15, 256)) \
-    X(O_TEMP, 't', "temperature", TALK, "X", "0 = always the likeliest token (1.0)", SET_REAL(temperature, 0, 100)) \
-    X(O_TOP_P, 'p', "top-p", TALK, "X", "draw from the likeliest share (0.9)", SET_REAL(top_p, 0, 1)) \
-    X(O_TOP_K, 'k', "top-k", TALK, "N", "draw from the N likeliest, 0 = off", SET_WHOLE(top_k, 0, INT_MAX)) \
-    X(O_MIN_P, 0, "min-p", TALK, "X", "drop what is less than X times the likeliest", SET_REAL(min_p, 0, 1)) \
-    X(O_REPEAT, 0, "repeat-penalty", TALK, "X", "divide the scores of recent tokens, 1 = off", SET_REAL(repeat_penalty, 1e-3, 100)) \
-    X(O_PRESENCE, 0, "presence-penalty", TALK, "X", "subtract from them, 0 = off", SET_REAL(presence_penalty, -100, 100)) \
+    GLA_SETTINGS(SETTING_OPTION, X) \
     X(O_SEED, 's', "seed", TALK, "N", "same seed, same text (from the clock, printed)", SEED) \
     X(O_BIAS, 0, "logit-bias", TALK, "ID=X", "add X to the score of a token, -inf bans it; may be repeated", BIAS(-1000, 1000)) \
     X(O_STOP, 0, "stop", TALK, "TEXT", "end before this text; may be repeated", TEXTS) \
@@ -11483,8 +11506,14 @@ enum { GENERATE = 1, CHAT = 2, LOGITS = 4, PERPLEXITY = 8, TOKENIZE = 16, BENCH 
     X(O_MAN, 0, "man", ANY, NULL, NULL, FLAG) \
     X(O_COMPLETION, 0, "completion", ANY, "SHELL", NULL, WORD("bash zsh"))
 
-/* Types. A whole number has a range and what it is when it is not given; the sampler's settings go
- * into the field named. */
+/* The sampler's settings go into its fields. */
+#define SETTING_OPTION(X, type, field, usual, least, most, key, letter, name, help) \
+    X(O_##field, letter, name, TALK, VALUE_##type, help, \
+      .kind = IS_##type, .lo = least, .hi = most, .at = offsetof(GlaSampler, field))
+#define VALUE_float "X"
+#define VALUE_int "N"
+
+/* Types. A whole number has a range and what it is when it is not given. */
 #define FLAG .kind = IS_FLAG
 #define TEXT .kind = IS_TEXT
 #define TEXTS .kind = IS_TEXTS
@@ -11493,17 +11522,13 @@ enum { GENERATE = 1, CHAT = 2, LOGITS = 4, PERPLEXITY = 8, TOKENIZE = 16, BENCH 
 #define WHOLE(least, most, usually) .kind = IS_WHOLE, .lo = least, .hi = most, .usual = usually
 #define SIZE(usually) .kind = IS_SIZE, .hi = 9e18, .usual = usually
 #define BIAS(least, most) .kind = IS_BIAS, .lo = least, .hi = most
-#define SET_REAL(field, least, most) \
-    .kind = IS_REAL, .lo = least, .hi = most, .at = offsetof(GlaSampler, field)
-#define SET_WHOLE(field, least, most) \
-    .kind = IS_COUNT, .lo = least, .hi = most, .at = offsetof(GlaSampler, field)
 
 #define OPTION_ID(id, ...) id,
 /* In the order of the help page; O_THINK to O_HIDE are about thoughts. */
 enum { OPTIONS(OPTION_ID) N_OPTIONS };
 
-enum Kind { IS_FLAG, IS_TEXT, IS_TEXTS, IS_SEED, IS_WORD, IS_WHOLE, IS_SIZE, IS_BIAS, IS_REAL,
-           IS_COUNT };
+enum Kind { IS_FLAG, IS_TEXT, IS_TEXTS, IS_SEED, IS_WORD, IS_WHOLE, IS_SIZE, IS_BIAS,
+           IS_float, IS_int }; /* the last two: of the sampler */
 typedef struct {
     const char *name, *value, *help, *words; /* words: the values there are */
     double lo, hi;
@@ -11610,14 +11635,15 @@ typedef struct {
     const char *value; /* SETS: the value; IDLE, SAYS: the sentence */
 } Alias;
 
+#define SETTING_WORD(X, type, field, usual, least, most, key, letter, name, ...) " --" name
 static const Alias aliases[] = {
-    {"--temp", SAME, O_TEMP, NULL},
+    {"--temp", SAME, O_temperature, NULL},
     {"--n-predict --predict --num-predict --max-tokens --max-new-tokens", SAME, O_STEPS, NULL},
     {"--ctx-size --num-ctx --context-size --max-seq-len", SAME, O_CTX, NULL},
     {"--batch-size --ubatch-size -ub", SAME, O_BATCH, NULL},
     {"--num-thread --num-threads", SAME, O_THREADS, NULL},
     {"--system-prompt -sys", SAME, O_SYSTEM, NULL},
-    {"--repetition-penalty", SAME, O_REPEAT, NULL},
+    {"--repetition-penalty", SAME, O_repeat_penalty, NULL},
     {"--reverse-prompt -r", SAME, O_STOP, NULL},
     {"--binary-file -bf", SAME, O_FILE, NULL},
     {"--cache-type-k --cache-type-v -ctk -ctv", SAME, O_KV, NULL},
@@ -11657,8 +11683,8 @@ static const Alias aliases[] = {
     {"--repeat-last-n", SAYS, 0, "the penalties always look back 64 tokens"},
     {"--frequency-penalty --typical --typical-p --mirostat --mirostat-lr --mirostat-ent --dynatemp-range --xtc-probability "
      "--xtc-threshold --dry-multiplier --dry-base --top-nsigma --tfs", SAYS, 0,
-     "no such sampler is here; there are -t, -p, -k, --min-p, --repeat-penalty and --presence-penalty"},
-    {"--samplers --sampler-seq", SAYS, 0, "the order is biases, penalties, temperature, top-k, top-p, min-p"},
+     "no such sampler is here, only" GLA_SETTINGS(SETTING_WORD, )},
+    {"--samplers --sampler-seq", SAYS, 0, "the order is " SAMPLER_ORDER},
     {"--chat-template --chat-template-file", SAYS, 0, "a chat follows the template in the model's file"},
     {"--reasoning-budget --reasoning", SAYS, 0, "for thoughts there are --think, --no-think and --think-budget N"},
     {"--reasoning-format", SAYS, 0, "--hide-thinking does not show thoughts, --json has them apart from the answer"},
@@ -11789,14 +11815,14 @@ static int set_option(Options *o, const Option *p, const char *value) {
         if (end == value || *end || errno || strchr(value, '-'))
             return misuse("--%s %s: expected a whole number from 0 to 2^64-1", p->name, value);
         return 0;
-    case IS_REAL:
+    case IS_float:
         v->real = strtod(value, &end);
         if (end == value || *end || !(v->real >= p->lo && v->real <= p->hi))
             return misuse("--%s %s: expected a number from %g to %g", p->name, value, p->lo, p->hi);
         return 0;
     case IS_BIAS:
         return set_bias(&o->sampler, p, value);
-    case IS_WHOLE: case IS_SIZE: case IS_COUNT:
+    case IS_WHOLE: case IS_SIZE: case IS_int:
         return set_whole(v, p, value);
     }
     return 0;
@@ -11841,7 +11867,7 @@ static const Option *letter_means(const Option *p, const char **value, int *code
         *code = misuse("-m %s: no file, and none of the modes %s%s", v, MODE_WORDS,
                        meant_word(near, v, MODE_WORDS));
         break;
-    case O_TOP_P:
+    case O_top_p:
         if (!is_number(v)) return &options[O_PROMPT];
         if (!(atof(v) >= 0 && atof(v) <= 1))
             *code = misuse("-p %s: a number is top-p here, from 0 to 1; -i is always the prompt", v);
@@ -11861,7 +11887,7 @@ static const Option *letter_means(const Option *p, const char **value, int *code
         if (!strcmp(v, "-1"))
             *code = misuse("-s -1: a seed from the clock is what there is without -s");
         break;
-    case O_TEMP:
+    case O_temperature:
         if (is_number(v) && atof(v) >= 3)
             *code = misuse("-t %s: -t is the temperature here, threads are -j %s", v, v);
         break;
@@ -12994,8 +13020,8 @@ static void start_sampler(GlaSampler *p, const Options *o, const GlaModel *m, ui
     gla_sampler_init(p, m, seed);
     for (int i = 0; i < N_OPTIONS; i++) {
         char *field = (char *)p + options[i].at;
-        if (given(o, i) && options[i].kind == IS_REAL) *(float *)field = (float)o->value[i].real;
-        if (given(o, i) && options[i].kind == IS_COUNT) *(int *)field = (int)o->value[i].whole;
+        if (given(o, i) && options[i].kind == IS_float) *(float *)field = (float)o->value[i].real;
+        if (given(o, i) && options[i].kind == IS_int) *(int *)field = (int)o->value[i].whole;
     }
     p->n_bias = o->sampler.n_bias;
     memcpy(p->bias, o->sampler.bias, sizeof p->bias);

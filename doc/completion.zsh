@@ -6,9 +6,9 @@ _arguments -s -S \
     '--messages=[a conversation to be answered\: \[{"role"\: ..., "content"\: ...}, ...\]]:FILE:_files' \
     '(-n --steps)'{-n+,--steps=}'[tokens to generate, 0 = until the end (256)]:N: ' \
     '(-t --temperature)'{-t+,--temperature=}'[0 = always the likeliest token (1.0)]:X: ' \
-    '(-p --top-p)'{-p+,--top-p=}'[draw from the likeliest share (0.9)]:X: ' \
+    '(-p --top-p)'{-p+,--top-p=}'[draw from the likeliest share (0.9), 1 = off]:X: ' \
+    '--min-p=[drop what is less than X times the likeliest, 0 = off]:X: ' \
     '(-k --top-k)'{-k+,--top-k=}'[draw from the N likeliest, 0 = off]:N: ' \
-    '--min-p=[drop what is less than X times the likeliest]:X: ' \
     '--repeat-penalty=[divide the scores of recent tokens, 1 = off]:X: ' \
     '--presence-penalty=[subtract from them, 0 = off]:X: ' \
     '(-s --seed)'{-s+,--seed=}'[same seed, same text (from the clock, printed)]:N: ' \

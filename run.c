@@ -1164,6 +1164,34 @@ static uint64_t hash_bytes(uint64_t h, const void *data, size_t n) {
 }
 #define HASH_SEED 0xcbf29ce484222325u
 
+/* -- tables -- */
+
+/* A hash table: what is looked for lies elsewhere, under a number. */
+typedef struct { uint32_t hash, value; } Slot;      /* value 0: free */
+typedef struct { Slot *slots; size_t mask; } Table; /* mask: slots - 1; slots are a power of two */
+enum { PROBES = 512 }; /* a table that needs more steps than this was built to be slow */
+
+/* At most two thirds full with n entries; 0: no memory. */
+static int table_init(Table *t, uint64_t n) {
+    size_t slots = 16;
+    while (slots / 3 * 2 < n) slots *= 2;
+    t->mask = slots - 1;
+    return (t->slots = gla_alloc(slots * sizeof *t->slots)) != NULL;
+}
+
+static size_t first_slot(uint64_t h) { return (size_t)((h ^ h >> 32) * 0x9E3779B97F4A7C15u >> 32); }
+
+/* The slots where something of hash h may be, one after the other; *step starts at 0. The last
+ * is a free one, where it belongs if it was in none before; or NULL, when the search takes too
+ * long, which only a hostile file brings about. */
+static Slot *table_next(const Table *t, uint64_t h, size_t *step) {
+    for (size_t at = first_slot(h); *step < PROBES;) {
+        Slot *slot = &t->slots[(at + (*step)++) & t->mask];
+        if (!slot->value || slot->hash == (uint32_t)h) return slot;
+    }
+    return NULL;
+}
+
 /* -- words that were meant -- */
 
 enum { WORD_LEN = 48 }; /* longer words are like no other */
@@ -4013,8 +4041,7 @@ typedef struct Gguf {
     uint64_t n_keys, n_tensors;
     GgufKey *keys;
     GgufTensor *tensors;
-    uint32_t *key_table, *tensor_table; /* hash tables of index + 1 */
-    size_t key_slots, tensor_slots;     /* powers of two */
+    Table key_table, tensor_table; /* index + 1, by name */
 } Gguf;
 
 /* -- the cursor -- */
@@ -4065,28 +4092,28 @@ static int cursor_value(Cursor *c, int type, GgufArray *v) {
 
 /* -- tables of names -- */
 
-/* Open addressing over names that lie in records `stride` bytes apart, the Str first; a slot holds index + 1, 0 is free. name_find returns
- * the index, -1 when the name is not there, or -2 when names collide so much that someone must have made them to. name_insert adds
- * record i. */
-enum { NAME_STEPS = 512 };
-static int64_t name_find(const uint32_t *table, size_t slots, const void *records, size_t stride, Str name) {
-    size_t steps = 0;
-    for (size_t at = hash_bytes(HASH_SEED, name.s, name.n) & (slots - 1); slots && table[at]; at = (at + 1) & (slots - 1)) {
-        if (++steps > NAME_STEPS) return -2;
-        const Str *other = (const Str *)((const char *)records + (table[at] - 1) * stride);
-        if (other->n == name.n && !memcmp(other->s, name.s, name.n)) return (int64_t)table[at] - 1;
+/* Names in a table: record i, of `stride` bytes, begins with its name as a Str. name_slot is where
+ * i + 1 is or belongs; NULL: names collide so much that someone must have made them to. */
+static Slot *name_slot(const Table *t, const void *records, size_t stride, Str name) {
+    const uint64_t h = hash_bytes(HASH_SEED, name.s, name.n);
+    size_t step = 0;
+    Slot *slot;
+    while ((slot = table_next(t, h, &step)) && slot->value) {
+        const Str *other = (const Str *)((const char *)records + (slot->value - 1) * stride);
+        if (other->n == name.n && !memcmp(other->s, name.s, name.n)) break;
     }
-    return -1;
+    return slot;
 }
-static void name_insert(uint32_t *table, size_t slots, uint64_t i, Str name) {
-    size_t at = hash_bytes(HASH_SEED, name.s, name.n) & (slots - 1);
-    while (table[at]) at = (at + 1) & (slots - 1);
-    table[at] = (uint32_t)i + 1;
+static int64_t name_find(const Table *t, const void *records, size_t stride, Str name) { /* or -1 */
+    const Slot *slot = t->slots ? name_slot(t, records, stride, name) : NULL;
+    return slot ? (int64_t)slot->value - 1 : -1;
 }
-static size_t table_slots(uint64_t n) { /* at most half full */
-    size_t slots = 16;
-    while (slots < n * 2) slots *= 2;
-    return slots;
+static int name_add(const Table *t, const void *records, size_t stride, uint64_t i) { /* 0: is there */
+    const Str name = *(const Str *)((const char *)records + i * stride);
+    Slot *slot = name_slot(t, records, stride, name);
+    if (!slot || slot->value) return 0;
+    *slot = (Slot){(uint32_t)hash_bytes(HASH_SEED, name.s, name.n), (uint32_t)i + 1};
+    return 1;
 }
 
 static const char *printable(char out[64], Str s) { /* a name from a file, fit for a message: ASCII, at most 60 bytes of it */
@@ -4099,8 +4126,8 @@ static const char *printable(char out[64], Str s) { /* a name from a file, fit f
 static void gguf_close(Gguf *g) {
     gla_free(g->keys);
     gla_free(g->tensors);
-    gla_free(g->key_table);
-    gla_free(g->tensor_table);
+    gla_free(g->key_table.slots);
+    gla_free(g->tensor_table.slots);
     unmap_file(&g->map);
     memset(g, 0, sizeof *g);
 }
@@ -4108,7 +4135,7 @@ static void gguf_close(Gguf *g) {
 /* -- values by key: each returns 0 when the key is not there or holds something else -- */
 
 static int64_t gguf_key_index(const Gguf *g, const char *key) { /* below 0: not there */
-    return name_find(g->key_table, g->key_slots, g->keys, sizeof *g->keys, (Str){key, strlen(key)});
+    return name_find(&g->key_table, g->keys, sizeof *g->keys, (Str){key, strlen(key)});
 }
 
 /* Element i of an array as an integer (any integer type or bool) or as a float (any number); 0 when it is neither. */
@@ -4183,9 +4210,8 @@ static int gguf_read_keys(Gguf *g, Cursor *c, char *err) {
             return fail(err, GLA_FORMAT, "GGUF key %s has value type %d, known are 0 to 12", name, k->type);
         if (!cursor_value(c, k->type, &k->value))
             return fail(err, GLA_FORMAT, "GGUF key %s: its value is malformed or runs past the end of the file", name);
-        if (name_find(g->key_table, g->key_slots, g->keys, sizeof *k, k->key) != -1)
+        if (!name_add(&g->key_table, g->keys, sizeof *k, i))
             return fail(err, GLA_FORMAT, "GGUF key %s occurs twice", name);
-        name_insert(g->key_table, g->key_slots, i, k->key);
     }
     return GLA_OK;
 }
@@ -4222,9 +4248,8 @@ static int gguf_read_tensors(Gguf *g, Cursor *c, char *err) {
                         (unsigned long long)t->ne[0], types[t->type].name, (unsigned long long)per_block);
         if (elements / per_block > UINT64_MAX / block) return fail(err, GLA_FORMAT, "%s is larger than any file", name);
         t->n_bytes = elements / per_block * block;
-        if (name_find(g->tensor_table, g->tensor_slots, g->tensors, sizeof *t, t->name) != -1)
+        if (!name_add(&g->tensor_table, g->tensors, sizeof *t, i))
             return fail(err, GLA_FORMAT, "tensor %s occurs twice", name);
-        name_insert(g->tensor_table, g->tensor_slots, i, t->name);
     }
     return GLA_OK;
 }
@@ -4254,13 +4279,12 @@ static int gguf_read(Gguf *g, char *err) {
                     "download the file again", (unsigned long long)g->n_keys, (unsigned long long)g->n_tensors, g->map.n);
 
     // the records
-    g->key_slots = table_slots(g->n_keys);
-    g->tensor_slots = table_slots(g->n_tensors);
     g->keys = gla_alloc((size_t)g->n_keys * sizeof *g->keys);
     g->tensors = gla_alloc((size_t)g->n_tensors * sizeof *g->tensors);
-    g->key_table = gla_alloc(g->key_slots * sizeof(uint32_t));
-    g->tensor_table = gla_alloc(g->tensor_slots * sizeof(uint32_t));
-    if (!g->keys || !g->tensors || !g->key_table || !g->tensor_table) return fail(err, GLA_MEMORY, "no memory for the GGUF header");
+    const int tables = table_init(&g->key_table, g->n_keys)
+                    && table_init(&g->tensor_table, g->n_tensors);
+    if (!g->keys || !g->tensors || !tables)
+        return fail(err, GLA_MEMORY, "no memory for the GGUF header");
     int code = gguf_read_keys(g, &c, err);
     if (!code) code = gguf_read_tensors(g, &c, err);
     if (code) return code;
@@ -4698,7 +4722,8 @@ static int act_key(Loader *l, const char *key, int absent) {
 static GgufTensor *tensor_named(Loader *l, char full[64], const char *name, int layer) {
     if (layer >= 0) snprintf(full, 64, "blk.%d.%s", layer, name);
     else snprintf(full, 64, "%s", name);
-    int64_t i = name_find(l->g->tensor_table, l->g->tensor_slots, l->g->tensors, sizeof *l->g->tensors, (Str){full, strlen(full)});
+    int64_t i = name_find(&l->g->tensor_table, l->g->tensors, sizeof *l->g->tensors,
+                          (Str){full, strlen(full)});
     return i < 0 ? NULL : &l->g->tensors[i];
 }
 static int has(Loader *l, const char *name, int layer) {
@@ -7541,12 +7566,7 @@ enum { ADDED_LSTRIP = 1, ADDED_RSTRIP = 2, ADDED_WORD = 4, ADDED_NORMALIZED = 8,
        ADDED_NORMAL = 16 };
 /* Bytes of the longest text in a trie: the most that is looked at for each byte. */
 enum { TRIE_DEPTH = 256, TRIE_NODES = 1 << 24 };
-enum { PROBES = 512 };  /* a hash table that needs more steps than this was built to be slow */
 enum { SPACE_MARK = 0x2581 };
-
-/* A hash table: what is looked for lies elsewhere, under a number. */
-typedef struct { uint32_t hash, value; } Slot;                          /* value 0: free */
-typedef struct { Slot *slots; size_t mask; } Table; /* mask: slots - 1; slots are a power of two */
 
 /* The texts that are looked for in a text, letter by letter. Node 0 is the beginning. */
 typedef struct {
@@ -7672,27 +7692,6 @@ static uint64_t hash_text(uint64_t h, Str s) {
     if (!h) h = 0xCBF29CE484222325u;
     for (size_t i = 0; i < s.n; i++) h = (h ^ (uint8_t)s.s[i]) * 0x100000001B3u;
     return h;
-}
-
-static size_t first_slot(uint64_t h) { return (size_t)((h ^ h >> 32) * 0x9E3779B97F4A7C15u >> 32); }
-
-/* The slots where something of hash h may be, one after the other; *step starts at 0. The last
- * is a free one, where it belongs if it was in none before; or NULL, when the search takes too
- * long, which only a hostile file brings about. */
-static Slot *table_next(const Table *t, uint64_t h, size_t *step) {
-    for (size_t at = first_slot(h); *step < PROBES;) {
-        Slot *slot = &t->slots[(at + (*step)++) & t->mask];
-        if (!slot->value || slot->hash == (uint32_t)h) return slot;
-    }
-    return NULL;
-}
-
-/* At most two thirds full with n entries; 0: no memory. */
-static int table_init(Table *t, uint64_t n) {
-    size_t slots = 16;
-    while (slots / 3 * 2 < n) slots *= 2;
-    t->mask = slots - 1;
-    return (t->slots = gla_alloc(slots * sizeof *t->slots)) != NULL;
 }
 
 static uint32_t trie_step(const Trie *t, uint32_t node, uint8_t byte) {     /* the child, or 0 */

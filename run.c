@@ -1164,7 +1164,7 @@ static uint64_t hash_bytes(uint64_t h, const void *data, size_t n) {
 }
 #define HASH_SEED 0xcbf29ce484222325u
 
-/* -- tables -- */
+/* -- tables, and arrays that grow -- */
 
 /* A hash table: what is looked for lies elsewhere, under a number. */
 typedef struct { uint32_t hash, value; } Slot;      /* value 0: free */
@@ -1190,6 +1190,20 @@ static Slot *table_next(const Table *t, uint64_t h, size_t *step) {
         if (!slot->value || slot->hash == (uint32_t)h) return slot;
     }
     return NULL;
+}
+
+/* Room for n > 0 more elements of width bytes behind the `used` ones of an array that has room for
+ * *cap: the array, which may have moved; or NULL, where there is no memory and it stays. */
+static void *grow(void *array, size_t used, size_t n, size_t *cap, size_t width) {
+    if (n <= *cap - used) return array;
+    if (n > SIZE_MAX / 4 / width - used) return NULL;
+    const size_t to = used + n + used / 2 + 64;
+    void *more = gla_alloc(to * width);
+    if (!more) return NULL;
+    if (used) memcpy(more, array, used * width);
+    gla_free(array);
+    *cap = to;
+    return more;
 }
 
 /* -- words that were meant -- */
@@ -7637,18 +7651,14 @@ static int char_class(const Unicode *u, uint32_t c);
 
 /* -- ids -- */
 
-typedef struct { int32_t *id; int64_t n, cap; } Ids;
+typedef struct { int32_t *id; int64_t n; size_t cap; } Ids;
 
 static int ids_add(Ids *a, const int32_t *ids, int64_t n, char *err) {
-    if (n > a->cap - a->n) {
-        int64_t cap = a->n + n + a->n / 2 + 64;
-        int32_t *more = gla_alloc((size_t)cap * sizeof *more);
-        if (!more) return fail(err, GLA_MEMORY, "no memory for %lld token ids", (long long)cap);
-        if (a->n) memcpy(more, a->id, (size_t)a->n * sizeof *more);
-        gla_free(a->id);
-        a->id = more, a->cap = cap;
-    }
-    if (n) memcpy(a->id + a->n, ids, (size_t)n * sizeof *ids);
+    if (n == 0) return GLA_OK;
+    int32_t *id = grow(a->id, (size_t)a->n, (size_t)n, &a->cap, sizeof *id);
+    if (!id) return fail(err, GLA_MEMORY, "no memory for %lld token ids", (long long)(a->n + n));
+    a->id = id;
+    memcpy(a->id + a->n, ids, (size_t)n * sizeof *ids);
     a->n += n;
     return GLA_OK;
 }

@@ -26,6 +26,7 @@ PARTS = {  # name: what make builds first, the command. The long ones first
     "chat.py": (["run"], [PYTHON, "tests/chat.py"]),
     "files.py": (["run"], [PYTHON, "tests/files.py"]),
     "train_cli.py": (["run", "train_tiny"], [PYTHON, "tests/train_cli.py"]),
+    "shape.py": ([], [PYTHON, "tests/shape.py", "-q"]),
 }
 LAST = re.compile(r"^(\d+) passed, (\d+) failed$", re.M)
 make = sys.argv[1:] or ["make"]

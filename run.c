@@ -1654,9 +1654,10 @@ static size_t input_bytes(size_t T, size_t n) { /* scratch for any form; behind 
 /* Rows of T tokens holding `heads` heads side by side; stride floats from one token to the next. When a mixer has more heads
  * than these rows, head h of H reads row head h / (H / heads), or h % heads when tiled (how GGUF stores qwen35). */
 typedef struct { const float *p; size_t stride; int heads; } Rows;
+INLINE const float *row_of(const Rows *r, int t) { return r->p + (size_t)t * r->stride; }
 INLINE const float *row_head(const Rows *r, int t, int h, int H, int tiled, int width) {
     int source = tiled ? h % r->heads : h / (H / r->heads);
-    return r->p + (size_t)t * r->stride + (size_t)source * (size_t)width;
+    return row_of(r, t) + (size_t)source * (size_t)width;
 }
 
 /* What a mixer passes to the one recurrence (recurrence_step below). Rows with p NULL take the default; the family differs in who
@@ -5076,7 +5077,7 @@ static size_t family_scratch(const Layer *y) {
     if (f->write == WRITE_STEP_V) n += H * dv;
     if (f->erase == ERASE_OLD) n += H * dk;
     if (f->write == WRITE_SCALED_K) n += (size_t)y->rows.heads[IN_G] * dk;
-    if (y->mixer == MIX_MESA) n += 2 * H * dk;
+    if (y->mixer == MIX_MESA) n += 4 * H * dk;
     if (y->mixer == MIX_SLOTS) n += H * (size_t)y->own.slots;
     if (y->mixer == MIX_PRODUCT) n += (size_t)y->own.writes * H * (dk + dv + 1);
     return n + 8 * LANES; /* each begins on a vector */
@@ -6405,18 +6406,25 @@ static void gated_norm(const Run *run, float *o, const Layer *y, const float *z)
 
 /* -- the family: from projections to the recurrence and back -- */
 
-/* The rows of projection j, (T, heads, width); q, k and v side by side in one row when they are fused. */
-static Rows in_rows(const Layer *y, float *const *in, int j) {
-    if (y->rows.fused && j <= IN_V) return (Rows){in[IN_Q] + y->rows.at[j], (size_t)proj_out(&y->in[IN_Q]), y->rows.heads[j]};
-    return (Rows){y->in[j].w.data ? in[j] : NULL, (size_t)y->rows.heads[j] * (size_t)y->rows.width[j], y->rows.heads[j]};
+/* Rows that are still being made; the recurrence reads them as Rows. */
+typedef struct { float *p; size_t stride; int heads; } NewRows;
+static Rows made(NewRows r) { return (Rows){r.p, r.stride, r.heads}; }
+static float *row_at(const NewRows *r, int t) { return r->p ? r->p + (size_t)t * r->stride : NULL; }
+
+/* The rows of projection j, (T, heads, width); q, k and v side by side in one row when they are
+ * fused. */
+static NewRows in_rows(const Layer *y, float *const *in, int j) {
+    const size_t stride = (size_t)y->rows.heads[j] * (size_t)y->rows.width[j];
+    if (!y->rows.fused || j > IN_V)
+        return (NewRows){y->in[j].w.data ? in[j] : NULL, stride, y->rows.heads[j]};
+    return (NewRows){in[IN_Q] + y->rows.at[j], (size_t)proj_out(&y->in[IN_Q]), y->rows.heads[j]};
 }
 
-static Rows scratch_rows(float **free_rows, int T, int heads, int width) { /* (T, heads, width) */
-    Rows r = {*free_rows, (size_t)heads * (size_t)width, heads};
+static NewRows scratch_rows(float **free_rows, int T, int heads, int width) { /* (T, heads, width) */
+    NewRows r = {*free_rows, (size_t)heads * (size_t)width, heads};
     *free_rows += round_up((size_t)T * r.stride, LANES);
     return r;
 }
-static float *row_at(const Rows *r, int t) { return r->p ? (float *)(uintptr_t)r->p + (size_t)t * r->stride : NULL; }
 
 /* What follows the projections q, k, v: silu at once or behind a short convolution; f may have a convolution, too.
  * mem: the last inputs of each convolution; returns what lies behind them. */
@@ -6468,9 +6476,9 @@ static void map_head(int map, float *out, const float *x, const float *a, const 
 
 /* Feature maps that are no function of one number, for all heads of q (which 0) or k (1): x (T, heads, d) to new rows
  * (T, heads, y->dk), which take the place of the projection's. */
-static Rows map_rows(const Run *run, const Layer *y, const Rows *x, int which, int d, float **free_rows) {
-    Rows out = scratch_rows(free_rows, run->T, x->heads, y->dk);
-    float *images[2] = {(float *)(uintptr_t)out.p, *free_rows};
+static NewRows map_rows(const Run *run, const Layer *y, const NewRows *x, int which, int d, float **free_rows) {
+    NewRows out = scratch_rows(free_rows, run->T, x->heads, y->dk);
+    float *images[2] = {out.p, *free_rows};
     *free_rows += round_up((size_t)run->T * (size_t)x->heads * (size_t)y->dk, LANES);
     for (int n = 0; n < 2 && y->front.map_in[which][n].w.data; n++) /* T rows at a time, which is what the scratch of a matmul has room for */
         for (int h = 0; h < x->heads; h++) {
@@ -6525,9 +6533,9 @@ static void decay_row(const Layer *y, float *f, int n, int width) {
 
 /* WRITE_SCALED_K: the write key k m of all tokens.                                             (arXiv 2604.21100)
  *   A <- exp(g) A + s k^2, one per key channel of each head;  r = ln(A + eps) - scale;  m = squash^(-r / (1 + |r|)) */
-static Rows scale_keys(const Run *run, const Layer *y, float *A, float *const *in, const Rows *k, float **free_rows) {
+static NewRows scale_keys(const Run *run, const Layer *y, float *A, float *const *in, const Rows *k, float **free_rows) {
     int H = y->rows.heads[IN_G], dk = y->dk;
-    Rows out = scratch_rows(free_rows, run->T, H, dk);
+    NewRows out = scratch_rows(free_rows, run->T, H, dk);
     int n_threads = threads_for(run->team, 60.0 * run->T * H * dk);
     PARALLEL_FOR(n_threads)
     for (int h = 0; h < H; h++)
@@ -6549,7 +6557,7 @@ static Rows scale_keys(const Run *run, const Layer *y, float *A, float *const *i
 /* DECAY_SUM: f to the decay d, in place, and rest (both (T, n)), the weight of what is written, e^(f - z).
  *                                                                                         (arXiv 2405.21022, 2110.02488)
  * z (n): running log of the sum of e^f; at position 0 nothing comes before. */
-static void decay_by_sum(const Run *run, const Layer *y, float *z, const Rows *f, const Rows *rest) {
+static void decay_by_sum(const Run *run, const Layer *y, float *z, const NewRows *f, const NewRows *rest) {
     int n = (int)f->stride, n_threads = threads_for(run->team, 40.0 * run->T * n);
     PARALLEL_FOR(n_threads)
     for (int i = 0; i < n; i++)
@@ -6599,7 +6607,7 @@ static Recurrence prepare(const Run *run, const Layer *y, float **mem, float *co
 
     // all tokens: convolutions, wide feature maps, decay against the sum so far
     *mem = convolve(run, y, *mem, in);
-    Rows rows[MAX_IN], rest = {0}, stepped = {0}, old = {0}; /* what is written: 1 - d, D v; Comba's keys of the erase */
+    NewRows rows[MAX_IN], rest = {0}, stepped = {0}, old = {0}; /* what is written: 1 - d, D v; Comba's keys of the erase */
     for (int j = 0; j < MAX_IN; j++) rows[j] = in_rows(y, in, j);
     for (int j = IN_Q; j <= IN_K && y->front.map > ACT_NONE; j++)
         rows[j] = map_rows(run, y, &rows[j], j, y->rows.width[j], free_rows);
@@ -6648,16 +6656,16 @@ static Recurrence prepare(const Run *run, const Layer *y, float **mem, float *co
     }
 
     // who gets what
-    Recurrence r = {.H = H, .dk = dk, .dv = dv, .tiled = y->rows.tiled, .d_width = y->rows.width[IN_F], .d = rows[IN_F], .q = rows[IN_Q],
-                    .k = rest.p ? rest : rows[IN_K], .v = stepped.p ? stepped : rows[IN_V]};
+    Recurrence r = {.H = H, .dk = dk, .dv = dv, .tiled = y->rows.tiled, .d_width = y->rows.width[IN_F], .d = made(rows[IN_F]), .q = made(rows[IN_Q]),
+                    .k = made(rest.p ? rest : rows[IN_K]), .v = made(stepped.p ? stepped : rows[IN_V])};
     if (f->decay == DECAY_FIXED) r.d = (Rows){y->decay.a, 0, H};
-    if (f->erase == ERASE_KEY || f->erase == ERASE_OLD) r.rho = rows[IN_B].p ? rows[IN_B] : (Rows){&y->write.beta_scale, 0, 1};
-    if (f->erase == ERASE_GATED) r.e = rows[IN_B], r.rho = (Rows){&one, 0, 1};
-    if (f->erase == ERASE_OLD) r.e = old, r.undecayed = 1;
-    if (y->mixer == MIX_SLOTS) r.e = rows[IN_K]; /* the keys of its first pass */
+    if (f->erase == ERASE_KEY || f->erase == ERASE_OLD) r.rho = rows[IN_B].p ? made(rows[IN_B]) : (Rows){&y->write.beta_scale, 0, 1};
+    if (f->erase == ERASE_GATED) r.e = made(rows[IN_B]), r.rho = (Rows){&one, 0, 1};
+    if (f->erase == ERASE_OLD) r.e = made(old), r.undecayed = 1;
+    if (y->mixer == MIX_SLOTS) r.e = made(rows[IN_K]); /* the keys of its first pass */
     if (f->write == WRITE_SCALED_K) { /* erased along k, written along m k */
         r.e = r.k;
-        r.k = scale_keys(run, y, *mem, in, &r.e, free_rows);
+        r.k = made(scale_keys(run, y, *mem, in, &r.e, free_rows));
         *mem += (size_t)y->rows.heads[IN_G] * (size_t)dk;
     }
     return r;
@@ -6672,7 +6680,7 @@ static size_t prepare_fixed(const Layer *y) { /* floats of `mem`: convolutions, 
 /* The other end, in place on o (T, H dv): the skip o += D v, the norm and the gate. */
 static void finish(const Run *run, const Layer *y, float *const *in, float *o) {
     if (y->back.skip && y->family->erase != ERASE_OLD) {
-        Rows v = in_rows(y, in, IN_V);
+        NewRows v = in_rows(y, in, IN_V);
         int n = y->n_heads * y->dv;
         for (int t = 0; t < run->T; t++)
             for (int j = 0; j < n; j++)
@@ -6715,7 +6723,7 @@ static void mix_hgrn(const Run *run, const Layer *y, float *mem, float *const *i
     float *free_rows = in[MAX_IN];
     Recurrence r = prepare(run, y, &mem, in, &free_rows);
     for (int t = 0; t < run->T; t++) {
-        const float *d = row_at(&r.d, t), *rest = row_at(&r.k, t), *v = row_at(&r.v, t);
+        const float *d = row_of(&r.d, t), *rest = row_of(&r.k, t), *v = row_of(&r.v, t);
         float *out = o + (size_t)t * (size_t)r.H;
         for (int h = 0; h < r.H; h++) out[h] = mem[h] = d[h] * mem[h] + rest[h] * v[h];
     }
@@ -6728,14 +6736,15 @@ static void mix_product(const Run *run, const Layer *y, float *mem, float *const
     float *free_rows = in[MAX_IN];
     int n = y->own.writes, T = run->T;
     Recurrence r = prepare(run, y, &mem, in, &free_rows);
-    Rows q = scratch_rows(&free_rows, T * n, r.q.heads, r.dk);
-    Rows d = scratch_rows(&free_rows, T * n, r.H, 1);
-    Rows out = scratch_rows(&free_rows, T * n, r.H, r.dv);
+    NewRows q = scratch_rows(&free_rows, T * n, r.q.heads, r.dk);
+    NewRows d = scratch_rows(&free_rows, T * n, r.H, 1);
+    NewRows out = scratch_rows(&free_rows, T * n, r.H, r.dv);
     for (int i = 0; i < T * n; i++) {
-        memcpy(row_at(&q, i), row_at(&r.q, i / n), r.q.stride * sizeof(float));
-        for (int h = 0; h < r.H; h++) row_at(&d, i)[h] = r.d.p && i % n == 0 ? row_at(&r.d, i / n)[h] : 1;
+        memcpy(row_at(&q, i), row_of(&r.q, i / n), r.q.stride * sizeof(float));
+        for (int h = 0; h < r.H; h++) row_at(&d, i)[h] = r.d.p && i % n == 0 ? row_of(&r.d, i / n)[h] : 1;
     }
-    r.q = q, r.d = d;
+    r.q = made(q);
+    r.d = made(d);
     r.k = (Rows){r.k.p, r.k.stride / (size_t)n, r.k.heads / n};
     r.v = (Rows){r.v.p, r.v.stride / (size_t)n, r.v.heads / n};
     if (r.rho.stride) r.rho = (Rows){r.rho.p, r.rho.stride / (size_t)n, r.rho.heads / n};
@@ -6752,12 +6761,13 @@ static void mix_slots(const Run *run, const Layer *y, float *mem, float *const *
     float *free_rows = in[MAX_IN];
     int H = y->n_heads, M = y->own.slots, T = run->T, n_v = y->rows.heads[IN_V] * y->dv;
     Recurrence r = prepare(run, y, &mem, in, &free_rows);
-    for (int t = 0; t < T && y->back.act == ACT_SILU; t++) activate_row(row_at(&r.v, t), ACT_SILU, (size_t)n_v);
-    Rows scores = scratch_rows(&free_rows, T, H, M);
+    NewRows values = in_rows(y, in, IN_V);
+    for (int t = 0; t < T && y->back.act == ACT_SILU; t++) activate_row(row_at(&values, t), ACT_SILU, (size_t)n_v);
+    NewRows scores = scratch_rows(&free_rows, T, H, M);
     Recurrence first = {.H = H, .dk = r.dk, .dv = M, .q = r.q, .k = r.e, .v = r.k, .c = r.d};
     recurrence(run->team, &first, mem, row_at(&scores, 0), T);
     for (int i = 0; i < T * H; i++) softmax_row(row_at(&scores, 0) + (size_t)i * (size_t)M, M);
-    Recurrence second = {.H = H, .dk = M, .dv = r.dv, .d_width = M, .d = r.d, .q = scores, .k = r.k, .v = r.v};
+    Recurrence second = {.H = H, .dk = M, .dv = r.dv, .d_width = M, .d = r.d, .q = made(scores), .k = r.k, .v = r.v};
     recurrence(run->team, &second, mem + (size_t)H * (size_t)y->dk * (size_t)M, o, T);
     finish(run, y, in, o);
 }
@@ -6819,8 +6829,8 @@ static void mix_mamba(const Run *run, const Layer *y, float *mem, float *const *
     int I = y->n_heads, N = y->dk, T = run->T, R = proj_out(&y->own.mamba.step_in); /* R: width of the narrow middle */
     int n_threads = threads_for(run->team, 20.0 * T * I * N);
     mem = convolve(run, y, mem, in);
-    Rows step = scratch_rows(&free_rows, T, 1, I), bc = scratch_rows(&free_rows, T, 1, 2 * N);
-    Rows narrow = scratch_rows(&free_rows, T, 1, R);
+    NewRows step = scratch_rows(&free_rows, T, 1, I), bc = scratch_rows(&free_rows, T, 1, 2 * N);
+    NewRows narrow = scratch_rows(&free_rows, T, 1, R);
     float *rows[] = {row_at(&narrow, 0), row_at(&bc, 0)}, *steps = row_at(&step, 0);
     project(run->team, rows, (const Proj[]){y->own.mamba.step_in, y->own.mamba.bc_in}, 2, in[IN_V], T, run->mid);
     if (y->own.mamba.norm) {
@@ -6857,9 +6867,9 @@ static void mix_trapezoid(const Run *run, const Layer *y, float *mem, float *con
     int H = y->n_heads, dk = y->dk, dv = y->dv, T = run->T, pairs = y->rope.dims / 2;
     float *last_k = mem, *last_v = last_k + (size_t)H * (size_t)dk;
     float *angles = last_v + (size_t)H * (size_t)dv, *S = angles + (size_t)H * (size_t)pairs;
-    Rows query = in_rows(y, in, IN_Q), key = in_rows(y, in, IN_K);
-    Rows q = scratch_rows(&free_rows, 2 * T, H, dk), k = scratch_rows(&free_rows, 2 * T, H, dk), v = scratch_rows(&free_rows, 2 * T, H, dv);
-    Rows d = scratch_rows(&free_rows, 2 * T, H, 1), out = scratch_rows(&free_rows, 2 * T, H, dv);
+    Rows query = made(in_rows(y, in, IN_Q)), key = made(in_rows(y, in, IN_K));
+    NewRows q = scratch_rows(&free_rows, 2 * T, H, dk), k = scratch_rows(&free_rows, 2 * T, H, dk), v = scratch_rows(&free_rows, 2 * T, H, dv);
+    NewRows d = scratch_rows(&free_rows, 2 * T, H, 1), out = scratch_rows(&free_rows, 2 * T, H, dv);
     int n_threads = threads_for(run->team, 40.0 * T * H * (dk + dv + 2 * pairs));
     PARALLEL_FOR(n_threads)
     for (int h = 0; h < H; h++) {
@@ -6890,7 +6900,7 @@ static void mix_trapezoid(const Run *run, const Layer *y, float *mem, float *con
             row_at(&d, 2 * t + 1)[h] = 1;
         }
     }
-    Recurrence r = {.H = H, .dk = dk, .dv = dv, .d_width = 1, .d = d, .q = q, .k = k, .v = v};
+    Recurrence r = {.H = H, .dk = dk, .dv = dv, .d_width = 1, .d = made(d), .q = made(q), .k = made(k), .v = made(v)};
     recurrence(run->team, &r, S, row_at(&out, 0), 2 * T);
     for (int t = 0; t < T; t++) memcpy(o + (size_t)t * out.stride, row_at(&out, 2 * t + 1), out.stride * sizeof(float));
     finish(run, y, in, o);
@@ -6918,13 +6928,13 @@ static void lerp_rows(float *out, const float *x, const float *delta, const floa
  *   last (dim): see token_shift;  free_rows: scratch, delta, what is read and up to five shares */
 static void rwkv_project(const Run *run, const Layer *y, float *last, float *const *in, float *free_rows) {
     int T = run->T, dim = y->in[IN_Q].w.n_in;
-    Rows a = scratch_rows(&free_rows, T, 1, dim), b = scratch_rows(&free_rows, T, 1, dim);
+    NewRows a = scratch_rows(&free_rows, T, 1, dim), b = scratch_rows(&free_rows, T, 1, dim);
     float *delta = row_at(&a, 0), *read = row_at(&b, 0), *share[MAX_IN] = {NULL}; /* share[j] (T, dim) */
     token_shift(delta, run->x, last, T, (size_t)dim);
     if (y->own.rwkv.lerp_x) {
         for (int j = 0; j < MAX_IN; j++) {
             if (!y->own.rwkv.lerp[j].w.data) continue;
-            Rows rows = scratch_rows(&free_rows, T, 1, dim);
+            NewRows rows = scratch_rows(&free_rows, T, 1, dim);
             share[j] = row_at(&rows, 0);
         }
         lerp_rows(read, run->x, delta, y->own.rwkv.lerp_x, 0, T, (size_t)dim);
@@ -6969,7 +6979,7 @@ static void mix_rwkv(const Run *run, const Layer *y, float *mem, float *const *i
     int H = y->n_heads, dk = y->dk, dv = y->dv, T = run->T, seven = y->own.rwkv.k_k != NULL, dim = y->in[IN_Q].w.n_in;
     size_t keys = (size_t)H * (size_t)dk, values = (size_t)H * (size_t)dv;
     float *free_rows = in[MAX_IN];
-    Rows erase = scratch_rows(&free_rows, T, H, dk); /* kk */
+    NewRows erase = scratch_rows(&free_rows, T, H, dk); /* kk */
     rwkv_project(run, y, mem, in, free_rows);
 
     int n_threads = threads_for(run->team, 60.0 * T * H * dk);
@@ -6984,7 +6994,7 @@ static void mix_rwkv(const Run *run, const Layer *y, float *mem, float *const *i
 
     Recurrence r = {.H = H, .dk = dk, .dv = dv, .d_width = dk, .d = {in[IN_F], keys, H},
                     .q = {in[IN_Q], keys, H}, .k = {in[IN_K], keys, H}, .v = {in[IN_V], values, H}};
-    if (seven) r.e = erase, r.undecayed = 1, r.w = (Rows){in[IN_B], keys, H};
+    if (seven) r.e = made(erase), r.undecayed = 1, r.w = (Rows){in[IN_B], keys, H};
     else r.u = (Rows){y->own.rwkv.bonus, 0, H};
     recurrence(run->team, &r, mem + dim, o, T);
 
@@ -7008,7 +7018,7 @@ static size_t rwkv_fixed(const Layer *y) { return (size_t)y->in[IN_Q].w.n_in + (
  * act(z) is max(z, 0)^2 unless the file names another. */
 static void channel_mix(const Team *team, const Layer *y, float *x, float *last, float *free_rows, int T) {
     int dim = y->ffn.up.n_in, hidden = y->ffn.up.n_out;
-    Rows a = scratch_rows(&free_rows, T, 1, dim), b = scratch_rows(&free_rows, T, 1, dim), c = scratch_rows(&free_rows, T, 1, dim);
+    NewRows a = scratch_rows(&free_rows, T, 1, dim), b = scratch_rows(&free_rows, T, 1, dim), c = scratch_rows(&free_rows, T, 1, dim);
     float *delta = row_at(&a, 0), *read = row_at(&b, 0), *gate = row_at(&c, 0), *key = free_rows;
     token_shift(delta, x, last, T, (size_t)dim);
     lerp_rows(read, x, delta, y->ffn.lerp_k, 0, T, (size_t)dim);
@@ -7034,19 +7044,20 @@ static void mix_mesa(const Run *run, const Layer *y, float *mem, float *const *i
     Recurrence r = prepare(run, y, &mem, in, &free_rows);
     int H = r.H, dk = r.dk, dv = r.dv;
     int n_threads = threads_for(run->team, 2.0 * run->T * H * dk * (dk * (y->own.mesa.steps + 2) + 2 * dv));
-    Rows solution = scratch_rows(&free_rows, run->T, H, dk), direction = scratch_rows(&free_rows, run->T, H, dk);
+    NewRows solution = scratch_rows(&free_rows, 1, H, dk), direction = scratch_rows(&free_rows, 1, H, dk);
+    NewRows residual = scratch_rows(&free_rows, 1, H, dk), product = scratch_rows(&free_rows, 1, H, dk);
     PARALLEL_FOR(n_threads)
     for (int h = 0; h < H; h++) {
         float *A = mem + (size_t)h * (size_t)dk * (size_t)dk;
         float *S = mem + (size_t)H * (size_t)dk * (size_t)dk + (size_t)h * (size_t)dk * (size_t)dv;
+        float *x = row_at(&solution, 0) + h * dk, *p = row_at(&direction, 0) + h * dk;
+        float *rest = row_at(&residual, 0) + h * dk, *Ap = row_at(&product, 0) + h * dk; /* q - (A + ridge) x, (A + ridge) p */
         const float *ridge = y->own.mesa.ridge + h * dk;
         FLUSH_DENORMALS;
         for (int t = 0; t < run->T; t++) {
-            float d = row_at(&r.d, t)[h], b = in[IN_B][(size_t)t * (size_t)H + (size_t)h];
-            float *k = row_at(&r.k, t) + h * dk, *Ap = k;               /* k, after it was written (A + ridge) p */
-            float *x = row_at(&solution, t) + h * dk, *p = row_at(&direction, t) + h * dk;
-            float *rest = row_at(&r.q, t) + h * dk;                     /* q, then q - (A + ridge) x */
-            const float *v = row_at(&r.v, t) + h * dv;
+            float d = row_of(&r.d, t)[h], b = in[IN_B][(size_t)t * (size_t)H + (size_t)h];
+            const float *q = row_of(&r.q, t) + h * dk, *k = row_of(&r.k, t) + h * dk;
+            const float *v = row_of(&r.v, t) + h * dv;
             float *out = o + ((size_t)t * (size_t)H + (size_t)h) * (size_t)dv;
 
             // A <- d A + b k k';  S <- d S + b k v'
@@ -7057,7 +7068,7 @@ static void mix_mesa(const Run *run, const Layer *y, float *mem, float *const *i
             }
 
             // x: (A + Diag(ridge)) x = q
-            for (int i = 0; i < dk; i++) x[i] = 0, p[i] = rest[i];
+            for (int i = 0; i < dk; i++) x[i] = 0, p[i] = rest[i] = q[i];
             float size = dot(rest, rest, (size_t)dk);
             for (int n = 0; n < y->own.mesa.steps; n++) {
                 for (int i = 0; i < dk; i++) Ap[i] = dot(A + i * dk, p, (size_t)dk) + ridge[i] * p[i];

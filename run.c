@@ -25,6 +25,7 @@
 
 /* Switches for an including file or a compiler's command line:
  *   RUN_NO_MAIN       no command line (section 15)
+ *   RUN_OPTIONS       with it: a command line of another program, by the tables of section 15
  *   RUN_STATIC        the interface is private to the including file
  *   RUN_HEADER_ONLY   stops after this section
  *   RUN_SCALAR        no kernels for vectors: half the program, several times slower; other bits, within rounding */
@@ -11411,19 +11412,22 @@ GLA_API int gla_chat_clone(GlaChat **copy, GlaState **state, const GlaChat *c, c
 }
 
 /* ---- 15. command line: options, modes, statistics; the only stdout, the only exit -----------------------------
- *   text          that grows
- *   options       a row each, with names and types
- *   other words   those of other programs, and words that are near
- *   argv          reading it
+ * First what train_tiny has, too:
+ *   text          that grows; messages
+ *   options       what the tables of a program hold, and what was given
+ *   words         in lists, of other programs, and those that are near
+ *   argv          reading it, and the help page
+ *   waiting       a line a second, where somebody watches
+ * Then this program:
+ *   options       its tables, what they mean by a letter, and what goes together
  *   input         files, standard input, ids, messages in JSON
  *   signals       what Ctrl-C does
- *   waiting       a line a second, where somebody watches
  *   line editor   a message typed on a terminal; knows nothing of models
  *   talking       what generate and chat share: showing text, JSON, the sampler, sessions
  *   generate, chat, logits and perplexity, tokenize, info, bench: a function mode_X for each
  *   pages         the help page, the man page, the completions of shells: from the rows
  *   main          which mode, with which model */
-#ifndef RUN_NO_MAIN
+#if !defined(RUN_NO_MAIN) || defined(RUN_OPTIONS)
 
 /* -- text -- */
 
@@ -11439,159 +11443,14 @@ static void text_put(Text *t, const char *s, size_t n) {
     if (n) memcpy(t->s + t->n, s, n);
     t->s[t->n += n] = 0;
 }
-static void text_printf(Text *t, const char *fmt, ...) PRINTF_LIKE(2, 3);
-static void text_printf(Text *t, const char *fmt, ...) { /* at most 511 bytes */
-    char line[512];
-    va_list ap;
-    va_start(ap, fmt);
-    vsnprintf(line, sizeof line, fmt, ap);
-    va_end(ap);
-    text_put(t, line, strlen(line));
-}
-/* As a JSON number, of which none is NaN or infinite. */
-static void text_real(Text *t, const char *fmt, double v) {
-    char number[64];
-    snprintf(number, sizeof number, fmt, v);
-    text_printf(t, "%s", isfinite(v) ? number : "null");
-}
-/* as a JSON string; a byte that is no UTF-8 becomes U+FFFD */
-static void text_json(Text *t, const char *s, size_t n) {
-    text_put(t, "\"", 1);
-    for (size_t at = 0, len; at < n; at += len) {
-        uint32_t c = utf8_read(s + at, n - at, &len);
-        if (c >= BAD_BYTE) text_put(t, "\357\277\275", 3);
-        else if (c == '\n') text_put(t, "\\n", 2);
-        else if (c < 32 || (c >= 127 && c < 160)) text_printf(t, "\\u%04x", (unsigned)c);
-        else if (c == '"' || c == '\\') text_put(t, "\\", 1), text_put(t, s + at, 1);
-        else text_put(t, s + at, len);
-    }
-    text_put(t, "\"", 1);
-}
-
-/* -- options -- */
-
-/* An option is a row here and its use: text_of(o, O_NAME), whole_of(o, O_NAME), given(o, O_NAME).
- * Reading argv, --help, the man page and the completions of bash and zsh come from the rows; after a
- * change, `make pages` writes the files in doc/ anew.
- *   name, letter, word
- *   modes that have a use for it: with any other it is misuse, rather than ignored. What changes no
- *   result, and how a model computes, goes with all
- *   its value and what it does (NULL: not shown)
- *   its type */
-enum { GENERATE = 1, CHAT = 2, LOGITS = 4, PERPLEXITY = 8, TOKENIZE = 16, BENCH = 32, INFO = 64,
-      TALK = GENERATE | CHAT, ANY = 127 };
-#define MODE_WORDS "generate chat logits perplexity tokenize bench info" /* word i: bit 1 << i */
-#define OPTIONS(X) \
-    X(O_MODEL, 0, "model", ANY, "FILE", NULL, TEXT) \
-    X(O_PROMPT, 'i', "prompt", TALK | PERPLEXITY | TOKENIZE, "TEXT", "prompt; - or a pipe: standard input", TEXT) \
-    X(O_FILE, 'f', "file", TALK | PERPLEXITY | TOKENIZE, "FILE", "prompt from a file; - is standard input", TEXT) \
-    X(O_MESSAGES, 0, "messages", CHAT | TOKENIZE, "FILE", "a conversation to be answered: [{\"role\": ..., \"content\": ...}, ...]", TEXT) \
-    X(O_STEPS, 'n', "steps", TALK | BENCH, "N", "tokens to generate, 0 = until the end (256)", WHOLE(0, 9e15, 256)) \
-    GLA_SETTINGS(SETTING_OPTION, X) \
-    X(O_SEED, 's', "seed", TALK, "N", "same seed, same text (from the clock, printed)", SEED) \
-    X(O_BIAS, 0, "logit-bias", TALK, "ID=X", "add X to the score of a token, -inf bans it; may be repeated", BIAS(-1000, 1000)) \
-    X(O_STOP, 0, "stop", TALK, "TEXT", "end before this text; may be repeated", TEXTS) \
-    X(O_IGNORE, 0, "ignore-eos", TALK, NULL, "go on past end-of-text tokens", FLAG) \
-    X(O_ECHO, 0, "echo", GENERATE, NULL, "print the prompt before the text", FLAG) \
-    X(O_JSON, 0, "json", TALK | PERPLEXITY | BENCH | INFO, NULL, "print a JSON object: text, ids, timing; or what was measured", FLAG) \
-    X(O_JSON_ONLY, 0, "json-only", TALK, NULL, "the text itself is one JSON object or array, and ends behind it", FLAG) \
-    X(O_LOGPROBS, 0, "logprobs", TALK, "N", "in it: log probabilities, and the N likeliest tokens each time", WHOLE(0, 100, 0)) \
-    X(O_TOK, 'z', "tokenizer", ANY, "FILE", "vocabulary (the model's own)", TEXT) \
-    X(O_PRE, 0, "pre", ANY, "NAME", "pre-tokenizer of the vocabulary (what its file says)", TEXT) \
-    X(O_MODE, 'm', "mode", ANY, "NAME", "what to do", WORD(MODE_WORDS)) \
-    X(O_SYSTEM, 'y', "system", CHAT, "TEXT", "system prompt, for a chat", TEXT) \
-    X(O_THINK, 0, "think", CHAT | TOKENIZE, NULL, "think before answering (as the model's template has it)", FLAG) \
-    X(O_NO_THINK, 0, "no-think", CHAT | TOKENIZE, NULL, "answer at once", FLAG) \
-    X(O_BUDGET, 0, "think-budget", CHAT, "N", "tokens of a thought before it is closed, 0 = no limit", WHOLE(0, 9e15, 0)) \
-    X(O_HIDE, 0, "hide-thinking", CHAT, NULL, "do not show thoughts; only a terminal shows them at all", FLAG) \
-    X(O_GUARD, 0, "loop-guard", CHAT, "N", "tokens of repetition that a chat takes for a loop, 0 = off (96)", WHOLE(0, 1 << 20, 96)) \
-    X(O_SNAPSHOTS, 0, "snapshot-bytes", CHAT, "N", "memory to undo turns without reading again (256M)", SIZE((int64_t)256 << 20)) \
-    X(O_FORGET, 0, "forget", CHAT, NULL, "a full context drops the oldest turns instead of ending", FLAG) \
-    X(O_THREADS, 'j', "threads", ANY, "N", "threads (one per core)", WHOLE(1, 1024, 0)) \
-    X(O_CTX, 'c', "ctx", ANY, "N", "positions of softmax layers (4096 or the model's)", WHOLE(1, INT_MAX, 0)) \
-    X(O_KV, 0, "kv", ANY, "TYPE", "keys and values of softmax layers (f32)", WORD("f32 f16 q8_0")) \
-    X(O_FAST, 0, "fast", ANY, NULL, "activations of 8 bits, not 16 or 24: less exact, faster prompts", FLAG) \
-    X(O_BATCH, 'b', "batch", ANY, "N", "prompt tokens per run (512)", WHOLE(1, 1 << 20, 0)) \
-    X(O_LOAD, 0, "load-state", TALK | LOGITS, "FILE", "go on from a session", TEXT) \
-    X(O_SAVE, 0, "save-state", TALK | LOGITS, "FILE", "leave a session behind", TEXT) \
-    X(O_CACHE, 0, "prompt-cache", TALK, "DIR", "go on from, and leave, snapshots of prompts in a folder", TEXT) \
-    X(O_CACHE_BYTES, 0, "cache-bytes", TALK, "N", "its size; K, M, G are understood. The oldest leave (1G)", SIZE((int64_t)1 << 30)) \
-    X(O_IDS, 0, "ids", LOGITS | TOKENIZE, "FILE", "token ids as text, for logits and tokenize; - is standard input", TEXT) \
-    X(O_OUT, 0, "out", LOGITS, "FILE", "where logits go: float32, a row per position", TEXT) \
-    X(O_PLEN, 0, "prompt-len", BENCH, "N", "prompt tokens of the benchmark (512)", WHOLE(1, 1 << 24, 512)) \
-    X(O_DEPTH, 0, "depth", BENCH, "N", "positions that the benchmark finds filled (0)", WHOLE(0, 1 << 30, 0)) \
-    X(O_QUIET, 0, "quiet", ANY, NULL, "nothing but errors on standard error", FLAG) \
-    X(O_HELP, 'h', "help", ANY, NULL, "this page", FLAG) \
-    X(O_VERSION, 0, "version", ANY, NULL, "version and kernels", FLAG) \
-    X(O_MAN, 0, "man", ANY, NULL, NULL, FLAG) \
-    X(O_COMPLETION, 0, "completion", ANY, "SHELL", NULL, WORD("bash zsh"))
-
-/* The sampler's settings go into its fields. */
-#define SETTING_OPTION(X, type, field, usual, least, most, key, letter, name, help) \
-    X(O_##field, letter, name, TALK, VALUE_##type, help, \
-      .kind = IS_##type, .lo = least, .hi = most, .at = offsetof(GlaSampler, field))
-#define VALUE_float "X"
-#define VALUE_int "N"
-
-/* Types. A whole number has a range and what it is when it is not given. */
-#define FLAG .kind = IS_FLAG
-#define TEXT .kind = IS_TEXT
-#define TEXTS .kind = IS_TEXTS
-#define SEED .kind = IS_SEED
-#define WORD(list) .kind = IS_WORD, .words = list
-#define WHOLE(least, most, usually) .kind = IS_WHOLE, .lo = least, .hi = most, .usual = usually
-#define SIZE(usually) .kind = IS_SIZE, .hi = 9e18, .usual = usually
-#define BIAS(least, most) .kind = IS_BIAS, .lo = least, .hi = most
-
-#define OPTION_ID(id, ...) id,
-/* In the order of the help page; O_THINK to O_HIDE are about thoughts. */
-enum { OPTIONS(OPTION_ID) N_OPTIONS };
-
-enum Kind { IS_FLAG, IS_TEXT, IS_TEXTS, IS_SEED, IS_WORD, IS_WHOLE, IS_SIZE, IS_BIAS,
-           IS_float, IS_int }; /* the last two: of the sampler */
-typedef struct {
-    const char *name, *value, *help, *words; /* words: the values there are */
-    double lo, hi;
-    int64_t usual;
-    size_t at;
-    enum Kind kind;
-    int modes;
-    char letter;
-} Option;
-
-#define OPTION_ROW(id, letter_, name_, modes_, value_, help_, ...) \
-    [id] = {.letter = letter_, .name = name_, .modes = modes_, .value = value_, .help = help_, \
-            __VA_ARGS__},
-static const Option options[N_OPTIONS] = {OPTIONS(OPTION_ROW)};
-
-enum { MAX_STOPS = 16, MAX_IDLE = 16 };
-/* whole: of a word, which one it is */
-typedef struct { const char *text; int64_t whole; double real; int given; } Value;
-typedef struct {
-    Value value[N_OPTIONS];
-    const char *stops[MAX_STOPS];
-    int n_stops;
-    const char *idle[MAX_IDLE]; /* words of other programs that have no use here */
-    int n_idle;
-    GlaSampler sampler; /* its biases, which are no single value */
-    int mode;           /* GENERATE, CHAT ... */
-} Options;
-
-static int given(const Options *o, int option) { return o->value[option].given; }
-/* NULL: not given */
-static const char *text_of(const Options *o, int option) { return o->value[option].text; }
-/* a flag: 0 or 1 */
-static int64_t whole_of(const Options *o, int option) { return o->value[option].whole; }
-
-#define DEFAULT_VOCABULARY "tokenizer.bin" /* of models without one of their own, where its size fits */
+static void text_puts(Text *t, const char *s) { text_put(t, s, strlen(s)); }
 
 /* argv[0]: an installed program has another name. This and what signal handlers need
  * (interrupted, loose_ends, waiting) are the only variables outside functions. */
 static const char *invoked = "./run";
-static const char *program_name(void) {
-    const char *slash = strrchr(invoked, '/');
-    return slash ? slash + 1 : invoked;
-}
+static const char *program_name(void) { return base_name(invoked); }
+
+LIKELY_UNUSED static const char *plural(int64_t n) { return n == 1 ? "" : "s"; }
 
 static int misuse(const char *fmt, ...) PRINTF_LIKE(1, 2);
 static int misuse(const char *fmt, ...) {
@@ -11606,25 +11465,123 @@ static int misuse(const char *fmt, ...) {
     fprintf(stderr, " (see %s --help)\n", invoked);
     return 2;
 }
+LIKELY_UNUSED static int complain(const char *err) { /* an empty one: somebody knows already */
+    if (*err) fprintf(stderr, "%s: %s\n", program_name(), err);
+    return 1;
+}
+
+/* -- options: what a program understands, as rows -- */
+
+/* An option is a row of a table and its use: text_of(o, O_NAME), whole_of(o, O_NAME), given(o,
+ * O_NAME). Reading argv, what is said about mistakes, and --help come from the rows.
+ *   letter, or 0, and name
+ *   modes that have a use for it, a bit each: with any other it is misuse, rather than ignored
+ *   its value and what it does (NULL: not shown); %s there is what it is by itself
+ *   its type, with what it is by itself, or NULL, and its range
+ *   the field of a struct that takes the value, if there is one */
+enum Kind { IS_FLAG, IS_TEXT, IS_TEXTS, IS_WORD, IS_SEED, IS_WHOLE, IS_SIZE, IS_REAL, IS_ROUND };
+typedef struct {
+    char letter;
+    const char *name;
+    int modes;
+    const char *value, *help;
+    enum Kind kind;
+    const char *usual, *words; /* words: the values there are */
+    double lo, hi;
+    const char *zero;          /* another way to write 0 */
+    size_t at, width;          /* bytes */
+} Option;
+#define A_FLAG .kind = IS_FLAG
+#define A_TEXT(usually) .kind = IS_TEXT, .usual = usually
+#define UP_TO_TEXTS(most) .kind = IS_TEXTS, .hi = most /* may be repeated */
+#define A_WORD(list) .kind = IS_WORD, .words = list
+#define A_SEED .kind = IS_SEED, .hi = 0x1p64
+#define A_WHOLE(usually, least, most) .kind = IS_WHOLE, .usual = usually, .lo = least, .hi = most
+#define A_SIZE(usually) .kind = IS_SIZE, .usual = usually, .hi = 9e18 /* 64M */
+#define A_REAL(usually, least, most) .kind = IS_REAL, .usual = usually, .lo = least, .hi = most
+#define A_ROUND(usually, least, most) /* 1000, 1e3 */ \
+    .kind = IS_ROUND, .usual = usually, .lo = least, .hi = most
+#define INTO(type, field) .at = offsetof(type, field), .width = sizeof ((type *)0)->field
+
+/* What other programs call things: a row for each meaning. SAME: an option here. SETS: an option
+ * with this value. IDLE: what this program does anyway, or has no use for; a line says so, and all
+ * goes on. SAYS: an answer, because to go on would not do what was asked for. LIKE: is asked
+ * whether this option was meant. */
+enum Meaning { SAME, SETS, IDLE, SAYS, LIKE };
+enum { NOTHING, A_VALUE, A_SWITCH }; /* what stands behind an idle word; a switch may be left out */
+typedef struct {
+    const char *words;
+    enum Meaning meaning;
+    int option;        /* SAME, SETS, LIKE: which one; IDLE: what stands behind it */
+    const char *value; /* SETS: the value; IDLE, SAYS: the sentence */
+} Alias;
+
+typedef struct Options Options;
+typedef struct {
+    const Option *option;
+    int n_options;
+    const Alias *alias;
+    int n_aliases;
+    const char *modes; /* word i: bit 1 << i of Option.modes */
+    int plain;         /* the option that a plain word is */
+    /* A letter that other programs may mean otherwise, with its value: the option that is meant, or
+     * -1 after misuse. NULL: letters mean what they say. */
+    int (*letter)(const Options *o, int option, const char **value);
+} Syntax;
+
+/* whole: of a flag 1, of a word, which one it is */
+typedef struct { const char *text; int64_t whole; double real; int given; } Value;
+enum { MAX_OPTIONS = 64, MAX_REPEATED = 64, IDLE_WORD = -1 };
+struct Options {
+    const Syntax *syntax;
+    Value value[MAX_OPTIONS];
+    struct { int option; const char *text; } repeated[MAX_REPEATED]; /* or IDLE_WORD */
+    int n_repeated;
+    Text stray; /* plain words behind the first one */
+    int mode;   /* a bit */
+    int quiet;
+};
+
+static int given(const Options *o, int option) { return o->value[option].given; }
+LIKELY_UNUSED static const char *text_of(const Options *o, int option) { /* NULL: not given */
+    return o->value[option].text;
+}
+LIKELY_UNUSED static int64_t whole_of(const Options *o, int option) {
+    return o->value[option].whole;
+}
+/* Value i of an option that may be repeated; NULL: there are fewer. */
+static const char *repeated(const Options *o, int option, int i) {
+    for (int k = 0; k < o->n_repeated; k++)
+        if (o->repeated[k].option == option && !i--) return o->repeated[k].text;
+    return NULL;
+}
+
+/* The values that were given, into the fields of a struct that the rows name. */
+LIKELY_UNUSED static void fill_fields(void *target, const Options *o) {
+    for (int i = 0; i < o->syntax->n_options; i++) {
+        const Option *p = &o->syntax->option[i];
+        const Value *v = &o->value[i];
+        void *field = (char *)target + p->at;
+        if (!p->width || !v->given) continue;
+        if (p->kind == IS_TEXT) *(const char **)field = v->text;
+        else if (p->kind == IS_REAL && p->width == sizeof(float)) *(float *)field = (float)v->real;
+        else if (p->kind == IS_REAL) *(double *)field = v->real;
+        else if (p->width == sizeof(int)) *(int *)field = (int)v->whole;
+        else *(int64_t *)field = v->whole;
+    }
+}
+
 /* A line for somebody who watches; --quiet leaves it out. */
-static void note(const Options *o, const char *fmt, ...) PRINTF_LIKE(2, 3);
+LIKELY_UNUSED static void note(const Options *o, const char *fmt, ...) PRINTF_LIKE(2, 3);
 static void note(const Options *o, const char *fmt, ...) {
     va_list ap;
-    if (whole_of(o, O_QUIET)) return;
+    if (o->quiet) return;
     va_start(ap, fmt);
     vfprintf(stderr, fmt, ap);
     va_end(ap);
 }
-static int complain(const char *err) { /* an empty one: somebody knows already */
-    if (*err) fprintf(stderr, "%s: %s\n", program_name(), err);
-    return 1;
-}
-/* Standard output has failed. A reader that has gone away has what it wanted: nothing is said. */
-static int output_failed(char *err) {
-    return fail(err, GLA_IO, "%s", reader_left() ? "" : "standard output: cannot write");
-}
 
-static const char *plural(int64_t n) { return n == 1 ? "" : "s"; }
+/* -- words -- */
 
 /* Word i of a list with blanks between: its length, 0 behind the last one. */
 static int word_at(const char *list, int i, const char **word) {
@@ -11641,19 +11598,423 @@ static int find_word(const char *list, const char *what) { /* -1: not in it */
         if (!strncmp(word, what, (size_t)n) && !what[n]) return i;
     return -1;
 }
+static const char *without_equals(char out[64], const char *arg) { /* --a_b=c: --a-b */
+    snprintf(out, 64, "%.*s", (int)strcspn(arg, "="), arg);
+    for (char *c = out + 2 * (*out != 0); *c; c++) if (*c == '_') *c = '-';
+    return out;
+}
+static const Alias *find_alias(const Options *o, const char *arg, int like) {
+    const Alias *const end = o->syntax->alias + o->syntax->n_aliases;
+    char word[64];
+    without_equals(word, arg);
+    for (const Alias *a = o->syntax->alias; a < end; a++)
+        if ((a->meaning == LIKE) == like && find_word(a->words, word) >= 0) return a;
+    return NULL;
+}
 
-/* -- words of other programs -- What llama.cpp, ollama and others call things: a row for each
- * meaning. SAME: an option here. SETS: an option with this value. IDLE: what this program does
- * anyway, or has no use for; a line says so, and all goes on. SAYS: an answer, because to go on
- * would not do what was asked for. */
-enum Meaning { SAME, SETS, IDLE, SAYS };
-enum { NOTHING, A_VALUE, A_SWITCH }; /* what stands behind an idle word; a switch may be left out */
-typedef struct {
-    const char *words;
-    enum Meaning meaning;
-    int option;        /* SAME, SETS: which one; IDLE: what stands behind it */
-    const char *value; /* SETS: the value; IDLE, SAYS: the sentence */
-} Alias;
+/* The word that was probably meant, so far. */
+typedef struct { const char *what; int exact, off; char found[WORD_LEN + 1]; } Near;
+/* here: what it is called here; NULL: the same */
+static void near_word(Near *n, const char *word, int len, const char *here) {
+    char copy[WORD_LEN + 1];
+    snprintf(copy, sizeof copy, "%.*s", len, word);
+    const int off = letters_off(n->what, copy);
+    const char *const list[] = {copy, NULL};
+    if (n->exact ? off > 0 : (*n->found && off >= n->off) || !nearest(n->what, list)) return;
+    n->off = off;
+    snprintf(n->found, sizeof n->found, "%s", here ? here : copy);
+}
+/* the end of a sentence */
+static const char *meant(char out[80], const Near *n, const char *dashes) {
+    *out = 0;
+    if (*n->found) snprintf(out, 80, "; did you mean %s%s?", dashes, n->found);
+    return out;
+}
+static const char *meant_word(char out[80], const char *what, const char *list) {
+    Near near = {.what = what};
+    const char *word;
+    for (int i = 0, len; (len = word_at(list, i, &word)); i++) near_word(&near, word, len, NULL);
+    return meant(out, &near, "");
+}
+/* If nothing is near, what is behind n-, num- or max- may be. */
+static const char *meant_option(char out[80], const Options *o, const char *arg) {
+    static const char *const before[] = {"", "n-", "num-", "max-"};
+    const Syntax *s = o->syntax;
+    char name[64];
+    const char *word;
+    without_equals(name, arg);
+    Near near = {.what = name};
+    for (int k = 0; k < 4 && !*near.found; k++) {
+        near.what = name + strspn(name, "-");
+        if (strncmp(near.what, before[k], strlen(before[k]))) continue;
+        near.what += strlen(before[k]);
+        near.exact = 0;
+        for (int i = 0; i < s->n_options; i++)
+            if (s->option[i].help) near_word(&near, s->option[i].name, WORD_LEN, NULL);
+        for (const Alias *a = s->alias; a < s->alias + s->n_aliases; a++)
+            for (int i = 0, len; (len = word_at(a->words, i, &word)); i++) {
+                if (word[1] != '-' || (a->meaning != SAME && a->meaning != LIKE)) continue;
+                near.exact = a->meaning == LIKE;
+                near_word(&near, word + 2, len - 2, s->option[a->option].name);
+            }
+    }
+    return meant(out, &near, "--");
+}
+
+/* -- argv -- */
+
+/* A number, read whole and range-checked. */
+static int set_number(Value *v, const Option *p, const char *text) {
+    const int is_real = p->kind == IS_REAL || p->kind == IS_ROUND, is_seed = p->kind == IS_SEED;
+    const char *const given = text, *const units = "KMGT", *unit;
+    char *end = NULL, range[96] = "a whole number from 0 to 2^64-1";
+    if (p->zero && !strcmp(text, p->zero)) text = "0";
+    errno = 0;
+    if (is_real) v->real = strtod(text, &end);
+    else if (is_seed) v->whole = (int64_t)strtoull(text, &end, 10);
+    else v->whole = strtoll(text, &end, 10);
+    const int begun = end > text && !(is_seed && strchr(text, '-'));
+    double x = is_real ? v->real : is_seed ? (double)(uint64_t)v->whole : (double)v->whole;
+    if (p->kind == IS_SIZE && begun && *end && (unit = strchr(units, *end))) {
+        const int64_t times = (int64_t)1024 << 10 * (unit - units);
+        if ((x *= (double)times) <= p->hi && x >= p->lo) v->whole *= times;
+        end++;
+    }
+    const int number = begun && !*end, large = number && x > p->hi;
+    const int fits = number && x >= p->lo && x <= p->hi && (is_real || !errno);
+    if (fits && p->kind == IS_ROUND) v->whole = (int64_t)x;
+    if (fits && (p->kind != IS_ROUND || x == floor(x))) return 0;
+    if (is_real)
+        snprintf(range, sizeof range, "a %snumber from %g to %g",
+                 p->kind == IS_ROUND ? "whole " : "", p->lo, p->hi);
+    else if (!is_seed && p->hi >= INT_MAX && !large)
+        snprintf(range, sizeof range, "a whole number, %.0f or more%s", p->lo,
+                 p->kind == IS_SIZE ? ", perhaps with K, M, G or T behind it" : "");
+    else if (!is_seed)
+        snprintf(range, sizeof range, "a whole number from %.0f to %.0f", p->lo, p->hi);
+    return misuse("--%s %s: expected %s", p->name, given, range);
+}
+
+static void add_repeated(Options *o, int option, const char *value) {
+    if (o->n_repeated == MAX_REPEATED) return;
+    o->repeated[o->n_repeated].option = option;
+    o->repeated[o->n_repeated++].text = value;
+}
+
+static int set_option(Options *o, int option, const char *value) {
+    const Option *p = &o->syntax->option[option];
+    Value *v = &o->value[option];
+    char near[80];
+    v->given = 1;
+    v->text = value;
+    switch (p->kind) {
+    case IS_FLAG:
+        v->whole = 1;
+        return 0;
+    case IS_TEXT:
+        return 0;
+    case IS_TEXTS:
+        if (!*value) return misuse("--%s with an empty text", p->name);
+        if (repeated(o, option, (int)p->hi - 1))
+            return misuse("--%s: at most %.0f of them", p->name, p->hi);
+        add_repeated(o, option, value);
+        return 0;
+    case IS_WORD:
+        v->whole = find_word(p->words, value);
+        return v->whole < 0 ? misuse("--%s %s: expected one of %s%s", p->name, value, p->words,
+                                     meant_word(near, value, p->words)) : 0;
+    default:
+        return set_number(v, p, value);
+    }
+}
+
+/* The option that arg names, and the value that is written in the same word: --name=value, -nvalue.
+ * -1: none; a long name behind one dash is none. */
+static int find_option(const Options *o, const char *arg, const char **value) {
+    char name[64], full[64];
+    const int is_long = arg[1] == '-';
+    const char *rest = is_long ? arg + strcspn(arg, "=") : arg + 2;
+    const Option *const p = o->syntax->option;
+    *value = !*rest ? NULL : is_long ? rest + 1 : rest;
+    snprintf(full, sizeof full, "%s%s", is_long ? "" : "-", without_equals(name, arg));
+    for (int i = 0; i < o->syntax->n_options; i++)
+        if (!strcmp(p[i].name, full + 2)) return is_long ? i : -1;
+    if (is_long || find_alias(o, full, 1)) return -1;
+    for (int i = 0; i < o->syntax->n_options; i++) {
+        if (p[i].letter != arg[1]) continue;
+        if (*rest == '=' && p[i].kind != IS_TEXT) ++*value;
+        /* several letters in one word are not understood */
+        return *value && p[i].kind == IS_FLAG ? -1 : i;
+    }
+    return -1;
+}
+
+/* A word of another program. Returns as set_option; `a` moves on over what stands behind it. */
+static int other_word(Options *o, const Alias *alias, int argc, char **argv, int *a) {
+    const char *arg = argv[*a], *next = *a + 1 < argc ? argv[*a + 1] : "";
+    const char *equals = strchr(arg, '=');
+    if (alias->meaning == SAYS)
+        return misuse("%.*s: %s", (int)strcspn(arg, "="), arg, alias->value);
+    if (alias->meaning == SETS) return set_option(o, alias->option, alias->value);
+    if (alias->meaning == IDLE) {
+        if (!equals && alias->option == A_VALUE) ++*a;
+        if (!equals && alias->option == A_SWITCH && find_word("on off auto 0 1", next) >= 0) ++*a;
+        add_repeated(o, IDLE_WORD, arg);
+        return 0;
+    }
+    const int flag = o->syntax->option[alias->option].kind == IS_FLAG;
+    if (!flag && !equals && ++*a >= argc) return misuse("%s needs a value", arg);
+    return set_option(o, alias->option, equals ? equals + 1 : next);
+}
+
+/* One option, with the words that belong to it. */
+static int parse_option(Options *o, int argc, char **argv, int *a) {
+    const char *arg = argv[*a], *value;
+    char near[80];
+    const Alias *alias = find_alias(o, arg, 0);
+    if (alias) return other_word(o, alias, argc, argv, a);
+    int i = find_option(o, arg, &value);
+    if (i < 0 && arg[1] == '-' && find_word(o->syntax->modes, arg + 2) >= 0)
+        return misuse("%s is a mode here: -m %s", arg, arg + 2);
+    if (i < 0) return misuse("unknown option %s%s", arg, meant_option(near, o, arg));
+    const Option *p = &o->syntax->option[i];
+    if (p->kind == IS_FLAG) return value ? misuse("--%s takes no value", p->name)
+                                         : set_option(o, i, NULL);
+    if (!value && ++*a == argc) return misuse("%s needs a value", arg);
+    if (!value) value = argv[*a];
+    if (arg[1] != '-' && o->syntax->letter) i = o->syntax->letter(o, i, &value);
+    return i < 0 ? 2 : set_option(o, i, value);
+}
+
+/* --name value, --name=value, -n value, -nvalue; the first plain word is an option, too, and the
+ * others are strays; behind "--" all words are plain. Returns the exit code, 0 to go on. */
+LIKELY_UNUSED static int parse_options(Options *o, const Syntax *syntax, int argc, char **argv) {
+    int plain = 0, code = 0;
+    if (argc > 0 && *argv[0]) invoked = argv[0];
+    o->syntax = syntax;
+    text_puts(&o->stray, "");
+    for (int i = 0; i < syntax->n_options; i++) {
+        if (syntax->option[i].usual) set_option(o, i, syntax->option[i].usual);
+        o->value[i].given = 0;
+    }
+    for (int a = 1; a < argc && !code; a++) {
+        const char *arg = argv[a];
+        if (!plain && !strcmp(arg, "--")) plain = 1;
+        else if (!plain && arg[0] == '-' && arg[1]) code = parse_option(o, argc, argv, &a);
+        else if (!given(o, syntax->plain)) code = set_option(o, syntax->plain, arg);
+        else {
+            if (o->stray.n) text_puts(&o->stray, " ");
+            text_puts(&o->stray, arg);
+        }
+    }
+    return code;
+}
+
+/* Has the mode a use for what was given? Returns as set_option. */
+LIKELY_UNUSED static int check_mode(const Options *o) {
+    const Syntax *s = o->syntax;
+    for (int i = 0; i < s->n_options; i++) {
+        const char *word;
+        char where[160] = "";
+        if (!given(o, i) || s->option[i].modes & o->mode) continue;
+        for (int k = 0, n; (n = word_at(s->modes, k, &word)); k++)
+            if (s->option[i].modes >> k & 1)
+                snprintf(where + strlen(where), sizeof where - strlen(where), "%s-m %.*s",
+                         *where ? ", " : "", n, word);
+        return misuse("--%s goes with %s", s->option[i].name, where);
+    }
+    return 0;
+}
+
+/* What goes with what: an option needs the other, or excludes it. */
+enum Relation { NEEDS, EXCLUDES };
+typedef struct { int option; enum Relation relation; int other; } Rule;
+LIKELY_UNUSED static int check_rules(const Options *o, const Rule *rule, int n) {
+    for (int i = 0; i < n; i++, rule++) {
+        const Option *p = o->syntax->option;
+        const int there = given(o, rule->other);
+        if (!given(o, rule->option) || there == (rule->relation == NEEDS)) continue;
+        return misuse(there ? "--%s and --%s do not go together" : "--%s goes with --%s",
+                      p[rule->option].name, p[rule->other].name);
+    }
+    return 0;
+}
+
+/* -- the help page -- */
+
+/* What an option does: with what it is by itself, and the words that it knows. */
+static const char *option_help(Text *t, const Option *p, int with_words) {
+    const char *mark = strstr(p->help, "%s"), *word;
+    t->n = 0;
+    text_put(t, p->help, mark ? (size_t)(mark - p->help) : strlen(p->help));
+    if (mark) text_puts(t, p->usual), text_puts(t, mark + 2);
+    for (int i = 0, n; with_words && p->words && (n = word_at(p->words, i, &word)); i++) {
+        text_puts(t, i ? ", " : ": ");
+        text_put(t, word, (size_t)n);
+    }
+    return t->bad ? "" : t->s;
+}
+
+/* A row: left, and the text beside it from column `at` on, in lines of `columns`. */
+LIKELY_UNUSED static void print_row(const char *left, const char *text, int at, int columns) {
+    printf("  %-*s", at - 2, left);
+    if ((int)strlen(left) + 2 >= at) printf("\n%*s", at, "");
+    for (int more = 0; *text; more = 1) {
+        int n = (int)strlen(text);
+        if (n > columns - at)
+            for (n = columns - at; n > 1 && text[n] != ' ';) n--;
+        printf("%*s%.*s\n", more ? at : 0, "", n, text);
+        text += n;
+        text += strspn(text, " ");
+    }
+}
+
+LIKELY_UNUSED static void print_options(const Syntax *s, int at, int columns) {
+    Text help = {0};
+    for (const Option *p = s->option; p < s->option + s->n_options; p++) {
+        char letter[] = "    ", left[64];
+        if (!p->help) continue;
+        if (p->letter) letter[0] = '-', letter[1] = p->letter, letter[2] = ',';
+        snprintf(left, sizeof left, "%s--%s %s", letter, p->name, p->value ? p->value : "");
+        print_row(left, option_help(&help, p, 1), at, columns);
+    }
+    free(help.s);
+}
+
+/* -- waiting: what takes longer than a second says so, once a second, where somebody watches -- */
+
+/* Written while no signal is due. One that came just before the end may still be told on another
+ * thread, so `what` stays what it was. */
+static struct {
+    int watched;       /* by somebody: a terminal, and no --quiet */
+    const char *what;  /* "reading" */
+    int64_t (*done)(const void *work); /* tokens, or a part of `of`; NULL: not known */
+    const void *work;
+    int64_t from, of;  /* what was done at first; all there is to do, 0 = not known */
+    int percent;
+    volatile sig_atomic_t on, seconds;
+} waiting;
+
+typedef struct { char s[256]; size_t n; } Line;
+/* Within a signal handler there is no printf. A # is the number. */
+static void line_put(Line *l, const char *text, int64_t number) {
+    for (; *text && l->n < sizeof l->s - 24; text++) {
+        char digits[24];
+        size_t n = 0;
+        if (*text != '#') { l->s[l->n++] = *text; continue; }
+        for (int64_t v = max64(number, 0); v || !n; v /= 10) digits[n++] = (char)('0' + v % 10);
+        while (n) l->s[l->n++] = digits[--n];
+    }
+}
+
+static void on_second(int sig) {
+    Line l = {.n = 0};
+    (void)sig;
+    if (!waiting.on) return;
+    const int64_t seconds = ++waiting.seconds;
+    const int64_t done = waiting.done ? waiting.done(waiting.work) - waiting.from : 0;
+    line_put(&l, "\r", 0);
+    line_put(&l, waiting.what, 0);
+    if (waiting.done && waiting.percent)
+        line_put(&l, " # %", 100 * done / max64(waiting.of, 1));
+    else if (waiting.done) {
+        line_put(&l, " #", done);
+        if (waiting.of) line_put(&l, " of #", waiting.of);
+        line_put(&l, " tokens, # tok/s", done / seconds);
+    }
+    line_put(&l, ", # s\033[K", seconds);
+    write_now(l.s, l.n);
+}
+
+static void wait_end(void) {
+    if (!waiting.on) return;
+    waiting.on = 0;
+    every_second(NULL);
+    if (waiting.seconds) fputs("\r\033[K", stderr);
+}
+LIKELY_UNUSED static void wait_begin(const char *what, int64_t (*done)(const void *),
+                                     const void *work, int64_t of) {
+    wait_end();
+    if (!waiting.watched) return;
+    waiting.what = what;
+    waiting.done = done;
+    waiting.work = work;
+    waiting.from = done ? done(work) : 0;
+    waiting.of = of;
+    waiting.seconds = 0;
+    waiting.on = 1;
+    every_second(on_second);
+}
+#endif /* RUN_OPTIONS */
+
+#ifndef RUN_NO_MAIN
+
+/* -- options: after a change, `make pages` writes the files in doc/ anew -- */
+
+/* Modes: what changes no result, and how a model computes, goes with all. */
+enum { GENERATE = 1, CHAT = 2, LOGITS = 4, PERPLEXITY = 8, TOKENIZE = 16, BENCH = 32, INFO = 64,
+      TALK = GENERATE | CHAT, ANY = 127 };
+#define MODE_WORDS "generate chat logits perplexity tokenize bench info" /* word i: bit 1 << i */
+#define OPTIONS(X) \
+    X(O_MODEL, 0, "model", ANY, "FILE", NULL, A_TEXT(NULL)) \
+    X(O_PROMPT, 'i', "prompt", TALK | PERPLEXITY | TOKENIZE, "TEXT", "prompt; - or a pipe: standard input", A_TEXT(NULL)) \
+    X(O_FILE, 'f', "file", TALK | PERPLEXITY | TOKENIZE, "FILE", "prompt from a file; - is standard input", A_TEXT(NULL)) \
+    X(O_MESSAGES, 0, "messages", CHAT | TOKENIZE, "FILE", "a conversation to be answered: [{\"role\": ..., \"content\": ...}, ...]", A_TEXT(NULL)) \
+    X(O_STEPS, 'n', "steps", TALK | BENCH, "N", "tokens to generate, 0 = until the end (%s)", A_WHOLE("256", 0, 9e15), .zero = "-1") \
+    GLA_SETTINGS(SETTING_OPTION, X) \
+    X(O_SEED, 's', "seed", TALK, "N", "same seed, same text (from the clock, printed)", A_SEED) \
+    X(O_BIAS, 0, "logit-bias", TALK, "ID=X", "add X to the score of a token, -inf bans it; may be repeated", UP_TO_TEXTS(GLA_BIAS)) \
+    X(O_STOP, 0, "stop", TALK, "TEXT", "end before this text; may be repeated", UP_TO_TEXTS(MAX_STOPS)) \
+    X(O_IGNORE, 0, "ignore-eos", TALK, NULL, "go on past end-of-text tokens", A_FLAG) \
+    X(O_ECHO, 0, "echo", GENERATE, NULL, "print the prompt before the text", A_FLAG) \
+    X(O_JSON, 0, "json", TALK | PERPLEXITY | BENCH | INFO, NULL, "print a JSON object: text, ids, timing; or what was measured", A_FLAG) \
+    X(O_JSON_ONLY, 0, "json-only", TALK, NULL, "the text itself is one JSON object or array, and ends behind it", A_FLAG) \
+    X(O_LOGPROBS, 0, "logprobs", TALK, "N", "in it: log probabilities, and the N likeliest tokens each time", A_WHOLE("0", 0, 100)) \
+    X(O_TOK, 'z', "tokenizer", ANY, "FILE", "vocabulary (the model's own)", A_TEXT(NULL)) \
+    X(O_PRE, 0, "pre", ANY, "NAME", "pre-tokenizer of the vocabulary (what its file says)", A_TEXT(NULL)) \
+    X(O_MODE, 'm', "mode", ANY, "NAME", "what to do", A_WORD(MODE_WORDS)) \
+    X(O_SYSTEM, 'y', "system", CHAT, "TEXT", "system prompt, for a chat", A_TEXT(NULL)) \
+    X(O_THINK, 0, "think", CHAT | TOKENIZE, NULL, "think before answering (as the model's template has it)", A_FLAG) \
+    X(O_NO_THINK, 0, "no-think", CHAT | TOKENIZE, NULL, "answer at once", A_FLAG) \
+    X(O_BUDGET, 0, "think-budget", CHAT, "N", "tokens of a thought before it is closed, 0 = no limit", A_WHOLE("0", 0, 9e15)) \
+    X(O_HIDE, 0, "hide-thinking", CHAT, NULL, "do not show thoughts; only a terminal shows them at all", A_FLAG) \
+    X(O_GUARD, 0, "loop-guard", CHAT, "N", "tokens of repetition that a chat takes for a loop, 0 = off (%s)", A_WHOLE("96", 0, 1 << 20)) \
+    X(O_SNAPSHOTS, 0, "snapshot-bytes", CHAT, "N", "memory to undo turns without reading again (%s)", A_SIZE("256M")) \
+    X(O_FORGET, 0, "forget", CHAT, NULL, "a full context drops the oldest turns instead of ending", A_FLAG) \
+    X(O_THREADS, 'j', "threads", ANY, "N", "threads (one per core)", A_WHOLE(NULL, 1, 1024)) \
+    X(O_CTX, 'c', "ctx", ANY, "N", "positions of softmax layers (4096 or the model's)", A_WHOLE(NULL, 1, INT_MAX)) \
+    X(O_KV, 0, "kv", ANY, "TYPE", "keys and values of softmax layers (f32)", A_WORD("f32 f16 q8_0")) \
+    X(O_FAST, 0, "fast", ANY, NULL, "activations of 8 bits, not 16 or 24: less exact, faster prompts", A_FLAG) \
+    X(O_BATCH, 'b', "batch", ANY, "N", "prompt tokens per run (512)", A_WHOLE(NULL, 1, 1 << 20)) \
+    X(O_LOAD, 0, "load-state", TALK | LOGITS, "FILE", "go on from a session", A_TEXT(NULL)) \
+    X(O_SAVE, 0, "save-state", TALK | LOGITS, "FILE", "leave a session behind", A_TEXT(NULL)) \
+    X(O_CACHE, 0, "prompt-cache", TALK, "DIR", "go on from, and leave, snapshots of prompts in a folder", A_TEXT(NULL)) \
+    X(O_CACHE_BYTES, 0, "cache-bytes", TALK, "N", "its size; K, M, G are understood. The oldest leave (%s)", A_SIZE("1G")) \
+    X(O_IDS, 0, "ids", LOGITS | TOKENIZE, "FILE", "token ids as text, for logits and tokenize; - is standard input", A_TEXT(NULL)) \
+    X(O_OUT, 0, "out", LOGITS, "FILE", "where logits go: float32, a row per position", A_TEXT(NULL)) \
+    X(O_PLEN, 0, "prompt-len", BENCH, "N", "prompt tokens of the benchmark (%s)", A_WHOLE("512", 1, 1 << 24)) \
+    X(O_DEPTH, 0, "depth", BENCH, "N", "positions that the benchmark finds filled (%s)", A_WHOLE("0", 0, 1 << 30)) \
+    X(O_QUIET, 0, "quiet", ANY, NULL, "nothing but errors on standard error", A_FLAG) \
+    X(O_HELP, 'h', "help", ANY, NULL, "this page", A_FLAG) \
+    X(O_VERSION, 0, "version", ANY, NULL, "version and kernels", A_FLAG) \
+    X(O_MAN, 0, "man", ANY, NULL, NULL, A_FLAG) \
+    X(O_COMPLETION, 0, "completion", ANY, "SHELL", NULL, A_WORD("bash zsh"))
+
+/* The sampler's settings go into its fields. */
+#define SETTING_OPTION(X, type, field, usual, least, most, key, letter, name, help) \
+    X(O_##field, letter, name, TALK, VALUE_##type, help, KIND_##type(NULL, least, most), \
+      INTO(GlaSampler, field))
+#define VALUE_float "X"
+#define VALUE_int "N"
+#define KIND_float A_REAL
+#define KIND_int A_WHOLE
+
+/* In the order of the help page; O_THINK to O_HIDE are about thoughts. */
+#define OPTION_ID(id, ...) id,
+enum { OPTIONS(OPTION_ID) N_OPTIONS };
+#define OPTION_ROW(id, ...) [id] = {__VA_ARGS__},
+enum { MAX_STOPS = 16 };
+static const Option options[N_OPTIONS] = {OPTIONS(OPTION_ROW)};
 
 #define SETTING_WORD(X, type, field, usual, least, most, key, letter, name, ...) " --" name
 static const Alias aliases[] = {
@@ -11716,157 +12077,8 @@ static const Alias aliases[] = {
     {"--embedding --embeddings", SAYS, 0, "there are no embeddings of texts here; -m logits writes logits"},
     {"--port --host", SAYS, 0, "there is no server here; other programs embed the library, libgla"},
 };
+
 #define VERBS "run serve pull push list show create help" /* in front of a model, in other programs */
-enum { N_ALIASES = sizeof aliases / sizeof *aliases };
-
-static const char *without_equals(char out[64], const char *arg) { /* --a_b=c: --a-b */
-    snprintf(out, 64, "%.*s", (int)strcspn(arg, "="), arg);
-    for (char *c = out + 2 * (*out != 0); *c; c++) if (*c == '_') *c = '-';
-    return out;
-}
-static const Alias *find_alias(const char *arg) {
-    char word[64];
-    without_equals(word, arg);
-    for (const Alias *a = aliases; a < aliases + N_ALIASES; a++)
-        if (find_word(a->words, word) >= 0) return a;
-    return NULL;
-}
-
-/* The word that was probably meant, so far. */
-typedef struct { const char *what; int off; char found[WORD_LEN + 1]; } Near;
-/* here: what it is called here; NULL: the same */
-static void near_word(Near *n, const char *word, int len, const char *here) {
-    char copy[WORD_LEN + 1];
-    snprintf(copy, sizeof copy, "%.*s", len, word);
-    const int off = letters_off(n->what, copy);
-    const char *const list[] = {copy, NULL};
-    if ((*n->found && off >= n->off) || !nearest(n->what, list)) return;
-    n->off = off;
-    snprintf(n->found, sizeof n->found, "%s", here ? here : copy);
-}
-/* the end of a sentence */
-static const char *meant(char out[80], const Near *n, const char *dashes) {
-    *out = 0;
-    if (*n->found) snprintf(out, 80, "; did you mean %s%s?", dashes, n->found);
-    return out;
-}
-static const char *meant_word(char out[80], const char *what, const char *list) {
-    Near near = {.what = what};
-    const char *word;
-    for (int i = 0, len; (len = word_at(list, i, &word)); i++) near_word(&near, word, len, NULL);
-    return meant(out, &near, "");
-}
-static const char *meant_option(char out[80], const char *arg) {
-    char name[64];
-    const char *word;
-    without_equals(name, arg);
-    Near near = {.what = name + strspn(name, "-")};
-    for (int i = 0; i < N_OPTIONS; i++)
-        if (options[i].help) near_word(&near, options[i].name, WORD_LEN, NULL);
-    for (const Alias *a = aliases; a < aliases + N_ALIASES; a++)
-        for (int i = 0, len; a->meaning == SAME && (len = word_at(a->words, i, &word)); i++)
-            if (word[1] == '-') near_word(&near, word + 2, len - 2, options[a->option].name);
-    return meant(out, &near, "--");
-}
-
-/* -- argv -- */
-
-/* A whole number, for a size with K, M, G or T behind it. */
-static int set_whole(Value *v, const Option *p, const char *value) {
-    char *end = NULL;
-    errno = 0;
-    long long n = strtoll(value, &end, 10);
-    if (p->kind == IS_SIZE && end != value && *end && strchr("KMGT", *end))
-        for (int power = (int)(strchr("KMGT", *end++) - "KMGT"); power >= 0; power--) {
-            if (n > LLONG_MAX / 1024 || n < LLONG_MIN / 1024) errno = ERANGE;
-            else n *= 1024;
-        }
-    const int number = end > value && !*end, large = number && (double)n > p->hi;
-    if (p->hi >= INT_MAX && !large && (!number || (double)n < p->lo))
-        return misuse("--%s %s: expected a whole number, %.0f or more%s", p->name, value, p->lo,
-                      p->kind == IS_SIZE ? ", perhaps with K, M, G or T behind it" : "");
-    if (!number || errno || large || (double)n < p->lo)
-        return misuse("--%s %s: expected a whole number from %.0f to %.0f", p->name, value, p->lo,
-                      p->hi);
-    v->whole = n;
-    return 0;
-}
-
-static int set_bias(GlaSampler *s, const Option *p, const char *value) {
-    char *end = NULL;
-    errno = 0;
-    long long id = *value >= '0' && *value <= '9' ? strtoll(value, &end, 10) : -1;
-    /* 15043-1 is llama.cpp's */
-    if (end) value = *end == '=' ? end + 1 : *end == '+' || *end == '-' ? end : "";
-    double v = id >= 0 ? strtod(value, &end) : NAN;
-    if (id < 0 || id > INT32_MAX || errno || end == value || *end
-        || !((v >= p->lo && v <= p->hi) || v == -INFINITY))
-        return misuse("--%s: expected ID=X, X from %g to %g or -inf", p->name, p->lo, p->hi);
-    if (s->n_bias == GLA_BIAS) return misuse("at most %d biases", GLA_BIAS);
-    s->bias[s->n_bias].id = (int32_t)id;
-    s->bias[s->n_bias++].add = (float)v;
-    return 0;
-}
-
-/* One option with its value. Numbers are read whole and range-checked. */
-static int set_option(Options *o, const Option *p, const char *value) {
-    Value *v = &o->value[p - options];
-    char *end = NULL, near[80];
-    v->given = 1;
-    v->text = value;
-    errno = 0;
-    switch (p->kind) {
-    case IS_FLAG:
-        v->whole = 1;
-        return 0;
-    case IS_TEXT:
-        return 0;
-    case IS_TEXTS:
-        if (o->n_stops == MAX_STOPS) return misuse("at most %d stop texts", MAX_STOPS);
-        if (!*value) return misuse("--%s with an empty text", p->name);
-        o->stops[o->n_stops++] = value;
-        return 0;
-    case IS_WORD:
-        v->whole = find_word(p->words, value);
-        return v->whole < 0 ? misuse("--%s %s: expected one of %s%s", p->name, value, p->words,
-                                     meant_word(near, value, p->words)) : 0;
-    case IS_SEED:
-        v->whole = (int64_t)strtoull(value, &end, 10);
-        if (end == value || *end || errno || strchr(value, '-'))
-            return misuse("--%s %s: expected a whole number from 0 to 2^64-1", p->name, value);
-        return 0;
-    case IS_float:
-        v->real = strtod(value, &end);
-        if (end == value || *end || !(v->real >= p->lo && v->real <= p->hi))
-            return misuse("--%s %s: expected a number from %g to %g", p->name, value, p->lo, p->hi);
-        return 0;
-    case IS_BIAS:
-        return set_bias(&o->sampler, p, value);
-    case IS_WHOLE: case IS_SIZE: case IS_int:
-        return set_whole(v, p, value);
-    }
-    return 0;
-}
-
-/* The option that arg names, and the value that is written in the same word: --name=value, -nvalue.
- * NULL: none. */
-static const Option *find_option(const char *arg, const char **value) {
-    char name[64];
-    const int is_long = arg[1] == '-';
-    const char *rest = is_long ? arg + strcspn(arg, "=") : arg + 2;
-    *value = !*rest ? NULL : is_long ? rest + 1 : rest;
-    without_equals(name, arg);
-    for (const Option *p = options; p < options + N_OPTIONS; p++)
-        /* -seed: a dash is missing */
-        if (!strcmp(p->name, name + 1 + is_long)) return is_long ? p : NULL;
-    for (const Option *p = options; p < options + N_OPTIONS && !is_long; p++) {
-        if (p->letter != arg[1]) continue;
-        if (*rest == '=' && p->kind != IS_TEXT) ++*value;
-        /* several letters in one word are not understood */
-        return *value && p->kind == IS_FLAG ? NULL : p;
-    }
-    return NULL;
-}
 
 static int is_number(const char *s) {
     char *end;
@@ -11874,71 +12086,49 @@ static int is_number(const char *s) {
     return end > s && !*end;
 }
 
-/* A letter and its value, where other programs mean something else by them: the option that is
- * meant, or NULL and `code`. */
-static const Option *letter_means(const Option *p, const char **value, int *code) {
-    const char *v = *value;
+/* A letter and its value, where other programs mean something else by them. */
+static int letter_means(const Options *o, int option, const char **value) {
+    const char *v = *value, *inner;
     char near[80];
-    const int path = same_file(v, v) || strpbrk(v, "./\\");
-    switch (p - options) {
+    switch (option) {
     case O_MODE:
-        if (find_word(MODE_WORDS, v) >= 0) return p;
-        if (path) return &options[O_MODEL];
-        *code = misuse("-m %s: no file, and none of the modes %s%s", v, MODE_WORDS,
-                       meant_word(near, v, MODE_WORDS));
-        break;
+        if (find_word(MODE_WORDS, v) >= 0) return option;
+        if (same_file(v, v) || strpbrk(v, "./\\")) return O_MODEL;
+        misuse("-m %s: no file, and none of the modes %s%s", v, MODE_WORDS,
+               meant_word(near, v, MODE_WORDS));
+        return -1;
     case O_top_p:
-        if (!is_number(v)) return &options[O_PROMPT];
-        if (!(atof(v) >= 0 && atof(v) <= 1))
-            *code = misuse("-p %s: a number is top-p here, from 0 to 1; -i is always the prompt", v);
-        break;
+        if (!is_number(v)) return O_PROMPT;
+        if (atof(v) >= 0 && atof(v) <= 1) return option;
+        misuse("-p %s: a number is top-p here, from 0 to 1; -i is always the prompt", v);
+        return -1;
     case O_CTX:
-        if (!strcmp(v, "0"))
-            *code = misuse("-c 0: without -c the context is 4096 positions or the model's");
-        break;
+        if (strcmp(v, "0")) return option;
+        misuse("-c 0: without -c the context is 4096 positions or the model's");
+        return -1;
     case O_THREADS:
-        if (*v == '{')
-            *code = misuse("-j %.40s: -j is threads here; --json-only makes the text JSON", v);
-        break;
-    case O_STEPS: /* without limit */
-        if (!strcmp(v, "-1")) *value = "0";
-        return p;
+        if (*v != '{') return option;
+        misuse("-j %.40s: -j is threads here; --json-only makes the text JSON", v);
+        return -1;
     case O_SEED:
-        if (!strcmp(v, "-1"))
-            *code = misuse("-s -1: a seed from the clock is what there is without -s");
-        break;
+        if (strcmp(v, "-1")) return option;
+        misuse("-s -1: a seed from the clock is what there is without -s");
+        return -1;
     case O_temperature:
-        if (is_number(v) && atof(v) >= 3)
-            *code = misuse("-t %s: -t is the temperature here, threads are -j %s", v, v);
-        break;
+        if (!is_number(v) || atof(v) < 3) return option;
+        misuse("-t %s: -t is the temperature here, threads are -j %s", v, v);
+        return -1;
     case O_PROMPT:
-        if (*v == '-' && v[1] && (find_alias(v) || (find_option(v, value) && !*value)))
-            *code = misuse("-i is the prompt here, and %s an option; a conversation is -m chat", v);
-        *value = v;
-        break;
+        if (*v != '-' || !v[1]) return option;
+        if (!find_alias(o, v, 0) && (find_option(o, v, &inner) < 0 || inner)) return option;
+        misuse("-i is the prompt here, and %s an option; a conversation is -m chat", v);
+        return -1;
     }
-    return *code ? NULL : p;
+    return option;
 }
 
-/* A word of another program. Returns as set_option; `a` moves on over what stands behind it. */
-static int other_word(Options *o, const Alias *alias, int argc, char **argv, int *a) {
-    const char *arg = argv[*a], *next = *a + 1 < argc ? argv[*a + 1] : "";
-    const char *equals = strchr(arg, '=');
-    if (alias->meaning == SAYS)
-        return misuse("%.*s: %s", (int)strcspn(arg, "="), arg, alias->value);
-    if (alias->meaning == SETS) return set_option(o, &options[alias->option], alias->value);
-    if (alias->meaning == IDLE) {
-        if (!equals && alias->option == A_VALUE) ++*a;
-        if (!equals && alias->option == A_SWITCH && find_word("on off auto 0 1", next) >= 0) ++*a;
-        if (o->n_idle < MAX_IDLE) o->idle[o->n_idle++] = arg;
-        return 0;
-    }
-    const Option *p = &options[alias->option];
-    const char *value = equals ? equals + 1 : next;
-    if (p->kind != IS_FLAG && !equals && ++*a >= argc) return misuse("%s needs a value", arg);
-    if (p == &options[O_STEPS] && !strcmp(value, "-1")) value = "0";
-    return set_option(o, p, value);
-}
+static const Syntax syntax = {options, N_OPTIONS, aliases, sizeof aliases / sizeof *aliases,
+                              MODE_WORDS, O_MODEL, letter_means};
 
 /* The first of the words, or as many as name a file; *behind: the blank behind it, or NULL. */
 static void first_file(char out[PATH_LEN], const char *words, const char **behind) {
@@ -11956,9 +12146,11 @@ static void first_file(char out[PATH_LEN], const char *words, const char **behin
     *behind = *end ? end : NULL;
 }
 
-/* Words that belong to no option, behind what was taken for the model; or it is no file. */
-static int stray_words(const Options *o, const char *words) {
-    const char *model = text_of(o, O_MODEL),
+/* Words that belong to no option, behind what was taken for the model; or it is no file. Returns as
+ * set_option. */
+static int stray_words(const Options *o) {
+    if (o->stray.bad || !given(o, O_MODEL)) return 0;
+    const char *words = o->stray.s, *model = text_of(o, O_MODEL),
         *prompt = given(o, O_PROMPT) ? text_of(o, O_PROMPT) : "";
     /* a command in front: then the model, which may have blanks in its name, and a prompt */
     char file[PATH_LEN] = "MODEL";
@@ -11988,63 +12180,7 @@ static int stray_words(const Options *o, const char *words) {
                   invoked, model, *words ? " " : "", words);
 }
 
-/* One option, with the words that belong to it. */
-static int parse_option(Options *o, int argc, char **argv, int *a) {
-    const char *arg = argv[*a], *value;
-    char near[80];
-    int code = 0;
-    const Alias *alias = find_alias(arg);
-    if (alias) return other_word(o, alias, argc, argv, a);
-    const Option *p = find_option(arg, &value);
-    if (!p && arg[1] == '-' && find_word(MODE_WORDS, arg + 2) >= 0)
-        return misuse("%s is a mode here: -m %s", arg, arg + 2);
-    if (!p) return misuse("unknown option %s%s", arg, meant_option(near, arg));
-    if (p->kind == IS_FLAG && value) return misuse("--%s takes no value", p->name);
-    if (p->kind != IS_FLAG && !value) {
-        if (++*a == argc) return misuse("%s needs a value", arg);
-        value = argv[*a];
-    }
-    if (arg[1] != '-' && p->kind != IS_FLAG) p = letter_means(p, &value, &code);
-    return code ? code : set_option(o, p, value);
-}
-
-/* A plain word is the model; --name value, --name=value, -n value, -nvalue; behind "--" all words
- * are plain. */
-static int parse_options(Options *o, int argc, char **argv) {
-    int plain = 0, code = 0;
-    Text words = {0};
-    text_put(&words, "", 0);
-    for (int i = 0; i < N_OPTIONS; i++) o->value[i].whole = options[i].usual;
-    for (int a = 1; a < argc && !code; a++) {
-        const char *arg = argv[a];
-        if (!plain && !strcmp(arg, "--")) plain = 1;
-        else if (!plain && arg[0] == '-' && arg[1]) code = parse_option(o, argc, argv, &a);
-        else if (!given(o, O_MODEL)) code = set_option(o, &options[O_MODEL], arg);
-        else {
-            if (words.n) text_put(&words, " ", 1);
-            text_put(&words, arg, strlen(arg));
-        }
-    }
-    if (!code && !words.bad && given(o, O_MODEL)
-        && (words.n || !same_file(text_of(o, O_MODEL), text_of(o, O_MODEL))))
-        code = stray_words(o, words.s);
-    free(words.s);
-    return code;
-}
-
-static int check_mode(const Options *o) { /* has the mode a use for what was given? */
-    for (int i = 0; i < N_OPTIONS; i++) {
-        const char *word;
-        char where[160] = "";
-        if (!given(o, i) || options[i].modes & o->mode) continue;
-        for (int k = 0, n; (n = word_at(MODE_WORDS, k, &word)); k++)
-            if (options[i].modes >> k & 1)
-                snprintf(where + strlen(where), sizeof where - strlen(where), "%s-m %.*s",
-                         *where ? ", " : "", n, word);
-        return misuse("--%s goes with %s", options[i].name, where);
-    }
-    return 0;
-}
+#define DEFAULT_VOCABULARY "tokenizer.bin" /* of models without one of their own, where its size fits */
 
 /* The file that is read, or that standard output goes to, under this name or another; NULL: none.
  * It must not be replaced, but for a session that was loaded. */
@@ -12075,41 +12211,90 @@ static int check_outputs(const Options *o) { /* are they files of their own? */
     return 0;
 }
 
+/* The biases, ID=X; 15043-1 is llama.cpp's way. */
+static int set_biases(GlaSampler *s, const Options *o) {
+    const double most = 1000;
+    const char *text;
+    for (s->n_bias = 0; (text = repeated(o, O_BIAS, s->n_bias)); s->n_bias++) {
+        char *end = NULL;
+        errno = 0;
+        const long long id = *text >= '0' && *text <= '9' ? strtoll(text, &end, 10) : -1;
+        if (end) text = *end == '=' ? end + 1 : *end == '+' || *end == '-' ? end : "";
+        const double v = id >= 0 ? strtod(text, &end) : NAN;
+        if (id < 0 || id > INT32_MAX || errno || end == text || *end
+            || !((v >= -most && v <= most) || v == -INFINITY))
+            return misuse("--%s: expected ID=X, X from %g to %g or -inf", options[O_BIAS].name,
+                          -most, most);
+        s->bias[s->n_bias].id = (int32_t)id;
+        s->bias[s->n_bias].add = (float)v;
+    }
+    return 0;
+}
+
 /* What parse_options cannot see: whether the options go together, and with the mode. */
 static int check_options(Options *o) {
-    /* needs, excludes: another option, or -1 */
-    static const struct { int option, needs, excludes; } rules[] = {
-        {O_THINK, -1, O_NO_THINK},
-        {O_BUDGET, -1, O_NO_THINK},
-        {O_PROMPT, -1, O_FILE},
-        {O_PROMPT, -1, O_IDS},
-        {O_MESSAGES, -1, O_PROMPT},
-        {O_MESSAGES, -1, O_FILE},
-        {O_MESSAGES, -1, O_IDS},
-        {O_MESSAGES, -1, O_LOAD},
-        {O_FILE, -1, O_IDS},
-        {O_LOGPROBS, O_JSON, -1},
-        {O_CACHE_BYTES, O_CACHE, -1},
+    static const Rule rules[] = {
+        {O_THINK, EXCLUDES, O_NO_THINK},
+        {O_BUDGET, EXCLUDES, O_NO_THINK},
+        {O_PROMPT, EXCLUDES, O_FILE},
+        {O_PROMPT, EXCLUDES, O_IDS},
+        {O_MESSAGES, EXCLUDES, O_PROMPT},
+        {O_MESSAGES, EXCLUDES, O_FILE},
+        {O_MESSAGES, EXCLUDES, O_IDS},
+        {O_MESSAGES, EXCLUDES, O_LOAD},
+        {O_FILE, EXCLUDES, O_IDS},
+        {O_LOGPROBS, NEEDS, O_JSON},
+        {O_CACHE_BYTES, NEEDS, O_CACHE},
     };
-    int code = GLA_OK;
-    if (given(o, O_MESSAGES) && !given(o, O_MODE)) code = set_option(o, &options[O_MODE], "chat");
+    GlaSampler unused;
+    int code = 0;
+    if (given(o, O_MESSAGES) && !given(o, O_MODE)) set_option(o, O_MODE, "chat");
     o->mode = 1 << whole_of(o, O_MODE);
-    if (!code) code = check_mode(o);
-    if (code) return code;
-    for (size_t i = 0; i < sizeof rules / sizeof *rules; i++) {
-        const int other = rules[i].needs >= 0 ? rules[i].needs : rules[i].excludes,
-            there = given(o, other);
-        const char *name = options[rules[i].option].name;
-        if (!given(o, rules[i].option) || there == (rules[i].needs >= 0)) continue;
-        return misuse(there ? "--%s and --%s do not go together" : "--%s goes with --%s", name,
-                      options[other].name);
-    }
+    if ((code = check_mode(o))
+        || (code = check_rules(o, rules, sizeof rules / sizeof *rules))
+        || (code = set_biases(&unused, o))) return code;
     if (o->mode == CHAT && !given(o, O_STEPS)) o->value[O_STEPS].whole = 0;
     if (o->mode == BENCH && !given(o, O_STEPS)) o->value[O_STEPS].whole = 64;
     if (!given(o, O_MODEL)) return misuse("no model was named: %s MODEL [options]", invoked);
     if (o->mode == LOGITS && (!given(o, O_IDS) || !given(o, O_OUT)))
         return misuse("-m logits needs --ids FILE and --out FILE");
     return check_outputs(o);
+}
+
+/* -- text -- */
+
+static void text_printf(Text *t, const char *fmt, ...) PRINTF_LIKE(2, 3);
+static void text_printf(Text *t, const char *fmt, ...) { /* at most 511 bytes */
+    char line[512];
+    va_list ap;
+    va_start(ap, fmt);
+    vsnprintf(line, sizeof line, fmt, ap);
+    va_end(ap);
+    text_put(t, line, strlen(line));
+}
+/* As a JSON number, of which none is NaN or infinite. */
+static void text_real(Text *t, const char *fmt, double v) {
+    char number[64];
+    snprintf(number, sizeof number, fmt, v);
+    text_printf(t, "%s", isfinite(v) ? number : "null");
+}
+/* as a JSON string; a byte that is no UTF-8 becomes U+FFFD */
+static void text_json(Text *t, const char *s, size_t n) {
+    text_put(t, "\"", 1);
+    for (size_t at = 0, len; at < n; at += len) {
+        uint32_t c = utf8_read(s + at, n - at, &len);
+        if (c >= BAD_BYTE) text_put(t, "\357\277\275", 3);
+        else if (c == '\n') text_put(t, "\\n", 2);
+        else if (c < 32 || (c >= 127 && c < 160)) text_printf(t, "\\u%04x", (unsigned)c);
+        else if (c == '"' || c == '\\') text_put(t, "\\", 1), text_put(t, s + at, 1);
+        else text_put(t, s + at, len);
+    }
+    text_put(t, "\"", 1);
+}
+
+/* Standard output has failed. A reader that has gone away has what it wanted: nothing is said. */
+static int output_failed(char *err) {
+    return fail(err, GLA_IO, "%s", reader_left() ? "" : "standard output: cannot write");
 }
 
 /* -- input -- */
@@ -12423,68 +12608,14 @@ static void catch_interrupt(enum Interrupt how) {
     on_end_signals(on_interrupt);
 }
 
-/* -- waiting: what takes longer than a second says so, once a second, where somebody watches -- */
+/* -- waiting -- */
 
-/* Written while no signal is due. One that came just before the end may still be told on another
- * thread, so `what` stays what it was. */
-static struct {
-    const char *what;  /* "reading" */
-    const GlaState *s; /* what it reads, or NULL */
-    int64_t from, of;  /* what it had evaluated at first; tokens there are, 0 = not known */
-    volatile sig_atomic_t on, seconds;
-} waiting;
-
-static size_t put_decimal(char *out, int64_t v) { /* within a signal handler there is no printf */
-    char digits[24];
-    size_t n = 0, k = 0;
-    for (v = max64(v, 0); v || !n; v /= 10) digits[n++] = (char)('0' + v % 10);
-    while (n) out[k++] = digits[--n];
-    return k;
+static int64_t tokens_done(const void *state) {
+    const GlaState *s = state;
+    return s->evaluated + s->within;
 }
-static size_t put_words(char *out, const char *words) {
-    const size_t n = strlen(words);
-    memcpy(out, words, n);
-    return n;
-}
-
-static void on_second(int sig) {
-    char line[256];
-    size_t n = put_words(line, "\r");
-    (void)sig;
-    if (!waiting.on) return;
-    const int64_t seconds = ++waiting.seconds;
-    n += put_words(line + n, waiting.what);
-    if (waiting.s) {
-        const int64_t done = waiting.s->evaluated + waiting.s->within - waiting.from;
-        n += put_words(line + n, " ");
-        n += put_decimal(line + n, done);
-        if (waiting.of) n += put_words(line + n, " of "), n += put_decimal(line + n, waiting.of);
-        n += put_words(line + n, " tokens, ");
-        n += put_decimal(line + n, done / seconds);
-        n += put_words(line + n, " tok/s");
-    }
-    n += put_words(line + n, ", ");
-    n += put_decimal(line + n, seconds);
-    n += put_words(line + n, " s\033[K");
-    write_now(line, n);
-}
-
-static void wait_end(void) {
-    if (!waiting.on) return;
-    waiting.on = 0;
-    every_second(NULL);
-    if (waiting.seconds) fputs("\r\033[K", stderr);
-}
-static void wait_begin(const Options *o, const char *what, const GlaState *s, int64_t of) {
-    wait_end();
-    if (whole_of(o, O_QUIET) || !is_terminal(STDERR_FILENO)) return;
-    waiting.what = what;
-    waiting.s = s;
-    waiting.from = s ? gla_state_evaluated(s) : 0;
-    waiting.of = of;
-    waiting.seconds = 0;
-    waiting.on = 1;
-    every_second(on_second);
+static void wait_read(const char *what, const GlaState *s, int64_t of) {
+    wait_begin(what, tokens_done, s, of);
 }
 
 /* -- line editor: a message typed on a terminal -- */
@@ -12834,7 +12965,7 @@ static void edit_free(Editor *e) {
 static int load_session(const Options *o, GlaState *s, GlaSampler *p, Ids *ids, char *err) {
     const char *path = text_of(o, O_LOAD);
     *ids = (Ids){NULL, 0, 0};
-    wait_begin(o, "loading the session", NULL, 0);
+    wait_begin("loading the session", NULL, NULL, 0);
     int code = session_load(s, p, &ids->id, path, err);
     if (ids->id) ids->n = ids->cap = gla_state_pos(s);
     wait_end();
@@ -12843,7 +12974,7 @@ static int load_session(const Options *o, GlaState *s, GlaSampler *p, Ids *ids, 
 static int save_session(const Options *o, const GlaState *s, const GlaSampler *p, const Ids *ids,
                         char *err) {
     catch_interrupt(HOLD);
-    wait_begin(o, "saving the session", NULL, 0);
+    wait_begin("saving the session", NULL, NULL, 0);
     int code = gla_state_save(s, p, ids->n == gla_state_pos(s) ? ids->id : NULL,
                               text_of(o, O_SAVE), err);
     wait_end();
@@ -12875,6 +13006,7 @@ typedef struct {
     int uncached;            /* the prompt cache could not be written, which has been said */
     int dimmed;              /* text is, as thoughts are */
     int loops, last;         /* told so far; the last byte shown */
+    const char *stops[MAX_STOPS + 1];
 } Talk;
 
 /* log sum_j exp(logits[j] - top), with top the largest of them: log softmax(logits)[i] is logits[i]
@@ -12948,7 +13080,7 @@ static int show(void *user, int32_t id, const char *text, size_t n) {
     const int visible = n && !whole_of(o, O_JSON)
         && (!thinking || (!whole_of(o, O_HIDE) && is_terminal(STDOUT_FILENO)));
     if (visible) wait_end();
-    else if (id >= 0 && !k->first) wait_begin(o, thinking ? "thinking" : "generating", k->s, 0);
+    else if (id >= 0 && !k->first) wait_read(thinking ? "thinking" : "generating", k->s, 0);
     if (reading && !k->chat && gla_state_pos(k->s) == k->goal) {
         wait_end();
         keep_prompt(k);
@@ -12976,7 +13108,9 @@ static int show(void *user, int32_t id, const char *text, size_t n) {
 
 static GlaGenerate talk_settings(Talk *k) {
     const Options *o = k->o;
-    return (GlaGenerate){whole_of(o, O_STEPS), o->stops, o->n_stops, whole_of(o, O_IGNORE),
+    int n = 0;
+    while ((k->stops[n] = repeated(o, O_STOP, n))) n++;
+    return (GlaGenerate){whole_of(o, O_STEPS), k->stops, n, whole_of(o, O_IGNORE),
                          whole_of(o, O_JSON_ONLY), show, k, &interrupted};
 }
 
@@ -13038,13 +13172,8 @@ static uint64_t start_seed(const Options *o) {
 }
 static void start_sampler(GlaSampler *p, const Options *o, const GlaModel *m, uint64_t seed) {
     gla_sampler_init(p, m, seed);
-    for (int i = 0; i < N_OPTIONS; i++) {
-        char *field = (char *)p + options[i].at;
-        if (given(o, i) && options[i].kind == IS_float) *(float *)field = (float)o->value[i].real;
-        if (given(o, i) && options[i].kind == IS_int) *(int *)field = (int)o->value[i].whole;
-    }
-    p->n_bias = o->sampler.n_bias;
-    memcpy(p->bias, o->sampler.bias, sizeof p->bias);
+    fill_fields(p, o);
+    set_biases(p, o);
 }
 
 static void print_state_size(const Options *o, const GlaInfo *info, const GlaState *s) {
@@ -13102,7 +13231,7 @@ static void suggest_chat(const Options *o, const GlaModel *m, const Ids *ids) {
     char err[GLA_ERR];
     int known = 0;
     if (!given(o, O_PROMPT) || given(o, O_MODE) || given(o, O_LOAD)) return;
-    if (whole_of(o, O_QUIET) || !is_terminal(STDERR_FILENO)) return;
+    if (o->quiet || !is_terminal(STDERR_FILENO)) return;
     for (int64_t i = 0; i < ids->n; i++) { /* written as a template has it? */
         const int32_t id = ids->id[i];
         if (token_type(m->vocab, id) == TYPE_CONTROL && id != m->vocab->bos) return;
@@ -13158,7 +13287,7 @@ static int mode_generate(Job *job) {
         k.begin = now_s();
         k.from = gla_state_pos(s);
         k.goal = k.from + n;
-        wait_begin(o, "reading", s, n);
+        wait_read("reading", s, n);
         done = gla_generate(s, &p, n ? ids.id + k.reused : NULL, n, &how, &made, err);
         wait_end();
         if (done < 0) code = done;
@@ -13236,7 +13365,7 @@ static int forget(Chat *c, char *err) {
     Branch *b = &c->branch[c->now];
     const int64_t before = gla_state_evaluated(b->s),
         of = gla_state_ctx(b->s) ? gla_state_ctx(b->s) : gla_state_pos(b->s);
-    wait_begin(c->o, "reading again", b->s, 0);
+    wait_read("reading again", b->s, 0);
     int n = gla_chat_forget(b->chat, of / 2, NULL, err);
     wait_end();
     if (n < 0) return n;
@@ -13280,7 +13409,7 @@ static int chat_turn(Chat *c, const Text *text, char *err) {
     }
     k.begin = now_s();
     k.from = gla_state_pos(b->s);
-    wait_begin(o, "reading", b->s, 0);
+    wait_read("reading", b->s, 0);
     if (text)
         done = gla_chat_say(b->chat, &c->p, text->s ? text->s : "", text->n, &how, &k.turn, err);
     else done = gla_chat_retry(b->chat, &c->p, &how, &k.turn, err);
@@ -13344,7 +13473,7 @@ static void print_costs(const Chat *c) {
 static int chat_go(Chat *c, int turns, char *err) { /* /undo, /redo */
     Branch *b = &c->branch[c->now];
     const int64_t before = gla_state_evaluated(b->s);
-    wait_begin(c->o, "reading again", b->s, 0);
+    wait_read("reading again", b->s, 0);
     int undone, code = gla_chat_go(b->chat, &c->p, turns, err);
     wait_end();
     if (code) return code;
@@ -13365,7 +13494,7 @@ static int chat_file(Chat *c, const char *name, const char *path, char *err) { /
         return fail(err, GLA_INPUT, "%s is in use here; a session would replace it",
                     in_use(o, path));
     if (save) catch_interrupt(HOLD);
-    wait_begin(o, save ? "saving the session" : "loading the session", NULL, 0);
+    wait_begin(save ? "saving the session" : "loading the session", NULL, NULL, 0);
     code = save ? gla_chat_save(b->chat, &c->p, path, err)
         : gla_chat_load(b->chat, &c->p, path, err);
     wait_end();
@@ -13699,7 +13828,7 @@ static int mode_chat(Job *job) {
         if (code && saved) complain(why);
         if (!code) code = saved;
     }
-    if (c.n_cost && !code && !whole_of(o, O_QUIET)) {
+    if (c.n_cost && !code && !o->quiet) {
         fprintf(stderr, "%d answer%s | seed %llu\n", c.n_cost, plural(c.n_cost),
                 (unsigned long long)c.seed);
         print_evaluated(&c);
@@ -13766,7 +13895,7 @@ static int mode_logits(Job *job) {
     catch_interrupt(END_AT_SECOND);
     if (!code && !(out.f = open_temporary(temporary, text_of(o, O_OUT), err))) code = GLA_IO;
     if (code) { loose_ends.unfinished = NULL, ids_free(&all); return complain(err); }
-    wait_begin(o, "reading", s, ids->n);
+    wait_read("reading", s, ids->n);
     code = each_logits(s, ids->id, ids->n, write_row, &out, err);
     wait_end();
     loose_ends.unfinished = NULL;
@@ -13847,7 +13976,7 @@ static int mode_perplexity(Job *job) {
                       "no token is predicted from fewer than %lld before it\n",
               (long long)window, (long long)stride, (long long)(window - stride));
     catch_interrupt(END_AT_SECOND);
-    wait_begin(job->o, "reading", job->s,
+    wait_read("reading", job->s,
                n + (n - window + stride - 1) / stride * (window - stride));
     for (; end < n && !code; at += stride) {
         /* more: the begin token, in front of what is from the text */
@@ -14028,27 +14157,9 @@ static int mode_bench(Job *job) {
 
 /* -- pages: from the rows of options and commands -- */
 
-/* What an option does, with the words that it knows. */
-static void option_help(Text *t, const Option *p) {
-    const char *word;
-    t->n = 0;
-    text_printf(t, "%s", p->help);
-    for (int i = 0, n; p->words && (n = word_at(p->words, i, &word)); i++)
-        text_printf(t, "%s%.*s", i ? ", " : ": ", n, word);
-}
-
 static void print_help(void) {
-    Text help = {0};
     printf("usage: %s MODEL [options]      MODEL: a GGUF file\n\n", invoked);
-    for (const Option *p = options; p < options + N_OPTIONS; p++) {
-        char letter[] = "    ", left[40];
-        if (!p->help) continue;
-        if (p->letter) letter[0] = '-', letter[1] = p->letter, letter[2] = ',';
-        snprintf(left, sizeof left, "%s--%s %s", letter, p->name, p->value ? p->value : "");
-        option_help(&help, p);
-        printf("  %-27s %s\n", left, help.s);
-    }
-    free(help.s);
+    print_options(&syntax, 30, 100);
     printf("\nThe result goes to standard output, everything else to standard error.\n"
            "Exit: 0 done, 1 failed, 2 misused, 128 + the signal that ended it (Ctrl-C: 130).\n");
 }
@@ -14084,9 +14195,8 @@ static void print_man(void) {
         put_man(p->name);
         printf("\\fR");
         if (p->value) printf(" \\fI%s\\fR", p->value);
-        option_help(&help, p);
         printf("\n");
-        put_man(help.s);
+        put_man(option_help(&help, p, 1));
         printf("\n");
     }
     free(help.s);
@@ -14129,16 +14239,17 @@ static void print_bash(void) {
 }
 
 static void print_zsh(void) {
+    Text help = {0};
     printf("#compdef gla\n# printed by gla --completion zsh\n_arguments -s -S");
     for (const Option *p = options; p < options + N_OPTIONS; p++) {
-        const char *const many = p->kind == IS_TEXTS || p->kind == IS_BIAS ? "*" : "",
+        const char *const many = p->kind == IS_TEXTS ? "*" : "",
             *const is = p->value ? "=" : "";
         if (!p->help) continue;
         if (p->letter)
             printf(" \\\n    '(-%c --%s)'{-%c%s,--%s%s}'[", p->letter, p->name, p->letter,
                    p->value ? "+" : "", p->name, is);
         else printf(" \\\n    '%s--%s%s[", many, p->name, is);
-        for (const char *s = p->help; *s; s++)
+        for (const char *s = option_help(&help, p, 0); *s; s++)
             printf(*s == '\'' ? "'\\''" : *s == ':' || *s == ']' || *s == '[' ? "\\%c" : "%c", *s);
         printf("]");
         if (p->value) printf(":%s:", p->value);
@@ -14148,6 +14259,7 @@ static void print_zsh(void) {
         printf("'");
     }
     printf(" \\\n    '1:model:_files'\n");
+    free(help.s);
 }
 
 /* -- main -- */
@@ -14204,10 +14316,12 @@ static int run_mode(Job *job) {
     GlaModel *m = job->m;
     const int last = m->config.vocab_size - 1;
     int status = 1;
-    for (int i = 0; i < o->sampler.n_bias; i++)
-        if (o->sampler.bias[i].id > last)
+    GlaSampler biased;
+    set_biases(&biased, o);
+    for (int i = 0; i < biased.n_bias; i++)
+        if (biased.bias[i].id > last)
             return misuse("--logit-bias: the model has tokens from 0 to %d, not %d", last,
-                          o->sampler.bias[i].id);
+                          biased.bias[i].id);
     if (given(o, O_PRE) && gla_pre_tokenizer(m, text_of(o, O_PRE), job->err))
         return complain(job->err);
     if (given(o, O_TOK) && gla_open_tokenizer(m, text_of(o, O_TOK), job->err))
@@ -14236,22 +14350,24 @@ static int print_page(const Options *o, char *err) {
     return complain(err);
 }
 
-int main(int argc, char **argv) {
-    Options o = {0};
+static int run_program(Options *o, int argc, char **argv) {
     char err[GLA_ERR] = "";
-    Job job = {.o = &o, .err = err};
-    if (argc > 0 && *argv[0]) invoked = argv[0];
-    int code = parse_options(&o, argc, argv);
+    const char *idle;
+    Job job = {.o = o, .err = err};
+    int code = parse_options(o, &syntax, argc, argv);
+    if (!code) code = stray_words(o);
     if (code) return code;
+    o->quiet = (int)whole_of(o, O_QUIET);
+    waiting.watched = !o->quiet && is_terminal(STDERR_FILENO);
     spin_briefly(argv);
     failed_writes_only_fail();
-    if ((code = print_page(&o, err)) >= 0) return code;
-    for (int i = 0; i < o.n_idle; i++)
-        note(&o, "%s: %.*s is without effect: %s\n", program_name(), (int)strcspn(o.idle[i], "="),
-             o.idle[i], find_alias(o.idle[i])->value);
-    if ((code = check_options(&o))) return code;
+    if ((code = print_page(o, err)) >= 0) return code;
+    for (int i = 0; (idle = repeated(o, IDLE_WORD, i)); i++)
+        note(o, "%s: %.*s is without effect: %s\n", program_name(), (int)strcspn(idle, "="), idle,
+             find_alias(o, idle, 0)->value);
+    if ((code = check_options(o))) return code;
     job.begin = now_s();
-    const char *model = text_of(&o, O_MODEL);
+    const char *model = text_of(o, O_MODEL);
     if (!is_there(model)) {
         fail(err, GLA_IO, "%s: no such file; a model is a GGUF file on this computer", model);
         return complain(err);
@@ -14267,6 +14383,13 @@ int main(int argc, char **argv) {
         output_failed(err);
         return complain(err);
     }
+    return code;
+}
+
+int main(int argc, char **argv) {
+    Options o = {0};
+    const int code = run_program(&o, argc, argv);
+    free(o.stray.s);
     return code;
 }
 #endif /* RUN_NO_MAIN */

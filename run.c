@@ -1165,7 +1165,7 @@ static uint64_t hash_bytes(uint64_t h, const void *data, size_t n) {
 }
 #define HASH_SEED 0xcbf29ce484222325u
 
-/* -- tables, and arrays that grow -- */
+/* -- tables; arrays and text that grow -- */
 
 /* A hash table: what is looked for lies elsewhere, under a number. */
 typedef struct { uint32_t hash, value; } Slot;      /* value 0: free */
@@ -1206,6 +1206,21 @@ static void *grow(void *array, size_t used, size_t n, size_t *cap, size_t width)
     *cap = to;
     return more;
 }
+
+/* Text that grows, with a 0 behind it. Without memory it stays as it is, and says so in the end. */
+typedef struct { char *s; size_t n, cap; int bad; } Text;
+
+LIKELY_UNUSED static void text_put(Text *t, const char *s, size_t n) {
+    char *more = grow(t->s, t->n, n + 1, &t->cap, 1);
+    if (!more) {
+        t->bad = 1;
+        return;
+    }
+    t->s = more;
+    if (n) memcpy(t->s + t->n, s, n);
+    t->s[t->n += n] = 0;
+}
+LIKELY_UNUSED static void text_puts(Text *t, const char *s) { text_put(t, s, strlen(s)); }
 
 /* -- words that were meant -- */
 
@@ -11413,7 +11428,7 @@ GLA_API int gla_chat_clone(GlaChat **copy, GlaState **state, const GlaChat *c, c
 
 /* ---- 15. command line: options, modes, statistics; the only stdout, the only exit -----------------------------
  * First what train_tiny has, too:
- *   text          that grows; messages
+ *   messages      what is said about a command line
  *   options       what the tables of a program hold, and what was given
  *   words         in lists, of other programs, and those that are near
  *   argv          reading it, and the help page
@@ -11429,21 +11444,7 @@ GLA_API int gla_chat_clone(GlaChat **copy, GlaState **state, const GlaChat *c, c
  *   main          which mode, with which model */
 #if !defined(RUN_NO_MAIN) || defined(RUN_OPTIONS)
 
-/* -- text -- */
-
-/* Text that grows. Without memory it stays as it is, and says so in the end. */
-typedef struct { char *s; size_t n, cap; int bad; } Text;
-static void text_put(Text *t, const char *s, size_t n) {
-    if (t->n + n + 1 > t->cap) {
-        size_t cap = t->n + n + 1 + t->n / 2 + 64;
-        char *more = realloc(t->s, cap);
-        if (!more) { t->bad = 1; return; }
-        t->s = more, t->cap = cap;
-    }
-    if (n) memcpy(t->s + t->n, s, n);
-    t->s[t->n += n] = 0;
-}
-static void text_puts(Text *t, const char *s) { text_put(t, s, strlen(s)); }
+/* -- messages -- */
 
 /* argv[0]: an installed program has another name. This and what signal handlers need
  * (interrupted, loose_ends, waiting) are the only variables outside functions. */
@@ -11878,7 +11879,7 @@ LIKELY_UNUSED static void print_options(const Syntax *s, int at, int columns) {
         snprintf(left, sizeof left, "%s--%s %s", letter, p->name, p->value ? p->value : "");
         print_row(left, option_help(&help, p, 1), at, columns);
     }
-    free(help.s);
+    gla_free(help.s);
 }
 
 /* -- waiting: what takes longer than a second says so, once a second, where somebody watches -- */
@@ -12352,7 +12353,7 @@ static int get_ids(Ids *ids, const char *path, const GlaModel *m, char *err) {
                         path, (long long)ids->n + 1, m->config.vocab_size - 1);
         else code = ids_add(ids, &(int32_t){(int32_t)v}, 1, err);
     }
-    free(t.s);
+    gla_free(t.s);
     return code;
 }
 
@@ -12453,7 +12454,7 @@ static int json_skip(Messages *j, int depth) { /* any value */
         while (j->at < j->end && *j->at && strchr(letters, *j->at)) j->at++;
         if (j->at == from) code = json_bad(j, "a value");
     }
-    free(unused.s);
+    gla_free(unused.s);
     return code;
 }
 
@@ -12471,7 +12472,7 @@ static int json_content(Messages *j) {
         else if (!code) code = json_skip(j, 0);
         if (!code && !json_goes_on(j, '}')) code = json_bad(j, "a comma or the end");
     }
-    free(key.s);
+    gla_free(key.s);
     if (!code && (texts != 1 || !json_take(j, ']')))
         code = fail(j->err, GLA_INPUT, "%s: message %d: its content has to be a text, or a list "
                     "with one part of type text", j->name, j->n + 1);
@@ -12512,11 +12513,11 @@ static int json_message(Messages *j) {
     GlaMessage *more = code ? NULL : realloc(j->messages, ((size_t)j->n + 1) * sizeof *more);
     if (!code && !more) code = fail(j->err, GLA_MEMORY, "%s: no memory", j->name);
     if (more) j->messages = more, more[j->n++] = (GlaMessage){which, NULL, j->text.n - from};
-    free(key.s), free(role.s);
+    gla_free(key.s), gla_free(role.s);
     return code;
 }
 
-static void free_messages(Messages *j) { free(j->messages), free(j->text.s); }
+static void free_messages(Messages *j) { free(j->messages), gla_free(j->text.s); }
 
 static int get_messages(Messages *j, const char *path, char *err) {
     Text t;
@@ -12537,7 +12538,7 @@ static int get_messages(Messages *j, const char *path, char *err) {
     if (!code && j->text.bad) code = fail(err, GLA_MEMORY, "%s: no memory", j->name);
     const char *text = j->text.s;
     for (int i = 0; i < j->n; text += j->messages[i++].n) j->messages[i].text = text ? text : "";
-    free(t.s);
+    gla_free(t.s);
     return code;
 }
 
@@ -12696,7 +12697,7 @@ static void edit_draw(Editor *e, size_t cursor) {
     e->row = at_row;
     if (out.s) fwrite(out.s, 1, out.n, stderr);
     fflush(stderr);
-    free(out.s);
+    gla_free(out.s);
 }
 
 /* bytes from .. to by s; the cursor behind it */
@@ -12705,8 +12706,8 @@ static void edit_replace(Editor *e, size_t from, size_t to, const char *s, size_
     text_put(&t, e->text.s, from);
     text_put(&t, s, n);
     text_put(&t, e->text.s + to, e->text.n - to);
-    if (t.bad) { free(t.s); return; }
-    free(e->text.s);
+    if (t.bad) { gla_free(t.s); return; }
+    gla_free(e->text.s);
     e->text = t;
     e->at = from + n;
 }
@@ -12818,7 +12819,7 @@ static void edit_paste(Editor *e) { /* what comes before ESC [ 201 ~ */
         whole = paste.n >= 6 && !memcmp(paste.s + paste.n - 6, "\033[201~", 6);
     }
     edit_insert(e, paste.s, whole ? paste.n - 6 : paste.n);
-    free(paste.s);
+    gla_free(paste.s);
 }
 
 /* The rest of a character whose first byte is key; how many bytes it has. */
@@ -12848,7 +12849,7 @@ static void edit_complete(Editor *e) {
         fprintf(stderr, "\r\n");
         e->row = 0;
     }
-    free(list.s);
+    gla_free(list.s);
 }
 
 /* Ctrl-R: the newest message of the history that holds what is typed; again: an older one. Ends
@@ -12882,7 +12883,7 @@ static int edit_search(Editor *e) {
         edit_replace(e, 0, e->text.n, before.s, before.n);
         key = KEY_NONE;
     } else if (at < e->n_history) e->shown = at;
-    free(what.s), free(before.s);
+    gla_free(what.s), gla_free(before.s);
     return key;
 }
 
@@ -12954,8 +12955,8 @@ static int edit(Editor *e) {
 }
 
 static void edit_free(Editor *e) {
-    for (int i = 0; i < e->n_history; i++) free(e->history[i].s);
-    free(e->history), free(e->text.s), free(e->draft.s);
+    for (int i = 0; i < e->n_history; i++) gla_free(e->history[i].s);
+    free(e->history), gla_free(e->text.s), gla_free(e->draft.s);
 }
 
 /* -- talking: what generate and chat share -- */
@@ -13163,7 +13164,7 @@ static void print_json(Talk *k, const Outcome *r) {
     text_printf(&t, "}\n");
     k->bad |= t.bad || k->text.bad || k->thought.bad || k->steps.bad
         || fwrite(t.s, 1, t.n, stdout) != t.n || fflush(stdout);
-    free(t.s);
+    gla_free(t.s);
 }
 
 static uint64_t start_seed(const Options *o) {
@@ -13309,7 +13310,7 @@ static int mode_generate(Job *job) {
         if (made && !code) keep_prompt(&k);
         if (!code && k.bad) code = output_failed(err);
     }
-    free(t.s), ids_free(&ids), ids_free(&k.ids), free(k.text.s), free(k.steps.s);
+    gla_free(t.s), ids_free(&ids), ids_free(&k.ids), gla_free(k.text.s), gla_free(k.steps.s);
     const int failed = k.uncached || (whole_of(o, O_JSON_ONLY) && done != GLA_DONE_END);
     return code ? complain(err) : done == GLA_DONE_CALLER ? by_signal() : failed;
 }
@@ -13438,7 +13439,7 @@ static int chat_turn(Chat *c, const Text *text, char *err) {
                                        first - k.begin, end - k.begin};
         b->early = 0;
     } else if (!begun) b->early += gla_state_pos(b->s) - k.from;
-    ids_free(&k.ids), free(k.text.s), free(k.thought.s), free(k.steps.s);
+    ids_free(&k.ids), gla_free(k.text.s), gla_free(k.thought.s), gla_free(k.steps.s);
     c->bad |= k.bad;
     if (k.bad) return output_failed(err);
     return done < 0 ? done : !begun;
@@ -13840,7 +13841,7 @@ static int mode_chat(Job *job) {
     }
     edit_free(&c.editor);
     free_messages(&told);
-    free(t.s), free(c.cost), free(c.rest.s);
+    gla_free(t.s), free(c.cost), gla_free(c.rest.s);
     return code ? complain(err) : cut_short ? cut_short : c.failed;
 }
 
@@ -13937,7 +13938,7 @@ static int print_facts(Facts *f) {
     if (f->json) text_put(&f->t, "}\n", 2);
     const int bad = f->t.bad;
     if (!bad) fwrite(f->t.s, 1, f->t.n, stdout);
-    free(f->t.s);
+    gla_free(f->t.s);
     return bad ? complain("no memory for the answer") : 0;
 }
 
@@ -14052,7 +14053,7 @@ static int mode_tokenize(Job *job) {
     if (!code && given(o, O_IDS) && t.bad) code = fail(err, GLA_MEMORY, "no memory for the text");
     if (!code && given(o, O_IDS) && t.n) write_text(stdout, t.s, t.n);
     if (!code) putchar('\n');
-    free(t.s), ids_free(&ids);
+    gla_free(t.s), ids_free(&ids);
     return code ? complain(err) : 0;
 }
 
@@ -14084,7 +14085,7 @@ static int mode_info(Job *job) {
         if (counts[t])
             text_printf(&list, "%s%s x %d", list.n ? ", " : "", types[t].name, counts[t]);
     fact_text(&f, "tensor_types", list.bad ? "" : list.s);
-    free(list.s);
+    gla_free(list.s);
     return print_facts(&f);
 }
 
@@ -14199,7 +14200,7 @@ static void print_man(void) {
         put_man(option_help(&help, p, 1));
         printf("\n");
     }
-    free(help.s);
+    gla_free(help.s);
 }
 
 static int is_file_name(const Option *p) {
@@ -14259,7 +14260,7 @@ static void print_zsh(void) {
         printf("'");
     }
     printf(" \\\n    '1:model:_files'\n");
-    free(help.s);
+    gla_free(help.s);
 }
 
 /* -- main -- */
@@ -14294,7 +14295,7 @@ static int prepare_mode(Job *job) {
         code = fail(job->err, GLA_INPUT, "%s: holds no ids", text_of(o, O_IDS));
     if (o->mode == PERPLEXITY && !(code = get_text(o, &t, job->err)))
         code = ids_encode(&job->ids, m, t.s, t.n, GLA_BOS | GLA_SPECIAL, job->err);
-    free(t.s);
+    gla_free(t.s);
     /* these know how much they will read, and read it in one piece */
     if (!ctx && o->mode & (BENCH | LOGITS)) {
         int64_t need = o->mode == BENCH ? depth + whole_of(o, O_PLEN) + whole_of(o, O_STEPS)
@@ -14389,7 +14390,7 @@ static int run_program(Options *o, int argc, char **argv) {
 int main(int argc, char **argv) {
     Options o = {0};
     const int code = run_program(&o, argc, argv);
-    free(o.stray.s);
+    gla_free(o.stray.s);
     return code;
 }
 #endif /* RUN_NO_MAIN */

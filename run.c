@@ -4605,6 +4605,7 @@ typedef struct {
     size_t fixed_at, fixed;         /* floats: where its constant part begins, and its length */
     size_t kv_at[GLA_N_KV], kv[GLA_N_KV]; /* bytes of KEYS positions, by GLA_KV_*: where they begin */
     size_t scratch;                 /* floats per token, behind the rows of the projections */
+    Cache cache;                    /* its shape, in a layer that has one */
 } Extent;
 
 /* One layer: x += out(mixer(in(norm x))), then x += down(act(gate(norm x)) * up(norm x)). */
@@ -4643,10 +4644,7 @@ typedef struct {
     int res_block;                  /* residual attention: sub-layers per source, 0 = the plain residual stream */
 } Config;
 
-typedef struct Tokenizer Tokenizer;
-static int tokenizer_open(Tokenizer **t, const Gguf *g, const char *pre, char *err);
-static int tokenizer_size(const Tokenizer *t);
-static void tokenizer_free(Tokenizer *t);
+typedef struct Tokenizer Tokenizer; /* section 11 */
 
 struct GlaModel {
     Gguf file, vocab_file;          /* vocab_file only with gla_open_tokenizer */
@@ -5512,8 +5510,6 @@ static const struct { const char *name; void (*read_layer)(Loader *, Layer *, in
     {"transformer", read_fla}, {"forgetting_transformer", read_fla}, {"path_attn", read_fla}, {"wall_transformer", read_fla},
 }; /* and all rows of the family: read_fla, all rows of decoders: read_decoder */
 
-static void measure_layers(GlaModel *m); /* section 9: sizes of state and scratch, from the table of mixers */
-
 /* Files that are GGUF and yet no text model. */
 static int refuse_other_kinds(const Gguf *g, char *err) {
     Str type;
@@ -5613,79 +5609,7 @@ static int load_model(GlaModel *m, char *err) {
         m->token_weights -= (uint64_t)m->embed.n_out * (uint64_t)m->embed.n_in;
     }
     m->run_weights = m->token_weights - (uint64_t)m->head.n_out * (uint64_t)m->head.n_in;
-    measure_layers(m);
-    /* Far beyond any real model, it is a hostile header; keys and values of one position are a sliver of the weights that make them. */
-    const size_t fixed_bytes = m->fixed_floats * sizeof(float), position_bytes = m->kv_floats * sizeof(float);
-    if (fixed_bytes / 16 > g->map.n + (4 << 20))
-        return fail(err, GLA_FORMAT, "a state of %zu bytes is out of proportion to a file of %zu", fixed_bytes, g->map.n);
-    if (position_bytes > g->map.n / 16 + (1 << 20))
-        return fail(err, GLA_FORMAT, "%zu bytes for each position are out of proportion to a file of %zu", position_bytes, g->map.n);
     return choose_kernels(&m->kernels, err);
-}
-
-/* A vocabulary that is not understood is a matter for whoever needs text: the model opens and the reason is kept. */
-static int open_vocabulary(GlaModel *m, const char *path, char *err) {
-    const Gguf *g = m->vocab_file.map.data ? &m->vocab_file : &m->file;
-    char why[GLA_ERR] = "";
-    const int code = tokenizer_open(&m->vocab, g, *m->pre ? m->pre : NULL, why);
-    m->no_text[0] = 0;
-    if (!code || code == GLA_MEMORY) return fail(err, code, "%s", why);
-    fail(m->no_text, code, "%s%s%s", path, *path ? ": " : "", why);
-    return tokenizer_open(&m->vocab, NULL, NULL, err);
-}
-
-/* Takes over the mapping; path only for messages. */
-static int open_mapping(GlaModel **out, Mapping map, const char *path, char *err) {
-    char why[GLA_ERR] = "";
-    GlaModel *m = gla_alloc(sizeof *m);
-    if (!m) { unmap_file(&map); return fail(err, GLA_MEMORY, "no memory"); }
-    m->file.map = map;
-    int code = gguf_read(&m->file, why);
-    if (!code) code = load_model(m, why);
-    if (!code) code = open_vocabulary(m, path, why);
-    if (!code) { *out = m; return GLA_OK; }
-    gla_close(m);
-    return fail(err, code, "%s%s%s", path, *path ? ": " : "", why);
-}
-
-GLA_API int gla_open(GlaModel **m, const char *path, char *err) {
-    Mapping map;
-    *m = NULL;
-    int code = map_file(&map, path, err);
-    return code ? code : open_mapping(m, map, path, err);
-}
-
-GLA_API int gla_open_memory(GlaModel **m, const void *data, size_t n_bytes, char *err) {
-    *m = NULL;
-    return open_mapping(m, (Mapping){data, n_bytes, 0}, "", err);
-}
-
-GLA_API int gla_open_tokenizer(GlaModel *m, const char *path, char *err) {
-    char why[GLA_ERR] = "";
-    Gguf g = {0};
-    Tokenizer *t = NULL;
-    int code = map_file(&g.map, path, err);
-    if (code) return code;
-    code = gguf_read(&g, why);
-    if (!code) code = tokenizer_open(&t, &g, *m->pre ? m->pre : NULL, why);
-    if (!code && tokenizer_size(t) < m->config.vocab_size) { /* what the model draws beyond them would have no text */
-        code = fail(why, GLA_INPUT, "a vocabulary of %d tokens, the model has %d; it is another model's",
-                    tokenizer_size(t), m->config.vocab_size);
-        tokenizer_free(t);
-    }
-    if (code) { gguf_close(&g); return fail(err, code, "%s: %s", path, why); }
-    tokenizer_free(m->vocab), gguf_close(&m->vocab_file);
-    m->vocab = t, m->vocab_file = g;
-    m->no_text[0] = 0;
-    return GLA_OK;
-}
-
-GLA_API void gla_close(GlaModel *m) {
-    if (!m) return;
-    tokenizer_free(m->vocab);
-    gguf_close(&m->vocab_file), gguf_close(&m->file);
-    while (m->owned) { struct Block *b = m->owned; m->owned = b->next; gla_free(b); }
-    gla_free(m);
 }
 
 GLA_API void gla_info(const GlaModel *m, GlaInfo *i) {
@@ -5729,7 +5653,13 @@ static int residual_sources(const Config *c) {
     return c->res_block ? (2 * c->n_layers + c->res_block - 1) / c->res_block + 1 : 1;
 }
 
-static Cache cache_shape(const Layer *y, int kv);
+/* What a layer's cache is with keys and values kept as kv says; memory not included. */
+static Cache cache_shape(const Layer *y, int kv) {
+    static const int cache_types[GLA_N_KV] = {F32, F32, F16, Q8_0};
+    Cache c = y->mem.cache;
+    c.type = cache_types[kv];
+    return c;
+}
 
 /* Blocks of KEYS positions in a context; those in use; where a layer's begin. */
 static size_t kv_blocks(int64_t positions) { return ((size_t)positions + KEYS - 1) / KEYS; }
@@ -7353,15 +7283,8 @@ static const struct {
 
 static const char *kind_of(const Layer *y) { return y->family ? y->family->name : mixers[y->mixer].name; }
 
-static Cache cache_shape(const Layer *y, int kv) {
-    static const int cache_types[GLA_N_KV] = {F32, F32, F16, Q8_0};
-    Cache c = mixers[y->mixer].cache(y);
-    c.type = cache_types[kv];
-    return c;
-}
-
 /* Sizes of state and scratch, and the line that names the layers ("gated-delta x 18, softmax x 6"). */
-static void measure_layers(GlaModel *m) {
+static int measure_layers(GlaModel *m, char *err) {
     m->widest_in = (size_t)m->config.dim;
     for (int i = 0; i < m->config.n_layers; i++) {
         Layer *y = &m->layers[i];
@@ -7379,6 +7302,7 @@ static void measure_layers(GlaModel *m) {
         y->mem.fixed = mixers[y->mixer].fixed ? mixers[y->mixer].fixed(y) : 0;
         y->mem.fixed += y->ffn.lerp_k ? (size_t)m->config.dim : 0;
         y->mem.fixed_at = m->fixed_floats, m->fixed_floats += y->mem.fixed;
+        if (mixers[y->mixer].cache) y->mem.cache = mixers[y->mixer].cache(y);
         for (int kv = 0; kv < GLA_N_KV && mixers[y->mixer].cache; kv++) {
             Cache c = cache_shape(y, kv);
             y->mem.kv[kv] = cache_block_bytes(&c);
@@ -7397,6 +7321,18 @@ static void measure_layers(GlaModel *m) {
     for (int i = 0, n = 0; i < m->config.n_layers && n < 140; i++)
         if (m->layers[i].kind_count)
             n += snprintf(m->kinds + n, (size_t)(160 - n), "%s%.24s x %d", n ? ", " : "", kind_of(&m->layers[i]), m->layers[i].kind_count);
+
+    // far beyond any real model, it is a hostile header
+    const size_t fixed_bytes = m->fixed_floats * sizeof(float), file = m->file.map.n;
+    if (fixed_bytes / 16 > file + (4 << 20))
+        return fail(err, GLA_FORMAT, "a state of %zu bytes is out of proportion to a file of %zu",
+                    fixed_bytes, file);
+    // keys and values of one position are a sliver of the weights that make them
+    const size_t position_bytes = m->kv_floats * sizeof(float);
+    if (position_bytes > file / 16 + (1 << 20))
+        return fail(err, GLA_FORMAT, "%zu bytes for each position are out of proportion to a file of %zu",
+                    position_bytes, file);
+    return GLA_OK;
 }
 
 /* ---- 10. forward: a run of tokens through the whole model ---------------------------------------------------
@@ -7593,7 +7529,8 @@ GLA_API int gla_eval(GlaState *s, const int32_t *ids, int64_t n, float *logits, 
  * Encoding allocates scratch memory, 40 to 80 bytes for each of the longest piece; decoding none.
  *
  * In order: ids, tables and tries; expressions, which cut text into pieces, and the rows of all of
- * them by name; loading; merging; encoding; decoding; NFC; the Unicode tables; the interface. */
+ * them by name; loading; merging; encoding; decoding; NFC; the Unicode tables; how a model and its
+ * vocabulary are opened; the interface. */
 
 /* Symbols are: bytes; characters; there are none. */
 enum { VOCAB_NONE, VOCAB_BPE, VOCAB_SPM, VOCAB_LONGEST };
@@ -9608,8 +9545,6 @@ static int unicode_init(Unicode *u, int with_nfc) {
     return 1;
 }
 
-/* -- the interface -- */
-
 static int tokenizer_open(Tokenizer **t, const Gguf *g, const char *pre, char *err) {
     *t = gla_alloc(sizeof **t);
     if (!*t) return fail(err, GLA_MEMORY, "no memory for the vocabulary");
@@ -9623,6 +9558,95 @@ static void tokenizer_free(Tokenizer *t) {
     tokenizer_clear(t);
     gla_free(t);
 }
+static int tokenizer_size(const Tokenizer *t) { return t->n; }
+
+/* -- a model and its vocabulary are opened -- */
+
+/* A vocabulary that is not understood is a matter for whoever needs text: the model opens and the
+ * reason is kept. */
+static int open_vocabulary(GlaModel *m, const char *path, char *err) {
+    const Gguf *g = m->vocab_file.map.data ? &m->vocab_file : &m->file;
+    char why[GLA_ERR] = "";
+    const int code = tokenizer_open(&m->vocab, g, *m->pre ? m->pre : NULL, why);
+    m->no_text[0] = 0;
+    if (!code || code == GLA_MEMORY) return fail(err, code, "%s", why);
+    fail(m->no_text, code, "%s%s%s", path, *path ? ": " : "", why);
+    return tokenizer_open(&m->vocab, NULL, NULL, err);
+}
+
+GLA_API void gla_close(GlaModel *m) {
+    if (!m) return;
+    tokenizer_free(m->vocab);
+    gguf_close(&m->vocab_file);
+    gguf_close(&m->file);
+    while (m->owned) {
+        struct Block *b = m->owned;
+        m->owned = b->next;
+        gla_free(b);
+    }
+    gla_free(m);
+}
+
+/* Takes over the mapping; path only for messages. */
+static int open_mapping(GlaModel **out, Mapping map, const char *path, char *err) {
+    char why[GLA_ERR] = "";
+    GlaModel *m = gla_alloc(sizeof *m);
+    if (!m) {
+        unmap_file(&map);
+        return fail(err, GLA_MEMORY, "no memory");
+    }
+    m->file.map = map;
+    int code = gguf_read(&m->file, why);
+    if (!code) code = load_model(m, why);
+    if (!code) code = measure_layers(m, why);
+    if (!code) code = open_vocabulary(m, path, why);
+    if (!code) {
+        *out = m;
+        return GLA_OK;
+    }
+    gla_close(m);
+    return fail(err, code, "%s%s%s", path, *path ? ": " : "", why);
+}
+
+GLA_API int gla_open(GlaModel **m, const char *path, char *err) {
+    Mapping map;
+    *m = NULL;
+    int code = map_file(&map, path, err);
+    return code ? code : open_mapping(m, map, path, err);
+}
+
+GLA_API int gla_open_memory(GlaModel **m, const void *data, size_t n_bytes, char *err) {
+    *m = NULL;
+    return open_mapping(m, (Mapping){data, n_bytes, 0}, "", err);
+}
+
+GLA_API int gla_open_tokenizer(GlaModel *m, const char *path, char *err) {
+    char why[GLA_ERR] = "";
+    Gguf g = {0};
+    Tokenizer *t = NULL;
+    int code = map_file(&g.map, path, err);
+    if (code) return code;
+    code = gguf_read(&g, why);
+    if (!code) code = tokenizer_open(&t, &g, *m->pre ? m->pre : NULL, why);
+    if (!code && tokenizer_size(t) < m->config.vocab_size) {
+        /* what the model draws beyond them would have no text */
+        code = fail(why, GLA_INPUT, "a vocabulary of %d tokens, the model has %d; it is another model's",
+                    tokenizer_size(t), m->config.vocab_size);
+        tokenizer_free(t);
+    }
+    if (code) {
+        gguf_close(&g);
+        return fail(err, code, "%s: %s", path, why);
+    }
+    tokenizer_free(m->vocab);
+    gguf_close(&m->vocab_file);
+    m->vocab = t;
+    m->vocab_file = g;
+    m->no_text[0] = 0;
+    return GLA_OK;
+}
+
+/* -- the interface -- */
 
 /* For whatever needs text: is there a vocabulary that can be used? */
 static int need_vocabulary(const GlaModel *m, char *err) {
@@ -9649,7 +9673,6 @@ GLA_API size_t gla_piece(const GlaModel *m, int32_t id, int flags, char *buf, si
     return tokenizer_piece(m->vocab, id, flags, buf, cap);
 }
 GLA_API int gla_is_end(const GlaModel *m, int32_t id) { return tokenizer_is_end(m->vocab, id); }
-static int tokenizer_size(const Tokenizer *t) { return t->n; }
 GLA_API int gla_n_tokens(const GlaModel *m) { return m->vocab->n; }
 
 /* ---- 12. sampler: logits to an id ---------------------------------------------------------------

@@ -18,6 +18,10 @@ members     of a struct: each name declared. A part, a struct held by value, is 
             are counted once, however many members have that type.
 length      of a function: lines, as above, from the first of its signature to its closing brace.
 arguments   of functions with a body, those inside macros too.
+below       names that a section uses and only a later one defines. The compiler says so: it reads
+            run.c up to the end of each section. What is declared early counts, too.
+systems     lines outside of section 2 that ask which operating system this is, or use what not
+            every system has.
 repeats     pairs of places with 4 or more lines in a row that are the same when names, numbers
             and texts are set aside: longest runs, that do not overlap. Lines without a name or a
             number (braces alone, blanks), comments, tables, declarations of structs and lines for
@@ -27,7 +31,10 @@ repeats     pairs of places with 4 or more lines in a row that are the same when
 from __future__ import annotations
 
 import argparse
+import os
 import re
+import shlex
+import subprocess
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -44,6 +51,8 @@ LIMITS = {
     "longest function":                 (99, 80),
     "lines of forward":                 (150, 150),
     f"functions with {MANY} arguments": (32, 0),
+    "names from below":                 (1, 0),
+    "systems outside section 2":        (0, 0),
     "repeats":                          (18, 5),
 }
 PARTS_OF = "Layer", "Options"
@@ -340,6 +349,47 @@ def repeats(source: Source) -> list[tuple[int, int, int, int]]:
                   for n, i, j in kept)
 
 
+# ---- sections: only those above, and one for the system ------------------------------------------
+
+NOT_DEFINED = re.compile(r":\d+:\d+: .*?[‘'](\w+)[’'].*(?:used but never defined|is not defined)"
+                         r"|:\d+:\d+: error: (.*)")
+SYSTEMS = "unix|unix__|linux__|APPLE__|WIN32|WIN64|MSC_VER|FreeBSD__|OpenBSD__|ANDROID__|HAVE_POSIX"
+HEADERS = "dirent fcntl poll pthread spawn termios unistd windows io direct".split()
+NOT_C = """access alarm chdir chmod close closedir dup dup2 execv execve execvp fchmod fcntl fdatasync
+    fdopen fileno flock fork fseeko fstat fsync ftello ftruncate futimens getcwd getline getpid
+    getrusage gettimeofday getuid gmtime_r ioctl isatty kill localtime_r lseek lstat madvise mkdir
+    mkstemp mmap mprotect munmap nanosleep open opendir pclose pipe poll popen posix_madvise
+    posix_memalign pread pwrite read readdir readlink realpath rmdir select setenv setitimer
+    sigaction sigemptyset sigprocmask sleep stat statvfs strcasecmp strdup strncasecmp strndup
+    symlink sysconf tcgetattr tcsetattr ttyname umask uname unlink unsetenv usleep utimes wait
+    waitpid write""".split()
+OF_A_SYSTEM = re.compile(rf"\b_*(?:{SYSTEMS})\b|# *include *<(?:sys/|(?:{'|'.join(HEADERS)})\.h)"
+                         rf"|(?<![.>\w])(?:{'|'.join(NOT_C)})\s*\("
+                         r"|\bstruct (?:stat|termios|dirent|pollfd|winsize|sigaction)\b"
+                         r"|\b(?:O_RDONLY|O_CREAT|SIGHUP|SIGPIPE|SIGALRM|SIGWINCH|SIGBUS|ssize_t|off_t|mode_t)\b")
+
+
+def names_from_below(run: Source) -> list[str]:
+    """What each section uses of those below it: run.c is read up to where the next one begins."""
+    compiler = shlex.split(os.environ.get("CC", "cc"))
+    flags = "-x c -std=gnu11 -fsyntax-only -DRUN_STATIC -DRUN_SCALAR -Wno-unused-function -".split()
+    found: dict[str, int] = {}
+    for i, section in enumerate(run.section):
+        if section < 3 or section == run.section[i - 1]:
+            continue
+        text = "\n".join([*run.lines[:i], "#endif", "#endif", ""])
+        said = subprocess.run(compiler + flags, input=text, text=True, capture_output=True).stderr
+        for m in NOT_DEFINED.finditer(said):
+            found.setdefault(m[1] or m[2], section - 1)
+    return [f"section {section} uses {name}" for name, section in found.items()]
+
+
+def systems(run: Source) -> list[str]:
+    plain = without_comments("\n".join(run.lines)).split("\n")
+    return [f"run.c:{i + 1}: {run.lines[i].strip()}" for i, line in enumerate(plain)
+            if run.section[i] not in (0, 2) and OF_A_SYSTEM.search(line)]
+
+
 # ---- the counts ---------------------------------------------------------------------------------
 
 class Report:
@@ -442,6 +492,10 @@ def main() -> int:
     structs(report, run)
     option_table(report, run)
     functions(report, run)
+    below = names_from_below(run)
+    report.check("names from below", len(below), "", below)
+    outside = systems(run)
+    report.check("systems outside section 2", len(outside), "", outside)
     pairs = repeats(run)
     report.check("repeats", len(pairs), "",
                  [f"run.c: lines {a}-{b} and {c}-{d}" for a, b, c, d in pairs])

@@ -263,9 +263,9 @@ GLA_API int gla_chat_load(GlaChat *c, GlaSampler *p, const char *path, char *err
 
 /* ---- 2. platform: no other section asks which operating system this is -----------------------
  * In order: headers, threads (OpenMP), what compilers call things, how threads wait and how many
- * there are, denormal numbers, ARM features, memory, date and clock, files that are read or mapped,
- * the terminal, signals, files written whole or not at all, folders, a signal every second. Each has
- * a branch for systems that lack it. */
+ * there are, denormal numbers, ARM features, memory, clock; then two lists of the same functions,
+ * for POSIX and for systems that have C and no more: files and folders, the terminal, signals.
+ * Nothing here writes a sentence; a function that fails says why in errno. */
 #include <errno.h>
 #include <limits.h>
 #include <math.h>
@@ -448,26 +448,6 @@ LIKELY_UNUSED static void *zero_pages(size_t n) {
     return p;
 }
 
-static int fail(char *err, int code, const char *fmt, ...) PRINTF_LIKE(3, 4); /* section 3 */
-
-/* The date here and now, as strftime writes it; 0: a format that not every system knows. */
-LIKELY_UNUSED static int local_date(char *out, size_t cap, const char *format, size_t n) {
-    char f[64];
-    const time_t now = time(NULL);
-#ifdef HAVE_POSIX
-    struct tm here; /* of this thread */
-    const struct tm *t = localtime_r(&now, &here);
-#else
-    const struct tm *t = localtime(&now);
-#endif
-    if (!t || !n || n >= sizeof f) return 0;
-    for (size_t i = 0; i < n; i++)
-        if (format[i] == '%' && (++i >= n || !strchr("aAbBdHIjmMpSyY%", format[i]))) return 0;
-    memcpy(f, format, n);
-    f[n] = 0;
-    return strftime(out, cap, f, t) != 0;
-}
-
 LIKELY_UNUSED static double now_s(void) { /* seconds on a clock that never steps back */
     struct timespec t;
 #ifdef CLOCK_MONOTONIC
@@ -478,117 +458,187 @@ LIKELY_UNUSED static double now_s(void) { /* seconds on a clock that never steps
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
-/* kind: 0 the caller's memory, 1 mapped, 2 read */
-typedef struct { const uint8_t *data; size_t n; int kind; } Mapping;
+LIKELY_UNUSED static uint64_t resident_bytes(void) { /* 0 when the system does not say */
+#if defined(__linux__)
+    unsigned long long total = 0, resident = 0;
+    FILE *f = fopen("/proc/self/statm", "r");
+    if (f) {
+        if (fscanf(f, "%llu %llu", &total, &resident) != 2) resident = 0;
+        fclose(f);
+    }
+    return resident * (uint64_t)sysconf(_SC_PAGESIZE);
+#elif defined(HAVE_POSIX)
+    struct rusage u;
+    return getrusage(RUSAGE_SELF, &u) ? 0 : (uint64_t)u.ru_maxrss;
+#else
+    return 0;
+#endif
+}
+
+/* What stands in a folder. is_file: a regular one, no link; changed: when, in seconds since 1970. */
+typedef struct {
+    const char *name, *path; /* without the folder, and with it */
+    int is_file, is_folder;
+    uint64_t bytes;
+    double changed;
+} Entry;
+typedef int (*EachEntry)(void *user, const Entry *e); /* not 0: that was the last one */
+
+enum { PATH_LEN = 4096 };
 
 #ifdef HAVE_POSIX
-static const char *kind_of_file(mode_t mode) { /* of one that is not regular */
+enum { HAVE_FOLDERS = 1 };
+
+/* -- files: NULL or something other than 0 is a failure -- */
+
+static const char *kind_of_file(mode_t mode) { /* NULL: a regular one */
+    if (S_ISREG(mode)) return NULL;
     if (S_ISDIR(mode)) return "a folder";
     if (S_ISFIFO(mode)) return "a pipe";
     if (S_ISSOCK(mode)) return "a socket";
     return S_ISLNK(mode) ? "a link" : "a device";
 }
-#endif
+static const char *file_kind(const char *path) { /* NULL: a regular one, or none */
+    struct stat st;
+    return stat(path, &st) ? NULL : kind_of_file(st.st_mode);
+}
 
-/* Opens a file of which every byte is there: a pipe, a device or a folder is refused at once, and
- * never waited for. n: its bytes. follow: the name may be a symbolic link. */
-static FILE *open_regular(const char *path, int follow, uint64_t *n, char *err) {
-#ifdef HAVE_POSIX
+/* Opens a file of which every byte is there, and says how many: a pipe, a device or a folder is
+ * named in *kind, and never waited for. follow: the name may be a symbolic link. */
+static FILE *open_to_read(const char *path, int follow, uint64_t *n, const char **kind) {
+    const int flags = O_RDONLY | O_NONBLOCK | O_NOCTTY | O_CLOEXEC | (follow ? 0 : O_NOFOLLOW);
     struct stat st;
     FILE *f = NULL;
-    const int flags = O_RDONLY | O_NONBLOCK | O_NOCTTY | O_CLOEXEC | (follow ? 0 : O_NOFOLLOW);
-    int fd = -1;
-    int bad = (follow ? stat : lstat)(path, &st); /* first: some devices act when they are opened */
-    int regular = !bad && S_ISREG(st.st_mode);
-    if (regular) bad = (fd = open(path, flags)) < 0 || fstat(fd, &st);
-    regular = !bad && S_ISREG(st.st_mode);
-    if (regular) bad = !(f = fdopen(fd, "rb"));
-    if (bad) fail(err, GLA_IO, "%s: cannot open: %s", path, strerror(errno));
-    else if (!regular)
-        fail(err, GLA_IO, "%s: %s; expected a regular file", path, kind_of_file(st.st_mode));
-    if (!f && fd >= 0) close(fd);
-    *n = f ? (uint64_t)st.st_size : 0;
-#else
-    (void)follow;
-    FILE *f = fopen(path, "rb");
-    long size = f && !fseek(f, 0, SEEK_END) ? ftell(f) : -1;
-    if (f && (size < 0 || fseek(f, 0, SEEK_SET))) fclose(f), f = NULL;
-    if (!f) fail(err, GLA_IO, "%s: cannot open: %s", path, strerror(errno));
-    *n = f ? (uint64_t)size : 0;
-#endif
+    *kind = NULL;
+    if ((follow ? stat : lstat)(path, &st)) return NULL; /* first: some devices act on being opened */
+    if ((*kind = kind_of_file(st.st_mode))) return NULL;
+    const int fd = open(path, flags);
+    if (fd < 0) return NULL;
+    if (!fstat(fd, &st) && !(*kind = kind_of_file(st.st_mode))) f = fdopen(fd, "rb");
+    if (!f) close(fd);
+    *n = (uint64_t)st.st_size;
     return f;
 }
 
 /* Opens a text, which may also come from a pipe. A pipe to which nobody writes is given two
- * seconds, in case its writer is starting. */
-LIKELY_UNUSED static FILE *open_text(const char *path, char *err) {
-    FILE *f = NULL;
-#ifdef HAVE_POSIX
+ * seconds, in case its writer is starting; then errno is 0. */
+LIKELY_UNUSED static FILE *open_to_read_on(const char *path) {
     struct stat st;
-    if (!stat(path, &st) && S_ISFIFO(st.st_mode)) {
-        const int fd = open(path, O_RDONLY | O_NONBLOCK | O_NOCTTY | O_CLOEXEC);
-        unsigned char first = 0;
-        ssize_t got = 0;
-        for (int tries = 0; fd >= 0 && !got && tries < 40; tries++) {
-            if (tries) poll(NULL, 0, 50);
-            got = read(fd, &first, 1);
-        }
-        if (fd >= 0 && got < 0 && errno != EAGAIN) got = 0;
-        if (fd >= 0 && got) (void)!fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) & ~O_NONBLOCK);
-        if (fd >= 0 && !(f = fdopen(fd, "rb"))) close(fd);
-        if (f && got > 0) ungetc(first, f);
-        if (f && !got) {
-            fclose(f);
-            fail(err, GLA_IO, "%s: a pipe that is empty, or to which nothing writes", path);
-            return NULL;
-        }
-    } else
-#endif
-    f = fopen(path, "rb");
-    if (!f) fail(err, GLA_IO, "%s: cannot open: %s", path, strerror(errno));
+    if (stat(path, &st) || !S_ISFIFO(st.st_mode)) return fopen(path, "rb");
+    const int fd = open(path, O_RDONLY | O_NONBLOCK | O_NOCTTY | O_CLOEXEC);
+    if (fd < 0) return NULL;
+    unsigned char first = 0;
+    ssize_t got = 0;
+    for (int tries = 0; !got && tries < 40; tries++) {
+        if (tries) poll(NULL, 0, 50);
+        got = read(fd, &first, 1);
+    }
+    const int nothing = !got || (got < 0 && errno != EAGAIN);
+    FILE *f = NULL;
+    if (!nothing) {
+        (void)!fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) & ~O_NONBLOCK);
+        f = fdopen(fd, "rb");
+    }
+    if (f && got > 0) ungetc(first, f);
+    if (!f) close(fd);
+    if (nothing) errno = 0;
     return f;
 }
 
-/* Maps a file read-only. The weights are used where they lie; the system reads pages as they are
- * touched. */
-static int map_file(Mapping *map, const char *path, char *err) {
-    uint64_t n;
-    FILE *f = open_regular(path, 1, &n, err);
-    if (!f) return GLA_IO;
-    if (n < 24 || n > SIZE_MAX / 2) {
-        fclose(f);
-        if (n > 24) return fail(err, GLA_MEMORY, "%s: too large for this system", path);
-        return fail(err, GLA_FORMAT, "%s: %d bytes are too few for a GGUF file", path, (int)n);
-    }
-#ifdef HAVE_POSIX
-    void *p = mmap(NULL, (size_t)n, PROT_READ, MAP_SHARED, fileno(f), 0);
-    const int bad = p == MAP_FAILED, kind = 1;
+/* The n bytes of a file in memory, which the system reads as they are touched. */
+static const uint8_t *map_pages(FILE *f, size_t n) {
+    void *p = mmap(NULL, n, PROT_READ, MAP_SHARED, fileno(f), 0);
+    return p == MAP_FAILED ? NULL : p;
+}
+static void unmap_pages(const uint8_t *p, size_t n) { munmap((void *)(uintptr_t)p, n); }
+
+/* A new file to write, which no other program opened, and locked. errno is EEXIST when the name is
+ * taken. like: a file, perhaps, whose permissions it gets, so that what is private stays private. */
+static FILE *create_file(const char *path, const char *like) {
+    struct stat mine, old;
+    FILE *f = NULL;
+    const int fd = open(path, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0666);
+    if (fd < 0) return NULL;
+    /* a program that cleans up may have been faster: then the file is locked, or gone */
+    const int taken = (flock(fd, LOCK_EX | LOCK_NB) && errno == EWOULDBLOCK)
+                      || fstat(fd, &mine) || !mine.st_nlink;
+    if (!taken && !stat(like, &old)) (void)!fchmod(fd, old.st_mode & 0777);
+    if (!taken) f = fdopen(fd, "wb");
+    if (f) return f;
+    const int why = taken ? EEXIST : errno;
+    remove(path);
+    close(fd);
+    errno = why;
+    return NULL;
+}
+
+/* Closes f, which takes the place of `path` if all of it reached the disk, and is removed if not. */
+static int put_in_place(FILE *f, const char *name, const char *path) {
+    const int bad = fflush(f) || ferror(f) || fsync(fileno(f)) || rename(name, path);
+    const int why = errno;
+    if (bad) remove(name);
+    fclose(f); /* it was locked until now */
+    errno = why;
+    return bad;
+}
+
+static int is_there(const char *path) { /* anything of this name, a link that leads nowhere too */
+    struct stat st;
+    return !lstat(path, &st);
+}
+static int is_protected(const char *path) { return access(path, W_OK) && errno != ENOENT; }
+
+/* Do both names lead to one file or folder that is there? */
+static int same_place(const char *a, const char *b) {
+    struct stat x, y;
+    return !stat(a, &x) && !stat(b, &y) && x.st_dev == y.st_dev && x.st_ino == y.st_ino;
+}
+
+/* Removes f under this name, unless another file has the name by now. 0: it is gone. */
+static int remove_open(FILE *f, const char *path) {
+    struct stat x, y;
+    if (fstat(fileno(f), &x) || lstat(path, &y)) return 0;
+    if (x.st_dev != y.st_dev || x.st_ino != y.st_ino) return 0;
+    return remove(path) && errno != ENOENT;
+}
+
+/* A temporary file without a lock was left by a program that was killed. */
+static int is_abandoned(FILE *f) { return !flock(fileno(f), LOCK_EX | LOCK_NB); }
+static void touch_file(FILE *f) { (void)!futimens(fileno(f), NULL); } /* changed now */
+static int make_directory(const char *path) { return mkdir(path, 0777) && errno != EEXIST; }
+
+static int each_entry(const char *folder, EachEntry each, void *user) {
+    char path[PATH_LEN];
+    DIR *d = opendir(folder);
+    int end = 0;
+    if (!d) return -1;
+    for (struct dirent *e; !end && (e = readdir(d));) {
+        struct stat st, to;
+        if (snprintf(path, sizeof path, "%s/%s", folder, e->d_name) >= (int)sizeof path) continue;
+        if (lstat(path, &st) || stat(path, &to)) continue;
+#ifdef __APPLE__
+        const struct timespec t = st.st_mtimespec;
 #else
-    void *p = GLA_CALLOC((size_t)n);
-    const int bad = !p || fread(p, 1, (size_t)n, f) != (size_t)n, kind = 2;
-    if (bad) GLA_FREE(p);
+        const struct timespec t = st.st_mtim;
 #endif
-    fclose(f);
-    if (bad) return fail(err, GLA_IO, "%s: cannot map: %s", path, strerror(errno));
-    *map = (Mapping){p, (size_t)n, kind};
-    return GLA_OK;
+        end = each(user, &(Entry){e->d_name, path, S_ISREG(st.st_mode), S_ISDIR(to.st_mode),
+                                  (uint64_t)st.st_size, (double)t.tv_sec + 1e-9 * (double)t.tv_nsec});
+    }
+    closedir(d);
+    return 0;
 }
 
-static void unmap_file(Mapping *map) {
-#ifdef HAVE_POSIX
-    if (map->kind == 1) munmap((void *)(uintptr_t)map->data, map->n);
-#endif
-    if (map->kind == 2) GLA_FREE((void *)(uintptr_t)map->data);
-    *map = (Mapping){0};
+static const struct tm *local_time(const time_t *now, struct tm *room) {
+    return localtime_r(now, room);
 }
 
-/* The terminal. While a line is edited every key arrives at once and by itself; in between
- * (running) Ctrl-C is a signal again, and what is typed waits unseen for the next line. Nothing
- * that was typed is thrown away at a change. */
-#ifdef HAVE_POSIX
+/* -- the terminal -- */
+
+/* While a line is edited every key arrives at once and by itself; in between (running) Ctrl-C is a
+ * signal again, and what is typed waits unseen for the next line. Nothing that was typed is thrown
+ * away at a change. */
 typedef struct { struct termios normal; int changed; } Terminal;
-LIKELY_UNUSED static int is_terminal(int fd) { return isatty(fd); }
-LIKELY_UNUSED static int is_terminal_file(FILE *f) { return isatty(fileno(f)); }
+LIKELY_UNUSED static int is_terminal(FILE *f) { return isatty(fileno(f)); }
 LIKELY_UNUSED static int terminal_width(void) {
     struct winsize w;
     return !ioctl(STDERR_FILENO, TIOCGWINSZ, &w) && w.ws_col > 8 ? w.ws_col : 80;
@@ -614,15 +664,62 @@ LIKELY_UNUSED static void terminal_normal(Terminal *t) {
     tcsetattr(STDIN_FILENO, TCSAFLUSH, &t->normal);
     t->changed = 0;
 }
+/* A byte; -1: the end, or a signal; -2: none in time. */
+LIKELY_UNUSED static int read_key(int wait_ms) {
+    unsigned char b;
+    struct pollfd p = {STDIN_FILENO, POLLIN, 0};
+    int ready = poll(&p, 1, wait_ms);
+    if (ready <= 0) return ready ? -1 : -2;
+    return read(STDIN_FILENO, &b, 1) == 1 ? b : -1;
+}
+/* Writes to the terminal from a signal handler. */
+LIKELY_UNUSED static void write_now(const char *text, size_t n) {
+    const int before = errno;
+    (void)!write(STDERR_FILENO, text, n); /* when it fails, nobody is there to be told */
+    errno = before;
+}
+/* Has the program that reads standard output gone away, as head does? */
+LIKELY_UNUSED static int reader_left(void) {
+    struct pollfd p = {STDOUT_FILENO, POLLOUT, 0};
+    return poll(&p, 1, 0) == 1 && p.revents & (POLLERR | POLLHUP);
+}
+/* Is standard input a pipe or a redirected file? */
+LIKELY_UNUSED static int stdin_is_pipe(void) {
+    struct stat st;
+    return !fstat(STDIN_FILENO, &st) && (S_ISFIFO(st.st_mode) || S_ISREG(st.st_mode));
+}
 
-/* A file that shrinks while it is mapped, or a disk that fails, is the signal SIGBUS where its
- * pages are touched. For programs, not for a library: the handler ends the program with
- * end_at_once. */
-LIKELY_UNUSED static void on_lost_pages(void (*handler)(int)) {
+/* -- signals: for programs, not for a library -- */
+
+static void on_signal(int sig, void (*handler)(int), int flags) {
     struct sigaction a;
     memset(&a, 0, sizeof a);
     a.sa_handler = handler;
-    sigaction(SIGBUS, &a, NULL);
+    a.sa_flags = flags;
+    sigaction(sig, &a, NULL);
+}
+/* Ctrl-C, a polite end, and a terminal that is gone; nohup asks to go on then. */
+LIKELY_UNUSED static void on_end_signals(void (*handler)(int)) {
+    struct sigaction hup;
+    on_signal(SIGINT, handler, 0);
+    on_signal(SIGTERM, handler, 0);
+    if (sigaction(SIGHUP, NULL, &hup) || hup.sa_handler != SIG_IGN) on_signal(SIGHUP, handler, 0);
+}
+/* A reader that went away and a file that may not grow are failed writes, and end no program. */
+LIKELY_UNUSED static void failed_writes_only_fail(void) {
+    on_signal(SIGPIPE, SIG_IGN, 0);
+    on_signal(SIGXFSZ, SIG_IGN, 0);
+}
+/* A file that shrinks while it is mapped, or a disk that fails, is the signal SIGBUS where its
+ * pages are touched. The handler ends the program with end_at_once. */
+LIKELY_UNUSED static void on_lost_pages(void (*handler)(int)) { on_signal(SIGBUS, handler, 0); }
+
+/* Calls tick every second from a signal handler; NULL ends that. */
+LIKELY_UNUSED static void every_second(void (*tick)(int)) {
+    const struct itimerval each = {{tick != NULL, 0}, {tick != NULL, 0}};
+    if (!tick) setitimer(ITIMER_REAL, &each, NULL);
+    on_signal(SIGALRM, tick ? tick : SIG_IGN, SA_RESTART);
+    if (tick) setitimer(ITIMER_REAL, &each, NULL);
 }
 /* When its handler returns, the signal ends the program as if nobody had caught it. No unfinished
  * file (or NULL) is left. */
@@ -645,55 +742,67 @@ LIKELY_UNUSED static void end_at_once(const char *sentence, const Terminal *t,
     if (unfinished && *unfinished) unlink(unfinished);
     _exit(1);
 }
-/* A byte; -1: the end, or a signal; -2: none in time. */
-LIKELY_UNUSED static int read_key(int wait_ms) {
-    unsigned char b;
-    struct pollfd p = {STDIN_FILENO, POLLIN, 0};
-    int ready = poll(&p, 1, wait_ms);
-    if (ready <= 0) return ready ? -1 : -2;
-    return read(STDIN_FILENO, &b, 1) == 1 ? b : -1;
+
+#else /* the same on a system that has C and no more */
+
+enum { HAVE_FOLDERS = 0 };
+static const char *file_kind(const char *path) { return (void)path, NULL; }
+static FILE *open_to_read(const char *path, int follow, uint64_t *n, const char **kind) {
+    FILE *f = fopen(path, "rb");
+    const long size = f && !fseek(f, 0, SEEK_END) ? ftell(f) : -1;
+    (void)follow;
+    *kind = NULL;
+    *n = (uint64_t)size;
+    if (!f || (size >= 0 && !fseek(f, 0, SEEK_SET))) return f;
+    fclose(f);
+    return NULL;
 }
-/* Has the program that reads standard output gone away, as head does? */
-LIKELY_UNUSED static int reader_left(void) {
-    struct pollfd p = {STDOUT_FILENO, POLLOUT, 0};
-    return poll(&p, 1, 0) == 1 && p.revents & (POLLERR | POLLHUP);
+LIKELY_UNUSED static FILE *open_to_read_on(const char *path) { return fopen(path, "rb"); }
+static void unmap_pages(const uint8_t *p, size_t n) { (void)n, GLA_FREE((void *)(uintptr_t)p); }
+static const uint8_t *map_pages(FILE *f, size_t n) {
+    uint8_t *p = GLA_CALLOC(n);
+    if (!p || fread(p, 1, n, f) == n) return p;
+    unmap_pages(p, n);
+    return NULL;
 }
-/* Is standard input a pipe or a redirected file? */
-LIKELY_UNUSED static int stdin_is_pipe(void) {
-    struct stat st;
-    return !fstat(STDIN_FILENO, &st) && (S_ISFIFO(st.st_mode) || S_ISREG(st.st_mode));
+static FILE *create_file(const char *path, const char *like) { return (void)like, fopen(path, "wbx"); }
+static int put_in_place(FILE *f, const char *name, const char *path) {
+    const int bad = ferror(f);
+    if (!fclose(f) && !bad && (remove(path), !rename(name, path))) return 0;
+    return remove(name), -1;
 }
-/* Ctrl-C, a polite end, and a terminal that is gone; nohup asks to go on then. */
-LIKELY_UNUSED static void on_end_signals(void (*handler)(int)) {
-    static const int signals[] = {SIGINT, SIGTERM, SIGHUP};
-    struct sigaction a, before;
-    memset(&a, 0, sizeof a);
-    a.sa_handler = handler;
-    for (size_t i = 0; i < sizeof signals / sizeof *signals; i++) {
-        const int hup = signals[i] == SIGHUP && !sigaction(SIGHUP, NULL, &before);
-        if (!hup || before.sa_handler != SIG_IGN) sigaction(signals[i], &a, NULL);
-    }
+static int is_there(const char *path) {
+    FILE *f = fopen(path, "rb");
+    if (f) fclose(f);
+    return f != NULL;
 }
-/* A reader that went away and a file that may not grow are failed writes, and end no program. */
-LIKELY_UNUSED static void failed_writes_only_fail(void) {
-    signal(SIGPIPE, SIG_IGN);
-    signal(SIGXFSZ, SIG_IGN);
+static int is_protected(const char *path) { return (void)path, 0; }
+static int same_place(const char *a, const char *b) { return !strcmp(a, b); }
+static int remove_open(FILE *f, const char *path) { return (void)f, remove(path); }
+static int is_abandoned(FILE *f) { return (void)f, 0; }
+static void touch_file(FILE *f) { (void)f; }
+static int make_directory(const char *path) { return (void)path, -1; }
+static int each_entry(const char *folder, EachEntry each, void *user) {
+    return (void)folder, (void)each, (void)user, -1;
 }
-#else
-enum { STDIN_FILENO, STDOUT_FILENO, STDERR_FILENO };
+static const struct tm *local_time(const time_t *now, struct tm *room) {
+    return (void)room, localtime(now);
+}
+
 typedef struct { int changed; } Terminal;
-LIKELY_UNUSED static int is_terminal(int fd) { return (void)fd, 0; }
-LIKELY_UNUSED static int is_terminal_file(FILE *f) { return (void)f, 0; }
+LIKELY_UNUSED static int is_terminal(FILE *f) { return (void)f, 0; }
 LIKELY_UNUSED static int terminal_width(void) { return 80; }
-LIKELY_UNUSED static int terminal_keys(Terminal *t, int running) {
-    return (void)t, (void)running, -1;
-}
+LIKELY_UNUSED static int terminal_keys(Terminal *t, int on) { return (void)t, (void)on, -1; }
 LIKELY_UNUSED static void terminal_normal(Terminal *t) { (void)t; }
+LIKELY_UNUSED static int read_key(int wait_ms) { return (void)wait_ms, -1; }
+LIKELY_UNUSED static void write_now(const char *text, size_t n) { (void)text, (void)n; }
 LIKELY_UNUSED static int reader_left(void) { return 0; }
 LIKELY_UNUSED static int stdin_is_pipe(void) { return 0; }
+
 LIKELY_UNUSED static void on_end_signals(void (*handler)(int)) { signal(SIGINT, handler); }
 LIKELY_UNUSED static void failed_writes_only_fail(void) {}
 LIKELY_UNUSED static void on_lost_pages(void (*handler)(int)) { (void)handler; }
+LIKELY_UNUSED static void every_second(void (*tick)(int)) { (void)tick; }
 LIKELY_UNUSED static void end_by_signal(int sig, const char *unfinished) {
     (void)unfinished;
     signal(sig, SIG_DFL);
@@ -703,336 +812,9 @@ LIKELY_UNUSED static void end_at_once(const char *sentence, const Terminal *t,
                                       const char *unfinished) {
     (void)sentence, (void)t, (void)unfinished;
 }
-LIKELY_UNUSED static int read_key(int wait_ms) { return (void)wait_ms, -1; }
 #endif
 
-/* A file is written under a temporary name beside it, and takes the real name when every byte has
- * reached the disk: the old file stays whole until then. This is how, for every file that is written:
- *     Temporary temporary;
- *     FILE *f = open_temporary(temporary, path, err);
- *     if (!f) return GLA_IO;
- *     fwrite(...);                                     failures are seen at the end
- *     return commit_file(f, temporary, path, err);     or drop_file(f, temporary, code)
- * The temporary name is PATH.DIGITS.tmp with 16 hexadecimal digits that nobody can guess; a file that
- * has the name already is another's and is not opened. It is locked while it is written: one that is
- * not locked was left by a program that was killed. */
-enum { PATH_LEN = 4096 };
-typedef char Temporary[PATH_LEN + 32];
-
-static int cannot_write(const char *path, char *err) {
-    return fail(err, GLA_IO, "%s: cannot write: %s", path, strerror(errno));
-}
-
-#ifdef HAVE_POSIX
-enum { NEW_FILE = O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC }; /* and no other's */
-
-static uint64_t unguessable(void) { /* without the system's random numbers, O_EXCL has to do */
-    uint64_t r = (uint64_t)(now_s() * 1e9) ^ (uint64_t)getpid() << 32 ^ (uint64_t)(uintptr_t)&r;
-    const int fd = open("/dev/urandom", O_RDONLY | O_CLOEXEC);
-    uint64_t bits;
-    if (fd >= 0 && read(fd, &bits, sizeof bits) == (ssize_t)sizeof bits) r = bits;
-    if (fd >= 0) close(fd);
-    return r;
-}
-#endif
-
-static const char *base_name(const char *path) {
-    const char *slash = strrchr(path, '/');
-    return slash ? slash + 1 : path;
-}
-
-/* Is path new, or a file that may be replaced: no device, pipe or folder, and not
- * write-protected? */
-static int may_replace(const char *path, char *err) {
-    const char *base = base_name(path);
-    if (!*base) return fail(err, GLA_INPUT, "\"%s\" is not the name of a file", path);
-    if (strlen(path) >= PATH_LEN) return fail(err, GLA_INPUT, "%s: the name is too long", path);
-#ifdef HAVE_POSIX
-    struct stat st;
-    if (!stat(path, &st) && !S_ISREG(st.st_mode))
-        return fail(err, GLA_IO, "%s: %s; only a regular file is replaced", path,
-                    kind_of_file(st.st_mode));
-    if (access(path, W_OK) && errno != ENOENT) return cannot_write(path, err);
-#endif
-    return GLA_OK;
-}
-
-/* Opens a new file to take the place of path; its name is left in temporary. NULL on failure. */
-static FILE *open_temporary(Temporary temporary, const char *path, char *err) {
-    const char *base = base_name(path);
-    /* a system has a limit for names */
-    ptrdiff_t keep = strlen(base) < 100 ? (ptrdiff_t)strlen(base) : 100;
-    FILE *f = NULL;
-    *temporary = 0;
-    if (may_replace(path, err)) return NULL;
-    while (keep && ((unsigned char)base[keep] & 0xC0) == 0x80) keep--; /* no half of a character */
-#ifdef HAVE_POSIX
-    for (int fd = -1, tries = 0; !f && tries < 100; tries++) {
-        struct stat mine, old;
-        snprintf(temporary, sizeof(Temporary), "%.*s.%016llx.tmp", (int)(base - path + keep), path,
-                 (unsigned long long)unguessable());
-        if ((fd = open(temporary, NEW_FILE, 0666)) < 0) {
-            if (errno == EEXIST) continue;
-            break;
-        }
-        /* a program that cleans up may have been faster: then the file is locked, or gone */
-        int taken = flock(fd, LOCK_EX | LOCK_NB) && errno == EWOULDBLOCK;
-        if (!taken) taken = fstat(fd, &mine) || !mine.st_nlink;
-        /* private stays private */
-        if (!taken && !stat(path, &old)) (void)!fchmod(fd, old.st_mode & 0777);
-        if (!taken && (f = fdopen(fd, "wb"))) break;
-        const int why = errno;
-        remove(temporary);
-        close(fd);
-        errno = why;
-    }
-#else
-    snprintf(temporary, sizeof(Temporary), "%.*s.tmp", (int)(base - path + keep), path);
-    f = fopen(temporary, "wb");
-#endif
-    if (!f) cannot_write(path, err);
-    return f;
-}
-
-static int drop_file(FILE *f, const char *temporary, int code) { /* nothing is kept; returns code */
-    remove(temporary);
-    fclose(f);
-    return code;
-}
-
-/* What was written to f takes the place of path. On failure the old file is untouched and the
- * temporary one is gone. */
-static int commit_file(FILE *f, const char *temporary, const char *path, char *err) {
-    int bad = fflush(f) != 0 || ferror(f);
-#ifdef HAVE_POSIX
-    bad = bad || fsync(fileno(f)) != 0 || rename(temporary, path); /* while the lock is held */
-    if (bad) return drop_file(f, temporary, cannot_write(path, err));
-    fclose(f);
-#else
-    bad |= fclose(f) || (remove(path), rename(temporary, path));
-    if (bad) return remove(temporary), cannot_write(path, err);
-#endif
-    return GLA_OK;
-}
-
-static int is_there(const char *path) { /* anything of this name, a link that leads nowhere too */
-#ifdef HAVE_POSIX
-    struct stat st;
-    return !lstat(path, &st);
-#else
-    FILE *f = fopen(path, "rb");
-    if (f) fclose(f);
-    return f != NULL;
-#endif
-}
-
-/* A name that no file has, made from one that is taken: x-2.bin from x.bin. path: PATH_LEN bytes.
- * 0: done. */
-LIKELY_UNUSED static int free_name(char *path) {
-    char first[PATH_LEN];
-    snprintf(first, sizeof first, "%s", path);
-    const char *base = base_name(first), *dot = strrchr(base, '.');
-    const size_t stem = dot && dot > base ? (size_t)(dot - first) : strlen(first);
-    for (int n = 2; n < 10000; n++) {
-        const int len = snprintf(path, PATH_LEN, "%.*s-%d%s", (int)stem, first, n, first + stem);
-        if (len >= PATH_LEN) return -1;
-        if (!is_there(path)) return 0;
-    }
-    return -1;
-}
-
-/* The same, but nothing is replaced: when path is taken, the file gets a free name, which is left
- * in path (PATH_LEN bytes). The name is taken by an empty file of ours first, which only one
- * program can make. */
-LIKELY_UNUSED static int commit_new(FILE *f, const char *temporary, char *path, char *err) {
-#ifdef HAVE_POSIX
-    int fd;
-    while ((fd = open(path, NEW_FILE, 0666)) < 0)
-        if (errno != EEXIST || free_name(path))
-            return drop_file(f, temporary, cannot_write(path, err));
-    close(fd);
-    const int code = commit_file(f, temporary, path, err);
-    if (code) remove(path);
-    return code;
-#else
-    if (is_there(path) && free_name(path))
-        return drop_file(f, temporary, fail(err, GLA_IO, "%s: is there already", path));
-    return commit_file(f, temporary, path, err);
-#endif
-}
-
-/* Asks before hours of work whether path can be written at their end. */
-LIKELY_UNUSED static int can_write(const char *path, char *err) {
-    Temporary temporary;
-    FILE *f = open_temporary(temporary, path, err);
-    return f ? drop_file(f, temporary, GLA_OK) : GLA_IO;
-}
-
-/* Do both names lead to one file or folder that is there? */
-static int same_place(const char *a, const char *b) {
-#ifdef HAVE_POSIX
-    struct stat x, y;
-    return !stat(a, &x) && !stat(b, &y) && x.st_dev == y.st_dev && x.st_ino == y.st_ino;
-#else
-    return !strcmp(a, b);
-#endif
-}
-
-/* And is it a file? An output must not be written over what is read. */
-LIKELY_UNUSED static int same_file(const char *a, const char *b) {
-#ifdef HAVE_POSIX
-    struct stat x;
-    return same_place(a, b) && !stat(a, &x) && S_ISREG(x.st_mode);
-#else
-    return same_place(a, b);
-#endif
-}
-
-/* Removes f under this name, unless another file has the name by now. 0: it is gone. */
-static int remove_open(FILE *f, const char *path) {
-#ifdef HAVE_POSIX
-    struct stat x, y;
-    if (fstat(fileno(f), &x) || lstat(path, &y)) return 0;
-    if (x.st_dev != y.st_dev || x.st_ino != y.st_ino) return 0;
-#else
-    (void)f;
-#endif
-    return remove(path) && errno != ENOENT;
-}
-
-/* A temporary file without a lock was left by a program that was killed. */
-static int is_abandoned(FILE *f) {
-#ifdef HAVE_POSIX
-    return !flock(fileno(f), LOCK_EX | LOCK_NB);
-#else
-    return (void)f, 0;
-#endif
-}
-
-/* Would two outputs have one place, where there may be nothing yet? */
-LIKELY_UNUSED static int same_target(const char *a, const char *b) {
-    char folder[2][PATH_LEN];
-    if (!strcmp(a, b) || same_place(a, b)) return 1;
-    if (strcmp(base_name(a), base_name(b))) return 0;
-    for (int i = 0; i < 2; i++) {
-        const char *path = i ? b : a;
-        const int n = (int)(base_name(path) - path);
-        snprintf(folder[i], PATH_LEN, "%.*s", n ? n : 1, n ? path : ".");
-    }
-    return same_place(folder[0], folder[1]);
-}
-
-/* Calls each(user, name, path, bytes, changed) for every file of a folder, until it returns
- * something other than 0. name: without the folder; path: with it; changed: when it last was, in
- * seconds since 1970. A folder that is not there has no files. Links are none. */
-typedef int (*EachFile)(void *user, const char *name, const char *path, uint64_t bytes,
-                        double changed);
-static int each_file(const char *folder, EachFile each, void *user, char *err) {
-#ifdef HAVE_POSIX
-    char path[PATH_LEN];
-    DIR *d = opendir(folder);
-    int end = 0;
-    if (!d && errno == ENOENT) return GLA_OK;
-    if (!d) return fail(err, GLA_IO, "%s: cannot read as a folder: %s", folder, strerror(errno));
-    for (struct dirent *e; !end && (e = readdir(d));) {
-        struct stat st;
-        if (snprintf(path, sizeof path, "%s/%s", folder, e->d_name) >= (int)sizeof path) continue;
-        if (lstat(path, &st) || !S_ISREG(st.st_mode)) continue;
-#ifdef __APPLE__
-        double changed = (double)st.st_mtimespec.tv_sec + 1e-9 * (double)st.st_mtimespec.tv_nsec;
-#else
-        double changed = (double)st.st_mtim.tv_sec + 1e-9 * (double)st.st_mtim.tv_nsec;
-#endif
-        end = each(user, e->d_name, path, (uint64_t)st.st_size, changed);
-    }
-    closedir(d);
-    return GLA_OK;
-#else
-    (void)each, (void)user;
-    return fail(err, GLA_UNSUPPORTED, "%s: folders are not supported on this system", folder);
-#endif
-}
-
-/* Calls each(user, name, is_folder) for what stands in a folder. */
-typedef void (*EachName)(void *user, const char *name, int is_folder);
-LIKELY_UNUSED static void each_name(const char *folder, EachName each, void *user) {
-#ifdef HAVE_POSIX
-    char path[PATH_LEN];
-    DIR *d = opendir(folder);
-    for (struct dirent *e; d && (e = readdir(d));) {
-        struct stat st;
-        if (snprintf(path, sizeof path, "%s/%s", folder, e->d_name) >= (int)sizeof path) continue;
-        if (stat(path, &st)) continue;
-        each(user, e->d_name, S_ISDIR(st.st_mode));
-    }
-    if (d) closedir(d);
-#else
-    (void)folder, (void)each, (void)user;
-#endif
-}
-
-static int make_folder(const char *path, char *err) { /* fine if it is there */
-#ifdef HAVE_POSIX
-    if (!mkdir(path, 0777) || errno == EEXIST) return GLA_OK;
-    return fail(err, GLA_IO, "%s: cannot make a folder: %s", path, strerror(errno));
-#else
-    return fail(err, GLA_UNSUPPORTED, "%s: folders are not supported on this system", path);
-#endif
-}
-
-static void touch_file(FILE *f) { /* changed now */
-#ifdef HAVE_POSIX
-    (void)!futimens(fileno(f), NULL);
-#else
-    (void)f;
-#endif
-}
-
-/* Calls tick every second from a signal handler; NULL ends that. */
-LIKELY_UNUSED static void every_second(void (*tick)(int)) {
-#ifdef HAVE_POSIX
-    struct itimerval each = {{tick != NULL, 0}, {tick != NULL, 0}};
-    struct sigaction a;
-    memset(&a, 0, sizeof a);
-    a.sa_handler = tick ? tick : SIG_IGN;
-    a.sa_flags = SA_RESTART;
-    if (!tick) setitimer(ITIMER_REAL, &each, NULL);
-    sigaction(SIGALRM, &a, NULL);
-    if (tick) setitimer(ITIMER_REAL, &each, NULL);
-#else
-    (void)tick;
-#endif
-}
-
-/* Writes to the terminal from a signal handler. */
-LIKELY_UNUSED static void write_now(const char *text, size_t n) {
-#ifdef HAVE_POSIX
-    const int before = errno;
-    if (write(STDERR_FILENO, text, n) < 0) errno = 0; /* nobody is there to be told */
-    errno = before;
-#else
-    (void)text, (void)n;
-#endif
-}
-
-LIKELY_UNUSED static uint64_t resident_bytes(void) { /* 0 when the system does not say */
-#if defined(__linux__)
-    unsigned long long total = 0, resident = 0;
-    FILE *f = fopen("/proc/self/statm", "r");
-    if (f) {
-        if (fscanf(f, "%llu %llu", &total, &resident) != 2) resident = 0;
-        fclose(f);
-    }
-    return resident * (uint64_t)sysconf(_SC_PAGESIZE);
-#elif defined(HAVE_POSIX)
-    struct rusage u;
-    return getrusage(RUSAGE_SELF, &u) ? 0 : (uint64_t)u.ru_maxrss;
-#else
-    return 0;
-#endif
-}
-
-/* ---- 3. characters, errors, arena: text that is shown, messages, memory that is no file ------ */
+/* ---- 3. characters, errors, files, arena: what is shown, said, kept and laid out ------------- */
 
 /* Characters. A byte that is not UTF-8 reads as BAD_BYTE + byte, and is written as that byte. */
 enum { BAD_BYTE = 0x110000 };
@@ -1080,7 +862,7 @@ static size_t visible(char out[VISIBLE], const char *s, size_t n, size_t *len) {
 /* Text that somebody else made: to a terminal as visible() has it, except for ends of lines and
  * tabs; to anything else as it is. 0: done. */
 LIKELY_UNUSED static int write_text(FILE *f, const char *s, size_t n) {
-    if (!is_terminal_file(f)) return fwrite(s, 1, n, f) != n;
+    if (!is_terminal(f)) return fwrite(s, 1, n, f) != n;
     for (size_t at = 0, len = 1; at < n; at += len) {
         char out[VISIBLE];
         size_t width = visible(out, s + at, n - at, &len);
@@ -1095,7 +877,7 @@ static void gla_free(void *p) { GLA_FREE(p); }
 
 /* A sentence too long for err loses its middle, which is part of a name. Names from files may hold
  * anything: a character that is no text stands as a question mark. */
-static int fail(char *err, int code, const char *fmt, ...) {
+PRINTF_LIKE(3, 4) static int fail(char *err, int code, const char *fmt, ...) {
     enum { HEAD = GLA_ERR / 2, TAIL = GLA_ERR - HEAD - 4 };
     char brief[2 * GLA_ERR], *whole = brief;
     va_list ap;
@@ -1123,6 +905,203 @@ static int fail(char *err, int code, const char *fmt, ...) {
     *err = 0;
     if (whole != brief) gla_free(whole);
     return code;
+}
+
+/* The date here and now, as strftime writes it; 0: a format that not every system knows. */
+LIKELY_UNUSED static int local_date(char *out, size_t cap, const char *format, size_t n) {
+    char f[64];
+    const time_t now = time(NULL);
+    struct tm here; /* of this thread */
+    const struct tm *t = local_time(&now, &here);
+    if (!t || !n || n >= sizeof f) return 0;
+    for (size_t i = 0; i < n; i++)
+        if (format[i] == '%' && (++i >= n || !strchr("aAbBdHIjmMpSyY%", format[i]))) return 0;
+    memcpy(f, format, n);
+    f[n] = 0;
+    return strftime(out, cap, f, t) != 0;
+}
+
+/* -- files that are read -- */
+
+static int cannot(const char *what, const char *path, char *err) {
+    return fail(err, GLA_IO, "%s: cannot %s: %s", path, what, strerror(errno));
+}
+
+/* A file of which every byte is there, n of them. follow: the name may be a symbolic link. */
+static FILE *open_regular(const char *path, int follow, uint64_t *n, char *err) {
+    const char *kind;
+    FILE *f = open_to_read(path, follow, n, &kind);
+    if (kind) fail(err, GLA_IO, "%s: %s; expected a regular file", path, kind);
+    else if (!f) cannot("open", path, err);
+    return f;
+}
+
+LIKELY_UNUSED static FILE *open_text(const char *path, char *err) { /* may come from a pipe */
+    FILE *f = open_to_read_on(path);
+    if (f) return f;
+    if (errno) cannot("open", path, err);
+    else fail(err, GLA_IO, "%s: a pipe that is empty, or to which nothing writes", path);
+    return NULL;
+}
+
+/* A file read-only in memory: the weights are used where they lie. mapped: not the caller's. */
+typedef struct { const uint8_t *data; size_t n; int mapped; } Mapping;
+
+static int map_file(Mapping *map, const char *path, char *err) {
+    uint64_t n;
+    FILE *f = open_regular(path, 1, &n, err);
+    if (!f) return GLA_IO;
+    const int fits = n >= 24 && n <= SIZE_MAX / 2;
+    const uint8_t *p = fits ? map_pages(f, (size_t)n) : NULL;
+    const int code = p || !fits ? GLA_OK : cannot("map", path, err);
+    fclose(f);
+    if (n < 24)
+        return fail(err, GLA_FORMAT, "%s: %d bytes are too few for a GGUF file", path, (int)n);
+    if (!fits) return fail(err, GLA_MEMORY, "%s: too large for this system", path);
+    if (!code) *map = (Mapping){p, (size_t)n, 1};
+    return code;
+}
+
+static void unmap_file(Mapping *map) {
+    if (map->mapped) unmap_pages(map->data, map->n);
+    *map = (Mapping){0};
+}
+
+/* -- files that are written --
+ * A file is written under a temporary name beside it, and takes the real name when every byte has
+ * reached the disk: the old file stays whole until then. This is how, for every file that is written:
+ *     Temporary temporary;
+ *     FILE *f = open_temporary(temporary, path, err);
+ *     if (!f) return GLA_IO;
+ *     fwrite(...);                                     failures are seen at the end
+ *     return commit_file(f, temporary, path, err);     or drop_file(f, temporary, code)
+ * The temporary name is PATH.DIGITS.tmp with 16 hexadecimal digits that nobody can guess; a file that
+ * has the name already is another's and is not opened. It is locked while it is written: one that is
+ * not locked was left by a program that was killed. */
+typedef char Temporary[PATH_LEN + 32];
+
+static uint64_t unguessable(void) { /* where there are no random numbers, create_file has to do */
+    uint64_t r = (uint64_t)(now_s() * 1e9) ^ (uint64_t)(uintptr_t)&r << 20, bits;
+    FILE *f = fopen("/dev/urandom", "rb");
+    if (f && fread(&bits, sizeof bits, 1, f) == 1) r = bits;
+    if (f) fclose(f);
+    return r;
+}
+
+static const char *base_name(const char *path) {
+    const char *slash = strrchr(path, '/');
+    return slash ? slash + 1 : path;
+}
+
+/* Is path new, or a file that may be replaced: no device, pipe or folder, and not
+ * write-protected? */
+static int may_replace(const char *path, char *err) {
+    const char *kind;
+    if (!*base_name(path)) return fail(err, GLA_INPUT, "\"%s\" is not the name of a file", path);
+    if (strlen(path) >= PATH_LEN) return fail(err, GLA_INPUT, "%s: the name is too long", path);
+    if ((kind = file_kind(path)))
+        return fail(err, GLA_IO, "%s: %s; only a regular file is replaced", path, kind);
+    return is_protected(path) ? cannot("write", path, err) : GLA_OK;
+}
+
+/* Opens a new file to take the place of path; its name is left in temporary. NULL on failure. */
+static FILE *open_temporary(Temporary temporary, const char *path, char *err) {
+    const char *base = base_name(path);
+    int keep = strlen(base) < 100 ? (int)strlen(base) : 100; /* a system has a limit for names */
+    FILE *f = NULL;
+    *temporary = 0;
+    if (may_replace(path, err)) return NULL;
+    while (keep && ((unsigned char)base[keep] & 0xC0) == 0x80) keep--; /* no half of a character */
+    for (int tries = 0; !f && tries < 100; tries++) {
+        snprintf(temporary, sizeof(Temporary), "%.*s.%016llx.tmp", (int)(base - path) + keep, path,
+                 (unsigned long long)unguessable());
+        f = create_file(temporary, path);
+        if (!f && errno != EEXIST) break;
+    }
+    if (!f) cannot("write", path, err);
+    return f;
+}
+
+static int drop_file(FILE *f, const char *temporary, int code) { /* nothing is kept; returns code */
+    remove(temporary);
+    fclose(f);
+    return code;
+}
+
+/* What was written to f takes the place of path. On failure the old file is untouched and the
+ * temporary one is gone. */
+static int commit_file(FILE *f, const char *temporary, const char *path, char *err) {
+    return put_in_place(f, temporary, path) ? cannot("write", path, err) : GLA_OK;
+}
+
+/* A name that no file has, made from one that is taken: x-2.bin from x.bin. path: PATH_LEN bytes.
+ * 0: done. */
+LIKELY_UNUSED static int free_name(char *path) {
+    char first[PATH_LEN];
+    snprintf(first, sizeof first, "%s", path);
+    const char *base = base_name(first), *dot = strrchr(base, '.');
+    const size_t stem = dot && dot > base ? (size_t)(dot - first) : strlen(first);
+    for (int n = 2; n < 10000; n++) {
+        const int len = snprintf(path, PATH_LEN, "%.*s-%d%s", (int)stem, first, n, first + stem);
+        if (len >= PATH_LEN) return -1;
+        if (!is_there(path)) return 0;
+    }
+    return -1;
+}
+
+/* The same, but nothing is replaced: when path is taken, the file gets a free name, which is left
+ * in path (PATH_LEN bytes). The name is taken by an empty file of ours first, which only one
+ * program can make. */
+LIKELY_UNUSED static int commit_new(FILE *f, const char *temporary, char *path, char *err) {
+    FILE *ours;
+    while (!(ours = create_file(path, path)))
+        if (errno != EEXIST || free_name(path))
+            return drop_file(f, temporary, cannot("write", path, err));
+    fclose(ours);
+    const int code = commit_file(f, temporary, path, err);
+    if (code) remove(path);
+    return code;
+}
+
+/* Asks before hours of work whether path can be written at their end. */
+LIKELY_UNUSED static int can_write(const char *path, char *err) {
+    Temporary temporary;
+    FILE *f = open_temporary(temporary, path, err);
+    return f ? drop_file(f, temporary, GLA_OK) : GLA_IO;
+}
+
+/* Do both names lead to one file? An output must not be written over what is read. */
+LIKELY_UNUSED static int same_file(const char *a, const char *b) {
+    return same_place(a, b) && !file_kind(a);
+}
+
+/* Would two outputs have one place, where there may be nothing yet? */
+LIKELY_UNUSED static int same_target(const char *a, const char *b) {
+    char folder[2][PATH_LEN];
+    if (!strcmp(a, b) || same_place(a, b)) return 1;
+    if (strcmp(base_name(a), base_name(b))) return 0;
+    for (int i = 0; i < 2; i++) {
+        const char *path = i ? b : a;
+        const int n = (int)(base_name(path) - path);
+        snprintf(folder[i], PATH_LEN, "%.*s", n ? n : 1, n ? path : ".");
+    }
+    return same_place(folder[0], folder[1]);
+}
+
+/* -- folders -- */
+
+static int no_folders(const char *path, char *err) {
+    return fail(err, GLA_UNSUPPORTED, "%s: folders are not supported on this system", path);
+}
+static int make_folder(const char *path, char *err) { /* fine if it is there */
+    if (!HAVE_FOLDERS) return no_folders(path, err);
+    return make_directory(path) ? cannot("make a folder", path, err) : GLA_OK;
+}
+/* Calls each for what stands in a folder. One that is not there has nothing. */
+static int read_folder(const char *folder, EachEntry each, void *user, char *err) {
+    if (!HAVE_FOLDERS) return no_folders(folder, err);
+    if (!each_entry(folder, each, user) || errno == ENOENT) return GLA_OK;
+    return cannot("read as a folder", folder, err);
 }
 
 /* One block of memory, laid out by a function that is run twice: with base NULL it measures, then
@@ -6104,15 +6083,13 @@ typedef struct {
     int64_t n, best;
     char path[PATH_LEN];
 } CacheSearch;
-static int cache_fits(void *user, const char *name, const char *path, uint64_t bytes,
-                      double changed) {
+static int cache_fits(void *user, const Entry *e) {
     CacheSearch *c = user;
     CacheKey k;
-    (void)bytes, (void)changed;
-    if (cache_kind(name, &k) != CACHE_SESSION || k.model != c->model) return 0;
+    if (!e->is_file || cache_kind(e->name, &k) != CACHE_SESSION || k.model != c->model) return 0;
     if (k.n <= c->best || k.n > c->n) return 0;
     if (k.text != hash_bytes(HASH_SEED, c->ids, (size_t)k.n * sizeof *c->ids)) return 0;
-    snprintf(c->path, sizeof c->path, "%s", path);
+    snprintf(c->path, sizeof c->path, "%s", e->path);
     c->best = k.n;
     return 0;
 }
@@ -6140,26 +6117,25 @@ GLA_API int64_t gla_cache_load(GlaState *s, const char *folder, const int32_t *i
     int code;
     if (s->pos)
         return fail(err, GLA_INPUT, "the prompt cache is for a state that has read nothing");
-    for (; !(code = each_file(folder, cache_fits, &c, err)) && c.best; c.n = c.best - 1, c.best = 0)
+    for (; !(code = read_folder(folder, cache_fits, &c, err)) && c.best; c.n = c.best - 1, c.best = 0)
         if (cache_read(s, &c)) return c.best; /* else damaged, or too long: the next one */
     return code;
 }
 
 typedef struct { uint64_t total; double oldest; char path[PATH_LEN]; } CacheOldest;
-static int cache_oldest(void *user, const char *name, const char *path, uint64_t bytes,
-                        double changed) {
+static int cache_oldest(void *user, const Entry *e) {
     CacheOldest *c = user;
     CacheKey k;
-    const int kind = cache_kind(name, &k);
-    FILE *f = kind == CACHE_OTHER ? NULL : cache_open(path, kind == CACHE_TEMPORARY);
+    const int kind = e->is_file ? cache_kind(e->name, &k) : CACHE_OTHER;
+    FILE *f = kind == CACHE_OTHER ? NULL : cache_open(e->path, kind == CACHE_TEMPORARY);
     if (!f) return 0;
     if (kind == CACHE_TEMPORARY) {
-        if (is_abandoned(f)) (void)remove_open(f, path);
+        if (is_abandoned(f)) (void)remove_open(f, e->path);
     } else {
-        c->total += bytes;
-        if (!*c->path || changed < c->oldest) {
-            c->oldest = changed;
-            snprintf(c->path, sizeof c->path, "%s", path);
+        c->total += e->bytes;
+        if (!*c->path || e->changed < c->oldest) {
+            c->oldest = e->changed;
+            snprintf(c->path, sizeof c->path, "%s", e->path);
         }
     }
     fclose(f);
@@ -6168,7 +6144,7 @@ static int cache_oldest(void *user, const char *name, const char *path, uint64_t
 static int cache_trim(const char *folder, uint64_t max_bytes, char *err) {
     for (;;) {
         CacheOldest c = {0, 0, ""};
-        int code = each_file(folder, cache_oldest, &c, err);
+        int code = read_folder(folder, cache_oldest, &c, err);
         if (code || c.total <= max_bytes || !*c.path) return code;
         if (remove(c.path) && errno != ENOENT)
             return fail(err, GLA_IO, "%s: cannot remove: %s", c.path, strerror(errno));
@@ -13102,7 +13078,7 @@ static int show(void *user, int32_t id, const char *text, size_t n) {
     const int thinking = k->chat && gla_chat_thinking(k->chat), reading = id < 0 && !n;
     const double now = now_s();
     const int visible = n && !whole_of(o, O_JSON)
-        && (!thinking || (!whole_of(o, O_HIDE) && is_terminal(STDOUT_FILENO)));
+        && (!thinking || (!whole_of(o, O_HIDE) && is_terminal(stdout)));
     if (visible) wait_end();
     else if (id >= 0 && !k->first) wait_read(thinking ? "thinking" : "generating", k->s, 0);
     if (reading && !k->chat && gla_state_pos(k->s) == k->goal) {
@@ -13255,7 +13231,7 @@ static void suggest_chat(const Options *o, const GlaModel *m, const Ids *ids) {
     char err[GLA_ERR];
     int known = 0;
     if (!given(o, O_PROMPT) || given(o, O_MODE) || given(o, O_LOAD)) return;
-    if (o->quiet || !is_terminal(STDERR_FILENO)) return;
+    if (o->quiet || !is_terminal(stderr)) return;
     for (int64_t i = 0; i < ids->n; i++) { /* written as a template has it? */
         const int32_t id = ids->id[i];
         if (token_type(m->vocab, id) == TYPE_CONTROL && id != m->vocab->bos) return;
@@ -13674,21 +13650,23 @@ static int chat_help(Chat *c, const char *rest, char *err) {
 /* Tab. Names that a terminal could not show are left out, and those that begin with a dot unless it
  * is typed. */
 typedef struct { Text *list; const char *folder, *begin; } Files;
-static void suggest_file(void *user, const char *name, int is_folder) {
+static int suggest_file(void *user, const Entry *e) {
     const Files *f = user;
+    const char *name = e->name;
     const size_t n = strlen(f->begin);
-    for (const char *c = name; *c; c++) if ((unsigned char)*c < 32 || *c == 127) return;
+    for (const char *c = name; *c; c++) if ((unsigned char)*c < 32 || *c == 127) return 0;
     if (strncmp(name, f->begin, n) || (*name == '.' && !n) || !strcmp(name, ".")
-        || !strcmp(name, "..")) return;
+        || !strcmp(name, "..")) return 0;
     text_put(f->list, f->folder, strlen(f->folder));
     text_put(f->list, name, strlen(name));
-    text_put(f->list, is_folder ? "/\n" : "\n", is_folder ? 2 : 1);
+    text_puts(f->list, e->is_folder ? "/\n" : "\n");
+    return 0;
 }
 static void suggest_files(const char *typed, Text *list) {
     char folder[PATH_LEN] = "";
     const char *slash = strrchr(typed, '/'), *begin = slash ? slash + 1 : typed;
     snprintf(folder, sizeof folder, "%.*s", (int)(begin - typed), typed);
-    each_name(*folder ? folder : ".", suggest_file, &(Files){list, folder, begin});
+    each_entry(*folder ? folder : ".", suggest_file, &(Files){list, folder, begin});
 }
 static size_t suggest(const char *text, size_t n, Text *list) {
     char typed[PATH_LEN];
@@ -13814,7 +13792,7 @@ static int mode_chat(Job *job) {
     c.branch[0].s = s;
     loose_ends.terminal = &c.editor.terminal;
     c.editor.suggest = suggest;
-    c.interactive = !once && is_terminal(STDIN_FILENO) && is_terminal(STDERR_FILENO);
+    c.interactive = !once && is_terminal(stdin) && is_terminal(stderr);
     gla_info(m, &info);
     start_sampler(&c.p, o, m, c.seed);
     GlaChatSettings how = chat_settings(&c, text_of(o, O_SYSTEM));
@@ -14382,7 +14360,7 @@ static int run_program(Options *o, int argc, char **argv) {
     if (!code) code = stray_words(o);
     if (code) return code;
     o->quiet = (int)whole_of(o, O_QUIET);
-    waiting.watched = !o->quiet && is_terminal(STDERR_FILENO);
+    waiting.watched = !o->quiet && is_terminal(stderr);
     spin_briefly(argv);
     failed_writes_only_fail();
     if ((code = print_page(o, err)) >= 0) return code;

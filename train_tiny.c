@@ -6056,7 +6056,7 @@ int main(int argc, char **argv) {
 
     code = check_files(&o, err);
     if (code == 2) return code;
-    wait_line.on = is_terminal(2) && !o.quiet;
+    wait_line.on = is_terminal(stderr) && !o.quiet;
     on_lost_pages(lost_pages);
 
     // text and vocabulary, which a task has no need of
@@ -6083,7 +6083,7 @@ ready:
         code = train(&o, &d, &c, mark, type_named(o.type), err);
     }
     if (d.tokenizer) tokenizer_free(d.tokenizer);
-    if (d.vocab.map.kind == 0) free((void *)(uintptr_t)d.vocab.map.data);
+    if (!d.vocab.map.mapped) free((void *)(uintptr_t)d.vocab.map.data);
     gguf_close(&d.vocab);
     free(text);
     free(d.ids);

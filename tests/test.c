@@ -2380,7 +2380,7 @@ static void test_cache(void) {
         bound = 3 * session_bytes(s, s->pos);
         check(!gla_cache_store(s, folder, ids, bound, err), "store: %s", err);
         CacheOldest c = {0, 0, ""};
-        each_file(folder, cache_oldest, &c, err);
+        read_folder(folder, cache_oldest, &c, err);
         check(c.total <= bound && c.total >= bound / 4, "%llu bytes of at most %llu", (unsigned long long)c.total, (unsigned long long)bound);
     }
     gla_state_reset(back);

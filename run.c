@@ -1200,6 +1200,7 @@ LIKELY_UNUSED static void text_put(Text *t, const char *s, size_t n) {
     t->s[t->n += n] = 0;
 }
 LIKELY_UNUSED static void text_puts(Text *t, const char *s) { text_put(t, s, strlen(s)); }
+LIKELY_UNUSED static void text_free(Text *t) { gla_free(t->s); }
 
 /* -- words that were meant -- */
 
@@ -11427,11 +11428,11 @@ GLA_API int gla_chat_clone(GlaChat **copy, GlaState **state, const GlaChat *c, c
 
 /* ---- 15. command line: options, modes, statistics; the only stdout, the only exit -----------------------------
  * First what train_tiny has, too:
- *   messages      what is said about a command line
+ *   waiting       a line a second, where somebody watches
+ *   the end       of a program that is misused, or cannot go on
  *   options       what the tables of a program hold, and what was given
  *   words         in lists, of other programs, and those that are near
  *   argv          reading it, and the help page
- *   waiting       a line a second, where somebody watches
  * Then this program:
  *   options       its tables, what they mean by a letter, and what goes together
  *   input         files, standard input, ids, messages in JSON
@@ -11443,31 +11444,105 @@ GLA_API int gla_chat_clone(GlaChat **copy, GlaState **state, const GlaChat *c, c
  *   main          which mode, with which model */
 #if !defined(RUN_NO_MAIN) || defined(RUN_OPTIONS)
 
-/* -- messages -- */
+/* -- waiting: what takes longer than a second says so, once a second, where somebody watches -- */
 
-/* argv[0]: an installed program has another name. This and what signal handlers need
- * (interrupted, loose_ends, waiting) are the only variables outside functions. */
+/* Written while no signal is due. One that came just before the end may still be told on another
+ * thread, so `what` stays what it was. */
+static struct {
+    int watched;       /* by somebody: a terminal, and no --quiet */
+    const char *what;  /* "reading" */
+    int64_t (*done)(const void *work); /* tokens, or a part of `of`; NULL: not known */
+    const void *work;
+    int64_t from, of;  /* what was done at first; all there is to do, 0 = not known */
+    int percent;       /* of `of`, rather than tokens and their speed */
+    volatile sig_atomic_t on, seconds;
+} waiting;
+
+typedef struct { char s[256]; size_t n; } Line;
+/* Within a signal handler there is no printf. A # is the number. */
+static void line_put(Line *l, const char *text, int64_t number) {
+    for (; *text && l->n < sizeof l->s - 24; text++) {
+        char digits[24];
+        size_t n = 0;
+        if (*text != '#') { l->s[l->n++] = *text; continue; }
+        for (int64_t v = max64(number, 0); v || !n; v /= 10) digits[n++] = (char)('0' + v % 10);
+        while (n) l->s[l->n++] = digits[--n];
+    }
+}
+
+static void on_second(int sig) {
+    Line l = {.n = 0};
+    (void)sig;
+    if (!waiting.on) return;
+    const int64_t seconds = ++waiting.seconds;
+    const int64_t done = waiting.done ? waiting.done(waiting.work) - waiting.from : 0;
+    line_put(&l, "\r", 0);
+    line_put(&l, waiting.what, 0);
+    if (waiting.done && waiting.percent)
+        line_put(&l, " # %", 100 * done / max64(waiting.of, 1));
+    else if (waiting.done) {
+        line_put(&l, " #", done);
+        if (waiting.of) line_put(&l, " of #", waiting.of);
+        line_put(&l, " tokens, # tok/s", done / seconds);
+    }
+    line_put(&l, ", # s\033[K", seconds);
+    write_now(l.s, l.n);
+}
+
+static void wait_end(void) {
+    if (!waiting.on) return;
+    waiting.on = 0;
+    every_second(NULL);
+    if (waiting.seconds) fputs("\r\033[K", stderr);
+}
+LIKELY_UNUSED static void wait_begin(const char *what, int64_t (*done)(const void *),
+                                     const void *work, int64_t of) {
+    wait_end();
+    if (!waiting.watched) return;
+    waiting.what = what;
+    waiting.done = done;
+    waiting.work = work;
+    waiting.from = done ? done(work) : 0;
+    waiting.of = of;
+    waiting.seconds = 0;
+    waiting.on = 1;
+    every_second(on_second);
+}
+
+/* -- the end of a program that cannot go on -- */
+
+/* argv[0]: an installed program has another name. This, the unfinished file, and what signal
+ * handlers need (interrupted, loose_ends, waiting) are the only variables outside functions. */
 static const char *invoked = "./run";
 static const char *program_name(void) { return base_name(invoked); }
 
-LIKELY_UNUSED static const char *plural(int64_t n) { return n == 1 ? "" : "s"; }
-
-static int misuse(const char *fmt, ...) PRINTF_LIKE(1, 2);
-static int misuse(const char *fmt, ...) {
+/* Ends the program: the sentence, unless it is empty, since somebody knows already, and no
+ * unfinished file. Memory is left to the system. Status 2: misuse of the command line. */
+static const char *unfinished; /* a file that is being written under this name, or NULL */
+_Noreturn static void end_program(int status, const char *fmt, ...) PRINTF_LIKE(2, 3);
+_Noreturn static void end_program(int status, const char *fmt, ...) {
     char text[2 * PATH_LEN], out[VISIBLE];
     va_list ap;
     va_start(ap, fmt);
     vsnprintf(text, sizeof text, fmt, ap);
     va_end(ap);
-    fprintf(stderr, "%s: ", program_name());
+    wait_end();
+    if (unfinished && *unfinished) remove(unfinished);
+    if (*text) fprintf(stderr, "%s: ", program_name());
     for (size_t at = 0, len, n = strlen(text); at < n; at += len)
         fwrite(out, 1, visible(out, text + at, n - at, &len), stderr);
-    fprintf(stderr, " (see %s --help)\n", invoked);
-    return 2;
+    if (status == 2) fprintf(stderr, " (see %s --help)", invoked);
+    if (*text) fputs("\n", stderr);
+    fflush(stdout);
+    _Exit(status);
 }
-LIKELY_UNUSED static int complain(const char *err) { /* an empty one: somebody knows already */
+#define misuse(...) end_program(2, __VA_ARGS__)
+#define give_up(...) end_program(1, __VA_ARGS__)
+LIKELY_UNUSED static void must(int code, const char *err) {
+    if (code < 0) give_up("%s", err);
+}
+LIKELY_UNUSED static void complain(const char *err) { /* and goes on */
     if (*err) fprintf(stderr, "%s: %s\n", program_name(), err);
-    return 1;
 }
 
 /* -- options: what a program understands, as rows -- */
@@ -11489,10 +11564,13 @@ typedef struct {
     const char *usual, *words; /* words: the values there are */
     double lo, hi;
     const char *zero;          /* another way to write 0 */
+    int file;                  /* a name of one */
     size_t at, width;          /* bytes */
 } Option;
 #define A_FLAG .kind = IS_FLAG
 #define A_TEXT(usually) .kind = IS_TEXT, .usual = usually
+#define A_FILE(how) .kind = IS_TEXT, .file = how
+enum { INPUT = 1, OUTPUT = 2, FOLDER = 4, SESSION = 8 }; /* the last: that an output may replace */
 #define UP_TO_TEXTS(most) .kind = IS_TEXTS, .hi = most /* may be repeated */
 #define A_WORD(list) .kind = IS_WORD, .words = list
 #define A_SEED .kind = IS_SEED, .hi = 0x1p64
@@ -11524,8 +11602,8 @@ typedef struct {
     int n_aliases;
     const char *modes; /* word i: bit 1 << i of Option.modes */
     int plain;         /* the option that a plain word is */
-    /* A letter that other programs may mean otherwise, with its value: the option that is meant, or
-     * -1 after misuse. NULL: letters mean what they say. */
+    /* A letter that other programs may mean otherwise, with its value: the option that is meant.
+     * NULL: letters mean what they say. */
     int (*letter)(const Options *o, int option, const char **value);
 } Syntax;
 
@@ -11664,10 +11742,10 @@ static const char *meant_option(char out[80], const Options *o, const char *arg)
 /* -- argv -- */
 
 /* A number, read whole and range-checked. */
-static int set_number(Value *v, const Option *p, const char *text) {
+static void set_number(Value *v, const Option *p, const char *text) {
     const int is_real = p->kind == IS_REAL || p->kind == IS_ROUND, is_seed = p->kind == IS_SEED;
     const char *const given = text, *const units = "KMGT", *unit;
-    char *end = NULL, range[96] = "a whole number from 0 to 2^64-1";
+    char *end = NULL;
     if (p->zero && !strcmp(text, p->zero)) text = "0";
     errno = 0;
     if (is_real) v->real = strtod(text, &end);
@@ -11681,18 +11759,18 @@ static int set_number(Value *v, const Option *p, const char *text) {
         end++;
     }
     const int number = begun && !*end, large = number && x > p->hi;
-    const int fits = number && x >= p->lo && x <= p->hi && (is_real || !errno);
-    if (fits && p->kind == IS_ROUND) v->whole = (int64_t)x;
-    if (fits && (p->kind != IS_ROUND || x == floor(x))) return 0;
+    if (p->kind == IS_ROUND && x >= p->lo && x <= p->hi) v->whole = (int64_t)x;
+    if (number && x >= p->lo && x <= p->hi && (is_real || !errno)
+        && (p->kind != IS_ROUND || x == floor(x))) return;
+    if (is_seed)
+        misuse("--%s %s: expected a whole number from 0 to 2^64-1", p->name, given);
     if (is_real)
-        snprintf(range, sizeof range, "a %snumber from %g to %g",
-                 p->kind == IS_ROUND ? "whole " : "", p->lo, p->hi);
-    else if (!is_seed && p->hi >= INT_MAX && !large)
-        snprintf(range, sizeof range, "a whole number, %.0f or more%s", p->lo,
-                 p->kind == IS_SIZE ? ", perhaps with K, M, G or T behind it" : "");
-    else if (!is_seed)
-        snprintf(range, sizeof range, "a whole number from %.0f to %.0f", p->lo, p->hi);
-    return misuse("--%s %s: expected %s", p->name, given, range);
+        misuse("--%s %s: expected a %snumber from %g to %g", p->name, given,
+               p->kind == IS_ROUND ? "whole " : "", p->lo, p->hi);
+    if (p->hi >= INT_MAX && !large)
+        misuse("--%s %s: expected a whole number, %.0f or more%s", p->name, given, p->lo,
+               p->kind == IS_SIZE ? ", perhaps with K, M, G or T behind it" : "");
+    misuse("--%s %s: expected a whole number from %.0f to %.0f", p->name, given, p->lo, p->hi);
 }
 
 static void add_repeated(Options *o, int option, const char *value) {
@@ -11701,31 +11779,24 @@ static void add_repeated(Options *o, int option, const char *value) {
     o->repeated[o->n_repeated++].text = value;
 }
 
-static int set_option(Options *o, int option, const char *value) {
+static void set_option(Options *o, int option, const char *value) {
     const Option *p = &o->syntax->option[option];
     Value *v = &o->value[option];
     char near[80];
     v->given = 1;
     v->text = value;
-    switch (p->kind) {
-    case IS_FLAG:
-        v->whole = 1;
-        return 0;
-    case IS_TEXT:
-        return 0;
-    case IS_TEXTS:
-        if (!*value) return misuse("--%s with an empty text", p->name);
+    if (p->kind == IS_FLAG) v->whole = 1;
+    else if (p->kind == IS_TEXTS) {
+        if (!*value) misuse("--%s with an empty text", p->name);
         if (repeated(o, option, (int)p->hi - 1))
-            return misuse("--%s: at most %.0f of them", p->name, p->hi);
+            misuse("--%s: at most %.0f of them", p->name, p->hi);
         add_repeated(o, option, value);
-        return 0;
-    case IS_WORD:
+    } else if (p->kind == IS_WORD) {
         v->whole = find_word(p->words, value);
-        return v->whole < 0 ? misuse("--%s %s: expected one of %s%s", p->name, value, p->words,
-                                     meant_word(near, value, p->words)) : 0;
-    default:
-        return set_number(v, p, value);
-    }
+        if (v->whole < 0)
+            misuse("--%s %s: expected one of %s%s", p->name, value, p->words,
+                   meant_word(near, value, p->words));
+    } else if (p->kind != IS_TEXT) set_number(v, p, value);
 }
 
 /* The option that arg names, and the value that is written in the same word: --name=value, -nvalue.
@@ -11749,47 +11820,50 @@ static int find_option(const Options *o, const char *arg, const char **value) {
     return -1;
 }
 
-/* A word of another program. Returns as set_option; `a` moves on over what stands behind it. */
-static int other_word(Options *o, const Alias *alias, int argc, char **argv, int *a) {
-    const char *arg = argv[*a], *next = *a + 1 < argc ? argv[*a + 1] : "";
+/* A word of another program; returns how many words behind it belong to it. next: the one behind
+ * it, or NULL. */
+static int other_word(Options *o, const Alias *alias, const char *arg, const char *next) {
     const char *equals = strchr(arg, '=');
-    if (alias->meaning == SAYS)
-        return misuse("%.*s: %s", (int)strcspn(arg, "="), arg, alias->value);
-    if (alias->meaning == SETS) return set_option(o, alias->option, alias->value);
-    if (alias->meaning == IDLE) {
-        if (!equals && alias->option == A_VALUE) ++*a;
-        if (!equals && alias->option == A_SWITCH && find_word("on off auto 0 1", next) >= 0) ++*a;
-        add_repeated(o, IDLE_WORD, arg);
+    const int is_switch = next && find_word("on off auto 0 1", next) >= 0;
+    const int is_flag = alias->meaning == SAME && o->syntax->option[alias->option].kind == IS_FLAG;
+    switch (alias->meaning) {
+    case SAYS:
+        misuse("%.*s: %s", (int)strcspn(arg, "="), arg, alias->value);
+    case SETS:
+        set_option(o, alias->option, alias->value);
         return 0;
+    case IDLE:
+        add_repeated(o, IDLE_WORD, arg);
+        return !equals && (alias->option == A_VALUE || (alias->option == A_SWITCH && is_switch));
+    default:
+        if (!equals && !is_flag && !next) misuse("%s needs a value", arg);
+        set_option(o, alias->option, equals ? equals + 1 : next);
+        return !equals && !is_flag;
     }
-    const int flag = o->syntax->option[alias->option].kind == IS_FLAG;
-    if (!flag && !equals && ++*a >= argc) return misuse("%s needs a value", arg);
-    return set_option(o, alias->option, equals ? equals + 1 : next);
 }
 
-/* One option, with the words that belong to it. */
-static int parse_option(Options *o, int argc, char **argv, int *a) {
-    const char *arg = argv[*a], *value;
+/* One option; returns how many words behind it belong to it. */
+static int parse_option(Options *o, const char *arg, const char *next) {
+    const char *value;
     char near[80];
     const Alias *alias = find_alias(o, arg, 0);
-    if (alias) return other_word(o, alias, argc, argv, a);
+    if (alias) return other_word(o, alias, arg, next);
     int i = find_option(o, arg, &value);
     if (i < 0 && arg[1] == '-' && find_word(o->syntax->modes, arg + 2) >= 0)
-        return misuse("%s is a mode here: -m %s", arg, arg + 2);
-    if (i < 0) return misuse("unknown option %s%s", arg, meant_option(near, o, arg));
-    const Option *p = &o->syntax->option[i];
-    if (p->kind == IS_FLAG) return value ? misuse("--%s takes no value", p->name)
-                                         : set_option(o, i, NULL);
-    if (!value && ++*a == argc) return misuse("%s needs a value", arg);
-    if (!value) value = argv[*a];
-    if (arg[1] != '-' && o->syntax->letter) i = o->syntax->letter(o, i, &value);
-    return i < 0 ? 2 : set_option(o, i, value);
+        misuse("%s is a mode here: -m %s", arg, arg + 2);
+    if (i < 0) misuse("unknown option %s%s", arg, meant_option(near, o, arg));
+    const int flag = o->syntax->option[i].kind == IS_FLAG, apart = !flag && !value;
+    if (flag && value) misuse("--%s takes no value", o->syntax->option[i].name);
+    if (apart && !(value = next)) misuse("%s needs a value", arg);
+    if (!flag && arg[1] != '-' && o->syntax->letter) i = o->syntax->letter(o, i, &value);
+    set_option(o, i, value);
+    return apart;
 }
 
 /* --name value, --name=value, -n value, -nvalue; the first plain word is an option, too, and the
- * others are strays; behind "--" all words are plain. Returns the exit code, 0 to go on. */
-LIKELY_UNUSED static int parse_options(Options *o, const Syntax *syntax, int argc, char **argv) {
-    int plain = 0, code = 0;
+ * others are strays; behind "--" all words are plain. */
+LIKELY_UNUSED static void parse_options(Options *o, const Syntax *syntax, int argc, char **argv) {
+    int plain = 0;
     if (argc > 0 && *argv[0]) invoked = argv[0];
     o->syntax = syntax;
     text_puts(&o->stray, "");
@@ -11797,47 +11871,44 @@ LIKELY_UNUSED static int parse_options(Options *o, const Syntax *syntax, int arg
         if (syntax->option[i].usual) set_option(o, i, syntax->option[i].usual);
         o->value[i].given = 0;
     }
-    for (int a = 1; a < argc && !code; a++) {
+    for (int a = 1; a < argc; a++) {
         const char *arg = argv[a];
         if (!plain && !strcmp(arg, "--")) plain = 1;
-        else if (!plain && arg[0] == '-' && arg[1]) code = parse_option(o, argc, argv, &a);
-        else if (!given(o, syntax->plain)) code = set_option(o, syntax->plain, arg);
+        else if (!plain && arg[0] == '-' && arg[1]) a += parse_option(o, arg, argv[a + 1]);
+        else if (!given(o, syntax->plain)) set_option(o, syntax->plain, arg);
         else {
             if (o->stray.n) text_puts(&o->stray, " ");
             text_puts(&o->stray, arg);
         }
     }
-    return code;
 }
 
-/* Has the mode a use for what was given? Returns as set_option. */
-LIKELY_UNUSED static int check_mode(const Options *o) {
+/* Has the mode a use for what was given? */
+LIKELY_UNUSED static void check_mode(const Options *o) {
     const Syntax *s = o->syntax;
     for (int i = 0; i < s->n_options; i++) {
         const char *word;
-        char where[160] = "";
+        Text where = {0};
         if (!given(o, i) || s->option[i].modes & o->mode) continue;
-        for (int k = 0, n; (n = word_at(s->modes, k, &word)); k++)
-            if (s->option[i].modes >> k & 1)
-                snprintf(where + strlen(where), sizeof where - strlen(where), "%s-m %.*s",
-                         *where ? ", " : "", n, word);
-        return misuse("--%s goes with %s", s->option[i].name, where);
+        for (int k = 0, n; (n = word_at(s->modes, k, &word)); k++) {
+            if (!(s->option[i].modes >> k & 1)) continue;
+            text_puts(&where, where.n ? ", -m " : "-m ");
+            text_put(&where, word, (size_t)n);
+        }
+        misuse("--%s goes with %s", s->option[i].name, where.s);
     }
-    return 0;
 }
 
 /* What goes with what: an option needs the other, or excludes it. */
 enum Relation { NEEDS, EXCLUDES };
 typedef struct { int option; enum Relation relation; int other; } Rule;
-LIKELY_UNUSED static int check_rules(const Options *o, const Rule *rule, int n) {
-    for (int i = 0; i < n; i++, rule++) {
+LIKELY_UNUSED static void check_rules(const Options *o, const Rule *rule, int n) {
+    for (const Rule *r = rule; r < rule + n; r++) {
         const Option *p = o->syntax->option;
-        const int there = given(o, rule->other);
-        if (!given(o, rule->option) || there == (rule->relation == NEEDS)) continue;
-        return misuse(there ? "--%s and --%s do not go together" : "--%s goes with --%s",
-                      p[rule->option].name, p[rule->other].name);
+        if (!given(o, r->option) || given(o, r->other) == (r->relation == NEEDS)) continue;
+        misuse(r->relation == NEEDS ? "--%s goes with --%s" : "--%s and --%s do not go together",
+               p[r->option].name, p[r->other].name);
     }
-    return 0;
 }
 
 /* -- the help page -- */
@@ -11880,71 +11951,6 @@ LIKELY_UNUSED static void print_options(const Syntax *s, int at, int columns) {
     }
     gla_free(help.s);
 }
-
-/* -- waiting: what takes longer than a second says so, once a second, where somebody watches -- */
-
-/* Written while no signal is due. One that came just before the end may still be told on another
- * thread, so `what` stays what it was. */
-static struct {
-    int watched;       /* by somebody: a terminal, and no --quiet */
-    const char *what;  /* "reading" */
-    int64_t (*done)(const void *work); /* tokens, or a part of `of`; NULL: not known */
-    const void *work;
-    int64_t from, of;  /* what was done at first; all there is to do, 0 = not known */
-    int percent;
-    volatile sig_atomic_t on, seconds;
-} waiting;
-
-typedef struct { char s[256]; size_t n; } Line;
-/* Within a signal handler there is no printf. A # is the number. */
-static void line_put(Line *l, const char *text, int64_t number) {
-    for (; *text && l->n < sizeof l->s - 24; text++) {
-        char digits[24];
-        size_t n = 0;
-        if (*text != '#') { l->s[l->n++] = *text; continue; }
-        for (int64_t v = max64(number, 0); v || !n; v /= 10) digits[n++] = (char)('0' + v % 10);
-        while (n) l->s[l->n++] = digits[--n];
-    }
-}
-
-static void on_second(int sig) {
-    Line l = {.n = 0};
-    (void)sig;
-    if (!waiting.on) return;
-    const int64_t seconds = ++waiting.seconds;
-    const int64_t done = waiting.done ? waiting.done(waiting.work) - waiting.from : 0;
-    line_put(&l, "\r", 0);
-    line_put(&l, waiting.what, 0);
-    if (waiting.done && waiting.percent)
-        line_put(&l, " # %", 100 * done / max64(waiting.of, 1));
-    else if (waiting.done) {
-        line_put(&l, " #", done);
-        if (waiting.of) line_put(&l, " of #", waiting.of);
-        line_put(&l, " tokens, # tok/s", done / seconds);
-    }
-    line_put(&l, ", # s\033[K", seconds);
-    write_now(l.s, l.n);
-}
-
-static void wait_end(void) {
-    if (!waiting.on) return;
-    waiting.on = 0;
-    every_second(NULL);
-    if (waiting.seconds) fputs("\r\033[K", stderr);
-}
-LIKELY_UNUSED static void wait_begin(const char *what, int64_t (*done)(const void *),
-                                     const void *work, int64_t of) {
-    wait_end();
-    if (!waiting.watched) return;
-    waiting.what = what;
-    waiting.done = done;
-    waiting.work = work;
-    waiting.from = done ? done(work) : 0;
-    waiting.of = of;
-    waiting.seconds = 0;
-    waiting.on = 1;
-    every_second(on_second);
-}
 #endif /* RUN_OPTIONS */
 
 #ifndef RUN_NO_MAIN
@@ -11956,10 +11962,10 @@ enum { GENERATE = 1, CHAT = 2, LOGITS = 4, PERPLEXITY = 8, TOKENIZE = 16, BENCH 
       TALK = GENERATE | CHAT, ANY = 127 };
 #define MODE_WORDS "generate chat logits perplexity tokenize bench info" /* word i: bit 1 << i */
 #define OPTIONS(X) \
-    X(O_MODEL, 0, "model", ANY, "FILE", NULL, A_TEXT(NULL)) \
+    X(O_MODEL, 0, "model", ANY, "FILE", NULL, A_FILE(INPUT)) \
     X(O_PROMPT, 'i', "prompt", TALK | PERPLEXITY | TOKENIZE, "TEXT", "prompt; - or a pipe: standard input", A_TEXT(NULL)) \
-    X(O_FILE, 'f', "file", TALK | PERPLEXITY | TOKENIZE, "FILE", "prompt from a file; - is standard input", A_TEXT(NULL)) \
-    X(O_MESSAGES, 0, "messages", CHAT | TOKENIZE, "FILE", "a conversation to be answered: [{\"role\": ..., \"content\": ...}, ...]", A_TEXT(NULL)) \
+    X(O_FILE, 'f', "file", TALK | PERPLEXITY | TOKENIZE, "FILE", "prompt from a file; - is standard input", A_FILE(INPUT)) \
+    X(O_MESSAGES, 0, "messages", CHAT | TOKENIZE, "FILE", "a conversation to be answered: [{\"role\": ..., \"content\": ...}, ...]", A_FILE(INPUT)) \
     X(O_STEPS, 'n', "steps", TALK | BENCH, "N", "tokens to generate, 0 = until the end (%s)", A_WHOLE("256", 0, 9e15), .zero = "-1") \
     GLA_SETTINGS(SETTING_OPTION, X) \
     X(O_SEED, 's', "seed", TALK, "N", "same seed, same text (from the clock, printed)", A_SEED) \
@@ -11970,7 +11976,7 @@ enum { GENERATE = 1, CHAT = 2, LOGITS = 4, PERPLEXITY = 8, TOKENIZE = 16, BENCH 
     X(O_JSON, 0, "json", TALK | PERPLEXITY | BENCH | INFO, NULL, "print a JSON object: text, ids, timing; or what was measured", A_FLAG) \
     X(O_JSON_ONLY, 0, "json-only", TALK, NULL, "the text itself is one JSON object or array, and ends behind it", A_FLAG) \
     X(O_LOGPROBS, 0, "logprobs", TALK, "N", "in it: log probabilities, and the N likeliest tokens each time", A_WHOLE("0", 0, 100)) \
-    X(O_TOK, 'z', "tokenizer", ANY, "FILE", "vocabulary (the model's own)", A_TEXT(NULL)) \
+    X(O_TOK, 'z', "tokenizer", ANY, "FILE", "vocabulary (the model's own)", A_FILE(INPUT)) \
     X(O_PRE, 0, "pre", ANY, "NAME", "pre-tokenizer of the vocabulary (what its file says)", A_TEXT(NULL)) \
     X(O_MODE, 'm', "mode", ANY, "NAME", "what to do", A_WORD(MODE_WORDS)) \
     X(O_SYSTEM, 'y', "system", CHAT, "TEXT", "system prompt, for a chat", A_TEXT(NULL)) \
@@ -11986,12 +11992,12 @@ enum { GENERATE = 1, CHAT = 2, LOGITS = 4, PERPLEXITY = 8, TOKENIZE = 16, BENCH 
     X(O_KV, 0, "kv", ANY, "TYPE", "keys and values of softmax layers (f32)", A_WORD("f32 f16 q8_0")) \
     X(O_FAST, 0, "fast", ANY, NULL, "activations of 8 bits, not 16 or 24: less exact, faster prompts", A_FLAG) \
     X(O_BATCH, 'b', "batch", ANY, "N", "prompt tokens per run (512)", A_WHOLE(NULL, 1, 1 << 20)) \
-    X(O_LOAD, 0, "load-state", TALK | LOGITS, "FILE", "go on from a session", A_TEXT(NULL)) \
-    X(O_SAVE, 0, "save-state", TALK | LOGITS, "FILE", "leave a session behind", A_TEXT(NULL)) \
-    X(O_CACHE, 0, "prompt-cache", TALK, "DIR", "go on from, and leave, snapshots of prompts in a folder", A_TEXT(NULL)) \
+    X(O_LOAD, 0, "load-state", TALK | LOGITS, "FILE", "go on from a session", A_FILE(SESSION)) \
+    X(O_SAVE, 0, "save-state", TALK | LOGITS, "FILE", "leave a session behind", A_FILE(OUTPUT)) \
+    X(O_CACHE, 0, "prompt-cache", TALK, "DIR", "go on from, and leave, snapshots of prompts in a folder", A_FILE(OUTPUT | FOLDER)) \
     X(O_CACHE_BYTES, 0, "cache-bytes", TALK, "N", "its size; K, M, G are understood. The oldest leave (%s)", A_SIZE("1G")) \
-    X(O_IDS, 0, "ids", LOGITS | TOKENIZE, "FILE", "token ids as text, for logits and tokenize; - is standard input", A_TEXT(NULL)) \
-    X(O_OUT, 0, "out", LOGITS, "FILE", "where logits go: float32, a row per position", A_TEXT(NULL)) \
+    X(O_IDS, 0, "ids", LOGITS | TOKENIZE, "FILE", "token ids as text, for logits and tokenize; - is standard input", A_FILE(INPUT)) \
+    X(O_OUT, 0, "out", LOGITS, "FILE", "where logits go: float32, a row per position", A_FILE(OUTPUT)) \
     X(O_PLEN, 0, "prompt-len", BENCH, "N", "prompt tokens of the benchmark (%s)", A_WHOLE("512", 1, 1 << 24)) \
     X(O_DEPTH, 0, "depth", BENCH, "N", "positions that the benchmark finds filled (%s)", A_WHOLE("0", 0, 1 << 30)) \
     X(O_QUIET, 0, "quiet", ANY, NULL, "nothing but errors on standard error", A_FLAG) \
@@ -12015,6 +12021,7 @@ enum { OPTIONS(OPTION_ID) N_OPTIONS };
 #define OPTION_ROW(id, ...) [id] = {__VA_ARGS__},
 enum { MAX_STOPS = 16 };
 static const Option options[N_OPTIONS] = {OPTIONS(OPTION_ROW)};
+_Static_assert((int)N_OPTIONS <= MAX_OPTIONS, "Options has a value for each");
 
 #define SETTING_WORD(X, type, field, usual, least, most, key, letter, name, ...) " --" name
 static const Alias aliases[] = {
@@ -12035,8 +12042,7 @@ static const Alias aliases[] = {
     {"--conversation -cnv --interactive --interactive-first --chat", SETS, O_MODE, "chat"},
     {"--no-conversation -no-cnv", SETS, O_MODE, "generate"},
     {"--perplexity", SETS, O_MODE, "perplexity"},
-    {"--gpu-layers --n-gpu-layers -ngl --device -dev --main-gpu -mg --split-mode -sm --tensor-split -ts --override-tensor -ot",
-     IDLE, A_VALUE, "everything runs on the processor"},
+    {"--gpu-layers --n-gpu-layers -ngl --device -dev --main-gpu -mg --split-mode -sm --tensor-split -ts --override-tensor -ot", IDLE, A_VALUE, "everything runs on the processor"},
     {"--no-kv-offload -nkvo --no-op-offload --cpu-moe -cmoe", IDLE, NOTHING, "everything runs on the processor"},
     {"--flash-attn -fa", IDLE, A_SWITCH, "attention has one way here, which keeps no table of all pairs"},
     {"--mlock --mmap --no-mmap", IDLE, NOTHING, "the file is always mapped, and the system keeps in memory what is used"},
@@ -12057,20 +12063,15 @@ static const Alias aliases[] = {
     {"--escape -e", SAYS, 0, "escapes are not read here: the shell writes them, -i $'one\\ntwo', or a file, -f FILE"},
     {"--system-prompt-file -sysf", SAYS, 0, "a system prompt from a file is -y \"$(cat FILE)\""},
     {"--single-turn -st", SAYS, 0, "one message and its answer are -m chat -i TEXT"},
-    {"--hf-repo --hf-file -hf -hfr -hff --model-url -mu --docker-repo -dr", SAYS, 0,
-     "nothing is downloaded here: download the GGUF file first, then give its path"},
-    {"--grammar --grammar-file --json-schema --json-schema-file -jf --format", SAYS, 0,
-     "grammars and schemas are not understood; --json-only makes the text one JSON object or array"},
+    {"--hf-repo --hf-file -hf -hfr -hff --model-url -mu --docker-repo -dr", SAYS, 0, "nothing is downloaded here: download the GGUF file first, then give its path"},
+    {"--grammar --grammar-file --json-schema --json-schema-file -jf --format", SAYS, 0, "grammars and schemas are not understood; --json-only makes the text one JSON object or array"},
     {"--repeat-last-n", SAYS, 0, "the penalties always look back 64 tokens"},
-    {"--frequency-penalty --typical --typical-p --mirostat --mirostat-lr --mirostat-ent --dynatemp-range --xtc-probability "
-     "--xtc-threshold --dry-multiplier --dry-base --top-nsigma --tfs", SAYS, 0,
-     "no such sampler is here, only" GLA_SETTINGS(SETTING_WORD, )},
+    {"--frequency-penalty --typical --typical-p --mirostat --mirostat-lr --mirostat-ent --dynatemp-range --xtc-probability --xtc-threshold --dry-multiplier --dry-base --top-nsigma --tfs", SAYS, 0, "no such sampler is here, only" GLA_SETTINGS(SETTING_WORD, )},
     {"--samplers --sampler-seq", SAYS, 0, "the order is " SAMPLER_ORDER},
     {"--chat-template --chat-template-file", SAYS, 0, "a chat follows the template in the model's file"},
     {"--reasoning-budget --reasoning", SAYS, 0, "for thoughts there are --think, --no-think and --think-budget N"},
     {"--reasoning-format", SAYS, 0, "--hide-thinking does not show thoughts, --json has them apart from the answer"},
-    {"--rope-freq-base --rope-freq-scale --rope-scaling --rope-scale --override-kv", SAYS, 0,
-     "what the model's file says is used as it is"},
+    {"--rope-freq-base --rope-freq-scale --rope-scaling --rope-scale --override-kv", SAYS, 0, "what the model's file says is used as it is"},
     {"--lora --lora-scaled --control-vector", SAYS, 0, "an adapter has to be merged before the model's file is made"},
     {"--model-draft -md --draft --draft-max", SAYS, 0, "there are no draft models here"},
     {"--mmproj -mm --image --audio", SAYS, 0, "only text is understood here"},
@@ -12078,7 +12079,8 @@ static const Alias aliases[] = {
     {"--port --host", SAYS, 0, "there is no server here; other programs embed the library, libgla"},
 };
 
-#define VERBS "run serve pull push list show create help" /* in front of a model, in other programs */
+/* in front of a model, in other programs */
+#define VERBS "run serve pull push list show create help"
 
 static int is_number(const char *s) {
     char *end;
@@ -12089,41 +12091,27 @@ static int is_number(const char *s) {
 /* A letter and its value, where other programs mean something else by them. */
 static int letter_means(const Options *o, int option, const char **value) {
     const char *v = *value, *inner;
+    const int number = is_number(v), share = number && atof(v) >= 0 && atof(v) <= 1;
     char near[80];
-    switch (option) {
-    case O_MODE:
-        if (find_word(MODE_WORDS, v) >= 0) return option;
+    if (option == O_MODE && find_word(MODE_WORDS, v) < 0) {
         if (same_file(v, v) || strpbrk(v, "./\\")) return O_MODEL;
         misuse("-m %s: no file, and none of the modes %s%s", v, MODE_WORDS,
                meant_word(near, v, MODE_WORDS));
-        return -1;
-    case O_top_p:
-        if (!is_number(v)) return O_PROMPT;
-        if (atof(v) >= 0 && atof(v) <= 1) return option;
-        misuse("-p %s: a number is top-p here, from 0 to 1; -i is always the prompt", v);
-        return -1;
-    case O_CTX:
-        if (strcmp(v, "0")) return option;
-        misuse("-c 0: without -c the context is 4096 positions or the model's");
-        return -1;
-    case O_THREADS:
-        if (*v != '{') return option;
-        misuse("-j %.40s: -j is threads here; --json-only makes the text JSON", v);
-        return -1;
-    case O_SEED:
-        if (strcmp(v, "-1")) return option;
-        misuse("-s -1: a seed from the clock is what there is without -s");
-        return -1;
-    case O_temperature:
-        if (!is_number(v) || atof(v) < 3) return option;
-        misuse("-t %s: -t is the temperature here, threads are -j %s", v, v);
-        return -1;
-    case O_PROMPT:
-        if (*v != '-' || !v[1]) return option;
-        if (!find_alias(o, v, 0) && (find_option(o, v, &inner) < 0 || inner)) return option;
-        misuse("-i is the prompt here, and %s an option; a conversation is -m chat", v);
-        return -1;
     }
+    if (option == O_top_p && !number) return O_PROMPT;
+    if (option == O_top_p && !share)
+        misuse("-p %s: a number is top-p here, from 0 to 1; -i is always the prompt", v);
+    if (option == O_temperature && number && atof(v) >= 3)
+        misuse("-t %s: -t is the temperature here, threads are -j %s", v, v);
+    if (option == O_CTX && !strcmp(v, "0"))
+        misuse("-c 0: without -c the context is 4096 positions or the model's");
+    if (option == O_SEED && !strcmp(v, "-1"))
+        misuse("-s -1: a seed from the clock is what there is without -s");
+    if (option == O_THREADS && *v == '{')
+        misuse("-j %.40s: -j is threads here; --json-only makes the text JSON", v);
+    if (option == O_PROMPT && *v == '-' && v[1]
+        && (find_alias(o, v, 0) || (find_option(o, v, &inner) >= 0 && !inner)))
+        misuse("-i is the prompt here, and %s an option; a conversation is -m chat", v);
     return option;
 }
 
@@ -12146,73 +12134,72 @@ static void first_file(char out[PATH_LEN], const char *words, const char **behin
     *behind = *end ? end : NULL;
 }
 
-/* Words that belong to no option, behind what was taken for the model; or it is no file. Returns as
- * set_option. */
-static int stray_words(const Options *o) {
-    if (o->stray.bad || !given(o, O_MODEL)) return 0;
-    const char *words = o->stray.s, *model = text_of(o, O_MODEL),
-        *prompt = given(o, O_PROMPT) ? text_of(o, O_PROMPT) : "";
+/* Words that belong to no option, behind what was taken for the model; or it is no file. */
+static void check_strays(const Options *o) {
+    if (o->stray.bad || !given(o, O_MODEL)) return;
+    const char *words = o->stray.s, *model = text_of(o, O_MODEL);
+    const char *prompt = given(o, O_PROMPT) ? text_of(o, O_PROMPT) : "";
     /* a command in front: then the model, which may have blanks in its name, and a prompt */
     char file[PATH_LEN] = "MODEL";
     const char *behind = strchr(words, ' ');
     if (*words) first_file(file, words, &behind);
     const char *said = *prompt ? prompt : behind && behind[1] ? behind + 1 : "TEXT";
-    const int there = same_file(model, model), known = there || strpbrk(model, "./") != NULL,
-        command = *words || !there;
-    const int has_text = strcmp(said, "TEXT") != 0;
-    const char *quote = has_text ? "\"" : "";
-    if (command && find_word(MODE_WORDS, model) >= 0)
-        return misuse("\"%s\" is a mode: %s %s -m %s%s%.60s%s", model, invoked, file, model,
-                      has_text ? " -i \"" : "", has_text ? said : "", quote);
-    if (command && find_word(VERBS, model) >= 0)
-        return misuse("no command \"%s\" is here: %s %s -i %s%.60s%s goes on with a text, "
-                      "%s %s -m chat is a conversation",
-                      model, invoked, file, quote, said, quote, invoked, file);
+    const int there = same_file(model, model), has_text = strcmp(said, "TEXT") != 0;
+    const char *quote = has_text ? "\"" : "", *blank = *prompt ? " " : "";
+    if ((*words || !there) && find_word(MODE_WORDS, model) >= 0)
+        misuse("\"%s\" is a mode: %s %s -m %s%s%.60s%s", model, invoked, file, model,
+               has_text ? " -i \"" : "", has_text ? said : "", quote);
+    if ((*words || !there) && find_word(VERBS, model) >= 0)
+        misuse("no command \"%s\" is here: %s %s -i %s%.60s%s goes on with a text, "
+               "%s %s -m chat is a conversation",
+               model, invoked, file, quote, said, quote, invoked, file);
     if (find_word(MODE_WORDS, words) >= 0)
-        return misuse("\"%s\" is a mode: %s %s -m %s", words, invoked, model, words);
-    if (*words && same_file(words, words)) return misuse("two models: %s and %s", model, words);
-    if (known || *prompt)
-        return !*words ? 0 : misuse("a prompt goes in quotes behind -i: %s %s -i \"%s%s%.60s\"",
-                                    invoked, model,
-                                    prompt, *prompt ? " " : "", words);
-    if (!*words && !strchr(model, ' ')) return 0;
-    return misuse("the model goes first, then the prompt in quotes: %s MODEL -i \"%s%s%.60s\"",
-                  invoked, model, *words ? " " : "", words);
+        misuse("\"%s\" is a mode: %s %s -m %s", words, invoked, model, words);
+    if (*words && same_file(words, words)) misuse("two models: %s and %s", model, words);
+    if (there || strpbrk(model, "./") || *prompt) {
+        if (!*words) return;
+        misuse("a prompt goes in quotes behind -i: %s %s -i \"%s%s%.60s\"", invoked, model, prompt,
+               blank, words);
+    }
+    if (*words || strchr(model, ' '))
+        misuse("the model goes first, then the prompt in quotes: %s MODEL -i \"%s%s%.60s\"",
+               invoked, model, *words ? " " : "", words);
 }
 
-#define DEFAULT_VOCABULARY "tokenizer.bin" /* of models without one of their own, where its size fits */
+/* of models without one of their own, where its size fits */
+#define DEFAULT_VOCABULARY "tokenizer.bin"
 
 /* The file that is read, or that standard output goes to, under this name or another; NULL: none.
- * It must not be replaced, but for a session that was loaded. */
+ * It must not be replaced. */
 static const char *in_use(const Options *o, const char *path) {
-    const char *const vocabulary = given(o, O_TOK) ? text_of(o, O_TOK) : DEFAULT_VOCABULARY;
-    const char *const used[] = {
-        text_of(o, O_MODEL), vocabulary, text_of(o, O_FILE), text_of(o, O_MESSAGES),
-        text_of(o, O_IDS), "/dev/stdin", "/dev/stdout"};
-    for (size_t i = 0; i < sizeof used / sizeof *used; i++)
-        if (used[i] && same_file(used[i], path)) return used[i];
+    static const char *const others[] = {"/dev/stdin", "/dev/stdout", DEFAULT_VOCABULARY};
+    for (int i = 0; i < N_OPTIONS; i++)
+        if (options[i].file == INPUT && given(o, i) && same_file(text_of(o, i), path))
+            return text_of(o, i);
+    for (int i = 0; i < 3 - given(o, O_TOK); i++)
+        if (same_file(others[i], path)) return others[i];
     return NULL;
 }
 
-static int check_outputs(const Options *o) { /* are they files of their own? */
-    const char *save = text_of(o, O_SAVE), *out = text_of(o, O_OUT);
-    const char *load = text_of(o, O_LOAD), *folder = text_of(o, O_CACHE);
-    const char *used = save ? in_use(o, save) : NULL;
-    if (out && !used) used = in_use(o, out);
-    if (out && !used && load && same_file(out, load)) used = load;
-    if (used)
-        return misuse("%s is in use here and would be replaced; give another file to write", used);
+static void check_outputs(const Options *o) { /* are they files of their own? */
+    const char *load = text_of(o, O_LOAD);
+    for (int i = 0; i < N_OPTIONS; i++) {
+        const char *path = text_of(o, i);
+        if (!given(o, i) || !(options[i].file & OUTPUT)) continue;
+        const char *used = options[i].file & FOLDER ? NULL : in_use(o, path);
+        if (!used && i != O_SAVE && load && same_file(path, load)) used = load;
+        if (used)
+            misuse("%s is in use here and would be replaced; give another file to write", used);
+        for (int k = 0; k < i; k++)
+            if (options[k].file & OUTPUT && given(o, k) && same_target(path, text_of(o, k)))
+                misuse("--%s and --%s: both are %s", options[i].name, options[k].name, path);
+    }
     if (same_file(text_of(o, O_MODEL), "/dev/stdout"))
-        return misuse("%s is read here, and standard output goes to it", text_of(o, O_MODEL));
-    if (out && save && same_target(out, save))
-        return misuse("--out and --save-state: both are %s", out);
-    if (folder && save && same_target(folder, save))
-        return misuse("--prompt-cache and --save-state: both are %s", save);
-    return 0;
+        misuse("%s is read here, and standard output goes to it", text_of(o, O_MODEL));
 }
 
 /* The biases, ID=X; 15043-1 is llama.cpp's way. */
-static int set_biases(GlaSampler *s, const Options *o) {
+static void set_biases(GlaSampler *s, const Options *o) {
     const double most = 1000;
     const char *text;
     for (s->n_bias = 0; (text = repeated(o, O_BIAS, s->n_bias)); s->n_bias++) {
@@ -12223,16 +12210,14 @@ static int set_biases(GlaSampler *s, const Options *o) {
         const double v = id >= 0 ? strtod(text, &end) : NAN;
         if (id < 0 || id > INT32_MAX || errno || end == text || *end
             || !((v >= -most && v <= most) || v == -INFINITY))
-            return misuse("--%s: expected ID=X, X from %g to %g or -inf", options[O_BIAS].name,
-                          -most, most);
+            misuse("--logit-bias: expected ID=X, X from %g to %g or -inf", -most, most);
         s->bias[s->n_bias].id = (int32_t)id;
         s->bias[s->n_bias].add = (float)v;
     }
-    return 0;
 }
 
-/* What parse_options cannot see: whether the options go together, and with the mode. */
-static int check_options(Options *o) {
+/* Whether the options go together, and with the mode. */
+static void check_options(Options *o) {
     static const Rule rules[] = {
         {O_THINK, EXCLUDES, O_NO_THINK},
         {O_BUDGET, EXCLUDES, O_NO_THINK},
@@ -12247,298 +12232,375 @@ static int check_options(Options *o) {
         {O_CACHE_BYTES, NEEDS, O_CACHE},
     };
     GlaSampler unused;
-    int code = 0;
     if (given(o, O_MESSAGES) && !given(o, O_MODE)) set_option(o, O_MODE, "chat");
     o->mode = 1 << whole_of(o, O_MODE);
-    if ((code = check_mode(o))
-        || (code = check_rules(o, rules, sizeof rules / sizeof *rules))
-        || (code = set_biases(&unused, o))) return code;
+    check_mode(o);
+    check_rules(o, rules, sizeof rules / sizeof *rules);
+    set_biases(&unused, o);
     if (o->mode == CHAT && !given(o, O_STEPS)) o->value[O_STEPS].whole = 0;
     if (o->mode == BENCH && !given(o, O_STEPS)) o->value[O_STEPS].whole = 64;
-    if (!given(o, O_MODEL)) return misuse("no model was named: %s MODEL [options]", invoked);
+    if (!given(o, O_MODEL)) misuse("no model was named: %s MODEL [options]", invoked);
     if (o->mode == LOGITS && (!given(o, O_IDS) || !given(o, O_OUT)))
-        return misuse("-m logits needs --ids FILE and --out FILE");
-    return check_outputs(o);
+        misuse("-m logits needs --ids FILE and --out FILE");
+    check_outputs(o);
 }
 
-/* -- text -- */
+/* -- signals -- */
 
-static void text_printf(Text *t, const char *fmt, ...) PRINTF_LIKE(2, 3);
-static void text_printf(Text *t, const char *fmt, ...) { /* at most 511 bytes */
+/* The signal; outside a function because a handler has no other way. */
+static volatile sig_atomic_t interrupted;
+
+/* What a program that ends at once, in a signal handler, has to put right; does the second signal
+ * end it? */
+static struct {
+    char sentence[GLA_ERR + 16];
+    const Terminal *terminal;
+    int at_second;
+} loose_ends;
+
+static void on_interrupt(int sig) {
+    if (interrupted && loose_ends.at_second) end_by_signal(sig, unfinished);
+    /* Ctrl-C takes no end back */
+    else if (!interrupted || interrupted == SIGINT) interrupted = sig;
+}
+
+/* Ctrl-C has stopped what was going on. The other signals end the program: they stay. */
+static void forget_ctrl_c(void) {
+    if (interrupted == SIGINT) interrupted = 0;
+}
+
+static void on_missing_pages(int sig) {
+    (void)sig;
+    end_at_once(loose_ends.sentence, loose_ends.terminal, unfinished);
+}
+
+/* The exit status of what a signal has cut short, as a shell has it. */
+static int by_signal(void) { return interrupted ? 128 + interrupted : 0; }
+
+/* END_AT_SECOND: the first Ctrl-C ends after the current token, the second one at once. COUNT:
+ * neither ends the program. HOLD: nor here, while a file is written. */
+enum Interrupt { END_AT_SECOND, COUNT, HOLD };
+static void catch_interrupt(enum Interrupt how) {
+    loose_ends.at_second = how == END_AT_SECOND;
+    on_end_signals(on_interrupt);
+}
+
+/* -- what is written: text, JSON, facts -- */
+
+static void text_vprintf(Text *t, const char *fmt, va_list ap) { /* at most 511 bytes */
     char line[512];
+    vsnprintf(line, sizeof line, fmt, ap);
+    text_puts(t, line);
+}
+static void text_printf(Text *t, const char *fmt, ...) PRINTF_LIKE(2, 3);
+static void text_printf(Text *t, const char *fmt, ...) {
     va_list ap;
     va_start(ap, fmt);
-    vsnprintf(line, sizeof line, fmt, ap);
+    text_vprintf(t, fmt, ap);
     va_end(ap);
-    text_put(t, line, strlen(line));
-}
-/* As a JSON number, of which none is NaN or infinite. */
-static void text_real(Text *t, const char *fmt, double v) {
-    char number[64];
-    snprintf(number, sizeof number, fmt, v);
-    text_printf(t, "%s", isfinite(v) ? number : "null");
 }
 /* as a JSON string; a byte that is no UTF-8 becomes U+FFFD */
 static void text_json(Text *t, const char *s, size_t n) {
-    text_put(t, "\"", 1);
+    text_puts(t, "\"");
     for (size_t at = 0, len; at < n; at += len) {
         uint32_t c = utf8_read(s + at, n - at, &len);
-        if (c >= BAD_BYTE) text_put(t, "\357\277\275", 3);
-        else if (c == '\n') text_put(t, "\\n", 2);
+        if (c >= BAD_BYTE) text_puts(t, "\357\277\275");
+        else if (c == '\n') text_puts(t, "\\n");
         else if (c < 32 || (c >= 127 && c < 160)) text_printf(t, "\\u%04x", (unsigned)c);
-        else if (c == '"' || c == '\\') text_put(t, "\\", 1), text_put(t, s + at, 1);
-        else text_put(t, s + at, len);
+        else {
+            if (c == '"' || c == '\\') text_puts(t, "\\");
+            text_put(t, s + at, len);
+        }
     }
-    text_put(t, "\"", 1);
+    text_puts(t, "\"");
+}
+
+/* What a program is told about a model or a text: a line "key value" each, or one JSON object. */
+typedef struct { Text t; int json; } Facts;
+static void fact_key(Facts *f, const char *key) {
+    if (!f->json) text_printf(&f->t, "%s%s ", f->t.n ? "\n" : "", key);
+    else text_printf(&f->t, f->t.n ? ",\"%s\":" : "{\"%s\":", key);
+}
+static void fact(Facts *f, const char *key, const char *fmt, ...) PRINTF_LIKE(3, 4);
+static void fact(Facts *f, const char *key, const char *fmt, ...) { /* a number, or what is JSON */
+    va_list ap;
+    va_start(ap, fmt);
+    fact_key(f, key);
+    text_vprintf(&f->t, fmt, ap);
+    va_end(ap);
+}
+/* a line remains one, whatever the file says */
+static void fact_bytes(Facts *f, const char *key, const char *s, size_t n) {
+    fact_key(f, key);
+    if (f->json) text_json(&f->t, s, n);
+    for (size_t at = 0, len; at < n && !f->json; at += len) {
+        char out[VISIBLE];
+        text_put(&f->t, out, visible(out, s + at, n - at, &len));
+    }
+}
+static void fact_text(Facts *f, const char *key, const char *s) {
+    fact_bytes(f, key, s, strlen(s));
+}
+static void print_facts(Facts *f) {
+    text_puts(&f->t, f->json ? "}\n" : "\n");
+    if (f->t.bad) give_up("no memory for the answer");
+    fwrite(f->t.s, 1, f->t.n, stdout);
+    text_free(&f->t);
 }
 
 /* Standard output has failed. A reader that has gone away has what it wanted: nothing is said. */
-static int output_failed(char *err) {
-    return fail(err, GLA_IO, "%s", reader_left() ? "" : "standard output: cannot write");
+static const char *output_error(void) {
+    return reader_left() ? "" : "standard output: cannot write";
+}
+
+/* For sentences: "1 token", "2 tokens"; "12 MB". */
+#define N_OF(n, what) counted((char[48]){""}, n, what)
+#define BYTES(n) size_text((char[32]){""}, (double)(n))
+static const char *counted(char out[48], int64_t n, const char *what) {
+    snprintf(out, 48, "%lld %s%s", (long long)n, what, n == 1 ? "" : "s");
+    return out;
+}
+static const char *size_text(char out[32], double n) {
+    static const char *const unit[] = {"B", "KB", "MB", "GB", "TB"};
+    int i = 0;
+    for (; n >= 9999.5 && i < 4; i++) n /= 1000;
+    snprintf(out, 32, "%.0f %s", n, unit[i]);
+    return out;
 }
 
 /* -- input -- */
 
-/* All of a text, which may come from a pipe. A source that never ends is not followed for ever. */
+/* All of a text, which may come from a pipe; -: standard input. A source that never ends is not
+ * followed for ever. */
 enum { TEXT_MAX = 1 << 26 }; /* bytes */
-static int read_all(Text *t, FILE *f, const char *name, char *err) {
-    char block[1 << 14];
-    *t = (Text){0};
-    for (size_t got = 1; got && !t->bad && t->n <= TEXT_MAX;) {
-        got = fread(block, 1, sizeof block, f);
-        text_put(t, block, got);
-    }
-    if (t->bad) return fail(err, GLA_MEMORY, "%s: no memory for more than %zu bytes", name, t->n);
-    if (t->n > TEXT_MAX)
-        return fail(err, GLA_INPUT, "%s: does not end within %d MB, the most that is read as text",
-                    name, TEXT_MAX >> 20);
-    return ferror(f) ? fail(err, GLA_IO, "%s: cannot read: %s", name, strerror(errno)) : GLA_OK;
+static const char *input_name(const char *path) {
+    return strcmp(path, "-") ? path : "standard input";
 }
-static int read_file(Text *t, const char *path, char *err) { /* "-": standard input */
-    const int named = strcmp(path, "-") != 0;
-    FILE *f = named ? open_text(path, err) : NULL;
-    *t = (Text){0};
-    if (!named) return read_all(t, stdin, "standard input", err);
-    if (!f) return GLA_IO;
-    int code = read_all(t, f, path, err);
-    fclose(f);
-    return code;
+static Text read_file(const char *path) {
+    char block[1 << 14], err[GLA_ERR];
+    FILE *f = strcmp(path, "-") ? open_text(path, err) : stdin;
+    Text t = {0};
+    if (!f) give_up("%s", err);
+    path = input_name(path);
+    for (size_t got = 1; got;) {
+        got = fread(block, 1, sizeof block, f);
+        text_put(&t, block, got);
+        if (t.bad) give_up("%s: no memory for more than %zu bytes", path, t.n);
+        if (t.n > TEXT_MAX)
+            give_up("%s: does not end within %d MB, the most that is read as text", path,
+                    TEXT_MAX >> 20);
+    }
+    if (ferror(f)) give_up("%s: cannot read: %s", path, strerror(errno));
+    if (f != stdin) fclose(f);
+    return t;
 }
 
 /* The prompt, from wherever it comes. */
-static int get_text(const Options *o, Text *t, char *err) {
-    *t = (Text){0};
-    if (text_of(o, O_FILE)) return read_file(t, text_of(o, O_FILE), err);
+static Text get_text(const Options *o) {
     const char *prompt = text_of(o, O_PROMPT);
-    if (prompt ? !strcmp(prompt, "-") : stdin_is_pipe()) return read_file(t, "-", err);
-    text_put(t, prompt ? prompt : "", prompt ? strlen(prompt) : 0);
-    return t->bad ? fail(err, GLA_MEMORY, "no memory") : GLA_OK;
+    Text t = {0};
+    if (given(o, O_FILE)) return read_file(text_of(o, O_FILE));
+    if (prompt ? !strcmp(prompt, "-") : stdin_is_pipe()) return read_file("-");
+    text_puts(&t, prompt ? prompt : "");
+    if (t.bad) give_up("no memory");
+    return t;
 }
 
 /* decimal numbers separated by white space */
-static int get_ids(Ids *ids, const char *path, const GlaModel *m, char *err) {
-    Text t;
-    int code = read_file(&t, path, err);
-    *ids = (Ids){NULL, 0, 0};
-    for (char *p = t.s, *end; !code; p = end) {
-        while (*p == ' ' || (*p >= '\t' && *p <= '\r')) p++;
-        end = p;
-        if (p == t.s + t.n) break;
+static void get_ids(Ids *ids, const char *path, const GlaModel *m) {
+    static const char blanks[] = " \t\n\v\f\r";
+    const Text t = read_file(path);
+    const int last = m->config.vocab_size - 1;
+    char *end = t.s, err[GLA_ERR];
+    for (char *p = t.s + strspn(t.s, blanks); p < t.s + t.n; p = end + strspn(end, blanks)) {
         errno = 0;
-        long long v = *p >= '0' && *p <= '9' ? strtoll(p, &end, 10) : -1;
-        const int ends = *end ? strchr(" \t\n\v\f\r", *end) != NULL : end == t.s + t.n;
-        if (v < 0 || errno || v >= m->config.vocab_size || !ends)
-            code = fail(err, GLA_FORMAT, "%s: number %lld is not an id from 0 to %d",
-                        path, (long long)ids->n + 1, m->config.vocab_size - 1);
-        else code = ids_add(ids, &(int32_t){(int32_t)v}, 1, err);
+        const long long v = *p >= '0' && *p <= '9' ? strtoll(p, &end, 10) : -1;
+        if (v < 0 || errno || v > last || (end < t.s + t.n && !(*end && strchr(blanks, *end))))
+            give_up("%s: number %lld is not an id from 0 to %d", path, (long long)ids->n + 1, last);
+        must(ids_add(ids, &(int32_t){(int32_t)v}, 1, err), err);
     }
     gla_free(t.s);
-    return code;
 }
 
 /* -- messages: a conversation in JSON, [{"role": "user", "content": "..."}, ...] -- */
 
 typedef struct {
-    const char *name, *at, *end; /* of the file; what is to be read */
-    char *err;
+    const char *name, *at;  /* of the file; what is to be read, with a 0 behind it */
+    int depth;              /* brackets that are open */
     GlaMessage *messages;
     int n;
-    Text text;                   /* of the messages, one behind the other */
+    size_t cap;
+    Text text;              /* of the messages, one behind the other */
+    Text role;              /* of this message; its contents, and the texts in them */
+    int contents, texts;
 } Messages;
 
-static int json_bad(Messages *j, const char *expected) {
-    const int c = j->at < j->end ? *j->at : 0;
+#define IN_MESSAGE(j) (j)->name, (j)->n + 1
+_Noreturn static void json_bad(const Messages *j, const char *expected) {
+    const int c = *j->at;
     char found[] = "'?'";
-    found[1] = (char)(c > ' ' && c < 127 ? c : '?');
-    return fail(j->err, GLA_FORMAT, "%s: message %d: expected %s, found %s", j->name, j->n + 1,
-                expected, j->at < j->end ? found : "the end");
+    if (c > ' ' && c < 127) found[1] = (char)c;
+    give_up("%s: message %d: expected %s, found %s", IN_MESSAGE(j), expected,
+            c ? found : "the end");
 }
 
-static int json_next(Messages *j) { /* the next byte that is no white space; 0: the end */
-    while (j->at < j->end && *j->at && strchr(" \t\n\r", *j->at)) j->at++;
-    return j->at < j->end ? *j->at : 0;
+static char json_next(Messages *j) { /* the next byte that is no white space; 0: the end */
+    j->at += strspn(j->at, " \t\n\r");
+    return *j->at;
 }
-
 static int json_take(Messages *j, char c) { return json_next(j) == c ? j->at++, 1 : 0; }
 
-/* Behind an element: either a comma and another one, or the end. */
-static int json_goes_on(Messages *j, char close) {
-    const int comma = json_take(j, ',');
-    return comma != (json_next(j) == close);
+static uint32_t json_hex(Messages *j) { /* the four digits of \u */
+    char digits[5] = "";
+    if (strspn(j->at, "0123456789abcdefABCDEF") < 4) json_bad(j, "four hexadecimal digits");
+    memcpy(digits, j->at, 4);
+    j->at += 4;
+    return (uint32_t)strtoul(digits, NULL, 16);
 }
 
-static int json_hex(Messages *j, uint32_t *c) { /* the four digits of \u */
-    *c = 0;
-    for (int i = 0; i < 4; i++, j->at++) {
-        const char *digits = "0123456789abcdef";
-        const char *d = j->at < j->end ? strchr(digits, *j->at | 32) : NULL;
-        if (!d || !*d || *j->at < '0') return json_bad(j, "four hexadecimal digits");
-        *c = *c * 16 + (uint32_t)(d - digits);
-    }
-    return GLA_OK;
-}
-
-static int json_escape(Messages *j, Text *out) { /* behind the \ */
-    static const char from[] = "\"\\/bfnrt", to[] = "\"\\/\b\f\n\r\t";
-    const char c = j->at < j->end ? *j->at : 0, *known = c ? strchr(from, c) : NULL;
-    uint32_t high, low;
+static void json_escape(Messages *j, Text *out) { /* behind the \ */
+    static const char from[] = "\"\\/bfnrtu", to[] = "\"\\/\b\f\n\r\t";
+    const char *known = *j->at ? strchr(from, *j->at) : NULL;
     char utf8[4];
-    if (known) return j->at++, text_put(out, &to[known - from], 1), GLA_OK;
-    if (c != 'u') return json_bad(j, "an escape of JSON");
-    j->at++;
-    int code = json_hex(j, &high);
-    const int two = j->end - j->at >= 6 && j->at[0] == '\\' && j->at[1] == 'u';
-    if (!code && high >= 0xD800 && high < 0xDC00 && two) {
+    if (!known) json_bad(j, "an escape of JSON");
+    if (*j->at++ != 'u') {
+        text_put(out, &to[known - from], 1);
+        return;
+    }
+    uint32_t c = json_hex(j);
+    if (c >= 0xD800 && c < 0xDC00 && j->at[0] == '\\' && j->at[1] == 'u') {
         const char *again = j->at;
         j->at += 2;
-        code = json_hex(j, &low);
-        if (!code && low >= 0xDC00 && low < 0xE000)
-            high = 0x10000 + ((high - 0xD800) << 10) + (low - 0xDC00);
+        const uint32_t low = json_hex(j);
+        if (low >= 0xDC00 && low < 0xE000) c = 0x10000 + ((c - 0xD800) << 10) + (low - 0xDC00);
         else j->at = again;
     }
-    if (high >= 0xD800 && high < 0xE000) high = 0xFFFD; /* half of a pair */
-    text_put(out, utf8, utf8_write(utf8, high));
-    return code;
+    if (c >= 0xD800 && c < 0xE000) c = 0xFFFD; /* half of a pair */
+    text_put(out, utf8, utf8_write(utf8, c));
 }
 
-static int json_text(Messages *j, Text *out) { /* a string; appended */
-    if (!json_take(j, '"')) return json_bad(j, "a text in quotes");
-    text_put(out, "", 0);
-    for (int code; j->at < j->end && *j->at != '"';) {
+static void json_text(Messages *j, Text *out) { /* a string; appended */
+    if (!json_take(j, '"')) json_bad(j, "a text in quotes");
+    text_puts(out, "");
+    for (;;) {
         const char *from = j->at;
-        if ((unsigned char)*from < ' ') return json_bad(j, "no control character in a text");
-        while (j->at < j->end && *j->at != '"' && *j->at != '\\' && (uint8_t)*j->at >= ' ') j->at++;
+        while ((uint8_t)*j->at >= ' ' && *j->at != '"' && *j->at != '\\') j->at++;
         text_put(out, from, (size_t)(j->at - from));
-        if (j->at < j->end && *j->at == '\\' && (j->at++, code = json_escape(j, out))) return code;
+        if (!*j->at) json_bad(j, "the end of a text");
+        if ((uint8_t)*j->at < ' ') json_bad(j, "no control character in a text");
+        if (*j->at++ == '"') return;
+        json_escape(j, out);
     }
-    return json_take(j, '"') ? GLA_OK : json_bad(j, "the end of a text");
 }
 
-static int json_skip(Messages *j, int depth) { /* any value */
-    Text unused = {0};
-    int code = GLA_OK, c = json_next(j);
-    if (c == '"') code = json_text(j, &unused);
-    else if (c == '{' || c == '[') {
-        const char close = c == '{' ? '}' : ']';
-        if (depth > 64) return json_bad(j, "at most 64 brackets in each other");
-        for (j->at++; !code && !json_take(j, close);) {
-            if (c == '{') code = json_text(j, &unused);
-            if (!code && c == '{' && !json_take(j, ':')) code = json_bad(j, "a colon");
-            if (!code) code = json_skip(j, depth + 1);
-            if (!code && !json_goes_on(j, close)) code = json_bad(j, "a comma or the end");
-        }
-    } else {
-        static const char letters[] = "+-.0123456789abcdefghijklmnopqrstuvwxyzE";
-        const char *from = j->at;
-        while (j->at < j->end && *j->at && strchr(letters, *j->at)) j->at++;
-        if (j->at == from) code = json_bad(j, "a value");
+/* A list "[]" or an object "{}": item reads an element, behind its key, which is "" in a list. */
+typedef void (*JsonItem)(Messages *j, const char *key);
+static void json_each(Messages *j, const char *brackets, JsonItem item, const char *expected) {
+    Text key = {0};
+    if (!json_take(j, brackets[0])) json_bad(j, expected);
+    if (++j->depth > 64) json_bad(j, "at most 64 brackets in each other");
+    text_puts(&key, "");
+    while (!json_take(j, brackets[1])) {
+        key.n = 0;
+        if (*brackets == '{') json_text(j, &key);
+        if (*brackets == '{' && !json_take(j, ':')) json_bad(j, "a colon");
+        if (key.bad) give_up("no memory");
+        item(j, key.s);
+        if (json_take(j, ',') == (json_next(j) == brackets[1])) /* either a comma, or the end */
+            json_bad(j, "a comma and what follows, or the end");
     }
-    gla_free(unused.s);
-    return code;
+    j->depth--;
+    text_free(&key);
+}
+
+static void json_skip(Messages *j, const char *key) { /* any value */
+    static const char letters[] = "+-.0123456789abcdefghijklmnopqrstuvwxyzE";
+    Text unused = {0};
+    const char c = json_next(j);
+    const size_t n = strspn(j->at, letters);
+    (void)key;
+    if (c == '{') json_each(j, "{}", json_skip, "");
+    else if (c == '[') json_each(j, "[]", json_skip, "");
+    else if (c == '"') json_text(j, &unused);
+    else if (!n) json_bad(j, "a value");
+    else j->at += n;
+    text_free(&unused);
 }
 
 /* The content: a text, or [{"type": "text", "text": ...}] with one part. */
-static int json_content(Messages *j) {
-    Text key = {0};
-    int texts = 0, code = GLA_OK;
-    if (json_next(j) == '"') return json_text(j, &j->text);
-    const int list = json_take(j, '[') && json_take(j, '{');
-    while (list && !code && !json_take(j, '}')) {
-        key.n = 0;
-        code = json_text(j, &key);
-        if (!code && !json_take(j, ':')) code = json_bad(j, "a colon");
-        if (!code && !strcmp(key.s, "text")) code = json_text(j, &j->text), texts++;
-        else if (!code) code = json_skip(j, 0);
-        if (!code && !json_goes_on(j, '}')) code = json_bad(j, "a comma or the end");
+static void json_part_field(Messages *j, const char *key) {
+    if (strcmp(key, "text")) json_skip(j, key);
+    else {
+        j->texts++;
+        json_text(j, &j->text);
     }
-    gla_free(key.s);
-    if (!code && (texts != 1 || !json_take(j, ']')))
-        code = fail(j->err, GLA_INPUT, "%s: message %d: its content has to be a text, or a list "
-                    "with one part of type text", j->name, j->n + 1);
-    return code;
+}
+static void json_part(Messages *j, const char *key) {
+    (void)key;
+    json_each(j, "{}", json_part_field, "a part of type text");
+}
+static void json_content(Messages *j) {
+    j->contents++;
+    j->texts = json_next(j) == '"';
+    if (j->texts) json_text(j, &j->text);
+    else if (json_next(j) == '[') json_each(j, "[]", json_part, "");
+    if (j->texts != 1)
+        give_up("%s: message %d: its content has to be a text, or a list with one part of type "
+                "text", IN_MESSAGE(j));
+}
+
+static void json_message_field(Messages *j, const char *key) {
+    static const char refused[] = "tool_calls tool_call_id function_call reasoning_content "
+                                  "reasoning thinking name";
+    const int nothing = json_next(j) == 'n';
+    if (!strcmp(key, "role")) {
+        j->role.n = 0;
+        json_text(j, &j->role);
+    } else if (!strcmp(key, "content") && !nothing) json_content(j);
+    else if (nothing || find_word(refused, key) < 0) json_skip(j, key);
+    else
+        give_up("%s: message %d: \"%s\" is not understood here: only role and content are",
+                IN_MESSAGE(j), key);
 }
 
 /* One {"role": ..., "content": ...}. */
-static int json_message(Messages *j) {
-    static const char *const roles[] = {
-        [GLA_SYSTEM] = "system", [GLA_USER] = "user", [GLA_ASSISTANT] = "assistant"};
-    static const char refused[] = "tool_calls tool_call_id function_call reasoning_content "
-                                  "reasoning thinking name";
-    Text key = {0}, role = {0};
+static void json_message(Messages *j, const char *key) {
+    static const char roles[] = "system user assistant"; /* GLA_SYSTEM, GLA_USER, GLA_ASSISTANT */
     const size_t from = j->text.n;
-    int code = json_take(j, '{') ? GLA_OK : json_bad(j, "an object with role and content");
-    int which = -1, contents = 0;
-    while (!code && !json_take(j, '}')) {
-        key.n = 0;
-        code = json_text(j, &key);
-        if (!code && !json_take(j, ':')) code = json_bad(j, "a colon");
-        if (code) break;
-        const int nothing = json_next(j) == 'n';
-        if (!strcmp(key.s, "role")) role.n = 0, code = json_text(j, &role);
-        else if (!strcmp(key.s, "content") && !nothing) code = json_content(j), contents++;
-        else if (!nothing && find_word(refused, key.s) >= 0)
-            code = fail(j->err, GLA_INPUT, "%s: message %d: \"%s\" is not understood here: only "
-                        "role and content are", j->name, j->n + 1, key.s);
-        else code = json_skip(j, 0);
-        if (!code && !json_goes_on(j, '}'))
-            code = json_bad(j, "a comma and a key, or the end of the message");
-    }
-    for (int i = 0; role.s && i < 3; i++) if (!strcmp(role.s, roles[i])) which = i;
-    if (!code && which < 0)
-        code = fail(j->err, GLA_INPUT, "%s: message %d: the role \"%.40s\" is not understood here: "
-                    "system, user and assistant are", j->name, j->n + 1, role.s ? role.s : "");
-    if (!code && contents != 1)
-        code = fail(j->err, GLA_INPUT, "%s: message %d: has no content, or two", j->name, j->n + 1);
-    GlaMessage *more = code ? NULL : realloc(j->messages, ((size_t)j->n + 1) * sizeof *more);
-    if (!code && !more) code = fail(j->err, GLA_MEMORY, "%s: no memory", j->name);
-    if (more) j->messages = more, more[j->n++] = (GlaMessage){which, NULL, j->text.n - from};
-    gla_free(key.s), gla_free(role.s);
-    return code;
+    (void)key;
+    j->role.n = 0;
+    text_puts(&j->role, "");
+    j->contents = 0;
+    json_each(j, "{}", json_message_field, "an object with role and content");
+    GlaMessage *more = grow(j->messages, (size_t)j->n, 1, &j->cap, sizeof *more);
+    if (!more || j->role.bad || j->text.bad) give_up("no memory for the messages");
+    const int role = find_word(roles, j->role.s);
+    if (role < 0)
+        give_up("%s: message %d: the role \"%.40s\" is not understood here: system, user and "
+                "assistant are", IN_MESSAGE(j), j->role.s);
+    if (j->contents != 1) give_up("%s: message %d: has no content, or two", IN_MESSAGE(j));
+    j->messages = more;
+    more[j->n++] = (GlaMessage){role, NULL, j->text.n - from};
 }
 
-static void free_messages(Messages *j) { free(j->messages), gla_free(j->text.s); }
+static void free_messages(Messages *j) {
+    gla_free(j->messages);
+    text_free(&j->text);
+    text_free(&j->role);
+}
 
-static int get_messages(Messages *j, const char *path, char *err) {
-    Text t;
-    *j = (Messages){.name = strcmp(path, "-") ? path : "standard input", .err = err};
-    int code = read_file(&t, path, err);
-    j->at = t.s, j->end = t.s + t.n;
-    if (!code && !json_take(j, '['))
-        code = json_bad(j, "a list of messages, [{\"role\": ..., \"content\": ...}, ...]");
-    while (!code && !json_take(j, ']')) {
-        code = json_message(j);
-        if (!code && !json_goes_on(j, ']'))
-            code = json_bad(j, "a comma and a message, or the end of the list");
-    }
-    if (!code && (json_next(j) || j->at < j->end)) code = json_bad(j, "nothing behind the list");
-    if (!code && (!j->n || j->messages[j->n - 1].role != GLA_USER))
-        code = fail(err, GLA_INPUT, "%s: the last message has to be a user's: it is answered",
-                    j->name);
-    if (!code && j->text.bad) code = fail(err, GLA_MEMORY, "%s: no memory", j->name);
-    const char *text = j->text.s;
-    for (int i = 0; i < j->n; text += j->messages[i++].n) j->messages[i].text = text ? text : "";
-    gla_free(t.s);
-    return code;
+static Messages get_messages(const char *path) {
+    Text t = read_file(path);
+    Messages j = {.name = input_name(path), .at = t.s};
+    json_each(&j, "[]", json_message,
+              "a list of messages, [{\"role\": ..., \"content\": ...}, ...]");
+    if (json_next(&j) || j.at < t.s + t.n) json_bad(&j, "nothing behind the list");
+    if (!j.n || j.messages[j.n - 1].role != GLA_USER)
+        give_up("%s: the last message has to be a user's: it is answered", j.name);
+    const char *text = j.text.s;
+    for (int i = 0; i < j.n; text += j.messages[i++].n) j.messages[i].text = text;
+    text_free(&t);
+    return j;
 }
 
 /* A message from a pipe: a line; lines that end with a backslash, or stand between two lines of
@@ -12568,46 +12630,6 @@ static int read_message(Text *t, FILE *f) {
     return got;
 }
 
-/* -- signals -- */
-
-/* The signal; outside a function because a handler has no other way. */
-static volatile sig_atomic_t interrupted;
-
-/* What a program that ends at once, in a signal handler, has to put right; does the second signal
- * end it? */
-static struct {
-    char sentence[GLA_ERR + 16];
-    const Terminal *terminal;
-    const char *unfinished;
-    int at_second;
-} loose_ends;
-
-static void on_interrupt(int sig) {
-    if (interrupted && loose_ends.at_second) end_by_signal(sig, loose_ends.unfinished);
-    else if (!interrupted || interrupted == SIGINT) interrupted = sig; /* Ctrl-C takes no end back */
-}
-
-/* Ctrl-C has stopped what was going on. The other signals end the program: they stay. */
-static void forget_ctrl_c(void) {
-    if (interrupted == SIGINT) interrupted = 0;
-}
-
-static void on_missing_pages(int sig) {
-    (void)sig;
-    end_at_once(loose_ends.sentence, loose_ends.terminal, loose_ends.unfinished);
-}
-
-/* The exit status of what a signal has cut short, as a shell has it. */
-static int by_signal(void) { return interrupted ? 128 + interrupted : 0; }
-
-/* END_AT_SECOND: the first Ctrl-C ends after the current token, the second one at once. COUNT:
- * neither ends the program. HOLD: nor here, while a file is written. */
-enum Interrupt { END_AT_SECOND, COUNT, HOLD };
-static void catch_interrupt(enum Interrupt how) {
-    loose_ends.at_second = how == END_AT_SECOND;
-    on_end_signals(on_interrupt);
-}
-
 /* -- waiting -- */
 
 static int64_t tokens_done(const void *state) {
@@ -12626,6 +12648,7 @@ typedef struct {
     Text text, draft, *history; /* draft: the new text, while an entry of the history is shown */
     size_t at;
     int n_history, shown;       /* shown: an entry, or n_history: the new text */
+    size_t cap_history;
     int row;                    /* of the cursor, below the first row of the text */
     const Text *search;         /* what Ctrl-R looks for, shown below the text; or NULL */
     /* What Tab may put in the place of the end of text[0, n): a line of the list for each. Returns
@@ -12634,69 +12657,73 @@ typedef struct {
 } Editor;
 #define NO_WORD ((size_t)-1)
 
-/* columns of a character; the common cases, not all of Unicode */
+/* Columns of a character: the common cases, not all of Unicode. */
 static int char_width(uint32_t c) {
-    static const uint32_t narrow[][2] = {
-        {0x300, 0x36f}, {0x200b, 0x200f}, {0xfe00, 0xfe0f}, {0x1f3fb, 0x1f3ff}};
-    static const uint32_t wide[][2] = {
-        {0x1100, 0x115f}, {0x2e80, 0xa4cf}, {0xac00, 0xd7a3}, {0xf900, 0xfaff},
-        {0xfe30, 0xfe6f}, {0xff00, 0xff60}, {0xffe0, 0xffe6}, {0x1f300, 0x1f64f},
-        {0x1f680, 0x1f6ff}, {0x1f900, 0x1f9ff}, {0x20000, 0x3fffd}};
-    for (size_t i = 0; i < sizeof narrow / sizeof *narrow; i++)
-        if (c >= narrow[i][0] && c <= narrow[i][1]) return 0;
-    for (size_t i = 0; i < sizeof wide / sizeof *wide; i++)
-        if (c >= wide[i][0] && c <= wide[i][1]) return 2;
+    static const struct { uint32_t from, to; int width; } ranges[] = {
+        {0x300, 0x36f, 0}, {0x1100, 0x115f, 2}, {0x200b, 0x200f, 0}, {0x2e80, 0xa4cf, 2},
+        {0xac00, 0xd7a3, 2}, {0xf900, 0xfaff, 2}, {0xfe00, 0xfe0f, 0}, {0xfe30, 0xfe6f, 2},
+        {0xff00, 0xff60, 2}, {0xffe0, 0xffe6, 2}, {0x1f3fb, 0x1f3ff, 0}, {0x1f300, 0x1f64f, 2},
+        {0x1f680, 0x1f6ff, 2}, {0x1f900, 0x1f9ff, 2}, {0x20000, 0x3fffd, 2}};
+    for (size_t i = 0; i < sizeof ranges / sizeof *ranges; i++)
+        if (c >= ranges[i].from && c <= ranges[i].to) return ranges[i].width;
     return 1;
 }
 
-/* Columns of a character in the editor. A tab is four blanks; other controls are a question mark. */
-static int edit_width(uint32_t c) {
-    return c == '\n' ? 0 : c == '\t' ? 4 : c < 32 ? 1 : char_width(c);
-}
-
 enum { INDENT = 2, LONG_ROWS = 10 };
+/* The text as it is shown, and where the cursor stands in it; returns its last row. A tab is four
+ * blanks, other controls are a question mark. */
+typedef struct { int row, col; } Place;
+static int edit_layout(const Text *t, size_t cursor, Place *at, Text *out) {
+    const int width = terminal_width();
+    int row = 0, col = INDENT;
+    for (size_t i = 0, len = 1; i <= t->n; i += len) {
+        const uint32_t c = i < t->n ? utf8_read(t->s + i, t->n - i, &len) : ' ';
+        const int w = c == '\n' ? 0 : c == '\t' ? 4 : c < 32 ? 1 : char_width(c);
+        if (col + w > width) {
+            text_puts(out, "\r\n");
+            row++;
+            col = 0;
+        }
+        if (i == cursor) *at = (Place){row, col};
+        if (i == t->n) break;
+        if (c == '\n') {
+            text_puts(out, "\r\n  ");
+            row++;
+            col = INDENT;
+        } else if (c == '\t') text_puts(out, "    ");
+        else if (c < 32 || c >= BAD_BYTE) text_puts(out, "?");
+        else text_put(out, t->s + i, len);
+        col += w;
+    }
+    return row;
+}
 /* Too long to be put into the editor again by itself? */
 static int edit_is_long(const Text *t) {
-    int width = terminal_width(), rows = 1, col = INDENT;
-    for (size_t i = 0, len; i < t->n && rows <= LONG_ROWS; i += len) {
-        const uint32_t c = utf8_read(t->s + i, t->n - i, &len);
-        if (c == '\n' || col + edit_width(c) > width) rows++, col = c == '\n' ? INDENT : 0;
-        col += edit_width(c);
-    }
+    Text out = {0};
+    Place at;
+    const int rows = edit_layout(t, 0, &at, &out) + 1;
+    text_free(&out);
     return rows > LONG_ROWS;
 }
 
 /* Draws the text anew, from the row where it began. */
 static void edit_draw(Editor *e, size_t cursor) {
     Text out = {0};
-    int width = terminal_width(), row = 0, col = INDENT, at_row = 0, at_col = INDENT;
+    Place at = {0, INDENT};
     if (e->row) text_printf(&out, "\033[%dA", e->row);
-    text_printf(&out, "\r\033[J> ");
-    for (size_t i = 0, len = 1; i <= e->text.n; i += len) {
-        uint32_t c = i < e->text.n ? utf8_read(e->text.s + i, e->text.n - i, &len) : ' ';
-        const int w = edit_width(c);
-        if (col + w > width) {
-            text_printf(&out, "\r\n");
-            row++, col = 0;
-        }
-        if (i == cursor) at_row = row, at_col = col;
-        if (i == e->text.n) break;
-        if (c == '\n') {
-            text_printf(&out, "\r\n  ");
-            row++, col = INDENT;
-        } else if (c == '\t') text_put(&out, "    ", 4);
-        else if (c < 32 || c >= BAD_BYTE) text_put(&out, "?", 1);
-        else text_put(&out, e->text.s + i, len);
-        col += w;
+    text_puts(&out, "\r\033[J> ");
+    int row = edit_layout(&e->text, cursor, &at, &out);
+    if (e->search) {
+        text_printf(&out, "\r\n[search: %.60s]", e->search->s);
+        row++;
     }
-    if (e->search) text_printf(&out, "\r\n[search: %.60s]", e->search->s), row++;
-    if (row > at_row) text_printf(&out, "\033[%dA", row - at_row);
-    text_printf(&out, "\r");
-    if (at_col) text_printf(&out, "\033[%dC", at_col);
-    e->row = at_row;
-    if (out.s) fwrite(out.s, 1, out.n, stderr);
+    if (row > at.row) text_printf(&out, "\033[%dA", row - at.row);
+    text_puts(&out, "\r");
+    if (at.col) text_printf(&out, "\033[%dC", at.col);
+    e->row = at.row;
+    fwrite(out.s, 1, out.n, stderr);
     fflush(stderr);
-    gla_free(out.s);
+    text_free(&out);
 }
 
 /* bytes from .. to by s; the cursor behind it */
@@ -12705,8 +12732,8 @@ static void edit_replace(Editor *e, size_t from, size_t to, const char *s, size_
     text_put(&t, e->text.s, from);
     text_put(&t, s, n);
     text_put(&t, e->text.s + to, e->text.n - to);
-    if (t.bad) { gla_free(t.s); return; }
-    gla_free(e->text.s);
+    if (t.bad) { text_free(&t); return; }
+    text_free(&e->text);
     e->text = t;
     e->at = from + n;
 }
@@ -12738,7 +12765,8 @@ static size_t edit_line(const Editor *e, size_t at, int by) {
 }
 
 static void edit_keep(Editor *e, const char *s, size_t n) { /* in the history */
-    Text *more = n ? realloc(e->history, ((size_t)e->n_history + 1) * sizeof *more) : NULL;
+    const size_t used = (size_t)e->n_history;
+    Text *more = n ? grow(e->history, used, 1, &e->cap_history, sizeof *more) : NULL;
     if (!more) return;
     e->history = more;
     more[e->n_history] = (Text){0};
@@ -12770,32 +12798,27 @@ enum { KEY_NONE = 0, KEY_BACKSPACE = 127, KEY_DELETE = 256, KEY_WORD_LEFT, KEY_W
       KEY_PASTE };
 
 /* What comes behind ESC, as the control key that does the same: ESC [ number ~, ESC [ 1 ; number
- * letter, ESC O letter, or ESC and a key, which is Alt. */
+ * letter (which is with Ctrl, Alt or Shift, and [;letter here), ESC O letter (the same as ESC [),
+ * or ESC and a key, which is Alt. */
 static int escape_key(void) {
+    static const struct { const char *seq; int key; } keys[] = {
+        {"\r", '\n'}, {"\n", '\n'}, {"b", KEY_WORD_LEFT}, {"f", KEY_WORD_RIGHT},
+        {"\177", CONTROL('W')}, {"[A", CONTROL('P')}, {"[B", CONTROL('N')}, {"[C", CONTROL('F')},
+        {"[D", CONTROL('B')}, {"[;C", KEY_WORD_RIGHT}, {"[;D", KEY_WORD_LEFT},
+        {"[H", CONTROL('A')}, {"[1~", CONTROL('A')}, {"[7~", CONTROL('A')}, {"[F", CONTROL('E')},
+        {"[4~", CONTROL('E')}, {"[8~", CONTROL('E')}, {"[3~", KEY_DELETE}, {"[200~", KEY_PASTE}};
     char seq[16] = "";
-    int n = 0, key, next = read_key(50);
-    if (next == '\r' || next == '\n') return '\n';
-    if (next == 'b') return KEY_WORD_LEFT;
-    if (next == 'f') return KEY_WORD_RIGHT;
-    if (next == KEY_BACKSPACE) return CONTROL('W');
-    if (next != '[' && next != 'O') return KEY_NONE;
-    while (n < 15 && (key = read_key(50)) >= 0) {
+    int n = 0, key = read_key(50);
+    if (key < 0) return KEY_NONE;
+    seq[n++] = key == 'O' ? '[' : (char)key;
+    while (*seq == '[' && n < 15 && (key = read_key(50)) >= 0) {
         seq[n++] = (char)key;
         if (key >= '@' && key <= '~') break;
     }
-    const int word = n > 1 && strchr(seq, ';'); /* with Ctrl, Alt or Shift */
-    switch (n ? seq[n - 1] : 0) {
-    case 'A': return CONTROL('P');
-    case 'B': return CONTROL('N');
-    case 'C': return word ? KEY_WORD_RIGHT : CONTROL('F');
-    case 'D': return word ? KEY_WORD_LEFT : CONTROL('B');
-    case 'F': return CONTROL('E');
-    case 'H': return CONTROL('A');
-    }
-    if (!strcmp(seq, "1~") || !strcmp(seq, "7~")) return CONTROL('A');
-    if (!strcmp(seq, "4~") || !strcmp(seq, "8~")) return CONTROL('E');
-    if (!strcmp(seq, "3~")) return KEY_DELETE;
-    if (!strcmp(seq, "200~")) return KEY_PASTE;
+    if (strchr(seq, ';'))
+        snprintf(seq, sizeof seq, key == 'C' || key == 'D' ? "[;%c" : "[%c", key);
+    for (size_t i = 0; i < sizeof keys / sizeof *keys; i++)
+        if (!strcmp(seq, keys[i].seq)) return keys[i].key;
     return KEY_NONE;
 }
 
@@ -12818,7 +12841,7 @@ static void edit_paste(Editor *e) { /* what comes before ESC [ 201 ~ */
         whole = paste.n >= 6 && !memcmp(paste.s + paste.n - 6, "\033[201~", 6);
     }
     edit_insert(e, paste.s, whole ? paste.n - 6 : paste.n);
-    gla_free(paste.s);
+    text_free(&paste);
 }
 
 /* The rest of a character whose first byte is key; how many bytes it has. */
@@ -12848,7 +12871,7 @@ static void edit_complete(Editor *e) {
         fprintf(stderr, "\r\n");
         e->row = 0;
     }
-    gla_free(list.s);
+    text_free(&list);
 }
 
 /* Ctrl-R: the newest message of the history that holds what is typed; again: an older one. Ends
@@ -12858,7 +12881,7 @@ static int edit_search(Editor *e) {
     Text what = {0}, before = {0};
     int key, at = e->n_history;
     char c[4];
-    text_put(&what, "", 0);
+    text_puts(&what, "");
     text_put(&before, e->text.s, e->text.n);
     for (e->search = &what;;) {
         edit_draw(e, e->at);
@@ -12867,7 +12890,7 @@ static int edit_search(Editor *e) {
         if (key == CONTROL('R')) from = at - 1;
         else if ((key == KEY_BACKSPACE || key == CONTROL('H')) && what.n) {
             do what.n--; while (what.n && ((unsigned char)what.s[what.n] & 0xc0) == 0x80);
-            text_put(&what, "", 0);
+            text_puts(&what, "");
             from = e->n_history - 1;
         } else if (key >= 32 && key < KEY_DELETE && key != KEY_BACKSPACE)
             text_put(&what, c, read_character(c, key));
@@ -12882,7 +12905,8 @@ static int edit_search(Editor *e) {
         edit_replace(e, 0, e->text.n, before.s, before.n);
         key = KEY_NONE;
     } else if (at < e->n_history) e->shown = at;
-    gla_free(what.s), gla_free(before.s);
+    text_free(&what);
+    text_free(&before);
     return key;
 }
 
@@ -12929,7 +12953,7 @@ static void edit_do(Editor *e, int key) {
 static int edit(Editor *e) {
     int key;
     if (terminal_keys(&e->terminal, 0)) return 0;
-    text_put(&e->text, "", 0);
+    text_puts(&e->text, "");
     e->at = e->text.n;
     e->row = 0;
     e->shown = e->n_history;
@@ -12954,59 +12978,67 @@ static int edit(Editor *e) {
 }
 
 static void edit_free(Editor *e) {
-    for (int i = 0; i < e->n_history; i++) gla_free(e->history[i].s);
-    free(e->history), gla_free(e->text.s), gla_free(e->draft.s);
+    for (int i = 0; i < e->n_history; i++) text_free(&e->history[i]);
+    gla_free(e->history);
+    text_free(&e->text);
+    text_free(&e->draft);
 }
 
 /* -- talking: what generate and chat share -- */
-
-/* A session with its ids. Loaded ids are put into *ids (none when the file has none), saved ones
- * are those of the whole text. */
-static int load_session(const Options *o, GlaState *s, GlaSampler *p, Ids *ids, char *err) {
-    const char *path = text_of(o, O_LOAD);
-    *ids = (Ids){NULL, 0, 0};
-    wait_begin("loading the session", NULL, NULL, 0);
-    int code = session_load(s, p, &ids->id, path, err);
-    if (ids->id) ids->n = ids->cap = gla_state_pos(s);
-    wait_end();
-    return code;
-}
-static int save_session(const Options *o, const GlaState *s, const GlaSampler *p, const Ids *ids,
-                        char *err) {
-    catch_interrupt(HOLD);
-    wait_begin("saving the session", NULL, NULL, 0);
-    int code = gla_state_save(s, p, ids->n == gla_state_pos(s) ? ids->id : NULL,
-                              text_of(o, O_SAVE), err);
-    wait_end();
-    return code;
-}
 
 /* What a mode works with. */
 typedef struct {
     const Options *o;
     GlaModel *m;
     GlaState *s;          /* NULL where none is needed */
+    GlaInfo info;
+    GlaSampler sampler;
+    uint64_t seed;
     Ids ids;              /* that were given, or those of the text; not of a prompt */
     double begin, load_s; /* when the program began, and how long the model took */
     char *err;
 } Job;
 
+/* A session with its ids. Loaded ids are put into *ids (none when the file has none), saved ones
+ * are those of the whole text. */
+static void load_session(const Job *job, GlaSampler *p, Ids *ids) {
+    wait_begin("loading the session", NULL, NULL, 0);
+    must(session_load(job->s, p, &ids->id, text_of(job->o, O_LOAD), job->err), job->err);
+    if (ids->id) ids->n = gla_state_pos(job->s);
+    ids->cap = (size_t)ids->n;
+    wait_end();
+}
+static void save_session(const Job *job, const GlaSampler *p, const Ids *ids) {
+    const int32_t *whole = ids->n == gla_state_pos(job->s) ? ids->id : NULL;
+    if (!given(job->o, O_SAVE)) return;
+    catch_interrupt(HOLD);
+    wait_begin("saving the session", NULL, NULL, 0);
+    must(gla_state_save(job->s, p, whole, text_of(job->o, O_SAVE), job->err), job->err);
+    wait_end();
+}
+
 /* One text or one turn: what is shown, what is collected for a JSON object, what it took. */
 typedef struct {
-    const Options *o;
+    const Job *job;
     GlaState *s;
-    GlaChat *chat;           /* NULL: generate */
+    GlaChat *chat;             /* NULL: generate */
     GlaTurn turn;
-    Ids ids;                 /* generate: all that was read; chat: of this answer */
-    Text text, thought, steps; /* --json: collected. steps: log probabilities */
-    double begin, first;     /* seconds: of reading, of the first token */
-    /* positions before and behind the prompt; tokens that the prompt cache had */
-    int64_t from, goal, reused;
-    int bad;                 /* output failed */
-    int uncached;            /* the prompt cache could not be written, which has been said */
-    int dimmed;              /* text is, as thoughts are */
-    int loops, last;         /* told so far; the last byte shown */
     const char *stops[MAX_STOPS + 1];
+    Ids ids;                   /* generate: all that was read; chat: of this answer */
+    Text text, thought, steps; /* --json: collected. steps: log probabilities */
+    struct {
+        double begin, first, end; /* seconds: of reading, of the first token */
+        /* positions before and behind the prompt; tokens that the prompt cache had */
+        int64_t from, goal, reused;
+        int64_t read, made;       /* tokens */
+    } took;
+    int begun;    /* there is a text, or some of one: what is stopped before an answer is none */
+    int done;     /* GLA_DONE_*, or an error */
+    int bad;      /* output failed */
+    int uncached; /* the prompt cache could not be written, which has been said */
+    int dimmed;   /* text is, as thoughts are */
+    int loops;    /* told so far */
+    int last;     /* the last byte shown */
 } Talk;
 
 /* log sum_j exp(logits[j] - top), with top the largest of them: log softmax(logits)[i] is logits[i]
@@ -13019,39 +13051,28 @@ static double log_sum(const float *logits, int64_t n, double *top) {
     return log(sum);
 }
 
-/* The likeliest ids, at most `top` of them; how many. */
-static int likeliest(int32_t *best, int top, const float *logits, int n) {
-    int found = 0;
-    for (int i = 0; i < n && top; i++) {
-        int at = found;
-        if (isnan(logits[i]) || (found == top && !(logits[i] > logits[best[found - 1]]))) continue;
-        if (found < top) found++;
-        else at--;
-        for (; at > 0 && logits[i] > logits[best[at - 1]]; at--) best[at] = best[at - 1];
-        best[at] = i;
-    }
-    return found;
-}
-
-/* one token: its log probability, and the likeliest ones */
+/* One token: its log probability, and the likeliest ones. A number of JSON is finite. */
 static void step_json(Text *t, const GlaState *s, int32_t id, int top) {
     const float *logits = gla_logits(s);
     const int n = s->m->config.vocab_size;
-    int32_t best[100];
     double largest, sum = log_sum(logits, n, &largest);
-    const int found = likeliest(best, top, logits, n);
-    if (t->n) text_put(t, ",", 1);
-    for (int i = -1; i < found; i++) {
-        char piece[PIECE];
-        const int32_t which = i < 0 ? id : best[i];
+    Scored *c = s->candidates;
+    for (int i = 0; i < n; i++) c[i] = (Scored){isnan(logits[i]) ? -INFINITY : logits[i], i};
+    for (int i = n / 2 - 1; i >= 0; i--) sift_down(c, n, i);
+    if (t->n) text_puts(t, ",");
+    for (int i = -1; i < top && i < n; i++) {
+        if (i >= 0) take_best(c, n - i);
+        char piece[PIECE], number[64];
+        const int32_t which = i < 0 ? id : c[n - 1 - i].id;
+        const double p = logits[which] - largest - sum;
         size_t len = gla_piece(s->m, which, GLA_SPECIAL, piece, sizeof piece);
         text_printf(t, "%s{\"id\":%d,\"text\":", i > 0 ? "," : "", which);
         text_json(t, piece, len < sizeof piece ? len : sizeof piece);
-        text_printf(t, ",\"logprob\":");
-        text_real(t, "%.6g", logits[which] - largest - sum);
-        text_printf(t, i < 0 ? ",\"top\":[" : "}");
+        snprintf(number, sizeof number, "%.6g", p);
+        text_printf(t, ",\"logprob\":%s", isfinite(p) ? number : "null");
+        text_puts(t, i < 0 ? ",\"top\":[" : "}");
     }
-    text_put(t, "]}", 2);
+    text_puts(t, "]}");
 }
 
 static void dim(Talk *k, int on) {
@@ -13059,35 +13080,37 @@ static void dim(Talk *k, int on) {
     k->dimmed = on;
 }
 
+static void say_uncached(const char *err) {
+    fprintf(stderr, "%s: not cached: %s\n", program_name(), err);
+}
 /* Leaves what was read in the prompt cache, when there is one; if it has no room, the text goes on
  * all the same. */
 static void keep_prompt(Talk *k) {
-    const Options *o = k->o;
-    const char *folder = text_of(o, O_CACHE);
-    char err[GLA_ERR] = "the session that was loaded holds no ids";
-    if (!folder) return;
+    const Options *o = k->job->o;
     const uint64_t room = (uint64_t)whole_of(o, O_CACHE_BYTES);
     const int known = k->ids.n == gla_state_pos(k->s);
-    if (known && !gla_cache_store(k->s, folder, k->ids.id, room, err)) return;
-    if (!k->uncached++) fprintf(stderr, "%s: not cached: %s\n", program_name(), err);
+    char err[GLA_ERR] = "the session that was loaded holds no ids";
+    if (!given(o, O_CACHE)) return;
+    if (known && !gla_cache_store(k->s, text_of(o, O_CACHE), k->ids.id, room, err)) return;
+    if (!k->uncached++) say_uncached(err);
 }
 
+/* Ids and text, as they are made: a GlaEmit. */
 static int show(void *user, int32_t id, const char *text, size_t n) {
     Talk *k = user;
-    const Options *o = k->o;
+    const Options *o = k->job->o;
     const int thinking = k->chat && gla_chat_thinking(k->chat), reading = id < 0 && !n;
-    const double now = now_s();
-    const int visible = n && !whole_of(o, O_JSON)
-        && (!thinking || (!whole_of(o, O_HIDE) && is_terminal(stdout)));
+    const int hidden = thinking && (given(o, O_HIDE) || !is_terminal(stdout));
+    const int visible = n && !given(o, O_JSON) && !hidden;
     if (visible) wait_end();
-    else if (id >= 0 && !k->first) wait_read(thinking ? "thinking" : "generating", k->s, 0);
-    if (reading && !k->chat && gla_state_pos(k->s) == k->goal) {
+    else if (id >= 0 && !k->took.first) wait_read(thinking ? "thinking" : "generating", k->s, 0);
+    if (reading && !k->chat && gla_state_pos(k->s) == k->took.goal) {
         wait_end();
         keep_prompt(k);
     }
     if (id >= 0) {
-        if (!k->first) k->first = now;
-        if (given(o, O_LOGPROBS)) step_json(&k->steps, k->s, id, whole_of(o, O_LOGPROBS));
+        if (!k->took.first) k->took.first = now_s();
+        if (given(o, O_LOGPROBS)) step_json(&k->steps, k->s, id, (int)whole_of(o, O_LOGPROBS));
         if (ids_add(&k->ids, &id, 1, NULL)) k->bad = 1;
     }
     if (k->turn.loops != k->loops) {
@@ -13095,7 +13118,7 @@ static int show(void *user, int32_t id, const char *text, size_t n) {
         note(o, k->loops > 1 ? "\n[the text repeats itself again: stopped]\n"
                              : "\n[the text repeats itself: the repeat penalty is raised]\n");
     }
-    if (whole_of(o, O_JSON)) text_put(thinking ? &k->thought : &k->text, text, n);
+    if (given(o, O_JSON)) text_put(thinking ? &k->thought : &k->text, text, n);
     else if (visible) {
         /* between a thought and the answer */
         if (k->last && k->dimmed != thinking && k->chat) fputs("\n\n", stdout);
@@ -13107,98 +13130,102 @@ static int show(void *user, int32_t id, const char *text, size_t n) {
 }
 
 static GlaGenerate talk_settings(Talk *k) {
-    const Options *o = k->o;
+    const Options *o = k->job->o;
     int n = 0;
     while ((k->stops[n] = repeated(o, O_STOP, n))) n++;
-    return (GlaGenerate){whole_of(o, O_STEPS), k->stops, n, whole_of(o, O_IGNORE),
-                         whole_of(o, O_JSON_ONLY), show, k, &interrupted};
+    return (GlaGenerate){whole_of(o, O_STEPS), k->stops, n, given(o, O_IGNORE),
+                         given(o, O_JSON_ONLY), show, k, &interrupted};
 }
-
-static const char *size_text(char out[32], double bytes) {
-    const char *unit[] = {"B", "KB", "MB", "GB", "TB"};
-    int i = 0;
-    for (; bytes >= 9999.5 && i < 4; i++) bytes /= 1000;
-    snprintf(out, 32, "%.0f %s", bytes, unit[i]);
-    return out;
-}
-
-/* How a text or an answer ended: the ids that were drawn, the tokens that were read for it. */
-typedef struct {
-    const int32_t *ids;
-    int64_t made, read;
-    int done;
-    uint64_t seed;
-    double load_s, end;
-} Outcome;
 
 /* One line of JSON for a text or an answer. */
-static void print_json(Talk *k, const Outcome *r) {
-    static const char *const names[] = {
+static void print_json(Talk *k) {
+    static const char *const ends[] = {
         [GLA_DONE_STEPS] = "length", [GLA_DONE_END] = "end", [GLA_DONE_STOP] = "stop",
-            [GLA_DONE_CONTEXT] = "context",
-        [GLA_DONE_CALLER] = "interrupted", [GLA_DONE_LOOP] = "loop"};
-    const double first = k->first ? k->first : r->end;
-    Text t = {0};
-    text_printf(&t, "{\"text\":");
-    text_json(&t, k->text.s, k->text.n);
-    if (k->chat) {
-        text_printf(&t, ",\"thinking\":");
-        text_json(&t, k->thought.s, k->thought.n);
+        [GLA_DONE_CONTEXT] = "context", [GLA_DONE_CALLER] = "interrupted",
+        [GLA_DONE_LOOP] = "loop"};
+    const Job *job = k->job;
+    Facts f = {.json = 1};
+    fact_bytes(&f, "text", k->text.s, k->text.n);
+    if (k->chat) fact_bytes(&f, "thinking", k->thought.s, k->thought.n);
+    fact(&f, "ids", "[");
+    for (int64_t i = k->ids.n - k->took.made; i < k->ids.n; i++)
+        text_printf(&f.t, "%s%d", i > k->ids.n - k->took.made ? "," : "", k->ids.id[i]);
+    text_puts(&f.t, "]");
+    fact_text(&f, "finish", ends[k->done]);
+    fact(&f, "prompt_tokens", "%lld", (long long)(k->took.read + k->took.reused));
+    fact(&f, "reused_tokens", "%lld", (long long)k->took.reused);
+    fact(&f, "generated_tokens", "%lld", (long long)k->took.made);
+    fact(&f, "position", "%lld", (long long)gla_state_pos(k->s));
+    fact(&f, "seed", "%llu", (unsigned long long)job->seed);
+    fact(&f, "timing", "{\"load_s\":%.4f,\"prompt_s\":%.4f,\"generate_s\":%.4f}", job->load_s,
+         k->took.first - k->took.begin, k->took.end - k->took.first);
+    if (given(job->o, O_LOGPROBS)) {
+        fact(&f, "logprobs", "[");
+        text_put(&f.t, k->steps.s, k->steps.n);
+        text_puts(&f.t, "]");
     }
-    text_printf(&t, ",\"ids\":[");
-    for (int64_t i = 0; i < r->made; i++) text_printf(&t, "%s%d", i ? "," : "", r->ids[i]);
-    text_printf(&t, "],\"finish\":\"%s\",\"prompt_tokens\":%lld,", names[r->done],
-                (long long)(r->read + k->reused));
-    text_printf(&t, "\"reused_tokens\":%lld,\"generated_tokens\":%lld,", (long long)k->reused,
-                (long long)r->made);
-    text_printf(&t, "\"position\":%lld,\"seed\":%llu,", (long long)gla_state_pos(k->s),
-                (unsigned long long)r->seed);
-    text_printf(&t, "\"timing\":{\"load_s\":%.4f,\"prompt_s\":%.4f,\"generate_s\":%.4f}", r->load_s,
-                first - k->begin, r->end - first);
-    if (given(k->o, O_LOGPROBS)) {
-        text_printf(&t, ",\"logprobs\":[");
-        text_put(&t, k->steps.s, k->steps.n);
-        text_printf(&t, "]");
-    }
-    text_printf(&t, "}\n");
-    k->bad |= t.bad || k->text.bad || k->thought.bad || k->steps.bad
-        || fwrite(t.s, 1, t.n, stdout) != t.n || fflush(stdout);
-    gla_free(t.s);
+    print_facts(&f);
+    k->bad |= k->text.bad || k->thought.bad || k->steps.bad;
 }
 
-static uint64_t start_seed(const Options *o) {
-    return given(o, O_SEED) ? (uint64_t)whole_of(o, O_SEED)
-        : (uint64_t)time(NULL) * 1000003u + (uint64_t)(now_s() * 1e6);
+/* Behind the last token. */
+static void talk_end(Talk *k) {
+    const Options *o = k->job->o;
+    k->took.end = now_s();
+    if (!k->took.first) k->took.first = k->took.end;
+    dim(k, 0);
+    wait_end();
+    if (k->done < 0 || !k->begun) return;
+    if (given(o, O_JSON)) print_json(k);
+    else if (k->chat || k->took.made || given(o, O_ECHO)) putchar('\n');
+    if (fflush(stdout) || ferror(stdout)) k->bad = 1;
 }
-static void start_sampler(GlaSampler *p, const Options *o, const GlaModel *m, uint64_t seed) {
-    gla_sampler_init(p, m, seed);
-    fill_fields(p, o);
-    set_biases(p, o);
+/* Was JSON asked for, and ended too early? */
+static int is_cut(const Talk *k) {
+    return k->done > 0 && given(k->job->o, O_JSON_ONLY) && k->done != GLA_DONE_END;
 }
 
-static void print_state_size(const Options *o, const GlaInfo *info, const GlaState *s) {
-    char state[32], token[32];
-    const size_t kv = info->kv_bytes_per_token[s->kv_type];
-    size_text(state, (double)info->state_bytes);
-    if (!kv) note(o, "state %s, whatever the length of the text\n", state);
-    else note(o, "state %s, and %s per token (%d tokens at most)\n", state,
-              size_text(token, (double)kv), gla_state_ctx(s));
+static void talk_free(Talk *k) {
+    ids_free(&k->ids);
+    text_free(&k->text);
+    text_free(&k->thought);
+    text_free(&k->steps);
+}
+
+static void print_state_size(const Job *job) {
+    const size_t kv = job->info.kv_bytes_per_token[job->s->kv_type];
+    note(job->o, "state %s", BYTES(job->info.state_bytes));
+    if (!kv) note(job->o, ", whatever the length of the text\n");
+    else note(job->o, ", and %s per token (%d tokens at most)\n", BYTES(kv), gla_state_ctx(job->s));
 }
 
 /* -- generate -- */
 
 /* The ids of the prompt. An empty one begins where a text begins, unless it goes on from a
  * session. */
-static int prompt_ids(Ids *ids, const Text *t, const Options *o, const GlaModel *m,
-                      const GlaState *s, char *err) {
-    const int fresh = !gla_state_pos(s);
-    int code = GLA_OK;
-    if (t->n || !given(o, O_LOAD)) code = need_vocabulary(m, err);
-    if (!code && (t->n || fresh))
-        code = ids_encode(ids, m, t->s, t->n, GLA_SPECIAL | (fresh ? GLA_BOS : 0), err);
-    if (code || ids->n || !fresh) return code;
+static void prompt_ids(const Job *job, Ids *ids, const Text *t) {
+    const GlaModel *m = job->m;
+    const int fresh = !gla_state_pos(job->s);
+    if (t->n || !given(job->o, O_LOAD)) must(need_vocabulary(m, job->err), job->err);
+    if (t->n || fresh)
+        must(ids_encode(ids, m, t->s, t->n, GLA_SPECIAL | (fresh ? GLA_BOS : 0), job->err),
+             job->err);
+    if (ids->n || !fresh) return;
     int32_t start = m->vocab->bos >= 0 ? m->vocab->bos : m->vocab->eos;
-    return start >= 0 && start < m->config.vocab_size ? ids_add(ids, &start, 1, err) : GLA_OK;
+    if (start >= 0 && start < m->config.vocab_size)
+        must(ids_add(ids, &start, 1, job->err), job->err);
+}
+
+/* What the prompt cache has of the prompt is read from there. */
+static void reuse_prompt(Talk *k, const Ids *prompt, GlaSampler *p) {
+    const Job *job = k->job;
+    const char *folder = text_of(job->o, O_CACHE);
+    if (!folder || prompt->n < 2 || gla_state_pos(k->s)) return;
+    const int64_t n = gla_cache_load(k->s, folder, prompt->id, prompt->n, job->err);
+    must((int)min64(n, 0), job->err);
+    k->took.reused = n;
+    note(job->o, "reused %lld of %s\n", (long long)n, N_OF(prompt->n, "token"));
+    for (int64_t i = 0; i < n; i++) gla_sampler_note(p, prompt->id[i]);
 }
 
 static double per_second(int64_t n, double seconds) {
@@ -13206,112 +13233,92 @@ static double per_second(int64_t n, double seconds) {
 }
 
 /* The line that ends a text. */
-static void print_speed(const Talk *k, const GlaInfo *info, const Outcome *r) {
-    const double first = k->first ? k->first : r->end, made_s = per_second(r->made, r->end - first);
-    const double kv_bytes =
-        (double)info->kv_bytes_per_token[k->s->kv_type] * (double)gla_state_pos(k->s);
-    const Options *o = k->o;
-    char state[32];
-    note(o, "prompt %lld token%s, %.1f tok/s | ", (long long)r->read, plural(r->read),
-         per_second(r->read, first - k->begin));
-    note(o, "generated %lld token%s, %.1f tok/s, %.2f GB/s | ", (long long)r->made,
-         plural(r->made), made_s, made_s * (double)info->token_bytes / 1e9);
-    size_text(state, (double)info->state_bytes + kv_bytes);
-    note(o, "state %s | seed %llu", state, (unsigned long long)r->seed);
-    if (r->done == GLA_DONE_CONTEXT) note(o, " | the context is full; a larger one: -c");
-    else if (k->from + r->read < k->goal) note(o, " | interrupted within the prompt");
+static void print_speed(const Talk *k) {
+    const Job *job = k->job;
+    const Options *o = job->o;
+    const double made_s = per_second(k->took.made, k->took.end - k->took.first);
+    const size_t kv = job->info.kv_bytes_per_token[k->s->kv_type];
+    note(o, "prompt %s, %.1f tok/s | ", N_OF(k->took.read, "token"),
+         per_second(k->took.read, k->took.first - k->took.begin));
+    note(o, "generated %s, %.1f tok/s, %.2f GB/s | ", N_OF(k->took.made, "token"), made_s,
+         made_s * (double)job->info.token_bytes / 1e9);
+    note(o, "state %s | seed %llu",
+         BYTES((double)job->info.state_bytes + (double)kv * (double)gla_state_pos(k->s)),
+         (unsigned long long)job->seed);
+    if (k->done == GLA_DONE_CONTEXT) note(o, " | the context is full; a larger one: -c");
+    else if (k->took.from + k->took.read < k->took.goal)
+        note(o, " | interrupted within the prompt");
     else if (interrupted) note(o, " | interrupted");
-    if (text_of(o, O_LOAD) && !given(o, O_SEED))
+    if (given(o, O_LOAD) && !given(o, O_SEED))
         note(o, " (not used: the session's random numbers go on)");
     note(o, "\n");
 }
 
 /* A plain text for a model that expects messages: a word about it, to somebody who watches. */
-static void suggest_chat(const Options *o, const GlaModel *m, const Ids *ids) {
+static void suggest_chat(const Job *job, const Ids *ids) {
+    const Options *o = job->o;
+    const Tokenizer *v = job->m->vocab;
     char err[GLA_ERR];
     int known = 0;
-    if (!given(o, O_PROMPT) || given(o, O_MODE) || given(o, O_LOAD)) return;
-    if (o->quiet || !is_terminal(stderr)) return;
-    for (int64_t i = 0; i < ids->n; i++) { /* written as a template has it? */
-        const int32_t id = ids->id[i];
-        if (token_type(m->vocab, id) == TYPE_CONTROL && id != m->vocab->bos) return;
-    }
-    if (gla_template(m, &known, err) && known)
+    if (!given(o, O_PROMPT) || given(o, O_MODE) || given(o, O_LOAD) || !waiting.watched) return;
+    for (int64_t i = 0; i < ids->n; i++) /* written as a template has it? */
+        if (token_type(v, ids->id[i]) == TYPE_CONTROL && ids->id[i] != v->bos) return;
+    if (gla_template(job->m, &known, err) && known)
         note(o, "this model was trained to chat: -m chat answers, -i goes on with the text\n");
+}
+
+/* The session to go on from: its ids, its memory of recent tokens, and its place in the random
+ * numbers unless a seed is given. */
+static void resume_text(Job *job, Ids *ids) {
+    GlaSampler *p = &job->sampler, saved = *p;
+    if (!given(job->o, O_LOAD)) return;
+    load_session(job, &saved, ids);
+    memcpy(p->recent, saved.recent, sizeof p->recent);
+    p->n_recent = saved.n_recent;
+    if (!given(job->o, O_SEED)) p->rng = saved.rng;
 }
 
 static int mode_generate(Job *job) {
     const Options *o = job->o;
-    GlaModel *m = job->m;
     GlaState *s = job->s;
-    char *err = job->err;
-    Text t = {0};
-    Ids ids = {NULL, 0, 0};
-    GlaSampler p, saved;
-    GlaInfo info;
-    Talk k = {.o = o, .s = s};
-    const uint64_t seed = start_seed(o);
-    int64_t made = 0;
-    int done = 0;
-    gla_info(m, &info);
-    start_sampler(&p, o, m, seed);
-    saved = p;
-    int code = text_of(o, O_SAVE) ? can_save(text_of(o, O_SAVE), err) : GLA_OK;
-    if (!code && text_of(o, O_LOAD)) code = load_session(o, s, &saved, &k.ids, err);
-    /* its memory of recent tokens, and its place in the random numbers unless a seed is given */
-    if (!code && text_of(o, O_LOAD)) {
-        memcpy(p.recent, saved.recent, sizeof p.recent);
-        p.n_recent = saved.n_recent;
-        if (!given(o, O_SEED)) p.rng = saved.rng;
-    }
+    GlaSampler *p = &job->sampler;
+    Ids prompt = {NULL, 0, 0};
+    Talk k = {.job = job, .s = s, .begun = 1};
+    const GlaGenerate how = talk_settings(&k);
+    resume_text(job, &k.ids);
     const int known = k.ids.n == gla_state_pos(s); /* a session may have come without its ids */
-    if (!code) code = get_text(o, &t, err);
-    if (!code) code = prompt_ids(&ids, &t, o, m, s, err);
-    if (!code) code = ids_add(&k.ids, ids.id, ids.n, err);
-    if (!code && text_of(o, O_CACHE) && ids.n > 1 && !gla_state_pos(s)) {
-        k.reused = gla_cache_load(s, text_of(o, O_CACHE), ids.id, ids.n, err);
-        code = k.reused < 0 ? (int)k.reused : GLA_OK;
-        if (!code) note(o, "reused %lld of %lld token%s\n", (long long)k.reused, (long long)ids.n,
-                        plural(ids.n));
-        for (int64_t i = 0; i < k.reused; i++) gla_sampler_note(&p, ids.id[i]);
-    }
+    Text t = get_text(o);
+    prompt_ids(job, &prompt, &t);
+    must(ids_add(&k.ids, prompt.id, prompt.n, job->err), job->err);
+    reuse_prompt(&k, &prompt, p);
     catch_interrupt(END_AT_SECOND);
-    if (!code) {
-        const GlaGenerate how = talk_settings(&k);
-        const int64_t n = ids.n - k.reused;
-        suggest_chat(o, m, &ids);
-        print_state_size(o, &info, s);
-        if (whole_of(o, O_ECHO) && whole_of(o, O_JSON)) text_put(&k.text, t.s, t.n);
-        else if (whole_of(o, O_ECHO) && write_text(stdout, t.s, t.n)) k.bad = 1;
-        fflush(stdout);
-        k.begin = now_s();
-        k.from = gla_state_pos(s);
-        k.goal = k.from + n;
-        wait_read("reading", s, n);
-        done = gla_generate(s, &p, n ? ids.id + k.reused : NULL, n, &how, &made, err);
-        wait_end();
-        if (done < 0) code = done;
-    }
-    if (!code) {
-        const double end = now_s();
-        /* fewer than the prompt has when it was interrupted */
-        const int64_t read = gla_state_pos(s) - k.from - made;
-        const Outcome outcome = {k.ids.id + (k.ids.n - made), made, read, done, seed, job->load_s,
-                                 end};
-        if (whole_of(o, O_JSON)) print_json(&k, &outcome);
-        else if (made || whole_of(o, O_ECHO)) putchar('\n');
-        if (fflush(stdout) || ferror(stdout)) k.bad = 1;
-        print_speed(&k, &info, &outcome);
-        if (whole_of(o, O_JSON_ONLY) && done != GLA_DONE_END)
-            fprintf(stderr, "%s: the JSON is not complete\n", program_name());
-        k.ids.n = known ? min64(k.ids.n, gla_state_pos(s)) : 0;
-        if (text_of(o, O_SAVE)) code = save_session(o, s, &p, &k.ids, err);
-        if (made && !code) keep_prompt(&k);
-        if (!code && k.bad) code = output_failed(err);
-    }
-    gla_free(t.s), ids_free(&ids), ids_free(&k.ids), gla_free(k.text.s), gla_free(k.steps.s);
-    const int failed = k.uncached || (whole_of(o, O_JSON_ONLY) && done != GLA_DONE_END);
-    return code ? complain(err) : done == GLA_DONE_CALLER ? by_signal() : failed;
+    suggest_chat(job, &prompt);
+    print_state_size(job);
+    if (given(o, O_ECHO) && given(o, O_JSON)) text_put(&k.text, t.s, t.n);
+    else if (given(o, O_ECHO) && write_text(stdout, t.s, t.n)) k.bad = 1;
+    fflush(stdout);
+    const int64_t n = prompt.n - k.took.reused;
+    k.took.begin = now_s();
+    k.took.from = gla_state_pos(s);
+    k.took.goal = k.took.from + n;
+    wait_read("reading", s, n);
+    k.done = gla_generate(s, p, n ? prompt.id + k.took.reused : NULL, n, &how, &k.took.made,
+                          job->err);
+    /* fewer than the prompt has when it was interrupted */
+    k.took.read = gla_state_pos(s) - k.took.from - k.took.made;
+    talk_end(&k);
+    must(k.done, job->err);
+    print_speed(&k);
+    if (is_cut(&k)) complain("the JSON is not complete");
+    k.ids.n = known ? min64(k.ids.n, gla_state_pos(s)) : 0;
+    save_session(job, p, &k.ids);
+    if (k.took.made) keep_prompt(&k);
+    if (k.bad) give_up("%s", output_error());
+    const int failed = k.uncached || is_cut(&k);
+    text_free(&t);
+    ids_free(&prompt);
+    talk_free(&k);
+    return k.done == GLA_DONE_CALLER ? by_signal() : failed;
 }
 
 /* -- chat: one message (-i, -f), a line each from a pipe, or a terminal -- */
@@ -13323,323 +13330,282 @@ typedef struct {
     int loaded; /* it began with a session, whose system prompt only its text knows */
     int64_t early; /* tokens read for a turn that was not said and kept: the system prompt */
 } Branch;
+enum { MAX_BRANCHES = 16 };
 typedef struct {
+    Job *job;
     const Options *o;
-    GlaSampler p;
-    uint64_t seed;
-    double load_s;
-    Branch branch[16];
-    int n_branches, now;
-    int interactive; /* on a terminal; else a script */
-    int failed;      /* in a script: a command did, or JSON was not completed */
-    Text rest;       /* of the last command, behind its name */
-    int bad;         /* standard output failed: nothing can go on */
+    char *err;
+    Branch branch[MAX_BRANCHES], *b; /* where the conversation is */
+    int n_branches;
+    int interactive;  /* on a terminal; else a script */
+    int failed;       /* in a script: a command did, or JSON was not completed */
+    int bad;          /* standard output failed: nothing can go on */
+    Text line;        /* the last command, behind its name */
+    const char *rest; /* in it, without blanks around it */
+    int by;           /* of its row */
     Editor editor;
     TurnCost *cost;
-    int n_cost;
+    size_t n_cost, cap_cost;
 } Chat;
 
+/* Is one message said, and the chat over? */
 static int is_once(const Options *o) {
-    return text_of(o, O_PROMPT) || text_of(o, O_FILE) || text_of(o, O_MESSAGES);
+    return given(o, O_PROMPT) || given(o, O_FILE) || given(o, O_MESSAGES);
+}
+/* 1 think, 0 do not, -1 what the template does */
+static int think_how(const Options *o) {
+    return given(o, O_THINK) ? 1 : given(o, O_NO_THINK) ? 0 : -1;
 }
 
-static GlaChatSettings chat_settings(const Chat *c, const char *system) {
-    const Options *o = c->o;
-    const int once = is_once(o); /* one message: no place to come back to is needed */
+static GlaChatSettings chat_settings(const Options *o, const char *system) {
     return (GlaChatSettings){
         .system = system,
-        .think = whole_of(o, O_THINK) ? 1 : whole_of(o, O_NO_THINK) ? 0 : -1,
+        .think = think_how(o),
         .think_budget = whole_of(o, O_BUDGET),
-        .loop_tokens = whole_of(o, O_GUARD),
-        .snapshot_bytes = once ? 0 : whole_of(o, O_SNAPSHOTS),
+        .loop_tokens = (int)whole_of(o, O_GUARD),
+        .snapshot_bytes = is_once(o) ? 0 : whole_of(o, O_SNAPSHOTS), /* no place to come back to */
         .cache = text_of(o, O_CACHE),
         .cache_bytes = (uint64_t)whole_of(o, O_CACHE_BYTES)};
 }
 
 static int64_t room(const Chat *c) { /* positions left in the context */
-    const GlaState *s = c->branch[c->now].s;
+    const GlaState *s = c->b->s;
     return gla_state_ctx(s) ? gla_state_ctx(s) - gla_state_pos(s) : INT64_MAX;
 }
 
-static int forget(Chat *c, char *err) {
-    Branch *b = &c->branch[c->now];
-    const int64_t before = gla_state_evaluated(b->s),
-        of = gla_state_ctx(b->s) ? gla_state_ctx(b->s) : gla_state_pos(b->s);
-    wait_read("reading again", b->s, 0);
-    int n = gla_chat_forget(b->chat, of / 2, NULL, err);
+static int chat_forget(Chat *c) {
+    const GlaState *s = c->b->s;
+    const int64_t before = gla_state_evaluated(s);
+    const int64_t of = gla_state_ctx(s) ? gla_state_ctx(s) : gla_state_pos(s);
+    wait_read("reading again", s, 0);
+    int n = gla_chat_forget(c->b->chat, of / 2, NULL, c->err);
     wait_end();
     if (n < 0) return n;
-    const int64_t again = gla_state_evaluated(b->s) - before;
-    note(c->o, "[the oldest %d turn%s forgotten, %lld token%s read again]\n", n,
-         n == 1 ? " is" : "s are", (long long)again, again == 1 ? " was" : "s were");
+    const int64_t again = gla_state_evaluated(s) - before;
+    note(c->o, "[the oldest %s %s forgotten, %s %s read again]\n", N_OF(n, "turn"),
+         n == 1 ? "is" : "are", N_OF(again, "token"), again == 1 ? "was" : "were");
     return GLA_OK;
 }
 
-/* How a turn ended, where that is not the usual way. begun: there is an answer, or some of one. */
-static void print_end(const Chat *c, const Talk *k, int done, int begun) {
+/* How a turn ended, where that is not the usual way. */
+static void print_end(const Chat *c, const Talk *k) {
     const int ctx = gla_state_ctx(k->s);
-    if (done > 0 && whole_of(k->o, O_JSON_ONLY) && done != GLA_DONE_END)
-        fprintf(stderr, "[the JSON is not complete]\n");
-    if (k->turn.loops > k->loops) note(k->o, "[the text repeats itself again: stopped]\n");
-    if (done == GLA_DONE_CALLER && !k->bad && (begun || !c->interactive))
-        note(k->o, begun ? "[stopped]\n" : "[stopped before the answer]\n");
-    if (done == GLA_DONE_CONTEXT)
-        note(k->o, "[the context of %d positions is full: /forget drops the oldest turns, "
+    if (is_cut(k)) fprintf(stderr, "[the JSON is not complete]\n");
+    if (k->turn.loops > k->loops) note(c->o, "[the text repeats itself again: stopped]\n");
+    if (k->done == GLA_DONE_CALLER && !k->bad && (k->begun || !c->interactive))
+        note(c->o, k->begun ? "[stopped]\n" : "[stopped before the answer]\n");
+    if (k->done == GLA_DONE_CONTEXT)
+        note(c->o, "[the context of %d positions is full: /forget drops the oldest turns, "
                    "/undo goes back, -c gives more]\n", ctx);
-    else if (done > 0 && room(c) < ctx / 4)
-        note(k->o, "[room for %lld of %d tokens: /forget drops the oldest turns, /undo goes back; "
+    else if (k->done > 0 && room(c) < ctx / 4)
+        note(c->o, "[room for %lld of %d tokens: /forget drops the oldest turns, /undo goes back; "
                    "or go on until it is full]\n", (long long)room(c), ctx);
+    if (k->done >= 0 && k->turn.uncached) say_uncached(c->err);
+}
+
+/* What a turn cost; what was stopped before the answer is no turn. */
+static void chat_count(Chat *c, const Talk *k, int64_t evaluated) {
+    Branch *b = c->b;
+    if (!k->begun) b->early += gla_state_pos(b->s) - k->took.from;
+    if (k->done <= 0 || !k->begun || (!k->turn.read && !k->turn.made)) return;
+    TurnCost *more = grow(c->cost, c->n_cost, 1, &c->cap_cost, sizeof *more);
+    if (!more) return;
+    c->cost = more;
+    more[c->n_cost++] = (TurnCost){k->turn.read, k->turn.made, k->turn.thought,
+                                   evaluated + b->early, k->took.first - k->took.begin,
+                                   k->took.end - k->took.begin};
+    b->early = 0;
 }
 
 /* A turn: a message, or (text NULL) another answer to the last one. 1: the message was not said and
  * should be offered again. */
-static int chat_turn(Chat *c, const Text *text, char *err) {
-    Branch *b = &c->branch[c->now];
-    const Options *o = c->o;
-    Talk k = {.o = o, .s = b->s, .chat = b->chat};
+static int chat_turn(Chat *c, const Text *text) {
+    Branch *b = c->b;
+    Talk k = {.job = c->job, .s = b->s, .chat = b->chat};
     const GlaGenerate how = talk_settings(&k);
     const int64_t evaluated = gla_state_evaluated(b->s);
-    int done;
     if (c->interactive) forget_ctrl_c();
     catch_interrupt(c->interactive ? COUNT : END_AT_SECOND);
-    if (text && whole_of(o, O_FORGET) && gla_chat_turns(b->chat, NULL) > 1) {
+    if (text && given(c->o, O_FORGET) && gla_chat_turns(b->chat, NULL) > 1) {
         /* an answer and the message */
         const int64_t about = gla_state_ctx(b->s) / 4 + (int64_t)text->n / 2;
-        if (room(c) < about && forget(c, err)) return -1;
+        if (room(c) < about && chat_forget(c)) return -1;
     }
-    k.begin = now_s();
-    k.from = gla_state_pos(b->s);
+    k.took.begin = now_s();
+    k.took.from = gla_state_pos(b->s);
     wait_read("reading", b->s, 0);
-    if (text)
-        done = gla_chat_say(b->chat, &c->p, text->s ? text->s : "", text->n, &how, &k.turn, err);
-    else done = gla_chat_retry(b->chat, &c->p, &how, &k.turn, err);
-    const double end = now_s(), first = k.first ? k.first : end;
-    const int begun = k.turn.said || !text;
-    dim(&k, 0);
-    wait_end();
-    if (done >= 0 && begun) {
-        if (whole_of(o, O_JSON)) {
-            const Outcome outcome = {k.ids.id, k.ids.n, k.turn.read, done, c->seed, c->load_s, end};
-            print_json(&k, &outcome);
-        } else putchar('\n');
-        if (fflush(stdout) || ferror(stdout)) k.bad = 1;
-    }
-    print_end(c, &k, done, begun);
-    if (done >= 0 && k.turn.uncached) fprintf(stderr, "%s: not cached: %s\n", program_name(), err);
-    const int cut = done > 0 && whole_of(o, O_JSON_ONLY) && done != GLA_DONE_END;
-    if (k.turn.uncached || cut) c->failed |= !c->interactive;
-    /* what was stopped before the answer is no turn */
-    const int turn = done > 0 && begun && (k.turn.read || k.turn.made);
-    TurnCost *more = turn ? realloc(c->cost, ((size_t)c->n_cost + 1) * sizeof *more) : NULL;
-    if (more) {
-        c->cost = more;
-        more[c->n_cost++] = (TurnCost){k.turn.read, k.turn.made, k.turn.thought,
-                                       gla_state_evaluated(b->s) - evaluated + b->early,
-                                       first - k.begin, end - k.begin};
-        b->early = 0;
-    } else if (!begun) b->early += gla_state_pos(b->s) - k.from;
-    ids_free(&k.ids), gla_free(k.text.s), gla_free(k.thought.s), gla_free(k.steps.s);
+    GlaSampler *p = &c->job->sampler;
+    if (!text) k.done = gla_chat_retry(b->chat, p, &how, &k.turn, c->err);
+    else k.done = gla_chat_say(b->chat, p, text->s ? text->s : "", text->n, &how, &k.turn, c->err);
+    k.begun = k.turn.said || !text;
+    k.took.read = k.turn.read;
+    k.took.made = k.ids.n;
+    talk_end(&k);
+    print_end(c, &k);
+    if (k.turn.uncached || is_cut(&k)) c->failed |= !c->interactive;
+    chat_count(c, &k, gla_state_evaluated(b->s) - evaluated);
+    talk_free(&k);
     c->bad |= k.bad;
-    if (k.bad) return output_failed(err);
-    return done < 0 ? done : !begun;
+    if (k.bad) return fail(c->err, GLA_IO, "%s", output_error());
+    return k.done < 0 ? k.done : !k.begun;
 }
 
 /* What all turns evaluated, beside how long the conversation is. */
 static void print_evaluated(const Chat *c) {
     int64_t evaluated = 0;
-    for (int i = 0; i < c->n_cost; i++) evaluated += c->cost[i].evaluated;
-    fprintf(stderr, "evaluated %lld token%s, the conversation has %lld", (long long)evaluated,
-            plural(evaluated), (long long)gla_state_pos(c->branch[c->now].s));
+    for (size_t i = 0; i < c->n_cost; i++) evaluated += c->cost[i].evaluated;
+    fprintf(stderr, "evaluated %s, the conversation has %lld", N_OF(evaluated, "token"),
+            (long long)gla_state_pos(c->b->s));
 }
 
-static void print_costs(const Chat *c) {
-    const Branch *b = &c->branch[c->now];
-    char kept[32], rss[32];
+/* Commands: a row each, for /help, the man page and Tab. They find what stands behind their name in
+ * c->rest, and what makes two of one in c->by. 1: quit. */
+static int chat_stats(Chat *c) {
+    const Branch *b = c->b;
     fprintf(stderr, "turn  evaluated  message  answer  thought  first token s  total s\n");
-    for (int i = 0; i < c->n_cost; i++) {
+    for (size_t i = 0; i < c->n_cost; i++) {
         const TurnCost *t = &c->cost[i];
-        fprintf(stderr, "%4d  %9lld  %7lld  %6lld  %7lld  %13.3f  %7.2f\n", i + 1,
-                (long long)t->evaluated,
-                (long long)t->read, (long long)t->made, (long long)t->thought, t->first_s,
-                    t->total_s);
+        fprintf(stderr, "%4zu  %9lld  %7lld  %6lld  %7lld  %13.3f  %7.2f\n", i + 1,
+                (long long)t->evaluated, (long long)t->read, (long long)t->made,
+                (long long)t->thought, t->first_s, t->total_s);
     }
     print_evaluated(c);
     if (gla_state_ctx(b->s)) fprintf(stderr, ", room for %lld more", (long long)room(c));
-    size_text(kept, (double)gla_chat_snapshot_bytes(b->chat));
-    fprintf(stderr, "\nsnapshots %s | resident %s\n", kept,
-            size_text(rss, (double)resident_bytes()));
-}
-
-static int chat_go(Chat *c, int turns, char *err) { /* /undo, /redo */
-    Branch *b = &c->branch[c->now];
-    const int64_t before = gla_state_evaluated(b->s);
-    wait_read("reading again", b->s, 0);
-    int undone, code = gla_chat_go(b->chat, &c->p, turns, err);
-    wait_end();
-    if (code) return code;
-    turns = gla_chat_turns(b->chat, &undone);
-    const int64_t again = gla_state_evaluated(b->s) - before;
-    note(c->o, "[%d turn%s, %d undone; %lld token%s read again]\n", turns, plural(turns), undone,
-         (long long)again, plural(again));
+    fprintf(stderr, "\nsnapshots %s | resident %s\n", BYTES(gla_chat_snapshot_bytes(b->chat)),
+            BYTES(resident_bytes()));
     return GLA_OK;
 }
 
-static int chat_file(Chat *c, const char *name, const char *path, char *err) { /* /save, /load */
-    Branch *b = &c->branch[c->now];
-    const Options *o = c->o;
-    const int save = *name == 's';
+static int chat_go(Chat *c) { /* by -1: /undo, 1: /redo */
+    Branch *b = c->b;
+    const int64_t before = gla_state_evaluated(b->s);
+    wait_read("reading again", b->s, 0);
+    int undone, code = gla_chat_go(b->chat, &c->job->sampler, c->by, c->err);
+    wait_end();
+    if (code) return code;
+    const int turns = gla_chat_turns(b->chat, &undone);
+    note(c->o, "[%s, %d undone; %s read again]\n", N_OF(turns, "turn"), undone,
+         N_OF(gla_state_evaluated(b->s) - before, "token"));
+    return GLA_OK;
+}
+
+static int chat_retry(Chat *c) { return chat_turn(c, NULL); }
+
+static int chat_file(Chat *c) { /* by 1: /save, 0: /load */
+    Branch *b = c->b;
+    GlaSampler *p = &c->job->sampler;
+    const char *path = c->rest;
+    const int save = c->by;
     int code;
-    if (!*path) return fail(err, GLA_INPUT, "/%s needs a file name", name);
-    if (save && in_use(o, path))
-        return fail(err, GLA_INPUT, "%s is in use here; a session would replace it",
-                    in_use(o, path));
+    if (!*path) return fail(c->err, GLA_INPUT, "/%s needs a file name", save ? "save" : "load");
+    const char *used = save ? in_use(c->o, path) : NULL;
+    if (used) return fail(c->err, GLA_INPUT, "%s is in use here; a session would replace it", used);
     if (save) catch_interrupt(HOLD);
     wait_begin(save ? "saving the session" : "loading the session", NULL, NULL, 0);
-    code = save ? gla_chat_save(b->chat, &c->p, path, err)
-        : gla_chat_load(b->chat, &c->p, path, err);
+    if (save) code = gla_chat_save(b->chat, p, path, c->err);
+    else code = gla_chat_load(b->chat, p, path, c->err);
     wait_end();
     if (code) return code;
     if (!save) b->loaded = 1;
-    const int64_t tokens = gla_state_pos(b->s);
-    const int turns = gla_chat_turns(b->chat, NULL);
-    note(o, "[%lld token%s, %d turn%s %s %s]\n", (long long)tokens, plural(tokens), turns,
-         plural(turns), save ? "saved to" : "loaded from", path);
+    note(c->o, "[%s, %s %s %s]\n", N_OF(gla_state_pos(b->s), "token"),
+         N_OF(gla_chat_turns(b->chat, NULL), "turn"), save ? "saved to" : "loaded from", path);
     return GLA_OK;
 }
 
-static int chat_fork(Chat *c, const char *which, char *err) {
-    const int n = atoi(which), limit = (int)(sizeof c->branch / sizeof *c->branch);
-    if (*which) {
-        if (n < 1 || n > c->n_branches)
-            return fail(err, GLA_INPUT, "there are the branches 1 to %d", c->n_branches);
-        c->now = n - 1;
-    } else {
+static int chat_fork(Chat *c) {
+    const int n = atoi(c->rest);
+    if (*c->rest && (n < 1 || n > c->n_branches))
+        return fail(c->err, GLA_INPUT, "there are the branches 1 to %d", c->n_branches);
+    if (!*c->rest) {
         Branch *copy = &c->branch[c->n_branches];
-        if (c->n_branches == limit) return fail(err, GLA_INPUT, "%d branches are the limit", limit);
-        int code = gla_chat_clone(&copy->chat, &copy->s, c->branch[c->now].chat, err);
+        if (c->n_branches == MAX_BRANCHES)
+            return fail(c->err, GLA_INPUT, "%d branches are the limit", MAX_BRANCHES);
+        int code = gla_chat_clone(&copy->chat, &copy->s, c->b->chat, c->err);
         if (code) return code;
-        c->now = c->n_branches++;
+        c->n_branches++;
     }
-    const int turns = gla_chat_turns(c->branch[c->now].chat, NULL);
-    note(c->o, "[branch %d of %d, %d turn%s]\n", c->now + 1, c->n_branches, turns,
-         plural(turns));
+    c->b = &c->branch[*c->rest ? n - 1 : c->n_branches - 1];
+    note(c->o, "[branch %d of %d, %s]\n", (int)(c->b - c->branch) + 1, c->n_branches,
+         N_OF(gla_chat_turns(c->b->chat, NULL), "turn"));
     return GLA_OK;
-}
-
-static void print_system(const Branch *b) {
-    if (b->loaded)
-        fprintf(stderr, "[the conversation goes on with the system prompt of its session; "
-                        "/system TEXT begins anew with another]\n");
-    else if (b->chat->system) {
-        fputs("[the system prompt: ", stderr);
-        write_text(stderr, b->chat->system, strlen(b->chat->system));
-        fputs("]\n", stderr);
-    } else fprintf(stderr, "[no system prompt; /system TEXT begins anew with one]\n");
 }
 
 /* the old conversation goes; /save or /fork keeps it */
-static int chat_anew(Chat *c, const char *system, char *err) {
-    Branch *b = &c->branch[c->now];
-    const GlaChatSettings how = chat_settings(c, system);
+static int chat_anew(Chat *c, const char *system) {
+    Branch *b = c->b;
+    const GlaChatSettings how = chat_settings(c->o, system);
     GlaChat *fresh = NULL;
     gla_state_reset(b->s);
-    int code = gla_chat_new(&fresh, b->s, &how, err);
+    int code = gla_chat_new(&fresh, b->s, &how, c->err);
     if (code) return code;
     gla_chat_free(b->chat);
-    b->chat = fresh;
-    b->loaded = 0;
-    b->early = 0;
+    *b = (Branch){.chat = fresh, .s = b->s};
     note(c->o, "[a new conversation]\n");
     return GLA_OK;
 }
-
-static int chat_set_thinking(Chat *c, const char *how, char *err) {
-    const int on = !strcmp(how, "on");
-    GlaChat *chat = c->branch[c->now].chat;
-    if (!gla_chat_may_think(chat)) return fail(err, GLA_INPUT, "this model has no way to think");
-    if (!on && strcmp(how, "off")) return fail(err, GLA_INPUT, "/think on or /think off");
-    gla_chat_think(chat, on);
+static int chat_new(Chat *c) { return chat_anew(c, c->b->chat->system); }
+static int chat_system(Chat *c) {
+    const char *system = c->b->chat->system;
+    if (*c->rest) return chat_anew(c, c->rest);
+    if (c->b->loaded)
+        fprintf(stderr, "[the conversation goes on with the system prompt of its session; "
+                        "/system TEXT begins anew with another]\n");
+    else if (system) {
+        fputs("[the system prompt: ", stderr);
+        write_text(stderr, system, strlen(system));
+        fputs("]\n", stderr);
+    } else fprintf(stderr, "[no system prompt; /system TEXT begins anew with one]\n");
     return GLA_OK;
 }
 
-/* Commands: a row each, for /help, the man page and Tab. rest: what stands behind the name, without
- * blanks around it. */
-typedef int (*Command)(Chat *c, const char *rest, char *err); /* 1: quit */
-static int chat_help(Chat *c, const char *rest, char *err);
-
-static int chat_undo(Chat *c, const char *rest, char *err) {
-    (void)rest;
-    return chat_go(c, -1, err);
-}
-static int chat_redo(Chat *c, const char *rest, char *err) {
-    (void)rest;
-    return chat_go(c, 1, err);
-}
-static int chat_retry(Chat *c, const char *rest, char *err) {
-    (void)rest;
-    return chat_turn(c, NULL, err);
-}
-static int chat_save(Chat *c, const char *rest, char *err) {
-    return chat_file(c, "save", rest, err);
-}
-static int chat_load(Chat *c, const char *rest, char *err) {
-    return chat_file(c, "load", rest, err);
-}
-static int chat_system(Chat *c, const char *rest, char *err) {
-    if (*rest) return chat_anew(c, rest, err);
-    print_system(&c->branch[c->now]);
+static int chat_think(Chat *c) {
+    const int on = !strcmp(c->rest, "on");
+    if (!gla_chat_may_think(c->b->chat))
+        return fail(c->err, GLA_INPUT, "this model has no way to think");
+    if (!on && strcmp(c->rest, "off"))
+        return fail(c->err, GLA_INPUT, "/think on or /think off");
+    gla_chat_think(c->b->chat, on);
     return GLA_OK;
 }
-static int chat_new(Chat *c, const char *rest, char *err) {
-    return (void)rest, chat_anew(c, c->branch[c->now].chat->system, err);
+static int chat_set(Chat *c) {
+    return fail(c->err, GLA_INPUT, "no command /set is here: /system TEXT sets the system prompt, "
+                "/think on|off thoughts, options of the command line the rest");
 }
-static int chat_forget(Chat *c, const char *rest, char *err) { return (void)rest, forget(c, err); }
-static int chat_stats(Chat *c, const char *rest, char *err) {
-    (void)rest, (void)err;
-    print_costs(c);
-    return GLA_OK;
-}
-static int chat_set(Chat *c, const char *rest, char *err) {
-    (void)c, (void)rest;
-    return fail(err, GLA_INPUT, "no command /set is here: /system TEXT sets the system prompt, "
-                                "/think on|off thoughts, options of the command line the rest");
-}
-static int chat_quit(Chat *c, const char *rest, char *err) {
-    (void)c, (void)rest, (void)err;
-    return 1;
-}
+static int chat_help(Chat *c);
+static int chat_quit(Chat *c) { return (void)c, 1; }
 
 /* help NULL: as other programs call it */
-static const struct { const char *name, *arg, *help; Command run; } commands[] = {
-    {"undo", NULL, "take a turn back", chat_undo},
-    {"redo", NULL, "bring it back", chat_redo},
-    {"retry", NULL, "another answer to the last message", chat_retry},
-    {"save", "FILE", "the conversation as a session", chat_save},
-    {"load", "FILE", "go on with one", chat_load},
-    {"fork", "[N]", "go on in a copy; with N, back to branch N", chat_fork},
-    {"system", "[TEXT]", "show the system prompt; with TEXT, begin anew with this one", chat_system},
-    {"new", NULL, "begin anew with the same system prompt", chat_new},
-    {"think", "on|off", "think before answering", chat_set_thinking},
-    {"forget", NULL, "drop the oldest turns to make room", chat_forget},
-    {"stats", NULL, "what every turn cost", chat_stats},
-    {"help", NULL, "this list", chat_help},
-    {"quit", NULL, "or Ctrl-D", chat_quit},
-    {"exit", NULL, NULL, chat_quit},
-    {"bye", NULL, NULL, chat_quit},
-    {"clear", NULL, NULL, chat_new},
-    {"regen", NULL, NULL, chat_retry},
-    {"set", NULL, NULL, chat_set},
-    {"?", NULL, NULL, chat_help},
+static const struct { const char *name, *arg, *help; int (*run)(Chat *); int by; } commands[] = {
+    {"undo", NULL, "take a turn back", chat_go, -1},
+    {"redo", NULL, "bring it back", chat_go, 1},
+    {"retry", NULL, "another answer to the last message", chat_retry, 0},
+    {"save", "FILE", "the conversation as a session", chat_file, 1},
+    {"load", "FILE", "go on with one", chat_file, 0},
+    {"fork", "[N]", "go on in a copy; with N, back to branch N", chat_fork, 0},
+    {"system", "[TEXT]", "show the system prompt; with TEXT, begin anew with this one", chat_system, 0},
+    {"new", NULL, "begin anew with the same system prompt", chat_new, 0},
+    {"think", "on|off", "think before answering", chat_think, 0},
+    {"forget", NULL, "drop the oldest turns to make room", chat_forget, 0},
+    {"stats", NULL, "what every turn cost", chat_stats, 0},
+    {"help", NULL, "this list", chat_help, 0},
+    {"quit", NULL, "or Ctrl-D", chat_quit, 0},
+    {"exit", NULL, NULL, chat_quit, 0},
+    {"bye", NULL, NULL, chat_quit, 0},
+    {"clear", NULL, NULL, chat_new, 0},
+    {"regen", NULL, NULL, chat_retry, 0},
+    {"set", NULL, NULL, chat_set, 0},
+    {"?", NULL, NULL, chat_help, 0},
 };
 enum { N_COMMANDS = sizeof commands / sizeof *commands };
 
-static int chat_help(Chat *c, const char *rest, char *err) {
-    (void)c, (void)rest, (void)err;
+static int chat_help(Chat *c) {
+    (void)c;
     for (int i = 0; i < N_COMMANDS; i++) {
         char left[32];
+        if (!commands[i].help) continue;
         snprintf(left, sizeof left, "%s %s", commands[i].name,
                  commands[i].arg ? commands[i].arg : "");
-        if (commands[i].help) fprintf(stderr, "/%-16s %s\n", left, commands[i].help);
+        fprintf(stderr, "/%-16s %s\n", left, commands[i].help);
     }
     fprintf(stderr, "Several lines: end one with \\, or Alt-Enter, or paste.\n"
                     "// begins a message with /. Ctrl-R searches, Tab completes.\n"
@@ -13655,16 +13621,16 @@ static int suggest_file(void *user, const Entry *e) {
     const char *name = e->name;
     const size_t n = strlen(f->begin);
     for (const char *c = name; *c; c++) if ((unsigned char)*c < 32 || *c == 127) return 0;
-    if (strncmp(name, f->begin, n) || (*name == '.' && !n) || !strcmp(name, ".")
-        || !strcmp(name, "..")) return 0;
-    text_put(f->list, f->folder, strlen(f->folder));
-    text_put(f->list, name, strlen(name));
+    if (strncmp(name, f->begin, n) || (*name == '.' && !n)) return 0;
+    if (!strcmp(name, ".") || !strcmp(name, "..")) return 0;
+    text_puts(f->list, f->folder);
+    text_puts(f->list, name);
     text_puts(f->list, e->is_folder ? "/\n" : "\n");
     return 0;
 }
 static void suggest_files(const char *typed, Text *list) {
-    char folder[PATH_LEN] = "";
-    const char *slash = strrchr(typed, '/'), *begin = slash ? slash + 1 : typed;
+    char folder[PATH_LEN];
+    const char *begin = base_name(typed);
     snprintf(folder, sizeof folder, "%.*s", (int)(begin - typed), typed);
     each_entry(*folder ? folder : ".", suggest_file, &(Files){list, folder, begin});
 }
@@ -13695,56 +13661,50 @@ static void chat_keep(Chat *c, int stopped) {
     if (is_long) said->n = 0;
 }
 
-static int chat_command(Chat *c, const char *line, char *err) { /* a line that begins with / */
-    const size_t n = strcspn(line + 1, " \t\r\n");
-    c->rest.n = 0;
-    text_put(&c->rest, line + 1 + n, strlen(line + 1 + n));
-    if (c->rest.bad) return fail(err, GLA_MEMORY, "no memory for a command");
-    char *rest = c->rest.s + strspn(c->rest.s, " \t\r\n");
-    for (size_t end = strlen(rest); end && strchr(" \t\r\n", rest[end - 1]);) rest[--end] = 0;
-    if (c->interactive) forget_ctrl_c();
-    for (int i = 0; i < N_COMMANDS; i++)
-        if (!strncmp(commands[i].name, line + 1, n) && !commands[i].name[n])
-            return commands[i].run(c, rest, err);
+static int chat_command(Chat *c, const char *line) { /* that begins with / */
+    const size_t n = strcspn(++line, " \t\r\n");
     char end[80], typed[WORD_LEN + 1];
     Near near = {.what = typed};
-    snprintf(typed, sizeof typed, "%.*s", (int)n, line + 1);
-    for (int i = 0; i < N_COMMANDS; i++)
+    c->line.n = 0;
+    text_puts(&c->line, line + n + strspn(line + n, " \t\r\n"));
+    if (c->line.bad) return fail(c->err, GLA_MEMORY, "no memory for a command");
+    for (char *s = c->line.s; c->line.n && strchr(" \t\r\n", s[c->line.n - 1]);) s[--c->line.n] = 0;
+    c->rest = c->line.s;
+    if (c->interactive) forget_ctrl_c();
+    snprintf(typed, sizeof typed, "%.*s", (int)n, line);
+    for (int i = 0; i < N_COMMANDS; i++) {
+        c->by = commands[i].by;
+        if (!strncmp(commands[i].name, line, n) && !commands[i].name[n]) return commands[i].run(c);
         if (commands[i].help) near_word(&near, commands[i].name, WORD_LEN, NULL);
-    return fail(err, GLA_INPUT, "no command /%s%s /help lists them, // begins a message with /",
+    }
+    return fail(c->err, GLA_INPUT, "no command /%s%s /help lists them, // begins a message with /",
                 typed, *meant(end, &near, "/") ? end : ";");
 }
 
 /* Messages and commands, until the input or somebody ends it. A command that fails ends nothing,
  * nor does a message on a terminal, as long as there is somewhere to write. In a script one that
  * cannot be said ends it: what follows builds on it. */
-static int chat_loop(Chat *c, char *err) {
+static int chat_loop(Chat *c) {
     Text *said = &c->editor.text;
     int code = GLA_OK, end = 0;
     while (!end && !interrupted && !code) {
         if (c->interactive ? !edit(&c->editor) : !read_message(said, stdin) || interrupted) break;
         if (said->bad || said->n > TEXT_MAX)
-            return fail(err, GLA_INPUT, "a message of more than %d MB", TEXT_MAX >> 20);
+            return fail(c->err, GLA_INPUT, "a message of more than %d MB", TEXT_MAX >> 20);
         if (!said->s || strspn(said->s, " \t\r\n") >= said->n) continue;
-        const int command = said->s[0] == '/' && said->s[1] != '/';
-        int kept = 0;
-        if (command) {
-            code = chat_command(c, said->s, err);
-            end = code == 1;
-        } else {
-            const size_t skip = said->s[0] == '/';
-            code = chat_turn(c, &(Text){.s = said->s + skip, .n = said->n - skip}, err);
-            kept = c->interactive && code != 0 && !c->bad; /* not said */
-        }
+        const int command = said->s[0] == '/' && said->s[1] != '/', skip = said->s[0] == '/';
+        if (command) code = chat_command(c, said->s);
+        else code = chat_turn(c, &(Text){.s = said->s + skip, .n = said->n - (size_t)skip});
+        const int kept = !command && c->interactive && code && !c->bad; /* not said */
         const int stopped = code > 0;
+        end = command && code == 1;
         if (stopped) code = GLA_OK;
         if (code && (command || c->interactive) && !c->bad) {
-            complain(err);
+            complain(c->err);
             c->failed |= !c->interactive;
             code = GLA_OK;
         }
-        /* it has stopped what was going on */
-        if (c->interactive) forget_ctrl_c();
+        if (c->interactive) forget_ctrl_c(); /* it has stopped what was going on */
         if (kept && !interrupted) chat_keep(c, stopped);
         else said->n = 0;
     }
@@ -13759,18 +13719,17 @@ static void print_template(const Options *o, const GlaModel *m) { /* how message
         : "plain text, \"User: ... Assistant: ...\"";
     if (!name) complain(err);
     else if (known == 1) note(o, "chat template %s\n", name);
-    else if (known)
-        note(o, "the chat template of this file is not known here: messages are written as %s\n",
-             what);
-    else note(o, "the file has no chat template: messages are written as %s\n", what);
+    else note(o, "%s: messages are written as %s\n",
+              known ? "the chat template of this file is not known here"
+              : "the file has no chat template", what);
 }
 
 /* How the turns are written, and what was asked for in vain. */
 static void print_greeting(const Chat *c) {
-    const GlaChat *chat = c->branch[c->now].chat;
     int in_vain = 0;
-    print_template(c->o, c->branch[c->now].s->m);
-    for (int i = O_THINK; i <= O_HIDE && !gla_chat_may_think(chat); i++)
+    print_state_size(c->job);
+    print_template(c->o, c->job->m);
+    for (int i = O_THINK; i <= O_HIDE && !gla_chat_may_think(c->b->chat); i++)
         if (given(c->o, i))
             note(c->o, "%s--%s", in_vain++ ? ", "
                  : "this model has no way to think; without effect: ", options[i].name);
@@ -13778,61 +13737,63 @@ static void print_greeting(const Chat *c) {
     if (c->interactive) note(c->o, "/help lists the commands\n");
 }
 
-static int mode_chat(Job *job) {
-    const Options *o = job->o;
-    const GlaModel *m = job->m;
-    GlaState *s = job->s;
-    char *err = job->err;
-    Chat c = {.o = o, .seed = start_seed(o), .load_s = job->load_s, .n_branches = 1};
-    GlaChat **chat = &c.branch[0].chat;
-    Text t = {0};
-    Messages told = {0};
-    GlaInfo info;
-    const int once = is_once(o);
-    c.branch[0].s = s;
-    loose_ends.terminal = &c.editor.terminal;
-    c.editor.suggest = suggest;
-    c.interactive = !once && is_terminal(stdin) && is_terminal(stderr);
-    gla_info(m, &info);
-    start_sampler(&c.p, o, m, c.seed);
-    GlaChatSettings how = chat_settings(&c, text_of(o, O_SYSTEM));
-    int code = text_of(o, O_SAVE) ? can_save(text_of(o, O_SAVE), err) : GLA_OK;
-    if (!code && text_of(o, O_MESSAGES)) code = get_messages(&told, text_of(o, O_MESSAGES), err);
-    /* the last one is said below */
-    if (told.n) how.messages = told.messages, how.n_messages = told.n - 1;
-    if (!code) code = gla_chat_new(chat, s, &how, err);
-    if (!code && text_of(o, O_LOAD) && !(code = gla_chat_load(*chat, &c.p, text_of(o, O_LOAD),
-        err))) {
-        c.branch[0].loaded = 1;
-        if (text_of(o, O_SYSTEM))
+/* A conversation, with what was said before: in messages, of which the last one is said below, or
+ * in a session. */
+static void chat_open(Chat *c, Messages *told) {
+    const Options *o = c->o;
+    Job *job = c->job;
+    GlaChatSettings how = chat_settings(o, text_of(o, O_SYSTEM));
+    if (given(o, O_MESSAGES)) *told = get_messages(text_of(o, O_MESSAGES));
+    how.messages = told->messages;
+    how.n_messages = told->n - (told->n > 0);
+    must(gla_chat_new(&c->b->chat, job->s, &how, c->err), c->err);
+    if (given(o, O_LOAD)) {
+        must(gla_chat_load(c->b->chat, &job->sampler, text_of(o, O_LOAD), c->err), c->err);
+        c->b->loaded = 1;
+        if (given(o, O_SYSTEM))
             note(o, "the session goes on with its own system prompt; "
                     "/new begins one with that of -y\n");
     }
-    if (!code && given(o, O_SEED)) c.p.rng = whole_of(o, O_SEED);
-    const int begun = !code;
-    if (begun) {
-        print_state_size(o, &info, s);
-        print_greeting(&c);
-        if (c.interactive) catch_interrupt(COUNT);
-    }
-    if (begun && told.n) text_put(&t, told.messages[told.n - 1].text, told.messages[told.n - 1].n);
-    else if (begun && once) code = get_text(o, &t, err);
-    if (begun && once && !code) code = chat_turn(&c, &t, err) < 0;
-    else if (begun) code = chat_loop(&c, err);
+    if (given(o, O_SEED)) job->sampler.rng = (uint64_t)whole_of(o, O_SEED);
+}
+
+static int chat_once(Chat *c, const Messages *told) {
+    const GlaMessage *last = told->n ? &told->messages[told->n - 1] : NULL;
+    Text t = {0};
+    if (last) text_put(&t, last->text, last->n);
+    else t = get_text(c->o);
+    const int failed = chat_turn(c, &t) < 0;
+    text_free(&t);
+    return failed;
+}
+
+static int mode_chat(Job *job) {
+    const Options *o = job->o;
+    Chat c = {.job = job, .o = o, .err = job->err, .n_branches = 1};
+    Messages told = {0};
+    c.b = c.branch;
+    c.b->s = job->s;
+    loose_ends.terminal = &c.editor.terminal;
+    c.editor.suggest = suggest;
+    c.interactive = !is_once(o) && is_terminal(stdin) && is_terminal(stderr);
+    chat_open(&c, &told);
+    print_greeting(&c);
+    if (c.interactive) catch_interrupt(COUNT);
+    int code = is_once(o) ? chat_once(&c, &told) : chat_loop(&c);
     terminal_normal(&c.editor.terminal);
     loose_ends.terminal = NULL;
     const int cut_short = by_signal();
     /* also after an error: what was said until then is not lost */
-    if (begun && text_of(o, O_SAVE)) {
+    if (given(o, O_SAVE)) {
         char why[GLA_ERR] = "";
         catch_interrupt(HOLD);
-        int saved = gla_chat_save(c.branch[c.now].chat, &c.p, text_of(o, O_SAVE), code ? why : err);
+        int saved = gla_chat_save(c.b->chat, &job->sampler, text_of(o, O_SAVE), code ? why : c.err);
         if (code && saved) complain(why);
         if (!code) code = saved;
     }
     if (c.n_cost && !code && !o->quiet) {
-        fprintf(stderr, "%d answer%s | seed %llu\n", c.n_cost, plural(c.n_cost),
-                (unsigned long long)c.seed);
+        fprintf(stderr, "%s | seed %llu\n", N_OF((int64_t)c.n_cost, "answer"),
+                (unsigned long long)job->seed);
         print_evaluated(&c);
         fputs("\n", stderr);
     }
@@ -13842,116 +13803,74 @@ static int mode_chat(Job *job) {
     }
     edit_free(&c.editor);
     free_messages(&told);
-    gla_free(t.s), free(c.cost), gla_free(c.rest.s);
-    return code ? complain(err) : cut_short ? cut_short : c.failed;
+    text_free(&c.line);
+    gla_free(c.cost);
+    if (code) complain(c.err);
+    return code ? 1 : cut_short ? cut_short : c.failed;
 }
 
 /* -- logits, perplexity: every position's logits, a few rows at a time -- */
 
-typedef int (*RowFn)(void *user, const float *logits, int64_t i);
-static int each_logits(GlaState *s, const int32_t *ids, int64_t n, RowFn row, void *user,
-                       char *err) {
-    int64_t vocab = s->m->config.vocab_size,
-        step = max64(1, min64(s->batch, (64 << 20) / (vocab * (int64_t)sizeof(float))));
-    float *logits = malloc((size_t)step * (size_t)vocab * sizeof(float));
-    int code = logits ? GLA_OK : fail(err, GLA_MEMORY, "no memory for %lld rows of logits",
-                                      (long long)step);
-    /* the whole text, not the first run that does not fit */
-    if (!code) code = check_room(s, n, err);
+typedef void (*RowFn)(void *user, const float *logits, int64_t i);
+static void each_logits(const Job *job, const int32_t *ids, int64_t n, RowFn row, void *user) {
+    GlaState *s = job->s;
+    char *err = job->err;
+    const int64_t vocab = s->m->config.vocab_size, row_bytes = vocab * (int64_t)sizeof(float);
+    const int64_t step = max64(1, min64(s->batch, (64 << 20) / row_bytes));
+    float *logits = malloc((size_t)(step * row_bytes));
+    must(check_room(s, n, err), err); /* the whole text, not the first run that does not fit */
+    if (!logits) give_up("no memory for %lld rows of logits", (long long)step);
     s->team.stop = &interrupted; /* the state is of no use to anybody then */
-    for (int64_t i = 0; i < n && !code; i += step) {
+    for (int64_t i = 0; i < n && !interrupted; i += step) {
         int64_t now = min64(step, n - i);
-        code = gla_eval(s, ids + i, now, logits, now, err);
-        for (int64_t j = 0; j < now && !code; j++) code = row(user, logits + j * vocab, i + j);
-        if (interrupted && (!code || code == GLA_DONE_CALLER))
-            code = fail(err, GLA_DONE_CALLER, "interrupted at token %lld of %lld",
-                        (long long)gla_state_pos(s), (long long)n);
+        const int code = gla_eval(s, ids + i, now, logits, now, err);
+        must(code, err);
+        for (int64_t j = 0; j < now && !code; j++) row(user, logits + j * vocab, i + j);
     }
     s->team.stop = NULL;
     free(logits);
-    return code;
+    if (!interrupted) return;
+    end_program(by_signal(), "interrupted at token %lld of %lld", (long long)gla_state_pos(s),
+                (long long)n);
 }
 
 typedef struct { FILE *f; size_t vocab; } LogitsOut;
-static int write_row(void *user, const float *logits, int64_t i) {
+static void write_row(void *user, const float *logits, int64_t i) {
     LogitsOut *out = user;
     (void)i;
     /* failures are seen when the file is committed */
     fwrite(logits, sizeof(float), out->vocab, out->f);
-    return GLA_OK;
 }
 
 static int mode_logits(Job *job) {
-    const Options *o = job->o;
+    const char *path = text_of(job->o, O_OUT);
     const Ids *ids = &job->ids;
-    GlaState *s = job->s;
-    char *err = job->err;
-    Temporary temporary;
+    Temporary temporary = "";
     Ids all = {NULL, 0, 0}; /* for the session: what the loaded one holds, and these */
     LogitsOut out = {NULL, (size_t)job->m->config.vocab_size};
-    int code = text_of(o, O_SAVE) ? can_save(text_of(o, O_SAVE), err) : GLA_OK;
-    if (!code && text_of(o, O_LOAD)) code = load_session(o, s, NULL, &all, err);
-    if (!code) code = ids_add(&all, ids->id, ids->n, err);
-    *temporary = 0;
-    loose_ends.unfinished = temporary;
+    if (given(job->o, O_LOAD)) load_session(job, NULL, &all);
+    must(ids_add(&all, ids->id, ids->n, job->err), job->err);
+    unfinished = temporary;
     catch_interrupt(END_AT_SECOND);
-    if (!code && !(out.f = open_temporary(temporary, text_of(o, O_OUT), err))) code = GLA_IO;
-    if (code) { loose_ends.unfinished = NULL, ids_free(&all); return complain(err); }
-    wait_read("reading", s, ids->n);
-    code = each_logits(s, ids->id, ids->n, write_row, &out, err);
+    if (!(out.f = open_temporary(temporary, path, job->err))) give_up("%s", job->err);
+    wait_read("reading", job->s, ids->n);
+    each_logits(job, ids->id, ids->n, write_row, &out);
     wait_end();
-    loose_ends.unfinished = NULL;
-    code = code ? drop_file(out.f, temporary, code)
-        : commit_file(out.f, temporary, text_of(o, O_OUT), err);
-    if (!code && text_of(o, O_SAVE)) code = save_session(o, s, NULL, &all, err);
+    unfinished = NULL;
+    must(commit_file(out.f, temporary, path, job->err), job->err);
+    save_session(job, NULL, &all);
     ids_free(&all);
-    return code ? complain(err), code == GLA_DONE_CALLER ? by_signal() : 1 : 0;
-}
-
-/* What a program is told about a model or a text: a line "key value" each, or one JSON object. */
-typedef struct { Text t; int json; } Facts;
-static void fact_key(Facts *f, const char *key) {
-    if (!f->json) text_printf(&f->t, "%s ", key);
-    else text_printf(&f->t, f->t.n ? ",\"%s\":" : "{\"%s\":", key);
-}
-/* a line remains one, whatever the file says */
-static void fact_text(Facts *f, const char *key, const char *value) {
-    const size_t n = strlen(value);
-    fact_key(f, key);
-    if (f->json) text_json(&f->t, value, n);
-    for (size_t at = 0, len; at < n && !f->json; at += len) {
-        char out[VISIBLE];
-        text_put(&f->t, out, visible(out, value + at, n - at, &len));
-    }
-    if (!f->json) text_put(&f->t, "\n", 1);
-}
-static void fact_real(Facts *f, const char *key, const char *fmt, double v) {
-    char number[64];
-    fact_key(f, key);
-    snprintf(number, sizeof number, fmt, v);
-    text_printf(&f->t, "%s%s", f->json && !isfinite(v) ? "null" : number, f->json ? "" : "\n");
-}
-static void fact_whole(Facts *f, const char *key, uint64_t v) {
-    fact_key(f, key);
-    text_printf(&f->t, "%llu%s", (unsigned long long)v, f->json ? "" : "\n");
-}
-static int print_facts(Facts *f) {
-    if (f->json) text_put(&f->t, "}\n", 2);
-    const int bad = f->t.bad;
-    if (!bad) fwrite(f->t.s, 1, f->t.n, stdout);
-    gla_free(f->t.s);
-    return bad ? complain("no memory for the answer") : 0;
+    return 0;
 }
 
 /* -log softmax(logits)[next id], natural logarithm. Row i is that of window[i]; what was scored
  * before is not scored again. */
 typedef struct { const int32_t *window; int64_t n, scored, vocab; double nll; } Loss;
-static int add_loss(void *user, const float *logits, int64_t i) {
+static void add_loss(void *user, const float *logits, int64_t i) {
     Loss *l = user;
-    if (i + 1 >= l->n || i + 1 < l->scored) return GLA_OK;
+    if (i + 1 >= l->n || i + 1 < l->scored) return;
     double top, sum = log_sum(logits, l->vocab, &top);
     l->nll += top + sum - logits[l->window[i + 1]];
-    return GLA_OK;
 }
 
 /* How a text is cut for its perplexity. Without softmax layers, or where their context holds the
@@ -13965,22 +13884,20 @@ static int mode_perplexity(Job *job) {
         && ids->id[0] == v->bos;
     int64_t window = gla_state_ctx(job->s) ? min64(n, gla_state_ctx(job->s)) : n, at = 0, end = 0;
     Loss loss = {.vocab = job->m->config.vocab_size};
-    Facts f = {.json = (int)whole_of(job->o, O_JSON)};
-    if (n < 2) return complain("perplexity needs a text of at least two tokens (-f FILE)");
+    Facts f = {.json = given(job->o, O_JSON)};
+    if (n < 2) give_up("perplexity needs a text of at least two tokens (-f FILE)");
     if (limit) window = min64(window, limit);
-    if (window < min64(n, 8)) return complain("perplexity needs a context of at least 8 (-c)");
+    if (window < min64(n, 8)) give_up("perplexity needs a context of at least 8 (-c)");
     const int64_t stride = window < n ? (window - head) / 2 : window;
     int32_t *read = malloc((size_t)window * sizeof *read);
-    int code = read ? GLA_OK : fail(job->err, GLA_MEMORY, "no memory for %lld token ids",
-                                    (long long)window);
+    if (!read) give_up("no memory for the token ids");
     if (window == n) note(job->o, "the text is one window of %lld tokens\n", (long long)n);
     else note(job->o, "windows of %lld tokens, each %lld behind the last: "
                       "no token is predicted from fewer than %lld before it\n",
               (long long)window, (long long)stride, (long long)(window - stride));
     catch_interrupt(END_AT_SECOND);
-    wait_read("reading", job->s,
-               n + (n - window + stride - 1) / stride * (window - stride));
-    for (; end < n && !code; at += stride) {
+    wait_read("reading", job->s, n + (n - window + stride - 1) / stride * (window - stride));
+    for (; end < n; at += stride) {
         /* more: the begin token, in front of what is from the text */
         const int64_t from = at ? at + head : 0, more = at ? head : 0;
         loss.window = read;
@@ -13990,72 +13907,74 @@ static int mode_perplexity(Job *job) {
         if (more) read[0] = ids->id[0];
         memcpy(read + more, ids->id + from, (size_t)(loss.n - more) * sizeof *read);
         gla_state_reset(job->s);
-        code = each_logits(job->s, read, loss.n, add_loss, &loss, job->err);
+        each_logits(job, read, loss.n, add_loss, &loss);
     }
     wait_end();
     free(read);
-    if (code) return complain(job->err), code == GLA_DONE_CALLER ? by_signal() : 1;
     const double mean = loss.nll / (double)(n - 1);
     if (!isfinite(mean))
-        return complain("what the model computes is not a number; its file is damaged, "
-                        "or was converted wrongly");
-    fact_whole(&f, "tokens", (uint64_t)n - 1);
-    fact_real(&f, "nll", "%.6f", mean);
-    fact_real(&f, "perplexity", "%.4f", exp(mean));
-    fact_whole(&f, "window", (uint64_t)window);
-    fact_whole(&f, "stride", (uint64_t)stride);
-    return print_facts(&f);
+        give_up("what the model computes is not a number; its file is damaged, "
+                "or was converted wrongly");
+    fact(&f, "tokens", "%lld", (long long)n - 1);
+    fact(&f, "nll", "%.6f", mean);
+    fact(&f, "perplexity", "%.4f", exp(mean));
+    fact(&f, "window", "%lld", (long long)window);
+    fact(&f, "stride", "%lld", (long long)stride);
+    print_facts(&f);
+    return 0;
 }
 
 /* -- tokenize, info, bench -- */
 
 /* as a chat begins with these */
-static int get_message_ids(const Options *o, Ids *ids, const GlaModel *m, char *err) {
-    Messages told;
-    const int think = whole_of(o, O_THINK) ? 1 : whole_of(o, O_NO_THINK) ? 0 : -1;
-    int code = get_messages(&told, text_of(o, O_MESSAGES), err);
-    if (!code) {
-        const int64_t n = gla_render(m, told.messages, told.n, think, NULL, 0, err);
-        int32_t *made = n > 0 ? malloc((size_t)n * sizeof *made) : NULL;
-        if (n > 0 && !made)
-            code = fail(err, GLA_MEMORY, "no memory for %lld token ids", (long long)n);
-        if (made) gla_render(m, told.messages, told.n, think, made, n, err);
-        if (made) code = ids_add(ids, made, n, err);
-        if (n < 0) code = (int)n;
-        if (!code) print_template(o, m);
-        free(made);
+static void get_message_ids(const Job *job, Ids *ids) {
+    Messages told = get_messages(text_of(job->o, O_MESSAGES));
+    for (int64_t n = 0, again = 0; again < 2; again++) { /* first, how many they are */
+        n = gla_render(job->m, told.messages, told.n, think_how(job->o), ids->id, n, job->err);
+        must((int)min64(n, 0), job->err);
+        ids->id = ids->id ? ids->id : gla_alloc((size_t)n * sizeof *ids->id);
+        if (!ids->id) give_up("no memory for the token ids");
+        ids->n = n;
     }
+    print_template(job->o, job->m);
     free_messages(&told);
-    return code;
+}
+
+/* What the ids say, a long token in pieces. */
+static Text text_of_ids(const Ids *ids, const GlaModel *m) {
+    Text t = {0};
+    for (int64_t i = 0; i < ids->n; i++) {
+        char piece[PIECE];
+        const int flags = GLA_SPECIAL | (i ? 0 : GLA_FIRST);
+        for (size_t from = 0, n = 1; from < n; from += PIECE) {
+            n = piece_part(m->vocab, ids->id[i], flags, from, piece, PIECE);
+            if (n > from) text_put(&t, piece, n - from < PIECE ? n - from : PIECE);
+        }
+    }
+    if (t.bad) give_up("no memory for the text");
+    return t;
 }
 
 static int mode_tokenize(Job *job) {
     const Options *o = job->o;
-    GlaModel *m = job->m;
-    char *err = job->err;
+    const GlaModel *m = job->m;
     Text t = {0};
     Ids ids = {NULL, 0, 0};
-    const char *from_ids = text_of(o, O_IDS), *from_messages = text_of(o, O_MESSAGES);
-    int code = from_ids ? get_ids(&ids, from_ids, m, err) : from_messages ? GLA_OK
-        : get_text(o, &t, err);
-    if (!code) code = need_vocabulary(m, err);
-    if (!code && from_messages) code = get_message_ids(o, &ids, m, err);
-    else if (!code && !from_ids) code = ids_encode(&ids, m, t.s, t.n, GLA_BOS | GLA_SPECIAL, err);
-    for (int64_t i = 0; i < ids.n && !code; i++) {
-        char piece[PIECE];
-        if (text_of(o, O_IDS))
-            for (size_t from = 0, n = 1; from < n; from += PIECE) {
-                n = piece_part(m->vocab, ids.id[i], GLA_SPECIAL | (i ? 0 : GLA_FIRST), from, piece,
-                               PIECE);
-                if (n > from) text_put(&t, piece, n - from < PIECE ? n - from : PIECE);
-            }
-        else printf("%s%d", i ? " " : "", ids.id[i]);
+    if (given(o, O_IDS)) get_ids(&ids, text_of(o, O_IDS), m);
+    else if (!given(o, O_MESSAGES)) t = get_text(o);
+    must(need_vocabulary(m, job->err), job->err);
+    if (given(o, O_IDS)) {
+        t = text_of_ids(&ids, m);
+        if (t.n) write_text(stdout, t.s, t.n);
+    } else {
+        if (given(o, O_MESSAGES)) get_message_ids(job, &ids);
+        else must(ids_encode(&ids, m, t.s, t.n, GLA_BOS | GLA_SPECIAL, job->err), job->err);
+        for (int64_t i = 0; i < ids.n; i++) printf("%s%d", i ? " " : "", ids.id[i]);
     }
-    if (!code && given(o, O_IDS) && t.bad) code = fail(err, GLA_MEMORY, "no memory for the text");
-    if (!code && given(o, O_IDS) && t.n) write_text(stdout, t.s, t.n);
-    if (!code) putchar('\n');
-    gla_free(t.s), ids_free(&ids);
-    return code ? complain(err) : 0;
+    putchar('\n');
+    text_free(&t);
+    ids_free(&ids);
+    return 0;
 }
 
 static int kv_type(const Options *o) { /* the words are in the order of GLA_KV_F32 ... */
@@ -14064,35 +13983,35 @@ static int kv_type(const Options *o) { /* the words are in the order of GLA_KV_F
 
 static int mode_info(Job *job) {
     const GlaModel *m = job->m;
-    GlaInfo i;
-    Facts f = {.json = (int)whole_of(job->o, O_JSON)};
+    const GlaInfo *i = &job->info;
+    Facts f = {.json = given(job->o, O_JSON)};
     Text list = {0};
     int counts[N_TYPES] = {0};
-    gla_info(m, &i);
     for (uint64_t t = 0; t < m->file.n_tensors; t++) counts[m->file.tensors[t].type]++;
-    fact_text(&f, "architecture", i.architecture);
-    if (*i.name) fact_text(&f, "name", i.name);
-    fact_whole(&f, "parameters", i.parameters);
-    fact_whole(&f, "file_bytes", i.file_bytes);
-    fact_whole(&f, "layers", (uint64_t)i.n_layers);
-    fact_text(&f, "mixers", i.layer_kinds);
-    fact_whole(&f, "dim", (uint64_t)i.dim);
-    fact_whole(&f, "vocabulary", (uint64_t)i.vocab_size);
-    fact_whole(&f, "state_bytes", i.state_bytes);
-    fact_whole(&f, "kv_bytes_per_token", i.kv_bytes_per_token[kv_type(job->o)]);
-    fact_whole(&f, "context", (uint64_t)i.seq_len);
-    text_put(&list, "", 0);
+    text_puts(&list, "");
     for (int t = 0; t < N_TYPES; t++)
         if (counts[t])
             text_printf(&list, "%s%s x %d", list.n ? ", " : "", types[t].name, counts[t]);
+    fact_text(&f, "architecture", i->architecture);
+    if (*i->name) fact_text(&f, "name", i->name);
+    fact(&f, "parameters", "%llu", (unsigned long long)i->parameters);
+    fact(&f, "file_bytes", "%llu", (unsigned long long)i->file_bytes);
+    fact(&f, "layers", "%d", i->n_layers);
+    fact_text(&f, "mixers", i->layer_kinds);
+    fact(&f, "dim", "%d", i->dim);
+    fact(&f, "vocabulary", "%d", i->vocab_size);
+    fact(&f, "state_bytes", "%zu", i->state_bytes);
+    fact(&f, "kv_bytes_per_token", "%zu", i->kv_bytes_per_token[kv_type(job->o)]);
+    fact(&f, "context", "%d", i->seq_len);
     fact_text(&f, "tensor_types", list.bad ? "" : list.s);
-    gla_free(list.s);
-    return print_facts(&f);
+    text_free(&list);
+    print_facts(&f);
+    return 0;
 }
 
 /* The first n positions, as if a text had been read: noise, since memory that nobody wrote is one
  * page of zeros, in the nearest cache. */
-static int fill_cache(GlaState *s, int n, char *err) {
+static void fill_cache(GlaState *s, int n) {
     uint64_t rng = 2;
     for (int i = 0; i < s->m->config.n_layers && n; i++) {
         const Layer *y = &s->m->layers[i];
@@ -14102,14 +14021,14 @@ static int fill_cache(GlaState *s, int n, char *err) {
         size_t nk = (size_t)c.heads * (size_t)c.dk, nv = (size_t)c.heads * (size_t)c.dv;
         float *x = malloc((nk + nv + 1) * sizeof *x);
         double *sums = calloc((size_t)c.sums + 1, sizeof *sums);
-        if (!x || !sums) { free(x), free(sums); return fail(err, GLA_MEMORY, "no memory"); }
+        if (!x || !sums) give_up("no memory");
         for (size_t j = 0; j < nk + nv; j++)
             x[j] = (float)((double)(next_random(&rng) >> 40) * 0x1p-24 - 0.5);
         for (int pos = 0; pos < n; pos++) cache_append(&c, pos, x, x + nk, sums);
-        free(x), free(sums);
+        free(x);
+        free(sums);
     }
     s->pos = n;
-    return GLA_OK;
 }
 
 /* The first run of tokens is cold: it maps every page of the weights and of the memory to work in.
@@ -14117,54 +14036,49 @@ static int fill_cache(GlaState *s, int n, char *err) {
  * figures are those of a program that has been running. */
 static int mode_bench(Job *job) {
     const Options *o = job->o;
+    const GlaInfo *i = &job->info;
     GlaState *s = job->s;
     char *err = job->err;
-    GlaInfo i;
-    Facts f = {.json = (int)whole_of(o, O_JSON)};
+    Facts f = {.json = given(o, O_JSON)};
     const int n = (int)whole_of(o, O_PLEN), steps = (int)min64(whole_of(o, O_STEPS), 1 << 24);
     int32_t *ids = malloc(((size_t)n + 1) * sizeof *ids);
     uint64_t rng = 1;
-    if (!ids) return complain("no memory");
-    gla_info(job->m, &i);
-    for (int j = 0; j < n; j++) ids[j] = (int32_t)(next_random(&rng) % (uint64_t)i.vocab_size);
-    int code = gla_eval(s, ids, min64(n, s->batch), NULL, 0, err);
+    if (!ids) give_up("no memory");
+    for (int j = 0; j < n; j++) ids[j] = (int32_t)(next_random(&rng) % (uint64_t)i->vocab_size);
+    must(gla_eval(s, ids, min64(n, s->batch), NULL, 0, err), err);
     double first_s = now_s() - job->begin;
     gla_state_reset(s);
-    if (!code) code = fill_cache(s, (int)whole_of(o, O_DEPTH), err);
+    fill_cache(s, (int)whole_of(o, O_DEPTH));
     double t0 = now_s();
-    if (!code) code = gla_eval(s, ids, n, NULL, 0, err);
+    must(gla_eval(s, ids, n, NULL, 0, err), err);
     double t1 = now_s();
-    for (int j = 0; j < steps && !code; j++) { /* the ids do not matter to the speed */
-        ids[0] = (int32_t)(next_random(&rng) % (uint64_t)i.vocab_size);
-        code = gla_eval(s, ids, 1, NULL, 0, err);
+    for (int j = 0; j < steps; j++) { /* the ids do not matter to the speed */
+        ids[0] = (int32_t)(next_random(&rng) % (uint64_t)i->vocab_size);
+        must(gla_eval(s, ids, 1, NULL, 0, err), err);
     }
-    double t2 = now_s(), prefill = n / (t1 - t0), decode = steps ? steps / (t2 - t1) : 0;
+    const double prefill = per_second(n, t1 - t0), decode = per_second(steps, now_s() - t1);
     free(ids);
-    if (code) return complain(err);
-    fact_real(&f, "load_s", "%.4f", job->load_s);
-    fact_real(&f, "first_token_s", "%.4f", first_s);
-    fact_real(&f, "prefill_tok_s", "%.2f", prefill);
-    fact_real(&f, "decode_tok_s", "%.2f", decode);
-    fact_real(&f, "decode_GB_s", "%.3f", decode * (double)i.token_bytes / 1e9);
-    fact_real(&f, "prefill_Gop_s", "%.2f", prefill * 2 * (double)i.run_weights / 1e9);
-    fact_whole(&f, "state_bytes", i.state_bytes);
-    fact_whole(&f, "kv_bytes_per_token", i.kv_bytes_per_token[s->kv_type]);
-    fact_whole(&f, "rss_bytes", resident_bytes());
-    fact_whole(&f, "threads", (uint64_t)s->team.n_threads);
-    fact_text(&f, "kernel", i.kernel);
+    fact(&f, "load_s", "%.4f", job->load_s);
+    fact(&f, "first_token_s", "%.4f", first_s);
+    fact(&f, "prefill_tok_s", "%.2f", prefill);
+    fact(&f, "decode_tok_s", "%.2f", decode);
+    fact(&f, "decode_GB_s", "%.3f", decode * (double)i->token_bytes / 1e9);
+    fact(&f, "prefill_Gop_s", "%.2f", prefill * 2 * (double)i->run_weights / 1e9);
+    fact(&f, "state_bytes", "%zu", i->state_bytes);
+    fact(&f, "kv_bytes_per_token", "%zu", i->kv_bytes_per_token[s->kv_type]);
+    fact(&f, "rss_bytes", "%llu", (unsigned long long)resident_bytes());
+    fact(&f, "threads", "%d", s->team.n_threads);
+    fact_text(&f, "kernel", i->kernel);
     fact_text(&f, "kv", kv_names[s->kv_type]);
-    fact_whole(&f, "fast", (uint64_t)s->team.fast);
-    return print_facts(&f);
+    fact(&f, "fast", "%d", s->team.fast);
+    print_facts(&f);
+    return 0;
 }
 
 /* -- pages: from the rows of options and commands -- */
 
-static void print_help(void) {
-    printf("usage: %s MODEL [options]      MODEL: a GGUF file\n\n", invoked);
-    print_options(&syntax, 30, 100);
-    printf("\nThe result goes to standard output, everything else to standard error.\n"
-           "Exit: 0 done, 1 failed, 2 misused, 128 + the signal that ended it (Ctrl-C: 130).\n");
-}
+#define EACH_OPTION(p) /* that is shown */ \
+    for (const Option *p = options; p < options + N_OPTIONS; p++) if (p->help)
 
 /* for troff: a minus is none of its hyphens, a backslash none of its commands */
 static void put_man(const char *s) {
@@ -14173,6 +14087,13 @@ static void put_man(const char *s) {
         putchar(*s == '\\' ? 'e' : *s);
     }
 }
+static void put_man_row(const char *arg, const char *help) { /* behind its name */
+    printf("\\fR");
+    if (arg) printf(" \\fI%s\\fR", arg);
+    printf("\n");
+    put_man(help);
+    printf("\n");
+}
 
 /* The two lists of the man page; the rest of it is written by hand. */
 static void print_man(void) {
@@ -14180,58 +14101,49 @@ static void print_man(void) {
     printf(".SH CHAT COMMANDS\n");
     for (int i = 0; i < N_COMMANDS; i++) {
         if (!commands[i].help) continue;
-        printf(".TP\n\\fB/%s\\fR", commands[i].name);
-        if (commands[i].arg) printf(" \\fI%s\\fR", commands[i].arg);
-        printf("\n");
-        put_man(commands[i].help);
-        printf("\n");
+        printf(".TP\n\\fB/%s", commands[i].name);
+        put_man_row(commands[i].arg, commands[i].help);
     }
-    printf(".SH OPTIONS\nAn option that the mode has no use for is an error. Those that change no result (\\fB\\-j\\fR, \\fB\\-c\\fR, "
-           "\\fB\\-b\\fR) and \\fB\\-z\\fR, \\fB\\-\\-pre\\fR, \\fB\\-\\-kv\\fR, \\fB\\-\\-fast\\fR, "
-           "\\fB\\-\\-quiet\\fR go with every mode.\n");
-    for (const Option *p = options; p < options + N_OPTIONS; p++) {
-        if (!p->help) continue;
+    printf(".SH OPTIONS\n"
+           "An option that the mode has no use for is an error. Those that change no result "
+           "(\\fB\\-j\\fR, \\fB\\-c\\fR, \\fB\\-b\\fR) and \\fB\\-z\\fR, \\fB\\-\\-pre\\fR, "
+           "\\fB\\-\\-kv\\fR, \\fB\\-\\-fast\\fR, \\fB\\-\\-quiet\\fR go with every mode.\n");
+    EACH_OPTION(p) {
         printf(".TP\n");
         if (p->letter) printf("\\fB\\-%c\\fR, ", p->letter);
         printf("\\fB\\-\\-");
         put_man(p->name);
-        printf("\\fR");
-        if (p->value) printf(" \\fI%s\\fR", p->value);
-        printf("\n");
-        put_man(option_help(&help, p, 1));
-        printf("\n");
+        put_man_row(p->value, option_help(&help, p, 1));
     }
-    gla_free(help.s);
+    text_free(&help);
 }
 
-static int is_file_name(const Option *p) {
-    return p->value && (!strcmp(p->value, "FILE") || !strcmp(p->value, "DIR"));
+static void put_names(const char *before, const Option *p) {
+    if (p->letter) printf("%s-%c | --%s", before, p->letter, p->name);
+    else printf("%s--%s", before, p->name);
 }
 
 static void print_bash(void) {
-    int first = 1;
+    const char *between = "        ";
     printf("# bash completion for gla, printed by gla --completion bash\n"
            "_gla() {\n"
-           "    local cur=${COMP_WORDS[COMP_CWORD]} prev=${COMP_WORDS[COMP_CWORD - 1]} words= kind=-f\n"
+           "    local cur=${COMP_WORDS[COMP_CWORD]} prev=${COMP_WORDS[COMP_CWORD - 1]} "
+           "words= kind=-f\n"
            "    case $prev in\n");
-    for (const Option *p = options; p < options + N_OPTIONS; p++)
-        if (!p->help) continue;
-        else if (p->words && p->letter)
-            printf("        -%c | --%s) words='%s' ;;\n", p->letter, p->name, p->words);
-        else if (p->words) printf("        --%s) words='%s' ;;\n", p->name, p->words);
-        else if (p->value && !strcmp(p->value, "DIR"))
-            printf("        --%s) kind=-d ;;\n", p->name);
-    printf("        ");
-    for (const Option *p = options; p < options + N_OPTIONS; p++) {
-        if (!p->value || p->words || is_file_name(p)) continue;
-        if (p->letter) printf("%s-%c", first ? "" : " | ", p->letter);
-        printf("%s--%s", first && !p->letter ? "" : " | ", p->name);
-        first = 0;
+    EACH_OPTION(p) {
+        if (!p->words && !(p->file & FOLDER)) continue;
+        put_names("        ", p);
+        if (p->words) printf(") words='%s' ;;\n", p->words);
+        else printf(") kind=-d ;;\n");
+    }
+    EACH_OPTION(p) {
+        if (!p->value || p->words || p->file) continue;
+        put_names(between, p);
+        between = " | ";
     }
     printf(") return ;; # texts and numbers\n"
            "        *) [[ $cur == -* ]] && words='");
-    for (const Option *p = options; p < options + N_OPTIONS; p++)
-        if (p->help) printf("%s--%s", p > options ? " " : "", p->name);
+    EACH_OPTION(p) printf(" --%s", p->name);
     printf("' ;;\n"
            "    esac\n"
            "    if [[ $words ]]; then mapfile -t COMPREPLY < <(compgen -W \"$words\" -- \"$cur\")\n"
@@ -14243,25 +14155,42 @@ static void print_bash(void) {
 static void print_zsh(void) {
     Text help = {0};
     printf("#compdef gla\n# printed by gla --completion zsh\n_arguments -s -S");
-    for (const Option *p = options; p < options + N_OPTIONS; p++) {
-        const char *const many = p->kind == IS_TEXTS ? "*" : "",
-            *const is = p->value ? "=" : "";
-        if (!p->help) continue;
+    EACH_OPTION(p) {
+        const char *const many = p->kind == IS_TEXTS ? "*" : "", *const is = p->value ? "=" : "";
         if (p->letter)
             printf(" \\\n    '(-%c --%s)'{-%c%s,--%s%s}'[", p->letter, p->name, p->letter,
                    p->value ? "+" : "", p->name, is);
         else printf(" \\\n    '%s--%s%s[", many, p->name, is);
         for (const char *s = option_help(&help, p, 0); *s; s++)
-            printf(*s == '\'' ? "'\\''" : *s == ':' || *s == ']' || *s == '[' ? "\\%c" : "%c", *s);
+            printf(*s == '\'' ? "'\\''" : strchr(":[]", *s) ? "\\%c" : "%c", *s);
         printf("]");
         if (p->value) printf(":%s:", p->value);
         if (p->words) printf("(%s)", p->words);
-        else if (is_file_name(p)) printf(*p->value == 'D' ? "_files -/" : "_files");
+        else if (p->file) printf(p->file & FOLDER ? "_files -/" : "_files");
         else if (p->value) printf(" ");
         printf("'");
     }
     printf(" \\\n    '1:model:_files'\n");
-    gla_free(help.s);
+    text_free(&help);
+}
+
+/* What is printed without a model; 0: nothing was asked for. */
+static int print_page(const Options *o) {
+    const Kernels *k = NULL;
+    char err[GLA_ERR];
+    if (given(o, O_HELP)) {
+        printf("usage: %s MODEL [options]      MODEL: a GGUF file\n\n", invoked);
+        print_options(&syntax, 30, 100);
+        printf("\nThe result goes to standard output, everything else to standard error.\nExit: "
+               "0 done, 1 failed, 2 misused, 128 + the signal that ended it (Ctrl-C: 130).\n");
+    } else if (given(o, O_MAN)) print_man();
+    else if (given(o, O_COMPLETION)) whole_of(o, O_COMPLETION) ? print_zsh() : print_bash();
+    else if (given(o, O_VERSION)) {
+        must(choose_kernels(&k, err), err);
+        printf("gla.c %s, kernels %s, %s\n", GLA_VERSION, k->name,
+               ALL_THREADS > 1 ? "OpenMP" : "one thread");
+    } else return 0;
+    return 1;
 }
 
 /* -- main -- */
@@ -14285,114 +14214,97 @@ static int (*const modes[])(Job *) = {
     mode_generate, mode_chat, mode_logits, mode_perplexity, mode_tokenize, mode_bench, mode_info};
 
 /* The ids that a mode reads as a whole, and the state, with room for them where they are known. */
-static int prepare_mode(Job *job) {
+static void prepare_mode(Job *job) {
     const Options *o = job->o;
     const GlaModel *m = job->m;
     const int64_t depth = whole_of(o, O_DEPTH);
-    Text t = {0};
-    int code = GLA_OK, ctx = (int)whole_of(o, O_CTX);
-    if (o->mode == LOGITS && !(code = get_ids(&job->ids, text_of(o, O_IDS), m, job->err))
-        && !job->ids.n)
-        code = fail(job->err, GLA_INPUT, "%s: holds no ids", text_of(o, O_IDS));
-    if (o->mode == PERPLEXITY && !(code = get_text(o, &t, job->err)))
-        code = ids_encode(&job->ids, m, t.s, t.n, GLA_BOS | GLA_SPECIAL, job->err);
-    gla_free(t.s);
+    int64_t ctx = whole_of(o, O_CTX);
+    if (o->mode == LOGITS) {
+        get_ids(&job->ids, text_of(o, O_IDS), m);
+        if (!job->ids.n)
+            give_up("%s: holds no ids", text_of(o, O_IDS));
+    }
+    if (o->mode == PERPLEXITY) {
+        Text t = get_text(o);
+        must(ids_encode(&job->ids, m, t.s, t.n, GLA_BOS | GLA_SPECIAL, job->err), job->err);
+        text_free(&t);
+    }
     /* these know how much they will read, and read it in one piece */
     if (!ctx && o->mode & (BENCH | LOGITS)) {
-        int64_t need = o->mode == BENCH ? depth + whole_of(o, O_PLEN) + whole_of(o, O_STEPS)
-            : job->ids.n;
-        if (given(o, O_LOAD) || need <= min64(4096, m->config.seq_len)) need = 0;
-        ctx = (int)min64(need, INT_MAX);
+        ctx = o->mode == BENCH ? depth + whole_of(o, O_PLEN) + whole_of(o, O_STEPS) : job->ids.n;
+        if (given(o, O_LOAD) || ctx <= min64(4096, m->config.seq_len)) ctx = 0;
     }
-    if (!code && o->mode == BENCH && ctx && depth > ctx)
-        code = fail(job->err, GLA_INPUT, "a depth of %lld in a context of %d", (long long)depth,
-                    ctx);
-    if (code) return code;
-    const GlaSettings how = {ctx, (int)whole_of(o, O_BATCH), (int)whole_of(o, O_THREADS),
-                             kv_type(o), (int)whole_of(o, O_FAST)};
-    return gla_state_new(&job->s, m, &how, job->err);
+    ctx = min64(ctx, INT_MAX);
+    if (o->mode == BENCH && ctx && depth > ctx)
+        give_up("a depth of %lld in a context of %lld", (long long)depth,
+              (long long)ctx);
+    const GlaSettings how = {(int)ctx, (int)whole_of(o, O_BATCH), (int)whole_of(o, O_THREADS),
+                             kv_type(o), given(o, O_FAST)};
+    must(gla_state_new(&job->s, m, &how, job->err), job->err);
+    if (given(o, O_SAVE)) must(can_save(text_of(o, O_SAVE), job->err), job->err);
 }
 
 static int run_mode(Job *job) {
     const Options *o = job->o;
     GlaModel *m = job->m;
     const int last = m->config.vocab_size - 1;
-    int status = 1;
-    GlaSampler biased;
-    set_biases(&biased, o);
-    for (int i = 0; i < biased.n_bias; i++)
-        if (biased.bias[i].id > last)
-            return misuse("--logit-bias: the model has tokens from 0 to %d, not %d", last,
-                          biased.bias[i].id);
-    if (given(o, O_PRE) && gla_pre_tokenizer(m, text_of(o, O_PRE), job->err))
-        return complain(job->err);
-    if (given(o, O_TOK) && gla_open_tokenizer(m, text_of(o, O_TOK), job->err))
-        return complain(job->err);
-    if (!given(o, O_TOK) && !gla_n_tokens(m) && !*m->no_text) use_default_vocabulary(m);
-    if (!(o->mode & (INFO | TOKENIZE)) && prepare_mode(job)) complain(job->err);
-    else status = modes[whole_of(o, O_MODE)](job);
+    job->seed = given(o, O_SEED) ? (uint64_t)whole_of(o, O_SEED)
+        : (uint64_t)time(NULL) * 1000003u + (uint64_t)(now_s() * 1e6);
+    gla_info(m, &job->info);
+    gla_sampler_init(&job->sampler, m, job->seed);
+    fill_fields(&job->sampler, o);
+    set_biases(&job->sampler, o);
+    for (int i = 0; i < job->sampler.n_bias; i++)
+        if (job->sampler.bias[i].id > last)
+            misuse("--logit-bias: the model has tokens from 0 to %d, not %d", last,
+                   job->sampler.bias[i].id);
+    if (given(o, O_PRE)) must(gla_pre_tokenizer(m, text_of(o, O_PRE), job->err), job->err);
+    if (given(o, O_TOK)) must(gla_open_tokenizer(m, text_of(o, O_TOK), job->err), job->err);
+    else if (!gla_n_tokens(m) && !*m->no_text) use_default_vocabulary(m);
+    if (!(o->mode & (INFO | TOKENIZE))) prepare_mode(job);
+    const int status = modes[whole_of(o, O_MODE)](job);
     gla_state_free(job->s);
     ids_free(&job->ids);
     return status;
 }
 
-/* What is printed without a model; -1: nothing was asked for. */
-static int print_page(const Options *o, char *err) {
-    if (given(o, O_HELP)) print_help();
-    else if (given(o, O_MAN)) print_man();
-    else if (given(o, O_COMPLETION)) whole_of(o, O_COMPLETION) ? print_zsh() : print_bash();
-    else if (given(o, O_VERSION)) {
-        const Kernels *k = NULL;
-        if (choose_kernels(&k, err)) return complain(err);
-        printf("gla.c %s, kernels %s, %s\n", GLA_VERSION, k->name,
-               ALL_THREADS > 1 ? "OpenMP" : "one thread");
-    } else return -1;
-    if (!fflush(stdout) && !ferror(stdout)) return 0;
-    output_failed(err);
-    return complain(err);
-}
-
-static int run_program(Options *o, int argc, char **argv) {
-    char err[GLA_ERR] = "";
-    const char *idle;
-    Job job = {.o = o, .err = err};
-    int code = parse_options(o, &syntax, argc, argv);
-    if (!code) code = stray_words(o);
-    if (code) return code;
-    o->quiet = (int)whole_of(o, O_QUIET);
-    waiting.watched = !o->quiet && is_terminal(stderr);
-    spin_briefly(argv);
-    failed_writes_only_fail();
-    if ((code = print_page(o, err)) >= 0) return code;
-    for (int i = 0; (idle = repeated(o, IDLE_WORD, i)); i++)
-        note(o, "%s: %.*s is without effect: %s\n", program_name(), (int)strcspn(idle, "="), idle,
-             find_alias(o, idle, 0)->value);
-    if ((code = check_options(o))) return code;
-    job.begin = now_s();
+/* The model, and what is done with it. */
+static int run_model(const Options *o) {
+    char err[GLA_ERR];
+    Job job = {.o = o, .err = err, .begin = now_s()};
     const char *model = text_of(o, O_MODEL);
-    if (!is_there(model)) {
-        fail(err, GLA_IO, "%s: no such file; a model is a GGUF file on this computer", model);
-        return complain(err);
-    }
+    if (!is_there(model))
+        give_up("%s: no such file; a model is a GGUF file on this computer", model);
     fail(err, GLA_IO, "%s: a file in use became shorter, or cannot be read any more", model);
     snprintf(loose_ends.sentence, sizeof loose_ends.sentence, "%s: %s\n", program_name(), err);
     on_lost_pages(on_missing_pages);
-    if (gla_open(&job.m, model, err)) return complain(err);
+    must(gla_open(&job.m, model, err), err);
     job.load_s = now_s() - job.begin;
-    code = run_mode(&job);
+    const int status = run_mode(&job);
     gla_close(job.m);
-    if (!code && (fflush(stdout) || ferror(stdout))) {
-        output_failed(err);
-        return complain(err);
-    }
-    return code;
+    return status;
 }
 
 int main(int argc, char **argv) {
     Options o = {0};
-    const int code = run_program(&o, argc, argv);
-    gla_free(o.stray.s);
-    return code;
+    const char *idle;
+    int status = 0;
+    parse_options(&o, &syntax, argc, argv);
+    check_strays(&o);
+    text_free(&o.stray);
+    o.quiet = given(&o, O_QUIET);
+    waiting.watched = !o.quiet && is_terminal(stderr);
+    spin_briefly(argv);
+    failed_writes_only_fail();
+    if (!print_page(&o)) {
+        for (int i = 0; (idle = repeated(&o, IDLE_WORD, i)); i++)
+            note(&o, "%s: %.*s is without effect: %s\n", program_name(), (int)strcspn(idle, "="),
+                 idle, find_alias(&o, idle, 0)->value);
+        check_options(&o);
+        status = run_model(&o);
+    }
+    if (!status && (fflush(stdout) || ferror(stdout))) give_up("%s", output_error());
+    return status;
 }
 #endif /* RUN_NO_MAIN */
 #endif /* LANES */

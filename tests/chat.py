@@ -99,6 +99,8 @@ def test_script() -> None:
     check(one.returncode == 0 and p.stdout.startswith(one.stdout), "-i is one message, and the same one", (one.stdout, p.stdout))
     check(run(MODEL, "-m", "chat", "-s", 1, "-n", 8, "-f", write("m", "once upon"), "-y", "be kind").stdout == one.stdout, "-f is one message")
     check(run(MODEL, "-m", "chat", "-s", 1, "-n", 8, "-i", "-", "-y", "be kind", stdin=b"once upon").stdout == one.stdout, "-i - is one message")
+    p = run(MODEL, "-m", "chat", "-f", cli.tmp / "none", stdin=b"hi\n")
+    check(p.returncode == 1 and not p.stdout and b"none: cannot open" in p.stderr, "-f of no file is no chat with standard input", (p.returncode, p.stdout, p.stderr))
     many = chat('once \\\nupon\n"""\na\nb\n"""\n', "--json")
     check(many.stdout.count(b"\n") == 2, "lines that go on", many.stdout)
     p = chat("once\n/ save notes\n/sav x\n", cwd=cli.tmp)

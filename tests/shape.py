@@ -53,7 +53,7 @@ LIMITS = {
     f"functions with {MANY} arguments": (32, 0),
     "names from below":                 (0, 0),
     "systems outside section 2":        (0, 0),
-    "repeats":                          (18, 5),
+    "repeats":                          (15, 5),
 }
 PARTS_OF = "Layer", "Options"
 

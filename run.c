@@ -7547,12 +7547,13 @@ typedef struct {
  * "expressions" below. */
 typedef struct {
     uint8_t low[0x800];                 /* kinds of one- and two-byte characters */
-    /* (n_bounds) kinds change here, whatever the class; ascending, the first is 0x80 */
+    /* (n_bounds) kinds change here, whatever the class; ascending, the first is 0x80. Owns what
+     * next and kinds point to. */
     uint32_t *bounds;
     uint8_t *kinds;                     /* (n_bounds, 32) from each bound on, by class */
     uint16_t *next; /* (states, n_kinds) next state << 1 | a match ends before this character */
     int n_bounds, n_kinds;              /* the last kind is the end of the text */
-    int thousands; /* none of this: row + 1 of the expressions that count digits from the right */
+    int threes;                         /* 0, *THREES or *BETWEEN */
 } Splitter;
 enum { MAX_SPLITS = 6 };
 
@@ -7711,12 +7712,16 @@ static int32_t trie_longest(const Trie *t, const char *s, size_t n, size_t *len)
  *   sequence       { item }
  *   item           atom [ '?' | '*' | '+' | '{' n '}' | '{' n ',' m '}' ] [ '+' ]
  *   atom           '(' [ '?:' | '?i:' ] alternatives ')' | set
- *                  | '(?=' set ')' | '(?!' set ')' | '$'
- *   set            member | '[' [ '^' ] { member | set } [ '&&' set ] ']'
- *   member         character [ '-' character ] | '\p{' property '}' | '\s' | '\S' | '\d'
+ *                  | '(?=' set ')' | '(?!' set ')'
+ *   set            member | '[' [ '^' ] { member } [ '&&' set ] ']'
+ *   member         character [ '-' character ] | '\p{' property '}' | '\s' | '\S' | '\d' | '\w'
  *   character      itself | '\' itself | '\r' | '\n' | '\t' | '\x{' hexadecimal '}'
  *
- * The '+' behind a repeat keeps what was taken, which changes nothing in any expression here. */
+ * The '+' behind a repeat keeps what was taken, which changes nothing in any expression here. What
+ * an automaton cannot do, to count from the right, is said in front of an expression: */
+#define THREES "\1"     /* a match is cut into threes that are counted from its end */
+#define BETWEEN "\2"    /* likewise, and there only: it stays with what is around it */
+
 enum { CH_OTHER, CH_UPPER, CH_LOWER, CH_TITLE, CH_MODIFIER, CH_LETTER, CH_MARK, CH_DIGIT,
        CH_NUMBER, CH_NUMBER_WORD, CH_PUNCT,
        /* classes of characters; ..._WORD: \w has it, too */
@@ -7728,42 +7733,44 @@ enum { CH_OTHER, CH_UPPER, CH_LOWER, CH_TITLE, CH_MODIFIER, CH_LETTER, CH_MARK, 
 #define CLASS(c) (1u << (c) | 1u << ((c) + CH_HAN))         /* sets of classes */
 #define LETTERS \
     (CLASS(CH_UPPER) | CLASS(CH_LOWER) | CLASS(CH_TITLE) | CLASS(CH_MODIFIER) | CLASS(CH_LETTER))
-#define NUMBERS (CLASS(CH_DIGIT) | CLASS(CH_NUMBER) | CLASS(CH_NUMBER_WORD))
 #define WORD_CLASSES \
     (LETTERS | CLASS(CH_MARK) | CLASS(CH_DIGIT) | CLASS(CH_NUMBER_WORD) | CLASS(CH_PUNCT_WORD) \
      | CLASS(CH_SYMBOL_WORD))
 static const struct { const char *name; uint32_t classes; } properties[] = {
-    { "L}", LETTERS }, { "Lu}", CLASS(CH_UPPER) }, { "Ll}", CLASS(CH_LOWER) }, { "Lt}", CLASS(CH_TITLE) },
-    { "Lm}", CLASS(CH_MODIFIER) }, { "Lo}", CLASS(CH_LETTER) }, { "M}", CLASS(CH_MARK) }, { "N}", NUMBERS },
-    { "P}", CLASS(CH_PUNCT) | CLASS(CH_PUNCT_WORD) }, { "S}", CLASS(CH_SYMBOL) | CLASS(CH_SYMBOL_WORD) },
-    { "Han}", 0xFFFF0000 },
+    { "\\s", CLASS(CH_SPACE) }, { "\\S", ~CLASS(CH_SPACE) },
+    { "\\d", CLASS(CH_DIGIT) }, { "\\w", WORD_CLASSES }, { "\\p{L}", LETTERS },
+    { "\\p{Lu}", CLASS(CH_UPPER) }, { "\\p{Ll}", CLASS(CH_LOWER) }, { "\\p{Lt}", CLASS(CH_TITLE) },
+    { "\\p{Lm}", CLASS(CH_MODIFIER) }, { "\\p{Lo}", CLASS(CH_LETTER) }, { "\\p{M}", CLASS(CH_MARK) },
+    { "\\p{N}", CLASS(CH_DIGIT) | CLASS(CH_NUMBER) | CLASS(CH_NUMBER_WORD) },
+    { "\\p{P}", CLASS(CH_PUNCT) | CLASS(CH_PUNCT_WORD) },
+    { "\\p{S}", CLASS(CH_SYMBOL) | CLASS(CH_SYMBOL_WORD) }, { "\\p{Han}", 0xFFFF0000 },
 };
-#define ANYTHING "[\\s\\S]"
 
-enum { MAX_SETS = 64, MAX_KINDS = 40, MAX_BOUNDS = 512, MAX_STEPS = 2048, MAX_STATES = 2048,
-       MAX_LISTS = 1 << 15, NOWHERE = 0xFFFF };
-enum { STEP_TAKE, STEP_AHEAD, STEP_FORK, STEP_DONE };
-typedef struct { uint16_t what, set, to, other; } Move; /* FORK: first to `to`, then to `other` */
-/* fold: in any case; unless: (?!set), which is true at the end of the text as well. */
-typedef struct { const char *text; int fold, unless; } CharSet;
+enum { MAX_SETS = 64, MAX_MEMBERS = 512, MAX_KINDS = 40, MAX_BOUNDS = 512, MAX_STEPS = 2048,
+       MAX_STATES = 2048, MAX_LISTS = 1 << 15, NOWHERE = 0xFFFF };
+typedef struct { uint32_t first, last, classes; } Member; /* a range of characters, or classes */
+/* fold: in any case; also: the set that it has to be in, too, or NOWHERE */
+typedef struct { const char *text; int length, fold, inverted, from, n; uint16_t also; } CharSet;
+enum { STEP_TAKE, STEP_AHEAD, STEP_UNLESS, STEP_FORK, STEP_DONE };
+/* UNLESS: (?!set), which is true at the end of the text as well; FORK: first to `to`, then to
+ * `other` */
+typedef struct { uint16_t what, set, to, other; } Move;
 typedef struct {
+    const char *at;                                 /* in the expression */
     CharSet sets[MAX_SETS];
-    int n_sets;
-    uint32_t bounds[MAX_BOUNDS];
-    int n_bounds;
-    /* per kind: bit i for set i; per set: bit k for kind k */
-    uint64_t answers[MAX_KINDS], has[MAX_SETS];
-    int n_kinds;
+    Member members[MAX_MEMBERS];                    /* of the sets, one behind the other */
+    uint32_t bounds[MAX_BOUNDS];                    /* as in a Splitter */
+    uint8_t kinds[MAX_BOUNDS * N_CH];
+    uint64_t answers[MAX_KINDS], has[MAX_SETS];     /* per kind: bit i for set i; and reversed */
     Move steps[MAX_STEPS];
-    uint16_t n_steps;
     uint16_t lists[MAX_LISTS];                      /* of the states, one behind the other */
-    size_t used;
     /* 0: the empty list, nothing can match any more; 1: the beginning */
     struct { size_t at, n; } states[MAX_STATES];
-    int n_states;
-    Table by_list;                                  /* states by the hash of their lists */
-    uint32_t seen[MAX_STEPS], round;                /* steps that were come by in this round */
+    Slot by_list[2 * MAX_STATES];                   /* states by the hash of their lists */
     uint16_t next[MAX_STATES * MAX_KINDS];
+    uint32_t seen[MAX_STEPS], round;                /* steps that were come by in this round */
+    size_t used;                                    /* of the lists */
+    int n_sets, n_members, n_bounds, n_kinds, n_steps, n_states;
     int full;                                       /* one of the limits above was met */
 } Regex;
 
@@ -7772,73 +7779,15 @@ static uint16_t too_large(Regex *r) {
     return 0;
 }
 
-/* Sets. A member is a range of characters or a set of classes. */
-typedef struct { uint32_t first, last, classes; } Member;
-
-static const char *read_char(const char *p, uint32_t *c) {
-    *c = (uint8_t)*p++;
-    if (*c != '\\') return p;
-    *c = (uint8_t)*p++;
-    if (*c == 'x') {
-        char *close;
-        *c = (uint32_t)strtoul(p + 1, &close, 16);
-        return close + 1;
-    }
-    *c = *c == 'r' ? '\r' : *c == 'n' ? '\n' : *c == 't' ? '\t' : *c;
-    return p;
-}
-
-static const char *read_member(const char *p, Member *m) {
-    *m = (Member){1, 0, 0};
-    if (*p == '\\' && p[1] == 'p') {
-        for (size_t i = 0; i < sizeof properties / sizeof *properties; i++)
-            if (!strncmp(p + 3, properties[i].name, strlen(properties[i].name)))
-                m->classes = properties[i].classes;
-        return strchr(p, '}') + 1;
-    }
-    if (*p == '\\' && strchr("sSd", p[1])) {
-        m->classes = p[1] == 'd' ? CLASS(CH_DIGIT) : CLASS(CH_SPACE);
-        if (p[1] == 'S') m->classes = ~m->classes;
-        return p + 2;
-    }
-    p = read_char(p, &m->first);
-    m->last = m->first;
-    return p;
-}
-
-static const char *read_range(const char *p, Member *m) {   /* a member within brackets */
-    p = read_member(p, m);
-    return *p == '-' && !m->classes ? read_char(p + 1, &m->last) : p;
-}
-
-static const char *set_end(const char *p) {
-    Member m;
-    if (*p != '[') return read_member(p, &m);
-    for (p += p[1] == '^' ? 2 : 1; *p != ']';) p = *p == '[' ? set_end(p) : read_member(p, &m);
-    return p + 1;
-}
-
-static int member_has(const Member *m, uint32_t c, int class) {
-    return (c >= m->first && c <= m->last) || (m->classes >> class & 1);
-}
-
-/* Is character c, of this class, in the set at p? */
-static int set_has(const char *p, uint32_t c, int class) {
-    Member m;
-    int found = 0;
-    if (*p != '[') return read_member(p, &m), member_has(&m, c, class);
-    const int inverted = p[1] == '^';
-    for (p += 1 + inverted; *p != ']';) {
-        if (*p == '&' && p[1] == '&') return (found && set_has(p + 2, c, class)) != inverted;
-        if (*p == '[') found |= set_has(p, c, class), p = set_end(p);
-        else p = read_range(p, &m), found |= member_has(&m, c, class);
-    }
-    return found != inverted;
-}
-
-/* As far as our expressions need it: a long s is an s, the kelvin sign a k. */
-static uint32_t fold_case(uint32_t c) {
-    return c - 'A' < 26 ? c + 32 : c == 0x17F ? 's' : c == 0x212A ? 'k' : c;
+static uint32_t read_char(Regex *r) {
+    uint32_t c = (uint8_t)*r->at++;
+    if (c != '\\') return c;
+    c = (uint8_t)*r->at++;
+    if (c != 'x') return c == 'r' ? '\r' : c == 'n' ? '\n' : c == 't' ? '\t' : c;
+    char *close;
+    c = (uint32_t)strtoul(r->at + 1, &close, 16);
+    r->at = close + 1;
+    return c;
 }
 
 static void add_bound(Regex *r, uint32_t c) {               /* sorted, each once */
@@ -7851,33 +7800,64 @@ static void add_bound(Regex *r, uint32_t c) {               /* sorted, each once
     r->bounds[i] = c;
 }
 
-/* The number of the set at p; equal sets are one. */
-static uint16_t add_set(Regex *r, const char *p, int fold, int unless) {
-    const size_t len = (size_t)(set_end(p) - p);
-    int i = 0;
-    for (; i < r->n_sets; i++) {
-        const CharSet *set = &r->sets[i];
-        if (set->fold == fold && set->unless == unless && !strncmp(set->text, p, len)
-            && set_end(set->text) == set->text + len) return (uint16_t)i;
+static void read_member(Regex *r) {
+    Member m = {1, 0, 0};
+    for (size_t i = 0; *r->at == '\\' && i < sizeof properties / sizeof *properties; i++) {
+        const size_t n = strlen(properties[i].name);
+        if (strncmp(r->at, properties[i].name, n)) continue;
+        m.classes = properties[i].classes;
+        r->at += n;
+        break;
     }
-    if (i == MAX_SETS) return too_large(r);
-    r->sets[r->n_sets++] = (CharSet){p, fold, unless};
-    for (const char *at = p, *end = p + len; at < end;) {   /* characters that it names */
-        Member m;
-        /* even where these stand for themselves: they are below 0x80 */
-        if (strchr("[^]&", *at)) { at++; continue; }
-        at = *p == '[' ? read_range(at, &m) : read_member(at, &m);
-        if (!m.classes) add_bound(r, m.first), add_bound(r, m.last + 1);
+    if (!m.classes) {
+        m.first = m.last = read_char(r);
+        if (*r->at == '-') r->at++, m.last = read_char(r);
+        add_bound(r, m.first);
+        add_bound(r, m.last + 1);
     }
+    if (r->n_members == MAX_MEMBERS) too_large(r);
+    else r->members[r->n_members++] = m;
+}
+
+static uint16_t read_set(Regex *r, int fold) {              /* its number; equal sets are one */
+    CharSet set = { .text = r->at, .fold = fold, .from = r->n_members, .also = NOWHERE };
+    if (*r->at != '[') read_member(r), set.n = 1;
+    else {
+        set.inverted = *++r->at == '^';
+        for (r->at += set.inverted; *r->at != ']';)
+            if (!strncmp(r->at, "&&", 2)) r->at += 2, set.also = read_set(r, fold);
+            else read_member(r), set.n++;
+        r->at++;
+    }
+    set.length = (int)(r->at - set.text);
+    for (int i = 0; i < r->n_sets; i++) {
+        const CharSet *s = &r->sets[i];
+        if (s->fold != fold || s->length != set.length) continue;
+        if (memcmp(s->text, set.text, (size_t)set.length)) continue;
+        r->n_members = set.from;
+        return (uint16_t)i;
+    }
+    if (r->n_sets == MAX_SETS) return too_large(r);
     if (fold) add_bound(r, 0x17F), add_bound(r, 0x180), add_bound(r, 0x212A), add_bound(r, 0x212B);
-    return (uint16_t)i;
+    r->sets[r->n_sets] = set;
+    return (uint16_t)r->n_sets++;
+}
+
+static int set_has(const Regex *r, const CharSet *s, uint32_t c, int class) {
+    int found = 0;
+    /* as far as our expressions need it: a long s is an s, the kelvin sign a k */
+    if (s->fold) c = c - 'A' < 26 ? c + 32 : c == 0x17F ? 's' : c == 0x212A ? 'k' : c;
+    for (const Member *m = r->members + s->from, *end = m + s->n; m < end && !found; m++)
+        found = (c >= m->first && c <= m->last) || (m->classes >> class & 1);
+    if (s->also != NOWHERE) found = found && set_has(r, &r->sets[s->also], c, class);
+    return found != s->inverted;
 }
 
 /* The program. */
 static uint16_t add_step(Regex *r, int what, uint16_t set, uint16_t to, uint16_t other) {
     if (r->n_steps == MAX_STEPS) return too_large(r);
     r->steps[r->n_steps] = (Move){(uint16_t)what, set, to, other};
-    return r->n_steps++;
+    return (uint16_t)r->n_steps++;
 }
 static uint16_t fork_next(Regex *r, uint16_t other) {
     return add_step(r, STEP_FORK, 0, (uint16_t)(r->n_steps + 1), other);
@@ -7886,110 +7866,85 @@ static uint16_t fork_next(Regex *r, uint16_t other) {
 static void arrive_here(Regex *r, uint16_t fork) {
     while (fork != NOWHERE) {
         const uint16_t chained = r->steps[fork].other;
-        r->steps[fork].other = r->n_steps;
+        r->steps[fork].other = (uint16_t)r->n_steps;
         fork = chained;
     }
 }
 
-static const char *read_alternatives(Regex *r, const char *p, int fold);
+static void read_alternatives(Regex *r, int fold);
 
-static const char *read_atom(Regex *r, const char *p, int fold) {
-    if (*p == '$') return add_step(r, STEP_AHEAD, add_set(r, ANYTHING, 0, 1), 0, 0), p + 1;
-    if (!strncmp(p, "(?=", 3) || !strncmp(p, "(?!", 3)) {
-        add_step(r, STEP_AHEAD, add_set(r, p + 3, fold, p[2] == '!'), 0, 0);
-        return set_end(p + 3) + 1;
+static void read_atom(Regex *r, int fold) {
+    const int ahead = !strncmp(r->at, "(?=", 3), unless = !strncmp(r->at, "(?!", 3);
+    if (*r->at != '(') add_step(r, STEP_TAKE, read_set(r, fold), 0, 0);
+    else if (ahead || unless) {
+        r->at += 3;
+        add_step(r, ahead ? STEP_AHEAD : STEP_UNLESS, read_set(r, fold), 0, 0);
+        r->at++;
+    } else {
+        fold |= !strncmp(r->at, "(?i:", 4);
+        r->at += r->at[1] != '?' ? 1 : r->at[2] == 'i' ? 4 : 3;
+        read_alternatives(r, fold);
+        r->at++;
     }
-    if (*p == '(') {
-        if (!strncmp(p, "(?i:", 4)) fold = 1;
-        return read_alternatives(r, p + (p[1] != '?' ? 1 : p[2] == 'i' ? 4 : 3), fold) + 1;
-    }
-    add_step(r, STEP_TAKE, add_set(r, p, fold, 0), 0, 0);
-    return set_end(p);
 }
 
-static const char *read_repeat(const char *p, long *least, long *most) {    /* most 0: any number */
-    *least = *p == '?' || *p == '*' ? 0 : 1;
-    *most = *p == '*' || *p == '+' ? 0 : 1;
-    if (*p == '{') {
-        char *end;
-        *least = *most = strtol(p + 1, &end, 10);
-        if (*end == ',') *most = strtol(end + 1, &end, 10);
-        p = end;
-    } else if (!*p || !strchr("?*+", *p)) return p;
-    return p + (p[1] == '+' ? 2 : 1);
-}
-
-static const char *read_item(Regex *r, const char *atom, int fold) {
-    const uint16_t from = r->n_steps;
-    long least, most;
-    const char *end = read_repeat(read_atom(r, atom, fold), &least, &most);
-    if (least == 1 && most == 1) return end;
-    r->n_steps = from; /* written once more, as often as it is to be there */
-    for (long i = 0; i < least; i++) read_atom(r, atom, fold);
+static void read_item(Regex *r, int fold) {
+    const char *atom = r->at;
+    const int from = r->n_steps;
+    long least = 1, most = 1;                       /* most 0: any number */
     uint16_t forks = NOWHERE;
-    if (!most) {
-        const uint16_t again = forks = fork_next(r, NOWHERE);
-        read_atom(r, atom, fold);
-        add_step(r, STEP_FORK, 0, again, NOWHERE);
-    }
-    for (long i = least; i < most; i++) {
-        forks = fork_next(r, forks);
-        read_atom(r, atom, fold);
+    read_atom(r, fold);
+    if (*r->at == '{') {
+        char *close;
+        least = most = strtol(r->at + 1, &close, 10);
+        if (*close == ',') most = strtol(close + 1, &close, 10);
+        r->at = close;
+    } else if (*r->at && strchr("?*+", *r->at)) {
+        least = *r->at == '+';
+        most = *r->at == '?';
+    } else return;
+    const char *end = r->at + (r->at[1] == '+' ? 2 : 1);
+    r->n_steps = from; /* written once more, as often as it is to be there */
+    for (long i = 0; i < least || i < most || (!most && i == least); i++) {
+        const uint16_t fork = (uint16_t)r->n_steps;
+        if (i >= least) forks = fork_next(r, forks);
+        r->at = atom;
+        read_atom(r, fold);
+        if (!most && i == least) add_step(r, STEP_FORK, 0, fork, NOWHERE);
     }
     arrive_here(r, forks);
-    return end;
+    r->at = end;
 }
 
-static const char *read_alternatives(Regex *r, const char *p, int fold) {
+static void read_alternatives(Regex *r, int fold) {
     uint16_t ends = NOWHERE;
-    for (;; p++) {
+    for (;; r->at++) {
         const uint16_t fork = fork_next(r, NOWHERE);
-        while (*p && *p != '|' && *p != ')') p = read_item(r, p, fold);
-        if (*p != '|') break;
+        while (*r->at && *r->at != '|' && *r->at != ')') read_item(r, fold);
+        if (*r->at != '|') break;
         ends = add_step(r, STEP_FORK, 0, NOWHERE, ends);    /* to behind the last alternative */
-        r->steps[fork].other = r->n_steps;
+        r->steps[fork].other = (uint16_t)r->n_steps;
     }
     arrive_here(r, ends);
-    return p;
 }
 
 /* Kinds. */
-static int kind_for(Regex *r, uint32_t c, int class) {
+static uint8_t kind_for(Regex *r, uint32_t c, int class) {
     uint64_t answers = 0;
     int k = 0;
-    for (int i = 0; i < r->n_sets; i++) {
-        const uint32_t as = r->sets[i].fold ? fold_case(c) : c;
-        answers |= (uint64_t)set_has(r->sets[i].text, as, class) << i;
-    }
+    for (int i = 0; i < r->n_sets; i++)
+        answers |= (uint64_t)set_has(r, &r->sets[i], c, class & (N_CH - 1)) << i;
     while (k < r->n_kinds && r->answers[k] != answers) k++;
-    if (k == MAX_KINDS - 1) return too_large(r);
-    if (k == r->n_kinds) r->answers[r->n_kinds++] = answers;
-    return k;
+    if (k == MAX_KINDS - 1) return (uint8_t)too_large(r);
+    if (k < r->n_kinds) return (uint8_t)k;
+    for (int i = 0; i < r->n_sets; i++) r->has[i] |= (answers >> i & 1) << k;
+    r->answers[r->n_kinds++] = answers;
+    return (uint8_t)k;
 }
 
-static int char_kind(const Splitter *x, const Unicode *u, uint32_t c) {     /* c >= 0x80 */
+static unsigned char_kind(const Splitter *x, const Unicode *u, uint32_t c) { /* c >= 0x80 */
     const size_t bound = last_up_to(x->bounds, (size_t)x->n_bounds, c);
     return x->kinds[bound * N_CH + ((size_t)char_class(u, c) & (N_CH - 1))];
-}
-
-static int find_kinds(Regex *r, Splitter *x, const Unicode *u) {            /* 0: no memory */
-    add_bound(r, 0x80);
-    x->n_bounds = r->n_bounds;
-    x->bounds = gla_alloc((size_t)r->n_bounds * sizeof *x->bounds);
-    x->kinds = gla_alloc((size_t)r->n_bounds * N_CH);
-    if (!x->bounds || !x->kinds) return 0;
-    memcpy(x->bounds, r->bounds, (size_t)r->n_bounds * sizeof *x->bounds);
-    for (uint32_t c = 0; c < 0x80; c++) x->low[c] = (uint8_t)kind_for(r, c, u->low[c] & (N_CH - 1));
-    for (int i = 0; i < r->n_bounds; i++)
-        for (int class = 0; class < N_CH; class++)
-            x->kinds[i * N_CH + class] = (uint8_t)kind_for(r, r->bounds[i], class);
-    for (uint32_t c = 0x80; c < sizeof x->low; c++) x->low[c] = (uint8_t)char_kind(x, u, c);
-    x->n_kinds = r->n_kinds + 1;
-    for (int i = 0; i < r->n_sets; i++) {
-        for (int k = 0; k < r->n_kinds; k++) r->has[i] |= (r->answers[k] >> i & 1) << k;
-        if (r->sets[i].unless) r->has[i] = ~r->has[i];
-    }
-    return 1;
 }
 
 /* The automaton. A list of steps is filled with those that may come behind a character of this
@@ -7997,20 +7952,25 @@ static int find_kinds(Regex *r, Splitter *x, const Unicode *u) {            /* 0
 static int follow(Regex *r, uint16_t at, int kind) {
     if (at == NOWHERE || r->seen[at] == r->round) return 0;
     const Move *s = &r->steps[at];
-    const int holds = s->what <= STEP_AHEAD && (r->has[s->set] >> kind & 1);
+    const int holds = (r->has[s->set] >> kind & 1) != (s->what == STEP_UNLESS);
     r->seen[at] = r->round;
-    if (s->what == STEP_FORK) return follow(r, s->to, kind) || follow(r, s->other, kind);
-    if (holds && s->what == STEP_AHEAD) return follow(r, (uint16_t)(at + 1), kind);
-    if (holds) r->lists[r->used++] = (uint16_t)(at + 1);
-    return s->what == STEP_DONE;
+    switch (s->what) {
+    case STEP_FORK: return follow(r, s->to, kind) || follow(r, s->other, kind);
+    case STEP_DONE: return 1;
+    case STEP_TAKE:
+        if (holds) r->lists[r->used++] = (uint16_t)(at + 1);
+        return 0;
+    default: return holds && follow(r, (uint16_t)(at + 1), kind);
+    }
 }
 
 static int state_for(Regex *r, size_t n) { /* of the list of n steps that was written last */
+    const Table by_list = {r->by_list, sizeof r->by_list / sizeof *r->by_list - 1};
     const uint16_t *list = r->lists + r->used - n;
     const uint64_t h = hash_bytes(HASH_SEED, list, n * sizeof *list);
     size_t step = 0;
     Slot *slot;
-    while ((slot = table_next(&r->by_list, h, &step)) && slot->value) {
+    while ((slot = table_next(&by_list, h, &step)) && slot->value) {
         const int i = (int)slot->value - 1;
         const uint16_t *other = r->lists + r->states[i].at;
         if (r->states[i].n != n || memcmp(other, list, n * sizeof *list)) continue;
@@ -8042,38 +8002,34 @@ static void find_states(Regex *r, int n_kinds) {
         }
 }
 
-/* What an automaton cannot do: to count digits from the right, in groups of three. */
-static const struct { const char *expression; uint32_t digits; int between, word; } thousands[] = {
-    { "\\d{1,3}(?=(?:\\d{3})*\\b)", CLASS(CH_DIGIT), 0, 1 },    /* word: only where no letter follows */
-    { "\\p{N}{1,3}(?=(?:\\p{N}{3})*(?!\\p{N}))", NUMBERS, 0, 0 },
-    { "(?=(\\d{3})+(?!\\d))", CLASS(CH_DIGIT), 1, 0 },          /* between: matches are the places between groups */
-};
-
-static void splitter_free(Splitter *x) {
-    gla_free(x->bounds);
-    gla_free(x->kinds);
-    gla_free(x->next);
-}
-
-static int splitter_init(Splitter *x, const char *expression, const Unicode *u, Regex *r,
-                         char *err) {
-    for (size_t i = 0; i < sizeof thousands / sizeof *thousands; i++)
-        if (!strcmp(expression, thousands[i].expression)) x->thousands = (int)i + 1;
-    if (x->thousands) return GLA_OK;
-    r->n_sets = r->n_bounds = r->n_kinds = r->n_steps = r->n_states = 0;
-    r->used = 0;
-    memset(r->has, 0, sizeof r->has);
-    memset(r->by_list.slots, 0, (r->by_list.mask + 1) * sizeof *r->by_list.slots);
-    read_alternatives(r, expression, 0);
+static int splitter_init(Splitter *x, const char *expression, const Unicode *u, char *err) {
+    Regex *r = gla_alloc(sizeof *r);
+    if (!r) return fail(err, GLA_MEMORY, "no memory for expressions");
+    if (*expression <= *BETWEEN) x->threes = *expression++;
+    r->at = expression;
+    add_bound(r, 0x80);
+    read_alternatives(r, 0);
     add_step(r, STEP_DONE, 0, 0, 0);
-    int code = find_kinds(r, x, u) ? GLA_OK : GLA_MEMORY;
-    if (!code) find_states(r, x->n_kinds);
-    const size_t n = (size_t)r->n_states * (size_t)x->n_kinds * sizeof *x->next;
-    if (!code && !(x->next = gla_alloc(n))) code = GLA_MEMORY;
-    if (!code) memcpy(x->next, r->next, n);
-    if (code) return fail(err, code, "no memory for an expression");
-    if (!r->full) return GLA_OK;
-    return fail(err, GLA_UNSUPPORTED, "the expression %.60s is too large", expression);
+    for (uint32_t c = 0; c < 0x80; c++) x->low[c] = kind_for(r, c, u->low[c]);
+    for (int i = 0; i < r->n_bounds * N_CH; i++)
+        r->kinds[i] = kind_for(r, r->bounds[i / N_CH], i % N_CH);
+    find_states(r, r->n_kinds + 1);
+    x->n_kinds = r->n_kinds + 1;
+    x->n_bounds = r->n_bounds;
+    const size_t n_bounds = (size_t)r->n_bounds, n_next = (size_t)(r->n_states * x->n_kinds);
+    x->bounds = gla_alloc(n_bounds * (sizeof *x->bounds + N_CH) + n_next * sizeof *x->next);
+    if (x->bounds) {
+        x->next = memcpy(x->bounds + n_bounds, r->next, n_next * sizeof *x->next);
+        x->kinds = memcpy(x->next + n_next, r->kinds, n_bounds * N_CH);
+        memcpy(x->bounds, r->bounds, n_bounds * sizeof *x->bounds);
+        for (uint32_t c = 0x80; c < sizeof x->low; c++) x->low[c] = (uint8_t)char_kind(x, u, c);
+    }
+    const int full = r->full;
+    gla_free(r);
+    if (!x->bounds) return fail(err, GLA_MEMORY, "no memory for an expression");
+    if (full)
+        return fail(err, GLA_UNSUPPORTED, "the expression %.60s is too large", expression);
+    return GLA_OK;
 }
 
 /* Where the match that begins at s[at] ends; at: there is none. A way that goes on and on in one
@@ -8093,7 +8049,7 @@ static size_t match_end(const Splitter *x, const Unicode *u, const char *s, size
         if (at < n) {
             const uint8_t b = (uint8_t)s[at];
             const uint32_t c = b < 0x80 ? b : utf8_read(s + at, n - at, &len);
-            kind = c < sizeof x->low ? x->low[c] : (unsigned)char_kind(x, u, c);
+            kind = c < sizeof x->low ? x->low[c] : char_kind(x, u, c);
         }
         const unsigned next = x->next[state * n_kinds + kind];
         if (next & 1) end = at;
@@ -8161,15 +8117,15 @@ static const PreTokenizer pre_tokenizers[] = {
                      "|\\s{64}(?!\\S)|\\s{32}(?!\\S)|\\s{16}(?!\\S)|\\s{8}(?!\\S)|\\s{4}(?!\\S)|\\s{1,2}(?!\\S)|\\s{1}" } },
     { "tekken", PRE_WHOLE | PRE_BOS, { RE_CASES("", "") "|\\p{N}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n/]*" RE_SPACES } },
     { "gpt-4o llama4 kanana2 talkie minimax-m2 granite-embed-multi-97m", 0, { RE_GPT4O("\\p{N}{1,3}") } },
-    { "tiny_aya cohere2moe", 0, { "\\d{1,3}(?=(?:\\d{3})*\\b)", RE_GPT4O("\\p{N}{1,3}") } },
+    { "tiny_aya cohere2moe", 0, { THREES "\\d+(?!\\w)", RE_GPT4O("\\p{N}{1,3}") } },
     { "kimi-k2", PRE_RANKS, { "[\\p{Han}]+|" RE_CASES("&&[^\\p{Han}]", RE_ANY_TAILS "?") "|\\p{N}{1,3}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*" RE_SPACES } },
     { "youtu", PRE_WHOLE, { "[\\x{AC00}-\\x{D7A3}\\x{3131}-\\x{318E}]+|[\\x{FF01}\\x{2026}\\x{201C}\\x{201D}\\x{2018}\\x{2019}"
                             "\\x{2014}\\x{FF1A}\\x{FF1B}\\x{FF0C}\\x{3001}-\\x{303F}\\x{FE30}-\\x{FE4F}]+|[\\x{3105}-\\x{312F}]+|"
                             RE_HAN_KANA, RE_GPT4O("\\p{N}") } },
-    { "superbpe", 0, { "\\p{N}+", "(?=(\\d{3})+(?!\\d))" } },
+    { "superbpe", 0, { "\\p{N}+", BETWEEN "\\d+" } },
     { "deepseek-v3 hunyuan-dense joyai-llm hy_v4", 0, { "\\p{N}{1,3}", RE_HAN_KANA, RE_DEEPSEEK "[\\r\\n]*" RE_SPACES } },
     { "spark2.5", 0, { "\\p{N}{1,3}", RE_HAN_KANA, RE_DEEPSEEK "|[\\r\\n]|\\s+(?!\\S)|\\s+", "\\p{N}" } },
-    { "afmoe", 0, { "\\p{N}{1,3}(?=(?:\\p{N}{3})*(?!\\p{N}))",
+    { "afmoe", 0, { THREES "\\p{N}+",
                     "[\\x{4E00}-\\x{9FFF}\\x{3400}-\\x{4DBF}\\x{8C48}-\\x{FAFF}\\x{3040}-\\x{309F}\\x{30A0}-\\x{30FF}\\x{FF65}-\\x{FF9F}"
                     "\\x{2F00}-\\x{2FDF}\\x{E40}-\\x{E7F}\\x{E80}-\\x{EFF}\\x{1780}-\\x{17FF}\\x{1000}-\\x{109F}\\x{AA60}-\\x{AA7F}"
                     "\\x{A9E0}-\\x{A9FF}\\x{AC00}-\\x{D7AF}\\x{1100}-\\x{11FF}]+", RE_DEEPSEEK "[\\r\\n]*" RE_SPACES } },
@@ -8190,7 +8146,7 @@ static const PreTokenizer pre_tokenizers[] = {
                            "\\x{A78B}-\\x{A78E}\\x{AB70}-\\x{ABBF}\\x{FB00}-\\x{FB06}\\x{FB13}-\\x{FB17}\\x{FF21}-\\x{FF3A}"
                            "\\x{FF41}-\\x{FF5A}\\x{10400}-\\x{1044F}\\x{104B0}-\\x{104D3}\\x{104D8}-\\x{104FB}\\x{10C80}-"
                            "\\x{10CB2}\\x{10CC0}-\\x{10CF2}\\x{118A0}-\\x{118DF}\\x{1E900}-\\x{1E943}]+",
-                           "\\s?[!-/:-~\\x{FF01}-\\x{FF0F}\\x{FF1A}-\\x{FF5E}\\x{2018}-\\x{201F}\\x{3000}-\\x{3002}]+", "\\s+$",
+                           "\\s?[!-/:-~\\x{FF01}-\\x{FF0F}\\x{FF1A}-\\x{FF5E}\\x{2018}-\\x{201F}\\x{3000}-\\x{3002}]+", "\\s+(?![\\s\\S])",
                            RE_HAN_HANGUL, "\\p{N}+" } },
     { "bloom poro-chat gpt3-finnish", 0, { RE_BLOOM } },
     { "viking", 0, { RE_BLOOM, "\\p{N}" } },
@@ -8602,15 +8558,9 @@ static int load_pieces(Tokenizer *t, char *err) {
     if (!t->pre) return GLA_OK;
     t->splits = gla_alloc(MAX_SPLITS * sizeof *t->splits);
     if (!t->splits) return fail(err, GLA_MEMORY, "no memory for expressions");
-    Regex *r = gla_alloc(sizeof *r);
-    int code = r && table_init(&r->by_list, MAX_STATES) ? GLA_OK : GLA_MEMORY;
-    if (code) fail(err, code, "no memory for expressions");
-    for (; !code && t->pre->splits[t->n_splits]; t->n_splits++) {
-        const char *expression = t->pre->splits[t->n_splits];
-        code = splitter_init(&t->splits[t->n_splits], expression, &t->unicode, r, err);
-    }
-    if (r) gla_free(r->by_list.slots);
-    gla_free(r);
+    int code = GLA_OK;
+    for (; !code && t->pre->splits[t->n_splits]; t->n_splits++)
+        code = splitter_init(&t->splits[t->n_splits], t->pre->splits[t->n_splits], &t->unicode, err);
     return code;
 }
 
@@ -8673,7 +8623,7 @@ static void tokenizer_clear(Tokenizer *t) {
     trie_free(&t->added[0]);
     trie_free(&t->added[1]);
     trie_free(&t->words);
-    for (int i = 0; t->splits && i < MAX_SPLITS; i++) splitter_free(&t->splits[i]);
+    for (int i = 0; t->splits && i < MAX_SPLITS; i++) gla_free(t->splits[i].bounds);
     gla_free(t->splits);
     memset(t, 0, sizeof *t);
 }
@@ -8930,55 +8880,33 @@ static int class_at(const Unicode *u, const char *s, size_t n, size_t at, size_t
     return char_class(u, utf8_read(s + at, n - at, len)) & (N_CH - 1);
 }
 
-/* Rows of digits in threes, from the right. */
-static void split_thousands(Encoder *e, int split, const char *s, size_t n) {
-    const Unicode *u = &e->t->unicode;
-    const int row = e->t->splits[split].thousands - 1, between = thousands[row].between;
-    size_t from = 0, len;
-    for (size_t at = 0; at < n; at += len) {
-        const size_t begin = at;
-        size_t count = 0, end = at;
-        int class = CH_OTHER;
-        for (len = 0; end < n; end += len, count++) {
-            class = class_at(u, s, n, end, &len);
-            if (!(thousands[row].digits >> class & 1)) break;
-        }
-        if (!count) continue;
-        const int cut = !thousands[row].word || end == n || !(WORD_CLASSES >> class & 1);
-        /* a group begins where the digits that are left are a multiple of three */
-        for (; cut && at < end; count--) {
-            if (count % 3 == 0 || (!between && at == begin)) {
-                if (from < at) encode_pieces(e, split + 1, s + from, at - from);
-                from = at;
-            }
-            utf8_read(s + at, n - at, &len);
-            at += len;
-        }
-        at = end;
-        len = 0;
-        if (cut && !between) encode_pieces(e, split + 1, s + from, at - from), from = at;
-    }
-    if (from < n) encode_pieces(e, split + 1, s + from, n - from);
-}
-
-/* Cut s at the matches of an expression; each match, and what lies between two of them, is a
- * piece for the next one. */
+/* Cut s at the matches of an expression; each match, or each of its threes, and what lies between
+ * two of them, is a piece for the next one. */
 static void encode_pieces(Encoder *e, int split, const char *s, size_t n) {
     const Tokenizer *t = e->t;
     Futile futile = { 0, 0, 0 };
-    size_t from = 0, end, len = 1;
+    size_t from = 0, len = 1;
     if (split == t->n_splits) { encode_words(e, s, n); return; }
-    if (t->splits[split].thousands) { split_thousands(e, split, s, n); return; }
+    const Splitter *x = &t->splits[split];
     for (size_t at = 0; at < n && !e->code;) {
-        end = match_end(&t->splits[split], &t->unicode, s, n, at, &futile);
+        const size_t begin = at, end = match_end(x, &t->unicode, s, n, at, &futile);
+        size_t left = 0;                            /* characters up to the end, if it is counted */
         if (end == at) {
             utf8_read(s + at, n - at, &len);
             at += len;
             continue;
         }
-        if (from < at) encode_pieces(e, split + 1, s + from, at - from);
-        encode_pieces(e, split + 1, s + at, end - at);
-        from = at = end;
+        for (size_t i = at; x->threes && i < end; i += len, left++) utf8_read(s + i, n - i, &len);
+        for (; at < end; at += len, left--) {
+            len = end - at;
+            if (x->threes) utf8_read(s + at, n - at, &len);
+            if (left % 3 && (at > begin || x->threes == *BETWEEN)) continue;
+            if (from < at) encode_pieces(e, split + 1, s + from, at - from);
+            from = at;
+        }
+        if (x->threes == *BETWEEN) continue;
+        encode_pieces(e, split + 1, s + from, end - from);
+        from = end;
     }
     if (from < n) encode_pieces(e, split + 1, s + from, n - from);
 }

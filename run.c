@@ -1128,6 +1128,7 @@ static int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
 static int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
 
 typedef struct { const char *s; size_t n; } Str; /* bytes in the mapped file, not terminated */
+static Str str_of(const char *s) { return (Str){s, strlen(s)}; }
 static int str_is(Str a, const char *b) { return a.n == strlen(b) && !memcmp(a.s, b, a.n); }
 
 /* FNV-1a over words of 8 bytes, then bytes. */
@@ -1144,7 +1145,7 @@ static uint64_t hash_bytes(uint64_t h, const void *data, size_t n) {
 }
 #define HASH_SEED 0xcbf29ce484222325u
 
-/* -- tables; arrays and text that grow -- */
+/* -- tables; arrays and text that grow; heaps -- */
 
 /* A hash table: what is looked for lies elsewhere, under a number. */
 typedef struct { uint32_t hash, value; } Slot;      /* value 0: free */
@@ -1170,6 +1171,20 @@ static Slot *table_next(const Table *t, uint64_t h, size_t *step) {
         if (!slot->value || slot->hash == (uint32_t)h) return slot;
     }
     return NULL;
+}
+
+/* Room for n entries in a table whose hashes are numbers of 32 bits, each another; 0: no memory. */
+static int table_room(Table *t, size_t n) {
+    Table more;
+    if (t->slots && t->mask / 3 * 2 >= n) return 1;
+    if (!table_init(&more, 2 * n)) return 0;
+    for (size_t i = 0, step; t->slots && i <= t->mask; i++) {
+        Slot *to = t->slots[i].value ? table_next(&more, t->slots[i].hash, (step = 0, &step)) : NULL;
+        if (to) *to = t->slots[i];
+    }
+    gla_free(t->slots);
+    *t = more;
+    return 1;
 }
 
 /* Room for n > 0 more elements of width bytes behind the `used` ones of an array that has room for
@@ -1201,6 +1216,31 @@ LIKELY_UNUSED static void text_put(Text *t, const char *s, size_t n) {
 }
 LIKELY_UNUSED static void text_puts(Text *t, const char *s) { text_put(t, s, strlen(s)); }
 LIKELY_UNUSED static void text_free(Text *t) { gla_free(t->s); }
+
+/* A heap of numbers, the smallest on top. Four children each: half the levels of a heap of two, and
+ * children lie together. */
+static void heap_push(uint64_t *heap, size_t *n, uint64_t key) {
+    size_t i = (*n)++;
+    for (; i && key < heap[(i - 1) / 4]; i = (i - 1) / 4) heap[i] = heap[(i - 1) / 4];
+    heap[i] = key;
+}
+
+static void heap_sink(uint64_t *heap, size_t n, size_t i, uint64_t key) { /* from i, which is free */
+    for (size_t k; (k = 4 * i + 1) < n; i = k) {
+        const size_t end = k + 4 < n ? k + 4 : n;
+        for (size_t other = k + 1; other < end; other++)
+            if (heap[other] < heap[k]) k = other;
+        if (heap[k] >= key) break;
+        heap[i] = heap[k];
+    }
+    heap[i] = key;
+}
+static uint64_t heap_pop(uint64_t *heap, size_t *n) {
+    const uint64_t top = heap[0];
+    --*n;
+    heap_sink(heap, *n, 0, heap[*n]);
+    return top;
+}
 
 /* -- words that were meant -- */
 
@@ -7505,14 +7545,15 @@ GLA_API int gla_eval(GlaState *s, const int32_t *ids, int64_t n, float *logits, 
  * mapped file. Time is linear in the text (n log n within a piece), whatever the vocabulary.
  * Encoding allocates scratch memory, 40 to 80 bytes for each of the longest piece; decoding none.
  *
- * In order: ids, tables and tries; expressions, which cut text into pieces, and the rows of all of
- * them by name; loading; merging; encoding; decoding; NFC; the Unicode tables; how a model and its
+ * In order: ids; Unicode; tries; expressions, which cut text into pieces, and the rows of all of
+ * them by name; loading; merging; encoding; decoding; the Unicode tables; how a model and its
  * vocabulary are opened; the interface. */
 
 /* Symbols are: bytes; characters; there are none. */
 enum { VOCAB_NONE, VOCAB_BPE, VOCAB_SPM, VOCAB_LONGEST };
 enum { BY_MERGES, BY_SCORE, BY_ID };                        /* which pair is joined first */
-/* Where a U+2581 is added, see encode_stretch. */
+/* Where a U+2581 is added: nowhere, before a text, before all that stands between two added tokens,
+ * there and before the normalised text is searched for added tokens. */
 enum { SPACE_NEVER, SPACE_FIRST, SPACE_ALWAYS, SPACE_PREPEND };
 /* As in GGUF. */
 enum { TYPE_NORMAL = 1, TYPE_UNKNOWN, TYPE_CONTROL, TYPE_USER_DEFINED, TYPE_UNUSED, TYPE_BYTE };
@@ -7527,18 +7568,17 @@ enum { SPACE_MARK = 0x2581 };
 typedef struct {
     uint32_t root[256]; /* its children; the others' are in `edges`, under parent << 8 | byte */
     Table edges;
-    int32_t *ids;               /* per node: the token that ends here, or -1 */
+    int32_t *ids;               /* (n) per node: the token that ends here, or -1 */
     uint32_t n;
+    size_t cap;
 } Trie;
 
-/* Unicode facts, unpacked from the strings at the end of this section. A table of runs holds
- * start << 8 | value. */
-typedef struct { uint32_t c, a, b; } Composite; /* c is a followed by b; b = 0: c is just a */
+/* What is known of characters, unpacked from the strings at the end of this section: ascending
+ * numbers, which begin with what is looked for. */
 typedef struct {
-    /* runs: class of a character; place of a combining mark, 0: not one */
-    uint32_t *classes, *combining;
-    /* all, sorted by c; those that compose again, sorted by (a, b) */
-    Composite *composites, *pairs;
+    uint64_t *classes, *combining; /* runs: from here on << 8 | class; place of a mark, 0: none */
+    uint64_t *parts;               /* c << 42 | a << 21 | b: c is a followed by b; b = 0: just a */
+    uint64_t *pairs;               /* a << 42 | b << 21 | c, of those that compose again */
     size_t n_pairs;
     uint8_t low[0x800]; /* classes of one- and two-byte characters, without a search */
 } Unicode;
@@ -7549,35 +7589,42 @@ typedef struct {
     uint8_t low[0x800];                 /* kinds of one- and two-byte characters */
     /* (n_bounds) kinds change here, whatever the class; ascending, the first is 0x80. Owns what
      * next and kinds point to. */
-    uint32_t *bounds;
-    uint8_t *kinds;                     /* (n_bounds, 32) from each bound on, by class */
+    uint64_t *bounds;
     uint16_t *next; /* (states, n_kinds) next state << 1 | a match ends before this character */
+    uint8_t *kinds;                     /* (n_bounds, 32) from each bound on, by class */
     int n_bounds, n_kinds;              /* the last kind is the end of the text */
     int threes;                         /* 0, *THREES or *BETWEEN */
 } Splitter;
 enum { MAX_SPLITS = 6 };
 
 typedef struct PreTokenizer PreTokenizer;
-struct Tokenizer {
-    int32_t n;                          /* tokens; 0: the file has no vocabulary */
+
+/* What a vocabulary is like: its kind says, then the pre-tokenizer, then the keys of its file. */
+typedef struct {
+    const char *name, *what;            /* tokenizer.ggml.model; more about one that is not read */
+    int model, space;                   /* VOCAB_..., SPACE_... */
     int32_t bos, eos, unk;              /* -1: none */
     int add_bos, add_eos;               /* what encoding puts around a text */
-    int model, order;                   /* VOCAB_..., BY_... */
-    int space;                          /* SPACE_..., VOCAB_SPM only */
+    int byte_fallback, fuse_unk; /* characters without a token: byte tokens; else one unk for a row */
     int nfc;                            /* text is normalised */
     /* a piece that is a token needs no merges; one of line ends only does not */
     int whole, whole_lines;
-    /* characters without a token: byte tokens; else one unk for a row of them */
-    int byte_fallback, fuse_unk;
+} VocabKind;
+
+struct Tokenizer {
+    int32_t n;                          /* tokens; 0: the file has no vocabulary */
+    VocabKind kind;
     const PreTokenizer *pre;            /* NULL: text is not cut into pieces */
     Splitter *splits;                   /* (n_splits) each cuts the pieces of the one before */
     int n_splits;
     Str *tokens;                        /* (n) texts; "gpt2" spells bytes as byte_char does */
     char *unescaped;                    /* "rwkv": where they are */
-    GgufArray types, scores, merges;    /* (n) TYPE_..., or empty: all normal; (n) floats; lines */
-    Table vocab;                        /* text -> id + 1 */
-    Table pairs;                        /* "left right" -> where the line lies, + 1: its rank */
     size_t longest;                     /* bytes of the longest token text */
+    Table vocab;                        /* text -> id + 1 */
+    GgufArray types;                    /* (n) TYPE_..., or empty: all normal */
+    int order;                          /* BY_... */
+    GgufArray scores, merges;           /* (n) floats; lines "left right" */
+    Table lines;                        /* line -> where it lies in merges, + 1: its rank */
     uint8_t *binds;                     /* (256) by byte, see load_binds; NULL: all do */
     Trie added[2]; /* tokens that are found in the raw text; in the normalised one */
     Trie words;                         /* "rwkv" */
@@ -7587,9 +7634,6 @@ struct Tokenizer {
     int n_end;
     Unicode unicode;
 };
-
-static int unicode_init(Unicode *u, int with_nfc);
-static int char_class(const Unicode *u, uint32_t c);
 
 /* -- ids -- */
 
@@ -7606,7 +7650,7 @@ static int ids_add(Ids *a, const int32_t *ids, int64_t n, char *err) {
 }
 static void ids_free(Ids *a) { gla_free(a->id); *a = (Ids){NULL, 0, 0}; }
 
-/* -- characters -- */
+/* -- Unicode: bytes as characters, classes of characters, NFC -- */
 
 /* "gpt2" files write a byte as a visible character: Latin-1 where it is one, else U+0100, U+0101
  * ... in order, so that a space is U+0120. char_byte is the way back, or -1. */
@@ -7621,30 +7665,162 @@ static int char_byte(uint32_t c) {
     return c < 0x100 && byte_char((uint8_t)c) == c ? (int)c : -1;
 }
 
-/* -- tables and tries -- */
+/* Classes of characters; \w has letters, marks, digits and ..._WORD. In the tables only: CH_PAIRS, a
+ * run of upper and lower in turn, and CH_UNSETTLED, NFC may change it or join it to the one before.
+ * CH_HAN goes with any: a character of the Han script. */
+enum { CH_OTHER, CH_UPPER, CH_LOWER, CH_TITLE, CH_MODIFIER, CH_LETTER, CH_MARK, CH_DIGIT, CH_NUMBER,
+       CH_NUMBER_WORD, CH_PUNCT, CH_PUNCT_WORD, CH_SYMBOL, CH_SYMBOL_WORD, CH_SPACE, CH_PAIRS,
+       CH_HAN = 16, CH_UNSETTLED = 32, N_CH = 32 };
+#define CLASS(c) (1u << (c) | 1u << ((c) + CH_HAN))         /* sets of classes */
+#define LETTERS \
+    (CLASS(CH_UPPER) | CLASS(CH_LOWER) | CLASS(CH_TITLE) | CLASS(CH_MODIFIER) | CLASS(CH_LETTER))
+#define WORD_CLASSES \
+    (LETTERS | CLASS(CH_MARK) | CLASS(CH_DIGIT) | CLASS(CH_NUMBER_WORD) | CLASS(CH_PUNCT_WORD) \
+     | CLASS(CH_SYMBOL_WORD))
+enum { N_CLASSES = 2827, N_COMBINING = 667, N_COMPOSITES = 2060 };
 
-/* The last of n numbers, which ascend, that is at most c; the first where none is. */
-static size_t last_up_to(const uint32_t *numbers, size_t n, uint32_t c) {
+/* The last of n numbers, which ascend, that is at most x; the first where none is. */
+static size_t last_up_to(const uint64_t *numbers, size_t n, uint64_t x) {
     size_t lo = 0;
     for (size_t hi = n; hi - lo > 1;) {
         const size_t mid = lo + (hi - lo) / 2;
-        if (numbers[mid] <= c) lo = mid;
+        if (numbers[mid] <= x) lo = mid;
         else hi = mid;
     }
     return lo;
 }
-
-static Str str_of(const char *s) { return (Str){ s, strlen(s) }; }
-static int str_joins(Str s, Str a, Str b) {                 /* s = a + b */
-    return s.n == a.n + b.n && !memcmp(s.s, a.s, a.n) && !memcmp(s.s + a.n, b.s, b.n);
+/* Of numbers key << bits | value the last whose key is at most this one. */
+static uint64_t find_fact(const uint64_t *facts, size_t n, uint64_t key, int bits) {
+    return facts[last_up_to(facts, n, ((key + 1) << bits) - 1)];
 }
 
-/* FNV-1a; h: the hash of what comes before s, or 0 */
-static uint64_t hash_text(uint64_t h, Str s) {
-    if (!h) h = 0xCBF29CE484222325u;
-    for (size_t i = 0; i < s.n; i++) h = (h ^ (uint8_t)s.s[i]) * 0x100000001B3u;
-    return h;
+static int run_class(const Unicode *u, uint32_t c) {
+    const uint64_t run = find_fact(u->classes, N_CLASSES, c, 8);
+    if ((run & 0xFF) != CH_PAIRS) return (int)(run & 0xFF);
+    return (c - (run >> 8)) & 1 ? CH_LOWER : CH_UPPER;
 }
+static int char_class(const Unicode *u, uint32_t c) {       /* CH_..., with CH_UNSETTLED */
+    return c < sizeof u->low ? u->low[c] : run_class(u, c);
+}
+
+/* Is the class of the character at s[at], or of the one that ends there, in this set? */
+static int class_at(const Unicode *u, Str s, size_t at, uint32_t set, size_t *len) {
+    return at < s.n && set >> (char_class(u, utf8_read(s.s + at, s.n - at, len)) & (N_CH - 1)) & 1;
+}
+static int class_before(const Unicode *u, Str s, size_t at, uint32_t set) {
+    size_t from = at, len;
+    if (!at) return 0;
+    do from--; while (from && at - from < 4 && ((uint8_t)s.s[from] & 0xC0) == 0x80);
+    const uint32_t c = utf8_read(s.s + from, at - from, &len);
+    return set >> (char_class(u, from + len == at ? c : BAD_BYTE) & (N_CH - 1)) & 1;
+}
+
+/* Where the white space from `at` on ends; where that which ends at `at` begins, not before from. */
+static size_t blanks_end(const Unicode *u, Str s, size_t at) {
+    for (size_t len; class_at(u, s, at, CLASS(CH_SPACE), &len); at += len) {}
+    return at;
+}
+static size_t blanks_begin(const Unicode *u, Str s, size_t from, size_t at) {
+    while (at > from && class_before(u, s, at, CLASS(CH_SPACE)))
+        do at--; while (at > from && ((uint8_t)s.s[at] & 0xC0) == 0x80);
+    return at;
+}
+
+/* Canonical composition (NFC): "e" and U+0301 become U+00E9, marks on one letter get their
+ * standard order. Korean syllables are composed by arithmetic: leading consonant L, vowel V,
+ * perhaps a trailing consonant T. */
+enum { HANGUL = 0xAC00, N_HANGUL = 11172, JAMO_L = 0x1100, N_L = 19, JAMO_V = 0x1161, N_V = 21,
+       JAMO_T = 0x11A7, N_T = 28, A_CHAR = 0x1FFFFF };
+
+static size_t decompose(const Unicode *u, uint32_t c, uint64_t *out) { /* into 1 to 4 characters */
+    const uint32_t k = c - HANGUL;
+    if (k < N_HANGUL) {
+        out[0] = JAMO_L + k / (N_V * N_T);
+        out[1] = JAMO_V + k / N_T % N_V;
+        out[2] = JAMO_T + k % N_T;
+        return k % N_T ? 3 : 2;
+    }
+    const uint64_t found = find_fact(u->parts, N_COMPOSITES, c, 42);
+    out[0] = c;
+    if (found >> 42 != c) return 1;
+    const size_t n = decompose(u, found >> 21 & A_CHAR, out);
+    return found & A_CHAR ? n + decompose(u, found & A_CHAR, out + n) : n;
+}
+
+/* What a followed by b is as one character, or 0. */
+static uint32_t compose(const Unicode *u, uint32_t a, uint32_t b) {
+    const uint32_t syllable = a - HANGUL, last = b - JAMO_T - 1;
+    const uint64_t both = (uint64_t)a << 21 | b;
+    if (a - JAMO_L < N_L && b - JAMO_V < N_V)
+        return HANGUL + ((a - JAMO_L) * N_V + b - JAMO_V) * N_T;
+    if (syllable < N_HANGUL && syllable % N_T == 0 && last < N_T - 1) return a + last + 1;
+    const uint64_t found = find_fact(u->pairs, u->n_pairs, both, 21);
+    return found >> 21 == both ? found & A_CHAR : 0;
+}
+
+static int by_value(const void *x, const void *y) {
+    uint64_t a, b;
+    memcpy(&a, x, 8);
+    memcpy(&b, y, 8);
+    return a < b ? -1 : a > b;
+}
+
+/* Order and compose the m characters of q in place; returns how many remain. */
+static size_t compose_run(const Unicode *u, uint64_t *q, size_t m) {
+    size_t n = 0, base = SIZE_MAX, end;
+    /* place << 56 | i << 24 | character: sorting leaves equals in their order */
+    for (size_t i = 0; i < m; i++) {
+        const uint64_t place = find_fact(u->combining, N_COMBINING, q[i], 8) & 0xFF;
+        q[i] |= place << 56 | (uint64_t)i << 24;
+    }
+    for (size_t i = 0; i < m; i = end + 1) {
+        for (end = i; end < m && q[end] >> 56; end++) {}
+        if (end - i > 1) qsort(q + i, end - i, sizeof *q, by_value);
+    }
+    for (size_t i = 0; i < m; i++) {
+        const uint32_t c = q[i] & A_CHAR, place = (uint32_t)(q[i] >> 56);
+        /* c reaches the base letter if nothing stands between, or only marks of lower places. */
+        const int reaches = base != SIZE_MAX && (base + 1 == n || q[n - 1] >> 56 < place);
+        const uint32_t both = reaches ? compose(u, q[base] & A_CHAR, c) : 0;
+        if (both) { q[base] = both; continue; }
+        if (place == 0) base = n;
+        q[n++] = (uint64_t)place << 56 | c;
+    }
+    return n;
+}
+
+/* out stays NULL if s is in NFC, which a look at each character settles for nearly every text.
+ * Otherwise it is a copy, at most three times as long. A settled character and the unsettled
+ * ones behind it are a run that no other touches. */
+static int nfc(const Unicode *u, const char *s, size_t n, char **out, size_t *out_n) {
+    uint64_t *q = NULL, *more;                  /* characters of a run */
+    size_t at = 0, len, end, written = 0, room = 0;
+    while (at < n && !(char_class(u, utf8_read(s + at, n - at, &len)) & CH_UNSETTLED)) at += len;
+    if (at == n) return GLA_OK;
+    if (!(*out = gla_alloc(3 * n))) return GLA_MEMORY;
+    for (at = 0; at < n; at = end) {
+        size_t count = 1, k = 0;
+        int unsettled = char_class(u, utf8_read(s + at, n - at, &len)) & CH_UNSETTLED;
+        for (end = at + len; end < n; end += len, count++)
+            if (!(char_class(u, utf8_read(s + end, n - end, &len)) & CH_UNSETTLED)) break;
+        if (count == 1 && !unsettled) {
+            memcpy(*out + written, s + at, end - at);
+            written += end - at;
+            continue;
+        }
+        if (!(more = grow(q, 0, 4 * count, &room, sizeof *q))) break;
+        q = more;
+        for (size_t i = at; i < end; i += len)
+            k += decompose(u, utf8_read(s + i, end - i, &len), q + k);
+        k = compose_run(u, q, k);
+        for (size_t i = 0; i < k; i++) written += utf8_write(*out + written, q[i] & A_CHAR);
+    }
+    gla_free(q);
+    *out_n = written;
+    return at < n ? GLA_MEMORY : GLA_OK;
+}
+
+/* -- tries: the longest of many texts -- */
 
 static uint32_t trie_step(const Trie *t, uint32_t node, uint8_t byte) {     /* the child, or 0 */
     if (!node) return t->root[byte];
@@ -7654,27 +7830,26 @@ static uint32_t trie_step(const Trie *t, uint32_t node, uint8_t byte) {     /* t
     return slot ? slot->value : 0;
 }
 
-/* Room for texts of so many bytes together, or for as many as there may be; 0: no memory. */
-static int trie_init(Trie *t, size_t n_bytes) {
-    if (n_bytes > TRIE_NODES) n_bytes = TRIE_NODES;
-    t->n = 1;
-    t->ids = gla_alloc((n_bytes + 1) * sizeof *t->ids);
-    return t->ids && table_init(&t->edges, n_bytes);
-}
-
 static void trie_free(Trie *t) { gla_free(t->ids); gla_free(t->edges.slots); }
 
-/* Of equal texts the first counts; 0: too large, or hostile. */
-static int trie_add(Trie *t, Str s, int32_t id) {
+/* Of equal texts the first counts. what: a name for the texts. */
+static int trie_add(Trie *t, Str s, int32_t id, const char *what, char *err) {
+    int32_t *ids = grow(t->ids, t->n, s.n + 1, &t->cap, sizeof *ids);
+    if (ids) t->ids = ids;
+    if (!t->n) t->n = 1;
+    if (!ids || !table_room(&t->edges, t->n + s.n))
+        return fail(err, GLA_MEMORY, "no memory for %s", what);
     uint32_t node = 0;
     for (size_t i = 0; i < s.n; i++) {
         const uint8_t byte = (uint8_t)s.s[i];
+        const uint32_t key = node << 8 | byte;
         uint32_t child = trie_step(t, node, byte);
+        size_t step = 0;
         if (!child) {
-            const uint32_t key = node << 8 | byte;
-            size_t step = 0;
             Slot *slot = node ? table_next(&t->edges, key, &step) : NULL;
-            if (t->n == TRIE_NODES || (node && !slot)) return 0;
+            if (t->n == TRIE_NODES || (node && !slot))
+                return fail(err, GLA_UNSUPPORTED, "%s: too many letters, or too many of them share "
+                            "one hash value", what);
             child = t->n++;
             t->ids[child] = -1;
             if (slot) *slot = (Slot){key, child};
@@ -7683,15 +7858,17 @@ static int trie_add(Trie *t, Str s, int32_t id) {
         node = child;
     }
     if (t->ids[node] < 0) t->ids[node] = id;
-    return 1;
+    return GLA_OK;
 }
 
 /* The longest text of the trie that s begins with: its id, or -1; *len: its bytes. */
 static int32_t trie_longest(const Trie *t, const char *s, size_t n, size_t *len) {
     int32_t best = -1;
-    uint32_t node = 0;
-    for (size_t i = 0; i < n && (node = trie_step(t, node, (uint8_t)s[i])); i++)
-        if (t->ids[node] >= 0) best = t->ids[node], *len = i + 1;
+    uint32_t node = n ? t->root[(uint8_t)*s] : 0;
+    for (size_t i = 1; node; i++) {
+        if (t->ids[node] >= 0) best = t->ids[node], *len = i;
+        node = i < n ? trie_step(t, node, (uint8_t)s[i]) : 0;
+    }
     return best;
 }
 
@@ -7722,20 +7899,6 @@ static int32_t trie_longest(const Trie *t, const char *s, size_t n, size_t *len)
 #define THREES "\1"     /* a match is cut into threes that are counted from its end */
 #define BETWEEN "\2"    /* likewise, and there only: it stays with what is around it */
 
-enum { CH_OTHER, CH_UPPER, CH_LOWER, CH_TITLE, CH_MODIFIER, CH_LETTER, CH_MARK, CH_DIGIT,
-       CH_NUMBER, CH_NUMBER_WORD, CH_PUNCT,
-       /* classes of characters; ..._WORD: \w has it, too */
-       CH_PUNCT_WORD, CH_SYMBOL, CH_SYMBOL_WORD, CH_SPACE,
-       CH_PAIRS,                        /* only in the tables: a run of upper and lower in turn */
-       /* of the Han script; NFC may change it or join it to the one before */
-       CH_HAN = 16, CH_UNSETTLED = 32,
-       N_CH = 32 };                     /* classes and CH_HAN, without CH_UNSETTLED */
-#define CLASS(c) (1u << (c) | 1u << ((c) + CH_HAN))         /* sets of classes */
-#define LETTERS \
-    (CLASS(CH_UPPER) | CLASS(CH_LOWER) | CLASS(CH_TITLE) | CLASS(CH_MODIFIER) | CLASS(CH_LETTER))
-#define WORD_CLASSES \
-    (LETTERS | CLASS(CH_MARK) | CLASS(CH_DIGIT) | CLASS(CH_NUMBER_WORD) | CLASS(CH_PUNCT_WORD) \
-     | CLASS(CH_SYMBOL_WORD))
 static const struct { const char *name; uint32_t classes; } properties[] = {
     { "\\s", CLASS(CH_SPACE) }, { "\\S", ~CLASS(CH_SPACE) },
     { "\\d", CLASS(CH_DIGIT) }, { "\\w", WORD_CLASSES }, { "\\p{L}", LETTERS },
@@ -7759,7 +7922,7 @@ typedef struct {
     const char *at;                                 /* in the expression */
     CharSet sets[MAX_SETS];
     Member members[MAX_MEMBERS];                    /* of the sets, one behind the other */
-    uint32_t bounds[MAX_BOUNDS];                    /* as in a Splitter */
+    uint64_t bounds[MAX_BOUNDS];                    /* as in a Splitter */
     uint8_t kinds[MAX_BOUNDS * N_CH];
     uint64_t answers[MAX_KINDS], has[MAX_SETS];     /* per kind: bit i for set i; and reversed */
     Move steps[MAX_STEPS];
@@ -8012,7 +8175,7 @@ static int splitter_init(Splitter *x, const char *expression, const Unicode *u, 
     add_step(r, STEP_DONE, 0, 0, 0);
     for (uint32_t c = 0; c < 0x80; c++) x->low[c] = kind_for(r, c, u->low[c]);
     for (int i = 0; i < r->n_bounds * N_CH; i++)
-        r->kinds[i] = kind_for(r, r->bounds[i / N_CH], i % N_CH);
+        r->kinds[i] = kind_for(r, (uint32_t)r->bounds[i / N_CH], i % N_CH);
     find_states(r, r->n_kinds + 1);
     x->n_kinds = r->n_kinds + 1;
     x->n_bounds = r->n_bounds;
@@ -8085,7 +8248,8 @@ static size_t match_end(const Splitter *x, const Unicode *u, const char *s, size
 
 enum { PRE_NFC = 1, PRE_WHOLE = 2, PRE_BOS = 4,
        PRE_CHARS = 8,                           /* symbols are characters, spaces U+2581 */
-       PRE_RANKS = 16 };                        /* ids are ranks: a file may leave its merges out */
+       PRE_RANKS = 16,                          /* ids are ranks: a file may leave its merges out */
+       PRE_LINES = 32 };                        /* pieces of line ends are tokens as they stand */
 struct PreTokenizer {
     const char *names;                          /* of tokenizer.ggml.pre */
     int flags;                                  /* what a file means that does not say */
@@ -8152,7 +8316,8 @@ static const PreTokenizer pre_tokenizers[] = {
     { "viking", 0, { RE_BLOOM, "\\p{N}" } },
     { "chameleon", PRE_BOS, { "<sentinel:[0-9]+>", "(IMGIMG)((A|B|C|D|E|F|G|H|I){1,4})Z", "([\\t\\n]|    |  )", "\\p{N}",
                               "[\\p{P}!-/:-@\\[-`{-~]", RE_GPT2 } },
-    { "gemma4 sarvam-moe granite-embed-multi-311m", PRE_CHARS, { RE_LINES } },
+    { "gemma4 granite-embed-multi-311m", PRE_CHARS | PRE_LINES, { RE_LINES } },
+    { "sarvam-moe", PRE_CHARS, { RE_LINES } },
 };
 
 /* The row of a name; or NULL, and the sentence lists a name of each. */
@@ -8175,6 +8340,8 @@ static const PreTokenizer *find_pre_tokenizer(Str name, char *err) {
     return NULL;
 }
 
+static int unicode_init(Unicode *u, int with_nfc);
+
 /* -- loading: that arrays lie in the file was checked before; their lengths, types and contents
  * are checked here -- */
 
@@ -8186,38 +8353,36 @@ static Str next_str(const uint8_t **p) { /* one element of a string array: u64 l
     return s;
 }
 
-/* The slot of the token text a + b, or the free one where it belongs, or NULL; h: its hash. */
-static Slot *vocab_slot(const Tokenizer *t, uint64_t h, Str a, Str b) {
-    size_t step = 0;
-    Slot *slot;
-    while ((slot = table_next(&t->vocab, h, &step)))
-        if (!slot->value || str_joins(t->tokens[slot->value - 1], a, b)) break;
-    return slot;
+/* FNV-1a; h: the hash of what comes before s, or 0 */
+static uint64_t hash_text(uint64_t h, Str s) {
+    if (!h) h = 0xCBF29CE484222325u;
+    for (size_t i = 0; i < s.n; i++) h = (h ^ (uint8_t)s.s[i]) * 0x100000001B3u;
+    return h;
 }
 
-static int32_t find_token(const Tokenizer *t, Str a, Str b) { /* the id of the text a + b, or -1 */
-    if (a.n + b.n > t->longest) return -1;
-    const Slot *slot = vocab_slot(t, hash_text(hash_text(0, a), b), a, b);
-    return slot ? (int32_t)slot->value - 1 : -1;
-}
-
-/* The slot of the merge "left right", likewise; h: hash_text of it. A line is split at the first
- * space behind its first byte, so a left part that has one there is in no line. */
-static Str merge_line(const Tokenizer *t, uint32_t at) {
-    const uint8_t *p = t->merges.p + at - 1;
-    return next_str(&p);
-}
-static Slot *merge_slot(const Tokenizer *t, uint64_t h, Str left, Str right) {
+/* Tokens and lines of merges are found by their texts, which are made of n parts: the slot, or the
+ * free one where it belongs, or NULL; in: t->vocab or t->lines; h: the hash of the whole. */
+static Slot *text_slot(const Tokenizer *t, const Table *in, uint64_t h, const Str *part, int n) {
     size_t step = 0;
     Slot *slot;
-    while ((slot = table_next(&t->pairs, h, &step))) {
-        if (!slot->value) break;
-        Str line = merge_line(t, slot->value);
-        if (line.n == left.n + 1 + right.n && line.s[left.n] == ' '
-            && !memcmp(line.s, left.s, left.n)
-            && !memcmp(line.s + left.n + 1, right.s, right.n)) break;
+    while ((slot = table_next(in, h, &step)) && slot->value) {
+        const uint8_t *line = t->merges.p + slot->value - 1;
+        Str s = in == &t->lines ? next_str(&line) : t->tokens[slot->value - 1];
+        int i = 0;
+        for (; i < n && part[i].n <= s.n && !memcmp(s.s, part[i].s, part[i].n); i++)
+            s.s += part[i].n, s.n -= part[i].n;
+        if (i == n && !s.n) break;
     }
     return slot;
+}
+static uint32_t text_value(const Tokenizer *t, const Table *in, const Str *part, int n) { /* or 0 */
+    uint64_t h = 0;
+    for (int i = 0; i < n; i++) h = hash_text(h, part[i]);
+    const Slot *slot = text_slot(t, in, h, part, n);
+    return slot ? slot->value : 0;
+}
+static int32_t find_token(const Tokenizer *t, Str s) { /* the id of a text, or -1 */
+    return s.n > t->longest ? -1 : (int32_t)text_value(t, &t->vocab, &s, 1) - 1;
 }
 
 static int token_type(const Tokenizer *t, int32_t id) {
@@ -8236,29 +8401,47 @@ static int is_text(const Tokenizer *t, int32_t id) {
 static int is_special(const Tokenizer *t, int32_t id) {
     return id >= 0 && token_type(t, id) >= TYPE_UNKNOWN && token_type(t, id) <= TYPE_USER_DEFINED;
 }
+static int habits_of(const Tokenizer *t, int32_t id) {
+    return t->habits && id >= 0 ? t->habits[id] : 0;
+}
 
-/* A slot is a place anywhere in megabytes, so the tables are filled a block at a time: all of
- * its slots are asked for before the first is read. */
-enum { SLOTS_AHEAD = 32 };
+static int no_room(const Tokenizer *t, char *err) {
+    return fail(err, GLA_MEMORY, "no memory for a vocabulary of %d tokens", (int)t->n);
+}
 
-static int load_tokens(Tokenizer *t, char *err) {
-    for (int32_t id = 0, n; id < t->n; id += n) {
-        uint64_t h[SLOTS_AHEAD];
-        n = (int32_t)min64(SLOTS_AHEAD, t->n - id);
-        for (int32_t i = 0; i < n; i++) {
-            h[i] = hash_text(0, t->tokens[id + i]);
-            PREFETCH(&t->vocab.slots[first_slot(h[i]) & t->vocab.mask]);
+/* Fills t->vocab or t->lines. A line is "left right": it is split at the first space behind its
+ * first byte, so a left part that has one there is in no line. Lines are put into the table as they
+ * are; the ids are looked up when a text needs them. A slot is a place anywhere in megabytes, so
+ * all slots of a block are asked for before the first is read. Large vocabularies are loaded in a
+ * few milliseconds in this way. */
+static int fill_table(Tokenizer *t, Table *in, uint32_t count, char *err) {
+    enum { AHEAD = 32 };
+    const int lines = in == &t->lines;
+    const uint8_t *p = t->merges.p;
+    if (!table_init(in, count)) return no_room(t, err);
+    for (uint32_t i = 0, n; i < count; i += n) {
+        uint64_t h[AHEAD];
+        Str text[AHEAD];
+        n = (uint32_t)min64(AHEAD, (int64_t)count - i);
+        for (uint32_t k = 0; k < n; k++) {
+            h[k] = hash_text(0, text[k] = lines ? next_str(&p) : t->tokens[i + k]);
+            PREFETCH(&in->slots[first_slot(h[k]) & in->mask]);
         }
-        for (int32_t i = 0; i < n; i++) {
-            const Str text = t->tokens[id + i];
-            if (text.n > t->longest) t->longest = text.n;
-            if (text.n == 0 || token_type(t, id + i) == TYPE_UNUSED) continue;
-            Slot *slot = vocab_slot(t, h[i], text, str_of(""));
+        for (uint32_t k = 0; k < n; k++) {
+            const Str s = text[k];
+            const size_t value = lines ? (size_t)((const uint8_t *)s.s - t->merges.p) - 8 : i + k;
+            if (!lines && (!s.n || token_type(t, (int32_t)value) == TYPE_UNUSED)) continue;
+            if (value >= UINT32_MAX)
+                return fail(err, GLA_UNSUPPORTED, "tokenizer.ggml.merges: more than 4 GB of text");
+            if (lines && (s.n < 2 || !memchr(s.s + 1, ' ', s.n - 1)))
+                return fail(err, GLA_FORMAT, "tokenizer.ggml.merges: entry %u has no space between "
+                            "its parts", i + k);
+            Slot *slot = text_slot(t, in, h[k], &s, 1);
             if (!slot)
-                return fail(err, GLA_FORMAT,
-                            "tokenizer.ggml.tokens: too many texts share one hash value");
+                return fail(err, GLA_FORMAT, "tokenizer.ggml.%s share one hash value",
+                            lines ? "merges: too many lines" : "tokens: too many texts");
             /* of equal texts the first counts */
-            if (!slot->value) *slot = (Slot){(uint32_t)h[i], (uint32_t)(id + i + 1)};
+            if (!slot->value) *slot = (Slot){(uint32_t)h[k], (uint32_t)value + 1};
         }
     }
     return GLA_OK;
@@ -8269,48 +8452,13 @@ static int is_mark(const char *s, size_t n) { return n > 2 && !memcmp(s, "\342\2
 /* Behind which bytes may a U+2581 belong to the same token? Where a character that has no token may
  * stand next to it, or a piece as a whole may be a token, words are not told apart. */
 static int load_binds(Tokenizer *t, char *err) {
-    if (t->model != VOCAB_SPM || t->whole) return GLA_OK;
-    if (!is_text(t, find_token(t, str_of("\342\226\201"), str_of("")))) return GLA_OK;
+    if (t->kind.model != VOCAB_SPM || t->kind.whole) return GLA_OK;
+    if (!is_text(t, find_token(t, str_of("\342\226\201")))) return GLA_OK;
     if (!(t->binds = gla_alloc(256))) return fail(err, GLA_MEMORY, "no memory for a vocabulary");
     for (int32_t id = 0; id < t->n; id++) {
         const char *s = t->tokens[id].s, *end = s + t->tokens[id].n;
         for (const char *p = s; p < end && (p = memchr(p, '\342', (size_t)(end - p))); p++)
             if (p > s && is_mark(p, (size_t)(end - p))) t->binds[(uint8_t)p[-1]] = 1;
-    }
-    return GLA_OK;
-}
-
-/* tokenizer.ggml.merges: "left right", in order of rank. Only the lines are put into a table,
- * under the hash of their whole text; the ids are looked up when a text needs them. Large
- * vocabularies are loaded in a few milliseconds in this way. */
-static int load_merges(Tokenizer *t, char *err) {
-    const uint8_t *p = t->merges.p;
-    for (uint32_t i = 0, n; i < t->merges.n; i += n) {
-        uint64_t h[SLOTS_AHEAD];
-        Str lines[SLOTS_AHEAD];
-        n = (uint32_t)min64(SLOTS_AHEAD, (int64_t)t->merges.n - i);
-        for (uint32_t k = 0; k < n; k++) {
-            h[k] = hash_text(0, lines[k] = next_str(&p));
-            PREFETCH(&t->pairs.slots[first_slot(h[k]) & t->pairs.mask]);
-        }
-        for (uint32_t k = 0; k < n; k++) {
-            Str line = lines[k];
-            size_t at = (size_t)((const uint8_t *)line.s - t->merges.p) - 8 + 1;
-            if (at > UINT32_MAX)
-                return fail(err, GLA_UNSUPPORTED, "tokenizer.ggml.merges: more than 4 GB of text");
-            const char *space = line.n < 2 ? NULL : memchr(line.s + 1, ' ', line.n - 1);
-            if (!space)
-                return fail(err, GLA_FORMAT,
-                            "tokenizer.ggml.merges: entry %u has no space between its parts",
-                            i + k);
-            const size_t left = (size_t)(space - line.s);
-            const Str a = {line.s, left}, b = {space + 1, line.n - left - 1};
-            Slot *slot = merge_slot(t, h[k], a, b);
-            if (!slot)
-                return fail(err, GLA_FORMAT,
-                            "tokenizer.ggml.merges: too many lines share one hash value");
-            if (!slot->value) *slot = (Slot){(uint32_t)h[k], (uint32_t)at};
-        }
     }
     return GLA_OK;
 }
@@ -8337,92 +8485,72 @@ static size_t unescape(char *out, Str s) {
     return n;
 }
 
+static int too_long(char *err, const char *what, int32_t id, size_t n) {
+    return fail(err, GLA_UNSUPPORTED, "%s %d has %zu bytes, at most %d are supported", what,
+                (int)id, n, (int)TRIE_DEPTH);
+}
+
 static int read_texts(Tokenizer *t, const GgufArray *texts, char *err) {
     const uint8_t *p = texts->p;
     size_t n_bytes = 0;
     t->tokens = gla_alloc((size_t)t->n * sizeof *t->tokens);
-    if (!t->tokens)
-        return fail(err, GLA_MEMORY, "no memory for a vocabulary of %d tokens", (int)t->n);
+    if (!t->tokens) return no_room(t, err);
     for (int32_t id = 0; id < t->n; id++) n_bytes += (t->tokens[id] = next_str(&p)).n;
-    if (t->model != VOCAB_LONGEST) return GLA_OK;
-    char *at = t->unescaped = gla_alloc(n_bytes);
-    if (!at || !trie_init(&t->words, n_bytes))
-        return fail(err, GLA_MEMORY, "no memory for a vocabulary of %d tokens", (int)t->n);
-    for (int32_t id = 0; id < t->n; id++) {
-        if (!is_special(t, id)) t->tokens[id] = (Str){ at, unescape(at, t->tokens[id]) };
-        at += t->tokens[id].n;
-        if (t->tokens[id].n > TRIE_DEPTH)
-            return fail(err, GLA_UNSUPPORTED,
-                        "token %d has %zu bytes, at most %d are supported",
-                        (int)id, t->tokens[id].n, (int)TRIE_DEPTH);
-        if (t->tokens[id].n && is_text(t, id) && !trie_add(&t->words, t->tokens[id], id))
-            return fail(err, GLA_UNSUPPORTED,
-                        "tokenizer.ggml.tokens: too many letters, or too many of them share "
-                        "one hash value");
+    const int rwkv = t->kind.model == VOCAB_LONGEST;
+    char *at = t->unescaped = rwkv ? gla_alloc(n_bytes) : NULL;
+    if (rwkv && !at) return no_room(t, err);
+    int code = GLA_OK;
+    for (int32_t id = 0; id < t->n && !code; id++) {
+        Str *s = &t->tokens[id];
+        if (rwkv && !is_special(t, id)) *s = (Str){ at, unescape(at, *s) };
+        raise_to(&t->longest, s->n);
+        if (!rwkv) continue;
+        at += s->n;
+        if (s->n > TRIE_DEPTH) return too_long(err, "token", id, s->n);
+        if (s->n && is_text(t, id))
+            code = trie_add(&t->words, *s, id, "tokenizer.ggml.tokens", err);
     }
-    return GLA_OK;
-}
-
-/* tokenizer.gla.NAME, an array of token ids: tokens of that habit. */
-static int load_habit(Tokenizer *t, const Gguf *g, const char *name, int habit, char *err) {
-    char key[64];
-    GgufArray ids;
-    int64_t id;
-    snprintf(key, sizeof key, "tokenizer.gla.%s", name);
-    if (gguf_key_index(g, key) < 0) return GLA_OK;
-    if (!gguf_array(g, key, &ids)) return fail(err, GLA_FORMAT, "%s is not an array of ids", key);
-    if (!t->habits && !(t->habits = gla_alloc((size_t)t->n)))
-        return fail(err, GLA_MEMORY, "no memory for a vocabulary");
-    for (uint64_t i = 0; i < ids.n; i++) {
-        if (!array_int(&ids, i, &id) || id < 0 || id >= t->n)
-            return fail(err, GLA_FORMAT,
-                        "%s: entry %llu is not an id of the vocabulary",
-                        key, (unsigned long long)i);
-        t->habits[id] |= (uint8_t)habit;
-    }
-    return GLA_OK;
+    return code;
 }
 
 static int normalise(const Tokenizer *t, const char *s, size_t n, char **out, size_t *out_n);
 
-/* The same, or it has the type of words but not their way. */
-static int is_added(const Tokenizer *t, int32_t id) {
-    return is_special(t, id) || (t->habits && t->habits[id] & ADDED_NORMAL);
+/* tokenizer.gla.NAME, arrays of token ids: tokens of that habit. */
+static int load_habits(Tokenizer *t, const Gguf *g, char *err) {
+    static const char *const names[] = { "lstrip", "rstrip", "single_word", "normalized", "added" };
+    for (int k = 0; k < 5; k++) {
+        char key[64];
+        GgufArray ids;
+        int64_t id;
+        snprintf(key, sizeof key, "tokenizer.gla.%s", names[k]);
+        if (gguf_key_index(g, key) < 0) continue;
+        if (!gguf_array(g, key, &ids))
+            return fail(err, GLA_FORMAT, "%s is not an array of ids", key);
+        if (!t->habits && !(t->habits = gla_alloc((size_t)t->n))) return no_room(t, err);
+        for (uint64_t i = 0; i < ids.n; i++) {
+            if (!array_int(&ids, i, &id) || id < 0 || id >= t->n)
+                return fail(err, GLA_FORMAT, "%s: entry %llu is not an id of the vocabulary", key,
+                            (unsigned long long)i);
+            t->habits[id] |= (uint8_t)(1 << k);
+        }
+    }
+    return GLA_OK;
 }
 
-/* Two tries of the added tokens. One that is found in the normalised text is itself normalised
- * first. */
+/* Two tries of the added tokens: those that are special, or have the type of words but not their
+ * way. One that is found in the normalised text is itself normalised first. */
 static int load_added(Tokenizer *t, const Gguf *g, char *err) {
-    static const char *const names[] = { "lstrip", "rstrip", "single_word", "normalized",
-                                         "added" };
-    size_t n_bytes[2] = { 0, 0 };
-    int code = GLA_OK;
-    for (int i = 0; i < 5 && !code; i++) code = load_habit(t, g, names[i], 1 << i, err);
-    if (code) return code;
-    for (int32_t id = 0; id < t->n; id++) {
-        if (!is_added(t, id)) continue;
-        if (t->tokens[id].n > TRIE_DEPTH)
-            return fail(err, GLA_UNSUPPORTED,
-                        "special token %d has %zu bytes, at most %d are supported",
-                        (int)id, t->tokens[id].n,
-                        (int)TRIE_DEPTH);
-        n_bytes[t->habits && t->habits[id] & ADDED_NORMALIZED] += 3 * (t->tokens[id].n + 1);
-    }
-    for (int k = 0; k < 2; k++)
-        if (!trie_init(&t->added[k], n_bytes[k]))
-            return fail(err, GLA_MEMORY, "no memory for special tokens");
+    int code = load_habits(t, g, err);
     for (int32_t id = 0; id < t->n && !code; id++) {
-        if (!is_added(t, id) || !t->tokens[id].n) continue;
-        const int late = t->habits && t->habits[id] & ADDED_NORMALIZED;
+        const int habits = habits_of(t, id), late = (habits & ADDED_NORMALIZED) != 0;
         Str text = t->tokens[id];
         char *copy = NULL;
-        if (late && normalise(t, text.s, text.n, &copy, &text.n))
-            code = fail(err, GLA_MEMORY, "no memory for special tokens");
+        if (!(is_special(t, id) || habits & ADDED_NORMAL) || !text.n) continue;
+        if (text.n > TRIE_DEPTH) return too_long(err, "special token", id, text.n);
+        if (late) code = normalise(t, text.s, text.n, &copy, &text.n);
         if (copy) text.s = copy;
-        if (!code && !trie_add(&t->added[late], text, id))
-            code = fail(err, GLA_UNSUPPORTED,
-                        "special tokens: too many letters, or too many of them share one hash "
-                        "value");
+        if (code) fail(err, code, "no memory for special tokens");
+        else code = trie_add(&t->added[late], text, id, "special tokens", err);
         gla_free(copy);
     }
     return code;
@@ -8442,12 +8570,14 @@ static int flag_key(const Gguf *g, const char *key, int otherwise) {
     return gguf_int(g, key, &v) ? v != 0 : otherwise;
 }
 
-static void add_end(Tokenizer *t, int32_t id) {
-    if (id >= 0 && t->n_end < (int)(sizeof t->end / sizeof *t->end)) t->end[t->n_end++] = id;
+static void add_end(Tokenizer *t, int64_t id) {
+    const int room = t->n_end < (int)(sizeof t->end / sizeof *t->end);
+    if (id >= 0 && id < t->n && room) t->end[t->n_end++] = (int32_t)id;
 }
 
-static int has_special(const Tokenizer *t, const char *text) {
-    return is_special(t, find_token(t, str_of(text), str_of("")));
+static int32_t find_special(const Tokenizer *t, const char *text) {         /* or -1 */
+    const int32_t id = find_token(t, str_of(text));
+    return is_special(t, id) ? id : -1;
 }
 
 /* "</s>" may also be plain text, struck out in HTML. Where turns end with <|return|> and calls,
@@ -8460,55 +8590,83 @@ static void load_ends(Tokenizer *t, const Gguf *g) {
         "<|call|>", "<|calls|>", "<|flush|>", "<turn|>", "<|tool_response>", "<end_of_utterance>",
         "[e~[", "<\357\275\234end\342\226\201of\342\226\201sentence\357\275\234>",
         "<|fim_pad|>", "<|repo_name|>", "<|file_sep|>" };
-    const int calls = has_special(t, "<|call|>") || has_special(t, "<|calls|>");
-    const int parts = calls && (has_special(t, "<|return|>") || has_special(t, "<|flush|>"));
+    const int calls = find_special(t, "<|call|>") >= 0 || find_special(t, "<|calls|>") >= 0;
+    const int returns = find_special(t, "<|return|>") >= 0 || find_special(t, "<|flush|>") >= 0;
     GgufArray more = {0, 0, NULL};
     int64_t id;
-    add_end(t, t->eos);
+    add_end(t, t->kind.eos);
     if (gguf_array(g, "tokenizer.gla.end_token_ids", &more))
         for (uint64_t i = 0; i < more.n; i++)
-            if (array_int(&more, i, &id) && id >= 0 && id < t->n) add_end(t, (int32_t)id);
+            if (array_int(&more, i, &id)) add_end(t, id);
     for (size_t i = 0; i < sizeof keys / sizeof *keys; i++) add_end(t, id_key(t, g, keys[i], -1));
-    for (size_t i = 0; i < sizeof texts / sizeof *texts; i++) {
-        if (!has_special(t, texts[i]) || (parts && !strcmp(texts[i], "<|end|>"))) continue;
-        add_end(t, find_token(t, str_of(texts[i]), str_of("")));
-    }
+    for (size_t i = 0; i < sizeof texts / sizeof *texts; i++)
+        if (!(calls && returns) || strcmp(texts[i], "<|end|>"))
+            add_end(t, find_special(t, texts[i]));
 }
 
 /* What kind of vocabulary it is. Where the file names no pre-tokenizer it is read as llama.cpp
- * reads it. */
-static int load_kind(Tokenizer *t, const Gguf *g, const char *pre_name, char *err) {
-    static const struct { const char *name; int model; } kinds[] = {
-        { "gpt2", VOCAB_BPE }, { "llama", VOCAB_SPM }, { "gemma4", VOCAB_SPM }, { "rwkv", VOCAB_LONGEST } };
-    static const struct { const char *name, *what; } others[] = {
-        { "bert", " (WordPiece)" }, { "t5", " (a unigram model)" }, { "plamo2", " (a unigram model)" } };
-    Str model, pre = str_of("default");
-    const char *what = "";
-    char shown[64];
-    if (!gguf_str(g, "tokenizer.ggml.model", &model)) return GLA_OK;
-    if (str_is(model, "no_vocab") || str_is(model, "none")) return GLA_OK;
-    for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++)
-        if (str_is(model, kinds[i].name)) t->model = kinds[i].model;
-    for (size_t i = 0; i < sizeof others / sizeof *others; i++)
-        if (str_is(model, others[i].name)) what = others[i].what;
-    if (!t->model)
-        return fail(err, GLA_UNSUPPORTED,
-                    "tokenizer.ggml.model is \"%s\"%s; gpt2, llama, gemma4 and rwkv are known; "
-                    "another vocabulary: -z",
-                    printable(shown, model), what);
-    const int gemma = str_is(model, "gemma4");
-    if (pre_name && t->model != VOCAB_BPE)
-        return fail(err, GLA_INPUT,
-                    "--pre: a vocabulary of kind \"%s\" has no pre-tokenizer, only gpt2 has",
-                    printable(shown, model));
-    gguf_str(g, "tokenizer.ggml.pre", &pre);
-    if (gemma) pre = str_of("gemma4");
-    if (pre_name) pre = str_of(pre_name);
-    if (t->model != VOCAB_BPE && !gemma) return GLA_OK;
-    if (!(t->pre = find_pre_tokenizer(pre, err))) return GLA_UNSUPPORTED;
-    if (t->pre->flags & PRE_CHARS) t->model = VOCAB_SPM;
-    t->whole_lines = str_is(pre, "gemma4") || str_is(pre, "granite-embed-multi-311m");
+ * reads it; where "gpt2" files name no bos or eos, llama.cpp takes id 11, which suits one old
+ * model: here there is none. */
+static const VocabKind vocab_kinds[] = {
+    { "gpt2", "", .model = VOCAB_BPE, .bos = -1, .eos = -1, .unk = -1 },
+    { "llama", "", .model = VOCAB_SPM, .space = SPACE_PREPEND, .bos = 1, .eos = 2, .unk = 0, .add_bos = 1, .fuse_unk = 1 },
+    { "gemma4", "", .model = VOCAB_SPM, .bos = -1, .eos = -1, .unk = -1, .fuse_unk = 1 },
+    { "rwkv", "", .model = VOCAB_LONGEST, .bos = -1, .eos = 0, .unk = -1 },
+    { "no_vocab", NULL, .model = VOCAB_NONE }, { "none", NULL, .model = VOCAB_NONE },
+    { "bert", " (WordPiece)", .model = VOCAB_NONE }, { "t5", " (a unigram model)", .model = VOCAB_NONE },
+    { "plamo2", " (a unigram model)", .model = VOCAB_NONE },
+};
+enum { KIND_GPT2, KIND_LLAMA, KIND_GEMMA4, N_VOCABS = sizeof vocab_kinds / sizeof *vocab_kinds };
+
+/* Where a space is added before a text: as the keys say, if the kind may have one. */
+static int load_space(VocabKind *kind, const Gguf *g, char *err) {
+    static const char *const names[] = { [SPACE_NEVER] = "never", [SPACE_FIRST] = "first",
+                                         [SPACE_ALWAYS] = "always", [SPACE_PREPEND] = "prepend" };
+    Str how = str_of("");
+    if (!flag_key(g, "tokenizer.ggml.add_space_prefix", 1)) kind->space = SPACE_NEVER;
+    if (gguf_key_index(g, "tokenizer.gla.space_prefix") >= 0) {
+        gguf_str(g, "tokenizer.gla.space_prefix", &how);
+        for (kind->space = 0; kind->space < 4 && !str_is(how, names[kind->space]);) kind->space++;
+        if (kind->space == 4)
+            return fail(err, GLA_UNSUPPORTED,
+                        "tokenizer.gla.space_prefix is not never, first, always or prepend");
+    }
+    const int prepends = kind->model == VOCAB_BPE && kind->space == SPACE_PREPEND;
+    if (kind->model == VOCAB_LONGEST || prepends) kind->space = SPACE_NEVER;
     return GLA_OK;
+}
+
+static int load_kind(Tokenizer *t, const Gguf *g, const char *pre_name, char *err) {
+    VocabKind *kind = &t->kind;
+    Str model, pre = str_of("default");
+    char shown[64];
+    size_t k = 0;
+    if (!gguf_str(g, "tokenizer.ggml.model", &model)) return GLA_OK;
+    while (k < N_VOCABS && !str_is(model, vocab_kinds[k].name)) k++;
+    if (k < N_VOCABS) *kind = vocab_kinds[k];
+    if (k < N_VOCABS && !kind->what) return GLA_OK;
+    if (!kind->model)
+        return fail(err, GLA_UNSUPPORTED, "tokenizer.ggml.model is \"%s\"%s; gpt2, llama, gemma4 "
+                    "and rwkv are known; another vocabulary: -z", printable(shown, model),
+                    kind->what ? kind->what : "");
+    if (pre_name && k != KIND_GPT2)
+        return fail(err, GLA_INPUT, "--pre: a vocabulary of kind \"%s\" has no pre-tokenizer, only "
+                    "gpt2 has", printable(shown, model));
+    gguf_str(g, "tokenizer.ggml.pre", &pre);
+    if (k == KIND_GEMMA4) pre_name = "gemma4";
+    if (pre_name) pre = str_of(pre_name);
+    if (k == KIND_GPT2 || k == KIND_GEMMA4) t->pre = find_pre_tokenizer(pre, err);
+    if ((k == KIND_GPT2 || k == KIND_GEMMA4) && !t->pre) return GLA_UNSUPPORTED;
+    const int flags = t->pre ? t->pre->flags : 0;
+    if (flags & PRE_CHARS) *kind = vocab_kinds[KIND_GEMMA4];
+    kind->nfc = flag_key(g, "tokenizer.gla.nfc", flags & PRE_NFC);
+    kind->whole = flag_key(g, "tokenizer.gla.ignore_merges", flags & PRE_WHOLE);
+    kind->whole_lines = flags & PRE_LINES;
+    kind->byte_fallback = flag_key(g, "tokenizer.gla.byte_fallback", 1);
+    kind->fuse_unk = flag_key(g, "tokenizer.gla.fuse_unk", kind->fuse_unk);
+    kind->add_bos = flag_key(g, "tokenizer.ggml.add_bos_token", kind->add_bos || flags & PRE_BOS);
+    kind->add_eos = flag_key(g, "tokenizer.ggml.add_eos_token", 0);
+    return load_space(kind, g, err);
 }
 
 /* The arrays of tokens, token types, merges and scores, and their tables. */
@@ -8527,7 +8685,7 @@ static int load_arrays(Tokenizer *t, const Gguf *g, char *err) {
                     (unsigned long long)texts.n);
     const int merges = gguf_array(g, "tokenizer.ggml.merges", &t->merges);
     const int scores = gguf_array(g, "tokenizer.ggml.scores", &t->scores);
-    const int by_score = t->model == VOCAB_SPM && !t->pre && !merges;
+    const int by_score = t->kind.model == VOCAB_SPM && !t->pre && !merges;
     if (merges && (t->merges.type != GGUF_STR || t->merges.n > INT32_MAX
                    || t->merges.n > SIZE_MAX / 128))
         return fail(err, GLA_FORMAT,
@@ -8540,90 +8698,60 @@ static int load_arrays(Tokenizer *t, const Gguf *g, char *err) {
      * vocabularies that are written as they were learnt; in others no merges are none. */
     const int learnt = t->pre ? t->pre->flags & PRE_RANKS : !scores;
     t->order = by_score && scores ? BY_SCORE : !merges && learnt ? BY_ID : BY_MERGES;
-    if (!merges) t->merges = (GgufArray){GGUF_STR, 0, NULL};
-    if (t->order != BY_MERGES || t->model == VOCAB_LONGEST) t->merges.n = 0;
+    if (!merges || t->order != BY_MERGES || t->kind.model == VOCAB_LONGEST) t->merges.n = 0;
     t->n = (int32_t)texts.n;
-    if (!table_init(&t->vocab, texts.n) || !table_init(&t->pairs, t->merges.n))
-        return fail(err, GLA_MEMORY, "no memory for a vocabulary of %d tokens", (int)t->n);
     int code = read_texts(t, &texts, err);
-    if (!code) code = load_tokens(t, err);
+    if (!code) code = fill_table(t, &t->vocab, (uint32_t)t->n, err);
     if (!code) code = load_binds(t, err);
-    if (!code) code = load_merges(t, err);
+    if (!code) code = fill_table(t, &t->lines, (uint32_t)t->merges.n, err);
     return code;
 }
 
 static int load_pieces(Tokenizer *t, char *err) {
-    if (!unicode_init(&t->unicode, t->nfc))
+    if (!unicode_init(&t->unicode, t->kind.nfc))
         return fail(err, GLA_MEMORY, "no memory for the Unicode tables");
     if (!t->pre) return GLA_OK;
-    t->splits = gla_alloc(MAX_SPLITS * sizeof *t->splits);
-    if (!t->splits) return fail(err, GLA_MEMORY, "no memory for expressions");
+    if (!(t->splits = gla_alloc(MAX_SPLITS * sizeof *t->splits)))
+        return fail(err, GLA_MEMORY, "no memory for expressions");
     int code = GLA_OK;
-    for (; !code && t->pre->splits[t->n_splits]; t->n_splits++)
-        code = splitter_init(&t->splits[t->n_splits], t->pre->splits[t->n_splits], &t->unicode, err);
+    for (const char *const *p = t->pre->splits; *p && !code; p++)
+        code = splitter_init(&t->splits[t->n_splits++], *p, &t->unicode, err);
     return code;
 }
 
-static int load_spaces(Tokenizer *t, const Gguf *g, char *err) {
-    static const char *const names[] = { [SPACE_NEVER] = "never", [SPACE_FIRST] = "first",
-                                         [SPACE_ALWAYS] = "always", [SPACE_PREPEND] = "prepend" };
-    Str how;
-    const int llama = t->model == VOCAB_SPM && !t->pre;
-    t->space = SPACE_NEVER;
-    if (llama && flag_key(g, "tokenizer.ggml.add_space_prefix", 1)) t->space = SPACE_PREPEND;
-    if (gguf_key_index(g, "tokenizer.gla.space_prefix") >= 0) {
-        if (!gguf_str(g, "tokenizer.gla.space_prefix", &how)) how = str_of("");
-        for (t->space = 0; t->space < 4 && !str_is(how, names[t->space]); t->space++) {}
-        if (t->space == 4)
-            return fail(err, GLA_UNSUPPORTED,
-                        "tokenizer.gla.space_prefix is not never, first, always or prepend");
-    }
-    const int prepends = t->model == VOCAB_BPE && t->space == SPACE_PREPEND;
-    if (t->model == VOCAB_LONGEST || prepends) t->space = SPACE_NEVER;
-    return GLA_OK;
-}
-
 static int load_vocabulary(Tokenizer *t, const Gguf *g, const char *pre, char *err) {
+    VocabKind *kind = &t->kind;
     int code = load_kind(t, g, pre, err);
-    if (code || !t->model) return code;
-    const int flags = t->pre ? t->pre->flags : 0, llama = t->model == VOCAB_SPM && !t->pre;
-    t->nfc = flag_key(g, "tokenizer.gla.nfc", flags & PRE_NFC);
-    t->whole = flag_key(g, "tokenizer.gla.ignore_merges", flags & PRE_WHOLE);
-    t->byte_fallback = flag_key(g, "tokenizer.gla.byte_fallback", 1);
-    t->fuse_unk = flag_key(g, "tokenizer.gla.fuse_unk", t->model != VOCAB_BPE);
-    code = load_spaces(t, g, err);
-    if (!code) code = load_arrays(t, g, err);
+    if (code || !kind->model) return code;
+    code = load_arrays(t, g, err);
     if (!code) code = load_pieces(t, err);
     if (!code) code = load_added(t, g, err);
     if (code) return code;
     for (int b = 0; b < 256; b++) {
+        const int bytes = kind->model == VOCAB_BPE;
         char s[8];
         size_t n = (size_t)snprintf(s, sizeof s, "<0x%02X>", (unsigned)b);
-        if (t->model == VOCAB_BPE) n = utf8_write(s, byte_char((uint8_t)b));
-        int32_t id = find_token(t, (Str){ s, n }, str_of(""));
-        t->byte_id[b] = t->model != VOCAB_BPE || is_text(t, id) ? id : -1;
+        if (bytes) n = utf8_write(s, byte_char((uint8_t)b));
+        const int32_t id = find_token(t, (Str){ s, n });
+        t->byte_id[b] = !bytes || is_text(t, id) ? id : -1;
     }
-    /* Where "gpt2" files name no bos or eos, llama.cpp takes id 11, which suits one old model;
-     * here there is none. */
-    t->bos = id_key(t, g, "bos", llama ? 1 : -1);
-    t->eos = id_key(t, g, "eos", llama ? 2 : t->model == VOCAB_LONGEST ? 0 : -1);
-    t->unk = id_key(t, g, "unknown", llama ? 0 : -1);
-    t->add_bos = flag_key(g, "tokenizer.ggml.add_bos_token", llama || flags & PRE_BOS);
-    /* Files of this kind may say that there is none, and mean one (so llama.cpp). */
-    if (t->whole_lines && t->model == VOCAB_SPM && t->bos >= 0) t->add_bos = 1;
-    t->add_eos = flag_key(g, "tokenizer.ggml.add_eos_token", 0);
+    kind->bos = id_key(t, g, "bos", kind->bos);
+    kind->eos = id_key(t, g, "eos", kind->eos);
+    kind->unk = id_key(t, g, "unknown", kind->unk);
+    /* files of this kind may say that there is none, and mean one (so llama.cpp) */
+    if (kind->whole_lines && kind->bos >= 0) kind->add_bos = 1;
     load_ends(t, g);
     return GLA_OK;
 }
 
 static void tokenizer_clear(Tokenizer *t) {
     void *const owned[] = { t->tokens, t->unescaped, t->habits, t->binds, t->vocab.slots,
-                            t->pairs.slots, t->unicode.classes };
+                            t->lines.slots, t->unicode.classes };
     for (size_t i = 0; i < sizeof owned / sizeof *owned; i++) gla_free(owned[i]);
     trie_free(&t->added[0]);
     trie_free(&t->added[1]);
     trie_free(&t->words);
-    for (int i = 0; t->splits && i < MAX_SPLITS; i++) gla_free(t->splits[i].bounds);
+    for (int i = 0; i < t->n_splits; i++) gla_free(t->splits[i].bounds);
     gla_free(t->splits);
     memset(t, 0, sizeof *t);
 }
@@ -8632,7 +8760,7 @@ static void tokenizer_clear(Tokenizer *t) {
  * or none (NULL), gives n = 0. pre: the pre-tokenizer, NULL = the file's. */
 static int tokenizer_init(Tokenizer *t, const Gguf *g, const char *pre, char *err) {
     memset(t, 0, sizeof *t);
-    t->bos = t->eos = t->unk = -1;
+    t->kind.bos = t->kind.eos = t->kind.unk = -1;
     int code = g ? load_vocabulary(t, g, pre, err) : GLA_OK;
     if (code) tokenizer_clear(t);
     return code;
@@ -8657,105 +8785,55 @@ typedef struct {
     uint32_t rank;                  /* of that join; lower ones are first */
 } Symbol;
 /* What two tokens join to; id -1: to nothing. */
-typedef struct { int32_t left, right, id; uint32_t rank; } Known;
+typedef struct { int32_t left, right, id; uint32_t rank; } Join;
 typedef struct {
     const Tokenizer *t;
+    int flags;
     Ids *out;
+    int64_t begin;                  /* ids in front of the text */
     int code;                       /* the first failure */
-    void *scratch;
+    char *scratch;
     size_t room;
-    /* pairs that were looked up before: texts repeat themselves, and tokens may be long */
-    Known *known;
-    uint32_t n_known;
-    Table known_slots;
+    /* (1 << join_bits) pairs that were looked up, left + 1 for left: texts repeat themselves, and
+     * tokens may be long */
+    Join *joins;
+    int join_bits;
 } Encoder;
-enum { MAX_KNOWN = 1 << 18 };
 
 static void *encoder_scratch(Encoder *e, size_t bytes) { /* contents are not kept */
-    if (bytes > e->room) {
-        gla_free(e->scratch);
-        e->room = bytes > 2 * e->room ? bytes : 2 * e->room;
-        e->scratch = gla_alloc(e->room);
-        if (!e->scratch) e->room = 0, e->code = GLA_MEMORY;
-    }
-    return e->scratch;
+    char *scratch = grow(e->scratch, 0, bytes, &e->room, 1);
+    if (scratch) e->scratch = scratch;
+    else e->code = GLA_MEMORY;
+    return scratch;
 }
 
 static void emit_id(Encoder *e, int32_t id) {
     if (!e->code) e->code = ids_add(e->out, &id, 1, NULL);
 }
 
-/* Four children each: half the levels of a heap of two, and children lie together. */
-static void push_key(uint64_t *heap, size_t *n, uint64_t key) {
-    size_t i = (*n)++;
-    for (; i && key < heap[(i - 1) / 4]; i = (i - 1) / 4) heap[i] = heap[(i - 1) / 4];
-    heap[i] = key;
-}
-
-static uint64_t pop_key(uint64_t *heap, size_t *n) {        /* the smallest */
-    const uint64_t top = heap[0], last = heap[--*n];
-    size_t i = 0;
-    for (size_t k; (k = 4 * i + 1) < *n; i = k) {
-        const size_t end = k + 4 < *n ? k + 4 : *n;
-        for (size_t other = k + 1; other < end; other++)
-            if (heap[other] < heap[k]) k = other;
-        if (heap[k] >= last) break;
-        heap[i] = heap[k];
-    }
-    heap[i] = last;
-    return top;
-}
-
 /* What the tokens left and right join to, by the vocabulary. */
-static Known look_up_join(const Tokenizer *t, int32_t left, int32_t right) {
-    Known k = { left, right, -1, 0 };
-    const Str a = t->tokens[left], b = t->tokens[right];
+static Join look_up_join(const Tokenizer *t, int32_t left, int32_t right) {
+    const Str a = t->tokens[left], b = t->tokens[right], line[] = {a, str_of(" "), b};
+    const Str both[] = {a, b};
+    Join j = { left + 1, right, -1, 0 };
+    if (a.n + b.n > t->longest) return j;
     if (t->order == BY_MERGES) {
-        if (a.n > 1 && memchr(a.s + 1, ' ', a.n - 1)) return k;
-        const uint64_t h = hash_text(hash_text(0, a), str_of(" "));
-        const Slot *slot = merge_slot(t, hash_text(h, b), a, b);
-        if (!slot || !slot->value) return k;
-        k.rank = slot->value;
+        if (a.n > 1 && memchr(a.s + 1, ' ', a.n - 1)) return j;
+        if (!(j.rank = text_value(t, &t->lines, line, 3))) return j;
     }
-    const int32_t id = find_token(t, a, b);
-    if (!is_text(t, id)) return k; /* a merge into what is no token cannot happen */
-    k.id = id;
-    if (t->order == BY_ID) k.rank = (uint32_t)id;
+    const int32_t id = (int32_t)text_value(t, &t->vocab, both, 2) - 1;
+    if (!is_text(t, id)) return j; /* a merge into what is no token cannot happen */
+    j.id = id;
+    if (t->order == BY_ID) j.rank = (uint32_t)id;
     if (t->order == BY_SCORE) {
         float score;
         memcpy(&score, t->scores.p + 4 * (size_t)id, 4);
         score = 0.0f - score; /* the highest score first; and -0 becomes 0 */
-        memcpy(&k.rank, &score, 4);
+        memcpy(&j.rank, &score, 4);
         /* floats in order, as unsigned integers */
-        k.rank = k.rank >> 31 ? ~k.rank : k.rank | 1u << 31;
+        j.rank = j.rank >> 31 ? ~j.rank : j.rank | 1u << 31;
     }
-    return k;
-}
-
-/* The same from memory. When that is full, or too many share a slot, it starts again. */
-static Known recall(Encoder *e, int32_t left, int32_t right) {
-    const uint64_t h = ((uint64_t)(uint32_t)left << 32 | (uint32_t)right) * 0x9E3779B97F4A7C15u;
-    size_t step = 0;
-    Slot *slot = NULL;
-    while (e->known && (slot = table_next(&e->known_slots, h >> 16, &step)) && slot->value) {
-        const Known *k = &e->known[slot->value - 1];
-        if (k->left == left && k->right == right) return *k;
-    }
-    const Known found = look_up_join(e->t, left, right);
-    if (!slot || e->n_known * 3 > e->known_slots.mask * 2) {
-        const uint32_t cap = e->n_known < MAX_KNOWN / 8 ? 8 * e->n_known + 512 : MAX_KNOWN;
-        gla_free(e->known), gla_free(e->known_slots.slots);
-        e->n_known = 0;
-        e->known = NULL;
-        if (!table_init(&e->known_slots, cap)) return found;
-        e->known = gla_alloc((e->known_slots.mask + 1) * sizeof *e->known);
-        if (!e->known) return found;
-        step = 0;
-        slot = table_next(&e->known_slots, h >> 16, &step);
-    }
-    e->known[e->n_known++] = found;
-    *slot = (Slot){(uint32_t)(h >> 16), e->n_known};
-    return found;
+    return j;
 }
 
 /* Puts symbol i and its right neighbour on the heap, if there is a token for the two together. */
@@ -8764,10 +8842,13 @@ static void propose(Encoder *e, Symbol *sym, uint32_t i, uint64_t *heap, size_t 
     Symbol *a = &sym[i];
     a->joined = -1;
     if (a->next == NO_SYMBOL || a->id < 0 || sym[a->next].id < 0) return;
-    const Known k = recall(e, a->id, sym[a->next].id);
-    a->joined = k.id;
-    a->rank = k.rank;
-    if (k.id >= 0) push_key(heap, n, (uint64_t)k.rank << 32 | i);
+    const int32_t left = a->id, right = sym[a->next].id;
+    const uint64_t h = ((uint64_t)(uint32_t)left << 32 | (uint32_t)right) * 0x9E3779B97F4A7C15u;
+    Join *j = &e->joins[h >> (64 - e->join_bits)];
+    if (j->left != left + 1 || j->right != right) *j = look_up_join(e->t, left, right);
+    a->joined = j->id;
+    a->rank = j->rank;
+    if (j->id >= 0) heap_push(heap, n, (uint64_t)j->rank << 32 | i);
 }
 
 /* Symbols of a piece: bytes or characters. Returns how many. */
@@ -8776,10 +8857,10 @@ static size_t split_symbols(const Tokenizer *t, const char *s, size_t n, Symbol 
     for (size_t at = 0; at < n; at += len) {
         int32_t id = t->byte_id[(uint8_t)s[at]];
         /* an incomplete vocabulary loses the byte, as in HF */
-        if (t->model == VOCAB_BPE && id < 0 && t->unk < 0) continue;
-        if (t->model == VOCAB_SPM) {
+        if (t->kind.model == VOCAB_BPE && id < 0 && t->kind.unk < 0) continue;
+        if (t->kind.model == VOCAB_SPM) {
             utf8_read(s + at, n - at, &len);
-            id = find_token(t, (Str){ s + at, len }, str_of(""));
+            id = find_token(t, (Str){ s + at, len });
             if (!is_text(t, id)) id = -1;
         }
         const uint32_t i = (uint32_t)count++;
@@ -8790,15 +8871,16 @@ static size_t split_symbols(const Tokenizer *t, const char *s, size_t n, Symbol 
 }
 
 /* The token that a piece is as it stands, or -1; spelled: room for twice its bytes. */
-static int32_t whole_piece(const Tokenizer *t, const char *s, size_t n, char *spelled) {
-    if (n > t->longest || !(t->whole || (t->whole_lines && s[0] == '\n'))) return -1;
-    Str text = { s, n };
-    if (t->model == VOCAB_BPE) {
-        text = (Str){ spelled, 0 };
-        for (size_t i = 0; i < n; i++)
-            text.n += utf8_write(spelled + text.n, byte_char((uint8_t)s[i]));
+static int32_t whole_piece(const Tokenizer *t, Str piece, char *spelled) {
+    const int whole = t->kind.whole || (t->kind.whole_lines && *piece.s == '\n');
+    if (!whole || piece.n > t->longest) return -1;
+    if (t->kind.model == VOCAB_BPE) {
+        size_t n = 0;
+        for (size_t i = 0; i < piece.n; i++)
+            n += utf8_write(spelled + n, byte_char((uint8_t)piece.s[i]));
+        piece = (Str){ spelled, n };
     }
-    const int32_t id = find_token(t, text, str_of(""));
+    const int32_t id = find_token(t, piece);
     return is_text(t, id) ? id : -1;
 }
 
@@ -8812,10 +8894,10 @@ static void emit_symbols(Encoder *e, const char *s, size_t n, const Symbol *sym)
             continue;
         }
         const size_t end = sym[i].next == NO_SYMBOL ? n : sym[sym[i].next].at;
-        int spelled = t->byte_fallback;
+        int spelled = t->kind.byte_fallback;
         for (size_t k = sym[i].at; k < end; k++) spelled &= t->byte_id[(uint8_t)s[k]] >= 0;
         for (size_t k = sym[i].at; k < end && spelled; k++) emit_id(e, t->byte_id[(uint8_t)s[k]]);
-        if (!spelled && t->unk >= 0 && !(unknown && t->fuse_unk)) emit_id(e, t->unk);
+        if (!spelled && t->kind.unk >= 0 && !(unknown && t->kind.fuse_unk)) emit_id(e, t->kind.unk);
         unknown = !spelled;
     }
 }
@@ -8827,7 +8909,7 @@ static void encode_piece(Encoder *e, const char *s, size_t n) {
     if (!sym) return;
     uint64_t *heap = (uint64_t *)(sym + n); /* n - 1 at first; a join takes one, adds two at most */
     size_t n_heap = 0;
-    const int32_t whole = whole_piece(t, s, n, (char *)heap);
+    const int32_t whole = whole_piece(t, (Str){ s, n }, (char *)heap);
     if (whole >= 0) {
         emit_id(e, whole);
         return;
@@ -8836,7 +8918,7 @@ static void encode_piece(Encoder *e, const char *s, size_t n) {
     if (n_sym == 0) return;
     for (uint32_t i = 0; i < n_sym; i++) propose(e, sym, i, heap, &n_heap);
     while (n_heap) {
-        const uint64_t top = pop_key(heap, &n_heap);
+        const uint64_t top = heap_pop(heap, &n_heap);
         Symbol *a = &sym[(uint32_t)top];
         if (a->joined < 0 || a->rank != top >> 32) continue;
         Symbol *gone = &sym[a->next];
@@ -8866,30 +8948,115 @@ static void encode_words(Encoder *e, const char *s, size_t n) {
 static void encode_longest(Encoder *e, const char *s, size_t n) {           /* "rwkv" */
     size_t len;
     for (size_t at = 0; at < n; at += len) {
-        const int32_t id = trie_longest(&e->t->words, s + at, n - at, &len);
-        if (id < 0) len = 1;                        /* a vocabulary without this byte */
-        if (id >= 0 || e->t->unk >= 0) emit_id(e, id >= 0 ? id : e->t->unk);
+        int32_t id = trie_longest(&e->t->words, s + at, n - at, &len);
+        if (id < 0) len = 1, id = e->t->kind.unk;   /* a vocabulary without this byte */
+        if (id >= 0) emit_id(e, id);
     }
 }
 
-/* -- encoding: a text, stretches between added tokens, pieces -- */
+/* -- encoding: the way of a text --
+ * Each stage cuts what it is given and hands the parts on to the next: at added tokens; normalised;
+ * at added tokens of the normalised text; with a space in front; at the matches of each expression;
+ * and what is left is merged. */
+enum { STAGE_RAW, STAGE_NORMALISE, STAGE_NORMALISED, STAGE_SPACE, STAGE_SPLITS };
 
-static void encode_pieces(Encoder *e, int split, const char *s, size_t n);
+static void encode(Encoder *e, int stage, const char *s, size_t n);
 
-static int class_at(const Unicode *u, const char *s, size_t n, size_t at, size_t *len) {
-    return char_class(u, utf8_read(s + at, n - at, len)) & (N_CH - 1);
+/* *out stays NULL where nothing changes. */
+static int normalise(const Tokenizer *t, const char *s, size_t n, char **out, size_t *out_n) {
+    int code = t->kind.nfc ? nfc(&t->unicode, s, n, out, &n) : GLA_OK;
+    *out_n = n;
+    if (code || t->kind.model != VOCAB_SPM) return code;
+    char *before = *out, *copy = *out = gla_alloc(3 * (n + 1));
+    size_t len = 0;
+    if (before) s = before;
+    if (copy && t->kind.space == SPACE_PREPEND) len = utf8_write(copy, SPACE_MARK);
+    for (size_t i = 0; i < n && copy; i++)
+        if (s[i] == ' ') len += utf8_write(copy + len, SPACE_MARK);
+        else copy[len++] = s[i];
+    gla_free(before);
+    *out_n = len;
+    return copy ? GLA_OK : GLA_MEMORY;
 }
 
-/* Cut s at the matches of an expression; each match, or each of its threes, and what lies between
- * two of them, is a piece for the next one. */
-static void encode_pieces(Encoder *e, int split, const char *s, size_t n) {
+/* A space in front, where there is to be one and is none; *out as above. */
+static int add_space(const Encoder *e, const char *s, size_t n, char **out, size_t *out_n) {
+    const int space = e->t->kind.space;
+    char mark[4];
+    const size_t len = utf8_write(mark, e->t->kind.model == VOCAB_SPM ? SPACE_MARK : ' ');
+    if (space != SPACE_ALWAYS && !(space == SPACE_FIRST && e->out->n == e->begin)) return GLA_OK;
+    if (n >= len && !memcmp(s, mark, len)) return GLA_OK;
+    if (!(*out = gla_alloc(n + len))) return GLA_MEMORY;
+    memcpy(*out, mark, len);
+    memcpy(*out + len, s, n);
+    *out_n = n + len;
+    return GLA_OK;
+}
+
+/* An added token in a text: from .. start lies before it, and after the last one. blank: how far
+ * to the right an earlier one took white space along; up to there it is not read again. */
+typedef struct { size_t from, start, stop, blank; } Found;
+
+/* Does token id hold there? Some are found only as words, some take the white space around them
+ * along, to the left not beyond `from`; nothing is left of one that is all white space, when the
+ * token before has taken that. */
+static int added_fits(const Tokenizer *t, int32_t id, Str s, Found *f) {
+    const int habits = habits_of(t, id);
+    const Unicode *u = &t->unicode;
+    size_t len;
+    if (habits & ADDED_WORD && (class_before(u, s, f->start, WORD_CLASSES)
+                                || class_at(u, s, f->stop, WORD_CLASSES, &len))) return 0;
+    if (habits & ADDED_LSTRIP) f->start = blanks_begin(u, s, f->from, f->start);
+    if (habits & ADDED_RSTRIP)
+        f->blank = f->stop = blanks_end(u, s, f->stop < f->blank ? f->blank : f->stop);
+    return !(habits & ADDED_LSTRIP) || f->from < f->stop;
+}
+
+/* The text between two added tokens, without the white space that they take along. -1: no token. */
+static Str between_added(const Tokenizer *t, Str s, int32_t before, int32_t after) {
+    size_t from = 0, to = s.n;
+    if (habits_of(t, before) & ADDED_RSTRIP) from = blanks_end(&t->unicode, s, 0);
+    if (habits_of(t, after) & ADDED_LSTRIP) to = blanks_begin(&t->unicode, s, from, s.n);
+    return s.n ? (Str){s.s + from, to - from} : s;
+}
+
+/* Added tokens are found leftmost first, the longest of those that start together. Without
+ * GLA_SPECIAL the control tokens among them stay plain text, so that "<|im_end|>" typed by a user
+ * ends nothing; user-defined ones are always tokens. */
+static void cut_added(Encoder *e, int stage, const char *s, size_t n) {
     const Tokenizer *t = e->t;
+    const Trie *trie = &t->added[stage == STAGE_NORMALISED];
+    Found f = { 0, 0, 0, 0 };
+    size_t len = 0;
+    for (size_t at = 0; !e->code;) {
+        while (at < n && !trie->root[(uint8_t)s[at]]) at++;
+        if (at == n) break;
+        const int32_t id = trie_longest(trie, s + at, n - at, &len);
+        if (id < 0) {
+            at++;
+            continue;
+        }
+        f.start = at;
+        f.stop = at += len;
+        const int control = is_special(t, id) && token_type(t, id) != TYPE_USER_DEFINED;
+        if (control && !(e->flags & GLA_SPECIAL)) continue;
+        if (!added_fits(t, id, (Str){ s, n }, &f)) continue;
+        if (f.from < f.start) encode(e, stage + 1, s + f.from, f.start - f.from);
+        emit_id(e, id);
+        f.from = f.stop; /* even if that is white space which the token before took: so HF */
+    }
+    if (f.from < n) encode(e, stage + 1, s + f.from, n - f.from);
+}
+
+/* Cuts at the matches of an expression; each match, or each of its threes, and what lies between
+ * two of them, is a piece. */
+static void cut_matches(Encoder *e, int stage, const char *s, size_t n) {
+    const Unicode *u = &e->t->unicode;
+    const Splitter *x = &e->t->splits[stage - STAGE_SPLITS];
     Futile futile = { 0, 0, 0 };
     size_t from = 0, len = 1;
-    if (split == t->n_splits) { encode_words(e, s, n); return; }
-    const Splitter *x = &t->splits[split];
     for (size_t at = 0; at < n && !e->code;) {
-        const size_t begin = at, end = match_end(x, &t->unicode, s, n, at, &futile);
+        const size_t begin = at, end = match_end(x, u, s, n, at, &futile);
         size_t left = 0;                            /* characters up to the end, if it is counted */
         if (end == at) {
             utf8_read(s + at, n - at, &len);
@@ -8901,155 +9068,29 @@ static void encode_pieces(Encoder *e, int split, const char *s, size_t n) {
             len = end - at;
             if (x->threes) utf8_read(s + at, n - at, &len);
             if (left % 3 && (at > begin || x->threes == *BETWEEN)) continue;
-            if (from < at) encode_pieces(e, split + 1, s + from, at - from);
+            if (from < at) encode(e, stage + 1, s + from, at - from);
             from = at;
         }
         if (x->threes == *BETWEEN) continue;
-        encode_pieces(e, split + 1, s + from, end - from);
+        encode(e, stage + 1, s + from, end - from);
         from = end;
     }
-    if (from < n) encode_pieces(e, split + 1, s + from, n - from);
+    if (from < n) encode(e, stage + 1, s + from, n - from);
 }
 
-/* Text between two added tokens, normalised. first: the whole text begins here. */
-static void encode_part(Encoder *e, const char *s, size_t n, int first) {
+static void encode(Encoder *e, int stage, const char *s, size_t n) {        /* n > 0 bytes */
     const Tokenizer *t = e->t;
-    char *copy = NULL, mark[4];
-    const size_t len = utf8_write(mark, t->model == VOCAB_SPM ? SPACE_MARK : ' ');
-    if (n == 0) return;
-    const int marked = t->space == SPACE_ALWAYS || (t->space == SPACE_FIRST && first);
-    if (marked && (n < len || memcmp(s, mark, len))) {
-        copy = gla_alloc(n + len);
-        if (!copy) e->code = GLA_MEMORY;
-        if (!copy) return;
-        memcpy(copy, mark, len);
-        memcpy(copy + len, s, n);
-        s = copy, n += len;
-    }
-    if (t->model == VOCAB_LONGEST) encode_longest(e, s, n);
-    else encode_pieces(e, 0, s, n);
-    gla_free(copy);
-}
-
-static int nfc(const Tokenizer *t, const char *s, size_t n, char **out, size_t *out_n);
-
-/* *out stays NULL where nothing changes. */
-static int normalise(const Tokenizer *t, const char *s, size_t n, char **out, size_t *out_n) {
-    int code = t->nfc ? nfc(t, s, n, out, &n) : GLA_OK;
-    *out_n = n;
-    if (code || t->model != VOCAB_SPM) return code;
-    char *before = *out, *copy = *out = gla_alloc(3 * (n + 1));
-    size_t len = 0;
-    if (before) s = before;
-    if (copy && t->space == SPACE_PREPEND) len = utf8_write(copy, SPACE_MARK);
-    for (size_t i = 0; i < n && copy; i++)
-        if (s[i] == ' ') len += utf8_write(copy + len, SPACE_MARK);
-        else copy[len++] = s[i];
-    gla_free(before);
-    *out_n = len;
-    return copy ? GLA_OK : GLA_MEMORY;
-}
-
-static void encode_around_added(Encoder *e, const char *s, size_t n, int flags, int late,
-                                int first);
-
-/* Text between two added tokens, as it came. */
-static void encode_stretch(Encoder *e, const char *s, size_t n, int flags, int first) {
     char *copy = NULL;
-    if (n == 0 || e->code) return;
-    e->code = normalise(e->t, s, n, &copy, &n);
-    if (copy) s = copy;
-    if (!e->code) encode_around_added(e, s, n, flags, 1, first);
-    gla_free(copy);
-}
-
-/* The class of the character that ends there. */
-static int class_before(const Unicode *u, const char *s, size_t at) {
-    size_t from = at - 1, len;
-    while (from && at - from < 4 && ((uint8_t)s[from] & 0xC0) == 0x80) from--;
-    const uint32_t c = utf8_read(s + from, at - from, &len);
-    return char_class(u, from + len == at ? c : BAD_BYTE) & (N_CH - 1);
-}
-
-/* An added token in a text: from .. start lies before it, and after the last one. blank: how far
- * to the right an earlier one took white space along; up to there it is not read again. */
-typedef struct { size_t from, start, stop, blank; } Found;
-
-/* Does token id hold there? Some are found only as words, some take the white space around them
- * along, to the left not beyond `from`; nothing is left of one that is all white space, when the
- * token before has taken that. */
-static int added_fits(const Tokenizer *t, int32_t id, const char *s, size_t n, Found *f) {
-    const int habits = t->habits ? t->habits[id] : 0;
-    const Unicode *u = &t->unicode;
-    size_t len;
-    if (habits & ADDED_WORD) {
-        if (f->start && WORD_CLASSES >> class_before(u, s, f->start) & 1) return 0;
-        if (f->stop < n && WORD_CLASSES >> class_at(u, s, n, f->stop, &len) & 1) return 0;
-    }
-    if (habits & ADDED_LSTRIP)
-        while (f->start > f->from && CLASS(CH_SPACE) >> class_before(u, s, f->start) & 1) {
-            do --f->start; while (f->start > f->from && ((uint8_t)s[f->start] & 0xC0) == 0x80);
-        }
-    if (habits & ADDED_RSTRIP) {
-        if (f->stop < f->blank) f->stop = f->blank;
-        while (f->stop < n && CLASS(CH_SPACE) >> class_at(u, s, n, f->stop, &len) & 1)
-            f->stop += len;
-        f->blank = f->stop;
-    }
-    return !(habits & ADDED_LSTRIP) || f->from < f->stop;
-}
-
-/* The text between two added tokens, without the white space that they take along. -1: no token. */
-static Str between_added(const Tokenizer *t, Str s, int32_t before, int32_t after) {
-    const int left = t->habits && after >= 0 ? t->habits[after] & ADDED_LSTRIP : 0;
-    const int right = t->habits && before >= 0 ? t->habits[before] & ADDED_RSTRIP : 0;
-    size_t at = 0, len;
-    if (!s.n) return s;
-    for (; right && at < s.n; at += len) {
-        const uint32_t c = utf8_read(s.s + at, s.n - at, &len);
-        if (!(CLASS(CH_SPACE) >> (char_class(&t->unicode, c) & (N_CH - 1)) & 1)) break;
-    }
-    while (left && s.n > at && CLASS(CH_SPACE) >> class_before(&t->unicode, s.s, s.n) & 1) {
-        do s.n--; while (s.n > at && ((uint8_t)s.s[s.n] & 0xC0) == 0x80);
-    }
-    return (Str){s.s + at, s.n - at};
-}
-
-/* The text between two added tokens, from .. end. */
-static void encode_between(Encoder *e, const char *s, size_t from, size_t end, int flags, int late,
-                           int first) {
-    if (from >= end) return;
-    if (late) encode_part(e, s + from, end - from, first && !from);
-    else encode_stretch(e, s + from, end - from, flags, first && !from);
-}
-
-/* Added tokens are found leftmost first, the longest of those that start together; late: in the
- * normalised text, those that are looked for there. Without GLA_SPECIAL the control tokens among
- * them stay plain text, so that "<|im_end|>" typed by a user ends nothing; user-defined ones are
- * always tokens. */
-static void encode_around_added(Encoder *e, const char *s, size_t n, int flags, int late,
-                                int first) {
-    const Tokenizer *t = e->t;
-    const Trie *trie = &t->added[late];
-    Found f = { 0, 0, 0, 0 };
-    size_t len = 0;
-    for (size_t at = 0; at < n && !e->code;) {
-        const int possible = trie->root[(uint8_t)s[at]] != 0;
-        const int32_t id = possible ? trie_longest(trie, s + at, n - at, &len) : -1;
-        if (id < 0) {
-            at++;
-            continue;
-        }
-        f.start = at;
-        f.stop = at += len;
-        const int control = is_special(t, id) && token_type(t, id) != TYPE_USER_DEFINED;
-        if (control && !(flags & GLA_SPECIAL)) continue;
-        if (!added_fits(t, id, s, n, &f)) continue;
-        encode_between(e, s, f.from, f.start, flags, late, first);
-        emit_id(e, id);
-        f.from = f.stop; /* even if that is white space which the token before took: so HF */
-    }
-    encode_between(e, s, f.from, n, flags, late, first);
+    if (e->code) return;
+    if (stage == STAGE_RAW || stage == STAGE_NORMALISED) cut_added(e, stage, s, n);
+    else if (stage < STAGE_SPLITS) {
+        e->code = stage == STAGE_SPACE ? add_space(e, s, n, &copy, &n)
+                                       : normalise(t, s, n, &copy, &n);
+        encode(e, stage + 1, copy ? copy : s, n);
+        gla_free(copy);
+    } else if (t->kind.model == VOCAB_LONGEST) encode_longest(e, s, n);
+    else if (stage < STAGE_SPLITS + t->n_splits) cut_matches(e, stage, s, n);
+    else encode_words(e, s, n);
 }
 
 /* Appends the ids of len bytes of text. GLA_BOS puts bos before and eos behind it if the file
@@ -9057,14 +9098,18 @@ static void encode_around_added(Encoder *e, const char *s, size_t n, int flags, 
 enum { GOES_ON = 1 << 16 };
 static int tokenizer_append(const Tokenizer *t, const char *text, size_t len, int flags, Ids *out,
                             char *err) {
-    Encoder e = { .t = t, .out = out };
+    const VocabKind *kind = &t->kind;
+    Encoder e = { .t = t, .flags = flags, .out = out, .join_bits = 6 };
     if (len > (size_t)1 << 30 || len > SIZE_MAX / 256)
         return fail(err, GLA_INPUT,
                     "the text has %zu bytes, more than can be tokenized in one go", len);
-    if (flags & GLA_BOS && t->add_bos && t->bos >= 0) emit_id(&e, t->bos);
-    encode_around_added(&e, text, len, flags, 0, !(flags & GOES_ON));
-    if (flags & GLA_BOS && t->add_eos && t->eos >= 0) emit_id(&e, t->eos);
-    gla_free(e.scratch), gla_free(e.known), gla_free(e.known_slots.slots);
+    while (e.join_bits < 18 && len >> e.join_bits) e.join_bits++;
+    if (!(e.joins = gla_alloc(((size_t)1 << e.join_bits) * sizeof *e.joins))) e.code = GLA_MEMORY;
+    if (flags & GLA_BOS && kind->add_bos && kind->bos >= 0) emit_id(&e, kind->bos);
+    e.begin = flags & GOES_ON ? -1 : out->n;
+    if (len) encode(&e, STAGE_RAW, text, len);
+    if (flags & GLA_BOS && kind->add_eos && kind->eos >= 0) emit_id(&e, kind->eos);
+    gla_free(e.scratch), gla_free(e.joins);
     return e.code ? fail(err, e.code, "no memory to tokenize %zu bytes", len) : GLA_OK;
 }
 
@@ -9073,9 +9118,9 @@ static int64_t tokenizer_encode(const Tokenizer *t, const char *text, size_t len
                                 int32_t *ids, size_t cap, char *err) {
     Ids all = {NULL, 0, 0};
     const int code = tokenizer_append(t, text, len, flags, &all, err);
-    const size_t n = (size_t)all.n < cap ? (size_t)all.n : cap;
-    if (!code && n) memcpy(ids, all.id, n * sizeof *ids);
     const int64_t count = all.n;
+    const size_t n = (size_t)count < cap ? (size_t)count : cap;
+    if (!code && n) memcpy(ids, all.id, n * sizeof *ids);
     ids_free(&all);
     return code ? code : count;
 }
@@ -9096,11 +9141,11 @@ static size_t piece_part(const Tokenizer *t, int32_t id, int flags, size_t from,
                          size_t cap) {
     if (id < 0 || id >= t->n) return 0;
     Str s = t->tokens[id];
-    int type = token_type(t, id), spelled = type == TYPE_NORMAL && t->model == VOCAB_BPE;
+    int type = token_type(t, id), spelled = type == TYPE_NORMAL && t->kind.model == VOCAB_BPE;
     size_t n = 0, len;
     if (type == TYPE_UNUSED) return 0;
     if ((type == TYPE_CONTROL || type == TYPE_UNKNOWN) && !(flags & GLA_SPECIAL)) return 0;
-    for (int b = 0; t->model == VOCAB_SPM && type == TYPE_BYTE && b < 256; b++)
+    for (int b = 0; t->kind.model == VOCAB_SPM && type == TYPE_BYTE && b < 256; b++)
         if (t->byte_id[b] == id) {
             if (cap && !from) buf[0] = (char)b;
             return 1;
@@ -9112,8 +9157,8 @@ static size_t piece_part(const Tokenizer *t, int32_t id, int flags, size_t from,
         uint32_t c = utf8_read(s.s + at, s.n - at, &len);
         char raw[4];
         if (spelled) c = BAD_BYTE + (uint32_t)char_byte(c);
-        else if (c == 0x2581 && t->model == VOCAB_SPM && type == TYPE_NORMAL) c = ' ';
-        if (at == 0 && c == ' ' && flags & GLA_FIRST && t->space && t->model == VOCAB_SPM) continue;
+        else if (c == 0x2581 && t->kind.model == VOCAB_SPM && type == TYPE_NORMAL) c = ' ';
+        if (at == 0 && c == ' ' && flags & GLA_FIRST && t->kind.space && t->kind.model == VOCAB_SPM) continue;
         for (size_t i = 0, k = utf8_write(raw, c); i < k; i++, n++)
             if (n >= from && n - from < cap) buf[n - from] = raw[i];
     }
@@ -9121,132 +9166,6 @@ static size_t piece_part(const Tokenizer *t, int32_t id, int flags, size_t from,
 }
 static size_t tokenizer_piece(const Tokenizer *t, int32_t id, int flags, char *buf, size_t cap) {
     return piece_part(t, id, flags, 0, buf, cap);
-}
-
-/* -- NFC -- */
-
-/* Canonical composition (NFC): "e" and U+0301 become U+00E9, marks on one letter get their
- * standard order. Korean syllables are composed by arithmetic: leading consonant L, vowel V,
- * perhaps a trailing consonant T. */
-enum { HANGUL = 0xAC00, N_HANGUL = 11172, JAMO_L = 0x1100, N_L = 19, JAMO_V = 0x1161, N_V = 21,
-       JAMO_T = 0x11A7,
-       N_T = 28 };
-enum { N_CLASSES = 2827, N_COMBINING = 667, N_COMPOSITES = 2060 };
-
-static uint32_t find_run(const uint32_t *runs, size_t n, uint32_t c) { /* the run that c is in */
-    return runs[last_up_to(runs, n, c << 8 | 0xFF)];
-}
-
-static int run_class(const Unicode *u, uint32_t c) {
-    const uint32_t run = find_run(u->classes, N_CLASSES, c);
-    if ((run & 0xFF) != CH_PAIRS) return (int)(run & 0xFF);
-    return (c - (run >> 8)) & 1 ? CH_LOWER : CH_UPPER;
-}
-static int char_class(const Unicode *u, uint32_t c) {
-    return c < sizeof u->low ? u->low[c] : run_class(u, c);
-}
-
-static int by_whole(const void *x, const void *y) {
-    const Composite *a = x, *b = y;
-    return a->c < b->c ? -1 : a->c > b->c;
-}
-
-static int by_parts(const void *x, const void *y) {
-    const Composite *a = x, *b = y;
-    return a->a != b->a ? (a->a < b->a ? -1 : 1) : a->b < b->b ? -1 : a->b > b->b;
-}
-
-static int by_value(const void *x, const void *y) {
-    uint64_t a, b;
-    memcpy(&a, x, 8);
-    memcpy(&b, y, 8);
-    return a < b ? -1 : a > b;
-}
-
-static size_t decompose(const Unicode *u, uint32_t c, uint64_t *out) { /* into 1 to 4 characters */
-    if (c - HANGUL < N_HANGUL) {
-        uint32_t k = c - HANGUL;
-        out[0] = JAMO_L + k / (N_V * N_T);
-        out[1] = JAMO_V + k / N_T % N_V;
-        out[2] = JAMO_T + k % N_T;
-        return k % N_T ? 3 : 2;
-    }
-    Composite key = { c, 0, 0 };
-    const Composite *found = bsearch(&key, u->composites, N_COMPOSITES, sizeof key, by_whole);
-    if (!found) { out[0] = c; return 1; }
-    size_t n = decompose(u, found->a, out);
-    return found->b ? n + decompose(u, found->b, out + n) : n;
-}
-
-/* What a followed by b is as one character, or 0. */
-static uint32_t compose(const Unicode *u, uint32_t a, uint32_t b) {
-    const uint32_t syllable = a - HANGUL, last = b - JAMO_T - 1;
-    if (a - JAMO_L < N_L && b - JAMO_V < N_V)
-        return HANGUL + ((a - JAMO_L) * N_V + b - JAMO_V) * N_T;
-    if (syllable < N_HANGUL && syllable % N_T == 0 && last < N_T - 1) return a + last + 1;
-    Composite key = { 0, a, b };
-    const Composite *found = bsearch(&key, u->pairs, u->n_pairs, sizeof key, by_parts);
-    return found ? found->c : 0;
-}
-
-/* Order and compose the m characters of q in place; returns how many remain. */
-static size_t compose_run(const Unicode *u, uint64_t *q, size_t m) {
-    size_t n = 0, base = SIZE_MAX, end;
-    /* place << 56 | i << 24 | character: sorting leaves equals in their order */
-    for (size_t i = 0; i < m; i++) {
-        const uint64_t place = find_run(u->combining, N_COMBINING, (uint32_t)q[i]) & 0xFF;
-        q[i] |= place << 56 | (uint64_t)i << 24;
-    }
-    for (size_t i = 0; i < m; i = end + 1) {
-        for (end = i; end < m && q[end] >> 56; end++) {}
-        if (end - i > 1) qsort(q + i, end - i, sizeof *q, by_value);
-    }
-    for (size_t i = 0; i < m; i++) {
-        uint32_t c = q[i] & 0xFFFFFF, place = (uint32_t)(q[i] >> 56), both = 0;
-        /* c reaches the base letter if nothing stands between, or only marks of lower places. */
-        if (base != SIZE_MAX && (base + 1 == n || q[n - 1] >> 56 < place))
-            both = compose(u, q[base] & 0xFFFFFF, c);
-        if (both) { q[base] = both; continue; }
-        if (place == 0) base = n;
-        q[n++] = (uint64_t)place << 56 | c;
-    }
-    return n;
-}
-
-/* out stays NULL if s is in NFC, which a look at each character settles for nearly every text.
- * Otherwise it is a copy, at most three times as long. A settled character and the unsettled
- * ones behind it are a run that no other touches. */
-static int nfc(const Tokenizer *t, const char *s, size_t n, char **out, size_t *out_n) {
-    const Unicode *u = &t->unicode;
-    size_t at = 0, len, end, written = 0;
-    for (; at < n && !(char_class(u, utf8_read(s + at, n - at, &len)) & CH_UNSETTLED); at += len) {}
-    if (at == n) return GLA_OK;
-    uint64_t *q = NULL;                         /* characters of a run */
-    size_t room = 0;
-    if (!(*out = gla_alloc(3 * n))) return GLA_MEMORY;
-    for (at = 0; at < n; at = end) {
-        size_t count = 1, k = 0;
-        int unsettled = char_class(u, utf8_read(s + at, n - at, &len)) & CH_UNSETTLED;
-        for (end = at + len; end < n; end += len, count++)
-            if (!(char_class(u, utf8_read(s + end, n - end, &len)) & CH_UNSETTLED)) break;
-        if (count == 1 && !unsettled) {
-            memcpy(*out + written, s + at, end - at);
-            written += end - at;
-            continue;
-        }
-        if (4 * count > room) {
-            gla_free(q);
-            room = 4 * count;
-            if (!(q = gla_alloc(room * sizeof *q))) return GLA_MEMORY;
-        }
-        for (size_t i = at; i < end; i += len)
-            k += decompose(u, utf8_read(s + i, end - i, &len), q + k);
-        k = compose_run(u, q, k);
-        for (size_t i = 0; i < k; i++) written += utf8_write(*out + written, q[i] & 0xFFFFFF);
-    }
-    gla_free(q);
-    *out_n = written;
-    return GLA_OK;
 }
 
 /* -- the Unicode tables -- */
@@ -9416,13 +9335,13 @@ static uint32_t table_step(const char **p) {                /* signed, modulo 2^
 }
 
 static int unicode_init(Unicode *u, int with_nfc) {
-    uint32_t c = 0, a = 0, v;
     const char *p = unicode_classes;
-    u->classes = gla_alloc((N_CLASSES + N_COMBINING) * sizeof *u->classes + 2 * N_COMPOSITES * sizeof *u->pairs);
+    uint32_t c = 0, a = 0, v;
+    u->classes = gla_alloc((N_CLASSES + N_COMBINING + 2 * N_COMPOSITES) * sizeof *u->classes);
     if (!u->classes) return 0;
-    u->combining = u->classes + N_CLASSES;                  /* its first run is zero, below the first mark */
-    u->composites = (Composite *)(u->combining + N_COMBINING);
-    u->pairs = u->composites + N_COMPOSITES;
+    u->combining = u->classes + N_CLASSES; /* its first run is zero, below the first mark */
+    u->parts = u->combining + N_COMBINING;
+    u->pairs = u->parts + N_COMPOSITES;
     for (size_t i = 0; i < N_CLASSES; i++, c += v / 64) {
         v = table_number(&p);
         u->classes[i] = c << 8 | v % 64;
@@ -9431,7 +9350,7 @@ static int unicode_init(Unicode *u, int with_nfc) {
     if (!with_nfc) return 1;
     p = unicode_combining;
     c = 0;
-    for (size_t i = 1; i < N_COMBINING; i += 2) {           /* a run of marks, and the gap behind it */
+    for (size_t i = 1; i < N_COMBINING; i += 2) { /* a run of marks, and the gap behind it */
         c += table_number(&p);
         v = table_number(&p);
         u->combining[i] = c << 8 | table_number(&p);
@@ -9443,10 +9362,11 @@ static int unicode_init(Unicode *u, int with_nfc) {
         v = table_number(&p);
         c += v / 3;
         a += table_step(&p);
-        u->composites[i] = (Composite){ c, a, v % 3 ? 0x300 + table_step(&p) : 0 };
-        if (v % 3 == 1) u->pairs[u->n_pairs++] = u->composites[i];
+        const uint64_t both = (uint64_t)a << 21 | (v % 3 ? 0x300 + table_step(&p) : 0);
+        u->parts[i] = (uint64_t)c << 42 | both;
+        if (v % 3 == 1) u->pairs[u->n_pairs++] = both << 21 | c;
     }
-    qsort(u->pairs, u->n_pairs, sizeof *u->pairs, by_parts);
+    qsort(u->pairs, u->n_pairs, sizeof *u->pairs, by_value);
     return 1;
 }
 
@@ -10499,8 +10419,8 @@ static void write_braces(ChatWriter *w, Str what, Str text) { /* see ChatTemplat
         template_value(&value, rest, &terms, 0);
         write_marked(w, (Str){value.plain, value.n});
         gla_free(value.plain);
-    } else if (str_is(what, "bos")) write_id(w, t->bos);
-    else if (str_is(what, "eos")) write_id(w, t->eos);
+    } else if (str_is(what, "bos")) write_id(w, t->kind.bos);
+    else if (str_is(what, "eos")) write_id(w, t->kind.eos);
     else if (!str_begins(what, "?")) write_marked(w, what);
     else if (text.n) write_marked(w, rest);
 }
@@ -10591,9 +10511,9 @@ static void write_system(ChatWriter *w, Str system) {
     const ChatForm *f = w->form;
     const ChatTemplate *row = f->row;
     const Tokenizer *t = f->m->vocab;
-    const int bos = f->known == 1 ? 0 : t->add_bos;
+    const int bos = f->known == 1 ? 0 : t->kind.add_bos;
     if (row->head) write_form(w, row->head, str_of(""));
-    else if (bos || str_has((Str){f->text.s, f->text.n}, "bos_token")) write_id(w, t->bos);
+    else if (bos || str_has((Str){f->text.s, f->text.n}, "bos_token")) write_id(w, t->kind.bos);
     if (system.s) system = chat_trim(w, system, row->trim[0], 0);
     if (system.s && !system.n && row->facts & EMPTY_IS_LEFT_OUT) return;
     if (system.s && !system.n && row->facts & EMPTY_IS_NONE) system.s = NULL;
@@ -10654,7 +10574,7 @@ static const ChatTemplate *row_like(const GlaModel *m, Str template) {
     const ChatTemplate *row = &chat_templates[N_TEMPLATES - 1];
     for (int i = 0; i < N_TEMPLATES - 1; i++) {
         const ChatTemplate *r = &chat_templates[i];
-        const int32_t id = template.n ? -1 : find_token(m->vocab, str_of(r->sign), str_of(""));
+        const int32_t id = template.n ? -1 : find_token(m->vocab, str_of(r->sign));
         const int control = id >= 0 && token_type(m->vocab, id) == TYPE_CONTROL;
         const int has = template.n ? str_has(template, r->sign) : control;
         if (has && (row->sign[0] == 0 || !strcmp(row->sign, r->sign))) row = r;
@@ -10693,8 +10613,8 @@ static int form_new(ChatForm *f, const GlaModel *m, char *err) {
     if (!f->known && t.n) f->known = -1;
     f->tags[0] = f->row->tags[0] ? f->row->tags[0] : "<think>";
     f->tags[1] = f->row->tags[1] ? f->row->tags[1] : "</think>";
-    f->think_open = find_token(m->vocab, str_of(f->tags[0]), str_of(""));
-    f->think_close = find_token(m->vocab, str_of(f->tags[1]), str_of(""));
+    f->think_open = find_token(m->vocab, str_of(f->tags[0]));
+    f->think_close = find_token(m->vocab, str_of(f->tags[1]));
     memcpy(f->open, f->row->open, sizeof f->open);
     f->may_think = f->think_open >= 0 && f->think_close >= 0;
     if (!f->row->tags[0]) f->may_think = f->may_think && str_has(template, "think");
@@ -13139,7 +13059,7 @@ static void prompt_ids(const Job *job, Ids *ids, const Text *t) {
         must(ids_encode(ids, m, t->s, t->n, GLA_SPECIAL | (fresh ? GLA_BOS : 0), job->err),
              job->err);
     if (ids->n || !fresh) return;
-    int32_t start = m->vocab->bos >= 0 ? m->vocab->bos : m->vocab->eos;
+    int32_t start = m->vocab->kind.bos >= 0 ? m->vocab->kind.bos : m->vocab->kind.eos;
     if (start >= 0 && start < m->config.vocab_size)
         must(ids_add(ids, &start, 1, job->err), job->err);
 }
@@ -13190,7 +13110,7 @@ static void suggest_chat(const Job *job, const Ids *ids) {
     int known = 0;
     if (!given(o, O_PROMPT) || given(o, O_MODE) || given(o, O_LOAD) || !waiting.watched) return;
     for (int64_t i = 0; i < ids->n; i++) /* written as a template has it? */
-        if (token_type(v, ids->id[i]) == TYPE_CONTROL && ids->id[i] != v->bos) return;
+        if (token_type(v, ids->id[i]) == TYPE_CONTROL && ids->id[i] != v->kind.bos) return;
     if (gla_template(job->m, &known, err) && known)
         note(o, "this model was trained to chat: -m chat answers, -i goes on with the text\n");
 }
@@ -13808,8 +13728,8 @@ static void add_loss(void *user, const float *logits, int64_t i) {
 static int mode_perplexity(Job *job) {
     const Ids *ids = &job->ids;
     const Tokenizer *v = job->m->vocab;
-    const int64_t n = ids->n, limit = job->m->config.limit, head = n && v->add_bos
-        && ids->id[0] == v->bos;
+    const int64_t n = ids->n, limit = job->m->config.limit, head = n && v->kind.add_bos
+        && ids->id[0] == v->kind.bos;
     int64_t window = gla_state_ctx(job->s) ? min64(n, gla_state_ctx(job->s)) : n, at = 0, end = 0;
     Loss loss = {.vocab = job->m->config.vocab_size};
     Facts f = {.json = given(job->o, O_JSON)};

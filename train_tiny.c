@@ -5455,7 +5455,7 @@ static int choose_vocabulary(Data *d, const TrainOptions *o, const char *text, s
         fail(err, code, "%.100s: %.200s", o->tokenizer ? o->tokenizer : "vocabulary", why);
     if (code) return code;
     if (!d->tokenizer->n) return fail(err, GLA_FORMAT, "%s: has no vocabulary", o->tokenizer);
-    d->end = d->tokenizer->eos >= 0 ? d->tokenizer->eos : d->tokenizer->bos;
+    d->end = d->tokenizer->kind.eos >= 0 ? d->tokenizer->kind.eos : d->tokenizer->kind.bos;
     if (d->end < 0) return fail(err, GLA_UNSUPPORTED, "%s: has no end-of-text token", o->tokenizer);
     return GLA_OK;
 }
@@ -5564,7 +5564,7 @@ static int print_sample(const Out *file, const TrainOptions *o, char *err) {
         int64_t n = gla_encode(m, o->prompt, strlen(o->prompt), GLA_BOS, ids, 1024, err);
         if (n < 0 || n > 1024) code = n < 0 ? (int)n : fail(err, GLA_INPUT, "a prompt of %lld tokens is too long", (long long)n);
         else {
-            if (!n) ids[n++] = m->vocab->eos;
+            if (!n) ids[n++] = m->vocab->kind.eos;
             gla_sampler_init(&p, m, o->seed);
             printf("\n%s", o->prompt);
             code = gla_generate(s, &p, ids, n, &(GlaGenerate){ .steps = 400, .emit = show_piece }, NULL, err);

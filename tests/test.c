@@ -1215,18 +1215,18 @@ static void test_tokenizer(void) {
             check(tokenizer_encode(t, text, len, (int)flags, got, count, err) == k && !memcmp(got, want, count * sizeof *want),
                   "%s: text %d, in one piece", names[i], texts);
             t->binds = binds;
-            if (!t->nfc) { /* decoding gives the bytes back */
+            if (!t->kind.nfc) { /* decoding gives the bytes back */
                 Bytes back = {0};
-                int64_t first = flags & GLA_BOS && t->add_bos;
+                int64_t first = flags & GLA_BOS && t->kind.add_bos;
                 for (int64_t j = first; j < k; j++) {
                     char piece[300];
                     put(&back, piece, tokenizer_piece(t, got[j], GLA_SPECIAL | (j == first ? GLA_FIRST : 0), piece, sizeof piece));
                 }
                 /* "llama" puts a space before the text after every special token; only texts without one come back whole. Nor does
                  * what a vocabulary without all bytes could only call unknown. */
-                const int kept = t->space == SPACE_NEVER || t->space == SPACE_PREPEND || !len || text[0] != ' ';
-                int plain = t->model != VOCAB_SPM || (!memchr(text, '<', len) && kept);
-                for (int64_t j = 0; j < k; j++) plain = plain && (t->model != VOCAB_SPM || got[j] != t->unk);
+                const int kept = t->kind.space == SPACE_NEVER || t->kind.space == SPACE_PREPEND || !len || text[0] != ' ';
+                int plain = t->kind.model != VOCAB_SPM || (!memchr(text, '<', len) && kept);
+                for (int64_t j = 0; j < k; j++) plain = plain && (t->kind.model != VOCAB_SPM || got[j] != t->kind.unk);
                 check(!plain || (back.n == len && !memcmp(back.p ? back.p : (uint8_t *)"", text, len)), "%s: text %d does not come back: \"%.*s\"", names[i], texts, (int)back.n, (char *)back.p);
                 free(back.p);
             }

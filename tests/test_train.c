@@ -395,7 +395,7 @@ static void small_data(Data *d) {
     int code = learn_vocabulary(&file, text, n, 300, err);
     d->vocab.map = (Mapping){ file.p, file.n, 0 };
     if (code || gguf_read(&d->vocab, err) || tokenizer_new(&d->tokenizer, &d->vocab, err)) printf("FAIL vocabulary: %s\n", err), exit(1);
-    d->end = d->tokenizer->eos;
+    d->end = d->tokenizer->kind.eos;
     int32_t ids[6 * STORY_CAP];
     int64_t got = tokenizer_encode(d->tokenizer, text, n, 0, ids, 6 * STORY_CAP, err);
     size_t back = 0;

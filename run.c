@@ -1242,6 +1242,20 @@ static uint64_t heap_pop(uint64_t *heap, size_t *n) {
     return top;
 }
 
+/* Floats as unsigned integers in the same order, for a heap; -0 is 0. And back. */
+static uint32_t float_order(float x) {
+    uint32_t bits;
+    x += 0.0f;
+    memcpy(&bits, &x, 4);
+    return bits >> 31 ? ~bits : bits | 1u << 31;
+}
+static float ordered_float(uint32_t bits) {
+    float x;
+    bits = bits >> 31 ? bits & ~(1u << 31) : ~bits;
+    memcpy(&x, &bits, 4);
+    return x;
+}
+
 /* -- words that were meant -- */
 
 enum { WORD_LEN = 48 }; /* longer words are like no other */
@@ -5644,7 +5658,7 @@ GLA_API void gla_info(const GlaModel *m, GlaInfo *i) {
  * part holds keys and values of the softmax layers, position by position. Zeroed memory is a fresh
  * state. Everything else is scratch. */
 
-typedef struct { float score; int32_t id; } Scored;
+typedef union { struct { float score; int32_t id; }; uint64_t key; } Scored; /* key: in a heap */
 
 struct GlaState {
     const GlaModel *m;
@@ -8828,10 +8842,7 @@ static Join look_up_join(const Tokenizer *t, int32_t left, int32_t right) {
     if (t->order == BY_SCORE) {
         float score;
         memcpy(&score, t->scores.p + 4 * (size_t)id, 4);
-        score = 0.0f - score; /* the highest score first; and -0 becomes 0 */
-        memcpy(&j.rank, &score, 4);
-        /* floats in order, as unsigned integers */
-        j.rank = j.rank >> 31 ? ~j.rank : j.rank | 1u << 31;
+        j.rank = float_order(0.0f - score); /* the highest score first */
     }
     return j;
 }
@@ -9519,23 +9530,19 @@ static int likelier(Scored a, Scored b) {
     return a.score > b.score || (a.score == b.score && a.id < b.id);
 }
 
-static void sift_down(Scored *heap, int n, int i) { /* the best candidate is at 0 */
-    for (int child; (child = 2 * i + 1) < n; i = child) {
-        if (child + 1 < n && likelier(heap[child + 1], heap[child])) child++;
-        if (!likelier(heap[child], heap[i])) return;
-        Scored c = heap[i];
-        heap[i] = heap[child];
-        heap[child] = c;
-    }
+static void heap_candidates(Scored *c, int n) { /* the likeliest on top */
+    for (int i = 0; i < n; i++)
+        c[i].key = (uint64_t)~float_order(c[i].score) << 32 | (uint32_t)c[i].id;
+    for (size_t i = (size_t)n / 4 + 1; i--;) heap_sink(&c->key, (size_t)n, i, c[i].key);
 }
 
 /* The best of n leaves the heap for the place behind it, n - 1; returns its score. */
-static float take_best(Scored *heap, int n) {
-    const Scored best = heap[0];
-    heap[0] = heap[n - 1];
-    heap[n - 1] = best;
-    sift_down(heap, n - 1, 0);
-    return best.score;
+static float take_best(Scored *c, int n) {
+    size_t left = (size_t)n;
+    const uint64_t best = heap_pop(&c->key, &left);
+    const float score = ordered_float(~(uint32_t)(best >> 32));
+    c[left] = (Scored){{score, (int32_t)(uint32_t)best}};
+    return score;
 }
 
 /* The recent tokens, each once: logits > 0 are divided by repeat_penalty, others multiplied;
@@ -9559,7 +9566,7 @@ static void penalise(const GlaSampler *p, Scored *c, int n) {
 static int keep_likeliest(const GlaSampler *p, Scored *c, int n, double total, double *mass) {
     const int k = p->top_k > 0 && p->top_k < n ? p->top_k : n;
     int left = n, kept = 0; /* in the heap; of those that have left it */
-    for (int i = n / 2 - 1; i >= 0; i--) sift_down(c, n, i);
+    heap_candidates(c, n);
     if (k < n) for (total = 0; left > n - k; left--) total += take_best(c, left);
     for (*mass = 0; kept < k; kept++) {
         if (left == n - kept) take_best(c, left--);
@@ -9573,7 +9580,7 @@ static int keep_likeliest(const GlaSampler *p, Scored *c, int n, double total, d
 /* An id from n logits; c: n candidates of scratch. Logits that are NaN are never drawn while
  * another is not. */
 static int32_t sample(GlaSampler *p, const float *logits, int n, Scored *c) {
-    for (int i = 0; i < n; i++) c[i] = (Scored){isnan(logits[i]) ? -INFINITY : logits[i], i};
+    for (int i = 0; i < n; i++) c[i] = (Scored){{isnan(logits[i]) ? -INFINITY : logits[i], i}};
     for (int i = 0; i < p->n_bias && i < GLA_BIAS; i++)
         if (p->bias[i].id >= 0 && p->bias[i].id < n) c[p->bias[i].id].score += p->bias[i].add;
     penalise(p, c, n);
@@ -12905,8 +12912,8 @@ static void step_json(Text *t, const GlaState *s, int32_t id, int top) {
     const int n = s->m->config.vocab_size;
     double largest, sum = log_sum(logits, n, &largest);
     Scored *c = s->candidates;
-    for (int i = 0; i < n; i++) c[i] = (Scored){isnan(logits[i]) ? -INFINITY : logits[i], i};
-    for (int i = n / 2 - 1; i >= 0; i--) sift_down(c, n, i);
+    for (int i = 0; i < n; i++) c[i] = (Scored){{isnan(logits[i]) ? -INFINITY : logits[i], i}};
+    heap_candidates(c, n);
     if (t->n) text_puts(t, ",");
     for (int i = -1; i < top && i < n; i++) {
         if (i >= 0) take_best(c, n - i);

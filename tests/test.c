@@ -764,7 +764,7 @@ static void test_sampler(void) {
     p.repeat_penalty = 2;
     gla_sampler_note(&p, 0), gla_sampler_note(&p, 0), gla_sampler_note(&p, -5), gla_sampler_note(&p, 1000);
     check(sample(&p, scores, 4, c) == 1, "a recent token with a positive logit is divided");
-    penalise(&p, (memcpy(c, (Scored[]){{3, 0}, {2.9f, 1}, {-1, 2}, {-0.9f, 3}}, 4 * sizeof *c), c), 4);
+    penalise(&p, (memcpy(c, (Scored[]){{{3, 0}}, {{2.9f, 1}}, {{-1, 2}}, {{-0.9f, 3}}}, 4 * sizeof *c), c), 4);
     check(c[0].score == 1.5f && c[1].score == 2.9f, "once per token: %g %g", c[0].score, c[1].score);
     gla_sampler_note(&p, 3);
     check(sample(&p, (float[]){-9, -9, -1, -0.9f}, 4, c) == 2, "a recent token with a negative logit is multiplied");

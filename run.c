@@ -4,8 +4,8 @@
  *   run     ./run model.gguf -i "Once upon a time"
  *   embed   #define RUN_NO_MAIN, then #include "run.c"; section 1 is the whole interface
  *
- *    1 interface   2 platform    3 text, errors  4 formats    5 kernels   6 GGUF     7 model
- *    8 state       9 layers     10 forward       11 tokenizer 12 sampler  13 generate 14 chat
+ *    1 interface   2 platform    3 text, errors  4 formats    5 kernels   6 GGUF     7 layers
+ *    8 model       9 state      10 forward       11 tokenizer 12 sampler  13 generate 14 chat
  *   15 command line
  *
  * Here to learn? 9 is what one layer does, 8 is what it remembers, 10 stacks the layers, and the
@@ -4386,229 +4386,136 @@ static int gguf_read(Gguf *g, char *err) {
     return GLA_OK;
 }
 
-/* ---- 7. model: config, weights, and which name means what -----------------------------------------------
- * An architecture is a function that reads its keys and binds its tensors into layer descriptors; every shape is checked here, so
- * that a file that loads runs. Afterwards nobody looks a name up.
+/* ---- 7. layers: a run of T tokens through one layer --------------------------------------------
+ * Plain float arrays in and out. No files, no allocation, no globals. Shapes are beside each.
+ * The rooms, in order:
  *
- *   family       what each linear mixer does with its projections, a row per mixer: the overview of this program's models
- *   Layer        one layer, after its names have become pointers
- *   bind_*       one kind of mixer: its keys and tensors into a Layer
- *   read_*       one kind of decoder around the mixers: norms, feed-forward, which layer has which mixer
- *   load_model   the whole file */
+ *   the parts of a layer   what a file says about one layer, after its names have become pointers
+ *   shapes                 "Hkv" is n_heads dk dv: what mixers read, make and keep is written so
+ *   the laws               what fades, what is erased, what is written: an equation per function
+ *   pieces                 norms, gates, projections, convolution, rotary positions
+ *   the one recurrence     prepare, mix_linear, finish: most models need no other mixer
+ *   one idea more          the mixers that do
+ *   softmax attention      keys and values of every position
+ *   the table of mixers    all of them, a row each
+ *
+ * A mixer is a function mix_*(run, y): from the rows of the layer's projections run->in and from
+ * what the layer remembers, run->keeps, to the rows run->o (T, n_heads dv). Read mix_linear first:
+ * it is four lines. Then what it calls: prepare (convolution, law), recurrence_step (section 5),
+ * and finish (skip, norm, gate). Then a row of the table, and the law that it names. */
 
-/* Feature maps that are no function of one number: see map_head in section 9. Their numbers follow those of the activations. */
+/* -- the parts of a layer: pointers that are NULL stand for what a model goes without -- */
+
+/* Feature maps that are no function of one number: see map_head. They follow the activations. */
 enum { MAP_HADAMARD = ACT_NONE + 1, MAP_T2R, MAP_HEDGEHOG, MAP_DPFP };
-static const struct { const char *name; int act; } act_names[] = {
-    {"silu", ACT_SILU}, {"swish", ACT_SILU}, {"relu", ACT_RELU}, {"sigmoid", ACT_SIGMOID}, {"gelu", ACT_GELU},
-    {"gelu_tanh", ACT_GELU_TANH}, {"sqrelu", ACT_SQRELU}, {"powlu", ACT_POWLU}, {"logsigmoid", ACT_LOGSIGMOID},
-    {"elu_plus_one", ACT_ELU1}, {"tanh", ACT_TANH}, {"identity", ACT_NONE},
-    {"elementwise_product", MAP_HADAMARD}, {"t2r", MAP_T2R}, {"hedgehog", MAP_HEDGEHOG}, {"dpfp", MAP_DPFP},
-};
 
-/* What computes a layer: rows of the table `mixers` in section 9. */
-enum { MIX_SOFTMAX, MIX_LINEAR, MIX_HGRN, MIX_SLOTS, MIX_PRODUCT, MIX_LOG_LINEAR,
-       MIX_MAMBA, MIX_RWKV, MIX_MESA, MIX_PATH, MIX_WALL, MIX_TRAPEZOID, N_MIXERS };
+/* What a mixer reads for a token: Query, Key, Value, Forget (decay), Beta (strength), Z (output
+ * gate), Write gate, Gauge (decay of a second moment) and its Strength; and what laws make of
+ * these: what is Erased along, what is written (Up) into the memory, where they are not k and v. */
+enum { IN_Q, IN_K, IN_V, IN_F, IN_B, IN_Z, IN_W, IN_G, IN_S, IN_E, IN_U, MAX_IN };
+#define IN_LETTERS "qkvfbzwgseu"
+enum { MAX_ROPE = 512, MAX_LEVELS = 15 }; /* rotated channels; levels of log-linear attention */
+enum { MAX_KEPT = 4, MAX_OWN = 8 };       /* arrays of one mixer */
 
-/* -- the family: every mixer that keeps a matrix memory, by what it hands to the one recurrence (section 5) --
- *   in       its projections of the normed input: Query, Key, Value, Forget (decay), Beta (strength), Z (output gate), Write gate,
- *            Gauge (decay of a second moment) and its Strength
- *   shared   those with n_k_heads heads, which the n_heads output heads share; the others have n_heads
- *   may      those that a file may go without, and o: it may go without the weight of the output norm
- *   silu     on q, k, v: never; behind a short convolution only; always, with or without one; always on v alone
- *   map      of q and k after that, unless mixer.feature_map names another
- *   norm     of q and k, head by head
- *   decay    d, from f
- *   per      how many decays a token has: one for each head, each key channel of a head, or each slot of a head
- *   erase    what is read before the write, with strength b
- *   write    what is written
- *   out      norm of the readout o, and what it spans
- *   gate     act(z) times that
- *   takes    keys of mixer.* that not every row has arithmetic for, besides those that a column above speaks of
- * A file may switch parts off or replace them (doc/format.md): convolutions, map, gate, norms, strength, bounds of the decay.
- * RWKV-6 and -7 are of the family, too, with what they need in front of it: see read_rwkv and mix_rwkv. Softmax attention and its
- * relatives that forget, fade or turn keys (forgetting_transformer, wall_transformer, path_attn) keep every key and value instead. */
-enum { SILU_NEVER, SILU_CONV, SILU_ALWAYS, SILU_V };
-enum { QK_PLAIN, QK_L2, QK_SUM };          /* x;  x / sqrt(sum x^2 + 1e-6);  x / (sum x + epsilon) */
-enum { DECAY_NONE, DECAY_FIXED,            /* d = 1;  d = ssm_decay, a constant */
-       DECAY_SIGMOID,                      /* d = sigmoid(f)^(1 / divisor), not below exp(min) */
-       DECAY_SOFTPLUS,                     /* d = exp(a softplus(f + dt)), or exp(bound sigmoid(-a (f + dt))) where there is a bound */
-       DECAY_FORGET,                       /* d = low + (1 - low) sigmoid(f) */
-       DECAY_STEP,                         /* d = exp(a D), D = softplus(f + dt) within bounds: the time step */
-       DECAY_SUM };                        /* z <- ln(e^z + e^f), d = e^(z before - z after): f, within bounds, against all f so far */
-enum { HEADS, CHANNELS, SLOTS };
-enum { ERASE_NONE, ERASE_KEY,              /* -;  b k'S, from the faded S */
-       ERASE_GATED,                        /* (b k)'S, b per key channel */
-       ERASE_OLD };                        /* b p'S before S fades, p along k; and q loses its share of p */
-enum { WRITE_V, WRITE_BETA_V,              /* k v';  k (b v)' */
-       WRITE_GATED_V,                      /* k (sigmoid(w) v)' */
-       WRITE_STEP_V,                       /* k (D v)' */
-       WRITE_TRAPEZOID,                    /* k (s D v)', and the k (1 - s) D v' of the token before with d */
-       WRITE_SCALED_K,                     /* (m k) (b v)', m from a running second moment of k */
-       WRITE_REST };                       /* (1 - d) v': what is forgotten makes room for what is new;
-                                              with DECAY_SUM e^(f - z) v', which is the same without the rounding of 1 - d */
-enum { OUT_HEAD, OUT_ALL,                  /* norm of each head;  of all heads as one */
-       OUT_SILU_ALL,                       /* of silu(o), all heads as one */
-       OUT_GATED };                        /* of act(z) o, in groups: the gate comes first */
-enum { WIDE = 1,                           /* a feature map that widens the keys: nothing else has their old width */
-       TURN = 2, SUM = 4,                  /* rotation of q and k by their position; a normaliser */
-       WRITES = 8,                         /* several writes per token */
-       SINGLE = 16 };                      /* heads of one channel, and no others */
-
-typedef struct { const char *name, *in, *shared, *may; int silu, map, norm, decay, per, erase, write, out, gate, takes, mixer; } Family;
-static const Family family[] = {
-    /* name                    in           shared   may    silu         map           norm      decay           per       erase        write            out           gate         takes                 section 9 */
-    {"linear_attn",            "qkv",       "kv",    "o",   SILU_NEVER,  MAP_HADAMARD, QK_PLAIN, DECAY_NONE,     HEADS,    ERASE_NONE,  WRITE_V,         OUT_HEAD,     ACT_NONE,    WIDE | TURN | SUM,    MIX_LINEAR},
-    {"retnet",                 "qkvz",      "kv",    "zo",  SILU_NEVER,  ACT_NONE,     QK_PLAIN, DECAY_FIXED,    HEADS,    ERASE_NONE,  WRITE_V,         OUT_HEAD,     ACT_SILU,    WIDE | TURN | SUM,    MIX_LINEAR},
-    {"lightning_attn",         "qkvz",      "kv",    "zo",  SILU_CONV,   ACT_NONE,     QK_PLAIN, DECAY_FIXED,    HEADS,    ERASE_NONE,  WRITE_V,         OUT_HEAD,     ACT_SILU,    WIDE | TURN | SUM,    MIX_LINEAR},
-    {"simple_gla",             "qkvfz",     "kv",    "zo",  SILU_CONV,   ACT_NONE,     QK_PLAIN, DECAY_SIGMOID,  HEADS,    ERASE_NONE,  WRITE_V,         OUT_HEAD,     ACT_SILU,    WIDE | TURN | SUM,    MIX_LINEAR},
-    {"mamba",                  "vz",        "",      "",    SILU_ALWAYS, ACT_NONE,     QK_PLAIN, DECAY_STEP,     CHANNELS, ERASE_NONE,  WRITE_STEP_V,    OUT_GATED,    ACT_SILU,    0,                    MIX_MAMBA},
-    {"samba",                  "vz",        "",      "",    SILU_ALWAYS, ACT_NONE,     QK_PLAIN, DECAY_STEP,     CHANNELS, ERASE_NONE,  WRITE_STEP_V,    OUT_GATED,    ACT_SILU,    0,                    MIX_MAMBA},
-    {"mamba2",                 "qkvfz",     "qk",    "",    SILU_ALWAYS, ACT_NONE,     QK_PLAIN, DECAY_STEP,     HEADS,    ERASE_NONE,  WRITE_STEP_V,    OUT_GATED,    ACT_SILU,    0,                    MIX_LINEAR},
-    {"log_linear_mamba2",      "qkvfzw",    "qk",    "",    SILU_ALWAYS, ACT_NONE,     QK_PLAIN, DECAY_STEP,     HEADS,    ERASE_NONE,  WRITE_STEP_V,    OUT_GATED,    ACT_SILU,    0,                    MIX_LOG_LINEAR},
-    {"mamba3",                 "qkvfzwbg",  "qk",    "",    SILU_NEVER,  ACT_NONE,     QK_PLAIN, DECAY_STEP,     HEADS,    ERASE_NONE,  WRITE_TRAPEZOID, OUT_GATED,    ACT_SILU,    0,                    MIX_TRAPEZOID},
-    {"gla",                    "qkvfz",     "kvf",   "zo",  SILU_CONV,   ACT_NONE,     QK_PLAIN, DECAY_SIGMOID,  CHANNELS, ERASE_NONE,  WRITE_V,         OUT_HEAD,     ACT_SILU,    TURN | SUM,           MIX_LINEAR},
-    {"hgrn",                   "vfz",       "",      "o",   SILU_V,      ACT_NONE,     QK_PLAIN, DECAY_FORGET,   CHANNELS, ERASE_NONE,  WRITE_REST,      OUT_ALL,      ACT_SILU,    SINGLE,               MIX_HGRN},
-    {"hgrn2",                  "qvf",       "",      "o",   SILU_NEVER,  ACT_SILU,     QK_PLAIN, DECAY_FORGET,   CHANNELS, ERASE_NONE,  WRITE_REST,      OUT_ALL,      ACT_NONE,    0,                    MIX_LINEAR},
-    {"lightnet",               "qvfz",      "",      "o",   SILU_NEVER,  ACT_SILU,     QK_PLAIN, DECAY_SUM,      CHANNELS, ERASE_NONE,  WRITE_REST,      OUT_ALL,      ACT_SILU,    0,                    MIX_LINEAR},
-    {"abc",                    "qkvfz",     "",      "o",   SILU_CONV,   ACT_NONE,     QK_PLAIN, DECAY_SUM,      SLOTS,    ERASE_NONE,  WRITE_REST,      OUT_HEAD,     ACT_SILU,    TURN,                 MIX_SLOTS},
-    {"gsa",                    "qkvf",      "kvf",   "o",   SILU_CONV,   ACT_SILU,     QK_PLAIN, DECAY_SIGMOID,  SLOTS,    ERASE_NONE,  WRITE_REST,      OUT_SILU_ALL, ACT_NONE,    TURN,                 MIX_SLOTS},
-    {"delta_net",              "qkvbz",     "",      "bz",  SILU_V,      ACT_SILU,     QK_L2,    DECAY_NONE,     HEADS,    ERASE_KEY,   WRITE_BETA_V,    OUT_HEAD,     ACT_SILU,    WIDE | TURN,          MIX_LINEAR},
-    {"gated_deltanet",         "qkvfbz",    "qk",    "z",   SILU_ALWAYS, ACT_NONE,     QK_L2,    DECAY_SOFTPLUS, HEADS,    ERASE_KEY,   WRITE_BETA_V,    OUT_HEAD,     ACT_SILU,    WIDE | TURN,          MIX_LINEAR},
-    {"gated_deltaproduct",     "qkvfbz",    "qk",    "fz",  SILU_ALWAYS, ACT_NONE,     QK_L2,    DECAY_SOFTPLUS, HEADS,    ERASE_KEY,   WRITE_BETA_V,    OUT_HEAD,     ACT_SILU,    WIDE | TURN | WRITES, MIX_PRODUCT},
-    {"mesa_net",               "qkvfbz",    "",      "z",   SILU_CONV,   ACT_NONE,     QK_L2,    DECAY_SIGMOID,  HEADS,    ERASE_NONE,  WRITE_V,         OUT_HEAD,     ACT_SILU,    0,                    MIX_MESA},
-    {"comba",                  "qkvfbz",    "",      "z",   SILU_ALWAYS, ACT_NONE,     QK_L2,    DECAY_SOFTPLUS, HEADS,    ERASE_OLD,   WRITE_BETA_V,    OUT_HEAD,     ACT_SIGMOID, 0,                    MIX_LINEAR},
-    {"kda",                    "qkvfbz",    "qk",    "",    SILU_ALWAYS, ACT_NONE,     QK_L2,    DECAY_SOFTPLUS, CHANNELS, ERASE_KEY,   WRITE_BETA_V,    OUT_HEAD,     ACT_SIGMOID, TURN,                 MIX_LINEAR},
-    {"gdn2",                   "qkvfbzw",   "qkfb",  "",    SILU_ALWAYS, ACT_NONE,     QK_L2,    DECAY_SOFTPLUS, CHANNELS, ERASE_GATED, WRITE_GATED_V,   OUT_HEAD,     ACT_SIGMOID, TURN,                 MIX_LINEAR},
-    {"precond_gated_deltanet", "qkvfbzgs",  "qkgs",  "z",   SILU_ALWAYS, ACT_NONE,     QK_L2,    DECAY_SOFTPLUS, HEADS,    ERASE_KEY,   WRITE_SCALED_K,  OUT_HEAD,     ACT_SILU,    TURN,                 MIX_LINEAR},
-    {"precond_kda",            "qkvfbzgs",  "qkb",   "",    SILU_ALWAYS, ACT_NONE,     QK_L2,    DECAY_SOFTPLUS, CHANNELS, ERASE_KEY,   WRITE_SCALED_K,  OUT_HEAD,     ACT_SIGMOID, TURN,                 MIX_LINEAR},
-};
-static const Family *family_named(const char *name) {
-    for (size_t i = 0; i < sizeof family / sizeof *family; i++)
-        if (!strcmp(family[i].name, name)) return &family[i];
-    return NULL;
-}
-
-/* -- decoders with softmax attention in every layer, by what one has and another has not --
- * Keys and tensors are llama.cpp's.
- *   adjacent     rotary pairs (2i, 2i+1), as the rows of q and k are stored; else (i, i + n/2)
- *   biased       q, k and v must have a bias; elsewhere they may
- *   qk_norm      every head of q and of k is normalised
- *   sandwich     the mixer and the feed-forward have a norm behind them, too
- *   act          of the feed-forward
- *   scaled       the embedding is multiplied by sqrt(dim)
- *   period       where the file has a window and no pattern: every so many layers one has none;
- *                0 = all have it
- *   window_base  rotary base of layers with a window, which no scaling touches; 0 = like the others
- *   wide         the model of so many layers scales scores by (dim / heads)^-1/2, all others by
- *                (head width)^-1/2 */
-typedef struct {
-    const char *name;
-    int adjacent, biased, qk_norm, sandwich, act, scaled, period;
-    double window_base;
-    int wide;
-} Decoder;
-static const Decoder decoders[] = {
-    /* name    adjacent biased qk_norm sandwich act            scaled period window_base wide */
-    {"llama",  1,       0,     0,      0,       ACT_SILU,      0,     0,     0,          0},
-    {"qwen2",  0,       1,     0,      0,       ACT_SILU,      0,     0,     0,          0},
-    {"qwen3",  0,       0,     1,      0,       ACT_SILU,      0,     0,     0,          0},
-    {"gemma3", 0,       0,     1,      1,       ACT_GELU_TANH, 1,     6,     10000,      62},
-};
-static const Decoder *decoder_named(const char *name) {
-    for (size_t i = 0; i < sizeof decoders / sizeof *decoders; i++)
-        if (!strcmp(decoders[i].name, name)) return &decoders[i];
-    return NULL;
-}
-
-/* A projection y = W x + bias, or through a narrow middle: y = up act(W x) + bias. Without w.data it is absent. */
+/* A projection y = W x + bias, or through a narrow middle: y = up act(W x) + bias. Without w.data
+ * it is absent. */
 typedef struct { Tensor w, up; const float *bias; int act; } Proj;
 static int proj_out(const Proj *p) { return p->up.data ? p->up.n_out : p->w.n_out; }
 
-/* The projections in front of a mixer, in the order of IN_LETTERS: see `in` of the family. */
-enum { IN_Q, IN_K, IN_V, IN_F, IN_B, IN_Z, IN_W, IN_G, IN_S, MAX_IN };
-#define IN_LETTERS "qkvfbzwgs"
-enum { MAX_ROPE = 512, MAX_LEVELS = 15 }; /* rotated channels of a head; levels of log-linear attention */
-
-/* The parts of a layer. Pointers that are NULL stand for what a model goes without. */
-typedef struct { const float *w, *b; } Norm; /* (dim) RMSNorm; with Config.layer_norm LayerNorm, b */
+/* (dim) RMSNorm; with Config.layer_norm LayerNorm, b */
+typedef struct { const float *w, *b; } Norm;
 
 /* The rows of the projections of a layer with a memory: heads and their width, by IN_*. */
 typedef struct {
     int heads[MAX_IN], width[MAX_IN];
-    int tiled;                      /* head h reads key head h % n_k_heads, not h / (heads / them) */
+    int tiled;                     /* head h reads key head h % n_k_heads, not h / (heads / them) */
     int fused, at[3];               /* in[IN_Q] holds the rows of q, k, v; they begin at these */
 } HeadRows;
 
 /* q and k of a head, normalised before anything else is done with them. */
 typedef struct {
-    const float *q, *k;             /* (dk), or with a step as many as all heads have; NULL = as they are */
+    const float *q, *k;             /* (dk), or with a step as many as all heads have; NULL = as
+                                       they are */
     const float *q_bias, *k_bias;   /* Mamba-3: (n_heads, dk), behind the norm */
-    int step;                       /* floats between the weights of two heads, 0 = all have the same */
+    int step;                   /* floats between the weights of two heads, 0 = all have the same */
     float eps;
 } QkNorm;
 
 /* Rotary positions. */
 typedef struct {
-    int dims, adjacent;             /* rotated channels of a head; pairs (2i, 2i+1), not (i, i + dims/2) */
+    int dims, adjacent;             /* rotated channels of a head; pairs (2i, 2i+1), not (i, i +
+                                       dims/2) */
     const double *freq;             /* (dims / 2) radians per position; positions reach a million */
     float scale;                    /* of cos and sin: 1, or YaRN's factor */
+    size_t at;                      /* floats: where its cos and sin begin in a row of Run.turns */
 } Rotary;
 
 /* The short convolution behind the projections. */
 typedef struct {
     int taps;                       /* 0 = none */
-    const float *w[MAX_IN];         /* (channels, taps) of q, k, v, f, PaTH's w; the last tap is this token */
+    const float *w[MAX_IN];         /* (channels, taps) of q, k, v, f, PaTH's w; the last tap is
+                                       this token */
     const float *bias;              /* (channels) */
 } Conv;
 
 /* What becomes of q and k in front of the recurrence. */
+enum { SILU_NEVER, SILU_CONV,       /* of q, k, v: never; behind a convolution only */
+       SILU_ALWAYS, SILU_V };       /* always, with or without one; always on v alone */
+enum { QK_PLAIN, QK_L2, QK_SUM };   /* x;  x / sqrt(sum x^2 + 1e-6);  x / (sum x + epsilon) */
 typedef struct {
     int map, norms[2];              /* feature map of both; QK_* of q, of k */
     Proj map_in[2][2];              /* learned feature maps of q and of k: one or two matrices */
     float sum_eps;                  /* QK_SUM */
 } Front;
 
-/* The constants of a decay: see DECAY_*. */
+/* The constants of the laws of decay. */
 typedef struct {
-    const float *a, *dt_bias;       /* _SOFTPLUS, _STEP: a < 0 per head, dt like f;  _FIXED: a is d */
-    float bound;                    /* _SOFTPLUS: 0 = none */
-    float step_min, step_max;       /* _STEP */
-    float divisor, min;             /* _SIGMOID; the least logarithm of a decay */
-    const float *low;               /* _FORGET: like f, NULL = 0 */
-    float score_min, score_max;     /* _SUM */
+    const float *a, *dt_bias;     /* softplus, steps: a < 0 per head, dt like f; constant: a is d */
+    float bound;                    /* softplus: 0 = none */
+    float step_min, step_max;       /* steps */
+    float divisor, min;             /* sigmoid; the least logarithm of a decay */
+    const float *low;               /* HGRN: like f, NULL = 0 */
+    float score_min, score_max;     /* LightNet, ABC */
 } Decay;
 
-/* The constants of what is erased and written: see ERASE_*, WRITE_*. */
+/* The constants of what is erased and written. */
 typedef struct {
-    float beta_scale;               /* strength = this times sigmoid(b), or this where there is no b */
-    const float *old_key;           /* Comba: p = this times k, per head */
+    float beta_scale;            /* strength = this times sigmoid(b), or this where there is no b */
+    const float *old_key, *old_share; /* Comba, per head: p = this times k; what of it q loses */
     const float *m_a, *m_bias;      /* second moment of the keys: its decay, like g */
     const float *m_scale;           /* the logarithm of its scale */
-    float squash, squash_eps;       /* m lies between e^-squash and e^squash */
+    float squash, squash_eps;       /* m lies between 1 / squash and squash */
 } Write;
 
 /* What becomes of the readout o. */
+enum { OUT_HEAD, OUT_ALL,           /* norm of each head; of all heads as one */
+       OUT_SILU_ALL,                /* of silu(o), all heads as one */
+       OUT_GATED };                 /* of act(z) o, in groups: the gate comes first */
 typedef struct {
-    const float *skip;              /* D: o += D v, per head or per channel; Comba: q loses D p */
+    const float *skip;              /* D: o += D v, per head or per channel */
     int skip_each;                  /* per channel */
     float normalizer;               /* epsilon of normalize(), 0 = no normaliser */
     int act;                        /* activation in front of the norm, or ACT_NONE */
-    const float *norm, *norm_bias;  /* (norm_width) or (n_heads dv), NULL = weight one; the bias RWKV only */
-    int norm_width, norm_shared;    /* channels that it spans, 0 = no norm; all spans have its weights */
+    const float *norm, *norm_bias;  /* (norm_width) or (n_heads dv), NULL = weight one; the bias
+                                       RWKV only */
+    int norm_width, norm_shared;    /* channels that it spans, 0 = no norm; all spans have its
+                                       weights */
     float eps;
-    int gate, gate_first;           /* activation of the gate z, or ACT_NONE; the gate before the norm */
+    int gate, gate_first;           /* activation of the gate z, or ACT_NONE; the gate before the
+                                       norm */
 } Back;
 
 /* Mamba: the time step, through a narrow middle, and the rows of k and q, both from v. */
 typedef struct {
     Proj step_in, step_up, bc_in;
-    int norm;                       /* RMSNorm without weights of the narrow middle, of k and of q */
+    int norm;                      /* RMSNorm without weights of the narrow middle, of k and of q */
     float eps;
 } MambaParts;
 
 /* RWKV: what in[j] reads is x + (x of the token before - x) lerp[j]. */
 typedef struct {
-    Proj lerp[MAX_IN];              /* a bias (dim), and in RWKV-6 a part projected from x with lerp_x */
+    Proj lerp[MAX_IN];              /* a bias (dim), and in RWKV-6 a part projected from x with
+                                       lerp_x */
     const float *lerp_x;            /* (dim), NULL in RWKV-7 */
     const float *bonus, *k_k, *k_a; /* (n_heads dk): u of RWKV-6, r_k of RWKV-7; RWKV-7 only */
     float k_eps;                    /* of the norm of the erase key */
@@ -4616,10 +4523,13 @@ typedef struct {
 
 /* What one mixer alone has. */
 typedef struct {
-    struct { int window, gated; } softmax; /* visible positions, 0 = all; rows [query | gate] per head */
+    struct { int window, gated; } softmax; /* visible positions, 0 = all; rows [query | gate] per
+                                              head */
     int slots, writes;              /* of a table; per token */
-    const float *levels;            /* log-linear: (n_heads, MAX_LEVELS), a level weighs softplus(this w) */
-    struct { const float *ridge; int steps; } mesa; /* (n_heads, dk) added to the diagonal; of the solver */
+    const float *levels;            /* log-linear: (n_heads, MAX_LEVELS), a level weighs
+                                       softplus(this w) */
+    struct { const float *ridge; int steps; } mesa; /* (n_heads, dk) added to the diagonal; of the
+                                                       solver */
     float rate_min;                 /* Mamba-3: the slowest decay allowed */
     MambaParts mamba;
     RwkvParts rwkv;
@@ -4628,7 +4538,8 @@ typedef struct {
 /* The feed-forward. */
 typedef struct {
     Norm norm, post_norm;           /* in front of it, behind it */
-    Tensor gate, up, down;          /* without data: none; a channel mix has no gate, or the receptance */
+    Tensor gate, up, down;          /* without data: none; a channel mix has no gate, or the
+                                       receptance */
     const float *bias[3];           /* of gate, up, down */
     int act;
     const float *lerp_k, *lerp_r;   /* (dim) RWKV's channel mix; r in RWKV-6 only */
@@ -4637,18 +4548,19 @@ typedef struct {
 /* Where the state keeps what a layer remembers, and what its mixer needs while it works. */
 typedef struct {
     size_t fixed_at, fixed;         /* floats: where its constant part begins, and its length */
-    size_t kv_at[GLA_N_KV], kv[GLA_N_KV]; /* bytes of KEYS positions, by GLA_KV_*: where they begin */
+    /* bytes of KEYS positions, by GLA_KV_*: where they begin */
+    size_t kv_at[GLA_N_KV], kv[GLA_N_KV];
     size_t scratch;                 /* floats per token, behind the rows of the projections */
-    Cache cache;                    /* its shape, in a layer that has one */
 } Extent;
 
 /* One layer: x += out(mixer(in(norm x))), then x += down(act(gate(norm x)) * up(norm x)). */
+typedef struct Mixer Mixer;
 typedef struct {
-    int mixer, kind_count;          /* MIX_*; layers of this kind, counted at the first of them */
-    const Family *family;           /* row of a mixer with a matrix memory */
+    const Mixer *mixer;             /* a row of the table at the end of the section */
+    int dim;
     int n_heads, n_k_heads;         /* output heads (query heads of softmax), key/value heads */
     int dk, dv;                     /* key and value width of one head */
-    float eps;                      /* of the norms in the layer, where a part has none of its own */
+    float eps;                     /* of the norms in the layer, where a part has none of its own */
     float scale;                    /* of q */
     Proj in[MAX_IN], out;           /* what the mixer reads; output projection */
     HeadRows rows;
@@ -4662,8 +4574,8 @@ typedef struct {
     Back back;
     OwnParts own;
     Ffn ffn;
-    struct { const float *proj[2], *norm[2]; } res; /* (dim) residual attention: scores of the sources
-                                       in front of the mixer and of the feed-forward */
+    /* (dim) residual attention: scores of the sources in front of the mixer, of the feed-forward */
+    struct { const float *proj[2], *norm[2]; } res;
     Extent mem;
 } Layer;
 
@@ -4675,8 +4587,1482 @@ typedef struct {
     int limit;                      /* positions that the mixers can count, 0 = any number */
     int layer_norm;                 /* the norms of the stream are LayerNorm, not RMSNorm */
     int rescale;                    /* the stream is halved after so many layers, 0 = never */
-    int res_block;                  /* residual attention: sub-layers per source, 0 = the plain residual stream */
+    int res_block;                  /* residual attention: sub-layers per source, 0 = the plain
+                                       stream */
 } Config;
+
+/* What a layer works on while it reads a run of tokens. */
+typedef struct {
+    const Team *team;
+    int T;                          /* tokens */
+    int64_t pos;                    /* position of the first of them */
+    const float *x;             /* (T, dim) the normed input, for a mixer that projects by itself */
+    float *mid;                     /* scratch of project() */
+    const float *turns;            /* (T, turn_floats) cos and sin of every Rotary, see Rotary.at */
+    size_t turn_floats;
+    float *v_first;                 /* (T, n_heads dv) RWKV-7: values of the first layer */
+    Cache cache;                    /* the layer's keys and values */
+    float *conv;                    /* the last inputs of the convolutions */
+    float *keeps[MAX_KEPT];         /* what the layer remembers, array by array as in Mixer.keeps */
+    float *in[MAX_IN];              /* (T, ...) rows of the projections and of what laws make, or
+                                       NULL */
+    float *own[MAX_OWN];            /* (T, ...) scratch of the mixer, array by array as in
+                                       Mixer.makes */
+    float *free_rows;               /* what is left of the scratch */
+    float *o;                       /* (T, n_heads dv) */
+} Run;
+
+/* -- rows of what a file holds: a key or a tensor, where it goes in a Layer, and what it may be --
+ * section 8 walks them. */
+
+typedef struct {
+    enum { END, INT_KEY, FLOAT_KEY, ACT_KEY, NORM_KEY, VECTOR, MATRIX, PROJECTION } what;
+    const char *name;               /* of a tensor that a file may go without, "?name" */
+    size_t at;                      /* of the member of a Layer: int, float, const float *, Tensor,
+                                       Proj */
+    const char *shape;          /* tensor: "Hk" numbers, or "l H", H rows of l; matrix: "d Hk", n_in
+                                       n_out. INT_KEY: the count that it is when it is absent */
+    double absent, lo, hi;       /* keys; absent: REQUIRED, or AS_IS, which is the member's value */
+} Bind;
+#define AT(member) offsetof(Layer, member)
+#define LAST_ROW {END, NULL, 0, NULL, 0, 0, 0}
+#define REQUIRED (-1e300)
+#define AS_IS (-2e300)
+
+/* A row of the table of mixers, with its arrays as shapes: see shape_floats. */
+typedef struct {
+    float *q, *k, *v, *f, *b, *w;  /* rows of one token: its projections, in place; NULL = absent */
+    float *e, *u;                   /* what is erased along; what is written */
+    float *first;                   /* RWKV-7: the value of the first layer */
+    const float *turn;              /* cos and sin of its position */
+} Token;
+struct Mixer {
+    const char *name;
+    void (*mix)(const Run *, const Layer *);        /* from run->in to run->o */
+    void (*law)(const Layer *, const Token *);      /* of one token */
+    const char *in;                 /* its projections of the normed input */
+    const char *makes;          /* rows that the law fills; then scratch of mix, without a letter */
+    const char *keeps;           /* what it remembers, behind the last inputs of its convolutions */
+    const char *grows;           /* keys and values of a position and key/value head; NULL = none */
+    const char *may;             /* projections that a file may go without, and o: the output norm's
+                                       weight; NULL: not of the family that read_fla reads */
+    /* SILU_*, ACT_* or MAP_*, QK_*: a file may name others */
+    struct { int silu, map, norm; } front;
+    struct { int out, gate; } back; /* OUT_*; activation of the gate */
+    int takes;                      /* keys of a file that not every row has arithmetic for */
+    void (*along)(const Run *, const Layer *, Recurrence *); /* what runs along the text, too */
+    const Bind *binds;              /* the constants of its law, or NULL */
+};
+enum { WIDE = 1,                    /* a feature map that widens the keys: nothing has their old
+                                       width */
+       TURN = 2, SUM = 4,           /* rotation of q and k by their position; a normaliser */
+       WRITES = 8,                  /* several writes per token */
+       SINGLE = 16,                 /* heads of one channel, and no others */
+       BEFORE = 32,                 /* what is erased is read before the memory fades */
+       PROJECTS = 64,               /* its mix calls project() itself */
+       EXACT = 128 };               /* its keys and values are kept as f32 only */
+
+/* -- shapes: "Hkv" is n_heads dk dv --
+ * A list of arrays, with blanks between them, each a product of letters and digits or a sum of such
+ * products. Capitals count, small letters are widths. "k:Hk" is a row of the token, here the key of
+ * all heads; without a letter in front an array belongs to the mixer alone. */
+static size_t letter_count(const Layer *y, char letter) {
+    switch (letter) {
+    case 'H': return (size_t)y->n_heads;
+    case 'K': return (size_t)y->n_k_heads;
+    case 'G': return (size_t)(y->n_heads / y->n_k_heads);
+    case 'N': return (size_t)y->own.writes;
+    case 'L': return MAX_LEVELS - 1;
+    case 'Z': return y->back.normalizer > 0;
+    case 'k': return (size_t)y->dk;
+    case 'v': return (size_t)y->dv;
+    case 'm': return (size_t)y->own.slots;
+    case 'l': return MAX_LEVELS;
+    case 'd': return (size_t)y->dim;
+    case 'p': return (size_t)y->rope.dims / 2;
+    case 'r': return (size_t)proj_out(&y->own.mamba.step_in);
+    case 'F': return (size_t)y->rows.heads[IN_F];
+    case 'f': return (size_t)y->rows.heads[IN_F] * (size_t)y->rows.width[IN_F];
+    case 'g': return (size_t)y->rows.heads[IN_G];
+    }
+    return (size_t)(letter - '0');
+}
+
+/* Floats of the array at *shape, which moves to the next. */
+static size_t shape_floats(const Layer *y, const char **shape) {
+    size_t sum = 0, product = 1;
+    for (;; (*shape)++) {
+        const char c = **shape;
+        if (c && c != ' ' && c != '+') { product *= letter_count(y, c); continue; }
+        sum += product, product = 1;
+        if (c == '+') continue;
+        *shape += c == ' ';
+        return sum;
+    }
+}
+
+/* One walk measures, and with `at` hands out: T rows of every array of a list, one behind the
+ * other, each from a vector on. Floats, for T tokens. */
+static size_t hand_out(const Layer *y, const char *shapes, int T, float *at, float **rows,
+                       float **own) {
+    size_t used = 0;
+    while (*shapes) {
+        float **to = shapes[1] == ':' ? &rows[strchr(IN_LETTERS, *shapes) - IN_LETTERS] : own++;
+        if (shapes[1] == ':') shapes += 2;
+        const size_t n = shape_floats(y, &shapes);
+        if (at) *to = at + used;
+        used += round_up((size_t)T * n, LANES);
+    }
+    return used;
+}
+
+/* The same for what is kept: all arrays close together. */
+static size_t keep_floats(const Layer *y, const char *shapes, float *at, float **keeps) {
+    size_t used = 0;
+    for (int n = 0; *shapes; n++) {
+        if (at) keeps[n] = at + used;
+        used += shape_floats(y, &shapes);
+    }
+    return used;
+}
+
+/* Heads and width of the rows of a list: the capitals and the small letters of each. */
+static void shape_rows(Layer *y, const char *shapes) {
+    for (; *shapes; shapes += *shapes == ' ') {
+        const int j = shapes[1] == ':' ? (int)(strchr(IN_LETTERS, *shapes) - IN_LETTERS) : -1;
+        size_t heads = 1, width = 1;
+        for (shapes += j < 0 ? 0 : 2; *shapes && *shapes != ' '; shapes++)
+            if (*shapes <= 'Z') heads *= letter_count(y, *shapes);
+            else width *= letter_count(y, *shapes);
+        if (j >= 0) y->rows.heads[j] = (int)heads, y->rows.width[j] = (int)width;
+    }
+}
+static int row_floats(const Layer *y, int j) { return y->rows.heads[j] * y->rows.width[j]; }
+
+/* -- the laws: what fades, what is erased, what is written --
+ * A law is what one token does to a memory S before o = S'q is read from it. It gets the rows of
+ * the token and makes of them, in place, what the recurrence reads (recurrence_step, section 5):
+ *   f -> d   what stays of S, (heads) or for each key channel (heads, dk); without f nothing fades
+ *   b        the strength with which S is corrected;  v -> b v with it
+ *   e, u     what is erased along, where it is not k; what is written, where it is not v
+ * Its constants in a file follow as rows. The order is that of doc/recurrence.md. sigmoid and
+ * softplus are those of section 5. */
+
+/* x <- x / sqrt(sum(x^2) + 1e-6) * scale: a sum, not a mean; the epsilon is the models', inside. */
+static void l2norm(float *x, int n, float scale) {
+    float r = scale / sqrtf(dot(x, x, (size_t)n) + 1e-6f);
+    for (int i = 0; i < n; i++) x[i] *= r;
+}
+
+/* Rotary position embedding of one head in place: channels a, b of a pair turn by pos * freq
+ * radians. table: cos and sin of the n/2 angles. Pairs are (i, i + n/2), or (2i, 2i+1) when
+ * adjacent. */
+static void rope(float *x, const float *table, int n, int adjacent) {
+    for (int i = 0; i < n / 2; i++) {
+        int ia = adjacent ? 2 * i : i, ib = adjacent ? 2 * i + 1 : i + n / 2;
+        float c = table[2 * i], s = table[2 * i + 1], a = x[ia], b = x[ib];
+        x[ia] = a * c - b * s;
+        x[ib] = a * s + b * c;
+    }
+}
+
+/* The feature map, norm and scale of the heads of q (which 0) or k (1); x (heads, y->dk) in place.
+ * Only q is scaled. */
+static void map_heads(const Layer *y, float *x, int heads, int which) {
+    int n = y->dk;
+    float scale = which ? 1.0f : y->scale;
+    if (y->front.map < ACT_NONE) activate_row(x, y->front.map, (size_t)heads * (size_t)n);
+    for (int h = 0; h < heads; h++) {
+        float *p = x + h * n, sum = y->front.sum_eps;
+        if (y->front.norms[which] == QK_L2) { l2norm(p, n, scale); continue; }
+        for (int i = 0; i < n && y->front.norms[which] == QK_SUM; i++) sum += p[i];
+        float by = y->front.norms[which] == QK_SUM ? scale / sum : scale;
+        for (int i = 0; i < n && by != 1.0f; i++) p[i] *= by;
+    }
+}
+
+/* q, k <- rope(scale norm(map(.))): every law begins with them. */
+static void keys(const Layer *y, const Token *t) {
+    const int n = y->rope.dims, projected = y->in[IN_K].w.data || y->rows.fused;
+    float *const to[2] = {t->q, projected ? t->k : NULL};
+    for (int which = 0; which < 2; which++) {
+        const int heads = y->rows.heads[which ? IN_K : IN_Q];
+        if (!to[which]) continue;
+        map_heads(y, to[which], heads, which);
+        for (int h = 0; h < heads && n; h++)
+            rope(to[which] + h * y->dk, t->turn, n, y->rope.adjacent);
+    }
+}
+
+/* d = sigmoid(f)^(1 / divisor), not below e^min                     (GLA, arXiv 2312.06635) */
+static void fade_sigmoid(const Layer *y, const Token *t) {
+    for (int i = 0; i < row_floats(y, IN_F); i++) {
+        float log_d = logsigmoid(t->f[i]) / y->decay.divisor;
+        t->f[i] = expf(log_d < y->decay.min ? y->decay.min : log_d);
+    }
+}
+#define SIGMOID_KEYS \
+    {FLOAT_KEY, "mixer.decay_divisor", AT(decay.divisor), NULL, 16, 1e-6, 1e6}, \
+    {FLOAT_KEY, "mixer.decay_min", AT(decay.min), NULL, -INFINITY, -INFINITY, 0}
+static const Bind sigmoid_rows[] = {SIGMOID_KEYS, LAST_ROW};
+
+/* d = exp(a softplus(f + dt)), a < 0; with a bound exp(bound sigmoid(-a (f + dt)))
+ *                                                          (Gated DeltaNet, arXiv 2412.06464) */
+static void fade_softplus(const Layer *y, const Token *t) {
+    for (int i = 0; i < row_floats(y, IN_F) && t->f; i++) {
+        float a = y->decay.a[i / y->rows.width[IN_F]], x = t->f[i] + y->decay.dt_bias[i];
+        float bound = y->decay.bound;
+        t->f[i] = expf(bound < 0 ? bound * sigmoid(-a * x) : a * softplus(x));
+    }
+}
+#define SOFTPLUS_ROWS \
+    {VECTOR, "ssm_a", AT(decay.a), "F", 0, 0, 0}, \
+    {VECTOR, "ssm_dt.bias", AT(decay.dt_bias), "f", 0, 0, 0}, \
+    {FLOAT_KEY, "mixer.decay_bound", AT(decay.bound), NULL, 0, -1e6, 0}
+
+/* b <- beta_scale sigmoid(b);  beta_scale where a file has no b */
+static void strength(const Layer *y, const Token *t) {
+    for (int i = 0; i < row_floats(y, IN_B) && t->b; i++)
+        t->b[i] = y->write.beta_scale * sigmoid(t->b[i]);
+}
+#define STRENGTH_KEY {FLOAT_KEY, "mixer.beta_scale", AT(write.beta_scale), NULL, 1, 0, 2}
+
+/* v <- b v, heads of v sharing those of b */
+static void write_strength(const Layer *y, const Token *t) {
+    const int heads = y->rows.heads[IN_V], dv = y->dv;
+    for (int h = 0; h < heads; h++) {
+        float b = t->b ? t->b[h / (heads / y->rows.heads[IN_B])] : y->write.beta_scale;
+        for (int j = h * dv; j < (h + 1) * dv; j++) t->v[j] *= b;
+    }
+}
+
+/* Linear attention       S <- S + k v'                               (arXiv 2006.16236)
+ * RetNet, Lightning      S <- d S + k v', d a constant of the head   (arXiv 2307.08621, 2405.17381)
+ * LightNet, ABC          what fades depends on the whole text: sum_decay */
+static void law_plain(const Layer *y, const Token *t) { keys(y, t); }
+
+/* GLA                    S <- Diag(d) S + k v'                       (arXiv 2312.06635)
+ * Simple GLA             the same with one d for a head */
+static void law_gla(const Layer *y, const Token *t) {
+    keys(y, t);
+    fade_sigmoid(y, t);
+}
+static const Bind constant_rows[] = {{VECTOR, "ssm_decay", AT(decay.a), "H", 0, 0, 0}, LAST_ROW};
+static const Bind sum_rows[] = {
+    {FLOAT_KEY, "mixer.score_min", AT(decay.score_min), NULL, -INFINITY, -INFINITY, INFINITY},
+    {FLOAT_KEY, "mixer.score_max", AT(decay.score_max), NULL, INFINITY, -INFINITY, INFINITY},
+    LAST_ROW,
+};
+
+/* GSA                    what fades makes room: w = 1 - d, per slot  (arXiv 2409.07146) */
+static void law_gsa(const Layer *y, const Token *t) {
+    law_gla(y, t);
+    for (int i = 0; i < row_floats(y, IN_F); i++) t->w[i] = 1 - t->f[i];
+}
+
+/* HGRN, HGRN2            S <- Diag(d) S + (1 - d) v'                 (arXiv 2311.04823, 2404.07904)
+ *                        d = low + (1 - low) sigmoid(f) */
+static void law_hgrn(const Layer *y, const Token *t) {
+    keys(y, t);
+    for (int i = 0; i < row_floats(y, IN_F); i++) {
+        float low = y->decay.low ? y->decay.low[i] : 0;
+        t->f[i] = low + (1 - low) * sigmoid(t->f[i]);
+        t->k[i] = 1 - t->f[i];
+    }
+}
+static const Bind hgrn_rows[] = {{VECTOR, "?ssm_f_low", AT(decay.low), "f", 0, 0, 0}, LAST_ROW};
+
+/* Mamba-2                S <- d S + k (D v)', d = exp(a D)           (arXiv 2405.21060)
+ *                        D = softplus(f + dt) within bounds, the time step */
+static void law_mamba2(const Layer *y, const Token *t) {
+    const int dv = y->dv;
+    keys(y, t);
+    for (int h = 0; h < y->n_heads; h++) {
+        float step = softplus(t->f[h] + y->decay.dt_bias[h]);
+        step = step < y->decay.step_min ? y->decay.step_min : step;
+        step = step > y->decay.step_max ? y->decay.step_max : step;
+        t->f[h] = expf(y->decay.a[h] * step);
+        for (int j = h * dv; j < (h + 1) * dv; j++) t->u[j] = step * t->v[j];
+    }
+}
+
+/* DeltaNet               S <- S + k b (v - S'k)'                     (arXiv 2406.06484) */
+static void law_delta(const Layer *y, const Token *t) {
+    keys(y, t);
+    strength(y, t);
+    write_strength(y, t);
+}
+static const Bind delta_rows[] = {STRENGTH_KEY, LAST_ROW};
+
+/* Gated DeltaNet         S <- d S, then as in DeltaNet               (arXiv 2412.06464)
+ * KDA                    S <- Diag(d) S                              (arXiv 2510.26692)
+ * Gated Delta Product    several writes per token                    (arXiv 2502.10297)
+ * preconditioned         k is scaled by its second moment: scale_keys (arXiv 2604.21100) */
+static void law_gated_delta(const Layer *y, const Token *t) {
+    law_delta(y, t);
+    fade_softplus(y, t);
+}
+static const Bind gated_delta_rows[] = {SOFTPLUS_ROWS, STRENGTH_KEY, LAST_ROW};
+static const Bind preconditioned_rows[] = {
+    SOFTPLUS_ROWS, STRENGTH_KEY,
+    {VECTOR, "ssm_m_a", AT(write.m_a), "g", 0, 0, 0},
+    {VECTOR, "ssm_m_dt.bias", AT(write.m_bias), "g", 0, 0, 0},
+    {VECTOR, "ssm_m_scale", AT(write.m_scale), "g", 0, 0, 0},
+    {FLOAT_KEY, "mixer.squash", AT(write.squash), NULL, 1.5, 1, 1e6},
+    {FLOAT_KEY, "mixer.squash_epsilon", AT(write.squash_eps), NULL, 1e-6, 0, 1},
+    LAST_ROW,
+};
+
+/* Comba                  S <- d S + k (b (v - S'p))', S'p before S fades  (arXiv 2506.02475)
+ *                        p = old_key k, of length one;  q <- q - old_share p, before that */
+static void law_comba(const Layer *y, const Token *t) {
+    const int dk = y->dk;
+    for (int h = 0; h < y->n_heads; h++) {
+        for (int i = h * dk; i < (h + 1) * dk; i++) {
+            t->e[i] = y->write.old_key[h] * t->k[i];
+            t->q[i] -= y->write.old_share[h] * t->e[i];
+        }
+        l2norm(t->e + h * dk, dk, 1.0f);
+    }
+    law_gated_delta(y, t);
+}
+static const Bind comba_rows[] = {
+    SOFTPLUS_ROWS, STRENGTH_KEY,
+    {VECTOR, "ssm_p", AT(write.old_key), "H", 0, 0, 0},
+    {VECTOR, "ssm_d", AT(write.old_share), "H", 0, 0, 0},
+    LAST_ROW,
+};
+
+/* Gated DeltaNet-2       S <- Diag(d) S;  S <- S + k (sigmoid(w) v - S'(b k))'
+ *                        b per key channel                           (arXiv 2605.22791) */
+static void law_gdn2(const Layer *y, const Token *t) {
+    keys(y, t);
+    fade_softplus(y, t);
+    strength(y, t);
+    for (int i = 0; i < row_floats(y, IN_B); i++) t->e[i] = t->b[i] * t->k[i];
+    for (int j = 0; j < row_floats(y, IN_V); j++) t->v[j] *= sigmoid(t->w[j]);
+}
+
+/* MesaNet                A <- d A + b k k';  S <- d S + b k v': mix_mesa (arXiv 2506.05233) */
+static void law_mesa(const Layer *y, const Token *t) {
+    law_gla(y, t);
+    strength(y, t);
+}
+static const Bind mesa_rows[] = {
+    SIGMOID_KEYS, STRENGTH_KEY,
+    {VECTOR, "ssm_ridge", AT(own.mesa.ridge), "Hk", 0, 0, 0},
+    {INT_KEY, "mixer.solver_steps", AT(own.mesa.steps), NULL, REQUIRED, 1, 10000},
+    LAST_ROW,
+};
+
+/* RWKV-6                 o = S'r + (r . u k) v;  S <- Diag(d) S + k v'  (arXiv 2404.05892)
+ *                        d = exp(-exp(f)) */
+static void law_rwkv6(const Layer *y, const Token *t) {
+    for (int i = 0; i < y->n_heads * y->dk; i++) t->f[i] = expf(-expf(t->f[i]));
+}
+
+/* RWKV-7                 S <- Diag(d) S - (a e)(e'S) + k v', e'S before S fades  (arXiv 2503.14456)
+ *                        d = exp(-e^-1/2 sigmoid(f));  e = k k_k / |k k_k|;  a = sigmoid(b)
+ *                        k <- k (1 + (a - 1) k_a);  v <- v + sigmoid(w) (first - v), where first is
+ *                        the v of the first layer;  b becomes -a e */
+static void law_rwkv7(const Layer *y, const Token *t) {
+    const int keys = y->n_heads * y->dk, values = y->n_heads * y->dv, dk = y->dk;
+    const RwkvParts *p = &y->own.rwkv;
+    for (int i = 0; i < keys; i++) t->f[i] = expf(-0.60653066f * sigmoid(t->f[i]));
+    for (int i = 0; i < keys; i++) t->e[i] = t->k[i] * p->k_k[i];
+    for (float *head = t->e; head < t->e + keys; head += dk) {
+        float length = sqrtf(dot(head, head, (size_t)dk) + p->k_eps);
+        for (int i = 0; i < dk; i++) head[i] /= length > 1e-12f ? length : 1e-12f;
+    }
+    for (int i = 0; i < keys; i++) {
+        float a = sigmoid(t->b[i]);
+        t->k[i] *= 1 + (a - 1) * p->k_a[i];
+        t->b[i] = -a * t->e[i];
+    }
+    if (!t->w) memcpy(t->first, t->v, (size_t)values * sizeof(float));
+    for (int i = 0; i < values && t->w; i++)
+        t->v[i] += sigmoid(t->w[i]) * (t->first[i] - t->v[i]);
+}
+
+/* PaTH                   k_j <- (I - u u') k_j for all j before      (arXiv 2505.16381)
+ *                        u = sqrt(beta_scale sigmoid(b)) w / |w|, of each key/value head, in w */
+static void law_path(const Layer *y, const Token *t) {
+    for (int h = 0; h < y->n_k_heads; h++)
+        l2norm(t->w + h * y->dk, y->dk, sqrtf(y->write.beta_scale * sigmoid(t->b[h])));
+}
+static const Bind path_rows[] = {
+    {FLOAT_KEY, "mixer.beta_scale", AT(write.beta_scale), NULL, 1, 0, 2},
+    {INT_KEY, "mixer.conv_kernel", AT(conv.taps), NULL, 0, 0, 64},
+    {PROJECTION, "ssm_beta", AT(in[IN_B]), "d K", 0, 0, 0},
+    LAST_ROW,
+};
+
+/* Wall attention         k_j <- Diag(fade) k_j, per query head       (fla layers/wall_attn.py)
+ *                        fade = sigmoid(w), in w;  q and k are normalised */
+static void law_wall(const Layer *y, const Token *t) {
+    const int dk = y->dk;
+    for (int h = 0; h < y->n_heads && y->qk.q; h++)
+        rmsnorm(t->q + h * dk, t->q + h * dk, y->qk.q + h * dk, (size_t)dk, y->qk.eps);
+    for (int h = 0; h < y->n_k_heads && y->qk.k; h++)
+        rmsnorm(t->k + h * dk, t->k + h * dk, y->qk.k + h * dk, (size_t)dk, y->qk.eps);
+    activate_row(t->w, ACT_SIGMOID, (size_t)(y->n_heads * dk));
+}
+
+/* -- pieces that many layers share: norms, gates, projections, convolution -- */
+
+/* x <- softmax(x), in place. */
+static void softmax_row(float *x, int n) {
+    float top = x[0], sum = 0;
+    for (int i = 1; i < n; i++)
+        if (x[i] > top) top = x[i];
+    for (int i = 0; i < n; i++) sum += x[i] = expf(x[i] - top);
+    for (int i = 0; i < n; i++) x[i] /= sum;
+}
+
+/* y <- rmsnorm(x) * w, row by row; both (T, n), w (n). */
+static void rmsnorm_rows(const Team *team, float *y, const float *x, const float *w, int n,
+                         float eps, int T) {
+    int n_threads = threads_for(team, 4.0 * n * T);
+    size_t width = (size_t)n;
+    PARALLEL_FOR(n_threads)
+    for (int t = 0; t < T; t++)
+        team->kernels->norm(y + (size_t)t * width, x + (size_t)t * width, w, width, eps);
+}
+
+/* The norm of the stream: RMSNorm, or LayerNorm where the model says so. */
+static void norm_rows(const Team *team, const Config *c, float *y, const float *x, Norm f, int T) {
+    size_t n = (size_t)c->dim;
+    if (!c->layer_norm) { rmsnorm_rows(team, y, x, f.w, c->dim, c->eps, T); return; }
+    int n_threads = threads_for(team, 8.0 * c->dim * T);
+    PARALLEL_FOR(n_threads)
+    for (int t = 0; t < T; t++)
+        layernorm(y + (size_t)t * n, x + (size_t)t * n, f.w, f.b, n, c->eps);
+}
+
+/* y <- act(y), (T, n); or y <- y * act(z). */
+static void activate_rows(const Team *team, float *y, int act, int n, int T) {
+    int n_threads = threads_for(team, 8.0 * n * T);
+    PARALLEL_FOR(n_threads)
+    for (int t = 0; t < T; t++)
+        team->kernels->activate(y + (size_t)t * (size_t)n, act, (size_t)n);
+}
+static void gate_rows(const Team *team, float *y, const float *z, int act, int n, int T) {
+    int n_threads = threads_for(team, 8.0 * n * T);
+    size_t width = (size_t)n;
+    PARALLEL_FOR(n_threads)
+    for (int t = 0; t < T; t++)
+        team->kernels->gate(y + (size_t)t * width, z + (size_t)t * width, act, width);
+}
+
+/* y (T, n) <- y + b, b (n); NULL = nothing. */
+static void add_bias(float *y, const float *b, int T, size_t n) {
+    for (int t = 0; t < T && b; t++)
+        for (size_t i = 0; i < n; i++) y[(size_t)t * n + i] += b[i];
+}
+
+/* y (T, W->n_out) = W x, x (T, W->n_in) */
+static void matmul_rows(const Team *team, float *y, const Tensor *W, const float *x, int T) {
+    Input in = input_rows(x, T, W->n_in);
+    matmul(team, &(Product){y, W}, 1, &in);
+}
+
+/* rows[j] (T, out_j) = up_j act_j(W_j x) + bias_j, or W_j x + bias_j, for n projections of the same
+ * x (T, dim), absent ones left out. The matrices that read x go in one matmul.
+ * mid: T * (all narrow middles) floats. */
+static void project(const Team *team, float *const *rows, const Proj *p, int n, const float *x,
+                    int T, float *mid) {
+    Product first[MAX_IN] = {{NULL, NULL}};
+    int n_first = 0, n_in = 0;
+    float *at = mid;
+    for (int j = 0; j < n; j++) {
+        if (!p[j].w.data) continue;
+        n_in = p[j].w.n_in;
+        first[n_first++] = (Product){p[j].up.data ? at : rows[j], &p[j].w};
+        if (p[j].up.data) at += (size_t)T * (size_t)p[j].w.n_out;
+    }
+    Input in = input_rows(x, T, n_in);
+    matmul(team, first, n_first, &in);
+    at = mid;
+    for (int j = 0; j < n; j++) {
+        if (p[j].up.data) {
+            activate_row(at, p[j].act, (size_t)T * (size_t)p[j].w.n_out);
+            matmul_rows(team, rows[j], &p[j].up, at, T);
+            at += (size_t)T * (size_t)p[j].w.n_out;
+        }
+        add_bias(rows[j], p[j].bias, T, (size_t)proj_out(&p[j]));
+    }
+}
+
+/* Short convolution of x (T, C) in place with the taps of row j, as in conv_strip, then act.
+ * last: the taps - 1 inputs before x; moves on. */
+static void short_conv(const Run *run, const Conv *f, int j, float *x, float *last, int C,
+                       int act) {
+    int n_threads = threads_for(run->team, 12.0 * C * run->T);
+    PARALLEL_FOR(n_threads)
+    for (int c = 0; c < C; c += STRIP)
+        run->team->kernels->conv(x, f->w[j], f->bias, last, C, f->taps, run->T, act, c);
+}
+
+/* What follows the projections q, k, v: silu at once or behind a short convolution; f, and the w of
+ * PaTH, may have a convolution, too. */
+static void convolve(const Run *run, const Layer *y) {
+    const int silu = y->mixer->front.silu;
+    float *last = run->conv;
+    for (int j = 0; j < MAX_IN; j++) {
+        const int C = proj_out(&y->in[j]), has = y->conv.w[j] != NULL;
+        const int wanted = silu == SILU_ALWAYS || (silu == SILU_CONV && has)
+                        || (silu == SILU_V && j == IN_V);
+        const int act = (j <= IN_V || j == IN_W) && wanted ? ACT_SILU : ACT_NONE;
+        if (has) {
+            short_conv(run, &y->conv, j, run->in[j], last, C, act);
+            last += (size_t)(y->conv.taps - 1) * (size_t)C;
+        } else if (j <= IN_V && y->in[j].w.data && act != ACT_NONE)
+            activate_rows(run->team, run->in[j], act, C, run->T);
+    }
+}
+static size_t conv_floats(const Layer *y) {
+    size_t n = 0;
+    for (int j = 0; j < MAX_IN; j++)
+        if (y->conv.w[j]) n += (size_t)(y->conv.taps - 1) * (size_t)proj_out(&y->in[j]);
+    return n;
+}
+
+/* o (T, H dv) <- norm(act(o)) * act(z): RMSNorm over norm_width channels at a time, then the gate
+ * z, if there is one; the gate first when gate_first. Weights (norm_width), or one per channel, or
+ * none. */
+static void gated_norm(const Run *run, float *o, const Layer *y, const float *z) {
+    const Back *b = &y->back;
+    int all = y->n_heads * y->dv, width = b->norm_width ? b->norm_width : all;
+    int spans = all / width, n = run->T * spans;
+    const Kernels *f = run->team->kernels;
+    int n_threads = threads_for(run->team, 16.0 * n * width);
+    PARALLEL_FOR(n_threads)
+    for (int i = 0; i < n; i++) {
+        float *row = o + (size_t)i * (size_t)width;
+        const float *gate = z ? z + (size_t)i * (size_t)width : NULL, *w = b->norm;
+        if (w && !b->norm_shared) w += (size_t)(i % spans) * (size_t)width;
+        if (b->act != ACT_NONE) f->activate(row, b->act, (size_t)width);
+        if (b->norm_width && !b->gate_first) f->norm(row, row, w, (size_t)width, b->eps);
+        if (gate) f->gate(row, gate, b->gate, (size_t)width);
+        if (b->norm_width && b->gate_first) f->norm(row, row, w, (size_t)width, b->eps);
+    }
+}
+
+/* -- the one recurrence: from projections to what it reads, and back -- */
+
+/* Rows (T, heads, width), stride floats from one token to the next; p NULL: there are none. */
+typedef struct { float *p; size_t stride; int heads; } Lane;
+static Lane lane_of(const Run *run, const Layer *y, int j) {
+    const HeadRows *r = &y->rows;
+    if (!r->fused || j > IN_V) return (Lane){run->in[j], (size_t)row_floats(y, j), r->heads[j]};
+    return (Lane){run->in[IN_Q] + r->at[j], (size_t)proj_out(&y->in[IN_Q]), r->heads[j]};
+}
+static float *row_at(const Lane *r, int t) { return r->p ? r->p + (size_t)t * r->stride : NULL; }
+static Rows as_rows(Lane r) { return (Rows){r.p, r.stride, r.heads}; }
+static Rows own_rows(float *p, int heads, int width) { /* of a mixer's scratch */
+    return (Rows){p, (size_t)heads * (size_t)width, heads};
+}
+
+/* Feature map of one head: out (map_width) from x or its images a = A1 x + b1, b = A2 x + b2, n
+ * long. (fla modules/feature_map.py) */
+static void map_head(int map, float *out, const float *x, const float *a, const float *b, int n) {
+    if (map == MAP_HADAMARD)
+        for (int i = 0; i < n; i++) out[i] = a[i] * b[i];
+    if (map == MAP_T2R)
+        for (int i = 0; i < n; i++) out[i] = a[i] > 0 ? a[i] : 0;
+    if (map == MAP_HEDGEHOG) { /* softmax of (2a, -2a) */
+        float top = 0, sum = 0;
+        for (int i = 0; i < n; i++)
+            if (fabsf(a[i]) > top) top = fabsf(a[i]);
+        for (int i = 0; i < n; i++) {
+            out[i] = expf(2 * (a[i] - top)), out[n + i] = expf(2 * (-a[i] - top));
+            sum += out[i] + out[n + i];
+        }
+        for (int i = 0; i < 2 * n; i++) out[i] /= sum;
+    }
+    if (map == MAP_DPFP) /* p = (relu x, -relu x); p_i times the p that lies 1, 2, 3, 4 places
+                            before */
+        for (int j = 0; j < 4; j++)
+            for (int i = 0; i < 2 * n; i++) {
+                int k = (i - j - 1 + 8 * n) % (2 * n);
+                float p = x[i % n] > 0 ? x[i % n] : 0, r = x[k % n] > 0 ? x[k % n] : 0;
+                out[j * 2 * n + i] = (i < n) == (k < n) ? p * r : -(p * r);
+            }
+}
+
+/* Feature maps that are no function of one number, for all heads of q (which 0) or k (1):
+ * x (T, heads, d) to new rows (T, heads, y->dk), which take the place of the projection's. */
+static Lane map_lane(const Run *run, const Layer *y, Lane x, int which, float **free_rows) {
+    const int map = y->front.map, d = y->rows.width[which], n_rows = run->T * x.heads;
+    const size_t width = (size_t)d, wide = (size_t)y->dk, some = (size_t)run->T * width;
+    float *images[2];
+    for (int n = 0; n < 2; n++) {
+        images[n] = *free_rows;
+        *free_rows += round_up((size_t)n_rows * wide, LANES);
+    }
+    const Lane out = {images[0], (size_t)x.heads * wide, x.heads};
+    /* T rows at a time, which is what the scratch of a matmul has room for */
+    for (int n = 0; n < 2 && y->front.map_in[which][n].w.data; n++)
+        for (int h = 0; h < x.heads; h++) {
+            float *to = images[map == MAP_HEDGEHOG ? 1 : n] + (size_t)h * some;
+            project(run->team, &to, &y->front.map_in[which][n], 1, x.p + (size_t)h * some, run->T,
+                    run->mid);
+        }
+    int n_threads = threads_for(run->team, 20.0 * n_rows * y->dk);
+    PARALLEL_FOR(n_threads)
+    for (int i = 0; i < n_rows; i++) {
+        size_t at = (size_t)i * width;
+        map_head(map, images[0] + (size_t)i * wide, x.p + at,
+                 images[map == MAP_HEDGEHOG ? 1 : 0] + at, images[1] + at, d);
+    }
+    return out;
+}
+static size_t map_floats(const Layer *y) { /* scratch of both, per token */
+    if (y->front.map <= ACT_NONE) return 0;
+    return 2 * (size_t)(y->rows.heads[IN_Q] + y->rows.heads[IN_K]) * (size_t)y->dk + 4 * LANES;
+}
+
+/* cos and sin of the angles of token t. */
+static const float *turn_of(const Run *run, const Rotary *r, int t) {
+    return r->dims ? run->turns + (size_t)t * run->turn_floats + r->at : NULL;
+}
+
+/* The law of the layer, token by token. */
+static void apply_law(const Run *run, const Layer *y, const Lane lane[MAX_IN]) {
+    const int n_f = row_floats(y, IN_F), H = y->n_heads;
+    int n_threads = threads_for(run->team, 4.0 * run->T * (3 * H * y->dv + 2 * H * y->dk
+                                                           + (n_f > H ? 10 : 1) * n_f));
+    PARALLEL_FOR(n_threads)
+    for (int t = 0; t < run->T; t++) {
+        const Token token = {
+            .q = row_at(&lane[IN_Q], t), .k = row_at(&lane[IN_K], t), .v = row_at(&lane[IN_V], t),
+            .f = row_at(&lane[IN_F], t), .b = row_at(&lane[IN_B], t), .w = row_at(&lane[IN_W], t),
+            .e = row_at(&lane[IN_E], t), .u = row_at(&lane[IN_U], t),
+            .first = run->v_first ? run->v_first + (size_t)t * (size_t)(y->n_heads * y->dv) : NULL,
+            .turn = turn_of(run, &y->rope, t),
+        };
+        y->mixer->law(y, &token);
+    }
+}
+
+/* From the rows of the projections to what the recurrence reads.      (doc/recurrence.md)
+ *   convolution; wide feature maps; the law; then who gets what */
+static Recurrence prepare(const Run *run, const Layer *y) {
+    static const float one = 1;
+    const Mixer *m = y->mixer;
+    float *free_rows = run->free_rows;
+    Lane lane[MAX_IN];
+    convolve(run, y);
+    for (int j = 0; j < MAX_IN; j++) lane[j] = lane_of(run, y, j);
+    for (int j = IN_Q; j <= IN_K && y->front.map > ACT_NONE; j++)
+        lane[j] = map_lane(run, y, lane[j], j, &free_rows);
+    apply_law(run, y, lane);
+
+    Recurrence r = {.H = y->n_heads, .dk = y->dk, .dv = y->dv, .tiled = y->rows.tiled,
+                    .d_width = lane[IN_F].p ? y->rows.width[IN_F] : 1, .d = as_rows(lane[IN_F]),
+                    .q = as_rows(lane[IN_Q]), .k = as_rows(lane[IN_K]),
+                    .v = as_rows(lane[lane[IN_U].p ? IN_U : IN_V]), .e = as_rows(lane[IN_E])};
+    if (!lane[IN_F].p && y->decay.a) r.d = (Rows){y->decay.a, 0, y->n_heads};
+    r.undecayed = (m->takes & BEFORE) != 0;
+    if (r.e.p && !r.undecayed) r.rho = (Rows){&one, 0, 1}; /* the strength is in e */
+    else if (lane[IN_B].p) r.rho = as_rows(lane[IN_B]);
+    else if (y->rows.heads[IN_B]) r.rho = (Rows){&y->write.beta_scale, 0, 1};
+    if (m->along) m->along(run, y, &r);
+    return r;
+}
+
+/* preconditioned: the write key k m of all tokens; erased is along k.            (arXiv 2604.21100)
+ *   A <- exp(g) A + s k^2, one per key channel of each head
+ *   r = ln(A + eps) - scale;  m = squash^(-r / (1 + |r|)) */
+static void scale_keys(const Run *run, const Layer *y, Recurrence *to) {
+    const int H = y->rows.heads[IN_G], dk = y->dk;
+    const Write *w = &y->write;
+    const Rows k = to->k;
+    const float squash = (float)log(w->squash);
+    float *A = run->keeps[0], *g = run->in[IN_G], *s = run->in[IN_S], *scaled = run->own[0];
+    int n_threads = threads_for(run->team, 60.0 * run->T * H * dk);
+    PARALLEL_FOR(n_threads)
+    for (int h = 0; h < H; h++)
+        for (int t = 0; t < run->T; t++) {
+            size_t at = (size_t)t * (size_t)H + (size_t)h;
+            float fade = expf(w->m_a[h] * softplus(g[at] + w->m_bias[h]));
+            float strength = sigmoid(s[at]);
+            const float *key = row_head(&k, t, h, H, 0, dk);
+            for (int i = 0; i < dk; i++) {
+                float *a = &A[h * dk + i], r;
+                *a = fade * *a + strength * key[i] * key[i];
+                r = logf(*a + w->squash_eps) - w->m_scale[h];
+                scaled[at * (size_t)dk + (size_t)i] = key[i] * expf(-squash * r / (1 + fabsf(r)));
+            }
+        }
+    to->e = k;
+    to->k = own_rows(scaled, H, dk);
+}
+
+/* LightNet, ABC: the decay d, in place of f, and what is written, e^(f - z): the same as 1 - d
+ * without its rounding.                                             (arXiv 2405.21022, 2110.02488)
+ *   z <- ln(e^z + e^f), f within bounds, against all f so far;  d = e^(z before - z after)
+ *   z (n), at position 0 nothing comes before */
+static void sum_decay(const Run *run, const Layer *y, Recurrence *to) {
+    float *z = run->keeps[0], *d = run->in[IN_F];
+    float *rest = run->in[y->rows.heads[IN_W] ? IN_W : IN_K];
+    int n = row_floats(y, IN_F), n_threads = threads_for(run->team, 40.0 * run->T * n);
+    (void)to;
+    PARALLEL_FOR(n_threads)
+    for (int i = 0; i < n; i++)
+        for (int t = 0; t < run->T; t++) {
+            size_t at = (size_t)t * (size_t)n + (size_t)i;
+            float s = d[at], before = run->pos + t ? z[i] : -INFINITY;
+            s = s < y->decay.score_min ? y->decay.score_min : s;
+            s = s > y->decay.score_max ? y->decay.score_max : s;
+            /* z = the larger + ln(1 + e^-difference) */
+            float more = expf(-fabsf(before - s)), sum = 1 + more;
+            z[i] = (s > before ? s : before) + log1pf(more);
+            d[at] = (s > before ? more : 1) / sum;
+            rest[at] = (s > before ? 1 : more) / sum;
+        }
+}
+
+/* The other end, in place on run->o (T, H dv): the skip o += D v, the norm and the gate. */
+static void finish(const Run *run, const Layer *y) {
+    const Lane v = lane_of(run, y, IN_V);
+    const float *D = y->back.skip;
+    const size_t n = (size_t)(y->n_heads * y->dv), dv = (size_t)y->dv;
+    for (int t = 0; t < run->T && D; t++)
+        for (size_t j = 0; j < n; j++)
+            run->o[(size_t)t * n + j] += D[y->back.skip_each ? j : j / dv] * row_at(&v, t)[j];
+    gated_norm(run, run->o, y, run->in[IN_Z]);
+}
+
+/* o <- o / (q z + epsilon) with z the sum of all keys so far: weights that add up to one, as in
+ * softmax.  z (H, dk) */
+static void normalize(const Run *run, const Layer *y, const Recurrence *r, float *z) {
+    int H = r->H, dk = r->dk, dv = r->dv;
+    int n_threads = threads_for(run->team, 4.0 * run->T * H * (dk + dv));
+    PARALLEL_FOR(n_threads)
+    for (int h = 0; h < H; h++)
+        for (int t = 0; t < run->T; t++) {
+            const float *k = row_head(&r->k, t, h, H, r->tiled, dk);
+            const float *q = row_head(&r->q, t, h, H, r->tiled, dk);
+            float *out = run->o + ((size_t)t * (size_t)H + (size_t)h) * (size_t)dv;
+            for (int i = 0; i < dk; i++) z[h * dk + i] += k[i];
+            float by = 1.0f / (dot(q, z + h * dk, (size_t)dk) + y->back.normalizer);
+            for (int j = 0; j < dv; j++) out[j] *= by;
+        }
+}
+
+/* Any mixer that is the one recurrence and nothing else.
+ *   keeps: what runs along the text, if anything; S (H, dk, dv); with a normaliser the sum of the
+ *   keys (H, dk) */
+static void mix_linear(const Run *run, const Layer *y) {
+    Recurrence r = prepare(run, y);
+    float *const *memory = run->keeps + (y->mixer->along != NULL);
+    recurrence(run->team, &r, memory[0], run->o, run->T);
+    if (y->back.normalizer > 0) normalize(run, y, &r, memory[1]);
+    finish(run, y);
+}
+
+/* -- the same with one idea more -- */
+
+/* HGRN: no matrix, each channel remembers one number.  h <- d h + (1 - d) v;  o = h
+ *                                                                  (arXiv 2311.04823) */
+static void mix_hgrn(const Run *run, const Layer *y) {
+    float *h = run->keeps[0];
+    const size_t n = (size_t)y->n_heads;
+    (void)prepare(run, y);
+    for (size_t t = 0; t < (size_t)run->T; t++) {
+        const float *d = run->in[IN_F] + t * n, *rest = run->in[IN_K] + t * n;
+        const float *v = run->in[IN_V] + t * n;
+        for (size_t i = 0; i < n; i++) run->o[t * n + i] = h[i] = d[i] * h[i] + rest[i] * v[i];
+    }
+    finish(run, y);
+}
+
+/* Gated Delta Product: several writes per token, one decay before the first, one readout after the
+ * last. The writes are tokens of their own to the recurrence; k, v and b hold them one after the
+ * other.                                                            (arXiv 2502.10297) */
+static Rows split_rows(Rows r, int n) {
+    return (Rows){r.p, r.stride / (size_t)n, r.heads > n ? r.heads / n : 1};
+}
+static void mix_product(const Run *run, const Layer *y) {
+    const int n = y->own.writes, T = run->T, H = y->n_heads;
+    Recurrence r = prepare(run, y);
+    const size_t q_row = r.q.stride, o_row = (size_t)(H * y->dv);
+    float *q = run->own[0], *d = run->own[1], *out = run->own[2];
+    for (int i = 0; i < T * n; i++) {
+        const float *fade = r.d.p && i % n == 0 ? r.d.p + (size_t)(i / n) * r.d.stride : NULL;
+        memcpy(q + (size_t)i * q_row, r.q.p + (size_t)(i / n) * q_row, q_row * sizeof(float));
+        for (int h = 0; h < H; h++) d[i * H + h] = fade ? fade[h] : 1;
+    }
+    r.q.p = q, r.d = own_rows(d, H, 1);
+    r.k = split_rows(r.k, n), r.v = split_rows(r.v, n), r.rho = split_rows(r.rho, n);
+    recurrence(run->team, &r, run->keeps[0], out, T * n);
+    for (int t = 0; t < T; t++)
+        memcpy(run->o + (size_t)t * o_row, out + (size_t)(t * n + n - 1) * o_row,
+               o_row * sizeof(float));
+    finish(run, y);
+}
+
+/* The memory is a table of slots that is read by softmax: two passes of the recurrence, the first
+ * over the keys of the slots, the second over their values.         (arXiv 2409.07146)
+ *   d decay, w = 1 - d, per slot
+ *   Hk <- Hk Diag(d) + k w';  p = softmax(Hk' q);  Hv <- Diag(d) Hv + w v';  o = Hv' p
+ *   keeps: Hk (H, dk, slots), Hv (H, slots, dv), behind what runs along the text
+ * gsa takes silu(v), as it does silu(o); abc has w from a running softmax. */
+static void mix_slots(const Run *run, const Layer *y) {
+    const int H = y->n_heads, M = y->own.slots, T = run->T;
+    float *const *memory = run->keeps + (y->mixer->along != NULL), *scores = run->own[0];
+    Recurrence r = prepare(run, y);
+    const Rows rest = as_rows(lane_of(run, y, IN_W)), p = own_rows(scores, H, M);
+    if (y->back.act == ACT_SILU)
+        activate_row(run->in[IN_V], ACT_SILU, (size_t)T * (size_t)row_floats(y, IN_V));
+    Recurrence first = {.H = H, .dk = r.dk, .dv = M, .q = r.q, .k = r.k, .v = rest, .c = r.d};
+    recurrence(run->team, &first, memory[0], scores, T);
+    for (int i = 0; i < T * H; i++) softmax_row(scores + (size_t)i * (size_t)M, M);
+    Recurrence second = {.H = H, .dk = M, .dv = r.dv, .d_width = M, .d = r.d, .q = p, .k = rest,
+                         .v = r.v};
+    recurrence(run->team, &second, memory[1], run->o, T);
+    finish(run, y);
+}
+
+/* Log-linear attention: a memory for every power of two, as in a Fenwick tree. (arXiv 2506.04761)
+ *   position t reads level b + 1 for each bit b of t that is set, with weight lam, and itself as
+ *   level 0; afterwards the memories of the trailing ones and token t merge into the next level
+ *   lam = softplus(levels * w);  keeps: M (H, MAX_LEVELS - 1, dk, dv) */
+static void log_linear_step(const Step *s, const Layer *y, float *M, const float *w, int h,
+                            int64_t pos, float *out) {
+    const int dk = y->dk, dv = y->dv;
+    const size_t n = (size_t)dk * (size_t)dv;
+    const float *scale = y->own.levels + h * MAX_LEVELS;
+    float own = softplus(scale[0] * w[0]) * dot(s->q, s->k, (size_t)dk);
+    for (int j = 0; j < dv; j++) out[j] = own * s->v[j];
+    int top = 0; /* the level that takes the token in */
+    while (pos >> top & 1) top++;
+    if (top > MAX_LEVELS - 2) top = MAX_LEVELS - 2;
+    for (int b = 0; b < MAX_LEVELS - 1; b++) {
+        if (!(pos >> b & 1)) continue; /* empty */
+        float *S = M + (size_t)b * n, lam = softplus(scale[b + 1] * w[b + 1]);
+        for (int i = 0; i < dk; i++)
+            for (int j = 0; j < dv; j++) {
+                float m = S[i * dv + j] *= *s->d;
+                out[j] += lam * s->q[i] * m;
+            }
+    }
+    float *into = M + (size_t)top * n;
+    for (int i = 0; i < dk; i++)
+        for (int j = 0; j < dv; j++) into[i * dv + j] += s->k[i] * s->v[j];
+    for (int b = 0; b < top; b++) {
+        for (size_t i = 0; i < n; i++) into[i] += M[(size_t)b * n + i];
+        memset(M + (size_t)b * n, 0, n * sizeof(float));
+    }
+}
+static void mix_log_linear(const Run *run, const Layer *y) {
+    Recurrence r = prepare(run, y);
+    const int H = r.H, n_threads = threads_for(run->team, 20.0 * run->T * H * r.dk * r.dv);
+    const size_t n = (MAX_LEVELS - 1) * (size_t)r.dk * (size_t)r.dv;
+    PARALLEL_FOR(n_threads)
+    for (int h = 0; h < H; h++) {
+        FLUSH_DENORMALS;
+        for (int t = 0; t < run->T; t++) {
+            const size_t at = (size_t)t * (size_t)H + (size_t)h;
+            const Step s = step_of(&r, t, h);
+            log_linear_step(&s, y, run->keeps[0] + (size_t)h * n, run->in[IN_W] + at * MAX_LEVELS,
+                            h, run->pos + t, run->o + at * (size_t)r.dv);
+        }
+        RESTORE_DENORMALS;
+    }
+    finish(run, y);
+}
+
+/* Mamba: channel i is a head of its own with a value of one number; what fades depends on the
+ * channel and the state.                                            (arXiv 2312.00752)
+ *   D = softplus(up step);  h_n <- exp(D a_in) h_n + D v_i B_n;  o_i = sum_n h_n C_n
+ *   step, B (k), C (q) projections of v
+ * Falcon Mamba divides each of these three by its root mean square. (arXiv 2410.05355)
+ *   keeps: h (channels, states) */
+static void mix_mamba(const Run *run, const Layer *y) {
+    const MambaParts *p = &y->own.mamba;
+    const int I = y->n_heads, N = y->dk, T = run->T, R = proj_out(&p->step_in);
+    float *steps = run->own[0], *bc = run->own[1], *narrow = run->own[2], *rows[] = {narrow, bc};
+    int n_threads = threads_for(run->team, 20.0 * T * I * N);
+    convolve(run, y);
+    project(run->team, rows, (const Proj[]){p->step_in, p->bc_in}, 2, run->in[IN_V], T, run->mid);
+    if (p->norm) {
+        rmsnorm_rows(run->team, narrow, narrow, NULL, R, p->eps, T);
+        rmsnorm_rows(run->team, bc, bc, NULL, N, p->eps, 2 * T);
+    }
+    project(run->team, &steps, &p->step_up, 1, narrow, T, run->mid);
+    PARALLEL_FOR(n_threads)
+    for (int i = 0; i < I; i++) {
+        float *h = run->keeps[0] + (size_t)i * (size_t)N;
+        const float *a = y->decay.a + (size_t)i * (size_t)N;
+        FLUSH_DENORMALS;
+        for (int t = 0; t < T; t++) {
+            size_t at = (size_t)t * (size_t)I + (size_t)i;
+            const float *B = bc + (size_t)t * 2 * (size_t)N, *C = B + N;
+            float D = softplus(steps[at]), v = D * run->in[IN_V][at], sum = 0;
+            for (int n = 0; n < N; n++) h[n] = fast_exp(D * a[n]) * h[n] + v * B[n];
+            for (int n = 0; n < N; n++) sum += h[n] * C[n];
+            run->o[at] = sum;
+        }
+        RESTORE_DENORMALS;
+    }
+    finish(run, y);
+}
+
+/* Mamba-3: what arrived during a step is taken from both its ends, as in the trapezoidal rule.
+ *                                                                   (arXiv 2603.15569)
+ *   D = softplus(f + dt);  d = exp(-max(softplus(w), rate_min) D);  s = sigmoid(b)
+ *   k, q <- rope(norm(k) + bias, angle), each head its own bias and angle <- angle + pi tanh(g) D,
+ *   pairs (2i, 2i+1)
+ *   S <- d S + d (1 - s) D k_(t-1) v_(t-1)' + s D k v';   o = S'q
+ * Two writes per token to the recurrence, the first for the token before.
+ *   keeps: k and v of the last token, angles (H, rope.dims / 2), S (H, dk, dv)
+ * One head of one token; the rows of its two writes: q, k (dk), v (dv), d. */
+typedef struct { float *q[2], *k[2], *v[2], *d[2]; } TwoWrites;
+static void trapezoid_step(const Run *run, const Layer *y, int t, int h, const TwoWrites *to) {
+    const int dk = y->dk, dv = y->dv, pairs = y->rope.dims / 2;
+    const size_t at = (size_t)t * (size_t)y->n_heads + (size_t)h;
+    const Rows key = as_rows(lane_of(run, y, IN_K)), query = as_rows(lane_of(run, y, IN_Q));
+    const float *x = run->in[IN_V] + at * (size_t)dv;
+    float *last_k = run->keeps[0] + h * dk, *last_v = run->keeps[1] + h * dv;
+    float *angle = run->keeps[2] + h * pairs, *k = to->k[1], *q = to->q[1], table[MAX_ROPE];
+    float D = softplus(run->in[IN_F][at] + y->decay.dt_bias[h]), s = sigmoid(run->in[IN_B][at]);
+    float rate = softplus(run->in[IN_W][at]);
+    float fade = expf(-(rate > y->own.rate_min ? rate : y->own.rate_min) * D);
+    for (int i = 0; i < pairs; i++) {
+        double turn = 3.14159265358979 * tanh(run->in[IN_G][t * pairs + i]) * D;
+        angle[i] = (float)fmod(angle[i] + turn, 6.28318530717959);
+        table[2 * i] = cosf(angle[i]), table[2 * i + 1] = sinf(angle[i]);
+    }
+    rmsnorm(k, row_head(&key, t, h, y->n_heads, 0, dk), y->qk.k, (size_t)dk, y->eps);
+    rmsnorm(q, row_head(&query, t, h, y->n_heads, 0, dk), y->qk.q, (size_t)dk, y->eps);
+    for (int i = 0; i < dk; i++) k[i] += y->qk.k_bias[h * dk + i], q[i] += y->qk.q_bias[h * dk + i];
+    rope(k, table, y->rope.dims, 1), rope(q, table, y->rope.dims, 1);
+    memcpy(to->k[0], last_k, (size_t)dk * sizeof(float));
+    memcpy(last_k, k, (size_t)dk * sizeof(float));
+    memcpy(to->q[0], q, (size_t)dk * sizeof(float)); /* what is read after the first write is
+                                                        dropped */
+    for (int j = 0; j < dv; j++) {
+        to->v[0][j] = fade * (1 - s) * D * last_v[j];
+        to->v[1][j] = s * D * x[j];
+        last_v[j] = x[j];
+    }
+    *to->d[0] = fade, *to->d[1] = 1;
+}
+static void mix_trapezoid(const Run *run, const Layer *y) {
+    const int H = y->n_heads, dk = y->dk, dv = y->dv, T = run->T;
+    const size_t row = (size_t)(H * dv);
+    float *q = run->own[0], *k = run->own[1], *v = run->own[2];
+    float *d = run->own[3], *out = run->own[4];
+    int n_threads = threads_for(run->team, 40.0 * T * H * (dk + dv + y->rope.dims));
+    PARALLEL_FOR(n_threads)
+    for (int h = 0; h < H; h++)
+        for (int t = 0; t < T; t++) {
+            TwoWrites to;
+            for (int n = 0; n < 2; n++) {
+                size_t at = (size_t)(2 * t + n) * (size_t)H + (size_t)h;
+                to.q[n] = q + at * (size_t)dk, to.k[n] = k + at * (size_t)dk;
+                to.v[n] = v + at * (size_t)dv, to.d[n] = d + at;
+            }
+            trapezoid_step(run, y, t, h, &to);
+        }
+    Recurrence r = {.H = H, .dk = dk, .dv = dv, .d_width = 1, .d = own_rows(d, H, 1),
+                    .q = own_rows(q, H, dk), .k = own_rows(k, H, dk), .v = own_rows(v, H, dv)};
+    recurrence(run->team, &r, run->keeps[3], out, 2 * T);
+    for (int t = 0; t < T; t++)
+        memcpy(run->o + (size_t)t * row, out + (size_t)(2 * t + 1) * row, row * sizeof(float));
+    finish(run, y);
+}
+
+/* Token shift: delta_t = x_{t-1} - x_t, all (T, dim).               (arXiv 2404.05892)
+ *   last (dim): x before the run, zero at the start; left behind is the last x of the run */
+static void token_shift(float *delta, const float *x, float *last, int T, size_t dim) {
+    for (int t = 0; t < T; t++) {
+        const float *now = x + (size_t)t * dim, *before = t ? now - dim : last;
+        for (size_t i = 0; i < dim; i++) delta[(size_t)t * dim + i] = before[i] - now[i];
+    }
+    memcpy(last, x + (size_t)(T - 1) * dim, dim * sizeof(float));
+}
+
+/* out = x + delta * share, all (T, dim); share `step` floats apart: 0 when it is the same for every
+ * token. */
+static void lerp_rows(float *out, const float *x, const float *delta, const float *share,
+                      size_t step, int T, size_t dim) {
+    for (size_t t = 0; t < (size_t)T; t++)
+        for (size_t i = 0; i < dim; i++)
+            out[t * dim + i] = x[t * dim + i] + delta[t * dim + i] * share[t * step + i];
+}
+
+/* The rows of RWKV's projections: each reads its own mix of x and the x before.
+ *                                                                   (arXiv 2404.05892, 2503.14456)
+ *   in[j] = W_j (x + delta lerp_j), delta = x before - x;  in RWKV-6 lerp_j depends on x, too, by a
+ *   projection of x + delta lerp_x
+ *   own: delta, what is read and up to five shares, (T, dim) each */
+static void rwkv_project(const Run *run, const Layer *y) {
+    const RwkvParts *p = &y->own.rwkv;
+    const size_t dim = (size_t)y->dim;
+    const int T = run->T;
+    /* share[j] (T, dim) */
+    float *delta = run->own[0], *read = run->own[1], *share[MAX_IN] = {NULL};
+    token_shift(delta, run->x, run->keeps[0], T, dim);
+    if (p->lerp_x) {
+        for (int j = 0, n = 2; j < MAX_IN; j++)
+            if (p->lerp[j].w.data) share[j] = run->own[n++];
+        lerp_rows(read, run->x, delta, p->lerp_x, 0, T, dim);
+        project(run->team, share, p->lerp, MAX_IN, read, T, run->mid);
+    }
+    for (int j = 0; j < MAX_IN; j++) {
+        if (!y->in[j].w.data) continue;
+        const float *lerp = share[j] ? share[j] : p->lerp[j].bias;
+        lerp_rows(read, run->x, delta, lerp, share[j] ? dim : 0, T, dim);
+        project(run->team, &run->in[j], &y->in[j], 1, read, T, run->mid);
+    }
+}
+
+/* RWKV's time mixing: the laws above, with the receptance r as q, the decay w as f, the strength a
+ * as b and the gate as z.                                           (arXiv 2404.05892, 2503.14456)
+ *   o <- LayerNorm(o) per head, RWKV-7: + (r . r_k k) v, with the k and v that were written
+ *   o <- o * silu(z), RWKV-7: o * z
+ *   keeps: the last x (dim), S (H, dk, dv) */
+static void mix_rwkv(const Run *run, const Layer *y) {
+    const int H = y->n_heads, dk = y->dk, dv = y->dv, T = run->T, seven = y->own.rwkv.k_k != NULL;
+    const float *bonus = y->own.rwkv.bonus;
+    rwkv_project(run, y);
+    Recurrence r = prepare(run, y);
+    if (seven) r.rho = (Rows){0}, r.w = as_rows(lane_of(run, y, IN_B));
+    else r.u = (Rows){bonus, 0, H};
+    recurrence(run->team, &r, run->keeps[1], run->o, T);
+
+    int n_threads = threads_for(run->team, 16.0 * T * H * (dk + dv));
+    PARALLEL_FOR(n_threads)
+    for (int i = 0; i < T * H; i++) {
+        size_t at = (size_t)i * (size_t)dk, v_at = (size_t)i * (size_t)dv, h = (size_t)(i % H);
+        const float *q = run->in[IN_Q] + at, *k = run->in[IN_K] + at, *v = run->in[IN_V] + v_at;
+        const float *w = y->back.norm + h * (size_t)dv, *b = y->back.norm_bias + h * (size_t)dv;
+        float *out = run->o + v_at, own = 0;
+        layernorm(out, out, w, b, (size_t)dv, y->back.eps);
+        const float *u = bonus + h * (size_t)dk;
+        for (int j = 0; j < dk && seven; j++) own += q[j] * u[j] * k[j];
+        for (int j = 0; j < dv && seven; j++) out[j] += own * v[j];
+        run->team->kernels->gate(out, run->in[IN_Z] + v_at, y->back.gate, (size_t)dv);
+    }
+}
+
+/* RWKV's feed-forward, in place on the normed x (T, dim).           (arXiv 2404.05892, 2503.14456)
+ *   x <- down(act(up xk)), in RWKV-6 times sigmoid(receptance xr)
+ *   xk, xr mixes of x and the x before, which last (dim) keeps;  rows: scratch, 3 dim + hidden
+ * act(z) is max(z, 0)^2 unless the file names another. */
+static void channel_mix(const Team *team, const Ffn *f, float *x, float *last, float *rows, int T) {
+    const int width = f->up.n_in, hidden = f->up.n_out;
+    const size_t dim = (size_t)width, some = round_up((size_t)T * dim, LANES);
+    float *delta = rows, *read = delta + some, *gate = read + some, *key = gate + some;
+    token_shift(delta, x, last, T, dim);
+    lerp_rows(read, x, delta, f->lerp_k, 0, T, dim);
+    matmul_rows(team, key, &f->up, read, T);
+    activate_row(key, f->act, (size_t)T * (size_t)hidden);
+    if (f->lerp_r) {
+        lerp_rows(read, x, delta, f->lerp_r, 0, T, dim);
+        matmul_rows(team, gate, &f->gate, read, T);
+    }
+    matmul_rows(team, x, &f->down, key, T);
+    if (f->lerp_r) gate_rows(team, x, gate, ACT_SIGMOID, width, T);
+}
+
+/* MesaNet: what is read is the least-squares answer to all that was written. (arXiv 2506.05233)
+ *   A <- d A + b k k';  S <- d S + b k v';  (A + Diag(ridge)) x = q;  o = S'x
+ *   keeps: A (H, dk, dk), S (H, dk, dv)
+ * x comes from a fixed number of steps of conjugate gradient from 0. The epsilons in its divisions
+ * keep it from converging entirely, and the norm behind it shows that: the steps are part of the
+ * model. One head, one token; q and k are used up: q becomes q - (A + ridge) x, k (A + ridge) p. */
+static void mesa_solve(const Layer *y, const float *A, int h, float *x, float *p, float *q,
+                       float *k) {
+    const int dk = y->dk;
+    const float *ridge = y->own.mesa.ridge + h * dk;
+    for (int i = 0; i < dk; i++) x[i] = 0, p[i] = q[i];
+    float size = dot(q, q, (size_t)dk);
+    for (int n = 0; n < y->own.mesa.steps; n++) {
+        for (int i = 0; i < dk; i++) k[i] = dot(A + i * dk, p, (size_t)dk) + ridge[i] * p[i];
+        float step = size / (dot(p, k, (size_t)dk) + 1e-5f);
+        for (int i = 0; i < dk; i++) x[i] += step * p[i], q[i] -= step * k[i];
+        float next = dot(q, q, (size_t)dk), keep = next / (size + 1e-5f);
+        for (int i = 0; i < dk; i++) p[i] = q[i] + keep * p[i];
+        size = next;
+    }
+}
+static void mix_mesa(const Run *run, const Layer *y) {
+    const int H = y->n_heads, dk = y->dk, dv = y->dv;
+    const double work = 2.0 * run->T * H * dk * (dk * (y->own.mesa.steps + 2) + 2 * dv);
+    int n_threads = threads_for(run->team, work);
+    (void)prepare(run, y);
+    PARALLEL_FOR(n_threads)
+    for (int h = 0; h < H; h++) {
+        float *A = run->keeps[0] + (size_t)h * (size_t)dk * (size_t)dk;
+        float *S = run->keeps[1] + (size_t)h * (size_t)dk * (size_t)dv;
+        FLUSH_DENORMALS;
+        for (int t = 0; t < run->T; t++) {
+            const size_t at = (size_t)t * (size_t)H + (size_t)h, k_at = at * (size_t)dk;
+            const float d = run->in[IN_F][at], b = run->in[IN_B][at];
+            const float *v = run->in[IN_V] + at * (size_t)dv;
+            float *k = run->in[IN_K] + k_at, *x = run->own[0] + k_at, *p = run->own[1] + k_at;
+            float *out = run->o + at * (size_t)dv;
+            for (int i = 0; i < dk; i++) {
+                float w = b * k[i];
+                for (int j = 0; j < dk; j++) A[i * dk + j] = d * A[i * dk + j] + w * k[j];
+                for (int j = 0; j < dv; j++) S[i * dv + j] = d * S[i * dv + j] + w * v[j];
+            }
+            mesa_solve(y, A, h, x, p, run->in[IN_Q] + k_at, k);
+            for (int j = 0; j < dv; j++) out[j] = 0;
+            for (int i = 0; i < dk; i++)
+                for (int j = 0; j < dv; j++) out[j] += x[i] * S[i * dv + j];
+        }
+        RESTORE_DENORMALS;
+    }
+    finish(run, y);
+}
+
+/* -- softmax attention: keys and values of every position -- */
+
+/* FoX: c_t = c_(t-1) + logsigmoid(f_t) of each query head into the cache of a model that forgets;
+ * a score is then q'k_j + c_t - c_j.                                (arXiv 2503.02130) */
+static void forget_sums(const Run *run, const Layer *y) {
+    const Cache *c = &run->cache;
+    const int H = y->n_heads;
+    for (int t = 0; t < (c->sums ? run->T : 0); t++)
+        for (int h = 0; h < H; h++) {
+            int64_t pos = run->pos + t, before = pos - 1;
+            double sum = pos ? cache_sums(c, before / KEYS)[h * KEYS + before % KEYS] : 0;
+            sum += logsigmoid(run->in[IN_F][(size_t)t * (size_t)H + (size_t)h]);
+            cache_sums(c, pos / KEYS)[h * KEYS + pos % KEYS] = sum;
+        }
+}
+
+/* x <- rope(norm(x)), `heads` heads `step` floats apart; w NULL = no norm */
+static void turn_heads(const Layer *y, float *x, int heads, int step, const float *w,
+                       const float *turn) {
+    for (int h = 0; h < heads; h++) {
+        float *head = x + h * step;
+        if (w) rmsnorm(head, head, w + h * y->qk.step, (size_t)y->dk, y->qk.eps);
+        rope(head, turn, y->rope.dims, y->rope.adjacent);
+    }
+}
+
+/* Softmax attention with grouped queries.
+ *   in: q (T, H [, 2] dk), k (T, Hkv dk), v (T, Hkv dv);  o (T, H dv)
+ *   run->cache: keys and values of every position so far
+ *   q, k <- rope(norm(q), pos), rope(norm(k), pos)
+ *   o = softmax(scale q K' + c_i - c_j) V * sigmoid(gate), c in models that forget
+ * The gate is a projection, or a head has its query rows and then its gate rows; the gate is
+ * neither normalised nor rotated. */
+static void mix_softmax(const Run *run, const Layer *y) {
+    const int H = y->n_heads, Hkv = y->n_k_heads, dk = y->dk, dv = y->dv, T = run->T;
+    const int q_step = dk * (y->own.softmax.gated ? 2 : 1), q_row = H * q_step;
+    const int64_t end = run->pos + T, first = run->pos / KEYS, last = (end - 1) / KEYS;
+
+    // q, k <- rope(norm(.)); k, v go into the cache, of which one thread owns a block
+    int n_threads = threads_for(run->team, 40.0 * T * (y->rope.dims / 2 + H * dk));
+    PARALLEL_FOR(n_threads)
+    for (int64_t block = first; block <= last; block++)
+        for (int64_t pos = max64(run->pos, block * KEYS); pos < end && pos / KEYS == block; pos++) {
+            const size_t t = (size_t)(pos - run->pos);
+            const float *turn = turn_of(run, &y->rope, (int)t);
+            const float *v = run->in[IN_V] + t * (size_t)(Hkv * dv);
+            float *q = run->in[IN_Q] + t * (size_t)q_row;
+            float *k = run->in[IN_K] + t * (size_t)(Hkv * dk);
+            turn_heads(y, q, H, q_step, y->qk.q, turn);
+            turn_heads(y, k, Hkv, dk, y->qk.k, turn);
+            cache_append(&run->cache, pos, k, v, NULL);
+        }
+    forget_sums(run, y);
+
+    // o = softmax(scale q K' + c_i - c_j) V
+    Attend attend = {.cache = &run->cache, .q = run->in[IN_Q], .q_stride = (size_t)q_row,
+                     .q_step = (size_t)q_step, .H = H, .T = T, .window = y->own.softmax.window,
+                     .pos = run->pos, .scale = y->scale};
+    attention(run->team, &attend, run->o);
+
+    // o <- o * sigmoid(gate)
+    if (y->in[IN_Z].w.data) gate_rows(run->team, run->o, run->in[IN_Z], ACT_SIGMOID, H * dv, T);
+    if (!y->own.softmax.gated) return;
+    n_threads = threads_for(run->team, 20.0 * T * H * dv);
+    PARALLEL_FOR(n_threads)
+    for (int i = 0; i < T * H; i++) {
+        const float *gate = run->in[IN_Q] + (size_t)i * (size_t)q_step + dk; /* behind the query */
+        run->team->kernels->gate(run->o + (size_t)i * (size_t)dv, gate, ACT_SIGMOID, (size_t)dv);
+    }
+}
+
+/* Softmax attention whose keys later tokens change: PaTH turns them, wall fades them (laws above).
+ *   o = softmax(scale q'k_j + forget (c_t - c_j)) V, c as above
+ * Here the keys stay as they were written, and the query is changed on its way back through the
+ * text, which gives the same products:
+ *   for j = t, t-1 ...:  score_j = q'k_j;  q <- q - u_j (u_j'q), or q <- Diag(fade_j) q
+ * This is the one recurrence again, with a memory whose columns are queries: erase along u, or
+ * decay, and read along k before that. The cache only grows, as with any attention, so a state can
+ * go back to a snapshot. A column meets no other, there are always WALKERS of them, zero until
+ * their token comes, and a block's scores join its softmax as in attend_scalar: the same bits in
+ * any split.
+ *   q (T, H, d), o (T, H, d);  the cache holds the rows [k | u or fades of the group's query heads
+ *   | v]
+ *   of each key/value head, as values
+ * A unit of work is WALKERS queries whose keys change alike: for PaTH, of all query heads that
+ * share a key/value head; for wall, of one query head. Row r of a group is token r / G, query head
+ * r % G. */
+typedef struct {
+    int G, group, head;                 /* query heads of a group; this group; its key/value head */
+    int first_row, n;                /* the queries: rows first_row to first_row + n of the group */
+    int fades;
+    float forget;                       /* weight of c_t - c_j */
+    size_t width;                       /* of a row of the cache */
+    float *block;                       /* (KEYS, width) rows of the cache, newest first */
+    float *Q, *scores;                  /* (d, WALKERS) the queries, as they are by now; (KEYS,
+                                           WALKERS) */
+    float *zero, *buf;                  /* (d + WALKERS); of the recurrence */
+    const float *change;                /* in the first row of block: u, or the fades */
+    float top[WALKERS], sum[WALKERS];   /* the softmax so far: its maximum, its denominator */
+    float *out[WALKERS];                /* its numerator (d), in o */
+    int64_t at[WALKERS], from[WALKERS]; /* position of each query, and the oldest that it sees */
+} Walk;
+
+/* The scores of `steps` positions, the newest of them last: queries set out where they are; then up
+ * to the next of them at once. */
+static void walk_scores(const Run *run, const Layer *y, Walk *w, int64_t last, int steps) {
+    static const float one = 1;
+    const int d = y->dk;
+    const Rows zero = {w->zero, 0, 1};
+    Recurrence walk = {.H = 1, .dk = d, .dv = WALKERS, .k = zero, .v = zero, .u = zero};
+    for (int i = 0, next; i < steps; i = next) {
+        next = last - i > w->at[0] ? i + 1 : steps;
+        for (int r = 0; r < w->n; r++) {
+            const float *q = run->in[IN_Q] + (w->out[r] - run->o);
+            for (int k = 0; k < d && w->at[r] == last - i; k++)
+                w->Q[k * WALKERS + r] = y->scale * q[k];
+        }
+        const Rows change = {w->change + (size_t)i * w->width, w->width, 1};
+        walk.q = (Rows){w->block + (size_t)i * w->width, w->width, 1};
+        if (w->fades) walk.d = change, walk.d_width = d;
+        else walk.k = change, walk.rho = (Rows){&one, 0, 1};
+        run->team->kernels->recurrence(&walk, 0, 0, w->Q, w->scores + i * WALKERS, WALKERS,
+                                       next - i, w->buf);
+    }
+}
+
+/* These scores join the softmax: forget-gate biases, the maximum of each query, and then
+ * out <- out + e^(score - top) v. first: the oldest of the positions. */
+static void walk_join(const Cache *c, int d, Walk *w, int64_t first, int64_t last) {
+    const int steps = (int)(last - first) + 1;
+    int begin[WALKERS] = {0}, end[WALKERS] = {0}; /* the steps that each query takes part in */
+    for (int r = 0; r < w->n; r++) {
+        const int h = w->group * w->G + (w->first_row + r) % w->G;
+        float best = w->top[r];
+        begin[r] = (int)max64(0, last - w->at[r]);
+        end[r] = (int)(last - max64(w->from[r], first)) + 1;
+        for (int i = begin[r]; i < end[r]; i++) {
+            float *s = &w->scores[i * WALKERS + r];
+            if (c->sums) {
+                const int64_t t = w->at[r], j = last - i;
+                double c_t = cache_sums(c, t / KEYS)[h * KEYS + t % KEYS];
+                double c_j = cache_sums(c, j / KEYS)[h * KEYS + j % KEYS];
+                *s += w->forget * (float)(c_t - c_j);
+            }
+            if (*s > best) best = *s;
+        }
+        float keep = best > -INFINITY ? fast_exp(w->top[r] - best) : 1;
+        w->top[r] = best, w->sum[r] *= keep;
+        for (int k = 0; k < d; k++) w->out[r][k] *= keep;
+    }
+    for (int i = 0; i < steps; i++) {
+        float *e = w->scores + i * WALKERS;
+        const float *v = w->block + (size_t)i * w->width + w->width - d;
+        for (int r = 0; r < WALKERS; r++) e[r] = fast_exp(e[r] - w->top[r]);
+        for (int r = 0; r < w->n; r++) {
+            if (i < begin[r] || i >= end[r]) continue;
+            w->sum[r] += e[r];
+            for (int k = 0; k < d; k++) w->out[r][k] += e[r] * v[k];
+        }
+    }
+}
+
+/* A unit, whose group, head, rows and scratch are set. */
+static void walk_unit(const Run *run, const Layer *y, Walk *w) {
+    const Cache *c = &run->cache;
+    const int d = y->dk, window = y->own.softmax.window;
+    const int64_t newest = run->pos + (w->first_row + w->n - 1) / w->G;
+    memset(w->Q, 0, (size_t)(d * WALKERS) * sizeof(float));
+    memset(w->zero, 0, (size_t)(d + WALKERS) * sizeof(float));
+    for (int r = 0; r < w->n; r++) {
+        const int t = (w->first_row + r) / w->G, h = w->group * w->G + (w->first_row + r) % w->G;
+        w->at[r] = run->pos + t;
+        w->from[r] = window ? max64(0, w->at[r] - window + 1) : 0;
+        w->out[r] = run->o + ((size_t)t * (size_t)y->n_heads + (size_t)h) * (size_t)d;
+        w->top[r] = -INFINITY, w->sum[r] = 0;
+        memset(w->out[r], 0, (size_t)d * sizeof(float));
+    }
+    for (int64_t b = newest / KEYS; b >= w->from[0] / KEYS; b--) { /* the newest block first */
+        const int64_t first = max64(w->from[0], b * KEYS);
+        const int64_t last = min64(newest, b * KEYS + KEYS - 1);
+        const int steps = (int)(last - first) + 1;
+        cache_values(c, last, steps, w->head, w->block);
+        walk_scores(run, y, w, last, steps);
+        walk_join(c, d, w, first, last);
+    }
+    for (int r = 0; r < w->n; r++)
+        for (int k = 0; k < d; k++) w->out[r][k] /= w->sum[r];
+}
+
+static void walk_back(const Run *run, const Layer *y, float forget) {
+    const Cache *c = &run->cache;
+    const int H = y->n_heads, d = y->dk, T = run->T, shared = H / y->n_k_heads;
+    const int fades = y->mixer->law == law_wall, G = fades ? 1 : shared, groups = H / G;
+    const int rows = G * T, units = (rows + WALKERS - 1) / WALKERS; /* of one group */
+    int n_threads = threads_for(run->team, 8.0 * T * H * d * (double)(run->pos + T));
+    PARALLEL_TASKS(n_threads)
+    for (int unit = 0; unit < groups * units; unit++) {
+        const int group = unit % groups;
+        Walk w = {.G = G, .group = group, .head = group * G / shared, .fades = fades,
+                  .forget = forget, .width = (size_t)c->dv};
+        w.first_row = (units - 1 - unit / groups) * WALKERS; /* the longest way first */
+        w.n = rows - w.first_row < WALKERS ? rows - w.first_row : WALKERS;
+        w.block = run->team->buf + (size_t)THREAD_ID * run->team->buf_floats;
+        w.Q = w.block + KEYS * w.width;
+        w.scores = w.Q + d * WALKERS;
+        w.zero = w.scores + KEYS * WALKERS, w.buf = w.zero + d + WALKERS;
+        w.change = w.block + d + (fades ? group % shared * d : 0);
+        FLUSH_DENORMALS; /* little may be left of a query */
+        walk_unit(run, y, &w);
+        RESTORE_DENORMALS;
+    }
+}
+
+/* k, change and v into the cache, a row for each key/value head; own: scratch (T, such rows) */
+static void append_rows(const Run *run, const Layer *y) {
+    const Cache *c = &run->cache;
+    const size_t heads = (size_t)c->heads, row = (size_t)c->dv;
+    const size_t d = (size_t)y->dk, w = row - 2 * d;
+    for (int t = 0; t < run->T; t++) {
+        float *to = run->own[0] + (size_t)t * heads * row;
+        for (size_t g = 0; g < heads; g++) {
+            size_t at = (size_t)t * heads + g;
+            memcpy(to + g * row, run->in[IN_K] + at * d, d * sizeof(float));
+            memcpy(to + g * row + d, run->in[IN_W] + at * w, w * sizeof(float));
+            memcpy(to + g * row + d + w, run->in[IN_V] + at * d, d * sizeof(float));
+        }
+        cache_append(c, run->pos + t, to, to, NULL);
+    }
+}
+
+/* PaTH: what was said in between, not the distance, turns a key away from the query.  Wall: a key
+ * fades channel by channel, as the memory of gated linear attention does, under a softmax. */
+static void mix_walk(const Run *run, const Layer *y) {
+    const int n = y->n_heads * y->dk;
+    (void)prepare(run, y);
+    append_rows(run, y);
+    forget_sums(run, y);
+    walk_back(run, y, y->mixer->law == law_wall ? 1 : y->scale);
+    if (y->in[IN_Z].w.data) gate_rows(run->team, run->o, run->in[IN_Z], ACT_SIGMOID, n, run->T);
+}
+
+/* -- the table of mixers --
+ *   in, makes, keeps, grows   shapes, as above
+ *   may      projections that a file may go without, and o: the weight of the output norm
+ * Then of q, k and v: silu, feature map, norm. Of the readout: norm, activation of the gate. A file
+ * may switch parts off or replace them (doc/format.md): convolutions, map, gate, norms, strength,
+ * bounds of the decay. */
+static const Mixer mixers[] = {
+    /* name, mix, law,  in, makes, keeps, grows, may, {silu, map, norm}, {norm, gate}, takes, along,
+       binds */
+    {"softmax", mix_softmax, NULL, "", "", "", "k v", NULL,
+     {SILU_NEVER, ACT_NONE, QK_PLAIN}, {OUT_HEAD, ACT_NONE}, 0, NULL, NULL},
+    {"path", mix_walk, law_path, "q:Hk k:Kk v:Kk b:K w:Kk", "3Kk", "", "0 3k", NULL,
+     {SILU_CONV, ACT_NONE, QK_PLAIN}, {OUT_HEAD, ACT_NONE}, 0, NULL, path_rows},
+    {"wall", mix_walk, law_wall, "q:Hk k:Kk v:Kk w:Hk", "2Kk+Hk", "", "0 2k+Gk", NULL,
+     {SILU_NEVER, ACT_NONE, QK_PLAIN}, {OUT_HEAD, ACT_NONE}, EXACT, NULL, NULL},
+    {"rwkv6", mix_rwkv, law_rwkv6, "q:Hk k:Hk v:Hv f:Hk z:Hv", "d d d d d d d", "d Hkv", NULL, NULL,
+     {SILU_NEVER, ACT_NONE, QK_PLAIN}, {OUT_HEAD, ACT_SILU}, PROJECTS, NULL, NULL},
+    {"rwkv7", mix_rwkv, law_rwkv7, "q:Hk k:Hk v:Hv f:Hk b:Hk z:Hv w:Hv", "e:Hk d d", "d Hkv", NULL,
+     NULL, {SILU_NEVER, ACT_NONE, QK_PLAIN}, {OUT_HEAD, ACT_NONE}, PROJECTS | BEFORE, NULL, NULL},
+    {"linear_attn", mix_linear, law_plain, "q:Hk k:Kk v:Kv", "", "Hkv ZHk", NULL, "o",
+     {SILU_NEVER, MAP_HADAMARD, QK_PLAIN}, {OUT_HEAD, ACT_NONE}, WIDE | TURN | SUM, NULL, NULL},
+    {"retnet", mix_linear, law_plain, "q:Hk k:Kk v:Kv z:Hv", "", "Hkv ZHk", NULL, "zo",
+     {SILU_NEVER, ACT_NONE, QK_PLAIN}, {OUT_HEAD, ACT_SILU}, WIDE | TURN | SUM, NULL,
+     constant_rows},
+    {"lightning_attn", mix_linear, law_plain, "q:Hk k:Kk v:Kv z:Hv", "", "Hkv ZHk", NULL, "zo",
+     {SILU_CONV, ACT_NONE, QK_PLAIN}, {OUT_HEAD, ACT_SILU}, WIDE | TURN | SUM, NULL, constant_rows},
+    {"simple_gla", mix_linear, law_gla, "q:Hk k:Kk v:Kv f:H z:Hv", "", "Hkv ZHk", NULL, "zo",
+     {SILU_CONV, ACT_NONE, QK_PLAIN}, {OUT_HEAD, ACT_SILU}, WIDE | TURN | SUM, NULL, sigmoid_rows},
+    {"mamba", mix_mamba, NULL, "v:H z:H", "H 2k r", "Hk", NULL, "",
+     {SILU_ALWAYS, ACT_NONE, QK_PLAIN}, {OUT_GATED, ACT_SILU}, 0, NULL, NULL},
+    {"samba", mix_mamba, NULL, "v:H z:H", "H 2k r", "Hk", NULL, "",
+     {SILU_ALWAYS, ACT_NONE, QK_PLAIN}, {OUT_GATED, ACT_SILU}, 0, NULL, NULL},
+    {"mamba2", mix_linear, law_mamba2, "q:Kk k:Kk v:Hv f:H z:Hv", "u:Hv", "Hkv", NULL, "",
+     {SILU_ALWAYS, ACT_NONE, QK_PLAIN}, {OUT_GATED, ACT_SILU}, 0, NULL, NULL},
+    {"log_linear_mamba2", mix_log_linear, law_mamba2, "q:Kk k:Kk v:Hv f:H z:Hv w:Hl", "u:Hv",
+     "HLkv", NULL, "", {SILU_ALWAYS, ACT_NONE, QK_PLAIN}, {OUT_GATED, ACT_SILU}, 0, NULL, NULL},
+    {"mamba3", mix_trapezoid, NULL, "q:Kk k:Kk v:Hv f:H z:Hv w:H b:H g:p", "2Hk 2Hk 2Hv 2H 2Hv",
+     "Hk Hv Hp Hkv", NULL, "", {SILU_NEVER, ACT_NONE, QK_PLAIN}, {OUT_GATED, ACT_SILU}, 0, NULL,
+     NULL},
+    {"gla", mix_linear, law_gla, "q:Hk k:Kk v:Kv f:Kk z:Hv", "", "Hkv ZHk", NULL, "zo",
+     {SILU_CONV, ACT_NONE, QK_PLAIN}, {OUT_HEAD, ACT_SILU}, TURN | SUM, NULL, sigmoid_rows},
+    {"hgrn", mix_hgrn, law_hgrn, "v:Hv f:Hk z:Hv", "k:Hk", "Hkv", NULL, "o",
+     {SILU_V, ACT_NONE, QK_PLAIN}, {OUT_ALL, ACT_SILU}, SINGLE, NULL, hgrn_rows},
+    {"hgrn2", mix_linear, law_hgrn, "q:Hk v:Hv f:Hk", "k:Hk", "Hkv", NULL, "o",
+     {SILU_NEVER, ACT_SILU, QK_PLAIN}, {OUT_ALL, ACT_NONE}, 0, NULL, hgrn_rows},
+    {"lightnet", mix_linear, law_plain, "q:Hk v:Hv f:Hk z:Hv", "k:Hk", "f Hkv", NULL, "o",
+     {SILU_NEVER, ACT_SILU, QK_PLAIN}, {OUT_ALL, ACT_SILU}, 0, sum_decay, sum_rows},
+    {"abc", mix_slots, law_plain, "q:Hk k:Hk v:Hv f:Hm z:Hv", "w:Hm Hm", "f Hkm Hmv", NULL, "o",
+     {SILU_CONV, ACT_NONE, QK_PLAIN}, {OUT_HEAD, ACT_SILU}, TURN, sum_decay, sum_rows},
+    {"gsa", mix_slots, law_gsa, "q:Hk k:Kk v:Kv f:Km", "w:Km Hm", "Hkm Hmv", NULL, "o",
+     {SILU_CONV, ACT_SILU, QK_PLAIN}, {OUT_SILU_ALL, ACT_NONE}, TURN, NULL, sigmoid_rows},
+    {"delta_net", mix_linear, law_delta, "q:Hk k:Hk v:Hv b:H z:Hv", "", "Hkv", NULL, "bz",
+     {SILU_V, ACT_SILU, QK_L2}, {OUT_HEAD, ACT_SILU}, WIDE | TURN, NULL, delta_rows},
+    {"gated_deltanet", mix_linear, law_gated_delta, "q:Kk k:Kk v:Hv f:H b:H z:Hv", "", "Hkv", NULL,
+     "z", {SILU_ALWAYS, ACT_NONE, QK_L2}, {OUT_HEAD, ACT_SILU}, WIDE | TURN, NULL,
+     gated_delta_rows},
+    {"gated_deltaproduct", mix_product, law_gated_delta, "q:Kk k:NKk v:NHv f:H b:NH z:Hv",
+     "NHk NH NHv", "Hkv", NULL, "fz",
+     {SILU_ALWAYS, ACT_NONE, QK_L2}, {OUT_HEAD, ACT_SILU}, WIDE | TURN | WRITES, NULL,
+     gated_delta_rows},
+    {"mesa_net", mix_mesa, law_mesa, "q:Hk k:Hk v:Hv f:H b:H z:Hv", "Hk Hk", "Hkk Hkv", NULL, "z",
+     {SILU_CONV, ACT_NONE, QK_L2}, {OUT_HEAD, ACT_SILU}, 0, NULL, mesa_rows},
+    {"comba", mix_linear, law_comba, "q:Hk k:Hk v:Hv f:H b:H z:Hv", "e:Hk", "Hkv", NULL, "z",
+     {SILU_ALWAYS, ACT_NONE, QK_L2}, {OUT_HEAD, ACT_SIGMOID}, BEFORE, NULL, comba_rows},
+    {"kda", mix_linear, law_gated_delta, "q:Kk k:Kk v:Hv f:Hk b:H z:Hv", "", "Hkv", NULL, "",
+     {SILU_ALWAYS, ACT_NONE, QK_L2}, {OUT_HEAD, ACT_SIGMOID}, TURN, NULL, gated_delta_rows},
+    {"gdn2", mix_linear, law_gdn2, "q:Kk k:Kk v:Hv f:Kk b:Kk z:Hv w:Hv", "e:Kk", "Hkv", NULL, "",
+     {SILU_ALWAYS, ACT_NONE, QK_L2}, {OUT_HEAD, ACT_SIGMOID}, TURN, NULL, gated_delta_rows},
+    {"precond_gated_deltanet", mix_linear, law_gated_delta, "q:Kk k:Kk v:Hv f:H b:H z:Hv g:K s:K",
+     "gk", "gk Hkv", NULL, "z",
+     {SILU_ALWAYS, ACT_NONE, QK_L2}, {OUT_HEAD, ACT_SILU}, TURN, scale_keys, preconditioned_rows},
+    {"precond_kda", mix_linear, law_gated_delta, "q:Kk k:Kk v:Hv f:Hk b:K z:Hv g:H s:H", "gk",
+     "gk Hkv", NULL, "",
+     {SILU_ALWAYS, ACT_NONE, QK_L2}, {OUT_HEAD, ACT_SIGMOID}, TURN, scale_keys,
+     preconditioned_rows},
+};
+static const Mixer *mixer_row(const char *name) {
+    for (size_t i = 0; i < sizeof mixers / sizeof *mixers; i++)
+        if (!strcmp(mixers[i].name, name)) return &mixers[i];
+    return NULL;
+}
+
+/* Keys and values of a position, as they are kept. */
+static Cache cache_shape(const Layer *y, int kv) {
+    static const int cache_types[GLA_N_KV] = {F32, F32, F16, Q8_0};
+    const char *shape = y->mixer->grows;
+    Cache c = {.type = cache_types[kv], .heads = y->n_k_heads};
+    c.dk = (int)shape_floats(y, &shape), c.dv = (int)shape_floats(y, &shape);
+    c.sums = y->in[IN_F].w.data ? y->n_heads : 0;
+    return c;
+}
+
+/* ---- 8. model: config, weights, and which name means what --------------------------------------
+ * Keys and tensors of a file become layers, and every shape is checked here, so that a file that
+ * loads runs. Afterwards nobody looks a name up.
+ *
+ *   Bind            a row: a key or a tensor, its place in a Layer, its shape or range; bind()
+ *   walks them
+ *   bind_*          what one kind of mixer has beyond its rows
+ *   architectures   what one decoder has and another has not, a row each; read_block reads them all
+ *   load_model      the whole file */
 
 typedef struct Tokenizer Tokenizer; /* section 11 */
 
@@ -4691,29 +6077,87 @@ struct GlaModel {
     const Kernels *kernels;
     Tokenizer *vocab;
     char pre[64];                   /* gla_pre_tokenizer, or "" */
-    char no_text[GLA_ERR];          /* why the file's vocabulary cannot be used, "" = it can, or there is none */
+    char no_text[GLA_ERR];      /* why the file's vocabulary cannot be used, "" = it can, or none */
     uint64_t parameters, token_bytes, token_weights, run_weights;
     size_t fixed_floats, kv_floats; /* of all layers; kv per position */
     size_t kv_bytes[GLA_N_KV];      /* of KEYS positions of all layers */
-    size_t row_floats, mid_floats;  /* scratch per token: widest set of projections; of narrow middles */
+    size_t row_floats, mid_floats;  /* scratch per token: widest set of projections; of narrow
+                                       middles */
     size_t out_floats, hidden_floats; /* scratch per token: widest mixer output; feed-forward */
+    size_t turn_floats;             /* scratch per token: cos and sin of every Rotary */
     size_t widest_in, widest_dk;    /* widest input of a matmul; rows of the tallest memory */
     size_t v_first_floats;          /* RWKV-7: values of the first layer, per token */
     struct Block { struct Block *next; } *owned; /* memory to free with the model */
 };
 
-/* While loading: the first failure sticks, and everything after it is skipped, so a config reader reads as a list. */
+/* -- what one decoder has and another has not --
+ * Keys and tensors are llama.cpp's, where it knows the architecture; the others are those of the
+ * fla library in the layout of doc/format.md. Every row of the table of mixers that says what a
+ * file `may` leave out is an architecture, too: the last row. */
+enum { NO, IF_THERE, YES };
+typedef struct {
+    const char *name;               /* NULL: any mixer's */
+    const char *linear;             /* mixer of layers without attention.head_count, "" = of that
+                                       name */
+    const char *softmax;            /* of the others */
+    int every;                      /* so many layers have one of softmax; 0 = as head_count says */
+    int adjacent;                   /* rotary pairs (2i, 2i+1), as the rows of q and k are stored */
+    int biased;                     /* q, k and v must have a bias; elsewhere they may */
+    int qk_norm;                    /* every head of q and of k is normalised */
+    int gated;                      /* the rows of a query are followed by those of its gate */
+    int sandwich;                  /* the mixer and the feed-forward have a norm behind them, too */
+    const char *ffn_norm;           /* the name of the norm in front of the feed-forward */
+    int act;                        /* of the feed-forward */
+    int scaled;                     /* the embedding is multiplied by sqrt(dim) */
+    int period;                     /* where the file has a window and no pattern: every so many
+                                       layers one has none; 0 = all have it */
+    double window_base;            /* rotary base of layers with a window, which no scaling touches;
+                                       0 = like the others */
+    int wide;                       /* the model of so many layers scales scores by
+                                       (dim / heads)^-1/2, all others by (head width)^-1/2 */
+} Architecture;
+#define FFN "ffn_norm.weight"
+#define POST "post_attention_norm.weight"
+#define RWKV "attn_norm_2.weight"
+static const Architecture architectures[] = {
+    /* name                   linear            softmax    every adj bias qk_norm   gated sand ffn   act            scaled period base wide */
+    {"llama",                  NULL,            "softmax", 0, 1, 0, NO,       0,    0, FFN,  ACT_SILU,      0,     0,     0,     0},
+    {"qwen2",                  NULL,            "softmax", 0, 0, 1, NO,       0,    0, FFN,  ACT_SILU,      0,     0,     0,     0},
+    {"qwen3",                  NULL,            "softmax", 0, 0, 0, YES,      0,    0, FFN,  ACT_SILU,      0,     0,     0,     0},
+    {"gemma3",                 NULL,            "softmax", 0, 0, 0, YES,      0,    1, FFN,  ACT_GELU_TANH, 1,     6,     10000, 62},
+    {"qwen35",                 "gated_deltanet", "softmax", 4, 0, 0, YES,     1,    0, POST, ACT_SILU,      0,     0,     0,     0},
+    {"rwkv6",                  "rwkv6",         "softmax", 0, 0, 0, NO,       0,    0, RWKV, ACT_SQRELU,    0,     0,     0,     0},
+    {"rwkv7",                  "rwkv7",         "softmax", 0, 0, 0, NO,       0,    0, RWKV, ACT_SQRELU,    0,     0,     0,     0},
+    {"transformer",            NULL,            "softmax", 0, 0, 0, IF_THERE, 0,    0, FFN,  ACT_SILU,      0,     0,     0,     0},
+    {"forgetting_transformer", NULL,            "softmax", 0, 0, 0, IF_THERE, 0,    0, FFN,  ACT_SILU,      0,     0,     0,     0},
+    {"path_attn",              NULL,            "path",    0, 0, 0, NO,       0,    0, FFN,  ACT_SILU,      0,     0,     0,     0},
+    {"wall_transformer",       NULL,            "wall",    0, 0, 0, IF_THERE, 0,    0, FFN,  ACT_SILU,      0,     0,     0,     0},
+    {NULL,                     "",              "softmax", 0, 0, 0, IF_THERE, 0,    0, FFN,  ACT_SILU,      0,     0,     0,     0},
+};
+#undef FFN
+#undef POST
+#undef RWKV
+static const Architecture *architecture_named(const char *name) {
+    const Architecture *a = architectures;
+    const Mixer *m = mixer_row(name);
+    while (a->name && strcmp(a->name, name)) a++;
+    return a->name || (m && m->may) ? a : NULL;
+}
+
+/* While loading: the first failure sticks, and everything after it is skipped, so a config reader
+ * reads as a list. */
 typedef struct {
     GlaModel *m;
     const Gguf *g;
     char arch[32];
-    const Decoder *decoder;     /* row of the architecture, NULL = it has none */
+    const Architecture *a;
     char *err;
     int code;
 } Loader;
 #define REFUSE(l, kind, ...) ((l)->code = (l)->code ? (l)->code : fail((l)->err, kind, __VA_ARGS__))
 
-static void *keep(Loader *l, size_t n, size_t width) { /* zeroed memory that lives as long as the model */
+/* Zeroed memory that lives as long as the model. */
+static void *keep(Loader *l, size_t n, size_t width) {
     if (l->code) return NULL;
     struct Block *b = width && n > SIZE_MAX / 4 / width ? NULL : gla_alloc(ALIGN + n * width);
     if (!b) { REFUSE(l, GLA_MEMORY, "no memory for the model's description"); return NULL; }
@@ -4733,8 +6177,8 @@ static const char *arch_key(char out[96], const Loader *l, const char *key) {
     return out;
 }
 
-/* An integer key of the architecture, one for all layers or an array with an element per layer. absent: its default, or below lo
- * when the key is required. */
+/* An integer key of the architecture, one for all layers or an array with an element per layer.
+ * absent: its default, or below lo when the key is required. */
 static int int_key(Loader *l, const char *key, int layer, int64_t absent, int64_t lo, int64_t hi) {
     char full[96];
     int64_t v = absent, i = gguf_key_index(l->g, arch_key(full, l, key));
@@ -4745,12 +6189,14 @@ static int int_key(Loader *l, const char *key, int layer, int64_t absent, int64_
         if (!array_int(&k->value, k->type == GGUF_ARR ? (uint64_t)layer : 0, &v))
             REFUSE(l, GLA_FORMAT, "%s holds no integer for layer %d", full, layer);
         else if (v < lo || v > hi)
-            REFUSE(l, GLA_FORMAT, "%s is %lld, expected %lld to %lld", full, (long long)v, (long long)lo, (long long)hi);
+            REFUSE(l, GLA_FORMAT, "%s is %lld, expected %lld to %lld", full, (long long)v,
+                   (long long)lo, (long long)hi);
     }
     return (int)(l->code ? lo : v);
 }
 
-static double float_key(Loader *l, const char *key, int layer, double absent, double lo, double hi) {
+static double float_key(Loader *l, const char *key, int layer, double absent, double lo,
+                        double hi) {
     char full[96];
     double v = absent;
     int64_t i = gguf_key_index(l->g, arch_key(full, l, key));
@@ -4763,23 +6209,39 @@ static double float_key(Loader *l, const char *key, int layer, double absent, do
     return l->code ? absent : v;
 }
 
-static int str_key(Loader *l, const char *key, char full[96], Str *s) { /* 0: it is not there; full: its whole name */
+/* 0: it is not there; full: its whole name. */
+static int str_key(Loader *l, const char *key, char full[96], Str *s) {
     int64_t i = gguf_key_index(l->g, arch_key(full, l, key));
     if (l->code || i < 0) return 0;
     if (!gguf_str(l->g, full, s)) REFUSE(l, GLA_FORMAT, "%s holds no word", full);
     return !l->code;
 }
 
-/* The name of an activation or, in mixer.feature_map only, of a feature map. */
-static int act_key(Loader *l, const char *key, int absent) {
+/* A word of a list, which begins with the words that are no feature maps. */
+typedef struct { const char *name; int value; } Word;
+static const Word act_words[] = {
+    {"silu", ACT_SILU}, {"swish", ACT_SILU}, {"relu", ACT_RELU}, {"sigmoid", ACT_SIGMOID},
+    {"gelu", ACT_GELU}, {"gelu_tanh", ACT_GELU_TANH}, {"sqrelu", ACT_SQRELU}, {"powlu", ACT_POWLU},
+    {"logsigmoid", ACT_LOGSIGMOID}, {"elu_plus_one", ACT_ELU1}, {"tanh", ACT_TANH},
+    {"identity", ACT_NONE}, {NULL, 0},
+}, map_words[] = {
+    {"elementwise_product", MAP_HADAMARD}, {"t2r", MAP_T2R}, {"hedgehog", MAP_HEDGEHOG},
+    {"dpfp", MAP_DPFP}, {NULL, 0},
+}, norm_words[] = {{"l2", QK_L2}, {"sum", QK_SUM}, {"none", QK_PLAIN}, {NULL, 0}};
+static int word_key(Loader *l, const char *key, int absent, const Word *list, const Word *more,
+                    const char *what) {
     char full[96], name[64];
     Str s = {NULL, 0};
     if (!str_key(l, key, full, &s)) return absent;
-    int maps = !strcmp(key, "mixer.feature_map");
-    for (size_t i = 0; i < sizeof act_names / sizeof *act_names; i++)
-        if (str_is(s, act_names[i].name) && (act_names[i].act <= ACT_NONE || maps)) return act_names[i].act;
-    REFUSE(l, GLA_UNSUPPORTED, "%s is \"%s\", an activation that is not implemented", full, printable(name, s));
+    for (; list; list = more, more = NULL)
+        for (; list->name; list++)
+            if (str_is(s, list->name)) return list->value;
+    REFUSE(l, GLA_UNSUPPORTED, "%s is \"%s\", %s that is not implemented", full, printable(name, s),
+           what);
     return absent;
+}
+static int act_key(Loader *l, const char *key, int absent) {
+    return word_key(l, key, absent, act_words, NULL, "an activation");
 }
 
 static GgufTensor *tensor_named(Loader *l, char full[64], const char *name, int layer) {
@@ -4794,24 +6256,35 @@ static int has(Loader *l, const char *name, int layer) {
     return tensor_named(l, full, name, layer) != NULL;
 }
 
-/* n matrices of n_out rows of n_in, one below the other; dimensions that are 0 are taken from the file. layer < 0: not in a block. */
-static Tensor matrices(Loader *l, const char *name, int layer, int64_t n_in, int64_t n_out, int64_t n) {
-    char full[64], third[24] = "";
-    Tensor none = {NULL, 0, 0, 0};
+/* A tensor that has not the shape (n[0], n[1], n[2]); those of 1 at the end are not shown. */
+static void refuse_shape(Loader *l, const char *full, const GgufTensor *t, const int64_t n[3]) {
+    char third[24] = "";
+    if (n[2] > 1) snprintf(third, sizeof third, ", %lld", (long long)n[2]);
+    REFUSE(l, GLA_FORMAT, "%s is (%llu, %llu, %llu, %llu), expected (%lld, %lld%s); "
+           "was it exported for another config?", full, (unsigned long long)t->ne[0],
+           (unsigned long long)t->ne[1], (unsigned long long)t->ne[2], (unsigned long long)t->ne[3], (long long)n[0],
+           (long long)n[1], third);
+}
+
+/* n matrices of n_out rows of n_in, one below the other; dimensions that are 0 are taken from the
+ * file. layer < 0: not in a block. */
+static Tensor matrices(Loader *l, const char *name, int layer, int64_t n_in, int64_t n_out,
+                       int64_t n) {
+    char full[64];
+    const Tensor none = {NULL, 0, 0, 0};
     GgufTensor *t = l->code ? NULL : tensor_named(l, full, name, layer);
     if (l->code) return none;
     if (!t) { REFUSE(l, GLA_FORMAT, "the tensor %s is missing", full); return none; }
-    if (n > 1) snprintf(third, sizeof third, ", %lld", (long long)n);
     if (!n_in) n_in = (int64_t)min64((int64_t)t->ne[0], INT32_MAX);
     if (!n_out) n_out = (int64_t)min64((int64_t)t->ne[1], INT32_MAX);
-    if ((int64_t)t->ne[0] != n_in || (int64_t)t->ne[1] != n_out || (int64_t)t->ne[2] != n || t->ne[3] != 1)
-        REFUSE(l, GLA_FORMAT, "%s is (%llu, %llu, %llu, %llu), expected (%lld, %lld%s); was it exported for another config?", full,
-               (unsigned long long)t->ne[0], (unsigned long long)t->ne[1], (unsigned long long)t->ne[2], (unsigned long long)t->ne[3],
-               (long long)n_in, (long long)n_out, third);
+    if ((int64_t)t->ne[0] != n_in || (int64_t)t->ne[1] != n_out || (int64_t)t->ne[2] != n
+        || t->ne[3] != 1)
+        refuse_shape(l, full, t, (const int64_t[]){n_in, n_out, n});
     else if (t->ne[1] > (uint64_t)(INT32_MAX / 8 / n) || t->ne[0] > INT32_MAX / 8)
         REFUSE(l, GLA_UNSUPPORTED, "%s is too large: at most 2^28 rows and columns", full);
     else if (!types[t->type].group)
-        REFUSE(l, GLA_UNSUPPORTED, "%s has the type %s, which is not implemented", full, types[t->type].name);
+        REFUSE(l, GLA_UNSUPPORTED, "%s has the type %s, which is not implemented", full,
+               types[t->type].name);
     if (l->code) return none;
     t->used = 1;
     return (Tensor){t->data, t->type, (int)n_in, (int)(n_out * n)};
@@ -4820,9 +6293,6 @@ static Tensor matrix(Loader *l, const char *name, int layer, int64_t n_in, int64
     return matrices(l, name, layer, n_in, n_out, 1);
 }
 
-static Tensor rows_of(Tensor w, int64_t from, int64_t n) { /* some rows of a fused matrix */
-    return (Tensor){w.data ? w.data + (size_t)from * row_bytes(&w) : NULL, w.type, w.n_in, (int)n};
-}
 
 static int has_shape(const GgufTensor *t, const int64_t n[2]) { /* dimensions of 1 do not count */
     int at = 0;
@@ -4835,7 +6305,8 @@ static int has_shape(const GgufTensor *t, const int64_t n[2]) { /* dimensions of
     return at == 2;
 }
 
-/* n floats: a norm weight, a bias, convolution taps. Used where they lie when they are aligned F32, else converted. */
+/* n floats: a norm weight, a bias, convolution taps. Used where they lie when they are aligned F32,
+ * else converted. */
 static const float *vector_or(Loader *l, const char *name, int layer, int64_t n, int required) {
     char full[64];
     GgufTensor *t = l->code ? NULL : tensor_named(l, full, name, layer);
@@ -4845,34 +6316,41 @@ static const float *vector_or(Loader *l, const char *name, int layer, int64_t n,
     }
     uint64_t elements = t->ne[0] * t->ne[1] * t->ne[2] * t->ne[3];
     if (elements != (uint64_t)n)
-        REFUSE(l, GLA_FORMAT, "%s has %llu elements, expected %lld; was it exported for another config?", full,
-               (unsigned long long)elements, (long long)n);
+        REFUSE(l, GLA_FORMAT, "%s has %llu elements, expected %lld; "
+               "was it exported for another config?", full, (unsigned long long)elements,
+               (long long)n);
     else if (t->type != F32 && t->type != F16 && t->type != BF16)
-        REFUSE(l, GLA_UNSUPPORTED, "%s has the type %s, expected F32, F16 or BF16", full, types[t->type].name);
+        REFUSE(l, GLA_UNSUPPORTED, "%s has the type %s, expected F32, F16 or BF16", full,
+               types[t->type].name);
     if (l->code) return NULL;
     t->used = 1;
-    if (t->type == F32 && (uintptr_t)t->data % sizeof(float) == 0) return (const float *)(const void *)t->data;
+    if (t->type == F32 && (uintptr_t)t->data % sizeof(float) == 0)
+        return (const float *)(const void *)t->data;
     float *copy = keep(l, (size_t)n, sizeof(float)); /* few and small: norms, biases, taps */
     if (copy) row_to_float(copy, t->data, t->type, (size_t)n);
     return copy;
 }
-/* rows times n floats, the n of a row side by side: taps of channels, weights of groups. A tensor of one dimension
- * may hold them, too. */
-static const float *rows_or(Loader *l, const char *name, int layer, int64_t n, int64_t rows, int required) {
+/* rows times n floats, the n of a row side by side: taps of channels, weights of groups. A tensor
+ * of one dimension may hold them, too. */
+static const float *rows_or(Loader *l, const char *name, int layer, int64_t n, int64_t rows,
+                            int required) {
     char full[64];
     const GgufTensor *t = l->code ? NULL : tensor_named(l, full, name, layer);
-    const int64_t shape[2] = {n, rows}, all[2] = {n * rows, 1};
-    if (t && !has_shape(t, shape) && !has_shape(t, all))
-        REFUSE(l, GLA_FORMAT, "%s is (%llu, %llu, %llu, %llu), expected (%lld, %lld); was it exported for another config?",
-               full, (unsigned long long)t->ne[0], (unsigned long long)t->ne[1], (unsigned long long)t->ne[2],
-               (unsigned long long)t->ne[3], (long long)n, (long long)rows);
+    const int64_t shape[3] = {n, rows, 1}, all[2] = {n * rows, 1};
+    if (t && !has_shape(t, shape) && !has_shape(t, all)) refuse_shape(l, full, t, shape);
     return vector_or(l, name, layer, n * rows, required);
 }
-static const float *vector(Loader *l, const char *name, int layer, int64_t n) { return vector_or(l, name, layer, n, 1); }
-static const float *vector_if(Loader *l, const char *name, int layer, int64_t n) { return vector_or(l, name, layer, n, 0); }
+static const float *vector(Loader *l, const char *name, int layer, int64_t n) {
+    return vector_or(l, name, layer, n, 1);
+}
+static const float *vector_if(Loader *l, const char *name, int layer, int64_t n) {
+    return vector_or(l, name, layer, n, 0);
+}
 
-/* name.weight with its bias, where there is one; or, where the file has low_a.weight, two matrices with a narrow middle. */
-static Proj projection(Loader *l, const char *name, const char *low, int layer, int64_t n_in, int64_t n_out) {
+/* name.weight with its bias, where there is one; or, where the file has low_a.weight, two matrices
+ * with a narrow middle. */
+static Proj projection(Loader *l, const char *name, const char *low, int layer, int64_t n_in,
+                       int64_t n_out) {
     char text[40];
     Proj p = {{NULL, 0, 0, 0}, {NULL, 0, 0, 0}, NULL, ACT_NONE};
     snprintf(text, sizeof text, "%s_a.weight", low ? low : "");
@@ -4890,37 +6368,89 @@ static Proj projection(Loader *l, const char *name, const char *low, int layer, 
     return p;
 }
 
-/* What nearly every decoder block has behind its mixer: a norm (its name differs) and a gated feed-forward. */
-static void bind_feed_forward(Loader *l, Layer *y, int i, const char *norm) {
-    int dim = l->m->config.dim, hidden = int_key(l, "feed_forward_length", i, 0, 1, 1 << 28);
-    y->ffn.norm.w = vector(l, norm, i, dim);
-    y->ffn.gate = matrix(l, "ffn_gate.weight", i, dim, hidden);
-    y->ffn.up = matrix(l, "ffn_up.weight", i, dim, hidden);
-    y->ffn.down = matrix(l, "ffn_down.weight", i, hidden, dim);
-    static const char *const biases[] = {"ffn_gate.bias", "ffn_up.bias", "ffn_down.bias"};
-    int found = 0;
-    for (int j = 0; j < 3; j++) {
-        y->ffn.bias[j] = vector_if(l, biases[j], i, j < 2 ? hidden : dim);
-        found += y->ffn.bias[j] != NULL;
+/* A matrix whose rows are those of several projections, one below the other; so is its bias. */
+typedef struct { Tensor w; const float *bias; int64_t at; } Fused;
+static Fused fused(Loader *l, const char *name, int layer, int64_t n_in, int64_t n_out) {
+    char text[40];
+    snprintf(text, sizeof text, "%s.weight", name);
+    Fused f = {.w = matrix(l, text, layer, n_in, n_out)};
+    snprintf(text, sizeof text, "%s.bias", name);
+    f.bias = vector_if(l, text, layer, n_out);
+    return f;
+}
+static Proj next_rows(Fused *f, int64_t n) { /* the next n of them */
+    Proj p = {.w = f->w, .bias = f->bias ? f->bias + f->at : NULL, .act = ACT_NONE};
+    p.w.n_out = (int)n;
+    if (p.w.data) p.w.data += (size_t)f->at * row_bytes(&f->w);
+    f->at += n;
+    return p;
+}
+
+/* -- the walk over rows of what a file holds -- */
+
+static const float *tensor_shaped(Loader *l, const Layer *y, int i, const char *name,
+                                  const char *shape) {
+    const int required = *name != '?';
+    const int64_t n = (int64_t)shape_floats(y, &shape);
+    if (!n) return NULL; /* of a row that the file goes without */
+    if (!*shape) return vector_or(l, name + !required, i, n, required);
+    return rows_or(l, name + !required, i, n, (int64_t)shape_floats(y, &shape), required);
+}
+
+static void bind_row(Loader *l, Layer *y, int i, const Bind *b) {
+    void *to = (char *)y + b->at;
+    const char *shape = b->shape;
+    const int now = b->what == INT_KEY || b->what == ACT_KEY ? *(int *)to : 0;
+    double absent = b->absent;
+    size_t n;
+    switch (b->what) {
+    case INT_KEY:
+        if (shape) absent = (double)shape_floats(y, &shape);
+        if (absent == REQUIRED) absent = b->lo - 1;
+        if (absent == AS_IS) absent = now;
+        *(int *)to = int_key(l, b->name, i, (int64_t)absent, (int64_t)b->lo,
+                             (int64_t)b->hi);
+        break;
+    case FLOAT_KEY:
+        if (absent == AS_IS) absent = *(float *)to;
+        *(float *)to = (float)float_key(l, b->name, i, absent, b->lo, b->hi);
+        break;
+    case ACT_KEY: *(int *)to = act_key(l, b->name, now); break;
+    case NORM_KEY:
+        *(int *)to = word_key(l, b->name, *(int *)to, norm_words, NULL, "a norm");
+        break;
+    case VECTOR: *(const float **)to = tensor_shaped(l, y, i, b->name, shape); break;
+    case MATRIX:
+        n = shape_floats(y, &shape);
+        *(Tensor *)to = matrix(l, b->name, i, (int64_t)n, (int64_t)shape_floats(y, &shape));
+        break;
+    case PROJECTION:
+        n = shape_floats(y, &shape);
+        *(Proj *)to = projection(l, b->name, NULL, i, (int64_t)n, (int64_t)shape_floats(y, &shape));
+        break;
+    case END: break;
     }
-    if (found % 3)
-        REFUSE(l, GLA_FORMAT, "blk.%d: %d of ffn_gate, ffn_up and ffn_down have a bias, expected all or none",
-               i, found);
+}
+static void bind(Loader *l, Layer *y, int i, const Bind *rows) {
+    for (; rows->what != END && !l->code; rows++) bind_row(l, y, i, rows);
 }
 
 /* What a file says about the turning of a layer's keys and queries. */
 typedef struct {
     double base, factor;            /* channel pair j turns by base^(-2j/n) / factor per position */
     const float *factors;           /* (n / 2) further divisors, or NULL */
-    /* YaRN: pairs that turn often within the `context` of training keep their speed. (arXiv 2309.00071)
-     * More turns than `fast`: not divided; fewer than `slow`: divided; between them a mix. */
+    /* YaRN: pairs that turn often within the `context` of training keep their speed.
+     *                                                               (arXiv 2309.00071)
+     * More turns than `fast`: not divided; fewer than `slow`: divided; between them a
+     * mix. */
     int yarn;
     double context, fast, slow;
     double scale;                   /* of cos and sin */
-} Rope;
+} Turning;
 
-/* The angles per position of y's rotated channels, shared with an earlier layer that turns the same way. */
-static void set_rope(Loader *l, Layer *y, const Rope *r) {
+/* The angles per position of y's rotated channels, shared with an earlier layer that turns the same
+ * way. */
+static void set_rope(Loader *l, Layer *y, const Turning *r) {
     int n = y->rope.dims;
     double f[MAX_ROPE / 2];
     double low = 0, high = 0; /* pairs below low keep their speed, pairs above high do not */
@@ -4937,28 +6467,36 @@ static void set_rope(Loader *l, Layer *y, const Rope *r) {
     }
     y->rope.scale = (float)r->scale;
     size_t n_bytes = (size_t)(n / 2) * sizeof *f;
-    for (Layer *x = l->m->layers; x < y && !y->rope.freq; x++)
-        if (x->rope.freq && x->rope.dims == n && !memcmp(x->rope.freq, f, n_bytes)) y->rope.freq = x->rope.freq;
-    double *own = y->rope.freq ? NULL : keep(l, (size_t)n / 2 + 1, sizeof *own);
-    if (own) y->rope.freq = memcpy(own, f, n_bytes);
+    for (Layer *x = l->m->layers; x < y; x++)
+        if (x->rope.freq && x->rope.dims == n && x->rope.scale == y->rope.scale
+            && !memcmp(x->rope.freq, f, n_bytes)) {
+            y->rope.freq = x->rope.freq, y->rope.at = x->rope.at;
+            return;
+        }
+    double *own = keep(l, (size_t)n / 2 + 1, sizeof *own);
+    if (!own) return;
+    y->rope.freq = memcpy(own, f, n_bytes);
+    y->rope.at = l->m->turn_floats;
+    l->m->turn_floats += (size_t)n;
 }
 
 /* The scaling of positions beyond the context of training. A factor without a type is linear, as in
  * llama.cpp. */
-static void rope_scaling(Loader *l, Rope *r, int i) {
+static void rope_scaling(Loader *l, Turning *r, int i) {
     char key[96], text[64];
     Str type = {"linear", 6};
     str_key(l, "rope.scaling.type", key, &type);
     if (str_is(type, "none")) return;
     r->yarn = str_is(type, "yarn");
     if (!r->yarn && !str_is(type, "linear"))
-        REFUSE(l, GLA_UNSUPPORTED, "%s is \"%s\", which is not implemented; linear and yarn are", key,
-               printable(text, type));
+        REFUSE(l, GLA_UNSUPPORTED, "%s is \"%s\", which is not implemented; linear and yarn are",
+               key, printable(text, type));
     r->factor = float_key(l, "rope.scale_linear", i, 1.0, 0, 1e6); /* the older name */
     r->factor = float_key(l, "rope.scaling.factor", i, r->factor, 0, 1e6);
     if (r->factor == 0) r->factor = 1;
     if (r->factor < 1e-3)
-        REFUSE(l, GLA_FORMAT, "%s.rope.scaling.factor is %g, expected 0.001 or more", l->arch, r->factor);
+        REFUSE(l, GLA_FORMAT, "%s.rope.scaling.factor is %g, expected 0.001 or more", l->arch,
+               r->factor);
     if (!r->yarn) return;
     int trained = l->m->config.seq_len;
     r->context = int_key(l, "rope.scaling.original_context_length", i, trained, 1, INT32_MAX);
@@ -4971,11 +6509,11 @@ static void rope_scaling(Loader *l, Rope *r, int i) {
 /* The rotary positions of a softmax layer with heads of head_dim channels; its window is known. */
 static void bind_rope(Loader *l, Layer *y, int i, int head_dim) {
     int most = head_dim < MAX_ROPE ? head_dim : MAX_ROPE;
-    Rope r = {.factor = 1, .scale = 1};
+    Turning r = {.factor = 1, .scale = 1};
     y->rope.dims = int_key(l, "rope.dimension_count", i, most, 0, most);
     if (y->rope.dims % 2) REFUSE(l, GLA_FORMAT, "%s.rope.dimension_count is odd", l->arch);
-    if (y->own.softmax.window && l->decoder && l->decoder->window_base) {
-        r.base = float_key(l, "rope.freq_base_swa", i, l->decoder->window_base, 1.0, 1e15);
+    if (y->own.softmax.window && l->a->window_base) {
+        r.base = float_key(l, "rope.freq_base_swa", i, l->a->window_base, 1.0, 1e15);
     } else {
         r.base = float_key(l, "rope.freq_base", i, 10000.0, 1.0, 1e15);
         rope_scaling(l, &r, i);
@@ -4984,459 +6522,393 @@ static void bind_rope(Loader *l, Layer *y, int i, int head_dim) {
     set_rope(l, y, &r);
 }
 
-/* The positions that layer i sees, 0 = all of them. A pattern that is a list says which layers have the
- * window, a number n that every n-th has none. */
+/* The positions that layer i sees, 0 = all of them. A pattern that is a list says which layers have
+ * the window, a number n that every n-th has none. */
 static int window_key(Loader *l, int i) {
     char key[96];
     int window = int_key(l, "attention.sliding_window", i, 0, 0, INT32_MAX);
     int64_t at = gguf_key_index(l->g, arch_key(key, l, "attention.sliding_window_pattern"));
     if (at >= 0 && l->g->keys[at].type == GGUF_ARR)
         return int_key(l, "attention.sliding_window_pattern", i, 0, 0, 1) ? window : 0;
-    int usual = l->decoder ? l->decoder->period : 0;
-    int period = int_key(l, "attention.sliding_window_pattern", i, usual, 0, INT32_MAX);
+    int period = int_key(l, "attention.sliding_window_pattern", i, l->a->period, 0, INT32_MAX);
     return period && (i + 1) % period == 0 ? 0 : window;
 }
 
-/* Grouped-query softmax attention; its projections are q (with gate when gated), k, v, and f where there are forget gates.
- * A fused attn_qkv holds the rows of q, k, v in this order. */
-static void bind_softmax(Loader *l, Layer *y, int i, int gated, int qk_norm, int adjacent) {
-    int dim = l->m->config.dim;
-    y->mixer = MIX_SOFTMAX;
-    y->own.softmax.gated = gated;
-    y->rope.adjacent = adjacent;
-    y->n_heads = int_key(l, "attention.head_count", i, 0, 1, 65536);
-    y->n_k_heads = int_key(l, "attention.head_count_kv", i, y->n_heads, 1, 65536);
-    int head_dim = y->dk = y->dv = int_key(l, "attention.key_length", i, dim / y->n_heads, 1, 65536);
-    if (l->code) return;
-    if (y->n_heads % y->n_k_heads) {
-        REFUSE(l, GLA_FORMAT, "%d query heads cannot share %d key heads", y->n_heads, y->n_k_heads);
-        return;
-    }
-    if (int_key(l, "attention.value_length", i, head_dim, 1, 65536) != head_dim)
-        REFUSE(l, GLA_UNSUPPORTED, "%s.attention.value_length differs from key_length, which is not implemented", l->arch);
-    y->own.softmax.window = window_key(l, i);
-    bind_rope(l, y, i, head_dim);
-    int wide = l->decoder && l->decoder->wide == l->m->config.n_layers;
-    double scale = float_key(l, "attention.scale", i, 0.0, 0.0, 1e6);
-    float width = (float)(wide ? dim / y->n_heads : head_dim);
-    y->scale = scale != 0 ? (float)scale : 1.0f / sqrtf(width);
+/* Of the layers of the family that turn q and k. */
+static void bind_turn(Loader *l, Layer *y, int i) {
+    const int most = !(y->mixer->takes & TURN) ? 0 : y->dk < MAX_ROPE ? y->dk : MAX_ROPE;
+    Turning r = {.factor = 1, .scale = 1};
+    y->rope.dims = int_key(l, "mixer.rope_dimension_count", i, 0, 0, most) / 2 * 2;
+    r.base = float_key(l, "mixer.rope_freq_base", i, 10000.0, 1.0, 1e15);
+    if (y->rope.dims) set_rope(l, y, &r);
+}
 
-    int forgetting = has(l, "attn_forget.weight", i);
-    int own_norms = forgetting || !strcmp(l->arch, "wall_transformer"); /* a norm weight per channel of all heads */
-    int64_t q_rows = (int64_t)y->n_heads * head_dim * (gated ? 2 : 1), kv_rows = (int64_t)y->n_k_heads * head_dim;
+/* -- the mixers of softmax attention -- */
+
+static const Bind softmax_sizes[] = {
+    {INT_KEY, "attention.head_count", AT(n_heads), NULL, REQUIRED, 1, 65536},
+    {INT_KEY, "attention.head_count_kv", AT(n_k_heads), "H", 0, 1, 65536},
+    {INT_KEY, "attention.key_length", AT(dk), NULL, AS_IS, 1, 65536},
+    {INT_KEY, "attention.value_length", AT(dv), "k", 0, 1, 65536},
+    LAST_ROW,
+};
+/* Grouped-query softmax attention and its relatives; the projections are q (with gate when gated),
+ * k, v, f where there are forget gates, w of PaTH and wall attention, z where there is an output
+ * gate. A fused attn_qkv holds the rows of q, k, v in this order. */
+static void bind_softmax_rows(Loader *l, Layer *y, int i) {
+    const int64_t dim = y->dim, rows = (int64_t)y->n_heads * y->dk;
+    const int64_t q_rows = rows * (y->own.softmax.gated ? 2 : 1);
+    const int64_t kv_rows = (int64_t)y->n_k_heads * y->dk;
     if (has(l, "attn_qkv.weight", i)) {
-        Tensor w = matrix(l, "attn_qkv.weight", i, dim, q_rows + 2 * kv_rows);
-        const float *b = vector_if(l, "attn_qkv.bias", i, q_rows + 2 * kv_rows);
+        Fused w = fused(l, "attn_qkv", i, dim, q_rows + 2 * kv_rows);
         if (l->code) return;
-        y->in[IN_Q] = (Proj){.w = rows_of(w, 0, q_rows), .bias = b};
-        y->in[IN_K] = (Proj){.w = rows_of(w, q_rows, kv_rows), .bias = b ? b + q_rows : NULL};
-        y->in[IN_V] = (Proj){.w = rows_of(w, q_rows + kv_rows, kv_rows), .bias = b ? b + q_rows + kv_rows : NULL};
+        y->in[IN_Q] = next_rows(&w, q_rows);
+        y->in[IN_K] = next_rows(&w, kv_rows), y->in[IN_V] = next_rows(&w, kv_rows);
     } else {
         y->in[IN_Q] = projection(l, "attn_q", NULL, i, dim, q_rows);
         y->in[IN_K] = projection(l, "attn_k", NULL, i, dim, kv_rows);
         y->in[IN_V] = projection(l, "attn_v", NULL, i, dim, kv_rows);
     }
-    int biases = !!y->in[IN_Q].bias + !!y->in[IN_K].bias + !!y->in[IN_V].bias;
-    if (biases % 3 || (!biases && l->decoder && l->decoder->biased))
+    const int biased = l->a->biased;
+    int found = !!y->in[IN_Q].bias + !!y->in[IN_K].bias + !!y->in[IN_V].bias;
+    if (found % 3 || (!found && biased))
         REFUSE(l, GLA_FORMAT, "blk.%d: %d of attn_q, attn_k and attn_v have a bias, expected %s", i,
-               biases, l->decoder && l->decoder->biased ? "all three" : "all or none");
-    y->out = projection(l, "attn_output", NULL, i, (int64_t)y->n_heads * head_dim, dim);
+               found, biased ? "all three" : "all or none");
+    y->out = projection(l, "attn_output", NULL, i, rows, dim);
+    if (has(l, "attn_forget.weight", i))
+        y->in[IN_F] = projection(l, "attn_forget", NULL, i, dim, y->n_heads);
+    if (y->mixer->law == law_wall) y->in[IN_W] = projection(l, "attn_fade", NULL, i, dim, rows);
+    if (y->mixer->law == law_path) {
+        y->in[IN_W] = projection(l, "ssm_w", "ssm_w", i, dim, kv_rows);
+        bind(l, y, i, y->mixer->binds);
+        if (y->conv.taps)
+            y->conv.w[IN_W] = rows_or(l, "ssm_conv1d_w.weight", i, y->conv.taps, kv_rows, 1);
+    } else if ((y->in[IN_F].w.data || y->mixer->law == law_wall) && has(l, "attn_gate.weight", i))
+        y->in[IN_Z] = projection(l, "attn_gate", NULL, i, dim, rows);
+}
+
+static void bind_softmax(Loader *l, Layer *y, int i) {
+    const Architecture *a = l->a;
+    y->mixer = mixer_row(a->softmax);
+    y->own.softmax.gated = a->gated;
+    y->rope.adjacent = a->adjacent;
+    y->dk = y->dim / int_key(l, "attention.head_count", i, 0, 1, 65536);
+    bind(l, y, i, softmax_sizes);
+    if (l->code) return;
+    if (y->n_heads % y->n_k_heads)
+        REFUSE(l, GLA_FORMAT, "%d query heads cannot share %d key heads", y->n_heads, y->n_k_heads);
+    if (y->dv != y->dk)
+        REFUSE(l, GLA_UNSUPPORTED,
+               "%s.attention.value_length differs from key_length, which is not implemented",
+               l->arch);
+    y->own.softmax.window = window_key(l, i);
+    bind_rope(l, y, i, y->dk);
+    if (y->rope.dims && y->mixer->law)
+        REFUSE(l, GLA_UNSUPPORTED, "%s with rotary positions is not implemented", l->arch);
+    int wide = a->wide && a->wide == l->m->config.n_layers;
+    double scale = float_key(l, "attention.scale", i, 0.0, 0.0, 1e6);
+    float width = (float)(wide ? y->dim / y->n_heads : y->dk);
+    y->scale = scale != 0 ? (float)scale : 1.0f / sqrtf(width);
+    if (l->code) return;
+    shape_rows(y, y->mixer->in);
+    bind_softmax_rows(l, y, i);
+
+    /* a norm weight per channel of all heads, or one for all heads */
+    int each = y->in[IN_F].w.data || y->mixer->law == law_wall;
+    int gated = y->own.softmax.gated ? 2 : 1;
     y->qk.eps = (float)float_key(l, "attention.qk_norm_epsilon", i, y->eps, 0, 1);
-    y->qk.step = own_norms ? head_dim : 0;
-    if (qk_norm) {
-        y->qk.q = vector(l, "attn_q_norm.weight", i, own_norms ? q_rows : head_dim);
-        y->qk.k = vector(l, "attn_k_norm.weight", i, own_norms ? kv_rows : head_dim);
-    }
-    if (forgetting) y->in[IN_F] = projection(l, "attn_forget", NULL, i, dim, y->n_heads);
+    y->qk.step = each ? y->dk : 0;
+    if (a->qk_norm == NO || (a->qk_norm == IF_THERE && !has(l, "attn_q_norm.weight", i))) return;
+    y->qk.q = vector(l, "attn_q_norm.weight", i, (int64_t)(each ? y->n_heads * gated : 1) * y->dk);
+    y->qk.k = vector(l, "attn_k_norm.weight", i, (int64_t)(each ? y->n_k_heads : 1) * y->dk);
 }
 
-/* PaTH and wall attention: the same projections, and what later tokens do to a key. PaTH has w and its strength b for each key/value
- * head, wall has a fading for each channel of each query head. */
-static void bind_turning(Loader *l, Layer *y, int i) {
-    int dim = l->m->config.dim, wall = !strcmp(l->arch, "wall_transformer");
-    bind_softmax(l, y, i, 0, wall && has(l, "attn_q_norm.weight", i), 0);
-    if (y->rope.dims) REFUSE(l, GLA_UNSUPPORTED, "%s with rotary positions is not implemented", l->arch);
-    int64_t rows = (int64_t)y->n_k_heads * y->dk, q_rows = (int64_t)y->n_heads * y->dk;
-    y->mixer = wall ? MIX_WALL : MIX_PATH;
-    y->mem.scratch = (size_t)(2 * rows + (wall ? q_rows : rows)) + LANES; /* the rows of the cache */
-    if (wall) { y->in[IN_W] = projection(l, "attn_fade", NULL, i, dim, q_rows); return; }
-    y->in[IN_W] = projection(l, "ssm_w", "ssm_w", i, dim, rows);
-    y->in[IN_B] = projection(l, "ssm_beta", NULL, i, dim, y->n_k_heads);
-    y->write.beta_scale = (float)float_key(l, "mixer.beta_scale", i, 1, 0, 2);
-    y->conv.taps = int_key(l, "mixer.conv_kernel", i, 0, 0, 64);
-    if (y->conv.taps) y->conv.w[IN_W] = rows_or(l, "ssm_conv1d_w.weight", i, y->conv.taps, rows, 1);
+/* -- the mixers with a memory -- */
+
+static int map_width(int map, int n) {
+    return map == MAP_HEDGEHOG ? 2 * n : map == MAP_DPFP ? 8 * n : n;
 }
 
-/* A row of `decoders`. */
-static void read_decoder(Loader *l, Layer *y, int i) {
-    const Decoder *d = l->decoder;
-    Config *c = &l->m->config;
-    if (int_key(l, "expert_count", i, 0, 0, 65536)) REFUSE(l, GLA_UNSUPPORTED, "%s with experts is not implemented", l->arch);
-    c->embed_scale = d->scaled ? sqrtf((float)c->dim) : 1;
-    c->softcap = (float)float_key(l, "final_logit_softcapping", 0, 0, 0, 1e6);
-    y->norm.w = vector(l, "attn_norm.weight", i, c->dim);
-    bind_softmax(l, y, i, 0, d->qk_norm, d->adjacent);
-    bind_feed_forward(l, y, i, "ffn_norm.weight");
-    y->ffn.act = act_key(l, "feed_forward_activation", d->act);
-    if (d->sandwich) {
-        y->post_norm.w = vector(l, "post_attention_norm.weight", i, c->dim);
-        y->ffn.post_norm.w = vector(l, "post_ffw_norm.weight", i, c->dim);
-    }
-}
-
-static int map_width(int map, int n) { return map == MAP_HEDGEHOG ? 2 * n : map == MAP_DPFP ? 8 * n : n; }
-
-/* What a layer is before its file has a say: the shapes of its projections and the defaults of its row in the family. The key width
- * of the memory is y->dk now and, with a feature map that widens, map_width of that at the end of binding. */
-static void family_defaults(Layer *y, const char *name) {
-    const Family *f = y->family = family_named(name);
-    const int width[MAX_IN] = {
-        [IN_Q] = y->dk, [IN_K] = y->dk, [IN_V] = y->dv, [IN_Z] = y->dv, [IN_G] = 1, [IN_S] = 1,
-        [IN_F] = f->per == CHANNELS ? y->dk : f->per == SLOTS ? y->own.slots : 1,
-        [IN_B] = f->erase == ERASE_GATED ? y->dk : 1,
-        [IN_W] = f->mixer == MIX_LOG_LINEAR ? MAX_LEVELS : y->dv,
-    };
+/* What a layer is before its file has a say: the shapes of its projections and the defaults of its
+ * row of the table. The key width of the memory is y->dk now and, with a feature map that widens,
+ * map_width of that at the end of binding. */
+static void mixer_defaults(Layer *y, const char *name) {
+    const Mixer *m = y->mixer = mixer_row(name);
     if (!y->own.writes) y->own.writes = 1;
-    y->mixer = f->mixer;
-    for (int j = 0; j < MAX_IN; j++) {
-        y->rows.heads[j] = !strchr(f->in, IN_LETTERS[j]) ? 0 : strchr(f->shared, IN_LETTERS[j]) ? y->n_k_heads : y->n_heads;
-        if (j == IN_K || j == IN_V || j == IN_B) y->rows.heads[j] *= y->own.writes;
-        y->rows.width[j] = width[j];
-    }
-    y->front.map = f->map;
-    y->front.norms[0] = y->front.norms[1] = f->norm;
-    y->back.norm_width = f->out == OUT_HEAD ? y->dv : y->n_heads * y->dv;
-    y->back.norm_shared = f->out == OUT_HEAD;
-    y->back.act = f->out == OUT_SILU_ALL ? ACT_SILU : ACT_NONE;
-    y->back.gate = f->gate;
-    y->back.gate_first = f->out == OUT_GATED;
+    shape_rows(y, m->in);
+    shape_rows(y, m->makes);
+    y->front.map = m->front.map;
+    y->front.norms[0] = y->front.norms[1] = m->front.norm;
+    y->back.norm_shared = m->back.out == OUT_HEAD;
+    y->back.norm_width = y->back.norm_shared ? y->dv : y->n_heads * y->dv;
+    y->back.act = m->back.out == OUT_SILU_ALL ? ACT_SILU : ACT_NONE;
+    y->back.gate = m->back.gate;
+    y->back.gate_first = m->back.out == OUT_GATED;
     y->decay.divisor = 1, y->decay.min = -INFINITY, y->decay.step_max = INFINITY;
     y->write.beta_scale = 1;
     y->back.eps = y->eps;
     y->scale = 1.0f / sqrtf((float)y->dk);
 }
 
-/* Floats per token that the mixer needs behind its rows; mix_linear and its relatives in section 9 hand them out in this order. */
-static size_t family_scratch(const Layer *y) {
-    const Family *f = y->family;
-    size_t H = (size_t)y->n_heads, dk = (size_t)y->dk, dv = (size_t)y->dv, n = 0;
-    if (y->front.map > ACT_NONE) n += 2 * ((size_t)y->rows.heads[IN_Q] + (size_t)y->rows.heads[IN_K]) * dk; /* the map's outputs, and its second matrix */
-    if (f->write == WRITE_REST) n += (size_t)(y->rows.heads[IN_F] * y->rows.width[IN_F]);
-    if (f->write == WRITE_STEP_V) n += H * dv;
-    if (f->erase == ERASE_OLD) n += H * dk;
-    if (f->write == WRITE_SCALED_K) n += (size_t)y->rows.heads[IN_G] * dk;
-    if (y->mixer == MIX_MESA) n += 4 * H * dk;
-    if (y->mixer == MIX_SLOTS) n += H * (size_t)y->own.slots;
-    if (y->mixer == MIX_PRODUCT) n += (size_t)y->own.writes * H * (dk + dv + 1);
-    return n + 8 * LANES; /* each begins on a vector */
-}
+/* mixer.*: the widths of a layer of the family, and what a file may choose within its row. */
+static const Bind family_sizes[] = {
+    {INT_KEY, "mixer.head_count", AT(n_heads), NULL, REQUIRED, 1, 65536},
+    {INT_KEY, "mixer.head_count_kv", AT(n_k_heads), "H", 0, 1, 65536},
+    {INT_KEY, "mixer.key_length", AT(dk), NULL, REQUIRED, 1, 4096},
+    {INT_KEY, "mixer.value_length", AT(dv), NULL, REQUIRED, 1, 4096},
+    {INT_KEY, "mixer.conv_kernel", AT(conv.taps), NULL, 0, 0, 64},
+    LAST_ROW,
+};
+static const Bind family_choices[] = {
+    {NORM_KEY, "mixer.q_norm", AT(front.norms[0]), NULL, AS_IS, 0, 0},
+    {NORM_KEY, "mixer.k_norm", AT(front.norms[1]), NULL, AS_IS, 0, 0},
+    {FLOAT_KEY, "mixer.sum_epsilon", AT(front.sum_eps), NULL, 0, 0, 1},
+    {FLOAT_KEY, "mixer.layer_norm_rms_epsilon", AT(back.eps), NULL, AS_IS, 0, 1},
+    LAST_ROW,
+};
 
-static int norm_key(Loader *l, const char *key, int absent) {
-    char full[96], text[64];
-    Str s = {NULL, 0};
-    if (!str_key(l, key, full, &s)) return absent;
-    if (str_is(s, "l2")) return QK_L2;
-    if (str_is(s, "sum")) return QK_SUM;
-    if (str_is(s, "none")) return QK_PLAIN;
-    REFUSE(l, GLA_UNSUPPORTED, "%s is \"%s\", a norm that is not implemented", full, printable(text, s));
-    return absent;
-}
-
-/* The widths of a layer of the family, and what its row says of everything else. */
-static void family_widths(Loader *l, Layer *y, int i) {
-    const Family *f = family_named(l->arch);
-    int widest = f->takes & SINGLE ? 1 : 4096;
-    y->n_heads = int_key(l, "mixer.head_count", i, 0, 1, 65536);
-    y->n_k_heads = int_key(l, "mixer.head_count_kv", i, y->n_heads, 1, 65536);
-    y->dk = int_key(l, "mixer.key_length", i, 0, 1, widest);
-    y->dv = int_key(l, "mixer.value_length", i, 0, 1, widest);
-    y->conv.taps = int_key(l, "mixer.conv_kernel", i, 0, 0, 64);
-    y->own.slots = int_key(l, "mixer.slot_count", i, f->per == SLOTS ? 0 : 1, 1, 4096);
-    y->own.writes = int_key(l, "mixer.writes_per_token", i, 1, 1, f->takes & WRITES ? 64 : 1);
-    if (y->n_heads % y->n_k_heads)
-        REFUSE(l, GLA_FORMAT, "%s: %d heads cannot share %d key heads", l->arch, y->n_heads, y->n_k_heads);
-    if ((int64_t)y->n_heads * y->own.writes * (y->dk > y->dv ? y->dk : y->dv) > 1 << 28)
-        REFUSE(l, GLA_UNSUPPORTED, "%s: %d heads of %d x %d are too many", l->arch, y->n_heads, y->dk, y->dv);
-    family_defaults(y, l->arch);
-}
-
-/* mixer.*: what a file may choose within its row of the family. */
-static void family_keys(Loader *l, Layer *y, int i) {
-    const Family *f = y->family;
-    int rotated = f->takes & TURN ? (y->dk < MAX_ROPE ? y->dk : MAX_ROPE) : 0;
-    y->front.map = act_key(l, "mixer.feature_map", y->front.map);
-    y->front.norms[0] = norm_key(l, "mixer.q_norm", f->norm);
-    y->front.norms[1] = norm_key(l, "mixer.k_norm", f->norm);
-    y->front.sum_eps = (float)float_key(l, "mixer.sum_epsilon", i, 0, 0, 1);
-    y->back.normalizer = (float)float_key(l, "mixer.normalizer_epsilon", i, 0, 0, f->takes & SUM ? 1 : 0);
-    y->decay.divisor = (float)float_key(l, "mixer.decay_divisor", i, f->decay == DECAY_SIGMOID ? 16 : 1, 1e-6, 1e6);
-    y->decay.min = (float)float_key(l, "mixer.decay_min", i, -INFINITY, -INFINITY, 0);
-    y->decay.score_min = (float)float_key(l, "mixer.score_min", i, -INFINITY, -INFINITY, INFINITY);
-    y->decay.score_max = (float)float_key(l, "mixer.score_max", i, INFINITY, -INFINITY, INFINITY);
-    y->decay.bound = (float)float_key(l, "mixer.decay_bound", i, 0, -1e6, 0);
-    y->write.beta_scale = (float)float_key(l, "mixer.beta_scale", i, 1, 0, 2);
-    y->back.eps = (float)float_key(l, "mixer.layer_norm_rms_epsilon", i, y->eps, 0, 1);
-    y->rope.dims = int_key(l, "mixer.rope_dimension_count", i, 0, 0, rotated) / 2 * 2;
-    Rope turn = {.base = float_key(l, "mixer.rope_freq_base", i, 10000.0, 1.0, 1e15), .factor = 1, .scale = 1};
-    if (y->rope.dims) set_rope(l, y, &turn);
-    int gated = !strchr(f->may, 'z') || has(l, "attn_gate.weight", i) || has(l, "ssm_g_a.weight", i);
-    y->back.gate = act_key(l, "mixer.output_gate", gated ? f->gate : ACT_NONE);
-    if (y->front.map <= ACT_NONE || f->takes & WIDE) return;
-    if (map_width(y->front.map, 1) > 1 || !strchr(f->in, 'k')) /* what is as wide as a key would fit it no more */
-        REFUSE(l, GLA_UNSUPPORTED, "%s.mixer.feature_map: %s has no arithmetic for this map", l->arch, l->arch);
-}
-
-/* The projections of its row, with their convolutions. rows[j]: of projection j. */
-static void family_projections(Loader *l, Layer *y, int i, int64_t rows[MAX_IN]) {
+/* The projections of its row, with their convolutions. */
+static void bind_projections(Loader *l, Layer *y, int i) {
     static const char *const names[MAX_IN] = {"attn_q", "attn_k", "attn_v", "ssm_alpha", "ssm_beta",
                                               "attn_gate", "ssm_w", "ssm_m_alpha", "ssm_m_beta"};
-    static const char *const narrow_names[MAX_IN] = {[IN_F] = "ssm_f", [IN_Z] = "ssm_g"}; /* through a narrow middle */
-    for (int j = 0; j < MAX_IN; j++) {
+    static const char *const narrow_names[MAX_IN] = {[IN_F] = "ssm_f", [IN_Z] = "ssm_g"};
+    const int with_v = y->mixer->law != law_mesa; /* MesaNet's v may go without a convolution */
+    for (int j = 0; j <= IN_S; j++) {
+        const char letter[3] = {IN_LETTERS[j], ':', 0};
+        const int64_t rows = row_floats(y, j);
         char name[32];
-        rows[j] = (int64_t)y->rows.heads[j] * y->rows.width[j];
-        if (!rows[j] || (j == IN_Z && y->back.gate == ACT_NONE)) continue;
+        if (!strstr(y->mixer->in, letter) || (j == IN_Z && y->back.gate == ACT_NONE)) continue;
         snprintf(name, sizeof name, "%s.weight", names[j]);
-        if (j != IN_Z && strchr(y->family->may, IN_LETTERS[j]) && !has(l, name, i)) continue; /* strength one; nothing fades */
-        y->in[j] = projection(l, names[j], narrow_names[j], i, l->m->config.dim, rows[j]);
-        snprintf(name, sizeof name, "ssm_conv1d_%c.weight", IN_LETTERS[j]);
-        int required = j < (y->mixer == MIX_MESA ? IN_V : IN_F); /* f, and MesaNet's v, may go without */
-        if (y->conv.taps && j <= IN_F) y->conv.w[j] = rows_or(l, name, i, y->conv.taps, rows[j], required);
+        if (j != IN_Z && strchr(y->mixer->may, *letter) && !has(l, name, i)) {
+            if (j == IN_F) y->rows.heads[j] = 0; /* nothing fades; without b the strength is one */
+            continue;
+        }
+        y->in[j] = projection(l, names[j], narrow_names[j], i, y->dim, rows);
+        snprintf(name, sizeof name, "ssm_conv1d_%c.weight", *letter);
+        if (y->conv.taps && j <= IN_F)
+            y->conv.w[j] = rows_or(l, name, i, y->conv.taps, rows, j < IN_V
+                                   || (j == IN_V && with_v));
     }
 }
 
-/* The constants that go with its decay, its erase and its write, and learned feature maps. */
-static void family_constants(Loader *l, Layer *y, int i, const int64_t rows[MAX_IN]) {
-    const Family *f = y->family;
-    if (f->decay == DECAY_SOFTPLUS && y->in[IN_F].w.data) {
-        y->decay.a = vector(l, "ssm_a", i, y->rows.heads[IN_F]);
-        y->decay.dt_bias = vector(l, "ssm_dt.bias", i, rows[IN_F]);
-    }
-    if (y->mixer == MIX_MESA) {
-        y->own.mesa.ridge = vector(l, "ssm_ridge", i, rows[IN_K]);
-        y->own.mesa.steps = int_key(l, "mixer.solver_steps", i, 0, 1, 10000);
-    }
-    if (f->decay == DECAY_FIXED) y->decay.a = vector(l, "ssm_decay", i, y->n_heads);
-    if (f->decay == DECAY_FORGET) y->decay.low = vector_if(l, "ssm_f_low", i, rows[IN_F]);
-    if (f->erase == ERASE_OLD) {
-        y->write.old_key = vector(l, "ssm_p", i, y->n_heads);
-        y->back.skip = vector(l, "ssm_d", i, y->n_heads);
-    }
-    if (f->write == WRITE_SCALED_K) {
-        y->write.m_a = vector(l, "ssm_m_a", i, y->rows.heads[IN_G]);
-        y->write.m_bias = vector(l, "ssm_m_dt.bias", i, y->rows.heads[IN_G]);
-        y->write.m_scale = vector(l, "ssm_m_scale", i, y->rows.heads[IN_G]);
-        y->write.squash = (float)log(float_key(l, "mixer.squash", i, 1.5, 1, 1e6));
-        y->write.squash_eps = (float)float_key(l, "mixer.squash_epsilon", i, 1e-6, 0, 1);
-    }
-    for (int which = 0; which < 2 && y->front.map > ACT_NONE && y->front.map != MAP_DPFP; which++) { /* q may use k's, or k q's */
-        static const char *const maps[2][2] = {{"ssm_map_q", "ssm_map_q2"}, {"ssm_map_k", "ssm_map_k2"}};
+/* Learned feature maps; q may use k's, or k q's. */
+static void bind_maps(Loader *l, Layer *y, int i) {
+    static const char *const maps[2][2] = {{"ssm_map_q", "ssm_map_q2"},
+                                           {"ssm_map_k", "ssm_map_k2"}};
+    const int map = y->front.map;
+    for (int which = 0; which < 2 && map > ACT_NONE && map != MAP_DPFP; which++) {
         char first[32];
         snprintf(first, sizeof first, "%s.weight", maps[which][0]);
         int from = has(l, first, i) ? which : !which;
-        for (int n = 0; n < (y->front.map == MAP_HADAMARD ? 2 : 1); n++)
+        for (int n = 0; n < (map == MAP_HADAMARD ? 2 : 1); n++)
             y->front.map_in[which][n] = projection(l, maps[from][n], NULL, i, y->dk, y->dk);
     }
 }
 
 /* A layer of the family in the layout of doc/format.md: mixer.* keys, one tensor per projection. */
 static void bind_family(Loader *l, Layer *y, int i) {
-    int64_t rows[MAX_IN];
-    family_widths(l, y, i);
-    family_keys(l, y, i);
-    family_projections(l, y, i, rows);
-    family_constants(l, y, i, rows);
+    const Mixer *m = y->mixer;
+    const int64_t most = 1 << 28;
+    bind(l, y, i, family_sizes);
+    y->own.slots = int_key(l, "mixer.slot_count", i, strchr(m->in, 'm') ? 0 : 1, 1, 4096);
+    y->own.writes = int_key(l, "mixer.writes_per_token", i, 1, 1, m->takes & WRITES ? 64 : 1);
+    if (l->code) return;
+    if (m->takes & SINGLE && (y->dk > 1 || y->dv > 1))
+        REFUSE(l, GLA_FORMAT, "%s: heads of %d x %d, expected 1 x 1", l->arch, y->dk, y->dv);
+    if (y->n_heads % y->n_k_heads)
+        REFUSE(l, GLA_FORMAT, "%s: %d heads cannot share %d key heads", l->arch, y->n_heads,
+               y->n_k_heads);
+    if ((int64_t)y->n_heads * y->own.writes * (y->dk > y->dv ? y->dk : y->dv) > most)
+        REFUSE(l, GLA_UNSUPPORTED, "%s: %d heads of %d x %d are too many", l->arch, y->n_heads,
+               y->dk, y->dv);
+    mixer_defaults(y, m->name);
+
+    const int gated = !strchr(m->may, 'z') || has(l, "attn_gate.weight", i)
+        || has(l, "ssm_g_a.weight", i);
+    y->front.map = word_key(l, "mixer.feature_map", m->front.map, act_words, map_words,
+                            "an activation");
+    bind(l, y, i, family_choices);
+    bind_turn(l, y, i);
+    const double most_eps = m->takes & SUM ? 1 : 0;
+    y->back.normalizer = (float)float_key(l, "mixer.normalizer_epsilon", i, 0, 0, most_eps);
+    y->back.gate = act_key(l, "mixer.output_gate", gated ? m->back.gate : ACT_NONE);
+    if (y->front.map > ACT_NONE && !(m->takes & WIDE)
+        && (map_width(y->front.map, 1) > 1 || !strstr(m->in, "k:"))) /* what fits keys would not */
+        REFUSE(l, GLA_UNSUPPORTED, "%s.mixer.feature_map: %s has no arithmetic for this map",
+               l->arch, l->arch);
+    bind_projections(l, y, i);
+    if (m->binds) bind(l, y, i, m->binds);
+    bind_maps(l, y, i);
+
     y->dk = map_width(y->front.map, y->dk);
     y->scale = (float)float_key(l, "mixer.scale", i, 1.0 / sqrt(y->dk), 0, 1e6);
-    int64_t o_rows = (int64_t)y->n_heads * y->dv;
-    int required = !strchr(y->family->may, 'o');
-    y->back.norm = vector_or(l, "ssm_norm.weight", i, y->back.norm_shared ? y->back.norm_width : o_rows, required);
-    y->out = projection(l, "attn_output", NULL, i, o_rows, l->m->config.dim);
-    y->mem.scratch = family_scratch(y);
+    const int64_t o_rows = (int64_t)y->n_heads * y->dv;
+    const int64_t weights = y->back.norm_shared ? y->back.norm_width : o_rows;
+    y->back.norm = vector_or(l, "ssm_norm.weight", i, weights, !strchr(m->may, 'o'));
+    y->out = projection(l, "attn_output", NULL, i, o_rows, y->dim);
 }
 
-/* mamba2 in the layout of llama.cpp: one matrix for z, v, k, q and the time step, one convolution.       (arXiv 2405.21060)
- * Keys under mixer.* and biases beyond llama.cpp's are ours. log_linear_mamba2 adds the weights of its levels. */
+/* -- Mamba and its relatives, in the layout of llama.cpp. Keys under mixer.* and biases beyond
+ *    llama.cpp's are ours. -- */
+
+static const Bind ssm_sizes[] = {
+    {INT_KEY, "ssm.time_step_rank", AT(n_heads), NULL, REQUIRED, 1, 65536},
+    {INT_KEY, "ssm.group_count", AT(n_k_heads), NULL, 1, 1, 65536},
+    {INT_KEY, "ssm.state_size", AT(dk), NULL, REQUIRED, 1, 4096},
+    {INT_KEY, "ssm.conv_kernel", AT(conv.taps), NULL, 4, 1, 64},
+    LAST_ROW,
+};
+static int ssm_inner(Loader *l, Layer *y, int i) { /* 0: refused */
+    int inner = int_key(l, "ssm.inner_size", i, 0, 1, 1 << 26);
+    bind(l, y, i, ssm_sizes);
+    if (l->code) return 0;
+    if (y->n_heads % y->n_k_heads || inner % y->n_heads || inner / y->n_heads > 4096
+        || (int64_t)y->n_heads * y->dk > 1 << 26)
+        REFUSE(l, GLA_FORMAT, "%s.ssm.*: %d groups, %d heads and an inner size of %d "
+               "do not fit together", l->arch, y->n_k_heads, y->n_heads, inner);
+    y->dv = inner / y->n_heads;
+    return l->code ? 0 : inner;
+}
+
+/* mamba2: one matrix for z, v, k, q and the time step, one convolution.      (arXiv 2405.21060)
+ * log_linear_mamba2 adds the weights of its levels. */
+static const Bind mamba2_rows[] = {
+    {VECTOR, "ssm_a", AT(decay.a), "H", 0, 0, 0},
+    {VECTOR, "ssm_dt.bias", AT(decay.dt_bias), "H", 0, 0, 0},
+    {INT_KEY, "mixer.skip_per_channel", AT(back.skip_each), NULL, 0, 0, 1},
+    {FLOAT_KEY, "mixer.step_min", AT(decay.step_min), NULL, 0, 0, INFINITY},
+    {FLOAT_KEY, "mixer.step_max", AT(decay.step_max), NULL, INFINITY, 0, INFINITY},
+    {PROJECTION, "ssm_out", AT(out), "Hv d", 0, 0, 0},
+    LAST_ROW,
+};
 static void bind_mamba2(Loader *l, Layer *y, int i) {
-    int dim = l->m->config.dim, inner = int_key(l, "ssm.inner_size", i, 0, 1, 1 << 26);
-    y->n_heads = int_key(l, "ssm.time_step_rank", i, 0, 1, 65536);
-    y->n_k_heads = int_key(l, "ssm.group_count", i, 1, 1, 65536);
-    y->dk = int_key(l, "ssm.state_size", i, 0, 1, 4096);
-    y->conv.taps = int_key(l, "ssm.conv_kernel", i, 4, 1, 64);
-    if (y->n_heads % y->n_k_heads || inner % y->n_heads || inner / y->n_heads > 4096 || (int64_t)y->n_k_heads * y->dk > 1 << 26)
-        REFUSE(l, GLA_FORMAT, "%s.ssm.*: %d groups, %d heads and an inner size of %d do not fit together", l->arch,
-               y->n_k_heads, y->n_heads, inner);
-    if (l->code) return;
-    y->dv = inner / y->n_heads, y->rows.fused = 1;
-    family_defaults(y, l->arch);
-    int group = y->n_k_heads * y->dk, channels = inner + 2 * group, levels = y->rows.heads[IN_W] * y->rows.width[IN_W];
-    y->rows.at[IN_V] = 0, y->rows.at[IN_K] = inner, y->rows.at[IN_Q] = inner + group; /* v, k, q in one matrix and one convolution */
+    const int inner = ssm_inner(l, y, i);
+    if (!inner) return;
+    y->rows.fused = 1;
+    mixer_defaults(y, y->mixer->name);
+    const int group = y->n_k_heads * y->dk, channels = inner + 2 * group;
+    const int levels = row_floats(y, IN_W);
+    y->rows.at[IN_V] = 0, y->rows.at[IN_K] = inner, y->rows.at[IN_Q] = inner + group;
     y->scale = 1;
-    Tensor w = matrix(l, "ssm_in.weight", i, dim, (int64_t)inner + channels + y->n_heads + levels);
-    const float *b = vector_if(l, "ssm_in.bias", i, (int64_t)inner + channels + y->n_heads + levels);
+    Fused w = fused(l, "ssm_in", i, y->dim, (int64_t)inner + channels + y->n_heads + levels);
     if (l->code) return;
-    y->in[IN_Z] = (Proj){.w = rows_of(w, 0, inner), .bias = b};
-    y->in[IN_Q] = (Proj){.w = rows_of(w, inner, channels), .bias = b ? b + inner : NULL};
-    y->in[IN_F] = (Proj){.w = rows_of(w, inner + channels, y->n_heads), .bias = b ? b + inner + channels : NULL};
+    y->in[IN_Z] = next_rows(&w, inner);
+    y->in[IN_Q] = next_rows(&w, channels); /* v, k, q in one matrix and one convolution */
+    y->in[IN_F] = next_rows(&w, y->n_heads);
     if (levels) {
-        int at = inner + channels + y->n_heads;
-        y->in[IN_W] = (Proj){.w = rows_of(w, at, levels), .bias = b ? b + at : NULL};
+        y->in[IN_W] = next_rows(&w, levels);
         y->own.levels = rows_or(l, "ssm_levels", i, MAX_LEVELS, y->n_heads, 1);
         l->m->config.limit = 1 << (MAX_LEVELS - 1);
     }
     y->conv.w[IN_Q] = rows_or(l, "ssm_conv1d.weight", i, y->conv.taps, channels, 1);
     y->conv.bias = vector_if(l, "ssm_conv1d.bias", i, channels);
-    y->decay.a = vector(l, "ssm_a", i, y->n_heads);
-    y->decay.dt_bias = vector(l, "ssm_dt.bias", i, y->n_heads);
-    y->back.skip_each = int_key(l, "mixer.skip_per_channel", i, 0, 0, 1);
+    bind(l, y, i, mamba2_rows);
     y->back.skip = vector(l, "ssm_d", i, y->back.skip_each ? inner : y->n_heads);
-    y->decay.step_min = (float)float_key(l, "mixer.step_min", i, 0, 0, INFINITY);
-    y->decay.step_max = (float)float_key(l, "mixer.step_max", i, INFINITY, 0, INFINITY);
-    y->back.norm = rows_or(l, "ssm_norm.weight", i, inner / y->n_k_heads, y->n_k_heads, 0); /* a norm for each group of heads */
-    y->back.norm_width = y->back.norm ? inner / y->n_k_heads : 0;
+    const int each = inner / y->n_k_heads; /* a norm for each group of heads */
+    y->back.norm = rows_or(l, "ssm_norm.weight", i, each, y->n_k_heads, 0);
+    y->back.norm_width = y->back.norm ? each : 0;
     y->back.gate_first = !int_key(l, "mixer.norm_before_gate", i, 0, 0, 1);
-    y->out = projection(l, "ssm_out", NULL, i, inner, dim);
-    y->mem.scratch = family_scratch(y);
 }
 
-/* mamba3: one matrix for z, v, k, q, the time step, the rate of decay, the share of the step that is this token's, and angles.
- *                                                                                         (arXiv 2603.15569) */
+/* mamba3: one matrix for z, v, k, q, the time step, the rate of decay, the share of the step that
+ * is this token's, and angles.                                      (arXiv 2603.15569) */
+static const Bind mamba3_rows[] = {
+    {VECTOR, "ssm_b_norm.weight", AT(qk.k), "k", 0, 0, 0}, /* Mamba calls k B and q C */
+    {VECTOR, "ssm_c_norm.weight", AT(qk.q), "k", 0, 0, 0},
+    {VECTOR, "ssm_b.bias", AT(qk.k_bias), "Hk", 0, 0, 0},
+    {VECTOR, "ssm_c.bias", AT(qk.q_bias), "Hk", 0, 0, 0},
+    {VECTOR, "ssm_dt.bias", AT(decay.dt_bias), "H", 0, 0, 0},
+    {VECTOR, "ssm_d", AT(back.skip), "H", 0, 0, 0},
+    {FLOAT_KEY, "mixer.rate_min", AT(own.rate_min), NULL, 0, 0, 1e6},
+    {VECTOR, "?ssm_norm.weight", AT(back.norm), "Hv", 0, 0, 0},
+    {PROJECTION, "ssm_out", AT(out), "Hv d", 0, 0, 0},
+    LAST_ROW,
+};
 static void bind_mamba3(Loader *l, Layer *y, int i) {
-    int dim = l->m->config.dim, inner = int_key(l, "ssm.inner_size", i, 0, 1, 1 << 26);
-    y->n_heads = int_key(l, "ssm.time_step_rank", i, 0, 1, 65536);
-    y->n_k_heads = int_key(l, "ssm.group_count", i, 1, 1, 65536);
-    y->dk = int_key(l, "ssm.state_size", i, 0, 1, 4096);
-    y->rope.dims = int_key(l, "mixer.rope_dimension_count", i, 0, 2, y->dk < MAX_ROPE ? y->dk : MAX_ROPE) / 2 * 2;
-    if (y->n_heads % y->n_k_heads || inner % y->n_heads || inner / y->n_heads > 4096 || (int64_t)y->n_heads * y->dk > 1 << 26)
-        REFUSE(l, GLA_FORMAT, "%s.ssm.*: %d groups, %d heads and an inner size of %d do not fit together", l->arch,
-               y->n_k_heads, y->n_heads, inner);
-    if (l->code) return;
-    y->dv = inner / y->n_heads;
-    family_defaults(y, l->arch);
     static const int order[] = {IN_Z, IN_V, IN_K, IN_Q, IN_F, IN_W, IN_B, IN_G};
-    const int H = y->n_heads, group = y->n_k_heads * y->dk;
-    const int rows[] = {inner, inner, group, group, H, H, H, y->rope.dims / 2};
-    int64_t all = 2 * (int64_t)inner + 2 * group + 3 * H + y->rope.dims / 2, at = 0;
-    Tensor w = matrix(l, "ssm_in.weight", i, dim, all);
-    const float *b = vector_if(l, "ssm_in.bias", i, all);
-    for (int j = 0; j < 8 && !l->code; at += rows[j++])
-        y->in[order[j]] = (Proj){.w = rows_of(w, at, rows[j]), .bias = b ? b + at : NULL};
-    y->qk.k = vector(l, "ssm_b_norm.weight", i, y->dk); /* Mamba calls k B and q C */
-    y->qk.q = vector(l, "ssm_c_norm.weight", i, y->dk);
-    y->qk.k_bias = vector(l, "ssm_b.bias", i, (int64_t)H * y->dk);
-    y->qk.q_bias = vector(l, "ssm_c.bias", i, (int64_t)H * y->dk);
-    y->decay.dt_bias = vector(l, "ssm_dt.bias", i, H);
-    y->back.skip = vector(l, "ssm_d", i, H);
-    y->own.rate_min = (float)float_key(l, "mixer.rate_min", i, 0, 0, 1e6);
-    y->back.norm = vector_if(l, "ssm_norm.weight", i, inner);
-    y->back.norm_width = y->back.norm ? y->dv : 0, y->back.gate_first = 0;
-    y->out = projection(l, "ssm_out", NULL, i, inner, dim);
-    y->mem.scratch = 4 * (size_t)H * (size_t)(y->dk + y->dv) + 2 * (size_t)H + 8 * LANES;
+    if (!ssm_inner(l, y, i)) return;
+    const int most = y->dk < MAX_ROPE ? y->dk : MAX_ROPE;
+    y->rope.dims = int_key(l, "mixer.rope_dimension_count", i, 0, 2, most) / 2 * 2;
+    y->conv.taps = 0;
+    mixer_defaults(y, y->mixer->name);
+    int64_t all = 0;
+    for (int j = 0; j < 8; j++) all += row_floats(y, order[j]);
+    Fused w = fused(l, "ssm_in", i, y->dim, all);
+    for (int j = 0; j < 8 && !l->code; j++)
+        y->in[order[j]] = next_rows(&w, row_floats(y, order[j]));
+    bind(l, y, i, mamba3_rows);
+    y->back.norm_width = y->back.norm ? y->dv : 0, y->back.norm_shared = 0;
+    y->back.gate_first = 0;
 }
 
-/* mamba in the layout of llama.cpp; samba is the same with a feed-forward and with softmax layers.
- *                                                                             (arXiv 2312.00752, 2406.07522)
- * Beyond llama.cpp's keys there is mixer.dt_b_c_rms_epsilon, of the norms that ssm.dt_b_c_rms asks for. */
+/* mamba; samba is the same with a feed-forward and with softmax layers.
+ *                                                                   (arXiv 2312.00752, 2406.07522)
+ * Beyond llama.cpp's keys there is mixer.dt_b_c_rms_epsilon, of the norms that ssm.dt_b_c_rms asks
+ * for. */
+static const Bind mamba_sizes[] = {
+    {INT_KEY, "ssm.inner_size", AT(n_heads), NULL, REQUIRED, 1, 1 << 24},
+    {INT_KEY, "ssm.state_size", AT(dk), NULL, REQUIRED, 1, 4096},
+    {INT_KEY, "ssm.conv_kernel", AT(conv.taps), NULL, 4, 1, 64},
+    {INT_KEY, "ssm.dt_b_c_rms", AT(own.mamba.norm), NULL, 0, 0, 1},
+    {FLOAT_KEY, "mixer.dt_b_c_rms_epsilon", AT(own.mamba.eps), NULL, 1e-6, 0, 1},
+    LAST_ROW,
+};
+static const Bind mamba_rows[] = {
+    {VECTOR, "ssm_a", AT(decay.a), "k H", 0, 0, 0},
+    {VECTOR, "ssm_d", AT(back.skip), "H", 0, 0, 0},
+    {VECTOR, "?ssm_conv1d.bias", AT(conv.bias), "H", 0, 0, 0},
+    {VECTOR, "ssm_dt.bias", AT(own.mamba.step_up.bias), "H", 0, 0, 0},
+    {PROJECTION, "ssm_out", AT(out), "H d", 0, 0, 0},
+    LAST_ROW,
+};
 static void bind_mamba(Loader *l, Layer *y, int i) {
-    int dim = l->m->config.dim, inner = int_key(l, "ssm.inner_size", i, 0, 1, 1 << 24);
-    int states = int_key(l, "ssm.state_size", i, 0, 1, 4096);
-    int rank = int_key(l, "ssm.time_step_rank", i, 0, 1, 1 << 20);
-    y->conv.taps = int_key(l, "ssm.conv_kernel", i, 4, 1, 64);
-    y->n_heads = y->n_k_heads = inner, y->dk = states, y->dv = 1;
+    const int rank = int_key(l, "ssm.time_step_rank", i, 0, 1, 1 << 20);
+    MambaParts *p = &y->own.mamba;
+    bind(l, y, i, mamba_sizes);
     if (l->code) return;
-    family_defaults(y, l->arch);
-    Tensor w = matrix(l, "ssm_in.weight", i, dim, 2 * (int64_t)inner);
-    Tensor x = matrix(l, "ssm_x.weight", i, inner, rank + 2 * (int64_t)states);
-    const float *b = vector_if(l, "ssm_in.bias", i, 2 * (int64_t)inner);
+    const int inner = y->n_k_heads = y->n_heads, states = y->dk;
+    y->dv = 1;
+    mixer_defaults(y, y->mixer->name);
+    Fused w = fused(l, "ssm_in", i, y->dim, 2 * (int64_t)inner);
+    Fused x = {.w = matrix(l, "ssm_x.weight", i, inner, rank + 2 * (int64_t)states)};
     if (l->code) return;
-    y->in[IN_V] = (Proj){.w = rows_of(w, 0, inner), .bias = b};
-    y->in[IN_Z] = (Proj){.w = rows_of(w, inner, inner), .bias = b ? b + inner : NULL};
+    y->in[IN_V] = next_rows(&w, inner), y->in[IN_Z] = next_rows(&w, inner);
+    p->step_in = next_rows(&x, rank), p->bc_in = next_rows(&x, 2 * states);
+    p->step_up.w = matrix(l, "ssm_dt.weight", i, rank, inner);
     y->conv.w[IN_V] = rows_or(l, "ssm_conv1d.weight", i, y->conv.taps, inner, 1);
-    y->conv.bias = vector_if(l, "ssm_conv1d.bias", i, inner);
-    y->own.mamba.step_in = (Proj){.w = rows_of(x, 0, rank)};
-    y->own.mamba.step_up.w = matrix(l, "ssm_dt.weight", i, rank, inner);
-    y->own.mamba.step_up.bias = vector(l, "ssm_dt.bias", i, inner);
-    y->own.mamba.bc_in = (Proj){.w = rows_of(x, rank, 2 * states)};
-    y->own.mamba.norm = int_key(l, "ssm.dt_b_c_rms", i, 0, 0, 1);
-    y->own.mamba.eps = (float)float_key(l, "mixer.dt_b_c_rms_epsilon", i, 1e-6, 0, 1);
-    y->decay.a = rows_or(l, "ssm_a", i, states, inner, 1);
-    y->back.skip_each = 1, y->back.skip = vector(l, "ssm_d", i, inner);
-    y->back.norm_width = 0;
-    y->out = projection(l, "ssm_out", NULL, i, inner, dim);
-    y->mem.scratch = round_up((size_t)inner, LANES) + round_up(2 * (size_t)states, LANES) + round_up((size_t)rank, LANES);
+    bind(l, y, i, mamba_rows);
+    y->back.skip_each = 1, y->back.norm_width = 0;
 }
 
-/* qwen35: three gated delta layers, then one gated softmax layer, and so on.           (transformers models/qwen3_5)
- * Value heads are stored tiled: head h reads key head h % n_k_heads. */
-static void read_qwen35(Loader *l, Layer *y, int i) {
-    int dim = l->m->config.dim, every = int_key(l, "full_attention_interval", i, 4, 1, 1 << 20);
-    int linear = (i + 1) % every != 0;
-    char key[96];
-    if (gguf_key_index(l->g, arch_key(key, l, "attention.recurrent_layers")) >= 0)
-        linear = int_key(l, "attention.recurrent_layers", i, 0, 0, 1);
-    y->norm.w = vector(l, "attn_norm.weight", i, dim);
-    if (!linear) bind_softmax(l, y, i, 1, 1, 0);
-    else {
-        y->rows.tiled = y->rows.fused = 1;
-        y->dk = int_key(l, "ssm.state_size", i, 0, 1, 4096);
-        y->n_k_heads = int_key(l, "ssm.group_count", i, 0, 1, 65536);
-        y->n_heads = int_key(l, "ssm.time_step_rank", i, 0, 1, 65536);
-        int inner = int_key(l, "ssm.inner_size", i, 0, 1, 1 << 28);
-        y->conv.taps = int_key(l, "ssm.conv_kernel", i, 4, 1, 64);
-        if (y->n_heads % y->n_k_heads || inner % y->n_heads || inner / y->n_heads > 4096)
-            REFUSE(l, GLA_FORMAT, "qwen35.ssm.*: %d key heads, %d value heads and an inner size of %d do not fit together",
-                   y->n_k_heads, y->n_heads, inner);
-        if (l->code) return;
-        y->dv = inner / y->n_heads;
-        family_defaults(y, "gated_deltanet");
-        y->rows.at[IN_K] = y->n_k_heads * y->dk, y->rows.at[IN_V] = 2 * y->rows.at[IN_K];
-        int64_t channels = 2 * (int64_t)y->n_k_heads * y->dk + inner;
-        y->in[IN_Q].w = matrix(l, "attn_qkv.weight", i, dim, channels);
-        y->in[IN_Z].w = matrix(l, "attn_gate.weight", i, dim, inner);
-        y->in[IN_F].w = matrix(l, "ssm_alpha.weight", i, dim, y->n_heads);
-        y->in[IN_B].w = matrix(l, "ssm_beta.weight", i, dim, y->n_heads);
-        y->conv.w[IN_Q] = rows_or(l, "ssm_conv1d.weight", i, y->conv.taps, channels, 1);
-        y->decay.a = vector(l, "ssm_a", i, y->n_heads);
-        y->decay.dt_bias = vector(l, has(l, "ssm_dt.bias", i) ? "ssm_dt.bias" : "ssm_dt", i, y->n_heads);
-        y->back.norm = vector(l, "ssm_norm.weight", i, y->dv);
-        y->out = projection(l, "ssm_out", NULL, i, inner, dim);
-    }
-    bind_feed_forward(l, y, i, "post_attention_norm.weight");
+/* qwen35: value heads are stored tiled: head h reads key head h % n_k_heads.
+ *                                                              (transformers models/qwen3_5) */
+static const Bind qwen35_rows[] = {
+    {MATRIX, "attn_gate.weight", AT(in[IN_Z].w), "d Hv", 0, 0, 0},
+    {MATRIX, "ssm_alpha.weight", AT(in[IN_F].w), "d H", 0, 0, 0},
+    {MATRIX, "ssm_beta.weight", AT(in[IN_B].w), "d H", 0, 0, 0},
+    {VECTOR, "ssm_a", AT(decay.a), "H", 0, 0, 0},
+    {VECTOR, "ssm_norm.weight", AT(back.norm), "v", 0, 0, 0},
+    {PROJECTION, "ssm_out", AT(out), "Hv d", 0, 0, 0},
+    LAST_ROW,
+};
+static void bind_qwen35(Loader *l, Layer *y, int i) {
+    const int inner = ssm_inner(l, y, i);
+    if (!inner) return;
+    y->rows.tiled = y->rows.fused = 1;
+    mixer_defaults(y, y->mixer->name);
+    const int keys = y->n_k_heads * y->dk;
+    const int64_t channels = 2 * (int64_t)keys + inner;
+    y->rows.at[IN_K] = keys, y->rows.at[IN_V] = 2 * keys;
+    y->in[IN_Q].w = matrix(l, "attn_qkv.weight", i, y->dim, channels);
+    y->conv.w[IN_Q] = rows_or(l, "ssm_conv1d.weight", i, y->conv.taps, channels, 1);
+    const char *dt = has(l, "ssm_dt.bias", i) ? "ssm_dt.bias" : "ssm_dt";
+    y->decay.dt_bias = vector(l, dt, i, y->n_heads);
+    bind(l, y, i, qwen35_rows);
 }
 
-/* The decoder of the fla library around any mixer of the family, in some layers softmax attention instead. (fla models/gla and its neighbours) */
-static void read_fla(Loader *l, Layer *y, int i) {
-    int dim = l->m->config.dim;
-    y->norm.w = vector(l, "attn_norm.weight", i, dim);
-    const Family *recurrent = family_named(l->arch); /* NULL: all layers are softmax layers */
-    if (int_key(l, "attention.head_count", i, 0, recurrent ? 0 : 1, 65536)) {
-        if (!strcmp(l->arch, "path_attn") || !strcmp(l->arch, "wall_transformer")) bind_turning(l, y, i);
-        else bind_softmax(l, y, i, 0, has(l, "attn_q_norm.weight", i), 0);
-        int may_gate = y->mixer == MIX_WALL || (y->mixer == MIX_SOFTMAX && y->in[IN_F].w.data);
-        if (may_gate && has(l, "attn_gate.weight", i))
-            y->in[IN_Z] = projection(l, "attn_gate", NULL, i, dim, (int64_t)y->n_heads * y->dv);
-    } else if (recurrent->mixer == MIX_MAMBA) bind_mamba(l, y, i);
-    else if (recurrent->mixer == MIX_TRAPEZOID) bind_mamba3(l, y, i);
-    else if (recurrent->out == OUT_GATED) bind_mamba2(l, y, i);
-    else bind_family(l, y, i);
-    int alone = y->family && y->family->out == OUT_GATED && !has(l, "ffn_norm.weight", i); /* mamba and mamba2 have no feed-forward */
-    int block = int_key(l, "residual_attention.block_size", i, 0, 0, 1 << 20);
-    if (i == 0) l->m->config.res_block = block;
-    else if (block != l->m->config.res_block)
-        REFUSE(l, GLA_FORMAT, "%s.residual_attention.block_size differs between layers", l->arch);
-    if (block && alone)
-        REFUSE(l, GLA_UNSUPPORTED, "residual attention in layer %d, which has no feed-forward, is not implemented", i);
-    if (alone) return;
-    y->ffn.act = act_key(l, "feed_forward_activation", ACT_SILU);
-    bind_feed_forward(l, y, i, "ffn_norm.weight");
-    if (block) {
-        y->res.proj[0] = vector(l, "attn_res_proj.weight", i, dim);
-        y->res.norm[0] = vector(l, "attn_res_norm.weight", i, dim);
-        y->res.proj[1] = vector(l, "ffn_res_proj.weight", i, dim);
-        y->res.norm[1] = vector(l, "ffn_res_norm.weight", i, dim);
-    }
-}
+/* -- RWKV, in llama.cpp's layout; mixer.* keys are ours, for other widths and epsilons -- */
 
-/* y = up act(down x) + bias in RWKV's names: time_mix_<x>1, _<x>2, and _<x>0 for the bias, where there is one. */
+/* y = up act(down x) + bias in RWKV's names: time_mix_<x>1, _<x>2, and _<x>0 for the bias. */
 static Proj narrow(Loader *l, char x, int i, int act, int64_t n_out) {
     char name[32];
     Proj p = {.act = act};
@@ -5450,115 +6922,220 @@ static Proj narrow(Loader *l, char x, int i, int act, int64_t n_out) {
 }
 
 /* What RWKV-7 alone has: the narrow projections of w, a, g and v, and the constants of k. */
-static void bind_rwkv7(Loader *l, Layer *y, int i, int64_t keys, int64_t values) {
-    static const int order[] = {IN_Q, IN_F, IN_K, IN_V, IN_B, IN_Z}; /* of the rows of lerp_fused: r, w, k, v, a, g */
-    int dim = l->m->config.dim;
-    const float *lerp = rows_or(l, "time_mix_lerp_fused.weight", i, dim, 6, 1);
+static const Bind rwkv7_rows[] = {
+    {VECTOR, "time_mix_k_k.weight", AT(own.rwkv.k_k), "Hk", 0, 0, 0},
+    {VECTOR, "time_mix_k_a.weight", AT(own.rwkv.k_a), "Hk", 0, 0, 0},
+    {VECTOR, "time_mix_r_k.weight", AT(own.rwkv.bonus), "k H", 0, 0, 0},
+    {FLOAT_KEY, "mixer.l2_norm_epsilon", AT(own.rwkv.k_eps), NULL, 0, 0, 1},
+    LAST_ROW,
+};
+static void bind_rwkv7(Loader *l, Layer *y, int i) {
+    static const int order[] = {IN_Q, IN_F, IN_K, IN_V, IN_B, IN_Z}; /* r, w, k, v, a, g */
+    const int64_t keys = (int64_t)y->n_heads * y->dk, values = (int64_t)y->n_heads * y->dv;
+    const float *lerp = rows_or(l, "time_mix_lerp_fused.weight", i, y->dim, 6, 1);
     y->in[IN_F] = narrow(l, 'w', i, ACT_TANH, keys);
     y->in[IN_B] = narrow(l, 'a', i, ACT_NONE, keys);
     y->in[IN_Z] = narrow(l, 'g', i, ACT_SIGMOID, values);
-    if (i) y->in[IN_W] = narrow(l, 'v', i, ACT_NONE, values);
-    else if (has(l, "time_mix_v0.weight", i)) narrow(l, 'v', i, ACT_NONE, values); /* in llama.cpp's files, and nobody uses it */
-    for (int j = 0; lerp && j < 6; j++) y->own.rwkv.lerp[order[j]].bias = lerp + (size_t)j * (size_t)dim;
-    y->own.rwkv.lerp[IN_W] = y->own.rwkv.lerp[IN_V];
-    y->own.rwkv.k_k = vector(l, "time_mix_k_k.weight", i, keys);
-    y->own.rwkv.k_a = vector(l, "time_mix_k_a.weight", i, keys);
-    y->own.rwkv.bonus = rows_or(l, "time_mix_r_k.weight", i, y->dk, y->n_heads, 1);
-    y->own.rwkv.k_eps = (float)float_key(l, "mixer.l2_norm_epsilon", i, 0, 0, 1);
-    y->back.gate = ACT_NONE;
+    /* in llama.cpp's files the first layer has it, too, and nobody uses it */
+    const int mixed = i || has(l, "time_mix_v0.weight", i);
+    const Proj v = mixed ? narrow(l, 'v', i, ACT_NONE, values) : (Proj){.act = ACT_NONE};
+    if (i) y->in[IN_W] = v;
+    Proj *to = y->own.rwkv.lerp;
+    for (int j = 0; lerp && j < 6; j++) to[order[j]].bias = lerp + (size_t)j * (size_t)y->dim;
+    to[IN_W] = to[IN_V];
+    bind(l, y, i, rwkv7_rows);
     if (!l->code) l->m->v_first_floats = (size_t)values;
     if (y->in[IN_V].w.n_out != l->m->layers[0].in[IN_V].w.n_out)
-        REFUSE(l, GLA_FORMAT, "%s: the values of all layers must have the width of the first", l->arch);
+        REFUSE(l, GLA_FORMAT, "%s: the values of all layers must have the width of the first",
+               l->arch);
 }
 
-/* What RWKV-6 alone has: a mix of x and the x before that depends on both, the narrow projection of w, and the bonus u. */
-static void bind_rwkv6(Loader *l, Layer *y, int i, int64_t keys, int64_t values) {
+/* What RWKV-6 alone has: a mix of x and the x before that depends on both, the narrow projection of
+ * w, and the bonus u. */
+static const Bind rwkv6_rows[] = {
+    {VECTOR, "time_mix_lerp_x.weight", AT(own.rwkv.lerp_x), "d", 0, 0, 0},
+    {VECTOR, "time_mix_decay.weight", AT(in[IN_F].bias), "Hk", 0, 0, 0},
+    {MATRIX, "time_mix_gate.weight", AT(in[IN_Z].w), "d Hv", 0, 0, 0},
+    {VECTOR, "time_mix_first.weight", AT(own.rwkv.bonus), "k H", 0, 0, 0},
+    LAST_ROW,
+};
+static void bind_rwkv6(Loader *l, Layer *y, int i) {
     static const int order[] = {IN_F, IN_K, IN_V, IN_Q, IN_Z}; /* w, k, v, r, g */
-    int dim = l->m->config.dim;
+    const int dim = y->dim;
     const float *lerp = rows_or(l, "time_mix_lerp_fused.weight", i, dim, 5, 0);
-    Tensor w1 = matrix(l, "time_mix_w1.weight", i, dim, 0);
-    Tensor w2 = matrices(l, "time_mix_w2.weight", i, w1.n_out / 5, dim, 5);
-    if (w1.n_out % 5) REFUSE(l, GLA_FORMAT, "blk.%d.time_mix_w1.weight has %d rows, expected five equal parts", i, w1.n_out);
+    Fused w1 = {.w = matrix(l, "time_mix_w1.weight", i, dim, 0)};
+    const int narrow = w1.w.n_out / 5;
+    Fused w2 = {.w = matrices(l, "time_mix_w2.weight", i, narrow, dim, 5)};
+    if (w1.w.n_out % 5)
+        REFUSE(l, GLA_FORMAT, "blk.%d.time_mix_w1.weight has %d rows, expected five equal parts", i,
+               w1.w.n_out);
     for (int j = 0; j < 5; j++) {
         char name[32];
         snprintf(name, sizeof name, "time_mix_lerp_%c.weight", "wkvrg"[j]);
         Proj *p = &y->own.rwkv.lerp[order[j]];
-        p->w = rows_of(w1, (int64_t)j * (w1.n_out / 5), w1.n_out / 5);
-        p->up = rows_of(w2, (int64_t)j * dim, dim);
+        *p = next_rows(&w1, narrow);
+        p->up = next_rows(&w2, dim).w;
         p->act = ACT_TANH;
         p->bias = lerp ? lerp + (size_t)j * (size_t)dim : vector(l, name, i, dim);
     }
-    y->own.rwkv.lerp_x = vector(l, "time_mix_lerp_x.weight", i, dim);
-    y->in[IN_F].w = matrix(l, "time_mix_decay_w1.weight", i, dim, 0);
-    y->in[IN_F].bias = vector(l, "time_mix_decay.weight", i, keys);
-    y->in[IN_F].up = matrix(l, "time_mix_decay_w2.weight", i, y->in[IN_F].w.n_out, keys);
-    y->in[IN_F].act = ACT_TANH;
-    y->in[IN_Z].w = matrix(l, "time_mix_gate.weight", i, dim, values);
-    y->own.rwkv.bonus = rows_or(l, "time_mix_first.weight", i, y->dk, y->n_heads, 1);
-    y->back.gate = ACT_SILU;
+    Proj *decay = &y->in[IN_F];
+    decay->w = matrix(l, "time_mix_decay_w1.weight", i, dim, 0);
+    decay->up = matrix(l, "time_mix_decay_w2.weight", i, decay->w.n_out,
+                       (int64_t)y->n_heads * y->dk);
+    decay->act = ACT_TANH;
+    bind(l, y, i, rwkv6_rows);
 }
 
-/* rwkv6, rwkv7 in llama.cpp's layout. mixer.* keys are ours, for heads of other widths and other epsilons. */
-static void read_rwkv(Loader *l, Layer *y, int i) {
-    int dim = l->m->config.dim, hidden = int_key(l, "feed_forward_length", i, 0, 1, 1 << 28);
-    int seven = !strcmp(l->arch, "rwkv7");
-    l->m->config.layer_norm = 1;
-    l->m->config.rescale = seven ? 0 : int_key(l, "rescale_every_n_layers", i, 0, 0, 1 << 20);
-    y->norm.w = vector(l, "attn_norm.weight", i, dim);
-    y->norm.b = vector_if(l, "attn_norm.bias", i, dim);
-    y->ffn.norm.w = vector(l, "attn_norm_2.weight", i, dim);
-    y->ffn.norm.b = vector_if(l, "attn_norm_2.bias", i, dim);
-    y->ffn.act = act_key(l, "feed_forward_activation", ACT_SQRELU);
-    y->ffn.lerp_k = vector(l, "channel_mix_lerp_k.weight", i, dim);
-    y->ffn.up = matrix(l, "channel_mix_key.weight", i, dim, hidden);
-    y->ffn.down = matrix(l, "channel_mix_value.weight", i, hidden, dim);
-    if (!seven) {
-        y->ffn.lerp_r = vector(l, "channel_mix_lerp_r.weight", i, dim);
-        y->ffn.gate = matrix(l, "channel_mix_receptance.weight", i, dim, dim);
-    }
-    int most_softmax_heads = seven && !i ? 0 : 65536; /* RWKV-7 needs the values of its first layer */
-    if (int_key(l, "attention.head_count", i, 0, 0, most_softmax_heads)) {
-        bind_softmax(l, y, i, 0, 0, 0);
-        return;
-    }
-
-    y->mixer = MIX_RWKV;
+static const Bind rwkv_rows[] = {
+    {MATRIX, "time_mix_receptance.weight", AT(in[IN_Q].w), "d Hk", 0, 0, 0},
+    {MATRIX, "time_mix_key.weight", AT(in[IN_K].w), "d Hk", 0, 0, 0},
+    {MATRIX, "time_mix_value.weight", AT(in[IN_V].w), "d Hv", 0, 0, 0},
+    {MATRIX, "time_mix_output.weight", AT(out.w), "Hv d", 0, 0, 0},
+    {VECTOR, "time_mix_ln.weight", AT(back.norm), "Hv", 0, 0, 0},
+    {VECTOR, "time_mix_ln.bias", AT(back.norm_bias), "Hv", 0, 0, 0},
+    {FLOAT_KEY, "mixer.layer_norm_epsilon", AT(back.eps), NULL, 64e-5, 0, 1},
+    LAST_ROW,
+};
+static void bind_rwkv(Loader *l, Layer *y, int i) {
     y->dk = int_key(l, "wkv.head_size", i, 0, 1, 4096);
     y->dv = int_key(l, "mixer.value_length", i, y->dk, 1, 4096);
-    y->n_heads = int_key(l, "mixer.head_count", i, max64(1, dim / y->dk), 1, 65536);
-    y->back.eps = (float)float_key(l, "mixer.layer_norm_epsilon", i, 64e-5, 0, 1);
-    int64_t keys = (int64_t)y->n_heads * y->dk, values = (int64_t)y->n_heads * y->dv;
-    y->in[IN_Q].w = matrix(l, "time_mix_receptance.weight", i, dim, keys);
-    y->in[IN_K].w = matrix(l, "time_mix_key.weight", i, dim, keys);
-    y->in[IN_V].w = matrix(l, "time_mix_value.weight", i, dim, values);
-    y->out.w = matrix(l, "time_mix_output.weight", i, values, dim);
-    y->back.norm = vector(l, "time_mix_ln.weight", i, values);
-    y->back.norm_bias = vector(l, "time_mix_ln.bias", i, values);
-    if (seven) bind_rwkv7(l, y, i, keys, values);
-    else bind_rwkv6(l, y, i, keys, values);
-    y->mem.scratch = (size_t)keys + (seven ? 2 : 7) * (size_t)dim + 16 * LANES; /* mix_rwkv: erase key, shift, input, and five shares */
+    y->n_heads = int_key(l, "mixer.head_count", i, max64(1, y->dim / y->dk), 1, 65536);
+    y->n_k_heads = y->n_heads;
+    if (l->code) return;
+    mixer_defaults(y, y->mixer->name);
+    bind(l, y, i, rwkv_rows);
+    if (y->mixer->law == law_rwkv7) bind_rwkv7(l, y, i);
+    else bind_rwkv6(l, y, i);
 }
 
-static const struct { const char *name; void (*read_layer)(Loader *, Layer *, int); } architectures[] = {
-    {"qwen35", read_qwen35}, {"rwkv6", read_rwkv}, {"rwkv7", read_rwkv},
-    {"transformer", read_fla}, {"forgetting_transformer", read_fla}, {"path_attn", read_fla}, {"wall_transformer", read_fla},
-}; /* and all rows of the family: read_fla, all rows of decoders: read_decoder */
+/* -- the decoder around the mixers -- */
+
+/* A norm (its name differs) and a gated feed-forward. */
+static void bind_feed_forward(Loader *l, Layer *y, int i) {
+    static const char *const biases[] = {"ffn_gate.bias", "ffn_up.bias", "ffn_down.bias"};
+    const int dim = y->dim, hidden = int_key(l, "feed_forward_length", i, 0, 1, 1 << 28);
+    Ffn *f = &y->ffn;
+    int found = 0;
+    f->norm.w = vector(l, l->a->ffn_norm, i, dim);
+    f->gate = matrix(l, "ffn_gate.weight", i, dim, hidden);
+    f->up = matrix(l, "ffn_up.weight", i, dim, hidden);
+    f->down = matrix(l, "ffn_down.weight", i, hidden, dim);
+    for (int j = 0; j < 3; j++) {
+        f->bias[j] = vector_if(l, biases[j], i, j < 2 ? hidden : dim);
+        found += f->bias[j] != NULL;
+    }
+    if (found % 3)
+        REFUSE(l, GLA_FORMAT, "blk.%d: %d of ffn_gate, ffn_up and ffn_down have a bias, "
+               "expected all or none", i, found);
+}
+
+/* RWKV's, see channel_mix; its norms are LayerNorms. */
+static void bind_channel_mix(Loader *l, Layer *y, int i) {
+    const int dim = y->dim, hidden = int_key(l, "feed_forward_length", i, 0, 1, 1 << 28);
+    const int six = !strcmp(l->a->linear, "rwkv6");
+    Config *c = &l->m->config;
+    Ffn *f = &y->ffn;
+    c->layer_norm = 1;
+    c->rescale = six ? int_key(l, "rescale_every_n_layers", i, 0, 0, 1 << 20) : 0;
+    y->norm.b = vector_if(l, "attn_norm.bias", i, dim);
+    f->norm.w = vector(l, l->a->ffn_norm, i, dim);
+    f->norm.b = vector_if(l, "attn_norm_2.bias", i, dim);
+    f->lerp_k = vector(l, "channel_mix_lerp_k.weight", i, dim);
+    f->up = matrix(l, "channel_mix_key.weight", i, dim, hidden);
+    f->down = matrix(l, "channel_mix_value.weight", i, hidden, dim);
+    if (!six) return;
+    f->lerp_r = vector(l, "channel_mix_lerp_r.weight", i, dim);
+    f->gate = matrix(l, "channel_mix_receptance.weight", i, dim, dim);
+}
+
+/* Residual attention: the scores of the sources, in front of the mixer and of the feed-forward. */
+static void bind_sources(Loader *l, Layer *y, int i) {
+    const int block = int_key(l, "residual_attention.block_size", i, 0, 0, 1 << 20);
+    static const Bind rows[] = {
+        {VECTOR, "attn_res_proj.weight", AT(res.proj[0]), "d", 0, 0, 0},
+        {VECTOR, "attn_res_norm.weight", AT(res.norm[0]), "d", 0, 0, 0},
+        {VECTOR, "ffn_res_proj.weight", AT(res.proj[1]), "d", 0, 0, 0},
+        {VECTOR, "ffn_res_norm.weight", AT(res.norm[1]), "d", 0, 0, 0},
+        LAST_ROW,
+    };
+    if (i == 0) l->m->config.res_block = block;
+    else if (block != l->m->config.res_block)
+        REFUSE(l, GLA_FORMAT, "%s.residual_attention.block_size differs between layers", l->arch);
+    if (block && !y->ffn.down.data)
+        REFUSE(l, GLA_UNSUPPORTED, "residual attention in layer %d, which has no feed-forward, "
+               "is not implemented", i);
+    if (block) bind(l, y, i, rows);
+}
+
+/* Does layer i have softmax attention? */
+static int is_softmax(Loader *l, int i) {
+    const Architecture *a = l->a;
+    char key[96];
+    if (!a->linear) return 1;
+    if (a->every) {
+        const int every = int_key(l, "full_attention_interval", i, a->every, 1, 1 << 20);
+        if (gguf_key_index(l->g, arch_key(key, l, "attention.recurrent_layers")) < 0)
+            return (i + 1) % every == 0;
+        return !int_key(l, "attention.recurrent_layers", i, 0, 0, 1);
+    }
+    /* RWKV-7 needs the values of its first layer */
+    const int first = !strcmp(a->linear, "rwkv7") && !i;
+    return int_key(l, "attention.head_count", i, 0, 0, first ? 0 : 65536) > 0;
+}
+
+/* Layer i, of any architecture. */
+static void read_block(Loader *l, Layer *y, int i) {
+    static const struct { void (*mix)(const Run *, const Layer *);
+                         void (*bind)(Loader *, Layer *, int); }
+        of_mix[] = {{mix_rwkv, bind_rwkv}, {mix_mamba, bind_mamba}, {mix_trapezoid, bind_mamba3}};
+    const Architecture *a = l->a;
+    Config *c = &l->m->config;
+    c->embed_scale = a->scaled ? sqrtf((float)c->dim) : 1;
+    c->softcap = (float)float_key(l, "final_logit_softcapping", 0, 0, 0, 1e6);
+    if (int_key(l, "expert_count", i, 0, 0, 65536))
+        REFUSE(l, GLA_UNSUPPORTED, "%s with experts is not implemented", l->arch);
+    y->dim = c->dim, y->eps = c->eps;
+    y->norm.w = vector(l, "attn_norm.weight", i, c->dim);
+    if (is_softmax(l, i)) bind_softmax(l, y, i);
+    else {
+        y->mixer = mixer_row(*a->linear ? a->linear : l->arch);
+        void (*bind_mixer)(Loader *, Layer *, int) = a->every ? bind_qwen35 : NULL;
+        for (int n = 0; n < 3; n++)
+            if (of_mix[n].mix == y->mixer->mix) bind_mixer = of_mix[n].bind;
+        if (!bind_mixer) bind_mixer = y->mixer->back.out == OUT_GATED ? bind_mamba2 : bind_family;
+        bind_mixer(l, y, i);
+    }
+    if (l->code) return;
+    y->ffn.act = act_key(l, "feed_forward_activation", a->act);
+    const int rwkv = a->linear && !strncmp(a->linear, "rwkv", 4);
+    const int alone = y->mixer->back.out == OUT_GATED && !has(l, "ffn_norm.weight", i); /* mamba */
+    if (rwkv) bind_channel_mix(l, y, i);
+    else if (!alone) bind_feed_forward(l, y, i);
+    if (!rwkv) bind_sources(l, y, i);
+    if (!a->sandwich) return;
+    y->post_norm.w = vector(l, "post_attention_norm.weight", i, c->dim);
+    y->ffn.post_norm.w = vector(l, "post_ffw_norm.weight", i, c->dim);
+}
 
 /* Files that are GGUF and yet no text model. */
 static int refuse_other_kinds(const Gguf *g, char *err) {
     Str type;
     char text[64];
     if (gguf_str(g, "general.type", &type) && str_is(type, "vocab"))
-        return fail(err, GLA_UNSUPPORTED, "this file holds a vocabulary, not a model; it goes with -z");
+        return fail(err, GLA_UNSUPPORTED,
+                    "this file holds a vocabulary, not a model; it goes with -z");
     if (gguf_str(g, "general.type", &type) && !str_is(type, "model"))
-        return fail(err, GLA_UNSUPPORTED, "this file holds a %s (general.type), not a text model", printable(text, type));
+        return fail(err, GLA_UNSUPPORTED, "this file holds a %s (general.type), not a text model",
+                    printable(text, type));
     if (gguf_str(g, "general.architecture", &type) && str_is(type, "clip"))
         return fail(err, GLA_UNSUPPORTED, "this file holds a vision projector, not a text model");
-    if (!g->n_tensors) return fail(err, GLA_UNSUPPORTED, "this file holds no weights; as a vocabulary it goes with -z");
+    if (!g->n_tensors) return fail(err, GLA_UNSUPPORTED,
+                                   "this file holds no weights; as a vocabulary it goes with -z");
     return GLA_OK;
 }
 
-/* A tensor of the main blocks that nobody asked for would be arithmetic left out: better no answer than a wrong one. */
+/* A tensor of the main blocks that nobody asked for would be arithmetic left out: better no answer
+ * than a wrong one. */
 static int refuse_unused(const Gguf *g, int n_layers, const char *arch, char *err) {
     char text[64];
     for (uint64_t i = 0; i < g->n_tensors; i++) {
@@ -5567,32 +7144,109 @@ static int refuse_unused(const Gguf *g, int n_layers, const char *arch, char *er
         char name[64];
         if (t->used || t->name.n > 63) continue;
         memcpy(name, t->name.s, t->name.n), name[t->name.n] = 0;
-        int ignored = sscanf(name, "blk.%d.", &block) == 1 ? block >= n_layers /* multi-token prediction */
-                    : !strncmp(name, "mtp.", 4) || !strncmp(name, "v.", 2) || !strncmp(name, "mm.", 3);
+        int ignored = sscanf(name, "blk.%d.", &block) == 1 ? block >= n_layers /* multi-token
+                                                                                  prediction */
+                    : !strncmp(name, "mtp.", 4) || !strncmp(name, "v.", 2)
+                        || !strncmp(name, "mm.", 3);
         const char *end = strrchr(name, '.');
         if (end && (!strcmp(end, ".input_scale") || !strcmp(end, ".inv_freq"))) ignored = 1;
         if (!ignored)
-            return fail(err, GLA_UNSUPPORTED, "the tensor %s has no place in %s as implemented here", printable(text, t->name), arch);
+            return fail(err, GLA_UNSUPPORTED,
+                        "the tensor %s has no place in %s as implemented here",
+                            printable(text, t->name), arch);
     }
     return GLA_OK;
 }
 
+/* Scratch, per token, of a layer's projections, narrow middles and mixer. */
+static void measure_scratch(GlaModel *m, Layer *y) {
+    const Mixer *x = y->mixer;
+    float *rows[MAX_IN], *own[MAX_OWN];
+    size_t in = 0, mid = 0, lerp_mid = 0;
+    for (int j = 0; j < MAX_IN; j++) {
+        in += round_up((size_t)proj_out(&y->in[j]), LANES);
+        if (y->in[j].up.data) mid += (size_t)y->in[j].w.n_out;
+        if (y->own.rwkv.lerp[j].up.data) lerp_mid += (size_t)y->own.rwkv.lerp[j].w.n_out;
+    }
+    y->mem.scratch = hand_out(y, x->makes, 1, NULL, rows, own) + map_floats(y);
+    in += y->mem.scratch + LANES;
+    raise_to(&mid, lerp_mid);
+    if (y->ffn.lerp_k) raise_to(&in, 3 * (size_t)y->dim + (size_t)y->ffn.up.n_out + 4 * LANES);
+    const size_t o = (size_t)y->n_heads * (size_t)y->dv, hidden = (size_t)y->ffn.up.n_out;
+    raise_to(&m->row_floats, in);
+    raise_to(&m->mid_floats, mid), raise_to(&m->widest_in, mid);
+    raise_to(&m->out_floats, o), raise_to(&m->widest_in, o);
+    raise_to(&m->hidden_floats, hidden), raise_to(&m->widest_in, hidden);
+    raise_to(&m->widest_in, (size_t)proj_out(&y->own.mamba.step_in));
+    raise_to(&m->widest_dk, (size_t)(y->dk > y->own.slots ? y->dk : y->own.slots));
+}
+
+/* What a layer keeps, and where in the state. */
+static void measure_state(GlaModel *m, Layer *y) {
+    float *keeps[MAX_KEPT];
+    Extent *e = &y->mem;
+    e->fixed = conv_floats(y) + keep_floats(y, y->mixer->keeps, NULL, keeps);
+    e->fixed += y->ffn.lerp_k ? (size_t)y->dim : 0;
+    e->fixed_at = m->fixed_floats, m->fixed_floats += e->fixed;
+    for (int kv = 0; kv < GLA_N_KV && y->mixer->grows; kv++) {
+        Cache c = cache_shape(y, kv);
+        e->kv[kv] = cache_block_bytes(&c);
+        e->kv_at[kv] = m->kv_bytes[kv], m->kv_bytes[kv] += e->kv[kv];
+        if (!kv) m->kv_floats += e->kv[kv] / sizeof(float) / KEYS;
+    }
+}
+
+/* The line that names the layers: "gated-delta x 18, softmax x 6". */
+static void name_kinds(const GlaModel *m, char *text, size_t cap) {
+    const int n_layers = m->config.n_layers;
+    for (int i = 0, n = 0; i < n_layers && n < (int)cap - 20; i++) {
+        int before = 0, count = 0;
+        for (int j = 0; j < n_layers; j++) {
+            if (m->layers[j].mixer != m->layers[i].mixer) continue;
+            before += j < i, count++;
+        }
+        if (before) continue;
+        n += snprintf(text + n, cap - (size_t)n, "%s%.24s x %d", n ? ", " : "",
+                      m->layers[i].mixer->name, count);
+    }
+}
+
+/* Sizes of state and scratch, and the weights that a token reads. */
+static void measure_model(GlaModel *m) {
+    const Gguf *g = &m->file;
+    for (uint64_t i = 0; i < g->n_tensors; i++) {
+        const GgufTensor *t = &g->tensors[i];
+        if (!t->used) continue;
+        m->parameters += t->ne[0] * t->ne[1] * t->ne[2] * t->ne[3];
+        m->token_bytes += t->n_bytes;
+    }
+    m->token_weights = m->parameters;
+    if (m->head.data != m->embed.data) { /* of the embedding, a token reads one row */
+        m->token_bytes -= (uint64_t)m->embed.n_out * row_bytes(&m->embed);
+        m->token_weights -= (uint64_t)m->embed.n_out * (uint64_t)m->embed.n_in;
+    }
+    m->run_weights = m->token_weights - (uint64_t)m->head.n_out * (uint64_t)m->head.n_in;
+    m->widest_in = (size_t)m->config.dim;
+    for (int i = 0; i < m->config.n_layers; i++) {
+        measure_scratch(m, &m->layers[i]);
+        measure_state(m, &m->layers[i]);
+    }
+    name_kinds(m, m->kinds, 160);
+}
+
 static int load_model(GlaModel *m, char *err) {
     const Gguf *g = &m->file;
-    Loader loader = {m, g, "", NULL, err, GLA_OK}, *l = &loader;
+    Loader loader = {.m = m, .g = g, .err = err}, *l = &loader;
     Str s = {NULL, 0};
     char text[64];
     int code = refuse_other_kinds(g, err);
     if (code) return code;
-    if (!gguf_str(g, "general.architecture", &s)) return fail(err, GLA_FORMAT, "the key general.architecture is missing");
-    void (*read_layer)(Loader *, Layer *, int) = NULL;
-    for (size_t i = 0; i < sizeof architectures / sizeof *architectures && !read_layer; i++)
-        if (str_is(s, architectures[i].name)) read_layer = architectures[i].read_layer;
+    if (!gguf_str(g, "general.architecture", &s))
+        return fail(err, GLA_FORMAT, "the key general.architecture is missing");
     if (s.n < sizeof l->arch) memcpy(l->arch, s.s, s.n);
-    if (!read_layer && family_named(l->arch)) read_layer = read_fla;
-    l->decoder = decoder_named(l->arch);
-    if (l->decoder) read_layer = read_decoder;
-    if (!read_layer) return fail(err, GLA_UNSUPPORTED, "the architecture \"%s\" is not implemented", printable(text, s));
+    if (!(l->a = architecture_named(l->arch)))
+        return fail(err, GLA_UNSUPPORTED, "the architecture \"%s\" is not implemented",
+                    printable(text, s));
     m->architecture = keep_str(l, s, "");
     s.s = NULL;
     gguf_str(g, "general.name", &s);
@@ -5603,22 +7257,21 @@ static int load_model(GlaModel *m, char *err) {
     int extra = int_key(l, "nextn_predict_layers", 0, 0, 0, 1000);
     c->n_layers = blocks - extra;
     if ((uint64_t)blocks > g->n_tensors)
-        REFUSE(l, GLA_FORMAT, "%s.block_count is %d, but there are only %llu tensors", l->arch, blocks, (unsigned long long)g->n_tensors);
-    if (c->n_layers < 1) REFUSE(l, GLA_UNSUPPORTED, "this file holds only multi-token-prediction blocks, no model");
+        REFUSE(l, GLA_FORMAT, "%s.block_count is %d, but there are only %llu tensors", l->arch,
+               blocks, (unsigned long long)g->n_tensors);
+    if (c->n_layers < 1) REFUSE(l, GLA_UNSUPPORTED,
+                                "this file holds only multi-token-prediction blocks, no model");
     c->dim = int_key(l, "embedding_length", 0, 0, 1, 1 << 24);
     c->seq_len = int_key(l, "context_length", 0, 4096, 1, INT32_MAX);
-    c->embed_scale = 1;
     double eps = float_key(l, "attention.layer_norm_epsilon", 0, 1e-6, 0, 1);
     c->eps = (float)float_key(l, "attention.layer_norm_rms_epsilon", 0, eps, 0, 1);
     m->embed = matrix(l, "token_embd.weight", -1, c->dim, 0);
-    m->head = has(l, "output.weight", -1) ? matrix(l, "output.weight", -1, c->dim, m->embed.n_out) : m->embed;
+    m->head = has(l, "output.weight", -1) ? matrix(l, "output.weight", -1, c->dim, m->embed.n_out)
+        : m->embed;
     c->vocab_size = m->embed.n_out;
     m->out_norm.w = vector(l, "output_norm.weight", -1, c->dim);
     m->layers = keep(l, (size_t)max64(c->n_layers, 1), sizeof *m->layers);
-    for (int i = 0; i < c->n_layers && !l->code; i++) {
-        m->layers[i].eps = c->eps;
-        read_layer(l, &m->layers[i], i);
-    }
+    for (int i = 0; i < c->n_layers && !l->code; i++) read_block(l, &m->layers[i], i);
     if (c->layer_norm) {
         m->out_norm.b = vector_if(l, "output_norm.bias", -1, c->dim);
         m->embed_norm.w = vector_if(l, "token_embd_norm.weight", -1, c->dim);
@@ -5632,28 +7285,32 @@ static int load_model(GlaModel *m, char *err) {
     m->kinds = keep(l, 160, 1);
     if (l->code) return l->code;
 
-    for (uint64_t i = 0; i < g->n_tensors; i++)
-        if (g->tensors[i].used) {
-            uint64_t count = g->tensors[i].ne[0] * g->tensors[i].ne[1] * g->tensors[i].ne[2] * g->tensors[i].ne[3];
-            m->parameters += count, m->token_weights += count;
-            m->token_bytes += g->tensors[i].n_bytes;
-        }
-    if (m->head.data != m->embed.data) { /* of the embedding, a token reads one row */
-        m->token_bytes -= (uint64_t)m->embed.n_out * row_bytes(&m->embed);
-        m->token_weights -= (uint64_t)m->embed.n_out * (uint64_t)m->embed.n_in;
-    }
-    m->run_weights = m->token_weights - (uint64_t)m->head.n_out * (uint64_t)m->head.n_in;
+    measure_model(m);
+    /* Far beyond any real model, it is a hostile header; keys and values of one position are a
+       sliver of the weights that make them. */
+    const size_t fixed_bytes = m->fixed_floats * sizeof(float),
+        position_bytes = m->kv_floats * sizeof(float);
+    if (fixed_bytes / 16 > g->map.n + (4 << 20))
+        return fail(err, GLA_FORMAT, "a state of %zu bytes is out of proportion to a file of %zu",
+                    fixed_bytes, g->map.n);
+    if (position_bytes > g->map.n / 16 + (1 << 20))
+        return fail(err, GLA_FORMAT, "%zu bytes for each position are out of proportion to a file "
+                    "of %zu", position_bytes, g->map.n);
     return choose_kernels(&m->kernels, err);
 }
 
 GLA_API void gla_info(const GlaModel *m, GlaInfo *i) {
-    *i = (GlaInfo){m->architecture, m->name, m->kernels->name, m->config.n_layers, m->config.dim, m->config.vocab_size, m->config.seq_len,
-                   m->parameters, m->file.map.n, m->token_bytes, m->token_weights, m->run_weights,
-                   m->fixed_floats * sizeof(float), {0}, m->kinds};
+    const Config *c = &m->config;
+    *i = (GlaInfo){.architecture = m->architecture, .name = m->name, .kernel = m->kernels->name,
+                   .n_layers = c->n_layers, .dim = c->dim, .vocab_size = c->vocab_size,
+                   .seq_len = c->seq_len, .parameters = m->parameters, .file_bytes = m->file.map.n,
+                   .token_bytes = m->token_bytes, .token_weights = m->token_weights,
+                   .run_weights = m->run_weights,
+                   .state_bytes = m->fixed_floats * sizeof(float), .layer_kinds = m->kinds};
     for (int kv = 0; kv < GLA_N_KV; kv++) i->kv_bytes_per_token[kv] = m->kv_bytes[kv] / KEYS;
 }
 
-/* ---- 8. state: what one text has left behind, and the room to work in -------------------------
+/* ---- 9. state: what one text has left behind, and the room to work in -------------------------
  * The constant part holds, per layer, the convolution's last inputs and the memories S; the growing
  * part holds keys and values of the softmax layers, position by position. Zeroed memory is a fresh
  * state. Everything else is scratch. */
@@ -5672,6 +7329,7 @@ struct GlaState {
     float *xb;               /* (batch, dim) what a branch reads and leaves */
     float *rows;             /* (batch, m->row_floats) projections of a mixer, then its scratch;
                                 or two rows of the feed-forward */
+    float *turns;            /* (batch, m->turn_floats) cos and sin of the rotary positions */
     float *mid;              /* (batch, m->mid_floats) narrow middles of projections */
     float *o;                /* (batch, n_heads dv) output of a mixer */
     float *v_first;          /* RWKV-7: values of the first layer */
@@ -5685,14 +7343,6 @@ struct GlaState {
 /* The embedding, and one for every res_block sub-layers; 1 without residual attention. */
 static int residual_sources(const Config *c) {
     return c->res_block ? (2 * c->n_layers + c->res_block - 1) / c->res_block + 1 : 1;
-}
-
-/* What a layer's cache is with keys and values kept as kv says; memory not included. */
-static Cache cache_shape(const Layer *y, int kv) {
-    static const int cache_types[GLA_N_KV] = {F32, F32, F16, Q8_0};
-    Cache c = y->mem.cache;
-    c.type = cache_types[kv];
-    return c;
 }
 
 /* Blocks of KEYS positions in a context; those in use; where a layer's begin. */
@@ -5718,6 +7368,7 @@ static GlaState *state_layout(Arena *a, const GlaModel *m, const GlaSettings *ho
     s.x = take_bytes(a, (size_t)residual_sources(c) * T, (size_t)c->dim * sizeof(float));
     s.xb = take_bytes(a, T, (size_t)c->dim * sizeof(float));
     s.rows = take_bytes(a, T, rows * sizeof(float));
+    s.turns = take_bytes(a, T, m->turn_floats * sizeof(float));
     s.mid = take_bytes(a, T, m->mid_floats * sizeof(float));
     s.o = take_bytes(a, T, m->out_floats * sizeof(float));
     s.v_first = take_bytes(a, T, m->v_first_floats * sizeof(float));
@@ -5755,7 +7406,7 @@ static int state_settings(const GlaModel *m, const GlaSettings *given, GlaSettin
     if (h.fast != 0 && h.fast != 1) return fail(err, GLA_INPUT, "fast is 0 or 1, not %d", h.fast);
     /* wall's fadings lie between 0.99 and 1, where a rounded one is another memory */
     for (int i = 0; i < m->config.n_layers && h.kv > GLA_KV_F32; i++)
-        if (m->layers[i].mixer == MIX_WALL)
+        if (m->layers[i].mixer->takes & EXACT)
             return fail(err, GLA_INPUT, "%s keeps its keys and values as f32 only",
                         m->architecture);
     if (!h.ctx) h.ctx = m->config.seq_len < 4096 ? m->config.seq_len : 4096;
@@ -5766,6 +7417,7 @@ static int state_settings(const GlaModel *m, const GlaSettings *given, GlaSettin
     if (!h.kv) h.kv = GLA_KV_F32;
     size_t floats = (size_t)m->config.dim * (size_t)(residual_sources(&m->config) + 1)
                   + m->row_floats + 2 * m->hidden_floats + m->mid_floats + m->out_floats
+                  + m->turn_floats
                   + m->v_first_floats + 2 * m->widest_in; /* the last: quantised inputs */
     size_t per_token = floats * sizeof(float);
     while (h.batch > 1 && (size_t)h.batch > ((size_t)1 << 28) / per_token) h.batch /= 2;
@@ -5882,7 +7534,8 @@ typedef struct {
     uint32_t kv_type, n_keys;        /* GLA_KV_*, 0 without softmax layers; KEYS */
     GlaSampler sampler;
 } SessionHead;
-/* The head holds the sampler, so each setting more is another version; there were six in the third. */
+/* The head holds the sampler, so each setting more is another version;
+    there were six in the third. */
 #define ONE_MORE(...) + 1
 enum { SESSION_VERSION = 3 - 6 GLA_SETTINGS(ONE_MORE, ) };
 static const char session_magic[] = "GLASTATE";
@@ -6231,1162 +7884,55 @@ GLA_API int gla_cache_store(const GlaState *s, const char *folder, const int32_t
     return code ? code : cache_trim(folder, max_bytes, err);
 }
 
-/* ---- 9. layers: a run of T tokens through one layer -----------------------------------------------------
- * Plain float arrays in and out. No files, no allocation, no globals. Shapes are beside each.
- *
- * A mixer is a function mix_*(run, y, mem, in, o): from the rows of the layer's projections `in` (IN_Q, IN_K ...) and from `mem`, what
- * the layer remembers, to the rows o (T, n_heads dv). Read mix_linear first: it is four lines, and most models of this program need no
- * other mixer. Then what it calls: prepare (from projections to what the recurrence reads), recurrence_step (section 5), and finish
- * (skip, norm, gate). Each of the others is one idea more:
- *
- *   mix_linear      the one recurrence: linear attention, GLA, Mamba-2, DeltaNet, Gated DeltaNet, KDA ...
- *   mix_hgrn        a memory of one number per channel: the smallest of all
- *   mix_product     several writes per token
- *   mix_slots       two memories, one read after the other, with a softmax between them
- *   mix_log_linear  several memories, each for twice as many tokens as the one before
- *   mix_mamba       a decay for every number of the memory
- *   mix_trapezoid   Mamba-3: a token is written in two parts, the second together with the next token
- *   mix_rwkv        what is erased and what is written need not be along the same key; and its feed-forward, channel_mix
- *   mix_mesa        not the readout of one memory but the least-squares answer from two
- *   mix_softmax     no memory of a fixed size: all keys and values
- *   mix_path, mix_wall   the same, with keys that later tokens turn or fade
- *
- * The table `mixers` at the end of the section names them all. */
-
-/* What all mixers of a run know. */
-typedef struct {
-    const Team *team;
-    int T;                   /* tokens */
-    int64_t pos;             /* position of the first of them */
-    const float *x;          /* (T, dim) the normed input, for a mixer that calls project() itself */
-    float *mid;              /* scratch of project() */
-    float *v_first;          /* (T, n_heads dv) RWKV-7: values of the first layer */
-    Cache cache;             /* the layer's keys and values */
-} Run;
-
-/* -- pieces that many layers share: norms, gates, projections, convolution, rotary positions -- */
-
-/* x <- softmax(x), in place. */
-static void softmax_row(float *x, int n) {
-    float top = x[0], sum = 0;
-    for (int i = 1; i < n; i++)
-        if (x[i] > top) top = x[i];
-    for (int i = 0; i < n; i++) sum += x[i] = expf(x[i] - top);
-    for (int i = 0; i < n; i++) x[i] /= sum;
-}
-
-/* y <- rmsnorm(x) * w, row by row; both (T, n), w (n). */
-static void rmsnorm_rows(const Team *team, float *y, const float *x, const float *w, int n, float eps, int T) {
-    int n_threads = threads_for(team, 4.0 * n * T);
-    PARALLEL_FOR(n_threads)
-    for (int t = 0; t < T; t++) team->kernels->norm(y + (size_t)t * (size_t)n, x + (size_t)t * (size_t)n, w, (size_t)n, eps);
-}
-
-/* The norm of the stream: RMSNorm, or LayerNorm where the model says so. */
-static void norm_rows(const Team *team, const Config *c, float *y, const float *x, Norm f, int T) {
-    size_t n = (size_t)c->dim;
-    if (!c->layer_norm) { rmsnorm_rows(team, y, x, f.w, c->dim, c->eps, T); return; }
-    int n_threads = threads_for(team, 8.0 * c->dim * T);
-    PARALLEL_FOR(n_threads)
-    for (int t = 0; t < T; t++) layernorm(y + (size_t)t * n, x + (size_t)t * n, f.w, f.b, n, c->eps);
-}
-
-/* x <- x / sqrt(sum(x^2) + 1e-6) * scale: a sum, not a mean; the epsilon is the models', inside the root. */
-static void l2norm(float *x, int n, float scale) {
-    float r = scale / sqrtf(dot(x, x, (size_t)n) + 1e-6f);
-    for (int i = 0; i < n; i++) x[i] *= r;
-}
-
-/* y <- y * act(z), both (T, n). */
-static void gate_rows(const Team *team, float *y, const float *z, int act, int n, int T) {
-    int n_threads = threads_for(team, 8.0 * n * T);
-    PARALLEL_FOR(n_threads)
-    for (int t = 0; t < T; t++) team->kernels->gate(y + (size_t)t * (size_t)n, z + (size_t)t * (size_t)n, act, (size_t)n);
-}
-
-/* y (T, n) <- y + b, b (n); NULL = nothing. */
-static void add_bias(float *y, const float *b, int T, size_t n) {
-    for (int t = 0; t < T && b; t++)
-        for (size_t i = 0; i < n; i++) y[(size_t)t * n + i] += b[i];
-}
-
-/* rows[j] (T, out_j) = up_j act_j(W_j x) + bias_j, or W_j x + bias_j, for n projections of the same x (T, dim), absent ones left out.
- * The matrices that read x go in one matmul. mid: T * (all narrow middles) floats. */
-static void project(const Team *team, float *const *rows, const Proj *p, int n, const float *x, int T, float *mid) {
-    Product first[MAX_IN] = {{NULL, NULL}};
-    int n_first = 0, n_in = 0;
-    float *at = mid;
-    for (int j = 0; j < n; j++) {
-        if (!p[j].w.data) continue;
-        n_in = p[j].w.n_in;
-        first[n_first++] = (Product){p[j].up.data ? at : rows[j], &p[j].w};
-        if (p[j].up.data) at += (size_t)T * (size_t)p[j].w.n_out;
-    }
-    Input in = input_rows(x, T, n_in);
-    matmul(team, first, n_first, &in);
-    at = mid;
-    for (int j = 0; j < n; j++) {
-        if (p[j].up.data) {
-            Input middle = input_rows(at, T, p[j].w.n_out);
-            activate_row(at, p[j].act, (size_t)T * (size_t)p[j].w.n_out);
-            matmul(team, &(Product){rows[j], &p[j].up}, 1, &middle);
-            at += (size_t)T * (size_t)p[j].w.n_out;
-        }
-        add_bias(rows[j], p[j].bias, T, (size_t)proj_out(&p[j]));
-    }
-}
-
-/* Short convolution of x (T, C) in place, as in conv_strip: K taps w (C, K), then act. last: the K - 1 inputs before x; moves on. */
-static void short_conv(const Team *team, float *x, const float *w, const float *bias, float *last, int C, int K, int T, int act) {
-    int n_threads = threads_for(team, 12.0 * C * T);
-    PARALLEL_FOR(n_threads)
-    for (int c = 0; c < C; c += STRIP) team->kernels->conv(x, w, bias, last, C, K, T, act, c);
-}
-
-static void rope_table(float *table, const Layer *y, int64_t pos) { /* cos and sin of the angles at a position */
-    for (int i = 0; i < y->rope.dims / 2; i++) {
-        double angle = (double)pos * y->rope.freq[i];
-        table[2 * i] = y->rope.scale * (float)cos(angle);
-        table[2 * i + 1] = y->rope.scale * (float)sin(angle);
-    }
-}
-
-/* Rotary position embedding of one head in place: channels a, b of a pair turn by pos * freq radians.
- * table: cos and sin of the n/2 angles. Pairs are (i, i + n/2), or (2i, 2i+1) when adjacent. */
-static void rope(float *x, const float *table, int n, int adjacent) {
-    for (int i = 0; i < n / 2; i++) {
-        int ia = adjacent ? 2 * i : i, ib = adjacent ? 2 * i + 1 : i + n / 2;
-        float c = table[2 * i], s = table[2 * i + 1], a = x[ia], b = x[ib];
-        x[ia] = a * c - b * s;
-        x[ib] = a * s + b * c;
-    }
-}
-
-/* o (T, H dv) <- norm(act(o)) * act(z): RMSNorm over y->back.norm_width channels at a time, then the gate z, if there is one; the gate first
- * when y->back.gate_first. Weights (norm_width), or one per channel, or none. */
-static void gated_norm(const Run *run, float *o, const Layer *y, const float *z) {
-    int all = y->n_heads * y->dv, width = y->back.norm_width ? y->back.norm_width : all;
-    int spans = all / width, n = run->T * spans;
-    const Kernels *f = run->team->kernels;
-    int n_threads = threads_for(run->team, 16.0 * n * width);
-    PARALLEL_FOR(n_threads)
-    for (int i = 0; i < n; i++) {
-        float *row = o + (size_t)i * (size_t)width;
-        const float *gate = z ? z + (size_t)i * (size_t)width : NULL, *w = y->back.norm;
-        if (w && !y->back.norm_shared) w += (size_t)(i % spans) * (size_t)width;
-        if (y->back.act != ACT_NONE) f->activate(row, y->back.act, (size_t)width);
-        if (y->back.norm_width && !y->back.gate_first) f->norm(row, row, w, (size_t)width, y->back.eps);
-        if (gate) f->gate(row, gate, y->back.gate, (size_t)width);
-        if (y->back.norm_width && y->back.gate_first) f->norm(row, row, w, (size_t)width, y->back.eps);
-    }
-}
-
-/* -- the family: from projections to the recurrence and back -- */
-
-/* Rows that are still being made; the recurrence reads them as Rows. */
-typedef struct { float *p; size_t stride; int heads; } NewRows;
-static Rows made(NewRows r) { return (Rows){r.p, r.stride, r.heads}; }
-static float *row_at(const NewRows *r, int t) { return r->p ? r->p + (size_t)t * r->stride : NULL; }
-
-/* The rows of projection j, (T, heads, width); q, k and v side by side in one row when they are
- * fused. */
-static NewRows in_rows(const Layer *y, float *const *in, int j) {
-    const size_t stride = (size_t)y->rows.heads[j] * (size_t)y->rows.width[j];
-    if (!y->rows.fused || j > IN_V)
-        return (NewRows){y->in[j].w.data ? in[j] : NULL, stride, y->rows.heads[j]};
-    return (NewRows){in[IN_Q] + y->rows.at[j], (size_t)proj_out(&y->in[IN_Q]), y->rows.heads[j]};
-}
-
-static NewRows scratch_rows(float **free_rows, int T, int heads, int width) { /* (T, heads, width) */
-    NewRows r = {*free_rows, (size_t)heads * (size_t)width, heads};
-    *free_rows += round_up((size_t)T * r.stride, LANES);
-    return r;
-}
-
-/* What follows the projections q, k, v: silu at once or behind a short convolution; f may have a convolution, too.
- * mem: the last inputs of each convolution; returns what lies behind them. */
-static float *convolve(const Run *run, const Layer *y, float *mem, float *const *in) {
-    for (int j = IN_Q; j <= IN_F; j++) {
-        if (!y->in[j].w.data) continue;
-        int silu = y->family->silu, C = proj_out(&y->in[j]);
-        int wanted = silu == SILU_ALWAYS || (silu == SILU_CONV && y->conv.w[j]) || (silu == SILU_V && j == IN_V);
-        int act = j < IN_F && wanted ? ACT_SILU : ACT_NONE;
-        if (y->conv.w[j]) {
-            short_conv(run->team, in[j], y->conv.w[j], y->conv.bias, mem, C, y->conv.taps, run->T, act);
-            mem += (size_t)(y->conv.taps - 1) * (size_t)C;
-        } else if (act != ACT_NONE) {
-            int n_threads = threads_for(run->team, 8.0 * C * run->T);
-            PARALLEL_FOR(n_threads)
-            for (int t = 0; t < run->T; t++) run->team->kernels->activate(in[j] + (size_t)t * (size_t)C, act, (size_t)C);
-        }
-    }
-    return mem;
-}
-static size_t conv_floats(const Layer *y) {
-    size_t n = 0;
-    for (int j = IN_Q; j <= IN_F; j++)
-        if (y->conv.w[j]) n += (size_t)(y->conv.taps - 1) * (size_t)proj_out(&y->in[j]);
-    return n;
-}
-
-/* Feature map of one head: out (map_width) from x or its images a = A1 x + b1, b = A2 x + b2, n long. (fla modules/feature_map.py) */
-static void map_head(int map, float *out, const float *x, const float *a, const float *b, int n) {
-    if (map == MAP_HADAMARD)
-        for (int i = 0; i < n; i++) out[i] = a[i] * b[i];
-    if (map == MAP_T2R)
-        for (int i = 0; i < n; i++) out[i] = a[i] > 0 ? a[i] : 0;
-    if (map == MAP_HEDGEHOG) { /* softmax of (2a, -2a) */
-        float top = 0, sum = 0;
-        for (int i = 0; i < n; i++)
-            if (fabsf(a[i]) > top) top = fabsf(a[i]);
-        for (int i = 0; i < n; i++) sum += (out[i] = expf(2 * (a[i] - top))) + (out[n + i] = expf(2 * (-a[i] - top)));
-        for (int i = 0; i < 2 * n; i++) out[i] /= sum;
-    }
-    if (map == MAP_DPFP) /* p = (relu x, -relu x); p_i times the p that lies 1, 2, 3, 4 places before */
-        for (int j = 0; j < 4; j++)
-            for (int i = 0; i < 2 * n; i++) {
-                int k = (i - j - 1 + 8 * n) % (2 * n);
-                float p = x[i % n] > 0 ? x[i % n] : 0, r = x[k % n] > 0 ? x[k % n] : 0;
-                out[j * 2 * n + i] = (i < n) == (k < n) ? p * r : -(p * r);
-            }
-}
-
-/* Feature maps that are no function of one number, for all heads of q (which 0) or k (1): x (T, heads, d) to new rows
- * (T, heads, y->dk), which take the place of the projection's. */
-static NewRows map_rows(const Run *run, const Layer *y, const NewRows *x, int which, int d, float **free_rows) {
-    NewRows out = scratch_rows(free_rows, run->T, x->heads, y->dk);
-    float *images[2] = {out.p, *free_rows};
-    *free_rows += round_up((size_t)run->T * (size_t)x->heads * (size_t)y->dk, LANES);
-    for (int n = 0; n < 2 && y->front.map_in[which][n].w.data; n++) /* T rows at a time, which is what the scratch of a matmul has room for */
-        for (int h = 0; h < x->heads; h++) {
-            float *to = images[y->front.map == MAP_HEDGEHOG ? 1 : n] + (size_t)h * (size_t)run->T * (size_t)d;
-            project(run->team, &to, &y->front.map_in[which][n], 1, x->p + (size_t)h * (size_t)run->T * (size_t)d, run->T, run->mid);
-        }
-    int n_threads = threads_for(run->team, 20.0 * run->T * x->heads * y->dk);
-    PARALLEL_FOR(n_threads)
-    for (int i = 0; i < run->T * x->heads; i++) {
-        float *a = images[y->front.map == MAP_HEDGEHOG ? 1 : 0] + (size_t)i * (size_t)d;
-        map_head(y->front.map, images[0] + (size_t)i * (size_t)y->dk, x->p + (size_t)i * (size_t)d, a, images[1] + (size_t)i * (size_t)d, d);
-    }
-    return out;
-}
-
-/* The feature map, norm and scale of the heads of q (which 0) or k (1) of one token; x (heads, y->dk) in place. Only q is scaled. */
-static void map_heads(const Layer *y, float *x, int heads, int which) {
-    int n = y->dk;
-    float scale = which ? 1.0f : y->scale;
-    if (y->front.map < ACT_NONE) activate_row(x, y->front.map, (size_t)heads * (size_t)n);
-    for (int h = 0; h < heads; h++) {
-        float *p = x + h * n, sum = y->front.sum_eps;
-        if (y->front.norms[which] == QK_L2) { l2norm(p, n, scale); continue; }
-        for (int i = 0; i < n && y->front.norms[which] == QK_SUM; i++) sum += p[i];
-        float by = y->front.norms[which] == QK_SUM ? scale / sum : scale;
-        if (by != 1.0f) for (int i = 0; i < n; i++) p[i] *= by;
-    }
-}
-
-/* f to the decay d, in place, n values in heads of `width`. See DECAY_* for the equations. */
-static void decay_row(const Layer *y, float *f, int n, int width) {
-    switch (y->family->decay) {
-    case DECAY_SIGMOID:
-        for (int i = 0; i < n; i++) {
-            float log_d = logsigmoid(f[i]) / y->decay.divisor;
-            f[i] = expf(log_d < y->decay.min ? y->decay.min : log_d);
-        }
-        break;
-    case DECAY_SOFTPLUS:
-        for (int i = 0; i < n; i++) {
-            float a = y->decay.a[i / width], x = f[i] + y->decay.dt_bias[i];
-            f[i] = expf(y->decay.bound < 0 ? y->decay.bound * sigmoid(-a * x) : a * softplus(x));
-        }
-        break;
-    case DECAY_FORGET:
-        for (int i = 0; i < n; i++) {
-            float low = y->decay.low ? y->decay.low[i] : 0;
-            f[i] = low + (1 - low) * sigmoid(f[i]);
-        }
-    }
-}
-
-/* WRITE_SCALED_K: the write key k m of all tokens.                                             (arXiv 2604.21100)
- *   A <- exp(g) A + s k^2, one per key channel of each head;  r = ln(A + eps) - scale;  m = squash^(-r / (1 + |r|)) */
-static NewRows scale_keys(const Run *run, const Layer *y, float *A, float *const *in, const Rows *k, float **free_rows) {
-    int H = y->rows.heads[IN_G], dk = y->dk;
-    NewRows out = scratch_rows(free_rows, run->T, H, dk);
-    int n_threads = threads_for(run->team, 60.0 * run->T * H * dk);
-    PARALLEL_FOR(n_threads)
-    for (int h = 0; h < H; h++)
-        for (int t = 0; t < run->T; t++) {
-            size_t at = (size_t)t * (size_t)H + (size_t)h;
-            float fade = expf(y->write.m_a[h] * softplus(in[IN_G][at] + y->write.m_bias[h])), strength = sigmoid(in[IN_S][at]);
-            const float *key = row_head(k, t, h, H, 0, dk);
-            float *to = row_at(&out, t) + h * dk;
-            for (int i = 0; i < dk; i++) {
-                float *a = &A[h * dk + i], r;
-                *a = fade * *a + strength * key[i] * key[i];
-                r = logf(*a + y->write.squash_eps) - y->write.m_scale[h];
-                to[i] = key[i] * expf(-y->write.squash * r / (1 + fabsf(r)));
-            }
-        }
-    return out;
-}
-
-/* DECAY_SUM: f to the decay d, in place, and rest (both (T, n)), the weight of what is written, e^(f - z).
- *                                                                                         (arXiv 2405.21022, 2110.02488)
- * z (n): running log of the sum of e^f; at position 0 nothing comes before. */
-static void decay_by_sum(const Run *run, const Layer *y, float *z, const NewRows *f, const NewRows *rest) {
-    int n = (int)f->stride, n_threads = threads_for(run->team, 40.0 * run->T * n);
-    PARALLEL_FOR(n_threads)
-    for (int i = 0; i < n; i++)
-        for (int t = 0; t < run->T; t++) {
-            float s = row_at(f, t)[i], before = run->pos + t ? z[i] : -INFINITY;
-            s = s < y->decay.score_min ? y->decay.score_min : s > y->decay.score_max ? y->decay.score_max : s;
-            float more = expf(-fabsf(before - s)), sum = 1 + more; /* z = the larger + ln(1 + e^-difference) */
-            z[i] = (s > before ? s : before) + log1pf(more);
-            row_at(f, t)[i] = (s > before ? more : 1) / sum;
-            row_at(rest, t)[i] = (s > before ? 1 : more) / sum;
-        }
-}
-
-/* ERASE_OLD (Comba): p = old_key k, of length one, is what is erased along, and q loses its share of p: q <- q - skip p.
- *   one token: p, k, q (H, dk); k as it came from the convolution */
-static void old_keys(const Layer *y, float *p, const float *k, float *q) {
-    int dk = y->dk;
-    for (int h = 0; h < y->n_heads; h++) {
-        for (int i = h * dk; i < (h + 1) * dk; i++) {
-            p[i] = y->write.old_key[h] * k[i];
-            q[i] -= y->back.skip[h] * p[i];
-        }
-        l2norm(p + h * dk, dk, 1.0f);
-    }
-}
-
-/* DECAY_STEP (Mamba-2): the time step D = softplus(d + dt) within bounds says both how much fades and how much is written.
- *   one token: d (H) to exp(a D), in place;  stepped (H, dv) = D v */
-static void time_steps(const Layer *y, float *d, float *stepped, const float *v) {
-    int dv = y->dv;
-    for (int h = 0; h < y->n_heads; h++) {
-        float step = softplus(d[h] + y->decay.dt_bias[h]);
-        step = step < y->decay.step_min ? y->decay.step_min : step > y->decay.step_max ? y->decay.step_max : step;
-        d[h] = expf(y->decay.a[h] * step);
-        for (int j = h * dv; j < (h + 1) * dv; j++) stepped[j] = step * v[j];
-    }
-}
-
-/* From the rows of the projections to what the recurrence reads, as the row of the family says.         (doc/recurrence.md)
- *   q, k, v <- conv, map, norm, rope;  d from f, what is erased and what is written from b, w and k
- *   in: the rows of the projections, changed in place;  mem: moves behind what is remembered here;  free_rows: scratch, likewise */
-static Recurrence prepare(const Run *run, const Layer *y, float **mem, float *const *in, float **free_rows) {
-    static const float one = 1;
-    const Family *f = y->family;
-    int H = y->n_heads, dk = y->dk, dv = y->dv;
-    int n_b = y->rows.heads[IN_B] * y->rows.width[IN_B], n_f = y->rows.heads[IN_F] * y->rows.width[IN_F]; /* numbers per token */
-
-    // all tokens: convolutions, wide feature maps, decay against the sum so far
-    *mem = convolve(run, y, *mem, in);
-    NewRows rows[MAX_IN], rest = {0}, stepped = {0}, old = {0}; /* what is written: 1 - d, D v; Comba's keys of the erase */
-    for (int j = 0; j < MAX_IN; j++) rows[j] = in_rows(y, in, j);
-    for (int j = IN_Q; j <= IN_K && y->front.map > ACT_NONE; j++)
-        rows[j] = map_rows(run, y, &rows[j], j, y->rows.width[j], free_rows);
-    if (f->write == WRITE_REST) rest = scratch_rows(free_rows, run->T, y->rows.heads[IN_F], y->rows.width[IN_F]);
-    if (f->write == WRITE_STEP_V) stepped = scratch_rows(free_rows, run->T, H, dv);
-    if (f->erase == ERASE_OLD) old = scratch_rows(free_rows, run->T, H, dk);
-    if (f->decay == DECAY_SUM) {
-        decay_by_sum(run, y, *mem, &rows[IN_F], &rest);
-        *mem += rows[IN_F].stride;
-    }
-
-    // token by token: everything else
-    int n_threads = threads_for(run->team, 4.0 * run->T * (3 * H * dv + (f->per == HEADS ? 1 : 10) * n_f + 2 * H * dk));
-    PARALLEL_FOR(n_threads)
-    for (int t = 0; t < run->T; t++) {
-        float *q = row_at(&rows[IN_Q], t), *k = row_at(&rows[IN_K], t), *v = row_at(&rows[IN_V], t);
-        float *d = row_at(&rows[IN_F], t), *b = row_at(&rows[IN_B], t), *w = row_at(&rows[IN_W], t);
-        float table[MAX_ROPE];
-
-        // q, k <- rope(scale norm(map(.)))
-        if (f->erase == ERASE_OLD) old_keys(y, row_at(&old, t), k, q);
-        if (q) map_heads(y, q, rows[IN_Q].heads, 0);
-        if (k) map_heads(y, k, rows[IN_K].heads, 1);
-        if (y->rope.dims) {
-            rope_table(table, y, run->pos + t);
-            for (int h = 0; h < rows[IN_Q].heads; h++) rope(q + h * dk, table, y->rope.dims, 0);
-            for (int h = 0; h < rows[IN_K].heads; h++) rope(k + h * dk, table, y->rope.dims, 0);
-        }
-
-        // d: how much of the memory stays
-        if (f->decay == DECAY_STEP) time_steps(y, d, row_at(&stepped, t), v);
-        else if (d) decay_row(y, d, n_f, y->rows.width[IN_F]);
-        for (int i = 0; i < n_f && rest.p && f->decay != DECAY_SUM; i++) row_at(&rest, t)[i] = 1 - d[i];
-
-        // b: how strongly is erased and written
-        for (int i = 0; i < n_b && b; i++) b[i] = y->write.beta_scale * sigmoid(b[i]);
-        if (f->erase == ERASE_GATED) /* b (n_k_heads, dk) becomes the key of the erase */
-            for (int i = 0; i < n_b; i++) b[i] *= k[i];
-        if (f->write == WRITE_BETA_V || f->write == WRITE_SCALED_K)
-            for (int h = 0; h < rows[IN_V].heads; h++) {
-                float strength = b ? b[h / (rows[IN_V].heads / y->rows.heads[IN_B])] : y->write.beta_scale;
-                for (int j = h * dv; j < (h + 1) * dv; j++) v[j] *= strength;
-            }
-        if (f->write == WRITE_GATED_V)
-            for (int j = 0; j < H * dv; j++) v[j] *= sigmoid(w[j]);
-    }
-
-    // who gets what
-    Recurrence r = {.H = H, .dk = dk, .dv = dv, .tiled = y->rows.tiled, .d_width = y->rows.width[IN_F], .d = made(rows[IN_F]), .q = made(rows[IN_Q]),
-                    .k = made(rest.p ? rest : rows[IN_K]), .v = made(stepped.p ? stepped : rows[IN_V])};
-    if (f->decay == DECAY_FIXED) r.d = (Rows){y->decay.a, 0, H};
-    if (f->erase == ERASE_KEY || f->erase == ERASE_OLD) r.rho = rows[IN_B].p ? made(rows[IN_B]) : (Rows){&y->write.beta_scale, 0, 1};
-    if (f->erase == ERASE_GATED) r.e = made(rows[IN_B]), r.rho = (Rows){&one, 0, 1};
-    if (f->erase == ERASE_OLD) r.e = made(old), r.undecayed = 1;
-    if (y->mixer == MIX_SLOTS) r.e = made(rows[IN_K]); /* the keys of its first pass */
-    if (f->write == WRITE_SCALED_K) { /* erased along k, written along m k */
-        r.e = r.k;
-        r.k = made(scale_keys(run, y, *mem, in, &r.e, free_rows));
-        *mem += (size_t)y->rows.heads[IN_G] * (size_t)dk;
-    }
-    return r;
-}
-static size_t prepare_fixed(const Layer *y) { /* floats of `mem`: convolutions, then moments of keys or running sums */
-    size_t n = conv_floats(y);
-    if (y->family->write == WRITE_SCALED_K) n += (size_t)y->rows.heads[IN_G] * (size_t)y->dk;
-    else if (y->family->decay == DECAY_SUM) n += (size_t)(y->rows.heads[IN_F] * y->rows.width[IN_F]);
-    return n;
-}
-
-/* The other end, in place on o (T, H dv): the skip o += D v, the norm and the gate. */
-static void finish(const Run *run, const Layer *y, float *const *in, float *o) {
-    if (y->back.skip && y->family->erase != ERASE_OLD) {
-        NewRows v = in_rows(y, in, IN_V);
-        int n = y->n_heads * y->dv;
-        for (int t = 0; t < run->T; t++)
-            for (int j = 0; j < n; j++)
-                o[(size_t)t * (size_t)n + (size_t)j] += y->back.skip[y->back.skip_each ? j : j / y->dv] * row_at(&v, t)[j];
-    }
-    gated_norm(run, o, y, in_rows(y, in, IN_Z).p);
-}
-
-/* o <- o / (q z + epsilon) with z the sum of all keys so far: weights that add up to one, as in softmax.  z (H, dk) */
-static void normalize(const Run *run, const Layer *y, const Recurrence *r, float *z, float *o) {
-    int H = r->H, dk = r->dk, dv = r->dv, n_threads = threads_for(run->team, 4.0 * run->T * H * (dk + dv));
-    PARALLEL_FOR(n_threads)
-    for (int h = 0; h < H; h++)
-        for (int t = 0; t < run->T; t++) {
-            const float *k = row_head(&r->k, t, h, H, r->tiled, dk), *q = row_head(&r->q, t, h, H, r->tiled, dk);
-            float *out = o + ((size_t)t * (size_t)H + (size_t)h) * (size_t)dv;
-            for (int i = 0; i < dk; i++) z[h * dk + i] += k[i];
-            float by = 1.0f / (dot(q, z + h * dk, (size_t)dk) + y->back.normalizer);
-            for (int j = 0; j < dv; j++) out[j] *= by;
-        }
-}
-
-/* Any mixer that is the one recurrence and nothing else.     in: the rows of its projections by IN_*, then scratch;  o (T, H dv)
- *   mem: what prepare() keeps, S (H, dk, dv) and, for a normaliser, the sum of the keys (H, dk) */
-static void mix_linear(const Run *run, const Layer *y, float *mem, float *const *in, float *o) {
-    float *free_rows = in[MAX_IN];
-    Recurrence r = prepare(run, y, &mem, in, &free_rows);
-    recurrence(run->team, &r, mem, o, run->T);
-    if (y->back.normalizer > 0) normalize(run, y, &r, mem + (size_t)r.H * (size_t)r.dk * (size_t)r.dv, o);
-    finish(run, y, in, o);
-}
-static size_t linear_fixed(const Layer *y) {
-    return prepare_fixed(y) + (size_t)y->n_heads * (size_t)y->dk * ((size_t)y->dv + (y->back.normalizer > 0));
-}
-
-/* -- the same with one idea more -- */
-
-/* HGRN: no matrix, each channel remembers one number.      h <- d h + (1 - d) v;  o = h           (arXiv 2311.04823) */
-static void mix_hgrn(const Run *run, const Layer *y, float *mem, float *const *in, float *o) {
-    float *free_rows = in[MAX_IN];
-    Recurrence r = prepare(run, y, &mem, in, &free_rows);
-    for (int t = 0; t < run->T; t++) {
-        const float *d = row_of(&r.d, t), *rest = row_of(&r.k, t), *v = row_of(&r.v, t);
-        float *out = o + (size_t)t * (size_t)r.H;
-        for (int h = 0; h < r.H; h++) out[h] = mem[h] = d[h] * mem[h] + rest[h] * v[h];
-    }
-    finish(run, y, in, o);
-}
-
-/* Gated Delta Product: several writes per token, one decay before the first, one readout after the last. (arXiv 2502.10297)
- * The writes are tokens of their own to the recurrence; k, v and b hold them one after the other. */
-static void mix_product(const Run *run, const Layer *y, float *mem, float *const *in, float *o) {
-    float *free_rows = in[MAX_IN];
-    int n = y->own.writes, T = run->T;
-    Recurrence r = prepare(run, y, &mem, in, &free_rows);
-    NewRows q = scratch_rows(&free_rows, T * n, r.q.heads, r.dk);
-    NewRows d = scratch_rows(&free_rows, T * n, r.H, 1);
-    NewRows out = scratch_rows(&free_rows, T * n, r.H, r.dv);
-    for (int i = 0; i < T * n; i++) {
-        memcpy(row_at(&q, i), row_of(&r.q, i / n), r.q.stride * sizeof(float));
-        for (int h = 0; h < r.H; h++) row_at(&d, i)[h] = r.d.p && i % n == 0 ? row_of(&r.d, i / n)[h] : 1;
-    }
-    r.q = made(q);
-    r.d = made(d);
-    r.k = (Rows){r.k.p, r.k.stride / (size_t)n, r.k.heads / n};
-    r.v = (Rows){r.v.p, r.v.stride / (size_t)n, r.v.heads / n};
-    if (r.rho.stride) r.rho = (Rows){r.rho.p, r.rho.stride / (size_t)n, r.rho.heads / n};
-    recurrence(run->team, &r, mem, row_at(&out, 0), T * n);
-    for (int t = 0; t < T; t++) memcpy(o + (size_t)t * out.stride, row_at(&out, t * n + n - 1), out.stride * sizeof(float));
-    finish(run, y, in, o);
-}
-
-/* The memory is a table of slots that is read by softmax: two passes of the recurrence, the first over the keys of the slots, the
- * second over their values.                                                                     (arXiv 2409.07146)
- *   d decay, w = 1 - d, per slot;  Hk <- Hk Diag(d) + k w';  p = softmax(Hk' q);  Hv <- Diag(d) Hv + w v';  o = Hv' p
- *   mem: Hk (H, dk, slots), Hv (H, slots, dv). gsa takes silu(v), as it does silu(o); abc has w from a running softmax. */
-static void mix_slots(const Run *run, const Layer *y, float *mem, float *const *in, float *o) {
-    float *free_rows = in[MAX_IN];
-    int H = y->n_heads, M = y->own.slots, T = run->T, n_v = y->rows.heads[IN_V] * y->dv;
-    Recurrence r = prepare(run, y, &mem, in, &free_rows);
-    NewRows values = in_rows(y, in, IN_V);
-    for (int t = 0; t < T && y->back.act == ACT_SILU; t++) activate_row(row_at(&values, t), ACT_SILU, (size_t)n_v);
-    NewRows scores = scratch_rows(&free_rows, T, H, M);
-    Recurrence first = {.H = H, .dk = r.dk, .dv = M, .q = r.q, .k = r.e, .v = r.k, .c = r.d};
-    recurrence(run->team, &first, mem, row_at(&scores, 0), T);
-    for (int i = 0; i < T * H; i++) softmax_row(row_at(&scores, 0) + (size_t)i * (size_t)M, M);
-    Recurrence second = {.H = H, .dk = M, .dv = r.dv, .d_width = M, .d = r.d, .q = made(scores), .k = r.k, .v = r.v};
-    recurrence(run->team, &second, mem + (size_t)H * (size_t)y->dk * (size_t)M, o, T);
-    finish(run, y, in, o);
-}
-static size_t slots_fixed(const Layer *y) { return prepare_fixed(y) + (size_t)y->n_heads * (size_t)y->own.slots * (size_t)(y->dk + y->dv); }
-
-/* Log-linear attention: a memory for every power of two, as in a Fenwick tree.                    (arXiv 2506.04761)
- *   position t reads level b + 1 for each bit b of t that is set, with weight lam, and itself as level 0; afterwards the memories
- *   of the trailing ones and token t merge into the next level.   lam = softplus(levels * w);  mem: M (H, MAX_LEVELS - 1, dk, dv) */
-static void mix_log_linear(const Run *run, const Layer *y, float *mem, float *const *in, float *o) {
-    float *free_rows = in[MAX_IN];
-    Recurrence r = prepare(run, y, &mem, in, &free_rows);
-    int H = r.H, dk = r.dk, dv = r.dv, n_threads = threads_for(run->team, 20.0 * run->T * H * dk * dv);
-    size_t n = (size_t)dk * (size_t)dv;
-    PARALLEL_FOR(n_threads)
-    for (int h = 0; h < H; h++) {
-        FLUSH_DENORMALS;
-        for (int t = 0; t < run->T; t++) {
-            Step s = step_of(&r, t, h);
-            float *levels = mem + (size_t)h * (MAX_LEVELS - 1) * n, *out = o + ((size_t)t * (size_t)H + (size_t)h) * (size_t)dv;
-            const float *w = in[IN_W] + ((size_t)t * (size_t)H + (size_t)h) * MAX_LEVELS, *scale = y->own.levels + h * MAX_LEVELS;
-            float own = softplus(scale[0] * w[0]) * dot(s.q, s.k, (size_t)dk);
-            for (int j = 0; j < dv; j++) out[j] = own * s.v[j];
-            int64_t pos = run->pos + t;
-            int top = 0; /* the level that takes the token in */
-            while (pos >> top & 1) top++;
-            if (top > MAX_LEVELS - 2) top = MAX_LEVELS - 2;
-            for (int b = 0; b < MAX_LEVELS - 1; b++) {
-                if (!(pos >> b & 1)) continue; /* empty */
-                float *S = levels + (size_t)b * n, lam = softplus(scale[b + 1] * w[b + 1]);
-                for (int i = 0; i < dk; i++)
-                    for (int j = 0; j < dv; j++) {
-                        float m = S[i * dv + j] *= *s.d;
-                        out[j] += lam * s.q[i] * m;
-                    }
-            }
-            float *into = levels + (size_t)top * n;
-            for (int i = 0; i < dk; i++)
-                for (int j = 0; j < dv; j++) into[i * dv + j] += s.k[i] * s.v[j];
-            for (int b = 0; b < top; b++) {
-                for (size_t i = 0; i < n; i++) into[i] += levels[(size_t)b * n + i];
-                memset(levels + (size_t)b * n, 0, n * sizeof(float));
-            }
-        }
-        RESTORE_DENORMALS;
-    }
-    finish(run, y, in, o);
-}
-static size_t log_linear_fixed(const Layer *y) {
-    return prepare_fixed(y) + (size_t)y->n_heads * (MAX_LEVELS - 1) * (size_t)y->dk * (size_t)y->dv;
-}
-
-/* Mamba: channel i is a head of its own with a value of one number; what fades depends on the channel and the state.
- *                                                                                         (arXiv 2312.00752)
- *   D = softplus(up step);  h_n <- exp(D a_in) h_n + D v_i B_n;  o_i = sum_n h_n C_n      step, B (k), C (q) projections of v
- * Falcon Mamba divides each of these three by its root mean square.                       (arXiv 2410.05355)
- *   mem: h (channels, states) */
-static void mix_mamba(const Run *run, const Layer *y, float *mem, float *const *in, float *o) {
-    float *free_rows = in[MAX_IN];
-    int I = y->n_heads, N = y->dk, T = run->T, R = proj_out(&y->own.mamba.step_in); /* R: width of the narrow middle */
-    int n_threads = threads_for(run->team, 20.0 * T * I * N);
-    mem = convolve(run, y, mem, in);
-    NewRows step = scratch_rows(&free_rows, T, 1, I), bc = scratch_rows(&free_rows, T, 1, 2 * N);
-    NewRows narrow = scratch_rows(&free_rows, T, 1, R);
-    float *rows[] = {row_at(&narrow, 0), row_at(&bc, 0)}, *steps = row_at(&step, 0);
-    project(run->team, rows, (const Proj[]){y->own.mamba.step_in, y->own.mamba.bc_in}, 2, in[IN_V], T, run->mid);
-    if (y->own.mamba.norm) {
-        rmsnorm_rows(run->team, rows[0], rows[0], NULL, R, y->own.mamba.eps, T);
-        rmsnorm_rows(run->team, rows[1], rows[1], NULL, N, y->own.mamba.eps, 2 * T);
-    }
-    project(run->team, &steps, &y->own.mamba.step_up, 1, rows[0], T, run->mid);
-    PARALLEL_FOR(n_threads)
-    for (int i = 0; i < I; i++) {
-        float *h = mem + (size_t)i * (size_t)N;
-        const float *a = y->decay.a + (size_t)i * (size_t)N;
-        FLUSH_DENORMALS;
-        for (int t = 0; t < T; t++) {
-            size_t at = (size_t)t * (size_t)I + (size_t)i;
-            const float *B = row_at(&bc, t), *C = B + N;
-            float D = softplus(steps[at]), v = D * in[IN_V][at], sum = 0;
-            for (int n = 0; n < N; n++) h[n] = fast_exp(D * a[n]) * h[n] + v * B[n];
-            for (int n = 0; n < N; n++) sum += h[n] * C[n];
-            o[at] = sum;
-        }
-        RESTORE_DENORMALS;
-    }
-    finish(run, y, in, o);
-}
-static size_t mamba_fixed(const Layer *y) { return conv_floats(y) + (size_t)y->n_heads * (size_t)y->dk; }
-
-/* Mamba-3: what arrived during a step is taken from both its ends, as in the trapezoidal rule.           (arXiv 2603.15569)
- *   D = softplus(f + dt);  d = exp(-max(softplus(w), rate_min) D);  s = sigmoid(b)
- *   k, q <- rope(norm(k) + bias, angle), each head its own bias and angle <- angle + pi tanh(g) D, pairs (2i, 2i+1)
- *   S <- d S + d (1 - s) D k_(t-1) v_(t-1)' + s D k v';   o = S'q:  two writes per token to the recurrence, the first for the token before
- *   mem: k and v of the last token, angles (H, rope_dims / 2), S (H, dk, dv) */
-static void mix_trapezoid(const Run *run, const Layer *y, float *mem, float *const *in, float *o) {
-    float *free_rows = in[MAX_IN];
-    int H = y->n_heads, dk = y->dk, dv = y->dv, T = run->T, pairs = y->rope.dims / 2;
-    float *last_k = mem, *last_v = last_k + (size_t)H * (size_t)dk;
-    float *angles = last_v + (size_t)H * (size_t)dv, *S = angles + (size_t)H * (size_t)pairs;
-    Rows query = made(in_rows(y, in, IN_Q)), key = made(in_rows(y, in, IN_K));
-    NewRows q = scratch_rows(&free_rows, 2 * T, H, dk), k = scratch_rows(&free_rows, 2 * T, H, dk), v = scratch_rows(&free_rows, 2 * T, H, dv);
-    NewRows d = scratch_rows(&free_rows, 2 * T, H, 1), out = scratch_rows(&free_rows, 2 * T, H, dv);
-    int n_threads = threads_for(run->team, 40.0 * T * H * (dk + dv + 2 * pairs));
-    PARALLEL_FOR(n_threads)
-    for (int h = 0; h < H; h++) {
-        float table[MAX_ROPE], *angle = angles + h * pairs, *k0 = last_k + h * dk, *v0 = last_v + h * dv;
-        for (int t = 0; t < T; t++) {
-            size_t at = (size_t)t * (size_t)H + (size_t)h;
-            float D = softplus(in[IN_F][at] + y->decay.dt_bias[h]), rate = softplus(in[IN_W][at]), s = sigmoid(in[IN_B][at]);
-            float fade = expf(-(rate > y->own.rate_min ? rate : y->own.rate_min) * D);
-            float *k1 = row_at(&k, 2 * t + 1) + h * dk, *q1 = row_at(&q, 2 * t + 1) + h * dk, *w = row_at(&v, 2 * t) + h * dv;
-            const float *x = in[IN_V] + at * (size_t)dv;
-            for (int i = 0; i < pairs; i++) {
-                angle[i] = (float)fmod(angle[i] + 3.14159265358979 * tanh(in[IN_G][t * pairs + i]) * D, 6.28318530717959);
-                table[2 * i] = cosf(angle[i]), table[2 * i + 1] = sinf(angle[i]);
-            }
-            rmsnorm(k1, row_head(&key, t, h, H, 0, dk), y->qk.k, (size_t)dk, y->eps);
-            rmsnorm(q1, row_head(&query, t, h, H, 0, dk), y->qk.q, (size_t)dk, y->eps);
-            for (int i = 0; i < dk; i++) k1[i] += y->qk.k_bias[h * dk + i], q1[i] += y->qk.q_bias[h * dk + i];
-            rope(k1, table, y->rope.dims, 1), rope(q1, table, y->rope.dims, 1);
-            memcpy(row_at(&k, 2 * t) + h * dk, k0, (size_t)dk * sizeof(float));
-            memcpy(k0, k1, (size_t)dk * sizeof(float));
-            memcpy(row_at(&q, 2 * t) + h * dk, q1, (size_t)dk * sizeof(float)); /* what is read after the first write is dropped */
-            for (int j = 0; j < dv; j++) {
-                w[j] = fade * (1 - s) * D * v0[j];
-                w[v.stride + (size_t)j] = s * D * x[j];
-                v0[j] = x[j];
-            }
-            row_at(&d, 2 * t)[h] = fade;
-            row_at(&d, 2 * t + 1)[h] = 1;
-        }
-    }
-    Recurrence r = {.H = H, .dk = dk, .dv = dv, .d_width = 1, .d = made(d), .q = made(q), .k = made(k), .v = made(v)};
-    recurrence(run->team, &r, S, row_at(&out, 0), 2 * T);
-    for (int t = 0; t < T; t++) memcpy(o + (size_t)t * out.stride, row_at(&out, 2 * t + 1), out.stride * sizeof(float));
-    finish(run, y, in, o);
-}
-static size_t trapezoid_fixed(const Layer *y) { return (size_t)y->n_heads * (size_t)(y->dk + y->dv + y->rope.dims / 2 + y->dk * y->dv); }
-
-/* Token shift: delta_t = x_{t-1} - x_t, all (T, dim).                                           (arXiv 2404.05892)
- *   last (dim): x before the run, zero at the start; left behind is the last x of the run */
-static void token_shift(float *delta, const float *x, float *last, int T, size_t dim) {
-    for (int t = 0; t < T; t++) {
-        const float *now = x + (size_t)t * dim, *before = t ? now - dim : last;
-        for (size_t i = 0; i < dim; i++) delta[(size_t)t * dim + i] = before[i] - now[i];
-    }
-    memcpy(last, x + (size_t)(T - 1) * dim, dim * sizeof(float));
-}
-
-/* out = x + delta * share, all (T, dim); share `step` floats apart: 0 when it is the same for every token. */
-static void lerp_rows(float *out, const float *x, const float *delta, const float *share, size_t step, int T, size_t dim) {
-    for (size_t t = 0; t < (size_t)T; t++)
-        for (size_t i = 0; i < dim; i++) out[t * dim + i] = x[t * dim + i] + delta[t * dim + i] * share[t * step + i];
-}
-
-/* The rows of RWKV's projections: each reads its own mix of x and the x before.              (arXiv 2404.05892, 2503.14456)
- *   in[j] = W_j (x + delta lerp_j), delta = x before - x;  in RWKV-6 lerp_j depends on x, too, by a projection of x + delta lerp_x
- *   last (dim): see token_shift;  free_rows: scratch, delta, what is read and up to five shares */
-static void rwkv_project(const Run *run, const Layer *y, float *last, float *const *in, float *free_rows) {
-    int T = run->T, dim = y->in[IN_Q].w.n_in;
-    NewRows a = scratch_rows(&free_rows, T, 1, dim), b = scratch_rows(&free_rows, T, 1, dim);
-    float *delta = row_at(&a, 0), *read = row_at(&b, 0), *share[MAX_IN] = {NULL}; /* share[j] (T, dim) */
-    token_shift(delta, run->x, last, T, (size_t)dim);
-    if (y->own.rwkv.lerp_x) {
-        for (int j = 0; j < MAX_IN; j++) {
-            if (!y->own.rwkv.lerp[j].w.data) continue;
-            NewRows rows = scratch_rows(&free_rows, T, 1, dim);
-            share[j] = row_at(&rows, 0);
-        }
-        lerp_rows(read, run->x, delta, y->own.rwkv.lerp_x, 0, T, (size_t)dim);
-        project(run->team, share, y->own.rwkv.lerp, MAX_IN, read, T, run->mid);
-    }
-    for (int j = 0; j < MAX_IN; j++) {
-        if (!y->in[j].w.data) continue;
-        lerp_rows(read, run->x, delta, share[j] ? share[j] : y->own.rwkv.lerp[j].bias, share[j] ? (size_t)dim : 0, T, (size_t)dim);
-        project(run->team, &in[j], &y->in[j], 1, read, T, run->mid);
-    }
-}
-
-/* What RWKV-7 makes of one token's k, strength a, v and kk; v_first (values) is written in the first layer and read in the others.
- *   kk = k k_k / |k k_k|;  a = sigmoid(a);  k <- k (1 + (a - 1) k_a);  v <- v + sigmoid(w_v) (v_first - v)
- *   strength becomes -a kk, the direction in which what is read along kk is written back */
-static void rwkv7_token(const Layer *y, float *k, float *kk, float *strength, float *v, const float *w_v, float *v_first) {
-    int dk = y->dk;
-    size_t keys = (size_t)y->n_heads * (size_t)dk, values = (size_t)y->n_heads * (size_t)y->dv;
-    for (size_t i = 0; i < keys; i++) kk[i] = k[i] * y->own.rwkv.k_k[i];
-    for (float *head = kk; head < kk + keys; head += dk) {
-        float length = sqrtf(dot(head, head, (size_t)dk) + y->own.rwkv.k_eps);
-        for (int i = 0; i < dk; i++) head[i] /= length > 1e-12f ? length : 1e-12f;
-    }
-    for (size_t i = 0; i < keys; i++) {
-        float a = sigmoid(strength[i]);
-        k[i] *= 1 + (a - 1) * y->own.rwkv.k_a[i];
-        strength[i] = -a * kk[i];
-    }
-    if (!y->in[IN_W].w.data) memcpy(v_first, v, values * sizeof(float));
-    else
-        for (size_t i = 0; i < values; i++) v[i] += sigmoid(w_v[i]) * (v_first[i] - v[i]);
-}
-
-/* RWKV's time mixing.                                               (arXiv 2404.05892, 2503.14456)
- *   q is the receptance r, z the gate, f the decay w, b the strength a
- *   RWKV-6   d = exp(-exp(w));              o = S'r + (r . u k) v;  S <- Diag(d) S + k v'
- *   RWKV-7   d = exp(-e^-1/2 sigmoid(w));   S <- Diag(d) S - (kk a)(kk'S) + k v', kk'S from the S before it fades;  o = S'r
- *            kk, k and v as in rwkv7_token
- *   o <- LayerNorm(o) per head, RWKV-7: + (r . r_k k) v, with the k and v that were written;  o <- o * silu(z), RWKV-7: o * z
- *   mem: the last x (dim), S (H, dk, dv) */
-static void mix_rwkv(const Run *run, const Layer *y, float *mem, float *const *in, float *o) {
-    int H = y->n_heads, dk = y->dk, dv = y->dv, T = run->T, seven = y->own.rwkv.k_k != NULL, dim = y->in[IN_Q].w.n_in;
-    size_t keys = (size_t)H * (size_t)dk, values = (size_t)H * (size_t)dv;
-    float *free_rows = in[MAX_IN];
-    NewRows erase = scratch_rows(&free_rows, T, H, dk); /* kk */
-    rwkv_project(run, y, mem, in, free_rows);
-
-    int n_threads = threads_for(run->team, 60.0 * T * H * dk);
-    PARALLEL_FOR(n_threads)
-    for (int t = 0; t < T; t++) {
-        size_t at = (size_t)t * keys, v_at = (size_t)t * values;
-        float *d = in[IN_F] + at;
-        for (size_t i = 0; i < keys; i++) d[i] = expf(seven ? -0.60653066f * sigmoid(d[i]) : -expf(d[i]));
-        if (seven)
-            rwkv7_token(y, in[IN_K] + at, row_at(&erase, t), in[IN_B] + at, in[IN_V] + v_at, in[IN_W] + v_at, run->v_first + v_at);
-    }
-
-    Recurrence r = {.H = H, .dk = dk, .dv = dv, .d_width = dk, .d = {in[IN_F], keys, H},
-                    .q = {in[IN_Q], keys, H}, .k = {in[IN_K], keys, H}, .v = {in[IN_V], values, H}};
-    if (seven) r.e = made(erase), r.undecayed = 1, r.w = (Rows){in[IN_B], keys, H};
-    else r.u = (Rows){y->own.rwkv.bonus, 0, H};
-    recurrence(run->team, &r, mem + dim, o, T);
-
-    // norm, RWKV-7's bonus, gate
-    n_threads = threads_for(run->team, 16.0 * T * H * (dk + dv));
-    PARALLEL_FOR(n_threads)
-    for (int i = 0; i < T * H; i++) {
-        size_t at = (size_t)i * (size_t)dk, v_at = (size_t)i * (size_t)dv, h = (size_t)(i % H);
-        float *out = o + v_at, bonus = 0;
-        layernorm(out, out, y->back.norm + h * (size_t)dv, y->back.norm_bias + h * (size_t)dv, (size_t)dv, y->back.eps);
-        for (int j = 0; j < dk && seven; j++)
-            bonus += in[IN_Q][at + (size_t)j] * y->own.rwkv.bonus[h * (size_t)dk + (size_t)j] * in[IN_K][at + (size_t)j];
-        for (int j = 0; j < dv && seven; j++) out[j] += bonus * in[IN_V][v_at + (size_t)j];
-        run->team->kernels->gate(out, in[IN_Z] + v_at, y->back.gate, (size_t)dv);
-    }
-}
-static size_t rwkv_fixed(const Layer *y) { return (size_t)y->in[IN_Q].w.n_in + (size_t)y->n_heads * (size_t)y->dk * (size_t)y->dv; }
-
-/* RWKV's feed-forward, in place on the normed x (T, dim).           (arXiv 2404.05892, 2503.14456)
- *   x <- down(act(up xk)), in RWKV-6 times sigmoid(receptance xr);  xk, xr mixes of x and the x before, which last (dim) keeps
- * act(z) is max(z, 0)^2 unless the file names another. */
-static void channel_mix(const Team *team, const Layer *y, float *x, float *last, float *free_rows, int T) {
-    int dim = y->ffn.up.n_in, hidden = y->ffn.up.n_out;
-    NewRows a = scratch_rows(&free_rows, T, 1, dim), b = scratch_rows(&free_rows, T, 1, dim), c = scratch_rows(&free_rows, T, 1, dim);
-    float *delta = row_at(&a, 0), *read = row_at(&b, 0), *gate = row_at(&c, 0), *key = free_rows;
-    token_shift(delta, x, last, T, (size_t)dim);
-    lerp_rows(read, x, delta, y->ffn.lerp_k, 0, T, (size_t)dim);
-    Input for_key = input_rows(read, T, dim);
-    matmul(team, &(Product){key, &y->ffn.up}, 1, &for_key);
-    activate_row(key, y->ffn.act, (size_t)T * (size_t)hidden);
-    if (y->ffn.lerp_r) {
-        lerp_rows(read, x, delta, y->ffn.lerp_r, 0, T, (size_t)dim);
-        Input for_gate = input_rows(read, T, dim);
-        matmul(team, &(Product){gate, &y->ffn.gate}, 1, &for_gate);
-    }
-    Input wide = input_rows(key, T, hidden);
-    matmul(team, &(Product){x, &y->ffn.down}, 1, &wide);
-    if (y->ffn.lerp_r) gate_rows(team, x, gate, ACT_SIGMOID, dim, T);
-}
-
-/* MesaNet: what is read is the least-squares answer to all that was written.                      (arXiv 2506.05233)
- *   A <- d A + b k k';  S <- d S + b k v';  (A + Diag(ridge)) x = q;  o = S'x      mem: A (H, dk, dk), S (H, dk, dv)
- * x comes from a fixed number of steps of conjugate gradient from 0. The epsilons in its divisions keep it from converging entirely, and
- * the norm behind it shows that: the steps are part of the model. */
-static void mix_mesa(const Run *run, const Layer *y, float *mem, float *const *in, float *o) {
-    float *free_rows = in[MAX_IN];
-    Recurrence r = prepare(run, y, &mem, in, &free_rows);
-    int H = r.H, dk = r.dk, dv = r.dv;
-    int n_threads = threads_for(run->team, 2.0 * run->T * H * dk * (dk * (y->own.mesa.steps + 2) + 2 * dv));
-    NewRows solution = scratch_rows(&free_rows, 1, H, dk), direction = scratch_rows(&free_rows, 1, H, dk);
-    NewRows residual = scratch_rows(&free_rows, 1, H, dk), product = scratch_rows(&free_rows, 1, H, dk);
-    PARALLEL_FOR(n_threads)
-    for (int h = 0; h < H; h++) {
-        float *A = mem + (size_t)h * (size_t)dk * (size_t)dk;
-        float *S = mem + (size_t)H * (size_t)dk * (size_t)dk + (size_t)h * (size_t)dk * (size_t)dv;
-        float *x = row_at(&solution, 0) + h * dk, *p = row_at(&direction, 0) + h * dk;
-        float *rest = row_at(&residual, 0) + h * dk, *Ap = row_at(&product, 0) + h * dk; /* q - (A + ridge) x, (A + ridge) p */
-        const float *ridge = y->own.mesa.ridge + h * dk;
-        FLUSH_DENORMALS;
-        for (int t = 0; t < run->T; t++) {
-            float d = row_of(&r.d, t)[h], b = in[IN_B][(size_t)t * (size_t)H + (size_t)h];
-            const float *q = row_of(&r.q, t) + h * dk, *k = row_of(&r.k, t) + h * dk;
-            const float *v = row_of(&r.v, t) + h * dv;
-            float *out = o + ((size_t)t * (size_t)H + (size_t)h) * (size_t)dv;
-
-            // A <- d A + b k k';  S <- d S + b k v'
-            for (int i = 0; i < dk; i++) {
-                float w = b * k[i];
-                for (int j = 0; j < dk; j++) A[i * dk + j] = d * A[i * dk + j] + w * k[j];
-                for (int j = 0; j < dv; j++) S[i * dv + j] = d * S[i * dv + j] + w * v[j];
-            }
-
-            // x: (A + Diag(ridge)) x = q
-            for (int i = 0; i < dk; i++) x[i] = 0, p[i] = rest[i] = q[i];
-            float size = dot(rest, rest, (size_t)dk);
-            for (int n = 0; n < y->own.mesa.steps; n++) {
-                for (int i = 0; i < dk; i++) Ap[i] = dot(A + i * dk, p, (size_t)dk) + ridge[i] * p[i];
-                float step = size / (dot(p, Ap, (size_t)dk) + 1e-5f);
-                for (int i = 0; i < dk; i++) x[i] += step * p[i], rest[i] -= step * Ap[i];
-                float next = dot(rest, rest, (size_t)dk), keep = next / (size + 1e-5f);
-                for (int i = 0; i < dk; i++) p[i] = rest[i] + keep * p[i];
-                size = next;
-            }
-
-            // o = S'x
-            for (int j = 0; j < dv; j++) out[j] = 0;
-            for (int i = 0; i < dk; i++)
-                for (int j = 0; j < dv; j++) out[j] += x[i] * S[i * dv + j];
-        }
-        RESTORE_DENORMALS;
-    }
-    finish(run, y, in, o);
-}
-static size_t mesa_fixed(const Layer *y) { return prepare_fixed(y) + (size_t)y->n_heads * (size_t)y->dk * (size_t)(y->dk + y->dv); }
-
-/* -- softmax attention: keys and values of every position -- */
-
-/* c_t = c_(t-1) + logsigmoid(f_t) of each query head into the cache of a model that forgets; f (T, H) */
-static void forget_sums(const Run *run, const float *f, int H) {
-    for (int t = 0; t < (run->cache.sums ? run->T : 0); t++)
-        for (int h = 0; h < H; h++) {
-            int64_t pos = run->pos + t, before = pos - 1;
-            double sum = pos ? cache_sums(&run->cache, before / KEYS)[h * KEYS + before % KEYS] : 0;
-            cache_sums(&run->cache, pos / KEYS)[h * KEYS + pos % KEYS] = sum + logsigmoid(f[(size_t)t * (size_t)H + (size_t)h]);
-        }
-}
-
-/* Softmax attention with grouped queries.          in: q (T, H [, 2] dk), k (T, Hkv dk), v (T, Hkv dv);  o (T, H dv)
- *   run->cache: keys and values of every position so far
- *   q, k <- rope(norm(q), pos), rope(norm(k), pos)      o = softmax(scale q K' + c_i - c_j) V * sigmoid(gate)
- * c, running sums of logsigmoid(f) per query head, exists in models that forget (FoX, arXiv 2503.02130); their gate is a projection.
- * Other gated models store a head's query rows and then its gate rows; the gate is neither normalised nor rotated. */
-static void mix_softmax(const Run *run, const Layer *y, float *mem, float *const *in, float *o) {
-    int H = y->n_heads, Hkv = y->n_k_heads, dk = y->dk, dv = y->dv;
-    int q_step = dk * (y->own.softmax.gated ? 2 : 1), q_row = H * q_step; /* floats from one query head to the next, and from one token to the next */
-    int T = run->T;
-    int64_t end = run->pos + T;
-    (void)mem;
-
-    // q, k <- rope(norm(q)), rope(norm(k)); k, v go into the cache, of which one thread owns a block
-    int n_threads = threads_for(run->team, 40.0 * T * (y->rope.dims / 2 + H * dk));
-    int64_t first = run->pos / KEYS, last = (end - 1) / KEYS;
-    PARALLEL_FOR(n_threads)
-    for (int64_t block = first; block <= last; block++)
-        for (int64_t pos = max64(run->pos, block * KEYS); pos < min64(end, (block + 1) * KEYS); pos++) {
-            size_t t = (size_t)(pos - run->pos);
-            float *q = in[IN_Q] + t * (size_t)q_row, *k = in[IN_K] + t * (size_t)(Hkv * dk), *v = in[IN_V] + t * (size_t)(Hkv * dv);
-            float table[MAX_ROPE];
-            rope_table(table, y, pos);
-            for (int h = 0; h < H; h++) {
-                float *head = q + h * q_step;
-                if (y->qk.q) rmsnorm(head, head, y->qk.q + h * y->qk.step, (size_t)dk, y->qk.eps);
-                rope(head, table, y->rope.dims, y->rope.adjacent);
-            }
-            for (int h = 0; h < Hkv; h++) {
-                float *head = k + h * dk;
-                if (y->qk.k) rmsnorm(head, head, y->qk.k + h * y->qk.step, (size_t)dk, y->qk.eps);
-                rope(head, table, y->rope.dims, y->rope.adjacent);
-            }
-            cache_append(&run->cache, pos, k, v, NULL);
-        }
-    forget_sums(run, in[IN_F], H);
-
-    // o = softmax(scale q K' + c_i - c_j) V
-    Attend attend = {.cache = &run->cache, .q = in[IN_Q], .q_stride = (size_t)q_row, .q_step = (size_t)q_step,
-                     .H = H, .T = T, .window = y->own.softmax.window, .pos = run->pos, .scale = y->scale};
-    attention(run->team, &attend, o);
-
-    // o <- o * sigmoid(gate)
-    if (y->in[IN_Z].w.data) gate_rows(run->team, o, in[IN_Z], ACT_SIGMOID, H * dv, T);
-    if (!y->own.softmax.gated) return;
-    n_threads = threads_for(run->team, 20.0 * T * H * dv);
-    PARALLEL_FOR(n_threads)
-    for (int i = 0; i < T * H; i++) {
-        const float *gate = in[IN_Q] + (size_t)i * (size_t)q_step + dk; /* behind the head's query */
-        run->team->kernels->gate(o + (size_t)i * (size_t)dv, gate, ACT_SIGMOID, (size_t)dv);
-    }
-}
-static int forget_heads(const Layer *y) { return y->in[IN_F].w.data ? y->n_heads : 0; } /* sums that the cache keeps */
-static Cache softmax_cache(const Layer *y) { return (Cache){NULL, F32, y->n_k_heads, y->dk, y->dv, forget_heads(y)}; }
-
-/* Softmax attention whose keys later tokens change: PaTH turns them, wall fades them. (arXiv 2505.16381; fla layers/wall_attn.py)
- *   PaTH   every token: k_j <- (I - u u') k_j for all j before it;      wall   k_j <- Diag(fade) k_j, fade in (0, 1), per query head
- *   o = softmax(scale q'k_j + forget (c_t - c_j)) V, c as above
- * Here the keys stay as they were written, and the query is changed on its way back through the text, which gives the same products:
- *   for j = t, t-1 ...:  score_j = q'k_j;  q <- q - u_j (u_j'q), or q <- Diag(fade_j) q
- * This is the one recurrence again, with a memory whose columns are queries: erase along u, or decay, and read along k before that.
- * The cache only grows, as with any attention, so a state can go back to a snapshot. A column meets no other, there are always WALKERS
- * of them, zero until their token comes, and a block's scores join its softmax as in attend_scalar: the same bits in any split of the
- * text.
- *   q (T, H, d), o (T, H, d);  the cache holds the rows [k | u or fades of the group's query heads | v] of each key/value head, as values
- * A unit of work is WALKERS queries, with newest the position of the last, whose keys change alike: for PaTH, of all G query heads that
- * share a key/value head; for wall, of one query head. Row r of the G T rows is token r / G, query head r % G of those. */
-static void walk_back(const Run *run, const Layer *y, const float *q, float forget, float *o) {
-    static const float one = 1;
-    const Cache *c = &run->cache;
-    const int H = y->n_heads, Hkv = y->n_k_heads, d = y->dk, T = run->T;
-    const int fades = y->mixer == MIX_WALL, G = fades ? 1 : H / Hkv, groups = H / G;
-    const int rows = G * T, units = (rows + WALKERS - 1) / WALKERS; /* of one group */
-    const size_t width = (size_t)c->dv; /* of a row */
-    int n_threads = threads_for(run->team, 8.0 * T * H * d * (double)(run->pos + T));
-    PARALLEL_TASKS(n_threads)
-    for (int unit = 0; unit < groups * units; unit++) {
-        int group = unit % groups, g = group * G / (H / Hkv); /* g: its key/value head */
-        int first_row = (units - 1 - unit / groups) * WALKERS; /* the longest way first */
-        int n = rows - first_row < WALKERS ? rows - first_row : WALKERS;
-        float *block = run->team->buf + (size_t)THREAD_ID * run->team->buf_floats; /* (KEYS, width) rows of the cache, newest first */
-        float *Q = block + KEYS * width;          /* (d, WALKERS) the queries, as they are by now */
-        float *scores = Q + d * WALKERS;          /* (KEYS, WALKERS) */
-        float *zero = scores + KEYS * WALKERS, *buf = zero + d + WALKERS;
-        float top[WALKERS] = {0}, sum[WALKERS], *out[WALKERS]; /* the softmax so far: its maximum, its denominator, its numerator (d) */
-        int64_t at[WALKERS] = {0}, from[WALKERS] = {0}; /* position of each query, and the oldest that it sees */
-        int64_t newest = run->pos + (first_row + n - 1) / G;
-        int begin[WALKERS] = {0}, end[WALKERS] = {0};   /* the steps of a block that each query takes part in */
-        const float *change = block + d + (fades ? group % (H / Hkv) * d : 0);
-        Recurrence walk = {.H = 1, .dk = d, .dv = WALKERS, .q = {block, width, 1}, .k = {zero, 0, 1}, .v = {zero, 0, 1}, .u = {zero, 0, 1}};
-        if (fades) walk.d = (Rows){change, width, 1}, walk.d_width = d;
-        else walk.k = (Rows){change, width, 1}, walk.rho = (Rows){&one, 0, 1};
-
-        FLUSH_DENORMALS; /* little may be left of a query */
-        memset(Q, 0, (size_t)(d * WALKERS) * sizeof(float));
-        memset(zero, 0, (size_t)(d + WALKERS) * sizeof(float));
-        for (int r = 0; r < n; r++) {
-            int t = (first_row + r) / G, h = group * G + (first_row + r) % G;
-            at[r] = run->pos + t;
-            from[r] = y->own.softmax.window ? max64(0, at[r] - y->own.softmax.window + 1) : 0;
-            out[r] = o + ((size_t)t * (size_t)H + (size_t)h) * (size_t)d;
-            top[r] = -INFINITY, sum[r] = 0;
-            memset(out[r], 0, (size_t)d * sizeof(float));
-        }
-
-        // block after block of the cache, the newest first
-        for (int64_t b = newest / KEYS; b >= from[0] / KEYS; b--) {
-            int64_t first = max64(from[0], b * KEYS), last = min64(newest, b * KEYS + KEYS - 1);
-            int steps = (int)(last - first) + 1; /* step i is position last - i */
-            cache_values(c, last, steps, g, block);
-
-            // scores: queries set out where they are; then up to the next of them at once
-            for (int i = 0, next; i < steps; i = next) {
-                next = last - i > at[0] ? i + 1 : steps;
-                for (int r = 0; r < n; r++)
-                    for (int k = 0; k < d && at[r] == last - i; k++) Q[k * WALKERS + r] = y->scale * q[(size_t)(out[r] - o) + (size_t)k];
-                walk.q.p = block + (size_t)i * width;
-                if (fades) walk.d.p = change + (size_t)i * width;
-                else walk.k.p = change + (size_t)i * width;
-                run->team->kernels->recurrence(&walk, 0, 0, Q, scores + i * WALKERS, WALKERS, next - i, buf);
-            }
-
-            // forget-gate biases, and the maximum of each query
-            for (int r = 0; r < n; r++) {
-                begin[r] = (int)max64(0, last - at[r]);
-                end[r] = (int)(last - max64(from[r], first)) + 1;
-                int h = group * G + (first_row + r) % G;
-                float best = top[r];
-                for (int i = begin[r]; i < end[r]; i++) {
-                    float *s = &scores[i * WALKERS + r];
-                    if (c->sums) {
-                        double c_t = cache_sums(c, at[r] / KEYS)[h * KEYS + at[r] % KEYS];
-                        double c_j = cache_sums(c, b)[h * KEYS + (last - i) % KEYS];
-                        *s += forget * (float)(c_t - c_j);
-                    }
-                    if (*s > best) best = *s;
-                }
-                float keep = best > -INFINITY ? fast_exp(top[r] - best) : 1;
-                top[r] = best, sum[r] *= keep;
-                for (int k = 0; k < d; k++) out[r][k] *= keep;
-            }
-
-            // out <- out + e^(score - top) v
-            for (int i = 0; i < steps; i++) {
-                float *e = scores + i * WALKERS;
-                const float *v = block + (size_t)i * width + width - d;
-                for (int r = 0; r < WALKERS; r++) e[r] = fast_exp(e[r] - top[r]);
-                for (int r = 0; r < n; r++) {
-                    if (i < begin[r] || i >= end[r]) continue;
-                    sum[r] += e[r];
-                    for (int k = 0; k < d; k++) out[r][k] += e[r] * v[k];
-                }
-            }
-        }
-        for (int r = 0; r < n; r++)
-            for (int k = 0; k < d; k++) out[r][k] /= sum[r];
-        RESTORE_DENORMALS;
-    }
-}
-
-/* k, change and v, rows of width floats for each key/value head, into the cache; rows: scratch (T, row of the cache) */
-static void append_rows(const Run *run, float *rows, const float *k, const float *change, int width, const float *v) {
-    const Cache *c = &run->cache;
-    const size_t d = (size_t)(c->dv - width) / 2, w = (size_t)width, row = (size_t)c->dv;
-    for (int t = 0; t < run->T; t++) {
-        float *to = rows + (size_t)t * (size_t)c->heads * row;
-        for (size_t g = 0; g < (size_t)c->heads; g++) {
-            size_t at = (size_t)t * (size_t)c->heads + g;
-            memcpy(to + g * row, k + at * d, d * sizeof(float));
-            memcpy(to + g * row + d, change + at * w, w * sizeof(float));
-            memcpy(to + g * row + d + w, v + at * d, d * sizeof(float));
-        }
-        cache_append(c, run->pos + t, to, to, NULL);
-    }
-}
-
-/* PaTH attention: what was said in between, not the distance, turns a key away from the query.
- *   w <- silu(conv(w)), where there is a convolution;  u = sqrt(beta_scale sigmoid(b)) w / |w|      mem: last inputs of the convolution */
-static void mix_path(const Run *run, const Layer *y, float *mem, float *const *in, float *o) {
-    int rows = run->T * y->n_k_heads, d = y->dk;
-    if (y->conv.w[IN_W]) short_conv(run->team, in[IN_W], y->conv.w[IN_W], NULL, mem, y->n_k_heads * d, y->conv.taps, run->T, ACT_SILU);
-    for (int i = 0; i < rows; i++) l2norm(in[IN_W] + (size_t)i * (size_t)d, d, sqrtf(y->write.beta_scale * sigmoid(in[IN_B][i])));
-    append_rows(run, in[MAX_IN], in[IN_K], in[IN_W], d, in[IN_V]);
-    forget_sums(run, in[IN_F], y->n_heads);
-    walk_back(run, y, in[IN_Q], y->scale, o);
-}
-static size_t path_fixed(const Layer *y) { return y->conv.w[IN_W] ? (size_t)(y->conv.taps - 1) * (size_t)proj_out(&y->in[IN_W]) : 0; }
-static Cache path_cache(const Layer *y) { return (Cache){NULL, F32, y->n_k_heads, 0, 3 * y->dk, forget_heads(y)}; }
-
-/* Wall attention: a key fades channel by channel, as the memory of gated linear attention does, under a softmax.   fade = sigmoid(w) */
-static void mix_wall(const Run *run, const Layer *y, float *mem, float *const *in, float *o) {
-    int H = y->n_heads, Hkv = y->n_k_heads, d = y->dk;
-    (void)mem;
-    for (int i = 0; i < run->T * H && y->qk.q; i++) {
-        float *q = in[IN_Q] + (size_t)i * (size_t)d;
-        rmsnorm(q, q, y->qk.q + i % H * d, (size_t)d, y->qk.eps);
-    }
-    for (int i = 0; i < run->T * Hkv && y->qk.k; i++) {
-        float *k = in[IN_K] + (size_t)i * (size_t)d;
-        rmsnorm(k, k, y->qk.k + i % Hkv * d, (size_t)d, y->qk.eps);
-    }
-    activate_row(in[IN_W], ACT_SIGMOID, (size_t)run->T * (size_t)(H * d));
-    append_rows(run, in[MAX_IN], in[IN_K], in[IN_W], H / Hkv * d, in[IN_V]);
-    forget_sums(run, in[IN_F], H);
-    walk_back(run, y, in[IN_Q], 1, o);
-    if (y->in[IN_Z].w.data) gate_rows(run->team, o, in[IN_Z], ACT_SIGMOID, H * d, run->T);
-}
-static Cache wall_cache(const Layer *y) {
-    return (Cache){NULL, F32, y->n_k_heads, 0, (2 + y->n_heads / y->n_k_heads) * y->dk, forget_heads(y)};
-}
-
-/* -- all of them -- */
-
-/* The mixers: what each remembers (floats that stay, keys and values of every position) and what it does. */
-static const struct {
-    const char *name;
-    size_t (*fixed)(const Layer *);
-    Cache (*cache)(const Layer *);
-    void (*run)(const Run *run, const Layer *y, float *mem, float *const *in, float *o);
-} mixers[N_MIXERS] = {
-    [MIX_SOFTMAX] = {"softmax", NULL, softmax_cache, mix_softmax},
-    [MIX_LINEAR] = {"linear", linear_fixed, NULL, mix_linear},
-    [MIX_HGRN] = {"hgrn", linear_fixed, NULL, mix_hgrn},
-    [MIX_SLOTS] = {"slots", slots_fixed, NULL, mix_slots},
-    [MIX_PRODUCT] = {"product", linear_fixed, NULL, mix_product},
-    [MIX_LOG_LINEAR] = {"log-linear", log_linear_fixed, NULL, mix_log_linear},
-    [MIX_MAMBA] = {"mamba", mamba_fixed, NULL, mix_mamba},
-    [MIX_RWKV] = {"rwkv", rwkv_fixed, NULL, mix_rwkv},
-    [MIX_MESA] = {"mesa", mesa_fixed, NULL, mix_mesa},
-    [MIX_PATH] = {"path", path_fixed, path_cache, mix_path},
-    [MIX_WALL] = {"wall", NULL, wall_cache, mix_wall},
-    [MIX_TRAPEZOID] = {"trapezoid", trapezoid_fixed, NULL, mix_trapezoid},
-};
-
-static const char *kind_of(const Layer *y) { return y->family ? y->family->name : mixers[y->mixer].name; }
-
-/* Sizes of state and scratch, and the line that names the layers ("gated-delta x 18, softmax x 6"). */
-static int measure_layers(GlaModel *m, char *err) {
-    m->widest_in = (size_t)m->config.dim;
-    for (int i = 0; i < m->config.n_layers; i++) {
-        Layer *y = &m->layers[i];
-        size_t rows = 0, mid = 0, lerp_mid = 0; /* floats per token: projections with the mixer's scratch; narrow middles */
-        size_t o = (size_t)y->n_heads * (size_t)y->dv, hidden = (size_t)y->ffn.up.n_out;
-        for (int j = 0; j < MAX_IN; j++) {
-            rows += round_up((size_t)proj_out(&y->in[j]), LANES);
-            if (y->in[j].up.data) mid += (size_t)y->in[j].w.n_out;
-            if (y->own.rwkv.lerp[j].up.data) lerp_mid += (size_t)y->own.rwkv.lerp[j].w.n_out;
-        }
-        rows += round_up(y->mem.scratch, LANES);
-        raise_to(&m->widest_in, (size_t)proj_out(&y->own.mamba.step_in));
-        raise_to(&mid, lerp_mid);
-        if (y->ffn.lerp_k) raise_to(&rows, 3 * (size_t)m->config.dim + hidden + 4 * LANES);
-        y->mem.fixed = mixers[y->mixer].fixed ? mixers[y->mixer].fixed(y) : 0;
-        y->mem.fixed += y->ffn.lerp_k ? (size_t)m->config.dim : 0;
-        y->mem.fixed_at = m->fixed_floats, m->fixed_floats += y->mem.fixed;
-        if (mixers[y->mixer].cache) y->mem.cache = mixers[y->mixer].cache(y);
-        for (int kv = 0; kv < GLA_N_KV && mixers[y->mixer].cache; kv++) {
-            Cache c = cache_shape(y, kv);
-            y->mem.kv[kv] = cache_block_bytes(&c);
-            y->mem.kv_at[kv] = m->kv_bytes[kv], m->kv_bytes[kv] += y->mem.kv[kv];
-            if (!kv) m->kv_floats += y->mem.kv[kv] / sizeof(float) / KEYS;
-        }
-        raise_to(&m->row_floats, rows);
-        raise_to(&m->mid_floats, mid), raise_to(&m->widest_in, mid);
-        raise_to(&m->out_floats, o), raise_to(&m->widest_in, o);
-        raise_to(&m->hidden_floats, hidden), raise_to(&m->widest_in, hidden);
-        raise_to(&m->widest_dk, (size_t)(y->dk > y->own.slots ? y->dk : y->own.slots));
-        int same = 0; /* an earlier layer of this kind counts for both */
-        while (strcmp(kind_of(&m->layers[same]), kind_of(y))) same++;
-        m->layers[same].kind_count++;
-    }
-    for (int i = 0, n = 0; i < m->config.n_layers && n < 140; i++)
-        if (m->layers[i].kind_count)
-            n += snprintf(m->kinds + n, (size_t)(160 - n), "%s%.24s x %d", n ? ", " : "", kind_of(&m->layers[i]), m->layers[i].kind_count);
-
-    // far beyond any real model, it is a hostile header
-    const size_t fixed_bytes = m->fixed_floats * sizeof(float), file = m->file.map.n;
-    if (fixed_bytes / 16 > file + (4 << 20))
-        return fail(err, GLA_FORMAT, "a state of %zu bytes is out of proportion to a file of %zu",
-                    fixed_bytes, file);
-    // keys and values of one position are a sliver of the weights that make them
-    const size_t position_bytes = m->kv_floats * sizeof(float);
-    if (position_bytes > file / 16 + (1 << 20))
-        return fail(err, GLA_FORMAT, "%zu bytes for each position are out of proportion to a file of %zu",
-                    position_bytes, file);
-    return GLA_OK;
-}
-
 /* ---- 10. forward: a run of tokens through the whole model ---------------------------------------------------
- * The figure of the paper. It knows nothing of weight types or threads, and does not care whether T is one or many. */
+ * The figure of the paper. It knows nothing of weight types or threads, and does not care whether T
+ * is one or many. */
 
-/* Residual attention: a sub-layer reads a softmax mix of the residual sources instead of their sum.      (arXiv 2603.15031)
- *   p_i = softmax_i( proj . rmsnorm(source_i, w) );   out = sum_i p_i source_i
- *   sources n times (T, dim), `step` floats apart; out (T, dim). Sums so far are rescaled when a larger score appears. */
-static void mix_sources(float *out, const float *sources, int n, size_t step, int T, size_t dim,
-                        const float *proj, const float *w, float eps) {
+/* Residual attention: a sub-layer reads a softmax mix of the residual sources instead of their sum.
+ *                                                                   (arXiv 2603.15031)
+ *   p_i = softmax_i( proj . rmsnorm(source_i, w) );   out = sum_i p_i source_i;   out (T, dim)
+ * Sums so far are rescaled when a larger score appears. */
+/* n times (T, dim), step apart */
+typedef struct { const float *x; int n; size_t step, dim; } Sources;
+static void mix_sources(float *out, const Sources *s, const float *proj, const float *w, float eps,
+                        int T) {
+    const size_t dim = s->dim;
     for (int t = 0; t < T; t++) {
         float *y = out + (size_t)t * dim, top = -INFINITY, sum = 0;
         memset(y, 0, dim * sizeof(float));
-        for (int i = 0; i < n; i++) {
-            const float *x = sources + (size_t)i * step + (size_t)t * dim;
-            double squares = 0, score = 0;
-            for (size_t d = 0; d < dim; d++) squares += (double)x[d] * x[d], score += (double)proj[d] * w[d] * x[d];
-            float s = (float)(score / sqrt(squares / (double)dim + eps)), best = s > top ? s : top;
-            float keep = expf(top - best), p = expf(s - best);
+        for (int i = 0; i < s->n; i++) {
+            const float *x = s->x + (size_t)i * s->step + (size_t)t * dim;
+            double squares = 0, dots = 0;
+            for (size_t d = 0; d < dim; d++) {
+                squares += (double)x[d] * x[d];
+                dots += (double)proj[d] * w[d] * x[d];
+            }
+            float score = (float)(dots / sqrt(squares / (double)dim + eps));
+            float best = score > top ? score : top, keep = expf(top - best), p = expf(score - best);
             for (size_t d = 0; d < dim; d++) y[d] = y[d] * keep + p * x[d];
             sum = sum * keep + p, top = best;
         }
         for (size_t d = 0; d < dim; d++) y[d] /= sum;
+    }
+}
+
+/* cos and sin of the angles of every rotary kind, once for all layers: (T, turn_floats). */
+static void rope_tables(const GlaState *s, int T) {
+    const GlaModel *m = s->m;
+    const int n_threads = threads_for(&s->team, 40.0 * T * (double)m->turn_floats);
+    PARALLEL_FOR(n_threads)
+    for (int t = 0; t < T; t++) {
+        float *row = s->turns + (size_t)t * m->turn_floats;
+        size_t done = 0;
+        for (int i = 0; i < m->config.n_layers && done < m->turn_floats; i++) {
+            const Rotary *r = &m->layers[i].rope;
+            if (!r->freq || r->at != done) continue; /* it turns like an earlier one */
+            for (int j = 0; j < r->dims / 2; j++) {
+                double angle = (double)(s->pos + t) * r->freq[j];
+                row[done++] = r->scale * (float)cos(angle);
+                row[done++] = r->scale * (float)sin(angle);
+            }
+        }
     }
 }
 
@@ -7404,18 +7950,23 @@ static void cap_rows(const Team *team, float *x, float cap, size_t n) {
 }
 
 /* rows = q, k, v, gates ... of xb;  o = mixer(rows, memory);  xb = W o */
-static void mix(GlaState *s, const Run *run, const Layer *y, float *mem) {
-    const int T = run->T;
-    float *rows[MAX_IN + 1], *free_rows = s->rows;
+static void mix(GlaState *s, const Layer *y, int T) {
+    const Mixer *m = y->mixer;
+    float *memory = s->fixed + y->mem.fixed_at, *free_rows = s->rows;
+    Run run = {.team = &s->team, .T = T, .pos = s->pos, .x = s->xb, .mid = s->mid,
+               .turns = s->turns,
+               .turn_floats = s->m->turn_floats, .v_first = s->v_first, .conv = memory, .o = s->o};
     for (int j = 0; j < MAX_IN; j++) {
-        rows[j] = free_rows;
+        if (!y->in[j].w.data) continue;
+        run.in[j] = free_rows;
         free_rows += (size_t)T * round_up((size_t)proj_out(&y->in[j]), LANES);
     }
-    rows[MAX_IN] = free_rows; /* the mixer's scratch */
-    if (y->mixer != MIX_RWKV) /* RWKV's projections each read something else */
-        project(run->team, rows, y->in, MAX_IN, s->xb, T, s->mid);
-    mixers[y->mixer].run(run, y, mem, rows, s->o);
-    project(run->team, &s->xb, &y->out, 1, s->o, T, s->mid);
+    run.free_rows = free_rows + hand_out(y, m->makes, T, free_rows, run.in, run.own);
+    keep_floats(y, m->keeps, memory + conv_floats(y), run.keeps);
+    if (m->grows) run.cache = cache_shape(y, s->kv_type), run.cache.mem = kv_of(s, y);
+    if (!(m->takes & PROJECTS)) project(&s->team, run.in, y->in, MAX_IN, s->xb, T, s->mid);
+    m->mix(&run, y);
+    project(&s->team, &s->xb, &y->out, 1, s->o, T, s->mid);
 }
 
 /* xb = down(up xb * act(gate xb)), with biases where there are some */
@@ -7423,12 +7974,12 @@ static void feed_forward(GlaState *s, const Layer *y, int T) {
     const Team *team = &s->team;
     const int dim = s->m->config.dim, hidden = y->ffn.gate.n_out;
     float *gate = s->rows, *up = gate + (size_t)T * (size_t)hidden;
-    Input wide = input_rows(s->xb, T, dim), middle = input_rows(up, T, hidden);
+    Input wide = input_rows(s->xb, T, dim);
     matmul(team, (Product[]){{gate, &y->ffn.gate}, {up, &y->ffn.up}}, 2, &wide);
     add_bias(gate, y->ffn.bias[0], T, (size_t)hidden);
     add_bias(up, y->ffn.bias[1], T, (size_t)hidden);
     gate_rows(team, up, gate, y->ffn.act, hidden, T);
-    matmul(team, &(Product){s->xb, &y->ffn.down}, 1, &middle);
+    matmul_rows(team, s->xb, &y->ffn.down, up, T);
     add_bias(s->xb, y->ffn.bias[2], T, (size_t)dim);
 }
 
@@ -7438,10 +7989,10 @@ static void forward(GlaState *s, const int32_t *ids, int T, float *logits, int n
     const GlaModel *m = s->m;
     const Config *c = &m->config;
     const Team *team = &s->team;
-    Run run = {team, T, s->pos, s->xb, s->mid, s->v_first, {0}};
-    size_t dim = (size_t)c->dim, step = (size_t)s->batch * dim;
-    float *x = s->x;                      /* the residual stream (T, dim); with residual attention the source being summed */
-    int closed = 0;                       /* residual attention: sources before x that are complete */
+    Sources sources = {s->x, 1, (size_t)s->batch * (size_t)c->dim, (size_t)c->dim};
+    const size_t dim = (size_t)c->dim;
+    float *x = s->x; /* the residual stream (T, dim); with residual attention the source being
+                        summed */
 
     // x = rows of the embedding
     for (int t = 0; t < T; t++) {
@@ -7452,17 +8003,18 @@ static void forward(GlaState *s, const int32_t *ids, int T, float *logits, int n
     }
     if (m->embed_norm.w) norm_rows(team, c, x, x, m->embed_norm, T);
 
+    rope_tables(s, T);
     for (int i = 0; i < c->n_layers; i++) {
         const Layer *y = &m->layers[i];
-        float *mem = s->fixed + y->mem.fixed_at;
-        if (mixers[y->mixer].cache) run.cache = cache_shape(y, s->kv_type), run.cache.mem = kv_of(s, y);
-        for (int ffn = 0; ffn <= (y->ffn.down.data != NULL); ffn++) { /* the mixer, then the feed-forward, if there is one */
+        for (int ffn = 0; ffn <= (y->ffn.down.data != NULL); ffn++) { /* the mixer, then the
+                                                                         feed-forward,
+                                                                             if there is one */
             const float *in = x;
             if (c->res_block) {
-                mix_sources(s->xb, s->x, closed + 1, step, T, dim, y->res.proj[ffn], y->res.norm[ffn], y->eps);
+                mix_sources(s->xb, &sources, y->res.proj[ffn], y->res.norm[ffn], y->eps, T);
                 in = s->xb;
                 if ((2 * i + ffn) % c->res_block == 0) { /* a new source begins */
-                    x += step, closed++;
+                    x += sources.step, sources.n++;
                     memset(x, 0, (size_t)T * dim * sizeof(float));
                 }
             }
@@ -7471,10 +8023,11 @@ static void forward(GlaState *s, const int32_t *ids, int T, float *logits, int n
             norm_rows(team, c, s->xb, in, ffn ? y->ffn.norm : y->norm, T);
 
             if (!ffn) {
-                mix(s, &run, y, mem);
+                mix(s, y, T);
             } else if (y->ffn.lerp_k) {
                 // xb = channel_mix(xb), whose last x lies behind the mixer's memory
-                channel_mix(team, y, s->xb, mem + y->mem.fixed - dim, s->rows, T);
+                float *last = s->fixed + y->mem.fixed_at + y->mem.fixed - dim;
+                channel_mix(team, &y->ffn, s->xb, last, s->rows, T);
             } else {
                 feed_forward(s, y, T);
             }
@@ -7493,13 +8046,13 @@ static void forward(GlaState *s, const int32_t *ids, int T, float *logits, int n
     // logits = head(norm(x)), only where they are wanted
     const float *last = x + (size_t)(T - n_logits) * dim;
     if (n_logits && c->res_block) {
-        mix_sources(s->xb, s->x + (size_t)(T - n_logits) * dim, closed + 1, step, n_logits, dim, m->res_proj, m->res_norm, c->eps);
+        sources.x = s->x + (size_t)(T - n_logits) * dim;
+        mix_sources(s->xb, &sources, m->res_proj, m->res_norm, c->eps, n_logits);
         last = s->xb;
     }
     if (n_logits) {
         norm_rows(team, c, s->xb, last, m->out_norm, n_logits);
-        Input wanted = input_rows(s->xb, n_logits, c->dim);
-        matmul(team, &(Product){logits, &m->head}, 1, &wanted);
+        matmul_rows(team, logits, &m->head, s->xb, n_logits);
         size_t n = (size_t)n_logits * (size_t)c->vocab_size;
         if (c->softcap > 0) cap_rows(team, logits, c->softcap, n);
     }
@@ -7509,33 +8062,43 @@ static void forward(GlaState *s, const int32_t *ids, int T, float *logits, int n
 
 static int check_room(const GlaState *s, int64_t n, char *err) { /* for n more tokens */
     char behind[48] = "";
-    if (s->pos) snprintf(behind, sizeof behind, " behind the %lld that were read", (long long)s->pos);
+    if (s->pos) snprintf(behind, sizeof behind, " behind the %lld that were read",
+                         (long long)s->pos);
     if (s->m->config.limit && n > s->m->config.limit - s->pos)
-        return fail(err, GLA_CONTEXT, "%lld tokens do not fit%s: this model counts no more than %d positions",
+        return fail(err, GLA_CONTEXT,
+                    "%lld tokens do not fit%s: this model counts no more than %d positions",
                     (long long)n, behind, s->m->config.limit);
     if (s->m->kv_floats && n > s->ctx - s->pos)
-        return fail(err, GLA_CONTEXT, "%lld tokens do not fit%s in a context of %d; give a larger one (-c)", (long long)n, behind, s->ctx);
+        return fail(err, GLA_CONTEXT, "%lld tokens do not fit%s in a context of %d; "
+                    "give a larger one (-c)", (long long)n, behind, s->ctx);
     return GLA_OK;
 }
 
-GLA_API int gla_eval(GlaState *s, const int32_t *ids, int64_t n, float *logits, int64_t n_logits, char *err) {
+GLA_API int gla_eval(GlaState *s, const int32_t *ids, int64_t n, float *logits, int64_t n_logits,
+                     char *err) {
     int vocab = s->m->config.vocab_size;
     if (n < 0 || n_logits < 0 || n_logits > n)
-        return fail(err, GLA_INPUT, "%lld tokens with logits of %lld", (long long)n, (long long)n_logits);
+        return fail(err, GLA_INPUT, "%lld tokens with logits of %lld", (long long)n,
+                    (long long)n_logits);
     for (int64_t i = 0; i < n; i++)
         if (ids[i] < 0 || ids[i] >= vocab)
-            return fail(err, GLA_INPUT, "token %lld is %d, the model has 0 to %d", (long long)i, ids[i], vocab - 1);
+            return fail(err, GLA_INPUT, "token %lld is %d, the model has 0 to %d", (long long)i,
+                        ids[i], vocab - 1);
     int code = check_room(s, n, err);
     if (code) return code;
     const int64_t before = s->pos;
     for (int64_t i = 0; i < n; i += s->batch) {
         int T = (int)min64(s->batch, n - i);
-        int64_t first = n - n_logits, rows = min64(T, i + T - first); /* positions of this run whose logits the caller wants */
+        int64_t first = n - n_logits, rows = min64(T, i + T - first); /* positions of this run whose
+                                                                         logits the caller wants */
         if (rows > 0) {
-            forward(s, ids + i, T, logits + (size_t)(i + T - rows - first) * (size_t)vocab, (int)rows);
-            if (i + T == n) memcpy(s->logits, logits + (size_t)(n_logits - 1) * (size_t)vocab, (size_t)vocab * sizeof(float));
+            forward(s, ids + i, T, logits + (size_t)(i + T - rows - first) * (size_t)vocab,
+                    (int)rows);
+            if (i + T == n) memcpy(s->logits, logits + (size_t)(n_logits - 1) * (size_t)vocab,
+                                   (size_t)vocab * sizeof(float));
         } else forward(s, ids + i, T, s->logits, i + T == n);
-        if (s->pos != before + i + T) return GLA_DONE_CALLER; /* stopped: only read_ids asks for that */
+        if (s->pos != before + i + T) return GLA_DONE_CALLER; /* stopped: only read_ids asks for
+                                                                 that */
     }
     return GLA_OK;
 }
@@ -9434,7 +9997,6 @@ static int open_mapping(GlaModel **out, Mapping map, const char *path, char *err
     m->file.map = map;
     int code = gguf_read(&m->file, why);
     if (!code) code = load_model(m, why);
-    if (!code) code = measure_layers(m, why);
     if (!code) code = open_vocabulary(m, path, why);
     if (!code) {
         *out = m;

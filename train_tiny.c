@@ -1793,7 +1793,8 @@ static void embedding_backward(real *dw, const real *dx, const int *id, int N, i
 
 /* -- the mixers to choose from -- */
 
-/* What each passes to the recurrence is its row of `family` in run.c, section 7; here stands what a new model of it begins with. */
+/* Shapes, front and back of each are its row of `mixers` in run.c, section 7; here stands what a new
+ * model of it begins with. */
 typedef struct {
     const char *name, *arch, *about;         /* of --mixer, of the file (general.architecture), for the reader */
     int d_conv;                              /* taps unless --conv says otherwise */
@@ -1854,8 +1855,50 @@ static int mixer_named(const char *name) {
     return by_name < N_KINDS ? by_name : by_arch;
 }
 
+/* The law of a mixer (run.c, section 7) in parts, each with a forward and a backward pass of its own:
+ *   decay    d, from f: the constants are those of the law
+ *   per      how many decays a token has: one for each head, each key channel of a head, or each slot
+ *   erase    what is read before the write, with strength b
+ *   write    what is written */
+enum { DECAY_NONE, DECAY_FIXED, DECAY_SIGMOID, DECAY_SOFTPLUS, DECAY_FORGET, DECAY_STEP, DECAY_SUM };
+enum { HEADS, CHANNELS, SLOTS };
+enum { ERASE_NONE, ERASE_KEY,              /* -;  b k'S, from the faded S */
+       ERASE_GATED,                        /* (b k)'S, b per key channel */
+       ERASE_OLD };                        /* b p'S before S fades, p along k */
+enum { WRITE_V, WRITE_BETA_V,              /* k v';  k (b v)' */
+       WRITE_GATED_V, WRITE_STEP_V,        /* k (sigmoid(w) v)';  k (D v)', D the time step */
+       WRITE_SCALED_K,                     /* (m k) (b v)', m from a running second moment of k */
+       WRITE_REST };                       /* (1 - d) v' */
+typedef struct { const char *name; int decay, per, erase, write; } Family;
+static const Family families[] = {
+    { "linear_attn", DECAY_NONE, HEADS, ERASE_NONE, WRITE_V },
+    { "retnet", DECAY_FIXED, HEADS, ERASE_NONE, WRITE_V },
+    { "lightning_attn", DECAY_FIXED, HEADS, ERASE_NONE, WRITE_V },
+    { "simple_gla", DECAY_SIGMOID, HEADS, ERASE_NONE, WRITE_V },
+    { "mamba2", DECAY_STEP, HEADS, ERASE_NONE, WRITE_STEP_V },
+    { "gla", DECAY_SIGMOID, CHANNELS, ERASE_NONE, WRITE_V },
+    { "hgrn2", DECAY_FORGET, CHANNELS, ERASE_NONE, WRITE_REST },
+    { "lightnet", DECAY_SUM, CHANNELS, ERASE_NONE, WRITE_REST },
+    { "abc", DECAY_SUM, SLOTS, ERASE_NONE, WRITE_REST },
+    { "gsa", DECAY_SIGMOID, SLOTS, ERASE_NONE, WRITE_REST },
+    { "delta_net", DECAY_NONE, HEADS, ERASE_KEY, WRITE_BETA_V },
+    { "gated_deltanet", DECAY_SOFTPLUS, HEADS, ERASE_KEY, WRITE_BETA_V },
+    { "gated_deltaproduct", DECAY_SOFTPLUS, HEADS, ERASE_KEY, WRITE_BETA_V },
+    { "comba", DECAY_SOFTPLUS, HEADS, ERASE_OLD, WRITE_BETA_V },
+    { "kda", DECAY_SOFTPLUS, CHANNELS, ERASE_KEY, WRITE_BETA_V },
+    { "gdn2", DECAY_SOFTPLUS, CHANNELS, ERASE_GATED, WRITE_GATED_V },
+    { "precond_gated_deltanet", DECAY_SOFTPLUS, HEADS, ERASE_KEY, WRITE_SCALED_K },
+    { "precond_kda", DECAY_SOFTPLUS, CHANNELS, ERASE_KEY, WRITE_SCALED_K },
+};
+
 /* NULL: RWKV, which is no row of that table. */
-static const Family *family_of(const MixerKind *k) { return family_named(k->qwen ? "gated_deltanet" : k->arch); }
+static const Family *family_of(const MixerKind *k) {
+    const char *name = k->qwen ? "gated_deltanet" : k->arch;
+    for (size_t i = 0; i < sizeof families / sizeof *families; i++)
+        if (!strcmp(families[i].name, name)) return &families[i];
+    return NULL;
+}
+static const Mixer *facts(const Family *f) { return mixer_row(f->name); }
 /* The decay is exp(-rate softplus(a + bias)). */
 static bool is_softplus(const Family *f) { return f->decay == DECAY_SOFTPLUS || f->decay == DECAY_STEP; }
 static int writes_of(const MixerKind *k) { return k->writes ? k->writes : 1; }
@@ -2166,7 +2209,7 @@ static void list_linear(Tiny *m, TinyLayer *L, int l) {
         L->w_gb = add_tensor(m, l, "ssm_g_b.weight", V, c->gate_rank, DECAYS);
         L->gb_bias = add_tensor(m, l, "ssm_g_b.bias", 0, V, KEEP_F32);
     }
-    L->norm = add_tensor(m, l, "ssm_norm.weight", is_mamba(k) ? H : 0, k->out == OUT_HEAD || is_mamba(k) ? c->dv : V, KEEP_F32);
+    L->norm = add_tensor(m, l, "ssm_norm.weight", is_mamba(k) ? H : 0, facts(k)->back.out == OUT_HEAD || is_mamba(k) ? c->dv : V, KEEP_F32);
     L->w_o = add_tensor(m, l, L->kind->qwen || is_mamba(k) ? "ssm_out.weight" : "attn_output.weight", c->dim, V, DECAYS);
 }
 
@@ -2243,8 +2286,8 @@ static void list_tensors(Tiny *m) {
         TinyLayer *L = &m->layers[l];
         L->kind = c->interval && (l + 1) % c->interval == 0 ? NULL : kind;
         L->family = L->kind ? family_of(kind) : NULL;
-        if (L->family) L->gate = kind->ungated || c->without & NO_GATE ? F_ID : act_of(L->family->gate);
-        if (L->family) L->map = c->without & NO_MAP ? F_ID : kind->elu ? F_ELU1 : act_of(L->family->map);
+        if (L->family) L->gate = kind->ungated || c->without & NO_GATE ? F_ID : act_of(facts(L->family)->back.gate);
+        if (L->family) L->map = c->without & NO_MAP ? F_ID : kind->elu ? F_ELU1 : act_of(facts(L->family)->front.map);
         L->attn_norm = add_tensor(m, l, "attn_norm.weight", 0, D, KEEP_F32);
         if (kind->rwkv) L->rwkv.norm_bias = add_tensor(m, l, "attn_norm.bias", 0, D, KEEP_F32);
         if (L->family) list_linear(m, L, l);
@@ -2450,7 +2493,7 @@ static size_t lay_out(Tiny *m, real *base) {
                 L->keys.o = lay(base, &n, N * K);
                 L->keys.S = lay(base, &n, memory_states(m->B, c->seq_len, c->n_heads, c->dk, c->dk));
             }
-            if (k->out == OUT_SILU_ALL) L->og = lay(base, &n, N * V);
+            if (facts(k)->back.out == OUT_SILU_ALL) L->og = lay(base, &n, N * V);
             if (L->w_fb) L->f = lay(base, &n, N * K);
             if (narrow_gate(k)) L->z = lay(base, &n, N * V);
             if (is_mamba(k)) {
@@ -2644,9 +2687,9 @@ static void linear_inputs_forward(Tiny *m, TinyLayer *L, int r, int rows) {
         comba_forward(L->old + atk, L->q_less + atk, u + L->at_q, u + L->at_k, in.ldu, L->per_head, W(skip), rows, H, dk);
         kern.l2norm_forward(t->q + atk, L->inv_q + ath, L->q_less + atk, K, rows, H, dk, scale);
         kern.l2norm_forward(t->e + atk, L->inv_e + ath, L->old + atk, K, rows, H, dk, 1);
-    } else if (k->norm == QK_L2) kern.l2norm_forward(q + atk, L->inv_q + ath, u + L->at_q, in.ldu, rows, H, dk, scale);
+    } else if (facts(k)->front.norm == QK_L2) kern.l2norm_forward(q + atk, L->inv_q + ath, u + L->at_q, in.ldu, rows, H, dk, scale);
     else kern.map_forward(L->map, q + atk, u + L->at_q, in.ldu, rows, K, scale);
-    if (k->norm == QK_L2) kern.l2norm_forward(key + n * atk, L->inv_k + n * ath, u + L->at_k, in.ldu, rows, n * H, dk, 1);
+    if (facts(k)->front.norm == QK_L2) kern.l2norm_forward(key + n * atk, L->inv_k + n * ath, u + L->at_k, in.ldu, rows, n * H, dk, 1);
     else if (!keys_from_decay(k)) kern.map_forward(L->map, key + atk, u + L->at_k, in.ldu, rows, K, 1);
     // d, and what it leaves to be written
     if (has_gate(k))
@@ -2667,7 +2710,7 @@ static void linear_inputs_forward(Tiny *m, TinyLayer *L, int r, int rows) {
     else if (is_mamba(k)) {
         step_forward(L->step + ath, a, in.lda, W(bias), rows, H);
         kern.scale_forward(t->v + atv, v, in.ldu, L->step + ath, rows, H, dv);
-    } else kern.map_forward(k->out == OUT_SILU_ALL ? F_SILU : F_ID, t->v + atv, v, in.ldu, rows, V, 1);
+    } else kern.map_forward(facts(k)->back.out == OUT_SILU_ALL ? F_SILU : F_ID, t->v + atv, v, in.ldu, rows, V, 1);
     // what the second moment is made with
     const real *ek = key + n * atk;
     if (is_scaled(k)) {
@@ -2730,7 +2773,7 @@ static void linear_inputs_backward(Tiny *m, TinyLayer *L, int r, int rows, real 
     else if (is_mamba(k)) {
         memset(dstep + ath, 0, (size_t)rows * H * sizeof(real));
         kern.scale_backward(dv_, dstep + ath, t->dval + atv, v, in.ldu, L->step + ath, rows, H, dv, 0);
-    } else kern.map_backward(k->out == OUT_SILU_ALL ? F_SILU : F_ID, dv_, in.ldu, t->dval + atv, v, rows, V, 1);
+    } else kern.map_backward(facts(k)->back.out == OUT_SILU_ALL ? F_SILU : F_ID, dv_, in.ldu, t->dval + atv, v, rows, V, 1);
     //~ d goes to the first write of a token, q to the last
     for (int i = r; i < r + rows && n > 1; i++) {
         memcpy(dd + (size_t)i * H, t->dd + (size_t)i * n * H, H * sizeof *dd);
@@ -2745,13 +2788,13 @@ static void linear_inputs_backward(Tiny *m, TinyLayer *L, int r, int rows, real 
                            is_softplus(k) ? -1 : 1, rows, k->per == HEADS ? H : K);
     if (is_mamba(k)) step_backward(da, dbias, dstep + ath, a, in.lda, W(bias), rows, H);
     //~ q = scale map(u_q),  k = map(u_k)
-    if (k->norm == QK_L2)
+    if (facts(k)->front.norm == QK_L2)
         kern.l2norm_backward(du + L->at_k, in.ldu, t->dkey + n * atk, u + L->at_k, L->inv_k + n * ath, rows, n * H, dk, 1);
     else if (!keys_from_decay(k)) kern.map_backward(L->map, du + L->at_k, in.ldu, keys->dkey + atk, u + L->at_k, rows, K, 1);
     if (k->erase == ERASE_OLD) {                    /* Comba's q and e go on in linear_backward; here to where their norms began */
         kern.l2norm_backward(t->dq + atk, K, t->dq + atk, L->q_less + atk, L->inv_q + ath, rows, H, dk, scale);
         kern.l2norm_backward(t->de + atk, K, t->de + atk, L->old + atk, L->inv_e + ath, rows, H, dk, 1);
-    } else if (k->norm == QK_L2) kern.l2norm_backward(du + L->at_q, in.ldu, dq + atk, u + L->at_q, L->inv_q + ath, rows, H, dk, scale);
+    } else if (facts(k)->front.norm == QK_L2) kern.l2norm_backward(du + L->at_q, in.ldu, dq + atk, u + L->at_q, L->inv_q + ath, rows, H, dk, scale);
     else kern.map_backward(L->map, du + L->at_q, in.ldu, dq + atk, u + L->at_q, rows, K, scale);
 }
 
@@ -2799,7 +2842,7 @@ static void linear_forward(Tiny *m, TinyLayer *L) {
     Memory *r = &L->mem;
     // projections, their convolution, what goes through a narrow middle
     matmul_forward(L->raw, L->n_in, L->h, D, W(w_in), N, D, L->n_in, 0);
-    convs_forward(m, L, k->silu != SILU_NEVER);
+    convs_forward(m, L, facts(k)->front.silu != SILU_NEVER);
     if (L->w_fb) matmul_forward(L->f, K, L->raw + L->at_a, L->n_in, W(w_fb), N, R, K, 0);
     if (narrow_gate(k)) {
         bias_forward(L->z, W(gb_bias), N, V);
@@ -2829,10 +2872,10 @@ static void linear_forward(Tiny *m, TinyLayer *L) {
     // norm and gate, then out
     for (int i = 0, n = writes_of(L->kind); i < N && n > 1; i++)    /* after the last write of a token */
         memcpy(L->og + (size_t)i * V, r->o + ((size_t)i * n + n - 1) * V, V * sizeof(real));
-    if (k->out == OUT_SILU_ALL) act_forward(F_SILU, L->og, r->o, N, V);
+    if (facts(k)->back.out == OUT_SILU_ALL) act_forward(F_SILU, L->og, r->o, N, V);
     if (is_mamba(k)) mamba_output_forward(m, L, in);
     else {
-        const int spans = k->out == OUT_HEAD ? H : 1;
+        const int spans = facts(k)->back.out == OUT_HEAD ? H : 1;
         gated_norm_forward(L->gate, L->y, L->inv_o, L->og ? L->og : r->o, in.z, in.ldz, W(norm), N, spans, V / spans, eps);
     }
     matmul_forward(L->mid, D, L->y, V, W(w_o), N, V, D, 1);
@@ -2869,11 +2912,11 @@ static void linear_backward(Tiny *m, TinyLayer *L, const real *d_res, real *dh) 
     //~ y = rmsnorm(o) act(z)
     if (is_mamba(k)) mamba_output_backward(m, L, in, r->d_o, TMP(N * V), d_in.z, dy);
     else {
-        const int spans = k->out == OUT_HEAD ? H : 1;
+        const int spans = facts(k)->back.out == OUT_HEAD ? H : 1;
         gated_norm_backward(L->gate, r->d_o, d_in.z, DW(norm), dy, L->og ? L->og : r->o, in.z, in.ldz, W(norm), L->inv_o,
                             N, spans, V / spans);
     }
-    if (k->out == OUT_SILU_ALL) act_backward(F_SILU, r->d_o, r->d_o, r->o, N, V);       //~ og = silu(o)
+    if (facts(k)->back.out == OUT_SILU_ALL) act_backward(F_SILU, r->d_o, r->d_o, r->o, N, V);       //~ og = silu(o)
     //~ o is what is read after the last write; rows move from the end, into room that is free
     for (int i = N - 1; i >= 0 && n > 1; i--) {
         memmove(r->d_o + ((size_t)i * n + n - 1) * V, r->d_o + (size_t)i * V, V * sizeof(real));
@@ -2950,7 +2993,7 @@ static void linear_backward(Tiny *m, TinyLayer *L, const real *d_res, real *dh) 
         bias_backward(DW(gb_bias), dz, N, V);
     }
     //~ u = act(conv(raw))
-    convs_backward(m, L, draw, dconved, k->silu != SILU_NEVER);
+    convs_backward(m, L, draw, dconved, facts(k)->front.silu != SILU_NEVER);
     //~ raw = h W_in'
     matmul_backward(dh, DW(w_in), draw, L->n_in, L->h, D, W(w_in), N, D, L->n_in, 0);
 }
@@ -4818,8 +4861,8 @@ static Out model_file(const Tiny *m, const Gguf *vocab, int type, const char *na
         key_u32(&k, p, "mixer.key_length", (uint32_t)c->dk);
         key_u32(&k, p, "mixer.value_length", (uint32_t)c->dv);
         key_u32(&k, p, "mixer.conv_kernel", (uint32_t)c->d_conv);
-        if (!kind->ungated && family_of(kind)->gate != ACT_NONE)
-            key_str(&k, p, "mixer.output_gate", family_of(kind)->gate == ACT_SIGMOID ? "sigmoid" : "swish");
+        if (!kind->ungated && facts(family_of(kind))->back.gate != ACT_NONE)
+            key_str(&k, p, "mixer.output_gate", facts(family_of(kind))->back.gate == ACT_SIGMOID ? "sigmoid" : "swish");
         if (kind->writes) key_u32(&k, p, "mixer.writes_per_token", (uint32_t)kind->writes);
         if (family_of(kind)->per == SLOTS) key_u32(&k, p, "mixer.slot_count", (uint32_t)c->dk);
         if (kind->elu) key_str(&k, p, "mixer.feature_map", "elu_plus_one");
@@ -5307,9 +5350,9 @@ static int parts_left_out(const char *list) {
 static int parts_of(const MixerKind *k) {
     const Family *f = k == &mixer_kinds[SOFTMAX] ? NULL : family_of(k);
     if (!f) return 0;
-    return (f->decay != DECAY_NONE && f->write != WRITE_REST ? NO_DECAY : 0) | (f->norm != QK_L2 && (k->elu || act_of(f->map) != F_ID) ? NO_MAP : 0)
+    return (f->decay != DECAY_NONE && f->write != WRITE_REST ? NO_DECAY : 0) | (facts(f)->front.norm != QK_L2 && (k->elu || act_of(facts(f)->front.map) != F_ID) ? NO_MAP : 0)
            | (k->rope ? NO_ROTATION : 0)
-           | (act_of(f->gate) != F_ID && !k->ungated && !narrow_gate(f) && !is_mamba(f) ? NO_GATE : 0);
+           | (act_of(facts(f)->back.gate) != F_ID && !k->ungated && !narrow_gate(f) && !is_mamba(f) ? NO_GATE : 0);
 }
 
 /* The sizes that follow from the options; returns NULL, or what is wrong with them, to which main adds the value. */
@@ -5331,7 +5374,7 @@ static const char *configure(TinyConfig *c, const TrainOptions *o, int vocab_siz
     if (o->hybrid && every >= o->layers) return "--layers are too few for a layer of softmax attention with --hybrid";
     if (o->task && o->out && !o->hidden && !(is_mamba(f) && !o->hybrid)) /* in run's files only Mamba-2 has none */
         return "--out needs a feed-forward network (--hidden) with --mixer";
-    if (!o->conv && f && mixer != SOFTMAX && f->silu != SILU_NEVER && f->silu != SILU_CONV)
+    if (!o->conv && f && mixer != SOFTMAX && facts(f)->front.silu != SILU_NEVER && facts(f)->front.silu != SILU_CONV)
         return "--conv 0 does not go with --mixer";
     if (o->half_life > 0 && o->conv > 0 && f && f->decay == DECAY_FORGET && o->out) /* files have no bias behind the convolution of f */
         return "--out needs --half-life 0 or --conv 0, since a file has no bias behind that convolution, with --mixer";

@@ -584,9 +584,11 @@ static const char *value_of(int kind, int which) {
         {"l2", "sum", "none", "l3", "1"}, {"none", "linear", "yarn", "words", "1"},
     };
     if (kind != AN_ACT) return values[kind][which];
-    const int n = (int)(sizeof act_names / sizeof *act_names);
-    if (which < n) return act_names[which].name;
-    return which == n ? "no_such_map" : which == n + 1 ? "1" : NULL;
+    static const char *const none[] = {"no_such_map", "1", NULL};
+    const int n = (int)(sizeof act_words / sizeof *act_words) - 1; /* the last is the end */
+    const int n_maps = (int)(sizeof map_words / sizeof *map_words) - 1;
+    if (which < n) return act_words[which].name;
+    return which < n + n_maps ? map_words[which - n].name : none[which - n - n_maps];
 }
 
 static void set_key(int i, const char *value) {
@@ -738,12 +740,9 @@ int main(int argc, char **argv) {
         if (strstr(seeds[s].arch, only) && !seed_draft(&base, s, err)) change_base();
     }
     snprintf(current, sizeof current, "the table of models has no such row");
-    for (size_t k = 0; k < sizeof family / sizeof *family; k++)
-        check(has_seed(family[k].name), family[k].name);
-    for (size_t k = 0; k < sizeof decoders / sizeof *decoders; k++)
-        check(has_seed(decoders[k].name), decoders[k].name);
-    for (size_t k = 0; k < sizeof architectures / sizeof *architectures; k++)
-        check(has_seed(architectures[k].name), architectures[k].name);
+    for (size_t k = 0; k < sizeof mixers / sizeof *mixers; k++)
+        check(!architecture_named(mixers[k].name) || has_seed(mixers[k].name), mixers[k].name);
+    for (const Architecture *a = architectures; a->name; a++) check(has_seed(a->name), a->name);
     own_frequencies();
     for (; i < argc; i++) {
         Gguf g = {0};

@@ -627,7 +627,9 @@ static void test_layers(void) {
     near("rope, adjacent pairs", pairs, (double[]){-1.27223251, -1.83886499, 2.8786681, 4.08818664}, 4, 1e-6);
 
     float in[5] = {1, -1, 2, 0.5f, -0.5f}, taps[4] = {0.1f, -0.2f, 0.3f, 0.4f}, last[3] = {0};
-    short_conv(&team, in, taps, NULL, last, 1, 4, 5, ACT_SILU);
+    Run five = {.team = &team, .T = 5};
+    Conv four = {.taps = 4, .w = {taps}};
+    short_conv(&five, &four, 0, in, last, 1, ACT_SILU);
     near("short_conv", in, (double[]){0.239475064, -0.0475020813, 0.172332755, 0.825286116, -0.201225425}, 5, 1e-6);
     check(last[0] == 2 && last[1] == 0.5f && last[2] == -0.5f, "short_conv remembers %g %g %g", last[0], last[1], last[2]);
     enum { C = 70, T = 23 };
@@ -636,17 +638,23 @@ static void test_layers(void) {
     memcpy(input, whole, C * T * sizeof *input);
     for (int K = 1; K <= 8; K++) {
         memcpy(whole, input, C * T * sizeof *input), memcpy(keep, before, sizeof keep);
-        short_conv(&team, whole, w, NULL, keep, C, K, T, ACT_SILU);
+        const Conv conv = {.taps = K, .w = {w}};
+        const Run all = {.team = &team, .T = T};
+        short_conv(&all, &conv, 0, whole, keep, C, ACT_SILU);
         for (int step = 1; step < T; step++) {
             memcpy(pieces, input, C * T * sizeof *input), memcpy(mem, before, sizeof mem);
-            for (int t = 0; t < T; t += step) short_conv(&team, pieces + t * C, w, NULL, mem, C, K, t + step < T ? step : T - t, ACT_SILU);
+            for (int t = 0; t < T; t += step) {
+                const Run some = {.team = &team, .T = t + step < T ? step : T - t};
+                short_conv(&some, &conv, 0, pieces + t * C, mem, C, ACT_SILU);
+            }
             check(same(whole, pieces, C * T) && same(keep, mem, (size_t)(C * (K - 1))), "short_conv with %d taps, %d tokens at a time", K, step);
         }
     }
     free(w), free(whole), free(pieces), free(before), free(input);
 
     float sources[4] = {1, 2, 0.5f, -1}, mix[2];
-    mix_sources(mix, sources, 2, 2, 1, 2, (float[]){0.3f, -0.4f}, (float[]){1, 1}, 1e-6f);
+    const Sources two = {sources, 2, 2, 2};
+    mix_sources(mix, &two, (float[]){0.3f, -0.4f}, (float[]){1, 1}, 1e-6f, 1);
     near("residual attention", mix, (double[]){0.633301331, -0.200192013}, 2, 1e-6);
 
     /* C12: gated softmax attention; the projection holds query and gate of a token side by side */
@@ -655,14 +663,14 @@ static void test_layers(void) {
     static const double windowed[2] = {-0.428793596, -0.261608539};
     for (int variant = 0; variant < 3; variant++) {
         int gate = variant == 1, step = gate ? 4 : 2;
-        Layer s = {.n_heads = 1, .n_k_heads = 1, .dk = 2, .dv = 2, .scale = 0.707106781f, .eps = 1e-6f};
+        Layer s = {.mixer = mixer_row("softmax"), .n_heads = 1, .n_k_heads = 1, .dk = 2, .dv = 2, .scale = 0.707106781f, .eps = 1e-6f};
         s.own.softmax.gated = gate, s.own.softmax.window = variant == 2 ? 2 : 0;
-        float q[12], k[6] = {0.5f, -1, 1, 0.25f, -0.75f, 0.5f}, v[6] = {1, 2, -1, 0.5f, 0.5f, -1.5f}, cache[4 * KEYS], o[6], *const all[MAX_IN] = {q, k, v};
+        float q[12], k[6] = {0.5f, -1, 1, 0.25f, -0.75f, 0.5f}, v[6] = {1, 2, -1, 0.5f, 0.5f, -1.5f}, cache[4 * KEYS], o[6];
         for (int t = 0; t < 3; t++) memcpy(q + t * step, rows[t], (size_t)step * sizeof *q);
-        Cache keep = softmax_cache(&s);
+        Cache keep = cache_shape(&s, GLA_KV_F32);
         check(cache_block_bytes(&keep) == sizeof cache, "a block of %zu bytes", cache_block_bytes(&keep));
         keep.mem = (uint8_t *)cache;
-        mix_softmax(&(Run){.team = &team, .T = 3, .cache = keep}, &s, NULL, all, o);
+        mix_softmax(&(Run){.team = &team, .T = 3, .cache = keep, .in = {q, k, v}, .o = o}, &s);
         if (variant < 2) near(gate ? "gated softmax attention" : "softmax attention", o, gate ? with_gate : plain, 6, 1e-6);
         else near("softmax attention with a window of two", o + 4, windowed, 2, 1e-6);
     }

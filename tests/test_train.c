@@ -628,7 +628,7 @@ static void test_blocks(void) {
 /* Whether a mixer works both with a short convolution and without. */
 static bool either_conv(const MixerKind *k) {
     const Family *f = k->qwen ? NULL : family_of(k);
-    return k == &mixer_kinds[SOFTMAX] || (f && (f->silu == SILU_NEVER || f->silu == SILU_CONV));
+    return k == &mixer_kinds[SOFTMAX] || (f && (facts(f)->front.silu == SILU_NEVER || facts(f)->front.silu == SILU_CONV));
 }
 
 /* One step of a small model: DIR/NAME.txt describes it, DIR/NAME.bin holds the parameters, their gradients, and the parameters afterwards. */

@@ -11843,7 +11843,7 @@ GLA_API int gla_chat_clone(GlaChat **copy, GlaState **state, const GlaChat *c, c
     return GLA_OK;
 }
 
-/* ---- 15. command line: options, modes, statistics; the only stdout, the only exit -----------------------------
+/* ---- 15. command line: options, modes, statistics; the only stdout, the only exit ------------
  * First what train_tiny has, too:
  *   waiting       a line a second, where somebody watches
  *   the end       of a program that is misused, or cannot go on
@@ -12219,7 +12219,7 @@ static void set_option(Options *o, int option, const char *value) {
 /* The option that arg names, and the value that is written in the same word: --name=value, -nvalue.
  * -1: none; a long name behind one dash is none. */
 static int find_option(const Options *o, const char *arg, const char **value) {
-    char name[64], full[64];
+    char name[64], full[66];
     const int is_long = arg[1] == '-';
     const char *rest = is_long ? arg + strcspn(arg, "=") : arg + 2;
     const Option *const p = o->syntax->option;

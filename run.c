@@ -8,8 +8,11 @@
  *    8 model       9 state      10 forward       11 tokenizer 12 sampler  13 generate 14 chat
  *   15 command line
  *
- * Here to learn? 9 is what one layer does, 8 is what it remembers, 10 stacks the layers, and the
- * recurrence they share is written out in a dozen lines at recurrence_step in section 5. */
+ * Here to learn? recurrence_step in section 5 is the one recurrence, a dozen lines. The laws in
+ * section 7 say what each model fades, erases and writes; the table at its end, which model has
+ * which. Section 9 is what is remembered, and 10 stacks the layers.
+ * Here to add something? A mixer: its law and its row in section 7. An architecture: its row in
+ * section 8. A sampler setting: its row in section 1, its law in 12. An option: its row in 15. */
 
 /* ---- 1. interface: everything a program that embeds this file needs ---------------------- */
 #ifndef GLA_H
@@ -1710,8 +1713,8 @@ INLINE const float *row_head(const Rows *r, int t, int h, int H, int tiled, int 
     return row_of(r, t) + (size_t)source * (size_t)width;
 }
 
-/* What a mixer passes to the one recurrence (recurrence_step below). Rows with p NULL take the default; the family differs in who
- * sets what (section 7), and most set the first half only. */
+/* What a mixer passes to the one recurrence (recurrence_step below). Rows with p NULL take the default; who sets what is
+ * the laws (section 7), and most set the first half only. */
 typedef struct {
     int H, dk, dv, tiled;
     int d_width;         /* decay d: 1 = a scalar per head, dk = one per key channel */
@@ -4008,7 +4011,7 @@ static int query_rows(int H, int heads, int T) {
 }
 
 /* Floats of scratch for attention. Per thread: attend_buf (the queries, two parts, what the kernel needs), or walk_buf for walk_back in
- * section 9. For all: attend_parts, so that few tokens can be spread over the threads by chunks of the context. */
+ * section 7. For all: attend_parts, so that few tokens can be spread over the threads by chunks of the context. */
 static size_t attend_buf(int H, const Cache *c, int T) {
     size_t rows = (size_t)query_rows(H, c->heads, T), tiles = rows * (KEYS + LANES) + KEYS * KEYS, scalar = (size_t)c->dk + (size_t)c->dv;
     return rows * ((size_t)c->dk + 2 * part_floats(c->dv)) + (tiles > scalar ? tiles : scalar);
@@ -4645,7 +4648,7 @@ struct Mixer {
     const char *keeps;           /* what it remembers, behind the last inputs of its convolutions */
     const char *grows;           /* keys and values of a position and key/value head; NULL = none */
     const char *may;             /* projections that a file may go without, and o: the output norm's
-                                       weight; NULL: not of the family that read_fla reads */
+                                       weight; NULL: no architecture of this name */
     /* SILU_*, ACT_* or MAP_*, QK_*: a file may name others */
     struct { int silu, map, norm; } front;
     struct { int out, gate; } back; /* OUT_*; activation of the gate */

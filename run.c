@@ -4940,9 +4940,9 @@ static const Bind comba_rows[] = {
  *                        b per key channel                           (arXiv 2605.22791) */
 static void law_gdn2(const Layer *y, const Token *t) {
     keys(y, t);
-    fade_softplus(y, t);
     strength(y, t);
     for (int i = 0; i < row_floats(y, IN_B); i++) t->e[i] = t->b[i] * t->k[i];
+    fade_softplus(y, t);
     for (int j = 0; j < row_floats(y, IN_V); j++) t->v[j] *= sigmoid(t->w[j]);
 }
 
@@ -5051,10 +5051,11 @@ static void activate_rows(const Team *team, float *y, int act, int n, int T) {
 }
 static void gate_rows(const Team *team, float *y, const float *z, int act, int n, int T) {
     int n_threads = threads_for(team, 8.0 * n * T);
-    size_t width = (size_t)n;
     PARALLEL_FOR(n_threads)
-    for (int t = 0; t < T; t++)
-        team->kernels->gate(y + (size_t)t * width, z + (size_t)t * width, act, width);
+    for (int t = 0; t < T; t++) {
+        const size_t at = (size_t)t * (size_t)n;
+        team->kernels->gate(y + at, z + at, act, (size_t)n);
+    }
 }
 
 /* y (T, n) <- y + b, b (n); NULL = nothing. */
@@ -5287,10 +5288,10 @@ static void scale_keys(const Run *run, const Layer *y, Recurrence *to) {
     PARALLEL_FOR(n_threads)
     for (int h = 0; h < H; h++)
         for (int t = 0; t < run->T; t++) {
+            const float *key = row_head(&k, t, h, H, 0, dk);
             size_t at = (size_t)t * (size_t)H + (size_t)h;
             float fade = expf(w->m_a[h] * softplus(g[at] + w->m_bias[h]));
             float strength = sigmoid(s[at]);
-            const float *key = row_head(&k, t, h, H, 0, dk);
             for (int i = 0; i < dk; i++) {
                 float *a = &A[h * dk + i], r;
                 *a = fade * *a + strength * key[i] * key[i];
@@ -6269,6 +6270,11 @@ static void refuse_shape(Loader *l, const char *full, const GgufTensor *t, const
            (long long)n[1], third);
 }
 
+/* A type that nothing here reads, or not in this place; instead: what is expected. */
+static void refuse_type(Loader *l, const char *full, const GgufTensor *t, const char *instead) {
+    REFUSE(l, GLA_UNSUPPORTED, "%s has the type %s, %s", full, types[t->type].name, instead);
+}
+
 /* n matrices of n_out rows of n_in, one below the other; dimensions that are 0 are taken from the
  * file. layer < 0: not in a block. */
 static Tensor matrices(Loader *l, const char *name, int layer, int64_t n_in, int64_t n_out,
@@ -6286,8 +6292,7 @@ static Tensor matrices(Loader *l, const char *name, int layer, int64_t n_in, int
     else if (t->ne[1] > (uint64_t)(INT32_MAX / 8 / n) || t->ne[0] > INT32_MAX / 8)
         REFUSE(l, GLA_UNSUPPORTED, "%s is too large: at most 2^28 rows and columns", full);
     else if (!types[t->type].group)
-        REFUSE(l, GLA_UNSUPPORTED, "%s has the type %s, which is not implemented", full,
-               types[t->type].name);
+        refuse_type(l, full, t, "which is not implemented");
     if (l->code) return none;
     t->used = 1;
     return (Tensor){t->data, t->type, (int)n_in, (int)(n_out * n)};
@@ -6323,8 +6328,7 @@ static const float *vector_or(Loader *l, const char *name, int layer, int64_t n,
                "was it exported for another config?", full, (unsigned long long)elements,
                (long long)n);
     else if (t->type != F32 && t->type != F16 && t->type != BF16)
-        REFUSE(l, GLA_UNSUPPORTED, "%s has the type %s, expected F32, F16 or BF16", full,
-               types[t->type].name);
+        refuse_type(l, full, t, "expected F32, F16 or BF16");
     if (l->code) return NULL;
     t->used = 1;
     if (t->type == F32 && (uintptr_t)t->data % sizeof(float) == 0)
@@ -7428,10 +7432,17 @@ static int state_settings(const GlaModel *m, const GlaSettings *given, GlaSettin
     return GLA_OK;
 }
 
-static size_t settled_bytes(const GlaModel *m, const GlaSettings *how) {
+/* The settings of a state and its bytes. */
+static int settle(const GlaModel *m, const GlaSettings *given, GlaSettings *how, size_t *need,
+                  char *err) {
     Arena a = {NULL, 0, 0};
+    int code = state_settings(m, given, how, err);
+    if (code) return code;
     state_layout(&a, m, how);
-    return a.overflow ? 0 : a.used + ALIGN;
+    *need = a.used + ALIGN;
+    if (!a.overflow) return GLA_OK;
+    return fail(err, GLA_MEMORY, "a context of %d positions is larger than any memory; try a "
+                "smaller one (-c)", how->ctx);
 }
 static GlaState *state_at(const GlaModel *m, const GlaSettings *how, void *mem) {
     Arena a = {(char *)mem + (ALIGN - (uintptr_t)mem % ALIGN) % ALIGN, 0, 0};
@@ -7440,18 +7451,17 @@ static GlaState *state_at(const GlaModel *m, const GlaSettings *how, void *mem) 
 
 GLA_API size_t gla_state_bytes(const GlaModel *m, const GlaSettings *given) {
     GlaSettings how;
-    return state_settings(m, given, &how, NULL) ? 0 : settled_bytes(m, &how);
+    size_t need;
+    return settle(m, given, &how, &need, NULL) ? 0 : need;
 }
 
 GLA_API int gla_state_place(GlaState **s, const GlaModel *m, const GlaSettings *given, void *mem,
                             size_t n_bytes, char *err) {
     GlaSettings how;
+    size_t need;
     *s = NULL;
-    if (state_settings(m, given, &how, err)) return GLA_INPUT;
-    size_t need = settled_bytes(m, &how);
-    if (!need)
-        return fail(err, GLA_MEMORY, "a context of %d positions is larger than any memory",
-                    how.ctx);
+    int code = settle(m, given, &how, &need, err);
+    if (code) return code;
     if (need > n_bytes)
         return fail(err, GLA_MEMORY, "a state needs %zu bytes, %zu were given", need, n_bytes);
     *s = state_at(m, &how, mem);
@@ -7461,14 +7471,14 @@ GLA_API int gla_state_place(GlaState **s, const GlaModel *m, const GlaSettings *
 
 GLA_API int gla_state_new(GlaState **s, const GlaModel *m, const GlaSettings *given, char *err) {
     GlaSettings how;
+    size_t need;
+    int code = settle(m, given, &how, &need, err);
     *s = NULL;
-    if (state_settings(m, given, &how, err)) return GLA_INPUT;
-    size_t need = settled_bytes(m, &how);
     /* zeroed and, on most systems, not taken from the machine before it is used */
-    void *mem = need ? gla_alloc(need) : NULL;
+    void *mem = code ? NULL : gla_alloc(need);
     if (!mem)
-        return fail(err, GLA_MEMORY, "no memory for a context of %d positions (%zu bytes); try a "
-                    "smaller one (-c)", how.ctx, need);
+        return code ? code : fail(err, GLA_MEMORY, "no memory for a context of %d positions (%zu "
+                                  "bytes); try a smaller one (-c)", how.ctx, need);
     *s = state_at(m, &how, mem);
     (*s)->block = mem;
     return GLA_OK;

@@ -4396,7 +4396,7 @@ static int gguf_read(Gguf *g, char *err) {
  *   the parts of a layer   what a file says about one layer, after its names have become pointers
  *   shapes                 "Hkv" is n_heads dk dv: what mixers read, make and keep is written so
  *   the laws               what fades, what is erased, what is written: an equation per function
- *   pieces                 norms, gates, projections, convolution, rotary positions
+ *   pieces                 norms, gates, projections, convolution
  *   the one recurrence     prepare, mix_linear, finish: most models need no other mixer
  *   one idea more          the mixers that do
  *   softmax attention      keys and values of every position
@@ -4431,23 +4431,21 @@ typedef struct { const float *w, *b; } Norm;
 /* The rows of the projections of a layer with a memory: heads and their width, by IN_*. */
 typedef struct {
     int heads[MAX_IN], width[MAX_IN];
-    int tiled;                     /* head h reads key head h % n_k_heads, not h / (heads / them) */
+    int tiled;                      /* head h reads key head h % n_k_heads, not h / their share */
     int fused, at[3];               /* in[IN_Q] holds the rows of q, k, v; they begin at these */
 } HeadRows;
 
 /* q and k of a head, normalised before anything else is done with them. */
 typedef struct {
-    const float *q, *k;             /* (dk), or with a step as many as all heads have; NULL = as
-                                       they are */
+    const float *q, *k;             /* (dk), or with a step of all heads; NULL = as they are */
     const float *q_bias, *k_bias;   /* Mamba-3: (n_heads, dk), behind the norm */
-    int step;                   /* floats between the weights of two heads, 0 = all have the same */
+    int step;                       /* floats between the weights of two heads, 0 = one for all */
     float eps;
 } QkNorm;
 
 /* Rotary positions. */
 typedef struct {
-    int dims, adjacent;             /* rotated channels of a head; pairs (2i, 2i+1), not (i, i +
-                                       dims/2) */
+    int dims, adjacent;             /* rotated channels; pairs (2i, 2i+1), not (i, i + dims/2) */
     const double *freq;             /* (dims / 2) radians per position; positions reach a million */
     float scale;                    /* of cos and sin: 1, or YaRN's factor */
     size_t at;                      /* floats: where its cos and sin begin in a row of Run.turns */
@@ -4456,8 +4454,7 @@ typedef struct {
 /* The short convolution behind the projections. */
 typedef struct {
     int taps;                       /* 0 = none */
-    const float *w[MAX_IN];         /* (channels, taps) of q, k, v, f, PaTH's w; the last tap is
-                                       this token */
+    const float *w[MAX_IN];         /* (channels, taps); the last tap is this token */
     const float *bias;              /* (channels) */
 } Conv;
 
@@ -4599,18 +4596,16 @@ typedef struct {
     const Team *team;
     int T;                          /* tokens */
     int64_t pos;                    /* position of the first of them */
-    const float *x;             /* (T, dim) the normed input, for a mixer that projects by itself */
+    const float *x;                 /* (T, dim) the normed input, for a mixer that projects itself */
     float *mid;                     /* scratch of project() */
-    const float *turns;            /* (T, turn_floats) cos and sin of every Rotary, see Rotary.at */
+    const float *turns;             /* (T, turn_floats) cos and sin, see Rotary.at */
     size_t turn_floats;
     float *v_first;                 /* (T, n_heads dv) RWKV-7: values of the first layer */
     Cache cache;                    /* the layer's keys and values */
     float *conv;                    /* the last inputs of the convolutions */
-    float *keeps[MAX_KEPT];         /* what the layer remembers, array by array as in Mixer.keeps */
-    float *in[MAX_IN];              /* (T, ...) rows of the projections and of what laws make, or
-                                       NULL */
-    float *own[MAX_OWN];            /* (T, ...) scratch of the mixer, array by array as in
-                                       Mixer.makes */
+    float *keeps[MAX_KEPT];         /* what it remembers, array by array as in Mixer.keeps */
+    float *in[MAX_IN];              /* (T, ...) rows of projections, and that laws make, or NULL */
+    float *own[MAX_OWN];            /* (T, ...) scratch, array by array as in Mixer.makes */
     float *free_rows;               /* what is left of the scratch */
     float *o;                       /* (T, n_heads dv) */
 } Run;
@@ -4621,11 +4616,10 @@ typedef struct {
 typedef struct {
     enum { END, INT_KEY, FLOAT_KEY, ACT_KEY, NORM_KEY, VECTOR, MATRIX, PROJECTION } what;
     const char *name;               /* of a tensor that a file may go without, "?name" */
-    size_t at;                      /* of the member of a Layer: int, float, const float *, Tensor,
-                                       Proj */
-    const char *shape;          /* tensor: "Hk" numbers, or "l H", H rows of l; matrix: "d Hk", n_in
-                                       n_out. INT_KEY: the count that it is when it is absent */
-    double absent, lo, hi;       /* keys; absent: REQUIRED, or AS_IS, which is the member's value */
+    size_t at;                      /* of the member: int, float, const float *, Tensor or Proj */
+    const char *shape;              /* tensor: "Hk" numbers, or "l H", H rows of l; matrix: "d Hk",
+                                       n_in n_out. INT_KEY: the count that stands for it */
+    double absent, lo, hi;          /* keys; absent: or REQUIRED, or AS_IS, the member's value */
 } Bind;
 #define AT(member) offsetof(Layer, member)
 #define LAST_ROW {END, NULL, 0, NULL, 0, 0, 0}
@@ -4634,7 +4628,7 @@ typedef struct {
 
 /* A row of the table of mixers, with its arrays as shapes: see shape_floats. */
 typedef struct {
-    float *q, *k, *v, *f, *b, *w;  /* rows of one token: its projections, in place; NULL = absent */
+    float *q, *k, *v, *f, *b, *w;   /* the token's projections, in place; NULL = absent */
     float *e, *u;                   /* what is erased along; what is written */
     float *first;                   /* RWKV-7: the value of the first layer */
     const float *turn;              /* cos and sin of its position */
@@ -4644,20 +4638,18 @@ struct Mixer {
     void (*mix)(const Run *, const Layer *);        /* from run->in to run->o */
     void (*law)(const Layer *, const Token *);      /* of one token */
     const char *in;                 /* its projections of the normed input */
-    const char *makes;          /* rows that the law fills; then scratch of mix, without a letter */
-    const char *keeps;           /* what it remembers, behind the last inputs of its convolutions */
-    const char *grows;           /* keys and values of a position and key/value head; NULL = none */
-    const char *may;             /* projections that a file may go without, and o: the output norm's
-                                       weight; NULL: no architecture of this name */
-    /* SILU_*, ACT_* or MAP_*, QK_*: a file may name others */
-    struct { int silu, map, norm; } front;
+    const char *makes;              /* rows that the law fills; without a letter: scratch of mix */
+    const char *keeps;              /* what it remembers, behind the convolutions' last inputs */
+    const char *grows;              /* key and value of a position and head; NULL = none */
+    const char *may;                /* projections that a file may go without, and o: the weight of
+                                       the output norm; NULL: no architecture of this name */
+    struct { int silu, map, norm; } front; /* SILU_*, ACT_* or MAP_*, QK_*: defaults */
     struct { int out, gate; } back; /* OUT_*; activation of the gate */
     int takes;                      /* keys of a file that not every row has arithmetic for */
     void (*along)(const Run *, const Layer *, Recurrence *); /* what runs along the text, too */
     const Bind *binds;              /* the constants of its law, or NULL */
 };
-enum { WIDE = 1,                    /* a feature map that widens the keys: nothing has their old
-                                       width */
+enum { WIDE = 1,                    /* a feature map that widens the keys */
        TURN = 2, SUM = 4,           /* rotation of q and k by their position; a normaliser */
        WRITES = 8,                  /* several writes per token */
        SINGLE = 16,                 /* heads of one channel, and no others */
@@ -4673,19 +4665,19 @@ static size_t letter_count(const Layer *y, char letter) {
     switch (letter) {
     case 'H': return (size_t)y->n_heads;
     case 'K': return (size_t)y->n_k_heads;
-    case 'G': return (size_t)(y->n_heads / y->n_k_heads);
-    case 'N': return (size_t)y->own.writes;
-    case 'L': return MAX_LEVELS - 1;
-    case 'Z': return y->back.normalizer > 0;
+    case 'G': return (size_t)(y->n_heads / y->n_k_heads); /* query heads of a key head */
+    case 'N': return (size_t)y->own.writes;               /* per token */
+    case 'L': return MAX_LEVELS - 1;                      /* memories of log-linear attention */
+    case 'Z': return y->back.normalizer > 0;              /* 1 with a normaliser, else 0 */
     case 'k': return (size_t)y->dk;
     case 'v': return (size_t)y->dv;
     case 'm': return (size_t)y->own.slots;
     case 'l': return MAX_LEVELS;
     case 'd': return (size_t)y->dim;
-    case 'p': return (size_t)y->rope.dims / 2;
-    case 'r': return (size_t)proj_out(&y->own.mamba.step_in);
+    case 'p': return (size_t)y->rope.dims / 2;            /* rotated pairs */
+    case 'r': return (size_t)proj_out(&y->own.mamba.step_in); /* Mamba's narrow middle */
     case 'F': return (size_t)y->rows.heads[IN_F];
-    case 'f': return (size_t)y->rows.heads[IN_F] * (size_t)y->rows.width[IN_F];
+    case 'f': return (size_t)(y->rows.heads[IN_F] * y->rows.width[IN_F]); /* decays of a token */
     case 'g': return (size_t)y->rows.heads[IN_G];
     }
     return (size_t)(letter - '0');

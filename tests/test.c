@@ -599,6 +599,22 @@ static void near(const char *what, const float *got, const double *want, int n, 
     within(worst, bound, "%s", what);
 }
 
+/* Arrays of a row of the table of mixers; rows of the token begin with a letter and a colon. */
+static int arrays(const char *shapes, int of_token) {
+    int n = 0;
+    for (; *shapes; shapes += strcspn(shapes, " "), shapes += strspn(shapes, " "))
+        n += (shapes[1] == ':') == of_token;
+    return n;
+}
+static void test_mixers(void) {
+    for (size_t i = 0; i < sizeof mixers / sizeof *mixers; i++) {
+        const Mixer *m = &mixers[i];
+        check(arrays(m->keeps, 0) <= MAX_KEPT && !arrays(m->keeps, 1), "%s keeps %s", m->name, m->keeps);
+        check(arrays(m->makes, 0) <= MAX_OWN, "%s makes %s", m->name, m->makes);
+        check(!arrays(m->in, 0) && m->mix && mixer_row(m->name) == m, "%s reads %s", m->name, m->in);
+    }
+}
+
 static void test_layers(void) {
     Team team = team_of(&kernels[0], 1, 16, 1, 4096);
     float x[4] = {1, -2, 0.5f, 3}, y[4], z[4] = {0.5f, -1, 2, 0};
@@ -2767,7 +2783,7 @@ static void test_hostile_bytes(void) {
 
 static const struct { const char *name; void (*run)(void); } sections[] = {
     {"formats", test_formats}, {"fast_exp", test_fast_exp}, {"matmul", test_matmul}, {"recurrence tables", test_recurrence_tables}, {"recurrence", test_recurrence},
-    {"attend", test_attend}, {"layers", test_layers}, {"sampler", test_sampler}, {"json", test_json}, {"generate", test_generate}, {"tokenizer", test_tokenizer},
+    {"attend", test_attend}, {"layers", test_layers}, {"mixers", test_mixers}, {"sampler", test_sampler}, {"json", test_json}, {"generate", test_generate}, {"tokenizer", test_tokenizer},
     {"pieces", test_pieces}, {"added blanks", test_added_blanks}, {"keys refused", test_keys_refused}, {"words", test_words},
     {"tokenizer time", test_tokenizer_time},
     {"goldens", test_goldens}, {"decoders", test_decoders}, {"decoders refused", test_decoders_refused},

@@ -71,7 +71,7 @@ typedef struct {
     uint64_t run_weights;                /* weights multiplied for a prompt token, which needs no logits */
     size_t state_bytes;                  /* recurrent state; does not grow with the text */
     size_t kv_bytes_per_token[GLA_N_KV]; /* what the softmax layers add for every token, by GLA_KV_*; 0 without such layers */
-    const char *layer_kinds;             /* "gated-delta x 18, softmax x 6" */
+    const char *layer_kinds;             /* "gated_deltanet x 18, softmax x 6" */
 } GlaInfo;
 
 /* Model ---------------------------------------------------------------------------------- */
@@ -4077,9 +4077,11 @@ static void attention(const Team *team, const Attend *a, float *o) {
     }
 }
 
-/* ---- 6. GGUF: every read of untrusted bytes ---------------------------------------------------------
- * A cursor that knows its end walks the header once; every count, length, type, dimension, product and offset is compared with
- * the bytes that are left before it is used. Afterwards key and tensor records point into the mapping and can be trusted.
+/* ---- 6. GGUF: the header of a file, checked once -----------------------------------------------
+ * A cursor that knows its end walks it; every count, length, type, dimension, product and offset is
+ * compared with the bytes that are left before it is used. Afterwards the places and lengths of keys
+ * and tensors can be trusted; what they mean is checked by section 8, and in a vocabulary by 11.
+ * Other bytes that are not trusted: sessions (9), chat templates (14), messages and ids (15).
  *
  * A file is, little-endian and without padding up to the data:
  *   "GGUF", u32 version, u64 n_tensors, u64 n_keys
@@ -4626,13 +4628,15 @@ typedef struct {
 #define REQUIRED (-1e300)
 #define AS_IS (-2e300)
 
-/* A row of the table of mixers, with its arrays as shapes: see shape_floats. */
+/* The rows of one token, which a law changes in place. */
 typedef struct {
-    float *q, *k, *v, *f, *b, *w;   /* the token's projections, in place; NULL = absent */
+    float *q, *k, *v, *f, *b, *w;   /* its projections; NULL = absent */
     float *e, *u;                   /* what is erased along; what is written */
     float *first;                   /* RWKV-7: the value of the first layer */
     const float *turn;              /* cos and sin of its position */
 } Token;
+
+/* A row of the table of mixers, with its arrays as shapes: see shape_floats. */
 struct Mixer {
     const char *name;
     void (*mix)(const Run *, const Layer *);        /* from run->in to run->o */
@@ -4659,8 +4663,8 @@ enum { WIDE = 1,                    /* a feature map that widens the keys */
 
 /* -- shapes: "Hkv" is n_heads dk dv --
  * A list of arrays, with blanks between them, each a product of letters and digits or a sum of such
- * products. Capitals count, small letters are widths. "k:Hk" is a row of the token, here the key of
- * all heads; without a letter in front an array belongs to the mixer alone. */
+ * products. Capitals count, small letters are widths. "k:Hk" is a row of the token, one of
+ * IN_LETTERS, here the key of all heads; without a name in front an array is the mixer's own. */
 static size_t letter_count(const Layer *y, char letter) {
     switch (letter) {
     case 'H': return (size_t)y->n_heads;
@@ -4676,9 +4680,9 @@ static size_t letter_count(const Layer *y, char letter) {
     case 'd': return (size_t)y->dim;
     case 'p': return (size_t)y->rope.dims / 2;            /* rotated pairs */
     case 'r': return (size_t)proj_out(&y->own.mamba.step_in); /* Mamba's narrow middle */
-    case 'F': return (size_t)y->rows.heads[IN_F];
-    case 'f': return (size_t)(y->rows.heads[IN_F] * y->rows.width[IN_F]); /* decays of a token */
-    case 'g': return (size_t)y->rows.heads[IN_G];
+    case 'F': return (size_t)y->rows.heads[IN_F];         /* heads of f, and decays of each */
+    case 'f': return (size_t)y->rows.width[IN_F];
+    case 'S': return (size_t)y->rows.heads[IN_S];         /* heads of the second moment */
     }
     return (size_t)(letter - '0');
 }
@@ -4737,9 +4741,11 @@ static int row_floats(const Layer *y, int j) { return y->rows.heads[j] * y->rows
 /* -- the laws: what fades, what is erased, what is written --
  * A law is what one token does to a memory S before o = S'q is read from it. It gets the rows of
  * the token and makes of them, in place, what the recurrence reads (recurrence_step, section 5):
- *   f -> d   what stays of S, (heads) or for each key channel (heads, dk); without f nothing fades
- *   b        the strength with which S is corrected;  v -> b v with it
- *   e, u     what is erased along, where it is not k; what is written, where it is not v
+ *   f -> d   what stays of S, (heads), or for each key channel (heads, dk); without f the constant
+ *            decay.a of the head, or nothing fades
+ *   b        the strength of the erase, rho; write_strength makes b v of v, for laws that write so
+ *   e, u     what is erased along, where it is not k; what is written, where it is not v. A law
+ *            that makes e for a memory that has faded (not BEFORE) puts the strength in it
  * Its constants in a file follow as rows. The order is that of doc/recurrence.md. sigmoid and
  * softplus are those of section 5. */
 
@@ -4812,7 +4818,7 @@ static void fade_softplus(const Layer *y, const Token *t) {
 }
 #define SOFTPLUS_ROWS \
     {VECTOR, "ssm_a", AT(decay.a), "F", 0, 0, 0}, \
-    {VECTOR, "ssm_dt.bias", AT(decay.dt_bias), "f", 0, 0, 0}, \
+    {VECTOR, "ssm_dt.bias", AT(decay.dt_bias), "Ff", 0, 0, 0}, \
     {FLOAT_KEY, "mixer.decay_bound", AT(decay.bound), NULL, 0, -1e6, 0}
 
 /* b <- beta_scale sigmoid(b);  beta_scale where a file has no b */
@@ -4865,7 +4871,7 @@ static void law_hgrn(const Layer *y, const Token *t) {
         t->k[i] = 1 - t->f[i];
     }
 }
-static const Bind hgrn_rows[] = {{VECTOR, "?ssm_f_low", AT(decay.low), "f", 0, 0, 0}, LAST_ROW};
+static const Bind hgrn_rows[] = {{VECTOR, "?ssm_f_low", AT(decay.low), "Ff", 0, 0, 0}, LAST_ROW};
 
 /* Mamba-2                S <- d S + k (D v)', d = exp(a D)           (arXiv 2405.21060)
  *                        D = softplus(f + dt) within bounds, the time step */
@@ -4900,9 +4906,9 @@ static void law_gated_delta(const Layer *y, const Token *t) {
 static const Bind gated_delta_rows[] = {SOFTPLUS_ROWS, STRENGTH_KEY, LAST_ROW};
 static const Bind preconditioned_rows[] = {
     SOFTPLUS_ROWS, STRENGTH_KEY,
-    {VECTOR, "ssm_m_a", AT(write.m_a), "g", 0, 0, 0},
-    {VECTOR, "ssm_m_dt.bias", AT(write.m_bias), "g", 0, 0, 0},
-    {VECTOR, "ssm_m_scale", AT(write.m_scale), "g", 0, 0, 0},
+    {VECTOR, "ssm_m_a", AT(write.m_a), "S", 0, 0, 0},
+    {VECTOR, "ssm_m_dt.bias", AT(write.m_bias), "S", 0, 0, 0},
+    {VECTOR, "ssm_m_scale", AT(write.m_scale), "S", 0, 0, 0},
     {FLOAT_KEY, "mixer.squash", AT(write.squash), NULL, 1.5, 1, 1e6},
     {FLOAT_KEY, "mixer.squash_epsilon", AT(write.squash_eps), NULL, 1e-6, 0, 1},
     LAST_ROW,
@@ -6003,9 +6009,9 @@ static const Mixer mixers[] = {
      {SILU_V, ACT_NONE, QK_PLAIN}, {OUT_ALL, ACT_SILU}, SINGLE, NULL, hgrn_rows},
     {"hgrn2", mix_linear, law_hgrn, "q:Hk v:Hv f:Hk", "k:Hk", "Hkv", NULL, "o",
      {SILU_NEVER, ACT_SILU, QK_PLAIN}, {OUT_ALL, ACT_NONE}, 0, NULL, hgrn_rows},
-    {"lightnet", mix_linear, law_plain, "q:Hk v:Hv f:Hk z:Hv", "k:Hk", "f Hkv", NULL, "o",
+    {"lightnet", mix_linear, law_plain, "q:Hk v:Hv f:Hk z:Hv", "k:Hk", "Ff Hkv", NULL, "o",
      {SILU_NEVER, ACT_SILU, QK_PLAIN}, {OUT_ALL, ACT_SILU}, 0, sum_decay, sum_rows},
-    {"abc", mix_slots, law_plain, "q:Hk k:Hk v:Hv f:Hm z:Hv", "w:Hm Hm", "f Hkm Hmv", NULL, "o",
+    {"abc", mix_slots, law_plain, "q:Hk k:Hk v:Hv f:Hm z:Hv", "w:Hm Hm", "Ff Hkm Hmv", NULL, "o",
      {SILU_CONV, ACT_NONE, QK_PLAIN}, {OUT_HEAD, ACT_SILU}, TURN, sum_decay, sum_rows},
     {"gsa", mix_slots, law_gsa, "q:Hk k:Kk v:Kv f:Km", "w:Km Hm", "Hkm Hmv", NULL, "o",
      {SILU_CONV, ACT_SILU, QK_PLAIN}, {OUT_SILU_ALL, ACT_NONE}, TURN, NULL, sigmoid_rows},
@@ -6027,10 +6033,10 @@ static const Mixer mixers[] = {
     {"gdn2", mix_linear, law_gdn2, "q:Kk k:Kk v:Hv f:Kk b:Kk z:Hv w:Hv", "e:Kk", "Hkv", NULL, "",
      {SILU_ALWAYS, ACT_NONE, QK_L2}, {OUT_HEAD, ACT_SIGMOID}, TURN, NULL, gated_delta_rows},
     {"precond_gated_deltanet", mix_linear, law_gated_delta, "q:Kk k:Kk v:Hv f:H b:H z:Hv g:K s:K",
-     "gk", "gk Hkv", NULL, "z",
+     "Sk", "Sk Hkv", NULL, "z",
      {SILU_ALWAYS, ACT_NONE, QK_L2}, {OUT_HEAD, ACT_SILU}, TURN, scale_keys, preconditioned_rows},
-    {"precond_kda", mix_linear, law_gated_delta, "q:Kk k:Kk v:Hv f:Hk b:K z:Hv g:H s:H", "gk",
-     "gk Hkv", NULL, "",
+    {"precond_kda", mix_linear, law_gated_delta, "q:Kk k:Kk v:Hv f:Hk b:K z:Hv g:H s:H", "Sk",
+     "Sk Hkv", NULL, "",
      {SILU_ALWAYS, ACT_NONE, QK_L2}, {OUT_HEAD, ACT_SIGMOID}, TURN, scale_keys,
      preconditioned_rows},
 };
@@ -6054,8 +6060,7 @@ static Cache cache_shape(const Layer *y, int kv) {
  * Keys and tensors of a file become layers, and every shape is checked here, so that a file that
  * loads runs. Afterwards nobody looks a name up.
  *
- *   Bind            a row: a key or a tensor, its place in a Layer, its shape or range; bind()
- *   walks them
+ *   bind            walks rows of keys and tensors: place in a Layer, shape or range (section 7)
  *   bind_*          what one kind of mixer has beyond its rows
  *   architectures   what one decoder has and another has not, a row each; read_block reads them all
  *   load_model      the whole file */
@@ -6097,6 +6102,8 @@ typedef struct {
                                        name */
     const char *softmax;            /* of the others */
     int every;                      /* so many layers have one of softmax; 0 = as head_count says */
+    int tiled;                      /* linear layers are laid out as those of Qwen3.5: bind_qwen35 */
+    int rwkv;                       /* 6, 7: LayerNorms, and RWKV's channel mix */
     int adjacent;                   /* rotary pairs (2i, 2i+1), as the rows of q and k are stored */
     int biased;                     /* q, k and v must have a bias; elsewhere they may */
     int qk_norm;                    /* every head of q and of k is normalised */
@@ -6116,19 +6123,19 @@ typedef struct {
 #define POST "post_attention_norm.weight"
 #define RWKV "attn_norm_2.weight"
 static const Architecture architectures[] = {
-    /* name                   linear            softmax    every adj bias qk_norm   gated sand ffn   act            scaled period base wide */
-    {"llama",                  NULL,            "softmax", 0, 1, 0, NO,       0,    0, FFN,  ACT_SILU,      0,     0,     0,     0},
-    {"qwen2",                  NULL,            "softmax", 0, 0, 1, NO,       0,    0, FFN,  ACT_SILU,      0,     0,     0,     0},
-    {"qwen3",                  NULL,            "softmax", 0, 0, 0, YES,      0,    0, FFN,  ACT_SILU,      0,     0,     0,     0},
-    {"gemma3",                 NULL,            "softmax", 0, 0, 0, YES,      0,    1, FFN,  ACT_GELU_TANH, 1,     6,     10000, 62},
-    {"qwen35",                 "gated_deltanet", "softmax", 4, 0, 0, YES,     1,    0, POST, ACT_SILU,      0,     0,     0,     0},
-    {"rwkv6",                  "rwkv6",         "softmax", 0, 0, 0, NO,       0,    0, RWKV, ACT_SQRELU,    0,     0,     0,     0},
-    {"rwkv7",                  "rwkv7",         "softmax", 0, 0, 0, NO,       0,    0, RWKV, ACT_SQRELU,    0,     0,     0,     0},
-    {"transformer",            NULL,            "softmax", 0, 0, 0, IF_THERE, 0,    0, FFN,  ACT_SILU,      0,     0,     0,     0},
-    {"forgetting_transformer", NULL,            "softmax", 0, 0, 0, IF_THERE, 0,    0, FFN,  ACT_SILU,      0,     0,     0,     0},
-    {"path_attn",              NULL,            "path",    0, 0, 0, NO,       0,    0, FFN,  ACT_SILU,      0,     0,     0,     0},
-    {"wall_transformer",       NULL,            "wall",    0, 0, 0, IF_THERE, 0,    0, FFN,  ACT_SILU,      0,     0,     0,     0},
-    {NULL,                     "",              "softmax", 0, 0, 0, IF_THERE, 0,    0, FFN,  ACT_SILU,      0,     0,     0,     0},
+    /* name                    linear            softmax    every tiled rwkv adj bias qk_norm   gated sand ffn   act            scaled period base   wide */
+    {"llama",                  NULL,             "softmax", 0,    0,    0,   1,  0,   NO,       0,    0,   FFN,  ACT_SILU,      0,     0,     0,     0},
+    {"qwen2",                  NULL,             "softmax", 0,    0,    0,   0,  1,   NO,       0,    0,   FFN,  ACT_SILU,      0,     0,     0,     0},
+    {"qwen3",                  NULL,             "softmax", 0,    0,    0,   0,  0,   YES,      0,    0,   FFN,  ACT_SILU,      0,     0,     0,     0},
+    {"gemma3",                 NULL,             "softmax", 0,    0,    0,   0,  0,   YES,      0,    1,   FFN,  ACT_GELU_TANH, 1,     6,     10000, 62},
+    {"qwen35",                 "gated_deltanet", "softmax", 4,    1,    0,   0,  0,   YES,      1,    0,   POST, ACT_SILU,      0,     0,     0,     0},
+    {"rwkv6",                  "rwkv6",          "softmax", 0,    0,    6,   0,  0,   NO,       0,    0,   RWKV, ACT_SQRELU,    0,     0,     0,     0},
+    {"rwkv7",                  "rwkv7",          "softmax", 0,    0,    7,   0,  0,   NO,       0,    0,   RWKV, ACT_SQRELU,    0,     0,     0,     0},
+    {"transformer",            NULL,             "softmax", 0,    0,    0,   0,  0,   IF_THERE, 0,    0,   FFN,  ACT_SILU,      0,     0,     0,     0},
+    {"forgetting_transformer", NULL,             "softmax", 0,    0,    0,   0,  0,   IF_THERE, 0,    0,   FFN,  ACT_SILU,      0,     0,     0,     0},
+    {"path_attn",              NULL,             "path",    0,    0,    0,   0,  0,   NO,       0,    0,   FFN,  ACT_SILU,      0,     0,     0,     0},
+    {"wall_transformer",       NULL,             "wall",    0,    0,    0,   0,  0,   IF_THERE, 0,    0,   FFN,  ACT_SILU,      0,     0,     0,     0},
+    {NULL,                     "",               "softmax", 0,    0,    0,   0,  0,   IF_THERE, 0,    0,   FFN,  ACT_SILU,      0,     0,     0,     0},
 };
 #undef FFN
 #undef POST
@@ -6679,7 +6686,7 @@ static void bind_projections(Loader *l, Layer *y, int i) {
         if (!strstr(y->mixer->in, letter) || (j == IN_Z && y->back.gate == ACT_NONE)) continue;
         snprintf(name, sizeof name, "%s.weight", names[j]);
         if (j != IN_Z && strchr(y->mixer->may, *letter) && !has(l, name, i)) {
-            if (j == IN_F) y->rows.heads[j] = 0; /* nothing fades; without b the strength is one */
+            if (j == IN_F) y->rows.heads[j] = 0; /* nothing fades; without b it is beta_scale */
             continue;
         }
         y->in[j] = projection(l, names[j], narrow_names[j], i, y->dim, rows);
@@ -7031,7 +7038,7 @@ static void bind_feed_forward(Loader *l, Layer *y, int i) {
 /* RWKV's, see channel_mix; its norms are LayerNorms. */
 static void bind_channel_mix(Loader *l, Layer *y, int i) {
     const int dim = y->dim, hidden = int_key(l, "feed_forward_length", i, 0, 1, 1 << 28);
-    const int six = !strcmp(l->a->linear, "rwkv6");
+    const int six = l->a->rwkv == 6;
     Config *c = &l->m->config;
     Ffn *f = &y->ffn;
     c->layer_norm = 1;
@@ -7078,7 +7085,7 @@ static int is_softmax(Loader *l, int i) {
         return !int_key(l, "attention.recurrent_layers", i, 0, 0, 1);
     }
     /* RWKV-7 needs the values of its first layer */
-    const int first = !strcmp(a->linear, "rwkv7") && !i;
+    const int first = a->rwkv == 7 && !i;
     return int_key(l, "attention.head_count", i, 0, 0, first ? 0 : 65536) > 0;
 }
 
@@ -7098,7 +7105,7 @@ static void read_block(Loader *l, Layer *y, int i) {
     if (is_softmax(l, i)) bind_softmax(l, y, i);
     else {
         y->mixer = mixer_row(*a->linear ? a->linear : l->arch);
-        void (*bind_mixer)(Loader *, Layer *, int) = a->every ? bind_qwen35 : NULL;
+        void (*bind_mixer)(Loader *, Layer *, int) = a->tiled ? bind_qwen35 : NULL;
         for (int n = 0; n < 3; n++)
             if (of_mix[n].mix == y->mixer->mix) bind_mixer = of_mix[n].bind;
         if (!bind_mixer) bind_mixer = y->mixer->back.out == OUT_GATED ? bind_mamba2 : bind_family;
@@ -7106,11 +7113,10 @@ static void read_block(Loader *l, Layer *y, int i) {
     }
     if (l->code) return;
     y->ffn.act = act_key(l, "feed_forward_activation", a->act);
-    const int rwkv = a->linear && !strncmp(a->linear, "rwkv", 4);
     const int alone = y->mixer->back.out == OUT_GATED && !has(l, "ffn_norm.weight", i); /* mamba */
-    if (rwkv) bind_channel_mix(l, y, i);
+    if (a->rwkv) bind_channel_mix(l, y, i);
     else if (!alone) bind_feed_forward(l, y, i);
-    if (!rwkv) bind_sources(l, y, i);
+    if (!a->rwkv) bind_sources(l, y, i);
     if (!a->sandwich) return;
     y->post_norm.w = vector(l, "post_attention_norm.weight", i, c->dim);
     y->ffn.post_norm.w = vector(l, "post_ffw_norm.weight", i, c->dim);
@@ -7195,7 +7201,7 @@ static void measure_state(GlaModel *m, Layer *y) {
     }
 }
 
-/* The line that names the layers: "gated-delta x 18, softmax x 6". */
+/* The line that names the layers: "gated_deltanet x 18, softmax x 6". */
 static void name_kinds(const GlaModel *m, char *text, size_t cap) {
     const int n_layers = m->config.n_layers;
     for (int i = 0, n = 0; i < n_layers && n < (int)cap - 20; i++) {
@@ -7889,8 +7895,8 @@ GLA_API int gla_cache_store(const GlaState *s, const char *folder, const int32_t
     return code ? code : cache_trim(folder, max_bytes, err);
 }
 
-/* ---- 10. forward: a run of tokens through the whole model ---------------------------------------------------
- * The figure of the paper. It knows nothing of weight types or threads, and does not care whether T
+/* ---- 10. forward: a run of tokens through the whole model --------------------------------------
+ * Embedding, layers, head: the figure of a paper. It knows nothing of weight types or threads, and does not care whether T
  * is one or many. */
 
 /* Residual attention: a sub-layer reads a softmax mix of the residual sources instead of their sum.

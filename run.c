@@ -269,6 +269,7 @@ GLA_API int gla_chat_load(GlaChat *c, GlaSampler *p, const char *path, char *err
  * there are, denormal numbers, ARM features, memory, clock; then two lists of the same functions,
  * for POSIX and for systems that have C and no more: files and folders, the terminal, signals.
  * Nothing here writes a sentence; a function that fails says why in errno. */
+#include <assert.h>
 #include <errno.h>
 #include <limits.h>
 #include <math.h>
@@ -8140,8 +8141,8 @@ GLA_API int gla_eval(GlaState *s, const int32_t *ids, int64_t n, float *logits, 
 /* Symbols are: bytes; characters; there are none. */
 enum { VOCAB_NONE, VOCAB_BPE, VOCAB_SPM, VOCAB_LONGEST };
 enum { BY_MERGES, BY_SCORE, BY_ID };                        /* which pair is joined first */
-/* Where a U+2581 is added: nowhere, before a text, before all that stands between two added tokens,
- * there and before the normalised text is searched for added tokens. */
+/* Where a space is added: nowhere; before a text; before each part of it that stands between added
+ * tokens; before each that does in the raw text. */
 enum { SPACE_NEVER, SPACE_FIRST, SPACE_ALWAYS, SPACE_PREPEND };
 /* As in GGUF. */
 enum { TYPE_NORMAL = 1, TYPE_UNKNOWN, TYPE_CONTROL, TYPE_USER_DEFINED, TYPE_UNUSED, TYPE_BYTE };
@@ -8347,9 +8348,7 @@ static uint32_t compose(const Unicode *u, uint32_t a, uint32_t b) {
 }
 
 static int by_value(const void *x, const void *y) {
-    uint64_t a, b;
-    memcpy(&a, x, 8);
-    memcpy(&b, y, 8);
+    const uint64_t a = *(const uint64_t *)x, b = *(const uint64_t *)y;
     return a < b ? -1 : a > b;
 }
 
@@ -8377,35 +8376,40 @@ static size_t compose_run(const Unicode *u, uint64_t *q, size_t m) {
     return n;
 }
 
-/* out stays NULL if s is in NFC, which a look at each character settles for nearly every text.
- * Otherwise it is a copy, at most three times as long. A settled character and the unsettled
- * ones behind it are a run that no other touches. */
+/* A character and those behind it that NFC may change are a run that no other touches. *out stays
+ * NULL if there is none, as in nearly every text; else it is a copy, at most three times as long. */
 static int nfc(const Unicode *u, const char *s, size_t n, char **out, size_t *out_n) {
     uint64_t *q = NULL, *more;                  /* characters of a run */
-    size_t at = 0, len, end, written = 0, room = 0;
-    while (at < n && !(char_class(u, utf8_read(s + at, n - at, &len)) & CH_UNSETTLED)) at += len;
-    if (at == n) return GLA_OK;
-    if (!(*out = gla_alloc(3 * n))) return GLA_MEMORY;
-    for (at = 0; at < n; at = end) {
-        size_t count = 1, k = 0;
-        int unsettled = char_class(u, utf8_read(s + at, n - at, &len)) & CH_UNSETTLED;
-        for (end = at + len; end < n; end += len, count++)
-            if (!(char_class(u, utf8_read(s + end, n - end, &len)) & CH_UNSETTLED)) break;
-        if (count == 1 && !unsettled) {
-            memcpy(*out + written, s + at, end - at);
-            written += end - at;
+    size_t room = 0, written = 0, done = 0, begin = 0, len;
+    for (size_t at = 0, k = 0; at < n; k = 0) {
+        const size_t from = at;
+        for (len = 0; at < n; at += len)
+            if (!(char_class(u, utf8_read(s + at, n - at, &len)) & CH_UNSETTLED)) break;
+        if (at == from) {
+            begin = at;
+            at += len;
             continue;
         }
-        if (!(more = grow(q, 0, 4 * count, &room, sizeof *q))) break;
+        if (!*out) *out = gla_alloc(3 * n);
+        more = *out ? grow(q, 0, 4 * (at - begin), &room, sizeof *q) : NULL;
+        if (!more) {
+            gla_free(q);
+            return GLA_MEMORY;
+        }
         q = more;
-        for (size_t i = at; i < end; i += len)
-            k += decompose(u, utf8_read(s + i, end - i, &len), q + k);
+        memcpy(*out + written, s + done, begin - done);
+        written += begin - done;
+        for (size_t i = begin; i < at; i += len)
+            k += decompose(u, utf8_read(s + i, at - i, &len), q + k);
         k = compose_run(u, q, k);
         for (size_t i = 0; i < k; i++) written += utf8_write(*out + written, q[i] & A_CHAR);
+        begin = done = at;
     }
     gla_free(q);
-    *out_n = written;
-    return at < n ? GLA_MEMORY : GLA_OK;
+    if (!*out) return GLA_OK;
+    memcpy(*out + written, s + done, n - done);
+    *out_n = written + n - done;
+    return GLA_OK;
 }
 
 /* -- tries: the longest of many texts -- */
@@ -8498,7 +8502,8 @@ static const struct { const char *name; uint32_t classes; } properties[] = {
 };
 
 enum { MAX_SETS = 64, MAX_MEMBERS = 512, MAX_KINDS = 40, MAX_BOUNDS = 512, MAX_STEPS = 2048,
-       MAX_STATES = 2048, MAX_LISTS = 1 << 15, NOWHERE = 0xFFFF };
+       MAX_STATES = 2048, MAX_LISTS = 1 << 15, /* enough for all that are written below */
+       NOWHERE = 0xFFFF };
 typedef struct { uint32_t first, last, classes; } Member; /* a range of characters, or classes */
 /* fold: in any case; also: the set that it has to be in, too, or NOWHERE */
 typedef struct { const char *text; int length, fold, inverted, from, n; uint16_t also; } CharSet;
@@ -8512,23 +8517,17 @@ typedef struct {
     Member members[MAX_MEMBERS];                    /* of the sets, one behind the other */
     uint64_t bounds[MAX_BOUNDS];                    /* as in a Splitter */
     uint8_t kinds[MAX_BOUNDS * N_CH];
-    uint64_t answers[MAX_KINDS], has[MAX_SETS];     /* per kind: bit i for set i; and reversed */
+    uint64_t answers[MAX_KINDS];                    /* per kind: bit i for set i */
     Move steps[MAX_STEPS];
-    uint16_t lists[MAX_LISTS];                      /* of the states, one behind the other */
-    /* 0: the empty list, nothing can match any more; 1: the beginning */
-    struct { size_t at, n; } states[MAX_STATES];
+    /* of the states, one behind the other, and where each begins: 0, the empty list, when nothing
+     * can match any more; 1, the beginning */
+    uint16_t lists[MAX_LISTS];
+    size_t lists_at[MAX_STATES + 1], used;
     Slot by_list[2 * MAX_STATES];                   /* states by the hash of their lists */
     uint16_t next[MAX_STATES * MAX_KINDS];
     uint32_t seen[MAX_STEPS], round;                /* steps that were come by in this round */
-    size_t used;                                    /* of the lists */
     int n_sets, n_members, n_bounds, n_kinds, n_steps, n_states;
-    int full;                                       /* one of the limits above was met */
 } Regex;
-
-static uint16_t too_large(Regex *r) {
-    r->full = 1;
-    return 0;
-}
 
 static uint32_t read_char(Regex *r) {
     uint32_t c = (uint8_t)*r->at++;
@@ -8545,8 +8544,7 @@ static void add_bound(Regex *r, uint32_t c) {               /* sorted, each once
     int i = r->n_bounds;
     while (i && r->bounds[i - 1] > c) i--;
     if (c < 0x80 || (i && r->bounds[i - 1] == c)) return;
-    if (r->n_bounds == MAX_BOUNDS) too_large(r);
-    if (r->full) return;
+    assert(r->n_bounds < MAX_BOUNDS);
     memmove(r->bounds + i + 1, r->bounds + i, (size_t)(r->n_bounds++ - i) * sizeof *r->bounds);
     r->bounds[i] = c;
 }
@@ -8566,8 +8564,8 @@ static void read_member(Regex *r) {
         add_bound(r, m.first);
         add_bound(r, m.last + 1);
     }
-    if (r->n_members == MAX_MEMBERS) too_large(r);
-    else r->members[r->n_members++] = m;
+    assert(r->n_members < MAX_MEMBERS);
+    r->members[r->n_members++] = m;
 }
 
 static uint16_t read_set(Regex *r, int fold) {              /* its number; equal sets are one */
@@ -8588,7 +8586,7 @@ static uint16_t read_set(Regex *r, int fold) {              /* its number; equal
         r->n_members = set.from;
         return (uint16_t)i;
     }
-    if (r->n_sets == MAX_SETS) return too_large(r);
+    assert(r->n_sets < MAX_SETS);
     if (fold) add_bound(r, 0x17F), add_bound(r, 0x180), add_bound(r, 0x212A), add_bound(r, 0x212B);
     r->sets[r->n_sets] = set;
     return (uint16_t)r->n_sets++;
@@ -8606,7 +8604,7 @@ static int set_has(const Regex *r, const CharSet *s, uint32_t c, int class) {
 
 /* The program. */
 static uint16_t add_step(Regex *r, int what, uint16_t set, uint16_t to, uint16_t other) {
-    if (r->n_steps == MAX_STEPS) return too_large(r);
+    assert(r->n_steps < MAX_STEPS);
     r->steps[r->n_steps] = (Move){(uint16_t)what, set, to, other};
     return (uint16_t)r->n_steps++;
 }
@@ -8686,10 +8684,9 @@ static uint8_t kind_for(Regex *r, uint32_t c, int class) {
     for (int i = 0; i < r->n_sets; i++)
         answers |= (uint64_t)set_has(r, &r->sets[i], c, class & (N_CH - 1)) << i;
     while (k < r->n_kinds && r->answers[k] != answers) k++;
-    if (k == MAX_KINDS - 1) return (uint8_t)too_large(r);
-    if (k < r->n_kinds) return (uint8_t)k;
-    for (int i = 0; i < r->n_sets; i++) r->has[i] |= (answers >> i & 1) << k;
-    r->answers[r->n_kinds++] = answers;
+    assert(k < MAX_KINDS - 1);
+    r->answers[k] = answers;
+    r->n_kinds += k == r->n_kinds;
     return (uint8_t)k;
 }
 
@@ -8703,7 +8700,7 @@ static unsigned char_kind(const Splitter *x, const Unicode *u, uint32_t c) { /* 
 static int follow(Regex *r, uint16_t at, int kind) {
     if (at == NOWHERE || r->seen[at] == r->round) return 0;
     const Move *s = &r->steps[at];
-    const int holds = (r->has[s->set] >> kind & 1) != (s->what == STEP_UNLESS);
+    const int holds = (r->answers[kind] >> s->set & 1) != (s->what == STEP_UNLESS);
     r->seen[at] = r->round;
     switch (s->what) {
     case STEP_FORK: return follow(r, s->to, kind) || follow(r, s->other, kind);
@@ -8715,41 +8712,36 @@ static int follow(Regex *r, uint16_t at, int kind) {
     }
 }
 
-static int state_for(Regex *r, size_t n) { /* of the list of n steps that was written last */
+static int state_for(Regex *r) { /* of the list that was written last */
     const Table by_list = {r->by_list, sizeof r->by_list / sizeof *r->by_list - 1};
-    const uint16_t *list = r->lists + r->used - n;
-    const uint64_t h = hash_bytes(HASH_SEED, list, n * sizeof *list);
+    const size_t *at = r->lists_at, from = at[r->n_states], n = r->used - from;
+    const uint64_t h = hash_bytes(HASH_SEED, r->lists + from, n * sizeof *r->lists);
     size_t step = 0;
     Slot *slot;
     while ((slot = table_next(&by_list, h, &step)) && slot->value) {
-        const int i = (int)slot->value - 1;
-        const uint16_t *other = r->lists + r->states[i].at;
-        if (r->states[i].n != n || memcmp(other, list, n * sizeof *list)) continue;
-        r->used -= n;
-        return i;
+        const size_t i = slot->value - 1;
+        if (at[i + 1] - at[i] != n) continue;
+        if (memcmp(r->lists + at[i], r->lists + from, n * sizeof *r->lists)) continue;
+        r->used = from;
+        return (int)i;
     }
-    if (!slot || r->n_states == MAX_STATES || r->used + MAX_STEPS > MAX_LISTS) {
-        r->used -= n;
-        return too_large(r);
-    }
-    r->states[r->n_states].at = r->used - n;
-    r->states[r->n_states].n = n;
-    *slot = (Slot){(uint32_t)h, (uint32_t)r->n_states + 1};
-    return r->n_states++;
+    assert(slot && r->n_states < MAX_STATES && r->used + MAX_STEPS <= MAX_LISTS);
+    r->lists_at[++r->n_states] = r->used;
+    *slot = (Slot){(uint32_t)h, (uint32_t)r->n_states};
+    return r->n_states - 1;
 }
 
 static void find_states(Regex *r, int n_kinds) {
-    state_for(r, 0);
+    state_for(r);
     r->lists[r->used++] = 0;
-    state_for(r, 1);
-    for (int s = 1; s < r->n_states && !r->full; s++)
+    state_for(r);
+    for (int s = 1; s < r->n_states; s++)
         for (int kind = 0; kind < n_kinds; kind++) {
-            const size_t from = r->used;
             int done = 0;
             r->round++;
-            for (size_t i = 0; i < r->states[s].n && !done; i++)
-                done = follow(r, r->lists[r->states[s].at + i], kind);
-            r->next[s * n_kinds + kind] = (uint16_t)(state_for(r, r->used - from) << 1 | done);
+            for (size_t i = r->lists_at[s]; i < r->lists_at[s + 1] && !done; i++)
+                done = follow(r, r->lists[i], kind);
+            r->next[s * n_kinds + kind] = (uint16_t)(state_for(r) << 1 | done);
         }
 }
 
@@ -8775,12 +8767,8 @@ static int splitter_init(Splitter *x, const char *expression, const Unicode *u, 
         memcpy(x->bounds, r->bounds, n_bounds * sizeof *x->bounds);
         for (uint32_t c = 0x80; c < sizeof x->low; c++) x->low[c] = (uint8_t)char_kind(x, u, c);
     }
-    const int full = r->full;
     gla_free(r);
-    if (!x->bounds) return fail(err, GLA_MEMORY, "no memory for an expression");
-    if (full)
-        return fail(err, GLA_UNSUPPORTED, "the expression %.60s is too large", expression);
-    return GLA_OK;
+    return x->bounds ? GLA_OK : fail(err, GLA_MEMORY, "no memory for an expression");
 }
 
 /* Where the match that begins at s[at] ends; at: there is none. A way that goes on and on in one
@@ -8832,6 +8820,9 @@ static size_t match_end(const Splitter *x, const Unicode *u, const char *s, size
 #define RE_HAN_KANA "[\\x{4E00}-\\x{9FA5}\\x{3040}-\\x{309F}\\x{30A0}-\\x{30FF}]+"
 #define RE_HAN_HANGUL "[\\x{4E00}-\\x{9FA5}\\x{800}-\\x{4E00}\\x{AC00}-\\x{D7FF}]+"
 #define RE_BLOOM " ?[^(\\s|.,!?\\x{2026}\\x{3002}\\x{FF0C}\\x{3001}\\x{964}\\x{6D4}\\x{60C})]+"
+/* letters with a case, without those that came later */
+#define RE_CASED_OF_2018 "[\\p{Lu}\\p{Ll}\\p{Lt}&&[^\\x{560}-\\x{588}\\x{10C7}-\\x{10FF}\\x{1C80}-\\x{1C8A}\\x{2D00}-\\x{2D2D}" \
+    "\\x{A790}-\\x{AB68}\\x{10570}-\\x{105BC}\\x{10D50}-\\x{10D85}\\x{16E40}-\\x{1DF2A}]]"
 #define RE_LINES "[^\\n]+|[\\n]+"
 
 enum { PRE_NFC = 1, PRE_WHOLE = 2, PRE_BOS = 4,
@@ -8882,22 +8873,7 @@ static const PreTokenizer pre_tokenizers[] = {
                     "\\x{2F00}-\\x{2FDF}\\x{E40}-\\x{E7F}\\x{E80}-\\x{EFF}\\x{1780}-\\x{17FF}\\x{1000}-\\x{109F}\\x{AA60}-\\x{AA7F}"
                     "\\x{A9E0}-\\x{A9FF}\\x{AC00}-\\x{D7AF}\\x{1100}-\\x{11FF}]+", RE_DEEPSEEK "[\\r\\n]*" RE_SPACES } },
     { "deepseek-coder", 0, { "[\\r\\n]", "\\s?\\p{L}+", "\\s?\\p{P}+", RE_HAN_HANGUL, "\\p{N}" } },
-    { "deepseek-llm", 0, { "[\\r\\n]",
-                           "\\s?[A-Za-z\\x{B5}\\x{C0}-\\x{D6}\\x{D8}-\\x{F6}\\x{F8}-\\x{1BA}\\x{1BC}-\\x{1BF}\\x{1C4}-"
-                           "\\x{293}\\x{295}-\\x{2AF}\\x{370}-\\x{373}\\x{376}\\x{377}\\x{37B}-\\x{37D}\\x{37F}\\x{386}"
-                           "\\x{388}-\\x{38A}\\x{38C}\\x{38E}-\\x{3A1}\\x{3A3}-\\x{3F5}\\x{3F7}-\\x{481}\\x{48A}-\\x{52F}"
-                           "\\x{531}-\\x{556}\\x{10A0}-\\x{10C5}\\x{13A0}-\\x{13F5}\\x{13F8}-\\x{13FD}\\x{1C90}-\\x{1CBA}"
-                           "\\x{1CBD}-\\x{1CBF}\\x{1D00}-\\x{1D2B}\\x{1D6B}-\\x{1D77}\\x{1D79}-\\x{1D9A}\\x{1E00}-\\x{1F15}"
-                           "\\x{1F18}-\\x{1F1D}\\x{1F20}-\\x{1F45}\\x{1F48}-\\x{1F4D}\\x{1F50}-\\x{1F57}\\x{1F59}\\x{1F5B}"
-                           "\\x{1F5D}\\x{1F5F}-\\x{1F7D}\\x{1F80}-\\x{1FB4}\\x{1FB6}-\\x{1FBC}\\x{1FBE}\\x{1FC2}-\\x{1FC4}"
-                           "\\x{1FC6}-\\x{1FCC}\\x{1FD0}-\\x{1FD3}\\x{1FD6}-\\x{1FDB}\\x{1FE0}-\\x{1FEC}\\x{1FF2}-\\x{1FF4}"
-                           "\\x{1FF6}-\\x{1FFC}\\x{2102}\\x{2107}\\x{210A}-\\x{2113}\\x{2115}\\x{2119}-\\x{211D}\\x{2124}"
-                           "\\x{2126}\\x{2128}\\x{212A}-\\x{212D}\\x{212F}-\\x{2134}\\x{2139}\\x{213C}-\\x{213F}\\x{2145}-"
-                           "\\x{2149}\\x{214E}\\x{2183}\\x{2184}\\x{2C00}-\\x{2C7B}\\x{2C7E}-\\x{2CE4}\\x{2CEB}-\\x{2CEE}"
-                           "\\x{2CF2}\\x{2CF3}\\x{A640}-\\x{A66D}\\x{A680}-\\x{A69B}\\x{A722}-\\x{A76F}\\x{A771}-\\x{A787}"
-                           "\\x{A78B}-\\x{A78E}\\x{AB70}-\\x{ABBF}\\x{FB00}-\\x{FB06}\\x{FB13}-\\x{FB17}\\x{FF21}-\\x{FF3A}"
-                           "\\x{FF41}-\\x{FF5A}\\x{10400}-\\x{1044F}\\x{104B0}-\\x{104D3}\\x{104D8}-\\x{104FB}\\x{10C80}-"
-                           "\\x{10CB2}\\x{10CC0}-\\x{10CF2}\\x{118A0}-\\x{118DF}\\x{1E900}-\\x{1E943}]+",
+    { "deepseek-llm", 0, { "[\\r\\n]", "\\s?" RE_CASED_OF_2018 "+",
                            "\\s?[!-/:-~\\x{FF01}-\\x{FF0F}\\x{FF1A}-\\x{FF5E}\\x{2018}-\\x{201F}\\x{3000}-\\x{3002}]+", "\\s+(?![\\s\\S])",
                            RE_HAN_HANGUL, "\\p{N}+" } },
     { "bloom poro-chat gpt3-finnish", 0, { RE_BLOOM } },
@@ -9332,7 +9308,8 @@ static int load_vocabulary(Tokenizer *t, const Gguf *g, const char *pre, char *e
     return GLA_OK;
 }
 
-static void tokenizer_clear(Tokenizer *t) {
+static void tokenizer_free(Tokenizer *t) {
+    if (!t) return;
     void *const owned[] = { t->tokens, t->unescaped, t->habits, t->binds, t->vocab.slots,
                             t->lines.slots, t->unicode.classes };
     for (size_t i = 0; i < sizeof owned / sizeof *owned; i++) gla_free(owned[i]);
@@ -9341,17 +9318,24 @@ static void tokenizer_clear(Tokenizer *t) {
     trie_free(&t->words);
     for (int i = 0; i < t->n_splits; i++) gla_free(t->splits[i].bounds);
     gla_free(t->splits);
-    memset(t, 0, sizeof *t);
+    gla_free(t);
 }
 
 /* Reads the tokenizer.* keys of g, whose file has to stay mapped. A file without a vocabulary,
  * or none (NULL), gives n = 0. pre: the pre-tokenizer, NULL = the file's. */
-static int tokenizer_init(Tokenizer *t, const Gguf *g, const char *pre, char *err) {
-    memset(t, 0, sizeof *t);
+static int tokenizer_open(Tokenizer **out, const Gguf *g, const char *pre, char *err) {
+    Tokenizer *t = *out = gla_alloc(sizeof *t);
+    if (!t) return fail(err, GLA_MEMORY, "no memory for the vocabulary");
     t->kind.bos = t->kind.eos = t->kind.unk = -1;
-    int code = g ? load_vocabulary(t, g, pre, err) : GLA_OK;
-    if (code) tokenizer_clear(t);
+    const int code = g ? load_vocabulary(t, g, pre, err) : GLA_OK;
+    if (code) {
+        tokenizer_free(t);
+        *out = NULL;
+    }
     return code;
+}
+LIKELY_UNUSED static int tokenizer_new(Tokenizer **t, const Gguf *g, char *err) {
+    return tokenizer_open(t, g, NULL, err);
 }
 
 /* Does this token end a generation? */
@@ -9726,11 +9710,12 @@ static size_t piece_part(const Tokenizer *t, int32_t id, int flags, size_t from,
                          size_t cap) {
     if (id < 0 || id >= t->n) return 0;
     Str s = t->tokens[id];
-    int type = token_type(t, id), spelled = type == TYPE_NORMAL && t->kind.model == VOCAB_BPE;
+    const int type = token_type(t, id), spm = t->kind.model == VOCAB_SPM;
+    int spelled = type == TYPE_NORMAL && t->kind.model == VOCAB_BPE;
     size_t n = 0, len;
     if (type == TYPE_UNUSED) return 0;
     if ((type == TYPE_CONTROL || type == TYPE_UNKNOWN) && !(flags & GLA_SPECIAL)) return 0;
-    for (int b = 0; t->kind.model == VOCAB_SPM && type == TYPE_BYTE && b < 256; b++)
+    for (int b = 0; spm && type == TYPE_BYTE && b < 256; b++)
         if (t->byte_id[b] == id) {
             if (cap && !from) buf[0] = (char)b;
             return 1;
@@ -9742,8 +9727,8 @@ static size_t piece_part(const Tokenizer *t, int32_t id, int flags, size_t from,
         uint32_t c = utf8_read(s.s + at, s.n - at, &len);
         char raw[4];
         if (spelled) c = BAD_BYTE + (uint32_t)char_byte(c);
-        else if (c == 0x2581 && t->kind.model == VOCAB_SPM && type == TYPE_NORMAL) c = ' ';
-        if (at == 0 && c == ' ' && flags & GLA_FIRST && t->kind.space && t->kind.model == VOCAB_SPM) continue;
+        else if (c == SPACE_MARK && spm && type == TYPE_NORMAL) c = ' ';
+        if (at == 0 && c == ' ' && spm && flags & GLA_FIRST && t->kind.space) continue;
         for (size_t i = 0, k = utf8_write(raw, c); i < k; i++, n++)
             if (n >= from && n - from < cap) buf[n - from] = raw[i];
     }
@@ -9955,21 +9940,6 @@ static int unicode_init(Unicode *u, int with_nfc) {
     return 1;
 }
 
-static int tokenizer_open(Tokenizer **t, const Gguf *g, const char *pre, char *err) {
-    *t = gla_alloc(sizeof **t);
-    if (!*t) return fail(err, GLA_MEMORY, "no memory for the vocabulary");
-    int code = tokenizer_init(*t, g, pre, err);
-    if (code) gla_free(*t), *t = NULL;
-    return code;
-}
-LIKELY_UNUSED static int tokenizer_new(Tokenizer **t, const Gguf *g, char *err) { return tokenizer_open(t, g, NULL, err); }
-static void tokenizer_free(Tokenizer *t) {
-    if (!t) return;
-    tokenizer_clear(t);
-    gla_free(t);
-}
-static int tokenizer_size(const Tokenizer *t) { return t->n; }
-
 /* -- a model and its vocabulary are opened -- */
 
 /* A vocabulary that is not understood is a matter for whoever needs text: the model opens and the
@@ -10037,10 +10007,10 @@ GLA_API int gla_open_tokenizer(GlaModel *m, const char *path, char *err) {
     if (code) return code;
     code = gguf_read(&g, why);
     if (!code) code = tokenizer_open(&t, &g, *m->pre ? m->pre : NULL, why);
-    if (!code && tokenizer_size(t) < m->config.vocab_size) {
+    if (!code && t->n < m->config.vocab_size) {
         /* what the model draws beyond them would have no text */
-        code = fail(why, GLA_INPUT, "a vocabulary of %d tokens, the model has %d; it is another model's",
-                    tokenizer_size(t), m->config.vocab_size);
+        code = fail(why, GLA_INPUT, "a vocabulary of %d tokens, the model has %d; it is another "
+                    "model's", (int)t->n, m->config.vocab_size);
         tokenizer_free(t);
     }
     if (code) {
@@ -10060,13 +10030,14 @@ GLA_API int gla_open_tokenizer(GlaModel *m, const char *path, char *err) {
 /* For whatever needs text: is there a vocabulary that can be used? */
 static int need_vocabulary(const GlaModel *m, char *err) {
     if (m->no_text[0]) return fail(err, GLA_UNSUPPORTED, "%s", m->no_text);
-    return m->vocab->n ? GLA_OK : fail(err, GLA_INPUT, "the model has no vocabulary; name one with -z");
+    if (m->vocab->n) return GLA_OK;
+    return fail(err, GLA_INPUT, "the model has no vocabulary; name one with -z");
 }
 
-GLA_API int64_t gla_encode(const GlaModel *m, const char *text, size_t len, int flags, int32_t *ids, size_t cap, char *err) {
+GLA_API int64_t gla_encode(const GlaModel *m, const char *text, size_t len, int flags,
+                           int32_t *ids, size_t cap, char *err) {
     const int code = need_vocabulary(m, err);
-    if (code) return code;
-    return tokenizer_encode(m->vocab, text, len, flags, ids, cap, err);
+    return code ? code : tokenizer_encode(m->vocab, text, len, flags, ids, cap, err);
 }
 GLA_API int gla_pre_tokenizer(GlaModel *m, const char *name, char *err) {
     if (!find_pre_tokenizer(str_of(name), err)) return GLA_UNSUPPORTED;     /* so it fits in m->pre */
@@ -11255,7 +11226,7 @@ GLA_API int64_t gla_render(const GlaModel *m, const GlaMessage *messages, int n,
                            int32_t *ids, int64_t cap, char *err) {
     Ids all = {NULL, 0, 0};
     ChatForm form;
-    if (!tokenizer_size(m->vocab))
+    if (!m->vocab->n)
         return fail(err, GLA_INPUT,
                     "messages need a vocabulary, the model's file has none; name one with -z");
     int code = form_new(&form, m, err);

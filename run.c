@@ -1133,6 +1133,10 @@ static int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
 
 typedef struct { const char *s; size_t n; } Str; /* bytes in the mapped file, not terminated */
 static Str str_of(const char *s) { return (Str){s, strlen(s)}; }
+static Str str_part(Str a, size_t from, size_t to) { return (Str){a.s + from, to - from}; }
+static uint32_t char_at(Str a, size_t at, size_t *len) { /* at < a.n; *len: bytes taken */
+    return utf8_read(a.s + at, a.n - at, len);
+}
 static int str_is(Str a, const char *b) { return a.n == strlen(b) && !memcmp(a.s, b, a.n); }
 
 /* FNV-1a over words of 8 bytes, then bytes. */
@@ -1229,7 +1233,7 @@ static void heap_push(uint64_t *heap, size_t *n, uint64_t key) {
     heap[i] = key;
 }
 
-static void heap_sink(uint64_t *heap, size_t n, size_t i, uint64_t key) { /* from i, which is free */
+static void heap_sink(uint64_t *heap, size_t n, size_t i, uint64_t key) { /* i is free */
     for (size_t k; (k = 4 * i + 1) < n; i = k) {
         const size_t end = k + 4 < n ? k + 4 : n;
         for (size_t other = k + 1; other < end; other++)
@@ -8294,7 +8298,7 @@ static int char_class(const Unicode *u, uint32_t c) {       /* CH_..., with CH_U
 
 /* Is the class of the character at s[at], or of the one that ends there, in this set? */
 static int class_at(const Unicode *u, Str s, size_t at, uint32_t set, size_t *len) {
-    return at < s.n && set >> (char_class(u, utf8_read(s.s + at, s.n - at, len)) & (N_CH - 1)) & 1;
+    return at < s.n && set >> (char_class(u, char_at(s, at, len)) & (N_CH - 1)) & 1;
 }
 static int class_before(const Unicode *u, Str s, size_t at, uint32_t set) {
     size_t from = at, len;
@@ -8376,40 +8380,36 @@ static size_t compose_run(const Unicode *u, uint64_t *q, size_t m) {
     return n;
 }
 
-/* A character and those behind it that NFC may change are a run that no other touches. *out stays
- * NULL if there is none, as in nearly every text; else it is a copy, at most three times as long. */
-static int nfc(const Unicode *u, const char *s, size_t n, char **out, size_t *out_n) {
-    uint64_t *q = NULL, *more;                  /* characters of a run */
-    size_t room = 0, written = 0, done = 0, begin = 0, len;
-    for (size_t at = 0, k = 0; at < n; k = 0) {
+/* s, or in *out what it is in NFC: a character and those behind it that NFC may change are a run that
+ * no other touches; nearly every text has none. */
+static Str nfc(const Unicode *u, Str s, Text *out) {
+    uint64_t *q = NULL;                         /* characters of a run */
+    size_t room = 0, done = 0, begin = 0, len;
+    for (size_t at = 0, k = 0; at < s.n && !out->bad; k = 0) {
         const size_t from = at;
-        for (len = 0; at < n; at += len)
-            if (!(char_class(u, utf8_read(s + at, n - at, &len)) & CH_UNSETTLED)) break;
+        while (at < s.n && char_class(u, char_at(s, at, &len)) & CH_UNSETTLED) at += len;
         if (at == from) {
             begin = at;
             at += len;
             continue;
         }
-        if (!*out) *out = gla_alloc(3 * n);
-        more = *out ? grow(q, 0, 4 * (at - begin), &room, sizeof *q) : NULL;
-        if (!more) {
-            gla_free(q);
-            return GLA_MEMORY;
-        }
+        uint64_t *more = grow(q, 0, 4 * (at - begin), &room, sizeof *q);
+        text_put(out, s.s + done, begin - done);
+        out->bad |= !more;
+        if (!more) break;
         q = more;
-        memcpy(*out + written, s + done, begin - done);
-        written += begin - done;
-        for (size_t i = begin; i < at; i += len)
-            k += decompose(u, utf8_read(s + i, at - i, &len), q + k);
+        for (size_t i = begin; i < at; i += len) k += decompose(u, char_at(s, i, &len), q + k);
         k = compose_run(u, q, k);
-        for (size_t i = 0; i < k; i++) written += utf8_write(*out + written, q[i] & A_CHAR);
+        for (size_t i = 0; i < k; i++) {
+            char c[4];
+            text_put(out, c, utf8_write(c, q[i] & A_CHAR));
+        }
         begin = done = at;
     }
     gla_free(q);
-    if (!*out) return GLA_OK;
-    memcpy(*out + written, s + done, n - done);
-    *out_n = written + n - done;
-    return GLA_OK;
+    if (!out->s) return s;
+    text_put(out, s.s + done, s.n - done);
+    return (Str){out->s, out->n};
 }
 
 /* -- tries: the longest of many texts -- */
@@ -8454,12 +8454,12 @@ static int trie_add(Trie *t, Str s, int32_t id, const char *what, char *err) {
 }
 
 /* The longest text of the trie that s begins with: its id, or -1; *len: its bytes. */
-static int32_t trie_longest(const Trie *t, const char *s, size_t n, size_t *len) {
+static int32_t trie_longest(const Trie *t, Str s, size_t *len) {
     int32_t best = -1;
-    uint32_t node = n ? t->root[(uint8_t)*s] : 0;
+    uint32_t node = s.n ? t->root[(uint8_t)*s.s] : 0;
     for (size_t i = 1; node; i++) {
         if (t->ids[node] >= 0) best = t->ids[node], *len = i;
-        node = i < n ? trie_step(t, node, (uint8_t)s[i]) : 0;
+        node = i < s.n ? trie_step(t, node, (uint8_t)s.s[i]) : 0;
     }
     return best;
 }
@@ -8777,17 +8777,16 @@ static int splitter_init(Splitter *x, const char *expression, const Unicode *u, 
  * it. */
 typedef struct { unsigned state; size_t from, to; } Futile;
 
-static size_t match_end(const Splitter *x, const Unicode *u, const char *s, size_t n, size_t at,
-                        Futile *futile) {
+static size_t match_end(const Splitter *x, const Unicode *u, Str s, size_t at, Futile *futile) {
     const unsigned n_kinds = (unsigned)x->n_kinds;
     unsigned state = 1;
     size_t end = at, still = at; /* still: since when this state goes on without a match */
     while (state != futile->state || at < futile->from || at > futile->to) {
         size_t len = 1;
         unsigned kind = n_kinds - 1;
-        if (at < n) {
-            const uint8_t b = (uint8_t)s[at];
-            const uint32_t c = b < 0x80 ? b : utf8_read(s + at, n - at, &len);
+        if (at < s.n) {
+            const uint8_t b = (uint8_t)s.s[at];
+            const uint32_t c = b < 0x80 ? b : char_at(s, at, &len);
             kind = c < sizeof x->low ? x->low[c] : char_kind(x, u, c);
         }
         const unsigned next = x->next[state * n_kinds + kind];
@@ -9011,13 +9010,14 @@ static int fill_table(Tokenizer *t, Table *in, uint32_t count, char *err) {
     return GLA_OK;
 }
 
-static int is_mark(const char *s, size_t n) { return n > 2 && !memcmp(s, "\342\226\201", 3); }
+static const char space_mark[] = "\342\226\201"; /* U+2581 */
+static int is_mark(const char *s, size_t n) { return n > 2 && !memcmp(s, space_mark, 3); }
 
 /* Behind which bytes may a U+2581 belong to the same token? Where a character that has no token may
  * stand next to it, or a piece as a whole may be a token, words are not told apart. */
 static int load_binds(Tokenizer *t, char *err) {
     if (t->kind.model != VOCAB_SPM || t->kind.whole) return GLA_OK;
-    if (!is_text(t, find_token(t, str_of("\342\226\201")))) return GLA_OK;
+    if (!is_text(t, find_token(t, str_of(space_mark)))) return GLA_OK;
     if (!(t->binds = gla_alloc(256))) return fail(err, GLA_MEMORY, "no memory for a vocabulary");
     for (int32_t id = 0; id < t->n; id++) {
         const char *s = t->tokens[id].s, *end = s + t->tokens[id].n;
@@ -9077,7 +9077,7 @@ static int read_texts(Tokenizer *t, const GgufArray *texts, char *err) {
     return code;
 }
 
-static int normalise(const Tokenizer *t, const char *s, size_t n, char **out, size_t *out_n);
+static Str normalise(const Tokenizer *t, Str s, Text *out);
 
 /* tokenizer.gla.NAME, arrays of token ids: tokens of that habit. */
 static int load_habits(Tokenizer *t, const Gguf *g, char *err) {
@@ -9108,14 +9108,13 @@ static int load_added(Tokenizer *t, const Gguf *g, char *err) {
     for (int32_t id = 0; id < t->n && !code; id++) {
         const int habits = habits_of(t, id), late = (habits & ADDED_NORMALIZED) != 0;
         Str text = t->tokens[id];
-        char *copy = NULL;
+        Text copy = {0};
         if (!(is_special(t, id) || habits & ADDED_NORMAL) || !text.n) continue;
         if (text.n > TRIE_DEPTH) return too_long(err, "special token", id, text.n);
-        if (late) code = normalise(t, text.s, text.n, &copy, &text.n);
-        if (copy) text.s = copy;
-        if (code) fail(err, code, "no memory for special tokens");
-        else code = trie_add(&t->added[late], text, id, "special tokens", err);
-        gla_free(copy);
+        if (late) text = normalise(t, text, &copy);
+        code = copy.bad ? fail(err, GLA_MEMORY, "no memory for special tokens")
+                        : trie_add(&t->added[late], text, id, "special tokens", err);
+        text_free(&copy);
     }
     return code;
 }
@@ -9421,15 +9420,15 @@ static void propose(Encoder *e, Symbol *sym, uint32_t i, uint64_t *heap, size_t 
 }
 
 /* Symbols of a piece: bytes or characters. Returns how many. */
-static size_t split_symbols(const Tokenizer *t, const char *s, size_t n, Symbol *sym) {
+static size_t split_symbols(const Tokenizer *t, Str s, Symbol *sym) {
     size_t count = 0, len = 1;
-    for (size_t at = 0; at < n; at += len) {
-        int32_t id = t->byte_id[(uint8_t)s[at]];
+    for (size_t at = 0; at < s.n; at += len) {
+        int32_t id = t->byte_id[(uint8_t)s.s[at]];
         /* an incomplete vocabulary loses the byte, as in HF */
         if (t->kind.model == VOCAB_BPE && id < 0 && t->kind.unk < 0) continue;
         if (t->kind.model == VOCAB_SPM) {
-            utf8_read(s + at, n - at, &len);
-            id = find_token(t, (Str){ s + at, len });
+            char_at(s, at, &len);
+            id = find_token(t, str_part(s, at, at + len));
             if (!is_text(t, id)) id = -1;
         }
         const uint32_t i = (uint32_t)count++;
@@ -9453,7 +9452,7 @@ static int32_t whole_piece(const Tokenizer *t, Str piece, char *spelled) {
     return is_text(t, id) ? id : -1;
 }
 
-static void emit_symbols(Encoder *e, const char *s, size_t n, const Symbol *sym) {
+static void emit_symbols(Encoder *e, Str s, const Symbol *sym) {
     const Tokenizer *t = e->t;
     int unknown = 0;                                /* the last one was */
     for (uint32_t i = 0; i != NO_SYMBOL; i = sym[i].next) {
@@ -9462,28 +9461,29 @@ static void emit_symbols(Encoder *e, const char *s, size_t n, const Symbol *sym)
             unknown = 0;
             continue;
         }
-        const size_t end = sym[i].next == NO_SYMBOL ? n : sym[sym[i].next].at;
+        const size_t end = sym[i].next == NO_SYMBOL ? s.n : sym[sym[i].next].at;
         int spelled = t->kind.byte_fallback;
-        for (size_t k = sym[i].at; k < end; k++) spelled &= t->byte_id[(uint8_t)s[k]] >= 0;
-        for (size_t k = sym[i].at; k < end && spelled; k++) emit_id(e, t->byte_id[(uint8_t)s[k]]);
+        for (size_t k = sym[i].at; k < end; k++) spelled &= t->byte_id[(uint8_t)s.s[k]] >= 0;
+        for (size_t k = sym[i].at; k < end && spelled; k++)
+            emit_id(e, t->byte_id[(uint8_t)s.s[k]]);
         if (!spelled && t->kind.unk >= 0 && !(unknown && t->kind.fuse_unk)) emit_id(e, t->kind.unk);
         unknown = !spelled;
     }
 }
 
-/* Append the ids of one piece of n > 0 bytes. */
-static void encode_piece(Encoder *e, const char *s, size_t n) {
+/* Append the ids of one piece. */
+static void encode_piece(Encoder *e, Str s) {
     const Tokenizer *t = e->t;
-    Symbol *sym = encoder_scratch(e, n * (sizeof *sym + 2 * sizeof(uint64_t)));
+    Symbol *sym = encoder_scratch(e, s.n * (sizeof *sym + 2 * sizeof(uint64_t)));
     if (!sym) return;
-    uint64_t *heap = (uint64_t *)(sym + n); /* n - 1 at first; a join takes one, adds two at most */
+    uint64_t *heap = (uint64_t *)(sym + s.n); /* n - 1 at first; a join takes 1, adds 2 at most */
     size_t n_heap = 0;
-    const int32_t whole = whole_piece(t, (Str){ s, n }, (char *)heap);
+    const int32_t whole = whole_piece(t, s, (char *)heap);
     if (whole >= 0) {
         emit_id(e, whole);
         return;
     }
-    const size_t n_sym = split_symbols(t, s, n, sym);
+    const size_t n_sym = split_symbols(t, s, sym);
     if (n_sym == 0) return;
     for (uint32_t i = 0; i < n_sym; i++) propose(e, sym, i, heap, &n_heap);
     while (n_heap) {
@@ -9498,26 +9498,26 @@ static void encode_piece(Encoder *e, const char *s, size_t n) {
         propose(e, sym, a->prev, heap, &n_heap);
         propose(e, sym, (uint32_t)top, heap, &n_heap);
     }
-    emit_symbols(e, s, n, sym);
+    emit_symbols(e, s, sym);
 }
 
 /* The same; where no token goes on from one word into the next, words are pieces of their own,
  * which is quicker and changes no id. */
-static void encode_words(Encoder *e, const char *s, size_t n) {
+static void encode_words(Encoder *e, Str s) {
     const uint8_t *binds = e->t->binds;
     size_t from = 0;
-    for (size_t at = 1; binds && at < n; at++) {
-        if (binds[(uint8_t)s[at - 1]] || !is_mark(s + at, n - at)) continue;
-        encode_piece(e, s + from, at - from);
+    for (size_t at = 1; binds && at < s.n; at++) {
+        if (binds[(uint8_t)s.s[at - 1]] || !is_mark(s.s + at, s.n - at)) continue;
+        encode_piece(e, str_part(s, from, at));
         from = at;
     }
-    encode_piece(e, s + from, n - from);
+    encode_piece(e, str_part(s, from, s.n));
 }
 
-static void encode_longest(Encoder *e, const char *s, size_t n) {           /* "rwkv" */
+static void encode_longest(Encoder *e, Str s) {                             /* "rwkv" */
     size_t len;
-    for (size_t at = 0; at < n; at += len) {
-        int32_t id = trie_longest(&e->t->words, s + at, n - at, &len);
+    for (size_t at = 0; at < s.n; at += len) {
+        int32_t id = trie_longest(&e->t->words, str_part(s, at, s.n), &len);
         if (id < 0) len = 1, id = e->t->kind.unk;   /* a vocabulary without this byte */
         if (id >= 0) emit_id(e, id);
     }
@@ -9529,37 +9529,37 @@ static void encode_longest(Encoder *e, const char *s, size_t n) {           /* "
  * and what is left is merged. */
 enum { STAGE_RAW, STAGE_NORMALISE, STAGE_NORMALISED, STAGE_SPACE, STAGE_SPLITS };
 
-static void encode(Encoder *e, int stage, const char *s, size_t n);
+static void encode(Encoder *e, int stage, Str s);
 
-/* *out stays NULL where nothing changes. */
-static int normalise(const Tokenizer *t, const char *s, size_t n, char **out, size_t *out_n) {
-    int code = t->kind.nfc ? nfc(&t->unicode, s, n, out, &n) : GLA_OK;
-    *out_n = n;
-    if (code || t->kind.model != VOCAB_SPM) return code;
-    char *before = *out, *copy = *out = gla_alloc(3 * (n + 1));
-    size_t len = 0;
-    if (before) s = before;
-    if (copy && t->kind.space == SPACE_PREPEND) len = utf8_write(copy, SPACE_MARK);
-    for (size_t i = 0; i < n && copy; i++)
-        if (s[i] == ' ') len += utf8_write(copy + len, SPACE_MARK);
-        else copy[len++] = s[i];
-    gla_free(before);
-    *out_n = len;
-    return copy ? GLA_OK : GLA_MEMORY;
+/* s, or what it is normalised, in *out. */
+static Str normalise(const Tokenizer *t, Str s, Text *out) {
+    Text composed = {0};
+    if (t->kind.nfc) s = nfc(&t->unicode, s, &composed);
+    if (t->kind.model != VOCAB_SPM) {
+        *out = composed;
+        return s;
+    }
+    if (t->kind.space == SPACE_PREPEND) text_puts(out, space_mark);
+    for (size_t from = 0, to; from < s.n; from = to + 1) {
+        const char *space = memchr(s.s + from, ' ', s.n - from);
+        to = space ? (size_t)(space - s.s) : s.n;
+        text_put(out, s.s + from, to - from);
+        if (space) text_puts(out, space_mark);
+    }
+    out->bad |= composed.bad;
+    text_free(&composed);
+    return (Str){out->s, out->n};
 }
 
-/* A space in front, where there is to be one and is none; *out as above. */
-static int add_space(const Encoder *e, const char *s, size_t n, char **out, size_t *out_n) {
+/* s, or with a space in front in *out, where there is to be one and is none. */
+static Str add_space(const Encoder *e, Str s, Text *out) {
     const int space = e->t->kind.space;
-    char mark[4];
-    const size_t len = utf8_write(mark, e->t->kind.model == VOCAB_SPM ? SPACE_MARK : ' ');
-    if (space != SPACE_ALWAYS && !(space == SPACE_FIRST && e->out->n == e->begin)) return GLA_OK;
-    if (n >= len && !memcmp(s, mark, len)) return GLA_OK;
-    if (!(*out = gla_alloc(n + len))) return GLA_MEMORY;
-    memcpy(*out, mark, len);
-    memcpy(*out + len, s, n);
-    *out_n = n + len;
-    return GLA_OK;
+    const Str mark = str_of(e->t->kind.model == VOCAB_SPM ? space_mark : " ");
+    if (space != SPACE_ALWAYS && !(space == SPACE_FIRST && e->out->n == e->begin)) return s;
+    if (s.n >= mark.n && !memcmp(s.s, mark.s, mark.n)) return s;
+    text_put(out, mark.s, mark.n);
+    text_put(out, s.s, s.n);
+    return (Str){out->s, out->n};
 }
 
 /* An added token in a text: from .. start lies before it, and after the last one. blank: how far
@@ -9592,15 +9592,15 @@ static Str between_added(const Tokenizer *t, Str s, int32_t before, int32_t afte
 /* Added tokens are found leftmost first, the longest of those that start together. Without
  * GLA_SPECIAL the control tokens among them stay plain text, so that "<|im_end|>" typed by a user
  * ends nothing; user-defined ones are always tokens. */
-static void cut_added(Encoder *e, int stage, const char *s, size_t n) {
+static void cut_added(Encoder *e, int stage, Str s) {
     const Tokenizer *t = e->t;
     const Trie *trie = &t->added[stage == STAGE_NORMALISED];
     Found f = { 0, 0, 0, 0 };
     size_t len = 0;
     for (size_t at = 0; !e->code;) {
-        while (at < n && !trie->root[(uint8_t)s[at]]) at++;
-        if (at == n) break;
-        const int32_t id = trie_longest(trie, s + at, n - at, &len);
+        while (at < s.n && !trie->root[(uint8_t)s.s[at]]) at++;
+        if (at == s.n) break;
+        const int32_t id = trie_longest(trie, str_part(s, at, s.n), &len);
         if (id < 0) {
             at++;
             continue;
@@ -9609,57 +9609,56 @@ static void cut_added(Encoder *e, int stage, const char *s, size_t n) {
         f.stop = at += len;
         const int control = is_special(t, id) && token_type(t, id) != TYPE_USER_DEFINED;
         if (control && !(e->flags & GLA_SPECIAL)) continue;
-        if (!added_fits(t, id, (Str){ s, n }, &f)) continue;
-        if (f.from < f.start) encode(e, stage + 1, s + f.from, f.start - f.from);
+        if (!added_fits(t, id, s, &f)) continue;
+        if (f.from < f.start) encode(e, stage + 1, str_part(s, f.from, f.start));
         emit_id(e, id);
         f.from = f.stop; /* even if that is white space which the token before took: so HF */
     }
-    if (f.from < n) encode(e, stage + 1, s + f.from, n - f.from);
+    if (f.from < s.n) encode(e, stage + 1, str_part(s, f.from, s.n));
 }
 
 /* Cuts at the matches of an expression; each match, or each of its threes, and what lies between
  * two of them, is a piece. */
-static void cut_matches(Encoder *e, int stage, const char *s, size_t n) {
-    const Unicode *u = &e->t->unicode;
+static void cut_matches(Encoder *e, int stage, Str s) {
     const Splitter *x = &e->t->splits[stage - STAGE_SPLITS];
     Futile futile = { 0, 0, 0 };
     size_t from = 0, len = 1;
-    for (size_t at = 0; at < n && !e->code;) {
-        const size_t begin = at, end = match_end(x, u, s, n, at, &futile);
+    for (size_t at = 0; at < s.n && !e->code;) {
+        const size_t begin = at, end = match_end(x, &e->t->unicode, s, at, &futile);
         size_t left = 0;                            /* characters up to the end, if it is counted */
         if (end == at) {
-            utf8_read(s + at, n - at, &len);
+            char_at(s, at, &len);
             at += len;
             continue;
         }
-        for (size_t i = at; x->threes && i < end; i += len, left++) utf8_read(s + i, n - i, &len);
+        for (size_t i = at; x->threes && i < end; i += len, left++) char_at(s, i, &len);
         for (; at < end; at += len, left--) {
             len = end - at;
-            if (x->threes) utf8_read(s + at, n - at, &len);
+            if (x->threes) char_at(s, at, &len);
             if (left % 3 && (at > begin || x->threes == *BETWEEN)) continue;
-            if (from < at) encode(e, stage + 1, s + from, at - from);
+            if (from < at) encode(e, stage + 1, str_part(s, from, at));
             from = at;
         }
         if (x->threes == *BETWEEN) continue;
-        encode(e, stage + 1, s + from, end - from);
+        encode(e, stage + 1, str_part(s, from, end));
         from = end;
     }
-    if (from < n) encode(e, stage + 1, s + from, n - from);
+    if (from < s.n) encode(e, stage + 1, str_part(s, from, s.n));
 }
 
-static void encode(Encoder *e, int stage, const char *s, size_t n) {        /* n > 0 bytes */
+static void encode(Encoder *e, int stage, Str s) {                          /* s.n > 0 */
     const Tokenizer *t = e->t;
-    char *copy = NULL;
+    Text copy = {0};
     if (e->code) return;
-    if (stage == STAGE_RAW || stage == STAGE_NORMALISED) cut_added(e, stage, s, n);
+    if (stage == STAGE_RAW || stage == STAGE_NORMALISED) cut_added(e, stage, s);
     else if (stage < STAGE_SPLITS) {
-        e->code = stage == STAGE_SPACE ? add_space(e, s, n, &copy, &n)
-                                       : normalise(t, s, n, &copy, &n);
-        encode(e, stage + 1, copy ? copy : s, n);
-        gla_free(copy);
-    } else if (t->kind.model == VOCAB_LONGEST) encode_longest(e, s, n);
-    else if (stage < STAGE_SPLITS + t->n_splits) cut_matches(e, stage, s, n);
-    else encode_words(e, s, n);
+        s = stage == STAGE_SPACE ? add_space(e, s, &copy) : normalise(t, s, &copy);
+        if (copy.bad) e->code = GLA_MEMORY;
+        encode(e, stage + 1, s);
+        text_free(&copy);
+    } else if (t->kind.model == VOCAB_LONGEST) encode_longest(e, s);
+    else if (stage < STAGE_SPLITS + t->n_splits) cut_matches(e, stage, s);
+    else encode_words(e, s);
 }
 
 /* Appends the ids of len bytes of text. GLA_BOS puts bos before and eos behind it if the file
@@ -9676,7 +9675,7 @@ static int tokenizer_append(const Tokenizer *t, const char *text, size_t len, in
     if (!(e.joins = gla_alloc(((size_t)1 << e.join_bits) * sizeof *e.joins))) e.code = GLA_MEMORY;
     if (flags & GLA_BOS && kind->add_bos && kind->bos >= 0) emit_id(&e, kind->bos);
     e.begin = flags & GOES_ON ? -1 : out->n;
-    if (len) encode(&e, STAGE_RAW, text, len);
+    if (len) encode(&e, STAGE_RAW, (Str){text, len});
     if (flags & GLA_BOS && kind->add_eos && kind->eos >= 0) emit_id(&e, kind->eos);
     gla_free(e.scratch), gla_free(e.joins);
     return e.code ? fail(err, e.code, "no memory to tokenize %zu bytes", len) : GLA_OK;
@@ -9696,8 +9695,8 @@ static int64_t tokenizer_encode(const Tokenizer *t, const char *text, size_t len
 
 /* The longest special token that s begins with, or -1; *len: its bytes. */
 static int32_t special_at(const Tokenizer *t, const char *s, size_t n, size_t *len) {
-    const int32_t id = trie_longest(&t->added[0], s, n, len);
-    return id >= 0 ? id : trie_longest(&t->added[1], s, n, len);
+    const int32_t id = trie_longest(&t->added[0], (Str){s, n}, len);
+    return id >= 0 ? id : trie_longest(&t->added[1], (Str){s, n}, len);
 }
 
 /* -- decoding -- */
@@ -9722,9 +9721,9 @@ static size_t piece_part(const Tokenizer *t, int32_t id, int flags, size_t from,
         }
     /* a text that does not spell bytes is taken literally */
     for (size_t at = 0; spelled && at < s.n; at += len)
-        spelled = char_byte(utf8_read(s.s + at, s.n - at, &len)) >= 0;
+        spelled = char_byte(char_at(s, at, &len)) >= 0;
     for (size_t at = 0; at < s.n; at += len) {
-        uint32_t c = utf8_read(s.s + at, s.n - at, &len);
+        uint32_t c = char_at(s, at, &len);
         char raw[4];
         if (spelled) c = BAD_BYTE + (uint32_t)char_byte(c);
         else if (c == SPACE_MARK && spm && type == TYPE_NORMAL) c = ' ';

@@ -4692,7 +4692,7 @@ static void vocabulary_file(Out *file, const BpeVocab *v) {
 static size_t qwen_split(const void *tokenizer, const char *text, size_t n, size_t at) {
     const Tokenizer *t = tokenizer;
     Futile futile = { 0, 0, 0 };
-    return match_end(&t->splits[0], &t->unicode, text, n, at, &futile);
+    return match_end(&t->splits[0], &t->unicode, (Str){text, n}, at, &futile);
 }
 
 /* A vocabulary of vocab_size tokens, <|endoftext|> among them, as a file in memory. */

@@ -12823,14 +12823,12 @@ static void get_ids(Ids *ids, const char *path, const GlaModel *m) {
 /* -- messages: a conversation in JSON, [{"role": "user", "content": "..."}, ...] -- */
 
 typedef struct {
-    const char *name, *at;  /* of the file; what is to be read, with a 0 behind it */
-    int depth;              /* brackets that are open */
+    const char *name, *at; /* of the file; what is to be read, with a 0 behind it */
+    int depth;             /* brackets that are open */
     GlaMessage *messages;
     int n;
     size_t cap;
-    Text text;              /* of the messages, one behind the other */
-    Text role;              /* of this message; its contents, and the texts in them */
-    int contents, texts;
+    Text text;             /* of the messages, one behind the other */
 } Messages;
 
 #define IN_MESSAGE(j) (j)->name, (j)->n + 1
@@ -12891,107 +12889,104 @@ static void json_text(Messages *j, Text *out) { /* a string; appended */
     }
 }
 
-/* A list "[]" or an object "{}": item reads an element, behind its key, which is "" in a list. */
-typedef void (*JsonItem)(Messages *j, const char *key);
-static void json_each(Messages *j, const char *brackets, JsonItem item, const char *expected) {
-    Text key = {0};
-    if (!json_take(j, brackets[0])) json_bad(j, expected);
-    if (++j->depth > 64) json_bad(j, "at most 64 brackets in each other");
-    text_puts(&key, "");
-    while (!json_take(j, brackets[1])) {
-        key.n = 0;
-        if (*brackets == '{') json_text(j, &key);
-        if (*brackets == '{' && !json_take(j, ':')) json_bad(j, "a colon");
-        if (key.bad) give_up("no memory");
-        item(j, key.s);
-        if (json_take(j, ',') == (json_next(j) == brackets[1])) /* either a comma, or the end */
-            json_bad(j, "a comma and what follows, or the end");
+/* while (json_each(j, &e)) goes through a list or an object, which is what is expected; e.key is
+ * the key in an object. The loop reads a value each time. */
+typedef struct { const char *brackets, *what; int begun; Text key; } Each;
+static int json_each(Messages *j, Each *e) {
+    const char close = e->brackets[1];
+    const int object = close == '}';
+    if (!e->begun++) {
+        if (!json_take(j, e->brackets[0])) json_bad(j, e->what);
+        if (++j->depth > 64) json_bad(j, "at most 64 brackets in each other");
+    } else if (json_take(j, ',') == (json_next(j) == close)) /* either a comma, or the end */
+        json_bad(j, "a comma and what follows, or the end");
+    if (json_take(j, close)) {
+        j->depth--;
+        text_free(&e->key);
+        return 0;
     }
-    j->depth--;
-    text_free(&key);
+    e->key.n = 0;
+    if (object) json_text(j, &e->key);
+    if (object && !json_take(j, ':')) json_bad(j, "a colon");
+    if (e->key.bad) give_up("no memory");
+    return 1;
 }
 
-static void json_skip(Messages *j, const char *key) { /* any value */
-    static const char letters[] = "+-.0123456789abcdefghijklmnopqrstuvwxyzE";
+static void json_skip(Messages *j) { /* any value */
     Text unused = {0};
     const char c = json_next(j);
-    const size_t n = strspn(j->at, letters);
-    (void)key;
-    if (c == '{') json_each(j, "{}", json_skip, "");
-    else if (c == '[') json_each(j, "[]", json_skip, "");
+    const size_t n = strspn(j->at, "+-.0123456789abcdefghijklmnopqrstuvwxyzE");
+    if (c == '{' || c == '[')
+        for (Each e = {.brackets = c == '{' ? "{}" : "[]"}; json_each(j, &e);) json_skip(j);
     else if (c == '"') json_text(j, &unused);
-    else if (!n) json_bad(j, "a value");
-    else j->at += n;
+    else if (n) j->at += n;
+    else json_bad(j, "a value");
     text_free(&unused);
 }
 
-/* The content: a text, or [{"type": "text", "text": ...}] with one part. */
-static void json_part_field(Messages *j, const char *key) {
-    if (strcmp(key, "text")) json_skip(j, key);
-    else {
-        j->texts++;
-        json_text(j, &j->text);
-    }
-}
-static void json_part(Messages *j, const char *key) {
-    (void)key;
-    json_each(j, "{}", json_part_field, "a part of type text");
-}
+/* A text, or [{"type": "text", "text": ...}] with one part. */
 static void json_content(Messages *j) {
-    j->contents++;
-    j->texts = json_next(j) == '"';
-    if (j->texts) json_text(j, &j->text);
-    else if (json_next(j) == '[') json_each(j, "[]", json_part, "");
-    if (j->texts != 1)
+    const int c = json_next(j);
+    int texts = c == '"';
+    if (texts) json_text(j, &j->text);
+    for (Each list = {.brackets = "[]"}; c == '[' && json_each(j, &list);)
+        for (Each part = {.brackets = "{}", .what = "a part of type text"}; json_each(j, &part);) {
+            const int text = !strcmp(part.key.s, "text");
+            texts += text;
+            if (text) json_text(j, &j->text);
+            else json_skip(j);
+        }
+    if (texts != 1)
         give_up("%s: message %d: its content has to be a text, or a list with one part of type "
                 "text", IN_MESSAGE(j));
 }
 
-static void json_message_field(Messages *j, const char *key) {
+/* One {"role": ..., "content": ...}. */
+static void json_message(Messages *j) {
+    static const char roles[] = "system user assistant"; /* GLA_SYSTEM, GLA_USER, GLA_ASSISTANT */
     static const char refused[] = "tool_calls tool_call_id function_call reasoning_content "
                                   "reasoning thinking name";
-    const int nothing = json_next(j) == 'n';
-    if (!strcmp(key, "role")) {
-        j->role.n = 0;
-        json_text(j, &j->role);
-    } else if (!strcmp(key, "content") && !nothing) json_content(j);
-    else if (nothing || find_word(refused, key) < 0) json_skip(j, key);
-    else
-        give_up("%s: message %d: \"%s\" is not understood here: only role and content are",
-                IN_MESSAGE(j), key);
-}
-
-/* One {"role": ..., "content": ...}. */
-static void json_message(Messages *j, const char *key) {
-    static const char roles[] = "system user assistant"; /* GLA_SYSTEM, GLA_USER, GLA_ASSISTANT */
     const size_t from = j->text.n;
-    (void)key;
-    j->role.n = 0;
-    text_puts(&j->role, "");
-    j->contents = 0;
-    json_each(j, "{}", json_message_field, "an object with role and content");
+    Text role = {0};
+    int contents = 0;
+    text_puts(&role, "");
+    Each m = {.brackets = "{}", .what = "an object with role and content"};
+    while (json_each(j, &m)) {
+        const int nothing = json_next(j) == 'n';
+        if (!strcmp(m.key.s, "role")) {
+            role.n = 0;
+            json_text(j, &role);
+        } else if (!strcmp(m.key.s, "content") && !nothing) {
+            contents++;
+            json_content(j);
+        } else if (nothing || find_word(refused, m.key.s) < 0) json_skip(j);
+        else
+            give_up("%s: message %d: \"%s\" is not understood here: only role and content are",
+                    IN_MESSAGE(j), m.key.s);
+    }
     GlaMessage *more = grow(j->messages, (size_t)j->n, 1, &j->cap, sizeof *more);
-    if (!more || j->role.bad || j->text.bad) give_up("no memory for the messages");
-    const int role = find_word(roles, j->role.s);
-    if (role < 0)
+    if (!more || role.bad || j->text.bad) give_up("no memory for the messages");
+    const int which = find_word(roles, role.s);
+    if (which < 0)
         give_up("%s: message %d: the role \"%.40s\" is not understood here: system, user and "
-                "assistant are", IN_MESSAGE(j), j->role.s);
-    if (j->contents != 1) give_up("%s: message %d: has no content, or two", IN_MESSAGE(j));
+                "assistant are", IN_MESSAGE(j), role.s);
+    if (contents != 1) give_up("%s: message %d: has no content, or two", IN_MESSAGE(j));
     j->messages = more;
-    more[j->n++] = (GlaMessage){role, NULL, j->text.n - from};
+    more[j->n++] = (GlaMessage){which, NULL, j->text.n - from};
+    text_free(&role);
 }
 
 static void free_messages(Messages *j) {
     gla_free(j->messages);
     text_free(&j->text);
-    text_free(&j->role);
 }
 
 static Messages get_messages(const char *path) {
     Text t = read_file(path);
     Messages j = {.name = input_name(path), .at = t.s};
-    json_each(&j, "[]", json_message,
-              "a list of messages, [{\"role\": ..., \"content\": ...}, ...]");
+    Each list = {.brackets = "[]",
+                 .what = "a list of messages, [{\"role\": ..., \"content\": ...}, ...]"};
+    while (json_each(&j, &list)) json_message(&j);
     if (json_next(&j) || j.at < t.s + t.n) json_bad(&j, "nothing behind the list");
     if (!j.n || j.messages[j.n - 1].role != GLA_USER)
         give_up("%s: the last message has to be a user's: it is answered", j.name);

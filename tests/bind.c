@@ -527,12 +527,14 @@ static void reshape_tensors(void) { /* one row or column more or less; another t
         }
 }
 
-/* The keys that run.c reads, by the function that reads them, from its own text. */
+/* The keys that run.c reads, by the function or the row that reads them, from its own text. */
 static struct { char name[64]; int kind; } known[256];
 static int n_known;
 enum { AN_INT, A_FLOAT, AN_ACT, A_NORM, A_WORD, N_KINDS };
-static const char *const readers[N_KINDS] = {
-    "int_key(l, \"", "float_key(l, \"", "act_key(l, \"", "norm_key(l, \"", "str_key(l, \""
+static const struct { int kind; const char *text; } readers[] = {
+    {AN_INT, "int_key(l, \""}, {AN_INT, "{INT_KEY, \""}, {A_FLOAT, "float_key(l, \""},
+    {A_FLOAT, "{FLOAT_KEY, \""}, {AN_ACT, "act_key(l, \""}, {AN_ACT, "word_key(l, \""},
+    {AN_ACT, "{ACT_KEY, \""}, {A_NORM, "{NORM_KEY, \""}, {A_WORD, "str_key(l, \""},
 };
 
 static void read_known(void) {
@@ -544,17 +546,21 @@ static void read_known(void) {
     }
     char *text = must(calloc(1, map.n + 1));
     memcpy(text, map.data, map.n);
-    for (int kind = 0; kind < N_KINDS; kind++)
-        for (const char *p = text; (p = strstr(p, readers[kind])) != NULL;) {
+    for (size_t r = 0; r < sizeof readers / sizeof *readers; r++) {
+        int found = 0;
+        for (const char *p = text; (p = strstr(p, readers[r].text)) != NULL; found++) {
             char name[64];
             int i = 0;
-            p += strlen(readers[kind]);
+            p += strlen(readers[r].text);
             snprintf(name, sizeof name, "%.*s", (int)strcspn(p, "\""), p);
             while (i < n_known && strcmp(known[i].name, name)) i++;
             if (i < n_known || n_known == 256) continue;
             snprintf(known[n_known].name, sizeof known->name, "%s", name);
-            known[n_known++].kind = kind;
+            known[n_known++].kind = readers[r].kind;
         }
+        snprintf(current, sizeof current, "keys that begin behind %s", readers[r].text);
+        check(found || readers[r].kind == AN_ACT, "run.c has none");
+    }
     free(text);
     unmap_file(&map);
 }

@@ -10875,34 +10875,27 @@ typedef struct {
     int goes_on;            /* ids stand before these */
     int answered;           /* an answer stands there that has not been ended */
     Str fold;               /* a system message that goes in front of a message */
-    char *plain;            /* text since the last special token: it is tokenized as one */
-    size_t n, cap;
+    Text plain;             /* text since the last special token: it is tokenized as one */
     char *err;
     int code;
 } ChatWriter;
 
 static void write_plain(ChatWriter *w, Str s) {
-    if (w->n + s.n > w->cap && !w->code) {
-        const size_t cap = w->n + s.n + w->n / 2 + 256;
-        char *more = gla_alloc(cap);
-        if (!more) w->code = fail(w->err, GLA_MEMORY, "no memory for a text of %zu bytes", cap);
-        if (more && w->n) memcpy(more, w->plain, w->n);
-        if (more) gla_free(w->plain), w->plain = more, w->cap = cap;
-    }
     if (w->code || !s.n) return;
-    memcpy(w->plain + w->n, s.s, s.n);
-    w->n += s.n;
+    text_put(&w->plain, s.s, s.n);
+    if (w->plain.bad)
+        w->code = fail(w->err, GLA_MEMORY, "no memory for a text of %zu bytes", w->plain.n + s.n);
 }
 
 /* What stands there becomes ids: the special token `next` follows, or -1, the end. */
 static void write_flush(ChatWriter *w, int32_t next) {
     const int64_t n = w->ids->n;
     const int32_t before = n ? w->ids->id[n - 1] : -1;
-    const Str text = between_added(w->form->m->vocab, (Str){w->plain, w->n}, before, next);
+    const Str text = between_added(w->form->m->vocab, (Str){w->plain.s, w->plain.n}, before, next);
     if (!w->code && text.n)
         w->code = ids_encode(w->ids, w->form->m, text.s, text.n, n || w->goes_on ? GOES_ON : 0,
                              w->err);
-    w->n = 0;
+    w->plain.n = 0;
 }
 
 static void write_id(ChatWriter *w, int32_t id) {
@@ -10926,7 +10919,7 @@ static void write_marked(ChatWriter *w, Str s) {
 enum { VALUE_TERMS = 32, VALUE_DEPTH = 4 };
 static int template_value(ChatWriter *out, Str e, int *terms, int depth) {
     const Str all = {out->form->text.s, out->form->text.n};
-    const size_t before = out->n;
+    const size_t before = out->plain.n;
     for (size_t n = 0; --*terms >= 0 && depth <= VALUE_DEPTH; n = 0, e = str_from(e, 1)) {
         char name[64], date[128];
         if (e.n && e.s[0] == '\'') {
@@ -10953,7 +10946,7 @@ static int template_value(ChatWriter *out, Str e, int *terms, int depth) {
         if (str_begins(e, "%}")) return 1;
         if (!e.n || e.s[0] != '+') break;
     }
-    out->n = before;
+    out->plain.n = before;
     return 0;
 }
 
@@ -10967,8 +10960,8 @@ static void write_braces(ChatWriter *w, Str what, Str text) { /* see ChatTemplat
         ChatWriter value = {.form = w->form, .err = w->err};
         int terms = VALUE_TERMS;
         template_value(&value, rest, &terms, 0);
-        write_marked(w, (Str){value.plain, value.n});
-        gla_free(value.plain);
+        write_marked(w, (Str){value.plain.s, value.plain.n});
+        text_free(&value.plain);
     } else if (str_is(what, "bos")) write_id(w, t->kind.bos);
     else if (str_is(what, "eos")) write_id(w, t->kind.eos);
     else if (!str_begins(what, "?")) write_marked(w, what);
@@ -11218,7 +11211,7 @@ static void write_prompt(ChatWriter *w, const char *open) {
     write_form(w, w->form->row->answer, str_of(""));
     write_marked(w, str_of(open));
     write_flush(w, -1);
-    gla_free(w->plain);
+    text_free(&w->plain);
 }
 
 GLA_API int64_t gla_render(const GlaModel *m, const GlaMessage *messages, int n, int think,
@@ -11268,7 +11261,8 @@ struct GlaChat {
     int told_at;           /* with the next message */
     Ids ids;
     Mark *marks;          /* 0 .. n_marks - 1; we are at marks[at], or within the turn behind it */
-    int n_marks, cap, at;
+    int n_marks, at;
+    size_t marks_cap;
     Snapshot *answer;     /* before the answer of the turn that ends at marks[at] */
     int64_t snapshot_bytes; /* held by marks and answer */
     /* the answer that is being given */
@@ -11289,7 +11283,7 @@ static int chat_form_ids(GlaChat *c, Ids *out, const char *form, char *err) {
     ChatWriter w = {.form = &c->form, .ids = out, .goes_on = 1, .err = err};
     write_form(&w, form, str_of(""));
     write_flush(&w, -1);
-    gla_free(w.plain);
+    text_free(&w.plain);
     return w.code;
 }
 
@@ -11342,14 +11336,9 @@ static void chat_cut(GlaChat *c, int n_marks) { /* turns from here on are forgot
 }
 
 static int chat_mark(GlaChat *c, int64_t pos, int64_t answer, char *err) { /* here a turn ends */
-    if (c->n_marks == c->cap) {
-        int cap = 2 * c->cap + 16;
-        Mark *more = gla_alloc((size_t)cap * sizeof *more);
-        if (!more) return fail(err, GLA_MEMORY, "no memory for another turn");
-        if (c->n_marks) memcpy(more, c->marks, (size_t)c->n_marks * sizeof *more);
-        gla_free(c->marks);
-        c->marks = more, c->cap = cap;
-    }
+    Mark *more = grow(c->marks, (size_t)c->n_marks, 1, &c->marks_cap, sizeof *more);
+    if (!more) return fail(err, GLA_MEMORY, "no memory for another turn");
+    c->marks = more;
     c->at = c->n_marks;
     c->marks[c->n_marks++] = (Mark){pos, answer, 0, NULL};
     return GLA_OK;
@@ -11413,7 +11402,7 @@ static int chat_begin(GlaChat *c, const GlaGenerate *how, char *err) {
     if (!code) code = chat_write_told(c, &w);
     if (!code) code = chat_read(c, ids->n, how, err);
     c->told_at = c->n_told ? c->at : -1;
-    gla_free(w.plain);
+    text_free(&w.plain);
     if (code) { /* the next message tries again */
         chat_cut(c, 0);
         gla_state_reset(c->s);
@@ -11803,9 +11792,8 @@ GLA_API int gla_chat_clone(GlaChat **copy, GlaState **state, const GlaChat *c, c
     GlaChat *d = *copy;
     if (!code) code = ids_add(&d->ids, c->ids.id, c->marks ? c->marks[c->at].pos : 0, err);
     if (!code && c->n_marks) {
-        d->cap = c->at + 16;
-        if (!(d->marks = gla_alloc((size_t)d->cap * sizeof *d->marks)))
-            code = fail(err, GLA_MEMORY, "no memory for the turns");
+        d->marks = grow(NULL, 0, (size_t)c->at + 1, &d->marks_cap, sizeof *d->marks);
+        if (!d->marks) code = fail(err, GLA_MEMORY, "no memory for the turns");
     }
     if (code) {
         gla_chat_free(d), gla_state_free(*state);

@@ -11405,6 +11405,7 @@ static int chat_begin(GlaChat *c, const GlaGenerate *how, char *err) {
     text_free(&w.plain);
     if (code) { /* the next message tries again */
         chat_cut(c, 0);
+        c->at = 0;
         gla_state_reset(c->s);
     }
     return code;
@@ -11790,7 +11791,7 @@ GLA_API int gla_chat_clone(GlaChat **copy, GlaState **state, const GlaChat *c, c
     code = gla_chat_new(copy, *state, &how, err);
     (*state)->pos = pos;
     GlaChat *d = *copy;
-    if (!code) code = ids_add(&d->ids, c->ids.id, c->marks ? c->marks[c->at].pos : 0, err);
+    if (!code) code = ids_add(&d->ids, c->ids.id, c->s->pos, err);
     if (!code && c->n_marks) {
         d->marks = grow(NULL, 0, (size_t)c->at + 1, &d->marks_cap, sizeof *d->marks);
         if (!d->marks) code = fail(err, GLA_MEMORY, "no memory for the turns");

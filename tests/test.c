@@ -2343,6 +2343,20 @@ static void test_chat_thinking(void) {
         check(p.repeat_penalty == 1, "the repeat penalty stays %g", p.repeat_penalty);
         gla_chat_free(c), gla_state_free(s);
     }
+    /* an answer that fails leaves its message read, in a copy as well */
+    GlaState *s = state_of(m, 0, 2, 1), *s2 = NULL;
+    GlaChat *c = NULL, *d = NULL;
+    GlaSampler p = plain_sampler(0, 1, 0, 0, 1);
+    check(!gla_chat_new(&c, s, &(GlaChatSettings){.think = -1}, err) && gla_chat_say(c, &p, "x", 1, &(GlaGenerate){.json = 1}, NULL, err) == GLA_INPUT && gla_state_pos(s) > 0, "no JSON: %s", err);
+    check(!gla_chat_clone(&d, &s2, c, err) && gla_state_pos(s2) == gla_state_pos(s) && gla_chat_ids(d) && !memcmp(gla_chat_ids(d), gla_chat_ids(c), (size_t)gla_state_pos(s) * sizeof(int32_t)), "a copy after an answer that failed: %s", err);
+    gla_chat_free(d), gla_state_free(s2), gla_chat_free(c), gla_state_reset(s);
+    /* interrupted while messages that were given are read: there are no turns yet */
+    const GlaMessage given[] = {{GLA_USER, "x", 1}, {GLA_ASSISTANT, "k", 1}, {GLA_USER, "x", 1}, {GLA_ASSISTANT, "b", 1}};
+    check(!gla_chat_new(&c, s, &(GlaChatSettings){.think = -1, .messages = given, .n_messages = 4}, err), "%s", err);
+    Told told = {.c = c, .stop_at_run = 2};
+    check(gla_chat_say(c, &p, "x", 1, &(GlaGenerate){.emit = tell, .user = &told}, NULL, err) == GLA_DONE_CALLER && gla_state_pos(s) == 0 && gla_chat_turns(c, NULL) == 0, "interrupted at the first message: %d turns", gla_chat_turns(c, NULL));
+    check(gla_chat_forget(c, 10, NULL, err) == GLA_INPUT && is_sentence(err), "nothing to forget: %s", err);
+    gla_chat_free(c), gla_state_free(s);
     gla_close(m), free(file), free(plain);
 }
 

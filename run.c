@@ -10489,21 +10489,21 @@ GLA_API int gla_generate(GlaState *s, GlaSampler *p, const int32_t *prompt, int6
  *
  * trim is what happens to the text of a message first, a letter each:
  *   t l r   white space goes at both ends, on the left, on the right
- *   n       line ends go on the left
- *   d D T   what stands behind the last </think> remains; then of that line ends go on the left,
- *           white space at both ends
- *   S F     as D, line ends at both ends; what stands behind the first </think> remains
- *   L       T, except in the last answer so far
+ *   n N     line ends go on the left, at both ends
+ *   d f     what stands behind the last </think> remains, behind the first
+ *   ?       the rest of these is for texts with a </think>
+ *   L       the rest is not for the last answer so far
  *   !       a thought: this row does not know what becomes of it */
 enum { EMPTY_IS_NONE = 1, /* an empty system message is none: `missing` is written */
        EMPTY_IS_LEFT_OUT = 2, /* nothing is written for it */
        SYSTEM_ALWAYS = 4, /* without a system message, `system` is written with an empty one */
        SYSTEM_LATE = 8,   /* where system is NULL: the last message gets it, not the first */
        QUIET = 32,        /* no thought unless asked to think, though `open` is the same */
-       TAKES_TURNS = 16 };/* the template refuses anything but user, assistant, user ... */
+       TAKES_TURNS = 16, /* the template refuses anything but user, assistant, user ... */
+       MARKS = 5 };
 typedef struct {
     const char *name, *sign;       /* sign: a text that all templates of the family have */
-    const char *marks[3], *lacks[3]; /* lacks: not in it */
+    const char *marks[MARKS];          /* that are in the template, or behind a ! that are not */
     const char *head;              /* before everything; NULL: bos, where the template writes one */
     const char *system;            /* NULL: in front of the first message, an empty line between */
     const char *missing;           /* without a system message; NULL: nothing */
@@ -10521,169 +10521,149 @@ typedef struct {
 #define CHATML_WITH(system_form, default_system) .sign = "<|im_start|>", .system = system_form, .missing = default_system, \
     .user = "<|im_start|>user\n%<|im_end|>\n", .answer = "<|im_start|>assistant\n", .end = "<|im_end|>\n"
 #define CHATML(default_system) CHATML_WITH("<|im_start|>system\n%<|im_end|>\n", default_system)
-#define SMOLLM3 "<|im_start|>system\n## Metadata\n\nKnowledge Cutoff Date: June 2025\nReasoning Mode: {+/think}{-/no_think}\n\n## Custom Instructions\n\n"
-#define KIMI .sign = "<|im_middle|>", .system = "<|im_system|>system<|im_middle|>%<|im_end|>", \
+#define CHAT_SMOLLM3 "<|im_start|>system\n## Metadata\n\nKnowledge Cutoff Date: June 2025\nReasoning Mode: {+/think}{-/no_think}\n\n## Custom Instructions\n\n"
+#define CHAT_KIMI .sign = "<|im_middle|>", .system = "<|im_system|>system<|im_middle|>%<|im_end|>", \
     .missing = "{@<|im_system|>system<|im_middle|>%<|im_end|>}", .user = "<|im_user|>user<|im_middle|>%<|im_end|>", \
     .answer = "<|im_assistant|>assistant<|im_middle|>", .end = "<|im_end|>"
-#define K3(role, text) "<|open|>message role=\"" role "\"<|sep|>" text "<|close|>message<|sep|><|end_of_msg|>"
-#define LLAMA(before) .sign = "<|start_header_id|>", .system = "<|start_header_id|>system<|end_header_id|>\n\n" before "%<|eot_id|>", \
+#define CHAT_K3(role, text) "<|open|>message role=\"" role "\"<|sep|>" text "<|close|>message<|sep|><|end_of_msg|>"
+#define CHAT_LLAMA(before) .sign = "<|start_header_id|>", .system = "<|start_header_id|>system<|end_header_id|>\n\n" before "%<|eot_id|>", \
     .user = "<|start_header_id|>user<|end_header_id|>\n\n%<|eot_id|>", \
     .answer = "<|start_header_id|>assistant<|end_header_id|>\n\n", .end = "<|eot_id|>", .trim = {"t", "t", "t"}
-#define GEMMA .sign = "<start_of_turn>", .user = "<start_of_turn>user\n%<end_of_turn>\n", .answer = "<start_of_turn>model\n", \
+#define CHAT_GEMMA .sign = "<start_of_turn>", .user = "<start_of_turn>user\n%<end_of_turn>\n", .answer = "<start_of_turn>model\n", \
     .end = "<end_of_turn>\n", .trim = {"", "t", "t"}, .facts = TAKES_TURNS
-#define GRANITE(default_system) .sign = "<|start_of_role|>", .system = "<|start_of_role|>system<|end_of_role|>%<|end_of_text|>\n", \
+#define CHAT_GRANITE(default_system) .sign = "<|start_of_role|>", .system = "<|start_of_role|>system<|end_of_role|>%<|end_of_text|>\n", \
     .missing = default_system, .user = "<|start_of_role|>user<|end_of_role|>%<|end_of_text|>\n", \
     .answer = "<|start_of_role|>assistant<|end_of_role|>", .end = "<|end_of_text|>\n"
-#define BAR "\357\275\234"   /* U+FF5C, the bar of DeepSeek's tokens, and U+2581, their space */
-#define LOW "\342\226\201"
-#define START "<" BAR "start" LOW "of" LOW "sentence" BAR ">"
-#define END "<" BAR "end" LOW "of" LOW "sentence" BAR ">"
-#define DEEPSEEK_WITH(user_end) .sign = "<" BAR "User" BAR ">", .system = "%", .user = "<" BAR "User" BAR ">%" user_end, \
-    .answer = "<" BAR "Assistant" BAR ">", .end = END
-#define DEEPSEEK DEEPSEEK_WITH("")
-#define MISTRAL(user_form) .sign = "[INST]", .user = user_form, .answer = "", .end = "{eos}"
-#define MISTRAL_SYSTEM MISTRAL("[INST]%[/INST]"), .system = "[SYSTEM_PROMPT]%[/SYSTEM_PROMPT]"
-#define EOS_MARK "\343\200\210|EOS|\343\200\211"
-#define LAGUNA_XS(system_form, default_system) .sign = "<assistant>", .head = EOS_MARK, .system = system_form, .missing = default_system, .user = "<user>\n%\n</user>\n", \
+#define DS_BAR "\357\275\234"   /* U+FF5C, the bar of DeepSeek's tokens, and U+2581, their space */
+#define DS_LOW "\342\226\201"
+#define DS_START "<" DS_BAR "start" DS_LOW "of" DS_LOW "sentence" DS_BAR ">"
+#define DS_END "<" DS_BAR "end" DS_LOW "of" DS_LOW "sentence" DS_BAR ">"
+#define CHAT_DEEPSEEK_WITH(user_end) .sign = "<" DS_BAR "User" DS_BAR ">", .system = "%", .user = "<" DS_BAR "User" DS_BAR ">%" user_end, \
+    .answer = "<" DS_BAR "Assistant" DS_BAR ">", .end = DS_END
+#define CHAT_DEEPSEEK CHAT_DEEPSEEK_WITH("")
+#define CHAT_MISTRAL(user_form) .sign = "[INST]", .user = user_form, .answer = "", .end = "{eos}"
+#define CHAT_MISTRAL_SYSTEM CHAT_MISTRAL("[INST]%[/INST]"), .system = "[SYSTEM_PROMPT]%[/SYSTEM_PROMPT]"
+#define CHAT_EOS_MARK "\343\200\210|EOS|\343\200\211"
+#define CHAT_LAGUNA_XS(system_form, default_system) .sign = "<assistant>", .head = CHAT_EOS_MARK, .system = system_form, .missing = default_system, .user = "<user>\n%\n</user>\n", \
     .answer = "<assistant>\n", .given = "</think>\n%{?\n}", .end = "</assistant>\n", .open = {"</think>", "<think>", "</think>"}, .trim = {"r", "", "!t"}
 #define EMPTY_THOUGHT "<think>\n\n</think>\n\n"
 #define THOUGHT "<think>\n"
 #define OWN_WAY {"", "", NULL} /* the model opens its thoughts itself */
 
 static const ChatTemplate chat_templates[] = {
-    {"Kimi K2 Thinking", KIMI, .marks = {"hist_msgs", "set_roles(message)"}, .given = "<think></think>%", .open = OWN_WAY},
-    {"Kimi", KIMI, .marks = {"<|im_user|>", "{{'<|im_assistant|>assistant<|im_middle|>'}}{%endif%}"}, .lacks = {"</think>"}},
+    {"Kimi K2 Thinking", CHAT_KIMI, .marks = {"hist_msgs", "set_roles(message)"}, .given = "<think></think>%", .open = OWN_WAY},
+    {"Kimi", CHAT_KIMI, .marks = {"<|im_user|>", "{{'<|im_assistant|>assistant<|im_middle|>'}}{%endif%}", "!</think>"}},
     {"Kimi K3", .sign = "<|end_of_msg|>", .marks = {"{{open_tag('message',[('role','assistant')])+open_tag('think'ifthinkingelse'response')}}", "{%setthinking_effort='max'%}", "render_assistant(message,state)"},
-     .head = "{+" K3("system\" type=\"thinking-effort", "`thinking_effort` guides on how much to think in your thinking channel (not including the response channel), supported values include `low`, `medium`, `high`, and `max`.\n"
-             "Now the system is invoked with `thinking_effort=max`.") "}", .system = K3("system", "%"), .user = K3("user", "%"), .answer = "<|open|>message role=\"assistant\"<|sep|>",
+     .head = "{+" CHAT_K3("system\" type=\"thinking-effort", "`thinking_effort` guides on how much to think in your thinking channel (not including the response channel), supported values include `low`, `medium`, `high`, and `max`.\n"
+             "Now the system is invoked with `thinking_effort=max`.") "}", .system = CHAT_K3("system", "%"), .user = CHAT_K3("user", "%"), .answer = "<|open|>message role=\"assistant\"<|sep|>",
      .given = "{+<|open|>think<|sep|><|close|>think<|sep|>}<|open|>response<|sep|>%<|close|>response<|sep|>", .end = "<|close|>message<|sep|><|end_of_msg|>",
      .open = {"<|open|>think<|sep|>", "<|open|>think<|sep|>", "<|open|>response<|sep|>"}},
-    {"Phi-4", .sign = "<|im_sep|>", .marks = {"'<|im_start|>user<|im_sep|>'+message['content']+'<|im_end|>'}}", "add_generation_prompt%}{{'<|im_start|>assistant<|im_sep|>'}}"},
+    {"Phi-4", .sign = "<|im_sep|>", .marks = {"'<|im_start|>user<|im_sep|>'+message.content+'<|im_end|>'}}", "add_generation_prompt%}{{'<|im_start|>assistant<|im_sep|>'}}"},
      .system = "<|im_start|>system<|im_sep|>%<|im_end|>", .user = "<|im_start|>user<|im_sep|>%<|im_end|>", .answer = "<|im_start|>assistant<|im_sep|>", .end = "<|im_end|>"},
     /* ChatML: the rows differ in what they trim, in earlier thoughts, and in how an answer begins */
-    {"Qwen3.5", CHATML(NULL), .marks = {"render_content(message['content'],true)|trim", "enable_thinkingisfalse%}{{'" EMPTY_THOUGHT "'}}{%else%}{{'" THOUGHT "'}}"},
-     .open = {THOUGHT, THOUGHT, EMPTY_THOUGHT}, .trim = {"t", "t", "tD"}},
-    {"Qwen3.5, quiet", CHATML(NULL), .marks = {"render_content(message['content'],true)|trim", "enable_thinkingistrue%}{{'" THOUGHT "'}}{%else%}{{'" EMPTY_THOUGHT "'}}"},
-     .open = {EMPTY_THOUGHT, THOUGHT, EMPTY_THOUGHT}, .trim = {"t", "t", "tD"}},
-    {"Qwen3", CHATML(NULL), .marks = {"'<|im_start|>'+message['role']+'\n'+content}}", "split('</think>')[-1].lstrip('\n')", "assistant\n'}}{%ifenable_thinkingisdefinedandenable_thinkingisfalse%}{{'" EMPTY_THOUGHT "'}}{%endif%}"},
-     .lacks = {"trim"}, .open = {"", "", EMPTY_THOUGHT}, .trim = {"", "", "D"}},
-    {"Qwen3 Thinking", CHATML(NULL), .marks = {"'<|im_start|>'+message['role']+'\n'+content}}", "split('</think>')[-1].lstrip('\n')", "{{'<|im_start|>assistant\n" THOUGHT "'}}{%endif%}"},
-     .lacks = {"trim"}, .open = {THOUGHT, THOUGHT, NULL}, .trim = {"", "", "D"}},
-    {"Qwen3 Instruct", CHATML(NULL), .marks = {"'<|im_start|>'+message['role']+'\n'+content}}", "split('</think>')[-1].lstrip('\n')", "{{'<|im_start|>assistant\n'}}{%endif%}"},
-     .lacks = {"trim"}, .open = OWN_WAY, .trim = {"", "", "D"}},
-    {"MiniCPM5", CHATML(NULL), .marks = {"'<|im_start|>'+message['role']+'\n'+content}}", "split('</think>')[-1].lstrip('\n')", "{%ifenable_thinkingisfalse%}{{'" EMPTY_THOUGHT "'}}{%elifenable_thinkingistrue%}{{'" THOUGHT "'}}"},
-     .open = {"", THOUGHT, EMPTY_THOUGHT}, .trim = {"", "", "D"}},
-    {"QwQ", CHATML(NULL), .marks = {"message['content'].split('</think>')[-1].lstrip('\n')", "'<|im_start|>'+message['role']+'\n'+content+'<|im_end|>\n'", "{{'<|im_start|>assistant\n" THOUGHT "'}}{%endif%}"},
+    {"Qwen3.5", CHATML(NULL), .marks = {"render_content(message.content,true)|trim", "enable_thinkingisfalse%}{{'" EMPTY_THOUGHT "'}}{%else%}{{'" THOUGHT "'}}"},
+     .open = {THOUGHT, THOUGHT, EMPTY_THOUGHT}, .trim = {"t", "t", "t?dn"}},
+    {"Qwen3.5, quiet", CHATML(NULL), .marks = {"render_content(message.content,true)|trim", "enable_thinkingistrue%}{{'" THOUGHT "'}}{%else%}{{'" EMPTY_THOUGHT "'}}"},
+     .open = {EMPTY_THOUGHT, THOUGHT, EMPTY_THOUGHT}, .trim = {"t", "t", "t?dn"}},
+    {"Qwen3", CHATML(NULL), .marks = {"'<|im_start|>'+message.role+'\n'+content}}", "split('</think>')[-1].lstrip('\n')", "assistant\n'}}{%ifenable_thinkingisdefinedandenable_thinkingisfalse%}{{'" EMPTY_THOUGHT "'}}{%endif%}", "!trim"}, .open = {"", "", EMPTY_THOUGHT}, .trim = {"", "", "?dn"}},
+    {"Qwen3 Thinking", CHATML(NULL), .marks = {"'<|im_start|>'+message.role+'\n'+content}}", "split('</think>')[-1].lstrip('\n')", "{{'<|im_start|>assistant\n" THOUGHT "'}}{%endif%}", "!trim"}, .open = {THOUGHT, THOUGHT, NULL}, .trim = {"", "", "?dn"}},
+    {"Qwen3 Instruct", CHATML(NULL), .marks = {"'<|im_start|>'+message.role+'\n'+content}}", "split('</think>')[-1].lstrip('\n')", "{{'<|im_start|>assistant\n'}}{%endif%}", "!trim"}, .open = OWN_WAY, .trim = {"", "", "?dn"}},
+    {"MiniCPM5", CHATML(NULL), .marks = {"'<|im_start|>'+message.role+'\n'+content}}", "split('</think>')[-1].lstrip('\n')", "{%ifenable_thinkingisfalse%}{{'" EMPTY_THOUGHT "'}}{%elifenable_thinkingistrue%}{{'" THOUGHT "'}}"},
+     .open = {"", THOUGHT, EMPTY_THOUGHT}, .trim = {"", "", "?dn"}},
+    {"QwQ", CHATML(NULL), .marks = {"message.content.split('</think>')[-1].lstrip('\n')", "'<|im_start|>'+message.role+'\n'+content+'<|im_end|>\n'", "{{'<|im_start|>assistant\n" THOUGHT "'}}{%endif%}"},
      .open = {THOUGHT, THOUGHT, NULL}, .trim = {"", "", "dn"}},
-    {"QwQ, quiet", CHATML(NULL), .marks = {"message['content'].split('</think>')[-1].lstrip('\n')", "'<|im_start|>'+message['role']+'\n'+content+'<|im_end|>\n'", THOUGHT "'}}{%ifnotenable_thinking%}{{'</think>'}}"},
+    {"QwQ, quiet", CHATML(NULL), .marks = {"message.content.split('</think>')[-1].lstrip('\n')", "'<|im_start|>'+message.role+'\n'+content+'<|im_end|>\n'", THOUGHT "'}}{%ifnotenable_thinking%}{{'</think>'}}"},
      .open = {"<think>\n</think>", THOUGHT, "<think>\n</think>"}, .trim = {"", "", "dn"}},
     {"LFM2.5 8B", CHATML(NULL), .marks = {"'<|im_start|>system\n'+ns.system_prompt+'<|im_end|>\n'", "ns.last_user_index", "content.split('</think>')[-1]|trim"},
-     .open = OWN_WAY, .trim = {"", "", "T"}, .facts = EMPTY_IS_NONE},
+     .open = OWN_WAY, .trim = {"", "", "?dt"}, .facts = EMPTY_IS_NONE},
     {"LFM2.5", CHATML(NULL), .marks = {"'<|im_start|>system\n'+ns.system_prompt+'<|im_end|>\n'", "loop.index0!=ns.last_assistant_index", "content.split('</think>')[-1]|trim"},
-     .open = OWN_WAY, .trim = {"", "", "L"}, .facts = EMPTY_IS_NONE},
-    {"LFM2", CHATML(NULL), .marks = {"'<|im_start|>system\n'+ns.system_prompt+'<|im_end|>\n'", "{{content+'<|im_end|>\n'}}"}, .lacks = {"</think>"}, .facts = EMPTY_IS_NONE},
+     .open = OWN_WAY, .trim = {"", "", "L?dt"}, .facts = EMPTY_IS_NONE},
+    {"LFM2", CHATML(NULL), .marks = {"'<|im_start|>system\n'+ns.system_prompt+'<|im_end|>\n'", "{{content+'<|im_end|>\n'}}", "!</think>"}, .facts = EMPTY_IS_NONE},
     {"Nemotron 3", CHATML("<|im_start|>system\n<|im_end|>\n"), .marks = {"truncate_history_thinking", "'<think></think>'+c.split('</think>')[-1]", "{%ifenable_thinking%}{{'<|im_start|>assistant\n" THOUGHT "'}}"},
      .given = "<think></think>%", .open = {THOUGHT, THOUGHT, "<think></think>"}, .trim = {"", "", "dr"}},
-    {"SmolLM3", CHATML_WITH(SMOLLM3 "%\n\n<|im_end|>\n", SMOLLM3 "{+@You are a helpful AI assistant named SmolLM, trained by Hugging Face. %}"
+    {"SmolLM3", CHATML_WITH(CHAT_SMOLLM3 "%\n\n<|im_end|>\n", CHAT_SMOLLM3 "{+@You are a helpful AI assistant named SmolLM, trained by Hugging Face. %}"
      "{-@You are a helpful AI assistant named SmolLM, trained by Hugging Face.\n%}<|im_end|>\n"),
      .marks = {"'## Metadata\n\nKnowledge Cutoff Date: June 2025\nReasoning Mode: '+reasoning_mode+'\n\n## Custom Instructions\n\n'", "content.lstrip('\n')", "custom_instructions.rstrip()"},
      .given = "{-<think>\n\n</think>\n}%", .open = {"", "", "<think>\n\n</think>\n"}, .trim = {"r", "", "n"}, .facts = EMPTY_IS_NONE},
-    {"Bielik", CHATML_WITH("<|im_start|>system\n%{+@\n\nZanim %}<|im_end|>\n", NULL), .open = {"", THOUGHT, ""}, .marks = {"'<|im_start|>user\n'+message['content']+'<|im_end|>\n'", "{{content.lstrip()}}"}, .trim = {"", "", "l!"}, .facts = EMPTY_IS_NONE},
-    {"ChatML", CHATML("{@<|im_start|>system\n%<|im_end|>}"), .marks = {"'<|im_start|>'+message['role']+'\n'+message['content']+'<|im_end|>\n'", "add_generation_prompt%}{{'<|im_start|>assistant\n'}}{%endif%}"},
-     .lacks = {"split(", "function calling", "strftime_now"}, .open = OWN_WAY},
-    {"Llama 3.1", LLAMA("Cutting Knowledge Date: December 2023\nToday Date: {$date_string}\n\n"), .marks = {"Cutting Knowledge Date: December 2023\nToday Date: '+date_string+'\n\n'", "messages[0]['content']|trim", "'<|end_header_id|>\n\n'+message['content']|trim+'<|eot_id|>'"},
+    {"Bielik", CHATML_WITH("<|im_start|>system\n%{+@\n\nZanim %}<|im_end|>\n", NULL), .open = {"", THOUGHT, ""}, .marks = {"'<|im_start|>user\n'+message.content+'<|im_end|>\n'", "{{content.lstrip()}}"}, .trim = {"", "", "l!"}, .facts = EMPTY_IS_NONE},
+    {"ChatML", CHATML("{@<|im_start|>system\n%<|im_end|>}"), .marks = {"'<|im_start|>'+message.role+'\n'+message.content+'<|im_end|>\n'", "add_generation_prompt%}{{'<|im_start|>assistant\n'}}{%endif%}", "!split(", "!function calling", "!strftime_now"}, .open = OWN_WAY},
+    {"Llama 3.1", CHAT_LLAMA("Cutting Knowledge Date: December 2023\nToday Date: {$date_string}\n\n"), .marks = {"Cutting Knowledge Date: December 2023\nToday Date: '+date_string+'\n\n'", "messages[0].content|trim", "'<|end_header_id|>\n\n'+message.content|trim+'<|eot_id|>'"},
      .facts = SYSTEM_ALWAYS},
-    {"Llama 3", LLAMA(""), .marks = {"'<|start_header_id|>'+message['role']+'<|end_header_id|>\n\n'+message['content']|trim+'<|eot_id|>'"}, .lacks = {"system_message"}},
-    {"Gemma 3", GEMMA, .marks = {"first_user_prefix=messages[0]['content']+'\n\n'", "message['content']|trim"}},
-    {"Gemma", GEMMA, .marks = {"'<start_of_turn>'+role+'\n'+message['content']|trim+'<end_of_turn>\n'"}},
-    {"Gemma 4", .sign = "<|turn>", .marks = {"'<|turn>'+role+'\n'", "strip_thinking(message['content'])", "messages[0]['content']|trim"},
+    {"Llama 3", CHAT_LLAMA(""), .marks = {"'<|start_header_id|>'+message.role+'<|end_header_id|>\n\n'+message.content|trim+'<|eot_id|>'", "!system_message"}},
+    {"Gemma 3", CHAT_GEMMA, .marks = {"first_user_prefix=messages[0].content+'\n\n'", "message.content|trim"}},
+    {"Gemma", CHAT_GEMMA, .marks = {"'<start_of_turn>'+role+'\n'+message.content|trim+'<end_of_turn>\n'"}},
+    {"Gemma 4", .sign = "<|turn>", .marks = {"'<|turn>'+role+'\n'", "strip_thinking(message.content)", "messages[0].content|trim"},
      .system = "<|turn>system\n{+<|think|>\n}%<turn|>\n", .missing = "{+<|turn>system\n<|think|>\n<turn|>\n}", .user = "<|turn>user\n%<turn|>\n", .answer = "<|turn>model\n", .end = "<turn|>\n",
      .open = {"<|channel>thought\n<channel|>", "", "<|channel>thought\n<channel|>"}, .tags = {"<|channel>", "<channel|>"}, .trim = {"t", "t", "t"}},
-    {"Granite 3", GRANITE("<|start_of_role|>system<|end_of_role|>{$system_message} You are a helpful AI assistant.<|end_of_text|>\n"),
-     .marks = {"'<|start_of_role|>'+message['role']+'<|end_of_role|>'+message['content']+'<|end_of_text|>\n'", "system_message=system_message+' You are a helpful AI assistant.'", "+strftime_now("}},
-    {"Granite 4.0", GRANITE("<|start_of_role|>system<|end_of_role|>{$g4_default_system_message}<|end_of_text|>\n"),
-     .marks = {"'<|start_of_role|>'+message['role']+'<|end_of_role|>'+content.val", "+ns.default_system_message+"}, .facts = EMPTY_IS_NONE},
-    {"Granite 4.1", GRANITE(NULL), .marks = {"'<|start_of_role|>'+message['role']+'<|end_of_role|>'+content.val", "{%ifns.system_message%}"}, .lacks = {"default_system_message"}, .facts = EMPTY_IS_NONE},
-    {"DeepSeek R1", DEEPSEEK, .marks = {"{{'<" BAR "User" BAR ">'+message['content']}}", "content.split('</think>')[-1]", "{{'<" BAR "Assistant" BAR "><think>\n'}}{%endif%}"},
+    {"Granite 3", CHAT_GRANITE("<|start_of_role|>system<|end_of_role|>{$system_message} You are a helpful AI assistant.<|end_of_text|>\n"),
+     .marks = {"'<|start_of_role|>'+message.role+'<|end_of_role|>'+message.content+'<|end_of_text|>\n'", "system_message=system_message+' You are a helpful AI assistant.'", "+strftime_now("}},
+    {"Granite 4.0", CHAT_GRANITE("<|start_of_role|>system<|end_of_role|>{$g4_default_system_message}<|end_of_text|>\n"),
+     .marks = {"'<|start_of_role|>'+message.role+'<|end_of_role|>'+content.val", "+ns.default_system_message+"}, .facts = EMPTY_IS_NONE},
+    {"Granite 4.1", CHAT_GRANITE(NULL), .marks = {"'<|start_of_role|>'+message.role+'<|end_of_role|>'+content.val", "{%ifns.system_message%}", "!default_system_message"}, .facts = EMPTY_IS_NONE},
+    {"DeepSeek R1", CHAT_DEEPSEEK, .marks = {"{{'<" DS_BAR "User" DS_BAR ">'+message.content}}", "content.split('</think>')[-1]", "{{'<" DS_BAR "Assistant" DS_BAR "><think>\n'}}{%endif%}"},
      .open = {THOUGHT, THOUGHT, NULL}, .trim = {"", "", "d"}},
-    {"DeepSeek R1, quiet", DEEPSEEK, .marks = {"{{'<" BAR "User" BAR ">'+message['content']}}", "content.split('</think>')[-1]", "{{'<" BAR "Assistant" BAR "><think>\n'}}{%ifnotenable_thinking%}{{'</think>'}}"},
+    {"DeepSeek R1, quiet", CHAT_DEEPSEEK, .marks = {"{{'<" DS_BAR "User" DS_BAR ">'+message.content}}", "content.split('</think>')[-1]", "{{'<" DS_BAR "Assistant" DS_BAR "><think>\n'}}{%ifnotenable_thinking%}{{'</think>'}}"},
      .open = {"<think>\n</think>", THOUGHT, "<think>\n</think>"}, .trim = {"", "", "d"}},
-    {"DeepSeek R1, closed", DEEPSEEK_WITH(END), .marks = {"'<" BAR "User" BAR ">'+message['content']+'<" BAR "end" LOW "of" LOW "sentence" BAR ">'", "content.split('</think>')[-1]", "'<" BAR "Assistant" BAR "><think>\n'"},
+    {"DeepSeek R1, closed", CHAT_DEEPSEEK_WITH(DS_END), .marks = {"'<" DS_BAR "User" DS_BAR ">'+message.content+'<" DS_BAR "end" DS_LOW "of" DS_LOW "sentence" DS_BAR ">'", "content.split('</think>')[-1]", "'<" DS_BAR "Assistant" DS_BAR "><think>\n'"},
      .open = {THOUGHT, THOUGHT, NULL}, .trim = {"", "", "d"}},
-    {"DeepSeek V3.1", DEEPSEEK, .marks = {"content.split('</think>',1)[1]", "{%ifnotthinking%}{{'<think></think>'}}{%else%}{{'<think>'}}"},
-     .given = "<think></think>%", .open = {"<think></think>", "<think>", "<think></think>"}, .trim = {"", "", "F"}},
-    {"DeepSeek V3.2", DEEPSEEK, .marks = {"{{'<" BAR "User" BAR ">'+(message['content']or'')}}", "{%ifthinking%}{{thinking_start_token}}{%else%}{{thinking_start_token+thinking_end_token}}"},
+    {"DeepSeek V3.1", CHAT_DEEPSEEK, .marks = {"content.split('</think>',1)[1]", "{%ifnotthinking%}{{'<think></think>'}}{%else%}{{'<think>'}}"},
+     .given = "<think></think>%", .open = {"<think></think>", "<think>", "<think></think>"}, .trim = {"", "", "f"}},
+    {"DeepSeek V3.2", CHAT_DEEPSEEK, .marks = {"{{'<" DS_BAR "User" DS_BAR ">'+(message.contentor'')}}", "{%ifthinking%}{{thinking_start_token}}{%else%}{{thinking_start_token+thinking_end_token}}"},
      .given = "</think>%", .open = {"<think></think>", "<think>", "<think></think>"}},
-    {"DeepSeek V4", DEEPSEEK, .marks = {"{{message['content']or''}}", "{%ifthinking%}{{thinking_start_token}}{%else%}{{thinking_end_token}}"},
+    {"DeepSeek V4", CHAT_DEEPSEEK, .marks = {"{{message.contentor''}}", "{%ifthinking%}{{thinking_start_token}}{%else%}{{thinking_end_token}}"},
      .given = "</think>%", .open = {"</think>", "<think>", "</think>"}},
-    {"DeepSeek V3", DEEPSEEK, .marks = {"{{'<" BAR "User" BAR ">'+message['content']}}", "content.split('</think>')[-1]", "{{'<" BAR "Assistant" BAR ">'}}{%endif%}"}, .open = OWN_WAY, .trim = {"", "", "d"}},
-    {"DeepSeek", DEEPSEEK, .marks = {"{{'<" BAR "User" BAR ">'+message['content']}}", "{{'<" BAR "Assistant" BAR ">'}}{%endif%}"}, .lacks = {"think"}},
+    {"DeepSeek V3", CHAT_DEEPSEEK, .marks = {"{{'<" DS_BAR "User" DS_BAR ">'+message.content}}", "content.split('</think>')[-1]", "{{'<" DS_BAR "Assistant" DS_BAR ">'}}{%endif%}"}, .open = OWN_WAY, .trim = {"", "", "d"}},
+    {"DeepSeek", CHAT_DEEPSEEK, .marks = {"{{'<" DS_BAR "User" DS_BAR ">'+message.content}}", "{{'<" DS_BAR "Assistant" DS_BAR ">'}}{%endif%}", "!think"}},
     {"Nemotron 2", .sign = "<SPECIAL_11>", .marks = {"'<SPECIAL_10>System\n'+ns.non_tool_system_content", "replace('/no_think','').strip()+'\n'", "{{'<think>\n'}}"},
      .system = "<SPECIAL_10>System\n%\n\n", .user = "<SPECIAL_11>User\n%\n", .answer = "<SPECIAL_11>Assistant\n", .end = "\n<SPECIAL_12>\n",
      .open = {THOUGHT, THOUGHT, "<think></think>"}, .trim = {"t", "t", "dt"}, .facts = SYSTEM_ALWAYS},
-    {"Ling 3", .sign = "<role>", .marks = {"'<role>HUMAN</role>'+message['content']+'<|role_end|>'", "'<role>ASSISTANT</role>\n<think></think>'+content", "'detailed thinking '+thinking_option+'<|role_end|>'"},
+    {"Ling 3", .sign = "<role>", .marks = {"'<role>HUMAN</role>'+message.content+'<|role_end|>'", "'<role>ASSISTANT</role>\n<think></think>'+content", "'detailed thinking '+thinking_option+'<|role_end|>'"},
      .system = "<role>SYSTEM</role>%\ndetailed thinking {+on}{-off}<|role_end|>", .missing = "<role>SYSTEM</role>detailed thinking {+on}{-off}<|role_end|>",
      .user = "<role>HUMAN</role>%<|role_end|>", .answer = "<role>ASSISTANT</role>\n", .given = "<think></think>%", .end = "<|role_end|>", .open = {"<think>", "<think>", "<think></think>"}, .trim = {"", "", "!"}},
-    {"GLM 4.6", .sign = "[gMASK]<sop>", .marks = {"<|user|>\n'+visible_text(m['content'])+'/nothink'", "'\n<think></think>'", "'\n'+content.strip()"}, .head = "[gMASK]<sop>",
-     .system = "<|system|>\n%", .user = "<|user|>\n%{-/nothink}", .answer = "<|assistant|>", .given = "\n<think></think>{?\n}%", .end = "", .open = {"", "", "\n<think></think>"}, .trim = {"", "", "Dt"}},
-    {"GLM 4.7", .sign = "[gMASK]<sop>", .marks = {"'<|user|>'+visible_text(m['content'])}}", "{{content.strip()}}", "'<|assistant|></think>'if(enable_thinkingisdefinedandnotenable_thinking)else'<think>'"}, .head = "[gMASK]<sop>",
-     .system = "<|system|>%", .user = "<|user|>%", .answer = "<|assistant|>", .given = "</think>%", .end = "", .open = {"<think>", "<think>", "</think>"}, .trim = {"", "", "Dt"}},
-    {"MiniMax M1", .sign = "<beginning_of_sentence>", .marks = {"ns.system_prompt!=''", "{{message['content']|trim}}", "'<beginning_of_sentence>ai name=assistant\n'}}{%endif%}"},
+    {"GLM 4.6", .sign = "[gMASK]<sop>", .marks = {"<|user|>\n'+visible_text(m.content)+'/nothink'", "'\n<think></think>'", "'\n'+content.strip()"}, .head = "[gMASK]<sop>",
+     .system = "<|system|>\n%", .user = "<|user|>\n%{-/nothink}", .answer = "<|assistant|>", .given = "\n<think></think>{?\n}%", .end = "", .open = {"", "", "\n<think></think>"}, .trim = {"", "", "dt"}},
+    {"GLM 4.7", .sign = "[gMASK]<sop>", .marks = {"'<|user|>'+visible_text(m.content)}}", "{{content.strip()}}", "'<|assistant|></think>'if(enable_thinkingisdefinedandnotenable_thinking)else'<think>'"}, .head = "[gMASK]<sop>",
+     .system = "<|system|>%", .user = "<|user|>%", .answer = "<|assistant|>", .given = "</think>%", .end = "", .open = {"<think>", "<think>", "</think>"}, .trim = {"", "", "dt"}},
+    {"MiniMax M1", .sign = "<beginning_of_sentence>", .marks = {"ns.system_prompt!=''", "{{message.content|trim}}", "'<beginning_of_sentence>ai name=assistant\n'}}{%endif%}"},
      .head = "<begin_of_document>", .system = "<beginning_of_sentence>system ai_setting=assistant\n%<end_of_sentence>\n",
      .missing = "<beginning_of_sentence>system ai_setting=assistant\n{$ns.system_prompt}<end_of_sentence>\n", .user = "<beginning_of_sentence>user name=user\n%<end_of_sentence>\n",
      .answer = "<beginning_of_sentence>ai name=assistant\n", .end = "<end_of_sentence>\n", .trim = {"t", "t", "t"}, .facts = EMPTY_IS_LEFT_OUT},
-    {"MiniMax M2", .sign = "]~b]", .marks = {"'+visible_text(message['content'])+'[e~[\n'", "content.split('</think>')[-1].strip('\n')", "ai\n<think>\n'}}"}, .head = "]~!b[", .system = "]~b]system\n%[e~[\n",
-     .missing = "]~b]system\n{$model_identity}[e~[\n", .user = "]~b]user\n%[e~[\n", .answer = "]~b]ai\n", .end = "[e~[\n", .open = {THOUGHT, THOUGHT, NULL}, .trim = {"", "", "S"}, .facts = EMPTY_IS_NONE},
-    {"Seed", .sign = "<seed:bos>", .marks = {"bos_token+message['role']+'\n'+message['content']+eos_token", "'\n'+message['content']|trim+eos_token", "{{bos_token+'assistant\n'}}"}, .head = "",
+    {"MiniMax M2", .sign = "]~b]", .marks = {"'+visible_text(message.content)+'[e~[\n'", "content.split('</think>')[-1].strip('\n')", "ai\n<think>\n'}}"}, .head = "]~!b[", .system = "]~b]system\n%[e~[\n",
+     .missing = "]~b]system\n{$model_identity}[e~[\n", .user = "]~b]user\n%[e~[\n", .answer = "]~b]ai\n", .end = "[e~[\n", .open = {THOUGHT, THOUGHT, NULL}, .trim = {"", "", "?dN"}, .facts = EMPTY_IS_NONE},
+    {"Seed", .sign = "<seed:bos>", .marks = {"bos_token+message.role+'\n'+message.content+eos_token", "'\n'+message.content|trim+eos_token", "{{bos_token+'assistant\n'}}"}, .head = "",
      .system = "<seed:bos>system\n%<seed:eos>", .user = "<seed:bos>user\n%<seed:eos>", .answer = "<seed:bos>assistant\n", .end = "<seed:eos>", .trim = {"", "", "t"}},
-    {"gpt-oss", .sign = "<|channel|>", .marks = {"'<|start|>user<|message|>'+message['content']+'<|end|>'", "'<|start|>assistant<|channel|>final<|message|>'+message['content']+'<|end|>'", "Knowledge cutoff: 2024-06\nCurrent date: '+strftime_now('%Y-%m-%d')"},
+    {"gpt-oss", .sign = "<|channel|>", .marks = {"'<|start|>user<|message|>'+message.content+'<|end|>'", "'<|start|>assistant<|channel|>final<|message|>'+message.content+'<|end|>'", "Knowledge cutoff: 2024-06\nCurrent date: '+strftime_now('%Y-%m-%d')"},
      .head = "<|start|>system<|message|>You are ChatGPT, a large language model trained by OpenAI.\nKnowledge cutoff: 2024-06\nCurrent date: {$strftime_now('%Y-%m-%d')}\n\nReasoning: medium\n\n"
              "# Valid channels: analysis, commentary, final. Channel must be included for every message.<|end|>",
      .system = "<|start|>developer<|message|># Instructions\n\n%\n\n<|end|>", .user = "<|start|>user<|message|>%<|end|>", .answer = "<|start|>assistant", .given = "<|channel|>final<|message|>%", .end = "<|end|>",
      .facts = EMPTY_IS_NONE},
-    {"Apertus", .sign = "<|assistant_start|>", .marks = {"{{developer_token+'Deliberation: '}}", "system_token+messages[0]['content']+end_system_token", "Current date: '+strftime_now('%Y-%m-%d')"},
+    {"Apertus", .sign = "<|assistant_start|>", .marks = {"{{developer_token+'Deliberation: '}}", "system_token+messages[0].content+end_system_token", "Current date: '+strftime_now('%Y-%m-%d')"},
      .system = "<|system_start|>%<|system_end|><|developer_start|>Deliberation: {+enabled}{-disabled}\nTool Capabilities: disabled<|developer_end|>",
      .missing = "<|system_start|>You are Apertus, a helpful assistant created by the SwissAI initiative.\nKnowledge cutoff: 2024-04\nCurrent date: {$strftime_now('%Y-%m-%d')}<|system_end|>"
                 "<|developer_start|>Deliberation: {+enabled}{-disabled}\nTool Capabilities: disabled<|developer_end|>",
      .user = "<|user_start|>%<|user_end|>", .answer = "<|assistant_start|>", .end = "<|assistant_end|>",
      .open = {"", "", ""}, .tags = {"<|inner_prefix|>", "<|inner_suffix|>"}, .facts = QUIET},
-    {"Spark", .sign = "<|Bot|>", .marks = {"'" START "<|System|>\n'+default_system", "'" START "<|User|>'+render_content(message['content'],'user')+'" END "'", "{{'" START "<|Bot|>'}}{%ifreasoning_content%}"},
-     .head = START "<|System|>\n{$default_system}", .system = "\n\n%" END, .missing = END, .user = START "<|User|>%" END, .answer = START "<|Bot|>", .given = "</think>%", .end = END,
+    {"Spark", .sign = "<|Bot|>", .marks = {"'" DS_START "<|System|>\n'+default_system", "'" DS_START "<|User|>'+render_content(message.content,'user')+'" DS_END "'", "{{'" DS_START "<|Bot|>'}}{%ifreasoning_content%}"},
+     .head = DS_START "<|System|>\n{$default_system}", .system = "\n\n%" DS_END, .missing = DS_END, .user = DS_START "<|User|>%" DS_END, .answer = DS_START "<|Bot|>", .given = "</think>%", .end = DS_END,
      .open = {"<think>", "<think>", "</think>"}, .facts = EMPTY_IS_NONE},
-    {"Laguna", .sign = "<assistant>", .marks = {"{{'<user>'+content+'</user>\n'}}", "enable_thinking|default(true)", "{{'<think>'+reasoning_content+'</think>'}}"}, .head = EOS_MARK,
+    {"Laguna", .sign = "<assistant>", .marks = {"{{'<user>'+content+'</user>\n'}}", "enable_thinking|default(true)", "{{'<think>'+reasoning_content+'</think>'}}"}, .head = CHAT_EOS_MARK,
      .system = "{+<system>}{-?<system>}%{+</system>\n}{-?</system>\n}", .missing = "<system>{$system_message}</system>\n", .user = "<user>%</user>\n", .answer = "<assistant>", .given = "{+<think></think>}{-</think>}%", .end = "</assistant>\n",
      .open = {"<think>", "<think>", "</think>"}, .trim = {"r", "", ""}},
-    {"Laguna XS 2", LAGUNA_XS("{?<system>\n\n}%{?\n</system>\n}", "<system>\n\n{$system_message}\n</system>\n"), .marks = {"{{'<user>\n'+content+'\n</user>\n'}}", "enable_thinking|default(false)", "{%setsystem_message='You"}},
-    {"Laguna XS 2.1", LAGUNA_XS("{?<system>\n\n}%{?\n</system>\n}", NULL), .marks = {"{{'<user>\n'+content+'\n</user>\n'}}", "enable_thinking|default(false)", "{%setsystem_message=''%}"}},
-    {"Phi-3", .sign = "<|end|>", .marks = {"'<|user|>\n'+message['content']+'<|end|>\n'", "'<|assistant|>\n'+message['content']+'<|end|>\n'", "message['role']=='system'andmessage['content']"},
+    {"Laguna XS 2", CHAT_LAGUNA_XS("{?<system>\n\n}%{?\n</system>\n}", "<system>\n\n{$system_message}\n</system>\n"), .marks = {"{{'<user>\n'+content+'\n</user>\n'}}", "enable_thinking|default(false)", "{%setsystem_message='You"}},
+    {"Laguna XS 2.1", CHAT_LAGUNA_XS("{?<system>\n\n}%{?\n</system>\n}", NULL), .marks = {"{{'<user>\n'+content+'\n</user>\n'}}", "enable_thinking|default(false)", "{%setsystem_message=''%}"}},
+    {"Phi-3", .sign = "<|end|>", .marks = {"'<|user|>\n'+message.content+'<|end|>\n'", "'<|assistant|>\n'+message.content+'<|end|>\n'", "message.role=='system'andmessage.content"},
      .system = "<|system|>\n%<|end|>\n", .user = "<|user|>\n%<|end|>\n", .answer = "<|assistant|>\n", .end = "<|end|>\n", .facts = EMPTY_IS_NONE},
-    {"Zephyr", .sign = "<|user|>", .marks = {"'<|user|>\n'+message['content']+eos_token+'\n'", "'<|assistant|>\n'+message['content']+eos_token+'\n'", "{{'<|assistant|>\n'}}"},
+    {"Zephyr", .sign = "<|user|>", .marks = {"'<|user|>\n'+message.content+eos_token+'\n'", "'<|assistant|>\n'+message.content+eos_token+'\n'", "{{'<|assistant|>\n'}}"},
      .system = "<|system|>\n%{eos}\n", .user = "<|user|>\n%{eos}\n", .answer = "<|assistant|>\n", .end = "{eos}\n"},
-    {"Mistral 7", MISTRAL_SYSTEM, .missing = "[SYSTEM_PROMPT]{$default_system_message}[/SYSTEM_PROMPT]", .marks = {"'[SYSTEM_PROMPT]'+system_prompt+'[/SYSTEM_PROMPT]'", "message['content']+eos_token"}, .facts = TAKES_TURNS},
-    {"Mistral 7", MISTRAL_SYSTEM, .missing = "[SYSTEM_PROMPT]{$default_system_message}[/SYSTEM_PROMPT]", .marks = {"{%setdefault_system_message='", "'[INST]'+message['content']+'[/INST]'", "{{eos_token}}"}},
-    {"Mistral 3", MISTRAL("[INST]%[/INST]"), .marks = {"'[INST]'+system_message+'\n\n'+message['content']+'[/INST]'"}, .facts = SYSTEM_LATE | TAKES_TURNS},
-    {"Mistral", MISTRAL("[INST] % [/INST]"), .marks = {"'[INST] '+message['content']+' [/INST]'", "message['content']+eos_token"}, .facts = TAKES_TURNS},
-    {"RWKV", .sign = "'User: '", .marks = {"'User: '+message['content']|trim+'\n\n'", "'Assistant: '+content|trim+'\n\n'", "'System: '+ns.system_prompt+'\n\n'"}, .system = "System: %\n\n", .user = "User: %\n\n",
+    {"Mistral 7", CHAT_MISTRAL_SYSTEM, .missing = "[SYSTEM_PROMPT]{$default_system_message}[/SYSTEM_PROMPT]", .marks = {"'[SYSTEM_PROMPT]'+system_prompt+'[/SYSTEM_PROMPT]'", "message.content+eos_token"}, .facts = TAKES_TURNS},
+    {"Mistral 7", CHAT_MISTRAL_SYSTEM, .missing = "[SYSTEM_PROMPT]{$default_system_message}[/SYSTEM_PROMPT]", .marks = {"{%setdefault_system_message='", "'[INST]'+message.content+'[/INST]'", "{{eos_token}}"}},
+    {"Mistral 3", CHAT_MISTRAL("[INST]%[/INST]"), .marks = {"'[INST]'+system_message+'\n\n'+message.content+'[/INST]'"}, .facts = SYSTEM_LATE | TAKES_TURNS},
+    {"Mistral", CHAT_MISTRAL("[INST] % [/INST]"), .marks = {"'[INST] '+message.content+' [/INST]'", "message.content+eos_token"}, .facts = TAKES_TURNS},
+    {"RWKV", .sign = "'User: '", .marks = {"'User: '+message.content|trim+'\n\n'", "'Assistant: '+content|trim+'\n\n'", "'System: '+ns.system_prompt+'\n\n'"}, .system = "System: %\n\n", .user = "User: %\n\n",
      .answer = "Assistant:", .given = " %", .end = "\n\n", .open = {"", " <think>", " <think>\n</think>"}, .trim = {"", "t", "dt"}, .facts = EMPTY_IS_NONE, .stop = "\nUser:"},
     /* the last one: for files without a template, and for templates that resemble none of these */
     {"plain", .sign = "", .marks = {""}, .system = "%\n\n", .user = "User: %\n\n", .answer = "Assistant:", .given = " %", .end = "\n\n", .trim = {"", "t", "t"}, .stop = "\nUser:"},
 };
-#undef CHATML
-#undef CHATML_WITH
-#undef SMOLLM3
-#undef KIMI
-#undef K3
-#undef START
-#undef END
-#undef LLAMA
-#undef GEMMA
-#undef GRANITE
-#undef DEEPSEEK
-#undef DEEPSEEK_WITH
-#undef MISTRAL
-#undef MISTRAL_SYSTEM
-#undef LAGUNA_XS
-#undef EOS_MARK
 enum { N_TEMPLATES = sizeof chat_templates / sizeof *chat_templates, LOOP_PERIODS = 64 };
 
 /* -- the text of a template -- */
@@ -10710,115 +10690,121 @@ static int is_word(char c) {
     return c == '_' || (c >= '0' && c <= '9') || ((c | 32) >= 'a' && (c | 32) <= 'z');
 }
 
-static Str strip_ascii(Str s, int left, int right) {
-    while (left && s.n && strchr(" \t\n\v\f\r", s.s[0]) && s.s[0]) s = str_from(s, 1);
-    while (right && s.n && strchr(" \t\n\v\f\r", s.s[s.n - 1]) && s.s[s.n - 1]) s.n--;
+/* White space as Python and Jinja take it. */
+static int is_space(uint32_t c) {
+    if (c < 0x80) return (c >= 0x09 && c <= 0x0D) || (c >= 0x1C && c <= 0x20);
+    return c == 0x85 || c == 0xA0 || c == 0x1680 || (c >= 0x2000 && c <= 0x200A) || c == 0x2028
+           || c == 0x2029 || c == 0x202F || c == 0x205F || c == 0x3000;
+}
+
+/* Without the white space at these ends, or only its line ends. */
+enum { LEFT = 1, RIGHT = 2, LINES = 4 };
+static int strips(uint32_t c, int how) { return how & LINES ? c == '\n' : is_space(c); }
+static Str strip(Str s, int how) {
+    size_t k, len;
+    while (how & LEFT && s.n && strips(utf8_read(s.s, s.n, &len), how)) s = str_from(s, len);
+    for (; how & RIGHT && s.n; s.n -= k) {
+        for (k = 1; k < s.n && k < 4 && ((uint8_t)s.s[s.n - k] & 0xC0) == 0x80; k++) {}
+        if (!strips(utf8_read(s.s + s.n - k, k, &len), how) || len != k) break;
+    }
     return s;
 }
 
 /* A template in one spelling, so that a mark is found however it is laid out: comments and white
  * space outside of texts are gone, plain text is {{'text'}}, neighbouring outputs are one, + joins
- * (never ~), 'a'+'b' is 'ab', texts stand in ' (one inside is \1) without escapes, and x.role is
- * x['role']. White space around a tag goes as Jinja takes it, with trim_blocks and lstrip_blocks.
+ * (never ~), 'a'+'b' is 'ab', texts stand in ' (one inside is \1) without escapes, and x['name'] is
+ * x.name. White space around a tag goes as Jinja takes it, with trim_blocks and lstrip_blocks.
  * The result is at most three times as long. */
 typedef struct { char *s; size_t n; } Spelling;
 
-static void spell_quote(Spelling *out) { /* a text begins, or goes on */
-    if (out->n >= 2 && out->s[out->n - 1] == '+' && out->s[out->n - 2] == '\'') out->n -= 2;
-    else out->s[out->n++] = '\'';
+static void spell_as(Spelling *out, const char *s) { while (*s) out->s[out->n++] = *s++; }
+
+/* Takes the end of what is there back, if it is this one: what follows goes on with it. */
+static int spell_joins(Spelling *out, const char *end) {
+    const size_t n = strlen(end);
+    const int joins = out->n >= n && !memcmp(out->s + out->n - n, end, n);
+    if (joins) out->n -= n;
+    return joins;
 }
 
-static void spell_output(Spelling *out) { /* {{, or the output before goes on */
-    if (out->n >= 2 && !memcmp(out->s + out->n - 2, "}}", 2)) out->s[out->n - 2] = '+', out->n--;
-    else out->s[out->n++] = '{', out->s[out->n++] = '{';
-}
+static void spell_output(Spelling *out) { spell_as(out, spell_joins(out, "}}") ? "+" : "{{"); }
 
-static void spell_close(Spelling *out, char c) { out->s[out->n++] = c, out->s[out->n++] = '}'; }
-
-static void spell_plain(Spelling *out, Str text) {
-    if (!text.n) return;
-    spell_output(out);
-    spell_quote(out);
-    for (size_t i = 0; i < text.n; i++) out->s[out->n++] = text.s[i] == '\'' ? '\1' : text.s[i];
-    out->s[out->n++] = '\'';
-    spell_close(out, '}');
-}
-
-/* 'text' or "text"; returns where it has ended. */
-static size_t spell_text(Spelling *out, Str t, size_t at) {
-    const char quote = t.s[at++];
-    spell_quote(out);
-    for (; at < t.n && t.s[at] != quote; at++) {
+/* A text, up to the quote that ends it; with quote 0 it is plain, and all of t. Returns where it
+ * has ended. */
+static size_t spell_text(Spelling *out, Str t, size_t at, char quote) {
+    if (!spell_joins(out, "'+")) spell_as(out, "'");
+    for (; at < t.n && (!quote || t.s[at] != quote); at++) {
         char c = t.s[at];
-        if (c == '\\' && at + 1 < t.n) {
-            const char *from = "ntr", *known = strchr(from, c = t.s[++at]);
-            if (known && c) c = "\n\t\r"[known - from];
+        if (quote && c == '\\' && at + 1 < t.n) {
+            c = t.s[++at];
+            c = c == 'n' ? '\n' : c == 't' ? '\t' : c == 'r' ? '\r' : c;
         }
         out->s[out->n++] = c == '\'' ? '\1' : c;
     }
-    out->s[out->n++] = '\'';
+    spell_as(out, "'");
     return at + 1;
 }
 
-/* The inside of a tag, up to its end. */
+/* Of x['name'], before its last bracket: x.name. */
+static int spell_member(Spelling *out) {
+    size_t from = out->n - 1;
+    while (is_word(out->s[from - 1])) from--;
+    const size_t n = out->n - 1 - from;
+    if (!n || out->s[out->n - 1] != '\'' || memcmp(out->s + from - 2, "['", 2)) return 0;
+    out->s[from - 2] = '.';
+    memmove(out->s + from - 1, out->s + from, n);
+    out->n -= 2;
+    return 1;
+}
+
+/* The inside of a tag; returns where `close` stands, perhaps behind a minus. */
 static size_t spell_tag(Spelling *out, Str t, size_t at, const char *close) {
-    static const char *const names[] = {"role", "content"};
     while (at < t.n) {
-        const Str rest = str_from(t, at);
-        size_t taken = 0;
-        if (str_begins(rest.s[0] == '-' ? str_from(rest, 1) : rest, close)) break;
-        if (rest.s[0] == '\'' || rest.s[0] == '"') {
-            at = spell_text(out, t, at);
+        const char c = t.s[at];
+        if (str_begins(str_from(t, at + (c == '-')), close)) break;
+        if (c == '\'' || c == '"') {
+            at = spell_text(out, t, at + 1, c);
             continue;
         }
-        for (int i = 0; i < 2 && rest.s[0] == '.'; i++) {
-            const size_t n = strlen(names[i]);
-            const int whole = n + 1 >= rest.n || !is_word(rest.s[n + 1]);
-            if (!str_begins(str_from(rest, 1), names[i]) || !whole) continue;
-            out->n += (size_t)sprintf(out->s + out->n, "['%s']", names[i]);
-            taken = n + 1;
-        }
-        if (!taken && !strip_ascii((Str){rest.s, 1}, 1, 0).n) taken = 1;
-        else if (!taken) out->s[out->n++] = rest.s[0] == '~' ? '+' : rest.s[0], taken = 1;
-        at += taken;
+        const int left_out = strchr(" \t\n\v\f\r", c) || (c == ']' && spell_member(out));
+        if (!left_out) out->s[out->n++] = c == '~' ? '+' : c;
+        at++;
     }
     return at;
 }
 
-static int is_tag(Str s) { /* {{, {% or {# */
-    return s.n > 1 && s.s[0] == '{' && (s.s[1] == '{' || s.s[1] == '%' || s.s[1] == '#');
-}
+static int is_tag(Str s) { return s.n > 1 && s.s[0] == '{' && s.s[1] && strchr("{%#", s.s[1]); }
 
 static void template_spell(Spelling *out, Str t) { /* out has room for 3 * t.n + 64 */
-    int strip = 0, drop_line = 0; /* what the tag before does to the text behind it */
+    char before = 0; /* what the tag before does: '-' strips, '\n' takes a line end */
     out->n = 0;
     if (t.n && t.s[t.n - 1] == '\n') t.n--;
-    for (size_t at = 0; at < t.n;) {
-        size_t tag = at;
+    for (size_t at = 0, tag = 0; at < t.n; tag = at) {
         while (tag < t.n && !is_tag(str_from(t, tag))) tag++;
-        const char kind = tag < t.n ? t.s[tag + 1] : 0;
-        const size_t inside = tag + 2;
+        const char kind = tag < t.n ? t.s[tag + 1] : 0; /* 0: the end */
+        const int minus = kind && tag + 2 < t.n && t.s[tag + 2] == '-';
         Str plain = {t.s + at, tag - at};
-        if (strip) plain = strip_ascii(plain, 1, 0);
-        else if (drop_line && plain.n && plain.s[0] == '\n') plain = str_from(plain, 1);
-        const int minus = kind && inside < t.n && t.s[inside] == '-';
-        if (minus) plain = strip_ascii(plain, 0, 1);
-        else if (kind == '%' || kind == '#') { /* alone on its line: the line begins with it */
-            size_t n = plain.n;
-            while (n && (plain.s[n - 1] == ' ' || plain.s[n - 1] == '\t')) n--;
-            if (n ? plain.s[n - 1] == '\n' : plain.s == t.s || plain.s[-1] == '\n') plain.n = n;
+        if (before == '-') plain = strip(plain, LEFT);
+        else if (before && str_begins(plain, "\n")) plain = str_from(plain, 1);
+        size_t n = plain.n; /* blanks behind which a line begins go, too */
+        while (n && (plain.s[n - 1] == ' ' || plain.s[n - 1] == '\t')) n--;
+        const int alone = plain.s + n == t.s || plain.s[(ptrdiff_t)n - 1] == '\n';
+        if (minus) plain = strip(plain, RIGHT);
+        else if (alone && (kind == '%' || kind == '#')) plain.n = n;
+        if (plain.n) {
+            spell_output(out);
+            spell_text(out, plain, 0, 0);
+            spell_as(out, "}}");
         }
-        spell_plain(out, plain);
         if (!kind) break;
         const char *close = kind == '{' ? "}}" : kind == '%' ? "%}" : "#}";
+        at = tag + 2 + (size_t)minus;
         if (kind == '{') spell_output(out);
-        else if (kind == '%') out->s[out->n++] = '{', out->s[out->n++] = '%';
-        const size_t end = kind == '#' ? str_find(t, close, inside)
-                                       : spell_tag(out, t, inside + (size_t)minus, close);
-        if (kind != '#') spell_close(out, close[0]);
-        strip = end < t.n && t.s[kind == '#' ? end - 1 : end] == '-';
-        drop_line = kind != '{';
-        at = end + 2 + (size_t)(strip && kind != '#');
+        else if (kind == '%') spell_as(out, "{%");
+        at = kind == '#' ? str_find(t, close, at) : spell_tag(out, t, at, close);
+        if (kind != '#') spell_as(out, close);
+        before = at < t.n && t.s[at - (kind == '#')] == '-' ? '-' : kind == '{' ? 0 : '\n';
+        at += kind != '#' && before == '-' ? 3 : 2;
     }
 }
 
@@ -10989,57 +10975,22 @@ static void write_form(ChatWriter *w, const char *form, Str text) {
     }
 }
 
-/* White space as Python's str.strip takes it. */
-static int python_space(uint32_t c) {
-    if (c < 0x80) return (c >= 0x09 && c <= 0x0D) || (c >= 0x1C && c <= 0x20);
-    return c == 0x85 || c == 0xA0 || c == 0x1680 || (c >= 0x2000 && c <= 0x200A) || c == 0x2028
-           || c == 0x2029 || c == 0x202F || c == 0x205F || c == 0x3000;
-}
-
-static Str strip_left(Str s) {
-    size_t len;
-    while (s.n && python_space(utf8_read(s.s, s.n, &len))) s = str_from(s, len);
-    return s;
-}
-
-static Str strip_right(Str s) {
-    for (size_t k, len; s.n; s.n -= k) {
-        for (k = 1; k < s.n && k < 4 && ((uint8_t)s.s[s.n - k] & 0xC0) == 0x80; k++) {}
-        if (!python_space(utf8_read(s.s + s.n - k, k, &len)) || len != k) break;
-    }
-    return s;
-}
-
-static Str strip_lines(Str s, int right) {
-    while (s.n && s.s[0] == '\n') s = str_from(s, 1);
-    while (right && s.n && s.s[s.n - 1] == '\n') s.n--;
-    return s;
-}
-
-/* What stands behind the last </think>, or the first. */
-static Str behind_thought(Str s, int first) {
-    const char *close = "</think>";
-    for (size_t at; (at = str_find(s, close, 0)) < s.n;) {
-        s = str_from(s, at + strlen(close));
-        if (first) break;
-    }
-    return s;
-}
-
 /* What is written of a text: see ChatTemplate. last: it is the last answer so far. */
 static Str chat_trim(ChatWriter *w, Str s, const char *how, int last) {
+    const char *close = "</think>";
     for (; how && *how; how++) {
-        const int thought = str_has(s, "</think>");
-        const int cut = strchr("dDTSF", *how) || (*how == 'L' && !last);
+        size_t at = str_find(s, close, 0);
+        const int thought = at < s.n;
+        if ((*how == '?' && !thought) || (*how == 'L' && last)) break;
         if (*how == '!' && thought && !w->code)
             w->code = fail(w->err, GLA_INPUT, "an earlier answer has a thought in it; what the chat "
                            "template of this file does with it is not known here: leave out what "
                            "stands before </think>");
-        if (cut) s = behind_thought(s, *how == 'F');
-        const int both = *how == 't' || (thought && cut && strchr("TL", *how));
-        if (both || *how == 'l') s = strip_left(s);
-        if (both || *how == 'r') s = strip_right(s);
-        if (*how == 'n' || (thought && strchr("DS", *how))) s = strip_lines(s, *how == 'S');
+        for (; at < s.n && strchr("df", *how); at = *how == 'f' ? s.n : str_find(s, close, 0))
+            s = str_from(s, at + strlen(close));
+        if (strchr("tl", *how)) s = strip(s, LEFT);
+        if (strchr("tr", *how)) s = strip(s, RIGHT);
+        if (strchr("nN", *how)) s = strip(s, *how == 'n' ? LEFT | LINES : LEFT | RIGHT | LINES);
     }
     return s;
 }
@@ -11106,8 +11057,10 @@ static const char *form_open(const ChatForm *f, int think, int json) {
 
 static int row_fits(const ChatTemplate *row, Str template) {
     int fits = str_has(template, row->sign);
-    for (int i = 0; i < 3 && row->lacks[i]; i++) fits = fits && !str_has(template, row->lacks[i]);
-    for (int i = 0; i < 3 && row->marks[i]; i++) fits = fits && str_has(template, row->marks[i]);
+    for (int i = 0; i < MARKS && row->marks[i]; i++) {
+        const int lacks = row->marks[i][0] == '!';
+        fits = fits && str_has(template, row->marks[i] + lacks) != lacks;
+    }
     return fits;
 }
 

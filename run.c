@@ -8195,6 +8195,7 @@ typedef struct PreTokenizer PreTokenizer;
 /* What a vocabulary is like: its kind says, then the pre-tokenizer, then the keys of its file. */
 typedef struct {
     const char *name, *what;            /* tokenizer.ggml.model; more about one that is not read */
+    const char *pre; /* the pre-tokenizer, of "gpt2" where the file names none; NULL: has none */
     int model, space;                   /* VOCAB_..., SPACE_... */
     int32_t bos, eos, unk;              /* -1: none */
     int add_bos, add_eos;               /* what encoding puts around a text */
@@ -8218,7 +8219,8 @@ struct Tokenizer {
     int order;                          /* BY_... */
     GgufArray scores, merges;           /* (n) floats; lines "left right" */
     Table lines;                        /* line -> where it lies in merges, + 1: its rank */
-    uint8_t *binds;                     /* (256) by byte, see load_binds; NULL: all do */
+    int tells_words;                    /* words are pieces of their own */
+    uint8_t binds[256];                 /* by byte, see load_binds */
     Trie added[2]; /* tokens that are found in the raw text; in the normalised one */
     Trie words;                         /* "rwkv" */
     uint8_t *habits;                    /* (n) ADDED_..., or NULL: none has any */
@@ -8908,11 +8910,12 @@ static int unicode_init(Unicode *u, int with_nfc);
 /* -- loading: that arrays lie in the file was checked before; their lengths, types and contents
  * are checked here -- */
 
-static Str next_str(const uint8_t **p) { /* one element of a string array: u64 length, bytes */
-    uint64_t n;
-    memcpy(&n, *p, 8);
-    Str s = { (const char *)*p + 8, (size_t)n };
-    *p += 8 + n;
+static Str str_element(const uint8_t *p) { /* of an array of strings: u64 length, bytes */
+    return (Str){ (const char *)p + 8, (size_t)read_u64(p) };
+}
+static Str next_str(const uint8_t **p) {
+    const Str s = str_element(*p);
+    *p += 8 + s.n;
     return s;
 }
 
@@ -8929,8 +8932,8 @@ static Slot *text_slot(const Tokenizer *t, const Table *in, uint64_t h, const St
     size_t step = 0;
     Slot *slot;
     while ((slot = table_next(in, h, &step)) && slot->value) {
-        const uint8_t *line = t->merges.p + slot->value - 1;
-        Str s = in == &t->lines ? next_str(&line) : t->tokens[slot->value - 1];
+        Str s = in == &t->lines ? str_element(t->merges.p + slot->value - 1)
+                                : t->tokens[slot->value - 1];
         int i = 0;
         for (; i < n && part[i].n <= s.n && !memcmp(s.s, part[i].s, part[i].n); i++)
             s.s += part[i].n, s.n -= part[i].n;
@@ -9015,16 +9018,14 @@ static int is_mark(const char *s, size_t n) { return n > 2 && !memcmp(s, space_m
 
 /* Behind which bytes may a U+2581 belong to the same token? Where a character that has no token may
  * stand next to it, or a piece as a whole may be a token, words are not told apart. */
-static int load_binds(Tokenizer *t, char *err) {
-    if (t->kind.model != VOCAB_SPM || t->kind.whole) return GLA_OK;
-    if (!is_text(t, find_token(t, str_of(space_mark)))) return GLA_OK;
-    if (!(t->binds = gla_alloc(256))) return fail(err, GLA_MEMORY, "no memory for a vocabulary");
-    for (int32_t id = 0; id < t->n; id++) {
+static void load_binds(Tokenizer *t) {
+    t->tells_words = t->kind.model == VOCAB_SPM && !t->kind.whole
+                  && is_text(t, find_token(t, str_of(space_mark)));
+    for (int32_t id = 0; id < t->n && t->tells_words; id++) {
         const char *s = t->tokens[id].s, *end = s + t->tokens[id].n;
         for (const char *p = s; p < end && (p = memchr(p, '\342', (size_t)(end - p))); p++)
             if (p > s && is_mark(p, (size_t)(end - p))) t->binds[(uint8_t)p[-1]] = 1;
     }
-    return GLA_OK;
 }
 
 /* The texts of "rwkv" are bytes in the spelling of Python: \n \r \t \\ \' \" \xFF; what is none
@@ -9171,11 +9172,11 @@ static void load_ends(Tokenizer *t, const Gguf *g) {
  * reads it; where "gpt2" files name no bos or eos, llama.cpp takes id 11, which suits one old
  * model: here there is none. */
 static const VocabKind vocab_kinds[] = {
-    { "gpt2", "", .model = VOCAB_BPE, .bos = -1, .eos = -1, .unk = -1 },
+    { "gpt2", "", "default", .model = VOCAB_BPE, .bos = -1, .eos = -1, .unk = -1 },
     { "llama", "", .model = VOCAB_SPM, .space = SPACE_PREPEND, .bos = 1, .eos = 2, .unk = 0, .add_bos = 1, .fuse_unk = 1 },
-    { "gemma4", "", .model = VOCAB_SPM, .bos = -1, .eos = -1, .unk = -1, .fuse_unk = 1 },
+    { "gemma4", "", "gemma4", .model = VOCAB_SPM, .bos = -1, .eos = -1, .unk = -1, .fuse_unk = 1 },
     { "rwkv", "", .model = VOCAB_LONGEST, .bos = -1, .eos = 0, .unk = -1 },
-    { "no_vocab", NULL, .model = VOCAB_NONE }, { "none", NULL, .model = VOCAB_NONE },
+    { "no_vocab", NULL, .model = VOCAB_NONE }, { "none", NULL, .model = VOCAB_NONE }, /* and says so */
     { "bert", " (WordPiece)", .model = VOCAB_NONE }, { "t5", " (a unigram model)", .model = VOCAB_NONE },
     { "plamo2", " (a unigram model)", .model = VOCAB_NONE },
 };
@@ -9201,27 +9202,26 @@ static int load_space(VocabKind *kind, const Gguf *g, char *err) {
 
 static int load_kind(Tokenizer *t, const Gguf *g, const char *pre_name, char *err) {
     VocabKind *kind = &t->kind;
-    Str model, pre = str_of("default");
+    Str model;
     char shown[64];
-    size_t k = 0;
+    int k = 0;
     if (!gguf_str(g, "tokenizer.ggml.model", &model)) return GLA_OK;
     while (k < N_VOCABS && !str_is(model, vocab_kinds[k].name)) k++;
-    if (k < N_VOCABS) *kind = vocab_kinds[k];
-    if (k < N_VOCABS && !kind->what) return GLA_OK;
-    if (!kind->model)
+    if (k < N_VOCABS && !vocab_kinds[k].what) return GLA_OK;
+    if (k == N_VOCABS || !vocab_kinds[k].model)
         return fail(err, GLA_UNSUPPORTED, "tokenizer.ggml.model is \"%s\"%s; gpt2, llama, gemma4 "
                     "and rwkv are known; another vocabulary: -z", printable(shown, model),
-                    kind->what ? kind->what : "");
+                    k < N_VOCABS ? vocab_kinds[k].what : "");
     if (pre_name && k != KIND_GPT2)
         return fail(err, GLA_INPUT, "--pre: a vocabulary of kind \"%s\" has no pre-tokenizer, only "
                     "gpt2 has", printable(shown, model));
-    gguf_str(g, "tokenizer.ggml.pre", &pre);
-    if (k == KIND_GEMMA4) pre_name = "gemma4";
-    if (pre_name) pre = str_of(pre_name);
-    if (k == KIND_GPT2 || k == KIND_GEMMA4) t->pre = find_pre_tokenizer(pre, err);
-    if ((k == KIND_GPT2 || k == KIND_GEMMA4) && !t->pre) return GLA_UNSUPPORTED;
+    if (vocab_kinds[k].pre) {
+        Str pre = str_of(pre_name ? pre_name : vocab_kinds[k].pre);
+        if (!pre_name && k == KIND_GPT2) gguf_str(g, "tokenizer.ggml.pre", &pre);
+        if (!(t->pre = find_pre_tokenizer(pre, err))) return GLA_UNSUPPORTED;
+    }
     const int flags = t->pre ? t->pre->flags : 0;
-    if (flags & PRE_CHARS) *kind = vocab_kinds[KIND_GEMMA4];
+    *kind = vocab_kinds[flags & PRE_CHARS ? KIND_GEMMA4 : k];
     kind->nfc = flag_key(g, "tokenizer.gla.nfc", flags & PRE_NFC);
     kind->whole = flag_key(g, "tokenizer.gla.ignore_merges", flags & PRE_WHOLE);
     kind->whole_lines = flags & PRE_LINES;
@@ -9265,8 +9265,8 @@ static int load_arrays(Tokenizer *t, const Gguf *g, char *err) {
     t->n = (int32_t)texts.n;
     int code = read_texts(t, &texts, err);
     if (!code) code = fill_table(t, &t->vocab, (uint32_t)t->n, err);
-    if (!code) code = load_binds(t, err);
     if (!code) code = fill_table(t, &t->lines, (uint32_t)t->merges.n, err);
+    if (!code) load_binds(t);
     return code;
 }
 
@@ -9309,8 +9309,8 @@ static int load_vocabulary(Tokenizer *t, const Gguf *g, const char *pre, char *e
 
 static void tokenizer_free(Tokenizer *t) {
     if (!t) return;
-    void *const owned[] = { t->tokens, t->unescaped, t->habits, t->binds, t->vocab.slots,
-                            t->lines.slots, t->unicode.classes };
+    void *const owned[] = { t->tokens, t->unescaped, t->habits, t->vocab.slots, t->lines.slots,
+                            t->unicode.classes };
     for (size_t i = 0; i < sizeof owned / sizeof *owned; i++) gla_free(owned[i]);
     trie_free(&t->added[0]);
     trie_free(&t->added[1]);
@@ -9506,7 +9506,7 @@ static void encode_piece(Encoder *e, Str s) {
 static void encode_words(Encoder *e, Str s) {
     const uint8_t *binds = e->t->binds;
     size_t from = 0;
-    for (size_t at = 1; binds && at < s.n; at++) {
+    for (size_t at = 1; e->t->tells_words && at < s.n; at++) {
         if (binds[(uint8_t)s.s[at - 1]] || !is_mark(s.s + at, s.n - at)) continue;
         encode_piece(e, str_part(s, from, at));
         from = at;

@@ -1234,11 +1234,11 @@ static void test_tokenizer(void) {
             int64_t k = tokenizer_encode(t, text, len, (int)flags, got, count, err);
             check(k == count && !memcmp(got, want, count * sizeof *want), "%s: text %d has %lld ids, expected %u (or they differ)", names[i], texts, (long long)k, count);
             check(tokenizer_encode(t, text, len, (int)flags, NULL, 0, err) == k, "%s: text %d, counting alone", names[i], texts);
-            uint8_t *binds = t->binds;
-            t->binds = NULL; /* words that are not cut beforehand give the same ids */
+            const int tells_words = t->tells_words;
+            t->tells_words = 0; /* words that are not cut beforehand give the same ids */
             check(tokenizer_encode(t, text, len, (int)flags, got, count, err) == k && !memcmp(got, want, count * sizeof *want),
                   "%s: text %d, in one piece", names[i], texts);
-            t->binds = binds;
+            t->tells_words = tells_words;
             if (!t->kind.nfc) { /* decoding gives the bytes back */
                 Bytes back = {0};
                 int64_t first = flags & GLA_BOS && t->kind.add_bos;
@@ -1419,6 +1419,18 @@ static void test_keys_refused(void) {
         else key_f32s(&f, keys[i - 3], (float[]){0}, 1);
         Vocabulary v = vocabulary_of(&f);
         check(!v.t && is_sentence(v.err) && strstr(v.err, keys[i % 3]), "%s: %s", keys[i % 3], v.err);
+        vocabulary_free(&v);
+    }
+}
+
+/* A file that says that it has no vocabulary. */
+static void test_no_vocabulary(void) {
+    for (int i = 0; i < 2; i++) {
+        File f = {0};
+        key_str(&f, "tokenizer.ggml.model", i ? "none" : "no_vocab");
+        Vocabulary v = vocabulary_of(&f);
+        check(v.t && !v.t->n && v.t->kind.bos == -1 && v.t->kind.eos == -1 && v.t->kind.unk == -1,
+              "no vocabulary, and a token that begins a text: %s", v.err);
         vocabulary_free(&v);
     }
 }
@@ -2798,7 +2810,8 @@ static void test_hostile_bytes(void) {
 static const struct { const char *name; void (*run)(void); } sections[] = {
     {"formats", test_formats}, {"fast_exp", test_fast_exp}, {"matmul", test_matmul}, {"recurrence tables", test_recurrence_tables}, {"recurrence", test_recurrence},
     {"attend", test_attend}, {"layers", test_layers}, {"mixers", test_mixers}, {"sampler", test_sampler}, {"json", test_json}, {"generate", test_generate}, {"tokenizer", test_tokenizer},
-    {"pieces", test_pieces}, {"added blanks", test_added_blanks}, {"keys refused", test_keys_refused}, {"words", test_words},
+    {"pieces", test_pieces}, {"added blanks", test_added_blanks}, {"keys refused", test_keys_refused}, {"no vocabulary", test_no_vocabulary},
+    {"words", test_words},
     {"tokenizer time", test_tokenizer_time},
     {"goldens", test_goldens}, {"decoders", test_decoders}, {"decoders refused", test_decoders_refused},
     {"types", test_types}, {"states", test_states}, {"stop", test_stop}, {"two threads", test_two_threads}, {"sessions", test_sessions}, {"kv sessions", test_kv_sessions}, {"chat templates", test_chat_templates}, {"chat", test_chat},

@@ -2004,7 +2004,11 @@ static void layernorm(float *y, const float *x, const float *w, const float *b, 
  *   y_t = act( bias + sum_j w[j] x_{t-K+1+j} )      What is remembered are inputs, not outputs. bias (C) or NULL
  * Here for n <= STRIP channels from c on; n a constant where it is STRIP. */
 enum { STRIP = 64, MAX_TAPS = 64 };
-INLINE void conv_strip(float *x, const float *w, const float *bias, float *last, int C, int K, int T, int act, int c, const int n) {
+typedef struct { float *x; const float *w, *bias; float *last; int C, K, T, act; } ShortConv;
+INLINE void conv_strip(const ShortConv *conv, int c, const int n) {
+    float *x = conv->x, *last = conv->last;
+    const float *w = conv->w, *bias = conv->bias;
+    const int C = conv->C, K = conv->K, T = conv->T, act = conv->act;
     float taps[MAX_TAPS][STRIP], start[STRIP] = {0}; /* (K, n) the weights, transposed; (n) the bias */
     float past[MAX_TAPS][STRIP];                     /* (K-1, n) the inputs before, a ring */
     int oldest = 0;                                  /* its first row */
@@ -2046,9 +2050,9 @@ INLINE void conv_strip(float *x, const float *w, const float *bias, float *last,
         memcpy(last + (size_t)j * (size_t)C + c, past[(oldest + j) % (K - 1)], (size_t)n * sizeof(float));
 }
 /* The strip that begins at channel c: STRIP wide, or what is left of the row. */
-INLINE void conv_body(float *x, const float *w, const float *bias, float *last, int C, int K, int T, int act, int c) {
-    if (C - c >= STRIP) conv_strip(x, w, bias, last, C, K, T, act, c, STRIP);
-    else conv_strip(x, w, bias, last, C, K, T, act, c, C - c);
+INLINE void conv_body(const ShortConv *conv, int c) {
+    if (conv->C - c >= STRIP) conv_strip(conv, c, STRIP);
+    else conv_strip(conv, c, conv->C - c);
 }
 
 /* -- the scalar definitions: matmul -- */
@@ -2149,10 +2153,18 @@ INLINE void quantize_token(Input *in, int t, float *buf) {
     }
 }
 
-/* Rows [row, row + n_rows) of w, n_rows <= ROWS, block-quantised, times T tokens from t0 on, T <= FEW, to out (T, n_out), which points at
- * the element of the first row and token. The plain form: integer sums per group, then the float sum in its fixed order (see Input).
+/* What a kernel of a matmul does at a time: rows [row, row + n_rows) of w times the tokens of in, to out
+ * (T, n_out), its first element. buf: matmul_buf floats of this thread. */
+typedef struct { float *out; const Tensor *w; int row, n_rows; const Input *in; float *buf; } SomeRows;
+
+/* n_rows <= ROWS, block-quantised, times FEW tokens from t0 on, or as many as there are. The plain form: integer sums per group, then the
+ * float sum in its fixed order (see Input).
  *   buf: isum (T, groups, ROWS), d and m (groups, ROWS) */
-INLINE void few_body(float *out, const Tensor *w, int row, int n_rows, const Input *in, int t0, int T, float *buf) {
+INLINE void few_body(const SomeRows *some, int t0) {
+    const Tensor *w = some->w;
+    const Input *in = some->in;
+    const int row = some->row, n_rows = some->n_rows, T = in->T - t0 < FEW ? in->T - t0 : FEW;
+    float *out = some->out + (size_t)t0 * (size_t)w->n_out + row, *buf = some->buf;
     int n = w->n_in, group = types[w->type].group, min = types[w->type].min, groups = n / group;
     float *d = buf + (size_t)T * (size_t)groups * ROWS, *m = d + (size_t)groups * ROWS;
 
@@ -2197,18 +2209,18 @@ INLINE void few_body(float *out, const Tensor *w, int row, int n_rows, const Inp
     }
 }
 
-/* Rows [row, row + n_rows) of w times all tokens, to out (T, n_out), its first element: block-quantised weights by few_body; of the plain
- * types a row becomes n_in floats in buf, and lanes run along it. */
-static void matmul_scalar(float *out, const Tensor *w, int row, int n_rows, const Input *in, float *buf) {
+/* Block-quantised weights by few_body; of the plain types a row becomes n_in floats in buf, and lanes run along it. */
+static void matmul_scalar(const SomeRows *some) {
+    const Tensor *w = some->w;
+    const Input *in = some->in;
     if (types[w->type].group > 1) {
-        for (int t = 0; t < in->T; t += FEW)
-            few_body(out + (size_t)t * (size_t)w->n_out + row, w, row, n_rows, in, t, in->T - t < FEW ? in->T - t : FEW, buf);
+        for (int t = 0; t < in->T; t += FEW) few_body(some, t);
         return;
     }
-    for (int r = row; r < row + n_rows; r++) {
-        row_to_float(buf, w->data + (size_t)r * row_bytes(w), w->type, (size_t)w->n_in);
+    for (int r = some->row; r < some->row + some->n_rows; r++) {
+        row_to_float(some->buf, w->data + (size_t)r * row_bytes(w), w->type, (size_t)w->n_in);
         for (int t = 0; t < in->T; t++)
-            out[(size_t)t * (size_t)w->n_out + r] = dot(buf, in->x + (size_t)t * (size_t)w->n_in, (size_t)w->n_in);
+            some->out[(size_t)t * (size_t)w->n_out + r] = dot(some->buf, in->x + (size_t)t * (size_t)w->n_in, (size_t)w->n_in);
     }
 }
 
@@ -2218,30 +2230,33 @@ static void matmul_scalar(float *out, const Tensor *w, int row, int n_rows, cons
     attribute static void norm_##isa(float *y, const float *x, const float *w, size_t n, float eps) { rmsnorm(y, x, w, n, eps); } \
     attribute static void activate_##isa(float *x, int act, size_t n) { activate_row(x, act, n); } \
     attribute static void gate_##isa(float *y, const float *z, int act, size_t n) { gate_row(y, z, act, n); } \
-    attribute static void conv_##isa(float *x, const float *w, const float *bias, float *last, \
-                                     int C, int K, int n_tokens, int act, int c) { \
-        conv_body(x, w, bias, last, C, K, n_tokens, act, c); \
-    }
+    attribute static void conv_##isa(const ShortConv *conv, int c) { conv_body(conv, c); }
 LOOPS_FOR(scalar, )
 
 /* -- the scalar definitions: recurrence and softmax attention -- */
 
-/* Head h, value columns [j0, j0 + PANEL), all T tokens. S (dk, dv): this head's memory. o: row of all heads of the first token, o_stride
- * floats from one token to the next. buf: (PANEL + 2) dk floats of this thread. */
-static void recurrence_scalar(const Recurrence *a, int h, int j0, float *S, float *o, size_t o_stride, int T, float *buf) {
+/* Head h, value columns [j0, j0 + PANEL), all T tokens. S (dk, dv): this head's memory; o (T, H, dv): all heads; buf: (PANEL + 2) dk floats
+ * of this thread. */
+static void recurrence_scalar(const Recurrence *a, int h, int j0, float *S, float *o, int T, float *buf) {
     (void)buf;
     if (j0) return; /* all columns at once */
     for (int t = 0; t < T; t++) {
         Step step = step_of(a, t, h);
-        recurrence_step(S, a->dk, a->dv, &step, a->undecayed, o + (size_t)t * o_stride + (size_t)h * (size_t)a->dv);
+        recurrence_step(S, a->dk, a->dv, &step, a->undecayed, o + ((size_t)t * (size_t)a->H + (size_t)h) * (size_t)a->dv);
     }
 }
 
-/* The parts (n_rows, part_floats) that `chunk`, keys [chunk KEY_CHUNK, (chunk + 1) KEY_CHUNK), gives to queries [row, row + n_rows) of
- * key/value head g; q (n_rows, dk) comes scaled. In steps of KEYS keys: the sums so far are rescaled when a larger score appears, so no row
+typedef struct { const Recurrence *a; int h, T; float *S, *o, *buf; } HeadRun; /* for the same in vectors */
+
+/* Queries [row, row + n_rows) of key/value head g; q (n_rows, dk) comes scaled. */
+typedef struct { int g, row, n_rows; const float *q; } Queries;
+
+/* The parts (n_rows, part_floats) that `chunk`, keys [chunk KEY_CHUNK, (chunk + 1) KEY_CHUNK), gives to some queries. In steps of KEYS keys: the sums so far are rescaled when a larger score appears, so no row
  * of scores as long as the context is needed. buf: dk + dv floats. */
-static void attend_scalar(const Attend *a, int g, int row, int n_rows, int64_t chunk, const float *q, float *part, float *buf) {
+static void attend_scalar(const Attend *a, const Queries *some, int64_t chunk, float *part, float *buf) {
     const Cache *c = a->cache;
+    const int g = some->g, row = some->row, n_rows = some->n_rows;
+    const float *q = some->q;
     const int G = a->H / c->heads;
     float *k = buf, *v = k + c->dk, p[KEYS]; /* one key, one value, the scores of a step */
     for (int r = 0; r < n_rows; r++, q += c->dk, part += part_floats(c->dv)) {
@@ -2275,6 +2290,28 @@ static void attend_scalar(const Attend *a, int g, int row, int n_rows, int64_t c
         }
     }
 }
+
+/* Some rows of w, row_step bytes apart, times some rows of x, n numbers of the same type apart, over weights [from, to) of each row; the
+ * sums go to out, whose tokens are out_stride floats apart. What is summed before the end of the rows (to < n) waits in part, as vectors:
+ * (rows of w, rows of x). */
+typedef struct {
+    const uint8_t *w;
+    size_t row_step;
+    const void *x;
+    size_t n, from, to;
+    float *part, *out;
+    size_t out_stride;
+} PlainTile;
+
+/* A product of matrices in attention, see gemm. */
+typedef struct {
+    float *C;
+    const float *A, *B;
+    size_t cs, as, bs;
+    int rows, n, cols, add;
+    const uint8_t *ahead;
+    size_t ahead_bytes;
+} Gemm;
 
 #endif /* LANES */
 
@@ -2338,11 +2375,12 @@ INLINE void load_weights(V *v, const uint8_t *p, int type) {
     }
 }
 
-/* R rows of w (F32 or BF16, row_step bytes apart) times T rows of x (T, n), over weights [from, to) of each row; the sums go to out, whose
- * tokens are out_stride floats apart. What is summed before the end of the rows (to < n) waits in part (R, T, LANES).
- * R <= 4, T <= 6, type: constants, so that acc stays in registers. */
-INLINE void tile(const uint8_t *w, size_t row_step, int type, const float *x, size_t n, size_t from, size_t to,
-                 float *part, float *out, size_t out_stride, int R, int T) {
+/* R rows of w (F32 or BF16) times T tokens, as a PlainTile has them. R <= 4, T <= 6, type: constants, so that acc stays in registers. */
+INLINE void tile(const PlainTile *at, int type, int R, int T) {
+    const uint8_t *w = at->w;
+    const float *x = at->x;
+    const size_t row_step = at->row_step, n = at->n, from = at->from, to = at->to, out_stride = at->out_stride;
+    float *part = at->part, *out = at->out;
     V acc[4][6] = {{{0}}};
     size_t i = from, width = type == BF16 ? 2 : 4;
     if (from)
@@ -2374,10 +2412,13 @@ INLINE void tile(const uint8_t *w, size_t row_step, int type, const float *x, si
         }
 }
 
-/* Rows [row, row + n_rows) of F32, F16 or BF16 times all tokens, n_rows <= 2 ROWS, to out (T, n_out). T_TILE tokens meet the rows, R_TILE
+/* Rows of F32, F16 or BF16, 2 ROWS at most. T_TILE tokens meet the rows, R_TILE
  * at a time, over WEIGHTS_AT_ONCE weights of each, so that what these tokens bring stays in the first-level cache while the rows pass; the
  * tokens that are left over are taken one by one. F16, and BF16 for several tokens, become floats in buf (n_rows, n) first. */
-INLINE void plain_body(float *out, const Tensor *w, int row, int n_rows, const Input *in, float *buf, int R_TILE, int T_TILE) {
+INLINE void plain_body(const SomeRows *some, int R_TILE, int T_TILE) {
+    const Tensor *w = some->w;
+    const Input *in = some->in;
+    const int row = some->row, n_rows = some->n_rows;
     size_t n = (size_t)w->n_in, n_out = (size_t)w->n_out, step = row_bytes(w);
     const uint8_t *rows = w->data + (size_t)row * step;
     float part[2 * ROWS * 6 * LANES] __attribute__((aligned(64)));
@@ -2386,16 +2427,16 @@ INLINE void plain_body(float *out, const Tensor *w, int row, int n_rows, const I
         for (int r = 0; r < n_rows; r++) {
             const uint8_t *bytes = rows + (size_t)r * step;
             for (size_t i = 0; i < step; i += 64) PREFETCH(bytes + (size_t)n_rows * step + i);
-            row_to_float(buf + (size_t)r * n, bytes, type, n);
+            row_to_float(some->buf + (size_t)r * n, bytes, type, n);
         }
-        rows = (const uint8_t *)buf;
+        rows = (const uint8_t *)some->buf;
         step = n * sizeof(float);
         type = F32;
     }
 #define TILES(TYPE, R, T, from, to) /* as many times R rows, from r on, as there are */ \
     for (; r + R <= n_rows; r += R) \
-        tile(rows + (size_t)r * step, step, TYPE, in->x + (size_t)t * n, n, from, to, \
-             part + (size_t)r * T * LANES, out + (size_t)t * n_out + row + r, n_out, R, T)
+        tile(&(PlainTile){rows + (size_t)r * step, step, in->x + (size_t)t * n, n, from, to, \
+                          part + (size_t)r * T * LANES, some->out + (size_t)t * n_out + row + r, n_out}, TYPE, R, T)
     for (; t + T_TILE <= in->T && type == F32; t += T_TILE)
         for (size_t at = 0; at < n; at += WEIGHTS_AT_ONCE) {
             size_t to = n - at > WEIGHTS_AT_ONCE ? at + WEIGHTS_AT_ONCE : n;
@@ -2431,9 +2472,12 @@ INLINE float dot_body(const float *a, const float *b, size_t n) {
  *     S'k and S'q over the decayed memory give  u = v - rho S'k  and  o = S'q + (q.k) u.
  * A single token works where the memory lies. N, erase, general: constants; without erase nothing is recalled, general adds w, r, c
  * and the bonus.
- *   S (dk, dv) of the head;  o: row of all heads of the first token, o_stride floats from one to the next;  buf (PANEL + 2) dk floats */
-INLINE void panel(const Recurrence *a, int h, int j0, int n_cols, float *S, float *o, size_t o_stride, int T, float *buf,
-                  const int N, const int erase, const int general) {
+ *   S (dk, dv) of the head;  o (T, H, dv);  buf (PANEL + 2) dk floats */
+INLINE void panel(const HeadRun *run, int j0, int n_cols, const int N, const int erase, const int general) {
+    const Recurrence *a = run->a;
+    const int h = run->h, T = run->T;
+    float *S = run->S, *o = run->o, *buf = run->buf;
+    const size_t o_stride = (size_t)a->H * (size_t)a->dv;
     const int dk = a->dk, dv = a->dv, copied = T > 1 || n_cols < N * LANES;
     const size_t step = copied ? (size_t)N * LANES : (size_t)dv; /* floats from one row of the panel to the next */
     float *P = copied ? buf : S + j0;                            /* the panel (dk, N vectors) */
@@ -2544,12 +2588,13 @@ INLINE void panel(const Recurrence *a, int h, int j0, int n_cols, float *S, floa
 }
 
 /* recurrence_scalar in panels: of four vectors, then of one. The plainest code that this recurrence allows is taken. */
-INLINE void recurrence_body(const Recurrence *a, int h, int j0, float *S, float *o, size_t o_stride, int T, float *buf) {
+INLINE void recurrence_body(const Recurrence *a, int h, int j0, float *S, float *o, int T, float *buf) {
+    const HeadRun run = {a, h, T, S, o, buf};
     const int end = j0 + PANEL < a->dv ? j0 + PANEL : a->dv, general = a->undecayed || a->w.p || a->c.p || a->u.p;
 #define PANELS(N) \
-    if (general) panel(a, h, j, n, S, o, o_stride, T, buf, N, 1, 1); \
-    else if (a->rho.p) panel(a, h, j, n, S, o, o_stride, T, buf, N, 1, 0); \
-    else panel(a, h, j, n, S, o, o_stride, T, buf, N, 0, 0)
+    if (general) panel(&run, j, n, N, 1, 1); \
+    else if (a->rho.p) panel(&run, j, n, N, 1, 0); \
+    else panel(&run, j, n, N, 0, 0)
     for (int j = j0, n; j < end; j += n) { /* what is left of four vectors, one by one */
         n = end - j >= 4 * LANES ? 4 * LANES : end - j < LANES ? end - j : LANES;
         if (n > LANES) {
@@ -2566,10 +2611,14 @@ INLINE void recurrence_body(const Recurrence *a, int h, int j0, float *S, float 
  * Every element is one chain of multiply-adds in the order of n, whatever the other rows and columns are. Six rows by two vectors are
  * in registers: 12 chains hide the latency, and 8 loads feed 12 multiply-adds. A few rows alone wait for memory: then `ahead_bytes` from
  * ahead on, which come next, are fetched on the way, in steps as even as the loop's.
- * gemm_rows: R of the rows, a constant. */
-INLINE void gemm_rows(float *C, size_t cs, const float *A, size_t as, const float *B, size_t bs, int n, int cols, int add,
-                      const uint8_t *ahead, size_t ahead_bytes, const int R) {
-    const size_t step = ahead_bytes / (size_t)(n * cols / (2 * LANES));
+ * gemm_rows: R of the rows, a constant, from `row` on. */
+INLINE void gemm_rows(const Gemm *product, int row, const int R) {
+    const size_t cs = product->cs, as = product->as, bs = product->bs;
+    const float *A = product->A + (size_t)row * as, *B = product->B;
+    float *C = product->C + (size_t)row * cs;
+    const int n = product->n, cols = product->cols, add = product->add;
+    const uint8_t *ahead = product->ahead;
+    const size_t step = product->ahead_bytes / (size_t)(n * cols / (2 * LANES));
     for (int j = 0; j < cols; j += 2 * LANES) {
         V acc[6][2] = {{{0}}}, b0, b1;
         UNROLL8 for (int r = 0; r < R; r++)
@@ -2596,18 +2645,12 @@ INLINE void gemm_rows(float *C, size_t cs, const float *A, size_t as, const floa
         }
     }
 }
-INLINE void gemm(float *C, size_t cs, const float *A, size_t as, const float *B, size_t bs, int n, int rows, int cols, int add,
-                 const uint8_t *ahead, size_t ahead_bytes) {
-    for (; rows >= 6; rows -= 6, C += 6 * cs, A += 6 * as) gemm_rows(C, cs, A, as, B, bs, n, cols, add, ahead, ahead_bytes, 6);
-    if (rows >= 4) {
-        gemm_rows(C, cs, A, as, B, bs, n, cols, add, ahead, ahead_bytes, 4);
-        rows -= 4, C += 4 * cs, A += 4 * as;
-    }
-    if (rows >= 2) {
-        gemm_rows(C, cs, A, as, B, bs, n, cols, add, ahead, ahead_bytes, 2);
-        rows -= 2, C += 2 * cs, A += 2 * as;
-    }
-    if (rows >= 1) gemm_rows(C, cs, A, as, B, bs, n, cols, add, ahead, ahead_bytes, 1);
+INLINE void gemm(const Gemm *product) {
+    const int rows = product->rows, left = rows % 6, sixes = rows - left;
+    for (int row = 0; row < sixes; row += 6) gemm_rows(product, row, 6);
+    if (left & 4) gemm_rows(product, sixes, 4);
+    if (left & 2) gemm_rows(product, sixes + (left & 4), 2);
+    if (left & 1) gemm_rows(product, rows - 1, 1);
 }
 
 #undef NAME
@@ -2647,10 +2690,8 @@ INLINE void gemm(float *C, size_t cs, const float *A, size_t as, const float *B,
 
 /* -- softmax attention in tiles: what an instruction set must bring, and the rest -- */
 
-typedef void (*Gemm)(float *C, size_t cs, const float *A, size_t as, const float *B, size_t bs, int n, int rows, int cols, int add,
-                     const uint8_t *ahead, size_t ahead_bytes);
 typedef struct {
-    Gemm gemm;
+    void (*gemm)(const Gemm *product);
     void (*half_row)(float *y, const uint8_t *x, int n); /* n float16 to float */
     void (*byte_tile)(float *y, size_t stride, const int8_t *q, const float *scale, int rows, int cols, int value);
 } AttendOps;
@@ -2665,11 +2706,12 @@ INLINE void byte_tile(float *y, size_t stride, const int8_t *q, const float *sca
         for (int i = 0; i < cols; i++) y[(size_t)r * stride + (size_t)i] = BYTE_SCALE(r, i) * (float)q[r * cols + i];
 }
 
-/* A tile of the cache as floats: itself, or converted to `out`. Keys are (width, KEYS); values (n, width) in rows of `stride` floats, zeros
- * behind the width. */
-INLINE const float *tile_floats(float *out, size_t stride, const uint8_t *tile, int type, int width, int value, int n,
-                                const AttendOps *ops) {
-    int rows = value ? n : width, cols = value ? width : KEYS, groups = (width + 31) / 32;
+/* A tile of the cache as floats: itself, or converted to `out`. Keys are (width, KEYS); values the first n of (KEYS, width), in rows of a
+ * multiple of 32 floats, zeros behind the width. n: 0 for keys. */
+INLINE const float *tile_floats(float *out, const uint8_t *tile, int type, int width, int n, const AttendOps *ops) {
+    const int value = n > 0, groups = (width + 31) / 32;
+    const size_t stride = value ? round_up((size_t)width, 32) : KEYS;
+    int rows = value ? n : width, cols = value ? width : KEYS;
     if (type == F32 && (size_t)cols == stride) return (const float *)(const void *)tile;
     if (type == F16 && (size_t)cols == stride) {
         ops->half_row(out, tile, rows * cols);
@@ -2701,26 +2743,24 @@ INLINE float mask_and_max(float *restrict s, int lo, int hi, float top) {
     return top;
 }
 
-/* s (KEYS) becomes e^(s - top), 0 outside of [lo, hi), and is added to the sum so far, lanes (LANES); before that, lanes and o (n_o) are
- * multiplied by keep, which is what the new top leaves of them. */
-INLINE void softmax_step(float *restrict s, int lo, int hi, float top, float keep, float *restrict lanes, float *restrict o, size_t n_o) {
+/* s (KEYS) becomes e^(s - top), 0 outside of [lo, hi), and is added to the sum so far, lanes (LANES), of which the new top leaves `keep`. */
+INLINE void softmax_step(float *restrict s, int lo, int hi, float top, float keep, float *restrict lanes) {
     for (int i = 0; i < KEYS; i++) s[i] = fast_exp(s[i] - top);
     if (lo > 0 || hi < KEYS)
         for (int i = 0; i < KEYS; i++) s[i] = i >= lo && i < hi ? s[i] : 0;
     for (int l = 0; l < LANES; l++) lanes[l] *= keep;
     for (int i = 0; i < KEYS; i += LANES)
         for (int l = 0; l < LANES; l++) lanes[l] += s[i + l];
-    if (keep != 1)
-        for (size_t i = 0; i < n_o; i++) o[i] *= keep;
 }
 
 /* attend_scalar in tiles: a tile of keys or values is converted once and serves all queries, six of which are in registers at once.
  * Where the six do not see the same keys, what only some of them see is added for each alone, before or after the common part.
  *   buf: S (n_rows, KEYS) scores of a step, later P; lanes (n_rows, LANES) sums of P; tile (KEYS, KEYS) keys or values as floats
  * `ahead` is the memory that will be read next: asked for at once for many queries, by gemm on the way for few. */
-INLINE void attend_body(const Attend *a, int g, int row, int n_rows, int64_t chunk, const float *q, float *part, float *buf,
-                        const AttendOps *ops) {
+INLINE void attend_body(const Attend *a, const Queries *some, int64_t chunk, float *part, float *buf, const AttendOps *ops) {
     const Cache *c = a->cache;
+    const int g = some->g, row = some->row, n_rows = some->n_rows;
+    const float *q = some->q;
     const int dk = c->dk, dv = c->dv, G = a->H / c->heads;
     const size_t stride = part_floats(dv), n_o = part_o(dv);
     float *S = buf, *lanes = S + n_rows * KEYS, *tile = lanes + n_rows * LANES;
@@ -2744,13 +2784,13 @@ INLINE void attend_body(const Attend *a, int g, int row, int n_rows, int64_t chu
             int w = dk - at < KEYS ? dk - at : KEYS;
             const uint8_t *K = cache_tile(c, b, g, 0, at / KEYS), *ahead = K + tile_bytes(c->type, w);
             const size_t next = tile_bytes(c->type, w);
-            const float *B = tile_floats(tile, KEYS, K, c->type, w, 0, n, ops);
+            const float *B = tile_floats(tile, K, c->type, w, 0, ops);
             for (size_t i = 0; i < next && n_rows >= 6; i += ALIGN) PREFETCH(ahead + i);
             for (int r = 0, m; r < n_rows; r += m) {
                 m = n_rows - r < 6 ? n_rows - r : 6;
                 if (hi[r + m - 1] > 0 && lo[r] < KEYS)
-                    ops->gemm(S + r * KEYS, KEYS, q + r * dk + at, (size_t)dk, B, KEYS, w, m, (int)round_up((size_t)n, 32), at > 0,
-                              ahead, next);
+                    ops->gemm(&(Gemm){S + r * KEYS, q + r * dk + at, B, KEYS, (size_t)dk, KEYS,
+                                      m, w, (int)round_up((size_t)n, 32), at > 0, ahead, next});
             }
         }
 
@@ -2769,10 +2809,12 @@ INLINE void attend_body(const Attend *a, int g, int row, int n_rows, int64_t chu
             *top = best;
         }
         for (int r = 0; r < n_rows; r++) keep[r] = fast_exp(keep[r]);
-        for (int r = 0; r < n_rows; r++)
-            if (lo[r] < hi[r])
-                softmax_step(S + r * KEYS, lo[r], hi[r], part[(size_t)r * stride + n_o], keep[r],
-                             lanes + r * LANES, part + (size_t)r * stride, n_o);
+        for (int r = 0; r < n_rows; r++) {
+            float *o = part + (size_t)r * stride;
+            if (lo[r] == hi[r]) continue;
+            softmax_step(S + r * KEYS, lo[r], hi[r], o[n_o], keep[r], lanes + r * LANES);
+            for (size_t i = 0; i < n_o && keep[r] != 1; i++) o[i] *= keep[r];
+        }
 
         // O += P V, a tile of channels at a time
         for (int at = 0; at < dv; at += KEYS) {
@@ -2780,7 +2822,7 @@ INLINE void attend_body(const Attend *a, int g, int row, int n_rows, int64_t chu
             const uint8_t *V = cache_tile(c, b, g, 1, at / KEYS);
             const uint8_t *ahead = at + KEYS < dv ? V + tile_bytes(c->type, w) : cache_tile(c, b + 1, g, 0, 0);
             const size_t next = tile_bytes(c->type, w);
-            const float *B = tile_floats(tile, (size_t)ws, V, c->type, w, 1, n, ops);
+            const float *B = tile_floats(tile, V, c->type, w, n, ops);
             for (size_t i = 0; i < next && n_rows >= 6; i += ALIGN) PREFETCH(ahead + i);
             for (int r = 0, m; r < n_rows; r += m) {
                 int first = 0, last = KEYS; /* keys [first, last) are seen by all of them */
@@ -2794,14 +2836,15 @@ INLINE void attend_body(const Attend *a, int g, int row, int n_rows, int64_t chu
                 for (int i = 0; i < m; i++) { /* before them */
                     int stop = hi[r + i] < first ? hi[r + i] : first;
                     if (lo[r + i] < stop)
-                        ops->gemm(O + (size_t)i * stride, stride, P + i * KEYS + lo[r + i], KEYS, B + lo[r + i] * ws, (size_t)ws,
-                                  stop - lo[r + i], 1, ws, 1, ahead, 0);
+                        ops->gemm(&(Gemm){O + (size_t)i * stride, P + i * KEYS + lo[r + i], B + lo[r + i] * ws,
+                                          stride, KEYS, (size_t)ws, 1, stop - lo[r + i], ws, 1, ahead, 0});
                 }
-                if (first < last) ops->gemm(O, stride, P + first, KEYS, B + first * ws, (size_t)ws, last - first, m, ws, 1, ahead, next);
+                if (first < last)
+                    ops->gemm(&(Gemm){O, P + first, B + first * ws, stride, KEYS, (size_t)ws, m, last - first, ws, 1, ahead, next});
                 for (int i = 0; i < m; i++) /* after them */
                     if (hi[r + i] > last)
-                        ops->gemm(O + (size_t)i * stride, stride, P + i * KEYS + last, KEYS, B + last * ws, (size_t)ws,
-                                  hi[r + i] - last, 1, ws, 1, ahead, 0);
+                        ops->gemm(&(Gemm){O + (size_t)i * stride, P + i * KEYS + last, B + last * ws,
+                                          stride, KEYS, (size_t)ws, 1, hi[r + i] - last, ws, 1, ahead, 0});
             }
         }
     }
@@ -2812,26 +2855,20 @@ INLINE void attend_body(const Attend *a, int g, int row, int n_rows, int64_t chu
  * isa ends their names, attribute lets the compiler use its instructions, lanes is the number of floats in its registers. */
 
 #define ATTEND_FOR(isa, attribute, lanes, half_row, byte_tile) \
-    attribute NOINLINE static void gemm_##isa(float *C, size_t cs, const float *A, size_t as, const float *B, size_t bs, \
-                                              int n, int rows, int cols, int add, const uint8_t *ahead, size_t ahead_bytes) { \
-        gemm_##lanes(C, cs, A, as, B, bs, n, rows, cols, add, ahead, ahead_bytes); \
-    } \
-    attribute static void attend_##isa(const Attend *a, int g, int row, int n_rows, int64_t chunk, \
-                                       const float *q, float *part, float *buf) { \
-        attend_body(a, g, row, n_rows, chunk, q, part, buf, &(const AttendOps){gemm_##isa, half_row, byte_tile}); \
+    attribute NOINLINE static void gemm_##isa(const Gemm *product) { gemm_##lanes(product); } \
+    attribute static void attend_##isa(const Attend *a, const Queries *some, int64_t chunk, float *part, float *buf) { \
+        attend_body(a, some, chunk, part, buf, &(const AttendOps){gemm_##isa, half_row, byte_tile}); \
     }
 #define KERNELS_FOR(isa, attribute, lanes) \
     LOOPS_FOR(isa, attribute) \
-    attribute static void recurrence_##isa(const Recurrence *a, int h, int j0, float *S, float *o, size_t o_stride, \
-                                           int n_tokens, float *buf) { \
-        recurrence_body_##lanes(a, h, j0, S, o, o_stride, n_tokens, buf); \
+    attribute static void recurrence_##isa(const Recurrence *a, int h, int j0, float *S, float *o, int n_tokens, float *buf) { \
+        recurrence_body_##lanes(a, h, j0, S, o, n_tokens, buf); \
     }
 /* Where no better way to multiply integers is known: few_body as it is. tr x tt outputs of a plain matmul are in registers at once. */
 #define MATMUL_FOR(isa, attribute, lanes, tr, tt) \
-    attribute static void matmul_##isa(float *out, const Tensor *w, int row, int n_rows, const Input *in, float *buf) { \
-        if (types[w->type].group == 1) plain_body_##lanes(out, w, row, n_rows, in, buf, tr, tt); \
-        else for (int t = 0; t < in->T; t += FEW) \
-            few_body(out + (size_t)t * (size_t)w->n_out + row, w, row, n_rows, in, t, in->T - t < FEW ? in->T - t : FEW, buf); \
+    attribute static void matmul_##isa(const SomeRows *some) { \
+        if (types[some->w->type].group == 1) plain_body_##lanes(some, tr, tt); \
+        else for (int t = 0; t < some->in->T; t += FEW) few_body(some, t); \
     }
 #if defined(__x86_64__)
 #include <cpuid.h>
@@ -3018,11 +3055,17 @@ INLINE512 void segment512(__m512i v[4], const uint8_t *b, int type, int n) {
     UNROLL for (int j = 0; j < 4; j++) v[j] = _mm512_add_epi8(_mm512_load_si512(q + 64 * j), offset);
 }
 
-/* n weights of each of n_rows rows, `step` bytes apart, to q (n_rows, row_q), as load512 has them, padded with zeros to a segment; their
- * scales and minimums to d, m (n_rows, row_d). What lies `next` bytes further on is asked for. One copy per type: with the type a constant,
- * memory is the limit and not the unpacking. */
-INLINE512 void rows_of_type512(int8_t *q, size_t row_q, float *d, float *m, size_t row_d, const uint8_t *b, size_t step, size_t next,
-                               int n_rows, int n, const int type) {
+/* n weights of each of n_rows rows, `step` bytes apart from b on, to q (n_rows, row_q), as load512 has them, padded with zeros to a segment;
+ * their scales and minimums to d, m (n_rows, row_d). What lies `next` bytes further on is asked for. One copy per type: with the type a
+ * constant, memory is the limit and not the unpacking. */
+typedef struct { int8_t *q; float *d, *m; size_t row_q, row_d; } Unpacked;
+typedef struct { const uint8_t *b; size_t step, next; int n_rows, n; } PackedRows;
+INLINE512 void rows_of_type512(const Unpacked *to, const PackedRows *from, const int type) {
+    int8_t *q = to->q;
+    float *d = to->d, *m = to->m;
+    const size_t row_q = to->row_q, row_d = to->row_d, step = from->step, next = from->next;
+    const uint8_t *b = from->b;
+    const int n_rows = from->n_rows, n = from->n;
     const size_t segment = bytes_of(type, SEGMENT);
     for (int r = 0; r < n_rows; r++)
         for (int at = 0; at < n; at += SEGMENT) {
@@ -3036,9 +3079,8 @@ INLINE512 void rows_of_type512(int8_t *q, size_t row_q, float *d, float *m, size
             UNROLL for (int j = 0; j < 4; j++) _mm512_storeu_si512(q + (size_t)r * row_q + at + 64 * j, v[j]);
         }
 }
-AVX512 static void rows512(int8_t *q, size_t row_q, float *d, float *m, size_t row_d, const uint8_t *b, size_t step, size_t next,
-                           int n_rows, int n, int type) {
-#define OF(TYPE) case TYPE: rows_of_type512(q, row_q, d, m, row_d, b, step, next, n_rows, n, TYPE); break;
+AVX512 static void rows512(const Unpacked *to, const PackedRows *from, int type) {
+#define OF(TYPE) case TYPE: rows_of_type512(to, from, TYPE); break;
     switch (type) {
     OF(Q8_0) OF(Q4_0) OF(Q4_1) OF(Q5_0) OF(Q5_1) OF(IQ4_NL) OF(MXFP4)
     OF(Q2_K) OF(Q3_K) OF(Q4_K) OF(Q5_K) OF(Q6_K) OF(IQ4_XS)
@@ -3053,11 +3095,13 @@ AVX512 static void rows512(int8_t *q, size_t row_q, float *d, float *m, size_t r
  * n_tokens <= T (3 tokens are taken as 4, of which the last is computed twice and stored once). u: the weights made unsigned for hi, whose
  * products go first; those with lo, unsigned itself, are added to 256 times as much.
  *   buf: F (T, ROWS, G) sums, D, M (ROWS, G) scales and minimums; G groups, padded to 16; for more than one token a row of weights */
-INLINE512 void few512(float *out, const Tensor *w, int row, int n_rows, const Input *in, int n_tokens, float *buf,
-                      const int type, const int group, const int min, const int T) {
+INLINE512 void few512(const SomeRows *some, int n_tokens, const int type, const int group, const int min, const int T) {
+    const Tensor *w = some->w;
+    const Input *in = some->in;
+    const int row = some->row, n_rows = some->n_rows;
     const int n = w->n_in, groups = n / group, blocks = n / 32, log = log_offset(type);
     const size_t G = round_up((size_t)groups, 16), step = row_bytes(w), segment = bytes_of(type, SEGMENT);
-    float *D = buf + (size_t)T * ROWS * G, *M = D + ROWS * G;
+    float *F = some->buf, *D = F + (size_t)T * ROWS * G, *M = D + ROWS * G;
     int8_t *q = (int8_t *)(void *)(M + ROWS * G);
     const __m512i flip = log == -2 ? _mm512_set1_epi8(-128) : _mm512_setzero_si512(); /* to unsigned */
     const __mmask16 corrected = log == -1 ? 0 : 0xffff;
@@ -3068,7 +3112,8 @@ INLINE512 void few512(float *out, const Tensor *w, int row, int n_rows, const In
     // isum, d and m of every row
     for (int r = 0; r < n_rows; r++) {
         const uint8_t *bytes = w->data + (size_t)(row + r) * step;
-        if (T > 1) rows512(q, 0, D + (size_t)r * G, M + (size_t)r * G, 0, bytes, 0, AHEAD, 1, n, type);
+        if (T > 1)
+            rows512(&(Unpacked){q, D + (size_t)r * G, M + (size_t)r * G, 0, 0}, &(PackedRows){bytes, 0, AHEAD, 1, n}, type);
         for (int at = 0; at < n; at += SEGMENT, bytes += segment) {
             const int len = n - at < SEGMENT ? n - at : SEGMENT;
             size_t g = (size_t)r * G + (size_t)(at / group);
@@ -3086,7 +3131,7 @@ INLINE512 void few512(float *out, const Tensor *w, int row, int n_rows, const In
                 const int8_t *hi = in->hi + token * (size_t)n + at;
                 const uint8_t *lo = in->lo + token * (size_t)n + at;
                 const int32_t *bias = in->bias + (token * 2 + (log > 0)) * (size_t)blocks * 3;
-                float *f = buf + (size_t)t * ROWS * G + g;
+                float *f = F + (size_t)t * ROWS * G + g;
                 __m512i z[4];
                 UNROLL for (int i = 0; i < 4; i++) {
                     z[i] = _mm512_slli_epi32(_mm512_dpbusd_epi32(_mm512_setzero_si512(), u[i], _mm512_loadu_si512(hi + 64 * i)), 8);
@@ -3120,7 +3165,7 @@ INLINE512 void few512(float *out, const Tensor *w, int row, int n_rows, const In
         UNROLL8 for (int t = 0; t < T; t++) {
             const size_t token = (size_t)(t < n_tokens ? t : n_tokens - 1);
             const float *fsum = in->fsum + token * (size_t)blocks * 2;
-            transpose16(f, buf + (size_t)t * ROWS * G + g, G * sizeof(float));
+            transpose16(f, F + (size_t)t * ROWS * G + g, G * sizeof(float));
             UNROLL for (int j = 0; j < 4; j++) {
                 if (j >= last) break;
                 S[t] = _mm512_fmadd_ps(_mm512_castsi512_ps(f[j]), _mm512_castsi512_ps(d[j]), S[t]);
@@ -3134,7 +3179,7 @@ INLINE512 void few512(float *out, const Tensor *w, int row, int n_rows, const In
     __mmask16 live = (__mmask16)((1u << n_rows) - 1);
     UNROLL8 for (int t = 0; t < T; t++)
         if (t < n_tokens)
-            _mm512_mask_storeu_ps(out + (size_t)t * (size_t)w->n_out + row, live, _mm512_mul_ps(S[t], _mm512_set1_ps(in->D[t])));
+            _mm512_mask_storeu_ps(some->out + (size_t)t * (size_t)w->n_out + row, live, _mm512_mul_ps(S[t], _mm512_set1_ps(in->D[t])));
 }
 
 /* -- AVX-512: many tokens -- */
@@ -3143,15 +3188,18 @@ INLINE512 void few512(float *out, const Tensor *w, int row, int n_rows, const In
  * -128 times the sum of the weights, which takes back what hi + 128 adds too much. */
 typedef struct { int8_t q[8][64]; float d[2][16], m[2][16]; int32_t bias[2][16]; } Panel;
 
-/* Rows [row, row + 16) of w, n_blocks (BLOCKS_AT_ONCE, two segments, or what is left of the row) from block b0 on, to panels. q, d, m: room
+/* Rows [row, row + 16) of w, n_blocks (BLOCKS_AT_ONCE, two segments, or what is left of the row) from block b0 on, to panels; room:
  * for 16 rows of BLOCKS_AT_ONCE blocks. Rows beyond the end are what happens to lie there; nobody stores their sums. */
-AVX512 static void make_panels(Panel *p, const Tensor *w, int row, int b0, int n_blocks, int8_t *q, float *d, float *m) {
+AVX512 static void make_panels(Panel *p, const Tensor *w, int row, int b0, int n_blocks, const Unpacked *room) {
+    const int8_t *q = room->q;
+    const float *d = room->d, *m = room->m;
     const int group = types[w->type].group, min = types[w->type].min, per = 32 / group; /* groups per block */
-    const size_t row_q = BLOCKS_AT_ONCE * 32, row_d = BLOCKS_AT_ONCE * 2;
+    const size_t row_q = room->row_q, row_d = room->row_d;
     const __m512i ones = _mm512_set1_epi8(1), offset = offset512(w->type);
     const int rows = w->n_out - row < ROWS ? (w->n_out > row ? w->n_out - row : 0) : ROWS;
-    rows512(q, row_q, d, m, row_d, w->data + (size_t)row * row_bytes(w) + bytes_of(w->type, (size_t)b0 * 32), row_bytes(w),
-            2 * ROWS * row_bytes(w), rows, 32 * n_blocks, w->type);
+    const PackedRows from = {w->data + (size_t)row * row_bytes(w) + bytes_of(w->type, (size_t)b0 * 32), row_bytes(w),
+                             2 * ROWS * row_bytes(w), rows, 32 * n_blocks};
+    rows512(room, &from, w->type);
 
     // weights, and their sums for the bias
     for (int b = 0; b < n_blocks; b++) {
@@ -3185,8 +3233,12 @@ AVX512 static void make_panels(Panel *p, const Tensor *w, int row, int b0, int n
 /* Two panels (32 rows; the second is BLOCKS_AT_ONCE behind the first) times T <= TILE tokens over n_blocks; x: their pieces of TILES (see
  * Input). S (T, 32) holds the float sums from one call to the next; first: they begin at zero. A broadcast of 4 bytes of x
  * serves both panels; 12 integer and 12 float sums, 2 weights and the broadcast are in registers. group, min, fast, T: constants. */
-INLINE512 void tile512(float *S, const Panel *p, const uint8_t *x, int n_blocks, int first,
-                       const int group, const int min, const int fast, const int T) {
+typedef struct { float *S; const Panel *p; const uint8_t *x; int n_blocks, first; } PanelTile;
+INLINE512 void tile512(const PanelTile *at, const int group, const int min, const int fast, const int T) {
+    float *S = at->S;
+    const Panel *p = at->p;
+    const uint8_t *x = at->x;
+    const int n_blocks = at->n_blocks, first = at->first;
     __m512 s[2][TILE];
     UNROLL8 for (int t = 0; t < T; t++)
         UNROLL for (int r = 0; r < 2; r++) s[r][t] = first ? _mm512_setzero_ps() : _mm512_load_ps(S + 32 * t + 16 * r);
@@ -3229,11 +3281,9 @@ INLINE512 void tile512(float *S, const Panel *p, const uint8_t *x, int n_blocks,
     UNROLL8 for (int t = 0; t < T; t++)
         UNROLL for (int r = 0; r < 2; r++) _mm512_store_ps(S + 32 * t + 16 * r, s[r][t]);
 }
-typedef void Tile512(float *S, const Panel *p, const uint8_t *x, int n_blocks, int first);
+typedef void Tile512(const PanelTile *at);
 #define TILE512(group, min, fast, T) \
-    AVX512 static void tile512_##group##_##min##_##fast##_##T(float *S, const Panel *p, const uint8_t *x, int n_blocks, int first) { \
-        tile512(S, p, x, n_blocks, first, group, min, fast, T); \
-    }
+    AVX512 static void tile512_##group##_##min##_##fast##_##T(const PanelTile *at) { tile512(at, group, min, fast, T); }
 #define TILES512(group, min) \
     TILE512(group, min, 0, 2) TILE512(group, min, 0, 4) TILE512(group, min, 0, 6) \
     TILE512(group, min, 1, 2) TILE512(group, min, 1, 4) TILE512(group, min, 1, 6)
@@ -3250,26 +3300,29 @@ static Tile512 *const tiles512[2][2][2][3] = { /* fast; groups of 16; minimums; 
 
 /* Rows [row, row + n_rows), n_rows <= 32, times all tokens of a tiled input.
  *   buf: 2 BLOCKS_AT_ONCE panels, S (tokens, rounded up to TILE; 32), then d, m, q of 16 rows */
-AVX512 static void many512(float *out, const Tensor *w, int row, int n_rows, const Input *in, float *buf) {
+AVX512 static void many512(const SomeRows *some) {
+    const Tensor *w = some->w;
+    const Input *in = some->in;
+    const int row = some->row, n_rows = some->n_rows;
     const int blocks = w->n_in / 32;
     Tile512 *const *tile_of = tiles512[in->fast][types[w->type].group == 16][types[w->type].min];
-    Panel *panels = (Panel *)(void *)buf;
+    Panel *panels = (Panel *)(void *)some->buf;
     float *S = (float *)(void *)(panels + 2 * BLOCKS_AT_ONCE);
     float *d = S + round_up((size_t)in->T, TILE) * 32, *m = d + ROWS * BLOCKS_AT_ONCE * 2;
-    int8_t *q = (int8_t *)(m + ROWS * BLOCKS_AT_ONCE * 2);
+    const Unpacked room = {(int8_t *)(m + ROWS * BLOCKS_AT_ONCE * 2), d, m, BLOCKS_AT_ONCE * 32, BLOCKS_AT_ONCE * 2};
     for (int b = 0; b < blocks; b += BLOCKS_AT_ONCE) {
         int n = blocks - b < BLOCKS_AT_ONCE ? blocks - b : BLOCKS_AT_ONCE;
-        make_panels(panels, w, row, b, n, q, d, m);
-        make_panels(panels + BLOCKS_AT_ONCE, w, row + ROWS, b, n, q, d, m);
+        make_panels(panels, w, row, b, n, &room);
+        make_panels(panels + BLOCKS_AT_ONCE, w, row + ROWS, b, n, &room);
         for (int t = 0; t < in->T; t += TILE) {
             float *s = S + 32 * t;
-            tile_of[in->T - t >= TILE ? 2 : (in->T - t - 1) / 2](
-                s, panels, in->tiles + ((size_t)(t / TILE) * (size_t)blocks + (size_t)b) * tile_bytes_of(in->fast), n, b == 0);
+            const uint8_t *x = in->tiles + ((size_t)(t / TILE) * (size_t)blocks + (size_t)b) * tile_bytes_of(in->fast);
+            tile_of[in->T - t >= TILE ? 2 : (in->T - t - 1) / 2](&(PanelTile){s, panels, x, n, b == 0});
             if (b + n < blocks) continue;
             for (int i = 0; i < TILE && t + i < in->T; i++)
                 for (int r = 0; r < n_rows; r += ROWS) {
                     __mmask16 live = n_rows - r >= ROWS ? 0xffff : (__mmask16)((1u << (n_rows - r)) - 1);
-                    _mm512_mask_storeu_ps(out + (size_t)(t + i) * (size_t)w->n_out + row + r, live,
+                    _mm512_mask_storeu_ps(some->out + (size_t)(t + i) * (size_t)w->n_out + row + r, live,
                                           _mm512_mul_ps(_mm512_load_ps(s + 32 * i + r), _mm512_set1_ps(in->D[t + i])));
                 }
         }
@@ -3280,7 +3333,10 @@ AVX512 static void many512(float *out, const Tensor *w, int row, int n_rows, con
 
 /* BF16 rows times few tokens, four rows at a time, in the order of `tile`; a function of its own because gcc widens 16-bit vectors badly,
  * and because fetching ahead pays. Written with * and + as `tile` is, so that a compiler fuses both or none. */
-AVX512 static void few512_bf16(float *out, const Tensor *w, int row, int n_rows, const Input *in) {
+AVX512 static void few512_bf16(const SomeRows *some) {
+    const Tensor *w = some->w;
+    const Input *in = some->in;
+    const int row = some->row, n_rows = some->n_rows;
     const size_t n = (size_t)w->n_in, step = row_bytes(w);
 #define WEIGHTS(p) _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(p), 16))
     for (int r = 0; r < n_rows; r += 4)
@@ -3306,20 +3362,19 @@ AVX512 static void few512_bf16(float *out, const Tensor *w, int row, int n_rows,
                     acc[j] += WEIGHTS(_mm256_maskz_loadu_epi16(live, rows[j] + 2 * i)) * _mm512_maskz_loadu_ps(live, x + i);
             }
             UNROLL for (int j = 0; j < 4; j++)
-                if (r + j < n_rows) out[(size_t)t * (size_t)w->n_out + row + r + j] = _mm512_reduce_add_ps(acc[j]); /* in fold's order */
+                if (r + j < n_rows) some->out[(size_t)t * (size_t)w->n_out + row + r + j] = _mm512_reduce_add_ps(acc[j]); /* in fold's order */
         }
 #undef WEIGHTS
 }
 
-/* BF16 rows times tokens rounded to BF16 (fast): vdpbf16ps adds two products to each of 16 sums. R rows from `row` on, T tokens from t on,
- * weights [from, to) of each row. R, T: constants. Where a piece of the rows ends before they do, the sums wait in part, as in `tile`. */
+/* BF16 rows times tokens rounded to BF16 (fast), as `tile`: vdpbf16ps adds two products to each of 16 sums. R rows, T tokens: constants. */
 #define AVX512BF16 __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512bf16,fma,f16c,avx2")))
 static inline __attribute__((always_inline)) AVX512BF16
-void tile512_bf16(float *out, const Tensor *w, int row, const Input *in, int t, size_t from, size_t to, float *part,
-                  const int R, const int T) {
-    const size_t n = (size_t)w->n_in, step = row_bytes(w);
-    const uint8_t *rows = w->data + (size_t)row * step;
-    const uint16_t *x = in->half + (size_t)t * n;
+void tile512_bf16(const PlainTile *at, const int R, const int T) {
+    const size_t n = at->n, step = at->row_step, from = at->from, to = at->to;
+    const uint8_t *rows = at->w;
+    const uint16_t *x = at->x;
+    float *part = at->part, *out = at->out;
     __m512 acc[4][6];
     UNROLL for (int r = 0; r < R; r++)
         UNROLL8 for (int j = 0; j < T; j++) acc[r][j] = from ? _mm512_load_ps(part + (r * T + j) * 16) : _mm512_setzero_ps();
@@ -3337,16 +3392,21 @@ void tile512_bf16(float *out, const Tensor *w, int row, const Input *in, int t, 
     UNROLL for (int r = 0; r < R; r++)
         UNROLL8 for (int j = 0; j < T; j++) {
             if (to < n) _mm512_store_ps(part + (r * T + j) * 16, acc[r][j]);
-            else out[(size_t)(t + j) * (size_t)w->n_out + row + r] = _mm512_reduce_add_ps(acc[r][j]);
+            else out[(size_t)j * at->out_stride + (size_t)r] = _mm512_reduce_add_ps(acc[r][j]);
         }
 }
 /* plain_body for BF16 rows and tokens. */
-AVX512BF16 static void fast512_bf16(float *out, const Tensor *w, int row, int n_rows, const Input *in) {
+AVX512BF16 static void fast512_bf16(const SomeRows *some) {
     float part[2 * ROWS * TILE * 16] __attribute__((aligned(64)));
-    const size_t n = (size_t)w->n_in;
+    const Input *in = some->in;
+    const size_t n = (size_t)some->w->n_in, n_out = (size_t)some->w->n_out, step = row_bytes(some->w);
+    const uint8_t *rows = some->w->data + (size_t)some->row * step;
+    const int n_rows = some->n_rows;
     int t = 0;
 #define TILES(R, T, from, to) \
-    for (; r + R <= n_rows; r += R) tile512_bf16(out, w, row + r, in, t, from, to, part + r * T * 16, R, T)
+    for (; r + R <= n_rows; r += R) \
+        tile512_bf16(&(PlainTile){rows + (size_t)r * step, step, in->half + (size_t)t * n, n, from, to, \
+                                  part + r * T * 16, some->out + (size_t)t * n_out + some->row + r, n_out}, R, T)
     for (; t + TILE <= in->T; t += TILE)
         for (size_t at = 0; at < n; at += 2 * WEIGHTS_AT_ONCE) {
             size_t to = n - at > 2 * WEIGHTS_AT_ONCE ? at + 2 * WEIGHTS_AT_ONCE : n;
@@ -3365,37 +3425,35 @@ AVX512BF16 static void fast512_bf16(float *out, const Tensor *w, int row, int n_
 /* -- AVX-512: which of these -- */
 
 /* few512 for 1, 2 and up to 4 tokens. With one, memory should be the only limit, so each type has a copy of its own. */
-AVX512 static void few512_1(float *out, const Tensor *w, int row, int n_rows, const Input *in, float *buf) {
-#define OF(TYPE, group, min) case TYPE: few512(out, w, row, n_rows, in, 1, buf, TYPE, group, min, 1); break;
-    switch (w->type) {
+AVX512 static void few512_1(const SomeRows *some) {
+#define OF(TYPE, group, min) case TYPE: few512(some, 1, TYPE, group, min, 1); break;
+    switch (some->w->type) {
     OF(Q8_0, 32, 0) OF(Q4_0, 32, 0) OF(Q4_1, 32, 1) OF(Q5_0, 32, 0) OF(Q5_1, 32, 1) OF(IQ4_NL, 32, 0) OF(MXFP4, 32, 0)
     OF(Q2_K, 16, 1) OF(Q3_K, 16, 0) OF(Q4_K, 32, 1) OF(Q5_K, 32, 1) OF(Q6_K, 16, 0) OF(IQ4_XS, 32, 0)
     }
 #undef OF
 }
 #define FEW512(n) \
-    AVX512 static void few512_##n(float *out, const Tensor *w, int row, int n_rows, const Input *in, float *buf) { \
-        if (types[w->type].group == 32 && !types[w->type].min) few512(out, w, row, n_rows, in, in->T, buf, w->type, 32, 0, n); \
-        else if (types[w->type].group == 32) few512(out, w, row, n_rows, in, in->T, buf, w->type, 32, 1, n); \
-        else if (!types[w->type].min) few512(out, w, row, n_rows, in, in->T, buf, w->type, 16, 0, n); \
-        else few512(out, w, row, n_rows, in, in->T, buf, w->type, 16, 1, n); \
+    AVX512 static void few512_##n(const SomeRows *some) { \
+        const int T = some->in->T, type = some->w->type; \
+        if (types[type].group == 32 && !types[type].min) few512(some, T, type, 32, 0, n); \
+        else if (types[type].group == 32) few512(some, T, type, 32, 1, n); \
+        else if (!types[type].min) few512(some, T, type, 16, 0, n); \
+        else few512(some, T, type, 16, 1, n); \
     }
 FEW512(2) FEW512(4)
 
-/* Rows [row, row + n_rows) of w, of any type, times all tokens; n_rows <= ROWS, or 2 ROWS for plain types and TILES. */
-AVX512 static void matmul_avx512(float *out, const Tensor *w, int row, int n_rows, const Input *in, float *buf) {
-    if (w->type == BF16 && in->T < 4) few512_bf16(out, w, row, n_rows, in);
-    else if (types[w->type].group == 1) plain_body_16(out, w, row, n_rows, in, buf, 4, 6);
-    else if (in->form == TILES) many512(out, w, row, n_rows, in, buf);
-    else
-        for (int r = 0; r < n_rows; r += ROWS) {
-            int n = n_rows - r < ROWS ? n_rows - r : ROWS;
-            (in->T == 1 ? few512_1 : in->T == 2 ? few512_2 : few512_4)(out, w, row + r, n, in, buf);
-        }
+/* Rows of any type; ROWS at most, or 2 ROWS for plain types and TILES. */
+AVX512 static void matmul_avx512(const SomeRows *some) {
+    const int type = some->w->type, T = some->in->T;
+    if (type == BF16 && T < 4) few512_bf16(some);
+    else if (types[type].group == 1) plain_body_16(some, 4, 6);
+    else if (some->in->form == TILES) many512(some);
+    else (T == 1 ? few512_1 : T == 2 ? few512_2 : few512_4)(some);
 }
-AVX512 static void matmul_avx512bf16(float *out, const Tensor *w, int row, int n_rows, const Input *in, float *buf) {
-    if (w->type == BF16 && in->half) fast512_bf16(out, w, row, n_rows, in);
-    else matmul_avx512(out, w, row, n_rows, in, buf);
+AVX512 static void matmul_avx512bf16(const SomeRows *some) {
+    if (some->w->type == BF16 && some->in->half) fast512_bf16(some);
+    else matmul_avx512(some);
 }
 #endif
 
@@ -3407,7 +3465,8 @@ AVX512 static void matmul_avx512bf16(float *out, const Tensor *w, int row, int n
 typedef void Sums(float *f, size_t f_step, const int8_t *q, const Input *in, int group);
 /* S (TILE, 16) of tokens t .. t + TILE - 1 (the last one stands in for those beyond the end) goes on over weights [at, at + n) of 16 rows:
  * q the panel, d and m (groups, 16), m NULL without minimums. */
-typedef void Tile(float *S, const int8_t *q, const float *d, const float *m, const Input *in, int t, int at, int n, int group);
+typedef struct { float *S; const int8_t *q; const float *d, *m; const Input *in; int t, at, n, group; } RowsTile;
+typedef void Tile(const RowsTile *tile);
 typedef void Unpack(int8_t *q, float *d, float *m, const uint8_t *b, int type, int n);
 
 /* lo and hi: the units (of 1, 2, 4 or 8 bytes) of a and b in turn, a0 b0 a1 b1 ... */
@@ -3455,10 +3514,13 @@ INLINE void interleave(void *out, const void *in, size_t step, const int unit) {
 /* few_body with rows read straight through, for all in->T <= FEW tokens. Their sums, scales and minimums are then turned to one row per
  * lane and meet in the fixed order.
  *   buf: F (T, 16, G) sums, D, M (16, G) scales and minimums; G groups, padded to 16; a row of weights */
-INLINE void few_rows(float *out, const Tensor *w, int row, int n_rows, const Input *in, float *buf, Unpack unpack_fn, Sums sums) {
+INLINE void few_rows(const SomeRows *some, Unpack unpack_fn, Sums sums) {
+    const Tensor *w = some->w;
+    const Input *in = some->in;
+    const int row = some->row, n_rows = some->n_rows;
     const int n = w->n_in, group = types[w->type].group, min = types[w->type].min, groups = n / group, T = in->T;
     const size_t G = round_up((size_t)groups, 16), segment = bytes_of(w->type, SEGMENT);
-    float *D = buf + (size_t)T * ROWS * G, *M = D + ROWS * G;
+    float *F = some->buf, *D = F + (size_t)T * ROWS * G, *M = D + ROWS * G;
     int8_t *q = (int8_t *)(void *)(M + ROWS * G);
     if (n % SEGMENT) memset(q + n / SEGMENT * SEGMENT, 0, SEGMENT);
 
@@ -3470,7 +3532,7 @@ INLINE void few_rows(float *out, const Tensor *w, int row, int n_rows, const Inp
             for (size_t i = 0; i < segment; i += 64) __builtin_prefetch(bytes + AHEAD + i);
             unpack_fn(q + at, D + g, M + g, bytes, w->type, n - at < SEGMENT ? n - at : SEGMENT);
         }
-        sums(buf + (size_t)r * G, ROWS * G, q, in, group);
+        sums(F + (size_t)r * G, ROWS * G, q, in, group);
     }
 
     // S <- S + isum d;  S <- S - m fsum;  out = S D, one row per lane, four groups at a time
@@ -3480,7 +3542,7 @@ INLINE void few_rows(float *out, const Tensor *w, int row, int n_rows, const Inp
         if (min) interleave(m, M + g, G * sizeof(float), sizeof(float));
         for (int t = 0; t < T; t++) {
             const float *fsum = in->fsum + (size_t)t * (size_t)(n / 16);
-            interleave(f, buf + (size_t)t * ROWS * G + g, G * sizeof(float), sizeof(float));
+            interleave(f, F + (size_t)t * ROWS * G + g, G * sizeof(float), sizeof(float));
             for (int j = 0; j < 4 && g + j < groups; j++) {
                 float x = group == 32 ? fsum[2 * (g + j)] + fsum[2 * (g + j) + 1] : fsum[g + j];
                 for (int r = 0; r < ROWS; r++) S[t][r] = fmaf(f[j][r], d[j][r], S[t][r]);
@@ -3490,18 +3552,20 @@ INLINE void few_rows(float *out, const Tensor *w, int row, int n_rows, const Inp
         }
     }
     for (int t = 0; t < T; t++)
-        for (int r = 0; r < n_rows; r++) out[(size_t)t * (size_t)w->n_out + row + r] = S[t][r] * in->D[t];
+        for (int r = 0; r < n_rows; r++) some->out[(size_t)t * (size_t)w->n_out + row + r] = S[t][r] * in->D[t];
 }
 
 /* Many tokens: panels of 16 rows x BLOCKS_AT_ONCE blocks, unit weights of each row side by side, wide: as 16-bit integers. Rows beyond
  * the end repeat the last one. unit, wide: constants.
  *   buf: the panel's scales and minimums d, m (GROUPS, 16); those of 16 rows as they come, row_d, row_m (16, GROUPS); S (tokens, 16);
  *        the panel q (STEP / unit, 16, unit), room for 16-bit integers; and 16 rows as they come, row_q (16, STEP) */
-INLINE void many_rows(float *out, const Tensor *w, int row, int n_rows, const Input *in, float *buf, Unpack unpack_fn, Tile tile_fn,
-                      const int unit, const int wide) {
+INLINE void many_rows(const SomeRows *some, Unpack unpack_fn, Tile tile_fn, const int unit, const int wide) {
     enum { STEP = BLOCKS_AT_ONCE * 32, GROUPS = STEP / 16 }; /* weights of a row at once, and the most groups they can have */
+    const Tensor *w = some->w;
+    const Input *in = some->in;
+    const int row = some->row, n_rows = some->n_rows;
     const int type = w->type, group = types[type].group, min = types[type].min;
-    float *d = buf, *m = d + GROUPS * ROWS, *row_d = m + GROUPS * ROWS, *row_m = row_d + ROWS * GROUPS, *S = row_m + ROWS * GROUPS;
+    float *out = some->out, *d = some->buf, *m = d + GROUPS * ROWS, *row_d = m + GROUPS * ROWS, *row_m = row_d + ROWS * GROUPS, *S = row_m + ROWS * GROUPS;
     int8_t *q = (int8_t *)(void *)(S + round_up((size_t)in->T, TILE) * ROWS), *row_q = q + 2 * STEP * ROWS;
     memset(S, 0, round_up((size_t)in->T, TILE) * ROWS * sizeof(float));
     for (int at = 0; at < w->n_in; at += STEP) {
@@ -3530,7 +3594,7 @@ INLINE void many_rows(float *out, const Tensor *w, int row, int n_rows, const In
         }
 
         // which all tokens meet
-        for (int t = 0; t < in->T; t += TILE) tile_fn(S + t * ROWS, q, d, min ? m : NULL, in, t, at, n, group);
+        for (int t = 0; t < in->T; t += TILE) tile_fn(&(RowsTile){S + t * ROWS, q, d, min ? m : NULL, in, t, at, n, group});
     }
     for (int t = 0; t < in->T; t++)
         for (int r = 0; r < n_rows; r++) out[(size_t)t * (size_t)w->n_out + row + r] = S[t * ROWS + r] * in->D[t];
@@ -3586,9 +3650,12 @@ INLINE2 void sums_256(float *f, size_t f_step, const int8_t *q, const Input *in,
 
 /* Tile, of a panel (n / 2, 16, 2) of 16-bit integers. A pair of inputs, broadcast, meets a pair of weights of each of 16 rows: 12 integer
  * sums, 2 weights, a broadcast and a product in registers. */
-INLINE2 void tile_256(float *S, const int8_t *panel, const float *d, const float *m, const Input *in, int t0, int at, int n, int group,
-                      Madd madd) {
-    const __m256i *q = (const void *)panel;
+INLINE2 void tile_256(const RowsTile *tile, Madd madd) {
+    const __m256i *q = (const void *)tile->q;
+    const Input *in = tile->in;
+    const float *d = tile->d, *m = tile->m;
+    const int t0 = tile->t, at = tile->at, n = tile->n, group = tile->group;
+    float *S = tile->S;
     const int16_t *x[TILE];
     const float *fsum[TILE];
     for (int t = 0; t < TILE; t++) {
@@ -3625,14 +3692,11 @@ INLINE2 void tile_256(float *S, const int8_t *panel, const float *d, const float
     attribute static void sums_##isa(float *f, size_t f_step, const int8_t *q, const Input *in, int group) { \
         sums_256(f, f_step, q, in, group, madd_##isa); \
     } \
-    attribute static void panels_##isa(float *S, const int8_t *q, const float *d, const float *m, const Input *in, \
-                                       int t, int at, int n, int group) { \
-        tile_256(S, q, d, m, in, t, at, n, group, madd_##isa); \
-    } \
-    attribute static void matmul_##isa(float *out, const Tensor *w, int row, int n_rows, const Input *in, float *buf) { \
-        if (types[w->type].group == 1) plain_body_8(out, w, row, n_rows, in, buf, 4, 2); \
-        else if (in->T > FEW) many_rows(out, w, row, n_rows, in, buf, unpack_avx2, panels_##isa, 2, 1); \
-        else few_rows(out, w, row, n_rows, in, buf, unpack_avx2, sums_##isa); \
+    attribute static void panels_##isa(const RowsTile *tile) { tile_256(tile, madd_##isa); } \
+    attribute static void matmul_##isa(const SomeRows *some) { \
+        if (types[some->w->type].group == 1) plain_body_8(some, 4, 2); \
+        else if (some->in->T > FEW) many_rows(some, unpack_avx2, panels_##isa, 2, 1); \
+        else few_rows(some, unpack_avx2, sums_##isa); \
     }
 MATMUL_256(avx2, AVX2)
 MATMUL_256(avxvnni, AVXVNNI)
@@ -3695,8 +3759,12 @@ INLINE void sums_128(float *f, size_t f_step, const int8_t *q, const Input *in, 
 typedef void Dot8xTile(int32x4_t sum[TILE][2], const int8_t *q, const Input *in, const size_t *x, int group);
 
 /* Tile, of a panel with `unit` weights of each row side by side, wide: as 16-bit integers. */
-INLINE void tile_128(float *S, const int8_t *q, const float *d, const float *m, const Input *in, int t0, int at, int n, int group,
-                     const int unit, const int wide, Dot8xTile dot) {
+INLINE void tile_128(const RowsTile *tile, const int unit, const int wide, Dot8xTile dot) {
+    float *S = tile->S;
+    const int8_t *q = tile->q;
+    const Input *in = tile->in;
+    const float *d = tile->d, *m = tile->m;
+    const int t0 = tile->t, at = tile->at, n = tile->n, group = tile->group;
     size_t x[TILE];
     for (int t = 0; t < TILE; t++) x[t] = (size_t)(t0 + t < in->T ? t0 + t : in->T - 1) * (size_t)in->n + (size_t)at;
     for (int i = 0; i < n; i += group, d += ROWS, q += group * ROWS << wide) {
@@ -3797,14 +3865,11 @@ I8MM static inline void dot8_i8mm(int32x4_t sum[TILE][2], const int8_t *panel, c
     attribute static void sums_##isa(float *f, size_t f_step, const int8_t *q, const Input *in, int group) { \
         sums_128(f, f_step, q, in, group, dot16); \
     } \
-    attribute static void panels_##isa(float *S, const int8_t *q, const float *d, const float *m, const Input *in, \
-                                       int t, int at, int n, int group) { \
-        tile_128(S, q, d, m, in, t, at, n, group, unit, wide, dot8_##isa); \
-    } \
-    attribute static void matmul_##isa(float *out, const Tensor *w, int row, int n_rows, const Input *in, float *buf) { \
-        if (types[w->type].group == 1) plain_body_4(out, w, row, n_rows, in, buf, 4, 4); \
-        else if (in->T > FEW) many_rows(out, w, row, n_rows, in, buf, unpack_plain, panels_##isa, unit, wide); \
-        else few_rows(out, w, row, n_rows, in, buf, unpack_plain, sums_##isa); \
+    attribute static void panels_##isa(const RowsTile *tile) { tile_128(tile, unit, wide, dot8_##isa); } \
+    attribute static void matmul_##isa(const SomeRows *some) { \
+        if (types[some->w->type].group == 1) plain_body_4(some, 4, 4); \
+        else if (some->in->T > FEW) many_rows(some, unpack_plain, panels_##isa, unit, wide); \
+        else few_rows(some, unpack_plain, sums_##isa); \
     }
 MATMUL_128(neon, , dot16_neon, 1, 1)
 MATMUL_128(dotprod, DOTPROD, dot16_dotprod, 4, 0)
@@ -3827,10 +3892,10 @@ typedef struct {
     void (*norm)(float *y, const float *x, const float *w, size_t n, float eps);
     void (*activate)(float *x, int act, size_t n);
     void (*gate)(float *y, const float *z, int act, size_t n);
-    void (*conv)(float *x, const float *w, const float *bias, float *last, int C, int K, int T, int act, int c);
-    void (*matmul)(float *out, const Tensor *w, int row, int n_rows, const Input *in, float *buf);
-    void (*recurrence)(const Recurrence *a, int h, int j0, float *S, float *o, size_t o_stride, int T, float *buf);
-    void (*attend)(const Attend *a, int g, int row, int n_rows, int64_t chunk, const float *q, float *part, float *buf);
+    void (*conv)(const ShortConv *conv, int c);
+    void (*matmul)(const SomeRows *some);
+    void (*recurrence)(const Recurrence *a, int h, int j0, float *S, float *o, int T, float *buf);
+    void (*attend)(const Attend *a, const Queries *some, int64_t chunk, float *part, float *buf);
 } Kernels;
 #define LOOPS(isa) quantize_##isa, norm_##isa, activate_##isa, gate_##isa, conv_##isa
 static const Kernels kernels[] = {
@@ -3973,7 +4038,7 @@ static void matmul(const Team *team, const Product *products, int n, Input *in) 
         for (int row = at * 2 * ROWS, end = row + 2 * ROWS < w->n_out ? row + 2 * ROWS : w->n_out; row < end;) {
             int step = types[w->type].group == 1 || in->form == TILES ? 2 * ROWS : ROWS; /* what one call takes */
             int n_rows = end - row < step ? end - row : step;
-            team->kernels->matmul(products[p].out, w, row, n_rows, in, buf);
+            team->kernels->matmul(&(SomeRows){products[p].out, w, row, n_rows, in, buf});
             row += n_rows;
         }
     }
@@ -3987,8 +4052,8 @@ static void recurrence(const Team *team, const Recurrence *a, float *S, float *o
         if (stopped(team)) continue;
         FLUSH_DENORMALS;
         int h = i / panels;
-        team->kernels->recurrence(a, h, i % panels * PANEL, S + (size_t)h * (size_t)a->dk * (size_t)a->dv, o,
-                                  (size_t)a->H * (size_t)a->dv, T, team->buf + (size_t)THREAD_ID * team->buf_floats);
+        team->kernels->recurrence(a, h, i % panels * PANEL, S + (size_t)h * (size_t)a->dk * (size_t)a->dv, o, T,
+                                  team->buf + (size_t)THREAD_ID * team->buf_floats);
         RESTORE_DENORMALS;
     }
 }
@@ -4057,10 +4122,11 @@ static void attention(const Team *team, const Attend *a, float *o) {
             for (int i = 0; i < dk; i++) q[r * dk + i] = a->scale * from[i];
         }
         if (split) sum = team->parts + ((size_t)(chunk * c->heads + g) * (size_t)rows + (size_t)row) * part;
-        team->kernels->attend(a, g, row, n, c0 + chunk, q, sum, buf);
+        const Queries some = {g, row, n, q};
+        team->kernels->attend(a, &some, c0 + chunk, sum, buf);
         if (split) continue;
         for (int64_t i = 1; i < chunks && i * KEY_CHUNK <= a->pos + (row + n - 1) / G - c0 * KEY_CHUNK; i++) {
-            team->kernels->attend(a, g, row, n, c0 + i, q, next, buf);
+            team->kernels->attend(a, &some, c0 + i, next, buf);
             for (int r = 0; r < n; r++) merge_part(sum + (size_t)r * part, next + (size_t)r * part, dv);
         }
         for (int r = 0; r < n; r++) {
@@ -5104,10 +5170,10 @@ static void project(const Team *team, float *const *rows, const Proj *p, int n, 
  * last: the taps - 1 inputs before x; moves on. */
 static void short_conv(const Run *run, const Conv *f, int j, float *x, float *last, int C,
                        int act) {
+    const ShortConv conv = {x, f->w[j], f->bias, last, C, f->taps, run->T, act};
     int n_threads = threads_for(run->team, 12.0 * C * run->T);
     PARALLEL_FOR(n_threads)
-    for (int c = 0; c < C; c += STRIP)
-        run->team->kernels->conv(x, f->w[j], f->bias, last, C, f->taps, run->T, act, c);
+    for (int c = 0; c < C; c += STRIP) run->team->kernels->conv(&conv, c);
 }
 
 /* What follows the projections q, k, v: silu at once or behind a short convolution; f, and the w of
@@ -5849,7 +5915,7 @@ static void walk_scores(const Run *run, const Layer *y, Walk *w, int64_t last, i
         walk.q = (Rows){w->block + (size_t)i * w->width, w->width, 1};
         if (w->fades) walk.d = change, walk.d_width = d;
         else walk.k = change, walk.rho = (Rows){&one, 0, 1};
-        run->team->kernels->recurrence(&walk, 0, 0, w->Q, w->scores + i * WALKERS, WALKERS,
+        run->team->kernels->recurrence(&walk, 0, 0, w->Q, w->scores + i * WALKERS,
                                        next - i, w->buf);
     }
 }

@@ -1451,15 +1451,20 @@ INLINE void fifth_bits(int8_t *q, const uint8_t *b, int offset) {
     }
 }
 
+/* d, then m, which is stored to be added, at the head of blocks of `bytes`. */
+INLINE void scales_mins_f16(float *restrict d, float *restrict m, const uint8_t *b, int bytes, int n) {
+    scales_f16(d, b, bytes, n);
+    scales_f16(m, b + 2, bytes, n);
+    for (int i = 0; i < 8; i++) m[i] = -m[i];
+}
+
 INLINE void unpack_q4_0(int8_t *restrict q, float *restrict d, float *restrict m, const uint8_t *restrict b, int n) {
     (void)m;
     scales_f16(d, b, 18, n);
     for (int i = 0; i < n; i++) nibbles(q + 32 * i, b + 18 * i + 2, 8);
 }
 INLINE void unpack_q4_1(int8_t *restrict q, float *restrict d, float *restrict m, const uint8_t *restrict b, int n) {
-    scales_f16(d, b, 20, n);
-    scales_f16(m, b + 2, 20, n);
-    for (int i = 0; i < 8; i++) m[i] = -m[i]; /* stored to be added */
+    scales_mins_f16(d, m, b, 20, n);
     for (int i = 0; i < n; i++) nibbles(q + 32 * i, b + 20 * i + 4, 0);
 }
 INLINE void unpack_q5_0(int8_t *restrict q, float *restrict d, float *restrict m, const uint8_t *restrict b, int n) {
@@ -1471,9 +1476,7 @@ INLINE void unpack_q5_0(int8_t *restrict q, float *restrict d, float *restrict m
     }
 }
 INLINE void unpack_q5_1(int8_t *restrict q, float *restrict d, float *restrict m, const uint8_t *restrict b, int n) {
-    scales_f16(d, b, 24, n);
-    scales_f16(m, b + 2, 24, n);
-    for (int i = 0; i < 8; i++) m[i] = -m[i]; /* stored to be added */
+    scales_mins_f16(d, m, b, 24, n);
     for (int i = 0; i < n; i++) {
         nibbles(q + 32 * i, b + 24 * i + 8, 0);
         fifth_bits(q + 32 * i, b + 24 * i + 4, 0);
@@ -2529,19 +2532,18 @@ INLINE void panel(const HeadRun *run, int j0, int n_cols, const int N, const int
         // the sweep: the write of the token before, if there is one, then recall = S'e and y = S'q
         V recall[2][4] = {{{0}}}, y[2][4] = {{{0}}}; /* few columns: even and odd i apart, for more additions in flight */
         int i = 0;
+#define SWEEPS(write) \
+        for (; i + 2 <= dk; i += 2) { \
+            SWEEP(i, 0, write) \
+            SWEEP(i + 1, N < 4, write) \
+        } \
+        if (i < dk) SWEEP(i, 0, write)
         if (t) {
-            for (; i + 2 <= dk; i += 2) {
-                SWEEP(i, 0, 1)
-                SWEEP(i + 1, N < 4, 1)
-            }
-            if (i < dk) SWEEP(i, 0, 1)
+            SWEEPS(1)
         } else {
-            for (; i + 2 <= dk; i += 2) {
-                SWEEP(i, 0, 0)
-                SWEEP(i + 1, N < 4, 0)
-            }
-            if (i < dk) SWEEP(i, 0, 0)
+            SWEEPS(0)
         }
+#undef SWEEPS
 
         // what this token writes, u and r; and o, completed by what the write will add
         UNROLL for (int n = 0; n < N; n++) {
@@ -4335,15 +4337,18 @@ static int gguf_float(const Gguf *g, const char *key, double *out) {
 
 /* -- the header -- */
 
+static int cut_short(const char *what, uint64_t i, uint64_t n, char *err) {
+    return fail(err, GLA_FORMAT, "GGUF header is cut short at %s %llu of %llu; download the file again",
+                what, (unsigned long long)i + 1, (unsigned long long)n);
+}
+
 static int gguf_read_keys(Gguf *g, Cursor *c, char *err) {
     char name[64];
     for (uint64_t i = 0; i < g->n_keys; i++) {
         GgufKey *k = &g->keys[i];
         k->key = cursor_str(c);
         k->type = (int)cursor_u32(c);
-        if (c->bad)
-            return fail(err, GLA_FORMAT, "GGUF header is cut short at key %llu of %llu; download the file again",
-                        (unsigned long long)i + 1, (unsigned long long)g->n_keys);
+        if (c->bad) return cut_short("key", i, g->n_keys, err);
         printable(name, k->key);
         if (!k->key.n || k->key.n > 65535)
             return fail(err, GLA_FORMAT, "GGUF key %llu has a name of %zu bytes", (unsigned long long)i + 1, k->key.n);
@@ -4358,40 +4363,36 @@ static int gguf_read_keys(Gguf *g, Cursor *c, char *err) {
 }
 
 /* Where a tensor lies is checked in gguf_read, when it is known where the data begins. */
-static int gguf_read_tensors(Gguf *g, Cursor *c, char *err) {
+static int gguf_read_tensor(Gguf *g, Cursor *c, uint64_t i, char *err) {
+    GgufTensor *t = &g->tensors[i];
     char name[64];
-    for (uint64_t i = 0; i < g->n_tensors; i++) {
-        GgufTensor *t = &g->tensors[i];
-        t->name = cursor_str(c);
-        uint32_t n_dims = cursor_u32(c);
-        if (c->bad)
-            return fail(err, GLA_FORMAT, "GGUF header is cut short at tensor %llu of %llu; download the file again",
-                        (unsigned long long)i + 1, (unsigned long long)g->n_tensors);
-        printable(name, t->name);
-        if (!t->name.n || t->name.n > 63 || memchr(t->name.s, 0, t->name.n))
-            return fail(err, GLA_FORMAT, "tensor %llu has a malformed name", (unsigned long long)i + 1);
-        if (n_dims > 4) return fail(err, GLA_FORMAT, "%s has %u dimensions, at most 4 are allowed", name, n_dims);
-        uint64_t elements = 1;
-        for (int d = 0; d < 4; d++) {
-            t->ne[d] = (uint32_t)d < n_dims ? cursor_u64(c) : 1;
-            if (!c->bad && (t->ne[d] == 0 || t->ne[d] > (uint64_t)INT64_MAX / elements))
-                return fail(err, GLA_FORMAT, "%s: dimension %d is %lld", name, d, (long long)t->ne[d]);
-            elements *= c->bad ? 1 : t->ne[d];
-        }
-        t->type = (int)cursor_u32(c);
-        t->offset = cursor_u64(c);
-        if (c->bad) return fail(err, GLA_FORMAT, "GGUF header is cut short at tensor %s; download the file again", name);
-        if (t->type < 0 || t->type >= N_TYPES || !types[t->type].name)
-            return fail(err, GLA_FORMAT, "%s has the unknown tensor type %d", name, t->type);
-        uint64_t per_block = (uint64_t)types[t->type].elems, block = (uint64_t)types[t->type].bytes;
-        if (t->ne[0] % per_block)
-            return fail(err, GLA_FORMAT, "%s: rows of %llu elements do not divide into %s blocks of %llu", name,
-                        (unsigned long long)t->ne[0], types[t->type].name, (unsigned long long)per_block);
-        if (elements / per_block > UINT64_MAX / block) return fail(err, GLA_FORMAT, "%s is larger than any file", name);
-        t->n_bytes = elements / per_block * block;
-        if (!name_add(&g->tensor_table, g->tensors, sizeof *t, i))
-            return fail(err, GLA_FORMAT, "tensor %s occurs twice", name);
+    t->name = cursor_str(c);
+    uint32_t n_dims = cursor_u32(c);
+    if (c->bad) return cut_short("tensor", i, g->n_tensors, err);
+    printable(name, t->name);
+    if (!t->name.n || t->name.n > 63 || memchr(t->name.s, 0, t->name.n))
+        return fail(err, GLA_FORMAT, "tensor %llu has a malformed name", (unsigned long long)i + 1);
+    if (n_dims > 4) return fail(err, GLA_FORMAT, "%s has %u dimensions, at most 4 are allowed", name, n_dims);
+    uint64_t elements = 1;
+    for (int d = 0; d < 4; d++) {
+        t->ne[d] = (uint32_t)d < n_dims ? cursor_u64(c) : 1;
+        if (!c->bad && (t->ne[d] == 0 || t->ne[d] > (uint64_t)INT64_MAX / elements))
+            return fail(err, GLA_FORMAT, "%s: dimension %d is %lld", name, d, (long long)t->ne[d]);
+        elements *= c->bad ? 1 : t->ne[d];
     }
+    t->type = (int)cursor_u32(c);
+    t->offset = cursor_u64(c);
+    if (c->bad) return fail(err, GLA_FORMAT, "GGUF header is cut short at tensor %s; download the file again", name);
+    if (t->type < 0 || t->type >= N_TYPES || !types[t->type].name)
+        return fail(err, GLA_FORMAT, "%s has the unknown tensor type %d", name, t->type);
+    uint64_t per_block = (uint64_t)types[t->type].elems, block = (uint64_t)types[t->type].bytes;
+    if (t->ne[0] % per_block)
+        return fail(err, GLA_FORMAT, "%s: rows of %llu elements do not divide into %s blocks of %llu", name,
+                    (unsigned long long)t->ne[0], types[t->type].name, (unsigned long long)per_block);
+    if (elements / per_block > UINT64_MAX / block) return fail(err, GLA_FORMAT, "%s is larger than any file", name);
+    t->n_bytes = elements / per_block * block;
+    if (!name_add(&g->tensor_table, g->tensors, sizeof *t, i))
+        return fail(err, GLA_FORMAT, "tensor %s occurs twice", name);
     return GLA_OK;
 }
 
@@ -4427,7 +4428,7 @@ static int gguf_read(Gguf *g, char *err) {
     if (!g->keys || !g->tensors || !tables)
         return fail(err, GLA_MEMORY, "no memory for the GGUF header");
     int code = gguf_read_keys(g, &c, err);
-    if (!code) code = gguf_read_tensors(g, &c, err);
+    for (uint64_t i = 0; i < g->n_tensors && !code; i++) code = gguf_read_tensor(g, &c, i, err);
     if (code) return code;
 
     // where the data begins
@@ -11083,10 +11084,15 @@ static void write_system(ChatWriter *w, Str system) {
     else if (row->missing) write_form(w, row->missing, system);
 }
 
-static void write_user(ChatWriter *w, Str text, int last) {
-    const ChatTemplate *row = w->form->row;
+static Str write_turn(ChatWriter *w) { /* what there is to be folded into a message of the user */
     const Str fold = w->fold;
     write_end(w);
+    return fold;
+}
+
+static void write_user(ChatWriter *w, Str text, int last) {
+    const ChatTemplate *row = w->form->row;
+    const Str fold = write_turn(w);
     if (!last && row->facts & SYSTEM_LATE) w->fold.s = NULL;
     write_form(w, row->user, chat_trim(w, text, row->trim[1], 0));
     w->fold = !last && row->facts & SYSTEM_LATE ? fold : (Str){NULL, 0};
@@ -11094,8 +11100,7 @@ static void write_user(ChatWriter *w, Str text, int last) {
 
 static void write_answer(ChatWriter *w, Str text, int last) { /* an earlier one */
     const ChatTemplate *row = w->form->row;
-    const Str fold = w->fold;
-    write_end(w);
+    const Str fold = write_turn(w);
     w->fold.s = NULL;
     write_form(w, row->answer, str_of(""));
     write_form(w, row->given ? row->given : "%", chat_trim(w, text, row->trim[2], last));

@@ -53,7 +53,7 @@ LIMITS = {
     f"functions with {MANY} arguments": (0, 0),
     "names from below":                 (0, 0),
     "systems outside section 2":        (0, 0),
-    "repeats":                          (9, 5),
+    "repeats":                          (5, 5),
 }
 PARTS_OF = "Layer", "Options"
 

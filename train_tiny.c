@@ -1,24 +1,27 @@
 /* train_tiny.c - trains a tiny gated linear attention language model on a CPU, in one file.
  *
- *   build   cc -O3 -o train_tiny train_tiny.c -lm      (-fopenmp uses every core)
- *   run     ./train_tiny                               writes stories.bin; ./run stories.bin -i "Once upon a time"
- *           ./train_tiny book.txt                      the same from a text of yours: book.bin
+ *   build   cc -O3 -o train_tiny train_tiny.c -lm   (-fopenmp uses every core)
+ *   run     ./train_tiny                writes stories.bin; ./run stories.bin -i "Once upon a time"
+ *           ./train_tiny book.txt       the same from a text of yours: book.bin
  *
  *    1 platform    2 kernels     3 matmul      4 the recurrence   5 pairs, forward and backward
  *    6 model       7 layers      8 one step    9 AdamW           10 stories   11 vocabulary
  *   12 data       13 files      14 training, command line
  *
- * Every operation is a pair, x_forward then x_backward; above a backward line stands, as //~, the forward line
- * that it undoes. A leading d is "gradient of the loss with respect to": dx has the shape of x. Gradients of
- * parameters accumulate (+=); gradients of activations are assigned unless the comment says otherwise.
+ * Every operation is a pair, x_forward then x_backward; above a backward line stands, as //~, the
+ * forward line that it undoes. A leading d is "gradient of the loss with respect to": dx has the
+ * shape of x. A layer is written once, as the list of its operations: run from the first it
+ * computes, run from the last it gives the gradients.
  *
- * Here to learn? 4 is how a memory learns what to keep: a recurrence run forward, and one run from the end (the loops themselves
- * are kernels of 2, recurrence_forward and recurrence_backward). 7 is what one layer does, 8 stacks the layers, 14 is the loop around
- * it all. The long sections begin with a map of their rooms. */
+ * Here to learn? 4 is how a memory learns what to keep: a recurrence run forward, and one from the
+ * end (the loops themselves are kernels of 2, recurrence_forward and recurrence_backward). 7 has
+ * the equation of each mixer and what stands around it, 8 runs the list, 14 is the loop around it
+ * all. The long sections begin with a map of their rooms. */
 
 #ifndef TARGET
 /* ---- 1. platform ---------------------------------------------------------------------------
- * Includes, the number type, OpenMP, and the table of kernels that section 2 fills per instruction set. */
+ * Includes, the number type, OpenMP, what an operation is, and the table of kernels that section 2
+ * fills per instruction set. */
 #if !defined(_GNU_SOURCE) && !defined(_WIN32)
 #define _GNU_SOURCE
 #endif
@@ -45,7 +48,7 @@
 /* The tests compile this file with -DREAL=double, so that finite differences mean something. */
 #ifndef REAL
 #define REAL float
-#define FAST_EXP 1      /* e^x and its relatives as polynomials over vectors; 0: the library's, lane by lane */
+#define FAST_EXP 1 /* e^x and its relatives as polynomials over vectors; 0: the library's */
 #elif !defined(FAST_EXP)
 #define FAST_EXP 0
 #endif
@@ -59,89 +62,127 @@ typedef REAL real;
 
 enum {
     CHUNK = 16,       /* tokens between two kept states of the recurrence */
-    BLOCK = 64,       /* rows of one unit of parallel work; sums over rows are added block by block, so in one order */
+    BLOCK = 64,       /* tokens of one unit of parallel work */
     DEPTH = 512,      /* terms of a matrix product added before the sum goes to memory */
     MAX_TILE = 12     /* rows of the largest matmul tile */
 };
 
-/* The recurrence of one head over one sequence, and its gradients: the equations and the names are those of section 4. The letters
- * stay short there, so here dkey and dval are the gradients of k and v: dk and dv are the widths. */
-enum { SCAN_ERASES = 1, SCAN_WRITES_BACK = 2, SCAN_FADES_VALUES = 4, SCAN_READS_FIRST = 8 };
+/* Numbers of all tokens as they flow through the model, and the gradient of the loss beside them:
+ * per token a row of `heads` vectors of n reals, hs apart; rows are ld apart. */
+typedef struct { real *x, *dx; size_t ld, hs; int heads, n; } Var;
+
+/* Vector h of row r, and its gradient. */
+static FORCE_INLINE real *row(Var v, int r, int h) { return v.x + r * v.ld + h * v.hs; }
+static FORCE_INLINE real *drow(Var v, int r, int h) { return v.dx + r * v.ld + h * v.hs; }
+
+/* Numbers that all tokens share. dw: where their gradient is added; NULL: they are not learned.
+ * slope: w was made of what is learned, `share` numbers of each; this is the derivative of that. */
+typedef struct { real *w, *dw; const real *slope; int n, share; size_t at; } Param;
+
+/* What the feature map of a key or query does, or the factor of a gate: x, silu(x), sigmoid(x),
+ * elu(x) + 1. Of maps only: tanh(x), relu(x)^2, 1 - x, and the decays of RWKV-6 and -7,
+ * exp(-e^x) and exp(-e^(-1/2) sigmoid(x)). */
+typedef enum {
+    F_ID, F_SILU, F_SIGMOID, F_ELU1, F_TANH, F_SQRELU, F_REST, F_DECAY6, F_DECAY7
+} Act;
+#define DECAY7 ((real)0.60653065971263342)  /* e^(-1/2) */
+
+/* How the work of an operation is divided: blocks of BLOCK tokens, each for itself; sequences,
+ * where a token sees others; heads of sequences; or not at all, for it divides it by itself. */
+typedef enum { BY_ITSELF, BLOCKS, SEQUENCES, BY_HEAD } Units;
+
+/* A piece of that work: tokens from .. to - 1, or the number of a head of a sequence. Gradients of
+ * parameters that are sums over tokens go to a row of `sums`, where that of w[i] begins at w[i].at:
+ * a row per unit of work, and the rows are added in their order, so the number of threads changes
+ * no bit. */
+typedef struct { int from, to; real *sums; } Work;
+
+/* An operation and its way back. assigns: bit i, if the gradient of x[i] is never added to what is
+ * there. */
+typedef struct Op Op;
 typedef struct {
-    int T, dk, dv;                          /* tokens, key width, value width */
-    bool vector_decay;                      /* d holds one factor per key channel, else one per token */
-    size_t ldk, ldv, ldd, ldr;              /* reals from a token to the next in q k e b, in v w o c, in d, in rho */
-    int mode;                               /* what it does besides: SCAN_ERASES ... */
-    const real *q, *k, *v, *d, *e, *rho, *c, *b; /* those that the mode has no use for are NULL */
-    real *w;                                /* (T, dv) what is written; with SCAN_WRITES_BACK what was recalled */
-    real *o;                                /* (T, dv) what is read */
-    real *S;                                /* (ceil(T / CHUNK), dv, dk) the states that are kept for the way back */
-    const real *d_o;                        /* gradient in */
-    real *dq, *dkey, *dval, *dd, *de, *drho, *dc, *db; /* gradients out, assigned; strides as above */
-    real *scratch;                          /* recurrence_scratch(dk, dv) reals */
+    void (*forward)(const Op *o, Work at);
+    void (*backward)(const Op *o, Work at);
+    Units units;
+    unsigned assigns;
+} Pair;
+
+struct Op {
+    Pair run;
+    int B, T;                   /* sequences, and tokens of each */
+    Act act;
+    int mode, writes;           /* of a recurrence: SCAN_ERASES ..., writes per token */
+    real scale;                 /* a factor, a sign, or an epsilon */
+    unsigned add;               /* bit i: the gradient of x[i] is added to what is there */
+    Var y[3], x[8];             /* out; in. The gradient of x[i] is wanted if it has room for one */
+    Param w[2];
+    real *keep[2];              /* what the way back needs besides */
+    const real *angles;         /* of positions */
+    int half;                   /* of a layer: see order_gradients */
+};
+
+/* The recurrence of one head over one sequence, and its gradients: the equations are those of
+ * section 4. x: q, k, e, b (T, dk), v, c (T, dv), d (T, dk) or one per token, rho one per token. */
+enum { SCAN_ERASES = 1, SCAN_WRITES_BACK = 2, SCAN_FADES_VALUES = 4, SCAN_READS_FIRST = 8 };
+enum { X_Q, X_K, X_V, X_D, X_E, X_RHO, X_C, X_B, N_X };
+typedef struct {
+    int T, dk, dv;              /* tokens, key width, value width */
+    bool vector_decay;          /* d holds one factor per key channel, else one per token */
+    int mode;                   /* what it does besides: SCAN_ERASES ... */
+    unsigned add;               /* as in Op */
+    const real *x[N_X];         /* those that the mode has no use for are NULL */
+    real *dx[N_X];
+    size_t ld[N_X], ldv;        /* reals from a token to the next: in x, in o and w */
+    real *w;                    /* (T, dv) what is written; with SCAN_WRITES_BACK: recalled */
+    real *o, *d_o;              /* (T, dv) what is read, and its gradient */
+    real *S;                    /* (ceil(T / CHUNK), dv, dk) the states kept for the way back */
+    real *scratch;              /* recurrence_scratch(dk, dv) reals */
 } Scan;
 
-/* Factors of a gate, and what the feature map of a key or query does: y = x, silu(x), sigmoid(x), elu(x) + 1. Of maps only: tanh(x),
- * relu(x)^2, and the decays of RWKV-6 and -7, exp(-e^x) and exp(-e^(-1/2) sigmoid(x)). */
-typedef enum { F_ID, F_SILU, F_SIGMOID, F_ELU1, F_TANH, F_SQRELU, F_DECAY6, F_DECAY7 } Act;
-#define DECAY7 ((real)0.60653065971263342)  /* e^(-1/2) */
-enum { ADD_DX = 1, ADD_DZ = 2 };            /* these gradients are added to what is there, not assigned */
+/* A tile of a matrix product: c (rows, cols) = or += a (rows, depth) b (depth, TILE_COLS), in rows
+ * ldc apart. a(i,k) lies at a[i * ars + k * acs]; b is packed, TILE_COLS reals per k. */
+typedef struct {
+    real *c;
+    const real *a, *b;
+    size_t ldc, ars, acs;
+    int rows, cols, depth;
+    bool add;
+} Tile;
 
-/* What is compiled once per instruction set; what each computes stands at its definition in section 2. A row is a token: `heads` vectors
- * of n reals, next to each other or hs apart. Rows of x are ldx reals apart, of z ldz ...; rows of an array whose stride is not given are
- * next to each other. A gradient has the stride of its array. */
+/* Of a step of AdamW: rates, epsilon, what undoes the start of both means at zero, and the factor
+ * of the gradient. */
+typedef struct { real lr, b1, b2, eps, decay, c1, c2, shrink; } AdamStep;
+
+/* What is compiled once per instruction set; what each does stands at its definition. */
 typedef struct {
     const char *name;
-    int lanes, tile_rows, tile_cols;        /* reals in a vector; rows and columns of gemm_tile */
-    void (*tile)(real *c, size_t ldc, int rows, int cols, const real *a, size_t ars, size_t acs, const real *b, int depth, int add);
+    int lanes, tile_rows, tile_cols;        /* reals in a vector; rows and columns of a tile */
+    void (*tile)(const Tile *t);
     void (*pack_rows)(real *to, const real *a, size_t acs, int rows, int depth);
     void (*pack_panel)(real *to, const real *b, size_t brs, size_t bcs, int depth, int cols);
-    void (*rmsnorm_forward)(real *y, size_t ldy, size_t hsy, real *inv, const real *x, size_t ldx, size_t hsx,
-                            const real *w, int rows, int heads, int n, real eps);
-    void (*rmsnorm_backward)(real *dx, size_t ldx, size_t hsx, real *dw, const real *dy, size_t ldy, size_t hsy, const real *x,
-                             const real *w, const real *inv, int rows, int heads, int n, int add);
-    void (*l2norm_forward)(real *y, real *inv, const real *x, size_t ldx, int rows, int heads, int n, real scale);
-    void (*l2norm_backward)(real *dx, size_t ldx, const real *dy, const real *x, const real *inv, int rows, int heads, int n, real scale);
-    void (*map_forward)(Act act, real *y, const real *x, size_t ldx, int rows, int n, real scale);
-    void (*map_backward)(Act act, real *dx, size_t ldx, const real *dy, const real *x, int rows, int n, real scale);
-    void (*glu_forward)(Act act, real *y, const real *x, size_t ldx, const real *z, size_t ldz, size_t hsz, int rows, int heads, int n);
-    void (*glu_backward)(Act act, real *dx, real *dz, const real *dy, const real *x, size_t ldx, const real *z, size_t ldz, size_t hsz,
-                         int rows, int heads, int n, int add);
-    void (*scale_forward)(real *y, const real *x, size_t ldx, const real *g, int rows, int heads, int n);
-    void (*scale_backward)(real *dx, real *dg, const real *dy, const real *x, size_t ldx, const real *g,
-                           int rows, int heads, int n, int add);
-    void (*gated_norm_forward)(Act act, real *y, real *inv, const real *o, const real *z, size_t ldz, const real *w,
-                               int rows, int heads, int n, real eps);
-    void (*gated_norm_backward)(Act act, real *d_o, real *dz, real *dw, const real *dy, const real *o, const real *z, size_t ldz,
-                                const real *w, const real *inv, int rows, int heads, int n);
-    void (*conv_forward)(real *y, size_t ldy, const real *x, size_t ldx, const real *w, const real *bias, bool silu,
-                         int T, int C, int taps);
-    void (*conv_backward)(real *dx, real *dw, real *dbias, const real *dy, size_t ldy, const real *x, size_t ldx, const real *w,
-                          const real *bias, bool silu, int T, int C, int taps);
-    void (*gate_forward)(real *d, const real *a, size_t lda, const real *bias, const real *rate, real sign, int rows, int n);
-    void (*gate_backward)(real *da, real *dbias, real *drate, const real *dd, const real *d, const real *a, size_t lda, const real *bias,
-                          const real *rate, real sign, int rows, int n);
+    Pair rmsnorm, l2norm, map, glu, scale, gated_norm, conv, gate;
     void (*softmax_forward)(real *p, real *lse, int rows, int first, int n, real scale);
     void (*softmax_recompute)(real *p, const real *lse, int rows, int first, int n, real scale);
     void (*softmax_backward)(real *dp, const real *p, int rows, int keys, int n, real scale);
     double (*cross_entropy)(real *logits, const int *target, int rows, int n, real scale);
     void (*recurrence_forward)(const Scan *r);
     void (*recurrence_backward)(const Scan *r);
-    void (*adamw)(real *p, const real *g, real *m, real *v, size_t n, real lr, real b1, real b2, real eps, real decay, real c1,
-                  real c2, real gscale);
+    void (*adamw)(real *p, const real *g, real *m, real *v, size_t n, const AdamStep *a);
 } TinyKernels;
 
-static TinyKernels kern;   /* chosen once, in choose_tiny_kernels */
+static TinyKernels kern;        /* chosen once, in choose_tiny_kernels */
 #endif
 
 #ifdef TARGET
 /* ---- 2. kernels ----------------------------------------------------------------------------
- * This section is compiled once per instruction set: the file includes itself with TARGET (function attribute),
- * NAME (suffix of the functions), VECTOR_BYTES, TILE_ROWS and TILE_VECS set. Vectors are the GNU ones that gcc and
- * clang turn into whatever the target has; with another compiler a vector is one number and the text stays the
- * same. Rows hold a multiple of 16 reals. Nothing here starts a thread. Its rooms:
+ * This section is compiled once per instruction set: the file includes itself with TARGET (function
+ * attribute), NAME (suffix of the functions), VECTOR_BYTES, TILE_ROWS and TILE_VECS set. Vectors
+ * are the GNU ones that gcc and clang turn into whatever the target has; with another compiler a
+ * vector is one number and the text stays the same. Vectors of a row hold a multiple of 16 reals,
+ * but for gates. Nothing here starts a thread. Its rooms:
  *
- *   vectors             a vector of numbers, the sum and the largest of its lanes, e^x, square root, ln sigmoid
+ *   vectors             a vector of numbers, the sum and the largest of its lanes, e^x, square
+ *                       root, ln sigmoid
  *   matrix product      one tile of it, and what lays its inputs side by side
  *   norms               rmsnorm, l2norm
  *   element by element  activations, feature maps, gates that multiply, the gated norm
@@ -152,12 +193,15 @@ static TinyKernels kern;   /* chosen once, in choose_tiny_kernels */
  *   AdamW               one step
  *   the table           of all of these, one per instruction set; and which one runs
  *
- * Start with the recurrence, after section 4. The other pairs are short, and each stands on its own. */
+ * Start with the recurrence, after section 4. The other pairs are short, and each stands on its
+ * own. A pair takes its arrays from an Op (section 1); its comment says what x, y, w and keep
+ * are. */
 
 /* -- vectors -- */
 
 #ifdef __GNUC__
-typedef real NAME(Vec) __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(real)), may_alias));
+typedef real NAME(Vec)
+    __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(real)), may_alias));
 #define LANES ((int)(VECTOR_BYTES / sizeof(real)))
 #else
 typedef real NAME(Vec);
@@ -168,6 +212,12 @@ typedef real NAME(Vec);
 #define READ(p) (*(const Vec *)(p))
 #define KERNEL static TARGET
 #define HELPER static FORCE_INLINE TARGET
+
+/* A gradient to where it goes: added to what is there, or assigned. */
+HELPER void NAME(give)(real *to, Vec g, bool add) {
+    if (add) g += READ(to);
+    AT(to) = g;
+}
 
 /* Sum of the lanes, halves first: one order, whatever the number of threads. */
 HELPER real NAME(sum)(Vec x) {
@@ -194,7 +244,8 @@ HELPER real NAME(sum)(Vec x) {
 #endif
 }
 
-/* The larger of a and b, lane by lane: a comparison of vectors gives all ones or all zeros, which then picks the bits. */
+/* The larger of a and b, lane by lane: a comparison of vectors gives all ones or all zeros, which
+ * then picks the bits. */
 HELPER Vec NAME(larger)(Vec a, Vec b) {
 #ifdef __GNUC__
     __typeof__(a > b) more = a > b;
@@ -218,15 +269,25 @@ HELPER real NAME(largest)(const real *x, int n) {
     return most;
 }
 
-/* e^x. float: 2^n times a polynomial on [-ln 2 / 2, ln 2 / 2], error about 1e-7; x is clamped to where the result is
- * a normal number. double (tests): the library's, lane by lane. */
-HELPER Vec NAME(exp)(Vec x) {
+/* The library's function of each lane. */
+HELPER Vec NAME(each)(Vec x, double (*f)(double)) {
+    real b[LANES];
+    memcpy(b, &x, sizeof x);
+    for (int l = 0; l < LANES; l++) b[l] = (real)f(b[l]);
+    memcpy(&x, b, sizeof x);
+    return x;
+}
+
 #if FAST_EXP && defined(__GNUC__)
-    typedef int32_t IVec __attribute__((vector_size(VECTOR_BYTES), aligned(4), may_alias));
+typedef int32_t NAME(IVec) __attribute__((vector_size(VECTOR_BYTES), aligned(4), may_alias));
+
+/* e^x: 2^n times a polynomial on [-ln 2 / 2, ln 2 / 2], error about 1e-7; x is clamped to where the
+ * result is a normal number. */
+HELPER Vec NAME(exp)(Vec x) {
     x = NAME(larger)(x, (Vec){0} - 87.0f);
     x = -NAME(larger)(-x, (Vec){0} - 88.0f);
-    Vec n = x * 1.44269504f + 12582912.0f;          /* 1.5 * 2^23: the low bits of n now hold round(x / ln 2) */
-    IVec shift = (IVec)n << 23;
+    Vec n = x * 1.44269504f + 12582912.0f; /* 1.5 * 2^23: its low bits now hold round(x / ln 2) */
+    NAME(IVec) shift = (NAME(IVec))n << 23;
     n -= 12582912.0f;
     Vec r = x - n * 0.693359375f + n * 2.12194440e-4f;
     Vec p = r * 1.3981999e-3f + 8.3334519e-3f;
@@ -234,66 +295,48 @@ HELPER Vec NAME(exp)(Vec x) {
     p = p * r + 1.6666666e-1f;
     p = p * r + 0.5f;
     p = p * r * r + r + 1.0f;
-    return (Vec)((IVec)p + shift);
-#else
-    real b[LANES];
-    memcpy(b, &x, sizeof x);
-    for (int l = 0; l < LANES; l++) b[l] = (real)exp(b[l]);
-    memcpy(&x, b, sizeof x);
-    return x;
-#endif
+    return (Vec)((NAME(IVec))p + shift);
 }
 
-/* Square root. float: three Newton steps for 1 / sqrt(x) from a guess that halves the exponent; error about 1e-7. */
+/* Square root: three Newton steps for 1 / sqrt(x) from a guess that halves the exponent. */
 HELPER Vec NAME(sqrt)(Vec x) {
-#if FAST_EXP && defined(__GNUC__)
-    typedef int32_t IVec __attribute__((vector_size(VECTOR_BYTES), aligned(4), may_alias));
-    Vec y = (Vec)(0x5f3759df - ((IVec)x >> 1));
+    Vec y = (Vec)(0x5f3759df - ((NAME(IVec))x >> 1));
     for (int i = 0; i < 3; i++) y *= 1.5f - 0.5f * x * y * y;
     return x * y;
-#else
-    real b[LANES];
-    memcpy(b, &x, sizeof x);
-    for (int l = 0; l < LANES; l++) b[l] = (real)sqrt(b[l]);
-    memcpy(&x, b, sizeof x);
-    return x;
-#endif
 }
 
-/* ln sigmoid(x) = min(x, 0) - ln(1 + t), t = e^-|x|. float: ln(1 + t) = 2 atanh(s), s = t / (t + 2) <= 1/3, as a series. */
+/* ln sigmoid(x) = min(x, 0) - ln(1 + t), t = e^-|x|:  ln(1 + t) = 2 atanh(s), s = t / (t + 2), as a
+ * series, since s <= 1/3. */
 HELPER Vec NAME(logsigmoid)(Vec x) {
-#if FAST_EXP && defined(__GNUC__)
-    typedef int32_t IVec __attribute__((vector_size(VECTOR_BYTES), aligned(4), may_alias));
-    Vec size = (Vec)((IVec)x & 0x7fffffff), t = NAME(exp)(-size), s = t / (t + 2), s2 = s * s;
-    Vec p = s2 * (1.0f / 13) + 1.0f / 11;
+    Vec size = (Vec)((NAME(IVec))x & 0x7fffffff), t = NAME(exp)(-size), s = t / (t + 2);
+    Vec s2 = s * s, p = s2 * (1.0f / 13) + 1.0f / 11;
     p = p * s2 + 1.0f / 9;
     p = p * s2 + 1.0f / 7;
     p = p * s2 + 1.0f / 5;
     p = p * s2 + 1.0f / 3;
     return (x - size) * 0.5f - 2 * (s + s * s2 * p);
-#else
-    real b[LANES];
-    memcpy(b, &x, sizeof x);
-    for (int l = 0; l < LANES; l++) b[l] = (real)((b[l] < 0 ? b[l] : 0) - log1p(exp(-fabs(b[l]))));
-    memcpy(&x, b, sizeof x);
-    return x;
-#endif
 }
+#else
+HELPER Vec NAME(exp)(Vec x) { return NAME(each)(x, exp); }
+HELPER Vec NAME(sqrt)(Vec x) { return NAME(each)(x, sqrt); }
+static double NAME(logsigmoid1)(double x) { return (x < 0 ? x : 0) - log1p(exp(-fabs(x))); }
+HELPER Vec NAME(logsigmoid)(Vec x) { return NAME(each)(x, NAME(logsigmoid1)); }
+#endif
 
 HELPER Vec NAME(sigmoid)(Vec x) { return 1 / (1 + NAME(exp)(-x)); }
 
 /* -- matrix product -- */
 
-/* A tile of it: c (rows, cols) = or += a (rows, depth) b (depth, TILE_COLS), with the whole tile of c in registers.
- * a(i,k) lies at a[i * ars + k * acs]; b is packed, TILE_COLS reals per k. rows and cols may fall short of the tile;
+/* A tile of it, all of which is in registers meanwhile. rows and cols may fall short of the tile;
  * the missing rows are computed from the last one and not stored. */
 #define TILE_COLS (TILE_VECS * LANES)
-KERNEL void NAME(gemm_tile)(real *c, size_t ldc, int rows, int cols, const real *a, size_t ars, size_t acs, const real *b,
-                            int depth, int add) {
+KERNEL void NAME(gemm_tile)(const Tile *t) {
     Vec s[TILE_ROWS][TILE_VECS];
-    const real *row[TILE_ROWS];
+    const real *row[TILE_ROWS], *b = t->b;
+    const size_t acs = t->acs;
+    const int depth = t->depth;
     for (int i = 0; i < TILE_ROWS; i++) {
-        row[i] = a + (size_t)(i < rows ? i : rows - 1) * ars;
+        row[i] = t->a + (size_t)(i < t->rows ? i : t->rows - 1) * t->ars;
         for (int j = 0; j < TILE_VECS; j++) s[i][j] = (Vec){0};
     }
     for (int k = 0; k < depth; k++, b += TILE_COLS) {
@@ -304,37 +347,38 @@ KERNEL void NAME(gemm_tile)(real *c, size_t ldc, int rows, int cols, const real 
             for (int j = 0; j < TILE_VECS; j++) s[i][j] += x * bk[j];
         }
     }
-    for (int i = 0; i < rows; i++, c += ldc) {
-        if (cols == TILE_COLS) {
-            for (int j = 0; j < TILE_VECS; j++) {
-                if (add) s[i][j] += READ(c + j * LANES);
-                AT(c + j * LANES) = s[i][j];
-            }
+    real *c = t->c;
+    for (int i = 0; i < t->rows; i++, c += t->ldc) {
+        if (t->cols == TILE_COLS) {
+            for (int j = 0; j < TILE_VECS; j++) NAME(give)(c + j * LANES, s[i][j], t->add);
         } else {
             real edge[TILE_COLS];
             memcpy(edge, s[i], sizeof edge);
-            for (int j = 0; j < cols; j++) c[j] = add ? c[j] + edge[j] : edge[j];
+            for (int j = 0; j < t->cols; j++) c[j] = t->add ? c[j] + edge[j] : edge[j];
         }
     }
 }
 
-/* Rows of a, whose columns lie acs apart, side by side for the tile above: one (depth, TILE_ROWS) after the other, DEPTH TILE_ROWS apart.
- * A last tile may be short: its missing rows are never read. */
+/* Rows of a, whose columns lie acs apart, side by side for the tile above: one (depth, TILE_ROWS)
+ * after the other, DEPTH TILE_ROWS apart. A last tile may be short: its missing rows are never
+ * read. */
 KERNEL void NAME(pack_rows)(real *to, const real *a, size_t acs, int rows, int depth) {
     for (int k = 0; k < depth; k++, to += TILE_ROWS, a += acs)
         for (int i = 0; i < rows; i += TILE_ROWS) {
-            if (rows - i >= TILE_ROWS) memcpy(to + (size_t)i * DEPTH, a + i, TILE_ROWS * sizeof *to);
-            else memcpy(to + (size_t)i * DEPTH, a + i, (size_t)(rows - i) * sizeof *to);
+            real *tile = to + (size_t)i * DEPTH;
+            if (rows - i >= TILE_ROWS) memcpy(tile, a + i, TILE_ROWS * sizeof *to);
+            else memcpy(tile, a + i, (size_t)(rows - i) * sizeof *to);
         }
 }
 
-/* cols columns of b as (depth, TILE_COLS), zeros where there are fewer; b(k,j) lies at b[k * brs + j * bcs]. */
+/* cols columns of b as (depth, TILE_COLS), zeros where there are fewer; b(k,j) lies at
+ * b[k * brs + j * bcs]. */
 KERNEL void NAME(pack_panel)(real *to, const real *b, size_t brs, size_t bcs, int depth, int cols) {
     if (cols < TILE_COLS) memset(to, 0, (size_t)depth * TILE_COLS * sizeof *to);
     if (bcs == 1)
-        for (int k = 0; k < depth; k++) {
-            if (cols == TILE_COLS) memcpy(to + (size_t)k * TILE_COLS, b + k * brs, TILE_COLS * sizeof *to);
-            else memcpy(to + (size_t)k * TILE_COLS, b + k * brs, (size_t)cols * sizeof *to);
+        for (int k = 0; k < depth; k++, to += TILE_COLS, b += brs) {
+            if (cols == TILE_COLS) memcpy(to, b, TILE_COLS * sizeof *to);
+            else memcpy(to, b, (size_t)cols * sizeof *to);
         }
     else
         for (int j = 0; j < cols; j++)
@@ -343,80 +387,81 @@ KERNEL void NAME(pack_panel)(real *to, const real *b, size_t brs, size_t bcs, in
 
 /* -- norms -- */
 
-/* y = x / sqrt(mean(x^2) + eps) * w; w (n), inv (rows, heads) keeps the factor of each vector. */
-KERNEL void NAME(rmsnorm_forward)(real *y, size_t ldy, size_t hsy, real *inv, const real *x, size_t ldx, size_t hsx,
-                                  const real *w, int rows, int heads, int n, real eps) {
-    for (int r = 0; r < rows; r++)
-        for (int h = 0; h < heads; h++) {
-            const real *xr = x + r * ldx + h * hsx;
-            real *yr = y + r * ldy + h * hsy;
-            Vec ss = {0};
-            for (int i = 0; i < n; i += LANES) ss += READ(xr + i) * READ(xr + i);
-            real f = inv[r * heads + h] = 1 / (real)sqrt(NAME(sum)(ss) / n + eps);
+HELPER real NAME(squares)(const real *x, int n) {
+    Vec sum = {0};
+    for (int i = 0; i < n; i += LANES) sum += READ(x + i) * READ(x + i);
+    return NAME(sum)(sum);
+}
+
+/* y = x / sqrt(mean(x^2) + scale) * w;  w (n), or (heads, n) where each head has its own. Kept: the
+ * factor of each vector, (tokens, heads). */
+KERNEL void NAME(rmsnorm_forward)(const Op *o, Work at) {
+    const Var x = o->x[0], y = o->y[0];
+    const int n = x.n, own = o->w[0].n > n ? n : 0;
+    for (int r = at.from; r < at.to; r++)
+        for (int h = 0; h < x.heads; h++) {
+            const real *xr = row(x, r, h), *w = o->w[0].w + h * own;
+            real *yr = row(y, r, h);
+            real f = 1 / (real)sqrt(NAME(squares)(xr, n) / n + o->scale);
             for (int i = 0; i < n; i += LANES) AT(yr + i) = READ(xr + i) * f * READ(w + i);
+            o->keep[0][r * x.heads + h] = f;
         }
 }
 
-//~ y_i = x_i f w_i,  f = (mean(x^2) + eps)^-1/2, so df/dx_i = -f^3 x_i / n.  dw adds; dx does with `add`.
-KERNEL void NAME(rmsnorm_backward)(real *dx, size_t ldx, size_t hsx, real *dw, const real *dy, size_t ldy, size_t hsy, const real *x,
-                                   const real *w, const real *inv, int rows, int heads, int n, int add) {
-    for (int r = 0; r < rows; r++)
-        for (int h = 0; h < heads; h++) {
-            const real *xr = x + r * ldx + h * hsx, *dyr = dy + r * ldy + h * hsy;
-            real *dxr = dx + r * ldx + h * hsx, f = inv[r * heads + h];
+//~ y_i = x_i f w_i,  f = (mean(x^2) + scale)^-1/2, so df/dx_i = -f^3 x_i / n
+KERNEL void NAME(rmsnorm_backward)(const Op *o, Work at) {
+    const Var x = o->x[0], y = o->y[0];
+    const int n = x.n, own = o->w[0].n > n ? n : 0, add = o->add & 1;
+    for (int r = at.from; r < at.to; r++)
+        for (int h = 0; h < x.heads; h++) {
+            const real *xr = row(x, r, h), *dy = drow(y, r, h), *w = o->w[0].w + h * own;
+            real *dx = drow(x, r, h), *dw = at.sums + o->w[0].at + h * own;
+            real f = o->keep[0][r * x.heads + h];
             Vec dot = {0};
-            for (int i = 0; i < n; i += LANES) dot += READ(dyr + i) * READ(w + i) * READ(xr + i);
+            for (int i = 0; i < n; i += LANES) dot += READ(dy + i) * READ(w + i) * READ(xr + i);
             real c = NAME(sum)(dot) * f * f * f / n;
             for (int i = 0; i < n; i += LANES) {
-                Vec g = READ(dyr + i) * READ(w + i) * f - READ(xr + i) * c;
-                AT(dw + i) += READ(dyr + i) * READ(xr + i) * f;
-                if (add) g += READ(dxr + i);
-                AT(dxr + i) = g;
+                Vec g = READ(dy + i) * READ(w + i) * f - READ(xr + i) * c;
+                AT(dw + i) += READ(dy + i) * READ(xr + i) * f;
+                NAME(give)(dx + i, g, add);
             }
         }
 }
 
-/* y = scale x / sqrt(sum(x^2) + 1e-6), heads next to each other; y is (rows, heads, n). A sum, not a mean. */
-KERNEL void NAME(l2norm_forward)(real *y, real *inv, const real *x, size_t ldx, int rows, int heads, int n, real scale) {
-    for (int r = 0; r < rows; r++, x += ldx)
-        for (int h = 0; h < heads; h++, y += n) {
-            Vec ss = {0};
-            for (int i = 0; i < n; i += LANES) ss += READ(x + h * n + i) * READ(x + h * n + i);
-            real f = *inv++ = 1 / (real)sqrt(NAME(sum)(ss) + (real)1e-6);
-            for (int i = 0; i < n; i += LANES) AT(y + i) = READ(x + h * n + i) * (f * scale);
+/* y = scale x / sqrt(sum(x^2) + 1e-6). A sum, not a mean. Kept: as above. */
+KERNEL void NAME(l2norm_forward)(const Op *o, Work at) {
+    const Var x = o->x[0], y = o->y[0];
+    for (int r = at.from; r < at.to; r++)
+        for (int h = 0; h < x.heads; h++) {
+            const real *xr = row(x, r, h);
+            real *yr = row(y, r, h);
+            real f = 1 / (real)sqrt(NAME(squares)(xr, x.n) + (real)1e-6), scaled = f * o->scale;
+            for (int i = 0; i < x.n; i += LANES) AT(yr + i) = READ(xr + i) * scaled;
+            o->keep[0][r * x.heads + h] = f;
         }
 }
 
-//~ y_i = scale x_i f,  f = (sum(x^2) + 1e-6)^-1/2, so df/dx_i = -f^3 x_i.  dx may be dy.
-KERNEL void NAME(l2norm_backward)(real *dx, size_t ldx, const real *dy, const real *x, const real *inv,
-                                  int rows, int heads, int n, real scale) {
-    for (int r = 0; r < rows; r++, x += ldx, dx += ldx)
-        for (int h = 0; h < heads; h++, dy += n) {
-            real f = *inv++;
+//~ y_i = scale x_i f,  f = (sum(x^2) + 1e-6)^-1/2, so df/dx_i = -f^3 x_i
+KERNEL void NAME(l2norm_backward)(const Op *o, Work at) {
+    const Var x = o->x[0], y = o->y[0];
+    const int add = o->add & 1;
+    for (int r = at.from; r < at.to; r++)
+        for (int h = 0; h < x.heads; h++) {
+            const real *xr = row(x, r, h), *dy = drow(y, r, h);
+            real *dx = drow(x, r, h), f = o->keep[0][r * x.heads + h], scaled = f * o->scale;
             Vec dot = {0};
-            for (int i = 0; i < n; i += LANES) dot += READ(dy + i) * READ(x + h * n + i);
+            for (int i = 0; i < x.n; i += LANES) dot += READ(dy + i) * READ(xr + i);
             real c = NAME(sum)(dot) * f * f;
-            for (int i = 0; i < n; i += LANES) AT(dx + h * n + i) = (READ(dy + i) - READ(x + h * n + i) * c) * (f * scale);
+            for (int i = 0; i < x.n; i += LANES)
+                NAME(give)(dx + i, (READ(dy + i) - READ(xr + i) * c) * scaled, add);
         }
 }
 
 /* -- element by element -- */
 
-/* y = act(x). */
-HELPER Vec NAME(act)(Act act, Vec x) {
-    if (act == F_SILU) return x * NAME(sigmoid)(x);
-    if (act == F_SIGMOID) return NAME(sigmoid)(x);
-    if (act == F_ELU1) return NAME(exp)(-NAME(larger)(-x, (Vec){0})) + NAME(larger)(x, (Vec){0}); /* e^x below 0, x + 1 above */
-    if (act == F_TANH) return 2 * NAME(sigmoid)(2 * x) - 1;
-    if (act == F_SQRELU) return NAME(larger)(x, (Vec){0}) * NAME(larger)(x, (Vec){0});
-    if (act == F_DECAY6) return NAME(exp)(-NAME(exp)(x));
-    if (act == F_DECAY7) return NAME(exp)(-DECAY7 * NAME(sigmoid)(x));
-    return x;
-}
-
-/* The same, and its derivative in *slope. */
+/* act(x), and its derivative in *slope. */
 HELPER Vec NAME(act_slope)(Act act, Vec x, Vec *slope) {
-    Vec one = (Vec){0} + 1;
+    const Vec zero = {0};
     if (act == F_SILU) {
         Vec s = NAME(sigmoid)(x);
         *slope = s * (1 + x * (1 - s));
@@ -428,18 +473,22 @@ HELPER Vec NAME(act_slope)(Act act, Vec x, Vec *slope) {
         return s;
     }
     if (act == F_ELU1) {
-        *slope = NAME(exp)(-NAME(larger)(-x, (Vec){0}));        /* 1 above 0 */
-        return *slope + NAME(larger)(x, (Vec){0});
+        *slope = NAME(exp)(-NAME(larger)(-x, zero));        /* e^x below 0, 1 above */
+        return *slope + NAME(larger)(x, zero);
     }
     if (act == F_TANH) {
-        Vec t = NAME(act)(F_TANH, x);
+        Vec t = 2 * NAME(sigmoid)(2 * x) - 1;
         *slope = 1 - t * t;
         return t;
     }
     if (act == F_SQRELU) {
-        Vec p = NAME(larger)(x, (Vec){0});
+        Vec p = NAME(larger)(x, zero);
         *slope = 2 * p;
         return p * p;
+    }
+    if (act == F_REST) {
+        *slope = zero - 1;
+        return 1 - x;
     }
     if (act == F_DECAY6) {
         Vec rate = NAME(exp)(x), d = NAME(exp)(-rate);
@@ -451,176 +500,222 @@ HELPER Vec NAME(act_slope)(Act act, Vec x, Vec *slope) {
         *slope = -DECAY7 * s * (1 - s) * d;
         return d;
     }
-    *slope = one;
+    *slope = zero + 1;
     return x;
 }
 
-/* Calls body(act, ...) with act a constant, so that each compiles to a loop without a choice in it. The body of kernel x is called x_. */
-#define WITH_ACT(body, ...)                            \
+HELPER Vec NAME(act)(Act act, Vec x) {
+    Vec slope;
+    return NAME(act_slope)(act, x, &slope);
+}
+
+/* Calls body(act, ...) with act a constant, so that each compiles to a loop without a choice in it.
+ * The body of kernel x is called x_. */
+#define WITH_ACT(body, act, ...)                       \
     (act == F_SILU      ? body(F_SILU, __VA_ARGS__)    \
      : act == F_SIGMOID ? body(F_SIGMOID, __VA_ARGS__) \
      : act == F_ELU1    ? body(F_ELU1, __VA_ARGS__)    \
                         : body(F_ID, __VA_ARGS__))
-#define WITH_MAP(body, ...)                          \
+#define WITH_MAP(body, act, ...)                     \
     (act == F_TANH     ? body(F_TANH, __VA_ARGS__)   \
      : act == F_SQRELU ? body(F_SQRELU, __VA_ARGS__) \
+     : act == F_REST   ? body(F_REST, __VA_ARGS__)   \
      : act == F_DECAY6 ? body(F_DECAY6, __VA_ARGS__) \
      : act == F_DECAY7 ? body(F_DECAY7, __VA_ARGS__) \
-                       : WITH_ACT(body, __VA_ARGS__))
+                       : WITH_ACT(body, act, __VA_ARGS__))
 
-/* y = scale act(x), a feature map of keys or queries; with F_ID a copy. y (rows, n). */
-HELPER void NAME(map_forward_)(const Act act, real *y, const real *x, size_t ldx, int rows, int n, real scale) {
-    for (int r = 0; r < rows; r++, y += n, x += ldx)
-        for (int i = 0; i < n; i += LANES) AT(y + i) = NAME(act)(act, READ(x + i)) * scale;
-}
-
-KERNEL void NAME(map_forward)(Act act, real *y, const real *x, size_t ldx, int rows, int n, real scale) {
-    WITH_MAP(NAME(map_forward_), y, x, ldx, rows, n, scale);
-}
-
-//~ y = scale act(x).  dx may be dy where rows are next to each other.
-HELPER void NAME(map_backward_)(const Act act, real *dx, size_t ldx, const real *dy, const real *x, int rows, int n, real scale) {
-    for (int r = 0; r < rows; r++, dy += n, dx += ldx, x += ldx)
-        for (int i = 0; i < n; i += LANES) {
-            Vec slope;
-            NAME(act_slope)(act, READ(x + i), &slope);
-            AT(dx + i) = READ(dy + i) * slope * scale;
+/* y = scale act(x), a feature map of keys or queries; with F_ID a copy. */
+HELPER void NAME(map_forward_)(const Act act, const Op *o, Work at) {
+    const Var x = o->x[0], y = o->y[0];
+    const real scale = o->scale;
+    for (int r = at.from; r < at.to; r++)
+        for (int h = 0; h < x.heads; h++) {
+            const real *xr = row(x, r, h);
+            real *yr = row(y, r, h);
+            for (int i = 0; i < x.n; i += LANES)
+                AT(yr + i) = NAME(act)(act, READ(xr + i)) * scale;
         }
 }
 
-KERNEL void NAME(map_backward)(Act act, real *dx, size_t ldx, const real *dy, const real *x, int rows, int n, real scale) {
-    WITH_MAP(NAME(map_backward_), dx, ldx, dy, x, rows, n, scale);
+KERNEL void NAME(map_forward)(const Op *o, Work at) {
+    WITH_MAP(NAME(map_forward_), o->act, o, at);
 }
 
-/* y = x * act(z), element by element: the feed-forward, output gates, gates per channel. The vectors of z are hsz apart. */
-HELPER void NAME(glu_forward_)(const Act act, real *y, const real *x, size_t ldx, const real *z, size_t ldz, size_t hsz,
-                               int rows, int heads, int n) {
-    for (int r = 0; r < rows; r++, x += ldx, z += ldz)
-        for (int h = 0; h < heads; h++, y += n)
-            for (int i = 0; i < n; i += LANES) AT(y + i) = READ(x + h * n + i) * NAME(act)(act, READ(z + h * hsz + i));
-}
-
-KERNEL void NAME(glu_forward)(Act act, real *y, const real *x, size_t ldx, const real *z, size_t ldz, size_t hsz,
-                              int rows, int heads, int n) {
-    WITH_ACT(NAME(glu_forward_), y, x, ldx, z, ldz, hsz, rows, heads, n);
-}
-
-//~ y = x * act(z).  dx may be dy where both have one stride.
-HELPER void NAME(glu_backward_)(const Act act, real *dx, real *dz, const real *dy, const real *x, size_t ldx,
-                                const real *z, size_t ldz, size_t hsz, int rows, int heads, int n, int add) {
-    for (int r = 0; r < rows; r++, x += ldx, dx += ldx, z += ldz, dz += ldz)
-        for (int h = 0; h < heads; h++, dy += n)
-            for (int i = 0; i < n; i += LANES) {
-                Vec slope, value = NAME(act_slope)(act, READ(z + h * hsz + i), &slope);
-                Vec g = READ(dy + i), gx = g * value, gz = g * READ(x + h * n + i) * slope;
-                if (add & ADD_DX) gx += READ(dx + h * n + i);
-                if (add & ADD_DZ) gz += READ(dz + h * hsz + i);
-                AT(dx + h * n + i) = gx;
-                AT(dz + h * hsz + i) = gz;
+//~ y = scale act(x)
+HELPER void NAME(map_backward_)(const Act act, const Op *o, Work at) {
+    const Var x = o->x[0], y = o->y[0];
+    const real scale = o->scale;
+    const int add = o->add & 1;
+    for (int r = at.from; r < at.to; r++)
+        for (int h = 0; h < x.heads; h++) {
+            const real *xr = row(x, r, h), *dy = drow(y, r, h);
+            real *dx = drow(x, r, h);
+            for (int i = 0; i < x.n; i += LANES) {
+                Vec slope;
+                NAME(act_slope)(act, READ(xr + i), &slope);
+                NAME(give)(dx + i, READ(dy + i) * slope * scale, add);
             }
+        }
 }
 
-KERNEL void NAME(glu_backward)(Act act, real *dx, real *dz, const real *dy, const real *x, size_t ldx,
-                               const real *z, size_t ldz, size_t hsz, int rows, int heads, int n, int add) {
-    WITH_ACT(NAME(glu_backward_), dx, dz, dy, x, ldx, z, ldz, hsz, rows, heads, n, add);
+KERNEL void NAME(map_backward)(const Op *o, Work at) {
+    WITH_MAP(NAME(map_backward_), o->act, o, at);
 }
 
-/* y = g x with one factor per head: g (rows, heads). */
-KERNEL void NAME(scale_forward)(real *y, const real *x, size_t ldx, const real *g, int rows, int heads, int n) {
-    for (int r = 0; r < rows; r++, x += ldx)
-        for (int h = 0; h < heads; h++, y += n, g++)
-            for (int i = 0; i < n; i += LANES) AT(y + i) = READ(x + h * n + i) * *g;
+/* y = x[0] act(x[1]), element by element: the feed-forward, output gates, gates per channel. */
+HELPER void NAME(glu_forward_)(const Act act, const Op *o, Work at) {
+    const Var x = o->x[0], z = o->x[1], y = o->y[0];
+    for (int r = at.from; r < at.to; r++)
+        for (int h = 0; h < x.heads; h++) {
+            const real *xr = row(x, r, h), *zr = row(z, r, h);
+            real *yr = row(y, r, h);
+            for (int i = 0; i < x.n; i += LANES)
+                AT(yr + i) = READ(xr + i) * NAME(act)(act, READ(zr + i));
+        }
 }
 
-//~ y = g x.  dg adds.
-KERNEL void NAME(scale_backward)(real *dx, real *dg, const real *dy, const real *x, size_t ldx, const real *g,
-                                 int rows, int heads, int n, int add) {
-    for (int r = 0; r < rows; r++, x += ldx, dx += ldx)
-        for (int h = 0; h < heads; h++, dy += n, g++, dg++) {
+KERNEL void NAME(glu_forward)(const Op *o, Work at) {
+    WITH_ACT(NAME(glu_forward_), o->act, o, at);
+}
+
+//~ y = x act(z)
+HELPER void NAME(glu_backward_)(const Act act, const Op *o, Work at) {
+    const Var x = o->x[0], z = o->x[1], y = o->y[0];
+    const int addx = o->add & 1, addz = o->add & 2;
+    for (int r = at.from; r < at.to; r++)
+        for (int h = 0; h < x.heads; h++) {
+            const real *xr = row(x, r, h), *zr = row(z, r, h), *dy = drow(y, r, h);
+            real *dx = drow(x, r, h), *dz = drow(z, r, h);
+            for (int i = 0; i < x.n; i += LANES) {
+                Vec slope, value = NAME(act_slope)(act, READ(zr + i), &slope), g = READ(dy + i);
+                Vec gz = g * READ(xr + i) * slope;
+                NAME(give)(dx + i, g * value, addx);
+                NAME(give)(dz + i, gz, addz);
+            }
+        }
+}
+
+KERNEL void NAME(glu_backward)(const Op *o, Work at) {
+    WITH_ACT(NAME(glu_backward_), o->act, o, at);
+}
+
+/* y = g x with one factor g = x[1] per head. */
+KERNEL void NAME(scale_forward)(const Op *o, Work at) {
+    const Var x = o->x[0], y = o->y[0];
+    for (int r = at.from; r < at.to; r++)
+        for (int h = 0; h < x.heads; h++) {
+            const real *xr = row(x, r, h), g = *row(o->x[1], r, h);
+            real *yr = row(y, r, h);
+            for (int i = 0; i < x.n; i += LANES) AT(yr + i) = READ(xr + i) * g;
+        }
+}
+
+//~ y = g x
+KERNEL void NAME(scale_backward)(const Op *o, Work at) {
+    const Var x = o->x[0], y = o->y[0];
+    const int add = o->add & 1;
+    for (int r = at.from; r < at.to; r++)
+        for (int h = 0; h < x.heads; h++) {
+            const real *xr = row(x, r, h), *dy = drow(y, r, h), g = *row(o->x[1], r, h);
+            real *dx = drow(x, r, h), *dg = drow(o->x[1], r, h);
+            Vec dot = {0};
+            for (int i = 0; i < x.n; i += LANES) {
+                dot += READ(dy + i) * READ(xr + i);
+                NAME(give)(dx + i, READ(dy + i) * g, add);
+            }
+            *dg = NAME(sum)(dot) + (o->add & 2 ? *dg : 0);
+        }
+}
+
+/* y = rmsnorm(x[0]) * w * act(x[1]): norm first, then the gate. w (n) is shared by all heads. Kept:
+ * as in rmsnorm. */
+HELPER void NAME(gated_norm_forward_)(const Act act, const Op *o, Work at) {
+    const Var x = o->x[0], z = o->x[1], y = o->y[0];
+    const real *w = o->w[0].w;
+    for (int r = at.from; r < at.to; r++)
+        for (int h = 0; h < x.heads; h++) {
+            const real *xr = row(x, r, h), *zr = row(z, r, h);
+            real *yr = row(y, r, h);
+            real f = 1 / (real)sqrt(NAME(squares)(xr, x.n) / x.n + o->scale);
+            for (int i = 0; i < x.n; i += LANES)
+                AT(yr + i) = READ(xr + i) * f * READ(w + i) * NAME(act)(act, READ(zr + i));
+            o->keep[0][r * x.heads + h] = f;
+        }
+}
+
+KERNEL void NAME(gated_norm_forward)(const Op *o, Work at) {
+    WITH_ACT(NAME(gated_norm_forward_), o->act, o, at);
+}
+
+//~ y_i = x_i f w_i act(z_i),  f = (mean(x^2) + scale)^-1/2, so df/dx_i = -f^3 x_i / n
+HELPER void NAME(gated_norm_backward_)(const Act act, const Op *o, Work at) {
+    const Var x = o->x[0], z = o->x[1], y = o->y[0];
+    const int n = x.n, addz = o->add & 2;
+    const real *w = o->w[0].w;
+    real *dw = at.sums + o->w[0].at;
+    for (int r = at.from; r < at.to; r++)
+        for (int h = 0; h < x.heads; h++) {
+            const real *xr = row(x, r, h), *zr = row(z, r, h), *dy = drow(y, r, h);
+            real *dx = drow(x, r, h), *dz = drow(z, r, h), f = o->keep[0][r * x.heads + h];
             Vec dot = {0};
             for (int i = 0; i < n; i += LANES) {
-                Vec back = READ(dy + i) * *g;
-                dot += READ(dy + i) * READ(x + h * n + i);
-                if (add & ADD_DX) back += READ(dx + h * n + i);
-                AT(dx + h * n + i) = back;
-            }
-            *dg += NAME(sum)(dot);
-        }
-}
-
-/* y = rmsnorm(o) * w * act(z): norm first, then the gate. w (n) is shared by all heads. */
-HELPER void NAME(gated_norm_forward_)(const Act act, real *y, real *inv, const real *o, const real *z, size_t ldz, const real *w,
-                                      int rows, int heads, int n, real eps) {
-    for (int r = 0; r < rows; r++, z += ldz)
-        for (int h = 0; h < heads; h++, y += n, o += n) {
-            Vec ss = {0};
-            for (int i = 0; i < n; i += LANES) ss += READ(o + i) * READ(o + i);
-            real f = *inv++ = 1 / (real)sqrt(NAME(sum)(ss) / n + eps);
-            for (int i = 0; i < n; i += LANES)
-                AT(y + i) = READ(o + i) * f * READ(w + i) * NAME(act)(act, READ(z + h * n + i));
-        }
-}
-
-KERNEL void NAME(gated_norm_forward)(Act act, real *y, real *inv, const real *o, const real *z, size_t ldz, const real *w,
-                                     int rows, int heads, int n, real eps) {
-    WITH_ACT(NAME(gated_norm_forward_), y, inv, o, z, ldz, w, rows, heads, n, eps);
-}
-
-//~ y_i = o_i f w_i act(z_i),  f = (mean(o^2) + eps)^-1/2, so df/do_i = -f^3 o_i / n.  dw adds.
-HELPER void NAME(gated_norm_backward_)(const Act act, real *d_o, real *dz, real *dw, const real *dy, const real *o,
-                                       const real *z, size_t ldz, const real *w, const real *inv, int rows, int heads, int n) {
-    for (int r = 0; r < rows; r++, z += ldz, dz += ldz)
-        for (int h = 0; h < heads; h++, d_o += n, dy += n, o += n) {
-            real f = *inv++;
-            Vec dot = {0};
-            for (int i = 0; i < n; i += LANES) {
-                Vec slope, value = NAME(act_slope)(act, READ(z + h * n + i), &slope);
-                Vec g = READ(dy + i), on = READ(o + i) * f;
-                AT(dz + h * n + i) = g * on * READ(w + i) * slope;
-                g *= value;                                     /* gradient of the normalised row times w */
+                Vec slope, value = NAME(act_slope)(act, READ(zr + i), &slope);
+                Vec g = READ(dy + i), on = READ(xr + i) * f;
+                NAME(give)(dz + i, g * on * READ(w + i) * slope, addz);
+                g *= value;                     /* gradient of the normalised row times w */
                 AT(dw + i) += g * on;
                 g *= READ(w + i);
-                dot += g * READ(o + i);
-                AT(d_o + i) = g;
+                dot += g * READ(xr + i);
+                AT(dx + i) = g;
             }
             real c = NAME(sum)(dot) * f * f * f / n;
-            for (int i = 0; i < n; i += LANES) AT(d_o + i) = READ(d_o + i) * f - READ(o + i) * c;
+            for (int i = 0; i < n; i += LANES) AT(dx + i) = READ(dx + i) * f - READ(xr + i) * c;
         }
 }
 
-KERNEL void NAME(gated_norm_backward)(Act act, real *d_o, real *dz, real *dw, const real *dy, const real *o, const real *z, size_t ldz,
-                                      const real *w, const real *inv, int rows, int heads, int n) {
-    WITH_ACT(NAME(gated_norm_backward_), d_o, dz, dw, dy, o, z, ldz, w, inv, rows, heads, n);
+KERNEL void NAME(gated_norm_backward)(const Op *o, Work at) {
+    WITH_ACT(NAME(gated_norm_backward_), o->act, o, at);
 }
 
 /* -- convolution -- */
 
-/* Causal depthwise convolution, then silu or nothing: y_t = act(bias + sum_j w_j * x_{t - taps + 1 + j}), zeros before the start.
- * x, y (T, C), w (taps, C): the last tap meets the current token. bias may be NULL. Here the sum of token t, channels c .. c + LANES. */
-HELPER Vec NAME(conv_sum)(const real *x, size_t ldx, const real *w, const real *bias, int t, int c, int C, int taps) {
+/* Causal depthwise convolution of C channels over a sequence, then silu or nothing:
+ *   y_t = act(w[1] + sum_j w[0]_j * x_{t - taps + 1 + j}), zeros before the start
+ * w[0] (taps, C), the transpose of the file's: the last tap meets the current token. w[1], the
+ * bias, may be missing. Here the sum of token t, channels c .. c + LANES. */
+HELPER Vec NAME(conv_sum)(const Op *o, const real *x, int t, int c) {
+    const int C = o->y[0].n, taps = o->w[0].n / C;
+    const real *w = o->w[0].w + c;
     Vec s = {0};
-    if (bias) s = READ(bias + c);
+    if (o->w[1].w) s = READ(o->w[1].w + c);
     for (int j = t < taps - 1 ? taps - 1 - t : 0; j < taps; j++)
-        s += READ(w + (size_t)j * C + c) * READ(x + (size_t)(t - taps + 1 + j) * ldx + c);
+        s += READ(w + (size_t)j * C) * READ(x + (size_t)(t - taps + 1 + j) * o->x[0].ld + c);
     return s;
 }
 
-KERNEL void NAME(conv_forward)(real *y, size_t ldy, const real *x, size_t ldx, const real *w, const real *bias, bool silu,
-                               int T, int C, int taps) {
-    for (int t = 0; t < T; t++)
-        for (int c = 0; c < C; c += LANES) {
-            Vec s = NAME(conv_sum)(x, ldx, w, bias, t, c, C, taps);
-            if (silu) s *= NAME(sigmoid)(s);
-            AT(y + (size_t)t * ldy + c) = s;
+KERNEL void NAME(conv_forward)(const Op *o, Work at) {
+    const Op op = *o;
+    const real *x = row(op.x[0], at.from, 0);
+    for (int t = 0; t < at.to - at.from; t++)
+        for (int c = 0; c < op.y[0].n; c += LANES) {
+            Vec s = NAME(conv_sum)(&op, x, t, c);
+            if (op.act == F_SILU) s *= NAME(sigmoid)(s);
+            AT(row(op.y[0], at.from + t, 0) + c) = s;
         }
 }
 
-/* One pass over the tokens for each vector of channels, with the last `taps` inputs xs and gradients ds of the sum in registers (8 at
- * most). The sum before silu is computed again instead of kept. dw and dbias add. */
-//~ y_t = act(s_t),  s_t = bias + sum_j w_j * x_{t - taps + 1 + j}:  dx_t = sum_j w_j ds_{t + taps - 1 - j}
-HELPER void NAME(conv_backward_)(const int taps, real *dx, real *dw, real *dbias, const real *dy, size_t ldy,
-                                 const real *x, size_t ldx, const real *w, const real *bias, bool silu, int T, int C) {
+/* One pass over the tokens for each vector of channels, with the last `taps` inputs xs and
+ * gradients ds of the sum in registers (8 at most). The sum before silu is computed again instead
+ * of kept. */
+//~ y_t = act(s_t),  s_t = bias + sum_j w_j x_{t-taps+1+j}:  dx_t = sum_j w_j ds_{t+taps-1-j}
+HELPER void NAME(conv_backward_)(const int taps, const Op *o, Work at) {
+    const Var xv = o->x[0], yv = o->y[0];
+    const int C = yv.n, T = at.to - at.from, silu = o->act == F_SILU, add = o->add & 1;
+    const real *w = o->w[0].w, *bias = o->w[1].w;
+    real *dw = at.sums + o->w[0].at, *dbias = at.sums + o->w[1].at;
     for (int c = 0; c < C; c += LANES) {
+        const real *x = row(xv, at.from, 0) + c, *dy = drow(yv, at.from, 0) + c;
+        real *dx = drow(xv, at.from, 0) + c;
         Vec wj[8], dwj[8] = {{0}}, xs[8] = {{0}}, ds[8] = {{0}}, db = {0}, b = {0};
         for (int j = 0; j < taps; j++) wj[j] = READ(w + (size_t)j * C + c);
         if (bias) b = READ(bias + c);
@@ -631,8 +726,8 @@ HELPER void NAME(conv_backward_)(const int taps, real *dx, real *dw, real *dbias
             }
             ds[taps - 1] = (Vec){0};
             if (t < T) {
-                xs[taps - 1] = READ(x + (size_t)t * ldx + c);
-                Vec d = READ(dy + (size_t)t * ldy + c);
+                xs[taps - 1] = READ(x + (size_t)t * xv.ld);
+                Vec d = READ(dy + (size_t)t * yv.ld);
                 if (silu) {
                     //~ y = s sigmoid(s)
                     Vec s = b;
@@ -646,9 +741,9 @@ HELPER void NAME(conv_backward_)(const int taps, real *dx, real *dw, real *dbias
                 ds[taps - 1] = d;
             }
             if (t < taps - 1) continue;
-            Vec g = {0};                     /* x_{t - taps + 1} was read by outputs t - taps + 1 .. t */
+            Vec g = {0};                     /* x_{t-taps+1} was read by outputs t-taps+1 .. t */
             for (int j = taps - 1; j >= 0; j--) g += wj[j] * ds[taps - 1 - j];
-            AT(dx + (size_t)(t - taps + 1) * ldx + c) = g;
+            NAME(give)(dx + (size_t)(t - taps + 1) * xv.ld, g, add);
         }
         for (int j = 0; j < taps; j++) AT(dw + (size_t)j * C + c) += dwj[j];
         if (bias) AT(dbias + c) += db;
@@ -656,63 +751,79 @@ HELPER void NAME(conv_backward_)(const int taps, real *dx, real *dw, real *dbias
 }
 
 /* Four taps, the usual number, as a constant. */
-KERNEL void NAME(conv_backward)(real *dx, real *dw, real *dbias, const real *dy, size_t ldy, const real *x, size_t ldx,
-                                const real *w, const real *bias, bool silu, int T, int C, int taps) {
-    if (taps == 4) NAME(conv_backward_)(4, dx, dw, dbias, dy, ldy, x, ldx, w, bias, silu, T, C);
-    else NAME(conv_backward_)(taps, dx, dw, dbias, dy, ldy, x, ldx, w, bias, silu, T, C);
+KERNEL void NAME(conv_backward)(const Op *o, Work at) {
+    const int taps = o->w[0].n / o->y[0].n;
+    if (taps == 4) NAME(conv_backward_)(4, o, at);
+    else NAME(conv_backward_)(taps, o, at);
 }
 
 /* -- decays -- */
 
-/* n values at p in a vector, zeros behind them; and back. Gates per head may be fewer than the lanes. */
+/* n values at p in a vector, zeros behind them; and back. Gates per head may be fewer than the
+ * lanes. */
 HELPER Vec NAME(part)(const real *p, int n) {
     if (n >= LANES) return READ(p);
     Vec x = {0};
     memcpy(&x, p, (size_t)n * sizeof(real));
     return x;
 }
-HELPER void NAME(put_part)(real *p, Vec x, int n) { memcpy(p, &x, (size_t)(n < LANES ? n : LANES) * sizeof(real)); }
+HELPER void NAME(put_part)(real *p, Vec x, int n) {
+    memcpy(p, &x, (size_t)(n < LANES ? n : LANES) * sizeof(real));
+}
+HELPER void NAME(add_part)(real *p, Vec x, int n) { NAME(put_part)(p, NAME(part)(p, n) + x, n); }
 
-/* Every gate between 0 and 1, per head or per channel: d = exp(rate_i ln sigmoid(sign (a_i + bias_i))).
- *   sign +1, rate 1      sigmoid(a)
- *   sign +1, rate 1/16   the decay of GLA
- *   sign -1, rate e^A    exp(-e^A softplus(a)), the decay of Mamba
- * bias (n) and rate (n) may be NULL: 0 and 1. d (rows, n). Here x = sign (a + bias), of which ln sigmoid is taken. */
-HELPER Vec NAME(gate_input)(const real *a, const real *bias, real sign, int i, int n) {
-    Vec x = NAME(part)(a + i, n - i);
-    if (bias) x += NAME(part)(bias + i, n - i);
-    return x * sign;
+/* Every gate between 0 and 1, per head or per channel:
+ *   y = exp(w[1]_i ln sigmoid(scale (x + w[0]_i)));  w[0], the bias, and w[1] may be missing
+ *   scale +1, w[1] 1      sigmoid(x)
+ *   scale +1, w[1] 1/16   the decay of GLA
+ *   scale -1, w[1] e^A    exp(-e^A softplus(x)), the decay of Mamba
+ * Here the number that ln sigmoid is taken of. */
+HELPER Vec NAME(gate_input)(const Op *o, int r, int i, int n) {
+    Vec x = NAME(part)(row(o->x[0], r, 0) + i, n - i);
+    if (o->w[0].w) x += NAME(part)(o->w[0].w + i, n - i);
+    return x * o->scale;
 }
 
-KERNEL void NAME(gate_forward)(real *d, const real *a, size_t lda, const real *bias, const real *rate, real sign, int rows, int n) {
-    for (int r = 0; r < rows; r++, d += n, a += lda)
+KERNEL void NAME(gate_forward)(const Op *o, Work at) {
+    const int n = o->y[0].n;
+    const real *rate = o->w[1].w;
+    for (int r = at.from; r < at.to; r++)
         for (int i = 0; i < n; i += LANES) {
-            Vec log = NAME(logsigmoid)(NAME(gate_input)(a, bias, sign, i, n));
+            Vec log = NAME(logsigmoid)(NAME(gate_input)(o, r, i, n));
             if (rate) log *= NAME(part)(rate + i, n - i);
-            NAME(put_part)(d + i, NAME(exp)(log), n - i);
+            NAME(put_part)(row(o->y[0], r, 0) + i, NAME(exp)(log), n - i);
         }
 }
 
-//~ d = exp(rate logsigmoid(x)),  x = sign (a + bias);  logsigmoid'(x) = sigmoid(-x).  dbias and drate add.
-KERNEL void NAME(gate_backward)(real *da, real *dbias, real *drate, const real *dd, const real *d, const real *a, size_t lda,
-                                const real *bias, const real *rate, real sign, int rows, int n) {
-    for (int r = 0; r < rows; r++, da += lda, dd += n, d += n, a += lda)
+//~ y = exp(rate logsigmoid(s)),  s = scale (x + bias);  logsigmoid'(s) = sigmoid(-s)
+KERNEL void NAME(gate_backward)(const Op *o, Work at) {
+    const Var y = o->y[0];
+    const int n = y.n;
+    const real *rate = o->w[1].w;
+    real *dbias = o->w[0].w ? at.sums + o->w[0].at : NULL;
+    real *drate = o->w[1].dw ? at.sums + o->w[1].at : NULL;
+    for (int r = at.from; r < at.to; r++)
         for (int i = 0; i < n; i += LANES) {
-            Vec x = NAME(gate_input)(a, bias, sign, i, n);
-            Vec g = NAME(part)(dd + i, n - i) * NAME(part)(d + i, n - i); /* gradient of the logarithm of d */
-            if (drate) NAME(put_part)(drate + i, NAME(part)(drate + i, n - i) + g * NAME(logsigmoid)(x), n - i);
-            if (rate) g *= NAME(part)(rate + i, n - i);
-            g *= NAME(sigmoid)(-x) * sign;
-            if (bias) NAME(put_part)(dbias + i, NAME(part)(dbias + i, n - i) + g, n - i);
-            NAME(put_part)(da + i, g, n - i);
+            Vec s = NAME(gate_input)(o, r, i, n);
+            real *dx = drow(o->x[0], r, 0) + i;
+            Vec g = NAME(part)(drow(y, r, 0) + i, n - i) * NAME(part)(row(y, r, 0) + i, n - i);
+            if (drate) NAME(add_part)(drate + i, g * NAME(logsigmoid)(s), n - i);
+            if (rate) g *= NAME(part)(rate + i, n - i); /* it was that of the logarithm of y */
+            g *= NAME(sigmoid)(-s) * o->scale;
+            if (dbias) NAME(add_part)(dbias + i, g, n - i);
+            if (o->add & 1) NAME(add_part)(dx, g, n - i);
+            else NAME(put_part)(dx, g, n - i);
         }
 }
 
 /* -- softmax -- */
 
-/* Causal softmax of `rows` rows of scores, in place: row r is query first + r and sees keys 0 .. first + r; a row
- * holds n, a multiple of 16.  p = exp(scale s - lse), lse = ln sum exp(scale s). This one is for the way back, when lse is known. */
-KERNEL void NAME(softmax_recompute)(real *p, const real *lse, int rows, int first, int n, real scale) {
+/* Causal softmax of `rows` rows of scores, in place: row r is query first + r and sees keys
+ * 0 .. first + r; a row holds n, a multiple of 16.
+ *   p = exp(scale s - lse), lse = ln sum exp(scale s)
+ * This one is for the way back, when lse is known. */
+KERNEL void NAME(softmax_recompute)(real *p, const real *lse, int rows, int first, int n,
+                                    real scale) {
     for (int r = 0; r < rows; r++, p += n) {
         int seen = first + r + 1;
         for (int i = 0; i < n; i += LANES) AT(p + i) = NAME(exp)(READ(p + i) * scale - lse[r]);
@@ -720,13 +831,14 @@ KERNEL void NAME(softmax_recompute)(real *p, const real *lse, int rows, int firs
     }
 }
 
-/* The same for the first time: it finds lse (rows). The largest score is taken out first, so that no e^x overflows. */
+/* The same for the first time: it finds lse (rows). The largest score is taken out first, so that
+ * no e^x overflows. */
 KERNEL void NAME(softmax_forward)(real *p, real *lse, int rows, int first, int n, real scale) {
     for (int r = 0; r < rows; r++, p += n) {
         int seen = first + r + 1;
         const real max = NAME(largest)(p, seen);
         Vec sum = {0};
-        for (int i = seen; i < n; i++) p[i] = max;              /* finite; taken out of the sum below */
+        for (int i = seen; i < n; i++) p[i] = max;          /* finite; taken out of the sum below */
         for (int i = 0; i < n; i += LANES) {
             Vec e = NAME(exp)((READ(p + i) - max) * scale);
             AT(p + i) = e;
@@ -740,8 +852,9 @@ KERNEL void NAME(softmax_forward)(real *p, real *lse, int rows, int first, int n
     }
 }
 
-//~ p_i = exp(scale s_i - lse), so ds_i = scale p_i (dp_i - sum_j p_j dp_j).  In place: dp becomes ds.
-KERNEL void NAME(softmax_backward)(real *dp, const real *p, int rows, int keys, int n, real scale) {
+//~ p_i = exp(scale s_i - lse), so ds_i = scale p_i (dp_i - sum_j p_j dp_j).  dp becomes ds
+KERNEL void NAME(softmax_backward)(real *dp, const real *p, int rows, int keys, int n,
+                                   real scale) {
     for (int r = 0; r < rows; r++, dp += n, p += n) {
         Vec dot = {0};
         for (int i = keys; i < n; i++) dp[i] = 0;
@@ -751,8 +864,9 @@ KERNEL void NAME(softmax_backward)(real *dp, const real *p, int rows, int keys, 
     }
 }
 
-/* Sum over rows of -ln softmax(x)[target] (nats); rows whose target is negative do not count.
- * The logits x (rows, n) become their gradient times scale: softmax - onehot. n need not be a multiple of the lanes. */
+/* Sum over rows of -ln softmax(x)[target] (nats); rows whose target is negative do not count. The
+ * logits x (rows, n) become their gradient times scale: softmax - onehot. n need not be a multiple
+ * of the lanes. */
 KERNEL double NAME(cross_entropy)(real *x, const int *target, int rows, int n, real scale) {
     double loss = 0;
     for (int r = 0; r < rows; r++, x += n) {
@@ -779,8 +893,14 @@ KERNEL double NAME(cross_entropy)(real *x, const int *target, int rows, int n, r
 
 /* -- the recurrence -- */
 
-/* Forward: see section 4 for the equations. S is held as (dk, dv): the lanes are value columns, so recall and readout need no
- * sum across lanes. `wide` vectors of columns are kept in registers at a time, and rows go in twos (0 and 1) into two sums. */
+/* Token t of an array of it; NULL where it has none. */
+HELPER const real *NAME(in)(const Scan *r, int which, size_t t) {
+    return r->x[which] + t * r->ld[which];
+}
+
+/* Forward: see section 4 for the equations. S is held as (dk, dv): the lanes are value columns, so
+ * recall and readout need no sum across lanes. `wide` vectors of columns are kept in registers at a
+ * time, and rows go in twos (0 and 1) into two sums. */
 HELPER void NAME(recurrence_forward_)(const Scan *r, const int wide, const int mode) {
     const bool erase = mode & SCAN_ERASES, back = mode & SCAN_WRITES_BACK;
     const bool fade = mode & SCAN_FADES_VALUES, first = mode & SCAN_READS_FIRST;
@@ -788,43 +908,59 @@ HELPER void NAME(recurrence_forward_)(const Scan *r, const int wide, const int m
     real *S = r->scratch;
     memset(S, 0, (size_t)dk * dv * sizeof *S);
     for (int t = 0; t < r->T; t++) {
-        const real *q = r->q + t * r->ldk, *k = r->k + t * r->ldk, *v = r->v + t * r->ldv, *d = r->d + t * r->ldd;
-        const real *e = erase || back ? r->e + t * r->ldk : NULL, *b = back ? r->b + t * r->ldk : NULL;
-        const real rho = erase ? r->rho[t * r->ldr] : 0;
-        real *o = r->o + t * r->ldv, *w = r->w + t * r->ldv;
-        if (t % CHUNK == 0)                                     /* keep the state before this token, transposed */
+        const real *q = NAME(in)(r, X_Q, t), *k = NAME(in)(r, X_K, t), *v = NAME(in)(r, X_V, t);
+        const real *e = erase || back ? NAME(in)(r, X_E, t) : NULL, *d = NAME(in)(r, X_D, t);
+        const real *b = back ? NAME(in)(r, X_B, t) : NULL, *c_ = fade ? NAME(in)(r, X_C, t) : NULL;
+        const real rho = erase ? *NAME(in)(r, X_RHO, t) : 0;
+        real *o = r->o + t * r->ldv, *w = erase || back ? r->w + t * r->ldv : NULL;
+        if (t % CHUNK == 0) /* keep the state before this token, transposed */
             for (int j = 0; j < dv; j++)
-                for (int i = 0; i < dk; i++) r->S[((size_t)(t / CHUNK) * dv + j) * dk + i] = S[(size_t)i * dv + j];
+                for (int i = 0; i < dk; i++)
+                    r->S[((size_t)(t / CHUNK) * dv + j) * dk + i] = S[(size_t)i * dv + j];
         for (int j = 0; j < dv; j += wide * LANES) {
-            Vec a[2][8] = {{{0}}}, rj[8], cj[8];                /* two sums over rows; r and c of these columns */
-            if (erase || back)                                  // r = S'e
+            Vec a[2][8] = {{{0}}}, rj[8], cj[8], wj[8]; /* two sums over rows; r, c, w */
+            if (erase || back) // r = S'e
                 for (int i = 0; i < dk; i += 2)
                     for (int c = 0; c < wide; c++) {
-                        a[0][c] += e[i] * READ(S + (size_t)i * dv + j + c * LANES);
-                        a[1][c] += e[i + 1] * READ(S + (size_t)(i + 1) * dv + j + c * LANES);
+                        const real *s0 = S + (size_t)i * dv + j + c * LANES;
+                        a[0][c] += e[i] * READ(s0);
+                        a[1][c] += e[i + 1] * READ(s0 + dv);
                     }
-            Vec wj[8];
-            for (int c = 0; c < wide; c++) {                    // w = v - rho r
+            for (int c = 0; c < wide; c++) { // w = v - rho r
                 wj[c] = READ(v + j + c * LANES);
                 if (erase) {
                     wj[c] -= rho * (a[0][c] + a[1][c]);
                     AT(w + j + c * LANES) = wj[c];
                 }
                 if (back) AT(w + j + c * LANES) = rj[c] = a[0][c] + a[1][c];
-                if (fade) cj[c] = READ(r->c + t * r->ldv + j + c * LANES);
+                if (fade) cj[c] = READ(c_ + j + c * LANES);
                 a[0][c] = a[1][c] = (Vec){0};
             }
-            for (int i = 0; i < dk; i += 2) {                   // S = Diag(d) S Diag(c) + k w' + b r';  o = S'q
+            for (int i = 0; i < dk; i += 2) { // S = Diag(d) S Diag(c) + k w' + b r';  o = S'q
                 real d0 = d[r->vector_decay ? i : 0], d1 = d[r->vector_decay ? i + 1 : 0];
                 for (int c = 0; c < wide; c++) {
                     real *s0 = S + (size_t)i * dv + j + c * LANES, *s1 = s0 + dv;
-                    if (first) a[0][c] += q[i] * READ(s0), a[1][c] += q[i + 1] * READ(s1);
+                    if (first) {
+                        a[0][c] += q[i] * READ(s0);
+                        a[1][c] += q[i + 1] * READ(s1);
+                    }
                     Vec n0 = d0 * READ(s0), n1 = d1 * READ(s1);
-                    if (fade) n0 *= cj[c], n1 *= cj[c];
-                    n0 += k[i] * wj[c], n1 += k[i + 1] * wj[c];
-                    if (back) n0 += b[i] * rj[c], n1 += b[i + 1] * rj[c];
-                    if (!first) a[0][c] += q[i] * n0, a[1][c] += q[i + 1] * n1;
-                    AT(s0) = n0, AT(s1) = n1;
+                    if (fade) {
+                        n0 *= cj[c];
+                        n1 *= cj[c];
+                    }
+                    n0 += k[i] * wj[c];
+                    n1 += k[i + 1] * wj[c];
+                    if (back) {
+                        n0 += b[i] * rj[c];
+                        n1 += b[i + 1] * rj[c];
+                    }
+                    if (!first) {
+                        a[0][c] += q[i] * n0;
+                        a[1][c] += q[i + 1] * n1;
+                    }
+                    AT(s0) = n0;
+                    AT(s1) = n1;
                 }
             }
             for (int c = 0; c < wide; c++) AT(o + j + c * LANES) = a[0][c] + a[1][c];
@@ -833,11 +969,11 @@ HELPER void NAME(recurrence_forward_)(const Scan *r, const int wide, const int m
 }
 
 /* Calls body(r, n, mode) with the mode a constant. */
-#define WITH_MODE(body, n)                                            \
-    (r->mode == SCAN_ERASES         ? body(r, n, SCAN_ERASES)         \
-     : r->mode == SCAN_WRITES_BACK  ? body(r, n, SCAN_WRITES_BACK)    \
-     : r->mode == SCAN_FADES_VALUES ? body(r, n, SCAN_FADES_VALUES)   \
-     : r->mode == SCAN_READS_FIRST  ? body(r, n, SCAN_READS_FIRST)    \
+#define WITH_MODE(body, n)                                          \
+    (r->mode == SCAN_ERASES         ? body(r, n, SCAN_ERASES)       \
+     : r->mode == SCAN_WRITES_BACK  ? body(r, n, SCAN_WRITES_BACK)  \
+     : r->mode == SCAN_FADES_VALUES ? body(r, n, SCAN_FADES_VALUES) \
+     : r->mode == SCAN_READS_FIRST  ? body(r, n, SCAN_READS_FIRST)  \
                                     : body(r, n, 0))
 
 KERNEL void NAME(recurrence_forward)(const Scan *r) {
@@ -847,111 +983,146 @@ KERNEL void NAME(recurrence_forward)(const Scan *r) {
 
 /* Vector c of the decay of token t. */
 HELPER Vec NAME(decay)(const Scan *r, size_t t, int c) {
-    if (r->vector_decay) return READ(r->d + t * r->ldd + c * LANES);
-    return (Vec){0} + r->d[t * r->ldd];
+    const real *d = NAME(in)(r, X_D, t);
+    if (r->vector_decay) return READ(d + c * LANES);
+    return (Vec){0} + *d;
 }
 
-/* Backward, from the last token to the first: again the equations of section 4. Chunk by chunk the states are computed again from the
- * one that was kept; then dS, the gradient of the state behind a token, walks back over them. States and dS are held transposed,
- * (dv, dk): the lanes are key channels, nv vectors of them make a row, which is one value column, and only dw, dr and dc, and once per
- * token drho and a decay per head, need a sum across lanes. */
-HELPER void NAME(recurrence_backward_)(const Scan *r, const int nv, const int mode) {
-    enum { MOST = 128 / (LANES < 4 ? 1 : LANES) };                   /* vectors of the widest key, 128 */
+/* Vector c of the gradient of an array of token t: to where it goes. */
+HELPER void NAME(out)(const Scan *r, int which, size_t t, int c, Vec g) {
+    NAME(give)(r->dx[which] + t * r->ld[which] + c * LANES, g, r->add >> which & 1);
+}
+/* The same of one number. */
+HELPER void NAME(out1)(const Scan *r, int which, size_t t, real g) {
+    real *to = r->dx[which] + t * r->ld[which];
+    *to = r->add >> which & 1 ? *to + g : g;
+}
+
+enum { NAME(MOST) = 128 / (LANES < 4 ? 1 : LANES) };   /* vectors of the widest key, 128 */
+#define MOST NAME(MOST)
+
+/* The states of a chunk of n tokens again, from the one that was kept: states[s] is before token
+ * s. */
+HELPER void NAME(states_again)(const Scan *r, const int nv, const int mode, int begin, int n,
+                               real *states) {
+    const bool back = mode & SCAN_WRITES_BACK, fade = mode & SCAN_FADES_VALUES;
+    const int dk = r->dk, dv = r->dv;
+    const size_t size = (size_t)dk * dv;
+    Vec k[MOST], d[MOST], b[MOST];
+    memcpy(states, r->S + begin / CHUNK * size, size * sizeof *states);
+    for (int s = 0; s < n; s++) {
+        const size_t t = (size_t)begin + s;
+        const real *recalled = r->w + t * r->ldv;
+        const real *w = mode & SCAN_ERASES ? recalled : NAME(in)(r, X_V, t);
+        const real *S0 = states + s * size, *c_ = fade ? NAME(in)(r, X_C, t) : NULL;
+        real *S1 = states + (s + 1) * size;
+        for (int c = 0; c < nv; c++) {
+            k[c] = READ(NAME(in)(r, X_K, t) + c * LANES);
+            d[c] = NAME(decay)(r, t, c);
+            if (back) b[c] = READ(NAME(in)(r, X_B, t) + c * LANES);
+        }
+        for (int j = 0; j < dv; j++)
+            for (int c = 0; c < nv; c++) {
+                Vec kept = d[c] * READ(S0 + j * dk + c * LANES);
+                if (fade) kept *= c_[j];
+                if (back) kept += recalled[j] * b[c];
+                AT(S1 + j * dk + c * LANES) = kept + w[j] * k[c];
+            }
+    }
+}
+
+/* One token of the way back: states S0 before it and S1 behind it; dS is that of S1 and leaves as
+ * that of S0. */
+HELPER void NAME(token_back)(const Scan *r, const int nv, const int mode, size_t t, const real *S0,
+                             real *dS) {
     const bool erase = mode & SCAN_ERASES, back = mode & SCAN_WRITES_BACK;
     const bool fade = mode & SCAN_FADES_VALUES, first = mode & SCAN_READS_FIRST;
     const int dk = r->dk, dv = r->dv;
-    const size_t size = (size_t)dk * dv;
-    real *states = r->scratch, *dS = states + (CHUNK + 1) * size;    /* states[n]: before token n of the chunk */
+    const real *recalled = r->w + t * r->ldv, *w = erase ? recalled : NAME(in)(r, X_V, t);
+    const real *S1 = S0 + (size_t)dk * dv, *d_o = r->d_o + t * r->ldv;
+    const real rho = erase ? *NAME(in)(r, X_RHO, t) : 0, *c_ = fade ? NAME(in)(r, X_C, t) : NULL;
+    real *dval = r->dx[X_V] + t * r->ld[X_V], *dc = fade ? r->dx[X_C] + t * r->ld[X_C] : NULL;
+    const bool add_v = r->add >> X_V & 1, add_c = r->add >> X_C & 1;
+    Vec q[MOST], k[MOST], d[MOST], e[MOST], b[MOST];
+    Vec dq[MOST], dk_[MOST], dd[MOST], db[MOST], y[MOST];
+    for (int c = 0; c < nv; c++) {
+        q[c] = READ(NAME(in)(r, X_Q, t) + c * LANES);
+        k[c] = READ(NAME(in)(r, X_K, t) + c * LANES);
+        d[c] = NAME(decay)(r, t, c);
+        if (erase || back) e[c] = READ(NAME(in)(r, X_E, t) + c * LANES);
+        if (back) b[c] = READ(NAME(in)(r, X_B, t) + c * LANES);
+        dq[c] = dk_[c] = dd[c] = db[c] = y[c] = (Vec){0};
+    }
+    for (int j = 0; j < dv; j++) {
+        Vec g[MOST], dot = {0}, along_b = {0}, along_d = {0};
+        for (int c = 0; c < nv; c++) {
+            const Vec before = READ(S0 + j * dk + c * LANES);
+            //~ o = S'q, after the write or before it
+            g[c] = READ(dS + j * dk + c * LANES);
+            if (!first) g[c] += d_o[j] * q[c];
+            dq[c] += d_o[j] * (first ? before : READ(S1 + j * dk + c * LANES));
+            //~ S = ... + k w' + b r'
+            dot += g[c] * k[c];
+            dk_[c] += w[j] * g[c];
+            if (back) {
+                along_b += g[c] * b[c];
+                db[c] += recalled[j] * g[c];
+            }
+            //~ S = Diag(d) S Diag(c)
+            if (fade) {
+                along_d += g[c] * before * d[c];
+                dd[c] += c_[j] * g[c] * before;
+            } else dd[c] += g[c] * before;
+        }
+        if (fade) dc[j] = (add_c ? dc[j] : 0) + NAME(sum)(along_d);
+        //~ w = v - rho r
+        real dw = NAME(sum)(dot), dr = back ? NAME(sum)(along_b) : -rho * dw;
+        dval[j] = (add_v ? dval[j] : 0) + dw;
+        for (int c = 0; c < nv; c++) {
+            Vec gone = d[c] * g[c];                     /* gradient of the state before the token */
+            if (fade) gone *= c_[j];
+            if (first) gone += d_o[j] * q[c];
+            if (erase || back) {
+                //~ r = S'e;  y = S dw or S dr:  de = -rho y and drho = -r.dw = -e.y, or de = y
+                y[c] += (back ? dr : dw) * READ(S0 + j * dk + c * LANES);
+                gone += dr * e[c];
+            }
+            AT(dS + j * dk + c * LANES) = gone;
+        }
+    }
+    Vec dot = {0}, dsum = {0};
+    for (int c = 0; c < nv; c++) {
+        NAME(out)(r, X_Q, t, c, dq[c]);
+        NAME(out)(r, X_K, t, c, dk_[c]);
+        if (r->vector_decay) NAME(out)(r, X_D, t, c, dd[c]);
+        else dsum += dd[c];
+        if (erase) {
+            NAME(out)(r, X_E, t, c, -rho * y[c]);
+            dot += e[c] * y[c];
+        }
+        if (back) {
+            NAME(out)(r, X_E, t, c, y[c]);
+            NAME(out)(r, X_B, t, c, db[c]);
+        }
+    }
+    if (!r->vector_decay) NAME(out1)(r, X_D, t, NAME(sum)(dsum));
+    if (erase) NAME(out1)(r, X_RHO, t, -NAME(sum)(dot));
+}
+
+/* Backward, from the last token to the first: again the equations of section 4. Chunk by chunk the
+ * states are computed again from the one that was kept; then dS, the gradient of the state behind a
+ * token, walks back over them. States and dS are held transposed, (dv, dk): the lanes are key
+ * channels, nv vectors of them make a row, which is one value column, and only dw, dr and dc, and
+ * once per token drho and a decay per head, need a sum across lanes. */
+HELPER void NAME(recurrence_backward_)(const Scan *r, const int nv, const int mode) {
+    const size_t size = (size_t)r->dk * r->dv;
+    real *states = r->scratch, *dS = states + (CHUNK + 1) * size;
     memset(dS, 0, size * sizeof *dS);
     for (int begin = (r->T - 1) / CHUNK * CHUNK; begin >= 0; begin -= CHUNK) {
         const int n = r->T - begin < CHUNK ? r->T - begin : CHUNK;
-        Vec q[MOST], k[MOST], d[MOST], e[MOST], b[MOST], dq[MOST], dk_[MOST], dd[MOST], db[MOST], y[MOST];
-        memcpy(states, r->S + begin / CHUNK * size, size * sizeof *states);
-        for (int s = 0; s < n; s++) {                           /* the chunk's states again, from the kept one */
-            const size_t t = (size_t)begin + s;
-            const real *w = (erase ? r->w : r->v) + t * r->ldv, *recalled = r->w + t * r->ldv, *S0 = states + s * size;
-            real *S1 = states + (s + 1) * size;
-            for (int c = 0; c < nv; c++) {
-                k[c] = READ(r->k + t * r->ldk + c * LANES);
-                d[c] = NAME(decay)(r, t, c);
-                if (back) b[c] = READ(r->b + t * r->ldk + c * LANES);
-            }
-            for (int j = 0; j < dv; j++)
-                for (int c = 0; c < nv; c++) {
-                    Vec kept = d[c] * READ(S0 + j * dk + c * LANES);
-                    if (fade) kept *= r->c[t * r->ldv + j];
-                    if (back) kept += recalled[j] * b[c];
-                    AT(S1 + j * dk + c * LANES) = kept + w[j] * k[c];
-                }
-        }
-        for (int s = n - 1; s >= 0; s--) {                      /* dS is that of S1; it leaves as that of S0 */
-            const size_t t = (size_t)begin + s;
-            const real *w = (erase ? r->w : r->v) + t * r->ldv, *recalled = r->w + t * r->ldv, *d_o = r->d_o + t * r->ldv;
-            const real *S0 = states + s * size, *S1 = S0 + size, rho = erase ? r->rho[t * r->ldr] : 0;
-            real *dv_ = r->dval + t * r->ldv;
-            for (int c = 0; c < nv; c++) {
-                q[c] = READ(r->q + t * r->ldk + c * LANES);
-                k[c] = READ(r->k + t * r->ldk + c * LANES);
-                d[c] = NAME(decay)(r, t, c);
-                if (erase || back) e[c] = READ(r->e + t * r->ldk + c * LANES);
-                if (back) b[c] = READ(r->b + t * r->ldk + c * LANES);
-                dq[c] = dk_[c] = dd[c] = db[c] = y[c] = (Vec){0};
-            }
-            for (int j = 0; j < dv; j++) {
-                Vec g[MOST], dot = {0}, along_b = {0}, along_d = {0};
-                for (int c = 0; c < nv; c++) {
-                    const Vec before = READ(S0 + j * dk + c * LANES);
-                    //~ o = S'q, after the write or before it
-                    g[c] = READ(dS + j * dk + c * LANES);
-                    if (!first) g[c] += d_o[j] * q[c];
-                    dq[c] += d_o[j] * (first ? before : READ(S1 + j * dk + c * LANES));
-                    //~ S = ... + k w' + b r'
-                    dot += g[c] * k[c];
-                    dk_[c] += w[j] * g[c];
-                    if (back) {
-                        along_b += g[c] * b[c];
-                        db[c] += recalled[j] * g[c];
-                    }
-                    //~ S = Diag(d) S Diag(c)
-                    if (fade) {
-                        along_d += g[c] * before * d[c];
-                        dd[c] += r->c[t * r->ldv + j] * g[c] * before;
-                    } else dd[c] += g[c] * before;
-                }
-                if (fade) r->dc[t * r->ldv + j] = NAME(sum)(along_d);
-                //~ w = v - rho r
-                real dw = dv_[j] = NAME(sum)(dot);
-                real dr = back ? NAME(sum)(along_b) : -rho * dw;
-                for (int c = 0; c < nv; c++) {
-                    Vec gone = d[c] * g[c];                     /* gradient of the state before the token */
-                    if (fade) gone *= r->c[t * r->ldv + j];
-                    if (first) gone += d_o[j] * q[c];
-                    if (erase || back) {
-                        //~ r = S'e;  y = S dw or S dr:  de = -rho y and drho = -r.dw = -e.y, or de = y
-                        y[c] += (back ? dr : dw) * READ(S0 + j * dk + c * LANES);
-                        gone += dr * e[c];
-                    }
-                    AT(dS + j * dk + c * LANES) = gone;
-                }
-            }
-            Vec dot = {0}, dsum = {0};
-            for (int c = 0; c < nv; c++) {
-                AT(r->dq + t * r->ldk + c * LANES) = dq[c];
-                AT(r->dkey + t * r->ldk + c * LANES) = dk_[c];
-                if (r->vector_decay) AT(r->dd + t * r->ldd + c * LANES) = dd[c];
-                else dsum += dd[c];
-                if (erase) {
-                    AT(r->de + t * r->ldk + c * LANES) = -rho * y[c];
-                    dot += e[c] * y[c];
-                }
-                if (back) {
-                    AT(r->de + t * r->ldk + c * LANES) = y[c];
-                    AT(r->db + t * r->ldk + c * LANES) = db[c];
-                }
-            }
-            if (!r->vector_decay) r->dd[t * r->ldd] = NAME(sum)(dsum);
-            if (erase) r->drho[t * r->ldr] = -NAME(sum)(dot);
-        }
+        NAME(states_again)(r, nv, mode, begin, n, states);
+        for (int s = n - 1; s >= 0; s--)
+            NAME(token_back)(r, nv, mode, (size_t)begin + s, states + s * size, dS);
     }
 }
 
@@ -962,35 +1133,34 @@ KERNEL void NAME(recurrence_backward)(const Scan *r) {
 
 /* -- AdamW -- */
 
-/* m, v: running means of the gradient, times gscale, and of its square; c1, c2 undo their start at zero; the decay pulls the
- * parameter to zero on its own, outside the adaptive step (source: Loshchilov and Hutter 2019). All (n), n a multiple of 16. */
-KERNEL void NAME(adamw)(real *p, const real *g, real *m, real *v, size_t n, real lr, real b1, real b2, real eps, real decay,
-                        real c1, real c2, real gscale) {
+/* m, v: running means of the gradient g, shrunk, and of its square; the decay pulls the parameter
+ * to zero on its own, outside the adaptive step (source: Loshchilov and Hutter 2019). All (n), n a
+ * multiple of 16. */
+KERNEL void NAME(adamw)(real *p, const real *g, real *m, real *v, size_t n, const AdamStep *step) {
+    const AdamStep a = *step;
     for (size_t i = 0; i < n; i += LANES) {
-        Vec gi = READ(g + i) * gscale;
-        AT(m + i) = b1 * READ(m + i) + (1 - b1) * gi;
-        AT(v + i) = b2 * READ(v + i) + (1 - b2) * gi * gi;
-        AT(p + i) -= lr * (READ(m + i) * c1 / (NAME(sqrt)(READ(v + i) * c2) + eps) + decay * READ(p + i));
+        Vec gi = READ(g + i) * a.shrink;
+        AT(m + i) = a.b1 * READ(m + i) + (1 - a.b1) * gi;
+        AT(v + i) = a.b2 * READ(v + i) + (1 - a.b2) * gi * gi;
+        Vec size = NAME(sqrt)(READ(v + i) * a.c2) + a.eps;
+        AT(p + i) -= a.lr * (READ(m + i) * a.c1 / size + a.decay * READ(p + i));
     }
 }
 
 /* -- the table -- */
 
+#define PAIR(name, units, assigns) \
+    .name = { NAME(name##_forward), NAME(name##_backward), units, assigns }
 static const TinyKernels NAME(kernels) = {
     NAME_TEXT, LANES, TILE_ROWS, TILE_COLS,
     NAME(gemm_tile), NAME(pack_rows), NAME(pack_panel),
-    NAME(rmsnorm_forward), NAME(rmsnorm_backward),
-    NAME(l2norm_forward), NAME(l2norm_backward),
-    NAME(map_forward), NAME(map_backward),
-    NAME(glu_forward), NAME(glu_backward),
-    NAME(scale_forward), NAME(scale_backward),
-    NAME(gated_norm_forward), NAME(gated_norm_backward),
-    NAME(conv_forward), NAME(conv_backward),
-    NAME(gate_forward), NAME(gate_backward),
-    NAME(softmax_forward), NAME(softmax_recompute), NAME(softmax_backward),
-    NAME(cross_entropy),
-    NAME(recurrence_forward), NAME(recurrence_backward),
-    NAME(adamw)
+    PAIR(rmsnorm, BLOCKS, 0), PAIR(l2norm, BLOCKS, 0), PAIR(map, BLOCKS, 0), PAIR(glu, BLOCKS, 0),
+    PAIR(scale, BLOCKS, 0), PAIR(gated_norm, BLOCKS, 1), PAIR(conv, SEQUENCES, 0), PAIR(gate, BLOCKS, 0),
+    .softmax_forward = NAME(softmax_forward), .softmax_recompute = NAME(softmax_recompute),
+    .softmax_backward = NAME(softmax_backward), .cross_entropy = NAME(cross_entropy),
+    .recurrence_forward = NAME(recurrence_forward),
+    .recurrence_backward = NAME(recurrence_backward),
+    .adamw = NAME(adamw)
 };
 #undef LANES
 #undef Vec
@@ -1002,6 +1172,8 @@ static const TinyKernels NAME(kernels) = {
 #undef WITH_ACT
 #undef WITH_MAP
 #undef WITH_MODE
+#undef PAIR
+#undef MOST
 #undef TARGET
 #undef NAME
 #undef NAME_TEXT
@@ -1010,7 +1182,8 @@ static const TinyKernels NAME(kernels) = {
 #undef TILE_VECS
 #else
 
-/* Tile sizes leave room for the accumulators in the registers of the instruction set: 32 of 64 bytes, 16 of 32, 16 of 16. */
+/* Tile sizes leave room for the accumulators in the registers of the instruction set: 32 of 64
+ * bytes, 16 of 32, 16 of 16. */
 #if defined(__GNUC__) && defined(__x86_64__)
 #define TARGET __attribute__((target("avx512f")))
 #define NAME(x) x##_tiny_avx512
@@ -1046,17 +1219,22 @@ static void choose_tiny_kernels(void) {
 }
 
 /* ---- 3. matmul -----------------------------------------------------------------------------
- * Every product is c (M, N) = or += a (M, K) b (K, N), with a and b read through two strides, so the three products of
- * a layer, Y = X W', dX = dY W, dW = dY' X, are one function. b is packed into panels of kern.tile_cols columns; a is
- * packed only when its rows are not contiguous. One thread owns an element of c and adds its terms in one order. */
+ * Every product is c = or += a b, and each of the three has a stride of its rows and one of its
+ * columns, so the three products of a layer, Y = X W', dX = dY W, dW = dY' X, are one function. b
+ * is packed into panels of kern.tile_cols columns; a is packed only when its rows are not
+ * contiguous. One thread owns an element of c and adds its terms in one order. */
 
 /* Memory that the program cannot do without: returns p; exits if that is NULL. */
 static void *checked(void *p) {
-    if (!p) fprintf(stderr, "train_tiny: out of memory\n"), exit(1);
+    if (!p) {
+        fprintf(stderr, "train_tiny: out of memory\n");
+        exit(1);
+    }
     return p;
 }
 
-/* Work space of one thread (slot = its number) or shared by all (slot = -1), grown on demand, kept for the next call. */
+/* Work space of one thread (slot = its number) or shared by all (slot = -1), grown on demand, kept
+ * for the next call. */
 static real *space(int slot, size_t n) {
     static struct { real *at; size_t cap; } s[1025];
     if (s[slot + 1].cap < n) {
@@ -1069,848 +1247,853 @@ static real *space(int slot, size_t n) {
 
 static int ceil_div(int a, int b) { return (a + b - 1) / b; }
 static int least(int a, int b) { return a < b ? a : b; }
+static real *zeroed(real *p, size_t n) { return memset(p, 0, n * sizeof *p); }
+
+/* A matrix: element (i, j) lies at p[i * rs + j * cs]. */
+typedef struct { real *p; size_t rs, cs; int rows, cols; } Mat;
+
+static Mat mat(real *p, int rows, int cols, size_t rs) { return (Mat){ p, rs, 1, rows, cols }; }
+static Mat turned(Mat a) { return (Mat){ a.p, a.cs, a.rs, a.cols, a.rows }; }
+
+/* The rows of a variable; its gradient in its place. */
+static Mat values(Var v, int rows) { return mat(v.x, rows, v.heads * v.n, v.ld); }
+static Var gradient(Var v) {
+    v.x = v.dx;
+    return v;
+}
 
 /* Reals that b (K, N) takes in panels of whole tiles. */
-static size_t packed_size(int K, int N) { return (size_t)K * ceil_div(N, kern.tile_cols) * kern.tile_cols; }
+static size_t packed_size(int K, int N) {
+    return (size_t)K * ceil_div(N, kern.tile_cols) * kern.tile_cols;
+}
 
-/* Rows of c of one unit of parallel work; where a has to be packed, as many as there is room for. */
-static int chunk_rows(size_t acs) { return kern.tile_rows * (acs == 1 ? 4 : 2); }
+/* The panel of b that begins at column j, to its place in `packed`. */
+static void pack(real *packed, Mat b, int j) {
+    kern.pack_panel(packed + (size_t)j * b.rows, b.p + j * b.cs, b.rs, b.cs, b.rows,
+                    least(kern.tile_cols, b.cols - j));
+}
 
-/* Rows i0 .. i0 + rows of c (M, N), from a and the packed b; apack holds 2 tiles of DEPTH columns of a. */
-static void gemm_chunk(real *c, size_t ldc, const real *a, size_t ars, size_t acs, const real *packed,
-                       int i0, int rows, int N, int K, int add, real *apack) {
-    const int mr = kern.tile_rows, nc = kern.tile_cols;
-    const int most = ceil_div(K, ceil_div(K, DEPTH));                             /* parts of one size: each reads and writes all of c */
+/* Rows of c of one unit of parallel work; where a has to be packed, as many as there is room
+ * for. */
+static int chunk_rows(Mat a) { return kern.tile_rows * (a.cs == 1 ? 4 : 2); }
+
+/* One unit of c, from row i0 on, from a and the packed b; apack holds 2 tiles of DEPTH columns of
+ * a. */
+static void gemm_chunk(Mat c, Mat a, const real *packed, int i0, bool add, real *apack) {
+    const int mr = kern.tile_rows, nc = kern.tile_cols, K = a.cols;
+    const int rows = least(chunk_rows(a), c.rows - i0), parts = ceil_div(K, DEPTH);
+    const int most = ceil_div(K, parts);        /* of one size: each reads and writes all of c */
     for (int k0 = 0; k0 < K; k0 += most) {
-        const int depth = least(most, K - k0);
-        if (acs != 1) kern.pack_rows(apack, a + i0 + k0 * acs, acs, rows, depth); /* a transposed: ars is 1 */
-        for (int j = 0; j < N; j += nc)
-            for (int i = 0; i < rows; i += mr)
-                kern.tile(c + (i0 + i) * ldc + j, ldc, least(mr, rows - i), least(nc, N - j),
-                          acs == 1 ? a + (i0 + i) * ars + k0 : apack + (size_t)i * DEPTH,
-                          acs == 1 ? ars : 1, acs == 1 ? 1 : (size_t)mr,
-                          packed + ((size_t)j * K + (size_t)k0 * nc), depth, add || k0);
+        Tile t = { .ldc = c.rs, .ars = a.rs, .acs = 1, .depth = least(most, K - k0),
+                   .add = add || k0 };
+        if (a.cs != 1) {                        /* a transposed: its rows are next to each other */
+            kern.pack_rows(apack, a.p + i0 + k0 * a.cs, a.cs, rows, t.depth);
+            t.ars = 1;
+            t.acs = (size_t)mr;
+        }
+        for (int j = 0; j < c.cols; j += nc)
+            for (int i = 0; i < rows; i += mr) {
+                t.c = c.p + (i0 + i) * c.rs + j;
+                t.a = a.cs == 1 ? a.p + (i0 + i) * a.rs + k0 : apack + (size_t)i * DEPTH;
+                t.b = packed + ((size_t)j * K + (size_t)k0 * nc);
+                t.rows = least(mr, rows - i);
+                t.cols = least(nc, c.cols - j);
+                kern.tile(&t);
+            }
     }
 }
 
 /* c = or += a b in the calling thread; buf holds packed_size(K, N) + 2 MAX_TILE DEPTH reals. */
-static void gemm_serial(real *c, size_t ldc, const real *a, size_t ars, size_t acs, const real *b, size_t brs, size_t bcs,
-                        int M, int N, int K, int add, real *buf) {
-    real *apack = buf + packed_size(K, N);
-    for (int j = 0; j < N; j += kern.tile_cols)
-        kern.pack_panel(buf + (size_t)j * K, b + j * bcs, brs, bcs, K, least(kern.tile_cols, N - j));
-    for (int i = 0, step = chunk_rows(acs); i < M; i += step)
-        gemm_chunk(c, ldc, a, ars, acs, buf, i, least(step, M - i), N, K, add, apack);
+static void gemm_serial(Mat c, Mat a, Mat b, bool add, real *buf) {
+    for (int j = 0; j < b.cols; j += kern.tile_cols) pack(buf, b, j);
+    for (int i = 0; i < c.rows; i += chunk_rows(a))
+        gemm_chunk(c, a, buf, i, add, buf + packed_size(b.rows, b.cols));
 }
 
 /* The same with all threads. */
-static void gemm(real *c, size_t ldc, const real *a, size_t ars, size_t acs, const real *b, size_t brs, size_t bcs,
-                 int M, int N, int K, int add) {
-    real *packed = space(-1, packed_size(K, N));
-    const int panels = ceil_div(N, kern.tile_cols), step = chunk_rows(acs), chunks = ceil_div(M, step);
+static void gemm(Mat c, Mat a, Mat b, bool add) {
+    real *packed = space(-1, packed_size(b.rows, b.cols));
+    const int panels = ceil_div(b.cols, kern.tile_cols), chunks = ceil_div(c.rows, chunk_rows(a));
     PARALLEL
-    for (int p = 0; p < panels; p++) {
-        int j = p * kern.tile_cols;
-        kern.pack_panel(packed + (size_t)j * K, b + j * bcs, brs, bcs, K, least(kern.tile_cols, N - j));
-    }
+    for (int p = 0; p < panels; p++) pack(packed, b, p * kern.tile_cols);
     PARALLEL
     for (int n = 0; n < chunks; n++)
-        gemm_chunk(c, ldc, a, ars, acs, packed, n * step, least(step, M - n * step), N, K, add, space(THREAD, 2 * MAX_TILE * DEPTH));
-}
-
-/* y (n, out) = or += x (n, in) w' , w (out, in). Rows of x and y are ldx and ldy reals apart. */
-static void matmul_forward(real *y, size_t ldy, const real *x, size_t ldx, const real *w, int n, int in, int out, int add) {
-    gemm(y, ldy, x, ldx, 1, w, 1, in, n, out, in, add);
-}
-
-//~ y = x w'.  dx = or += dy w, or dx is NULL and not wanted;  dw += dy' x
-static void matmul_backward(real *dx, real *dw, const real *dy, size_t ldy, const real *x, size_t ldx, const real *w,
-                            int n, int in, int out, int add) {
-    if (dx) gemm(dx, ldx, dy, ldy, 1, w, in, 1, n, in, out, add);
-    gemm(dw, in, dy, 1, ldy, x, ldx, 1, out, in, n, 1);
+        gemm_chunk(c, a, packed, n * chunk_rows(a), add, space(THREAD, 2 * MAX_TILE * DEPTH));
 }
 
 /* ---- 4. the recurrence ---------------------------------------------------------------------
- * One head, one token; S (dk, dv) starts at zero; q, k, e, b (dk), v, w, r, o, c (dv), d (dk) or one number:
+ * One head, one token; S (dk, dv) starts at zero; q, k, e, b (dk), v, w, r, o, c (dv), d (dk) or
+ * one number:
  *
  *   r  = S'e                    what the memory holds under key e      (S' is S transposed)
  *   w  = v - rho r              the value to write, less what is there already
  *   S <- Diag(d) S + k w'       forget, then write
  *   o  = S'q                    read
  *
- * Every mixer of the family is a choice of d, e and rho. A gated delta rule passes e = d k, because it recalls from
- * the decayed memory: S'(d k) = (d S)'k. With no e nothing is erased (GLA, RetNet, Mamba-2 ...). Some do one thing more:
+ * Every mixer of the family is a choice of d, e and rho. A gated delta rule passes e = d k, because
+ * it recalls from the decayed memory: S'(d k) = (d S)'k. With no e nothing is erased (GLA, RetNet,
+ * Mamba-2 ...). Some do one thing more:
  *
- *   SCAN_WRITES_BACK     S <- Diag(d) S + k v' + b r'      what was recalled goes back under another key (RWKV-7; b is w in run.c)
- *   SCAN_FADES_VALUES    S <- Diag(d) S Diag(c) + k v'     columns fade, too (the keys of GSA's slots)
+ *   SCAN_WRITES_BACK     S <- Diag(d) S + k v' + b r'    what was recalled goes back under another
+ *                                                        key (RWKV-7; b is w in run.c)
+ *   SCAN_FADES_VALUES    S <- Diag(d) S Diag(c) + k v'   columns fade, too (the keys of slots)
  *   SCAN_READS_FIRST     o is read before the write (RWKV-6)
  *
  * Backward, from the last token to the first, with dS the gradient of the state after the token:
  *
- *   dS += q do',   dq = S do                   from o = S'q; when read first, dSold += q do', dq = Sold do
- *   dk  = dS w,    dw = dS'k                   from the write
- *   db  = dS r,    dr = dS'b                   from the write back
+ *   dS += q do',   dq = S do      from o = S'q; when read first, dSold += q do', dq = Sold do
+ *   dk  = dS w,    dw = dS'k      from the write
+ *   db  = dS r,    dr = dS'b      from the write back
  *   dd_i = sum_j dS_ij Sold_ij c_j,  dc_j = sum_i d_i dS_ij Sold_ij,  dSold = Diag(d) dS Diag(c)
  *   dv  = dw,      drho = -r.dw,   dr = -rho dw
  *   de  = Sold dr, dSold += e dr'              from r = Sold'e
  *
- * Kept from the forward run: w (or r, where that is written back), and S before every CHUNK-th token, T dk dv / CHUNK
- * reals per head. Recomputed: the states within a chunk, (CHUNK + 1) dk dv reals per thread.
+ * Kept from the forward run: w (or r, where that is written back), and S before every CHUNK-th
+ * token, T dk dv / CHUNK reals per head. Recomputed: the states within a chunk, (CHUNK + 1) dk dv
+ * reals per thread.
  *
- * What computes this is recurrence_forward and recurrence_backward in section 2; here it is handed out by heads. */
+ * What computes this is recurrence_forward and recurrence_backward in section 2; here it is handed
+ * out by heads. */
+
+/* A pair by its name. */
+#define PAIR(name, units, assigns) \
+    static const Pair name##_pair = { name##_forward, name##_backward, units, assigns };
 
 /* The states of a chunk, and dS. */
 static size_t recurrence_scratch(int dk, int dv) { return (size_t)(CHUNK + 2) * dk * dv; }
 
-/* All heads of B sequences; names as in Scan. Arrays are (B T, heads * width); d is (B T, heads * dk) or (B T, heads), rho (B T, heads). */
-typedef struct {
-    int B, T, heads, dk, dv;
-    bool vector_decay;
-    int mode;
-    real *q, *k, *v, *d, *e, *rho, *c, *b, *w, *o, *S;
-    real *d_o, *dq, *dkey, *dval, *dd, *de, *drho, *dc, *db;
-} Memory;
-
 /* Reals of the states that are kept. */
-static size_t memory_states(int B, int T, int heads, int dk, int dv) {
+static size_t kept_states(int B, int T, int heads, int dk, int dv) {
     return (size_t)B * heads * ceil_div(T, CHUNK) * dk * dv;
 }
 
-static real *from(real *p, size_t at) { return p ? p + at : NULL; }
-
-/* Head n % heads of sequence n / heads, with the scratch of the calling thread. */
-static Scan one_head(const Memory *m, int n) {
-    const size_t h = n % m->heads, row = (size_t)(n / m->heads) * m->T, ldd = m->heads * (m->vector_decay ? m->dk : 1);
-    const size_t k = row * m->heads * m->dk + h * m->dk, v = row * m->heads * m->dv + h * m->dv;  /* where its arrays begin */
-    const size_t d = row * ldd + h * (m->vector_decay ? m->dk : 1), rho = row * m->heads + h;
-    return (Scan){
-        .T = m->T, .dk = m->dk, .dv = m->dv, .vector_decay = m->vector_decay, .mode = m->mode,
-        .ldk = (size_t)m->heads * m->dk, .ldv = (size_t)m->heads * m->dv, .ldd = ldd, .ldr = m->heads,
-        .q = from(m->q, k), .k = from(m->k, k), .v = from(m->v, v), .d = from(m->d, d),
-        .e = from(m->e, k), .rho = from(m->rho, rho), .c = from(m->c, v), .b = from(m->b, k),
-        .w = from(m->w, v), .o = from(m->o, v), .S = m->S + (size_t)n * ceil_div(m->T, CHUNK) * m->dk * m->dv,
-        .d_o = from(m->d_o, v), .dq = from(m->dq, k), .dkey = from(m->dkey, k), .dval = from(m->dval, v), .dd = from(m->dd, d),
-        .de = from(m->de, k), .drho = from(m->drho, rho), .dc = from(m->dc, v), .db = from(m->db, k),
-        .scratch = space(THREAD, recurrence_scratch(m->dk, m->dv))
-    };
-}
-
-/* o, and what backward needs: w and S. */
-static void memory_forward(const Memory *m) {
-    PARALLEL
-    for (int n = 0; n < m->B * m->heads; n++) {
-        Scan r = one_head(m, n);
-        kern.recurrence_forward(&r);
+/* An operation whose x are q, k, v, d, e, rho, c, b as in Scan, and y is o: head n % H of sequence
+ * n / H. A row of a variable may hold several writes of a token, one after the other: T counts
+ * writes. Kept: w, in rows as o, and S. */
+static Scan one_head(const Op *o, int n) {
+    const Var q = o->x[X_Q], v = o->x[X_V], y = o->y[0];
+    const int H = q.heads / o->writes, h = n % H, from = n / H * o->T, T = o->T * o->writes;
+    Scan r = { .T = T, .dk = q.n, .dv = v.n, .vector_decay = o->x[X_D].n > 1, .mode = o->mode,
+               .add = o->add, .ldv = y.ld / o->writes, .o = row(y, from, h), .w = o->keep[0],
+               .S = o->keep[1] + (size_t)n * ceil_div(T, CHUNK) * q.n * v.n,
+               .scratch = space(THREAD, recurrence_scratch(q.n, v.n)) };
+    if (y.dx) r.d_o = drow(y, from, h);
+    if (r.w) r.w += r.o - y.x;
+    for (int i = 0; i < N_X; i++) {
+        const Var x = o->x[i];
+        if (!x.x) continue;
+        r.x[i] = row(x, from, h);
+        r.dx[i] = x.dx ? drow(x, from, h) : NULL;
+        r.ld[i] = x.ld / o->writes;
     }
+    return r;
 }
 
-//~ w, o, S = the recurrence over q, k, v, d, e, rho, c, b
-static void memory_backward(const Memory *m) {
-    PARALLEL
-    for (int n = 0; n < m->B * m->heads; n++) {
-        Scan r = one_head(m, n);
-        kern.recurrence_backward(&r);
-    }
+static void recurrence_forward(const Op *o, Work at) {
+    Scan r = one_head(o, at.from);
+    kern.recurrence_forward(&r);
 }
+
+//~ o = the recurrence over q, k, v, d, e, rho, c, b
+static void recurrence_backward(const Op *o, Work at) {
+    Scan r = one_head(o, at.from);
+    kern.recurrence_backward(&r);
+}
+
+PAIR(recurrence, BY_HEAD, 0)
 
 /* ---- 5. pairs, forward and backward --------------------------------------------------------
- * The kernels of section 2 over all N = B T tokens, in blocks of BLOCK rows, and what is too rare to be a kernel. A gradient
- * that is summed over tokens goes to one row per block first; the rows are then added in order, so the number of threads
- * changes no bit. Backward functions take the arguments of their forward ones, with gradients in front. Its rooms:
+ * How a list of operations is run, over all N = B T tokens, and the pairs that are too rare to be
+ * kernels. A backward function takes the arguments of its forward one. Its rooms:
  *
- *   norms, gates, biases     rmsnorm, gated norm, glu, activations, a bias, layernorm
- *   what RWKV adds           the shift to the token before, the bonus, the keys of RWKV-7, values blended with the first layer's
- *   what other mixers add    softmax over slots, a decay that is a softmax over time, Comba's keys, keys divided by a second moment
- *   order                    the short convolution, rotary positions
+ *   a list of operations     forward from the first, backward from the last
+ *   what every layer has     the linear map, layernorm
+ *   what RWKV adds           the shift to the token before, the bonus, the keys of RWKV-7, values
+ *                            blended with the first layer's
+ *   what other mixers add    softmax over slots, a decay that is a softmax over time, Comba's keys,
+ *                            keys divided by a second moment, Mamba-2's step and skip
+ *   order                    rotary positions
  *   softmax attention        in blocks of queries
  *   embedding */
 
-/* dw (n) += the rows of part (blocks, n), in order. */
-static void add_blocks(real *dw, const real *part, int blocks, int n) {
-    for (int b = 0; b < blocks; b++)
-        for (int i = 0; i < n; i++) dw[i] += part[(size_t)b * n + i];
-}
+/* -- a list of operations -- */
 
-static real *zeroed(real *p, size_t n) { return memset(p, 0, n * sizeof *p); }
-
-/* -- norms, gates, biases -- */
-
-/* y = rmsnorm(x) w for rows of `heads` vectors of n reals, hsx apart; a row of x is ldx from the next. w (n) is shared; inv (N, heads). */
-static void rmsnorm_forward(real *y, size_t ldy, size_t hsy, real *inv, const real *x, size_t ldx, size_t hsx,
-                            const real *w, int N, int heads, int n, real eps) {
-    PARALLEL
-    for (int r = 0; r < N; r += BLOCK)
-        kern.rmsnorm_forward(y + r * ldy, ldy, hsy, inv + (size_t)r * heads, x + r * ldx, ldx, hsx, w,
-                             least(BLOCK, N - r), heads, n, eps);
-}
-
-//~ y = x inv w.  dx is assigned, or added to with `add`.
-static void rmsnorm_backward(real *dx, real *dw, const real *dy, size_t ldy, size_t hsy, const real *x, size_t ldx, size_t hsx,
-                             const real *w, const real *inv, int N, int heads, int n, int add) {
-    const int blocks = ceil_div(N, BLOCK);
-    real *part = zeroed(space(-1, (size_t)blocks * n), (size_t)blocks * n);
-    PARALLEL
-    for (int r = 0; r < N; r += BLOCK)
-        kern.rmsnorm_backward(dx + r * ldx, ldx, hsx, part + (size_t)(r / BLOCK) * n, dy + r * ldy, ldy, hsy, x + r * ldx, w,
-                              inv + (size_t)r * heads, least(BLOCK, N - r), heads, n, add);
-    add_blocks(dw, part, blocks, n);
-}
-
-/* y = rmsnorm(o) w act(z) per head, or without a gate (z NULL); y, o, z (N, heads n), of z in rows ldz apart; w (n), inv (N, heads). */
-static void gated_norm_forward(Act act, real *y, real *inv, const real *o, const real *z, size_t ldz, const real *w,
-                               int N, int heads, int n, real eps) {
-    const size_t V = (size_t)heads * n;
-    if (!z) { rmsnorm_forward(y, V, n, inv, o, V, n, w, N, heads, n, eps); return; }
-    PARALLEL
-    for (int r = 0; r < N; r += BLOCK)
-        kern.gated_norm_forward(act, y + r * V, inv + (size_t)r * heads, o + r * V, z + r * ldz, ldz, w,
-                                least(BLOCK, N - r), heads, n, eps);
-}
-
-//~ y = o inv w act(z)
-static void gated_norm_backward(Act act, real *d_o, real *dz, real *dw, const real *dy, const real *o, const real *z, size_t ldz,
-                                const real *w, const real *inv, int N, int heads, int n) {
-    const size_t V = (size_t)heads * n;
-    if (!z) { rmsnorm_backward(d_o, dw, dy, V, n, o, V, n, w, inv, N, heads, n, 0); return; }
-    const int blocks = ceil_div(N, BLOCK);
-    real *part = zeroed(space(-1, (size_t)blocks * n), (size_t)blocks * n);
-    PARALLEL
-    for (int r = 0; r < N; r += BLOCK)
-        kern.gated_norm_backward(act, d_o + r * V, dz + r * ldz, part + (size_t)(r / BLOCK) * n, dy + r * V, o + r * V,
-                                 z + r * ldz, ldz, w, inv + (size_t)r * heads, least(BLOCK, N - r), heads, n);
-    add_blocks(dw, part, blocks, n);
-}
-
-/* y = x act(z), element by element; y (N, heads n), the vectors of z hsz apart. */
-static void glu_forward(Act act, real *y, const real *x, size_t ldx, const real *z, size_t ldz, size_t hsz, int N, int heads, int n) {
-    PARALLEL
-    for (int r = 0; r < N; r += BLOCK)
-        kern.glu_forward(act, y + (size_t)r * heads * n, x + r * ldx, ldx, z + r * ldz, ldz, hsz, least(BLOCK, N - r), heads, n);
-}
-
-//~ y = x act(z).  add: ADD_DX, ADD_DZ.
-static void glu_backward(Act act, real *dx, real *dz, const real *dy, const real *x, size_t ldx, const real *z, size_t ldz, size_t hsz,
-                         int N, int heads, int n, int add) {
-    PARALLEL
-    for (int r = 0; r < N; r += BLOCK)
-        kern.glu_backward(act, dx + r * ldx, dz + r * ldz, dy + (size_t)r * heads * n, x + r * ldx, ldx, z + r * ldz, ldz, hsz,
-                          least(BLOCK, N - r), heads, n, add);
-}
-
-/* y = act(x), x and y (N, n). */
-static void act_forward(Act act, real *y, const real *x, int N, int n) {
-    PARALLEL
-    for (int r = 0; r < N; r += BLOCK) kern.map_forward(act, y + (size_t)r * n, x + (size_t)r * n, n, least(BLOCK, N - r), n, 1);
-}
-
-//~ y = act(x).  dx may be dy.
-static void act_backward(Act act, real *dx, const real *dy, const real *x, int N, int n) {
-    PARALLEL
-    for (int r = 0; r < N; r += BLOCK)
-        kern.map_backward(act, dx + (size_t)r * n, n, dy + (size_t)r * n, x + (size_t)r * n, least(BLOCK, N - r), n, 1);
-}
-
-/* Rows y (N, n) that begin as a bias b (n); a product is added to them afterwards. */
-static void bias_forward(real *y, const real *b, int N, int n) {
-    PARALLEL
-    for (int r = 0; r < N; r++) memcpy(y + (size_t)r * n, b, n * sizeof *y);
-}
-
-//~ y_r = b + ...
-static void bias_backward(real *db, const real *dy, int N, int n) {
-    for (int r = 0; r < N; r++)
-        for (int i = 0; i < n; i++) db[i] += dy[(size_t)r * n + i];
-}
-
-/* y = (x - mean(x)) / sqrt(var(x) + eps) * w + b for `heads` vectors of n per row, next to each other; w, b (heads n).
- * stat (N, heads, 2) keeps mean and factor. */
-static void layernorm_forward(real *y, real *stat, const real *x, const real *w, const real *b, int N, int heads, int n, real eps) {
-    PARALLEL
-    for (int r = 0; r < N * heads; r++) {
-        const real *xr = x + (size_t)r * n, *wr = w + (size_t)(r % heads) * n, *br = b + (size_t)(r % heads) * n;
-        double mean = 0, var = 0;
-        for (int i = 0; i < n; i++) mean += xr[i];
-        mean /= n;
-        for (int i = 0; i < n; i++) var += (xr[i] - mean) * (xr[i] - mean);
-        const real f = (real)(1 / sqrt(var / n + eps)), mu = (real)mean;
-        for (int i = 0; i < n; i++) y[(size_t)r * n + i] = (xr[i] - mu) * f * wr[i] + br[i];
-        stat[2 * r] = mu;
-        stat[2 * r + 1] = f;
+/* How many units of work an operation has, 0 if it divides it by itself. */
+static int units_of(const Op *o) {
+    switch (o->run.units) {
+    case BLOCKS: return ceil_div(o->B * o->T, BLOCK);
+    case SEQUENCES: return o->B;
+    case BY_HEAD: return o->B * o->x[0].heads / o->writes;
+    default: return 0;
     }
 }
 
-//~ y = c w + b,  c = (x - mean) f:  dx = f (g - mean(g) - c mean(g c)),  g = dy w.  dw, db add; dx does with `add`.
-static void layernorm_backward(real *dx, real *dw, real *db, const real *dy, const real *x, const real *w, const real *stat,
-                               int N, int heads, int n, int add) {
-    const int blocks = ceil_div(N, BLOCK), all = heads * n;
-    real *part = zeroed(space(-1, (size_t)blocks * 2 * all), (size_t)blocks * 2 * all);
+/* A unit of it. */
+static Work unit(const Op *o, int u, real *sums) {
+    const int N = o->B * o->T;
+    const int n = o->run.units == BLOCKS ? BLOCK : o->run.units == SEQUENCES ? o->T : 1;
+    return (Work){ u * n, o->run.units == BLOCKS ? least((u + 1) * n, N) : (u + 1) * n, sums };
+}
+
+/* Are two operations that follow each other divided alike? Then a unit of both is one piece of
+ * work, whose numbers stay in the cache. */
+static bool alike(const Op *a, const Op *b) {
+    return a->run.units != BY_ITSELF && a->run.units == b->run.units;
+}
+
+static void run_forward(const Op *o, int n) {
+    for (int i = 0, many; i < n; i += many, o += many) {
+        for (many = 1; i + many < n && alike(o, o + many);) many++;
+        const int units = units_of(o);
+        if (!units) o->run.forward(o, (Work){ 0, o->B * o->T, NULL });
+        PARALLEL
+        for (int u = 0; u < units; u++)
+            for (int k = 0; k < many; k++) o[k].run.forward(o + k, unit(o, u, NULL));
+    }
+}
+
+/* The different parameters of operations that are divided alike get their places in a row of sums.
+ * Returns how many they are; *width: the length of the row. */
+enum { MOST_PARAMS = 64 };
+static int place_sums(Op *o, int many, Param *params[MOST_PARAMS], int *width) {
+    int n = 0;
+    *width = 0;
+    for (int i = 0; i < 2 * many; i++) {
+        Param *p = &o[i / 2].w[i % 2];
+        int k = 0;
+        if (!p->dw) continue;
+        while (k < n && params[k]->dw != p->dw) k++;
+        p->at = k < n ? params[k]->at : (size_t)*width;
+        if (k < n) continue;
+        params[n++] = p;
+        assert(n < MOST_PARAMS);
+        *width += (p->n + 15) / 16 * 16;
+    }
+    return n;
+}
+
+/* The gradient of a parameter += what the units have summed, in their order. */
+static void add_sums(const Param *p, const real *sums, int units, int width) {
+    for (int u = 0; u < units; u++)
+        for (int i = 0; i < p->n; i++) {
+            const real g = sums[(size_t)u * width + p->at + i];
+            p->dw[i / p->share] += p->slope ? g * p->slope[i] : g;
+        }
+}
+
+static void run_backward(Op *ops, int n) {
+    for (int many; n > 0; n -= many) {
+        Op *o = ops + n - 1;
+        for (many = 1; n > many && alike(o - 1, o); o--) many++;
+        const int units = units_of(o);
+        if (!units) {
+            o->run.backward(o, (Work){ 0, o->B * o->T, NULL });
+            continue;
+        }
+        Param *params[MOST_PARAMS];
+        int width;
+        const int n_params = place_sums(o, many, params, &width);
+        real *sums = zeroed(space(-1, (size_t)units * width + 1), (size_t)units * width);
+        PARALLEL
+        for (int u = 0; u < units; u++)
+            for (int k = many - 1; k >= 0; k--)
+                o[k].run.backward(o + k, unit(o, u, sums + (size_t)u * width));
+        for (int p = 0; p < n_params; p++) add_sums(params[p], sums, units, width);
+    }
+}
+
+/* A gradient to where it goes: added to what is there, or assigned. */
+static FORCE_INLINE void give(real *to, real g, bool add) { *to = add ? *to + g : g; }
+
+/* -- what every layer has -- */
+
+/* y = x[1] + w[1] + x[0] w[0]', w[0] (out, in); what is missing is no term. x[1] is the stream that
+ * y goes on, and shares its gradient. */
+static void linear_forward(const Op *o, Work at) {
+    const Var x = o->x[0], y = o->y[0], stream = o->x[1];
+    const Mat w = mat(o->w[0].w, y.heads * y.n, x.heads * x.n, x.heads * x.n);
+    const bool add = stream.x || o->w[1].w;
     PARALLEL
-    for (int block = 0; block < blocks; block++) {
-        real *pw = part + (size_t)block * all, *pb = pw + (size_t)blocks * all;     /* of dw; of db */
-        for (int r = block * BLOCK * heads; r < least((block + 1) * BLOCK, N) * heads; r++) {
-            const real mu = stat[2 * r], f = stat[2 * r + 1];
-            const real *xr = x + (size_t)r * n, *dyr = dy + (size_t)r * n, *wr = w + (size_t)(r % heads) * n;
+    for (int r = 0; r < (add ? at.to : 0); r++)
+        memcpy(row(y, r, 0), stream.x ? row(stream, r, 0) : o->w[1].w, w.rows * sizeof(real));
+    gemm(values(y, at.to), values(x, at.to), turned(w), add);
+}
+
+//~ y = x w' + b:  dx = dy w,  dw += dy' x,  db += the rows of dy
+static void linear_backward(const Op *o, Work at) {
+    const Mat x = values(o->x[0], at.to), dy = values(gradient(o->y[0]), at.to);
+    const Mat w = mat(o->w[0].w, dy.cols, x.cols, x.cols);
+    const Mat dw = mat(o->w[0].dw, dy.cols, x.cols, x.cols);
+    for (int r = 0; r < at.to && o->w[1].dw; r++)
+        for (int i = 0; i < dy.cols; i++) o->w[1].dw[i] += dy.p[r * dy.rs + i];
+    if (o->x[0].dx) gemm(values(gradient(o->x[0]), at.to), dy, w, o->add & 1);
+    gemm(dw, turned(dy), x, true);
+}
+
+PAIR(linear, BY_ITSELF, 0)
+
+/* y = (x - mean(x)) / sqrt(var(x) + scale) * w[0] + w[1], both (heads n). Kept: mean and factor. */
+static void layernorm_forward(const Op *o, Work at) {
+    const int heads = o->x[0].heads, n = o->x[0].n;
+    for (int r = at.from; r < at.to; r++)
+        for (int h = 0; h < heads; h++) {
+            const real *x = row(o->x[0], r, h), *w = o->w[0].w + h * n, *b = o->w[1].w + h * n;
+            real *y = row(o->y[0], r, h), *stat = o->keep[0] + 2 * (r * heads + h);
+            double mean = 0, var = 0;
+            for (int i = 0; i < n; i++) mean += x[i];
+            mean /= n;
+            for (int i = 0; i < n; i++) var += (x[i] - mean) * (x[i] - mean);
+            const real f = (real)(1 / sqrt(var / n + o->scale)), mu = (real)mean;
+            for (int i = 0; i < n; i++) y[i] = (x[i] - mu) * f * w[i] + b[i];
+            stat[0] = mu;
+            stat[1] = f;
+        }
+}
+
+//~ y = c w + b,  c = (x - mean) f:  dx = f (g - mean(g) - c mean(g c)),  g = dy w
+static void layernorm_backward(const Op *o, Work at) {
+    const int heads = o->x[0].heads, n = o->x[0].n;
+    for (int r = at.from; r < at.to; r++)
+        for (int h = 0; h < heads; h++) {
+            const real *x = row(o->x[0], r, h), *dy = drow(o->y[0], r, h), *w = o->w[0].w + h * n;
+            const real *stat = o->keep[0] + 2 * (r * heads + h), mu = stat[0], f = stat[1];
+            real *dx = drow(o->x[0], r, h);
+            real *dw = at.sums + o->w[0].at + h * n, *db = at.sums + o->w[1].at + h * n;
             double mean = 0, along = 0;                         /* sums of g and of g c */
             for (int i = 0; i < n; i++) {
-                const real g = dyr[i] * wr[i], c = (xr[i] - mu) * f;
+                const real g = dy[i] * w[i], c = (x[i] - mu) * f;
                 mean += g;
                 along += g * c;
-                pw[(r % heads) * n + i] += dyr[i] * c;
-                pb[(r % heads) * n + i] += dyr[i];
+                dw[i] += dy[i] * c;
+                db[i] += dy[i];
             }
-            for (int i = 0; i < n; i++) {
-                const real g = f * (dyr[i] * wr[i] - (real)(mean / n) - (xr[i] - mu) * f * (real)(along / n));
-                real *to = dx + (size_t)r * n + i;
-                *to = add ? *to + g : g;
-            }
+            const real m = (real)(mean / n), a = (real)(along / n);
+            for (int i = 0; i < n; i++)
+                give(dx + i, f * (dy[i] * w[i] - m - (x[i] - mu) * f * a), o->add & 1);
         }
-    }
-    add_blocks(dw, part, blocks, all);
-    add_blocks(db, part + (size_t)blocks * all, blocks, all);
 }
+
+PAIR(layernorm, BLOCKS, 0)
 
 /* -- what RWKV adds -- */
 
-/* Token shift: y_t = x_t + (x_(t-1) - x_t) share_t, zeros before the first; x, y (B T, D). The shares (D) of a token are `step` reals
- * from those of the next: 0 when every token has the same. */
-static void shift_forward(real *y, const real *x, const real *share, size_t step, int B, int T, int D) {
-    PARALLEL
-    for (int r = 0; r < B * T; r++)
-        for (int i = 0; i < D; i++) {
-            const real now = x[(size_t)r * D + i], before = r % T ? x[(size_t)(r - 1) * D + i] : 0;
-            y[(size_t)r * D + i] = now + (before - now) * share[r * step + i];
-        }
-}
-
-//~ y_t = x_t (1 - share_t) + x_(t-1) share_t.  dx adds; dshare adds with step 0, else it is assigned.
-static void shift_backward(real *dx, real *dshare, const real *dy, const real *x, const real *share, size_t step, int B, int T, int D) {
-    real *part = step ? NULL : zeroed(space(-1, (size_t)B * D), (size_t)B * D);
-    PARALLEL
-    for (int b = 0; b < B; b++)
-        for (int t = 0; t < T; t++) {
-            const size_t r = (size_t)b * T + t;
-            for (int i = 0; i < D; i++) {
-                const real g = dy[r * D + i], s = share[r * step + i];
-                const real before = t ? x[(r - 1) * D + i] : 0, ds = g * (before - x[r * D + i]);
-                dx[r * D + i] += g * (1 - s);
-                if (t) dx[(r - 1) * D + i] += g * s;
-                if (step) dshare[r * D + i] = ds;
-                else part[(size_t)b * D + i] += ds;
-            }
-        }
-    if (!step) add_blocks(dshare, part, B, D);
-}
-
-/* The bonus of the token that is being read: o += (q . u k) v per head; o, v (N, H dv), q, k (N, H dk), u (H dk). */
-static void bonus_forward(real *o, const real *q, const real *k, const real *v, const real *u, int N, int H, int dk, int dv) {
-    PARALLEL
-    for (int r = 0; r < N * H; r++) {
-        double sum = 0;
-        for (int i = 0; i < dk; i++) sum += q[(size_t)r * dk + i] * u[r % H * dk + i] * k[(size_t)r * dk + i];
-        for (int j = 0; j < dv; j++) o[(size_t)r * dv + j] += (real)sum * v[(size_t)r * dv + j];
+/* Token shift: y_t = x_t + (x_(t-1) - x_t) share_t, zeros before the first. The share of a channel
+ * is w[0] in every token, or x[1]. */
+static void shift_forward(const Op *o, Work at) {
+    for (int r = at.from; r < at.to; r++) {
+        const real *x = row(o->x[0], r, 0), *share = o->w[0].w ? o->w[0].w : row(o->x[1], r, 0);
+        const real *last = r > at.from ? row(o->x[0], r - 1, 0) : NULL;
+        real *y = row(o->y[0], r, 0);
+        for (int i = 0; i < o->y[0].n; i++) y[i] = x[i] + ((last ? last[i] : 0) - x[i]) * share[i];
     }
 }
 
-//~ o += s v,  s = q . u k.  All gradients add.
-static void bonus_backward(real *dq, real *dk_, real *dv_, real *du, const real *d_o, const real *q, const real *k, const real *v,
-                           const real *u, int N, int H, int dk, int dv) {
-    const int blocks = ceil_div(N, BLOCK);
-    real *part = zeroed(space(-1, (size_t)blocks * H * dk), (size_t)blocks * H * dk);
-    PARALLEL
-    for (int r0 = 0; r0 < N; r0 += BLOCK)
-        for (int r = r0 * H; r < least(r0 + BLOCK, N) * H; r++) {
-            const real *qr = q + (size_t)r * dk, *kr = k + (size_t)r * dk, *ur = u + r % H * dk;
+//~ y_t = x_t (1 - share_t) + x_(t-1) share_t
+static void shift_backward(const Op *o, Work at) {
+    const Var x = o->x[0], own = o->x[1];
+    const int D = x.n;
+    for (int r = at.from; r < at.to && !(o->add & 1); r++) zeroed(drow(x, r, 0), D);
+    for (int r = at.from; r < at.to; r++) {
+        const real *share = o->w[0].w ? o->w[0].w : row(own, r, 0), *dy = drow(o->y[0], r, 0);
+        const real *now = row(x, r, 0), *last = r > at.from ? row(x, r - 1, 0) : NULL;
+        real *dnow = drow(x, r, 0), *dlast = r > at.from ? drow(x, r - 1, 0) : NULL;
+        real *dshare = o->w[0].w ? at.sums + o->w[0].at : drow(own, r, 0);
+        for (int i = 0; i < D; i++) {
+            const real g = dy[i], s = share[i], ds = g * ((last ? last[i] : 0) - now[i]);
+            dnow[i] += g * (1 - s);
+            if (dlast) dlast[i] += g * s;
+            give(dshare + i, ds, o->w[0].w || o->add & 2);
+        }
+    }
+}
+
+PAIR(shift, SEQUENCES, 0)
+
+/* The bonus of the token that is being read: y += (q . u k) v per head; x: q, k, v; u = w[0]. */
+static void bonus_forward(const Op *o, Work at) {
+    const int H = o->x[0].heads, dk = o->x[0].n, dv = o->x[2].n;
+    for (int r = at.from; r < at.to; r++)
+        for (int h = 0; h < H; h++) {
+            const real *q = row(o->x[0], r, h), *k = row(o->x[1], r, h), *v = row(o->x[2], r, h);
+            const real *u = o->w[0].w + h * dk;
+            real *y = row(o->y[0], r, h);
+            double sum = 0;
+            for (int i = 0; i < dk; i++) sum += q[i] * u[i] * k[i];
+            for (int j = 0; j < dv; j++) y[j] += (real)sum * v[j];
+        }
+}
+
+//~ y += s v,  s = q . u k
+static void bonus_backward(const Op *o, Work at) {
+    const int H = o->x[0].heads, dk = o->x[0].n, dv = o->x[2].n;
+    for (int r = at.from; r < at.to; r++)
+        for (int h = 0; h < H; h++) {
+            const real *q = row(o->x[0], r, h), *k = row(o->x[1], r, h), *v = row(o->x[2], r, h);
+            const real *u = o->w[0].w + h * dk, *dy = drow(o->y[0], r, h);
+            real *du = at.sums + o->w[0].at + h * dk;
             double sum = 0, ds = 0;
-            for (int i = 0; i < dk; i++) sum += qr[i] * ur[i] * kr[i];
+            for (int i = 0; i < dk; i++) sum += q[i] * u[i] * k[i];
             for (int j = 0; j < dv; j++) {
-                const size_t at = (size_t)r * dv + j;
-                ds += d_o[at] * v[at];
-                dv_[at] += (real)sum * d_o[at];
+                ds += dy[j] * v[j];
+                give(drow(o->x[2], r, h) + j, (real)sum * dy[j], o->add & 4);
             }
             for (int i = 0; i < dk; i++) {
-                dq[(size_t)r * dk + i] += (real)ds * ur[i] * kr[i];
-                dk_[(size_t)r * dk + i] += (real)ds * ur[i] * qr[i];
-                part[((size_t)(r0 / BLOCK) * H + r % H) * dk + i] += (real)ds * qr[i] * kr[i];
+                give(drow(o->x[0], r, h) + i, (real)ds * u[i] * k[i], o->add & 1);
+                give(drow(o->x[1], r, h) + i, (real)ds * u[i] * q[i], o->add & 2);
+                du[i] += (real)ds * q[i] * k[i];
             }
         }
-    add_blocks(du, part, blocks, H * dk);
 }
 
-/* What RWKV-7 makes of a key, all (N, H dk), with s = sigmoid(a):
- *   e = key k_k / |key k_k|   is recalled;   b = -s e   is where that goes back;   k = key (1 + (s - 1) k_a)   is written */
-static void rwkv7_keys_forward(real *k, real *e, real *b, real *scaled, real *inv, const real *key, const real *a, const real *k_k,
-                               const real *k_a, int N, int H, int dk) {
-    const int K = H * dk;
-    PARALLEL
-    for (int r = 0; r < N; r++) {
-        const size_t at = (size_t)r * K;
-        for (int i = 0; i < K; i++) scaled[at + i] = key[at + i] * k_k[i];
-        kern.l2norm_forward(e + at, inv + (size_t)r * H, scaled + at, K, 1, H, dk, 1);
-        for (int i = 0; i < K; i++) {
-            const real s = 1 / (1 + (real)exp(-a[at + i]));
-            k[at + i] = key[at + i] * (1 + (s - 1) * k_a[i]);
-            b[at + i] = -s * e[at + i];
+PAIR(bonus, BLOCKS, 0)
+
+/* y = x w, channel by channel. */
+static void channels_forward(const Op *o, Work at) {
+    for (int r = at.from; r < at.to; r++)
+        for (int i = 0; i < o->w[0].n; i++)
+            row(o->y[0], r, 0)[i] = row(o->x[0], r, 0)[i] * o->w[0].w[i];
+}
+
+//~ y = x w
+static void channels_backward(const Op *o, Work at) {
+    for (int r = at.from; r < at.to; r++)
+        for (int i = 0; i < o->w[0].n; i++) {
+            const real dy = drow(o->y[0], r, 0)[i];
+            at.sums[o->w[0].at + i] += dy * row(o->x[0], r, 0)[i];
+            give(drow(o->x[0], r, 0) + i, dy * o->w[0].w[i], o->add & 1);
+        }
+}
+
+PAIR(channels, BLOCKS, 0)
+
+/* What RWKV-7 makes of a key, x: key, a, e = the key that is recalled; with s = sigmoid(a):
+ *   y[0] = key (1 + (s - 1) w[0])  is written;   y[1] = -s e  is where that goes back */
+static void rwkv7_keys_forward(const Op *o, Work at) {
+    for (int r = at.from; r < at.to; r++) {
+        const real *key = row(o->x[0], r, 0), *a = row(o->x[1], r, 0), *e = row(o->x[2], r, 0);
+        real *k = row(o->y[0], r, 0), *b = row(o->y[1], r, 0);
+        for (int i = 0; i < o->w[0].n; i++) {
+            const real s = 1 / (1 + (real)exp(-a[i]));
+            k[i] = key[i] * (1 + (s - 1) * o->w[0].w[i]);
+            b[i] = -s * e[i];
         }
     }
 }
 
-//~ as above: k = key (1 + (s - 1) k_a),  b = -s e,  e = l2norm(key k_k),  s = sigmoid(a).  de is overwritten; dk_k and dk_a add.
-static void rwkv7_keys_backward(real *dkey, real *da, real *dk_k, real *dk_a, const real *dk_, real *de, const real *db, const real *e,
-                                const real *scaled, const real *inv, const real *key, const real *a, const real *k_k, const real *k_a,
-                                int N, int H, int dk) {
-    const int K = H * dk, blocks = ceil_div(N, BLOCK);
-    real *part = zeroed(space(-1, (size_t)blocks * 2 * K), (size_t)blocks * 2 * K);
-    PARALLEL
-    for (int r0 = 0; r0 < N; r0 += BLOCK)
-        for (int r = r0; r < least(r0 + BLOCK, N); r++) {
-            const size_t at = (size_t)r * K;
-            real *p_k = part + (size_t)(r0 / BLOCK) * K, *p_a = p_k + (size_t)blocks * K;
-            for (int i = 0; i < K; i++) {
-                const real s = 1 / (1 + (real)exp(-a[at + i]));
-                const real ds = key[at + i] * k_a[i] * dk_[at + i] - e[at + i] * db[at + i];
-                de[at + i] -= s * db[at + i];
-                da[at + i] = ds * s * (1 - s);
-                p_a[i] += dk_[at + i] * key[at + i] * (s - 1);
-            }
-            kern.l2norm_backward(dkey + at, K, de + at, scaled + at, inv + (size_t)r * H, 1, H, dk, 1);  /* of the scaled key, for now */
-            for (int i = 0; i < K; i++) {
-                const real s = 1 / (1 + (real)exp(-a[at + i])), dscaled = dkey[at + i];
-                p_k[i] += dscaled * key[at + i];
-                dkey[at + i] = dscaled * k_k[i] + dk_[at + i] * (1 + (s - 1) * k_a[i]);
-            }
+//~ k = key (1 + (s - 1) w),  b = -s e,  s = sigmoid(a)
+static void rwkv7_keys_backward(const Op *o, Work at) {
+    real *dw = at.sums + o->w[0].at;
+    for (int r = at.from; r < at.to; r++) {
+        const real *key = row(o->x[0], r, 0), *a = row(o->x[1], r, 0), *e = row(o->x[2], r, 0);
+        const real *dk = drow(o->y[0], r, 0), *db = drow(o->y[1], r, 0), *w = o->w[0].w;
+        for (int i = 0; i < o->w[0].n; i++) {
+            const real s = 1 / (1 + (real)exp(-a[i])), ds = key[i] * w[i] * dk[i] - e[i] * db[i];
+            give(drow(o->x[0], r, 0) + i, dk[i] * (1 + (s - 1) * w[i]), o->add & 1);
+            give(drow(o->x[1], r, 0) + i, ds * s * (1 - s), o->add & 2);
+            give(drow(o->x[2], r, 0) + i, -(s * db[i]), o->add & 4);
+            dw[i] += dk[i] * key[i] * (s - 1);
         }
-    add_blocks(dk_k, part, blocks, K);
-    add_blocks(dk_a, part + (size_t)blocks * K, blocks, K);
-}
-
-/* y = x + s (first - x), s = sigmoid(f): how much of the first layer's values a layer of RWKV-7 takes; all n long. */
-static void blend_forward(real *y, const real *x, const real *first, const real *f, size_t n) {
-    PARALLEL
-    for (size_t i = 0; i < n; i++) y[i] = x[i] + (first[i] - x[i]) / (1 + (real)exp(-f[i]));
-}
-
-//~ y = x (1 - s) + first s.  dfirst adds.
-static void blend_backward(real *dx, real *dfirst, real *df, const real *dy, const real *x, const real *first, const real *f, size_t n) {
-    PARALLEL
-    for (size_t i = 0; i < n; i++) {
-        const real s = 1 / (1 + (real)exp(-f[i]));
-        dx[i] = dy[i] * (1 - s);
-        dfirst[i] += dy[i] * s;
-        df[i] = dy[i] * (first[i] - x[i]) * s * (1 - s);
     }
 }
+
+PAIR(rwkv7_keys, BLOCKS, 0)
+
+/* y = x + s (first - x), s = sigmoid(f); x: x, first, f. How much of the first layer's values a
+ * layer of RWKV-7 takes. */
+static void blend_forward(const Op *o, Work at) {
+    for (int r = at.from; r < at.to; r++) {
+        const real *x = row(o->x[0], r, 0), *first = row(o->x[1], r, 0), *f = row(o->x[2], r, 0);
+        real *y = row(o->y[0], r, 0);
+        for (int i = 0; i < o->y[0].n; i++)
+            y[i] = x[i] + (first[i] - x[i]) / (1 + (real)exp(-f[i]));
+    }
+}
+
+//~ y = x (1 - s) + first s
+static void blend_backward(const Op *o, Work at) {
+    for (int r = at.from; r < at.to; r++) {
+        const real *x = row(o->x[0], r, 0), *first = row(o->x[1], r, 0), *f = row(o->x[2], r, 0);
+        const real *dy = drow(o->y[0], r, 0);
+        for (int i = 0; i < o->y[0].n; i++) {
+            const real s = 1 / (1 + (real)exp(-f[i])), df = dy[i] * (first[i] - x[i]) * s * (1 - s);
+            give(drow(o->x[0], r, 0) + i, dy[i] * (1 - s), o->add & 1);
+            give(drow(o->x[1], r, 0) + i, dy[i] * s, o->add & 2);
+            give(drow(o->x[2], r, 0) + i, df, o->add & 4);
+        }
+    }
+}
+
+PAIR(blend, BLOCKS, 0)
+
+/* y = x[0] + x[1], which share the gradient of y. */
+static void plus_forward(const Op *o, Work at) {
+    for (int r = at.from; r < at.to; r++)
+        for (int i = 0; i < o->y[0].n; i++)
+            row(o->y[0], r, 0)[i] = row(o->x[0], r, 0)[i] + row(o->x[1], r, 0)[i];
+}
+
+static void plus_backward(const Op *o, Work at) { (void)o, (void)at; }
+
+PAIR(plus, BLOCKS, 0)
 
 /* -- what other mixers add -- */
 
-/* p = softmax(x), N rows of n: which slots are read. */
-static void softmax_forward(real *p, const real *x, int N, int n) {
-    PARALLEL
-    for (int r = 0; r < N; r++) {
-        const real *xr = x + (size_t)r * n;
-        real *pr = p + (size_t)r * n, top = xr[0], sum = 0;
-        for (int i = 1; i < n; i++) top = xr[i] > top ? xr[i] : top;
-        for (int i = 0; i < n; i++) sum += pr[i] = (real)exp(xr[i] - top);
-        for (int i = 0; i < n; i++) pr[i] /= sum;
-    }
+/* y = softmax(x), head by head: which slots are read. */
+static void slots_forward(const Op *o, Work at) {
+    const int n = o->x[0].n;
+    for (int r = at.from; r < at.to; r++)
+        for (int h = 0; h < o->x[0].heads; h++) {
+            const real *x = row(o->x[0], r, h);
+            real *p = row(o->y[0], r, h), top = x[0], sum = 0;
+            for (int i = 1; i < n; i++) top = x[i] > top ? x[i] : top;
+            for (int i = 0; i < n; i++) sum += p[i] = (real)exp(x[i] - top);
+            for (int i = 0; i < n; i++) p[i] /= sum;
+        }
 }
 
 //~ p = softmax(x):  dx_i = p_i (dp_i - sum_j p_j dp_j)
-static void softmax_backward(real *dx, const real *dp, const real *p, int N, int n) {
-    PARALLEL
-    for (int r = 0; r < N; r++) {
-        const size_t at = (size_t)r * n;
-        real dot = 0;
-        for (int i = 0; i < n; i++) dot += p[at + i] * dp[at + i];
-        for (int i = 0; i < n; i++) dx[at + i] = p[at + i] * (dp[at + i] - dot);
-    }
-}
-
-/* A decay that keeps the weights of all tokens so far a softmax (LightNet, ABC), channel by channel: with z_t = ln sum_(s <= t) e^f_s
- *   rest_t = e^(f_t - z_t) = sigmoid(f_t - z_(t-1))   is written,   d_t = e^(z_(t-1) - z_t) = 1 - rest_t   is kept
- * d, rest (B T, n), f (B T, n) in rows ldf apart. The first token has no z before it: rest 1, d 0. */
-static void sum_decay_forward(real *d, real *rest, const real *f, size_t ldf, int B, int T, int n) {
-    PARALLEL
-    for (int b = 0; b < B; b++) {
-        double *z = checked(malloc(n * sizeof *z));
-        for (int r = b * T; r < (b + 1) * T; r++)
-            for (int i = 0; i < n; i++) {
-                const double x = f[r * ldf + i], more = r % T ? exp(-fabs(x - z[i])) : 0;
-                const double larger = 1 / (1 + more), smaller = more / (1 + more);
-                const bool above = r % T == 0 || x > z[i];
-                z[i] = (above ? x : z[i]) + log1p(more);
-                rest[(size_t)r * n + i] = (real)(above ? larger : smaller);
-                d[(size_t)r * n + i] = (real)(above ? smaller : larger);
-            }
-        free(z);
-    }
-}
-
-//~ from the last token: with g = drest - dd and c = dz_t,  df_t = g rest d + c rest;  dz_(t-1) = c d - g rest d
-static void sum_decay_backward(real *df, size_t ldf, const real *dd, const real *drest, const real *d, const real *rest,
-                               int B, int T, int n) {
-    PARALLEL
-    for (int b = 0; b < B; b++) {
-        real *c = checked(calloc((size_t)n, sizeof *c));
-        for (int r = (b + 1) * T - 1; r >= b * T; r--)
-            for (int i = 0; i < n; i++) {
-                const size_t at = (size_t)r * n + i;
-                const real g = (drest[at] - dd[at]) * rest[at] * d[at];
-                df[r * ldf + i] = g + c[i] * rest[at];
-                c[i] = c[i] * d[at] - g;
-            }
-        free(c);
-    }
-}
-
-/* What Comba makes of its q and k, uq and uk (N, H dk) in rows ldu apart:  p = old k is erased along;  q = uq - skip p.
- * p, q (N, H dk), old, skip (H). */
-static void comba_forward(real *p, real *q, const real *uq, const real *uk, size_t ldu, const real *old, const real *skip,
-                          int N, int H, int dk) {
-    PARALLEL
-    for (int r = 0; r < N; r++)
-        for (int i = 0; i < H * dk; i++) {
-            const size_t at = (size_t)r * H * dk + i;
-            p[at] = old[i / dk] * uk[r * ldu + i];
-            q[at] = uq[r * ldu + i] - skip[i / dk] * p[at];
+static void slots_backward(const Op *o, Work at) {
+    const int n = o->x[0].n;
+    for (int r = at.from; r < at.to; r++)
+        for (int h = 0; h < o->x[0].heads; h++) {
+            const real *p = row(o->y[0], r, h), *dp = drow(o->y[0], r, h);
+            real dot = 0;
+            for (int i = 0; i < n; i++) dot += p[i] * dp[i];
+            for (int i = 0; i < n; i++)
+                give(drow(o->x[0], r, h) + i, p[i] * (dp[i] - dot), o->add & 1);
         }
 }
 
-//~ p = old uk,  q = uq - skip p.  dp is overwritten; duk, dold and dskip add.
-static void comba_backward(real *duq, real *duk, real *dold, real *dskip, real *dp, const real *dq, const real *p,
-                           const real *uk, size_t ldu, const real *old, const real *skip, int N, int H, int dk) {
-    const int blocks = ceil_div(N, BLOCK);
-    real *part = zeroed(space(-1, (size_t)blocks * 2 * H), (size_t)blocks * 2 * H);
-    PARALLEL
-    for (int r0 = 0; r0 < N; r0 += BLOCK)
-        for (int r = r0; r < least(r0 + BLOCK, N); r++)
-            for (int i = 0; i < H * dk; i++) {
-                const size_t at = (size_t)r * H * dk + i;
-                real *sum = part + (size_t)(r0 / BLOCK) * H + i / dk;   /* of dold; that of dskip is blocks H further on */
-                duq[r * ldu + i] = dq[at];
-                sum[(size_t)blocks * H] -= dq[at] * p[at];
-                dp[at] -= skip[i / dk] * dq[at];
-                duk[r * ldu + i] += old[i / dk] * dp[at];
-                *sum += dp[at] * uk[r * ldu + i];
-            }
-    add_blocks(dold, part, blocks, H);
-    add_blocks(dskip, part + (size_t)blocks * H, blocks, H);
+PAIR(slots, BLOCKS, 0)
+
+/* A decay that keeps the weights of all tokens so far a softmax (LightNet, ABC), channel by
+ * channel: with z_t = ln sum_(s <= t) e^x_s
+ *   y[1]_t = e^(x_t - z_t) = sigmoid(x_t - z_(t-1))  is written
+ *   y[0]_t = e^(z_(t-1) - z_t) = 1 - y[1]_t          is kept
+ * The first token has no z before it: y[1] is 1, y[0] is 0. */
+static void sum_decay_forward(const Op *o, Work at) {
+    const int n = o->x[0].heads * o->x[0].n;
+    double *z = checked(malloc(n * sizeof *z));
+    for (int r = at.from; r < at.to; r++)
+        for (int i = 0; i < n; i++) {
+            const double x = row(o->x[0], r, 0)[i], more = r > at.from ? exp(-fabs(x - z[i])) : 0;
+            const double larger = 1 / (1 + more), smaller = more / (1 + more);
+            const bool above = r == at.from || x > z[i];
+            z[i] = (above ? x : z[i]) + log1p(more);
+            row(o->y[0], r, 0)[i] = (real)(above ? smaller : larger);
+            row(o->y[1], r, 0)[i] = (real)(above ? larger : smaller);
+        }
+    free(z);
 }
 
-/* The key that is written: k m, smaller where much was written, by a second moment A of each channel.     (arXiv 2604.21100)
+//~ from the last token: with g = (drest - dd) rest d and c = dz_t,  dx_t = g + c rest,
+//~ dz_(t-1) = c d - g
+static void sum_decay_backward(const Op *o, Work at) {
+    const int n = o->x[0].heads * o->x[0].n;
+    real *c = checked(calloc((size_t)n, sizeof *c));
+    for (int r = at.to - 1; r >= at.from; r--)
+        for (int i = 0; i < n; i++) {
+            const real d = row(o->y[0], r, 0)[i], rest = row(o->y[1], r, 0)[i];
+            const real g = (drow(o->y[1], r, 0)[i] - drow(o->y[0], r, 0)[i]) * rest * d;
+            give(drow(o->x[0], r, 0) + i, g + c[i] * rest, o->add & 1);
+            c[i] = c[i] * d - g;
+        }
+    free(c);
+}
+
+PAIR(sum_decay, SEQUENCES, 0)
+
+/* What Comba makes of its query and key, x: q, k:  y[0] = old k, along which is erased;
+ * y[1] = q - skip y[0].  w: old, skip (heads). */
+static void comba_forward(const Op *o, Work at) {
+    for (int r = at.from; r < at.to; r++)
+        for (int h = 0; h < o->x[0].heads; h++)
+            for (int i = 0; i < o->x[0].n; i++) {
+                const real p = o->w[0].w[h] * row(o->x[1], r, h)[i];
+                row(o->y[0], r, h)[i] = p;
+                row(o->y[1], r, h)[i] = row(o->x[0], r, h)[i] - o->w[1].w[h] * p;
+            }
+}
+
+//~ p = old k,  y = q - skip p
+static void comba_backward(const Op *o, Work at) {
+    real *dold = at.sums + o->w[0].at, *dskip = at.sums + o->w[1].at;
+    for (int r = at.from; r < at.to; r++)
+        for (int h = 0; h < o->x[0].heads; h++)
+            for (int i = 0; i < o->x[0].n; i++) {
+                const real dy = drow(o->y[1], r, h)[i];
+                const real dp = drow(o->y[0], r, h)[i] - o->w[1].w[h] * dy;
+                give(drow(o->x[0], r, h) + i, dy, o->add & 1);
+                give(drow(o->x[1], r, h) + i, o->w[0].w[h] * dp, o->add & 2);
+                dskip[h] -= dy * row(o->y[0], r, h)[i];
+                dold[h] += dp * row(o->x[1], r, h)[i];
+            }
+}
+
+PAIR(comba, BLOCKS, 0)
+
+/* The key that is written: y = k m, smaller where much was written, by a second moment A of each
+ * channel, which is kept.                                                     (arXiv 2604.21100)
  *   A <- fade A + share k^2;   r = ln(A + eps) - scale;   m = SQUASH^(-r / (1 + |r|))
- * to = k m, A, k (B T, H dk), fade, share (B T, H), scale (H) */
+ * x: k, fade and share, one per head; scale = w[0], of each head. */
 #define SQUASH ((real)0.40546510810816438)  /* ln 1.5 */
 enum { MICRO = 1000000 };                   /* 1 / eps */
-static void moment_forward(real *to, real *A, const real *k, const real *fade, const real *share, const real *scale,
-                           int B, int T, int H, int dk) {
-    PARALLEL
-    for (int b = 0; b < B; b++)
-        for (int r = b * T; r < (b + 1) * T; r++)
-            for (int i = 0; i < H * dk; i++) {
-                const size_t at = (size_t)r * H * dk + i, h = (size_t)r * H + i / dk;
-                A[at] = (r % T ? fade[h] * A[at - H * dk] : 0) + share[h] * k[at] * k[at];
-                const real x = (real)log(A[at] + (real)1 / MICRO) - scale[i / dk];
-                to[at] = k[at] * (real)exp(-SQUASH * x / (1 + (real)fabs(x)));
-            }
+static void moment_forward(const Op *o, Work at) {
+    const int H = o->x[0].heads, dk = o->x[0].n;
+    for (int r = at.from; r < at.to; r++)
+        for (int i = 0; i < H * dk; i++) {
+            real *A = o->keep[0] + (size_t)r * H * dk + i;
+            const real k = row(o->x[0], r, 0)[i], share = *row(o->x[2], r, i / dk);
+            *A = (r > at.from ? *row(o->x[1], r, i / dk) * A[-H * dk] : 0) + share * k * k;
+            const real x = (real)log(*A + (real)1 / MICRO) - o->w[0].w[i / dk];
+            row(o->y[0], r, 0)[i] = k * (real)exp(-SQUASH * x / (1 + (real)fabs(x)));
+        }
 }
 
-//~ as above, from the last token; c = dA from the tokens behind.  In place: in dkey the gradient of `to` becomes that of k.
-//  dfade and dshare are assigned, dscale adds.
-static void moment_backward(real *dkey, real *dfade, real *dshare, real *dscale, const real *A, const real *k, const real *fade,
-                            const real *share, const real *scale, int B, int T, int H, int dk) {
-    real *part = zeroed(space(-1, (size_t)B * H), (size_t)B * H);
-    PARALLEL
-    for (int b = 0; b < B; b++) {
-        real *c = checked(calloc((size_t)H * dk, sizeof *c));
-        for (int r = (b + 1) * T - 1; r >= b * T; r--)
-            for (int i = 0; i < H * dk; i++) {
-                const size_t at = (size_t)r * H * dk + i, h = (size_t)r * H + i / dk;
-                const real total = A[at] + (real)1 / MICRO, x = (real)log(total) - scale[i / dk];
-                const real size = 1 + (real)fabs(x), f = (real)exp(-SQUASH * x / size);
-                const real dx = -dkey[at] * k[at] * f * SQUASH / (size * size), dA = c[i] + dx / total;
-                if (i % dk == 0) dfade[h] = dshare[h] = 0;
-                part[(size_t)b * H + i / dk] -= dx;
-                if (r % T) dfade[h] += dA * A[at - H * dk];
-                dshare[h] += dA * k[at] * k[at];
-                dkey[at] = dkey[at] * f + dA * share[h] * 2 * k[at];
-                c[i] = dA * fade[h];
-            }
-        free(c);
-    }
-    add_blocks(dscale, part, B, H);
+//~ as above, from the last token; c = dA from the tokens behind
+static void moment_backward(const Op *o, Work at) {
+    const int H = o->x[0].heads, dk = o->x[0].n;
+    real *c = checked(calloc((size_t)H * dk, sizeof *c));
+    for (int r = at.to - 1; r >= at.from; r--)
+        for (int i = 0; i < H * dk; i++) {
+            const real *A = o->keep[0] + (size_t)r * H * dk + i, total = *A + (real)1 / MICRO;
+            const real k = row(o->x[0], r, 0)[i], dy = drow(o->y[0], r, 0)[i];
+            const real x = (real)log(total) - o->w[0].w[i / dk], size = 1 + (real)fabs(x);
+            const real f = (real)exp(-SQUASH * x / size);
+            const real dx = -dy * k * f * SQUASH / (size * size), dA = c[i] + dx / total;
+            real *dfade = drow(o->x[1], r, i / dk), *dshare = drow(o->x[2], r, i / dk);
+            if (i % dk == 0) *dfade = *dshare = 0;
+            at.sums[o->w[0].at + i / dk] -= dx;
+            if (r > at.from) *dfade += dA * A[-H * dk];
+            *dshare += dA * k * k;
+            const real dk_ = dy * f + dA * *row(o->x[2], r, i / dk) * 2 * k;
+            give(drow(o->x[0], r, 0) + i, dk_, o->add & 1);
+            c[i] = dA * *row(o->x[1], r, i / dk);
+        }
+    free(c);
 }
+
+PAIR(moment, SEQUENCES, 6)
+
+/* Of one number: sigmoid without overflow, softplus = ln(1 + e^x). */
+static real sigmoid1(real x) {
+    return x >= 0 ? 1 / (1 + (real)exp(-x)) : (real)exp(x) / (1 + (real)exp(x));
+}
+static real softplus1(real x) { return x > 20 ? x : (real)log1p(exp(x)); }
+
+/* Mamba-2's step size: y = softplus(x + w[0]). */
+static void step_forward(const Op *o, Work at) {
+    for (int r = at.from; r < at.to; r++)
+        for (int h = 0; h < o->w[0].n; h++)
+            row(o->y[0], r, 0)[h] = softplus1(row(o->x[0], r, 0)[h] + o->w[0].w[h]);
+}
+
+//~ y = softplus(x + w)
+static void step_backward(const Op *o, Work at) {
+    for (int r = at.from; r < at.to; r++)
+        for (int h = 0; h < o->w[0].n; h++) {
+            const real s = sigmoid1(row(o->x[0], r, 0)[h] + o->w[0].w[h]);
+            const real g = drow(o->y[0], r, 0)[h] * s;
+            give(drow(o->x[0], r, 0) + h, g, o->add & 1);
+            at.sums[o->w[0].at + h] += g;
+        }
+}
+
+PAIR(step, BLOCKS, 0)
+
+/* Mamba-2's way around the memory: y += w[0] x, one number per head. */
+static void skip_forward(const Op *o, Work at) {
+    const int n = o->x[0].n;
+    PARALLEL
+    for (int r = at.from; r < at.to; r++)
+        for (int i = 0; i < o->x[0].heads * n; i++)
+            row(o->y[0], r, 0)[i] += o->w[0].w[i / n] * row(o->x[0], r, 0)[i];
+}
+
+//~ y += w x
+static void skip_backward(const Op *o, Work at) {
+    PARALLEL
+    for (int h = 0; h < o->x[0].heads; h++) {
+        double sum = 0;
+        for (int r = at.from; r < at.to; r++)
+            for (int i = 0; i < o->x[0].n; i++) {
+                const real dy = drow(o->y[0], r, h)[i];
+                sum += (double)dy * row(o->x[0], r, h)[i];
+                give(drow(o->x[0], r, h) + i, o->w[0].w[h] * dy, o->add & 1);
+            }
+        o->w[0].dw[h] += (real)sum;
+    }
+}
+
+PAIR(skip, BY_ITSELF, 0)
+
+/* Numbers that operations use instead of what is learned, w[0]: e^w, `share` of each, or
+ * sigmoid(w). keep: they; of the latter, their gradient. */
+static void made_forward(const Op *o, Work at) {
+    (void)at;
+    for (int i = 0; i < o->w[0].n; i++) {
+        const real w = o->w[0].w[i / o->w[0].share];
+        o->keep[0][i] = o->act == F_SIGMOID ? sigmoid1(w) : (real)exp(w);
+    }
+}
+
+//~ y = sigmoid(w).  That of e^w is added where it is used: see slope in Param
+static void made_backward(const Op *o, Work at) {
+    (void)at;
+    for (int i = 0; i < o->w[0].n && o->act == F_SIGMOID; i++) {
+        const real y = o->keep[0][i];
+        o->w[0].dw[i] += o->keep[1][i] * y * (1 - y);
+        o->keep[1][i] = 0;
+    }
+}
+
+PAIR(made, BY_ITSELF, 0)
 
 /* -- order -- */
 
-/* y = act(conv(x) + bias): a convolution of C channels of rows that hold more; act is silu or nothing. w is kept as (taps, C), the
- * transpose of the file's (C, taps). */
-static void conv_forward(real *y, size_t ldy, const real *x, size_t ldx, const real *w, const real *bias, bool silu,
-                         int B, int T, int C, int taps) {
-    PARALLEL
-    for (int b = 0; b < B; b++) kern.conv_forward(y + (size_t)b * T * ldy, ldy, x + (size_t)b * T * ldx, ldx, w, bias, silu, T, C, taps);
-}
-
-//~ y = act(conv(x) + bias).  dx is assigned, dw and dbias add.
-static void conv_backward(real *dx, real *dw, real *dbias, const real *dy, size_t ldy, const real *x, size_t ldx, const real *w,
-                          const real *bias, bool silu, int B, int T, int C, int taps) {
-    const size_t n = (size_t)(taps + 1) * C;                    /* taps, then bias */
-    real *part = zeroed(space(-1, B * n), B * n);
-    PARALLEL
-    for (int b = 0; b < B; b++)
-        kern.conv_backward(dx + (size_t)b * T * ldx, part + b * n, part + b * n + (size_t)taps * C, dy + (size_t)b * T * ldy, ldy,
-                           x + (size_t)b * T * ldx, ldx, w, bias, silu, T, C, taps);
-    for (int b = 0; b < B; b++) {
-        for (int i = 0; i < taps * C; i++) dw[i] += part[b * n + i];
-        for (int i = 0; bias && i < C; i++) dbias[i] += part[b * n + (size_t)taps * C + i];
+/* Rotary positions: the first `mode` numbers of each head of x turn in place, in pairs
+ * (i, i + mode / 2), by position * base^(-2i / mode). sign -1 turns back. */
+static void rotate(const Op *o, real *x, int t, int sign) {
+    const real *angle = o->angles + (size_t)t * o->mode;
+    for (int i = 0; i < o->mode / 2; i++) {
+        const real c = angle[2 * i], s = sign * angle[2 * i + 1], u = x[i], v = x[i + o->mode / 2];
+        x[i] = u * c - v * s;
+        x[i + o->mode / 2] = v * c + u * s;
     }
 }
-
-/* Rotary positions: the first n_rot dims of each head turn in pairs (i, i + n_rot / 2), by position * base^(-2i / n_rot).
- * x (B T, heads n) in place; cs: see rope_angles. sign -1 turns back, which is also the gradient. */
-static void rotate(real *x, const real *cs, int B, int T, int heads, int n, int n_rot, int sign) {
-    PARALLEL
-    for (int b = 0; b < B; b++)
-        for (int t = 0; t < T; t++)
-            for (int h = 0; h < heads; h++) {
-                real *p = x + (((size_t)b * T + t) * heads + h) * n;
-                for (int i = 0; i < n_rot / 2; i++) {
-                    real c = cs[(size_t)t * n_rot + 2 * i], s = sign * cs[(size_t)t * n_rot + 2 * i + 1];
-                    real u = p[i], v = p[i + n_rot / 2];
-                    p[i] = u * c - v * s;
-                    p[i + n_rot / 2] = v * c + u * s;
-                }
-            }
+static void rotate_forward(const Op *o, Work at) {
+    for (int r = at.from; r < at.to; r++)
+        for (int h = 0; h < o->x[0].heads; h++) rotate(o, row(o->x[0], r, h), r % o->T, 1);
 }
+
+//~ a turn, which turning back undoes
+static void rotate_backward(const Op *o, Work at) {
+    for (int r = at.from; r < at.to; r++)
+        for (int h = 0; h < o->x[0].heads; h++) rotate(o, drow(o->x[0], r, h), r % o->T, -1);
+}
+
+PAIR(rotate, BLOCKS, 0)
 
 /* -- softmax attention -- */
 
-/* Causal; query head h reads kv head h / (H / Hkv).
- *   P = softmax(q k' / sqrt(n)),  o = P v
- * in blocks of BLOCK queries against the keys up to the block's end. Kept: lse (B, H, T). Recomputed: P. */
-typedef struct {
-    int B, T, H, Hkv, n;                        /* sequences, tokens, heads of queries, of keys and values, width of a head */
-    const real *q, *k, *v;                      /* (B T, H n), (B T, Hkv n), (B T, Hkv n) */
-    real *o, *lse;                              /* (B T, H n); ln of the sum of e^score of each query */
-    const real *d_o;                            /* gradient in */
-    real *dq, *dk, *dv;                         /* gradients out, assigned */
-} Attention;
+/* Causal; x: q, k, v; query head h reads kv head h / (H / Hkv).
+ *   P = softmax(q k' / sqrt(n)),  y = P v
+ * in blocks of BLOCK queries against the keys up to the block's end. Kept: lse (B, H, T).
+ * Recomputed: P. A block of one head: its first row and how many, the columns of keys up to its
+ * end, and room of this thread for P, its gradient, and gemm_serial. */
+typedef struct { int from, rows, keys, ld; real *p, *dp, *buf; } Questions;
 
-/* P, its gradient, and what gemm_serial needs. */
-static size_t attention_scratch(const Attention *a) {
-    int wide = a->T > a->n ? a->T : a->n;
-    return 2 * (size_t)BLOCK * (a->T + 15) + packed_size(wide, wide) + 2 * MAX_TILE * DEPTH;
+static Questions some_queries(const Op *o, int i) {
+    const int T = o->T, wide = T > o->x[0].n ? T : o->x[0].n, most = BLOCK * (T + 15);
+    Questions b = { .from = i, .rows = least(BLOCK, T - i) };
+    b.p = space(THREAD, 2 * (size_t)most + packed_size(wide, wide) + 2 * MAX_TILE * DEPTH);
+    b.keys = i + b.rows;
+    b.ld = (b.keys + 15) / 16 * 16;
+    b.dp = b.p + most;
+    b.buf = b.dp + most;
+    return b;
 }
 
-/* o and lse, head by head. */
-static void attention_forward(const Attention *a) {
-    const int T = a->T, n = a->n, group = a->H / a->Hkv;
-    const size_t ldq = (size_t)a->H * n, ldk = (size_t)a->Hkv * n;
-    const real scale = 1 / (real)sqrt(n);
+/* Tokens from .. from + rows of head h of sequence b. */
+static Mat head_of(const Op *o, Var v, int b, int h, int from, int rows) {
+    return mat(row(v, b * o->T + from, h), rows, v.n, v.ld);
+}
+
+static void attention_forward(const Op *o, Work at) {
+    const int H = o->x[0].heads, group = H / o->x[1].heads;
+    const real scale = 1 / (real)sqrt(o->x[0].n);
+    (void)at;
     PARALLEL
-    for (int bh = 0; bh < a->B * a->H; bh++) {
-        const int b = bh / a->H, h = bh % a->H;
-        const size_t atq = (size_t)b * T * ldq + (size_t)h * n, atk = (size_t)b * T * ldk + (size_t)(h / group) * n;
-        real *p = space(THREAD, attention_scratch(a)), *buf = p + (size_t)BLOCK * (T + 15);
-        for (int i = 0; i < T; i += BLOCK) {
-            const int rows = least(BLOCK, T - i), keys = i + rows, ld = (keys + 15) / 16 * 16;
-            gemm_serial(p, ld, a->q + atq + i * ldq, ldq, 1, a->k + atk, 1, ldk, rows, keys, n, 0, buf);
-            kern.softmax_forward(p, a->lse + (size_t)bh * T + i, rows, i, ld, scale);
-            gemm_serial(a->o + atq + i * ldq, ldq, p, ld, 1, a->v + atk, ldk, 1, rows, n, keys, 0, buf);
+    for (int bh = 0; bh < o->B * H; bh++)
+        for (int i = 0; i < o->T; i += BLOCK) {
+            const int b = bh / H, h = bh % H;
+            const Questions s = some_queries(o, i);
+            const Mat p = mat(s.p, s.rows, s.keys, s.ld);
+            const Mat q = head_of(o, o->x[0], b, h, i, s.rows);
+            const Mat k = head_of(o, o->x[1], b, h / group, 0, s.keys);
+            const Mat v = head_of(o, o->x[2], b, h / group, 0, s.keys);
+            gemm_serial(p, q, turned(k), false, s.buf);
+            kern.softmax_forward(p.p, o->keep[0] + (size_t)bh * o->T + i, s.rows, i, s.ld, scale);
+            gemm_serial(head_of(o, o->y[0], b, h, i, s.rows), p, v, false, s.buf);
         }
+}
+
+/* The queries from i on of head h of sequence b, whose keys are those of head g. */
+static void queries_backward(const Op *o, int b, int h, int g, int i) {
+    const real scale = 1 / (real)sqrt(o->x[0].n);
+    const Questions s = some_queries(o, i);
+    const real *lse = o->keep[0] + ((size_t)b * o->x[0].heads + h) * o->T + i;
+    const Mat p = mat(s.p, s.rows, s.keys, s.ld), dp = mat(s.dp, s.rows, s.keys, s.ld);
+    const Mat q = head_of(o, o->x[0], b, h, i, s.rows);
+    const Mat k = head_of(o, o->x[1], b, g, 0, s.keys), v = head_of(o, o->x[2], b, g, 0, s.keys);
+    const Mat dy = head_of(o, gradient(o->y[0]), b, h, i, s.rows);
+    gemm_serial(p, q, turned(k), false, s.buf);
+    kern.softmax_recompute(p.p, lse, s.rows, i, s.ld, scale);
+    //~ y = P v
+    gemm_serial(dp, dy, turned(v), false, s.buf);
+    gemm_serial(head_of(o, gradient(o->x[2]), b, g, 0, s.keys), turned(p), dy, true, s.buf);
+    //~ P = softmax(s / sqrt(n))
+    kern.softmax_backward(dp.p, p.p, s.rows, s.keys, s.ld, scale);
+    //~ s = q k'
+    gemm_serial(head_of(o, gradient(o->x[0]), b, h, i, s.rows), dp, k, false, s.buf);
+    gemm_serial(head_of(o, gradient(o->x[1]), b, g, 0, s.keys), turned(dp), q, true, s.buf);
+}
+
+//~ y = softmax(q k' / sqrt(n)) v
+static void attention_backward(const Op *o, Work at) {
+    const int G = o->x[1].heads, group = o->x[0].heads / G, T = o->T, n = o->x[0].n;
+    (void)at;
+    PARALLEL
+    for (int bg = 0; bg < o->B * G; bg++) {     /* a thread owns the keys and values of a head */
+        const int b = bg / G, g = bg % G;
+        for (int r = b * T; r < (b + 1) * T; r++) {
+            zeroed(drow(o->x[1], r, g), n);
+            zeroed(drow(o->x[2], r, g), n);
+        }
+        for (int h = g * group; h < (g + 1) * group; h++)
+            for (int i = 0; i < T; i += BLOCK) queries_backward(o, b, h, g, i);
     }
 }
 
-//~ s = q k',  P = softmax(s / sqrt(n)),  o = P v
-static void attention_backward(const Attention *a) {
-    const int T = a->T, n = a->n, group = a->H / a->Hkv;
-    const size_t ldq = (size_t)a->H * n, ldk = (size_t)a->Hkv * n;
-    const real scale = 1 / (real)sqrt(n);
-    PARALLEL
-    for (int bk = 0; bk < a->B * a->Hkv; bk++) {                /* one thread owns the keys and values of a kv head */
-        const int b = bk / a->Hkv, hk = bk % a->Hkv;
-        const size_t atk = (size_t)b * T * ldk + (size_t)hk * n;
-        real *p = space(THREAD, attention_scratch(a)), *dp = p + (size_t)BLOCK * (T + 15), *buf = dp + (size_t)BLOCK * (T + 15);
-        for (int t = 0; t < T; t++) {
-            zeroed(a->dk + atk + t * ldk, n);
-            zeroed(a->dv + atk + t * ldk, n);
-        }
-        for (int h = hk * group; h < (hk + 1) * group; h++) {
-            const size_t atq = (size_t)b * T * ldq + (size_t)h * n;
-            for (int i = 0; i < T; i += BLOCK) {
-                const int rows = least(BLOCK, T - i), keys = i + rows, ld = (keys + 15) / 16 * 16;
-                const real *q = a->q + atq + i * ldq, *d_o = a->d_o + atq + i * ldq;
-                gemm_serial(p, ld, q, ldq, 1, a->k + atk, 1, ldk, rows, keys, n, 0, buf);
-                kern.softmax_recompute(p, a->lse + ((size_t)b * a->H + h) * T + i, rows, i, ld, scale);
-                //~ o = P v
-                gemm_serial(dp, ld, d_o, ldq, 1, a->v + atk, 1, ldk, rows, keys, n, 0, buf);
-                gemm_serial(a->dv + atk, ldk, p, 1, ld, d_o, ldq, 1, keys, n, rows, 1, buf);
-                //~ P = softmax(s / sqrt(n))
-                kern.softmax_backward(dp, p, rows, keys, ld, scale);
-                //~ s = q k'
-                gemm_serial(a->dq + atq + i * ldq, ldq, dp, ld, 1, a->k + atk, ldk, 1, rows, n, keys, 0, buf);
-                gemm_serial(a->dk + atk, ldk, dp, 1, ld, q, ldq, 1, keys, n, rows, 1, buf);
-            }
-        }
-    }
-}
+PAIR(attention, BY_ITSELF, 7)
 
 /* -- embedding -- */
 
-/* x_r = row id_r of w;  x (N, D), w (vocabulary, D). */
-static void embedding_forward(real *x, const real *w, const int *id, int N, int D) {
-    for (int r = 0; r < N; r++) memcpy(x + (size_t)r * D, w + (size_t)id[r] * D, D * sizeof *x);
+/* x_r = row id_r of w (vocabulary, D). */
+static void embedding_forward(Var x, const real *w, const int *id, int N) {
+    for (int r = 0; r < N; r++)
+        memcpy(row(x, r, 0), w + (size_t)id[r] * x.n, (size_t)x.n * sizeof *w);
 }
 
-//~ x_r = row id_r of w.  A thread owns BLOCK columns, and adds the tokens in order.
-static void embedding_backward(real *dw, const real *dx, const int *id, int N, int D) {
+//~ x_r = row id_r of w.  A thread owns BLOCK columns, and adds the tokens in order
+static void embedding_backward(Var x, real *dw, const int *id, int N) {
     PARALLEL
-    for (int c = 0; c < D; c += BLOCK)
+    for (int c = 0; c < x.n; c += BLOCK)
         for (int r = 0; r < N; r++)
-            for (int i = c; i < least(c + BLOCK, D); i++) dw[(size_t)id[r] * D + i] += dx[(size_t)r * D + i];
+            for (int i = c; i < least(c + BLOCK, x.n); i++)
+                dw[(size_t)id[r] * x.n + i] += drow(x, r, 0)[i];
 }
 
 /* ---- 6. model ------------------------------------------------------------------------------
- * The mixers, sizes, the list of tensors, and all memory. Parameters, their gradients and the two running means of AdamW are four
- * arrays with one layout; a tensor is an offset into them. Activations of one step are kept per layer. Its rooms:
+ * Sizes, tensors, all memory, and the list of operations. Parameters, their gradients and the two
+ * running means of AdamW are four arrays with one layout; a tensor is an offset into them. Its
+ * rooms:
  *
- *   the mixers to choose from     a table, and questions about its rows
- *   what a model is made of       TinyConfig (sizes), TinyTensor, TinyLayer (offsets and activations), Tiny (all of it)
+ *   what a model is made of       TinyConfig (sizes), TinyTensor, Tiny (all of it)
  *   random numbers
  *   a line while one waits
- *   the list of tensors           names and shapes of each kind of layer, in the order of the file
- *   first values                  what each tensor begins with
- *   where activations lie         one arena, laid out twice: first to measure
- *   a new model
+ *   tensors                       each with its name, shape and first values
+ *   memory                        of activations, of gradients inside one layer; parts of rows
+ *   operations                    what section 7 puts on the list
  *
- * From here on the program uses run.c: its table of mixers, its GGUF reader, its tokenizer, and its inference for the sample at
- * the end. */
+ * From here on the program uses run.c: its table of mixers, its GGUF reader, its tokenizer, and its
+ * inference for the sample at the end. */
 #define RUN_NO_MAIN
 #define RUN_STATIC
 #ifndef RUN_SCALAR
 #define RUN_SCALAR /* the sample is short, and the other kernels take long to compile */
 #endif
 #include "run.c"
-
-/* -- the mixers to choose from -- */
-
-/* Shapes, front and back of each are its row of `mixers` in run.c, section 7; here stands what a new
- * model of it begins with. */
-typedef struct {
-    const char *name, *arch, *about;         /* of --mixer, of the file (general.architecture), for the reader */
-    int d_conv;                              /* taps unless --conv says otherwise */
-    bool qwen;                               /* q, k, v in one tensor; softmax layers have a gate and normed q, k */
-    bool elu;                                /* q and k go through elu + 1 */
-    bool rope;                               /* q and k are rotated by their position */
-    bool ungated;                            /* the output gate of its family is left out */
-    bool unscaled;                           /* q is not divided by sqrt(dk) */
-    float norm_eps;                          /* of the output norm; 0: the model's */
-    int rwkv;                                /* 6 or 7: layers of their own, see section 7 */
-    int writes;                              /* per token; 0: one */
-} MixerKind;
-
-enum { GATED_DELTA, GLA, SOFTMAX };          /* rows of the table that others ask for by name */
-static const MixerKind mixer_kinds[] = {
-    { "gated-delta", "qwen35", "as Qwen3.5: 3 layers of gated-deltanet, then 1 of gated attention", .d_conv = 4, .qwen = true },
-    { "gla", "gla", "a decay per key channel, nothing erased", .d_conv = 0 },
-    { "softmax", "qwen35", "gated softmax attention in every layer", .qwen = true },
-    { "linear-attention", "linear_attn", "no decay: everything is added up", .elu = true },
-    { "retnet", "retnet", "a fixed decay per head", .rope = true },
-    { "lightning", "lightning_attn", "retnet behind a convolution instead of a rotation", .d_conv = 4 },
-    { "simple-gla", "simple_gla", "a decay per head and token", .d_conv = 4 },
-    { "hgrn2", "hgrn2", "what is not kept is written: key = 1 - decay", .norm_eps = 1e-5f },
-    { "lightnet", "lightnet", "a decay that weighs all tokens so far by a softmax", .d_conv = 0 },
-    { "gsa", "gsa", "a table of slots, each with a decay, read by softmax", .norm_eps = 1e-5f, .unscaled = true },
-    { "abc", "abc", "gsa with the decay of lightnet, and positions", .rope = true },
-    { "mamba2", "mamba2", "one step size per head is both decay and write strength", .d_conv = 4 },
-    { "deltanet", "delta_net", "erases what is stored under the key before it writes", .d_conv = 4, .ungated = true },
-    { "gated-deltanet", "gated_deltanet", "deltanet with a decay per head", .d_conv = 4 },
-    { "gated-deltaproduct", "gated_deltaproduct", "gated-deltanet that erases and writes twice for each token", .d_conv = 4, .writes = 2 },
-    { "comba", "comba", "gated-deltanet that erases along a key of its own", .d_conv = 4 },
-    { "kda", "kda", "deltanet with a decay per key channel", .d_conv = 4 },
-    { "precond-deltanet", "precond_gated_deltanet", "gated-deltanet that writes less to channels that were written much", .d_conv = 4 },
-    { "precond-kda", "precond_kda", "kda likewise", .d_conv = 4 },
-    { "gdn2", "gdn2", "kda with strengths of erase and write per channel", .d_conv = 4 },
-    { "rwkv6", "rwkv6", "gla that reads before it writes, and sees the token before instead of a convolution",
-      .norm_eps = 64e-5f, .rwkv = 6 },
-    { "rwkv7", "rwkv7", "a decay per key channel; what is recalled under one key goes back under another",
-      .norm_eps = 64e-5f, .rwkv = 7 },
-};
-enum { N_KINDS = sizeof mixer_kinds / sizeof *mixer_kinds };
-
-/* Are they one word, but for capitals, - and _? */
-static bool same_word(const char *a, const char *b) {
-    for (;; a++, b++) {
-        a += strspn(a, "-_");
-        b += strspn(b, "-_");
-        if (tolower((unsigned char)*a) != tolower((unsigned char)*b)) return false;
-        if (!*a) return true;
-    }
-}
-
-/* The row that a mixer has by its name here or, failing that, in files; N_KINDS: there is none. */
-static int mixer_named(const char *name) {
-    int by_name = 0, by_arch = 0;
-    while (by_name < N_KINDS && !same_word(name, mixer_kinds[by_name].name)) by_name++;
-    while (by_arch < N_KINDS && !same_word(name, mixer_kinds[by_arch].arch)) by_arch++;
-    return by_name < N_KINDS ? by_name : by_arch;
-}
-
-/* The law of a mixer (run.c, section 7) in parts, each with a forward and a backward pass of its own:
- *   decay    d, from f: the constants are those of the law
- *   per      how many decays a token has: one for each head, each key channel of a head, or each slot
- *   erase    what is read before the write, with strength b
- *   write    what is written */
-enum { DECAY_NONE, DECAY_FIXED, DECAY_SIGMOID, DECAY_SOFTPLUS, DECAY_FORGET, DECAY_STEP, DECAY_SUM };
-enum { HEADS, CHANNELS, SLOTS };
-enum { ERASE_NONE, ERASE_KEY,              /* -;  b k'S, from the faded S */
-       ERASE_GATED,                        /* (b k)'S, b per key channel */
-       ERASE_OLD };                        /* b p'S before S fades, p along k */
-enum { WRITE_V, WRITE_BETA_V,              /* k v';  k (b v)' */
-       WRITE_GATED_V, WRITE_STEP_V,        /* k (sigmoid(w) v)';  k (D v)', D the time step */
-       WRITE_SCALED_K,                     /* (m k) (b v)', m from a running second moment of k */
-       WRITE_REST };                       /* (1 - d) v' */
-typedef struct { const char *name; int decay, per, erase, write; } Family;
-static const Family families[] = {
-    { "linear_attn", DECAY_NONE, HEADS, ERASE_NONE, WRITE_V },
-    { "retnet", DECAY_FIXED, HEADS, ERASE_NONE, WRITE_V },
-    { "lightning_attn", DECAY_FIXED, HEADS, ERASE_NONE, WRITE_V },
-    { "simple_gla", DECAY_SIGMOID, HEADS, ERASE_NONE, WRITE_V },
-    { "mamba2", DECAY_STEP, HEADS, ERASE_NONE, WRITE_STEP_V },
-    { "gla", DECAY_SIGMOID, CHANNELS, ERASE_NONE, WRITE_V },
-    { "hgrn2", DECAY_FORGET, CHANNELS, ERASE_NONE, WRITE_REST },
-    { "lightnet", DECAY_SUM, CHANNELS, ERASE_NONE, WRITE_REST },
-    { "abc", DECAY_SUM, SLOTS, ERASE_NONE, WRITE_REST },
-    { "gsa", DECAY_SIGMOID, SLOTS, ERASE_NONE, WRITE_REST },
-    { "delta_net", DECAY_NONE, HEADS, ERASE_KEY, WRITE_BETA_V },
-    { "gated_deltanet", DECAY_SOFTPLUS, HEADS, ERASE_KEY, WRITE_BETA_V },
-    { "gated_deltaproduct", DECAY_SOFTPLUS, HEADS, ERASE_KEY, WRITE_BETA_V },
-    { "comba", DECAY_SOFTPLUS, HEADS, ERASE_OLD, WRITE_BETA_V },
-    { "kda", DECAY_SOFTPLUS, CHANNELS, ERASE_KEY, WRITE_BETA_V },
-    { "gdn2", DECAY_SOFTPLUS, CHANNELS, ERASE_GATED, WRITE_GATED_V },
-    { "precond_gated_deltanet", DECAY_SOFTPLUS, HEADS, ERASE_KEY, WRITE_SCALED_K },
-    { "precond_kda", DECAY_SOFTPLUS, CHANNELS, ERASE_KEY, WRITE_SCALED_K },
-};
-
-/* NULL: RWKV, which is no row of that table. */
-static const Family *family_of(const MixerKind *k) {
-    const char *name = k->qwen ? "gated_deltanet" : k->arch;
-    for (size_t i = 0; i < sizeof families / sizeof *families; i++)
-        if (!strcmp(families[i].name, name)) return &families[i];
-    return NULL;
-}
-static const Mixer *facts(const Family *f) { return mixer_row(f->name); }
-/* The decay is exp(-rate softplus(a + bias)). */
-static bool is_softplus(const Family *f) { return f->decay == DECAY_SOFTPLUS || f->decay == DECAY_STEP; }
-static int writes_of(const MixerKind *k) { return k->writes ? k->writes : 1; }
-/* The key that is written is k times a factor from a second moment. */
-static bool is_scaled(const Family *f) { return f && f->write == WRITE_SCALED_K; }
-/* k = 1 - d, from the projection of the decay. */
-static bool keys_from_decay(const Family *f) { return f->write == WRITE_REST && f->per == CHANNELS; }
-/* Mamba-2: a skip, the gate before the norm, no feed-forward. */
-static bool is_mamba(const Family *f) { return f && f->write == WRITE_STEP_V; }
-/* The output gate z goes through a narrow middle, with a bias. */
-static bool narrow_gate(const Family *f) { return f && f->per == CHANNELS && f->erase; }
-static Act act_of(int act) { return act == ACT_SILU ? F_SILU : act == ACT_SIGMOID ? F_SIGMOID : act == ACT_ELU1 ? F_ELU1 : F_ID; }
 
 /* -- what a model is made of -- */
 
@@ -1920,129 +2103,69 @@ enum { NO_DECAY = 1, NO_MAP = 2, NO_ROTATION = 4, NO_GATE = 8 };
 typedef struct {
     int mixer;                               /* row of mixer_kinds */
     int dim, hidden_dim, n_layers, vocab_size, seq_len;
-    int n_heads, dk, dv, d_conv, interval;   /* linear layers; every interval-th layer is softmax attention, 0: none */
+    int n_heads, dk, dv, d_conv;             /* linear layers */
+    int interval;                            /* every such layer is softmax attention, 0: none */
     int q_heads, kv_heads, head_dim, n_rot;  /* softmax layers */
     int gate_rank;                           /* width of the narrow middles */
     float eps, rope_base, decay_divisor;
     unsigned without;                        /* NO_* */
-    double half_life;                        /* tokens, of all decays at first; 0: as each mixer usually begins, and hgrn2 has no bias */
+    double half_life;                        /* tokens, of all decays at first; 0: as each mixer
+                                                usually begins, and hgrn2 has no bias */
 } TinyConfig;
 
 enum {
     DECAYS = 1,                              /* a matrix, pulled to zero by AdamW */
     KEEP_F32 = 2,                            /* float32 in the file, whatever the matrices are */
-    TRANSPOSED = 4,                          /* the file has rows and columns the other way round */
+    TRANSPOSED = 4,                          /* the file has it the other way round */
     NEGATIVE_EXP = 8,                        /* the file has -e^x of it */
     SIGMOID = 16,                            /* the file has sigmoid(x) of it */
-    CONSTANT = 32                            /* is not learned: it has no gradient, which the tests of gradients have to know */
+    CONSTANT = 32                            /* is not learned: it has no gradient */
 };
+
+/* What a tensor begins with, from its two numbers a and b: a line from a to b, over `period`
+ * numbers; normal numbers, a / b large; taps; rates 1 .. 1 + a; steps of time, a or (0) many; decays,
+ * of rate a or (0) one per head. */
+typedef enum { LINE, NORMAL, TAPS, RATES, STEPS, FADES } Start;
 
 typedef struct {
     char name[48];                           /* as in the file */
-    int rows, cols, parts;                   /* rows 0: one dimension; the file has this many matrices of rows / parts */
+    int rows, cols;                          /* rows 0: one dimension */
+    int parts;                               /* matrices in the file, of rows / parts each */
     int flags;                               /* DECAYS ... */
+    Start start;
+    double a, b;
+    int period;                              /* 0: all of it */
     size_t at;                               /* where it begins in params, grads, mean, square */
 } TinyTensor;
 
-/* A projection through a narrow middle: y = up act(down x) + bias;  down (rank, dim), up (out, rank), bias (out). */
-typedef struct {
-    size_t down, up, bias;
-    int rank;
-    Act act;
-    bool biased;
-    real *middle, *bent;                     /* (N, rank): down x, and act of it */
-} Narrow;
-
-/* What a layer of RWKV has of its own: first the tensors, as offsets into the parameters, then what is kept of a step. Projections
- * read h shifted by a share each. In RWKV-6 the shares are lerp plus something projected from mixed, h shifted by lerp_x, through a
- * narrow middle of which each has a part. D is dim, R the rank of the narrow middles, K and V all heads' key and value widths. */
-enum { R_R, R_W, R_K, R_V, R_A, R_G, N_READ }; /* receptance (q), decay, key, value, erase strength, output gate */
-typedef struct {
-    size_t norm_bias, ffn_norm_bias, o_bias; /* of the LayerNorms */
-    size_t lerp, lerp_x, mix_down, mix_up;   /* (5 or 6, D), (D), (5 R, D), (5 D, R): the shares */
-    size_t w_r, w_k, w_v, w_g;               /* (K, D), (K, D), (V, D), (V, D) */
-    size_t bonus, k_k, k_a;                  /* (K) each */
-    size_t ffn_lerp_k, ffn_lerp_r, w_recept; /* (D), (D), (D, D) of the feed-forward */
-    Narrow decay, strength, gate, blend;
-    real *read[N_READ], *share[N_READ];      /* (N, D) what each projection reads, and by what share it is shifted */
-    real *mixed, *low, *bent;                /* (N, D), (N, 5 R), and tanh of that */
-    real *key, *value;                       /* (N, K), (N, V) as projected */
-    real *a, *scaled;                        /* (N, K) erase strength; key k_k, before its norm */
-    real *take;                              /* (N, V) how much of the first layer's values */
-    real *normed;                            /* (N, V) the output, normed */
-    real *ffn_read[2], *recept, *wide;       /* (N, D) each: what the feed-forward reads, its gate, its output */
-} Rwkv;
-
-/* All projections of a layer's input stand one below the other and are one matrix w_in; a row of raw = h w_in' holds them side by
- * side, and at_ are columns of it. u is what the recurrence's q, k, v are made of: the convolution of those columns, or they themselves.
- * N = B T tokens, D is dim, F hidden_dim, H heads, K = H dk, V = H dv. */
-typedef struct {
-    const MixerKind *kind;                   /* NULL: softmax attention */
-    const Family *family;                    /* NULL: softmax attention or RWKV */
-    Act map, gate;                           /* of q, and of k where it has one; of the output */
-    int n_in, at_z, at_a, at_b, at_w;        /* columns of raw: all, output gate, decay, erase strength, write strength */
-    int at_g, at_s;                          /* of the second moment: decay, strength */
-    int at_u, at_q, at_k, at_v, n_u;         /* column of raw where u begins; columns of u where q, k, v begin; all of u */
-    int n_conv, conv_width[3];               /* convolutions, and the channels of each */
-    /* tensors, as offsets into the parameters */
-    size_t attn_norm, ffn_norm;              /* (D) */
-    size_t w_in, w_ffn, w_down, w_o;         /* (n_in, D), (2 F, D): gate, then up, (D, F), (D, V) */
-    size_t norm;                             /* (dv), (V) or (H, dv) */
-    size_t conv[3], conv_bias;               /* (taps, conv_width), (n_u) */
-    size_t decay, a_log, bias;               /* fixed decays (H); ln of the rate (H); (H) or (K), with a_log softplus(bias) is the step */
-    size_t w_fb, w_gb, gb_bias;              /* from narrow middles: decay (K, rank), output gate (V, rank), (V) */
-    size_t skip, old_key;                    /* (H) of Mamba-2 or Comba; (H) of Comba */
-    size_t m_a, m_bias, m_scale;             /* (H) of the second moment */
-    size_t q_norm, k_norm;                   /* (head_dim) of softmax attention */
-    /* what is kept of a step */
-    real *x, *inv, *h;                       /* (N, D) block input, the factors of its norm, and normed */
-    real *mid, *inv2, *h2;                   /* (N, D) after the mixer, the factors, and normed */
-    real *gu, *s;                            /* (N, 2 F) gate and up side by side; (N, F) silu(gate) up */
-    real *raw, *conved;                      /* (N, n_in) projections; (N, n_u) behind their convolution */
-    real *f, *z;                             /* (N, K) decay and (N, V) output gate, where they come from a narrow middle */
-    real *rate;                              /* (H) or (K) of the decay */
-    real *bk;                                /* (N, K) k that is erased per channel */
-    real *step;                              /* (N, H) Mamba-2's step size */
-    real *og;                                /* (N, V) o after the step that lies between recurrence and norm, where there is one */
-    real *inv_q, *inv_k, *inv_o;             /* factors of norms */
-    real *y;                                 /* (N, V) what w_o reads */
-    real *lse;                               /* (B, heads, T) of softmax attention */
-    real *one_q, *one_d, *d_one_q, *d_one_d; /* several writes: q and d by token, and their gradients */
-    real *unit, *moment, *fade, *share;      /* WRITE_SCALED_K: the key before it is scaled, the second moment and what it is made with */
-    real *old, *q_less, *inv_e;              /* Comba: the key of the erase and the query without its share, before their norms */
-    real *per_head;                          /* (H) exp(m_a), or sigmoid(old_key) */
-    Memory mem, keys;                        /* keys: of the table of slots, as many as a key is wide, whose values are in mem */
-    Rwkv rwkv;
-} TinyLayer;
-
+/* N = B T tokens, D is dim. Lists are written by tiny_new, twice: first only to measure, when there
+ * is no memory and every pointer is NULL. */
 typedef struct {
     TinyConfig c;
-    int B;                                   /* sequences per step */
+    int B, N;                                /* sequences, and tokens, per step */
     TinyTensor *tensors;
     int n_tensors;
-    size_t n_params, n_weights;              /* with and without padding of each tensor to 16 reals */
+    size_t n_params, n_weights;              /* with and without padding of each to 16 reals */
     real *params, *grads, *mean, *square;    /* (n_params) each; the last two are AdamW's */
-    TinyLayer *layers;
-    size_t embed, out_norm, out_norm_bias;   /* tensors: (vocab_size, D), (D), (D) in RWKV */
-    real *x_out, *inv_out, *h_out;           /* after the last layer, and normed */
-    real *rope;                              /* (T, n_rot / 2, cos and sin) */
-    real *rope_k;                            /* the same over dk, for linear layers that rotate */
-    real *d_res, *dh;                        /* gradient of the residual stream; of a normed copy */
-    real *d_first;                           /* RWKV-7: gradient of the first layer's values, from all later ones */
-    real *pool;                              /* gradients inside one layer */
-    size_t pool_used, pool_cap;
-    real *arena;                             /* activations */
+    Op *ops;
+    int n_ops, half;                         /* operations; of what half of a layer is written */
+    real *arena, *pool;                      /* activations; gradients inside half a layer */
+    size_t used, pool_used, pool_cap;
+    int layer;                               /* that is written; -1: the model itself */
+    uint64_t rng;
+    Param embed;                             /* (vocab_size, D) */
+    Var x, h_out;                            /* (N, D) tokens; what the logits are made of */
+    Var first;                               /* RWKV-7: the values of the first layer */
+    real *rope, *rope_k;                     /* (T, n / 2, cos and sin): of n_rot, of dk */
 } Tiny;
 
 /* -- random numbers -- */
 
-/* xorshift64*; the seed goes through one round of splitmix64, so that neighbouring seeds part at once. Its state is never 0. */
+/* xorshift64*; the seed goes through one round of splitmix64, so that neighbouring seeds part at
+ * once. Its state is never 0. */
 static uint64_t mix_seed(uint64_t x) {
-    x += 0x9e3779b97f4a7c15u;
-    x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9u;
-    x = (x ^ (x >> 27)) * 0x94d049bb133111ebu;
-    x ^= x >> 31;
-    return x ? x : 1;
+    const uint64_t z = next_random(&x);
+    return z ? z : 1;
 }
 
 /* The next 64 bits. */
@@ -2054,7 +2177,9 @@ static uint64_t rng_next(uint64_t *s) {
 }
 
 /* Between 0 and 1, never 0: its logarithm is taken. */
-static double rng_uniform(uint64_t *s) { return ((double)(rng_next(s) >> 11) + 0.5) / 9007199254740992.0; }
+static double rng_uniform(uint64_t *s) {
+    return ((double)(rng_next(s) >> 11) + 0.5) / 9007199254740992.0;
+}
 
 /* Mean 0, variance 1 (Box and Muller). */
 static double rng_normal(uint64_t *s) {
@@ -2090,1304 +2215,1096 @@ static void busy(const char *what) {
     fflush(stderr);
     wait_line.shown = wait_line.since = now_s();
 }
-
-/* -- the list of tensors -- */
-
-/* One more tensor, (rows, cols) or, with rows 0, (cols); returns where it begins. layer -1: of the model. */
-static size_t add_tensor(Tiny *m, int layer, const char *name, int rows, int cols, int flags) {
-    TinyTensor *t = &m->tensors[m->n_tensors++];
-    *t = (TinyTensor){ .rows = rows, .cols = cols, .parts = 1, .flags = flags, .at = m->n_params };
-    if (layer < 0) snprintf(t->name, sizeof t->name, "%s", name);
-    else snprintf(t->name, sizeof t->name, "blk.%d.%s", layer, name);
-    size_t n = (size_t)cols * (rows ? rows : 1);
-    m->n_weights += n;
-    m->n_params += (n + 15) / 16 * 16;
-    return t->at;
-}
+/* -- tensors -- */
 
 static size_t tensor_len(const TinyTensor *t) { return (size_t)t->cols * (t->rows ? t->rows : 1); }
 
-/* One more projection of the layer's input; returns its first column. */
-static int add_in_rows(Tiny *m, TinyLayer *L, int l, const char *name, int rows) {
-    size_t at = add_tensor(m, l, name, rows, m->c.dim, DECAYS);
-    if (!L->n_in) L->w_in = at;
-    L->n_in += rows;
-    return L->n_in - rows;
+/* The first values of the tensor that is listed: see Start. */
+static void fill_tensor(Tiny *m, const TinyTensor *t) {
+    const size_t n = tensor_len(t), period = t->period ? (size_t)t->period : n;
+    real *p = m->params + t->at;
+    for (size_t i = 0; i < n; i++) {
+        double x = 0;
+        switch (t->start) {
+        case LINE: x = t->a + (t->b - t->a) * (double)(i % period) / (double)period; break;
+        case NORMAL: x = rng_normal(&m->rng) * t->a / t->b; break;
+        case TAPS: x = rng_uniform(&m->rng) - 0.5; break;
+        case RATES: x = log(1 + t->a * rng_uniform(&m->rng)); break;
+        case FADES: x = t->a > 0 ? exp(-t->a) : 1 - pow(2, -5 - (double)i); break;
+        case STEPS:
+            x = t->a > 0 ? t->a : exp(log(0.001) + rng_uniform(&m->rng) * log(100));
+            x += log(-expm1(-x)); /* the inverse of softplus */
+        }
+        p[i] = (real)x;
+    }
 }
 
-/* A layer of softmax attention: q, k, v are one matrix. With a gate q has twice the rows, and q and k are normed. */
-static void list_attention(Tiny *m, TinyLayer *L, int l, bool gated) {
-    const TinyConfig *c = &m->c;
-    const int Q = c->q_heads * c->head_dim, KV = c->kv_heads * c->head_dim;
-    add_in_rows(m, L, l, "attn_q.weight", gated ? 2 * Q : Q);
-    L->at_k = add_in_rows(m, L, l, "attn_k.weight", KV);
-    L->at_v = add_in_rows(m, L, l, "attn_v.weight", KV);
-    if (c->mixer == SOFTMAX && c->d_conv) {                         /* over k and v */
-        L->n_conv = 1;
-        L->at_u = L->at_k;
-        L->n_u = L->conv_width[0] = 2 * KV;
-        L->conv[0] = add_tensor(m, l, "attn_conv1d.weight", c->d_conv, 2 * KV, KEEP_F32 | TRANSPOSED);
-    }
-    if (gated) L->q_norm = add_tensor(m, l, "attn_q_norm.weight", 0, c->head_dim, KEEP_F32);
-    if (gated) L->k_norm = add_tensor(m, l, "attn_k_norm.weight", 0, c->head_dim, KEEP_F32);
-    L->w_o = add_tensor(m, l, "attn_output.weight", c->dim, Q, DECAYS);
+/* One more tensor of the layer. */
+static Param add_tensor(Tiny *m, const char *name, TinyTensor t) {
+    const size_t n = tensor_len(&t);
+    if (m->layer < 0) snprintf(t.name, sizeof t.name, "%s", name);
+    else snprintf(t.name, sizeof t.name, "blk.%d.%s", m->layer, name);
+    t.parts = t.parts ? t.parts : 1;
+    t.at = m->n_params;
+    m->n_weights += n;
+    m->n_params += (n + 15) / 16 * 16;
+    m->n_tensors++;
+    if (!m->tensors) return (Param){ .n = (int)n, .share = 1 };
+    m->tensors[m->n_tensors - 1] = t;
+    fill_tensor(m, &t);
+    return (Param){ .w = m->params + t.at, .dw = t.flags & CONSTANT ? NULL : m->grads + t.at,
+                    .n = (int)n, .share = 1 };
 }
 
-/* A layer of the family: first all rows of w_in, which have to follow each other, then what is not a projection of the input. */
-static void list_linear(Tiny *m, TinyLayer *L, int l) {
-    const TinyConfig *c = &m->c;
-    const Family *k = L->family;
-    const int H = c->n_heads, K = H * c->dk, V = H * c->dv, taps = c->d_conv;
-    const int wide = k->per == HEADS ? H : K;                       /* factors of a decay */
-    const bool narrow = k->per == CHANNELS && !keys_from_decay(k);  /* the decay comes from a narrow middle */
-    const bool slots = k->per == SLOTS;
-    const int n = writes_of(L->kind), nK = n * K, nV = n * V;
-    // q, k, v
-    L->n_u = K + nK + nV;
-    L->at_k = K;
-    L->at_v = K + nK;
-    if (is_mamba(k)) {                                              /* one matrix: z, x, B, C, dt; v, k, q are x, B, C */
-        add_in_rows(m, L, l, "ssm_in.weight", V + L->n_u + H);
-        L->at_u = V;
-        L->at_v = 0;
-        L->at_k = V;
-        L->at_q = V + K;
-        L->at_a = V + L->n_u;
-    } else if (L->kind->qwen) {
-        add_in_rows(m, L, l, "attn_qkv.weight", L->n_u);
-    } else {
-        add_in_rows(m, L, l, "attn_q.weight", K);
-        add_in_rows(m, L, l, keys_from_decay(k) ? "ssm_alpha.weight" : "attn_k.weight", nK);
-        add_in_rows(m, L, l, "attn_v.weight", nV);
-    }
-    // output gate, erase and write strengths, decay, second moment
-    if (L->gate != F_ID && !is_mamba(k))
-        L->at_z = narrow_gate(k) ? add_in_rows(m, L, l, "ssm_g_a.weight", c->gate_rank) : add_in_rows(m, L, l, "attn_gate.weight", V);
-    if (k->erase) L->at_b = add_in_rows(m, L, l, "ssm_beta.weight", k->erase == ERASE_GATED ? K : n * H);
-    if (k->erase == ERASE_GATED) L->at_w = add_in_rows(m, L, l, "ssm_w.weight", V);
-    if ((k->decay == DECAY_SIGMOID || is_softplus(k) || slots) && !is_mamba(k))
-        L->at_a = narrow ? add_in_rows(m, L, l, "ssm_f_a.weight", c->gate_rank) : add_in_rows(m, L, l, "ssm_alpha.weight", wide);
-    if (is_scaled(k)) {
-        L->at_g = add_in_rows(m, L, l, "ssm_m_alpha.weight", H);
-        L->at_s = add_in_rows(m, L, l, "ssm_m_beta.weight", H);
-    }
-    // here w_in ends
-    if (narrow) L->w_fb = add_tensor(m, l, "ssm_f_b.weight", K, c->gate_rank, DECAYS);
-    // convolutions
-    if (taps && (L->kind->qwen || is_mamba(k))) {
-        L->n_conv = 1;
-        L->conv_width[0] = L->n_u;
-        L->conv[0] = add_tensor(m, l, "ssm_conv1d.weight", taps, L->n_u, KEEP_F32 | TRANSPOSED);
-        if (is_mamba(k)) L->conv_bias = add_tensor(m, l, "ssm_conv1d.bias", 0, L->n_u, KEEP_F32);
-    } else if (taps)
-        for (int i = L->n_conv = 0; i < 3; i++, L->n_conv++)
-            L->conv[i] = add_tensor(m, l,
-                                    (const char *[]){ "ssm_conv1d_q.weight",
-                                                      keys_from_decay(k) ? "ssm_conv1d_f.weight" : "ssm_conv1d_k.weight",
-                                                      "ssm_conv1d_v.weight" }[i],
-                                    taps, L->conv_width[i] = i == 0 ? K : i == 1 ? nK : nV, KEEP_F32 | TRANSPOSED);
-    // decays, in the several ways there are
-    if (k->decay == DECAY_FIXED) L->decay = add_tensor(m, l, "ssm_decay", 0, H, KEEP_F32 | CONSTANT);
-    if (k->decay == DECAY_SIGMOID || (k->decay == DECAY_FORGET && c->half_life > 0))
-        L->bias = add_tensor(m, l, narrow ? "ssm_f_b.bias" : "ssm_alpha.bias", 0, wide, KEEP_F32);
-    if (is_softplus(k)) {
-        L->bias = add_tensor(m, l, "ssm_dt.bias", 0, wide, KEEP_F32);
-        L->a_log = add_tensor(m, l, "ssm_a", is_mamba(k) ? H : 0, is_mamba(k) ? 1 : H, KEEP_F32 | NEGATIVE_EXP);
-    }
-    if (is_scaled(k)) {
-        L->m_bias = add_tensor(m, l, "ssm_m_dt.bias", 0, H, KEEP_F32);
-        L->m_scale = add_tensor(m, l, "ssm_m_scale", 0, H, KEEP_F32);
-        L->m_a = add_tensor(m, l, "ssm_m_a", 0, H, KEEP_F32 | NEGATIVE_EXP);
-    }
-    // what goes around the recurrence, the norm and the way out
-    if (is_mamba(k)) L->skip = add_tensor(m, l, "ssm_d", H, 1, KEEP_F32);
-    if (k->erase == ERASE_OLD) {
-        L->old_key = add_tensor(m, l, "ssm_p", 0, H, KEEP_F32 | SIGMOID);
-        L->skip = add_tensor(m, l, "ssm_d", 0, H, KEEP_F32);
-    }
-    if (narrow_gate(k)) {
-        L->w_gb = add_tensor(m, l, "ssm_g_b.weight", V, c->gate_rank, DECAYS);
-        L->gb_bias = add_tensor(m, l, "ssm_g_b.bias", 0, V, KEEP_F32);
-    }
-    L->norm = add_tensor(m, l, "ssm_norm.weight", is_mamba(k) ? H : 0, facts(k)->back.out == OUT_HEAD || is_mamba(k) ? c->dv : V, KEEP_F32);
-    L->w_o = add_tensor(m, l, L->kind->qwen || is_mamba(k) ? "ssm_out.weight" : "attn_output.weight", c->dim, V, DECAYS);
+/* A matrix keeps the size of what it multiplies; one that writes to the residual stream, a share of
+ * it. */
+static Param add_matrix(Tiny *m, const char *name, int rows, int cols) {
+    return add_tensor(m, name, (TinyTensor){ .rows = rows, .cols = cols, .flags = DECAYS,
+                                             .start = NORMAL, .a = 1 / sqrt((double)cols), .b = 1 });
+}
+static Param add_out_matrix(Tiny *m, const char *name, int rows, int cols) {
+    return add_tensor(m, name, (TinyTensor){ .rows = rows, .cols = cols, .flags = DECAYS,
+                                             .start = NORMAL, .a = 1 / sqrt((double)cols),
+                                             .b = sqrt(2.0 * m->c.n_layers) });
+}
+/* n numbers on a line from a to b. */
+static Param add_vector(Tiny *m, const char *name, int n, double a, double b) {
+    return add_tensor(m, name, (TinyTensor){ .cols = n, .flags = KEEP_F32, .a = a, .b = b });
+}
+static Param taps_of(Tiny *m, const char *name, int C) {
+    return add_tensor(m, name, (TinyTensor){ .rows = m->c.d_conv, .cols = C, .start = TAPS,
+                                             .flags = KEEP_F32 | TRANSPOSED });
 }
 
-/* A narrow projection of RWKV-7 to `out` channels; `letter` is w, a, g or v, and only g has no bias. */
-static Narrow add_narrow(Tiny *m, int l, char letter, int out, Act act) {
-    char name[32];
-    Narrow p = { .rank = m->c.gate_rank, .act = act, .biased = letter != 'g' };
-    snprintf(name, sizeof name, "time_mix_%c1.weight", letter);
-    p.down = add_tensor(m, l, name, p.rank, m->c.dim, DECAYS);
-    snprintf(name, sizeof name, "time_mix_%c2.weight", letter);
-    p.up = add_tensor(m, l, name, out, p.rank, DECAYS);
-    snprintf(name, sizeof name, "time_mix_%c0.weight", letter);
-    if (p.biased) p.bias = add_tensor(m, l, name, 0, out, KEEP_F32);
+/* -- memory -- */
+
+/* n reals that last from the way forward to the way back. */
+static real *lay(Tiny *m, size_t n) {
+    real *p = m->arena ? m->arena + m->used : NULL;
+    m->used += (n + 15) / 16 * 16;
     return p;
 }
 
-/* A layer of RWKV-6 or -7, without its feed-forward. */
-static void list_rwkv(Tiny *m, TinyLayer *L, int l) {
-    const TinyConfig *c = &m->c;
-    const int D = c->dim, K = c->n_heads * c->dk, V = c->n_heads * c->dv, R = c->gate_rank, seven = L->kind->rwkv == 7;
-    Rwkv *w = &L->rwkv;
-    w->lerp = add_tensor(m, l, "time_mix_lerp_fused.weight", 0, (seven ? 6 : 5) * D, KEEP_F32);
-    w->w_r = add_tensor(m, l, "time_mix_receptance.weight", K, D, DECAYS);
-    w->w_k = add_tensor(m, l, "time_mix_key.weight", K, D, DECAYS);
-    w->w_v = add_tensor(m, l, "time_mix_value.weight", V, D, DECAYS);
-    if (seven) {
-        w->decay = add_narrow(m, l, 'w', K, F_TANH);
-        w->strength = add_narrow(m, l, 'a', K, F_ID);
-        w->gate = add_narrow(m, l, 'g', V, F_SIGMOID);
-        if (l) w->blend = add_narrow(m, l, 'v', V, F_ID);           /* the first layer has no earlier values */
-        w->k_k = add_tensor(m, l, "time_mix_k_k.weight", 0, K, KEEP_F32);
-        w->k_a = add_tensor(m, l, "time_mix_k_a.weight", 0, K, KEEP_F32);
-        w->bonus = add_tensor(m, l, "time_mix_r_k.weight", 0, K, KEEP_F32);
-    } else {
-        w->lerp_x = add_tensor(m, l, "time_mix_lerp_x.weight", 0, D, KEEP_F32);
-        w->mix_down = add_tensor(m, l, "time_mix_w1.weight", 5 * R, D, DECAYS);
-        w->mix_up = add_tensor(m, l, "time_mix_w2.weight", 5 * D, R, DECAYS);
-        m->tensors[m->n_tensors - 1].parts = 5;
-        w->decay = (Narrow){ .rank = R, .act = F_TANH, .biased = true,
-                             .bias = add_tensor(m, l, "time_mix_decay.weight", 0, K, KEEP_F32),
-                             .down = add_tensor(m, l, "time_mix_decay_w1.weight", R, D, DECAYS),
-                             .up = add_tensor(m, l, "time_mix_decay_w2.weight", K, R, DECAYS) };
-        w->w_g = add_tensor(m, l, "time_mix_gate.weight", V, D, DECAYS);
-        w->bonus = add_tensor(m, l, "time_mix_first.weight", 0, K, KEEP_F32);
-    }
-    L->norm = add_tensor(m, l, "time_mix_ln.weight", 0, V, KEEP_F32);
-    w->o_bias = add_tensor(m, l, "time_mix_ln.bias", 0, V, KEEP_F32);
-    L->w_o = add_tensor(m, l, "time_mix_output.weight", D, V, DECAYS);
+/* n reals for a gradient, which are free again behind this half of the layer. */
+static real *lend(Tiny *m, size_t n) {
+    real *p = m->pool ? m->pool + m->pool_used : NULL;
+    m->pool_used += (n + 15) / 16 * 16;
+    m->pool_cap = m->pool_used > m->pool_cap ? m->pool_used : m->pool_cap;
+    return p;
+}
+static void begin_half(Tiny *m) {
+    m->pool_used = 0;
+    m->half++;
 }
 
-/* The feed-forward of RWKV, in its layers of softmax attention, too; RWKV-6 has a gate behind it. */
-static void list_channel_mix(Tiny *m, TinyLayer *L, int l, bool gated) {
-    const int D = m->c.dim, F = m->c.hidden_dim;
-    Rwkv *w = &L->rwkv;
-    L->ffn_norm = add_tensor(m, l, "attn_norm_2.weight", 0, D, KEEP_F32);
-    w->ffn_norm_bias = add_tensor(m, l, "attn_norm_2.bias", 0, D, KEEP_F32);
-    w->ffn_lerp_k = add_tensor(m, l, "channel_mix_lerp_k.weight", 0, D, KEEP_F32);
-    L->w_ffn = add_tensor(m, l, "channel_mix_key.weight", F, D, DECAYS);
-    L->w_down = add_tensor(m, l, "channel_mix_value.weight", D, F, DECAYS);
-    if (!gated) return;
-    w->ffn_lerp_r = add_tensor(m, l, "channel_mix_lerp_r.weight", 0, D, KEEP_F32);
-    w->w_recept = add_tensor(m, l, "channel_mix_receptance.weight", D, D, DECAYS);
+/* A variable of all tokens, dense. */
+static Var new_var(Tiny *m, int heads, int n) {
+    const size_t ld = (size_t)heads * n;
+    return (Var){ lay(m, m->N * ld), lend(m, m->N * ld), ld, (size_t)n, heads, n };
 }
 
-/* The names and shapes of the file, in its order (reference: the tables of llama.cpp; where it has none, ours: doc/format.md). */
-static void list_tensors(Tiny *m) {
-    const TinyConfig *c = &m->c;
-    const MixerKind *kind = &mixer_kinds[c->mixer];
-    const int D = c->dim, F = c->hidden_dim;
-    m->embed = add_tensor(m, -1, "token_embd.weight", c->vocab_size, D, DECAYS);
-    m->out_norm = add_tensor(m, -1, "output_norm.weight", 0, D, KEEP_F32);
-    if (kind->rwkv) m->out_norm_bias = add_tensor(m, -1, "output_norm.bias", 0, D, KEEP_F32);
-    for (int l = 0; l < c->n_layers; l++) {
-        TinyLayer *L = &m->layers[l];
-        L->kind = c->interval && (l + 1) % c->interval == 0 ? NULL : kind;
-        L->family = L->kind ? family_of(kind) : NULL;
-        if (L->family) L->gate = kind->ungated || c->without & NO_GATE ? F_ID : act_of(facts(L->family)->back.gate);
-        if (L->family) L->map = c->without & NO_MAP ? F_ID : kind->elu ? F_ELU1 : act_of(facts(L->family)->front.map);
-        L->attn_norm = add_tensor(m, l, "attn_norm.weight", 0, D, KEEP_F32);
-        if (kind->rwkv) L->rwkv.norm_bias = add_tensor(m, l, "attn_norm.bias", 0, D, KEEP_F32);
-        if (L->family) list_linear(m, L, l);
-        else if (L->kind) list_rwkv(m, L, l);
-        else list_attention(m, L, l, kind->qwen);
-        if (!F) continue;
-        if (kind->rwkv) { list_channel_mix(m, L, l, kind->rwkv == 6); continue; }
-        L->ffn_norm = add_tensor(m, l, kind->qwen ? "post_attention_norm.weight" : "ffn_norm.weight", 0, D, KEEP_F32);
-        L->w_ffn = add_tensor(m, l, "ffn_gate.weight", F, D, DECAYS);
-        add_tensor(m, l, "ffn_up.weight", F, D, DECAYS);
-        L->w_down = add_tensor(m, l, "ffn_down.weight", D, F, DECAYS);
-    }
-}
-
-/* -- first values -- */
-
-/* Of RWKV: values that go from the first channel to the last, as in its own trainer. */
-static const struct { const char *part; double first, last; } ramps[] = {
-    { "_lerp_", 0, 1 }, { "time_mix_ln.weight", 1, 1 }, { "attn_norm_2.weight", 1, 1 },
-    { "time_mix_decay", -6, -1 }, { "time_mix_w0", -7, -2 }, { "time_mix_first", 1, 0 },
-    { "time_mix_k_k", 0.85, 0.85 }, { "time_mix_k_a", 1, 1 }, { "time_mix_v0", 1, 1 },
-};
-enum { N_RAMPS = sizeof ramps / sizeof *ramps };
-
-/* Matrices: normal, 1 / sqrt(inputs), those that write into the residual stream divided by sqrt(2 L). Norms 1. Decay rates uniform in
- * [1, 16], their softplus(dt) log-uniform in [0.001, 0.1]: memories of one to a thousand tokens. With half_life every decay, learned or
- * fixed, begins at 2^(-1 / half_life) = e^-f, by way of its bias: -f is the logarithm that softplus, logsigmoid / divisor, logsigmoid,
- * and in RWKV -e^x and -e^(-1/2) sigmoid(x) have to give. A tensor is known by its name. */
-static void init_params(Tiny *m, uint64_t seed) {
-    uint64_t rng = mix_seed(seed);
-    for (int n = 0; n < m->n_tensors; n++) {
-        const TinyTensor *t = &m->tensors[n];
-        const char *name = strrchr(t->name, '.') ? t->name : "";
-        real *p = m->params + t->at;
-        /* matrices keep the size of what they multiply, those that write to the residual stream a share of it;
-         * the table of tokens starts small */
-        double scale = strstr(t->name, "token_embd") ? 0.05 : 1 / sqrt((double)t->cols);
-        const Family *k = m->layers[0].family;
-        const double f = m->c.half_life > 0 ? log(2) / m->c.half_life : 0;
-        const double undivided = f * (k && k->decay == DECAY_SIGMOID ? m->c.decay_divisor : 1); /* what logsigmoid has to give */
-        bool out = strstr(name, "ssm_out") || strstr(name, "attn_output") || strstr(name, "ffn_down")
-                   || strstr(name, "mix_output") || strstr(name, "channel_mix_value");
-        bool rate = (strstr(name, "ssm_a") && !strstr(name, "ssm_alpha")) || (strstr(name, "ssm_m_a") && !t->rows);
-        const size_t per = strstr(name, "lerp") ? (size_t)m->c.dim : tensor_len(t);     /* channels of a ramp */
-        int ramp = 0;
-        while (ramp < N_RAMPS && (t->rows || !strstr(name, ramps[ramp].part))) ramp++;
-        for (size_t i = 0; i < tensor_len(t); i++) {
-            // what RWKV has of its own
-            if (f > 0 && !t->rows && strstr(name, "time_mix_decay")) p[i] = (real)log(f);
-            else if (f > 0 && !t->rows && strstr(name, "time_mix_w0")) p[i] = (real)-log(DECAY7 / (f < 0.6 ? f : 0.6) - 1);
-            else if (ramp < N_RAMPS)
-                p[i] = (real)(ramps[ramp].first + (ramps[ramp].last - ramps[ramp].first) * (double)(i % per) / (double)per);
-            // norms and skips, whose name ends in ssm_d
-            else if (strstr(name, "norm.weight") || !strcmp(strchr(name, 0) - (strlen(name) < 5 ? 0 : 5), "ssm_d")) p[i] = 1;
-            // decays
-            else if (rate) p[i] = (real)log(1 + (f > 0 ? 0 : 15) * rng_uniform(&rng));
-            else if (strstr(name, "ssm_decay")) p[i] = f > 0 ? (real)exp(-f) : 1 - (real)pow(2, -5 - (double)i);
-            else if (strstr(name, "ssm_dt") || strstr(name, "ssm_m_dt")) {
-                double dt = f > 0 ? f : exp(log(0.001) + rng_uniform(&rng) * log(100));
-                p[i] = (real)(dt + log(-expm1(-dt)));           /* the inverse of softplus */
-            } else if (f > 0 && (strstr(name, "ssm_alpha.bias") || strstr(name, "ssm_f_b.bias")))
-                p[i] = (real)(-undivided - log(-expm1(-undivided)));    /* the inverse of logsigmoid */
-            // convolutions, biases, matrices
-            else if (strstr(name, "conv1d") && t->rows) p[i] = (real)(rng_uniform(&rng) - 0.5);
-            else if (!t->rows) p[i] = 0;
-            else p[i] = (real)(rng_normal(&rng) * scale / (out ? sqrt(2.0 * m->c.n_layers) : 1));
-        }
-    }
-}
-
-/* -- where activations lie -- */
-
-/* The next n reals of an arena, of which *used are taken; without a base it only counts. */
-static real *lay(real *base, size_t *used, size_t n) {
-    real *p = base ? base + *used : NULL;
-    *used += (n + 15) / 16 * 16;
+/* n numbers that never change. */
+static Param constant(Tiny *m, int n, real value) {
+    Param p = { .w = lay(m, (size_t)n), .n = n, .share = 1 };
+    for (int i = 0; i < n && p.w; i++) p.w[i] = value;
     return p;
 }
 
-/* The middle of a narrow projection, if the layer has it. */
-static void lay_narrow(Narrow *p, real *base, size_t *n, size_t N) {
-    if (p->rank) {
-        p->middle = lay(base, n, N * (size_t)p->rank);
-        p->bent = p->act == F_ID ? p->middle : lay(base, n, N * (size_t)p->rank);
-    }
+/* A variable that is `with` for all tokens. */
+static Var all_tokens(Tiny *m, Param with) {
+    Var v = new_var(m, with.n, 1);
+    for (int r = 0; r < m->N && v.x; r++) memcpy(row(v, r, 0), with.w, (size_t)with.n * sizeof(real));
+    return v;
 }
 
-/* A layer of RWKV. Returns the reals that its backward needs besides, from the pool. */
-static size_t lay_out_rwkv(Tiny *m, TinyLayer *L, real *base, size_t *n) {
-    const TinyConfig *c = &m->c;
-    const size_t N = (size_t)m->B * c->seq_len, D = c->dim, H = c->n_heads, K = H * c->dk, V = H * c->dv, R = c->gate_rank;
-    const size_t seven = L->kind->rwkv == 7;
-    Memory *r = &L->mem;
-    Rwkv *w = &L->rwkv;
-    *r = (Memory){ .B = m->B, .T = c->seq_len, .heads = (int)H, .dk = c->dk, .dv = c->dv, .vector_decay = true,
-                   .mode = seven ? SCAN_WRITES_BACK : SCAN_READS_FIRST };
-    r->q = lay(base, n, N * K);
-    r->k = lay(base, n, N * K);
-    r->v = lay(base, n, N * V);
-    r->d = lay(base, n, N * K);
-    r->S = lay(base, n, memory_states(m->B, c->seq_len, c->n_heads, c->dk, c->dv));
-    r->o = lay(base, n, N * V);
-    r->w = seven ? lay(base, n, N * V) : r->v;
-    for (int j = 0; j < N_READ; j++)
-        if (seven || j != R_A) w->read[j] = lay(base, n, N * D);
-    for (int j = 0; j < N_READ && !seven; j++)
-        if (j != R_A) w->share[j] = lay(base, n, N * D);
-    if (!seven) {
-        w->mixed = lay(base, n, N * D);
-        w->low = lay(base, n, N * 5 * R);
-        w->bent = lay(base, n, N * 5 * R);
-    } else {
-        r->e = lay(base, n, N * K);
-        r->b = lay(base, n, N * K);
-        w->a = lay(base, n, N * K);
-        w->scaled = lay(base, n, N * K);
-        L->inv_k = lay(base, n, N * H);
-    }
-    w->key = seven ? lay(base, n, N * K) : r->k;
-    w->value = w->blend.rank ? lay(base, n, N * V) : r->v;
-    if (w->blend.rank) w->take = lay(base, n, N * V);
-    lay_narrow(&w->decay, base, n, N);
-    lay_narrow(&w->strength, base, n, N);
-    lay_narrow(&w->gate, base, n, N);
-    lay_narrow(&w->blend, base, n, N);
-    L->f = lay(base, n, N * K);
-    L->z = lay(base, n, N * V);
-    w->normed = lay(base, n, N * V);
-    L->inv_o = lay(base, n, 2 * N * H);
-    L->y = lay(base, n, N * V);
-    return N * (7 * V + 8 * K + 8 * D + 18 * R) + 16 * 8;
+/* n columns of a variable, from column `at` on, as vectors of `heads`. */
+static Var columns(Var v, int at, int n, int heads) {
+    v.x = v.x ? v.x + at : NULL;
+    v.dx = v.dx ? v.dx + at : NULL;
+    v.heads = heads;
+    v.n = n / heads;
+    v.hs = (size_t)v.n;
+    return v;
+}
+static Var in_heads(Var v, int heads) { return columns(v, 0, v.heads * v.n, heads); }
+
+/* -- operations -- */
+
+/* Puts an operation on the list. */
+static void push(Tiny *m, Op o) {
+    o.B = m->B;
+    o.T = m->c.seq_len;
+    o.half = m->half;
+    o.writes = o.writes ? o.writes : 1;
+    if (m->ops) m->ops[m->n_ops] = o;
+    m->n_ops++;
 }
 
-/* Lays the activations out; run twice, first with no base to measure. The pool holds the gradients inside one layer, as many as the
- * greediest layer takes. */
-static size_t lay_out(Tiny *m, real *base) {
-    const TinyConfig *c = &m->c;
-    const size_t N = (size_t)m->B * c->seq_len, D = c->dim, F = c->hidden_dim, H = c->n_heads, K = H * c->dk, V = H * c->dv;
-    const size_t Q = (size_t)c->q_heads * c->head_dim, KV = (size_t)c->kv_heads * c->head_dim;
-    size_t n = 0, most = 3 * N * F + 6 * N * D;
-    for (int l = 0; l < c->n_layers; l++) {
-        TinyLayer *L = &m->layers[l];
-        Memory *r = &L->mem;
-        const Family *k = L->family;
-        size_t pool;
-        L->x = lay(base, &n, N * D);
-        L->inv = lay(base, &n, 2 * N);
-        L->h = lay(base, &n, N * D);
-        L->raw = lay(base, &n, N * L->n_in);
-        if (L->kind && L->kind->rwkv) pool = lay_out_rwkv(m, L, base, &n);
-        else if (!k) {
-            r->q = lay(base, &n, N * Q);
-            r->k = lay(base, &n, N * KV);
-            r->v = lay(base, &n, N * KV);
-            L->inv_q = lay(base, &n, N * c->q_heads);
-            L->inv_k = lay(base, &n, N * c->kv_heads);
-            L->lse = lay(base, &n, N * c->q_heads);
-            r->o = lay(base, &n, N * Q);
-            L->y = lay(base, &n, N * Q);
-            if (L->n_conv) L->conved = lay(base, &n, N * L->n_u);
-            pool = N * (L->n_in + L->n_u + 2 * Q + 2 * KV);
-        } else {
-            const size_t wide = k->per == HEADS ? H : K, writes = writes_of(L->kind), M = N * writes;
-            *r = (Memory){ .B = m->B, .T = c->seq_len * (int)writes, .heads = (int)H, .dk = c->dk, .dv = c->dv,
-                           .vector_decay = k->per != HEADS };
-            r->q = lay(base, &n, M * K);
-            r->k = lay(base, &n, M * K);
-            r->v = lay(base, &n, M * V);
-            r->d = lay(base, &n, M * wide);
-            r->S = lay(base, &n, memory_states(m->B, r->T, c->n_heads, c->dk, c->dv));
-            r->o = lay(base, &n, M * V);
-            r->w = r->v;
-            if (k->erase) {
-                r->rho = lay(base, &n, M * H);
-                r->e = lay(base, &n, M * K);
-                r->w = lay(base, &n, M * V);
-            }
-            if (writes > 1) {
-                L->one_q = lay(base, &n, N * K);
-                L->one_d = lay(base, &n, N * H);
-                L->og = lay(base, &n, N * V);
-            }
-            if (is_scaled(k)) {
-                L->unit = lay(base, &n, N * K);
-                L->moment = lay(base, &n, N * K);
-                L->per_head = lay(base, &n, H);
-                L->fade = lay(base, &n, N * H);
-                L->share = lay(base, &n, N * H);
-            }
-            if (k->erase == ERASE_GATED) L->bk = lay(base, &n, N * K);
-            if (k->erase == ERASE_OLD) {
-                L->per_head = lay(base, &n, H);
-                L->inv_e = lay(base, &n, N * H);
-                L->old = lay(base, &n, N * K);
-                L->q_less = lay(base, &n, N * K);
-            }
-            if (k->per == SLOTS) {          /* S (dk, slots) <- S Diag(d) + k rest';  scores = S'q */
-                L->keys = (Memory){ .B = m->B, .T = c->seq_len, .heads = (int)H, .dk = c->dk, .dv = c->dk, .mode = SCAN_FADES_VALUES,
-                                    .v = r->k, .w = r->k, .c = r->d };
-                L->keys.q = lay(base, &n, N * K);
-                L->keys.k = lay(base, &n, N * K);
-                L->keys.d = lay(base, &n, N * H);
-                L->keys.o = lay(base, &n, N * K);
-                L->keys.S = lay(base, &n, memory_states(m->B, c->seq_len, c->n_heads, c->dk, c->dk));
-            }
-            if (facts(k)->back.out == OUT_SILU_ALL) L->og = lay(base, &n, N * V);
-            if (L->w_fb) L->f = lay(base, &n, N * K);
-            if (narrow_gate(k)) L->z = lay(base, &n, N * V);
-            if (is_mamba(k)) {
-                L->step = lay(base, &n, N * H);
-                L->og = lay(base, &n, N * V);
-            }
-            if (L->n_conv) L->conved = lay(base, &n, N * L->n_u);
-            L->rate = lay(base, &n, wide);
-            L->inv_q = lay(base, &n, N * H);
-            L->inv_k = lay(base, &n, M * H);
-            L->inv_o = lay(base, &n, N * H);
-            L->y = lay(base, &n, N * V);
-            pool = N * (L->n_in + L->n_u + 3 * V + 8 * K + 5 * H) + M * (2 * V + 4 * K + 3 * H) + 2 * H * writes + H;
+/* The same; returns y, which is a new variable like x[0] where it is missing. */
+static Var add(Tiny *m, Op o) {
+    if (!o.y[0].n) o.y[0] = new_var(m, o.x[0].heads, o.x[0].n);
+    push(m, o);
+    return o.y[0];
+}
+
+/* y = scale act(x), also in a place that is there. */
+static Var add_map_to(Tiny *m, Var y, Act act, Var x, real scale) {
+    return add(m, (Op){ .run = kern.map, .act = act, .scale = scale, .x = { x }, .y = { y } });
+}
+static Var add_map(Tiny *m, Act act, Var x) { return add_map_to(m, (Var){ .n = 0 }, act, x, 1); }
+
+/* x act(z), and x times a number per head. */
+static Var add_glu(Tiny *m, Act act, Var x, Var z) {
+    return add(m, (Op){ .run = kern.glu, .act = act, .x = { x, z } });
+}
+static Var add_scale(Tiny *m, Var x, Var g) {
+    return add(m, (Op){ .run = kern.scale, .x = { x, g } });
+}
+
+static Var add_l2norm_to(Tiny *m, Var y, Var x, real scale) {
+    return add(m, (Op){ .run = kern.l2norm, .scale = scale, .x = { x }, .y = { y },
+                        .keep = { lay(m, (size_t)m->N * x.heads) } });
+}
+
+/* A norm of x, whose kind, weights and epsilon o has. */
+static Var add_norm(Tiny *m, Op o, Var x) {
+    o.x[0] = x;
+    o.keep[0] = lay(m, 2 * (size_t)m->N * x.heads);
+    return add(m, o);
+}
+static Var add_rmsnorm(Tiny *m, Var x, Param w, real eps) {
+    return add_norm(m, (Op){ .run = kern.rmsnorm, .scale = eps, .w = { w } }, x);
+}
+
+/* sigmoid(x). */
+static Var add_sigmoid(Tiny *m, Var x) {
+    return add(m, (Op){ .run = kern.gate, .scale = 1, .x = { x } });
+}
+
+/* x w' + bias, with `out` numbers. */
+static Var add_linear(Tiny *m, Var x, Param w, Param bias, int out) {
+    return add(m, (Op){ .run = linear_pair, .x = { x }, .w = { w, bias }, .y = { new_var(m, 1, out) } });
+}
+
+/* The stream after x w' is added to it: it has new values, but one gradient everywhere. */
+static Var add_onto(Tiny *m, Var stream, Var x, Param w) {
+    Var y = stream;
+    y.x = lay(m, (size_t)m->N * y.ld);
+    stream.dx = NULL;
+    return add(m, (Op){ .run = linear_pair, .x = { x, stream }, .w = { w }, .y = { y } });
+}
+
+/* Turns the heads of x in place, n numbers of each. */
+static void add_rotation(Tiny *m, Var x, const real *angles, int n) {
+    push(m, (Op){ .run = rotate_pair, .mode = n, .angles = angles, .x = { x } });
+}
+
+/* The readout of a memory, and what it takes: see one_head. */
+static Var add_recurrence(Tiny *m, int mode, int writes, const Var x[N_X]) {
+    const Var q = x[X_Q], v = x[X_V];
+    const int T = m->c.seq_len * writes, heads = q.heads / writes;
+    Op o = { .run = recurrence_pair, .mode = mode, .writes = writes, .y = { new_var(m, q.heads, v.n) } };
+    memcpy(o.x, x, sizeof o.x);
+    /* only the last write of a token is read: the gradient of the others stays zero */
+    if (writes > 1) o.y[0].dx = lay(m, m->N * o.y[0].ld);
+    if (mode & (SCAN_ERASES | SCAN_WRITES_BACK)) o.keep[0] = lay(m, m->N * o.y[0].ld);
+    o.keep[1] = lay(m, kept_states(m->B, T, heads, q.n, v.n));
+    return add(m, o);
+}
+
+/* The convolution of the columns of x that follow column `at`, in the same columns of y. */
+static int add_conv(Tiny *m, Var y, Var x, int at, Param w, Param bias, Act act) {
+    const int C = w.n / m->c.d_conv;
+    push(m, (Op){ .run = kern.conv, .act = act, .w = { w, bias },
+                  .x = { columns(x, at, C, 1) }, .y = { columns(y, at, C, 1) } });
+    return at + C;
+}
+
+/* Which gradients are added to what is there: all but the first, seen from the last operation, that
+ * goes to a place. Places in the pool are others in each half of a layer. */
+static void order_gradients(Tiny *m) {
+    real **given = checked(malloc((size_t)m->n_ops * N_X * sizeof *given));
+    int n = 0;
+    for (int i = m->n_ops - 1; i >= 0; i--) {
+        Op *o = &m->ops[i];
+        for (int k = n; i + 1 < m->n_ops && o->half != o[1].half && k-- > 0;)
+            if (given[k] >= m->pool && given[k] < m->pool + m->pool_cap) given[k] = given[--n];
+        for (int j = 0; j < N_X; j++) {
+            int k = 0;
+            if (!o->x[j].dx) continue;
+            while (k < n && given[k] != o->x[j].dx) k++;
+            if (k < n) o->add |= 1u << j;
+            else given[n++] = o->x[j].dx;
         }
-        L->mid = lay(base, &n, N * D);
-        L->inv2 = lay(base, &n, 2 * N);
-        L->h2 = lay(base, &n, N * D);
-        L->gu = lay(base, &n, N * 2 * F);
-        L->s = lay(base, &n, N * F);
-        for (int i = 0; i < 2 && mixer_kinds[c->mixer].rwkv; i++) L->rwkv.ffn_read[i] = lay(base, &n, N * D);
-        if (L->rwkv.w_recept) {
-            L->rwkv.recept = lay(base, &n, N * D);
-            L->rwkv.wide = lay(base, &n, N * D);
-        }
-        most = pool > most ? pool : most;
+        assert(!(o->add & o->run.assigns));
     }
-    m->x_out = lay(base, &n, N * D);
-    m->inv_out = lay(base, &n, 2 * N);
-    m->h_out = lay(base, &n, N * D);
-    m->d_res = lay(base, &n, N * D);
-    m->dh = lay(base, &n, N * D);
-    m->d_first = lay(base, &n, mixer_kinds[c->mixer].rwkv == 7 ? N * V : 0);
-    m->rope = lay(base, &n, (size_t)c->seq_len * c->n_rot + 16);
-    m->rope_k = lay(base, &n, (size_t)c->seq_len * c->dk);
-    m->pool_cap = most + 16 * 32;                               /* each piece is rounded up to 16 */
-    m->pool = lay(base, &n, m->pool_cap);
-    return n;
-}
-
-/* -- a new model -- */
-
-/* cs (T, n / 2, 2): cosine and sine of position * base^(-2i / n). */
-static void rope_angles(real *cs, int T, int n, double base) {
-    for (int t = 0; t < T; t++)
-        for (int i = 0; i < n / 2; i++) {
-            double angle = t * pow(base, -2.0 * i / n);
-            cs[(size_t)t * n + 2 * i] = (real)cos(angle);
-            cs[(size_t)t * n + 2 * i + 1] = (real)sin(angle);
-        }
-}
-
-/* What does not change from step to step: decays and erase strengths that are constants. */
-static void fill_constants(Tiny *m, TinyLayer *L) {
-    const Family *k = L->family;
-    const size_t N = (size_t)m->B * m->c.seq_len, H = m->c.n_heads;
-    if (k && k->erase) L->mem.mode = SCAN_ERASES;
-    for (size_t i = 0; k && L->kind->writes && i < (size_t)L->mem.B * L->mem.T * H; i++)
-        L->mem.d[i] = 1;                                            /* between the writes of a token */
-    for (size_t i = 0; k && i < N * H; i++) {
-        if (k->decay == DECAY_NONE) L->mem.d[i] = 1;                /* these are per head */
-        if (k->decay == DECAY_FIXED) L->mem.d[i] = m->c.without & NO_DECAY ? 1 : m->params[L->decay + i % H];
-        if (k->erase == ERASE_GATED) L->mem.rho[i] = 1;
-        if (k->per == SLOTS) L->keys.d[i] = 1;
-    }
-}
-
-/* A model of these sizes that trains on B sequences at a time. */
-static void tiny_new(Tiny *m, const TinyConfig *c, int B, uint64_t seed) {
-    *m = (Tiny){ .c = *c, .B = B };
-    m->layers = checked(calloc((size_t)c->n_layers, sizeof *m->layers));
-    m->tensors = checked(calloc(3 + 32 * (size_t)c->n_layers, sizeof *m->tensors));
-    list_tensors(m);
-    m->params = checked(calloc(4 * m->n_params, sizeof(real)));
-    m->grads = m->params + m->n_params;
-    m->mean = m->grads + m->n_params;
-    m->square = m->mean + m->n_params;
-    init_params(m, seed);
-    m->arena = checked(calloc(lay_out(m, NULL), sizeof(real)));
-    lay_out(m, m->arena);
-    rope_angles(m->rope, c->seq_len, c->n_rot, c->rope_base);
-    rope_angles(m->rope_k, c->seq_len, c->dk, c->rope_base);
-    for (int l = 0; l < c->n_layers; l++) fill_constants(m, &m->layers[l]);
-}
-
-static void tiny_free(Tiny *m) {
-    free(m->layers);
-    free(m->tensors);
-    free(m->params);
-    free(m->arena);
+    free(given);
 }
 
 /* ---- 7. layers -----------------------------------------------------------------------------
- * h is the normed input of the mixer, (N, dim); L->mid holds the residual stream, to which the mixer adds. Backward: d_res (N, dim) is
- * the gradient of that sum, and dh (N, dim) is assigned. Read a layer, at the end, then linear_forward. Its rooms:
+ * A layer is written as what it computes: every line puts operations on the list, and the way back
+ * is that list from its end. x is the residual stream, to which the mixer adds; h is its norm. All
+ * are of N = B T tokens. Its rooms:
  *
- *   parameters, gradients, scratch  W(name), DW(name) and TMP(n)
- *   linear layers                   projections, convolution, what the recurrence reads, the recurrence, norm and gate, out
- *   softmax attention               the same with keys and values of all tokens instead of a memory
- *   RWKV                            its mixer, and its feed-forward, channel_mix
- *   a layer                         norm, mixer, norm, feed-forward, around the residual stream
+ *   what a law is made of      projections, decays, queries and keys
+ *   the laws                   what the recurrence reads: the equation of each mixer
+ *   the mixers to choose from  a table, and questions about its rows
+ *   linear layers              around a law: projections, convolution; norm and gate, out
+ *   softmax attention          the same with keys and values of all tokens instead of a memory
+ *   RWKV                       its mixer, and its feed-forward
+ *   a layer, a new model
  *
- * Local names: N = B T tokens, D dim, F hidden_dim, H heads, K = H dk and V = H dv, R the rank of the narrow middles. */
+ * Local names: D dim, F hidden_dim, H heads, K = H dk and V = H dv, R the rank of narrow middles. */
 
-/* -- parameters, gradients, scratch -- */
+/* -- what a law is made of -- */
 
-/* The parameters of a tensor and their gradients: by where it begins (W_, DW_), or by its name in the layer L (W, DW). TMP(n) is scratch
- * for n reals until the layer is done: see layer_backward. */
-#define W_(at) (m->params + (at))
-#define DW_(at) (m->grads + (at))
-#define W(name) W_(L->name)
-#define DW(name) DW_(L->name)
-#define TMP(n) tiny_tmp(m, (size_t)(n))
+typedef enum { FADE_NEVER, FADE_FIXED, FADE_SIGMOID, FADE_SOFTPLUS, FADE_FORGET, FADE_STEP,
+               FADE_SUM } Fade;
 
-static real *tiny_tmp(Tiny *m, size_t n) {
-    real *p = lay(m->pool, &m->pool_used, n);
-    if (m->pool_used > m->pool_cap) fprintf(stderr, "train_tiny: the pool of gradients is too small\n"), abort();
-    return p;
+/* The projections of h that a mixer may have besides q, k and v, in the order of the file, and by the
+ * letters of its row in run.c. Output gates and decays may come from a narrow middle. */
+enum { P_GATE, P_ERASE, P_WRITE, P_DECAY, P_MOMENT, P_SHARE, N_PROJECTIONS };
+static const struct { char letter; const char *name, *narrow; } projections[N_PROJECTIONS] = {
+    { 'z', "attn_gate.weight", "ssm_g_a.weight" },
+    { 'b', "ssm_beta.weight", NULL },
+    { 'w', "ssm_w.weight", NULL },
+    { 'f', "ssm_alpha.weight", "ssm_f_a.weight" },
+    { 'g', "ssm_m_alpha.weight", NULL },
+    { 's', "ssm_m_beta.weight", NULL },
+};
+
+/* What a new model of a mixer begins with. */
+typedef struct Mix Mix;
+typedef struct {
+    const char *name, *arch, *about;         /* of --mixer, of the file, for the reader */
+    void (*law)(Mix *t);                     /* NULL: softmax attention or RWKV */
+    Fade fade;
+    int d_conv;                              /* taps unless --conv says otherwise */
+    bool qwen;                               /* q, k, v in one tensor; softmax layers have a gate */
+    bool elu;                                /* q and k go through elu + 1 */
+    bool rope;                               /* q and k are rotated by their position */
+    bool ungated;                            /* the output gate of its family is left out */
+    bool unscaled;                           /* q is not divided by sqrt(dk) */
+    float norm_eps;                          /* of the output norm; 0: the model's */
+    int rwkv;                                /* 6 or 7: layers of their own */
+    int writes;                              /* per token; 0: one */
+} MixerKind;
+
+/* A layer of the family while it is written. q, k, v are columns of the projections behind their
+ * convolution, until a law makes of them what the recurrence reads. */
+struct Mix {
+    Tiny *m;
+    const MixerKind *kind;
+    int H, K, V, writes;
+    Act map, gate;                           /* of q and k; of the output */
+    bool unit;                               /* q and k are normed */
+    Var in[N_PROJECTIONS];
+    Var q, k, v, d, e, rho;
+    Var rest;                                /* 1 - d, where it is written */
+    Var step, straight;                      /* Mamba-2: D; v, as it goes around the memory */
+};
+
+/* Its row of `mixers` in run.c: shapes, and what stands around a law. */
+static const Mixer *mixer_of(const MixerKind *k) {
+    return mixer_row(k->qwen ? "gated_deltanet" : k->arch);
+}
+
+/* The shape of a projection in that row, as "f:Hk"; NULL: there is none. */
+static const char *shape_in(const MixerKind *k, char letter) {
+    const char *in = mixer_of(k)->in;
+    while ((in = strchr(in, letter)) && in[1] != ':') in++;
+    return in;
+}
+/* Has the shape a number for each channel of a key (k), value (v), slot (m), or write (N)? */
+static bool is_per(const char *shape, char letter) {
+    return shape && memchr(shape + 2, letter, strcspn(shape + 2, " "));
+}
+/* k = 1 - d, from the projection of the decay. */
+static bool keys_from_decay(const MixerKind *k) { return !shape_in(k, 'k'); }
+/* Does a projection go through a narrow middle? Decays per channel do, and what then gates. */
+static bool is_narrow(const MixerKind *k, char letter) {
+    const bool decays = is_per(shape_in(k, 'f'), 'k') && !keys_from_decay(k);
+    return decays && (letter == 'f' || (letter == 'z' && shape_in(k, 'b')));
+}
+
+/* A variable for all writes of a token, and the part of one. */
+static Var part_of(const Mix *t, Var all, int write) {
+    return columns(all, write * all.heads / t->writes * all.n, all.heads / t->writes * all.n,
+                   all.heads / t->writes);
+}
+
+/* q is read after the last write. */
+static void query(Mix *t, Var from) {
+    Tiny *m = t->m;
+    const Var q = new_var(m, t->writes * t->H, m->c.dk), last = part_of(t, q, t->writes - 1);
+    const bool plain = t->kind->unscaled || t->kind->fade == FADE_STEP;
+    const real scale = plain ? 1 : 1 / (real)sqrt(m->c.dk);
+    if (t->unit) add_l2norm_to(m, last, from, scale);
+    else add_map_to(m, last, t->map, from, scale);
+    t->q = q;
+}
+
+static void queries_and_keys(Mix *t) {
+    Tiny *m = t->m;
+    query(t, t->q);
+    if (keys_from_decay(t->kind)) return;
+    t->k = t->unit ? add_l2norm_to(m, (Var){ .n = 0 }, t->k, 1) : add_map(m, t->map, t->k);
+    if (!t->kind->rope || m->c.without & NO_ROTATION) return;
+    add_rotation(m, t->q, m->rope_k, m->c.dk);
+    add_rotation(m, t->k, m->rope_k, m->c.dk);
+}
+
+/* Of a new decay, 0: as the mixer usually begins; e^-this is kept from token to token. */
+static double first_rate(const TinyConfig *c) {
+    return c->half_life > 0 ? log(2) / c->half_life : 0;
+}
+
+/* e^a_log, as often as there are decays of a head. */
+static Param rates_of(Tiny *m, Param a_log, int n) {
+    Param rate = { .w = lay(m, (size_t)n), .dw = a_log.dw, .n = n, .share = n / a_log.n };
+    rate.slope = rate.w;
+    a_log.n = n;
+    a_log.share = rate.share;
+    push(m, (Op){ .run = made_pair, .w = { a_log }, .keep = { rate.w } });
+    return rate;
+}
+
+/* d, from the projection of it, per head or channel. With half_life it begins at e^-f by way of its
+ * bias: -f is the logarithm that softplus, logsigmoid / divisor and logsigmoid have to give. */
+static void decays(Mix *t) {
+    Tiny *m = t->m;
+    const TinyConfig *c = &m->c;
+    const Fade fade = t->kind->fade;
+    const bool step = fade == FADE_STEP, kept = c->without & NO_DECAY;
+    const Var a = keys_from_decay(t->kind) ? t->k : t->in[P_DECAY];
+    const int n = a.heads * a.n, H = t->H;
+    const double f = first_rate(c), log_f = f * (fade == FADE_SIGMOID ? c->decay_divisor : 1);
+    const double at = f > 0 ? -log_f - log(-expm1(-log_f)) : 0;     /* the inverse of logsigmoid */
+    Param bias = { .n = 0 }, rate = { .n = 0 };
+    if (fade == FADE_NEVER || fade == FADE_FIXED) {
+        Param d = constant(m, H, 1), fixed = d;
+        if (fade == FADE_FIXED)
+            fixed = add_tensor(m, "ssm_decay", (TinyTensor){ .cols = H, .start = FADES, .a = f,
+                                                             .flags = KEEP_F32 | CONSTANT });
+        t->d = all_tokens(m, kept ? d : fixed);
+        return;
+    }
+    if (fade == FADE_SUM) {
+        t->rest = in_heads(new_var(m, 1, n), H);
+        t->d = add(m, (Op){ .run = sum_decay_pair, .x = { a },
+                            .y = { in_heads(new_var(m, 1, n), H), t->rest } });
+        return;
+    }
+    if (fade == FADE_SIGMOID || (fade == FADE_FORGET && f > 0))
+        bias = add_vector(m, is_narrow(t->kind, 'f') ? "ssm_f_b.bias" : "ssm_alpha.bias", n, at, at);
+    if (fade == FADE_SIGMOID) rate = constant(m, n, 1 / (real)c->decay_divisor);
+    if (fade == FADE_SOFTPLUS || step) {
+        bias = add_tensor(m, "ssm_dt.bias", (TinyTensor){ .cols = n, .start = STEPS, .a = f,
+                                                          .flags = KEEP_F32 });
+        rate = rates_of(m, add_tensor(m, "ssm_a", (TinyTensor){
+            .rows = step ? H : 0, .cols = step ? 1 : H, .start = RATES, .a = f > 0 ? 0 : 15,
+            .flags = KEEP_F32 | NEGATIVE_EXP }), n);
+    }
+    if (step) t->step = add(m, (Op){ .run = step_pair, .x = { a }, .w = { bias } });
+    if (kept) rate = constant(m, n, 0);      /* d = 1 */
+    Var d = t->writes > 1 ? all_tokens(m, constant(m, t->writes * n, 1)) : new_var(m, n, 1);
+    const real sign = fade == FADE_SOFTPLUS || step ? -1 : 1;
+    push(m, (Op){ .run = kern.gate, .scale = sign, .x = { a }, .w = { bias, rate },
+                  .y = { columns(d, 0, n, 1) } });
+    t->d = in_heads(d, t->writes * H);       /* a token fades before its first write */
+}
+
+/* e = d k: what is recalled with k from a memory that has faded. */
+static Var faded(const Mix *t, Var k) {
+    return t->d.n > 1 ? add_glu(t->m, F_ID, k, t->d) : add_scale(t->m, k, t->d);
+}
+
+/* rho = sigmoid(b), and v rho. */
+static void strengths(Mix *t) {
+    t->rho = in_heads(add_sigmoid(t->m, t->in[P_ERASE]), t->writes * t->H);
+    t->v = add_scale(t->m, t->v, t->rho);
+}
+
+/* -- the laws -- */
+
+/* S <- Diag(d) S + k v'  (linear attention, RetNet, GLA ...) */
+static void add_law(Mix *t) {
+    decays(t);
+    queries_and_keys(t);
+}
+
+/* S <- Diag(d) S + (1 - d) v'  (HGRN2, LightNet) */
+static void rest_law(Mix *t) {
+    decays(t);
+    queries_and_keys(t);
+    t->k = t->rest.n ? t->rest : add_map(t->m, F_REST, t->d);
+}
+
+/* Two tables of slots, with keys and with values: what is read from the first says which slots of
+ * the second are.  (GSA, ABC)
+ *   A <- A Diag(d) + k (1 - d)',  p = softmax(A'q);   S <- Diag(d) S + (1 - d) v',  o = S'p */
+static void slots_law(Mix *t) {
+    decays(t);
+    queries_and_keys(t);
+    const Var rest = t->rest.n ? t->rest : add_map(t->m, F_REST, t->d);
+    const Var one = all_tokens(t->m, constant(t->m, t->H, 1));
+    const Var x[N_X] = { [X_Q] = t->q, [X_K] = t->k, [X_V] = rest, [X_D] = one, [X_C] = t->d };
+    t->q = add(t->m, (Op){ .run = slots_pair, .x = { add_recurrence(t->m, SCAN_FADES_VALUES, 1, x) } });
+    t->k = rest;
+}
+
+/* S <- Diag(d) S + k (b (v - (d S)'k))'  (DeltaNet, Gated DeltaNet, KDA, Qwen3.5; b in front of the
+ * bracket is rho, in it v has it already) */
+static void delta_law(Mix *t) {
+    decays(t);
+    queries_and_keys(t);
+    strengths(t);
+    t->e = faded(t, t->k);
+}
+
+/* The same, with the key that is written divided by the root of a second moment of keys. */
+static void scaled_law(Mix *t) {
+    Tiny *m = t->m;
+    const int H = t->H;
+    decays(t);
+    queries_and_keys(t);
+    const double f = first_rate(&m->c);
+    const Param bias = add_tensor(m, "ssm_m_dt.bias", (TinyTensor){ .cols = H, .start = STEPS, .a = f,
+                                                                    .flags = KEEP_F32 });
+    const Param scale = add_vector(m, "ssm_m_scale", H, 0, 0);
+    const Param rate = rates_of(m, add_tensor(m, "ssm_m_a", (TinyTensor){
+        .cols = H, .start = RATES, .a = f > 0 ? 0 : 15, .flags = KEEP_F32 | NEGATIVE_EXP }), H);
+    strengths(t);
+    const Var fade = add(m, (Op){ .run = kern.gate, .scale = -1, .x = { t->in[P_MOMENT] },
+                                  .w = { bias, rate } });
+    const Var share = add_sigmoid(m, t->in[P_SHARE]);
+    t->e = faded(t, t->k);
+    t->k = add(m, (Op){ .run = moment_pair, .x = { t->k, in_heads(fade, H), in_heads(share, H) },
+                        .w = { scale }, .keep = { lay(m, (size_t)m->N * t->K) } });
+}
+
+/* S <- Diag(d) S + k (b v - b S'p)', p = old k along which is erased before S fades; and q loses its
+ * share of p.  (Comba) */
+static void comba_law(Mix *t) {
+    Tiny *m = t->m;
+    const int H = t->H;
+    decays(t);
+    Param old = add_tensor(m, "ssm_p", (TinyTensor){ .cols = H, .flags = KEEP_F32 | SIGMOID });
+    const Param skip = add_vector(m, "ssm_d", H, 1, 1);
+    const Param share = { .w = lay(m, (size_t)H), .dw = lay(m, (size_t)H), .n = H, .share = 1 };
+    push(m, (Op){ .run = made_pair, .act = F_SIGMOID, .w = { old }, .keep = { share.w, share.dw } });
+    const Var p = new_var(m, H, m->c.dk), q = new_var(m, H, m->c.dk);
+    push(m, (Op){ .run = comba_pair, .x = { t->q, t->k }, .w = { share, skip }, .y = { p, q } });
+    query(t, q);
+    t->e = add_l2norm_to(m, (Var){ .n = 0 }, p, 1);
+    t->k = add_l2norm_to(m, (Var){ .n = 0 }, t->k, 1);
+    strengths(t);
+}
+
+/* S <- Diag(d) S + k (w v - (d S)'(b k))', b and w per channel.  (GDN2) */
+static void gated_law(Mix *t) {
+    decays(t);
+    queries_and_keys(t);
+    t->v = add_glu(t->m, F_SIGMOID, t->v, in_heads(t->in[P_WRITE], t->H));
+    t->e = faded(t, add_glu(t->m, F_SIGMOID, t->k, in_heads(t->in[P_ERASE], t->H)));
+    t->rho = all_tokens(t->m, constant(t->m, t->H, 1));
+}
+
+/* S <- d S + k (D v)', D the step of time.  (Mamba-2) */
+static void step_law(Mix *t) {
+    decays(t);
+    queries_and_keys(t);
+    t->straight = t->v;
+    t->v = add_scale(t->m, t->v, in_heads(t->step, t->H));
+}
+
+/* -- the mixers to choose from -- */
+
+enum { GATED_DELTA, GLA, SOFTMAX };          /* rows of the table that others ask for by name */
+static const MixerKind mixer_kinds[] = {
+    { "gated-delta", "qwen35", "as Qwen3.5: 3 layers of gated-deltanet, then 1 of gated attention",
+      delta_law, FADE_SOFTPLUS, .d_conv = 4, .qwen = true },
+    { "gla", "gla", "a decay per key channel, nothing erased",
+      add_law, FADE_SIGMOID, .d_conv = 0 },
+    { "softmax", "qwen35", "gated softmax attention in every layer",
+      .qwen = true },
+    { "linear-attention", "linear_attn", "no decay: everything is added up",
+      add_law, FADE_NEVER, .elu = true },
+    { "retnet", "retnet", "a fixed decay per head",
+      add_law, FADE_FIXED, .rope = true },
+    { "lightning", "lightning_attn", "retnet behind a convolution instead of a rotation",
+      add_law, FADE_FIXED, .d_conv = 4 },
+    { "simple-gla", "simple_gla", "a decay per head and token",
+      add_law, FADE_SIGMOID, .d_conv = 4 },
+    { "hgrn2", "hgrn2", "what is not kept is written: key = 1 - decay",
+      rest_law, FADE_FORGET, .norm_eps = 1e-5f },
+    { "lightnet", "lightnet", "a decay that weighs all tokens so far by a softmax",
+      rest_law, FADE_SUM, .d_conv = 0 },
+    { "gsa", "gsa", "a table of slots, each with a decay, read by softmax",
+      slots_law, FADE_SIGMOID, .norm_eps = 1e-5f, .unscaled = true },
+    { "abc", "abc", "gsa with the decay of lightnet, and positions",
+      slots_law, FADE_SUM, .rope = true },
+    { "mamba2", "mamba2", "one step size per head is both decay and write strength",
+      step_law, FADE_STEP, .d_conv = 4 },
+    { "deltanet", "delta_net", "erases what is stored under the key before it writes",
+      delta_law, FADE_NEVER, .d_conv = 4, .ungated = true },
+    { "gated-deltanet", "gated_deltanet", "deltanet with a decay per head",
+      delta_law, FADE_SOFTPLUS, .d_conv = 4 },
+    { "gated-deltaproduct", "gated_deltaproduct",
+      "gated-deltanet that erases and writes twice for each token",
+      delta_law, FADE_SOFTPLUS, .d_conv = 4, .writes = 2 },
+    { "comba", "comba", "gated-deltanet that erases along a key of its own",
+      comba_law, FADE_SOFTPLUS, .d_conv = 4 },
+    { "kda", "kda", "deltanet with a decay per key channel",
+      delta_law, FADE_SOFTPLUS, .d_conv = 4 },
+    { "precond-deltanet", "precond_gated_deltanet",
+      "gated-deltanet that writes less to channels that were written much",
+      scaled_law, FADE_SOFTPLUS, .d_conv = 4 },
+    { "precond-kda", "precond_kda", "kda likewise",
+      scaled_law, FADE_SOFTPLUS, .d_conv = 4 },
+    { "gdn2", "gdn2", "kda with strengths of erase and write per channel",
+      gated_law, FADE_SOFTPLUS, .d_conv = 4 },
+    { "rwkv6", "rwkv6",
+      "gla that reads before it writes, and sees the token before instead of a convolution",
+      .norm_eps = 64e-5f, .rwkv = 6 },
+    { "rwkv7", "rwkv7",
+      "a decay per key channel; what is recalled under one key goes back under another",
+      .norm_eps = 64e-5f, .rwkv = 7 },
+};
+enum { N_KINDS = sizeof mixer_kinds / sizeof *mixer_kinds };
+
+/* Are they one word, but for capitals, - and _? */
+static bool same_word(const char *a, const char *b) {
+    for (;; a++, b++) {
+        a += strspn(a, "-_");
+        b += strspn(b, "-_");
+        if (tolower((unsigned char)*a) != tolower((unsigned char)*b)) return false;
+        if (!*a) return true;
+    }
+}
+
+/* The row that a mixer has by its name here or, failing that, in files; N_KINDS: there is none. */
+static int mixer_named(const char *name) {
+    int by_name = 0, by_arch = 0;
+    while (by_name < N_KINDS && !same_word(name, mixer_kinds[by_name].name)) by_name++;
+    while (by_arch < N_KINDS && !same_word(name, mixer_kinds[by_arch].arch)) by_arch++;
+    return by_name < N_KINDS ? by_name : by_arch;
+}
+
+static Act act_of(int act) {
+    return act == ACT_SILU ? F_SILU : act == ACT_SIGMOID ? F_SIGMOID
+           : act == ACT_ELU1 ? F_ELU1 : F_ID;
+}
+static Act gate_of(const MixerKind *k) { return k->ungated ? F_ID : act_of(mixer_of(k)->back.gate); }
+static Act map_of(const MixerKind *k) { return k->elu ? F_ELU1 : act_of(mixer_of(k)->front.map); }
+static int writes_of(const MixerKind *k) { return k->writes ? k->writes : 1; }
+/* Mamba-2: a skip, the gate before the norm, no feed-forward. */
+static bool is_mamba(const MixerKind *k) { return k->fade == FADE_STEP; }
+/* Softmax attention in the model's place l? */
+static bool attends(const TinyConfig *c, int l) {
+    return c->interval && (l + 1) % c->interval == 0;
 }
 
 /* -- linear layers -- */
 
-/* The short convolutions of a layer, one or one each for q, k, v, next to each other: conved (N, n_u) from columns of raw. */
-static void convs_forward(Tiny *m, TinyLayer *L, bool silu) {
-    for (int i = 0, at = 0; i < L->n_conv; at += L->conv_width[i++])
-        conv_forward(L->conved + at, L->n_u, L->raw + L->at_u + at, L->n_in, W(conv[i]), L->conv_bias ? W(conv_bias) : NULL,
-                     silu, m->B, m->c.seq_len, L->conv_width[i], m->c.d_conv);
+/* Projections of h are one matrix: tensors that follow each other. Returns the first column. */
+typedef struct { Param w; int n; } Stack;
+static int add_rows(Tiny *m, Stack *all, const char *name, int rows) {
+    const Param w = add_matrix(m, name, rows, m->c.dim);
+    if (!all->n) all->w = w;
+    all->n += rows;
+    return all->n - rows;
 }
 
-//~ conved = act(conv(raw) + bias).  Without a convolution dconved is not looked at.
-static void convs_backward(Tiny *m, TinyLayer *L, real *draw, real *dconved, bool silu) {
-    for (int i = 0, at = 0; i < L->n_conv; at += L->conv_width[i++])
-        conv_backward(draw + L->at_u + at, DW(conv[i]), L->conv_bias ? DW(conv_bias) : NULL, dconved + at, L->n_u,
-                      L->raw + L->at_u + at, L->n_in, W(conv[i]), L->conv_bias ? W(conv_bias) : NULL,
-                      silu, m->B, m->c.seq_len, L->conv_width[i], m->c.d_conv);
+static const Param no_bias = { .n = 0 };
+
+/* u behind its convolution: q, k and v side by side, which have one or one each. */
+static Var convolved(Mix *t, Var u) {
+    Tiny *m = t->m;
+    const bool mamba = is_mamba(t->kind), f = keys_from_decay(t->kind);
+    const Act act = mixer_of(t->kind)->front.silu != SILU_NEVER ? F_SILU : F_ID;
+    const char *const names[] = { "ssm_conv1d_q.weight",
+                                  f ? "ssm_conv1d_f.weight" : "ssm_conv1d_k.weight",
+                                  "ssm_conv1d_v.weight" };
+    const int widths[] = { t->K, t->writes * t->K, t->writes * t->V };
+    const Var y = new_var(m, 1, u.n);
+    if (t->kind->qwen || mamba) {
+        const Param w = taps_of(m, "ssm_conv1d.weight", u.n);
+        add_conv(m, y, u, 0, w, mamba ? add_vector(m, "ssm_conv1d.bias", u.n, 0, 0) : no_bias, act);
+        return y;
+    }
+    for (int i = 0, at = 0; i < 3; i++)
+        at = add_conv(m, y, u, at, taps_of(m, names[i], widths[i]), no_bias, act);
+    return y;
 }
 
-/* Of one number: sigmoid without overflow, softplus = ln(1 + e^x). */
-static real sigmoid1(real x) { return x >= 0 ? 1 / (1 + (real)exp(-x)) : (real)exp(x) / (1 + (real)exp(x)); }
-static real softplus1(real x) { return x > 20 ? x : (real)log1p(exp(x)); }
-
-/* Where the q, k, v of a linear layer come from, the input of its decay and of its output gate, each with the stride of its rows. */
-typedef struct { real *u, *a, *z; size_t ldu, lda, ldz; } Inputs;
-
-/* Of the activations or, given their gradients, of the gradients. */
-static Inputs inputs_of(const TinyLayer *L, int K, int V, real *raw, real *conved, real *f, real *z) {
-    const Family *k = L->family;
-    Inputs in = { raw + L->at_u, raw + L->at_a, L->gate == F_ID ? NULL : raw + L->at_z,
-                  (size_t)L->n_in, (size_t)L->n_in, (size_t)L->n_in };
-    if (L->n_conv) in.u = conved, in.ldu = (size_t)L->n_u;
-    if (L->w_fb) in.a = f, in.lda = (size_t)K;
-    if (keys_from_decay(k)) in.a = in.u + L->at_k, in.lda = in.ldu;
-    if (narrow_gate(k)) in.z = z, in.ldz = (size_t)V;
-    return in;
-}
-
-/* Mamba-2's step size: softplus(a + bias), (rows, H). */
-static void step_forward(real *step, const real *a, size_t lda, const real *bias, int rows, int H) {
-    for (int r = 0; r < rows; r++)
-        for (int h = 0; h < H; h++) step[r * H + h] = softplus1(a[r * lda + h] + bias[h]);
-}
-
-//~ step = softplus(a + bias).  da and dbias add.
-static void step_backward(real *da, real *dbias, const real *dstep, const real *a, size_t lda, const real *bias, int rows, int H) {
-    for (int r = 0; r < rows; r++)
-        for (int h = 0; h < H; h++) {
-            real g = dstep[r * H + h] * sigmoid1(a[r * lda + h] + bias[h]);
-            da[r * lda + h] += g;
-            dbias[h] += g;
-        }
-}
-
-/* d is made from a, token by token. */
-static bool has_gate(const Family *f) { return f->decay >= DECAY_SIGMOID && f->decay != DECAY_SUM; }
-
-/* Tokens r .. r + rows: from projections to what the recurrence reads, q, k, d, rho, v and e, as the row of `family` says. Token r
- * begins at atk in arrays (N, K), at atv in (N, V), at ath in (N, H), at atd in the decay. */
-static void linear_inputs_forward(Tiny *m, TinyLayer *L, int r, int rows) {
-    const TinyConfig *c = &m->c;
-    const Family *k = L->family;
-    const int H = c->n_heads, dk = c->dk, dv = c->dv, K = H * dk, V = H * dv;
-    const real scale = is_mamba(k) || L->kind->unscaled ? 1 : 1 / (real)sqrt(dk);
-    const size_t atk = (size_t)r * K, atv = (size_t)r * V, ath = (size_t)r * H, atd = (size_t)r * (k->per == HEADS ? H : K);
-    const Inputs in = inputs_of(L, K, V, L->raw, L->conved, L->f, L->z);
-    const real *u = in.u + r * in.ldu, *a = in.a + r * in.lda, *raw = L->raw + (size_t)r * L->n_in;
-    const int n = writes_of(L->kind);        /* k, v and rho of each write, one after the other */
-    Memory *t = &L->mem, *keys = k->per == SLOTS ? &L->keys : t;
-    real *q = L->one_q ? L->one_q : keys->q; /* where q, d and k go, if something is still to happen to them */
-    real *d = L->one_d ? L->one_d : t->d, *key = L->unit ? L->unit : keys->k;
-    // q, k
-    if (k->erase == ERASE_OLD) {
-        comba_forward(L->old + atk, L->q_less + atk, u + L->at_q, u + L->at_k, in.ldu, L->per_head, W(skip), rows, H, dk);
-        kern.l2norm_forward(t->q + atk, L->inv_q + ath, L->q_less + atk, K, rows, H, dk, scale);
-        kern.l2norm_forward(t->e + atk, L->inv_e + ath, L->old + atk, K, rows, H, dk, 1);
-    } else if (facts(k)->front.norm == QK_L2) kern.l2norm_forward(q + atk, L->inv_q + ath, u + L->at_q, in.ldu, rows, H, dk, scale);
-    else kern.map_forward(L->map, q + atk, u + L->at_q, in.ldu, rows, K, scale);
-    if (facts(k)->front.norm == QK_L2) kern.l2norm_forward(key + n * atk, L->inv_k + n * ath, u + L->at_k, in.ldu, rows, n * H, dk, 1);
-    else if (!keys_from_decay(k)) kern.map_forward(L->map, key + atk, u + L->at_k, in.ldu, rows, K, 1);
-    // d, and what it leaves to be written
-    if (has_gate(k))
-        kern.gate_forward(d + atd, a, in.lda, L->bias ? W(bias) : NULL, L->rate, is_softplus(k) ? -1 : 1, rows, k->per == HEADS ? H : K);
-    if (has_gate(k) && k->write == WRITE_REST)
-        for (size_t i = atk; i < atk + (size_t)rows * K; i++) t->k[i] = 1 - t->d[i];
-    for (size_t i = atd; c->without & NO_DECAY && i < atd + (size_t)rows * (k->per == HEADS ? H : K); i++) d[i] = 1;
-    for (int i = r; i < r + rows && n > 1; i++) { /* the memory fades before the first write and is read after the last */
-        memcpy(t->d + (size_t)i * n * H, d + (size_t)i * H, H * sizeof *d);
-        memcpy(t->q + ((size_t)i * n + n - 1) * K, q + (size_t)i * K, K * sizeof *q);
-    }
-    // rho, v
-    const real *v = u + L->at_v;
-    if (k->write == WRITE_BETA_V || is_scaled(k)) {
-        kern.gate_forward(t->rho + n * ath, raw + L->at_b, L->n_in, NULL, NULL, 1, rows, n * H);
-        kern.scale_forward(t->v + n * atv, v, in.ldu, t->rho + n * ath, rows, n * H, dv);
-    } else if (k->erase == ERASE_GATED) kern.glu_forward(F_SIGMOID, t->v + atv, v, in.ldu, raw + L->at_w, L->n_in, 0, rows, 1, V);
-    else if (is_mamba(k)) {
-        step_forward(L->step + ath, a, in.lda, W(bias), rows, H);
-        kern.scale_forward(t->v + atv, v, in.ldu, L->step + ath, rows, H, dv);
-    } else kern.map_forward(facts(k)->back.out == OUT_SILU_ALL ? F_SILU : F_ID, t->v + atv, v, in.ldu, rows, V, 1);
-    // what the second moment is made with
-    const real *ek = key + n * atk;
-    if (is_scaled(k)) {
-        kern.gate_forward(L->fade + ath, raw + L->at_g, L->n_in, W(m_bias), L->per_head, -1, rows, H);
-        kern.gate_forward(L->share + ath, raw + L->at_s, L->n_in, NULL, NULL, 1, rows, H);
-    }
-    // e = d k, or d times k of which each channel is erased by its own strength
-    if (k->erase == ERASE_GATED) {
-        kern.glu_forward(F_SIGMOID, L->bk + atk, t->k + atk, K, raw + L->at_b, L->n_in, 0, rows, 1, K);
-        ek = L->bk + atk;
-    }
-    if (k->erase == ERASE_OLD) return;       /* from the memory that has not faded */
-    if (k->erase && k->per == CHANNELS) kern.glu_forward(F_ID, t->e + atk, ek, K, t->d + atk, K, 0, rows, 1, K);
-    else if (k->erase) kern.scale_forward(t->e + n * atk, ek, K, t->d + n * ath, n * rows, H, dk);
-}
-
-/* The way back, in the opposite order. In: the gradients that the recurrence gives, in L->mem. Out, assigned: draw (N, n_in), dconved
- * (N, n_u), df (N, K); dbias and drate (wide) add. dbk (N, K) and dstep (N, H) are room to work in; dfade and dshare (N, H) come from
- * the second moment, whose bias and rate (H) follow 2 wide behind dbias. */
-static void linear_inputs_backward(Tiny *m, TinyLayer *L, int r, int rows, real *draw, real *dconved, real *df, real *dbk, real *dstep,
-                                   real *dfade, real *dshare, real *dbias, real *drate) {
-    const TinyConfig *c = &m->c;
-    const Family *k = L->family;
-    const int H = c->n_heads, dk = c->dk, dv = c->dv, K = H * dk, V = H * dv;
-    const real scale = is_mamba(k) || L->kind->unscaled ? 1 : 1 / (real)sqrt(dk);
-    const size_t atk = (size_t)r * K, atv = (size_t)r * V, ath = (size_t)r * H, atd = (size_t)r * (k->per == HEADS ? H : K);
-    const size_t atr = (size_t)r * L->n_in;
-    const Inputs in = inputs_of(L, K, V, L->raw, L->conved, L->f, L->z), d_in = inputs_of(L, K, V, draw, dconved, df, NULL);
-    const real *u = in.u + r * in.ldu, *a = in.a + r * in.lda, *raw = L->raw + atr;
-    real *du = d_in.u + r * in.ldu, *da = d_in.a + r * in.lda;
-    const int n = writes_of(L->kind);
-    Memory *t = &L->mem, *keys = k->per == SLOTS ? &L->keys : t;
-    real *key = L->unit ? L->unit : t->k, *d = L->one_d ? L->one_d : t->d;
-    real *dd = n > 1 ? L->d_one_d : t->dd, *dq = n > 1 ? L->d_one_q : keys->dq;
-    //~ e = d k,  or d bk with bk = k sigmoid(b)
-    if (k->erase == ERASE_GATED) {
-        kern.glu_backward(F_ID, dbk + atk, t->dd + atk, t->de + atk, L->bk + atk, K, t->d + atk, K, 0, rows, 1, K, ADD_DZ);
-        kern.glu_backward(F_SIGMOID, t->dkey + atk, draw + atr + L->at_b, dbk + atk, t->k + atk, K, raw + L->at_b, L->n_in, 0,
-                          rows, 1, K, ADD_DX);
-    } else if (k->erase == ERASE_KEY && k->per == CHANNELS)
-        kern.glu_backward(F_ID, t->dkey + atk, t->dd + atk, t->de + atk, key + atk, K, t->d + atk, K, 0, rows, 1, K, ADD_DX | ADD_DZ);
-    else if (k->erase == ERASE_KEY)
-        kern.scale_backward(t->dkey + n * atk, t->dd + n * ath, t->de + n * atk, key + n * atk, K, t->d + n * ath, n * rows, H, dk, ADD_DX);
-    //~ fade = gate(g),  share = sigmoid(s)
-    if (is_scaled(k)) {
-        const size_t wide = k->per == HEADS ? H : K;
-        kern.gate_backward(draw + atr + L->at_g, dbias + 2 * wide, dbias + 2 * wide + H, dfade + ath, L->fade + ath, raw + L->at_g, L->n_in,
-                           W(m_bias), L->per_head, -1, rows, H);
-        kern.gate_backward(draw + atr + L->at_s, NULL, NULL, dshare + ath, L->share + ath, raw + L->at_s, L->n_in, NULL, NULL, 1, rows, H);
-    }
-    //~ v = rho act_v,  rho = sigmoid(b);  or v = act_v sigmoid(w);  or v = step act_v
-    const real *v = u + L->at_v;
-    real *dv_ = du + L->at_v;
-    if (k->write == WRITE_BETA_V || is_scaled(k)) {
-        kern.scale_backward(dv_, t->drho + n * ath, t->dval + n * atv, v, in.ldu, t->rho + n * ath, rows, n * H, dv, 0);
-        kern.gate_backward(draw + atr + L->at_b, NULL, NULL, t->drho + n * ath, t->rho + n * ath, raw + L->at_b, L->n_in,
-                           NULL, NULL, 1, rows, n * H);
-    } else if (k->erase == ERASE_GATED)
-        kern.glu_backward(F_SIGMOID, dv_, draw + atr + L->at_w, t->dval + atv, v, in.ldu, raw + L->at_w, L->n_in, 0, rows, 1, V, 0);
-    else if (is_mamba(k)) {
-        memset(dstep + ath, 0, (size_t)rows * H * sizeof(real));
-        kern.scale_backward(dv_, dstep + ath, t->dval + atv, v, in.ldu, L->step + ath, rows, H, dv, 0);
-    } else kern.map_backward(facts(k)->back.out == OUT_SILU_ALL ? F_SILU : F_ID, dv_, in.ldu, t->dval + atv, v, rows, V, 1);
-    //~ d goes to the first write of a token, q to the last
-    for (int i = r; i < r + rows && n > 1; i++) {
-        memcpy(dd + (size_t)i * H, t->dd + (size_t)i * n * H, H * sizeof *dd);
-        memcpy(dq + (size_t)i * K, t->dq + ((size_t)i * n + n - 1) * K, K * sizeof *dq);
-    }
-    //~ d = gate(a), or 1
-    if (c->without & NO_DECAY) memset(dd + atd, 0, (size_t)rows * (k->per == HEADS ? H : K) * sizeof(real));
-    if (has_gate(k) && k->write == WRITE_REST)      //~ k = 1 - d
-        for (size_t i = atk; i < atk + (size_t)rows * K; i++) t->dd[i] -= t->dkey[i];
-    if (has_gate(k))
-        kern.gate_backward(da, dbias, is_softplus(k) ? drate : NULL, dd + atd, d + atd, a, in.lda, L->bias ? W(bias) : NULL, L->rate,
-                           is_softplus(k) ? -1 : 1, rows, k->per == HEADS ? H : K);
-    if (is_mamba(k)) step_backward(da, dbias, dstep + ath, a, in.lda, W(bias), rows, H);
-    //~ q = scale map(u_q),  k = map(u_k)
-    if (facts(k)->front.norm == QK_L2)
-        kern.l2norm_backward(du + L->at_k, in.ldu, t->dkey + n * atk, u + L->at_k, L->inv_k + n * ath, rows, n * H, dk, 1);
-    else if (!keys_from_decay(k)) kern.map_backward(L->map, du + L->at_k, in.ldu, keys->dkey + atk, u + L->at_k, rows, K, 1);
-    if (k->erase == ERASE_OLD) {                    /* Comba's q and e go on in linear_backward; here to where their norms began */
-        kern.l2norm_backward(t->dq + atk, K, t->dq + atk, L->q_less + atk, L->inv_q + ath, rows, H, dk, scale);
-        kern.l2norm_backward(t->de + atk, K, t->de + atk, L->old + atk, L->inv_e + ath, rows, H, dk, 1);
-    } else if (facts(k)->front.norm == QK_L2) kern.l2norm_backward(du + L->at_q, in.ldu, dq + atk, u + L->at_q, L->inv_q + ath, rows, H, dk, scale);
-    else kern.map_backward(L->map, du + L->at_q, in.ldu, dq + atk, u + L->at_q, rows, K, scale);
-}
-
-/* Mamba-2 behind the recurrence: o += D u_v, og = o silu(z), y = rmsnorm(og) with a weight (H, dv) per channel: gate first, then norm. */
-static void mamba_output_forward(Tiny *m, TinyLayer *L, Inputs in) {
-    const TinyConfig *c = &m->c;
-    const int N = m->B * c->seq_len, H = c->n_heads, dv = c->dv, V = H * dv;
-    PARALLEL
-    for (int r = 0; r < N; r++)
-        for (int i = 0; i < V; i++) L->mem.o[(size_t)r * V + i] += W(skip)[i / dv] * in.u[r * in.ldu + L->at_v + i];
-    glu_forward(F_SILU, L->og, L->mem.o, V, in.z, in.ldz, 0, N, 1, V);
-    for (int h = 0; h < H; h++)
-        rmsnorm_forward(L->y + h * dv, V, dv, L->inv_o + (size_t)h * N, L->og + h * dv, V, dv, W(norm) + h * dv, N, 1, dv, (real)c->eps);
-}
-
-/* d_o, dog (N, V), dz (in the rows of in.z). Of o += D u_v it does the gradient of D; that of u_v is linear_backward's. */
-static void mamba_output_backward(Tiny *m, TinyLayer *L, Inputs in, real *d_o, real *dog, real *dz, const real *dy) {
-    const TinyConfig *c = &m->c;
-    const int N = m->B * c->seq_len, H = c->n_heads, dv = c->dv, V = H * dv;
-    //~ y = rmsnorm(og) * norm
-    for (int h = 0; h < H; h++)
-        rmsnorm_backward(dog + h * dv, DW(norm) + h * dv, dy + h * dv, V, dv, L->og + h * dv, V, dv,
-                         W(norm) + h * dv, L->inv_o + (size_t)h * N, N, 1, dv, 0);
-    //~ og = o silu(z)
-    glu_backward(F_SILU, d_o, dz, dog, L->mem.o, V, in.z, in.ldz, 0, N, 1, V, 0);
-    //~ o += D u_v
-    PARALLEL
-    for (int i = 0; i < H; i++) {
-        double sum = 0;
-        for (int r = 0; r < N; r++)
-            for (int j = i * dv; j < (i + 1) * dv; j++)
-                sum += (double)d_o[(size_t)r * V + j] * in.u[r * in.ldu + L->at_v + j];
-        DW(skip)[i] += (real)sum;
-    }
-}
-
-/* A linear layer: raw = W_in h; q, k, v, gates; the recurrence; mid += W_o (normed and gated o). Most mixers take the plain way down;
- * each `if` is what one or a few of them do besides. */
-static void linear_forward(Tiny *m, TinyLayer *L) {
-    const TinyConfig *c = &m->c;
-    const Family *k = L->family;
-    const int T = c->seq_len, N = m->B * T, D = c->dim, H = c->n_heads, dk = c->dk, K = H * dk, V = H * c->dv, R = c->gate_rank;
-    const Inputs in = inputs_of(L, K, V, L->raw, L->conved, L->f, L->z);
-    const real eps = (real)(L->kind->norm_eps > 0 ? L->kind->norm_eps : c->eps);
-    Memory *r = &L->mem;
-    // projections, their convolution, what goes through a narrow middle
-    matmul_forward(L->raw, L->n_in, L->h, D, W(w_in), N, D, L->n_in, 0);
-    convs_forward(m, L, facts(k)->front.silu != SILU_NEVER);
-    if (L->w_fb) matmul_forward(L->f, K, L->raw + L->at_a, L->n_in, W(w_fb), N, R, K, 0);
-    if (narrow_gate(k)) {
-        bias_forward(L->z, W(gb_bias), N, V);
-        matmul_forward(L->z, V, L->raw + L->at_z, L->n_in, W(w_gb), N, R, V, 1);
-    }
-    // decays, and all that the recurrence reads
-    if (k->decay == DECAY_SUM) sum_decay_forward(r->d, r->k, in.a, in.lda, m->B, T, K);
-    for (int i = 0, wide = k->per == HEADS ? H : K; i < wide; i++)
-        L->rate[i] = is_softplus(k)              ? (real)exp(W(a_log)[i / (wide / H)])
-                     : k->decay == DECAY_SIGMOID ? 1 / (real)c->decay_divisor
-                                                 : 1;
-    for (int i = 0; i < H && L->per_head; i++) L->per_head[i] = is_scaled(k) ? (real)exp(W(m_a)[i]) : sigmoid1(W(old_key)[i]);
-    PARALLEL
-    for (int i = 0; i < N; i += BLOCK) linear_inputs_forward(m, L, i, least(BLOCK, N - i));
-    // positions, slots, second moment
-    const Memory *keys = k->per == SLOTS ? &L->keys : r;
-    if (L->kind->rope && !(c->without & NO_ROTATION)) {
-        rotate(keys->q, m->rope_k, m->B, T, H, dk, dk, 1);
-        rotate(keys->k, m->rope_k, m->B, T, H, dk, dk, 1);
-    }
-    if (k->per == SLOTS) {                   /* which slots hold what is asked for */
-        memory_forward(&L->keys);
-        softmax_forward(r->q, L->keys.o, N * H, dk);
-    }
-    if (is_scaled(k)) moment_forward(r->k, L->moment, L->unit, L->fade, L->share, W(m_scale), m->B, T, H, dk);
-    memory_forward(r);
-    // norm and gate, then out
-    for (int i = 0, n = writes_of(L->kind); i < N && n > 1; i++)    /* after the last write of a token */
-        memcpy(L->og + (size_t)i * V, r->o + ((size_t)i * n + n - 1) * V, V * sizeof(real));
-    if (facts(k)->back.out == OUT_SILU_ALL) act_forward(F_SILU, L->og, r->o, N, V);
-    if (is_mamba(k)) mamba_output_forward(m, L, in);
+/* The projections of h: q, k, v, perhaps behind a convolution, and what else the mixer has; from a
+ * narrow middle, what is made of that. */
+static void add_projections(Mix *t, Var h) {
+    Tiny *m = t->m;
+    const MixerKind *kind = t->kind;
+    const int H = t->H, K = t->K, V = t->V, nK = t->writes * K, n_u = K + nK + t->writes * V;
+    const bool mamba = is_mamba(kind);
+    int at[N_PROJECTIONS] = { 0 }, width[N_PROJECTIONS] = { 0 };
+    Stack w = { .n = 0 };
+    if (mamba) {                             /* one tensor: z, v, k, q, and the step */
+        add_rows(m, &w, "ssm_in.weight", V + n_u + H);
+        width[P_GATE] = V;
+        at[P_DECAY] = V + n_u;
+        width[P_DECAY] = H;
+    } else if (kind->qwen) add_rows(m, &w, "attn_qkv.weight", n_u);
     else {
-        const int spans = facts(k)->back.out == OUT_HEAD ? H : 1;
-        gated_norm_forward(L->gate, L->y, L->inv_o, L->og ? L->og : r->o, in.z, in.ldz, W(norm), N, spans, V / spans, eps);
+        add_rows(m, &w, "attn_q.weight", K);
+        add_rows(m, &w, keys_from_decay(kind) ? "ssm_alpha.weight" : "attn_k.weight", nK);
+        add_rows(m, &w, "attn_v.weight", n_u - K - nK);
     }
-    matmul_forward(L->mid, D, L->y, V, W(w_o), N, V, D, 1);
+    for (int i = 0; i < N_PROJECTIONS && !mamba; i++) {
+        const char *shape = shape_in(kind, projections[i].letter);
+        const bool narrow = is_narrow(kind, projections[i].letter);
+        if (!shape || (i == P_GATE && t->gate == F_ID) || (i == P_DECAY && keys_from_decay(kind)))
+            continue;
+        width[i] = narrow ? m->c.gate_rank : is_per(shape, 'v') ? V
+                   : is_per(shape, 'k') || is_per(shape, 'm') ? K
+                   : is_per(shape, 'N') ? t->writes * H : H;
+        at[i] = add_rows(m, &w, narrow ? projections[i].narrow : projections[i].name, width[i]);
+    }
+    const Var raw = add_linear(m, h, w.w, no_bias, w.n);
+    for (int i = 0; i < N_PROJECTIONS; i++)
+        if (width[i]) t->in[i] = columns(raw, at[i], width[i], 1);
+    if (is_narrow(kind, 'f')) {
+        const Param up = add_matrix(m, "ssm_f_b.weight", K, m->c.gate_rank);
+        t->in[P_DECAY] = add_linear(m, t->in[P_DECAY], up, no_bias, K);
+    }
+    Var u = columns(raw, mamba ? V : 0, n_u, 1);
+    if (m->c.d_conv) u = convolved(t, u);
+    t->q = columns(u, mamba ? V + K : 0, K, H);
+    t->k = columns(u, mamba ? V : K, nK, t->writes * H);
+    t->v = columns(u, mamba ? 0 : K + nK, t->writes * V, t->writes * H);
 }
 
-/* The way back, in the opposite order. */
-static void linear_backward(Tiny *m, TinyLayer *L, const real *d_res, real *dh) {
+/* From the readout o to the stream: its norm and gate, and W_o. Mamba-2 has the gate first, a norm
+ * per head, and what goes around the memory. */
+static Var way_out(Mix *t, Var o, Var x) {
+    Tiny *m = t->m;
+    const int H = t->H, V = t->V, dv = m->c.dv, out = mixer_of(t->kind)->back.out;
+    const bool mamba = is_mamba(t->kind);
+    const real eps = (real)(t->kind->norm_eps > 0 ? t->kind->norm_eps : m->c.eps);
+    Var z = t->in[P_GATE], y = part_of(t, o, t->writes - 1);
+    Param norm;
+    if (mamba) {
+        const TinyTensor ones = { .rows = H, .cols = 1, .flags = KEEP_F32, .a = 1, .b = 1 };
+        TinyTensor per_head = ones;
+        per_head.cols = dv;
+        push(m, (Op){ .run = skip_pair, .x = { t->straight }, .y = { o },
+                      .w = { add_tensor(m, "ssm_d", ones) } });
+        norm = add_tensor(m, "ssm_norm.weight", per_head);
+        y = add_rmsnorm(m, add_glu(m, F_SILU, o, in_heads(z, H)), norm, eps);
+    } else {
+        const int spans = out == OUT_HEAD ? H : 1;
+        if (is_narrow(t->kind, 'z')) {
+            const Param up = add_matrix(m, "ssm_g_b.weight", V, m->c.gate_rank);
+            z = add_linear(m, z, up, add_vector(m, "ssm_g_b.bias", V, 0, 0), V);
+        }
+        norm = add_vector(m, "ssm_norm.weight", V / spans, 1, 1);
+        if (out == OUT_SILU_ALL) y = add_map(m, F_SILU, y);
+        y = in_heads(y, spans);
+        Op o = { .run = z.n ? kern.gated_norm : kern.rmsnorm, .act = t->gate, .scale = eps,
+                 .w = { norm } };
+        if (z.n) o.x[1] = in_heads(z, spans);
+        y = add_norm(m, o, y);
+    }
+    const bool ssm = t->kind->qwen || mamba;
+    return add_onto(m, x, y, add_out_matrix(m, ssm ? "ssm_out.weight" : "attn_output.weight", m->c.dim, V));
+}
+
+/* raw = W_in h; q, k, v behind their convolution; what the law makes of them; the recurrence;
+ * x + W_o (normed and gated o). */
+static Var linear_layer(Tiny *m, const MixerKind *kind, Var x, Var h) {
     const TinyConfig *c = &m->c;
-    const Family *k = L->family;
-    const int T = c->seq_len, N = m->B * T, D = c->dim, H = c->n_heads, dk = c->dk, K = H * dk, V = H * c->dv, R = c->gate_rank;
-    const int wide = k->per == HEADS ? H : K, blocks = ceil_div(N, BLOCK);
-    Memory *r = &L->mem;
-    real *dy = TMP(N * V), *draw = TMP(N * L->n_in);
-    real *dconved = L->n_conv ? TMP(N * L->n_u) : NULL, *df = L->w_fb ? TMP(N * K) : NULL;
-    real *dbk = k->erase == ERASE_GATED ? TMP(N * K) : NULL, *dstep = is_mamba(k) ? TMP(N * H) : NULL;
-    real *dz = narrow_gate(k) ? TMP(N * V) : NULL;
-    const int n = writes_of(L->kind), M = N * n;
-    r->d_o = TMP(M * V);
-    r->dval = TMP(M * V);
-    r->dq = TMP(M * K);
-    r->dkey = TMP(M * K);
-    r->dd = TMP(M * wide);
-    if (k->erase) {
-        r->de = TMP(M * K);
-        r->drho = TMP(M * H);
-    }
-    if (n > 1) {
-        L->d_one_q = TMP(N * K);
-        L->d_one_d = TMP(N * H);
-    }
-    const Inputs in = inputs_of(L, K, V, L->raw, L->conved, L->f, L->z), d_in = inputs_of(L, K, V, draw, dconved, df, dz);
-    //~ mid += y W_o'
-    matmul_backward(dy, DW(w_o), d_res, D, L->y, V, W(w_o), N, V, D, 0);
-    //~ y = rmsnorm(o) act(z)
-    if (is_mamba(k)) mamba_output_backward(m, L, in, r->d_o, TMP(N * V), d_in.z, dy);
-    else {
-        const int spans = facts(k)->back.out == OUT_HEAD ? H : 1;
-        gated_norm_backward(L->gate, r->d_o, d_in.z, DW(norm), dy, L->og ? L->og : r->o, in.z, in.ldz, W(norm), L->inv_o,
-                            N, spans, V / spans);
-    }
-    if (facts(k)->back.out == OUT_SILU_ALL) act_backward(F_SILU, r->d_o, r->d_o, r->o, N, V);       //~ og = silu(o)
-    //~ o is what is read after the last write; rows move from the end, into room that is free
-    for (int i = N - 1; i >= 0 && n > 1; i--) {
-        memmove(r->d_o + ((size_t)i * n + n - 1) * V, r->d_o + (size_t)i * V, V * sizeof(real));
-        zeroed(r->d_o + (size_t)i * n * V, (size_t)(n - 1) * V);
-    }
-    //~ o = recurrence(q, k, v, d, e, rho)
-    memory_backward(r);
-    if (k->per == SLOTS) {
-        //~ q = softmax(recurrence of the keys), which has d and 1 - d in common with the values
-        Memory *t = &L->keys;
-        t->d_o = TMP(N * K);
-        t->dval = TMP(N * K);
-        t->dq = TMP(N * K);
-        t->dkey = TMP(N * K);
-        t->dd = TMP(N * H);
-        t->dc = TMP(N * K);
-        softmax_backward(t->d_o, r->dq, r->q, N * H, dk);
-        memory_backward(t);
-        for (size_t i = 0; i < (size_t)N * K; i++) {
-            r->dkey[i] += t->dval[i];
-            r->dd[i] += t->dc[i];
-        }
-    }
-    //~ q, k = rotate(q, k)
-    const Memory *keys = k->per == SLOTS ? &L->keys : r;
-    if (L->kind->rope && !(c->without & NO_ROTATION)) {
-        rotate(keys->dq, m->rope_k, m->B, T, H, dk, dk, -1);
-        rotate(keys->dkey, m->rope_k, m->B, T, H, dk, dk, -1);
-    }
-    //~ d, k = softmax over time
-    if (k->decay == DECAY_SUM) sum_decay_backward(d_in.a, in.lda, r->dd, r->dkey, r->d, r->k, m->B, T, K);
-    //~ k = unit key times a factor
-    real *dfade = NULL, *dshare = NULL;
-    if (is_scaled(k)) {
-        dfade = TMP(N * H);
-        dshare = TMP(N * H);
-        moment_backward(r->dkey, dfade, dshare, DW(m_scale), L->moment, L->unit, L->fade, L->share, W(m_scale), m->B, T, H, dk);
-    }
-    //~ q, k, v, d, e, rho from u and raw.  Gradients of bias and rate: one row per block, added in order
-    const size_t row = 2 * (size_t)wide + 2 * H;
-    real *part = zeroed(space(-1, blocks * row), blocks * row);
-    PARALLEL
-    for (int i = 0; i < N; i += BLOCK) {
-        real *sum = part + i / BLOCK * row;
-        linear_inputs_backward(m, L, i, least(BLOCK, N - i), draw, dconved, df, dbk, dstep, dfade, dshare, sum, sum + wide);
-    }
-    for (int b = 0; b < blocks; b++) {
-        const real *sum = part + b * row;
-        for (int i = 0; i < wide; i++) {
-            if (L->bias) DW(bias)[i] += sum[i];
-            //~ rate = exp(a_log)
-            if (L->a_log) DW(a_log)[i / (wide / H)] += sum[wide + i] * L->rate[i];
-        }
-        for (int i = 0; i < H && is_scaled(k); i++) {
-            DW(m_bias)[i] += sum[2 * wide + i];
-            DW(m_a)[i] += sum[2 * wide + H + i] * L->per_head[i];
-        }
-    }
-    //~ e = old k,  q = u_q - skip e,  before their norms
-    if (k->erase == ERASE_OLD) {
-        real *dold = zeroed(TMP(H), H);
-        comba_backward(d_in.u + L->at_q, d_in.u + L->at_k, dold, DW(skip), r->de, r->dq, L->old, in.u + L->at_k, in.ldu,
-                       L->per_head, W(skip), N, H, dk);
-        //~ old = sigmoid(old_key)
-        for (int i = 0; i < H; i++) DW(old_key)[i] += dold[i] * L->per_head[i] * (1 - L->per_head[i]);
-    }
-    if (is_mamba(k))
-        for (int i = 0; i < N; i++)         //~ o += D u_v
-            for (int j = 0; j < V; j++) d_in.u[i * in.ldu + L->at_v + j] += W(skip)[j / c->dv] * r->d_o[(size_t)i * V + j];
-    //~ f = raw_a W_fb',  z = raw_z W_gb' + bias
-    if (L->w_fb) matmul_backward(draw + L->at_a, DW(w_fb), df, K, L->raw + L->at_a, L->n_in, W(w_fb), N, R, K, 0);
-    if (narrow_gate(k)) {
-        matmul_backward(draw + L->at_z, DW(w_gb), dz, V, L->raw + L->at_z, L->n_in, W(w_gb), N, R, V, 0);
-        bias_backward(DW(gb_bias), dz, N, V);
-    }
-    //~ u = act(conv(raw))
-    convs_backward(m, L, draw, dconved, facts(k)->front.silu != SILU_NEVER);
-    //~ raw = h W_in'
-    matmul_backward(dh, DW(w_in), draw, L->n_in, L->h, D, W(w_in), N, D, L->n_in, 0);
+    Mix t = { .m = m, .kind = kind, .H = c->n_heads, .K = c->n_heads * c->dk,
+              .V = c->n_heads * c->dv, .writes = writes_of(kind),
+              .map = c->without & NO_MAP ? F_ID : map_of(kind),
+              .gate = c->without & NO_GATE ? F_ID : gate_of(kind),
+              .unit = mixer_of(kind)->front.norm == QK_L2 };
+    add_projections(&t, h);
+    if (mixer_of(kind)->back.out == OUT_SILU_ALL) t.v = add_map(m, F_SILU, t.v);
+    kind->law(&t);
+    const Var in[N_X] = { t.q, t.k, t.v, t.d, t.e, t.rho };
+    return way_out(&t, add_recurrence(m, t.e.n ? SCAN_ERASES : 0, t.writes, in), x);
 }
 
 /* -- softmax attention -- */
 
-/* raw = q | k | v, side by side. With a gate (Qwen3.5): per head n columns of query, then n of gate, and q and k are normed;
- *   mid += W_o (attention(q, k, v) * sigmoid(gate)) */
-static Attention attention_of(const Tiny *m, TinyLayer *L) {
-    return (Attention){ .B = m->B, .T = m->c.seq_len, .H = m->c.q_heads, .Hkv = m->c.kv_heads, .n = m->c.head_dim,
-                        .q = L->mem.q, .k = L->mem.k, .v = L->mem.v, .o = L->mem.o, .lse = L->lse };
-}
-
-/* n columns of N wider rows, ld apart: copied out of them to dense (N, n), or back into them. */
-static void columns(real *wide, size_t ld, real *dense, int N, int n, bool out) {
-    PARALLEL
-    for (int r = 0; r < N; r++)
-        memcpy(out ? dense + (size_t)r * n : wide + r * ld, out ? wide + r * ld : dense + (size_t)r * n, n * sizeof(real));
-}
-
-/* Query, key, value; positions; attention; gate; out. */
-static void attention_layer_forward(Tiny *m, TinyLayer *L) {
+/* raw = q | k | v, side by side; k and v perhaps behind a convolution; x + W_o attention(q, k, v).
+ * With a gate (Qwen3.5) there are per head n columns of query, then n of gate, q and k are normed,
+ * and sigmoid(gate) multiplies what is read. */
+static Var attention_layer(Tiny *m, Var x, Var h, bool gated) {
     const TinyConfig *c = &m->c;
-    const int T = c->seq_len, N = m->B * T, D = c->dim, n = c->head_dim, H = c->q_heads, G = c->kv_heads;
-    const int Q = H * n, KV = G * n, P = L->n_in;
-    const bool gated = L->q_norm;
-    Memory *r = &L->mem;                     /* here only for its q, k, v, o */
-    real *kv = L->n_conv ? L->conved : L->raw + L->at_k;
-    const size_t ldkv = L->n_conv ? L->n_u : P;
-    matmul_forward(L->raw, P, L->h, D, W(w_in), N, D, P, 0);
-    convs_forward(m, L, false);
-    if (gated) {
-        rmsnorm_forward(r->q, Q, n, L->inv_q, L->raw, P, 2 * n, W(q_norm), N, H, n, (real)c->eps);
-        rmsnorm_forward(r->k, KV, n, L->inv_k, kv, ldkv, n, W(k_norm), N, G, n, (real)c->eps);
-    } else {
-        columns(L->raw, P, r->q, N, Q, true);
-        columns(kv, ldkv, r->k, N, KV, true);
+    const int n = c->head_dim, H = c->q_heads, G = c->kv_heads, Q = H * n, KV = G * n;
+    Stack w = { .n = 0 };
+    const int at = add_rows(m, &w, "attn_q.weight", gated ? 2 * Q : Q);
+    const int at_k = add_rows(m, &w, "attn_k.weight", KV);
+    add_rows(m, &w, "attn_v.weight", KV);
+    const Var raw = add_linear(m, h, w.w, no_bias, w.n);
+    Var q = columns(raw, at, gated ? 2 * Q : Q, H), kv = columns(raw, at_k, 2 * KV, 1), z = q;
+    if (c->mixer == SOFTMAX && c->d_conv) {
+        const Var y = new_var(m, 1, 2 * KV);
+        add_conv(m, y, kv, 0, taps_of(m, "attn_conv1d.weight", 2 * KV), no_bias, F_ID);
+        kv = y;
     }
-    columns(kv + KV, ldkv, r->v, N, KV, true);
-    rotate(r->q, m->rope, m->B, T, H, n, c->n_rot, 1);
-    rotate(r->k, m->rope, m->B, T, G, n, c->n_rot, 1);
-    Attention a = attention_of(m, L);
-    attention_forward(&a);
-    if (gated) glu_forward(F_SIGMOID, L->y, r->o, Q, L->raw + n, P, 2 * n, N, H, n);
-    matmul_forward(L->mid, D, gated ? L->y : r->o, Q, W(w_o), N, Q, D, 1);
-}
-
-/* The way back, in the opposite order. */
-static void attention_layer_backward(Tiny *m, TinyLayer *L, const real *d_res, real *dh) {
-    const TinyConfig *c = &m->c;
-    const int T = c->seq_len, N = m->B * T, D = c->dim, n = c->head_dim, H = c->q_heads, G = c->kv_heads;
-    const int Q = H * n, KV = G * n, P = L->n_in;
-    const bool gated = L->q_norm;
-    Memory *r = &L->mem;
-    real *dy = TMP(N * Q), *draw = TMP(N * P), *dq = TMP(N * Q), *dk = TMP(N * KV), *dv = TMP(N * KV);
-    real *dconved = L->n_conv ? TMP(N * L->n_u) : NULL;
-    real *kv = L->n_conv ? L->conved : L->raw + L->at_k, *dkv = L->n_conv ? dconved : draw + L->at_k;
-    const size_t ldkv = L->n_conv ? L->n_u : P;
-    //~ mid += y W_o'
-    matmul_backward(dy, DW(w_o), d_res, D, gated ? L->y : r->o, Q, W(w_o), N, Q, D, 0);
-    //~ y = o sigmoid(gate)
-    if (gated) glu_backward(F_SIGMOID, dy, draw + n, dy, r->o, Q, L->raw + n, P, 2 * n, N, H, n, 0);
-    //~ o = attention(q, k, v)
-    Attention a = attention_of(m, L);
-    a.d_o = dy;
-    a.dq = dq;
-    a.dk = dk;
-    a.dv = dv;
-    attention_backward(&a);
-    //~ q, k = rotate(rmsnorm(raw))
-    rotate(dq, m->rope, m->B, T, H, n, c->n_rot, -1);
-    rotate(dk, m->rope, m->B, T, G, n, c->n_rot, -1);
+    Var k = columns(kv, 0, KV, G);
+    const Var v = columns(kv, KV, KV, G);
     if (gated) {
-        rmsnorm_backward(draw, DW(q_norm), dq, Q, n, L->raw, P, 2 * n, W(q_norm), L->inv_q, N, H, n, 0);
-        rmsnorm_backward(dkv, DW(k_norm), dk, KV, n, kv, ldkv, n, W(k_norm), L->inv_k, N, G, n, 0);
+        z = columns(raw, n, 2 * Q, H);
+        q.n = z.n = n;                       /* of every 2 n columns */
+        q = add_rmsnorm(m, q, add_vector(m, "attn_q_norm.weight", n, 1, 1), (real)c->eps);
+        k = add_rmsnorm(m, k, add_vector(m, "attn_k_norm.weight", n, 1, 1), (real)c->eps);
     } else {
-        columns(draw, P, dq, N, Q, false);
-        columns(dkv, ldkv, dk, N, KV, false);
+        q = add_map(m, F_ID, q);
+        k = add_map(m, F_ID, k);
     }
-    columns(dkv + KV, ldkv, dv, N, KV, false);
-    //~ conved = conv(raw)
-    convs_backward(m, L, draw, dconved, false);
-    //~ raw = h W_in'
-    matmul_backward(dh, DW(w_in), draw, P, L->h, D, W(w_in), N, D, P, 0);
+    add_rotation(m, q, m->rope, c->n_rot);
+    add_rotation(m, k, m->rope, c->n_rot);
+    Var y = add(m, (Op){ .run = attention_pair, .x = { q, k, v },
+                         .keep = { lay(m, (size_t)m->N * H) } });
+    if (gated) y = add_glu(m, F_SIGMOID, y, z);
+    return add_onto(m, x, y, add_out_matrix(m, "attn_output.weight", c->dim, Q));
 }
 
 /* -- RWKV -- */
 
-/* The projections r, w, k, v, a, g read h shifted by a share of the token before; w, a, g and blend go through narrow middles.
- *                                                                  (run.c: mix_rwkv, channel_mix; arXiv 2404.05892, 2503.14456)
+/* The projections r, w, k, v, a, g read h shifted by a share of the token before; w, a, g and blend
+ * go through narrow middles.               (run.c: mix_rwkv, channel_mix; arXiv 2404.05892, 2503.14456)
  *   RWKV-6   share_j = lerp_j + up_j tanh(down_j (h shifted by lerp_x));  d = exp(-e^w)
  *            o = S'r + (r . u k) v, then S <- Diag(d) S + k v'
- *            mid = x + W_o (norm(o) silu(g))
- *   RWKV-7   d = exp(-e^(-1/2) sigmoid(w));  k, e, b: rwkv7_keys_forward;  v: blended with the first layer's
- *            S <- Diag(d) S + k v' + b (S'e)', then o = S'r
- *            mid = x + W_o ((norm(o) + (r . u k) v) g) */
+ *            x + W_o (norm(o) silu(g))
+ *   RWKV-7   d = exp(-e^(-1/2) sigmoid(w));  e = the norm of key k_k;  k, b: rwkv7_keys_forward
+ *            v: blended with the first layer's;  S <- Diag(d) S + k v' + b (S'e)', then o = S'r
+ *            x + W_o ((norm(o) + (r . u k) v) g) */
 
-/* Which projection each row of lerp belongs to, in RWKV-6 and -7. */
-static const int read_order[2][N_READ] = { { R_W, R_K, R_V, R_R, R_G }, { R_R, R_W, R_K, R_V, R_A, R_G } };
+/* y = up act(down x) + bias. */
+typedef struct { Param down, up, bias; Act act; int out; } Narrow;
 
-/* y = up act(down x) + bias;  y (N, out), x (N, D). */
-static void narrow_forward(Tiny *m, const Narrow *p, real *y, const real *x, int N, int out) {
-    const int D = m->c.dim;
-    matmul_forward(p->middle, p->rank, x, D, W_(p->down), N, D, p->rank, 0);
-    if (p->act != F_ID) act_forward(p->act, p->bent, p->middle, N, p->rank);
-    if (p->biased) bias_forward(y, W_(p->bias), N, out);
-    matmul_forward(y, out, p->bent, p->rank, W_(p->up), N, p->rank, out, p->biased);
+/* `letter` is w, a, g or v, and only g has no bias. */
+static Narrow narrow_of(Tiny *m, char letter, int out, Act act, double a, double b) {
+    char name[32];
+    Narrow p = { .act = act, .out = out };
+    snprintf(name, sizeof name, "time_mix_%c1.weight", letter);
+    p.down = add_matrix(m, name, m->c.gate_rank, m->c.dim);
+    snprintf(name, sizeof name, "time_mix_%c2.weight", letter);
+    p.up = add_matrix(m, name, out, m->c.gate_rank);
+    snprintf(name, sizeof name, "time_mix_%c0.weight", letter);
+    if (letter != 'g') p.bias = add_vector(m, name, out, a, b);
+    return p;
+}
+static Var add_narrow(Tiny *m, const Narrow *p, Var x) {
+    Var middle = add_linear(m, x, p->down, no_bias, m->c.gate_rank);
+    if (p->act != F_ID) middle = add_map(m, p->act, middle);
+    return add_linear(m, middle, p->up, p->bias, p->out);
 }
 
-//~ y = up bent + bias,  bent = act(middle),  middle = down x.  dx is added to or assigned.
-static void narrow_backward(Tiny *m, const Narrow *p, real *dx, const real *dy, const real *x, int N, int out, int add) {
-    const int D = m->c.dim;
-    real *dbent = TMP(N * p->rank);
-    if (p->biased) bias_backward(DW_(p->bias), dy, N, out);
-    matmul_backward(dbent, DW_(p->up), dy, out, p->bent, p->rank, W_(p->up), N, p->rank, out, 0);
-    if (p->act != F_ID) act_backward(p->act, dbent, dbent, p->middle, N, p->rank);
-    matmul_backward(dx, DW_(p->down), dbent, p->rank, x, D, W_(p->down), N, D, p->rank, add);
+/* Number i of parts that are n numbers long each. */
+static Param slice(Param p, int i, int n) {
+    p.w = p.w ? p.w + (size_t)i * n : NULL;
+    p.dw = p.dw ? p.dw + (size_t)i * n : NULL;
+    p.n = n;
+    return p;
 }
 
-static void rwkv_forward(Tiny *m, TinyLayer *L) {
+/* n shares of D channels, each from 0 to 1. */
+static Param shares(Tiny *m, const char *name, int n) {
+    return add_tensor(m, name, (TinyTensor){ .cols = n * m->c.dim, .flags = KEEP_F32, .b = 1,
+                                             .period = m->c.dim });
+}
+static Var add_shift(Tiny *m, Var x, Param share) {
+    return add(m, (Op){ .run = shift_pair, .x = { x }, .w = { share } });
+}
+
+/* Norm, bonus and gate behind the memory of either: in RWKV-6 the bonus comes first. */
+static Var rwkv_out(Tiny *m, const MixerKind *kind, Var x, const Var in[N_X], Param u, Var z) {
+    const int seven = kind->rwkv == 7, V = m->c.n_heads * m->c.dv;
+    const Var o = add_recurrence(m, seven ? SCAN_WRITES_BACK : SCAN_READS_FIRST, 1, in);
+    Op op = { .run = bonus_pair, .x = { in[X_Q], in[X_K], in[X_V] }, .w = { u }, .y = { o } };
+    if (!seven) push(m, op);
+    const Param w = add_vector(m, "time_mix_ln.weight", V, 1, 1);
+    const Param b = add_vector(m, "time_mix_ln.bias", V, 0, 0);
+    op.y[0] = add_norm(m, (Op){ .run = layernorm_pair, .scale = kind->norm_eps, .w = { w, b } }, o);
+    if (seven) push(m, op);
+    const Var y = add_glu(m, seven ? F_ID : F_SILU, op.y[0], in_heads(z, o.heads));
+    return add_onto(m, x, y, add_out_matrix(m, "time_mix_output.weight", m->c.dim, V));
+}
+
+static Var rwkv6_layer(Tiny *m, const MixerKind *kind, Var x, Var h) {
     const TinyConfig *c = &m->c;
-    const int T = c->seq_len, N = m->B * T, D = c->dim, H = c->n_heads, dk = c->dk, dv = c->dv, K = H * dk, V = H * dv, R = c->gate_rank;
-    const int seven = L->kind->rwkv == 7;
-    const int *order = read_order[seven];
-    Rwkv *w = &L->rwkv;
-    Memory *r = &L->mem;
+    const int D = c->dim, H = c->n_heads, K = H * c->dk, V = H * c->dv, R = c->gate_rank;
+    const double f = first_rate(c);
+    enum { W_, K_, V_, R_, G_, N };
+    // tensors
+    const Param lerp = shares(m, "time_mix_lerp_fused.weight", N);
+    const Param w_r = add_matrix(m, "time_mix_receptance.weight", K, D);
+    const Param w_k = add_matrix(m, "time_mix_key.weight", K, D);
+    const Param w_v = add_matrix(m, "time_mix_value.weight", V, D);
+    const Param lerp_x = shares(m, "time_mix_lerp_x.weight", 1);
+    const Param down = add_matrix(m, "time_mix_w1.weight", N * R, D);
+    const Param up = add_tensor(m, "time_mix_w2.weight", (TinyTensor){
+        .rows = N * D, .cols = R, .parts = N, .flags = DECAYS, .start = NORMAL,
+        .a = 1 / sqrt((double)R), .b = 1 });
+    const Narrow fade = { .act = F_TANH, .out = K,
+                          .bias = add_vector(m, "time_mix_decay.weight", K, f > 0 ? log(f) : -6,
+                                         f > 0 ? log(f) : -1),
+                          .down = add_matrix(m, "time_mix_decay_w1.weight", R, D),
+                          .up = add_matrix(m, "time_mix_decay_w2.weight", K, R) };
+    const Param w_g = add_matrix(m, "time_mix_gate.weight", V, D);
+    const Param u = add_vector(m, "time_mix_first.weight", K, 1, 0);
     // what each projection reads
-    if (!seven) {
-        shift_forward(w->mixed, L->h, W(rwkv.lerp_x), 0, m->B, T, D);
-        matmul_forward(w->low, 5 * R, w->mixed, D, W(rwkv.mix_down), N, D, 5 * R, 0);
-        act_forward(F_TANH, w->bent, w->low, N, 5 * R);
-        for (int j = 0; j < 5; j++) {
-            bias_forward(w->share[order[j]], W(rwkv.lerp) + j * D, N, D);
-            matmul_forward(w->share[order[j]], D, w->bent + j * R, 5 * R, W(rwkv.mix_up) + (size_t)j * D * R, N, R, D, 1);
-        }
+    Var read[N];
+    const Var low = add_linear(m, add_shift(m, h, lerp_x), down, no_bias, N * R);
+    const Var bent = add_map(m, F_TANH, low);
+    for (int j = N - 1; j >= 0; j--) {
+        const Var share = add_linear(m, columns(bent, j * R, R, 1), slice(up, j, D * R),
+                                     slice(lerp, j, D), D);
+        read[j] = add(m, (Op){ .run = shift_pair, .x = { h, share } });
     }
-    for (int j = 0; j < 5 + seven; j++)
-        shift_forward(w->read[order[j]], L->h, seven ? W(rwkv.lerp) + j * D : w->share[order[j]], seven ? 0 : D, m->B, T, D);
-    // q, key, value; d; in RWKV-7 k, e, b, v; z
-    matmul_forward(r->q, K, w->read[R_R], D, W(rwkv.w_r), N, D, K, 0);
-    matmul_forward(w->key, K, w->read[R_K], D, W(rwkv.w_k), N, D, K, 0);
-    matmul_forward(w->value, V, w->read[R_V], D, W(rwkv.w_v), N, D, V, 0);
-    narrow_forward(m, &w->decay, L->f, w->read[R_W], N, K);
-    act_forward(seven ? F_DECAY7 : F_DECAY6, r->d, L->f, N, K);
-    if (seven) {
-        narrow_forward(m, &w->strength, w->a, w->read[R_A], N, K);
-        narrow_forward(m, &w->gate, L->z, w->read[R_G], N, V);
-        rwkv7_keys_forward(r->k, r->e, r->b, w->scaled, L->inv_k, w->key, w->a, W(rwkv.k_k), W(rwkv.k_a), N, H, dk);
-        if (w->blend.rank) {
-            narrow_forward(m, &w->blend, w->take, w->read[R_V], N, V);
-            blend_forward(r->v, w->value, m->layers[0].rwkv.value, w->take, (size_t)N * V);
-        }
-    } else matmul_forward(L->z, V, w->read[R_G], D, W(rwkv.w_g), N, D, V, 0);
-    // the recurrence, the bonus behind it or behind the norm, gate, out
-    memory_forward(r);
-    if (!seven) bonus_forward(r->o, r->q, r->k, r->v, W(rwkv.bonus), N, H, dk, dv);
-    layernorm_forward(w->normed, L->inv_o, r->o, W(norm), W(rwkv.o_bias), N, H, dv, (real)L->kind->norm_eps);
-    if (seven) bonus_forward(w->normed, r->q, r->k, r->v, W(rwkv.bonus), N, H, dk, dv);
-    glu_forward(seven ? F_ID : F_SILU, L->y, w->normed, V, L->z, V, 0, N, 1, V);
-    matmul_forward(L->mid, D, L->y, V, W(w_o), N, V, D, 1);
+    // q, k, v, d
+    const Var d = add_map(m, F_DECAY6, add_narrow(m, &fade, read[W_]));
+    const Var in[N_X] = { in_heads(add_linear(m, read[R_], w_r, no_bias, K), H),
+                          in_heads(add_linear(m, read[K_], w_k, no_bias, K), H),
+                          in_heads(add_linear(m, read[V_], w_v, no_bias, V), H), in_heads(d, H) };
+    return rwkv_out(m, kind, x, in, u, add_linear(m, read[G_], w_g, no_bias, V));
 }
 
-/* The way back, in the opposite order. */
-static void rwkv_backward(Tiny *m, TinyLayer *L, const real *d_res, real *dh) {
+static Var rwkv7_layer(Tiny *m, const MixerKind *kind, Var x, Var h) {
     const TinyConfig *c = &m->c;
-    const int T = c->seq_len, N = m->B * T, D = c->dim, H = c->n_heads, dk = c->dk, dv = c->dv, K = H * dk, V = H * dv, R = c->gate_rank;
-    const int seven = L->kind->rwkv == 7;
-    const int *order = read_order[seven];
-    Rwkv *w = &L->rwkv;
-    Memory *r = &L->mem;
-    real *dy = TMP(N * V), *dz = TMP(N * V), *dnormed = TMP(N * V), *dkey = TMP(N * K), *da = NULL, *dread[N_READ];
-    r->d_o = TMP(N * V);
-    r->dval = TMP(N * V);
-    r->dq = TMP(N * K);
-    r->dkey = TMP(N * K);
-    r->dd = TMP(N * K);
-    if (seven) {
-        r->de = TMP(N * K);
-        r->db = TMP(N * K);
-        da = TMP(N * K);
+    const int D = c->dim, H = c->n_heads, K = H * c->dk, V = H * c->dv;
+    const double f = first_rate(c), w0 = f > 0 ? -log(DECAY7 / fmin(f, 0.6) - 1) : 0;
+    enum { R_, W_, K_, V_, A_, G_, N };
+    // tensors; the first layer has no earlier values
+    const Param lerp = shares(m, "time_mix_lerp_fused.weight", N);
+    const Param w_r = add_matrix(m, "time_mix_receptance.weight", K, D);
+    const Param w_k = add_matrix(m, "time_mix_key.weight", K, D);
+    const Param w_v = add_matrix(m, "time_mix_value.weight", V, D);
+    const Narrow fade = narrow_of(m, 'w', K, F_TANH, f > 0 ? w0 : -7, f > 0 ? w0 : -2);
+    const Narrow strength = narrow_of(m, 'a', K, F_ID, 0, 0);
+    const Narrow gate = narrow_of(m, 'g', V, F_SIGMOID, 0, 0);
+    Narrow take = { .out = 0 };
+    if (m->layer) take = narrow_of(m, 'v', V, F_ID, 1, 1);
+    const Param k_k = add_vector(m, "time_mix_k_k.weight", K, 0.85, 0.85);
+    const Param k_a = add_vector(m, "time_mix_k_a.weight", K, 1, 1);
+    const Param u = add_vector(m, "time_mix_r_k.weight", K, 0, 0);
+    // what each projection reads
+    Var read[N];
+    for (int j = N - 1; j >= 0; j--) read[j] = add_shift(m, h, slice(lerp, j, D));
+    // q, v, d; k, e, b from a key
+    const Var q = add_linear(m, read[R_], w_r, no_bias, K);
+    const Var key = add_linear(m, read[K_], w_k, no_bias, K);
+    Var v = new_var(m, 1, V);
+    if (!m->layer) v.dx = lay(m, m->N * v.ld);  /* later layers have a share of it, too */
+    push(m, (Op){ .run = linear_pair, .x = { read[V_] }, .w = { w_v }, .y = { v } });
+    const Var d = add_map(m, F_DECAY7, add_narrow(m, &fade, read[W_]));
+    const Var a = add_narrow(m, &strength, read[A_]), z = add_narrow(m, &gate, read[G_]);
+    if (m->layer)
+        v = add(m, (Op){ .run = blend_pair, .x = { v, m->first, add_narrow(m, &take, read[V_]) } });
+    else {
+        m->first = v;
+        v = add_map(m, F_ID, v);
     }
-    for (int j = 0; j < 5 + seven; j++) dread[order[j]] = TMP(N * D);
-    //~ mid += y W_o'
-    matmul_backward(dy, DW(w_o), d_res, D, L->y, V, W(w_o), N, V, D, 0);
-    //~ y = normed act(z)
-    glu_backward(seven ? F_ID : F_SILU, dnormed, dz, dy, w->normed, V, L->z, V, 0, N, 1, V, 0);
-    //~ normed = layernorm(o),  o = recurrence;  the bonus behind one or the other
-    layernorm_backward(r->d_o, DW(norm), DW(rwkv.o_bias), dnormed, r->o, W(norm), L->inv_o, N, H, dv, 0);
-    memory_backward(r);
-    bonus_backward(r->dq, r->dkey, r->dval, DW(rwkv.bonus), seven ? dnormed : r->d_o, r->q, r->k, r->v, W(rwkv.bonus), N, H, dk, dv);
-    //~ d = decay(f),  f = narrow(read)
-    act_backward(seven ? F_DECAY7 : F_DECAY6, r->dd, r->dd, L->f, N, K);
-    narrow_backward(m, &w->decay, dread[R_W], r->dd, w->read[R_W], N, K, 0);
-    //~ k, e, b, v, z
-    real *dvalue = r->dval, *dkey_in = r->dkey;
-    if (seven) {
-        rwkv7_keys_backward(dkey, da, DW(rwkv.k_k), DW(rwkv.k_a), r->dkey, r->de, r->db, r->e, w->scaled, L->inv_k,
-                            w->key, w->a, W(rwkv.k_k), W(rwkv.k_a), N, H, dk);
-        dkey_in = dkey;
-        narrow_backward(m, &w->strength, dread[R_A], da, w->read[R_A], N, K, 0);
-        narrow_backward(m, &w->gate, dread[R_G], dz, w->read[R_G], N, V, 0);
-        if (w->blend.rank) {
-            real *dtake = TMP(N * V);
-            dvalue = TMP(N * V);
-            blend_backward(dvalue, m->d_first, dtake, r->dval, w->value, m->layers[0].rwkv.value, w->take, (size_t)N * V);
-            narrow_backward(m, &w->blend, dread[R_V], dtake, w->read[R_V], N, V, 0);
-        } else for (size_t i = 0; i < (size_t)N * V; i++) dvalue[i] += m->d_first[i];
-    } else matmul_backward(dread[R_G], DW(rwkv.w_g), dz, V, w->read[R_G], D, W(rwkv.w_g), N, D, V, 0);
-    //~ q, key, value
-    matmul_backward(dread[R_R], DW(rwkv.w_r), r->dq, K, w->read[R_R], D, W(rwkv.w_r), N, D, K, 0);
-    matmul_backward(dread[R_K], DW(rwkv.w_k), dkey_in, K, w->read[R_K], D, W(rwkv.w_k), N, D, K, 0);
-    matmul_backward(dread[R_V], DW(rwkv.w_v), dvalue, V, w->read[R_V], D, W(rwkv.w_v), N, D, V, w->blend.rank > 0);
-    //~ read_j = h shifted by share_j
-    zeroed(dh, (size_t)N * D);
-    if (seven) {
-        for (int j = 0; j < 6; j++) shift_backward(dh, DW(rwkv.lerp) + j * D, dread[order[j]], L->h, W(rwkv.lerp) + j * D, 0, m->B, T, D);
-        return;
+    const Var scaled = add(m, (Op){ .run = channels_pair, .x = { key }, .w = { k_k } });
+    const Var e = add_l2norm_to(m, (Var){ .n = 0 }, in_heads(scaled, H), 1);
+    const Var k = new_var(m, H, c->dk), b = new_var(m, H, c->dk);
+    push(m, (Op){ .run = rwkv7_keys_pair, .x = { key, a, e }, .w = { k_a }, .y = { k, b } });
+    const Var in[N_X] = { in_heads(q, H), k, in_heads(v, H), in_heads(d, H), e, [X_B] = b };
+    return rwkv_out(m, kind, x, in, u, z);
+}
+
+/* The feed-forward of RWKV, in its layers of softmax attention, too:
+ *   x + W_down relu(W_key (h shifted by lerp_k))^2
+ * in RWKV-6 times sigmoid(W_recept (h shifted by lerp_r)). */
+static Var channel_mix_layer(Tiny *m, Var x, Var h, bool gated) {
+    const int D = m->c.dim, F = m->c.hidden_dim;
+    const Param lerp_k = shares(m, "channel_mix_lerp_k.weight", 1);
+    const Param w_k = add_matrix(m, "channel_mix_key.weight", F, D);
+    const Param w_v = add_out_matrix(m, "channel_mix_value.weight", D, F);
+    const Var s = add_map(m, F_SQRELU, add_linear(m, add_shift(m, h, lerp_k), w_k, no_bias, F));
+    if (!gated) return add_onto(m, x, s, w_v);
+    const Param lerp_r = shares(m, "channel_mix_lerp_r.weight", 1);
+    const Param w_r = add_matrix(m, "channel_mix_receptance.weight", D, D);
+    const Var wide = add_linear(m, s, w_v, no_bias, D);
+    const Var recept = add_linear(m, add_shift(m, h, lerp_r), w_r, no_bias, D);
+    Var y = x, more = x;                     /* one gradient for all three */
+    y.x = lay(m, m->N * y.ld);
+    more.x = lay(m, m->N * y.ld);
+    push(m, (Op){ .run = kern.glu, .act = F_SIGMOID, .x = { wide, recept }, .y = { more } });
+    x.dx = more.dx = NULL;
+    return add(m, (Op){ .run = plus_pair, .x = { x, more }, .y = { y } });
+}
+
+/* -- a layer, a new model -- */
+
+/* The norm of the residual stream, its weights and bias: RMSNorm, in RWKV LayerNorm. */
+static Op stream_norm(Tiny *m, const char *name) {
+    const bool layer = mixer_kinds[m->c.mixer].rwkv;
+    Op o = { .run = layer ? layernorm_pair : kern.rmsnorm, .scale = m->c.eps };
+    for (int i = 0; i < 1 + layer; i++) {
+        char full[48];
+        snprintf(full, sizeof full, "%s.%s", name, i ? "bias" : "weight");
+        o.w[i] = add_vector(m, full, m->c.dim, !i, !i);
     }
-    real *dshare = TMP(N * D), *dbent = TMP(N * 5 * R);
-    for (int j = 0; j < 5; j++) {
-        shift_backward(dh, dshare, dread[order[j]], L->h, w->share[order[j]], D, m->B, T, D);
-        //~ share_j = lerp_j + bent_j up_j'
-        bias_backward(DW(rwkv.lerp) + j * D, dshare, N, D);
-        matmul_backward(dbent + j * R, DW(rwkv.mix_up) + (size_t)j * D * R, dshare, D, w->bent + j * R, 5 * R,
-                        W(rwkv.mix_up) + (size_t)j * D * R, N, R, D, 0);
-    }
-    //~ bent = tanh(mixed down'),  mixed = h shifted by lerp_x
-    act_backward(F_TANH, dbent, dbent, w->low, N, 5 * R);
-    matmul_backward(dshare, DW(rwkv.mix_down), dbent, 5 * R, w->mixed, D, W(rwkv.mix_down), N, D, 5 * R, 0);
-    shift_backward(dh, DW(rwkv.lerp_x), dshare, L->h, W(rwkv.lerp_x), 0, m->B, T, D);
+    return o;
 }
 
-/* The feed-forward: next += W_down relu(W_key (h2 shifted by lerp_k))^2, in RWKV-6 times sigmoid(W_recept (h2 shifted by lerp_r)). */
-static void channel_mix_forward(Tiny *m, TinyLayer *L, real *next) {
-    const int T = m->c.seq_len, N = m->B * T, D = m->c.dim, F = m->c.hidden_dim;
-    Rwkv *w = &L->rwkv;
-    shift_forward(w->ffn_read[0], L->h2, W(rwkv.ffn_lerp_k), 0, m->B, T, D);
-    matmul_forward(L->gu, F, w->ffn_read[0], D, W(w_ffn), N, D, F, 0);
-    act_forward(F_SQRELU, L->s, L->gu, N, F);
-    if (!w->w_recept) { matmul_forward(next, D, L->s, F, W(w_down), N, F, D, 1); return; }
-    matmul_forward(w->wide, D, L->s, F, W(w_down), N, F, D, 0);
-    shift_forward(w->ffn_read[1], L->h2, W(rwkv.ffn_lerp_r), 0, m->B, T, D);
-    matmul_forward(w->recept, D, w->ffn_read[1], D, W(rwkv.w_recept), N, D, D, 0);
-    real *gated = space(-1, (size_t)N * D);
-    glu_forward(F_SIGMOID, gated, w->wide, D, w->recept, D, 0, N, 1, D);
-    for (size_t i = 0; i < (size_t)N * D; i++) next[i] += gated[i];
+/* x + mixer(norm(x)), then x + W_down (silu(W_gate h) * W_up h), h = norm(x). Mamba-2 has no second
+ * half (F 0). */
+static Var add_layer(Tiny *m, Var x) {
+    const int D = m->c.dim, F = m->c.hidden_dim;
+    const MixerKind *kind = &mixer_kinds[m->c.mixer];
+    begin_half(m);
+    Var h = add_norm(m, stream_norm(m, "attn_norm"), x);
+    if (attends(&m->c, m->layer)) x = attention_layer(m, x, h, kind->qwen);
+    else if (kind->rwkv) x = (kind->rwkv == 6 ? rwkv6_layer : rwkv7_layer)(m, kind, x, h);
+    else x = linear_layer(m, kind, x, h);
+    if (!F) return x;
+    begin_half(m);
+    h = add_norm(m, stream_norm(m, kind->rwkv ? "attn_norm_2"
+                                   : kind->qwen ? "post_attention_norm" : "ffn_norm"), x);
+    if (kind->rwkv) return channel_mix_layer(m, x, h, kind->rwkv == 6);
+    const Param w = add_matrix(m, "ffn_gate.weight", F, D);
+    add_matrix(m, "ffn_up.weight", F, D);        /* follows it: both are one matrix */
+    const Var both = add_linear(m, h, w, no_bias, 2 * F);
+    const Var s = add_glu(m, F_SILU, columns(both, F, F, 1), columns(both, 0, F, 1));
+    return add_onto(m, x, s, add_out_matrix(m, "ffn_down.weight", D, F));
 }
 
-/* The way back; dh (N, D) is assigned. */
-static void channel_mix_backward(Tiny *m, TinyLayer *L, const real *d_res, real *dh) {
-    const int T = m->c.seq_len, N = m->B * T, D = m->c.dim, F = m->c.hidden_dim;
-    Rwkv *w = &L->rwkv;
-    real *ds = TMP(N * F), *dread = TMP(N * D), *dwide = TMP(N * D), *drecept = TMP(N * D);
-    const real *dout = d_res;
-    zeroed(dh, (size_t)N * D);
-    if (w->w_recept) {
-        //~ next += wide sigmoid(recept),  recept = read W_recept'
-        glu_backward(F_SIGMOID, dwide, drecept, d_res, w->wide, D, w->recept, D, 0, N, 1, D, 0);
-        matmul_backward(dread, DW(rwkv.w_recept), drecept, D, w->ffn_read[1], D, W(rwkv.w_recept), N, D, D, 0);
-        shift_backward(dh, DW(rwkv.ffn_lerp_r), dread, L->h2, W(rwkv.ffn_lerp_r), 0, m->B, T, D);
-        dout = dwide;
-    }
-    //~ next += s W_down' (in RWKV-6 wide =),  s = relu(gu)^2,  gu = read W_key'
-    matmul_backward(ds, DW(w_down), dout, D, L->s, F, W(w_down), N, F, D, 0);
-    act_backward(F_SQRELU, ds, ds, L->gu, N, F);
-    matmul_backward(dread, DW(w_ffn), ds, F, w->ffn_read[0], D, W(w_ffn), N, D, F, 0);
-    shift_backward(dh, DW(rwkv.ffn_lerp_k), dread, L->h2, W(rwkv.ffn_lerp_k), 0, m->B, T, D);
-}
-
-/* -- a layer -- */
-
-/* The norm of the residual stream: RMSNorm, in RWKV LayerNorm. w and b are offsets of tensors; b is 0 where there is no bias, since
- * the tensor at 0 is the embedding. */
-static void stream_norm_forward(Tiny *m, real *y, real *inv, const real *x, size_t w, size_t b) {
-    const int N = m->B * m->c.seq_len, D = m->c.dim;
-    if (b) layernorm_forward(y, inv, x, W_(w), W_(b), N, 1, D, (real)m->c.eps);
-    else rmsnorm_forward(y, D, D, inv, x, D, D, W_(w), N, 1, D, (real)m->c.eps);
-}
-
-//~ y = norm(x)
-static void stream_norm_backward(Tiny *m, real *dx, const real *dy, const real *x, const real *inv, size_t w, size_t b, int add) {
-    const int N = m->B * m->c.seq_len, D = m->c.dim;
-    if (b) layernorm_backward(dx, DW_(w), DW_(b), dy, x, W_(w), inv, N, 1, D, add);
-    else rmsnorm_backward(dx, DW_(w), dy, D, D, x, D, D, W_(w), inv, N, 1, D, add);
-}
-
-/* mid = x + mixer(norm(x));  next = mid + W_down (silu(W_gate h2) * W_up h2),  h2 = norm(mid). Mamba-2 has no second half (F 0). */
-static void layer_forward(Tiny *m, TinyLayer *L, real *next) {
-    const TinyConfig *c = &m->c;
-    const int N = m->B * c->seq_len, D = c->dim, F = c->hidden_dim;
-    stream_norm_forward(m, L->h, L->inv, L->x, L->attn_norm, L->rwkv.norm_bias);
-    columns(L->x, D, L->mid, N, D, true);
-    if (L->family) linear_forward(m, L);
-    else if (L->kind) rwkv_forward(m, L);
-    else attention_layer_forward(m, L);
-    columns(L->mid, D, next, N, D, true);
-    if (!F) return;
-    stream_norm_forward(m, L->h2, L->inv2, L->mid, L->ffn_norm, L->rwkv.ffn_norm_bias);
-    if (L->rwkv.ffn_lerp_k) { channel_mix_forward(m, L, next); return; }
-    matmul_forward(L->gu, 2 * F, L->h2, D, W(w_ffn), N, D, 2 * F, 0);
-    glu_forward(F_SILU, L->s, L->gu + F, 2 * F, L->gu, 2 * F, 0, N, 1, F);
-    matmul_forward(next, D, L->s, F, W(w_down), N, F, D, 1);
-}
-
-/* d_res: the gradient of next on entry, of x on return. What TMP gave to one half is free for the other. */
-static void layer_backward(Tiny *m, TinyLayer *L, real *d_res) {
-    const TinyConfig *c = &m->c;
-    const int N = m->B * c->seq_len, D = c->dim, F = c->hidden_dim;
-    m->pool_used = 0;
-    if (F) {
-        if (L->rwkv.ffn_lerp_k) channel_mix_backward(m, L, d_res, m->dh);
-        else {
-            real *ds = TMP(N * F), *dgu = TMP(2 * N * F);
-            //~ next = mid + s W_down'
-            matmul_backward(ds, DW(w_down), d_res, D, L->s, F, W(w_down), N, F, D, 0);
-            //~ s = silu(g) * u
-            glu_backward(F_SILU, dgu + F, dgu, ds, L->gu + F, 2 * F, L->gu, 2 * F, 0, N, 1, F, 0);
-            //~ g, u = h2 W'
-            matmul_backward(m->dh, DW(w_ffn), dgu, 2 * F, L->h2, D, W(w_ffn), N, D, 2 * F, 0);
+/* (T, n / 2, 2): cosine and sine of position * base^(-2i / n). */
+static real *rope_angles(Tiny *m, int n) {
+    const int T = m->c.seq_len;
+    real *cs = lay(m, (size_t)T * n);
+    for (int t = 0; t < T && cs; t++)
+        for (int i = 0; i < n / 2; i++) {
+            double angle = t * pow(m->c.rope_base, -2.0 * i / n);
+            cs[(size_t)t * n + 2 * i] = (real)cos(angle);
+            cs[(size_t)t * n + 2 * i + 1] = (real)sin(angle);
         }
-        //~ h2 = norm(mid)
-        stream_norm_backward(m, d_res, m->dh, L->mid, L->inv2, L->ffn_norm, L->rwkv.ffn_norm_bias, 1);
-        m->pool_used = 0;
-    }
-    //~ mid = x + mixer(h)
-    if (L->family) linear_backward(m, L, d_res, m->dh);
-    else if (L->kind) rwkv_backward(m, L, d_res, m->dh);
-    else attention_layer_backward(m, L, d_res, m->dh);
-    //~ h = norm(x)
-    stream_norm_backward(m, d_res, m->dh, L->x, L->inv, L->attn_norm, L->rwkv.norm_bias, 1);
+    return cs;
+}
+
+/* Lists the tensors, in the order of the file (reference: the tables of llama.cpp; where it has
+ * none, ours: doc/format.md), and the operations. */
+static void write_model(Tiny *m, uint64_t seed) {
+    const int D = m->c.dim, V = m->c.vocab_size;
+    m->n_tensors = m->n_ops = m->half = 0;
+    m->n_params = m->n_weights = m->used = 0;
+    m->rng = mix_seed(seed);
+    m->layer = -1;
+    m->rope = rope_angles(m, m->c.n_rot);
+    m->rope_k = rope_angles(m, m->c.dk);
+    m->embed = add_tensor(m, "token_embd.weight", (TinyTensor){
+        .rows = V, .cols = D, .flags = DECAYS, .start = NORMAL, .a = 0.05, .b = 1 });
+    Op norm = stream_norm(m, "output_norm");
+    begin_half(m);
+    /* these gradients outlast a half of a layer */
+    Var x = { lay(m, m->N * (size_t)D), lay(m, m->N * (size_t)D), D, D, 1, D };
+    norm.y[0] = (Var){ lay(m, m->N * (size_t)D), lay(m, m->N * (size_t)D), D, D, 1, D };
+    m->x = x;
+    for (m->layer = 0; m->layer < m->c.n_layers; m->layer++) x = add_layer(m, x);
+    m->h_out = add_norm(m, norm, x);
+}
+
+/* A model of these sizes that trains on B sequences at a time. */
+static void tiny_new(Tiny *m, const TinyConfig *c, int B, uint64_t seed) {
+    *m = (Tiny){ .c = *c, .B = B, .N = B * c->seq_len };
+    write_model(m, seed);                    /* to measure */
+    m->tensors = checked(calloc((size_t)m->n_tensors, sizeof *m->tensors));
+    m->ops = checked(calloc((size_t)m->n_ops, sizeof *m->ops));
+    m->params = checked(calloc(4 * m->n_params, sizeof(real)));
+    m->grads = m->params + m->n_params;
+    m->mean = m->grads + m->n_params;
+    m->square = m->mean + m->n_params;
+    m->arena = checked(calloc(m->used, sizeof(real)));
+    m->pool = checked(calloc(m->pool_cap, sizeof(real)));
+    write_model(m, seed);
+    order_gradients(m);
+}
+
+static void tiny_free(Tiny *m) {
+    free(m->tensors);
+    free(m->ops);
+    free(m->params);
+    free(m->arena);
+    free(m->pool);
 }
 
 /* ---- 8. one step ---------------------------------------------------------------------------
  * From ids to the loss, and back to all gradients. */
 
-/* The head, logits = h_out E', shares the embedding's matrix E (V, D). Logits are made, turned into their gradient and used in
- * blocks of tokens that a second-level cache nearly holds; each block packs the matrix once more. Returns the sum of -ln p over
- * the tokens that count (target >= 0), in nats, and how many they are; the gradient is that of the mean. With train, m->dh (N, D)
- * is assigned. */
+/* Tokens of h_out from `first` on, and their logits = h_out E'; the head shares the matrix E of the
+ * embedding, (V, D). */
+static Mat tokens_out(const Tiny *m, int first, int rows) {
+    return values((Var){ row(m->h_out, first, 0), NULL, m->h_out.ld, 0, 1, m->c.dim }, rows);
+}
+static Mat embedding(const Tiny *m, real *p) { return mat(p, m->c.vocab_size, m->c.dim, m->c.dim); }
+static Mat logits_of(const Tiny *m, real *p, int first, int rows) {
+    const Mat logits = mat(p, rows, m->c.vocab_size, m->c.vocab_size);
+    gemm(logits, tokens_out(m, first, rows), turned(embedding(m, m->embed.w)), false);
+    return logits;
+}
+
+/* Logits are made, turned into their gradient and used in blocks of tokens that a second-level
+ * cache nearly holds; each block packs the matrix once more. Returns the sum of -ln p over the
+ * tokens that count (target >= 0), in nats, and how many they are; the gradient is that of the
+ * mean. With train, that of h_out is assigned. */
 static double tiny_head(Tiny *m, const int *target, bool train, int *count) {
     enum { ROWS_AT_ONCE = 8 * BLOCK };
-    const int N = m->B * m->c.seq_len, D = m->c.dim, V = m->c.vocab_size;
-    const real *w = m->params + m->embed;
-    static real *logits;
+    const int V = m->c.vocab_size;
+    static real *room;
     static size_t cap;
-    if (cap < (size_t)ROWS_AT_ONCE * V)
-        logits = checked(realloc(logits, (cap = (size_t)ROWS_AT_ONCE * V) * sizeof(real)));
+    if (cap < (size_t)ROWS_AT_ONCE * V) {
+        cap = (size_t)ROWS_AT_ONCE * V;
+        room = checked(realloc(room, cap * sizeof(real)));
+    }
     double loss = 0;
     *count = 0;
-    for (int i = 0; i < N; i++) *count += target[i] >= 0;
+    for (int i = 0; i < m->N; i++) *count += target[i] >= 0;
     const real scale = 1 / (real)(*count ? *count : 1);
-    for (int i = 0; i < N; i += ROWS_AT_ONCE) {
-        const int rows = least(ROWS_AT_ONCE, N - i);
+    for (int i = 0; i < m->N; i += ROWS_AT_ONCE) {
+        const int rows = least(ROWS_AT_ONCE, m->N - i);
         double part[ROWS_AT_ONCE / 16] = {0};
-        matmul_forward(logits, V, m->h_out + (size_t)i * D, D, w, rows, D, V, 0);
+        const Mat logits = logits_of(m, room, i, rows);
         PARALLEL
         for (int r = 0; r < rows; r += 16)
-            part[r / 16] = kern.cross_entropy(logits + (size_t)r * V, target + i + r, least(16, rows - r), V, scale);
+            part[r / 16] = kern.cross_entropy(room + (size_t)r * V, target + i + r,
+                                              least(16, rows - r), V, scale);
         for (int r = 0; r < ROWS_AT_ONCE / 16; r++) loss += part[r];
+        if (!train) continue;
         //~ logits = h_out E'
-        if (train)
-            matmul_backward(m->dh + (size_t)i * D, m->grads + m->embed, logits, V, m->h_out + (size_t)i * D, D, w, rows, D, V, 0);
+        gemm(mat(drow(m->h_out, i, 0), rows, m->c.dim, m->h_out.ld), logits,
+             embedding(m, m->embed.w), false);
+        gemm(embedding(m, m->embed.dw), turned(logits), tokens_out(m, i, rows), true);
     }
     return loss;
 }
 
-/* id, target: (B, T), target -1: not counted. Returns the sum of the losses of `count` tokens. With train, gradients of the mean loss
- * are added to m->grads. */
+/* id, target: (B, T), target -1: not counted. Returns the sum of the losses of `count` tokens. With
+ * train, gradients of the mean loss are added to m->grads. */
 static double tiny_step(Tiny *m, const int *id, const int *target, bool train, int *count) {
-    const TinyConfig *c = &m->c;
-    const int N = m->B * c->seq_len, D = c->dim, n = c->n_layers;
-    real *w = m->params, *dw = m->grads;
-    embedding_forward(m->layers[0].x, w + m->embed, id, N, D);
-    for (int l = 0; l < n; l++) layer_forward(m, &m->layers[l], l + 1 < n ? m->layers[l + 1].x : m->x_out);
-    stream_norm_forward(m, m->h_out, m->inv_out, m->x_out, m->out_norm, m->out_norm_bias);
+    embedding_forward(m->x, m->embed.w, id, m->N);
+    run_forward(m->ops, m->n_ops);
     double loss = tiny_head(m, target, train, count);
     if (!train) return loss;
-    //~ logits = h_out E', in tiny_head
-    //~ h_out = norm(x_out)
-    stream_norm_backward(m, m->d_res, m->dh, m->x_out, m->inv_out, m->out_norm, m->out_norm_bias, 0);
-    if (mixer_kinds[c->mixer].rwkv == 7) zeroed(m->d_first, (size_t)N * c->n_heads * c->dv);
-    //~ x_(l+1) = layer(x_l)
-    for (int l = n - 1; l >= 0; l--) layer_backward(m, &m->layers[l], m->d_res);
+    //~ h_out, all layers from x
+    run_backward(m->ops, m->n_ops);
     //~ x = E[id]
-    embedding_backward(dw + m->embed, m->d_res, id, N, D);
+    embedding_backward(m->x, m->embed.dw, id, m->N);
     return loss;
 }
 
 /* ---- 9. AdamW ------------------------------------------------------------------------------
- * Decoupled weight decay on matrices only; the gradient is first scaled to a norm of at most `clip` (0: of any norm). */
+ * Decoupled weight decay on matrices only; the gradient is first scaled to a norm of at most `clip`
+ * (0: of any norm). */
 typedef struct { double lr, beta1, beta2, eps, decay, clip; } AdamW;
 
-/* One step from m->grads; step counts from 1. Returns the norm that the gradient had. Squares are added in parts of PART parameters
- * and the parts in order, so the number of threads changes no bit. */
+/* One step from m->grads; step counts from 1. Returns the norm that the gradient had. Squares are
+ * added in parts of PART parameters and the parts in order, so the number of threads changes no
+ * bit. */
 static double adamw_step(Tiny *m, const AdamW *o, long step) {
     enum { PART = 1 << 14 };
     const int parts = (int)((m->n_params + PART - 1) / PART);
@@ -3403,14 +3320,19 @@ static double adamw_step(Tiny *m, const AdamW *o, long step) {
     for (int p = 0; p < parts; p++) norm += sum[p];
     free(sum);
     norm = sqrt(norm);
-    const double c1 = 1 / (1 - pow(o->beta1, (double)step)), c2 = 1 / (1 - pow(o->beta2, (double)step));
     const double shrink = o->clip > 0 && norm > o->clip ? o->clip / norm : 1;
+    const AdamStep with = {
+        .lr = (real)o->lr, .b1 = (real)o->beta1, .b2 = (real)o->beta2, .eps = (real)o->eps,
+        .decay = (real)o->decay, .c1 = (real)(1 / (1 - pow(o->beta1, (double)step))),
+        .c2 = (real)(1 / (1 - pow(o->beta2, (double)step))), .shrink = (real)shrink
+    };
     PARALLEL
     for (int n = 0; n < m->n_tensors; n++) {
         const TinyTensor *t = &m->tensors[n];
-        kern.adamw(m->params + t->at, m->grads + t->at, m->mean + t->at, m->square + t->at, (tensor_len(t) + 15) / 16 * 16,
-                   (real)o->lr, (real)o->beta1, (real)o->beta2, (real)o->eps, t->flags & DECAYS ? (real)o->decay : 0,
-                   (real)c1, (real)c2, (real)shrink);
+        AdamStep own = with;
+        if (!(t->flags & DECAYS)) own.decay = 0;
+        kern.adamw(m->params + t->at, m->grads + t->at, m->mean + t->at, m->square + t->at,
+                   (tensor_len(t) + 15) / 16 * 16, &own);
     }
     return norm;
 }
@@ -4843,7 +4765,7 @@ static Out model_file(const Tiny *m, const Gguf *vocab, int type, const char *na
         key_u32(&k, p, "full_attention_interval", (uint32_t)(c->interval ? c->interval : c->n_layers + 1));
     }
     // of its linear layers
-    if (kind->qwen || is_mamba(family_of(kind))) {
+    if (kind->qwen || is_mamba(kind)) {
         key_u32(&k, p, "ssm.conv_kernel", (uint32_t)c->d_conv);
         key_u32(&k, p, "ssm.state_size", (uint32_t)c->dk);
         key_u32(&k, p, "ssm.group_count", (uint32_t)c->n_heads);
@@ -4861,10 +4783,10 @@ static Out model_file(const Tiny *m, const Gguf *vocab, int type, const char *na
         key_u32(&k, p, "mixer.key_length", (uint32_t)c->dk);
         key_u32(&k, p, "mixer.value_length", (uint32_t)c->dv);
         key_u32(&k, p, "mixer.conv_kernel", (uint32_t)c->d_conv);
-        if (!kind->ungated && facts(family_of(kind))->back.gate != ACT_NONE)
-            key_str(&k, p, "mixer.output_gate", facts(family_of(kind))->back.gate == ACT_SIGMOID ? "sigmoid" : "swish");
+        if (gate_of(kind) != F_ID)
+            key_str(&k, p, "mixer.output_gate", gate_of(kind) == F_SIGMOID ? "sigmoid" : "swish");
         if (kind->writes) key_u32(&k, p, "mixer.writes_per_token", (uint32_t)kind->writes);
-        if (family_of(kind)->per == SLOTS) key_u32(&k, p, "mixer.slot_count", (uint32_t)c->dk);
+        if (kind->law == slots_law) key_u32(&k, p, "mixer.slot_count", (uint32_t)c->dk);
         if (kind->elu) key_str(&k, p, "mixer.feature_map", "elu_plus_one");
         if (kind->unscaled) key_f32(&k, p, "mixer.scale", 1);
         if (kind->rope) {
@@ -4872,7 +4794,7 @@ static Out model_file(const Tiny *m, const Gguf *vocab, int type, const char *na
             key_f32(&k, p, "mixer.rope_freq_base", c->rope_base);
         }
         if (kind->norm_eps > 0) key_f32(&k, p, "mixer.layer_norm_rms_epsilon", kind->norm_eps);
-        if (family_of(kind)->decay == DECAY_SIGMOID) key_f32(&k, p, "mixer.decay_divisor", c->decay_divisor);
+        if (kind->fade == FADE_SIGMOID) key_f32(&k, p, "mixer.decay_divisor", c->decay_divisor);
         key_str(&k, p, "feed_forward_activation", "swish");
     }
     // of softmax layers between them (--hybrid)
@@ -4880,7 +4802,7 @@ static Out model_file(const Tiny *m, const Gguf *vocab, int type, const char *na
         for (int kv = 0; kv < 2 && c->interval; kv++) {         /* 0 marks a linear layer */
             key_array(&k, p, kv ? "attention.head_count_kv" : "attention.head_count", GGUF_I32, (uint64_t)c->n_layers);
             for (int l = 0; l < c->n_layers; l++)
-                put_int(&k.body, m->layers[l].kind ? 0 : (uint64_t)(kv ? c->kv_heads : c->q_heads), 4);
+                put_int(&k.body, attends(c, l) ? (uint64_t)(kv ? c->kv_heads : c->q_heads) : 0, 4);
         }
         if (c->interval) {
             key_f32(&k, p, "rope.freq_base", c->rope_base);
@@ -5346,13 +5268,15 @@ static int parts_left_out(const char *list) {
     }
 }
 
-/* The NO_* that make sense for a mixer. A decay that says what is written, too, has to stay, and so have gates that are more than a factor. */
+/* The NO_* that make sense for a mixer. A decay that says what is written, too, has to stay, and so
+ * have gates that are more than a factor. */
 static int parts_of(const MixerKind *k) {
-    const Family *f = k == &mixer_kinds[SOFTMAX] ? NULL : family_of(k);
-    if (!f) return 0;
-    return (f->decay != DECAY_NONE && f->write != WRITE_REST ? NO_DECAY : 0) | (facts(f)->front.norm != QK_L2 && (k->elu || act_of(facts(f)->front.map) != F_ID) ? NO_MAP : 0)
+    if (!k->law) return 0;
+    const bool writes_rest = k->law == rest_law || k->law == slots_law;
+    return (k->fade != FADE_NEVER && !writes_rest ? NO_DECAY : 0)
+           | (mixer_of(k)->front.norm != QK_L2 && map_of(k) != F_ID ? NO_MAP : 0)
            | (k->rope ? NO_ROTATION : 0)
-           | (act_of(facts(f)->back.gate) != F_ID && !k->ungated && !narrow_gate(f) && !is_mamba(f) ? NO_GATE : 0);
+           | (gate_of(k) != F_ID && !is_narrow(k, 'z') && !is_mamba(k) ? NO_GATE : 0);
 }
 
 /* The sizes that follow from the options; returns NULL, or what is wrong with them, to which main adds the value. */
@@ -5362,8 +5286,7 @@ static const char *configure(TinyConfig *c, const TrainOptions *o, int vocab_siz
     char end;
     if (mixer == N_KINDS) return "--mixer is one of the names that --help lists, not";
     const MixerKind *k = &mixer_kinds[mixer];
-    const Family *f = family_of(k);
-    const int heads = o->dim / 32;
+    const int silu = k->law ? mixer_of(k)->front.silu : SILU_NEVER, heads = o->dim / 32;
     if (o->dim % 32) return "--dim must be a multiple of 32";
     if (o->hidden % 32) return "--hidden must be a multiple of 32";
     if (o->key_dim % 16 || o->value_dim % 16) return "--key-dim and --value-dim must be multiples of 16";
@@ -5372,11 +5295,11 @@ static const char *configure(TinyConfig *c, const TrainOptions *o, int vocab_siz
         return "--hybrid is N:1, N linear layers for each of softmax attention, not";
     if (o->hybrid && mixer == SOFTMAX) return "--hybrid does not go with --mixer";
     if (o->hybrid && every >= o->layers) return "--layers are too few for a layer of softmax attention with --hybrid";
-    if (o->task && o->out && !o->hidden && !(is_mamba(f) && !o->hybrid)) /* in run's files only Mamba-2 has none */
+    if (o->task && o->out && !o->hidden && !(is_mamba(k) && !o->hybrid)) /* in run's files only Mamba-2 has none */
         return "--out needs a feed-forward network (--hidden) with --mixer";
-    if (!o->conv && f && mixer != SOFTMAX && facts(f)->front.silu != SILU_NEVER && facts(f)->front.silu != SILU_CONV)
+    if (!o->conv && silu != SILU_NEVER && silu != SILU_CONV)
         return "--conv 0 does not go with --mixer";
-    if (o->half_life > 0 && o->conv > 0 && f && f->decay == DECAY_FORGET && o->out) /* files have no bias behind the convolution of f */
+    if (o->half_life > 0 && o->conv > 0 && k->fade == FADE_FORGET && o->out)
         return "--out needs --half-life 0 or --conv 0, since a file has no bias behind that convolution, with --mixer";
     if (o->conv > 0 && k->rwkv && !o->task) return "--conv does not go with --mixer"; /* it sees the token before without one */
     const int without = o->without ? parts_left_out(o->without) : 0;
@@ -5385,17 +5308,17 @@ static const char *configure(TinyConfig *c, const TrainOptions *o, int vocab_siz
                                              "--without rotation does not go with --mixer", "--without gate does not go with --mixer" };
     for (int i = 0; i < 4; i++)
         if (without & ~parts_of(k) & 1 << i) return not_there[i];
-    if (o->hidden && is_mamba(f) && !o->hybrid) return "--hidden does not go with --mixer"; /* a layer is its mixer alone */
+    if (o->hidden && is_mamba(k) && !o->hybrid) return "--hidden does not go with --mixer"; /* a layer is its mixer alone */
     if (mixer == SOFTMAX && (was_given(o, T_HEADS) || was_given(o, T_KEY_DIM) || was_given(o, T_VALUE_DIM)))
         return "--heads, --key-dim and --value-dim are of linear layers and do not go with --mixer";
-    if (was_given(o, T_HALF_LIFE) && (mixer == SOFTMAX || (f && (f->decay == DECAY_NONE || f->decay == DECAY_SUM))))
+    if (was_given(o, T_HALF_LIFE) && !k->rwkv && (k->fade == FADE_NEVER || k->fade == FADE_SUM))
         return "--half-life does not go with --mixer";
     if (was_given(o, T_HALF_LIFE) && without & NO_DECAY) return "--half-life does not go with --without decay";
     if (o->conv > 0 && mixer == SOFTMAX && o->out) return "--conv is not written to files with --mixer";
     *c = (TinyConfig){
         .mixer = mixer,
         .dim = o->dim,
-        .hidden_dim = (is_mamba(f) && !o->hybrid) || (o->task && !o->hidden) ? 0
+        .hidden_dim = (is_mamba(k) && !o->hybrid) || (o->task && !o->hidden) ? 0
                       : o->hidden                                            ? o->hidden
                                                                              : (o->dim * 8 / 3 + 31) / 32 * 32,
         .n_layers = o->layers,
@@ -5417,7 +5340,7 @@ static const char *configure(TinyConfig *c, const TrainOptions *o, int vocab_siz
         .half_life = o->half_life
     };
     c->n_heads = o->heads ? o->heads : o->dim / c->dv > 0 ? o->dim / c->dv : 1;
-    if (narrow_gate(f)) c->gate_rank = c->dv;
+    if (k->law && is_narrow(k, 'z')) c->gate_rank = c->dv;
     return NULL;
 }
 
@@ -5795,10 +5718,9 @@ static int report(Training *r, const Out *file, char *err) {
 /* Floats that the linear layers carry from token to token. */
 static size_t state_floats(const Tiny *m) {
     size_t n = 0;
-    for (int l = 0; l < m->c.n_layers; l++) {
-        const TinyLayer *L = &m->layers[l];
-        n += L->kind ? (size_t)m->c.n_heads * m->c.dk * (m->c.dv + (L->keys.heads ? m->c.dk : 0)) : 0;
-    }
+    for (const Op *o = m->ops; o < m->ops + m->n_ops; o++)
+        if (o->run.units == BY_HEAD)
+            n += (size_t)o->x[X_Q].heads / o->writes * o->x[X_Q].n * o->x[X_V].n;
     return n;
 }
 
@@ -5817,7 +5739,7 @@ static void report_recall(Training *r) {
         for (int i = 0; i < 20; i++) {
             fill_batch(&d, true, (uint64_t)i, B, T, r->id, r->target);
             tiny_step(&r->m, r->id, r->target, false, &count);
-            matmul_forward(logits, V, r->m.h_out, r->m.c.dim, r->m.params + r->m.embed, N, r->m.c.dim, V, 0);
+            logits_of(&r->m, logits, 0, N);
             for (int t = 0; t < N; t++) {
                 int best = 0;
                 for (int v = 1; v < V && r->target[t] >= 0; v++)

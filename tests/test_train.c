@@ -63,244 +63,207 @@ static void differences(const char *what, const Func *f, const Arg *args, int n_
     }
 }
 
-/* ---- single pairs: N rows of `heads` vectors of n, in rows of ld ---- */
-typedef struct { int N, heads, n, T, B, ld; Act act; bool silu; real *x, *w, *b, *z, *y, *inv; real scale; } Row;
+/* ---- single pairs: an operation on noise, in rows that hold more than it reads ---- */
 
-static void run_matmul(void *p) { Row *r = p; matmul_forward(r->y, r->heads, r->x, r->ld, r->w, r->N, r->n, r->heads, 0); }
-static void run_rmsnorm(void *p) { Row *r = p; rmsnorm_forward(r->y, r->heads * r->n, r->n, r->inv, r->x, r->heads * r->n, r->n, r->w, r->N, r->heads, r->n, 1e-6); }
-static void run_gated_norm(void *p) { Row *r = p; gated_norm_forward(r->act, r->y, r->inv, r->x, r->z, r->ld, r->w, r->N, r->heads, r->n, 1e-6); }
-static void run_l2norm(void *p) { Row *r = p; kern.l2norm_forward(r->y, r->inv, r->x, r->ld, r->N, r->heads, r->n, r->scale); }
-static void run_map(void *p) { Row *r = p; kern.map_forward(r->act, r->y, r->x, r->ld, r->N, r->n, r->scale); }
-static void run_glu(void *p) { Row *r = p; glu_forward(r->act, r->y, r->x, r->ld, r->z, 2 * r->ld, 2 * r->n, r->N, r->heads, r->n); }
-static void run_scale(void *p) { Row *r = p; kern.scale_forward(r->y, r->x, r->ld, r->z, r->N, r->heads, r->n); }
-static void run_conv(void *p) { Row *r = p; conv_forward(r->y, r->n, r->x, r->ld, r->w, r->b, r->silu, r->B, r->T, r->n, 4); }
-static void run_gate(void *p) { Row *r = p; kern.gate_forward(r->y, r->x, r->ld, r->b, r->w, r->scale, r->N, r->n); }
-
-static void run_layernorm(void *p) { Row *r = p; layernorm_forward(r->y, r->inv, r->x, r->w, r->b, r->N, r->heads, r->n, 1e-3); }
-static void run_shift(void *p) { Row *r = p; shift_forward(r->y, r->x, r->w, r->ld, r->B, r->T, r->n); }
-
-/* ---- what RWKV has of its own: outputs of a pair stand one behind the other in y ---- */
-enum { RN = 70, RH = 2, RDK = 16, RDV = 32, RK = RN * RH * RDK, RV = RN * RH * RDV };
-typedef struct { real *a, *b, *c, *d, *scaled, *inv, *y; } Own;
-
-static void run_bonus(void *p) { Own *r = p; bonus_forward(zeroed(r->y, RV), r->a, r->b, r->c, r->d, RN, RH, RDK, RDV); }
-static void run_keys(void *p) { Own *r = p; rwkv7_keys_forward(r->y, r->y + RK, r->y + 2 * RK, r->scaled, r->inv, r->a, r->b, r->c, r->d, RN, RH, RDK); }
-static void run_blend(void *p) { Own *r = p; blend_forward(r->y, r->a, r->b, r->c, RV); }
-
-static void test_rwkv_pairs(void) {
-    real *dy = noise(3 * RK + RV, 1), *da = noise(RV, 0), *db = noise(RV, 0), *dc = noise(RV, 0), *dd = noise(RV, 0);
-    Own bonus = { noise(RK, 1), noise(RK, 1), noise(RV, 1), noise(RH * RDK, 1), NULL, NULL, noise(RV, 0) };
-    bonus_backward(da, db, dc, dd, dy, bonus.a, bonus.b, bonus.c, bonus.d, RN, RH, RDK, RDV);
-    differences("bonus", &(Func){ run_bonus, &bonus, bonus.y, dy, RV }, (Arg[]){ { "q", bonus.a, da, RK }, { "k", bonus.b, db, RK }, { "v", bonus.c, dc, RV }, { "u", bonus.d, dd, RH * RDK } }, 4);
-    Own keys = { noise(RK, 1), noise(RK, 1), noise(RH * RDK, 1), noise(RH * RDK, 1), noise(RK, 0), noise(RN * RH, 0), noise(3 * RK, 0) };
-    run_keys(&keys);
-    zeroed(da, RV), zeroed(db, RV), zeroed(dc, RV), zeroed(dd, RV);
-    real *de = noise(RK, 0);
-    memcpy(de, dy + RK, RK * sizeof *de);
-    rwkv7_keys_backward(da, db, dc, dd, dy, de, dy + 2 * RK, keys.y + RK, keys.scaled, keys.inv, keys.a, keys.b, keys.c, keys.d, RN, RH, RDK);
-    differences("keys of RWKV-7", &(Func){ run_keys, &keys, keys.y, dy, 3 * RK }, (Arg[]){ { "key", keys.a, da, RK }, { "a", keys.b, db, RK }, { "k_k", keys.c, dc, RH * RDK }, { "k_a", keys.d, dd, RH * RDK } }, 4);
-    Own blend = { noise(RV, 1), noise(RV, 1), noise(RV, 1), NULL, NULL, NULL, noise(RV, 0) };
-    zeroed(db, RV);
-    blend_backward(da, db, dc, dy, blend.a, blend.b, blend.c, RV);
-    differences("blended values", &(Func){ run_blend, &blend, blend.y, dy, RV }, (Arg[]){ { "x", blend.a, da, RV }, { "first", blend.b, db, RV }, { "f", blend.c, dc, RV } }, 3);
+/* N rows of `heads` vectors, with `gap` reals behind each vector that are none of its business. */
+static Var some_rows(int N, int heads, int n, int gap, double size) {
+    const size_t hs = (size_t)n + (heads > 1 ? gap : 0), ld = heads * hs + (heads > 1 ? 0 : gap);
+    return (Var){ noise(N * ld, size), noise(N * ld, 0), ld, hs, heads, n };
 }
 
-static void test_pairs(void) {
-    for (int shape = 0; shape < 3; shape++) {
-        const int N = (int[]){ 5, 37, 150 }[shape], in = (int[]){ 16, 48, 700 }[shape], out = (int[]){ 3, 70, 33 }[shape], ld = in + 7;
-        Row r = { .N = N, .n = in, .ld = ld, .heads = out, .x = noise((size_t)N * ld, 1), .w = noise((size_t)out * in, 1), .y = noise((size_t)N * out, 1) };
-        real *dy = noise((size_t)N * out, 1), *dx = noise((size_t)N * ld, 0), *dw = noise((size_t)out * in, 0);
-        matmul_backward(dx, dw, dy, out, r.x, ld, r.w, N, in, out, 0);
-        char name[40];
-        snprintf(name, sizeof name, "matmul %d x %d x %d", N, in, out);
-        differences(name, &(Func){ run_matmul, &r, r.y, dy, (size_t)N * out }, (Arg[]){ { "x", r.x, dx, (size_t)N * ld }, { "w", r.w, dw, (size_t)out * in } }, 2);
-    }
-    enum { N = 70, H = 2, n = 32, LD = H * n + 16, S = N * H * n, X = N * LD };
-    real *dy = noise(S, 1), *dx = noise(X, 0), *dz = noise(2 * X, 0), *dw = noise(n, 0), *dg = noise(N * H, 0);
-    Row r = { .N = N, .heads = H, .n = n, .ld = LD, .x = noise(X, 1), .w = noise(n, 1), .z = noise(2 * X, 1), .y = noise(S, 1), .inv = noise(S, 1), .scale = 0.3 };
-    run_rmsnorm(&r);
-    rmsnorm_backward(dx, dw, dy, H * n, n, r.x, H * n, n, r.w, r.inv, N, H, n, 0);
-    differences("rmsnorm", &(Func){ run_rmsnorm, &r, r.y, dy, S }, (Arg[]){ { "x", r.x, dx, S }, { "w", r.w, dw, n } }, 2);
-    zeroed(dx, X);
-    run_l2norm(&r);
-    kern.l2norm_backward(dx, LD, dy, r.x, r.inv, N, H, n, r.scale);
-    differences("l2 norm", &(Func){ run_l2norm, &r, r.y, dy, S }, (Arg[]){ { "x", r.x, dx, X } }, 1);
-    const char *acts[] = { "none", "silu", "sigmoid", "elu + 1" };
-    for (Act act = F_ID; act <= F_ELU1; act++) {
-        char name[64];
-        r.act = act;
-        zeroed(dx, X), zeroed(dz, 2 * X), zeroed(dw, n), zeroed(dg, N * H);
-        run_gated_norm(&r);
-        gated_norm_backward(act, dx, dz, dw, dy, r.x, r.z, LD, r.w, r.inv, N, H, n);
-        snprintf(name, sizeof name, "norm, gate %s", acts[act]);
-        differences(name, &(Func){ run_gated_norm, &r, r.y, dy, S }, (Arg[]){ { "o", r.x, dx, S }, { "z", r.z, dz, X }, { "w", r.w, dw, n } }, 3);
-        for (int add = 0; add < 2; add++) {
-            zeroed(dx, X), zeroed(dz, 2 * X);
-            if (add) glu_backward(act, dx, dz, dy, r.x, LD, r.z, 2 * LD, 2 * n, N, H, n, 0);       /* half of it is there already */
-            for (int i = 0; i < S && add; i++) dy[i] *= 2;
-            if (add) glu_backward(act, dx, dz, dy, r.x, LD, r.z, 2 * LD, 2 * n, N, H, n, ADD_DX | ADD_DZ);
-            else glu_backward(act, dx, dz, dy, r.x, LD, r.z, 2 * LD, 2 * n, N, H, n, 0);
-            for (int i = 0; i < S && add; i++) dy[i] *= 1.5;
-            snprintf(name, sizeof name, "x * %s(z)%s", acts[act], add ? ", added" : "");
-            differences(name, &(Func){ run_glu, &r, r.y, dy, S }, (Arg[]){ { "x", r.x, dx, X }, { "z", r.z, dz, 2 * X } }, 2);
+static Param some_weights(int n, double size) {
+    return (Param){ .w = noise(n, size), .dw = noise(n, 0), .n = n, .share = 1 };
+}
+
+/* y is set to what was there before, for operations that add to it. */
+typedef struct { Op *op; real *y, *before; size_t n; } Alone;
+
+static void run_alone(void *p) {
+    const Alone *a = p;
+    memcpy(a->y, a->before, a->n * sizeof(real));
+    run_forward(a->op, 1);
+}
+
+/* The gradients of all x and w of an operation: against differences, and added to what is there. y of any shape is made here. */
+static void test_op(const char *what, Op op) {
+    static const char *const letters[] = { "x", "z", "x2", "x3", "x4", "x5", "x6", "x7" };
+    const int N = op.B * op.T;
+    Arg args[10];
+    int n_args = 0;
+    size_t n = 0;
+    if (!op.writes) op.writes = 1;
+    if (!op.y[0].n) op.y[0] = op.x[0], op.y[0].ld = (size_t)op.y[0].heads * op.y[0].n, op.y[0].hs = op.y[0].n;
+    for (int k = 0; k < 3; k++) n += N * op.y[k].ld;
+    Alone alone = { &op, noise(n, 0), noise(n, 1), n };
+    real *dy = noise(n, 1), *at = alone.y, *dat = dy;
+    for (int k = 0; k < 3; at += N * op.y[k].ld, dat += N * op.y[k].ld, k++)
+        if (op.y[k].n) op.y[k].x = at, op.y[k].dx = dat;
+    for (int k = 0; k < 2; k++)
+        if (!op.keep[k]) op.keep[k] = noise(4 * n + 64, 0);
+    for (int k = 0; k < 8; k++)
+        if (op.x[k].n) args[n_args++] = (Arg){ letters[k], op.x[k].x, op.x[k].dx, N * op.x[k].ld };
+    run_alone(&alone);
+    run_backward(&op, 1);
+    for (int k = 0; k < 2; k++)
+        if (op.w[k].dw) args[n_args++] = (Arg){ k ? "w1" : "w", op.w[k].w, op.w[k].dw, op.w[k].n };
+    differences(what, &(Func){ run_alone, &alone, alone.y, dy, n }, args, n_args);
+    real *once[10];
+    for (int k = 0; k < n_args; k++) once[k] = memcpy(noise(args[k].n, 0), args[k].dx, args[k].n * sizeof(real));
+    op.add = ~op.run.assigns;
+    run_alone(&alone);
+    run_backward(&op, 1);
+    double worst = 0;
+    for (int k = 0; k < n_args; k++)
+        for (size_t i = 0; i < args[k].n; i++) {
+            const bool assigned = k < 8 && op.x[k].n && op.run.assigns >> k & 1;
+            const double off = fabs(args[k].dx[i] - once[k][i] * (assigned ? 1 : 2)) / (1 + fabs(once[k][i]));
+            worst = off > worst || off != off ? off : worst;
         }
-        Row f = { .N = 9, .n = 64, .ld = 80, .act = act, .x = noise(720, 2), .y = noise(576, 1), .scale = 0.7 };
-        real *df = noise(576, 1), *dfx = noise(720, 0);
-        kern.map_backward(act, dfx, 80, df, f.x, 9, 64, 0.7);
-        snprintf(name, sizeof name, "feature map %s", acts[act]);
-        differences(name, &(Func){ run_map, &f, f.y, df, 576 }, (Arg[]){ { "x", f.x, dfx, 720 } }, 1);
+    char name[96];
+    snprintf(name, sizeof name, "%s, added", what);
+    check(name, worst, 1e-12);
+}
+
+static const char *const acts[] = { "none", "silu", "sigmoid", "elu + 1", "tanh", "relu^2", "1 - x", "exp(-e^x)", "exp(-e^-1/2 sigmoid(x))" };
+
+/* The kernels of section 2. */
+static void test_kernels(void) {
+    enum { N = 70, H = 2, n = 32 };
+    char name[64];
+    test_op("rmsnorm", (Op){ .run = kern.rmsnorm, .B = 1, .T = N, .scale = 1e-6, .x = { some_rows(N, H, n, 16, 1) }, .w = { some_weights(n, 1) } });
+    test_op("rmsnorm, weights per head", (Op){ .run = kern.rmsnorm, .B = 1, .T = N, .scale = 1e-6, .x = { some_rows(N, H, n, 0, 1) }, .w = { some_weights(H * n, 1) } });
+    test_op("l2 norm", (Op){ .run = kern.l2norm, .B = 1, .T = N, .scale = 0.3, .x = { some_rows(N, H, n, 16, 1) } });
+    for (Act act = F_ID; act <= F_ELU1; act++) {
+        snprintf(name, sizeof name, "norm, gate %s", acts[act]);
+        test_op(name, (Op){ .run = kern.gated_norm, .B = 1, .T = N, .act = act, .scale = 1e-6, .x = { some_rows(N, H, n, 0, 1), some_rows(N, H, n, 16, 1) }, .w = { some_weights(n, 1) } });
+        snprintf(name, sizeof name, "x * %s(z)", acts[act]);
+        test_op(name, (Op){ .run = kern.glu, .B = 1, .T = N, .act = act, .x = { some_rows(N, H, n, 16, 1), some_rows(N, H, n, 32, 1) } });
     }
-    zeroed(dx, X), zeroed(dg, N * H);
-    kern.scale_backward(dx, dg, dy, r.x, LD, r.z, N, H, n, 0);
-    differences("one factor per head", &(Func){ run_scale, &r, r.y, dy, S }, (Arg[]){ { "x", r.x, dx, X }, { "g", r.z, dg, N * H } }, 2);
-    for (int mode = 0; mode < 8; mode++) {
-        const int T = mode & 1 ? 19 : 2, C = 32, ld = 48;
-        const size_t size = (size_t)3 * T * C, wide = (size_t)3 * T * ld;
-        Row c = { .B = 3, .T = T, .n = C, .ld = ld, .silu = mode & 2, .x = noise(wide, 1), .w = noise(128, 1), .b = mode & 4 ? noise(C, 1) : NULL, .y = noise(size, 1) };
-        real *dc = noise(size, 1), *keep = noise(size, 0), *dwc = noise(128, 0), *db = noise(C, 0), *dxc = noise(wide, 0);
-        memcpy(keep, dc, size * sizeof(real));
-        conv_backward(dxc, dwc, db, keep, C, c.x, ld, c.w, c.b, c.silu, 3, T, C, 4);
-        char name[64];
-        snprintf(name, sizeof name, "conv%s%s, T %d", mode & 4 ? " + bias" : "", mode & 2 ? " + silu" : "", T);
-        differences(name, &(Func){ run_conv, &c, c.y, dc, size }, (Arg[]){ { "x", c.x, dxc, wide }, { "w", c.w, dwc, 128 }, { "bias", c.b, db, C } }, mode & 4 ? 3 : 2);
+    for (Act act = F_ID; act <= F_DECAY7; act++) {
+        snprintf(name, sizeof name, "feature map %s", acts[act]);
+        test_op(name, (Op){ .run = kern.map, .B = 1, .T = 9, .act = act, .scale = act > F_ELU1 ? 1 : 0.7, .x = { some_rows(9, act % 2 ? 1 : H, 64, 16, act > F_ELU1 ? 1 : 2) } });
+    }
+    test_op("one factor per head", (Op){ .run = kern.scale, .B = 1, .T = N, .x = { some_rows(N, H, n, 16, 1), some_rows(N, H, 1, 3, 1) } });
+    for (int mode = 0; mode < 16; mode++) {
+        const int T = mode & 1 ? 19 : 2, C = 32, taps = mode & 8 ? 3 : 4;
+        snprintf(name, sizeof name, "conv of %d%s%s, T %d", taps, mode & 4 ? " + bias" : "", mode & 2 ? " + silu" : "", T);
+        test_op(name, (Op){ .run = kern.conv, .B = 3, .T = T, .act = mode & 2 ? F_SILU : F_ID, .x = { some_rows(3 * T, 1, C, 16, 1) },
+                            .w = { some_weights(taps * C, 1), mode & 4 ? some_weights(C, 1) : no_bias } });
     }
     for (int mode = 0; mode < 6; mode++) {                  /* 5 gates are fewer than the lanes, 48 several vectors */
-        const int wide = mode & 1 ? 48 : 5, ld = wide + 3;
-        Row g = { .N = N, .n = wide, .ld = ld, .x = noise((size_t)N * ld, 2), .b = mode < 4 ? noise(wide, 1) : NULL, .w = mode & 2 ? noise(wide, 1) : NULL, .y = noise((size_t)N * wide, 1), .scale = mode & 2 ? -1 : 1 };
-        real *da = noise((size_t)N * ld, 0), *db = noise(wide, 0), *dr = noise(wide, 0), *dd = noise((size_t)N * wide, 1);
-        for (int i = 0; i < wide && g.w; i++) g.w[i] = exp(g.w[i]);
-        run_gate(&g);
-        kern.gate_backward(da, db, g.w ? dr : NULL, dd, g.y, g.x, ld, g.b, g.w, g.scale, N, wide);
-        char name[64];
-        snprintf(name, sizeof name, "gate, %d wide%s%s", wide, g.b ? ", bias" : "", g.w ? ", rate, sign -1" : "");
-        Arg args[3] = { { "a", g.x, da, (size_t)N * ld }, { "bias", g.b, db, wide }, { "rate", g.w, dr, wide } };
-        differences(name, &(Func){ run_gate, &g, g.y, dd, (size_t)N * wide }, args, g.w ? 3 : g.b ? 2 : 1);
+        const int wide = mode & 1 ? 48 : 5;
+        Param rate = mode & 2 ? some_weights(wide, 1) : no_bias;
+        for (int i = 0; i < rate.n; i++) rate.w[i] = exp(rate.w[i]);
+        snprintf(name, sizeof name, "gate, %d wide%s%s", wide, mode < 4 ? ", bias" : "", rate.n ? ", rate, sign -1" : "");
+        test_op(name, (Op){ .run = kern.gate, .B = 1, .T = N, .scale = rate.n ? -1 : 1, .x = { some_rows(N, 1, wide, 3, 2) }, .w = { mode < 4 ? some_weights(wide, 1) : no_bias, rate } });
     }
-    const char *maps[] = { "tanh", "relu^2", "exp(-e^x)", "exp(-e^-1/2 sigmoid(x))" };
-    for (Act act = F_TANH; act <= F_DECAY7; act++) {
-        Row f = { .N = 9, .n = 64, .ld = 64, .act = act, .x = noise(576, 1), .y = noise(576, 1), .scale = 1 };
-        real *df = noise(576, 1), *dfx = noise(576, 0);
-        act_backward(act, dfx, df, f.x, 9, 64);
-        differences(maps[act - F_TANH], &(Func){ run_map, &f, f.y, df, 576 }, (Arg[]){ { "x", f.x, dfx, 576 } }, 1);
+}
+
+/* The pairs of section 5. */
+static void test_pairs(void) {
+    enum { B = 3, T = 23, N = B * T, H = 2, dk = 16, dv = 32, K = H * dk };
+    char name[64];
+    for (int shape = 0; shape < 6; shape++) {
+        const int rows = (int[]){ 5, 37, 150 }[shape % 3], in = (int[]){ 16, 48, 700 }[shape % 3], out = (int[]){ 3, 70, 33 }[shape % 3];
+        Op o = { .run = linear_pair, .B = 1, .T = rows, .x = { some_rows(rows, 1, in, 7, 1) }, .w = { some_weights(out * in, 1), shape > 2 ? some_weights(out, 1) : no_bias } };
+        o.y[0] = (Var){ NULL, NULL, out, out, 1, out };
+        snprintf(name, sizeof name, "matmul %d x %d x %d%s", rows, in, out, shape > 2 ? ", bias" : "");
+        test_op(name, o);
     }
-    for (int add = 0; add < 2; add++) {                     /* weights per head; the gradient of x added to what is there, here itself */
-        Row l = { .N = N, .heads = H, .n = n, .x = noise(S, 1), .w = noise(H * n, 1), .b = noise(H * n, 1), .y = noise(S, 1), .inv = noise(2 * N * H, 0) };
-        real *dl = noise(S, 0), *dlw = noise(H * n, 0), *dlb = noise(H * n, 0);
-        run_layernorm(&l);
-        layernorm_backward(dl, dlw, dlb, dy, l.x, l.w, l.inv, N, H, n, 0);
-        if (add) {
-            zeroed(dlw, H * n), zeroed(dlb, H * n);
-            layernorm_backward(dl, dlw, dlb, dy, l.x, l.w, l.inv, N, H, n, 1);
-            for (int i = 0; i < S; i++) dl[i] /= 2;
-        }
-        differences(add ? "layer norm, added" : "layer norm", &(Func){ run_layernorm, &l, l.y, dy, S }, (Arg[]){ { "x", l.x, dl, S }, { "w", l.w, dlw, H * n }, { "b", l.b, dlb, H * n } }, 3);
-    }
-    for (int own = 0; own < 2; own++) {                     /* a share per channel, or per channel and token */
-        const int T = 7, D = 32, all = 3 * T * D;
-        Row h = { .B = 3, .T = T, .n = D, .ld = own ? D : 0, .x = noise(all, 1), .w = noise(all, 1), .y = noise(all, 1) };
-        real *dh = noise(all, 1), *dhx = noise(all, 0), *dhw = noise(all, 0);
-        shift_backward(dhx, dhw, dh, h.x, h.w, h.ld, 3, T, D);
-        differences(own ? "token shift, a share per token" : "token shift", &(Func){ run_shift, &h, h.y, dh, all }, (Arg[]){ { "x", h.x, dhx, all }, { "share", h.w, dhw, own ? all : D } }, 2);
-    }
-    test_rwkv_pairs();
-    real step_bias[3] = { 0.3, -2, 1 }, *a = noise(N * 3, 2), *step = noise(N * 3, 0), *dstep = noise(N * 3, 1), *da = noise(N * 3, 0), db[3] = { 0 };
-    step_backward(da, db, dstep, a, 3, step_bias, N, 3);
-    for (int k = 0; k < 3; k++) {
-        const double h = 1e-5;
-        real at[2], keep = a[40 + k];
-        for (int i = 0; i < 2; i++) a[40 + k] = keep + (i ? h : -h), step_forward(step, a, 3, step_bias, N, 3), at[i] = step[40 + k];
-        a[40 + k] = keep;
-        check("step of Mamba-2", fabs((at[1] - at[0]) / (2 * h) * dstep[40 + k] - da[40 + k]), 1e-8);
-    }
+    test_op("layer norm", (Op){ .run = layernorm_pair, .B = 1, .T = N, .scale = 1e-3, .x = { some_rows(N, H, 32, 5, 1) }, .w = { some_weights(64, 1), some_weights(64, 1) } });
+    test_op("token shift", (Op){ .run = shift_pair, .B = B, .T = T, .x = { some_rows(N, 1, 32, 5, 1) }, .w = { some_weights(32, 1) } });
+    test_op("token shift, a share per token", (Op){ .run = shift_pair, .B = B, .T = T, .x = { some_rows(N, 1, 32, 5, 1), some_rows(N, 1, 32, 2, 1) } });
+    test_op("bonus", (Op){ .run = bonus_pair, .B = 1, .T = N, .x = { some_rows(N, H, dk, 3, 1), some_rows(N, H, dk, 1, 1), some_rows(N, H, dv, 0, 1) }, .w = { some_weights(K, 1) }, .y = { some_rows(N, H, dv, 0, 0) } });
+    test_op("x times a number per channel", (Op){ .run = channels_pair, .B = 1, .T = N, .x = { some_rows(N, 1, K, 3, 1) }, .w = { some_weights(K, 1) } });
+    test_op("keys of RWKV-7", (Op){ .run = rwkv7_keys_pair, .B = 1, .T = N, .x = { some_rows(N, 1, K, 3, 1), some_rows(N, 1, K, 1, 1), some_rows(N, 1, K, 0, 1) }, .w = { some_weights(K, 1) }, .y = { some_rows(N, 1, K, 0, 0), some_rows(N, 1, K, 0, 0) } });
+    test_op("blended values", (Op){ .run = blend_pair, .B = 1, .T = N, .x = { some_rows(N, 1, 48, 3, 1), some_rows(N, 1, 48, 1, 1), some_rows(N, 1, 48, 0, 1) } });
+    test_op("softmax over slots", (Op){ .run = slots_pair, .B = 1, .T = N, .x = { some_rows(N, H, dk, 3, 1) } });
+    test_op("decay that is a softmax over time", (Op){ .run = sum_decay_pair, .B = B, .T = T, .x = { some_rows(N, 1, K, 3, 1) }, .y = { some_rows(N, 1, K, 0, 0), some_rows(N, 1, K, 0, 0) } });
+    test_op("Comba's query and key", (Op){ .run = comba_pair, .B = 1, .T = N, .x = { some_rows(N, H, dk, 3, 1), some_rows(N, H, dk, 1, 1) }, .w = { some_weights(H, 1), some_weights(H, 1) }, .y = { some_rows(N, H, dk, 0, 0), some_rows(N, H, dk, 0, 0) } });
+    Op m = { .run = moment_pair, .B = B, .T = T, .x = { some_rows(N, H, dk, 0, 1), some_rows(N, H, 1, 0, 1), some_rows(N, H, 1, 0, 1) }, .w = { some_weights(H, 1) } };
+    for (int i = 0; i < N * H; i++) m.x[1].x[i] = 1 / (1 + exp(-m.x[1].x[i])), m.x[2].x[i] = 1 / (1 + exp(-m.x[2].x[i]));
+    test_op("key over its second moment", m);
+    test_op("step of Mamba-2", (Op){ .run = step_pair, .B = 1, .T = N, .x = { some_rows(N, 1, 3, 2, 2) }, .w = { some_weights(3, 1) } });
+    test_op("skip of Mamba-2", (Op){ .run = skip_pair, .B = 1, .T = N, .x = { some_rows(N, H, dv, 0, 1) }, .w = { some_weights(H, 1) }, .y = { some_rows(N, H, dv, 0, 0) } });
 }
 
 /* ---- the recurrence, against its definition and against differences ---- */
-static void run_memory(void *p) { memory_forward(p); }
 
-static void plain_recurrence(const Memory *m, real *o) {
-    real *S = noise((size_t)m->dk * m->dv, 0);
-    for (int n = 0; n < m->B * m->heads; n++) {
-        int h = n % m->heads;
-        zeroed(S, (size_t)m->dk * m->dv);
-        for (int t = 0; t < m->T; t++) {
-            size_t row = ((size_t)(n / m->heads) * m->T + t) * m->heads + h;
-            for (int j = 0; j < m->dv; j++) {
-                double r = 0, before = 0, after = 0;
-                if (m->e) for (int i = 0; i < m->dk; i++) r += S[i * m->dv + j] * m->e[row * m->dk + i];
-                double w = m->v[row * m->dv + j] - (m->rho ? m->rho[row] * r : 0);
-                for (int i = 0; i < m->dk; i++) {
-                    real *s = &S[i * m->dv + j];
-                    before += *s * m->q[row * m->dk + i];
-                    *s *= (m->vector_decay ? m->d[row * m->dk + i] : m->d[row]) * (m->c ? m->c[row * m->dv + j] : 1);
-                    *s += m->k[row * m->dk + i] * w + (m->b ? m->b[row * m->dk + i] * r : 0);
-                    after += *s * m->q[row * m->dk + i];
+static void plain_recurrence(const Op *o, real *out) {
+    const Var q = o->x[X_Q], k = o->x[X_K], v = o->x[X_V], d = o->x[X_D], e = o->x[X_E], rho = o->x[X_RHO], c = o->x[X_C], b = o->x[X_B];
+    const int T = o->T * o->writes, H = q.heads / o->writes, dk = q.n, dv = v.n;
+    real *S = noise((size_t)dk * dv, 0);
+    for (int n = 0; n < o->B * H; n++) {
+        zeroed(S, (size_t)dk * dv);
+        for (int t = 0; t < T; t++) {
+            const int r = n / H * o->T + t / o->writes, h = t % o->writes * H + n % H;
+            for (int j = 0; j < dv; j++) {
+                double recalled = 0, before = 0, after = 0;
+                for (int i = 0; i < dk && e.n; i++) recalled += S[i * dv + j] * row(e, r, h)[i];
+                double w = row(v, r, h)[j] - (rho.n ? *row(rho, r, h) * recalled : 0);
+                for (int i = 0; i < dk; i++) {
+                    real *s = &S[i * dv + j];
+                    before += *s * row(q, r, h)[i];
+                    *s *= row(d, r, h)[d.n > 1 ? i : 0] * (c.n ? row(c, r, h)[j] : 1);
+                    *s += row(k, r, h)[i] * w + (b.n ? row(b, r, h)[i] * recalled : 0);
+                    after += *s * row(q, r, h)[i];
                 }
-                o[row * m->dv + j] = m->mode == SCAN_READS_FIRST ? before : after;
+                out[(((size_t)n / H * T + t) * H + n % H) * dv + j] = o->mode == SCAN_READS_FIRST ? before : after;
             }
         }
     }
     free(S);
 }
 
-static real *sigmoids(size_t n, double shift) {
-    real *p = noise(n, 1);
-    for (size_t i = 0; i < n; i++) p[i] = 1 / (1 + exp(-p[i] - shift));
-    return p;
+static Var sigmoids(int N, int heads, int n, double shift) {
+    Var v = some_rows(N, heads, n, 0, 1);
+    for (size_t i = 0; i < N * v.ld; i++) v.x[i] = 1 / (1 + exp(-v.x[i] - shift));
+    return v;
 }
 
 static void test_recurrence(void) {
     const int shapes[][3] = { { 5, 16, 16 }, { 33, 32, 32 }, { 20, 48, 64 }, { 48, 64, 16 } };    /* T, dk, dv */
     const struct { int mode; const char *name; } modes[] = { { 0, "" }, { SCAN_ERASES, " erases" }, { SCAN_WRITES_BACK, " writes back" }, { SCAN_FADES_VALUES, " fades values" }, { SCAN_READS_FIRST, " reads first" } };
-    for (int run = 0; run < 40; run++) {
-        const int *sh = shapes[run / 10], T = sh[0], dk = sh[1], dv = sh[2], B = 2, H = 2, mode = modes[run / 2 % 5].mode;
+    for (int run = 0; run < 48; run++) {                    /* the last ones write three times per token */
+        const int *sh = shapes[run / 10 % 4], writes = run < 40 ? 1 : 3, T = sh[0], dk = sh[1], dv = sh[2], B = 2, H = 2, nH = writes * H, N = B * T;
+        const int mode = modes[run / 2 % 5].mode;
         const bool vector = run & 1, erase = mode == SCAN_ERASES, back = mode == SCAN_WRITES_BACK, fade = mode == SCAN_FADES_VALUES;
-        const size_t R = (size_t)B * T * H, K = R * dk, V = R * dv, Dn = vector ? K : R;
-        Memory m = { .B = B, .T = T, .heads = H, .dk = dk, .dv = dv, .vector_decay = vector, .mode = mode, .q = noise(K, 0.3), .k = noise(K, 0.3), .v = noise(V, 1), .d = sigmoids(Dn, 1),
-                     .e = erase || back ? noise(K, 0.3) : NULL, .rho = erase ? sigmoids(R, 0) : NULL, .c = fade ? sigmoids(V, 1) : NULL, .b = back ? noise(K, 0.3) : NULL,
-                     .o = noise(V, 1), .S = noise(memory_states(B, T, H, dk, dv), 0), .d_o = noise(V, 1), .dq = noise(K, 0), .dkey = noise(K, 0), .dval = noise(V, 0), .dd = noise(Dn, 0),
-                     .de = noise(K, 0), .drho = noise(R, 0), .dc = noise(V, 0), .db = noise(K, 0) };
-        m.w = erase || back ? noise(V, 0) : m.v;
-        char name[64];
-        snprintf(name, sizeof name, "recurrence %s%s T %d dk %d dv %d", vector ? "vector" : "scalar", modes[run / 2 % 5].name, T, dk, dv);
-        memory_forward(&m);
-        real *o = noise(V, 0);
+        const size_t V = (size_t)N * nH * dv;
+        Op o = { .run = recurrence_pair, .B = B, .T = T, .mode = mode, .writes = writes, .y = { some_rows(N, nH, dv, 0, 0) },
+                 .keep = { erase || back ? noise(V, 0) : NULL, noise(kept_states(B, T * writes, H, dk, dv), 0) },
+                 .x = { some_rows(N, nH, dk, 0, 0.3), some_rows(N, nH, dk, 0, 0.3), some_rows(N, nH, dv, 0, 1), sigmoids(N, nH, vector ? dk : 1, 1) } };
+        if (erase || back) o.x[X_E] = some_rows(N, nH, dk, 0, 0.3);
+        if (erase) o.x[X_RHO] = sigmoids(N, nH, 1, 0);
+        if (fade) o.x[X_C] = sigmoids(N, nH, dv, 1);
+        if (back) o.x[X_B] = some_rows(N, nH, dk, 0, 0.3);
+        char name[96];
+        snprintf(name, sizeof name, "recurrence %s%s T %d x %d dk %d dv %d", vector ? "vector" : "scalar", modes[run / 2 % 5].name, T, writes, dk, dv);
+        run_forward(&o, 1);
+        real *want = noise(V, 0);
         double worst = 0;
-        plain_recurrence(&m, o);
-        for (size_t i = 0; i < V; i++) worst = fabs(o[i] - m.o[i]) > worst ? fabs(o[i] - m.o[i]) : worst;
+        plain_recurrence(&o, want);
+        for (size_t i = 0; i < V; i++) worst = fabs(want[i] - o.y[0].x[i]) > worst ? fabs(want[i] - o.y[0].x[i]) : worst;
         check(name, worst, 1e-12);
-        memory_backward(&m);
-        Arg args[6] = { { "q", m.q, m.dq, K }, { "k", m.k, m.dkey, K }, { "v", m.v, m.dval, V }, { "d", m.d, m.dd, Dn } };
-        int n = 4;
-        if (erase || back) args[n++] = (Arg){ "e", m.e, m.de, K };
-        if (erase) args[n++] = (Arg){ "rho", m.rho, m.drho, R };
-        if (back) args[n++] = (Arg){ "b", m.b, m.db, K };
-        if (fade) args[n++] = (Arg){ "c", m.c, m.dc, V };
-        differences(name, &(Func){ run_memory, &m, m.o, m.d_o, V }, args, n);
+        test_op(name, o);
     }
 }
 
-static void run_attention(void *p) { attention_forward(p); }
-
 static void test_attention(void) {
     for (int shape = 0; shape < 3; shape++) {
-        const int T = (int[]){ 6, 64, 150 }[shape], H = (int[]){ 1, 4, 4 }[shape], G = (int[]){ 1, 2, 1 }[shape], n = (int[]){ 16, 32, 16 }[shape], B = 2;
-        const size_t Q = (size_t)B * T * H * n, K = (size_t)B * T * G * n;
-        real *q = noise(Q, 1), *k = noise(K, 1), *v = noise(K, 1), *o = noise(Q, 0), *d_o = noise(Q, 1);
-        Attention a = { B, T, H, G, n, q, k, v, o, noise((size_t)B * H * T, 0), d_o, noise(Q, 0), noise(K, 0), noise(K, 0) };
-        attention_forward(&a);
-        attention_backward(&a);
+        const int T = (int[]){ 6, 64, 150 }[shape], H = (int[]){ 1, 4, 4 }[shape], G = (int[]){ 1, 2, 1 }[shape], n = (int[]){ 16, 32, 16 }[shape], B = 2, N = B * T;
         char name[64];
         snprintf(name, sizeof name, "attention T %d, %d heads on %d", T, H, G);
-        differences(name, &(Func){ run_attention, &a, o, d_o, Q }, (Arg[]){ { "q", q, a.dq, Q }, { "k", k, a.dk, K }, { "v", v, a.dv, K } }, 3);
+        test_op(name, (Op){ .run = attention_pair, .B = B, .T = T, .x = { some_rows(N, H, n, 0, 1), some_rows(N, G, n, 3, 1), some_rows(N, G, n, 5, 1) } });
     }
     enum { B = 2, T = 7, H = 2, n = 16, S = B * T * H * n };     /* turning back is the transpose: <rope x, y> = <x, back y> */
-    real cs[T * 8], *x = noise(S, 1), *y = noise(S, 1), *x0 = noise(S, 0);
+    real cs[T * 8];
     for (int i = 0; i < T * 4; i++) cs[2 * i] = cos(i), cs[2 * i + 1] = sin(i);
-    memcpy(x0, x, S * sizeof(real));
+    Op o = { .run = rotate_pair, .B = B, .T = T, .writes = 1, .mode = 8, .angles = cs, .x = { some_rows(B * T, H, n, 0, 1) } };
+    real *x0 = memcpy(noise(S, 0), o.x[0].x, S * sizeof(real)), *y = o.x[0].dx = noise(S, 1);
     double left = 0, right = 0;
-    rotate(x, cs, B, T, H, n, 8, 1);
-    for (int i = 0; i < S; i++) left += x[i] * y[i];
-    rotate(y, cs, B, T, H, n, 8, -1);
+    run_forward(&o, 1);
+    for (int i = 0; i < S; i++) left += o.x[0].x[i] * y[i];
+    run_backward(&o, 1);
     for (int i = 0; i < S; i++) right += x0[i] * y[i];
     check("rope", fabs(left - right), 1e-10);
 }
@@ -337,7 +300,7 @@ static void run_whole(void *p) {
 /* Three layers of any mixer, the last one softmax attention when hybrid. */
 static TinyConfig small_config(int mixer, bool hybrid) {
     const MixerKind *k = &mixer_kinds[mixer];
-    return (TinyConfig){ .mixer = mixer, .dim = 32, .hidden_dim = is_mamba(family_of(k)) && !hybrid ? 0 : 48, .n_layers = 2 + hybrid, .vocab_size = 50, .seq_len = 21, .n_heads = 2,
+    return (TinyConfig){ .mixer = mixer, .dim = 32, .hidden_dim = is_mamba(k) && !hybrid ? 0 : 48, .n_layers = 2 + hybrid, .vocab_size = 50, .seq_len = 21, .n_heads = 2,
                          .dk = 16, .dv = mixer == GLA ? 32 : 16, .d_conv = k->d_conv, .interval = mixer == SOFTMAX ? 1 : hybrid ? 3 : 0, .q_heads = 2,
                          .kv_heads = 1, .head_dim = 16, .n_rot = k->qwen ? 8 : 16, .gate_rank = 16, .eps = 0.01f, .rope_base = 10000, .decay_divisor = 16 };
 }
@@ -370,6 +333,7 @@ static void test_whole(TinyConfig c, const char *what) {
 /* Every mixer alone and in a hybrid; those without a convolution with one, the others without. */
 static void test_every_mixer(bool quick) {
     most = TRIES_OF_A_MODEL;
+    rng = 12345;                     /* whatever ran before */
     for (int mixer = 0; mixer < N_KINDS; mixer++) {
         char name[64];
         const MixerKind *k = &mixer_kinds[mixer];
@@ -412,8 +376,7 @@ static TinyConfig file_config(int mixer, bool hybrid, bool recall, int vocab_siz
     TinyConfig c = small_config(mixer, hybrid);
     c.dim = 64, c.hidden_dim *= 2, c.vocab_size = vocab_size, c.seq_len = 40, c.dk = 32, c.dv = mixer == GLA ? 64 : 32, c.head_dim = 32, c.n_rot *= 2;
     c.n_heads = mixer == GLA ? 1 : 2, c.eps = 1e-6f;
-    const Family *f = family_of(&mixer_kinds[mixer]);
-    if (recall) c.d_conv = 4, c.half_life = f && f->decay == DECAY_FORGET ? 0 : 200;
+    if (recall) c.d_conv = 4, c.half_life = mixer_kinds[mixer].fade == FADE_FORGET ? 0 : 200;
     return c;
 }
 
@@ -438,7 +401,7 @@ static void test_file(const Data *d, int mixer, bool hybrid, bool recall) {
     fill_batch(d, false, 5, 1, T, id, target);
     tiny_step(&m, id, target, false, &count);
     real *mine = noise((size_t)T * V, 0);
-    matmul_forward(mine, V, m.h_out, c.dim, m.params + m.embed, T, c.dim, V, 0);
+    logits_of(&m, mine, 0, T);
     float *theirs = checked(malloc((size_t)T * V * sizeof *theirs));
     for (int k = 0; k < 5; k++) {
         GlaModel *model;
@@ -627,8 +590,8 @@ static void test_blocks(void) {
 
 /* Whether a mixer works both with a short convolution and without. */
 static bool either_conv(const MixerKind *k) {
-    const Family *f = k->qwen ? NULL : family_of(k);
-    return k == &mixer_kinds[SOFTMAX] || (f && (facts(f)->front.silu == SILU_NEVER || facts(f)->front.silu == SILU_CONV));
+    if (!k->law || k->qwen) return k == &mixer_kinds[SOFTMAX];
+    return mixer_of(k)->front.silu == SILU_NEVER || mixer_of(k)->front.silu == SILU_CONV;
 }
 
 /* One step of a small model: DIR/NAME.txt describes it, DIR/NAME.bin holds the parameters, their gradients, and the parameters afterwards. */
@@ -761,6 +724,7 @@ int main(int argc, char **argv) {
         kern = i ? best : kernels_tiny_plain;
         if (i && !strcmp(kern.name, "plain")) break;
         printf("ok kernels: %s\n", names[i]);
+        test_kernels();
         test_pairs();
         test_recurrence();
         test_attention();

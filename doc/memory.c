@@ -14,10 +14,10 @@
 #define PER_CHANNEL(...) .d = (const float[]){__VA_ARGS__}, .d_step = 1
 #define EVERYTHING .d = ONE(1)
 
-typedef struct { const char *step, *says; Step s; } Token;
+typedef struct { const char *step, *says; Step s; } Said;
 
 int main(int argc, char **argv) {
-    const Token tokens[] = {
+    const Said tokens[] = {
         {"sum", "a is 1", {.k = A, .v = ONE(1), EVERYTHING}},
         {"sum", "b is 2", {.k = B, .v = ONE(2), EVERYTHING}},
         {"sum", "a is 5", {.k = A, .v = ONE(5), EVERYTHING}},

@@ -92,6 +92,7 @@ typedef struct {  /* zero means the default, everywhere. kv and fast change resu
     int threads;  /* one per core */
     int kv;       /* GLA_KV_* */
     int fast;     /* 1: activations keep 8 bits (of 16 before quantised weights; of 24 before BF16, where the processor multiplies that) */
+    int mtp;      /* positions that the file's block for multi-token prediction looks back to, for drafts by it; 0: it makes none */
 } GlaSettings;
 GLA_API int gla_state_new(GlaState **s, const GlaModel *m, const GlaSettings *how, char *err);  /* how may be NULL: all defaults */
 GLA_API size_t gla_state_bytes(const GlaModel *m, const GlaSettings *how); /* memory for gla_state_place; 0: too large */
@@ -6139,12 +6140,25 @@ static Cache cache_shape(const Layer *y, int kv) {
 
 typedef struct Tokenizer Tokenizer; /* section 11 */
 
+/* The block behind the layers that predicts the token after next, see mtp_block in section 10. */
+typedef struct {
+    const Layer *layer;             /* NULL: the file has none, or one that cannot be used */
+    Tensor join;                    /* (2 dim, dim) */
+    Norm token, hidden, out;        /* of the two halves of what join reads; behind the layer */
+    Tensor embed, head;             /* the model's, or its own; the head may be a short one */
+    char why_not[GLA_ERR];          /* why there is none */
+} Mtp;
+/* Drafts are chosen among so many tokens: merges are numbered as they were learnt, the frequent ones
+ * first, and of a large vocabulary the head is a third of what a small model reads for a token. */
+enum { DRAFT_VOCAB = 32768 };
+
 struct GlaModel {
     Gguf file, vocab_file;          /* vocab_file only with gla_open_tokenizer */
     char *architecture, *name, *kinds;
     Config config;
     Layer *layers;
     Tensor embed, head;             /* head is embed in tied models */
+    Mtp mtp;
     Norm out_norm, embed_norm;
     const float *res_proj, *res_norm;
     const Kernels *kernels;
@@ -7145,11 +7159,11 @@ static void bind_sources(Loader *l, Layer *y, int i) {
     if (block) bind(l, y, i, rows);
 }
 
-/* Does layer i have softmax attention? */
+/* Does layer i have softmax attention? Those behind the main stack always do. */
 static int is_softmax(Loader *l, int i) {
     const Architecture *a = l->a;
     char key[96];
-    if (!a->linear) return 1;
+    if (!a->linear || i >= l->m->config.n_layers) return 1;
     if (a->every) {
         const int every = int_key(l, "full_attention_interval", i, a->every, 1, 1 << 20);
         if (gguf_key_index(l->g, arch_key(key, l, "attention.recurrent_layers")) < 0)
@@ -7311,6 +7325,51 @@ static void measure_model(GlaModel *m) {
     name_kinds(m, m->kinds, 160);
 }
 
+/* The block for multi-token prediction: the first one behind the main stack, with softmax
+ * attention, and what surrounds it. A file that has none, or one that cannot be used, is a model
+ * all the same; why_not says then why it makes no drafts. */
+static void bind_mtp(const Loader *model, int there) {
+    GlaModel *m = model->m;
+    Mtp *d = &m->mtp;
+    Loader loader = *model, *l = &loader;
+    const int i = m->config.n_layers, dim = m->config.dim, vocab = m->config.vocab_size;
+    Layer *y = &m->layers[i];
+    l->err = d->why_not;
+    if (!there || !has(l, "nextn.eh_proj.weight", i)) {
+        REFUSE(l, GLA_UNSUPPORTED, "this file has no block for multi-token prediction");
+        return;
+    }
+    read_block(l, y, i);
+    d->join = matrix(l, "nextn.eh_proj.weight", i, 2 * (int64_t)dim, dim);
+    d->token.w = vector(l, "nextn.enorm.weight", i, dim);
+    d->hidden.w = vector(l, "nextn.hnorm.weight", i, dim);
+    d->out.w = vector_if(l, "nextn.shared_head_norm.weight", i, dim);
+    if (!d->out.w) d->out = m->out_norm;
+    d->embed = m->embed, d->head = m->head;
+    if (has(l, "nextn.embed_tokens.weight", i))
+        d->embed = matrix(l, "nextn.embed_tokens.weight", i, dim, vocab);
+    if (has(l, "nextn.shared_head_head.weight", i))
+        d->head = matrix(l, "nextn.shared_head_head.weight", i, dim, 0);
+    if (l->code) return;
+    if (d->head.n_out > vocab)
+        REFUSE(l, GLA_FORMAT, "blk.%d.nextn.shared_head_head.weight has %d rows for a vocabulary "
+               "of %d", i, d->head.n_out, vocab);
+    if (y->mixer->mix != mix_softmax || m->config.res_block || m->config.layer_norm
+        || !y->ffn.gate.data)
+        REFUSE(l, GLA_UNSUPPORTED, "the block for multi-token prediction of %s is not implemented",
+               l->arch);
+    const Cache c = cache_shape(y, GLA_KV_F32);
+    if (cache_block_bytes(&c) / KEYS > l->g->map.n / 16 + (1 << 20))
+        REFUSE(l, GLA_FORMAT, "the block for multi-token prediction keeps %zu bytes for each "
+               "position, out of proportion to a file of %zu", cache_block_bytes(&c) / KEYS,
+               l->g->map.n);
+    if (l->code) return;
+    d->layer = y;
+    if (d->head.n_out > DRAFT_VOCAB) d->head.n_out = DRAFT_VOCAB;
+    measure_scratch(m, y);
+    raise_to(&m->row_floats, 2 * (size_t)dim + LANES), raise_to(&m->widest_in, 2 * (size_t)dim);
+}
+
 static int load_model(GlaModel *m, char *err) {
     const Gguf *g = &m->file;
     Loader loader = {.m = m, .g = g, .err = err}, *l = &loader;
@@ -7347,7 +7406,7 @@ static int load_model(GlaModel *m, char *err) {
         : m->embed;
     c->vocab_size = m->embed.n_out;
     m->out_norm.w = vector(l, "output_norm.weight", -1, c->dim);
-    m->layers = keep(l, (size_t)max64(c->n_layers, 1), sizeof *m->layers);
+    m->layers = keep(l, (size_t)c->n_layers + 1, sizeof *m->layers); /* and one for drafts */
     for (int i = 0; i < c->n_layers && !l->code; i++) read_block(l, &m->layers[i], i);
     if (c->layer_norm) {
         m->out_norm.b = vector_if(l, "output_norm.bias", -1, c->dim);
@@ -7363,6 +7422,7 @@ static int load_model(GlaModel *m, char *err) {
     if (l->code) return l->code;
 
     measure_model(m);
+    bind_mtp(l, extra);
     /* Far beyond any real model, it is a hostile header; keys and values of one position are a
        sliver of the weights that make them. */
     const size_t fixed_bytes = m->fixed_floats * sizeof(float),
@@ -7394,6 +7454,21 @@ GLA_API void gla_info(const GlaModel *m, GlaInfo *i) {
 
 typedef union { struct { float score; int32_t id; }; uint64_t key; } Scored; /* key: in a heap */
 
+/* What the block for multi-token prediction remembers, when there is room for it. An entry of its
+ * cache is made of a position's hidden row and of the token behind it, so the hidden row of the last
+ * position waits for that token. Nothing of this is part of a text: a session does not keep it, and
+ * where some is missing the drafts are worse and the text is the same. */
+typedef struct {
+    float *h;                /* (batch, dim) hidden rows, what the head reads, of the last run */
+    int32_t *ids;            /* (batch) its tokens */
+    int64_t at;              /* position of its first */
+    int n;                   /* its positions */
+    uint8_t *kv;             /* keys and values, blocks of KEYS entries */
+    int cap, len;            /* entries: room, in use */
+    int64_t end;             /* the position behind that of the last entry */
+    float *logits;           /* (mtp.head.n_out) */
+} MtpState;
+
 struct GlaState {
     const GlaModel *m;
     int ctx, batch, kv_type; /* kv_type: GLA_KV_*, not the default */
@@ -7411,6 +7486,7 @@ struct GlaState {
     float *o;                /* (batch, n_heads dv) output of a mixer */
     float *v_first;          /* RWKV-7: values of the first layer */
     Scored *candidates;      /* (vocab_size), for the sampler */
+    MtpState mtp;            /* h NULL: no room for it was asked for */
     int64_t within;          /* tokens' worth of the run that is being read, for somebody who
                                 watches: nothing depends on it */
     Team team;
@@ -7429,6 +7505,21 @@ static uint8_t *kv_of(const GlaState *s, const Layer *y) {
 }
 static size_t kv_used(const GlaState *s, const Layer *y) { /* bytes */
     return y->mem.kv[s->kv_type] * kv_blocks(s->pos);
+}
+
+/* Room for the drafts of the block for multi-token prediction, and what its attention needs. */
+static void mtp_layout(Arena *a, const GlaModel *m, const GlaSettings *how, MtpState *d,
+                       size_t *buf_floats, size_t *parts_floats) {
+    const size_t T = (size_t)how->batch;
+    if (!how->mtp) return;
+    Cache c = cache_shape(m->mtp.layer, how->kv);
+    d->cap = how->mtp;
+    d->h = take_bytes(a, T, (size_t)m->config.dim * sizeof(float));
+    d->ids = take_bytes(a, T, sizeof *d->ids);
+    d->logits = take(a, (size_t)m->mtp.head.n_out);
+    d->kv = take_bytes(a, kv_blocks(d->cap), cache_block_bytes(&c));
+    raise_to(buf_floats, attend_buf(m->mtp.layer->n_heads, &c, how->batch));
+    raise_to(parts_floats, attend_parts(m->mtp.layer->n_heads, &c, d->cap, how->batch));
 }
 
 /* The one layout. With a->base NULL it only measures. */
@@ -7460,6 +7551,7 @@ static GlaState *state_layout(Arena *a, const GlaModel *m, const GlaSettings *ho
                                        : walk_buf(&cache, y->dk));
         if (cache.dk) raise_to(&parts_floats, attend_parts(y->n_heads, &cache, ctx, batch));
     }
+    mtp_layout(a, m, how, &s.mtp, &buf_floats, &parts_floats);
     s.team = (Team){.kernels = m->kernels, .n_threads = threads, .fast = how->fast,
                     .buf_floats = round_up(buf_floats, LANES), .parts_floats = parts_floats};
     s.team.parts = take(a, parts_floats);
@@ -7481,6 +7573,9 @@ static int state_settings(const GlaModel *m, const GlaSettings *given, GlaSettin
     if (h.kv < 0 || h.kv >= GLA_N_KV)
         return fail(err, GLA_INPUT, "%d is not a type of keys and values", h.kv);
     if (h.fast != 0 && h.fast != 1) return fail(err, GLA_INPUT, "fast is 0 or 1, not %d", h.fast);
+    if (h.mtp < 0)
+        return fail(err, GLA_INPUT, "drafts that look back to %d positions", h.mtp);
+    if (h.mtp && !m->mtp.layer) return fail(err, GLA_UNSUPPORTED, "%s", m->mtp.why_not);
     /* wall's fadings lie between 0.99 and 1, where a rounded one is another memory */
     for (int i = 0; i < m->config.n_layers && h.kv > GLA_KV_F32; i++)
         if (m->layers[i].mixer->takes & EXACT)
@@ -7554,17 +7649,36 @@ GLA_API int gla_state_new(GlaState **s, const GlaModel *m, const GlaSettings *gi
     return GLA_OK;
 }
 
+/* What the block for multi-token prediction knows of the text behind `pos` is forgotten, entries of
+ * positions whose next token is not part of the text, too. */
+static void mtp_cut(MtpState *d, int64_t pos) {
+    const int64_t over = d->end - max64(pos - 1, 0);
+    if (over > 0) d->len = (int)max64(d->len - over, 0), d->end -= over;
+    d->n = (int)max64(0, min64(d->n, pos - d->at));
+}
+static void mtp_copy(GlaState *to, const GlaState *s) {
+    const MtpState *d = &s->mtp;
+    if (!d->h) return;
+    const Cache c = cache_shape(s->m->mtp.layer, s->kv_type);
+    memcpy(to->mtp.h, d->h, (size_t)d->n * (size_t)s->m->config.dim * sizeof(float));
+    memcpy(to->mtp.ids, d->ids, (size_t)d->n * sizeof *d->ids);
+    memcpy(to->mtp.kv, d->kv, kv_blocks(d->len) * cache_block_bytes(&c));
+    to->mtp.at = d->at, to->mtp.n = d->n, to->mtp.len = d->len, to->mtp.end = d->end;
+}
+
 GLA_API void gla_state_free(GlaState *s) { if (s) gla_free(s->block); }
 
 GLA_API void gla_state_reset(GlaState *s) {
     memset(s->fixed, 0, s->m->fixed_floats * sizeof(float));
     memset(s->logits, 0, (size_t)s->m->config.vocab_size * sizeof(float));
     s->pos = 0; /* what the growing part holds beyond pos is never read */
+    mtp_cut(&s->mtp, 0);
 }
 
 GLA_API int gla_state_clone(GlaState **copy, const GlaState *s, char *err) {
     const GlaModel *m = s->m;
-    const GlaSettings how = {s->ctx, s->batch, s->team.n_threads, s->kv_type, s->team.fast};
+    const GlaSettings how = {s->ctx, s->batch, s->team.n_threads, s->kv_type, s->team.fast,
+                             s->mtp.cap};
     int code = gla_state_new(copy, m, &how, err);
     if (code) return code;
     memcpy((*copy)->fixed, s->fixed, m->fixed_floats * sizeof(float));
@@ -7574,6 +7688,7 @@ GLA_API int gla_state_clone(GlaState **copy, const GlaState *s, char *err) {
         memcpy(kv_of(*copy, y), kv_of(s, y), kv_used(s, y));
     }
     (*copy)->pos = s->pos;
+    mtp_copy(*copy, s);
     return GLA_OK;
 }
 
@@ -7602,6 +7717,7 @@ GLA_API void gla_rewind(GlaState *s, const void *snapshot) {
     memcpy(&s->pos, from, sizeof s->pos);
     memcpy(s->logits, from + sizeof s->pos, logits);
     memcpy(s->fixed, from + sizeof s->pos + logits, s->m->fixed_floats * sizeof(float));
+    mtp_cut(&s->mtp, s->pos);
 }
 
 /* -- sessions: head with the sampler, ids, logits, constant part, used growing part per layer,
@@ -7795,6 +7911,7 @@ static int session_read(GlaState *s, GlaSampler *p, Stream *t, const SessionHead
         gla_state_reset(s);
         return fail(err, GLA_FORMAT, "%s: damaged or cut short", path);
     }
+    mtp_cut(&s->mtp, 0); /* it holds nothing for the drafts */
     if (!head->pos) gla_state_reset(s); /* whatever it says: nothing has been read */
     if (p && head->has_sampler) *p = head->sampler;
     return GLA_OK;
@@ -7999,19 +8116,21 @@ static void mix_sources(float *out, const Sources *s, const float *proj, const f
     }
 }
 
-/* cos and sin of the angles of every rotary kind, once for all layers: (T, turn_floats). */
-static void rope_tables(const GlaState *s, int T) {
+/* cos and sin of the angles of every rotary kind from pos on, once for all layers:
+ * (T, turn_floats). */
+static void rope_tables(const GlaState *s, int64_t pos, int T) {
     const GlaModel *m = s->m;
+    const int n_layers = m->config.n_layers + (m->mtp.layer != NULL);
     const int n_threads = threads_for(&s->team, 40.0 * T * (double)m->turn_floats);
     PARALLEL_FOR(n_threads)
     for (int t = 0; t < T; t++) {
         float *row = s->turns + (size_t)t * m->turn_floats;
         size_t done = 0;
-        for (int i = 0; i < m->config.n_layers && done < m->turn_floats; i++) {
+        for (int i = 0; i < n_layers && done < m->turn_floats; i++) {
             const Rotary *r = &m->layers[i].rope;
             if (!r->freq || r->at != done) continue; /* it turns like an earlier one */
             for (int j = 0; j < r->dims / 2; j++) {
-                double angle = (double)(s->pos + t) * r->freq[j];
+                double angle = (double)(pos + t) * r->freq[j];
                 row[done++] = r->scale * (float)cos(angle);
                 row[done++] = r->scale * (float)sin(angle);
             }
@@ -8032,11 +8151,12 @@ static void cap_rows(const Team *team, float *x, float cap, size_t n) {
     }
 }
 
-/* rows = q, k, v, gates ... of xb;  o = mixer(rows, memory);  xb = W o */
-static void mix(GlaState *s, const Layer *y, int T) {
+/* rows = q, k, v, gates ... of xb;  o = mixer(rows, memory);  xb = W o
+ * kv: the keys and values of the T positions from pos on and of those before them */
+static void mix(GlaState *s, const Layer *y, uint8_t *kv, int64_t pos, int T) {
     const Mixer *m = y->mixer;
     float *memory = s->fixed + y->mem.fixed_at, *free_rows = s->rows;
-    Run run = {.team = &s->team, .T = T, .pos = s->pos, .x = s->xb, .mid = s->mid,
+    Run run = {.team = &s->team, .T = T, .pos = pos, .x = s->xb, .mid = s->mid,
                .turns = s->turns,
                .turn_floats = s->m->turn_floats, .v_first = s->v_first, .conv = memory, .o = s->o};
     for (int j = 0; j < MAX_IN; j++) {
@@ -8046,7 +8166,7 @@ static void mix(GlaState *s, const Layer *y, int T) {
     }
     run.free_rows = free_rows + hand_out(y, m->makes, T, free_rows, run.in, run.own);
     keep_floats(y, m->keeps, memory + conv_floats(y), run.keeps);
-    if (m->grows) run.cache = cache_shape(y, s->kv_type), run.cache.mem = kv_of(s, y);
+    if (m->grows) run.cache = cache_shape(y, s->kv_type), run.cache.mem = kv;
     if (!(m->takes & PROJECTS)) project(&s->team, run.in, y->in, MAX_IN, s->xb, T, s->mid);
     m->mix(&run, y);
     project(&s->team, &s->xb, &y->out, 1, s->o, T, s->mid);
@@ -8066,6 +8186,104 @@ static void feed_forward(GlaState *s, const Layer *y, int T) {
     add_bias(s->xb, y->ffn.bias[2], T, (size_t)dim);
 }
 
+/* x (T, dim) = scale times rows of the embedding */
+static void embed(float *x, const Tensor *W, float scale, const int32_t *ids, int T) {
+    const size_t dim = (size_t)W->n_in;
+    for (int t = 0; t < T; t++) {
+        const uint8_t *row = W->data + (size_t)ids[t] * row_bytes(W);
+        row_to_float(x + (size_t)t * dim, row, W->type, dim);
+    }
+    for (size_t j = 0; j < (size_t)T * dim && scale != 1; j++) x[j] *= scale;
+}
+
+/* x += xb, or norm(xb) */
+static void add_branch(GlaState *s, float *x, Norm post, int T) {
+    const Config *c = &s->m->config;
+    if (post.w) norm_rows(&s->team, c, s->xb, s->xb, post, T);
+    for (size_t j = 0; j < (size_t)T * (size_t)c->dim; j++) x[j] += s->xb[j];
+}
+
+/* -- multi-token prediction: what the token after next may be, for drafts --
+ * The hidden row h_p of a position, what the head reads, says what token p + 1 is. A block behind
+ * the layers, with a cache of its own, makes of h_p and of token p + 1, which is known by then, a
+ * row that stands for h_(p+1) and says what token p + 2 may be; and so on from its own rows.
+ *                                                                   (arXiv 2412.19437, 2.2)
+ *   x = W [norm(embed(token p + 1)) ; norm(h_p)];  x = layer(x);  out = norm(x)
+ *
+ * n such rows, of the hidden rows h (n, dim) and the tokens behind them: entries d->len .. of the
+ * cache, which the caller counts. Leaves them in xb (n, dim); h may be there, too. Positions are
+ * those of the cache: only their differences count. */
+static void mtp_rows(GlaState *s, const float *h, const int32_t *next, int n) {
+    const GlaModel *m = s->m;
+    const Mtp *w = &m->mtp;
+    const Layer *y = w->layer;
+    const Config *c = &m->config;
+    const Team *team = &s->team;
+    const size_t dim = (size_t)c->dim;
+    float *halves[2] = {s->x, s->xb}, *pair = s->rows; /* pair: (n, 2 dim) */
+    norm_rows(team, c, halves[1], h, w->hidden, n);
+    embed(halves[0], &w->embed, c->embed_scale, next, n);
+    norm_rows(team, c, halves[0], halves[0], w->token, n);
+    for (size_t t = 0; t < (size_t)n; t++)
+        for (size_t i = 0; i < 2; i++)
+            memcpy(pair + (2 * t + i) * dim, halves[i] + t * dim, dim * sizeof *pair);
+    matmul_rows(team, s->x, &w->join, pair, n);
+
+    rope_tables(s, s->mtp.len, n);
+    norm_rows(team, c, s->xb, s->x, y->norm, n);
+    mix(s, y, s->mtp.kv, s->mtp.len, n);
+    add_branch(s, s->x, y->post_norm, n);
+    norm_rows(team, c, s->xb, s->x, y->ffn.norm, n);
+    feed_forward(s, y, n);
+    add_branch(s, s->x, y->ffn.post_norm, n);
+    norm_rows(team, c, s->xb, s->x, w->out, n);
+}
+
+/* The positions that waited for the token behind them, `next` behind the last of them, get their
+ * entries. Leaves in xb, in its last row, what stands for the next hidden row; returns how many
+ * rows there are, 0 when nothing waited. */
+static int mtp_follow(GlaState *s, int32_t next) {
+    MtpState *d = &s->mtp;
+    const int64_t from = max64(d->at, d->end);
+    const int skip = (int)(from - d->at), n = d->n - skip;
+    if (!d->h || n <= 0 || d->at + d->n != s->pos) return 0;
+    if (n > d->cap - d->len) d->len = 0; /* the cache is full: it begins anew */
+    if (n > d->cap) return 0;
+    int32_t *ids = d->ids + skip; /* of the hidden rows; they move up by one */
+    memmove(ids, ids + 1, (size_t)(n - 1) * sizeof *ids);
+    ids[n - 1] = next;
+    mtp_rows(s, d->h + (size_t)skip * (size_t)s->m->config.dim, ids, n);
+    d->len += n, d->end = s->pos;
+    return n;
+}
+
+/* The T positions from pos on, whose hidden rows are in d->h, wait. */
+static void mtp_note(GlaState *s, const int32_t *ids, int T) {
+    MtpState *d = &s->mtp;
+    if (!d->h) return;
+    memcpy(d->ids, ids, (size_t)T * sizeof *ids);
+    d->at = s->pos, d->n = T;
+}
+
+/* Up to max tokens that may follow `next`, which the state has not read yet; returns how many. */
+LIKELY_UNUSED static int mtp_draft(GlaState *s, int32_t next, int32_t *drafts, int max) {
+    MtpState *d = &s->mtp;
+    const int rows = mtp_follow(s, next), len = d->len;
+    const float *row = s->xb + (size_t)max64(rows - 1, 0) * (size_t)s->m->config.dim;
+    int n = 0;
+    while (rows && n < max) {
+        int best = 0;
+        matmul_rows(&s->team, d->logits, &s->m->mtp.head, row, 1);
+        for (int i = 1; i < s->m->mtp.head.n_out; i++) if (d->logits[i] > d->logits[best]) best = i;
+        drafts[n++] = best;
+        if (n == max || d->len == d->cap) break;
+        mtp_rows(s, row, &drafts[n - 1], 1);
+        d->len++, row = s->xb;
+    }
+    d->len = len; /* entries of rows that only stand for hidden ones */
+    return n;
+}
+
 /* Reads ids[0..T), T <= batch; the last n_logits positions leave rows of logits. When it was
  * stopped the position has not moved, and the memory is that of no text. */
 static void forward(GlaState *s, const int32_t *ids, int T, float *logits, int n_logits) {
@@ -8077,16 +8295,13 @@ static void forward(GlaState *s, const int32_t *ids, int T, float *logits, int n
     float *x = s->x; /* the residual stream (T, dim); with residual attention the source being
                         summed */
 
+    (void)mtp_follow(s, ids[0]);
+    s->mtp.n = 0; /* their rows will be overwritten */
     // x = rows of the embedding
-    for (int t = 0; t < T; t++) {
-        const uint8_t *row = m->embed.data + (size_t)ids[t] * row_bytes(&m->embed);
-        row_to_float(x + (size_t)t * dim, row, m->embed.type, dim);
-        for (size_t d = 0; d < dim && c->embed_scale != 1; d++)
-            x[(size_t)t * dim + d] *= c->embed_scale;
-    }
+    embed(x, &m->embed, c->embed_scale, ids, T);
     if (m->embed_norm.w) norm_rows(team, c, x, x, m->embed_norm, T);
 
-    rope_tables(s, T);
+    rope_tables(s, s->pos, T);
     for (int i = 0; i < c->n_layers; i++) {
         const Layer *y = &m->layers[i];
         for (int ffn = 0; ffn <= (y->ffn.down.data != NULL); ffn++) { /* the mixer, then the
@@ -8106,7 +8321,7 @@ static void forward(GlaState *s, const int32_t *ids, int T, float *logits, int n
             norm_rows(team, c, s->xb, in, ffn ? y->ffn.norm : y->norm, T);
 
             if (!ffn) {
-                mix(s, y, T);
+                mix(s, y, kv_of(s, y), s->pos, T);
             } else if (y->ffn.lerp_k) {
                 // xb = channel_mix(xb), whose last x lies behind the mixer's memory
                 float *last = s->fixed + y->mem.fixed_at + y->mem.fixed - dim;
@@ -8116,9 +8331,7 @@ static void forward(GlaState *s, const int32_t *ids, int T, float *logits, int n
             }
 
             // x += xb, or norm(xb)
-            const Norm post = ffn ? y->ffn.post_norm : y->post_norm;
-            if (post.w) norm_rows(team, c, s->xb, s->xb, post, T);
-            for (size_t j = 0; j < (size_t)T * dim; j++) x[j] += s->xb[j];
+            add_branch(s, x, ffn ? y->ffn.post_norm : y->post_norm, T);
             if (stopped(team)) { s->within = 0; return; }
         }
         if (c->rescale && (i + 1) % c->rescale == 0) /* RWKV-6 */
@@ -8126,21 +8339,25 @@ static void forward(GlaState *s, const int32_t *ids, int T, float *logits, int n
         s->within = (int64_t)T * (i + 1) / c->n_layers;
     }
 
-    // logits = head(norm(x)), only where they are wanted
-    const float *last = x + (size_t)(T - n_logits) * dim;
-    if (n_logits && c->res_block) {
-        sources.x = s->x + (size_t)(T - n_logits) * dim;
-        mix_sources(s->xb, &sources, m->res_proj, m->res_norm, c->eps, n_logits);
+    // h = norm(x), logits = head(h), only where they are wanted; drafts want every h
+    float *h = s->mtp.h ? s->mtp.h : s->xb;
+    const int n_rows = s->mtp.h ? T : n_logits;
+    const float *last = x + (size_t)(T - n_rows) * dim;
+    if (n_rows && c->res_block) {
+        sources.x = s->x + (size_t)(T - n_rows) * dim;
+        mix_sources(s->xb, &sources, m->res_proj, m->res_norm, c->eps, n_rows);
         last = s->xb;
     }
+    if (n_rows) norm_rows(team, c, h, last, m->out_norm, n_rows);
     if (n_logits) {
-        norm_rows(team, c, s->xb, last, m->out_norm, n_logits);
-        matmul_rows(team, logits, &m->head, s->xb, n_logits);
+        matmul_rows(team, logits, &m->head, h + (size_t)(n_rows - n_logits) * dim, n_logits);
         size_t n = (size_t)n_logits * (size_t)c->vocab_size;
         if (c->softcap > 0) cap_rows(team, logits, c->softcap, n);
     }
     s->within = 0;
-    if (!stopped(team)) s->pos += T, s->evaluated += T;
+    if (stopped(team)) return;
+    mtp_note(s, ids, T);
+    s->pos += T, s->evaluated += T;
 }
 
 static int check_room(const GlaState *s, int64_t n, char *err) { /* for n more tokens */
@@ -14645,7 +14862,7 @@ static void prepare_mode(Job *job) {
         give_up("a depth of %lld in a context of %lld", (long long)depth,
               (long long)ctx);
     const GlaSettings how = {(int)ctx, (int)whole_of(o, O_BATCH), (int)whole_of(o, O_THREADS),
-                             kv_type(o), given(o, O_FAST)};
+                             kv_type(o), given(o, O_FAST), 0};
     must(gla_state_new(&job->s, m, &how, job->err), job->err);
     if (given(o, O_SAVE)) must(can_save(text_of(o, O_SAVE), job->err), job->err);
 }

@@ -5,6 +5,9 @@ tiny.gguf            a random hybrid (a GLA layer, a softmax layer) with a vocab
 {qwen35,qwen3,gla}   tests/golden/NAME-a through export.py, bfloat16 like the checkpoint: NAME.gguf, and
                      NAME.ref: u32 T, u32 vocab, T i32 ids, T x vocab float32 logits of the reference library
                      (needs tests/requirements.txt, like export.py; skipped with a note otherwise)
+mtp                  a random Qwen3.5 of two layers with a block for multi-token prediction: mtp.gguf, and
+                     mtp.ref: u32 T, dim, vocab, T i32 ids, float32 hidden rows (T, dim), the block's rows (T, dim) and logits
+                     (T, vocab), see mtp_case in make_models.py (needs torch and transformers, too)
 
 The output is the same bytes on every run. Vocabularies of other kinds: make_tokenizer_fixtures.py.
 """
@@ -14,6 +17,7 @@ import random
 import struct
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -119,6 +123,18 @@ def golden(name: str, folder: Path) -> None:
     (folder / f"{name}.ref").write_bytes(head + data["tokens"].astype("<i4").tobytes() + logits.tobytes())
 
 
+def mtp(folder: Path) -> None:
+    import make_models
+    with tempfile.TemporaryDirectory() as work:
+        source = Path(work) / "mtp"
+        case = make_models.mtp_case(source, length=30, layer_types=[make_models.L, make_models.F], num_hidden_layers=2)
+        subprocess.run([sys.executable, HERE.parent / "export.py", source, folder / "mtp.gguf", "--type", "bf16"], check=True,
+                       stdout=subprocess.DEVNULL)
+    head = struct.pack("<III", *case["hidden"].shape, case["logits"].shape[1])
+    parts = [case["tokens"].astype("<i4"), *(case[name].astype("<f4") for name in ("hidden", "rows", "logits"))]
+    (folder / "mtp.ref").write_bytes(head + b"".join(part.tobytes() for part in parts))
+
+
 def main() -> None:
     folder = Path(sys.argv[1]) if len(sys.argv) > 1 else HERE / "fixtures"
     folder.mkdir(parents=True, exist_ok=True)
@@ -129,6 +145,11 @@ def main() -> None:
         return print(f"tiny.gguf only: {error.name} is missing (pip install -r tests/requirements.txt)")
     for name in ("qwen35", "qwen3", "gla"):
         golden(name, folder)
+    try:
+        import torch, transformers  # noqa: E401, F401
+    except ImportError as error:
+        return print(f"no mtp.gguf: {error.name} is missing")
+    mtp(folder)
 
 
 if __name__ == "__main__":

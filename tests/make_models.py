@@ -175,6 +175,56 @@ def transformers_case(folder: Path, name: str, length: int = 75, dtype: torch.dt
     return ids[0].numpy(), logits.numpy()
 
 
+# ---- the block for multi-token prediction --------------------------------------------------------------------------
+
+def mtp_case(folder: Path, name: str = "qwen35", length: int = 40, seed: int = 0, **more: Any) -> dict[str, np.ndarray]:
+    """Writes the checkpoint of transformers_case with a block that predicts the token after next, and runs that block in float64, from
+    its equations around transformers' decoder layer: of the hidden rows and of the tokens behind them, and in the last row, as a draft
+    goes on, of what stood for a hidden row and of the likeliest token. tokens (T,), hidden (T, dim), rows and logits of T pairs."""
+    import transformers
+    from safetensors.torch import load_file
+    from transformers.models.qwen3_5 import modeling_qwen3_5 as module
+    ids, _ = transformers_case(folder, name, length, seed=seed, **more)
+    fields = json.loads((folder / "config.json").read_text())
+    config = transformers.Qwen3_5TextConfig(**fields, attn_implementation="eager")
+    tensors = load_file(folder / "model.safetensors")
+    width, rng = config.hidden_size, torch.Generator().manual_seed(seed + 1)
+    shapes = {"fc": (width, 2 * width), "pre_fc_norm_embedding": (width,), "pre_fc_norm_hidden": (width,), "norm": (width,)}
+    one_layer = transformers.Qwen3_5TextConfig(**fields | {"layer_types": [F], "num_hidden_layers": 1}, attn_implementation="eager")
+    layer, rope = module.Qwen3_5DecoderLayer(one_layer, 0).double(), module.Qwen3_5TextRotaryEmbedding(one_layer)
+    block = {f"mtp.{n}.weight": spread(n, torch.zeros(shape), rng) for n, shape in shapes.items()}
+    block |= {f"mtp.layers.0.{n}": spread(n, p.detach().float(), rng) for n, p in layer.named_parameters()}
+    block = {n: t.bfloat16() for n, t in block.items()}
+    save(folder, fields | {"mtp_num_hidden_layers": 1, "mtp_use_dedicated_embeddings": False}, tensors | block)
+
+    model = transformers.Qwen3_5ForCausalLM(config).eval()
+    model.load_state_dict({n: t.float() for n, t in tensors.items()}, strict=False)
+    model.tie_weights()
+    kept, module.torch_chunk_gated_delta_rule = module.torch_chunk_gated_delta_rule, module.torch_recurrent_gated_delta_rule
+    with torch.no_grad():
+        hidden = model.model(torch.tensor(ids)[None], use_cache=False).last_hidden_state[0].double()
+        module.torch_chunk_gated_delta_rule = kept
+        layer.load_state_dict({n.removeprefix("mtp.layers.0."): t.double() for n, t in block.items() if ".layers." in n})
+        embed, head = (m.weight.double() for m in (model.model.embed_tokens, model.lm_head))
+
+        def norm(x: torch.Tensor, which: str) -> torch.Tensor:
+            return x * (x.pow(2).mean(-1, keepdim=True) + config.rms_norm_eps).rsqrt() * (1 + block[f"mtp.{which}.weight"].double())
+
+        def run(h: torch.Tensor, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            pair = torch.cat([norm(embed[tokens], "pre_fc_norm_embedding"), norm(h, "pre_fc_norm_hidden")], -1)
+            x = (pair @ block["mtp.fc.weight"].double().T)[None]
+            n = x.shape[1]
+            mask = torch.full((n, n), float("-inf"), dtype=torch.float64).triu(1)[None, None]
+            turn = rope(x, torch.arange(n)[None])
+            rows = norm(layer(x, position_embeddings=turn, attention_mask=mask)[0], "norm")
+            return rows, rows @ head.T
+
+        after = torch.tensor(ids[1:])
+        rows, logits = run(hidden[:-1], after)
+        rows, logits = run(torch.cat([hidden[:-1], rows[-1:]]), torch.cat([after, logits[-1:].argmax(-1)]))
+    return {"tokens": ids, "hidden": hidden.numpy(), "rows": rows.numpy(), "logits": logits.numpy()}
+
+
 # ---- GLA -------------------------------------------------------------------------------------------------------------
 
 GLA = dict(architectures=["GLAForCausalLM"], model_type="gla", vocab_size=113, hidden_size=48, num_hidden_layers=3, num_heads=4,

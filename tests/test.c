@@ -1077,7 +1077,7 @@ static int kv_tested, fast_tested; /* GLA_KV_* and fast of the states that the t
 static GlaState *state_of(const GlaModel *m, int ctx, int batch, int threads) {
     char err[GLA_ERR] = "";
     GlaState *s;
-    check(gla_state_new(&s, m, &(GlaSettings){ctx, batch, threads, kv_tested, fast_tested}, err) == GLA_OK, "no state: %s", err);
+    check(gla_state_new(&s, m, &(GlaSettings){ctx, batch, threads, kv_tested, fast_tested, 0}, err) == GLA_OK, "no state: %s", err);
     return must(s);
 }
 
@@ -2006,6 +2006,145 @@ static void test_states(void) {
     free(a), free(b), free(ids);
 }
 
+/* The block for multi-token prediction against its definition in float64 (make_fixtures.py). */
+typedef struct {
+    GlaModel *m;
+    int T, dim, vocab;
+    int32_t *ids;
+    float *hidden, *rows, *logits; /* (T, dim), (T, dim), (T, vocab) */
+    uint8_t *file;
+} MtpCase;
+static float *take_floats(const uint8_t **from, size_t n) {
+    float *x = block(n * sizeof *x);
+    memcpy(x, *from, n * sizeof *x), *from += n * sizeof *x;
+    return x;
+}
+static MtpCase mtp_case(void) {
+    size_t n_file, n_ref;
+    MtpCase c = {.file = fixture("mtp.gguf", &n_file)};
+    uint8_t *ref = fixture("mtp.ref", &n_ref);
+    const uint8_t *from = ref + 12;
+    c.T = (int)read_u32(ref), c.dim = (int)read_u32(ref + 4), c.vocab = (int)read_u32(ref + 8);
+    const size_t T = (size_t)c.T, dim = (size_t)c.dim, vocab = (size_t)c.vocab;
+    check(n_ref == 12 + 4 * T * (1 + 2 * dim + vocab), "mtp.ref has %zu bytes", n_ref);
+    c.ids = block(T * sizeof *c.ids);
+    memcpy(c.ids, from, T * sizeof *c.ids), from += T * sizeof *c.ids;
+    c.hidden = take_floats(&from, T * dim), c.rows = take_floats(&from, T * dim);
+    c.logits = take_floats(&from, T * vocab);
+    c.m = opened(c.file, n_file, "mtp.gguf");
+    free(ref);
+    return c;
+}
+static void mtp_case_free(MtpCase *c) {
+    gla_close(c->m);
+    free(c->ids), free(c->hidden), free(c->rows), free(c->logits), free(c->file);
+}
+static GlaState *mtp_state(const GlaModel *m, int mtp, int batch) {
+    char err[GLA_ERR] = "";
+    GlaState *s;
+    check(gla_state_new(&s, m, &(GlaSettings){.ctx = 100, .batch = batch, .threads = 2, .mtp = mtp}, err) == GLA_OK, "a state for drafts: %s", err);
+    return s;
+}
+
+/* A file whose block is damaged is the model all the same, and says why it makes no drafts. */
+static void test_mtp_refused(void) {
+    static const struct { const char *tensor; int at; char to; const char *sentence; } cases[] = {
+        {"blk.2.nextn.eh_proj.weight", 12, 'x', "no block for multi-token prediction"},
+        {"blk.2.nextn.enorm.weight", 14, 'x', "blk.2.nextn.enorm.weight is missing"},
+        {"blk.2.nextn.hnorm.weight", 14, 'x', "blk.2.nextn.hnorm.weight is missing"},
+        {"blk.2.attn_k.weight", 6, 'x', "blk.2.attn_k.weight is missing"},
+        {"blk.2.ffn_down.weight", 6, 'x', "blk.2.ffn_down.weight is missing"},
+        {"blk.2.nextn.eh_proj.weight", 26 + 4, 95, "blk.2.nextn.eh_proj.weight is (95, 48"},
+        {"blk.2.nextn.enorm.weight", 24 + 4, 47, "blk.2.nextn.enorm.weight has 47 elements"},
+        {"blk.2.nextn.shared_head_norm.weight", 35 + 4, 47, "blk.2.nextn.shared_head_norm.weight has 47 elements"},
+        {"blk.2.attn_q.weight", 19 + 4 + 8, 127, "blk.2.attn_q.weight is (48, 127"},
+    };
+    MtpCase c = mtp_case();
+    float *want = logits_of(c.m, c.ids, c.T, c.T, 0, 1);
+    size_t n;
+    free(fixture("mtp.gguf", &n));
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        char err[GLA_ERR] = "";
+        GlaState *s;
+        uint8_t *file = block(n);
+        memcpy(file, c.file, n);
+        size_t at = 0, len = strlen(cases[i].tensor);
+        while (at + len < n && memcmp(file + at, cases[i].tensor, len)) at++;
+        file[at + (size_t)cases[i].at] = (uint8_t)cases[i].to;
+        GlaModel *m = opened(file, n, cases[i].sentence);
+        float *got = logits_of(m, c.ids, c.T, c.T, 0, 1);
+        check(same(got, want, (size_t)c.T * (size_t)c.vocab), "%s: other logits", cases[i].sentence);
+        const int code = gla_state_new(&s, m, &(GlaSettings){.mtp = 100}, err);
+        check(code < 0 && !s && is_sentence(err) && strstr(err, cases[i].sentence), "%s: %d, %s", cases[i].sentence, code, err);
+        gla_close(m), free(got), free(file);
+    }
+    free(want), mtp_case_free(&c);
+}
+
+static void test_mtp(void) {
+    MtpCase c = mtp_case();
+    const size_t dim = (size_t)c.dim;
+    char err[GLA_ERR] = "";
+    int32_t drafts[2];
+    for (int k = 0; k < N_KERNELS; k++) {
+        if (!kernel_runs(&kernels[k])) continue;
+        c.m->kernels = &kernels[k];
+        GlaState *s = mtp_state(c.m, 40, 16);
+        for (int i = 0; i + 1 < c.T; i++) {
+            const float *want = c.hidden + (size_t)i * dim;
+            gla_eval(s, c.ids + i, 1, NULL, 0, err);
+            within(largest(s->mtp.h, want, dim), 1e-3, "hidden row %d, %s", i, kernels[k].name);
+            memcpy(s->mtp.h, want, dim * sizeof *want); /* errors of the layers are not those of the block */
+            if (i + 2 < c.T) check(mtp_follow(s, c.ids[i + 1]) == 1, "no row for position %d", i);
+            else check(mtp_draft(s, c.ids[i + 1], drafts, 2) == 2, "no drafts");
+            within(largest(s->xb, c.rows + (size_t)(i + 2 < c.T ? i : i + 1) * dim, dim), 1e-5, "row %d of the block, %s", i, kernels[k].name);
+        }
+        /* a draft, and one behind it, whose logits are there */
+        const float *last = c.logits + (size_t)(c.T - 2) * (size_t)c.vocab, *behind = last + c.vocab;
+        int best[2] = {0, 0};
+        for (int i = 1; i < c.vocab; i++) best[0] = last[i] > last[best[0]] ? i : best[0], best[1] = behind[i] > behind[best[1]] ? i : best[1];
+        check(drafts[0] == best[0] && drafts[1] == best[1], "drafts %d %d, expected %d %d", drafts[0], drafts[1], best[0], best[1]);
+        within(largest(s->mtp.logits, behind, (size_t)c.vocab), 1e-4, "logits of the block, %s", kernels[k].name);
+        gla_state_free(s);
+    }
+    c.m->kernels = &kernels[0];
+    /* however the text was split, the drafts are the same bits, and the text does not see them */
+    GlaState *one = mtp_state(c.m, 100, 1), *plain = mtp_state(c.m, 0, 0);
+    gla_eval(one, c.ids, c.T, NULL, 0, err), gla_eval(plain, c.ids, c.T, NULL, 0, err);
+    check(same(one->logits, plain->logits, (size_t)c.vocab), "room for drafts changes the logits");
+    check(!mtp_draft(plain, 1, drafts, 2), "drafts without room for them");
+    check(mtp_draft(one, 1, drafts, 2) == 2, "no drafts");
+    for (int run = 2; run < c.T; run += 5) {
+        int32_t others[2];
+        GlaState *s = mtp_state(c.m, 100, run % 3 ? 0 : 3), *copy;
+        for (int i = 0; i < c.T; i += run) gla_eval(s, c.ids + i, min64(run, c.T - i), NULL, 0, err);
+        check(gla_state_clone(&copy, s, err) == GLA_OK, "clone: %s", err);
+        for (int i = 0; i < 2; i++) {
+            GlaState *of = i ? copy : s;
+            check(mtp_draft(of, 1, others, 2) == 2 && others[0] == drafts[0] && others[1] == drafts[1] && same(of->mtp.logits, one->mtp.logits, (size_t)c.vocab),
+                  "runs of %d%s give other drafts", run, i ? ", cloned," : "");
+        }
+        gla_state_free(s), gla_state_free(copy);
+    }
+    /* a step back: what is known of the text before it stays; the rest is forgotten */
+    void *place = block(gla_snapshot_bytes(c.m));
+    GlaState *s = mtp_state(c.m, 100, 0);
+    gla_eval(s, c.ids, 10, NULL, 0, err), gla_snapshot(s, place);
+    gla_eval(s, c.ids + 10, 5, NULL, 0, err), gla_rewind(s, place);
+    check(s->mtp.len == 9 && s->mtp.end == 9 && s->mtp.n == 0, "after a step back: %d entries to position %lld", s->mtp.len, (long long)s->mtp.end);
+    gla_eval(s, c.ids + 10, 20, NULL, 0, err);
+    check(same(s->logits, plain->logits, (size_t)c.vocab) && mtp_draft(s, 1, drafts, 2) == 2 && s->mtp.len == 29, "behind a step back there are %d entries", s->mtp.len);
+    gla_state_reset(s);
+    check(!s->mtp.len && !s->mtp.n && !mtp_draft(s, 1, drafts, 2), "drafts of an empty text");
+    gla_state_free(s), free(place);
+    /* a full cache begins anew */
+    s = mtp_state(c.m, 8, 5);
+    gla_eval(s, c.ids, c.T, NULL, 0, err);
+    check(mtp_draft(s, 1, drafts, 2) == 2 && s->mtp.len <= 8, "a small cache holds %d", s->mtp.len);
+    gla_state_free(s), gla_state_free(one), gla_state_free(plain);
+    mtp_case_free(&c);
+}
+
 /* ---- 10. sessions ------------------------------------------------------------------------------------------------------------- */
 
 static void test_sessions(void) {
@@ -2813,7 +2952,7 @@ static const struct { const char *name; void (*run)(void); } sections[] = {
     {"pieces", test_pieces}, {"added blanks", test_added_blanks}, {"keys refused", test_keys_refused}, {"no vocabulary", test_no_vocabulary},
     {"words", test_words},
     {"tokenizer time", test_tokenizer_time},
-    {"goldens", test_goldens}, {"decoders", test_decoders}, {"decoders refused", test_decoders_refused},
+    {"goldens", test_goldens}, {"decoders", test_decoders}, {"decoders refused", test_decoders_refused}, {"mtp", test_mtp}, {"mtp refused", test_mtp_refused},
     {"types", test_types}, {"states", test_states}, {"stop", test_stop}, {"two threads", test_two_threads}, {"sessions", test_sessions}, {"kv sessions", test_kv_sessions}, {"chat templates", test_chat_templates}, {"chat", test_chat},
     {"chat thinking", test_chat_thinking}, {"prompt cache", test_cache}, {"no memory", test_no_memory},
     {"hostile fields", test_hostile_fields}, {"hostile bytes", test_hostile_bytes},

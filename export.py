@@ -63,6 +63,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--pre", metavar="NAME",
                         help="how text is cut before the merges (tokenizer.ggml.pre), where the tokenizer's "
                              "files do not say it in a way that is known; qwen2, llama-bpe, gpt-2 ...")
+    parser.add_argument("--mtp", action=argparse.BooleanOptionalAction,
+                        help="keep the block for multi-token prediction, from which run --draft mtp makes "
+                             "drafts, or leave it out; default: keep it where there is one")
     args = parser.parse_intermixed_args()
     if (args.out is None) == (args.outfile is None):
         parser.error("the file to write is given once, as OUT.gguf or by --outfile OUT.gguf")
@@ -3047,7 +3050,8 @@ def check(path: Path, pieces: list[Piece]) -> dict[Type, tuple[float, str]]:
     return worst
 
 
-def export(folder: Path, out: Path, wanted: str | None, ignored: list[str], pre: str | None = None) -> None:
+def export(folder: Path, out: Path, wanted: str | None, ignored: list[str], pre: str | None = None,
+           mtp: bool | None = None) -> None:
     config = read_config(folder)
     fields = Fields(config, str(folder / "config.json"))
     names = config.get("architectures") or [MODEL_TYPES.get(config.get("model_type"), config.get("model_type"))]
@@ -3057,8 +3061,12 @@ def export(folder: Path, out: Path, wanted: str | None, ignored: list[str], pre:
     if arch is None:
         raise Refusal(f"{folder / 'config.json'}: the architecture {names} is not supported, only {', '.join(ARCHITECTURES)}")
     tensors = read_tensors(folder)
-    plan = arch.read(fields, tensors)
+    block = [name for name in tensors if mtp is False and name.startswith("mtp.")]
+    plan = arch.read(fields, {name: t for name, t in tensors.items() if name not in block})
     fields.no_more(ignored)
+    if mtp and "nextn_predict_layers" not in plan.keys:
+        raise Refusal(f"{folder} has no block for multi-token prediction that could be kept (--mtp): the tensors mtp.*, with "
+                      "mtp_num_hidden_layers 1 in config.json, of an architecture that has it here")
     if wanted is None:
         sizes = defaultdict(int)
         for t in tensors.values():
@@ -3098,7 +3106,7 @@ def main(args: argparse.Namespace) -> int:
         if not args.out.resolve().parent.is_dir() or args.out.is_dir():
             raise Refusal(f"{args.out} cannot be written: it is a folder, or its folder does not exist")
         may_replace(args.out, args.folder)
-        export(args.folder, args.out, args.type, args.ignore, args.pre)
+        export(args.folder, args.out, args.type, args.ignore, args.pre, args.mtp)
         return 0
     except Refusal as refusal:
         print(f"export.py: {refusal}", file=sys.stderr)

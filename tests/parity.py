@@ -763,6 +763,18 @@ def drafting(t: Tally, work: Path) -> None:
     t.line(ok, "drafting block", f"{len(extra)} tensors in blk.4, block_count {keys['qwen35.block_count']}")
     ids = np.arange(1, 40)
     export(source, work / "no-mtp.gguf", "--type", "f32")
+    same(t, "--mtp, as without it", work, target, ["--mtp"], target, [])
+    done = export(target, work / "without.gguf", "--type", "f32", "--no-mtp")
+    (work / "bare").mkdir()
+    models.save(work / "bare" / "mtp", config, tensors)
+    export(work / "bare" / "mtp", work / "bare.gguf", "--type", "f32")
+    t.line(not done.returncode and b"left out: mtp." in done.stdout and (work / "without.gguf").read_bytes() == (work / "bare.gguf").read_bytes(),
+           "--no-mtp leaves the drafting block out", done.stderr.decode().strip())
+    for option, asked in (("without the tensors", target), ("of a family without it", work / "base" / "llama")):
+        folder = work / "refused-mtp" / asked.name
+        models.save(folder, json.loads((asked / "config.json").read_text()),
+                    {n: v for n, v in load_file(asked / "model.safetensors").items() if not n.startswith("mtp.")})
+        refused(t, f"--mtp {option}", folder, work, "--mtp", "--mtp")
     if t.run.is_file():
         a, b = (run_logits(t.run, work / f, ids) for f in ("mtp.gguf", "no-mtp.gguf"))
         t.line(not isinstance(a, str) and np.array_equal(a, b), "drafting block leaves the logits alone", a if isinstance(a, str) else "")

@@ -264,21 +264,26 @@ static int complete(Draft *d, char *err) { /* returns what the last try to load 
     for (int n = 0;; n++) {
         GlaModel *m;
         int code = load(d, 0, &m, err);
-        if (!code) gla_close(m);
-        if (!code || n > 2 * MOST_TENSORS || !obey(d, err)) return code;
+        if (!code) { /* the block for multi-token prediction is not refused, it is not used */
+            snprintf(err, GLA_ERR, "%s", m->mtp.layer ? "" : m->mtp.why_not);
+            gla_close(m);
+        }
+        if (n > 2 * MOST_TENSORS || !obey(d, err)) return code;
     }
 }
 
 /* ---- 4. models to begin with ----------------------------------------------------------------- */
 
 /* Two layers, 32 channels, unless the keys say otherwise. Tensors that a model may have: of each
- * layer, or "1:" of layer 1 only, "/" of none. Those that it must have follow from refusals. */
+ * layer, or "1:" of layer 1 only, "2:" of the block behind them, "/" of none. Those that it must
+ * have follow from refusals. */
 #define HEADS4 "mixer.head_count=4 mixer.key_length=8 mixer.value_length=12 "
 #define GROUPS2 HEADS4 "mixer.head_count_kv=2 "
 #define HYBRID "attention.head_count=0,4 attention.head_count_kv=0,2 " \
                "attention.sliding_window=0,9 rope.freq_base=5000.0 "
 #define SSM "ssm.inner_size=48 ssm.state_size=8 ssm.conv_kernel=4 "
 #define RESIDUAL "residual_attention.block_size=2 "
+#define MTP "block_count=3 nextn_predict_layers=1 "
 #define QWEN "attention.head_count=4 attention.head_count_kv=2 attention.key_length=8 "
 #define QKV_BIAS "attn_q.bias attn_k.bias attn_v.bias "
 static const struct { const char *arch, *keys, *tensors; } seeds[] = {
@@ -289,6 +294,8 @@ static const struct { const char *arch, *keys, *tensors; } seeds[] = {
     {"gemma3", QWEN "attention.sliding_window=9 attention.sliding_window_pattern=2 rope.freq_base=5000.0", "/rope_freqs.weight"},
     {"qwen35", QWEN "attention.value_length=8 rope.dimension_count=4 full_attention_interval=2 ssm.state_size=8 ssm.group_count=2 "
      "ssm.time_step_rank=4 ssm.inner_size=48 ssm.conv_kernel=4", "/output.weight"},
+    {"qwen35", QWEN "rope.dimension_count=4 full_attention_interval=2 ssm.state_size=8 ssm.group_count=2 ssm.time_step_rank=4 ssm.inner_size=48 " MTP,
+     "2:nextn.eh_proj.weight 2:nextn.shared_head_norm.weight 2:nextn.embed_tokens.weight 2:nextn.shared_head_head.weight"},
     {"transformer", "attention.head_count=4 attention.head_count_kv=2 attention.sliding_window=9", QKV_BIAS "attn_q_norm.weight"},
     {"transformer", "attention.head_count=2 " RESIDUAL, ""},
     {"forgetting_transformer", "attention.head_count=4 attention.head_count_kv=2 rope.dimension_count=0",
@@ -306,6 +313,7 @@ static const struct { const char *arch, *keys, *tensors; } seeds[] = {
     {"simple_gla", GROUPS2 "mixer.conv_kernel=3", "attn_gate.weight ssm_alpha.bias"},
     {"gla", GROUPS2 HYBRID RESIDUAL "mixer.conv_kernel=4 mixer.decay_min=-1.0", "0:ssm_f_a.weight 0:ssm_f_b.bias 0:attn_gate.weight 0:ssm_norm.weight"},
     {"gla", HEADS4 "mixer.feature_map=relu", "ssm_alpha.bias"},
+    {"gla", HEADS4 "attention.head_count=0,0,4 attention.head_count_kv=0,0,2 " MTP, "2:nextn.eh_proj.weight 2:attn_qkv.weight"},
     {"hgrn", "mixer.head_count=24 mixer.key_length=1 mixer.value_length=1 mixer.conv_kernel=4", "attn_gate.weight ssm_f_low ssm_norm.weight ssm_conv1d_f.weight"},
     {"hgrn2", HEADS4 HYBRID "mixer.conv_kernel=4", "0:ssm_f_low 0:ssm_norm.weight 0:ssm_conv1d_f.weight"},
     {"lightnet", HEADS4, "ssm_g_a.weight ssm_norm.weight"},
@@ -371,9 +379,9 @@ static int draft_of(Draft *d, const char *arch, const char *keys, const char *te
     put_tensor(d, "token_embd.weight")->ne[0] = 32;
     put_tensor(d, "output_norm.weight");
     while (word(&tensors, text))
-        for (int layer = 0; layer < 2; layer++) {
+        for (int layer = 0; layer < 3; layer++) {
             const char *colon = strchr(text, ':');
-            if (colon && atoi(text) != layer) continue;
+            if (colon ? atoi(text) != layer : layer == 2) continue;
             snprintf(name, sizeof name, "blk.%d.%s", layer, colon ? colon + 1 : text);
             put_tensor(d, *text == '/' ? text + 1 : name);
         }
@@ -400,6 +408,10 @@ static int evaluate(const GlaModel *m, GlaSettings how, float *out, char *err) {
     int code = gla_state_new(&s, m, &how, err);
     if (code) return code;
     code = gla_eval(s, ids, tokens(), out, tokens(), err);
+    int32_t drafts[3];
+    const int n = code || !how.mtp ? 0 : mtp_draft(s, ids[0], drafts, 3);
+    check(n == (how.mtp ? 3 : 0), "not as many drafts as were asked for");
+    for (int i = 0; i < n; i++) check(drafts[i] >= 0 && drafts[i] < m->config.vocab_size, "a draft that is no token");
     gla_state_free(s);
     return code;
 }
@@ -440,6 +452,7 @@ static int attempt(Draft *d) {
     for (int i = 0; i < 3; i++) {
         GlaSettings h = how[i];
         h.ctx = 96;
+        h.mtp = m->mtp.layer && i == 2 ? 50 : 0; /* room for drafts changes nothing */
         if (!all && turn % 3) h.threads = 1; /* waking a thread takes longer than the work here */
         h.kv = strcmp(d->arch, "wall_transformer") ? GLA_KV_F32 + turn % 3 : GLA_KV_F32;
         int code = evaluate(m, h, logits[i], err);

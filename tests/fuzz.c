@@ -42,14 +42,15 @@ static void use_model(GlaModel *m) {
     gla_info(m, &info);
     if (info.state_bytes > 1 << 24 || info.token_weights > 1 << 22) return; /* honest, but slow */
     gla_sampler_init(&p, m, 1);
-    if (gla_state_new(&s, m, &(GlaSettings){.ctx = 8, .batch = 3, .threads = 1}, err)) return;
+    if (gla_state_new(&s, m, &(GlaSettings){.ctx = 8, .batch = 3, .threads = 1, .mtp = m->mtp.layer ? 4 : 0}, err)) return;
     for (int i = 0; i < 5; i++) ids[i] = (int32_t)(next_random(&p.rng) % (uint64_t)info.vocab_size);
     insist(gla_eval(s, ids, 5, NULL, 0, err) == GLA_OK, "eval", err);
     if (!gla_state_clone(&copy, s, err)) {
         gla_generate(copy, &p, ids, 1, &(GlaGenerate){.steps = 3, .stops = (const char *const[]){"a"}, .n_stops = 1}, NULL, err);
         gla_state_free(copy);
     }
-    int32_t id = gla_sample(&p, s);
+    int32_t id = gla_sample(&p, s), drafts[3];
+    for (int i = mtp_draft(s, id, drafts, 3); i-- > 0;) insist(drafts[i] >= 0 && drafts[i] < info.vocab_size, "draft", "an id outside the vocabulary");
     insist(id >= 0 && id < info.vocab_size, "sample", "an id outside the vocabulary");
     gla_state_free(s);
 }
@@ -483,6 +484,7 @@ static void use_more(GlaModel *m) {
     GlaSettings how = {.threads = 1, .kv = (int)below(4), .fast = (int)below(2)};
     how.ctx = (int)(1 + below(100));
     how.batch = (int)(1 + below(40));
+    how.mtp = m->mtp.layer ? (int)below(60) : 0;
     if (gla_state_new(&s, m, &how, err)) return;
     for (int i = 0; i < n; i++) ids[i] = (int32_t)below((size_t)info.vocab_size);
     if (below(2)) talk(s, &p);

@@ -5822,6 +5822,28 @@ static void turn_heads(const Layer *y, float *x, int heads, int step, const floa
     }
 }
 
+/* q, k <- rope(norm(.)); k and v, with c where the model forgets, go into the cache, of which one
+ * thread owns a block. Without q (NULL): what later tokens will look back at, and no more. */
+static void keep_keys(const Run *run, const Layer *y) {
+    const int H = run->in[IN_Q] ? y->n_heads : 0, Hkv = y->n_k_heads, dk = y->dk, T = run->T;
+    const int q_step = dk * (y->own.softmax.gated ? 2 : 1);
+    const int64_t end = run->pos + T, first = run->pos / KEYS, last = (end - 1) / KEYS;
+    int n_threads = threads_for(run->team, 40.0 * T * (y->rope.dims / 2 + (H + Hkv) * dk));
+    PARALLEL_FOR(n_threads)
+    for (int64_t block = first; block <= last; block++)
+        for (int64_t pos = max64(run->pos, block * KEYS); pos < end && pos / KEYS == block; pos++) {
+            const size_t t = (size_t)(pos - run->pos);
+            const float *turn = turn_of(run, &y->rope, (int)t);
+            const float *v = run->in[IN_V] + t * (size_t)(Hkv * y->dv);
+            float *k = run->in[IN_K] + t * (size_t)(Hkv * dk);
+            float *q = H ? run->in[IN_Q] + t * (size_t)(H * q_step) : NULL;
+            turn_heads(y, q, H, q_step, y->qk.q, turn);
+            turn_heads(y, k, Hkv, dk, y->qk.k, turn);
+            cache_append(&run->cache, pos, k, v, NULL);
+        }
+    forget_sums(run, y);
+}
+
 /* Softmax attention with grouped queries.
  *   in: q (T, H [, 2] dk), k (T, Hkv dk), v (T, Hkv dv);  o (T, H dv)
  *   run->cache: keys and values of every position so far
@@ -5830,25 +5852,9 @@ static void turn_heads(const Layer *y, float *x, int heads, int step, const floa
  * The gate is a projection, or a head has its query rows and then its gate rows; the gate is
  * neither normalised nor rotated. */
 static void mix_softmax(const Run *run, const Layer *y) {
-    const int H = y->n_heads, Hkv = y->n_k_heads, dk = y->dk, dv = y->dv, T = run->T;
+    const int H = y->n_heads, dk = y->dk, dv = y->dv, T = run->T;
     const int q_step = dk * (y->own.softmax.gated ? 2 : 1), q_row = H * q_step;
-    const int64_t end = run->pos + T, first = run->pos / KEYS, last = (end - 1) / KEYS;
-
-    // q, k <- rope(norm(.)); k, v go into the cache, of which one thread owns a block
-    int n_threads = threads_for(run->team, 40.0 * T * (y->rope.dims / 2 + H * dk));
-    PARALLEL_FOR(n_threads)
-    for (int64_t block = first; block <= last; block++)
-        for (int64_t pos = max64(run->pos, block * KEYS); pos < end && pos / KEYS == block; pos++) {
-            const size_t t = (size_t)(pos - run->pos);
-            const float *turn = turn_of(run, &y->rope, (int)t);
-            const float *v = run->in[IN_V] + t * (size_t)(Hkv * dv);
-            float *q = run->in[IN_Q] + t * (size_t)q_row;
-            float *k = run->in[IN_K] + t * (size_t)(Hkv * dk);
-            turn_heads(y, q, H, q_step, y->qk.q, turn);
-            turn_heads(y, k, Hkv, dk, y->qk.k, turn);
-            cache_append(&run->cache, pos, k, v, NULL);
-        }
-    forget_sums(run, y);
+    keep_keys(run, y);
 
     // o = softmax(scale q K' + c_i - c_j) V
     Attend attend = {.cache = &run->cache, .q = run->in[IN_Q], .q_stride = (size_t)q_row,
@@ -5859,7 +5865,7 @@ static void mix_softmax(const Run *run, const Layer *y) {
     // o <- o * sigmoid(gate)
     if (y->in[IN_Z].w.data) gate_rows(run->team, run->o, run->in[IN_Z], ACT_SIGMOID, H * dv, T);
     if (!y->own.softmax.gated) return;
-    n_threads = threads_for(run->team, 20.0 * T * H * dv);
+    const int n_threads = threads_for(run->team, 20.0 * T * H * dv);
     PARALLEL_FOR(n_threads)
     for (int i = 0; i < T * H; i++) {
         const float *gate = run->in[IN_Q] + (size_t)i * (size_t)q_step + dk; /* behind the query */
@@ -6140,7 +6146,7 @@ static Cache cache_shape(const Layer *y, int kv) {
 
 typedef struct Tokenizer Tokenizer; /* section 11 */
 
-/* The block behind the layers that predicts the token after next, see mtp_block in section 10. */
+/* The block behind the layers that predicts the token after next, see section 10. */
 typedef struct {
     const Layer *layer;             /* NULL: the file has none, or one that cannot be used */
     Tensor join;                    /* (2 dim, dim) */
@@ -8210,51 +8216,94 @@ static void add_branch(GlaState *s, float *x, Norm post, int T) {
  *                                                                   (arXiv 2412.19437, 2.2)
  *   x = W [norm(embed(token p + 1)) ; norm(h_p)];  x = layer(x);  out = norm(x)
  *
- * n such rows, of the hidden rows h (n, dim) and the tokens behind them: entries d->len .. of the
- * cache, which the caller counts. Leaves them in xb (n, dim); h may be there, too. Positions are
- * those of the cache: only their differences count. */
-static void mtp_rows(GlaState *s, const float *h, const int32_t *next, int n) {
-    const GlaModel *m = s->m;
-    const Mtp *w = &m->mtp;
-    const Layer *y = w->layer;
-    const Config *c = &m->config;
-    const Team *team = &s->team;
+ * Positions are those of the cache, of which only differences count. */
+
+/* x (n, dim) = W [norm(embed(token)) ; norm(h)] of the hidden rows h (n, dim), which xb may hold,
+ * and of the tokens behind them. */
+static void mtp_join(GlaState *s, const float *h, const int32_t *tokens, int n) {
+    const Mtp *w = &s->m->mtp;
+    const Config *c = &s->m->config;
     const size_t dim = (size_t)c->dim;
     float *halves[2] = {s->x, s->xb}, *pair = s->rows; /* pair: (n, 2 dim) */
-    norm_rows(team, c, halves[1], h, w->hidden, n);
-    embed(halves[0], &w->embed, c->embed_scale, next, n);
-    norm_rows(team, c, halves[0], halves[0], w->token, n);
+    norm_rows(&s->team, c, halves[1], h, w->hidden, n);
+    embed(halves[0], &w->embed, c->embed_scale, tokens, n);
+    norm_rows(&s->team, c, halves[0], halves[0], w->token, n);
     for (size_t t = 0; t < (size_t)n; t++)
         for (size_t i = 0; i < 2; i++)
             memcpy(pair + (2 * t + i) * dim, halves[i] + t * dim, dim * sizeof *pair);
-    matmul_rows(team, s->x, &w->join, pair, n);
+    matmul_rows(&s->team, s->x, &w->join, pair, n);
+}
 
+/* The entries of the first n rows of x, d->len .. of the cache: keys and values, and no more. */
+static void mtp_keys(GlaState *s, int n) {
+    const Layer *y = s->m->mtp.layer;
+    float *to = s->rows;
+    Run run = {.team = &s->team, .T = n, .pos = s->mtp.len, .turns = s->turns,
+               .turn_floats = s->m->turn_floats, .cache = cache_shape(y, s->kv_type)};
+    run.cache.mem = s->mtp.kv;
+    for (int j = IN_K; j <= IN_F; j++) {
+        if (!y->in[j].w.data) continue;
+        run.in[j] = to, to += (size_t)n * round_up((size_t)proj_out(&y->in[j]), LANES);
+    }
     rope_tables(s, s->mtp.len, n);
-    norm_rows(team, c, s->xb, s->x, y->norm, n);
-    mix(s, y, s->mtp.kv, s->mtp.len, n);
-    add_branch(s, s->x, y->post_norm, n);
-    norm_rows(team, c, s->xb, s->x, y->ffn.norm, n);
-    feed_forward(s, y, n);
-    add_branch(s, s->x, y->ffn.post_norm, n);
-    norm_rows(team, c, s->xb, s->x, w->out, n);
+    norm_rows(&s->team, &s->m->config, s->xb, s->x, y->norm, n);
+    project(&s->team, run.in + IN_K, y->in + IN_K, IN_F + 1 - IN_K, s->xb, n, s->mid);
+    keep_keys(&run, y);
+}
+
+/* The row x (dim), whose entry is that at d->len, through the layer; xb (dim) = norm(x) */
+static void mtp_row(GlaState *s, float *x) {
+    const Mtp *w = &s->m->mtp;
+    const Config *c = &s->m->config;
+    const Layer *y = w->layer;
+    rope_tables(s, s->mtp.len, 1);
+    norm_rows(&s->team, c, s->xb, x, y->norm, 1);
+    mix(s, y, s->mtp.kv, s->mtp.len, 1);
+    add_branch(s, x, y->post_norm, 1);
+    norm_rows(&s->team, c, s->xb, x, y->ffn.norm, 1);
+    feed_forward(s, y, 1);
+    add_branch(s, x, y->ffn.post_norm, 1);
+    norm_rows(&s->team, c, s->xb, x, w->out, 1);
 }
 
 /* The positions that waited for the token behind them, `next` behind the last of them, get their
- * entries. Leaves in xb, in its last row, what stands for the next hidden row; returns how many
- * rows there are, 0 when nothing waited. */
-static int mtp_follow(GlaState *s, int32_t next) {
+ * entries. want: the row that the block makes of the last one is left in xb. Returns how many there
+ * were. */
+static int mtp_follow(GlaState *s, int32_t next, int want) {
     MtpState *d = &s->mtp;
+    const size_t dim = (size_t)s->m->config.dim;
     const int64_t from = max64(d->at, d->end);
     const int skip = (int)(from - d->at), n = d->n - skip;
-    if (!d->h || n <= 0 || d->at + d->n != s->pos) return 0;
+    if (!d->h || n <= 0 || n > d->cap || d->at + d->n != s->pos) return 0;
     if (n > d->cap - d->len) d->len = 0; /* the cache is full: it begins anew */
-    if (n > d->cap) return 0;
     int32_t *ids = d->ids + skip; /* of the hidden rows; they move up by one */
     memmove(ids, ids + 1, (size_t)(n - 1) * sizeof *ids);
     ids[n - 1] = next;
-    mtp_rows(s, d->h + (size_t)skip * (size_t)s->m->config.dim, ids, n);
-    d->len += n, d->end = s->pos;
+    mtp_join(s, d->h + (size_t)skip * dim, ids, n);
+    if (n > want) mtp_keys(s, n - want);
+    d->len += n - want;
+    if (want) mtp_row(s, s->x + (size_t)(n - 1) * dim), d->len++;
+    d->end = s->pos;
     return n;
+}
+
+/* Up to max tokens that may follow `next`, which the state has not read yet; returns how many. */
+LIKELY_UNUSED static int mtp_draft(GlaState *s, int32_t next, int32_t *drafts, int max) {
+    MtpState *d = &s->mtp;
+    if (max < 1 || !mtp_follow(s, next, 1)) return 0;
+    const int len = d->len;
+    for (int n = 1;; n++) {
+        int best = 0;
+        matmul_rows(&s->team, d->logits, &s->m->mtp.head, s->xb, 1);
+        for (int i = 1; i < s->m->mtp.head.n_out; i++) if (d->logits[i] > d->logits[best]) best = i;
+        drafts[n - 1] = best;
+        if (n == max || d->len == d->cap) {
+            d->len = len; /* without the entries of rows that only stand for hidden ones */
+            return n;
+        }
+        mtp_join(s, s->xb, &drafts[n - 1], 1);
+        mtp_row(s, s->x), d->len++;
+    }
 }
 
 /* The T positions from pos on, whose hidden rows are in d->h, wait. */
@@ -8263,25 +8312,6 @@ static void mtp_note(GlaState *s, const int32_t *ids, int T) {
     if (!d->h) return;
     memcpy(d->ids, ids, (size_t)T * sizeof *ids);
     d->at = s->pos, d->n = T;
-}
-
-/* Up to max tokens that may follow `next`, which the state has not read yet; returns how many. */
-LIKELY_UNUSED static int mtp_draft(GlaState *s, int32_t next, int32_t *drafts, int max) {
-    MtpState *d = &s->mtp;
-    const int rows = mtp_follow(s, next), len = d->len;
-    const float *row = s->xb + (size_t)max64(rows - 1, 0) * (size_t)s->m->config.dim;
-    int n = 0;
-    while (rows && n < max) {
-        int best = 0;
-        matmul_rows(&s->team, d->logits, &s->m->mtp.head, row, 1);
-        for (int i = 1; i < s->m->mtp.head.n_out; i++) if (d->logits[i] > d->logits[best]) best = i;
-        drafts[n++] = best;
-        if (n == max || d->len == d->cap) break;
-        mtp_rows(s, row, &drafts[n - 1], 1);
-        d->len++, row = s->xb;
-    }
-    d->len = len; /* entries of rows that only stand for hidden ones */
-    return n;
 }
 
 /* Reads ids[0..T), T <= batch; the last n_logits positions leave rows of logits. When it was
@@ -8295,7 +8325,7 @@ static void forward(GlaState *s, const int32_t *ids, int T, float *logits, int n
     float *x = s->x; /* the residual stream (T, dim); with residual attention the source being
                         summed */
 
-    (void)mtp_follow(s, ids[0]);
+    (void)mtp_follow(s, ids[0], 0);
     s->mtp.n = 0; /* their rows will be overwritten */
     // x = rows of the embedding
     embed(x, &m->embed, c->embed_scale, ids, T);

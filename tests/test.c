@@ -2095,7 +2095,7 @@ static void test_mtp(void) {
             gla_eval(s, c.ids + i, 1, NULL, 0, err);
             within(largest(s->mtp.h, want, dim), 1e-3, "hidden row %d, %s", i, kernels[k].name);
             memcpy(s->mtp.h, want, dim * sizeof *want); /* errors of the layers are not those of the block */
-            if (i + 2 < c.T) check(mtp_follow(s, c.ids[i + 1]) == 1, "no row for position %d", i);
+            if (i + 2 < c.T) check(mtp_follow(s, c.ids[i + 1], 1) == 1, "no row for position %d", i);
             else check(mtp_draft(s, c.ids[i + 1], drafts, 2) == 2, "no drafts");
             within(largest(s->xb, c.rows + (size_t)(i + 2 < c.T ? i : i + 1) * dim, dim), 1e-5, "row %d of the block, %s", i, kernels[k].name);
         }

@@ -1182,13 +1182,14 @@ static Slot *table_next(const Table *t, uint64_t h, size_t *step) {
     return NULL;
 }
 
-/* Room for n entries in a table whose hashes are numbers of 32 bits, each another; 0: no memory. */
+/* Room for n entries in a table whose hashes are numbers of 32 bits; 0: no memory. */
 static int table_room(Table *t, size_t n) {
     Table more;
     if (t->slots && t->mask / 3 * 2 >= n) return 1;
     if (!table_init(&more, 2 * n)) return 0;
     for (size_t i = 0, step; t->slots && i <= t->mask; i++) {
         Slot *to = t->slots[i].value ? table_next(&more, t->slots[i].hash, (step = 0, &step)) : NULL;
+        while (to && to->value) to = table_next(&more, to->hash, &step);
         if (to) *to = t->slots[i];
     }
     gla_free(t->slots);
@@ -12238,6 +12239,9 @@ enum { INPUT = 1, OUTPUT = 2, FOLDER = 4, SESSION = 8 }; /* the last: that an ou
 #define A_ROUND(usually, least, most) /* 1000, 1e3 */ \
     .kind = IS_ROUND, .usual = usually, .lo = least, .hi = most
 #define INTO(type, field) .at = offsetof(type, field), .width = sizeof ((type *)0)->field
+/* A list X(O_NAME, letter, name ...) as numbers, and as rows of a table. */
+#define OPTION_ID(id, ...) id,
+#define OPTION_ROW(id, ...) [id] = {__VA_ARGS__},
 
 /* What other programs call things: a row for each meaning. SAME: an option here. SETS: an option
  * with this value. IDLE: what this program does anyway, or has no use for; a line says so, and all
@@ -12292,13 +12296,13 @@ static const char *repeated(const Options *o, int option, int i) {
     return NULL;
 }
 
-/* The values that were given, into the fields of a struct that the rows name. */
+/* The values that were given, or are usual, into the fields of a struct that the rows name. */
 LIKELY_UNUSED static void fill_fields(void *target, const Options *o) {
     for (int i = 0; i < o->syntax->n_options; i++) {
         const Option *p = &o->syntax->option[i];
         const Value *v = &o->value[i];
         void *field = (char *)target + p->at;
-        if (!p->width || !v->given) continue;
+        if (!p->width || (!v->given && !v->text)) continue;
         if (p->kind == IS_TEXT) *(const char **)field = v->text;
         else if (p->kind == IS_REAL && p->width == sizeof(float)) *(float *)field = (float)v->real;
         else if (p->kind == IS_REAL) *(double *)field = v->real;
@@ -12674,9 +12678,7 @@ enum { GENERATE = 1, CHAT = 2, LOGITS = 4, PERPLEXITY = 8, TOKENIZE = 16, BENCH 
 #define KIND_int A_WHOLE
 
 /* In the order of the help page; O_THINK to O_HIDE are about thoughts. */
-#define OPTION_ID(id, ...) id,
 enum { OPTIONS(OPTION_ID) N_OPTIONS };
-#define OPTION_ROW(id, ...) [id] = {__VA_ARGS__},
 enum { MAX_STOPS = 16 };
 static const Option options[N_OPTIONS] = {OPTIONS(OPTION_ROW)};
 _Static_assert((int)N_OPTIONS <= MAX_OPTIONS, "Options has a value for each");

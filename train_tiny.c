@@ -22,28 +22,16 @@
 /* ---- 1. platform ---------------------------------------------------------------------------
  * Includes, the number type, OpenMP, what an operation is, and the table of kernels that section 2
  * fills per instruction set. */
-#if !defined(_GNU_SOURCE) && !defined(_WIN32)
-#define _GNU_SOURCE
+#define RUN_NO_MAIN
+#define RUN_OPTIONS
+#define RUN_STATIC
+#ifndef RUN_SCALAR
+#define RUN_SCALAR /* the sample is short, and the other kernels take long to compile */
 #endif
-#include <assert.h>
+#include "run.c"
 #include <ctype.h>
-#include <math.h>
 #include <stdbool.h>
-#include <stddef.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#ifdef _OPENMP
-#include <omp.h>
-#define PARALLEL _Pragma("omp parallel for schedule(dynamic)")
-#define THREAD omp_get_thread_num()
-#define MAX_THREADS omp_get_max_threads()
-#else
-#define PARALLEL
-#define THREAD 0
-#define MAX_THREADS 1
-#endif
+#define PARALLEL PARALLEL_TASKS(ALL_THREADS)
 
 /* The tests compile this file with -DREAL=double, so that finite differences mean something. */
 #ifndef REAL
@@ -53,12 +41,6 @@
 #define FAST_EXP 0
 #endif
 typedef REAL real;
-
-#ifdef __GNUC__
-#define FORCE_INLINE inline __attribute__((always_inline))
-#else
-#define FORCE_INLINE inline
-#endif
 
 enum {
     CHUNK = 16,       /* tokens between two kept states of the recurrence */
@@ -72,8 +54,8 @@ enum {
 typedef struct { real *x, *dx; size_t ld, hs; int heads, n; } Var;
 
 /* Vector h of row r, and its gradient. */
-static FORCE_INLINE real *row(Var v, int r, int h) { return v.x + r * v.ld + h * v.hs; }
-static FORCE_INLINE real *drow(Var v, int r, int h) { return v.dx + r * v.ld + h * v.hs; }
+INLINE real *row(Var v, int r, int h) { return v.x + r * v.ld + h * v.hs; }
+INLINE real *drow(Var v, int r, int h) { return v.dx + r * v.ld + h * v.hs; }
 
 /* Numbers that all tokens share. dw: where their gradient is added; NULL: they are not learned.
  * slope: w was made of what is learned, `share` numbers of each; this is the derivative of that. */
@@ -208,15 +190,15 @@ typedef real NAME(Vec);
 #define LANES 1
 #endif
 #define Vec NAME(Vec)
-#define AT(p) (*(Vec *)(p))              /* the vector at p, to read or write */
+#define VEC(p) (*(Vec *)(p))              /* the vector at p, to read or write */
 #define READ(p) (*(const Vec *)(p))
 #define KERNEL static TARGET
-#define HELPER static FORCE_INLINE TARGET
+#define HELPER INLINE TARGET
 
 /* A gradient to where it goes: added to what is there, or assigned. */
 HELPER void NAME(give)(real *to, Vec g, bool add) {
     if (add) g += READ(to);
-    AT(to) = g;
+    VEC(to) = g;
 }
 
 /* Sum of the lanes, halves first: one order, whatever the number of threads. */
@@ -403,7 +385,7 @@ KERNEL void NAME(rmsnorm_forward)(const Op *o, Work at) {
             const real *xr = row(x, r, h), *w = o->w[0].w + h * own;
             real *yr = row(y, r, h);
             real f = 1 / (real)sqrt(NAME(squares)(xr, n) / n + o->scale);
-            for (int i = 0; i < n; i += LANES) AT(yr + i) = READ(xr + i) * f * READ(w + i);
+            for (int i = 0; i < n; i += LANES) VEC(yr + i) = READ(xr + i) * f * READ(w + i);
             o->keep[0][r * x.heads + h] = f;
         }
 }
@@ -422,7 +404,7 @@ KERNEL void NAME(rmsnorm_backward)(const Op *o, Work at) {
             real c = NAME(sum)(dot) * f * f * f / n;
             for (int i = 0; i < n; i += LANES) {
                 Vec g = READ(dy + i) * READ(w + i) * f - READ(xr + i) * c;
-                AT(dw + i) += READ(dy + i) * READ(xr + i) * f;
+                VEC(dw + i) += READ(dy + i) * READ(xr + i) * f;
                 NAME(give)(dx + i, g, add);
             }
         }
@@ -436,7 +418,7 @@ KERNEL void NAME(l2norm_forward)(const Op *o, Work at) {
             const real *xr = row(x, r, h);
             real *yr = row(y, r, h);
             real f = 1 / (real)sqrt(NAME(squares)(xr, x.n) + (real)1e-6), scaled = f * o->scale;
-            for (int i = 0; i < x.n; i += LANES) AT(yr + i) = READ(xr + i) * scaled;
+            for (int i = 0; i < x.n; i += LANES) VEC(yr + i) = READ(xr + i) * scaled;
             o->keep[0][r * x.heads + h] = f;
         }
 }
@@ -533,7 +515,7 @@ HELPER void NAME(map_forward_)(const Act act, const Op *o, Work at) {
             const real *xr = row(x, r, h);
             real *yr = row(y, r, h);
             for (int i = 0; i < x.n; i += LANES)
-                AT(yr + i) = NAME(act)(act, READ(xr + i)) * scale;
+                VEC(yr + i) = NAME(act)(act, READ(xr + i)) * scale;
         }
 }
 
@@ -570,7 +552,7 @@ HELPER void NAME(glu_forward_)(const Act act, const Op *o, Work at) {
             const real *xr = row(x, r, h), *zr = row(z, r, h);
             real *yr = row(y, r, h);
             for (int i = 0; i < x.n; i += LANES)
-                AT(yr + i) = READ(xr + i) * NAME(act)(act, READ(zr + i));
+                VEC(yr + i) = READ(xr + i) * NAME(act)(act, READ(zr + i));
         }
 }
 
@@ -606,7 +588,7 @@ KERNEL void NAME(scale_forward)(const Op *o, Work at) {
         for (int h = 0; h < x.heads; h++) {
             const real *xr = row(x, r, h), g = *row(o->x[1], r, h);
             real *yr = row(y, r, h);
-            for (int i = 0; i < x.n; i += LANES) AT(yr + i) = READ(xr + i) * g;
+            for (int i = 0; i < x.n; i += LANES) VEC(yr + i) = READ(xr + i) * g;
         }
 }
 
@@ -638,7 +620,7 @@ HELPER void NAME(gated_norm_forward_)(const Act act, const Op *o, Work at) {
             real *yr = row(y, r, h);
             real f = 1 / (real)sqrt(NAME(squares)(xr, x.n) / x.n + o->scale);
             for (int i = 0; i < x.n; i += LANES)
-                AT(yr + i) = READ(xr + i) * f * READ(w + i) * NAME(act)(act, READ(zr + i));
+                VEC(yr + i) = READ(xr + i) * f * READ(w + i) * NAME(act)(act, READ(zr + i));
             o->keep[0][r * x.heads + h] = f;
         }
 }
@@ -663,13 +645,13 @@ HELPER void NAME(gated_norm_backward_)(const Act act, const Op *o, Work at) {
                 Vec g = READ(dy + i), on = READ(xr + i) * f;
                 NAME(give)(dz + i, g * on * READ(w + i) * slope, addz);
                 g *= value;                     /* gradient of the normalised row times w */
-                AT(dw + i) += g * on;
+                VEC(dw + i) += g * on;
                 g *= READ(w + i);
                 dot += g * READ(xr + i);
-                AT(dx + i) = g;
+                VEC(dx + i) = g;
             }
             real c = NAME(sum)(dot) * f * f * f / n;
-            for (int i = 0; i < n; i += LANES) AT(dx + i) = READ(dx + i) * f - READ(xr + i) * c;
+            for (int i = 0; i < n; i += LANES) VEC(dx + i) = READ(dx + i) * f - READ(xr + i) * c;
         }
 }
 
@@ -700,7 +682,7 @@ KERNEL void NAME(conv_forward)(const Op *o, Work at) {
         for (int c = 0; c < op.y[0].n; c += LANES) {
             Vec s = NAME(conv_sum)(&op, x, t, c);
             if (op.act == F_SILU) s *= NAME(sigmoid)(s);
-            AT(row(op.y[0], at.from + t, 0) + c) = s;
+            VEC(row(op.y[0], at.from + t, 0) + c) = s;
         }
 }
 
@@ -745,8 +727,8 @@ HELPER void NAME(conv_backward_)(const int taps, const Op *o, Work at) {
             for (int j = taps - 1; j >= 0; j--) g += wj[j] * ds[taps - 1 - j];
             NAME(give)(dx + (size_t)(t - taps + 1) * xv.ld, g, add);
         }
-        for (int j = 0; j < taps; j++) AT(dw + (size_t)j * C + c) += dwj[j];
-        if (bias) AT(dbias + c) += db;
+        for (int j = 0; j < taps; j++) VEC(dw + (size_t)j * C + c) += dwj[j];
+        if (bias) VEC(dbias + c) += db;
     }
 }
 
@@ -826,7 +808,7 @@ KERNEL void NAME(softmax_recompute)(real *p, const real *lse, int rows, int firs
                                     real scale) {
     for (int r = 0; r < rows; r++, p += n) {
         int seen = first + r + 1;
-        for (int i = 0; i < n; i += LANES) AT(p + i) = NAME(exp)(READ(p + i) * scale - lse[r]);
+        for (int i = 0; i < n; i += LANES) VEC(p + i) = NAME(exp)(READ(p + i) * scale - lse[r]);
         for (int i = seen; i < n; i++) p[i] = 0;
     }
 }
@@ -841,13 +823,13 @@ KERNEL void NAME(softmax_forward)(real *p, real *lse, int rows, int first, int n
         for (int i = seen; i < n; i++) p[i] = max;          /* finite; taken out of the sum below */
         for (int i = 0; i < n; i += LANES) {
             Vec e = NAME(exp)((READ(p + i) - max) * scale);
-            AT(p + i) = e;
+            VEC(p + i) = e;
             if (i + LANES <= seen) sum += e;
         }
         real total = NAME(sum)(sum);
         for (int i = seen - seen % LANES; i < seen; i++) total += p[i];
         for (int i = seen; i < n; i++) p[i] = 0;
-        for (int i = 0; i < n; i += LANES) AT(p + i) = READ(p + i) * (1 / total);
+        for (int i = 0; i < n; i += LANES) VEC(p + i) = READ(p + i) * (1 / total);
         lse[r] = max * scale + (real)log(total);
     }
 }
@@ -860,7 +842,7 @@ KERNEL void NAME(softmax_backward)(real *dp, const real *p, int rows, int keys, 
         for (int i = keys; i < n; i++) dp[i] = 0;
         for (int i = 0; i < n; i += LANES) dot += READ(p + i) * READ(dp + i);
         real c = NAME(sum)(dot);
-        for (int i = 0; i < n; i += LANES) AT(dp + i) = READ(p + i) * (READ(dp + i) - c) * scale;
+        for (int i = 0; i < n; i += LANES) VEC(dp + i) = READ(p + i) * (READ(dp + i) - c) * scale;
     }
 }
 
@@ -878,7 +860,7 @@ KERNEL double NAME(cross_entropy)(real *x, const int *target, int rows, int n, r
         Vec sum = {0};
         int i = 0;
         for (; i + LANES <= n; i += LANES) {
-            AT(x + i) = NAME(exp)(READ(x + i) - max);
+            VEC(x + i) = NAME(exp)(READ(x + i) - max);
             sum += READ(x + i);
         }
         real total = NAME(sum)(sum);
@@ -930,9 +912,9 @@ HELPER void NAME(recurrence_forward_)(const Scan *r, const int wide, const int m
                 wj[c] = READ(v + j + c * LANES);
                 if (erase) {
                     wj[c] -= rho * (a[0][c] + a[1][c]);
-                    AT(w + j + c * LANES) = wj[c];
+                    VEC(w + j + c * LANES) = wj[c];
                 }
-                if (back) AT(w + j + c * LANES) = rj[c] = a[0][c] + a[1][c];
+                if (back) VEC(w + j + c * LANES) = rj[c] = a[0][c] + a[1][c];
                 if (fade) cj[c] = READ(c_ + j + c * LANES);
                 a[0][c] = a[1][c] = (Vec){0};
             }
@@ -959,11 +941,11 @@ HELPER void NAME(recurrence_forward_)(const Scan *r, const int wide, const int m
                         a[0][c] += q[i] * n0;
                         a[1][c] += q[i + 1] * n1;
                     }
-                    AT(s0) = n0;
-                    AT(s1) = n1;
+                    VEC(s0) = n0;
+                    VEC(s1) = n1;
                 }
             }
-            for (int c = 0; c < wide; c++) AT(o + j + c * LANES) = a[0][c] + a[1][c];
+            for (int c = 0; c < wide; c++) VEC(o + j + c * LANES) = a[0][c] + a[1][c];
         }
     }
 }
@@ -1026,7 +1008,7 @@ HELPER void NAME(states_again)(const Scan *r, const int nv, const int mode, int 
                 Vec kept = d[c] * READ(S0 + j * dk + c * LANES);
                 if (fade) kept *= c_[j];
                 if (back) kept += recalled[j] * b[c];
-                AT(S1 + j * dk + c * LANES) = kept + w[j] * k[c];
+                VEC(S1 + j * dk + c * LANES) = kept + w[j] * k[c];
             }
     }
 }
@@ -1087,7 +1069,7 @@ HELPER void NAME(token_back)(const Scan *r, const int nv, const int mode, size_t
                 y[c] += (back ? dr : dw) * READ(S0 + j * dk + c * LANES);
                 gone += dr * e[c];
             }
-            AT(dS + j * dk + c * LANES) = gone;
+            VEC(dS + j * dk + c * LANES) = gone;
         }
     }
     Vec dot = {0}, dsum = {0};
@@ -1140,10 +1122,10 @@ KERNEL void NAME(adamw)(real *p, const real *g, real *m, real *v, size_t n, cons
     const AdamStep a = *step;
     for (size_t i = 0; i < n; i += LANES) {
         Vec gi = READ(g + i) * a.shrink;
-        AT(m + i) = a.b1 * READ(m + i) + (1 - a.b1) * gi;
-        AT(v + i) = a.b2 * READ(v + i) + (1 - a.b2) * gi * gi;
+        VEC(m + i) = a.b1 * READ(m + i) + (1 - a.b1) * gi;
+        VEC(v + i) = a.b2 * READ(v + i) + (1 - a.b2) * gi * gi;
         Vec size = NAME(sqrt)(READ(v + i) * a.c2) + a.eps;
-        AT(p + i) -= a.lr * (READ(m + i) * a.c1 / size + a.decay * READ(p + i));
+        VEC(p + i) -= a.lr * (READ(m + i) * a.c1 / size + a.decay * READ(p + i));
     }
 }
 
@@ -1164,7 +1146,7 @@ static const TinyKernels NAME(kernels) = {
 };
 #undef LANES
 #undef Vec
-#undef AT
+#undef VEC
 #undef READ
 #undef KERNEL
 #undef HELPER
@@ -1226,11 +1208,12 @@ static void choose_tiny_kernels(void) {
 
 /* Memory that the program cannot do without: returns p; exits if that is NULL. */
 static void *checked(void *p) {
-    if (!p) {
-        fprintf(stderr, "train_tiny: out of memory\n");
-        exit(1);
-    }
+    if (!p) give_up("out of memory");
     return p;
+}
+static void put(Text *t, const void *data, size_t n) {
+    text_put(t, data, n);
+    if (t->bad) checked(NULL);
 }
 
 /* Work space of one thread (slot = its number) or shared by all (slot = -1), grown on demand, kept
@@ -1318,7 +1301,7 @@ static void gemm(Mat c, Mat a, Mat b, bool add) {
     for (int p = 0; p < panels; p++) pack(packed, b, p * kern.tile_cols);
     PARALLEL
     for (int n = 0; n < chunks; n++)
-        gemm_chunk(c, a, packed, n * chunk_rows(a), add, space(THREAD, 2 * MAX_TILE * DEPTH));
+        gemm_chunk(c, a, packed, n * chunk_rows(a), add, space(THREAD_ID, 2 * MAX_TILE * DEPTH));
 }
 
 /* ---- 4. the recurrence ---------------------------------------------------------------------
@@ -1376,7 +1359,7 @@ static Scan one_head(const Op *o, int n) {
     Scan r = { .T = T, .dk = q.n, .dv = v.n, .vector_decay = o->x[X_D].n > 1, .mode = o->mode,
                .add = o->add, .ldv = y.ld / o->writes, .o = row(y, from, h), .w = o->keep[0],
                .S = o->keep[1] + (size_t)n * ceil_div(T, CHUNK) * q.n * v.n,
-               .scratch = space(THREAD, recurrence_scratch(q.n, v.n)) };
+               .scratch = space(THREAD_ID, recurrence_scratch(q.n, v.n)) };
     if (y.dx) r.d_o = drow(y, from, h);
     if (r.w) r.w += r.o - y.x;
     for (int i = 0; i < N_X; i++) {
@@ -1503,7 +1486,7 @@ static void run_backward(Op *ops, int n) {
 }
 
 /* A gradient to where it goes: added to what is there, or assigned. */
-static FORCE_INLINE void give(real *to, real g, bool add) { *to = add ? *to + g : g; }
+INLINE void give(real *to, real g, bool add) { *to = add ? *to + g : g; }
 
 /* -- what every layer has -- */
 
@@ -1986,7 +1969,7 @@ typedef struct { int from, rows, keys, ld; real *p, *dp, *buf; } Questions;
 static Questions some_queries(const Op *o, int i) {
     const int T = o->T, wide = T > o->x[0].n ? T : o->x[0].n, most = BLOCK * (T + 15);
     Questions b = { .from = i, .rows = least(BLOCK, T - i) };
-    b.p = space(THREAD, 2 * (size_t)most + packed_size(wide, wide) + 2 * MAX_TILE * DEPTH);
+    b.p = space(THREAD_ID, 2 * (size_t)most + packed_size(wide, wide) + 2 * MAX_TILE * DEPTH);
     b.keys = i + b.rows;
     b.ld = (b.keys + 15) / 16 * 16;
     b.dp = b.p + most;
@@ -2081,19 +2064,12 @@ static void embedding_backward(Var x, real *dw, const int *id, int N) {
  *
  *   what a model is made of       TinyConfig (sizes), TinyTensor, Tiny (all of it)
  *   random numbers
- *   a line while one waits
  *   tensors                       each with its name, shape and first values
  *   memory                        of activations, of gradients inside one layer; parts of rows
  *   operations                    what section 7 puts on the list
  *
  * From here on the program uses run.c: its table of mixers, its GGUF reader, its tokenizer, and its
  * inference for the sample at the end. */
-#define RUN_NO_MAIN
-#define RUN_STATIC
-#ifndef RUN_SCALAR
-#define RUN_SCALAR /* the sample is short, and the other kernels take long to compile */
-#endif
-#include "run.c"
 
 /* -- what a model is made of -- */
 
@@ -2112,6 +2088,7 @@ typedef struct {
     double half_life;                        /* tokens, of all decays at first; 0: as each mixer
                                                 usually begins, and hgrn2 has no bias */
 } TinyConfig;
+enum { MAX_LAYERS = 256 };
 
 enum {
     DECAYS = 1,                              /* a matrix, pulled to zero by AdamW */
@@ -2187,34 +2164,9 @@ static double rng_normal(uint64_t *s) {
     return sqrt(-2 * log(u)) * cos(6.283185307179586 * v);
 }
 
-/* -- a line while one waits -- */
+/* A counter, for wait_begin. */
+static int64_t count_of(const void *counter) { return *(const volatile int64_t *)counter; }
 
-static struct { bool on; double since, shown; } wait_line;  /* on: a terminal, and no --quiet */
-
-/* What the program is busy with, and how much of it is done: a line, once a second at most and not
- * within the first. NULL: that is over, and the line goes. */
-static void waiting(const char *what, double done, double all) {
-    if (!wait_line.on) return;
-    if (!what) {
-        if (wait_line.shown > 0) fprintf(stderr, "\r\033[K");
-        wait_line.since = wait_line.shown = 0;
-        return;
-    }
-    const double t = now_s();
-    if (wait_line.since <= 0) wait_line.since = t;
-    if (t - (wait_line.shown > 0 ? wait_line.shown : wait_line.since) < 1) return;
-    fprintf(stderr, "\r%s %.0f %%\033[K", what, 100 * done / (all > 0 ? all : 1));
-    fflush(stderr);
-    wait_line.shown = t;
-}
-
-/* The same for what cannot say how far it is: one line, at once. */
-static void busy(const char *what) {
-    if (!wait_line.on) return;
-    fprintf(stderr, "\r%s ...\033[K", what);
-    fflush(stderr);
-    wait_line.shown = wait_line.since = now_s();
-}
 /* -- tensors -- */
 
 static size_t tensor_len(const TinyTensor *t) { return (size_t)t->cols * (t->rows ? t->rows : 1); }
@@ -3945,357 +3897,259 @@ static size_t story(uint64_t seed, char *buf, size_t cap) {
     return story_tidy(buf, cap, (StorySpan){ t.text, t.text_len });
 }
 
-/* ---- 11. vocabulary: byte-level BPE, learning a vocabulary -------------------------------------------------
- * Tokens 0..255 are the single bytes, so any text can be encoded. Then, again and again, the pair of neighboring
- * tokens that occurs most often in the text becomes one token (Sennrich et al. 2016; on bytes: Radford et al. 2019).
- * Text is cut into pieces first, and pairs never reach across the end of a piece; a natural text has few different
- * pieces, so each is kept once with its count.
+/* ---- 11. vocabulary: byte-level BPE, learning a vocabulary ---------------------------------------
+ * Tokens 0..255 are the single bytes, so any text can be encoded. Then, again and again, the pair of
+ * neighboring tokens that occurs most often in the text becomes one token (Sennrich et al. 2016; on
+ * bytes: Radford et al. 2019). Text is cut into pieces first, and pairs never reach across the end of
+ * a piece; a natural text has few different pieces, so each is kept once with its count.
  *
- * Ties go to the pair with the smaller left, then the smaller right id, so the result depends on the text alone.
- * "ab"+"c" and "a"+"bc" are never both learned: no merge has reached across the ends of a token, so its bytes were
- * joined as they would be if they stood alone, and that is one way only. Every token is a different string. Its rooms:
+ * Ties go to the pair with the smaller left, then the smaller right id, so the result depends on the
+ * text alone. "ab"+"c" and "a"+"bc" are never both learned: no merge has reached across the ends of a
+ * token, so its bytes were joined as they would be if they stood alone, and that is one way only.
+ * Every token is a different string. Its rooms:
  *
  *   what is kept             the vocabulary, and all that learning it needs
- *   pieces and pairs         how often each occurs, in hash tables; the best pair, from a heap
+ *   pieces and pairs         how often each occurs, by hash tables; candidates, in a heap
  *   the vocabulary           bpe_train, which others call, and how a token is written
  *
- * Start with bpe_learn: its four steps are the whole method. */
+ * Start with bpe_train: its three steps are the whole method. */
 
 /* -- what is kept -- */
 
 typedef struct { int left, right; } BpeMerge;
 
 typedef struct {
-    int n_tokens;                                     /* 256 bytes, then one token for each merge */
-    BpeMerge *merges;                                 /* merge r makes token 256 + r; smaller r are applied first */
-    unsigned char *bytes;                             /* of all tokens, one after the other */
-    size_t *offset;                                   /* token i is bytes[offset[i] .. offset[i + 1]) */
+    int n_tokens;                            /* 256 bytes, then one token for each merge */
+    BpeMerge *merges;                        /* merge r makes token 256 + r; smaller r come first */
+    Text bytes;                              /* of all tokens, one after the other */
+    size_t *offset;                          /* token i is bytes[offset[i] .. offset[i + 1]) */
 } BpeVocab;
 
-/* The end of the piece of text[0..len) that begins at pos; more than pos. */
-typedef size_t (*BpeSplit)(const void *ctx, const char *text, size_t len, size_t pos);
-
 enum {
-    BPE_ERR_CAP = 256,
-    BPE_PIECE_MAX = 256,                              /* bytes; longer pieces are counted in parts of this size */
-    BPE_ROOM = 1 << 25                                /* bytes of different pieces; when it is full, no new ones are taken */
+    BPE_PIECE_MAX = 256,                     /* bytes; longer pieces are counted in parts of this size */
+    BPE_ROOM = 1 << 25                       /* bytes of different pieces; then no new ones are taken */
 };
 
-typedef struct { const char *at; uint64_t count; uint32_t len, start; } BpePiece;   /* start: its first symbol */
-typedef struct { uint64_t key; int64_t count; uint32_t places, state; } BpePair;     /* key = left << 32 | right */
-typedef struct { uint64_t key; int64_t count; } BpeCandidate;
+typedef struct { Str text; uint32_t count, len, start; } BpePiece; /* len symbols, from start on */
+/* key: left << 16 | right. places: where it may be found, a list. listed: in fresh or in the heap. */
+typedef struct { uint32_t key, count, places; bool listed; } BpePair;
 
+/* Numbers in lists and tables are those of elements, and 1: 0 is none. In the heap a candidate is
+ * ~count << 32 | key, so that the best is the smallest; its count may be out of date, but never too
+ * low. */
 typedef struct {
-    BpePiece *pieces;  size_t n_pieces, pieces_cap;
-    uint32_t *piece_slots;  size_t n_piece_slots;     /* hash table: index + 1 into pieces, 0 is empty */
-    int *symbols;  size_t n_symbols;                  /* the pieces as tokens, shrinking in place */
-    BpePair *pairs;  size_t n_pairs, n_pair_slots;    /* hash table; state 0 empty, 1 new, 2 listed */
-    struct { uint32_t piece, next; } *places;  size_t n_places, places_cap;   /* lists: where a pair may be found */
-    BpeCandidate *heap;  size_t n_heap, heap_cap;     /* best first; a count may be out of date, but never too low */
-    uint64_t *fresh;  size_t n_fresh, fresh_cap;      /* pairs that the last merge has made */
+    BpePiece *pieces;
+    BpePair *pairs;
+    struct { uint32_t piece, next; } *places;
+    int *symbols;                            /* the pieces as tokens, shrinking in place */
+    uint64_t *heap;
+    uint32_t *fresh;                         /* pairs that the last merge has made */
+    size_t n_pieces, n_pairs, n_places, n_symbols, n_heap, n_fresh;
+    size_t pieces_cap, pairs_cap, places_cap, heap_cap, fresh_cap;
+    Table piece_table, pair_table;
 } BpeTrainer;
 
-static void bpe_free(BpeVocab *v) {
-    free(v->merges);
-    free(v->bytes);
-    free(v->offset);
-    memset(v, 0, sizeof *v);
-}
+/* Room for one more element of an array. */
+#define ROOM_FOR(t, name) \
+    ((t)->name = checked(grow((t)->name, (t)->n_##name, 1, &(t)->name##_cap, sizeof *(t)->name)))
 
 /* -- pieces and pairs -- */
 
-/* Makes room in *array, n elements of `size` bytes long, for one more; returns false when memory is exhausted. */
-static bool bpe_reserve(void *array, size_t n, size_t *cap, size_t size) {
-    if (n < *cap) return true;
-    size_t want = *cap ? 2 * *cap : 1024;
-    void *old, *p;
-    memcpy(&old, array, sizeof old);                  /* array points at a pointer of whatever type */
-    if (want > SIZE_MAX / size || !(p = realloc(old, want * size))) return false;
-    memcpy(array, &p, sizeof p);
-    *cap = want;
-    return true;
-}
-
-static uint64_t bpe_hash(const char *s, size_t n) {   /* FNV-1a, with its high bits folded into the low ones */
-    uint64_t h = 0xCBF29CE484222325u;
-    for (size_t i = 0; i < n; i++) h = (h ^ (unsigned char)s[i]) * 0x100000001B3u;
-    return h ^ h >> 32;
-}
-
-/* Counts one more occurrence of the piece at[0..len). */
-static bool bpe_count_piece(BpeTrainer *t, const char *at, size_t len) {
-    if (t->n_piece_slots == 0 || t->n_pieces * 2 >= t->n_piece_slots) {
-        size_t n = t->n_piece_slots ? 4 * t->n_piece_slots : 4096;
-        uint32_t *slots = calloc(n, sizeof *slots);
-        if (!slots || t->n_pieces >= UINT32_MAX / 2) { free(slots); return false; }
-        for (size_t i = 0; i < t->n_pieces; i++) {
-            size_t h = (size_t)bpe_hash(t->pieces[i].at, t->pieces[i].len) & (n - 1);
-            while (slots[h]) h = (h + 1) & (n - 1);
-            slots[h] = (uint32_t)i + 1;
-        }
-        free(t->piece_slots);
-        t->piece_slots = slots;
-        t->n_piece_slots = n;
+/* Counts one more occurrence of a piece. */
+static void bpe_count_piece(BpeTrainer *t, Str text) {
+    const uint32_t hash = (uint32_t)hash_bytes(HASH_SEED, text.s, text.n);
+    size_t step = 0;
+    Slot *slot;
+    checked(table_room(&t->piece_table, t->n_pieces + 1) ? t : NULL);
+    while ((slot = checked(table_next(&t->piece_table, hash, &step)))->value) {
+        BpePiece *p = &t->pieces[slot->value - 1];
+        if (p->text.n != text.n || memcmp(p->text.s, text.s, text.n)) continue;
+        p->count++;
+        return;
     }
-    size_t h = (size_t)bpe_hash(at, len) & (t->n_piece_slots - 1);
-    for (; t->piece_slots[h]; h = (h + 1) & (t->n_piece_slots - 1)) {
-        BpePiece *p = &t->pieces[t->piece_slots[h] - 1];
-        if (p->len == len && memcmp(p->at, at, len) == 0) { p->count++; return true; }
-    }
-    if (t->n_symbols + len > BPE_ROOM) return true;
-    t->n_symbols += len;
-    if (!bpe_reserve(&t->pieces, t->n_pieces, &t->pieces_cap, sizeof *t->pieces)) return false;
-    t->pieces[t->n_pieces] = (BpePiece){ at, 1, (uint32_t)len, 0 };
-    t->piece_slots[h] = (uint32_t)++t->n_pieces;
-    return true;
+    if (t->n_symbols + text.n > BPE_ROOM) return;
+    t->n_symbols += text.n;
+    ROOM_FOR(t, pieces);
+    t->pieces[t->n_pieces] = (BpePiece){ text, 1, (uint32_t)text.n, 0 };
+    *slot = (Slot){ hash, (uint32_t)++t->n_pieces };
 }
 
-/* The entry of a pair, made if it is new; NULL when memory is exhausted. */
-static BpePair *bpe_pair(BpeTrainer *t, uint64_t key) {
-    if (t->n_pairs * 2 >= t->n_pair_slots) {
-        size_t n = t->n_pair_slots ? 2 * t->n_pair_slots : 4096;
-        BpePair *old = t->pairs, *new = calloc(n, sizeof *new);
-        if (!new) return NULL;
-        for (size_t i = 0; i < t->n_pair_slots; i++) {
-            if (!old[i].state) continue;
-            size_t h = bpe_hash((const char *)&old[i].key, sizeof old[i].key) & (n - 1);
-            while (new[h].state) h = (h + 1) & (n - 1);
-            new[h] = old[i];
-        }
-        free(old);
-        t->pairs = new;
-        t->n_pair_slots = n;
+/* The entry of a pair, made if it is new. */
+static BpePair *bpe_pair(BpeTrainer *t, uint32_t key) {
+    size_t step = 0;
+    checked(table_room(&t->pair_table, t->n_pairs + 1) ? t : NULL);
+    Slot *slot = checked(table_next(&t->pair_table, key, &step));
+    if (!slot->value) {
+        ROOM_FOR(t, pairs);
+        t->pairs[t->n_pairs] = (BpePair){ .key = key };
+        *slot = (Slot){ key, (uint32_t)++t->n_pairs };
     }
-    size_t h = bpe_hash((const char *)&key, sizeof key) & (t->n_pair_slots - 1);
-    while (t->pairs[h].state && t->pairs[h].key != key) h = (h + 1) & (t->n_pair_slots - 1);
-    if (!t->pairs[h].state) {
-        t->pairs[h] = (BpePair){ key, 0, 0, 1 };
-        t->n_pairs++;
-    }
-    return &t->pairs[h];
+    return &t->pairs[slot->value - 1];
 }
 
-static uint64_t bpe_key(int left, int right) { return (uint64_t)left << 32 | (uint32_t)right; }
-
-/* Whether a comes before b: more often, or as often and with smaller ids. */
-static bool bpe_better(BpeCandidate a, BpeCandidate b) {
-    return a.count != b.count ? a.count > b.count : a.key < b.key;
-}
-
-/* Into the heap, and the best out of it: every element is at least as good as its children, 2 i + 1 and 2 i + 2. */
-static bool bpe_push(BpeTrainer *t, uint64_t key, int64_t count) {
-    if (!bpe_reserve(&t->heap, t->n_heap, &t->heap_cap, sizeof *t->heap)) return false;
-    BpeCandidate c = { key, count };
-    size_t i = t->n_heap++;
-    for (; i > 0 && bpe_better(c, t->heap[(i - 1) / 2]); i = (i - 1) / 2) t->heap[i] = t->heap[(i - 1) / 2];
-    t->heap[i] = c;
-    return true;
-}
-
-static BpeCandidate bpe_pop(BpeTrainer *t) {
-    BpeCandidate top = t->heap[0], last = t->heap[--t->n_heap];
-    size_t i = 0, child;
-    while ((child = 2 * i + 1) < t->n_heap) {
-        if (child + 1 < t->n_heap && bpe_better(t->heap[child + 1], t->heap[child])) child++;
-        if (!bpe_better(t->heap[child], last)) break;
-        t->heap[i] = t->heap[child], i = child;
-    }
-    t->heap[i] = last;
-    return top;
+static void bpe_push(BpeTrainer *t, const BpePair *pair) {
+    ROOM_FOR(t, heap);
+    heap_push(t->heap, &t->n_heap, (uint64_t)~pair->count << 32 | pair->key);
 }
 
 /* Adds sign * count of piece w to each pair of its symbols from .. to - 1. Pairs that contain token
  * id, the newest, or any pair if id is 0, are new: they remember the piece, and are listed once in
  * t->fresh to become candidates. */
-static bool bpe_count_pairs(BpeTrainer *t, size_t w, uint32_t from, uint32_t to, int sign, int id) {
+static void bpe_count_pairs(BpeTrainer *t, uint32_t w, uint32_t from, uint32_t to, int sign, int id) {
     const BpePiece *p = &t->pieces[w];
-    for (const int *s = t->symbols + p->start + from, *end = t->symbols + p->start + to; s + 1 < end; s++) {
-        BpePair *pair = bpe_pair(t, bpe_key(s[0], s[1]));
-        if (!pair) return false;
-        pair->count += sign * (int64_t)p->count;
-        if (sign < 0 || (id > 0 && s[0] != id && s[1] != id)) continue;
-        if (!bpe_reserve(&t->places, t->n_places, &t->places_cap, sizeof *t->places)
-            || !bpe_reserve(&t->fresh, t->n_fresh, &t->fresh_cap, sizeof *t->fresh)
-            || t->n_places >= UINT32_MAX - 1) return false;
-        if (pair->places == 0 || t->places[pair->places - 1].piece != w) {
-            t->places[t->n_places].piece = (uint32_t)w;
+    const int *s = t->symbols + p->start;
+    for (uint32_t i = from; i + 1 < to; i++) {
+        BpePair *pair = bpe_pair(t, (uint32_t)s[i] << 16 | (uint32_t)s[i + 1]);
+        pair->count += (uint32_t)sign * p->count;
+        if (sign < 0 || (id > 0 && s[i] != id && s[i + 1] != id)) continue;
+        if (!pair->places || t->places[pair->places - 1].piece != w) {
+            ROOM_FOR(t, places);
+            t->places[t->n_places].piece = w;
             t->places[t->n_places].next = pair->places;
-            pair->places = (uint32_t)++t->n_places;   /* index + 1; 0 ends a list */
+            pair->places = (uint32_t)++t->n_places;
         }
-        if (pair->state == 1) {
-            pair->state = 2;
-            t->fresh[t->n_fresh++] = pair->key;
-        }
+        if (pair->listed) continue;
+        pair->listed = true;
+        ROOM_FOR(t, fresh);
+        t->fresh[t->n_fresh++] = pair->key;
     }
-    return true;
 }
 
 /* The pairs that are new become candidates, with their counts of now. */
-static bool bpe_push_fresh(BpeTrainer *t) {
-    for (; t->n_fresh > 0; t->n_fresh--) {
-        uint64_t key = t->fresh[t->n_fresh - 1];
-        if (!bpe_push(t, key, bpe_pair(t, key)->count)) return false;
-    }
-    return true;
+static void bpe_push_fresh(BpeTrainer *t) {
+    while (t->n_fresh) bpe_push(t, bpe_pair(t, t->fresh[--t->n_fresh]));
 }
 
 /* Replaces left right by token id in piece w, from left to right. Only the pairs from the symbol
  * before the first place to the one behind the last are counted anew. */
-static bool bpe_merge_in_piece(BpeTrainer *t, size_t w, BpeMerge m, int id) {
+static void bpe_merge_in_piece(BpeTrainer *t, uint32_t w, BpeMerge m, int id) {
     BpePiece *p = &t->pieces[w];
     int *s = t->symbols + p->start;
     uint32_t n, i = 0, last = p->len - 1;
     while (i + 1 < p->len && (s[i] != m.left || s[i + 1] != m.right)) i++;
-    if (i + 1 >= p->len) return true;                 /* an earlier merge has taken it */
+    if (i + 1 >= p->len) return;                 /* an earlier merge has taken it */
     while (s[last - 1] != m.left || s[last] != m.right) last--;
     const uint32_t from = i ? i - 1 : 0, behind = p->len - last > 2 ? p->len - last - 2 : 0;
-    if (!bpe_count_pairs(t, w, from, p->len - behind, -1, 0)) return false;
+    bpe_count_pairs(t, w, from, p->len - behind, -1, 0);
     for (n = i; i < p->len; n++) {
-        bool here = i + 1 < p->len && s[i] == m.left && s[i + 1] == m.right;
+        const bool here = i + 1 < p->len && s[i] == m.left && s[i + 1] == m.right;
         s[n] = here ? id : s[i];
         i += here ? 2 : 1;
     }
     p->len = n;
-    return bpe_count_pairs(t, w, from, n - behind, +1, id);
+    bpe_count_pairs(t, w, from, n - behind, +1, id);
 }
 
 /* -- the vocabulary -- */
 
-/* Appends the token that merge number n_tokens - 256 makes. */
-static bool bpe_add_token(BpeVocab *v, size_t *bytes_cap, BpeMerge m) {
-    size_t a = v->offset[m.left + 1] - v->offset[m.left], b = v->offset[m.right + 1] - v->offset[m.right];
-    size_t end = v->offset[v->n_tokens];
-    while (end + a + b > *bytes_cap)
-        if (!bpe_reserve(&v->bytes, *bytes_cap, bytes_cap, 1)) return false;
-    memcpy(v->bytes + end, v->bytes + v->offset[m.left], a);
-    memcpy(v->bytes + end + a, v->bytes + v->offset[m.right], b);
-    v->merges[v->n_tokens - 256] = m;
-    v->offset[++v->n_tokens] = end + a + b;
-    return true;
+/* The 256 bytes, with room for n tokens. */
+static void bpe_bytes(BpeVocab *v, int n) {
+    v->merges = checked(calloc((size_t)n, sizeof *v->merges));
+    v->offset = checked(calloc((size_t)n + 1, sizeof *v->offset));
+    for (int b = 0; b < 256; b++) {
+        put(&v->bytes, &(uint8_t){ (uint8_t)b }, 1);
+        v->offset[b + 1] = (size_t)b + 1;
+    }
+    v->n_tokens = 256;
 }
 
-/* The method; bpe_train has checked what it is given, and frees what t holds. */
-static int bpe_learn(BpeTrainer *t, const char *text, size_t len, int vocab_size, BpeSplit split, const void *ctx,
-                     BpeVocab *v, char *err) {
-    size_t bytes_cap = 0, n_cut = 0;
+static void bpe_free(BpeVocab *v) {
+    free(v->merges);
+    free(v->offset);
+    text_free(&v->bytes);
+}
 
-    // 256 byte tokens
-    v->offset = malloc(((size_t)vocab_size + 1) * sizeof *v->offset);
-    v->merges = malloc(((size_t)vocab_size - 255) * sizeof *v->merges);       /* one more than needed: never 0 */
-    if (!v->offset || !v->merges || !bpe_reserve(&v->bytes, 0, &bytes_cap, 1)) goto memory;
-    for (v->n_tokens = 0; v->n_tokens < 256; v->n_tokens++) {
-        v->offset[v->n_tokens] = (size_t)v->n_tokens;
-        v->bytes[v->n_tokens] = (unsigned char)v->n_tokens;
+/* The bytes of a token. */
+static Str bpe_token(const BpeVocab *v, int id) {
+    return (Str){ v->bytes.s + v->offset[id], v->offset[id + 1] - v->offset[id] };
+}
+
+/* Appends the token that merge number n_tokens - 256 makes. */
+static void bpe_add_token(BpeVocab *v, BpeMerge m) {
+    char both[2 * BPE_PIECE_MAX];
+    const Str a = bpe_token(v, m.left), b = bpe_token(v, m.right);
+    memcpy(both, a.s, a.n);
+    memcpy(both + a.n, b.s, b.n);
+    put(&v->bytes, both, a.n + b.n);
+    v->merges[v->n_tokens - 256] = m;
+    v->offset[++v->n_tokens] = v->bytes.n;
+}
+
+/* The different pieces of a text, as a tokenizer cuts it, and how often each occurs. */
+static void bpe_cut(BpeTrainer *t, const Tokenizer *tokenizer, Str text) {
+    int64_t pos = 0;
+    wait_begin("counting words", count_of, &pos, (int64_t)text.n);
+    for (size_t end; (size_t)pos < text.n; pos = (int64_t)end) {
+        Futile futile = { 0, 0, 0 };
+        end = match_end(&tokenizer->splits[0], &tokenizer->unicode, text, (size_t)pos, &futile);
+        for (size_t at = (size_t)pos; at < end; at += BPE_PIECE_MAX)
+            bpe_count_piece(t, str_part(text, at, at + BPE_PIECE_MAX < end ? at + BPE_PIECE_MAX : end));
     }
-    v->offset[256] = 256;
+    wait_end();
+}
+
+/* Learns a vocabulary of n tokens, the 256 bytes included and special tokens not: v comes with room
+ * for them. A text that is too small for n gives fewer, and a line says so. */
+static void bpe_train(BpeVocab *v, const Tokenizer *tokenizer, Str text, int n) {
+    BpeTrainer t = {0};
+    int64_t done = v->n_tokens;
 
     // the different pieces and how often each occurs
-    for (size_t pos = 0, end; pos < len; pos = end) {
-        end = split(ctx, text, len, pos);
-        if (end <= pos || end > len) {
-            snprintf(err, BPE_ERR_CAP, "the splitter went from byte %zu to %zu of %zu", pos, end, len);
-            return -1;
-        }
-        if ((++n_cut & 1023) == 0) waiting("counting words", (double)pos, (double)len);
-        for (size_t part, at = pos; at < end; at += part) {
-            part = end - at < BPE_PIECE_MAX ? end - at : BPE_PIECE_MAX;
-            if (!bpe_count_piece(t, text + at, part)) goto memory;
-        }
-    }
+    bpe_cut(&t, tokenizer, text);
 
     // their bytes as tokens, and the pairs of those
-    if (!(t->symbols = malloc(t->n_symbols * sizeof *t->symbols))) goto memory;
-    t->n_symbols = 0;
-    for (size_t w = 0; w < t->n_pieces; w++) {
-        BpePiece *p = &t->pieces[w];
-        p->start = (uint32_t)t->n_symbols;
-        for (uint32_t i = 0; i < p->len; i++) t->symbols[t->n_symbols++] = (unsigned char)p->at[i];
-        if (!bpe_count_pairs(t, w, 0, p->len, +1, 0)) goto memory;
+    t.symbols = checked(malloc((t.n_symbols + 1) * sizeof *t.symbols));
+    t.n_symbols = 0;
+    for (uint32_t w = 0; w < t.n_pieces; w++) {
+        BpePiece *p = &t.pieces[w];
+        p->start = (uint32_t)t.n_symbols;
+        for (uint32_t i = 0; i < p->len; i++) t.symbols[t.n_symbols++] = (uint8_t)p->text.s[i];
+        bpe_count_pairs(&t, w, 0, p->len, +1, 0);
     }
-    if (!bpe_push_fresh(t)) goto memory;
+    bpe_push_fresh(&t);
 
     // the best pair becomes a token, and changes the pieces that have it
-    while (v->n_tokens < vocab_size && t->n_heap > 0) {
-        BpeCandidate c = bpe_pop(t);
-        const BpePair *pair = bpe_pair(t, c.key);
-        if (!pair) goto memory;
+    wait_begin("learning a vocabulary", count_of, &done, n);
+    while (v->n_tokens < n && t.n_heap > 0) {
+        const uint64_t best = heap_pop(t.heap, &t.n_heap);
+        const BpePair *pair = bpe_pair(&t, (uint32_t)best);
         if (pair->count < 2) continue;
-        if (pair->count < c.count) {                  /* other merges have taken some: it queues again */
-            if (!bpe_push(t, c.key, pair->count)) goto memory;
+        if (pair->count < ~(uint32_t)(best >> 32)) {
+            bpe_push(&t, pair);                   /* other merges have taken some: it queues again */
             continue;
         }
-        BpeMerge m = { (int)(c.key >> 32), (int)(c.key & 0xFFFFFFFF) };
-        int id = v->n_tokens;
-        waiting("learning a vocabulary", id, vocab_size);
-        if (!bpe_add_token(v, &bytes_cap, m)) goto memory;
-        for (uint32_t i = pair->places; i; i = t->places[i - 1].next)      /* pair itself may move in its table */
-            if (!bpe_merge_in_piece(t, t->places[i - 1].piece, m, id)) goto memory;
-        if (!bpe_push_fresh(t)) goto memory;
+        const BpeMerge m = { (int)(pair->key >> 16), (int)(pair->key & 0xFFFF) };
+        bpe_add_token(v, m);
+        for (uint32_t i = pair->places; i; i = t.places[i - 1].next)     /* pair itself may move */
+            bpe_merge_in_piece(&t, t.places[i - 1].piece, m, v->n_tokens - 1);
+        bpe_push_fresh(&t);
+        done = v->n_tokens;
     }
-    if (v->n_tokens < vocab_size)
-        snprintf(err, BPE_ERR_CAP, "the text has no more pairs that occur twice: %d tokens instead of %d",
-                 v->n_tokens, vocab_size);
-    return 0;
-memory:
-    snprintf(err, BPE_ERR_CAP, "out of memory while learning the vocabulary; use a smaller part of the text");
-    return -1;
-}
-
-/* Learns a vocabulary of vocab_size tokens, the 256 bytes included and special tokens not.
- * Returns 0, or -1 with a sentence in err (BPE_ERR_CAP bytes). A text that is too small for vocab_size gives fewer
- * tokens: then the result is 0 and err has a note; otherwise it is empty. The caller gives *out to bpe_free. */
-static int bpe_train(const char *text, size_t len, int vocab_size, BpeSplit split, const void *ctx, BpeVocab *out,
-                     char *err) {
-    memset(out, 0, sizeof *out);
-    err[0] = '\0';
-    if (len == 0) {
-        snprintf(err, BPE_ERR_CAP, "the text is empty, there is nothing to learn a vocabulary from");
-        return -1;
-    }
-    if (vocab_size < 256 || vocab_size > 1 << 24) {
-        snprintf(err, BPE_ERR_CAP, "a vocabulary of %d tokens is not possible, it takes 256 (the bytes) to 2^24",
-                 vocab_size);
-        return -1;
-    }
-    BpeTrainer t = {0};
-    int rc = bpe_learn(&t, text, len, vocab_size, split, ctx, out, err);
-    free(t.pieces);
-    free(t.piece_slots);
+    wait_end();
+    if (v->n_tokens < n)
+        fprintf(stderr, "train_tiny: the text has no more pairs that occur twice: "
+                "%d tokens instead of %d\n", v->n_tokens, n);
+    void *const all[] = { t.pieces, t.pairs, t.places, t.heap, t.fresh, t.piece_table.slots,
+                          t.pair_table.slots };
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++) gla_free(all[i]);
     free(t.symbols);
-    free(t.pairs);
-    free(t.places);
-    free(t.heap);
-    free(t.fresh);
-    waiting(NULL, 0, 0);
-    if (rc != 0) bpe_free(out);
-    return rc;
 }
 
-/* Writes a token in the form of GPT-2, which has a printable character for every byte: !..~, U+00A1..U+00AC and
- * U+00AE..U+00FF stand for themselves, the others are U+0100 and following. UTF-8, at most 2 bytes per byte of the
- * token and a final zero; out must have room for that. Returns the length. */
+/* Writes a token as files of the kind "gpt2" have it, see byte_char: UTF-8, at most 2 bytes per byte
+ * of the token. Returns the length. */
 static size_t bpe_token_text(const BpeVocab *v, int id, char *out) {
+    const Str bytes = bpe_token(v, id);
     size_t n = 0;
-    for (size_t i = v->offset[id]; i < v->offset[id + 1]; i++) {
-        unsigned b = v->bytes[i], c;
-        if (b <= ' ') c = 0x100 + b;
-        else if (b >= 0x7F && b <= 0xA0) c = 0x121 + b - 0x7F;
-        else c = b == 0xAD ? 0x143 : b;
-        if (c < 0x80) out[n++] = (char)c;
-        else {
-            out[n++] = (char)(0xC0 | c >> 6);
-            out[n++] = (char)(0x80 | (c & 0x3F));
-        }
-    }
-    out[n] = '\0';
+    for (size_t i = 0; i < bytes.n; i++) n += utf8_write(out + n, byte_char((uint8_t)bytes.s[i]));
     return n;
 }
 
 /* ---- 12. data ------------------------------------------------------------------------------
- * Sequences of T + 1 ids: T inputs, and the same shifted by one as targets. Stories: sequence i begins with
- * <|endoftext|> and holds the stories of its own block of seeds, one after the other, until it is full; held-out ones
- * have the highest bit of the seed set. Text: a window at a random place of the first 95 %; held out is the rest,
- * window by window. So a step needs nothing but its number, and training can go on from any of them. Its rooms:
+ * Sequences of T + 1 ids: T inputs, and the same shifted by one as targets. Stories: sequence i
+ * begins with <|endoftext|> and holds the stories of its own block of seeds, one after the other,
+ * until it is full; held-out ones have the highest bit of the seed set. Text: a window at a random
+ * place of the first 95 %; held out is the rest, window by window. So a step needs nothing but its
+ * number, and training can go on from any of them. Its rooms:
  *
  *   sequences               of stories, of a text, of associative recall; a batch of them
  *   counting baselines      a bigram and a trigram, to compare the model with */
@@ -4309,162 +4163,190 @@ typedef struct {
     uint64_t seed;
     int32_t *ids;                            /* the text; NULL: stories */
     size_t n_ids, n_train;
-    const int *pairs;                        /* associative recall: how many pairs the sequences hold in turn, 0 ends the list */
-    int mqar_vocab;                          /* tokens there; without associative recall pairs is NULL */
-    bool rebind;                             /* half of the keys get a second value, and that one counts */
+    const int *pairs;                        /* associative recall, else NULL: how many pairs the
+                                                sequences hold in turn, 0 ends the list; */
+    int mqar_vocab;                          /* tokens; */
+    bool rebind;                             /* half of the keys get a second value, which counts */
 } Data;
 
+/* Seeds of stories: one sequence's, and those from SAMPLE_SEED on, which are not trained on. */
 enum { STORIES_PER_SEQUENCE = 1 << 10 };
+#define SAMPLE_SEED ((uint64_t)1 << 62)
 
 /* Sequence number i: n ids of a text or of stories. */
 static void fill_sequence(const Data *d, bool held_out, uint64_t i, int32_t *out, int n) {
     if (d->ids) {
         uint64_t rng = mix_seed(d->seed ^ mix_seed(i));
-        size_t rest = d->n_ids - d->n_train;
-        size_t at = held_out ? d->n_train + (size_t)i * (n - 1) % (rest - n + 1) : rng_next(&rng) % (d->n_train - n + 1);
+        const size_t rest = d->n_ids - d->n_train;
+        const size_t at = held_out ? d->n_train + (size_t)i * (n - 1) % (rest - n + 1)
+                          : rng_next(&rng) % (d->n_train - n + 1);
         memcpy(out, d->ids + at, n * sizeof *out);
         return;
     }
     char text[STORY_CAP], err[GLA_ERR];
     int32_t ids[STORY_CAP];
-    uint64_t seed = (held_out ? (uint64_t)1 << 63 : (d->seed & 0xffff) << 46) + i * STORIES_PER_SEQUENCE;
+    uint64_t seed = held_out ? (uint64_t)1 << 63 : (d->seed & 0xffff) << 46;
+    seed += i * STORIES_PER_SEQUENCE;
     for (int at = 0; at < n;) {
+        const size_t len = story(seed++, text, sizeof text);
         out[at++] = d->end;
-        int64_t got = tokenizer_encode(d->tokenizer, text, story(seed++, text, sizeof text), 0, ids, STORY_CAP, err);
-        if (got < 0) fprintf(stderr, "train_tiny: %s\n", err), exit(1);
+        int64_t got = tokenizer_encode(d->tokenizer, text, len, 0, ids, STORY_CAP, err);
+        if (got < 0) give_up("%s", err);
         for (int64_t k = 0; k < got && at < n; k++) out[at++] = ids[k];
     }
 }
 
-/* Multi-query associative recall (source: Zoology, Arora et al. 2023). First come `pairs` keys, each with its value behind it; later
- * each key comes once more, at a place drawn with a probability of 1 / distance, and there its value is what has to be said.
- * Everywhere else stands token 0, and no answer counts. To rebind: between the pairs and the questions, half of the keys come
- * again, each with a new value. Keys are ids 1 .. V/2 - 1, values V/2 .. V - 1; which belongs to which is drawn anew each time, so
- * that only a memory of this sequence can know it. id, target (T). */
-static void mqar_sequence(const Data *d, bool held_out, uint64_t i, int pairs, int T, int *id, int *target) {
+/* One of n places that are left, with a probability of 1 / distance. */
+static int draw_place(const int *place, int n, uint64_t *rng) {
+    double total = 0;
+    int pick = 0;
+    for (int p = 0; p < n; p++) total += 1.0 / (place[p] + 1);
+    double at = total * rng_uniform(rng);
+    while (pick < n - 1 && (at -= 1.0 / (place[pick] + 1)) > 0) pick++;
+    return pick;
+}
+
+/* Multi-query associative recall (source: Zoology, Arora et al. 2023). First come `pairs` keys, each
+ * with its value behind it; later each key comes once more, at a place drawn with a probability of
+ * 1 / distance, and there its value is what has to be said. Everywhere else stands token 0, and no
+ * answer counts. To rebind: between the pairs and the questions, half of the keys come again, each
+ * with a new value, and the pairs stand in any order: old ones stay true, too. Keys are ids
+ * 1 .. V/2 - 1, values V/2 .. V - 1; which belongs to which is drawn anew each time, so that only a
+ * memory of this sequence can know it. id, target (T). */
+static void mqar_sequence(const Data *d, bool held_out, uint64_t i, int pairs, int T, int *id,
+                          int *target) {
+    enum { MOST = 1 << 10 };
     uint64_t rng = mix_seed(d->seed ^ mix_seed(i * 2 + held_out));
-    const int half = d->mqar_vocab / 2, again = d->rebind ? pairs / 2 : 0, places = (T - 2 * (pairs + again)) / 2;
-    int deck[1 << 10];                                          /* keys; those not drawn yet lie behind the others */
-    int place[1 << 10];                                         /* places for questions, two tokens each; those that are left */
-    int pair[1 << 10];                                          /* where the k-th key stands among the pairs */
+    const uint64_t half = (uint64_t)(d->mqar_vocab / 2);
+    const int again = d->rebind ? pairs / 2 : 0, asked = 2 * (pairs + again);
+    int places = (T - asked) / 2;
+    int deck[MOST];                      /* keys; those not drawn yet lie behind the others */
+    int place[MOST];                     /* places for questions that are left, two tokens each */
+    int pair[MOST];                      /* where the k-th key stands among the pairs */
     for (int t = 0; t < T; t++) id[t] = 0, target[t] = -1;
-    for (int k = 0; k < pairs; k++) {                           /* to rebind, the pairs stand in any order: old ones stay true, too */
+    for (int k = 0; k < pairs; k++) {
         const int other = d->rebind ? (int)(rng_next(&rng) % (uint64_t)(k + 1)) : k;
         if (other != k) pair[k] = pair[other];
         pair[other] = k;
     }
-    for (int k = 0; k < half - 1; k++) deck[k] = k + 1;
+    for (int k = 0; k < (int)half - 1; k++) deck[k] = k + 1;
     for (int k = 0; k < places; k++) place[k] = k;
-    for (int k = 0; k < pairs; k++) {
-        int pick = k + (int)(rng_next(&rng) % (uint64_t)(half - 1 - k)), key = deck[pick];
-        int value = half + (int)(rng_next(&rng) % (uint64_t)half);
+    for (int k = 0; k < pairs; k++, places--) {
+        int pick = k + (int)(rng_next(&rng) % (half - 1 - (uint64_t)k)), key = deck[pick];
+        int value = (int)(half + rng_next(&rng) % half);
         deck[pick] = deck[k];
         id[2 * pair[k]] = key;
         id[2 * pair[k] + 1] = value;
         if (k < again) {
+            value = (int)(half + rng_next(&rng) % half);
             id[2 * (pairs + k)] = key;
-            id[2 * (pairs + k) + 1] = value = half + (int)(rng_next(&rng) % (uint64_t)half);
+            id[2 * (pairs + k) + 1] = value;
         }
-        double total = 0, at;                                   /* one of the places that are left */
-        for (int p = 0; p < places - k; p++) total += 1.0 / (place[p] + 1);
-        at = total * rng_uniform(&rng);
-        pick = 0;
-        while (pick < places - k - 1 && (at -= 1.0 / (place[pick] + 1)) > 0) pick++;
-        const int t = 2 * (pairs + again + place[pick]);
-        for (; pick < places - k - 1; pick++) place[pick] = place[pick + 1];
+        pick = draw_place(place, places, &rng);
+        const int t = asked + 2 * place[pick];
+        for (; pick < places - 1; pick++) place[pick] = place[pick + 1];
         id[t] = key;
         target[t] = value;
     }
 }
 
 /* Batch number `step` of B sequences. */
-static void fill_batch(const Data *d, bool held_out, uint64_t step, int B, int T, int *id, int *target) {
+static void fill_batch(const Data *d, bool held_out, uint64_t step, int B, int T, int *id,
+                       int *target) {
     int kinds = 0;
     while (d->pairs && d->pairs[kinds]) kinds++;
     PARALLEL
     for (int b = 0; b < B; b++) {
+        int *const x = id + b * T, *const y = target + b * T;
         if (kinds) {
-            mqar_sequence(d, held_out, step * B + b, d->pairs[b % kinds], T, id + b * T, target + b * T);
+            mqar_sequence(d, held_out, step * B + b, d->pairs[b % kinds], T, x, y);
             continue;
         }
         int32_t *seq = checked(malloc((size_t)(T + 1) * sizeof *seq));
         fill_sequence(d, held_out, step * B + b, seq, T + 1);
-        for (int t = 0; t < T; t++) id[b * T + t] = seq[t], target[b * T + t] = seq[t + 1];
+        memcpy(x, seq, (size_t)T * sizeof *x);
+        memcpy(y, seq + 1, (size_t)T * sizeof *y);
         free(seq);
     }
 }
 
 /* -- counting baselines -- */
 
-/* An interpolated Kneser-Ney bigram and trigram, with one discount of 0.75 (source: Chen and Goodman, 1999). Counts are taken from
- * the sequences that the model was trained on. */
-typedef struct { uint64_t key; uint32_t n; } Gram;
-typedef struct { Gram *at; size_t slots, used; } Grams;         /* a hash table */
+/* An interpolated Kneser-Ney bigram and trigram, with one discount of 0.75 (source: Chen and
+ * Goodman, 1999). Counts are taken from the sequences that the model was trained on, all in one hash
+ * table. Of words u v w: how often TRI (u, v, w) and BI (v, w) were seen; how often TRI_CONTEXT
+ * (u, v) and BI_CONTEXT v; how many different words, TRI_KINDS and BI_KINDS, followed those; how
+ * many different u stood before (v, w), KINDS_BEFORE, and the sum of that over w. */
+enum {
+    TRI, BI, TRI_CONTEXT, BI_CONTEXT, TRI_KINDS, BI_KINDS, KINDS_BEFORE, KINDS_BEFORE_SUM, N_COUNTS
+};
+typedef struct { uint64_t key; uint32_t n; } Gram;              /* key 0: free */
+typedef struct {
+    uint64_t V;
+    Gram *at;
+    size_t slots, used;
+    uint32_t *uni, uni_sum, uni_kinds;       /* different v before w, their sum; how many w */
+} Counts;
 
-/* The count of key; without `add` a key that is not there gives a slot that is free, with n 0. Stored is key + 1, 0 marks a free slot. */
-static Gram *gram(Grams *g, uint64_t key, bool add) {
-    if (add && g->used * 2 >= g->slots) {
-        Grams old = *g;
-        g->slots = old.slots ? old.slots * 2 : 1 << 16;
-        g->at = checked(calloc(g->slots, sizeof *g->at));
-        for (size_t i = 0; i < old.slots; i++)
-            if (old.at[i].key) {
-                size_t s = mix_seed(old.at[i].key) & (g->slots - 1);
-                while (g->at[s].key) s = (s + 1) & (g->slots - 1);
-                g->at[s] = old.at[i];
-            }
-        free(old.at);
-    }
-    size_t s = mix_seed(key + 1) & (g->slots - 1);
-    while (g->at[s].key && g->at[s].key != key + 1) s = (s + 1) & (g->slots - 1);
-    if (!g->at[s].key && add) {
-        g->at[s].key = key + 1;
-        g->used++;
-    }
-    return &g->at[s];
+static Counts counts_new(int V) {
+    enum { SLOTS = 1 << 16 };
+    return (Counts){ .V = (uint64_t)V, .slots = SLOTS, .at = checked(calloc(SLOTS, sizeof(Gram))),
+                     .uni = checked(calloc((size_t)V, sizeof(uint32_t))) };
+}
+static void counts_free(Counts *c) {
+    free(c->at);
+    free(c->uni);
 }
 
-typedef struct {
-    int V;
-    Grams tri, bi;                           /* counts of (u, v, w) and (v, w) */
-    Grams tri_context, bi_context;           /* of (u, v) and v: how often, n; ... */
-    Grams tri_kinds, bi_kinds;               /* ... and how many different words follow */
-    Grams before, before_sum;                /* different u in front of (v, w), summed over w for v */
-    uint32_t *uni, uni_sum, uni_kinds;       /* different v in front of w, their sum, and how many w there are */
-} Counts;
+/* The place of a key, or a free one. */
+static Gram *gram_at(const Counts *c, uint64_t key) {
+    size_t s = mix_seed(key) & (c->slots - 1);
+    while (c->at[s].key && c->at[s].key != key) s = (s + 1) & (c->slots - 1);
+    return &c->at[s];
+}
+static uint64_t gram_key(const Counts *c, int which, uint64_t u, uint64_t v, uint64_t w) {
+    return 1 + (uint64_t)which + N_COUNTS * (w + c->V * (v + c->V * u));
+}
+
+/* How often, as counted; words that a count has not are 0. */
+static double counted(const Counts *c, int which, uint64_t u, uint64_t v, uint64_t w) {
+    return gram_at(c, gram_key(c, which, u, v, w))->n;
+}
+/* Once more. Was it the first time? */
+static bool count_one(Counts *c, int which, uint64_t u, uint64_t v, uint64_t w) {
+    if (c->used * 2 >= c->slots) {
+        const Counts old = *c;
+        c->slots *= 2;
+        c->at = checked(calloc(c->slots, sizeof *c->at));
+        for (size_t i = 0; i < old.slots; i++)
+            if (old.at[i].key) *gram_at(c, old.at[i].key) = old.at[i];
+        free(old.at);
+    }
+    Gram *g = gram_at(c, gram_key(c, which, u, v, w));
+    c->used += !g->key;
+    g->key = gram_key(c, which, u, v, w);
+    return g->n++ == 0;
+}
 
 /* Counts the n words of s. */
 static void count_sequence(Counts *c, const int32_t *s, int n) {
-    const uint64_t V = (uint64_t)c->V;
     for (int t = 1; t < n; t++) {
-        uint64_t v = (uint64_t)s[t - 1], w = (uint64_t)s[t], vw = v * V + w;
-        if (gram(&c->bi, vw, true)->n++ == 0) {
-            gram(&c->bi_kinds, v, true)->n++;
+        const uint64_t v = (uint64_t)s[t - 1], w = (uint64_t)s[t];
+        if (count_one(c, BI, 0, v, w)) {
+            count_one(c, BI_KINDS, 0, v, 0);
             c->uni_kinds += !c->uni[w]++;
             c->uni_sum++;
         }
-        gram(&c->bi_context, v, true)->n++;
+        count_one(c, BI_CONTEXT, 0, v, 0);
         if (t < 2) continue;
-        uint64_t u = (uint64_t)s[t - 2], uv = u * V + v;
-        if (gram(&c->tri, uv * V + w, true)->n++ == 0) {
-            gram(&c->tri_kinds, uv, true)->n++;
-            gram(&c->before, vw, true)->n++;
-            gram(&c->before_sum, v, true)->n++;
+        const uint64_t u = (uint64_t)s[t - 2];
+        if (count_one(c, TRI, u, v, w)) {
+            count_one(c, TRI_KINDS, u, v, 0);
+            count_one(c, KINDS_BEFORE, 0, v, w);
+            count_one(c, KINDS_BEFORE_SUM, 0, v, 0);
         }
-        gram(&c->tri_context, uv, true)->n++;
+        count_one(c, TRI_CONTEXT, u, v, 0);
     }
-}
-
-static void counts_free(Counts *c) {
-    free(c->tri.at);
-    free(c->bi.at);
-    free(c->tri_context.at);
-    free(c->bi_context.at);
-    free(c->tri_kinds.at);
-    free(c->bi_kinds.at);
-    free(c->before.at);
-    free(c->before_sum.at);
-    free(c->uni);
 }
 
 /* max(n - 0.75, 0) / total + 0.75 kinds / total * lower. */
@@ -4473,222 +4355,210 @@ static double discounted(double n, double kinds, double total, double lower) {
 }
 
 /* -ln p of the word s[t] after s[t - 1] (order 2), or after s[t - 2] s[t - 1] as well (order 3). */
-static double count_nll(Counts *c, const int32_t *s, int t, int order) {
-    const uint64_t V = (uint64_t)c->V, v = (uint64_t)s[t - 1], w = (uint64_t)s[t];
-    double p = discounted(c->uni[w], c->uni_kinds, c->uni_sum, 1.0 / c->V);
+static double count_nll(const Counts *c, const int32_t *s, int t, int order) {
+    const uint64_t v = (uint64_t)s[t - 1], w = (uint64_t)s[t];
+    const double kinds = counted(c, BI_KINDS, 0, v, 0);
+    double p = discounted(c->uni[w], c->uni_kinds, c->uni_sum, 1.0 / (double)c->V);
     if (order == 2 || t < 2)
-        return -log(discounted(gram(&c->bi, v * V + w, false)->n, gram(&c->bi_kinds, v, false)->n,
-                               gram(&c->bi_context, v, false)->n, p));
-    uint64_t uv = (uint64_t)s[t - 2] * V + v;
-    p = discounted(gram(&c->before, v * V + w, false)->n, gram(&c->bi_kinds, v, false)->n, gram(&c->before_sum, v, false)->n, p);
-    return -log(discounted(gram(&c->tri, uv * V + w, false)->n, gram(&c->tri_kinds, uv, false)->n,
-                           gram(&c->tri_context, uv, false)->n, p));
+        return -log(discounted(counted(c, BI, 0, v, w), kinds, counted(c, BI_CONTEXT, 0, v, 0), p));
+    const uint64_t u = (uint64_t)s[t - 2];
+    p = discounted(counted(c, KINDS_BEFORE, 0, v, w), kinds, counted(c, KINDS_BEFORE_SUM, 0, v, 0), p);
+    return -log(discounted(counted(c, TRI, u, v, w), counted(c, TRI_KINDS, u, v, 0),
+                           counted(c, TRI_CONTEXT, u, v, 0), p));
 }
 
 /* ---- 13. files -----------------------------------------------------------------------------
- * GGUF version 3: keys, tensor table, data; all little-endian. A file is built in memory, written under a temporary name, synced
- * and renamed. Its rooms:
+ * GGUF version 3: keys, tensor table, data; all little-endian. A file is built in memory, written
+ * under a temporary name, synced and renamed. Its rooms:
  *
- *   bytes and keys         put_.. appends to a file in memory, key_.. to the keys of one; how a file begins
+ *   bytes and keys         put_.. appends to a file in memory, key_.. to the keys of one; how a
+ *                          file begins
  *   the vocabulary         learned, as a file of its own, or copied from one
- *   the model              types of tensors, and the whole file
+ *   tensors                in the types that a file may have
+ *   the model              its keys, as a table, and the whole file
  *   checkpoints            what training needs to go on */
 
 /* -- bytes and keys -- */
 
-typedef struct { uint8_t *p; size_t n, cap; } Out;
-
-static void put(Out *o, const void *data, size_t n) {
-    if (o->n + n > o->cap) o->p = checked(realloc(o->p, o->cap = (o->n + n) * 2));
-    if (n) memcpy(o->p + o->n, data, n);
-    o->n += n;
-}
 /* The low bytes of v, little-endian. */
-static void put_int(Out *o, uint64_t v, int bytes) {
+static void put_int(Text *o, uint64_t v, int bytes) {
     for (int i = 0; i < bytes; i++) put(o, &(uint8_t){ (uint8_t)(v >> 8 * i) }, 1);
 }
-static void put_float(Out *o, float f) {
-    uint32_t u;
-    memcpy(&u, &f, 4);
-    put_int(o, u, 4);
-}
-static void put_str(Out *o, const char *s, size_t n) {
+static void put_str(Text *o, const char *s, size_t n) {
     put_int(o, n, 8);
     put(o, s, n);
 }
 /* Zeros up to a multiple of `to` bytes. */
-static void pad(Out *o, size_t to) {
+static void pad(Text *o, size_t to) {
     while (o->n % to) put(o, "", 1);
 }
 
-typedef struct { Out body; uint64_t n; } Keys;
+/* prefix: what the names of those that follow begin with. */
+typedef struct { Text body; uint64_t n; char prefix[32]; } Keys;
 
-/* The name, prefix and name together, and the type of a key; its value is put behind them. */
-static void key(Keys *k, const char *prefix, const char *name, int type) {
+/* The name and type of a key; its value is put behind them. */
+static void key(Keys *k, const char *name, int type) {
     char full[96];
-    snprintf(full, sizeof full, "%s%s", prefix, name);
+    snprintf(full, sizeof full, "%s%s", k->prefix, name);
     put_str(&k->body, full, strlen(full));
     put_int(&k->body, (uint64_t)type, 4);
     k->n++;
 }
-static void key_str(Keys *k, const char *prefix, const char *name, const char *s) {
-    key(k, prefix, name, GGUF_STR);
+static void key_str(Keys *k, const char *name, const char *s) {
+    key(k, name, GGUF_STR);
     put_str(&k->body, s, strlen(s));
 }
-static void key_u32(Keys *k, const char *prefix, const char *name, uint32_t v) {
-    key(k, prefix, name, GGUF_U32);
+static void key_u32(Keys *k, const char *name, uint32_t v) {
+    key(k, name, GGUF_U32);
     put_int(&k->body, v, 4);
 }
-static void key_f32(Keys *k, const char *prefix, const char *name, float v) {
-    key(k, prefix, name, GGUF_F32);
-    put_float(&k->body, v);
-}
-static void key_bool(Keys *k, const char *prefix, const char *name, bool v) {
-    key(k, prefix, name, GGUF_BOOL);
-    put_int(&k->body, v, 1);
+static void key_f32(Keys *k, const char *name, float v) {
+    key(k, name, GGUF_F32);
+    put_int(&k->body, as_bits(v), 4);
 }
 /* The head of an array; its n elements are put behind it. */
-static void key_array(Keys *k, const char *prefix, const char *name, int type, uint64_t n) {
-    key(k, prefix, name, GGUF_ARR);
+static void key_array(Keys *k, const char *name, int type, uint64_t n) {
+    key(k, name, GGUF_ARR);
     put_int(&k->body, (uint64_t)type, 4);
     put_int(&k->body, n, 8);
 }
+static void key_ints(Keys *k, const char *name, const int *v, int n) {
+    key_array(k, name, GGUF_I32, (uint64_t)n);
+    for (int i = 0; i < n; i++) put_int(&k->body, (uint64_t)v[i], 4);
+}
+/* From now on names begin with this and a dot. */
+static void keys_of(Keys *k, const char *prefix) {
+    snprintf(k->prefix, sizeof k->prefix, "%s.", prefix);
+}
+
+/* How a file begins: the keys, which are freed; a tensor table of n_tensors rows has to follow. */
+static void put_header(Text *o, Keys *k, uint64_t n_tensors) {
+    put(o, "GGUF", 4);
+    put_int(o, 3, 4);
+    put_int(o, n_tensors, 8);
+    put_int(o, k->n, 8);
+    put(o, k->body.s, k->body.n);
+    text_free(&k->body);
+}
 
 /* -- the vocabulary -- */
+
+static void keys_of_vocabulary(Keys *k) {
+    keys_of(k, "general");
+    key_str(k, "architecture", "tokenizer");
+    key_str(k, "type", "vocab");
+}
 
 /* The tokenizer.* keys of another file, byte for byte. */
 static void copy_vocabulary(Keys *k, const Gguf *g) {
     for (uint64_t i = 0; i < g->n_keys; i++) {
         const GgufKey *from = &g->keys[i];
-        const uint8_t *end = from->value.p;
+        const char *begin = from->key.s + from->key.n, *end = (const char *)from->value.p;
         if (from->key.n < 10 || memcmp(from->key.s, "tokenizer.", 10)) continue;
-        if (from->value.type == GGUF_STR)
-            for (uint64_t s = 0; s < from->value.n; s++) end += 8 + read_u64(end);
-        else end += from->value.n * gguf_width[from->value.type];
+        if (from->value.type != GGUF_STR) end += from->value.n * gguf_width[from->value.type];
+        else
+            for (uint64_t s = 0; s < from->value.n; s++) end += 8 + read_u64((const uint8_t *)end);
         put_str(&k->body, from->key.s, from->key.n);
-        put(&k->body, from->key.s + from->key.n, (size_t)(end - (const uint8_t *)from->key.s) - from->key.n);
+        put(&k->body, begin, (size_t)(end - begin));
         k->n++;
     }
 }
 
-/* How a file begins: the keys; a tensor table of n_tensors rows has to follow. */
-static void put_header(Out *o, const Keys *k, uint64_t n_tensors) {
-    put(o, "GGUF", 4);
-    put_int(o, 3, 4);
-    put_int(o, n_tensors, 8);
-    put_int(o, k->n, 8);
-    put(o, k->body.p, k->body.n);
-}
-
-/* The vocabulary as a file: 256 bytes, what was learned, and <|endoftext|> as the last token, which begins every text. Pieces are
- * cut as Qwen's tokenizers do ("qwen2"). */
-static void vocabulary_file(Out *file, const BpeVocab *v) {
-    const char *T = "tokenizer.ggml.", *end = "<|endoftext|>";
+/* The vocabulary as a file: 256 bytes, what was learned, and <|endoftext|> as the last token, which
+ * begins every text. Pieces are cut as Qwen's tokenizers do ("qwen2"). */
+static Text vocabulary_file(const BpeVocab *v) {
+    const char *end = "<|endoftext|>";
+    const int n = v->n_tokens;
     char text[2 * BPE_PIECE_MAX + 1], right[2 * BPE_PIECE_MAX + 1];
+    Text file = {0};
     Keys k = {0};
-    key_str(&k, "general.", "architecture", "tokenizer");
-    key_str(&k, "general.", "type", "vocab");
-    key_str(&k, T, "model", "gpt2");
-    key_str(&k, T, "pre", "qwen2");
-    key_array(&k, T, "tokens", GGUF_STR, (uint64_t)v->n_tokens + 1);
-    for (int i = 0; i < v->n_tokens; i++) put_str(&k.body, text, bpe_token_text(v, i, text));
+    keys_of_vocabulary(&k);
+    keys_of(&k, "tokenizer.ggml");
+    key_str(&k, "model", "gpt2");
+    key_str(&k, "pre", "qwen2");
+    key_array(&k, "tokens", GGUF_STR, (uint64_t)n + 1);
+    for (int i = 0; i < n; i++) put_str(&k.body, text, bpe_token_text(v, i, text));
     put_str(&k.body, end, strlen(end));
-    key_array(&k, T, "token_type", GGUF_I32, (uint64_t)v->n_tokens + 1);
-    for (int i = 0; i <= v->n_tokens; i++) put_int(&k.body, i < v->n_tokens ? 1 : 3, 4);           /* normal, control */
-    key_array(&k, T, "merges", GGUF_STR, (uint64_t)v->n_tokens - 256);
-    for (int i = 0; i < v->n_tokens - 256; i++) {
-        size_t a = bpe_token_text(v, v->merges[i].left, text), b = bpe_token_text(v, v->merges[i].right, right);
+    key_array(&k, "token_type", GGUF_I32, (uint64_t)n + 1);
+    for (int i = 0; i <= n; i++) put_int(&k.body, i < n ? 1 : 3, 4);          /* normal, control */
+    key_array(&k, "merges", GGUF_STR, (uint64_t)n - 256);
+    for (int i = 0; i < n - 256; i++) {
+        size_t a = bpe_token_text(v, v->merges[i].left, text);
+        size_t b = bpe_token_text(v, v->merges[i].right, right);
         put_int(&k.body, a + 1 + b, 8);
         put(&k.body, text, a);
         put(&k.body, " ", 1);
         put(&k.body, right, b);
     }
-    for (int i = 0; i < 3; i++)
-        key_u32(&k, T, (const char *[]){ "bos_token_id", "eos_token_id", "padding_token_id" }[i], (uint32_t)v->n_tokens);
-    key_bool(&k, T, "add_bos_token", true);
-    put_header(file, &k, 0);
-    free(k.body.p);
+    key_u32(&k, "bos_token_id", (uint32_t)n);
+    key_u32(&k, "eos_token_id", (uint32_t)n);
+    key_u32(&k, "padding_token_id", (uint32_t)n);
+    key(&k, "add_bos_token", GGUF_BOOL);
+    put_int(&k.body, 1, 1);
+    put_header(&file, &k, 0);
+    return file;
 }
 
-/* A BpeSplit: the rules of run.c's tokenizer. */
-static size_t qwen_split(const void *tokenizer, const char *text, size_t n, size_t at) {
-    const Tokenizer *t = tokenizer;
-    Futile futile = { 0, 0, 0 };
-    return match_end(&t->splits[0], &t->unicode, (Str){text, n}, at, &futile);
+/* A file in memory, to be read. */
+static Mapping mapping_of(const Text *file) {
+    return (Mapping){ (const uint8_t *)file->s, file->n, 0 };
 }
 
-/* A vocabulary of vocab_size tokens, <|endoftext|> among them, as a file in memory. */
-static int learn_vocabulary(Out *file, const char *text, size_t n, int vocab_size, char *err) {
-    unsigned char bytes[256];
-    size_t offset[257];
-    for (int i = 0; i < 256; i++) {
-        bytes[i] = (unsigned char)i;
-        offset[i] = (size_t)i;
-    }
-    offset[256] = 256;
-    Out small = {0};                            /* a vocabulary of bytes only lends its rules for cutting text into pieces */
-    vocabulary_file(&small, &(BpeVocab){ .n_tokens = 256, .bytes = bytes, .offset = offset });
-    Gguf g = { .map = { small.p, small.n, 0 } };
+/* A vocabulary of vocab_size tokens, <|endoftext|> among them, as a file in memory. One of bytes
+ * alone lends its rules for cutting text into pieces. */
+static int learn_vocabulary(Mapping *file, Str text, int vocab_size, char *err) {
+    BpeVocab v = {0};
     Tokenizer *t = NULL;
-    BpeVocab v;
-    char note[BPE_ERR_CAP] = "";
+    bpe_bytes(&v, vocab_size - 1);
+    Text small = vocabulary_file(&v);
+    Gguf g = { .map = mapping_of(&small) };
     int code = gguf_read(&g, err);
     if (!code) code = tokenizer_new(&t, &g, err);
-    if (!code && bpe_train(text, n, vocab_size - 1, qwen_split, t, &v, note)) code = fail(err, GLA_INPUT, "%s", note);
     if (!code) {
-        if (note[0]) fprintf(stderr, "train_tiny: %s\n", note);
-        vocabulary_file(file, &v);
-        bpe_free(&v);
+        bpe_train(&v, t, text, vocab_size - 1);
+        const Text learned = vocabulary_file(&v);
+        *file = mapping_of(&learned);
     }
+    bpe_free(&v);
     if (t) tokenizer_free(t);
     gguf_close(&g);
-    free(small.p);
+    text_free(&small);
     return code;
 }
 
-/* -- the model -- */
+/* -- tensors -- */
 
-/* float32 to float16 and bfloat16, nearest, ties to even. */
+/* float32 to float16 and bfloat16, nearest, ties to even; beyond 65504 a float16 is infinite. */
 static uint16_t half_of(float f) {
-    uint32_t u;
-    memcpy(&u, &f, 4);
-    const uint32_t sign = u >> 16 & 0x8000, a = u & 0x7fffffff;
-    if (a > 0x7f800000) return (uint16_t)(sign | 0x7e00);
-    if (a >= 0x477ff000) return (uint16_t)(sign | 0x7c00);                  /* rounds beyond 65504 */
-    if (a < 0x38800000) {                                                   /* below 2^-14: a multiple of 2^-24 */
-        double steps = fabs((double)f) * 16777216.0, low = floor(steps), rest = steps - low;
-        uint32_t n = (uint32_t)low;
-        return (uint16_t)(sign | (n + (rest > 0.5 || (rest == 0.5 && n % 2))));
-    }
-    return (uint16_t)(sign | ((a - 0x38000000 + 0xfff + (a >> 13 & 1)) >> 13));
+    const uint32_t u = as_bits(f);
+    if ((u & 0x7fffffff) >= 0x477ff000 && f == f) return (uint16_t)(0x7c00 | (u >> 16 & 0x8000));
+    return to_f16(f);
 }
 static uint16_t bfloat_of(float f) {
-    uint32_t u;
-    memcpy(&u, &f, 4);
-    return (uint16_t)((u & 0x7fffffff) > 0x7f800000 ? u >> 16 | 0x40 : (u + 0x7fff + (u >> 16 & 1)) >> 16);
+    const uint32_t u = as_bits(f);
+    return (uint16_t)(f != f ? u >> 16 | 0x40 : (u + 0x7fff + (u >> 16 & 1)) >> 16);
 }
 
-enum { AS_F32 = 0, AS_F16 = 1, AS_Q4_0 = 2, AS_Q8_0 = 8, AS_BF16 = 30 };   /* tensor types of GGUF */
-
 /* 32 numbers as Q8_0: a scale and a signed byte each; the largest becomes 127 or -127. */
-static void put_q8_0(Out *o, const float *x) {
+static void put_q8_0(Text *o, const float *x) {
     float most = 0;
     for (int i = 0; i < 32; i++) most = fabsf(x[i]) > most ? fabsf(x[i]) : most;
     put_int(o, half_of(most / 127), 2);
-    for (int i = 0; i < 32; i++) put_int(o, (uint8_t)(int8_t)(most > 0 ? roundf(x[i] * (1 / (most / 127))) : 0), 1);
+    for (int i = 0; i < 32; i++)
+        put_int(o, (uint8_t)(int8_t)(most > 0 ? roundf(x[i] * (1 / (most / 127))) : 0), 1);
 }
 
 /* 32 numbers as Q4_0: a scale and 4 bits q each, which stand for scale (q - 8). The one that is
  * farthest from zero becomes exactly -8, so the scale may be negative; its opposite, which would be
  * 8, becomes 7. Byte i has i in its low half, i + 16 in its high one. */
-static void put_q4_0(Out *o, const float *x) {
+static void put_q4_0(Text *o, const float *x) {
     float most = 0;
     for (int i = 0; i < 32; i++) most = fabsf(x[i]) > fabsf(most) ? x[i] : most;
     const float scale = most / -8, inverse = scale != 0 ? 1 / scale : 0;
     uint8_t q[32];
     for (int i = 0; i < 32; i++) {
-        const float steps = (float)((double)x[i] * (double)inverse);         /* rounded twice, as the reference is */
-        const float at = (float)((double)steps + 8.5);
+        const float steps = (float)((double)x[i] * (double)inverse);  /* rounded as the reference is: */
+        const float at = (float)((double)steps + 8.5);                /* twice */
         q[i] = (uint8_t)(at < 15 ? at : 15);
     }
     put_int(o, half_of(scale), 2);
@@ -4697,159 +4567,160 @@ static void put_q4_0(Out *o, const float *x) {
 
 /* n numbers, the row of a tensor, in the type of the file; for Q8_0 and Q4_0 n is a multiple of
  * 32. */
-static void put_row(Out *o, const float *x, int n, int type) {
-    if (type == AS_F32) {
-        for (int i = 0; i < n; i++) put_float(o, x[i]);
-    } else if (type == AS_F16) {
-        for (int i = 0; i < n; i++) put_int(o, half_of(x[i]), 2);
-    } else if (type == AS_BF16) {
-        for (int i = 0; i < n; i++) put_int(o, bfloat_of(x[i]), 2);
-    } else {
-        for (int b = 0; b < n; b += 32) (type == AS_Q4_0 ? put_q4_0 : put_q8_0)(o, x + b);
-    }
+static void put_row(Text *o, const float *x, int n, int type) {
+    for (int i = 0; i < n; i += types[type].elems)
+        switch (type) {
+        case F32: put_int(o, as_bits(x[i]), 4); break;
+        case F16: put_int(o, half_of(x[i]), 2); break;
+        case BF16: put_int(o, bfloat_of(x[i]), 2); break;
+        case Q8_0: put_q8_0(o, x + i); break;
+        case Q4_0: put_q4_0(o, x + i);
+        }
 }
 
 /* The type that a tensor has in a file whose matrices are of `type`. Rows that do not fill blocks
  * of 32 become float16. The embedding, which is also the output matrix, gets 8 bits in a q4_0 file:
  * its rounding is seen directly in the logits. */
 static int type_of(const TinyTensor *t, int type) {
-    const bool blocks = type == AS_Q8_0 || type == AS_Q4_0;
     const int row = t->flags & TRANSPOSED ? t->rows : t->cols;
-    if (!t->rows || t->flags & KEEP_F32) return AS_F32;
-    if (blocks && row % 32) return AS_F16;
-    return type == AS_Q4_0 && !strcmp(t->name, "token_embd.weight") ? AS_Q8_0 : type;
+    if (!t->rows || t->flags & KEEP_F32) return F32;
+    if (row % types[type].elems) return F16;
+    return type == Q4_0 && !strcmp(t->name, "token_embd.weight") ? Q8_0 : type;
 }
 
-/* Weights in the longest row of any tensor, as it lies in the file. */
-static size_t widest_row(const Tiny *m) {
-    size_t n = 8;                                   /* the taps of a convolution lie in columns here, in rows in the file */
-    for (int i = 0; i < m->n_tensors; i++) n = (size_t)m->tensors[i].cols > n ? (size_t)m->tensors[i].cols : n;
-    return n;
+/* A tensor as it lies in the file: TRANSPOSED ones are turned. */
+static void put_tensor(Text *o, const Tiny *m, const TinyTensor *t, int type) {
+    const bool turn = t->flags & TRANSPOSED;
+    const int rows = turn ? t->cols : t->rows ? t->rows : 1, cols = turn ? t->rows : t->cols;
+    float *row = checked(malloc((size_t)cols * sizeof *row));
+    for (int i = 0; i < rows; i++) {
+        for (int j = 0; j < cols; j++) {
+            const size_t from = turn ? (size_t)j * rows + i : (size_t)i * cols + j;
+            const real x = m->params[t->at + from];
+            row[j] = (float)(t->flags & NEGATIVE_EXP ? -exp(x)
+                             : t->flags & SIGMOID ? sigmoid1(x) : x);
+        }
+        put_row(o, row, cols, type);
+    }
+    pad(o, 32);
+    free(row);
+}
+
+/* Its row of the tensor table. */
+static void put_tensor_row(Text *o, const TinyTensor *t, int type, size_t offset) {
+    const bool turn = t->flags & TRANSPOSED;
+    const int rows = turn ? t->cols : t->rows, cols = turn ? t->rows : t->cols;
+    const int sizes[] = { cols, rows / t->parts, t->parts }, n = t->rows ? 2 + (t->parts > 1) : 1;
+    put_str(o, t->name, strlen(t->name));
+    put_int(o, (uint64_t)n, 4);
+    for (int i = 0; i < n; i++) put_int(o, (uint64_t)sizes[i], 8);
+    put_int(o, (uint64_t)type, 4);
+    put_int(o, offset, 8);
+}
+
+/* -- the model -- */
+
+/* The keys of its layers: a row each, with where it is. */
+static void keys_of_layers(Keys *k, const TinyConfig *c) {
+    const MixerKind *kind = &mixer_kinds[c->mixer];
+    const bool qwen = kind->qwen, ssm = qwen || is_mamba(kind), rwkv = kind->rwkv;
+    const bool fla = !ssm && !rwkv;              /* as in flash-linear-attention */
+    const bool between = !qwen && c->interval;   /* softmax layers of --hybrid */
+    const Act gate = fla ? gate_of(kind) : F_ID;
+    const int L = c->n_layers, H = c->n_heads, third = ceil_div(c->n_rot / 2, 3);
+    const int second = least(third, c->n_rot / 2 - third);
+    const int sections[4] = { third, second, c->n_rot / 2 - third - second, 0 };
+    int q_heads[MAX_LAYERS], kv_heads[MAX_LAYERS];              /* 0 marks a linear layer */
+    for (int l = 0; l < L; l++) {
+        q_heads[l] = attends(c, l) ? c->q_heads : 0;
+        kv_heads[l] = attends(c, l) ? c->kv_heads : 0;
+    }
+    const struct { bool here; const char *name; int type; double n; const void *at; } rows[] = {
+        { qwen, "attention.head_count", GGUF_U32, c->q_heads, NULL },
+        { qwen, "attention.head_count_kv", GGUF_U32, c->kv_heads, NULL },
+        { qwen, "attention.key_length", GGUF_U32, c->head_dim, NULL },
+        { qwen, "attention.value_length", GGUF_U32, c->head_dim, NULL },
+        { qwen, "rope.freq_base", GGUF_F32, c->rope_base, NULL },
+        { qwen, "rope.dimension_count", GGUF_U32, c->n_rot, NULL },
+        { qwen, "rope.dimension_sections", GGUF_ARR, 4, sections },
+        { qwen, "full_attention_interval", GGUF_U32, c->interval ? c->interval : L + 1, NULL },
+        { ssm, "ssm.conv_kernel", GGUF_U32, c->d_conv, NULL },
+        { ssm, "ssm.state_size", GGUF_U32, c->dk, NULL },
+        { ssm, "ssm.group_count", GGUF_U32, H, NULL },
+        { ssm, "ssm.time_step_rank", GGUF_U32, H, NULL },
+        { ssm, "ssm.inner_size", GGUF_U32, H * c->dv, NULL },
+        { rwkv, "wkv.head_size", GGUF_U32, c->dk, NULL },
+        { !ssm, "mixer.head_count", GGUF_U32, H, NULL },
+        { fla, "mixer.head_count_kv", GGUF_U32, H, NULL },
+        { fla, "mixer.key_length", GGUF_U32, c->dk, NULL },
+        { !ssm, "mixer.value_length", GGUF_U32, c->dv, NULL },
+        { rwkv, "mixer.layer_norm_epsilon", GGUF_F32, kind->norm_eps, NULL },
+        { kind->rwkv == 7, "mixer.l2_norm_epsilon", GGUF_F32, 1e-6f, NULL },
+        { fla, "mixer.conv_kernel", GGUF_U32, c->d_conv, NULL },
+        { gate != F_ID, "mixer.output_gate", GGUF_STR, 0, gate == F_SIGMOID ? "sigmoid" : "swish" },
+        { fla && kind->writes, "mixer.writes_per_token", GGUF_U32, kind->writes, NULL },
+        { kind->law == slots_law, "mixer.slot_count", GGUF_U32, c->dk, NULL },
+        { kind->elu, "mixer.feature_map", GGUF_STR, 0, "elu_plus_one" },
+        { kind->unscaled, "mixer.scale", GGUF_F32, 1, NULL },
+        { kind->rope, "mixer.rope_dimension_count", GGUF_U32, c->dk, NULL },
+        { kind->rope, "mixer.rope_freq_base", GGUF_F32, c->rope_base, NULL },
+        { fla && kind->norm_eps > 0, "mixer.layer_norm_rms_epsilon", GGUF_F32, kind->norm_eps, NULL },
+        { kind->fade == FADE_SIGMOID, "mixer.decay_divisor", GGUF_F32, c->decay_divisor, NULL },
+        { fla, "feed_forward_activation", GGUF_STR, 0, "swish" },
+        { between, "attention.head_count", GGUF_ARR, L, q_heads },
+        { between, "attention.head_count_kv", GGUF_ARR, L, kv_heads },
+        { between, "rope.freq_base", GGUF_F32, c->rope_base, NULL },
+        { between, "attention.key_length", GGUF_U32, c->head_dim, NULL },
+    };
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        if (!rows[i].here) continue;
+        if (rows[i].type == GGUF_U32) key_u32(k, rows[i].name, (uint32_t)rows[i].n);
+        else if (rows[i].type == GGUF_F32) key_f32(k, rows[i].name, (float)rows[i].n);
+        else if (rows[i].type == GGUF_STR) key_str(k, rows[i].name, rows[i].at);
+        else key_ints(k, rows[i].name, rows[i].at, (int)rows[i].n);
+    }
 }
 
 /* The whole model as a GGUF file in memory. */
-static Out model_file(const Tiny *m, const Gguf *vocab, int type, const char *name) {
+static Text model_file(const Tiny *m, const Gguf *vocab, int type, const char *name) {
     const TinyConfig *c = &m->c;
     const MixerKind *kind = &mixer_kinds[c->mixer];
-    const char *G = "general.";
-    char p[32];
     Keys k = {0};
-    // keys of every model
-    snprintf(p, sizeof p, "%s.", kind->arch);
-    key_str(&k, G, "architecture", kind->arch);
-    key_str(&k, G, "type", "model");
-    key_str(&k, G, "name", name);
-    key_u32(&k, G, "quantization_version", 2);
-    key_u32(&k, G, "file_type", type == AS_BF16 ? 32 : type == AS_Q8_0 ? 7 : (uint32_t)type);
-    key_f32(&k, G, "sampling.temp", 0.6f);
-    key_f32(&k, G, "sampling.top_p", 0.95f);
-    key_u32(&k, p, "block_count", (uint32_t)c->n_layers);
-    key_u32(&k, p, "context_length", (uint32_t)c->seq_len);
-    key_u32(&k, p, "embedding_length", (uint32_t)c->dim);
-    key_u32(&k, p, "feed_forward_length", (uint32_t)c->hidden_dim);
-    key_u32(&k, p, "vocab_size", (uint32_t)c->vocab_size);
-    key_f32(&k, p, kind->rwkv ? "attention.layer_norm_epsilon" : "attention.layer_norm_rms_epsilon", c->eps);
-    // of its softmax layers, where the architecture has them
-    if (kind->qwen) {
-        key_u32(&k, p, "attention.head_count", (uint32_t)c->q_heads);
-        key_u32(&k, p, "attention.head_count_kv", (uint32_t)c->kv_heads);
-        key_u32(&k, p, "attention.key_length", (uint32_t)c->head_dim);
-        key_u32(&k, p, "attention.value_length", (uint32_t)c->head_dim);
-        key_f32(&k, p, "rope.freq_base", c->rope_base);
-        key_u32(&k, p, "rope.dimension_count", (uint32_t)c->n_rot);
-        const int third = ceil_div(c->n_rot / 2, 3);
-        const int sections[4] = { third, least(third, c->n_rot / 2 - third),
-                                  c->n_rot / 2 - third - least(third, c->n_rot / 2 - third), 0 };
-        key_array(&k, p, "rope.dimension_sections", GGUF_I32, 4);
-        for (int i = 0; i < 4; i++) put_int(&k.body, (uint64_t)sections[i], 4);
-        key_u32(&k, p, "full_attention_interval", (uint32_t)(c->interval ? c->interval : c->n_layers + 1));
-    }
-    // of its linear layers
-    if (kind->qwen || is_mamba(kind)) {
-        key_u32(&k, p, "ssm.conv_kernel", (uint32_t)c->d_conv);
-        key_u32(&k, p, "ssm.state_size", (uint32_t)c->dk);
-        key_u32(&k, p, "ssm.group_count", (uint32_t)c->n_heads);
-        key_u32(&k, p, "ssm.time_step_rank", (uint32_t)c->n_heads);
-        key_u32(&k, p, "ssm.inner_size", (uint32_t)(c->n_heads * c->dv));
-    } else if (kind->rwkv) {
-        key_u32(&k, p, "wkv.head_size", (uint32_t)c->dk);
-        key_u32(&k, p, "mixer.head_count", (uint32_t)c->n_heads);
-        key_u32(&k, p, "mixer.value_length", (uint32_t)c->dv);
-        key_f32(&k, p, "mixer.layer_norm_epsilon", kind->norm_eps);
-        if (kind->rwkv == 7) key_f32(&k, p, "mixer.l2_norm_epsilon", 1e-6f);
-    } else {
-        key_u32(&k, p, "mixer.head_count", (uint32_t)c->n_heads);
-        key_u32(&k, p, "mixer.head_count_kv", (uint32_t)c->n_heads);
-        key_u32(&k, p, "mixer.key_length", (uint32_t)c->dk);
-        key_u32(&k, p, "mixer.value_length", (uint32_t)c->dv);
-        key_u32(&k, p, "mixer.conv_kernel", (uint32_t)c->d_conv);
-        if (gate_of(kind) != F_ID)
-            key_str(&k, p, "mixer.output_gate", gate_of(kind) == F_SIGMOID ? "sigmoid" : "swish");
-        if (kind->writes) key_u32(&k, p, "mixer.writes_per_token", (uint32_t)kind->writes);
-        if (kind->law == slots_law) key_u32(&k, p, "mixer.slot_count", (uint32_t)c->dk);
-        if (kind->elu) key_str(&k, p, "mixer.feature_map", "elu_plus_one");
-        if (kind->unscaled) key_f32(&k, p, "mixer.scale", 1);
-        if (kind->rope) {
-            key_u32(&k, p, "mixer.rope_dimension_count", (uint32_t)c->dk);
-            key_f32(&k, p, "mixer.rope_freq_base", c->rope_base);
-        }
-        if (kind->norm_eps > 0) key_f32(&k, p, "mixer.layer_norm_rms_epsilon", kind->norm_eps);
-        if (kind->fade == FADE_SIGMOID) key_f32(&k, p, "mixer.decay_divisor", c->decay_divisor);
-        key_str(&k, p, "feed_forward_activation", "swish");
-    }
-    // of softmax layers between them (--hybrid)
-    if (!kind->qwen) {
-        for (int kv = 0; kv < 2 && c->interval; kv++) {         /* 0 marks a linear layer */
-            key_array(&k, p, kv ? "attention.head_count_kv" : "attention.head_count", GGUF_I32, (uint64_t)c->n_layers);
-            for (int l = 0; l < c->n_layers; l++)
-                put_int(&k.body, attends(c, l) ? (uint64_t)(kv ? c->kv_heads : c->q_heads) : 0, 4);
-        }
-        if (c->interval) {
-            key_f32(&k, p, "rope.freq_base", c->rope_base);
-            key_u32(&k, p, "attention.key_length", (uint32_t)c->head_dim);
-        }
-    }
-    if (vocab) copy_vocabulary(&k, vocab);
-
-    // the tensors, each from a multiple of 32 bytes on
-    Out data = {0}, o = {0};
+    Text data = {0}, file = {0};
     size_t *offset = checked(calloc((size_t)m->n_tensors, sizeof *offset));
-    float *row = checked(malloc(widest_row(m) * sizeof *row));
+    // keys
+    keys_of(&k, "general");
+    key_str(&k, "architecture", kind->arch);
+    key_str(&k, "type", "model");
+    key_str(&k, "name", name);
+    key_u32(&k, "quantization_version", 2);
+    key_u32(&k, "file_type", type == BF16 ? 32 : type == Q8_0 ? 7 : (uint32_t)type);
+    key_f32(&k, "sampling.temp", 0.6f);
+    key_f32(&k, "sampling.top_p", 0.95f);
+    keys_of(&k, kind->arch);
+    key_u32(&k, "block_count", (uint32_t)c->n_layers);
+    key_u32(&k, "context_length", (uint32_t)c->seq_len);
+    key_u32(&k, "embedding_length", (uint32_t)c->dim);
+    key_u32(&k, "feed_forward_length", (uint32_t)c->hidden_dim);
+    key_u32(&k, "vocab_size", (uint32_t)c->vocab_size);
+    key_f32(&k, kind->rwkv ? "attention.layer_norm_epsilon" : "attention.layer_norm_rms_epsilon",
+            c->eps);
+    keys_of_layers(&k, c);
+    if (vocab) copy_vocabulary(&k, vocab);
+    // the tensors, each from a multiple of 32 bytes on
     for (int n = 0; n < m->n_tensors; n++) {
-        const TinyTensor *t = &m->tensors[n];
-        const bool turn = t->flags & TRANSPOSED;
-        const int rows = turn ? t->cols : t->rows ? t->rows : 1, cols = turn ? t->rows : t->cols;
         offset[n] = data.n;
-        for (int i = 0; i < rows; i++) {
-            for (int j = 0; j < cols; j++) {
-                real x = m->params[t->at + (turn ? (size_t)j * rows + i : (size_t)i * cols + j)];
-                row[j] = (float)(t->flags & NEGATIVE_EXP ? -exp(x) : t->flags & SIGMOID ? sigmoid1(x) : x);
-            }
-            put_row(&data, row, cols, type_of(t, type));
-        }
-        pad(&data, 32);
+        put_tensor(&data, m, &m->tensors[n], type_of(&m->tensors[n], type));
     }
-
-    // the file: keys, tensor table, tensors
-    put_header(&o, &k, (uint64_t)m->n_tensors);
-    for (int n = 0; n < m->n_tensors; n++) {
-        const TinyTensor *t = &m->tensors[n];
-        const bool turn = t->flags & TRANSPOSED;
-        put_str(&o, t->name, strlen(t->name));
-        put_int(&o, t->rows ? 2 + (t->parts > 1) : 1, 4);
-        put_int(&o, (uint64_t)(turn ? t->rows : t->cols), 8);
-        if (t->rows) put_int(&o, (uint64_t)((turn ? t->cols : t->rows) / t->parts), 8);
-        if (t->parts > 1) put_int(&o, (uint64_t)t->parts, 8);
-        put_int(&o, (uint64_t)type_of(t, type), 4);
-        put_int(&o, offset[n], 8);
-    }
-    pad(&o, 32);
-    put(&o, data.p, data.n);
-    free(row);
+    // the file
+    put_header(&file, &k, (uint64_t)m->n_tensors);
+    for (int n = 0; n < m->n_tensors; n++)
+        put_tensor_row(&file, &m->tensors[n], type_of(&m->tensors[n], type), offset[n]);
+    pad(&file, 32);
+    put(&file, data.s, data.n);
+    text_free(&data);
     free(offset);
-    free(data.p);
-    free(k.body.p);
-    return o;
+    return file;
 }
 
 typedef struct { const void *p; size_t n; } Part;
@@ -4859,7 +4730,8 @@ typedef struct { const void *p; size_t n; } Part;
  * bytes). */
 static int write_parts(char *path, bool replace, const Part *part, int n, char *err) {
     Temporary temporary;
-    if (!replace && is_there(path) && free_name(path)) return fail(err, GLA_IO, "%s: is there already", path);
+    if (!replace && is_there(path) && free_name(path))
+        return fail(err, GLA_IO, "%s: is there already", path);
     FILE *f = open_temporary(temporary, path, err);
     if (!f) return GLA_IO;
     for (int i = 0; i < n; i++)
@@ -4867,36 +4739,39 @@ static int write_parts(char *path, bool replace, const Part *part, int n, char *
     return replace ? commit_file(f, temporary, path, err) : commit_new(f, temporary, path, err);
 }
 
-/* The bytes of a small file; false: it cannot be read, or has not `n` of them. Freed by the
+/* The n bytes of a small file; NULL: it cannot be read, or has not n of them. Freed by the
  * caller. */
-static bool read_bytes(const char *path, uint64_t n, uint8_t **bytes) {
+static uint8_t *read_bytes(const char *path, uint64_t n) {
     uint64_t size = 0;
+    uint8_t *bytes = NULL;
     FILE *f = open_regular(path, 1, &size, NULL);
-    *bytes = NULL;
-    if (!f) return false;
-    bool whole = size == n && n < SIZE_MAX / 2;
-    if (whole) {
-        *bytes = checked(malloc((size_t)n + 1));
-        whole = fread(*bytes, 1, (size_t)n, f) == n && fgetc(f) == EOF;
+    if (f && size == n && n < SIZE_MAX / 2) {
+        bytes = checked(malloc((size_t)n + 1));
+        if (fread(bytes, 1, (size_t)n, f) != n || fgetc(f) != EOF) {
+            free(bytes);
+            bytes = NULL;
+        }
     }
-    fclose(f);
-    return whole;
+    if (f) fclose(f);
+    return bytes;
 }
 
 /* -- checkpoints -- */
 
-/* MODEL.ckpt: what training needs to go on as if it had not stopped. Only the program that wrote it, on the same settings, text and
- * vocabulary, takes it. Behind this head: params, mean, square. */
+/* MODEL.ckpt: what training needs to go on as if it had not stopped. Only the program that wrote
+ * it, on the same settings, text and vocabulary, takes it. Behind this head: params, mean, square. */
 typedef struct {
     char magic[8];
-    uint64_t fingerprint, n_params;          /* of the settings, text and vocabulary; reals of each of the three */
+    uint64_t fingerprint, n_params;          /* of settings, text and vocabulary; reals of each */
     int64_t step, steps;                     /* steps done, and how many there were to be */
     double seconds, minutes;                 /* that they took; --minutes, or 0 */
     uint64_t model_bytes, model_sum;         /* of the model file that was left beside it; 0: none */
     uint64_t body_sum, head_sum;             /* of what follows, of what stands before */
 } Checkpoint;
 
-static uint64_t head_sum(const Checkpoint *c) { return hash_bytes(HASH_SEED, c, offsetof(Checkpoint, head_sum)); }
+static uint64_t head_sum(const Checkpoint *c) {
+    return hash_bytes(HASH_SEED, c, offsetof(Checkpoint, head_sum));
+}
 
 /* Sum of three arrays of n reals. */
 static uint64_t body_sum(const real *params, const real *mean, const real *square, size_t n) {
@@ -4912,10 +4787,12 @@ static int save_checkpoint(char *path, bool replace, const Tiny *m, Checkpoint c
     c.n_params = n;
     c.body_sum = body_sum(m->params, m->mean, m->square, n);
     c.head_sum = head_sum(&c);
-    if (bytes > (size_t)16 << 20) busy("saving a checkpoint");
-    const Part part[] = { { &c, sizeof c }, { m->params, bytes }, { m->mean, bytes }, { m->square, bytes } };
+    if (bytes > (size_t)16 << 20) wait_begin("saving a checkpoint", NULL, NULL, 0);
+    const Part part[] = {
+        { &c, sizeof c }, { m->params, bytes }, { m->mean, bytes }, { m->square, bytes }
+    };
     int code = write_parts(path, replace, part, 4, err);
-    waiting(NULL, 0, 0);
+    wait_end();
     return code;
 }
 
@@ -4937,8 +4814,8 @@ static FILE *open_checkpoint(const char *path, Checkpoint *c, char *err) {
         bad = fail(err, GLA_FORMAT, "%s: is damaged, its head has another sum", path);
     else if (!c->n_params || c->n_params > SIZE_MAX / 8 / sizeof(real)
              || size != sizeof *c + 3 * c->n_params * sizeof(real))
-        bad = fail(err, GLA_FORMAT, "%s: %llu bytes are not what its head says; it is cut short or too long",
-                   path, (unsigned long long)size);
+        bad = fail(err, GLA_FORMAT, "%s: %llu bytes are not what its head says; "
+                   "it is cut short or too long", path, (unsigned long long)size);
     else if (c->step < 0 || c->step > (int64_t)1e15 || c->steps < 1 || c->steps > (int64_t)1e12
              || !times)
         bad = fail(err, GLA_FORMAT, "%s: is damaged, at step %lld of %lld after %g seconds",
@@ -4955,13 +4832,15 @@ static bool all_finite(const real *x, size_t n, real least_value) {
 }
 
 /* Into m, and the head into c; m stays as it is when the file is damaged or not of this run. */
-static int load_checkpoint(const char *path, Tiny *m, Checkpoint *c, uint64_t fingerprint, char *err) {
+static int load_checkpoint(const char *path, Tiny *m, Checkpoint *c, uint64_t fingerprint,
+                           char *err) {
     FILE *f = open_checkpoint(path, c, err);
     if (!f) return GLA_FORMAT;
     const size_t n = m->n_params;
     if (c->fingerprint != fingerprint || c->n_params != n) {
         fclose(f);
-        return fail(err, GLA_INPUT, "%s: was left by a run with other options, text or vocabulary", path);
+        return fail(err, GLA_INPUT, "%s: was left by a run with other options, text or vocabulary",
+                    path);
     }
     real *room = checked(malloc(3 * n * sizeof *room));
     int code = GLA_OK;
@@ -4982,287 +4861,178 @@ static int load_checkpoint(const char *path, Tiny *m, Checkpoint *c, uint64_t fi
 
 /* Was the file left by the run of this checkpoint? */
 static bool is_own_model(const char *path, const Checkpoint *c) {
-    uint8_t *bytes = NULL;
-    const bool own = c->model_bytes && read_bytes(path, c->model_bytes, &bytes)
-                     && c->model_sum == hash_bytes(HASH_SEED, bytes, (size_t)c->model_bytes);
+    uint8_t *bytes = c->model_bytes ? read_bytes(path, c->model_bytes) : NULL;
+    const bool own = bytes && c->model_sum == hash_bytes(HASH_SEED, bytes, (size_t)c->model_bytes);
     free(bytes);
     return own;
 }
 
 /* ---- 14. training, command line ------------------------------------------------------------
- * What the user sees. Progress goes to standard error, the result and a sample to standard output. Its rooms:
+ * What the user sees. Progress goes to standard error, the result and a sample to standard output.
+ * Its rooms:
  *
- *   options                  what --help says, how they are read, and the sizes that follow from them
+ *   options                  their rows, which run.c reads, and the sizes that follow from them
  *   text and vocabulary      read or made up, learned, encoded
  *   a sample                 from the finished file, by way of run.c
  *   training                 the held-out loss, and the loop: read train_steps first
  *   reports                  what was reached
  *   main                     from the options to the exit */
+
 /* -- options -- */
 
+/* A field for each option that has a value here: 0 or NULL where it was not given and has no usual
+ * one. */
 typedef struct {
-    const char *text, *task, *out, *mixer, *hybrid, *type, *tokenizer, *tokenizer_out, *prompt, *without;
+    const char *text, *task, *out, *mixer, *hybrid, *vocabulary, *vocabulary_out, *prompt;
+    const char *without;
     int dim, layers, heads, key_dim, value_dim, conv, hidden, vocab, context, batch, threads;
-    int resume, force, quiet, help;
+    int type, resume, force, quiet;          /* type: of tensors, in GGUF */
     int64_t steps;
     uint64_t seed;
     double lr, decay, clip, minutes, half_life;
-    uint64_t given;                          /* bit i: option i of the table was named */
+    const Options *words;                    /* as they stand in argv */
 } TrainOptions;
 
-/* In the order of the help page. */
-enum {
-    T_OUT, T_FORCE, T_MIXER, T_HYBRID, T_TASK, T_HALF_LIFE, T_WITHOUT, T_STEPS, T_MINUTES, T_DIM, T_LAYERS, T_HEADS, T_KEY_DIM,
-    T_VALUE_DIM, T_CONV, T_HIDDEN, T_VOCAB, T_CONTEXT, T_BATCH, T_LR, T_DECAY, T_CLIP, T_SEED, T_TYPE, T_VOCABULARY, T_TOKENIZER,
-    T_PROMPT, T_RESUME, T_THREADS, T_QUIET, T_HELP, N_TRAIN_OPTIONS
-};
-enum { WITH_TEXT = 1, WITH_TASK = 2, WITH_BOTH = 3 };
+/* The second column: what it has an effect on. With the other it is misuse, rather than ignored. In
+ * the order of the help page; %s there is what is usual. */
+enum { TEXTS = 1, TASKS = 2, BOTH = 3 };
+#define TRAIN_OPTIONS(X) \
+    X(T_TEXT, 0, "text", BOTH, "FILE", NULL, A_FILE(INPUT), TO(text)) \
+    X(T_OUT, 'o', "out", BOTH, "FILE", "the model (named after the text, in this folder: book.txt makes book.bin; without a text stories.bin)", A_FILE(OUTPUT), TO(out)) \
+    X(T_FORCE, 0, "force", BOTH, NULL, "replace files that are there already", A_FLAG, TO(force)) \
+    X(T_MIXER, 0, "mixer", BOTH, "NAME", "one of those below (%s)", A_TEXT("gated-delta"), TO(mixer)) \
+    X(T_HYBRID, 0, "hybrid", BOTH, "N:1", "N layers of the mixer, then one of softmax attention, and so on (gated-delta 3:1, the others none)", A_TEXT(NULL), TO(hybrid)) \
+    X(T_TASK, 0, "task", TASKS, "NAME", \
+      "learn and test associative recall instead of a text, with 1 layer of 64, 1 head of 16 x 64, 4 taps, batch 32, " \
+      "1000 steps, lr 0.01, half-life 200; with rebind half of the keys get a second value", A_WORD("mqar rebind")) \
+    X(T_HALF_LIFE, 0, "half-life", BOTH, "N", \
+      "tokens after which a new model has half forgotten, for all decays but those of lightnet and abc; " \
+      "0: as each mixer usually begins (0, with --task 200)", A_REAL(NULL, 0, 1e9), TO(half_life)) \
+    X(T_WITHOUT, 0, "without", TASKS, "PART", \
+      "with --task, to compare: leaves out decay (all are 1), map (of q and k), rotation or gate (of the output), " \
+      "or several: map,gate", A_TEXT(NULL), TO(without)) \
+    X(T_STEPS, 0, "steps", BOTH, "N", "optimiser steps (%s; 3000 with a text)", A_ROUND("12000", 1, 1e12), TO(steps)) \
+    X(T_MINUTES, 0, "minutes", BOTH, "M", "stop after so many minutes instead, at the cost of repeatability; with --resume so many more", A_REAL(NULL, 0.01, 1e6), TO(minutes)) \
+    X(T_DIM, 0, "dim", BOTH, "N", "model width, a multiple of 32 (%s)", A_ROUND("128", 32, 4096), TO(dim)) \
+    X(T_LAYERS, 0, "layers", BOTH, "N", "layers (%s)", A_ROUND("4", 1, MAX_LAYERS), TO(layers)) \
+    X(T_HEADS, 0, "heads", BOTH, "N", "heads of the linear layers (dim / value width)", A_ROUND(NULL, 1, 256), TO(heads)) \
+    X(T_KEY_DIM, 0, "key-dim", BOTH, "N", "key width of such a head, and slots of gsa and abc, a multiple of 16 up to 128 (32)", A_ROUND(NULL, 16, 128), TO(key_dim)) \
+    X(T_VALUE_DIM, 0, "value-dim", BOTH, "N", "value width of such a head, a multiple of 16 (32, gla 64)", A_ROUND(NULL, 16, 256), TO(value_dim)) \
+    X(T_CONV, 0, "conv", BOTH, "N", "taps of the short convolution, 0: none (by mixer)", A_ROUND(NULL, 0, 8), TO(conv)) \
+    X(T_HIDDEN, 0, "hidden", BOTH, "N", "width of the feed-forward, a multiple of 32 (8/3 dim)", A_ROUND(NULL, 32, 16384), TO(hidden)) \
+    X(T_VOCAB, 0, "vocab", TEXTS, "N", "tokens to learn, 257 at least (%s)", A_ROUND("1536", 257, 65536), TO(vocab)) \
+    X(T_CONTEXT, 0, "context", TEXTS, "N", "tokens per sequence (%s)", A_ROUND("256", 16, 8192), TO(context)) \
+    X(T_BATCH, 0, "batch", BOTH, "N", "sequences per step (%s)", A_ROUND("8", 1, 4096), TO(batch)) \
+    X(T_LR, 0, "lr", BOTH, "X", "highest learning rate, after the warm-up (%s)", A_REAL("0.008", 0, 1), TO(lr)) \
+    X(T_DECAY, 0, "decay", BOTH, "X", "weight decay of the matrices (%s)", A_REAL("0.1", 0, 10), TO(decay)) \
+    X(T_CLIP, 0, "clip", BOTH, "X", "largest norm of the gradient, 0 = any (%s)", A_REAL("1", 0, 1e9), TO(clip)) \
+    X(T_SEED, 0, "seed", BOTH, "N", "same seed, same model, whatever the number of threads (%s)", A_SEED, .usual = "0", TO(seed)) \
+    X(T_TYPE, 0, "type", BOTH, "NAME", "type of the matrices in the file; q4_0 keeps the embedding in q8_0 (%s)", A_WORD("f32 f16 bf16 q8_0 q4_0"), .usual = "q8_0") \
+    X(T_VOCABULARY, 'z', "vocabulary", TEXTS, "FILE", "use this vocabulary instead of learning one (a GGUF file with tokenizer.* keys)", A_FILE(INPUT), TO(vocabulary)) \
+    X(T_TOKENIZER, 0, "tokenizer", TEXTS, "FILE", "write the vocabulary there as well", A_FILE(OUTPUT), TO(vocabulary_out)) \
+    X(T_PROMPT, 'i', "prompt", TEXTS, "TEXT", "beginning of the sample at the end (Once upon a time; none with a text)", A_TEXT(NULL), TO(prompt)) \
+    X(T_RESUME, 0, "resume", BOTH, NULL, \
+      "go on from FILE.ckpt, with the same options, to where that run was to end; " \
+      "a larger --steps, or --minutes from now, goes further", A_FLAG, TO(resume)) \
+    X(T_THREADS, 'j', "threads", BOTH, "N", "threads (all cores)", A_ROUND(NULL, 1, 1024), TO(threads)) \
+    X(T_QUIET, 0, "quiet", BOTH, NULL, "no progress", A_FLAG, TO(quiet)) \
+    X(T_HELP, 'h', "help", BOTH, NULL, "this page", A_FLAG)
+#define TO(field) INTO(TrainOptions, field)
+enum { TRAIN_OPTIONS(OPTION_ID) N_TRAIN_OPTIONS };
+static const Option train_options[N_TRAIN_OPTIONS] = { TRAIN_OPTIONS(OPTION_ROW) };
 
-typedef struct {
-    char letter;
-    const char *name;
-    char kind;                               /* s text, i int, l int64_t, u uint64_t, d double; f a flag, which takes no value */
-    int with;                                /* what it has an effect on: with the other it is misuse, rather than ignored */
-    size_t at;                               /* its field in TrainOptions */
-    double lo, hi;
-    const char *value, *help;                /* %s in the help is what the field holds by itself */
-} TrainOption;
-
-#define FIELD(name) offsetof(TrainOptions, name)
-static const TrainOption train_options[N_TRAIN_OPTIONS] = {
-    [T_OUT] = { 'o', "out", 's', WITH_BOTH, FIELD(out), 0, 0, "FILE",
-                "the model (named after the text, in this folder: book.txt makes book.bin; without a text stories.bin)" },
-    [T_FORCE] = { 0, "force", 'f', WITH_BOTH, FIELD(force), 0, 0, "",
-                  "replace files that are there already" },
-    [T_MIXER] = { 0, "mixer", 's', WITH_BOTH, FIELD(mixer), 0, 0, "NAME",
-                  "one of those below (%s)" },
-    [T_HYBRID] = { 0, "hybrid", 's', WITH_BOTH, FIELD(hybrid), 0, 0, "N:1",
-                   "N layers of the mixer, then one of softmax attention, and so on (gated-delta 3:1, the others none)" },
-    [T_TASK] = { 0, "task", 's', WITH_TASK, FIELD(task), 0, 0, "NAME",
-                 "mqar: learn and test associative recall instead of a text; rebind: half of the keys get a second value. "
-                 "1 layer of 64, 1 head of 16 x 64, 4 taps, batch 32, 1000 steps, lr 0.01, half-life 200" },
-    [T_HALF_LIFE] = { 0, "half-life", 'd', WITH_BOTH, FIELD(half_life), 0, 1e9, "N",
-                      "tokens after which a new model has half forgotten, for all decays but those of lightnet and abc; "
-                      "0: as each mixer usually begins (0, with --task 200)" },
-    [T_WITHOUT] = { 0, "without", 's', WITH_TASK, FIELD(without), 0, 0, "PART",
-                    "with --task, to compare: leaves out decay (all are 1), map (of q and k), rotation or gate (of the output), "
-                    "or several: map,gate" },
-    [T_STEPS] = { 0, "steps", 'l', WITH_BOTH, FIELD(steps), 1, 1e12, "N",
-                  "optimiser steps (%s; 3000 with a text)" },
-    [T_MINUTES] = { 0, "minutes", 'd', WITH_BOTH, FIELD(minutes), 0.01, 1e6, "M",
-                    "stop after so many minutes instead, at the cost of repeatability; "
-                    "with --resume so many more" },
-    [T_DIM] = { 0, "dim", 'i', WITH_BOTH, FIELD(dim), 32, 4096, "N",
-                "model width, a multiple of 32 (%s)" },
-    [T_LAYERS] = { 0, "layers", 'i', WITH_BOTH, FIELD(layers), 1, 256, "N", "layers (%s)" },
-    [T_HEADS] = { 0, "heads", 'i', WITH_BOTH, FIELD(heads), 1, 256, "N",
-                  "heads of the linear layers (dim / value width)" },
-    [T_KEY_DIM] = { 0, "key-dim", 'i', WITH_BOTH, FIELD(key_dim), 16, 128, "N",
-                    "key width of such a head, and slots of gsa and abc, a multiple of 16 up to 128 (32)" },
-    [T_VALUE_DIM] = { 0, "value-dim", 'i', WITH_BOTH, FIELD(value_dim), 16, 256, "N",
-                      "value width of such a head, a multiple of 16 (32, gla 64)" },
-    [T_CONV] = { 0, "conv", 'i', WITH_BOTH, FIELD(conv), 0, 8, "N",
-                 "taps of the short convolution, 0: none (by mixer)" },
-    [T_HIDDEN] = { 0, "hidden", 'i', WITH_BOTH, FIELD(hidden), 32, 16384, "N",
-                   "width of the feed-forward, a multiple of 32 (8/3 dim)" },
-    [T_VOCAB] = { 0, "vocab", 'i', WITH_TEXT, FIELD(vocab), 257, 65536, "N",
-                  "tokens to learn, 257 at least (%s)" },
-    [T_CONTEXT] = { 0, "context", 'i', WITH_TEXT, FIELD(context), 16, 8192, "N",
-                    "tokens per sequence (%s)" },
-    [T_BATCH] = { 0, "batch", 'i', WITH_BOTH, FIELD(batch), 1, 4096, "N",
-                  "sequences per step (%s)" },
-    [T_LR] = { 0, "lr", 'd', WITH_BOTH, FIELD(lr), 0, 1, "X",
-               "highest learning rate, after the warm-up (%s)" },
-    [T_DECAY] = { 0, "decay", 'd', WITH_BOTH, FIELD(decay), 0, 10, "X",
-                  "weight decay of the matrices (%s)" },
-    [T_CLIP] = { 0, "clip", 'd', WITH_BOTH, FIELD(clip), 0, 1e9, "X",
-                 "largest norm of the gradient, 0 = any (%s)" },
-    [T_SEED] = { 0, "seed", 'u', WITH_BOTH, FIELD(seed), 0, 0, "N",
-                 "same seed, same model, whatever the number of threads (%s)" },
-    [T_TYPE] = { 0, "type", 's', WITH_BOTH, FIELD(type), 0, 0, "NAME",
-                 "type of the matrices in the file: f32, f16, bf16, q8_0, q4_0, which keeps the embedding in q8_0 (%s)" },
-    [T_VOCABULARY] = { 'z', "vocabulary", 's', WITH_TEXT, FIELD(tokenizer), 0, 0, "FILE",
-                       "use this vocabulary instead of learning one (a GGUF file with tokenizer.* keys)" },
-    [T_TOKENIZER] = { 0, "tokenizer", 's', WITH_TEXT, FIELD(tokenizer_out), 0, 0, "FILE",
-                      "write the vocabulary there as well" },
-    [T_PROMPT] = { 'i', "prompt", 's', WITH_TEXT, FIELD(prompt), 0, 0, "TEXT",
-                   "beginning of the sample at the end (Once upon a time; none with a text)" },
-    [T_RESUME] = { 0, "resume", 'f', WITH_BOTH, FIELD(resume), 0, 0, "",
-                   "go on from FILE.ckpt, with the same options, to where that run was to end; "
-                   "a larger --steps, or --minutes from now, goes further" },
-    [T_THREADS] = { 'j', "threads", 'i', WITH_BOTH, FIELD(threads), 1, 1024, "N",
-                    "threads (all cores)" },
-    [T_QUIET] = { 0, "quiet", 'f', WITH_BOTH, FIELD(quiet), 0, 0, "", "no progress" },
-    [T_HELP] = { 'h', "help", 'f', WITH_BOTH, FIELD(help), 0, 0, "", "this page" },
+/* What other programs call them. */
+static const Alias train_aliases[] = {
+    { "--output --outfile", LIKE, T_OUT, NULL },
+    { "--outtype --dtype", LIKE, T_TYPE, NULL },
+    { "--learning-rate --lr-decay", LIKE, T_LR, NULL },
+    { "--lr-decay-iters --iters --iterations --epochs --epoch --train-epochs", LIKE, T_STEPS, NULL },
+    { "--weight-decay --wd", LIKE, T_DECAY, NULL },
+    { "--grad-clip --max-grad-norm", LIKE, T_CLIP, NULL },
+    { "--ctx --ctx-size --seq-len --seq-length --length --block-size", LIKE, T_CONTEXT, NULL },
+    { "--batch-size", LIKE, T_BATCH, NULL },
+    { "--embd --d-model --hidden-size --width", LIKE, T_DIM, NULL },
+    { "--depth --hidden-layers", LIKE, T_LAYERS, NULL },
+    { "--attention-heads", LIKE, T_HEADS, NULL },
+    { "--intermediate-size --d-ff --ffn-dim", LIKE, T_HIDDEN, NULL },
+    { "--checkpoint --continue", LIKE, T_RESUME, NULL },
+    { "--overwrite", LIKE, T_FORCE, NULL },
 };
 
-static bool was_given(const TrainOptions *o, int option) { return o->given >> option & 1; }
+static const Syntax train_syntax = {
+    .option = train_options, .n_options = N_TRAIN_OPTIONS,
+    .alias = train_aliases, .n_aliases = sizeof train_aliases / sizeof *train_aliases,
+    .modes = "", .plain = T_TEXT
+};
 
-static volatile sig_atomic_t stop_asked;
-static void ask_to_stop(int sig) { (void)sig, stop_asked = 1; }
+/* What is usual with --task instead. */
+static const struct { int option; const char *value; } usual_of_tasks[] = {
+    { T_DIM, "64" }, { T_LAYERS, "1" }, { T_HEADS, "1" }, { T_KEY_DIM, "16" }, { T_VALUE_DIM, "64" },
+    { T_BATCH, "32" }, { T_STEPS, "1000" }, { T_CONV, "4" }, { T_LR, "0.01" }, { T_HALF_LIFE, "200" },
+};
 
-/* The file of the vocabulary has become shorter while it is read where it lies. */
-static void lost_pages(int sig) {
-    (void)sig;
-    end_at_once("train_tiny: the file of the vocabulary became shorter while it was read\n", NULL, NULL);
-}
+static bool was_given(const TrainOptions *o, int option) { return given(o->words, option); }
 
-/* Says what is wrong with the options; returns the exit code. */
-static int train_misuse(const char *what, const char *value) {
-    fprintf(stderr, "train_tiny: %s%s%s (see ./train_tiny --help)\n", what, value ? " " : "", value ? value : "");
-    return 2;
-}
-
-/* An option that there is not: names the one that was probably meant. */
-static int unknown_option(const char *arg) {
-    static const char *const elsewhere[][2] = {                  /* what other programs call it */
-        { "output", "out" }, { "outfile", "out" }, { "outtype", "type" }, { "dtype", "type" },
-        { "learning-rate", "lr" }, { "lr-decay", "lr" }, { "lr-decay-iters", "steps" },
-        { "weight-decay", "decay" }, { "wd", "decay" }, { "grad-clip", "clip" },
-        { "max-grad-norm", "clip" }, { "ctx", "context" }, { "ctx-size", "context" },
-        { "seq-len", "context" }, { "seq-length", "context" }, { "length", "context" },
-        { "block-size", "context" }, { "batch-size", "batch" }, { "iters", "steps" },
-        { "iterations", "steps" }, { "epochs", "steps" }, { "epoch", "steps" },
-        { "train-epochs", "steps" }, { "embd", "dim" }, { "d-model", "dim" },
-        { "hidden-size", "dim" }, { "width", "dim" }, { "depth", "layers" },
-        { "hidden-layers", "layers" }, { "attention-heads", "heads" },
-        { "intermediate-size", "hidden" }, { "d-ff", "hidden" }, { "ffn-dim", "hidden" },
-        { "checkpoint", "resume" }, { "continue", "resume" }, { "overwrite", "force" },
-    }, *const counted[] = { "n-", "num-", "max-" };              /* as in n-layer, num-heads */
-    const char *names[N_TRAIN_OPTIONS + 1] = { NULL }, *name = arg + strspn(arg, "-"), *meant = NULL;
-    char word[WORD_LEN], what[256];
-    for (int i = 0; i < N_TRAIN_OPTIONS; i++) names[i] = train_options[i].name;
-    snprintf(word, sizeof word, "%.*s", (int)strcspn(name, "="), name);
-    for (char *c = word; *c; c++) *c = *c == '_' ? '-' : *c;
-    for (int pass = 0; pass < 2 && !meant; pass++) {
-        const char *known = word;                /* the second time without n- */
-        for (size_t i = 0; pass && i < sizeof counted / sizeof *counted; i++)
-            if (!strncmp(word, counted[i], strlen(counted[i]))) known = word + strlen(counted[i]);
-        for (size_t i = 0; i < sizeof elsewhere / sizeof *elsewhere; i++)
-            if (same_word(known, elsewhere[i][0])) meant = elsewhere[i][1];
-        if (!meant && strlen(name) < WORD_LEN) meant = nearest(known, names);
+/* The options that were given, and what is usual where they were not. */
+static TrainOptions train_options_of(Options *words) {
+    TrainOptions o = { .task = text_of(words, T_TASK), .conv = -1, .words = words };
+    const size_t n = sizeof usual_of_tasks / sizeof *usual_of_tasks;
+    for (size_t i = 0; i < n && o.task; i++) {
+        const int option = usual_of_tasks[i].option;
+        if (given(words, option)) continue;
+        set_option(words, option, usual_of_tasks[i].value);
+        words->value[option].given = 0;
     }
-    snprintf(what, sizeof what, meant ? "%.100s; did you mean --%s?" : "%.200s", arg, meant);
-    return train_misuse("unknown option", what);
+    fill_fields(&o, words);
+    if (o.task) o.vocab = 128, o.context = 64;
+    o.type = (int[]){ F32, F16, BF16, Q8_0, Q4_0 }[whole_of(words, T_TYPE)];
+    return o;
 }
 
-/* One option with its value; returns 0 or the exit code. */
-static int set_train_option(TrainOptions *o, const TrainOption *p, const char *value) {
-    char *end, what[96];
-    void *field = (char *)o + p->at;
-    o->given |= (uint64_t)1 << (p - train_options);
-    errno = 0;
-    if (p->kind == 'f') *(int *)field = 1;
-    else if (p->kind == 's') *(const char **)field = value;
-    else if (p->kind == 'u') {
-        *(uint64_t *)field = strtoull(value, &end, 10);
-        if (errno || *end || *value < '0' || *value > '9')
-            return train_misuse("--seed wants a whole number from 0 to 2^64-1, not", value);
-    } else {
-        const double x = strtod(value, &end);
-        if (errno || *end || end == value || !(x >= p->lo && x <= p->hi) || (p->kind != 'd' && x != floor(x))) {
-            snprintf(what, sizeof what, "--%s wants %s from %g to %g, not", p->name,
-                     p->kind == 'd' ? "a number" : "a whole number", p->lo, p->hi);
-            return train_misuse(what, value);
-        }
-        if (p->kind == 'd') *(double *)field = x;
-        else if (p->kind == 'l') *(int64_t *)field = (int64_t)x;
-        else *(int *)field = (int)x;
-    }
-    return 0;
-}
-
-/* Fills o from the arguments; returns 0 or the exit code. A plain word is the text, "-" too; behind
- * "--" all words are plain. */
-static int parse_options(TrainOptions *o, int argc, char **argv) {
-    bool plain = false;
-    for (int a = 1; a < argc; a++) {
-        const char *arg = argv[a], *value = NULL;
-        const TrainOption *p = train_options, *none = train_options + N_TRAIN_OPTIONS;
-        if (plain || arg[0] != '-' || !arg[1]) {
-            if (o->text) return train_misuse("one text at most; there is a second one:", arg);
-            o->text = arg;
-            continue;
-        }
-        if (!strcmp(arg, "--")) {
-            plain = true;
-            continue;
-        }
-        if (arg[1] == '-') {
-            const size_t n = strcspn(arg + 2, "=");
-            while (p < none && (strncmp(p->name, arg + 2, n) || p->name[n])) p++;
-            if (arg[2 + n]) value = arg + 3 + n;
-        } else {
-            while (p < none && p->letter != arg[1]) p++;
-            if (arg[2]) value = arg + 2;
-            if (value && p < none && p->kind != 'i') p = none;  /* -j4, but no -outfile */
-        }
-        if (p == none) return unknown_option(arg);
-        if (p->kind == 'f' && value) return train_misuse("no value goes with a flag:", arg);
-        if (p->kind != 'f' && !value && !(value = argv[++a])) return train_misuse("a value is missing after", arg);
-        const int code = set_train_option(o, p, value);
-        if (code) return code;
-    }
-    return 0;
-}
-
-/* A row of the help page: left, and the text beside it in lines of 80 columns. */
-static void print_help_row(const char *left, const char *text) {
-    enum { AT_COLUMN = 24, COLUMNS = 80 };
-    printf("  %-*s", AT_COLUMN - 2, left);
-    if (strlen(left) + 2 >= AT_COLUMN) printf("\n%*s", AT_COLUMN, "");
-    while (*text) {
-        size_t n = strlen(text);
-        if (n > COLUMNS - AT_COLUMN)
-            for (n = COLUMNS - AT_COLUMN; n > 1 && text[n] != ' ';) n--;
-        printf("%.*s\n", (int)n, text);
-        text += n;
-        text += strspn(text, " ");
-        if (*text) printf("%*s", AT_COLUMN, "");
-    }
-}
-
-/* d: the options as they are by themselves. */
-static void print_train_help(const TrainOptions *d) {
+static void print_train_help(void) {
     printf("usage: ./train_tiny [TEXT] [options]\n\n"
            "TEXT is a UTF-8 file, or - for standard input; without one, made-up stories.\n\n");
-    for (const TrainOption *p = train_options; p < train_options + N_TRAIN_OPTIONS; p++) {
-        char left[40], value[32] = "", text[512];
-        const void *field = (const char *)d + p->at;
-        if (p->kind == 's') snprintf(value, sizeof value, "%s", *(const char *const *)field ? *(const char *const *)field : "");
-        if (p->kind == 'i') snprintf(value, sizeof value, "%d", *(const int *)field);
-        if (p->kind == 'l') snprintf(value, sizeof value, "%lld", (long long)*(const int64_t *)field);
-        if (p->kind == 'u') snprintf(value, sizeof value, "%llu", (unsigned long long)*(const uint64_t *)field);
-        if (p->kind == 'd') snprintf(value, sizeof value, "%g", *(const double *)field);
-        snprintf(left, sizeof left, "%c%c%s--%s %s", p->letter ? '-' : ' ', p->letter ? p->letter : ' ', p->letter ? ", " : "  ",
-                 p->name, p->value);
-        const char *mark = strstr(p->help, "%s");
-        if (mark) snprintf(text, sizeof text, "%.*s%s%s", (int)(mark - p->help), p->help, value, mark + 2);
-        else snprintf(text, sizeof text, "%s", p->help);
-        print_help_row(left, text);
-    }
+    print_options(&train_syntax, 24, 80);
     printf("\nmixers (--mixer takes their names in files, too):\n");
     for (const MixerKind *k = mixer_kinds; k < mixer_kinds + N_KINDS; k++) {
         char text[512];
         const bool other = strcmp(k->name, k->arch) && k == &mixer_kinds[mixer_named(k->arch)];
         snprintf(text, sizeof text, "%s%s%s", k->about, other ? "; in files " : "",
                  other ? k->arch : "");
-        print_help_row(k->name, text);
+        print_row(k->name, text, 24, 80);
     }
     printf("\nThe report and a sample go to standard output, progress to standard error.\n"
            "Exit: 0 done or stopped with a checkpoint, 1 failed, 2 misused.\n");
 }
 
+/* Whether the options go together, and each has an effect. */
+static void check_train_options(const TrainOptions *o) {
+    static const Rule rules[] = { { T_WITHOUT, EXCLUDES, T_OUT }, { T_VOCAB, EXCLUDES, T_VOCABULARY },
+                                  { T_STEPS, EXCLUDES, T_MINUTES } };
+    for (int i = 0; i < N_TRAIN_OPTIONS; i++)
+        if (was_given(o, i) && !(train_options[i].modes & (o->task ? TASKS : TEXTS)))
+            misuse("--%s %s", train_options[i].name,
+                   o->task ? "does not go with --task, which makes its own sequences"
+                           : "goes with --task only");
+    if (o->task && o->text)
+        misuse("--task makes its own sequences; it does not go with the text %s", o->text);
+    if (was_given(o, T_TYPE) && o->task && !o->out)
+        misuse("--type is of a file; with --task it goes with --out only");
+    check_rules(o->words, rules, sizeof rules / sizeof *rules);
+}
+
 /* NO_* of a list "decay,gate", or -1. */
+enum { N_PARTS = 4 };
+#define PARTS "decay map rotation gate"
 static int parts_left_out(const char *list) {
-    static const char *const names[] = { "decay", "map", "rotation", "gate" };
     int parts = 0;
     for (;; list++) {
+        char name[16];
         const size_t n = strcspn(list, ",");
-        int i = 0;
-        while (i < 4 && (strlen(names[i]) != n || memcmp(names[i], list, n))) i++;
-        if (i == 4) return -1;
-        parts |= 1 << i;
+        snprintf(name, sizeof name, "%.*s", (int)n, list);
+        const int part = find_word(PARTS, name);
+        if (part < 0) return -1;
+        parts |= 1 << part;
         list += n;
         if (!*list) return parts;
     }
@@ -5279,55 +5049,88 @@ static int parts_of(const MixerKind *k) {
            | (gate_of(k) != F_ID && !is_narrow(k, 'z') && !is_mamba(k) ? NO_GATE : 0);
 }
 
-/* The sizes that follow from the options; returns NULL, or what is wrong with them, to which main adds the value. */
-static const char *configure(TinyConfig *c, const TrainOptions *o, int vocab_size) {
+/* The row of mixer_kinds that --mixer names. */
+static int mixer_given(const TrainOptions *o) {
     const int mixer = mixer_named(o->mixer);
+    if (mixer < N_KINDS) return mixer;
+    Near near = { .what = o->mixer };
+    char said[80];
+    for (int i = 0; i < N_KINDS; i++) {
+        near_word(&near, mixer_kinds[i].name, WORD_LEN, NULL);
+        near_word(&near, mixer_kinds[i].arch, WORD_LEN, NULL);
+    }
+    misuse("--mixer is one of the names that --help lists, not %.100s%s", o->mixer,
+           meant(said, &near, ""));
+}
+
+/* N of --hybrid N:1; 0: it was not given. */
+static int hybrid_of(const TrainOptions *o) {
     int every = 0, one = 0;
     char end;
-    if (mixer == N_KINDS) return "--mixer is one of the names that --help lists, not";
+    if (o->hybrid && (sscanf(o->hybrid, "%d:%d%c", &every, &one, &end) != 2
+                      || every < 1 || every > 255 || one != 1))
+        misuse("--hybrid is N:1, N linear layers for each of softmax attention, not %s", o->hybrid);
+    return every;
+}
+
+/* What cannot be: a row each, of which the first that is wrong is said. */
+static void check_sizes(const TrainOptions *o, const MixerKind *k, int without) {
+    const bool soft = k == &mixer_kinds[SOFTMAX], alone = is_mamba(k) && !o->hybrid;
+    const bool half_life = was_given(o, T_HALF_LIFE);
+    const int silu = k->law ? mixer_of(k)->front.silu : SILU_NEVER;
+    const struct { bool wrong, of_mixer; const char *what; } rules[] = {
+        { o->dim % 32, false, "--dim must be a multiple of 32" },
+        { o->hidden % 32, false, "--hidden must be a multiple of 32" },
+        { o->key_dim % 16 || o->value_dim % 16, false, "--key-dim and --value-dim must be multiples of 16" },
+        { o->half_life > 0 && o->half_life < 1, false, "--half-life is 0, or one token at least" },
+        { o->hybrid && soft, true, "--hybrid does not go" },
+        { hybrid_of(o) >= o->layers, false, "--layers are too few for a layer of softmax attention with --hybrid" },
+        /* in run's files only Mamba-2 has none */
+        { o->task && o->out && !o->hidden && !alone, true, "--out needs a feed-forward network (--hidden)" },
+        { !o->conv && silu != SILU_NEVER && silu != SILU_CONV, true, "--conv 0 does not go" },
+        { o->half_life > 0 && o->conv > 0 && k->fade == FADE_FORGET && o->out, true,
+          "--out needs --half-life 0 or --conv 0, since a file has no bias behind that convolution," },
+        /* it sees the token before without one */
+        { o->conv > 0 && k->rwkv && !o->task, true, "--conv does not go" },
+        { o->hidden && alone, true, "--hidden does not go" },    /* a layer is its mixer alone */
+        { soft && (was_given(o, T_HEADS) || was_given(o, T_KEY_DIM) || was_given(o, T_VALUE_DIM)), true,
+          "--heads, --key-dim and --value-dim are of linear layers and do not go" },
+        { half_life && !k->rwkv && (k->fade == FADE_NEVER || k->fade == FADE_SUM), true, "--half-life does not go" },
+        { half_life && without & NO_DECAY, false, "--half-life does not go with --without decay" },
+        { o->conv > 0 && soft && o->out, true, "--conv is not written to files" },
+    };
+    if (without < 0)
+        misuse("--without is %s, or several with commas between, not %s", PARTS, o->without);
+    for (size_t i = 0; i < sizeof rules / sizeof *rules; i++)
+        if (rules[i].wrong)
+            misuse("%s%s%s", rules[i].what, rules[i].of_mixer ? " with --mixer " : "",
+                   rules[i].of_mixer ? o->mixer : "");
+    for (int i = 0, n; i < N_PARTS; i++) {
+        const char *part;
+        n = word_at(PARTS, i, &part);
+        if (without & ~parts_of(k) & 1 << i)
+            misuse("--without %.*s does not go with --mixer %s", n, part, o->mixer);
+    }
+}
+
+/* The sizes that follow from the options. */
+static TinyConfig configure(const TrainOptions *o) {
+    const int mixer = mixer_given(o), without = o->without ? parts_left_out(o->without) : 0;
     const MixerKind *k = &mixer_kinds[mixer];
-    const int silu = k->law ? mixer_of(k)->front.silu : SILU_NEVER, heads = o->dim / 32;
-    if (o->dim % 32) return "--dim must be a multiple of 32";
-    if (o->hidden % 32) return "--hidden must be a multiple of 32";
-    if (o->key_dim % 16 || o->value_dim % 16) return "--key-dim and --value-dim must be multiples of 16";
-    if (o->half_life > 0 && o->half_life < 1) return "--half-life is 0, or one token at least";
-    if (o->hybrid && (sscanf(o->hybrid, "%d:%d%c", &every, &one, &end) != 2 || every < 1 || every > 255 || one != 1))
-        return "--hybrid is N:1, N linear layers for each of softmax attention, not";
-    if (o->hybrid && mixer == SOFTMAX) return "--hybrid does not go with --mixer";
-    if (o->hybrid && every >= o->layers) return "--layers are too few for a layer of softmax attention with --hybrid";
-    if (o->task && o->out && !o->hidden && !(is_mamba(k) && !o->hybrid)) /* in run's files only Mamba-2 has none */
-        return "--out needs a feed-forward network (--hidden) with --mixer";
-    if (!o->conv && silu != SILU_NEVER && silu != SILU_CONV)
-        return "--conv 0 does not go with --mixer";
-    if (o->half_life > 0 && o->conv > 0 && k->fade == FADE_FORGET && o->out)
-        return "--out needs --half-life 0 or --conv 0, since a file has no bias behind that convolution, with --mixer";
-    if (o->conv > 0 && k->rwkv && !o->task) return "--conv does not go with --mixer"; /* it sees the token before without one */
-    const int without = o->without ? parts_left_out(o->without) : 0;
-    if (without < 0) return "--without is decay, map, rotation or gate, or several with commas between, not";
-    static const char *const not_there[] = { "--without decay does not go with --mixer", "--without map does not go with --mixer",
-                                             "--without rotation does not go with --mixer", "--without gate does not go with --mixer" };
-    for (int i = 0; i < 4; i++)
-        if (without & ~parts_of(k) & 1 << i) return not_there[i];
-    if (o->hidden && is_mamba(k) && !o->hybrid) return "--hidden does not go with --mixer"; /* a layer is its mixer alone */
-    if (mixer == SOFTMAX && (was_given(o, T_HEADS) || was_given(o, T_KEY_DIM) || was_given(o, T_VALUE_DIM)))
-        return "--heads, --key-dim and --value-dim are of linear layers and do not go with --mixer";
-    if (was_given(o, T_HALF_LIFE) && !k->rwkv && (k->fade == FADE_NEVER || k->fade == FADE_SUM))
-        return "--half-life does not go with --mixer";
-    if (was_given(o, T_HALF_LIFE) && without & NO_DECAY) return "--half-life does not go with --without decay";
-    if (o->conv > 0 && mixer == SOFTMAX && o->out) return "--conv is not written to files with --mixer";
-    *c = (TinyConfig){
+    const int heads = o->dim / 32;
+    check_sizes(o, k, without);
+    TinyConfig c = {
         .mixer = mixer,
         .dim = o->dim,
         .hidden_dim = (is_mamba(k) && !o->hybrid) || (o->task && !o->hidden) ? 0
-                      : o->hidden                                            ? o->hidden
-                                                                             : (o->dim * 8 / 3 + 31) / 32 * 32,
+                      : o->hidden ? o->hidden : (o->dim * 8 / 3 + 31) / 32 * 32,
         .n_layers = o->layers,
-        .vocab_size = vocab_size,
+        .vocab_size = o->vocab,
         .seq_len = o->context,
         .d_conv = o->conv >= 0 ? o->conv : k->d_conv,
         .dk = o->key_dim ? o->key_dim : 32,
         .dv = o->value_dim ? o->value_dim : mixer == GLA && o->dim % 64 == 0 ? 64 : 32,
-        .interval = o->hybrid ? every + 1 : mixer == SOFTMAX ? 1 : mixer == GATED_DELTA ? 4 : 0,
+        .interval = o->hybrid ? hybrid_of(o) + 1 : mixer == SOFTMAX ? 1 : mixer == GATED_DELTA ? 4 : 0,
         .q_heads = heads,
         .kv_heads = heads % 2 == 0 ? heads / 2 : heads % 3 == 0 ? heads / 3 : 1,
         .head_dim = 32,
@@ -5339,9 +5142,9 @@ static const char *configure(TinyConfig *c, const TrainOptions *o, int vocab_siz
         .without = (unsigned)without,
         .half_life = o->half_life
     };
-    c->n_heads = o->heads ? o->heads : o->dim / c->dv > 0 ? o->dim / c->dv : 1;
-    if (k->law && is_narrow(k, 'z')) c->gate_rank = c->dv;
-    return NULL;
+    c.n_heads = o->heads ? o->heads : o->dim / c.dv > 0 ? o->dim / c.dv : 1;
+    if (k->law && is_narrow(k, 'z')) c.gate_rank = c.dv;
+    return c;
 }
 
 /* -- text and vocabulary -- */
@@ -5349,80 +5152,68 @@ static const char *configure(TinyConfig *c, const TrainOptions *o, int vocab_siz
 enum { MB = 1 << 20, FILE_MAX_MB = 1024, PIPE_MAX_MB = 256 };     /* of a text */
 
 /* Begins with the byte order mark of UTF-16? */
-static bool is_utf16(const uint8_t *p, size_t n) {
-    return n > 1 && ((p[0] == 0xff && p[1] == 0xfe) || (p[0] == 0xfe && p[1] == 0xff));
+static bool is_utf16(const Text *t) {
+    return t->n > 1 && (!memcmp(t->s, "\xff\xfe", 2) || !memcmp(t->s, "\xfe\xff", 2));
 }
 
-/* The whole text and a zero byte behind it, n without it; NULL with a sentence in err. */
-static char *read_text(const char *path, size_t *n, char *err) {
+/* The whole text; the program ends when it cannot be had. */
+static Text read_text(const char *path) {
+    char err[GLA_ERR];
     const bool piped = !strcmp(path, "-");
     FILE *f = piped ? stdin : open_text(path, err);
-    if (!f) return NULL;
+    if (!f) give_up("%s", err);
+    const bool regular = !file_kind(piped ? "/dev/stdin" : path);
+    const int64_t most = (int64_t)(regular ? FILE_MAX_MB : PIPE_MAX_MB) * MB;
+    char *part = checked(malloc(MB));
+    Text t = {0};
+    int64_t size = 0;
+    bool zeros = false;
     if (piped) path = "standard input";
-    Out o = {0};
-    uint8_t *part = checked(malloc(MB));
-    uint64_t size = 0, most = (uint64_t)PIPE_MAX_MB * MB;
-#ifdef HAVE_POSIX
-    struct stat st;
-    const bool regular = !fstat(fileno(f), &st) && S_ISREG(st.st_mode);
-#else
-    const bool regular = !piped;
-#endif
-    if (regular) most = (uint64_t)FILE_MAX_MB * MB;
-    bool zeros = false, bad = false;
-    for (size_t got = 1; got && !zeros && size <= most; size += got) {
+    wait_begin("reading the text", count_of, &size, most);
+    for (size_t got = 1; got && !zeros && size <= most; size += (int64_t)got) {
         got = fread(part, 1, MB, f);
         zeros = memchr(part, 0, got) != NULL;
-        put(&o, part, got);
-        waiting("reading the text", (double)size, (double)most);
+        put(&t, part, got);
     }
-    waiting(NULL, 0, 0);
-    if (ferror(f)) bad = fail(err, GLA_IO, "%s: cannot read: %s", path, strerror(errno));
-    else if (zeros && is_utf16(o.p, o.n))
-        bad = fail(err, GLA_INPUT, "%s: is UTF-16; iconv -f UTF-16 -t UTF-8 makes the text that is wanted",
-                   path);
-    else if (zeros) bad = fail(err, GLA_INPUT, "%s: has zero bytes; it is no text", path);
-    else if (size > most)
-        bad = fail(err, GLA_INPUT, "%s: has more than %d MB, the most that is read from a %s; a part of it will do (head -c)",
-                   path, (int)(most / MB), regular ? "file" : "pipe");
-    else if (!o.n) bad = fail(err, GLA_INPUT, "%s: is empty", path);
+    wait_end();
+    if (ferror(f)) give_up("%s: cannot read: %s", path, strerror(errno));
+    if (zeros && is_utf16(&t))
+        give_up("%s: is UTF-16; iconv -f UTF-16 -t UTF-8 makes the text that is wanted", path);
+    if (zeros) give_up("%s: has zero bytes; it is no text", path);
+    if (size > most)
+        give_up("%s: has more than %d MB, the most that is read from a %s; "
+                "a part of it will do (head -c)", path, (int)(most / MB), regular ? "file" : "pipe");
+    if (!t.n) give_up("%s: is empty", path);
     if (!piped) fclose(f);
     free(part);
-    put(&o, "", 1);
-    *n = o.n - 1;
-    if (bad) free(o.p);
-    return bad ? NULL : (char *)o.p;
+    return t;
 }
 
-/* The text that the vocabulary of the stories is learned from: stories of seeds that no training run uses. */
-static char *story_sample(size_t *n) {
-    Out o = {0};
+/* The text that the vocabulary of the stories is learned from: stories of seeds that no training
+ * run uses. */
+static Text story_sample(void) {
+    Text t = {0};
     char text[STORY_CAP];
-    for (uint64_t i = 0; o.n < (size_t)4 << 20; i++) {
-        size_t len = story(((uint64_t)1 << 62) + i, text, sizeof text);
-        put(&o, text, len), put(&o, "\n", 1);
+    for (uint64_t i = 0; t.n < (size_t)4 << 20; i++) {
+        put(&t, text, story(SAMPLE_SEED + i, text, sizeof text));
+        put(&t, "\n", 1);
     }
-    put(&o, "", 1);
-    *n = o.n - 1;
-    return (char *)o.p;
+    return t;
 }
 
 /* Opens the vocabulary (-z), or learns one from the text. */
-static int choose_vocabulary(Data *d, const TrainOptions *o, const char *text, size_t n, char *err) {
-    int code;
-    if (o->tokenizer) code = map_file(&d->vocab.map, o->tokenizer, err);
-    else {
-        Out file = {0};
-        code = learn_vocabulary(&file, text, n, o->vocab, err);
-        d->vocab.map = (Mapping){ file.p, file.n, 0 };
-    }
+static int choose_vocabulary(Data *d, const TrainOptions *o, const Text *text, char *err) {
+    const char *name = o->vocabulary ? o->vocabulary : "vocabulary";
     char why[GLA_ERR] = "";
-    if (!code && ((code = gguf_read(&d->vocab, why)) || (code = tokenizer_new(&d->tokenizer, &d->vocab, why))))
-        fail(err, code, "%.100s: %.200s", o->tokenizer ? o->tokenizer : "vocabulary", why);
+    int code = o->vocabulary ? map_file(&d->vocab.map, o->vocabulary, err)
+                             : learn_vocabulary(&d->vocab.map, (Str){ text->s, text->n }, o->vocab, err);
     if (code) return code;
-    if (!d->tokenizer->n) return fail(err, GLA_FORMAT, "%s: has no vocabulary", o->tokenizer);
+    code = gguf_read(&d->vocab, why);
+    if (!code) code = tokenizer_new(&d->tokenizer, &d->vocab, why);
+    if (code) return fail(err, code, "%.100s: %.200s", name, why);
+    if (!d->tokenizer->n) return fail(err, GLA_FORMAT, "%s: has no vocabulary", name);
     d->end = d->tokenizer->kind.eos >= 0 ? d->tokenizer->kind.eos : d->tokenizer->kind.bos;
-    if (d->end < 0) return fail(err, GLA_UNSUPPORTED, "%s: has no end-of-text token", o->tokenizer);
+    if (d->end < 0) return fail(err, GLA_UNSUPPORTED, "%s: has no end-of-text token", name);
     return GLA_OK;
 }
 
@@ -5430,21 +5221,20 @@ static int choose_vocabulary(Data *d, const TrainOptions *o, const char *text, s
  * goes on has left it. */
 static int write_vocabulary(const TrainOptions *o, const Gguf *vocab, char *err) {
     char path[PATH_LEN];
-    uint8_t *old = NULL;
     Keys k = {0};
-    Out file = {0};
-    key_str(&k, "general.", "architecture", "tokenizer");
-    key_str(&k, "general.", "type", "vocab");
+    Text file = {0};
+    keys_of_vocabulary(&k);
     copy_vocabulary(&k, vocab);
     put_header(&file, &k, 0);
-    snprintf(path, sizeof path, "%s", o->tokenizer_out);
-    int code = GLA_OK;
-    if (!read_bytes(path, file.n, &old) || memcmp(old, file.p, file.n))
-        code = write_parts(path, o->force, &(Part){ file.p, file.n }, 1, err);
-    if (strcmp(path, o->tokenizer_out)) fprintf(stderr, "train_tiny: %s is there; the vocabulary is %s\n", o->tokenizer_out, path);
+    snprintf(path, sizeof path, "%s", o->vocabulary_out);
+    uint8_t *old = read_bytes(path, file.n);
+    const bool same = old && !memcmp(old, file.s, file.n);
+    const int code = same ? GLA_OK
+                          : write_parts(path, o->force, &(Part){ file.s, file.n }, 1, err);
+    if (strcmp(path, o->vocabulary_out))
+        fprintf(stderr, "train_tiny: %s is there; the vocabulary is %s\n", o->vocabulary_out, path);
     free(old);
-    free(k.body.p);
-    free(file.p);
+    text_free(&file);
     return code;
 }
 
@@ -5459,17 +5249,15 @@ static int typical_length(const Data *d) {
     enum { MOST = 1 << 16, STORIES = 101 };
     int *length = checked(malloc(MOST * sizeof *length)), n = 0;
     char text[STORY_CAP], err[GLA_ERR];
-    if (d->ids)
-        for (size_t i = 1, from = 1; i < d->n_ids && n < MOST; i++) {
-            if (d->ids[i] != d->end) continue;
-            if (i > from) length[n++] = (int)(i - from < INT32_MAX ? i - from : INT32_MAX);
-            from = i + 1;
-        }
-    else
-        for (; n < STORIES; n++) {
-            const size_t len = story(((uint64_t)1 << 62) + (uint64_t)n, text, sizeof text);
-            length[n] = (int)tokenizer_encode(d->tokenizer, text, len, 0, NULL, 0, err);
-        }
+    for (size_t i = 1, from = 1; i < d->n_ids && n < MOST; i++) {
+        if (d->ids[i] != d->end) continue;
+        if (i > from) length[n++] = (int)min64((int64_t)(i - from), INT32_MAX);
+        from = i + 1;
+    }
+    for (; !d->ids && n < STORIES; n++) {
+        const size_t len = story(SAMPLE_SEED + (uint64_t)n, text, sizeof text);
+        length[n] = (int)tokenizer_encode(d->tokenizer, text, len, 0, NULL, 0, err);
+    }
     qsort(length, (size_t)n, sizeof *length, compare_ints);
     const int middle = n > 1 ? length[n / 2] : 0;
     free(length);
@@ -5480,32 +5268,35 @@ static int typical_length(const Data *d) {
 static void warn_of_context(const Data *d, int context) {
     const int typical = typical_length(d);
     if (typical < context) return;
-    fprintf(stderr, "train_tiny: warning: half of the texts have %d tokens or more, and a sequence holds %d; ", typical, context);
-    if (typical < 8192) fprintf(stderr, "--context %d would hold them\n", (typical / 64 + 1) * 64);
+    fprintf(stderr, "train_tiny: warning: half of the texts have %d tokens or more, "
+            "and a sequence holds %d; ", typical, context);
+    if (typical < 8192)
+        fprintf(stderr, "--context %d would hold them\n", (typical / 64 + 1) * 64);
     else fprintf(stderr, "the model will not learn how a text as a whole is built\n");
 }
 
-/* The whole text as ids, <|endoftext|> before and after it; "<|endoftext|>" within it counts as the token. */
-static int encode_text_file(Data *d, const TinyConfig *c, const char *text, size_t n, char *err) {
-    size_t cap = n / 2 + 16;                     /* most texts have fewer tokens than that; others are encoded twice */
+/* The whole text as ids, <|endoftext|> before and after it; "<|endoftext|>" within it counts as the
+ * token. */
+static int encode_text_file(Data *d, const TinyConfig *c, const Text *text, char *err) {
+    size_t cap = text->n / 2 + 16;   /* most texts have fewer tokens; others are encoded twice */
     int64_t got = 0;
-    if (n > MB) busy("encoding the text");
+    if (text->n > MB) wait_begin("encoding the text", NULL, NULL, 0);
     for (int round = 0; round < 2 && (size_t)got <= cap; round++) {
         free(d->ids);
         d->ids = checked(malloc((cap + 2) * sizeof *d->ids));
-        got = tokenizer_encode(d->tokenizer, text, n, GLA_SPECIAL, d->ids + 1, cap, err);
+        got = tokenizer_encode(d->tokenizer, text->s, text->n, GLA_SPECIAL, d->ids + 1, cap, err);
         if (got < 0) return (int)got;
         if ((size_t)got <= cap) break;
         cap = (size_t)got;
     }
-    waiting(NULL, 0, 0);
-    d->ids[0] = d->end;
-    d->ids[got + 1] = d->end;
+    wait_end();
+    d->ids[0] = d->ids[got + 1] = d->end;
     d->n_ids = (size_t)got + 2;
     size_t rest = d->n_ids / 20, window = (size_t)c->seq_len + 1;
     d->n_train = d->n_ids - (rest > window ? rest : window);
     if (d->n_ids < 3 * window)
-        return fail(err, GLA_INPUT, "the text has %zu tokens; %zu are needed for a context of %d (--context)",
+        return fail(err, GLA_INPUT,
+                    "the text has %zu tokens; %zu are needed for a context of %d (--context)",
                     d->n_ids, 3 * window, c->seq_len);
     return GLA_OK;
 }
@@ -5519,21 +5310,26 @@ static int show_piece(void *user, int32_t id, const char *text, size_t n) {
 }
 
 /* Prints a sample from the finished file, by way of run.c. */
-static int print_sample(const Out *file, const TrainOptions *o, char *err) {
+static int print_sample(const Text *file, const TrainOptions *o, char *err) {
+    enum { MOST = 1024 };
     GlaModel *m;
     GlaState *s;
     GlaSampler p;
-    int32_t ids[1024];
-    int code = gla_open_memory(&m, file->p, file->n, err);
+    int32_t ids[MOST];
+    int code = gla_open_memory(&m, file->s, file->n, err);
     if (code) return code;
-    if (!(code = gla_state_new(&s, m, &(GlaSettings){.threads = o->threads}, err))) {
-        int64_t n = gla_encode(m, o->prompt, strlen(o->prompt), GLA_BOS, ids, 1024, err);
-        if (n < 0 || n > 1024) code = n < 0 ? (int)n : fail(err, GLA_INPUT, "a prompt of %lld tokens is too long", (long long)n);
+    code = gla_state_new(&s, m, &(GlaSettings){ .threads = o->threads }, err);
+    if (!code) {
+        int64_t n = gla_encode(m, o->prompt, strlen(o->prompt), GLA_BOS, ids, MOST, err);
+        if (n < 0) code = (int)n;
+        else if (n > MOST)
+            code = fail(err, GLA_INPUT, "a prompt of %lld tokens is too long", (long long)n);
         else {
+            const GlaGenerate how = { .steps = 400, .emit = show_piece };
             if (!n) ids[n++] = m->vocab->kind.eos;
             gla_sampler_init(&p, m, o->seed);
             printf("\n%s", o->prompt);
-            code = gla_generate(s, &p, ids, n, &(GlaGenerate){ .steps = 400, .emit = show_piece }, NULL, err);
+            code = gla_generate(s, &p, ids, n, &how, NULL, err);
             printf("\n");
         }
         gla_state_free(s);
@@ -5545,7 +5341,9 @@ static int print_sample(const Out *file, const TrainOptions *o, char *err) {
 /* -- training -- */
 
 /* Where a run leaves its checkpoint. name: PATH_LEN bytes */
-static void checkpoint_name(char *name, const TrainOptions *o) { snprintf(name, PATH_LEN, "%s.ckpt", o->out ? o->out : o->task); }
+static void checkpoint_name(char *name, const TrainOptions *o) {
+    snprintf(name, PATH_LEN, "%s.ckpt", o->out ? o->out : o->task);
+}
 
 typedef struct {
     TrainOptions o;
@@ -5563,29 +5361,29 @@ typedef struct {
     int64_t best_step;                       /* held out on the way, and after how many steps */
 } Training;
 
-/* Mean held-out loss (nats per token) over `batches` batches, and with counts the two baselines on the same tokens. */
-static double held_out(Training *r, int batches, Counts *counts, double *bigram, double *trigram) {
+/* Mean held-out loss (nats per token) over `batches` batches, and with counts what the two
+ * baselines lose on the same tokens: of_counts, bigram and trigram. */
+static double held_out(Training *r, int batches, Counts *counts, double of_counts[2]) {
     const int B = r->m.B, T = r->m.c.seq_len;
-    double loss = 0, two = 0, three = 0;
-    int64_t n = 0;
+    double loss = 0, sum[2] = { 0 };
+    int64_t n = 0, done = 0;
     int32_t *seq = checked(malloc((size_t)(T + 1) * sizeof *seq));
-    for (int i = 0; i < batches; i++) {
+    if (counts) wait_begin("evaluating", count_of, &done, batches);
+    for (; done < batches; done++) {
         int count;
-        if (counts) waiting("evaluating", i, batches);
-        fill_batch(r->d, true, (uint64_t)i, B, T, r->id, r->target);
+        fill_batch(r->d, true, (uint64_t)done, B, T, r->id, r->target);
         loss += tiny_step(&r->m, r->id, r->target, false, &count);
         n += count;
         for (int b = 0; counts && b < B; b++) {
-            for (int t = 0; t < T; t++) seq[t] = r->id[b * T + t], seq[t + 1] = r->target[b * T + t];
-            for (int t = 1; t <= T; t++) two += count_nll(counts, seq, t, 2), three += count_nll(counts, seq, t, 3);
+            seq[0] = r->id[b * T];
+            memcpy(seq + 1, r->target + b * T, (size_t)T * sizeof *seq);
+            for (int t = 1; t <= T; t++)
+                for (int k = 0; k < 2; k++) sum[k] += count_nll(counts, seq, t, 2 + k);
         }
     }
     free(seq);
-    if (counts) {
-        waiting(NULL, 0, 0);
-        *bigram = two / n;
-        *trigram = three / n;
-    }
+    if (counts) wait_end();
+    for (int k = 0; counts && k < 2; k++) of_counts[k] = sum[k] / n;
     return loss / n;
 }
 
@@ -5597,65 +5395,85 @@ static int save_progress(Training *r, char *err) {
     return code;
 }
 
-/* Steps until the end or Ctrl-C: a batch, the gradients of its loss, AdamW. The learning rate climbs over the first steps, then falls
- * along half a cosine to a 50th. It depends on the step and on how many there are to be: a run that
- * goes on with a larger number is from there on where a run of that many would be. */
+static volatile sig_atomic_t stop_asked;
+static void ask_to_stop(int sig) {
+    if (stop_asked) end_by_signal(sig, NULL);   /* a second Ctrl-C ends at once */
+    stop_asked = 1;
+}
+
+/* Of a text and of held-out text: the loss averaged over some 20 steps; when it was shown last. */
+typedef struct { double smooth, weight, test, testing, shown, start; int part; } Progress;
+
+/* After a step: a line; held out, every 20th part of the way. */
+static void show_progress(Training *r, Progress *p, double loss, double lr) {
+    const TrainOptions *o = &r->o;
+    const bool terminal = waiting.watched;
+    const int64_t step = r->at.step, steps = step - r->first;
+    const int N = o->batch * r->m.c.seq_len;
+    const double t = now_s(), spent = t - p->start, rate = (double)steps * N / (spent - p->testing);
+    r->at.seconds = r->before + spent;
+    const double minutes = r->at.seconds / 60;
+    const double done = o->minutes > 0 ? minutes / o->minutes : (double)step / (double)o->steps;
+    const double left = o->minutes > 0 ? o->minutes - minutes
+                        : (double)(o->steps - step) * spent / (double)steps / 60;
+    p->smooth = 0.95 * p->smooth + 0.05 * loss;
+    p->weight = 0.95 * p->weight + 0.05;
+    const bool milestone = (int)(done * 20) > p->part || r->stopped;
+    if (milestone) {
+        p->part = (int)(done * 20);
+        p->test = held_out(r, ceil_div(8192, N), NULL, NULL);
+        if (!r->best_step || p->test < r->best) r->best = p->test, r->best_step = step;
+        p->testing += now_s() - t;
+    }
+    const bool over = r->stopped || done >= 1;
+    if (o->quiet || !(terminal ? over || t - p->shown > 1 : milestone)) return;
+    fprintf(stderr, "%sstep %lld %3.0f %%  loss %.3f  held-out %.3f  lr %.1e  %.0f tokens/s  "
+            "%.1f min left%s", terminal ? "\r" : "", (long long)step, 100 * fmin(done, 1),
+            p->smooth / p->weight, p->test, lr, rate, fmax(left, 0), terminal ? "\033[K" : "\n");
+    p->shown = t;
+}
+
+/* Steps until the end or Ctrl-C: a batch, the gradients of its loss, AdamW. The learning rate
+ * climbs over the first steps, then falls along half a cosine to a 50th. It depends on the step and
+ * on how many there are to be: a run that goes on with a larger number is from there on where a run
+ * of that many would be. */
 static int train_steps(Training *r, char *err) {
     const TrainOptions *o = &r->o;
-    const int N = o->batch * r->m.c.seq_len;
-    const double start = now_s();
+    const int B = o->batch, T = r->m.c.seq_len;
     const int64_t warmup = o->minutes <= 0 && o->steps / 10 < 100 ? o->steps / 10 + 1 : 100;
     AdamW opt = { .beta1 = 0.9, .beta2 = 0.95, .eps = 1e-8, .decay = o->decay, .clip = o->clip };
-    double shown = 0, saved = start, smooth = 0, weight = 0, test = 0, testing = 0;
-    int count, part = -1;
-    const bool terminal = wait_line.on;
+    Progress p = { .start = now_s(), .part = -1 };
+    double saved = p.start;
+    int count;
     for (int64_t step = r->first + 1; !r->stopped; step++) {
-        // one step; share: how much of the way is done
-        double share = o->minutes > 0 ? (r->before + now_s() - start) / (60 * o->minutes) : (double)(step - 1) / (double)o->steps;
+        // share: how much of the way is done
+        const double share = o->minutes > 0 ? (r->before + now_s() - p.start) / (60 * o->minutes)
+                             : (double)(step - 1) / (double)o->steps;
         if (share >= 1) break;
-        opt.lr = o->lr * (0.51 + 0.49 * cos(3.14159265358979 * share)) * (step < warmup ? (double)step / (double)warmup : 1);
-        fill_batch(r->d, false, (uint64_t)step - 1, o->batch, r->m.c.seq_len, r->id, r->target);
-        memset(r->m.grads, 0, r->m.n_params * sizeof(real));
-        double loss = tiny_step(&r->m, r->id, r->target, true, &count) / count;
-        double norm = adamw_step(&r->m, &opt, (long)step);
+        opt.lr = o->lr * (0.51 + 0.49 * cos(3.14159265358979 * share))
+                 * (step < warmup ? (double)step / (double)warmup : 1);
+        fill_batch(r->d, false, (uint64_t)step - 1, B, T, r->id, r->target);
+        zeroed(r->m.grads, r->m.n_params);
+        const double loss = tiny_step(&r->m, r->id, r->target, true, &count) / count;
+        const double norm = adamw_step(&r->m, &opt, (long)step);
         if (!(loss < 1e9) || !(norm < 1e30))
-            return fail(err, GLA_INPUT, "the loss is no longer a number at step %lld; a smaller --lr may help", (long long)step);
+            return fail(err, GLA_INPUT, "the loss is no longer a number at step %lld; "
+                        "a smaller --lr may help", (long long)step);
         r->at.step = step;
         r->stopped = stop_asked;
-
-        // progress: the loss averaged over some 20 steps; held out, every 20th part of the way
-        double t = now_s(), rate = (double)(step - r->first) * N / (t - start - testing);
-        r->at.seconds = r->before + t - start;
-        double done = o->minutes > 0 ? r->at.seconds / (60 * o->minutes) : (double)step / (double)o->steps;
-        double left = o->minutes > 0 ? o->minutes - r->at.seconds / 60
-                                     : (double)(o->steps - step) * (t - start) / (double)(step - r->first) / 60;
-        smooth = 0.95 * smooth + 0.05 * loss;
-        weight = 0.95 * weight + 0.05;
-        bool milestone = (int)(done * 20) > part || r->stopped;
-        if (milestone) {
-            part = (int)(done * 20);
-            test = held_out(r, ceil_div(8192, N), NULL, NULL, NULL);
-            if (!r->best_step || test < r->best) r->best = test, r->best_step = step;
-            testing += now_s() - t;
-        }
-        const bool over = r->stopped || done >= 1;
-        if (!o->quiet && (terminal ? over || t - shown > 1 : milestone)) {
-            fprintf(stderr, "%sstep %lld %3.0f %%  loss %.3f  held-out %.3f  lr %.1e  %.0f tokens/s  %.1f min left%s",
-                    terminal ? "\r" : "", (long long)step, 100 * (done < 1 ? done : 1), smooth / weight, test, opt.lr, rate,
-                    left > 0 ? left : 0, terminal ? "\033[K" : "\n");
-            shown = t;
-        }
+        show_progress(r, &p, loss, opt.lr);
 
         // a checkpoint every five minutes
-        if (t - saved > 300 && !r->stopped) {
-            saved = t;
-            if (save_progress(r, err)) fprintf(stderr, "train_tiny: %s; going on without a checkpoint\n", err);
-        }
+        const double t = p.start + r->at.seconds - r->before;
+        if (t - saved <= 300 || r->stopped) continue;
+        saved = t;
+        if (save_progress(r, err))
+            fprintf(stderr, "train_tiny: %s; going on without a checkpoint\n", err);
     }
     if (o->minutes > 0 && !r->stopped) r->at.seconds = fmax(r->at.seconds, 60 * o->minutes);
-    if (weight > 0) r->loss = smooth / weight;
-    r->last = test;
-    if (terminal && shown > 0) fprintf(stderr, "\n");
+    if (p.weight > 0) r->loss = p.smooth / p.weight;
+    r->last = p.test;
+    if (waiting.watched && p.shown > 0) fprintf(stderr, "\n");
     return GLA_OK;
 }
 
@@ -5685,32 +5503,44 @@ static void report_fit(const Training *r, bool behind) {
                "or with --minutes, goes on\n", worse, (long long)r->at.step);
 }
 
-/* What was reached: size, speed, held-out perplexity next to the counting baselines, and a sample. */
-static int report(Training *r, const Out *file, char *err) {
+/* Bigrams and trigrams of what the model was trained on. */
+static Counts count_training(const Training *r) {
     enum { COUNTED = 1 << 23 };              /* tokens of a text at most, for the tables grow with them */
     const Data *d = r->d;
-    const TinyConfig *c = &r->m.c;
-    const int B = r->o.batch, T = c->seq_len, N = B * T;
-    Counts counts = { .V = c->vocab_size, .uni = checked(calloc((size_t)c->vocab_size, sizeof(uint32_t))) };
-    int32_t *seq = checked(malloc((size_t)(T + 1) * sizeof *seq));
+    const int n = r->m.c.seq_len + 1;
+    const int64_t sequences = d->ids ? 0 : r->at.step * r->o.batch;
+    Counts counts = counts_new(r->m.c.vocab_size);
+    int32_t *seq = checked(malloc((size_t)n * sizeof *seq));
+    int64_t i = 0;
     if (d->ids) count_sequence(&counts, d->ids, (int)(d->n_train < COUNTED ? d->n_train : COUNTED));
-    else
-        for (int64_t i = 0; i < r->at.step * B; i++) {
-            waiting("counting, to compare with", (double)i, (double)r->at.step * B);
-            fill_sequence(d, false, (uint64_t)i, seq, T + 1);
-            count_sequence(&counts, seq, T + 1);
-        }
-    size_t windows = d->ids ? (d->n_ids - d->n_train) / (size_t)T : SIZE_MAX;
+    else wait_begin("counting, to compare with", count_of, &i, sequences);
+    for (; i < sequences; i++) {
+        fill_sequence(d, false, (uint64_t)i, seq, n);
+        count_sequence(&counts, seq, n);
+    }
+    wait_end();
+    free(seq);
+    return counts;
+}
+
+/* What was reached: size, speed, held-out perplexity next to the counting baselines, and a
+ * sample. */
+static int report(Training *r, const Text *file, char *err) {
+    const Data *d = r->d;
+    const int B = r->o.batch, T = r->m.c.seq_len, N = B * T;
+    Counts counts = count_training(r);
+    const size_t windows = d->ids ? (d->n_ids - d->n_train) / (size_t)T : SIZE_MAX;
     int batches = ceil_div(1 << 17, N);
     if ((size_t)batches * (size_t)B > windows) batches = (int)(windows / (size_t)B) + 1;
-    double bigram, trigram, model = held_out(r, batches, &counts, &bigram, &trigram);
-    double seconds = r->at.seconds - r->before;
-    printf("%s: %zu bytes, %zu parameters; %lld tokens in %.1f minutes, %.0f per second\n", r->out, file->n, r->m.n_weights,
-           (long long)r->at.step * N, r->at.seconds / 60, (double)(r->at.step - r->first) * N / (seconds > 0 ? seconds : 1));
+    double of_counts[2];
+    const double model = held_out(r, batches, &counts, of_counts);
+    const double seconds = r->at.seconds - r->before, new = (double)(r->at.step - r->first) * N;
+    printf("%s: %zu bytes, %zu parameters; %lld tokens in %.1f minutes, %.0f per second\n",
+           r->out, file->n, r->m.n_weights, (long long)r->at.step * N, r->at.seconds / 60,
+           new / (seconds > 0 ? seconds : 1));
     printf("held-out perplexity per token, on %d tokens: model %.3f, trigram %.3f, bigram %.3f\n",
-           batches * N, exp(model), exp(trigram), exp(bigram));
-    report_fit(r, model > trigram);
-    free(seq);
+           batches * N, exp(model), exp(of_counts[1]), exp(of_counts[0]));
+    report_fit(r, model > of_counts[1]);
     counts_free(&counts);
     return print_sample(file, &r->o, err);
 }
@@ -5724,14 +5554,16 @@ static size_t state_floats(const Tiny *m) {
     return n;
 }
 
-/* How many answers are right, in percent, by the number of pairs: on sequences that were not trained on. */
+/* How many answers are right, in percent, by the number of pairs: on sequences that were not
+ * trained on. */
 static void report_recall(Training *r) {
-    const int B = r->m.B, T = r->m.c.seq_len, V = r->m.c.vocab_size, N = B * T;
+    const TinyConfig *c = &r->m.c;
+    const int B = r->m.B, T = c->seq_len, V = c->vocab_size, N = B * T;
     real *logits = checked(malloc((size_t)N * V * sizeof *logits));
-    printf("%s", mixer_kinds[r->m.c.mixer].name);
+    printf("%s", mixer_kinds[c->mixer].name);
     if (r->o.hybrid) printf(" %s", r->o.hybrid);
     printf(": %d layers, %d heads of %d x %d, %zu floats of state",
-           r->m.c.n_layers, r->m.c.n_heads, r->m.c.dk, r->m.c.dv, state_floats(&r->m));
+           c->n_layers, c->n_heads, c->dk, c->dv, state_floats(&r->m));
     for (const int *p = r->d->pairs; *p; p++) {
         Data d = *r->d;
         int count, right = 0, asked = 0;
@@ -5741,9 +5573,9 @@ static void report_recall(Training *r) {
             tiny_step(&r->m, r->id, r->target, false, &count);
             logits_of(&r->m, logits, 0, N);
             for (int t = 0; t < N; t++) {
+                const real *of = logits + (size_t)t * V;
                 int best = 0;
-                for (int v = 1; v < V && r->target[t] >= 0; v++)
-                    best = logits[(size_t)t * V + v] > logits[(size_t)t * V + best] ? v : best;
+                for (int v = 1; v < V && r->target[t] >= 0; v++) best = of[v] > of[best] ? v : best;
                 right += best == r->target[t];
                 asked += r->target[t] >= 0;
             }
@@ -5759,176 +5591,120 @@ static void report_recall(Training *r) {
 /* The finished model, under its name or, where another file has got that name meanwhile, a free
  * one; if its folder takes it no longer, in this folder or among the temporary files: what was
  * trained is not lost. */
-static int save_model(Training *r, const Out *file, char *err) {
+static int save_model(Training *r, const Text *file, char *err) {
     const char *folder = getenv("TMPDIR"), *base = base_name(r->o.out);
-    char why[GLA_ERR];
+    char why[GLA_ERR], elsewhere[PATH_LEN];
+    if (!folder || !*folder) folder = "/tmp";
+    if (snprintf(elsewhere, PATH_LEN, "%s/%s", folder, base) >= PATH_LEN) *elsewhere = 0;
+    const char *places[] = { r->o.out, base, elsewhere };
     int code = GLA_IO;
-    for (int place = 0; code && place < 3; place++) {
-        const bool replace = place == 0 && (r->o.force || is_own_model(r->o.out, &r->at));
-        if (place == 0) snprintf(r->out, sizeof r->out, "%s", r->o.out);
-        else if (place == 1) snprintf(r->out, sizeof r->out, "%s", base);
-        else if (snprintf(r->out, sizeof r->out, "%s/%s", folder && *folder ? folder : "/tmp", base) >= PATH_LEN) break;
-        code = write_parts(r->out, replace, &(Part){ file->p, file->n }, 1, place ? why : err);
+    for (int i = 0; code && i < 3; i++) {
+        const bool replace = i == 0 && (r->o.force || is_own_model(r->o.out, &r->at));
+        snprintf(r->out, sizeof r->out, "%s", places[i]);
+        code = write_parts(r->out, replace, &(Part){ file->s, file->n }, 1, i ? why : err);
     }
     if (code) return code;
     if (strcmp(r->out, r->o.out))
-        fprintf(stderr, "train_tiny: %s could not be written or is another file by now; the model is %s\n",
-                r->o.out, r->out);
+        fprintf(stderr, "train_tiny: %s could not be written or is another file by now; "
+                "the model is %s\n", r->o.out, r->out);
     r->at.model_bytes = file->n;
-    r->at.model_sum = hash_bytes(HASH_SEED, file->p, file->n);
+    r->at.model_sum = hash_bytes(HASH_SEED, file->s, file->n);
     return GLA_OK;
+}
+
+/* After Ctrl-C: how to go on. kept: the model's file is another's, and was not replaced. */
+static void say_stopped(const Training *r, bool kept) {
+    char usual[PATH_LEN];
+    checkpoint_name(usual, &r->o);
+    fprintf(stderr, "stopped after step %lld; ", (long long)r->at.step);
+    if (kept) fprintf(stderr, "%s is as it was; ", r->o.out);
+    if (!strcmp(usual, r->ckpt)) fprintf(stderr, "--resume goes on from %s\n", usual);
+    else fprintf(stderr, "the checkpoint is %s; --resume goes on from it under the name %s\n",
+                 r->ckpt, usual);
 }
 
 /* What a run leaves behind. Ctrl-C: a checkpoint, and the model unless a file is there that is not
  * this run's, for a model that has hardly begun should not replace one that was finished. The end:
  * the model, the checkpoint, from which more steps can go on, and the report, unless no step was
  * left to do; a task that has no file leaves neither. */
-static int leave(Training *r, int type, Out *file, char *err) {
+static int leave(Training *r, Text *file, char *err) {
+    const TrainOptions *o = &r->o;
     const Data *d = r->d;
-    const bool there = r->stopped && r->o.out && is_there(r->o.out) && !is_own_model(r->o.out, &r->at);
-    const char *name = d->pairs ? "Associative recall" : r->o.text ? "A tiny model trained on a text" : "Tiny stories";
+    const bool kept = r->stopped && o->out && is_there(o->out) && !is_own_model(o->out, &r->at);
+    const char *name = d->pairs  ? "Associative recall"
+                       : o->text ? "A tiny model trained on a text" : "Tiny stories";
+    char why[GLA_ERR];
     int code = GLA_OK;
-    if (r->o.out && !there) {
-        *file = model_file(&r->m, d->pairs ? NULL : &d->vocab, type, name);
+    if (o->out && !kept) {
+        *file = model_file(&r->m, d->pairs ? NULL : &d->vocab, o->type, name);
         code = save_model(r, file, err);
     }
-    if (r->stopped || r->o.out) {
-        char why[GLA_ERR];
+    if (r->stopped || o->out) {
         const int bad = save_progress(r, why);
         if (bad && (r->stopped || code)) code = fail(err, bad, "%s", why);
-        else if (bad) fprintf(stderr, "train_tiny: %s; the model is there, but no checkpoint\n", why);
+        else if (bad)
+            fprintf(stderr, "train_tiny: %s; the model is there, but no checkpoint\n", why);
     } else if (r->own_ckpt) remove(r->ckpt);
     if (code) return code;
-    if (r->stopped) {
-        char usual[PATH_LEN + 8];
-        fprintf(stderr, "stopped after step %lld; %s%s", (long long)r->at.step, there ? r->o.out : "", there ? " is as it was; " : "");
-        snprintf(usual, sizeof usual, "%s.ckpt", r->o.out ? r->o.out : r->o.task);
-        if (!strcmp(usual, r->ckpt)) fprintf(stderr, "--resume goes on from %s\n", r->ckpt);
-        else fprintf(stderr, "the checkpoint is %s; --resume goes on from it under the name %s\n", r->ckpt, usual);
-        return GLA_OK;
-    }
-    if (d->pairs) return report_recall(r), GLA_OK;
-    return r->done ? GLA_OK : report(r, file, err);
+    if (r->stopped) say_stopped(r, kept);
+    else if (d->pairs) report_recall(r);
+    else if (!r->done) return report(r, file, err);
+    return GLA_OK;
 }
 
 /* Takes up the checkpoint. Its number of steps or minutes holds unless another is given: steps
  * count from the beginning, minutes from now. */
-static int resume(Training *r, uint64_t fingerprint, char *err) {
-    int code = load_checkpoint(r->ckpt, &r->m, &r->at, fingerprint, err);
+static int resume(Training *r, char *err) {
+    TrainOptions *o = &r->o;
+    int code = load_checkpoint(r->ckpt, &r->m, &r->at, r->at.fingerprint, err);
     if (code) return code;
-    const bool more = was_given(&r->o, T_MINUTES);
-    if (more) r->o.minutes = fmin(r->o.minutes + r->at.seconds / 60, train_options[T_MINUTES].hi);
-    else if (!was_given(&r->o, T_STEPS)) r->o.steps = r->at.steps, r->o.minutes = r->at.minutes;
-    if (r->o.minutes <= 0 && r->at.step > r->o.steps)
-        return fail(err, GLA_INPUT, "%s: is at step %lld already; --steps %lld would go back", r->ckpt,
-                    (long long)r->at.step, (long long)r->o.steps);
-    r->done = r->o.minutes > 0 ? r->at.seconds >= 60 * r->o.minutes : r->at.step == r->o.steps;
+    const long long step = r->at.step;
+    if (was_given(o, T_MINUTES))
+        o->minutes = fmin(o->minutes + r->at.seconds / 60, train_options[T_MINUTES].hi);
+    else if (!was_given(o, T_STEPS)) o->steps = r->at.steps, o->minutes = r->at.minutes;
+    if (o->minutes <= 0 && step > o->steps)
+        return fail(err, GLA_INPUT, "%s: is at step %lld already; --steps %lld would go back",
+                    r->ckpt, step, (long long)o->steps);
+    r->done = o->minutes > 0 ? r->at.seconds >= 60 * o->minutes : step == o->steps;
     if (r->done)
         fprintf(stderr, "train_tiny: %s: nothing is left to do, for it has done its %lld steps; "
                 "a larger --steps than %lld goes on, or --minutes M for M minutes more\n",
-                r->ckpt, (long long)r->at.step, (long long)r->at.step);
-    r->first = r->at.step;
+                r->ckpt, step, step);
+    r->first = step;
     r->before = r->at.seconds;
     return GLA_OK;
 }
 
 /* A new model or a checkpoint, training, and what it leaves. */
-static int train(const TrainOptions *o, const Data *d, const TinyConfig *c, uint64_t fingerprint, int type, char *err) {
-    Training r = { .o = *o, .d = d, .at = { .fingerprint = fingerprint }, .own_ckpt = o->resume || o->force };
-    Out file = {0};
+static int train(const TrainOptions *o, const Data *d, const TinyConfig *c, uint64_t fingerprint,
+                 char *err) {
+    Training r = { .o = *o, .d = d, .at = { .fingerprint = fingerprint },
+                   .own_ckpt = o->resume || o->force };
+    Text file = {0};
     int code = GLA_OK;
     const size_t N = (size_t)o->batch * (size_t)c->seq_len;
     checkpoint_name(r.ckpt, o);
     tiny_new(&r.m, c, o->batch, o->seed);
     r.id = checked(malloc(N * sizeof *r.id));
     r.target = checked(malloc(N * sizeof *r.target));
-    if (o->resume) code = resume(&r, fingerprint, err);
+    if (o->resume) code = resume(&r, err);
     r.at.steps = r.o.steps;
     r.at.minutes = r.o.minutes;
     if (!code && !o->quiet && !r.done)
-        fprintf(stderr, "%s, %d layers of %d, %d tokens: %zu parameters; %d sequences of %d tokens per step; %s kernels, %d threads\n",
-                mixer_kinds[c->mixer].name, c->n_layers, c->dim, c->vocab_size, r.m.n_weights,
-                o->batch, c->seq_len, kern.name, MAX_THREADS);
+        fprintf(stderr, "%s, %d layers of %d, %d tokens: %zu parameters; %d sequences of %d tokens "
+                "per step; %s kernels, %d threads\n", mixer_kinds[c->mixer].name, c->n_layers,
+                c->dim, c->vocab_size, r.m.n_weights, o->batch, c->seq_len, kern.name, ALL_THREADS);
     if (!code) {
-#ifdef HAVE_POSIX
-        struct sigaction act, keep_int, keep_term;
-        memset(&act, 0, sizeof act);
-        act.sa_handler = ask_to_stop;
-        act.sa_flags = (int)SA_RESETHAND;  /* a second Ctrl-C ends at once */
-        sigaction(SIGINT, &act, &keep_int);
-        sigaction(SIGTERM, &act, &keep_term);
-#endif
+        signal(SIGINT, ask_to_stop);
+        signal(SIGTERM, ask_to_stop);
         code = train_steps(&r, err);
-        if (!code) code = leave(&r, type, &file, err);
-#ifdef HAVE_POSIX
-        sigaction(SIGINT, &keep_int, NULL);
-        sigaction(SIGTERM, &keep_term, NULL);
-#endif
     }
-    free(file.p);
+    if (!code) code = leave(&r, &file, err);
+    text_free(&file);
     free(r.id);
     free(r.target);
     tiny_free(&r.m);
     return code;
-}
-
-/* The tensor type of that name, or -1. */
-static int type_named(const char *name) {
-    static const struct { const char *name; int type; } known[] = {
-        { "f32", AS_F32 }, { "f16", AS_F16 }, { "bf16", AS_BF16 }, { "q8_0", AS_Q8_0 }, { "q4_0", AS_Q4_0 }
-    };
-    for (size_t i = 0; i < sizeof known / sizeof *known; i++)
-        if (!strcmp(name, known[i].name)) return known[i].type;
-    return -1;
-}
-
-/* Whether the options go together, and each has an effect; returns 0 or the exit code. */
-static int check_train_options(const TrainOptions *o) {
-    char what[128];
-    if (o->task && strcmp(o->task, "mqar") && strcmp(o->task, "rebind"))
-        return train_misuse("--task is mqar or rebind (associative recall), not", o->task);
-    for (int i = 0; i < N_TRAIN_OPTIONS; i++) {
-        const TrainOption *p = &train_options[i];
-        if (!was_given(o, i) || p->with & (o->task ? WITH_TASK : WITH_TEXT)) continue;
-        snprintf(what, sizeof what, "--%s %s", p->name,
-                 o->task ? "does not go with --task, which makes its own sequences" : "goes with --task only");
-        return train_misuse(what, NULL);
-    }
-    if (o->task && o->text) return train_misuse("--task makes its own sequences; it does not go with the text", o->text);
-    if (type_named(o->type) < 0) return train_misuse("--type is f32, f16, bf16, q8_0 or q4_0, not", o->type);
-    if (was_given(o, T_TYPE) && o->task && !o->out)
-        return train_misuse("--type is of a file; with --task it goes with --out only", NULL);
-    if (o->without && o->out)
-        return train_misuse("--without makes models that have no file format; it does not go with --out", o->out);
-    if (was_given(o, T_VOCAB) && o->tokenizer)
-        return train_misuse("--vocab is of a vocabulary that is learned; it does not go with -z", o->tokenizer);
-    if (was_given(o, T_STEPS) && was_given(o, T_MINUTES))
-        return train_misuse("--steps and --minutes both say when training ends; give one of them", NULL);
-    return 0;
-}
-
-/* A mixer that there is not: names the one that was probably meant. */
-static int unknown_mixer(const char *wrong, const char *name) {
-    const char *names[2 * N_KINDS + 1] = { NULL }, *meant;
-    char what[256];
-    for (int i = 0; i < N_KINDS; i++) {
-        names[i] = mixer_kinds[i].name;
-        names[N_KINDS + i] = mixer_kinds[i].arch;
-    }
-    meant = nearest(name, names);
-    snprintf(what, sizeof what, meant ? "%.100s; did you mean %s?" : "%.200s", name, meant);
-    return train_misuse(wrong, what);
-}
-
-/* The sizes, or what is wrong with them; returns 0 or the exit code. */
-static int check_sizes(TinyConfig *c, const TrainOptions *o) {
-    const char *wrong = configure(c, o, o->vocab);
-    if (!wrong) return 0;
-    if (mixer_named(o->mixer) == N_KINDS) return unknown_mixer(wrong, o->mixer);
-    return train_misuse(wrong, strstr(wrong, "--mixer") == wrong || strstr(wrong, "with --mixer") ? o->mixer
-                               : strstr(wrong, "--hybrid")                                        ? o->hybrid
-                               : strstr(wrong, "--without") == wrong                              ? o->without
-                                                                                                  : NULL);
 }
 
 /* The name of the model when none was given: in this folder, that of the text with .bin. */
@@ -5936,75 +5712,91 @@ static void name_after_text(char *out, const char *text) {
     const char *base = text ? base_name(text) : "stories", *dot = strrchr(base, '.');
     const bool piped = text && (!strncmp(text, "/dev/", 5) || !strncmp(text, "/proc/", 6));
     if (!*base || !strcmp(base, "-") || piped) base = "text", dot = NULL;
-    const size_t stem = dot && dot > base ? (size_t)(dot - base) : strlen(base);
-    snprintf(out, PATH_LEN, "%s%.*s.bin", *base == '-' ? "./" : "", (int)(stem < 255 ? stem : 255), base);
+    const int stem = (int)min64(dot && dot > base ? dot - base : (int64_t)strlen(base), 255);
+    snprintf(out, PATH_LEN, "%s%.*s.bin", *base == '-' ? "./" : "", stem, base);
 }
 
 /* No file that is read may be written, no two outputs may be one, and none replaces a file without
- * --force, but for what the checkpoint to go on from has left. Returns the exit code, with a
- * sentence in err when it is 1. */
-static int check_files(const TrainOptions *o, char *err) {
-    char ckpt[PATH_LEN];
+ * --force, but for what the checkpoint to go on from has left. */
+static void check_files(const TrainOptions *o) {
+    char ckpt[PATH_LEN], err[GLA_ERR];
     Checkpoint head = {0};
-    if (strlen(o->out ? o->out : "") + 8 > PATH_LEN) return train_misuse("the name is too long:", o->out);
+    const bool fresh = !o->force && !o->resume;
+    if (strlen(o->out ? o->out : "") + 8 > PATH_LEN) misuse("the name is too long: %s", o->out);
     checkpoint_name(ckpt, o);
-    const char *read[] = { o->text, o->tokenizer, "/dev/stdin", "/dev/stdout" };
-    const char *written[] = { o->out, o->tokenizer_out, ckpt };
+    const char *read[] = { o->text, o->vocabulary, "/dev/stdin", "/dev/stdout" };
+    const char *written[] = { o->out, o->vocabulary_out, ckpt };
     for (int i = 0; i < 12; i++)
         if (read[i % 4] && written[i / 4] && same_file(read[i % 4], written[i / 4]))
-            return train_misuse("a file that is in use here would be replaced:", written[i / 4]);
+            misuse("a file that is in use here would be replaced: %s", written[i / 4]);
     for (int i = 0; i < 3; i++)
         if (written[i] && written[(i + 1) % 3] && same_target(written[i], written[(i + 1) % 3]))
-            return train_misuse("two files to write are the same one:", written[i]);
+            misuse("two files to write are the same one: %s", written[i]);
     if (o->resume) {
         FILE *f = open_checkpoint(ckpt, &head, err);
-        if (!f) return 1;
+        if (!f) give_up("%s", err);
         fclose(f);
     }
-    char what[PATH_LEN + 100];
-    if (!o->force && o->out && is_there(o->out) && !(o->resume && is_own_model(o->out, &head))) {
-        snprintf(what, sizeof what, "%s is there already; --force replaces it, -o FILE names another", o->out);
-        return train_misuse(what, NULL);
-    }
-    if (!o->force && !o->resume && o->out && is_there(ckpt)) {
-        snprintf(what, sizeof what, "%s is there already; --resume goes on from it, --force begins anew", ckpt);
-        return train_misuse(what, NULL);
-    }
-    if (!o->force && !o->resume && o->tokenizer_out && is_there(o->tokenizer_out)) {
-        snprintf(what, sizeof what, "%s is there already; --force replaces it", o->tokenizer_out);
-        return train_misuse(what, NULL);
-    }
+    const bool own = o->resume && o->out && is_own_model(o->out, &head);
+    if (!o->force && o->out && is_there(o->out) && !own)
+        misuse("%s is there already; --force replaces it, -o FILE names another", o->out);
+    if (fresh && o->out && is_there(ckpt))
+        misuse("%s is there already; --resume goes on from it, --force begins anew", ckpt);
+    if (fresh && o->vocabulary_out && is_there(o->vocabulary_out))
+        misuse("%s is there already; --force replaces it", o->vocabulary_out);
     for (int i = 0; i < 3; i++)                  /* what is written at the end must be possible now */
-        if (written[i] && (i < 2 || o->out) && can_write(written[i], err)) return 1;
-    return 0;
+        if (written[i] && (i < 2 || o->out)) must(can_write(written[i], err), err);
+}
+
+/* The file of the vocabulary has become shorter while it is read where it lies. */
+static void lost_pages(int sig) {
+    (void)sig;
+    end_at_once("train_tiny: the file of the vocabulary became shorter while it was read\n", NULL,
+                NULL);
+}
+
+/* Text and vocabulary. */
+static int prepare_text(Data *d, TinyConfig *c, const TrainOptions *o, char *err) {
+    Text text = {0};
+    int code = GLA_OK;
+    if (o->text) text = read_text(o->text);
+    else if (!o->vocabulary) text = story_sample();
+    if (o->text && text.n + 2 < 3 * ((size_t)c->seq_len + 1))
+        code = fail(err, GLA_INPUT, "%s: has %zu bytes; a context of %d (--context) needs %d tokens",
+                    o->text, text.n, c->seq_len, 3 * (c->seq_len + 1));
+    if (!code) code = choose_vocabulary(d, o, &text, err);
+    if (!code && o->vocabulary_out) code = write_vocabulary(o, &d->vocab, err);
+    if (!code) c->vocab_size = d->tokenizer->n;
+    if (!code && o->text) code = encode_text_file(d, c, &text, err);
+    if (!code) warn_of_context(d, c->seq_len);
+    text_free(&text);
+    return code;
+}
+
+/* Of everything that shapes a step, but for how many there will be. */
+static uint64_t fingerprint_of(const TrainOptions *o, const Data *d, const TinyConfig *c) {
+    uint64_t mark = hash_bytes(HASH_SEED, c, sizeof *c);
+    mark = hash_bytes(mark, &(int64_t[]){ o->batch, (int64_t)o->seed, d->rebind }, 24);
+    mark = hash_bytes(mark, &(double[]){ o->lr, o->decay, o->clip }, 24);
+    mark = hash_bytes(mark, d->vocab.map.data, d->vocab.map.n);
+    return d->ids ? hash_bytes(mark, d->ids, d->n_ids * sizeof *d->ids) : mark;
 }
 
 int main(int argc, char **argv) {
-    TrainOptions o = { .mixer = "gated-delta", .type = "q8_0", .dim = 128, .layers = 4, .vocab = 1536, .context = 256, .batch = 8,
-                       .steps = 12000, .conv = -1, .lr = 8e-3, .decay = 0.1, .clip = 1 };
-    const TrainOptions defaults = o;
-    const TrainOptions recall = { .mixer = o.mixer, .type = o.type, .dim = 64, .layers = 1, .heads = 1, .key_dim = 16, .value_dim = 64,
-                                  .vocab = 128, .context = 64, .batch = 32, .steps = 1000, .conv = 4, .lr = 1e-2, .decay = 0.1,
-                                  .clip = 1, .half_life = 200 };        /* with --task */
-    o.steps = 0;                             /* not given: depends on the text, see below */
-    char err[GLA_ERR] = "", own_name[PATH_LEN], *text = NULL;
-    size_t n = 0;
+    static const int pairs[] = { 4, 8, 16, 0 }, rebound[] = { 4, 8, 12, 0 };
+    Options words = {0};
+    char err[GLA_ERR] = "", own_name[PATH_LEN];
 
     // the options, and which of them do not go together
-    int code = parse_options(&o, argc, argv);
-    TinyConfig c;
-    Data d = { .seed = 0 };
-    if (!code && o.task) {                   /* again, over the defaults of a task */
-        o = recall;
-        code = parse_options(&o, argc, argv);
-    }
-    if (code) return code;
+    parse_options(&words, &train_syntax, argc, argv);
+    if (words.stray.n) misuse("one text at most; there is a second one: %s", words.stray.s);
+    text_free(&words.stray);
     spin_briefly(argv);
-    if (o.help) return print_train_help(&defaults), 0;
-    if ((code = check_train_options(&o)) || (code = check_sizes(&c, &o))) return code;
-    static const int pairs[] = { 4, 8, 16, 0 }, rebound[] = { 4, 8, 12, 0 };
-    d.rebind = o.task && !strcmp(o.task, "rebind");
-    d.seed = o.seed;
+    if (given(&words, T_HELP)) return print_train_help(), 0;
+    TrainOptions o = train_options_of(&words);
+    check_train_options(&o);
+    TinyConfig c = configure(&o);
+    Data d = { .seed = o.seed, .rebind = o.task && !strcmp(o.task, "rebind") };
     if (o.task) {
         d.pairs = d.rebind ? rebound : pairs;
         d.mqar_vocab = o.vocab;
@@ -6012,47 +5804,26 @@ int main(int argc, char **argv) {
         name_after_text(own_name, o.text);
         o.out = own_name;
     }
-    if (!o.steps) o.steps = o.text ? 3000 : defaults.steps; /* a text of one megabyte has been read often enough by then */
+    /* a text of one megabyte has been read often enough by then */
+    if (o.text && !was_given(&o, T_STEPS)) o.steps = 3000;
     if (!o.prompt) o.prompt = o.text ? "" : "Once upon a time";
+    check_files(&o);
+    waiting.watched = is_terminal(stderr) && !o.quiet;
+    waiting.percent = 1;
+    on_lost_pages(lost_pages);
 #ifdef _OPENMP
-    if (o.threads || omp_get_max_threads() > 1024) omp_set_num_threads(o.threads ? o.threads : 1024);
+    if (o.threads || ALL_THREADS > 1024) omp_set_num_threads(o.threads ? o.threads : 1024);
 #endif
     choose_tiny_kernels();
 
-    code = check_files(&o, err);
-    if (code == 2) return code;
-    wait_line.on = is_terminal(stderr) && !o.quiet;
-    on_lost_pages(lost_pages);
-
-    // text and vocabulary, which a task has no need of
-    if (o.task) goto ready;
-    if (!code && o.text) code = (text = read_text(o.text, &n, err)) ? GLA_OK : GLA_IO;
-    else if (!code && !o.tokenizer) text = story_sample(&n);
-    if (!code && o.text && n + 2 < 3 * ((size_t)c.seq_len + 1))
-        code = fail(err, GLA_INPUT, "%s: has %zu bytes; a context of %d (--context) needs %d tokens",
-                    o.text, n, c.seq_len, 3 * (c.seq_len + 1));
-    if (!code) code = choose_vocabulary(&d, &o, text, n, err);
-    if (!code && o.tokenizer_out) code = write_vocabulary(&o, &d.vocab, err);
-    if (!code) c.vocab_size = d.tokenizer->n;
-    if (!code && o.text) code = encode_text_file(&d, &c, text, n, err);
-    if (!code) warn_of_context(&d, c.seq_len);
-
-    // training; mark: the fingerprint of everything that shapes a step, but for how many there will be
-ready:
-    if (!code) {
-        uint64_t mark = hash_bytes(HASH_SEED, &c, sizeof c);
-        mark = hash_bytes(mark, &(int64_t[]){ o.batch, (int64_t)o.seed, d.rebind }, 24);
-        mark = hash_bytes(mark, &(double[]){ o.lr, o.decay, o.clip }, 24);
-        mark = hash_bytes(mark, d.vocab.map.data, d.vocab.map.n);
-        if (d.ids) mark = hash_bytes(mark, d.ids, d.n_ids * sizeof *d.ids);
-        code = train(&o, &d, &c, mark, type_named(o.type), err);
-    }
+    // a task makes its own sequences
+    int code = o.task ? GLA_OK : prepare_text(&d, &c, &o, err);
+    if (!code) code = train(&o, &d, &c, fingerprint_of(&o, &d, &c), err);
     if (d.tokenizer) tokenizer_free(d.tokenizer);
-    if (!d.vocab.map.mapped) free((void *)(uintptr_t)d.vocab.map.data);
+    if (!d.vocab.map.mapped) gla_free((void *)(uintptr_t)d.vocab.map.data);
     gguf_close(&d.vocab);
-    free(text);
     free(d.ids);
-    if (code) fprintf(stderr, "train_tiny: %s\n", err);
+    if (code) complain(err);
     return code != 0;
 }
 #endif /* TARGET: the part of the file that is compiled once */

@@ -3289,11 +3289,12 @@ static double adamw_step(Tiny *m, const AdamW *o, long step) {
     return norm;
 }
 
-/* ---- 10. stories: a small world that tells itself ---------------------------------------------
- * Training text without a download. story(seed) writes one short story in simple English, the same for the same
- * seed, and there are far more of them than a training run can read. They are made so that a model of one or two
- * million weights can learn them and a reader can see whether it did: a name, a color, a hiding place or a promise
- * from the first lines has to come back, unchanged, in the last ones.
+/* ---- 10. stories: a small world that tells itself ------------------------------------------------
+ * Training text without a download. story(seed) writes one short story in simple English, the same
+ * for the same seed, and there are far more of them than a training run can read. They are made so
+ * that a model of one or two million weights can learn them and a reader can see whether it did: a
+ * name, a color, a hiding place or a promise from the first lines has to come back, unchanged, in the
+ * last ones.
  *
  * A plot is one template. Everything in it is copied, except:
  *
@@ -3304,31 +3305,33 @@ static double adamw_step(Tiny *m, const AdamW *o, long step) {
  *   \n            a new paragraph
  *   ^             a capital for the next letter
  *
- * What is drawn or bound is expanded once and never changes, so {col} is the same color to the end of the story.
- * Templates are in lower case: story_tidy() sets the capitals, turns "a apple" into "an apple" and removes the
- * spaces that empty parts leave behind. After ?" and !" it leaves the case alone ("Where?" she asked), so a new
- * sentence there needs the ^. A row that begins with @h is for human heroes only, with @a for animals.
+ * What is drawn or bound is expanded once and never changes, so {col} is the same color to the end of
+ * the story. Templates are in lower case: story_tidy() sets the capitals, turns "a apple" into "an
+ * apple" and removes the spaces that empty parts leave behind. After ?" and !" it leaves the case alone
+ * ("Where?" she asked), so a new sentence there needs the ^. A row that begins with @h is for human
+ * heroes only, with @a for animals.
  *
  * Bound for every plot:
  *   h he him his self kind  the hero            f fhe fhim fhis fkind  another child; {friend} is "her friend Tom"
  *   g ghe ghim ghis         "her mother"        gn, call  "mother", "Mama"
  *   p q                     two places indoors  r  a place outdoors     open day night  the first words
  *   hand others woods hideout judge rival       things of the hero's world
- * To add a plot: write its template into STORY_PLOTS and its tables, if any, into STORY_TABLES. Its text begins with
- * {open}. Texts must not use the characters of the notation, []{}<>|^ and in tables ; and /.
+ * To add a plot: write its template into STORY_PLOTS and its tables, if any, into STORY_TABLES. Its
+ * text begins with {open}. Texts must not use the characters of the notation, []{}<>|^ and in tables
+ * ; and /.
  *
- * First come the tables, then the plots, then the engine that expands them: story(), at the end, is what others call. */
+ * First come the tables, then the plots, then the engine that expands them: story(), at the end, is
+ * what others call. */
 
-enum { STORY_CAP = 4096 };                            /* bytes that any story fits in, with its final zero */
+enum { STORY_CAP = 4096 };                   /* bytes that any story fits in, with its final zero */
 
-typedef struct { const char *at; size_t len; } StorySpan;   /* a piece of text, without a final zero */
-
+enum { MOST_BOUND = 96 };
 typedef struct {
     uint64_t rng;
-    char world;                                       /* 'h' or 'a', see above */
-    struct { StorySpan key, value; } bound[96];       /* the latest binding of a key counts */
+    char world;                              /* 'h' or 'a', see above */
+    struct { Str key, value; } bound[MOST_BOUND];     /* the latest binding of a key counts */
     int n_bound;
-    char text[STORY_CAP], memory[STORY_CAP];          /* the raw story; the values that are bound */
+    char text[STORY_CAP], memory[STORY_CAP]; /* the raw story; the values that are bound */
     size_t text_len, memory_len;
 } StoryTeller;
 
@@ -3717,184 +3720,173 @@ static const char *const STORY_PLOTS[] = {
 
 /* -- the engine -- */
 
-/* The next number of the generator (splitmix64), below n. */
+/* The next number of the generator, below n. */
 static size_t story_pick(StoryTeller *t, size_t n) {
-    uint64_t z = (t->rng += 0x9E3779B97F4A7C15u);
-    z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9u;
-    z = (z ^ z >> 27) * 0x94D049BB133111EBu;
-    return (size_t)(((z ^ z >> 31) >> 32) * n >> 32);
+    return (size_t)((next_random(&t->rng) >> 32) * n >> 32);
 }
 
-static StorySpan span_of(const char *s) { return (StorySpan){ s, strlen(s) }; }
+static bool same_str(Str a, Str b) { return a.n == b.n && !memcmp(a.s, b.s, a.n); }
 
-static bool span_equal(StorySpan a, StorySpan b) { return a.len == b.len && memcmp(a.at, b.at, a.len) == 0; }
-
-/* The length of s before the first stop character that is outside all brackets. */
-static size_t span_until(StorySpan s, char stop) {
-    size_t i = 0;
-    for (int depth = 0; i < s.len; i++) {
-        char c = s.at[i];
+/* Cuts the piece before the next stop character that is outside all brackets off the front of s, and
+ * that character with it. */
+static Str story_cut(Str *s, char stop) {
+    Str piece = { s->s, 0 };
+    for (int depth = 0; piece.n < s->n; piece.n++) {
+        const char c = s->s[piece.n];
         if (depth == 0 && c == stop) break;
         depth += (c == '[' || c == '{' || c == '<') - (c == ']' || c == '}' || c == '>');
     }
-    return i;
-}
-
-/* Cuts the piece before the next stop character off the front of s, and that character with it. */
-static StorySpan span_cut(StorySpan *s, char stop) {
-    StorySpan piece = { s->at, span_until(*s, stop) };
-    size_t gone = piece.len + (piece.len < s->len);
-    s->at += gone, s->len -= gone;
+    *s = str_part(*s, piece.n + (piece.n < s->n), s->n);
     return piece;
 }
 
-/* s without the spaces in front. */
-static StorySpan span_trim(StorySpan s) {
-    while (s.len > 0 && *s.at == ' ') s.at++, s.len--;
-    return s;
+/* The same, without the spaces in front. */
+static Str story_cell(Str *s, char stop) {
+    const Str cell = story_cut(s, stop);
+    size_t spaces = 0;
+    while (spaces < cell.n && cell.s[spaces] == ' ') spaces++;
+    return str_part(cell, spaces, cell.n);
 }
 
 /* How many parts the list has that are divided by sep, and the i-th of them, from 0. */
-static size_t span_count_parts(StorySpan list, char sep) {
+static size_t story_parts(Str list, char sep) {
     size_t n = 1;
-    while (span_until(list, sep) < list.len) span_cut(&list, sep), n++;
+    for (size_t left; left = list.n, story_cut(&list, sep).n < left;) n++;
     return n;
 }
-
-static StorySpan span_part(StorySpan list, char sep, size_t i) {
-    while (i-- > 0) span_cut(&list, sep);
-    return span_cut(&list, sep);
-}
-
-/* From now on {key} is value. */
-static void story_bind(StoryTeller *t, StorySpan key, StorySpan value) {
-    assert(t->n_bound < (int)(sizeof t->bound / sizeof t->bound[0]));
-    t->bound[t->n_bound].key = key;
-    t->bound[t->n_bound++].value = value;
+static Str story_part(Str list, char sep, size_t i) {
+    while (i-- > 0) story_cut(&list, sep);
+    return story_cut(&list, sep);
 }
 
 /* What key is bound to. */
-static StorySpan story_lookup(const StoryTeller *t, StorySpan key) {
-    for (int i = t->n_bound; i-- > 0; )
-        if (span_equal(t->bound[i].key, key)) return t->bound[i].value;
+static Str story_lookup(const StoryTeller *t, Str key) {
+    for (int i = t->n_bound; i-- > 0;)
+        if (same_str(t->bound[i].key, key)) return t->bound[i].value;
     assert(!"a story template uses a key that is not bound");
     return key;
 }
 
 /* Adds s to the raw text. */
-static void story_append(StoryTeller *t, StorySpan s) {
-    assert(s.len <= sizeof t->text - t->text_len);
-    memcpy(t->text + t->text_len, s.at, s.len);
-    t->text_len += s.len;
+static void story_append(StoryTeller *t, Str s) {
+    assert(s.n <= sizeof t->text - t->text_len);
+    memcpy(t->text + t->text_len, s.s, s.n);
+    t->text_len += s.n;
 }
 
-static void story_expand(StoryTeller *t, StorySpan s);
+static void story_expand(StoryTeller *t, Str s);
 
-/* The expansion of s, kept in memory: from now on it is plain text. */
-static StorySpan story_expand_now(StoryTeller *t, StorySpan s) {
-    size_t start = t->text_len;
+/* From now on {key} is the expansion of s, which is kept in memory: plain text. */
+static void story_bind(StoryTeller *t, Str key, Str s) {
+    const size_t start = t->text_len;
     story_expand(t, s);
-    StorySpan fixed = { t->memory + t->memory_len, t->text_len - start };
-    assert(t->memory_len + fixed.len <= sizeof t->memory);
-    memcpy(t->memory + t->memory_len, t->text + start, fixed.len);
-    t->memory_len += fixed.len;
+    const Str value = { t->memory + t->memory_len, t->text_len - start };
+    assert(t->memory_len + value.n <= sizeof t->memory && t->n_bound < MOST_BOUND);
+    memcpy(t->memory + t->memory_len, t->text + start, value.n);
+    t->memory_len += value.n;
     t->text_len = start;
-    return fixed;
+    t->bound[t->n_bound].key = key;
+    t->bound[t->n_bound++].value = value;
 }
 
 /* <table>: binds the columns of one row that suits this world. */
-static void story_draw_row(StoryTeller *t, StorySpan name) {
-    size_t i = 0, n_tables = sizeof STORY_TABLES / sizeof STORY_TABLES[0];
-    while (i < n_tables - 1 && !span_equal(span_of(STORY_TABLES[i].name), name)) i++;
-    assert(span_equal(span_of(STORY_TABLES[i].name), name));
-    StorySpan columns = span_of(STORY_TABLES[i].columns), rows = span_of(STORY_TABLES[i].rows), row;
-    size_t n = span_count_parts(rows, '/');
-    do row = span_trim(span_part(rows, '/', story_pick(t, n)));
-    while (row.at[0] == '@' && row.at[1] != t->world);
-    if (row.at[0] == '@') row.at += 2, row.len -= 2;
-    while (row.len > 0) {
-        StorySpan key = span_trim(span_cut(&columns, ';'));
-        story_bind(t, key, story_expand_now(t, span_trim(span_cut(&row, ';'))));
+static void story_draw_row(StoryTeller *t, Str name) {
+    size_t i = 0;
+    while (!str_is(name, STORY_TABLES[i].name)) i++;
+    Str columns = str_of(STORY_TABLES[i].columns), rows = str_of(STORY_TABLES[i].rows), row;
+    const size_t n = story_parts(rows, '/');
+    do {
+        row = story_part(rows, '/', story_pick(t, n));
+        row = story_cell(&row, '/');
+    } while (row.s[0] == '@' && row.s[1] != t->world);
+    if (row.s[0] == '@') row = str_part(row, 2, row.n);
+    while (row.n > 0) {
+        const Str key = story_cell(&columns, ';');
+        story_bind(t, key, story_cell(&row, ';'));
     }
 }
 
 /* <k,l=a|b|c>: every key gets a different one of the alternatives. */
-static void story_bind_options(StoryTeller *t, StorySpan keys, StorySpan list) {
+static void story_bind_options(StoryTeller *t, Str keys, Str list) {
     uint64_t taken = 0;
-    size_t n = span_count_parts(list, '|'), i;
-    while (keys.len > 0) {
-        StorySpan key = span_cut(&keys, ',');
-        do i = story_pick(t, n); while (taken >> i & 1);
+    const size_t n = story_parts(list, '|');
+    while (keys.n > 0) {
+        const Str key = story_cut(&keys, ',');
+        size_t i;
+        do i = story_pick(t, n);
+        while (taken >> i & 1);
         taken |= (uint64_t)1 << i;
-        story_bind(t, key, story_expand_now(t, span_part(list, '|', i)));
+        story_bind(t, key, story_part(list, '|', i));
     }
 }
 
 /* Appends the expansion of a template to the text. */
-static void story_expand(StoryTeller *t, StorySpan s) {
-    s = span_part(s, '|', story_pick(t, span_count_parts(s, '|')));
-    while (s.len > 0) {
-        char c = *s.at++;
-        s.len--;
-        if (c == '[') story_expand(t, span_cut(&s, ']'));
-        else if (c == '{') story_append(t, story_lookup(t, span_cut(&s, '}')));
-        else if (c == '<') {
-            StorySpan body = span_cut(&s, '>'), keys = span_cut(&body, '=');
-            if (body.len > 0) story_bind_options(t, keys, body);
+static void story_expand(StoryTeller *t, Str s) {
+    s = story_part(s, '|', story_pick(t, story_parts(s, '|')));
+    while (s.n > 0) {
+        const Str c = str_part(s, 0, 1);
+        s = str_part(s, 1, s.n);
+        if (*c.s == '[') story_expand(t, story_cut(&s, ']'));
+        else if (*c.s == '{') story_append(t, story_lookup(t, story_cut(&s, '}')));
+        else if (*c.s == '<') {
+            Str body = story_cut(&s, '>');
+            const Str keys = story_cut(&body, '=');
+            if (body.n > 0) story_bind_options(t, keys, body);
             else story_draw_row(t, keys);
-        } else story_append(t, (StorySpan){ s.at - 1, 1 });
+        } else story_append(t, c);
     }
 }
 
 /* Whether the word at s is spoken with a vowel first; the exceptions are those of this vocabulary. */
-static bool story_vowel(StorySpan s) {
-    if (s.len >= 3 && memcmp(s.at, "one", 3) == 0) return false;
-    return s.len > 0 && strchr("aeiouAEIOU", *s.at) != NULL;
+static bool story_vowel(Str s) {
+    if (s.n >= 3 && memcmp(s.s, "one", 3) == 0) return false;
+    return s.n > 0 && strchr("aeiouAEIOU", *s.s) != NULL;
 }
 
 /* Copies the raw text with capitals, "an", and neither double spaces nor spaces before punctuation.
- * Returns the length; what does not fit into cap - 1 bytes is cut off. */
-static size_t story_tidy(char *out, size_t cap, StorySpan raw) {
+ * Returns the length; what does not fit into cap - 1 bytes is cut off. unfinished: a sentence that
+ * goes on behind what is said, "Yes," said Tom, "but bring it back." */
+static size_t story_tidy(char *out, size_t cap, Str raw) {
     size_t n = 0;
-    bool quoted = false, capital = true, unfinished = false;   /* unfinished: "Yes," said Tom, "but bring it back." */
-    for (size_t i = 0; i < raw.len && n + 2 < cap; i++) {
-        char c = raw.at[i], before = n > 0 ? out[n - 1] : '\n', next = i + 1 < raw.len ? raw.at[i + 1] : '\n';
-        if (c == '^') { capital = true; continue; }
+    bool quoted = false, capital = true, unfinished = false;
+    for (size_t i = 0; i < raw.n && n + 2 < cap; i++) {
+        char c = raw.s[i];
+        const char before = n > 0 ? out[n - 1] : '\n', next = i + 1 < raw.n ? raw.s[i + 1] : '\n';
         if (c == ' ' && (before == ' ' || before == '\n' || strchr(" \n.,!?", next))) continue;
         if (c == '"') {
             quoted = !quoted;
             if (quoted) capital = !unfinished;
             else if (before != '.') capital = false;  /* "Where?" she asked */
             if (!quoted) unfinished = before == ',';
-        } else if (c == '.' || c == '!' || c == '?') {
+        } else if (strchr(".!?\n^", c)) {
             capital = true;
-            unfinished = false;
-        } else if (c == '\n') {
-            capital = true;
-            out[n++] = '\n';
+            if (strchr(".!?", c)) unfinished = false;
         } else if (capital && isalpha((unsigned char)c)) {
             c = (char)toupper((unsigned char)c);
             capital = false;
         }
+        if (c == '^') continue;
+        if (c == '\n') out[n++] = c;
         out[n++] = c;
-        if ((c == 'a' || c == 'A') && next == ' ' && (before == ' ' || before == '"' || before == '\n')
-            && story_vowel((StorySpan){ raw.at + i + 2, raw.len - i - 2 })) out[n++] = 'n';
+        if ((c == 'a' || c == 'A') && next == ' ' && strchr(" \"\n", before)
+            && story_vowel(str_part(raw, i + 2, raw.n))) out[n++] = 'n';
     }
     out[n] = '\0';
     return n;
 }
 
-/* Writes the story of this seed: plain ASCII, paragraphs divided by an empty line, no newline at the end.
- * Returns its length without the final zero. STORY_CAP bytes are always enough; cap is at least 1. */
+/* Writes the story of this seed: plain ASCII, paragraphs divided by an empty line, no newline at the
+ * end. Returns its length without the final zero. STORY_CAP bytes are always enough; cap is at least
+ * 1. */
 static size_t story(uint64_t seed, char *buf, size_t cap) {
     StoryTeller t;
     t.rng = seed;
     t.n_bound = 0;
     t.text_len = t.memory_len = 0;
     t.world = story_pick(&t, 5) < 3 ? 'h' : 'a';
-    story_expand(&t, span_of("<names><cast><grown><world><common><open>"));
-    story_expand(&t, span_of(STORY_PLOTS[story_pick(&t, sizeof STORY_PLOTS / sizeof STORY_PLOTS[0])]));
-    return story_tidy(buf, cap, (StorySpan){ t.text, t.text_len });
+    story_expand(&t, str_of("<names><cast><grown><world><common><open>"));
+    story_expand(&t, str_of(STORY_PLOTS[story_pick(&t, sizeof STORY_PLOTS / sizeof *STORY_PLOTS)]));
+    return story_tidy(buf, cap, (Str){ t.text, t.text_len });
 }
 
 /* ---- 11. vocabulary: byte-level BPE, learning a vocabulary ---------------------------------------

@@ -20,8 +20,10 @@
 
 #ifndef TARGET
 /* ---- 1. platform ---------------------------------------------------------------------------
- * Includes, the number type, OpenMP, what an operation is, and the table of kernels that section 2
- * fills per instruction set. */
+ * run.c, the number type, what an operation is, and the table of kernels that section 2 fills per
+ * instruction set. The program uses much of run.c: its files, texts and tables (section 3), its
+ * table of mixers, its GGUF reader, its tokenizer, the options of its command line, and its
+ * inference for the sample at the end. */
 #define RUN_NO_MAIN
 #define RUN_OPTIONS
 #define RUN_STATIC
@@ -31,8 +33,8 @@
 #include "run.c"
 #include <ctype.h>
 #include <stdbool.h>
-#define PARALLEL PARALLEL_TASKS(ALL_THREADS)
 
+#define PARALLEL PARALLEL_TASKS(ALL_THREADS)
 /* The tests compile this file with -DREAL=double, so that finite differences mean something. */
 #ifndef REAL
 #define REAL float
@@ -78,6 +80,11 @@ typedef enum { BY_ITSELF, BLOCKS, SEQUENCES, BY_HEAD } Units;
  * a row per unit of work, and the rows are added in their order, so the number of threads changes
  * no bit. */
 typedef struct { int from, to; real *sums; } Work;
+
+/* Vector h of every token r of a piece of work `at`. */
+#define EACH_VECTOR(r, h, heads)             \
+    for (int r = at.from; r < at.to; r++)    \
+        for (int h = 0; h < (heads); h++)
 
 /* An operation and its way back. assigns: bit i, if the gradient of x[i] is never added to what is
  * there. */
@@ -380,63 +387,59 @@ HELPER real NAME(squares)(const real *x, int n) {
 KERNEL void NAME(rmsnorm_forward)(const Op *o, Work at) {
     const Var x = o->x[0], y = o->y[0];
     const int n = x.n, own = o->w[0].n > n ? n : 0;
-    for (int r = at.from; r < at.to; r++)
-        for (int h = 0; h < x.heads; h++) {
-            const real *xr = row(x, r, h), *w = o->w[0].w + h * own;
-            real *yr = row(y, r, h);
-            real f = 1 / (real)sqrt(NAME(squares)(xr, n) / n + o->scale);
-            for (int i = 0; i < n; i += LANES) VEC(yr + i) = READ(xr + i) * f * READ(w + i);
-            o->keep[0][r * x.heads + h] = f;
-        }
+    EACH_VECTOR(r, h, x.heads) {
+        const real *xr = row(x, r, h), *w = o->w[0].w + h * own;
+        real *yr = row(y, r, h);
+        real f = 1 / (real)sqrt(NAME(squares)(xr, n) / n + o->scale);
+        for (int i = 0; i < n; i += LANES) VEC(yr + i) = READ(xr + i) * f * READ(w + i);
+        o->keep[0][r * x.heads + h] = f;
+    }
 }
 
 //~ y_i = x_i f w_i,  f = (mean(x^2) + scale)^-1/2, so df/dx_i = -f^3 x_i / n
 KERNEL void NAME(rmsnorm_backward)(const Op *o, Work at) {
     const Var x = o->x[0], y = o->y[0];
     const int n = x.n, own = o->w[0].n > n ? n : 0, add = o->add & 1;
-    for (int r = at.from; r < at.to; r++)
-        for (int h = 0; h < x.heads; h++) {
-            const real *xr = row(x, r, h), *dy = drow(y, r, h), *w = o->w[0].w + h * own;
-            real *dx = drow(x, r, h), *dw = at.sums + o->w[0].at + h * own;
-            real f = o->keep[0][r * x.heads + h];
-            Vec dot = {0};
-            for (int i = 0; i < n; i += LANES) dot += READ(dy + i) * READ(w + i) * READ(xr + i);
-            real c = NAME(sum)(dot) * f * f * f / n;
-            for (int i = 0; i < n; i += LANES) {
-                Vec g = READ(dy + i) * READ(w + i) * f - READ(xr + i) * c;
-                VEC(dw + i) += READ(dy + i) * READ(xr + i) * f;
-                NAME(give)(dx + i, g, add);
-            }
+    EACH_VECTOR(r, h, x.heads) {
+        const real *xr = row(x, r, h), *dy = drow(y, r, h), *w = o->w[0].w + h * own;
+        real *dx = drow(x, r, h), *dw = at.sums + o->w[0].at + h * own;
+        real f = o->keep[0][r * x.heads + h];
+        Vec dot = {0};
+        for (int i = 0; i < n; i += LANES) dot += READ(dy + i) * READ(w + i) * READ(xr + i);
+        real c = NAME(sum)(dot) * f * f * f / n;
+        for (int i = 0; i < n; i += LANES) {
+            Vec g = READ(dy + i) * READ(w + i) * f - READ(xr + i) * c;
+            VEC(dw + i) += READ(dy + i) * READ(xr + i) * f;
+            NAME(give)(dx + i, g, add);
         }
+    }
 }
 
 /* y = scale x / sqrt(sum(x^2) + 1e-6). A sum, not a mean. Kept: as above. */
 KERNEL void NAME(l2norm_forward)(const Op *o, Work at) {
     const Var x = o->x[0], y = o->y[0];
-    for (int r = at.from; r < at.to; r++)
-        for (int h = 0; h < x.heads; h++) {
-            const real *xr = row(x, r, h);
-            real *yr = row(y, r, h);
-            real f = 1 / (real)sqrt(NAME(squares)(xr, x.n) + (real)1e-6), scaled = f * o->scale;
-            for (int i = 0; i < x.n; i += LANES) VEC(yr + i) = READ(xr + i) * scaled;
-            o->keep[0][r * x.heads + h] = f;
-        }
+    EACH_VECTOR(r, h, x.heads) {
+        const real *xr = row(x, r, h);
+        real *yr = row(y, r, h);
+        real f = 1 / (real)sqrt(NAME(squares)(xr, x.n) + (real)1e-6), scaled = f * o->scale;
+        for (int i = 0; i < x.n; i += LANES) VEC(yr + i) = READ(xr + i) * scaled;
+        o->keep[0][r * x.heads + h] = f;
+    }
 }
 
 //~ y_i = scale x_i f,  f = (sum(x^2) + 1e-6)^-1/2, so df/dx_i = -f^3 x_i
 KERNEL void NAME(l2norm_backward)(const Op *o, Work at) {
     const Var x = o->x[0], y = o->y[0];
     const int add = o->add & 1;
-    for (int r = at.from; r < at.to; r++)
-        for (int h = 0; h < x.heads; h++) {
-            const real *xr = row(x, r, h), *dy = drow(y, r, h);
-            real *dx = drow(x, r, h), f = o->keep[0][r * x.heads + h], scaled = f * o->scale;
-            Vec dot = {0};
-            for (int i = 0; i < x.n; i += LANES) dot += READ(dy + i) * READ(xr + i);
-            real c = NAME(sum)(dot) * f * f;
-            for (int i = 0; i < x.n; i += LANES)
-                NAME(give)(dx + i, (READ(dy + i) - READ(xr + i) * c) * scaled, add);
-        }
+    EACH_VECTOR(r, h, x.heads) {
+        const real *xr = row(x, r, h), *dy = drow(y, r, h);
+        real *dx = drow(x, r, h), f = o->keep[0][r * x.heads + h], scaled = f * o->scale;
+        Vec dot = {0};
+        for (int i = 0; i < x.n; i += LANES) dot += READ(dy + i) * READ(xr + i);
+        real c = NAME(sum)(dot) * f * f;
+        for (int i = 0; i < x.n; i += LANES)
+            NAME(give)(dx + i, (READ(dy + i) - READ(xr + i) * c) * scaled, add);
+    }
 }
 
 /* -- element by element -- */
@@ -491,122 +494,107 @@ HELPER Vec NAME(act)(Act act, Vec x) {
     return NAME(act_slope)(act, x, &slope);
 }
 
-/* Calls body(act, ...) with act a constant, so that each compiles to a loop without a choice in it.
- * The body of kernel x is called x_. */
-#define WITH_ACT(body, act, ...)                       \
-    (act == F_SILU      ? body(F_SILU, __VA_ARGS__)    \
-     : act == F_SIGMOID ? body(F_SIGMOID, __VA_ARGS__) \
-     : act == F_ELU1    ? body(F_ELU1, __VA_ARGS__)    \
-                        : body(F_ID, __VA_ARGS__))
-#define WITH_MAP(body, act, ...)                     \
-    (act == F_TANH     ? body(F_TANH, __VA_ARGS__)   \
-     : act == F_SQRELU ? body(F_SQRELU, __VA_ARGS__) \
-     : act == F_REST   ? body(F_REST, __VA_ARGS__)   \
-     : act == F_DECAY6 ? body(F_DECAY6, __VA_ARGS__) \
-     : act == F_DECAY7 ? body(F_DECAY7, __VA_ARGS__) \
-                       : WITH_ACT(body, act, __VA_ARGS__))
+/* Calls body(act, o, at) with act a constant, so that each compiles to a loop without a choice in
+ * it. The body of kernel x is called x_. */
+#define WITH_ACT(body)                                       \
+    (o->act == F_SILU      ? NAME(body)(F_SILU, o, at)       \
+     : o->act == F_SIGMOID ? NAME(body)(F_SIGMOID, o, at)    \
+     : o->act == F_ELU1    ? NAME(body)(F_ELU1, o, at)       \
+                           : NAME(body)(F_ID, o, at))
+#define WITH_MAP(body)                                       \
+    (o->act == F_TANH     ? NAME(body)(F_TANH, o, at)        \
+     : o->act == F_SQRELU ? NAME(body)(F_SQRELU, o, at)      \
+     : o->act == F_REST   ? NAME(body)(F_REST, o, at)        \
+     : o->act == F_DECAY6 ? NAME(body)(F_DECAY6, o, at)      \
+     : o->act == F_DECAY7 ? NAME(body)(F_DECAY7, o, at) : WITH_ACT(body))
 
 /* y = scale act(x), a feature map of keys or queries; with F_ID a copy. */
 HELPER void NAME(map_forward_)(const Act act, const Op *o, Work at) {
     const Var x = o->x[0], y = o->y[0];
     const real scale = o->scale;
-    for (int r = at.from; r < at.to; r++)
-        for (int h = 0; h < x.heads; h++) {
-            const real *xr = row(x, r, h);
-            real *yr = row(y, r, h);
-            for (int i = 0; i < x.n; i += LANES)
-                VEC(yr + i) = NAME(act)(act, READ(xr + i)) * scale;
-        }
+    EACH_VECTOR(r, h, x.heads) {
+        const real *xr = row(x, r, h);
+        real *yr = row(y, r, h);
+        for (int i = 0; i < x.n; i += LANES)
+            VEC(yr + i) = NAME(act)(act, READ(xr + i)) * scale;
+    }
 }
 
-KERNEL void NAME(map_forward)(const Op *o, Work at) {
-    WITH_MAP(NAME(map_forward_), o->act, o, at);
-}
+KERNEL void NAME(map_forward)(const Op *o, Work at) { WITH_MAP(map_forward_); }
 
 //~ y = scale act(x)
 HELPER void NAME(map_backward_)(const Act act, const Op *o, Work at) {
     const Var x = o->x[0], y = o->y[0];
     const real scale = o->scale;
     const int add = o->add & 1;
-    for (int r = at.from; r < at.to; r++)
-        for (int h = 0; h < x.heads; h++) {
-            const real *xr = row(x, r, h), *dy = drow(y, r, h);
-            real *dx = drow(x, r, h);
-            for (int i = 0; i < x.n; i += LANES) {
-                Vec slope;
-                NAME(act_slope)(act, READ(xr + i), &slope);
-                NAME(give)(dx + i, READ(dy + i) * slope * scale, add);
-            }
+    EACH_VECTOR(r, h, x.heads) {
+        const real *xr = row(x, r, h), *dy = drow(y, r, h);
+        real *dx = drow(x, r, h);
+        for (int i = 0; i < x.n; i += LANES) {
+            Vec slope;
+            NAME(act_slope)(act, READ(xr + i), &slope);
+            NAME(give)(dx + i, READ(dy + i) * slope * scale, add);
         }
+    }
 }
 
-KERNEL void NAME(map_backward)(const Op *o, Work at) {
-    WITH_MAP(NAME(map_backward_), o->act, o, at);
-}
+KERNEL void NAME(map_backward)(const Op *o, Work at) { WITH_MAP(map_backward_); }
 
 /* y = x[0] act(x[1]), element by element: the feed-forward, output gates, gates per channel. */
 HELPER void NAME(glu_forward_)(const Act act, const Op *o, Work at) {
     const Var x = o->x[0], z = o->x[1], y = o->y[0];
-    for (int r = at.from; r < at.to; r++)
-        for (int h = 0; h < x.heads; h++) {
-            const real *xr = row(x, r, h), *zr = row(z, r, h);
-            real *yr = row(y, r, h);
-            for (int i = 0; i < x.n; i += LANES)
-                VEC(yr + i) = READ(xr + i) * NAME(act)(act, READ(zr + i));
-        }
+    EACH_VECTOR(r, h, x.heads) {
+        const real *xr = row(x, r, h), *zr = row(z, r, h);
+        real *yr = row(y, r, h);
+        for (int i = 0; i < x.n; i += LANES)
+            VEC(yr + i) = READ(xr + i) * NAME(act)(act, READ(zr + i));
+    }
 }
 
-KERNEL void NAME(glu_forward)(const Op *o, Work at) {
-    WITH_ACT(NAME(glu_forward_), o->act, o, at);
-}
+KERNEL void NAME(glu_forward)(const Op *o, Work at) { WITH_ACT(glu_forward_); }
 
 //~ y = x act(z)
 HELPER void NAME(glu_backward_)(const Act act, const Op *o, Work at) {
     const Var x = o->x[0], z = o->x[1], y = o->y[0];
     const int addx = o->add & 1, addz = o->add & 2;
-    for (int r = at.from; r < at.to; r++)
-        for (int h = 0; h < x.heads; h++) {
-            const real *xr = row(x, r, h), *zr = row(z, r, h), *dy = drow(y, r, h);
-            real *dx = drow(x, r, h), *dz = drow(z, r, h);
-            for (int i = 0; i < x.n; i += LANES) {
-                Vec slope, value = NAME(act_slope)(act, READ(zr + i), &slope), g = READ(dy + i);
-                Vec gz = g * READ(xr + i) * slope;
-                NAME(give)(dx + i, g * value, addx);
-                NAME(give)(dz + i, gz, addz);
-            }
+    EACH_VECTOR(r, h, x.heads) {
+        const real *xr = row(x, r, h), *zr = row(z, r, h), *dy = drow(y, r, h);
+        real *dx = drow(x, r, h), *dz = drow(z, r, h);
+        for (int i = 0; i < x.n; i += LANES) {
+            Vec slope, value = NAME(act_slope)(act, READ(zr + i), &slope), g = READ(dy + i);
+            Vec gz = g * READ(xr + i) * slope;
+            NAME(give)(dx + i, g * value, addx);
+            NAME(give)(dz + i, gz, addz);
         }
+    }
 }
 
-KERNEL void NAME(glu_backward)(const Op *o, Work at) {
-    WITH_ACT(NAME(glu_backward_), o->act, o, at);
-}
+KERNEL void NAME(glu_backward)(const Op *o, Work at) { WITH_ACT(glu_backward_); }
 
 /* y = g x with one factor g = x[1] per head. */
 KERNEL void NAME(scale_forward)(const Op *o, Work at) {
     const Var x = o->x[0], y = o->y[0];
-    for (int r = at.from; r < at.to; r++)
-        for (int h = 0; h < x.heads; h++) {
-            const real *xr = row(x, r, h), g = *row(o->x[1], r, h);
-            real *yr = row(y, r, h);
-            for (int i = 0; i < x.n; i += LANES) VEC(yr + i) = READ(xr + i) * g;
-        }
+    EACH_VECTOR(r, h, x.heads) {
+        const real *xr = row(x, r, h), g = *row(o->x[1], r, h);
+        real *yr = row(y, r, h);
+        for (int i = 0; i < x.n; i += LANES) VEC(yr + i) = READ(xr + i) * g;
+    }
 }
 
 //~ y = g x
 KERNEL void NAME(scale_backward)(const Op *o, Work at) {
     const Var x = o->x[0], y = o->y[0];
     const int add = o->add & 1;
-    for (int r = at.from; r < at.to; r++)
-        for (int h = 0; h < x.heads; h++) {
-            const real *xr = row(x, r, h), *dy = drow(y, r, h), g = *row(o->x[1], r, h);
-            real *dx = drow(x, r, h), *dg = drow(o->x[1], r, h);
-            Vec dot = {0};
-            for (int i = 0; i < x.n; i += LANES) {
-                dot += READ(dy + i) * READ(xr + i);
-                NAME(give)(dx + i, READ(dy + i) * g, add);
-            }
-            *dg = NAME(sum)(dot) + (o->add & 2 ? *dg : 0);
+    EACH_VECTOR(r, h, x.heads) {
+        const real *xr = row(x, r, h), *dy = drow(y, r, h), g = *row(o->x[1], r, h);
+        real *dx = drow(x, r, h), *dg = drow(o->x[1], r, h);
+        Vec dot = {0};
+        for (int i = 0; i < x.n; i += LANES) {
+            dot += READ(dy + i) * READ(xr + i);
+            NAME(give)(dx + i, READ(dy + i) * g, add);
         }
+        *dg = NAME(sum)(dot) + (o->add & 2 ? *dg : 0);
+    }
 }
 
 /* y = rmsnorm(x[0]) * w * act(x[1]): norm first, then the gate. w (n) is shared by all heads. Kept:
@@ -614,20 +602,17 @@ KERNEL void NAME(scale_backward)(const Op *o, Work at) {
 HELPER void NAME(gated_norm_forward_)(const Act act, const Op *o, Work at) {
     const Var x = o->x[0], z = o->x[1], y = o->y[0];
     const real *w = o->w[0].w;
-    for (int r = at.from; r < at.to; r++)
-        for (int h = 0; h < x.heads; h++) {
-            const real *xr = row(x, r, h), *zr = row(z, r, h);
-            real *yr = row(y, r, h);
-            real f = 1 / (real)sqrt(NAME(squares)(xr, x.n) / x.n + o->scale);
-            for (int i = 0; i < x.n; i += LANES)
-                VEC(yr + i) = READ(xr + i) * f * READ(w + i) * NAME(act)(act, READ(zr + i));
-            o->keep[0][r * x.heads + h] = f;
-        }
+    EACH_VECTOR(r, h, x.heads) {
+        const real *xr = row(x, r, h), *zr = row(z, r, h);
+        real *yr = row(y, r, h);
+        real f = 1 / (real)sqrt(NAME(squares)(xr, x.n) / x.n + o->scale);
+        for (int i = 0; i < x.n; i += LANES)
+            VEC(yr + i) = READ(xr + i) * f * READ(w + i) * NAME(act)(act, READ(zr + i));
+        o->keep[0][r * x.heads + h] = f;
+    }
 }
 
-KERNEL void NAME(gated_norm_forward)(const Op *o, Work at) {
-    WITH_ACT(NAME(gated_norm_forward_), o->act, o, at);
-}
+KERNEL void NAME(gated_norm_forward)(const Op *o, Work at) { WITH_ACT(gated_norm_forward_); }
 
 //~ y_i = x_i f w_i act(z_i),  f = (mean(x^2) + scale)^-1/2, so df/dx_i = -f^3 x_i / n
 HELPER void NAME(gated_norm_backward_)(const Act act, const Op *o, Work at) {
@@ -635,29 +620,26 @@ HELPER void NAME(gated_norm_backward_)(const Act act, const Op *o, Work at) {
     const int n = x.n, addz = o->add & 2;
     const real *w = o->w[0].w;
     real *dw = at.sums + o->w[0].at;
-    for (int r = at.from; r < at.to; r++)
-        for (int h = 0; h < x.heads; h++) {
-            const real *xr = row(x, r, h), *zr = row(z, r, h), *dy = drow(y, r, h);
-            real *dx = drow(x, r, h), *dz = drow(z, r, h), f = o->keep[0][r * x.heads + h];
-            Vec dot = {0};
-            for (int i = 0; i < n; i += LANES) {
-                Vec slope, value = NAME(act_slope)(act, READ(zr + i), &slope);
-                Vec g = READ(dy + i), on = READ(xr + i) * f;
-                NAME(give)(dz + i, g * on * READ(w + i) * slope, addz);
-                g *= value;                     /* gradient of the normalised row times w */
-                VEC(dw + i) += g * on;
-                g *= READ(w + i);
-                dot += g * READ(xr + i);
-                VEC(dx + i) = g;
-            }
-            real c = NAME(sum)(dot) * f * f * f / n;
-            for (int i = 0; i < n; i += LANES) VEC(dx + i) = READ(dx + i) * f - READ(xr + i) * c;
+    EACH_VECTOR(r, h, x.heads) {
+        const real *xr = row(x, r, h), *zr = row(z, r, h), *dy = drow(y, r, h);
+        real *dx = drow(x, r, h), *dz = drow(z, r, h), f = o->keep[0][r * x.heads + h];
+        Vec dot = {0};
+        for (int i = 0; i < n; i += LANES) {
+            Vec slope, value = NAME(act_slope)(act, READ(zr + i), &slope);
+            Vec g = READ(dy + i), on = READ(xr + i) * f;
+            NAME(give)(dz + i, g * on * READ(w + i) * slope, addz);
+            g *= value;                     /* gradient of the normalised row times w */
+            VEC(dw + i) += g * on;
+            g *= READ(w + i);
+            dot += g * READ(xr + i);
+            VEC(dx + i) = g;
         }
+        real c = NAME(sum)(dot) * f * f * f / n;
+        for (int i = 0; i < n; i += LANES) VEC(dx + i) = READ(dx + i) * f - READ(xr + i) * c;
+    }
 }
 
-KERNEL void NAME(gated_norm_backward)(const Op *o, Work at) {
-    WITH_ACT(NAME(gated_norm_backward_), o->act, o, at);
-}
+KERNEL void NAME(gated_norm_backward)(const Op *o, Work at) { WITH_ACT(gated_norm_backward_); }
 
 /* -- convolution -- */
 
@@ -1145,15 +1127,6 @@ static const TinyKernels NAME(kernels) = {
     .adamw = NAME(adamw)
 };
 #undef LANES
-#undef Vec
-#undef VEC
-#undef READ
-#undef KERNEL
-#undef HELPER
-#undef TILE_COLS
-#undef WITH_ACT
-#undef WITH_MAP
-#undef WITH_MODE
 #undef PAIR
 #undef MOST
 #undef TARGET
@@ -1518,42 +1491,40 @@ PAIR(linear, BY_ITSELF, 0)
 /* y = (x - mean(x)) / sqrt(var(x) + scale) * w[0] + w[1], both (heads n). Kept: mean and factor. */
 static void layernorm_forward(const Op *o, Work at) {
     const int heads = o->x[0].heads, n = o->x[0].n;
-    for (int r = at.from; r < at.to; r++)
-        for (int h = 0; h < heads; h++) {
-            const real *x = row(o->x[0], r, h), *w = o->w[0].w + h * n, *b = o->w[1].w + h * n;
-            real *y = row(o->y[0], r, h), *stat = o->keep[0] + 2 * (r * heads + h);
-            double mean = 0, var = 0;
-            for (int i = 0; i < n; i++) mean += x[i];
-            mean /= n;
-            for (int i = 0; i < n; i++) var += (x[i] - mean) * (x[i] - mean);
-            const real f = (real)(1 / sqrt(var / n + o->scale)), mu = (real)mean;
-            for (int i = 0; i < n; i++) y[i] = (x[i] - mu) * f * w[i] + b[i];
-            stat[0] = mu;
-            stat[1] = f;
-        }
+    EACH_VECTOR(r, h, heads) {
+        const real *x = row(o->x[0], r, h), *w = o->w[0].w + h * n, *b = o->w[1].w + h * n;
+        real *y = row(o->y[0], r, h), *stat = o->keep[0] + 2 * (r * heads + h);
+        double mean = 0, var = 0;
+        for (int i = 0; i < n; i++) mean += x[i];
+        mean /= n;
+        for (int i = 0; i < n; i++) var += (x[i] - mean) * (x[i] - mean);
+        const real f = (real)(1 / sqrt(var / n + o->scale)), mu = (real)mean;
+        for (int i = 0; i < n; i++) y[i] = (x[i] - mu) * f * w[i] + b[i];
+        stat[0] = mu;
+        stat[1] = f;
+    }
 }
 
 //~ y = c w + b,  c = (x - mean) f:  dx = f (g - mean(g) - c mean(g c)),  g = dy w
 static void layernorm_backward(const Op *o, Work at) {
     const int heads = o->x[0].heads, n = o->x[0].n;
-    for (int r = at.from; r < at.to; r++)
-        for (int h = 0; h < heads; h++) {
-            const real *x = row(o->x[0], r, h), *dy = drow(o->y[0], r, h), *w = o->w[0].w + h * n;
-            const real *stat = o->keep[0] + 2 * (r * heads + h), mu = stat[0], f = stat[1];
-            real *dx = drow(o->x[0], r, h);
-            real *dw = at.sums + o->w[0].at + h * n, *db = at.sums + o->w[1].at + h * n;
-            double mean = 0, along = 0;                         /* sums of g and of g c */
-            for (int i = 0; i < n; i++) {
-                const real g = dy[i] * w[i], c = (x[i] - mu) * f;
-                mean += g;
-                along += g * c;
-                dw[i] += dy[i] * c;
-                db[i] += dy[i];
-            }
-            const real m = (real)(mean / n), a = (real)(along / n);
-            for (int i = 0; i < n; i++)
-                give(dx + i, f * (dy[i] * w[i] - m - (x[i] - mu) * f * a), o->add & 1);
+    EACH_VECTOR(r, h, heads) {
+        const real *x = row(o->x[0], r, h), *dy = drow(o->y[0], r, h), *w = o->w[0].w + h * n;
+        const real *stat = o->keep[0] + 2 * (r * heads + h), mu = stat[0], f = stat[1];
+        real *dx = drow(o->x[0], r, h);
+        real *dw = at.sums + o->w[0].at + h * n, *db = at.sums + o->w[1].at + h * n;
+        double mean = 0, along = 0;                         /* sums of g and of g c */
+        for (int i = 0; i < n; i++) {
+            const real g = dy[i] * w[i], c = (x[i] - mu) * f;
+            mean += g;
+            along += g * c;
+            dw[i] += dy[i] * c;
+            db[i] += dy[i];
         }
+        const real m = (real)(mean / n), a = (real)(along / n);
+        for (int i = 0; i < n; i++)
+            give(dx + i, f * (dy[i] * w[i] - m - (x[i] - mu) * f * a), o->add & 1);
+    }
 }
 
 PAIR(layernorm, BLOCKS, 0)
@@ -1595,37 +1566,35 @@ PAIR(shift, SEQUENCES, 0)
 /* The bonus of the token that is being read: y += (q . u k) v per head; x: q, k, v; u = w[0]. */
 static void bonus_forward(const Op *o, Work at) {
     const int H = o->x[0].heads, dk = o->x[0].n, dv = o->x[2].n;
-    for (int r = at.from; r < at.to; r++)
-        for (int h = 0; h < H; h++) {
-            const real *q = row(o->x[0], r, h), *k = row(o->x[1], r, h), *v = row(o->x[2], r, h);
-            const real *u = o->w[0].w + h * dk;
-            real *y = row(o->y[0], r, h);
-            double sum = 0;
-            for (int i = 0; i < dk; i++) sum += q[i] * u[i] * k[i];
-            for (int j = 0; j < dv; j++) y[j] += (real)sum * v[j];
-        }
+    EACH_VECTOR(r, h, H) {
+        const real *q = row(o->x[0], r, h), *k = row(o->x[1], r, h), *v = row(o->x[2], r, h);
+        const real *u = o->w[0].w + h * dk;
+        real *y = row(o->y[0], r, h);
+        double sum = 0;
+        for (int i = 0; i < dk; i++) sum += q[i] * u[i] * k[i];
+        for (int j = 0; j < dv; j++) y[j] += (real)sum * v[j];
+    }
 }
 
 //~ y += s v,  s = q . u k
 static void bonus_backward(const Op *o, Work at) {
     const int H = o->x[0].heads, dk = o->x[0].n, dv = o->x[2].n;
-    for (int r = at.from; r < at.to; r++)
-        for (int h = 0; h < H; h++) {
-            const real *q = row(o->x[0], r, h), *k = row(o->x[1], r, h), *v = row(o->x[2], r, h);
-            const real *u = o->w[0].w + h * dk, *dy = drow(o->y[0], r, h);
-            real *du = at.sums + o->w[0].at + h * dk;
-            double sum = 0, ds = 0;
-            for (int i = 0; i < dk; i++) sum += q[i] * u[i] * k[i];
-            for (int j = 0; j < dv; j++) {
-                ds += dy[j] * v[j];
-                give(drow(o->x[2], r, h) + j, (real)sum * dy[j], o->add & 4);
-            }
-            for (int i = 0; i < dk; i++) {
-                give(drow(o->x[0], r, h) + i, (real)ds * u[i] * k[i], o->add & 1);
-                give(drow(o->x[1], r, h) + i, (real)ds * u[i] * q[i], o->add & 2);
-                du[i] += (real)ds * q[i] * k[i];
-            }
+    EACH_VECTOR(r, h, H) {
+        const real *q = row(o->x[0], r, h), *k = row(o->x[1], r, h), *v = row(o->x[2], r, h);
+        const real *u = o->w[0].w + h * dk, *dy = drow(o->y[0], r, h);
+        real *du = at.sums + o->w[0].at + h * dk;
+        double sum = 0, ds = 0;
+        for (int i = 0; i < dk; i++) sum += q[i] * u[i] * k[i];
+        for (int j = 0; j < dv; j++) {
+            ds += dy[j] * v[j];
+            give(drow(o->x[2], r, h) + j, (real)sum * dy[j], o->add & 4);
         }
+        for (int i = 0; i < dk; i++) {
+            give(drow(o->x[0], r, h) + i, (real)ds * u[i] * k[i], o->add & 1);
+            give(drow(o->x[1], r, h) + i, (real)ds * u[i] * q[i], o->add & 2);
+            du[i] += (real)ds * q[i] * k[i];
+        }
+    }
 }
 
 PAIR(bonus, BLOCKS, 0)
@@ -1724,27 +1693,25 @@ PAIR(plus, BLOCKS, 0)
 /* y = softmax(x), head by head: which slots are read. */
 static void slots_forward(const Op *o, Work at) {
     const int n = o->x[0].n;
-    for (int r = at.from; r < at.to; r++)
-        for (int h = 0; h < o->x[0].heads; h++) {
-            const real *x = row(o->x[0], r, h);
-            real *p = row(o->y[0], r, h), top = x[0], sum = 0;
-            for (int i = 1; i < n; i++) top = x[i] > top ? x[i] : top;
-            for (int i = 0; i < n; i++) sum += p[i] = (real)exp(x[i] - top);
-            for (int i = 0; i < n; i++) p[i] /= sum;
-        }
+    EACH_VECTOR(r, h, o->x[0].heads) {
+        const real *x = row(o->x[0], r, h);
+        real *p = row(o->y[0], r, h), top = x[0], sum = 0;
+        for (int i = 1; i < n; i++) top = x[i] > top ? x[i] : top;
+        for (int i = 0; i < n; i++) sum += p[i] = (real)exp(x[i] - top);
+        for (int i = 0; i < n; i++) p[i] /= sum;
+    }
 }
 
 //~ p = softmax(x):  dx_i = p_i (dp_i - sum_j p_j dp_j)
 static void slots_backward(const Op *o, Work at) {
     const int n = o->x[0].n;
-    for (int r = at.from; r < at.to; r++)
-        for (int h = 0; h < o->x[0].heads; h++) {
-            const real *p = row(o->y[0], r, h), *dp = drow(o->y[0], r, h);
-            real dot = 0;
-            for (int i = 0; i < n; i++) dot += p[i] * dp[i];
-            for (int i = 0; i < n; i++)
-                give(drow(o->x[0], r, h) + i, p[i] * (dp[i] - dot), o->add & 1);
-        }
+    EACH_VECTOR(r, h, o->x[0].heads) {
+        const real *p = row(o->y[0], r, h), *dp = drow(o->y[0], r, h);
+        real dot = 0;
+        for (int i = 0; i < n; i++) dot += p[i] * dp[i];
+        for (int i = 0; i < n; i++)
+            give(drow(o->x[0], r, h) + i, p[i] * (dp[i] - dot), o->add & 1);
+    }
 }
 
 PAIR(slots, BLOCKS, 0)
@@ -1789,28 +1756,26 @@ PAIR(sum_decay, SEQUENCES, 0)
 /* What Comba makes of its query and key, x: q, k:  y[0] = old k, along which is erased;
  * y[1] = q - skip y[0].  w: old, skip (heads). */
 static void comba_forward(const Op *o, Work at) {
-    for (int r = at.from; r < at.to; r++)
-        for (int h = 0; h < o->x[0].heads; h++)
-            for (int i = 0; i < o->x[0].n; i++) {
-                const real p = o->w[0].w[h] * row(o->x[1], r, h)[i];
-                row(o->y[0], r, h)[i] = p;
-                row(o->y[1], r, h)[i] = row(o->x[0], r, h)[i] - o->w[1].w[h] * p;
-            }
+    EACH_VECTOR(r, h, o->x[0].heads)
+        for (int i = 0; i < o->x[0].n; i++) {
+            const real p = o->w[0].w[h] * row(o->x[1], r, h)[i];
+            row(o->y[0], r, h)[i] = p;
+            row(o->y[1], r, h)[i] = row(o->x[0], r, h)[i] - o->w[1].w[h] * p;
+        }
 }
 
 //~ p = old k,  y = q - skip p
 static void comba_backward(const Op *o, Work at) {
     real *dold = at.sums + o->w[0].at, *dskip = at.sums + o->w[1].at;
-    for (int r = at.from; r < at.to; r++)
-        for (int h = 0; h < o->x[0].heads; h++)
-            for (int i = 0; i < o->x[0].n; i++) {
-                const real dy = drow(o->y[1], r, h)[i];
-                const real dp = drow(o->y[0], r, h)[i] - o->w[1].w[h] * dy;
-                give(drow(o->x[0], r, h) + i, dy, o->add & 1);
-                give(drow(o->x[1], r, h) + i, o->w[0].w[h] * dp, o->add & 2);
-                dskip[h] -= dy * row(o->y[0], r, h)[i];
-                dold[h] += dp * row(o->x[1], r, h)[i];
-            }
+    EACH_VECTOR(r, h, o->x[0].heads)
+        for (int i = 0; i < o->x[0].n; i++) {
+            const real dy = drow(o->y[1], r, h)[i];
+            const real dp = drow(o->y[0], r, h)[i] - o->w[1].w[h] * dy;
+            give(drow(o->x[0], r, h) + i, dy, o->add & 1);
+            give(drow(o->x[1], r, h) + i, o->w[0].w[h] * dp, o->add & 2);
+            dskip[h] -= dy * row(o->y[0], r, h)[i];
+            dold[h] += dp * row(o->x[1], r, h)[i];
+        }
 }
 
 PAIR(comba, BLOCKS, 0)
@@ -1866,20 +1831,18 @@ static real softplus1(real x) { return x > 20 ? x : (real)log1p(exp(x)); }
 
 /* Mamba-2's step size: y = softplus(x + w[0]). */
 static void step_forward(const Op *o, Work at) {
-    for (int r = at.from; r < at.to; r++)
-        for (int h = 0; h < o->w[0].n; h++)
-            row(o->y[0], r, 0)[h] = softplus1(row(o->x[0], r, 0)[h] + o->w[0].w[h]);
+    EACH_VECTOR(r, h, o->w[0].n)
+        row(o->y[0], r, 0)[h] = softplus1(row(o->x[0], r, 0)[h] + o->w[0].w[h]);
 }
 
 //~ y = softplus(x + w)
 static void step_backward(const Op *o, Work at) {
-    for (int r = at.from; r < at.to; r++)
-        for (int h = 0; h < o->w[0].n; h++) {
-            const real s = sigmoid1(row(o->x[0], r, 0)[h] + o->w[0].w[h]);
-            const real g = drow(o->y[0], r, 0)[h] * s;
-            give(drow(o->x[0], r, 0) + h, g, o->add & 1);
-            at.sums[o->w[0].at + h] += g;
-        }
+    EACH_VECTOR(r, h, o->w[0].n) {
+        const real s = sigmoid1(row(o->x[0], r, 0)[h] + o->w[0].w[h]);
+        const real g = drow(o->y[0], r, 0)[h] * s;
+        give(drow(o->x[0], r, 0) + h, g, o->add & 1);
+        at.sums[o->w[0].at + h] += g;
+    }
 }
 
 PAIR(step, BLOCKS, 0)
@@ -1945,14 +1908,12 @@ static void rotate(const Op *o, real *x, int t, int sign) {
     }
 }
 static void rotate_forward(const Op *o, Work at) {
-    for (int r = at.from; r < at.to; r++)
-        for (int h = 0; h < o->x[0].heads; h++) rotate(o, row(o->x[0], r, h), r % o->T, 1);
+    EACH_VECTOR(r, h, o->x[0].heads) rotate(o, row(o->x[0], r, h), r % o->T, 1);
 }
 
 //~ a turn, which turning back undoes
 static void rotate_backward(const Op *o, Work at) {
-    for (int r = at.from; r < at.to; r++)
-        for (int h = 0; h < o->x[0].heads; h++) rotate(o, drow(o->x[0], r, h), r % o->T, -1);
+    EACH_VECTOR(r, h, o->x[0].heads) rotate(o, drow(o->x[0], r, h), r % o->T, -1);
 }
 
 PAIR(rotate, BLOCKS, 0)
@@ -2066,11 +2027,7 @@ static void embedding_backward(Var x, real *dw, const int *id, int N) {
  *   random numbers
  *   tensors                       each with its name, shape and first values
  *   memory                        of activations, of gradients inside one layer; parts of rows
- *   operations                    what section 7 puts on the list
- *
- * From here on the program uses run.c: its table of mixers, its GGUF reader, its tokenizer, and its
- * inference for the sample at the end. */
-
+ *   operations                    what section 7 puts on the list */
 /* -- what a model is made of -- */
 
 /* What --without leaves out, by bits in the order of parts_left_out. */
@@ -2100,8 +2057,8 @@ enum {
 };
 
 /* What a tensor begins with, from its two numbers a and b: a line from a to b, over `period`
- * numbers; normal numbers, a / b large; taps; rates 1 .. 1 + a; steps of time, a or (0) many; decays,
- * of rate a or (0) one per head. */
+ * numbers; normal numbers, a / b large; taps; rates 1 .. 1 + a; steps of time, a or (0) many;
+ * decays, of rate a or (0) one per head. */
 typedef enum { LINE, NORMAL, TAPS, RATES, STEPS, FADES } Start;
 
 typedef struct {
@@ -2171,24 +2128,18 @@ static int64_t count_of(const void *counter) { return *(const volatile int64_t *
 
 static size_t tensor_len(const TinyTensor *t) { return (size_t)t->cols * (t->rows ? t->rows : 1); }
 
-/* The first values of the tensor that is listed: see Start. */
-static void fill_tensor(Tiny *m, const TinyTensor *t) {
-    const size_t n = tensor_len(t), period = t->period ? (size_t)t->period : n;
-    real *p = m->params + t->at;
-    for (size_t i = 0; i < n; i++) {
-        double x = 0;
-        switch (t->start) {
-        case LINE: x = t->a + (t->b - t->a) * (double)(i % period) / (double)period; break;
-        case NORMAL: x = rng_normal(&m->rng) * t->a / t->b; break;
-        case TAPS: x = rng_uniform(&m->rng) - 0.5; break;
-        case RATES: x = log(1 + t->a * rng_uniform(&m->rng)); break;
-        case FADES: x = t->a > 0 ? exp(-t->a) : 1 - pow(2, -5 - (double)i); break;
-        case STEPS:
-            x = t->a > 0 ? t->a : exp(log(0.001) + rng_uniform(&m->rng) * log(100));
-            x += log(-expm1(-x)); /* the inverse of softplus */
-        }
-        p[i] = (real)x;
+/* First value i of a tensor: see Start. */
+static real first_value(const TinyTensor *t, size_t i, size_t period, uint64_t *rng) {
+    double x = t->a;
+    switch (t->start) {
+    case LINE: return (real)(t->a + (t->b - t->a) * (double)(i % period) / (double)period);
+    case NORMAL: return (real)(rng_normal(rng) * t->a / t->b);
+    case TAPS: return (real)(rng_uniform(rng) - 0.5);
+    case RATES: return (real)log(1 + t->a * rng_uniform(rng));
+    case FADES: return (real)(t->a > 0 ? exp(-t->a) : 1 - pow(2, -5 - (double)i));
+    case STEPS: if (x <= 0) x = exp(log(0.001) + rng_uniform(rng) * log(100));
     }
+    return (real)(x + log(-expm1(-x)));      /* the inverse of softplus */
 }
 
 /* One more tensor of the layer. */
@@ -2203,25 +2154,33 @@ static Param add_tensor(Tiny *m, const char *name, TinyTensor t) {
     m->n_tensors++;
     if (!m->tensors) return (Param){ .n = (int)n, .share = 1 };
     m->tensors[m->n_tensors - 1] = t;
-    fill_tensor(m, &t);
+    const size_t period = t.period ? (size_t)t.period : n;
+    for (size_t i = 0; i < n; i++) m->params[t.at + i] = first_value(&t, i, period, &m->rng);
     return (Param){ .w = m->params + t.at, .dw = t.flags & CONSTANT ? NULL : m->grads + t.at,
                     .n = (int)n, .share = 1 };
 }
 
-/* A matrix keeps the size of what it multiplies; one that writes to the residual stream, a share of
- * it. */
+/* A matrix of normal numbers, of which a / b is the usual size. */
+static TinyTensor normal(int rows, int cols, double a, double b) {
+    return (TinyTensor){ .rows = rows, .cols = cols, .flags = DECAYS, .start = NORMAL,
+                         .a = a, .b = b };
+}
+/* One that keeps the size of what it multiplies; and one that writes to the residual stream, a
+ * share of it. */
 static Param add_matrix(Tiny *m, const char *name, int rows, int cols) {
-    return add_tensor(m, name, (TinyTensor){ .rows = rows, .cols = cols, .flags = DECAYS,
-                                             .start = NORMAL, .a = 1 / sqrt((double)cols), .b = 1 });
+    return add_tensor(m, name, normal(rows, cols, 1 / sqrt((double)cols), 1));
 }
 static Param add_out_matrix(Tiny *m, const char *name, int rows, int cols) {
-    return add_tensor(m, name, (TinyTensor){ .rows = rows, .cols = cols, .flags = DECAYS,
-                                             .start = NORMAL, .a = 1 / sqrt((double)cols),
-                                             .b = sqrt(2.0 * m->c.n_layers) });
+    return add_tensor(m, name, normal(rows, cols, 1 / sqrt((double)cols), sqrt(2.0 * m->c.n_layers)));
 }
 /* n numbers on a line from a to b. */
 static Param add_vector(Tiny *m, const char *name, int n, double a, double b) {
     return add_tensor(m, name, (TinyTensor){ .cols = n, .flags = KEEP_F32, .a = a, .b = b });
+}
+/* n of another kind of start. */
+static Param add_numbers(Tiny *m, const char *name, int n, Start start, double a, int flags) {
+    return add_tensor(m, name, (TinyTensor){ .cols = n, .start = start, .a = a,
+                                             .flags = KEEP_F32 | flags });
 }
 static Param taps_of(Tiny *m, const char *name, int C) {
     return add_tensor(m, name, (TinyTensor){ .rows = m->c.d_conv, .cols = C, .start = TAPS,
@@ -2413,8 +2372,8 @@ static void order_gradients(Tiny *m) {
 typedef enum { FADE_NEVER, FADE_FIXED, FADE_SIGMOID, FADE_SOFTPLUS, FADE_FORGET, FADE_STEP,
                FADE_SUM } Fade;
 
-/* The projections of h that a mixer may have besides q, k and v, in the order of the file, and by the
- * letters of its row in run.c. Output gates and decays may come from a narrow middle. */
+/* The projections of h that a mixer may have besides q, k and v, in the order of the file, and by
+ * the letters of its row in run.c. Output gates and decays may come from a narrow middle. */
 enum { P_GATE, P_ERASE, P_WRITE, P_DECAY, P_MOMENT, P_SHARE, N_PROJECTIONS };
 static const struct { char letter; const char *name, *narrow; } projections[N_PROJECTIONS] = {
     { 'z', "attn_gate.weight", "ssm_g_a.weight" },
@@ -2511,8 +2470,12 @@ static double first_rate(const TinyConfig *c) {
     return c->half_life > 0 ? log(2) / c->half_life : 0;
 }
 
-/* e^a_log, as often as there are decays of a head. */
-static Param rates_of(Tiny *m, Param a_log, int n) {
+/* n numbers e^a_log, where a_log has one per head: as a matrix in files of Mamba-2. */
+static Param rates_of(Tiny *m, const char *name, bool matrix, int n) {
+    const int H = m->c.n_heads;
+    Param a_log = add_tensor(m, name, (TinyTensor){
+        .rows = matrix ? H : 0, .cols = matrix ? 1 : H, .start = RATES,
+        .a = m->c.half_life > 0 ? 0 : 15, .flags = KEEP_F32 | NEGATIVE_EXP });
     Param rate = { .w = lay(m, (size_t)n), .dw = a_log.dw, .n = n, .share = n / a_log.n };
     rate.slope = rate.w;
     a_log.n = n;
@@ -2536,8 +2499,7 @@ static void decays(Mix *t) {
     if (fade == FADE_NEVER || fade == FADE_FIXED) {
         Param d = constant(m, H, 1), fixed = d;
         if (fade == FADE_FIXED)
-            fixed = add_tensor(m, "ssm_decay", (TinyTensor){ .cols = H, .start = FADES, .a = f,
-                                                             .flags = KEEP_F32 | CONSTANT });
+            fixed = add_numbers(m, "ssm_decay", H, FADES, f, CONSTANT);
         t->d = all_tokens(m, kept ? d : fixed);
         return;
     }
@@ -2551,11 +2513,8 @@ static void decays(Mix *t) {
         bias = add_vector(m, is_narrow(t->kind, 'f') ? "ssm_f_b.bias" : "ssm_alpha.bias", n, at, at);
     if (fade == FADE_SIGMOID) rate = constant(m, n, 1 / (real)c->decay_divisor);
     if (fade == FADE_SOFTPLUS || step) {
-        bias = add_tensor(m, "ssm_dt.bias", (TinyTensor){ .cols = n, .start = STEPS, .a = f,
-                                                          .flags = KEEP_F32 });
-        rate = rates_of(m, add_tensor(m, "ssm_a", (TinyTensor){
-            .rows = step ? H : 0, .cols = step ? 1 : H, .start = RATES, .a = f > 0 ? 0 : 15,
-            .flags = KEEP_F32 | NEGATIVE_EXP }), n);
+        bias = add_numbers(m, "ssm_dt.bias", n, STEPS, f, 0);
+        rate = rates_of(m, "ssm_a", step, n);
     }
     if (step) t->step = add(m, (Op){ .run = step_pair, .x = { a }, .w = { bias } });
     if (kept) rate = constant(m, n, 0);      /* d = 1 */
@@ -2620,12 +2579,9 @@ static void scaled_law(Mix *t) {
     const int H = t->H;
     decays(t);
     queries_and_keys(t);
-    const double f = first_rate(&m->c);
-    const Param bias = add_tensor(m, "ssm_m_dt.bias", (TinyTensor){ .cols = H, .start = STEPS, .a = f,
-                                                                    .flags = KEEP_F32 });
+    const Param bias = add_numbers(m, "ssm_m_dt.bias", H, STEPS, first_rate(&m->c), 0);
     const Param scale = add_vector(m, "ssm_m_scale", H, 0, 0);
-    const Param rate = rates_of(m, add_tensor(m, "ssm_m_a", (TinyTensor){
-        .cols = H, .start = RATES, .a = f > 0 ? 0 : 15, .flags = KEEP_F32 | NEGATIVE_EXP }), H);
+    const Param rate = rates_of(m, "ssm_m_a", false, H);
     strengths(t);
     const Var fade = add(m, (Op){ .run = kern.gate, .scale = -1, .x = { t->in[P_MOMENT] },
                                   .w = { bias, rate } });
@@ -2635,13 +2591,13 @@ static void scaled_law(Mix *t) {
                         .w = { scale }, .keep = { lay(m, (size_t)m->N * t->K) } });
 }
 
-/* S <- Diag(d) S + k (b v - b S'p)', p = old k along which is erased before S fades; and q loses its
- * share of p.  (Comba) */
+/* S <- Diag(d) S + k (b v - b S'p)', p = old k along which is erased before S fades; and q loses
+ * its share of p.  (Comba) */
 static void comba_law(Mix *t) {
     Tiny *m = t->m;
     const int H = t->H;
     decays(t);
-    Param old = add_tensor(m, "ssm_p", (TinyTensor){ .cols = H, .flags = KEEP_F32 | SIGMOID });
+    Param old = add_numbers(m, "ssm_p", H, LINE, 0, SIGMOID);
     const Param skip = add_vector(m, "ssm_d", H, 1, 1);
     const Param share = { .w = lay(m, (size_t)H), .dw = lay(m, (size_t)H), .n = H, .share = 1 };
     push(m, (Op){ .run = made_pair, .act = F_SIGMOID, .w = { old }, .keep = { share.w, share.dw } });
@@ -2674,54 +2630,28 @@ static void step_law(Mix *t) {
 
 enum { GATED_DELTA, GLA, SOFTMAX };          /* rows of the table that others ask for by name */
 static const MixerKind mixer_kinds[] = {
-    { "gated-delta", "qwen35", "as Qwen3.5: 3 layers of gated-deltanet, then 1 of gated attention",
-      delta_law, FADE_SOFTPLUS, .d_conv = 4, .qwen = true },
-    { "gla", "gla", "a decay per key channel, nothing erased",
-      add_law, FADE_SIGMOID, .d_conv = 0 },
-    { "softmax", "qwen35", "gated softmax attention in every layer",
-      .qwen = true },
-    { "linear-attention", "linear_attn", "no decay: everything is added up",
-      add_law, FADE_NEVER, .elu = true },
-    { "retnet", "retnet", "a fixed decay per head",
-      add_law, FADE_FIXED, .rope = true },
-    { "lightning", "lightning_attn", "retnet behind a convolution instead of a rotation",
-      add_law, FADE_FIXED, .d_conv = 4 },
-    { "simple-gla", "simple_gla", "a decay per head and token",
-      add_law, FADE_SIGMOID, .d_conv = 4 },
-    { "hgrn2", "hgrn2", "what is not kept is written: key = 1 - decay",
-      rest_law, FADE_FORGET, .norm_eps = 1e-5f },
-    { "lightnet", "lightnet", "a decay that weighs all tokens so far by a softmax",
-      rest_law, FADE_SUM, .d_conv = 0 },
-    { "gsa", "gsa", "a table of slots, each with a decay, read by softmax",
-      slots_law, FADE_SIGMOID, .norm_eps = 1e-5f, .unscaled = true },
-    { "abc", "abc", "gsa with the decay of lightnet, and positions",
-      slots_law, FADE_SUM, .rope = true },
-    { "mamba2", "mamba2", "one step size per head is both decay and write strength",
-      step_law, FADE_STEP, .d_conv = 4 },
-    { "deltanet", "delta_net", "erases what is stored under the key before it writes",
-      delta_law, FADE_NEVER, .d_conv = 4, .ungated = true },
-    { "gated-deltanet", "gated_deltanet", "deltanet with a decay per head",
-      delta_law, FADE_SOFTPLUS, .d_conv = 4 },
-    { "gated-deltaproduct", "gated_deltaproduct",
-      "gated-deltanet that erases and writes twice for each token",
-      delta_law, FADE_SOFTPLUS, .d_conv = 4, .writes = 2 },
-    { "comba", "comba", "gated-deltanet that erases along a key of its own",
-      comba_law, FADE_SOFTPLUS, .d_conv = 4 },
-    { "kda", "kda", "deltanet with a decay per key channel",
-      delta_law, FADE_SOFTPLUS, .d_conv = 4 },
-    { "precond-deltanet", "precond_gated_deltanet",
-      "gated-deltanet that writes less to channels that were written much",
-      scaled_law, FADE_SOFTPLUS, .d_conv = 4 },
-    { "precond-kda", "precond_kda", "kda likewise",
-      scaled_law, FADE_SOFTPLUS, .d_conv = 4 },
-    { "gdn2", "gdn2", "kda with strengths of erase and write per channel",
-      gated_law, FADE_SOFTPLUS, .d_conv = 4 },
-    { "rwkv6", "rwkv6",
-      "gla that reads before it writes, and sees the token before instead of a convolution",
-      .norm_eps = 64e-5f, .rwkv = 6 },
-    { "rwkv7", "rwkv7",
-      "a decay per key channel; what is recalled under one key goes back under another",
-      .norm_eps = 64e-5f, .rwkv = 7 },
+    { "gated-delta", "qwen35", "as Qwen3.5: 3 layers of gated-deltanet, then 1 of gated attention", delta_law, FADE_SOFTPLUS, .d_conv = 4, .qwen = true },
+    { "gla", "gla", "a decay per key channel, nothing erased", add_law, FADE_SIGMOID, .d_conv = 0 },
+    { "softmax", "qwen35", "gated softmax attention in every layer", .qwen = true },
+    { "linear-attention", "linear_attn", "no decay: everything is added up", add_law, FADE_NEVER, .elu = true },
+    { "retnet", "retnet", "a fixed decay per head", add_law, FADE_FIXED, .rope = true },
+    { "lightning", "lightning_attn", "retnet behind a convolution instead of a rotation", add_law, FADE_FIXED, .d_conv = 4 },
+    { "simple-gla", "simple_gla", "a decay per head and token", add_law, FADE_SIGMOID, .d_conv = 4 },
+    { "hgrn2", "hgrn2", "what is not kept is written: key = 1 - decay", rest_law, FADE_FORGET, .norm_eps = 1e-5f },
+    { "lightnet", "lightnet", "a decay that weighs all tokens so far by a softmax", rest_law, FADE_SUM, .d_conv = 0 },
+    { "gsa", "gsa", "a table of slots, each with a decay, read by softmax", slots_law, FADE_SIGMOID, .norm_eps = 1e-5f, .unscaled = true },
+    { "abc", "abc", "gsa with the decay of lightnet, and positions", slots_law, FADE_SUM, .rope = true },
+    { "mamba2", "mamba2", "one step size per head is both decay and write strength", step_law, FADE_STEP, .d_conv = 4 },
+    { "deltanet", "delta_net", "erases what is stored under the key before it writes", delta_law, FADE_NEVER, .d_conv = 4, .ungated = true },
+    { "gated-deltanet", "gated_deltanet", "deltanet with a decay per head", delta_law, FADE_SOFTPLUS, .d_conv = 4 },
+    { "gated-deltaproduct", "gated_deltaproduct", "gated-deltanet that erases and writes twice for each token", delta_law, FADE_SOFTPLUS, .d_conv = 4, .writes = 2 },
+    { "comba", "comba", "gated-deltanet that erases along a key of its own", comba_law, FADE_SOFTPLUS, .d_conv = 4 },
+    { "kda", "kda", "deltanet with a decay per key channel", delta_law, FADE_SOFTPLUS, .d_conv = 4 },
+    { "precond-deltanet", "precond_gated_deltanet", "gated-deltanet that writes less to channels that were written much", scaled_law, FADE_SOFTPLUS, .d_conv = 4 },
+    { "precond-kda", "precond_kda", "kda likewise", scaled_law, FADE_SOFTPLUS, .d_conv = 4 },
+    { "gdn2", "gdn2", "kda with strengths of erase and write per channel", gated_law, FADE_SOFTPLUS, .d_conv = 4 },
+    { "rwkv6", "rwkv6", "gla that reads before it writes, and sees the token before instead of a convolution", .norm_eps = 64e-5f, .rwkv = 6 },
+    { "rwkv7", "rwkv7", "a decay per key channel; what is recalled under one key goes back under another", .norm_eps = 64e-5f, .rwkv = 7 },
 };
 enum { N_KINDS = sizeof mixer_kinds / sizeof *mixer_kinds };
 
@@ -2747,7 +2677,9 @@ static Act act_of(int act) {
     return act == ACT_SILU ? F_SILU : act == ACT_SIGMOID ? F_SIGMOID
            : act == ACT_ELU1 ? F_ELU1 : F_ID;
 }
-static Act gate_of(const MixerKind *k) { return k->ungated ? F_ID : act_of(mixer_of(k)->back.gate); }
+static Act gate_of(const MixerKind *k) {
+    return k->ungated ? F_ID : act_of(mixer_of(k)->back.gate);
+}
 static Act map_of(const MixerKind *k) { return k->elu ? F_ELU1 : act_of(mixer_of(k)->front.map); }
 static int writes_of(const MixerKind *k) { return k->writes ? k->writes : 1; }
 /* Mamba-2: a skip, the gate before the norm, no feed-forward. */
@@ -2844,12 +2776,11 @@ static Var way_out(Mix *t, Var o, Var x) {
     Var z = t->in[P_GATE], y = part_of(t, o, t->writes - 1);
     Param norm;
     if (mamba) {
-        const TinyTensor ones = { .rows = H, .cols = 1, .flags = KEEP_F32, .a = 1, .b = 1 };
-        TinyTensor per_head = ones;
-        per_head.cols = dv;
+        TinyTensor ones = { .rows = H, .cols = 1, .flags = KEEP_F32, .a = 1, .b = 1 };
         push(m, (Op){ .run = skip_pair, .x = { t->straight }, .y = { o },
                       .w = { add_tensor(m, "ssm_d", ones) } });
-        norm = add_tensor(m, "ssm_norm.weight", per_head);
+        ones.cols = dv;
+        norm = add_tensor(m, "ssm_norm.weight", ones);
         y = add_rmsnorm(m, add_glu(m, F_SILU, o, in_heads(z, H)), norm, eps);
     } else {
         const int spans = out == OUT_HEAD ? H : 1;
@@ -2972,6 +2903,17 @@ static Var add_shift(Tiny *m, Var x, Param share) {
     return add(m, (Op){ .run = shift_pair, .x = { x }, .w = { share } });
 }
 
+/* What both project h by, shifted by a share of n each. */
+typedef struct { Param lerp, r, k, v; } RwkvIn;
+static RwkvIn rwkv_in(Tiny *m, int n) {
+    const int D = m->c.dim, K = m->c.n_heads * m->c.dk, V = m->c.n_heads * m->c.dv;
+    RwkvIn w = { .lerp = shares(m, "time_mix_lerp_fused.weight", n) };
+    w.r = add_matrix(m, "time_mix_receptance.weight", K, D);
+    w.k = add_matrix(m, "time_mix_key.weight", K, D);
+    w.v = add_matrix(m, "time_mix_value.weight", V, D);
+    return w;
+}
+
 /* Norm, bonus and gate behind the memory of either: in RWKV-6 the bonus comes first. */
 static Var rwkv_out(Tiny *m, const MixerKind *kind, Var x, const Var in[N_X], Param u, Var z) {
     const int seven = kind->rwkv == 7, V = m->c.n_heads * m->c.dv;
@@ -2992,15 +2934,12 @@ static Var rwkv6_layer(Tiny *m, const MixerKind *kind, Var x, Var h) {
     const double f = first_rate(c);
     enum { W_, K_, V_, R_, G_, N };
     // tensors
-    const Param lerp = shares(m, "time_mix_lerp_fused.weight", N);
-    const Param w_r = add_matrix(m, "time_mix_receptance.weight", K, D);
-    const Param w_k = add_matrix(m, "time_mix_key.weight", K, D);
-    const Param w_v = add_matrix(m, "time_mix_value.weight", V, D);
+    const RwkvIn w = rwkv_in(m, N);
     const Param lerp_x = shares(m, "time_mix_lerp_x.weight", 1);
     const Param down = add_matrix(m, "time_mix_w1.weight", N * R, D);
-    const Param up = add_tensor(m, "time_mix_w2.weight", (TinyTensor){
-        .rows = N * D, .cols = R, .parts = N, .flags = DECAYS, .start = NORMAL,
-        .a = 1 / sqrt((double)R), .b = 1 });
+    TinyTensor ups = normal(N * D, R, 1 / sqrt((double)R), 1);
+    ups.parts = N;
+    const Param up = add_tensor(m, "time_mix_w2.weight", ups);
     const Narrow fade = { .act = F_TANH, .out = K,
                           .bias = add_vector(m, "time_mix_decay.weight", K, f > 0 ? log(f) : -6,
                                          f > 0 ? log(f) : -1),
@@ -3014,14 +2953,14 @@ static Var rwkv6_layer(Tiny *m, const MixerKind *kind, Var x, Var h) {
     const Var bent = add_map(m, F_TANH, low);
     for (int j = N - 1; j >= 0; j--) {
         const Var share = add_linear(m, columns(bent, j * R, R, 1), slice(up, j, D * R),
-                                     slice(lerp, j, D), D);
+                                     slice(w.lerp, j, D), D);
         read[j] = add(m, (Op){ .run = shift_pair, .x = { h, share } });
     }
     // q, k, v, d
     const Var d = add_map(m, F_DECAY6, add_narrow(m, &fade, read[W_]));
-    const Var in[N_X] = { in_heads(add_linear(m, read[R_], w_r, no_bias, K), H),
-                          in_heads(add_linear(m, read[K_], w_k, no_bias, K), H),
-                          in_heads(add_linear(m, read[V_], w_v, no_bias, V), H), in_heads(d, H) };
+    const Var in[N_X] = { in_heads(add_linear(m, read[R_], w.r, no_bias, K), H),
+                          in_heads(add_linear(m, read[K_], w.k, no_bias, K), H),
+                          in_heads(add_linear(m, read[V_], w.v, no_bias, V), H), in_heads(d, H) };
     return rwkv_out(m, kind, x, in, u, add_linear(m, read[G_], w_g, no_bias, V));
 }
 
@@ -3031,10 +2970,7 @@ static Var rwkv7_layer(Tiny *m, const MixerKind *kind, Var x, Var h) {
     const double f = first_rate(c), w0 = f > 0 ? -log(DECAY7 / fmin(f, 0.6) - 1) : 0;
     enum { R_, W_, K_, V_, A_, G_, N };
     // tensors; the first layer has no earlier values
-    const Param lerp = shares(m, "time_mix_lerp_fused.weight", N);
-    const Param w_r = add_matrix(m, "time_mix_receptance.weight", K, D);
-    const Param w_k = add_matrix(m, "time_mix_key.weight", K, D);
-    const Param w_v = add_matrix(m, "time_mix_value.weight", V, D);
+    const RwkvIn w = rwkv_in(m, N);
     const Narrow fade = narrow_of(m, 'w', K, F_TANH, f > 0 ? w0 : -7, f > 0 ? w0 : -2);
     const Narrow strength = narrow_of(m, 'a', K, F_ID, 0, 0);
     const Narrow gate = narrow_of(m, 'g', V, F_SIGMOID, 0, 0);
@@ -3045,13 +2981,13 @@ static Var rwkv7_layer(Tiny *m, const MixerKind *kind, Var x, Var h) {
     const Param u = add_vector(m, "time_mix_r_k.weight", K, 0, 0);
     // what each projection reads
     Var read[N];
-    for (int j = N - 1; j >= 0; j--) read[j] = add_shift(m, h, slice(lerp, j, D));
+    for (int j = N - 1; j >= 0; j--) read[j] = add_shift(m, h, slice(w.lerp, j, D));
     // q, v, d; k, e, b from a key
-    const Var q = add_linear(m, read[R_], w_r, no_bias, K);
-    const Var key = add_linear(m, read[K_], w_k, no_bias, K);
+    const Var q = add_linear(m, read[R_], w.r, no_bias, K);
+    const Var key = add_linear(m, read[K_], w.k, no_bias, K);
     Var v = new_var(m, 1, V);
     if (!m->layer) v.dx = lay(m, m->N * v.ld);  /* later layers have a share of it, too */
-    push(m, (Op){ .run = linear_pair, .x = { read[V_] }, .w = { w_v }, .y = { v } });
+    push(m, (Op){ .run = linear_pair, .x = { read[V_] }, .w = { w.v }, .y = { v } });
     const Var d = add_map(m, F_DECAY7, add_narrow(m, &fade, read[W_]));
     const Var a = add_narrow(m, &strength, read[A_]), z = add_narrow(m, &gate, read[G_]);
     if (m->layer)
@@ -3149,8 +3085,7 @@ static void write_model(Tiny *m, uint64_t seed) {
     m->layer = -1;
     m->rope = rope_angles(m, m->c.n_rot);
     m->rope_k = rope_angles(m, m->c.dk);
-    m->embed = add_tensor(m, "token_embd.weight", (TinyTensor){
-        .rows = V, .cols = D, .flags = DECAYS, .start = NORMAL, .a = 0.05, .b = 1 });
+    m->embed = add_tensor(m, "token_embd.weight", normal(V, D, 0.05, 1));
     Op norm = stream_norm(m, "output_norm");
     begin_half(m);
     /* these gradients outlast a half of a layer */
@@ -3289,12 +3224,12 @@ static double adamw_step(Tiny *m, const AdamW *o, long step) {
     return norm;
 }
 
-/* ---- 10. stories: a small world that tells itself ------------------------------------------------
+/* ---- 10. stories: a small world that tells itself ------------------------------------------
  * Training text without a download. story(seed) writes one short story in simple English, the same
  * for the same seed, and there are far more of them than a training run can read. They are made so
  * that a model of one or two million weights can learn them and a reader can see whether it did: a
- * name, a color, a hiding place or a promise from the first lines has to come back, unchanged, in the
- * last ones.
+ * name, a color, a hiding place or a promise from the first lines has to come back, unchanged, in
+ * the last ones.
  *
  * A plot is one template. Everything in it is copied, except:
  *
@@ -3305,20 +3240,20 @@ static double adamw_step(Tiny *m, const AdamW *o, long step) {
  *   \n            a new paragraph
  *   ^             a capital for the next letter
  *
- * What is drawn or bound is expanded once and never changes, so {col} is the same color to the end of
- * the story. Templates are in lower case: story_tidy() sets the capitals, turns "a apple" into "an
- * apple" and removes the spaces that empty parts leave behind. After ?" and !" it leaves the case alone
- * ("Where?" she asked), so a new sentence there needs the ^. A row that begins with @h is for human
- * heroes only, with @a for animals.
+ * What is drawn or bound is expanded once and never changes, so {col} is the same color to the end
+ * of the story. Templates are in lower case: story_tidy() sets the capitals, turns "a apple" into
+ * "an apple" and removes the spaces that empty parts leave behind. After ?" and !" it leaves the
+ * case alone ("Where?" she asked), so a new sentence there needs the ^. A row that begins with @h
+ * is for human heroes only, with @a for animals.
  *
  * Bound for every plot:
  *   h he him his self kind  the hero            f fhe fhim fhis fkind  another child; {friend} is "her friend Tom"
  *   g ghe ghim ghis         "her mother"        gn, call  "mother", "Mama"
  *   p q                     two places indoors  r  a place outdoors     open day night  the first words
  *   hand others woods hideout judge rival       things of the hero's world
- * To add a plot: write its template into STORY_PLOTS and its tables, if any, into STORY_TABLES. Its
- * text begins with {open}. Texts must not use the characters of the notation, []{}<>|^ and in tables
- * ; and /.
+ * To add a plot: write its template into STORY_PLOTS and its tables, if any, into STORY_TABLES.
+ * Its text begins with {open}. Texts must not use the characters of the notation, []{}<>|^ and in
+ * tables ; and /.
  *
  * First come the tables, then the plots, then the engine that expands them: story(), at the end, is
  * what others call. */
@@ -3727,8 +3662,8 @@ static size_t story_pick(StoryTeller *t, size_t n) {
 
 static bool same_str(Str a, Str b) { return a.n == b.n && !memcmp(a.s, b.s, a.n); }
 
-/* Cuts the piece before the next stop character that is outside all brackets off the front of s, and
- * that character with it. */
+/* Cuts the piece before the next stop character that is outside all brackets off the front of s,
+ * and that character with it. */
 static Str story_cut(Str *s, char stop) {
     Str piece = { s->s, 0 };
     for (int depth = 0; piece.n < s->n; piece.n++) {
@@ -3875,9 +3810,9 @@ static size_t story_tidy(char *out, size_t cap, Str raw) {
     return n;
 }
 
-/* Writes the story of this seed: plain ASCII, paragraphs divided by an empty line, no newline at the
- * end. Returns its length without the final zero. STORY_CAP bytes are always enough; cap is at least
- * 1. */
+/* Writes the story of this seed: plain ASCII, paragraphs divided by an empty line, no newline at
+ * the end. Returns its length without the final zero. STORY_CAP bytes are always enough; cap is at
+ * least 1. */
 static size_t story(uint64_t seed, char *buf, size_t cap) {
     StoryTeller t;
     t.rng = seed;
@@ -3889,16 +3824,17 @@ static size_t story(uint64_t seed, char *buf, size_t cap) {
     return story_tidy(buf, cap, (Str){ t.text, t.text_len });
 }
 
-/* ---- 11. vocabulary: byte-level BPE, learning a vocabulary ---------------------------------------
- * Tokens 0..255 are the single bytes, so any text can be encoded. Then, again and again, the pair of
- * neighboring tokens that occurs most often in the text becomes one token (Sennrich et al. 2016; on
- * bytes: Radford et al. 2019). Text is cut into pieces first, and pairs never reach across the end of
- * a piece; a natural text has few different pieces, so each is kept once with its count.
+/* ---- 11. vocabulary: byte-level BPE, learning a vocabulary ---------------------------------
+ * Tokens 0..255 are the single bytes, so any text can be encoded. Then, again and again, the pair
+ * of neighboring tokens that occurs most often in the text becomes one token (Sennrich et al.
+ * 2016; on bytes: Radford et al. 2019). Text is cut into pieces first, and pairs never reach
+ * across the end of a piece; a natural text has few different pieces, so each is kept once with
+ * its count.
  *
- * Ties go to the pair with the smaller left, then the smaller right id, so the result depends on the
- * text alone. "ab"+"c" and "a"+"bc" are never both learned: no merge has reached across the ends of a
- * token, so its bytes were joined as they would be if they stood alone, and that is one way only.
- * Every token is a different string. Its rooms:
+ * Ties go to the pair with the smaller left, then the smaller right id, so the result depends on
+ * the text alone. "ab"+"c" and "a"+"bc" are never both learned: no merge has reached across the
+ * ends of a token, so its bytes were joined as they would be if they stood alone, and that is one
+ * way only. Every token is a different string. Its rooms:
  *
  *   what is kept             the vocabulary, and all that learning it needs
  *   pieces and pairs         how often each occurs, by hash tables; candidates, in a heap
@@ -4075,7 +4011,7 @@ static void bpe_cut(BpeTrainer *t, const Tokenizer *tokenizer, Str text) {
         Futile futile = { 0, 0, 0 };
         end = match_end(&tokenizer->splits[0], &tokenizer->unicode, text, (size_t)pos, &futile);
         for (size_t at = (size_t)pos; at < end; at += BPE_PIECE_MAX)
-            bpe_count_piece(t, str_part(text, at, at + BPE_PIECE_MAX < end ? at + BPE_PIECE_MAX : end));
+            bpe_count_piece(t, str_part(text, at, end - at > BPE_PIECE_MAX ? at + BPE_PIECE_MAX : end));
     }
     wait_end();
 }
@@ -4127,8 +4063,8 @@ static void bpe_train(BpeVocab *v, const Tokenizer *tokenizer, Str text, int n) 
     free(t.symbols);
 }
 
-/* Writes a token as files of the kind "gpt2" have it, see byte_char: UTF-8, at most 2 bytes per byte
- * of the token. Returns the length. */
+/* Writes a token as files of the kind "gpt2" have it, see byte_char: UTF-8, at most 2 bytes per
+ * byte of the token. Returns the length. */
 static size_t bpe_token_text(const BpeVocab *v, int id, char *out) {
     const Str bytes = bpe_token(v, id);
     size_t n = 0;
@@ -4198,13 +4134,13 @@ static int draw_place(const int *place, int n, uint64_t *rng) {
     return pick;
 }
 
-/* Multi-query associative recall (source: Zoology, Arora et al. 2023). First come `pairs` keys, each
- * with its value behind it; later each key comes once more, at a place drawn with a probability of
- * 1 / distance, and there its value is what has to be said. Everywhere else stands token 0, and no
- * answer counts. To rebind: between the pairs and the questions, half of the keys come again, each
- * with a new value, and the pairs stand in any order: old ones stay true, too. Keys are ids
- * 1 .. V/2 - 1, values V/2 .. V - 1; which belongs to which is drawn anew each time, so that only a
- * memory of this sequence can know it. id, target (T). */
+/* Multi-query associative recall (source: Zoology, Arora et al. 2023). First come `pairs` keys,
+ * each with its value behind it; later each key comes once more, at a place drawn with a
+ * probability of 1 / distance, and there its value is what has to be said. Everywhere else stands
+ * token 0, and no answer counts. To rebind: between the pairs and the questions, half of the keys
+ * come again, each with a new value, and the pairs stand in any order: old ones stay true, too.
+ * Keys are ids 1 .. V/2 - 1, values V/2 .. V - 1; which belongs to which is drawn anew each time,
+ * so that only a memory of this sequence can know it. id, target (T). */
 static void mqar_sequence(const Data *d, bool held_out, uint64_t i, int pairs, int T, int *id,
                           int *target) {
     enum { MOST = 1 << 10 };
@@ -4265,10 +4201,10 @@ static void fill_batch(const Data *d, bool held_out, uint64_t step, int B, int T
 /* -- counting baselines -- */
 
 /* An interpolated Kneser-Ney bigram and trigram, with one discount of 0.75 (source: Chen and
- * Goodman, 1999). Counts are taken from the sequences that the model was trained on, all in one hash
- * table. Of words u v w: how often TRI (u, v, w) and BI (v, w) were seen; how often TRI_CONTEXT
- * (u, v) and BI_CONTEXT v; how many different words, TRI_KINDS and BI_KINDS, followed those; how
- * many different u stood before (v, w), KINDS_BEFORE, and the sum of that over w. */
+ * Goodman, 1999). Counts are taken from the sequences that the model was trained on, all in one
+ * hash table. Of words u v w: how often TRI (u, v, w) and BI (v, w) were seen; how often
+ * TRI_CONTEXT (u, v) and BI_CONTEXT v; how many different words, TRI_KINDS and BI_KINDS, followed
+ * those; how many different u stood before (v, w), KINDS_BEFORE, and the sum of that over w. */
 enum {
     TRI, BI, TRI_CONTEXT, BI_CONTEXT, TRI_KINDS, BI_KINDS, KINDS_BEFORE, KINDS_BEFORE_SUM, N_COUNTS
 };
@@ -4561,13 +4497,10 @@ static void put_q4_0(Text *o, const float *x) {
  * 32. */
 static void put_row(Text *o, const float *x, int n, int type) {
     for (int i = 0; i < n; i += types[type].elems)
-        switch (type) {
-        case F32: put_int(o, as_bits(x[i]), 4); break;
-        case F16: put_int(o, half_of(x[i]), 2); break;
-        case BF16: put_int(o, bfloat_of(x[i]), 2); break;
-        case Q8_0: put_q8_0(o, x + i); break;
-        case Q4_0: put_q4_0(o, x + i);
-        }
+        if (type == F32) put_int(o, as_bits(x[i]), 4);
+        else if (type == Q8_0) put_q8_0(o, x + i);
+        else if (type == Q4_0) put_q4_0(o, x + i);
+        else put_int(o, type == F16 ? half_of(x[i]) : bfloat_of(x[i]), 2);
 }
 
 /* The type that a tensor has in a file whose matrices are of `type`. Rows that do not fill blocks
@@ -4751,7 +4684,8 @@ static uint8_t *read_bytes(const char *path, uint64_t n) {
 /* -- checkpoints -- */
 
 /* MODEL.ckpt: what training needs to go on as if it had not stopped. Only the program that wrote
- * it, on the same settings, text and vocabulary, takes it. Behind this head: params, mean, square. */
+ * it, on the same settings, text and vocabulary, takes it. Behind this head: params, mean, square.
+ * */
 typedef struct {
     char magic[8];
     uint64_t fingerprint, n_params;          /* of settings, text and vocabulary; reals of each */
@@ -5472,8 +5406,8 @@ static int train_steps(Training *r, char *err) {
 /* -- reports -- */
 
 /* Why a model is no better than it is, where that can be told: it has learned its text by heart,
- * which shows in a held-out loss that was lower before or lies far above that of the text, or it has
- * had too few steps. behind: counting three tokens predicts better. */
+ * which shows in a held-out loss that was lower before or lies far above that of the text, or it
+ * has had too few steps. behind: counting three tokens predicts better. */
 static void report_fit(const Training *r, bool behind) {
     const double RISE = 0.05, GAP = 0.5;     /* nats per token */
     const Data *d = r->d;

@@ -48,7 +48,8 @@ enum {
     CHUNK = 16,       /* tokens between two kept states of the recurrence */
     BLOCK = 64,       /* tokens of one unit of parallel work */
     DEPTH = 512,      /* terms of a matrix product added before the sum goes to memory */
-    MAX_TILE = 12     /* rows of the largest matmul tile */
+    MAX_TILE = 12,    /* rows of the largest matmul tile */
+    TILE_VECS = 2     /* vectors in a row of each */
 };
 
 /* Numbers of all tokens as they flow through the model, and the gradient of the loss beside them:
@@ -165,7 +166,7 @@ static TinyKernels kern;        /* chosen once, in choose_tiny_kernels */
 #ifdef TARGET
 /* ---- 2. kernels ----------------------------------------------------------------------------
  * This section is compiled once per instruction set: the file includes itself with TARGET (function
- * attribute), NAME (suffix of the functions), VECTOR_BYTES, TILE_ROWS and TILE_VECS set. Vectors
+ * attribute), NAME (suffix of the functions), VECTOR_BYTES and TILE_ROWS set. Vectors
  * are the GNU ones that gcc and clang turn into whatever the target has; with another compiler a
  * vector is one number and the text stays the same. Vectors of a row hold a multiple of 16 reals,
  * but for gates. Nothing here starts a thread. Its rooms:
@@ -1134,7 +1135,6 @@ static const TinyKernels NAME(kernels) = {
 #undef NAME_TEXT
 #undef VECTOR_BYTES
 #undef TILE_ROWS
-#undef TILE_VECS
 #else
 
 /* Tile sizes leave room for the accumulators in the registers of the instruction set: 32 of 64
@@ -1145,14 +1145,12 @@ static const TinyKernels NAME(kernels) = {
 #define NAME_TEXT "avx512"
 #define VECTOR_BYTES 64
 #define TILE_ROWS 12
-#define TILE_VECS 2
 #include "train_tiny.c"
 #define TARGET __attribute__((target("avx2,fma")))
 #define NAME(x) x##_tiny_avx2
 #define NAME_TEXT "avx2"
 #define VECTOR_BYTES 32
 #define TILE_ROWS 6
-#define TILE_VECS 2
 #include "train_tiny.c"
 #endif
 #define TARGET
@@ -1160,7 +1158,6 @@ static const TinyKernels NAME(kernels) = {
 #define NAME_TEXT "plain"
 #define VECTOR_BYTES 16
 #define TILE_ROWS 4
-#define TILE_VECS 2
 #include "train_tiny.c"
 
 /* The table of the widest instruction set that this processor has. */
@@ -4332,28 +4329,30 @@ static void key(Keys *k, const char *name, int type) {
     put_int(&k->body, (uint64_t)type, 4);
     k->n++;
 }
-static void key_str(Keys *k, const char *name, const char *s) {
-    key(k, name, GGUF_STR);
-    put_str(&k->body, s, strlen(s));
-}
-static void key_u32(Keys *k, const char *name, uint32_t v) {
-    key(k, name, GGUF_U32);
-    put_int(&k->body, v, 4);
-}
-static void key_f32(Keys *k, const char *name, float v) {
-    key(k, name, GGUF_F32);
-    put_int(&k->body, as_bits(v), 4);
-}
 /* The head of an array; its n elements are put behind it. */
-static void key_array(Keys *k, const char *name, int type, uint64_t n) {
+static void key_array(Keys *k, const char *name, int type, int n) {
     key(k, name, GGUF_ARR);
     put_int(&k->body, (uint64_t)type, 4);
-    put_int(&k->body, n, 8);
+    put_int(&k->body, (uint64_t)n, 8);
 }
-static void key_ints(Keys *k, const char *name, const int *v, int n) {
-    key_array(k, name, GGUF_I32, (uint64_t)n);
-    for (int i = 0; i < n; i++) put_int(&k->body, (uint64_t)v[i], 4);
+
+/* A key: whether it is in this file, and its value, a number n, the text at, or n ints there. */
+typedef struct { bool here; const char *name; int type; double n; const void *at; } KeyRow;
+static void put_keys(Keys *k, const KeyRow *row, size_t n_rows) {
+    for (const KeyRow *end = row + n_rows; row < end; row++) {
+        const int *ints = row->at, n = row->type == GGUF_ARR ? (int)row->n : 0;
+        if (!row->here) continue;
+        if (n) key_array(k, row->name, GGUF_I32, n);
+        else key(k, row->name, row->type);
+        for (int i = 0; i < n; i++) put_int(&k->body, (uint64_t)ints[i], 4);
+        if (row->type == GGUF_STR) put_str(&k->body, row->at, strlen(row->at));
+        if (row->type == GGUF_F32) put_int(&k->body, as_bits((float)row->n), 4);
+        if (row->type == GGUF_U32) put_int(&k->body, (uint64_t)row->n, 4);
+        if (row->type == GGUF_BOOL) put_int(&k->body, (uint64_t)row->n, 1);
+    }
 }
+#define PUT_KEYS(k, rows) put_keys(k, rows, sizeof rows / sizeof *rows)
+
 /* From now on names begin with this and a dot. */
 static void keys_of(Keys *k, const char *prefix) {
     snprintf(k->prefix, sizeof k->prefix, "%s.", prefix);
@@ -4372,9 +4371,11 @@ static void put_header(Text *o, Keys *k, uint64_t n_tensors) {
 /* -- the vocabulary -- */
 
 static void keys_of_vocabulary(Keys *k) {
+    static const KeyRow rows[] = {
+        { true, "architecture", GGUF_STR, 0, "tokenizer" }, { true, "type", GGUF_STR, 0, "vocab" }
+    };
     keys_of(k, "general");
-    key_str(k, "architecture", "tokenizer");
-    key_str(k, "type", "vocab");
+    PUT_KEYS(k, rows);
 }
 
 /* The tokenizer.* keys of another file, byte for byte. */
@@ -4398,18 +4399,23 @@ static Text vocabulary_file(const BpeVocab *v) {
     const char *end = "<|endoftext|>";
     const int n = v->n_tokens;
     char text[2 * BPE_PIECE_MAX + 1], right[2 * BPE_PIECE_MAX + 1];
+    const KeyRow first[] = {
+        { true, "model", GGUF_STR, 0, "gpt2" }, { true, "pre", GGUF_STR, 0, "qwen2" }
+    }, last[] = {
+        { true, "bos_token_id", GGUF_U32, n, NULL }, { true, "eos_token_id", GGUF_U32, n, NULL },
+        { true, "padding_token_id", GGUF_U32, n, NULL }, { true, "add_bos_token", GGUF_BOOL, 1, NULL }
+    };
     Text file = {0};
     Keys k = {0};
     keys_of_vocabulary(&k);
     keys_of(&k, "tokenizer.ggml");
-    key_str(&k, "model", "gpt2");
-    key_str(&k, "pre", "qwen2");
-    key_array(&k, "tokens", GGUF_STR, (uint64_t)n + 1);
+    PUT_KEYS(&k, first);
+    key_array(&k, "tokens", GGUF_STR, n + 1);
     for (int i = 0; i < n; i++) put_str(&k.body, text, bpe_token_text(v, i, text));
     put_str(&k.body, end, strlen(end));
-    key_array(&k, "token_type", GGUF_I32, (uint64_t)n + 1);
+    key_array(&k, "token_type", GGUF_I32, n + 1);
     for (int i = 0; i <= n; i++) put_int(&k.body, i < n ? 1 : 3, 4);          /* normal, control */
-    key_array(&k, "merges", GGUF_STR, (uint64_t)n - 256);
+    key_array(&k, "merges", GGUF_STR, n - 256);
     for (int i = 0; i < n - 256; i++) {
         size_t a = bpe_token_text(v, v->merges[i].left, text);
         size_t b = bpe_token_text(v, v->merges[i].right, right);
@@ -4418,11 +4424,7 @@ static Text vocabulary_file(const BpeVocab *v) {
         put(&k.body, " ", 1);
         put(&k.body, right, b);
     }
-    key_u32(&k, "bos_token_id", (uint32_t)n);
-    key_u32(&k, "eos_token_id", (uint32_t)n);
-    key_u32(&k, "padding_token_id", (uint32_t)n);
-    key(&k, "add_bos_token", GGUF_BOOL);
-    put_int(&k.body, 1, 1);
+    PUT_KEYS(&k, last);
     put_header(&file, &k, 0);
     return file;
 }
@@ -4545,8 +4547,8 @@ static void put_tensor_row(Text *o, const TinyTensor *t, int type, size_t offset
 
 /* -- the model -- */
 
-/* The keys of its layers: a row each, with where it is. */
-static void keys_of_layers(Keys *k, const TinyConfig *c) {
+/* The keys of its architecture: a row each, with where it is. */
+static void keys_of_model(Keys *k, const TinyConfig *c) {
     const MixerKind *kind = &mixer_kinds[c->mixer];
     const bool qwen = kind->qwen, ssm = qwen || is_mamba(kind), rwkv = kind->rwkv;
     const bool fla = !ssm && !rwkv;              /* as in flash-linear-attention */
@@ -4560,7 +4562,14 @@ static void keys_of_layers(Keys *k, const TinyConfig *c) {
         q_heads[l] = attends(c, l) ? c->q_heads : 0;
         kv_heads[l] = attends(c, l) ? c->kv_heads : 0;
     }
-    const struct { bool here; const char *name; int type; double n; const void *at; } rows[] = {
+    const KeyRow rows[] = {
+        { true, "block_count", GGUF_U32, L, NULL },
+        { true, "context_length", GGUF_U32, c->seq_len, NULL },
+        { true, "embedding_length", GGUF_U32, c->dim, NULL },
+        { true, "feed_forward_length", GGUF_U32, c->hidden_dim, NULL },
+        { true, "vocab_size", GGUF_U32, c->vocab_size, NULL },
+        { rwkv, "attention.layer_norm_epsilon", GGUF_F32, c->eps, NULL },
+        { !rwkv, "attention.layer_norm_rms_epsilon", GGUF_F32, c->eps, NULL },
         { qwen, "attention.head_count", GGUF_U32, c->q_heads, NULL },
         { qwen, "attention.head_count_kv", GGUF_U32, c->kv_heads, NULL },
         { qwen, "attention.key_length", GGUF_U32, c->head_dim, NULL },
@@ -4597,40 +4606,28 @@ static void keys_of_layers(Keys *k, const TinyConfig *c) {
         { between, "rope.freq_base", GGUF_F32, c->rope_base, NULL },
         { between, "attention.key_length", GGUF_U32, c->head_dim, NULL },
     };
-    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
-        if (!rows[i].here) continue;
-        if (rows[i].type == GGUF_U32) key_u32(k, rows[i].name, (uint32_t)rows[i].n);
-        else if (rows[i].type == GGUF_F32) key_f32(k, rows[i].name, (float)rows[i].n);
-        else if (rows[i].type == GGUF_STR) key_str(k, rows[i].name, rows[i].at);
-        else key_ints(k, rows[i].name, rows[i].at, (int)rows[i].n);
-    }
+    keys_of(k, kind->arch);
+    PUT_KEYS(k, rows);
 }
 
 /* The whole model as a GGUF file in memory. */
 static Text model_file(const Tiny *m, const Gguf *vocab, int type, const char *name) {
-    const TinyConfig *c = &m->c;
-    const MixerKind *kind = &mixer_kinds[c->mixer];
+    const KeyRow general[] = {
+        { true, "architecture", GGUF_STR, 0, mixer_kinds[m->c.mixer].arch },
+        { true, "type", GGUF_STR, 0, "model" },
+        { true, "name", GGUF_STR, 0, name },
+        { true, "quantization_version", GGUF_U32, 2, NULL },
+        { true, "file_type", GGUF_U32, type == BF16 ? 32 : type == Q8_0 ? 7 : type, NULL },
+        { true, "sampling.temp", GGUF_F32, 0.6f, NULL },
+        { true, "sampling.top_p", GGUF_F32, 0.95f, NULL },
+    };
     Keys k = {0};
     Text data = {0}, file = {0};
     size_t *offset = checked(calloc((size_t)m->n_tensors, sizeof *offset));
     // keys
     keys_of(&k, "general");
-    key_str(&k, "architecture", kind->arch);
-    key_str(&k, "type", "model");
-    key_str(&k, "name", name);
-    key_u32(&k, "quantization_version", 2);
-    key_u32(&k, "file_type", type == BF16 ? 32 : type == Q8_0 ? 7 : (uint32_t)type);
-    key_f32(&k, "sampling.temp", 0.6f);
-    key_f32(&k, "sampling.top_p", 0.95f);
-    keys_of(&k, kind->arch);
-    key_u32(&k, "block_count", (uint32_t)c->n_layers);
-    key_u32(&k, "context_length", (uint32_t)c->seq_len);
-    key_u32(&k, "embedding_length", (uint32_t)c->dim);
-    key_u32(&k, "feed_forward_length", (uint32_t)c->hidden_dim);
-    key_u32(&k, "vocab_size", (uint32_t)c->vocab_size);
-    key_f32(&k, kind->rwkv ? "attention.layer_norm_epsilon" : "attention.layer_norm_rms_epsilon",
-            c->eps);
-    keys_of_layers(&k, c);
+    PUT_KEYS(&k, general);
+    keys_of_model(&k, &m->c);
     if (vocab) copy_vocabulary(&k, vocab);
     // the tensors, each from a multiple of 32 bytes on
     for (int n = 0; n < m->n_tensors; n++) {

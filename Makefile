@@ -24,7 +24,8 @@ build/%: tests/%.c run.c $(wildcard train_tiny.c)
 	@mkdir -p build
 	$(CC) $(STD) $(CFLAGS) $(WARN) $(OPENMP) -pthread -o $@ $< $(LDLIBS)
 
-build/bind: tests/bind.c run.c # it tries thousands of tiny files: what -O3 would save is less than it takes
+# They try thousands of tiny files or runs: what -O3 would save is less than it takes.
+build/bind build/drafts: build/%: tests/%.c tests/ahead.h run.c
 	@mkdir -p build
 	$(CC) $(STD) -O1 $(WARN) $(OPENMP) -o $@ $< $(LDLIBS)
 

@@ -93,6 +93,7 @@ typedef struct {  /* zero means the default, everywhere. kv and fast change resu
     int kv;       /* GLA_KV_* */
     int fast;     /* 1: activations keep 8 bits (of 16 before quantised weights; of 24 before BF16, where the processor multiplies that) */
     int mtp;      /* positions that the file's block for multi-token prediction looks back to, for drafts by it; 0: it makes none */
+    int draft;    /* tokens that may be read ahead as drafts of the text (GlaGenerate.draft), at most 63; 0: none */
 } GlaSettings;
 GLA_API int gla_state_new(GlaState **s, const GlaModel *m, const GlaSettings *how, char *err);  /* how may be NULL: all defaults */
 GLA_API size_t gla_state_bytes(const GlaModel *m, const GlaSettings *how); /* memory for gla_state_place; 0: too large */
@@ -102,6 +103,7 @@ GLA_API void gla_state_reset(GlaState *s);                                     /
 GLA_API int gla_state_clone(GlaState **copy, const GlaState *s, char *err);
 GLA_API int64_t gla_state_pos(const GlaState *s);                              /* tokens read so far */
 GLA_API int64_t gla_state_evaluated(const GlaState *s); /* tokens computed in the life of s: rewinding and loading do not change it */
+GLA_API int64_t gla_state_drafted(const GlaState *s, int64_t *proposed); /* tokens that were drafted and stayed; of so many */
 GLA_API int gla_state_ctx(const GlaState *s);                                  /* positions the softmax layers have; 0: no limit */
 
 /* Reads n ids. The last n_logits positions leave a row of vocab_size logits each in logits (NULL when n_logits is 0);
@@ -156,6 +158,9 @@ GLA_API void gla_sampler_note(GlaSampler *p, int32_t id);                       
 GLA_API int32_t gla_sample(GlaSampler *p, GlaState *s);                         /* from the state's last logits */
 
 /* Generation ----------------------------------------------------------------------------- */
+/* Several tokens that a cheap source proposes are read in one run, which takes less time than a run for each; those that would have been
+ * drawn anyway stay. Nobody proposes; the text's own past does, what stood behind the longest earlier occurrence of its last tokens. */
+enum { GLA_DRAFT_OFF, GLA_DRAFT_LOOKUP };
 /* Called after each token id, before the state reads it, with the whole UTF-8 characters that are ready (n may be 0); with id -1 after each
  * run of the prompt (n = 0), for the rest of a very long token, and at the end for what was held back, as it is. Not 0 ends the
  * generation after this token. */
@@ -170,6 +175,7 @@ typedef struct {
     const volatile sig_atomic_t *stop; /* NULL, or a flag that a signal handler or another thread sets, and that stays set until
                                   the call returns: not 0 ends the generation after this token, and at once while the prompt is
                                   read. The run of tokens that was being read is then taken back, as if it had not begun */
+    int draft;                 /* GLA_DRAFT_*: who proposes tokens, in a state with room for drafts. It changes no bit of the text or the state */
 } GlaGenerate;
 enum { GLA_DONE_STEPS = 1, GLA_DONE_END, GLA_DONE_STOP, GLA_DONE_CONTEXT, GLA_DONE_CALLER, GLA_DONE_LOOP /* of a chat only */ };
 /* Reads the prompt (may be empty if the state has read something), then generates. Returns GLA_DONE_* or an error;
@@ -4627,6 +4633,7 @@ typedef struct {
     /* bytes of KEYS positions, by GLA_KV_*: where they begin */
     size_t kv_at[GLA_N_KV], kv[GLA_N_KV];
     size_t scratch;                 /* floats per token, behind the rows of the projections */
+    size_t replay_at, replay;       /* floats per token that a replay needs: see carry */
 } Extent;
 
 /* One layer: x += out(mixer(in(norm x))), then x += down(act(gate(norm x)) * up(norm x)). */
@@ -4672,7 +4679,7 @@ typedef struct {
     const Team *team;
     int T;                          /* tokens */
     int64_t pos;                    /* position of the first of them */
-    const float *x;                 /* (T, dim) the normed input, for a mixer that projects itself */
+    const float *x;                 /* (T, dim) the normed input, for projections that read mixes */
     float *mid;                     /* scratch of project() */
     const float *turns;             /* (T, turn_floats) cos and sin, see Rotary.at */
     size_t turn_floats;
@@ -4732,7 +4739,7 @@ enum { WIDE = 1,                    /* a feature map that widens the keys */
        WRITES = 8,                  /* several writes per token */
        SINGLE = 16,                 /* heads of one channel, and no others */
        BEFORE = 32,                 /* what is erased is read before the memory fades */
-       PROJECTS = 64,               /* its mix calls project() itself */
+       PROJECTS = 64,               /* its projections read mixes of x: rwkv_project */
        EXACT = 128 };               /* its keys and values are kept as f32 only */
 
 /* -- shapes: "Hkv" is n_heads dk dv --
@@ -5704,7 +5711,6 @@ static void rwkv_project(const Run *run, const Layer *y) {
 static void mix_rwkv(const Run *run, const Layer *y) {
     const int H = y->n_heads, dk = y->dk, dv = y->dv, T = run->T, seven = y->own.rwkv.k_k != NULL;
     const float *bonus = y->own.rwkv.bonus;
-    rwkv_project(run, y);
     Recurrence r = prepare(run, y);
     if (seven) r.rho = (Rows){0}, r.w = as_rows(lane_of(run, y, IN_B));
     else r.u = (Rows){bonus, 0, H};
@@ -6174,6 +6180,7 @@ struct GlaModel {
     char no_text[GLA_ERR];      /* why the file's vocabulary cannot be used, "" = it can, or none */
     uint64_t parameters, token_bytes, token_weights, run_weights;
     size_t fixed_floats, kv_floats; /* of all layers; kv per position */
+    size_t replay_floats, widest_kv; /* of all layers, per token; keys or values of one position */
     size_t kv_bytes[GLA_N_KV];      /* of KEYS positions of all layers */
     size_t row_floats, mid_floats;  /* scratch per token: widest set of projections; of narrow
                                        middles */
@@ -7286,10 +7293,16 @@ static void measure_state(GlaModel *m, Layer *y) {
     e->fixed = conv_floats(y) + keep_floats(y, y->mixer->keeps, NULL, keeps);
     e->fixed += y->ffn.lerp_k ? (size_t)y->dim : 0;
     e->fixed_at = m->fixed_floats, m->fixed_floats += e->fixed;
+    const size_t lasts = (size_t)(!!(y->mixer->takes & PROJECTS) + (y->ffn.lerp_k != NULL));
+    e->replay = e->fixed ? lasts * (size_t)y->dim : 0;
+    for (int j = 0; j < MAX_IN && e->fixed; j++) e->replay += (size_t)proj_out(&y->in[j]);
+    e->replay_at = m->replay_floats, m->replay_floats += e->replay;
     for (int kv = 0; kv < GLA_N_KV && y->mixer->grows; kv++) {
         Cache c = cache_shape(y, kv);
         e->kv[kv] = cache_block_bytes(&c);
         e->kv_at[kv] = m->kv_bytes[kv], m->kv_bytes[kv] += e->kv[kv];
+        raise_to(&m->widest_kv, (size_t)c.heads * (size_t)(c.dk > c.dv ? c.dk : c.dv));
+        raise_to(&m->widest_kv, 2 * (size_t)c.sums);
         if (!kv) m->kv_floats += e->kv[kv] / sizeof(float) / KEYS;
     }
 }
@@ -7476,6 +7489,46 @@ typedef struct {
     float *logits;           /* (mtp.head.n_out) */
 } MtpState;
 
+/* Tokens that were read ahead of the text, in one run with its last token: s->pos, the logits and
+ * the ids are those of the text, while memories, keys and values are further. A token that is drawn
+ * and is the next of them is part of the text from then on; where another one is drawn, what it was
+ * read with is taken back (take_back in section 10). */
+typedef struct {
+    int cap;                 /* tokens of a run, the first is one of the text; 0: none is read ahead */
+    int n, at;               /* tokens of the run that is under way; of these, in the text */
+    int32_t *ids;            /* (cap) */
+    float *logits;           /* (cap, vocab_size) */
+    float *memory;           /* (m->fixed_floats) the constant part in front of the run */
+    float *rows;             /* (cap, m->replay_floats) what the mixers read */
+    float *zeros;            /* (m->widest_kv) a position without keys and values */
+    void (*take_back)(GlaState *s);
+} Ahead;
+
+/* The last tokens of the text, and an index of them: positions whose last GRAM tokens are the same
+ * (or collide) form a chain, from the newest to the oldest. */
+enum { HISTORY = 1 << 16, GRAM = 3 };
+typedef struct {
+    int cap;                 /* a power of two, or 0 */
+    int64_t from, end;       /* the positions that it knows, and of these the last cap only */
+    int32_t *ids;            /* (cap) of position p: at p % cap */
+    int32_t *back;           /* (cap) from there to the one before it in the chain; 0: the oldest */
+    int64_t *newest;         /* (cap) of each chain, plus 1; 0: none */
+} History;
+
+/* What drafts have cost and brought so far. No bit of a text depends on it. */
+enum { DRAFT_MOST = 64, TRUSTS = 16 };
+typedef struct {
+    double cost[DRAFT_MOST + 1];   /* seconds that a run of so many tokens takes; 0: not known */
+    float hits[2][TRUSTS], seen[2][TRUSTS]; /* of drafts of a source, by how much they are trusted */
+    double lost;                   /* seconds, of late, by runs with drafts; < 0: won */
+    int64_t proposed, stayed;      /* in the life of the state */
+    int n, stay;                   /* tokens of the run that is under way; of these, in the text */
+    double spent;                  /* seconds, on it */
+    int32_t drafts[DRAFT_MOST];    /* what was proposed last, whether it was read or not */
+    int always;                    /* whether it pays or not, for tests */
+    int n_drafts, at, trust;       /* how many; those that were drawn so far; how much is thought of it */
+} Pace;
+
 struct GlaState {
     const GlaModel *m;
     int ctx, batch, kv_type; /* kv_type: GLA_KV_*, not the default */
@@ -7494,6 +7547,9 @@ struct GlaState {
     float *v_first;          /* RWKV-7: values of the first layer */
     Scored *candidates;      /* (vocab_size), for the sampler */
     MtpState mtp;            /* h NULL: no room for it was asked for */
+    Ahead ahead;
+    History history;
+    Pace pace;
     int64_t within;          /* tokens' worth of the run that is being read, for somebody who
                                 watches: nothing depends on it */
     Team team;
@@ -7529,6 +7585,23 @@ static void mtp_layout(Arena *a, const GlaModel *m, const GlaSettings *how, MtpS
     raise_to(parts_floats, attend_parts(m->mtp.layer->n_heads, &c, d->cap, how->batch));
 }
 
+/* Room for drafts of the text. */
+static void ahead_layout(Arena *a, const GlaModel *m, const GlaSettings *how, GlaState *s) {
+    const size_t cap = (size_t)(how->draft < how->batch ? how->draft + 1 : how->batch);
+    if (!how->draft || cap < 2) return;
+    s->ahead.cap = (int)cap;
+    s->ahead.ids = take_bytes(a, cap, sizeof *s->ahead.ids);
+    s->ahead.logits = take_bytes(a, cap, (size_t)m->config.vocab_size * sizeof(float));
+    s->ahead.memory = take(a, m->fixed_floats);
+    s->ahead.rows = take_bytes(a, cap, m->replay_floats * sizeof(float));
+    s->ahead.zeros = take(a, m->widest_kv);
+    History *h = &s->history;
+    for (h->cap = 64; h->cap < HISTORY && (!how->ctx || h->cap < how->ctx);) h->cap *= 2;
+    h->ids = take_bytes(a, (size_t)h->cap, sizeof *h->ids);
+    h->back = take_bytes(a, (size_t)h->cap, sizeof *h->back);
+    h->newest = take_bytes(a, (size_t)h->cap, sizeof *h->newest);
+}
+
 /* The one layout. With a->base NULL it only measures. */
 static GlaState *state_layout(Arena *a, const GlaModel *m, const GlaSettings *how) {
     const Config *c = &m->config;
@@ -7559,6 +7632,7 @@ static GlaState *state_layout(Arena *a, const GlaModel *m, const GlaSettings *ho
         if (cache.dk) raise_to(&parts_floats, attend_parts(y->n_heads, &cache, ctx, batch));
     }
     mtp_layout(a, m, how, &s.mtp, &buf_floats, &parts_floats);
+    ahead_layout(a, m, how, &s);
     s.team = (Team){.kernels = m->kernels, .n_threads = threads, .fast = how->fast,
                     .buf_floats = round_up(buf_floats, LANES), .parts_floats = parts_floats};
     s.team.parts = take(a, parts_floats);
@@ -7582,6 +7656,8 @@ static int state_settings(const GlaModel *m, const GlaSettings *given, GlaSettin
     if (h.fast != 0 && h.fast != 1) return fail(err, GLA_INPUT, "fast is 0 or 1, not %d", h.fast);
     if (h.mtp < 0)
         return fail(err, GLA_INPUT, "drafts that look back to %d positions", h.mtp);
+    if (h.draft < 0 || h.draft >= DRAFT_MOST)
+        return fail(err, GLA_INPUT, "drafts of %d tokens; at most %d", h.draft, DRAFT_MOST - 1);
     if (h.mtp && !m->mtp.layer) return fail(err, GLA_UNSUPPORTED, "%s", m->mtp.why_not);
     /* wall's fadings lie between 0.99 and 1, where a rounded one is another memory */
     for (int i = 0; i < m->config.n_layers && h.kv > GLA_KV_F32; i++)
@@ -7673,9 +7749,94 @@ static void mtp_copy(GlaState *to, const GlaState *s) {
     to->mtp.at = d->at, to->mtp.n = d->n, to->mtp.len = d->len, to->mtp.end = d->end;
 }
 
+/* The state is that of the text, and of no token behind it. */
+static void settle_ahead(const GlaState *s) {
+    if (s->ahead.n) s->ahead.take_back((GlaState *)(uintptr_t)s);
+}
+
+/* -- what was said before, to look up in -- */
+
+static int64_t *history_chain(const History *h, int64_t pos) { /* of the tokens up to pos */
+    uint64_t sum = 0;
+    for (int64_t p = pos - GRAM + 1; p <= pos; p++)
+        sum = (sum + (uint32_t)h->ids[p & (h->cap - 1)]) * 0x9e3779b97f4a7c15u;
+    return &h->newest[sum >> 40 & (uint64_t)(h->cap - 1)];
+}
+
+static void history_clear(History *h, int64_t pos) {
+    if (h->cap) memset(h->newest, 0, (size_t)h->cap * sizeof *h->newest);
+    h->from = h->end = pos;
+}
+
+/* What is known of the text behind `pos` is forgotten, the newest first. */
+static void history_cut(History *h, int64_t pos) {
+    h->from = max64(h->from, h->end - h->cap + 1); /* what was there before is overwritten */
+    if (pos == h->end) return;
+    if (pos > h->end || pos < h->from || h->end - pos + GRAM >= h->cap) history_clear(h, pos);
+    for (; h->end > pos; h->end--) {
+        const int64_t p = h->end - 1;
+        if (p - h->from < GRAM - 1) continue;
+        int64_t *newest = history_chain(h, p);
+        const int32_t back = h->back[p & (h->cap - 1)];
+        if (*newest == p + 1) *newest = back ? p + 1 - back : 0;
+    }
+}
+
+/* The n tokens from `pos` on. */
+static void history_note(History *h, int64_t pos, const int32_t *ids, int n) {
+    if (!h->cap) return;
+    if (pos != h->end) history_cut(h, pos);
+    for (int i = 0; i < n; i++) {
+        const int64_t p = h->end++;
+        h->ids[p & (h->cap - 1)] = ids[i];
+        if (p - h->from < GRAM - 1) continue;
+        int64_t *newest = history_chain(h, p);
+        const int64_t back = *newest ? p + 1 - *newest : 0;
+        h->back[p & (h->cap - 1)] = back < h->cap ? (int32_t)back : 0;
+        *newest = p + 1;
+    }
+}
+
+static void history_copy(History *to, const History *h) {
+    memcpy(to->ids, h->ids, (size_t)h->cap * sizeof *h->ids);
+    memcpy(to->back, h->back, (size_t)h->cap * sizeof *h->back);
+    memcpy(to->newest, h->newest, (size_t)h->cap * sizeof *h->newest);
+    to->from = h->from, to->end = h->end;
+}
+
+/* Up to max tokens that may follow `next`, which may follow the text: what stood behind the longest
+ * of its earlier occurrences with the tokens before it, among the newest LOOKS; *length: of what is
+ * the same, at most LOOK_BACK. An occurrence that reaches into what follows it goes on by itself. */
+enum { LOOKS = 64, LOOK_BACK = 64 };
+static int history_find(History *h, int32_t next, int32_t *out, int max, int *length) {
+    const int64_t end = h->end, mask = h->cap - 1;
+    int64_t best = -1;
+    *length = 0;
+    if (!h->cap || end - h->from < GRAM) return 0;
+    const int64_t oldest = max64(h->from, end - h->cap + 1) + GRAM - 1;
+    h->ids[end & mask] = next; /* the place of a token that is too old by now */
+    int64_t p = *history_chain(h, end) - 1;
+    for (int looks = LOOKS; looks-- && p >= oldest;) {
+        int same = 0;
+        while (same < LOOK_BACK && p - same >= oldest - GRAM + 1
+               && h->ids[(p - same) & mask] == h->ids[(end - same) & mask]) same++;
+        if (same > *length) *length = same, best = p;
+        if (same == LOOK_BACK || !h->back[p & mask]) break;
+        p -= h->back[p & mask];
+    }
+    if (*length < GRAM) return 0;
+    for (int i = 0; i < max; i++) {
+        const int64_t from = best + 1 + i;
+        out[i] = from <= end ? h->ids[from & mask] : out[from - end - 1];
+    }
+    return max;
+}
+
 GLA_API void gla_state_free(GlaState *s) { if (s) gla_free(s->block); }
 
 GLA_API void gla_state_reset(GlaState *s) {
+    settle_ahead(s);
+    history_clear(&s->history, 0);
     memset(s->fixed, 0, s->m->fixed_floats * sizeof(float));
     memset(s->logits, 0, (size_t)s->m->config.vocab_size * sizeof(float));
     s->pos = 0; /* what the growing part holds beyond pos is never read */
@@ -7685,7 +7846,8 @@ GLA_API void gla_state_reset(GlaState *s) {
 GLA_API int gla_state_clone(GlaState **copy, const GlaState *s, char *err) {
     const GlaModel *m = s->m;
     const GlaSettings how = {s->ctx, s->batch, s->team.n_threads, s->kv_type, s->team.fast,
-                             s->mtp.cap};
+                             s->mtp.cap, s->ahead.cap ? s->ahead.cap - 1 : 0};
+    settle_ahead(s);
     int code = gla_state_new(copy, m, &how, err);
     if (code) return code;
     memcpy((*copy)->fixed, s->fixed, m->fixed_floats * sizeof(float));
@@ -7696,11 +7858,16 @@ GLA_API int gla_state_clone(GlaState **copy, const GlaState *s, char *err) {
     }
     (*copy)->pos = s->pos;
     mtp_copy(*copy, s);
+    history_copy(&(*copy)->history, &s->history);
     return GLA_OK;
 }
 
 GLA_API int64_t gla_state_pos(const GlaState *s) { return s->pos; }
 GLA_API int64_t gla_state_evaluated(const GlaState *s) { return s->evaluated; }
+GLA_API int64_t gla_state_drafted(const GlaState *s, int64_t *proposed) {
+    *proposed = s->pace.proposed;
+    return s->pace.stayed;
+}
 GLA_API int gla_state_ctx(const GlaState *s) { return s->ctx; }
 GLA_API const float *gla_logits(const GlaState *s) { return s->logits; }
 
@@ -7713,6 +7880,7 @@ GLA_API size_t gla_snapshot_bytes(const GlaModel *m) {
 GLA_API void gla_snapshot(const GlaState *s, void *snapshot) {
     size_t logits = (size_t)s->m->config.vocab_size * sizeof(float);
     char *to = snapshot;
+    settle_ahead(s);
     memcpy(to, &s->pos, sizeof s->pos);
     memcpy(to + sizeof s->pos, s->logits, logits);
     memcpy(to + sizeof s->pos + logits, s->fixed, s->m->fixed_floats * sizeof(float));
@@ -7721,10 +7889,12 @@ GLA_API void gla_snapshot(const GlaState *s, void *snapshot) {
 GLA_API void gla_rewind(GlaState *s, const void *snapshot) {
     size_t logits = (size_t)s->m->config.vocab_size * sizeof(float);
     const char *from = snapshot;
+    settle_ahead(s);
     memcpy(&s->pos, from, sizeof s->pos);
     memcpy(s->logits, from + sizeof s->pos, logits);
     memcpy(s->fixed, from + sizeof s->pos + logits, s->m->fixed_floats * sizeof(float));
     mtp_cut(&s->mtp, s->pos);
+    history_cut(&s->history, s->pos);
 }
 
 /* -- sessions: head with the sampler, ids, logits, constant part, used growing part per layer,
@@ -7835,6 +8005,7 @@ GLA_API int gla_state_save(const GlaState *s, const GlaSampler *p, const int32_t
     SessionHead head;
     const int code = no_stranger(path, err);
     if (code) return code;
+    settle_ahead(s);
     memset(&head, 0, sizeof head);
     memcpy(head.magic, session_magic, 8);
     head.version = SESSION_VERSION;
@@ -7892,6 +8063,7 @@ static int session_open(Stream *t, SessionHead *head, const GlaModel *m, const c
 static int session_read(GlaState *s, GlaSampler *p, Stream *t, const SessionHead *head,
                         int32_t **ids, const char *path, char *err) {
     const int64_t before = s->pos;
+    settle_ahead(s);
     if (head->kv_type && head->kv_type != (uint32_t)s->kv_type)
         return fail(err, GLA_INPUT,
                     "%s: its keys and values are %s, this state keeps %s; give --kv %s",
@@ -7919,6 +8091,10 @@ static int session_read(GlaState *s, GlaSampler *p, Stream *t, const SessionHead
         return fail(err, GLA_FORMAT, "%s: damaged or cut short", path);
     }
     mtp_cut(&s->mtp, 0); /* it holds nothing for the drafts */
+    history_clear(&s->history, s->pos);
+    if (ids && *ids) history_clear(&s->history, 0);
+    for (int64_t i = 0; ids && *ids && i < s->pos; i += ID_PIECE)
+        history_note(&s->history, i, *ids + i, (int)min64(ID_PIECE, s->pos - i));
     if (!head->pos) gla_state_reset(s); /* whatever it says: nothing has been read */
     if (p && head->has_sampler) *p = head->sampler;
     return GLA_OK;
@@ -8158,9 +8334,33 @@ static void cap_rows(const Team *team, float *x, float cap, size_t n) {
     }
 }
 
-/* rows = q, k, v, gates ... of xb;  o = mixer(rows, memory);  xb = W o
- * kv: the keys and values of the T positions from pos on and of those before them */
-static void mix(GlaState *s, const Layer *y, uint8_t *kv, int64_t pos, int T) {
+/* -- tokens that are read ahead, first part: what taking them back will need -- */
+
+/* (cap, width) of the rows that a layer has put aside, `at` floats per token behind the first. */
+static float *aside_of(const GlaState *s, const Layer *y, size_t at) {
+    return s->ahead.rows + (size_t)s->ahead.cap * (y->mem.replay_at + at);
+}
+/* The memory as it is, the rows that the mixer is about to change, and what the next token's mixes
+ * with the one before would read. */
+static void put_aside(GlaState *s, const Layer *y, const Run *run) {
+    const size_t T = (size_t)run->T;
+    size_t at = 0;
+    if (!y->mem.fixed) return;
+    memcpy(s->ahead.memory + y->mem.fixed_at, s->fixed + y->mem.fixed_at,
+           y->mem.fixed * sizeof(float));
+    for (int j = 0; j < MAX_IN; j++) {
+        const size_t width = (size_t)proj_out(&y->in[j]);
+        if (!y->in[j].w.data) continue;
+        memcpy(aside_of(s, y, at), run->in[j], T * width * sizeof(float));
+        at += width;
+    }
+    if (y->mixer->takes & PROJECTS)
+        memcpy(aside_of(s, y, at), run->x, T * (size_t)y->dim * sizeof(float));
+}
+
+/* What the mixer of a layer works on. kv: the keys and values of the T positions from pos on and of
+ * those before them */
+static Run layer_run(GlaState *s, const Layer *y, uint8_t *kv, int64_t pos, int T) {
     const Mixer *m = y->mixer;
     float *memory = s->fixed + y->mem.fixed_at, *free_rows = s->rows;
     Run run = {.team = &s->team, .T = T, .pos = pos, .x = s->xb, .mid = s->mid,
@@ -8174,9 +8374,48 @@ static void mix(GlaState *s, const Layer *y, uint8_t *kv, int64_t pos, int T) {
     run.free_rows = free_rows + hand_out(y, m->makes, T, free_rows, run.in, run.own);
     keep_floats(y, m->keeps, memory + conv_floats(y), run.keeps);
     if (m->grows) run.cache = cache_shape(y, s->kv_type), run.cache.mem = kv;
-    if (!(m->takes & PROJECTS)) project(&s->team, run.in, y->in, MAX_IN, s->xb, T, s->mid);
-    m->mix(&run, y);
+    return run;
+}
+
+/* rows = q, k, v, gates ... of xb;  o = mixer(rows, memory);  xb = W o */
+static void mix(GlaState *s, const Layer *y, uint8_t *kv, int64_t pos, int T) {
+    const Run run = layer_run(s, y, kv, pos, T);
+    if (y->mixer->takes & PROJECTS) rwkv_project(&run, y);
+    else project(&s->team, run.in, y->in, MAX_IN, s->xb, T, s->mid);
+    if (s->ahead.n) put_aside(s, y, &run);
+    y->mixer->mix(&run, y);
     project(&s->team, &s->xb, &y->out, 1, s->o, T, s->mid);
+}
+
+/* xb = channel_mix(xb), whose last x lies behind the mixer's memory */
+static void mix_channels(GlaState *s, const Layer *y, int T) {
+    const size_t dim = (size_t)y->dim;
+    float *last = s->fixed + y->mem.fixed_at + y->mem.fixed - dim;
+    if (s->ahead.n) memcpy(aside_of(s, y, y->mem.replay - dim), s->xb,
+                           (size_t)T * dim * sizeof(float));
+    channel_mix(&s->team, &y->ffn, s->xb, last, s->rows, T);
+}
+
+/* The memory of a layer goes on from where it was in front of a run that was read ahead, by the
+ * first T of its tokens. No large matrix is read again. */
+static void replay(GlaState *s, const Layer *y, int64_t pos, int T) {
+    const Run run = layer_run(s, y, kv_of(s, y), pos, T);
+    const size_t dim = (size_t)y->dim, last = (size_t)(T - 1) * dim;
+    float *fixed = s->fixed + y->mem.fixed_at;
+    size_t at = 0;
+    memcpy(fixed, s->ahead.memory + y->mem.fixed_at, y->mem.fixed * sizeof *fixed);
+    for (int j = 0; j < MAX_IN; j++) {
+        const size_t width = (size_t)proj_out(&y->in[j]);
+        if (!y->in[j].w.data) continue;
+        memcpy(run.in[j], aside_of(s, y, at), (size_t)T * width * sizeof(float));
+        at += width;
+    }
+    if (y->mixer->takes & PROJECTS)
+        memcpy(run.keeps[0], aside_of(s, y, at) + last, dim * sizeof(float));
+    y->mixer->mix(&run, y);
+    if (y->ffn.lerp_k)
+        memcpy(fixed + y->mem.fixed - dim, aside_of(s, y, y->mem.replay - dim) + last,
+               dim * sizeof(float));
 }
 
 /* xb = down(up xb * act(gate xb)), with biases where there are some */
@@ -8354,9 +8593,7 @@ static void forward(GlaState *s, const int32_t *ids, int T, float *logits, int n
             if (!ffn) {
                 mix(s, y, kv_of(s, y), s->pos, T);
             } else if (y->ffn.lerp_k) {
-                // xb = channel_mix(xb), whose last x lies behind the mixer's memory
-                float *last = s->fixed + y->mem.fixed_at + y->mem.fixed - dim;
-                channel_mix(team, &y->ffn, s->xb, last, s->rows, T);
+                mix_channels(s, y, T);
             } else {
                 feed_forward(s, y, T);
             }
@@ -8417,6 +8654,7 @@ GLA_API int gla_eval(GlaState *s, const int32_t *ids, int64_t n, float *logits, 
                         ids[i], vocab - 1);
     int code = check_room(s, n, err);
     if (code) return code;
+    settle_ahead(s);
     const int64_t before = s->pos;
     for (int64_t i = 0; i < n; i += s->batch) {
         int T = (int)min64(s->batch, n - i);
@@ -8430,8 +8668,61 @@ GLA_API int gla_eval(GlaState *s, const int32_t *ids, int64_t n, float *logits, 
         } else forward(s, ids + i, T, s->logits, i + T == n);
         if (s->pos != before + i + T) return GLA_DONE_CALLER; /* stopped: only read_ids asks for
                                                                  that */
+        history_note(&s->history, before + i, ids + i, T);
     }
     return GLA_OK;
+}
+
+/* -- tokens that are read ahead, second part -- */
+
+/* Only what the text has of a run stays. A session's bytes, too, are as if no more had been read. */
+static void take_back(GlaState *s) {
+    const GlaModel *m = s->m;
+    Ahead *a = &s->ahead;
+    const int T = a->at;
+    const int64_t begin = s->pos - T, end = begin + a->n;
+    a->n = a->at = 0;
+    memset(a->zeros, 0, m->widest_kv * sizeof *a->zeros);
+    mtp_cut(&s->mtp, s->pos);
+    if (m->fixed_floats) rope_tables(s, begin, T);
+    for (int i = 0; i < m->config.n_layers; i++) {
+        const Layer *y = &m->layers[i];
+        if (y->mem.fixed) replay(s, y, begin, T);
+        if (!y->mixer->grows) continue;
+        Cache c = cache_shape(y, s->kv_type);
+        c.mem = kv_of(s, y);
+        for (int64_t pos = s->pos; pos < end && pos % KEYS; pos++)
+            cache_append(&c, pos, a->zeros, a->zeros, (const double *)(const void *)a->zeros);
+    }
+}
+
+/* The next token that was read ahead becomes one of the text. */
+static void go_ahead(GlaState *s) {
+    const size_t vocab = (size_t)s->m->config.vocab_size;
+    Ahead *a = &s->ahead;
+    memcpy(s->logits, a->logits + (size_t)a->at * vocab, vocab * sizeof(float));
+    history_note(&s->history, s->pos, &a->ids[a->at], 1);
+    s->pos++, s->evaluated++;
+    if (++a->at == a->n) a->n = a->at = 0;
+}
+
+/* Is id what was read ahead? Then it is read. */
+static int is_ahead(GlaState *s, int32_t id) {
+    const Ahead *a = &s->ahead;
+    if (a->at == a->n || a->ids[a->at] != id) return 0;
+    go_ahead(s);
+    return 1;
+}
+
+/* Reads ids[0], and ahead of the text the n - 1 tokens behind it; n <= cap, and there is room. */
+static void read_ahead(GlaState *s, const int32_t *ids, int n) {
+    Ahead *a = &s->ahead;
+    settle_ahead(s);
+    memcpy(a->ids, ids, (size_t)n * sizeof *ids);
+    a->n = n, a->at = 0, a->take_back = take_back;
+    forward(s, ids, n, a->logits, n);
+    s->pos -= n, s->evaluated -= n;
+    go_ahead(s);
 }
 
 /* ---- 11. tokenizer: text to ids and back -------------------------------------------------------
@@ -10671,6 +10962,101 @@ static int read_ids(GlaState *s, const int32_t *ids, int64_t n, const GlaGenerat
     return code;
 }
 
+/* -- drafts: several tokens that may come are read in one run, see Ahead in section 9 --
+ * A source proposes what may follow `next`, which the state has not read yet, at most max tokens;
+ * returns how many. *trust: how likely the first of them is, as a class below TRUSTS; the class of
+ * each one after it is one higher. How often each class was right, and how long runs take, is
+ * measured; a run has as many drafts as pay. */
+static int propose_lookup(GlaState *s, int32_t next, int32_t *drafts, int max, int *trust) {
+    return history_find(&s->history, next, drafts, max, trust);
+}
+typedef struct {
+    const char *name;
+    int (*propose)(GlaState *s, int32_t next, int32_t *drafts, int max, int *trust);
+    int slow; /* it takes time to propose, so it is asked only when that may pay */
+} DraftSource;
+static const DraftSource draft_sources[] = {
+    [GLA_DRAFT_OFF] = {"off", NULL, 0},
+    [GLA_DRAFT_LOOKUP] = {"lookup", propose_lookup, 0},
+};
+enum { N_DRAFT_SOURCES = sizeof draft_sources / sizeof *draft_sources };
+
+/* How often drafts of this class are right: 0.6 until more is known, later ones count more. */
+static double pace_right(const Pace *p, int source, int trust) {
+    const int t = trust < TRUSTS ? trust : TRUSTS - 1;
+    return (p->hits[source - 1][t] + 2 * 0.6) / (p->seen[source - 1][t] + 2.0);
+}
+static void pace_hear(Pace *p, int source, int32_t id) { /* id was drawn */
+    const float keep = 1 - 1 / 32.0f;
+    if (p->at >= p->n_drafts) return;
+    const int t = p->trust + p->at < TRUSTS ? p->trust + p->at : TRUSTS - 1;
+    const int hit = p->drafts[p->at++] == id;
+    p->hits[source - 1][t] = keep * p->hits[source - 1][t] + (float)hit;
+    p->seen[source - 1][t] = keep * p->seen[source - 1][t] + 1;
+    if (!hit) p->n_drafts = 0;
+}
+
+/* What a run of T tokens will take: as measured, or by the nearest runs that were; at first a
+ * token more is thought to cost a fifth of the first. */
+static double pace_cost(const Pace *p, int T) {
+    int below = T, above = T;
+    while (below > 1 && !p->cost[below]) below--;
+    while (above < DRAFT_MOST && !p->cost[above]) above++;
+    if (below == T) return p->cost[T];
+    const double slope = p->cost[above] ? (p->cost[above] - p->cost[below]) / (above - below)
+                                        : p->cost[1] / 5;
+    return p->cost[below] + slope * (T - below);
+}
+
+/* The run that was under way is over. What waits for other programs takes longer, never shorter, so
+ * a shorter time is believed sooner. A hundredth of the time may be lost. */
+static void pace_end(Pace *p) {
+    double *cost = &p->cost[p->n];
+    if (p->n) {
+        const double most = *cost ? 2 * *cost : p->spent;
+        const double spent = p->spent < most ? p->spent : most;
+        *cost += (spent - *cost) * (!*cost ? 1 : spent < *cost ? 0.5 : 0.125);
+        p->lost -= 0.01 * spent;
+        if (p->n > 1) p->lost += spent - p->stay * p->cost[1];
+        const double least = -4 * p->cost[1];
+        if (p->lost < least) p->lost = least;
+    }
+    p->n = p->stay = 0, p->spent = 0;
+}
+
+/* How many of n drafts are worth a run: tokens that will stay, by the time for it.
+ *   1 + p_1 + p_1 p_2 + ...  /  cost(1 + k)   the largest
+ * None while more than two runs were lost of late. Where none pay, they are tried all the same now
+ * and then, with the hundredth that may be lost: times change. */
+static int pace_choose(const Pace *p, int source, int n, int trust) {
+    const double plain = p->cost[1];
+    double best = plain > 0 ? 1 / plain : 0, tokens = 1, all_right = 1;
+    int k = 0;
+    if (p->always) return n;
+    if (!(plain > 0)) return 0; /* nothing is known of a run without drafts */
+    for (int i = 1; i <= n; i++) {
+        all_right *= pace_right(p, source, trust + i - 1);
+        tokens += all_right;
+        const double rate = tokens / pace_cost(p, i + 1);
+        if (rate > best) best = rate, k = i;
+    }
+    if (k && p->lost + pace_cost(p, k + 1) - plain > 2 * plain) k = 0;
+    if (!k && n && p->lost + pace_cost(p, n + 1) - plain < 0 && pace_right(p, source, trust) > 0.3)
+        k = n;
+    return k;
+}
+
+/* The drafts behind `next` that are worth it, at most `most`; returns how many. */
+static int pace_draft(Pace *p, int which, GlaState *s, int32_t next, int32_t *drafts, int most) {
+    const DraftSource *source = &draft_sources[which];
+    p->n_drafts = p->at = p->trust = 0;
+    if (source->slow) most = pace_choose(p, which, most, 0);
+    if (!most) return 0;
+    p->n_drafts = source->propose(s, next, drafts, most, &p->trust);
+    memcpy(p->drafts, drafts, (size_t)p->n_drafts * sizeof *drafts);
+    return source->slow ? p->n_drafts : pace_choose(p, which, p->n_drafts, p->trust);
+}
+
 /* A text that is being made. held: what was drawn and is not shown yet. */
 typedef struct {
     GlaState *s;
@@ -10682,6 +11068,36 @@ typedef struct {
     size_t n_held;
     char held[HELD + PIECE];
 } Writing;
+
+/* Reads a token that was drawn, and with it, if that pays, those that may follow. */
+static int read_token(Writing *w, int32_t id, char *err) {
+    GlaState *s = w->s;
+    const GlaGenerate *how = w->how;
+    const DraftSource *source = &draft_sources[how->draft];
+    Pace *p = &s->pace;
+    int32_t ids[DRAFT_MOST + 1] = {id};
+    int code = GLA_OK;
+    if (!source->propose || !s->ahead.cap) return gla_eval(s, &id, 1, NULL, 0, err);
+    double begin = now_s();
+    pace_hear(p, how->draft, id);
+    if (is_ahead(s, id)) {
+        p->stayed++, p->stay++;
+    } else {
+        settle_ahead(s);
+        const double settled = now_s();
+        p->spent += settled - begin, begin = settled;
+        pace_end(p);
+        int64_t most = min64(s->ahead.cap - 1, how->steps ? how->steps - w->made : INT64_MAX);
+        if (s->m->kv_floats) most = min64(most, s->ctx - s->pos - 1);
+        if (s->m->config.limit) most = min64(most, s->m->config.limit - s->pos - 1);
+        const int n = pace_draft(p, how->draft, s, id, ids + 1, (int)max64(most, 0));
+        if (n) read_ahead(s, ids, n + 1);
+        else code = gla_eval(s, &id, 1, NULL, 0, err);
+        p->n = n + 1, p->stay = 1, p->proposed += n;
+    }
+    p->spent += now_s() - begin;
+    return code;
+}
 
 /* Why the text ends before another token; 0: it does not. */
 static int done_before(const Writing *w) {
@@ -10739,7 +11155,8 @@ static int write_tokens(Writing *w, char *err) { /* behind the prompt */
         gla_sampler_note(w->p, id);
         w->made++;
         done = show_token(w, id);
-        if ((code = gla_eval(w->s, &id, 1, NULL, 0, err))) return code;
+        if ((code = done ? gla_eval(w->s, &id, 1, NULL, 0, err) : read_token(w, id, err)))
+            return code;
         if (done) break;
     }
     // an unfinished character or stop text is text after all
@@ -10754,6 +11171,8 @@ static int check_prompt(const GlaState *s, int64_t n, const GlaGenerate *how, ch
     if (s->pos == 0 && n == 0)
         return fail(err, GLA_INPUT, "nothing to go on: an empty prompt and a model without a "
                                     "begin-of-text token");
+    if (how->draft < 0 || how->draft >= N_DRAFT_SOURCES)
+        return fail(err, GLA_INPUT, "%d is no source of drafts", how->draft);
     for (int i = 0; i < how->n_stops; i++) {
         const size_t len = strlen(how->stops[i]);
         if (len >= HELD / 2)
@@ -10776,6 +11195,8 @@ GLA_API int gla_generate(GlaState *s, GlaSampler *p, const int32_t *prompt, int6
     if (!code) code = read_ids(s, prompt, n, how, err);
     for (int64_t i = 0; i < n && !code; i++) gla_sampler_note(p, prompt[i]);
     if (!code) code = write_tokens(&w, err);
+    settle_ahead(s);
+    s->pace.n = s->pace.n_drafts = 0;
     if (n_out) *n_out = w.made;
     gla_free(w.json.at), gla_free(w.json.bytes), gla_free(w.json.logits);
     return code;
@@ -12653,6 +13074,7 @@ enum { GENERATE = 1, CHAT = 2, LOGITS = 4, PERPLEXITY = 8, TOKENIZE = 16, BENCH 
     X(O_CTX, 'c', "ctx", ANY, "N", "positions of softmax layers (4096 or the model's)", A_WHOLE(NULL, 1, INT_MAX)) \
     X(O_KV, 0, "kv", ANY, "TYPE", "keys and values of softmax layers (f32)", A_WORD("f32 f16 q8_0")) \
     X(O_FAST, 0, "fast", ANY, NULL, "activations of 8 bits, not 16 or 24: less exact, faster prompts", A_FLAG) \
+    X(O_DRAFT, 0, "draft", TALK, "SOURCE", "tokens that may come are read together with the last: off, or lookup, from the text so far (lookup)", A_WORD(DRAFT_WORDS)) \
     X(O_BATCH, 'b', "batch", ANY, "N", "prompt tokens per run (512)", A_WHOLE(NULL, 1, 1 << 20)) \
     X(O_LOAD, 0, "load-state", TALK | LOGITS, "FILE", "go on from a session", A_FILE(SESSION)) \
     X(O_SAVE, 0, "save-state", TALK | LOGITS, "FILE", "leave a session behind", A_FILE(OUTPUT)) \
@@ -12680,6 +13102,7 @@ enum { GENERATE = 1, CHAT = 2, LOGITS = 4, PERPLEXITY = 8, TOKENIZE = 16, BENCH 
 /* In the order of the help page; O_THINK to O_HIDE are about thoughts. */
 enum { OPTIONS(OPTION_ID) N_OPTIONS };
 enum { MAX_STOPS = 16 };
+#define DRAFT_WORDS "off lookup" /* word i: GLA_DRAFT_* i */
 static const Option options[N_OPTIONS] = {OPTIONS(OPTION_ROW)};
 _Static_assert((int)N_OPTIONS <= MAX_OPTIONS, "Options has a value for each");
 
@@ -12733,7 +13156,7 @@ static const Alias aliases[] = {
     {"--reasoning-format", SAYS, 0, "--hide-thinking does not show thoughts, --json has them apart from the answer"},
     {"--rope-freq-base --rope-freq-scale --rope-scaling --rope-scale --override-kv", SAYS, 0, "what the model's file says is used as it is"},
     {"--lora --lora-scaled --control-vector", SAYS, 0, "an adapter has to be merged before the model's file is made"},
-    {"--model-draft -md --draft --draft-max", SAYS, 0, "there are no draft models here"},
+    {"--model-draft -md --draft-max --draft-n", SAYS, 0, "there are no draft models here; --draft lookup drafts from the text so far"},
     {"--mmproj -mm --image --audio", SAYS, 0, "only text is understood here"},
     {"--embedding --embeddings", SAYS, 0, "there are no embeddings of texts here; -m logits writes logits"},
     {"--port --host", SAYS, 0, "there is no server here; other programs embed the library, libgla"},
@@ -13784,12 +14207,15 @@ static int show(void *user, int32_t id, const char *text, size_t n) {
     return interrupted || k->bad;
 }
 
+static int draft_source(const Options *o) {
+    return given(o, O_DRAFT) ? (int)whole_of(o, O_DRAFT) : GLA_DRAFT_LOOKUP;
+}
 static GlaGenerate talk_settings(Talk *k) {
     const Options *o = k->job->o;
     int n = 0;
     while ((k->stops[n] = repeated(o, O_STOP, n))) n++;
     return (GlaGenerate){whole_of(o, O_STEPS), k->stops, n, given(o, O_IGNORE),
-                         given(o, O_JSON_ONLY), show, k, &interrupted};
+                         given(o, O_JSON_ONLY), show, k, &interrupted, draft_source(o)};
 }
 
 /* One line of JSON for a text or an answer. */
@@ -13897,6 +14323,9 @@ static void print_speed(const Talk *k) {
          per_second(k->took.read, k->took.first - k->took.begin));
     note(o, "generated %s, %.1f tok/s, %.2f GB/s | ", N_OF(k->took.made, "token"), made_s,
          made_s * (double)job->info.token_bytes / 1e9);
+    int64_t proposed;
+    const int64_t stayed = gla_state_drafted(k->s, &proposed);
+    if (proposed) note(o, "%lld of %s stayed | ", (long long)stayed, N_OF(proposed, "draft"));
     note(o, "state %s | seed %llu",
          BYTES((double)job->info.state_bytes + (double)kv * (double)gla_state_pos(k->s)),
          (unsigned long long)job->seed);
@@ -14894,7 +15323,8 @@ static void prepare_mode(Job *job) {
         give_up("a depth of %lld in a context of %lld", (long long)depth,
               (long long)ctx);
     const GlaSettings how = {(int)ctx, (int)whole_of(o, O_BATCH), (int)whole_of(o, O_THREADS),
-                             kv_type(o), given(o, O_FAST), 0};
+                             kv_type(o), given(o, O_FAST), 0,
+                             o->mode & TALK && draft_source(o) ? 8 : 0};
     must(gla_state_new(&job->s, m, &how, job->err), job->err);
     if (given(o, O_SAVE)) must(can_save(text_of(o, O_SAVE), job->err), job->err);
 }

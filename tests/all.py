@@ -18,11 +18,13 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 PYTHON = sys.executable
+FIXTURES = sorted((ROOT / "tests" / "fixtures").glob("*.gguf"))
 PARTS = {  # name: what make builds first, the command. The long ones first
     "test.c": (["build/test"], ["build/test"]),
     "cli.py": (["run"], [PYTHON, "tests/cli.py"]),
     "test_train.c": (["build/test_train"], ["build/test_train"]),
     "bind.c": (["build/bind"], ["build/bind"]),
+    "drafts.c": (["build/drafts"], ["build/drafts", "-q", *map(str, FIXTURES)]),
     "chat.py": (["run"], [PYTHON, "tests/chat.py"]),
     "files.py": (["run"], [PYTHON, "tests/files.py"]),
     "train_cli.py": (["run", "train_tiny"], [PYTHON, "tests/train_cli.py"]),

@@ -360,6 +360,25 @@ def test_sessions() -> None:
     refused(1, "a session of another model", QWEN, "-m", "logits", "--ids", tmp / "1", "--out", tmp / "out", "--load-state", b, message="another model")
 
 
+def test_drafts() -> None:
+    """Drafts change nothing but the time; and what is no source of them is said in a line."""
+    long = " ".join([PROMPT] * 12)
+    for sampling in (["-t", 0], ["-t", 0.7, "-s", 5], ["-t", 0.9, "-s", 6, "--json"], ["-t", 0.9, "-s", 7, "--json-only"]):
+        got = []
+        for source in ("off", "lookup", None):
+            p = run(TINY, "-i", long, "-n", 60, *sampling, "--save-state", tmp / "drafted", *(["--draft", source] if source else []))
+            got.append((p.returncode, re.sub(rb'"timing":{.*?}', b"", p.stdout), (tmp / "drafted").read_bytes() if "-s" in sampling else b""))
+        check(got[0] == got[1] == got[2] and got[0][1], f"--draft changes the text, {sampling}")
+    talk = [ran(TINY, "-m", "chat", "-t", 0.5, "-s", 3, "-n", 40, "--draft", source, stdin=b"once\nonce upon\nonce\n") for source in ("off", "lookup")]
+    check(talk[0] == talk[1] and talk[0], "--draft changes a conversation")
+    for bad in ("", "of", "off lookup", "OFF", "16", "-1", "lookup ", "\xff", "a" * 5000, "%s%n"):
+        refused(2, f"--draft {bad[:20]!r}", TINY, "-i", PROMPT, "--draft", bad, message="lookup")
+    refused(2, "--draft without a source", TINY, "-i", PROMPT, "--draft")
+    for mode in ("logits", "perplexity", "tokenize", "bench", "info"):
+        refused(2, f"--draft in mode {mode}", TINY, "-m", mode, "--draft", "off", message="--draft")
+    refused(2, "a draft model", TINY, "-i", PROMPT, "--draft-max", 8, message="--draft lookup")
+
+
 def test_modes() -> None:
     info = key_values(ran(TINY, "-m", "info"))
     check(set("architecture parameters file_bytes layers mixers state_bytes kv_bytes_per_token context tensor_types".split()) <= set(info), "info", info)
@@ -670,7 +689,7 @@ def main() -> int:
     global tmp
     with tempfile.TemporaryDirectory() as folder:
         tmp = Path(folder)
-        tests = [test_misuse, test_help, test_spellings, test_other_programs, test_failures, test_full_disk, test_generate, test_sessions, test_modes, test_interrupt, test_interrupt_at_once, test_watched, test_pages_printed]
+        tests = [test_misuse, test_help, test_spellings, test_other_programs, test_failures, test_full_disk, test_generate, test_sessions, test_drafts, test_modes, test_interrupt, test_interrupt_at_once, test_watched, test_pages_printed]
         if program == str(ROOT / "run"):
             tests += [test_embedding, test_bench, test_install, test_pages]
         return run_tests(tests)

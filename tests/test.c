@@ -1077,7 +1077,7 @@ static int kv_tested, fast_tested; /* GLA_KV_* and fast of the states that the t
 static GlaState *state_of(const GlaModel *m, int ctx, int batch, int threads) {
     char err[GLA_ERR] = "";
     GlaState *s;
-    check(gla_state_new(&s, m, &(GlaSettings){ctx, batch, threads, kv_tested, fast_tested, 0}, err) == GLA_OK, "no state: %s", err);
+    check(gla_state_new(&s, m, &(GlaSettings){.ctx = ctx, .batch = batch, .threads = threads, .kv = kv_tested, .fast = fast_tested}, err) == GLA_OK, "no state: %s", err);
     return must(s);
 }
 

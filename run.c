@@ -1664,7 +1664,7 @@ static size_t row_bytes(const Tensor *w) { return bytes_of(w->type, (size_t)w->n
 enum {
     LANES = 16,   /* partial sums of a dot product; in the part for vectors, floats per vector */
     ROWS = 16,    /* rows of a matrix that are worked on together; twice as many at a call for floats and for AVX-512's panels */
-    FEW = 4,      /* up to so many tokens, rows are read straight through; for more, they are turned into panels first */
+    FEW = 8,      /* tokens, at most, that rows meet as they are read; see Kernels */
     TILE = 6,     /* tokens that meet a panel at once */
     WEIGHTS_AT_ONCE = 1024, /* of a row, as floats, that meet a tile of tokens at once: their inputs stay in the first-level cache */
     BLOCKS_AT_ONCE = 16, /* blocks of 32 weights turned into panels at once: they stay in the first-level cache */
@@ -1681,27 +1681,26 @@ enum {
 
 /* T rows of n floats; for block-quantised weights also as 16-bit integers, x = q D with one D per token,
  * made when first needed. Sixteen bits, because eight would move the logits of hybrid models by more than the weights' own
- * rounding does; where a processor multiplies bytes, q is taken apart as 256 hi + lo. |q| <= Q_TOP, so that both fit when signed.
+ * rounding does; where bytes are multiplied, q is taken apart as 256 hi + lo. |q| <= Q_TOP, so that both fit when signed.
  * When speed matters more (fast), the q of 32 inputs keep their 7 leading bits and the sign: q = q8 2^shift. That is still a q, so every
  * kernel gives the same bits for it; the panels of AVX-512 multiply q8 alone and shift the sum.
  *
  * An output sums its groups in this order and no other, one rounding each where the kernel fuses, always in the same way in one build:
  *   S <- S + isum d;   S <- S - m fsum  where the type has minimums;   out = S D
- * isum = sum of q_w q over a group and fsum = sum of q are integers, exact in any order; q_w, d and m are the weights' (section 4). */
+ * isum = sum of q_w q over a group and fsum = sum of q are integers, exact in any order and below 2^24 if summed over 32 q at most;
+ * q_w, d and m are the weights' (section 4). */
 typedef struct {
     const float *x;       /* (T, n) */
     int T, n, fast, form; /* form: NOT_YET, or the one that the kernels asked for */
+    int many;             /* more tokens than the kernels call few */
     float *D;             /* (T) */
-    float *fsum;          /* all but TILES: (T, n/16), per 16; a group of 32 adds two */
-    int16_t *q;           /* INT16: (T, n) */
-    int8_t *hi;           /* BYTES, SIGNED: (T, n) */
-    uint8_t *lo;          /* BYTES: (T, n) in [0, 255]; SIGNED: int8_t in [-128, 127] */
-    int32_t *bias;        /* BYTES: (T, 2, 3n/32), each row n/32 numbers for blocks of 32, then n/16 for blocks of 16. The first row is
-                           * -128 * 256 * sum of hi: what weights made unsigned by + 128 add too much; the second is -sum of q */
+    int32_t *fsum;        /* all but TILES: (T, n/16), per 16; a group of 32 adds two */
+    int16_t *q;           /* INT16: (T, n); PAIRS: of each 32 the even ones, then the odd ones */
+    int8_t *hi, *lo;      /* SIGNED: (T, n) */
     uint16_t *half;       /* NULL, or for BF16 weights, fast and kernels that multiply them (T, n) bfloat16 */
     uint8_t *tiles;       /* TILES: (T/TILE rounded up, n/32) pieces of tile_bytes_of(fast) bytes, see below */
 } Input;
-enum { NOT_YET, INT16, BYTES, SIGNED, TILES };
+enum { NOT_YET, INT16, PAIRS, SIGNED, TILES };
 enum { Q_TOP = 127 * 256 + 127 };
 /* A piece of TILES: 32 inputs of TILE tokens. At these bytes lie
  *   0        uint8 (TILE, 32)   hi + 128, or when fast q8 + 128: unsigned
@@ -1713,7 +1712,7 @@ INLINE size_t tile_bytes_of(int fast) { return fast ? T_FAST : T_BYTES; }
 
 static size_t input_bytes(size_t T, size_t n) { /* scratch for any form; behind it (T, n) bfloat16 */
     size_t blocks = n / 32 + 1;
-    size_t rows = T * blocks * (64 + 8 + 24) + SEGMENT * 2 + 64; /* per block: q, or hi and lo; fsum; bias */
+    size_t rows = T * blocks * (64 + 8) + SEGMENT * 2 + 64; /* per block: q, or hi and lo; fsum */
     size_t tiles = round_up(T, TILE) / TILE * blocks * T_BYTES;
     return round_up((rows > tiles ? rows : tiles) + T * sizeof(float) + 8 * ALIGN, ALIGN);
 }
@@ -2084,10 +2083,9 @@ INLINE int keep_8_bits(int16_t *restrict q) {
     return shift;
 }
 
-/* sums (n/16) of 16 neighbours of q >> shift; quads: n/4 of scratch. Two steps of four, which compilers turn into vectors. */
-INLINE void sums_of_16(int32_t *restrict sums, int32_t *restrict quads, const int16_t *restrict q, int n, int shift) {
-    for (int i = 0; i < n / 4; i++)
-        quads[i] = (q[4 * i] >> shift) + (q[4 * i + 1] >> shift) + (q[4 * i + 2] >> shift) + (q[4 * i + 3] >> shift);
+/* sums (n/16) of 16 neighbours of q; quads: n/4 of scratch. Two steps of four, which compilers turn into vectors. */
+INLINE void sums_of_16(int32_t *restrict sums, int32_t *restrict quads, const int16_t *restrict q, int n) {
+    for (int i = 0; i < n / 4; i++) quads[i] = q[4 * i] + q[4 * i + 1] + q[4 * i + 2] + q[4 * i + 3];
     for (int i = 0; i < n / 16; i++) sums[i] = quads[4 * i] + quads[4 * i + 1] + quads[4 * i + 2] + quads[4 * i + 3];
 }
 
@@ -2096,11 +2094,10 @@ INLINE void sums_of_16(int32_t *restrict sums, int32_t *restrict quads, const in
 INLINE void quantize_token(Input *in, int t, float *buf) {
     const int n = in->n, blocks = n / 32, form = in->form;
     const float *restrict x = in->x + (size_t)t * (size_t)n;
+    int32_t *restrict shifts = (int32_t *)(void *)buf; /* TILES, fast: (n/32) */
+    int32_t *restrict quads = shifts + n / 16;         /* (n/4) on the way to a sum */
+    int32_t *restrict s = form == TILES ? quads + n / 4 : in->fsum + (size_t)t * (size_t)(n / 16); /* (n/16) sums of q */
     int16_t *restrict q = form == INT16 ? in->q + (size_t)t * (size_t)n : (int16_t *)(void *)(buf + 3 * (n / 8)); /* (n) */
-    int32_t *restrict s = (int32_t *)(void *)buf;  /* (n/16) sums of q */
-    int32_t *restrict h = s + n / 16;              /* BYTES: (n/16) sums of hi */
-    int32_t *restrict quads = h + n / 16;          /* (n/4) on the way to a sum */
-    int32_t *shifts = h;                           /* TILES, fast: (n/32), in the place of h */
 
     // D
     uint32_t top_bits = 0; /* magnitudes compare as integers, which vectorises */
@@ -2122,25 +2119,9 @@ INLINE void quantize_token(Input *in, int t, float *buf) {
     }
     if (in->fast)
         for (int b = 0; b < blocks; b++) shifts[b] = keep_8_bits(q + 32 * b);
-    sums_of_16(s, quads, q, n, 0);
-    if (form == BYTES) sums_of_16(h, quads, q, n, 8);
-    for (int b = 0; b < blocks; b++) {
+    sums_of_16(s, quads, q, n);
+    for (int b = 0; b < blocks && form == TILES; b++) { /* this token's rows of a piece */
         const int32_t first = s[2 * b], second = s[2 * b + 1];
-        if (form != TILES) {
-            in->fsum[(t * blocks + b) * 2] = (float)first;
-            in->fsum[(t * blocks + b) * 2 + 1] = (float)second;
-            if (form == BYTES) {
-                int32_t *bias = in->bias + (size_t)t * (size_t)blocks * 6, *sum = bias + 3 * blocks;
-                bias[b] = -32768 * (h[2 * b] + h[2 * b + 1]);
-                bias[blocks + 2 * b] = -32768 * h[2 * b];
-                bias[blocks + 2 * b + 1] = -32768 * h[2 * b + 1];
-                sum[b] = -first - second;
-                sum[blocks + 2 * b] = -first;
-                sum[blocks + 2 * b + 1] = -second;
-            }
-            continue;
-        }
-        /* this token's rows of a piece of TILES */
         const int i = t % TILE, shift = in->fast ? shifts[b] : 8;
         uint8_t *restrict p = in->tiles + ((size_t)(t / TILE) * (size_t)blocks + (size_t)b) * tile_bytes_of(in->fast);
         memcpy(p + T_SUM + 12 * i, (float[]){(float)(first + second), (float)first, (float)second}, 12);
@@ -2152,17 +2133,28 @@ INLINE void quantize_token(Input *in, int t, float *buf) {
         }
     }
 
-    // q = 256 hi + lo
-    if (form == BYTES || form == SIGNED) {
-        int8_t *restrict hi = in->hi + (size_t)t * (size_t)n;
-        uint8_t *restrict lo = in->lo + (size_t)t * (size_t)n;
-        const int carry = form == SIGNED ? 128 : 0; /* a lo of 128 and more is negative as a signed byte */
+    // the even ones of 32, then the odd ones
+    if (form == PAIRS)
+        for (int i = 0; i < n; i += 32) {
+            int16_t *restrict to = in->q + (size_t)t * (size_t)n + i;
+            for (int k = 0; k < 16; k++) {
+                to[k] = q[i + 2 * k];
+                to[k + 16] = q[i + 2 * k + 1];
+            }
+        }
+
+    // q = 256 hi + lo; a lo of 128 and more is negative as a signed byte
+    if (form == SIGNED) {
+        int8_t *restrict hi = in->hi + (size_t)t * (size_t)n, *restrict lo = in->lo + (size_t)t * (size_t)n;
         for (int i = 0; i < n; i++) {
-            hi[i] = (int8_t)((q[i] + carry) >> 8);
-            lo[i] = (uint8_t)(q[i] & 255);
+            hi[i] = (int8_t)((q[i] + 128) >> 8);
+            lo[i] = (int8_t)(q[i] & 255);
         }
     }
 }
+
+/* fsum of group g. */
+INLINE int32_t sum_of(const int32_t *fsum, int group, int g) { return group == 32 ? fsum[2 * g] + fsum[2 * g + 1] : fsum[g]; }
 
 /* What a kernel of a matmul does at a time: rows [row, row + n_rows) of w times the tokens of in, to out
  * (T, n_out), its first element. buf: matmul_buf floats of this thread. */
@@ -2208,10 +2200,11 @@ INLINE void few_body(const SomeRows *some, int t0) {
 
     // S <- S + isum d;  S <- S - m fsum;  out = S D, one row per lane
     for (int t = 0; t < T; t++) {
-        const float *fsum = in->fsum + (size_t)(t0 + t) * (size_t)(n / 16), *f = buf + (size_t)t * (size_t)groups * ROWS;
+        const int32_t *fsum = in->fsum + (size_t)(t0 + t) * (size_t)(n / 16);
+        const float *f = buf + (size_t)t * (size_t)groups * ROWS;
         float s[ROWS] = {0};
         for (int g = 0; g < groups; g++) {
-            float x = group == 32 ? fsum[2 * g] + fsum[2 * g + 1] : fsum[g];
+            float x = (float)sum_of(fsum, group, g);
             for (int r = 0; r < ROWS; r++) s[r] += f[g * ROWS + r] * d[g * ROWS + r];
             if (min)
                 for (int r = 0; r < ROWS; r++) s[r] -= m[g * ROWS + r] * x;
@@ -2681,23 +2674,6 @@ INLINE void gemm(const Gemm *product) {
 #if defined(HAVE_VECTORS)
 #define NAMED(name, lanes) NAMED_(name, lanes)
 #define NAMED_(name, lanes) name##_##lanes
-#ifdef __FILE_NAME__
-#define THIS_FILE __FILE_NAME__
-#else
-#define THIS_FILE "run.c"
-#endif
-#define LANES 4
-#include THIS_FILE
-#undef LANES
-#if defined(__x86_64__)
-#define LANES 8
-#include THIS_FILE
-#undef LANES
-#define LANES 16
-#include THIS_FILE
-#undef LANES
-#endif
-
 /* -- softmax attention in tiles: what an instruction set must bring, and the rest -- */
 
 typedef struct {
@@ -2861,6 +2837,352 @@ INLINE void attend_body(const Attend *a, const Queries *some, int64_t chunk, flo
     for (int r = 0; r < n_rows; r++) part[(size_t)r * stride + n_o + 1] = fold16(lanes + r * LANES);
 }
 
+#if defined(__x86_64__)
+/* -- block-quantised weights on AVX2 and AVX-512: from the file's bits to bytes --
+ * One place for both says where the bits of 32 weights lie. The functions that use it are made for every type: with the type a constant,
+ * memory is the limit and not the unpacking. */
+#include <cpuid.h>
+#include <immintrin.h>
+#define AVX2 __attribute__((target("avx2,fma,f16c")))
+#define AVX512 __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")))
+#define INLINE2 static inline __attribute__((always_inline)) AVX2
+#define INLINE512 static inline __attribute__((always_inline)) AVX512
+#define LOAD8(p) _mm_loadl_epi64((const void *)(p))
+#define LOAD16(p) _mm_loadu_si128((const void *)(p))
+#define LOAD32(p) _mm256_loadu_si256((const void *)(p))
+#define EACH_TYPE(OF) \
+    OF(Q8_0) OF(Q4_0) OF(Q4_1) OF(Q5_0) OF(Q5_1) OF(IQ4_NL) OF(MXFP4) OF(Q2_K) OF(Q3_K) OF(Q4_K) OF(Q5_K) OF(Q6_K) OF(IQ4_XS)
+
+enum { SIGNED_BYTES = -1 };
+/* Whether load32 gives q with its sign, or q + this, which is never negative. */
+INLINE int offset_of(int type) {
+    return type == Q4_0 ? 8 : type == Q5_0 ? 16 : type == Q3_K ? 4 : type == Q6_K ? 32
+         : type == Q8_0 || type == IQ4_NL || type == IQ4_XS || type == MXFP4 ? SIGNED_BYTES : 0;
+}
+
+/* Weights 32 j to 32 j + 31 of the SEGMENT at b, as bytes (see offset_of); compare the unpackers of section 4. type: a constant.
+ *   NIBBLES(p)             the low nibbles of 16 bytes, then the high ones
+ *   FIELD(p, shift, mask)  (32 bytes >> shift) & mask
+ *   BIT(p, from, to)       bit `from` of 32 bytes, moved to bit `to`
+ *   TABLE(t, i)            each index through a table of 16
+ *   FIFTH(p)               16 where the 32 bits at p are set */
+INLINE2 __m256i load32(const uint8_t *b, const int j, const int type) {
+#define ALL(x) _mm256_set1_epi8(x)
+#define OR(x, y) _mm256_or_si256(x, y)
+#define TWICE(p) _mm256_broadcastsi128_si256(LOAD16(p))
+#define NIBBLES(p) _mm256_and_si256(_mm256_srlv_epi32(TWICE(p), _mm256_setr_epi32(0, 0, 0, 0, 4, 4, 4, 4)), ALL(15))
+#define FIELD(p, shift, mask) _mm256_and_si256(_mm256_srli_epi16(LOAD32(p), shift), ALL(mask))
+#define MOVED(x, by) ((by) < 0 ? _mm256_srli_epi16(x, -(by)) : _mm256_slli_epi16(x, by))
+#define BIT(p, from, to) _mm256_and_si256(MOVED(LOAD32(p), (to) - (from)), ALL(1 << (to)))
+#define TABLE(t, i) _mm256_shuffle_epi8(TWICE(t), i)
+#define FIFTH(p) \
+    _mm256_and_si256(_mm256_cmpeq_epi8(_mm256_and_si256(_mm256_shuffle_epi8(_mm256_set1_epi32((int)read_u32(p)), spread), bit), bit), ALL(16))
+    const __m256i bit = _mm256_set1_epi64x((long long)0x8040201008040201u);
+    const __m256i spread = _mm256_setr_epi64x(0, 0x0101010101010101, 0x0202020202020202, 0x0303030303030303);
+    const uint8_t *p = b + j * types[type].bytes; /* of the types with blocks of 32 */
+    switch (type) {
+    case Q8_0: return LOAD32(p + 2);
+    case Q4_0: return NIBBLES(p + 2);
+    case Q4_1: return NIBBLES(p + 4);
+    case Q5_0: return OR(NIBBLES(p + 6), FIFTH(p + 2));
+    case Q5_1: return OR(NIBBLES(p + 8), FIFTH(p + 4));
+    case IQ4_NL: return TABLE(iq4_values, NIBBLES(p + 2));
+    case MXFP4: return TABLE(mxfp4_doubled, NIBBLES(p + 1));
+    case IQ4_XS: return TABLE(iq4_values, NIBBLES(b + 8 + 16 * j));
+    case Q2_K: return FIELD(b + 16 + 32 * (j / 4), 2 * (j % 4), 3);
+    case Q3_K: return OR(FIELD(b + 32 + 32 * (j / 4), 2 * (j % 4), 3), BIT(b, j, 2));
+    case Q4_K: return FIELD(b + 16 + 32 * (j / 2), 4 * (j & 1), 15);
+    case Q5_K: return OR(FIELD(b + 48 + 32 * (j / 2), 4 * (j & 1), 15), BIT(b + 16, j, 4));
+    case Q6_K:
+        return OR(FIELD(b + 64 * (j / 4) + 32 * (j & 1), j & 2 ? 4 : 0, 15),
+                  _mm256_slli_epi16(FIELD(b + 128 + 32 * (j / 4), 2 * (j % 4), 3), 4));
+    default: return _mm256_setzero_si256();
+    }
+#undef ALL
+#undef OR
+#undef TWICE
+#undef NIBBLES
+#undef FIELD
+#undef MOVED
+#undef BIT
+#undef TABLE
+#undef FIFTH
+}
+
+/* unpack, made for each type. */
+#define UNPACK(TYPE) \
+    AVX2 static void unpack_avx2_##TYPE(int8_t *q, float *d, float *m, const uint8_t *b) { \
+        const int offset = offset_of(TYPE) > 0 ? offset_of(TYPE) : 0; \
+        int8_t none[SEGMENT]; \
+        unpack(none, d, m, b, TYPE, SEGMENT); /* the scales; the compiler leaves the weights out */ \
+        UNROLL8 for (int j = 0; j < 8; j++) \
+            _mm256_storeu_si256((void *)(q + 32 * j), _mm256_sub_epi8(load32(b, j, TYPE), _mm256_set1_epi8((char)offset))); \
+    }
+EACH_TYPE(UNPACK)
+AVX2 static void unpack_avx2(int8_t *q, float *d, float *m, const uint8_t *b, int type, int n) {
+#define OF(TYPE) [TYPE] = unpack_avx2_##TYPE,
+    static void (*const of_type[N_TYPES])(int8_t *q, float *d, float *m, const uint8_t *b) = {EACH_TYPE(OF)};
+#undef OF
+    if (n == SEGMENT) of_type[type](q, d, m, b);
+    else unpack(q, d, m, b, type, n);
+}
+#undef UNPACK
+
+#endif /* __x86_64__ */
+#endif /* HAVE_VECTORS */
+#endif /* LANES */
+
+/* -- few tokens times quantised weights, for LANES 8 (AVX2) and 16 (AVX-512) --
+ * few_body with LANES rows side by side, one for each lane of a vector of floats, straight from their blocks. The 16-bit products of 32
+ * weights of a row are a vector of integer sums; those of LANES rows are added up as a tree, which leaves the sum of row r in lane r. */
+#if defined(LANES) && LANES >= 8
+#define NAME(name) NAMED(name, LANES)
+#define V NAME(V)
+#define I NAME(I)
+typedef int32_t I __attribute__((vector_size(LANES * 4), may_alias));
+#if LANES == 8
+/* 32 weights of a row become words by shifts alone, the even ones, then the odd ones; the input is in the form PAIRS, in the same order. The
+ * products of a row are a vector of sums; those of eight rows are added up as a tree, which leaves row r in lane r. */
+typedef struct { __m256i even[8], odd[8]; } Weights_8;
+INLINE void weights_8(Weights_8 *w, const uint8_t *const b[8], const int j, const int type) {
+    UNROLL8 for (int r = 0; r < 8; r++) {
+        const __m256i q = load32(b[r], j, type);
+        const int with_sign = offset_of(type) == SIGNED_BYTES;
+        w->even[r] = with_sign ? _mm256_srai_epi16(_mm256_slli_epi16(q, 8), 8) : _mm256_and_si256(q, _mm256_set1_epi16(255));
+        w->odd[r] = with_sign ? _mm256_srai_epi16(q, 8) : _mm256_srli_epi16(q, 8);
+    }
+}
+INLINE void isums_8(I isum[2], const Weights_8 *w, const Input *in, size_t x, const int group) {
+    const __m256i even = LOAD32(in->q + x), odd = LOAD32(in->q + x + 16);
+    __m256i v[8], a[4], b[2];
+    UNROLL8 for (int r = 0; r < 8; r++)
+        v[r] = _mm256_add_epi32(_mm256_madd_epi16(w->even[r], even), _mm256_madd_epi16(w->odd[r], odd));
+    UNROLL for (int i = 0; i < 4; i++)
+        a[i] = _mm256_add_epi32(_mm256_unpacklo_epi32(v[2 * i], v[2 * i + 1]), _mm256_unpackhi_epi32(v[2 * i], v[2 * i + 1]));
+    UNROLL for (int i = 0; i < 2; i++)
+        b[i] = _mm256_add_epi32(_mm256_unpacklo_epi64(a[2 * i], a[2 * i + 1]), _mm256_unpackhi_epi64(a[2 * i], a[2 * i + 1]));
+    isum[0] = (I)_mm256_permute2x128_si256(b[0], b[1], 0x20); /* the lower halves are the first 16 weights, the upper ones the others */
+    isum[1] = (I)_mm256_permute2x128_si256(b[0], b[1], 0x31);
+    if (group == 32) isum[0] += isum[1];
+}
+INLINE int added_8(int type) { return offset_of(type) == SIGNED_BYTES ? 0 : offset_of(type); }
+INLINE __m128i halves_8(const uint8_t *const b[8], size_t at) { /* the 16 bits at each b + at */
+    __m128i h = _mm_cvtsi32_si128(read_u16(b[0] + at));
+#define HALF(r) h = _mm_insert_epi16(h, read_u16(b[r] + at), r)
+    HALF(1), HALF(2), HALF(3), HALF(4), HALF(5), HALF(6), HALF(7);
+#undef HALF
+    return h;
+}
+INLINE V f16_8(const uint8_t *const b[8], size_t at) { return _mm256_cvtph_ps(halves_8(b, at)); }
+INLINE I u16_8(const uint8_t *const b[8], size_t at) { return (I)_mm256_cvtepu16_epi32(halves_8(b, at)); }
+INLINE void words_8(I w[4], const uint8_t *const b[8], size_t at) { /* w[k]: the 32 bits at each b + at + 4 k */
+    __m256i v[4], a[4];
+    UNROLL for (int r = 0; r < 4; r++) v[r] = _mm256_inserti128_si256(_mm256_castsi128_si256(LOAD16(b[r] + at)), LOAD16(b[r + 4] + at), 1);
+    UNROLL for (int r = 0; r < 4; r += 2) {
+        a[r] = _mm256_unpacklo_epi32(v[r], v[r + 1]);
+        a[r + 1] = _mm256_unpackhi_epi32(v[r], v[r + 1]);
+    }
+    UNROLL for (int i = 0; i < 2; i++) {
+        w[2 * i] = (I)_mm256_unpacklo_epi64(a[i], a[i + 2]);
+        w[2 * i + 1] = (I)_mm256_unpackhi_epi64(a[i], a[i + 2]);
+    }
+}
+INLINE V fma_8(V a, V b, V c) { return _mm256_fmadd_ps(a, b, c); }
+#else
+/* vpdpbusd adds four products of unsigned and signed bytes to each lane. The weights are the unsigned side, 128 more than they are if they
+ * have a sign; four of a row lie in its lane, and four inputs, hi or lo, meet all rows at once. */
+typedef struct { __m512i four[8]; } Weights_16;
+INLINE void weights_16(Weights_16 *w, const uint8_t *const b[16], const int j, const int type) {
+    __m512i z[8], a[8];
+    UNROLL8 for (int i = 0; i < 8; i++) { /* rows i and i + 4; 8 + i and 12 + i */
+        const int r = i < 4 ? i : i + 4;
+        z[i] = _mm512_inserti64x4(_mm512_castsi256_si512(load32(b[r], j, type)), load32(b[r + 4], j, type), 1);
+        if (offset_of(type) == SIGNED_BYTES) z[i] = _mm512_xor_si512(z[i], _mm512_set1_epi8(-128));
+    }
+    UNROLL8 for (int i = 0; i < 8; i += 2) {
+        a[i] = _mm512_unpacklo_epi32(z[i], z[i + 1]);
+        a[i + 1] = _mm512_unpackhi_epi32(z[i], z[i + 1]);
+    }
+    UNROLL for (int i = 0; i < 4; i++) { /* fours 0 and 4, 1 and 5 ... of four rows, then of the four after them */
+        const int k = i / 2;
+        __m512i x = i & 1 ? _mm512_unpackhi_epi64(a[k], a[k + 2]) : _mm512_unpacklo_epi64(a[k], a[k + 2]);
+        __m512i y = i & 1 ? _mm512_unpackhi_epi64(a[k + 4], a[k + 6]) : _mm512_unpacklo_epi64(a[k + 4], a[k + 6]);
+        w->four[i] = _mm512_shuffle_i32x4(x, y, 0x88);
+        w->four[i + 4] = _mm512_shuffle_i32x4(x, y, 0xdd);
+    }
+}
+INLINE void isums_16(I isum[2], const Weights_16 *w, const Input *in, size_t x, const int group) {
+    UNROLL for (int h = 0; h < 32 / group; h++) {
+        __m512i hi = _mm512_setzero_si512(), lo = hi;
+        UNROLL8 for (int i = 0; i < group / 4; i++) {
+            hi = _mm512_dpbusd_epi32(hi, w->four[4 * h + i], _mm512_set1_epi32((int)read_u32((const uint8_t *)in->hi + x + 16 * h + 4 * i)));
+            lo = _mm512_dpbusd_epi32(lo, w->four[4 * h + i], _mm512_set1_epi32((int)read_u32((const uint8_t *)in->lo + x + 16 * h + 4 * i)));
+        }
+        isum[h] = ((I)hi << 8) + (I)lo;
+    }
+}
+INLINE int added_16(int type) { return offset_of(type) == SIGNED_BYTES ? 128 : offset_of(type); }
+INLINE __m256i halves_16(const uint8_t *const b[16], size_t at) {
+    return _mm256_inserti128_si256(_mm256_castsi128_si256(halves_8(b, at)), halves_8(b + 8, at), 1);
+}
+INLINE V f16_16(const uint8_t *const b[16], size_t at) { return _mm512_cvtph_ps(halves_16(b, at)); }
+INLINE I u16_16(const uint8_t *const b[16], size_t at) { return (I)_mm512_cvtepu16_epi32(halves_16(b, at)); }
+INLINE void words_16(I w[4], const uint8_t *const b[16], size_t at) {
+    I_8 low[4], high[4];
+    words_8(low, b, at);
+    words_8(high, b + 8, at);
+    UNROLL for (int k = 0; k < 4; k++) w[k] = (I)_mm512_inserti64x4(_mm512_castsi256_si512((__m256i)low[k]), (__m256i)high[k], 1);
+}
+INLINE V fma_16(V a, V b, V c) { return _mm512_fmadd_ps(a, b, c); }
+#endif
+#define scales NAME(scales)
+#define few NAME(few)
+
+/* Scales and minimums of the SEGMENT at each b, a row per lane: d, m (groups, LANES); compare the unpackers of section 4. type: a constant. */
+INLINE void scales(V *d, V *m, const uint8_t *const b[LANES], const int type) {
+#define FLOATS(x) __builtin_convertvector(x, V)
+    const size_t bytes = (size_t)types[type].bytes;
+    I w[4];
+    V scale, min = {0};
+    if (types[type].elems == 32) { /* a float16, or two, at the head of each block */
+        for (size_t j = 0; j < 8; j++) {
+            if (type == MXFP4) {
+                const I e = NAME(u16)(b, j * bytes) & 255, tiny = e < 2;
+                const I bits = (((I){0} + 0x00200000) << (e & 1) & tiny) | ((e - 1) << 23 & ~tiny);
+                memcpy(&d[j], &bits, sizeof bits);
+            } else {
+                d[j] = NAME(f16)(b, j * bytes);
+            }
+            if (types[type].min) m[j] = -NAME(f16)(b, j * bytes + 2);
+        }
+        return;
+    }
+    NAME(words)(w, b, type == Q3_K ? 96 : type == Q6_K ? 192 : 0);
+    scale = NAME(f16)(b, type == Q2_K ? 80 : type == Q3_K ? 108 : type == Q6_K ? 208 : 0);
+    if (types[type].min) min = NAME(f16)(b, type == Q2_K ? 82 : 2);
+    UNROLL for (int k = 0; k < 4; k++) {
+        const int byte = 8 * k;
+        if (type == Q4_K || type == Q5_K) {
+            d[k] = scale * FLOATS(w[1] >> byte & 63);
+            m[k] = min * FLOATS(w[2] >> byte & 63);
+            d[k + 4] = scale * FLOATS((w[3] >> byte & 15) | (w[1] >> (byte + 2) & 0x30));
+            m[k + 4] = min * FLOATS((w[3] >> (byte + 4) & 15) | (w[2] >> (byte + 2) & 0x30));
+        }
+        if (type == IQ4_XS)
+            UNROLL for (int h = 0; h < 2; h++)
+                d[2 * k + h] = scale * FLOATS(((w[1] >> (byte + 4 * h) & 15) | (w[0] >> (16 + 4 * k + 2 * h) & 3) << 4) - 32);
+        UNROLL for (int i = 0; i < 4; i++) { /* 16 groups, of which the byte k of w[i] is number 4 i + k */
+            const int g = 4 * i + k;
+            if (type == Q2_K) {
+                d[g] = scale * FLOATS(w[i] >> byte & 15);
+                m[g] = min * FLOATS(w[i] >> (byte + 4) & 15);
+            }
+            if (type == Q3_K) d[g] = scale * FLOATS(((w[i % 2] >> (byte + i / 2 * 4) & 15) | (w[2] >> (byte + 2 * i) & 3) << 4) - 32);
+            if (type == Q6_K) d[g] = scale * FLOATS(w[i] << (24 - byte) >> 24);
+        }
+    }
+#undef FLOATS
+}
+
+/* Rows [row, row + LANES) and at most FEW tokens. Rows beyond the end are the last one again. one: of a single token the sums stay in a
+ * register. type, one: constants. */
+INLINE void few(const SomeRows *some, const int type, const int one) {
+    const Tensor *w = some->w;
+    const Input *in = some->in;
+    const int n = w->n_in, group = types[type].group, added = NAME(added)(type), T = one ? 1 : in->T;
+    const size_t segment = bytes_of(type, SEGMENT), step = row_bytes(w);
+    const uint8_t *b[LANES];
+    uint8_t padded[LANES][SEGMENT + 64]; /* the end of a row that is no multiple of SEGMENT, with zeros behind it */
+    V d[16], m[16]; /* of the groups */
+    V S[FEW] = {{0}};
+    for (int r = 0; r < LANES; r++) b[r] = w->data + (size_t)(some->row + (r < some->n_rows ? r : some->n_rows - 1)) * step;
+    for (int at = 0; at < n; at += SEGMENT) {
+        for (int r = 0; r < LANES && n - at < SEGMENT; r++) {
+            memset(padded[r], 0, sizeof padded[r]);
+            b[r] = memcpy(padded[r], b[r], bytes_of(type, (size_t)(n - at)));
+        }
+        scales(d, m, b, type);
+        UNROLL8 for (int j = 0; j < 8; j++) {
+            NAME(Weights) v;
+            for (int r = j; r < LANES; r += 8) /* of a few rows, what comes after these LANES */
+                for (size_t i = 0; i < segment; i += 64) PREFETCH(b[r] + LANES * step + i);
+            NAME(weights)(&v, b, j, type);
+            for (int t = 0; t < T; t++) {
+                const int32_t *fsum = in->fsum + (size_t)t * (size_t)(n / 16) + at / 16 + 2 * j;
+                I isum[2];
+                NAME(isums)(isum, &v, in, (size_t)t * (size_t)n + (size_t)(at + 32 * j), group);
+                UNROLL for (int h = 0; h < 32 / group; h++) {
+                    const int g = 32 / group * j + h;
+                    const int32_t own = sum_of(fsum, group, h);
+                    if (added) isum[h] -= own * added;
+                    S[t] = NAME(fma)(__builtin_convertvector(isum[h], V), d[g], S[t]);
+                    if (types[type].min) S[t] = NAME(fma)(-m[g], (V){0} + (float)own, S[t]);
+                }
+            }
+        }
+        for (int r = 0; r < LANES; r++) b[r] += segment;
+    }
+    for (int t = 0; t < T; t++) {
+        const V y = S[t] * in->D[t];
+        memcpy(some->out + (size_t)t * (size_t)w->n_out + some->row, &y, (size_t)(some->n_rows < LANES ? some->n_rows : LANES) * sizeof(float));
+    }
+}
+#define FEW_OF(TYPE) \
+    static void NAMED(one_##TYPE, LANES)(const SomeRows *some) { few(some, TYPE, 1); } \
+    static void NAMED(few_##TYPE, LANES)(const SomeRows *some) { few(some, TYPE, 0); }
+EACH_TYPE(FEW_OF)
+#define OF(TYPE) [TYPE] = {NAMED(one_##TYPE, LANES), NAMED(few_##TYPE, LANES)},
+static void (*const NAME(few_of)[N_TYPES][2])(const SomeRows *some) = {EACH_TYPE(OF)};
+#undef OF
+#undef FEW_OF
+static void NAME(few_rows)(const SomeRows *some) { /* ROWS at most */
+    for (SomeRows part = *some; part.n_rows > 0; part.row += LANES, part.n_rows -= LANES)
+        NAME(few_of)[some->w->type][some->in->T > 1](&part);
+}
+#undef NAME
+#undef V
+#undef I
+#undef scales
+#undef few
+#endif /* LANES: end of few tokens */
+
+#ifndef LANES
+#if defined(HAVE_VECTORS)
+#ifdef __FILE_NAME__
+#define THIS_FILE __FILE_NAME__
+#else
+#define THIS_FILE "run.c"
+#endif
+#define LANES 4
+#include THIS_FILE
+#undef LANES
+#if defined(__x86_64__)
+/* From begin to end all functions may use these instructions. */
+#ifdef __clang__
+#pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("avx2,fma,f16c")
+#endif
+#define LANES 8
+#include THIS_FILE
+#undef LANES
+#ifdef __clang__
+#pragma clang attribute pop
+#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c"))), apply_to = function)
+#else
+#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")
+#endif
+#define LANES 16
+#include THIS_FILE
+#undef LANES
+#ifdef __clang__
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+#endif
+
 /* -- kernels per instruction set, from the bodies above --
  * isa ends their names, attribute lets the compiler use its instructions, lanes is the number of floats in its registers. */
 
@@ -2881,10 +3203,6 @@ INLINE void attend_body(const Attend *a, const Queries *some, int64_t chunk, flo
         else for (int t = 0; t < some->in->T; t += FEW) few_body(some, t); \
     }
 #if defined(__x86_64__)
-#include <cpuid.h>
-#include <immintrin.h>
-#define AVX2 __attribute__((target("avx2,fma,f16c")))
-#define AVX512 __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")))
 KERNELS_FOR(sse2, , 4)
 ATTEND_FOR(sse2, , 4, half_row, byte_tile)
 MATMUL_FOR(sse2, , 4, 4, 2)
@@ -2913,9 +3231,6 @@ MATMUL_FOR(sse2, , 4, 4, 2)
                                    MM##_mul_ps(d, MM##_cvtepi32_ps(MM##_cvtepi8_epi32(bytes(q + j * KEYS + i))))); \
             } \
     }
-#define LOAD8(p) _mm_loadl_epi64((const void *)(p))
-#define LOAD16(p) _mm_loadu_si128((const void *)(p))
-#define LOAD32(p) _mm256_loadu_si256((const void *)(p))
 KERNELS_FOR(avx2, AVX2, 8)
 WIDEN_FOR(avx2, AVX2, _mm256, 8, LOAD16, LOAD8)
 ATTEND_FOR(avx2, AVX2, 8, half_row_avx2, byte_tile_avx2)
@@ -2924,10 +3239,7 @@ WIDEN_FOR(avx512, AVX512, _mm512, 16, LOAD32, LOAD16)
 ATTEND_FOR(avx512, AVX512, 16, half_row_avx512, byte_tile_avx512)
 
 /* -- AVX-512 with VNNI: vpdpbusd multiplies 64 unsigned by 64 signed bytes into 16 sums --
- * Few tokens (few512): rows are read straight through; the weights are the unsigned side, by an offset that the type brings along or by
- * adding 128, and the input's bias takes back what that adds. Many tokens (many512): weights become panels, the signed side, and the inputs
- * in TILES are the unsigned one. First comes how weights are read, last what BF16 does. */
-#define INLINE512 static inline __attribute__((always_inline)) AVX512
+ * Weights become panels, the signed side, and the inputs in TILES are the unsigned one. Last comes what BF16 does. */
 
 /* 16 rows x 16 bytes, `step` bytes apart, to 4 vectors: lane l of v[j] = dword j of row l. Rows r, r+4, r+8, r+12 share
  * a vector, so that the 4x4 transposes inside each 128-bit part leave the rows in order. */
@@ -2947,250 +3259,7 @@ INLINE512 void transpose16(__m512i v[4], const void *p, size_t step) {
     v[2] = _mm512_unpacklo_epi64(h01, h23), v[3] = _mm512_unpackhi_epi64(h01, h23);
 }
 
-/* -- AVX-512: weights to bytes, whatever their type -- */
-
-/* SEGMENT weights at b to four vectors of bytes, as stored: q + offset where the type has an offset, else q. v[j] are weights 64 j to
- * 64 j + 63, that is two blocks of 32 or a quarter of a block of 256; compare the unpackers of section 4. type: a constant.
- *   TWICE(p)             32 bytes in both halves
- *   PAIR(p, q)           16 bytes at p twice in the lower half, 16 bytes at q twice in the upper
- *   NIBBLES(p, q)        two blocks of 32: the low nibbles at p, the high ones, those at q likewise
- *   NIBBLES_K(p)         the low nibbles of 32 bytes, then the high ones
- *   TABLE(t, i)          each of the 64 indices i through a table of 16
- *   BITS_AT(x, k, to, step)   bit k of the lower half's bytes, k + step of the upper half's, moved to bit `to`; all others to be masked out
- *   TWO_BITS(p, j)       Q2_K and Q3_K: fields 2 (j & 1) and 2 (j & 1) + 1 of the four in each of 32 bytes
- *   MASKED_OR(x, mask, y)   (x & mask) | y */
-INLINE512 void load512(__m512i v[4], const uint8_t *b, int type) {
-    const __m512i low4 = _mm512_set1_epi8(15);
-    const __m512i by4 = _mm512_setr_epi64(0, 0, 4, 4, 0, 0, 4, 4), by32 = _mm512_setr_epi64(0, 0, 0, 0, 4, 4, 4, 4);
-#define L16(p) _mm_loadu_si128((const void *)(p))
-#define L32(p) _mm256_loadu_si256((const void *)(p))
-#define TWICE(p) _mm512_broadcast_i64x4(L32(p))
-#define PAIR(p, q) _mm512_mask_broadcast_i32x4(_mm512_broadcast_i32x4(L16(p)), 0xff00, L16(q))
-#define NIBBLES(p, q) _mm512_and_si512(_mm512_srlv_epi64(PAIR(p, q), by4), low4)
-#define NIBBLES_K(p) _mm512_and_si512(_mm512_srlv_epi64(TWICE(p), by32), low4)
-#define TABLE(t, i) _mm512_shuffle_epi8(_mm512_broadcast_i32x4(L16(t)), i)
-#define BITS_AT(x, k, to, step) \
-    _mm512_rolv_epi64(x, _mm512_setr_epi64(((to) - (k)) & 63, ((to) - (k)) & 63, ((to) - (k)) & 63, ((to) - (k)) & 63, \
-                                           ((to) - (k) - (step)) & 63, ((to) - (k) - (step)) & 63, \
-                                           ((to) - (k) - (step)) & 63, ((to) - (k) - (step)) & 63))
-#define TWO_BITS(p, j) _mm512_and_si512(BITS_AT(TWICE(p), 4 * ((j) & 1), 0, 2), _mm512_set1_epi8(3))
-#define MASKED_OR(x, mask, y) _mm512_ternarylogic_epi64(x, _mm512_set1_epi8(mask), y, 0xea)
-    UNROLL for (int j = 0; j < 4; j++) {
-        switch (type) {
-        case Q8_0: v[j] = _mm512_inserti64x4(_mm512_castsi256_si512(L32(b + 68 * j + 2)), L32(b + 68 * j + 36), 1); break;
-        case Q4_0: v[j] = NIBBLES(b + 36 * j + 2, b + 36 * j + 20); break;
-        case Q4_1: v[j] = NIBBLES(b + 40 * j + 4, b + 40 * j + 24); break;
-        case Q5_0: case Q5_1: { /* the word of fifth bits is the mask that says where 16 is added */
-            const uint8_t *p = b + (type == Q5_0 ? 44 * j + 2 : 48 * j + 4), *next = p + (type == Q5_0 ? 22 : 24);
-            v[j] = NIBBLES(p + 4, next + 4);
-            v[j] = _mm512_mask_add_epi8(v[j], read_u32(p) | (uint64_t)read_u32(next) << 32, v[j], _mm512_set1_epi8(16));
-            break;
-        }
-        case IQ4_NL: v[j] = TABLE(iq4_values, NIBBLES(b + 36 * j + 2, b + 36 * j + 20)); break;
-        case MXFP4: v[j] = TABLE(mxfp4_doubled, NIBBLES(b + 34 * j + 1, b + 34 * j + 18)); break;
-        case IQ4_XS: v[j] = TABLE(iq4_values, NIBBLES(b + 8 + 32 * j, b + 24 + 32 * j)); break;
-        case Q2_K: v[j] = TWO_BITS(b + 16 + 32 * (j / 2), j); break;
-        case Q3_K: v[j] = MASKED_OR(BITS_AT(TWICE(b), 2 * j, 2, 1), 4, TWO_BITS(b + 32 + 32 * (j / 2), j)); break;
-        case Q4_K: v[j] = NIBBLES_K(b + 16 + 32 * j); break;
-        case Q5_K: v[j] = MASKED_OR(BITS_AT(TWICE(b + 16), 2 * j, 4, 1), 16, NIBBLES_K(b + 48 + 32 * j)); break;
-        case Q6_K: {
-            __m512i low = _mm512_loadu_si512(b + 64 * (j / 2));
-            v[j] = MASKED_OR(BITS_AT(TWICE(b + 128 + 32 * (j / 2)), 4 * (j & 1), 4, 2), 0x30,
-                             _mm512_and_si512(j & 1 ? _mm512_srli_epi16(low, 4) : low, low4));
-            break;
-        }
-        default: v[j] = _mm512_setzero_si512();
-        }
-    }
-#undef L16
-#undef L32
-#undef TWICE
-#undef PAIR
-#undef NIBBLES
-#undef NIBBLES_K
-#undef TABLE
-#undef BITS_AT
-#undef TWO_BITS
-#undef MASKED_OR
-}
-INLINE int log_offset(int type) { /* load512 gives q + 2^this; -1: q, never negative; -2: q with its sign */
-    return type == Q4_0 ? 3 : type == Q5_0 ? 4 : type == Q3_K ? 2 : type == Q6_K ? 5
-         : type == Q8_0 || type == IQ4_NL || type == IQ4_XS || type == MXFP4 ? -2 : -1;
-}
-
-INLINE512 __m512i offset512(int type) { return _mm512_set1_epi8((char)(log_offset(type) < 0 ? 0 : 1 << log_offset(type))); }
-
-AVX512 static void unpack512(int8_t *q, float *d, float *m, const uint8_t *b, int type, int n) { unpack(q, d, m, b, type, n); }
-
-/* What unpack gives beside the weights: a scale and a minimum per group. (Of the generic unpack the compiler leaves the weights out.)
- * Three kinds of types have a faster way. type: a constant. */
-INLINE512 void scales512(float *d, float *m, const uint8_t *b, int type, int n) {
-#define F16_AT(p) _mm512_set1_ps(_cvtsh_ss(read_u16(p)))
-    if (type == Q6_K) { /* 16 signed bytes times the block's scale */
-        _mm512_storeu_ps(d, _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const void *)(b + 192)))),
-                                          F16_AT(b + 208)));
-    } else if (type == Q4_K || type == Q5_K) { /* six bits each, as in scales_k4: s the eight scales, t the eight minimums, as bytes */
-        uint64_t low = read_u64(b + 4), high = read_u32(b + 12), top = low >> 2 & 0x3030303030303030u;
-        uint64_t s = (low & 0x3f3f3f3f) | ((high & 0x0f0f0f0f) | (top & 0xffffffff)) << 32;
-        uint64_t t = (low >> 32 & 0x3f3f3f3f) | ((high >> 4 & 0x0f0f0f0f) | top >> 32) << 32;
-        __m512 x = _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_set_epi64x((long long)t, (long long)s)));
-        x = _mm512_mul_ps(x, _mm512_mask_blend_ps(0xff00, F16_AT(b), F16_AT(b + 2)));
-        _mm256_storeu_ps(d, _mm512_castps512_ps256(x));
-        _mm256_storeu_ps(m, _mm512_extractf32x8_ps(x, 1));
-    } else if (n == SEGMENT && (type == Q8_0 || type == Q4_0 || type == IQ4_NL)) { /* the f16 at the head of each of eight blocks */
-        const size_t step = type == Q8_0 ? 34 : 18;
-        __m128i h = _mm_cvtsi32_si128(read_u16(b));
-#define HEAD(i) h = _mm_insert_epi16(h, read_u16(b + i * step), i)
-        HEAD(1), HEAD(2), HEAD(3), HEAD(4), HEAD(5), HEAD(6), HEAD(7);
-#undef HEAD
-        _mm256_storeu_ps(d, _mm256_cvtph_ps(h));
-    } else {
-        int8_t q[SEGMENT];
-        unpack(q, d, m, b, type, n);
-    }
-#undef F16_AT
-}
-
-/* Up to SEGMENT weights at b to v as load512 has them, with zeros behind the end, where reading on could leave the file. */
-INLINE512 void segment512(__m512i v[4], const uint8_t *b, int type, int n) {
-    if (n == SEGMENT) {
-        load512(v, b, type);
-        return;
-    }
-    int8_t q[SEGMENT] __attribute__((aligned(64)));
-    float d[16], m[16];
-    memset(q, 0, sizeof q);
-    unpack512(q, d, m, b, type, n);
-    const __m512i offset = offset512(type);
-    UNROLL for (int j = 0; j < 4; j++) v[j] = _mm512_add_epi8(_mm512_load_si512(q + 64 * j), offset);
-}
-
-/* n weights of each of n_rows rows, `step` bytes apart from b on, to q (n_rows, row_q), as load512 has them, padded with zeros to a segment;
- * their scales and minimums to d, m (n_rows, row_d). What lies `next` bytes further on is asked for. One copy per type: with the type a
- * constant, memory is the limit and not the unpacking. */
 typedef struct { int8_t *q; float *d, *m; size_t row_q, row_d; } Unpacked;
-typedef struct { const uint8_t *b; size_t step, next; int n_rows, n; } PackedRows;
-INLINE512 void rows_of_type512(const Unpacked *to, const PackedRows *from, const int type) {
-    int8_t *q = to->q;
-    float *d = to->d, *m = to->m;
-    const size_t row_q = to->row_q, row_d = to->row_d, step = from->step, next = from->next;
-    const uint8_t *b = from->b;
-    const int n_rows = from->n_rows, n = from->n;
-    const size_t segment = bytes_of(type, SEGMENT);
-    for (int r = 0; r < n_rows; r++)
-        for (int at = 0; at < n; at += SEGMENT) {
-            const uint8_t *bytes = b + (size_t)r * step + (size_t)(at / SEGMENT) * segment;
-            const size_t g = (size_t)r * row_d + (size_t)(at / types[type].group);
-            const int len = n - at < SEGMENT ? n - at : SEGMENT;
-            for (size_t i = 0; i < segment; i += 64) __builtin_prefetch(bytes + next + i, 0, 2);
-            __m512i v[4];
-            scales512(d + g, m + g, bytes, type, len);
-            segment512(v, bytes, type, len);
-            UNROLL for (int j = 0; j < 4; j++) _mm512_storeu_si512(q + (size_t)r * row_q + at + 64 * j, v[j]);
-        }
-}
-AVX512 static void rows512(const Unpacked *to, const PackedRows *from, int type) {
-#define OF(TYPE) case TYPE: rows_of_type512(to, from, TYPE); break;
-    switch (type) {
-    OF(Q8_0) OF(Q4_0) OF(Q4_1) OF(Q5_0) OF(Q5_1) OF(IQ4_NL) OF(MXFP4)
-    OF(Q2_K) OF(Q3_K) OF(Q4_K) OF(Q5_K) OF(Q6_K) OF(IQ4_XS)
-    }
-#undef OF
-}
-
-/* -- AVX-512: few tokens -- */
-
-/* few_body with the block sums of a segment at once. Each row is read from its first byte to its last; sums, scales and minimums
- * of 16 rows go to buf, are transposed to one row per lane, and meet in the fixed order. group, min, T: constants, for one token type, too;
- * n_tokens <= T (3 tokens are taken as 4, of which the last is computed twice and stored once). u: the weights made unsigned for hi, whose
- * products go first; those with lo, unsigned itself, are added to 256 times as much.
- *   buf: F (T, ROWS, G) sums, D, M (ROWS, G) scales and minimums; G groups, padded to 16; for more than one token a row of weights */
-INLINE512 void few512(const SomeRows *some, int n_tokens, const int type, const int group, const int min, const int T) {
-    const Tensor *w = some->w;
-    const Input *in = some->in;
-    const int row = some->row, n_rows = some->n_rows;
-    const int n = w->n_in, groups = n / group, blocks = n / 32, log = log_offset(type);
-    const size_t G = round_up((size_t)groups, 16), step = row_bytes(w), segment = bytes_of(type, SEGMENT);
-    float *F = some->buf, *D = F + (size_t)T * ROWS * G, *M = D + ROWS * G;
-    int8_t *q = (int8_t *)(void *)(M + ROWS * G);
-    const __m512i flip = log == -2 ? _mm512_set1_epi8(-128) : _mm512_setzero_si512(); /* to unsigned */
-    const __mmask16 corrected = log == -1 ? 0 : 0xffff;
-    const __m128i shift = _mm_cvtsi32_si128(log > 0 ? log : 0); /* -sum of q times the offset 2^log; or the other bias as it is */
-    const __m512i order16 = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-    const __m512i order32 = _mm512_setr_epi32(0, 8, 1, 9, 2, 10, 3, 11, 0, 0, 0, 0, 0, 0, 0, 0);
-
-    // isum, d and m of every row
-    for (int r = 0; r < n_rows; r++) {
-        const uint8_t *bytes = w->data + (size_t)(row + r) * step;
-        if (T > 1)
-            rows512(&(Unpacked){q, D + (size_t)r * G, M + (size_t)r * G, 0, 0}, &(PackedRows){bytes, 0, AHEAD, 1, n}, type);
-        for (int at = 0; at < n; at += SEGMENT, bytes += segment) {
-            const int len = n - at < SEGMENT ? n - at : SEGMENT;
-            size_t g = (size_t)r * G + (size_t)(at / group);
-            __m512i v[4], u[4];
-            if (T == 1) {
-                for (size_t i = 0; i < segment; i += 64) __builtin_prefetch(bytes + AHEAD + i);
-                scales512(D + g, M + g, bytes, type, len);
-                segment512(v, bytes, type, len);
-            } else {
-                UNROLL for (int i = 0; i < 4; i++) v[i] = _mm512_loadu_si512(q + at + 64 * i);
-            }
-            UNROLL for (int i = 0; i < 4; i++) u[i] = _mm512_xor_si512(v[i], flip);
-            UNROLL8 for (int t = 0; t < T; t++) {
-                const size_t token = (size_t)(t < n_tokens ? t : n_tokens - 1);
-                const int8_t *hi = in->hi + token * (size_t)n + at;
-                const uint8_t *lo = in->lo + token * (size_t)n + at;
-                const int32_t *bias = in->bias + (token * 2 + (log > 0)) * (size_t)blocks * 3;
-                float *f = F + (size_t)t * ROWS * G + g;
-                __m512i z[4];
-                UNROLL for (int i = 0; i < 4; i++) {
-                    z[i] = _mm512_slli_epi32(_mm512_dpbusd_epi32(_mm512_setzero_si512(), u[i], _mm512_loadu_si512(hi + 64 * i)), 8);
-                    z[i] = _mm512_dpbusd_epi32(z[i], _mm512_loadu_si512(lo + 64 * i), v[i]);
-                }
-                __m512i a = _mm512_add_epi32(_mm512_unpacklo_epi32(z[0], z[1]), _mm512_unpackhi_epi32(z[0], z[1]));
-                __m512i b = _mm512_add_epi32(_mm512_unpacklo_epi32(z[2], z[3]), _mm512_unpackhi_epi32(z[2], z[3]));
-                __m512i s = _mm512_add_epi32(_mm512_unpacklo_epi64(a, b), _mm512_unpackhi_epi64(a, b));
-                /* now lane i of the 128-bit part p is the sum of the group of 16 at 4i + p */
-                if (group == 16) {
-                    s = _mm512_add_epi32(_mm512_permutexvar_epi32(order16, s),
-                                         _mm512_maskz_sll_epi32(corrected, _mm512_loadu_si512(bias + blocks + at / 16), shift));
-                    _mm512_storeu_ps(f, _mm512_cvtepi32_ps(s));
-                } else {
-                    s = _mm512_permutexvar_epi32(order32, _mm512_add_epi32(s, _mm512_shuffle_i32x4(s, s, 0xb1)));
-                    __m256i c = _mm256_maskz_sll_epi32((__mmask8)corrected, _mm256_loadu_si256((const void *)(bias + at / 32)), shift);
-                    _mm256_storeu_ps(f, _mm256_cvtepi32_ps(_mm256_add_epi32(_mm512_castsi512_si256(s), c)));
-                }
-            }
-        }
-    }
-
-    // S <- S + isum d;  S <- S - m fsum;  out = S D, one row per lane, four groups at a time
-    __m512 S[FEW];
-    UNROLL8 for (int t = 0; t < T; t++) S[t] = _mm512_setzero_ps();
-    for (int g = 0; g < groups; g += 4) {
-        __m512i d[4], m[4], f[4];
-        transpose16(d, D + g, G * sizeof(float));
-        if (min) transpose16(m, M + g, G * sizeof(float));
-        int last = groups - g < 4 ? groups - g : 4;
-        UNROLL8 for (int t = 0; t < T; t++) {
-            const size_t token = (size_t)(t < n_tokens ? t : n_tokens - 1);
-            const float *fsum = in->fsum + token * (size_t)blocks * 2;
-            transpose16(f, F + (size_t)t * ROWS * G + g, G * sizeof(float));
-            UNROLL for (int j = 0; j < 4; j++) {
-                if (j >= last) break;
-                S[t] = _mm512_fmadd_ps(_mm512_castsi512_ps(f[j]), _mm512_castsi512_ps(d[j]), S[t]);
-                if (min) {
-                    __m512 x = _mm512_set1_ps(group == 32 ? fsum[2 * (g + j)] + fsum[2 * (g + j) + 1] : fsum[g + j]);
-                    S[t] = _mm512_fnmadd_ps(_mm512_castsi512_ps(m[j]), x, S[t]);
-                }
-            }
-        }
-    }
-    __mmask16 live = (__mmask16)((1u << n_rows) - 1);
-    UNROLL8 for (int t = 0; t < T; t++)
-        if (t < n_tokens)
-            _mm512_mask_storeu_ps(some->out + (size_t)t * (size_t)w->n_out + row, live, _mm512_mul_ps(S[t], _mm512_set1_ps(in->D[t])));
-}
 
 /* -- AVX-512: many tokens -- */
 
@@ -3205,11 +3274,17 @@ AVX512 static void make_panels(Panel *p, const Tensor *w, int row, int b0, int n
     const float *d = room->d, *m = room->m;
     const int group = types[w->type].group, min = types[w->type].min, per = 32 / group; /* groups per block */
     const size_t row_q = room->row_q, row_d = room->row_d;
-    const __m512i ones = _mm512_set1_epi8(1), offset = offset512(w->type);
-    const int rows = w->n_out - row < ROWS ? (w->n_out > row ? w->n_out - row : 0) : ROWS;
-    const PackedRows from = {w->data + (size_t)row * row_bytes(w) + bytes_of(w->type, (size_t)b0 * 32), row_bytes(w),
-                             2 * ROWS * row_bytes(w), rows, 32 * n_blocks};
-    rows512(room, &from, w->type);
+    const __m512i ones = _mm512_set1_epi8(1);
+    const size_t segment = bytes_of(w->type, SEGMENT), ahead = 2 * ROWS * row_bytes(w);
+    for (int r = 0; r < ROWS && row + r < w->n_out; r++) {
+        const uint8_t *bytes = w->data + (size_t)(row + r) * row_bytes(w) + bytes_of(w->type, (size_t)b0 * 32);
+        for (int at = 0; at < 32 * n_blocks; at += SEGMENT, bytes += segment) {
+            const size_t g = (size_t)r * row_d + (size_t)(at / group);
+            for (size_t i = 0; i < segment; i += 64) __builtin_prefetch(bytes + ahead + i, 0, 2);
+            unpack_avx2(room->q + (size_t)r * row_q + at, room->d + g, room->m + g, bytes, w->type,
+                        32 * n_blocks - at < SEGMENT ? 32 * n_blocks - at : SEGMENT);
+        }
+    }
 
     // weights, and their sums for the bias
     for (int b = 0; b < n_blocks; b++) {
@@ -3218,7 +3293,6 @@ AVX512 static void make_panels(Panel *p, const Tensor *w, int row, int b0, int n
             __m512i v[4];
             transpose16(v, q + 32 * b + 16 * h, row_q);
             UNROLL for (int j = 0; j < 4; j++) {
-                v[j] = _mm512_sub_epi8(v[j], offset);
                 _mm512_store_si512(p[b].q[4 * h + j], v[j]);
                 sum = _mm512_dpbusd_epi32(sum, ones, v[j]);
             }
@@ -3434,32 +3508,13 @@ AVX512BF16 static void fast512_bf16(const SomeRows *some) {
 
 /* -- AVX-512: which of these -- */
 
-/* few512 for 1, 2 and up to 4 tokens. With one, memory should be the only limit, so each type has a copy of its own. */
-AVX512 static void few512_1(const SomeRows *some) {
-#define OF(TYPE, group, min) case TYPE: few512(some, 1, TYPE, group, min, 1); break;
-    switch (some->w->type) {
-    OF(Q8_0, 32, 0) OF(Q4_0, 32, 0) OF(Q4_1, 32, 1) OF(Q5_0, 32, 0) OF(Q5_1, 32, 1) OF(IQ4_NL, 32, 0) OF(MXFP4, 32, 0)
-    OF(Q2_K, 16, 1) OF(Q3_K, 16, 0) OF(Q4_K, 32, 1) OF(Q5_K, 32, 1) OF(Q6_K, 16, 0) OF(IQ4_XS, 32, 0)
-    }
-#undef OF
-}
-#define FEW512(n) \
-    AVX512 static void few512_##n(const SomeRows *some) { \
-        const int T = some->in->T, type = some->w->type; \
-        if (types[type].group == 32 && !types[type].min) few512(some, T, type, 32, 0, n); \
-        else if (types[type].group == 32) few512(some, T, type, 32, 1, n); \
-        else if (!types[type].min) few512(some, T, type, 16, 0, n); \
-        else few512(some, T, type, 16, 1, n); \
-    }
-FEW512(2) FEW512(4)
-
 /* Rows of any type; ROWS at most, or 2 ROWS for plain types and TILES. */
 AVX512 static void matmul_avx512(const SomeRows *some) {
     const int type = some->w->type, T = some->in->T;
     if (type == BF16 && T < 4) few512_bf16(some);
     else if (types[type].group == 1) plain_body_16(some, 4, 6);
     else if (some->in->form == TILES) many512(some);
-    else (T == 1 ? few512_1 : T == 2 ? few512_2 : few512_4)(some);
+    else few_rows_16(some);
 }
 AVX512 static void matmul_avx512bf16(const SomeRows *some) {
     if (some->w->type == BF16 && some->in->half) fast512_bf16(some);
@@ -3551,10 +3606,10 @@ INLINE void few_rows(const SomeRows *some, Unpack unpack_fn, Sums sums) {
         interleave(d, D + g, G * sizeof(float), sizeof(float));
         if (min) interleave(m, M + g, G * sizeof(float), sizeof(float));
         for (int t = 0; t < T; t++) {
-            const float *fsum = in->fsum + (size_t)t * (size_t)(n / 16);
+            const int32_t *fsum = in->fsum + (size_t)t * (size_t)(n / 16);
             interleave(f, F + (size_t)t * ROWS * G + g, G * sizeof(float), sizeof(float));
             for (int j = 0; j < 4 && g + j < groups; j++) {
-                float x = group == 32 ? fsum[2 * (g + j)] + fsum[2 * (g + j) + 1] : fsum[g + j];
+                float x = (float)sum_of(fsum, group, g + j);
                 for (int r = 0; r < ROWS; r++) S[t][r] = fmaf(f[j][r], d[j][r], S[t][r]);
                 if (min)
                     for (int r = 0; r < ROWS; r++) S[t][r] = fmaf(-m[j][r], x, S[t][r]);
@@ -3612,7 +3667,6 @@ INLINE void many_rows(const SomeRows *some, Unpack unpack_fn, Tile tile_fn, cons
 
 #if defined(__x86_64__)
 /* -- AVX2: vpmaddwd multiplies 16 pairs of 16-bit integers and adds neighbours; AVX-VNNI adds the sum so far in the same instruction -- */
-#define INLINE2 static inline __attribute__((always_inline)) AVX2
 #define AVXVNNI __attribute__((target("avx2,fma,f16c,avxvnni")))
 /* sum + what vpmaddwd makes of a and b: the one thing in which the two differ. */
 typedef __m256i Madd(__m256i sum, __m256i a, __m256i b);
@@ -3622,41 +3676,6 @@ AVX2 static inline __m256i madd_avx2(__m256i sum, __m256i a, __m256i b) {
     return sum;
 }
 AVXVNNI static inline __m256i madd_avxvnni(__m256i sum, __m256i a, __m256i b) { return _mm256_dpwssd_avx_epi32(sum, a, b); }
-AVX2 static void unpack_avx2(int8_t *q, float *d, float *m, const uint8_t *b, int type, int n) { unpack(q, d, m, b, type, n); }
-
-/* Lane i of the result: the sum of the lanes of v[i]. */
-INLINE2 __m256i sum_lanes(const __m256i v[8]) {
-    __m256i pair[4], four[2];
-    UNROLL for (int i = 0; i < 4; i++)
-        pair[i] = _mm256_add_epi32(_mm256_unpacklo_epi32(v[2 * i], v[2 * i + 1]), _mm256_unpackhi_epi32(v[2 * i], v[2 * i + 1]));
-    UNROLL for (int i = 0; i < 2; i++)
-        four[i] = _mm256_add_epi32(_mm256_unpacklo_epi64(pair[2 * i], pair[2 * i + 1]),
-                                   _mm256_unpackhi_epi64(pair[2 * i], pair[2 * i + 1]));
-    return _mm256_add_epi32(_mm256_permute2x128_si256(four[0], four[1], 0x20), _mm256_permute2x128_si256(four[0], four[1], 0x31));
-}
-
-/* Sums: a segment at a time, eight groups to a vector of sums. */
-INLINE2 void sums_256(float *f, size_t f_step, const int8_t *q, const Input *in, int group, Madd madd) {
-    const __m256i zero = _mm256_setzero_si256();
-    for (int at = 0; at < in->n; at += SEGMENT, q += SEGMENT)
-        for (int t = 0; t < in->T; t++) {
-            const int16_t *x = in->q + (size_t)t * (size_t)in->n + at;
-            float *out = f + (size_t)t * f_step + at / group;
-#define PRODUCT(sum, i) /* 16 weights from i on, times their inputs */ \
-    madd(sum, _mm256_cvtepi8_epi16(_mm_loadu_si128((const void *)(q + (i)))), _mm256_loadu_si256((const void *)(x + (i))))
-            __m256i v[8];
-            if (group == 32) {
-                UNROLL8 for (int i = 0; i < 8; i++) v[i] = PRODUCT(PRODUCT(zero, 32 * i), 32 * i + 16);
-                _mm256_storeu_ps(out, _mm256_cvtepi32_ps(sum_lanes(v)));
-            } else {
-                for (int half = 0; half < 2; half++) {
-                    UNROLL8 for (int i = 0; i < 8; i++) v[i] = PRODUCT(zero, 128 * half + 16 * i);
-                    _mm256_storeu_ps(out + 8 * half, _mm256_cvtepi32_ps(sum_lanes(v)));
-                }
-            }
-#undef PRODUCT
-        }
-}
 
 /* Tile, of a panel (n / 2, 16, 2) of 16-bit integers. A pair of inputs, broadcast, meets a pair of weights of each of 16 rows: 12 integer
  * sums, 2 weights, a broadcast and a product in registers. */
@@ -3667,7 +3686,7 @@ INLINE2 void tile_256(const RowsTile *tile, Madd madd) {
     const int t0 = tile->t, at = tile->at, n = tile->n, group = tile->group;
     float *S = tile->S;
     const int16_t *x[TILE];
-    const float *fsum[TILE];
+    const int32_t *fsum[TILE];
     for (int t = 0; t < TILE; t++) {
         size_t token = (size_t)(t0 + t < in->T ? t0 + t : in->T - 1);
         x[t] = in->q + token * (size_t)in->n + at;
@@ -3688,9 +3707,9 @@ INLINE2 void tile_256(const RowsTile *tile, Madd madd) {
         for (int r = 0; r < 2; r++) {
             __m256 scale = _mm256_load_ps(d + 8 * r);
             UNROLL8 for (int t = 0; t < TILE; t++) {
-                float *to = S + ROWS * t + 8 * r, *fs = (float *)(uintptr_t)fsum[t] + i / 16;
+                float *to = S + ROWS * t + 8 * r;
                 __m256 s = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sum[t][r]), scale, _mm256_load_ps(to));
-                if (m) s = _mm256_fnmadd_ps(_mm256_load_ps(m + 8 * r), _mm256_set1_ps(group == 32 ? fs[0] + fs[1] : fs[0]), s);
+                if (m) s = _mm256_fnmadd_ps(_mm256_load_ps(m + 8 * r), _mm256_set1_ps((float)sum_of(fsum[t], group, i / group)), s);
                 _mm256_store_ps(to, s);
             }
         }
@@ -3699,14 +3718,11 @@ INLINE2 void tile_256(const RowsTile *tile, Madd madd) {
 }
 
 #define MATMUL_256(isa, attribute) \
-    attribute static void sums_##isa(float *f, size_t f_step, const int8_t *q, const Input *in, int group) { \
-        sums_256(f, f_step, q, in, group, madd_##isa); \
-    } \
     attribute static void panels_##isa(const RowsTile *tile) { tile_256(tile, madd_##isa); } \
     attribute static void matmul_##isa(const SomeRows *some) { \
         if (types[some->w->type].group == 1) plain_body_8(some, 4, 2); \
-        else if (some->in->T > FEW) many_rows(some, unpack_avx2, panels_##isa, 2, 1); \
-        else few_rows(some, unpack_avx2, sums_##isa); \
+        else if (some->in->many) many_rows(some, unpack_avx2, panels_##isa, 2, 1); \
+        else few_rows_8(some); \
     }
 MATMUL_256(avx2, AVX2)
 MATMUL_256(avxvnni, AVXVNNI)
@@ -3741,7 +3757,7 @@ static inline int32x4_t dot16_neon(const int8_t *q, const Input *in, size_t at) 
     return vmlal_high_s16(vmlal_s16(vmlal_high_s16(sum, w0, x0), vget_low_s16(w1), vget_low_s16(x1)), w1, x1);
 }
 DOTPROD static inline int32x4_t dot16_dotprod(const int8_t *q, const Input *in, size_t at) {
-    int8x16_t w = vld1q_s8(q), hi = vld1q_s8(in->hi + at), lo = vld1q_s8((const int8_t *)in->lo + at);
+    int8x16_t w = vld1q_s8(q), hi = vld1q_s8(in->hi + at), lo = vld1q_s8(in->lo + at);
     int32x4_t sum = vdupq_n_s32(0);
     SDOT(sum, w, hi);
     sum = vshlq_n_s32(sum, 8);
@@ -3784,9 +3800,9 @@ INLINE void tile_128(const RowsTile *tile, const int unit, const int wide, Dot8x
             UNROLL8 for (int t = 0; t < TILE; t++)
                 UNROLL for (int h = 0; h < 2; h++) {
                     float *to = S + ROWS * t + r + 4 * h;
-                    const float *fsum = in->fsum + x[t] / 16;
+                    const int32_t *fsum = in->fsum + x[t] / 16;
                     float32x4_t s = vfmaq_f32(vld1q_f32(to), vcvtq_f32_s32(sum[t][h]), vld1q_f32(d + r + 4 * h));
-                    if (m) s = vfmsq_f32(s, vld1q_f32(m + r + 4 * h), vdupq_n_f32(group == 32 ? fsum[0] + fsum[1] : fsum[0]));
+                    if (m) s = vfmsq_f32(s, vld1q_f32(m + r + 4 * h), vdupq_n_f32((float)sum_of(fsum, group, 0)));
                     vst1q_f32(to, s);
                 }
         }
@@ -3816,7 +3832,7 @@ static inline void dot8_neon(int32x4_t sum[TILE][2], const int8_t *panel, const 
 DOTPROD static inline void dot8_dotprod(int32x4_t sum[TILE][2], const int8_t *panel, const Input *in, const size_t *x, int group) {
     UNROLL8 for (int t = 0; t < TILE; t++) sum[t][0] = sum[t][1] = vdupq_n_s32(0);
     for (int part = 0; part < 2; part++) { /* hi, then lo: sum = 256 sum(w hi) + sum(w lo) */
-        const int8_t *q = panel, *plane = part ? (const int8_t *)in->lo : in->hi; /* (group / 4, 16, 4) */
+        const int8_t *q = panel, *plane = part ? in->lo : in->hi; /* (group / 4, 16, 4) */
         if (part)
             UNROLL8 for (int t = 0; t < TILE; t++) {
                 sum[t][0] = vshlq_n_s32(sum[t][0], 8);
@@ -3844,7 +3860,7 @@ I8MM static inline void dot8_i8mm(int32x4_t sum[TILE][2], const int8_t *panel, c
     UNROLL for (int t = 0; t < TILE / 2; t++)
         UNROLL for (int r = 0; r < 4; r++) square[t][r] = vdupq_n_s32(0);
     for (int part = 0; part < 2; part++) { /* hi, then lo, as above */
-        const int8_t *q = panel, *plane = part ? (const int8_t *)in->lo : in->hi; /* (group / 8, 16, 8) */
+        const int8_t *q = panel, *plane = part ? in->lo : in->hi; /* (group / 8, 16, 8) */
         if (part)
             UNROLL for (int t = 0; t < TILE / 2; t++)
                 UNROLL for (int r = 0; r < 4; r++) square[t][r] = vshlq_n_s32(square[t][r], 8);
@@ -3878,7 +3894,7 @@ I8MM static inline void dot8_i8mm(int32x4_t sum[TILE][2], const int8_t *panel, c
     attribute static void panels_##isa(const RowsTile *tile) { tile_128(tile, unit, wide, dot8_##isa); } \
     attribute static void matmul_##isa(const SomeRows *some) { \
         if (types[some->w->type].group == 1) plain_body_4(some, 4, 4); \
-        else if (some->in->T > FEW) many_rows(some, unpack_plain, panels_##isa, unit, wide); \
+        else if (some->in->many) many_rows(some, unpack_plain, panels_##isa, unit, wide); \
         else few_rows(some, unpack_plain, sums_##isa); \
     }
 MATMUL_128(neon, , dot16_neon, 1, 1)
@@ -3896,7 +3912,8 @@ MATMUL_FOR(vector, , 4, 4, 4)
  * function does is said at its scalar definition: quantize_token, rmsnorm, activate_row ... */
 typedef struct {
     const char *name;
-    int few, many; /* the form of the input for up to FEW tokens, and for more */
+    int few;       /* up to so many tokens, FEW at most, weights are used as they are read; for more, they are turned into panels first */
+    int form[2];   /* of the input for few tokens, and for more */
     int half;      /* multiplies bfloat16: fast rounds what meets BF16 weights */
     void (*quantize)(Input *in, int t, float *buf);
     void (*norm)(float *y, const float *x, const float *w, size_t n, float eps);
@@ -3909,20 +3926,20 @@ typedef struct {
 } Kernels;
 #define LOOPS(isa) quantize_##isa, norm_##isa, activate_##isa, gate_##isa, conv_##isa
 static const Kernels kernels[] = {
-    {"scalar", INT16, INT16, 0, LOOPS(scalar), matmul_scalar, recurrence_scalar, attend_scalar},
+    {"scalar", 8, {INT16, INT16}, 0, LOOPS(scalar), matmul_scalar, recurrence_scalar, attend_scalar},
 #if !defined(HAVE_VECTORS)
 #elif defined(__x86_64__)
-    {"sse2", INT16, INT16, 0, LOOPS(sse2), matmul_sse2, recurrence_sse2, attend_sse2},
-    {"avx2", INT16, INT16, 0, LOOPS(avx2), matmul_avx2, recurrence_avx2, attend_avx2},
-    {"avxvnni", INT16, INT16, 0, LOOPS(avx2), matmul_avxvnni, recurrence_avx2, attend_avx2},
-    {"avx512", BYTES, TILES, 0, LOOPS(avx512), matmul_avx512, recurrence_avx512, attend_avx512},
-    {"avx512bf16", BYTES, TILES, 1, LOOPS(avx512), matmul_avx512bf16, recurrence_avx512, attend_avx512},
+    {"sse2", 8, {INT16, INT16}, 0, LOOPS(sse2), matmul_sse2, recurrence_sse2, attend_sse2},
+    {"avx2", 8, {PAIRS, INT16}, 0, LOOPS(avx2), matmul_avx2, recurrence_avx2, attend_avx2},
+    {"avxvnni", 8, {PAIRS, INT16}, 0, LOOPS(avx2), matmul_avxvnni, recurrence_avx2, attend_avx2},
+    {"avx512", 8, {SIGNED, TILES}, 0, LOOPS(avx512), matmul_avx512, recurrence_avx512, attend_avx512},
+    {"avx512bf16", 8, {SIGNED, TILES}, 1, LOOPS(avx512), matmul_avx512bf16, recurrence_avx512, attend_avx512},
 #elif defined(__aarch64__)
-    {"neon", INT16, INT16, 0, LOOPS(neon), matmul_neon, recurrence_neon, attend_neon},
-    {"dotprod", SIGNED, SIGNED, 0, LOOPS(neon), matmul_dotprod, recurrence_neon, attend_neon},
-    {"i8mm", SIGNED, SIGNED, 0, LOOPS(neon), matmul_i8mm, recurrence_neon, attend_neon},
+    {"neon", 4, {INT16, INT16}, 0, LOOPS(neon), matmul_neon, recurrence_neon, attend_neon},
+    {"dotprod", 4, {SIGNED, SIGNED}, 0, LOOPS(neon), matmul_dotprod, recurrence_neon, attend_neon},
+    {"i8mm", 4, {SIGNED, SIGNED}, 0, LOOPS(neon), matmul_i8mm, recurrence_neon, attend_neon},
 #else
-    {"vector", INT16, INT16, 0, LOOPS(vector), matmul_vector, recurrence_vector, attend_vector},
+    {"vector", 8, {INT16, INT16}, 0, LOOPS(vector), matmul_vector, recurrence_vector, attend_vector},
 #endif
 };
 enum { N_KERNELS = sizeof kernels / sizeof kernels[0] };
@@ -3997,12 +4014,12 @@ static void quantize(const Team *team, Input *in) {
     size_t T = (size_t)in->T, blocks = (size_t)in->n / 32;
     Arena a = {(char *)team->input, 0, 0};
     in->fast = team->fast;
-    in->form = in->T > FEW ? team->kernels->many : team->kernels->few;
+    in->many = in->T > team->kernels->few;
+    in->form = team->kernels->form[in->many];
     in->D = take(&a, T);
     if (in->form == TILES) in->tiles = take_bytes(&a, round_up(T, TILE) / TILE * blocks, tile_bytes_of(in->fast));
-    else in->fsum = take(&a, T * blocks * 2);
-    if (in->form == BYTES) in->bias = take_bytes(&a, T * blocks * 6 + 16, sizeof(int32_t));
-    if (in->form == INT16) { /* SEGMENT more: the last step of a row may read so far */
+    else in->fsum = take_bytes(&a, T * blocks * 2 + 16, sizeof(int32_t));
+    if (in->form == INT16 || in->form == PAIRS) { /* SEGMENT more: the last step of a row may read so far */
         in->q = take_bytes(&a, T * blocks * 32 + SEGMENT, sizeof(int16_t));
     } else if (in->form != TILES) {
         in->hi = take_bytes(&a, T * blocks * 32 + SEGMENT, 1);

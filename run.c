@@ -3036,6 +3036,7 @@ INLINE void words_16(I w[4], const uint8_t *const b[16], size_t at) {
 INLINE V fma_16(V a, V b, V c) { return _mm512_fmadd_ps(a, b, c); }
 #endif
 #define scales NAME(scales)
+#define rows_at NAME(rows_at)
 #define few NAME(few)
 
 /* Scales and minimums of the SEGMENT at each b, a row per lane: d, m (groups, LANES); compare the unpackers of section 4. type: a constant. */
@@ -3084,23 +3085,31 @@ INLINE void scales(V *d, V *m, const uint8_t *const b[LANES], const int type) {
 #undef FLOATS
 }
 
-/* Rows [row, row + LANES) and at most FEW tokens. Rows beyond the end are the last one again. one: of a single token the sums stay in a
- * register. type, one: constants. */
+/* b: where weights `at` and on of the rows [row, row + LANES) begin; rows beyond the end are the last one again. What is left of a row at its
+ * end, less than a SEGMENT, is copied to `padded` with zeros behind it. */
+typedef uint8_t NAME(Padded)[LANES][SEGMENT + 64];
+INLINE void rows_at(const uint8_t *b[LANES], NAME(Padded) padded, const Tensor *w, int row, int at) {
+    for (int r = 0; r < LANES; r++) {
+        b[r] = w->data + (size_t)(row + r < w->n_out ? row + r : w->n_out - 1) * row_bytes(w) + bytes_of(w->type, (size_t)at);
+        if (w->n_in - at >= SEGMENT) continue;
+        memset(padded[r], 0, sizeof padded[r]);
+        b[r] = memcpy(padded[r], b[r], bytes_of(w->type, (size_t)(w->n_in - at)));
+    }
+}
+
+/* Rows [row, row + LANES) and at most FEW tokens. one: of a single token the sums stay in a register. type,
+ * one: constants. */
 INLINE void few(const SomeRows *some, const int type, const int one) {
     const Tensor *w = some->w;
     const Input *in = some->in;
     const int n = w->n_in, group = types[type].group, added = NAME(added)(type), T = one ? 1 : in->T;
     const size_t segment = bytes_of(type, SEGMENT), step = row_bytes(w);
     const uint8_t *b[LANES];
-    uint8_t padded[LANES][SEGMENT + 64]; /* the end of a row that is no multiple of SEGMENT, with zeros behind it */
+    NAME(Padded) padded;
     V d[16], m[16]; /* of the groups */
     V S[FEW] = {{0}};
-    for (int r = 0; r < LANES; r++) b[r] = w->data + (size_t)(some->row + (r < some->n_rows ? r : some->n_rows - 1)) * step;
     for (int at = 0; at < n; at += SEGMENT) {
-        for (int r = 0; r < LANES && n - at < SEGMENT; r++) {
-            memset(padded[r], 0, sizeof padded[r]);
-            b[r] = memcpy(padded[r], b[r], bytes_of(type, (size_t)(n - at)));
-        }
+        rows_at(b, padded, w, some->row, at);
         scales(d, m, b, type);
         UNROLL8 for (int j = 0; j < 8; j++) {
             NAME(Weights) v;
@@ -3120,7 +3129,6 @@ INLINE void few(const SomeRows *some, const int type, const int one) {
                 }
             }
         }
-        for (int r = 0; r < LANES; r++) b[r] += segment;
     }
     for (int t = 0; t < T; t++) {
         const V y = S[t] * in->D[t];
@@ -3143,6 +3151,7 @@ static void NAME(few_rows)(const SomeRows *some) { /* ROWS at most */
 #undef V
 #undef I
 #undef scales
+#undef rows_at
 #undef few
 #endif /* LANES: end of few tokens */
 
@@ -3241,76 +3250,52 @@ ATTEND_FOR(avx512, AVX512, 16, half_row_avx512, byte_tile_avx512)
 /* -- AVX-512 with VNNI: vpdpbusd multiplies 64 unsigned by 64 signed bytes into 16 sums --
  * Weights become panels, the signed side, and the inputs in TILES are the unsigned one. Last comes what BF16 does. */
 
-/* 16 rows x 16 bytes, `step` bytes apart, to 4 vectors: lane l of v[j] = dword j of row l. Rows r, r+4, r+8, r+12 share
- * a vector, so that the 4x4 transposes inside each 128-bit part leave the rows in order. */
-INLINE512 void transpose16(__m512i v[4], const void *p, size_t step) {
-    const uint8_t *w = p;
-    __m512i a[4];
-    UNROLL for (int r = 0; r < 4; r++) {
-        const uint8_t *s = w + (size_t)r * step;
-        a[r] = _mm512_castsi128_si512(_mm_loadu_si128((const void *)s));
-        a[r] = _mm512_inserti32x4(a[r], _mm_loadu_si128((const void *)(s + 4 * step)), 1);
-        a[r] = _mm512_inserti32x4(a[r], _mm_loadu_si128((const void *)(s + 8 * step)), 2);
-        a[r] = _mm512_inserti32x4(a[r], _mm_loadu_si128((const void *)(s + 12 * step)), 3);
-    }
-    __m512i l01 = _mm512_unpacklo_epi32(a[0], a[1]), h01 = _mm512_unpackhi_epi32(a[0], a[1]);
-    __m512i l23 = _mm512_unpacklo_epi32(a[2], a[3]), h23 = _mm512_unpackhi_epi32(a[2], a[3]);
-    v[0] = _mm512_unpacklo_epi64(l01, l23), v[1] = _mm512_unpackhi_epi64(l01, l23);
-    v[2] = _mm512_unpacklo_epi64(h01, h23), v[3] = _mm512_unpackhi_epi64(h01, h23);
-}
-
-typedef struct { int8_t *q; float *d, *m; size_t row_q, row_d; } Unpacked;
-
 /* -- AVX-512: many tokens -- */
 
 /* 16 rows x 32 weights: dword l of q[j] holds weights 4j..4j+3 of row l; per group (one of 32, or two of 16) the scale, the minimum, and
  * -128 times the sum of the weights, which takes back what hi + 128 adds too much. */
-typedef struct { int8_t q[8][64]; float d[2][16], m[2][16]; int32_t bias[2][16]; } Panel;
+typedef struct { int8_t q[8][64]; float d[2][16], m[2][16]; int32_t bias[2][16]; } __attribute__((aligned(64))) Panel;
 
-/* Rows [row, row + 16) of w, n_blocks (BLOCKS_AT_ONCE, two segments, or what is left of the row) from block b0 on, to panels; room:
- * for 16 rows of BLOCKS_AT_ONCE blocks. Rows beyond the end are what happens to lie there; nobody stores their sums. */
-AVX512 static void make_panels(Panel *p, const Tensor *w, int row, int b0, int n_blocks, const Unpacked *room) {
-    const int8_t *q = room->q;
-    const float *d = room->d, *m = room->m;
-    const int group = types[w->type].group, min = types[w->type].min, per = 32 / group; /* groups per block */
-    const size_t row_q = room->row_q, row_d = room->row_d;
-    const __m512i ones = _mm512_set1_epi8(1);
+/* A SEGMENT of each of 16 rows to eight panels, made for each type. */
+#define PANELS(TYPE) \
+    AVX512 static void panels_##TYPE(Panel *p, const uint8_t *const b[16]) { \
+        const int group = types[TYPE].group, halves = 32 / group; \
+        V_16 d[16], m[16]; \
+        scales_16(d, m, b, TYPE); \
+        UNROLL8 for (int j = 0; j < 8; j++) { \
+            Weights_16 w; \
+            weights_16(&w, b, j, TYPE); \
+            UNROLL for (int h = 0; h < halves; h++) { \
+                __m512i sum = _mm512_setzero_si512(); \
+                UNROLL8 for (int i = h * group / 4; i < (h + 1) * group / 4; i++) { \
+                    const __m512i q = _mm512_sub_epi8(w.four[i], _mm512_set1_epi8((char)added_16(TYPE))); \
+                    _mm512_store_si512(p[j].q[i], q); \
+                    sum = _mm512_dpbusd_epi32(sum, _mm512_set1_epi8(1), q); \
+                } \
+                _mm512_store_si512(p[j].bias[h], _mm512_sub_epi32(_mm512_setzero_si512(), _mm512_slli_epi32(sum, 7))); \
+                _mm512_store_ps(p[j].d[h], d[halves * j + h]); \
+                if (types[TYPE].min) _mm512_store_ps(p[j].m[h], m[halves * j + h]); \
+            } \
+        } \
+    }
+EACH_TYPE(PANELS)
+#undef PANELS
+
+/* Rows [row, row + 16) of w, n_blocks (BLOCKS_AT_ONCE, two segments, or what is left of the row) from block b0 on, to panels. */
+AVX512 static void make_panels(Panel *p, const Tensor *w, int row, int b0, int n_blocks) {
+#define OF(TYPE) [TYPE] = panels_##TYPE,
+    static void (*const panels_of[N_TYPES])(Panel *p, const uint8_t *const b[16]) = {EACH_TYPE(OF)};
+#undef OF
     const size_t segment = bytes_of(w->type, SEGMENT), ahead = 2 * ROWS * row_bytes(w);
-    for (int r = 0; r < ROWS && row + r < w->n_out; r++) {
-        const uint8_t *bytes = w->data + (size_t)(row + r) * row_bytes(w) + bytes_of(w->type, (size_t)b0 * 32);
-        for (int at = 0; at < 32 * n_blocks; at += SEGMENT, bytes += segment) {
-            const size_t g = (size_t)r * row_d + (size_t)(at / group);
-            for (size_t i = 0; i < segment; i += 64) __builtin_prefetch(bytes + ahead + i, 0, 2);
-            unpack_avx2(room->q + (size_t)r * row_q + at, room->d + g, room->m + g, bytes, w->type,
-                        32 * n_blocks - at < SEGMENT ? 32 * n_blocks - at : SEGMENT);
-        }
-    }
-
-    // weights, and their sums for the bias
-    for (int b = 0; b < n_blocks; b++) {
-        __m512i sum = _mm512_setzero_si512();
-        for (int h = 0; h < 2; h++) {
-            __m512i v[4];
-            transpose16(v, q + 32 * b + 16 * h, row_q);
-            UNROLL for (int j = 0; j < 4; j++) {
-                _mm512_store_si512(p[b].q[4 * h + j], v[j]);
-                sum = _mm512_dpbusd_epi32(sum, ones, v[j]);
-            }
-            _mm512_store_si512(p[b].bias[group == 16 ? h : 0], _mm512_sub_epi32(_mm512_setzero_si512(), _mm512_slli_epi32(sum, 7)));
-            if (group == 16) sum = _mm512_setzero_si512();
-        }
-    }
-
-    // scales and minimums
-    for (int g = 0; g < n_blocks * per; g += 4) {
-        __m512i v[4], u[4];
-        transpose16(v, d + g, row_d * sizeof(float));
-        if (min) transpose16(u, m + g, row_d * sizeof(float));
-        UNROLL for (int j = 0; j < 4; j++) {
-            if (g + j >= n_blocks * per) break;
-            _mm512_store_si512(p[(g + j) / per].d[(g + j) % per], v[j]);
-            if (min) _mm512_store_si512(p[(g + j) / per].m[(g + j) % per], u[j]);
-        }
+    const uint8_t *b[16];
+    Padded_16 padded;
+    Panel last[8]; /* of a segment that the row does not fill */
+    for (int at = 0; at < n_blocks; at += 8) {
+        rows_at_16(b, padded, w, row, 32 * (b0 + at));
+        for (int r = 0; r < ROWS; r++)
+            for (size_t i = 0; i < segment; i += 64) __builtin_prefetch(b[r] + ahead + i, 0, 2);
+        panels_of[w->type](n_blocks - at < 8 ? last : p + at, b);
+        if (n_blocks - at < 8) memcpy(p + at, last, (size_t)(n_blocks - at) * sizeof *p);
     }
 }
 
@@ -3383,7 +3368,7 @@ static Tile512 *const tiles512[2][2][2][3] = { /* fast; groups of 16; minimums; 
 #undef OF
 
 /* Rows [row, row + n_rows), n_rows <= 32, times all tokens of a tiled input.
- *   buf: 2 BLOCKS_AT_ONCE panels, S (tokens, rounded up to TILE; 32), then d, m, q of 16 rows */
+ *   buf: 2 BLOCKS_AT_ONCE panels, S (tokens, rounded up to TILE; 32) */
 AVX512 static void many512(const SomeRows *some) {
     const Tensor *w = some->w;
     const Input *in = some->in;
@@ -3392,12 +3377,10 @@ AVX512 static void many512(const SomeRows *some) {
     Tile512 *const *tile_of = tiles512[in->fast][types[w->type].group == 16][types[w->type].min];
     Panel *panels = (Panel *)(void *)some->buf;
     float *S = (float *)(void *)(panels + 2 * BLOCKS_AT_ONCE);
-    float *d = S + round_up((size_t)in->T, TILE) * 32, *m = d + ROWS * BLOCKS_AT_ONCE * 2;
-    const Unpacked room = {(int8_t *)(m + ROWS * BLOCKS_AT_ONCE * 2), d, m, BLOCKS_AT_ONCE * 32, BLOCKS_AT_ONCE * 2};
     for (int b = 0; b < blocks; b += BLOCKS_AT_ONCE) {
         int n = blocks - b < BLOCKS_AT_ONCE ? blocks - b : BLOCKS_AT_ONCE;
-        make_panels(panels, w, row, b, n, &room);
-        make_panels(panels + BLOCKS_AT_ONCE, w, row + ROWS, b, n, &room);
+        make_panels(panels, w, row, b, n);
+        make_panels(panels + BLOCKS_AT_ONCE, w, row + ROWS, b, n);
         for (int t = 0; t < in->T; t += TILE) {
             float *s = S + 32 * t;
             const uint8_t *x = in->tiles + ((size_t)(t / TILE) * (size_t)blocks + (size_t)b) * tile_bytes_of(in->fast);
@@ -3526,8 +3509,6 @@ AVX512 static void matmul_avx512bf16(const SomeRows *some) {
  * Two walks, as above: rows straight through for few tokens (few_rows), panels of 16 rows for many (many_rows). An instruction set adds
  * how it multiplies integers: over a row (Sums), and over a panel (Tile). */
 
-/* The group sums of one row, as floats, for all tokens: f (T, f_step). q: the weights, padded with zeros to a multiple of SEGMENT. */
-typedef void Sums(float *f, size_t f_step, const int8_t *q, const Input *in, int group);
 /* S (TILE, 16) of tokens t .. t + TILE - 1 (the last one stands in for those beyond the end) goes on over weights [at, at + n) of 16 rows:
  * q the panel, d and m (groups, 16), m NULL without minimums. */
 typedef struct { float *S; const int8_t *q; const float *d, *m; const Input *in; int t, at, n, group; } RowsTile;
@@ -3574,50 +3555,6 @@ INLINE void interleave(void *out, const void *in, size_t step, const int unit) {
         }
         UNROLL16 for (int i = 0; i < m; i++) *(B16 *)(void *)((uint8_t *)out + (16 * i + g) * unit) = a[i];
     }
-}
-
-/* few_body with rows read straight through, for all in->T <= FEW tokens. Their sums, scales and minimums are then turned to one row per
- * lane and meet in the fixed order.
- *   buf: F (T, 16, G) sums, D, M (16, G) scales and minimums; G groups, padded to 16; a row of weights */
-INLINE void few_rows(const SomeRows *some, Unpack unpack_fn, Sums sums) {
-    const Tensor *w = some->w;
-    const Input *in = some->in;
-    const int row = some->row, n_rows = some->n_rows;
-    const int n = w->n_in, group = types[w->type].group, min = types[w->type].min, groups = n / group, T = in->T;
-    const size_t G = round_up((size_t)groups, 16), segment = bytes_of(w->type, SEGMENT);
-    float *F = some->buf, *D = F + (size_t)T * ROWS * G, *M = D + ROWS * G;
-    int8_t *q = (int8_t *)(void *)(M + ROWS * G);
-    if (n % SEGMENT) memset(q + n / SEGMENT * SEGMENT, 0, SEGMENT);
-
-    // isum, d and m of every row
-    for (int r = 0; r < n_rows; r++) {
-        const uint8_t *bytes = w->data + (size_t)(row + r) * row_bytes(w);
-        for (int at = 0; at < n; at += SEGMENT, bytes += segment) {
-            size_t g = (size_t)r * G + (size_t)(at / group);
-            for (size_t i = 0; i < segment; i += 64) __builtin_prefetch(bytes + AHEAD + i);
-            unpack_fn(q + at, D + g, M + g, bytes, w->type, n - at < SEGMENT ? n - at : SEGMENT);
-        }
-        sums(F + (size_t)r * G, ROWS * G, q, in, group);
-    }
-
-    // S <- S + isum d;  S <- S - m fsum;  out = S D, one row per lane, four groups at a time
-    float S[FEW][ROWS] = {{0}}, f[4][ROWS], d[4][ROWS], m[4][ROWS];
-    for (int g = 0; g < groups; g += 4) {
-        interleave(d, D + g, G * sizeof(float), sizeof(float));
-        if (min) interleave(m, M + g, G * sizeof(float), sizeof(float));
-        for (int t = 0; t < T; t++) {
-            const int32_t *fsum = in->fsum + (size_t)t * (size_t)(n / 16);
-            interleave(f, F + (size_t)t * ROWS * G + g, G * sizeof(float), sizeof(float));
-            for (int j = 0; j < 4 && g + j < groups; j++) {
-                float x = (float)sum_of(fsum, group, g + j);
-                for (int r = 0; r < ROWS; r++) S[t][r] = fmaf(f[j][r], d[j][r], S[t][r]);
-                if (min)
-                    for (int r = 0; r < ROWS; r++) S[t][r] = fmaf(-m[j][r], x, S[t][r]);
-            }
-        }
-    }
-    for (int t = 0; t < T; t++)
-        for (int r = 0; r < n_rows; r++) some->out[(size_t)t * (size_t)w->n_out + row + r] = S[t][r] * in->D[t];
 }
 
 /* Many tokens: panels of 16 rows x BLOCKS_AT_ONCE blocks, unit weights of each row side by side, wide: as 16-bit integers. Rows beyond
@@ -3763,6 +3700,52 @@ DOTPROD static inline int32x4_t dot16_dotprod(const int8_t *q, const Input *in, 
     sum = vshlq_n_s32(sum, 8);
     SDOT(sum, w, lo);
     return sum;
+}
+
+/* The group sums of one row, as floats, for all tokens: f (T, f_step). q: the weights, padded with zeros to a multiple of SEGMENT. */
+typedef void Sums(float *f, size_t f_step, const int8_t *q, const Input *in, int group);
+/* few_body with rows read straight through, for all in->T <= FEW tokens. Their sums, scales and minimums are then turned to one row per
+ * lane and meet in the fixed order.
+ *   buf: F (T, 16, G) sums, D, M (16, G) scales and minimums; G groups, padded to 16; a row of weights */
+INLINE void few_rows(const SomeRows *some, Unpack unpack_fn, Sums sums) {
+    const Tensor *w = some->w;
+    const Input *in = some->in;
+    const int row = some->row, n_rows = some->n_rows;
+    const int n = w->n_in, group = types[w->type].group, min = types[w->type].min, groups = n / group, T = in->T;
+    const size_t G = round_up((size_t)groups, 16), segment = bytes_of(w->type, SEGMENT);
+    float *F = some->buf, *D = F + (size_t)T * ROWS * G, *M = D + ROWS * G;
+    int8_t *q = (int8_t *)(void *)(M + ROWS * G);
+    if (n % SEGMENT) memset(q + n / SEGMENT * SEGMENT, 0, SEGMENT);
+
+    // isum, d and m of every row
+    for (int r = 0; r < n_rows; r++) {
+        const uint8_t *bytes = w->data + (size_t)(row + r) * row_bytes(w);
+        for (int at = 0; at < n; at += SEGMENT, bytes += segment) {
+            size_t g = (size_t)r * G + (size_t)(at / group);
+            for (size_t i = 0; i < segment; i += 64) __builtin_prefetch(bytes + AHEAD + i);
+            unpack_fn(q + at, D + g, M + g, bytes, w->type, n - at < SEGMENT ? n - at : SEGMENT);
+        }
+        sums(F + (size_t)r * G, ROWS * G, q, in, group);
+    }
+
+    // S <- S + isum d;  S <- S - m fsum;  out = S D, one row per lane, four groups at a time
+    float S[FEW][ROWS] = {{0}}, f[4][ROWS], d[4][ROWS], m[4][ROWS];
+    for (int g = 0; g < groups; g += 4) {
+        interleave(d, D + g, G * sizeof(float), sizeof(float));
+        if (min) interleave(m, M + g, G * sizeof(float), sizeof(float));
+        for (int t = 0; t < T; t++) {
+            const int32_t *fsum = in->fsum + (size_t)t * (size_t)(n / 16);
+            interleave(f, F + (size_t)t * ROWS * G + g, G * sizeof(float), sizeof(float));
+            for (int j = 0; j < 4 && g + j < groups; j++) {
+                float x = (float)sum_of(fsum, group, g + j);
+                for (int r = 0; r < ROWS; r++) S[t][r] = fmaf(f[j][r], d[j][r], S[t][r]);
+                if (min)
+                    for (int r = 0; r < ROWS; r++) S[t][r] = fmaf(-m[j][r], x, S[t][r]);
+            }
+        }
+    }
+    for (int t = 0; t < T; t++)
+        for (int r = 0; r < n_rows; r++) some->out[(size_t)t * (size_t)w->n_out + row + r] = S[t][r] * in->D[t];
 }
 
 /* Sums: four groups at a time. */

@@ -2993,15 +2993,16 @@ INLINE V fma_8(V a, V b, V c) { return _mm256_fmadd_ps(a, b, c); }
  * have a sign; four of a row lie in its lane, and four inputs, hi or lo, meet all rows at once. */
 typedef struct { __m512i four[8]; } Weights_16;
 INLINE void weights_16(Weights_16 *w, const uint8_t *const b[16], const int j, const int type) {
-    __m512i z[8], a[8];
-    UNROLL8 for (int i = 0; i < 8; i++) { /* rows i and i + 4; 8 + i and 12 + i */
-        const int r = i < 4 ? i : i + 4;
-        z[i] = _mm512_inserti64x4(_mm512_castsi256_si512(load32(b[r], j, type)), load32(b[r + 4], j, type), 1);
-        if (offset_of(type) == SIGNED_BYTES) z[i] = _mm512_xor_si512(z[i], _mm512_set1_epi8(-128));
-    }
-    UNROLL8 for (int i = 0; i < 8; i += 2) {
-        a[i] = _mm512_unpacklo_epi32(z[i], z[i + 1]);
-        a[i + 1] = _mm512_unpackhi_epi32(z[i], z[i + 1]);
+    __m512i a[8];
+    UNROLL for (int i = 0; i < 4; i++) { /* rows 0 and 1 with 4 and 5; 2 and 3 with 6 and 7; then eight further on */
+        __m512i z[2];
+        const uint8_t *const *row = b + (i < 2 ? 2 * i : 2 * i + 4);
+        UNROLL for (int k = 0; k < 2; k++) {
+            z[k] = _mm512_inserti64x4(_mm512_castsi256_si512(load32(row[k], j, type)), load32(row[k + 4], j, type), 1);
+            if (offset_of(type) == SIGNED_BYTES) z[k] = _mm512_xor_si512(z[k], _mm512_set1_epi8(-128));
+        }
+        a[2 * i] = _mm512_unpacklo_epi32(z[0], z[1]);
+        a[2 * i + 1] = _mm512_unpackhi_epi32(z[0], z[1]);
     }
     UNROLL for (int i = 0; i < 4; i++) { /* fours 0 and 4, 1 and 5 ... of four rows, then of the four after them */
         const int k = i / 2;

@@ -7522,6 +7522,7 @@ typedef struct {
     double cost[DRAFT_MOST + 1];   /* seconds that a run of so many tokens takes; 0: not known */
     float hits[2][TRUSTS], seen[2][TRUSTS]; /* of drafts of a source, by how much they are trusted */
     double lost;                   /* seconds, of late, by runs with drafts; < 0: won */
+    int since;                     /* runs with drafts since one without */
     int64_t proposed, stayed;      /* in the life of the state */
     int n, stay;                   /* tokens of the run that is under way; of these, in the text */
     double spent;                  /* seconds, on it */
@@ -10997,15 +10998,17 @@ static void pace_hear(Pace *p, int source, int32_t id) { /* id was drawn */
     if (!hit) p->n_drafts = 0;
 }
 
-/* What a run of T tokens will take: as measured, or by the nearest runs that were; at first a
- * token more is thought to cost a fifth of the first. */
+/* What a run of T tokens will take: as measured, or by the nearest runs that were. Longer ones than
+ * any so far are thought well of, or they would never be tried: a token more costs half of what it
+ * has, at first a tenth of the first. */
 static double pace_cost(const Pace *p, int T) {
     int below = T, above = T;
     while (below > 1 && !p->cost[below]) below--;
     while (above < DRAFT_MOST && !p->cost[above]) above++;
     if (below == T) return p->cost[T];
-    const double slope = p->cost[above] ? (p->cost[above] - p->cost[below]) / (above - below)
-                                        : p->cost[1] / 5;
+    double slope = p->cost[1] / 10;
+    if (p->cost[above]) slope = (p->cost[above] - p->cost[below]) / (above - below);
+    else if (below > 1) slope = (p->cost[below] - p->cost[1]) / (2 * (below - 1));
     return p->cost[below] + slope * (T - below);
 }
 
@@ -11022,19 +11025,22 @@ static void pace_end(Pace *p) {
         const double least = -4 * p->cost[1];
         if (p->lost < least) p->lost = least;
     }
+    p->since = p->n > 1 ? p->since + 1 : 0;
     p->n = p->stay = 0, p->spent = 0;
 }
 
 /* How many of n drafts are worth a run: tokens that will stay, by the time for it.
- *   1 + p_1 + p_1 p_2 + ...  /  cost(1 + k)   the largest
+ *   1 + p_1 + p_1 p_2 + ...  /  cost(1 + k)   the largest, when it is 3 % more than 1 / cost(1)
  * None while more than two runs were lost of late. Where none pay, they are tried all the same now
  * and then, with the hundredth that may be lost: times change. */
 static int pace_choose(const Pace *p, int source, int n, int trust) {
     const double plain = p->cost[1];
-    double best = plain > 0 ? 1 / plain : 0, tokens = 1, all_right = 1;
-    int k = 0;
+    double best = plain > 0 ? 1.03 / plain : 0, tokens = 1, all_right = 1;
+    int k = 0, longest = DRAFT_MOST;
     if (p->always) return n;
-    if (!(plain > 0)) return 0; /* nothing is known of a run without drafts */
+    if (!(plain > 0) || p->since >= 32) return 0; /* how long a run without drafts takes, of late */
+    while (longest > 1 && !p->cost[longest]) longest--;
+    if (n > 2 * longest - 1) n = 2 * longest - 1; /* step by step to runs of unknown length */
     for (int i = 1; i <= n; i++) {
         all_right *= pace_right(p, source, trust + i - 1);
         tokens += all_right;

@@ -10,8 +10,8 @@ static uint64_t hash_state(GlaState *s) {
     return t.sum;
 }
 
-/* Reads n ids with drafts in front of the text: some right, then wrong ones, at most `most`. Returns
- * the position behind which the logits are others than those of `want` (n, vocab_size), or n. */
+/* Reads n ids with drafts in front of the text: some right, then wrong ones, at most `most`.
+ * Returns the position whose logits are others than those of `want` (n, vocab_size), or n. */
 static int64_t read_drafting(GlaState *s, const int32_t *ids, int n, int most, const float *want,
                              uint64_t seed) {
     const size_t vocab = (size_t)s->m->config.vocab_size;
@@ -25,8 +25,10 @@ static int64_t read_drafting(GlaState *s, const int32_t *ids, int n, int most, c
             run[k] = k <= right ? ids[i + k] : (int32_t)(((size_t)ids[i + k] + (size_t)k) % vocab);
         if (drafts) read_ahead(s, run, drafts + 1);
         else if (gla_eval(s, &ids[i], 1, NULL, 0, err)) return i;
-        for (done = i; done < n && (done == i || is_ahead(s, ids[done])); done++)
-            if (memcmp(gla_logits(s), want + (size_t)done * vocab, vocab * sizeof *want)) return done;
+        for (done = i; done < n && (done == i || is_ahead(s, ids[done])); done++) {
+            const float *row = want + (size_t)done * vocab;
+            if (memcmp(gla_logits(s), row, vocab * sizeof *row)) return done;
+        }
     }
     return n;
 }

@@ -452,7 +452,7 @@ static void talk(GlaState *s, GlaSampler *p) {
     how.system = below(2) ? "sys" : NULL;
     how.think = (int)below(3) - 1;
     how.think_budget = (int64_t)below(3);
-    GlaGenerate some = {.steps = 4, .json = !below(4), .emit = nobody};
+    GlaGenerate some = {.steps = 4, .json = !below(4), .emit = nobody, .draft = (int)below(2)};
     char err[GLA_ERR];
     GlaTurn turn;
     GlaChat *c;
@@ -481,15 +481,16 @@ static void use_more(GlaModel *m) {
             *of[i] = as_float(odd_floats[below(N_ODD_FLOATS)]);
         p.top_k = (int)extremes[below(N_EXTREMES)];
     }
-    GlaSettings how = {.threads = 1, .kv = (int)below(4), .fast = (int)below(2)};
+    GlaSettings how = {.threads = 1, .kv = (int)below(4), .fast = (int)below(2), .draft = (int)below(12)};
     how.ctx = (int)(1 + below(100));
     how.batch = (int)(1 + below(40));
     how.mtp = m->mtp.layer ? (int)below(60) : 0;
     if (gla_state_new(&s, m, &how, err)) return;
+    s->pace.always = (int)below(2);
     for (int i = 0; i < n; i++) ids[i] = (int32_t)below((size_t)info.vocab_size);
     if (below(2)) talk(s, &p);
     else {
-        GlaGenerate some = {.steps = 6, .json = (int)below(2), .emit = nobody};
+        GlaGenerate some = {.steps = 6, .json = (int)below(2), .emit = nobody, .draft = (int)below(2)};
         gla_generate(s, &p, ids, n, &some, NULL, err);
     }
     gla_state_free(s);
@@ -562,7 +563,7 @@ static void odd_session(GlaState *s, const char *path) {
 static void use_session(GlaState *s, const char *path) {
     char err[GLA_ERR];
     GlaSampler p;
-    GlaGenerate some = {.steps = 4, .ignore_end = 1, .emit = nobody, .json = !below(6)};
+    GlaGenerate some = {.steps = 4, .ignore_end = 1, .emit = nobody, .json = !below(6), .draft = (int)below(2)};
     gla_sampler_init(&p, s->m, 1);
     if (gla_state_load(s, &p, path, err)) {
         insist(*err && !strchr(err, '\n'), "no sentence", err);
@@ -603,9 +604,10 @@ static void session_round(const Sample *seed) {
     char err[GLA_ERR];
     GlaModel *m;
     GlaState *s;
-    const GlaSettings how = {.ctx = 40, .batch = 7, .threads = 1, .kv = (int)below(4)};
+    const GlaSettings how = {.ctx = 40, .batch = 7, .threads = 1, .kv = (int)below(4), .draft = (int)below(12)};
     if (gla_open_memory(&m, seed->p, seed->n, err)) return; /* a vocabulary */
     if (m->fixed_floats < 1 << 20 && !gla_state_new(&s, m, &how, err)) {
+        s->pace.always = (int)below(2);
         odd_session(s, path);
         use_session(s, path);
         gla_state_reset(s);

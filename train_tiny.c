@@ -2037,6 +2037,7 @@ typedef struct {
     int interval;                            /* every such layer is softmax attention, 0: none */
     int q_heads, kv_heads, head_dim, n_rot;  /* softmax layers */
     int gate_rank;                           /* width of the narrow middles */
+    int mtp;                                 /* 1: a block for multi-token prediction behind them */
     float eps, rope_base, decay_divisor;
     unsigned without;                        /* NO_* */
     double half_life;                        /* tokens, of all decays at first; 0: as each mixer
@@ -2086,6 +2087,11 @@ typedef struct {
     uint64_t rng;
     Param embed;                             /* (vocab_size, D) */
     Var x, h_out;                            /* (N, D) tokens; what the logits are made of */
+    Var x_mtp, h_mtp;                        /* the same of multi-token prediction: see add_mtp */
+    int n_layer_ops;                         /* operations in front of those */
+    int *next, *after;                       /* (N) the next tokens, and those after next or -1 */
+    double mtp_loss;                         /* of the last step: a sum over mtp_count tokens */
+    int mtp_count;
     Var first;                               /* RWKV-7: the values of the first layer */
     real *rope, *rope_k;                     /* (T, n / 2, cos and sin): of n_rot, of dk */
 } Tiny;
@@ -2211,6 +2217,12 @@ static Var new_var(Tiny *m, int heads, int n) {
     return (Var){ lay(m, m->N * ld), lend(m, m->N * ld), ld, (size_t)n, heads, n };
 }
 
+/* A variable (N, D) whose gradient outlasts a half of a layer. */
+static Var lasting_var(Tiny *m) {
+    const size_t D = (size_t)m->c.dim;
+    return (Var){ lay(m, m->N * D), lay(m, m->N * D), D, D, 1, m->c.dim };
+}
+
 /* n numbers that never change. */
 static Param constant(Tiny *m, int n, real value) {
     Param p = { .w = lay(m, (size_t)n), .n = n, .share = 1 };
@@ -2329,10 +2341,12 @@ static int add_conv(Tiny *m, Var y, Var x, int at, Param w, Param bias, Act act)
 }
 
 /* Which gradients are added to what is there: all but the first, seen from the last operation, that
- * goes to a place. Places in the pool are others in each half of a layer. */
+ * goes to a place; the head was at h_out before. Places in the pool are others in each half of a
+ * layer. */
 static void order_gradients(Tiny *m) {
-    real **given = checked(malloc((size_t)m->n_ops * N_X * sizeof *given));
+    real **given = checked(malloc(((size_t)m->n_ops * N_X + 1) * sizeof *given));
     int n = 0;
+    given[n++] = m->h_out.dx;
     for (int i = m->n_ops - 1; i >= 0; i--) {
         Op *o = &m->ops[i];
         for (int k = n; i + 1 < m->n_ops && o->half != o[1].half && k-- > 0;)
@@ -2683,7 +2697,7 @@ static int writes_of(const MixerKind *k) { return k->writes ? k->writes : 1; }
 static bool is_mamba(const MixerKind *k) { return k->fade == FADE_STEP; }
 /* Softmax attention in the model's place l? */
 static bool attends(const TinyConfig *c, int l) {
-    return c->interval && (l + 1) % c->interval == 0;
+    return l >= c->n_layers || (c->interval && (l + 1) % c->interval == 0);
 }
 
 /* -- linear layers -- */
@@ -3072,6 +3086,27 @@ static real *rope_angles(Tiny *m, int n) {
     return cs;
 }
 
+/* The block for multi-token prediction, behind the layers and as one more of them, with softmax
+ * attention. From what the head reads at a token, and from the next token, it makes what the head
+ * needs to say the token after next:                                (arXiv 2412.19437, 2.2)
+ *   x = W [norm(E next) ; norm(h_out)],  a layer,  h_mtp = norm(x) */
+static void add_mtp(Tiny *m) {
+    const int D = m->c.dim;
+    begin_half(m);
+    m->x_mtp = lasting_var(m);
+    const Var pair = new_var(m, 1, 2 * D), halves[] = { m->x_mtp, m->h_out };
+    for (int i = 0; i < 2; i++) {
+        Op norm = stream_norm(m, i ? "nextn.hnorm" : "nextn.enorm");
+        norm.y[0] = columns(pair, i * D, D, 1);
+        add_norm(m, norm, halves[i]);
+    }
+    const Param w = add_matrix(m, "nextn.eh_proj.weight", D, 2 * D);
+    const Var x = add(m, (Op){ .run = linear_pair, .x = { pair }, .w = { w }, .y = { lasting_var(m) } });
+    Op norm = stream_norm(m, "nextn.shared_head_norm");
+    norm.y[0] = lasting_var(m);
+    m->h_mtp = add_norm(m, norm, add_layer(m, x));
+}
+
 /* Lists the tensors, in the order of the file (reference: the tables of llama.cpp; where it has
  * none, ours: doc/format.md), and the operations. */
 static void write_model(Tiny *m, uint64_t seed) {
@@ -3085,12 +3120,12 @@ static void write_model(Tiny *m, uint64_t seed) {
     m->embed = add_tensor(m, "token_embd.weight", normal(V, D, 0.05, 1));
     Op norm = stream_norm(m, "output_norm");
     begin_half(m);
-    /* these gradients outlast a half of a layer */
-    Var x = { lay(m, m->N * (size_t)D), lay(m, m->N * (size_t)D), D, D, 1, D };
-    norm.y[0] = (Var){ lay(m, m->N * (size_t)D), lay(m, m->N * (size_t)D), D, D, 1, D };
-    m->x = x;
+    Var x = m->x = lasting_var(m);
+    norm.y[0] = lasting_var(m);
     for (m->layer = 0; m->layer < m->c.n_layers; m->layer++) x = add_layer(m, x);
     m->h_out = add_norm(m, norm, x);
+    m->n_layer_ops = m->n_ops;
+    if (m->c.mtp) add_mtp(m);
 }
 
 /* A model of these sizes that trains on B sequences at a time. */
@@ -3105,6 +3140,8 @@ static void tiny_new(Tiny *m, const TinyConfig *c, int B, uint64_t seed) {
     m->square = m->mean + m->n_params;
     m->arena = checked(calloc(m->used, sizeof(real)));
     m->pool = checked(calloc(m->pool_cap, sizeof(real)));
+    m->next = checked(calloc(2 * (size_t)m->N, sizeof *m->next));
+    m->after = m->next + m->N;
     write_model(m, seed);
     order_gradients(m);
 }
@@ -3115,28 +3152,30 @@ static void tiny_free(Tiny *m) {
     free(m->params);
     free(m->arena);
     free(m->pool);
+    free(m->next);
 }
 
 /* ---- 8. one step ---------------------------------------------------------------------------
  * From ids to the loss, and back to all gradients. */
 
-/* Tokens of h_out from `first` on, and their logits = h_out E'; the head shares the matrix E of the
+/* Tokens of h from `first` on, and their logits = h E'; the head shares the matrix E of the
  * embedding, (V, D). */
-static Mat tokens_out(const Tiny *m, int first, int rows) {
-    return values((Var){ row(m->h_out, first, 0), NULL, m->h_out.ld, 0, 1, m->c.dim }, rows);
+static Mat tokens_of(Var h, int first, int rows) {
+    h.x = row(h, first, 0);
+    return values(h, rows);
 }
 static Mat embedding(const Tiny *m, real *p) { return mat(p, m->c.vocab_size, m->c.dim, m->c.dim); }
-static Mat logits_of(const Tiny *m, real *p, int first, int rows) {
+static Mat logits_of(const Tiny *m, Var h, real *p, int first, int rows) {
     const Mat logits = mat(p, rows, m->c.vocab_size, m->c.vocab_size);
-    gemm(logits, tokens_out(m, first, rows), turned(embedding(m, m->embed.w)), false);
+    gemm(logits, tokens_of(h, first, rows), turned(embedding(m, m->embed.w)), false);
     return logits;
 }
 
 /* Logits are made, turned into their gradient and used in blocks of tokens that a second-level
  * cache nearly holds; each block packs the matrix once more. Returns the sum of -ln p over the
- * tokens that count (target >= 0), in nats, and how many they are; the gradient is that of the
- * mean. With train, that of h_out is assigned. */
-static double tiny_head(Tiny *m, const int *target, bool train, int *count) {
+ * tokens that count (target >= 0), in nats, and how many they are; the gradient is that of `share`
+ * times the mean, none with 0. That of h is assigned. */
+static double tiny_head(Tiny *m, Var h, const int *target, double share, int *count) {
     enum { ROWS_AT_ONCE = 8 * BLOCK };
     const int V = m->c.vocab_size;
     static real *room;
@@ -3148,34 +3187,55 @@ static double tiny_head(Tiny *m, const int *target, bool train, int *count) {
     double loss = 0;
     *count = 0;
     for (int i = 0; i < m->N; i++) *count += target[i] >= 0;
-    const real scale = 1 / (real)(*count ? *count : 1);
+    const real scale = (real)(share / (*count ? *count : 1));
     for (int i = 0; i < m->N; i += ROWS_AT_ONCE) {
         const int rows = least(ROWS_AT_ONCE, m->N - i);
         double part[ROWS_AT_ONCE / 16] = {0};
-        const Mat logits = logits_of(m, room, i, rows);
+        const Mat logits = logits_of(m, h, room, i, rows);
         PARALLEL
         for (int r = 0; r < rows; r += 16)
             part[r / 16] = kern.cross_entropy(room + (size_t)r * V, target + i + r,
                                               least(16, rows - r), V, scale);
         for (int r = 0; r < ROWS_AT_ONCE / 16; r++) loss += part[r];
-        if (!train) continue;
-        //~ logits = h_out E'
-        gemm(mat(drow(m->h_out, i, 0), rows, m->c.dim, m->h_out.ld), logits,
-             embedding(m, m->embed.w), false);
-        gemm(embedding(m, m->embed.dw), turned(logits), tokens_out(m, i, rows), true);
+        if (share <= 0) continue;
+        //~ logits = h E'
+        gemm(mat(drow(h, i, 0), rows, m->c.dim, h.ld), logits, embedding(m, m->embed.w), false);
+        gemm(embedding(m, m->embed.dw), turned(logits), tokens_of(h, i, rows), true);
     }
     return loss;
+}
+
+/* The block for multi-token prediction, behind the model: its loss is left in m, and the gradients
+ * of MTP_SHARE times its mean are added. */
+#define MTP_SHARE 0.3
+static void mtp_step(Tiny *m, const int *id, const int *target, bool train) {
+    const int T = m->c.seq_len, n = m->n_ops - m->n_layer_ops;
+    Op *ops = m->ops + m->n_layer_ops;
+    for (int r = 0; r < m->N; r++) {
+        const bool last = (r + 1) % T == 0;      /* of a sequence: nothing is known of what follows */
+        m->next[r] = last ? 0 : id[r + 1];
+        m->after[r] = last ? -1 : target[r + 1];
+    }
+    embedding_forward(m->x_mtp, m->embed.w, m->next, m->N);
+    run_forward(ops, n);
+    m->mtp_loss = tiny_head(m, m->h_mtp, m->after, train ? MTP_SHARE : 0, &m->mtp_count);
+    if (!train) return;
+    //~ h_mtp, its layer, from x_mtp and h_out
+    run_backward(ops, n);
+    //~ x_mtp = E[next]
+    embedding_backward(m->x_mtp, m->embed.dw, m->next, m->N);
 }
 
 /* id, target: (B, T), target -1: not counted. Returns the sum of the losses of `count` tokens. With
  * train, gradients of the mean loss are added to m->grads. */
 static double tiny_step(Tiny *m, const int *id, const int *target, bool train, int *count) {
     embedding_forward(m->x, m->embed.w, id, m->N);
-    run_forward(m->ops, m->n_ops);
-    double loss = tiny_head(m, target, train, count);
+    run_forward(m->ops, m->n_layer_ops);
+    double loss = tiny_head(m, m->h_out, target, train, count);
+    if (m->c.mtp) mtp_step(m, id, target, train);
     if (!train) return loss;
     //~ h_out, all layers from x
-    run_backward(m->ops, m->n_ops);
+    run_backward(m->ops, m->n_layer_ops);
     //~ x = E[id]
     embedding_backward(m->x, m->embed.dw, id, m->N);
     return loss;
@@ -4552,12 +4612,12 @@ static void keys_of_model(Keys *k, const TinyConfig *c) {
     const MixerKind *kind = &mixer_kinds[c->mixer];
     const bool qwen = kind->qwen, ssm = qwen || is_mamba(kind), rwkv = kind->rwkv;
     const bool fla = !ssm && !rwkv;              /* as in flash-linear-attention */
-    const bool between = !qwen && c->interval;   /* softmax layers of --hybrid */
+    const bool between = !qwen && (c->interval || c->mtp);      /* softmax layers of --hybrid */
     const Act gate = fla ? gate_of(kind) : F_ID;
-    const int L = c->n_layers, H = c->n_heads, third = ceil_div(c->n_rot / 2, 3);
+    const int L = c->n_layers + c->mtp, H = c->n_heads, third = ceil_div(c->n_rot / 2, 3);
     const int second = least(third, c->n_rot / 2 - third);
     const int sections[4] = { third, second, c->n_rot / 2 - third - second, 0 };
-    int q_heads[MAX_LAYERS], kv_heads[MAX_LAYERS];              /* 0 marks a linear layer */
+    int q_heads[MAX_LAYERS + 1], kv_heads[MAX_LAYERS + 1];      /* 0 marks a linear layer */
     for (int l = 0; l < L; l++) {
         q_heads[l] = attends(c, l) ? c->q_heads : 0;
         kv_heads[l] = attends(c, l) ? c->kv_heads : 0;
@@ -4578,6 +4638,7 @@ static void keys_of_model(Keys *k, const TinyConfig *c) {
         { qwen, "rope.dimension_count", GGUF_U32, c->n_rot, NULL },
         { qwen, "rope.dimension_sections", GGUF_ARR, 4, sections },
         { qwen, "full_attention_interval", GGUF_U32, c->interval ? c->interval : L + 1, NULL },
+        { c->mtp, "nextn_predict_layers", GGUF_U32, 1, NULL },
         { ssm, "ssm.conv_kernel", GGUF_U32, c->d_conv, NULL },
         { ssm, "ssm.state_size", GGUF_U32, c->dk, NULL },
         { ssm, "ssm.group_count", GGUF_U32, H, NULL },
@@ -4809,7 +4870,7 @@ typedef struct {
     const char *text, *task, *out, *mixer, *hybrid, *vocabulary, *vocabulary_out, *prompt;
     const char *without;
     int dim, layers, heads, key_dim, value_dim, conv, hidden, vocab, context, batch, threads;
-    int type, resume, force, quiet;          /* type: of tensors, in GGUF */
+    int type, mtp, resume, force, quiet;     /* type: of tensors, in GGUF */
     int64_t steps;
     uint64_t seed;
     double lr, decay, clip, minutes, half_life;
@@ -4825,6 +4886,7 @@ enum { TEXTS = 1, TASKS = 2, BOTH = 3 };
     X(T_FORCE, 0, "force", BOTH, NULL, "replace files that are there already", A_FLAG, TO(force)) \
     X(T_MIXER, 0, "mixer", BOTH, "NAME", "one of those below (%s)", A_TEXT("gated-delta"), TO(mixer)) \
     X(T_HYBRID, 0, "hybrid", BOTH, "N:1", "N layers of the mixer, then one of softmax attention, and so on (gated-delta 3:1, the others none)", A_TEXT(NULL), TO(hybrid)) \
+    X(T_MTP, 0, "mtp", TEXTS, NULL, "with a block for multi-token prediction, from which run --draft mtp makes drafts: one more layer", A_FLAG, TO(mtp)) \
     X(T_TASK, 0, "task", TASKS, "NAME", \
       "learn and test associative recall instead of a text, with 1 layer of 64, 1 head of 16 x 64, 4 taps, batch 32, " \
       "1000 steps, lr 0.01, half-life 200; with rebind half of the keys get a second value", A_WORD("mqar rebind")) \
@@ -5021,6 +5083,7 @@ static void check_sizes(const TrainOptions *o, const MixerKind *k, int without) 
         { half_life && !k->rwkv && (k->fade == FADE_NEVER || k->fade == FADE_SUM), true, "--half-life does not go" },
         { half_life && without & NO_DECAY, false, "--half-life does not go with --without decay" },
         { o->conv > 0 && soft && o->out, true, "--conv is not written to files" },
+        { o->mtp && (k->rwkv || alone), true, "--mtp does not go" }, /* it has a layer of another kind */
     };
     if (without < 0)
         misuse("--without is %s, or several with commas between, not %s", PARTS, o->without);
@@ -5053,6 +5116,7 @@ static TinyConfig configure(const TrainOptions *o) {
         .d_conv = o->conv >= 0 ? o->conv : k->d_conv,
         .dk = o->key_dim ? o->key_dim : 32,
         .dv = o->value_dim ? o->value_dim : mixer == GLA && o->dim % 64 == 0 ? 64 : 32,
+        .mtp = o->mtp,
         .interval = o->hybrid ? hybrid_of(o) + 1 : mixer == SOFTMAX ? 1 : mixer == GATED_DELTA ? 4 : 0,
         .q_heads = heads,
         .kv_heads = heads % 2 == 0 ? heads / 2 : heads % 3 == 0 ? heads / 3 : 1,
@@ -5282,6 +5346,8 @@ typedef struct {
     bool done;                               /* the checkpoint is the end already */
     double loss, last, best;                 /* at the end: of the text, held out; the lowest */
     int64_t best_step;                       /* held out on the way, and after how many steps */
+    double mtp_loss;                         /* held out, of tokens after next: a sum over */
+    int64_t mtp_count;                       /* so many */
 } Training;
 
 /* Mean held-out loss (nats per token) over `batches` batches, and with counts what the two
@@ -5290,6 +5356,8 @@ static double held_out(Training *r, int batches, Counts *counts, double of_count
     const int B = r->m.B, T = r->m.c.seq_len;
     double loss = 0, sum[2] = { 0 };
     int64_t n = 0, done = 0;
+    r->mtp_loss = 0;
+    r->mtp_count = 0;
     int32_t *seq = checked(malloc((size_t)(T + 1) * sizeof *seq));
     if (counts) wait_begin("evaluating", count_of, &done, batches);
     for (; done < batches; done++) {
@@ -5297,6 +5365,8 @@ static double held_out(Training *r, int batches, Counts *counts, double of_count
         fill_batch(r->d, true, (uint64_t)done, B, T, r->id, r->target);
         loss += tiny_step(&r->m, r->id, r->target, false, &count);
         n += count;
+        r->mtp_loss += r->m.mtp_loss;
+        r->mtp_count += r->m.mtp_count;
         for (int b = 0; counts && b < B; b++) {
             seq[0] = r->id[b * T];
             memcpy(seq + 1, r->target + b * T, (size_t)T * sizeof *seq);
@@ -5463,6 +5533,9 @@ static int report(Training *r, const Text *file, char *err) {
            new / (seconds > 0 ? seconds : 1));
     printf("held-out perplexity per token, on %d tokens: model %.3f, trigram %.3f, bigram %.3f\n",
            batches * N, exp(model), exp(of_counts[1]), exp(of_counts[0]));
+    if (r->m.c.mtp)
+        printf("of the token after next, from the block for multi-token prediction: %.3f\n",
+               exp(r->mtp_loss / r->mtp_count));
     report_fit(r, model > of_counts[1]);
     counts_free(&counts);
     return print_sample(file, &r->o, err);
@@ -5494,7 +5567,7 @@ static void report_recall(Training *r) {
         for (int i = 0; i < 20; i++) {
             fill_batch(&d, true, (uint64_t)i, B, T, r->id, r->target);
             tiny_step(&r->m, r->id, r->target, false, &count);
-            logits_of(&r->m, logits, 0, N);
+            logits_of(&r->m, r->m.h_out, logits, 0, N);
             for (int t = 0; t < N; t++) {
                 const real *of = logits + (size_t)t * V;
                 int best = 0;

@@ -296,6 +296,7 @@ static void run_whole(void *p) {
     int count;
     double loss = tiny_step(&w->m, w->id, w->target, false, &count);
     w->out[0] = loss / count;
+    if (w->m.c.mtp) w->out[0] += MTP_SHARE * w->m.mtp_loss / w->m.mtp_count;
 }
 
 /* Three layers of any mixer, the last one softmax attention when hybrid. */
@@ -339,6 +340,12 @@ static void test_every_mixer(bool quick) {
         char name[64];
         const MixerKind *k = &mixer_kinds[mixer];
         test_whole(small_config(mixer, mixer == GATED_DELTA), k->name);
+        if (mixer == GATED_DELTA || mixer == GLA || mixer == SOFTMAX) {
+            TinyConfig c = small_config(mixer, mixer == GATED_DELTA);
+            c.mtp = 1;
+            snprintf(name, sizeof name, "%s, mtp", k->name);
+            test_whole(c, name);
+        }
         if (quick || mixer == SOFTMAX) continue;
         TinyConfig c = small_config(mixer, mixer != GATED_DELTA);
         c.d_conv = 4 - c.d_conv, c.half_life = 50;
@@ -400,7 +407,7 @@ static void test_file(const Data *d, int mixer, bool hybrid, bool recall) {
     fill_batch(d, false, 5, 1, T, id, target);
     tiny_step(&m, id, target, false, &count);
     real *mine = noise((size_t)T * V, 0);
-    logits_of(&m, mine, 0, T);
+    logits_of(&m, m.h_out, mine, 0, T);
     float *theirs = checked(malloc((size_t)T * V * sizeof *theirs));
     for (int k = 0; k < 5; k++) {
         GlaModel *model;
@@ -425,6 +432,40 @@ static void test_file(const Data *d, int mixer, bool hybrid, bool recall) {
         gla_state_free(state), gla_close(model), text_free(&file);
     }
     free(mine), free(theirs), tiny_free(&m);
+}
+
+/* The block for multi-token prediction in such a file, run by run.c: the same logits of the token after next. */
+static void test_mtp_file(const Data *d, int mixer) {
+    Tiny m;
+    TinyConfig c = file_config(mixer, mixer == GATED_DELTA, false, d->tokenizer->n);
+    const int T = c.seq_len, V = c.vocab_size;
+    int id[40], target[40], count;
+    char err[GLA_ERR] = "", name[64];
+    GlaModel *model = NULL;
+    GlaState *s = NULL;
+    double worst = 0;
+    rng = 1, c.mtp = 1;
+    tiny_new(&m, &c, 1, 11);
+    own_weights(&m);
+    fill_batch(d, false, 5, 1, T, id, target);
+    tiny_step(&m, id, target, false, &count);
+    real *mine = noise((size_t)T * V, 0);
+    logits_of(&m, m.h_mtp, mine, 0, T);
+    Text file = model_file(&m, &d->vocab, F32, "test");
+    if (gla_open_memory(&model, file.s, file.n, err) || gla_state_new(&s, model, &(GlaSettings){.threads = 1, .mtp = T}, err)) worst = NAN, printf("%s\n", err);
+    for (int t = 0; t + 1 < T && s; t++) {
+        gla_eval(s, id + t, 1, NULL, 0, err);
+        if (mtp_follow(s, id[t + 1], 1) != 1) worst = NAN;
+        matmul_rows(&s->team, s->mtp.logits, &model->mtp.head, s->xb, 1);
+        for (int v = 0; v < V; v++) {
+            const double off = fabs(mine[(size_t)t * V + v] - s->mtp.logits[v]);
+            worst = off > worst || off != off ? off : worst;
+        }
+    }
+    snprintf(name, sizeof name, "the token after next in run.c, %s", mixer_kinds[mixer].name);
+    check(name, worst, 1e-4);
+    gla_state_free(s), gla_close(model), text_free(&file);
+    free(mine), tiny_free(&m);
 }
 
 static void some_steps(Tiny *m, const Data *d, int first, int n) {
@@ -740,6 +781,7 @@ int main(int argc, char **argv) {
         const MixerKind *k = &mixer_kinds[mixer];
         test_file(&d, mixer, mixer == GATED_DELTA, false);
         if (!k->qwen) test_file(&d, mixer, true, false), test_file(&d, mixer, false, true);
+        if (mixer == GATED_DELTA || mixer == GLA || mixer == SOFTMAX) test_mtp_file(&d, mixer);
     }
     test_same_bits(&d, GATED_DELTA);
     test_same_bits(&d, GLA);

@@ -159,8 +159,9 @@ GLA_API int32_t gla_sample(GlaSampler *p, GlaState *s);                         
 
 /* Generation ----------------------------------------------------------------------------- */
 /* Several tokens that a cheap source proposes are read in one run, which takes less time than a run for each; those that would have been
- * drawn anyway stay. Nobody proposes; the text's own past does, what stood behind the longest earlier occurrence of its last tokens. */
-enum { GLA_DRAFT_OFF, GLA_DRAFT_LOOKUP };
+ * drawn anyway stay. Nobody proposes; the text's own past does, what stood behind the longest earlier occurrence of its last tokens; the
+ * file's block for multi-token prediction does, in a state with room for it (GlaSettings.mtp). */
+enum { GLA_DRAFT_OFF, GLA_DRAFT_LOOKUP, GLA_DRAFT_MTP };
 /* Called after each token id, before the state reads it, with the whole UTF-8 characters that are ready (n may be 0); with id -1 after each
  * run of the prompt (n = 0), for the rest of a very long token, and at the end for what was held back, as it is. Not 0 ends the
  * generation after this token. */
@@ -8530,7 +8531,7 @@ static int mtp_follow(GlaState *s, int32_t next, int want) {
 }
 
 /* Up to max tokens that may follow `next`, which the state has not read yet; returns how many. */
-LIKELY_UNUSED static int mtp_draft(GlaState *s, int32_t next, int32_t *drafts, int max) {
+static int mtp_draft(GlaState *s, int32_t next, int32_t *drafts, int max) {
     MtpState *d = &s->mtp;
     if (max < 1 || !mtp_follow(s, next, 1)) return 0;
     const int len = d->len;
@@ -10972,6 +10973,11 @@ static int read_ids(GlaState *s, const int32_t *ids, int64_t n, const GlaGenerat
 static int propose_lookup(GlaState *s, int32_t next, int32_t *drafts, int max, int *trust) {
     return history_find(&s->history, next, drafts, max, trust);
 }
+/* The classes of the block for multi-token prediction: how far behind the text. */
+static int propose_mtp(GlaState *s, int32_t next, int32_t *drafts, int max, int *trust) {
+    *trust = 0;
+    return mtp_draft(s, next, drafts, max);
+}
 typedef struct {
     const char *name;
     int (*propose)(GlaState *s, int32_t next, int32_t *drafts, int max, int *trust);
@@ -10980,6 +10986,7 @@ typedef struct {
 static const DraftSource draft_sources[] = {
     [GLA_DRAFT_OFF] = {"off", NULL, 0},
     [GLA_DRAFT_LOOKUP] = {"lookup", propose_lookup, 0},
+    [GLA_DRAFT_MTP] = {"mtp", propose_mtp, 1},
 };
 enum { N_DRAFT_SOURCES = sizeof draft_sources / sizeof *draft_sources };
 
@@ -13081,7 +13088,7 @@ enum { GENERATE = 1, CHAT = 2, LOGITS = 4, PERPLEXITY = 8, TOKENIZE = 16, BENCH 
     X(O_CTX, 'c', "ctx", ANY, "N", "positions of softmax layers (4096 or the model's)", A_WHOLE(NULL, 1, INT_MAX)) \
     X(O_KV, 0, "kv", ANY, "TYPE", "keys and values of softmax layers (f32)", A_WORD("f32 f16 q8_0")) \
     X(O_FAST, 0, "fast", ANY, NULL, "activations of 8 bits, not 16 or 24: less exact, faster prompts", A_FLAG) \
-    X(O_DRAFT, 0, "draft", TALK, "SOURCE", "tokens that may come are read together with the last: off, or lookup, from the text so far (lookup)", A_WORD(DRAFT_WORDS)) \
+    X(O_DRAFT, 0, "draft", TALK, "SOURCE", "tokens that may come are read together with the last: off, or lookup, from the text so far, or mtp, from the file's block for multi-token prediction (lookup)", A_WORD(DRAFT_WORDS)) \
     X(O_BATCH, 'b', "batch", ANY, "N", "prompt tokens per run (512)", A_WHOLE(NULL, 1, 1 << 20)) \
     X(O_LOAD, 0, "load-state", TALK | LOGITS, "FILE", "go on from a session", A_FILE(SESSION)) \
     X(O_SAVE, 0, "save-state", TALK | LOGITS, "FILE", "leave a session behind", A_FILE(OUTPUT)) \
@@ -13109,7 +13116,7 @@ enum { GENERATE = 1, CHAT = 2, LOGITS = 4, PERPLEXITY = 8, TOKENIZE = 16, BENCH 
 /* In the order of the help page; O_THINK to O_HIDE are about thoughts. */
 enum { OPTIONS(OPTION_ID) N_OPTIONS };
 enum { MAX_STOPS = 16 };
-#define DRAFT_WORDS "off lookup" /* word i: GLA_DRAFT_* i */
+#define DRAFT_WORDS "off lookup mtp" /* word i: GLA_DRAFT_* i */
 static const Option options[N_OPTIONS] = {OPTIONS(OPTION_ROW)};
 _Static_assert((int)N_OPTIONS <= MAX_OPTIONS, "Options has a value for each");
 
@@ -15329,9 +15336,11 @@ static void prepare_mode(Job *job) {
     if (o->mode == BENCH && ctx && depth > ctx)
         give_up("a depth of %lld in a context of %lld", (long long)depth,
               (long long)ctx);
+    const int source = o->mode & TALK ? draft_source(o) : GLA_DRAFT_OFF;
+    const int64_t looks_back = ctx ? ctx : min64(4096, m->config.seq_len);
     const GlaSettings how = {(int)ctx, (int)whole_of(o, O_BATCH), (int)whole_of(o, O_THREADS),
-                             kv_type(o), given(o, O_FAST), 0,
-                             o->mode & TALK && draft_source(o) ? 8 : 0};
+                             kv_type(o), given(o, O_FAST),
+                             source == GLA_DRAFT_MTP ? (int)looks_back : 0, source ? 8 : 0};
     must(gla_state_new(&job->s, m, &how, job->err), job->err);
     if (given(o, O_SAVE)) must(can_save(text_of(o, O_SAVE), job->err), job->err);
 }

@@ -34,7 +34,7 @@ _arguments -s -S \
     '(-c --ctx)'{-c+,--ctx=}'[positions of softmax layers (4096 or the model'\''s)]:N: ' \
     '--kv=[keys and values of softmax layers (f32)]:TYPE:(f32 f16 q8_0)' \
     '--fast[activations of 8 bits, not 16 or 24\: less exact, faster prompts]' \
-    '--draft=[tokens that may come are read together with the last\: off, or lookup, from the text so far (lookup)]:SOURCE:(off lookup)' \
+    '--draft=[tokens that may come are read together with the last\: off, or lookup, from the text so far, or mtp, from the file'\''s block for multi-token prediction (lookup)]:SOURCE:(off lookup mtp)' \
     '(-b --batch)'{-b+,--batch=}'[prompt tokens per run (512)]:N: ' \
     '--load-state=[go on from a session]:FILE:_files' \
     '--save-state=[leave a session behind]:FILE:_files' \

@@ -23,7 +23,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 FIXTURES = ROOT / "tests" / "fixtures"
-TINY, GLA, QWEN = FIXTURES / "tiny.gguf", FIXTURES / "gla.gguf", FIXTURES / "qwen35.gguf"  # only the first has a vocabulary
+TINY, TINY_MTP, GLA, QWEN = FIXTURES / "tiny.gguf", FIXTURES / "tiny-mtp.gguf", FIXTURES / "gla.gguf", FIXTURES / "qwen35.gguf"  # only the first two have a vocabulary
 VOCAB = 271
 PROMPT = "once upon the time"
 verbose = "-v" in sys.argv
@@ -369,8 +369,20 @@ def test_drafts() -> None:
             p = run(TINY, "-i", long, "-n", 60, *sampling, "--save-state", tmp / "drafted", *(["--draft", source] if source else []))
             got.append((p.returncode, re.sub(rb'"timing":{.*?}', b"", p.stdout), (tmp / "drafted").read_bytes() if "-s" in sampling else b""))
         check(got[0] == got[1] == got[2] and got[0][1], f"--draft changes the text, {sampling}")
-    talk = [ran(TINY, "-m", "chat", "-t", 0.5, "-s", 3, "-n", 40, "--draft", source, stdin=b"once\nonce upon\nonce\n") for source in ("off", "lookup")]
-    check(talk[0] == talk[1] and talk[0], "--draft changes a conversation")
+    for model in (TINY, TINY_MTP):
+        sources = ["off", "lookup"] + ["mtp"] * (model == TINY_MTP)
+        talk = {ran(model, "-m", "chat", "-t", 0.5, "-s", 3, "-n", 40, "--draft", source, stdin=b"once\nonce upon\n/undo\nonce\n") for source in sources}
+        check(len(talk) == 1 and talk != {b""}, f"--draft changes a conversation, {model.name}")
+    for sampling in (["-t", 0], ["-t", 0.3, "-c", 70], ["-t", 0.9], ["-t", 0, "--kv", "q8_0", "-b", 3], ["-t", 0, "-b", 1]):
+        saved = {}
+        for source in ("off", "lookup", "mtp"):
+            texts = [ran(TINY_MTP, "-i", PROMPT, "-n", 40, "-s", 6, *sampling, "--draft", source, "--save-state", tmp / "drafted")]
+            texts += [ran(TINY_MTP, "-i", PROMPT, "-n", 20, "-s", 6, *sampling, "--draft", source, "--load-state", tmp / "drafted")]
+            saved[source] = texts, (tmp / "drafted").read_bytes()
+        check(saved["off"] == saved["lookup"] == saved["mtp"] and all(saved["off"][0]), f"drafts from the block change the text, {sampling}")
+    p = run(TINY_MTP, "-i", PROMPT, "-n", 100, "-t", 0, "--draft", "mtp")
+    check(re.search(rb" \d+ of \d+ drafts stayed", p.stderr), "drafts are counted", p.stderr[-200:])
+    refused(1, "--draft mtp of a model without the block", TINY, "-i", PROMPT, "--draft", "mtp", message="no block for multi-token prediction")
     for bad in ("", "of", "off lookup", "OFF", "16", "-1", "lookup ", "\xff", "a" * 5000, "%s%n"):
         refused(2, f"--draft {bad[:20]!r}", TINY, "-i", PROMPT, "--draft", bad, message="lookup")
     refused(2, "--draft without a source", TINY, "-i", PROMPT, "--draft")

@@ -6,8 +6,8 @@
  * The first tries random models:
  *   states   random ids, read with right and wrong drafts in front of them: logits of every
  *            position, and what a session would hold behind the last
- *   texts    gla_generate with drafts from the text itself, which are always read, against none:
- *            ids, text, what the listener sees of the state, sampler, session
+ *   texts    gla_generate with drafts of every source, which are always read, against none: ids,
+ *            text, what the listener sees of the state, sampler, session
  *   pace     what decides how many drafts are read, with times that are made up
  *   history  what looks up in the text against a plain search
  * Every type of keys and values, one and two threads, with and without fast. Ends with "N passed, M
@@ -38,6 +38,7 @@ static GlaState *state_of(const GlaModel *m, const GlaSettings *how, int draft) 
     GlaSettings h = *how;
     GlaState *s;
     h.draft = draft;
+    h.mtp = draft && m->mtp.layer ? 60 : 0; /* fewer than there are tokens: it begins anew */
     if (gla_state_new(&s, m, &h, err)) printf("no state: %s\n", err), exit(1);
     s->pace.always = 1;
     return s;
@@ -114,7 +115,7 @@ static Outcome outcome(GlaState *s, const GlaModel *m, const GlaSampler *setting
     o.session = hash_state(s);
     return o;
 }
-static void test_texts(const GlaModel *m, const char *name, const GlaSettings *how) {
+static void test_texts(const GlaModel *m, const char *name, const GlaSettings *how, int source) {
     GlaState *plain = state_of(m, how, 0), *s = state_of(m, how, 8);
     for (int way = 0; way < 12; way++) {
         GlaSampler p;
@@ -125,7 +126,7 @@ static void test_texts(const GlaModel *m, const char *name, const GlaSettings *h
                          .json = way == 9};
         const int64_t end = way == 8 ? 60 : way == 6 ? 9 : 0;
         const Outcome a = outcome(plain, m, &p, &g, end, way == 7);
-        g.draft = GLA_DRAFT_LOOKUP;
+        g.draft = source;
         const Outcome b = outcome(s, m, &p, &g, end, way == 7);
         check(a.done == b.done && a.made == b.made, "%s, way %d: ends with %d behind %lld, not %d "
               "behind %lld", name, way, b.done, (long long)b.made, a.done, (long long)a.made);
@@ -137,7 +138,8 @@ static void test_texts(const GlaModel *m, const char *name, const GlaSettings *h
     int64_t proposed;
     const int64_t stayed = gla_state_drafted(s, &proposed);
     if (verbose)
-        printf("%s: %lld of %lld drafts stayed\n", name, (long long)stayed, (long long)proposed);
+        printf("%s, %s: %lld of %lld drafts stayed\n", name, draft_sources[source].name,
+               (long long)stayed, (long long)proposed);
     gla_state_free(plain), gla_state_free(s);
 }
 
@@ -332,7 +334,8 @@ int main(int argc, char **argv) {
                      how.kv, how.fast, how.threads);
             const int limit = m->config.limit ? m->config.limit : N;
             test_states(m, name, &how, limit < N ? limit : N);
-            if (!*m->no_text) test_texts(m, name, &how);
+            for (int source = 1; source < N_DRAFT_SOURCES && !*m->no_text; source++)
+                if (source != GLA_DRAFT_MTP || m->mtp.layer) test_texts(m, name, &how, source);
         }
         gla_close(m);
     }

@@ -2,6 +2,7 @@
 """Write the model files that the C tests and the command-line tests read: make_fixtures.py [FOLDER]    (tests/fixtures)
 
 tiny.gguf            a random hybrid (a GLA layer, a softmax layer) with a vocabulary; standard library only
+tiny-mtp.gguf        the like with a block for multi-token prediction
 {qwen35,qwen3,gla}   tests/golden/NAME-a through export.py, bfloat16 like the checkpoint: NAME.gguf, and
                      NAME.ref: u32 T, u32 vocab, T i32 ids, T x vocab float32 logits of the reference library
                      (needs tests/requirements.txt, like export.py; skipped with a note otherwise)
@@ -65,13 +66,14 @@ def byte_characters() -> list[str]:
     return [chr(b) if b in visible else chr(0x100 + others.index(b)) for b in range(256)]
 
 
-def tiny(path: Path) -> None:
+def tiny(path: Path, mtp: bool = False) -> None:
+    """mtp: with a block for multi-token prediction. Its layers add little, so that it often says what the model will."""
     space = "\u0120"  # a space, in the spelling above
     merges = ["t h", "th e", f"{space} a", f"{space} the", "o n", "c e", "on ce", "i n", f"{space} w", "a n", "an d", "e r"]
     control = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
     tokens = byte_characters() + [m.replace(" ", "") for m in merges] + control
     dim, hidden, vocab, heads, width = 32, 48, len(tokens), 2, 16
-    rng = random.Random(2024)
+    rng, small = random.Random(2024), 0.2 if mtp else 0.8
 
     def matrix(name: str, n_in: int, n_out: int, size: float = 1.0) -> tuple:
         scale = size / n_in ** 0.5
@@ -83,7 +85,7 @@ def tiny(path: Path) -> None:
 
     tensors = [matrix("token_embd.weight", dim, vocab, 6.0), vector("output_norm.weight", [dim], 1, 0.1),
                matrix("output.weight", dim, vocab, 2.5)]
-    for i in range(2):
+    for i in range(3 if mtp else 2):
         rows = heads * width
         tensors += [vector(f"blk.{i}.attn_norm.weight", [dim], 1, 0.1)]
         tensors += [matrix(f"blk.{i}.attn_{x}.weight", dim, rows) for x in "qkv"]
@@ -92,14 +94,20 @@ def tiny(path: Path) -> None:
                         vector("blk.0.ssm_f_b.bias", [rows], 1, 1), matrix("blk.0.attn_gate.weight", dim, rows),
                         *(vector(f"blk.0.ssm_conv1d_{x}.weight", [4, rows], 0, 0.5) for x in "qkv"),
                         vector("blk.0.ssm_norm.weight", [width], 1, 0.1)]
-        tensors += [matrix(f"blk.{i}.attn_output.weight", rows, dim, 0.8), vector(f"blk.{i}.ffn_norm.weight", [dim], 1, 0.1),
+        tensors += [matrix(f"blk.{i}.attn_output.weight", rows, dim, small), vector(f"blk.{i}.ffn_norm.weight", [dim], 1, 0.1),
                     matrix(f"blk.{i}.ffn_gate.weight", dim, hidden), matrix(f"blk.{i}.ffn_up.weight", dim, hidden),
-                    matrix(f"blk.{i}.ffn_down.weight", hidden, dim, 0.8)]
+                    matrix(f"blk.{i}.ffn_down.weight", hidden, dim, small)]
+    if mtp:  # mostly the token's half of what it reads
+        join = b"".join(struct.pack("<e", (i == j) + rng.gauss(0, 0.02)) for i in range(dim) for j in range(2 * dim))
+        tensors += [("blk.2.nextn.eh_proj.weight", F16_TENSOR, [2 * dim, dim], join),
+                    *(vector(f"blk.2.nextn.{x}norm.weight", [dim], 1, 0.1) for x in "eh")]
+    layers = [0, heads, heads] if mtp else [0, heads]
     gguf(path, [
         ("general.architecture", STRING, "gla"), ("general.name", STRING, "tiny"), ("general.alignment", U32, ALIGNMENT),
-        ("gla.block_count", U32, 2), ("gla.context_length", U32, 512), ("gla.embedding_length", U32, dim),
+        ("gla.block_count", U32, len(layers)), ("gla.context_length", U32, 512), ("gla.embedding_length", U32, dim),
         ("gla.feed_forward_length", U32, hidden), ("gla.attention.layer_norm_rms_epsilon", F32, 1e-6),
-        ("gla.attention.head_count", I32, [0, heads]), ("gla.attention.head_count_kv", I32, [0, heads]),
+        ("gla.attention.head_count", I32, layers), ("gla.attention.head_count_kv", I32, layers),
+        *([("gla.nextn_predict_layers", U32, 1)] if mtp else []),
         ("gla.rope.dimension_count", U32, width), ("gla.rope.freq_base", F32, 10000.0),
         ("gla.mixer.head_count", U32, heads), ("gla.mixer.key_length", U32, width), ("gla.mixer.value_length", U32, width),
         ("gla.mixer.conv_kernel", U32, 4), ("gla.mixer.output_gate", STRING, "swish"), ("gla.mixer.decay_divisor", F32, 16.0),
@@ -139,6 +147,7 @@ def main() -> None:
     folder = Path(sys.argv[1]) if len(sys.argv) > 1 else HERE / "fixtures"
     folder.mkdir(parents=True, exist_ok=True)
     tiny(folder / "tiny.gguf")
+    tiny(folder / "tiny-mtp.gguf", mtp=True)
     try:
         import gguf, numpy, safetensors, tqdm  # noqa: E401, F401
     except ImportError as error:

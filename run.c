@@ -7801,6 +7801,7 @@ static void history_note(History *h, int64_t pos, const int32_t *ids, int n) {
 }
 
 static void history_copy(History *to, const History *h) {
+    if (!h->cap) return;
     memcpy(to->ids, h->ids, (size_t)h->cap * sizeof *h->ids);
     memcpy(to->back, h->back, (size_t)h->cap * sizeof *h->back);
     memcpy(to->newest, h->newest, (size_t)h->cap * sizeof *h->newest);

@@ -2331,6 +2331,7 @@ typedef struct {
 #define V NAME(V)
 #define HALF NAME(HALF)
 #define BITS NAME(BITS)
+#define ANYWHERE NAME(ANYWHERE)
 #define fold NAME(fold)
 #define load_weights NAME(load_weights)
 #define tile NAME(tile)
@@ -2343,6 +2344,7 @@ typedef struct {
 #define gemm NAME(gemm)
 
 typedef float V __attribute__((vector_size(LANES * 4), aligned(4), may_alias)); /* loads and stores need no alignment */
+typedef float ANYWHERE __attribute__((vector_size(LANES * 4), aligned(1), may_alias));
 typedef uint16_t HALF __attribute__((vector_size(LANES * 2), aligned(1), may_alias)); /* rows in a file may lie anywhere */
 typedef uint32_t BITS __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
 
@@ -2370,24 +2372,38 @@ INLINE void load_part(V *v, const float *p, int n) { /* n <= LANES floats, the r
     }
 }
 
-/* LANES weights of a plain row at p, to float. type: a constant, F32 or BF16 (F16 has been converted before). */
+/* LANES weights of a plain row at p, to float. type: a constant. */
 INLINE void load_weights(V *v, const uint8_t *p, int type) {
-    if (type == BF16) {
+    if (type == F32) {
+        *v = *(const ANYWHERE *)(const void *)p; /* not memcpy: gcc would make two moves of it, by way of memory */
+#if LANES == 16
+    } else if (type == BF16) {
+        *v = _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(LOAD32(p)), 16));
+    } else {
+        *v = _mm512_cvtph_ps(LOAD32(p));
+#elif LANES == 8
+    } else if (type == BF16) {
+        *v = _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(LOAD16(p)), 16));
+    } else {
+        *v = _mm256_cvtph_ps(LOAD16(p));
+#else
+    } else if (type == BF16) {
         BITS u = __builtin_convertvector(*(const HALF *)(const void *)p, BITS) << 16;
         memcpy(v, &u, sizeof u);
     } else {
-        memcpy(v, p, sizeof *v);
+        for (int l = 0; l < LANES; l++) (*v)[l] = f16_at(p + 2 * l);
+#endif
     }
 }
 
-/* R rows of w (F32 or BF16) times T tokens, as a PlainTile has them. R <= 4, T <= 6, type: constants, so that acc stays in registers. */
+/* R rows of w (F32, F16 or BF16) times T tokens, as a PlainTile has them. R <= 4, T <= 6, type: constants, so that acc stays in registers. */
 INLINE void tile(const PlainTile *at, int type, int R, int T) {
     const uint8_t *w = at->w;
     const float *x = at->x;
     const size_t row_step = at->row_step, n = at->n, from = at->from, to = at->to, out_stride = at->out_stride;
     float *part = at->part, *out = at->out;
     V acc[4][6] = {{{0}}};
-    size_t i = from, width = type == BF16 ? 2 : 4;
+    size_t i = from, width = type == F32 ? 4 : 2;
     if (from)
         UNROLL for (int r = 0; r < R; r++)
             UNROLL8 for (int t = 0; t < T; t++) acc[r][t] = ((V *)part)[r * T + t];
@@ -2395,6 +2411,7 @@ INLINE void tile(const PlainTile *at, int type, int R, int T) {
         V xv[6], wv;
         UNROLL8 for (int t = 0; t < T; t++) xv[t] = *(const V *)(x + (size_t)t * n + i);
         UNROLL for (int r = 0; r < R; r++) {
+            if (T == 1) PREFETCH(w + (size_t)r * row_step + i * width + AHEAD);
             load_weights(&wv, w + (size_t)r * row_step + i * width, type);
             UNROLL8 for (int t = 0; t < T; t++) acc[r][t] += wv * xv[t];
         }
@@ -2419,7 +2436,7 @@ INLINE void tile(const PlainTile *at, int type, int R, int T) {
 
 /* Rows of F32, F16 or BF16, 2 ROWS at most. T_TILE tokens meet the rows, R_TILE
  * at a time, over WEIGHTS_AT_ONCE weights of each, so that what these tokens bring stays in the first-level cache while the rows pass; the
- * tokens that are left over are taken one by one. F16, and BF16 for several tokens, become floats in buf (n_rows, n) first. */
+ * tokens that are left over are taken one by one. For several tokens, F16 and BF16 become floats in buf (n_rows, n) first. */
 INLINE void plain_body(const SomeRows *some, int R_TILE, int T_TILE) {
     const Tensor *w = some->w;
     const Input *in = some->in;
@@ -2428,11 +2445,17 @@ INLINE void plain_body(const SomeRows *some, int R_TILE, int T_TILE) {
     const uint8_t *rows = w->data + (size_t)row * step;
     float part[2 * ROWS * 6 * LANES] __attribute__((aligned(64)));
     int type = w->type, t = 0;
-    if (type == F16 || (type == BF16 && in->T >= 4)) {
+    if (type != F32 && in->T >= 4) {
         for (int r = 0; r < n_rows; r++) {
             const uint8_t *bytes = rows + (size_t)r * step;
-            for (size_t i = 0; i < step; i += 64) PREFETCH(bytes + (size_t)n_rows * step + i);
-            row_to_float(some->buf + (size_t)r * n, bytes, type, n);
+            float *to = some->buf + (size_t)r * n;
+            size_t i = 0;
+            for (; i + LANES <= n; i += LANES) {
+                PREFETCH(bytes + (size_t)n_rows * step + 2 * i);
+                if (type == F16) load_weights((V *)(to + i), bytes + 2 * i, F16);
+                else load_weights((V *)(to + i), bytes + 2 * i, BF16);
+            }
+            row_to_float(to + i, bytes + 2 * i, type, n - i);
         }
         rows = (const uint8_t *)some->buf;
         step = n * sizeof(float);
@@ -2454,9 +2477,12 @@ INLINE void plain_body(const SomeRows *some, int R_TILE, int T_TILE) {
         if (type == F32) {
             TILES(F32, 4, 1, 0, n);
             TILES(F32, 1, 1, 0, n);
-        } else {
+        } else if (type == BF16) {
             TILES(BF16, 4, 1, 0, n);
             TILES(BF16, 1, 1, 0, n);
+        } else {
+            TILES(F16, 4, 1, 0, n);
+            TILES(F16, 1, 1, 0, n);
         }
     }
 #undef TILES
@@ -2661,6 +2687,7 @@ INLINE void gemm(const Gemm *product) {
 #undef V
 #undef HALF
 #undef BITS
+#undef ANYWHERE
 #undef fold
 #undef load_weights
 #undef tile
@@ -3400,42 +3427,6 @@ AVX512 static void many512(const SomeRows *some) {
 
 /* -- AVX-512: BF16 -- */
 
-/* BF16 rows times few tokens, four rows at a time, in the order of `tile`; a function of its own because gcc widens 16-bit vectors badly,
- * and because fetching ahead pays. Written with * and + as `tile` is, so that a compiler fuses both or none. */
-AVX512 static void few512_bf16(const SomeRows *some) {
-    const Tensor *w = some->w;
-    const Input *in = some->in;
-    const int row = some->row, n_rows = some->n_rows;
-    const size_t n = (size_t)w->n_in, step = row_bytes(w);
-#define WEIGHTS(p) _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(p), 16))
-    for (int r = 0; r < n_rows; r += 4)
-        for (int t = 0; t < in->T; t++) {
-            const uint8_t *rows[4];
-            const float *x = in->x + (size_t)t * n;
-            __m512 acc[4];
-            UNROLL for (int j = 0; j < 4; j++) { /* beyond the end, the last row again */
-                rows[j] = w->data + (size_t)(row + (r + j < n_rows ? r + j : n_rows - 1)) * step;
-                acc[j] = _mm512_setzero_ps();
-            }
-            size_t i = 0;
-            for (; i + 32 <= n; i += 32)
-                UNROLL for (int j = 0; j < 4; j++) {
-                    const uint8_t *p = rows[j] + 2 * i;
-                    __builtin_prefetch(p + AHEAD);
-                    acc[j] += WEIGHTS(_mm256_loadu_si256((const void *)p)) * _mm512_loadu_ps(x + i);
-                    acc[j] += WEIGHTS(_mm256_loadu_si256((const void *)(p + 32))) * _mm512_loadu_ps(x + i + 16);
-                }
-            for (; i < n; i += 16) {
-                const __mmask16 live = n - i >= 16 ? 0xffff : (__mmask16)((1u << (n - i)) - 1);
-                UNROLL for (int j = 0; j < 4; j++)
-                    acc[j] += WEIGHTS(_mm256_maskz_loadu_epi16(live, rows[j] + 2 * i)) * _mm512_maskz_loadu_ps(live, x + i);
-            }
-            UNROLL for (int j = 0; j < 4; j++)
-                if (r + j < n_rows) some->out[(size_t)t * (size_t)w->n_out + row + r + j] = _mm512_reduce_add_ps(acc[j]); /* in fold's order */
-        }
-#undef WEIGHTS
-}
-
 /* BF16 rows times tokens rounded to BF16 (fast), as `tile`: vdpbf16ps adds two products to each of 16 sums. R rows, T tokens: constants. */
 #define AVX512BF16 __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512bf16,fma,f16c,avx2")))
 static inline __attribute__((always_inline)) AVX512BF16
@@ -3495,9 +3486,8 @@ AVX512BF16 static void fast512_bf16(const SomeRows *some) {
 
 /* Rows of any type; ROWS at most, or 2 ROWS for plain types and TILES. */
 AVX512 static void matmul_avx512(const SomeRows *some) {
-    const int type = some->w->type, T = some->in->T;
-    if (type == BF16 && T < 4) few512_bf16(some);
-    else if (types[type].group == 1) plain_body_16(some, 4, 6);
+    const int type = some->w->type;
+    if (types[type].group == 1) plain_body_16(some, 4, 6);
     else if (some->in->form == TILES) many512(some);
     else few_rows_16(some);
 }
@@ -3659,7 +3649,7 @@ INLINE2 void tile_256(const RowsTile *tile, Madd madd) {
 #define MATMUL_256(isa, attribute) \
     attribute static void panels_##isa(const RowsTile *tile) { tile_256(tile, madd_##isa); } \
     attribute static void matmul_##isa(const SomeRows *some) { \
-        if (types[some->w->type].group == 1) plain_body_8(some, 4, 2); \
+        if (types[some->w->type].group == 1) plain_body_8(some, 2, 6); \
         else if (some->in->many) many_rows(some, unpack_avx2, panels_##isa, 2, 1); \
         else few_rows_8(some); \
     }

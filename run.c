@@ -1650,10 +1650,12 @@ static void row_to_float(float *y, const uint8_t *b, int type, size_t n) {
  *                             matmul_scalar); then recurrence_scalar and attend_scalar
  *     the same in vectors     matmul of plain types, recurrence, and the product that attention is made of, for 4, 8 and 16 lanes
  *     attention in tiles      attend_scalar for many queries at once
+ *     weights on x86          where the bits of 32 weights of each type lie, for AVX2 and AVX-512
+ *     few tokens              weights used as they are read, LANES rows side by side, for both
  *     per instruction set     the macros that compile all this for SSE2, AVX2, AVX-512, NEON or whatever vectors there are
- *     AVX-512                 weights to bytes; quantised weights times few tokens (few512) and many (many512); BF16; which of these
- *     every other set         the same two walks, by row (few_rows) and by panel (many_rows), for any way to multiply integers;
- *                             then such ways: AVX2 and AVX-VNNI, and on ARM NEON, dotprod, i8mm
+ *     AVX-512                 quantised weights times many tokens (many512); BF16; which of these
+ *     every other set         many tokens by panel (many_rows), for any way to multiply integers; then such ways: AVX2 and AVX-VNNI, and on
+ *                             ARM, with few tokens by row (few_rows), NEON, dotprod, i8mm
  *     the choice              the table of kernels, and which row of it this processor takes
  *   * the work, spread        what the sections below call: matmul, recurrence, attention, each over the threads of a Team */
 
@@ -3497,9 +3499,8 @@ AVX512 static void matmul_avx512bf16(const SomeRows *some) {
 }
 #endif
 
-/* -- block-quantised weights on every other instruction set --
- * Two walks, as above: rows straight through for few tokens (few_rows), panels of 16 rows for many (many_rows). An instruction set adds
- * how it multiplies integers: over a row (Sums), and over a panel (Tile). */
+/* -- block-quantised weights times many tokens, on every other instruction set --
+ * Panels of 16 rows (many_rows). An instruction set adds how it multiplies integers over a panel (Tile). */
 
 /* S (TILE, 16) of tokens t .. t + TILE - 1 (the last one stands in for those beyond the end) goes on over weights [at, at + n) of 16 rows:
  * q the panel, d and m (groups, 16), m NULL without minimums. */

@@ -3089,7 +3089,9 @@ INLINE void scales(V *d, V *m, const uint8_t *const b[LANES], const int type) {
         }
         return;
     }
-    NAME(words)(w, b, type == Q3_K ? 96 : type == Q6_K ? 192 : 0);
+    NAME(words)(w, b, type == Q3_K ? 94 : type == Q6_K ? 192 : 0);
+    if (type == Q3_K) /* the words begin two bytes further on, but 16 bytes from there would leave the block */
+        for (int i = 0; i < 3; i++) w[i] = (w[i] >> 16 & 0xffff) | w[i + 1] << 16;
     scale = NAME(f16)(b, type == Q2_K ? 80 : type == Q3_K ? 108 : type == Q6_K ? 208 : 0);
     if (types[type].min) min = NAME(f16)(b, type == Q2_K ? 82 : 2);
     UNROLL for (int k = 0; k < 4; k++) {

@@ -1589,7 +1589,7 @@ INLINE void unpack_iq4_xs(int8_t *restrict q, float *restrict d, float *restrict
 }
 
 /* n <= SEGMENT weights of a block-quantised row, whole blocks. q has room for SEGMENT, d and m for 16. It is inlined into one function per
- * instruction set (unpack_plain, and unpack512 and unpack_avx2 of section 5), and so compiled for each; scales512 uses it for d and m. */
+ * instruction set (unpack_plain, and unpack_avx2 of section 5, which keeps only its scales), and so compiled for each. */
 INLINE void unpack(int8_t *restrict q, float *restrict d, float *restrict m, const uint8_t *restrict b, int type, int n) {
     switch (type) {
     case Q4_0: unpack_q4_0(q, d, m, b, n / 32); break;
@@ -1690,8 +1690,8 @@ enum {
  *
  * An output sums its groups in this order and no other, one rounding each where the kernel fuses, always in the same way in one build:
  *   S <- S + isum d;   S <- S - m fsum  where the type has minimums;   out = S D
- * isum = sum of q_w q over a group and fsum = sum of q are integers, exact in any order and below 2^24 if summed over 32 q at most;
- * q_w, d and m are the weights' (section 4). */
+ * isum = sum of q_w q over a group and fsum = sum of q are integers, exact in any order; fsum, below 2^24, is exact as a float, too, and
+ * isum is rounded once, when it becomes one. q_w, d and m are the weights' (section 4). */
 typedef struct {
     const float *x;       /* (T, n) */
     int T, n, fast, form; /* form: NOT_YET, or the one that the kernels asked for */
@@ -2097,7 +2097,7 @@ INLINE void sums_of_16(int32_t *restrict sums, int32_t *restrict quads, const in
 INLINE void quantize_token(Input *in, int t, float *buf) {
     const int n = in->n, blocks = n / 32, form = in->form;
     const float *restrict x = in->x + (size_t)t * (size_t)n;
-    int32_t *restrict shifts = (int32_t *)(void *)buf; /* TILES, fast: (n/32) */
+    int32_t *restrict shifts = (int32_t *)(void *)buf; /* fast: (n/32) */
     int32_t *restrict quads = shifts + n / 16;         /* (n/4) on the way to a sum */
     int32_t *restrict s = form == TILES ? quads + n / 4 : in->fsum + (size_t)t * (size_t)(n / 16); /* (n/16) sums of q */
     int16_t *restrict q = form == INT16 ? in->q + (size_t)t * (size_t)n : (int16_t *)(void *)(buf + 3 * (n / 8)); /* (n) */
@@ -2447,7 +2447,7 @@ INLINE void plain_body(const SomeRows *some, int R_TILE, int T_TILE) {
     const uint8_t *rows = w->data + (size_t)row * step;
     float part[2 * ROWS * 6 * LANES] __attribute__((aligned(64)));
     int type = w->type, t = 0;
-    if (type != F32 && in->T >= 4) {
+    if (type != F32 && in->T >= (type == F16 && LANES == 4 ? 2 : 4)) {
         for (int r = 0; r < n_rows; r++) {
             const uint8_t *bytes = rows + (size_t)r * step;
             float *to = some->buf + (size_t)r * n;
@@ -2963,13 +2963,12 @@ AVX2 static void unpack_avx2(int8_t *q, float *d, float *m, const uint8_t *b, in
 #endif /* LANES */
 
 /* -- few tokens times quantised weights, for LANES 8 (AVX2) and 16 (AVX-512) --
- * few_body with LANES rows side by side, one for each lane of a vector of floats, straight from their blocks. The 16-bit products of 32
- * weights of a row are a vector of integer sums; those of LANES rows are added up as a tree, which leaves the sum of row r in lane r. */
+ * few_body with LANES rows side by side, one for each lane of a vector of floats, straight from their blocks. */
 #if defined(LANES) && LANES >= 8
 #define NAME(name) NAMED(name, LANES)
 #define V NAME(V)
-#define I NAME(I)
-typedef int32_t I __attribute__((vector_size(LANES * 4), may_alias));
+#define INTS NAME(INTS)
+typedef int32_t INTS __attribute__((vector_size(LANES * 4), may_alias));
 #if LANES == 8
 /* 32 weights of a row become words by shifts alone, the even ones, then the odd ones; the input is in the form PAIRS, in the same order. The
  * products of a row are a vector of sums; those of eight rows are added up as a tree, which leaves row r in lane r. */
@@ -2982,7 +2981,7 @@ INLINE void weights_8(Weights_8 *w, const uint8_t *const b[8], const int j, cons
         w->odd[r] = with_sign ? _mm256_srai_epi16(q, 8) : _mm256_srli_epi16(q, 8);
     }
 }
-INLINE void isums_8(I isum[2], const Weights_8 *w, const Input *in, size_t x, const int group) {
+INLINE void isums_8(INTS isum[2], const Weights_8 *w, const Input *in, size_t x, const int group) {
     const __m256i even = LOAD32(in->q + x), odd = LOAD32(in->q + x + 16);
     __m256i v[8], a[4], b[2];
     UNROLL8 for (int r = 0; r < 8; r++)
@@ -2991,8 +2990,8 @@ INLINE void isums_8(I isum[2], const Weights_8 *w, const Input *in, size_t x, co
         a[i] = _mm256_add_epi32(_mm256_unpacklo_epi32(v[2 * i], v[2 * i + 1]), _mm256_unpackhi_epi32(v[2 * i], v[2 * i + 1]));
     UNROLL for (int i = 0; i < 2; i++)
         b[i] = _mm256_add_epi32(_mm256_unpacklo_epi64(a[2 * i], a[2 * i + 1]), _mm256_unpackhi_epi64(a[2 * i], a[2 * i + 1]));
-    isum[0] = (I)_mm256_permute2x128_si256(b[0], b[1], 0x20); /* the lower halves are the first 16 weights, the upper ones the others */
-    isum[1] = (I)_mm256_permute2x128_si256(b[0], b[1], 0x31);
+    isum[0] = (INTS)_mm256_permute2x128_si256(b[0], b[1], 0x20); /* the lower halves are the first 16 weights, the upper ones the others */
+    isum[1] = (INTS)_mm256_permute2x128_si256(b[0], b[1], 0x31);
     if (group == 32) isum[0] += isum[1];
 }
 INLINE int added_8(int type) { return offset_of(type) == SIGNED_BYTES ? 0 : offset_of(type); }
@@ -3004,8 +3003,8 @@ INLINE __m128i halves_8(const uint8_t *const b[8], size_t at) { /* the 16 bits a
     return h;
 }
 INLINE V f16_8(const uint8_t *const b[8], size_t at) { return _mm256_cvtph_ps(halves_8(b, at)); }
-INLINE I u16_8(const uint8_t *const b[8], size_t at) { return (I)_mm256_cvtepu16_epi32(halves_8(b, at)); }
-INLINE void words_8(I w[4], const uint8_t *const b[8], size_t at) { /* w[k]: the 32 bits at each b + at + 4 k */
+INLINE INTS u16_8(const uint8_t *const b[8], size_t at) { return (INTS)_mm256_cvtepu16_epi32(halves_8(b, at)); }
+INLINE void words_8(INTS w[4], const uint8_t *const b[8], size_t at) { /* w[k]: the 32 bits at each b + at + 4 k */
     __m256i v[4], a[4];
     UNROLL for (int r = 0; r < 4; r++) v[r] = _mm256_inserti128_si256(_mm256_castsi128_si256(LOAD16(b[r] + at)), LOAD16(b[r + 4] + at), 1);
     UNROLL for (int r = 0; r < 4; r += 2) {
@@ -3013,8 +3012,8 @@ INLINE void words_8(I w[4], const uint8_t *const b[8], size_t at) { /* w[k]: the
         a[r + 1] = _mm256_unpackhi_epi32(v[r], v[r + 1]);
     }
     UNROLL for (int i = 0; i < 2; i++) {
-        w[2 * i] = (I)_mm256_unpacklo_epi64(a[i], a[i + 2]);
-        w[2 * i + 1] = (I)_mm256_unpackhi_epi64(a[i], a[i + 2]);
+        w[2 * i] = (INTS)_mm256_unpacklo_epi64(a[i], a[i + 2]);
+        w[2 * i + 1] = (INTS)_mm256_unpackhi_epi64(a[i], a[i + 2]);
     }
 }
 INLINE V fma_8(V a, V b, V c) { return _mm256_fmadd_ps(a, b, c); }
@@ -3042,14 +3041,14 @@ INLINE void weights_16(Weights_16 *w, const uint8_t *const b[16], const int j, c
         w->four[i + 4] = _mm512_shuffle_i32x4(x, y, 0xdd);
     }
 }
-INLINE void isums_16(I isum[2], const Weights_16 *w, const Input *in, size_t x, const int group) {
+INLINE void isums_16(INTS isum[2], const Weights_16 *w, const Input *in, size_t x, const int group) {
     UNROLL for (int h = 0; h < 32 / group; h++) {
         __m512i hi = _mm512_setzero_si512(), lo = hi;
         UNROLL8 for (int i = 0; i < group / 4; i++) {
             hi = _mm512_dpbusd_epi32(hi, w->four[4 * h + i], _mm512_set1_epi32((int)read_u32((const uint8_t *)in->hi + x + 16 * h + 4 * i)));
             lo = _mm512_dpbusd_epi32(lo, w->four[4 * h + i], _mm512_set1_epi32((int)read_u32((const uint8_t *)in->lo + x + 16 * h + 4 * i)));
         }
-        isum[h] = ((I)hi << 8) + (I)lo;
+        isum[h] = ((INTS)hi << 8) + (INTS)lo;
     }
 }
 INLINE int added_16(int type) { return offset_of(type) == SIGNED_BYTES ? 128 : offset_of(type); }
@@ -3057,12 +3056,12 @@ INLINE __m256i halves_16(const uint8_t *const b[16], size_t at) {
     return _mm256_inserti128_si256(_mm256_castsi128_si256(halves_8(b, at)), halves_8(b + 8, at), 1);
 }
 INLINE V f16_16(const uint8_t *const b[16], size_t at) { return _mm512_cvtph_ps(halves_16(b, at)); }
-INLINE I u16_16(const uint8_t *const b[16], size_t at) { return (I)_mm512_cvtepu16_epi32(halves_16(b, at)); }
-INLINE void words_16(I w[4], const uint8_t *const b[16], size_t at) {
-    I_8 low[4], high[4];
+INLINE INTS u16_16(const uint8_t *const b[16], size_t at) { return (INTS)_mm512_cvtepu16_epi32(halves_16(b, at)); }
+INLINE void words_16(INTS w[4], const uint8_t *const b[16], size_t at) {
+    INTS_8 low[4], high[4];
     words_8(low, b, at);
     words_8(high, b + 8, at);
-    UNROLL for (int k = 0; k < 4; k++) w[k] = (I)_mm512_inserti64x4(_mm512_castsi256_si512((__m256i)low[k]), (__m256i)high[k], 1);
+    UNROLL for (int k = 0; k < 4; k++) w[k] = (INTS)_mm512_inserti64x4(_mm512_castsi256_si512((__m256i)low[k]), (__m256i)high[k], 1);
 }
 INLINE V fma_16(V a, V b, V c) { return _mm512_fmadd_ps(a, b, c); }
 #endif
@@ -3074,13 +3073,13 @@ INLINE V fma_16(V a, V b, V c) { return _mm512_fmadd_ps(a, b, c); }
 INLINE void scales(V *d, V *m, const uint8_t *const b[LANES], const int type) {
 #define FLOATS(x) __builtin_convertvector(x, V)
     const size_t bytes = (size_t)types[type].bytes;
-    I w[4];
+    INTS w[4];
     V scale, min = {0};
     if (types[type].elems == 32) { /* a float16, or two, at the head of each block */
         for (size_t j = 0; j < 8; j++) {
             if (type == MXFP4) {
-                const I e = NAME(u16)(b, j * bytes) & 255, tiny = e < 2;
-                const I bits = (((I){0} + 0x00200000) << (e & 1) & tiny) | ((e - 1) << 23 & ~tiny);
+                const INTS e = NAME(u16)(b, j * bytes) & 255, tiny = e < 2;
+                const INTS bits = (((INTS){0} + 0x00200000) << (e & 1) & tiny) | ((e - 1) << 23 & ~tiny);
                 memcpy(&d[j], &bits, sizeof bits);
             } else {
                 d[j] = NAME(f16)(b, j * bytes);
@@ -3120,7 +3119,7 @@ INLINE void scales(V *d, V *m, const uint8_t *const b[LANES], const int type) {
 
 /* b: where weights `at` and on of the rows [row, row + LANES) begin; rows beyond the end are the last one again. What is left of a row at its
  * end, less than a SEGMENT, is copied to `padded` with zeros behind it. */
-typedef uint8_t NAME(Padded)[LANES][SEGMENT + 64];
+typedef uint8_t NAME(Padded)[LANES][SEGMENT + 64]; /* the largest, eight blocks of Q8_0, take 272 bytes */
 INLINE void rows_at(const uint8_t *b[LANES], NAME(Padded) padded, const Tensor *w, int row, int at) {
     for (int r = 0; r < LANES; r++) {
         b[r] = w->data + (size_t)(row + r < w->n_out ? row + r : w->n_out - 1) * row_bytes(w) + bytes_of(w->type, (size_t)at);
@@ -3151,7 +3150,7 @@ INLINE void few(const SomeRows *some, const int type, const int one) {
             NAME(weights)(&v, b, j, type);
             for (int t = 0; t < T; t++) {
                 const int32_t *fsum = in->fsum + (size_t)t * (size_t)(n / 16) + at / 16 + 2 * j;
-                I isum[2];
+                INTS isum[2];
                 NAME(isums)(isum, &v, in, (size_t)t * (size_t)n + (size_t)(at + 32 * j), group);
                 UNROLL for (int h = 0; h < 32 / group; h++) {
                     const int g = 32 / group * j + h;
@@ -3182,7 +3181,7 @@ static void NAME(few_rows)(const SomeRows *some) { /* ROWS at most */
 }
 #undef NAME
 #undef V
-#undef I
+#undef INTS
 #undef scales
 #undef rows_at
 #undef few
@@ -3190,10 +3189,12 @@ static void NAME(few_rows)(const SomeRows *some) { /* ROWS at most */
 
 #ifndef LANES
 #if defined(HAVE_VECTORS)
+#ifndef THIS_FILE /* under another name, and compilers that do not know it: -DTHIS_FILE='"gla.h"' */
 #ifdef __FILE_NAME__
 #define THIS_FILE __FILE_NAME__
 #else
 #define THIS_FILE "run.c"
+#endif
 #endif
 #define LANES 4
 #include THIS_FILE
@@ -3979,8 +3980,9 @@ static int threads_for(const Team *team, double operations) { return operations 
 static size_t matmul_buf(size_t n_in, size_t T) {
     size_t few = (FEW + 2) * ROWS * round_up(n_in / 16 + 1, 16) + round_up(n_in, SEGMENT) / sizeof(float);
     size_t plain = 2 * ROWS * round_up(n_in, LANES);
-    size_t many = 2 * BLOCKS_AT_ONCE * 224 + round_up(T, TILE) * 32 + ROWS * BLOCKS_AT_ONCE * (4 + 8) + 64; /* Panels are 224 floats */
-    size_t most = few > plain ? few : plain;
+    size_t many512 = 2 * BLOCKS_AT_ONCE * 224 + round_up(T, TILE) * 32 + 64;   /* Panels are 224 floats */
+    size_t many_rows = ROWS * BLOCKS_AT_ONCE * (8 + 16 + 8) + round_up(T, TILE) * ROWS; /* d, m twice; q twice as wide; rows of q */
+    size_t most = few > plain ? few : plain, many = many512 > many_rows ? many512 : many_rows;
     return most > many ? most : many;
 }
 
@@ -3997,12 +3999,17 @@ static void quantize(const Team *team, Input *in) {
     in->D = take(&a, T);
     if (in->form == TILES) in->tiles = take_bytes(&a, round_up(T, TILE) / TILE * blocks, tile_bytes_of(in->fast));
     else in->fsum = take_bytes(&a, T * blocks * 2 + 16, sizeof(int32_t));
-    if (in->form == INT16 || in->form == PAIRS) { /* SEGMENT more: the last step of a row may read so far */
+    if (in->form == INT16 || in->form == PAIRS) {
         in->q = take_bytes(&a, T * blocks * 32 + SEGMENT, sizeof(int16_t));
     } else if (in->form != TILES) {
         in->hi = take_bytes(&a, T * blocks * 32 + SEGMENT, 1);
         in->lo = take_bytes(&a, T * blocks * 32 + SEGMENT, 1);
     }
+    /* the last step of a row that is no multiple of SEGMENT reads on, where it meets weights that are nothing */
+    if (in->fsum) memset(in->fsum + T * blocks * 2, 0, 16 * sizeof(int32_t));
+    if (in->q) memset(in->q + T * blocks * 32, 0, SEGMENT * sizeof(int16_t));
+    if (in->hi) memset(in->hi + T * blocks * 32, 0, SEGMENT);
+    if (in->lo) memset(in->lo + T * blocks * 32, 0, SEGMENT);
     int n_threads = threads_for(team, 20.0 * in->T * in->n);
     PARALLEL_FOR(n_threads)
     for (int t = 0; t < in->T; t++) team->kernels->quantize(in, t, team->buf + (size_t)THREAD_ID * team->buf_floats);

@@ -3042,7 +3042,8 @@ INLINE void weights_16(Weights_16 *w, const uint8_t *const b[16], const int j, c
     }
 }
 INLINE void isums_16(INTS isum[2], const Weights_16 *w, const Input *in, size_t x, const int group) {
-    UNROLL for (int h = 0; h < 32 / group; h++) {
+    const int halves = 32 / group;
+    UNROLL for (int h = 0; h < halves; h++) {
         __m512i hi = _mm512_setzero_si512(), lo = hi;
         UNROLL8 for (int i = 0; i < group / 4; i++) {
             hi = _mm512_dpbusd_epi32(hi, w->four[4 * h + i], _mm512_set1_epi32((int)read_u32((const uint8_t *)in->hi + x + 16 * h + 4 * i)));
@@ -3134,7 +3135,7 @@ INLINE void rows_at(const uint8_t *b[LANES], NAME(Padded) padded, const Tensor *
 INLINE void few(const SomeRows *some, const int type, const int one) {
     const Tensor *w = some->w;
     const Input *in = some->in;
-    const int n = w->n_in, group = types[type].group, added = NAME(added)(type), T = one ? 1 : in->T;
+    const int n = w->n_in, group = types[type].group, halves = 32 / group, added = NAME(added)(type), T = one ? 1 : in->T;
     const size_t segment = bytes_of(type, SEGMENT), step = row_bytes(w);
     const uint8_t *b[LANES];
     NAME(Padded) padded;
@@ -3152,8 +3153,8 @@ INLINE void few(const SomeRows *some, const int type, const int one) {
                 const int32_t *fsum = in->fsum + (size_t)t * (size_t)(n / 16) + at / 16 + 2 * j;
                 INTS isum[2];
                 NAME(isums)(isum, &v, in, (size_t)t * (size_t)n + (size_t)(at + 32 * j), group);
-                UNROLL for (int h = 0; h < 32 / group; h++) {
-                    const int g = 32 / group * j + h;
+                UNROLL for (int h = 0; h < halves; h++) {
+                    const int g = halves * j + h;
                     const int32_t own = sum_of(fsum, group, h);
                     if (added) isum[h] -= own * added;
                     S[t] = NAME(fma)(__builtin_convertvector(isum[h], V), d[g], S[t]);
@@ -3301,9 +3302,9 @@ typedef struct { int8_t q[8][64]; float d[2][16], m[2][16]; int32_t bias[2][16];
             weights_16(&w, b, j, TYPE); \
             UNROLL for (int h = 0; h < halves; h++) { \
                 __m512i sum = _mm512_setzero_si512(); \
-                UNROLL8 for (int i = h * group / 4; i < (h + 1) * group / 4; i++) { \
-                    const __m512i q = _mm512_sub_epi8(w.four[i], _mm512_set1_epi8((char)added_16(TYPE))); \
-                    _mm512_store_si512(p[j].q[i], q); \
+                UNROLL8 for (int i = 0; i < group / 4; i++) { \
+                    const __m512i q = _mm512_sub_epi8(w.four[4 * h + i], _mm512_set1_epi8((char)added_16(TYPE))); \
+                    _mm512_store_si512(p[j].q[4 * h + i], q); \
                     sum = _mm512_dpbusd_epi32(sum, _mm512_set1_epi8(1), q); \
                 } \
                 _mm512_store_si512(p[j].bias[h], _mm512_sub_epi32(_mm512_setzero_si512(), _mm512_slli_epi32(sum, 7))); \
@@ -4635,7 +4636,7 @@ typedef struct {
     /* bytes of KEYS positions, by GLA_KV_*: where they begin */
     size_t kv_at[GLA_N_KV], kv[GLA_N_KV];
     size_t scratch;                 /* floats per token, behind the rows of the projections */
-    size_t replay_at, replay;       /* floats per token that a replay needs: see carry */
+    size_t replay_at, replay;       /* floats per token that a replay needs: see put_aside */
 } Extent;
 
 /* One layer: x += out(mixer(in(norm x))), then x += down(act(gate(norm x)) * up(norm x)). */
@@ -11056,7 +11057,8 @@ static int pace_choose(const Pace *p, int source, int n, int trust) {
         if (rate > best) best = rate, k = i;
     }
     if (k && p->lost + pace_cost(p, k + 1) - plain > 2 * plain) k = 0;
-    if (!k && n && p->lost + pace_cost(p, n + 1) - plain < 0 && pace_right(p, source, trust) > 0.3)
+    if (!k && n && p->lost + pace_cost(p, n + 1) - plain < 0
+        && (draft_sources[source].slow || pace_right(p, source, trust) > 0.3)) /* a slow one learns by this alone */
         k = n;
     return k;
 }

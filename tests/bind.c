@@ -424,6 +424,7 @@ static int same(const float *a, const float *b, size_t n) { /* in bits, or both 
 
 /* The draft loads and runs, or is refused. Returns whether it runs. */
 static int loads, runs;
+static int beside; /* of what ran last: the layers, behind which a block stands that is not used */
 static int attempt(Draft *d) {
     static const GlaSettings how[] = {
         {.batch = 64, .threads = 1}, {.batch = 1, .threads = 1}, {.batch = 7, .threads = 2}
@@ -445,6 +446,7 @@ static int attempt(Draft *d) {
     }
     runs++;
     turn++;
+    beside = m->mtp.layer ? 0 : m->config.n_layers;
     for (uint64_t i = 0, state; i < TOKENS; i++) {
         state = i + 7;
         ids[i] = (int32_t)(next_random(&state) % (uint64_t)info.vocab_size);
@@ -536,7 +538,9 @@ static void reshape_tensors(void) { /* one row or column more or less; another t
             int a = (int)t->ne[0], b = (int)t->ne[1];
             say("%s (%d, %d) of type %s", t->name, a, b, types[t->type].name);
             int loaded = attempt(&changed);
-            if (way == 4 && a > 1 && b > 1 && a != b) check(!loaded, "loads, although transposed");
+            int used = !beside || strncmp(t->name, "blk.", 4) || atoi(t->name + 4) < beside;
+            if (way == 4 && a > 1 && b > 1 && a != b)
+                check(!loaded || !used, "loads, although transposed");
         }
 }
 

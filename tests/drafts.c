@@ -13,7 +13,6 @@
  * Every type of keys and values, one and two threads, with and without fast. Ends with "N passed, M
  * failed". */
 #define RUN_NO_MAIN
-#include <stdlib.h>
 static int allocations;
 #define GLA_CALLOC(n) (allocations++, calloc(1, n))
 #define GLA_FREE(p) free(p)

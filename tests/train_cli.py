@@ -58,7 +58,7 @@ def trained(*args: object, **how) -> str:
 def refused(code: int, what: str, *args: object, message: str = "", **how) -> None:
     """Ends with this code and one line on standard error that has the message."""
     got, out, err = run(*args, **how)
-    one = err.count("\n") == 1 and err.startswith("train_tiny: ")
+    one = err.count("\n") == 1 and err.startswith(f"{os.path.basename(program)}: ")
     check(got == code and one and message in err and not out, what, (got, err[-300:]))
 
 

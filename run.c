@@ -103,7 +103,7 @@ GLA_API void gla_state_reset(GlaState *s);                                     /
 GLA_API int gla_state_clone(GlaState **copy, const GlaState *s, char *err);
 GLA_API int64_t gla_state_pos(const GlaState *s);                              /* tokens read so far */
 GLA_API int64_t gla_state_evaluated(const GlaState *s); /* tokens computed in the life of s: rewinding and loading do not change it */
-GLA_API int64_t gla_state_drafted(const GlaState *s, int64_t *proposed); /* tokens that were drafted and stayed; of so many */
+GLA_API int64_t gla_state_drafted(const GlaState *s, int64_t *proposed); /* tokens that were drafted and stayed; of so many (or NULL) */
 GLA_API int gla_state_ctx(const GlaState *s);                                  /* positions the softmax layers have; 0: no limit */
 
 /* Reads n ids. The last n_logits positions leave a row of vocab_size logits each in logits (NULL when n_logits is 0);
@@ -159,8 +159,8 @@ GLA_API int32_t gla_sample(GlaSampler *p, GlaState *s);                         
 
 /* Generation ----------------------------------------------------------------------------- */
 /* Several tokens that a cheap source proposes are read in one run, which takes less time than a run for each; those that would have been
- * drawn anyway stay. Nobody proposes; the text's own past does, what stood behind the longest earlier occurrence of its last tokens; the
- * file's block for multi-token prediction does, in a state with room for it (GlaSettings.mtp). */
+ * drawn anyway stay. OFF: there is no source. LOOKUP: the text's own past, what stood behind the longest earlier occurrence of its last
+ * tokens. MTP: the file's block for multi-token prediction, in a state with room for it (GlaSettings.mtp). */
 enum { GLA_DRAFT_OFF, GLA_DRAFT_LOOKUP, GLA_DRAFT_MTP };
 /* Called after each token id, before the state reads it, with the whole UTF-8 characters that are ready (n may be 0); with id -1 after each
  * run of the prompt (n = 0), for the rest of a very long token, and at the end for what was held back, as it is. Not 0 ends the
@@ -3201,7 +3201,7 @@ static void NAME(few_rows)(const SomeRows *some) { /* ROWS at most */
 #include THIS_FILE
 #undef LANES
 #if defined(__x86_64__)
-/* From begin to end all functions may use these instructions. */
+/* What is included may use these instructions everywhere, without an attribute for each function. */
 #ifdef __clang__
 #pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)
 #else
@@ -7473,7 +7473,8 @@ GLA_API void gla_info(const GlaModel *m, GlaInfo *i) {
 /* ---- 9. state: what one text has left behind, and the room to work in -------------------------
  * The constant part holds, per layer, the convolution's last inputs and the memories S; the growing
  * part holds keys and values of the softmax layers, position by position. Zeroed memory is a fresh
- * state. Everything else is scratch. */
+ * state. With room for drafts there is what taking them back needs (Ahead), and what finds and times
+ * them. Everything else is scratch. */
 
 typedef union { struct { float score; int32_t id; }; uint64_t key; } Scored; /* key: in a heap */
 
@@ -7870,7 +7871,7 @@ GLA_API int gla_state_clone(GlaState **copy, const GlaState *s, char *err) {
 GLA_API int64_t gla_state_pos(const GlaState *s) { return s->pos; }
 GLA_API int64_t gla_state_evaluated(const GlaState *s) { return s->evaluated; }
 GLA_API int64_t gla_state_drafted(const GlaState *s, int64_t *proposed) {
-    *proposed = s->pace.proposed;
+    if (proposed) *proposed = s->pace.proposed;
     return s->pace.stayed;
 }
 GLA_API int gla_state_ctx(const GlaState *s) { return s->ctx; }
@@ -10780,7 +10781,9 @@ GLA_API void gla_sampler_init(GlaSampler *p, const GlaModel *m, uint64_t seed) {
     GLA_SETTINGS(SETTING_INIT, )
 }
 
-/* ---- 13. generate: prompt in, pieces of text out through a callback ---------------------- */
+/* ---- 13. generate: prompt in, pieces of text out through a callback ------------------------------
+ * A token is drawn, shown and read, until the text ends. Drafts (DraftSource) only change how many
+ * are read at once: what was read ahead is drawn and shown like any other, or taken back. */
 
 /* Bytes at the end of text that may be the beginning of a UTF-8 character (at most 3). */
 static size_t utf8_open(const char *text, size_t n) {
@@ -11033,8 +11036,8 @@ static void pace_end(Pace *p) {
         if (p->n > 1) p->lost += spent - p->stay * p->cost[1];
         const double least = -4 * p->cost[1];
         if (p->lost < least) p->lost = least;
+        p->since = p->n > 1 ? p->since + 1 : 0;
     }
-    p->since = p->n > 1 ? p->since + 1 : 0;
     p->n = p->stay = 0, p->spent = 0;
 }
 
@@ -11086,8 +11089,8 @@ typedef struct {
     char held[HELD + PIECE];
 } Writing;
 
-/* Reads a token that was drawn, and with it, if that pays, those that may follow. */
-static int read_token(Writing *w, int32_t id, char *err) {
+/* Reads a token that was drawn, and with it, if that pays, those that may follow; last: none do. */
+static int read_token(Writing *w, int32_t id, int last, char *err) {
     GlaState *s = w->s;
     const GlaGenerate *how = w->how;
     const DraftSource *source = &draft_sources[how->draft];
@@ -11107,7 +11110,7 @@ static int read_token(Writing *w, int32_t id, char *err) {
         int64_t most = min64(s->ahead.cap - 1, how->steps ? how->steps - w->made : INT64_MAX);
         if (s->m->kv_floats) most = min64(most, s->ctx - s->pos - 1);
         if (s->m->config.limit) most = min64(most, s->m->config.limit - s->pos - 1);
-        const int n = pace_draft(p, how->draft, s, id, ids + 1, (int)max64(most, 0));
+        const int n = pace_draft(p, how->draft, s, id, ids + 1, last ? 0 : (int)max64(most, 0));
         if (n) read_ahead(s, ids, n + 1);
         else code = gla_eval(s, &id, 1, NULL, 0, err);
         p->n = n + 1, p->stay = 1, p->proposed += n;
@@ -11172,8 +11175,7 @@ static int write_tokens(Writing *w, char *err) { /* behind the prompt */
         gla_sampler_note(w->p, id);
         w->made++;
         done = show_token(w, id);
-        if ((code = done ? gla_eval(w->s, &id, 1, NULL, 0, err) : read_token(w, id, err)))
-            return code;
+        if ((code = read_token(w, id, done != 0, err))) return code;
         if (done) break;
     }
     // an unfinished character or stop text is text after all
@@ -14336,12 +14338,13 @@ static void print_speed(const Talk *k) {
     const Options *o = job->o;
     const double made_s = per_second(k->took.made, k->took.end - k->took.first);
     const size_t kv = job->info.kv_bytes_per_token[k->s->kv_type];
+    int64_t proposed;
+    const int64_t stayed = gla_state_drafted(k->s, &proposed);
     note(o, "prompt %s, %.1f tok/s | ", N_OF(k->took.read, "token"),
          per_second(k->took.read, k->took.first - k->took.begin));
     note(o, "generated %s, %.1f tok/s, %.2f GB/s | ", N_OF(k->took.made, "token"), made_s,
-         made_s * (double)job->info.token_bytes / 1e9);
-    int64_t proposed;
-    const int64_t stayed = gla_state_drafted(k->s, &proposed);
+         per_second(k->took.made - stayed, k->took.end - k->took.first)
+             * (double)job->info.token_bytes / 1e9); /* a draft that stays is read with another */
     if (proposed) note(o, "%lld of %s stayed | ", (long long)stayed, N_OF(proposed, "draft"));
     note(o, "state %s | seed %llu",
          BYTES((double)job->info.state_bytes + (double)kv * (double)gla_state_pos(k->s)),
